@@ -1,0 +1,344 @@
+//! Builds the rooms, connects them, owns their tasks, and takes them down in order.
+//!
+//! Decides nothing about events. May use: everything.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use axum::Router;
+use dashmap::DashMap;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::{
+    auth::{Access, AdminKey},
+    client::{Client, TlsError},
+    config::Config,
+    event::ProductId,
+    fanout::Fanout,
+    http::{self, Product, Relay, admin::Admin, guard::Guard, subscribers::Subscribers},
+    ingest::Ingest,
+    log::{Bounds, Log},
+    metrics::{Metrics, ShedReason, Transport},
+    net::{self, BindError, Listener, Manners},
+    shutdown::Signals,
+    status::UpstreamStatus,
+    upstream::Upstream,
+    wheel::Wheel,
+};
+
+/// A relay that serves.
+#[derive(Debug)]
+pub(crate) struct App {
+    relay: Arc<Relay>,
+    drain_window: Duration,
+    address: SocketAddr,
+    admin_address: SocketAddr,
+    stop: Stops,
+    ingest: JoinSet<()>,
+    serving: JoinSet<()>,
+    admin: thread::JoinHandle<()>,
+}
+
+/// What is told to end, in the order in which it is.
+#[derive(Debug, Default)]
+struct Stops {
+    ingest: CancellationToken,
+    serving: CancellationToken,
+    admin: CancellationToken,
+    /// Cancelled by the admin thread when it ends.
+    admin_ended: CancellationToken,
+}
+
+impl App {
+    /// Starts everything the configuration asks for.
+    ///
+    /// # Errors
+    ///
+    /// When an address cannot be had, or TLS or the admin thread cannot be set up. What was started is ended again.
+    pub(crate) fn start(config: &Config) -> Result<Self, AppError> {
+        let server = &config.server;
+        let listener = Listener::bind(server.listen, server.write_timeout)?;
+        let admin_listener = Listener::bind(server.admin_listen, server.write_timeout)?;
+        let probe_listener = server
+            .probe_listen
+            .map(|at| Listener::bind(at, server.write_timeout))
+            .transpose()?;
+        let (address, admin_address) = (listener.address(), admin_listener.address());
+        let probe_address = probe_listener.as_ref().map(Listener::address);
+
+        let stop = Stops::default();
+        let metrics = Arc::new(Metrics::new()?);
+        let relay = Arc::new(relay(config, &metrics));
+        let mut serving = JoinSet::new();
+        let wheel = Arc::clone(&relay.wheel);
+        let stop_serving = stop.serving.clone();
+        serving.spawn(async move { wheel.run(stop_serving).await });
+        for product in &relay.products {
+            let (fanout, stop) = (Arc::clone(&product.fanout), stop.serving.clone());
+            serving.spawn(async move { fanout.run(stop).await });
+        }
+        let (ingest, upstreams) = start_upstreams(config, &relay, &stop)?;
+        serving.spawn(serve_public(config, &relay, listener, &stop));
+
+        let admin = Admin {
+            relay: Arc::clone(&relay),
+            upstreams,
+            key: AdminKey::new(config.auth.admin_key.as_ref()),
+            started: SystemTime::now(),
+        };
+        let admin = Arc::new(admin);
+        let mut doors = vec![(admin_listener, http::admin::router(Arc::clone(&admin), guard(config)))];
+        doors.extend(probe_listener.map(|listener| (listener, http::admin::probe_router(admin))));
+        let admin = start_admin(config, doors, &stop)?;
+        info!(listen = %address, admin_listen = %admin_address, probe_listen = ?probe_address, "serving");
+        let drain_window = server.drain_window;
+        Ok(Self {
+            relay,
+            drain_window,
+            address,
+            admin_address,
+            stop,
+            ingest,
+            serving,
+            admin,
+        })
+    }
+
+    /// Where subscribers go.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where operators go.
+    pub(crate) fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Serves until a signal says to leave; a second one ends the process at once.
+    ///
+    /// # Errors
+    ///
+    /// When a part of the relay ended although nobody asked for that, or leaving was cut short.
+    pub(crate) async fn run(mut self, mut signals: Signals) -> Result<(), AppError> {
+        let outcome = tokio::select! {
+            () = signals.stop_requested() => Ok(()),
+            broken = self.broken() => Err(broken),
+        };
+        info!("leaving; a second signal ends the process at once");
+        tokio::select! {
+            () = self.leave() => outcome,
+            () = signals.stop_requested() => Err(AppError::CutShort),
+        }
+    }
+
+    /// Waits until some part ends, which none does by itself.
+    async fn broken(&mut self) -> AppError {
+        tokio::select! {
+            Some(ended) = self.ingest.join_next() => AppError::Ended { part: "an upstream", cause: ended.err() },
+            Some(ended) = self.serving.join_next() => AppError::Ended { part: "a server", cause: ended.err() },
+            () = self.stop.admin_ended.cancelled() => AppError::Ended { part: "the admin server", cause: None },
+        }
+    }
+
+    /// Not ready, newcomers shed, subscribers gone one by one while events still come, then the upstreams, then the rest.
+    async fn leave(mut self) {
+        self.relay.is_draining.store(true, Ordering::SeqCst);
+        self.relay.subscribers.drain(self.drain_window).await;
+        self.stop.ingest.cancel();
+        end(&mut self.ingest).await;
+        self.stop.serving.cancel();
+        end(&mut self.serving).await;
+        self.stop.admin.cancel();
+        let joined = tokio::task::spawn_blocking(move || self.admin.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            error!("the admin server did not end well");
+        }
+        info!("left");
+    }
+}
+
+/// Joins every task of a set that has been told to end.
+async fn end(tasks: &mut JoinSet<()>) {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            error!(%error, "a task did not end well");
+        }
+    }
+}
+
+/// What the public routes share: a log and a fan-out for each product.
+fn relay(config: &Config, metrics: &Arc<Metrics>) -> Relay {
+    let server = &config.server;
+    let bounds = Bounds {
+        events: config.log.memory_events,
+        bytes: config.log.memory_bytes,
+    };
+    let products = DashMap::new();
+    for upstream in &config.upstreams {
+        let id = &upstream.product_id;
+        let log = Arc::new(Log::new(id.clone(), bounds, metrics.log(id)));
+        let fanout = Arc::new(Fanout::new(Arc::clone(&log)));
+        let sse = metrics.deliveries(id, Transport::Sse);
+        let product = Product {
+            id: id.clone(),
+            log,
+            fanout,
+            sse,
+            metrics: Arc::clone(metrics),
+        };
+        products.insert(id.clone(), Arc::new(product));
+    }
+    Relay {
+        products,
+        access: Access::new(&config.auth),
+        subscribers: Subscribers::new(server, Arc::clone(metrics)),
+        wheel: Wheel::new(),
+        heartbeat_interval: server.heartbeat_interval,
+        max_connection_age: server.max_connection_age,
+        trusted_proxies: server.trusted_proxies.clone(),
+        is_draining: AtomicBool::new(false),
+        metrics: Arc::clone(metrics),
+    }
+}
+
+/// One task for each upstream, and the boards they write on.
+fn start_upstreams(config: &Config, relay: &Relay, stop: &Stops) -> Result<(JoinSet<()>, Upstreams), AppError> {
+    let client = Client::new(config.egress.ca_file.as_deref())?;
+    let (mut tasks, mut boards) = (JoinSet::new(), Vec::new());
+    for settings in &config.upstreams {
+        let id = &settings.product_id;
+        let Some(log) = relay.products.get(id).map(|product| Arc::clone(&product.log)) else {
+            continue;
+        };
+        let (status, metrics) = (Arc::new(UpstreamStatus::new()), relay.metrics.upstream(id));
+        let upstream = Upstream::new(
+            settings.clone(),
+            client.clone(),
+            Arc::clone(&status),
+            metrics.clone(),
+            fastrand::Rng::new(),
+        );
+        tasks.spawn(
+            Ingest {
+                upstream,
+                log,
+                metrics,
+                status: Arc::clone(&status),
+            }
+            .run(stop.ingest.clone()),
+        );
+        boards.push((id.clone(), status));
+    }
+    Ok((tasks, boards))
+}
+
+type Upstreams = Vec<(ProductId, Arc<UpstreamStatus>)>;
+
+fn serve_public(
+    config: &Config,
+    relay: &Arc<Relay>,
+    listener: Listener,
+    stop: &Stops,
+) -> impl Future<Output = ()> + use<> {
+    let guard = relay.access.allows_anonymous().then(|| guard(config));
+    let router = http::router(Arc::clone(relay), guard, &config.server.cors_allowed_origins);
+    let manners = manners(config, &relay.wheel);
+    let out_of_files = relay.metrics.shed(ShedReason::NoFileDescriptor);
+    let stop = stop.serving.clone();
+    async move {
+        if let Err(error) = net::serve(listener, router, manners, stop, || out_of_files.inc()).await {
+            error!(%error, "cannot serve subscribers");
+        }
+    }
+}
+
+/// Serves the admin side on a thread and runtime of its own, so that it answers whatever the public side does.
+fn start_admin(
+    config: &Config,
+    doors: Vec<(Listener, Router)>,
+    stop: &Stops,
+) -> Result<thread::JoinHandle<()>, AppError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AppError::AdminThread)?;
+    let wheel = Wheel::new();
+    let manners = manners(config, &wheel);
+    let stop_admin = stop.admin.clone();
+    let ended = stop.admin_ended.clone().drop_guard();
+    let serve = async move {
+        let mut tasks = JoinSet::new();
+        for (listener, router) in doors {
+            let (manners, stop) = (manners.clone(), stop_admin.clone());
+            tasks.spawn(async move {
+                if let Err(error) = net::serve(listener, router, manners, stop, || {}).await {
+                    error!(%error, "cannot serve operators");
+                }
+            });
+        }
+        tasks.spawn(async move { wheel.run(stop_admin).await });
+        end(&mut tasks).await;
+    };
+    let run = move || {
+        let _ended = ended;
+        runtime.block_on(serve);
+    };
+    thread::Builder::new()
+        .name("admin".to_owned())
+        .spawn(run)
+        .map_err(AppError::AdminThread)
+}
+
+fn manners(config: &Config, wheel: &Arc<Wheel>) -> Manners {
+    Manners {
+        head_timeout: config.server.head_timeout,
+        write_timeout: config.server.write_timeout,
+        wheel: Arc::clone(wheel),
+    }
+}
+
+fn guard(config: &Config) -> Guard {
+    Guard {
+        allowed_hosts: config.server.allowed_hosts.clone(),
+        allowed_origins: config.server.cors_allowed_origins.clone(),
+    }
+}
+
+/// Why the relay does not serve, or serves no longer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppError {
+    /// An address is taken, or not this machine's.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The upstreams' TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The metric families contradict each other.
+    #[error("cannot declare the metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// The admin side has no thread or runtime.
+    #[error("cannot start the admin server")]
+    AdminThread(#[source] io::Error),
+    /// A part ended by itself.
+    #[error("{part} ended unexpectedly")]
+    Ended {
+        /// Which.
+        part: &'static str,
+        /// The panic, if it was one.
+        #[source]
+        cause: Option<JoinError>,
+    },
+    /// A second signal came while the relay was leaving.
+    #[error("ended by a second signal before everybody had left")]
+    CutShort,
+}

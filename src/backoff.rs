@@ -1,0 +1,80 @@
+//! How long to wait before the next attempt: exponential growth with full jitter.
+//!
+//! Pure: the caller brings the randomness and does the waiting.
+
+use std::time::Duration;
+
+/// Growing waits. Each is drawn evenly between nothing and a ceiling that doubles from `first` to `cap`, so that many
+/// clients that lost the same peer do not come back together.
+#[derive(Clone, Debug)]
+pub(crate) struct Backoff {
+    first: Duration,
+    cap: Duration,
+    attempts: u32,
+}
+
+impl Backoff {
+    /// Waits with ceilings from `first` to `cap`.
+    pub(crate) fn new(first: Duration, cap: Duration) -> Self {
+        Self {
+            first,
+            cap,
+            attempts: 0,
+        }
+    }
+
+    /// The next wait.
+    pub(crate) fn next(&mut self, random: &mut fastrand::Rng) -> Duration {
+        let ceiling = self.ceiling();
+        self.attempts = self.attempts.saturating_add(1);
+        ceiling.mul_f64(random.f64())
+    }
+
+    /// Begins anew, after a success that has proved itself.
+    pub(crate) fn reset(&mut self) {
+        self.attempts = 0;
+    }
+
+    fn ceiling(&self) -> Duration {
+        let doubled = 2_u32
+            .checked_pow(self.attempts)
+            .and_then(|factor| self.first.checked_mul(factor));
+        doubled.map_or(self.cap, |wait| wait.min(self.cap))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_wait_lies_below_a_ceiling_that_doubles_up_to_the_cap() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut longest = [Duration::ZERO; 9];
+        for _ in 0..1000 {
+            let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+            for longest in &mut longest {
+                *longest = backoff.next(&mut random).max(*longest);
+            }
+        }
+        let ceilings = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0].map(Duration::from_secs_f64);
+        for (longest, ceiling) in longest.into_iter().zip(ceilings) {
+            assert!(
+                longest <= ceiling && longest > ceiling.mul_f64(0.9),
+                "{longest:?} of {ceiling:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_reset_begins_with_the_first_ceiling_again_and_many_attempts_do_not_overflow() {
+        let mut random = fastrand::Rng::with_seed(2);
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        for _ in 0..100 {
+            backoff.next(&mut random);
+        }
+        assert_eq!(backoff.ceiling(), Duration::from_secs(30));
+        backoff.reset();
+        assert_eq!(backoff.ceiling(), Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,27 @@
+//! `check`: is a configuration right, and what does it come to.
+
+use std::path::PathBuf;
+
+use super::{Failure, print};
+use crate::config::{AllowAnonymous, Config, Environment};
+
+/// Validate a configuration and print what it comes to, secrets masked.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Judge as `serve --allow-anonymous` does.
+    #[arg(long)]
+    allow_anonymous: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let anonymous = match arguments.allow_anonymous {
+        true => AllowAnonymous::Anywhere,
+        false => AllowAnonymous::OnLoopback,
+    };
+    let config = Config::load(&arguments.config, &Environment::from_process(), anonymous)?;
+    print(config.to_masked_toml().trim_end());
+    Ok(())
+}

@@ -1,0 +1,38 @@
+//! `healthcheck`: is the running relay ready, for images without a shell.
+
+use std::time::Duration;
+
+use hyper::{HeaderMap, StatusCode, Uri};
+use tokio::time::timeout;
+
+use super::{Failure, runtime};
+use crate::client::Client;
+
+/// Exit with 0 if the running relay is ready, else with 1.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// What to ask.
+    #[arg(long, default_value = "http://127.0.0.1:9090/readyz")]
+    url: Uri,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let url = &arguments.url;
+    if !matches!(url.scheme_str(), Some("http" | "https")) {
+        return Err(Failure::Usage(format!("--url {url}: write http://host:port/readyz")));
+    }
+    runtime()?.block_on(async {
+        let client = Client::new(None).map_err(|error| Failure::Other(error.to_string()))?;
+        let asked = timeout(PATIENCE, client.get(url, HeaderMap::new())).await;
+        let exchange = asked
+            .map_err(|_| Failure::Other(format!("{url}: no answer within {} s", PATIENCE.as_secs())))?
+            .map_err(|error| Failure::Other(format!("{url}: {error}")))?;
+        match exchange.response.status() {
+            StatusCode::OK => Ok(()),
+            status => Err(Failure::Other(format!("{url}: answered {status}"))),
+        }
+    })
+}
+
+/// Docker's and Kubernetes' checks give up at about this time, too.
+const PATIENCE: Duration = Duration::from_secs(5);

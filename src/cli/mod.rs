@@ -1,0 +1,142 @@
+//! The command line: one file per command, and what they share.
+//!
+//! Data goes to stdout, logs and errors to stderr. Exit codes: 0 success, 2 bad usage or configuration, 1 anything else.
+//!
+//! May use: everything.
+
+mod check;
+mod demo;
+mod healthcheck;
+mod serve;
+mod simulate;
+mod tail;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::{app::AppError, config::Findings};
+
+/// Runs the command that the arguments name, and returns how it went.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = start_log(arguments.log_format).and_then(|()| arguments.command.run());
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    // Nobody is left to tell when stderr is closed.
+    let _ = writeln!(io::stderr(), "{}", failure.text());
+    failure.code()
+}
+
+/// One upstream connection per Autoplay product, re-broadcast to many subscribers.
+#[derive(Debug, Parser)]
+#[command(name = "autoplay-relay", version, about, propagate_version = true)]
+struct Arguments {
+    /// How logs are written to stderr; RUST_LOG sets the level, e.g. RUST_LOG=debug.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Arguments),
+    Demo(demo::Arguments),
+    Simulate(simulate::Arguments),
+    Tail(tail::Arguments),
+    Healthcheck(healthcheck::Arguments),
+    Check(check::Arguments),
+}
+
+impl Command {
+    fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Serve(arguments) => serve::run(&arguments),
+            Self::Demo(arguments) => demo::run(&arguments),
+            Self::Simulate(arguments) => simulate::run(arguments),
+            Self::Tail(arguments) => tail::run(arguments),
+            Self::Healthcheck(arguments) => healthcheck::run(&arguments),
+            Self::Check(arguments) => check::run(&arguments),
+        }
+    }
+}
+
+/// Why a command ends without success.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Something is wrong with the configuration: exit code 2.
+    #[error(transparent)]
+    Configuration(#[from] Findings),
+    /// Something is wrong with an argument: exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// The relay cannot serve.
+    #[error(transparent)]
+    App(#[from] AppError),
+    /// Anything else: what happened, and to what.
+    #[error("{0}")]
+    Other(String),
+    /// No runtime, no terminal, no pipe.
+    #[error("the operating system refuses")]
+    System(#[from] io::Error),
+}
+
+impl Failure {
+    fn code(&self) -> ExitCode {
+        match self {
+            Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
+            Self::App(_) | Self::Other(_) | Self::System(_) => ExitCode::FAILURE,
+        }
+    }
+
+    /// The error and its causes, in one line; findings in a line each.
+    fn text(&self) -> String {
+        let mut text = format!("autoplay-relay: {self}");
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        text
+    }
+}
+
+fn start_log(format: LogFormat) -> Result<(), Failure> {
+    let levels = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+    let levels: Targets = levels
+        .parse()
+        .map_err(|error| Failure::Usage(format!("RUST_LOG: {error}")))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let registry = tracing_subscriber::registry().with(levels);
+    match format {
+        LogFormat::Text => registry.with(lines.with_ansi(io::stderr().is_terminal())).init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
+    }
+    Ok(())
+}
+
+/// The runtime of every command that serves or connects.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+/// A duration as the configuration has it, with its unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    crate::config::duration(text)
+}
+
+/// Prints a line to stdout; false when nobody reads any more.
+fn print(line: &str) -> bool {
+    writeln!(io::stdout(), "{line}").is_ok()
+}

@@ -1,0 +1,40 @@
+//! `serve`: the relay.
+
+use std::path::PathBuf;
+
+use super::{Failure, runtime};
+use crate::{
+    app::App,
+    config::{AllowAnonymous, Config, Environment},
+    shutdown::Signals,
+};
+
+/// Run the relay: one upstream connection per product, many subscribers.
+///
+/// Without --config it runs on the environment alone: AUTOPLAY_STREAM_URL and AUTOPLAY_APP_UNKEY_TOKEN, listening on
+/// 127.0.0.1:8080.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Let auth.allow_anonymous = true stand although the relay can be reached from other machines.
+    #[arg(long)]
+    allow_anonymous: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let environment = Environment::from_process();
+    let anonymous = match arguments.allow_anonymous {
+        true => AllowAnonymous::Anywhere,
+        false => AllowAnonymous::OnLoopback,
+    };
+    let config = match &arguments.config {
+        Some(path) => Config::load(path, &environment, anonymous)?,
+        None => Config::from_environment(&environment, anonymous)?,
+    };
+    runtime()?.block_on(async {
+        let signals = Signals::listen()?;
+        Ok(App::start(&config)?.run(signals).await?)
+    })
+}

@@ -1,0 +1,200 @@
+//! `tail`: prints a stream, reconnects, resumes.
+
+use std::time::Duration;
+
+use hyper::Uri;
+use serde_json::Value;
+use tokio::time::sleep;
+
+use super::{Failure, print, runtime};
+use crate::{
+    backoff::Backoff,
+    client::{Client, EventStream, OpenError, Target},
+    config::Secret,
+    sse::{Decoded, Frame},
+};
+
+/// Print a stream, a line per event; reconnect and resume when it breaks.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The stream, e.g. <http://127.0.0.1:8080/stream/prod_abc>.
+    url: Uri,
+    /// The token or key to show.
+    #[arg(long, value_name = "T", env = "AUTOPLAY_APP_UNKEY_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Only events of this session; may be given several times.
+    #[arg(long = "session-id", value_name = "S")]
+    sessions: Vec<String>,
+    /// Only events of this type; may be given several times.
+    #[arg(long = "type", value_name = "T")]
+    kinds: Vec<String>,
+    /// Begin behind this id; 0 begins with the oldest event kept.
+    #[arg(long, value_name = "ID")]
+    last_event_id: Option<String>,
+    /// Print one JSON object a line: {"id","event","data"}.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+    if !matches!(arguments.url.scheme_str(), Some("http" | "https")) {
+        return Err(Failure::Usage(format!(
+            "{}: write http://host:port/stream/product",
+            arguments.url
+        )));
+    }
+    runtime()?.block_on(follow(arguments))
+}
+
+async fn follow(arguments: Arguments) -> Result<(), Failure> {
+    let client = Client::new(None).map_err(|error| Failure::Other(error.to_string()))?;
+    let mut target = Target {
+        url: with_filter(&arguments.url, &arguments.sessions, &arguments.kinds)?,
+        token: arguments.token.map(Secret::inline),
+        last_event_id: arguments.last_event_id,
+    };
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+    let mut random = fastrand::Rng::new();
+    loop {
+        match client.open(&target, MAX_EVENT_BYTES).await {
+            Ok(mut stream) => {
+                backoff.reset();
+                if !show(&mut stream, &mut target.last_event_id, arguments.json).await {
+                    return Ok(());
+                }
+            }
+            Err(error) if is_final(&error) => {
+                return Err(Failure::Other(format!("{}: {error}", target.url)));
+            }
+            Err(error) => tracing::warn!(%error, "cannot open the stream"),
+        }
+        sleep(backoff.next(&mut random)).await;
+    }
+}
+
+/// Prints until the stream breaks; false when nobody reads what is printed.
+async fn show(stream: &mut EventStream, last_event_id: &mut Option<String>, json: bool) -> bool {
+    loop {
+        let frame = match stream.next(PATIENCE).await {
+            Ok(Some(Decoded::Frame(frame))) => frame,
+            Ok(Some(Decoded::Retry(_))) => continue,
+            Ok(Some(Decoded::TooLarge)) => {
+                tracing::warn!("an event larger than {MAX_EVENT_BYTES} bytes was skipped");
+                continue;
+            }
+            Ok(None) => {
+                tracing::warn!("silent for {} s", PATIENCE.as_secs());
+                return true;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the stream broke");
+                return true;
+            }
+        };
+        if !frame.id.is_empty() {
+            *last_event_id = Some(String::from_utf8_lossy(&frame.id).into_owned());
+        }
+        let line = if json {
+            Some(json_line(&frame))
+        } else {
+            readable_line(&frame)
+        };
+        if line.is_some_and(|line| !print(&line)) {
+            return false;
+        }
+    }
+}
+
+/// The id of a frame is the one in force; a heartbeat without one of its own repeats it.
+fn json_line(frame: &Frame) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let event = if frame.event.is_empty() {
+        "message".to_owned()
+    } else {
+        text(&frame.event)
+    };
+    let id = if frame.id.is_empty() {
+        Value::Null
+    } else {
+        Value::String(text(&frame.id))
+    };
+    let data = match serde_json::from_slice(&frame.data) {
+        Ok(data) => data,
+        Err(_) if frame.data.is_empty() => Value::Null,
+        Err(_) => Value::String(text(&frame.data)),
+    };
+    format!(r#"{{"id":{id},"event":{},"data":{data}}}"#, Value::String(event))
+}
+
+/// Time, type, session and what happened; nothing for a heartbeat.
+fn readable_line(frame: &Frame) -> Option<String> {
+    if &*frame.event == b"heartbeat" {
+        return None;
+    }
+    let Ok(data) = serde_json::from_slice::<Value>(&frame.data) else {
+        return Some(format!("? {}", plain(&String::from_utf8_lossy(&frame.data))));
+    };
+    let field = |name: &str| data.get(name).and_then(Value::as_str).unwrap_or("-");
+    let kind = field("type");
+    let what = match kind {
+        "actions" => {
+            let actions = data
+                .get("actions")
+                .and_then(Value::as_array)
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            let titles = actions
+                .iter()
+                .filter_map(|action| action.get("title").and_then(Value::as_str));
+            titles.collect::<Vec<_>>().join(" · ")
+        }
+        "summary" => field("summary").to_owned(),
+        "usertour_trigger" => format!("start tour {}", field("flow_id")),
+        "gap" => format!("events may be missing: {}", field("reason")),
+        _ => String::from_utf8_lossy(&frame.data).into_owned(),
+    };
+    let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
+    Some(format!(
+        "{time}  {:<16}  {:<20}  {}",
+        plain(kind),
+        plain(field("session_id")),
+        plain(&what)
+    ))
+}
+
+/// Text from strangers, without what a terminal would act on.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .collect()
+}
+
+fn with_filter(url: &Uri, sessions: &[String], kinds: &[String]) -> Result<Uri, Failure> {
+    let mut query = form_urlencoded::Serializer::new(url.query().unwrap_or_default().to_owned());
+    query.extend_pairs(sessions.iter().map(|session| ("session_id", session)));
+    query.extend_pairs(kinds.iter().map(|kind| ("type", kind)));
+    let query = query.finish();
+    let mut parts = url.clone().into_parts();
+    let path = if query.is_empty() {
+        url.path().to_owned()
+    } else {
+        format!("{}?{query}", url.path())
+    };
+    parts.path_and_query = Some(
+        path.parse()
+            .map_err(|error| Failure::Usage(format!("{url}: {error}")))?,
+    );
+    Uri::from_parts(parts).map_err(|error| Failure::Usage(format!("{url}: {error}")))
+}
+
+/// What trying again does not mend (INTERFACE, commands).
+fn is_final(error: &OpenError) -> bool {
+    matches!(error, OpenError::Status { status, .. } if matches!(status.as_u16(), 401 | 403 | 404))
+        || matches!(error, OpenError::Header)
+}
+
+/// Two and a half of the relay's default heartbeats.
+const PATIENCE: Duration = Duration::from_secs(75);
+
+/// Above the largest event a relay can be told to accept.
+const MAX_EVENT_BYTES: usize = 128 << 20;

@@ -1,0 +1,404 @@
+//! Opening an event stream over HTTP, and reading it frame by frame.
+//!
+//! In: where from and with which token. Out: decoded frames, or why there are none. One exchange is one connection, closed
+//! with it: whoever opens another stream after dropping this one never holds two.
+//!
+//! May use: `config` (secrets), `sse`.
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    Request, Response, StatusCode, Uri,
+    body::Incoming,
+    client::conn::http1,
+    header::{
+        ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, LOCATION,
+        RETRY_AFTER, USER_AGENT,
+    },
+};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tower::Service;
+
+use crate::{
+    config::Secret,
+    sse::{Decoded, Decoder},
+};
+
+/// Dials `http` and `https`.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    connector: HttpsConnector<HttpConnector>,
+}
+
+impl Client {
+    /// A client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and those in `ca_file`.
+    ///
+    /// # Errors
+    ///
+    /// When `ca_file` cannot be read as PEM certificates, or the platform has no roots and there is no `ca_file`.
+    pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, TlsError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots(ca_file)?)
+            .with_no_client_auth();
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(DIAL_TIMEOUT));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        Ok(Self { connector })
+    }
+
+    /// Opens an event stream that lets through events of up to `max_event_bytes`.
+    ///
+    /// Redirects are followed a few times; the token goes no further than the origin it was meant for.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no stream; [`OpenError::is_permanent`] and [`OpenError::retry_after`] say what to do.
+    pub(crate) async fn open(&self, target: &Target, max_event_bytes: usize) -> Result<EventStream, OpenError> {
+        timeout(OPEN_TIMEOUT, self.follow(target, max_event_bytes))
+            .await
+            .map_err(|_| OpenError::Timeout)?
+    }
+
+    async fn follow(&self, target: &Target, max_event_bytes: usize) -> Result<EventStream, OpenError> {
+        let mut url = target.url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_static(EVENT_STREAM));
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            if let Some(token) = target.token.as_ref().filter(|_| same_origin(&url, &target.url)) {
+                headers.insert(AUTHORIZATION, bearer(token)?);
+            }
+            if let Some(id) = &target.last_event_id {
+                headers.insert(
+                    "last-event-id",
+                    HeaderValue::from_str(id).map_err(|_| OpenError::Header)?,
+                );
+            }
+            let exchange = self.get(&url, headers).await?;
+            let status = exchange.response.status();
+            if !status.is_redirection() {
+                return exchange.into_stream(max_event_bytes);
+            }
+            url = redirected(&url, exchange.response.headers()).ok_or(OpenError::Redirect { status })?;
+        }
+        Err(OpenError::TooManyRedirects)
+    }
+
+    /// Sends one GET on a connection of its own.
+    ///
+    /// # Errors
+    ///
+    /// When the peer cannot be reached or does not answer in HTTP.
+    pub(crate) async fn get(&self, url: &Uri, headers: HeaderMap) -> Result<Exchange, OpenError> {
+        let stream = self
+            .connector
+            .clone()
+            .call(url.clone())
+            .await
+            .map_err(OpenError::Connect)?;
+        let (mut sender, connection) = http1::handshake(stream).await.map_err(OpenError::Http)?;
+        let mut driver = JoinSet::new();
+        driver.spawn(async move {
+            // What goes wrong here shows where the response is read.
+            let _ = connection.await;
+        });
+        let path = url.path_and_query().map_or("/", |path| path.as_str());
+        let mut request = Request::get(path)
+            .body(Empty::<Bytes>::new())
+            .map_err(|_| OpenError::Header)?;
+        *request.headers_mut() = headers;
+        let host = url.authority().map_or("", |authority| authority.as_str());
+        request
+            .headers_mut()
+            .insert(HOST, HeaderValue::from_str(host).map_err(|_| OpenError::Header)?);
+        request
+            .headers_mut()
+            .insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        let response = sender.send_request(request).await.map_err(OpenError::Http)?;
+        Ok(Exchange { response, driver })
+    }
+}
+
+/// What to open.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// The stream's address.
+    pub(crate) url: Uri,
+    /// Sent as bearer token to this origin and no other.
+    pub(crate) token: Option<Secret>,
+    /// Where to go on.
+    pub(crate) last_event_id: Option<String>,
+}
+
+/// A response and the connection it comes on, which closes when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    /// The response, its body not read yet.
+    pub(crate) response: Response<Incoming>,
+    driver: JoinSet<()>,
+}
+
+impl Exchange {
+    /// Takes the response for an event stream, if it is one.
+    fn into_stream(self, max_event_bytes: usize) -> Result<EventStream, OpenError> {
+        let status = self.response.status();
+        let headers = self.response.headers();
+        if status != StatusCode::OK {
+            return Err(OpenError::Status {
+                status,
+                retry_after: retry_after(headers),
+            });
+        }
+        let content_type = headers
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        if !essence.eq_ignore_ascii_case(EVENT_STREAM) {
+            return Err(OpenError::ContentType {
+                found: essence.chars().take(80).collect(),
+            });
+        }
+        let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+        if headers.get(CONTENT_ENCODING).is_some_and(|value| !is_plain(value)) {
+            return Err(OpenError::ContentEncoding);
+        }
+        let decoder = Decoder::new(max_event_bytes);
+        Ok(EventStream {
+            body: self.response.into_body(),
+            decoder,
+            driver: self.driver,
+            received: Instant::now(),
+        })
+    }
+}
+
+/// A stream that stands.
+#[derive(Debug)]
+pub(crate) struct EventStream {
+    body: Incoming,
+    decoder: Decoder,
+    driver: JoinSet<()>,
+    received: Instant,
+}
+
+impl EventStream {
+    /// What the peer sends next; none when it has been silent for `patience`: not even a comment came.
+    ///
+    /// # Errors
+    ///
+    /// When the stream has ended or the connection is lost.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing; the patience begins anew.
+    pub(crate) async fn next(&mut self, patience: Duration) -> Result<Option<Decoded>, StreamError> {
+        loop {
+            if let Some(decoded) = self.decoder.next() {
+                return Ok(Some(decoded));
+            }
+            let Ok(frame) = timeout(patience, self.body.frame()).await else {
+                return Ok(None);
+            };
+            let frame = frame.ok_or(StreamError::Ended)?.map_err(StreamError::Lost)?;
+            if let Ok(chunk) = frame.into_data() {
+                self.received = Instant::now();
+                self.decoder.feed(chunk);
+            }
+        }
+    }
+
+    /// When the last bytes came.
+    pub(crate) fn received(&self) -> Instant {
+        self.received
+    }
+
+    /// Closes the connection, and returns when it is closed.
+    pub(crate) async fn close(mut self) {
+        self.driver.shutdown().await;
+    }
+}
+
+/// Why a stream could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// No connection, or no TLS on it.
+    #[error("cannot connect")]
+    Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The connection was lost before the answer, or the answer is not HTTP.
+    #[error("no HTTP answer")]
+    Http(#[source] hyper::Error),
+    /// Connection and answer took longer than 30 s.
+    #[error("no answer within {} s", OPEN_TIMEOUT.as_secs())]
+    Timeout,
+    /// Some other status than 200.
+    #[error("answered {status}")]
+    Status {
+        /// What was answered.
+        status: StatusCode,
+        /// How long the peer asks to wait.
+        retry_after: Option<Duration>,
+    },
+    /// A redirect without a usable address.
+    #[error("answered {status} without a usable location")]
+    Redirect {
+        /// What was answered.
+        status: StatusCode,
+    },
+    /// Redirected again and again.
+    #[error("redirected more than {MAX_REDIRECTS} times")]
+    TooManyRedirects,
+    /// Something else than an event stream.
+    #[error("content type is \"{found}\", not {EVENT_STREAM}")]
+    ContentType {
+        /// What it is.
+        found: String,
+    },
+    /// Compressed although that was not asked for.
+    #[error("the answer is compressed, which was not asked for")]
+    ContentEncoding,
+    /// The token, the id or the address cannot be written in a request.
+    #[error("token, last event id or address cannot stand in a request")]
+    Header,
+}
+
+impl OpenError {
+    /// Whether only a person can help: the answer was 400, 401, 403 or 404.
+    pub(crate) fn is_permanent(&self) -> bool {
+        matches!(self, Self::Status { status, .. } if matches!(status.as_u16(), 400 | 401 | 403 | 404))
+    }
+
+    /// How long the peer asks to wait, at most five minutes of it.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => retry_after.map(|wait| wait.min(MAX_RETRY_AFTER)),
+            _ => None,
+        }
+    }
+}
+
+/// Why a stream goes on no longer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StreamError {
+    /// The peer ended it.
+    #[error("the peer ended the stream")]
+    Ended,
+    /// The connection broke.
+    #[error("the connection was lost")]
+    Lost(#[source] hyper::Error),
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    /// The file of further roots is unusable.
+    #[error("egress.ca_file: cannot read certificates from {path}")]
+    CaFile {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The TLS library refuses its own defaults.
+    #[error("cannot set up TLS")]
+    Setup(#[from] rustls::Error),
+}
+
+fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    for error in &native.errors {
+        tracing::warn!(%error, "cannot read some of the platform's root certificates");
+    }
+    roots.add_parsable_certificates(native.certs);
+    if let Some(path) = ca_file {
+        let unreadable = |reason: String| TlsError::CaFile {
+            path: path.display().to_string(),
+            source: io::Error::other(reason),
+        };
+        let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(error.to_string()))?;
+        for certificate in certificates {
+            let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
+            roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
+        }
+    }
+    Ok(roots)
+}
+
+fn bearer(token: &Secret) -> Result<HeaderValue, OpenError> {
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose())).map_err(|_| OpenError::Header)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// RFC 9110, section 10.2.3: seconds or a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    httpdate::parse_http_date(text)
+        .ok()?
+        .duration_since(std::time::SystemTime::now())
+        .ok()
+}
+
+fn same_origin(one: &Uri, other: &Uri) -> bool {
+    let port = |url: &Uri| {
+        url.port_u16()
+            .unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 })
+    };
+    let same_host = match (one.host(), other.host()) {
+        (Some(one), Some(other)) => one.eq_ignore_ascii_case(other),
+        _ => false,
+    };
+    same_host && one.scheme() == other.scheme() && port(one) == port(other)
+}
+
+/// The address a redirect leads to: absolute, or relative to the host. RFC 9110, section 10.2.2.
+fn redirected(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
+    let location = headers.get(LOCATION)?.to_str().ok()?;
+    if location.starts_with('/') && !location.starts_with("//") {
+        let mut parts = from.clone().into_parts();
+        parts.path_and_query = Some(location.parse().ok()?);
+        return Uri::from_parts(parts).ok();
+    }
+    let to: Uri = location.parse().ok()?;
+    matches!(to.scheme_str(), Some("http" | "https")).then_some(to)
+}
+
+const EVENT_STREAM: &str = "text/event-stream";
+
+const AGENT: &str = concat!("autoplay-relay/", env!("CARGO_PKG_VERSION"));
+
+/// One address that does not answer must not use up the time for the others.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Name, connection, TLS, redirects and head together.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A moved endpoint needs one or two.
+const MAX_REDIRECTS: usize = 5;
+
+/// A mistaken date must not silence a product for days.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);

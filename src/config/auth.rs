@@ -1,0 +1,240 @@
+//! `[auth]`: who may do what.
+//!
+//! In: the section with its keys and its `[auth.jwt]`. Out: [`Auth`].
+//!
+//! May use: `entry`, `event`, `findings`, `jwt`, `reader`, `secret`, `upstream` (product names).
+
+use std::collections::BTreeSet;
+
+use super::entry::Entry;
+use super::findings::quoted;
+use super::jwt::Jwt;
+use super::reader::{Section, report_repeated_texts, report_repeats};
+use super::secret::{Rule, Secret, SecretEntries};
+use super::upstream::product_id;
+use crate::event::{Only, ProductId};
+
+/// Credentials and what they are good for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Auth {
+    /// Whether a client without a credential is let in.
+    pub(crate) allow_anonymous: bool,
+    /// What such a client may do.
+    pub(crate) anonymous_permissions: Permissions,
+    /// The key of the admin API.
+    pub(crate) admin_key: Option<Secret>,
+    /// Static keys for back-end agents.
+    pub(crate) keys: Vec<Key>,
+    /// Scoped tokens, if they are accepted.
+    pub(crate) jwt: Option<Jwt>,
+}
+
+/// A static key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Key {
+    /// What the key is called in logs and lists.
+    pub(crate) name: String,
+    /// What the client sends.
+    pub(crate) key: Secret,
+    /// The products it opens.
+    pub(crate) products: Only<ProductId>,
+    /// What may be done there.
+    pub(crate) permissions: Permissions,
+}
+
+/// One thing a client may do.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Permission {
+    /// Read events.
+    Subscribe,
+    /// Add events.
+    Publish,
+}
+
+/// What a client may do; never empty in a configuration.
+pub(crate) type Permissions = BTreeSet<Permission>;
+
+impl Permission {
+    /// The word for it in the configuration and in claims.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Subscribe => "subscribe",
+            Self::Publish => "publish",
+        }
+    }
+
+    /// The permission of this name.
+    ///
+    /// # Errors
+    ///
+    /// What to write instead.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "subscribe" => Ok(Self::Subscribe),
+            "publish" => Ok(Self::Publish),
+            _ => Err(format!(
+                "{} is not a permission; write subscribe or publish",
+                quoted(text)
+            )),
+        }
+    }
+}
+
+impl Auth {
+    /// Reads the section; `default_anonymous` differs by the way the relay is started.
+    pub(super) fn read(section: &mut Section<'_>, default_anonymous: bool) -> Self {
+        Self {
+            allow_anonymous: section.entry("allow_anonymous").flag().unwrap_or(default_anonymous),
+            anonymous_permissions: permissions(&section.entry("anonymous_permissions")),
+            admin_key: SecretEntries::of(section, "admin_key").read(Rule::Header),
+            keys: Key::read_all(section),
+            jwt: Jwt::read(section.section("jwt")),
+        }
+    }
+}
+
+impl Key {
+    fn read_all(auth: &mut Section<'_>) -> Vec<Self> {
+        let mut sections = auth.tables("keys");
+        let (mut secrets, mut keys) = (Vec::new(), Vec::new());
+        for section in &mut sections {
+            let entries = SecretEntries::of(section, "key");
+            let secret = entries.required(section, Rule::Header);
+            // Two names for one key: nobody could tell whose request it was, nor revoke one of them.
+            secrets.extend(
+                entries
+                    .entry()
+                    .cloned()
+                    .zip(secret.as_ref().map(|secret| secret.expose().to_owned())),
+            );
+            keys.extend(Self::read(section, secret));
+        }
+        report_repeated_texts(&mut sections, "name");
+        report_repeats(secrets);
+        sections.into_iter().for_each(Section::finish);
+        keys
+    }
+
+    fn read(section: &mut Section<'_>, key: Option<Secret>) -> Option<Self> {
+        let name = section.entry("name").required(|text| Ok(text.to_owned()));
+        let products = products(&section.entry("products"));
+        let permissions = permissions(&section.entry("permissions"));
+        Some(Self {
+            name: name?,
+            key: key?,
+            products: products?,
+            permissions,
+        })
+    }
+}
+
+/// A list of products, where `*` alone stands for all of them.
+fn products(entry: &Entry<'_>) -> Option<Only<ProductId>> {
+    let names = entry
+        .each(|text| {
+            if text == "*" {
+                Ok(None)
+            } else {
+                product_id(text).map(Some)
+            }
+        })
+        .unwrap_or_default();
+    if !entry.is_accepted() {
+        return None;
+    }
+    let named: BTreeSet<ProductId> = names.iter().flatten().cloned().collect();
+    let has_everything = names.iter().any(Option::is_none);
+    match (has_everything, named.is_empty()) {
+        (true, true) => Some(Only::Everything),
+        (false, false) => Some(Only::These(named)),
+        (true, false) => {
+            entry.report("\"*\" stands for all products; write it alone");
+            None
+        }
+        (false, true) => {
+            entry.report("must list one product or more, or \"*\" for all");
+            None
+        }
+    }
+}
+
+/// A list of permissions: to subscribe, where none is written.
+fn permissions(entry: &Entry<'_>) -> Permissions {
+    let default = BTreeSet::from([Permission::Subscribe]);
+    let Some(listed) = entry.each(Permission::parse) else {
+        return default;
+    };
+    if listed.is_empty() && entry.is_accepted() {
+        entry.report("must list subscribe, publish or both");
+    }
+    listed.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{findings, parsed};
+
+    fn with_key(lines: &str) -> String {
+        format!("[[auth.keys]]\nname = 'a'\nkey = 'hush'\n{lines}")
+    }
+
+    #[test]
+    fn a_key_opens_the_listed_products_or_all() {
+        let products = |list: &str| {
+            parsed(&with_key(&format!("products = {list}")))
+                .auth
+                .keys
+                .remove(0)
+                .products
+        };
+        assert_eq!(products("['*']"), Only::Everything);
+        let both = ["a", "b"].map(|name| ProductId::new(name).unwrap());
+        assert_eq!(products("['b', 'a', 'b']"), Only::These(BTreeSet::from(both)));
+    }
+
+    #[test]
+    fn a_key_without_products_or_with_more_than_the_star_is_found() {
+        assert!(findings(&with_key("products = []")).contains("auth.keys[0].products: must list one product"));
+        assert!(findings(&with_key("")).contains("auth.keys[0].products: must list one product"));
+        assert!(findings(&with_key("products = ['*', 'a']")).contains("auth.keys[0].products: \"*\" stands for all"));
+        assert!(findings(&with_key("products = ['']")).contains("auth.keys[0].products[0]: must have 1 to"));
+        assert!(findings(&with_key("products = ['a', 1]")).contains("auth.keys[0].products[1]: must be text"));
+    }
+
+    #[test]
+    fn a_key_may_subscribe_unless_its_permissions_say_otherwise() {
+        let permissions = |line: &str| {
+            parsed(&with_key(&format!("products = ['*']\n{line}")))
+                .auth
+                .keys
+                .remove(0)
+                .permissions
+        };
+        assert_eq!(permissions(""), BTreeSet::from([Permission::Subscribe]));
+        assert_eq!(
+            permissions("permissions = ['publish']"),
+            BTreeSet::from([Permission::Publish])
+        );
+    }
+
+    #[test]
+    fn permissions_that_are_unknown_or_none_are_found() {
+        let found = findings(&with_key("products = ['*']\npermissions = ['subscribe', 'admin']"));
+        let expected =
+            "relay.toml:5: auth.keys[0].permissions[1]: \"admin\" is not a permission; write subscribe or publish";
+        assert_eq!(found, expected);
+        assert!(findings("[auth]\nanonymous_permissions = []").contains("auth.anonymous_permissions: must list"));
+    }
+
+    #[test]
+    fn keys_have_a_name_and_a_key_of_their_own() {
+        let text = "auth.keys = [\n{ name = 'a', key = 'hush', products = ['*'] },\n{ name = 'a', key = 'hush', products = ['*'] }]";
+        let expected = "relay.toml:3: auth.keys[1].name: is the same as auth.keys[0].name; each needs its own\n\
+                        relay.toml:3: auth.keys[1].key: is the same as auth.keys[0].key; each needs its own";
+        assert_eq!(findings(text), expected);
+        let expected = "relay.toml:1: auth.keys[0].key: is required, as it is or as key_env or key_file\n\
+                        relay.toml:1: auth.keys[0].name: is required";
+        assert_eq!(findings("[[auth.keys]]\nproducts = ['*']"), expected);
+    }
+}

@@ -1,0 +1,126 @@
+//! What is wrong with a configuration, told all at once.
+//!
+//! In: complaints by place and key, in any order. Out: one line each, in the order of the file.
+//! A finding never holds a secret's value; whoever reports it sees to that.
+//!
+//! May use: nothing.
+
+use std::fmt;
+
+/// Everything wrong with one configuration, one line each when displayed; never empty.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// Orders what was found by its place; [`None`] when nothing was.
+    pub(super) fn of(mut found: Vec<Finding>) -> Option<Self> {
+        found.sort_by(|one, other| one.place.cmp(&other.place));
+        (!found.is_empty()).then_some(Self(found))
+    }
+}
+
+impl From<Finding> for Findings {
+    fn from(finding: Finding) -> Self {
+        Self(vec![finding])
+    }
+}
+
+impl std::error::Error for Findings {}
+
+impl fmt::Display for Findings {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, finding) in self.0.iter().enumerate() {
+            let line_end = if index == 0 { "" } else { "\n" };
+            write!(out, "{line_end}{finding}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One thing to change: `relay.toml:12: server.listen: "foo" is not an address; …`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Finding {
+    /// Where the operator has to look.
+    pub(super) place: Place,
+    /// The key as it is typed, such as `upstreams[0].url`; [`None`] where no single key is at fault.
+    pub(super) key: Option<String>,
+    /// What is wrong and what to write instead: lower case, one line, no full stop, no secret.
+    pub(super) message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.key {
+            Some(key) => write!(out, "{}: {key}: {}", self.place, self.message),
+            None => write!(out, "{}: {}", self.place, self.message),
+        }
+    }
+}
+
+/// Where a value stands. The order is the one findings are told in.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Place {
+    /// The file as a whole.
+    File(String),
+    /// One line of the file, counted from 1.
+    Line(String, usize),
+    /// An environment variable.
+    Variable(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => out.write_str(file),
+            Self::Line(file, line) => write!(out, "{file}:{line}"),
+            Self::Variable(name) => out.write_str(name),
+        }
+    }
+}
+
+/// The operator's own words, quoted: on one line whatever they hold, and cut where they stop being recognisable.
+pub(super) fn quoted(text: &str) -> String {
+    /// Longer than any sensible address, duration or name, short enough for one line of a terminal.
+    const LONGEST_QUOTE: usize = 80;
+    match text.char_indices().nth(LONGEST_QUOTE) {
+        Some((end, _)) => format!("{:?}…", text.get(..end).unwrap_or_default()),
+        None => format!("{text:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(place: Place, message: &str) -> Finding {
+        Finding {
+            place,
+            key: None,
+            message: message.to_owned(),
+        }
+    }
+
+    #[test]
+    fn findings_are_told_in_the_order_of_the_file_and_variables_last() {
+        let line = |number| Place::Line("a.toml".to_owned(), number);
+        let found = vec![
+            at(Place::Variable("A".to_owned()), "last"),
+            at(line(10), "third"),
+            at(line(9), "second"),
+            at(Place::File("a.toml".to_owned()), "first"),
+        ];
+        let told = Findings::of(found).unwrap().to_string();
+        assert_eq!(told, "a.toml: first\na.toml:9: second\na.toml:10: third\nA: last");
+    }
+
+    #[test]
+    fn nothing_found_is_no_findings() {
+        assert_eq!(Findings::of(Vec::new()), None);
+    }
+
+    #[test]
+    fn a_quote_stays_on_one_line_and_is_cut() {
+        assert_eq!(quoted("a\nb"), r#""a\nb""#);
+        assert_eq!(quoted(&"é".repeat(81)), format!("\"{}\"…", "é".repeat(80)));
+    }
+}

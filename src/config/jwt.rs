@@ -1,0 +1,291 @@
+//! `[auth.jwt]`: scoped tokens, and how they are checked.
+//!
+//! In: the section, if there is one. Out: [`Jwt`], where each algorithm has just what it needs.
+//!
+//! May use: `entry`, `findings`, `reader`, `secret`.
+
+use std::path::PathBuf;
+
+use super::entry::Entry;
+use super::findings::quoted;
+use super::reader::Section;
+use super::secret::{Rule, Secret, SecretEntries};
+
+/// How scoped tokens are accepted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Jwt {
+    /// The algorithm and what it needs; no other algorithm is accepted.
+    pub(crate) verification: Verification,
+    /// What the claim `aud` must hold, where it is checked.
+    pub(crate) audience: Option<String>,
+    /// Whether a token may come as `?access_token=`.
+    pub(crate) allow_query_token: bool,
+    /// The cookie a token may come in.
+    pub(crate) cookie_name: Option<String>,
+}
+
+/// What a token's signature is checked with.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Verification {
+    /// HS256.
+    Shared {
+        /// Signs and checks; 32 bytes or more.
+        secret: Secret,
+        /// Checks only, while clients still hold tokens from before a rotation.
+        previous_secret: Option<Secret>,
+    },
+    /// A signature with a private key that the relay has not.
+    Public {
+        /// What signs.
+        algorithm: PublicKeyAlgorithm,
+        /// PEM; may hold several keys.
+        public_key_file: PathBuf,
+    },
+}
+
+/// A signature algorithm with a public key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum PublicKeyAlgorithm {
+    /// Ed25519.
+    EdDsa,
+    /// ECDSA on P-256 with SHA-256.
+    Es256,
+    /// RSA PKCS#1 v1.5 with SHA-256.
+    Rs256,
+}
+
+impl Verification {
+    /// The name of the algorithm in the configuration and in a token's head.
+    pub(crate) fn algorithm_name(&self) -> &'static str {
+        match self {
+            Self::Shared { .. } => "HS256",
+            Self::Public {
+                algorithm: PublicKeyAlgorithm::EdDsa,
+                ..
+            } => "EdDSA",
+            Self::Public {
+                algorithm: PublicKeyAlgorithm::Es256,
+                ..
+            } => "ES256",
+            Self::Public {
+                algorithm: PublicKeyAlgorithm::Rs256,
+                ..
+            } => "RS256",
+        }
+    }
+}
+
+/// The keys that give the verification, before the algorithm has said which of them count.
+struct VerificationEntries<'a> {
+    algorithm: Entry<'a>,
+    secret: SecretEntries<'a>,
+    previous_secret: SecretEntries<'a>,
+    public_key_file: Entry<'a>,
+}
+
+impl Jwt {
+    /// Reads the section; none if neither the file nor the environment has anything for it.
+    pub(super) fn read(mut section: Section<'_>) -> Option<Self> {
+        // All keys are asked for even if the section is absent: an empty override of one is not an unknown variable.
+        let verification = VerificationEntries {
+            algorithm: section.entry("algorithm"),
+            secret: SecretEntries::of(&mut section, "secret"),
+            previous_secret: SecretEntries::of(&mut section, "previous_secret"),
+            public_key_file: section.entry("public_key_file"),
+        };
+        let (audience, query) = (section.entry("audience"), section.entry("allow_query_token"));
+        let cookie = section.entry("cookie_name");
+        if !section.is_present() {
+            return None;
+        }
+        let verification = verification.read(&mut section);
+        let audience = audience.optional(|text| Ok(text.to_owned()));
+        let allow_query_token = query.flag().unwrap_or(false);
+        let cookie_name = cookie.optional(cookie_name);
+        section.finish();
+        Some(Self {
+            verification: verification?,
+            audience,
+            allow_query_token,
+            cookie_name,
+        })
+    }
+}
+
+impl VerificationEntries<'_> {
+    fn read(&self, section: &mut Section<'_>) -> Option<Verification> {
+        let algorithm = match self.algorithm.is_given() {
+            true => self.algorithm.parsed(algorithm)?,
+            false => None,
+        };
+        match algorithm {
+            None => self.shared(section),
+            Some(algorithm) => self.public(algorithm),
+        }
+    }
+
+    fn shared(&self, section: &mut Section<'_>) -> Option<Verification> {
+        if self.public_key_file.is_given() {
+            self.public_key_file
+                .report("has no use with HS256; remove it, or set algorithm to EdDSA, ES256 or RS256");
+        }
+        let secret = self.secret.required(section, Rule::Hmac);
+        let previous_secret = self.previous_secret.read(Rule::Hmac);
+        Some(Verification::Shared {
+            secret: secret?,
+            previous_secret,
+        })
+    }
+
+    fn public(&self, algorithm: PublicKeyAlgorithm) -> Option<Verification> {
+        for unused in [&self.secret, &self.previous_secret]
+            .into_iter()
+            .filter_map(SecretEntries::entry)
+        {
+            unused.report("has no use with a public key; remove it, or set algorithm to HS256");
+        }
+        if !self.public_key_file.is_given() {
+            self.public_key_file.report("is required unless algorithm is HS256");
+        }
+        Some(Verification::Public {
+            algorithm,
+            public_key_file: self.public_key_file.readable_file()?,
+        })
+    }
+}
+
+/// The algorithm of this name; none is HS256, which has no public key.
+fn algorithm(text: &str) -> Result<Option<PublicKeyAlgorithm>, String> {
+    match text {
+        "HS256" => Ok(None),
+        "EdDSA" => Ok(Some(PublicKeyAlgorithm::EdDsa)),
+        "ES256" => Ok(Some(PublicKeyAlgorithm::Es256)),
+        "RS256" => Ok(Some(PublicKeyAlgorithm::Rs256)),
+        _ => Err(format!(
+            "{} is not supported; write HS256, EdDSA, ES256 or RS256",
+            quoted(text)
+        )),
+    }
+}
+
+/// A token in the sense of RFC 9110, section 5.6.2, which is what RFC 6265 asks of a cookie's name.
+fn cookie_name(text: &str) -> Result<String, String> {
+    let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if text.bytes().all(is_token_byte) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "{} is not a cookie's name; use letters, digits, - and _",
+            quoted(text)
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{findings, parsed, parsed_with};
+
+    const SECRET: &str = "secret = 'hush-hush-hush-hush-hush-hush-32'";
+
+    #[test]
+    fn without_the_section_there_are_no_scoped_tokens() {
+        assert_eq!(parsed("").auth.jwt, None);
+        let empty = [
+            ("AUTOPLAY_RELAY__AUTH__JWT__SECRET", ""),
+            ("AUTOPLAY_RELAY__AUTH__JWT__ALLOW_QUERY_TOKEN", ""),
+        ];
+        assert_eq!(parsed_with("", &empty.into_iter().collect()).auth.jwt, None);
+    }
+
+    #[test]
+    fn the_environment_alone_can_give_the_section() {
+        let environment = [("AUTOPLAY_RELAY__AUTH__JWT__SECRET", "hush-hush-hush-hush-hush-hush-32")];
+        let jwt = parsed_with("", &environment.into_iter().collect()).auth.jwt.unwrap();
+        let Verification::Shared {
+            secret,
+            previous_secret: None,
+        } = jwt.verification
+        else {
+            panic!("HS256 is the default")
+        };
+        assert_eq!(secret.expose(), "hush-hush-hush-hush-hush-hush-32");
+    }
+
+    #[test]
+    fn hs256_needs_a_secret_of_32_bytes_and_no_public_key() {
+        let expected = "relay.toml:1: auth.jwt.secret: is required, as it is or as secret_env or secret_file";
+        assert_eq!(findings("[auth.jwt]"), expected);
+        let short = findings("[auth.jwt]\nsecret = 'hush-hush-hush-hush-hush-hush-h'\nprevious_secret = 'hush'");
+        assert_eq!(short.matches("must have 32 bytes or more").count(), 2, "{short}");
+        assert!(!short.contains("hush"));
+        let found = findings(&format!("[auth.jwt]\n{SECRET}\npublic_key_file = '/no/key'"));
+        assert!(
+            found.starts_with("relay.toml:3: auth.jwt.public_key_file: has no use with HS256"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn the_others_need_a_readable_public_key_and_no_secret() {
+        let readable = std::env::current_exe().unwrap();
+        for (name, algorithm) in [
+            ("EdDSA", PublicKeyAlgorithm::EdDsa),
+            ("ES256", PublicKeyAlgorithm::Es256),
+            ("RS256", PublicKeyAlgorithm::Rs256),
+        ] {
+            let text = format!(
+                "[auth.jwt]\nalgorithm = '{name}'\npublic_key_file = '{}'",
+                readable.display()
+            );
+            let verification = parsed(&text).auth.jwt.unwrap().verification;
+            assert_eq!(verification.algorithm_name(), name);
+            assert_eq!(
+                verification,
+                Verification::Public {
+                    algorithm,
+                    public_key_file: readable.clone()
+                }
+            );
+            let found = findings(&format!("{text}\n{SECRET}"));
+            assert!(
+                found.starts_with("relay.toml:4: auth.jwt.secret: has no use with a public key"),
+                "{found}"
+            );
+        }
+        assert!(findings("[auth.jwt]\nalgorithm = 'ES256'").contains("auth.jwt.public_key_file: is required"));
+        let found = findings("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '/no/key'");
+        assert!(found.contains("cannot read /no/key"), "{found}");
+    }
+
+    #[test]
+    fn other_algorithms_are_refused() {
+        for name in ["none", "HS512", "hs256"] {
+            let found = findings(&format!("[auth.jwt]\nalgorithm = '{name}'\n{SECRET}"));
+            assert!(
+                found.contains("auth.jwt.algorithm") && found.contains("is not supported"),
+                "{found}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_cookie_name_is_a_token() {
+        let text = format!("[auth.jwt]\n{SECRET}\ncookie_name = ");
+        let name = |name: &str| parsed(&format!("{text}'{name}'")).auth.jwt.unwrap().cookie_name;
+        assert_eq!(
+            name("__Secure-autoplay-relay").as_deref(),
+            Some("__Secure-autoplay-relay")
+        );
+        assert_eq!(name(""), None);
+        assert!(findings(&format!("{text}'a b'")).contains("is not a cookie's name"));
+    }
+
+    #[test]
+    fn an_unknown_key_of_the_section_is_found() {
+        assert!(
+            findings(&format!("[auth.jwt]\n{SECRET}\nalg = 'x'"))
+                .starts_with("relay.toml:3: auth.jwt.alg: unknown key")
+        );
+    }
+}

@@ -1,0 +1,153 @@
+//! `[log]` and `[egress]`: what is kept, and what may be reached.
+//!
+//! In: the sections. Out: [`Log`] and [`Egress`].
+//!
+//! May use: `entry`, `network`, `reader`, `values`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::network::Network;
+use super::reader::Section;
+use super::values;
+
+/// How much of the past is kept for those who resume.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Log {
+    /// Events of one product in memory.
+    pub(crate) memory_events: usize,
+    /// Bytes of one product in memory.
+    pub(crate) memory_bytes: u64,
+    /// Where the store is; [`None`] = memory only.
+    pub(crate) data_dir: Option<PathBuf>,
+    /// How long the store keeps an event.
+    pub(crate) retention: Duration,
+    /// Size of the store, in bytes.
+    pub(crate) retention_bytes: u64,
+    /// How long dead letters are kept.
+    pub(crate) dead_letter_retention: Duration,
+    /// Size of all dead letters, in bytes.
+    pub(crate) dead_letter_bytes: u64,
+}
+
+/// What connections that the relay makes may reach.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Egress {
+    /// Networks that webhooks may reach although they are not public.
+    pub(crate) allow_networks: Vec<Network>,
+    /// PEM file of further roots for https.
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+/// Several minutes of a busy product: longer than a deploy of its agents takes.
+const DEFAULT_MEMORY_EVENTS: usize = 65_536;
+/// A kibibyte an event at the number above, which is what actions take.
+const DEFAULT_MEMORY_BYTES: u64 = 64 << 20;
+/// A night's outage of an agent is found in the morning.
+const DEFAULT_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
+/// Fits the smallest volume that clouds hand out, next to everything else on it.
+const DEFAULT_RETENTION_BYTES: u64 = 1 << 30;
+/// A receiver broken over a weekend and a holiday can still be made whole.
+const DEFAULT_DEAD_LETTER_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// A quarter of what is kept: dead letters are the exception.
+const DEFAULT_DEAD_LETTER_BYTES: u64 = 256 << 20;
+/// A ring shorter than this would evict what is being sent.
+const LEAST_MEMORY_EVENTS: u32 = 16;
+/// The same, in bytes.
+const LEAST_MEMORY_BYTES: u64 = 64 << 10;
+/// All that a store can count.
+const MOST_BYTES: u64 = i64::MAX as u64;
+
+impl Log {
+    /// Reads the section.
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let log = Self {
+            memory_events: section
+                .entry("memory_events")
+                .number(LEAST_MEMORY_EVENTS..=u32::MAX)
+                .unwrap_or(DEFAULT_MEMORY_EVENTS),
+            memory_bytes: bytes(&mut section, "memory_bytes", LEAST_MEMORY_BYTES, DEFAULT_MEMORY_BYTES),
+            data_dir: section.entry("data_dir").optional(|text| Ok(PathBuf::from(text))),
+            retention: section
+                .entry("retention")
+                .duration(values::SHORTEST)
+                .unwrap_or(DEFAULT_RETENTION),
+            retention_bytes: bytes(&mut section, "retention_bytes", 1, DEFAULT_RETENTION_BYTES),
+            dead_letter_retention: section
+                .entry("dead_letter_retention")
+                .duration(values::SHORTEST)
+                .unwrap_or(DEFAULT_DEAD_LETTER_RETENTION),
+            dead_letter_bytes: bytes(&mut section, "dead_letter_bytes", 1, DEFAULT_DEAD_LETTER_BYTES),
+        };
+        section.finish();
+        log
+    }
+}
+
+impl Egress {
+    /// Reads the section.
+    pub(super) fn read(mut section: Section<'_>) -> Self {
+        let egress = Self {
+            allow_networks: section.entry("allow_networks").each(Network::parse).unwrap_or_default(),
+            ca_file: section.entry("ca_file").readable_file(),
+        };
+        section.finish();
+        egress
+    }
+}
+
+fn bytes(section: &mut Section<'_>, name: &str, least: u64, default: u64) -> u64 {
+    section.entry(name).size(least..=MOST_BYTES).unwrap_or(default)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{findings, parsed, parsed_with};
+    use std::path::Path;
+
+    #[test]
+    fn every_key_of_the_section_is_checked() {
+        let text = "[log]\nmemory_events = 15\nmemory_bytes = '63KiB'\ndata_dir = 1\nretention = '0s'\nretention_bytes = '0B'\n\
+                    dead_letter_retention = '1'\ndead_letter_bytes = '1'\nx = 1\n[egress]\nallow_networks = ['x']\nca_file = '/no/ca'";
+        let found = findings(text);
+        let keys: Vec<&str> = found.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+        let expected = [
+            "log.memory_events",
+            "log.memory_bytes",
+            "log.data_dir",
+            "log.retention",
+            "log.retention_bytes",
+            "log.dead_letter_retention",
+            "log.dead_letter_bytes",
+            "log.x",
+            "egress.allow_networks[0]",
+            "egress.ca_file",
+        ];
+        assert_eq!(keys, expected, "{found}");
+    }
+
+    #[test]
+    fn an_empty_data_dir_is_memory_only() {
+        assert_eq!(parsed("[log]\ndata_dir = ''").log.data_dir, None);
+        assert_eq!(
+            parsed("[log]\ndata_dir = '/data'").log.data_dir.as_deref(),
+            Some(Path::new("/data"))
+        );
+    }
+
+    #[test]
+    fn the_environment_overrides_both_sections() {
+        let environment = [
+            ("AUTOPLAY_RELAY__LOG__MEMORY_EVENTS", "16"),
+            ("AUTOPLAY_RELAY__LOG__DATA_DIR", ""),
+            ("AUTOPLAY_RELAY__EGRESS__ALLOW_NETWORKS", "10.0.0.0/8, ::1"),
+        ];
+        let config = parsed_with(
+            "[log]\ndata_dir = '/data'\nmemory_events = 20",
+            &environment.into_iter().collect(),
+        );
+        assert_eq!((config.log.memory_events, config.log.data_dir), (16, None));
+        let networks: Vec<String> = config.egress.allow_networks.iter().map(ToString::to_string).collect();
+        assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
+    }
+}

@@ -1,0 +1,201 @@
+//! What the operator wants: raw text in, checked values out.
+//!
+//! In: a TOML file, the environment, or the environment alone. Out: a [`Config`] in which every value is of its own
+//! checked type, or all that is wrong with it at once, by the key the operator typed.
+//! No other room reads the environment, and none interprets text from the file.
+//!
+//! ```text
+//! text ─► reader ─► entry ─► values, address, network, secret ─► server, upstream, auth, jwt, log, webhook ─► Config
+//!           └─────────┴────────────── findings ◄────────────────────────┘                                     └► masked
+//! ```
+//!
+//! May use: `event`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use toml::de::DeTable;
+
+mod address;
+mod alone;
+mod auth;
+mod entry;
+mod environment;
+mod findings;
+mod jwt;
+mod log;
+mod masked;
+mod network;
+mod reader;
+mod reading;
+mod secret;
+mod server;
+mod upstream;
+mod values;
+mod webhook;
+
+pub(crate) use address::{HostAndPort, Origin};
+pub(crate) use auth::{Auth, Permission, Permissions};
+pub(crate) use environment::Environment;
+pub(crate) use findings::{Finding, Findings};
+pub(crate) use log::{Egress, Log};
+pub(crate) use network::Network;
+pub(crate) use secret::Secret;
+pub(crate) use server::Server;
+pub(crate) use upstream::Upstream;
+pub(crate) use values::{duration, duration_text};
+pub(crate) use webhook::Webhook;
+
+use findings::Place;
+use reader::Section;
+use reading::Reading;
+
+/// All that can be configured; the fields have the names of the sections.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Config {
+    /// Listeners, limits and times.
+    pub(crate) server: Server,
+    /// Where events come from; may be empty, as products can be registered later.
+    pub(crate) upstreams: Vec<Upstream>,
+    /// Who may do what.
+    pub(crate) auth: Auth,
+    /// What is kept for those who resume.
+    pub(crate) log: Log,
+    /// Whom events are pushed to.
+    pub(crate) webhooks: Vec<Webhook>,
+    /// What the relay's own connections may reach.
+    pub(crate) egress: Egress,
+}
+
+/// Where subscribers without a credential may be let in. It allows; only `auth.allow_anonymous` does it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum AllowAnonymous {
+    /// Only where nobody but this machine can come from.
+    OnLoopback,
+    /// Anywhere: the operator has given `--allow-anonymous`.
+    Anywhere,
+}
+
+/// What a key means that is not given, where that depends on the way the relay is started.
+struct Defaults {
+    listen: SocketAddr,
+    allow_anonymous: bool,
+}
+
+impl Config {
+    /// Reads the file at `path`, with overrides from the environment.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong, or that the file cannot be read.
+    pub(crate) fn load(path: &Path, environment: &Environment, anonymous: AllowAnonymous) -> Result<Self, Findings> {
+        let file = path.display().to_string();
+        let unreadable = |error| Finding {
+            place: Place::File(file.clone()),
+            key: None,
+            message: format!("cannot read it: {error}"),
+        };
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        Self::parse(&text, &file, environment, anonymous)
+    }
+
+    /// Reads `text`, which findings call `file`, with overrides from the environment.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong. Of a text that is not TOML, only that: what seems missing may be what was not understood.
+    pub(crate) fn parse(
+        text: &str,
+        file: &str,
+        environment: &Environment,
+        anonymous: AllowAnonymous,
+    ) -> Result<Self, Findings> {
+        /// A file says whom to let in, and a server is reached from outside.
+        const DEFAULTS: Defaults = Defaults {
+            listen: server::DEFAULT_LISTEN,
+            allow_anonymous: false,
+        };
+        let (document, errors) = DeTable::parse_recoverable(text);
+        let reading = Reading::new(file, text, environment);
+        reading.report_syntax(&errors);
+        if let Some(findings) = reading.found_so_far() {
+            return Err(findings);
+        }
+        let config = Self::read(Section::root(&reading, document.get_ref()), &DEFAULTS, anonymous);
+        reading.finish().map(|()| config)
+    }
+
+    /// Starts without a file: the sidecar of one product, told by `AUTOPLAY_STREAM_URL` and `AUTOPLAY_APP_UNKEY_TOKEN`.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong, or how to start when nothing says which way.
+    pub(crate) fn from_environment(environment: &Environment, anonymous: AllowAnonymous) -> Result<Self, Findings> {
+        /// Only its own pod reaches a sidecar, and nobody is there to hand out keys.
+        const DEFAULTS: Defaults = Defaults {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
+            allow_anonymous: true,
+        };
+        let reading = Reading::new("environment", "", environment);
+        let nothing = DeTable::new();
+        let mut config = Self::read(Section::root(&reading, &nothing), &DEFAULTS, anonymous);
+        if let Some(upstream) = alone::upstream(&reading) {
+            config.auth.keys.extend(alone::key(&upstream));
+            config.upstreams.push(upstream);
+        }
+        reading.finish().map(|()| config)
+    }
+
+    /// Reads the whole document. A default stands in for what is wrong, so the result counts only if nothing was.
+    fn read(mut root: Section<'_>, defaults: &Defaults, anonymous: AllowAnonymous) -> Self {
+        let (mut server, mut auth) = (root.section("server"), root.section("auth"));
+        let config = Self {
+            server: Server::read(&mut server, defaults.listen),
+            upstreams: Upstream::read_all(&mut root),
+            auth: Auth::read(&mut auth, defaults.allow_anonymous),
+            log: Log::read(root.section("log")),
+            webhooks: Webhook::read_all(&mut root),
+            egress: Egress::read(root.section("egress")),
+        };
+        config.check_anonymous(&mut server, &mut auth, anonymous);
+        config.check_admin(&mut server, &auth);
+        [root, server, auth].into_iter().for_each(Section::finish);
+        config
+    }
+
+    fn check_anonymous(&self, server: &mut Section<'_>, auth: &mut Section<'_>, anonymous: AllowAnonymous) {
+        let listen = server.entry("listen");
+        let is_open = self.auth.allow_anonymous && !is_loopback(self.server.listen);
+        if is_open && anonymous == AllowAnonymous::OnLoopback && listen.is_accepted() {
+            let address = self.server.listen;
+            let at_fault = if listen.is_given() {
+                listen
+            } else {
+                auth.entry("allow_anonymous")
+            };
+            at_fault.report(format!(
+                "{address} can be reached from outside while auth.allow_anonymous is true; \
+                 set server.listen to 127.0.0.1:8080 or the like, or auth.allow_anonymous to false, or give --allow-anonymous"
+            ));
+        }
+    }
+
+    fn check_admin(&self, server: &mut Section<'_>, auth: &Section<'_>) {
+        let listen = server.entry("admin_listen");
+        let is_open = self.auth.admin_key.is_none() && !is_loopback(self.server.admin_listen);
+        // A key that was given but is unfit has a finding of its own.
+        if is_open && listen.is_accepted() && auth.reading().accepts("auth.admin_key") {
+            let address = self.server.admin_listen;
+            listen.report(format!(
+                "{address} can be reached from outside; set auth.admin_key, or listen on 127.0.0.1"
+            ));
+        }
+    }
+}
+
+fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,300 @@
+//! `[server]`: where the relay listens and what it bears.
+//!
+//! In: the section. Out: [`Server`], with 0 and "" turned into "none" where they mean that.
+//!
+//! May use: `address`, `entry`, `network`, `reader`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::address::{HostAndPort, Origin};
+use super::entry::Entry;
+use super::findings::quoted;
+use super::network::Network;
+use super::reader::Section;
+
+/// Listeners, limits and times of the public side.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Server {
+    /// Subscribers and publishers.
+    pub(crate) listen: SocketAddr,
+    /// Health, metrics, admin API, console.
+    pub(crate) admin_listen: SocketAddr,
+    /// Health and metrics alone, for kubelet and Prometheus.
+    pub(crate) probe_listen: Option<SocketAddr>,
+    /// What `Host` may be, beside addresses and `localhost`, where no credential is demanded.
+    pub(crate) allowed_hosts: Vec<HostAndPort>,
+    /// Peers whose `X-Forwarded-For` names the client.
+    pub(crate) trusted_proxies: Vec<Network>,
+    /// Silence after which a subscriber gets a heartbeat.
+    pub(crate) heartbeat_interval: Duration,
+    /// How long a subscriber's socket may take nothing.
+    pub(crate) write_timeout: Duration,
+    /// How long the first byte, the TLS handshake and the request head may each take.
+    pub(crate) head_timeout: Duration,
+    /// Largest published event, in bytes.
+    pub(crate) max_publish_bytes: u64,
+    /// Age at which a stream ends, give or take a fifth; [`None`] = no limit.
+    pub(crate) max_connection_age: Option<Duration>,
+    /// New subscribers in a second; [`None`] = no limit.
+    pub(crate) max_connects_per_second: Option<u32>,
+    /// Subscribers with one key at a time; [`None`] = no limit.
+    pub(crate) max_subscribers_per_key: Option<usize>,
+    /// Subscribers that catch up from the store at a time.
+    pub(crate) max_concurrent_replays: usize,
+    /// Subscribers at a time.
+    pub(crate) max_subscribers: usize,
+    /// Subscribers from one address at a time; [`None`] = no limit.
+    pub(crate) max_subscribers_per_ip: Option<usize>,
+    /// The time over which subscribers are let go when the relay stops.
+    pub(crate) drain_window: Duration,
+    /// Origins whose pages may read and open WebSockets.
+    pub(crate) cors_allowed_origins: Vec<Origin>,
+    /// Certificate and key, if the public side speaks HTTPS.
+    pub(crate) tls: Option<TlsFiles>,
+}
+
+/// PEM files of the public listener.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct TlsFiles {
+    /// The certificate chain.
+    pub(crate) cert_file: PathBuf,
+    /// Its private key.
+    pub(crate) key_file: PathBuf,
+}
+
+/// All interfaces: in a container, the usual place, nobody could reach anything narrower.
+pub(super) const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
+/// Loopback, since it is open without an admin key.
+const DEFAULT_ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
+/// The connector's own: under the minute after which most proxies cut a silent connection.
+const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
+/// One heartbeat: a socket that cannot take even that has nobody behind it.
+const DEFAULT_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Enough for a handshake over a bad mobile link, short against a slow-loris.
+const DEFAULT_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same as an upstream's `max_event_bytes`: what may come in on one side may on the other.
+const DEFAULT_MAX_PUBLISH_BYTES: u64 = 1 << 20;
+/// Each reads the disk; more at once would only make all of them slower.
+const DEFAULT_MAX_CONCURRENT_REPLAYS: usize = 64;
+/// What the memory budget of a small machine (1 GiB) holds.
+const DEFAULT_MAX_SUBSCRIBERS: usize = 100_000;
+/// A third of the 30 s that Kubernetes gives a pod to stop.
+const DEFAULT_DRAIN_WINDOW: Duration = Duration::from_secs(10);
+/// The coarse wheel behind heartbeats and deadlines turns no finer than this.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
+/// Events below this are no use, above it no stream: an event is held in memory whole.
+pub(super) const EVENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 10..=64 << 20;
+
+impl Server {
+    /// Reads the section; `default_listen` differs by the way the relay is started.
+    pub(super) fn read(section: &mut Section<'_>, default_listen: SocketAddr) -> Self {
+        let server = Self {
+            listen: section.entry("listen").parsed(socket_address).unwrap_or(default_listen),
+            admin_listen: section
+                .entry("admin_listen")
+                .parsed(socket_address)
+                .unwrap_or(DEFAULT_ADMIN_LISTEN),
+            probe_listen: section.entry("probe_listen").optional(socket_address),
+            allowed_hosts: section
+                .entry("allowed_hosts")
+                .each(HostAndPort::parse)
+                .unwrap_or_default(),
+            trusted_proxies: section
+                .entry("trusted_proxies")
+                .each(Network::parse)
+                .unwrap_or_default(),
+            heartbeat_interval: timeout(section, "heartbeat_interval", DEFAULT_HEARTBEAT_INTERVAL),
+            write_timeout: timeout(section, "write_timeout", DEFAULT_WRITE_TIMEOUT),
+            head_timeout: timeout(section, "head_timeout", DEFAULT_HEAD_TIMEOUT),
+            max_publish_bytes: section
+                .entry("max_publish_bytes")
+                .size(EVENT_BYTES)
+                .unwrap_or(DEFAULT_MAX_PUBLISH_BYTES),
+            max_connection_age: section
+                .entry("max_connection_age")
+                .duration(Duration::ZERO)
+                .filter(|age| !age.is_zero()),
+            max_connects_per_second: section.entry("max_connects_per_second").limit(),
+            max_subscribers_per_key: section.entry("max_subscribers_per_key").limit(),
+            max_concurrent_replays: count(section, "max_concurrent_replays", DEFAULT_MAX_CONCURRENT_REPLAYS),
+            max_subscribers: count(section, "max_subscribers", DEFAULT_MAX_SUBSCRIBERS),
+            max_subscribers_per_ip: section.entry("max_subscribers_per_ip").limit(),
+            drain_window: section
+                .entry("drain_window")
+                .duration(Duration::ZERO)
+                .unwrap_or(DEFAULT_DRAIN_WINDOW),
+            cors_allowed_origins: section
+                .entry("cors_allowed_origins")
+                .each(Origin::parse)
+                .unwrap_or_default(),
+            tls: tls_files(&section.entry("tls_cert_file"), &section.entry("tls_key_file")),
+        };
+        server.check_that_listeners_differ(section);
+        server
+    }
+
+    fn check_that_listeners_differ(&self, section: &mut Section<'_>) {
+        let listeners = [
+            ("listen", Some(self.listen)),
+            ("admin_listen", Some(self.admin_listen)),
+            ("probe_listen", self.probe_listen),
+        ];
+        let bound = listeners
+            .iter()
+            .filter_map(|(name, address)| address.map(|address| (*name, address)));
+        let mut earlier: Vec<(&str, SocketAddr)> = Vec::new();
+        for (name, address) in bound {
+            let entry = section.entry(name);
+            if let Some((other, _)) = earlier.iter().find(|(_, other)| is_same_port(*other, address)) {
+                let other = section.entry(other);
+                // A default is blamed for nothing, and neither is what a bad address has been replaced by.
+                let (at_fault, with) = if entry.is_given() {
+                    (&entry, &other)
+                } else {
+                    (&other, &entry)
+                };
+                if entry.is_accepted() && other.is_accepted() {
+                    at_fault.report(format!(
+                        "clashes with {}: listeners need addresses of their own",
+                        with.key()
+                    ));
+                }
+            }
+            earlier.push((name, address));
+        }
+    }
+}
+
+/// Whether two listeners would get in each other's way. Port 0 is a new port for each.
+fn is_same_port(one: SocketAddr, other: SocketAddr) -> bool {
+    let all_interfaces = one.ip().is_unspecified() || other.ip().is_unspecified();
+    let overlap = one.ip() == other.ip() || (all_interfaces && one.is_ipv4() == other.is_ipv4());
+    one.port() != 0 && one.port() == other.port() && overlap
+}
+
+fn tls_files(cert: &Entry<'_>, key: &Entry<'_>) -> Option<TlsFiles> {
+    let report_missing = |missing: &Entry<'_>, given: &Entry<'_>| {
+        missing.report(format!("is required with {}; give both or neither", given.key()));
+    };
+    match (cert.is_given(), key.is_given()) {
+        (true, false) => report_missing(key, cert),
+        (false, true) => report_missing(cert, key),
+        (true, true) | (false, false) => {}
+    }
+    let (cert_file, key_file) = (cert.readable_file(), key.readable_file());
+    Some(TlsFiles {
+        cert_file: cert_file?,
+        key_file: key_file?,
+    })
+}
+
+fn timeout(section: &mut Section<'_>, name: &str, default: Duration) -> Duration {
+    section.entry(name).duration(SHORTEST_TIMEOUT).unwrap_or(default)
+}
+
+fn count(section: &mut Section<'_>, name: &str, default: usize) -> usize {
+    section.entry(name).number(1..=u32::MAX).unwrap_or(default)
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| format!("{} is not an address; write IP:port, e.g. 127.0.0.1:8080", quoted(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{findings, parsed};
+    use std::time::Duration;
+
+    #[test]
+    fn a_bad_address_is_told_with_what_to_write() {
+        let expected = "relay.toml:2: server.listen: \"foo\" is not an address; write IP:port, e.g. 127.0.0.1:8080";
+        assert_eq!(findings("[server]\nlisten = 'foo'"), expected);
+        assert!(findings("[server]\nadmin_listen = ''").contains("\"\" is not an address"));
+    }
+
+    #[test]
+    fn every_key_of_the_section_is_checked_and_all_findings_come_together() {
+        let bad = [
+            ("probe_listen", "'x'"),
+            ("allowed_hosts", "['http://x']"),
+            ("trusted_proxies", "['10.0.0.1/8']"),
+            ("heartbeat_interval", "'99ms'"),
+            ("write_timeout", "'0s'"),
+            ("head_timeout", "'10'"),
+            ("max_publish_bytes", "'1023B'"),
+            ("max_connection_age", "0"),
+            ("max_connects_per_second", "-1"),
+            ("max_subscribers_per_key", "4294967296"),
+            ("max_concurrent_replays", "0"),
+            ("max_subscribers", "0"),
+            ("max_subscribers_per_ip", "''"),
+            ("drain_window", "'11years'"),
+            ("cors_allowed_origins", "['*']"),
+        ];
+        let text: String = bad.iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        let found = findings(&format!("[server]\n{text}"));
+        assert_eq!(found.lines().count(), bad.len(), "{found}");
+        for (line, (key, _)) in found.lines().zip(bad) {
+            assert!(line.contains(&format!(": server.{key}")), "{line}");
+        }
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        let text = "[server]\nmax_connection_age = '0s'\nmax_connects_per_second = 0\nmax_subscribers_per_ip = 9";
+        let server = parsed(text).server;
+        assert_eq!(
+            (server.max_connection_age, server.max_connects_per_second),
+            (None, None)
+        );
+        assert_eq!(
+            (server.max_subscribers_per_key, server.max_subscribers_per_ip),
+            (None, Some(9))
+        );
+        let text = "[server]\nmax_connection_age = '1h'";
+        assert_eq!(parsed(text).server.max_connection_age, Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn listeners_must_differ_unless_the_port_is_zero() {
+        let text = "[server]\nlisten = '127.0.0.1:9090'";
+        let expected =
+            "relay.toml:2: server.listen: clashes with server.admin_listen: listeners need addresses of their own";
+        assert_eq!(findings(text), expected);
+        let text = "[server]\nlisten = '0.0.0.0:80'\nprobe_listen = '127.0.0.1:80'";
+        assert!(
+            findings(text).starts_with("relay.toml:3: server.probe_listen: clashes with server.listen"),
+            "{}",
+            findings(text)
+        );
+        parsed("[server]\nlisten = '127.0.0.1:0'\nadmin_listen = '127.0.0.1:0'\nprobe_listen = '127.0.0.1:0'");
+        parsed("[server]\nlisten = '127.0.0.1:80'\nprobe_listen = '127.0.0.2:80'");
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key() {
+        let readable = std::env::current_exe().unwrap();
+        let expected = "relay.toml:1: server.tls_key_file: is required with server.tls_cert_file; give both or neither";
+        assert_eq!(
+            findings(&format!("[server]\ntls_cert_file = '{}'", readable.display())),
+            expected
+        );
+        assert!(
+            findings(&format!("[server]\ntls_key_file = '{}'", readable.display()))
+                .contains("server.tls_cert_file: is req")
+        );
+        let both = format!(
+            "[server]\ntls_cert_file = '{0}'\ntls_key_file = '{0}'",
+            readable.display()
+        );
+        assert_eq!(parsed(&both).server.tls.unwrap().key_file, readable);
+        let missing = findings("[server]\ntls_cert_file = '/no/cert'\ntls_key_file = '/no/key'");
+        assert!(
+            missing.contains("cannot read /no/cert") && missing.contains("cannot read /no/key"),
+            "{missing}"
+        );
+    }
+}

@@ -1,0 +1,137 @@
+//! `[[upstreams]]`: the connectors, or other relays, that events come from.
+//!
+//! In: the array of tables. Out: [`Upstream`]s with one product each.
+//!
+//! May use: `address`, `entry`, `event`, `reader`, `secret`.
+
+use std::time::Duration;
+
+use super::address::HttpUrl;
+use super::reader::{Section, report_repeated_texts};
+use super::secret::{Rule, Secret, SecretEntries};
+use super::server::EVENT_BYTES;
+use super::values;
+use crate::event::ProductId;
+
+/// One connection to a source of events.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Upstream {
+    /// The product whose events come from there.
+    pub(crate) product_id: ProductId,
+    /// The stream.
+    pub(crate) url: HttpUrl,
+    /// What the relay shows to be let in.
+    pub(crate) token: Option<Secret>,
+    /// Silence after which the connection counts as dead.
+    pub(crate) heartbeat_timeout: Duration,
+    /// Largest payload that is taken, in bytes.
+    pub(crate) max_event_bytes: u64,
+}
+
+/// Two and a half of the connector's heartbeats: one may be late, two missing are a dead connection.
+const DEFAULT_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(75);
+/// Far beyond a batch of actions, and 256 of them still fit into memory while a burst is read.
+const DEFAULT_MAX_EVENT_BYTES: u64 = 1 << 20;
+
+impl Upstream {
+    /// An upstream with the defaults for all that is not given.
+    pub(super) fn new(product_id: ProductId, url: HttpUrl, token: Option<Secret>) -> Self {
+        let (heartbeat_timeout, max_event_bytes) = (DEFAULT_HEARTBEAT_TIMEOUT, DEFAULT_MAX_EVENT_BYTES);
+        Self {
+            product_id,
+            url,
+            token,
+            heartbeat_timeout,
+            max_event_bytes,
+        }
+    }
+
+    /// Reads all tables. None at all is allowed: products may be registered later.
+    pub(super) fn read_all(root: &mut Section<'_>) -> Vec<Self> {
+        let mut sections = root.tables("upstreams");
+        let upstreams = sections.iter_mut().filter_map(Self::read).collect();
+        report_repeated_texts(&mut sections, "product_id");
+        sections.into_iter().for_each(Section::finish);
+        upstreams
+    }
+
+    fn read(section: &mut Section<'_>) -> Option<Self> {
+        let product_id = section.entry("product_id").required(product_id);
+        let url = section.entry("url").required(HttpUrl::parse);
+        let token = SecretEntries::of(section, "token").read(Rule::Header);
+        let heartbeat_timeout = section.entry("heartbeat_timeout").duration(values::SHORTEST);
+        let max_event_bytes = section.entry("max_event_bytes").size(EVENT_BYTES);
+        Some(Self {
+            product_id: product_id?,
+            url: url?,
+            token,
+            heartbeat_timeout: heartbeat_timeout.unwrap_or(DEFAULT_HEARTBEAT_TIMEOUT),
+            max_event_bytes: max_event_bytes.unwrap_or(DEFAULT_MAX_EVENT_BYTES),
+        })
+    }
+}
+
+/// The text as a product's name.
+pub(super) fn product_id(text: &str) -> Result<ProductId, String> {
+    ProductId::new(text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::tests::{findings, parsed};
+
+    #[test]
+    fn product_and_url_are_required() {
+        let expected =
+            "relay.toml:2: upstreams[0].product_id: is required\nrelay.toml:2: upstreams[0].url: is required";
+        assert_eq!(findings("\n[[upstreams]]\n"), expected);
+    }
+
+    #[test]
+    fn two_upstreams_of_one_product_are_found() {
+        let text =
+            "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\n[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/b'";
+        let expected =
+            "relay.toml:5: upstreams[1].product_id: is the same as upstreams[0].product_id; each needs its own";
+        assert_eq!(findings(text), expected);
+    }
+
+    #[test]
+    fn a_token_may_be_absent_but_not_unfit_for_a_header() {
+        let text = "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\n";
+        assert_eq!(parsed(text).upstreams[0].token, None);
+        let found = findings(&format!("{text}token = 'hush hush'"));
+        assert!(
+            found.starts_with("relay.toml:4: upstreams[0].token: must be visible ASCII"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn timeouts_and_sizes_have_bounds() {
+        let text =
+            "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\nheartbeat_timeout = '0s'\nmax_event_bytes = '65MiB'";
+        let found = findings(text);
+        assert!(
+            found.contains("relay.toml:4: upstreams[0].heartbeat_timeout: must be from 1ns to 3650d"),
+            "{found}"
+        );
+        assert!(
+            found.contains("relay.toml:5: upstreams[0].max_event_bytes: must be from 1KiB to 64MiB"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn a_url_with_user_information_is_found_without_being_shown() {
+        let found = findings("[[upstreams]]\nproduct_id = ''\nurl = 'http://u:hush@h/'");
+        assert!(
+            found.contains("upstreams[0].url: must be a URL without a user name"),
+            "{found}"
+        );
+        assert!(
+            found.contains("upstreams[0].product_id: is required") && !found.contains("hush"),
+            "{found}"
+        );
+    }
+}

@@ -1,0 +1,363 @@
+//! The words every room shares: products, sessions, kinds, ids, events and gaps.
+//!
+//! Plain values; nothing here waits, locks or logs.
+//!
+//! May use: `sse`.
+
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::sse;
+
+/// One event of a product's log, in the form it is sent. Shared by reference; its bytes are copied once, when it gets its id.
+#[derive(Debug)]
+pub(crate) struct Event {
+    id: EventId,
+    kind: Kind,
+    session: Option<SessionId>,
+    wire: Bytes,
+    payload: Bytes,
+    received: Instant,
+}
+
+impl Event {
+    /// Encodes a draft under the id it has been given: the one copy of its payload.
+    pub(crate) fn new(id: EventId, draft: Draft) -> Self {
+        let (wire, payload) = sse::encode_event(id, &draft.payload);
+        Self {
+            id,
+            kind: draft.kind,
+            session: draft.session,
+            wire,
+            payload,
+            received: draft.received,
+        }
+    }
+
+    /// Place in the product's log.
+    pub(crate) fn id(&self) -> EventId {
+        self.id
+    }
+
+    /// What the payload's `type` says.
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// The session it belongs to, if any.
+    pub(crate) fn session(&self) -> Option<&SessionId> {
+        self.session.as_ref()
+    }
+
+    /// The frame an SSE subscriber receives, blank line included.
+    pub(crate) fn wire(&self) -> Bytes {
+        self.wire.clone()
+    }
+
+    /// When its last byte came from the upstream.
+    pub(crate) fn received(&self) -> Instant {
+        self.received
+    }
+
+    /// Bytes it keeps in memory: wire form, a payload of its own where it spans several lines, and the fixed part.
+    pub(crate) fn size_bytes(&self) -> usize {
+        let own_payload = if self.payload.len() < self.wire.len() && sse::spans_lines(&self.payload) {
+            self.payload.len()
+        } else {
+            0
+        };
+        self.wire.len() + own_payload + size_of::<Self>()
+    }
+}
+
+/// An event before it has an id: what the envelope made of a frame.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Draft {
+    /// What the payload's `type` says.
+    pub(crate) kind: Kind,
+    /// The session it belongs to, if any.
+    pub(crate) session: Option<SessionId>,
+    /// When the connector forwarded it, in Unix seconds, if the payload says so as a number.
+    pub(crate) forwarded_at: Option<f64>,
+    /// The payload's bytes as the upstream sent them.
+    pub(crate) payload: Bytes,
+    /// When its last byte came from the upstream.
+    pub(crate) received: Instant,
+}
+
+/// One entry of a product's log.
+#[derive(Clone, Debug)]
+pub(crate) enum Entry {
+    /// Something a user did, or was told.
+    Event(Arc<Event>),
+    /// A place at which events may be missing.
+    Gap(Arc<Gap>),
+}
+
+impl Entry {
+    /// Bytes it takes on an SSE connection, as far as a bound on a hand-over needs to know.
+    pub(crate) fn wire_bytes(&self) -> usize {
+        match self {
+            Self::Event(event) => event.wire.len(),
+            Self::Gap(_) => size_of::<Gap>(),
+        }
+    }
+}
+
+/// A notice that events may be missing.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Gap {
+    /// Whose log it is in.
+    pub(crate) product: ProductId,
+    /// Why events may be missing.
+    pub(crate) reason: GapReason,
+    /// The id from which a resume repeats neither the gap nor an event.
+    pub(crate) id: EventId,
+    /// The last id before it; none when there is none, or when a client's id was malformed.
+    pub(crate) after: Option<Box<str>>,
+    /// The next id, if known.
+    pub(crate) before: Option<EventId>,
+}
+
+/// Why events may be missing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum GapReason {
+    /// The upstream connection was lost; the connector sends nothing twice.
+    UpstreamReconnect,
+    /// The log no longer keeps what the subscriber had not seen.
+    Evicted,
+    /// The id the subscriber came with is not one of this log.
+    UnknownId,
+}
+
+impl GapReason {
+    /// As it stands in gap notices and metric labels.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::UpstreamReconnect => "upstream_reconnect",
+            Self::Evicted => "evicted",
+            Self::UnknownId => "unknown_id",
+        }
+    }
+}
+
+/// Names an entry for ever: `<epoch>-<sequence>`, opaque to clients.
+///
+/// Sequence 0 is the place before everything: an id to resume from, never an entry's own.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct EventId {
+    /// Which life of the log: Unix milliseconds at its start, so that no two lives share an id.
+    pub(crate) epoch: u64,
+    /// Place in that life's log: the first entry is 1, and it only grows.
+    pub(crate) sequence: u64,
+}
+
+impl EventId {
+    /// Reads an id in the one form it is written; anything else is none.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (epoch, sequence) = text.split_once('-')?;
+        Some(Self {
+            epoch: canonical_number(epoch)?,
+            sequence: canonical_number(sequence)?,
+        })
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.sequence)
+    }
+}
+
+/// Digits without sign or leading zero, so that two texts never name one entry.
+fn canonical_number(digits: &str) -> Option<u64> {
+    let padded = digits.len() > 1 && digits.starts_with('0');
+    let plain = !padded && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if plain { digits.parse().ok() } else { None }
+}
+
+/// Where a subscriber wants to begin.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Start {
+    /// With what comes from now on.
+    Now,
+    /// With the oldest entry kept.
+    Oldest,
+    /// Behind this id.
+    After(EventId),
+    /// With a malformed id: a gap notice, then the oldest entry kept.
+    Malformed,
+}
+
+impl Start {
+    /// What a `Last-Event-ID` asks for. Never an error: a browser's `EventSource` would give up for good.
+    pub(crate) fn parse(last_event_id: &[u8]) -> Self {
+        match std::str::from_utf8(last_event_id) {
+            Ok("") => Self::Now,
+            Ok("0") => Self::Oldest,
+            Ok(text) if text.len() <= MAX_ID_BYTES => EventId::parse(text).map_or(Self::Malformed, Self::After),
+            _ => Self::Malformed,
+        }
+    }
+}
+
+/// Longer ids than this are malformed whatever they hold (INTERFACE, fine print).
+const MAX_ID_BYTES: usize = 128;
+
+/// What a payload's `type` says. The connector's own kinds are named; any other passes through under its text.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Kind {
+    /// A batch of UI actions of one session.
+    Actions,
+    /// Prose that replaces many actions.
+    Summary,
+    /// The order to start a product tour in one browser session.
+    UsertourTrigger,
+    /// Anything else.
+    Other(Arc<str>),
+}
+
+impl Kind {
+    /// The kind of a payload whose `type` is `text`.
+    pub(crate) fn new(text: &str) -> Self {
+        match text {
+            "actions" => Self::Actions,
+            "summary" => Self::Summary,
+            "usertour_trigger" => Self::UsertourTrigger,
+            other => Self::Other(other.into()),
+        }
+    }
+
+    /// The metric label: one of four, whatever the traffic invents.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Actions => "actions",
+            Self::Summary => "summary",
+            Self::UsertourTrigger => "usertour_trigger",
+            Self::Other(_) => "other",
+        }
+    }
+}
+
+/// What a subscriber asked to see, within what it may see.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Scope {
+    /// Of which sessions. An event without a session belongs to none of them.
+    pub(crate) sessions: Only<SessionId>,
+    /// Of which kinds.
+    pub(crate) kinds: Only<Kind>,
+}
+
+impl Scope {
+    /// No limit at all.
+    pub(crate) const EVERYTHING: Self = Self {
+        sessions: Only::Everything,
+        kinds: Only::Everything,
+    };
+
+    /// Whether the subscriber sees this entry. A gap passes every filter.
+    pub(crate) fn admits(&self, entry: &Entry) -> bool {
+        match entry {
+            Entry::Gap(_) => true,
+            Entry::Event(event) => {
+                let session = match &self.sessions {
+                    Only::Everything => true,
+                    Only::These(sessions) => event.session().is_some_and(|session| sessions.contains(session)),
+                };
+                session && self.kinds.admits(event.kind())
+            }
+        }
+    }
+}
+
+/// A limit on what is seen. In the configuration an empty list may mean everything; in here it says so.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Only<T> {
+    /// No limit.
+    Everything,
+    /// These and no others.
+    These(BTreeSet<T>),
+}
+
+impl<T: Ord> Only<T> {
+    /// Whether `value` is within the limit.
+    pub(crate) fn admits(&self, value: &T) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::These(values) => values.contains(value),
+        }
+    }
+}
+
+/// Names a product: 1 to 256 bytes without control characters.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct ProductId(Arc<str>);
+
+impl ProductId {
+    /// Checks and keeps a product's name.
+    ///
+    /// # Errors
+    ///
+    /// When it is empty, longer than 256 bytes or holds a control character.
+    pub(crate) fn new(text: &str) -> Result<Self, InvalidName> {
+        check_product(text).map(|()| Self(text.into()))
+    }
+
+    /// The name as configured.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ProductId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Names a visitor's session: exact text of any length, but never one that could break a frame. Not for logs or metrics.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct SessionId(Arc<str>);
+
+impl SessionId {
+    /// Checks and keeps a session's name.
+    ///
+    /// # Errors
+    ///
+    /// When it is empty or holds CR, LF or NUL.
+    pub(crate) fn new(text: &str) -> Result<Self, InvalidName> {
+        if text.is_empty() {
+            return Err(InvalidName("must not be empty"));
+        }
+        if sse::breaks_framing(text.as_bytes()) {
+            return Err(InvalidName("must not hold CR, LF or NUL"));
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The name as the connector sends it.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn check_product(text: &str) -> Result<(), InvalidName> {
+    match text.len() {
+        0 => Err(InvalidName("must not be empty")),
+        1..=MAX_PRODUCT_BYTES if text.chars().any(char::is_control) => {
+            Err(InvalidName("must not hold control characters"))
+        }
+        1..=MAX_PRODUCT_BYTES => Ok(()),
+        _ => Err(InvalidName("must not be longer than 256 bytes")),
+    }
+}
+
+/// Long enough for every product seen, short enough for a metric label.
+const MAX_PRODUCT_BYTES: usize = 256;
+
+/// Why a text cannot name a product or session.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct InvalidName(&'static str);

@@ -1,0 +1,252 @@
+//! Who is listening to one product, and waking them.
+//!
+//! In: entries from the log's tail, in order. Out: wake-ups for the listeners whose scope admits an entry, and for no
+//! others: ten thousand listeners to other sessions cost nothing. Never waits for a listener: one that was not looking
+//! finds what it missed in the log.
+//!
+//! ```text
+//! listener.pending   0 ── an entry it may see ──► its sequence ── the subscription looks ──► 0
+//! ```
+//!
+//! While `pending` is set, further entries need no wake-up: a burst costs each listener one.
+//!
+//! May use: `event`, `log`.
+
+mod subscription;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Waker,
+};
+
+use atomic_waker::AtomicWaker;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    event::{Entry, Kind, Only, Scope, SessionId, Start},
+    log::Log,
+};
+
+pub(crate) use subscription::{Item, Subscription};
+
+/// The listeners of one product.
+#[derive(Debug)]
+pub(crate) struct Fanout {
+    log: Arc<Log>,
+    /// Every entry up to here has been shown to the listeners. Written by [`Fanout::run`] alone, while it holds `index`.
+    position: AtomicU64,
+    index: Mutex<Index>,
+}
+
+impl Fanout {
+    /// Nobody listens yet.
+    pub(crate) fn new(log: Arc<Log>) -> Self {
+        Self {
+            log,
+            position: AtomicU64::new(0),
+            index: Mutex::default(),
+        }
+    }
+
+    /// Shows each new entry of the log to the listeners it concerns, until `stop`.
+    pub(crate) async fn run(&self, stop: CancellationToken) {
+        let mut position = 0;
+        while let Some((first, entries)) = stop.run_until_cancelled(self.log.tail(position, BATCH_ENTRIES)).await {
+            position = self.show(position, first, &entries);
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    /// Marks the listeners of `entries`, which begin at sequence `first`, and returns the new position.
+    fn show(&self, mut position: u64, first: u64, entries: &[Entry]) -> u64 {
+        let index = self.index();
+        if first > position + 1 {
+            // Evicted before anybody was told: each listener must find out whether it was concerned.
+            index.every_listener(|listener| listener.show(position + 1));
+        }
+        position = first - 1;
+        for entry in entries {
+            position += 1;
+            index.concerned(entry, |listener| listener.show(position));
+        }
+        // Behind the marks: who sees this position and no mark of its own has nothing to read up to it.
+        self.position.store(position, Ordering::SeqCst);
+        position
+    }
+
+    /// Begins to listen: to what comes from now on, or first to what is behind `start` and already in the log.
+    pub(crate) fn subscribe(self: &Arc<Self>, scope: Scope, start: &Start) -> Subscription {
+        let listener = Arc::new(Listener::default());
+        let mut index = self.index();
+        index.insert(&scope, &listener);
+        // Under the same lock as the marks: every entry behind this position will be marked for the new listener.
+        let position = self.position.load(Ordering::SeqCst);
+        drop(index);
+        Subscription::new(Arc::clone(self), listener, scope, self.log.place(start), position)
+    }
+
+    /// The log it reads from.
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // Insertions and removals are each whole: a panic elsewhere does not spoil the index.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One subscription as the fan-out sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Listener {
+    /// The first entry shown to it that it has not looked for, 0 for none.
+    pending: AtomicU64,
+    waker: AtomicWaker,
+}
+
+impl Listener {
+    /// Tells it that the entry at `sequence` is for it.
+    fn show(&self, sequence: u64) {
+        if self
+            .pending
+            .compare_exchange(0, sequence, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+        {
+            self.waker.wake();
+        }
+    }
+
+    /// Has its task look around, without a mark.
+    pub(crate) fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// Has `waker` called at the next mark.
+    fn wake_later(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+
+    /// Takes the mark away and returns it.
+    fn look(&self) -> u64 {
+        self.pending.swap(0, Ordering::SeqCst)
+    }
+}
+
+/// Listeners by what they want. Each stands in one place for each value of the narrowest limit it has.
+#[derive(Debug, Default)]
+struct Index {
+    sessions: HashMap<SessionId, Vec<Registered>>,
+    kinds: HashMap<Kind, Vec<Registered>>,
+    everything: Vec<Registered>,
+}
+
+/// A listener in its place, with the limit that the place does not express.
+#[derive(Debug)]
+struct Registered {
+    listener: Arc<Listener>,
+    kinds: Only<Kind>,
+}
+
+impl Index {
+    fn insert(&mut self, scope: &Scope, listener: &Arc<Listener>) {
+        self.places(scope, |place, kinds| {
+            place.push(Registered {
+                listener: Arc::clone(listener),
+                kinds: kinds.clone(),
+            })
+        });
+    }
+
+    fn remove(&mut self, scope: &Scope, listener: &Arc<Listener>) {
+        self.places(scope, |place, _| {
+            if let Some(at) = place
+                .iter()
+                .position(|registered| Arc::ptr_eq(&registered.listener, listener))
+            {
+                place.swap_remove(at);
+            }
+        });
+        match scope {
+            Scope {
+                sessions: Only::These(sessions),
+                ..
+            } => {
+                for session in sessions {
+                    if self.sessions.get(session).is_some_and(Vec::is_empty) {
+                        self.sessions.remove(session);
+                    }
+                }
+            }
+            Scope {
+                kinds: Only::These(kinds),
+                ..
+            } => {
+                for kind in kinds {
+                    if self.kinds.get(kind).is_some_and(Vec::is_empty) {
+                        self.kinds.remove(kind);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Visits the places of a scope, each with the limit that is left to check there.
+    fn places(&mut self, scope: &Scope, mut visit: impl FnMut(&mut Vec<Registered>, &Only<Kind>)) {
+        match scope {
+            Scope {
+                sessions: Only::These(sessions),
+                kinds,
+            } => {
+                for session in sessions {
+                    visit(self.sessions.entry(session.clone()).or_default(), kinds);
+                }
+            }
+            Scope {
+                kinds: Only::These(kinds),
+                ..
+            } => {
+                for kind in kinds {
+                    visit(self.kinds.entry(kind.clone()).or_default(), &Only::Everything);
+                }
+            }
+            _ => visit(&mut self.everything, &Only::Everything),
+        }
+    }
+
+    /// Visits the listeners that may see `entry`.
+    fn concerned(&self, entry: &Entry, mut visit: impl FnMut(&Listener)) {
+        let Entry::Event(event) = entry else {
+            return self.every_listener(visit);
+        };
+        let of_session = event.session().and_then(|session| self.sessions.get(session));
+        let of_kind = self.kinds.get(event.kind());
+        for registered in [of_session, of_kind, Some(&self.everything)]
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            if registered.kinds.admits(event.kind()) {
+                visit(&registered.listener);
+            }
+        }
+    }
+
+    fn every_listener(&self, mut visit: impl FnMut(&Listener)) {
+        let places = self
+            .sessions
+            .values()
+            .chain(self.kinds.values())
+            .chain([&self.everything]);
+        for registered in places.flatten() {
+            visit(&registered.listener);
+        }
+    }
+}
+
+/// Entries shown under one lock of the index, so that a newcomer never waits long.
+const BATCH_ENTRIES: usize = 64;

@@ -1,0 +1,248 @@
+//! The admin side: is it alive, is it ready, what is it doing.
+//!
+//! Served on a runtime of its own, so that it answers while the public side is saturated. The probe listener has the same
+//! routes without the API.
+//!
+//! May use: `auth`, `http`, `metrics`, `status`, `wheel`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    Json, Router,
+    extract::{RawQuery, Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper::{
+    StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
+};
+use serde::Serialize;
+
+use super::{Relay, error::Problem, guard::Guard};
+use crate::{
+    auth::{self, AdminKey},
+    config::duration_text,
+    event::ProductId,
+    status::{UpstreamFacts, UpstreamState, UpstreamStatus},
+};
+
+/// What the admin routes share.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    /// The public side.
+    pub(crate) relay: Arc<Relay>,
+    /// What the upstreams say of themselves.
+    pub(crate) upstreams: Vec<(ProductId, Arc<UpstreamStatus>)>,
+    /// The key of the API.
+    pub(crate) key: AdminKey,
+    /// When the relay was started.
+    pub(crate) started: SystemTime,
+}
+
+/// The routes of the admin listener. Without a key, `guard` keeps web pages out.
+pub(crate) fn router(admin: Arc<Admin>, guard: Guard) -> Router {
+    let needs_key = middleware::from_fn_with_state(Arc::clone(&admin), demand_key);
+    let api = Router::new()
+        .route("/api/v1/status", get(status))
+        .route_layer(needs_key);
+    let demands_key = admin.key.is_set();
+    let router = finish(probes().merge(api), admin);
+    if demands_key {
+        return router;
+    }
+    router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check))
+}
+
+/// The routes of the probe listener: nothing but health and metrics.
+pub(crate) fn probe_router(admin: Arc<Admin>) -> Router {
+    finish(probes(), admin)
+}
+
+fn probes() -> Router<Arc<Admin>> {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+}
+
+fn finish(router: Router<Arc<Admin>>, admin: Arc<Admin>) -> Router {
+    router
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .fallback(|| async { Problem::not_found("no such route") })
+        .with_state(admin)
+}
+
+async fn demand_key(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let offered = match headers.get("x-admin-key") {
+        Some(key) => Some(key.as_bytes()),
+        None => headers
+            .get(AUTHORIZATION)
+            .and_then(|value| auth::bearer(value.as_bytes())),
+    };
+    match admin.key.check(offered) {
+        Ok(()) => next.run(request).await,
+        Err(denial) => Problem::from(denial).into_response(),
+    }
+}
+
+/// Alive as long as the wheel of the public runtime turns.
+async fn healthz(State(admin): State<Arc<Admin>>) -> Response {
+    let standstill = admin.relay.wheel.standstill();
+    if standstill < STANDSTILL_LIMIT {
+        return Json(serde_json::json!({ "status": "ok" })).into_response();
+    }
+    let detail = format!("the main loop has stood still for {}", text(standstill));
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
+}
+
+/// Ready while listening and not leaving; the log in memory needs no recovery.
+async fn readyz(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {
+    let query = query.unwrap_or_default();
+    let mut wants = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "require");
+    let unknown = wants.clone().find(|(_, value)| value != "upstream");
+    if let Some((_, value)) = unknown {
+        return Problem::bad_request(format!("require={value} is not known; only require=upstream is")).into_response();
+    }
+    let requires_upstream = wants.next().is_some();
+    let upstreams: BTreeMap<_, _> = admin
+        .upstreams
+        .iter()
+        .map(|(product, status)| (product.as_str(), status.facts().state))
+        .collect();
+    let is_draining = admin.relay.is_draining.load(Ordering::SeqCst);
+    let all_connected = upstreams.values().all(|state| *state == UpstreamState::Connected);
+    let is_ready = !is_draining && (all_connected || !requires_upstream);
+    let state = match is_ready {
+        true => "ready",
+        false if is_draining => "draining",
+        false => "upstream_not_connected",
+    };
+    let upstreams: BTreeMap<_, _> = upstreams
+        .into_iter()
+        .map(|(product, state)| (product, state.as_str()))
+        .collect();
+    let code = if is_ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (
+        code,
+        Json(serde_json::json!({ "status": state, "upstreams": upstreams })),
+    )
+        .into_response()
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    match admin.relay.metrics.render() {
+        Ok(body) => (
+            [(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT))],
+            body,
+        )
+            .into_response(),
+        Err(error) => {
+            tracing::error!(%error, "cannot write the metrics");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot write the metrics").into_response()
+        }
+    }
+}
+
+async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
+    let mut log = BTreeMap::new();
+    for product in &admin.relay.products {
+        let facts = product.log.facts();
+        log.insert(
+            product.id.as_str().to_owned(),
+            LogStatus {
+                events: facts.events,
+                bytes: facts.bytes,
+                oldest: facts.oldest.map(|id| id.to_string()),
+                newest: facts.newest.map(|id| id.to_string()),
+            },
+        );
+    }
+    let count = admin.relay.subscribers.count();
+    Json(Status {
+        version: env!("CARGO_PKG_VERSION"),
+        started_at: time(admin.started),
+        uptime: text(admin.started.elapsed().unwrap_or_default()),
+        upstreams: admin
+            .upstreams
+            .iter()
+            .map(|(product, status)| UpstreamView::new(product, status.facts()))
+            .collect(),
+        subscribers: count
+            .into_iter()
+            .map(|(product, count)| (product.as_str().to_owned(), count))
+            .collect(),
+        log,
+        webhooks: [],
+    })
+}
+
+/// The answer of `/api/v1/status`.
+#[derive(Serialize)]
+struct Status {
+    version: &'static str,
+    started_at: String,
+    uptime: String,
+    upstreams: Vec<UpstreamView>,
+    subscribers: BTreeMap<String, BTreeMap<&'static str, usize>>,
+    log: BTreeMap<String, LogStatus>,
+    webhooks: [(); 0],
+}
+
+#[derive(Serialize)]
+struct UpstreamView {
+    product_id: String,
+    state: &'static str,
+    since: String,
+    last_event: Option<String>,
+    last_heartbeat: Option<String>,
+    lag: Option<String>,
+    problem: Option<String>,
+}
+
+impl UpstreamView {
+    fn new(product: &ProductId, facts: UpstreamFacts) -> Self {
+        Self {
+            product_id: product.as_str().to_owned(),
+            state: facts.state.as_str(),
+            since: time(facts.since),
+            last_event: facts.last_event.map(time),
+            last_heartbeat: facts.last_heartbeat.map(time),
+            lag: facts.lag.map(text),
+            problem: facts.problem,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct LogStatus {
+    events: usize,
+    bytes: u64,
+    oldest: Option<String>,
+    newest: Option<String>,
+}
+
+/// RFC 3339 in UTC.
+fn time(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// As durations stand in the configuration, to the millisecond.
+fn text(duration: Duration) -> String {
+    duration_text(Duration::from_millis(
+        u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+    ))
+}
+
+/// A runtime that has not turned for this long will not serve anybody (INTERFACE, section 5).
+const STANDSTILL_LIMIT: Duration = Duration::from_secs(30);

@@ -1,0 +1,88 @@
+//! Keeping web pages out where no credential is demanded.
+//!
+//! A page on the open web can make its visitor's browser call a relay on loopback, by DNS rebinding or directly. The
+//! browser then sends the page's host in `Host` or its origin in `Origin`; both must be known (INTERFACE, Access).
+//!
+//! May use: `config`.
+
+use std::net::IpAddr;
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use hyper::{
+    HeaderMap, Uri,
+    header::{HOST, ORIGIN},
+};
+
+use super::error::Problem;
+use crate::config::{HostAndPort, Origin};
+
+/// Which hosts and origins may reach a listener that demands no credential.
+#[derive(Clone, Debug)]
+pub(crate) struct Guard {
+    /// Host names that count as the relay's own.
+    pub(crate) allowed_hosts: Vec<HostAndPort>,
+    /// Origins of pages that may call it.
+    pub(crate) allowed_origins: Vec<Origin>,
+}
+
+impl Guard {
+    /// Lets a request through if its host and origin are known.
+    pub(crate) async fn check(State(guard): State<std::sync::Arc<Self>>, request: Request, next: Next) -> Response {
+        match guard.admit(request.uri(), request.headers()) {
+            Ok(()) => next.run(request).await,
+            Err(problem) => problem.into_response(),
+        }
+    }
+
+    fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+        // HTTP/2 has the authority in place of Host.
+        let host = uri.authority().map(|authority| authority.as_str().as_bytes());
+        let host = host
+            .or_else(|| headers.get(HOST).map(|host| host.as_bytes()))
+            .unwrap_or_default();
+        if !self.is_own_host(host) {
+            return Err(Problem::forbidden(
+                "Host is not an address, localhost or in server.allowed_hosts, and no credential is demanded here",
+            ));
+        }
+        let mut origins = headers.get_all(ORIGIN).iter();
+        if !origins.all(|origin| self.is_known_origin(origin.as_bytes())) {
+            return Err(Problem::forbidden(
+                "Origin is neither an own host nor in server.cors_allowed_origins, and no credential is demanded here",
+            ));
+        }
+        Ok(())
+    }
+
+    fn is_known_origin(&self, origin: &[u8]) -> bool {
+        let Ok(origin) = std::str::from_utf8(origin) else {
+            return false;
+        };
+        let is_listed = self
+            .allowed_origins
+            .iter()
+            .any(|allowed| allowed.as_str().eq_ignore_ascii_case(origin));
+        is_listed
+            || origin
+                .split_once("://")
+                .is_some_and(|(_, host)| self.is_own_host(host.as_bytes()))
+    }
+
+    fn is_own_host(&self, host: &[u8]) -> bool {
+        let Some(host) = std::str::from_utf8(host)
+            .ok()
+            .and_then(|host| HostAndPort::parse(host).ok())
+        else {
+            return false;
+        };
+        let name = host.host().trim_start_matches('[').trim_end_matches(']');
+        let is_listed = self.allowed_hosts.iter().any(|allowed| {
+            allowed.host().eq_ignore_ascii_case(name) && (allowed.port().is_none() || allowed.port() == host.port())
+        });
+        is_listed || name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+    }
+}

@@ -1,0 +1,150 @@
+//! The public side: subscribers, and what all of its routes share.
+//!
+//! In: requests. Out: views of the log. Knows nothing of where events come from.
+//!
+//! May use: everything right of the log.
+
+pub(crate) mod admin;
+mod error;
+pub(crate) mod guard;
+mod request;
+mod sse;
+pub(crate) mod subscribers;
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, middleware, routing::get};
+use dashmap::DashMap;
+use hyper::{
+    HeaderMap, Method,
+    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+};
+use tower_http::cors::CorsLayer;
+
+use self::{error::Problem, guard::Guard, subscribers::Subscribers};
+use crate::{
+    auth::Access,
+    config::{Network, Origin},
+    event::ProductId,
+    fanout::Fanout,
+    log::Log,
+    metrics::{DeliveryMetrics, Metrics, ShedReason},
+    wheel::Wheel,
+};
+
+/// What the routes of the public listener share.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    /// What there is to listen to.
+    pub(crate) products: DashMap<ProductId, Arc<Product>>,
+    /// Who may.
+    pub(crate) access: Access,
+    /// Who does.
+    pub(crate) subscribers: Arc<Subscribers>,
+    /// The timer of all connections.
+    pub(crate) wheel: Arc<Wheel>,
+    /// A connection silent for this long gets a heartbeat.
+    pub(crate) heartbeat_interval: Duration,
+    /// Streams end at about this age.
+    pub(crate) max_connection_age: Option<Duration>,
+    /// Proxies whose word on the client's address counts.
+    pub(crate) trusted_proxies: Vec<Network>,
+    /// Set while the relay is leaving.
+    pub(crate) is_draining: AtomicBool,
+    /// Where those who are turned away are counted.
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// One product as the public side sees it.
+#[derive(Debug)]
+pub(crate) struct Product {
+    /// Its name.
+    pub(crate) id: ProductId,
+    /// What has been kept.
+    pub(crate) log: Arc<Log>,
+    /// Who is told of what comes.
+    pub(crate) fanout: Arc<Fanout>,
+    /// The handles of its SSE subscribers.
+    pub(crate) sse: DeliveryMetrics,
+    /// All families, for what is counted rarely.
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Relay {
+    /// Whether newcomers are let in at all.
+    ///
+    /// # Errors
+    ///
+    /// [`ShedReason::Draining`] while the relay is leaving.
+    fn admits_newcomers(&self) -> Result<(), ShedReason> {
+        if !self.is_draining.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.metrics.shed(ShedReason::Draining).inc();
+        Err(ShedReason::Draining)
+    }
+
+    /// The client's address: the peer's, or what trusted proxies say before they pass it on.
+    fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let is_trusted = |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
+        let mut client = peer;
+        let hops = headers
+            .get_all("x-forwarded-for")
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
+        for hop in hops.into_iter().rev() {
+            // From the right: each hop was written by the proxy after it, so belief ends with the first untrusted one.
+            let Ok(address) = hop.parse() else { break };
+            if !is_trusted(client) {
+                break;
+            }
+            client = address;
+        }
+        client
+    }
+}
+
+/// The routes of the public listener.
+pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]) -> Router {
+    let mut router = Router::new()
+        .route("/stream/{product_id}", get(sse::stream))
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .fallback(|| async { Problem::not_found("no such route") })
+        .with_state(relay);
+    if let Some(guard) = guard {
+        router = router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check));
+    }
+    if !origins.is_empty() {
+        router = router.layer(cors(origins));
+    }
+    router
+}
+
+/// Pages of these origins may read what comes from here (the Fetch standard's CORS protocol).
+fn cors(origins: &[Origin]) -> CorsLayer {
+    let origins: Vec<_> = origins
+        .iter()
+        .filter_map(|origin| origin.as_str().parse().ok())
+        .collect();
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET])
+        .allow_headers([
+            AUTHORIZATION,
+            CACHE_CONTROL,
+            CONTENT_TYPE,
+            HeaderName::from_static("last-event-id"),
+        ])
+        .max_age(PREFLIGHT_AGE)
+}
+
+/// What browsers keep a preflight's answer for at the most.
+const PREFLIGHT_AGE: Duration = Duration::from_secs(2 * 60 * 60);

@@ -1,0 +1,293 @@
+//! `GET /stream/{product_id}`: a subscription as Server-Sent Events.
+//!
+//! In: a request. Out: a head at once, then frames as the log has them, heartbeats in between.
+//!
+//! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    extract::{Extension, Path, RawQuery, State, rejection::PathRejection},
+    response::Response,
+};
+use bytes::Bytes;
+use http_body::Frame;
+use hyper::{
+    HeaderMap, StatusCode,
+    header::{AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
+};
+
+use super::{
+    Product, Relay,
+    error::Problem,
+    request::{Wish, accepts_event_stream},
+    subscribers::{Leave, Newcomer, Seat},
+};
+use crate::{
+    auth::{self, Grant},
+    config::Permission,
+    event::ProductId,
+    fanout::{Item, Subscription},
+    metrics::{ShedReason, Transport},
+    net::{Connection, Patience},
+    sse,
+    wheel::Alarm,
+};
+
+/// Answers one subscriber.
+///
+/// # Errors
+///
+/// 401, 403, 404, 406, 400 in this order; 429 or 503 past a limit, which browsers do not see.
+pub(crate) async fn stream(
+    State(relay): State<Arc<Relay>>,
+    Extension(connection): Extension<Connection>,
+    path: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = query.unwrap_or_default();
+    let credential = headers
+        .get(AUTHORIZATION)
+        .map(|value| auth::bearer(value.as_bytes()).unwrap_or_default());
+    let grant = relay
+        .access
+        .identify(credential.or_else(|| Wish::query_token(&query)))?;
+    let product = relay.product(path, &grant)?;
+    if !accepts_event_stream(&headers) {
+        return Err(Problem::new(
+            StatusCode::NOT_ACCEPTABLE,
+            "this is a text/event-stream, which Accept excludes",
+        ));
+    }
+    let wish = Wish::read(&query, &headers)?;
+    match EventBody::open(&relay, &product, &grant, wish, &connection, &headers) {
+        Ok(body) => Ok(event_stream(Body::new(body))),
+        Err(reason) => shed(reason, &headers),
+    }
+}
+
+/// The head of every event stream, and of what stands for one.
+fn event_stream(body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    headers.insert("autoplay-relay", HeaderValue::from_static("resume"));
+    response
+}
+
+/// Turns a subscriber away. A browser's `EventSource` gives up for good on any status but 200, so it gets one.
+fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
+    let wait = spread(SHED_WAIT);
+    if headers.contains_key("sec-fetch-mode") {
+        let mut response = event_stream(Body::from(sse::encode_retry(wait)));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+        return Ok(response);
+    }
+    let (status, detail) = match reason {
+        ShedReason::PerIp => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers from this address"),
+        ShedReason::PerKey => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers with this key"),
+        ShedReason::ConnectRate => (StatusCode::SERVICE_UNAVAILABLE, "too many subscribers at this moment"),
+        ShedReason::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the relay is shutting down"),
+        ShedReason::MaxSubscribers | ShedReason::NoFileDescriptor => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the relay is full")
+        }
+    };
+    Err(Problem::busy(status, detail, wait))
+}
+
+/// A time within half and one and a half times the mean, so that those who left together do not come back together.
+fn spread(mean: Duration) -> Duration {
+    mean.mul_f64(0.5 + fastrand::f64())
+}
+
+/// What one subscriber receives.
+#[derive(Debug)]
+struct EventBody {
+    subscription: Subscription,
+    seat: Seat,
+    product: Arc<Product>,
+    connection: Connection,
+    patience: Option<Arc<Patience>>,
+    alarm: Alarm,
+    /// The line that tells how long to wait before a reconnect; sent first, and again on leaving.
+    retry: Option<Bytes>,
+    is_leaving: bool,
+    /// Sequence of the last id sent on this connection, or of the one the client came with.
+    given: u64,
+    heartbeat_interval: Duration,
+    heartbeat_due: u64,
+    leave_due: u64,
+}
+
+impl EventBody {
+    fn open(
+        relay: &Relay,
+        product: &Arc<Product>,
+        grant: &Grant,
+        wish: Wish,
+        connection: &Connection,
+        headers: &HeaderMap,
+    ) -> Result<Self, ShedReason> {
+        relay.admits_newcomers()?;
+        let subscription = product.fanout.subscribe(wish.scope, &wish.start);
+        let seat = relay.subscribers.admit(Newcomer {
+            product: product.id.clone(),
+            transport: Transport::Sse,
+            key: Arc::clone(&grant.key),
+            address: relay.client_address(connection.peer.ip(), headers),
+            listener: subscription.listener(),
+        })?;
+        product.sse.subscribers.inc();
+        let wheel = &relay.wheel;
+        // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
+        let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
+        let age = relay
+            .max_connection_age
+            .map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
+        Ok(Self {
+            given: subscription.came_with(),
+            subscription,
+            seat,
+            product: Arc::clone(product),
+            connection: connection.clone(),
+            patience: Patience::of_stream(),
+            alarm: Alarm::new(wheel),
+            retry: Some(sse::encode_retry(spread(RETRY))),
+            is_leaving: false,
+            heartbeat_interval,
+            heartbeat_due: wheel.after(heartbeat_interval),
+            leave_due: age.map_or(u64::MAX, |age| wheel.after(age)),
+        })
+    }
+
+    /// The next bytes to send, none when the stream is at its end.
+    fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(retry) = self.retry.take() {
+            return Poll::Ready(Some(retry));
+        }
+        if self.is_leaving {
+            return Poll::Ready(None);
+        }
+        if self.is_dismissed() {
+            return self.leave();
+        }
+        if let Poll::Ready(item) = self.subscription.poll_next(context) {
+            return Poll::Ready(Some(self.frame(item)));
+        }
+        // Again, now that whoever dismisses it knows whom to wake.
+        if self.is_dismissed() {
+            return self.leave();
+        }
+        if self.alarm.wheel().now() >= self.heartbeat_due {
+            return Poll::Ready(Some(self.heartbeat()));
+        }
+        self.alarm.set(self.heartbeat_due.min(self.leave_due), context.waker());
+        Poll::Pending
+    }
+
+    fn is_dismissed(&self) -> bool {
+        if self.alarm.wheel().now() >= self.leave_due {
+            self.seat.dismiss(Leave::Rotated);
+        }
+        self.seat.dismissed().is_some()
+    }
+
+    /// One last line: when to come back.
+    fn leave(&mut self) -> Poll<Option<Bytes>> {
+        self.is_leaving = true;
+        Poll::Ready(Some(sse::encode_retry(spread(RETRY))))
+    }
+
+    fn frame(&mut self, item: Item) -> Bytes {
+        match item {
+            Item::Event { event, live } => {
+                self.given = event.id().sequence;
+                self.product.sse.delivered.inc();
+                if live {
+                    self.product.sse.lag.observe(event.received().elapsed().as_secs_f64());
+                }
+                event.wire()
+            }
+            Item::Gap(gap) => {
+                self.given = gap.id.sequence;
+                sse::encode_gap(&gap)
+            }
+        }
+    }
+
+    /// Moves the client's id on where the log has moved past what its filter let through.
+    fn heartbeat(&mut self) -> Bytes {
+        let position = self.subscription.position();
+        let has_moved = position.sequence > self.given;
+        self.given = self.given.max(position.sequence);
+        sse::encode_heartbeat(has_moved.then_some(position))
+    }
+}
+
+impl http_body::Body for EventBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(patience) = &self.patience {
+            patience.asked();
+        }
+        let bytes = self.poll_bytes(context);
+        if let Poll::Ready(Some(_)) = &bytes {
+            self.heartbeat_due = self.alarm.wheel().after(self.heartbeat_interval);
+        }
+        bytes.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+impl Drop for EventBody {
+    fn drop(&mut self) {
+        let is_stalled =
+            self.connection.fate.is_stalled() || self.patience.as_ref().is_some_and(|patience| patience.is_stalled());
+        let reason = match self.seat.dismissed() {
+            _ if is_stalled => "stalled",
+            Some(leave) => leave.as_str(),
+            None => "client",
+        };
+        self.product.metrics.disconnects(Transport::Sse, reason).inc();
+        self.product.sse.subscribers.dec();
+        if is_stalled {
+            tracing::debug!(product = %self.product.id, "subscriber took nothing for the write time-out");
+        }
+    }
+}
+
+/// A restarted relay is back within seconds; those who lost it should be, too.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Long enough for a crowd to thin out, short enough that nobody notices a moment's fullness.
+const SHED_WAIT: Duration = Duration::from_secs(10);
+
+impl Relay {
+    /// The product a path names, if the grant may see it.
+    fn product(&self, path: Result<Path<String>, PathRejection>, grant: &Grant) -> Result<Arc<Product>, Problem> {
+        let Path(name) = path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
+        let unknown = || Problem::not_found("no such product");
+        let id = ProductId::new(&name).map_err(|_| unknown())?;
+        grant.check(&id, Permission::Subscribe)?;
+        self.products
+            .get(&id)
+            .map(|product| Arc::clone(&product))
+            .ok_or_else(unknown)
+    }
+}

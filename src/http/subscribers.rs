@@ -1,0 +1,297 @@
+//! Who is connected, and letting nobody in beyond the limits.
+//!
+//! In: requests that have passed every check. Out: a seat for each, given back when its holder leaves. Telling a subscriber
+//! to leave is one mark and one wake-up.
+//!
+//! May use: `config`, `event`, `fanout`, `metrics`.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
+};
+
+use dashmap::DashMap;
+use tokio::{
+    sync::Notify,
+    time::{Duration, Instant, sleep, sleep_until},
+};
+
+use crate::{
+    config::Server,
+    event::ProductId,
+    fanout::Listener,
+    metrics::{Metrics, ShedReason, Transport},
+};
+
+/// Everybody who is connected.
+#[derive(Debug)]
+pub(crate) struct Subscribers {
+    limits: Limits,
+    seats: DashMap<usize, Arc<Subscriber>>,
+    next_seat: AtomicUsize,
+    by_address: DashMap<IpAddr, usize>,
+    by_key: DashMap<Arc<str>, usize>,
+    second: Mutex<Second>,
+    emptied: Notify,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct Limits {
+    total: usize,
+    per_address: Option<usize>,
+    per_key: Option<usize>,
+    per_second: Option<u32>,
+}
+
+/// How many came within the current second.
+#[derive(Debug)]
+struct Second {
+    since: Instant,
+    came: u32,
+}
+
+impl Subscribers {
+    /// Nobody yet, within the limits of the configuration.
+    pub(crate) fn new(server: &Server, metrics: Arc<Metrics>) -> Arc<Self> {
+        let limits = Limits {
+            total: server.max_subscribers,
+            per_address: server.max_subscribers_per_ip,
+            per_key: server.max_subscribers_per_key,
+            per_second: server.max_connects_per_second,
+        };
+        Arc::new(Self {
+            limits,
+            seats: DashMap::new(),
+            next_seat: AtomicUsize::new(0),
+            by_address: DashMap::new(),
+            by_key: DashMap::new(),
+            second: Mutex::new(Second {
+                since: Instant::now(),
+                came: 0,
+            }),
+            emptied: Notify::new(),
+            metrics,
+        })
+    }
+
+    /// Gives a newcomer a seat.
+    ///
+    /// # Errors
+    ///
+    /// Which limit it would go past; nothing is taken then.
+    pub(crate) fn admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<Seat, ShedReason> {
+        let seat = self.try_admit(newcomer);
+        if let Err(reason) = &seat {
+            self.metrics.shed(*reason).inc();
+        }
+        seat
+    }
+
+    fn try_admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<Seat, ShedReason> {
+        if self.seats.len() >= self.limits.total {
+            return Err(ShedReason::MaxSubscribers);
+        }
+        if self.limits.per_second.is_some_and(|most| !self.comes_within(most)) {
+            return Err(ShedReason::ConnectRate);
+        }
+        if !take(&self.by_address, newcomer.address, self.limits.per_address) {
+            return Err(ShedReason::PerIp);
+        }
+        if !take(&self.by_key, Arc::clone(&newcomer.key), self.limits.per_key) {
+            give_back(&self.by_address, &newcomer.address);
+            return Err(ShedReason::PerKey);
+        }
+        let number = self.next_seat.fetch_add(1, Ordering::Relaxed);
+        let subscriber = Arc::new(Subscriber {
+            newcomer,
+            leave: AtomicU8::new(Leave::NOT_YET),
+        });
+        self.seats.insert(number, Arc::clone(&subscriber));
+        Ok(Seat {
+            number,
+            subscriber,
+            subscribers: Arc::clone(self),
+        })
+    }
+
+    /// Counts one more newcomer, if this second still has room for it.
+    fn comes_within(&self, most: u32) -> bool {
+        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        if second.since.elapsed().as_secs() >= 1 {
+            *second = Second {
+                since: Instant::now(),
+                came: 0,
+            };
+        }
+        second.came += 1;
+        second.came <= most
+    }
+
+    /// Tells everybody to leave, one by one, evenly over `window` and in random order, so that they do not arrive
+    /// elsewhere in one storm. Returns as soon as nobody is left, or when the last has had a moment to go.
+    pub(crate) async fn drain(&self, window: Duration) {
+        let spread_out = async {
+            let mut leaving: Vec<_> = self.seats.iter().map(|seat| Arc::clone(&seat)).collect();
+            fastrand::shuffle(&mut leaving);
+            let slot = window.div_f64(leaving.len().max(1) as f64);
+            let mut begins = Instant::now();
+            for subscriber in leaving {
+                sleep_until(begins + slot.mul_f64(fastrand::f64())).await;
+                subscriber.dismiss(Leave::Drain);
+                begins += slot;
+            }
+            // Who was let in at the very moment of closing is not in the list.
+            self.seats.iter().for_each(|seat| seat.dismiss(Leave::Drain));
+            sleep(LAST_MOMENT).await;
+        };
+        tokio::select! {
+            () = spread_out => {}
+            () = self.emptied() => {}
+        }
+    }
+
+    /// Waits until nobody is connected.
+    async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.seats.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// How many are connected, by product and transport.
+    pub(crate) fn count(&self) -> BTreeMap<ProductId, BTreeMap<&'static str, usize>> {
+        let mut count: BTreeMap<ProductId, BTreeMap<_, _>> = BTreeMap::new();
+        for subscriber in &self.seats {
+            let Newcomer { product, transport, .. } = &subscriber.newcomer;
+            *count
+                .entry(product.clone())
+                .or_default()
+                .entry(transport.as_str())
+                .or_default() += 1;
+        }
+        count
+    }
+}
+
+/// Counts one more under `key`, unless there are `most` already.
+fn take<K: Eq + std::hash::Hash>(counts: &DashMap<K, usize>, key: K, most: Option<usize>) -> bool {
+    let Some(most) = most else { return true };
+    let mut count = counts.entry(key).or_default();
+    let has_room = *count < most;
+    if has_room {
+        *count += 1;
+    }
+    has_room
+}
+
+/// Counts one less under `key`, and forgets it at nought.
+fn give_back<K: Eq + std::hash::Hash>(counts: &DashMap<K, usize>, key: &K) {
+    if let Some(mut count) = counts.get_mut(key) {
+        *count = count.saturating_sub(1);
+    }
+    counts.remove_if(key, |_, count| *count == 0);
+}
+
+/// Who wants a seat.
+#[derive(Debug)]
+pub(crate) struct Newcomer {
+    /// What it listens to.
+    pub(crate) product: ProductId,
+    /// How.
+    pub(crate) transport: Transport,
+    /// The name of its key.
+    pub(crate) key: Arc<str>,
+    /// Where it comes from.
+    pub(crate) address: IpAddr,
+    /// How it is woken.
+    pub(crate) listener: Arc<Listener>,
+}
+
+/// Somebody with a seat.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    newcomer: Newcomer,
+    leave: AtomicU8,
+}
+
+impl Subscriber {
+    /// Tells it to leave. The first word counts.
+    pub(crate) fn dismiss(&self, leave: Leave) {
+        let _ = self
+            .leave
+            .compare_exchange(Leave::NOT_YET, leave as u8, Ordering::SeqCst, Ordering::SeqCst);
+        self.newcomer.listener.wake();
+    }
+}
+
+/// A subscriber's place among all; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    number: usize,
+    subscriber: Arc<Subscriber>,
+    subscribers: Arc<Subscribers>,
+}
+
+impl Seat {
+    /// Tells its holder to leave.
+    pub(crate) fn dismiss(&self, leave: Leave) {
+        self.subscriber.dismiss(leave);
+    }
+
+    /// Why its holder has been told to leave, if it has.
+    pub(crate) fn dismissed(&self) -> Option<Leave> {
+        Leave::ALL
+            .into_iter()
+            .find(|leave| *leave as u8 == self.subscriber.leave.load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let Newcomer { address, key, .. } = &self.subscriber.newcomer;
+        if self.subscribers.limits.per_address.is_some() {
+            give_back(&self.subscribers.by_address, address);
+        }
+        if self.subscribers.limits.per_key.is_some() {
+            give_back(&self.subscribers.by_key, key);
+        }
+        self.subscribers.seats.remove(&self.number);
+        if self.subscribers.seats.is_empty() {
+            self.subscribers.emptied.notify_waiters();
+        }
+    }
+}
+
+/// Why a subscriber is told to leave.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub(crate) enum Leave {
+    /// The relay is leaving.
+    Drain = 1,
+    /// It has been connected for `server.max_connection_age`.
+    Rotated = 2,
+}
+
+impl Leave {
+    const NOT_YET: u8 = 0;
+    const ALL: [Self; 2] = [Self::Drain, Self::Rotated];
+
+    /// As it stands in metric labels.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Rotated => "rotated",
+        }
+    }
+}
+
+/// What a subscriber may take to send what it still has. Those who cannot are cut off with their connection.
+const LAST_MOMENT: Duration = Duration::from_secs(2);

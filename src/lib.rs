@@ -1,0 +1,37 @@
+//! One upstream connection per Autoplay product, re-broadcast to many subscribers.
+//!
+//! An event is written once, in the form it will be sent, at the moment it gets its id; after that it is only pointed at.
+//!
+//! ```text
+//!  upstream ─► sse ─► envelope ─► ingest ─► log ═► fanout ─► http
+//!  connect,    bytes   kind,       the     number,  who       cursors, filters,
+//!  reconnect   to      product,    loop    keep     listens,  frames
+//!              frames  session                      wakes
+//!
+//!  around: config · auth · client · net · wheel · backoff · status · metrics · shutdown · app · cli
+//! ```
+//!
+//! `ARCHITECTURE.md` walks through the rooms. The library exists for the binary beside it: [`main`] is all of its interface.
+
+mod app;
+mod auth;
+mod backoff;
+mod cli;
+mod client;
+mod config;
+mod envelope;
+mod event;
+mod fanout;
+mod http;
+mod ingest;
+mod log;
+mod metrics;
+mod net;
+mod shutdown;
+mod simulate;
+mod sse;
+mod status;
+mod upstream;
+mod wheel;
+
+pub use cli::main;

@@ -1,0 +1,119 @@
+//! A socket with deadlines: hyper has none before the first byte, and none for a peer that takes nothing.
+//!
+//! May use: `wheel`.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{Fate, Manners};
+use crate::wheel::Alarm;
+
+/// A connection's socket. Reading fails when no request came in time, writing when the peer takes nothing for too long.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    stream: TcpStream,
+    alarm: Alarm,
+    /// Tick at which a request must have come.
+    head_due: u64,
+    write_timeout: std::time::Duration,
+    /// Tick at which the socket must have taken something, while it is full.
+    write_due: Option<u64>,
+    fate: Arc<Fate>,
+}
+
+impl Guarded {
+    pub(super) fn new(stream: TcpStream, manners: &Manners, fate: Arc<Fate>) -> Self {
+        let alarm = Alarm::new(&manners.wheel);
+        let head_due = manners.wheel.after(manners.head_timeout);
+        Self {
+            stream,
+            alarm,
+            head_due,
+            write_timeout: manners.write_timeout,
+            write_due: None,
+            fate,
+        }
+    }
+
+    /// Judges a write: progress lifts the deadline, a full socket sets it, and past it the peer counts as stalled.
+    fn judge(&mut self, written: Poll<io::Result<usize>>, context: &Context<'_>) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Ready(result) => {
+                self.write_due = None;
+                Poll::Ready(result.map_err(|error| self.note(error)))
+            }
+            Poll::Pending => {
+                let due = *self
+                    .write_due
+                    .get_or_insert_with(|| self.alarm.wheel().after(self.write_timeout));
+                if self.alarm.wheel().now() >= due {
+                    return Poll::Ready(Err(self.note(io::ErrorKind::TimedOut.into())));
+                }
+                self.alarm.set(due, context.waker());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The kernel's own user time-out means the same as ours.
+    fn note(&self, error: io::Error) -> io::Error {
+        if error.kind() == io::ErrorKind::TimedOut {
+            self.fate.stalled.store(true, Ordering::Relaxed);
+        }
+        error
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_pending() && !self.fate.has_request.load(Ordering::Relaxed) {
+            if self.alarm.wheel().now() >= self.head_due {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.alarm.set(self.head_due, context.waker());
+        }
+        Poll::Ready(ready!(read).map_err(|error| self.note(error)))
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.judge(written, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.judge(written, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

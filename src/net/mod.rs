@@ -1,0 +1,276 @@
+//! Listening: sockets with bounded buffers, one accept loop for HTTP/1.1 and HTTP/2, deadlines on every wait.
+//!
+//! In: connections. Out: requests to a router, each with a [`Connection`] among its extensions. A peer that sends no
+//! request in time, or takes no bytes in time, is cut off; see `guarded` (the socket) and `patience` (an HTTP/2 stream).
+//!
+//! May use: `wheel`.
+
+mod guarded;
+mod patience;
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body};
+use hyper::{Request, body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{net::TcpStream, time::sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service;
+use tracing::{debug, warn};
+
+use self::{guarded::Guarded, patience::PatientExecutor};
+use crate::wheel::Wheel;
+
+pub(crate) use patience::Patience;
+
+/// A socket that listens, not yet served. Its options are inherited by every connection.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: std::net::TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds `address`. A peer that acknowledges nothing for `write_timeout` is given up by the kernel, too.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be had, naming it.
+    pub(crate) fn bind(address: SocketAddr, write_timeout: Duration) -> Result<Self, BindError> {
+        Self::open(address, write_timeout).map_err(|source| BindError { address, source })
+    }
+
+    fn open(address: SocketAddr, write_timeout: Duration) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
+        #[cfg(target_os = "linux")]
+        {
+            socket.set_tcp_notsent_lowat(NOT_SENT_BYTES)?;
+            socket.set_tcp_user_timeout(Some(write_timeout))?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let socket = std::net::TcpListener::from(socket);
+        let address = socket.local_addr()?;
+        Ok(Self { socket, address })
+    }
+
+    /// Where it listens, the port filled in.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// An address that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}")]
+pub(crate) struct BindError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// How a listener treats its peers.
+#[derive(Clone, Debug)]
+pub(crate) struct Manners {
+    /// For the first byte and the rest of a request's head.
+    pub(crate) head_timeout: Duration,
+    /// A socket or stream that takes nothing for this long is closed.
+    pub(crate) write_timeout: Duration,
+    /// The timer for both.
+    pub(crate) wheel: Arc<Wheel>,
+}
+
+/// A request's connection, found among its extensions.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    /// The peer's address.
+    pub(crate) peer: SocketAddr,
+    /// What became of the socket.
+    pub(crate) fate: Arc<Fate>,
+}
+
+/// What a connection's socket and its streams know of each other.
+#[derive(Debug, Default)]
+pub(crate) struct Fate {
+    has_request: AtomicBool,
+    stalled: AtomicBool,
+}
+
+impl Fate {
+    /// Whether the socket was closed because it took nothing for too long.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
+    }
+}
+
+/// Serves `router` on `listener` until `stop`; then lets running exchanges end, for a few seconds at most.
+///
+/// `out_of_files` is called whenever a connection cannot be accepted because the process has no file descriptor left.
+///
+/// # Errors
+///
+/// When the socket cannot be handed to the runtime.
+pub(crate) async fn serve(
+    listener: Listener,
+    router: Router,
+    manners: Manners,
+    stop: CancellationToken,
+    out_of_files: impl Fn(),
+) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener.socket)?;
+    let server = Server {
+        router,
+        manners,
+        stop: stop.clone(),
+        abort: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    };
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, peer)) => server.serve(stream, peer),
+            Err(error) => {
+                if matches!(
+                    error.raw_os_error(),
+                    Some(TOO_MANY_FILES_IN_PROCESS | TOO_MANY_FILES_IN_SYSTEM)
+                ) {
+                    out_of_files();
+                }
+                warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    server.tasks.close();
+    if tokio::time::timeout(END_GRACE, server.tasks.wait()).await.is_err() {
+        server.abort.cancel();
+        server.tasks.wait().await;
+    }
+    Ok(())
+}
+
+/// What every connection of one listener shares.
+struct Server {
+    router: Router,
+    manners: Manners,
+    stop: CancellationToken,
+    abort: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Starts the task of one connection.
+    fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+        let fate = Arc::new(Fate::default());
+        let connection = Connection {
+            peer,
+            fate: Arc::clone(&fate),
+        };
+        let executor = PatientExecutor::new(&self.tasks, &self.abort, &self.manners);
+        let io = TokioIo::new(Guarded::new(stream, &self.manners, fate));
+        let builder = http(executor, self.manners.head_timeout);
+        let router = self.router.clone();
+        let service = service_fn(move |request| answer(router.clone(), connection.clone(), request));
+        let (stop, abort) = (self.stop.clone(), self.abort.clone());
+        self.tasks.spawn(async move {
+            let mut exchange = pin!(builder.serve_connection(io, service));
+            let result = tokio::select! {
+                biased;
+                () = abort.cancelled() => return,
+                () = stop.cancelled() => {
+                    exchange.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        () = abort.cancelled() => return,
+                        result = exchange => result,
+                    }
+                }
+                result = exchange.as_mut() => result,
+            };
+            if let Err(error) = result {
+                debug!(error, "connection ended");
+            }
+        });
+    }
+}
+
+/// Passes a request to the router, with its connection.
+async fn answer(
+    mut router: Router,
+    connection: Connection,
+    mut request: Request<Incoming>,
+) -> Result<axum::response::Response, Infallible> {
+    connection.fate.has_request.store(true, Ordering::Relaxed);
+    request.extensions_mut().insert(connection);
+    router.call(request.map(Body::new)).await
+}
+
+/// HTTP/1.1 and HTTP/2 with the bounds of DESIGN, decision 10.
+fn http(executor: PatientExecutor, head_timeout: Duration) -> auto::Builder<PatientExecutor> {
+    let mut builder = auto::Builder::new(executor);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_timeout)
+        .max_buf_size(READ_BUFFER_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_send_buf_size(NOT_SENT_BYTES as usize)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(READ_BUFFER_BYTES as u32)
+        .initial_connection_window_size(REQUEST_WINDOW_BYTES)
+        .initial_stream_window_size(REQUEST_WINDOW_BYTES)
+        .keep_alive_interval(Some(PING_INTERVAL))
+        .keep_alive_timeout(PING_INTERVAL);
+    builder
+}
+
+/// What the kernel may hold for a stalled peer; it doubles the number for its own bookkeeping.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// What may wait unsent before a socket counts as full: bytes beyond it would only grow old (DESIGN, decision 10).
+const NOT_SENT_BYTES: u32 = 32 * 1024;
+
+/// The largest request head, and what hyper gathers for one write.
+const READ_BUFFER_BYTES: usize = 16 * 1024;
+
+/// Request bodies are small; this is all a peer can make the relay hold for one.
+const REQUEST_WINDOW_BYTES: u32 = 64 * 1024;
+
+/// A browser opens some fifty streams for as many tabs.
+const MAX_STREAMS: u32 = 128;
+
+/// Dead HTTP/2 peers are found by ping; nothing else tells on a connection without traffic.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A rollout makes all subscribers of another replica come at once.
+const BACKLOG: i32 = 4096;
+
+/// No file left: a moment for others to leave, instead of a spinning loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a connection may take to end once its streams have been told to.
+const END_GRACE: Duration = Duration::from_secs(5);
+
+/// `EMFILE`.
+const TOO_MANY_FILES_IN_PROCESS: i32 = 24;
+
+/// `ENFILE`.
+const TOO_MANY_FILES_IN_SYSTEM: i32 = 23;

@@ -1,0 +1,127 @@
+//! The write deadline of one HTTP/2 stream.
+//!
+//! While a stream's window is used up, hyper polls the stream's future but not the body inside it. So: the future was
+//! woken, the body was not asked, and that has lasted for the write time-out. Then the stream is dropped, which resets it;
+//! its neighbours on the connection go on.
+//!
+//! May use: `wheel`.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::Manners;
+use crate::wheel::{Alarm, Wheel};
+
+tokio::task_local! {
+    /// The patience with the HTTP/2 stream whose future is being polled.
+    static PATIENCE: Arc<Patience>;
+}
+
+/// Between a stream's body and the deadline around it.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    has_body: AtomicBool,
+    was_asked: AtomicBool,
+    stalled: AtomicBool,
+}
+
+impl Patience {
+    /// The patience with the stream that is being answered; none on HTTP/1.1, where the socket itself has a deadline.
+    pub(crate) fn of_stream() -> Option<Arc<Self>> {
+        let patience = PATIENCE.try_with(Arc::clone).ok()?;
+        patience.has_body.store(true, Ordering::Relaxed);
+        Some(patience)
+    }
+
+    /// The body was asked for more: the stream takes what it gets.
+    pub(crate) fn asked(&self) {
+        self.was_asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the stream was reset because it took nothing for too long.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
+    }
+}
+
+/// Runs the streams of one HTTP/2 connection, each under its deadline, owned by the listener's tracker.
+#[derive(Clone, Debug)]
+pub(super) struct PatientExecutor {
+    tasks: TaskTracker,
+    abort: CancellationToken,
+    wheel: Arc<Wheel>,
+    write_timeout: Duration,
+}
+
+impl PatientExecutor {
+    pub(super) fn new(tasks: &TaskTracker, abort: &CancellationToken, manners: &Manners) -> Self {
+        Self {
+            tasks: tasks.clone(),
+            abort: abort.clone(),
+            wheel: Arc::clone(&manners.wheel),
+            write_timeout: manners.write_timeout,
+        }
+    }
+}
+
+impl<F: Future + Send + 'static> hyper::rt::Executor<F> for PatientExecutor {
+    fn execute(&self, stream: F) {
+        let patience = Arc::new(Patience::default());
+        let alarm = Alarm::new(&self.wheel);
+        let stream = Box::pin(stream);
+        let patient = Patient {
+            stream,
+            patience: Arc::clone(&patience),
+            alarm,
+            write_timeout: self.write_timeout,
+            due: None,
+        };
+        let abort = self.abort.clone();
+        self.tasks.spawn(PATIENCE.scope(patience, async move {
+            abort.run_until_cancelled(patient).await;
+        }));
+    }
+}
+
+/// A stream's future with a deadline.
+struct Patient<F> {
+    stream: Pin<Box<F>>,
+    patience: Arc<Patience>,
+    alarm: Alarm,
+    write_timeout: Duration,
+    due: Option<u64>,
+}
+
+impl<F: Future> Future for Patient<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.patience.was_asked.store(false, Ordering::Relaxed);
+        if self.stream.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let is_waiting_for_more = self.patience.was_asked.load(Ordering::Relaxed);
+        if is_waiting_for_more || !self.patience.has_body.load(Ordering::Relaxed) {
+            self.due = None;
+            return Poll::Pending;
+        }
+        let due = self.due.unwrap_or_else(|| self.alarm.wheel().after(self.write_timeout));
+        if self.alarm.wheel().now() >= due {
+            self.patience.stalled.store(true, Ordering::Relaxed);
+            return Poll::Ready(());
+        }
+        self.due = Some(due);
+        self.alarm.set(due, context.waker());
+        Poll::Pending
+    }
+}

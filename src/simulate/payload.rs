@@ -1,0 +1,310 @@
+//! The payloads of the connector's stream, as JSON.
+//!
+//! In: what a person did. Out: the text of one payload; fields, types and their order are those of the connector's
+//! contract. Times are filled in last, so that everything else can be settled without a clock.
+//!
+//! May use: `site`.
+
+use fastrand::Rng;
+use serde::Serialize;
+
+use super::site::PROSE;
+
+/// One payload of the stream.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Payload<'a> {
+    /// A batch of actions of one session.
+    Actions {
+        /// The product it happened in.
+        product_id: &'a str,
+        /// Who acted.
+        #[serde(flatten)]
+        who: &'a Identity,
+        /// How many actions there are.
+        count: usize,
+        /// When the connector forwarded the batch, Unix seconds.
+        forwarded_at: f64,
+        /// In the order they happened.
+        actions: Vec<Action<'a>>,
+        /// When the session's batch before was forwarded, Unix seconds. Not part of the JSON.
+        #[serde(skip)]
+        since: Option<f64>,
+    },
+    /// Prose in place of many actions.
+    Summary {
+        /// The product it happened in.
+        product_id: &'a str,
+        /// The session summed up.
+        session_id: Option<&'a str>,
+        /// What the person did.
+        summary: String,
+        /// How many actions it stands for.
+        replaces: u64,
+        /// When the connector forwarded it, Unix seconds.
+        forwarded_at: f64,
+    },
+    /// The start of a product tour in one session. It has no time.
+    UsertourTrigger {
+        /// The product the tour is for.
+        product_id: &'a str,
+        /// Which tour.
+        flow_id: &'static str,
+        /// Where it is to start.
+        session_id: &'a str,
+        /// Why it is offered.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+        /// Who will see it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user_id: Option<&'a str>,
+    },
+}
+
+/// One action of a batch.
+#[derive(Serialize)]
+pub(crate) struct Action<'a> {
+    /// Place in the session, from 0.
+    pub(crate) index: u64,
+    /// `pageview`, `click`, `focus`, `type`, `submit` or `blur`.
+    #[serde(rename = "type")]
+    pub(crate) kind: &'static str,
+    /// A headline.
+    pub(crate) title: String,
+    /// A sentence.
+    pub(crate) description: String,
+    /// Unix seconds.
+    pub(crate) timestamp_start: f64,
+    /// Unix seconds, not before the start.
+    pub(crate) timestamp_end: f64,
+    /// The address as the browser showed it.
+    pub(crate) raw_url: String,
+    /// The address without its query.
+    pub(crate) canonical_url: String,
+    /// Who acted.
+    #[serde(flatten)]
+    pub(crate) who: &'a Identity,
+}
+
+/// Whatever is known of a person.
+#[derive(Serialize)]
+pub(crate) struct Identity {
+    /// The browser session.
+    pub(crate) session_id: Option<String>,
+    /// The account, once signed in.
+    pub(crate) user_id: Option<String>,
+    /// The account's address.
+    pub(crate) email: Option<String>,
+    /// The chat thread linked to the session; usually absent rather than null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) conversation_id: Option<String>,
+}
+
+impl Payload<'_> {
+    /// Makes the JSON at least `bytes` long by adding prose to its last description, summary or reason.
+    ///
+    /// To be called before [`Payload::stamp`]: it counts the times in their shortest form, so that what is added does
+    /// not depend on the clock.
+    pub(crate) fn pad(&mut self, bytes: usize, rng: &mut Rng) {
+        if bytes == 0 {
+            return; // spares the encoding
+        }
+        let missing = bytes.saturating_sub(self.encode().len());
+        let first_sentence = rng.usize(..PROSE.len());
+        if missing > 0
+            && let Some(text) = self.prose()
+        {
+            lengthen(text, missing, first_sentence);
+        }
+    }
+
+    /// Fills in the times: forwarded now, the actions one after the other since the batch before.
+    pub(crate) fn stamp(&mut self, now: f64, rng: &mut Rng) {
+        match self {
+            Payload::Actions {
+                forwarded_at,
+                actions,
+                since,
+                ..
+            } => {
+                *forwarded_at = now;
+                spread(actions, *since, now, rng);
+            }
+            Payload::Summary { forwarded_at, .. } => *forwarded_at = now,
+            Payload::UsertourTrigger { .. } => {}
+        }
+    }
+
+    /// The JSON text.
+    pub(crate) fn encode(&self) -> String {
+        serde_json::to_string(self).expect("every key is a string and no field's encoding can fail")
+    }
+
+    /// The text that may grow.
+    fn prose(&mut self) -> Option<&mut String> {
+        match self {
+            Payload::Actions { actions, .. } => actions.last_mut().map(|action| &mut action.description),
+            Payload::Summary { summary, .. } => Some(summary),
+            Payload::UsertourTrigger { reason, .. } => Some(reason.get_or_insert_default()),
+        }
+    }
+}
+
+/// Adds at least `missing` bytes of sentences, the last of them cut at the end of a word.
+fn lengthen(text: &mut String, missing: usize, first_sentence: usize) {
+    let wanted = text.len().saturating_add(missing);
+    for sentence in PROSE.iter().cycle().skip(first_sentence) {
+        if text.len() >= wanted {
+            return;
+        }
+        text.push(' ');
+        let left = wanted.saturating_sub(text.len());
+        let rest_of_word = sentence.get(left..).and_then(|rest| rest.find(' '));
+        let cut = rest_of_word.map_or(sentence.len(), |length| left + length);
+        text.push_str(sentence.get(..cut).unwrap_or(sentence));
+    }
+}
+
+/// Lets the actions happen one after the other, none before `since`, none after `now`.
+fn spread(actions: &mut [Action<'_>], since: Option<f64>, now: f64, rng: &mut Rng) {
+    let mut left = actions.len() as f64;
+    let earliest = now - left * SECONDS_PER_ACTION;
+    let mut at = since.unwrap_or(earliest).max(earliest).min(now);
+    for action in actions {
+        let share = (now - at) / left;
+        action.timestamp_start = at;
+        // `max`: cutting to milliseconds must not turn the order round.
+        at = milliseconds(at + share * (0.5 + 0.5 * rng.f64())).max(at);
+        action.timestamp_end = at;
+        left -= 1.0;
+    }
+}
+
+/// Cuts a time to the precision that browsers report.
+fn milliseconds(seconds: f64) -> f64 {
+    (seconds * 1000.0).floor() / 1000.0
+}
+
+/// How long one action takes at most. Someone who did nothing for an hour did not click for an hour.
+const SECONDS_PER_ACTION: f64 = 8.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trigger_without_reason_and_user_is_the_recorded_one() {
+        let trigger = Payload::UsertourTrigger {
+            product_id: "prod_abc",
+            flow_id: "tour_abc_789",
+            session_id: "ps_abc123",
+            reason: None,
+            user_id: None,
+        };
+        assert_eq!(
+            trigger.encode(),
+            r#"{"type":"usertour_trigger","product_id":"prod_abc","flow_id":"tour_abc_789","session_id":"ps_abc123"}"#
+        );
+    }
+
+    #[test]
+    fn the_fields_of_a_batch_are_in_the_recorded_order() {
+        let who = someone();
+        let encoded = batch(&who, 1).encode();
+        assert_eq!(
+            encoded,
+            concat!(
+                r#"{"type":"actions","product_id":"prod_abc","session_id":"ps_abc123","user_id":"distinct_id_xyz","#,
+                r#""email":null,"count":1,"forwarded_at":0.0,"actions":[{"index":0,"type":"click","title":"Click","#,
+                r#""description":"Clicked","timestamp_start":0.0,"timestamp_end":0.0,"#,
+                r#""raw_url":"https://app.example.com/a?b=c","canonical_url":"https://app.example.com/a","#,
+                r#""session_id":"ps_abc123","user_id":"distinct_id_xyz","email":null}]}"#
+            )
+        );
+    }
+
+    #[test]
+    fn padding_reaches_any_size_and_overshoots_by_less_than_a_word() {
+        let who = someone();
+        let natural = batch(&who, 2).encode().len();
+        for bytes in (0..3000).chain([65_536]) {
+            let mut payload = batch(&who, 2);
+            payload.pad(bytes, &mut Rng::with_seed(bytes as u64));
+            let length = payload.encode().len();
+            assert!(
+                length >= bytes.max(natural) && length <= bytes.max(natural) + 16,
+                "{length} for {bytes}"
+            );
+        }
+    }
+
+    #[test]
+    fn actions_follow_one_another_between_the_last_batch_and_now() {
+        let who = someone();
+        let now = 1_700_000_000.123_456_7;
+        for (since, seed) in [(None, 1), (Some(now - 3.0), 2), (Some(now - 4000.0), 3), (Some(now), 4)] {
+            let mut payload = batch_since(&who, 5, since);
+            payload.stamp(now, &mut Rng::with_seed(seed));
+            let Payload::Actions {
+                forwarded_at, actions, ..
+            } = payload
+            else {
+                panic!("a batch stays a batch")
+            };
+            assert_eq!(forwarded_at, now);
+            let mut at = since.unwrap_or(now - 60.0);
+            for action in &actions {
+                assert!(at <= action.timestamp_start && action.timestamp_start <= action.timestamp_end);
+                at = action.timestamp_end;
+            }
+            assert!(at <= now && now - actions[0].timestamp_start <= 5.0 * SECONDS_PER_ACTION);
+        }
+    }
+
+    #[test]
+    fn a_clock_set_back_puts_no_action_into_the_future() {
+        let who = someone();
+        let mut payload = batch_since(&who, 3, Some(2000.0));
+        payload.stamp(1000.0, &mut Rng::with_seed(1));
+        let Payload::Actions { actions, .. } = payload else {
+            panic!("a batch stays a batch")
+        };
+        assert!(actions.iter().all(|action| action.timestamp_end <= 1000.0));
+    }
+
+    fn someone() -> Identity {
+        Identity {
+            session_id: Some("ps_abc123".into()),
+            user_id: Some("distinct_id_xyz".into()),
+            email: None,
+            conversation_id: None,
+        }
+    }
+
+    fn batch(who: &Identity, count: usize) -> Payload<'_> {
+        batch_since(who, count, None)
+    }
+
+    fn batch_since(who: &Identity, count: usize, since: Option<f64>) -> Payload<'_> {
+        let action = |index| Action {
+            index,
+            kind: "click",
+            title: "Click".into(),
+            description: "Clicked".into(),
+            timestamp_start: 0.0,
+            timestamp_end: 0.0,
+            raw_url: "https://app.example.com/a?b=c".into(),
+            canonical_url: "https://app.example.com/a".into(),
+            who,
+        };
+        let actions: Vec<_> = (0..count as u64).map(action).collect();
+        Payload::Actions {
+            product_id: "prod_abc",
+            who,
+            count,
+            forwarded_at: 0.0,
+            actions,
+            since,
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The people of one product, and what the connector has to say about them.
+//!
+//! In: a seed, and the time at each event. Out: payloads, for ever. Pure: the same seed gives the same payloads but for
+//! their times.
+//!
+//! May use: `person`.
+
+use fastrand::Rng;
+
+use super::person::Person;
+
+/// Everybody who is in one product at the moment.
+pub(crate) struct Crowd {
+    product: String,
+    payload_bytes: usize,
+    rng: Rng,
+    people: Vec<Person>,
+    /// Events so far.
+    turn: u64,
+}
+
+impl Crowd {
+    /// A crowd of `sessions` people, at least one, whose payloads have about `payload_bytes` bytes at least.
+    pub(crate) fn new(seed: u64, product: &str, sessions: usize, payload_bytes: usize) -> Crowd {
+        let mut rng = Rng::with_seed(seed ^ stable_hash(product));
+        // The first one is known by name, because a demo tells that story first, and a tour needs a session.
+        let mut people = vec![Person::customer(&mut rng)];
+        people.extend((1..sessions).map(|_| Person::passer_by(&mut rng)));
+        Crowd {
+            product: product.to_owned(),
+            payload_bytes,
+            rng,
+            people,
+            turn: 0,
+        }
+    }
+
+    /// The JSON text of the next payload, forwarded at `now` (Unix seconds).
+    pub(crate) fn next(&mut self, now: f64) -> String {
+        let Crowd {
+            product,
+            payload_bytes,
+            rng,
+            people,
+            turn,
+        } = self;
+        let person = whose_turn(people, *turn, rng);
+        if person.has_left() {
+            *person = Person::passer_by(rng); // one leaves, one comes: their number stays
+        }
+        let mut payload = person.tell(*turn, now, product, rng);
+        *turn += 1;
+        payload.pad(*payload_bytes, rng);
+        payload.stamp(now, rng);
+        payload.encode()
+    }
+}
+
+/// Whoever the next event is about. Every second of the first events is about the same person: with many sessions nobody
+/// else would have done enough to be summed up.
+fn whose_turn<'a>(people: &'a mut [Person], turn: u64, rng: &mut Rng) -> &'a mut Person {
+    let tells_the_first_story = turn < OPENING && turn.is_multiple_of(2);
+    let place = if tells_the_first_story {
+        0
+    } else {
+        rng.usize(..people.len())
+    };
+    people
+        .get_mut(place)
+        .expect("drawn from the number of people, of whom there is always one")
+}
+
+/// FNV-1a, written here because it must be the same in every build: the standard library's hashes promise no such thing.
+fn stable_hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Events that tell mainly of the first person.
+const OPENING: u64 = 20;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use serde_json::Value;
+
+    use super::*;
+
+    const NOW: f64 = 1_700_000_000.25;
+
+    #[test]
+    fn the_same_seed_gives_the_same_payloads_whatever_the_time() {
+        let mut early = Crowd::new(7, "prod_abc", 20, 700);
+        let mut late = Crowd::new(7, "prod_abc", 20, 700);
+        for turn in 0..500 {
+            let early = without_times(&early.next(NOW + f64::from(turn)));
+            assert_eq!(
+                early,
+                without_times(&late.next(1_800_000_000.123 + 17.1 * f64::from(turn)))
+            );
+        }
+    }
+
+    #[test]
+    fn another_seed_or_another_product_gives_other_payloads() {
+        let text = |seed, product| {
+            let mut crowd = Crowd::new(seed, product, 20, 0);
+            (0..20)
+                .map(|_| crowd.next(NOW).replace(product, ""))
+                .collect::<Vec<_>>()
+        };
+        assert_ne!(text(1, "prod_abc"), text(2, "prod_abc"));
+        assert_ne!(text(1, "prod_abc"), text(1, "prod_xyz"));
+    }
+
+    #[test]
+    fn the_hash_is_the_published_one() {
+        assert_eq!(stable_hash(""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(stable_hash("foobar"), 0x8594_4171_f739_67e8);
+    }
+
+    #[test]
+    fn the_first_twenty_events_show_every_kind() {
+        for (seed, sessions) in (0..200).flat_map(|seed| [(seed, 1), (seed, 20), (seed, 3000)]) {
+            let kinds: BTreeSet<String> = payloads(seed, sessions, 20).iter().map(|it| text(it, "type")).collect();
+            assert_eq!(
+                Vec::from_iter(kinds),
+                ["actions", "summary", "usertour_trigger"],
+                "{seed}, {sessions} sessions"
+            );
+        }
+    }
+
+    #[test]
+    fn every_payload_has_the_fields_of_the_contract() {
+        let mut seen = BTreeSet::new();
+        for payload in payloads(3, 20, 5000) {
+            assert_eq!(payload["product_id"], "prod_abc");
+            match text(&payload, "type").as_str() {
+                "actions" => check_actions(&payload),
+                "summary" => {
+                    assert!(text_or_null(&payload["session_id"]) && !text(&payload, "summary").is_empty());
+                    assert!(payload["replaces"].as_u64().unwrap() > 0 && payload["forwarded_at"].is_f64());
+                }
+                "usertour_trigger" => {
+                    assert!(text(&payload, "session_id").starts_with("ps_") && !text(&payload, "flow_id").is_empty());
+                    assert!(payload.get("forwarded_at").is_none());
+                    assert!(
+                        ["reason", "user_id"]
+                            .iter()
+                            .all(|key| payload.get(key).is_none_or(Value::is_string))
+                    );
+                }
+                other => panic!("unknown type {other}"),
+            }
+            seen.extend(
+                payload
+                    .as_object()
+                    .unwrap()
+                    .iter()
+                    .map(|(key, value)| format!("{key} {}", value.is_null())),
+            );
+        }
+        for wanted in [
+            "session_id true",
+            "user_id true",
+            "email true",
+            "email false",
+            "conversation_id false",
+        ] {
+            assert!(seen.contains(wanted), "never seen: {wanted}");
+        }
+        assert!(!seen.contains("conversation_id true"));
+    }
+
+    #[test]
+    fn texts_are_not_always_plain_ascii() {
+        let mut crowd = Crowd::new(4, "prod_abc", 20, 0);
+        let not_ascii = (0..200).filter(|_| !crowd.next(NOW).is_ascii()).count();
+        assert!((10..190).contains(&not_ascii), "{not_ascii} of 200");
+    }
+
+    #[test]
+    fn the_index_goes_on_through_a_session_and_time_never_back() {
+        let mut crowd = Crowd::new(5, "prod_abc", 20, 0);
+        let mut reached: BTreeMap<String, (u64, f64)> = BTreeMap::new();
+        for turn in 0..3000 {
+            let payload: Value = serde_json::from_str(&crowd.next(NOW + 0.2 * f64::from(turn))).unwrap();
+            let Some(session) = payload["session_id"].as_str() else {
+                continue;
+            };
+            for action in payload["actions"].as_array().into_iter().flatten() {
+                let (index, at) = reached.entry(session.to_owned()).or_default();
+                assert_eq!(action["index"], *index);
+                assert!(action["timestamp_start"].as_f64().unwrap() >= *at);
+                (*index, *at) = (*index + 1, action["timestamp_end"].as_f64().unwrap());
+            }
+        }
+        assert!(reached.len() > 40, "only {} sessions", reached.len());
+    }
+
+    #[test]
+    fn about_as_many_sessions_are_active_as_asked_for_and_new_ones_arrive() {
+        let sessions_in = |events: &[Value]| {
+            events
+                .iter()
+                .filter_map(|it| it["session_id"].as_str())
+                .collect::<BTreeSet<_>>()
+                .len()
+        };
+        for sessions in [1, 20, 100] {
+            let events = payloads(6, sessions, sessions * 200);
+            let later_window = &events[sessions * 100..sessions * 108]; // nearly everyone's turn, hardly anyone left
+            let active = sessions_in(later_window);
+            assert!(
+                active <= sessions * 3 / 2 + 1 && active >= sessions / 2,
+                "{active} of {sessions} are active"
+            );
+            assert!(sessions_in(&events) > sessions * 2, "nobody new among {sessions}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_payload_is_padded_to_the_size_asked_for() {
+        let mut crowd = Crowd::new(8, "prod_abc", 20, 4096);
+        for _ in 0..300 {
+            let payload = crowd.next(NOW);
+            assert!(
+                (4096..4096 + 512).contains(&payload.len()),
+                "{} bytes: {payload}",
+                payload.len()
+            );
+            serde_json::from_str::<Value>(&payload).unwrap();
+        }
+    }
+
+    fn payloads(seed: u64, sessions: usize, count: usize) -> Vec<Value> {
+        let mut crowd = Crowd::new(seed, "prod_abc", sessions, 0);
+        (0..count)
+            .map(|turn| serde_json::from_str(&crowd.next(NOW + turn as f64)).unwrap())
+            .collect()
+    }
+
+    fn check_actions(payload: &Value) {
+        let actions = payload["actions"].as_array().unwrap();
+        assert!((1..=5).contains(&actions.len()) && payload["count"] == actions.len());
+        let forwarded_at = payload["forwarded_at"].as_f64().unwrap();
+        for action in actions {
+            assert!(["pageview", "click", "focus", "type", "submit", "blur"].contains(&text(action, "type").as_str()));
+            assert!(!text(action, "title").is_empty() && !text(action, "description").is_empty());
+            assert!(text(action, "raw_url").starts_with(&text(action, "canonical_url")));
+            assert!(action["index"].is_u64() && action["timestamp_start"].is_f64());
+            assert!(action["timestamp_end"].as_f64().unwrap() <= forwarded_at);
+            for key in ["session_id", "user_id", "email"] {
+                assert!(
+                    text_or_null(&action[key]) && action.get(key) == payload.get(key),
+                    "{key}"
+                );
+            }
+            assert_eq!(action.get("conversation_id"), payload.get("conversation_id"));
+        }
+    }
+
+    fn text(value: &Value, key: &str) -> String {
+        value[key].as_str().unwrap().to_owned()
+    }
+
+    fn text_or_null(value: &Value) -> bool {
+        value.is_string() || value.is_null()
+    }
+
+    fn without_times(payload: &str) -> Value {
+        let mut payload: Value = serde_json::from_str(payload).unwrap();
+        payload.as_object_mut().unwrap().remove("forwarded_at");
+        for action in payload
+            .get_mut("actions")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            action["timestamp_start"].take();
+            action["timestamp_end"].take();
+        }
+        payload
+    }
+}

@@ -1,0 +1,242 @@
+//! The imaginary product that simulated people use: its pages, what is on them, and what people write there.
+//!
+//! In: nothing. Out: tables. Some texts are not ASCII, hold quotation marks or a line break, because real ones do and a
+//! relay must carry them unchanged.
+
+/// One page of the imaginary product.
+#[derive(Debug)]
+pub(crate) struct Page {
+    /// Below the origin, without a query.
+    pub(crate) path: &'static str,
+    /// As its headline says it.
+    pub(crate) title: &'static str,
+    /// As prose says it: "on the … page".
+    pub(crate) name: &'static str,
+    /// What can be clicked.
+    pub(crate) buttons: &'static [&'static str],
+    /// What can be written into.
+    pub(crate) fields: &'static [&'static str],
+    /// Queries that visitors arrive with.
+    pub(crate) queries: &'static [&'static str],
+    /// The tour that helps a visitor who is stuck here.
+    pub(crate) flow_id: &'static str,
+    /// Why the tour is offered.
+    pub(crate) reason: &'static str,
+}
+
+/// A text somebody writes into a field.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    /// What is written.
+    pub(crate) text: &'static str,
+    /// The query that searching for it leaves in the address.
+    pub(crate) query: &'static str,
+}
+
+/// Where the imaginary product lives.
+pub(crate) const ORIGIN: &str = "https://app.example.com";
+
+/// Every page. The first is where most visits begin.
+pub(crate) const PAGES: [Page; 9] = [
+    Page {
+        path: "/dashboard",
+        title: "Dashboard",
+        name: "dashboard",
+        buttons: &["Refresh", "Add widget", "Last 30 days", "Share dashboard"],
+        fields: &["Filter", "Search"],
+        queries: &[
+            "ref=email",
+            "utm_source=newsletter&utm_campaign=%C3%A9t%C3%A9",
+            "range=30d",
+        ],
+        flow_id: "tour_dashboard_basics",
+        reason: "Looked at an empty dashboard for a while without adding a widget",
+    },
+    Page {
+        path: "/reports",
+        title: "Reports",
+        name: "reports",
+        buttons: &["New report", "Export CSV", "Sort by date", "Duplicate"],
+        fields: &["Search", "Report name"],
+        queries: &["sort=-created", "tab=shared"],
+        flow_id: "tour_first_report",
+        reason: "Opened the reports page three times and never created a report",
+    },
+    Page {
+        path: "/export",
+        title: "Export",
+        name: "export",
+        buttons: &["Export CSV", "Export PDF", "Schedule export", "Cancel"],
+        fields: &["File name", "Recipient note"],
+        queries: &["format=csv", "report=4711&format=pdf"],
+        flow_id: "tour_export_789",
+        reason: "Started an export and cancelled it",
+    },
+    Page {
+        path: "/settings",
+        title: "Account settings",
+        name: "settings",
+        buttons: &["Save changes", "Change language", "Two-factor sign-in", "Discard"],
+        fields: &["Display name", "Company name"],
+        queries: &["tab=profile", "lang=fr"],
+        flow_id: "tour_settings_profile",
+        reason: "Changed a setting and discarded it twice",
+    },
+    Page {
+        path: "/settings/billing",
+        title: "Billing",
+        name: "billing",
+        buttons: &[
+            "Upgrade to Pro",
+            "Download invoice",
+            "Compare plans",
+            "Show prices in €",
+        ],
+        fields: &["Purchase order", "Billing address"],
+        queries: &["plan=pro", "invoice=2024-0042"],
+        flow_id: "tour_billing_plans",
+        reason: "Compared the plans for more than a minute",
+    },
+    Page {
+        path: "/team",
+        title: "Team",
+        name: "team",
+        buttons: &["Invite a colleague", "Resend invitation", "Make admin", "Remove"],
+        fields: &["Search", "Team name"],
+        queries: &["role=admin"],
+        flow_id: "tour_team_invite",
+        reason: "Is alone in the workspace",
+    },
+    Page {
+        path: "/integrations",
+        title: "Integrations",
+        name: "integrations",
+        buttons: &["Connect", "Test connection", "Copy \"API key\"", "Show logs"],
+        fields: &["Search", "Connection name"],
+        queries: &["category=crm"],
+        flow_id: "tour_integrations_connect",
+        reason: "Tested a connection that failed",
+    },
+    Page {
+        path: "/onboarding",
+        title: "Welcome 🎉 — first steps",
+        name: "onboarding",
+        buttons: &["Next step", "Skip", "Watch the video", "Import sample data"],
+        fields: &["Your role", "What brings you here"],
+        queries: &["step=2", "step=3&from=invitation"],
+        flow_id: "tour_onboarding_checklist",
+        reason: "Skipped the second step of the checklist",
+    },
+    Page {
+        path: "/help",
+        title: "Help centre",
+        name: "help",
+        buttons: &["Contact support", "This was helpful", "Open the guide", "Back"],
+        fields: &["Search", "Your question"],
+        queries: &["article=exporting-reports"],
+        flow_id: "tour_help_chat",
+        reason: "Searched the help centre and opened nothing",
+    },
+];
+
+/// What people write.
+pub(crate) const WRITINGS: [Writing; 8] = [
+    Writing {
+        text: "quarterly revenue",
+        query: "q=quarterly+revenue",
+    },
+    Writing {
+        text: "churn by region",
+        query: "q=churn+by+region",
+    },
+    Writing {
+        text: "Müller & Söhne",
+        query: "q=M%C3%BCller+%26+S%C3%B6hne",
+    },
+    Writing {
+        text: "東京オフィス",
+        query: "q=%E6%9D%B1%E4%BA%AC%E3%82%AA%E3%83%95%E3%82%A3%E3%82%B9",
+    },
+    Writing {
+        text: "informe de métricas",
+        query: "q=informe+de+m%C3%A9tricas",
+    },
+    Writing {
+        text: "the \"new\" pricing",
+        query: "q=the+%22new%22+pricing",
+    },
+    Writing {
+        text: "Launch 🚀 week",
+        query: "q=Launch+%F0%9F%9A%80+week",
+    },
+    Writing {
+        text: "Hello,\nwhere do I find my invoices?",
+        query: "q=invoices",
+    },
+];
+
+/// First names; they appear in email addresses only, so they are plain.
+pub(crate) const FIRST_NAMES: [&str; 12] = [
+    "ada", "bela", "chen", "dora", "emeka", "fatima", "goran", "hana", "ines", "jonas", "kavya", "liam",
+];
+
+/// Last names, as plain as the first ones.
+pub(crate) const LAST_NAMES: [&str; 11] = [
+    "abebe",
+    "brandt",
+    "costa",
+    "dubois",
+    "eriksen",
+    "fischer",
+    "garcia",
+    "haddad",
+    "ivanova",
+    "jensen",
+    "kobayashi",
+];
+
+/// Sentences that make a payload longer. Plain ASCII without quotation marks, so each byte is one byte of JSON too.
+pub(crate) const PROSE: [&str; 8] = [
+    "The pointer rested over the chart while the numbers were loading.",
+    "A tooltip opened and was read to its end before anything else happened.",
+    "The list was scrolled down to the last row and back up again.",
+    "Nothing was changed on the page during the next few seconds.",
+    "The window lost the focus for a moment and then regained it.",
+    "Two of the columns were compared with the figures of the month before.",
+    "The side panel was opened, looked at and closed without a selection.",
+    "The same control was hovered again, a little longer than the first time.",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_page_has_something_of_each_kind() {
+        for page in &PAGES {
+            assert!(
+                !page.buttons.is_empty() && !page.fields.is_empty() && !page.queries.is_empty(),
+                "{}",
+                page.path
+            );
+            assert!(page.path.starts_with('/') && !page.path.contains('?'), "{}", page.path);
+            assert!(
+                page.flow_id.starts_with("tour_") && !page.reason.is_empty(),
+                "{}",
+                page.path
+            );
+        }
+    }
+
+    #[test]
+    fn a_byte_of_prose_is_a_byte_of_json() {
+        for sentence in PROSE {
+            assert!(sentence.is_ascii());
+            assert_eq!(
+                serde_json::to_string(sentence).unwrap().len(),
+                sentence.len() + 2,
+                "{sentence}"
+            );
+        }
+    }
+}

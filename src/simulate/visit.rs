@@ -1,0 +1,312 @@
+//! One person's way through the imaginary product.
+//!
+//! In: random numbers. Out: what the person does next, and what there is to say about it when it is summed up.
+//!
+//! May use: `site`, `payload`.
+
+use std::mem;
+
+use fastrand::Rng;
+
+use super::payload::{Action, Identity};
+use super::site::{ORIGIN, PAGES, Page, WRITINGS};
+
+/// A visit under way.
+pub(crate) struct Visit {
+    /// How sentences call the person: "User" or "Visitor".
+    noun: &'static str,
+    page: &'static Page,
+    query: Option<&'static str>,
+    next: Next,
+    /// Index of the next action.
+    index: u64,
+    unsummed: Unsummed,
+}
+
+/// What the next action must be, so that it follows from the one before.
+enum Next {
+    Land,
+    Open(&'static Page),
+    Write(&'static str),
+    Finish(&'static str),
+    Anything,
+}
+
+/// What was done since the last summary.
+#[derive(Default)]
+struct Unsummed {
+    actions: u64,
+    pages: Vec<&'static str>,
+    controls: Vec<&'static str>,
+}
+
+impl Visit {
+    /// Begins a visit of someone whom sentences call `noun`.
+    pub(crate) fn new(noun: &'static str, rng: &mut Rng) -> Visit {
+        let lands_at_the_front = rng.u8(..10) < 6;
+        let page = if lands_at_the_front {
+            &PAGES[0]
+        } else {
+            one_of(&PAGES, rng)
+        };
+        Visit {
+            noun,
+            page,
+            query: None,
+            next: Next::Land,
+            index: 0,
+            unsummed: Unsummed::default(),
+        }
+    }
+
+    /// What the person does next.
+    pub(crate) fn act<'a>(&mut self, who: &'a Identity, rng: &mut Rng) -> Action<'a> {
+        let (kind, title, description) = match mem::replace(&mut self.next, Next::Anything) {
+            Next::Land => {
+                self.query = rng.bool().then(|| *one_of(self.page.queries, rng));
+                self.open(self.page)
+            }
+            Next::Open(page) => {
+                let linked_deeper = rng.u8(..4) == 0;
+                self.query = linked_deeper.then(|| *one_of(page.queries, rng));
+                self.open(page)
+            }
+            Next::Write(field) => self.write(field, rng),
+            Next::Finish(field) => self.finish(field, rng),
+            Next::Anything => match rng.u8(..10) {
+                0..=2 => self.follow_a_link(rng),
+                3..=6 => self.click(rng),
+                _ => self.focus(rng),
+            },
+        };
+        self.record(who, kind, title, description)
+    }
+
+    /// The last thing the person does.
+    pub(crate) fn leave<'a>(&mut self, who: &'a Identity) -> Action<'a> {
+        let title = format!("Leave {}", self.page.title);
+        let description = format!("{} left the {} page", self.noun, self.page.name);
+        self.record(who, "blur", title, description)
+    }
+
+    /// The tour for whoever is stuck where this person is, and the reason to offer it.
+    pub(crate) fn tour(&self) -> (&'static str, &'static str) {
+        (self.page.flow_id, self.page.reason)
+    }
+
+    /// How many actions no summary stands for yet.
+    pub(crate) fn unsummed_actions(&self) -> u64 {
+        self.unsummed.actions
+    }
+
+    /// Sums up what was done since the last time: the prose, and how many actions it replaces.
+    pub(crate) fn sum_up(&mut self) -> (String, u64) {
+        let done = mem::take(&mut self.unsummed);
+        let pages = match done.pages.as_slice() {
+            [] => format!("stayed on the {} page", self.page.name),
+            [page] => format!("opened the {page} page"),
+            pages => format!("went through the {} pages", listing(pages)),
+        };
+        let controls = match done.controls.as_slice() {
+            [] => "looked around without changing anything".to_owned(),
+            controls => format!("used {}", listing(controls)),
+        };
+        (
+            format!("The {} {pages}, then {controls}.", self.noun.to_lowercase()),
+            done.actions,
+        )
+    }
+
+    fn open(&mut self, page: &'static Page) -> Told {
+        self.page = page;
+        note(&mut self.unsummed.pages, page.name);
+        let description = format!("{} landed on the {} page", self.noun, page.name);
+        ("pageview", format!("Page Load: {}", page.title), description)
+    }
+
+    fn follow_a_link(&mut self, rng: &mut Rng) -> Told {
+        let page = one_of(&PAGES, rng);
+        self.next = Next::Open(page);
+        let description = format!(
+            "{} clicked {} link on the {} page",
+            self.noun, page.name, self.page.name
+        );
+        ("click", format!("Click {} link", page.name), description)
+    }
+
+    fn click(&mut self, rng: &mut Rng) -> Told {
+        let button = *one_of(self.page.buttons, rng);
+        note(&mut self.unsummed.controls, button);
+        let description = format!("{} clicked {button} button on the {} page", self.noun, self.page.name);
+        ("click", format!("Click {button} button"), description)
+    }
+
+    fn focus(&mut self, rng: &mut Rng) -> Told {
+        let field = *one_of(self.page.fields, rng);
+        self.next = if rng.u8(..4) == 0 {
+            Next::Finish(field)
+        } else {
+            Next::Write(field)
+        };
+        let description = format!(
+            "{} put the cursor into the {field} field on the {} page",
+            self.noun, self.page.name
+        );
+        ("focus", format!("Focus {field} field"), description)
+    }
+
+    fn write(&mut self, field: &'static str, rng: &mut Rng) -> Told {
+        let writing = one_of(&WRITINGS, rng);
+        if field == "Search" {
+            self.query = Some(writing.query);
+        }
+        self.next = Next::Finish(field);
+        note(&mut self.unsummed.controls, field);
+        let description = format!(
+            "{} typed “{}” into the {field} field on the {} page",
+            self.noun, writing.text, self.page.name
+        );
+        ("type", format!("Type in {field} field"), description)
+    }
+
+    fn finish(&mut self, field: &'static str, rng: &mut Rng) -> Told {
+        let (kind, verb, did) = if rng.bool() {
+            ("submit", "Submit", "submitted")
+        } else {
+            ("blur", "Leave", "left")
+        };
+        let description = format!("{} {did} the {field} field on the {} page", self.noun, self.page.name);
+        (kind, format!("{verb} {field} field"), description)
+    }
+
+    /// Gives an action its place in the session and its address. Its times are not known here.
+    fn record<'a>(&mut self, who: &'a Identity, kind: &'static str, title: String, description: String) -> Action<'a> {
+        let index = self.index;
+        self.index += 1;
+        self.unsummed.actions += 1;
+        let canonical_url = format!("{ORIGIN}{}", self.page.path);
+        let raw_url = self
+            .query
+            .map_or_else(|| canonical_url.clone(), |query| format!("{canonical_url}?{query}"));
+        Action {
+            index,
+            kind,
+            title,
+            description,
+            timestamp_start: 0.0,
+            timestamp_end: 0.0,
+            raw_url,
+            canonical_url,
+            who,
+        }
+    }
+}
+
+/// Kind, title and description of an action.
+type Told = (&'static str, String, String);
+
+/// Draws one entry of a table of `site`.
+pub(crate) fn one_of<'a, T>(table: &'a [T], rng: &mut Rng) -> &'a T {
+    rng.choice(table)
+        .expect("no table of `site` is empty, a test there looks")
+}
+
+/// Remembers something worth a mention, unless it already is or there is enough to tell.
+fn note(mentions: &mut Vec<&'static str>, mention: &'static str) {
+    if mentions.len() < MENTIONS && !mentions.contains(&mention) {
+        mentions.push(mention);
+    }
+}
+
+/// "a", "a and b", "a, b and c".
+fn listing(words: &[&str]) -> String {
+    match words {
+        [] => String::new(),
+        [word] => (*word).to_owned(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
+    }
+}
+
+/// How many pages, and how many controls, a summary names at most: it is to be read in one breath.
+const MENTIONS: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOBODY: Identity = Identity {
+        session_id: None,
+        user_id: None,
+        email: None,
+        conversation_id: None,
+    };
+
+    #[test]
+    fn a_visit_begins_with_a_page_and_every_link_leads_to_one() {
+        let mut rng = Rng::with_seed(1);
+        let mut visit = Visit::new("User", &mut rng);
+        let mut before: Option<Action<'_>> = None;
+        for _ in 0..1000 {
+            let action = visit.act(&NOBODY, &mut rng);
+            let after_a_link = before.as_ref().is_none_or(|before| before.title.ends_with(" link"));
+            assert_eq!(action.kind == "pageview", after_a_link, "{}", action.title);
+            before = Some(action);
+        }
+    }
+
+    #[test]
+    fn only_a_focused_field_is_written_in_or_left() {
+        let mut rng = Rng::with_seed(2);
+        let mut visit = Visit::new("User", &mut rng);
+        let mut before = "";
+        for _ in 0..1000 {
+            let kind = visit.act(&NOBODY, &mut rng).kind;
+            match kind {
+                "type" => assert_eq!(before, "focus"),
+                "submit" | "blur" => assert!(before == "focus" || before == "type", "{kind} after {before}"),
+                _ => assert!(before != "focus" && before != "type", "{kind} after {before}"),
+            }
+            before = kind;
+        }
+    }
+
+    #[test]
+    fn a_summary_replaces_what_happened_since_the_one_before() {
+        let mut rng = Rng::with_seed(3);
+        let mut visit = Visit::new("Visitor", &mut rng);
+        for _ in 0..7 {
+            visit.act(&NOBODY, &mut rng);
+        }
+        let (prose, replaces) = visit.sum_up();
+        assert_eq!(replaces, 7);
+        assert!(prose.starts_with("The visitor ") && prose.ends_with('.'), "{prose}");
+        visit.leave(&NOBODY);
+        assert_eq!(visit.sum_up().1, 1);
+    }
+
+    #[test]
+    fn the_address_without_its_query_is_the_canonical_one() {
+        let mut rng = Rng::with_seed(4);
+        let mut with_query = 0;
+        for _ in 0..50 {
+            let mut visit = Visit::new("User", &mut rng);
+            for _ in 0..20 {
+                let action = visit.act(&NOBODY, &mut rng);
+                let (path, query) = action.raw_url.split_once('?').unwrap_or((&action.raw_url, ""));
+                assert_eq!(path, action.canonical_url);
+                with_query += usize::from(!query.is_empty());
+            }
+        }
+        assert!(
+            (100..900).contains(&with_query),
+            "{with_query} of 1000 addresses have a query"
+        );
+    }
+
+    #[test]
+    fn a_listing_reads_like_prose() {
+        assert_eq!(listing(&["a"]), "a");
+        assert_eq!(listing(&["a", "b"]), "a and b");
+        assert_eq!(listing(&["a", "b", "c"]), "a, b and c");
+    }
+}

@@ -1,0 +1,164 @@
+//! One coarse timer for all connections: heartbeats and write deadlines without a timer each.
+//!
+//! A ring of slots, one turned over every [`TICK`]. An alarm lies in one slot; moving it to a later time only writes the
+//! time down, and the turn that finds it too early puts it further on. So a busy connection costs nothing here, and an idle
+//! one a visit per heartbeat.
+//!
+//! May use: nothing.
+
+use std::{
+    mem,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    task::Waker,
+    time::Duration,
+};
+
+use atomic_waker::AtomicWaker;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// The slots and the hand that turns them.
+#[derive(Debug)]
+pub(crate) struct Wheel {
+    started: Instant,
+    now: AtomicU64,
+    slots: Box<[Mutex<Vec<Arc<Entry>>>]>,
+}
+
+impl Wheel {
+    /// A wheel at rest.
+    pub(crate) fn new() -> Arc<Self> {
+        // Tick 0 is left out: it stands for "never" in an entry.
+        let slots = (0..SLOTS).map(|_| Mutex::default()).collect();
+        Arc::new(Self {
+            started: Instant::now(),
+            now: AtomicU64::new(1),
+            slots,
+        })
+    }
+
+    /// Turns the wheel until `stop`.
+    pub(crate) async fn run(&self, stop: CancellationToken) {
+        let mut interval = tokio::time::interval(TICK);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        while stop.run_until_cancelled(interval.tick()).await.is_some() {
+            let target = 1 + self.started.elapsed().as_millis() as u64 / TICK.as_millis() as u64;
+            while self.now.load(SeqCst) < target {
+                let now = self.now.fetch_add(1, SeqCst) + 1;
+                self.turn(now);
+            }
+        }
+    }
+
+    /// How long it has not turned, to the tick: whether the runtime it turns on is alive.
+    pub(crate) fn standstill(&self) -> Duration {
+        let turned = TICK.saturating_mul(u32::try_from(self.now() - 1).unwrap_or(u32::MAX));
+        self.started.elapsed().saturating_sub(turned)
+    }
+
+    /// The tick it stands at.
+    pub(crate) fn now(&self) -> u64 {
+        self.now.load(SeqCst)
+    }
+
+    /// The first tick that is `wait` or more from now.
+    pub(crate) fn after(&self, wait: Duration) -> u64 {
+        let ticks = wait.as_millis().div_ceil(TICK.as_millis());
+        self.now()
+            .saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+            .saturating_add(1)
+    }
+
+    fn turn(&self, now: u64) {
+        let Some(slot) = self.slot(now) else { return };
+        let due = mem::take(&mut *slot.lock().unwrap_or_else(PoisonError::into_inner));
+        for entry in due {
+            if entry.queued.compare_exchange(now, NEVER, SeqCst, SeqCst).is_err() {
+                continue; // it has been put into an earlier slot since
+            }
+            match entry.due.load(SeqCst) {
+                NEVER => {}
+                due if due <= now => entry.waker.wake(),
+                due => self.enqueue(&entry, due),
+            }
+        }
+    }
+
+    /// Sees to it that the entry lies in a slot that is turned at `due` or before.
+    fn enqueue(&self, entry: &Arc<Entry>, due: u64) {
+        let now = self.now();
+        let tick = due.clamp(now + 1, now + SLOTS as u64 - 1);
+        let queued = entry.queued.load(SeqCst);
+        let is_in_time = queued != NEVER && queued <= tick;
+        if is_in_time || entry.queued.compare_exchange(queued, tick, SeqCst, SeqCst).is_err() {
+            return; // who won the exchange puts it into a slot that is looked at no later than the next due time it sees
+        }
+        if let Some(slot) = self.slot(tick) {
+            slot.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(Arc::clone(entry));
+        }
+    }
+
+    fn slot(&self, tick: u64) -> Option<&Mutex<Vec<Arc<Entry>>>> {
+        self.slots.get(usize::try_from(tick % SLOTS as u64).ok()?)
+    }
+}
+
+/// One task's place on the wheel.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    wheel: Arc<Wheel>,
+    entry: Arc<Entry>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    due: AtomicU64,
+    queued: AtomicU64,
+    waker: AtomicWaker,
+}
+
+impl Alarm {
+    /// An alarm that is not set.
+    pub(crate) fn new(wheel: &Arc<Wheel>) -> Self {
+        Self {
+            wheel: Arc::clone(wheel),
+            entry: Arc::default(),
+        }
+    }
+
+    /// The wheel it lies on.
+    pub(crate) fn wheel(&self) -> &Wheel {
+        &self.wheel
+    }
+
+    /// Wakes `waker` at tick `due`, instead of whatever was set before.
+    ///
+    /// It may also be woken early or once too often: who is woken compares [`Wheel::now`] with its own deadline.
+    pub(crate) fn set(&self, due: u64, waker: &Waker) {
+        self.entry.waker.register(waker);
+        self.entry.due.store(due, SeqCst);
+        self.wheel.enqueue(&self.entry, due);
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        // The entry stays in its slot until that is turned; it must not keep the task alive until then.
+        self.entry.due.store(NEVER, SeqCst);
+        drop(self.entry.waker.take());
+    }
+}
+
+/// How coarse heartbeats and deadlines are.
+pub(crate) const TICK: Duration = Duration::from_millis(100);
+
+/// A bit more than 100 s ahead; what is due later is put back when its turn comes.
+const SLOTS: usize = 1024;
+
+/// A time that never comes.
+const NEVER: u64 = 0;
