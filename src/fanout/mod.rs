@@ -250,3 +250,6 @@ impl Index {
 
 /// Entries shown under one lock of the index, so that a newcomer never waits long.
 const BATCH_ENTRIES: usize = 64;
+
+#[cfg(test)]
+mod tests;
