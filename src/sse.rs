@@ -52,7 +52,7 @@ impl Decoder {
     /// returned, as the standard has it.
     pub(crate) fn next(&mut self) -> Option<Decoded> {
         while let Some(line) = self.next_line() {
-            if let Some(decoded) = self.interpret(line) {
+            if let Some(decoded) = self.interpret(&line) {
                 return Some(decoded);
             }
         }
@@ -107,7 +107,7 @@ impl Decoder {
     }
 
     /// What one line does, by its field.
-    fn interpret(&mut self, line: Line) -> Option<Decoded> {
+    fn interpret(&mut self, line: &Line) -> Option<Decoded> {
         if line.bytes.is_empty() {
             return self.dispatch();
         }

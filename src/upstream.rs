@@ -44,7 +44,7 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 enum Connection {
     Waiting { until: Instant },
-    Standing { stream: EventStream, since: Instant },
+    Standing { stream: Box<EventStream>, since: Instant },
 }
 
 /// What an upstream brings.
@@ -135,7 +135,7 @@ impl Upstream {
         self.status.enter(UpstreamState::Connecting, None);
         let max_event_bytes = usize::try_from(self.settings.max_event_bytes).unwrap_or(usize::MAX);
         let stream = match self.client.open(&self.target, max_event_bytes).await {
-            Ok(stream) => stream,
+            Ok(stream) => Box::new(stream),
             Err(error) => {
                 self.failed(&error);
                 return None;

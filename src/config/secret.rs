@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::entry::Entry;
 use super::environment::Variable;
@@ -207,6 +207,7 @@ fn from_file(path: &Path) -> Result<Secret, String> {
 mod tests {
     use super::*;
     use crate::config::environment::Environment;
+    use std::path::PathBuf;
     use toml::de::DeTable;
 
     /// What the document gives as `token`, or what was found.

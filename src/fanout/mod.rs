@@ -154,10 +154,8 @@ struct Registered {
 impl Index {
     fn insert(&mut self, scope: &Scope, listener: &Arc<Listener>) {
         self.places(scope, |place, kinds| {
-            place.push(Registered {
-                listener: Arc::clone(listener),
-                kinds: kinds.clone(),
-            })
+            let (listener, kinds) = (Arc::clone(listener), kinds.clone());
+            place.push(Registered { listener, kinds });
         });
     }
 

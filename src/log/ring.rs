@@ -333,7 +333,7 @@ mod tests {
             ring.push_event(
                 id,
                 Draft {
-                    kind: Kind::new(if id.sequence % 2 == 0 { "even" } else { "odd" }),
+                    kind: Kind::new(if id.sequence.is_multiple_of(2) { "even" } else { "odd" }),
                     session: (session != "-").then(|| SessionId::new(session).unwrap()),
                     forwarded_at: None,
                     payload: Bytes::from_static(b"0123456789"),
