@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, runtime};
+use super::{Failure, hold_against_version, runtime};
 use crate::{
     app::App,
     config::{AllowAnonymous, Config, Environment},
@@ -33,6 +33,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(path) => Config::load(path, &environment, anonymous)?,
         None => Config::from_environment(&environment, anonymous)?,
     };
+    hold_against_version(&config)?;
     runtime()?.block_on(async {
         let signals = Signals::listen()?;
         Ok(App::start(&config)?.run(signals).await?)
