@@ -160,9 +160,12 @@ fn hold_against_version(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The runtime of every command that serves or connects.
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+/// Runs what serves or connects. A name look-up that is still under way at the end is not waited for.
+fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_background();
+    result
 }
 
 /// A duration as the configuration has it, with its unit.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, hold_against_version, runtime};
+use super::{Failure, block_on, hold_against_version};
 use crate::{
     app::App,
     config::{AllowAnonymous, Config, Environment},
@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         None => Config::from_environment(&environment, anonymous)?,
     };
     hold_against_version(&config)?;
-    runtime()?.block_on(async {
+    block_on(async {
         let signals = Signals::listen()?;
         Ok(App::start(&config)?.run(signals).await?)
     })

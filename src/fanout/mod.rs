@@ -79,8 +79,7 @@ impl Fanout {
     }
 
     /// Begins to listen: to what comes from now on, or first to what is behind `start` and already in the log.
-    pub(crate) fn subscribe(self: &Arc<Self>, scope: Scope, start: &Start) -> Subscription {
-        let listener = Arc::new(Listener::default());
+    pub(crate) fn subscribe(self: &Arc<Self>, listener: Arc<Listener>, scope: Scope, start: &Start) -> Subscription {
         let mut index = self.index();
         index.insert(&scope, &listener);
         // Under the same lock as the marks: every entry behind this position will be marked for the new listener.

@@ -129,11 +129,6 @@ impl Subscription {
         }
     }
 
-    /// How its task is woken.
-    pub(crate) fn listener(&self) -> Arc<Listener> {
-        Arc::clone(&self.listener)
-    }
-
     /// Sequence of the id the subscriber came with, 0 when it has none that is known here.
     pub(crate) fn came_with(&self) -> u64 {
         self.came_with

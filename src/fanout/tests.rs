@@ -80,7 +80,7 @@ impl Stage {
     fn subscribe(&self, scope: Scope, start: &Start) -> Reader {
         let bell = Arc::new(Bell::default());
         Reader {
-            subscription: self.fanout.subscribe(scope, start),
+            subscription: self.fanout.subscribe(Arc::default(), scope, start),
             bell,
             seen: Vec::new(),
         }
