@@ -200,7 +200,7 @@ impl Frame {
             data: Vec::new(),
         };
         let mut data = Vec::new();
-        for line in block.trim_ascii_end().split(|byte| *byte == b'\n') {
+        for line in block.strip_suffix(b"\n\n").unwrap().split(|byte| *byte == b'\n') {
             let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
             let value = line.get(colon + 1..).unwrap_or_default();
             let value = value.strip_prefix(b" ").unwrap_or(value);
