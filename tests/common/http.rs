@@ -276,3 +276,10 @@ pub(crate) fn request(to: SocketAddr, method: &str, path: &str, fields: &[(&str,
     }
     request + "\r\n"
 }
+
+/// The status of an answer that may have no end; the connection is closed at once.
+pub(crate) fn status(to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> u16 {
+    let mut wire = Wire::connect(to);
+    wire.send(request(to, "GET", path, fields));
+    wire.head().status()
+}
