@@ -9,6 +9,7 @@
 mod common;
 
 use std::{
+    io::Write,
     thread,
     time::{Duration, Instant},
 };
@@ -191,7 +192,6 @@ fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
         .iter()
         .chain([b'x'; 200].iter());
     for byte in head {
-        use std::io::Write;
         if wire.socket.write_all(&[*byte]).is_err() {
             break;
         }
@@ -207,12 +207,14 @@ fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
 fn a_head_beyond_all_measure_is_refused() {
     let relay = limited("");
     let mut wire = Wire::connect(relay.public);
-    wire.send(format!(
+    let head = format!(
         "GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n",
-        "x".repeat(40_000)
-    ));
-    let status = wire.head().status();
-    assert!((400..500).contains(&status), "{status}");
+        "x".repeat(100_000)
+    );
+    // The relay need not take all of it before it closes.
+    let _ = wire.socket.write_all(head.as_bytes());
+    let answer = String::from_utf8(wire.rest()).unwrap();
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     relay.subscribe();
 }
 
