@@ -1,0 +1,157 @@
+//! A connector that does what the test says, byte by byte.
+
+use std::{
+    io::{ErrorKind, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use socket2::SockRef;
+
+use super::{
+    http::{Head, Wire},
+    wait,
+};
+
+/// Accepts connections one by one, when the test asks for it.
+///
+/// Holds the relay to "never more than one connection per product": accepting a second one for the same path while the
+/// first is still open is a failure.
+pub(crate) struct Connector {
+    listener: TcpListener,
+    pub(crate) address: SocketAddr,
+    /// Every connection there has been: its path, and its socket while the test has it.
+    links: Mutex<Vec<(String, Weak<TcpStream>)>>,
+}
+
+impl Connector {
+    /// A connector on a port of its own.
+    pub(crate) fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        Self {
+            listener,
+            address,
+            links: Mutex::default(),
+        }
+    }
+
+    /// Where the stream of a product is.
+    pub(crate) fn url(&self, product: &str) -> String {
+        format!("http://{}/stream/{product}", self.address)
+    }
+
+    /// Waits for the next connection and its request.
+    pub(crate) fn accept(&self) -> Link {
+        wait::value("the relay connects", || self.try_accept())
+    }
+
+    /// Waits for the next connection, and answers it with a stream.
+    pub(crate) fn stream(&self) -> Link {
+        let mut link = self.accept();
+        link.send(STREAM_HEAD);
+        link
+    }
+
+    /// Checks that nobody connects for a while.
+    pub(crate) fn expect_nobody(&self, time: Duration) {
+        wait::holds("nobody connects", time, || self.try_accept().is_none());
+    }
+
+    fn try_accept(&self) -> Option<Link> {
+        let (socket, _) = match self.listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+            Err(error) => panic!("{error}"),
+        };
+        socket.set_nonblocking(false).unwrap();
+        let socket_of_link = Arc::new(socket.try_clone().unwrap());
+        let still_open = self.open_paths();
+        let mut wire = Wire::of(socket);
+        let request = wire.head();
+        drop(wire);
+        let path = request.path().to_owned();
+        assert!(!still_open.contains(&path), "two connections at once for {path}");
+        self.links.lock().unwrap().push((path, Arc::downgrade(&socket_of_link)));
+        Some(Link {
+            request,
+            socket: socket_of_link,
+        })
+    }
+
+    /// The paths of the connections that the relay has not closed.
+    pub(crate) fn open_paths(&self) -> Vec<String> {
+        let links = self.links.lock().unwrap();
+        let open = links
+            .iter()
+            .filter(|(_, socket)| socket.upgrade().is_some_and(|socket| is_open(&socket)));
+        open.map(|(path, _)| path.clone()).collect()
+    }
+}
+
+/// Whether the relay has not closed its side. It sends nothing after its request, so a byte to read is an end.
+fn is_open(socket: &TcpStream) -> bool {
+    socket.set_nonblocking(true).unwrap();
+    let peeked = socket.peek(&mut [0]);
+    socket.set_nonblocking(false).unwrap();
+    matches!(peeked, Err(error) if error.kind() == ErrorKind::WouldBlock)
+}
+
+/// One connection of the relay. Dropping it closes it.
+pub(crate) struct Link {
+    pub(crate) request: Head,
+    socket: Arc<TcpStream>,
+}
+
+impl Link {
+    /// Sends raw bytes.
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        (&*self.socket).write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// Sends a payload in a frame as the connector writes it.
+    pub(crate) fn event(&mut self, payload: impl AsRef<[u8]>) {
+        self.send([b"data: ", payload.as_ref(), b"\n\n"].concat());
+    }
+
+    /// Sends a heartbeat.
+    pub(crate) fn heartbeat(&mut self) {
+        self.send("event: heartbeat\ndata:\n\n");
+    }
+
+    /// Answers with a status and nothing else.
+    pub(crate) fn refuse(mut self, status: &str, fields: &str) {
+        self.send(format!(
+            "HTTP/1.1 {status}\r\n{fields}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        ));
+    }
+
+    /// Ends the stream in order.
+    pub(crate) fn end(self) {}
+
+    /// Ends its own side, and keeps the other open.
+    pub(crate) fn half_close(&self) {
+        self.socket.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Breaks the connection: the relay gets a reset.
+    pub(crate) fn reset(self) {
+        SockRef::from(&*self.socket).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// Whether the relay keeps its side open.
+    pub(crate) fn is_open(&self) -> bool {
+        is_open(&self.socket)
+    }
+
+    /// The socket itself.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+}
+
+/// How a connector begins its answer; the stream ends with the connection.
+pub(crate) const STREAM_HEAD: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n";

@@ -1,0 +1,30 @@
+//! What every black-box test needs: the real binary, a scripted connector in front of it, raw clients behind it.
+//!
+//! ```text
+//! Connector ──► Relay (a process) ──► Subscriber, Answer
+//! ```
+//!
+//! Sockets are plain and blocking, and every wait has a deadline.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test states its expectations by panicking, and its helpers do as well"
+)]
+
+pub(crate) mod connector;
+pub(crate) mod events;
+pub(crate) mod http;
+pub(crate) mod metrics;
+pub(crate) mod process;
+pub(crate) mod relay;
+pub(crate) mod subscriber;
+pub(crate) mod wait;
+
+/// The product of most tests.
+pub(crate) const PRODUCT: &str = "prod_abc";
+
+/// Where its subscribers go.
+pub(crate) const STREAM: &str = "/stream/prod_abc";

@@ -1,0 +1,158 @@
+//! The binary as a process: what it prints, how it ends.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::Instant,
+};
+
+use super::wait;
+
+/// A running command of the binary. Killed when dropped; what it wrote to stderr is shown when the test fails.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) stdout: Lines,
+    pub(crate) stderr: Lines,
+}
+
+impl Process {
+    /// Starts `autoplay-relay` with these arguments, and nothing in its environment but these variables.
+    pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_autoplay-relay"))
+            .args(arguments)
+            .env_clear()
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = Lines::of(child.stdout.take().unwrap());
+        let stderr = Lines::of(child.stderr.take().unwrap());
+        Self { child, stdout, stderr }
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Finished {
+        let mut process = Self::start(arguments, environment);
+        let status = process.status();
+        Finished {
+            code: status.code(),
+            stdout: process.stdout.whole(),
+            stderr: process.stderr.whole(),
+        }
+    }
+
+    /// Waits for the end, and returns the exit code.
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
+        self.status().code()
+    }
+
+    fn status(&mut self) -> ExitStatus {
+        wait::value("the process ends", || self.child.try_wait().unwrap())
+    }
+
+    /// Whether it has not ended yet.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Sends a signal, named as `kill` has it.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args([format!("-{name}"), self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(sent.success(), "kill -{name}");
+    }
+
+    /// The first line of the log with this message, as it comes.
+    pub(crate) fn log_line(&self, message: &str) -> serde_json::Value {
+        self.stderr.first(&format!("the log says {message:?}"), |line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            (line["message"] == message).then_some(line)
+        })
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("stderr of the binary:\n{}", self.stderr.whole());
+        }
+    }
+}
+
+/// How a command went.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// The lines of one output, gathered by a thread so that the process never waits for a reader.
+#[derive(Clone)]
+pub(crate) struct Lines(Arc<Mutex<Gathered>>);
+
+#[derive(Default)]
+struct Gathered {
+    lines: Vec<String>,
+    is_closed: bool,
+}
+
+impl Lines {
+    fn of(output: impl Read + Send + 'static) -> Self {
+        let lines = Self(Arc::default());
+        let gathered = Arc::clone(&lines.0);
+        thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n') {
+                let Ok(line) = line else { break };
+                gathered
+                    .lock()
+                    .unwrap()
+                    .lines
+                    .push(String::from_utf8_lossy(&line).into_owned());
+            }
+            gathered.lock().unwrap().is_closed = true;
+        });
+        lines
+    }
+
+    /// The lines so far.
+    pub(crate) fn so_far(&self) -> Vec<String> {
+        self.0.lock().unwrap().lines.clone()
+    }
+
+    /// Everything, once the process has closed this output.
+    pub(crate) fn whole(&self) -> String {
+        let deadline = Instant::now() + wait::PATIENCE;
+        while !self.0.lock().unwrap().is_closed && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        self.so_far().join("\n")
+    }
+
+    /// Waits for a line in which `look` finds something.
+    pub(crate) fn first<T>(&self, what: &str, look: impl Fn(&str) -> Option<T>) -> T {
+        wait::value(what, || self.so_far().iter().find_map(|line| look(line)))
+    }
+
+    /// Waits until there are `count` lines.
+    pub(crate) fn wait_for(&self, count: usize) -> Vec<String> {
+        wait::value(&format!("{count} lines"), || {
+            Some(self.so_far()).filter(|lines| lines.len() >= count)
+        })
+    }
+}
+
+/// An address in a field of a log line.
+pub(crate) fn address(line: &serde_json::Value, field: &str) -> Option<SocketAddr> {
+    let text = line[field].as_str()?;
+    text.trim_start_matches("Some(").trim_end_matches(')').parse().ok()
+}

@@ -1,0 +1,222 @@
+//! `serve` with a configuration of the test's, on ports of its own.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use tempfile::TempDir;
+
+use super::{
+    PRODUCT, STREAM,
+    connector::Connector,
+    http::{self, Answer},
+    metrics::Metrics,
+    process::{self, Process},
+    subscriber::Subscriber,
+    wait,
+};
+
+/// A configuration in the making: lines for each section.
+pub(crate) struct Setup {
+    server: String,
+    upstreams: String,
+    auth: String,
+    log: String,
+    more: String,
+}
+
+impl Setup {
+    /// No upstream; anonymous subscribers.
+    pub(crate) fn new() -> Self {
+        Self {
+            server: "listen = '127.0.0.1:0'\nadmin_listen = '127.0.0.1:0'\ndrain_window = '0s'\n".to_owned(),
+            upstreams: String::new(),
+            auth: "allow_anonymous = true\n".to_owned(),
+            log: String::new(),
+            more: String::new(),
+        }
+    }
+
+    /// One upstream, [`PRODUCT`], with the token [`TOKEN`].
+    pub(crate) fn behind(connector: &Connector) -> Self {
+        Self::behind_with(connector, "")
+    }
+
+    /// The same, with further lines for the upstream.
+    pub(crate) fn behind_with(connector: &Connector, lines: &str) -> Self {
+        Self::new().upstream(PRODUCT, &connector.url(PRODUCT), &format!("token = '{TOKEN}'\n{lines}"))
+    }
+
+    /// One more upstream.
+    pub(crate) fn upstream(mut self, product: &str, url: &str, lines: &str) -> Self {
+        self.upstreams += &format!("[[upstreams]]\nproduct_id = '{product}'\nurl = '{url}'\n{lines}\n");
+        self
+    }
+
+    /// More lines of `[server]`; a key given again replaces the line before.
+    pub(crate) fn server(mut self, lines: &str) -> Self {
+        let keys: Vec<_> = lines.lines().filter_map(|line| line.split(" =").next()).collect();
+        let kept = self
+            .server
+            .lines()
+            .filter(|line| !keys.iter().any(|key| line.starts_with(&format!("{key} ="))));
+        self.server = kept.chain(lines.lines()).map(|line| format!("{line}\n")).collect();
+        self
+    }
+
+    /// Replaces `[auth]`, and what belongs to it.
+    pub(crate) fn auth(mut self, lines: &str) -> Self {
+        self.auth = format!("{lines}\n");
+        self
+    }
+
+    /// The lines of `[log]`.
+    pub(crate) fn log(mut self, lines: &str) -> Self {
+        self.log = format!("{lines}\n");
+        self
+    }
+
+    /// Whole tables.
+    pub(crate) fn more(mut self, tables: &str) -> Self {
+        self.more += tables;
+        self
+    }
+
+    /// The file's text.
+    pub(crate) fn text(&self) -> String {
+        let Self {
+            server,
+            upstreams,
+            auth,
+            log,
+            more,
+        } = self;
+        format!("[server]\n{server}\n{upstreams}\n[auth]\n{auth}\n[log]\n{log}\n{more}\n")
+    }
+
+    /// Writes the file.
+    pub(crate) fn write(&self) -> (TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("relay.toml");
+        std::fs::write(&file, self.text()).unwrap();
+        (directory, file)
+    }
+
+    /// Starts the relay, and waits until it serves.
+    pub(crate) fn start(&self) -> Relay {
+        self.start_with(&[])
+    }
+
+    /// The same with more in its environment.
+    pub(crate) fn start_with(&self, environment: &[(&str, &str)]) -> Relay {
+        let (directory, file) = self.write();
+        let process = Process::start(
+            &["--log-format", "json", "serve", "--config", file.to_str().unwrap()],
+            environment,
+        );
+        Relay {
+            _directory: Some(directory),
+            ..Relay::of(process)
+        }
+    }
+}
+
+/// What the relay shows to the connector in most tests.
+pub(crate) const TOKEN: &str = "upstream-token-of-the-test";
+
+/// A relay that serves.
+pub(crate) struct Relay {
+    pub(crate) process: Process,
+    pub(crate) public: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) probe: Option<SocketAddr>,
+    _directory: Option<TempDir>,
+}
+
+impl Relay {
+    /// A relay with the defaults behind this connector, and the connection it made.
+    pub(crate) fn behind(connector: &Connector) -> Self {
+        Setup::behind(connector).start()
+    }
+
+    /// Waits until the process serves.
+    pub(crate) fn of(process: Process) -> Self {
+        let line = process.log_line("serving");
+        Self {
+            public: process::address(&line, "listen").unwrap(),
+            admin: process::address(&line, "admin_listen").unwrap(),
+            probe: process::address(&line, "probe_listen"),
+            process,
+            _directory: None,
+        }
+    }
+
+    /// Subscribes to [`PRODUCT`] without further wishes.
+    pub(crate) fn subscribe(&self) -> Subscriber {
+        self.subscribe_to(STREAM)
+    }
+
+    /// Subscribes with a path and query.
+    pub(crate) fn subscribe_to(&self, path: &str) -> Subscriber {
+        Subscriber::open(self.public, path, &[])
+    }
+
+    /// Subscribes behind an id.
+    pub(crate) fn resume(&self, id: &str) -> Subscriber {
+        Subscriber::open(self.public, STREAM, &[("Last-Event-ID", id)])
+    }
+
+    /// Asks the public side for something that ends.
+    pub(crate) fn get(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        http::get(self.public, path, headers)
+    }
+
+    /// Asks the admin side.
+    pub(crate) fn ask_admin(&self, path: &str) -> Answer {
+        http::get(self.admin, path, &[])
+    }
+
+    /// What `/metrics` says now.
+    pub(crate) fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.ask_admin("/metrics").text())
+    }
+
+    /// Waits until a metric has this value.
+    pub(crate) fn wait_for_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
+        let mut last = None;
+        wait::until(&format!("{name}{labels:?} is {value}"), || {
+            last = self.metrics().value(name, labels);
+            last == Some(value)
+        });
+    }
+
+    /// What `/api/v1/status` says now.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        self.ask_admin("/api/v1/status").json()
+    }
+
+    /// The state of one upstream.
+    pub(crate) fn upstream_state(&self, product: &str) -> String {
+        let status = self.status();
+        let upstreams = status["upstreams"].as_array().unwrap();
+        let upstream = upstreams
+            .iter()
+            .find(|upstream| upstream["product_id"] == product)
+            .unwrap();
+        upstream["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until the upstream of [`PRODUCT`] is in this state.
+    pub(crate) fn wait_for_upstream(&self, state: &str) {
+        wait::until(&format!("the upstream is {state}"), || {
+            self.upstream_state(PRODUCT) == state
+        });
+    }
+
+    /// Waits until this many subscribers of [`PRODUCT`] are counted.
+    pub(crate) fn wait_for_subscribers(&self, count: f64) {
+        self.wait_for_metric(
+            "autoplay_relay_subscribers",
+            &[("product_id", PRODUCT), ("transport", "sse")],
+            count,
+        );
+    }
+}

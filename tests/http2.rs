@@ -1,0 +1,207 @@
+//! HTTP/2 by prior knowledge: many streams on one connection, each with its own fate.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test states its expectations by panicking, and its helpers do as well"
+)]
+
+mod common;
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use common::{
+    STREAM,
+    connector::Connector,
+    events::{event, event_of},
+    relay::{Relay, Setup},
+    subscriber::Frame,
+};
+use http_body_util::{BodyExt, Empty};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    client::conn::http2::{Builder, SendRequest},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpStream, time::timeout};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_over_http2_is_the_same_as_over_http1() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    let mut over_http1 = relay.subscribe();
+    let mut client = connect(relay.public).await;
+    let response = subscribe(&mut client, relay.public).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    assert_eq!(response.headers()["cache-control"], "no-store, no-transform");
+    assert_eq!(response.headers()["autoplay-relay"], "resume");
+    assert!(response.headers().get("connection").is_none());
+    let mut body = Body::of(response);
+    assert!(body.through(b"\n").await.starts_with(b"retry: "));
+    link.event(event(1));
+    assert_eq!(body.through(b"\n\n").await, over_http1.block());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn errors_and_shedding_are_answered_over_http2() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("max_subscribers = 1").start();
+    let mut client = connect(relay.public).await;
+    let seated = subscribe(&mut client, relay.public).await;
+    assert_eq!(seated.status(), 200);
+    assert_eq!(subscribe(&mut client, relay.public).await.status(), 503);
+    let request = get(&format!("http://{}/stream/nothing", relay.public));
+    assert_eq!(
+        timeout(PATIENCE, client.send_request(request))
+            .await
+            .unwrap()
+            .unwrap()
+            .status(),
+        404
+    );
+    let request = get(&format!("http://evil.test{STREAM}"));
+    assert_eq!(
+        timeout(PATIENCE, client.send_request(request))
+            .await
+            .unwrap()
+            .unwrap()
+            .status(),
+        403
+    );
+    let mut browser = get(&format!("http://{}{STREAM}", relay.public));
+    browser.headers_mut().insert("sec-fetch-mode", "cors".parse().unwrap());
+    let response = timeout(PATIENCE, client.send_request(browser)).await.unwrap().unwrap();
+    assert_eq!(response.status(), 200);
+    let whole = timeout(PATIENCE, response.into_body().collect())
+        .await
+        .unwrap()
+        .unwrap()
+        .to_bytes();
+    assert!(whole.starts_with(b"retry: "));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on() {
+    const EVENTS: usize = 200;
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector)
+        .server("write_timeout = '1s'\nheartbeat_interval = '10s'")
+        .start();
+    let mut link = connector.stream();
+    let mut client = connect(relay.public).await;
+    let mut stalled = subscribe(&mut client, relay.public).await.into_body();
+    let mut neighbour = Body::of(subscribe(&mut client, relay.public).await);
+    neighbour.through(b"\n").await;
+    let session = "x".repeat(8000);
+    for n in 0..EVENTS {
+        link.event(event_of(&session, n));
+        assert_eq!(neighbour.number().await, n);
+    }
+    let labels = [("transport", "sse"), ("reason", "stalled")];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
+    relay.wait_for_subscribers(1.0);
+    let mut received = 0;
+    let reset = loop {
+        match timeout(PATIENCE, stalled.frame())
+            .await
+            .expect("the stalled stream has an end")
+        {
+            Some(Ok(frame)) => received += frame.into_data().map_or(0, |data| data.len()),
+            Some(Err(error)) => break error,
+            None => panic!("an end like any other would hide that something is missing"),
+        }
+    };
+    assert!(
+        received <= 200_000,
+        "{received} bytes went to a window of {STREAM_WINDOW}"
+    );
+    assert!(!reset.is_timeout(), "{reset}");
+    link.event(event_of("after", EVENTS));
+    assert_eq!(neighbour.number().await, EVENTS);
+    let again = subscribe(&mut client, relay.public).await;
+    assert_eq!(again.status(), 200, "the connection itself is as good as before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_ends_http2_streams_in_order() {
+    let connector = Connector::new();
+    let mut relay = Relay::behind(&connector);
+    let mut client = connect(relay.public).await;
+    let response = subscribe(&mut client, relay.public).await;
+    relay.wait_for_subscribers(1.0);
+    relay.process.signal("TERM");
+    let whole = timeout(PATIENCE, response.into_body().collect())
+        .await
+        .unwrap()
+        .unwrap()
+        .to_bytes();
+    let whole = String::from_utf8(whole.to_vec()).unwrap();
+    assert_eq!(whole.matches("retry: ").count(), 2, "{whole:?}");
+    assert_eq!(relay.process.exit_code(), Some(0));
+}
+
+async fn connect(to: SocketAddr) -> SendRequest<Empty<Bytes>> {
+    let socket = TcpStream::connect(to).await.unwrap();
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(1 << 24);
+    let (client, connection) = builder.handshake(TokioIo::new(socket)).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn subscribe(client: &mut SendRequest<Empty<Bytes>>, to: SocketAddr) -> Response<Incoming> {
+    timeout(PATIENCE, client.send_request(get(&format!("http://{to}{STREAM}"))))
+        .await
+        .unwrap()
+        .unwrap()
+}
+
+fn get(url: &str) -> Request<Empty<Bytes>> {
+    Request::get(url).body(Empty::new()).unwrap()
+}
+
+/// A body that is read piece by piece; flow control gives back what has been read.
+struct Body {
+    incoming: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Body {
+    fn of(response: Response<Incoming>) -> Self {
+        Self {
+            incoming: response.into_body(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Everything up to and including `mark`.
+    async fn through(&mut self, mark: &[u8]) -> Vec<u8> {
+        loop {
+            if let Some(at) = self.buffer.windows(mark.len()).position(|window| window == mark) {
+                return self.buffer.drain(..at + mark.len()).collect();
+            }
+            let frame = timeout(PATIENCE, self.incoming.frame())
+                .await
+                .expect("more comes")
+                .unwrap()
+                .unwrap();
+            self.buffer.extend_from_slice(&frame.into_data().unwrap());
+        }
+    }
+
+    /// The number of the next event.
+    async fn number(&mut self) -> usize {
+        let block = self.through(b"\n\n").await;
+        common::events::number(&Frame::parse(&block).data)
+    }
+}
+
+const STREAM_WINDOW: u32 = 65_535;
+
+const PATIENCE: Duration = common::wait::PATIENCE;
