@@ -76,9 +76,9 @@ fn a_bad_token_is_401_even_where_anonymous_is_allowed() {
 }
 
 #[test]
-fn anonymous_permissions_without_subscribe_are_403() {
+fn where_anonymous_may_not_subscribe_a_token_is_asked_for() {
     let relay = with_keys("allow_anonymous = true\nanonymous_permissions = ['publish']");
-    relay.get(STREAM, &[]).problem(403);
+    relay.get(STREAM, &[]).problem(401);
 }
 
 #[test]
