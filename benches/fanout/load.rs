@@ -153,7 +153,6 @@ impl Load {
                     .as_ref()
                     .map_or(series.events, |counts| counts[ledger.number]);
                 tally.faults.lost += expected.saturating_sub(ledger.received);
-                tally.faults.misordered += ledger.received.saturating_sub(expected);
             }
         }
         Ok(tally)

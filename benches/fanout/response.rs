@@ -16,8 +16,8 @@ pub(crate) struct Response {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Place {
     Head,
-    /// In the line with a chunk's size, which is this so far.
-    Size(usize),
+    /// In the line with a chunk's size, which is this so far; none before its first digit.
+    Size(Option<usize>),
     /// In a chunk's data, this far from its end.
     Data(usize),
     /// In the line end behind a chunk's data.
@@ -71,7 +71,7 @@ impl Response {
             };
             joined = std::mem::take(&mut self.rest);
             check_head(&joined[..end])?;
-            self.place = Place::Size(0);
+            self.place = Place::Size(None);
             bytes = &joined[end + 4..];
         }
         while let Some((&byte, behind)) = bytes.split_first() {
@@ -87,7 +87,7 @@ impl Response {
                     continue;
                 }
                 Place::Size(size) => self.place = in_size(size, byte)?,
-                Place::DataEnd if byte == b'\n' => self.place = Place::Size(0),
+                Place::DataEnd if byte == b'\n' => self.place = Place::Size(None),
                 Place::DataEnd if byte == b'\r' => {}
                 Place::DataEnd | Place::Head => return Err(format!("byte {byte} behind a chunk")),
                 Place::End => return Ok(()),
@@ -111,12 +111,13 @@ impl Response {
 }
 
 /// The place behind one more byte of the line with a chunk's size.
-fn in_size(size: usize, byte: u8) -> Result<Place, String> {
+fn in_size(size: Option<usize>, byte: u8) -> Result<Place, String> {
+    let so_far = size.unwrap_or(0);
     match (byte, char::from(byte).to_digit(16)) {
-        (_, Some(digit)) if size < MAX_CHUNK_BYTES => Ok(Place::Size(size * 16 + digit as usize)),
-        (b'\r', _) => Ok(Place::Size(size)),
-        (b'\n', _) if size == 0 => Ok(Place::End),
-        (b'\n', _) => Ok(Place::Data(size)),
+        (_, Some(digit)) if so_far < MAX_CHUNK_BYTES => Ok(Place::Size(Some(so_far * 16 + digit as usize))),
+        (b'\r', _) if size.is_some() => Ok(Place::Size(size)),
+        (b'\n', _) if size == Some(0) => Ok(Place::End),
+        (b'\n', _) if size.is_some() => Ok(Place::Data(so_far)),
         _ => Err(format!("byte {byte} in the size of a chunk")),
     }
 }
