@@ -26,6 +26,7 @@
 //!   clock. Load, upstream and target share the machine, so it shows the differences between targets, not what a network adds.
 //! - **Memory** is what the target has for itself (`Private_*` of `smaps_rollup`). Kernel memory is the whole machine's, both
 //!   ends of each connection, and only for information.
+//! - **Other things** on the machine spoil all of it: where `cores busy with other things` is not near 0, measure again.
 //! - `bare` (see `bare.rs`) parses no HTTP, keeps nothing, checks nobody, announces nothing. Ratios of the two, taken in turns, mean
 //!   more than absolute numbers.
 //!

@@ -16,9 +16,24 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
             .ok_or("/proc/PID/stat is short")?;
         Ok(field.parse()?)
     };
-    Ok(Duration::from_millis(
-        (ticks(14)? + ticks(15)?) * 1000 / TICKS_PER_SECOND,
-    ))
+    Ok(of_ticks(ticks(14)? + ticks(15)?))
+}
+
+/// The time that all cores of the machine have worked since it began.
+pub(crate) fn machine_cpu() -> Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let mut fields = stat
+        .split_whitespace()
+        .skip(1)
+        .map_while(|field| field.parse::<u64>().ok());
+    // user, nice, system; then idle and waiting for disks, which are no work; then interrupts, hard and soft.
+    let tasks: u64 = fields.by_ref().take(3).sum();
+    let interrupts: u64 = fields.skip(2).take(2).sum();
+    Ok(of_ticks(tasks + interrupts))
+}
+
+fn of_ticks(ticks: u64) -> Duration {
+    Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
 }
 
 /// Memory that a process has for itself, in KiB.

@@ -4,7 +4,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     ops::RangeInclusive,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -22,6 +22,7 @@ pub(crate) struct Rig {
     // In this order: the target is killed before its upstream is gone and it has to complain.
     target: Target,
     upstream: Stream,
+    disturbance: f64,
 }
 
 impl Rig {
@@ -30,7 +31,11 @@ impl Rig {
         let upstream = Upstream::listen()?;
         let target = Target::start(kind, upstream.address()?, pace)?;
         let upstream = upstream.accept()?;
-        Ok(Self { target, upstream })
+        Ok(Self {
+            target,
+            upstream,
+            disturbance: 0.0,
+        })
     }
 
     /// Where subscribers go.
@@ -46,11 +51,16 @@ impl Rig {
     /// The target's CPU time while `work` was done.
     pub(crate) fn cpu_of<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<(Duration, T)> {
         let pid = self.target.pid();
-        let before = process::cpu(pid)?;
+        let start = Instant::now();
+        let (before, others) = (process::cpu(pid)?, others_cpu(pid)?);
         let done = work(self).map_err(|error| match self.target.has_ended() {
             Some(status) => format!("the target ended ({status}): {error}").into(),
             None => error,
         })?;
+        let others = others_cpu(pid)?
+            .saturating_sub(others)
+            .div_duration_f64(start.elapsed());
+        self.disturbance = self.disturbance.max(others);
         Ok((process::cpu(pid)?.saturating_sub(before), done))
     }
 
@@ -105,5 +115,12 @@ impl Rig {
                 .push("the target came a second time for its events".to_owned());
         }
         outcome.remarks.extend(self.target.complaints());
+        outcome.note("cores busy with other things", self.disturbance);
     }
+}
+
+/// What the machine has worked for neither the target nor this process.
+fn others_cpu(target: u32) -> Result<Duration> {
+    let ours = process::cpu(target)? + process::cpu(std::process::id())?;
+    Ok(process::machine_cpu()?.saturating_sub(ours))
 }
