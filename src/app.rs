@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::{
-    auth::{Access, AdminKey},
+    auth::{Access, SoleKey},
     client::{Client, TlsError},
-    config::Config,
+    config::{Config, Secret},
     event::ProductId,
     fanout::Fanout,
     http::{self, Product, Relay, admin::Admin, guard::Guard, subscribers::Subscribers},
@@ -93,7 +93,7 @@ impl App {
         let admin = Admin {
             relay: Arc::clone(&relay),
             upstreams,
-            key: AdminKey::new(config.auth.admin_key.as_ref()),
+            key: SoleKey::new(config.auth.admin_key.as_ref().map(Secret::expose)),
             started: SystemTime::now(),
         };
         let admin = Arc::new(admin);

@@ -12,7 +12,7 @@ use aws_lc_rs::{
 };
 
 use crate::{
-    config::{Auth, Permission, Permissions, Secret},
+    config::{Auth, Permission, Permissions},
     event::{Only, ProductId},
 };
 
@@ -103,14 +103,14 @@ pub(crate) enum Denial {
     Forbidden,
 }
 
-/// The key of the admin listener, if it has one.
+/// The one key of a listener, if it has one.
 #[derive(Debug)]
-pub(crate) struct AdminKey(Option<Digest>);
+pub(crate) struct SoleKey(Option<Digest>);
 
-impl AdminKey {
-    /// The configured key; without one, whoever reaches the listener is let in.
-    pub(crate) fn new(key: Option<&Secret>) -> Self {
-        Self(key.map(|key| fingerprint(key.expose().as_bytes())))
+impl SoleKey {
+    /// The key; without one, whoever reaches the listener is let in.
+    pub(crate) fn new(key: Option<&str>) -> Self {
+        Self(key.map(|key| fingerprint(key.as_bytes())))
     }
 
     /// Whether the listener asks for a key.

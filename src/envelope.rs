@@ -290,3 +290,114 @@ impl<'de> Visitor<'de> for ScalarVisitor {
         Ok(Scalar::Other)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(payload: &[u8]) -> Result<Draft, Rejection> {
+        draft(
+            Bytes::copy_from_slice(payload),
+            &ProductId::new("prod_abc").unwrap(),
+            Instant::now(),
+        )
+    }
+
+    #[test]
+    fn kind_session_and_time_are_read_and_the_bytes_kept() {
+        let payload =
+            br#" {"type":"summary","product_id":"prod_abc","session_id":"ps_1","forwarded_at":17.5,"x":[{}]} "#;
+        let draft = read(payload).unwrap();
+        assert_eq!(draft.kind, Kind::Summary);
+        assert_eq!(draft.session, Some(SessionId::new("ps_1").unwrap()));
+        assert_eq!(draft.forwarded_at, Some(17.5));
+        assert_eq!(&*draft.payload, payload);
+    }
+
+    #[test]
+    fn what_may_be_absent_may_be_null_or_of_an_unexpected_type() {
+        for payload in [
+            r#"{"type":"goal_reached"}"#,
+            r#"{"type":"goal_reached","product_id":null,"session_id":null,"forwarded_at":null}"#,
+            r#"{"type":"goal_reached","session_id":7,"forwarded_at":"soon"}"#,
+            r#"{"type":"goal_reached","session_id":"","forwarded_at":{"a":1}}"#,
+            r#"{"type":"goal_reached","forwarded_at":1,"forwarded_at":[2]}"#,
+        ] {
+            let draft = read(payload.as_bytes()).unwrap();
+            assert_eq!(draft.kind, Kind::Other("goal_reached".into()), "{payload}");
+            assert_eq!((draft.session, draft.forwarded_at), (None, None), "{payload}");
+        }
+    }
+
+    #[test]
+    fn escapes_in_names_and_values_mean_the_same() {
+        let draft = read(br#"{"\u0074ype":"act\u0069ons","session_id":"a\u002fb"}"#).unwrap();
+        assert_eq!(
+            (draft.kind, draft.session),
+            (Kind::Actions, Some(SessionId::new("a/b").unwrap()))
+        );
+    }
+
+    #[test]
+    fn each_reason_for_a_rejection_is_told_from_the_others() {
+        let cases: [(&[u8], Rejection); 19] = [
+            (b"{\"type\":\"\xff\"}", Rejection::InvalidUtf8),
+            (b"", Rejection::InvalidJson),
+            (b"{", Rejection::InvalidJson),
+            (b"{\"type\":\"a\"} x", Rejection::InvalidJson),
+            (b"{\"type\":\"a\nb\"}", Rejection::InvalidJson),
+            (br#"{"type":"a","type":"a"}"#, Rejection::InvalidJson),
+            (
+                br#"{"type":"a","session_id":"1","session_\u0069d":"2"}"#,
+                Rejection::InvalidJson,
+            ),
+            (
+                br#"{"type":"a","product_id":"prod_abc","product_id":"x"}"#,
+                Rejection::InvalidJson,
+            ),
+            (b"[]", Rejection::NotAnObject),
+            (b" \"text\" ", Rejection::NotAnObject),
+            (b"[1, x", Rejection::InvalidJson),
+            (b"{}", Rejection::NoType),
+            (br#"{"type":7}"#, Rejection::NoType),
+            (br#"{"type":""}"#, Rejection::NoType),
+            (br#"{"type":"a","product_id":"other"}"#, Rejection::WrongProduct),
+            (br#"{"type":"a","product_id":7}"#, Rejection::WrongProduct),
+            (b"{\"type\":\"a\"\0}", Rejection::ControlCharacter),
+            (br#"{"type":"a\nb"}"#, Rejection::ControlCharacter),
+            (br#"{"type":"a","session_id":"a\u0000b"}"#, Rejection::ControlCharacter),
+        ];
+        for (payload, reason) in cases {
+            assert_eq!(read(payload), Err(reason), "{}", String::from_utf8_lossy(payload));
+        }
+    }
+
+    #[test]
+    fn a_deeply_nested_payload_is_read_without_recursion() {
+        let depth = 100_000;
+        let nested = [
+            b"{\"type\":\"a\",\"x\":".as_slice(),
+            &vec![b'['; depth],
+            &vec![b']'; depth],
+            b"}",
+        ]
+        .concat();
+        assert!(read(&nested).is_ok());
+    }
+
+    #[test]
+    fn only_heartbeat_and_gap_are_names_with_a_meaning() {
+        let product = ProductId::new("prod_abc").unwrap();
+        let frame = |event: &'static str| Frame {
+            event: Bytes::from_static(event.as_bytes()),
+            data: Bytes::from_static(b"{\"type\":\"a\"}"),
+            id: Bytes::new(),
+        };
+        let of = |event| classify(frame(event), &product, Instant::now()).unwrap();
+        assert_eq!(of("heartbeat"), Envelope::Heartbeat);
+        assert_eq!(of("gap"), Envelope::Gap);
+        for name in ["", "message", "anything"] {
+            assert!(matches!(of(name), Envelope::Event(_)), "{name}");
+        }
+    }
+}

@@ -251,12 +251,6 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    /// No limit at all.
-    pub(crate) const EVERYTHING: Self = Self {
-        sessions: Only::Everything,
-        kinds: Only::Everything,
-    };
-
     /// Whether the subscriber sees this entry. A gap passes every filter.
     pub(crate) fn admits(&self, entry: &Entry) -> bool {
         match entry {

@@ -44,7 +44,7 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 enum Connection {
     Waiting { until: Instant },
-    Standing { stream: EventStream, since: Instant },
+    Standing { stream: Box<EventStream>, since: Instant },
 }
 
 /// What an upstream brings.
@@ -135,7 +135,7 @@ impl Upstream {
         self.status.enter(UpstreamState::Connecting, None);
         let max_event_bytes = usize::try_from(self.settings.max_event_bytes).unwrap_or(usize::MAX);
         let stream = match self.client.open(&self.target, max_event_bytes).await {
-            Ok(stream) => stream,
+            Ok(stream) => Box::new(stream),
             Err(error) => {
                 self.failed(&error);
                 return None;
@@ -179,16 +179,23 @@ impl Upstream {
     /// Closes a stream that ended, and settles when to try again.
     async fn lost(&mut self, problem: String) {
         let ended = mem::replace(&mut self.connection, Connection::Waiting { until: Instant::now() });
+        let mut lasted = Duration::ZERO;
         if let Connection::Standing { stream, since } = ended {
-            if since.elapsed() >= PROVEN_AFTER {
-                self.backoff.reset();
-            }
+            lasted = since.elapsed();
             stream.close().await;
         }
         self.metrics.connected.set(0);
-        let wait = self.backoff.next(&mut self.random).max(self.retry);
+        let wait = self.wait_after(lasted);
         warn!(product = %self.settings.product_id, problem, retry_in = ?wait, "upstream connection lost");
         self.wait(wait, problem);
+    }
+
+    /// How long to wait after a stream that `lasted` so long.
+    fn wait_after(&mut self, lasted: Duration) -> Duration {
+        if lasted >= PROVEN_AFTER {
+            self.backoff.reset();
+        }
+        self.backoff.next(&mut self.random).max(self.retry)
     }
 
     fn wait(&mut self, wait: Duration, problem: String) {
@@ -222,3 +229,112 @@ const PROVEN_AFTER: Duration = Duration::from_secs(30);
 
 /// What only a person can mend is tried at most once a minute.
 const REFUSED_WAIT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use hyper::StatusCode;
+
+    use super::*;
+    use crate::{
+        config::{AllowAnonymous, Config, Environment},
+        metrics::Metrics,
+    };
+
+    fn upstream() -> Upstream {
+        let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
+        let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
+        let settings = config.upstreams[0].clone();
+        let metrics = Metrics::new().unwrap().upstream(&settings.product_id);
+        let client = Client::new(None).unwrap();
+        Upstream::new(
+            settings,
+            client,
+            Arc::new(UpstreamStatus::new()),
+            metrics,
+            fastrand::Rng::with_seed(1),
+        )
+    }
+
+    fn answered(status: u16, retry_after: Option<u64>) -> OpenError {
+        let status = StatusCode::from_u16(status).unwrap();
+        OpenError::Status {
+            status,
+            retry_after: retry_after.map(Duration::from_secs),
+        }
+    }
+
+    /// How long the next attempt is away.
+    fn wait(upstream: &Upstream) -> Duration {
+        match &upstream.connection {
+            Connection::Waiting { until } => until.duration_since(Instant::now()),
+            Connection::Standing { .. } => panic!("connected"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_only_a_person_can_mend_is_tried_at_most_once_a_minute() {
+        for status in [400, 401, 403, 404] {
+            let mut upstream = upstream();
+            for _ in 0..50 {
+                upstream.failed(&answered(status, None));
+                assert!((60.0..=66.0).contains(&wait(&upstream).as_secs_f64()));
+            }
+            assert_eq!(upstream.status.facts().state, UpstreamState::Refused);
+            assert_eq!(
+                (
+                    upstream.metrics.connects_refused.get(),
+                    upstream.metrics.connects_failed.get()
+                ),
+                (50, 0)
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_mend_itself_is_tried_again_within_half_a_minute() {
+        for error in [
+            answered(500, None),
+            answered(429, None),
+            answered(204, None),
+            OpenError::Timeout,
+        ] {
+            let mut upstream = upstream();
+            let waits = (0..50).map(|_| {
+                upstream.failed(&error);
+                wait(&upstream)
+            });
+            let waits: Vec<_> = waits.collect();
+            assert!(waits[0] <= FIRST_BACKOFF, "{error}: {:?}", waits[0]);
+            assert!(waits.iter().all(|wait| *wait <= MAX_BACKOFF));
+            assert!(waits.iter().any(|wait| *wait > MAX_BACKOFF / 2));
+            assert_eq!(upstream.status.facts().state, UpstreamState::BackingOff);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retry_after_is_honoured_within_reason() {
+        let mut upstream = upstream();
+        upstream.failed(&answered(503, Some(45)));
+        assert_eq!(wait(&upstream), Duration::from_secs(45));
+        upstream.failed(&answered(429, Some(86_400)));
+        assert_eq!(wait(&upstream), Duration::from_secs(300));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_stream_that_lasted_makes_the_waits_short_again() {
+        let mut upstream = upstream();
+        for _ in 0..20 {
+            upstream.wait_after(Duration::from_secs(29));
+        }
+        let worn: Vec<_> = (0..50).map(|_| upstream.wait_after(Duration::from_secs(29))).collect();
+        assert!(worn.iter().any(|wait| *wait > MAX_BACKOFF / 2));
+        assert!(upstream.wait_after(Duration::from_secs(30)) <= FIRST_BACKOFF);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_connectors_own_wish_is_the_shortest_wait() {
+        let mut upstream = upstream();
+        upstream.retry = Duration::from_secs(7);
+        assert!(upstream.wait_after(Duration::from_secs(60)) >= Duration::from_secs(7));
+    }
+}

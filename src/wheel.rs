@@ -162,3 +162,113 @@ const SLOTS: usize = 1024;
 
 /// A time that never comes.
 const NEVER: u64 = 0;
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::atomic::AtomicUsize, task::Wake};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Bell(AtomicUsize);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    impl Bell {
+        fn rings(&self) -> usize {
+            self.0.load(SeqCst)
+        }
+    }
+
+    /// A wheel that turns on the paused clock.
+    fn turning() -> (Arc<Wheel>, CancellationToken, tokio::task::JoinHandle<()>) {
+        let (wheel, stop) = (Wheel::new(), CancellationToken::new());
+        let task = tokio::spawn({
+            let (wheel, stop) = (Arc::clone(&wheel), stop.clone());
+            async move { wheel.run(stop).await }
+        });
+        (wheel, stop, task)
+    }
+
+    fn bell() -> (Arc<Bell>, Waker) {
+        let bell = Arc::new(Bell::default());
+        (Arc::clone(&bell), Waker::from(bell))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_wakes_once_and_no_earlier_than_it_is_due() {
+        let (wheel, stop, task) = turning();
+        for wait in [
+            Duration::from_millis(1),
+            Duration::from_secs(1),
+            Duration::from_secs(30),
+            Duration::from_secs(600),
+        ] {
+            let (bell, waker) = bell();
+            let alarm = Alarm::new(&wheel);
+            let due = wheel.after(wait);
+            alarm.set(due, &waker);
+            let set = Instant::now();
+            while bell.rings() == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                assert!(set.elapsed() < wait + 4 * TICK, "{wait:?}");
+            }
+            assert!(set.elapsed() >= wait, "{wait:?}: {:?}", set.elapsed());
+            tokio::time::sleep(Duration::from_secs(200)).await;
+            assert_eq!(bell.rings(), 1);
+        }
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_alarm_can_be_moved_either_way_and_put_off_again_and_again() {
+        let (wheel, stop, task) = turning();
+        let (bell, waker) = bell();
+        let alarm = Alarm::new(&wheel);
+        alarm.set(wheel.after(Duration::from_secs(50)), &waker);
+        alarm.set(wheel.after(Duration::from_secs(1)), &waker);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(bell.rings(), 1, "earlier");
+        for _ in 0..100 {
+            alarm.set(wheel.after(Duration::from_secs(2)), &waker);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(bell.rings(), 1, "put off");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(bell.rings(), 2);
+        let lying: usize = wheel.slots.iter().map(|slot| slot.lock().unwrap().len()).sum();
+        assert!(lying <= 1, "{lying}");
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_alarm_wakes_nobody_and_keeps_no_task_alive() {
+        let (wheel, stop, task) = turning();
+        let (bell, waker) = bell();
+        let alarm = Alarm::new(&wheel);
+        alarm.set(wheel.after(Duration::from_secs(1)), &waker);
+        drop((alarm, waker));
+        assert_eq!(Arc::strong_count(&bell), 1);
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        assert_eq!(bell.rings(), 0);
+        stop.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wheel_that_does_not_turn_says_for_how_long() {
+        let wheel = Wheel::new();
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert_eq!(wheel.standstill(), Duration::from_secs(31));
+        let stop = CancellationToken::new();
+        let turning = wheel.run(stop.clone());
+        let _ = tokio::time::timeout(Duration::from_secs(1), turning).await;
+        assert!(wheel.standstill() <= TICK);
+    }
+}

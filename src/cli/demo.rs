@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::{
-    Failure, print, runtime,
+    Failure, block_on, print,
     simulate::{DEFAULT_PRODUCT, DEFAULT_RATE, DEFAULT_SEED, DEFAULT_SESSIONS, Running},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
 pub(super) struct Arguments {}
 
 pub(super) fn run(_: &Arguments) -> Result<(), Failure> {
-    runtime()?.block_on(async {
+    block_on(async {
         let signals = Signals::listen()?;
         let options = Options {
             products: vec![DEFAULT_PRODUCT.to_owned()],

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::{HeaderMap, StatusCode, Uri};
 use tokio::time::timeout;
 
-use super::{Failure, runtime};
+use super::{Failure, block_on};
 use crate::client::Client;
 
 /// Exit with 0 if the running relay is ready, else with 1.
@@ -21,7 +21,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !matches!(url.scheme_str(), Some("http" | "https")) {
         return Err(Failure::Usage(format!("--url {url}: write http://host:port/readyz")));
     }
-    runtime()?.block_on(async {
+    block_on(async {
         let client = Client::new(None).map_err(|error| Failure::Other(error.to_string()))?;
         let asked = timeout(PATIENCE, client.get(url, HeaderMap::new())).await;
         let exchange = asked

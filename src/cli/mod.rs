@@ -18,9 +18,13 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use tracing::error;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{app::AppError, config::Findings};
+use crate::{
+    app::AppError,
+    config::{Config, Findings},
+};
 
 /// Runs the command that the arguments name, and returns how it went.
 pub fn main() -> ExitCode {
@@ -126,9 +130,42 @@ fn start_log(format: LogFormat) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The runtime of every command that serves or connects.
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+/// Holds what a configuration asks for against what this version can do, so that nobody relies on what is not there.
+///
+/// # Errors
+///
+/// When going on in silence would be dangerous: plain text where TLS is expected, memory where durability is.
+fn hold_against_version(config: &Config) -> Result<(), Failure> {
+    let mut missing = Vec::new();
+    if config.server.tls.is_some() {
+        missing.push(
+            "server.tls_cert_file: this version does not serve HTTPS; leave it empty and put a TLS proxy in front",
+        );
+    }
+    if config.log.data_dir.is_some() {
+        missing.push("log.data_dir: this version keeps its log in memory only; leave it empty");
+    }
+    if !missing.is_empty() {
+        return Err(Failure::Usage(missing.join("\nautoplay-relay: ")));
+    }
+    if !config.webhooks.is_empty() {
+        error!(
+            webhooks = config.webhooks.len(),
+            "[[webhooks]]: this version sends nothing to webhooks"
+        );
+    }
+    if config.auth.jwt.is_some() {
+        error!("[auth.jwt]: this version accepts no scoped tokens; whoever brings one is answered 401");
+    }
+    Ok(())
+}
+
+/// Runs what serves or connects. A name look-up that is still under way at the end is not waited for.
+fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_background();
+    result
 }
 
 /// A duration as the configuration has it, with its unit.

@@ -6,7 +6,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{Failure, duration, runtime};
+use super::{Failure, block_on, duration};
 use crate::{
     net::{self, BindError, Listener, Manners},
     shutdown::Signals,
@@ -74,7 +74,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         heartbeat: arguments.heartbeat,
         seed: arguments.seed,
     };
-    runtime()?.block_on(async {
+    block_on(async {
         let mut signals = Signals::listen()?;
         let running = Running::start(arguments.listen, options).map_err(|error| Failure::Other(error.to_string()))?;
         info!(listen = %running.address, "simulating");

@@ -6,7 +6,7 @@ use hyper::Uri;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::{Failure, print, runtime};
+use super::{Failure, block_on, print};
 use crate::{
     backoff::Backoff,
     client::{Client, EventStream, OpenError, Target},
@@ -43,7 +43,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
             arguments.url
         )));
     }
-    runtime()?.block_on(follow(arguments))
+    block_on(follow(arguments))
 }
 
 async fn follow(arguments: Arguments) -> Result<(), Failure> {

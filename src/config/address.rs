@@ -14,10 +14,7 @@ use super::findings::quoted;
 
 /// An absolute `http` or `https` URL with a host, without user information and fragment.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct HttpUrl {
-    uri: Uri,
-    host: HostAndPort,
-}
+pub(crate) struct HttpUrl(Uri);
 
 impl HttpUrl {
     /// Reads a URL.
@@ -44,40 +41,25 @@ impl HttpUrl {
         if authority.as_str().contains('@') {
             return Err("must be a URL without a user name or password; give those as the token or secret".to_owned());
         }
-        let host = HostAndPort::parse(authority.as_str()).map_err(|_| REFUSED.to_owned())?;
-        Ok(Self { uri, host })
+        HostAndPort::parse(authority.as_str()).map_err(|_| REFUSED.to_owned())?;
+        Ok(Self(uri))
     }
 
     /// The URL in the form that requests take.
     pub(crate) fn as_uri(&self) -> &Uri {
-        &self.uri
-    }
-
-    /// Whether the scheme is `https`.
-    pub(crate) fn is_https(&self) -> bool {
-        self.uri.scheme_str() == Some("https")
-    }
-
-    /// The host in lower case: a name, or an address without brackets.
-    pub(crate) fn host(&self) -> &str {
-        self.host.host().trim_start_matches('[').trim_end_matches(']')
-    }
-
-    /// The port, the scheme's own where none is written.
-    pub(crate) fn port(&self) -> u16 {
-        self.host.port().unwrap_or(if self.is_https() { 443 } else { 80 })
+        &self.0
     }
 
     /// What stands behind the last slash of the path, percent-decoded; none if that is nothing, or not UTF-8.
     pub(crate) fn last_segment(&self) -> Option<String> {
-        let (_, segment) = self.uri.path().rsplit_once('/')?;
+        let (_, segment) = self.0.path().rsplit_once('/')?;
         percent_decoded(segment).filter(|decoded| !decoded.is_empty())
     }
 }
 
 impl fmt::Display for HttpUrl {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.uri.fmt(out)
+        self.0.fmt(out)
     }
 }
 
@@ -222,18 +204,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_gives_its_parts_with_the_schemes_own_port() {
+    fn a_url_gives_its_last_segment_decoded() {
         let url = HttpUrl::parse("https://Connector.example.com/stream/prod%5fabc?x=1").unwrap();
-        assert_eq!(
-            (url.host(), url.port(), url.is_https()),
-            ("connector.example.com", 443, true)
-        );
         assert_eq!(url.last_segment().as_deref(), Some("prod_abc"));
         let url = HttpUrl::parse("http://[::1]:9000").unwrap();
-        assert_eq!((url.host(), url.port(), url.is_https()), ("::1", 9000, false));
         assert_eq!(url.last_segment(), None);
         assert_eq!(url.as_uri().path(), "/");
-        assert_eq!(HttpUrl::parse("http://h").unwrap().port(), 80);
     }
 
     #[test]

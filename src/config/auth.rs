@@ -198,7 +198,7 @@ mod tests {
         assert!(findings(&with_key("products = []")).contains("auth.keys[0].products: must list one product"));
         assert!(findings(&with_key("")).contains("auth.keys[0].products: must list one product"));
         assert!(findings(&with_key("products = ['*', 'a']")).contains("auth.keys[0].products: \"*\" stands for all"));
-        assert!(findings(&with_key("products = ['']")).contains("auth.keys[0].products[0]: must have 1 to"));
+        assert!(findings(&with_key("products = ['']")).contains("auth.keys[0].products[0]: must not be empty"));
         assert!(findings(&with_key("products = ['a', 1]")).contains("auth.keys[0].products[1]: must be text"));
     }
 

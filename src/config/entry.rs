@@ -41,11 +41,6 @@ impl<'a> Entry<'a> {
         &self.key
     }
 
-    /// Where the value stands; for an absent one, where it would.
-    pub(super) fn place(&self) -> &Place {
-        &self.place
-    }
-
     /// The reading this entry belongs to.
     pub(super) fn reading(&self) -> &'a Reading<'a> {
         self.reading

@@ -1,14 +1,13 @@
 //! Secrets: where they come from, and that they are never printed.
 //!
-//! In: `x`, `x_env` or `x_file`, from the file or overridden. Out: a [`Secret`] that remembers its source, so that a
-//! reload knows which files to watch.
+//! In: `x`, `x_env` or `x_file`, from the file or overridden. Out: a [`Secret`] that prints as a mask.
 //!
 //! May use: `entry`, `environment`, `findings`, `reader`, `reading`.
 
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::entry::Entry;
 use super::environment::Variable;
@@ -24,28 +23,17 @@ pub(super) const MASK: &str = "********";
 /// Equality is for telling one configuration from the next; it takes longer the more is alike, so it is no check of
 /// what a client sent.
 #[derive(Clone, Eq, PartialEq)]
-pub(crate) struct Secret {
-    text: String,
-    source: SecretSource,
-}
+pub(crate) struct Secret(String);
 
 impl Secret {
     /// A secret that was given as such, on a command line.
     pub(crate) fn inline(text: String) -> Self {
-        Self {
-            text,
-            source: SecretSource::Inline,
-        }
+        Self(text)
     }
 
     /// The text itself. Not for logs, errors, metrics or answers.
     pub(crate) fn expose(&self) -> &str {
-        &self.text
-    }
-
-    /// Where the text came from.
-    pub(crate) fn source(&self) -> &SecretSource {
-        &self.source
+        &self.0
     }
 
     /// A secret from a variable that is not the override of a key; unset and empty are none.
@@ -56,11 +44,7 @@ impl Secret {
             Variable::NotText => Err("is not UTF-8 text".to_owned()),
         };
         let refused = |message| reading.report(Place::Variable(name.to_owned()), None, message);
-        let text = checked.map_err(refused).ok()?;
-        Some(Self {
-            text,
-            source: SecretSource::Variable(name.to_owned()),
-        })
+        checked.map_err(refused).ok().map(Self)
     }
 }
 
@@ -74,17 +58,6 @@ impl fmt::Display for Secret {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(MASK)
     }
-}
-
-/// Where a secret came from.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum SecretSource {
-    /// It stands in the configuration file.
-    Inline,
-    /// An environment variable of this name.
-    Variable(String),
-    /// A file at this path, which may change while the relay runs.
-    File(PathBuf),
 }
 
 /// What a secret must be fit for.
@@ -160,7 +133,7 @@ impl<'a> SecretEntries<'a> {
         }
         let secret = form.secret(entry)?;
         let refused = |message| entry.report(message);
-        rule.check(&secret.text).map_err(refused).ok()?;
+        rule.check(&secret.0).map_err(refused).ok()?;
         Some(secret)
     }
 }
@@ -184,14 +157,7 @@ impl Form {
 
     fn secret(self, entry: &Entry<'_>) -> Option<Secret> {
         match self {
-            Self::Plain => {
-                let text = entry.text("text")?.to_owned();
-                let source = match entry.place() {
-                    Place::Variable(name) => SecretSource::Variable(name.clone()),
-                    Place::File(_) | Place::Line(..) => SecretSource::Inline,
-                };
-                Some(Secret { text, source })
-            }
+            Self::Plain => entry.text("text").map(|text| Secret(text.to_owned())),
             Self::Variable => entry.parsed(|name| from_named_variable(entry.reading(), name)),
             Self::File => entry.parsed(|path| from_file(Path::new(path))),
         }
@@ -210,10 +176,7 @@ fn from_named_variable(reading: &Reading<'_>, name: &str) -> Result<Secret, Stri
     };
     match reading.variable(name) {
         Variable::Text("") => Err(format!("names {shown}, which is empty in the environment")),
-        Variable::Text(text) => Ok(Secret {
-            text: text.to_owned(),
-            source: SecretSource::Variable(name.to_owned()),
-        }),
+        Variable::Text(text) => Ok(Secret(text.to_owned())),
         Variable::NotText => Err(format!("names {shown}, which is not UTF-8 text")),
         Variable::Unset => Err(format!("names {shown}, which is not set in the environment")),
     }
@@ -237,16 +200,14 @@ fn from_file(path: &Path) -> Result<Secret, String> {
     if line.is_empty() {
         return Err(format!("{shown} is empty"));
     }
-    Ok(Secret {
-        text: line.to_owned(),
-        source: SecretSource::File(path.to_owned()),
-    })
+    Ok(Secret(line.to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::environment::Environment;
+    use std::path::PathBuf;
     use toml::de::DeTable;
 
     /// What the document gives as `token`, or what was found.
@@ -293,27 +254,6 @@ mod tests {
             "******** ******** Some(********)"
         );
         assert_eq!(secret.expose(), "hush");
-    }
-
-    #[test]
-    fn a_secret_knows_where_it_came_from() {
-        let source =
-            |text: &str, environment: &Environment| token(text, environment).unwrap().unwrap().source().clone();
-        assert_eq!(source("token = 'a'", &Environment::default()), SecretSource::Inline);
-        assert_eq!(
-            source("token_env = 'T'", &environment([("T", "a")])),
-            SecretSource::Variable("T".into())
-        );
-        let file = Scratch::holding("source", b"a");
-        assert_eq!(
-            source(&file.toml(), &Environment::default()),
-            SecretSource::File(file.0.clone())
-        );
-        let name = "AUTOPLAY_RELAY__TOKEN";
-        assert_eq!(
-            source("", &environment([(name, "a")])),
-            SecretSource::Variable(name.into())
-        );
     }
 
     #[test]

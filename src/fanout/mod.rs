@@ -79,8 +79,7 @@ impl Fanout {
     }
 
     /// Begins to listen: to what comes from now on, or first to what is behind `start` and already in the log.
-    pub(crate) fn subscribe(self: &Arc<Self>, scope: Scope, start: &Start) -> Subscription {
-        let listener = Arc::new(Listener::default());
+    pub(crate) fn subscribe(self: &Arc<Self>, listener: Arc<Listener>, scope: Scope, start: &Start) -> Subscription {
         let mut index = self.index();
         index.insert(&scope, &listener);
         // Under the same lock as the marks: every entry behind this position will be marked for the new listener.
@@ -154,10 +153,8 @@ struct Registered {
 impl Index {
     fn insert(&mut self, scope: &Scope, listener: &Arc<Listener>) {
         self.places(scope, |place, kinds| {
-            place.push(Registered {
-                listener: Arc::clone(listener),
-                kinds: kinds.clone(),
-            })
+            let (listener, kinds) = (Arc::clone(listener), kinds.clone());
+            place.push(Registered { listener, kinds });
         });
     }
 
@@ -250,3 +247,6 @@ impl Index {
 
 /// Entries shown under one lock of the index, so that a newcomer never waits long.
 const BATCH_ENTRIES: usize = 64;
+
+#[cfg(test)]
+mod tests;

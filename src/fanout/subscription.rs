@@ -47,11 +47,12 @@ impl Subscription {
         place: Option<Place>,
         position: u64,
     ) -> Self {
+        let wants_kept = matches!(place, Some(Place::BeforeKept(_)));
         let (cursor, came_with, notice) = match place {
             None => (position, 0, None),
             Some(Place::Behind(sequence)) => (sequence, sequence, None),
             Some(Place::BeforeKept(sequence)) => (sequence, 0, None),
-            Some(Place::Unknown(ref gap)) => (gap.id.sequence, 0, Some(gap.clone())),
+            Some(Place::Unknown(gap)) => (gap.id.sequence, 0, Some(gap)),
         };
         Self {
             fanout,
@@ -59,7 +60,7 @@ impl Subscription {
             scope,
             cursor,
             behind: cursor < position,
-            wants_kept: matches!(place, Some(Place::BeforeKept(_))),
+            wants_kept,
             handover: VecDeque::new(),
             notice,
             live_after: position,
@@ -126,11 +127,6 @@ impl Subscription {
             }
             Entry::Gap(gap) => Item::Gap(self.fanout.log.announce(&gap)),
         }
-    }
-
-    /// How its task is woken.
-    pub(crate) fn listener(&self) -> Arc<Listener> {
-        Arc::clone(&self.listener)
     }
 
     /// Sequence of the id the subscriber came with, 0 when it has none that is known here.

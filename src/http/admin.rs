@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use super::{Relay, error::Problem, guard::Guard};
 use crate::{
-    auth::{self, AdminKey},
+    auth::{self, SoleKey},
     config::duration_text,
     event::ProductId,
     status::{UpstreamFacts, UpstreamState, UpstreamStatus},
@@ -40,7 +40,7 @@ pub(crate) struct Admin {
     /// What the upstreams say of themselves.
     pub(crate) upstreams: Vec<(ProductId, Arc<UpstreamStatus>)>,
     /// The key of the API.
-    pub(crate) key: AdminKey,
+    pub(crate) key: SoleKey,
     /// When the relay was started.
     pub(crate) started: SystemTime,
 }
@@ -73,7 +73,7 @@ fn probes() -> Router<Arc<Admin>> {
 
 fn finish(router: Router<Arc<Admin>>, admin: Arc<Admin>) -> Router {
     router
-        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET, HEAD") })
         .fallback(|| async { Problem::not_found("no such route") })
         .with_state(admin)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use hyper::{
-    HeaderMap, StatusCode,
+    StatusCode,
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
@@ -19,7 +19,7 @@ use crate::auth::Denial;
 pub(crate) struct Problem {
     status: StatusCode,
     detail: String,
-    headers: HeaderMap,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Problem {
@@ -28,7 +28,7 @@ impl Problem {
         Self {
             status,
             detail: detail.into(),
-            headers: HeaderMap::new(),
+            header: None,
         }
     }
 
@@ -47,10 +47,10 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, detail)
     }
 
-    /// 405, for a route that knows only these methods.
-    pub(crate) fn method_not_allowed() -> Self {
+    /// 405, from a route that knows only the methods `allowed`.
+    pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not know that method")
-            .with(ALLOW, HeaderValue::from_static("GET, HEAD"))
+            .with(ALLOW, HeaderValue::from_static(allowed))
     }
 
     /// 429 or 503, with the time to wait.
@@ -59,7 +59,7 @@ impl Problem {
     }
 
     fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.header = Some((name, value));
         self
     }
 }
@@ -75,16 +75,19 @@ impl From<Denial> for Problem {
 }
 
 impl IntoResponse for Problem {
-    fn into_response(mut self) -> Response {
+    fn into_response(self) -> Response {
         let body = serde_json::json!({
             "type": "about:blank",
             "title": self.status.canonical_reason().unwrap_or("Error"),
             "status": self.status.as_u16(),
             "detail": self.detail,
         });
-        self.headers
-            .insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        self.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        (self.status, self.headers, body.to_string()).into_response()
+        let headers = [
+            (CONTENT_TYPE, HeaderValue::from_static("application/problem+json")),
+            (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        ];
+        let mut response = (self.status, headers, body.to_string()).into_response();
+        response.headers_mut().extend(self.header);
+        response
     }
 }

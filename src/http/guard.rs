@@ -86,3 +86,85 @@ impl Guard {
         is_listed || name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admits(host: Option<&str>, origin: Option<&str>) -> bool {
+        let guard = Guard {
+            allowed_hosts: vec![
+                HostAndPort::parse("relay.internal").unwrap(),
+                HostAndPort::parse("other:81").unwrap(),
+            ],
+            allowed_origins: vec![Origin::parse("https://app.example.com").unwrap()],
+        };
+        let mut headers = HeaderMap::new();
+        if let Some(host) = host {
+            headers.insert(HOST, host.parse().unwrap());
+        }
+        if let Some(origin) = origin {
+            headers.insert(ORIGIN, origin.parse().unwrap());
+        }
+        guard.admit(&Uri::from_static("/stream/p"), &headers).is_ok()
+    }
+
+    #[test]
+    fn hosts_that_no_stranger_can_point_here_are_own_hosts() {
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "LOCALHOST:1",
+            "10.1.2.3",
+            "Relay.internal:99",
+            "other:81",
+        ] {
+            assert!(admits(Some(host), None), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "other:82",
+            "other",
+            "",
+            "a b",
+        ] {
+            assert!(!admits(Some(host), None), "{host}");
+        }
+        assert!(!admits(None, None));
+    }
+
+    #[test]
+    fn origins_are_own_hosts_or_listed() {
+        for origin in [
+            "http://127.0.0.1:3000",
+            "http://localhost:5173",
+            "https://app.example.com",
+            "http://relay.internal",
+        ] {
+            assert!(admits(Some("localhost"), Some(origin)), "{origin}");
+        }
+        for origin in [
+            "null",
+            "https://evil.example",
+            "http://app.example.com",
+            "https://app.example.com.evil.example",
+            "",
+        ] {
+            assert!(!admits(Some("localhost"), Some(origin)), "{origin}");
+        }
+    }
+
+    #[test]
+    fn the_authority_of_http2_counts_as_host() {
+        let guard = Guard {
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+        };
+        let admits = |uri: &'static str| guard.admit(&Uri::from_static(uri), &HeaderMap::new()).is_ok();
+        assert!(admits("http://127.0.0.1:8080/stream/p"));
+        assert!(!admits("http://evil.example/stream/p"));
+    }
+}

@@ -5,7 +5,7 @@
 //! May use: everything right of the log.
 
 pub(crate) mod admin;
-mod error;
+pub(crate) mod error;
 pub(crate) mod guard;
 mod request;
 mod sse;
@@ -114,9 +114,11 @@ impl Relay {
 
 /// The routes of the public listener.
 pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]) -> Router {
+    // HEAD would otherwise be answered by a stream that nobody reads.
+    let stream = get(sse::stream).head(|| async { Problem::method_not_allowed("GET") });
     let mut router = Router::new()
-        .route("/stream/{product_id}", get(sse::stream))
-        .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
+        .route("/stream/{product_id}", stream)
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
         .fallback(|| async { Problem::not_found("no such route") })
         .with_state(relay);
     if let Some(guard) = guard {

@@ -113,3 +113,112 @@ const MEDIA_RANGES: [&[u8]; 3] = [b"*/*", b"text/*", b"text/event-stream"];
 
 /// A subscription's filter is walked at every wake-up (INTERFACE, fine print).
 const MAX_FILTER_VALUES: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventId;
+
+    fn accepts(accept: &[&str]) -> bool {
+        let mut headers = HeaderMap::new();
+        for value in accept {
+            headers.append(ACCEPT, value.parse().unwrap());
+        }
+        accepts_event_stream(&headers)
+    }
+
+    #[test]
+    fn the_most_specific_range_decides_whether_a_stream_is_accepted() {
+        for accept in [
+            &[][..],
+            &[""],
+            &["text/event-stream"],
+            &["*/*"],
+            &["text/*;q=0.1"],
+            &["application/json, Text/Event-Stream; charset=utf-8"],
+            &["application/json", "*/*;q=0.1"],
+            &["*/*;q=0, text/event-stream"],
+            &["text/event-stream;q=0.001"],
+        ] {
+            assert!(accepts(accept), "{accept:?}");
+        }
+        for accept in [
+            &["application/json"][..],
+            &["text/html, text/plain"],
+            &["text/event-stream;q=0"],
+            &["*/*, text/event-stream; q=0.000"],
+            &["text/*;q=0.0, */*"],
+            &["text/event-stream-x"],
+        ] {
+            assert!(!accepts(accept), "{accept:?}");
+        }
+    }
+
+    fn wish(query: &str, last_event_id: Option<&'static str>) -> Result<Wish, u16> {
+        let mut headers = HeaderMap::new();
+        if let Some(id) = last_event_id {
+            headers.insert("last-event-id", id.parse().unwrap());
+        }
+        Wish::read(query, &headers)
+            .map_err(|problem| axum::response::IntoResponse::into_response(problem).status().as_u16())
+    }
+
+    #[test]
+    fn filters_are_read_from_the_query_percent_decoded() {
+        let wish = wish("session_id=a%2Fb&session_id=%C3%A4+b&type=summary&cache=1", None).unwrap();
+        let sessions = ["a/b", "ä b"].map(|session| SessionId::new(session).unwrap());
+        assert_eq!(wish.scope.sessions, Only::These(sessions.into()));
+        assert_eq!(wish.scope.kinds, Only::These([Kind::Summary].into()));
+        assert_eq!(wish.start, Start::Now);
+    }
+
+    #[test]
+    fn no_filter_means_everything_and_an_empty_one_is_refused() {
+        let wish_of_all = wish("", None).unwrap();
+        assert_eq!(
+            (wish_of_all.scope.sessions, wish_of_all.scope.kinds),
+            (Only::Everything, Only::Everything)
+        );
+        for query in ["session_id=", "type=", "session_id=a&session_id", "session_id=a%0Ab"] {
+            assert_eq!(wish(query, None), Err(400), "{query}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_filter_values_are_the_most() {
+        let query = |values: usize| {
+            (0..values)
+                .map(|value| format!("session_id=s{value}&"))
+                .collect::<String>()
+        };
+        assert!(wish(&query(1000), None).is_ok());
+        assert_eq!(wish(&query(1001), None), Err(400));
+        assert_eq!(wish(&(query(1000) + "type=x"), None), Err(400));
+    }
+
+    #[test]
+    fn the_header_wins_over_the_query_and_no_id_is_an_error() {
+        let id = |epoch, sequence| Start::After(EventId { epoch, sequence });
+        for (query, header, start) in [
+            ("last_event_id=1-2", None, id(1, 2)),
+            ("last_event_id=1-2", Some("3-4"), id(3, 4)),
+            ("last_event_id=1-2", Some(""), id(1, 2)),
+            ("last_event_id=0", None, Start::Oldest),
+            ("last_event_id=", None, Start::Now),
+            ("", Some("0"), Start::Oldest),
+            ("", Some("nonsense"), Start::Malformed),
+            ("", Some("01-2"), Start::Malformed),
+            ("", Some("1-2-3"), Start::Malformed),
+            ("", Some("+1-2"), Start::Malformed),
+            ("", Some("1-99999999999999999999"), Start::Malformed),
+            ("last_event_id=%FF", None, Start::Malformed),
+        ] {
+            assert_eq!(wish(query, header).unwrap().start, start, "{query} {header:?}");
+        }
+        let long = "1".repeat(200);
+        assert_eq!(
+            wish(&format!("last_event_id={long}"), None).unwrap().start,
+            Start::Malformed
+        );
+    }
+}

@@ -34,7 +34,7 @@ use crate::{
     auth::{self, Grant},
     config::Permission,
     event::ProductId,
-    fanout::{Item, Subscription},
+    fanout::{Item, Listener, Subscription},
     metrics::{ShedReason, Transport},
     net::{Connection, Patience},
     sse,
@@ -141,14 +141,15 @@ impl EventBody {
         headers: &HeaderMap,
     ) -> Result<Self, ShedReason> {
         relay.admits_newcomers()?;
-        let subscription = product.fanout.subscribe(wish.scope, &wish.start);
+        let listener = Arc::new(Listener::default());
         let seat = relay.subscribers.admit(Newcomer {
             product: product.id.clone(),
             transport: Transport::Sse,
             key: Arc::clone(&grant.key),
             address: relay.client_address(connection.peer.ip(), headers),
-            listener: subscription.listener(),
+            listener: Arc::clone(&listener),
         })?;
+        let subscription = product.fanout.subscribe(listener, wish.scope, &wish.start);
         product.sse.subscribers.inc();
         let wheel = &relay.wheel;
         // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.

@@ -2,39 +2,47 @@
 //!
 //! In: requests. Out: event streams of a product's frames with a heartbeat among them, or a problem.
 //!
-//! May use: `audience`.
+//! May use: `audience`, `auth`, `http::error`, `sse`.
 
-use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::digest::{Digest, SHA256, digest};
-use axum::Router;
-use axum::body::Body;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
-use axum::http::header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderName, StatusCode};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, State, rejection::PathRejection},
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use bytes::Bytes;
 use http_body::Frame;
-use serde::Serialize;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use hyper::{
+    HeaderMap, StatusCode,
+    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE},
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
+};
 use tracing::debug;
 
 use super::audience::Audience;
+use crate::{
+    auth::{self, SoleKey},
+    http::error::Problem,
+    sse,
+};
 
 /// What requests are answered from.
 pub(crate) struct Connector {
     audiences: BTreeMap<String, Audience>,
-    /// Compared as digests: equal lengths give nothing away, and the text of the token is not kept.
-    token: Option<Digest>,
+    token: SoleKey,
     heartbeat: Duration,
 }
 
@@ -46,7 +54,7 @@ impl Connector {
                 .iter()
                 .map(|product| (product.clone(), Audience::new(product)))
                 .collect(),
-            token: token.map(|token| digest(&SHA256, token.as_bytes())),
+            token: SoleKey::new(token),
             heartbeat,
         }
     }
@@ -55,21 +63,16 @@ impl Connector {
     pub(crate) fn audience(&self, product: &str) -> Option<&Audience> {
         self.audiences.get(product)
     }
-
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some(token) = &self.token else { return true };
-        let presented = digest(&SHA256, bearer(headers).unwrap_or_default());
-        verify_slices_are_equal(token.as_ref(), presented.as_ref()).is_ok()
-    }
 }
 
 /// The routes: the stream, and problems for everything else.
 pub(crate) fn router(connector: Arc<Connector>) -> Router {
-    // `get` would answer HEAD with a stream that nobody reads.
-    let stream = get(stream).head(method_not_allowed).fallback(method_not_allowed);
+    // HEAD would otherwise be answered by a stream that nobody reads.
+    let stream = get(stream).head(|| async { Problem::method_not_allowed("GET") });
     Router::new()
         .route("/stream/{product_id}", stream)
-        .fallback(no_such_path)
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
+        .fallback(|| async { Problem::not_found("the only path here is /stream/{product_id}") })
         .with_state(connector)
 }
 
@@ -77,69 +80,20 @@ async fn stream(
     State(connector): State<Arc<Connector>>,
     product: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
-) -> Response {
-    if !connector.admits(&headers) {
-        let challenge = [(WWW_AUTHENTICATE, "Bearer")];
-        return (
-            challenge,
-            problem(StatusCode::UNAUTHORIZED, "missing or invalid bearer token"),
-        )
-            .into_response();
-    }
-    let Ok(Path(product)) = product else {
-        return no_such_path().await;
-    };
-    let Some(audience) = connector.audience(&product) else {
-        return problem(StatusCode::NOT_FOUND, "this product is not registered");
-    };
-    let Some(frames) = audience.try_join() else {
-        return problem(StatusCode::SERVICE_UNAVAILABLE, "the connector is stopping");
-    };
+) -> Result<Response, Problem> {
+    connector.token.check(
+        headers
+            .get(AUTHORIZATION)
+            .and_then(|value| auth::bearer(value.as_bytes())),
+    )?;
+    let unknown = || Problem::not_found("this product is not registered");
+    let Path(product) = product.map_err(|_| unknown())?;
+    let audience = connector.audience(&product).ok_or_else(unknown)?;
+    let stopping = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the connector is stopping");
+    let frames = audience.try_join().ok_or_else(stopping)?;
     debug!(product, "client connected");
-    let head = [
-        (CONTENT_TYPE, "text/event-stream"),
-        (CACHE_CONTROL, "no-cache"),
-        (HeaderName::from_static("x-accel-buffering"), "no"),
-    ];
-    (head, Body::new(Listener::new(frames, connector.heartbeat))).into_response()
-}
-
-async fn no_such_path() -> Response {
-    problem(StatusCode::NOT_FOUND, "the only path here is /stream/{product_id}")
-}
-
-async fn method_not_allowed() -> Response {
-    (
-        [(ALLOW, "GET")],
-        problem(StatusCode::METHOD_NOT_ALLOWED, "a stream is read with GET"),
-    )
-        .into_response()
-}
-
-/// The credential of an `Authorization: Bearer` header; the scheme's case does not count.
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    let (scheme, credential) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(SCHEME.len())?;
-    scheme.eq_ignore_ascii_case(SCHEME).then_some(credential)
-}
-
-/// The body of an error, as RFC 9457 has it.
-#[derive(Serialize)]
-struct Problem {
-    r#type: &'static str,
-    title: &'static str,
-    status: u16,
-    detail: &'static str,
-}
-
-fn problem(status: StatusCode, detail: &'static str) -> Response {
-    let title = status.canonical_reason().unwrap_or_default();
-    let body = axum::Json(Problem {
-        r#type: "about:blank",
-        title,
-        status: status.as_u16(),
-        detail,
-    });
-    (status, [(CONTENT_TYPE, "application/problem+json")], body).into_response()
+    let head = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache")];
+    Ok((head, Body::new(Listener::new(frames, connector.heartbeat))).into_response())
 }
 
 /// The body of one stream. It ends when the product's audience is closed.
@@ -165,7 +119,7 @@ impl http_body::Body for Listener {
         let listener = self.get_mut();
         // The heartbeat first: a queue that is never empty must not silence it.
         if listener.heartbeat.poll_tick(context).is_ready() {
-            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(HEARTBEAT)))));
+            return Poll::Ready(Some(Ok(Frame::data(sse::encode_heartbeat(None)))));
         }
         listener
             .frames
@@ -173,9 +127,6 @@ impl http_body::Body for Listener {
             .map(|frame| frame.map(|frame| Ok(Frame::data(frame))))
     }
 }
-
-const SCHEME: &[u8] = b"Bearer ";
-const HEARTBEAT: &[u8] = b"event: heartbeat\ndata:\n\n";
 
 #[cfg(test)]
 mod tests {
@@ -194,7 +145,7 @@ mod tests {
         }
         assert_eq!(next(&mut listener).await, "event");
         tokio::time::advance(Duration::from_secs(300)).await;
-        assert_eq!(next(&mut listener).await, HEARTBEAT);
+        assert_eq!(next(&mut listener).await, sse::encode_heartbeat(None));
         assert_eq!(
             next(&mut listener).await,
             "event",

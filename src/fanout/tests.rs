@@ -1,0 +1,444 @@
+//! The seam between catching up and following, against a model: every subscriber sees precisely what its scope admits.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use super::*;
+use crate::{
+    event::{Draft, EventId, Gap, GapReason, ProductId},
+    log::Bounds,
+    metrics::Metrics,
+};
+
+/// A fan-out whose task the test runs by hand.
+struct Stage {
+    fanout: Arc<Fanout>,
+    position: u64,
+}
+
+impl Stage {
+    fn new(ring_events: usize) -> Self {
+        let product = ProductId::new("p").unwrap();
+        let metrics = Metrics::new().unwrap().log(&product);
+        let log = Log::new(
+            product,
+            Bounds {
+                events: ring_events,
+                bytes: u64::MAX,
+            },
+            metrics,
+        );
+        Self {
+            fanout: Arc::new(Fanout::new(Arc::new(log))),
+            position: 0,
+        }
+    }
+
+    fn append(&self, session: &str, kind: &str) -> EventId {
+        let payload = Bytes::from(format!("{session} {kind}"));
+        let session = (!session.is_empty()).then(|| SessionId::new(session).unwrap());
+        let draft = Draft {
+            kind: Kind::new(kind),
+            session,
+            forwarded_at: None,
+            payload,
+            received: Instant::now(),
+        };
+        self.fanout.log().append(draft)
+    }
+
+    /// What the task does for one batch.
+    fn show(&mut self) {
+        let tail = self.fanout.log().tail(self.position, BATCH_ENTRIES);
+        let mut tail = std::pin::pin!(tail);
+        let mut context = Context::from_waker(Waker::noop());
+        if let Poll::Ready((first, entries)) = tail.as_mut().poll(&mut context) {
+            self.position = self.fanout.show(self.position, first, &entries);
+        }
+    }
+
+    fn show_all(&mut self) {
+        loop {
+            let before = self.position;
+            self.show();
+            if self.position == before {
+                return;
+            }
+        }
+    }
+
+    fn subscribe(&self, scope: Scope, start: &Start) -> Reader {
+        let bell = Arc::new(Bell::default());
+        Reader {
+            subscription: self.fanout.subscribe(Arc::default(), scope, start),
+            bell,
+            seen: Vec::new(),
+        }
+    }
+}
+
+/// Counts wake-ups.
+#[derive(Default)]
+struct Bell(AtomicUsize);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// A subscriber, and what it has seen: sequences of events, and gap notices.
+struct Reader {
+    subscription: Subscription,
+    bell: Arc<Bell>,
+    seen: Vec<Result<u64, Gap>>,
+}
+
+impl Reader {
+    /// Takes at most `most` items.
+    fn read(&mut self, most: usize) {
+        let waker = Waker::from(Arc::clone(&self.bell));
+        let mut context = Context::from_waker(&waker);
+        for _ in 0..most {
+            match self.subscription.poll_next(&mut context) {
+                Poll::Ready(Item::Event { event, .. }) => self.seen.push(Ok(event.id().sequence)),
+                Poll::Ready(Item::Gap(gap)) => self.seen.push(Err(gap)),
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    fn events(&self) -> Vec<u64> {
+        self.seen
+            .iter()
+            .filter_map(|item| item.as_ref().ok().copied())
+            .collect()
+    }
+
+    fn gaps(&self) -> Vec<&Gap> {
+        self.seen.iter().filter_map(|item| item.as_ref().err()).collect()
+    }
+
+    fn wakes(&self) -> usize {
+        self.bell.0.load(SeqCst)
+    }
+}
+
+fn scope(sessions: &[&str], kinds: &[&str]) -> Scope {
+    let sessions: BTreeSet<_> = sessions
+        .iter()
+        .map(|session| SessionId::new(session).unwrap())
+        .collect();
+    let kinds: BTreeSet<_> = kinds.iter().map(|kind| Kind::new(kind)).collect();
+    Scope {
+        sessions: if sessions.is_empty() {
+            Only::Everything
+        } else {
+            Only::These(sessions)
+        },
+        kinds: if kinds.is_empty() {
+            Only::Everything
+        } else {
+            Only::These(kinds)
+        },
+    }
+}
+
+#[test]
+fn an_event_wakes_its_receivers_once_and_nobody_else() {
+    let mut stage = Stage::new(100);
+    let mut all = stage.subscribe(scope(&[], &[]), &Start::Now);
+    let mut mine = stage.subscribe(scope(&["a"], &[]), &Start::Now);
+    let mut of_kind = stage.subscribe(scope(&[], &["k"]), &Start::Now);
+    let mut both = stage.subscribe(scope(&["a", "b"], &["k"]), &Start::Now);
+    for reader in [&mut all, &mut mine, &mut of_kind, &mut both] {
+        reader.read(9);
+    }
+    stage.append("c", "x");
+    stage.append("", "x");
+    stage.append("a", "x");
+    stage.append("b", "k");
+    stage.append("b", "k");
+    stage.show_all();
+    let readers = [&mut all, &mut mine, &mut of_kind, &mut both];
+    assert_eq!(readers.map(|reader| reader.wakes()), [1, 1, 1, 1]);
+    for reader in [&mut all, &mut mine, &mut of_kind, &mut both] {
+        reader.read(9);
+    }
+    assert_eq!(all.events(), [1, 2, 3, 4, 5]);
+    assert_eq!(mine.events(), [3]);
+    assert_eq!((of_kind.events(), both.events()), (vec![4, 5], vec![4, 5]));
+    stage.append("c", "x");
+    stage.show_all();
+    assert_eq!(
+        [mine.wakes(), of_kind.wakes(), both.wakes()],
+        [1, 1, 1],
+        "others' events wake nobody"
+    );
+    assert_eq!(all.wakes(), 2);
+}
+
+#[test]
+fn ten_thousand_listeners_to_other_sessions_are_not_even_looked_at() {
+    let stage = Stage::new(100);
+    let readers: Vec<_> = (0..10_000)
+        .map(|number| stage.subscribe(scope(&[&format!("s{number}")], &[]), &Start::Now))
+        .collect();
+    stage.append("s7", "x");
+    let mut visited = 0;
+    let (_, entries) = {
+        let log = stage.fanout.log();
+        let tail = std::pin::pin!(log.tail(0, 9));
+        match tail.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(tail) => tail,
+            Poll::Pending => panic!("something was appended"),
+        }
+    };
+    stage.fanout.index().concerned(&entries[0], |_| visited += 1);
+    assert_eq!(visited, 1);
+    drop(readers);
+    let index = stage.fanout.index();
+    assert!(
+        index.sessions.is_empty() && index.everything.is_empty(),
+        "who leaves leaves nothing behind"
+    );
+}
+
+#[test]
+fn an_idle_session_subscriber_gets_no_gap_when_others_events_are_evicted() {
+    let mut stage = Stage::new(16);
+    let mut reader = stage.subscribe(scope(&["a"], &[]), &Start::Now);
+    reader.read(9);
+    for _ in 0..100 {
+        stage.append("b", "x");
+        stage.show_all();
+    }
+    stage.append("a", "x");
+    stage.show_all();
+    reader.read(9);
+    assert_eq!((reader.events(), reader.gaps().len()), (vec![101], 0));
+}
+
+#[test]
+fn a_subscriber_that_was_not_looking_while_its_events_were_evicted_is_told() {
+    let mut stage = Stage::new(16);
+    let mut reader = stage.subscribe(scope(&["a"], &[]), &Start::Now);
+    reader.read(9);
+    stage.append("a", "x");
+    stage.show_all();
+    reader.read(9);
+    stage.append("b", "x");
+    stage.append("a", "x"); // at 3, never read
+    for _ in 0..40 {
+        stage.append("b", "x");
+        stage.show_all();
+    }
+    stage.append("a", "x");
+    stage.show_all();
+    reader.read(9);
+    assert_eq!(reader.events(), [1, 44]);
+    let gap = reader.gaps()[0];
+    assert_eq!((reader.gaps().len(), gap.reason), (1, GapReason::Evicted));
+    let log = stage.fanout.log();
+    assert_eq!((gap.id, gap.before), (log.id(28), Some(log.id(29))));
+    assert_eq!(
+        gap.after.as_deref(),
+        Some(&*log.id(2).to_string()),
+        "all up to 2 was seen or for others"
+    );
+}
+
+#[test]
+fn what_was_evicted_before_the_fanout_could_look_is_announced_to_those_it_concerns() {
+    let mut stage = Stage::new(16);
+    let mut all = stage.subscribe(scope(&[], &[]), &Start::Now);
+    let mut mine = stage.subscribe(scope(&["a"], &[]), &Start::Now);
+    stage.append("b", "x");
+    stage.append("a", "x");
+    stage.show_all();
+    all.read(9);
+    mine.read(9);
+    for _ in 0..20 {
+        stage.append("a", "x");
+        stage.append("b", "x");
+    }
+    stage.show_all();
+    for reader in [&mut all, &mut mine] {
+        reader.read(99);
+        assert_eq!(reader.gaps().len(), 1);
+        assert_eq!(reader.gaps()[0].before, Some(stage.fanout.log().id(27)));
+    }
+    assert_eq!(all.events(), [1, 2].into_iter().chain(27..=42).collect::<Vec<_>>());
+    assert_eq!(mine.events().len(), 1 + 8);
+}
+
+#[test]
+fn ids_that_are_not_of_this_log_are_answered_by_a_notice_and_everything_kept() {
+    let mut stage = Stage::new(16);
+    for _ in 0..20 {
+        stage.append("a", "x");
+    }
+    stage.show_all();
+    let log = stage.fanout.log();
+    let epoch = log.id(0).epoch;
+    let foreign = EventId {
+        epoch: epoch - 1,
+        sequence: 7,
+    };
+    let future = EventId { epoch, sequence: 21 };
+    for (start, after) in [
+        (Start::After(foreign), Some(foreign.to_string())),
+        (Start::After(future), Some(future.to_string())),
+        (Start::Malformed, None),
+    ] {
+        let mut reader = stage.subscribe(scope(&[], &[]), &start);
+        reader.read(99);
+        let gap = reader.gaps()[0];
+        assert_eq!((reader.gaps().len(), gap.reason), (1, GapReason::UnknownId));
+        assert_eq!(gap.after.as_deref(), after.as_deref());
+        assert_eq!((gap.id, gap.before), (log.id(4), Some(log.id(5))));
+        assert_eq!(reader.events(), (5..=20).collect::<Vec<_>>());
+    }
+    let mut oldest = stage.subscribe(scope(&[], &[]), &Start::Oldest);
+    stage.append("a", "x"); // evicts one more before the first look
+    oldest.read(99);
+    assert_eq!((oldest.gaps().len(), oldest.events()), (0, (6..=21).collect()));
+}
+
+#[test]
+fn the_position_moves_with_what_the_scope_hides() {
+    let mut stage = Stage::new(16);
+    let mut reader = stage.subscribe(scope(&["a"], &[]), &Start::Now);
+    stage.append("b", "x");
+    stage.append("b", "x");
+    reader.read(9);
+    assert_eq!(reader.subscription.position().sequence, 0, "not shown yet");
+    stage.show_all();
+    reader.read(9);
+    assert_eq!(reader.subscription.position().sequence, 2);
+}
+
+/// One step of a random schedule.
+#[derive(Clone, Debug)]
+enum Step {
+    Append {
+        session: usize,
+        kind: usize,
+    },
+    Gap,
+    Show,
+    Subscribe {
+        sessions: Vec<usize>,
+        kinds: Vec<usize>,
+        back: Option<u64>,
+    },
+    Read {
+        reader: usize,
+        most: usize,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let few = |most| proptest::collection::vec(0_usize..most, 0..3);
+    prop_oneof![
+        8 => (0_usize..5, 0_usize..3).prop_map(|(session, kind)| Step::Append { session, kind }),
+        1 => Just(Step::Gap),
+        4 => Just(Step::Show),
+        2 => (few(5), few(3), proptest::option::of(0_u64..40))
+            .prop_map(|(sessions, kinds, back)| Step::Subscribe { sessions, kinds, back }),
+        6 => (0_usize..8, 1_usize..40).prop_map(|(reader, most)| Step::Read { reader, most }),
+    ]
+}
+
+/// What a model reader expects: where it began, what it may see.
+struct Expectation {
+    reader: Reader,
+    scope: Scope,
+    after: u64,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// delivered + announced = sent: whatever a scope admits and is not seen lies in a range that a gap announces, order
+    /// is kept, nothing comes twice, and nothing that the scope hides is seen.
+    #[test]
+    fn a_resume_seam_has_no_hole_and_no_duplicate(steps in proptest::collection::vec(step(), 1..300)) {
+        let sessions = ["", "a", "b", "c", "d"];
+        let kinds = ["actions", "summary", "x"];
+        let mut stage = Stage::new(24);
+        let mut entries: Vec<Option<(usize, usize)>> = Vec::new(); // none is a gap
+        let mut readers: Vec<Expectation> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Append { session, kind } => {
+                    stage.append(sessions[session], kinds[kind]);
+                    entries.push(Some((session, kind)));
+                }
+                Step::Gap => {
+                    stage.fanout.log().append_gap(GapReason::UpstreamReconnect);
+                    entries.push(None);
+                }
+                Step::Show => stage.show(),
+                Step::Subscribe { sessions: of, kinds: only, back } => {
+                    let of: Vec<_> = of.into_iter().filter(|of| *of > 0).map(|of| sessions[of]).collect();
+                    let only: Vec<_> = only.into_iter().map(|only| kinds[only]).collect();
+                    let scope = scope(&of, &only);
+                    let (start, after) = match back {
+                        Some(back) => {
+                            let sequence = (entries.len() as u64).saturating_sub(back);
+                            (Start::After(stage.fanout.log().id(sequence)), sequence)
+                        }
+                        None => (Start::Now, stage.position),
+                    };
+                    readers.push(Expectation { reader: stage.subscribe(scope.clone(), &start), scope, after });
+                }
+                Step::Read { reader, most } => {
+                    if let Some(expectation) = readers.get_mut(reader) {
+                        expectation.reader.read(most);
+                    }
+                }
+            }
+        }
+        stage.show_all();
+        for Expectation { mut reader, scope, after } in readers {
+            reader.read(1000);
+            let mut covered = after;
+            for item in &reader.seen {
+                let (from, to, announced) = match item {
+                    Ok(sequence) => (*sequence, *sequence, false),
+                    Err(gap) if gap.reason == GapReason::Evicted => (covered + 1, gap.id.sequence, true),
+                    Err(gap) => (gap.id.sequence, gap.id.sequence, false),
+                };
+                prop_assert!(from > covered, "in order, none twice");
+                prop_assert!(announced || (covered + 1..from).all(|hidden| !admits(&scope, &entries, hidden, &sessions, &kinds)));
+                prop_assert!(announced || admits(&scope, &entries, to, &sessions, &kinds));
+                covered = to;
+            }
+            let rest = covered + 1..=entries.len() as u64;
+            prop_assert!(rest.into_iter().all(|hidden| !admits(&scope, &entries, hidden, &sessions, &kinds)), "to the end");
+            prop_assert_eq!(reader.subscription.position().sequence, entries.len() as u64);
+        }
+    }
+}
+
+fn admits(scope: &Scope, entries: &[Option<(usize, usize)>], at: u64, sessions: &[&str], kinds: &[&str]) -> bool {
+    let Some((session, kind)) = entries[at as usize - 1] else {
+        return true;
+    };
+    let session = match &scope.sessions {
+        Only::Everything => true,
+        Only::These(wanted) => SessionId::new(sessions[session]).is_ok_and(|session| wanted.contains(&session)),
+    };
+    session && scope.kinds.admits(&Kind::new(kinds[kind]))
+}

@@ -1,0 +1,148 @@
+//! Imports point one way: a room knows only the rooms below it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The rooms, lowest first. A room may use any room before it, and none after it.
+const ROOMS: [&str; 22] = [
+    "event", "sse", "config", "envelope", "backoff", "status", "wheel", "shutdown", "metrics", "log", "fanout", "auth",
+    "net", "client", "http", "upstream", "ingest", "simulate", "app", "cli", "lib", "main",
+];
+
+/// Pairs that must not know each other although their order would allow it.
+const STRANGERS: [(&str, &str); 6] = [
+    ("upstream", "http"),
+    ("upstream", "fanout"),
+    ("upstream", "log"),
+    ("ingest", "http"),
+    ("ingest", "fanout"),
+    ("log", "auth"),
+];
+
+/// Two shared words: events are encoded by `sse`, which names their ids.
+const NEIGHBOURS: [(&str, &str); 1] = [("event", "sse")];
+
+#[test]
+fn imports_point_one_way() {
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for file in files(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))) {
+        let room = room_of(&file);
+        let text = fs::read_to_string(&file).expect("a source file can be read");
+        for used in used_rooms(&text) {
+            seen += 1;
+            let is_neighbour = NEIGHBOURS.contains(&(&room, &used));
+            if used == room || is_neighbour {
+                continue;
+            }
+            if rank(&used) > rank(&room) || STRANGERS.contains(&(&room, &used)) {
+                wrong.push(format!("{}: {room} uses {used}", file.display()));
+            }
+        }
+    }
+    assert!(seen > 50, "the test finds the imports: {seen}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn what_is_pure_touches_no_runtime_and_no_disk() {
+    for room in ["sse", "envelope", "backoff", "event"] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/{room}.rs"));
+        let text = fs::read_to_string(&file).expect("a source file can be read");
+        for forbidden in [
+            "tokio::sync",
+            "tokio::task",
+            "tokio::net",
+            "std::fs",
+            "std::net",
+            "hyper",
+            "axum",
+        ] {
+            assert!(!text.contains(forbidden), "{room} uses {forbidden}");
+        }
+    }
+}
+
+fn rank(room: &str) -> usize {
+    let rank = ROOMS.iter().position(|known| *known == room);
+    rank.expect("every room has a place in ROOMS")
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).expect("src can be listed") {
+        let path = entry.expect("src can be listed").path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// `src/log/ring.rs` and `src/log/mod.rs` are the room `log`.
+fn room_of(file: &Path) -> String {
+    let inside = file
+        .strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))
+        .expect("it is in src");
+    let first = inside
+        .components()
+        .next()
+        .expect("it has a name")
+        .as_os_str()
+        .to_string_lossy()
+        .into_owned();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// Every room named by `crate::room`, in import lists of several levels, too.
+fn used_rooms(text: &str) -> BTreeSet<String> {
+    let code: String = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let mut rooms = BTreeSet::new();
+    for (at, marker) in code.match_indices("crate::") {
+        let rest = &code[at + marker.len()..];
+        if let Some(list) = rest.strip_prefix('{') {
+            rooms.extend(top_level(list));
+        } else {
+            rooms.insert(name(rest));
+        }
+    }
+    rooms.remove("");
+    rooms
+}
+
+/// The names directly inside a brace that has just been opened.
+fn top_level(list: &str) -> Vec<String> {
+    let mut depth = 0_usize;
+    let mut names = Vec::new();
+    let mut is_start = true;
+    for (at, letter) in list.char_indices() {
+        match letter {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => is_start = true,
+            _ if letter.is_whitespace() => {}
+            _ if is_start => {
+                names.push(name(&list[at..]));
+                is_start = false;
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+fn name(text: &str) -> String {
+    text.chars()
+        .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
+        .collect()
+}

@@ -1,0 +1,89 @@
+"""Entry of the client tests: prepares the clients under target/clients, then runs the tests with them."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE.parents[1] / "target" / "clients"
+WHOLE_RUN = 600  # seconds; every wait inside is bounded too, this is for what nobody thought of
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit("usage: run.sh BINARY [part of a test's name]...")
+    binary = Path(sys.argv[1]).resolve()
+    if not os.access(binary, os.X_OK):
+        sys.exit(f"no executable at {binary}")
+    python = prepare("python", ["requirements.txt"], make_venv) / "bin" / "python"
+    node = prepare("node", ["package.json", "package-lock.json"], make_node_modules)
+    if Path(sys.prefix) != python.parents[1]:
+        os.execv(python, [str(python), "-B", __file__, *sys.argv[1:]])  # again, now with the SDK
+
+    # Both leave through the tests' own clean-up, so that no process stays behind.
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"not done within {WHOLE_RUN} s"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped from outside"))
+    signal.alarm(WHOLE_RUN)
+    # Loopback only: no proxy of the caller's, no token of the caller's for the SDK to pick up.
+    for name in [n for n in os.environ if n.lower().endswith("_proxy") or n.startswith("AUTOPLAY")]:
+        del os.environ[name]
+
+    import processes
+    import runner
+    import test_eventsource
+
+    processes.binary = binary
+    # Node finds packages beside the script, and the packages are in the cache.
+    test_eventsource.driver = Path(shutil.copy(HERE / "eventsource.mjs", node))
+    good = runner.run(sys.argv[2:])
+    if good:
+        shutil.rmtree(processes.log_dir)
+    else:
+        print(f"logs: {processes.log_dir}", file=sys.stderr)
+    sys.exit(0 if good else 1)
+
+
+def prepare(name, pins, make):
+    """The folder that `make` fills, made anew only when a pinned file or the interpreter has changed."""
+    key = hashlib.sha256(sys.version.encode())
+    for pin in pins:
+        key.update((HERE / pin).read_bytes())
+    folder = CACHE / f"{name}-{key.hexdigest()[:16]}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / ".lock").open("w") as lock:  # two runs at once: one makes it, the other waits
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder, pins)
+            (folder / ".complete").touch()
+    return folder
+
+
+def make_venv(folder, pins):
+    venv.create(folder, symlinks=True, with_pip=True)
+    # The list is complete, so nothing unpinned can come in; pip check says if it ever is not.
+    pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+    quietly([*pip, "install", "--no-deps", "-r", HERE / pins[0]])
+    quietly([*pip, "check"])
+
+
+def make_node_modules(folder, pins):
+    folder.mkdir()
+    for pin in pins:
+        shutil.copy(HERE / pin, folder)
+    quietly(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder)
+
+
+def quietly(command, **options):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, **options)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed with {done.returncode}:\n{done.stdout}")
+
+
+main()

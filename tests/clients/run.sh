@@ -1,0 +1,3 @@
+#!/bin/sh
+# Runs the real clients against a relay: tests/clients/run.sh BINARY [part of a test's name]...
+exec python3 -B "$(dirname "$0")/run.py" "$@"
