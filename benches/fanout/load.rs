@@ -1,0 +1,290 @@
+//! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one `read` a wake-up.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use mio::{Events, Interest, Poll, Token, net::TcpStream};
+
+use crate::{
+    Result,
+    payload::{PRODUCT, Series, now_us, session_name},
+    response::Response,
+    tally::{Ledger, Tally},
+};
+
+/// Who listens to what.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Audience {
+    /// How many.
+    pub(crate) subscribers: usize,
+    /// Each to the session of its own number; otherwise all to everything.
+    pub(crate) own_session: bool,
+    /// What they will be sent.
+    pub(crate) series: Series,
+    /// Events before this one are checked, but not timed.
+    pub(crate) measured_from: u64,
+}
+
+/// Subscribers, connected.
+#[derive(Debug)]
+pub(crate) struct Load {
+    audience: Audience,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<std::result::Result<Crowd, String>>>,
+}
+
+/// What the threads tell, and are told.
+#[derive(Debug, Default)]
+struct Shared {
+    connected: AtomicUsize,
+    received: AtomicU64,
+    failure: Mutex<Option<String>>,
+    stop: AtomicBool,
+}
+
+impl Audience {
+    /// Deliveries when nothing is lost.
+    pub(crate) fn deliveries(&self) -> u64 {
+        match self.own_session {
+            true => self.series.events,
+            false => self.series.events * self.subscribers as u64,
+        }
+    }
+
+    fn ledger(&self, number: usize) -> Ledger {
+        Ledger::new(number, self.own_session.then(|| session_name(number)))
+    }
+}
+
+/// What a subscriber asks for.
+pub(crate) fn request(target: SocketAddr, session: Option<&str>) -> String {
+    let query = session.map_or(String::new(), |session| format!("?session_id={session}"));
+    format!("GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n")
+}
+
+impl Load {
+    /// Connects them all; returns when each has its head.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is turned away, or it takes too long.
+    pub(crate) fn connect(target: SocketAddr, audience: Audience) -> Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let threads = (0..THREADS).map(|nth| {
+            let members = (nth..audience.subscribers).step_by(THREADS);
+            let mut crowd = Crowd {
+                waiting: members.rev().map(|number| audience.ledger(number)).collect(),
+                members: Vec::new(),
+                pending: 0,
+                tally: Tally::new(audience.series.events, audience.measured_from),
+            };
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || match crowd.attend(target, &shared) {
+                Ok(()) => Ok(crowd),
+                Err(error) => {
+                    let failure = error.to_string();
+                    *shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.clone());
+                    Err(failure)
+                }
+            })
+        });
+        let load = Self {
+            threads: threads.collect(),
+            audience,
+            shared,
+        };
+        load.wait(|shared| {
+            let connected = shared.connected.load(Ordering::Relaxed);
+            (connected as u64, connected == audience.subscribers)
+        })?;
+        let connected = load.shared.connected.load(Ordering::Relaxed);
+        if connected < audience.subscribers {
+            return Err(format!("only {connected} of {} subscribers got in", audience.subscribers).into());
+        }
+        Ok(load)
+    }
+
+    /// Waits until so many deliveries have been made, or none comes any more.
+    pub(crate) fn wait_for(&self, deliveries: u64) -> Result<()> {
+        self.wait(|shared| {
+            let received = shared.received.load(Ordering::Relaxed);
+            (received, received >= deliveries)
+        })
+    }
+
+    /// Waits until `look` says that it is done, or its number stands still.
+    fn wait(&self, look: impl Fn(&Shared) -> (u64, bool)) -> Result<()> {
+        let (mut number, mut since) = (0, Instant::now());
+        loop {
+            let (now, is_done) = look(&self.shared);
+            if let Some(failure) = &*self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+                return Err(format!("a subscriber failed: {failure}").into());
+            }
+            if now != number {
+                (number, since) = (now, Instant::now());
+            }
+            if is_done || since.elapsed() > STANDSTILL {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Lets them all leave and closes the books. Waits a moment for what should not come.
+    pub(crate) fn finish(self) -> Result<Tally> {
+        thread::sleep(AFTERMATH);
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let series = self.audience.series;
+        let per_session = self.audience.own_session.then(|| series.per_session());
+        let mut tally = Tally::new(series.events, self.audience.measured_from);
+        for thread in self.threads {
+            let crowd = thread.join().map_err(|_| "a thread of the load panicked")??;
+            tally.merge(&crowd.tally);
+            for Member { ledger, .. } in &crowd.members {
+                let expected = per_session
+                    .as_ref()
+                    .map_or(series.events, |counts| counts[ledger.number]);
+                tally.faults.lost += expected.saturating_sub(ledger.received);
+            }
+        }
+        Ok(tally)
+    }
+}
+
+/// The subscribers of one thread.
+#[derive(Debug)]
+struct Crowd {
+    /// Those who have not come yet.
+    waiting: Vec<Ledger>,
+    members: Vec<Member>,
+    /// Those who have come, but have no head yet.
+    pending: usize,
+    tally: Tally,
+}
+
+/// One subscriber.
+#[derive(Debug)]
+struct Member {
+    stream: TcpStream,
+    has_asked: bool,
+    is_over: bool,
+    response: Response,
+    ledger: Ledger,
+}
+
+impl Crowd {
+    /// Connects, reads and checks until told to stop.
+    fn attend(&mut self, target: SocketAddr, shared: &Shared) -> Result<()> {
+        let mut poll = Poll::new()?;
+        let mut events = Events::with_capacity(1024);
+        let mut buffer = vec![0; READ_BYTES];
+        while !shared.stop.load(Ordering::Relaxed) {
+            self.let_in(target, &poll)?;
+            match poll.poll(&mut events, Some(Duration::from_millis(50))) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                result => result?,
+            }
+            let (received, pending) = (self.tally.received, self.pending);
+            for event in &events {
+                self.turn(event.token().0, target, &mut buffer)?;
+            }
+            shared
+                .received
+                .fetch_add(self.tally.received - received, Ordering::Relaxed);
+            shared.connected.fetch_add(pending - self.pending, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Begins connections, a bounded number at a time.
+    fn let_in(&mut self, target: SocketAddr, poll: &Poll) -> Result<()> {
+        while self.pending < MOST_PENDING {
+            let Some(ledger) = self.waiting.pop() else { break };
+            let mut stream = TcpStream::connect(target).map_err(|error| format!("cannot connect: {error}"))?;
+            let token = Token(self.members.len());
+            poll.registry()
+                .register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+            self.members.push(Member {
+                stream,
+                has_asked: false,
+                is_over: false,
+                response: Response::new(),
+                ledger,
+            });
+            self.pending += 1;
+        }
+        Ok(())
+    }
+
+    /// Something happened on a connection.
+    fn turn(&mut self, nth: usize, target: SocketAddr, buffer: &mut [u8]) -> Result<()> {
+        let member = &mut self.members[nth];
+        if !member.has_asked {
+            let request = request(target, member.ledger.session.as_deref());
+            // So small that it fits whole into an empty socket.
+            member
+                .stream
+                .write_all(request.as_bytes())
+                .map_err(|error| format!("cannot ask: {error}"))?;
+            member.has_asked = true;
+        }
+        loop {
+            let length = match member.stream.read(buffer) {
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => 0,
+            };
+            if length == 0 {
+                return self.ended(nth);
+            }
+            let now_us = now_us();
+            let had_begun = member.response.has_begun();
+            let (tally, ledger) = (&mut self.tally, &mut member.ledger);
+            member
+                .response
+                .feed(&buffer[..length], |block| tally.enter(ledger, block, now_us))?;
+            self.pending -= usize::from(!had_begun && member.response.has_begun());
+            if member.response.has_ended() {
+                return self.ended(nth);
+            }
+            // Edge-triggered: a short read has emptied the socket, and what comes later is a new event.
+            if length < buffer.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Somebody was sent away.
+    fn ended(&mut self, nth: usize) -> Result<()> {
+        let member = &mut self.members[nth];
+        if !member.response.has_begun() {
+            return Err("a connection was closed before it was answered".into());
+        }
+        self.tally.faults.ended += u64::from(!member.is_over);
+        member.is_over = true;
+        Ok(())
+    }
+}
+
+/// Few, so that the load takes little of the machine from what it measures.
+const THREADS: usize = 2;
+
+/// Handshakes under way, for each thread: well within the backlog of any target.
+const MOST_PENDING: usize = 128;
+
+const READ_BYTES: usize = 256 * 1024;
+
+/// When nothing moves for this long, nothing will.
+const STANDSTILL: Duration = Duration::from_secs(5);
+
+/// For events that come twice.
+const AFTERMATH: Duration = Duration::from_millis(200);

@@ -1,0 +1,109 @@
+//! What fan-out costs: the real relay beside the least that could do its job, on the same work, in the same run.
+//!
+//! ```text
+//! upstream (this process) ──frames──► target: relay or bare (a process of its own) ──streams──► load (this process)
+//!    stamps number and time             its CPU and memory are what is measured            checks every byte, takes times
+//! ```
+//!
+//! ```text
+//! cargo bench --bench fanout -- [--quick] [--pairs N] [--only relay|bare] [A A5 B C D E …]
+//! ```
+//!
+//! | scenario | measures |
+//! |---|---|
+//! | A, A5 | the price of one delivery when an event goes to all of 1 000 subscribers, at 50 and at 5 events/s |
+//! | B | what 10 000 idle subscribers hold in memory and burn in CPU, and when the last of them has an event |
+//! | C | the price of an event that one among 10 000 subscribers gets, and how it grows with those who do not |
+//! | D | whether 1 000 000 deliveries/s are carried without a loss, and how late they come |
+//! | E | the price of a subscriber who comes and goes, and whether those who stay notice |
+//!
+//! How to read the numbers:
+//!
+//! - **CPU** is user and system time of the whole target process, all threads, by the kernel's account, from before the first
+//!   event to after the last delivery. On loopback it includes most of the receiver's TCP work, which the kernel does within
+//!   the sender's `send`: that part is the same for every target, and no server can be cheaper than `bare` by much.
+//! - **Latency** runs from the moment before the upstream writes the frame to the moment after the subscriber's `read`, on one
+//!   clock. Load, upstream and target share the machine, so it shows the differences between targets, not what a network adds.
+//! - **Memory** is what the target has for itself (`Private_*` of `smaps_rollup`). Kernel memory is the whole machine's, both
+//!   ends of each connection, and only for information.
+//! - **Other things** on the machine spoil all of it: where `cores busy with other things` is not near 0, measure again.
+//! - `bare` (see `bare.rs`) parses no HTTP, keeps nothing, checks nobody, announces nothing. Ratios of the two, taken in turns, mean
+//!   more than absolute numbers.
+//!
+//! Exits with 1 when an event was lost, damaged, seen twice, out of order or by the wrong subscriber, or when a gap was announced;
+//! never because something was slow. `--quick` is a smoke test of under a minute: smaller, and the relay alone.
+//!
+//! Needs Linux (`/proc`) and some 12 000 file descriptors. Runs only under `cargo bench`; as a test it does nothing.
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"
+)]
+
+mod bare;
+mod histogram;
+mod load;
+mod options;
+mod payload;
+mod process;
+mod report;
+mod response;
+mod rig;
+mod scenario;
+mod tally;
+mod target;
+mod upstream;
+mod visitors;
+
+use std::{error::Error, process::ExitCode};
+
+use options::{Command, Options};
+use report::{Report, Trial};
+
+/// Whatever goes wrong ends the run with a sentence.
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+fn main() -> ExitCode {
+    let command = match Command::read(std::env::args().skip(1)) {
+        Ok(command) => command,
+        Err(problem) => {
+            println!("{problem}");
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = match command {
+        Command::Nothing => return ExitCode::SUCCESS,
+        Command::Bare { upstream, pace } => bare::run(upstream, pace).map(|()| ExitCode::SUCCESS),
+        Command::Measure(options) => measure(&options),
+    };
+    outcome.unwrap_or_else(|error| {
+        println!("\nbench failed: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs what was asked for and prints it, scenario by scenario.
+fn measure(options: &Options) -> Result<ExitCode> {
+    println!("{}", process::machine());
+    let mut is_sound = true;
+    for &scenario in &options.scenarios {
+        let mut report = Report::new(scenario, options);
+        for pair in 0..options.pairs {
+            let mut kinds = options.kinds.clone();
+            // Taking turns at being first, so that neither always finds the machine as the other left it.
+            if pair % 2 == 1 {
+                kinds.reverse();
+            }
+            for kind in kinds {
+                let outcome = scenario.run(kind, options.size)?;
+                report.add(Trial { kind, pair, outcome });
+            }
+        }
+        println!("{report}");
+        is_sound &= report.is_sound();
+    }
+    if !is_sound {
+        println!("Not sound: see the faults above.");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,99 @@
+//! What the command line asks for.
+
+use std::net::SocketAddr;
+
+use crate::{
+    Result,
+    scenario::{Scenario, Size},
+    target::{Kind, Pace},
+};
+
+/// What this process is to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// It was started as a test, or to be listed.
+    Nothing,
+    /// Be the reference that another process of this executable measures.
+    Bare {
+        /// Where the events come from.
+        upstream: SocketAddr,
+        /// Whether it gathers what is pending.
+        pace: Pace,
+    },
+    /// Measure.
+    Measure(Options),
+}
+
+/// What is measured, and how often.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Which scenarios, in this order.
+    pub(crate) scenarios: Vec<Scenario>,
+    /// Which targets, in the order of the first pair.
+    pub(crate) kinds: Vec<Kind>,
+    /// How often each.
+    pub(crate) pairs: usize,
+    /// How large.
+    pub(crate) size: Size,
+}
+
+impl Command {
+    /// Reads the arguments behind the program's name. Cargo adds `--bench`, and leaves it out when it runs tests.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be understood, with the usage.
+    pub(crate) fn read(arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut arguments = arguments.peekable();
+        if arguments.next_if(|first| first == BARE).is_some() {
+            return Self::bare(arguments);
+        }
+        let mut is_bench = false;
+        let mut options = Options {
+            scenarios: Vec::new(),
+            kinds: vec![Kind::Relay, Kind::Bare],
+            pairs: 1,
+            size: Size::Full,
+        };
+        while let Some(argument) = arguments.next() {
+            match argument.as_str() {
+                "--bench" => is_bench = true,
+                "--quick" => {
+                    options.size = Size::Quick;
+                    options.kinds = vec![Kind::Relay];
+                }
+                "--pairs" => options.pairs = value(&argument, arguments.next())?,
+                "--only" => options.kinds = vec![value(&argument, arguments.next())?],
+                _ if !is_bench && argument.starts_with('-') => return Ok(Self::Nothing), // the test harness' own
+                name => options.scenarios.push(name.parse()?),
+            }
+        }
+        if options.scenarios.is_empty() {
+            options.scenarios = Scenario::ALL.to_vec();
+        }
+        Ok(match is_bench {
+            true => Self::Measure(options),
+            false => Self::Nothing,
+        })
+    }
+
+    fn bare(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
+        Ok(Self::Bare {
+            upstream: value(BARE, arguments.next())?,
+            pace: value(BARE, arguments.next())?,
+        })
+    }
+}
+
+/// Makes this executable the reference: followed by the upstream's address and its pace.
+pub(crate) const BARE: &str = "--bare";
+
+fn value<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<T> {
+    let text = text.ok_or_else(|| format!("{name} needs a value\n{USAGE}"))?;
+    text.parse()
+        .map_err(|_| format!("{name} cannot be {text:?}\n{USAGE}").into())
+}
+
+/// Said after whatever was wrong.
+pub(crate) const USAGE: &str =
+    "usage: cargo bench --bench fanout -- [--quick] [--pairs N] [--only relay|bare] [A A5 B C D E …]";

@@ -1,0 +1,187 @@
+//! What came out, as a table in Markdown.
+
+use std::fmt::{self, Display};
+
+use crate::{
+    histogram::Histogram,
+    options::Options,
+    scenario::{Scenario, Size, millis},
+    tally::{Faults, Tally},
+    target::Kind,
+};
+
+/// The outcome of one run against one target.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcome {
+    measures: Vec<Measure>,
+    /// What should not have happened.
+    pub(crate) faults: Faults,
+    /// Warnings and errors in the target's log.
+    pub(crate) remarks: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Measure {
+    name: &'static str,
+    value: f64,
+    /// Whether the ratio of two targets means something.
+    is_compared: bool,
+}
+
+impl Outcome {
+    /// What the books say, when `deliveries` was what should be.
+    pub(crate) fn new(tally: &Tally, deliveries: u64) -> Self {
+        let mut outcome = Self {
+            measures: Vec::new(),
+            faults: tally.faults.clone(),
+            remarks: Vec::new(),
+        };
+        outcome.note("deliveries offered", deliveries as f64);
+        outcome.note("received", tally.received as f64);
+        outcome
+    }
+
+    /// Adds a number that is compared.
+    pub(crate) fn compare(&mut self, name: &'static str, value: f64) {
+        self.add(name, value, true);
+    }
+
+    /// Adds a number for information.
+    pub(crate) fn note(&mut self, name: &'static str, value: f64) {
+        self.add(name, value, false);
+    }
+
+    /// Adds how late deliveries were.
+    pub(crate) fn latency(&mut self, latency: &Histogram) {
+        self.compare("latency p50, ms", millis(latency, 0.5));
+        self.compare("latency p99, ms", millis(latency, 0.99));
+    }
+
+    fn add(&mut self, name: &'static str, value: f64, is_compared: bool) {
+        self.measures.push(Measure {
+            name,
+            value,
+            is_compared,
+        });
+    }
+
+    fn value(&self, name: &str) -> Option<f64> {
+        let measure = self.measures.iter().find(|measure| measure.name == name)?;
+        Some(measure.value)
+    }
+}
+
+/// One run.
+#[derive(Debug)]
+pub(crate) struct Trial {
+    /// Against what.
+    pub(crate) kind: Kind,
+    /// Runs of one pair are compared with each other.
+    pub(crate) pair: usize,
+    /// What came out.
+    pub(crate) outcome: Outcome,
+}
+
+/// All runs of one scenario.
+#[derive(Debug)]
+pub(crate) struct Report {
+    scenario: Scenario,
+    size: Size,
+    trials: Vec<Trial>,
+}
+
+impl Report {
+    /// An empty one.
+    pub(crate) fn new(scenario: Scenario, options: &Options) -> Self {
+        Self {
+            scenario,
+            size: options.size,
+            trials: Vec::new(),
+        }
+    }
+
+    /// Adds a run.
+    pub(crate) fn add(&mut self, trial: Trial) {
+        self.trials.push(trial);
+    }
+
+    /// Whether nothing happened that should not.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.trials.iter().all(|trial| trial.outcome.faults.is_none())
+    }
+
+    fn of(&self, kind: Kind) -> impl Iterator<Item = &Trial> {
+        self.trials.iter().filter(move |trial| trial.kind == kind)
+    }
+
+    /// The median of one number over all runs against a target.
+    fn median(&self, kind: Kind, name: &str) -> Option<f64> {
+        median(self.of(kind).filter_map(|trial| trial.outcome.value(name)))
+    }
+
+    /// The median of the ratios within each pair.
+    fn ratio(&self, name: &str) -> Option<f64> {
+        let pair = |relay: &Trial| {
+            let bare = self.of(Kind::Bare).find(|bare| bare.pair == relay.pair)?;
+            Some(relay.outcome.value(name)? / bare.outcome.value(name)?)
+        };
+        median(self.of(Kind::Relay).filter_map(pair).filter(|ratio| ratio.is_finite()))
+    }
+}
+
+impl Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "\n### {}\n", self.scenario.title(self.size))?;
+        writeln!(formatter, "| | relay | bare | relay / bare |\n|---|---:|---:|---:|")?;
+        let measures = self.trials.first().map_or(&[][..], |trial| &trial.outcome.measures);
+        for Measure { name, is_compared, .. } in measures {
+            let ratio = self.ratio(name).filter(|_| *is_compared);
+            let [relay, bare] = [Kind::Relay, Kind::Bare].map(|kind| shown(self.median(kind, name)));
+            writeln!(formatter, "| {name} | {relay} | {bare} | {} |", shown(ratio))?;
+        }
+        for kind in [Kind::Relay, Kind::Bare] {
+            let mut faults = Faults::default();
+            self.of(kind).for_each(|trial| faults.merge(&trial.outcome.faults));
+            for (name, count) in faults.counts().iter().filter(|(_, count)| *count > 0) {
+                writeln!(formatter, "\nFAULT, {kind}: {count} {name}")?;
+            }
+            for words in &faults.words {
+                writeln!(formatter, "\nFAULT, {kind}: {words}")?;
+            }
+            for remark in self.of(kind).flat_map(|trial| &trial.outcome.remarks) {
+                writeln!(formatter, "\nlogged by {kind}: {remark}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let (lower, upper) = (values.len().checked_sub(1)? / 2, values.len() / 2);
+    Some((values.get(lower)? + values.get(upper)?) / 2.0)
+}
+
+/// With about three digits that mean something.
+fn shown(value: Option<f64>) -> String {
+    match value {
+        None => String::new(),
+        Some(value) if value.abs() >= 100.0 => grouped(value),
+        Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
+        Some(value) => format!("{value:.2}"),
+    }
+}
+
+/// Thousands apart.
+fn grouped(value: f64) -> String {
+    let digits = format!("{:.0}", value.abs());
+    let mut text = String::from(if value < 0.0 { "-" } else { "" });
+    for (nth, digit) in digits.chars().enumerate() {
+        if nth > 0 && (digits.len() - nth) % 3 == 0 {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,107 @@
+//! The scenarios: who listens, what is sent, what is read off.
+
+mod broadcast;
+mod coming;
+mod idle;
+mod sessions;
+
+use std::{str::FromStr, time::Duration};
+
+use self::{broadcast::Broadcast, coming::Coming, idle::Idle, sessions::Sessions};
+use crate::{Result, histogram::Histogram, options::USAGE, report::Outcome, target::Kind};
+
+/// One kind of work.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Scenario {
+    /// Everything to everybody, often.
+    A,
+    /// Everything to everybody, rarely: each event finds everything asleep.
+    A5,
+    /// Very many, nearly nothing.
+    B,
+    /// Very many, each with a session of its own.
+    C,
+    /// As much as there is.
+    D,
+    /// Coming and going.
+    E,
+}
+
+/// How large.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Size {
+    /// As the goals have it.
+    Full,
+    /// Enough to see a loss.
+    Quick,
+}
+
+impl Scenario {
+    /// All, in the order in which they run.
+    pub(crate) const ALL: [Self; 6] = [Self::A, Self::A5, Self::B, Self::C, Self::D, Self::E];
+
+    /// What it is, in a line.
+    pub(crate) fn title(self, size: Size) -> String {
+        match self {
+            Self::A => Broadcast::often(size).title("A"),
+            Self::A5 => Broadcast::rarely(size).title("A5"),
+            Self::B => Idle::new(size).title(),
+            Self::C => Sessions::new(size).title(),
+            Self::D => Broadcast::full(size).title("D"),
+            Self::E => Coming::new(size).title(),
+        }
+    }
+
+    /// Runs it once, against a fresh process.
+    ///
+    /// # Errors
+    ///
+    /// When the target fails in a way that leaves nothing to measure.
+    pub(crate) fn run(self, kind: Kind, size: Size) -> Result<Outcome> {
+        let outcome = match self {
+            Self::A => Broadcast::often(size).run(kind),
+            Self::A5 => Broadcast::rarely(size).run(kind),
+            Self::B => Idle::new(size).run(kind),
+            Self::C => Sessions::new(size).run(kind),
+            Self::D => Broadcast::full(size).run(kind),
+            Self::E => Coming::new(size).run(kind),
+        };
+        outcome.map_err(|error| format!("{}, {kind}: {error}", self.title(size)).into())
+    }
+}
+
+impl FromStr for Scenario {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let named = |scenario: &Self| format!("{scenario:?}") == text;
+        Self::ALL
+            .into_iter()
+            .find(named)
+            .ok_or_else(|| format!("there is no scenario {text:?}\n{USAGE}"))
+    }
+}
+
+impl Size {
+    fn choose<T>(self, full: T, quick: T) -> T {
+        match self {
+            Self::Full => full,
+            Self::Quick => quick,
+        }
+    }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+/// A part of a histogram of microseconds, in milliseconds.
+pub(crate) fn millis(histogram: &Histogram, part: f64) -> f64 {
+    histogram.quantile(part) as f64 / 1000.0
+}
+
+/// Sessions where nobody asks for one.
+const SESSIONS: usize = 1000;
+
+/// For what a connect leaves behind.
+const SETTLE: Duration = Duration::from_secs(1);

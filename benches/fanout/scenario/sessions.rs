@@ -1,0 +1,74 @@
+//! C: each event for one among many.
+
+use std::thread;
+
+use super::{SETTLE, Size, micros, millis};
+use crate::{
+    Result,
+    load::{Audience, Load},
+    payload::Series,
+    report::Outcome,
+    rig::Rig,
+    tally::Tally,
+    target::{Kind, Pace},
+};
+
+/// Each event for one. Once with a tenth of the subscribers, to see what those cost who get nothing.
+pub(super) struct Sessions {
+    subscribers: usize,
+    per_second: u64,
+    seconds: u64,
+}
+
+impl Sessions {
+    pub(super) fn new(size: Size) -> Self {
+        Self {
+            subscribers: size.choose(10_000, 1000),
+            per_second: size.choose(2000, 1000),
+            seconds: size.choose(10, 3),
+        }
+    }
+
+    pub(super) fn title(&self) -> String {
+        format!(
+            "C: {} subscribers of one session each, {} events/s of 1 KiB to one of them each, {} s",
+            self.subscribers, self.per_second, self.seconds
+        )
+    }
+
+    pub(super) fn run(&self, kind: Kind) -> Result<Outcome> {
+        let (few_cpu, few_tally, _) = self.once(kind, self.subscribers / 10)?;
+        let (cpu, tally, mut outcome) = self.once(kind, self.subscribers)?;
+        outcome.faults.merge(&few_tally.faults);
+        outcome.compare("CPU per event, µs", cpu);
+        outcome.compare("CPU per event with a tenth of the subscribers, µs", few_cpu);
+        outcome.compare("growth", cpu / few_cpu);
+        outcome.latency(&tally.latency);
+        outcome.note(
+            "p99 with a tenth of the subscribers, ms",
+            millis(&few_tally.latency, 0.99),
+        );
+        Ok(outcome)
+    }
+
+    fn once(&self, kind: Kind, subscribers: usize) -> Result<(f64, Tally, Outcome)> {
+        let audience = Audience {
+            subscribers,
+            own_session: true,
+            series: Series {
+                sessions: subscribers,
+                events: self.per_second * self.seconds,
+            },
+            measured_from: 1,
+        };
+        let mut rig = Rig::start(kind, Pace::Each)?;
+        let load = Load::connect(rig.address(), audience)?;
+        thread::sleep(SETTLE);
+        let (cpu, late) = rig.cpu_of(|rig| rig.send_all(&load, audience, self.per_second))?;
+        let tally = load.finish()?;
+        let mut outcome = Outcome::new(&tally, audience.deliveries());
+        outcome.note("upstream held up, ms", late.as_secs_f64() * 1000.0);
+        rig.finish(&mut outcome);
+        Ok((micros(cpu) / audience.series.events as f64, tally, outcome))
+    }
+}

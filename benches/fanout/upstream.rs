@@ -1,0 +1,119 @@
+//! The scripted connector: one stream, as many events as asked for, at an even rate.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    ops::RangeInclusive,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Result,
+    payload::{PRODUCT, Series, Template},
+};
+
+/// A connector that waits for its one client.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    listener: TcpListener,
+}
+
+/// A connector with its one client.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    listener: TcpListener,
+    client: TcpStream,
+    template: Template,
+}
+
+impl Upstream {
+    /// Listens on a free port.
+    pub(crate) fn listen() -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener })
+    }
+
+    /// Where.
+    pub(crate) fn address(&self) -> Result<SocketAddr> {
+        Ok(self.listener.local_addr()?)
+    }
+
+    /// Answers the client, who must come within a few seconds.
+    pub(crate) fn accept(self) -> Result<Stream> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut client = loop {
+            match self.listener.accept() {
+                Ok((client, _)) => break client,
+                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) => return Err(format!("the target did not come for its events: {error}").into()),
+            }
+        };
+        client.set_nonblocking(false)?;
+        client.set_nodelay(true)?;
+        client.set_read_timeout(Some(PATIENCE))?;
+        client.set_write_timeout(Some(PATIENCE))?;
+        read_request(&mut client)?;
+        client.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-store\r\n\r\n")?;
+        Ok(Stream {
+            listener: self.listener,
+            client,
+            template: Template::new(),
+        })
+    }
+}
+
+impl Stream {
+    /// Sends these events of the series, `per_second` of them, each in a write of its own. Returns by how much the one
+    /// that was most behind its time was late.
+    ///
+    /// # Errors
+    ///
+    /// When the target is gone or takes nothing.
+    pub(crate) fn send(&mut self, series: Series, events: RangeInclusive<u64>, per_second: f64) -> Result<Duration> {
+        let start = Instant::now();
+        let mut latest = Duration::ZERO;
+        let mut frame = Vec::new();
+        for (nth, sequence) in events.enumerate() {
+            let due = start + Duration::from_secs_f64(nth as f64 / per_second);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            latest = latest.max(due.elapsed());
+            self.template.write(sequence, series.session(sequence), &mut frame);
+            self.client
+                .write_all(&frame)
+                .map_err(|error| format!("the target does not take event {sequence}: {error}"))?;
+        }
+        Ok(latest)
+    }
+
+    /// Whether the target has come a second time.
+    pub(crate) fn was_reconnected(&self) -> bool {
+        self.listener.accept().is_ok()
+    }
+}
+
+fn read_request(client: &mut TcpStream) -> Result<()> {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        client
+            .read_exact(&mut byte)
+            .map_err(|error| format!("the target sent no whole request: {error}"))?;
+        request.extend_from_slice(&byte);
+    }
+    let expected = format!("GET /stream/{PRODUCT} HTTP/1.1\r\n");
+    if !request.starts_with(expected.as_bytes()) {
+        return Err(format!(
+            "the target asked for something else: {}",
+            String::from_utf8_lossy(&request)
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// Longer than anything takes that is not stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
