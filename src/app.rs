@@ -44,7 +44,6 @@ pub(crate) struct App {
     address: SocketAddr,
     admin_address: SocketAddr,
     stop: Stops,
-    ingest: JoinSet<()>,
     serving: JoinSet<()>,
     admin: thread::JoinHandle<()>,
 }
@@ -83,11 +82,7 @@ impl App {
         let wheel = Arc::clone(&relay.wheel);
         let stop_serving = stop.serving.clone();
         serving.spawn(async move { wheel.run(stop_serving).await });
-        for product in &relay.products {
-            let (fanout, stop) = (Arc::clone(&product.fanout), stop.serving.clone());
-            serving.spawn(async move { fanout.run(stop).await });
-        }
-        let (ingest, upstreams) = start_upstreams(config, &relay, &stop)?;
+        let upstreams = start_upstreams(config, &relay, &stop, &mut serving)?;
         serving.spawn(serve_public(config, &relay, listener, &stop));
 
         let admin = Admin {
@@ -108,7 +103,6 @@ impl App {
             address,
             admin_address,
             stop,
-            ingest,
             serving,
             admin,
         })
@@ -144,8 +138,7 @@ impl App {
     /// Waits until some part ends, which none does by itself.
     async fn broken(&mut self) -> AppError {
         tokio::select! {
-            Some(ended) = self.ingest.join_next() => AppError::Ended { part: "an upstream", cause: ended.err() },
-            Some(ended) = self.serving.join_next() => AppError::Ended { part: "a server", cause: ended.err() },
+            Some(ended) = self.serving.join_next() => AppError::Ended { part: "a part of the public side", cause: ended.err() },
             () = self.stop.admin_ended.cancelled() => AppError::Ended { part: "the admin server", cause: None },
         }
     }
@@ -155,7 +148,6 @@ impl App {
         self.relay.is_draining.store(true, Ordering::SeqCst);
         self.relay.subscribers.drain(self.drain_window).await;
         self.stop.ingest.cancel();
-        end(&mut self.ingest).await;
         self.stop.serving.cancel();
         end(&mut self.serving).await;
         self.stop.admin.cancel();
@@ -211,35 +203,43 @@ fn relay(config: &Config, metrics: &Arc<Metrics>) -> Relay {
     }
 }
 
-/// One task for each upstream, and the boards they write on.
-fn start_upstreams(config: &Config, relay: &Relay, stop: &Stops) -> Result<(JoinSet<()>, Upstreams), AppError> {
+/// One task for each product: its upstream's loop and its fan-out take turns, so that an event wakes its receivers on the
+/// thread it came in on. Returns the boards that the upstreams write on.
+fn start_upstreams(
+    config: &Config,
+    relay: &Relay,
+    stop: &Stops,
+    tasks: &mut JoinSet<()>,
+) -> Result<Upstreams, AppError> {
     let client = Client::new(config.egress.ca_file.as_deref())?;
-    let (mut tasks, mut boards) = (JoinSet::new(), Vec::new());
+    let mut boards = Vec::new();
     for settings in &config.upstreams {
         let id = &settings.product_id;
-        let Some(log) = relay.products.get(id).map(|product| Arc::clone(&product.log)) else {
+        let Some(product) = relay.products.get(id).map(|product| Arc::clone(&product)) else {
             continue;
         };
         let (status, metrics) = (Arc::new(UpstreamStatus::new()), relay.metrics.upstream(id));
+        boards.push((id.clone(), Arc::clone(&status)));
+        let random = fastrand::Rng::new();
         let upstream = Upstream::new(
             settings.clone(),
             client.clone(),
             Arc::clone(&status),
             metrics.clone(),
-            fastrand::Rng::new(),
+            random,
         );
-        tasks.spawn(
-            Ingest {
-                upstream,
-                log,
-                metrics,
-                status: Arc::clone(&status),
-            }
-            .run(stop.ingest.clone()),
-        );
-        boards.push((id.clone(), status));
+        let ingest = Ingest {
+            upstream,
+            log: Arc::clone(&product.log),
+            metrics,
+            status,
+        };
+        let (stop_ingest, stop_fanout) = (stop.ingest.clone(), stop.serving.clone());
+        tasks.spawn(async move {
+            tokio::join!(ingest.run(stop_ingest), product.fanout.run(stop_fanout));
+        });
     }
-    Ok((tasks, boards))
+    Ok(boards)
 }
 
 type Upstreams = Vec<(ProductId, Arc<UpstreamStatus>)>;

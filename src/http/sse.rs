@@ -24,6 +24,8 @@ use hyper::{
     header::{AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
 };
 
+use tokio::time::Instant;
+
 use super::{
     Product, Relay,
     error::Problem,
@@ -124,6 +126,8 @@ struct EventBody {
     /// Sequence of the last entry it gets, once it has been told to leave.
     leave_after: Option<u64>,
     has_left: bool,
+    /// The time, read once for all frames that are handed over at one wake-up.
+    clock: Option<Instant>,
     /// Sequence of the last id sent on this connection, or of the one the client came with.
     given: u64,
     heartbeat_interval: Duration,
@@ -168,6 +172,7 @@ impl EventBody {
             retry: Some(sse::encode_retry(spread(RETRY))),
             leave_after: None,
             has_left: false,
+            clock: None,
             heartbeat_interval,
             heartbeat_due: wheel.after(heartbeat_interval),
             leave_due: age.map_or(u64::MAX, |age| wheel.after(age)),
@@ -189,6 +194,7 @@ impl EventBody {
         if let Poll::Ready(item) = self.subscription.poll_next(context) {
             return Poll::Ready(Some(self.frame(item)));
         }
+        self.clock = None;
         // Again, now that whoever dismisses it knows whom to wake.
         self.heed_dismissal();
         if self.leave_after.is_some() {
@@ -223,7 +229,11 @@ impl EventBody {
                 self.given = event.id().sequence;
                 self.product.sse.delivered.inc();
                 if live {
-                    self.product.sse.lag.observe(event.received().elapsed().as_secs_f64());
+                    let now = *self.clock.get_or_insert_with(Instant::now);
+                    self.product
+                        .sse
+                        .lag
+                        .observe(now.saturating_duration_since(event.received()).as_secs_f64());
                 }
                 event.wire()
             }

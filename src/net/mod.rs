@@ -7,13 +7,13 @@
 
 mod guarded;
 mod patience;
+mod stage;
 
 use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    ops::DerefMut,
-    pin::{Pin, pin},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,10 +28,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulConnection,
-};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::TcpStream,
@@ -41,7 +38,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 use tracing::{debug, warn};
 
-use self::{guarded::Guarded, patience::PatientExecutor};
+use self::{guarded::Guarded, patience::PatientExecutor, stage::Stage};
 use crate::wheel::Wheel;
 
 pub(crate) use patience::Patience;
@@ -147,11 +144,10 @@ pub(crate) async fn serve(
     let server = Arc::new(Server {
         router,
         manners,
-        stop,
-        abort: CancellationToken::new(),
+        stage: Stage::default(),
         tasks: TaskTracker::new(),
     });
-    while let Some(accepted) = server.stop.run_until_cancelled(listener.accept()).await {
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
                 server.tasks.spawn(Arc::clone(&server).converse(stream, peer));
@@ -170,10 +166,16 @@ pub(crate) async fn serve(
     }
     drop(listener);
     server.tasks.close();
-    if timeout(END_GRACE, server.tasks.wait()).await.is_err() {
-        server.abort.cancel();
-        server.tasks.wait().await;
+    for stage in [Stage::ENDING, Stage::ABORTED] {
+        server.stage.enter(stage);
+        if timeout(END_GRACE, server.tasks.wait()).await.is_ok() {
+            return Ok(());
+        }
     }
+    warn!(
+        connections = server.tasks.len(),
+        "connections did not end although they were told to"
+    );
     Ok(())
 }
 
@@ -181,8 +183,7 @@ pub(crate) async fn serve(
 struct Server {
     router: Router,
     manners: Manners,
-    stop: CancellationToken,
-    abort: CancellationToken,
+    stage: Stage,
     tasks: TaskTracker,
 }
 
@@ -190,7 +191,7 @@ impl Server {
     /// Serves one connection to its end.
     async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let first_bytes = timeout(self.manners.head_timeout, speaks_http2(&stream));
-        let Some(Ok(Ok(is_http2))) = self.stop.run_until_cancelled(first_bytes).await else {
+        let Some(Ok(Ok(is_http2))) = self.stage.run_until_ending(first_bytes).await else {
             return;
         };
         let fate = Arc::new(Fate::default());
@@ -201,30 +202,16 @@ impl Server {
         let io = TokioIo::new(Guarded::new(stream, &self.manners, fate));
         let router = self.router.clone();
         let service = service_fn(move |request| answer(router.clone(), connection.clone(), request));
-        if is_http2 {
-            let executor = PatientExecutor::new(&self.tasks, &self.abort, &self.manners);
+        let result = if is_http2 {
+            let executor = PatientExecutor::new(&self.tasks, &self.manners);
             // In a box: it is much the larger of the two, and the rarer.
-            self.drive(Box::pin(http2(executor).serve_connection(io, service)))
-                .await;
+            self.stage
+                .drive(Box::pin(http2(executor).serve_connection(io, service)))
+                .await
         } else {
-            self.drive(pin!(http1(self.manners.head_timeout).serve_connection(io, service)))
-                .await;
-        }
-    }
-
-    /// Polls a connection until it ends; once the listener stops, with no further request.
-    async fn drive<P>(&self, mut exchange: Pin<P>)
-    where
-        P: DerefMut<Target: GracefulConnection<Error = hyper::Error>>,
-    {
-        let result = tokio::select! {
-            biased;
-            () = self.abort.cancelled() => return,
-            () = self.stop.cancelled() => {
-                exchange.as_mut().graceful_shutdown();
-                self.abort.run_until_cancelled(exchange).await.unwrap_or(Ok(()))
-            }
-            result = exchange.as_mut() => result,
+            self.stage
+                .drive(pin!(http1(self.manners.head_timeout).serve_connection(io, service)))
+                .await
         };
         if let Err(error) = result {
             debug!(%error, "connection ended");

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use super::Manners;
 use crate::wheel::{Alarm, Wheel};
@@ -59,16 +59,14 @@ impl Patience {
 #[derive(Clone, Debug)]
 pub(super) struct PatientExecutor {
     tasks: TaskTracker,
-    abort: CancellationToken,
     wheel: Arc<Wheel>,
     write_timeout: Duration,
 }
 
 impl PatientExecutor {
-    pub(super) fn new(tasks: &TaskTracker, abort: &CancellationToken, manners: &Manners) -> Self {
+    pub(super) fn new(tasks: &TaskTracker, manners: &Manners) -> Self {
         Self {
             tasks: tasks.clone(),
-            abort: abort.clone(),
             wheel: Arc::clone(&manners.wheel),
             write_timeout: manners.write_timeout,
         }
@@ -87,10 +85,8 @@ impl<F: Future + Send + 'static> hyper::rt::Executor<F> for PatientExecutor {
             write_timeout: self.write_timeout,
             due: None,
         };
-        let abort = self.abort.clone();
-        self.tasks.spawn(PATIENCE.scope(patience, async move {
-            abort.run_until_cancelled(patient).await;
-        }));
+        // A stream ends with its connection: hyper tells it.
+        self.tasks.spawn(PATIENCE.scope(patience, patient));
     }
 }
 
