@@ -37,6 +37,22 @@ fn beyond_max_subscribers_newcomers_are_503_until_a_seat_is_given_back() {
 }
 
 #[test]
+fn many_who_come_at_one_moment_do_not_get_past_the_limit_together() {
+    const CROWD: usize = 120;
+    let relay = limited("max_subscribers = 5");
+    let request = http::request(relay.public, "GET", STREAM, &[]);
+    let mut wires: Vec<Wire> = (0..CROWD).map(|_| Wire::connect(relay.public)).collect();
+    wires.iter_mut().for_each(|wire| wire.send(&request));
+    let let_in = wires
+        .iter_mut()
+        .map(|wire| wire.head().status())
+        .filter(|status| *status == 200)
+        .count();
+    assert_eq!(let_in, 5);
+    assert_shed(&relay, "max_subscribers", (CROWD - 5) as f64);
+}
+
+#[test]
 fn a_browser_past_a_limit_gets_200_a_retry_line_and_a_close() {
     let relay = limited("max_subscribers = 1");
     let _seated = relay.subscribe();

@@ -8,7 +8,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{
     PRODUCT, STREAM,
@@ -133,6 +133,34 @@ fn retry_after_is_waited_for() {
         let _link = connector.stream();
         let waited = refused.elapsed();
         assert!(waited >= Duration::from_secs(2), "{status}: {waited:?}");
+    }
+}
+
+#[test]
+fn a_retry_after_may_be_a_date() {
+    let connector = Connector::new();
+    let _relay = Relay::behind(&connector);
+    let link = connector.accept();
+    let until = SystemTime::now() + Duration::from_secs(3);
+    link.refuse(
+        "503 Service Unavailable",
+        &format!("Retry-After: {}\r\n", httpdate::fmt_http_date(until)),
+    );
+    let _link = connector.stream();
+    // The date has whole seconds.
+    assert!(SystemTime::now() >= until - Duration::from_millis(1100));
+}
+
+#[test]
+fn a_stream_that_ends_again_and_again_is_not_opened_in_a_tight_loop() {
+    let connector = Connector::new();
+    let _relay = Relay::behind(&connector);
+    let begin = Instant::now();
+    let mut connects = 0;
+    while begin.elapsed() < Duration::from_secs(3) {
+        connector.stream().end();
+        connects += 1;
+        assert!(connects < 20, "{connects} connects in {:?}", begin.elapsed());
     }
 }
 
