@@ -12,7 +12,8 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    pin::pin,
+    ops::DerefMut,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,13 +22,21 @@ use std::{
 };
 
 use axum::{Router, body::Body};
-use hyper::{Request, body::Incoming, service::service_fn};
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::conn::auto,
+    server::graceful::GracefulConnection,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 use tracing::{debug, warn};
@@ -135,16 +144,18 @@ pub(crate) async fn serve(
     out_of_files: impl Fn(),
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener.socket)?;
-    let server = Server {
+    let server = Arc::new(Server {
         router,
         manners,
-        stop: stop.clone(),
+        stop,
         abort: CancellationToken::new(),
         tasks: TaskTracker::new(),
-    };
-    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+    });
+    while let Some(accepted) = server.stop.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, peer)) => server.serve(stream, peer),
+            Ok((stream, peer)) => {
+                server.tasks.spawn(Arc::clone(&server).converse(stream, peer));
+            }
             Err(error) => {
                 if matches!(
                     error.raw_os_error(),
@@ -159,7 +170,7 @@ pub(crate) async fn serve(
     }
     drop(listener);
     server.tasks.close();
-    if tokio::time::timeout(END_GRACE, server.tasks.wait()).await.is_err() {
+    if timeout(END_GRACE, server.tasks.wait()).await.is_err() {
         server.abort.cancel();
         server.tasks.wait().await;
     }
@@ -176,37 +187,65 @@ struct Server {
 }
 
 impl Server {
-    /// Starts the task of one connection.
-    fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+    /// Serves one connection to its end.
+    async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let first_bytes = timeout(self.manners.head_timeout, speaks_http2(&stream));
+        let Some(Ok(Ok(is_http2))) = self.stop.run_until_cancelled(first_bytes).await else {
+            return;
+        };
         let fate = Arc::new(Fate::default());
         let connection = Connection {
             peer,
             fate: Arc::clone(&fate),
         };
-        let executor = PatientExecutor::new(&self.tasks, &self.abort, &self.manners);
         let io = TokioIo::new(Guarded::new(stream, &self.manners, fate));
-        let builder = http(executor, self.manners.head_timeout);
         let router = self.router.clone();
         let service = service_fn(move |request| answer(router.clone(), connection.clone(), request));
-        let (stop, abort) = (self.stop.clone(), self.abort.clone());
-        self.tasks.spawn(async move {
-            let mut exchange = pin!(builder.serve_connection(io, service));
-            let result = tokio::select! {
-                biased;
-                () = abort.cancelled() => return,
-                () = stop.cancelled() => {
-                    exchange.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        () = abort.cancelled() => return,
-                        result = exchange => result,
-                    }
-                }
-                result = exchange.as_mut() => result,
-            };
-            if let Err(error) = result {
-                debug!(error, "connection ended");
+        if is_http2 {
+            let executor = PatientExecutor::new(&self.tasks, &self.abort, &self.manners);
+            // In a box: it is much the larger of the two, and the rarer.
+            self.drive(Box::pin(http2(executor).serve_connection(io, service)))
+                .await;
+        } else {
+            self.drive(pin!(http1(self.manners.head_timeout).serve_connection(io, service)))
+                .await;
+        }
+    }
+
+    /// Polls a connection until it ends; once the listener stops, with no further request.
+    async fn drive<P>(&self, mut exchange: Pin<P>)
+    where
+        P: DerefMut<Target: GracefulConnection<Error = hyper::Error>>,
+    {
+        let result = tokio::select! {
+            biased;
+            () = self.abort.cancelled() => return,
+            () = self.stop.cancelled() => {
+                exchange.as_mut().graceful_shutdown();
+                self.abort.run_until_cancelled(exchange).await.unwrap_or(Ok(()))
             }
-        });
+            result = exchange.as_mut() => result,
+        };
+        if let Err(error) = result {
+            debug!(%error, "connection ended");
+        }
+    }
+}
+
+/// Whether the peer begins with HTTP/2's preface (RFC 9113, section 3.4). Takes no byte off the socket: what hyper's own
+/// detection has read, its HTTP/1.1 reader makes room for once more, in a second buffer of 8 KiB.
+async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut start = [0; HTTP2_PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut start).await?;
+        if seen == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if seen == start.len() || !HTTP2_PREFACE.starts_with(start.split_at(seen).0) {
+            return Ok(start == *HTTP2_PREFACE);
+        }
+        // Part of a preface: the socket stays readable, so there is nothing to wait for but time.
+        sleep(PEEK_PAUSE).await;
     }
 }
 
@@ -221,16 +260,20 @@ async fn answer(
     router.call(request.map(Body::new)).await
 }
 
-/// HTTP/1.1 and HTTP/2 with the bounds of DESIGN, decision 10.
-fn http(executor: PatientExecutor, head_timeout: Duration) -> auto::Builder<PatientExecutor> {
-    let mut builder = auto::Builder::new(executor);
+/// HTTP/1.1 with the bounds of DESIGN, decision 10.
+fn http1(head_timeout: Duration) -> http1::Builder {
+    let mut builder = http1::Builder::new();
     builder
-        .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
         .max_buf_size(READ_BUFFER_BYTES);
     builder
-        .http2()
+}
+
+/// HTTP/2 with the same bounds.
+fn http2(executor: PatientExecutor) -> http2::Builder<PatientExecutor> {
+    let mut builder = http2::Builder::new(executor);
+    builder
         .timer(TokioTimer::new())
         .max_send_buf_size(NOT_SENT_BYTES as usize)
         .max_concurrent_streams(MAX_STREAMS)
@@ -274,3 +317,9 @@ const TOO_MANY_FILES_IN_PROCESS: i32 = 24;
 
 /// `ENFILE`.
 const TOO_MANY_FILES_IN_SYSTEM: i32 = 23;
+
+/// What an HTTP/2 client sends first.
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A preface arrives in one piece; only a hand-typed or hostile one is looked at twice.
+const PEEK_PAUSE: Duration = Duration::from_millis(50);
