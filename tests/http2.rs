@@ -127,6 +127,49 @@ async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http2_peer_whose_socket_takes_nothing_is_disconnected() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
+    let mut link = connector.stream();
+    let socket = TcpStream::connect(relay.public).await.unwrap();
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .initial_stream_window_size(1 << 30)
+        .initial_connection_window_size(1 << 30);
+    let (mut client, connection) = builder.handshake(TokioIo::new(socket)).await.unwrap();
+    let mut connection = Box::pin(connection);
+    let response = tokio::select! {
+        response = subscribe(&mut client, relay.public) => response,
+        ended = &mut connection => panic!("{ended:?}"),
+    };
+    assert_eq!(response.status(), 200);
+    // From here on nobody reads the socket.
+    let session = "x".repeat(8000);
+    (0..2000).for_each(|n| link.event(event_of(&session, n)));
+    let labels = [("transport", "sse"), ("reason", "stalled")];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
+    relay.wait_for_subscribers(0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_http2_stream_is_not_taken_for_a_stalled_one() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector)
+        .server("write_timeout = '300ms'\nhead_timeout = '300ms'")
+        .start();
+    let mut link = connector.stream();
+    let mut client = connect(relay.public).await;
+    let mut body = Body::of(subscribe(&mut client, relay.public).await);
+    let mut over_http1 = relay.subscribe();
+    body.through(b"\n").await;
+    for n in 0..3 {
+        over_http1.expect_nothing(Duration::from_millis(700));
+        link.event(event(n));
+        assert_eq!((body.number().await, over_http1.numbers(1)), (n, vec![n]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_ends_http2_streams_in_order() {
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);

@@ -200,6 +200,24 @@ fn a_connection_that_sends_no_whole_request_is_closed_after_the_head_timeout() {
 }
 
 #[test]
+fn a_connection_that_stays_after_an_answer_and_asks_no_more_is_closed() {
+    let relay = limited("head_timeout = '600ms'");
+    for next in ["", "GET /stream/prod_abc HTTP/1.1\r\n"] {
+        let mut wire = Wire::connect(relay.public);
+        wire.send(http::request(relay.public, "GET", "/nothing", &[]));
+        assert_eq!(wire.head().status(), 404);
+        wire.send(next);
+        let begin = Instant::now();
+        wire.rest();
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "{next:?}: {:?}",
+            begin.elapsed()
+        );
+    }
+}
+
+#[test]
 fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
     let relay = limited("head_timeout = '600ms'");
     let mut wire = Wire::connect(relay.public);

@@ -94,6 +94,18 @@ fn a_chunked_stream_is_read_and_its_end_is_an_end() {
 }
 
 #[test]
+fn early_hints_and_http_1_0_are_understood() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut subscriber = relay.subscribe();
+    let mut link = connector.accept();
+    link.send("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n");
+    link.send("HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+    link.event(event(1));
+    assert_eq!(subscriber.numbers(1), [1]);
+}
+
+#[test]
 fn answers_that_may_pass_are_tried_again() {
     for status in [
         "500 Internal Server Error",
