@@ -31,6 +31,7 @@ impl Access {
                 key: key.name.as_str().into(),
                 products: key.products.clone(),
                 permissions: key.permissions.clone(),
+                is_anonymous: false,
             };
             (fingerprint(key.key.expose().as_bytes()), grant)
         });
@@ -38,6 +39,7 @@ impl Access {
             key: ANONYMOUS.into(),
             products: Only::Everything,
             permissions: auth.anonymous_permissions.clone(),
+            is_anonymous: true,
         });
         Self {
             keys: keys.collect(),
@@ -78,6 +80,7 @@ pub(crate) struct Grant {
     pub(crate) key: Arc<str>,
     products: Only<ProductId>,
     permissions: Permissions,
+    is_anonymous: bool,
 }
 
 impl Grant {
@@ -85,10 +88,14 @@ impl Grant {
     ///
     /// # Errors
     ///
-    /// [`Denial::Forbidden`] when it is not.
+    /// [`Denial::Forbidden`] when it is not; [`Denial::Unauthenticated`] when a credential might help.
     pub(crate) fn check(&self, product: &ProductId, permission: Permission) -> Result<(), Denial> {
         let is_granted = self.products.admits(product) && self.permissions.contains(&permission);
-        is_granted.then_some(()).ok_or(Denial::Forbidden)
+        match is_granted {
+            true => Ok(()),
+            false if self.is_anonymous => Err(Denial::Unauthenticated),
+            false => Err(Denial::Forbidden),
+        }
     }
 }
 

@@ -46,7 +46,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// When `ca_file` cannot be read as PEM certificates, or the platform has no roots and there is no `ca_file`.
+    /// When `ca_file` cannot be read as PEM certificates. A platform without roots is none: `http` still works.
     pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
@@ -95,10 +95,19 @@ impl Client {
             }
             let exchange = self.get(&url, headers).await?;
             let status = exchange.response.status();
-            if !status.is_redirection() {
-                return exchange.into_stream(max_event_bytes);
+            if status.is_redirection() {
+                let next = redirected(&url, exchange.response.headers());
+                exchange.close().await;
+                url = next.ok_or(OpenError::Redirect { status })?;
+                continue;
             }
-            url = redirected(&url, exchange.response.headers()).ok_or(OpenError::Redirect { status })?;
+            return match judge(&exchange.response) {
+                Ok(()) => Ok(exchange.into_stream(max_event_bytes)),
+                Err(error) => {
+                    exchange.close().await;
+                    Err(error)
+                }
+            };
         }
         Err(OpenError::TooManyRedirects)
     }
@@ -158,38 +167,45 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    /// Takes the response for an event stream, if it is one.
-    fn into_stream(self, max_event_bytes: usize) -> Result<EventStream, OpenError> {
-        let status = self.response.status();
-        let headers = self.response.headers();
-        if status != StatusCode::OK {
-            return Err(OpenError::Status {
-                status,
-                retry_after: retry_after(headers),
-            });
-        }
-        let content_type = headers
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
-        let essence = content_type.split(';').next().unwrap_or_default().trim();
-        if !essence.eq_ignore_ascii_case(EVENT_STREAM) {
-            return Err(OpenError::ContentType {
-                found: essence.chars().take(80).collect(),
-            });
-        }
-        let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
-        if headers.get(CONTENT_ENCODING).is_some_and(|value| !is_plain(value)) {
-            return Err(OpenError::ContentEncoding);
-        }
-        let decoder = Decoder::new(max_event_bytes);
-        Ok(EventStream {
+    fn into_stream(self, max_event_bytes: usize) -> EventStream {
+        EventStream {
             body: self.response.into_body(),
-            decoder,
+            decoder: Decoder::new(max_event_bytes),
             driver: self.driver,
             received: Instant::now(),
-        })
+        }
     }
+
+    /// Closes the connection, and returns when it is closed.
+    async fn close(mut self) {
+        self.driver.shutdown().await;
+    }
+}
+
+/// Whether a response is an event stream.
+fn judge(response: &Response<Incoming>) -> Result<(), OpenError> {
+    let (status, headers) = (response.status(), response.headers());
+    if status != StatusCode::OK {
+        return Err(OpenError::Status {
+            status,
+            retry_after: retry_after(headers),
+        });
+    }
+    let content_type = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case(EVENT_STREAM) {
+        return Err(OpenError::ContentType {
+            found: essence.chars().take(80).collect(),
+        });
+    }
+    let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get(CONTENT_ENCODING).is_some_and(|value| !is_plain(value)) {
+        return Err(OpenError::ContentEncoding);
+    }
+    Ok(())
 }
 
 /// A stream that stands.

@@ -9,6 +9,7 @@ use std::{borrow::Cow, fmt};
 
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::{
@@ -69,7 +70,7 @@ pub(crate) fn draft(payload: Bytes, product: &ProductId, received: Instant) -> R
     let is_own = match &fields.product_id {
         Scalar::Null => true,
         Scalar::Text(named) => named == product.as_str(),
-        Scalar::Number(_) | Scalar::Other => false,
+        Scalar::Other => false,
     };
     if !is_own {
         return Err(Rejection::WrongProduct);
@@ -78,14 +79,10 @@ pub(crate) fn draft(payload: Bytes, product: &ProductId, received: Instant) -> R
         Some(session) => Some(SessionId::new(session).map_err(|_| Rejection::ControlCharacter)?),
         None => None,
     };
-    let forwarded_at = match fields.forwarded_at {
-        Scalar::Number(seconds) if seconds.is_finite() => Some(seconds),
-        _ => None,
-    };
     Ok(Draft {
         kind: Kind::new(kind),
         session,
-        forwarded_at,
+        forwarded_at: fields.forwarded_at,
         payload,
         received,
     })
@@ -152,7 +149,7 @@ struct Fields<'a> {
     kind: Scalar<'a>,
     product_id: Scalar<'a>,
     session_id: Scalar<'a>,
-    forwarded_at: Scalar<'a>,
+    forwarded_at: Option<f64>,
 }
 
 /// A field's value as far as it matters.
@@ -161,7 +158,6 @@ enum Scalar<'a> {
     #[default]
     Null,
     Text(Cow<'a, str>),
-    Number(f64),
     Other,
 }
 
@@ -198,7 +194,9 @@ impl<'de> Visitor<'de> for FieldsVisitor {
                 "product_id" => (&mut fields.product_id, &mut products),
                 "session_id" => (&mut fields.session_id, &mut sessions),
                 "forwarded_at" => {
-                    fields.forwarded_at = map.next_value()?;
+                    // Read on its own: a number beyond f64 is no reason to refuse the event.
+                    let value: &RawValue = map.next_value()?;
+                    fields.forwarded_at = value.get().parse().ok().filter(|seconds: &f64| seconds.is_finite());
                     continue;
                 }
                 _ => {
@@ -260,24 +258,16 @@ impl<'de> Visitor<'de> for ScalarVisitor {
         Ok(Scalar::Other)
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "seconds as f64 carry microseconds for centuries"
-    )]
-    fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(Scalar::Number(number as f64))
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(Scalar::Other)
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "seconds as f64 carry microseconds for centuries"
-    )]
-    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(Scalar::Number(number as f64))
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(Scalar::Other)
     }
 
-    fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
-        Ok(Scalar::Number(number))
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(Scalar::Other)
     }
 
     fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -322,6 +312,7 @@ mod tests {
             r#"{"type":"goal_reached","session_id":7,"forwarded_at":"soon"}"#,
             r#"{"type":"goal_reached","session_id":"","forwarded_at":{"a":1}}"#,
             r#"{"type":"goal_reached","forwarded_at":1,"forwarded_at":[2]}"#,
+            r#"{"type":"goal_reached","forwarded_at":1e999}"#,
         ] {
             let draft = read(payload.as_bytes()).unwrap();
             assert_eq!(draft.kind, Kind::Other("goal_reached".into()), "{payload}");

@@ -18,20 +18,18 @@ pub(crate) struct Event {
     kind: Kind,
     session: Option<SessionId>,
     wire: Bytes,
-    payload: Bytes,
     received: Instant,
 }
 
 impl Event {
     /// Encodes a draft under the id it has been given: the one copy of its payload.
     pub(crate) fn new(id: EventId, draft: Draft) -> Self {
-        let (wire, payload) = sse::encode_event(id, &draft.payload);
+        let wire = sse::encode_event(id, &draft.payload);
         Self {
             id,
             kind: draft.kind,
             session: draft.session,
             wire,
-            payload,
             received: draft.received,
         }
     }
@@ -61,14 +59,10 @@ impl Event {
         self.received
     }
 
-    /// Bytes it keeps in memory: wire form, a payload of its own where it spans several lines, and the fixed part.
+    /// Bytes it keeps in memory.
     pub(crate) fn size_bytes(&self) -> usize {
-        let own_payload = if self.payload.len() < self.wire.len() && sse::spans_lines(&self.payload) {
-            self.payload.len()
-        } else {
-            0
-        };
-        self.wire.len() + own_payload + size_of::<Self>()
+        let session = self.session.as_ref().map_or(0, |session| session.0.len());
+        self.wire.len() + session + self.kind.own_bytes() + size_of::<Self>()
     }
 }
 
@@ -227,6 +221,14 @@ impl Kind {
             "summary" => Self::Summary,
             "usertour_trigger" => Self::UsertourTrigger,
             other => Self::Other(other.into()),
+        }
+    }
+
+    /// Bytes it keeps beside itself.
+    fn own_bytes(&self) -> usize {
+        match self {
+            Self::Other(text) => text.len(),
+            Self::Actions | Self::Summary | Self::UsertourTrigger => 0,
         }
     }
 

@@ -9,7 +9,7 @@
 use std::{
     mem,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
     task::Waker,
@@ -24,19 +24,20 @@ use tokio_util::sync::CancellationToken;
 #[derive(Debug)]
 pub(crate) struct Wheel {
     started: Instant,
+    /// Written under the lock of `slots`.
     now: AtomicU64,
-    slots: Box<[Mutex<Vec<Arc<Entry>>>]>,
+    slots: Mutex<Box<[Vec<Arc<Entry>>]>>,
 }
 
 impl Wheel {
     /// A wheel at rest.
     pub(crate) fn new() -> Arc<Self> {
+        let slots = (0..SLOTS).map(|_| Vec::new()).collect();
         // Tick 0 is left out: it stands for "never" in an entry.
-        let slots = (0..SLOTS).map(|_| Mutex::default()).collect();
         Arc::new(Self {
             started: Instant::now(),
             now: AtomicU64::new(1),
-            slots,
+            slots: Mutex::new(slots),
         })
     }
 
@@ -46,9 +47,8 @@ impl Wheel {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         while stop.run_until_cancelled(interval.tick()).await.is_some() {
             let target = 1 + self.started.elapsed().as_millis() as u64 / TICK.as_millis() as u64;
-            while self.now.load(SeqCst) < target {
-                let now = self.now.fetch_add(1, SeqCst) + 1;
-                self.turn(now);
+            while self.now() < target {
+                self.turn().iter().for_each(|entry| entry.waker.wake());
             }
         }
     }
@@ -72,40 +72,57 @@ impl Wheel {
             .saturating_add(1)
     }
 
-    fn turn(&self, now: u64) {
-        let Some(slot) = self.slot(now) else { return };
-        let due = mem::take(&mut *slot.lock().unwrap_or_else(PoisonError::into_inner));
-        for entry in due {
-            if entry.queued.compare_exchange(now, NEVER, SeqCst, SeqCst).is_err() {
-                continue; // it has been put into an earlier slot since
+    /// Moves on by one tick, and returns the entries that are due.
+    fn turn(&self) -> Vec<Arc<Entry>> {
+        let mut slots = self.slots();
+        let now = self.now.fetch_add(1, SeqCst) + 1;
+        let mut lying = slots.get_mut(slot(now)).map(mem::take).unwrap_or_default();
+        lying.retain(|entry| {
+            if entry.queued.load(SeqCst) != now {
+                return false; // it has been put into an earlier slot since
             }
+            // In this order, against `set`: either it sees that the entry lies nowhere, or its due time is seen here.
+            entry.queued.store(NEVER, SeqCst);
             match entry.due.load(SeqCst) {
-                NEVER => {}
-                due if due <= now => entry.waker.wake(),
-                due => self.enqueue(&entry, due),
+                NEVER => false,
+                due if due <= now => true,
+                due => {
+                    put(&mut slots, entry, due, now);
+                    false
+                }
             }
-        }
+        });
+        lying
     }
 
     /// Sees to it that the entry lies in a slot that is turned at `due` or before.
     fn enqueue(&self, entry: &Arc<Entry>, due: u64) {
-        let now = self.now();
-        let tick = due.clamp(now + 1, now + SLOTS as u64 - 1);
-        let queued = entry.queued.load(SeqCst);
-        let is_in_time = queued != NEVER && queued <= tick;
-        if is_in_time || entry.queued.compare_exchange(queued, tick, SeqCst, SeqCst).is_err() {
-            return; // who won the exchange puts it into a slot that is looked at no later than the next due time it sees
+        if entry.lies_before(due) {
+            return;
         }
-        if let Some(slot) = self.slot(tick) {
-            slot.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(Arc::clone(entry));
+        let mut slots = self.slots();
+        if !entry.lies_before(due) {
+            put(&mut slots, entry, due, self.now());
         }
     }
 
-    fn slot(&self, tick: u64) -> Option<&Mutex<Vec<Arc<Entry>>>> {
-        self.slots.get(usize::try_from(tick % SLOTS as u64).ok()?)
+    fn slots(&self) -> MutexGuard<'_, Box<[Vec<Arc<Entry>>]>> {
+        // A slot is a list: there is no half-done state that a panic could leave behind.
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Puts an entry into the slot of `due`, or into the farthest one there is.
+fn put(slots: &mut [Vec<Arc<Entry>>], entry: &Arc<Entry>, due: u64, now: u64) {
+    let tick = due.clamp(now + 1, now + SLOTS as u64 - 1);
+    entry.queued.store(tick, SeqCst);
+    if let Some(slot) = slots.get_mut(slot(tick)) {
+        slot.push(Arc::clone(entry));
+    }
+}
+
+fn slot(tick: u64) -> usize {
+    usize::try_from(tick % SLOTS as u64).unwrap_or_default()
 }
 
 /// One task's place on the wheel.
@@ -118,8 +135,16 @@ pub(crate) struct Alarm {
 #[derive(Debug, Default)]
 struct Entry {
     due: AtomicU64,
+    /// The tick in whose slot it lies. Written under the lock of the slots.
     queued: AtomicU64,
     waker: AtomicWaker,
+}
+
+impl Entry {
+    fn lies_before(&self, due: u64) -> bool {
+        let queued = self.queued.load(SeqCst);
+        queued != NEVER && queued <= due
+    }
 }
 
 impl Alarm {
@@ -241,7 +266,7 @@ mod tests {
         assert_eq!(bell.rings(), 1, "put off");
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert_eq!(bell.rings(), 2);
-        let lying: usize = wheel.slots.iter().map(|slot| slot.lock().unwrap().len()).sum();
+        let lying: usize = wheel.slots().iter().map(Vec::len).sum();
         assert!(lying <= 1, "{lying}");
         stop.cancel();
         task.await.unwrap();

@@ -117,7 +117,10 @@ impl Failure {
 }
 
 fn start_log(format: LogFormat) -> Result<(), Failure> {
-    let levels = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+    let levels = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|levels| !levels.trim().is_empty());
+    let levels = levels.unwrap_or_else(|| "info".to_owned());
     let levels: Targets = levels
         .parse()
         .map_err(|error| Failure::Usage(format!("RUST_LOG: {error}")))?;

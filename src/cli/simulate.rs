@@ -79,8 +79,10 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         let running = Running::start(arguments.listen, options).map_err(|error| Failure::Other(error.to_string()))?;
         info!(listen = %running.address, "simulating");
         signals.stop_requested().await;
-        running.end().await;
-        Ok(())
+        tokio::select! {
+            () = running.end() => Ok(()),
+            () = signals.stop_requested() => Err(Failure::Other("ended by a second signal".to_owned())),
+        }
     })
 }
 

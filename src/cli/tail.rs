@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hyper::Uri;
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Failure, block_on, print};
 use crate::{
@@ -53,31 +53,41 @@ async fn follow(arguments: Arguments) -> Result<(), Failure> {
         token: arguments.token.map(Secret::inline),
         last_event_id: arguments.last_event_id,
     };
-    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+    let mut backoff = Backoff::new(Duration::from_millis(500), MAX_BACKOFF);
     let mut random = fastrand::Rng::new();
     loop {
+        let mut wished = Duration::ZERO;
         match client.open(&target, MAX_EVENT_BYTES).await {
             Ok(mut stream) => {
-                backoff.reset();
-                if !show(&mut stream, &mut target.last_event_id, arguments.json).await {
+                let opened = Instant::now();
+                if !show(&mut stream, &mut target.last_event_id, &mut wished, arguments.json).await {
                     return Ok(());
+                }
+                if opened.elapsed() >= PROVEN_AFTER {
+                    backoff.reset();
                 }
             }
             Err(error) if is_final(&error) => {
                 return Err(Failure::Other(format!("{}: {error}", target.url)));
             }
-            Err(error) => tracing::warn!(%error, "cannot open the stream"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot open the stream");
+                wished = error.retry_after().unwrap_or_default();
+            }
         }
-        sleep(backoff.next(&mut random)).await;
+        sleep(backoff.next(&mut random).max(wished)).await;
     }
 }
 
 /// Prints until the stream breaks; false when nobody reads what is printed.
-async fn show(stream: &mut EventStream, last_event_id: &mut Option<String>, json: bool) -> bool {
+async fn show(stream: &mut EventStream, last_event_id: &mut Option<String>, retry: &mut Duration, json: bool) -> bool {
     loop {
         let frame = match stream.next(PATIENCE).await {
             Ok(Some(Decoded::Frame(frame))) => frame,
-            Ok(Some(Decoded::Retry(_))) => continue,
+            Ok(Some(Decoded::Retry(wait))) => {
+                *retry = wait.min(MAX_BACKOFF);
+                continue;
+            }
             Ok(Some(Decoded::TooLarge)) => {
                 tracing::warn!("an event larger than {MAX_EVENT_BYTES} bytes was skipped");
                 continue;
@@ -198,3 +208,9 @@ const PATIENCE: Duration = Duration::from_secs(75);
 
 /// Above the largest event a relay can be told to accept.
 const MAX_EVENT_BYTES: usize = 128 << 20;
+
+/// The most the stream's own wish, or the growth of waits, may come to.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// A stream that lasted this long was a success; one that closes at once must not be reopened in a tight loop.
+const PROVEN_AFTER: Duration = Duration::from_secs(10);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
+use super::address::HttpUrl;
 use super::auth::{Auth, Key, Permissions};
 use super::jwt::{Jwt, Verification};
 use super::log::{Egress, Log};
@@ -94,7 +95,7 @@ impl Page {
     fn upstream(&mut self, upstream: &Upstream) {
         self.heading("[[upstreams]]");
         self.line("product_id", upstream.product_id.as_str());
-        self.line("url", upstream.url.to_string());
+        self.line("url", masked(&upstream.url));
         self.secret("token", upstream.token.as_ref());
         self.line("heartbeat_timeout", duration_text(upstream.heartbeat_timeout));
         self.line("max_event_bytes", size_text(upstream.max_event_bytes));
@@ -152,7 +153,7 @@ impl Page {
         self.heading("[[webhooks]]");
         self.line("id", webhook.id.as_str());
         self.line("product_id", webhook.product_id.as_str());
-        self.line("url", webhook.url.to_string());
+        self.line("url", masked(&webhook.url));
         self.secret("secret", Some(&webhook.secret));
         self.line("types", listed(&webhook.types, &[], String::as_str));
         self.line(
@@ -217,4 +218,12 @@ fn path(path: Option<&PathBuf>) -> String {
 
 fn count(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
+}
+/// A URL whose query, which may hold a secret, is not shown.
+fn masked(url: &HttpUrl) -> String {
+    let text = url.to_string();
+    match text.split_once('?') {
+        Some((path, _)) => format!("{path}?{MASK}"),
+        None => text,
+    }
 }

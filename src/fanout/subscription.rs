@@ -34,7 +34,7 @@ pub(crate) struct Subscription {
     notice: Option<Gap>,
     /// Entries after this one arrived while it listened.
     live_after: u64,
-    came_with: u64,
+    came_with: Option<u64>,
 }
 
 impl Subscription {
@@ -49,10 +49,10 @@ impl Subscription {
     ) -> Self {
         let wants_kept = matches!(place, Some(Place::BeforeKept(_)));
         let (cursor, came_with, notice) = match place {
-            None => (position, 0, None),
-            Some(Place::Behind(sequence)) => (sequence, sequence, None),
-            Some(Place::BeforeKept(sequence)) => (sequence, 0, None),
-            Some(Place::Unknown(gap)) => (gap.id.sequence, 0, Some(gap)),
+            None => (position, None, None),
+            Some(Place::Behind(sequence)) => (sequence, Some(sequence), None),
+            Some(Place::BeforeKept(sequence)) => (sequence, None, None),
+            Some(Place::Unknown(gap)) => (gap.id.sequence, None, Some(gap)),
         };
         Self {
             fanout,
@@ -110,11 +110,15 @@ impl Subscription {
     fn read(&mut self) {
         let log = self.fanout.log();
         let reading = log.read_after(self.cursor, &self.scope, HANDOVER, &mut self.handover);
-        let wanted_kept = mem::take(&mut self.wants_kept);
-        self.notice = reading
-            .missed_through
-            .filter(|_| !wanted_kept)
-            .map(|through| log.evicted(self.cursor, through));
+        // Of what was in the log before it came, it asked for no more than is kept; what came since is another matter.
+        let forgives_through = if mem::take(&mut self.wants_kept) {
+            self.live_after
+        } else {
+            0
+        };
+        let missed_through = reading.missed_through.filter(|through| *through > forgives_through);
+        let has_id = self.cursor > 0 || self.came_with.is_some();
+        self.notice = missed_through.map(|through| log.evicted(has_id.then_some(self.cursor), through));
         self.cursor = reading.through;
         self.behind = !reading.reached_end;
     }
@@ -129,8 +133,8 @@ impl Subscription {
         }
     }
 
-    /// Sequence of the id the subscriber came with, 0 when it has none that is known here.
-    pub(crate) fn came_with(&self) -> u64 {
+    /// Sequence of the id the subscriber came with, if that is known here.
+    pub(crate) fn came_with(&self) -> Option<u64> {
         self.came_with
     }
 

@@ -328,6 +328,32 @@ fn the_position_moves_with_what_the_scope_hides() {
     assert_eq!(reader.subscription.position().sequence, 2);
 }
 
+#[test]
+fn who_asked_for_what_is_kept_is_told_of_what_it_lost_since() {
+    let mut stage = Stage::new(16);
+    let mut reader = stage.subscribe(scope(&[], &[]), &Start::Oldest);
+    for _ in 0..100 {
+        stage.append("a", "x");
+    }
+    stage.show_all();
+    reader.read(99);
+    assert_eq!((reader.gaps().len(), reader.events()), (1, (85..=100).collect()));
+    assert_eq!(reader.gaps()[0].after, None);
+}
+
+#[test]
+fn a_resume_from_before_everything_names_the_id_it_came_with() {
+    let mut stage = Stage::new(16);
+    let before_everything = stage.fanout.log().id(0);
+    for _ in 0..20 {
+        stage.append("a", "x");
+    }
+    stage.show_all();
+    let mut reader = stage.subscribe(scope(&[], &[]), &Start::After(before_everything));
+    reader.read(99);
+    assert_eq!(reader.gaps()[0].after.as_deref(), Some(&*before_everything.to_string()));
+}
+
 /// One step of a random schedule.
 #[derive(Clone, Debug)]
 enum Step {

@@ -12,7 +12,7 @@ mod sse;
 pub(crate) mod subscribers;
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +20,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, middleware, routing::get};
+use axum::{
+    Router,
+    extract::{Path, rejection::PathRejection},
+    middleware,
+    routing::get,
+};
 use dashmap::DashMap;
 use hyper::{
     HeaderMap, Method,
@@ -30,8 +35,8 @@ use tower_http::cors::CorsLayer;
 
 use self::{error::Problem, guard::Guard, subscribers::Subscribers};
 use crate::{
-    auth::Access,
-    config::{Network, Origin},
+    auth::{Access, Grant},
+    config::{Network, Origin, Permission},
     event::ProductId,
     fanout::Fanout,
     log::Log,
@@ -91,6 +96,22 @@ impl Relay {
         Err(ShedReason::Draining)
     }
 
+    /// The product a path names, if the grant may see it.
+    ///
+    /// # Errors
+    ///
+    /// 400, 403 or 404.
+    fn product(&self, path: Result<Path<String>, PathRejection>, grant: &Grant) -> Result<Arc<Product>, Problem> {
+        let Path(name) = path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
+        let unknown = || Problem::not_found("no such product");
+        let id = ProductId::new(&name).map_err(|_| unknown())?;
+        grant.check(&id, Permission::Subscribe)?;
+        self.products
+            .get(&id)
+            .map(|product| Arc::clone(&product))
+            .ok_or_else(unknown)
+    }
+
     /// The client's address: the peer's, or what trusted proxies say before they pass it on.
     fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let is_trusted = |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
@@ -102,7 +123,7 @@ impl Relay {
         let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
         for hop in hops.into_iter().rev() {
             // From the right: each hop was written by the proxy after it, so belief ends with the first untrusted one.
-            let Ok(address) = hop.parse() else { break };
+            let Some(address) = address_of(hop) else { break };
             if !is_trusted(client) {
                 break;
             }
@@ -110,6 +131,13 @@ impl Relay {
         }
         client
     }
+}
+
+/// An address as proxies write it: with or without a port.
+fn address_of(hop: &str) -> Option<IpAddr> {
+    hop.parse()
+        .ok()
+        .or_else(|| hop.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
 }
 
 /// The routes of the public listener.

@@ -32,8 +32,6 @@ use super::{
 };
 use crate::{
     auth::{self, Grant},
-    config::Permission,
-    event::ProductId,
     fanout::{Item, Listener, Subscription},
     metrics::{ShedReason, Transport},
     net::{Connection, Patience},
@@ -123,7 +121,9 @@ struct EventBody {
     alarm: Alarm,
     /// The line that tells how long to wait before a reconnect; sent first, and again on leaving.
     retry: Option<Bytes>,
-    is_leaving: bool,
+    /// Sequence of the last entry it gets, once it has been told to leave.
+    leave_after: Option<u64>,
+    has_left: bool,
     /// Sequence of the last id sent on this connection, or of the one the client came with.
     given: u64,
     heartbeat_interval: Duration,
@@ -158,7 +158,7 @@ impl EventBody {
             .max_connection_age
             .map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
-            given: subscription.came_with(),
+            given: subscription.came_with().unwrap_or(0),
             subscription,
             seat,
             product: Arc::clone(product),
@@ -166,7 +166,8 @@ impl EventBody {
             patience: Patience::of_stream(),
             alarm: Alarm::new(wheel),
             retry: Some(sse::encode_retry(spread(RETRY))),
-            is_leaving: false,
+            leave_after: None,
+            has_left: false,
             heartbeat_interval,
             heartbeat_due: wheel.after(heartbeat_interval),
             leave_due: age.map_or(u64::MAX, |age| wheel.after(age)),
@@ -178,17 +179,19 @@ impl EventBody {
         if let Some(retry) = self.retry.take() {
             return Poll::Ready(Some(retry));
         }
-        if self.is_leaving {
+        if self.has_left {
             return Poll::Ready(None);
         }
-        if self.is_dismissed() {
+        self.heed_dismissal();
+        if self.leave_after.is_some_and(|last| self.given >= last) {
             return self.leave();
         }
         if let Poll::Ready(item) = self.subscription.poll_next(context) {
             return Poll::Ready(Some(self.frame(item)));
         }
         // Again, now that whoever dismisses it knows whom to wake.
-        if self.is_dismissed() {
+        self.heed_dismissal();
+        if self.leave_after.is_some() {
             return self.leave();
         }
         if self.alarm.wheel().now() >= self.heartbeat_due {
@@ -198,16 +201,19 @@ impl EventBody {
         Poll::Pending
     }
 
-    fn is_dismissed(&self) -> bool {
+    /// Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
+    fn heed_dismissal(&mut self) {
         if self.alarm.wheel().now() >= self.leave_due {
             self.seat.dismiss(Leave::Rotated);
         }
-        self.seat.dismissed().is_some()
+        if self.leave_after.is_none() && self.seat.dismissed().is_some() {
+            self.leave_after = Some(self.product.log.newest());
+        }
     }
 
     /// One last line: when to come back.
     fn leave(&mut self) -> Poll<Option<Bytes>> {
-        self.is_leaving = true;
+        self.has_left = true;
         Poll::Ready(Some(sse::encode_retry(spread(RETRY))))
     }
 
@@ -278,17 +284,3 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// Long enough for a crowd to thin out, short enough that nobody notices a moment's fullness.
 const SHED_WAIT: Duration = Duration::from_secs(10);
-
-impl Relay {
-    /// The product a path names, if the grant may see it.
-    fn product(&self, path: Result<Path<String>, PathRejection>, grant: &Grant) -> Result<Arc<Product>, Problem> {
-        let Path(name) = path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
-        let unknown = || Problem::not_found("no such product");
-        let id = ProductId::new(&name).map_err(|_| unknown())?;
-        grant.check(&id, Permission::Subscribe)?;
-        self.products
-            .get(&id)
-            .map(|product| Arc::clone(&product))
-            .ok_or_else(unknown)
-    }
-}

@@ -16,7 +16,7 @@ use std::{
 
 use dashmap::DashMap;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Duration, Instant, sleep, sleep_until},
 };
 
@@ -31,6 +31,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Subscribers {
     limits: Limits,
+    /// One permit for each subscriber there is room for.
+    room: Arc<Semaphore>,
     seats: DashMap<usize, Arc<Subscriber>>,
     next_seat: AtomicUsize,
     by_address: DashMap<IpAddr, usize>,
@@ -42,7 +44,6 @@ pub(crate) struct Subscribers {
 
 #[derive(Debug)]
 struct Limits {
-    total: usize,
     per_address: Option<usize>,
     per_key: Option<usize>,
     per_second: Option<u32>,
@@ -59,13 +60,13 @@ impl Subscribers {
     /// Nobody yet, within the limits of the configuration.
     pub(crate) fn new(server: &Server, metrics: Arc<Metrics>) -> Arc<Self> {
         let limits = Limits {
-            total: server.max_subscribers,
             per_address: server.max_subscribers_per_ip,
             per_key: server.max_subscribers_per_key,
             per_second: server.max_connects_per_second,
         };
         Arc::new(Self {
             limits,
+            room: Arc::new(Semaphore::new(server.max_subscribers.min(Semaphore::MAX_PERMITS))),
             seats: DashMap::new(),
             next_seat: AtomicUsize::new(0),
             by_address: DashMap::new(),
@@ -93,18 +94,21 @@ impl Subscribers {
     }
 
     fn try_admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<Seat, ShedReason> {
-        if self.seats.len() >= self.limits.total {
+        let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
             return Err(ShedReason::MaxSubscribers);
-        }
-        if self.limits.per_second.is_some_and(|most| !self.comes_within(most)) {
-            return Err(ShedReason::ConnectRate);
-        }
+        };
         if !take(&self.by_address, newcomer.address, self.limits.per_address) {
             return Err(ShedReason::PerIp);
         }
         if !take(&self.by_key, Arc::clone(&newcomer.key), self.limits.per_key) {
-            give_back(&self.by_address, &newcomer.address);
+            self.give_back_address(&newcomer);
             return Err(ShedReason::PerKey);
+        }
+        // Last: whoever is turned away for a reason of their own must not use up everybody's rate.
+        if self.limits.per_second.is_some_and(|most| !self.comes_within(most)) {
+            self.give_back_address(&newcomer);
+            self.give_back_key(&newcomer);
+            return Err(ShedReason::ConnectRate);
         }
         let number = self.next_seat.fetch_add(1, Ordering::Relaxed);
         let subscriber = Arc::new(Subscriber {
@@ -116,7 +120,20 @@ impl Subscribers {
             number,
             subscriber,
             subscribers: Arc::clone(self),
+            _room: room,
         })
+    }
+
+    fn give_back_address(&self, newcomer: &Newcomer) {
+        if self.limits.per_address.is_some() {
+            give_back(&self.by_address, &newcomer.address);
+        }
+    }
+
+    fn give_back_key(&self, newcomer: &Newcomer) {
+        if self.limits.per_key.is_some() {
+            give_back(&self.by_key, &newcomer.key);
+        }
     }
 
     /// Counts one more newcomer, if this second still has room for it.
@@ -238,6 +255,7 @@ pub(crate) struct Seat {
     number: usize,
     subscriber: Arc<Subscriber>,
     subscribers: Arc<Subscribers>,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Seat {
@@ -256,13 +274,8 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let Newcomer { address, key, .. } = &self.subscriber.newcomer;
-        if self.subscribers.limits.per_address.is_some() {
-            give_back(&self.subscribers.by_address, address);
-        }
-        if self.subscribers.limits.per_key.is_some() {
-            give_back(&self.subscribers.by_key, key);
-        }
+        self.subscribers.give_back_address(&self.subscriber.newcomer);
+        self.subscribers.give_back_key(&self.subscriber.newcomer);
         self.subscribers.seats.remove(&self.number);
         if self.subscribers.seats.is_empty() {
             self.subscribers.emptied.notify_waiters();

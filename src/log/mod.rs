@@ -133,9 +133,9 @@ impl Log {
         }
     }
 
-    /// The notice for a reader at `sequence` whose next entries, up to `missed_through`, are gone.
-    pub(crate) fn evicted(&self, sequence: u64, missed_through: u64) -> Gap {
-        let after = (sequence > 0).then(|| self.id(sequence));
+    /// The notice for a reader, at `sequence` if it has any id, whose next entries up to `missed_through` are gone.
+    pub(crate) fn evicted(&self, sequence: Option<u64>, missed_through: u64) -> Gap {
+        let after = sequence.map(|sequence| self.id(sequence));
         let before = Some(self.id(missed_through + 1)); // the newest entry is never evicted
         Gap {
             before,
@@ -170,6 +170,11 @@ impl Log {
             epoch: self.epoch,
             sequence,
         }
+    }
+
+    /// Sequence of the newest entry, 0 before the first.
+    pub(crate) fn newest(&self) -> u64 {
+        self.ring().newest()
     }
 
     /// What it holds at this moment.

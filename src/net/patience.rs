@@ -2,7 +2,8 @@
 //!
 //! While a stream's window is used up, hyper polls the stream's future but not the body inside it. So: the future was
 //! woken, the body was not asked, and that has lasted for the write time-out. Then the stream is dropped, which resets it;
-//! its neighbours on the connection go on.
+//! its neighbours go on, as far as the connection's own
+//! window lets them.
 //!
 //! May use: `wheel`.
 

@@ -8,7 +8,7 @@
 //!  what there is   who     when   to whom    over HTTP
 //! ```
 //!
-//! May use: nothing of ours.
+//! May use: `auth`, `http::error`, `sse`.
 
 mod audience;
 mod payload;
