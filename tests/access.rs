@@ -72,9 +72,11 @@ fn a_bad_token_is_401_even_where_anonymous_is_allowed() {
 }
 
 #[test]
-fn anonymous_permissions_without_subscribe_are_403() {
+fn who_may_not_subscribe_without_a_credential_is_told_to_bring_one() {
     let relay = with_keys("allow_anonymous = true\nanonymous_permissions = ['publish']");
-    relay.get(STREAM, &[]).problem(403);
+    let answer = relay.get(STREAM, &[]).problem(401);
+    assert_eq!(answer.field("www-authenticate"), Some("Bearer"));
+    open(&relay, STREAM, &bearer("key-of-agent-a"));
 }
 
 #[test]
