@@ -8,7 +8,17 @@
 
 mod common;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use common::{
@@ -25,7 +35,11 @@ use hyper::{
     client::conn::http2::{Builder, SendRequest},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::timeout,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_over_http2_is_the_same_as_over_http1() {
@@ -127,6 +141,51 @@ async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http2_peer_whose_socket_takes_nothing_is_disconnected() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
+    let mut link = connector.stream();
+    let socket = TcpStream::connect(relay.public).await.unwrap();
+    let is_deaf = Arc::new(AtomicBool::new(false));
+    let socket = Deafening {
+        socket,
+        is_deaf: Arc::clone(&is_deaf),
+    };
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .initial_stream_window_size(1 << 30)
+        .initial_connection_window_size(1 << 30);
+    let (mut client, connection) = builder.handshake(TokioIo::new(socket)).await.unwrap();
+    tokio::spawn(connection);
+    let response = subscribe(&mut client, relay.public).await;
+    assert_eq!(response.status(), 200);
+    is_deaf.store(true, Ordering::SeqCst);
+    let session = "x".repeat(8000);
+    (0..2000).for_each(|n| link.event(event_of(&session, n)));
+    let labels = [("transport", "sse"), ("reason", "stalled")];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
+    relay.wait_for_subscribers(0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_http2_stream_is_not_taken_for_a_stalled_one() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector)
+        .server("write_timeout = '300ms'\nhead_timeout = '300ms'")
+        .start();
+    let mut link = connector.stream();
+    let mut client = connect(relay.public).await;
+    let mut body = Body::of(subscribe(&mut client, relay.public).await);
+    let mut over_http1 = relay.subscribe();
+    body.through(b"\n").await;
+    for n in 0..3 {
+        over_http1.expect_nothing(Duration::from_millis(700));
+        link.event(event(n));
+        assert_eq!((body.number().await, over_http1.numbers(1)), (n, vec![n]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_ends_http2_streams_in_order() {
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);
@@ -164,6 +223,35 @@ async fn subscribe(client: &mut SendRequest<Empty<Bytes>>, to: SocketAddr) -> Re
 
 fn get(url: &str) -> Request<Empty<Bytes>> {
     Request::get(url).body(Empty::new()).unwrap()
+}
+
+/// A socket that is no longer read once that is said.
+struct Deafening {
+    socket: TcpStream,
+    is_deaf: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Deafening {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.is_deaf.load(Ordering::SeqCst) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.socket).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Deafening {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
 }
 
 /// A body that is read piece by piece; flow control gives back what has been read.

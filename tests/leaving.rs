@@ -161,6 +161,23 @@ fn a_second_signal_ends_the_process_at_once_with_1() {
 }
 
 #[test]
+fn an_upstream_that_does_not_answer_does_not_keep_the_relay_from_leaving() {
+    let (silent, busy) = (Connector::new(), Connector::new());
+    let mut relay = Setup::behind(&silent)
+        .upstream("prod_xyz", &busy.url("prod_xyz"), "")
+        .start();
+    let _silent = silent.accept();
+    busy.accept().refuse("503 Service Unavailable", "Retry-After: 120\r\n");
+    wait::until("the wait has begun", || {
+        relay.upstream_state("prod_xyz") == "backing_off"
+    });
+    let begin = Instant::now();
+    relay.process.signal("TERM");
+    assert_eq!(relay.process.exit_code(), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+}
+
+#[test]
 fn a_stalled_subscriber_does_not_keep_the_relay_from_leaving() {
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector)

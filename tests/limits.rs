@@ -37,6 +37,22 @@ fn beyond_max_subscribers_newcomers_are_503_until_a_seat_is_given_back() {
 }
 
 #[test]
+fn many_who_come_at_one_moment_do_not_get_past_the_limit_together() {
+    const CROWD: usize = 120;
+    let relay = limited("max_subscribers = 5");
+    let request = http::request(relay.public, "GET", STREAM, &[]);
+    let mut wires: Vec<Wire> = (0..CROWD).map(|_| Wire::connect(relay.public)).collect();
+    wires.iter_mut().for_each(|wire| wire.send(&request));
+    let let_in = wires
+        .iter_mut()
+        .map(|wire| wire.head().status())
+        .filter(|status| *status == 200)
+        .count();
+    assert_eq!(let_in, 5);
+    assert_shed(&relay, "max_subscribers", (CROWD - 5) as f64);
+}
+
+#[test]
 fn a_browser_past_a_limit_gets_200_a_retry_line_and_a_close() {
     let relay = limited("max_subscribers = 1");
     let _seated = relay.subscribe();
@@ -181,6 +197,24 @@ fn a_connection_that_sends_no_whole_request_is_closed_after_the_head_timeout() {
     });
     let mut seated = seated;
     seated.expect_nothing(Duration::from_millis(20));
+}
+
+#[test]
+fn a_connection_that_stays_after_an_answer_and_asks_no_more_is_closed() {
+    let relay = limited("head_timeout = '600ms'");
+    for next in ["", "GET /stream/prod_abc HTTP/1.1\r\n"] {
+        let mut wire = Wire::connect(relay.public);
+        wire.send(http::request(relay.public, "GET", "/nothing", &[]));
+        assert_eq!(wire.head().status(), 404);
+        wire.send(next);
+        let begin = Instant::now();
+        wire.rest();
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "{next:?}: {:?}",
+            begin.elapsed()
+        );
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::{
 use common::{
     PRODUCT, STREAM,
     connector::{Connector, Link},
-    events::{event, event_like, event_of, number},
+    events::{event, event_of, number},
     relay::{Relay, Setup},
     subscriber::{Frame, Subscriber},
     wait,
@@ -220,8 +220,12 @@ fn what_went_for_lack_of_bytes_is_a_gap_as_well() {
     let mut link = connector.stream();
     let large = |n: usize| event_of(&"x".repeat(3000), n);
     let mut subscriber = relay.subscribe();
-    (0..60).for_each(|n| link.event(large(n)));
-    let frames: Vec<_> = (0..60).map(|_| subscriber.event()).collect();
+    let frames: Vec<_> = (0..60)
+        .map(|n| {
+            link.event(large(n));
+            subscriber.event()
+        })
+        .collect();
     let mut resumed = relay.resume(frames[0].id());
     let gap = resumed.gap().json();
     assert_eq!(
@@ -267,144 +271,69 @@ fn a_session_whose_events_are_all_kept_has_no_gap_though_others_lost_theirs() {
 }
 
 #[test]
-fn a_gap_passes_every_filter() {
+fn a_session_whose_last_seen_event_is_gone_has_no_gap_while_its_next_one_is_kept() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
-    let frames = publish(&relay, &mut link, 0..40);
-    let path = "/stream/prod_abc?type=summary";
-    let mut resumed = Subscriber::open(relay.public, path, &[("Last-Event-ID", frames[0].id())]);
-    assert_eq!(
-        resumed.gap().json()["reason"],
-        "evicted",
-        "a summary may have been among what is gone"
-    );
-    let mut live = relay.subscribe_to("/stream/prod_abc?session_id=nobody&type=nothing");
+    let mut all = relay.subscribe();
+    let frames: Vec<_> = (0..21)
+        .map(|n| {
+            link.event(event_of(if n % 10 == 0 { "mine" } else { "other" }, n));
+            all.event()
+        })
+        .collect();
+    let mut resumed = Subscriber::open(relay.public, MINE, &[("Last-Event-ID", frames[0].id())]);
+    assert_eq!(resumed.event(), frames[10]);
+    assert_eq!(resumed.event(), frames[20]);
+    assert_eq!(gaps(&relay, "evicted"), 0.0);
+}
+
+#[test]
+fn an_outage_that_is_no_longer_in_the_log_is_not_lost_on_a_session() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).log("memory_events = 16").start();
+    let mut link = connector.stream();
+    let (mut all, mut mine) = (relay.subscribe(), relay.subscribe_to(MINE));
+    link.event(event_of("mine", 0));
+    let seen = mine.event();
+    assert_eq!(all.event(), seen);
     link.reset();
     let mut link = connector.stream();
-    assert_eq!(live.gap().json()["reason"], "upstream_reconnect");
-    assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect");
-    link.event(event_like("summary", "s", 1));
-    assert_eq!(resumed.numbers(1), [1]);
-}
-
-#[test]
-fn an_outage_is_one_gap_for_those_connected_and_those_who_resume_across_it_and_none_for_others() {
-    let connector = Connector::new();
-    let relay = Relay::behind(&connector);
-    let mut link = connector.stream();
-    let mut connected = relay.subscribe();
-    let mut other = relay.subscribe();
-    link.event(event(0));
-    let before = connected.event();
-    other.event();
-    link.end();
-    connector.accept().refuse("500 Internal Server Error", "");
-    connector.accept().reset();
-    let mut link = connector.stream();
-    let gap = connected.gap();
-    let notice = gap.json();
-    assert_eq!(
-        (notice["reason"].as_str(), notice["product_id"].as_str()),
-        (Some("upstream_reconnect"), Some(PRODUCT))
-    );
-    assert_eq!(notice["after"], before.id());
-    assert_eq!(other.gap().id, gap.id);
-    let mut newcomer = relay.subscribe();
-    link.event(event(1));
-    let after = connected.event();
-    assert_eq!((number(&after.data), other.numbers(1)), (1, vec![1]));
-    assert_eq!(newcomer.event(), after, "who starts after it misses nothing");
-
-    let mut across = relay.resume(before.id());
-    let seen = across.gap();
-    assert_eq!(seen.id, gap.id);
-    assert_eq!(seen.json()["before"], after.id(), "by now the next id is known");
-    assert_eq!(across.event(), after);
-    let mut behind = relay.resume(gap.id());
-    assert_eq!(
-        behind.event(),
-        after,
-        "the id of the gap repeats neither it nor an event"
-    );
-    let mut from_start = relay.resume("0");
-    assert_eq!(from_start.event(), before);
-    assert_eq!(from_start.gap().id, gap.id, "old gaps inside still show");
-    assert_eq!(from_start.event(), after);
-    assert_eq!(gaps(&relay, "upstream_reconnect"), 1.0);
-}
-
-#[test]
-fn the_very_first_connect_is_no_gap_however_many_attempts_it_took() {
-    let connector = Connector::new();
-    let relay = Relay::behind(&connector);
-    let mut subscriber = relay.subscribe();
-    connector.accept().reset();
-    connector.accept().refuse("503 Service Unavailable", "");
-    let mut link = connector.stream();
-    link.event(event(0));
-    assert_eq!(subscriber.numbers(1), [0]);
-    assert_eq!(gaps(&relay, "upstream_reconnect"), 0.0);
-}
-
-#[test]
-fn two_outages_are_two_gaps() {
-    let connector = Connector::new();
-    let relay = Relay::behind(&connector);
-    let link = connector.stream();
-    let mut subscriber = relay.subscribe();
-    relay.wait_for_upstream("connected");
-    link.end();
-    let link = connector.stream();
-    let first = subscriber.gap();
-    assert_eq!(first.json()["after"], serde_json::Value::Null, "the log was empty");
-    link.end();
-    let mut link = connector.stream();
-    let second = subscriber.gap();
-    assert_eq!(second.json()["after"], first.id());
-    link.event(event(0));
-    assert_eq!(subscriber.numbers(1), [0]);
-    assert_eq!(gaps(&relay, "upstream_reconnect"), 2.0);
-}
-
-#[test]
-fn a_stalled_reader_that_wakes_up_late_is_told_of_what_it_missed() {
-    let connector = Connector::new();
-    let relay = Setup::behind(&connector).log("memory_events = 16").start();
-    let mut link = connector.stream();
-    let mut subscriber = relay.subscribe();
-    let large = |n| event_of(&"x".repeat(20_000), n);
-    // What the sockets between them can hold is a few megabytes at the most.
-    (0..1000).for_each(|n| link.event(large(n)));
-    relay.wait_for_metric(
-        "autoplay_relay_upstream_events_total",
-        &[("product_id", PRODUCT), ("type", "actions")],
-        1000.0,
-    );
-    let (mut next, mut last_id, mut notices) = (0, None, 0);
-    while next < 1000 {
-        let frame = subscriber.item();
-        if frame.event.as_deref() == Some("gap") {
-            let notice = frame.json();
-            assert_eq!(
-                (&notice["reason"], notice["after"].as_str()),
-                (&"evicted".into(), last_id.as_deref())
-            );
-            let first = subscriber.event();
-            assert_eq!(notice["before"].as_str(), Some(first.id()));
-            assert!(number(&first.data) > next, "events were missed");
-            next = number(&first.data) + 1;
-            last_id = first.id;
-            notices += 1;
-            continue;
-        }
-        assert_eq!(number(&frame.data), next, "no hole without a notice");
-        next += 1;
-        last_id = frame.id;
+    assert_eq!(mine.gap().id, all.gap().id);
+    for n in 1..31 {
+        link.event(event_of(if n == 30 { "mine" } else { "other" }, n));
+        assert_eq!(all.numbers(1), [n]);
     }
-    assert!(notices >= 1);
-    assert_eq!(gaps(&relay, "evicted"), f64::from(notices));
+    assert_eq!(mine.numbers(1), [30], "who was there all the time has missed nothing");
+    let mut resumed = Subscriber::open(relay.public, MINE, &[("Last-Event-ID", seen.id())]);
+    let notice = resumed.gap().json();
+    assert_eq!(
+        (&notice["reason"], notice["after"].as_str()),
+        (&"evicted".into(), Some(seen.id()))
+    );
+    assert_eq!(resumed.numbers(1), [30]);
 }
+
+#[test]
+fn an_unknown_id_with_a_filter_gets_the_gap_and_only_what_the_filter_lets_through() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    let mut all = relay.subscribe();
+    (0..20).for_each(|n| link.event(event_of(if n % 5 == 0 { "mine" } else { "other" }, n)));
+    let first = all.event();
+    assert!(all.numbers(19).into_iter().eq(1..20));
+    let mut resumed = Subscriber::open(relay.public, MINE, &[("Last-Event-ID", "7-7")]);
+    let gap = resumed.gap();
+    assert_eq!(
+        (&gap.json()["reason"], &gap.json()["before"]),
+        (&"unknown_id".into(), &first.id().into())
+    );
+    assert_eq!(resumed.numbers(4), [0, 5, 10, 15]);
+}
+
+/// Where one session's events are.
+const MINE: &str = "/stream/prod_abc?session_id=mine";
 
 /// Sends events, and returns them as a subscriber gets them.
 fn publish(relay: &Relay, link: &mut Link, numbers: std::ops::Range<usize>) -> Vec<Frame> {

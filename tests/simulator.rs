@@ -36,14 +36,13 @@ fn the_same_seed_makes_the_same_events_but_for_their_times() {
 }
 
 #[test]
-fn all_event_kinds_of_the_connector_come_and_a_relay_takes_every_one() {
+fn every_type_of_payload_comes_and_a_relay_takes_all_of_them() {
     let (_simulator, address) = simulate("1");
     let relay = Setup::new()
         .upstream("prod_1", &format!("http://{address}/stream/prod_1"), "")
         .start();
     let mut subscriber = relay.subscribe_to("/stream/prod_1");
     let mut kinds = BTreeSet::new();
-    let mut anonymous = false;
     for _ in 0..1500 {
         let event = subscriber.item();
         if event.event.is_some() {
@@ -51,13 +50,11 @@ fn all_event_kinds_of_the_connector_come_and_a_relay_takes_every_one() {
         }
         let payload = event.json();
         assert_eq!(payload["product_id"], "prod_1");
-        anonymous |= payload.get("session_id").is_none_or(Value::is_null);
         kinds.insert(payload["type"].as_str().unwrap().to_owned());
     }
     for kind in ["actions", "summary", "usertour_trigger"] {
         assert!(kinds.contains(kind), "{kind} in {kinds:?}");
     }
-    assert!(kinds.len() >= 4 || anonymous, "all four kinds: {kinds:?}");
     let metrics = relay.metrics();
     let rejected = |reason| metrics.value("autoplay_relay_upstream_rejected_total", &[("reason", reason)]);
     assert_eq!(

@@ -72,3 +72,46 @@ fn who_reads_slowly_but_reads_is_not_disconnected() {
         .value("autoplay_relay_subscriber_disconnects_total", &stalled);
     assert!(matches!(stalled, None | Some(0.0)), "{stalled:?}");
 }
+
+#[test]
+fn a_stalled_reader_that_wakes_up_late_is_told_of_what_it_missed() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).log("memory_events = 16").start();
+    let mut link = connector.stream();
+    let mut subscriber = relay.subscribe();
+    let large = |n| event_of(&"x".repeat(20_000), n);
+    // What the sockets between them can hold is a few megabytes at the most.
+    (0..1000).for_each(|n| link.event(large(n)));
+    relay.wait_for_metric(
+        "autoplay_relay_upstream_events_total",
+        &[("product_id", PRODUCT), ("type", "actions")],
+        1000.0,
+    );
+    let (mut next, mut last_id, mut notices) = (0, None, 0);
+    while next < 1000 {
+        let frame = subscriber.item();
+        if frame.event.as_deref() == Some("gap") {
+            let notice = frame.json();
+            assert_eq!(
+                (&notice["reason"], notice["after"].as_str()),
+                (&"evicted".into(), last_id.as_deref())
+            );
+            let first = subscriber.event();
+            assert_eq!(notice["before"].as_str(), Some(first.id()));
+            assert!(number(&first.data) > next, "events were missed");
+            next = number(&first.data) + 1;
+            last_id = first.id;
+            notices += 1;
+            continue;
+        }
+        assert_eq!(number(&frame.data), next, "no hole without a notice");
+        next += 1;
+        last_id = frame.id;
+    }
+    assert!(notices >= 1);
+    let labels = [("product_id", PRODUCT), ("reason", "evicted")];
+    assert_eq!(
+        relay.metrics().value("autoplay_relay_gaps_total", &labels),
+        Some(f64::from(notices))
+    );
+}

@@ -52,6 +52,28 @@ fn the_retry_line_has_no_blank_line_of_its_own_and_an_event_is_one_exact_frame()
 }
 
 #[test]
+fn an_http_1_0_proxy_gets_the_same_bytes_without_chunks() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    let mut other = relay.subscribe();
+    let mut wire = http::Wire::connect(relay.public);
+    wire.send(format!("GET {STREAM} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n"));
+    let head = wire.head();
+    assert_eq!((head.status(), head.framing()), (200, http::Framing::UntilClose));
+    relay.wait_for_subscribers(2.0);
+    link.event(event(1));
+    let block = other.block();
+    relay.process.signal("TERM");
+    let body = wire.rest();
+    let first_line = body.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    assert!(
+        body.starts_with(b"retry: ") && body[first_line..].starts_with(&block),
+        "{body:?}"
+    );
+}
+
+#[test]
 fn retry_is_jittered_per_connection() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);

@@ -8,7 +8,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{
     PRODUCT, STREAM,
@@ -94,6 +94,18 @@ fn a_chunked_stream_is_read_and_its_end_is_an_end() {
 }
 
 #[test]
+fn early_hints_and_http_1_0_are_understood() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut subscriber = relay.subscribe();
+    let mut link = connector.accept();
+    link.send("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n");
+    link.send("HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+    link.event(event(1));
+    assert_eq!(subscriber.numbers(1), [1]);
+}
+
+#[test]
 fn answers_that_may_pass_are_tried_again() {
     for status in [
         "500 Internal Server Error",
@@ -133,6 +145,34 @@ fn retry_after_is_waited_for() {
         let _link = connector.stream();
         let waited = refused.elapsed();
         assert!(waited >= Duration::from_secs(2), "{status}: {waited:?}");
+    }
+}
+
+#[test]
+fn a_retry_after_may_be_a_date() {
+    let connector = Connector::new();
+    let _relay = Relay::behind(&connector);
+    let link = connector.accept();
+    let until = SystemTime::now() + Duration::from_secs(3);
+    link.refuse(
+        "503 Service Unavailable",
+        &format!("Retry-After: {}\r\n", httpdate::fmt_http_date(until)),
+    );
+    let _link = connector.stream();
+    // The date has whole seconds.
+    assert!(SystemTime::now() >= until - Duration::from_millis(1100));
+}
+
+#[test]
+fn a_stream_that_ends_again_and_again_is_not_opened_in_a_tight_loop() {
+    let connector = Connector::new();
+    let _relay = Relay::behind(&connector);
+    let begin = Instant::now();
+    let mut connects = 0;
+    while begin.elapsed() < Duration::from_secs(3) {
+        connector.stream().end();
+        connects += 1;
+        assert!(connects < 20, "{connects} connects in {:?}", begin.elapsed());
     }
 }
 
@@ -227,85 +267,6 @@ fn heartbeats_comments_and_bytes_of_an_unfinished_event_are_signs_of_life() {
             .value("autoplay_relay_gaps_total", &[("reason", "upstream_reconnect")]),
         Some(0.0)
     );
-}
-
-#[test]
-fn a_redirect_to_the_same_origin_carries_the_token() {
-    let connector = Connector::new();
-    let relay = Relay::behind(&connector);
-    for location in [
-        "/elsewhere?x=1".to_owned(),
-        format!("http://{}/absolute", connector.address),
-    ] {
-        connector
-            .accept()
-            .refuse("307 Temporary Redirect", &format!("Location: {location}\r\n"));
-        let mut link = connector.accept();
-        assert!(location.ends_with(link.request.path()), "{:?}", link.request);
-        assert_eq!(
-            link.request.field("authorization"),
-            Some(format!("Bearer {TOKEN}").as_str())
-        );
-        link.send(common::connector::STREAM_HEAD);
-        relay.wait_for_upstream("connected");
-        link.end();
-    }
-}
-
-#[test]
-fn a_redirect_to_another_origin_goes_without_the_token() {
-    let (connector, other) = (Connector::new(), Connector::new());
-    let relay = Relay::behind(&connector);
-    connector
-        .accept()
-        .refuse("302 Found", &format!("Location: {}\r\n", other.url("moved")));
-    let mut link = other.accept();
-    assert_eq!(
-        (link.request.path(), link.request.field("authorization")),
-        ("/stream/moved", None)
-    );
-    link.send(common::connector::STREAM_HEAD);
-    relay.wait_for_upstream("connected");
-    link.end();
-
-    let by_name = format!("Location: http://localhost:{}/named\r\n", connector.address.port());
-    connector.accept().refuse("308 Permanent Redirect", &by_name);
-    let back = format!("Location: http://{}/back\r\n", connector.address);
-    let link = connector.accept();
-    assert_eq!(
-        (link.request.path(), link.request.field("authorization")),
-        ("/named", None)
-    );
-    link.refuse("301 Moved Permanently", &back);
-    let link = connector.accept();
-    assert_eq!(link.request.path(), "/back");
-    assert!(
-        link.request
-            .field("host")
-            .is_some_and(|host| host == connector.address.to_string())
-    );
-}
-
-#[test]
-fn redirects_without_end_or_aim_are_failures() {
-    let connector = Connector::new();
-    let relay = Relay::behind(&connector);
-    connector.accept().refuse("302 Found", "");
-    connector
-        .accept()
-        .refuse("302 Found", "Location: ftp://example.com/\r\n");
-    relay.wait_for_metric("autoplay_relay_upstream_connects_total", &outcome("failed"), 2.0);
-    for n in 0..20 {
-        connector.accept().refuse("302 Found", &format!("Location: /{n}\r\n"));
-        if relay
-            .metrics()
-            .value("autoplay_relay_upstream_connects_total", &outcome("failed"))
-            == Some(3.0)
-        {
-            return;
-        }
-    }
-    panic!("twenty redirects were followed");
 }
 
 #[test]
