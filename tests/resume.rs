@@ -289,6 +289,20 @@ fn a_session_whose_last_seen_event_is_gone_has_no_gap_while_its_next_one_is_kept
 }
 
 #[test]
+fn a_burst_of_others_events_larger_than_the_log_is_no_gap_for_a_connected_session() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).log("memory_events = 16").start();
+    let mut link = connector.stream();
+    let mut mine = relay.subscribe_to(MINE);
+    for round in 0..20 {
+        (0..100).for_each(|n| link.event(event_of("other", n)));
+        link.event(event_of("mine", round));
+        assert_eq!(mine.numbers(1), [round]);
+    }
+    assert_eq!(gaps(&relay, "evicted"), 0.0);
+}
+
+#[test]
 fn an_outage_that_is_no_longer_in_the_log_is_not_lost_on_a_session() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();

@@ -90,7 +90,12 @@ impl Log {
     /// Dropping the future loses nothing.
     pub(crate) async fn tail(&self, sequence: u64, most: usize) -> (u64, Vec<Entry>) {
         loop {
-            let (first, entries) = self.ring().behind(sequence, most);
+            let (first, entries) = {
+                let mut ring = self.ring();
+                ring.shown(sequence);
+                self.metrics.kept(ring.len(), ring.bytes());
+                ring.behind(sequence, most)
+            };
             if !entries.is_empty() {
                 return (first, entries);
             }

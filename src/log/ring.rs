@@ -25,6 +25,8 @@ pub(crate) struct Ring {
     entries: VecDeque<Entry>,
     /// Sequence of the newest entry that is gone; the oldest kept is the one after it.
     evicted_through: u64,
+    /// Sequence of the newest entry that the fan-out has seen.
+    shown_through: u64,
     bytes: u64,
     sessions: HashMap<SessionId, Chain>,
     gaps: Chain,
@@ -65,6 +67,7 @@ impl Ring {
             bounds,
             entries: VecDeque::new(),
             evicted_through: 0,
+            shown_through: 0,
             bytes: 0,
             sessions: HashMap::new(),
             gaps: Chain::default(),
@@ -119,7 +122,30 @@ impl Ring {
     fn push(&mut self, entry: Entry) {
         self.bytes += entry_bytes(&entry);
         self.entries.push_back(entry);
-        while self.entries.len() > 1 && (self.entries.len() > self.bounds.events || self.bytes > self.bounds.bytes) {
+        self.evict();
+    }
+
+    /// Notes that the fan-out has seen everything up to `sequence`.
+    pub(crate) fn shown(&mut self, sequence: u64) {
+        self.shown_through = sequence;
+        self.evict();
+    }
+
+    /// Keeps the ring within its bounds. What the fan-out has not seen yet may go past them for a moment: were it gone
+    /// before, nobody could tell any more whom it concerned.
+    fn evict(&mut self) {
+        while self.entries.len() > 1 {
+            let is_shown = self.evicted_through < self.shown_through;
+            let (entries, bytes) = if is_shown {
+                (0, 0)
+            } else {
+                (UNSHOWN_ENTRIES, UNSHOWN_BYTES)
+            };
+            let is_over = self.entries.len() > self.bounds.events.saturating_add(entries)
+                || self.bytes > self.bounds.bytes.saturating_add(bytes);
+            if !is_over {
+                return;
+            }
             self.evict_oldest();
         }
     }
@@ -287,6 +313,13 @@ fn entry_bytes(entry: &Entry) -> u64 {
 /// What an entry costs beside its event: its slot, its link in a chain and its share of the session's.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
 
+/// How far the ring may go past its bounds for what the fan-out has not seen: it shares a task with ingest, which lets it
+/// run at the latest after some hundred events.
+const UNSHOWN_ENTRIES: usize = 1024;
+
+/// The same in bytes.
+const UNSHOWN_BYTES: u64 = 8 << 20;
+
 /// Entries that one reading looks at while it holds the lock: some ten microseconds.
 const MAX_WALK: usize = 1024;
 
@@ -341,6 +374,7 @@ mod tests {
                 },
             );
         }
+        ring.shown(ring.newest());
     }
 
     fn only(sessions: &str) -> Scope {
@@ -458,6 +492,30 @@ mod tests {
         push(&mut ring, "a b b b a");
         assert_eq!(read(&ring, 0, &only("a"), ALL).1.missed_through, Some(3));
         assert_eq!(read(&ring, 3, &only("a"), ALL).1.missed_through, None);
+    }
+
+    #[test]
+    fn what_the_fanout_has_not_seen_is_kept_a_little_longer() {
+        let mut ring = ring(16);
+        push(&mut ring, &"a ".repeat(100));
+        assert_eq!((ring.len(), ring.evicted_through()), (16, 84));
+        let draft = || Draft {
+            kind: Kind::Actions,
+            session: None,
+            forwarded_at: None,
+            payload: Bytes::from_static(b"{}"),
+            received: Instant::now(),
+        };
+        for sequence in 101..=2000 {
+            ring.push_event(id(sequence), draft());
+        }
+        assert_eq!(
+            (ring.len(), ring.newest()),
+            (16 + UNSHOWN_ENTRIES, 2000),
+            "but not without a bound"
+        );
+        ring.shown(1990);
+        assert_eq!(ring.len(), 16);
     }
 
     #[test]
