@@ -68,10 +68,7 @@ impl App {
         let server = &config.server;
         let listener = Listener::bind(server.listen, server.write_timeout)?;
         let admin_listener = Listener::bind(server.admin_listen, server.write_timeout)?;
-        let probe_listener = server
-            .probe_listen
-            .map(|at| Listener::bind(at, server.write_timeout))
-            .transpose()?;
+        let probe_listener = server.probe_listen.map(|at| Listener::bind(at, server.write_timeout)).transpose()?;
         let (address, admin_address) = (listener.address(), admin_listener.address());
         let probe_address = probe_listener.as_ref().map(Listener::address);
 
@@ -97,15 +94,7 @@ impl App {
         let admin = start_admin(config, doors, &stop)?;
         info!(listen = %address, admin_listen = %admin_address, probe_listen = ?probe_address, "serving");
         let drain_window = server.drain_window;
-        Ok(Self {
-            relay,
-            drain_window,
-            address,
-            admin_address,
-            stop,
-            serving,
-            admin,
-        })
+        Ok(Self { relay, drain_window, address, admin_address, stop, serving, admin })
     }
 
     /// Where subscribers go.
@@ -171,23 +160,14 @@ async fn end(tasks: &mut JoinSet<()>) {
 /// What the public routes share: a log and a fan-out for each product.
 fn relay(config: &Config, metrics: &Arc<Metrics>) -> Relay {
     let server = &config.server;
-    let bounds = Bounds {
-        events: config.log.memory_events,
-        bytes: config.log.memory_bytes,
-    };
+    let bounds = Bounds { events: config.log.memory_events, bytes: config.log.memory_bytes };
     let products = DashMap::new();
     for upstream in &config.upstreams {
         let id = &upstream.product_id;
         let log = Arc::new(Log::new(id.clone(), bounds, metrics.log(id)));
         let fanout = Arc::new(Fanout::new(Arc::clone(&log)));
         let sse = metrics.deliveries(id, Transport::Sse);
-        let product = Product {
-            id: id.clone(),
-            log,
-            fanout,
-            sse,
-            metrics: Arc::clone(metrics),
-        };
+        let product = Product { id: id.clone(), log, fanout, sse, metrics: Arc::clone(metrics) };
         products.insert(id.clone(), Arc::new(product));
     }
     Relay {
@@ -221,19 +201,8 @@ fn start_upstreams(
         let (status, metrics) = (Arc::new(UpstreamStatus::new()), relay.metrics.upstream(id));
         boards.push((id.clone(), Arc::clone(&status)));
         let random = fastrand::Rng::new();
-        let upstream = Upstream::new(
-            settings.clone(),
-            client.clone(),
-            Arc::clone(&status),
-            metrics.clone(),
-            random,
-        );
-        let ingest = Ingest {
-            upstream,
-            log: Arc::clone(&product.log),
-            metrics,
-            status,
-        };
+        let upstream = Upstream::new(settings.clone(), client.clone(), Arc::clone(&status), metrics.clone(), random);
+        let ingest = Ingest { upstream, log: Arc::clone(&product.log), metrics, status };
         let (stop_ingest, stop_fanout) = (stop.ingest.clone(), stop.serving.clone());
         tasks.spawn(async move {
             tokio::join!(ingest.run(stop_ingest), product.fanout.run(stop_fanout));
@@ -268,10 +237,7 @@ fn start_admin(
     doors: Vec<(Listener, Router)>,
     stop: &Stops,
 ) -> Result<thread::JoinHandle<()>, AppError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(AppError::AdminThread)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::AdminThread)?;
     let wheel = Wheel::new();
     let manners = manners(config, &wheel);
     let stop_admin = stop.admin.clone();
@@ -293,10 +259,7 @@ fn start_admin(
         let _ended = ended;
         runtime.block_on(serve);
     };
-    thread::Builder::new()
-        .name("admin".to_owned())
-        .spawn(run)
-        .map_err(AppError::AdminThread)
+    thread::Builder::new().name("admin".to_owned()).spawn(run).map_err(AppError::AdminThread)
 }
 
 fn manners(config: &Config, wheel: &Arc<Wheel>) -> Manners {

@@ -41,10 +41,7 @@ impl Access {
             permissions: auth.anonymous_permissions.clone(),
             is_anonymous: true,
         });
-        Self {
-            keys: keys.collect(),
-            anonymous,
-        }
+        Self { keys: keys.collect(), anonymous }
     }
 
     /// What whoever holds this credential may do. A bad credential is no better where none is needed.

@@ -16,11 +16,7 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// Waits with ceilings from `first` to `cap`.
     pub(crate) fn new(first: Duration, cap: Duration) -> Self {
-        Self {
-            first,
-            cap,
-            attempts: 0,
-        }
+        Self { first, cap, attempts: 0 }
     }
 
     /// The next wait.
@@ -36,9 +32,7 @@ impl Backoff {
     }
 
     fn ceiling(&self) -> Duration {
-        let doubled = 2_u32
-            .checked_pow(self.attempts)
-            .and_then(|factor| self.first.checked_mul(factor));
+        let doubled = 2_u32.checked_pow(self.attempts).and_then(|factor| self.first.checked_mul(factor));
         doubled.map_or(self.cap, |wait| wait.min(self.cap))
     }
 }
@@ -59,10 +53,7 @@ mod tests {
         }
         let ceilings = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0].map(Duration::from_secs_f64);
         for (longest, ceiling) in longest.into_iter().zip(ceilings) {
-            assert!(
-                longest <= ceiling && longest > ceiling.mul_f64(0.9),
-                "{longest:?} of {ceiling:?}"
-            );
+            assert!(longest <= ceiling && longest > ceiling.mul_f64(0.9), "{longest:?} of {ceiling:?}");
         }
     }
 

@@ -57,11 +57,8 @@ impl Client {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(DIAL_TIMEOUT));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
         Ok(Self { connector })
     }
 
@@ -73,9 +70,7 @@ impl Client {
     ///
     /// Why there is no stream; [`OpenError::is_permanent`] and [`OpenError::retry_after`] say what to do.
     pub(crate) async fn open(&self, target: &Target, max_event_bytes: usize) -> Result<EventStream, OpenError> {
-        timeout(OPEN_TIMEOUT, self.follow(target, max_event_bytes))
-            .await
-            .map_err(|_| OpenError::Timeout)?
+        timeout(OPEN_TIMEOUT, self.follow(target, max_event_bytes)).await.map_err(|_| OpenError::Timeout)?
     }
 
     async fn follow(&self, target: &Target, max_event_bytes: usize) -> Result<EventStream, OpenError> {
@@ -88,10 +83,7 @@ impl Client {
                 headers.insert(AUTHORIZATION, bearer(token)?);
             }
             if let Some(id) = &target.last_event_id {
-                headers.insert(
-                    "last-event-id",
-                    HeaderValue::from_str(id).map_err(|_| OpenError::Header)?,
-                );
+                headers.insert("last-event-id", HeaderValue::from_str(id).map_err(|_| OpenError::Header)?);
             }
             let exchange = self.get(&url, headers).await?;
             let status = exchange.response.status();
@@ -118,12 +110,7 @@ impl Client {
     ///
     /// When the peer cannot be reached or does not answer in HTTP.
     pub(crate) async fn get(&self, url: &Uri, headers: HeaderMap) -> Result<Exchange, OpenError> {
-        let stream = self
-            .connector
-            .clone()
-            .call(url.clone())
-            .await
-            .map_err(OpenError::Connect)?;
+        let stream = self.connector.clone().call(url.clone()).await.map_err(OpenError::Connect)?;
         let (mut sender, connection) = http1::handshake(stream).await.map_err(OpenError::Http)?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
@@ -131,17 +118,11 @@ impl Client {
             let _ = connection.await;
         });
         let path = url.path_and_query().map_or("/", |path| path.as_str());
-        let mut request = Request::get(path)
-            .body(Empty::<Bytes>::new())
-            .map_err(|_| OpenError::Header)?;
+        let mut request = Request::get(path).body(Empty::<Bytes>::new()).map_err(|_| OpenError::Header)?;
         *request.headers_mut() = headers;
         let host = url.authority().map_or("", |authority| authority.as_str());
-        request
-            .headers_mut()
-            .insert(HOST, HeaderValue::from_str(host).map_err(|_| OpenError::Header)?);
-        request
-            .headers_mut()
-            .insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        request.headers_mut().insert(HOST, HeaderValue::from_str(host).map_err(|_| OpenError::Header)?);
+        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
         let response = sender.send_request(request).await.map_err(OpenError::Http)?;
         Ok(Exchange { response, driver })
     }
@@ -186,20 +167,12 @@ impl Exchange {
 fn judge(response: &Response<Incoming>) -> Result<(), OpenError> {
     let (status, headers) = (response.status(), response.headers());
     if status != StatusCode::OK {
-        return Err(OpenError::Status {
-            status,
-            retry_after: retry_after(headers),
-        });
+        return Err(OpenError::Status { status, retry_after: retry_after(headers) });
     }
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case(EVENT_STREAM) {
-        return Err(OpenError::ContentType {
-            found: essence.chars().take(80).collect(),
-        });
+        return Err(OpenError::ContentType { found: essence.chars().take(80).collect() });
     }
     let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
     if headers.get(CONTENT_ENCODING).is_some_and(|value| !is_plain(value)) {
@@ -348,10 +321,8 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     }
     roots.add_parsable_certificates(native.certs);
     if let Some(path) = ca_file {
-        let unreadable = |reason: String| TlsError::CaFile {
-            path: path.display().to_string(),
-            source: io::Error::other(reason),
-        };
+        let unreadable =
+            |reason: String| TlsError::CaFile { path: path.display().to_string(), source: io::Error::other(reason) };
         let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(error.to_string()))?;
         for certificate in certificates {
             let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
@@ -373,17 +344,11 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    httpdate::parse_http_date(text)
-        .ok()?
-        .duration_since(std::time::SystemTime::now())
-        .ok()
+    httpdate::parse_http_date(text).ok()?.duration_since(std::time::SystemTime::now()).ok()
 }
 
 fn same_origin(one: &Uri, other: &Uri) -> bool {
-    let port = |url: &Uri| {
-        url.port_u16()
-            .unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 })
-    };
+    let port = |url: &Uri| url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
     let same_host = match (one.host(), other.host()) {
         (Some(one), Some(other)) => one.eq_ignore_ascii_case(other),
         _ => false,

@@ -59,11 +59,7 @@ pub(crate) fn draft(payload: Bytes, product: &ProductId, received: Instant) -> R
         };
     }
     let fields: Fields<'_> = serde_json::from_str(text).map_err(|_| Rejection::InvalidJson)?;
-    let kind = fields
-        .kind
-        .text()
-        .filter(|kind| !kind.is_empty())
-        .ok_or(Rejection::NoType)?;
+    let kind = fields.kind.text().filter(|kind| !kind.is_empty()).ok_or(Rejection::NoType)?;
     if sse::breaks_framing(kind.as_bytes()) {
         return Err(Rejection::ControlCharacter);
     }
@@ -79,13 +75,7 @@ pub(crate) fn draft(payload: Bytes, product: &ProductId, received: Instant) -> R
         Some(session) => Some(SessionId::new(session).map_err(|_| Rejection::ControlCharacter)?),
         None => None,
     };
-    Ok(Draft {
-        kind: Kind::new(kind),
-        session,
-        forwarded_at: fields.forwarded_at,
-        payload,
-        received,
-    })
+    Ok(Draft { kind: Kind::new(kind), session, forwarded_at: fields.forwarded_at, payload, received })
 }
 
 /// Why a frame was not understood. The stream goes on.
@@ -286,11 +276,7 @@ mod tests {
     use super::*;
 
     fn read(payload: &[u8]) -> Result<Draft, Rejection> {
-        draft(
-            Bytes::copy_from_slice(payload),
-            &ProductId::new("prod_abc").unwrap(),
-            Instant::now(),
-        )
+        draft(Bytes::copy_from_slice(payload), &ProductId::new("prod_abc").unwrap(), Instant::now())
     }
 
     #[test]
@@ -323,10 +309,7 @@ mod tests {
     #[test]
     fn escapes_in_names_and_values_mean_the_same() {
         let draft = read(br#"{"\u0074ype":"act\u0069ons","session_id":"a\u002fb"}"#).unwrap();
-        assert_eq!(
-            (draft.kind, draft.session),
-            (Kind::Actions, Some(SessionId::new("a/b").unwrap()))
-        );
+        assert_eq!((draft.kind, draft.session), (Kind::Actions, Some(SessionId::new("a/b").unwrap())));
     }
 
     #[test]
@@ -338,14 +321,8 @@ mod tests {
             (b"{\"type\":\"a\"} x", Rejection::InvalidJson),
             (b"{\"type\":\"a\nb\"}", Rejection::InvalidJson),
             (br#"{"type":"a","type":"a"}"#, Rejection::InvalidJson),
-            (
-                br#"{"type":"a","session_id":"1","session_\u0069d":"2"}"#,
-                Rejection::InvalidJson,
-            ),
-            (
-                br#"{"type":"a","product_id":"prod_abc","product_id":"x"}"#,
-                Rejection::InvalidJson,
-            ),
+            (br#"{"type":"a","session_id":"1","session_\u0069d":"2"}"#, Rejection::InvalidJson),
+            (br#"{"type":"a","product_id":"prod_abc","product_id":"x"}"#, Rejection::InvalidJson),
             (b"[]", Rejection::NotAnObject),
             (b" \"text\" ", Rejection::NotAnObject),
             (b"[1, x", Rejection::InvalidJson),
@@ -366,13 +343,7 @@ mod tests {
     #[test]
     fn a_deeply_nested_payload_is_read_without_recursion() {
         let depth = 100_000;
-        let nested = [
-            b"{\"type\":\"a\",\"x\":".as_slice(),
-            &vec![b'['; depth],
-            &vec![b']'; depth],
-            b"}",
-        ]
-        .concat();
+        let nested = [b"{\"type\":\"a\",\"x\":".as_slice(), &vec![b'['; depth], &vec![b']'; depth], b"}"].concat();
         assert!(read(&nested).is_ok());
     }
 

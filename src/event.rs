@@ -25,13 +25,7 @@ impl Event {
     /// Encodes a draft under the id it has been given: the one copy of its payload.
     pub(crate) fn new(id: EventId, draft: Draft) -> Self {
         let wire = sse::encode_event(id, &draft.payload);
-        Self {
-            id,
-            kind: draft.kind,
-            session: draft.session,
-            wire,
-            received: draft.received,
-        }
+        Self { id, kind: draft.kind, session: draft.session, wire, received: draft.received }
     }
 
     /// Place in the product's log.
@@ -152,10 +146,7 @@ impl EventId {
     /// Reads an id in the one form it is written; anything else is none.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (epoch, sequence) = text.split_once('-')?;
-        Some(Self {
-            epoch: canonical_number(epoch)?,
-            sequence: canonical_number(sequence)?,
-        })
+        Some(Self { epoch: canonical_number(epoch)?, sequence: canonical_number(sequence)? })
     }
 }
 

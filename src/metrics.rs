@@ -52,10 +52,7 @@ impl Metrics {
             .gauge("build_info", "Always 1; the label tells the version.", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
-        let degraded = IntGauge::new(
-            name("log_degraded"),
-            "1 while the log keeps less than it promises, else 0.",
-        )?;
+        let degraded = IntGauge::new(name("log_degraded"), "1 while the log keeps less than it promises, else 0.")?;
         registry.register(Box::new(degraded))?;
         let metrics = Self {
             upstream_connected: families.gauge(
@@ -92,11 +89,7 @@ impl Metrics {
                 &["product_id"],
                 UPSTREAM_LAG_SECONDS,
             )?,
-            subscribers: families.gauge(
-                "subscribers",
-                "Subscribers connected now.",
-                &["product_id", "transport"],
-            )?,
+            subscribers: families.gauge("subscribers", "Subscribers connected now.", &["product_id", "transport"])?,
             disconnects: families.counter(
                 "subscriber_disconnects_total",
                 "Subscribers that left, by reason.",
@@ -230,14 +223,8 @@ pub(crate) enum ShedReason {
 }
 
 impl ShedReason {
-    const ALL: [Self; 6] = [
-        Self::MaxSubscribers,
-        Self::PerIp,
-        Self::PerKey,
-        Self::ConnectRate,
-        Self::Draining,
-        Self::NoFileDescriptor,
-    ];
+    const ALL: [Self; 6] =
+        [Self::MaxSubscribers, Self::PerIp, Self::PerKey, Self::ConnectRate, Self::Draining, Self::NoFileDescriptor];
 
     /// As it stands in metric labels.
     pub(crate) fn as_str(self) -> &'static str {
@@ -388,11 +375,9 @@ fn unix_seconds(at: SystemTime) -> f64 {
 }
 
 /// From a connector next door to one that is minutes behind.
-const UPSTREAM_LAG_SECONDS: &[f64] = &[
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
-];
+const UPSTREAM_LAG_SECONDS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 /// From a wake-up on an idle machine to a subscriber that is about to be cut off.
-const DELIVERY_LAG_SECONDS: &[f64] = &[
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
-];
+const DELIVERY_LAG_SECONDS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];

@@ -87,10 +87,7 @@ impl Decoder {
             true if whole.starts_with(BYTE_ORDER_MARK) => whole.slice(BYTE_ORDER_MARK.len()..),
             _ => whole,
         };
-        Some(Line {
-            bytes: without_bom,
-            overlong,
-        })
+        Some(Line { bytes: without_bom, overlong })
     }
 
     /// Keeps part of a line until its end comes; past the bound only enough to know the field's name.
@@ -135,11 +132,7 @@ impl Decoder {
         match mem::take(&mut self.data) {
             Data::None => None,
             Data::OneLine(data) => Some(Decoded::Frame(Frame { event, data, id })),
-            Data::Lines(lines) => Some(Decoded::Frame(Frame {
-                event,
-                data: lines.freeze(),
-                id,
-            })),
+            Data::Lines(lines) => Some(Decoded::Frame(Frame { event, data: lines.freeze(), id })),
             Data::TooLarge => Some(Decoded::TooLarge),
         }
     }
@@ -210,11 +203,7 @@ pub(crate) struct Frame {
 fn reconnection_time(digits: &[u8]) -> Option<Duration> {
     let text = std::str::from_utf8(digits).ok()?;
     let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if plain {
-        text.parse().ok().map(Duration::from_millis)
-    } else {
-        None
-    }
+    if plain { text.parse().ok().map(Duration::from_millis) } else { None }
 }
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
@@ -306,11 +295,7 @@ mod tests {
 
     fn frame(event: &str, data: &str, id: &str) -> Decoded {
         let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-        Decoded::Frame(Frame {
-            event: bytes(event),
-            data: bytes(data),
-            id: bytes(id),
-        })
+        Decoded::Frame(Frame { event: bytes(event), data: bytes(data), id: bytes(id) })
     }
 
     /// Cases of web-platform-tests, as data: `tests/data/eventsource-format.json` names the source of each.
@@ -345,11 +330,7 @@ mod tests {
         let expected = case["expect"].as_array().unwrap();
         assert_eq!(events.len(), expected.len(), "{name}");
         for (event, expected) in events.iter().zip(expected) {
-            let kind = if event.event.is_empty() {
-                "message".to_owned()
-            } else {
-                text(&event.event)
-            };
+            let kind = if event.event.is_empty() { "message".to_owned() } else { text(&event.event) };
             assert_eq!(kind, expected["event"].as_str().unwrap(), "{name}");
             assert_eq!(text(&event.data), expected["data"].as_str().unwrap(), "{name}");
             assert_eq!(text(&event.id), expected["id"].as_str().unwrap(), "{name}");
@@ -369,12 +350,9 @@ mod tests {
         let endless = [b"data: ".as_slice(), &[b'x'; 5000], b"\n\n"].concat();
         let lines = b"data: 12345\ndata: 12345\n\n".to_vec();
         let fits = frame("", "xxxxxxxxxx", "");
-        for (stream, expected) in [
-            (one_more, Decoded::TooLarge),
-            (endless, Decoded::TooLarge),
-            (lines, Decoded::TooLarge),
-            (exactly, fits),
-        ] {
+        for (stream, expected) in
+            [(one_more, Decoded::TooLarge), (endless, Decoded::TooLarge), (lines, Decoded::TooLarge), (exactly, fits)]
+        {
             let stream = [stream, b"data: after\n\n".to_vec()].concat();
             let bytewise: Vec<&[u8]> = stream.chunks(1).collect();
             for pieces in [vec![stream.as_slice()], bytewise] {
@@ -406,19 +384,14 @@ mod tests {
         let chunk = Bytes::from_static(b"data: payload\n\n");
         let mut decoder = Decoder::new(1024);
         decoder.feed(chunk.clone());
-        let Some(Decoded::Frame(frame)) = decoder.next() else {
-            panic!("no frame")
-        };
+        let Some(Decoded::Frame(frame)) = decoder.next() else { panic!("no frame") };
         assert!(chunk.as_ptr_range().contains(&frame.data.as_ptr()));
     }
 
     #[test]
     fn a_payload_is_written_byte_for_byte_and_its_lines_as_lines() {
         let id = EventId { epoch: 7, sequence: 42 };
-        assert_eq!(
-            encode_event(id, br#" {"type":"x"} "#),
-            "id: 7-42\ndata:  {\"type\":\"x\"} \n\n"
-        );
+        assert_eq!(encode_event(id, br#" {"type":"x"} "#), "id: 7-42\ndata:  {\"type\":\"x\"} \n\n");
         assert_eq!(encode_event(id, b"{\n}"), "id: 7-42\ndata: {\ndata: }\n\n");
     }
 

@@ -74,11 +74,7 @@ impl Upstream {
     ) -> Self {
         let url = settings.url.as_uri().clone();
         Self {
-            target: Target {
-                url,
-                token: settings.token.clone(),
-                last_event_id: None,
-            },
+            target: Target { url, token: settings.token.clone(), last_event_id: None },
             settings,
             client,
             status,
@@ -104,10 +100,7 @@ impl Upstream {
                     self.connect().await
                 }
                 Connection::Standing { stream, .. } => match stream.next(self.settings.heartbeat_timeout).await {
-                    Ok(Some(Decoded::Frame(frame))) => Some(Arrival::Frame {
-                        frame,
-                        received: stream.received(),
-                    }),
+                    Ok(Some(Decoded::Frame(frame))) => Some(Arrival::Frame { frame, received: stream.received() }),
                     Ok(Some(Decoded::TooLarge)) => Some(Arrival::TooLarge),
                     Ok(Some(Decoded::Retry(wait))) => {
                         self.retry = wait.min(MAX_BACKOFF);
@@ -141,10 +134,7 @@ impl Upstream {
                 return None;
             }
         };
-        self.connection = Connection::Standing {
-            stream,
-            since: Instant::now(),
-        };
+        self.connection = Connection::Standing { stream, since: Instant::now() };
         self.metrics.connects_connected.inc();
         self.metrics.connected.set(1);
         self.status.enter(UpstreamState::Connected, None);
@@ -162,16 +152,11 @@ impl Upstream {
             let wait = REFUSED_WAIT + REFUSED_WAIT.mul_f64(self.random.f64() / 10.0);
             error!(%product, problem, retry_in = ?wait, "upstream refuses the connection: check product_id, url and token");
             self.status.enter(UpstreamState::Refused, Some(problem));
-            self.connection = Connection::Waiting {
-                until: Instant::now() + wait,
-            };
+            self.connection = Connection::Waiting { until: Instant::now() + wait };
             return;
         }
         self.metrics.connects_failed.inc();
-        let wait = self
-            .backoff
-            .next(&mut self.random)
-            .max(error.retry_after().unwrap_or_default());
+        let wait = self.backoff.next(&mut self.random).max(error.retry_after().unwrap_or_default());
         warn!(%product, problem, retry_in = ?wait, "upstream connection failed");
         self.wait(wait, problem);
     }
@@ -200,9 +185,7 @@ impl Upstream {
 
     fn wait(&mut self, wait: Duration, problem: String) {
         self.status.enter(UpstreamState::BackingOff, Some(problem));
-        self.connection = Connection::Waiting {
-            until: Instant::now() + wait,
-        };
+        self.connection = Connection::Waiting { until: Instant::now() + wait };
     }
 }
 
@@ -246,21 +229,12 @@ mod tests {
         let settings = config.upstreams[0].clone();
         let metrics = Metrics::new().unwrap().upstream(&settings.product_id);
         let client = Client::new(None).unwrap();
-        Upstream::new(
-            settings,
-            client,
-            Arc::new(UpstreamStatus::new()),
-            metrics,
-            fastrand::Rng::with_seed(1),
-        )
+        Upstream::new(settings, client, Arc::new(UpstreamStatus::new()), metrics, fastrand::Rng::with_seed(1))
     }
 
     fn answered(status: u16, retry_after: Option<u64>) -> OpenError {
         let status = StatusCode::from_u16(status).unwrap();
-        OpenError::Status {
-            status,
-            retry_after: retry_after.map(Duration::from_secs),
-        }
+        OpenError::Status { status, retry_after: retry_after.map(Duration::from_secs) }
     }
 
     /// How long the next attempt is away.
@@ -280,24 +254,13 @@ mod tests {
                 assert!((60.0..=66.0).contains(&wait(&upstream).as_secs_f64()));
             }
             assert_eq!(upstream.status.facts().state, UpstreamState::Refused);
-            assert_eq!(
-                (
-                    upstream.metrics.connects_refused.get(),
-                    upstream.metrics.connects_failed.get()
-                ),
-                (50, 0)
-            );
+            assert_eq!((upstream.metrics.connects_refused.get(), upstream.metrics.connects_failed.get()), (50, 0));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_may_mend_itself_is_tried_again_within_half_a_minute() {
-        for error in [
-            answered(500, None),
-            answered(429, None),
-            answered(204, None),
-            OpenError::Timeout,
-        ] {
+        for error in [answered(500, None), answered(429, None), answered(204, None), OpenError::Timeout] {
             let mut upstream = upstream();
             let waits = (0..50).map(|_| {
                 upstream.failed(&error);

@@ -34,11 +34,7 @@ impl Wheel {
     pub(crate) fn new() -> Arc<Self> {
         let slots = (0..SLOTS).map(|_| Vec::new()).collect();
         // Tick 0 is left out: it stands for "never" in an entry.
-        Arc::new(Self {
-            started: Instant::now(),
-            now: AtomicU64::new(1),
-            slots: Mutex::new(slots),
-        })
+        Arc::new(Self { started: Instant::now(), now: AtomicU64::new(1), slots: Mutex::new(slots) })
     }
 
     /// Turns the wheel until `stop`.
@@ -67,9 +63,7 @@ impl Wheel {
     /// The first tick that is `wait` or more from now.
     pub(crate) fn after(&self, wait: Duration) -> u64 {
         let ticks = wait.as_millis().div_ceil(TICK.as_millis());
-        self.now()
-            .saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
-            .saturating_add(1)
+        self.now().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(1)
     }
 
     /// Moves on by one tick, and returns the entries that are due.
@@ -150,10 +144,7 @@ impl Entry {
 impl Alarm {
     /// An alarm that is not set.
     pub(crate) fn new(wheel: &Arc<Wheel>) -> Self {
-        Self {
-            wheel: Arc::clone(wheel),
-            entry: Arc::default(),
-        }
+        Self { wheel: Arc::clone(wheel), entry: Arc::default() }
     }
 
     /// The wheel it lies on.
@@ -227,12 +218,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_alarm_wakes_once_and_no_earlier_than_it_is_due() {
         let (wheel, stop, task) = turning();
-        for wait in [
-            Duration::from_millis(1),
-            Duration::from_secs(1),
-            Duration::from_secs(30),
-            Duration::from_secs(600),
-        ] {
+        for wait in
+            [Duration::from_millis(1), Duration::from_secs(1), Duration::from_secs(30), Duration::from_secs(600)]
+        {
             let (bell, waker) = bell();
             let alarm = Alarm::new(&wheel);
             let due = wheel.after(wait);

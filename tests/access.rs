@@ -30,9 +30,7 @@ fn a_key_opens_its_products_and_no_others() {
 #[test]
 fn a_key_without_the_permission_to_subscribe_is_403() {
     let relay = with_keys("");
-    relay
-        .get(STREAM, &[("Authorization", "Bearer key-of-publisher")])
-        .problem(403);
+    relay.get(STREAM, &[("Authorization", "Bearer key-of-publisher")]).problem(403);
 }
 
 #[test]
@@ -49,12 +47,7 @@ fn no_credential_or_a_bad_one_is_401_and_told_how_to_do_better() {
     ];
     for authorization in bad {
         let answer = relay.get(STREAM, &[("Authorization", authorization)]).problem(401);
-        assert!(
-            answer
-                .field("www-authenticate")
-                .is_some_and(|way| way.starts_with("Bearer")),
-            "{authorization}"
-        );
+        assert!(answer.field("www-authenticate").is_some_and(|way| way.starts_with("Bearer")), "{authorization}");
     }
     let answer = relay.get(STREAM, &[]).problem(401);
     assert_eq!(answer.field("www-authenticate"), Some("Bearer"));
@@ -83,9 +76,7 @@ fn who_may_not_subscribe_without_a_credential_is_told_to_bring_one() {
 fn a_key_in_the_query_opens_nothing() {
     for auth in ["", "allow_anonymous = true"] {
         let relay = with_keys(auth);
-        relay
-            .get(&format!("{STREAM}?access_token=key-of-agent-a"), &[])
-            .problem(401);
+        relay.get(&format!("{STREAM}?access_token=key-of-agent-a"), &[]).problem(401);
     }
 }
 
@@ -106,14 +97,8 @@ fn without_credentials_only_own_hosts_are_answered() {
     for host in &good {
         open_with(&relay, &[("Host", host)]);
     }
-    let foreign = [
-        "evil.test",
-        "localhost.evil.test",
-        "127.0.0.1.evil.test",
-        "relay.test.evil",
-        "with-port.test:1",
-        "",
-    ];
+    let foreign =
+        ["evil.test", "localhost.evil.test", "127.0.0.1.evil.test", "relay.test.evil", "with-port.test:1", ""];
     for host in foreign {
         relay.get(STREAM, &[("Host", host)]).problem(403);
         relay.get("/nothing", &[("Host", host)]).problem(403);
@@ -123,21 +108,11 @@ fn without_credentials_only_own_hosts_are_answered() {
 #[test]
 fn without_credentials_only_pages_of_own_hosts_or_listed_origins_are_answered() {
     let relay = anonymous("cors_allowed_origins = ['https://app.test']\nallowed_hosts = ['relay.test']");
-    for origin in [
-        "https://app.test",
-        "http://localhost:3000",
-        "http://127.0.0.1:9",
-        "https://relay.test",
-    ] {
+    for origin in ["https://app.test", "http://localhost:3000", "http://127.0.0.1:9", "https://relay.test"] {
         open_with(&relay, &[("Origin", origin)]);
     }
-    for origin in [
-        "https://evil.test",
-        "null",
-        "https://app.test.evil.test",
-        "http://app.test",
-        "https://app.test:444",
-    ] {
+    for origin in ["https://evil.test", "null", "https://app.test.evil.test", "http://app.test", "https://app.test:444"]
+    {
         relay.get(STREAM, &[("Origin", origin)]).problem(403);
     }
 }
@@ -151,17 +126,9 @@ fn an_admin_listener_without_a_key_keeps_web_pages_out_of_every_route() {
     }
     let probe = relay.probe.unwrap();
     for path in ["/metrics", "/healthz", "/readyz"] {
-        assert_eq!(
-            http::get(relay.admin, path, &[("Host", "localhost")]).status(),
-            200,
-            "{path}"
-        );
+        assert_eq!(http::get(relay.admin, path, &[("Host", "localhost")]).status(), 200, "{path}");
         let elsewhere = [("Host", "pod.cluster.test"), ("Origin", "https://evil.test")];
-        assert_eq!(
-            http::get(probe, path, &elsewhere).status(),
-            200,
-            "{path} of the probe listener"
-        );
+        assert_eq!(http::get(probe, path, &elsewhere).status(), 200, "{path} of the probe listener");
     }
 }
 
@@ -169,11 +136,7 @@ fn an_admin_listener_without_a_key_keeps_web_pages_out_of_every_route() {
 fn where_a_credential_is_demanded_host_and_origin_do_not_matter() {
     let relay = with_keys("admin_key = 'the-admin-key-of-this-test'");
     let authorization = bearer("key-of-agent-a");
-    let elsewhere = [
-        ("Host", "relay.example.com"),
-        ("Origin", "https://evil.test"),
-        ("Authorization", &authorization),
-    ];
+    let elsewhere = [("Host", "relay.example.com"), ("Origin", "https://evil.test"), ("Authorization", &authorization)];
     open_with(&relay, &elsewhere);
     assert_eq!(http::get(relay.admin, "/metrics", &elsewhere[..2]).status(), 200);
 }
@@ -186,10 +149,7 @@ fn pages_of_listed_origins_may_read_and_no_others() {
         let subscriber = open_with(&relay, &[("Origin", origin), ("Authorization", &authorization)]);
         let head = &subscriber.head;
         assert_eq!(head.field("access-control-allow-credentials"), None);
-        (
-            head.field("access-control-allow-origin").map(str::to_owned),
-            head.field("vary").map(str::to_owned),
-        )
+        (head.field("access-control-allow-origin").map(str::to_owned), head.field("vary").map(str::to_owned))
     };
     for origin in ["https://app.test", "https://two.test"] {
         let (allowed, vary) = of(origin);
@@ -198,11 +158,7 @@ fn pages_of_listed_origins_may_read_and_no_others() {
     }
     assert_eq!(of("https://evil.test").0, None);
     let denied = relay.get(STREAM, &[("Origin", "https://app.test")]).problem(401);
-    assert_eq!(
-        denied.field("access-control-allow-origin"),
-        Some("https://app.test"),
-        "pages may read why not"
-    );
+    assert_eq!(denied.field("access-control-allow-origin"), Some("https://app.test"), "pages may read why not");
 }
 
 #[test]
@@ -219,19 +175,10 @@ fn a_preflight_of_a_listed_origin_is_answered_without_a_credential() {
     let answer = preflight("https://app.test");
     assert!(matches!(answer.status(), 200 | 204), "{answer:?}");
     assert_eq!(answer.field("access-control-allow-origin"), Some("https://app.test"));
-    let allowed = answer
-        .field("access-control-allow-headers")
-        .unwrap()
-        .to_ascii_lowercase();
-    assert!(
-        allowed.contains("authorization") && allowed.contains("last-event-id"),
-        "{allowed}"
-    );
+    let allowed = answer.field("access-control-allow-headers").unwrap().to_ascii_lowercase();
+    assert!(allowed.contains("authorization") && allowed.contains("last-event-id"), "{allowed}");
     assert!(answer.field("access-control-allow-methods").unwrap().contains("GET"));
-    assert_eq!(
-        preflight("https://evil.test").field("access-control-allow-origin"),
-        None
-    );
+    assert_eq!(preflight("https://evil.test").field("access-control-allow-origin"), None);
 }
 
 #[test]
@@ -239,10 +186,7 @@ fn the_admin_api_asks_for_its_key() {
     let relay = with_keys("admin_key = 'the-admin-key-of-this-test'");
     let status = |fields: &[(&str, &str)]| http::get(relay.admin, "/api/v1/status", fields);
     assert_eq!(status(&[("X-Admin-Key", "the-admin-key-of-this-test")]).status(), 200);
-    assert_eq!(
-        status(&[("Authorization", "Bearer the-admin-key-of-this-test")]).status(),
-        200
-    );
+    assert_eq!(status(&[("Authorization", "Bearer the-admin-key-of-this-test")]).status(), 200);
     for bad in [
         [].as_slice(),
         &[("X-Admin-Key", "wrong")],
@@ -290,9 +234,11 @@ fn anonymous(server: &str) -> Relay {
 }
 
 fn two_products() -> Setup {
-    Setup::new()
-        .upstream(PRODUCT, "http://127.0.0.1:1/stream/prod_abc", "")
-        .upstream("prod_xyz", "http://127.0.0.1:1/stream/prod_xyz", "")
+    Setup::new().upstream(PRODUCT, "http://127.0.0.1:1/stream/prod_abc", "").upstream(
+        "prod_xyz",
+        "http://127.0.0.1:1/stream/prod_xyz",
+        "",
+    )
 }
 
 fn bearer(key: &str) -> String {

@@ -30,10 +30,7 @@ fn a_relay_is_healthy_and_ready_before_its_upstream_answers_unless_that_is_requi
     let link = connector.stream();
     relay.wait_for_upstream("connected");
     let ready = relay.ask_admin("/readyz?require=upstream");
-    assert_eq!(
-        (ready.status(), &ready.json()["upstreams"][PRODUCT]),
-        (200, &"connected".into())
-    );
+    assert_eq!((ready.status(), &ready.json()["upstreams"][PRODUCT]), (200, &"connected".into()));
     link.end();
     drop(connector);
     relay.wait_for_upstream("backing_off");
@@ -44,9 +41,7 @@ fn a_relay_is_healthy_and_ready_before_its_upstream_answers_unless_that_is_requi
 #[test]
 fn every_upstream_must_be_connected_when_upstreams_are_required() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector)
-        .upstream("prod_xyz", "http://127.0.0.1:1/stream/prod_xyz", "")
-        .start();
+    let relay = Setup::behind(&connector).upstream("prod_xyz", "http://127.0.0.1:1/stream/prod_xyz", "").start();
     let _link = connector.stream();
     relay.wait_for_upstream("connected");
     let ready = relay.ask_admin("/readyz?require=upstream");
@@ -88,19 +83,11 @@ fn every_metric_family_of_the_interface_is_there_with_its_type_and_labels() {
     for (name, kind, labels) in families {
         let name = format!("autoplay_relay_{name}");
         assert_eq!(metrics.kind(&name), Some(kind), "{name}");
-        let sample = if kind == "histogram" {
-            format!("{name}_count")
-        } else {
-            name
-        };
+        let sample = if kind == "histogram" { format!("{name}_count") } else { name };
         assert_eq!(metrics.label_names(&sample).as_deref(), Some(labels), "{sample}");
     }
     assert_eq!(metrics.kind("process_cpu_seconds_total"), Some("counter"));
-    assert!(
-        metrics
-            .value("process_resident_memory_bytes", &[])
-            .is_some_and(|bytes| bytes > 1e6)
-    );
+    assert!(metrics.value("process_resident_memory_bytes", &[]).is_some_and(|bytes| bytes > 1e6));
 }
 
 #[test]
@@ -117,26 +104,15 @@ fn the_counters_count_what_happened() {
     let product = [("product_id", PRODUCT)];
     let sse = [("product_id", PRODUCT), ("transport", "sse")];
     relay.wait_for_metric("autoplay_relay_delivered_events_total", &sse, 10.0);
-    relay.wait_for_metric(
-        "autoplay_relay_delivery_lag_seconds_count",
-        &[("transport", "sse")],
-        5.0,
-    );
+    relay.wait_for_metric("autoplay_relay_delivery_lag_seconds_count", &[("transport", "sse")], 5.0);
     relay.wait_for_subscribers(2.0);
     let metrics = relay.metrics();
     let memory = [("product_id", PRODUCT), ("tier", "memory")];
     assert_eq!(metrics.value("autoplay_relay_log_events", &memory), Some(5.0));
-    assert!(
-        metrics
-            .value("autoplay_relay_log_bytes", &memory)
-            .is_some_and(|bytes| bytes > 5.0 * 70.0)
-    );
+    assert!(metrics.value("autoplay_relay_log_bytes", &memory).is_some_and(|bytes| bytes > 5.0 * 70.0));
     assert_eq!(metrics.value("autoplay_relay_log_degraded", &[]), Some(0.0));
     let actions = [("product_id", PRODUCT), ("type", "actions")];
-    assert_eq!(
-        metrics.value("autoplay_relay_upstream_events_total", &actions),
-        Some(5.0)
-    );
+    assert_eq!(metrics.value("autoplay_relay_upstream_events_total", &actions), Some(5.0));
     let recent = |name| metrics.value(name, &product).is_some_and(|seconds| seconds > 1.7e9);
     assert!(recent("autoplay_relay_upstream_last_event_timestamp_seconds"));
     let build = [("version", env!("CARGO_PKG_VERSION"))];
@@ -157,16 +133,10 @@ fn the_status_says_what_the_relay_is_doing() {
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert!(status["uptime"].is_string(), "{status}");
     let upstream = &status["upstreams"][0];
-    assert_eq!(
-        (&upstream["product_id"], &upstream["state"]),
-        (&PRODUCT.into(), &"connected".into())
-    );
+    assert_eq!((&upstream["product_id"], &upstream["state"]), (&PRODUCT.into(), &"connected".into()));
     for field in ["since", "last_event", "last_heartbeat"] {
         let time = upstream[field].as_str().unwrap();
-        assert!(
-            time.starts_with("20") && time.ends_with('Z'),
-            "RFC 3339 in UTC: {field} is {time}"
-        );
+        assert!(time.starts_with("20") && time.ends_with('Z'), "RFC 3339 in UTC: {field} is {time}");
     }
     let lag = upstream["lag"].as_str().unwrap();
     assert!(lag.ends_with('s'), "a duration as in the configuration: {lag}");
@@ -184,19 +154,8 @@ fn the_probe_listener_has_health_and_metrics_and_nothing_else() {
     for path in ["/healthz", "/readyz", "/readyz?x=1", "/metrics"] {
         assert_eq!(http::get(probe, path, &[]).status(), 200, "{path}");
     }
-    assert!(
-        http::get(probe, "/metrics", &[])
-            .text()
-            .contains("autoplay_relay_build_info")
-    );
-    for path in [
-        "/",
-        "/api/v1/status",
-        "/api/v1/subscribers",
-        "/products",
-        STREAM,
-        "/events/prod_abc",
-    ] {
+    assert!(http::get(probe, "/metrics", &[]).text().contains("autoplay_relay_build_info"));
+    for path in ["/", "/api/v1/status", "/api/v1/subscribers", "/products", STREAM, "/events/prod_abc"] {
         http::get(probe, path, &[]).problem(404);
     }
 }
@@ -206,12 +165,7 @@ fn metrics_come_as_prometheus_text() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let answer = relay.ask_admin("/metrics");
-    assert!(
-        answer
-            .field("content-type")
-            .unwrap()
-            .starts_with("text/plain; version=0.0.4")
-    );
+    assert!(answer.field("content-type").unwrap().starts_with("text/plain; version=0.0.4"));
     http::ask(relay.admin, "POST", "/metrics", &[("Content-Length", "0")]).problem(405);
     relay.ask_admin("/nothing").problem(404);
     relay.ask_admin(STREAM).problem(404);
@@ -230,8 +184,5 @@ fn the_admin_side_answers_while_the_public_side_is_full() {
 }
 
 fn unix_seconds() -> f64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_secs_f64()
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
 }

@@ -52,15 +52,7 @@ fn what_is_pure_touches_no_runtime_and_no_disk() {
     for room in ["sse", "envelope", "backoff", "event"] {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/{room}.rs"));
         let text = fs::read_to_string(&file).expect("a source file can be read");
-        for forbidden in [
-            "tokio::sync",
-            "tokio::task",
-            "tokio::net",
-            "std::fs",
-            "std::net",
-            "hyper",
-            "axum",
-        ] {
+        for forbidden in ["tokio::sync", "tokio::task", "tokio::net", "std::fs", "std::net", "hyper", "axum"] {
             assert!(!text.contains(forbidden), "{room} uses {forbidden}");
         }
     }
@@ -86,26 +78,14 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// `src/log/ring.rs` and `src/log/mod.rs` are the room `log`.
 fn room_of(file: &Path) -> String {
-    let inside = file
-        .strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))
-        .expect("it is in src");
-    let first = inside
-        .components()
-        .next()
-        .expect("it has a name")
-        .as_os_str()
-        .to_string_lossy()
-        .into_owned();
+    let inside = file.strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).expect("it is in src");
+    let first = inside.components().next().expect("it has a name").as_os_str().to_string_lossy().into_owned();
     first.trim_end_matches(".rs").to_owned()
 }
 
 /// Every room named by `crate::room`, in import lists of several levels, too.
 fn used_rooms(text: &str) -> BTreeSet<String> {
-    let code: String = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .collect::<Vec<_>>()
-        .join("\n");
+    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
     let mut rooms = BTreeSet::new();
     for (at, marker) in code.match_indices("crate::") {
         let rest = &code[at + marker.len()..];
@@ -142,7 +122,5 @@ fn top_level(list: &str) -> Vec<String> {
 }
 
 fn name(text: &str) -> String {
-    text.chars()
-        .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
-        .collect()
+    text.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
 }

@@ -27,26 +27,15 @@ fn check_prints_the_effective_configuration_with_secrets_masked() {
         .server("heartbeat_interval = '90s'");
     let (_directory, file) = setup.write();
     let file = file.to_str().unwrap();
-    let done = Process::run(
-        &["check", "--config", file],
-        &[("AUTOPLAY_RELAY__SERVER__WRITE_TIMEOUT", "7s")],
-    );
+    let done = Process::run(&["check", "--config", file], &[("AUTOPLAY_RELAY__SERVER__WRITE_TIMEOUT", "7s")]);
     assert_eq!(done.code, Some(0), "{done:?}");
     let printed: toml::Table = done.stdout.parse().expect("what it prints is a configuration");
     let server = printed["server"].as_table().unwrap();
-    assert_eq!(
-        server["write_timeout"].as_str(),
-        Some("7s"),
-        "the environment overrides the file"
-    );
+    assert_eq!(server["write_timeout"].as_str(), Some("7s"), "the environment overrides the file");
     assert_eq!(server["head_timeout"].as_str(), Some("10s"), "defaults are shown");
     let upstream = printed["upstreams"][0].as_table().unwrap();
     assert_eq!(upstream["product_id"].as_str(), Some(PRODUCT));
-    assert!(
-        !done.stdout.contains("hush-hush") && done.stdout.contains("****"),
-        "{}",
-        done.stdout
-    );
+    assert!(!done.stdout.contains("hush-hush") && done.stdout.contains("****"), "{}", done.stdout);
 }
 
 #[test]
@@ -61,10 +50,7 @@ fn everything_wrong_with_a_configuration_is_told_at_once_by_file_line_and_key() 
         let done = Process::run(&[command, "--config", file], &[]);
         assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{done:?}");
         let finding = |line: usize, key: &str| {
-            let found = done
-                .stderr
-                .lines()
-                .any(|found| found.contains(&format!("{file}:{line}: {key}: ")));
+            let found = done.stderr.lines().any(|found| found.contains(&format!("{file}:{line}: {key}: ")));
             assert!(found, "line {line}, {key} in:\n{}", done.stderr);
         };
         finding(2, "server.listen");
@@ -85,11 +71,7 @@ fn a_file_that_is_not_there_or_no_toml_is_named() {
     std::fs::write(&file, "[server]\n[[").unwrap();
     let done = Process::run(&["check", "--config", file.to_str().unwrap()], &[]);
     assert_eq!(done.code, Some(2), "{done:?}");
-    assert!(
-        done.stderr.contains(&format!("{}:2", file.display())),
-        "{}",
-        done.stderr
-    );
+    assert!(done.stderr.contains(&format!("{}:2", file.display())), "{}", done.stderr);
 }
 
 #[test]
@@ -108,10 +90,7 @@ fn bad_usage_is_2() {
     ] {
         let done = Process::run(arguments, &[]);
         assert_eq!(done.code, Some(2), "{arguments:?}: {done:?}");
-        assert!(
-            !done.stderr.is_empty() && done.stdout.is_empty(),
-            "{arguments:?}: {done:?}"
-        );
+        assert!(!done.stderr.is_empty() && done.stdout.is_empty(), "{arguments:?}: {done:?}");
     }
 }
 
@@ -122,14 +101,8 @@ fn anonymous_subscribers_on_an_open_address_need_a_word_on_the_command_line() {
     let file = file.to_str().unwrap();
     let done = Process::run(&["serve", "--config", file], &[]);
     assert_eq!(done.code, Some(2), "{done:?}");
-    assert!(
-        done.stderr.contains("auth.allow_anonymous") && done.stderr.contains("--allow-anonymous"),
-        "{done:?}"
-    );
-    Relay::of(Process::start(
-        &["--log-format", "json", "serve", "--config", file, "--allow-anonymous"],
-        &[],
-    ));
+    assert!(done.stderr.contains("auth.allow_anonymous") && done.stderr.contains("--allow-anonymous"), "{done:?}");
+    Relay::of(Process::start(&["--log-format", "json", "serve", "--config", file, "--allow-anonymous"], &[]));
 }
 
 #[test]
@@ -157,18 +130,13 @@ fn the_environment_alone_makes_a_sidecar() {
     let relay = Relay::of(Process::start(&["serve", "--log-format", "json"], &environment));
     let mut link = connector.stream();
     assert_eq!(link.request.path(), "/stream/prod%20x");
-    assert_eq!(
-        link.request.field("authorization"),
-        Some(format!("Bearer {TOKEN}").as_str())
-    );
+    assert_eq!(link.request.field("authorization"), Some(format!("Bearer {TOKEN}").as_str()));
     let mut anonymous = relay.subscribe_to("/stream/prod%20x");
     let with_token = format!("Bearer {TOKEN}");
     let mut sdk = Subscriber::open(relay.public, "/stream/prod%20x", &[("Authorization", &with_token)]);
     link.event(r#"{"type":"summary","count":3}"#);
     assert_eq!((anonymous.numbers(1), sdk.numbers(1)), (vec![3], vec![3]));
-    relay
-        .get("/stream/prod%20x", &[("Authorization", "Bearer x")])
-        .problem(401);
+    relay.get("/stream/prod%20x", &[("Authorization", "Bearer x")]).problem(401);
 }
 
 #[test]
@@ -182,10 +150,7 @@ fn healthcheck_says_by_its_exit_code_whether_the_relay_is_ready() {
     assert_eq!(check("/readyz?require=upstream"), Some(1));
     assert_eq!(check("/nothing"), Some(1));
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    assert_eq!(
-        Process::run(&["healthcheck", "--url", &format!("http://{free}/readyz")], &[]).code,
-        Some(1)
-    );
+    assert_eq!(Process::run(&["healthcheck", "--url", &format!("http://{free}/readyz")], &[]).code, Some(1));
     assert_eq!(Process::run(&["healthcheck", "--url", "readyz"], &[]).code, Some(2));
 }
 
@@ -195,46 +160,25 @@ fn tail_json_prints_a_line_for_each_block() {
     let relay = Setup::behind(&connector).server("heartbeat_interval = '500ms'").start();
     let mut link = connector.stream();
     let url = format!("http://{}{STREAM}", relay.public);
-    let tail = Process::start(
-        &["tail", &url, "--json", "--type", "actions", "--session-id", "s1"],
-        &[],
-    );
+    let tail = Process::start(&["tail", &url, "--json", "--type", "actions", "--session-id", "s1"], &[]);
     let heartbeat = json(&tail.stdout.wait_for(1)[0]);
-    assert_eq!(
-        heartbeat,
-        serde_json::json!({"id": null, "event": "heartbeat", "data": null})
-    );
+    assert_eq!(heartbeat, serde_json::json!({"id": null, "event": "heartbeat", "data": null}));
     let mut subscriber = relay.subscribe();
     link.event(r#"{"type":"summary","session_id":"s1"}"#);
     link.event(r#"{"type":"actions","session_id":"s2"}"#);
     link.event(event(4));
     (0..2).for_each(|_| drop(subscriber.event()));
     let id = subscriber.event().id.unwrap();
-    let line = tail.stdout.first("the event is printed", |line| {
-        Some(json(line)).filter(|line| line["event"] == "message")
-    });
-    assert_eq!(
-        line,
-        serde_json::json!({"id": id, "event": "message", "data": json(&event(4))})
-    );
+    let line =
+        tail.stdout.first("the event is printed", |line| Some(json(line)).filter(|line| line["event"] == "message"));
+    assert_eq!(line, serde_json::json!({"id": id, "event": "message", "data": json(&event(4))}));
 }
 
 #[test]
 fn tail_reconnects_and_resumes_behind_the_last_id() {
     let connector = Connector::new();
     let url = connector.url(PRODUCT);
-    let tail = Process::start(
-        &[
-            "tail",
-            &url,
-            "--token",
-            "key-of-tail",
-            "--last-event-id",
-            "5-1",
-            "--json",
-        ],
-        &[],
-    );
+    let tail = Process::start(&["tail", &url, "--token", "key-of-tail", "--last-event-id", "5-1", "--json"], &[]);
     let mut link = connector.stream();
     assert_eq!(link.request.field("authorization"), Some("Bearer key-of-tail"));
     assert_eq!(link.request.field("last-event-id"), Some("5-1"));
@@ -251,10 +195,7 @@ fn tail_reconnects_and_resumes_behind_the_last_id() {
     let link = connector.accept();
     assert_eq!(link.request.field("last-event-id"), Some("5-7"));
     let lines = tail.stdout.so_far();
-    assert_eq!(
-        json(&lines[1]),
-        serde_json::json!({"id": "5-3", "event": "message", "data": json(&event(3))})
-    );
+    assert_eq!(json(&lines[1]), serde_json::json!({"id": "5-3", "event": "message", "data": json(&event(3))}));
 }
 
 #[test]
@@ -276,19 +217,14 @@ fn tail_prints_a_readable_line_without_control_characters() {
     link.heartbeat();
     link.event(r#"{"type":"summary","session_id":"ps_1","summary":"bought \u001b[31mred\u0007 shoes"}"#);
     let line = tail.stdout.wait_for(1)[0].clone();
-    assert!(
-        line.contains("summary") && line.contains("ps_1") && line.contains("shoes"),
-        "{line}"
-    );
+    assert!(line.contains("summary") && line.contains("ps_1") && line.contains("shoes"), "{line}");
     assert!(!line.chars().any(char::is_control), "{line:?}");
 }
 
 #[test]
 fn demo_starts_and_what_it_tells_to_try_works() {
-    let environment = [
-        ("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"),
-        ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0"),
-    ];
+    let environment =
+        [("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"), ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0")];
     let mut demo = Process::start(&["--log-format", "json", "demo"], &environment);
     let relay = demo.log_line("serving")["listen"].as_str().unwrap().to_owned();
     let url = demo.stdout.first("a stream to curl", |line| {
@@ -308,11 +244,7 @@ fn demo_starts_and_what_it_tells_to_try_works() {
 fn help_is_there_for_every_command() {
     let help = |arguments: &[&str]| {
         let done = Process::run(arguments, &[]);
-        assert_eq!(
-            (done.code, done.stderr.as_str()),
-            (Some(0), ""),
-            "{arguments:?}: {done:?}"
-        );
+        assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{arguments:?}: {done:?}");
         done.stdout
     };
     let all = help(&["--help"]);
@@ -355,26 +287,13 @@ fn rust_log_sets_the_level_and_nonsense_in_it_is_2() {
 #[test]
 fn unknown_routes_of_the_simulator_and_its_token_are_as_the_connector_has_them() {
     let simulator = Process::start(
-        &[
-            "--log-format",
-            "json",
-            "simulate",
-            "--listen",
-            "127.0.0.1:0",
-            "--product",
-            "prod_1",
-            "--token",
-            "t0ken",
-        ],
+        &["--log-format", "json", "simulate", "--listen", "127.0.0.1:0", "--product", "prod_1", "--token", "t0ken"],
         &[],
     );
     let address = common::process::address(&simulator.log_line("simulating"), "listen").unwrap();
     let token = [("Authorization", "Bearer t0ken")];
     assert_eq!(http::get(address, "/stream/prod_1", &[]).status(), 401);
-    assert_eq!(
-        http::get(address, "/stream/prod_1", &[("Authorization", "Bearer x")]).status(),
-        401
-    );
+    assert_eq!(http::get(address, "/stream/prod_1", &[("Authorization", "Bearer x")]).status(), 401);
     assert_eq!(http::get(address, "/stream/prod_2", &token).status(), 404);
     assert_eq!(http::status(address, "/stream/prod_1", &token), 200);
 }

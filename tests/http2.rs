@@ -69,32 +69,14 @@ async fn errors_and_shedding_are_answered_over_http2() {
     assert_eq!(seated.status(), 200);
     assert_eq!(subscribe(&mut client, relay.public).await.status(), 503);
     let request = get(&format!("http://{}/stream/nothing", relay.public));
-    assert_eq!(
-        timeout(PATIENCE, client.send_request(request))
-            .await
-            .unwrap()
-            .unwrap()
-            .status(),
-        404
-    );
+    assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 404);
     let request = get(&format!("http://evil.test{STREAM}"));
-    assert_eq!(
-        timeout(PATIENCE, client.send_request(request))
-            .await
-            .unwrap()
-            .unwrap()
-            .status(),
-        403
-    );
+    assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 403);
     let mut browser = get(&format!("http://{}{STREAM}", relay.public));
     browser.headers_mut().insert("sec-fetch-mode", "cors".parse().unwrap());
     let response = timeout(PATIENCE, client.send_request(browser)).await.unwrap().unwrap();
     assert_eq!(response.status(), 200);
-    let whole = timeout(PATIENCE, response.into_body().collect())
-        .await
-        .unwrap()
-        .unwrap()
-        .to_bytes();
+    let whole = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
     assert!(whole.starts_with(b"retry: "));
 }
 
@@ -102,9 +84,7 @@ async fn errors_and_shedding_are_answered_over_http2() {
 async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on() {
     const EVENTS: usize = 200;
     let connector = Connector::new();
-    let relay = Setup::behind(&connector)
-        .server("write_timeout = '1s'\nheartbeat_interval = '10s'")
-        .start();
+    let relay = Setup::behind(&connector).server("write_timeout = '1s'\nheartbeat_interval = '10s'").start();
     let mut link = connector.stream();
     let mut client = connect(relay.public).await;
     let mut stalled = subscribe(&mut client, relay.public).await.into_body();
@@ -120,19 +100,13 @@ async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on
     relay.wait_for_subscribers(1.0);
     let mut received = 0;
     let reset = loop {
-        match timeout(PATIENCE, stalled.frame())
-            .await
-            .expect("the stalled stream has an end")
-        {
+        match timeout(PATIENCE, stalled.frame()).await.expect("the stalled stream has an end") {
             Some(Ok(frame)) => received += frame.into_data().map_or(0, |data| data.len()),
             Some(Err(error)) => break error,
             None => panic!("an end like any other would hide that something is missing"),
         }
     };
-    assert!(
-        received <= 200_000,
-        "{received} bytes went to a window of {STREAM_WINDOW}"
-    );
+    assert!(received <= 200_000, "{received} bytes went to a window of {STREAM_WINDOW}");
     assert!(!reset.is_timeout(), "{reset}");
     link.event(event_of("after", EVENTS));
     assert_eq!(neighbour.number().await, EVENTS);
@@ -147,14 +121,9 @@ async fn an_http2_peer_whose_socket_takes_nothing_is_disconnected() {
     let mut link = connector.stream();
     let socket = TcpStream::connect(relay.public).await.unwrap();
     let is_deaf = Arc::new(AtomicBool::new(false));
-    let socket = Deafening {
-        socket,
-        is_deaf: Arc::clone(&is_deaf),
-    };
+    let socket = Deafening { socket, is_deaf: Arc::clone(&is_deaf) };
     let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .initial_stream_window_size(1 << 30)
-        .initial_connection_window_size(1 << 30);
+    builder.initial_stream_window_size(1 << 30).initial_connection_window_size(1 << 30);
     let (mut client, connection) = builder.handshake(TokioIo::new(socket)).await.unwrap();
     tokio::spawn(connection);
     let response = subscribe(&mut client, relay.public).await;
@@ -170,9 +139,7 @@ async fn an_http2_peer_whose_socket_takes_nothing_is_disconnected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_http2_stream_is_not_taken_for_a_stalled_one() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector)
-        .server("write_timeout = '300ms'\nhead_timeout = '300ms'")
-        .start();
+    let relay = Setup::behind(&connector).server("write_timeout = '300ms'\nhead_timeout = '300ms'").start();
     let mut link = connector.stream();
     let mut client = connect(relay.public).await;
     let mut body = Body::of(subscribe(&mut client, relay.public).await);
@@ -193,11 +160,7 @@ async fn a_drain_ends_http2_streams_in_order() {
     let response = subscribe(&mut client, relay.public).await;
     relay.wait_for_subscribers(1.0);
     relay.process.signal("TERM");
-    let whole = timeout(PATIENCE, response.into_body().collect())
-        .await
-        .unwrap()
-        .unwrap()
-        .to_bytes();
+    let whole = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
     let whole = String::from_utf8(whole.to_vec()).unwrap();
     assert_eq!(whole.matches("retry: ").count(), 2, "{whole:?}");
     assert_eq!(relay.process.exit_code(), Some(0));
@@ -206,19 +169,14 @@ async fn a_drain_ends_http2_streams_in_order() {
 async fn connect(to: SocketAddr) -> SendRequest<Empty<Bytes>> {
     let socket = TcpStream::connect(to).await.unwrap();
     let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(1 << 24);
+    builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(1 << 24);
     let (client, connection) = builder.handshake(TokioIo::new(socket)).await.unwrap();
     tokio::spawn(connection);
     client
 }
 
 async fn subscribe(client: &mut SendRequest<Empty<Bytes>>, to: SocketAddr) -> Response<Incoming> {
-    timeout(PATIENCE, client.send_request(get(&format!("http://{to}{STREAM}"))))
-        .await
-        .unwrap()
-        .unwrap()
+    timeout(PATIENCE, client.send_request(get(&format!("http://{to}{STREAM}")))).await.unwrap().unwrap()
 }
 
 fn get(url: &str) -> Request<Empty<Bytes>> {
@@ -262,10 +220,7 @@ struct Body {
 
 impl Body {
     fn of(response: Response<Incoming>) -> Self {
-        Self {
-            incoming: response.into_body(),
-            buffer: Vec::new(),
-        }
+        Self { incoming: response.into_body(), buffer: Vec::new() }
     }
 
     /// Everything up to and including `mark`.
@@ -274,11 +229,7 @@ impl Body {
             if let Some(at) = self.buffer.windows(mark.len()).position(|window| window == mark) {
                 return self.buffer.drain(..at + mark.len()).collect();
             }
-            let frame = timeout(PATIENCE, self.incoming.frame())
-                .await
-                .expect("more comes")
-                .unwrap()
-                .unwrap();
+            let frame = timeout(PATIENCE, self.incoming.frame()).await.expect("more comes").unwrap().unwrap();
             self.buffer.extend_from_slice(&frame.into_data().unwrap());
         }
     }

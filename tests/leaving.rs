@@ -59,10 +59,7 @@ fn subscribers_leave_within_the_window_with_a_retry_line_and_a_proper_end() {
         ends.into_iter().map(|end| end.join().unwrap()).collect()
     });
     let (first, last) = (ended.iter().min().unwrap(), ended.iter().max().unwrap());
-    assert!(
-        *last - *first > Duration::from_millis(500),
-        "they leave spread over the window: {ended:?}"
-    );
+    assert!(*last - *first > Duration::from_millis(500), "they leave spread over the window: {ended:?}");
     assert!(*last < Duration::from_secs(4), "{ended:?}");
     assert_eq!(relay.process.exit_code(), Some(0));
     assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
@@ -83,14 +80,8 @@ fn while_draining_events_still_come_and_newcomers_are_turned_away() {
     let wait: u32 = turned_away.field("retry-after").unwrap().parse().unwrap();
     assert!(wait >= 1);
     let browser = relay.get(STREAM, &[("Sec-Fetch-Mode", "cors")]);
-    assert_eq!(
-        (browser.status(), browser.field("content-type")),
-        (200, Some("text/event-stream"))
-    );
-    assert!(
-        browser.text().starts_with("retry: ") && !browser.text().contains("\n\n"),
-        "{browser:?}"
-    );
+    assert_eq!((browser.status(), browser.field("content-type")), (200, Some("text/event-stream")));
+    assert!(browser.text().starts_with("retry: ") && !browser.text().contains("\n\n"), "{browser:?}");
     assert_eq!(browser.field("connection"), Some("close"));
     relay.wait_for_metric("autoplay_relay_shed_total", &[("reason", "draining")], 2.0);
 
@@ -101,10 +92,7 @@ fn while_draining_events_still_come_and_newcomers_are_turned_away() {
         assert_eq!(ending, Ending::Proper);
         received += usize::from(String::from_utf8(rest).unwrap().contains(&event(7)));
     }
-    assert!(
-        received >= 6,
-        "those who had not left yet got what came: {received} of 12"
-    );
+    assert!(received >= 6, "those who had not left yet got what came: {received} of 12");
     assert_eq!(relay.process.exit_code(), Some(0));
 }
 
@@ -118,9 +106,7 @@ fn those_who_leave_are_counted_as_drained() {
     let drained = [("transport", "sse"), ("reason", "drain")];
     let count = wait::value("the first few have left", || {
         let metrics = relay.metrics();
-        metrics
-            .value("autoplay_relay_subscriber_disconnects_total", &drained)
-            .filter(|count| *count >= 3.0)
+        metrics.value("autoplay_relay_subscriber_disconnects_total", &drained).filter(|count| *count >= 3.0)
     });
     assert!(count <= 10.0);
 }
@@ -139,11 +125,7 @@ fn who_resumes_at_the_next_relay_is_told_what_cannot_be_known() {
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
     let mut resumed = relay.resume(&id);
-    assert_eq!(
-        resumed.gap().json()["reason"],
-        "unknown_id",
-        "a log in memory does not survive"
-    );
+    assert_eq!(resumed.gap().json()["reason"], "unknown_id", "a log in memory does not survive");
     link.event(event(1));
     assert_eq!(resumed.numbers(1), [1]);
 }
@@ -163,14 +145,10 @@ fn a_second_signal_ends_the_process_at_once_with_1() {
 #[test]
 fn an_upstream_that_does_not_answer_does_not_keep_the_relay_from_leaving() {
     let (silent, busy) = (Connector::new(), Connector::new());
-    let mut relay = Setup::behind(&silent)
-        .upstream("prod_xyz", &busy.url("prod_xyz"), "")
-        .start();
+    let mut relay = Setup::behind(&silent).upstream("prod_xyz", &busy.url("prod_xyz"), "").start();
     let _silent = silent.accept();
     busy.accept().refuse("503 Service Unavailable", "Retry-After: 120\r\n");
-    wait::until("the wait has begun", || {
-        relay.upstream_state("prod_xyz") == "backing_off"
-    });
+    wait::until("the wait has begun", || relay.upstream_state("prod_xyz") == "backing_off");
     let begin = Instant::now();
     relay.process.signal("TERM");
     assert_eq!(relay.process.exit_code(), Some(0));
@@ -180,9 +158,7 @@ fn an_upstream_that_does_not_answer_does_not_keep_the_relay_from_leaving() {
 #[test]
 fn a_stalled_subscriber_does_not_keep_the_relay_from_leaving() {
     let connector = Connector::new();
-    let mut relay = Setup::behind(&connector)
-        .server("drain_window = '500ms'\nwrite_timeout = '1h'")
-        .start();
+    let mut relay = Setup::behind(&connector).server("drain_window = '500ms'\nwrite_timeout = '1h'").start();
     let mut link = connector.stream();
     let _stalled = relay.subscribe();
     let large = common::events::event_of(&"x".repeat(8000), 1);

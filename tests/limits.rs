@@ -43,11 +43,7 @@ fn many_who_come_at_one_moment_do_not_get_past_the_limit_together() {
     let request = http::request(relay.public, "GET", STREAM, &[]);
     let mut wires: Vec<Wire> = (0..CROWD).map(|_| Wire::connect(relay.public)).collect();
     wires.iter_mut().for_each(|wire| wire.send(&request));
-    let let_in = wires
-        .iter_mut()
-        .map(|wire| wire.head().status())
-        .filter(|status| *status == 200)
-        .count();
+    let let_in = wires.iter_mut().map(|wire| wire.head().status()).filter(|status| *status == 200).count();
     assert_eq!(let_in, 5);
     assert_shed(&relay, "max_subscribers", (CROWD - 5) as f64);
 }
@@ -59,23 +55,12 @@ fn a_browser_past_a_limit_gets_200_a_retry_line_and_a_close() {
     let mut waits = std::collections::BTreeSet::new();
     for _ in 0..5 {
         let mut wire = Wire::connect(relay.public);
-        wire.send(http::request(
-            relay.public,
-            "GET",
-            STREAM,
-            &[("Sec-Fetch-Mode", "cors")],
-        ));
+        wire.send(http::request(relay.public, "GET", STREAM, &[("Sec-Fetch-Mode", "cors")]));
         let answer = String::from_utf8(wire.rest()).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-        assert!(
-            head.to_ascii_lowercase().contains("content-type: text/event-stream"),
-            "{head}"
-        );
-        let wait = body
-            .strip_prefix("retry: ")
-            .and_then(|rest| rest.strip_suffix('\n'))
-            .unwrap();
+        assert!(head.to_ascii_lowercase().contains("content-type: text/event-stream"), "{head}");
+        let wait = body.strip_prefix("retry: ").and_then(|rest| rest.strip_suffix('\n')).unwrap();
         waits.insert(wait.parse::<u32>().unwrap());
     }
     assert!(waits.len() > 1, "jittered: {waits:?}");
@@ -89,9 +74,7 @@ fn beyond_max_subscribers_per_ip_newcomers_are_429() {
     let stay = |hops: &str| Subscriber::open(relay.public, STREAM, &[("X-Forwarded-For", hops)]);
     let _two = [stay("198.51.100.1"), stay("10.9.9.9, 198.51.100.1, 10.1.2.3")];
     assert_eq!(from("198.51.100.1"), 429);
-    let answer = relay
-        .get(STREAM, &[("X-Forwarded-For", "203.0.113.5, 198.51.100.1")])
-        .problem(429);
+    let answer = relay.get(STREAM, &[("X-Forwarded-For", "203.0.113.5, 198.51.100.1")]).problem(429);
     assert!(
         answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1,
         "what the client wrote itself is not believed"
@@ -146,15 +129,9 @@ fn more_connects_in_a_second_than_allowed_are_503_and_later_ones_are_not() {
         }
     }
     let most = 2 * (begin.elapsed().as_secs() + 2);
-    assert!(
-        (2..=most).contains(&let_in),
-        "{let_in} of 20 within {:?}",
-        begin.elapsed()
-    );
+    assert!((2..=most).contains(&let_in), "{let_in} of 20 within {:?}", begin.elapsed());
     assert_shed(&relay, "connect_rate", turned_away);
-    wait::until("somebody is let in again", || {
-        http::status(relay.public, STREAM, &[]) == 200
-    });
+    wait::until("somebody is let in again", || http::status(relay.public, STREAM, &[]) == 200);
 }
 
 #[test]
@@ -209,11 +186,7 @@ fn a_connection_that_stays_after_an_answer_and_asks_no_more_is_closed() {
         wire.send(next);
         let begin = Instant::now();
         wire.rest();
-        assert!(
-            begin.elapsed() < Duration::from_secs(5),
-            "{next:?}: {:?}",
-            begin.elapsed()
-        );
+        assert!(begin.elapsed() < Duration::from_secs(5), "{next:?}: {:?}", begin.elapsed());
     }
 }
 
@@ -222,9 +195,7 @@ fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
     let relay = limited("head_timeout = '600ms'");
     let mut wire = Wire::connect(relay.public);
     let begin = Instant::now();
-    let head = b"GET /stream/prod_abc HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Filler: "
-        .iter()
-        .chain([b'x'; 200].iter());
+    let head = b"GET /stream/prod_abc HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Filler: ".iter().chain([b'x'; 200].iter());
     for byte in head {
         if wire.socket.write_all(&[*byte]).is_err() {
             break;
@@ -241,10 +212,7 @@ fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
 fn a_head_beyond_all_measure_is_refused() {
     let relay = limited("");
     let mut wire = Wire::connect(relay.public);
-    let head = format!(
-        "GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n",
-        "x".repeat(100_000)
-    );
+    let head = format!("GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n", "x".repeat(100_000));
     // The relay need not take all of it before it closes.
     let _ = wire.socket.write_all(head.as_bytes());
     let answer = String::from_utf8(wire.rest()).unwrap();

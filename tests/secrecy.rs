@@ -25,13 +25,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 fn no_secret_no_session_and_no_payload_is_written_to_the_log_the_metrics_or_the_checked_configuration() {
     const ADMIN: &str = "the-admin-key-of-this-test";
     let connector = Connector::new();
-    let setup = Setup::behind(&connector)
-        .auth(&format!("admin_key = '{ADMIN}'\n{KEYS}"))
-        .upstream(
-            "prod_xyz",
-            "http://127.0.0.1:1/stream/prod_xyz",
-            "token = 'second-upstream-token'",
-        );
+    let setup = Setup::behind(&connector).auth(&format!("admin_key = '{ADMIN}'\n{KEYS}")).upstream(
+        "prod_xyz",
+        "http://127.0.0.1:1/stream/prod_xyz",
+        "token = 'second-upstream-token'",
+    );
     let mut relay = setup.start();
     let mut link = connector.stream();
     let authorization = bearer("key-of-agent-a");
@@ -41,23 +39,12 @@ fn no_secret_no_session_and_no_payload_is_written_to_the_log_the_metrics_or_the_
     assert_eq!(subscriber.numbers(1), [1]);
     link.event("{\"type\":\"a\",\"text\":\"payload-nobody-may-see\"");
     link.event("{\"type\":\"a\",\"text\":\"payload-nobody-may-see\"}");
-    relay
-        .get(&format!("{STREAM}?access_token=guess-nobody-may-see"), &[])
-        .problem(401);
-    relay
-        .get(STREAM, &[("Authorization", "Bearer guess-nobody-may-see")])
-        .problem(401);
-    http::get(
-        relay.admin,
-        "/api/v1/status",
-        &[("X-Admin-Key", "guess-nobody-may-see")],
-    )
-    .problem(401);
+    relay.get(&format!("{STREAM}?access_token=guess-nobody-may-see"), &[]).problem(401);
+    relay.get(STREAM, &[("Authorization", "Bearer guess-nobody-may-see")]).problem(401);
+    http::get(relay.admin, "/api/v1/status", &[("X-Admin-Key", "guess-nobody-may-see")]).problem(401);
     let status = http::get(relay.admin, "/api/v1/status", &[("X-Admin-Key", ADMIN)]).text();
     link.reset();
-    connector
-        .accept()
-        .refuse("401 Unauthorized", "WWW-Authenticate: Bearer\r\n");
+    connector.accept().refuse("401 Unauthorized", "WWW-Authenticate: Bearer\r\n");
     let metrics = http::get(relay.admin, "/metrics", &[]).text();
     let (_directory, file) = setup.write();
     let checked = Process::run(&["check", "--config", file.to_str().unwrap()], &[]);
@@ -73,15 +60,8 @@ fn no_secret_no_session_and_no_payload_is_written_to_the_log_the_metrics_or_the_
         ("check's log", &checked.stderr),
         ("status", &status),
     ];
-    let secrets = [
-        TOKEN,
-        "second-upstream-token",
-        "key-of-agent-a",
-        "key-of-all",
-        "key-of-publisher",
-        ADMIN,
-        "may-see",
-    ];
+    let secrets =
+        [TOKEN, "second-upstream-token", "key-of-agent-a", "key-of-all", "key-of-publisher", ADMIN, "may-see"];
     for (name, output) in outputs {
         for secret in secrets {
             assert!(!output.contains(secret), "{secret} in {name}:\n{output}");
@@ -98,22 +78,13 @@ async fn no_secret_is_written_to_the_log_however_much_it_tells() {
     let authorization = bearer("key-of-agent-a");
     let mut over_http1 = Subscriber::open(relay.public, STREAM, &[("Authorization", &authorization)]);
     let socket = tokio::net::TcpStream::connect(relay.public).await.unwrap();
-    let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(socket))
-        .await
-        .unwrap();
+    let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.unwrap();
     tokio::spawn(connection);
     let url = format!("http://{}{STREAM}", relay.public);
     let request = Request::get(url).header("authorization", bearer("key-of-all"));
-    let response = client
-        .send_request(request.body(Empty::<bytes::Bytes>::new()).unwrap())
-        .await
-        .unwrap();
+    let response = client.send_request(request.body(Empty::<bytes::Bytes>::new()).unwrap()).await.unwrap();
     assert_eq!(response.status(), 200);
-    http::get(
-        relay.admin,
-        "/api/v1/status",
-        &[("X-Admin-Key", "the-admin-key-of-this-test")],
-    );
+    http::get(relay.admin, "/api/v1/status", &[("X-Admin-Key", "the-admin-key-of-this-test")]);
     link.event(event_of("s", 1));
     assert_eq!(over_http1.numbers(1), [1]);
     relay.process.signal("TERM");

@@ -25,10 +25,7 @@ use serde_json::Value;
 fn the_same_seed_makes_the_same_events_but_for_their_times() {
     let simulators = [simulate("7"), simulate("7"), simulate("8")];
     let events: Vec<Vec<Value>> = std::thread::scope(|scope| {
-        let readers: Vec<_> = simulators
-            .iter()
-            .map(|simulator| scope.spawn(|| events(simulator, 800)))
-            .collect();
+        let readers: Vec<_> = simulators.iter().map(|simulator| scope.spawn(|| events(simulator, 800))).collect();
         readers.into_iter().map(|reader| reader.join().unwrap()).collect()
     });
     assert!(are_parts_of_one(&events[0], &events[1]), "the same seed");
@@ -38,9 +35,7 @@ fn the_same_seed_makes_the_same_events_but_for_their_times() {
 #[test]
 fn every_type_of_payload_comes_and_a_relay_takes_all_of_them() {
     let (_simulator, address) = simulate("1");
-    let relay = Setup::new()
-        .upstream("prod_1", &format!("http://{address}/stream/prod_1"), "")
-        .start();
+    let relay = Setup::new().upstream("prod_1", &format!("http://{address}/stream/prod_1"), "").start();
     let mut subscriber = relay.subscribe_to("/stream/prod_1");
     let mut kinds = BTreeSet::new();
     for _ in 0..1500 {
@@ -82,10 +77,7 @@ fn heartbeats_come_at_the_time_given() {
     let address = process::address(&simulator.log_line("simulating"), "listen").unwrap();
     let begin = Instant::now();
     let blocks = blocks(&(simulator, address), 3, |block| block.starts_with("event: heartbeat"));
-    assert!(
-        blocks.iter().all(|block| block == "event: heartbeat\ndata:"),
-        "{blocks:?}"
-    );
+    assert!(blocks.iter().all(|block| block == "event: heartbeat\ndata:"), "{blocks:?}");
     assert!(begin.elapsed() >= Duration::from_millis(500), "{:?}", begin.elapsed());
 }
 
@@ -113,9 +105,7 @@ fn simulate(seed: &str) -> Simulator {
 /// The next events of a simulator, without what tells the time.
 fn events(simulator: &Simulator, count: usize) -> Vec<Value> {
     let blocks = blocks(simulator, count, |block| block.starts_with("data: "));
-    let payloads = blocks
-        .iter()
-        .map(|block| serde_json::from_str(block.strip_prefix("data: ").unwrap()).unwrap());
+    let payloads = blocks.iter().map(|block| serde_json::from_str(block.strip_prefix("data: ").unwrap()).unwrap());
     payloads.map(timeless).collect()
 }
 
@@ -129,12 +119,8 @@ fn blocks(simulator: &Simulator, count: usize, is_wanted: impl Fn(&str) -> bool)
         wire.decode(&mut framing, &mut body);
         let text = String::from_utf8_lossy(&body);
         let (whole, _) = text.rsplit_once("\n\n").unwrap_or_default();
-        let found: Vec<_> = whole
-            .split("\n\n")
-            .filter(|block| is_wanted(block))
-            .take(count)
-            .map(str::to_owned)
-            .collect();
+        let found: Vec<_> =
+            whole.split("\n\n").filter(|block| is_wanted(block)).take(count).map(str::to_owned).collect();
         if found.len() == count {
             return found;
         }

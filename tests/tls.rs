@@ -40,9 +40,7 @@ fn an_upstream_whose_certificate_a_listed_root_has_signed_is_trusted() {
         let mut stream = server.accept().expect("a request over TLS");
         let head = read_head(&mut stream);
         assert!(head.contains(&format!("Bearer {TOKEN}")), "{head}");
-        stream
-            .write_all(format!("{STREAM_HEAD}data: {}\n\n", event(1)).as_bytes())
-            .unwrap();
+        stream.write_all(format!("{STREAM_HEAD}data: {}\n\n", event(1)).as_bytes()).unwrap();
         assert_eq!(subscriber.numbers(1), [1]);
     }
 }
@@ -52,9 +50,7 @@ fn the_root_may_also_come_from_ssl_cert_file() {
     let authority = Authority::new();
     let server = TlsServer::new(&authority, "IP:127.0.0.1");
     let root = authority.root();
-    let relay = server
-        .setup("127.0.0.1", None)
-        .start_with(&[("SSL_CERT_FILE", root.to_str().unwrap())]);
+    let relay = server.setup("127.0.0.1", None).start_with(&[("SSL_CERT_FILE", root.to_str().unwrap())]);
     let mut stream = server.accept().expect("a request over TLS");
     read_head(&mut stream);
     stream.write_all(STREAM_HEAD.as_bytes()).unwrap();
@@ -68,10 +64,7 @@ fn an_unknown_authority_is_not_trusted_and_sees_no_token() {
     let other = Authority::new();
     for root in [None, Some(other.root())] {
         let relay = server.relay("127.0.0.1", root.as_deref());
-        assert!(
-            server.accept().is_none(),
-            "no request comes over a connection that cannot be trusted"
-        );
+        assert!(server.accept().is_none(), "no request comes over a connection that cannot be trusted");
         relay.wait_for_upstream("backing_off");
         let failed = [("product_id", PRODUCT), ("outcome", "failed")];
         let count = relay.metrics().value("autoplay_relay_upstream_connects_total", &failed);
@@ -96,10 +89,7 @@ fn a_redirect_from_https_to_http_goes_without_the_token() {
     let _relay = server.relay("127.0.0.1", Some(&authority.root()));
     let mut stream = server.accept().expect("a request over TLS");
     read_head(&mut stream);
-    let answer = format!(
-        "HTTP/1.1 302 Found\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n",
-        plain.url("moved")
-    );
+    let answer = format!("HTTP/1.1 302 Found\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n", plain.url("moved"));
     stream.write_all(answer.as_bytes()).unwrap();
     assert_eq!(plain.accept().request.field("authorization"), None);
 }
@@ -126,23 +116,12 @@ impl Authority {
             "x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out leaf.pem",
         );
         let certificate = CertificateDer::from_pem_file(self.0.path().join("leaf.pem")).unwrap();
-        (
-            vec![certificate],
-            PrivateKeyDer::from_pem_file(self.0.path().join("leaf.key")).unwrap(),
-        )
+        (vec![certificate], PrivateKeyDer::from_pem_file(self.0.path().join("leaf.key")).unwrap())
     }
 
     fn openssl(&self, arguments: &str) {
-        let done = Command::new("openssl")
-            .args(arguments.split(' '))
-            .current_dir(self.0.path())
-            .output()
-            .unwrap();
-        assert!(
-            done.status.success(),
-            "openssl {arguments}: {}",
-            String::from_utf8_lossy(&done.stderr)
-        );
+        let done = Command::new("openssl").args(arguments.split(' ')).current_dir(self.0.path()).output().unwrap();
+        assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
     }
 }
 
@@ -164,17 +143,11 @@ impl TlsServer {
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        Self {
-            listener,
-            config: Arc::new(config),
-        }
+        Self { listener, config: Arc::new(config) }
     }
 
     fn setup(&self, host: &str, root: Option<&Path>) -> Setup {
-        let url = format!(
-            "https://{host}:{}/stream/{PRODUCT}",
-            self.listener.local_addr().unwrap().port()
-        );
+        let url = format!("https://{host}:{}/stream/{PRODUCT}", self.listener.local_addr().unwrap().port());
         let setup = Setup::new().upstream(PRODUCT, &url, &format!("token = '{TOKEN}'"));
         match root {
             Some(root) => setup.more(&format!("[egress]\nca_file = '{}'\n", root.display())),

@@ -28,11 +28,7 @@ fn the_relay_asks_as_an_sdk_client_does() {
     assert_eq!(request.field("authorization"), Some(format!("Bearer {TOKEN}").as_str()));
     assert_eq!(request.field("accept"), Some("text/event-stream"));
     assert_eq!(request.field("host"), Some(connector.address.to_string().as_str()));
-    assert!(
-        request
-            .field("user-agent")
-            .is_some_and(|agent| agent.starts_with("autoplay-relay/"))
-    );
+    assert!(request.field("user-agent").is_some_and(|agent| agent.starts_with("autoplay-relay/")));
     assert_eq!(request.field("last-event-id"), None, "the connector knows no resume");
 }
 
@@ -107,13 +103,9 @@ fn early_hints_and_http_1_0_are_understood() {
 
 #[test]
 fn answers_that_may_pass_are_tried_again() {
-    for status in [
-        "500 Internal Server Error",
-        "502 Bad Gateway",
-        "429 Too Many Requests",
-        "418 Teapot",
-        "204 No Content",
-    ] {
+    for status in
+        ["500 Internal Server Error", "502 Bad Gateway", "429 Too Many Requests", "418 Teapot", "204 No Content"]
+    {
         let connector = Connector::new();
         let relay = Relay::behind(&connector);
         connector.accept().refuse(status, "");
@@ -121,15 +113,8 @@ fn answers_that_may_pass_are_tried_again() {
         relay.wait_for_upstream("connected");
         let metrics = relay.metrics();
         let connects = |kind| metrics.value("autoplay_relay_upstream_connects_total", &outcome(kind));
-        assert_eq!(
-            (connects("failed"), connects("connected")),
-            (Some(1.0), Some(1.0)),
-            "{status}"
-        );
-        assert_eq!(
-            metrics.value("autoplay_relay_upstream_connected", &[("product_id", PRODUCT)]),
-            Some(1.0)
-        );
+        assert_eq!((connects("failed"), connects("connected")), (Some(1.0), Some(1.0)), "{status}");
+        assert_eq!(metrics.value("autoplay_relay_upstream_connected", &[("product_id", PRODUCT)]), Some(1.0));
     }
 }
 
@@ -154,10 +139,7 @@ fn a_retry_after_may_be_a_date() {
     let _relay = Relay::behind(&connector);
     let link = connector.accept();
     let until = SystemTime::now() + Duration::from_secs(3);
-    link.refuse(
-        "503 Service Unavailable",
-        &format!("Retry-After: {}\r\n", httpdate::fmt_http_date(until)),
-    );
+    link.refuse("503 Service Unavailable", &format!("Retry-After: {}\r\n", httpdate::fmt_http_date(until)));
     let _link = connector.stream();
     // The date has whole seconds.
     assert!(SystemTime::now() >= until - Duration::from_millis(1100));
@@ -187,28 +169,17 @@ fn what_only_a_person_can_mend_is_refused_and_not_tried_again_soon() {
     for relay in &relays {
         relay.wait_for_upstream("refused");
         let ready = relay.ask_admin("/readyz");
-        assert_eq!(
-            (ready.status(), &ready.json()["upstreams"][PRODUCT]),
-            (200, &"refused".into())
-        );
+        assert_eq!((ready.status(), &ready.json()["upstreams"][PRODUCT]), (200, &"refused".into()));
         assert_eq!(relay.ask_admin("/readyz?require=upstream").status(), 503);
         let metrics = relay.metrics();
-        assert_eq!(
-            metrics.value("autoplay_relay_upstream_connects_total", &outcome("refused")),
-            Some(1.0)
-        );
-        assert_eq!(
-            metrics.value("autoplay_relay_upstream_connected", &[("product_id", PRODUCT)]),
-            Some(0.0)
-        );
+        assert_eq!(metrics.value("autoplay_relay_upstream_connects_total", &outcome("refused")), Some(1.0));
+        assert_eq!(metrics.value("autoplay_relay_upstream_connected", &[("product_id", PRODUCT)]), Some(0.0));
         relay.subscribe();
     }
     // The backoff after other failures is half a second at the most for a first attempt.
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
-        connectors
-            .iter()
-            .for_each(|connector| connector.expect_nobody(Duration::from_millis(20)));
+        connectors.iter().for_each(|connector| connector.expect_nobody(Duration::from_millis(20)));
     }
 }
 
@@ -261,12 +232,7 @@ fn heartbeats_comments_and_bytes_of_an_unfinished_event_are_signs_of_life() {
     }
     assert!(link.is_open());
     relay.wait_for_metric("autoplay_relay_upstream_connects_total", &outcome("connected"), 1.0);
-    assert_eq!(
-        relay
-            .metrics()
-            .value("autoplay_relay_gaps_total", &[("reason", "upstream_reconnect")]),
-        Some(0.0)
-    );
+    assert_eq!(relay.metrics().value("autoplay_relay_gaps_total", &[("reason", "upstream_reconnect")]), Some(0.0));
 }
 
 #[test]
@@ -276,16 +242,9 @@ fn each_upstream_has_a_stream_of_its_own() {
         .upstream("prod_a", &connector.url("prod_a"), "token = 'token-a'")
         .upstream("prod_b", &connector.url("prod_b"), "token = 'token-b'")
         .start();
-    let (mut a, mut b) = (
-        relay.subscribe_to("/stream/prod_a"),
-        relay.subscribe_to("/stream/prod_b"),
-    );
+    let (mut a, mut b) = (relay.subscribe_to("/stream/prod_a"), relay.subscribe_to("/stream/prod_b"));
     let (one, two) = (connector.stream(), connector.stream());
-    let (mut link_a, mut link_b) = if one.request.path().ends_with("a") {
-        (one, two)
-    } else {
-        (two, one)
-    };
+    let (mut link_a, mut link_b) = if one.request.path().ends_with("a") { (one, two) } else { (two, one) };
     assert_eq!(link_a.request.field("authorization"), Some("Bearer token-a"));
     assert_eq!(link_b.request.field("authorization"), Some("Bearer token-b"));
     link_b.event(r#"{"type":"actions","count":2}"#);
@@ -297,12 +256,7 @@ fn each_upstream_has_a_stream_of_its_own() {
     b.gap();
     link_a.event(r#"{"type":"actions","count":3}"#);
     assert_eq!(a.numbers(1), [3], "the other product's outage is not its own");
-    assert_eq!(
-        relay
-            .metrics()
-            .value("autoplay_relay_upstream_connected", &[("product_id", "prod_a")]),
-        Some(1.0)
-    );
+    assert_eq!(relay.metrics().value("autoplay_relay_upstream_connected", &[("product_id", "prod_a")]), Some(1.0));
 }
 
 #[test]

@@ -69,14 +69,7 @@ impl Source {
         stream.set_nonblocking(true)?;
         let mut stream = TcpStream::from_std(stream);
         registry.register(&mut stream, UPSTREAM, Interest::READABLE)?;
-        Ok(Self {
-            stream,
-            template: Template::new(),
-            rest: Vec::new(),
-            has_head: false,
-            count: 0,
-            wire: Vec::new(),
-        })
+        Ok(Self { stream, template: Template::new(), rest: Vec::new(), has_head: false, count: 0, wire: Vec::new() })
     }
 
     /// Passes on what there is. False when there will be no more.
@@ -174,11 +167,7 @@ impl Room {
             if number == self.guests.len() {
                 self.guests.push(None);
             }
-            self.guests[number] = Some(Guest {
-                stream,
-                wish: None,
-                backlog: Vec::new(),
-            });
+            self.guests[number] = Some(Guest { stream, wish: None, backlog: Vec::new() });
         }
     }
 

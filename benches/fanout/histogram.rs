@@ -10,10 +10,7 @@ pub(crate) struct Histogram {
 impl Histogram {
     /// An empty one.
     pub(crate) fn new() -> Self {
-        Self {
-            buckets: vec![0; BUCKETS],
-            count: 0,
-        }
+        Self { buckets: vec![0; BUCKETS], count: 0 }
     }
 
     /// Adds one value.

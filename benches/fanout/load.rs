@@ -96,11 +96,7 @@ impl Load {
                 }
             })
         });
-        let load = Self {
-            threads: threads.collect(),
-            audience,
-            shared,
-        };
+        let load = Self { threads: threads.collect(), audience, shared };
         load.wait(|shared| {
             let connected = shared.connected.load(Ordering::Relaxed);
             (connected as u64, connected == audience.subscribers)
@@ -149,9 +145,7 @@ impl Load {
             let crowd = thread.join().map_err(|_| "a thread of the load panicked")??;
             tally.merge(&crowd.tally);
             for Member { ledger, .. } in &crowd.members {
-                let expected = per_session
-                    .as_ref()
-                    .map_or(series.events, |counts| counts[ledger.number]);
+                let expected = per_session.as_ref().map_or(series.events, |counts| counts[ledger.number]);
                 tally.faults.lost += expected.saturating_sub(ledger.received);
             }
         }
@@ -196,9 +190,7 @@ impl Crowd {
             for event in &events {
                 self.turn(event.token().0, target, &mut buffer)?;
             }
-            shared
-                .received
-                .fetch_add(self.tally.received - received, Ordering::Relaxed);
+            shared.received.fetch_add(self.tally.received - received, Ordering::Relaxed);
             shared.connected.fetch_add(pending - self.pending, Ordering::Relaxed);
         }
         Ok(())
@@ -210,15 +202,8 @@ impl Crowd {
             let Some(ledger) = self.waiting.pop() else { break };
             let mut stream = TcpStream::connect(target).map_err(|error| format!("cannot connect: {error}"))?;
             let token = Token(self.members.len());
-            poll.registry()
-                .register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-            self.members.push(Member {
-                stream,
-                has_asked: false,
-                is_over: false,
-                response: Response::new(),
-                ledger,
-            });
+            poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+            self.members.push(Member { stream, has_asked: false, is_over: false, response: Response::new(), ledger });
             self.pending += 1;
         }
         Ok(())
@@ -230,10 +215,7 @@ impl Crowd {
         if !member.has_asked {
             let request = request(target, member.ledger.session.as_deref());
             // So small that it fits whole into an empty socket.
-            member
-                .stream
-                .write_all(request.as_bytes())
-                .map_err(|error| format!("cannot ask: {error}"))?;
+            member.stream.write_all(request.as_bytes()).map_err(|error| format!("cannot ask: {error}"))?;
             member.has_asked = true;
         }
         loop {
@@ -249,9 +231,7 @@ impl Crowd {
             let now_us = now_us();
             let had_begun = member.response.has_begun();
             let (tally, ledger) = (&mut self.tally, &mut member.ledger);
-            member
-                .response
-                .feed(&buffer[..length], |block| tally.enter(ledger, block, now_us))?;
+            member.response.feed(&buffer[..length], |block| tally.enter(ledger, block, now_us))?;
             self.pending -= usize::from(!had_begun && member.response.has_begun());
             if member.response.has_ended() {
                 return self.ended(nth);

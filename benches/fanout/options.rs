@@ -49,12 +49,8 @@ impl Command {
             return Self::bare(arguments);
         }
         let mut is_bench = false;
-        let mut options = Options {
-            scenarios: Vec::new(),
-            kinds: vec![Kind::Relay, Kind::Bare],
-            pairs: 1,
-            size: Size::Full,
-        };
+        let mut options =
+            Options { scenarios: Vec::new(), kinds: vec![Kind::Relay, Kind::Bare], pairs: 1, size: Size::Full };
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--bench" => is_bench = true,
@@ -78,10 +74,7 @@ impl Command {
     }
 
     fn bare(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
-        Ok(Self::Bare {
-            upstream: value(BARE, arguments.next())?,
-            pace: value(BARE, arguments.next())?,
-        })
+        Ok(Self::Bare { upstream: value(BARE, arguments.next())?, pace: value(BARE, arguments.next())? })
     }
 }
 
@@ -90,8 +83,7 @@ pub(crate) const BARE: &str = "--bare";
 
 fn value<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<T> {
     let text = text.ok_or_else(|| format!("{name} needs a value\n{USAGE}"))?;
-    text.parse()
-        .map_err(|_| format!("{name} cannot be {text:?}\n{USAGE}").into())
+    text.parse().map_err(|_| format!("{name} cannot be {text:?}\n{USAGE}").into())
 }
 
 /// Said after whatever was wrong.

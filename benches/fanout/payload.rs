@@ -80,11 +80,7 @@ impl Template {
         let session = place(&mut text, "s00000", r#"", "forwarded_at": "#);
         let forwarded_at = place(&mut text, "1700000000.000000", r#", "sequence": ""#);
         let sequence = place(&mut text, "000000000000", r#"", "sent_us": ""#);
-        let sent = place(
-            &mut text,
-            "000000000000",
-            r#"", "user_id": "user_2481", "count": 2, "actions": ["#,
-        );
+        let sent = place(&mut text, "000000000000", r#"", "user_id": "user_2481", "count": 2, "actions": ["#);
         text.push_str(ACTION);
         text.push_str(", ");
         text.push_str(ACTION);
@@ -92,13 +88,7 @@ impl Template {
         let room = PAYLOAD_BYTES - text.len() - 2;
         text.push_str(&"x".repeat(room));
         text.push_str(r#""}"#);
-        Self {
-            bytes: text.into_bytes(),
-            session,
-            forwarded_at,
-            sequence,
-            sent,
-        }
+        Self { bytes: text.into_bytes(), session, forwarded_at, sequence, sent }
     }
 
     /// Writes the frame of one event, sent now, into `frame`.

@@ -10,10 +10,7 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     // The second field is the name, in parentheses, and may hold anything.
     let (_, fields) = stat.rsplit_once(')').ok_or("no name in /proc/PID/stat")?;
     let ticks = |nth: usize| -> Result<u64> {
-        let field = fields
-            .split_whitespace()
-            .nth(nth - 3)
-            .ok_or("/proc/PID/stat is short")?;
+        let field = fields.split_whitespace().nth(nth - 3).ok_or("/proc/PID/stat is short")?;
         Ok(field.parse()?)
     };
     Ok(of_ticks(ticks(14)? + ticks(15)?))
@@ -22,10 +19,7 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
 /// The time that all cores of the machine have worked since it began.
 pub(crate) fn machine_cpu() -> Result<Duration> {
     let stat = fs::read_to_string("/proc/stat")?;
-    let mut fields = stat
-        .split_whitespace()
-        .skip(1)
-        .map_while(|field| field.parse::<u64>().ok());
+    let mut fields = stat.split_whitespace().skip(1).map_while(|field| field.parse::<u64>().ok());
     // user, nice, system; then idle and waiting for disks, which are no work; then interrupts, hard and soft.
     let tasks: u64 = fields.by_ref().take(3).sum();
     let interrupts: u64 = fields.skip(2).take(2).sum();

@@ -31,11 +31,7 @@ struct Measure {
 impl Outcome {
     /// What the books say, when `deliveries` was what should be.
     pub(crate) fn new(tally: &Tally, deliveries: u64) -> Self {
-        let mut outcome = Self {
-            measures: Vec::new(),
-            faults: tally.faults.clone(),
-            remarks: Vec::new(),
-        };
+        let mut outcome = Self { measures: Vec::new(), faults: tally.faults.clone(), remarks: Vec::new() };
         outcome.note("deliveries offered", deliveries as f64);
         outcome.note("received", tally.received as f64);
         outcome
@@ -58,11 +54,7 @@ impl Outcome {
     }
 
     fn add(&mut self, name: &'static str, value: f64, is_compared: bool) {
-        self.measures.push(Measure {
-            name,
-            value,
-            is_compared,
-        });
+        self.measures.push(Measure { name, value, is_compared });
     }
 
     fn value(&self, name: &str) -> Option<f64> {
@@ -93,11 +85,7 @@ pub(crate) struct Report {
 impl Report {
     /// An empty one.
     pub(crate) fn new(scenario: Scenario, options: &Options) -> Self {
-        Self {
-            scenario,
-            size: options.size,
-            trials: Vec::new(),
-        }
+        Self { scenario, size: options.size, trials: Vec::new() }
     }
 
     /// Adds a run.

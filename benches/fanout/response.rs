@@ -40,10 +40,7 @@ pub(crate) struct Block<'a> {
 impl Response {
     /// At its first byte.
     pub(crate) fn new() -> Self {
-        Self {
-            place: Place::Head,
-            rest: Vec::new(),
-        }
+        Self { place: Place::Head, rest: Vec::new() }
     }
 
     /// Whether the head has been read.
@@ -128,10 +125,7 @@ fn check_head(head: &[u8]) -> Result<(), String> {
         return Ok(());
     }
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    Err(format!(
-        "answered {:?}, not 200 in chunks",
-        String::from_utf8_lossy(line)
-    ))
+    Err(format!("answered {:?}, not 200 in chunks", String::from_utf8_lossy(line)))
 }
 
 /// Shows every whole block and returns where the last one ends.

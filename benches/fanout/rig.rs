@@ -31,11 +31,7 @@ impl Rig {
         let upstream = Upstream::listen()?;
         let target = Target::start(kind, upstream.address()?, pace)?;
         let upstream = upstream.accept()?;
-        Ok(Self {
-            target,
-            upstream,
-            disturbance: 0.0,
-        })
+        Ok(Self { target, upstream, disturbance: 0.0 })
     }
 
     /// Where subscribers go.
@@ -57,9 +53,7 @@ impl Rig {
             Some(status) => format!("the target ended ({status}): {error}").into(),
             None => error,
         })?;
-        let others = others_cpu(pid)?
-            .saturating_sub(others)
-            .div_duration_f64(start.elapsed());
+        let others = others_cpu(pid)?.saturating_sub(others).div_duration_f64(start.elapsed());
         self.disturbance = self.disturbance.max(others);
         Ok((process::cpu(pid)?.saturating_sub(before), done))
     }
@@ -90,15 +84,10 @@ impl Rig {
         };
         let mut stream = TcpStream::connect(admin)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(
-            stream,
-            "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n"
-        )?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
-        let samples = answer
-            .lines()
-            .filter(|line| line.starts_with("autoplay_relay_subscribers{"));
+        let samples = answer.lines().filter(|line| line.starts_with("autoplay_relay_subscribers{"));
         let values = samples.filter_map(|line| line.split_whitespace().last()?.parse::<f64>().ok());
         Ok(Some(values.sum()))
     }
@@ -109,10 +98,7 @@ impl Rig {
             outcome.faults.words.push(format!("the target ended: {status}"));
         }
         if self.upstream.was_reconnected() {
-            outcome
-                .faults
-                .words
-                .push("the target came a second time for its events".to_owned());
+            outcome.faults.words.push("the target came a second time for its events".to_owned());
         }
         outcome.remarks.extend(self.target.complaints());
         outcome.note("cores busy with other things", self.disturbance);

@@ -75,10 +75,7 @@ impl FromStr for Scenario {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let named = |scenario: &Self| format!("{scenario:?}") == text;
-        Self::ALL
-            .into_iter()
-            .find(named)
-            .ok_or_else(|| format!("there is no scenario {text:?}\n{USAGE}"))
+        Self::ALL.into_iter().find(named).ok_or_else(|| format!("there is no scenario {text:?}\n{USAGE}"))
     }
 }
 

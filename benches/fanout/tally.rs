@@ -22,13 +22,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// A subscriber who has seen nothing.
     pub(crate) fn new(number: usize, session: Option<String>) -> Self {
-        Self {
-            number,
-            session,
-            received: 0,
-            last_sequence: 0,
-            last_id: 0,
-        }
+        Self { number, session, received: 0, last_sequence: 0, last_id: 0 }
     }
 }
 
@@ -96,10 +90,7 @@ impl Tally {
             self.faults.damaged += 1;
             return;
         };
-        let is_foreign = ledger
-            .session
-            .as_ref()
-            .is_some_and(|own| own.as_bytes() != event.session);
+        let is_foreign = ledger.session.as_ref().is_some_and(|own| own.as_bytes() != event.session);
         let is_misordered = event.sequence <= ledger.last_sequence || id <= ledger.last_id;
         self.faults.foreign += u64::from(is_foreign);
         self.faults.misordered += u64::from(is_misordered);

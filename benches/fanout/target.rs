@@ -80,9 +80,7 @@ impl Target {
         let line = follow(log, &complaints, |line| line.contains(r#""message":"serving""#));
         let serving: Value = serde_json::from_str(&line_in_time(&mut child, &line, &complaints)?)?;
         let address = |field: &str| -> Result<SocketAddr> {
-            let text = serving[field]
-                .as_str()
-                .ok_or_else(|| format!("no {field} in {serving}"))?;
+            let text = serving[field].as_str().ok_or_else(|| format!("no {field} in {serving}"))?;
             Ok(text.parse()?)
         };
         Ok(Self {
@@ -103,13 +101,7 @@ impl Target {
         let output = child.stdout.take().ok_or("bare has no output")?;
         let line = follow(output, &complaints, |line| line.parse::<SocketAddr>().is_ok());
         let address = line_in_time(&mut child, &line, &complaints)?.parse()?;
-        Ok(Self {
-            address,
-            admin: None,
-            child,
-            complaints,
-            _home: None,
-        })
+        Ok(Self { address, admin: None, child, complaints, _home: None })
     }
 
     /// Its process.
@@ -215,10 +207,7 @@ impl FromStr for Kind {
     type Err = ();
 
     fn from_str(text: &str) -> std::result::Result<Self, ()> {
-        [Self::Relay, Self::Bare]
-            .into_iter()
-            .find(|kind| kind.to_string() == text)
-            .ok_or(())
+        [Self::Relay, Self::Bare].into_iter().find(|kind| kind.to_string() == text).ok_or(())
     }
 }
 
@@ -235,9 +224,6 @@ impl FromStr for Pace {
     type Err = ();
 
     fn from_str(text: &str) -> std::result::Result<Self, ()> {
-        [Self::Each, Self::Gather]
-            .into_iter()
-            .find(|pace| pace.to_string() == text)
-            .ok_or(())
+        [Self::Each, Self::Gather].into_iter().find(|pace| pace.to_string() == text).ok_or(())
     }
 }

@@ -58,11 +58,7 @@ impl Upstream {
         client.set_write_timeout(Some(PATIENCE))?;
         read_request(&mut client)?;
         client.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-store\r\n\r\n")?;
-        Ok(Stream {
-            listener: self.listener,
-            client,
-            template: Template::new(),
-        })
+        Ok(Stream { listener: self.listener, client, template: Template::new() })
     }
 }
 
@@ -99,18 +95,12 @@ fn read_request(client: &mut TcpStream) -> Result<()> {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        client
-            .read_exact(&mut byte)
-            .map_err(|error| format!("the target sent no whole request: {error}"))?;
+        client.read_exact(&mut byte).map_err(|error| format!("the target sent no whole request: {error}"))?;
         request.extend_from_slice(&byte);
     }
     let expected = format!("GET /stream/{PRODUCT} HTTP/1.1\r\n");
     if !request.starts_with(expected.as_bytes()) {
-        return Err(format!(
-            "the target asked for something else: {}",
-            String::from_utf8_lossy(&request)
-        )
-        .into());
+        return Err(format!("the target asked for something else: {}", String::from_utf8_lossy(&request)).into());
     }
     Ok(())
 }

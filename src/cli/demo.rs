@@ -41,12 +41,7 @@ pub(super) fn run(_: &Arguments) -> Result<(), Failure> {
 
 async fn relay(upstream: SocketAddr, signals: Signals) -> Result<(), Failure> {
     let text = CONFIG.replace("UPSTREAM", &upstream.to_string());
-    let config = Config::parse(
-        &text,
-        "embedded default",
-        &Environment::from_process(),
-        AllowAnonymous::OnLoopback,
-    )?;
+    let config = Config::parse(&text, "embedded default", &Environment::from_process(), AllowAnonymous::OnLoopback)?;
     let app = App::start(&config)?;
     print(&greeting(app.address(), app.admin_address()));
     Ok(app.run(signals).await?)

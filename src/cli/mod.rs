@@ -117,13 +117,9 @@ impl Failure {
 }
 
 fn start_log(format: LogFormat) -> Result<(), Failure> {
-    let levels = std::env::var("RUST_LOG")
-        .ok()
-        .filter(|levels| !levels.trim().is_empty());
+    let levels = std::env::var("RUST_LOG").ok().filter(|levels| !levels.trim().is_empty());
     let levels = levels.unwrap_or_else(|| "info".to_owned());
-    let levels: Targets = levels
-        .parse()
-        .map_err(|error| Failure::Usage(format!("RUST_LOG: {error}")))?;
+    let levels: Targets = levels.parse().map_err(|error| Failure::Usage(format!("RUST_LOG: {error}")))?;
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let registry = tracing_subscriber::registry().with(levels);
     match format {
@@ -152,10 +148,7 @@ fn hold_against_version(config: &Config) -> Result<(), Failure> {
         return Err(Failure::Usage(missing.join("\nautoplay-relay: ")));
     }
     if !config.webhooks.is_empty() {
-        error!(
-            webhooks = config.webhooks.len(),
-            "[[webhooks]]: this version sends nothing to webhooks"
-        );
+        error!(webhooks = config.webhooks.len(), "[[webhooks]]: this version sends nothing to webhooks");
     }
     if config.auth.jwt.is_some() {
         error!("[auth.jwt]: this version accepts no scoped tokens; whoever brings one is answered 401");

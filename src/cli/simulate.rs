@@ -45,16 +45,10 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     if !(arguments.rate > 0.0 && arguments.rate <= MAX_RATE) {
-        return Err(Failure::Usage(format!(
-            "--rate {}: must be above 0 and at most {MAX_RATE}",
-            arguments.rate
-        )));
+        return Err(Failure::Usage(format!("--rate {}: must be above 0 and at most {MAX_RATE}", arguments.rate)));
     }
     if arguments.sessions == 0 || arguments.sessions > MAX_SESSIONS {
-        return Err(Failure::Usage(format!(
-            "--sessions {}: must be from 1 to {MAX_SESSIONS}",
-            arguments.sessions
-        )));
+        return Err(Failure::Usage(format!("--sessions {}: must be from 1 to {MAX_SESSIONS}", arguments.sessions)));
     }
     if arguments.payload_bytes > MAX_PAYLOAD_BYTES {
         return Err(Failure::Usage(format!(
@@ -107,11 +101,7 @@ impl Running {
         let (stop, wheel) = (CancellationToken::new(), Wheel::new());
         let simulator = Arc::new(Simulator::new(options));
         let router = simulator.router();
-        let manners = Manners {
-            head_timeout: PATIENCE,
-            write_timeout: PATIENCE,
-            wheel: Arc::clone(&wheel),
-        };
+        let manners = Manners { head_timeout: PATIENCE, write_timeout: PATIENCE, wheel: Arc::clone(&wheel) };
         let mut tasks = JoinSet::new();
         let stopped = stop.clone();
         tasks.spawn(async move { simulator.run(stopped).await });

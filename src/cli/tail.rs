@@ -38,10 +38,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     if !matches!(arguments.url.scheme_str(), Some("http" | "https")) {
-        return Err(Failure::Usage(format!(
-            "{}: write http://host:port/stream/product",
-            arguments.url
-        )));
+        return Err(Failure::Usage(format!("{}: write http://host:port/stream/product", arguments.url)));
     }
     block_on(follow(arguments))
 }
@@ -104,11 +101,7 @@ async fn show(stream: &mut EventStream, last_event_id: &mut Option<String>, retr
         if !frame.id.is_empty() {
             *last_event_id = Some(String::from_utf8_lossy(&frame.id).into_owned());
         }
-        let line = if json {
-            Some(json_line(&frame))
-        } else {
-            readable_line(&frame)
-        };
+        let line = if json { Some(json_line(&frame)) } else { readable_line(&frame) };
         if line.is_some_and(|line| !print(&line)) {
             return false;
         }
@@ -118,16 +111,8 @@ async fn show(stream: &mut EventStream, last_event_id: &mut Option<String>, retr
 /// The id of a frame is the one in force; a heartbeat without one of its own repeats it.
 fn json_line(frame: &Frame) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let event = if frame.event.is_empty() {
-        "message".to_owned()
-    } else {
-        text(&frame.event)
-    };
-    let id = if frame.id.is_empty() {
-        Value::Null
-    } else {
-        Value::String(text(&frame.id))
-    };
+    let event = if frame.event.is_empty() { "message".to_owned() } else { text(&frame.event) };
+    let id = if frame.id.is_empty() { Value::Null } else { Value::String(text(&frame.id)) };
     let data = match serde_json::from_slice(&frame.data) {
         Ok(data) => data,
         Err(_) if frame.data.is_empty() => Value::Null,
@@ -148,14 +133,8 @@ fn readable_line(frame: &Frame) -> Option<String> {
     let kind = field("type");
     let what = match kind {
         "actions" => {
-            let actions = data
-                .get("actions")
-                .and_then(Value::as_array)
-                .map(Vec::as_slice)
-                .unwrap_or_default();
-            let titles = actions
-                .iter()
-                .filter_map(|action| action.get("title").and_then(Value::as_str));
+            let actions = data.get("actions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+            let titles = actions.iter().filter_map(|action| action.get("title").and_then(Value::as_str));
             titles.collect::<Vec<_>>().join(" · ")
         }
         "summary" => field("summary").to_owned(),
@@ -164,19 +143,12 @@ fn readable_line(frame: &Frame) -> Option<String> {
         _ => String::from_utf8_lossy(&frame.data).into_owned(),
     };
     let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
-    Some(format!(
-        "{time}  {:<16}  {:<20}  {}",
-        plain(kind),
-        plain(field("session_id")),
-        plain(&what)
-    ))
+    Some(format!("{time}  {:<16}  {:<20}  {}", plain(kind), plain(field("session_id")), plain(&what)))
 }
 
 /// Text from strangers, without what a terminal would act on.
 fn plain(text: &str) -> String {
-    text.chars()
-        .map(|letter| if letter.is_control() { ' ' } else { letter })
-        .collect()
+    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
 }
 
 fn with_filter(url: &Uri, sessions: &[String], kinds: &[String]) -> Result<Uri, Failure> {
@@ -185,15 +157,8 @@ fn with_filter(url: &Uri, sessions: &[String], kinds: &[String]) -> Result<Uri, 
     query.extend_pairs(kinds.iter().map(|kind| ("type", kind)));
     let query = query.finish();
     let mut parts = url.clone().into_parts();
-    let path = if query.is_empty() {
-        url.path().to_owned()
-    } else {
-        format!("{}?{query}", url.path())
-    };
-    parts.path_and_query = Some(
-        path.parse()
-            .map_err(|error| Failure::Usage(format!("{url}: {error}")))?,
-    );
+    let path = if query.is_empty() { url.path().to_owned() } else { format!("{}?{query}", url.path()) };
+    parts.path_and_query = Some(path.parse().map_err(|error| Failure::Usage(format!("{url}: {error}")))?);
     Uri::from_parts(parts).map_err(|error| Failure::Usage(format!("{url}: {error}")))
 }
 

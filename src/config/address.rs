@@ -77,15 +77,8 @@ impl HostAndPort {
     ///
     /// What to write instead: not a host, or a port out of range.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let refused = || {
-            format!(
-                "{} is not a host; write a name or name:port, without a scheme or path",
-                quoted(text)
-            )
-        };
-        let host_end = text
-            .find(']')
-            .map_or_else(|| text.find(':').unwrap_or(text.len()), |bracket| bracket + 1);
+        let refused = || format!("{} is not a host; write a name or name:port, without a scheme or path", quoted(text));
+        let host_end = text.find(']').map_or_else(|| text.find(':').unwrap_or(text.len()), |bracket| bracket + 1);
         let (host, rest) = text.split_at_checked(host_end).ok_or_else(refused)?;
         let port = match rest.strip_prefix(':') {
             Some(digits) => Some(digits.parse().ok().filter(|port| *port > 0).ok_or_else(refused)?),
@@ -95,10 +88,7 @@ impl HostAndPort {
         if !is_host(host) {
             return Err(refused());
         }
-        Ok(Self {
-            host: host.to_ascii_lowercase(),
-            port,
-        })
+        Ok(Self { host: host.to_ascii_lowercase(), port })
     }
 
     /// The host in lower case; an IPv6 address keeps its brackets, as in a `Host` header.
@@ -137,27 +127,15 @@ impl Origin {
                 "\"*\" would let every web page read the events; list the origins, e.g. https://app.example.com";
             return Err(message.to_owned());
         }
-        let refused = || {
-            format!(
-                "{} is not an origin; write scheme://host, e.g. https://app.example.com",
-                quoted(text)
-            )
-        };
+        let refused =
+            || format!("{} is not an origin; write scheme://host, e.g. https://app.example.com", quoted(text));
         let (scheme, rest) = text.split_once("://").ok_or_else(refused)?;
         if rest.contains(['/', '?', '#']) {
-            return Err(format!(
-                "{} must end after the host and port: an origin has no path",
-                quoted(text)
-            ));
+            return Err(format!("{} must end after the host and port: an origin has no path", quoted(text)));
         }
         let scheme_is_valid = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-            && scheme
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-        let mut host = HostAndPort::parse(rest)
-            .ok()
-            .filter(|_| scheme_is_valid)
-            .ok_or_else(refused)?;
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+        let mut host = HostAndPort::parse(rest).ok().filter(|_| scheme_is_valid).ok_or_else(refused)?;
         let scheme = scheme.to_ascii_lowercase();
         if matches!((scheme.as_str(), host.port), ("https", Some(443)) | ("http", Some(80))) {
             host.port = None;
@@ -175,9 +153,7 @@ fn is_host(text: &str) -> bool {
     if let Some(address) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         return address.parse::<Ipv6Addr>().is_ok();
     }
-    let is_name = text
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+    let is_name = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
     is_name && text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_')
 }
 
@@ -240,10 +216,7 @@ mod tests {
         ];
         for text in refused {
             let message = HttpUrl::parse(text).unwrap_err();
-            assert!(
-                message.contains("URL") && !message.contains("hush"),
-                "{text}: {message}"
-            );
+            assert!(message.contains("URL") && !message.contains("hush"), "{text}: {message}");
         }
     }
 
@@ -253,23 +226,17 @@ mod tests {
         assert_eq!(text("Relay.Internal"), Ok("relay.internal".to_owned()));
         assert_eq!(text("relay:8080"), Ok("relay:8080".to_owned()));
         assert_eq!(text("[::1]:80"), Ok("[::1]:80".to_owned()));
-        for refused in [
-            "", ":80", "a:", "a:b", "a:0", "a:65536", "a/b", "http://a", "::1", "[a]", "a]b", "é]:1", "a b", ".a", "*",
-        ] {
-            assert!(
-                HostAndPort::parse(refused).unwrap_err().contains("is not a host"),
-                "{refused}"
-            );
+        for refused in
+            ["", ":80", "a:", "a:b", "a:0", "a:65536", "a/b", "http://a", "::1", "[a]", "a]b", "é]:1", "a b", ".a", "*"]
+        {
+            assert!(HostAndPort::parse(refused).unwrap_err().contains("is not a host"), "{refused}");
         }
     }
 
     #[test]
     fn an_origin_is_kept_as_a_browser_sends_it() {
         let text = |text: &str| Origin::parse(text).map(|origin| origin.as_str().to_owned());
-        assert_eq!(
-            text("HTTPS://App.example.com:443"),
-            Ok("https://app.example.com".to_owned())
-        );
+        assert_eq!(text("HTTPS://App.example.com:443"), Ok("https://app.example.com".to_owned()));
         assert_eq!(text("http://localhost:3000"), Ok("http://localhost:3000".to_owned()));
         assert_eq!(text("http://a:443"), Ok("http://a:443".to_owned()));
         assert_eq!(text("chrome-extension://abc"), Ok("chrome-extension://abc".to_owned()));
@@ -281,16 +248,9 @@ mod tests {
         for text in ["https://a/", "https://a/b", "https://a?b"] {
             assert!(Origin::parse(text).unwrap_err().contains("no path"), "{text}");
         }
-        for text in [
-            "",
-            "null",
-            "app.example.com",
-            "https://",
-            "://a",
-            "1x://a",
-            "https://*.example.com",
-            "https://u@a",
-        ] {
+        for text in
+            ["", "null", "app.example.com", "https://", "://a", "1x://a", "https://*.example.com", "https://u@a"]
+        {
             assert!(Origin::parse(text).unwrap_err().contains("is not an origin"), "{text}");
         }
     }

@@ -27,10 +27,10 @@ pub(super) fn upstream(reading: &Reading<'_>) -> Option<Upstream> {
     let token = Secret::from_variable(reading, TOKEN_VARIABLE, Rule::Header);
     let report = |message: String| reading.report(Place::Variable(URL_VARIABLE.to_owned()), None, message);
     let checked = match reading.variable(URL_VARIABLE) {
-        Variable::Unset | Variable::Text("") => Err(
-            "is not set and there is no configuration file; give --config FILE, or set it to the stream's URL"
-                .to_owned(),
-        ),
+        Variable::Unset | Variable::Text("") => {
+            Err("is not set and there is no configuration file; give --config FILE, or set it to the stream's URL"
+                .to_owned())
+        }
         Variable::NotText => Err("is not UTF-8 text".to_owned()),
         Variable::Text(text) => HttpUrl::parse(text),
     };
@@ -73,61 +73,36 @@ mod tests {
         let config = started([URL, TOKEN]).unwrap();
         assert_eq!(config.server.listen.to_string(), "127.0.0.1:8080");
         assert!(config.auth.allow_anonymous);
-        assert_eq!(
-            config.auth.anonymous_permissions,
-            BTreeSet::from([Permission::Subscribe])
-        );
-        let [upstream] = config.upstreams.as_slice() else {
-            panic!("one upstream")
-        };
+        assert_eq!(config.auth.anonymous_permissions, BTreeSet::from([Permission::Subscribe]));
+        let [upstream] = config.upstreams.as_slice() else { panic!("one upstream") };
         assert_eq!(upstream.product_id.as_str(), "prod abc");
-        let [key] = config.auth.keys.as_slice() else {
-            panic!("one key")
-        };
+        let [key] = config.auth.keys.as_slice() else { panic!("one key") };
         assert_eq!((key.name.as_str(), key.key.expose()), ("upstream-token", "hush"));
         assert_eq!(key.products, Only::These(BTreeSet::from([upstream.product_id.clone()])));
-        assert_eq!(
-            key.permissions,
-            BTreeSet::from([Permission::Subscribe, Permission::Publish])
-        );
+        assert_eq!(key.permissions, BTreeSet::from([Permission::Subscribe, Permission::Publish]));
     }
 
     #[test]
     fn without_a_token_there_is_no_key() {
         for config in [started([URL]), started([URL, (TOKEN_VARIABLE, "")])] {
             let config = config.unwrap();
-            assert_eq!(
-                (config.upstreams[0].token.as_ref(), config.auth.keys.as_slice()),
-                (None, [].as_slice())
-            );
+            assert_eq!((config.upstreams[0].token.as_ref(), config.auth.keys.as_slice()), (None, [].as_slice()));
         }
     }
 
     #[test]
     fn without_a_url_both_ways_to_start_are_named() {
         for found in [started([]).unwrap_err(), started([(URL_VARIABLE, "")]).unwrap_err()] {
-            assert!(
-                found.contains("--config FILE") && found.starts_with("AUTOPLAY_STREAM_URL: "),
-                "{found}"
-            );
+            assert!(found.contains("--config FILE") && found.starts_with("AUTOPLAY_STREAM_URL: "), "{found}");
         }
     }
 
     #[test]
     fn a_url_without_a_product_is_found() {
         for url in ["https://h", "https://h/", "https://h/stream/", "https://h/%00"] {
-            assert!(
-                started([(URL_VARIABLE, url)])
-                    .unwrap_err()
-                    .contains("must end in the product's id"),
-                "{url}"
-            );
+            assert!(started([(URL_VARIABLE, url)]).unwrap_err().contains("must end in the product's id"), "{url}");
         }
-        assert!(
-            started([(URL_VARIABLE, "h/p")])
-                .unwrap_err()
-                .starts_with("AUTOPLAY_STREAM_URL: is not a URL")
-        );
+        assert!(started([(URL_VARIABLE, "h/p")]).unwrap_err().starts_with("AUTOPLAY_STREAM_URL: is not a URL"));
     }
 
     #[test]
@@ -143,16 +118,9 @@ mod tests {
     fn overrides_and_the_loopback_rule_hold_here_too() {
         let listen = ("AUTOPLAY_RELAY__SERVER__LISTEN", "0.0.0.0:80");
         let found = started([URL, TOKEN, listen]).unwrap_err();
-        assert!(
-            found.starts_with("AUTOPLAY_RELAY__SERVER__LISTEN: server.listen: "),
-            "{found}"
-        );
+        assert!(found.starts_with("AUTOPLAY_RELAY__SERVER__LISTEN: server.listen: "), "{found}");
         let config = started([URL, TOKEN, listen, ("AUTOPLAY_RELAY__AUTH__ALLOW_ANONYMOUS", "false")]).unwrap();
         assert_eq!((config.server.listen.port(), config.auth.allow_anonymous), (80, false));
-        assert!(
-            started([URL, ("AUTOPLAY_RELAY__X", "")])
-                .unwrap_err()
-                .starts_with("AUTOPLAY_RELAY__X: names no key")
-        );
+        assert!(started([URL, ("AUTOPLAY_RELAY__X", "")]).unwrap_err().starts_with("AUTOPLAY_RELAY__X: names no key"));
     }
 }

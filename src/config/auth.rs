@@ -72,10 +72,7 @@ impl Permission {
         match text {
             "subscribe" => Ok(Self::Subscribe),
             "publish" => Ok(Self::Publish),
-            _ => Err(format!(
-                "{} is not a permission; write subscribe or publish",
-                quoted(text)
-            )),
+            _ => Err(format!("{} is not a permission; write subscribe or publish", quoted(text))),
         }
     }
 }
@@ -101,12 +98,7 @@ impl Key {
             let entries = SecretEntries::of(section, "key");
             let secret = entries.required(section, Rule::Header);
             // Two names for one key: nobody could tell whose request it was, nor revoke one of them.
-            secrets.extend(
-                entries
-                    .entry()
-                    .cloned()
-                    .zip(secret.as_ref().map(|secret| secret.expose().to_owned())),
-            );
+            secrets.extend(entries.entry().cloned().zip(secret.as_ref().map(|secret| secret.expose().to_owned())));
             keys.extend(Self::read(section, secret));
         }
         report_repeated_texts(&mut sections, "name");
@@ -119,26 +111,13 @@ impl Key {
         let name = section.entry("name").required(|text| Ok(text.to_owned()));
         let products = products(&section.entry("products"));
         let permissions = permissions(&section.entry("permissions"));
-        Some(Self {
-            name: name?,
-            key: key?,
-            products: products?,
-            permissions,
-        })
+        Some(Self { name: name?, key: key?, products: products?, permissions })
     }
 }
 
 /// A list of products, where `*` alone stands for all of them.
 fn products(entry: &Entry<'_>) -> Option<Only<ProductId>> {
-    let names = entry
-        .each(|text| {
-            if text == "*" {
-                Ok(None)
-            } else {
-                product_id(text).map(Some)
-            }
-        })
-        .unwrap_or_default();
+    let names = entry.each(|text| if text == "*" { Ok(None) } else { product_id(text).map(Some) }).unwrap_or_default();
     if !entry.is_accepted() {
         return None;
     }
@@ -181,13 +160,7 @@ mod tests {
 
     #[test]
     fn a_key_opens_the_listed_products_or_all() {
-        let products = |list: &str| {
-            parsed(&with_key(&format!("products = {list}")))
-                .auth
-                .keys
-                .remove(0)
-                .products
-        };
+        let products = |list: &str| parsed(&with_key(&format!("products = {list}"))).auth.keys.remove(0).products;
         assert_eq!(products("['*']"), Only::Everything);
         let both = ["a", "b"].map(|name| ProductId::new(name).unwrap());
         assert_eq!(products("['b', 'a', 'b']"), Only::These(BTreeSet::from(both)));
@@ -204,18 +177,10 @@ mod tests {
 
     #[test]
     fn a_key_may_subscribe_unless_its_permissions_say_otherwise() {
-        let permissions = |line: &str| {
-            parsed(&with_key(&format!("products = ['*']\n{line}")))
-                .auth
-                .keys
-                .remove(0)
-                .permissions
-        };
+        let permissions =
+            |line: &str| parsed(&with_key(&format!("products = ['*']\n{line}"))).auth.keys.remove(0).permissions;
         assert_eq!(permissions(""), BTreeSet::from([Permission::Subscribe]));
-        assert_eq!(
-            permissions("permissions = ['publish']"),
-            BTreeSet::from([Permission::Publish])
-        );
+        assert_eq!(permissions("permissions = ['publish']"), BTreeSet::from([Permission::Publish]));
     }
 
     #[test]

@@ -28,12 +28,7 @@ pub(super) struct Entry<'a> {
 impl<'a> Entry<'a> {
     /// Makes the entry of a key that stands at a place.
     pub(super) fn new(reading: &'a Reading<'a>, key: String, place: Place, raw: Raw<'a>) -> Self {
-        Self {
-            reading,
-            key,
-            place,
-            raw,
-        }
+        Self { reading, key, place, raw }
     }
 
     /// The key as the operator types it.
@@ -99,11 +94,7 @@ impl<'a> Entry<'a> {
 
     /// As [`Entry::parsed`], where none is a finding.
     pub(super) fn required<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        if self.is_given() {
-            self.parsed(parse)
-        } else {
-            self.refuse("is required")
-        }
+        if self.is_given() { self.parsed(parse) } else { self.refuse("is required") }
     }
 
     /// The value as `true` or `false`.
@@ -126,17 +117,14 @@ impl<'a> Entry<'a> {
             Raw::Written(_) | Raw::NotText => None,
         };
         let (least, most) = (u64::from(*range.start()), u64::from(*range.end()));
-        let fitting = number
-            .filter(|number| (least..=most).contains(number))
-            .and_then(|number| T::try_from(number).ok());
+        let fitting =
+            number.filter(|number| (least..=most).contains(number)).and_then(|number| T::try_from(number).ok());
         fitting.or_else(|| self.refuse(&format!("must be a whole number from {least} to {most}")))
     }
 
     /// As [`Entry::number`] from 0 on, where 0 (and absent) stands for no limit.
     pub(super) fn limit<T: TryFrom<u64>>(&self) -> Option<T> {
-        self.number::<u64>(0..=u32::MAX)
-            .filter(|limit| *limit > 0)
-            .and_then(|limit| T::try_from(limit).ok())
+        self.number::<u64>(0..=u32::MAX).filter(|limit| *limit > 0).and_then(|limit| T::try_from(limit).ok())
     }
 
     /// The value as a duration of at least this length and at most [`values::LONGEST`].
@@ -151,10 +139,7 @@ impl<'a> Entry<'a> {
         if range.contains(&duration) {
             return Some(duration);
         }
-        let (least, most) = (
-            values::duration_text(*range.start()),
-            values::duration_text(*range.end()),
-        );
+        let (least, most) = (values::duration_text(*range.start()), values::duration_text(*range.end()));
         self.refuse(&format!("must be from {least} to {most}"))
     }
 
@@ -177,11 +162,7 @@ impl<'a> Entry<'a> {
             Raw::Text(text) if text.trim().is_empty() => Some(Vec::new()),
             Raw::Text(text) => {
                 let parts = text.split(',').map(str::trim).enumerate();
-                Some(
-                    parts
-                        .map(|(index, part)| element(index, self.place.clone(), Raw::Text(part)))
-                        .collect(),
-                )
+                Some(parts.map(|(index, part)| element(index, self.place.clone(), Raw::Text(part))).collect())
             }
             Raw::Written(DeValue::Array(array)) => {
                 let place = |start| self.reading.place(start);
@@ -268,20 +249,11 @@ mod tests {
         let document = DeTable::parse(text).unwrap();
         let reading = Reading::new("f", text, environment);
         let value = read(&Section::root(&reading, document.get_ref()).entry("x"));
-        (
-            value,
-            reading
-                .finish()
-                .map_or_else(|findings| findings.to_string(), |()| String::new()),
-        )
+        (value, reading.finish().map_or_else(|findings| findings.to_string(), |()| String::new()))
     }
 
     fn overridden<T>(value: &str, read: impl Fn(&Entry<'_>) -> T) -> (T, String) {
-        read_with(
-            "x = 'file'",
-            &[("AUTOPLAY_RELAY__X", value)].into_iter().collect(),
-            read,
-        )
+        read_with("x = 'file'", &[("AUTOPLAY_RELAY__X", value)].into_iter().collect(), read)
     }
 
     #[test]
@@ -290,14 +262,8 @@ mod tests {
             read("x = 5", |x| x.text("a name").map(str::to_owned)),
             (None, "f:1: x: must be a name in quotes, not a whole number".into())
         );
-        assert_eq!(
-            read("x = 'a'", |x| x.flag()),
-            (None, "f:1: x: must be true or false".into())
-        );
-        assert_eq!(
-            read("x = 'a'", |x| x.items().is_some()).1,
-            "f:1: x: must be a list in square brackets, not text"
-        );
+        assert_eq!(read("x = 'a'", |x| x.flag()), (None, "f:1: x: must be true or false".into()));
+        assert_eq!(read("x = 'a'", |x| x.items().is_some()).1, "f:1: x: must be a list in square brackets, not text");
         let (none, found) = read("x = 30", |x| x.duration(Duration::ZERO));
         assert_eq!((none, found.contains(r#"such as "30s""#)), (None, true), "{found}");
     }
@@ -305,24 +271,10 @@ mod tests {
     #[test]
     fn a_number_out_of_its_range_or_with_a_sign_or_fraction_is_found() {
         let message = "f:1: x: must be a whole number from 1 to 255";
-        for text in [
-            "x = 0",
-            "x = 256",
-            "x = -1",
-            "x = 1.0",
-            "x = '1'",
-            "x = 99999999999999999999",
-        ] {
-            assert_eq!(
-                read(text, |x| x.number::<u8>(1..=255)),
-                (None, message.to_owned()),
-                "{text}"
-            );
+        for text in ["x = 0", "x = 256", "x = -1", "x = 1.0", "x = '1'", "x = 99999999999999999999"] {
+            assert_eq!(read(text, |x| x.number::<u8>(1..=255)), (None, message.to_owned()), "{text}");
         }
-        assert_eq!(
-            read("x = 0xff", |x| x.number::<u8>(1..=255)),
-            (Some(255), String::new())
-        );
+        assert_eq!(read("x = 0xff", |x| x.number::<u8>(1..=255)), (Some(255), String::new()));
         assert_eq!(read("x = 1_0", |x| x.number::<u8>(1..=255)), (Some(10), String::new()));
     }
 
@@ -336,28 +288,20 @@ mod tests {
     fn a_variable_takes_the_place_of_the_files_value() {
         assert_eq!(overridden("true", |x| x.flag()), (Some(true), String::new()));
         assert_eq!(overridden("12", |x| x.number::<u32>(0..=20)), (Some(12), String::new()));
-        assert_eq!(
-            overridden("yes", |x| x.flag()).1,
-            "AUTOPLAY_RELAY__X: x: must be true or false"
-        );
+        assert_eq!(overridden("yes", |x| x.flag()).1, "AUTOPLAY_RELAY__X: x: must be true or false");
     }
 
     #[test]
     fn a_variables_list_is_separated_by_commas_and_empty_is_no_element() {
         let parse = |text: &str| Ok(text.to_owned());
-        assert_eq!(
-            overridden("a, b", |x| x.each(parse)).0,
-            Some(vec!["a".to_owned(), "b".to_owned()])
-        );
+        assert_eq!(overridden("a, b", |x| x.each(parse)).0, Some(vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(overridden("", |x| x.each(parse)).0, Some(Vec::new()));
     }
 
     #[test]
     fn a_bad_element_is_found_at_its_own_line() {
         let text = "x = [\n'1',\n2,\n'z']";
-        let (values, found) = read(text, |x| {
-            x.each(|text| text.parse::<u8>().map_err(|error| error.to_string()))
-        });
+        let (values, found) = read(text, |x| x.each(|text| text.parse::<u8>().map_err(|error| error.to_string())));
         assert_eq!(values, Some(vec![1]));
         assert_eq!(
             found,
@@ -369,10 +313,7 @@ mod tests {
     fn a_variable_that_is_no_text_is_found() {
         let environment = Environment::with_bytes("AUTOPLAY_RELAY__X", b"\xff");
         let (none, found) = read_with("", &environment, |x| x.text("text").map(str::to_owned));
-        assert_eq!(
-            (none, found.as_str()),
-            (None, "AUTOPLAY_RELAY__X: x: is not UTF-8 text")
-        );
+        assert_eq!((none, found.as_str()), (None, "AUTOPLAY_RELAY__X: x: is not UTF-8 text"));
     }
 
     #[test]
@@ -380,10 +321,7 @@ mod tests {
         let (none, found) = read("x = '/no/such/file'", |x| x.readable_file());
         assert_eq!(none, None);
         assert!(found.starts_with("f:1: x: cannot read /no/such/file: "), "{found}");
-        assert_eq!(
-            read("x = '/'", |x| x.readable_file()).1,
-            "f:1: x: / is a directory, not a file"
-        );
+        assert_eq!(read("x = '/'", |x| x.readable_file()).1, "f:1: x: / is a directory, not a file");
         assert_eq!(read("x = ''", |x| x.readable_file()), (None, String::new()));
     }
 }

@@ -43,9 +43,7 @@ impl Environment {
 
 impl<Name: Into<String>, Value: Into<String>> FromIterator<(Name, Value)> for Environment {
     fn from_iter<Variables: IntoIterator<Item = (Name, Value)>>(variables: Variables) -> Self {
-        let owned = variables
-            .into_iter()
-            .map(|(name, value)| (name.into(), Some(value.into())));
+        let owned = variables.into_iter().map(|(name, value)| (name.into(), Some(value.into())));
         Self(owned.collect())
     }
 }

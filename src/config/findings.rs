@@ -93,11 +93,7 @@ mod tests {
     use super::*;
 
     fn at(place: Place, message: &str) -> Finding {
-        Finding {
-            place,
-            key: None,
-            message: message.to_owned(),
-        }
+        Finding { place, key: None, message: message.to_owned() }
     }
 
     #[test]

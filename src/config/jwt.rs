@@ -59,18 +59,9 @@ impl Verification {
     pub(crate) fn algorithm_name(&self) -> &'static str {
         match self {
             Self::Shared { .. } => "HS256",
-            Self::Public {
-                algorithm: PublicKeyAlgorithm::EdDsa,
-                ..
-            } => "EdDSA",
-            Self::Public {
-                algorithm: PublicKeyAlgorithm::Es256,
-                ..
-            } => "ES256",
-            Self::Public {
-                algorithm: PublicKeyAlgorithm::Rs256,
-                ..
-            } => "RS256",
+            Self::Public { algorithm: PublicKeyAlgorithm::EdDsa, .. } => "EdDSA",
+            Self::Public { algorithm: PublicKeyAlgorithm::Es256, .. } => "ES256",
+            Self::Public { algorithm: PublicKeyAlgorithm::Rs256, .. } => "RS256",
         }
     }
 }
@@ -103,12 +94,7 @@ impl Jwt {
         let allow_query_token = query.flag().unwrap_or(false);
         let cookie_name = cookie.optional(cookie_name);
         section.finish();
-        Some(Self {
-            verification: verification?,
-            audience,
-            allow_query_token,
-            cookie_name,
-        })
+        Some(Self { verification: verification?, audience, allow_query_token, cookie_name })
     }
 }
 
@@ -126,31 +112,21 @@ impl VerificationEntries<'_> {
 
     fn shared(&self, section: &mut Section<'_>) -> Option<Verification> {
         if self.public_key_file.is_given() {
-            self.public_key_file
-                .report("has no use with HS256; remove it, or set algorithm to EdDSA, ES256 or RS256");
+            self.public_key_file.report("has no use with HS256; remove it, or set algorithm to EdDSA, ES256 or RS256");
         }
         let secret = self.secret.required(section, Rule::Hmac);
         let previous_secret = self.previous_secret.read(Rule::Hmac);
-        Some(Verification::Shared {
-            secret: secret?,
-            previous_secret,
-        })
+        Some(Verification::Shared { secret: secret?, previous_secret })
     }
 
     fn public(&self, algorithm: PublicKeyAlgorithm) -> Option<Verification> {
-        for unused in [&self.secret, &self.previous_secret]
-            .into_iter()
-            .filter_map(SecretEntries::entry)
-        {
+        for unused in [&self.secret, &self.previous_secret].into_iter().filter_map(SecretEntries::entry) {
             unused.report("has no use with a public key; remove it, or set algorithm to HS256");
         }
         if !self.public_key_file.is_given() {
             self.public_key_file.report("is required unless algorithm is HS256");
         }
-        Some(Verification::Public {
-            algorithm,
-            public_key_file: self.public_key_file.readable_file()?,
-        })
+        Some(Verification::Public { algorithm, public_key_file: self.public_key_file.readable_file()? })
     }
 }
 
@@ -161,10 +137,7 @@ fn algorithm(text: &str) -> Result<Option<PublicKeyAlgorithm>, String> {
         "EdDSA" => Ok(Some(PublicKeyAlgorithm::EdDsa)),
         "ES256" => Ok(Some(PublicKeyAlgorithm::Es256)),
         "RS256" => Ok(Some(PublicKeyAlgorithm::Rs256)),
-        _ => Err(format!(
-            "{} is not supported; write HS256, EdDSA, ES256 or RS256",
-            quoted(text)
-        )),
+        _ => Err(format!("{} is not supported; write HS256, EdDSA, ES256 or RS256", quoted(text))),
     }
 }
 
@@ -174,10 +147,7 @@ fn cookie_name(text: &str) -> Result<String, String> {
     if text.bytes().all(is_token_byte) {
         Ok(text.to_owned())
     } else {
-        Err(format!(
-            "{} is not a cookie's name; use letters, digits, - and _",
-            quoted(text)
-        ))
+        Err(format!("{} is not a cookie's name; use letters, digits, - and _", quoted(text)))
     }
 }
 
@@ -191,10 +161,7 @@ mod tests {
     #[test]
     fn without_the_section_there_are_no_scoped_tokens() {
         assert_eq!(parsed("").auth.jwt, None);
-        let empty = [
-            ("AUTOPLAY_RELAY__AUTH__JWT__SECRET", ""),
-            ("AUTOPLAY_RELAY__AUTH__JWT__ALLOW_QUERY_TOKEN", ""),
-        ];
+        let empty = [("AUTOPLAY_RELAY__AUTH__JWT__SECRET", ""), ("AUTOPLAY_RELAY__AUTH__JWT__ALLOW_QUERY_TOKEN", "")];
         assert_eq!(parsed_with("", &empty.into_iter().collect()).auth.jwt, None);
     }
 
@@ -202,11 +169,7 @@ mod tests {
     fn the_environment_alone_can_give_the_section() {
         let environment = [("AUTOPLAY_RELAY__AUTH__JWT__SECRET", "hush-hush-hush-hush-hush-hush-32")];
         let jwt = parsed_with("", &environment.into_iter().collect()).auth.jwt.unwrap();
-        let Verification::Shared {
-            secret,
-            previous_secret: None,
-        } = jwt.verification
-        else {
+        let Verification::Shared { secret, previous_secret: None } = jwt.verification else {
             panic!("HS256 is the default")
         };
         assert_eq!(secret.expose(), "hush-hush-hush-hush-hush-hush-32");
@@ -220,10 +183,7 @@ mod tests {
         assert_eq!(short.matches("must have 32 bytes or more").count(), 2, "{short}");
         assert!(!short.contains("hush"));
         let found = findings(&format!("[auth.jwt]\n{SECRET}\npublic_key_file = '/no/key'"));
-        assert!(
-            found.starts_with("relay.toml:3: auth.jwt.public_key_file: has no use with HS256"),
-            "{found}"
-        );
+        assert!(found.starts_with("relay.toml:3: auth.jwt.public_key_file: has no use with HS256"), "{found}");
     }
 
     #[test]
@@ -234,24 +194,12 @@ mod tests {
             ("ES256", PublicKeyAlgorithm::Es256),
             ("RS256", PublicKeyAlgorithm::Rs256),
         ] {
-            let text = format!(
-                "[auth.jwt]\nalgorithm = '{name}'\npublic_key_file = '{}'",
-                readable.display()
-            );
+            let text = format!("[auth.jwt]\nalgorithm = '{name}'\npublic_key_file = '{}'", readable.display());
             let verification = parsed(&text).auth.jwt.unwrap().verification;
             assert_eq!(verification.algorithm_name(), name);
-            assert_eq!(
-                verification,
-                Verification::Public {
-                    algorithm,
-                    public_key_file: readable.clone()
-                }
-            );
+            assert_eq!(verification, Verification::Public { algorithm, public_key_file: readable.clone() });
             let found = findings(&format!("{text}\n{SECRET}"));
-            assert!(
-                found.starts_with("relay.toml:4: auth.jwt.secret: has no use with a public key"),
-                "{found}"
-            );
+            assert!(found.starts_with("relay.toml:4: auth.jwt.secret: has no use with a public key"), "{found}");
         }
         assert!(findings("[auth.jwt]\nalgorithm = 'ES256'").contains("auth.jwt.public_key_file: is required"));
         let found = findings("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '/no/key'");
@@ -262,10 +210,7 @@ mod tests {
     fn other_algorithms_are_refused() {
         for name in ["none", "HS512", "hs256"] {
             let found = findings(&format!("[auth.jwt]\nalgorithm = '{name}'\n{SECRET}"));
-            assert!(
-                found.contains("auth.jwt.algorithm") && found.contains("is not supported"),
-                "{found}"
-            );
+            assert!(found.contains("auth.jwt.algorithm") && found.contains("is not supported"), "{found}");
         }
     }
 
@@ -273,10 +218,7 @@ mod tests {
     fn a_cookie_name_is_a_token() {
         let text = format!("[auth.jwt]\n{SECRET}\ncookie_name = ");
         let name = |name: &str| parsed(&format!("{text}'{name}'")).auth.jwt.unwrap().cookie_name;
-        assert_eq!(
-            name("__Secure-autoplay-relay").as_deref(),
-            Some("__Secure-autoplay-relay")
-        );
+        assert_eq!(name("__Secure-autoplay-relay").as_deref(), Some("__Secure-autoplay-relay"));
         assert_eq!(name(""), None);
         assert!(findings(&format!("{text}'a b'")).contains("is not a cookie's name"));
     }

@@ -68,10 +68,7 @@ impl Log {
                 .unwrap_or(DEFAULT_MEMORY_EVENTS),
             memory_bytes: bytes(&mut section, "memory_bytes", LEAST_MEMORY_BYTES, DEFAULT_MEMORY_BYTES),
             data_dir: section.entry("data_dir").optional(|text| Ok(PathBuf::from(text))),
-            retention: section
-                .entry("retention")
-                .duration(values::SHORTEST)
-                .unwrap_or(DEFAULT_RETENTION),
+            retention: section.entry("retention").duration(values::SHORTEST).unwrap_or(DEFAULT_RETENTION),
             retention_bytes: bytes(&mut section, "retention_bytes", 1, DEFAULT_RETENTION_BYTES),
             dead_letter_retention: section
                 .entry("dead_letter_retention")
@@ -129,10 +126,7 @@ mod tests {
     #[test]
     fn an_empty_data_dir_is_memory_only() {
         assert_eq!(parsed("[log]\ndata_dir = ''").log.data_dir, None);
-        assert_eq!(
-            parsed("[log]\ndata_dir = '/data'").log.data_dir.as_deref(),
-            Some(Path::new("/data"))
-        );
+        assert_eq!(parsed("[log]\ndata_dir = '/data'").log.data_dir.as_deref(), Some(Path::new("/data")));
     }
 
     #[test]
@@ -142,10 +136,7 @@ mod tests {
             ("AUTOPLAY_RELAY__LOG__DATA_DIR", ""),
             ("AUTOPLAY_RELAY__EGRESS__ALLOW_NETWORKS", "10.0.0.0/8, ::1"),
         ];
-        let config = parsed_with(
-            "[log]\ndata_dir = '/data'\nmemory_events = 20",
-            &environment.into_iter().collect(),
-        );
+        let config = parsed_with("[log]\ndata_dir = '/data'\nmemory_events = 20", &environment.into_iter().collect());
         assert_eq!((config.log.memory_events, config.log.data_dir), (16, None));
         let networks: Vec<String> = config.egress.allow_networks.iter().map(ToString::to_string).collect();
         assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);

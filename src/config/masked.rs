@@ -46,48 +46,23 @@ impl Page {
         self.heading("[server]");
         self.line("listen", server.listen.to_string());
         self.line("admin_listen", server.admin_listen.to_string());
-        self.line(
-            "probe_listen",
-            server
-                .probe_listen
-                .map(|address| address.to_string())
-                .unwrap_or_default(),
-        );
+        self.line("probe_listen", server.probe_listen.map(|address| address.to_string()).unwrap_or_default());
         self.line("allowed_hosts", texts(&server.allowed_hosts));
         self.line("trusted_proxies", texts(&server.trusted_proxies));
         self.line("heartbeat_interval", duration_text(server.heartbeat_interval));
         self.line("write_timeout", duration_text(server.write_timeout));
         self.line("head_timeout", duration_text(server.head_timeout));
         self.line("max_publish_bytes", size_text(server.max_publish_bytes));
-        self.line(
-            "max_connection_age",
-            duration_text(server.max_connection_age.unwrap_or_default()),
-        );
-        self.line(
-            "max_connects_per_second",
-            server.max_connects_per_second.unwrap_or_default(),
-        );
-        self.line(
-            "max_subscribers_per_key",
-            count(server.max_subscribers_per_key.unwrap_or_default()),
-        );
+        self.line("max_connection_age", duration_text(server.max_connection_age.unwrap_or_default()));
+        self.line("max_connects_per_second", server.max_connects_per_second.unwrap_or_default());
+        self.line("max_subscribers_per_key", count(server.max_subscribers_per_key.unwrap_or_default()));
         self.line("max_concurrent_replays", count(server.max_concurrent_replays));
         self.line("max_subscribers", count(server.max_subscribers));
-        self.line(
-            "max_subscribers_per_ip",
-            count(server.max_subscribers_per_ip.unwrap_or_default()),
-        );
+        self.line("max_subscribers_per_ip", count(server.max_subscribers_per_ip.unwrap_or_default()));
         self.line("drain_window", duration_text(server.drain_window));
-        let origins: Vec<&str> = server
-            .cors_allowed_origins
-            .iter()
-            .map(|origin| origin.as_str())
-            .collect();
+        let origins: Vec<&str> = server.cors_allowed_origins.iter().map(|origin| origin.as_str()).collect();
         self.line("cors_allowed_origins", origins);
-        let files = server
-            .tls
-            .as_ref()
-            .map(|TlsFiles { cert_file, key_file }| (cert_file, key_file));
+        let files = server.tls.as_ref().map(|TlsFiles { cert_file, key_file }| (cert_file, key_file));
         self.line("tls_cert_file", path(files.map(|(cert, _)| cert)));
         self.line("tls_key_file", path(files.map(|(_, key)| key)));
     }
@@ -124,10 +99,7 @@ impl Page {
         self.heading("[auth.jwt]");
         self.line("algorithm", jwt.verification.algorithm_name());
         match &jwt.verification {
-            Verification::Shared {
-                secret,
-                previous_secret,
-            } => {
+            Verification::Shared { secret, previous_secret } => {
                 self.secret("secret", Some(secret));
                 self.secret("previous_secret", previous_secret.as_ref());
             }
@@ -156,10 +128,7 @@ impl Page {
         self.line("url", masked(&webhook.url));
         self.secret("secret", Some(&webhook.secret));
         self.line("types", listed(&webhook.types, &[], String::as_str));
-        self.line(
-            "session_ids",
-            listed(&webhook.session_ids, &[], |session| session.as_str()),
-        );
+        self.line("session_ids", listed(&webhook.session_ids, &[], |session| session.as_str()));
         self.line("timeout", duration_text(webhook.timeout));
         self.line("max_retries", webhook.max_retries);
         self.line("initial_backoff", duration_text(webhook.initial_backoff));
@@ -212,8 +181,7 @@ fn listed<'a, T>(only: &'a Only<T>, everything: &[&'a str], text: impl Fn(&'a T)
 
 /// The path as it was given: it came from UTF-8 text, so nothing is lost.
 fn path(path: Option<&PathBuf>) -> String {
-    path.map(|path| Path::to_string_lossy(path).into_owned())
-        .unwrap_or_default()
+    path.map(|path| Path::to_string_lossy(path).into_owned()).unwrap_or_default()
 }
 
 fn count(count: usize) -> i64 {

@@ -111,10 +111,7 @@ impl Config {
         anonymous: AllowAnonymous,
     ) -> Result<Self, Findings> {
         /// A file says whom to let in, and a server is reached from outside.
-        const DEFAULTS: Defaults = Defaults {
-            listen: server::DEFAULT_LISTEN,
-            allow_anonymous: false,
-        };
+        const DEFAULTS: Defaults = Defaults { listen: server::DEFAULT_LISTEN, allow_anonymous: false };
         let (document, errors) = DeTable::parse_recoverable(text);
         let reading = Reading::new(file, text, environment);
         reading.report_syntax(&errors);
@@ -132,10 +129,8 @@ impl Config {
     /// All that is wrong, or how to start when nothing says which way.
     pub(crate) fn from_environment(environment: &Environment, anonymous: AllowAnonymous) -> Result<Self, Findings> {
         /// Only its own pod reaches a sidecar, and nobody is there to hand out keys.
-        const DEFAULTS: Defaults = Defaults {
-            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
-            allow_anonymous: true,
-        };
+        const DEFAULTS: Defaults =
+            Defaults { listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080), allow_anonymous: true };
         let reading = Reading::new("environment", "", environment);
         let nothing = DeTable::new();
         let mut config = Self::read(Section::root(&reading, &nothing), &DEFAULTS, anonymous);
@@ -168,11 +163,7 @@ impl Config {
         let is_open = self.auth.allow_anonymous && !is_loopback(self.server.listen);
         if is_open && anonymous == AllowAnonymous::OnLoopback && listen.is_accepted() {
             let address = self.server.listen;
-            let at_fault = if listen.is_given() {
-                listen
-            } else {
-                auth.entry("allow_anonymous")
-            };
+            let at_fault = if listen.is_given() { listen } else { auth.entry("allow_anonymous") };
             at_fault.report(format!(
                 "{address} can be reached from outside while auth.allow_anonymous is true; \
                  set server.listen to 127.0.0.1:8080 or the like, or auth.allow_anonymous to false, or give --allow-anonymous"
@@ -186,9 +177,7 @@ impl Config {
         // A key that was given but is unfit has a finding of its own.
         if is_open && listen.is_accepted() && auth.reading().accepts("auth.admin_key") {
             let address = self.server.admin_listen;
-            listen.report(format!(
-                "{address} can be reached from outside; set auth.admin_key, or listen on 127.0.0.1"
-            ));
+            listen.report(format!("{address} can be reached from outside; set auth.admin_key, or listen on 127.0.0.1"));
         }
     }
 }

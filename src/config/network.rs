@@ -25,15 +25,8 @@ impl Network {
     ///
     /// What to write instead: not an address, a prefix longer than it, or host bits that are set.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let (address, prefix) = text
-            .split_once('/')
-            .map_or((text, None), |(address, prefix)| (address, Some(prefix)));
-        let refused = || {
-            format!(
-                "{} is not a network; write an address and a prefix, e.g. 10.0.0.0/8",
-                quoted(text)
-            )
-        };
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let refused = || format!("{} is not a network; write an address and a prefix, e.g. 10.0.0.0/8", quoted(text));
         let written: IpAddr = address.parse().map_err(|_| refused())?;
         let written_width = Bits::of(written).width;
         let prefix = match prefix {
@@ -85,14 +78,8 @@ struct Bits {
 impl Bits {
     fn of(address: IpAddr) -> Self {
         match address {
-            IpAddr::V4(address) => Self {
-                value: u128::from(address.to_bits()),
-                width: 32,
-            },
-            IpAddr::V6(address) => Self {
-                value: address.to_bits(),
-                width: 128,
-            },
+            IpAddr::V4(address) => Self { value: u128::from(address.to_bits()), width: 32 },
+            IpAddr::V6(address) => Self { value: address.to_bits(), width: 128 },
         }
     }
 
@@ -150,21 +137,11 @@ mod tests {
             assert!(Network::parse(text).unwrap_err().contains("host bits"), "{text}");
         }
         for text in ["10.0.0.0/33", "::/129", "::ffff:10.0.0.0/130"] {
-            assert!(
-                Network::parse(text).unwrap_err().contains("longer than its address"),
-                "{text}"
-            );
+            assert!(Network::parse(text).unwrap_err().contains("longer than its address"), "{text}");
         }
-        for text in [
-            "",
-            "/8",
-            "10.0.0.0/",
-            "10.0.0.0/+8",
-            "10.0.0.0/8/8",
-            "example.com",
-            "10.0.0/8",
-            "10.0.0.0/999999999999",
-        ] {
+        for text in
+            ["", "/8", "10.0.0.0/", "10.0.0.0/+8", "10.0.0.0/8/8", "example.com", "10.0.0/8", "10.0.0.0/999999999999"]
+        {
             assert!(Network::parse(text).unwrap_err().contains("is not a network"), "{text}");
         }
     }

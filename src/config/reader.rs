@@ -85,10 +85,7 @@ impl<'a> Section<'a> {
         let key = self.know(name);
         let mut section = Section {
             reading: self.reading,
-            override_prefix: self
-                .override_prefix
-                .as_ref()
-                .map(|prefix| format!("{prefix}{}__", name.to_uppercase())),
+            override_prefix: self.override_prefix.as_ref().map(|prefix| format!("{prefix}{}__", name.to_uppercase())),
             path: key,
             table: None,
             place: self.place.clone(),
@@ -113,29 +110,22 @@ impl<'a> Section<'a> {
         };
         let Some(array) = value.get_ref().as_array() else {
             let message = format!("must be an array of tables: write [[{key}]] before each");
-            self.reading
-                .report(self.reading.place(typed.span().start), Some(&key), message);
+            self.reading.report(self.reading.place(typed.span().start), Some(&key), message);
             return Vec::new();
         };
         let elements = array.iter().enumerate();
-        elements
-            .filter_map(|(index, element)| self.table_element(&format!("{key}[{index}]"), element))
-            .collect()
+        elements.filter_map(|(index, element)| self.table_element(&format!("{key}[{index}]"), element)).collect()
     }
 
     /// Ends the section: reports every key in it that nobody asked for.
     pub(super) fn finish(self) {
-        let unknown = self
-            .table
-            .into_iter()
-            .flatten()
-            .filter(|(typed, _)| !self.known.contains(typed.get_ref().as_ref()));
+        let unknown =
+            self.table.into_iter().flatten().filter(|(typed, _)| !self.known.contains(typed.get_ref().as_ref()));
         for (typed, _) in unknown {
             let known = self.known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
             let message = format!("unknown key; known here are {known}");
             let key = joined(&self.path, &typed.get_ref().escape_debug().to_string());
-            self.reading
-                .report(self.reading.place(typed.span().start), Some(&key), message);
+            self.reading.report(self.reading.place(typed.span().start), Some(&key), message);
         }
     }
 
@@ -184,11 +174,7 @@ pub(super) fn report_repeats<'a, T: Ord>(values: impl IntoIterator<Item = (Entry
 }
 
 fn joined(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}.{name}")
-    }
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 #[cfg(test)]
@@ -215,17 +201,12 @@ mod tests {
             upstream.finish();
         }
         root.finish();
-        reading
-            .finish()
-            .map_or_else(|findings| findings.to_string(), |()| String::new())
+        reading.finish().map_or_else(|findings| findings.to_string(), |()| String::new())
     }
 
     #[test]
     fn known_keys_and_variables_are_no_findings() {
-        let environment = [
-            ("AUTOPLAY_RELAY__AUTH__JWT__AUDIENCE", "x"),
-            ("AUTOPLAY_RELAY_CONFIG", "x"),
-        ];
+        let environment = [("AUTOPLAY_RELAY__AUTH__JWT__AUDIENCE", "x"), ("AUTOPLAY_RELAY_CONFIG", "x")];
         let text = "server.listen = 1\n[auth.jwt]\naudience = 'x'\n[[upstreams]]\nurl = ''\n";
         assert_eq!(found(text, &environment.into_iter().collect()), "");
     }
@@ -242,11 +223,7 @@ mod tests {
 
     #[test]
     fn a_variable_that_names_no_key_is_found() {
-        for name in [
-            "AUTOPLAY_RELAY__SERVER__LISEN",
-            "AUTOPLAY_RELAY__UPSTREAMS",
-            "AUTOPLAY_RELAY__",
-        ] {
+        for name in ["AUTOPLAY_RELAY__SERVER__LISEN", "AUTOPLAY_RELAY__UPSTREAMS", "AUTOPLAY_RELAY__"] {
             let findings = found("", &[(name, "hidden")].into_iter().collect());
             assert!(findings.starts_with(&format!("{name}: names no key of")), "{findings}");
             assert!(!findings.contains("hidden"), "{findings}");

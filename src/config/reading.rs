@@ -25,19 +25,9 @@ pub(super) struct Reading<'a> {
 impl<'a> Reading<'a> {
     /// Starts reading `text`, which findings will call `file`.
     pub(super) fn new(file: &'a str, text: &str, environment: &'a Environment) -> Self {
-        let after_line_ends = text
-            .bytes()
-            .enumerate()
-            .filter(|(_, byte)| *byte == b'\n')
-            .map(|(at, _)| at + 1);
+        let after_line_ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
         let line_starts = std::iter::once(0).chain(after_line_ends).collect();
-        Self {
-            file,
-            line_starts,
-            environment,
-            found: RefCell::default(),
-            known_variables: RefCell::default(),
-        }
+        Self { file, line_starts, environment, found: RefCell::default(), known_variables: RefCell::default() }
     }
 
     /// The file as a whole.
@@ -53,9 +43,7 @@ impl<'a> Reading<'a> {
 
     /// Whether any variable of this prefix holds something.
     pub(super) fn has_overrides(&self, prefix: &str) -> bool {
-        self.environment
-            .names_starting_with(prefix)
-            .any(|name| self.variable(name) != Variable::Text(""))
+        self.environment.names_starting_with(prefix).any(|name| self.variable(name) != Variable::Text(""))
     }
 
     /// What a variable outside the overrides holds, such as one that an `…_env` key names.
@@ -65,11 +53,7 @@ impl<'a> Reading<'a> {
 
     /// Keeps one finding.
     pub(super) fn report(&self, place: Place, key: Option<&str>, message: impl Into<String>) {
-        let finding = Finding {
-            place,
-            key: key.map(str::to_owned),
-            message: message.into(),
-        };
+        let finding = Finding { place, key: key.map(str::to_owned), message: message.into() };
         self.found.borrow_mut().push(finding);
     }
 
@@ -81,26 +65,17 @@ impl<'a> Reading<'a> {
 
     /// The place that starts at this byte of the text.
     pub(super) fn place(&self, byte: usize) -> Place {
-        Place::Line(
-            self.file.to_owned(),
-            self.line_starts.partition_point(|start| *start <= byte),
-        )
+        Place::Line(self.file.to_owned(), self.line_starts.partition_point(|start| *start <= byte))
     }
 
     /// Reports a document that is not TOML, the first mistake of each line: the others mostly follow from it.
     pub(super) fn report_syntax(&self, errors: &[toml::de::Error]) {
         let mut told = BTreeSet::new();
         for error in errors {
-            let place = error
-                .span()
-                .map_or_else(|| self.whole_file(), |span| self.place(span.start));
+            let place = error.span().map_or_else(|| self.whole_file(), |span| self.place(span.start));
             if told.insert(place.clone()) {
                 // The parser's message alone: its display would print the line, which may hold a secret.
-                self.report(
-                    place,
-                    None,
-                    format!("not valid TOML: {}", error.message().replace('\n', ", ")),
-                );
+                self.report(place, None, format!("not valid TOML: {}", error.message().replace('\n', ", ")));
             }
         }
     }
@@ -112,10 +87,7 @@ impl<'a> Reading<'a> {
     /// Everything found, variables that override nothing included.
     pub(super) fn finish(self) -> Result<(), Findings> {
         let known = self.known_variables.borrow();
-        let unknown = self
-            .environment
-            .names_starting_with(OVERRIDE_PREFIX)
-            .filter(|name| !known.contains(*name));
+        let unknown = self.environment.names_starting_with(OVERRIDE_PREFIX).filter(|name| !known.contains(*name));
         for name in unknown {
             let message = "names no key of [server], [auth], [auth.jwt], [log] or [egress] \
                            (arrays of tables come from the file alone)";

@@ -101,10 +101,7 @@ impl<'a> SecretEntries<'a> {
             entries.retain(|(_, entry)| entry.is_given());
         }
         let given = if overriding.is_empty() { written } else { overriding };
-        Self {
-            name: name.to_owned(),
-            given,
-        }
+        Self { name: name.to_owned(), given }
     }
 
     /// The entry that gives the secret, if there is one.
@@ -116,9 +113,7 @@ impl<'a> SecretEntries<'a> {
     pub(super) fn required(&self, section: &mut Section<'_>, rule: Rule) -> Option<Secret> {
         let name = &self.name;
         if self.given.is_empty() {
-            section
-                .entry(name)
-                .report(format!("is required, as it is or as {name}_env or {name}_file"));
+            section.entry(name).report(format!("is required, as it is or as {name}_env or {name}_file"));
         }
         self.read(rule)
     }
@@ -166,14 +161,8 @@ impl Form {
 
 fn from_named_variable(reading: &Reading<'_>, name: &str) -> Result<Secret, String> {
     // What doesn't look like a name is not repeated: it may be the secret itself, typed under the wrong key.
-    let looks_like_a_name = name
-        .bytes()
-        .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
-    let shown = if looks_like_a_name {
-        quoted(name)
-    } else {
-        "a variable".to_owned()
-    };
+    let looks_like_a_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
+    let shown = if looks_like_a_name { quoted(name) } else { "a variable".to_owned() };
     match reading.variable(name) {
         Variable::Text("") => Err(format!("names {shown}, which is empty in the environment")),
         Variable::Text(text) => Ok(Secret(text.to_owned())),
@@ -194,9 +183,7 @@ fn from_file(path: &Path) -> Result<Secret, String> {
         Ok(_) => {}
     }
     // Editors and `echo` end a file with one line end; more than that is the operator's own.
-    let line = text
-        .strip_suffix('\n')
-        .map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+    let line = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     if line.is_empty() {
         return Err(format!("{shown} is empty"));
     }
@@ -215,10 +202,7 @@ mod tests {
         let document = DeTable::parse(text).unwrap();
         let reading = Reading::new("f", text, environment);
         let secret = SecretEntries::of(&mut Section::root(&reading, document.get_ref()), "token").read(Rule::Header);
-        reading
-            .finish()
-            .map(|()| secret)
-            .map_err(|findings| findings.to_string())
+        reading.finish().map(|()| secret).map_err(|findings| findings.to_string())
     }
 
     fn environment<const N: usize>(variables: [(&str, &str); N]) -> Environment {
@@ -249,33 +233,21 @@ mod tests {
     #[test]
     fn a_secret_prints_as_a_mask() {
         let secret = token("token = 'hush'", &Environment::default()).unwrap().unwrap();
-        assert_eq!(
-            format!("{secret} {secret:?} {:?}", Some(&secret)),
-            "******** ******** Some(********)"
-        );
+        assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "******** ******** Some(********)");
         assert_eq!(secret.expose(), "hush");
     }
 
     #[test]
     fn the_empty_text_counts_as_not_given() {
-        assert_eq!(
-            token("token = ''\ntoken_env = ''\ntoken_file = ''", &Environment::default()),
-            Ok(None)
-        );
-        let secret = token(
-            "token = ''\ntoken_env = 'T'",
-            &environment([("T", "a"), ("AUTOPLAY_RELAY__TOKEN", "")]),
-        );
+        assert_eq!(token("token = ''\ntoken_env = ''\ntoken_file = ''", &Environment::default()), Ok(None));
+        let secret = token("token = ''\ntoken_env = 'T'", &environment([("T", "a"), ("AUTOPLAY_RELAY__TOKEN", "")]));
         assert_eq!(secret.unwrap().unwrap().expose(), "a");
     }
 
     #[test]
     fn two_ways_at_once_are_found() {
         let found = token("token = 'hush'\ntoken_env = 'T'", &environment([("T", "hush")])).unwrap_err();
-        assert_eq!(
-            found,
-            "f:2: token_env: give only one of token, token_env and token_file"
-        );
+        assert_eq!(found, "f:2: token_env: give only one of token, token_env and token_file");
     }
 
     #[test]
@@ -286,44 +258,27 @@ mod tests {
         let named = token(written, &environment([("AUTOPLAY_RELAY__TOKEN_ENV", "T"), ("T", "c")]));
         assert_eq!(named.unwrap().unwrap().expose(), "c");
         let file = Scratch::holding("override", b"d");
-        let filed = token(
-            written,
-            &environment([("AUTOPLAY_RELAY__TOKEN_FILE", file.0.to_str().unwrap())]),
-        );
+        let filed = token(written, &environment([("AUTOPLAY_RELAY__TOKEN_FILE", file.0.to_str().unwrap())]));
         assert_eq!(filed.unwrap().unwrap().expose(), "d");
     }
 
     #[test]
     fn a_named_variable_must_be_set_and_not_empty() {
         let found = token("\ntoken_env = 'T'", &Environment::default()).unwrap_err();
-        assert_eq!(
-            found,
-            "f:2: token_env: names \"T\", which is not set in the environment"
-        );
+        assert_eq!(found, "f:2: token_env: names \"T\", which is not set in the environment");
         let found = token("token_env = 'T'", &environment([("T", "")])).unwrap_err();
         assert_eq!(found, "f:1: token_env: names \"T\", which is empty in the environment");
-        assert!(
-            token("token_env = 'T'", &Environment::with_bytes("T", b"\xff"))
-                .unwrap_err()
-                .contains("not UTF-8")
-        );
+        assert!(token("token_env = 'T'", &Environment::with_bytes("T", b"\xff")).unwrap_err().contains("not UTF-8"));
     }
 
     #[test]
     fn one_line_end_is_trimmed_from_a_file() {
         for (content, expected) in [("hush\n", "hush"), ("hush\r\n", "hush"), ("hush", "hush")] {
             let file = Scratch::holding("trim", content.as_bytes());
-            assert_eq!(
-                token(&file.toml(), &Environment::default()).unwrap().unwrap().expose(),
-                expected
-            );
+            assert_eq!(token(&file.toml(), &Environment::default()).unwrap().unwrap().expose(), expected);
         }
         let file = Scratch::holding("twice", b"hush\n\n");
-        assert!(
-            token(&file.toml(), &Environment::default())
-                .unwrap_err()
-                .contains("visible ASCII")
-        );
+        assert!(token(&file.toml(), &Environment::default()).unwrap_err().contains("visible ASCII"));
     }
 
     #[test]
@@ -339,22 +294,9 @@ mod tests {
 
     #[test]
     fn no_finding_repeats_a_secret() {
-        let token = [
-            "'hush hush'",
-            "'hüsh'",
-            "['hush']",
-            "\"hush\\u0007\"",
-            "{ hush = 'hush' }",
-        ];
+        let token = ["'hush hush'", "'hüsh'", "['hush']", "\"hush\\u0007\"", "{ hush = 'hush' }"];
         let mut texts: Vec<String> = token.iter().map(|value| format!("token = {value}")).collect();
-        texts.extend(
-            [
-                "token_env = 'hush'",
-                "token = 'hush'\ntoken_file = 'x'",
-                "tokn = 'hush'",
-            ]
-            .map(str::to_owned),
-        );
+        texts.extend(["token_env = 'hush'", "token = 'hush'\ntoken_file = 'x'", "tokn = 'hush'"].map(str::to_owned));
         for text in &texts {
             let document = DeTable::parse(text).unwrap();
             let environment = Environment::default();
@@ -369,10 +311,6 @@ mod tests {
 
     #[test]
     fn the_mask_is_no_secret() {
-        assert!(
-            token("token = '********'", &Environment::default())
-                .unwrap_err()
-                .contains("mask")
-        );
+        assert!(token("token = '********'", &Environment::default()).unwrap_err().contains("mask"));
     }
 }

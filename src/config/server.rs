@@ -92,19 +92,10 @@ impl Server {
     pub(super) fn read(section: &mut Section<'_>, default_listen: SocketAddr) -> Self {
         let server = Self {
             listen: section.entry("listen").parsed(socket_address).unwrap_or(default_listen),
-            admin_listen: section
-                .entry("admin_listen")
-                .parsed(socket_address)
-                .unwrap_or(DEFAULT_ADMIN_LISTEN),
+            admin_listen: section.entry("admin_listen").parsed(socket_address).unwrap_or(DEFAULT_ADMIN_LISTEN),
             probe_listen: section.entry("probe_listen").optional(socket_address),
-            allowed_hosts: section
-                .entry("allowed_hosts")
-                .each(HostAndPort::parse)
-                .unwrap_or_default(),
-            trusted_proxies: section
-                .entry("trusted_proxies")
-                .each(Network::parse)
-                .unwrap_or_default(),
+            allowed_hosts: section.entry("allowed_hosts").each(HostAndPort::parse).unwrap_or_default(),
+            trusted_proxies: section.entry("trusted_proxies").each(Network::parse).unwrap_or_default(),
             heartbeat_interval: timeout(section, "heartbeat_interval", DEFAULT_HEARTBEAT_INTERVAL),
             write_timeout: timeout(section, "write_timeout", DEFAULT_WRITE_TIMEOUT),
             head_timeout: timeout(section, "head_timeout", DEFAULT_HEAD_TIMEOUT),
@@ -121,14 +112,8 @@ impl Server {
             max_concurrent_replays: count(section, "max_concurrent_replays", DEFAULT_MAX_CONCURRENT_REPLAYS),
             max_subscribers: count(section, "max_subscribers", DEFAULT_MAX_SUBSCRIBERS),
             max_subscribers_per_ip: section.entry("max_subscribers_per_ip").limit(),
-            drain_window: section
-                .entry("drain_window")
-                .duration(Duration::ZERO)
-                .unwrap_or(DEFAULT_DRAIN_WINDOW),
-            cors_allowed_origins: section
-                .entry("cors_allowed_origins")
-                .each(Origin::parse)
-                .unwrap_or_default(),
+            drain_window: section.entry("drain_window").duration(Duration::ZERO).unwrap_or(DEFAULT_DRAIN_WINDOW),
+            cors_allowed_origins: section.entry("cors_allowed_origins").each(Origin::parse).unwrap_or_default(),
             tls: tls_files(&section.entry("tls_cert_file"), &section.entry("tls_key_file")),
         };
         server.check_that_listeners_differ(section);
@@ -141,25 +126,16 @@ impl Server {
             ("admin_listen", Some(self.admin_listen)),
             ("probe_listen", self.probe_listen),
         ];
-        let bound = listeners
-            .iter()
-            .filter_map(|(name, address)| address.map(|address| (*name, address)));
+        let bound = listeners.iter().filter_map(|(name, address)| address.map(|address| (*name, address)));
         let mut earlier: Vec<(&str, SocketAddr)> = Vec::new();
         for (name, address) in bound {
             let entry = section.entry(name);
             if let Some((other, _)) = earlier.iter().find(|(_, other)| is_same_port(*other, address)) {
                 let other = section.entry(other);
                 // A default is blamed for nothing, and neither is what a bad address has been replaced by.
-                let (at_fault, with) = if entry.is_given() {
-                    (&entry, &other)
-                } else {
-                    (&other, &entry)
-                };
+                let (at_fault, with) = if entry.is_given() { (&entry, &other) } else { (&other, &entry) };
                 if entry.is_accepted() && other.is_accepted() {
-                    at_fault.report(format!(
-                        "clashes with {}: listeners need addresses of their own",
-                        with.key()
-                    ));
+                    at_fault.report(format!("clashes with {}: listeners need addresses of their own", with.key()));
                 }
             }
             earlier.push((name, address));
@@ -184,10 +160,7 @@ fn tls_files(cert: &Entry<'_>, key: &Entry<'_>) -> Option<TlsFiles> {
         (true, true) | (false, false) => {}
     }
     let (cert_file, key_file) = (cert.readable_file(), key.readable_file());
-    Some(TlsFiles {
-        cert_file: cert_file?,
-        key_file: key_file?,
-    })
+    Some(TlsFiles { cert_file: cert_file?, key_file: key_file? })
 }
 
 fn timeout(section: &mut Section<'_>, name: &str, default: Duration) -> Duration {
@@ -199,8 +172,7 @@ fn count(section: &mut Section<'_>, name: &str, default: usize) -> usize {
 }
 
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| format!("{} is not an address; write IP:port, e.g. 127.0.0.1:8080", quoted(text)))
+    text.parse().map_err(|_| format!("{} is not an address; write IP:port, e.g. 127.0.0.1:8080", quoted(text)))
 }
 
 #[cfg(test)]
@@ -246,14 +218,8 @@ mod tests {
     fn zero_is_no_limit() {
         let text = "[server]\nmax_connection_age = '0s'\nmax_connects_per_second = 0\nmax_subscribers_per_ip = 9";
         let server = parsed(text).server;
-        assert_eq!(
-            (server.max_connection_age, server.max_connects_per_second),
-            (None, None)
-        );
-        assert_eq!(
-            (server.max_subscribers_per_key, server.max_subscribers_per_ip),
-            (None, Some(9))
-        );
+        assert_eq!((server.max_connection_age, server.max_connects_per_second), (None, None));
+        assert_eq!((server.max_subscribers_per_key, server.max_subscribers_per_ip), (None, Some(9)));
         let text = "[server]\nmax_connection_age = '1h'";
         assert_eq!(parsed(text).server.max_connection_age, Some(Duration::from_secs(3600)));
     }
@@ -278,23 +244,14 @@ mod tests {
     fn a_certificate_needs_its_key() {
         let readable = std::env::current_exe().unwrap();
         let expected = "relay.toml:1: server.tls_key_file: is required with server.tls_cert_file; give both or neither";
-        assert_eq!(
-            findings(&format!("[server]\ntls_cert_file = '{}'", readable.display())),
-            expected
-        );
+        assert_eq!(findings(&format!("[server]\ntls_cert_file = '{}'", readable.display())), expected);
         assert!(
             findings(&format!("[server]\ntls_key_file = '{}'", readable.display()))
                 .contains("server.tls_cert_file: is req")
         );
-        let both = format!(
-            "[server]\ntls_cert_file = '{0}'\ntls_key_file = '{0}'",
-            readable.display()
-        );
+        let both = format!("[server]\ntls_cert_file = '{0}'\ntls_key_file = '{0}'", readable.display());
         assert_eq!(parsed(&both).server.tls.unwrap().key_file, readable);
         let missing = findings("[server]\ntls_cert_file = '/no/cert'\ntls_key_file = '/no/key'");
-        assert!(
-            missing.contains("cannot read /no/cert") && missing.contains("cannot read /no/key"),
-            "{missing}"
-        );
+        assert!(missing.contains("cannot read /no/cert") && missing.contains("cannot read /no/key"), "{missing}");
     }
 }

@@ -37,13 +37,7 @@ impl Upstream {
     /// An upstream with the defaults for all that is not given.
     pub(super) fn new(product_id: ProductId, url: HttpUrl, token: Option<Secret>) -> Self {
         let (heartbeat_timeout, max_event_bytes) = (DEFAULT_HEARTBEAT_TIMEOUT, DEFAULT_MAX_EVENT_BYTES);
-        Self {
-            product_id,
-            url,
-            token,
-            heartbeat_timeout,
-            max_event_bytes,
-        }
+        Self { product_id, url, token, heartbeat_timeout, max_event_bytes }
     }
 
     /// Reads all tables. None at all is allowed: products may be registered later.
@@ -101,10 +95,7 @@ mod tests {
         let text = "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\n";
         assert_eq!(parsed(text).upstreams[0].token, None);
         let found = findings(&format!("{text}token = 'hush hush'"));
-        assert!(
-            found.starts_with("relay.toml:4: upstreams[0].token: must be visible ASCII"),
-            "{found}"
-        );
+        assert!(found.starts_with("relay.toml:4: upstreams[0].token: must be visible ASCII"), "{found}");
     }
 
     #[test]
@@ -112,26 +103,14 @@ mod tests {
         let text =
             "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\nheartbeat_timeout = '0s'\nmax_event_bytes = '65MiB'";
         let found = findings(text);
-        assert!(
-            found.contains("relay.toml:4: upstreams[0].heartbeat_timeout: must be from 1ns to 3650d"),
-            "{found}"
-        );
-        assert!(
-            found.contains("relay.toml:5: upstreams[0].max_event_bytes: must be from 1KiB to 64MiB"),
-            "{found}"
-        );
+        assert!(found.contains("relay.toml:4: upstreams[0].heartbeat_timeout: must be from 1ns to 3650d"), "{found}");
+        assert!(found.contains("relay.toml:5: upstreams[0].max_event_bytes: must be from 1KiB to 64MiB"), "{found}");
     }
 
     #[test]
     fn a_url_with_user_information_is_found_without_being_shown() {
         let found = findings("[[upstreams]]\nproduct_id = ''\nurl = 'http://u:hush@h/'");
-        assert!(
-            found.contains("upstreams[0].url: must be a URL without a user name"),
-            "{found}"
-        );
-        assert!(
-            found.contains("upstreams[0].product_id: is required") && !found.contains("hush"),
-            "{found}"
-        );
+        assert!(found.contains("upstreams[0].url: must be a URL without a user name"), "{found}");
+        assert!(found.contains("upstreams[0].product_id: is required") && !found.contains("hush"), "{found}");
     }
 }

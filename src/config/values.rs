@@ -50,23 +50,15 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if has_unit && duration <= LONGEST => Ok(duration),
         Ok(_) if has_unit => Err(format!("{} is longer than ten years", quoted(text))),
-        _ => Err(format!(
-            "{} is not a duration; write a number with a unit, e.g. 30s, 5m or 24h",
-            quoted(text)
-        )),
+        _ => Err(format!("{} is not a duration; write a number with a unit, e.g. 30s, 5m or 24h", quoted(text))),
     }
 }
 
 /// A duration in the words of [`duration`]: `75s`, `5m`, `500ms`.
 pub(crate) fn duration_text(duration: Duration) -> String {
     let nanoseconds = duration.as_nanos();
-    let fitting = DURATION_UNITS
-        .iter()
-        .find(|(_, unit)| nanoseconds > 0 && nanoseconds.is_multiple_of(*unit));
-    fitting.map_or_else(
-        || "0s".to_owned(),
-        |(name, unit)| format!("{}{name}", nanoseconds / unit),
-    )
+    let fitting = DURATION_UNITS.iter().find(|(_, unit)| nanoseconds > 0 && nanoseconds.is_multiple_of(*unit));
+    fitting.map_or_else(|| "0s".to_owned(), |(name, unit)| format!("{}{name}", nanoseconds / unit))
 }
 
 /// Reads a size in bytes such as `1MiB`, `64KiB`, `512B` or `10MB`.
@@ -92,9 +84,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 
 /// A size in the words of [`size`]: `64KiB`, `1500B`, `2MB`.
 pub(crate) fn size_text(bytes: u64) -> String {
-    let fitting = SIZE_UNITS
-        .iter()
-        .find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit));
+    let fitting = SIZE_UNITS.iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit));
     fitting.map_or_else(|| "0B".to_owned(), |(name, unit)| format!("{}{name}", bytes / unit))
 }
 
@@ -114,17 +104,7 @@ mod tests {
 
     #[test]
     fn a_duration_without_a_unit_is_refused() {
-        for text in [
-            "30",
-            "0",
-            "",
-            " ",
-            "s",
-            "-5s",
-            "5 parsecs",
-            "99999999999999999999s",
-            "1s 5",
-        ] {
+        for text in ["30", "0", "", " ", "s", "-5s", "5 parsecs", "99999999999999999999s", "1s 5"] {
             assert!(duration(text).unwrap_err().contains("is not a duration"), "{text}");
         }
         assert!(duration("11years").unwrap_err().contains("longer than ten years"));

@@ -80,9 +80,7 @@ impl Webhook {
         let secret = SecretEntries::of(section, "secret").required(section, Rule::Header);
         let types = only(&section.entry("types"), event_type);
         let session_ids = only(&section.entry("session_ids"), session_id);
-        let timeout = section
-            .entry("timeout")
-            .duration_within(values::SHORTEST..=LONGEST_TIMEOUT);
+        let timeout = section.entry("timeout").duration_within(values::SHORTEST..=LONGEST_TIMEOUT);
         let max_retries = section.entry("max_retries").number(0..=MOST_RETRIES);
         let (initial_backoff, max_backoff) = backoff(&section.entry("initial_backoff"), &section.entry("max_backoff"));
         let max_in_flight = section.entry("max_in_flight").number(1..=MOST_IN_FLIGHT);
@@ -115,11 +113,7 @@ fn backoff(initial: &Entry<'_>, max: &Entry<'_>) -> (Duration, Duration) {
 /// A list as a limit: an empty one limits nothing.
 fn only<T: Ord>(entry: &Entry<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Only<T> {
     let listed: BTreeSet<T> = entry.each(parse).into_iter().flatten().collect();
-    if listed.is_empty() {
-        Only::Everything
-    } else {
-        Only::These(listed)
-    }
+    if listed.is_empty() { Only::Everything } else { Only::These(listed) }
 }
 
 fn webhook_id(text: &str) -> Result<String, String> {
@@ -127,19 +121,12 @@ fn webhook_id(text: &str) -> Result<String, String> {
     if text.len() <= LONGEST_ID && text.bytes().all(is_id_byte) {
         Ok(text.to_owned())
     } else {
-        Err(format!(
-            "{} is not an id; use up to {LONGEST_ID} letters, digits, _, . and -",
-            quoted(text)
-        ))
+        Err(format!("{} is not an id; use up to {LONGEST_ID} letters, digits, _, . and -", quoted(text)))
     }
 }
 
 fn event_type(text: &str) -> Result<String, String> {
-    if text.is_empty() {
-        Err("must not be empty".to_owned())
-    } else {
-        Ok(text.to_owned())
-    }
+    if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 fn session_id(text: &str) -> Result<SessionId, String> {
@@ -157,10 +144,7 @@ mod tests {
     fn what_has_no_default_is_required() {
         let found = findings("[[webhooks]]");
         for key in ["id", "product_id", "url", "secret"] {
-            assert!(
-                found.contains(&format!("relay.toml:1: webhooks[0].{key}: is required")),
-                "{found}"
-            );
+            assert!(found.contains(&format!("relay.toml:1: webhooks[0].{key}: is required")), "{found}");
         }
         assert_eq!(found.lines().count(), 4, "{found}");
     }
@@ -168,10 +152,7 @@ mod tests {
     #[test]
     fn the_documented_defaults_hold_and_empty_lists_limit_nothing() {
         let webhook = parsed(&format!("{MINIMAL}types = []")).webhooks.remove(0);
-        assert_eq!(
-            (webhook.types, webhook.session_ids),
-            (Only::Everything, Only::Everything)
-        );
+        assert_eq!((webhook.types, webhook.session_ids), (Only::Everything, Only::Everything));
         assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
         let backoff = (webhook.initial_backoff, webhook.max_backoff);
         assert_eq!(backoff, (Duration::from_secs(2), Duration::from_secs(300)));
@@ -210,9 +191,6 @@ mod tests {
             assert!(findings(&with_id(id)).contains("webhooks[0].id: "), "{id}");
         }
         let found = findings(&format!("{MINIMAL}{MINIMAL}"));
-        assert_eq!(
-            found,
-            "relay.toml:7: webhooks[1].id: is the same as webhooks[0].id; each needs its own"
-        );
+        assert_eq!(found, "relay.toml:7: webhooks[1].id: is the same as webhooks[0].id; each needs its own");
     }
 }

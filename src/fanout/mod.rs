@@ -45,11 +45,7 @@ pub(crate) struct Fanout {
 impl Fanout {
     /// Nobody listens yet.
     pub(crate) fn new(log: Arc<Log>) -> Self {
-        Self {
-            log,
-            position: AtomicU64::new(0),
-            index: Mutex::default(),
-        }
+        Self { log, position: AtomicU64::new(0), index: Mutex::default() }
     }
 
     /// Shows each new entry of the log to the listeners it concerns, until `stop`.
@@ -110,11 +106,7 @@ pub(crate) struct Listener {
 impl Listener {
     /// Tells it that the entry at `sequence` is for it.
     fn show(&self, sequence: u64) {
-        if self
-            .pending
-            .compare_exchange(0, sequence, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok()
-        {
+        if self.pending.compare_exchange(0, sequence, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
             self.waker.wake();
         }
     }
@@ -166,20 +158,14 @@ impl Index {
             place.remove(&Arc::as_ptr(listener).addr());
         });
         match scope {
-            Scope {
-                sessions: Only::These(sessions),
-                ..
-            } => {
+            Scope { sessions: Only::These(sessions), .. } => {
                 for session in sessions {
                     if self.sessions.get(session).is_some_and(Listeners::is_empty) {
                         self.sessions.remove(session);
                     }
                 }
             }
-            Scope {
-                kinds: Only::These(kinds),
-                ..
-            } => {
+            Scope { kinds: Only::These(kinds), .. } => {
                 for kind in kinds {
                     if self.kinds.get(kind).is_some_and(Listeners::is_empty) {
                         self.kinds.remove(kind);
@@ -193,18 +179,12 @@ impl Index {
     /// Visits the places of a scope, each with the limit that is left to check there.
     fn places(&mut self, scope: &Scope, mut visit: impl FnMut(&mut Listeners, &Only<Kind>)) {
         match scope {
-            Scope {
-                sessions: Only::These(sessions),
-                kinds,
-            } => {
+            Scope { sessions: Only::These(sessions), kinds } => {
                 for session in sessions {
                     visit(self.sessions.entry(session.clone()).or_default(), kinds);
                 }
             }
-            Scope {
-                kinds: Only::These(kinds),
-                ..
-            } => {
+            Scope { kinds: Only::These(kinds), .. } => {
                 for kind in kinds {
                     visit(self.kinds.entry(kind.clone()).or_default(), &Only::Everything);
                 }
@@ -220,10 +200,8 @@ impl Index {
         };
         let of_session = event.session().and_then(|session| self.sessions.get(session));
         let of_kind = self.kinds.get(event.kind());
-        for registered in [of_session, of_kind, Some(&self.everything)]
-            .into_iter()
-            .flatten()
-            .flat_map(Listeners::values)
+        for registered in
+            [of_session, of_kind, Some(&self.everything)].into_iter().flatten().flat_map(Listeners::values)
         {
             if registered.kinds.admits(event.kind()) {
                 visit(&registered.listener);
@@ -232,11 +210,7 @@ impl Index {
     }
 
     fn every_listener(&self, mut visit: impl FnMut(&Listener)) {
-        let places = self
-            .sessions
-            .values()
-            .chain(self.kinds.values())
-            .chain([&self.everything]);
+        let places = self.sessions.values().chain(self.kinds.values()).chain([&self.everything]);
         for registered in places.flat_map(Listeners::values) {
             visit(&registered.listener);
         }

@@ -111,11 +111,7 @@ impl Subscription {
         let log = self.fanout.log();
         let reading = log.read_after(self.cursor, &self.scope, HANDOVER, &mut self.handover);
         // Of what was in the log before it came, it asked for no more than is kept; what came since is another matter.
-        let forgives_through = if mem::take(&mut self.wants_kept) {
-            self.live_after
-        } else {
-            0
-        };
+        let forgives_through = if mem::take(&mut self.wants_kept) { self.live_after } else { 0 };
         let missed_through = reading.missed_through.filter(|through| *through > forgives_through);
         let has_id = self.cursor > 0 || self.came_with.is_some();
         self.notice = missed_through.map(|through| log.evicted(has_id.then_some(self.cursor), through));
@@ -165,7 +161,4 @@ pub(crate) enum Item {
 }
 
 /// One hand-over: enough to fill a write, little enough that a stalled subscriber pins next to nothing (DESIGN, decision 10).
-const HANDOVER: Limits = Limits {
-    entries: 16,
-    bytes: 32 * 1024,
-};
+const HANDOVER: Limits = Limits { entries: 16, bytes: 32 * 1024 };

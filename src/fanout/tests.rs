@@ -30,30 +30,14 @@ impl Stage {
     fn new(ring_events: usize) -> Self {
         let product = ProductId::new("p").unwrap();
         let metrics = Metrics::new().unwrap().log(&product);
-        let log = Log::new(
-            product,
-            Bounds {
-                events: ring_events,
-                bytes: u64::MAX,
-            },
-            metrics,
-        );
-        Self {
-            fanout: Arc::new(Fanout::new(Arc::new(log))),
-            position: 0,
-        }
+        let log = Log::new(product, Bounds { events: ring_events, bytes: u64::MAX }, metrics);
+        Self { fanout: Arc::new(Fanout::new(Arc::new(log))), position: 0 }
     }
 
     fn append(&self, session: &str, kind: &str) -> EventId {
         let payload = Bytes::from(format!("{session} {kind}"));
         let session = (!session.is_empty()).then(|| SessionId::new(session).unwrap());
-        let draft = Draft {
-            kind: Kind::new(kind),
-            session,
-            forwarded_at: None,
-            payload,
-            received: Instant::now(),
-        };
+        let draft = Draft { kind: Kind::new(kind), session, forwarded_at: None, payload, received: Instant::now() };
         self.fanout.log().append(draft)
     }
 
@@ -79,11 +63,7 @@ impl Stage {
 
     fn subscribe(&self, scope: Scope, start: &Start) -> Reader {
         let bell = Arc::new(Bell::default());
-        Reader {
-            subscription: self.fanout.subscribe(Arc::default(), scope, start),
-            bell,
-            seen: Vec::new(),
-        }
+        Reader { subscription: self.fanout.subscribe(Arc::default(), scope, start), bell, seen: Vec::new() }
     }
 }
 
@@ -119,10 +99,7 @@ impl Reader {
     }
 
     fn events(&self) -> Vec<u64> {
-        self.seen
-            .iter()
-            .filter_map(|item| item.as_ref().ok().copied())
-            .collect()
+        self.seen.iter().filter_map(|item| item.as_ref().ok().copied()).collect()
     }
 
     fn gaps(&self) -> Vec<&Gap> {
@@ -135,22 +112,11 @@ impl Reader {
 }
 
 fn scope(sessions: &[&str], kinds: &[&str]) -> Scope {
-    let sessions: BTreeSet<_> = sessions
-        .iter()
-        .map(|session| SessionId::new(session).unwrap())
-        .collect();
+    let sessions: BTreeSet<_> = sessions.iter().map(|session| SessionId::new(session).unwrap()).collect();
     let kinds: BTreeSet<_> = kinds.iter().map(|kind| Kind::new(kind)).collect();
     Scope {
-        sessions: if sessions.is_empty() {
-            Only::Everything
-        } else {
-            Only::These(sessions)
-        },
-        kinds: if kinds.is_empty() {
-            Only::Everything
-        } else {
-            Only::These(kinds)
-        },
+        sessions: if sessions.is_empty() { Only::Everything } else { Only::These(sessions) },
+        kinds: if kinds.is_empty() { Only::Everything } else { Only::These(kinds) },
     }
 }
 
@@ -180,20 +146,15 @@ fn an_event_wakes_its_receivers_once_and_nobody_else() {
     assert_eq!((of_kind.events(), both.events()), (vec![4, 5], vec![4, 5]));
     stage.append("c", "x");
     stage.show_all();
-    assert_eq!(
-        [mine.wakes(), of_kind.wakes(), both.wakes()],
-        [1, 1, 1],
-        "others' events wake nobody"
-    );
+    assert_eq!([mine.wakes(), of_kind.wakes(), both.wakes()], [1, 1, 1], "others' events wake nobody");
     assert_eq!(all.wakes(), 2);
 }
 
 #[test]
 fn ten_thousand_listeners_to_other_sessions_are_not_even_looked_at() {
     let stage = Stage::new(100);
-    let readers: Vec<_> = (0..10_000)
-        .map(|number| stage.subscribe(scope(&[&format!("s{number}")], &[]), &Start::Now))
-        .collect();
+    let readers: Vec<_> =
+        (0..10_000).map(|number| stage.subscribe(scope(&[&format!("s{number}")], &[]), &Start::Now)).collect();
     stage.append("s7", "x");
     let mut visited = 0;
     let (_, entries) = {
@@ -208,10 +169,7 @@ fn ten_thousand_listeners_to_other_sessions_are_not_even_looked_at() {
     assert_eq!(visited, 1);
     drop(readers);
     let index = stage.fanout.index();
-    assert!(
-        index.sessions.is_empty() && index.everything.is_empty(),
-        "who leaves leaves nothing behind"
-    );
+    assert!(index.sessions.is_empty() && index.everything.is_empty(), "who leaves leaves nothing behind");
 }
 
 #[test]
@@ -251,11 +209,7 @@ fn a_subscriber_that_was_not_looking_while_its_events_were_evicted_is_told() {
     assert_eq!((reader.gaps().len(), gap.reason), (1, GapReason::Evicted));
     let log = stage.fanout.log();
     assert_eq!((gap.id, gap.before), (log.id(28), Some(log.id(29))));
-    assert_eq!(
-        gap.after.as_deref(),
-        Some(&*log.id(2).to_string()),
-        "all up to 2 was seen or for others"
-    );
+    assert_eq!(gap.after.as_deref(), Some(&*log.id(2).to_string()), "all up to 2 was seen or for others");
 }
 
 #[test]
@@ -291,10 +245,7 @@ fn ids_that_are_not_of_this_log_are_answered_by_a_notice_and_everything_kept() {
     stage.show_all();
     let log = stage.fanout.log();
     let epoch = log.id(0).epoch;
-    let foreign = EventId {
-        epoch: epoch - 1,
-        sequence: 7,
-    };
+    let foreign = EventId { epoch: epoch - 1, sequence: 7 };
     let future = EventId { epoch, sequence: 21 };
     for (start, after) in [
         (Start::After(foreign), Some(foreign.to_string())),
@@ -357,21 +308,11 @@ fn a_resume_from_before_everything_names_the_id_it_came_with() {
 /// One step of a random schedule.
 #[derive(Clone, Debug)]
 enum Step {
-    Append {
-        session: usize,
-        kind: usize,
-    },
+    Append { session: usize, kind: usize },
     Gap,
     Show,
-    Subscribe {
-        sessions: Vec<usize>,
-        kinds: Vec<usize>,
-        back: Option<u64>,
-    },
-    Read {
-        reader: usize,
-        most: usize,
-    },
+    Subscribe { sessions: Vec<usize>, kinds: Vec<usize>, back: Option<u64> },
+    Read { reader: usize, most: usize },
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -48,9 +48,7 @@ pub(crate) struct Admin {
 /// The routes of the admin listener. Without a key, `guard` keeps web pages out.
 pub(crate) fn router(admin: Arc<Admin>, guard: Guard) -> Router {
     let needs_key = middleware::from_fn_with_state(Arc::clone(&admin), demand_key);
-    let api = Router::new()
-        .route("/api/v1/status", get(status))
-        .route_layer(needs_key);
+    let api = Router::new().route("/api/v1/status", get(status)).route_layer(needs_key);
     let demands_key = admin.key.is_set();
     let router = finish(probes().merge(api), admin);
     if demands_key {
@@ -65,10 +63,7 @@ pub(crate) fn probe_router(admin: Arc<Admin>) -> Router {
 }
 
 fn probes() -> Router<Arc<Admin>> {
-    Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
+    Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).route("/metrics", get(metrics))
 }
 
 fn finish(router: Router<Arc<Admin>>, admin: Arc<Admin>) -> Router {
@@ -82,9 +77,7 @@ async fn demand_key(State(admin): State<Arc<Admin>>, request: Request, next: Nex
     let headers = request.headers();
     let offered = match headers.get("x-admin-key") {
         Some(key) => Some(key.as_bytes()),
-        None => headers
-            .get(AUTHORIZATION)
-            .and_then(|value| auth::bearer(value.as_bytes())),
+        None => headers.get(AUTHORIZATION).and_then(|value| auth::bearer(value.as_bytes())),
     };
     match admin.key.check(offered) {
         Ok(()) => next.run(request).await,
@@ -111,11 +104,8 @@ async fn readyz(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> R
         return Problem::bad_request(format!("require={value} is not known; only require=upstream is")).into_response();
     }
     let requires_upstream = wants.next().is_some();
-    let upstreams: BTreeMap<_, _> = admin
-        .upstreams
-        .iter()
-        .map(|(product, status)| (product.as_str(), status.facts().state))
-        .collect();
+    let upstreams: BTreeMap<_, _> =
+        admin.upstreams.iter().map(|(product, status)| (product.as_str(), status.facts().state)).collect();
     let is_draining = admin.relay.is_draining.load(Ordering::SeqCst);
     let all_connected = upstreams.values().all(|state| *state == UpstreamState::Connected);
     let is_ready = !is_draining && (all_connected || !requires_upstream);
@@ -124,29 +114,14 @@ async fn readyz(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> R
         false if is_draining => "draining",
         false => "upstream_not_connected",
     };
-    let upstreams: BTreeMap<_, _> = upstreams
-        .into_iter()
-        .map(|(product, state)| (product, state.as_str()))
-        .collect();
-    let code = if is_ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    (
-        code,
-        Json(serde_json::json!({ "status": state, "upstreams": upstreams })),
-    )
-        .into_response()
+    let upstreams: BTreeMap<_, _> = upstreams.into_iter().map(|(product, state)| (product, state.as_str())).collect();
+    let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(serde_json::json!({ "status": state, "upstreams": upstreams }))).into_response()
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     match admin.relay.metrics.render() {
-        Ok(body) => (
-            [(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT))],
-            body,
-        )
-            .into_response(),
+        Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT))], body).into_response(),
         Err(error) => {
             tracing::error!(%error, "cannot write the metrics");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot write the metrics").into_response()
@@ -173,15 +148,8 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
         version: env!("CARGO_PKG_VERSION"),
         started_at: time(admin.started),
         uptime: text(admin.started.elapsed().unwrap_or_default()),
-        upstreams: admin
-            .upstreams
-            .iter()
-            .map(|(product, status)| UpstreamView::new(product, status.facts()))
-            .collect(),
-        subscribers: count
-            .into_iter()
-            .map(|(product, count)| (product.as_str().to_owned(), count))
-            .collect(),
+        upstreams: admin.upstreams.iter().map(|(product, status)| UpstreamView::new(product, status.facts())).collect(),
+        subscribers: count.into_iter().map(|(product, count)| (product.as_str().to_owned(), count)).collect(),
         log,
         webhooks: [],
     })
@@ -239,9 +207,7 @@ fn time(at: SystemTime) -> String {
 
 /// As durations stand in the configuration, to the millisecond.
 fn text(duration: Duration) -> String {
-    duration_text(Duration::from_millis(
-        u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-    ))
+    duration_text(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// A runtime that has not turned for this long will not serve anybody (INTERFACE, section 5).

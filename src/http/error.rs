@@ -25,11 +25,7 @@ pub(crate) struct Problem {
 impl Problem {
     /// A problem with this status; `detail` says what to change.
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self {
-            status,
-            detail: detail.into(),
-            header: None,
-        }
+        Self { status, detail: detail.into(), header: None }
     }
 
     /// 400.

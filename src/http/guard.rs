@@ -41,9 +41,7 @@ impl Guard {
     fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         // HTTP/2 has the authority in place of Host.
         let host = uri.authority().map(|authority| authority.as_str().as_bytes());
-        let host = host
-            .or_else(|| headers.get(HOST).map(|host| host.as_bytes()))
-            .unwrap_or_default();
+        let host = host.or_else(|| headers.get(HOST).map(|host| host.as_bytes())).unwrap_or_default();
         if !self.is_own_host(host) {
             return Err(Problem::forbidden(
                 "Host is not an address, localhost or in server.allowed_hosts, and no credential is demanded here",
@@ -62,21 +60,12 @@ impl Guard {
         let Ok(origin) = std::str::from_utf8(origin) else {
             return false;
         };
-        let is_listed = self
-            .allowed_origins
-            .iter()
-            .any(|allowed| allowed.as_str().eq_ignore_ascii_case(origin));
-        is_listed
-            || origin
-                .split_once("://")
-                .is_some_and(|(_, host)| self.is_own_host(host.as_bytes()))
+        let is_listed = self.allowed_origins.iter().any(|allowed| allowed.as_str().eq_ignore_ascii_case(origin));
+        is_listed || origin.split_once("://").is_some_and(|(_, host)| self.is_own_host(host.as_bytes()))
     }
 
     fn is_own_host(&self, host: &[u8]) -> bool {
-        let Some(host) = std::str::from_utf8(host)
-            .ok()
-            .and_then(|host| HostAndPort::parse(host).ok())
-        else {
+        let Some(host) = std::str::from_utf8(host).ok().and_then(|host| HostAndPort::parse(host).ok()) else {
             return false;
         };
         let name = host.host().trim_start_matches('[').trim_end_matches(']');
@@ -93,10 +82,7 @@ mod tests {
 
     fn admits(host: Option<&str>, origin: Option<&str>) -> bool {
         let guard = Guard {
-            allowed_hosts: vec![
-                HostAndPort::parse("relay.internal").unwrap(),
-                HostAndPort::parse("other:81").unwrap(),
-            ],
+            allowed_hosts: vec![HostAndPort::parse("relay.internal").unwrap(), HostAndPort::parse("other:81").unwrap()],
             allowed_origins: vec![Origin::parse("https://app.example.com").unwrap()],
         };
         let mut headers = HeaderMap::new();
@@ -111,26 +97,13 @@ mod tests {
 
     #[test]
     fn hosts_that_no_stranger_can_point_here_are_own_hosts() {
-        for host in [
-            "127.0.0.1",
-            "127.0.0.1:8080",
-            "[::1]:8080",
-            "LOCALHOST:1",
-            "10.1.2.3",
-            "Relay.internal:99",
-            "other:81",
-        ] {
+        for host in
+            ["127.0.0.1", "127.0.0.1:8080", "[::1]:8080", "LOCALHOST:1", "10.1.2.3", "Relay.internal:99", "other:81"]
+        {
             assert!(admits(Some(host), None), "{host}");
         }
-        for host in [
-            "evil.example",
-            "localhost.evil.example",
-            "127.0.0.1.evil.example",
-            "other:82",
-            "other",
-            "",
-            "a b",
-        ] {
+        for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "other:82", "other", "", "a b"]
+        {
             assert!(!admits(Some(host), None), "{host}");
         }
         assert!(!admits(None, None));
@@ -138,31 +111,21 @@ mod tests {
 
     #[test]
     fn origins_are_own_hosts_or_listed() {
-        for origin in [
-            "http://127.0.0.1:3000",
-            "http://localhost:5173",
-            "https://app.example.com",
-            "http://relay.internal",
-        ] {
+        for origin in
+            ["http://127.0.0.1:3000", "http://localhost:5173", "https://app.example.com", "http://relay.internal"]
+        {
             assert!(admits(Some("localhost"), Some(origin)), "{origin}");
         }
-        for origin in [
-            "null",
-            "https://evil.example",
-            "http://app.example.com",
-            "https://app.example.com.evil.example",
-            "",
-        ] {
+        for origin in
+            ["null", "https://evil.example", "http://app.example.com", "https://app.example.com.evil.example", ""]
+        {
             assert!(!admits(Some("localhost"), Some(origin)), "{origin}");
         }
     }
 
     #[test]
     fn the_authority_of_http2_counts_as_host() {
-        let guard = Guard {
-            allowed_hosts: Vec::new(),
-            allowed_origins: Vec::new(),
-        };
+        let guard = Guard { allowed_hosts: Vec::new(), allowed_origins: Vec::new() };
         let admits = |uri: &'static str| guard.admit(&Uri::from_static(uri), &HeaderMap::new()).is_ok();
         assert!(admits("http://127.0.0.1:8080/stream/p"));
         assert!(!admits("http://evil.example/stream/p"));

@@ -106,20 +106,14 @@ impl Relay {
         let unknown = || Problem::not_found("no such product");
         let id = ProductId::new(&name).map_err(|_| unknown())?;
         grant.check(&id, Permission::Subscribe)?;
-        self.products
-            .get(&id)
-            .map(|product| Arc::clone(&product))
-            .ok_or_else(unknown)
+        self.products.get(&id).map(|product| Arc::clone(&product)).ok_or_else(unknown)
     }
 
     /// The client's address: the peer's, or what trusted proxies say before they pass it on.
     fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let is_trusted = |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
         let mut client = peer;
-        let hops = headers
-            .get_all("x-forwarded-for")
-            .iter()
-            .filter_map(|value| value.to_str().ok());
+        let hops = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
         let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
         for hop in hops.into_iter().rev() {
             // From the right: each hop was written by the proxy after it, so belief ends with the first untrusted one.
@@ -135,9 +129,7 @@ impl Relay {
 
 /// An address as proxies write it: with or without a port.
 fn address_of(hop: &str) -> Option<IpAddr> {
-    hop.parse()
-        .ok()
-        .or_else(|| hop.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
+    hop.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
 }
 
 /// The routes of the public listener.
@@ -160,19 +152,11 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
 
 /// Pages of these origins may read what comes from here (the Fetch standard's CORS protocol).
 fn cors(origins: &[Origin]) -> CorsLayer {
-    let origins: Vec<_> = origins
-        .iter()
-        .filter_map(|origin| origin.as_str().parse().ok())
-        .collect();
+    let origins: Vec<_> = origins.iter().filter_map(|origin| origin.as_str().parse().ok()).collect();
     CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET])
-        .allow_headers([
-            AUTHORIZATION,
-            CACHE_CONTROL,
-            CONTENT_TYPE,
-            HeaderName::from_static("last-event-id"),
-        ])
+        .allow_headers([AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName::from_static("last-event-id")])
         .max_age(PREFLIGHT_AGE)
 }
 

@@ -44,47 +44,29 @@ impl Wish {
             }
         }
         if sessions.len() + kinds.len() > MAX_FILTER_VALUES {
-            return Err(Problem::bad_request(format!(
-                "at most {MAX_FILTER_VALUES} session_id and type values"
-            )));
+            return Err(Problem::bad_request(format!("at most {MAX_FILTER_VALUES} session_id and type values")));
         }
         if let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) {
             start = Start::parse(id.as_bytes());
         }
-        Ok(Self {
-            scope: Scope {
-                sessions: only(sessions),
-                kinds: only(kinds),
-            },
-            start,
-        })
+        Ok(Self { scope: Scope { sessions: only(sessions), kinds: only(kinds) }, start })
     }
 
     /// The credential in the query, if there is one. A key does not belong there, and so opens nothing from there.
     pub(crate) fn query_token(query: &str) -> Option<&'static [u8]> {
-        form_urlencoded::parse(query.as_bytes())
-            .any(|(key, _)| key == "access_token")
-            .then_some(&[])
+        form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "access_token").then_some(&[])
     }
 }
 
 fn only<T>(values: BTreeSet<T>) -> Only<T> {
-    if values.is_empty() {
-        Only::Everything
-    } else {
-        Only::These(values)
-    }
+    if values.is_empty() { Only::Everything } else { Only::These(values) }
 }
 
 /// Whether the client takes an event stream (RFC 9110, section 12.5.1: the most specific range decides).
 pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
     let mut best: Option<(usize, bool)> = None;
     let mut has_ranges = false;
-    for range in headers
-        .get_all(ACCEPT)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-    {
+    for range in headers.get_all(ACCEPT).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
         let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
         let media = parts.next().unwrap_or_default();
         has_ranges |= !media.is_empty();
@@ -175,10 +157,7 @@ mod tests {
     #[test]
     fn no_filter_means_everything_and_an_empty_one_is_refused() {
         let wish_of_all = wish("", None).unwrap();
-        assert_eq!(
-            (wish_of_all.scope.sessions, wish_of_all.scope.kinds),
-            (Only::Everything, Only::Everything)
-        );
+        assert_eq!((wish_of_all.scope.sessions, wish_of_all.scope.kinds), (Only::Everything, Only::Everything));
         for query in ["session_id=", "type=", "session_id=a&session_id", "session_id=a%0Ab"] {
             assert_eq!(wish(query, None), Err(400), "{query}");
         }
@@ -186,11 +165,7 @@ mod tests {
 
     #[test]
     fn a_thousand_filter_values_are_the_most() {
-        let query = |values: usize| {
-            (0..values)
-                .map(|value| format!("session_id=s{value}&"))
-                .collect::<String>()
-        };
+        let query = |values: usize| (0..values).map(|value| format!("session_id=s{value}&")).collect::<String>();
         assert!(wish(&query(1000), None).is_ok());
         assert_eq!(wish(&query(1001), None), Err(400));
         assert_eq!(wish(&(query(1000) + "type=x"), None), Err(400));
@@ -216,9 +191,6 @@ mod tests {
             assert_eq!(wish(query, header).unwrap().start, start, "{query} {header:?}");
         }
         let long = "1".repeat(200);
-        assert_eq!(
-            wish(&format!("last_event_id={long}"), None).unwrap().start,
-            Start::Malformed
-        );
+        assert_eq!(wish(&format!("last_event_id={long}"), None).unwrap().start, Start::Malformed);
     }
 }

@@ -54,18 +54,11 @@ pub(crate) async fn stream(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let query = query.unwrap_or_default();
-    let credential = headers
-        .get(AUTHORIZATION)
-        .map(|value| auth::bearer(value.as_bytes()).unwrap_or_default());
-    let grant = relay
-        .access
-        .identify(credential.or_else(|| Wish::query_token(&query)))?;
+    let credential = headers.get(AUTHORIZATION).map(|value| auth::bearer(value.as_bytes()).unwrap_or_default());
+    let grant = relay.access.identify(credential.or_else(|| Wish::query_token(&query)))?;
     let product = relay.product(path, &grant)?;
     if !accepts_event_stream(&headers) {
-        return Err(Problem::new(
-            StatusCode::NOT_ACCEPTABLE,
-            "this is a text/event-stream, which Accept excludes",
-        ));
+        return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "this is a text/event-stream, which Accept excludes"));
     }
     let wish = Wish::read(&query, &headers)?;
     match EventBody::open(&relay, &product, &grant, wish, &connection, &headers) {
@@ -90,9 +83,7 @@ fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
     let wait = spread(SHED_WAIT);
     if headers.contains_key("sec-fetch-mode") {
         let mut response = event_stream(Body::from(sse::encode_retry(wait)));
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return Ok(response);
     }
     let (status, detail) = match reason {
@@ -158,9 +149,7 @@ impl EventBody {
         let wheel = &relay.wheel;
         // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
-        let age = relay
-            .max_connection_age
-            .map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
+        let age = relay.max_connection_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             given: subscription.came_with().unwrap_or(0),
             subscription,
@@ -230,10 +219,7 @@ impl EventBody {
                 self.product.sse.delivered.inc();
                 if live {
                     let now = *self.clock.get_or_insert_with(Instant::now);
-                    self.product
-                        .sse
-                        .lag
-                        .observe(now.saturating_duration_since(event.received()).as_secs_f64());
+                    self.product.sse.lag.observe(now.saturating_duration_since(event.received()).as_secs_f64());
                 }
                 event.wire()
             }

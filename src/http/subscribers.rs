@@ -71,10 +71,7 @@ impl Subscribers {
             next_seat: AtomicUsize::new(0),
             by_address: DashMap::new(),
             by_key: DashMap::new(),
-            second: Mutex::new(Second {
-                since: Instant::now(),
-                came: 0,
-            }),
+            second: Mutex::new(Second { since: Instant::now(), came: 0 }),
             emptied: Notify::new(),
             metrics,
         })
@@ -111,17 +108,9 @@ impl Subscribers {
             return Err(ShedReason::ConnectRate);
         }
         let number = self.next_seat.fetch_add(1, Ordering::Relaxed);
-        let subscriber = Arc::new(Subscriber {
-            newcomer,
-            leave: AtomicU8::new(Leave::NOT_YET),
-        });
+        let subscriber = Arc::new(Subscriber { newcomer, leave: AtomicU8::new(Leave::NOT_YET) });
         self.seats.insert(number, Arc::clone(&subscriber));
-        Ok(Seat {
-            number,
-            subscriber,
-            subscribers: Arc::clone(self),
-            _room: room,
-        })
+        Ok(Seat { number, subscriber, subscribers: Arc::clone(self), _room: room })
     }
 
     fn give_back_address(&self, newcomer: &Newcomer) {
@@ -140,10 +129,7 @@ impl Subscribers {
     fn comes_within(&self, most: u32) -> bool {
         let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
         if second.since.elapsed().as_secs() >= 1 {
-            *second = Second {
-                since: Instant::now(),
-                came: 0,
-            };
+            *second = Second { since: Instant::now(), came: 0 };
         }
         second.came += 1;
         second.came <= most
@@ -188,11 +174,7 @@ impl Subscribers {
         let mut count: BTreeMap<ProductId, BTreeMap<_, _>> = BTreeMap::new();
         for subscriber in &self.seats {
             let Newcomer { product, transport, .. } = &subscriber.newcomer;
-            *count
-                .entry(product.clone())
-                .or_default()
-                .entry(transport.as_str())
-                .or_default() += 1;
+            *count.entry(product.clone()).or_default().entry(transport.as_str()).or_default() += 1;
         }
         count
     }
@@ -242,9 +224,7 @@ pub(crate) struct Subscriber {
 impl Subscriber {
     /// Tells it to leave. The first word counts.
     pub(crate) fn dismiss(&self, leave: Leave) {
-        let _ = self
-            .leave
-            .compare_exchange(Leave::NOT_YET, leave as u8, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self.leave.compare_exchange(Leave::NOT_YET, leave as u8, Ordering::SeqCst, Ordering::SeqCst);
         self.newcomer.listener.wake();
     }
 }
@@ -266,9 +246,7 @@ impl Seat {
 
     /// Why its holder has been told to leave, if it has.
     pub(crate) fn dismissed(&self) -> Option<Leave> {
-        Leave::ALL
-            .into_iter()
-            .find(|leave| *leave as u8 == self.subscriber.leave.load(Ordering::SeqCst))
+        Leave::ALL.into_iter().find(|leave| *leave as u8 == self.subscriber.leave.load(Ordering::SeqCst))
     }
 }
 

@@ -36,13 +36,7 @@ pub(crate) struct Log {
 impl Log {
     /// An empty log that keeps what fits within `bounds`.
     pub(crate) fn new(product: ProductId, bounds: Bounds, metrics: LogMetrics) -> Self {
-        Self {
-            product,
-            epoch: new_epoch(),
-            ring: Mutex::new(Ring::new(bounds)),
-            appended: Notify::new(),
-            metrics,
-        }
+        Self { product, epoch: new_epoch(), ring: Mutex::new(Ring::new(bounds)), appended: Notify::new(), metrics }
     }
 
     /// Whose log it is.
@@ -60,13 +54,7 @@ impl Log {
         self.metrics.gap(reason);
         self.push(|ring, id| {
             let after = (ring.newest() > 0).then(|| self.id(ring.newest()).to_string().into());
-            ring.push_gap(Gap {
-                product: self.product.clone(),
-                reason,
-                id,
-                after,
-                before: None,
-            });
+            ring.push_gap(Gap { product: self.product.clone(), reason, id, after, before: None });
         })
     }
 
@@ -142,39 +130,24 @@ impl Log {
     pub(crate) fn evicted(&self, sequence: Option<u64>, missed_through: u64) -> Gap {
         let after = sequence.map(|sequence| self.id(sequence));
         let before = Some(self.id(missed_through + 1)); // the newest entry is never evicted
-        Gap {
-            before,
-            ..self.notice(GapReason::Evicted, after, missed_through)
-        }
+        Gap { before, ..self.notice(GapReason::Evicted, after, missed_through) }
     }
 
     fn notice(&self, reason: GapReason, after: Option<EventId>, through: u64) -> Gap {
         self.metrics.gap(reason);
         let after = after.map(|id| id.to_string().into());
-        Gap {
-            product: self.product.clone(),
-            reason,
-            id: self.id(through),
-            after,
-            before: None,
-        }
+        Gap { product: self.product.clone(), reason, id: self.id(through), after, before: None }
     }
 
     /// A gap of this log as it is announced now: with the id after it, if there is one by now.
     pub(crate) fn announce(&self, gap: &Gap) -> Gap {
         let next = gap.id.sequence + 1;
-        Gap {
-            before: (next <= self.ring().newest()).then(|| self.id(next)),
-            ..gap.clone()
-        }
+        Gap { before: (next <= self.ring().newest()).then(|| self.id(next)), ..gap.clone() }
     }
 
     /// The id of the entry at `sequence`; at 0, of the place before everything.
     pub(crate) fn id(&self, sequence: u64) -> EventId {
-        EventId {
-            epoch: self.epoch,
-            sequence,
-        }
+        EventId { epoch: self.epoch, sequence }
     }
 
     /// Sequence of the newest entry, 0 before the first.
@@ -187,12 +160,7 @@ impl Log {
         let ring = self.ring();
         let oldest = (ring.len() > 0).then(|| self.id(ring.evicted_through() + 1));
         let newest = (ring.newest() > 0).then(|| self.id(ring.newest()));
-        Facts {
-            events: ring.len(),
-            bytes: ring.bytes(),
-            oldest,
-            newest,
-        }
+        Facts { events: ring.len(), bytes: ring.bytes(), oldest, newest }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {

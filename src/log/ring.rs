@@ -100,15 +100,8 @@ impl Ring {
         if let Some(session) = event.session() {
             // A session without a chain may have had entries that are long gone.
             let unknown = self.evicted_through;
-            let new_chain = || Chain {
-                sequences: VecDeque::new(),
-                lost_through: unknown,
-            };
-            self.sessions
-                .entry(session.clone())
-                .or_insert_with(new_chain)
-                .sequences
-                .push_back(id.sequence);
+            let new_chain = || Chain { sequences: VecDeque::new(), lost_through: unknown };
+            self.sessions.entry(session.clone()).or_insert_with(new_chain).sequences.push_back(id.sequence);
         }
         self.push(Entry::Event(Arc::new(event)));
     }
@@ -136,11 +129,7 @@ impl Ring {
     fn evict(&mut self) {
         while self.entries.len() > 1 {
             let is_shown = self.evicted_through < self.shown_through;
-            let (entries, bytes) = if is_shown {
-                (0, 0)
-            } else {
-                (UNSHOWN_ENTRIES, UNSHOWN_BYTES)
-            };
+            let (entries, bytes) = if is_shown { (0, 0) } else { (UNSHOWN_ENTRIES, UNSHOWN_BYTES) };
             let is_over = self.entries.len() > self.bounds.events.saturating_add(entries)
                 || self.bytes > self.bounds.bytes.saturating_add(bytes);
             if !is_over {
@@ -171,12 +160,7 @@ impl Ring {
 
     /// At most `most` entries behind `sequence`, whatever they are, and the sequence of the first.
     pub(crate) fn behind(&self, sequence: u64, most: usize) -> (u64, Vec<Entry>) {
-        let entries = self
-            .entries
-            .range(self.offset(sequence)..)
-            .take(most)
-            .cloned()
-            .collect();
+        let entries = self.entries.range(self.offset(sequence)..).take(most).cloned().collect();
         (sequence.max(self.evicted_through) + 1, entries)
     }
 
@@ -190,13 +174,7 @@ impl Ring {
     ) -> Reading {
         let missed_through = self.misses(sequence, scope).then_some(self.evicted_through);
         let sequence = sequence.max(self.evicted_through);
-        let mut taker = Taker {
-            scope,
-            limits,
-            handover,
-            bytes: 0,
-            through: sequence,
-        };
+        let mut taker = Taker { scope, limits, handover, bytes: 0, through: sequence };
         let pending = self.newest().saturating_sub(sequence);
         let reached_end = match &scope.sessions {
             Only::These(sessions) if pending > sessions.len() as u64 => {
@@ -206,19 +184,11 @@ impl Ring {
             }
             _ => {
                 let all = pending <= MAX_WALK as u64;
-                taker.take(
-                    (sequence + 1..)
-                        .zip(self.entries.range(self.offset(sequence)..))
-                        .take(MAX_WALK),
-                ) && all
+                taker.take((sequence + 1..).zip(self.entries.range(self.offset(sequence)..)).take(MAX_WALK)) && all
             }
         };
         let through = if reached_end { self.newest() } else { taker.through };
-        Reading {
-            through,
-            reached_end,
-            missed_through,
-        }
+        Reading { through, reached_end, missed_through }
     }
 
     /// Whether entries that `scope` admits may have gone between `sequence` and what is kept.
@@ -229,11 +199,7 @@ impl Ring {
         match &scope.sessions {
             Only::Everything => true,
             Only::These(sessions) => {
-                let lost = |session| {
-                    self.sessions
-                        .get(session)
-                        .is_none_or(|chain| chain.lost_through > sequence)
-                };
+                let lost = |session| self.sessions.get(session).is_none_or(|chain| chain.lost_through > sequence);
                 self.gaps.lost_through > sequence || sessions.iter().any(lost)
             }
         }
@@ -241,10 +207,7 @@ impl Ring {
 
     /// The first `most` places behind `sequence` that hold an entry of these sessions, or a gap.
     fn places(&self, sequence: u64, sessions: &BTreeSet<SessionId>, most: usize) -> Vec<u64> {
-        let chains = sessions
-            .iter()
-            .filter_map(|session| self.sessions.get(session))
-            .chain([&self.gaps]);
+        let chains = sessions.iter().filter_map(|session| self.sessions.get(session)).chain([&self.gaps]);
         let mut places: Vec<u64> = chains.flat_map(|chain| chain.behind(sequence).take(most)).collect();
         places.sort_unstable();
         places.truncate(most);
@@ -331,16 +294,10 @@ mod tests {
     use super::*;
     use crate::event::{GapReason, Kind, ProductId};
 
-    const ALL: Limits = Limits {
-        entries: usize::MAX,
-        bytes: usize::MAX,
-    };
+    const ALL: Limits = Limits { entries: usize::MAX, bytes: usize::MAX };
 
     fn ring(events: usize) -> Ring {
-        Ring::new(Bounds {
-            events,
-            bytes: u64::MAX,
-        })
+        Ring::new(Bounds { events, bytes: u64::MAX })
     }
 
     fn id(sequence: u64) -> EventId {
@@ -354,13 +311,7 @@ mod tests {
             if session == "!" {
                 let product = ProductId::new("p").unwrap();
                 let reason = GapReason::UpstreamReconnect;
-                ring.push_gap(Gap {
-                    product,
-                    reason,
-                    id,
-                    after: None,
-                    before: None,
-                });
+                ring.push_gap(Gap { product, reason, id, after: None, before: None });
                 continue;
             }
             ring.push_event(
@@ -378,20 +329,11 @@ mod tests {
     }
 
     fn only(sessions: &str) -> Scope {
-        let sessions = sessions
-            .split_whitespace()
-            .map(|session| SessionId::new(session).unwrap())
-            .collect();
-        Scope {
-            sessions: Only::These(sessions),
-            kinds: Only::Everything,
-        }
+        let sessions = sessions.split_whitespace().map(|session| SessionId::new(session).unwrap()).collect();
+        Scope { sessions: Only::These(sessions), kinds: Only::Everything }
     }
 
-    const EVERYTHING: Scope = Scope {
-        sessions: Only::Everything,
-        kinds: Only::Everything,
-    };
+    const EVERYTHING: Scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
 
     fn read(ring: &Ring, after: u64, scope: &Scope, limits: Limits) -> (Vec<u64>, Reading) {
         let mut handover = VecDeque::new();
@@ -409,10 +351,7 @@ mod tests {
         push(&mut ring, "a b - a ! b");
         let (found, reading) = read(&ring, 2, &EVERYTHING, ALL);
         assert_eq!(found, [3, 4, 5, 6]);
-        assert_eq!(
-            (reading.through, reading.reached_end, reading.missed_through),
-            (6, true, None)
-        );
+        assert_eq!((reading.through, reading.reached_end, reading.missed_through), (6, true, None));
         assert_eq!(read(&ring, 6, &EVERYTHING, ALL).0, [0_u64; 0]);
     }
 
@@ -441,11 +380,7 @@ mod tests {
                 true => whole.0,
                 false => (1..=3000).collect(), // more than one reading walks over
             };
-            for limits in [
-                Limits { entries: 7, ..ALL },
-                Limits { bytes: 100, ..ALL },
-                Limits { bytes: 0, ..ALL },
-            ] {
+            for limits in [Limits { entries: 7, ..ALL }, Limits { bytes: 100, ..ALL }, Limits { bytes: 0, ..ALL }] {
                 let (mut at, mut found) = (0, Vec::new());
                 loop {
                     let (more, reading) = read(&ring, at, &scope, limits);
@@ -509,11 +444,7 @@ mod tests {
         for sequence in 101..=2000 {
             ring.push_event(id(sequence), draft());
         }
-        assert_eq!(
-            (ring.len(), ring.newest()),
-            (16 + UNSHOWN_ENTRIES, 2000),
-            "but not without a bound"
-        );
+        assert_eq!((ring.len(), ring.newest()), (16 + UNSHOWN_ENTRIES, 2000), "but not without a bound");
         ring.shown(1990);
         assert_eq!(ring.len(), 16);
     }
@@ -532,31 +463,7 @@ mod tests {
         let mut ring = ring(100);
         push(&mut ring, "a a b a a");
         let odd = Only::These(BTreeSet::from([Kind::new("odd")]));
-        assert_eq!(
-            read(
-                &ring,
-                0,
-                &Scope {
-                    kinds: odd.clone(),
-                    ..EVERYTHING
-                },
-                ALL
-            )
-            .0,
-            [1, 3, 5]
-        );
-        assert_eq!(
-            read(
-                &ring,
-                0,
-                &Scope {
-                    kinds: odd,
-                    ..only("a")
-                },
-                ALL
-            )
-            .0,
-            [1, 5]
-        );
+        assert_eq!(read(&ring, 0, &Scope { kinds: odd.clone(), ..EVERYTHING }, ALL).0, [1, 3, 5]);
+        assert_eq!(read(&ring, 0, &Scope { kinds: odd, ..only("a") }, ALL).0, [1, 5]);
     }
 }

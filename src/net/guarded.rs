@@ -34,14 +34,7 @@ impl Guarded {
     pub(super) fn new(stream: TcpStream, manners: &Manners, fate: Arc<Fate>) -> Self {
         let alarm = Alarm::new(&manners.wheel);
         let head_due = manners.wheel.after(manners.head_timeout);
-        Self {
-            stream,
-            alarm,
-            head_due,
-            write_timeout: manners.write_timeout,
-            write_due: None,
-            fate,
-        }
+        Self { stream, alarm, head_due, write_timeout: manners.write_timeout, write_due: None, fate }
     }
 
     /// Judges a write: progress lifts the deadline, a full socket sets it, and past it the peer counts as stalled.
@@ -52,9 +45,7 @@ impl Guarded {
                 Poll::Ready(result.map_err(|error| self.note(error)))
             }
             Poll::Pending => {
-                let due = *self
-                    .write_due
-                    .get_or_insert_with(|| self.alarm.wheel().after(self.write_timeout));
+                let due = *self.write_due.get_or_insert_with(|| self.alarm.wheel().after(self.write_timeout));
                 if self.alarm.wheel().now() >= due {
                     return Poll::Ready(Err(self.note(io::ErrorKind::TimedOut.into())));
                 }

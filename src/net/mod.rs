@@ -141,22 +141,14 @@ pub(crate) async fn serve(
     out_of_files: impl Fn(),
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener.socket)?;
-    let server = Arc::new(Server {
-        router,
-        manners,
-        stage: Stage::default(),
-        tasks: TaskTracker::new(),
-    });
+    let server = Arc::new(Server { router, manners, stage: Stage::default(), tasks: TaskTracker::new() });
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
                 server.tasks.spawn(Arc::clone(&server).converse(stream, peer));
             }
             Err(error) => {
-                if matches!(
-                    error.raw_os_error(),
-                    Some(TOO_MANY_FILES_IN_PROCESS | TOO_MANY_FILES_IN_SYSTEM)
-                ) {
+                if matches!(error.raw_os_error(), Some(TOO_MANY_FILES_IN_PROCESS | TOO_MANY_FILES_IN_SYSTEM)) {
                     out_of_files();
                 }
                 warn!(%error, "cannot accept a connection");
@@ -172,10 +164,7 @@ pub(crate) async fn serve(
             return Ok(());
         }
     }
-    warn!(
-        connections = server.tasks.len(),
-        "connections did not end although they were told to"
-    );
+    warn!(connections = server.tasks.len(), "connections did not end although they were told to");
     Ok(())
 }
 
@@ -195,23 +184,16 @@ impl Server {
             return;
         };
         let fate = Arc::new(Fate::default());
-        let connection = Connection {
-            peer,
-            fate: Arc::clone(&fate),
-        };
+        let connection = Connection { peer, fate: Arc::clone(&fate) };
         let io = TokioIo::new(Guarded::new(stream, &self.manners, fate));
         let router = self.router.clone();
         let service = service_fn(move |request| answer(router.clone(), connection.clone(), request));
         let result = if is_http2 {
             let executor = PatientExecutor::new(&self.tasks, &self.manners);
             // In a box: it is much the larger of the two, and the rarer.
-            self.stage
-                .drive(Box::pin(http2(executor).serve_connection(io, service)))
-                .await
+            self.stage.drive(Box::pin(http2(executor).serve_connection(io, service))).await
         } else {
-            self.stage
-                .drive(pin!(http1(self.manners.head_timeout).serve_connection(io, service)))
-                .await
+            self.stage.drive(pin!(http1(self.manners.head_timeout).serve_connection(io, service))).await
         };
         if let Err(error) = result {
             debug!(%error, "connection ended");
@@ -250,10 +232,7 @@ async fn answer(
 /// HTTP/1.1 with the bounds of DESIGN, decision 10.
 fn http1(head_timeout: Duration) -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
-        .max_buf_size(READ_BUFFER_BYTES);
+    builder.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(READ_BUFFER_BYTES);
     builder
 }
 

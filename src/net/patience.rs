@@ -65,11 +65,7 @@ pub(super) struct PatientExecutor {
 
 impl PatientExecutor {
     pub(super) fn new(tasks: &TaskTracker, manners: &Manners) -> Self {
-        Self {
-            tasks: tasks.clone(),
-            wheel: Arc::clone(&manners.wheel),
-            write_timeout: manners.write_timeout,
-        }
+        Self { tasks: tasks.clone(), wheel: Arc::clone(&manners.wheel), write_timeout: manners.write_timeout }
     }
 }
 
@@ -78,13 +74,8 @@ impl<F: Future + Send + 'static> hyper::rt::Executor<F> for PatientExecutor {
         let patience = Arc::new(Patience::default());
         let alarm = Alarm::new(&self.wheel);
         let stream = Box::pin(stream);
-        let patient = Patient {
-            stream,
-            patience: Arc::clone(&patience),
-            alarm,
-            write_timeout: self.write_timeout,
-            due: None,
-        };
+        let patient =
+            Patient { stream, patience: Arc::clone(&patience), alarm, write_timeout: self.write_timeout, due: None };
         // A stream ends with its connection: hyper tells it.
         self.tasks.spawn(PATIENCE.scope(patience, patient));
     }

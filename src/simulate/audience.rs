@@ -33,10 +33,7 @@ struct Client {
 impl Audience {
     /// Nobody yet.
     pub(crate) fn new(product: &str) -> Audience {
-        Audience {
-            product: product.to_owned(),
-            doors: Mutex::new(Doors::Open(Vec::new())),
-        }
+        Audience { product: product.to_owned(), doors: Mutex::new(Doors::Open(Vec::new())) }
     }
 
     /// A queue of every frame from now on, or nothing once closed. It ends when the audience is closed.
@@ -133,9 +130,7 @@ mod tests {
         drop(audience.try_join());
         let _stays = audience.try_join();
         audience.tell(&frame(1));
-        let Doors::Open(clients) = &*audience.doors() else {
-            panic!("nobody closed the doors")
-        };
+        let Doors::Open(clients) = &*audience.doors() else { panic!("nobody closed the doors") };
         assert_eq!(clients.len(), 1);
     }
 

@@ -60,10 +60,7 @@ impl Simulator {
     /// A connector that is silent until it runs.
     pub(crate) fn new(options: Options) -> Simulator {
         let connector = Connector::new(&options.products, options.token.as_deref(), options.heartbeat);
-        Simulator {
-            options,
-            connector: Arc::new(connector),
-        }
+        Simulator { options, connector: Arc::new(connector) }
     }
 
     /// What to serve.
@@ -80,21 +77,9 @@ impl Simulator {
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut products = JoinSet::new();
         for product in self.options.products.iter().collect::<BTreeSet<_>>() {
-            let Options {
-                rate,
-                sessions,
-                payload_bytes,
-                seed,
-                ..
-            } = self.options;
+            let Options { rate, sessions, payload_bytes, seed, .. } = self.options;
             let crowd = Crowd::new(seed, product, sessions, payload_bytes);
-            products.spawn(drive(
-                self.connector.clone(),
-                product.clone(),
-                crowd,
-                Pace::new(rate),
-                stop.clone(),
-            ));
+            products.spawn(drive(self.connector.clone(), product.clone(), crowd, Pace::new(rate), stop.clone()));
         }
         while let Some(ended) = products.join_next().await {
             if let Err(error) = ended {
@@ -133,17 +118,9 @@ impl Pace {
         // A rate too small for a `Duration` is a very long time, and so is the longest allowed.
         let between_events = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(LONGEST_TICK);
         let period = between_events.clamp(SHORTEST_TICK, LONGEST_TICK);
-        let per_tick = if between_events < SHORTEST_TICK {
-            rate * SHORTEST_TICK.as_secs_f64()
-        } else {
-            1.0
-        };
+        let per_tick = if between_events < SHORTEST_TICK { rate * SHORTEST_TICK.as_secs_f64() } else { 1.0 };
         // By default an interval catches up with missed ticks in a burst, so the rate holds on a busy machine.
-        Pace {
-            ticks: interval(period),
-            per_tick,
-            owed: 0.0,
-        }
+        Pace { ticks: interval(period), per_tick, owed: 0.0 }
     }
 
     /// Waits for the next tick: how many events are due.
@@ -167,10 +144,7 @@ fn frame(payload: &str) -> Bytes {
 
 /// Now, as the connector writes it. A clock before 1970 counts as 1970.
 fn unix_seconds() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs_f64()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// The resolution of tokio's timer.

@@ -121,12 +121,7 @@ impl Payload<'_> {
     /// Fills in the times: forwarded now, the actions one after the other since the batch before.
     pub(crate) fn stamp(&mut self, now: f64, rng: &mut Rng) {
         match self {
-            Payload::Actions {
-                forwarded_at,
-                actions,
-                since,
-                ..
-            } => {
+            Payload::Actions { forwarded_at, actions, since, .. } => {
                 *forwarded_at = now;
                 spread(actions, *since, now, rng);
             }
@@ -231,10 +226,7 @@ mod tests {
             let mut payload = batch(&who, 2);
             payload.pad(bytes, &mut Rng::with_seed(bytes as u64));
             let length = payload.encode().len();
-            assert!(
-                length >= bytes.max(natural) && length <= bytes.max(natural) + 16,
-                "{length} for {bytes}"
-            );
+            assert!(length >= bytes.max(natural) && length <= bytes.max(natural) + 16, "{length} for {bytes}");
         }
     }
 
@@ -245,12 +237,7 @@ mod tests {
         for (since, seed) in [(None, 1), (Some(now - 3.0), 2), (Some(now - 4000.0), 3), (Some(now), 4)] {
             let mut payload = batch_since(&who, 5, since);
             payload.stamp(now, &mut Rng::with_seed(seed));
-            let Payload::Actions {
-                forwarded_at, actions, ..
-            } = payload
-            else {
-                panic!("a batch stays a batch")
-            };
+            let Payload::Actions { forwarded_at, actions, .. } = payload else { panic!("a batch stays a batch") };
             assert_eq!(forwarded_at, now);
             let mut at = since.unwrap_or(now - 60.0);
             for action in &actions {
@@ -266,9 +253,7 @@ mod tests {
         let who = someone();
         let mut payload = batch_since(&who, 3, Some(2000.0));
         payload.stamp(1000.0, &mut Rng::with_seed(1));
-        let Payload::Actions { actions, .. } = payload else {
-            panic!("a batch stays a batch")
-        };
+        let Payload::Actions { actions, .. } = payload else { panic!("a batch stays a batch") };
         assert!(actions.iter().all(|action| action.timestamp_end <= 1000.0));
     }
 
@@ -298,13 +283,6 @@ mod tests {
             who,
         };
         let actions: Vec<_> = (0..count as u64).map(action).collect();
-        Payload::Actions {
-            product_id: "prod_abc",
-            who,
-            count,
-            forwarded_at: 0.0,
-            actions,
-            since,
-        }
+        Payload::Actions { product_id: "prod_abc", who, count, forwarded_at: 0.0, actions, since }
     }
 }

@@ -26,24 +26,12 @@ impl Crowd {
         // The first one is known by name, because a demo tells that story first, and a tour needs a session.
         let mut people = vec![Person::customer(&mut rng)];
         people.extend((1..sessions).map(|_| Person::passer_by(&mut rng)));
-        Crowd {
-            product: product.to_owned(),
-            payload_bytes,
-            rng,
-            people,
-            turn: 0,
-        }
+        Crowd { product: product.to_owned(), payload_bytes, rng, people, turn: 0 }
     }
 
     /// The JSON text of the next payload, forwarded at `now` (Unix seconds).
     pub(crate) fn next(&mut self, now: f64) -> String {
-        let Crowd {
-            product,
-            payload_bytes,
-            rng,
-            people,
-            turn,
-        } = self;
+        let Crowd { product, payload_bytes, rng, people, turn } = self;
         let person = whose_turn(people, *turn, rng);
         if person.has_left() {
             *person = Person::passer_by(rng); // one leaves, one comes: their number stays
@@ -60,21 +48,13 @@ impl Crowd {
 /// else would have done enough to be summed up.
 fn whose_turn<'a>(people: &'a mut [Person], turn: u64, rng: &mut Rng) -> &'a mut Person {
     let tells_the_first_story = turn < OPENING && turn.is_multiple_of(2);
-    let place = if tells_the_first_story {
-        0
-    } else {
-        rng.usize(..people.len())
-    };
-    people
-        .get_mut(place)
-        .expect("drawn from the number of people, of whom there is always one")
+    let place = if tells_the_first_story { 0 } else { rng.usize(..people.len()) };
+    people.get_mut(place).expect("drawn from the number of people, of whom there is always one")
 }
 
 /// FNV-1a, written here because it must be the same in every build: the standard library's hashes promise no such thing.
 fn stable_hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Events that tell mainly of the first person.
@@ -96,10 +76,7 @@ mod tests {
         let mut late = Crowd::new(7, "prod_abc", 20, 700);
         for turn in 0..500 {
             let early = without_times(&early.next(NOW + f64::from(turn)));
-            assert_eq!(
-                early,
-                without_times(&late.next(1_800_000_000.123 + 17.1 * f64::from(turn)))
-            );
+            assert_eq!(early, without_times(&late.next(1_800_000_000.123 + 17.1 * f64::from(turn))));
         }
     }
 
@@ -107,9 +84,7 @@ mod tests {
     fn another_seed_or_another_product_gives_other_payloads() {
         let text = |seed, product| {
             let mut crowd = Crowd::new(seed, product, 20, 0);
-            (0..20)
-                .map(|_| crowd.next(NOW).replace(product, ""))
-                .collect::<Vec<_>>()
+            (0..20).map(|_| crowd.next(NOW).replace(product, "")).collect::<Vec<_>>()
         };
         assert_ne!(text(1, "prod_abc"), text(2, "prod_abc"));
         assert_ne!(text(1, "prod_abc"), text(1, "prod_xyz"));
@@ -147,29 +122,13 @@ mod tests {
                 "usertour_trigger" => {
                     assert!(text(&payload, "session_id").starts_with("ps_") && !text(&payload, "flow_id").is_empty());
                     assert!(payload.get("forwarded_at").is_none());
-                    assert!(
-                        ["reason", "user_id"]
-                            .iter()
-                            .all(|key| payload.get(key).is_none_or(Value::is_string))
-                    );
+                    assert!(["reason", "user_id"].iter().all(|key| payload.get(key).is_none_or(Value::is_string)));
                 }
                 other => panic!("unknown type {other}"),
             }
-            seen.extend(
-                payload
-                    .as_object()
-                    .unwrap()
-                    .iter()
-                    .map(|(key, value)| format!("{key} {}", value.is_null())),
-            );
+            seen.extend(payload.as_object().unwrap().iter().map(|(key, value)| format!("{key} {}", value.is_null())));
         }
-        for wanted in [
-            "session_id true",
-            "user_id true",
-            "email true",
-            "email false",
-            "conversation_id false",
-        ] {
+        for wanted in ["session_id true", "user_id true", "email true", "email false", "conversation_id false"] {
             assert!(seen.contains(wanted), "never seen: {wanted}");
         }
         assert!(!seen.contains("conversation_id true"));
@@ -203,21 +162,13 @@ mod tests {
 
     #[test]
     fn about_as_many_sessions_are_active_as_asked_for_and_new_ones_arrive() {
-        let sessions_in = |events: &[Value]| {
-            events
-                .iter()
-                .filter_map(|it| it["session_id"].as_str())
-                .collect::<BTreeSet<_>>()
-                .len()
-        };
+        let sessions_in =
+            |events: &[Value]| events.iter().filter_map(|it| it["session_id"].as_str()).collect::<BTreeSet<_>>().len();
         for sessions in [1, 20, 100] {
             let events = payloads(6, sessions, sessions * 200);
             let later_window = &events[sessions * 100..sessions * 108]; // nearly everyone's turn, hardly anyone left
             let active = sessions_in(later_window);
-            assert!(
-                active <= sessions * 3 / 2 + 1 && active >= sessions / 2,
-                "{active} of {sessions} are active"
-            );
+            assert!(active <= sessions * 3 / 2 + 1 && active >= sessions / 2, "{active} of {sessions} are active");
             assert!(sessions_in(&events) > sessions * 2, "nobody new among {sessions}");
         }
     }
@@ -227,20 +178,14 @@ mod tests {
         let mut crowd = Crowd::new(8, "prod_abc", 20, 4096);
         for _ in 0..300 {
             let payload = crowd.next(NOW);
-            assert!(
-                (4096..4096 + 512).contains(&payload.len()),
-                "{} bytes: {payload}",
-                payload.len()
-            );
+            assert!((4096..4096 + 512).contains(&payload.len()), "{} bytes: {payload}", payload.len());
             serde_json::from_str::<Value>(&payload).unwrap();
         }
     }
 
     fn payloads(seed: u64, sessions: usize, count: usize) -> Vec<Value> {
         let mut crowd = Crowd::new(seed, "prod_abc", sessions, 0);
-        (0..count)
-            .map(|turn| serde_json::from_str(&crowd.next(NOW + turn as f64)).unwrap())
-            .collect()
+        (0..count).map(|turn| serde_json::from_str(&crowd.next(NOW + turn as f64)).unwrap()).collect()
     }
 
     fn check_actions(payload: &Value) {
@@ -254,10 +199,7 @@ mod tests {
             assert!(action["index"].is_u64() && action["timestamp_start"].is_f64());
             assert!(action["timestamp_end"].as_f64().unwrap() <= forwarded_at);
             for key in ["session_id", "user_id", "email"] {
-                assert!(
-                    text_or_null(&action[key]) && action.get(key) == payload.get(key),
-                    "{key}"
-                );
+                assert!(text_or_null(&action[key]) && action.get(key) == payload.get(key), "{key}");
             }
             assert_eq!(action.get("conversation_id"), payload.get("conversation_id"));
         }
@@ -274,12 +216,7 @@ mod tests {
     fn without_times(payload: &str) -> Value {
         let mut payload: Value = serde_json::from_str(payload).unwrap();
         payload.as_object_mut().unwrap().remove("forwarded_at");
-        for action in payload
-            .get_mut("actions")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
+        for action in payload.get_mut("actions").and_then(Value::as_array_mut).into_iter().flatten() {
             action["timestamp_start"].take();
             action["timestamp_end"].take();
         }

@@ -81,18 +81,10 @@ impl Person {
     }
 
     fn act<'a>(&'a mut self, now: f64, product_id: &'a str, rng: &mut Rng) -> Payload<'a> {
-        let Person {
-            identity,
-            visit,
-            batches_left,
-            last_batch_at,
-            ..
-        } = self;
+        let Person { identity, visit, batches_left, last_batch_at, .. } = self;
         *batches_left = batches_left.saturating_sub(1);
         let leaving = *batches_left == 0;
-        let mut actions: Vec<_> = (0..rng.usize(1..=MAX_BATCH))
-            .map(|_| visit.act(identity, rng))
-            .collect();
+        let mut actions: Vec<_> = (0..rng.usize(1..=MAX_BATCH)).map(|_| visit.act(identity, rng)).collect();
         if leaving && actions.len() < MAX_BATCH {
             actions.push(visit.leave(identity));
         }
@@ -109,13 +101,7 @@ impl Person {
     fn sum_up<'a>(&'a mut self, product_id: &'a str) -> Payload<'a> {
         let (summary, replaces) = self.visit.sum_up();
         let session_id = self.identity.session_id.as_deref();
-        Payload::Summary {
-            product_id,
-            session_id,
-            summary,
-            replaces,
-            forwarded_at: 0.0,
-        }
+        Payload::Summary { product_id, session_id, summary, replaces, forwarded_at: 0.0 }
     }
 
     fn offer_tour<'a>(&'a self, product_id: &'a str, rng: &mut Rng) -> Payload<'a> {
@@ -123,13 +109,7 @@ impl Person {
         let session_id = self.identity.session_id.as_deref().unwrap_or_default(); // `due` asks for one
         let reason = rng.bool().then(|| reason.to_owned());
         let user_id = self.identity.user_id.as_deref().filter(|_| rng.bool());
-        Payload::UsertourTrigger {
-            product_id,
-            flow_id,
-            session_id,
-            reason,
-            user_id,
-        }
+        Payload::UsertourTrigger { product_id, flow_id, session_id, reason, user_id }
     }
 }
 
@@ -137,17 +117,8 @@ impl Person {
 fn passer_by(rng: &mut Rng) -> Identity {
     let known = customer(rng);
     match rng.u8(..20) {
-        0..=1 => Identity {
-            session_id: None,
-            user_id: None,
-            email: None,
-            conversation_id: None,
-        },
-        2..=6 => Identity {
-            user_id: None,
-            email: None,
-            ..known
-        },
+        0..=1 => Identity { session_id: None, user_id: None, email: None, conversation_id: None },
+        2..=6 => Identity { user_id: None, email: None, ..known },
         7..=9 => Identity { email: None, ..known },
         _ => known,
     }
@@ -157,10 +128,7 @@ fn passer_by(rng: &mut Rng) -> Identity {
 fn customer(rng: &mut Rng) -> Identity {
     let number = rng.u32(1..=CUSTOMERS);
     let mut of_number = Rng::with_seed(u64::from(number));
-    let (first, last) = (
-        one_of(&FIRST_NAMES, &mut of_number),
-        one_of(&LAST_NAMES, &mut of_number),
-    );
+    let (first, last) = (one_of(&FIRST_NAMES, &mut of_number), one_of(&LAST_NAMES, &mut of_number));
     let in_a_chat = rng.u8(..12) == 0;
     Identity {
         session_id: Some(format!("ps_{:012x}", rng.u64(..1 << 48))),
@@ -204,18 +172,10 @@ mod tests {
     #[test]
     fn a_visitor_without_a_session_is_never_sent_on_a_tour() {
         let mut rng = Rng::with_seed(2);
-        let identity = Identity {
-            session_id: None,
-            user_id: None,
-            email: None,
-            conversation_id: None,
-        };
+        let identity = Identity { session_id: None, user_id: None, email: None, conversation_id: None };
         let mut nobody = Person::new(identity, &mut rng);
         for turn in 0..1000 {
-            assert!(!matches!(
-                nobody.tell(turn, 0.0, "prod_abc", &mut rng),
-                Payload::UsertourTrigger { .. }
-            ));
+            assert!(!matches!(nobody.tell(turn, 0.0, "prod_abc", &mut rng), Payload::UsertourTrigger { .. }));
         }
     }
 

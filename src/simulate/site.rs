@@ -44,11 +44,7 @@ pub(crate) const PAGES: [Page; 9] = [
         name: "dashboard",
         buttons: &["Refresh", "Add widget", "Last 30 days", "Share dashboard"],
         fields: &["Filter", "Search"],
-        queries: &[
-            "ref=email",
-            "utm_source=newsletter&utm_campaign=%C3%A9t%C3%A9",
-            "range=30d",
-        ],
+        queries: &["ref=email", "utm_source=newsletter&utm_campaign=%C3%A9t%C3%A9", "range=30d"],
         flow_id: "tour_dashboard_basics",
         reason: "Looked at an empty dashboard for a while without adding a widget",
     },
@@ -86,12 +82,7 @@ pub(crate) const PAGES: [Page; 9] = [
         path: "/settings/billing",
         title: "Billing",
         name: "billing",
-        buttons: &[
-            "Upgrade to Pro",
-            "Download invoice",
-            "Compare plans",
-            "Show prices in €",
-        ],
+        buttons: &["Upgrade to Pro", "Download invoice", "Compare plans", "Show prices in €"],
         fields: &["Purchase order", "Billing address"],
         queries: &["plan=pro", "invoice=2024-0042"],
         flow_id: "tour_billing_plans",
@@ -141,59 +132,23 @@ pub(crate) const PAGES: [Page; 9] = [
 
 /// What people write.
 pub(crate) const WRITINGS: [Writing; 8] = [
-    Writing {
-        text: "quarterly revenue",
-        query: "q=quarterly+revenue",
-    },
-    Writing {
-        text: "churn by region",
-        query: "q=churn+by+region",
-    },
-    Writing {
-        text: "Müller & Söhne",
-        query: "q=M%C3%BCller+%26+S%C3%B6hne",
-    },
-    Writing {
-        text: "東京オフィス",
-        query: "q=%E6%9D%B1%E4%BA%AC%E3%82%AA%E3%83%95%E3%82%A3%E3%82%B9",
-    },
-    Writing {
-        text: "informe de métricas",
-        query: "q=informe+de+m%C3%A9tricas",
-    },
-    Writing {
-        text: "the \"new\" pricing",
-        query: "q=the+%22new%22+pricing",
-    },
-    Writing {
-        text: "Launch 🚀 week",
-        query: "q=Launch+%F0%9F%9A%80+week",
-    },
-    Writing {
-        text: "Hello,\nwhere do I find my invoices?",
-        query: "q=invoices",
-    },
+    Writing { text: "quarterly revenue", query: "q=quarterly+revenue" },
+    Writing { text: "churn by region", query: "q=churn+by+region" },
+    Writing { text: "Müller & Söhne", query: "q=M%C3%BCller+%26+S%C3%B6hne" },
+    Writing { text: "東京オフィス", query: "q=%E6%9D%B1%E4%BA%AC%E3%82%AA%E3%83%95%E3%82%A3%E3%82%B9" },
+    Writing { text: "informe de métricas", query: "q=informe+de+m%C3%A9tricas" },
+    Writing { text: "the \"new\" pricing", query: "q=the+%22new%22+pricing" },
+    Writing { text: "Launch 🚀 week", query: "q=Launch+%F0%9F%9A%80+week" },
+    Writing { text: "Hello,\nwhere do I find my invoices?", query: "q=invoices" },
 ];
 
 /// First names; they appear in email addresses only, so they are plain.
-pub(crate) const FIRST_NAMES: [&str; 12] = [
-    "ada", "bela", "chen", "dora", "emeka", "fatima", "goran", "hana", "ines", "jonas", "kavya", "liam",
-];
+pub(crate) const FIRST_NAMES: [&str; 12] =
+    ["ada", "bela", "chen", "dora", "emeka", "fatima", "goran", "hana", "ines", "jonas", "kavya", "liam"];
 
 /// Last names, as plain as the first ones.
-pub(crate) const LAST_NAMES: [&str; 11] = [
-    "abebe",
-    "brandt",
-    "costa",
-    "dubois",
-    "eriksen",
-    "fischer",
-    "garcia",
-    "haddad",
-    "ivanova",
-    "jensen",
-    "kobayashi",
-];
+pub(crate) const LAST_NAMES: [&str; 11] =
+    ["abebe", "brandt", "costa", "dubois", "eriksen", "fischer", "garcia", "haddad", "ivanova", "jensen", "kobayashi"];
 
 /// Sentences that make a payload longer. Plain ASCII without quotation marks, so each byte is one byte of JSON too.
 pub(crate) const PROSE: [&str; 8] = [
@@ -214,17 +169,9 @@ mod tests {
     #[test]
     fn every_page_has_something_of_each_kind() {
         for page in &PAGES {
-            assert!(
-                !page.buttons.is_empty() && !page.fields.is_empty() && !page.queries.is_empty(),
-                "{}",
-                page.path
-            );
+            assert!(!page.buttons.is_empty() && !page.fields.is_empty() && !page.queries.is_empty(), "{}", page.path);
             assert!(page.path.starts_with('/') && !page.path.contains('?'), "{}", page.path);
-            assert!(
-                page.flow_id.starts_with("tour_") && !page.reason.is_empty(),
-                "{}",
-                page.path
-            );
+            assert!(page.flow_id.starts_with("tour_") && !page.reason.is_empty(), "{}", page.path);
         }
     }
 
@@ -232,11 +179,7 @@ mod tests {
     fn a_byte_of_prose_is_a_byte_of_json() {
         for sentence in PROSE {
             assert!(sentence.is_ascii());
-            assert_eq!(
-                serde_json::to_string(sentence).unwrap().len(),
-                sentence.len() + 2,
-                "{sentence}"
-            );
+            assert_eq!(serde_json::to_string(sentence).unwrap().len(), sentence.len() + 2, "{sentence}");
         }
     }
 }

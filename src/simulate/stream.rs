@@ -50,10 +50,7 @@ impl Connector {
     /// A connector for these products. Without a token it lets everybody in.
     pub(crate) fn new(products: &[String], token: Option<&str>, heartbeat: Duration) -> Connector {
         Connector {
-            audiences: products
-                .iter()
-                .map(|product| (product.clone(), Audience::new(product)))
-                .collect(),
+            audiences: products.iter().map(|product| (product.clone(), Audience::new(product))).collect(),
             token: SoleKey::new(token),
             heartbeat,
         }
@@ -81,11 +78,7 @@ async fn stream(
     product: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    connector.token.check(
-        headers
-            .get(AUTHORIZATION)
-            .and_then(|value| auth::bearer(value.as_bytes())),
-    )?;
+    connector.token.check(headers.get(AUTHORIZATION).and_then(|value| auth::bearer(value.as_bytes())))?;
     let unknown = || Problem::not_found("this product is not registered");
     let Path(product) = product.map_err(|_| unknown())?;
     let audience = connector.audience(&product).ok_or_else(unknown)?;
@@ -121,10 +114,7 @@ impl http_body::Body for Listener {
         if listener.heartbeat.poll_tick(context).is_ready() {
             return Poll::Ready(Some(Ok(Frame::data(sse::encode_heartbeat(None)))));
         }
-        listener
-            .frames
-            .poll_recv(context)
-            .map(|frame| frame.map(|frame| Ok(Frame::data(frame))))
+        listener.frames.poll_recv(context).map(|frame| frame.map(|frame| Ok(Frame::data(frame))))
     }
 }
 
@@ -146,19 +136,10 @@ mod tests {
         assert_eq!(next(&mut listener).await, "event");
         tokio::time::advance(Duration::from_secs(300)).await;
         assert_eq!(next(&mut listener).await, sse::encode_heartbeat(None));
-        assert_eq!(
-            next(&mut listener).await,
-            "event",
-            "what was missed of the heartbeats is not made up for"
-        );
+        assert_eq!(next(&mut listener).await, "event", "what was missed of the heartbeats is not made up for");
     }
 
     async fn next(listener: &mut Listener) -> Bytes {
-        poll_fn(|context| Pin::new(&mut *listener).poll_frame(context))
-            .await
-            .unwrap()
-            .unwrap()
-            .into_data()
-            .unwrap()
+        poll_fn(|context| Pin::new(&mut *listener).poll_frame(context)).await.unwrap().unwrap().into_data().unwrap()
     }
 }

@@ -19,53 +19,24 @@ const HEARTBEAT: &str = "event: heartbeat\ndata:\n\n";
 
 #[tokio::test]
 async fn only_get_on_a_registered_stream_with_the_token_is_answered_by_a_stream() {
-    let router = Simulator::new(Options {
-        token: Some("s3cret".into()),
-        ..options()
-    })
-    .router();
+    let router = Simulator::new(Options { token: Some("s3cret".into()), ..options() }).router();
     let cases = [
         (Method::GET, "/stream/prod_abc", "Bearer s3cret", StatusCode::OK),
         (Method::GET, "/stream/prod_abc", "bearer s3cret", StatusCode::OK),
         (Method::GET, "/stream/prod%5Fabc?x=y", "Bearer s3cret", StatusCode::OK),
         (Method::GET, "/stream/prod_abc", "", StatusCode::UNAUTHORIZED),
         (Method::GET, "/stream/prod_abc", "Bearer ", StatusCode::UNAUTHORIZED),
-        (
-            Method::GET,
-            "/stream/prod_abc",
-            "Bearer s3cre",
-            StatusCode::UNAUTHORIZED,
-        ),
-        (
-            Method::GET,
-            "/stream/prod_abc",
-            "Bearer s3cret2",
-            StatusCode::UNAUTHORIZED,
-        ),
-        (
-            Method::GET,
-            "/stream/prod_abc",
-            "Basic s3cret",
-            StatusCode::UNAUTHORIZED,
-        ),
+        (Method::GET, "/stream/prod_abc", "Bearer s3cre", StatusCode::UNAUTHORIZED),
+        (Method::GET, "/stream/prod_abc", "Bearer s3cret2", StatusCode::UNAUTHORIZED),
+        (Method::GET, "/stream/prod_abc", "Basic s3cret", StatusCode::UNAUTHORIZED),
         (Method::GET, "/stream/unknown", "", StatusCode::UNAUTHORIZED),
         (Method::GET, "/stream/unknown", "Bearer s3cret", StatusCode::NOT_FOUND),
         (Method::GET, "/stream/%ff", "Bearer s3cret", StatusCode::NOT_FOUND),
         (Method::GET, "/stream/", "Bearer s3cret", StatusCode::NOT_FOUND),
         (Method::GET, "/", "Bearer s3cret", StatusCode::NOT_FOUND),
         (Method::POST, "/elsewhere", "", StatusCode::NOT_FOUND),
-        (
-            Method::POST,
-            "/stream/prod_abc",
-            "Bearer s3cret",
-            StatusCode::METHOD_NOT_ALLOWED,
-        ),
-        (
-            Method::HEAD,
-            "/stream/prod_abc",
-            "Bearer s3cret",
-            StatusCode::METHOD_NOT_ALLOWED,
-        ),
+        (Method::POST, "/stream/prod_abc", "Bearer s3cret", StatusCode::METHOD_NOT_ALLOWED),
+        (Method::HEAD, "/stream/prod_abc", "Bearer s3cret", StatusCode::METHOD_NOT_ALLOWED),
     ];
     for (method, path, authorization, status) in cases {
         let response = ask(&router, method.clone(), path, authorization).await;
@@ -74,20 +45,10 @@ async fn only_get_on_a_registered_stream_with_the_token_is_answered_by_a_stream(
         if status == StatusCode::OK {
             assert_eq!(headers["content-type"], "text/event-stream");
         } else if method != Method::HEAD {
-            check_problem(
-                &headers,
-                status,
-                &response.into_body().collect().await.unwrap().to_bytes(),
-            );
+            check_problem(&headers, status, &response.into_body().collect().await.unwrap().to_bytes());
         }
-        assert_eq!(
-            headers.contains_key("www-authenticate"),
-            status == StatusCode::UNAUTHORIZED
-        );
-        assert_eq!(
-            headers.get("allow").is_some_and(|it| it == "GET"),
-            status == StatusCode::METHOD_NOT_ALLOWED
-        );
+        assert_eq!(headers.contains_key("www-authenticate"), status == StatusCode::UNAUTHORIZED);
+        assert_eq!(headers.get("allow").is_some_and(|it| it == "GET"), status == StatusCode::METHOD_NOT_ALLOWED);
     }
 }
 
@@ -95,32 +56,18 @@ async fn only_get_on_a_registered_stream_with_the_token_is_answered_by_a_stream(
 async fn without_a_token_set_everybody_is_let_in() {
     let router = Simulator::new(options()).router();
     for authorization in ["", "Bearer anything"] {
-        assert_eq!(
-            ask(&router, Method::GET, "/stream/prod_abc", authorization)
-                .await
-                .status(),
-            StatusCode::OK
-        );
+        assert_eq!(ask(&router, Method::GET, "/stream/prod_abc", authorization).await.status(), StatusCode::OK);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_is_data_lines_with_the_payloads_of_its_product() {
-    let running = Running::start(Options {
-        products: vec!["prod_abc".into(), "prod_xyz".into()],
-        ..options()
-    });
-    let mut streams = [
-        ("prod_abc", running.listen("prod_abc").await),
-        ("prod_xyz", running.listen("prod_xyz").await),
-    ];
+    let running = Running::start(Options { products: vec!["prod_abc".into(), "prod_xyz".into()], ..options() });
+    let mut streams = [("prod_abc", running.listen("prod_abc").await), ("prod_xyz", running.listen("prod_xyz").await)];
     for (product, body) in &mut streams {
         for _ in 0..20 {
             let frame = next(body).await.unwrap();
-            let line = frame
-                .strip_prefix("data: ")
-                .and_then(|rest| rest.strip_suffix("\n\n"))
-                .unwrap();
+            let line = frame.strip_prefix("data: ").and_then(|rest| rest.strip_suffix("\n\n")).unwrap();
             assert!(!line.contains(['\n', '\r']), "{line}");
             assert_eq!(serde_json::from_str::<Value>(line).unwrap()["product_id"], *product);
         }
@@ -144,23 +91,14 @@ async fn heartbeats_come_at_their_interval_whatever_else_is_sent() {
 #[tokio::test(start_paused = true)]
 async fn without_traffic_a_stream_is_heartbeats_only() {
     let simulator = Simulator::new(options());
-    let mut body = ask(&simulator.router(), Method::GET, "/stream/prod_abc", "")
-        .await
-        .into_body();
+    let mut body = ask(&simulator.router(), Method::GET, "/stream/prod_abc", "").await.into_body();
     assert!(timeout(Duration::from_secs(29), next(&mut body)).await.is_err());
     assert_eq!(next(&mut body).await.unwrap(), HEARTBEAT);
 }
 
 #[tokio::test(start_paused = true)]
 async fn events_come_at_the_rate_asked_for_and_evenly() {
-    for (rate, seconds) in [
-        (0.1, 100.0),
-        (5.0, 20.0),
-        (300.0, 10.0),
-        (1000.0, 2.0),
-        (1500.0, 2.0),
-        (40_000.0, 0.5),
-    ] {
+    for (rate, seconds) in [(0.1, 100.0), (5.0, 20.0), (300.0, 10.0), (1000.0, 2.0), (1500.0, 2.0), (40_000.0, 0.5)] {
         let mut pace = Pace::new(rate);
         let (start, mut events, mut most_at_once) = (Instant::now(), 0, 0);
         while let Ok(due) = timeout(Duration::from_secs_f64(seconds) - start.elapsed(), pace.next()).await {
@@ -172,14 +110,8 @@ async fn events_come_at_the_rate_asked_for_and_evenly() {
         }
         let expected = rate * seconds;
         let first_tick_is_at_zero = (rate / 1000.0).max(1.0);
-        assert!(
-            (f64::from(events) - expected).abs() <= first_tick_is_at_zero + 1.0,
-            "{events} at {rate} a second"
-        );
-        assert!(
-            f64::from(most_at_once) <= first_tick_is_at_zero.ceil(),
-            "{most_at_once} at once at {rate} a second"
-        );
+        assert!((f64::from(events) - expected).abs() <= first_tick_is_at_zero + 1.0, "{events} at {rate} a second");
+        assert!(f64::from(most_at_once) <= first_tick_is_at_zero.ceil(), "{most_at_once} at once at {rate} a second");
     }
 }
 
@@ -206,20 +138,14 @@ async fn the_most_extreme_rates_do_no_harm() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_reads_loses_nothing_at_a_high_rate() {
-    let running = Running::start(Options {
-        rate: 20_000.0,
-        ..options()
-    });
+    let running = Running::start(Options { rate: 20_000.0, ..options() });
     let mut body = running.listen("prod_abc").await;
     let mut expected = Crowd::new(1, "prod_abc", 20, 0);
     for _ in 0..5000 {
         let frame = next(&mut body).await.unwrap();
         let told: Value = serde_json::from_str(&frame["data: ".len()..]).unwrap();
         let made: Value = serde_json::from_str(&expected.next(0.0)).unwrap();
-        assert_eq!(
-            (&told["type"], &told["session_id"]),
-            (&made["type"], &made["session_id"])
-        );
+        assert_eq!((&told["type"], &told["session_id"]), (&made["type"], &made["session_id"]));
     }
 }
 
@@ -229,11 +155,7 @@ async fn stopping_ends_the_streams_and_refuses_new_ones() {
     let mut body = running.listen("prod_abc").await;
     next(&mut body).await.unwrap();
     running.stop.cancel();
-    timeout(Duration::from_secs(5), async {
-        while next(&mut body).await.is_some() {}
-    })
-    .await
-    .unwrap();
+    timeout(Duration::from_secs(5), async { while next(&mut body).await.is_some() {} }).await.unwrap();
     running.task.await.unwrap();
     assert_eq!(
         ask(&running.router, Method::GET, "/stream/prod_abc", "").await.status(),
@@ -243,10 +165,7 @@ async fn stopping_ends_the_streams_and_refuses_new_ones() {
 
 #[tokio::test(start_paused = true)]
 async fn without_products_it_runs_until_stopped() {
-    let running = Running::start(Options {
-        products: Vec::new(),
-        ..options()
-    });
+    let running = Running::start(Options { products: Vec::new(), ..options() });
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(!running.task.is_finished());
     running.stop.cancel();
@@ -289,10 +208,7 @@ fn options() -> Options {
 }
 
 async fn ask(router: &Router, method: Method, path: &str, authorization: &str) -> Response {
-    let mut request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("last-event-id", "17");
+    let mut request = Request::builder().method(method).uri(path).header("last-event-id", "17");
     if !authorization.is_empty() {
         request = request.header("authorization", authorization);
     }
@@ -307,9 +223,6 @@ async fn next(body: &mut Body) -> Option<String> {
 fn check_problem(headers: &HeaderMap, status: StatusCode, body: &[u8]) {
     assert_eq!(headers["content-type"], "application/problem+json");
     let problem: Value = serde_json::from_slice(body).unwrap();
-    assert_eq!(
-        (&problem["type"], &problem["status"]),
-        (&"about:blank".into(), &status.as_u16().into())
-    );
+    assert_eq!((&problem["type"], &problem["status"]), (&"about:blank".into(), &status.as_u16().into()));
     assert!(!problem["title"].as_str().unwrap().is_empty() && !problem["detail"].as_str().unwrap().is_empty());
 }

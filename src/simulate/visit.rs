@@ -44,19 +44,8 @@ impl Visit {
     /// Begins a visit of someone whom sentences call `noun`.
     pub(crate) fn new(noun: &'static str, rng: &mut Rng) -> Visit {
         let lands_at_the_front = rng.u8(..10) < 6;
-        let page = if lands_at_the_front {
-            &PAGES[0]
-        } else {
-            one_of(&PAGES, rng)
-        };
-        Visit {
-            noun,
-            page,
-            query: None,
-            next: Next::Land,
-            index: 0,
-            unsummed: Unsummed::default(),
-        }
+        let page = if lands_at_the_front { &PAGES[0] } else { one_of(&PAGES, rng) };
+        Visit { noun, page, query: None, next: Next::Land, index: 0, unsummed: Unsummed::default() }
     }
 
     /// What the person does next.
@@ -111,10 +100,7 @@ impl Visit {
             [] => "looked around without changing anything".to_owned(),
             controls => format!("used {}", listing(controls)),
         };
-        (
-            format!("The {} {pages}, then {controls}.", self.noun.to_lowercase()),
-            done.actions,
-        )
+        (format!("The {} {pages}, then {controls}.", self.noun.to_lowercase()), done.actions)
     }
 
     fn open(&mut self, page: &'static Page) -> Told {
@@ -127,10 +113,7 @@ impl Visit {
     fn follow_a_link(&mut self, rng: &mut Rng) -> Told {
         let page = one_of(&PAGES, rng);
         self.next = Next::Open(page);
-        let description = format!(
-            "{} clicked {} link on the {} page",
-            self.noun, page.name, self.page.name
-        );
+        let description = format!("{} clicked {} link on the {} page", self.noun, page.name, self.page.name);
         ("click", format!("Click {} link", page.name), description)
     }
 
@@ -143,15 +126,8 @@ impl Visit {
 
     fn focus(&mut self, rng: &mut Rng) -> Told {
         let field = *one_of(self.page.fields, rng);
-        self.next = if rng.u8(..4) == 0 {
-            Next::Finish(field)
-        } else {
-            Next::Write(field)
-        };
-        let description = format!(
-            "{} put the cursor into the {field} field on the {} page",
-            self.noun, self.page.name
-        );
+        self.next = if rng.u8(..4) == 0 { Next::Finish(field) } else { Next::Write(field) };
+        let description = format!("{} put the cursor into the {field} field on the {} page", self.noun, self.page.name);
         ("focus", format!("Focus {field} field"), description)
     }
 
@@ -162,19 +138,13 @@ impl Visit {
         }
         self.next = Next::Finish(field);
         note(&mut self.unsummed.controls, field);
-        let description = format!(
-            "{} typed “{}” into the {field} field on the {} page",
-            self.noun, writing.text, self.page.name
-        );
+        let description =
+            format!("{} typed “{}” into the {field} field on the {} page", self.noun, writing.text, self.page.name);
         ("type", format!("Type in {field} field"), description)
     }
 
     fn finish(&mut self, field: &'static str, rng: &mut Rng) -> Told {
-        let (kind, verb, did) = if rng.bool() {
-            ("submit", "Submit", "submitted")
-        } else {
-            ("blur", "Leave", "left")
-        };
+        let (kind, verb, did) = if rng.bool() { ("submit", "Submit", "submitted") } else { ("blur", "Leave", "left") };
         let description = format!("{} {did} the {field} field on the {} page", self.noun, self.page.name);
         (kind, format!("{verb} {field} field"), description)
     }
@@ -185,9 +155,7 @@ impl Visit {
         self.index += 1;
         self.unsummed.actions += 1;
         let canonical_url = format!("{ORIGIN}{}", self.page.path);
-        let raw_url = self
-            .query
-            .map_or_else(|| canonical_url.clone(), |query| format!("{canonical_url}?{query}"));
+        let raw_url = self.query.map_or_else(|| canonical_url.clone(), |query| format!("{canonical_url}?{query}"));
         Action {
             index,
             kind,
@@ -207,8 +175,7 @@ type Told = (&'static str, String, String);
 
 /// Draws one entry of a table of `site`.
 pub(crate) fn one_of<'a, T>(table: &'a [T], rng: &mut Rng) -> &'a T {
-    rng.choice(table)
-        .expect("no table of `site` is empty, a test there looks")
+    rng.choice(table).expect("no table of `site` is empty, a test there looks")
 }
 
 /// Remembers something worth a mention, unless it already is or there is enough to tell.
@@ -234,12 +201,7 @@ const MENTIONS: usize = 4;
 mod tests {
     use super::*;
 
-    const NOBODY: Identity = Identity {
-        session_id: None,
-        user_id: None,
-        email: None,
-        conversation_id: None,
-    };
+    const NOBODY: Identity = Identity { session_id: None, user_id: None, email: None, conversation_id: None };
 
     #[test]
     fn a_visit_begins_with_a_page_and_every_link_leads_to_one() {
@@ -297,10 +259,7 @@ mod tests {
                 with_query += usize::from(!query.is_empty());
             }
         }
-        assert!(
-            (100..900).contains(&with_query),
-            "{with_query} of 1000 addresses have a query"
-        );
+        assert!((100..900).contains(&with_query), "{with_query} of 1000 addresses have a query");
     }
 
     #[test]

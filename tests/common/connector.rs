@@ -31,11 +31,7 @@ impl Connector {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        Self {
-            listener,
-            address,
-            links: Mutex::default(),
-        }
+        Self { listener, address, links: Mutex::default() }
     }
 
     /// Where the stream of a product is.
@@ -75,18 +71,13 @@ impl Connector {
         let path = request.path().to_owned();
         assert!(!still_open.contains(&path), "two connections at once for {path}");
         self.links.lock().unwrap().push((path, Arc::downgrade(&socket_of_link)));
-        Some(Link {
-            request,
-            socket: socket_of_link,
-        })
+        Some(Link { request, socket: socket_of_link })
     }
 
     /// The paths of the connections that the relay has not closed.
     pub(crate) fn open_paths(&self) -> Vec<String> {
         let links = self.links.lock().unwrap();
-        let open = links
-            .iter()
-            .filter(|(_, socket)| socket.upgrade().is_some_and(|socket| is_open(&socket)));
+        let open = links.iter().filter(|(_, socket)| socket.upgrade().is_some_and(|socket| is_open(&socket)));
         open.map(|(path, _)| path.clone()).collect()
     }
 }
@@ -123,9 +114,7 @@ impl Link {
 
     /// Answers with a status and nothing else.
     pub(crate) fn refuse(mut self, status: &str, fields: &str) {
-        self.send(format!(
-            "HTTP/1.1 {status}\r\n{fields}Content-Length: 0\r\nConnection: close\r\n\r\n"
-        ));
+        self.send(format!("HTTP/1.1 {status}\r\n{fields}Content-Length: 0\r\nConnection: close\r\n\r\n"));
     }
 
     /// Ends the stream in order.

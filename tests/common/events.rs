@@ -22,8 +22,6 @@ pub(crate) fn event_like(kind: &str, session: &str, number: usize) -> String {
 /// The number of an event made here.
 pub(crate) fn number(data: &[u8]) -> usize {
     let data: Value = serde_json::from_slice(data).unwrap();
-    let number = data["count"]
-        .as_u64()
-        .unwrap_or_else(|| panic!("not a numbered event: {data}"));
+    let number = data["count"].as_u64().unwrap_or_else(|| panic!("not a numbered event: {data}"));
     usize::try_from(number).unwrap()
 }

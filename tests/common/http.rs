@@ -31,11 +31,7 @@ impl Wire {
     pub(crate) fn of(socket: TcpStream) -> Self {
         socket.set_nodelay(true).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self {
-            socket,
-            buffer: Vec::new(),
-            is_at_end: false,
-        }
+        Self { socket, buffer: Vec::new(), is_at_end: false }
     }
 
     /// Sends raw bytes.
@@ -48,9 +44,7 @@ impl Wire {
         if self.is_at_end {
             return Look::End;
         }
-        let wait = deadline
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_millis(1));
+        let wait = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         self.socket.set_read_timeout(Some(wait)).unwrap();
         let mut chunk = [0; 64 * 1024];
         match self.socket.read(&mut chunk) {
@@ -80,12 +74,7 @@ impl Wire {
                 return Head::parse(&head);
             }
             let look = self.look(deadline);
-            assert_eq!(
-                look,
-                Look::Bytes,
-                "no whole head: {:?}",
-                String::from_utf8_lossy(&self.buffer)
-            );
+            assert_eq!(look, Look::Bytes, "no whole head: {:?}", String::from_utf8_lossy(&self.buffer));
         }
     }
 
@@ -164,18 +153,12 @@ impl Head {
         let first_line = lines.next().unwrap().to_owned();
         let fields = lines.map(|line| line.split_once(':').unwrap());
         let fields = fields.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
-        Self {
-            first_line,
-            fields: fields.collect(),
-        }
+        Self { first_line, fields: fields.collect() }
     }
 
     /// The field's value.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
-        self.fields
-            .iter()
-            .find(|field| field.0 == name)
-            .map(|(_, value)| value.as_str())
+        self.fields.iter().find(|field| field.0 == name).map(|(_, value)| value.as_str())
     }
 
     /// The status of a response.
@@ -193,8 +176,7 @@ impl Head {
         if self.field("transfer-encoding") == Some("chunked") {
             return Framing::Chunked;
         }
-        self.field("content-length")
-            .map_or(Framing::UntilClose, |length| Framing::Length(length.parse().unwrap()))
+        self.field("content-length").map_or(Framing::UntilClose, |length| Framing::Length(length.parse().unwrap()))
     }
 }
 
@@ -257,10 +239,7 @@ pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &st
             "{method} {path} has no end: {head:?} {:?}",
             String::from_utf8_lossy(&body)
         );
-        assert!(
-            !wire.is_at_end() || framing == Framing::UntilClose,
-            "{method} {path} breaks off: {head:?}"
-        );
+        assert!(!wire.is_at_end() || framing == Framing::UntilClose, "{method} {path} breaks off: {head:?}");
     }
     Answer { head, body }
 }

@@ -39,11 +39,7 @@ impl Process {
     pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Finished {
         let mut process = Self::start(arguments, environment);
         let status = process.status();
-        Finished {
-            code: status.code(),
-            stdout: process.stdout.whole(),
-            stderr: process.stderr.whole(),
-        }
+        Finished { code: status.code(), stdout: process.stdout.whole(), stderr: process.stderr.whole() }
     }
 
     /// Waits for the end, and returns the exit code.
@@ -62,10 +58,7 @@ impl Process {
 
     /// Sends a signal, named as `kill` has it.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([format!("-{name}"), self.child.id().to_string()])
-            .status()
-            .unwrap();
+        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
         assert!(sent.success(), "kill -{name}");
     }
 
@@ -113,11 +106,7 @@ impl Lines {
         thread::spawn(move || {
             for line in BufReader::new(output).split(b'\n') {
                 let Ok(line) = line else { break };
-                gathered
-                    .lock()
-                    .unwrap()
-                    .lines
-                    .push(String::from_utf8_lossy(&line).into_owned());
+                gathered.lock().unwrap().lines.push(String::from_utf8_lossy(&line).into_owned());
             }
             gathered.lock().unwrap().is_closed = true;
         });
@@ -145,9 +134,7 @@ impl Lines {
 
     /// Waits until there are `count` lines.
     pub(crate) fn wait_for(&self, count: usize) -> Vec<String> {
-        wait::value(&format!("{count} lines"), || {
-            Some(self.so_far()).filter(|lines| lines.len() >= count)
-        })
+        wait::value(&format!("{count} lines"), || Some(self.so_far()).filter(|lines| lines.len() >= count))
     }
 }
 

@@ -54,10 +54,7 @@ impl Setup {
     /// More lines of `[server]`; a key given again replaces the line before.
     pub(crate) fn server(mut self, lines: &str) -> Self {
         let keys: Vec<_> = lines.lines().filter_map(|line| line.split(" =").next()).collect();
-        let kept = self
-            .server
-            .lines()
-            .filter(|line| !keys.iter().any(|key| line.starts_with(&format!("{key} ="))));
+        let kept = self.server.lines().filter(|line| !keys.iter().any(|key| line.starts_with(&format!("{key} ="))));
         self.server = kept.chain(lines.lines()).map(|line| format!("{line}\n")).collect();
         self
     }
@@ -82,13 +79,7 @@ impl Setup {
 
     /// The file's text.
     pub(crate) fn text(&self) -> String {
-        let Self {
-            server,
-            upstreams,
-            auth,
-            log,
-            more,
-        } = self;
+        let Self { server, upstreams, auth, log, more } = self;
         format!("[server]\n{server}\n{upstreams}\n[auth]\n{auth}\n[log]\n{log}\n{more}\n")
     }
 
@@ -108,14 +99,9 @@ impl Setup {
     /// The same with more in its environment.
     pub(crate) fn start_with(&self, environment: &[(&str, &str)]) -> Relay {
         let (directory, file) = self.write();
-        let process = Process::start(
-            &["--log-format", "json", "serve", "--config", file.to_str().unwrap()],
-            environment,
-        );
-        Relay {
-            _directory: Some(directory),
-            ..Relay::of(process)
-        }
+        let process =
+            Process::start(&["--log-format", "json", "serve", "--config", file.to_str().unwrap()], environment);
+        Relay { _directory: Some(directory), ..Relay::of(process) }
     }
 }
 
@@ -197,26 +183,17 @@ impl Relay {
     pub(crate) fn upstream_state(&self, product: &str) -> String {
         let status = self.status();
         let upstreams = status["upstreams"].as_array().unwrap();
-        let upstream = upstreams
-            .iter()
-            .find(|upstream| upstream["product_id"] == product)
-            .unwrap();
+        let upstream = upstreams.iter().find(|upstream| upstream["product_id"] == product).unwrap();
         upstream["state"].as_str().unwrap().to_owned()
     }
 
     /// Waits until the upstream of [`PRODUCT`] is in this state.
     pub(crate) fn wait_for_upstream(&self, state: &str) {
-        wait::until(&format!("the upstream is {state}"), || {
-            self.upstream_state(PRODUCT) == state
-        });
+        wait::until(&format!("the upstream is {state}"), || self.upstream_state(PRODUCT) == state);
     }
 
     /// Waits until this many subscribers of [`PRODUCT`] are counted.
     pub(crate) fn wait_for_subscribers(&self, count: f64) {
-        self.wait_for_metric(
-            "autoplay_relay_subscribers",
-            &[("product_id", PRODUCT), ("transport", "sse")],
-            count,
-        );
+        self.wait_for_metric("autoplay_relay_subscribers", &[("product_id", PRODUCT), ("transport", "sse")], count);
     }
 }

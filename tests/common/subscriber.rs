@@ -28,28 +28,17 @@ impl Subscriber {
         wire.send(http::request(to, "GET", path, fields));
         let head = wire.head();
         assert_eq!(head.status(), 200, "{head:?}");
-        let mut subscriber = Self {
-            framing: head.framing(),
-            head,
-            retry: String::new(),
-            wire,
-            body: Vec::new(),
-            is_whole: false,
-        };
+        let mut subscriber =
+            Self { framing: head.framing(), head, retry: String::new(), wire, body: Vec::new(), is_whole: false };
         subscriber.retry = subscriber.take_line();
-        let wait = subscriber
-            .retry
-            .strip_prefix("retry: ")
-            .and_then(|rest| rest.strip_suffix('\n'));
+        let wait = subscriber.retry.strip_prefix("retry: ").and_then(|rest| rest.strip_suffix('\n'));
         let is_number = |wait: &str| !wait.is_empty() && wait.bytes().all(|byte| byte.is_ascii_digit());
         assert!(wait.is_some_and(is_number), "the first line is {:?}", subscriber.retry);
         subscriber
     }
 
     fn take_line(&mut self) -> String {
-        let line = self
-            .take_through(b"\n", Instant::now() + PATIENCE)
-            .expect("a line comes");
+        let line = self.take_through(b"\n", Instant::now() + PATIENCE).expect("a line comes");
         String::from_utf8(line).unwrap()
     }
 
@@ -93,9 +82,7 @@ impl Subscriber {
 
     fn block_within(&mut self, time: Duration) -> Option<Vec<u8>> {
         let block = self.take_through(b"\n\n", Instant::now() + time)?;
-        let has_data = block
-            .split(|byte| *byte == b'\n')
-            .any(|line| line.starts_with(b"data:"));
+        let has_data = block.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"data:"));
         assert!(has_data, "a block without data: {:?}", String::from_utf8_lossy(&block));
         Some(block)
     }
@@ -133,14 +120,8 @@ impl Subscriber {
         assert_eq!(frame.event.as_deref(), Some("gap"), "not a gap: {frame:?}");
         let notice = frame.json();
         assert_eq!(notice["type"], "gap");
-        assert!(
-            notice["product_id"].is_string() && notice["reason"].is_string(),
-            "{notice}"
-        );
-        assert!(
-            notice.get("after").is_some() && notice.get("before").is_some(),
-            "{notice}"
-        );
+        assert!(notice["product_id"].is_string() && notice["reason"].is_string(), "{notice}");
+        assert!(notice.get("after").is_some() && notice.get("before").is_some(), "{notice}");
         assert!(frame.id.is_some(), "a gap carries an id: {frame:?}");
         frame
     }
@@ -194,11 +175,7 @@ impl Frame {
     /// Reads a block as the standard has it; lines end with LF, for the relay writes no other.
     pub(crate) fn parse(block: &[u8]) -> Self {
         let text = |value: &[u8]| String::from_utf8(value.to_vec()).unwrap();
-        let mut frame = Self {
-            id: None,
-            event: None,
-            data: Vec::new(),
-        };
+        let mut frame = Self { id: None, event: None, data: Vec::new() };
         let mut data = Vec::new();
         for line in block.strip_suffix(b"\n\n").unwrap().split(|byte| *byte == b'\n') {
             let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
@@ -229,10 +206,6 @@ impl Frame {
 impl std::fmt::Debug for Frame {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { id, event, data } = self;
-        write!(
-            f,
-            "{{id: {id:?}, event: {event:?}, data: {}}}",
-            String::from_utf8_lossy(data)
-        )
+        write!(f, "{{id: {id:?}, event: {event:?}, data: {}}}", String::from_utf8_lossy(data))
     }
 }

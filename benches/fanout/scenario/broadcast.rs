@@ -22,29 +22,16 @@ pub(super) struct Broadcast {
 
 impl Broadcast {
     pub(super) fn often(size: Size) -> Self {
-        Self {
-            subscribers: size.choose(1000, 200),
-            per_second: 50,
-            seconds: size.choose(10, 3),
-            pace: Pace::Each,
-        }
+        Self { subscribers: size.choose(1000, 200), per_second: 50, seconds: size.choose(10, 3), pace: Pace::Each }
     }
 
     pub(super) fn rarely(size: Size) -> Self {
-        Self {
-            per_second: 5,
-            ..Self::often(size)
-        }
+        Self { per_second: 5, ..Self::often(size) }
     }
 
     /// `bare` gathers here: with one `send` for each event it would need seven times as long.
     pub(super) fn full(size: Size) -> Self {
-        Self {
-            subscribers: 200,
-            per_second: size.choose(5000, 1000),
-            seconds: size.choose(5, 3),
-            pace: Pace::Gather,
-        }
+        Self { subscribers: 200, per_second: size.choose(5000, 1000), seconds: size.choose(5, 3), pace: Pace::Gather }
     }
 
     pub(super) fn title(&self, name: &str) -> String {
@@ -62,10 +49,7 @@ impl Broadcast {
         let audience = Audience {
             subscribers: self.subscribers,
             own_session: false,
-            series: Series {
-                sessions: SESSIONS,
-                events: self.per_second * self.seconds,
-            },
+            series: Series { sessions: SESSIONS, events: self.per_second * self.seconds },
             measured_from: 1,
         };
         let mut rig = Rig::start(kind, self.pace)?;

@@ -27,10 +27,7 @@ impl Coming {
             steady: size.choose(200, 100),
             per_second: 50,
             alone: size.choose(5, 2),
-            visiting: Visiting {
-                per_second: size.choose(500, 200),
-                seconds: size.choose(10, 3),
-            },
+            visiting: Visiting { per_second: size.choose(500, 200), seconds: size.choose(10, 3) },
         }
     }
 
@@ -46,10 +43,7 @@ impl Coming {
         let audience = Audience {
             subscribers: self.steady,
             own_session: false,
-            series: Series {
-                sessions: SESSIONS,
-                events: alone + self.per_second * self.visiting.seconds,
-            },
+            series: Series { sessions: SESSIONS, events: alone + self.per_second * self.visiting.seconds },
             measured_from: alone + 1,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
@@ -70,10 +64,7 @@ impl Coming {
         let without = quiet_cpu.mul_f64(self.visiting.seconds as f64 / self.alone as f64);
         let come = visits.come as f64;
         outcome.compare("CPU per visitor, steady work included, µs", micros(cpu) / come);
-        outcome.compare(
-            "CPU per visitor, steady work taken off, µs",
-            (micros(cpu) - micros(without)) / come,
-        );
+        outcome.compare("CPU per visitor, steady work taken off, µs", (micros(cpu) - micros(without)) / come);
         outcome.latency(&tally.latency);
         outcome.compare("head p50, ms", millis(&visits.head_us, 0.5));
         outcome.compare("head p99, ms", millis(&visits.head_us, 0.99));

@@ -30,12 +30,7 @@ impl Idle {
     }
 
     pub(super) fn title(&self) -> String {
-        let (
-            Self {
-                subscribers, events, ..
-            },
-            idle,
-        ) = (self, self.idle.as_secs());
+        let (Self { subscribers, events, .. }, idle) = (self, self.idle.as_secs());
         format!("B: {subscribers} subscribers, idle for {idle} s, then {events} events of 1 KiB to all at 2 events/s")
     }
 
@@ -43,10 +38,7 @@ impl Idle {
         let audience = Audience {
             subscribers: self.subscribers,
             own_session: false,
-            series: Series {
-                sessions: SESSIONS,
-                events: self.events,
-            },
+            series: Series { sessions: SESSIONS, events: self.events },
             measured_from: 1,
         };
         let each = |kib: f64| kib / self.subscribers as f64;
@@ -57,10 +49,7 @@ impl Idle {
         let (connect_cpu, load) = rig.cpu_of(|rig| Load::connect(rig.address(), audience))?;
         thread::sleep(SETTLE);
         let connected = rig.private_kib()?;
-        let (buffers, objects) = (
-            process::kernel_buffer_kib()? - buffers,
-            process::kernel_object_kib()? - objects,
-        );
+        let (buffers, objects) = (process::kernel_buffer_kib()? - buffers, process::kernel_object_kib()? - objects);
         let (idle_cpu, ()) = rig.cpu_of(|_| {
             thread::sleep(self.idle);
             Ok(())

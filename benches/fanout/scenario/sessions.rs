@@ -44,10 +44,7 @@ impl Sessions {
         outcome.compare("CPU per event with a tenth of the subscribers, µs", few_cpu);
         outcome.compare("growth", cpu / few_cpu);
         outcome.latency(&tally.latency);
-        outcome.note(
-            "p99 with a tenth of the subscribers, ms",
-            millis(&few_tally.latency, 0.99),
-        );
+        outcome.note("p99 with a tenth of the subscribers, ms", millis(&few_tally.latency, 0.99));
         Ok(outcome)
     }
 
@@ -55,10 +52,7 @@ impl Sessions {
         let audience = Audience {
             subscribers,
             own_session: true,
-            series: Series {
-                sessions: subscribers,
-                events: self.per_second * self.seconds,
-            },
+            series: Series { sessions: subscribers, events: self.per_second * self.seconds },
             measured_from: 1,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
