@@ -147,6 +147,8 @@ pub(crate) async fn serve(
             Ok((stream, peer)) => {
                 server.tasks.spawn(Arc::clone(&server).converse(stream, peer));
             }
+            // The peer was gone before it was its turn: the next one may be waiting.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => debug!(%error, "connection ended"),
             Err(error) => {
                 if matches!(error.raw_os_error(), Some(TOO_MANY_FILES_IN_PROCESS | TOO_MANY_FILES_IN_SYSTEM)) {
                     out_of_files();
