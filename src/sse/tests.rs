@@ -1,0 +1,188 @@
+//! The decoder against the standard, web-platform-tests and every chunking; the encoder byte for byte.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::event::{GapReason, ProductId};
+
+/// Everything a stream decodes to when it arrives in these pieces.
+fn decode(pieces: &[&[u8]], max_event_bytes: usize) -> Vec<Decoded> {
+    let mut decoder = Decoder::new(max_event_bytes);
+    let mut decoded = Vec::new();
+    for piece in pieces {
+        decoder.feed(Bytes::copy_from_slice(piece));
+        while let Some(one) = decoder.next() {
+            decoded.push(one);
+        }
+    }
+    decoded
+}
+
+fn frames(stream: &[u8]) -> Vec<Decoded> {
+    decode(&[stream], 1024)
+}
+
+fn frame(event: &str, data: &str, id: &str) -> Decoded {
+    let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    Decoded::Frame(Frame { event: bytes(event), data: bytes(data), id: bytes(id) })
+}
+
+/// Cases of web-platform-tests, as data: `tests/data/eventsource-format.json` names the source of each.
+#[test]
+fn web_platform_tests_format_cases_decode_as_they_must() {
+    let suite: serde_json::Value =
+        serde_json::from_str(include_str!("../../tests/data/eventsource-format.json")).unwrap();
+    let cases = suite["cases"].as_array().unwrap();
+    assert!(cases.len() >= 25);
+    // A stream of another media type is never decoded: the client refuses it, which tests of the binary show.
+    for case in cases.iter().filter(|case| case["accepted"] != false) {
+        let input = case["input"].as_str().unwrap().as_bytes();
+        let bytewise: Vec<&[u8]> = input.chunks(1).collect();
+        for pieces in [vec![input], bytewise] {
+            assert_case(case, decode(&pieces, 1 << 20));
+        }
+    }
+}
+
+fn assert_case(case: &serde_json::Value, decoded: Vec<Decoded>) {
+    let name = &case["name"];
+    let mut retry = None;
+    let mut events = Vec::new();
+    for one in decoded {
+        match one {
+            Decoded::Frame(frame) => events.push(frame),
+            Decoded::Retry(wait) => retry = Some(wait.as_millis() as u64),
+            Decoded::TooLarge => panic!("{name}: too large"),
+        }
+    }
+    let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+    let expected = case["expect"].as_array().unwrap();
+    assert_eq!(events.len(), expected.len(), "{name}");
+    for (event, expected) in events.iter().zip(expected) {
+        let kind = if event.event.is_empty() { "message".to_owned() } else { text(&event.event) };
+        assert_eq!(kind, expected["event"].as_str().unwrap(), "{name}");
+        assert_eq!(text(&event.data), expected["data"].as_str().unwrap(), "{name}");
+        assert_eq!(text(&event.id), expected["id"].as_str().unwrap(), "{name}");
+    }
+    assert_eq!(retry, case["retry_ms"].as_u64(), "{name}");
+}
+
+#[test]
+fn an_unfinished_last_event_is_discarded() {
+    assert_eq!(frames(b"data: one\n\ndata: two\n"), [frame("", "one", "")]);
+}
+
+#[test]
+fn an_event_past_the_bound_is_skipped_and_the_next_one_is_not() {
+    let exactly = [b"data: ".as_slice(), &[b'x'; 10], b"\n\n"].concat();
+    let one_more = [b"data: ".as_slice(), &[b'x'; 11], b"\n\n"].concat();
+    let endless = [b"data: ".as_slice(), &[b'x'; 5000], b"\n\n"].concat();
+    let lines = b"data: 12345\ndata: 12345\n\n".to_vec();
+    let fits = frame("", "xxxxxxxxxx", "");
+    for (stream, expected) in
+        [(one_more, Decoded::TooLarge), (endless, Decoded::TooLarge), (lines, Decoded::TooLarge), (exactly, fits)]
+    {
+        let stream = [stream, b"data: after\n\n".to_vec()].concat();
+        let bytewise: Vec<&[u8]> = stream.chunks(1).collect();
+        for pieces in [vec![stream.as_slice()], bytewise] {
+            assert_eq!(decode(&pieces, 10), [expected.clone(), frame("", "after", "")]);
+        }
+    }
+}
+
+#[test]
+fn a_comment_or_unknown_field_of_any_length_takes_no_memory_and_harms_nothing() {
+    let mut decoder = Decoder::new(10);
+    for field in [":".as_bytes(), b"unknown: "] {
+        decoder.feed(Bytes::copy_from_slice(field));
+        assert_eq!(decoder.next(), None);
+        for _ in 0..1000 {
+            decoder.feed(Bytes::from_static(&[b'x'; 1000]));
+            assert_eq!(decoder.next(), None);
+        }
+        assert!(decoder.line.capacity() < 100, "{}", decoder.line.capacity());
+        decoder.feed(Bytes::from_static(b"\n"));
+        assert_eq!(decoder.next(), None);
+    }
+    decoder.feed(Bytes::from_static(b"data: after\n\n"));
+    assert_eq!(decoder.next(), Some(frame("", "after", "")));
+}
+
+#[test]
+fn a_line_within_one_chunk_is_a_view_of_it() {
+    let chunk = Bytes::from_static(b"data: payload\n\n");
+    let mut decoder = Decoder::new(1024);
+    decoder.feed(chunk.clone());
+    let Some(Decoded::Frame(frame)) = decoder.next() else { panic!("no frame") };
+    assert!(chunk.as_ptr_range().contains(&frame.data.as_ptr()));
+}
+
+#[test]
+fn a_payload_is_written_byte_for_byte_and_its_lines_as_lines() {
+    let id = EventId { epoch: 7, sequence: 42 };
+    assert_eq!(encode_event(id, br#" {"type":"x"} "#), "id: 7-42\ndata:  {\"type\":\"x\"} \n\n");
+    assert_eq!(encode_event(id, b"{\n}"), "id: 7-42\ndata: {\ndata: }\n\n");
+}
+
+#[test]
+fn a_gap_notice_says_what_is_missing_and_where_to_go_on() {
+    let gap = Gap {
+        product: ProductId::new("p\"1").unwrap(),
+        reason: GapReason::UnknownId,
+        id: EventId { epoch: 7, sequence: 3 },
+        after: Some("1-2".into()),
+        before: None,
+    };
+    let notice = r#"{"type":"gap","product_id":"p\"1","reason":"unknown_id","after":"1-2","before":null}"#;
+    assert_eq!(encode_gap(&gap), format!("id: 7-3\nevent: gap\ndata: {notice}\n\n"));
+}
+
+/// Text in which everything that matters to the format is likely.
+fn stream_text() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        Just("\n".to_owned()),
+        Just("\r".to_owned()),
+        Just("\r\n".to_owned()),
+        Just("data:".to_owned()),
+        Just("data".to_owned()),
+        Just("id: ".to_owned()),
+        Just("event:".to_owned()),
+        Just("retry: 10".to_owned()),
+        Just(":".to_owned()),
+        Just(" ".to_owned()),
+        Just("\u{feff}".to_owned()),
+        Just("\0".to_owned()),
+        "[a-zä🔎]{0,12}",
+    ];
+    proptest::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat().into_bytes())
+}
+
+proptest! {
+    #[test]
+    fn decoding_is_the_same_for_every_chunking(
+        stream in stream_text(),
+        cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..12),
+        max_event_bytes in 1_usize..40,
+    ) {
+        let whole = decode(&[&stream], max_event_bytes);
+        for cut in 0..=stream.len() {
+            prop_assert_eq!(&decode(&[&stream[..cut], &stream[cut..]], max_event_bytes), &whole);
+        }
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.index(stream.len() + 1)).collect();
+        cuts.sort_unstable();
+        let mut pieces = Vec::new();
+        let mut from = 0;
+        for cut in cuts.into_iter().chain([stream.len()]) {
+            pieces.push(&stream[from..cut]);
+            from = cut;
+        }
+        prop_assert_eq!(&decode(&pieces, max_event_bytes), &whole);
+    }
+
+    #[test]
+    fn what_is_encoded_decodes_to_the_same_payload(payload in "[^\r]{0,200}", sequence: u64) {
+        let id = EventId { epoch: 1, sequence };
+        let wire = encode_event(id, payload.as_bytes());
+        prop_assert_eq!(decode(&[&wire], 1 << 20), vec![frame("", &payload, &id.to_string())]);
+    }
+}
