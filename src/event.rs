@@ -109,6 +109,31 @@ pub(crate) struct Gap {
     pub(crate) before: Option<EventId>,
 }
 
+impl Gap {
+    /// The notice as subscribers read it, in JSON.
+    pub(crate) fn notice(&self) -> String {
+        let notice = Notice {
+            kind: "gap",
+            product_id: self.product.as_str(),
+            reason: self.reason.as_str(),
+            after: self.after.as_deref(),
+            before: self.before.map(|id| id.to_string()),
+        };
+        // Texts and nulls can always be written.
+        serde_json::to_string(&notice).unwrap_or_default()
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Notice<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    product_id: &'a str,
+    reason: &'static str,
+    after: Option<&'a str>,
+    before: Option<String>,
+}
+
 /// Why events may be missing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum GapReason {
@@ -348,3 +373,41 @@ const MAX_PRODUCT_BYTES: usize = 256;
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct InvalidName(&'static str);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_notice_says_what_is_missing_and_between_which_ids() {
+        let mut gap = Gap {
+            product: ProductId::new("p\"1").unwrap(),
+            reason: GapReason::UnknownId,
+            id: EventId { epoch: 7, sequence: 3 },
+            after: None,
+            before: None,
+        };
+        let notice = r#"{"type":"gap","product_id":"p\"1","reason":"unknown_id","after":null,"before":null}"#;
+        assert_eq!(gap.notice(), notice);
+        gap.after = Some("1-2".into());
+        gap.before = Some(EventId { epoch: 7, sequence: 4 });
+        assert!(gap.notice().ends_with(r#""after":"1-2","before":"7-4"}"#), "{}", gap.notice());
+    }
+
+    #[test]
+    fn a_product_is_named_by_a_short_text_without_control_characters() {
+        for text in ["a", "prod_abc", "ä b/c", &"x".repeat(256)] {
+            assert_eq!(ProductId::new(text).unwrap().as_str(), text);
+        }
+        for text in ["", "a\nb", "a\u{7f}", &"x".repeat(257)] {
+            assert!(ProductId::new(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_reads_back_as_it_is_written() {
+        for id in [EventId { epoch: 0, sequence: 0 }, EventId { epoch: u64::MAX, sequence: u64::MAX }] {
+            assert_eq!(EventId::parse(&id.to_string()), Some(id));
+        }
+    }
+}

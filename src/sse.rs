@@ -3,14 +3,12 @@
 //! The decoder follows the WHATWG HTML standard, section 9.2.6 "Interpreting an event stream", and gives the same frames
 //! however the bytes are cut into chunks. What is beyond its bounds is skipped and reported; the stream goes on.
 //!
-//! Touches no runtime and no disk. May use: `event`.
+//! Touches no runtime and no disk. May use: nothing.
 
-use std::{mem, time::Duration};
+use std::{fmt::Display, mem, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::{memchr, memchr2, memchr3};
-
-use crate::event::{EventId, Gap};
 
 /// Turns chunks of an event stream into frames. Time is linear in the bytes, memory bounded by `max_event_bytes`.
 #[derive(Debug)]
@@ -216,7 +214,7 @@ pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
 /// The frame of an event, blank line included. A payload that spans several lines takes as many `data` lines.
 ///
 /// The payload must not hold CR: the decoder never returns one.
-pub(crate) fn encode_event(id: EventId, payload: &[u8]) -> Bytes {
+pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> Bytes {
     let id = id.to_string();
     let mut wire = BytesMut::with_capacity("id: \ndata: \n\n".len() + id.len() + payload.len());
     wire.put_slice(b"id: ");
@@ -232,36 +230,16 @@ pub(crate) fn encode_event(id: EventId, payload: &[u8]) -> Bytes {
 }
 
 /// The heartbeat block; with `position` it moves the client's last event id on.
-pub(crate) fn encode_heartbeat(position: Option<EventId>) -> Bytes {
+pub(crate) fn encode_heartbeat(position: Option<impl Display>) -> Bytes {
     match position {
         None => Bytes::from_static(b"event: heartbeat\ndata:\n\n"),
         Some(position) => format!("id: {position}\nevent: heartbeat\ndata:\n\n").into(),
     }
 }
 
-/// The gap notice, under the id that a resume goes on from. `before` is the next id, if known.
-pub(crate) fn encode_gap(gap: &Gap) -> Bytes {
-    let notice = GapNotice {
-        kind: "gap",
-        product_id: gap.product.as_str(),
-        reason: gap.reason.as_str(),
-        after: gap.after.as_deref(),
-        before: gap.before.map(|id| id.to_string()),
-    };
-    // Texts and nulls can always be written.
-    let notice = serde_json::to_string(&notice).unwrap_or_default();
-    format!("id: {}\nevent: gap\ndata: {notice}\n\n", gap.id).into()
-}
-
-/// The data of a gap notice.
-#[derive(serde::Serialize)]
-struct GapNotice<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    product_id: &'a str,
-    reason: &'static str,
-    after: Option<&'a str>,
-    before: Option<String>,
+/// The gap notice, whose JSON is `notice`, under the id that a resume goes on from.
+pub(crate) fn encode_gap(id: impl Display, notice: &str) -> Bytes {
+    format!("id: {id}\nevent: gap\ndata: {notice}\n\n").into()
 }
 
 /// A reconnection time, without a blank line of its own: a block without `data` would be logged as an error by the SDK.

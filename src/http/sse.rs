@@ -225,7 +225,7 @@ impl EventBody {
             }
             Item::Gap(gap) => {
                 self.given = gap.id.sequence;
-                sse::encode_gap(&gap)
+                sse::encode_gap(gap.id, &gap.notice())
             }
         }
     }

@@ -112,7 +112,7 @@ impl http_body::Body for Listener {
         let listener = self.get_mut();
         // The heartbeat first: a queue that is never empty must not silence it.
         if listener.heartbeat.poll_tick(context).is_ready() {
-            return Poll::Ready(Some(Ok(Frame::data(sse::encode_heartbeat(None)))));
+            return Poll::Ready(Some(Ok(Frame::data(sse::encode_heartbeat(None::<&str>)))));
         }
         listener.frames.poll_recv(context).map(|frame| frame.map(|frame| Ok(Frame::data(frame))))
     }
@@ -135,7 +135,7 @@ mod tests {
         }
         assert_eq!(next(&mut listener).await, "event");
         tokio::time::advance(Duration::from_secs(300)).await;
-        assert_eq!(next(&mut listener).await, sse::encode_heartbeat(None));
+        assert_eq!(next(&mut listener).await, sse::encode_heartbeat(None::<&str>));
         assert_eq!(next(&mut listener).await, "event", "what was missed of the heartbeats is not made up for");
     }
 

@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{GapReason, ProductId};
 
 /// Everything a stream decodes to when it arrives in these pieces.
 fn decode(pieces: &[&[u8]], max_event_bytes: usize) -> Vec<Decoded> {
@@ -119,22 +118,17 @@ fn a_line_within_one_chunk_is_a_view_of_it() {
 
 #[test]
 fn a_payload_is_written_byte_for_byte_and_its_lines_as_lines() {
-    let id = EventId { epoch: 7, sequence: 42 };
+    let id = "7-42";
     assert_eq!(encode_event(id, br#" {"type":"x"} "#), "id: 7-42\ndata:  {\"type\":\"x\"} \n\n");
     assert_eq!(encode_event(id, b"{\n}"), "id: 7-42\ndata: {\ndata: }\n\n");
 }
 
 #[test]
-fn a_gap_notice_says_what_is_missing_and_where_to_go_on() {
-    let gap = Gap {
-        product: ProductId::new("p\"1").unwrap(),
-        reason: GapReason::UnknownId,
-        id: EventId { epoch: 7, sequence: 3 },
-        after: Some("1-2".into()),
-        before: None,
-    };
-    let notice = r#"{"type":"gap","product_id":"p\"1","reason":"unknown_id","after":"1-2","before":null}"#;
-    assert_eq!(encode_gap(&gap), format!("id: 7-3\nevent: gap\ndata: {notice}\n\n"));
+fn heartbeats_and_notices_are_whole_blocks_and_a_retry_is_none() {
+    assert_eq!(encode_heartbeat(None::<u8>), "event: heartbeat\ndata:\n\n");
+    assert_eq!(encode_heartbeat(Some("7-3")), "id: 7-3\nevent: heartbeat\ndata:\n\n");
+    assert_eq!(encode_gap("7-3", "{}"), "id: 7-3\nevent: gap\ndata: {}\n\n");
+    assert_eq!(encode_retry(Duration::from_millis(1500)), "retry: 1500\n");
 }
 
 /// Text in which everything that matters to the format is likely.
@@ -181,8 +175,8 @@ proptest! {
 
     #[test]
     fn what_is_encoded_decodes_to_the_same_payload(payload in "[^\r]{0,200}", sequence: u64) {
-        let id = EventId { epoch: 1, sequence };
-        let wire = encode_event(id, payload.as_bytes());
-        prop_assert_eq!(decode(&[&wire], 1 << 20), vec![frame("", &payload, &id.to_string())]);
+        let id = format!("1-{sequence}");
+        let wire = encode_event(&id, payload.as_bytes());
+        prop_assert_eq!(decode(&[&wire], 1 << 20), vec![frame("", &payload, &id)]);
     }
 }
