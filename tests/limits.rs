@@ -16,6 +16,8 @@ use std::{
 
 use common::{
     PRODUCT, STREAM,
+    connector::Connector,
+    events::event,
     http::{self, Wire},
     relay::{Relay, Setup},
     subscriber::Subscriber,
@@ -218,6 +220,30 @@ fn a_head_beyond_all_measure_is_refused() {
     let answer = String::from_utf8(wire.rest()).unwrap();
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     relay.subscribe();
+}
+
+#[test]
+fn without_a_free_file_newcomers_wait_while_subscribers_go_on_and_are_served_when_there_is_room_again() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    let mut seated = relay.subscribe();
+    link.event(event(0));
+    assert_eq!(seated.numbers(1), [0]);
+    relay.process.limit_files(relay.process.open_files() + 3);
+    let crowd: Vec<Wire> = (0..10).map(|_| Wire::connect(relay.public)).collect();
+    relay.process.log_line("cannot accept a connection");
+    for n in 1..20 {
+        link.event(event(n));
+        assert_eq!(seated.numbers(1), [n]);
+    }
+    drop(crowd);
+    let mut newcomer = relay.subscribe();
+    link.event(event(20));
+    assert_eq!((seated.numbers(1), newcomer.numbers(1)), (vec![20], vec![20]));
+    let shed = relay.metrics().value("autoplay_relay_shed_total", &[("reason", "no_file_descriptor")]);
+    let tries = shed.unwrap();
+    assert!((1.0..200.0).contains(&tries), "it waits between two tries: {tries}");
 }
 
 fn limited(server: &str) -> Relay {

@@ -56,6 +56,18 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// Lets it have at most this many files open.
+    pub(crate) fn limit_files(&self, most: usize) {
+        let pid = self.child.id().to_string();
+        let limit = format!("--nofile={most}:{most}");
+        assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
+    }
+
+    /// How many files it has open.
+    pub(crate) fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
     /// Sends a signal, named as `kill` has it.
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
