@@ -119,7 +119,7 @@ impl App {
         };
         info!("leaving; a second signal ends the process at once");
         tokio::select! {
-            () = self.leave() => outcome,
+            left = self.leave() => outcome.and(left),
             () = signals.stop_requested() => Err(AppError::CutShort),
         }
     }
@@ -133,28 +133,34 @@ impl App {
     }
 
     /// Not ready, newcomers shed, subscribers gone one by one while events still come, then the upstreams, then the rest.
-    async fn leave(mut self) {
+    async fn leave(mut self) -> Result<(), AppError> {
         self.relay.is_draining.store(true, Ordering::SeqCst);
         self.relay.subscribers.drain(self.drain_window).await;
         self.stop.ingest.cancel();
         self.stop.serving.cancel();
-        end(&mut self.serving).await;
+        let served = end(&mut self.serving).await;
         self.stop.admin.cancel();
         let joined = tokio::task::spawn_blocking(move || self.admin.join()).await;
         if !matches!(joined, Ok(Ok(()))) {
-            error!("the admin server did not end well");
+            return Err(AppError::Ended { part: "the admin server", cause: joined.err() });
         }
+        served.map_err(|cause| AppError::Ended { part: "a part of the public side", cause: Some(cause) })?;
         info!("left");
+        Ok(())
     }
 }
 
 /// Joins every task of a set that has been told to end.
-async fn end(tasks: &mut JoinSet<()>) {
+///
+/// # Errors
+///
+/// The last panic there was.
+async fn end(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
+    let mut outcome = Ok(());
     while let Some(ended) = tasks.join_next().await {
-        if let Err(error) = ended {
-            error!(%error, "a task did not end well");
-        }
+        outcome = outcome.and(ended);
     }
+    outcome
 }
 
 /// What the public routes share: a log and a fan-out for each product.
@@ -253,7 +259,9 @@ fn start_admin(
             });
         }
         tasks.spawn(async move { wheel.run(stop_admin).await });
-        end(&mut tasks).await;
+        if let Err(error) = end(&mut tasks).await {
+            error!(%error, "a part of the admin side did not end well");
+        }
     };
     let run = move || {
         let _ended = ended;

@@ -213,7 +213,7 @@ impl Start {
     }
 }
 
-/// Longer ids than this are malformed whatever they hold (INTERFACE, fine print).
+/// Longer ids than this are malformed whatever they hold, and are not sent back in a notice.
 const MAX_ID_BYTES: usize = 128;
 
 /// What a payload's `type` says. The connector's own kinds are named; any other passes through under its text.

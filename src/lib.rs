@@ -16,6 +16,7 @@
 mod app;
 mod auth;
 mod backoff;
+mod causes;
 mod cli;
 mod client;
 mod config;

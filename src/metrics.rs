@@ -1,6 +1,6 @@
 //! Every metric family, declared once with name, help and unit, and the handles that rooms hold.
 //!
-//! Labels come from the configuration or from a fixed list, never from traffic. Names are interface (INTERFACE, section 6).
+//! Labels come from the configuration or from a fixed list, never from traffic. Names are interface.
 //!
 //! May use: `event`, `envelope`.
 

@@ -8,7 +8,7 @@
 //!          └───► refused ────────────────────► connecting …      400, 401, 403, 404: once a minute, loudly
 //! ```
 //!
-//! May use: `backoff`, `client`, `config`, `metrics`, `sse`, `status`.
+//! May use: `backoff`, `causes`, `client`, `config`, `metrics`, `sse`, `status`.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     backoff::Backoff,
+    causes::with_causes,
     client::{Client, EventStream, OpenError, Target},
     config,
     metrics::UpstreamMetrics,
@@ -112,7 +113,7 @@ impl Upstream {
                         None
                     }
                     Err(error) => {
-                        self.lost(chain(&error)).await;
+                        self.lost(with_causes(&error)).await;
                         None
                     }
                 },
@@ -146,7 +147,7 @@ impl Upstream {
     /// Settles when to try again after an attempt that led to no stream.
     fn failed(&mut self, error: &OpenError) {
         let product = &self.settings.product_id;
-        let problem = chain(error);
+        let problem = with_causes(error);
         if error.is_permanent() {
             self.metrics.connects_refused.inc();
             let wait = REFUSED_WAIT + REFUSED_WAIT.mul_f64(self.random.f64() / 10.0);
@@ -187,18 +188,6 @@ impl Upstream {
         self.status.enter(UpstreamState::BackingOff, Some(problem));
         self.connection = Connection::Waiting { until: Instant::now() + wait };
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// A connector that restarts is back within a second.

@@ -7,9 +7,9 @@ use std::{
 };
 
 /// The rooms, lowest first. A room may use any room before it, and none after it.
-const ROOMS: [&str; 22] = [
-    "sse", "event", "config", "envelope", "backoff", "status", "wheel", "shutdown", "metrics", "log", "fanout", "auth",
-    "net", "client", "http", "upstream", "ingest", "simulate", "app", "cli", "lib", "main",
+const ROOMS: [&str; 23] = [
+    "sse", "event", "config", "envelope", "backoff", "causes", "status", "wheel", "shutdown", "metrics", "log",
+    "fanout", "auth", "net", "client", "http", "upstream", "ingest", "simulate", "app", "cli", "lib", "main",
 ];
 
 /// Pairs that must not know each other although their order would allow it.

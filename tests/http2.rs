@@ -22,7 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use common::{
-    STREAM,
+    PRODUCT, STREAM,
     connector::Connector,
     events::{event, event_of},
     relay::{Relay, Setup},
@@ -112,6 +112,24 @@ async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on
     assert_eq!(neighbour.number().await, EVENTS);
     let again = subscribe(&mut client, relay.public).await;
     assert_eq!(again.status(), 200, "the connection itself is as good as before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_stalls_while_it_catches_up_is_reset_though_nothing_new_comes() {
+    const EVENTS: usize = 100;
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
+    let mut link = connector.stream();
+    let session = "x".repeat(8000);
+    (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
+    let labels = [("product_id", PRODUCT), ("tier", "memory")];
+    relay.wait_for_metric("autoplay_relay_log_events", &labels, EVENTS as f64);
+    let mut client = connect(relay.public).await;
+    let request = get(&format!("http://{}{STREAM}?last_event_id=0", relay.public));
+    let stalled = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+    assert_eq!(stalled.status(), 200);
+    let labels = [("transport", "sse"), ("reason", "stalled")];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     app::App,
+    causes::with_causes,
     config::{AllowAnonymous, Config, Environment},
     shutdown::Signals,
     simulate::Options,
@@ -32,7 +33,7 @@ pub(super) fn run(_: &Arguments) -> Result<(), Failure> {
             seed: DEFAULT_SEED,
         };
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let simulator = Running::start(loopback, options).map_err(|error| Failure::Other(error.to_string()))?;
+        let simulator = Running::start(loopback, options).map_err(|error| Failure::Other(with_causes(&error)))?;
         let outcome = relay(simulator.address, signals).await;
         simulator.end().await;
         outcome

@@ -6,7 +6,7 @@ use hyper::{HeaderMap, StatusCode, Uri};
 use tokio::time::timeout;
 
 use super::{Failure, block_on};
-use crate::client::Client;
+use crate::{causes::with_causes, client::Client};
 
 /// Exit with 0 if the running relay is ready, else with 1.
 #[derive(Debug, clap::Args)]
@@ -22,11 +22,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("--url {url}: write http://host:port/readyz")));
     }
     block_on(async {
-        let client = Client::new(None).map_err(|error| Failure::Other(error.to_string()))?;
+        let client = Client::new(None).map_err(|error| Failure::Other(with_causes(&error)))?;
         let asked = timeout(PATIENCE, client.get(url, HeaderMap::new())).await;
         let exchange = asked
             .map_err(|_| Failure::Other(format!("{url}: no answer within {} s", PATIENCE.as_secs())))?
-            .map_err(|error| Failure::Other(format!("{url}: {error}")))?;
+            .map_err(|error| Failure::Other(format!("{url}: {}", with_causes(&error))))?;
         match exchange.response.status() {
             StatusCode::OK => Ok(()),
             status => Err(Failure::Other(format!("{url}: answered {status}"))),

@@ -23,6 +23,7 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 
 use crate::{
     app::AppError,
+    causes::with_causes,
     config::{Config, Findings},
 };
 
@@ -106,13 +107,7 @@ impl Failure {
 
     /// The error and its causes, in one line; findings in a line each.
     fn text(&self) -> String {
-        let mut text = format!("autoplay-relay: {self}");
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text.push_str(&format!(": {error}"));
-            cause = error.source();
-        }
-        text
+        format!("autoplay-relay: {}", with_causes(self))
     }
 }
 

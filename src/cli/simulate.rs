@@ -8,6 +8,7 @@ use tracing::info;
 
 use super::{Failure, block_on, duration};
 use crate::{
+    causes::with_causes,
     net::{self, BindError, Listener, Manners},
     shutdown::Signals,
     simulate::{Options, Simulator},
@@ -70,7 +71,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     block_on(async {
         let mut signals = Signals::listen()?;
-        let running = Running::start(arguments.listen, options).map_err(|error| Failure::Other(error.to_string()))?;
+        let running = Running::start(arguments.listen, options).map_err(|error| Failure::Other(with_causes(&error)))?;
         info!(listen = %running.address, "simulating");
         signals.stop_requested().await;
         tokio::select! {

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::{Failure, block_on, print};
 use crate::{
     backoff::Backoff,
+    causes::with_causes,
     client::{Client, EventStream, OpenError, Target},
     config::Secret,
     sse::{Decoded, Frame},
@@ -44,7 +45,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn follow(arguments: Arguments) -> Result<(), Failure> {
-    let client = Client::new(None).map_err(|error| Failure::Other(error.to_string()))?;
+    let client = Client::new(None).map_err(|error| Failure::Other(with_causes(&error)))?;
     let mut target = Target {
         url: with_filter(&arguments.url, &arguments.sessions, &arguments.kinds)?,
         token: arguments.token.map(Secret::inline),
@@ -65,10 +66,10 @@ async fn follow(arguments: Arguments) -> Result<(), Failure> {
                 }
             }
             Err(error) if is_final(&error) => {
-                return Err(Failure::Other(format!("{}: {error}", target.url)));
+                return Err(Failure::Other(format!("{}: {}", target.url, with_causes(&error))));
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot open the stream");
+                tracing::warn!(error = with_causes(&error), "cannot open the stream");
                 wished = error.retry_after().unwrap_or_default();
             }
         }
@@ -94,7 +95,7 @@ async fn show(stream: &mut EventStream, last_event_id: &mut Option<String>, retr
                 return true;
             }
             Err(error) => {
-                tracing::warn!(%error, "the stream broke");
+                tracing::warn!(error = with_causes(&error), "the stream broke");
                 return true;
             }
         };
@@ -162,7 +163,7 @@ fn with_filter(url: &Uri, sessions: &[String], kinds: &[String]) -> Result<Uri, 
     Uri::from_parts(parts).map_err(|error| Failure::Usage(format!("{url}: {error}")))
 }
 
-/// What trying again does not mend (INTERFACE, commands).
+/// What trying again does not mend.
 fn is_final(error: &OpenError) -> bool {
     matches!(error, OpenError::Status { status, .. } if matches!(status.as_u16(), 401 | 403 | 404))
         || matches!(error, OpenError::Header)

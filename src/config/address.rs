@@ -8,7 +8,7 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use http::Uri;
+use hyper::Uri;
 
 use super::findings::quoted;
 

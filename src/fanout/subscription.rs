@@ -74,7 +74,7 @@ impl Subscription {
     ///
     /// What has not been returned stays for the next call.
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Item> {
-        loop {
+        for _ in 0..READINGS {
             if let Some(gap) = self.notice.take() {
                 return Poll::Ready(Item::Gap(gap));
             }
@@ -86,6 +86,9 @@ impl Subscription {
             }
             self.read();
         }
+        // A long way through what the scope hides: others are to have their turn.
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Whether the fan-out has shown it something behind the cursor. If not, the waker is called when it does.
@@ -160,5 +163,8 @@ pub(crate) enum Item {
     Gap(Gap),
 }
 
-/// One hand-over: enough to fill a write, little enough that a stalled subscriber pins next to nothing (DESIGN, decision 10).
+/// One hand-over: enough to fill a write, little enough that a stalled subscriber pins next to nothing.
 const HANDOVER: Limits = Limits { entries: 16, bytes: 32 * 1024 };
+
+/// Readings in one poll that find nothing; each looks at some thousand entries.
+const READINGS: usize = 16;

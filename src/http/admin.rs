@@ -210,5 +210,5 @@ fn text(duration: Duration) -> String {
     duration_text(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }
 
-/// A runtime that has not turned for this long will not serve anybody (INTERFACE, section 5).
+/// A runtime that has not turned for this long will not serve anybody.
 const STANDSTILL_LIMIT: Duration = Duration::from_secs(30);

@@ -1,7 +1,7 @@
 //! Keeping web pages out where no credential is demanded.
 //!
 //! A page on the open web can make its visitor's browser call a relay on loopback, by DNS rebinding or directly. The
-//! browser then sends the page's host in `Host` or its origin in `Origin`; both must be known (INTERFACE, Access).
+//! browser then sends the page's host in `Host` or its origin in `Origin`; both must be known.
 //!
 //! May use: `config`.
 

@@ -2,7 +2,7 @@
 //!
 //! In: requests. Out: views of the log. Knows nothing of where events come from.
 //!
-//! May use: everything right of the log.
+//! May use: `auth`, `config`, `event`, `fanout`, `log`, `metrics`, `net`, `sse`, `status`, `wheel`.
 
 pub(crate) mod admin;
 pub(crate) mod error;

@@ -93,7 +93,7 @@ fn is_zero_quality(parameter: &[u8]) -> bool {
 /// The ranges that include an event stream, the most specific last.
 const MEDIA_RANGES: [&[u8]; 3] = [b"*/*", b"text/*", b"text/event-stream"];
 
-/// A subscription's filter is walked at every wake-up (INTERFACE, fine print).
+/// A subscription's filter is walked at every wake-up.
 const MAX_FILTER_VALUES: usize = 1000;
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
@@ -144,6 +144,9 @@ impl EventBody {
             address: relay.client_address(connection.peer.ip(), headers),
             listener: Arc::clone(&listener),
         })?;
+        if relay.is_draining.load(Ordering::SeqCst) {
+            seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
+        }
         let subscription = product.fanout.subscribe(listener, wish.scope, &wish.start);
         product.sse.subscribers.inc();
         let wheel = &relay.wheel;
@@ -247,10 +250,10 @@ impl http_body::Body for EventBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if let Some(patience) = &self.patience {
-            patience.asked();
-        }
         let bytes = self.poll_bytes(context);
+        if let Some(patience) = &self.patience {
+            patience.asked(bytes.is_pending());
+        }
         if let Poll::Ready(Some(_)) = &bytes {
             self.heartbeat_due = self.alarm.wheel().after(self.heartbeat_interval);
         }

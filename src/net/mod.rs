@@ -86,7 +86,7 @@ impl Listener {
 
 /// An address that cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}")]
+#[error("cannot listen on {address}")]
 pub(crate) struct BindError {
     address: SocketAddr,
     source: io::Error,
@@ -160,11 +160,13 @@ pub(crate) async fn serve(
     }
     drop(listener);
     server.tasks.close();
-    for stage in [Stage::ENDING, Stage::ABORTED] {
-        server.stage.enter(stage);
-        if timeout(END_GRACE, server.tasks.wait()).await.is_ok() {
-            return Ok(());
-        }
+    server.stage.end();
+    if timeout(END_GRACE, server.tasks.wait()).await.is_ok() {
+        return Ok(());
+    }
+    server.stage.abort();
+    if timeout(END_GRACE, server.tasks.wait()).await.is_ok() {
+        return Ok(());
     }
     warn!(connections = server.tasks.len(), "connections did not end although they were told to");
     Ok(())
@@ -231,14 +233,14 @@ async fn answer(
     router.call(request.map(Body::new)).await
 }
 
-/// HTTP/1.1 with the bounds of DESIGN, decision 10.
+/// HTTP/1.1 with small buffers and a time-out for each head.
 fn http1(head_timeout: Duration) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(READ_BUFFER_BYTES);
     builder
 }
 
-/// HTTP/2 with the same bounds.
+/// HTTP/2 with small buffers, and pings to find dead peers.
 fn http2(executor: PatientExecutor) -> http2::Builder<PatientExecutor> {
     let mut builder = http2::Builder::new(executor);
     builder
@@ -256,7 +258,7 @@ fn http2(executor: PatientExecutor) -> http2::Builder<PatientExecutor> {
 /// What the kernel may hold for a stalled peer; it doubles the number for its own bookkeeping.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
-/// What may wait unsent before a socket counts as full: bytes beyond it would only grow old (DESIGN, decision 10).
+/// What may wait unsent before a socket counts as full: bytes beyond it would only grow old in the kernel.
 const NOT_SENT_BYTES: u32 = 32 * 1024;
 
 /// The largest request head, and what hyper gathers for one write.

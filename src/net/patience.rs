@@ -1,9 +1,10 @@
 //! The write deadline of one HTTP/2 stream.
 //!
-//! While a stream's window is used up, hyper polls the stream's future but not the body inside it. So: the future was
-//! woken, the body was not asked, and that has lasted for the write time-out. Then the stream is dropped, which resets it;
-//! its neighbours go on, as far as the connection's own
-//! window lets them.
+//! While a stream's window is used up, hyper polls the stream's future but not the body inside it: it holds one piece that it
+//! cannot send, and asks for no other. So a poll after which the body waits for events is an idle stream, and one after
+//! which it does not is a blocked one, making progress only if the body was asked. A stream that is blocked without
+//! progress for the write time-out is dropped, which resets it; its neighbours go on, as far as the connection's own window
+//! lets them.
 //!
 //! May use: `wheel`.
 
@@ -33,6 +34,7 @@ tokio::task_local! {
 pub(crate) struct Patience {
     has_body: AtomicBool,
     was_asked: AtomicBool,
+    is_waiting: AtomicBool,
     stalled: AtomicBool,
 }
 
@@ -44,9 +46,10 @@ impl Patience {
         Some(patience)
     }
 
-    /// The body was asked for more: the stream takes what it gets.
-    pub(crate) fn asked(&self) {
+    /// The body was asked for more, and either gave something or is waiting for it.
+    pub(crate) fn asked(&self, is_waiting: bool) {
         self.was_asked.store(true, Ordering::Relaxed);
+        self.is_waiting.store(is_waiting, Ordering::Relaxed);
     }
 
     /// Whether the stream was reset because it took nothing for too long.
@@ -98,10 +101,14 @@ impl<F: Future> Future for Patient<F> {
         if self.stream.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
-        let is_waiting_for_more = self.patience.was_asked.load(Ordering::Relaxed);
-        if is_waiting_for_more || !self.patience.has_body.load(Ordering::Relaxed) {
+        let was_asked = self.patience.was_asked.load(Ordering::Relaxed);
+        let is_idle = was_asked && self.patience.is_waiting.load(Ordering::Relaxed);
+        if is_idle || !self.patience.has_body.load(Ordering::Relaxed) {
             self.due = None;
             return Poll::Pending;
+        }
+        if was_asked {
+            self.due = None; // it took something: the deadline begins anew
         }
         let due = self.due.unwrap_or_else(|| self.alarm.wheel().after(self.write_timeout));
         if self.alarm.wheel().now() >= due {

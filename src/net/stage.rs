@@ -1,7 +1,7 @@
 //! Telling ten thousand connections to end, at no cost to them before.
 //!
-//! A connection's task is woken for every event. A cancellation token would take a lock that all tasks share at each of
-//! these wake-ups; here, a task registers once and then reads one number.
+//! A connection's task is woken for every event. Polling a cancellation token takes a lock that all tasks share, at each of
+//! these wake-ups; here, a task polls its two once, to be woken by them, and then reads one number.
 //!
 //! May use: nothing.
 
@@ -14,38 +14,32 @@ use std::{
 };
 
 use hyper_util::server::graceful::GracefulConnection;
-use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// How far a listener's end has come.
 #[derive(Debug, Default)]
 pub(super) struct Stage {
     reached: AtomicU8,
-    entered: Notify,
+    ending: CancellationToken,
+    aborted: CancellationToken,
 }
 
 impl Stage {
-    /// Connections end with the exchange that is running on them.
-    pub(super) const ENDING: u8 = 1;
+    /// From now on connections end with the exchange that is running on them.
+    pub(super) fn end(&self) {
+        self.reached.store(ENDING, SeqCst);
+        self.ending.cancel();
+    }
 
-    /// Connections end at once.
-    pub(super) const ABORTED: u8 = 2;
-
-    /// Enters a stage, and wakes everybody who waits in an earlier one.
-    pub(super) fn enter(&self, stage: u8) {
-        self.reached.store(stage, SeqCst);
-        self.entered.notify_waiters();
+    /// From now on connections end at once.
+    pub(super) fn abort(&self) {
+        self.reached.store(ABORTED, SeqCst);
+        self.aborted.cancel();
     }
 
     /// Waits for `work`, or returns none once the listener is ending.
     pub(super) async fn run_until_ending<F: Future>(&self, work: F) -> Option<F::Output> {
-        let entered = self.entered.notified();
-        if self.reached.load(SeqCst) >= Self::ENDING {
-            return None;
-        }
-        tokio::select! {
-            output = work => Some(output),
-            () = entered => None,
-        }
+        self.ending.run_until_cancelled(work).await
     }
 
     /// Drives a connection to its end, by way of a graceful one once the listener is ending.
@@ -57,30 +51,30 @@ impl Stage {
     where
         P: DerefMut<Target: GracefulConnection<Error = hyper::Error>>,
     {
-        let mut seen = 0;
-        let mut entered = pin!(self.entered.notified());
-        let mut is_registered = false;
+        let mut ending = pin!(self.ending.cancelled());
+        let mut aborted = pin!(self.aborted.cancelled());
+        let (mut is_registered, mut is_told) = (false, false);
         poll_fn(move |context| {
             if !is_registered {
-                // Once is enough: the task, and so its waker, stays the same. Before the number is read: whatever is
-                // entered later wakes this task.
-                is_registered = entered.as_mut().poll(context).is_pending();
+                // Once is enough: the task, and so its waker, stays the same. The number is read after this, and written
+                // before the tokens are cancelled: no change goes unseen.
+                is_registered = true;
+                let _ = (ending.as_mut().poll(context), aborted.as_mut().poll(context));
             }
             let reached = self.reached.load(SeqCst);
-            if reached >= Self::ABORTED {
+            if reached == ABORTED {
                 return Poll::Ready(Ok(()));
             }
-            if reached > seen {
-                seen = reached;
+            if reached == ENDING && !is_told {
+                is_told = true;
                 connection.as_mut().graceful_shutdown();
-                entered.set(self.entered.notified());
-                is_registered = entered.as_mut().poll(context).is_pending();
-                if self.reached.load(SeqCst) > seen {
-                    context.waker().wake_by_ref();
-                }
             }
             connection.as_mut().poll(context)
         })
         .await
     }
 }
+
+const ENDING: u8 = 1;
+
+const ABORTED: u8 = 2;
