@@ -10,7 +10,7 @@ mod common;
 
 use common::{
     PRODUCT, STREAM, http,
-    relay::{Relay, Setup},
+    relay::{KEYS, Relay, Setup},
     subscriber::Subscriber,
 };
 
@@ -202,24 +202,6 @@ fn the_admin_api_asks_for_its_key() {
     let as_subscriber = [("Authorization", "Bearer the-admin-key-of-this-test")];
     relay.get(STREAM, &as_subscriber).problem(401);
 }
-
-const KEYS: &str = "
-[[auth.keys]]
-name = 'agent-a'
-key = 'key-of-agent-a'
-products = ['prod_abc']
-permissions = ['subscribe']
-[[auth.keys]]
-name = 'all'
-key = 'key-of-all'
-products = ['*']
-permissions = ['subscribe', 'publish']
-[[auth.keys]]
-name = 'publisher'
-key = 'key-of-publisher'
-products = ['prod_abc']
-permissions = ['publish']
-";
 
 fn with_keys(auth: &str) -> Relay {
     with_keys_and(auth, "")

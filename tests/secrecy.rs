@@ -14,7 +14,7 @@ use common::{
     events::event_of,
     http,
     process::Process,
-    relay::{Setup, TOKEN},
+    relay::{KEYS, Setup, TOKEN},
     subscriber::Subscriber,
 };
 use http_body_util::Empty;
@@ -96,24 +96,6 @@ async fn no_secret_is_written_to_the_log_however_much_it_tells() {
         assert_eq!(line, None, "{secret}");
     }
 }
-
-const KEYS: &str = "
-[[auth.keys]]
-name = 'agent-a'
-key = 'key-of-agent-a'
-products = ['prod_abc']
-permissions = ['subscribe']
-[[auth.keys]]
-name = 'all'
-key = 'key-of-all'
-products = ['*']
-permissions = ['subscribe', 'publish']
-[[auth.keys]]
-name = 'publisher'
-key = 'key-of-publisher'
-products = ['prod_abc']
-permissions = ['publish']
-";
 
 fn bearer(key: &str) -> String {
     format!("Bearer {key}")

@@ -108,6 +108,25 @@ impl Setup {
 /// What the relay shows to the connector in most tests.
 pub(crate) const TOKEN: &str = "upstream-token-of-the-test";
 
+/// Static keys, each allowed something else.
+pub(crate) const KEYS: &str = "
+[[auth.keys]]
+name = 'agent-a'
+key = 'key-of-agent-a'
+products = ['prod_abc']
+permissions = ['subscribe']
+[[auth.keys]]
+name = 'all'
+key = 'key-of-all'
+products = ['*']
+permissions = ['subscribe', 'publish']
+[[auth.keys]]
+name = 'publisher'
+key = 'key-of-publisher'
+products = ['prod_abc']
+permissions = ['publish']
+";
+
 /// A relay that serves.
 pub(crate) struct Relay {
     pub(crate) process: Process,
