@@ -11,9 +11,9 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{
-    STREAM,
+    PRODUCT, STREAM,
     connector::Connector,
-    events::event,
+    events::{event, event_of},
     relay::{Relay, Setup},
     subscriber::{Ending, Subscriber},
     wait,
@@ -63,6 +63,25 @@ fn subscribers_leave_within_the_window_with_a_retry_line_and_a_proper_end() {
     assert!(*last < Duration::from_secs(4), "{ended:?}");
     assert_eq!(relay.process.exit_code(), Some(0));
     assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn who_is_told_to_leave_still_gets_everything_that_is_in_the_log() {
+    const EVENTS: usize = 400;
+    let connector = Connector::new();
+    let mut relay = Relay::behind(&connector); // its drain window is no time at all
+    let mut link = connector.stream();
+    let mut behind = relay.subscribe();
+    // Far more than sockets take in, so that the subscriber, which does not read yet, is behind the log.
+    let session = "x".repeat(8000);
+    (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
+    let labels = [("product_id", PRODUCT), ("tier", "memory")];
+    relay.wait_for_metric("autoplay_relay_log_events", &labels, EVENTS as f64);
+    relay.process.signal("TERM");
+    relay.process.log_line("leaving; a second signal ends the process at once");
+    assert!(behind.numbers(EVENTS).into_iter().eq(0..EVENTS));
+    assert_eq!(behind.rest().1, Ending::Proper);
+    assert_eq!(relay.process.exit_code(), Some(0));
 }
 
 #[test]
