@@ -154,7 +154,7 @@ impl App {
 ///
 /// # Errors
 ///
-/// The last panic there was.
+/// The first panic there was.
 async fn end(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
     let mut outcome = Ok(());
     while let Some(ended) = tasks.join_next().await {

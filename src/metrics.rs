@@ -54,6 +54,9 @@ impl Metrics {
             .set(1);
         let degraded = IntGauge::new(name("log_degraded"), "1 while the log keeps less than it promises, else 0.")?;
         registry.register(Box::new(degraded))?;
+        let commits =
+            HistogramOpts::new(name("log_commit_seconds"), "Time a commit of the durable log takes, in seconds.");
+        registry.register(Box::new(Histogram::with_opts(commits)?))?;
         let metrics = Self {
             upstream_connected: families.gauge(
                 "upstream_connected",

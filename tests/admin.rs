@@ -61,7 +61,7 @@ fn every_metric_family_of_the_interface_is_there_with_its_type_and_labels() {
     let left = [("transport", "sse"), ("reason", "client")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &left, 1.0);
     let metrics = relay.metrics();
-    let families: [(&str, &str, &[&str]); 17] = [
+    let families: [(&str, &str, &[&str]); 18] = [
         ("build_info", "gauge", &["version"]),
         ("upstream_connected", "gauge", &["product_id"]),
         ("upstream_connects_total", "counter", &["outcome", "product_id"]),
@@ -78,6 +78,7 @@ fn every_metric_family_of_the_interface_is_there_with_its_type_and_labels() {
         ("log_events", "gauge", &["product_id", "tier"]),
         ("log_bytes", "gauge", &["product_id", "tier"]),
         ("log_degraded", "gauge", &[]),
+        ("log_commit_seconds", "histogram", &[]),
         ("shed_total", "counter", &["reason"]),
     ];
     for (name, kind, labels) in families {

@@ -28,7 +28,7 @@ pub(crate) struct Subscription {
     cursor: u64,
     /// There may be entries behind the cursor for which no mark will come.
     behind: bool,
-    /// It asked for what is kept, so what went before its first look is not missing.
+    /// It asked for what is kept, and has not looked yet: what was evicted of the time before it came is not missing.
     wants_kept: bool,
     handover: VecDeque<Entry>,
     notice: Option<Gap>,

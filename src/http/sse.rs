@@ -189,8 +189,13 @@ impl EventBody {
         self.clock = None;
         // Again, now that whoever dismisses it knows whom to wake.
         self.heed_dismissal();
-        if self.leave_after.is_some() {
-            return self.leave();
+        if let Some(last) = self.leave_after {
+            if self.subscription.position().sequence >= last {
+                return self.leave();
+            }
+            // The fan-out has not come to the end of the log yet, which takes it no longer than a tick.
+            self.alarm.set(self.alarm.wheel().after(Duration::ZERO), context.waker());
+            return Poll::Pending;
         }
         if self.alarm.wheel().now() >= self.heartbeat_due {
             return Poll::Ready(Some(self.heartbeat()));
