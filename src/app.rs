@@ -27,7 +27,10 @@ use crate::{
     fanout::Fanout,
     http::{self, Product, Relay, admin::Admin, guard::Guard, subscribers::Subscribers},
     ingest::Ingest,
-    log::{Bounds, Log},
+    log::{
+        Bounds, Log,
+        store::{Settings, Store, StoreError},
+    },
     metrics::{Metrics, ShedReason, Transport},
     net::{self, BindError, Listener, Manners},
     shutdown::Signals,
@@ -46,6 +49,7 @@ pub(crate) struct App {
     stop: Stops,
     serving: JoinSet<()>,
     admin: thread::JoinHandle<()>,
+    store: Option<Store>,
 }
 
 /// What is told to end, in the order in which it is.
@@ -74,7 +78,8 @@ impl App {
 
         let stop = Stops::default();
         let metrics = Arc::new(Metrics::new()?);
-        let relay = Arc::new(relay(config, &metrics));
+        let (logs, store) = logs(config, &metrics)?;
+        let relay = Arc::new(relay(config, logs, store.as_ref(), &metrics));
         let mut serving = JoinSet::new();
         let wheel = Arc::clone(&relay.wheel);
         let stop_serving = stop.serving.clone();
@@ -94,7 +99,7 @@ impl App {
         let admin = start_admin(config, doors, &stop)?;
         info!(listen = %address, admin_listen = %admin_address, probe_listen = ?probe_address, "serving");
         let drain_window = server.drain_window;
-        Ok(Self { relay, drain_window, address, admin_address, stop, serving, admin })
+        Ok(Self { relay, drain_window, address, admin_address, stop, serving, admin, store })
     }
 
     /// Where subscribers go.
@@ -140,7 +145,11 @@ impl App {
         self.stop.serving.cancel();
         let served = end(&mut self.serving).await;
         self.stop.admin.cancel();
-        let joined = tokio::task::spawn_blocking(move || self.admin.join()).await;
+        let joined = tokio::task::spawn_blocking(move || {
+            drop(self.store); // keeps what is not kept yet
+            self.admin.join()
+        })
+        .await;
         if !matches!(joined, Ok(Ok(()))) {
             return Err(AppError::Ended { part: "the admin server", cause: joined.err() });
         }
@@ -163,18 +172,34 @@ async fn end(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
     outcome
 }
 
-/// What the public routes share: a log and a fan-out for each product.
-fn relay(config: &Config, metrics: &Arc<Metrics>) -> Relay {
-    let server = &config.server;
+/// The log of each product, and the store behind them if there is one.
+fn logs(config: &Config, metrics: &Metrics) -> Result<(Vec<Arc<Log>>, Option<Store>), StoreError> {
     let bounds = Bounds { events: config.log.memory_events, bytes: config.log.memory_bytes };
+    let products: Vec<ProductId> = config.upstreams.iter().map(|upstream| upstream.product_id.clone()).collect();
+    let Some(directory) = config.log.data_dir.clone() else {
+        let log = |id: &ProductId| Arc::new(Log::new(id.clone(), bounds, metrics.log(id)));
+        return Ok((products.iter().map(log).collect(), None));
+    };
+    let settings = Settings {
+        directory,
+        retention: config.log.retention,
+        retention_bytes: config.log.retention_bytes,
+        max_concurrent_replays: config.server.max_concurrent_replays,
+    };
+    let (store, logs) = Store::open(settings, bounds, &products, metrics)?;
+    Ok((logs, Some(store)))
+}
+
+/// What the public routes share: a log and a fan-out for each product.
+fn relay(config: &Config, logs: Vec<Arc<Log>>, store: Option<&Store>, metrics: &Arc<Metrics>) -> Relay {
+    let server = &config.server;
     let products = DashMap::new();
-    for upstream in &config.upstreams {
-        let id = &upstream.product_id;
-        let log = Arc::new(Log::new(id.clone(), bounds, metrics.log(id)));
+    for log in logs {
+        let id = log.product();
         let fanout = Arc::new(Fanout::new(Arc::clone(&log)));
         let sse = metrics.deliveries(id, Transport::Sse);
-        let product = Product { id: id.clone(), log, fanout, sse, metrics: Arc::clone(metrics) };
-        products.insert(id.clone(), Arc::new(product));
+        let product = Product { id: id.clone(), log: Arc::clone(&log), fanout, sse, metrics: Arc::clone(metrics) };
+        products.insert(product.id.clone(), Arc::new(product));
     }
     Relay {
         products,
@@ -185,6 +210,7 @@ fn relay(config: &Config, metrics: &Arc<Metrics>) -> Relay {
         max_connection_age: server.max_connection_age,
         trusted_proxies: server.trusted_proxies.clone(),
         is_draining: AtomicBool::new(false),
+        store: store.map(|store| Arc::clone(store.desk())),
         metrics: Arc::clone(metrics),
     }
 }
@@ -207,7 +233,8 @@ fn start_upstreams(
         let (status, metrics) = (Arc::new(UpstreamStatus::new()), relay.metrics.upstream(id));
         boards.push((id.clone(), Arc::clone(&status)));
         let random = fastrand::Rng::new();
-        let upstream = Upstream::new(settings.clone(), client.clone(), Arc::clone(&status), metrics.clone(), random);
+        let (settings, has_past) = (settings.clone(), product.log.has_past());
+        let upstream = Upstream::new(settings, has_past, client.clone(), Arc::clone(&status), metrics.clone(), random);
         let ingest = Ingest { upstream, log: Arc::clone(&product.log), metrics, status };
         let (stop_ingest, stop_fanout) = (stop.ingest.clone(), stop.serving.clone());
         tasks.spawn(async move {
@@ -294,6 +321,9 @@ pub(crate) enum AppError {
     /// The upstreams' TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The metric families contradict each other.
     #[error("cannot declare the metrics")]
     Metrics(#[from] prometheus::Error),
@@ -327,7 +357,9 @@ mod tests {
     async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute() {
         let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
         let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
-        let relay = Arc::new(relay(&config, &Arc::new(Metrics::new().unwrap())));
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (logs, _) = logs(&config, &metrics).unwrap();
+        let relay = Arc::new(relay(&config, logs, None, &metrics));
         let stop = CancellationToken::new();
         let wheel = tokio::spawn({
             let (wheel, stop) = (Arc::clone(&relay.wheel), stop.clone());

@@ -9,28 +9,41 @@ use std::{collections::BTreeSet, fmt, sync::Arc};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::sse;
+use crate::sse::{self, Encoded};
 
 /// One event of a product's log, in the form it is sent. Shared by reference; its bytes are copied once, when it gets its id.
 #[derive(Debug)]
 pub(crate) struct Event {
     id: EventId,
+    place: u64,
     kind: Kind,
     session: Option<SessionId>,
     wire: Bytes,
-    received: Instant,
+    payload: Bytes,
+    received: Option<Instant>,
 }
 
 impl Event {
-    /// Encodes a draft under the id it has been given: the one copy of its payload.
-    pub(crate) fn new(id: EventId, draft: Draft) -> Self {
-        let wire = sse::encode_event(id, &draft.payload);
-        Self { id, kind: draft.kind, session: draft.session, wire, received: draft.received }
+    /// Encodes a draft under the id and at the place it has been given: the one copy of its payload.
+    pub(crate) fn new(id: EventId, place: u64, draft: Draft) -> Self {
+        let Encoded { wire, payload } = sse::encode_event(id, &draft.payload);
+        Self { id, place, kind: draft.kind, session: draft.session, wire, payload, received: Some(draft.received) }
     }
 
-    /// Place in the product's log.
+    /// An event as it comes back from where it was kept.
+    pub(crate) fn restored(id: EventId, place: u64, kind: Kind, session: Option<SessionId>, payload: &[u8]) -> Self {
+        let Encoded { wire, payload } = sse::encode_event(id, payload);
+        Self { id, place, kind, session, wire, payload, received: None }
+    }
+
+    /// Its name for clients.
     pub(crate) fn id(&self) -> EventId {
         self.id
+    }
+
+    /// Its place in the product's log: 1 for the first entry, and one more for each after it.
+    pub(crate) fn place(&self) -> u64 {
+        self.place
     }
 
     /// What the payload's `type` says.
@@ -48,15 +61,28 @@ impl Event {
         self.wire.clone()
     }
 
-    /// When its last byte came from the upstream.
-    pub(crate) fn received(&self) -> Instant {
+    /// The payload, byte for byte as the upstream sent it.
+    pub(crate) fn payload(&self) -> Bytes {
+        self.payload.clone()
+    }
+
+    /// When its last byte came from the upstream; none when it comes from the store.
+    pub(crate) fn received(&self) -> Option<Instant> {
         self.received
+    }
+
+    /// Bytes of payload, session and kind.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        let session = self.session.as_ref().map_or(0, |session| session.0.len());
+        (self.payload.len() + session + self.kind.as_str().len()) as u64
     }
 
     /// Bytes it keeps in memory.
     pub(crate) fn size_bytes(&self) -> usize {
         let session = self.session.as_ref().map_or(0, |session| session.0.len());
-        self.wire.len() + session + self.kind.own_bytes() + size_of::<Self>()
+        // A payload of several lines is no slice of the frame.
+        let own_payload = if self.payload.contains(&b'\n') { self.payload.len() } else { 0 };
+        self.wire.len() + own_payload + session + self.kind.own_bytes() + size_of::<Self>()
     }
 }
 
@@ -82,6 +108,8 @@ pub(crate) enum Entry {
     Event(Arc<Event>),
     /// A place at which events may be missing.
     Gap(Arc<Gap>),
+    /// An event that has been erased. Nobody sees it, and nothing is missing.
+    Erased,
 }
 
 impl Entry {
@@ -90,6 +118,7 @@ impl Entry {
         match self {
             Self::Event(event) => event.wire.len(),
             Self::Gap(_) => size_of::<Gap>(),
+            Self::Erased => 0,
         }
     }
 }
@@ -101,6 +130,8 @@ pub(crate) struct Gap {
     pub(crate) product: ProductId,
     /// Why events may be missing.
     pub(crate) reason: GapReason,
+    /// The place in the log up to which it tells.
+    pub(crate) place: u64,
     /// The id from which a resume repeats neither the gap nor an event.
     pub(crate) id: EventId,
     /// The last id before it; none when there is none, or when a client's id was malformed.
@@ -143,41 +174,68 @@ pub(crate) enum GapReason {
     Evicted,
     /// The id the subscriber came with is not one of this log.
     UnknownId,
+    /// The store could not keep these entries.
+    NotKept,
 }
 
 impl GapReason {
+    /// Every reason, for metrics that show a zero before the first.
+    pub(crate) const ALL: [Self; 4] = [Self::UpstreamReconnect, Self::Evicted, Self::UnknownId, Self::NotKept];
+
     /// As it stands in gap notices and metric labels.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::UpstreamReconnect => "upstream_reconnect",
             Self::Evicted => "evicted",
             Self::UnknownId => "unknown_id",
+            Self::NotKept => "not_kept",
         }
+    }
+
+    /// The reason that stands in a notice as `text`.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
     }
 }
 
-/// Names an entry for ever: `<epoch>-<sequence>`, opaque to clients.
+/// Names an entry for ever: `<epoch>-<sequence>`, opaque to clients. Ordered within an epoch.
 ///
-/// Sequence 0 is the place before everything: an id to resume from, never an entry's own.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// A relay behind a relay keeps that one's ids. An entry of its own then takes the id before it with a suffix:
+/// `<epoch>-<sequence>.<suffix>`.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct EventId {
-    /// Which life of the log: Unix milliseconds at its start, so that no two lives share an id.
+    /// Which life of the log: about the Unix milliseconds at its start, and never that of another life.
     pub(crate) epoch: u64,
-    /// Place in that life's log: the first entry is 1, and it only grows.
+    /// Grows with every entry. 0 is the place before everything: an id to resume from, never an entry's own.
     pub(crate) sequence: u64,
+    /// 0 for none.
+    pub(crate) suffix: u32,
 }
 
 impl EventId {
+    /// An id without a suffix.
+    pub(crate) fn new(epoch: u64, sequence: u64) -> Self {
+        Self { epoch, sequence, suffix: 0 }
+    }
+
     /// Reads an id in the one form it is written; anything else is none.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (epoch, sequence) = text.split_once('-')?;
-        Some(Self { epoch: canonical_number(epoch)?, sequence: canonical_number(sequence)? })
+        let (epoch, rest) = text.split_once('-')?;
+        let (sequence, suffix) = match rest.split_once('.') {
+            Some((sequence, suffix)) => (sequence, u32::try_from(canonical_number(suffix)?).ok().filter(|it| *it > 0)?),
+            None => (rest, 0),
+        };
+        Some(Self { epoch: canonical_number(epoch)?, sequence: canonical_number(sequence)?, suffix })
     }
 }
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.epoch, self.sequence)
+        write!(f, "{}-{}", self.epoch, self.sequence)?;
+        match self.suffix {
+            0 => Ok(()),
+            suffix => write!(f, ".{suffix}"),
+        }
     }
 }
 
@@ -240,6 +298,14 @@ impl Kind {
         }
     }
 
+    /// The text it was made from.
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::Other(text) => text,
+            known => known.label(),
+        }
+    }
+
     /// Bytes it keeps beside itself.
     fn own_bytes(&self) -> usize {
         match self {
@@ -273,6 +339,7 @@ impl Scope {
     pub(crate) fn admits(&self, entry: &Entry) -> bool {
         match entry {
             Entry::Gap(_) => true,
+            Entry::Erased => false,
             Entry::Event(event) => {
                 let session = match &self.sessions {
                     Only::Everything => true,
@@ -383,14 +450,15 @@ mod tests {
         let mut gap = Gap {
             product: ProductId::new("p\"1").unwrap(),
             reason: GapReason::UnknownId,
-            id: EventId { epoch: 7, sequence: 3 },
+            place: 3,
+            id: EventId::new(7, 3),
             after: None,
             before: None,
         };
         let notice = r#"{"type":"gap","product_id":"p\"1","reason":"unknown_id","after":null,"before":null}"#;
         assert_eq!(gap.notice(), notice);
         gap.after = Some("1-2".into());
-        gap.before = Some(EventId { epoch: 7, sequence: 4 });
+        gap.before = Some(EventId::new(7, 4));
         assert!(gap.notice().ends_with(r#""after":"1-2","before":"7-4"}"#), "{}", gap.notice());
     }
 
@@ -406,8 +474,13 @@ mod tests {
 
     #[test]
     fn an_id_reads_back_as_it_is_written() {
-        for id in [EventId { epoch: 0, sequence: 0 }, EventId { epoch: u64::MAX, sequence: u64::MAX }] {
+        let longest = EventId { epoch: u64::MAX, sequence: u64::MAX, suffix: u32::MAX };
+        for id in [EventId::new(0, 0), EventId::new(u64::MAX, 1), EventId { suffix: 1, ..EventId::new(7, 3) }, longest]
+        {
             assert_eq!(EventId::parse(&id.to_string()), Some(id));
+        }
+        for text in ["7", "7-", "-3", "7-3.", "7-3.0", "7-3.01", "7-3.1.1", "7-3.4294967296", "07-3", "7-+3", " 7-3"] {
+            assert_eq!(EventId::parse(text), None, "{text}");
         }
     }
 }

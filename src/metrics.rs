@@ -35,6 +35,7 @@ pub(crate) struct Metrics {
     log_events: IntGaugeVec,
     log_bytes: IntGaugeVec,
     shed: IntCounterVec,
+    store: StoreMetrics,
 }
 
 impl Metrics {
@@ -53,10 +54,11 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         let degraded = IntGauge::new(name("log_degraded"), "1 while the log keeps less than it promises, else 0.")?;
-        registry.register(Box::new(degraded))?;
+        registry.register(Box::new(degraded.clone()))?;
         let commits =
             HistogramOpts::new(name("log_commit_seconds"), "Time a commit of the durable log takes, in seconds.");
-        registry.register(Box::new(Histogram::with_opts(commits)?))?;
+        let commit = Histogram::with_opts(commits.buckets(COMMIT_SECONDS.to_vec()))?;
+        registry.register(Box::new(commit.clone()))?;
         let metrics = Self {
             upstream_connected: families.gauge(
                 "upstream_connected",
@@ -117,6 +119,7 @@ impl Metrics {
             log_events: families.gauge("log_events", "Entries the log keeps.", &["product_id", "tier"])?,
             log_bytes: families.gauge("log_bytes", "Bytes the log keeps.", &["product_id", "tier"])?,
             shed: families.counter("shed_total", "Subscribers turned away, by reason.", &["reason"])?,
+            store: StoreMetrics { commit, degraded },
             registry: registry.clone(),
         };
         for reason in ShedReason::ALL {
@@ -161,14 +164,19 @@ impl Metrics {
     /// The handles of one product's log.
     pub(crate) fn log(&self, product: &ProductId) -> LogMetrics {
         let product = product.as_str();
-        let gaps = |reason: GapReason| self.gaps.with_label_values(&[product, reason.as_str()]);
+        let tier = |family: &IntGaugeVec, tier| family.with_label_values(&[product, tier]);
         LogMetrics {
-            events: self.log_events.with_label_values(&[product, "memory"]),
-            bytes: self.log_bytes.with_label_values(&[product, "memory"]),
-            upstream_reconnect: gaps(GapReason::UpstreamReconnect),
-            evicted: gaps(GapReason::Evicted),
-            unknown_id: gaps(GapReason::UnknownId),
+            events: tier(&self.log_events, "memory"),
+            bytes: tier(&self.log_bytes, "memory"),
+            events_on_disk: tier(&self.log_events, "disk"),
+            bytes_on_disk: tier(&self.log_bytes, "disk"),
+            gaps: GapReason::ALL.map(|reason| self.gaps.with_label_values(&[product, reason.as_str()])),
         }
+    }
+
+    /// The handles of the durable store.
+    pub(crate) fn store(&self) -> &StoreMetrics {
+        &self.store
     }
 
     /// The handles of one product's subscribers over one transport.
@@ -298,9 +306,9 @@ impl UpstreamMetrics {
 pub(crate) struct LogMetrics {
     events: IntGauge,
     bytes: IntGauge,
-    upstream_reconnect: IntCounter,
-    evicted: IntCounter,
-    unknown_id: IntCounter,
+    events_on_disk: IntGauge,
+    bytes_on_disk: IntGauge,
+    gaps: [IntCounter; GapReason::ALL.len()],
 }
 
 impl LogMetrics {
@@ -310,14 +318,28 @@ impl LogMetrics {
         self.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
+    /// Notes how much is kept in the store.
+    pub(crate) fn shelved(&self, events: u64, bytes: u64) {
+        self.events_on_disk.set(i64::try_from(events).unwrap_or(i64::MAX));
+        self.bytes_on_disk.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
     /// Counts a gap.
     pub(crate) fn gap(&self, reason: GapReason) {
-        match reason {
-            GapReason::UpstreamReconnect => self.upstream_reconnect.inc(),
-            GapReason::Evicted => self.evicted.inc(),
-            GapReason::UnknownId => self.unknown_id.inc(),
+        let counters = GapReason::ALL.iter().zip(&self.gaps);
+        for (_, counter) in counters.filter(|(of, _)| **of == reason) {
+            counter.inc();
         }
     }
+}
+
+/// What the durable store reports.
+#[derive(Clone, Debug)]
+pub(crate) struct StoreMetrics {
+    /// Time of a commit, in seconds.
+    pub(crate) commit: Histogram,
+    /// 1 while the store keeps less than it promises.
+    pub(crate) degraded: IntGauge,
 }
 
 /// What a product's subscribers over one transport report.
@@ -380,6 +402,10 @@ fn unix_seconds(at: SystemTime) -> f64 {
 /// From a connector next door to one that is minutes behind.
 const UPSTREAM_LAG_SECONDS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// From a commit into the page cache to a disk that stands still.
+const COMMIT_SECONDS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 /// From a wake-up on an idle machine to a subscriber that is about to be cut off.
 const DELIVERY_LAG_SECONDS: &[f64] =

@@ -211,10 +211,11 @@ pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
     memchr3(b'\r', b'\n', 0, bytes).is_some()
 }
 
-/// The frame of an event, blank line included. A payload that spans several lines takes as many `data` lines.
+/// The frame of an event, blank line included, and its payload. A payload that spans several lines takes as many `data`
+/// lines.
 ///
 /// The payload must not hold CR: the decoder never returns one.
-pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> Bytes {
+pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> Encoded {
     let id = id.to_string();
     let mut wire = BytesMut::with_capacity("id: \ndata: \n\n".len() + id.len() + payload.len());
     wire.put_slice(b"id: ");
@@ -226,7 +227,21 @@ pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> Bytes {
         wire.put_u8(b'\n');
     }
     wire.put_u8(b'\n');
-    wire.freeze()
+    let wire = wire.freeze();
+    let payload = match memchr(b'\n', payload) {
+        None => wire.slice(wire.len() - "\n\n".len() - payload.len()..wire.len() - "\n\n".len()),
+        Some(_) => Bytes::copy_from_slice(payload),
+    };
+    Encoded { wire, payload }
+}
+
+/// An event in the form it is sent.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    /// The frame.
+    pub(crate) wire: Bytes,
+    /// The payload: a view of the frame, unless it spans several lines.
+    pub(crate) payload: Bytes,
 }
 
 /// The heartbeat block; with `position` it moves the client's last event id on.

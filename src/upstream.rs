@@ -65,9 +65,10 @@ pub(crate) enum Arrival {
 }
 
 impl Upstream {
-    /// An upstream that has not been connected yet. `random` spreads the waits.
+    /// An upstream that is not connected. `has_streamed` tells that it was before; `random` spreads the waits.
     pub(crate) fn new(
         settings: config::Upstream,
+        has_streamed: bool,
         client: Client,
         status: Arc<UpstreamStatus>,
         metrics: UpstreamMetrics,
@@ -83,7 +84,7 @@ impl Upstream {
             backoff: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF),
             random,
             connection: Connection::Waiting { until: Instant::now() },
-            has_streamed: false,
+            has_streamed,
             retry: Duration::ZERO,
         }
     }
@@ -218,7 +219,7 @@ mod tests {
         let settings = config.upstreams[0].clone();
         let metrics = Metrics::new().unwrap().upstream(&settings.product_id);
         let client = Client::new(None).unwrap();
-        Upstream::new(settings, client, Arc::new(UpstreamStatus::new()), metrics, fastrand::Rng::with_seed(1))
+        Upstream::new(settings, false, client, Arc::new(UpstreamStatus::new()), metrics, fastrand::Rng::with_seed(1))
     }
 
     fn answered(status: u16, retry_after: Option<u64>) -> OpenError {

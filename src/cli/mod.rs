@@ -136,9 +136,6 @@ fn hold_against_version(config: &Config) -> Result<(), Failure> {
             "server.tls_cert_file: this version does not serve HTTPS; leave it empty and put a TLS proxy in front",
         );
     }
-    if config.log.data_dir.is_some() {
-        missing.push("log.data_dir: this version keeps its log in memory only; leave it empty");
-    }
     if !missing.is_empty() {
         return Err(Failure::Usage(missing.join("\nautoplay-relay: ")));
     }

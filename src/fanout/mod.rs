@@ -5,7 +5,7 @@
 //! finds what it missed in the log.
 //!
 //! ```text
-//! listener.pending   0 ── an entry it may see ──► its sequence ── the subscription looks ──► 0
+//! listener.pending   0 ── an entry it may see ──► its place ── the subscription looks ──► 0
 //! ```
 //!
 //! While `pending` is set, further entries need no wake-up: a burst costs each listener one.
@@ -45,19 +45,20 @@ pub(crate) struct Fanout {
 impl Fanout {
     /// Nobody listens yet.
     pub(crate) fn new(log: Arc<Log>) -> Self {
-        Self { log, position: AtomicU64::new(0), index: Mutex::default() }
+        let position = AtomicU64::new(log.newest());
+        Self { log, position, index: Mutex::default() }
     }
 
     /// Shows each new entry of the log to the listeners it concerns, until `stop`.
     pub(crate) async fn run(&self, stop: CancellationToken) {
-        let mut position = 0;
+        let mut position = self.position.load(Ordering::SeqCst);
         while let Some((first, entries)) = stop.run_until_cancelled(self.log.tail(position, BATCH_ENTRIES)).await {
             position = self.show(position, first, &entries);
             tokio::task::consume_budget().await;
         }
     }
 
-    /// Marks the listeners of `entries`, which begin at sequence `first`, and returns the new position.
+    /// Marks the listeners of `entries`, which begin at place `first`, and returns the new position.
     fn show(&self, mut position: u64, first: u64, entries: &[Entry]) -> u64 {
         let index = self.index();
         if first > position + 1 {
@@ -81,7 +82,7 @@ impl Fanout {
         // Under the same lock as the marks: every entry behind this position will be marked for the new listener.
         let position = self.position.load(Ordering::SeqCst);
         drop(index);
-        Subscription::new(Arc::clone(self), listener, scope, self.log.place(start), position)
+        Subscription::new(Arc::clone(self), listener, scope, start, position)
     }
 
     /// The log it reads from.
@@ -104,9 +105,9 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Tells it that the entry at `sequence` is for it.
-    fn show(&self, sequence: u64) {
-        if self.pending.compare_exchange(0, sequence, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+    /// Tells it that the entry at `place` is for it.
+    fn show(&self, place: u64) {
+        if self.pending.compare_exchange(0, place, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
             self.waker.wake();
         }
     }
@@ -195,8 +196,10 @@ impl Index {
 
     /// Visits the listeners that may see `entry`.
     fn concerned(&self, entry: &Entry, mut visit: impl FnMut(&Listener)) {
-        let Entry::Event(event) = entry else {
-            return self.every_listener(visit);
+        let event = match entry {
+            Entry::Event(event) => event,
+            Entry::Gap(_) => return self.every_listener(visit),
+            Entry::Erased => return,
         };
         let of_session = event.session().and_then(|session| self.sessions.get(session));
         let of_kind = self.kinds.get(event.kind());

@@ -9,13 +9,16 @@ use std::{
     collections::VecDeque,
     mem,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::{Fanout, Listener};
 use crate::{
-    event::{Entry, Event, EventId, Gap, Scope},
-    log::{Limits, Place},
+    event::{Entry, Event, EventId, Gap, GapReason, Scope, Start},
+    log::{Limits, Place, Reading, store::CatchUp},
 };
 
 /// A subscriber's view of one product: entries within its scope, in order, none twice, and a notice for each gap.
@@ -24,48 +27,87 @@ pub(crate) struct Subscription {
     fanout: Arc<Fanout>,
     listener: Arc<Listener>,
     scope: Scope,
-    /// The last entry that has been taken from the log or is hidden by the scope.
+    /// Place of the last entry that has been taken from the log or is hidden by the scope.
     cursor: u64,
     /// There may be entries behind the cursor for which no mark will come.
     behind: bool,
+    /// What it came with, as long as that may still turn up in the log.
+    awaited: Option<Box<Awaited>>,
+    /// It asked for news only.
+    skips_history: bool,
     /// It asked for what is kept, and has not looked yet: what was evicted of the time before it came is not missing.
     wants_kept: bool,
+    /// Set while what comes next is in the store.
+    catch_up: Option<Box<CatchUp>>,
     handover: VecDeque<Entry>,
-    notice: Option<Gap>,
+    notice: Option<Box<Gap>>,
     /// Entries after this one arrived while it listened.
     live_after: u64,
-    came_with: Option<u64>,
+    /// The last id that the subscriber has, and its place.
+    given: Option<(u64, EventId)>,
+}
+
+/// An id that the log does not know yet.
+#[derive(Debug)]
+struct Awaited {
+    start: Start,
+    until: Instant,
 }
 
 impl Subscription {
-    /// A subscription at `place`, or at `position` if that is none; entries behind `position` will be shown to its
-    /// `listener`.
+    /// A subscription at `start`; entries behind `position` will be shown to its `listener`.
     pub(super) fn new(
         fanout: Arc<Fanout>,
         listener: Arc<Listener>,
         scope: Scope,
-        place: Option<Place>,
+        start: &Start,
         position: u64,
     ) -> Self {
-        let wants_kept = matches!(place, Some(Place::BeforeKept(_)));
-        let (cursor, came_with, notice) = match place {
-            None => (position, None, None),
-            Some(Place::Behind(sequence)) => (sequence, Some(sequence), None),
-            Some(Place::BeforeKept(sequence)) => (sequence, None, None),
-            Some(Place::Unknown(gap)) => (gap.id.sequence, None, Some(gap)),
-        };
-        Self {
+        let mut subscription = Self {
             fanout,
             listener,
             scope,
-            cursor,
-            behind: cursor < position,
-            wants_kept,
+            cursor: position,
+            behind: false,
+            awaited: None,
+            skips_history: false,
+            wants_kept: false,
+            catch_up: None,
             handover: VecDeque::new(),
-            notice,
+            notice: None,
             live_after: position,
-            came_with,
+            given: None,
+        };
+        subscription.locate(start, true);
+        subscription
+    }
+
+    /// Puts the cursor where `start` stands in the log.
+    fn locate(&mut self, start: &Start, may_wait: bool) {
+        match self.fanout.log().locate(start, may_wait) {
+            Place::NotYet if self.awaited.is_some() => return,
+            Place::NotYet => {
+                self.awaited = Some(Box::new(Awaited { start: start.clone(), until: Instant::now() + AWAIT }));
+                return;
+            }
+            Place::Now => self.skips_history = true,
+            Place::Behind(place) => {
+                self.cursor = place;
+                if let Start::After(id) = start {
+                    self.given = Some((place, *id));
+                }
+            }
+            Place::BeforeKept(place) => {
+                self.cursor = place;
+                self.wants_kept = true;
+            }
+            Place::Lost(gap) => {
+                self.cursor = gap.place;
+                self.notice = Some(Box::new(gap));
+            }
         }
+        self.awaited = None;
+        self.behind = self.cursor < self.live_after || self.behind;
     }
 
     /// The next event or gap within the scope.
@@ -76,10 +118,36 @@ impl Subscription {
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Item> {
         for _ in 0..READINGS {
             if let Some(gap) = self.notice.take() {
-                return Poll::Ready(Item::Gap(gap));
+                return Poll::Ready(self.gap(*gap));
             }
             if let Some(entry) = self.handover.pop_front() {
-                return Poll::Ready(self.item(entry));
+                match entry {
+                    Entry::Event(event) => return Poll::Ready(self.event(event)),
+                    Entry::Gap(gap) => {
+                        let gap = self.fanout.log().announce(&gap);
+                        return Poll::Ready(self.gap(gap));
+                    }
+                    Entry::Erased => continue,
+                }
+            }
+            if !self.is_located() {
+                return Poll::Pending;
+            }
+            if let Some(catch_up) = &mut self.catch_up
+                && let Some(chunk) = ready!(catch_up.poll(context))
+            {
+                match chunk {
+                    Ok(chunk) => {
+                        self.handover.extend(chunk.entries);
+                        self.cursor = chunk.through;
+                    }
+                    Err(unread_through) => {
+                        self.fanout.log().could_not_be_read();
+                        self.lose(GapReason::NotKept, unread_through);
+                    }
+                }
+                self.behind = true;
+                continue;
             }
             if !self.behind && !self.is_shown(context) {
                 return Poll::Pending;
@@ -89,6 +157,39 @@ impl Subscription {
         // A long way through what the scope hides: others are to have their turn.
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Whether it stands anywhere in the log, and nothing but news is to come to who asked for news.
+    fn is_located(&mut self) -> bool {
+        let log = self.fanout.log();
+        if let Some(awaited) = &mut self.awaited {
+            if log.is_recovering() {
+                awaited.until = Instant::now() + AWAIT;
+            }
+            let may_wait = Instant::now() < awaited.until;
+            let start = awaited.start.clone();
+            self.locate(&start, may_wait);
+            self.behind = true;
+            return self.awaited.is_none();
+        }
+        if self.skips_history {
+            match log.history_through() {
+                u64::MAX => return false,
+                through => self.cursor = self.cursor.max(through),
+            }
+        }
+        true
+    }
+
+    /// Whether it waits for something of which nobody will tell it: it must be polled again soon.
+    pub(crate) fn must_look_again(&self) -> bool {
+        let recovers = || self.skips_history && self.fanout.log().is_recovering();
+        self.awaited.is_some() || self.catch_up.as_ref().is_some_and(|it| it.waits_for_its_turn()) || recovers()
+    }
+
+    /// Whether there was nothing more to see when [`Subscription::poll_next`] returned pending.
+    pub(crate) fn is_at_end(&self) -> bool {
+        !self.behind && self.awaited.is_none() && self.handover.is_empty() && self.notice.is_none()
     }
 
     /// Whether the fan-out has shown it something behind the cursor. If not, the waker is called when it does.
@@ -109,37 +210,67 @@ impl Subscription {
         }
     }
 
-    /// Takes one hand-over from the log and moves the cursor over it.
+    /// Takes one hand-over from the log and moves the cursor over it, or finds out why there is none.
     fn read(&mut self) {
-        let log = self.fanout.log();
-        let reading = log.read_after(self.cursor, &self.scope, HANDOVER, &mut self.handover);
-        // Of what was in the log before it came, it asked for no more than is kept; what came since is another matter.
-        let forgives_through = if mem::take(&mut self.wants_kept) { self.live_after } else { 0 };
-        let missed_through = reading.missed_through.filter(|through| *through > forgives_through);
-        let has_id = self.cursor > 0 || self.came_with.is_some();
-        self.notice = missed_through.map(|through| log.evicted(has_id.then_some(self.cursor), through));
-        self.cursor = reading.through;
-        self.behind = !reading.reached_end;
-    }
-
-    fn item(&self, entry: Entry) -> Item {
-        match entry {
-            Entry::Event(event) => {
-                let live = event.id().sequence > self.live_after;
-                Item::Event { event, live }
+        match self.fanout.log().read_after(self.cursor, &self.scope, HANDOVER, &mut self.handover) {
+            Reading::Taken { through, reached_end } => {
+                self.catch_up = None;
+                self.wants_kept = false;
+                self.cursor = through;
+                self.behind = !reached_end;
             }
-            Entry::Gap(gap) => Item::Gap(self.fanout.log.announce(&gap)),
+            Reading::InStore { store, wanted } => {
+                self.wants_kept = false;
+                self.catch_up.get_or_insert_with(|| Box::new(store.catch_up())).want(wanted);
+                self.behind = true;
+            }
+            Reading::Lost { reason, through } => {
+                // Of what was in the log before it came, it asked for no more than is kept; what came since is another
+                // matter.
+                let asked_for_less = mem::take(&mut self.wants_kept) && through <= self.live_after;
+                match reason == GapReason::Evicted && asked_for_less {
+                    true => self.cursor = through,
+                    false => self.lose(reason, through),
+                }
+                self.behind = true;
+            }
         }
     }
 
-    /// Sequence of the id the subscriber came with, if that is known here.
-    pub(crate) fn came_with(&self) -> Option<u64> {
-        self.came_with
+    /// Announces that everything up to `through` is gone, and goes on behind it.
+    fn lose(&mut self, reason: GapReason, through: u64) {
+        let after = self.given.map(|(_, id)| id);
+        self.notice = Some(Box::new(self.fanout.log().lost(reason, after, through)));
+        self.cursor = through;
     }
 
-    /// The id up to which the subscriber has everything, once [`Subscription::poll_next`] has returned pending.
-    pub(crate) fn position(&self) -> EventId {
-        self.fanout.log.id(self.cursor)
+    fn event(&mut self, event: Arc<Event>) -> Item {
+        self.given = Some((event.place(), event.id()));
+        let received = event.received().filter(|_| event.place() > self.live_after);
+        Item::Event { event, received }
+    }
+
+    fn gap(&mut self, gap: Gap) -> Item {
+        self.given = Some((gap.place, gap.id));
+        Item::Gap(gap)
+    }
+
+    /// Moves the subscriber's id on to where the log has moved past what it has been given; the id, if it has.
+    pub(crate) fn move_on(&mut self) -> Option<EventId> {
+        let given = self.given.map_or(0, |(place, _)| place);
+        let id = self.fanout.log().id(self.cursor).filter(|_| self.cursor > given && self.is_at_end())?;
+        self.given = Some((self.cursor, id));
+        Some(id)
+    }
+
+    /// The last id that the subscriber has.
+    pub(crate) fn given(&self) -> Option<EventId> {
+        self.given.map(|(_, id)| id)
+    }
+
+    /// Whether it has been given everything up to `place`, or may not see it.
+    pub(crate) fn has_passed(&self, place: u64) -> bool {
+        self.given.is_some_and(|(given, _)| given >= place) || (self.cursor >= place && self.is_at_end())
     }
 }
 
@@ -152,12 +283,12 @@ impl Drop for Subscription {
 /// What a subscriber gets.
 #[derive(Debug)]
 pub(crate) enum Item {
-    /// An event; `live` when it arrived while the subscriber was there, else replayed.
+    /// An event.
     Event {
         /// The event itself, shared.
         event: Arc<Event>,
-        /// Whether it arrived while the subscriber was there.
-        live: bool,
+        /// When its last byte came from the upstream, if that was while the subscriber was there; else it is replayed.
+        received: Option<Instant>,
     },
     /// Events may be missing here.
     Gap(Gap),
@@ -168,3 +299,6 @@ const HANDOVER: Limits = Limits { entries: 16, bytes: 32 * 1024 };
 
 /// Readings in one poll that find nothing; each looks at some thousand entries.
 const READINGS: usize = 16;
+
+/// How long a client's id may be ahead of a relay behind a relay, or of one that has not heard from its upstream yet.
+const AWAIT: Duration = Duration::from_secs(5);

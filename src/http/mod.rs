@@ -39,7 +39,7 @@ use crate::{
     config::{Network, Origin, Permission},
     event::ProductId,
     fanout::Fanout,
-    log::Log,
+    log::{Log, store::Desk},
     metrics::{DeliveryMetrics, Metrics, ShedReason},
     wheel::Wheel,
 };
@@ -63,6 +63,8 @@ pub(crate) struct Relay {
     pub(crate) trusted_proxies: Vec<Network>,
     /// Set while the relay is leaving.
     pub(crate) is_draining: AtomicBool,
+    /// The store behind the logs, if there is one.
+    pub(crate) store: Option<Arc<Desk>>,
     /// Where those who are turned away are counted.
     pub(crate) metrics: Arc<Metrics>,
 }

@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_header_wins_over_the_query_and_no_id_is_an_error() {
-        let id = |epoch, sequence| Start::After(EventId { epoch, sequence });
+        let id = |epoch, sequence| Start::After(EventId::new(epoch, sequence));
         for (query, header, start) in [
             ("last_event_id=1-2", None, id(1, 2)),
             ("last_event_id=1-2", Some("3-4"), id(3, 4)),

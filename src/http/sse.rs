@@ -114,13 +114,11 @@ struct EventBody {
     alarm: Alarm,
     /// The line that tells how long to wait before a reconnect; sent first, and again on leaving.
     retry: Option<Bytes>,
-    /// Sequence of the last entry it gets, once it has been told to leave.
+    /// Place of the last entry it gets, once it has been told to leave.
     leave_after: Option<u64>,
     has_left: bool,
     /// The time, read once for all frames that are handed over at one wake-up.
     clock: Option<Instant>,
-    /// Sequence of the last id sent on this connection, or of the one the client came with.
-    given: u64,
     heartbeat_interval: Duration,
     heartbeat_due: u64,
     leave_due: u64,
@@ -154,7 +152,6 @@ impl EventBody {
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
         let age = relay.max_connection_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
-            given: subscription.came_with().unwrap_or(0),
             subscription,
             seat,
             product: Arc::clone(product),
@@ -180,7 +177,7 @@ impl EventBody {
             return Poll::Ready(None);
         }
         self.heed_dismissal();
-        if self.leave_after.is_some_and(|last| self.given >= last) {
+        if self.leave_after.is_some_and(|last| self.subscription.has_passed(last)) {
             return self.leave();
         }
         if let Poll::Ready(item) = self.subscription.poll_next(context) {
@@ -189,18 +186,17 @@ impl EventBody {
         self.clock = None;
         // Again, now that whoever dismisses it knows whom to wake.
         self.heed_dismissal();
-        if let Some(last) = self.leave_after {
-            if self.subscription.position().sequence >= last {
-                return self.leave();
-            }
-            // The fan-out has not come to the end of the log yet, which takes it no longer than a tick.
-            self.alarm.set(self.alarm.wheel().after(Duration::ZERO), context.waker());
-            return Poll::Pending;
+        if self.leave_after.is_some_and(|last| self.subscription.has_passed(last)) {
+            return self.leave();
         }
+        // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
+        let looks_again = self.leave_after.is_some() || self.subscription.must_look_again();
         if self.alarm.wheel().now() >= self.heartbeat_due {
             return Poll::Ready(Some(self.heartbeat()));
         }
-        self.alarm.set(self.heartbeat_due.min(self.leave_due), context.waker());
+        let due = self.heartbeat_due.min(self.leave_due);
+        let due = if looks_again { due.min(self.alarm.wheel().after(Duration::ZERO)) } else { due };
+        self.alarm.set(due, context.waker());
         Poll::Pending
     }
 
@@ -222,28 +218,21 @@ impl EventBody {
 
     fn frame(&mut self, item: Item) -> Bytes {
         match item {
-            Item::Event { event, live } => {
-                self.given = event.id().sequence;
+            Item::Event { event, received } => {
                 self.product.sse.delivered.inc();
-                if live {
+                if let Some(received) = received {
                     let now = *self.clock.get_or_insert_with(Instant::now);
-                    self.product.sse.lag.observe(now.saturating_duration_since(event.received()).as_secs_f64());
+                    self.product.sse.lag.observe(now.saturating_duration_since(received).as_secs_f64());
                 }
                 event.wire()
             }
-            Item::Gap(gap) => {
-                self.given = gap.id.sequence;
-                sse::encode_gap(gap.id, &gap.notice())
-            }
+            Item::Gap(gap) => sse::encode_gap(gap.id, &gap.notice()),
         }
     }
 
     /// Moves the client's id on where the log has moved past what its filter let through.
     fn heartbeat(&mut self) -> Bytes {
-        let position = self.subscription.position();
-        let has_moved = position.sequence > self.given;
-        self.given = self.given.max(position.sequence);
-        sse::encode_heartbeat(has_moved.then_some(position))
+        sse::encode_heartbeat(self.subscription.move_on())
     }
 }
 

@@ -1,42 +1,109 @@
-//! The log of one product: numbers what comes, keeps the newest, shows it to whoever asks.
+//! The log of one product: numbers what comes, keeps the newest in memory and, where there is one, everything in the store,
+//! and shows it to whoever asks.
 //!
-//! In: drafts and gaps, in the upstream's order. Out: entries by place, as often as anybody reads. Appending never waits.
-//! The durable store will stand behind [`Log::read_after`], for readers that have fallen off the ring.
+//! In: drafts and gaps, in the upstream's order. Out: entries by place, as often as anybody reads. Appending never waits: the
+//! store takes what it keeps out of the memory, when it comes round to it.
 //!
-//! May use: `event`, `metrics`.
+//! May use: `causes`, `event`, `metrics`.
 
+mod ids;
+mod keeping;
 mod ring;
+mod shelf;
+pub(crate) mod store;
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::Notify;
 
 use crate::{
-    event::{Draft, Entry, EventId, Gap, GapReason, ProductId, Scope, Start},
+    event::{Draft, Entry, Event, EventId, Gap, GapReason, ProductId, Scope, SessionId, Start},
     metrics::LogMetrics,
 };
 
+pub(crate) use ids::Span;
+use ids::{Found, Ids};
 use ring::Ring;
-pub(crate) use ring::{Limits, Reading};
+pub(crate) use shelf::Missing;
+use shelf::{Shelf, Stand};
+use store::{Desk, Kept, Wanted};
 
-/// The newest entries of one product, and the one place that numbers them.
+/// The entries of one product, and the one place that numbers them.
 #[derive(Debug)]
 pub(crate) struct Log {
     product: ProductId,
+    /// Of the ids that this log gives by itself.
     epoch: u64,
-    ring: Mutex<Ring>,
+    state: Mutex<State>,
     appended: Notify,
+    /// Entries up to here came as history, not as news. All of them do while a relay behind a relay is recovering.
+    history_through: AtomicU64,
+    store: Option<Arc<Desk>>,
     metrics: LogMetrics,
 }
 
+#[derive(Debug)]
+struct State {
+    ring: Ring,
+    ids: Ids,
+    shelf: Option<Shelf>,
+    numbering: Numbering,
+    /// There were entries before this process began.
+    has_past: bool,
+}
+
+/// Who gives the ids.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Numbering {
+    /// The upstream has not answered yet.
+    Undecided,
+    /// This log.
+    Own,
+    /// The upstream, itself a relay.
+    Upstream,
+}
+
 impl Log {
-    /// An empty log that keeps what fits within `bounds`.
+    /// An empty log that keeps what fits within `bounds`, in memory alone.
     pub(crate) fn new(product: ProductId, bounds: Bounds, metrics: LogMetrics) -> Self {
-        Self { product, epoch: new_epoch(), ring: Mutex::new(Ring::new(bounds)), appended: Notify::new(), metrics }
+        let epoch = epoch_after(0);
+        let ids = Ids::restored([Span { place: 0, id: EventId::new(epoch, 0) }]);
+        let state =
+            State { ring: Ring::new(bounds, 0), ids, shelf: None, numbering: Numbering::Undecided, has_past: false };
+        Self::with(product, epoch, state, None, metrics)
+    }
+
+    /// The log that goes on where the store has kept it, under the epoch that the store has reserved.
+    pub(crate) fn kept(
+        product: ProductId,
+        bounds: Bounds,
+        kept: Kept,
+        epoch: u64,
+        has_lost_the_past: bool,
+        store: Arc<Desk>,
+        metrics: LogMetrics,
+    ) -> Self {
+        let mut ids = Ids::restored(kept.spans);
+        ids.begin(reserved(kept.newest, epoch));
+        let mut shelf = Shelf::new(kept.number, kept.evicted_through, kept.newest, kept.missing);
+        (shelf.events, shelf.bytes) = (kept.events, kept.bytes);
+        metrics.shelved(shelf.events, shelf.bytes);
+        let ring = Ring::new(bounds, kept.newest);
+        let has_past = has_lost_the_past || kept.newest > 0;
+        let state = State { ring, ids, shelf: Some(shelf), numbering: Numbering::Undecided, has_past };
+        Self::with(product, epoch, state, Some(store), metrics)
+    }
+
+    fn with(product: ProductId, epoch: u64, state: State, store: Option<Arc<Desk>>, metrics: LogMetrics) -> Self {
+        let state = Mutex::new(state);
+        Self { product, epoch, state, appended: Notify::new(), history_through: AtomicU64::new(0), store, metrics }
     }
 
     /// Whose log it is.
@@ -44,45 +111,88 @@ impl Log {
         &self.product
     }
 
-    /// Writes an event behind everything so far. Never waits for a disk or a reader.
+    /// Writes an event behind everything so far, under an id of this log's. Never waits for a disk or a reader.
     pub(crate) fn append(&self, draft: Draft) -> EventId {
-        self.push(|ring, id| ring.push_event(id, draft))
-    }
-
-    /// Writes down that events may be missing here.
-    pub(crate) fn append_gap(&self, reason: GapReason) -> EventId {
-        self.metrics.gap(reason);
-        self.push(|ring, id| {
-            let after = (ring.newest() > 0).then(|| self.id(ring.newest()).to_string().into());
-            ring.push_gap(Gap { product: self.product.clone(), reason, id, after, before: None });
-        })
-    }
-
-    fn push(&self, write: impl FnOnce(&mut Ring, EventId)) -> EventId {
-        let mut ring = self.ring();
-        let id = self.id(ring.newest() + 1);
-        write(&mut ring, id);
-        self.metrics.kept(ring.len(), ring.bytes());
-        drop(ring);
-        self.appended.notify_one();
+        let state = self.state();
+        let id = state.own_id(self.epoch);
+        self.push(state, id, |place| Entry::Event(Arc::new(Event::new(id, place, draft))));
         id
     }
 
-    /// Waits until there is something behind `sequence`, and returns the entries there, at most `most` of them, with the
-    /// sequence of the first: greater than `sequence + 1` when entries were evicted before anybody could look.
+    /// Writes an event under the id that the upstream has given it. Tells whether it was new.
+    pub(crate) fn append_numbered(&self, draft: Draft, id: EventId) -> bool {
+        let state = self.state();
+        let is_new = !state.ids.has_passed(id, state.ring.newest());
+        if is_new {
+            self.push(state, id, |place| Entry::Event(Arc::new(Event::new(id, place, draft))));
+        }
+        is_new
+    }
+
+    /// Writes down that events may be missing here.
+    pub(crate) fn append_gap(&self, reason: GapReason) {
+        let state = self.state();
+        let newest = state.ring.newest();
+        let after = (newest > 0).then(|| state.ids.at(newest)).flatten();
+        let id = state.own_id(self.epoch);
+        self.push_gap(state, reason, id, after.map(|id| id.to_string().into()));
+    }
+
+    /// Writes down a gap that the upstream has announced: under its id if that is new, else under one of this log's.
+    pub(crate) fn append_numbered_gap(&self, reason: GapReason, id: Option<EventId>, after: Option<Box<str>>) {
+        let state = self.state();
+        let newest = state.ring.newest();
+        let id = match id.filter(|id| !state.ids.has_passed(*id, newest)) {
+            Some(id) => id,
+            None => state.own_id(self.epoch),
+        };
+        self.push_gap(state, reason, id, after);
+    }
+
+    fn push_gap(&self, state: MutexGuard<'_, State>, reason: GapReason, id: EventId, after: Option<Box<str>>) {
+        self.metrics.gap(reason);
+        let product = self.product.clone();
+        self.push(state, id, |place| Entry::Gap(Arc::new(Gap { product, reason, place, id, after, before: None })));
+    }
+
+    fn push(&self, mut state: MutexGuard<'_, State>, id: EventId, entry: impl FnOnce(u64) -> Entry) {
+        let place = state.ring.newest() + 1;
+        state.ids.append(place, id);
+        state.ring.push(entry(place));
+        self.settle(&mut state);
+        drop(state);
+        self.appended.notify_one();
+        if let Some(store) = &self.store {
+            store.there_is_work();
+        }
+    }
+
+    /// Brings the memory back within its bounds.
+    fn settle(&self, state: &mut State) {
+        let State { ring, shelf, .. } = state;
+        let gone = ring.evict(shelf.as_ref().map_or(u64::MAX, |shelf| shelf.kept_through));
+        if shelf.as_mut().is_some_and(|shelf| shelf.gone_from_memory(gone)) {
+            tracing::error!(product = %self.product, "the store does not keep up: events leave memory before they are kept");
+            self.metrics.gap(GapReason::NotKept);
+        }
+        self.metrics.kept(ring.len(), ring.bytes());
+    }
+
+    /// Waits until there is something behind `place`, and returns the entries there, at most `most` of them, with the
+    /// place of the first: greater than `place + 1` when entries were evicted before anybody could look.
     ///
     /// For the one reader that follows the log, the fan-out: it alone is woken.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future loses nothing.
-    pub(crate) async fn tail(&self, sequence: u64, most: usize) -> (u64, Vec<Entry>) {
+    pub(crate) async fn tail(&self, place: u64, most: usize) -> (u64, Vec<Entry>) {
         loop {
             let (first, entries) = {
-                let mut ring = self.ring();
-                ring.shown(sequence);
-                self.metrics.kept(ring.len(), ring.bytes());
-                ring.behind(sequence, most)
+                let mut state = self.state();
+                state.ring.shown(place);
+                self.settle(&mut state);
+                state.ring.behind(place, most)
             };
             if !entries.is_empty() {
                 return (first, entries);
@@ -91,81 +201,194 @@ impl Log {
         }
     }
 
-    /// Gives a reader at `sequence` what it sees next: entries that `scope` admits, in order and within `limits`, behind
-    /// those in `handover`.
+    /// Gives a reader at `place` what it sees next: entries that `scope` admits, in order and within `limits`, behind those
+    /// in `handover`; or says where to find it.
     pub(crate) fn read_after(
         &self,
-        sequence: u64,
+        place: u64,
         scope: &Scope,
         limits: Limits,
         handover: &mut VecDeque<Entry>,
     ) -> Reading {
-        self.ring().read_after(sequence, scope, limits, handover)
+        let state = self.state();
+        let gone = match state.ring.read_after(place, scope, limits, handover) {
+            ring::Found::Taken { through, reached_end } => return Reading::Taken { through, reached_end },
+            ring::Found::Gone => state.ring.evicted_through(),
+        };
+        let (Some(shelf), Some(store)) = (&state.shelf, &self.store) else {
+            return Reading::Lost { reason: GapReason::Evicted, through: gone };
+        };
+        match shelf.behind(place) {
+            Stand::Evicted(through) => Reading::Lost { reason: GapReason::Evicted, through },
+            Stand::Missing(through) => Reading::Lost { reason: GapReason::NotKept, through },
+            Stand::Kept(through) => Reading::InStore {
+                store: Arc::clone(store),
+                wanted: Wanted {
+                    product: self.product.clone(),
+                    number: shelf.number,
+                    after: place,
+                    through: through.min(gone),
+                    scope: scope.clone(),
+                    limits,
+                },
+            },
+        }
     }
 
-    /// Where a reader who asks for `start` stands; none when it asks for what comes from now on.
-    pub(crate) fn place(&self, start: &Start) -> Option<Place> {
-        let ring = self.ring();
-        match start {
-            Start::Now => None,
-            Start::Oldest => Some(Place::BeforeKept(ring.evicted_through())),
-            Start::After(id) if id.epoch == self.epoch && id.sequence <= ring.newest() => {
-                Some(Place::Behind(id.sequence))
+    /// Where a reader who asks for `start` stands. While `may_wait` is set, one whose id a relay behind a relay may still get
+    /// stands nowhere yet.
+    pub(crate) fn locate(&self, start: &Start, may_wait: bool) -> Place {
+        let state = self.state();
+        let oldest = state.oldest();
+        let id = match start {
+            Start::Now => return Place::Now,
+            Start::Oldest => return Place::BeforeKept(oldest),
+            Start::Malformed => return Place::Lost(self.unknown(&state, None)),
+            Start::After(id) => *id,
+        };
+        let newest = state.ring.newest();
+        let found = state.ids.find(id, newest);
+        match (found, state.numbering) {
+            (Found::At(place), _) => Place::Behind(place),
+            (Found::Behind(place), Numbering::Upstream) => Place::Behind(place),
+            // Given by a relay behind this one.
+            (Found::Behind(place), _) if id.suffix > 0 && state.ids.at(place) == Some(EventId { suffix: 0, ..id }) => {
+                Place::Behind(place)
             }
-            Start::After(id) => Some(Place::Unknown(self.unknown(&ring, Some(*id)))),
-            Start::Malformed => Some(Place::Unknown(self.unknown(&ring, None))),
+            (Found::TooOld, Numbering::Upstream) => {
+                self.metrics.gap(GapReason::Evicted);
+                Place::Lost(self.gap(&state, GapReason::Evicted, Some(id), oldest))
+            }
+            (_, Numbering::Upstream | Numbering::Undecided) if may_wait => Place::NotYet,
+            _ => Place::Lost(self.unknown(&state, Some(id))),
         }
     }
 
     /// The notice for someone who came with an id that is not of this log: it stands before the oldest entry kept.
-    fn unknown(&self, ring: &Ring, after: Option<EventId>) -> Gap {
-        let first = ring.evicted_through() + 1;
-        Gap {
-            before: (first <= ring.newest()).then(|| self.id(first)),
-            ..self.notice(GapReason::UnknownId, after, ring.evicted_through())
+    fn unknown(&self, state: &State, after: Option<EventId>) -> Gap {
+        self.metrics.gap(GapReason::UnknownId);
+        self.gap(state, GapReason::UnknownId, after, state.oldest())
+    }
+
+    /// The notice for a reader whose next entries up to `through` are gone; `after` is the last id it has, if any.
+    pub(crate) fn lost(&self, reason: GapReason, after: Option<EventId>, through: u64) -> Gap {
+        if reason == GapReason::Evicted {
+            self.metrics.gap(reason); // others are counted once, where they arise
         }
+        self.gap(&self.state(), reason, after, through)
     }
 
-    /// The notice for a reader, at `sequence` if it has any id, whose next entries up to `missed_through` are gone.
-    pub(crate) fn evicted(&self, sequence: Option<u64>, missed_through: u64) -> Gap {
-        let after = sequence.map(|sequence| self.id(sequence));
-        let before = Some(self.id(missed_through + 1)); // the newest entry is never evicted
-        Gap { before, ..self.notice(GapReason::Evicted, after, missed_through) }
+    /// Counts that a reader was told of a gap because the store could not be read.
+    pub(crate) fn could_not_be_read(&self) {
+        self.metrics.gap(GapReason::NotKept);
     }
 
-    fn notice(&self, reason: GapReason, after: Option<EventId>, through: u64) -> Gap {
-        self.metrics.gap(reason);
+    fn gap(&self, state: &State, reason: GapReason, after: Option<EventId>, place: u64) -> Gap {
         let after = after.map(|id| id.to_string().into());
-        Gap { product: self.product.clone(), reason, id: self.id(through), after, before: None }
+        let id = state.ids.at(place).unwrap_or(EventId::new(self.epoch, 0));
+        Gap { product: self.product.clone(), reason, place, id, after, before: state.next_id(place) }
     }
 
     /// A gap of this log as it is announced now: with the id after it, if there is one by now.
     pub(crate) fn announce(&self, gap: &Gap) -> Gap {
-        let next = gap.id.sequence + 1;
-        Gap { before: (next <= self.ring().newest()).then(|| self.id(next)), ..gap.clone() }
+        Gap { before: self.state().next_id(gap.place), ..gap.clone() }
     }
 
-    /// The id of the entry at `sequence`; at 0, of the place before everything.
-    pub(crate) fn id(&self, sequence: u64) -> EventId {
-        EventId { epoch: self.epoch, sequence }
+    /// The id of the entry at `place`; at 0, of the place before everything. None where nobody remembers.
+    pub(crate) fn id(&self, place: u64) -> Option<EventId> {
+        self.state().ids.at(place)
     }
 
-    /// Sequence of the newest entry, 0 before the first.
+    /// Place of the newest entry, 0 before the first.
     pub(crate) fn newest(&self) -> u64 {
-        self.ring().newest()
+        self.state().ring.newest()
+    }
+
+    /// The newest id, if there is an entry.
+    pub(crate) fn newest_id(&self) -> Option<EventId> {
+        let state = self.state();
+        let newest = state.ring.newest();
+        (newest > 0).then(|| state.ids.at(newest)).flatten()
+    }
+
+    /// Whether there were entries before this process began: what came since the last of them is missing.
+    pub(crate) fn has_past(&self) -> bool {
+        self.state().has_past
+    }
+
+    /// Notes who gives the ids from now on.
+    pub(crate) fn numbered_by(&self, numbering: Numbering) {
+        self.state().numbering = numbering;
+    }
+
+    /// Notes that what comes from now on is history, until [`Log::is_recovered`] says otherwise.
+    pub(crate) fn recovers(&self) {
+        self.history_through.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// Notes that history has come to its end.
+    pub(crate) fn has_recovered(&self) {
+        if self.is_recovering() {
+            self.history_through.store(self.newest(), Ordering::SeqCst);
+            self.appended.notify_one();
+        }
+    }
+
+    /// Whether what comes is history.
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.history_through() == u64::MAX
+    }
+
+    /// Entries up to this place came as history; `u64::MAX` while they still do.
+    pub(crate) fn history_through(&self) -> u64 {
+        self.history_through.load(Ordering::SeqCst)
+    }
+
+    /// Takes the events of a session out of memory, and returns their places. The store has its own copies.
+    pub(crate) fn erase(&self, session: &SessionId) -> Vec<u64> {
+        let mut state = self.state();
+        let places = state.ring.erase(session);
+        self.metrics.kept(state.ring.len(), state.ring.bytes());
+        places
     }
 
     /// What it holds at this moment.
     pub(crate) fn facts(&self) -> Facts {
-        let ring = self.ring();
-        let oldest = (ring.len() > 0).then(|| self.id(ring.evicted_through() + 1));
-        let newest = (ring.newest() > 0).then(|| self.id(ring.newest()));
-        Facts { events: ring.len(), bytes: ring.bytes(), oldest, newest }
+        let state = self.state();
+        let (oldest, newest) = (state.oldest(), state.ring.newest());
+        Facts {
+            events: state.ring.len(),
+            bytes: state.ring.bytes(),
+            shelf: state.shelf.as_ref().map(|shelf| (shelf.events, shelf.bytes)),
+            oldest: state.next_id(oldest),
+            newest: (newest > 0).then(|| state.ids.at(newest)).flatten(),
+        }
     }
 
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        // The ring is whole after every statement of its own: a panic elsewhere does not spoil it.
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is whole after every statement of its own: a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The place before the oldest entry that can still be read.
+    fn oldest(&self) -> u64 {
+        self.shelf.as_ref().map_or(self.ring.evicted_through(), |shelf| shelf.evicted_through)
+    }
+
+    /// The id of the entry behind `place`, if there is one by now.
+    fn next_id(&self, place: u64) -> Option<EventId> {
+        (place < self.ring.newest()).then(|| self.ids.at(place + 1)).flatten()
+    }
+
+    /// The id of the next entry of this log's own: behind one of the upstream's that one's with a suffix.
+    fn own_id(&self, epoch: u64) -> EventId {
+        let newest = self.ring.newest();
+        match self.ids.at(newest).filter(|_| self.numbering == Numbering::Upstream && newest > 0) {
+            Some(last) => EventId { suffix: last.suffix + 1, ..last },
+            None => EventId::new(epoch, newest + 1),
+        }
     }
 }
 
@@ -178,32 +401,81 @@ pub(crate) struct Bounds {
     pub(crate) bytes: u64,
 }
 
+/// How much one reading returns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Entries, at the most.
+    pub(crate) entries: usize,
+    /// Bytes after which no further entry is added; one is always returned.
+    pub(crate) bytes: usize,
+}
+
 /// Where a reader begins.
 #[derive(Debug)]
 pub(crate) enum Place {
-    /// It has seen everything up to this sequence.
+    /// With what comes from now on.
+    Now,
+    /// It has seen everything up to this place.
     Behind(u64),
-    /// It wants whatever is kept, which at this moment begins behind this sequence.
+    /// It wants whatever is kept, which at this moment begins behind this place.
     BeforeKept(u64),
-    /// Its id is not one of this log: first this notice, then whatever is kept behind the notice's id.
-    Unknown(Gap),
+    /// What follows its id is not here: first this notice, then whatever is kept behind the notice's place.
+    Lost(Gap),
+    /// Its id is not here yet, but may come.
+    NotYet,
+}
+
+/// What a reader finds behind its place.
+#[derive(Debug)]
+pub(crate) enum Reading {
+    /// It has now been given, or may not see, everything up to `through`.
+    Taken {
+        /// The place it has come to.
+        through: u64,
+        /// Nothing behind that was in the log.
+        reached_end: bool,
+    },
+    /// What comes next is in the store.
+    InStore {
+        /// Where to ask.
+        store: Arc<Desk>,
+        /// For what.
+        wanted: Wanted,
+    },
+    /// Everything up to `through` is gone.
+    Lost {
+        /// Why.
+        reason: GapReason,
+        /// The last place that is gone.
+        through: u64,
+    },
 }
 
 /// What a log holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts {
-    /// Entries kept.
+    /// Entries in memory.
     pub(crate) events: usize,
-    /// Bytes kept.
+    /// Bytes in memory.
     pub(crate) bytes: u64,
+    /// Entries and bytes in the store, where there is one.
+    pub(crate) shelf: Option<(u64, u64)>,
     /// The oldest id kept.
     pub(crate) oldest: Option<EventId>,
     /// The newest id ever given.
     pub(crate) newest: Option<EventId>,
 }
 
-/// Unix milliseconds: later than that of any log before it on this machine, as long as the clock is not set back.
-fn new_epoch() -> u64 {
+/// The span that begins with the first id of an epoch.
+fn reserved(newest: u64, epoch: u64) -> Span {
+    match newest {
+        0 => Span { place: 0, id: EventId::new(epoch, 0) },
+        newest => Span { place: newest + 1, id: EventId::new(epoch, newest + 1) },
+    }
+}
+
+/// Unix milliseconds, or one more than the highest epoch so far if the clock has been set back since.
+fn epoch_after(highest: u64) -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX).max(highest.saturating_add(1))
 }

@@ -1,0 +1,343 @@
+//! Where readers ask for what is only in the store, and where the writer is told that there is work.
+//!
+//! ```text
+//! subscription ──► CatchUp ──► queue ──► reading threads ──► chunk        one question per reader at a time
+//! log, erasure ──► signal, orders ──────► the writing thread
+//! ```
+//!
+//! May use: `event`.
+
+use std::{
+    collections::VecDeque,
+    fmt, mem,
+    path::PathBuf,
+    pin::Pin,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    task::{Context, Poll, ready},
+    thread::Thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    file::FileError,
+    reader::{Chunk, Reader, Wanted},
+    turns::{Ticket, Turns},
+};
+use crate::{
+    causes::with_causes,
+    event::{ProductId, SessionId},
+};
+
+/// The store as everybody sees it but the writing thread.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    path: PathBuf,
+    turns: Arc<Turns>,
+    questions: Mutex<VecDeque<Question>>,
+    asked: Condvar,
+    orders: Mutex<Vec<Erasure>>,
+    writer: OnceLock<Thread>,
+    writer_sleeps: AtomicBool,
+    is_stopping: AtomicBool,
+    /// Counts the files there have been: readers of an old one must open the new one.
+    generation: AtomicU64,
+    is_damaged: AtomicBool,
+    has_failed: AtomicBool,
+    is_checking: AtomicBool,
+    started: Instant,
+    /// Milliseconds after the start at which the write under way began, 0 for none.
+    writing_since: AtomicU64,
+}
+
+/// One question of one reader.
+#[derive(Debug)]
+struct Question {
+    wanted: Wanted,
+    answer: oneshot::Sender<Result<Chunk, Unreadable>>,
+}
+
+/// An order to take a session's events out of the store.
+#[derive(Debug)]
+pub(super) struct Erasure {
+    /// Of which product.
+    pub(super) product: ProductId,
+    /// Whose events.
+    pub(super) session: SessionId,
+    /// How many there were, and the place up to which the store had the log by then.
+    pub(super) answer: oneshot::Sender<Erased>,
+}
+
+/// How an erasure went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Erased {
+    /// Events taken out of the store.
+    pub(crate) events: u64,
+    /// The store had the log up to this place.
+    pub(crate) kept_through: u64,
+}
+
+/// The store could not be read.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the store cannot be read")]
+pub(crate) struct Unreadable;
+
+impl Desk {
+    /// A desk before the store at `path`, for `most` readers at one time.
+    pub(super) fn new(path: PathBuf, most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            path,
+            turns: Turns::new(most),
+            questions: Mutex::default(),
+            asked: Condvar::new(),
+            orders: Mutex::default(),
+            writer: OnceLock::new(),
+            writer_sleeps: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            is_damaged: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
+            is_checking: AtomicBool::new(false),
+            started: Instant::now(),
+            writing_since: AtomicU64::new(0),
+        })
+    }
+
+    /// Lets a reader catch up.
+    pub(crate) fn catch_up(self: &Arc<Self>) -> CatchUp {
+        CatchUp { desk: Arc::clone(self), ticket: self.turns.ticket(), step: Step::Idle }
+    }
+
+    /// Tells the writer that a log has something for it. Costs next to nothing while it is awake.
+    pub(crate) fn there_is_work(&self) {
+        if self.writer_sleeps.swap(false, SeqCst)
+            && let Some(writer) = self.writer.get()
+        {
+            writer.unpark();
+        }
+    }
+
+    /// Takes a session's events out of the store.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written now, or is being closed.
+    pub(crate) async fn erase(&self, product: ProductId, session: SessionId) -> Result<Erased, Unreadable> {
+        let (answer, erased) = oneshot::channel();
+        lock(&self.orders).push(Erasure { product, session, answer });
+        self.there_is_work();
+        erased.await.map_err(|_| Unreadable)
+    }
+
+    /// The orders so far.
+    pub(super) fn take_orders(&self) -> Vec<Erasure> {
+        mem::take(&mut lock(&self.orders))
+    }
+
+    /// Whether the store keeps less than it promises: it has failed, or a write takes far too long.
+    pub(crate) fn is_degraded(&self) -> bool {
+        let since = self.writing_since.load(SeqCst);
+        let is_slow = since > 0 && self.milliseconds().saturating_sub(since) > SLOW.as_millis() as u64;
+        is_slow || self.has_failed.load(SeqCst)
+    }
+
+    /// Whether the file is still being checked after an unclean stop.
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.is_checking.load(SeqCst)
+    }
+
+    /// Notes that a check begins or ends.
+    pub(super) fn checks(&self, is_checking: bool) {
+        self.is_checking.store(is_checking, SeqCst);
+    }
+
+    /// Notes whether the writer can write.
+    pub(super) fn has_failed(&self, has_failed: bool) {
+        self.has_failed.store(has_failed, SeqCst);
+    }
+
+    /// Notes that a write begins.
+    pub(super) fn writes(&self) {
+        self.writing_since.store(self.milliseconds().max(1), SeqCst);
+    }
+
+    /// Notes that no write is under way.
+    pub(super) fn has_written(&self) {
+        self.writing_since.store(0, SeqCst);
+    }
+
+    fn milliseconds(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Notes that the file is damaged; the writer sets it aside.
+    pub(super) fn is_damaged(&self) {
+        self.is_damaged.store(true, SeqCst);
+        self.there_is_work();
+    }
+
+    /// Whether somebody has found the file damaged since the last call.
+    pub(super) fn take_damage(&self) -> bool {
+        self.is_damaged.swap(false, SeqCst)
+    }
+
+    /// Has readers open the file anew.
+    pub(super) fn is_replaced(&self) {
+        self.generation.fetch_add(1, SeqCst);
+    }
+
+    /// Where the file is.
+    pub(super) fn path(&self) -> &PathBuf {
+        &self.path
+    }
+
+    /// Makes the calling thread the writer.
+    pub(super) fn i_write(&self) {
+        let _ = self.writer.set(std::thread::current());
+    }
+
+    /// Sleeps until there is work, `most` at the longest. `has_work` is asked once more behind the sign that it sleeps.
+    pub(super) fn sleep_until_work(&self, most: Duration, has_work: impl FnOnce() -> bool) {
+        self.writer_sleeps.store(true, SeqCst);
+        if !has_work() && !self.is_stopping() {
+            std::thread::park_timeout(most);
+        }
+        self.writer_sleeps.store(false, SeqCst);
+    }
+
+    /// Whether orders wait.
+    pub(super) fn has_orders(&self) -> bool {
+        self.is_damaged.load(SeqCst) || !lock(&self.orders).is_empty()
+    }
+
+    /// Whether the threads are to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(SeqCst)
+    }
+
+    /// Has every thread end.
+    pub(super) fn stop(&self) {
+        self.is_stopping.store(true, SeqCst);
+        drop(lock(&self.questions));
+        self.asked.notify_all();
+        self.writer_sleeps.store(true, SeqCst);
+        self.there_is_work();
+    }
+
+    /// Answers questions until the store is stopped: what a reading thread does.
+    pub(super) fn answer_questions(&self) {
+        let mut reader: Option<(u64, Reader)> = None;
+        while let Some(Question { wanted, answer }) = self.next_question() {
+            if answer.is_closed() {
+                continue;
+            }
+            let generation = self.generation.load(SeqCst);
+            if reader.as_ref().is_some_and(|(of, _)| *of != generation) {
+                reader = None;
+            }
+            let chunk = match &reader {
+                Some((_, reader)) => reader.fetch(&wanted),
+                None => {
+                    Reader::open(&self.path).and_then(|opened| reader.insert((generation, opened)).1.fetch(&wanted))
+                }
+            };
+            let chunk = chunk.map_err(|error| {
+                reader = None;
+                self.could_not_read(&error, generation);
+                Unreadable
+            });
+            let _ = answer.send(chunk); // who asked may have left
+        }
+    }
+
+    fn could_not_read(&self, error: &FileError, generation: u64) {
+        let problem = with_causes(error);
+        tracing::error!(problem, "the store cannot be read; a gap is announced instead");
+        if matches!(error, FileError::Damaged { .. }) && generation == self.generation.load(SeqCst) {
+            self.is_damaged();
+        }
+    }
+
+    fn next_question(&self) -> Option<Question> {
+        let mut questions = lock(&self.questions);
+        loop {
+            if self.is_stopping() {
+                return None;
+            }
+            if let Some(question) = questions.pop_front() {
+                return Some(question);
+            }
+            questions = self.asked.wait(questions).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn ask(&self, wanted: Wanted) -> oneshot::Receiver<Result<Chunk, Unreadable>> {
+        let (answer, chunk) = oneshot::channel();
+        lock(&self.questions).push_back(Question { wanted, answer });
+        self.asked.notify_one();
+        chunk
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Lists: there is no half-done state that a panic could leave behind.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One reader on its way through the store. Asks for one chunk at a time, when it is its turn.
+pub(crate) struct CatchUp {
+    desk: Arc<Desk>,
+    ticket: Ticket,
+    step: Step,
+}
+
+enum Step {
+    Idle,
+    Waiting(Wanted),
+    Asked { through: u64, chunk: oneshot::Receiver<Result<Chunk, Unreadable>> },
+}
+
+impl CatchUp {
+    /// Wants this next.
+    pub(crate) fn want(&mut self, wanted: Wanted) {
+        self.step = Step::Waiting(wanted);
+    }
+
+    /// The chunk that is wanted, if one is; or the place up to which nothing could be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost between calls. While it waits for its turn, it must be called again every now and then.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, u64>>> {
+        if let Step::Waiting(wanted) = &self.step {
+            ready!(self.ticket.poll(context));
+            let (through, chunk) = (wanted.through, self.desk.ask(wanted.clone()));
+            self.step = Step::Asked { through, chunk };
+        }
+        let Step::Asked { through, chunk } = &mut self.step else {
+            return Poll::Ready(None);
+        };
+        let chunk = ready!(Pin::new(chunk).poll(context));
+        let result = chunk.unwrap_or(Err(Unreadable)).map_err(|Unreadable| *through);
+        self.step = Step::Idle;
+        Poll::Ready(Some(result))
+    }
+
+    /// Whether it waits for its turn, of which it may not be told.
+    pub(crate) fn waits_for_its_turn(&self) -> bool {
+        matches!(self.step, Step::Waiting(_))
+    }
+}
+
+impl fmt::Debug for CatchUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CatchUp").finish_non_exhaustive()
+    }
+}
+
+/// A write that takes longer than this is trouble, even if it ends well.
+const SLOW: Duration = Duration::from_secs(2);

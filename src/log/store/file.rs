@@ -1,0 +1,421 @@
+//! The store's file: one SQLite database for all products, and the one connection that writes it.
+//!
+//! ```text
+//! relay.db        schema and format: see `schema`
+//! relay.db-wal    commits not yet moved into relay.db
+//! relay.db-shm    SQLite's index of the former; worthless once all have closed it
+//! ```
+//!
+//! A commit survives the end of the process at once, and the end of the machine after the next one with [`Sync::Full`].
+//! Every call waits for the disk: it belongs on a thread of its own.
+//!
+//! May use: `event`, `log`'s shared words.
+
+mod fault;
+mod retention;
+pub(super) mod schema;
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{CachedStatement, Connection, OpenFlags, Row, TransactionBehavior, config::DbConfig, params};
+
+use self::schema::{Identity, address, bits, count, signed};
+pub(crate) use self::{
+    fault::{Fault, FileError},
+    retention::Retired,
+};
+use crate::{
+    event::{Entry, Event, EventId, Gap, ProductId},
+    log::{Missing, Span},
+};
+
+/// The connection that writes.
+#[derive(Debug)]
+pub(crate) struct File {
+    connection: Connection,
+    path: PathBuf,
+    sync: Sync,
+    was_left_open: bool,
+}
+
+impl File {
+    /// Opens the file, or creates it for its owner alone, and marks it as open. An empty file is a new one.
+    ///
+    /// # Errors
+    ///
+    /// `Foreign` and `NewerVersion` leave the file as it is.
+    pub(crate) fn open(path: &Path) -> Result<Self, FileError> {
+        Self::try_open(path).map_err(|fault| fault.at(path, "open"))
+    }
+
+    fn try_open(path: &Path) -> Result<Self, Fault> {
+        create(path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(path, flags)?;
+        schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
+        // A file that turns out to be another's keeps its write-ahead log when it is closed.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let version = match schema::identify(&connection)? {
+            Identity::Fresh => 0,
+            Identity::Ours(version) => version,
+        };
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        schema::configure_writer(&connection)?;
+        schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
+        let was_left_open = connection.query_row("SELECT is_open FROM state", [], |row| row.get(0))?;
+        let mut file = Self { connection, path: path.to_owned(), sync: Sync::Normal, was_left_open };
+        file.commit(Sync::Full, |connection| set_open(connection, true))?;
+        Ok(file)
+    }
+
+    /// Whether whoever had it open before did not close it.
+    pub(crate) fn was_left_open(&self) -> bool {
+        self.was_left_open
+    }
+
+    /// What the file holds of this product, to which it gives a number if it has none.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or written.
+    pub(crate) fn product(&mut self, id: &ProductId) -> Result<Kept, FileError> {
+        let known = self.commit(Sync::Normal, |connection| match read_product(connection, id)? {
+            Some(kept) => Ok(kept),
+            None => {
+                insert_product(connection, id)?;
+                read_product(connection, id)?.ok_or_else(|| Fault::found("a product's row is gone"))
+            }
+        });
+        known.map_err(|fault| fault.at(&self.path, "look up a product in"))
+    }
+
+    /// Writes portions of the logs in one transaction, at `now` in Unix milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be written; then none is.
+    pub(crate) fn write(&mut self, portions: &[Portion<'_>], sync: Sync, now: u64) -> Result<(), FileError> {
+        let written = self.commit(sync, |connection| {
+            for portion in portions {
+                portion.write(connection, signed(now))?;
+            }
+            match sync {
+                Sync::Normal => Ok(()),
+                Sync::Full => set_synced(connection, now),
+            }
+        });
+        written.map_err(|fault| fault.at(&self.path, "write entries to"))
+    }
+
+    /// Returns when everything written before is on the disk, and notes that it was so at `now` in Unix milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// When it may not be.
+    pub(crate) fn sync(&mut self, now: u64) -> Result<(), FileError> {
+        let synced = self.commit(Sync::Full, |connection| set_synced(connection, now));
+        synced.map_err(|fault| fault.at(&self.path, "sync"))
+    }
+
+    /// Marks the file as closed, with everything on the disk, and closes it.
+    ///
+    /// # Errors
+    ///
+    /// When the mark could not be made, or SQLite cannot close.
+    pub(crate) fn close(mut self) -> Result<(), FileError> {
+        let marked = self.commit(Sync::Full, |connection| set_open(connection, false));
+        let closed = self.connection.close().map_err(|(_, error)| Fault::from(error));
+        marked.and(closed).map_err(|fault| fault.at(&self.path, "close"))
+    }
+
+    /// Moves a file that is of no use out of the way, with what SQLite keeps beside it, and returns where it is now.
+    /// Everybody must have closed it. `now` is in Unix milliseconds and becomes part of its name, or the next free number.
+    ///
+    /// # Errors
+    ///
+    /// When a rename fails. Calling it again moves what is left, under another name.
+    pub(crate) fn set_aside(path: &Path, now: u64) -> io::Result<PathBuf> {
+        let mut name = now;
+        while is_taken(&aside(path, name))? {
+            name += 1;
+        }
+        // The database goes first: without it, what stays behind after a crash is not mistaken for a store.
+        for suffix in SUFFIXES {
+            match fs::rename(with(path, suffix), with(&aside(path, name), suffix)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        sync_directory(path)?;
+        Ok(aside(path, name))
+    }
+
+    /// Does `work` in one transaction, which is undone if any of it fails.
+    fn commit<T>(&mut self, sync: Sync, work: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, Fault> {
+        if sync != self.sync {
+            self.connection.pragma_update(None, "synchronous", sync.as_pragma())?;
+            self.sync = sync;
+        }
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let done = work(&transaction)?;
+        transaction.commit()?;
+        Ok(done)
+    }
+}
+
+/// What a commit waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Sync {
+    /// The operating system has it.
+    Normal,
+    /// The disk has it, and everything before it.
+    Full,
+}
+
+impl Sync {
+    fn as_pragma(self) -> &'static str {
+        match self {
+            Self::Normal => "NORMAL",
+            Self::Full => "FULL",
+        }
+    }
+}
+
+/// What the file holds of one product.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Kept {
+    /// By what the file knows it.
+    pub(crate) number: u32,
+    /// Place of the newest entry ever written or declared missing, 0 before the first.
+    pub(crate) newest: u64,
+    /// Retention has removed everything up to this place.
+    pub(crate) evicted_through: u64,
+    /// Rows: events and gaps.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
+    /// The highest epoch of any span there ever was, 0 for none.
+    pub(crate) highest_epoch: u64,
+    /// By place.
+    pub(crate) spans: Vec<Span>,
+    /// By their first place.
+    pub(crate) missing: Vec<Missing>,
+}
+
+/// A part of one product's log, to be written.
+#[derive(Debug)]
+pub(crate) struct Portion<'a> {
+    /// The product's number.
+    pub(crate) number: u32,
+    /// Place of the first entry.
+    pub(crate) first: u64,
+    /// What stands there and on the places after it. May be empty.
+    pub(crate) entries: &'a [Entry],
+    /// Takes the place of what was known from the same place on: such a span never got an entry that was kept.
+    pub(crate) spans: &'a [Span],
+    /// Takes the place of what was known to be missing from the same place on.
+    pub(crate) missing: &'a [Missing],
+}
+
+impl Portion<'_> {
+    fn write(&self, connection: &Connection, now: i64) -> Result<(), Fault> {
+        let newest = self.newest();
+        // What lies between is below, and the rest is compared with it.
+        address(self.number, newest)?;
+        let (events, bytes) = self.write_entries(connection, now)?;
+        self.write_spans(connection)?;
+        self.write_missing(connection)?;
+        let mut statement = connection.prepare_cached(
+            "UPDATE products SET newest = max(newest, ?2), events = events + ?3, bytes = bytes + ?4 WHERE number = ?1",
+        )?;
+        match statement.execute(params![self.number, signed(newest), signed(events), signed(bytes)])? {
+            1 => Ok(()),
+            _ => Err(Fault::Refused("the product has no row")),
+        }
+    }
+
+    fn newest(&self) -> u64 {
+        let end = match self.entries.len() as u64 {
+            0 => 0,
+            entries => self.first.saturating_add(entries - 1),
+        };
+        self.missing.iter().fold(end, |newest, missing| newest.max(missing.last))
+    }
+
+    /// Returns how many rows there are and the bytes they hold.
+    fn write_entries(&self, connection: &Connection, now: i64) -> Result<(u64, u64), Fault> {
+        let mut event_row = connection.prepare_cached(
+            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, kind, session, payload) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?;
+        let mut gap_row = connection.prepare_cached(
+            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, gap, after) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?;
+        let (mut rows, mut bytes) = (0, 0);
+        for (place, entry) in (self.first..).zip(self.entries) {
+            let address = address(self.number, place)?;
+            match entry {
+                Entry::Event(event) => bytes += write_event(&mut event_row, address, now, event)?,
+                Entry::Gap(gap) => write_gap(&mut gap_row, address, now, gap)?,
+                Entry::Erased => continue,
+            }
+            rows += 1;
+        }
+        Ok((rows, bytes))
+    }
+
+    fn write_spans(&self, connection: &Connection) -> Result<(), Fault> {
+        let Some(highest) = self.spans.iter().map(|span| span.id.epoch).max() else { return Ok(()) };
+        let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO spans VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        for Span { place, id } in self.spans {
+            address(self.number, *place)?;
+            let (epoch, sequence) = (id.epoch.cast_signed(), id.sequence.cast_signed());
+            insert.execute(params![self.number, signed(*place), epoch, sequence, id.suffix])?;
+        }
+        let mut known = connection.prepare_cached("SELECT highest_epoch FROM products WHERE number = ?1")?;
+        let known: i64 = known.query_row([self.number], |row| row.get(0))?;
+        // Not SQL's max: an epoch may be beyond i64.
+        if highest > known.cast_unsigned() {
+            let mut update = connection.prepare_cached("UPDATE products SET highest_epoch = ?2 WHERE number = ?1")?;
+            update.execute(params![self.number, highest.cast_signed()])?;
+        }
+        Ok(())
+    }
+
+    fn write_missing(&self, connection: &Connection) -> Result<(), Fault> {
+        let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO missing VALUES (?1, ?2, ?3)")?;
+        for Missing { first, last } in self.missing {
+            if first > last {
+                return Err(Fault::Refused("a missing range ends before it begins"));
+            }
+            insert.execute(params![self.number, signed(*first), signed(*last)])?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the bytes its row counts for.
+fn write_event(row: &mut CachedStatement<'_>, address: i64, now: i64, event: &Event) -> Result<u64, Fault> {
+    let EventId { epoch, sequence, suffix } = event.id();
+    let (kind, session, payload) = (event.kind().as_str(), event.session().map(|it| it.as_str()), event.payload());
+    let (epoch, sequence) = (epoch.cast_signed(), sequence.cast_signed());
+    row.execute(params![address, epoch, sequence, suffix, now, kind, session, &*payload])?;
+    Ok((kind.len() + session.map_or(0, str::len) + payload.len()) as u64)
+}
+
+fn write_gap(row: &mut CachedStatement<'_>, address: i64, now: i64, gap: &Gap) -> Result<(), Fault> {
+    let EventId { epoch, sequence, suffix } = gap.id;
+    let (epoch, sequence) = (epoch.cast_signed(), sequence.cast_signed());
+    row.execute(params![address, epoch, sequence, suffix, now, gap.reason.as_str(), gap.after.as_deref()])?;
+    Ok(())
+}
+
+fn set_open(connection: &Connection, is_open: bool) -> Result<(), Fault> {
+    connection.execute("UPDATE state SET is_open = ?1", [is_open])?;
+    Ok(())
+}
+
+fn set_synced(connection: &Connection, now: u64) -> Result<(), Fault> {
+    connection.prepare_cached("UPDATE state SET synced_at = ?1")?.execute([signed(now)])?;
+    Ok(())
+}
+
+fn insert_product(connection: &Connection, id: &ProductId) -> Result<(), Fault> {
+    let number: i64 =
+        connection.query_row("SELECT coalesce(max(number), 0) + 1 FROM products", [], |row| row.get(0))?;
+    let number = u32::try_from(number).unwrap_or(u32::MAX);
+    address(number, 0)?;
+    connection.execute("INSERT INTO products VALUES (?1, ?2, 0, 0, 0, 0, 0)", params![number, id.as_str()])?;
+    Ok(())
+}
+
+fn read_product(connection: &Connection, id: &ProductId) -> Result<Option<Kept>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT number, newest, evicted_through, events, bytes, highest_epoch FROM products WHERE id = ?1",
+    )?;
+    let mut rows = statement.query([id.as_str()])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let number = row.get(0)?;
+    let spans = "SELECT place, epoch, sequence, suffix FROM spans WHERE product = ?1 ORDER BY place";
+    let missing = "SELECT first, last FROM missing WHERE product = ?1 ORDER BY first";
+    Ok(Some(Kept {
+        number,
+        newest: count(row, 1)?,
+        evicted_through: count(row, 2)?,
+        events: count(row, 3)?,
+        bytes: count(row, 4)?,
+        highest_epoch: bits(row, 5)?,
+        spans: read_all(connection, spans, number, |row| Ok(Span { place: count(row, 0)?, id: read_id(row, 1)? }))?,
+        missing: read_all(connection, missing, number, |row| {
+            Ok(Missing { first: count(row, 0)?, last: count(row, 1)? })
+        })?,
+    }))
+}
+
+fn read_all<T>(
+    connection: &Connection,
+    query: &str,
+    number: u32,
+    read: impl FnMut(&Row<'_>) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
+    connection.prepare_cached(query)?.query_and_then([number], read)?.collect()
+}
+
+/// The id that stands in three columns from `column` on.
+///
+/// # Errors
+///
+/// When it cannot be one that we wrote.
+pub(super) fn read_id(row: &Row<'_>, column: usize) -> Result<EventId, Fault> {
+    Ok(EventId { epoch: bits(row, column)?, sequence: bits(row, column + 1)?, suffix: row.get(column + 2)? })
+}
+
+/// Creates the file for its owner alone, unless it is there. SQLite gives those beside it the same mode.
+fn create(path: &Path) -> io::Result<()> {
+    // Never opens one that is there: closing it would release the locks that SQLite holds on it for a reader.
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn aside(path: &Path, name: u64) -> PathBuf {
+    with(path, &format!(".damaged-{name}"))
+}
+
+fn is_taken(path: &Path) -> io::Result<bool> {
+    for suffix in SUFFIXES {
+        match fs::symlink_metadata(with(path, suffix)) {
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+/// Makes renames in the file's directory last.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(directory)?.sync_all()
+}
+
+/// The database, its write-ahead log and that one's index.
+const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+
+/// Holds the inner pages of the table and its indices, and what a few commits change.
+const WRITER_CACHE_KIBIBYTES: i64 = 4 << 10;
+
+#[cfg(test)]
+pub(super) mod tests;

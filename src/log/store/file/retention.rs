@@ -1,0 +1,227 @@
+//! Taking entries out of the store: the oldest when there are too many or too old, and one session's on request.
+//!
+//! In small steps, so that the writer's thread gets back to writing between them.
+//!
+//! May use: `event`.
+
+use rusqlite::{Connection, params};
+
+use super::{
+    File, FileError, Sync,
+    fault::Fault,
+    schema::{MAX_PLACE, address, count, place_of, signed},
+};
+use crate::event::SessionId;
+
+/// What one step of retention has taken away.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Retired {
+    /// Of which product.
+    pub(crate) number: u32,
+    /// Everything up to this place is gone now.
+    pub(crate) evicted_through: u64,
+    /// Rows.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
+}
+
+impl File {
+    /// Takes away some of the oldest entries if the oldest of all was kept before `oldest_kept_at`, in Unix milliseconds,
+    /// or if the file uses more than `most_bytes`; none when there is nothing to do. One small step: call it again.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or written; then nothing has gone.
+    pub(crate) fn retire(&mut self, oldest_kept_at: u64, most_bytes: u64) -> Result<Option<Retired>, FileError> {
+        self.try_retire(signed(oldest_kept_at), most_bytes).map_err(|fault| fault.at(&self.path, "retire entries of"))
+    }
+
+    fn try_retire(&mut self, oldest_kept_at: i64, most_bytes: u64) -> Result<Option<Retired>, Fault> {
+        let usage = Usage::read(&self.connection)?;
+        let Some(oldest) = Oldest::find(&self.connection)? else { return Ok(None) };
+        let excess = usage.bytes.saturating_sub(most_bytes);
+        if excess == 0 && oldest.kept_at >= oldest_kept_at {
+            return Ok(None);
+        }
+        let retired = self.commit(Sync::Normal, |connection| {
+            let cut = oldest.cut(connection, oldest_kept_at, excess, usage.page_bytes)?;
+            oldest.retire(connection, cut)
+        });
+        retired.map(Some)
+    }
+
+    /// Deletes a session's events and returns how many there were. Nothing of them stays in the file or beside it.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written, or somebody reads it for so long that copies remain in the write-ahead log. Some
+    /// or all events may be deleted; calling it again finishes it.
+    pub(crate) fn erase(&mut self, number: u32, session: &SessionId) -> Result<(u64, u64), FileError> {
+        self.try_erase(number, session).map_err(|fault| fault.at(&self.path, "erase a session in"))
+    }
+
+    fn try_erase(&mut self, number: u32, session: &SessionId) -> Result<(u64, u64), Fault> {
+        let mut erased = (0, 0);
+        loop {
+            match self.commit(Sync::Normal, |connection| erase_some(connection, number, session))? {
+                (0, _) => break,
+                (events, bytes) => erased = (erased.0 + events, erased.1 + bytes),
+            }
+        }
+        let (truncate, row_of_busy) = ("PRAGMA wal_checkpoint(TRUNCATE)", 0);
+        let is_busy: bool = self.connection.query_row(truncate, [], |row| row.get(row_of_busy))?;
+        if is_busy { Err(Fault::Refused("a reader keeps the write-ahead log in use")) } else { Ok(erased) }
+    }
+}
+
+/// How much of the file is in use.
+struct Usage {
+    bytes: u64,
+    page_bytes: u64,
+}
+
+impl Usage {
+    fn read(connection: &Connection) -> Result<Self, Fault> {
+        let mut statement = connection.prepare_cached(
+            "SELECT (page_count - freelist_count) * page_size, page_size \
+             FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
+        )?;
+        let mut rows = statement.query([])?;
+        let row = rows.next()?.ok_or_else(|| Fault::found("the page count is gone"))?;
+        Ok(Self { bytes: count(row, 0)?, page_bytes: count(row, 1)? })
+    }
+}
+
+/// The oldest row of the product whose oldest row is the oldest.
+struct Oldest {
+    number: u32,
+    evicted_through: u64,
+    kept_at: i64,
+}
+
+impl Oldest {
+    /// One look at the index for each product.
+    fn find(connection: &Connection) -> Result<Option<Self>, Fault> {
+        let mut statement = connection.prepare_cached(
+            "SELECT number, evicted_through, kept_at FROM products CROSS JOIN entries ON entry = ( \
+                 SELECT min(entry) FROM entries \
+                 WHERE entry > (number << 40) + evicted_through AND entry < (number + 1) << 40 \
+             ) WHERE events > 0 ORDER BY kept_at, number LIMIT 1",
+        )?;
+        let mut rows = statement.query([])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        Ok(Some(Self { number: row.get(0)?, evicted_through: count(row, 1)?, kept_at: row.get(2)? }))
+    }
+
+    /// What to take away: rows that are too old, and as many as make up for `excess` bytes, but not more.
+    fn cut(&self, connection: &Connection, oldest_kept_at: i64, excess: u64, page_bytes: u64) -> Result<Cut, Fault> {
+        let mut statement = connection.prepare_cached(
+            "SELECT entry, kept_at, ifnull(octet_length(session), 0), ifnull(octet_length(kind), 0), \
+                    ifnull(octet_length(payload), 0) \
+             FROM entries WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3",
+        )?;
+        let (first, last) = (address(self.number, self.evicted_through)?, address(self.number, MAX_PLACE)?);
+        let mut rows = statement.query(params![first, last, STEP])?;
+        let mut cut = Cut { last: first, events: 0, bytes: 0 };
+        let mut freed = 0;
+        while let Some(row) = rows.next()? {
+            let kept_at: i64 = row.get(1)?;
+            if freed >= excess && kept_at >= oldest_kept_at {
+                break;
+            }
+            let (session, kind, payload) = (count(row, 2)?, count(row, 3)?, count(row, 4)?);
+            freed += footprint(session * 2 + kind + payload + ROW_OVERHEAD_BYTES, page_bytes);
+            cut = Cut { last: row.get(0)?, events: cut.events + 1, bytes: cut.bytes + session + kind + payload };
+        }
+        Ok(cut)
+    }
+
+    fn retire(&self, connection: &Connection, cut: Cut) -> Result<Retired, Fault> {
+        let first = address(self.number, self.evicted_through)?;
+        let mut delete = connection.prepare_cached("DELETE FROM entries WHERE entry > ?1 AND entry <= ?2")?;
+        delete.execute([first, cut.last])?;
+        let evicted_through = self.place_before_rest(connection, cut.last)?;
+        let mut update = connection.prepare_cached(
+            "UPDATE products SET evicted_through = ?2, events = events - ?3, bytes = bytes - ?4 WHERE number = ?1",
+        )?;
+        update.execute(params![self.number, signed(evicted_through), signed(cut.events), signed(cut.bytes)])?;
+        forget_missing(connection, self.number, evicted_through)?;
+        forget_spans(connection, self.number, evicted_through)?;
+        Ok(Retired { number: self.number, evicted_through, events: cut.events, bytes: cut.bytes })
+    }
+
+    /// The place before the first row behind `last`: holes between them are no more worth knowing of.
+    fn place_before_rest(&self, connection: &Connection, last: i64) -> Result<u64, Fault> {
+        let mut statement =
+            connection.prepare_cached("SELECT min(entry) FROM entries WHERE entry > ?1 AND entry <= ?2")?;
+        let rest: Option<i64> = statement.query_row([last, address(self.number, MAX_PLACE)?], |row| row.get(0))?;
+        Ok(place_of(rest.map_or(last, |entry| entry - 1)))
+    }
+}
+
+/// The rows up to `last`, an entry's key.
+struct Cut {
+    last: i64,
+    events: u64,
+    bytes: u64,
+}
+
+/// The room in the file that a row of so many bytes takes: whole pages for a large one, an even share of one for others.
+fn footprint(row_bytes: u64, page_bytes: u64) -> u64 {
+    match page_bytes / row_bytes.max(1) {
+        0 => row_bytes.next_multiple_of(page_bytes.max(1)),
+        rows => page_bytes / rows,
+    }
+}
+
+fn forget_missing(connection: &Connection, number: u32, evicted_through: u64) -> Result<(), Fault> {
+    let mut delete = connection.prepare_cached("DELETE FROM missing WHERE product = ?1 AND last <= ?2")?;
+    delete.execute(params![number, signed(evicted_through)])?;
+    Ok(())
+}
+
+/// Forgets what ids the places that are gone had, except the newest: they tell an old id from an unknown one.
+fn forget_spans(connection: &Connection, number: u32, evicted_through: u64) -> Result<(), Fault> {
+    // The newest span that begins no later than the first place kept is the one that place is in.
+    let mut delete = connection.prepare_cached(
+        "DELETE FROM spans WHERE product = ?1 AND place < ( \
+             SELECT place FROM spans WHERE product = ?1 AND place <= ?2 + 1 ORDER BY place DESC LIMIT 1 OFFSET ?3)",
+    )?;
+    delete.execute(params![number, signed(evicted_through), EVICTED_SPANS])?;
+    Ok(())
+}
+
+/// Deletes the first rows of a session and returns how many.
+fn erase_some(connection: &Connection, number: u32, session: &SessionId) -> Result<(u64, u64), Fault> {
+    let (first, last) = (address(number, 0)?, address(number, MAX_PLACE)?);
+    let mut some = connection.prepare_cached(
+        "SELECT count(*), ifnull(sum(bytes), 0), max(entry) FROM ( \
+             SELECT entry, octet_length(session) + octet_length(kind) + octet_length(payload) AS bytes \
+             FROM entries INDEXED BY by_session \
+             WHERE session = ?1 AND entry BETWEEN ?2 AND ?3 ORDER BY entry LIMIT ?4)",
+    )?;
+    let mut rows = some.query(params![session.as_str(), first, last, STEP])?;
+    let row = rows.next()?.ok_or_else(|| Fault::found("a count is gone"))?;
+    let (events, bytes) = (count(row, 0)?, count(row, 1)?);
+    let Some(last) = row.get::<_, Option<i64>>(2)? else { return Ok((0, 0)) };
+    let mut delete = connection
+        .prepare_cached("DELETE FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3")?;
+    delete.execute(params![session.as_str(), first, last])?;
+    let mut update =
+        connection.prepare_cached("UPDATE products SET events = events - ?2, bytes = bytes - ?3 WHERE number = ?1")?;
+    update.execute(params![number, signed(events), signed(bytes)])?;
+    Ok((events, bytes))
+}
+
+/// Rows that one step deletes: some milliseconds.
+const STEP: i64 = 512;
+
+/// Evicted spans that stay. Each is a time at which ids did not follow one another, such as a restart.
+const EVICTED_SPANS: i64 = 4096;
+
+/// What SQLite and the columns of fixed size add to a row and its place in the index.
+const ROW_OVERHEAD_BYTES: u64 = 64;
+
+#[cfg(test)]
+mod tests;

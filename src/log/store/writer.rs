@@ -1,0 +1,281 @@
+//! The thread that writes the store: takes what has gathered in the logs, commits it, takes the oldest away.
+//!
+//! ```text
+//! asleep ── there is work ──► gather 4 ms ──► commit ──► orders ──► retention ──► asleep
+//! a failed write: the file is closed, and opened anew a second later; meanwhile events stay in memory as long as they can
+//! ```
+//!
+//! May use: the logs, the file, the desk.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use prometheus::Histogram;
+use tracing::{error, info};
+
+use super::{
+    Settings,
+    desk::{Desk, Erased},
+    file::{File, FileError, Portion, Sync},
+    set_aside, unix_ms,
+};
+use crate::{
+    causes::with_causes,
+    log::{Log, keeping::Unkept},
+};
+
+/// The one who writes.
+#[derive(Debug)]
+pub(super) struct Writer {
+    desk: Arc<Desk>,
+    logs: Vec<Arc<Log>>,
+    settings: Settings,
+    commit_seconds: Histogram,
+    state: State,
+    synced: Instant,
+    is_unsynced: bool,
+    retired: Instant,
+}
+
+#[derive(Debug)]
+enum State {
+    Open(Box<File>),
+    Failed { retry_at: Instant },
+}
+
+impl Writer {
+    /// A writer of these logs into `file`.
+    pub(super) fn new(
+        desk: Arc<Desk>,
+        logs: Vec<Arc<Log>>,
+        file: File,
+        settings: Settings,
+        commit_seconds: Histogram,
+    ) -> Self {
+        let (state, now) = (State::Open(Box::new(file)), Instant::now());
+        Self { desk, logs, settings, commit_seconds, state, synced: now, is_unsynced: true, retired: now }
+    }
+
+    /// Writes until the store is stopped and everything is kept.
+    pub(super) fn run(mut self) {
+        self.desk.i_write();
+        while !self.desk.is_stopping() {
+            let has_work = || self.desk.has_orders() || self.logs.iter().any(|log| log.backlog() > 0);
+            self.desk.sleep_until_work(self.pause(), has_work);
+            if !self.desk.is_stopping() {
+                thread::sleep(GATHER);
+            }
+            self.work();
+        }
+        self.work(); // what came while the last write was under way
+        self.close();
+    }
+
+    /// How long it may sleep when there is nothing to write.
+    fn pause(&self) -> Duration {
+        match &self.state {
+            State::Failed { .. } => GATHER,
+            State::Open(_) => SYNC_EVERY.saturating_sub(self.synced.elapsed()).max(GATHER),
+        }
+    }
+
+    /// One round.
+    fn work(&mut self) {
+        if self.desk.take_damage() {
+            self.replace("found by a reader or by the check");
+        }
+        if let State::Failed { retry_at } = self.state
+            && (Instant::now() >= retry_at || self.desk.is_stopping())
+        {
+            self.reopen();
+        }
+        let result = self.write_all().and_then(|()| self.obey()).and_then(|()| self.retire());
+        self.desk.has_written();
+        match result {
+            Ok(()) => {}
+            Err(error @ FileError::Damaged { .. }) => self.replace(&with_causes(&error)),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Commits what the logs have for the store.
+    fn write_all(&mut self) -> Result<(), FileError> {
+        let State::Open(file) = &mut self.state else { return Ok(()) };
+        for _ in 0..MOST_COMMITS {
+            let unkept: Vec<(&Arc<Log>, Unkept)> =
+                self.logs.iter().filter_map(|log| Some((log, log.unkept(BATCH_ENTRIES)?))).collect();
+            let sync = match self.synced.elapsed() >= SYNC_EVERY {
+                true => Sync::Full,
+                false => Sync::Normal,
+            };
+            if unkept.is_empty() && !(sync == Sync::Full && self.is_unsynced) {
+                return Ok(());
+            }
+            let portions: Vec<_> = unkept.iter().map(|(_, unkept)| portion(unkept)).collect();
+            self.desk.writes();
+            let began = Instant::now();
+            file.write(&portions, sync, unix_ms())?;
+            self.commit_seconds.observe(began.elapsed().as_secs_f64());
+            self.desk.has_written();
+            self.is_unsynced = sync == Sync::Normal;
+            if sync == Sync::Full {
+                self.synced = Instant::now();
+            }
+            unkept.iter().for_each(|(log, unkept)| log.has_been_kept(unkept));
+        }
+        Ok(())
+    }
+
+    /// Takes out what is to be erased.
+    fn obey(&mut self) -> Result<(), FileError> {
+        let State::Open(file) = &mut self.state else {
+            drop(self.desk.take_orders()); // who asked is told that it cannot be done now
+            return Ok(());
+        };
+        for order in self.desk.take_orders() {
+            let Some(log) = self.logs.iter().find(|log| *log.product() == order.product) else {
+                continue;
+            };
+            self.desk.writes();
+            let (events, bytes) = file.erase(log.number_in_store(), &order.session)?;
+            log.has_been_erased(events, bytes);
+            let _ = order.answer.send(Erased { events, kept_through: log.kept_through() }); // who asked may have left
+        }
+        Ok(())
+    }
+
+    /// Takes the oldest away, a little at a time.
+    fn retire(&mut self) -> Result<(), FileError> {
+        let State::Open(file) = &mut self.state else { return Ok(()) };
+        if self.retired.elapsed() < RETIRE_EVERY {
+            return Ok(());
+        }
+        let retention = u64::try_from(self.settings.retention.as_millis()).unwrap_or(u64::MAX);
+        for _ in 0..MOST_STEPS {
+            self.desk.writes();
+            let oldest = unix_ms().saturating_sub(retention);
+            let Some(retired) = file.retire(oldest, self.settings.retention_bytes)? else {
+                self.retired = Instant::now();
+                return Ok(());
+            };
+            let log = self.logs.iter().find(|log| log.number_in_store() == retired.number);
+            if let Some(log) = log {
+                log.has_been_retired(retired.evicted_through, retired.events, retired.bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes a file that cannot be written. An I/O error is never answered by the same call again: what the operating
+    /// system has dropped by then would count as written.
+    fn fail(&mut self, error: &FileError) {
+        error!(
+            problem = with_causes(error),
+            "the store cannot be written: events are delivered, but kept in memory alone; tried again every second"
+        );
+        self.desk.has_failed(true);
+        self.state = State::Failed { retry_at: Instant::now() + RETRY_AFTER };
+    }
+
+    fn reopen(&mut self) {
+        match self.opened() {
+            Ok(file) => {
+                self.state = State::Open(Box::new(file));
+                self.desk.has_failed(false);
+                info!("the store can be written again");
+            }
+            Err(error @ FileError::Damaged { .. }) => self.replace(&with_causes(&error)),
+            Err(error) => {
+                tracing::debug!(problem = with_causes(&error), "the store still cannot be written");
+                self.state = State::Failed { retry_at: Instant::now() + RETRY_AFTER };
+            }
+        }
+    }
+
+    /// Opens the file, and compares what it has with what the logs know of it.
+    fn opened(&self) -> Result<File, FileError> {
+        let mut file = File::open(self.desk.path())?;
+        let mut is_another = false;
+        for log in &self.logs {
+            let kept = file.product(log.product())?;
+            is_another |= !log.agrees_with(kept.number, kept.newest);
+        }
+        if is_another {
+            self.fill(&mut file)?;
+        }
+        file.write(&[], Sync::Full, unix_ms())?; // opening and reading is not writing
+        Ok(file)
+    }
+
+    /// Sets a damaged file aside, and begins a new one with what is in memory.
+    fn replace(&mut self, damage: &str) {
+        self.state = State::Failed { retry_at: Instant::now() + RETRY_AFTER };
+        self.desk.has_failed(true);
+        let path = self.desk.path();
+        if let Err(problem) = set_aside(path, damage) {
+            error!(file = %path.display(), %problem, "the damaged store cannot be set aside");
+            return;
+        }
+        let filled = File::open(path).and_then(|mut file| self.fill(&mut file).map(|()| file));
+        self.desk.is_replaced();
+        match filled {
+            Ok(file) => {
+                self.state = State::Open(Box::new(file));
+                self.desk.has_failed(false);
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Tells a file that has nothing of the logs which ids they have given, and the logs that they have lost what was kept.
+    fn fill(&self, file: &mut File) -> Result<(), FileError> {
+        for log in &self.logs {
+            let number = file.product(log.product())?.number;
+            let (next, spans) = log.has_lost_its_store(number);
+            let portion = Portion { number, first: next, entries: &[], spans: &spans, missing: &[] };
+            file.write(&[portion], Sync::Full, unix_ms())?;
+        }
+        Ok(())
+    }
+
+    fn close(self) {
+        let backlog: u64 = self.logs.iter().map(|log| log.backlog()).sum();
+        if backlog > 0 {
+            error!(events = backlog, "the newest events could not be kept");
+        }
+        if let State::Open(file) = self.state
+            && let Err(error) = file.close()
+        {
+            error!(problem = with_causes(&error), "the store could not be closed in order");
+        }
+    }
+}
+
+fn portion(unkept: &Unkept) -> Portion<'_> {
+    let Unkept { number, first, entries, spans, missing } = unkept;
+    Portion { number: *number, first: *first, entries, spans, missing }
+}
+
+/// What comes within this time goes into one commit.
+const GATHER: Duration = Duration::from_millis(4);
+
+/// A power cut costs what came within this time at the most.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// Between two looks at what is too old.
+const RETIRE_EVERY: Duration = Duration::from_millis(100);
+
+/// Between two tries to write again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Entries of one log in one commit.
+const BATCH_ENTRIES: usize = 1024;
+
+/// Commits before it is looked after orders and retention again.
+const MOST_COMMITS: usize = 8;
+
+/// Steps of retention before what has come since is committed.
+const MOST_STEPS: usize = 4;
