@@ -85,6 +85,9 @@ impl Client {
             if let Some(id) = &target.last_event_id {
                 headers.insert("last-event-id", HeaderValue::from_str(id).map_err(|_| OpenError::Header)?);
             }
+            if target.is_relay {
+                headers.insert(RELAY, HeaderValue::from_static("follow"));
+            }
             let exchange = self.get(&url, headers).await?;
             let status = exchange.response.status();
             if status.is_redirection() {
@@ -137,6 +140,8 @@ pub(crate) struct Target {
     pub(crate) token: Option<Secret>,
     /// Where to go on.
     pub(crate) last_event_id: Option<String>,
+    /// A relay is known to be there. It is told that a relay asks, and says when its replay is at its end.
+    pub(crate) is_relay: bool,
 }
 
 /// A response and the connection it comes on, which closes when this is dropped.
@@ -149,7 +154,9 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     fn into_stream(self, max_event_bytes: usize) -> EventStream {
+        let resumes = self.response.headers().get(RELAY).is_some_and(|value| value.as_bytes() == b"resume");
         EventStream {
+            resumes,
             body: self.response.into_body(),
             decoder: Decoder::new(max_event_bytes),
             driver: self.driver,
@@ -184,6 +191,7 @@ fn judge(response: &Response<Incoming>) -> Result<(), OpenError> {
 /// A stream that stands.
 #[derive(Debug)]
 pub(crate) struct EventStream {
+    resumes: bool,
     body: Incoming,
     decoder: Decoder,
     driver: JoinSet<()>,
@@ -214,6 +222,11 @@ impl EventStream {
                 self.decoder.feed(chunk);
             }
         }
+    }
+
+    /// Whether the peer is a relay: it keeps events, gives them ids, and goes on behind a `Last-Event-ID`.
+    pub(crate) fn resumes(&self) -> bool {
+        self.resumes
     }
 
     /// When the last bytes came.
@@ -367,6 +380,9 @@ fn redirected(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
     let to: Uri = location.parse().ok()?;
     matches!(to.scheme_str(), Some("http" | "https")).then_some(to)
 }
+
+/// A relay answers `resume`, and a relay that asks another one says `follow`.
+const RELAY: &str = "autoplay-relay";
 
 const EVENT_STREAM: &str = "text/event-stream";
 

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::{
-    event::{Draft, Kind, ProductId, SessionId},
+    event::{Draft, GapReason, Kind, ProductId, SessionId},
     sse::{self, Frame},
 };
 
@@ -23,9 +23,24 @@ pub(crate) enum Envelope {
     /// The upstream is alive.
     Heartbeat,
     /// The upstream, itself a relay, announces that events may be missing.
-    Gap,
+    Gap(Notice),
     /// An event for the log.
     Event(Draft),
+}
+
+/// What a gap notice says, as far as it can be understood.
+#[derive(Debug, Default, serde::Deserialize, PartialEq)]
+#[serde(default)]
+pub(crate) struct Notice {
+    /// Why events may be missing.
+    #[serde(deserialize_with = "reason")]
+    pub(crate) reason: Option<GapReason>,
+    /// The last id before them.
+    pub(crate) after: Option<Box<str>>,
+}
+
+fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<GapReason>, D::Error> {
+    Ok(Scalar::deserialize(deserializer)?.text().and_then(GapReason::parse))
 }
 
 /// Reads a frame received from the upstream of `product`.
@@ -36,7 +51,7 @@ pub(crate) enum Envelope {
 pub(crate) fn classify(frame: Frame, product: &ProductId, received: Instant) -> Result<Envelope, Rejection> {
     match &*frame.event {
         b"heartbeat" => Ok(Envelope::Heartbeat),
-        b"gap" => Ok(Envelope::Gap),
+        b"gap" => Ok(Envelope::Gap(serde_json::from_slice(&frame.data).unwrap_or_default())),
         _ => draft(frame.data, product, received).map(Envelope::Event),
     }
 }
@@ -357,7 +372,7 @@ mod tests {
         };
         let of = |event| classify(frame(event), &product, Instant::now()).unwrap();
         assert_eq!(of("heartbeat"), Envelope::Heartbeat);
-        assert_eq!(of("gap"), Envelope::Gap);
+        assert_eq!(of("gap"), Envelope::Gap(Notice::default()));
         for name in ["", "message", "anything"] {
             assert!(matches!(of(name), Envelope::Event(_)), "{name}");
         }

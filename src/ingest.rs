@@ -1,20 +1,22 @@
 //! The left corridor on one page: what one upstream sends goes into the log.
 //!
-//! May use: `envelope`, `event`, `log`, `metrics`, `status`, `upstream`.
+//! May use: `envelope`, `event`, `log`, `metrics`, `sse`, `status`, `upstream`.
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
     envelope::{self, Envelope, Rejection},
-    event::{Draft, GapReason},
-    log::Log,
+    event::{Draft, EventId, GapReason},
+    log::{Log, Numbering},
     metrics::UpstreamMetrics,
+    sse::Frame,
     status::UpstreamStatus,
     upstream::{Arrival, Upstream},
 };
@@ -35,37 +37,69 @@ pub(crate) struct Ingest {
 impl Ingest {
     /// Carries what the upstream sends into the log until `stop`. Never waits for a disk or a subscriber.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        while let Some(arrival) = stop.run_until_cancelled(self.upstream.next()).await {
-            let understood = match arrival {
-                Arrival::Frame { frame, received } => envelope::classify(frame, self.log.product(), received),
-                Arrival::TooLarge => Err(Rejection::TooLarge),
-                Arrival::Reconnected => Ok(Envelope::Gap),
-            };
-            match understood {
-                Ok(Envelope::Event(draft)) => self.append(draft),
-                Ok(Envelope::Gap) => {
-                    self.log.append_gap(GapReason::UpstreamReconnect);
-                }
-                Ok(Envelope::Heartbeat) => self.heartbeat(),
-                Err(rejection) => self.reject(rejection),
+        loop {
+            let newest = || self.log.newest_id();
+            let Some(arrival) = stop.run_until_cancelled(self.upstream.next(newest)).await else { return };
+            match arrival {
+                Arrival::Frame { frame, received } => self.take(frame, received),
+                Arrival::TooLarge => self.reject(Rejection::TooLarge),
+                Arrival::Connected { again } => self.connected(again),
+                Arrival::Resumed => self.resumed(),
             }
             // A backlog must not keep the runtime's thread from everybody else.
             tokio::task::consume_budget().await;
         }
     }
 
-    fn append(&self, draft: Draft) {
+    /// A connector repeats nothing.
+    fn connected(&self, again: bool) {
+        self.log.numbered_by(Numbering::Own);
+        self.log.has_recovered();
+        if again {
+            self.log.append_gap(GapReason::UpstreamReconnect);
+        }
+    }
+
+    /// A relay goes on where the log ends. What it sends to an empty log is history until it says that it has no more.
+    fn resumed(&self) {
+        self.log.numbered_by(Numbering::Upstream);
+        if self.log.newest() == 0 {
+            self.log.recovers();
+        }
+    }
+
+    fn take(&self, frame: Frame, received: Instant) {
+        // Only a relay gives ids.
+        let id =
+            self.upstream.is_relay().then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse)).flatten();
+        match envelope::classify(frame, self.log.product(), received) {
+            Ok(Envelope::Event(draft)) => self.append(draft, id),
+            Ok(Envelope::Gap(notice)) if self.upstream.is_relay() => {
+                let reason = notice.reason.unwrap_or(GapReason::UpstreamReconnect);
+                self.log.append_numbered_gap(reason, id, notice.after);
+            }
+            Ok(Envelope::Gap(_)) => self.log.append_gap(GapReason::UpstreamReconnect),
+            Ok(Envelope::Heartbeat) => self.heartbeat(),
+            Err(rejection) => self.reject(rejection),
+        }
+    }
+
+    fn append(&self, draft: Draft, id: Option<EventId>) {
         let now = SystemTime::now();
         let lag = draft.forwarded_at.map(|forwarded_at| lag(forwarded_at, now));
         self.metrics.event(&draft.kind, lag, now);
         self.status.event(now, lag);
-        self.log.append(draft);
+        match id {
+            None => self.log.append(draft),
+            Some(id) => self.log.append_numbered(draft, id),
+        }
     }
 
     fn heartbeat(&self) {
         let now = SystemTime::now();
         self.metrics.heartbeat(now);
         self.status.heartbeat(now);
+        self.log.has_recovered();
     }
 
     fn reject(&self, rejection: Rejection) {

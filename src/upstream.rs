@@ -1,14 +1,14 @@
 //! One supervised connection to the connector of one product.
 //!
-//! In: frames. Out: frames, and a word whenever the stream stands again after it was lost. Never holds two connections:
-//! the old one is closed before the next attempt.
+//! In: frames. Out: frames, and a word whenever the stream stands. Never holds two connections: the old one is closed before
+//! the next attempt. An upstream that turns out to be a relay is asked again, for what comes behind the log's last id.
 //!
 //! ```text
 //! connecting ──► connected ──► backing_off ──► connecting …      lost, silent, 5xx, 429: 0.5 s to 30 s, full jitter
 //!          └───► refused ────────────────────► connecting …      400, 401, 403, 404: once a minute, loudly
 //! ```
 //!
-//! May use: `backoff`, `causes`, `client`, `config`, `metrics`, `sse`, `status`.
+//! May use: `backoff`, `causes`, `client`, `config`, `event`, `metrics`, `sse`, `status`.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -20,6 +20,7 @@ use crate::{
     causes::with_causes,
     client::{Client, EventStream, OpenError, Target},
     config,
+    event::EventId,
     metrics::UpstreamMetrics,
     sse::{Decoded, Frame},
     status::{UpstreamState, UpstreamStatus},
@@ -60,8 +61,13 @@ pub(crate) enum Arrival {
     },
     /// A frame went past `max_event_bytes` and was skipped.
     TooLarge,
-    /// The stream stands again after it was lost: what was sent meanwhile is missing.
-    Reconnected,
+    /// The stream of a connector stands. If it stood before, what was sent meanwhile is missing.
+    Connected {
+        /// It stood before.
+        again: bool,
+    },
+    /// The stream of a relay stands, and goes on where the log ends.
+    Resumed,
 }
 
 impl Upstream {
@@ -76,7 +82,7 @@ impl Upstream {
     ) -> Self {
         let url = settings.url.as_uri().clone();
         Self {
-            target: Target { url, token: settings.token.clone(), last_event_id: None },
+            target: Target { url, token: settings.token.clone(), last_event_id: None, is_relay: false },
             settings,
             client,
             status,
@@ -89,17 +95,18 @@ impl Upstream {
         }
     }
 
-    /// Waits for what comes next, connecting as often as it takes.
+    /// Waits for what comes next, connecting as often as it takes. `newest` is the last id of the log, behind which a relay
+    /// is asked to go on.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future gives up an attempt under way and loses no frame.
-    pub(crate) async fn next(&mut self) -> Arrival {
+    pub(crate) async fn next(&mut self, newest: impl Fn() -> Option<EventId>) -> Arrival {
         loop {
             let arrival = match &mut self.connection {
                 Connection::Waiting { until } => {
                     sleep_until(*until).await;
-                    self.connect().await
+                    self.connect(newest()).await
                 }
                 Connection::Standing { stream, .. } => match stream.next(self.settings.heartbeat_timeout).await {
                     Ok(Some(Decoded::Frame(frame))) => Some(Arrival::Frame { frame, received: stream.received() }),
@@ -125,9 +132,18 @@ impl Upstream {
         }
     }
 
+    /// Whether the stream that stands is a relay's.
+    pub(crate) fn is_relay(&self) -> bool {
+        self.target.is_relay
+    }
+
     /// Makes one attempt. The connection before it is closed already: waiting holds none.
-    async fn connect(&mut self) -> Option<Arrival> {
+    async fn connect(&mut self, newest: Option<EventId>) -> Option<Arrival> {
         self.status.enter(UpstreamState::Connecting, None);
+        let asked_as_relay = self.target.is_relay;
+        // A log that is empty wants everything that the relay keeps: its own clients come back with ids from there.
+        let position = newest.map_or_else(|| "0".to_owned(), |id| id.to_string());
+        self.target.last_event_id = asked_as_relay.then_some(position);
         let max_event_bytes = usize::try_from(self.settings.max_event_bytes).unwrap_or(usize::MAX);
         let stream = match self.client.open(&self.target, max_event_bytes).await {
             Ok(stream) => Box::new(stream),
@@ -136,13 +152,18 @@ impl Upstream {
                 return None;
             }
         };
+        self.target.is_relay = stream.resumes();
+        if self.target.is_relay && !asked_as_relay {
+            stream.close().await; // asked again at once, and then to go on
+            return None;
+        }
         self.connection = Connection::Standing { stream, since: Instant::now() };
         self.metrics.connects_connected.inc();
         self.metrics.connected.set(1);
         self.status.enter(UpstreamState::Connected, None);
         info!(product = %self.settings.product_id, "upstream connected");
         let again = mem::replace(&mut self.has_streamed, true);
-        again.then_some(Arrival::Reconnected)
+        Some(if self.target.is_relay { Arrival::Resumed } else { Arrival::Connected { again } })
     }
 
     /// Settles when to try again after an attempt that led to no stream.

@@ -50,6 +50,7 @@ async fn follow(arguments: Arguments) -> Result<(), Failure> {
         url: with_filter(&arguments.url, &arguments.sessions, &arguments.kinds)?,
         token: arguments.token.map(Secret::inline),
         last_event_id: arguments.last_event_id,
+        is_relay: false,
     };
     let mut backoff = Backoff::new(Duration::from_millis(500), MAX_BACKOFF);
     let mut random = fastrand::Rng::new();

@@ -187,6 +187,11 @@ impl Subscription {
         self.awaited.is_some() || self.catch_up.as_ref().is_some_and(|it| it.waits_for_its_turn()) || recovers()
     }
 
+    /// Whether what comes next is in the store.
+    pub(crate) fn reads_from_store(&self) -> bool {
+        self.catch_up.is_some() && self.handover.is_empty()
+    }
+
     /// Whether there was nothing more to see when [`Subscription::poll_next`] returned pending.
     pub(crate) fn is_at_end(&self) -> bool {
         !self.behind && self.awaited.is_none() && self.handover.is_empty() && self.notice.is_none()

@@ -35,11 +35,11 @@ impl Stage {
         Self { fanout: Arc::new(Fanout::new(Arc::new(log))), position: 0 }
     }
 
-    fn append(&self, session: &str, kind: &str) -> EventId {
+    fn append(&self, session: &str, kind: &str) {
         let payload = Bytes::from(format!("{session} {kind}"));
         let session = (!session.is_empty()).then(|| SessionId::new(session).unwrap());
         let draft = Draft { kind: Kind::new(kind), session, forwarded_at: None, payload, received: Instant::now() };
-        self.fanout.log().append(draft)
+        self.fanout.log().append(draft);
     }
 
     /// What the task does for one batch.

@@ -117,6 +117,8 @@ struct EventBody {
     /// Place of the last entry it gets, once it has been told to leave.
     leave_after: Option<u64>,
     has_left: bool,
+    /// A relay asks: it waits to be told that the replay is at its end.
+    owes_end_of_replay: bool,
     /// The time, read once for all frames that are handed over at one wake-up.
     clock: Option<Instant>,
     heartbeat_interval: Duration,
@@ -161,6 +163,7 @@ impl EventBody {
             retry: Some(sse::encode_retry(spread(RETRY))),
             leave_after: None,
             has_left: false,
+            owes_end_of_replay: headers.get("autoplay-relay").is_some_and(|value| value.as_bytes() == b"follow"),
             clock: None,
             heartbeat_interval,
             heartbeat_due: wheel.after(heartbeat_interval),
@@ -177,8 +180,11 @@ impl EventBody {
             return Poll::Ready(None);
         }
         self.heed_dismissal();
-        if self.leave_after.is_some_and(|last| self.subscription.has_passed(last)) {
-            return self.leave();
+        if self
+            .leave_after
+            .is_some_and(|last| self.subscription.has_passed(last) || self.subscription.reads_from_store())
+        {
+            return self.leave(); // what is in the store is there for whoever comes back
         }
         if let Poll::Ready(item) = self.subscription.poll_next(context) {
             return Poll::Ready(Some(self.frame(item)));
@@ -191,7 +197,9 @@ impl EventBody {
         }
         // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
         let looks_again = self.leave_after.is_some() || self.subscription.must_look_again();
-        if self.alarm.wheel().now() >= self.heartbeat_due {
+        let owes_end = self.owes_end_of_replay && self.subscription.is_at_end();
+        if owes_end || self.alarm.wheel().now() >= self.heartbeat_due {
+            self.owes_end_of_replay &= !owes_end;
             return Poll::Ready(Some(self.heartbeat()));
         }
         let due = self.heartbeat_due.min(self.leave_due);

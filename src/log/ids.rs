@@ -35,7 +35,7 @@ pub(crate) struct Span {
 impl Span {
     /// The id at a place of this span, which must not lie before it.
     fn id_at(&self, place: u64) -> EventId {
-        EventId { sequence: self.id.sequence + (place - self.place), ..self.id }
+        EventId { sequence: self.id.sequence.saturating_add(place - self.place), ..self.id }
     }
 }
 
@@ -111,7 +111,7 @@ impl Ids {
             return Found::Nowhere;
         };
         let before = place.saturating_sub(1);
-        let precedes = id.suffix == 0 && first.suffix == 0 && id.sequence + 1 == first.sequence;
+        let precedes = id.suffix == 0 && first.suffix == 0 && id.sequence.checked_add(1) == Some(first.sequence);
         let begins_log = self.spans.front().is_some_and(|oldest| oldest.place == *place);
         match (precedes, begins_log) {
             (true, true) => Found::At(before),

@@ -112,21 +112,18 @@ impl Log {
     }
 
     /// Writes an event behind everything so far, under an id of this log's. Never waits for a disk or a reader.
-    pub(crate) fn append(&self, draft: Draft) -> EventId {
+    pub(crate) fn append(&self, draft: Draft) {
         let state = self.state();
         let id = state.own_id(self.epoch);
         self.push(state, id, |place| Entry::Event(Arc::new(Event::new(id, place, draft))));
-        id
     }
 
-    /// Writes an event under the id that the upstream has given it. Tells whether it was new.
-    pub(crate) fn append_numbered(&self, draft: Draft, id: EventId) -> bool {
+    /// Writes an event under the id that the upstream has given it, unless it is here already.
+    pub(crate) fn append_numbered(&self, draft: Draft, id: EventId) {
         let state = self.state();
-        let is_new = !state.ids.has_passed(id, state.ring.newest());
-        if is_new {
+        if !state.ids.has_passed(id, state.ring.newest()) {
             self.push(state, id, |place| Entry::Event(Arc::new(Event::new(id, place, draft))));
         }
-        is_new
     }
 
     /// Writes down that events may be missing here.
@@ -386,7 +383,7 @@ impl State {
     fn own_id(&self, epoch: u64) -> EventId {
         let newest = self.ring.newest();
         match self.ids.at(newest).filter(|_| self.numbering == Numbering::Upstream && newest > 0) {
-            Some(last) => EventId { suffix: last.suffix + 1, ..last },
+            Some(last) => EventId { suffix: last.suffix.saturating_add(1), ..last },
             None => EventId::new(epoch, newest + 1),
         }
     }
