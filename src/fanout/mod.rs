@@ -224,4 +224,6 @@ impl Index {
 const BATCH_ENTRIES: usize = 64;
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

@@ -109,7 +109,7 @@ impl Log {
     }
 
     /// Entries that the store has not got.
-    pub(super) fn backlog(&self) -> u64 {
+    pub(crate) fn backlog(&self) -> u64 {
         let state = self.state();
         let kept_through = state.shelf.as_ref().map_or(u64::MAX, |shelf| shelf.kept_through);
         state.ring.newest().saturating_sub(kept_through)

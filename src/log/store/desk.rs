@@ -44,6 +44,8 @@ pub(crate) struct Desk {
     writer: OnceLock<Thread>,
     writer_sleeps: AtomicBool,
     is_stopping: AtomicBool,
+    #[cfg(test)]
+    has_crashed: AtomicBool,
     /// Counts the files there have been: readers of an old one must open the new one.
     generation: AtomicU64,
     is_damaged: AtomicBool,
@@ -98,6 +100,8 @@ impl Desk {
             writer: OnceLock::new(),
             writer_sleeps: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
+            #[cfg(test)]
+            has_crashed: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             is_damaged: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
@@ -217,6 +221,18 @@ impl Desk {
     /// Whether the threads are to end.
     pub(super) fn is_stopping(&self) -> bool {
         self.is_stopping.load(SeqCst)
+    }
+
+    /// Has every thread end where it stands, as `kill -9` does.
+    #[cfg(test)]
+    pub(crate) fn crash(&self) {
+        self.has_crashed.store(true, SeqCst);
+        self.stop();
+    }
+
+    #[cfg(test)]
+    pub(super) fn has_crashed(&self) -> bool {
+        self.has_crashed.load(SeqCst)
     }
 
     /// Has every thread end.

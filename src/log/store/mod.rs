@@ -114,6 +114,12 @@ impl Store {
         Ok(())
     }
 
+    /// Ends as `kill -9` would end it.
+    #[cfg(test)]
+    pub(crate) fn crash(&self) {
+        self.desk.crash();
+    }
+
     /// What others need of it.
     pub(crate) fn desk(&self) -> &Arc<Desk> {
         &self.desk

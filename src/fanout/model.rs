@@ -1,0 +1,276 @@
+//! What subscribers see of a durable log, against a model: delivered + announced = sent, whatever happens meanwhile.
+//!
+//! Random schedules of publishing, subscribing, reading, leaving, coming back, outages, eviction, restarts and crashes; each
+//! is known by its seed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::poll_fn,
+    path::Path,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use tokio::time::Instant;
+
+use super::*;
+use crate::{
+    event::{Draft, EventId, Gap, GapReason, ProductId},
+    log::{
+        Bounds, Numbering,
+        store::{Settings, Store},
+    },
+    metrics::Metrics,
+};
+
+/// One life of a relay, with its fan-out run by hand.
+struct Life {
+    fanout: Arc<Fanout>,
+    position: u64,
+    store: Store,
+}
+
+impl Life {
+    fn begin(directory: &Path, rng: &mut Rng) -> Self {
+        let product = ProductId::new("p").unwrap();
+        let settings = Settings {
+            directory: directory.to_owned(),
+            retention: Duration::from_secs(3600),
+            // About a hundred and fifty events, beside the file's own pages.
+            retention_bytes: if rng.bool() { 200 << 10 } else { 1 << 30 },
+            max_concurrent_replays: 4,
+        };
+        let bounds = Bounds { events: 16, bytes: u64::MAX };
+        let (store, logs) = Store::open(settings, bounds, &[product], &Metrics::new().unwrap()).unwrap();
+        let log = Arc::clone(&logs[0]);
+        log.numbered_by(Numbering::Own);
+        if log.has_past() {
+            log.append_gap(GapReason::UpstreamReconnect);
+        }
+        let fanout = Arc::new(Fanout::new(log));
+        Self { position: fanout.position.load(Ordering::SeqCst), fanout, store }
+    }
+
+    fn append(&self, event: &Sent) {
+        let payload = format!(r#"{{"number":{},"filling":"{}"}}"#, event.number, "x".repeat(400));
+        let session = (event.session > 0).then(|| SessionId::new(SESSIONS[event.session]).unwrap());
+        let kind = Kind::new(KINDS[event.kind]);
+        let payload = Bytes::from(payload);
+        self.fanout.log().append(Draft { kind, session, forwarded_at: None, payload, received: Instant::now() });
+    }
+
+    fn show(&mut self, batches: usize) {
+        for _ in 0..batches {
+            let tail = std::pin::pin!(self.fanout.log().tail(self.position, BATCH_ENTRIES));
+            let mut context = std::task::Context::from_waker(Waker::noop());
+            let Poll::Ready((first, entries)) = tail.poll(&mut context) else { return };
+            self.position = self.fanout.show(self.position, first, &entries);
+        }
+    }
+
+    /// Waits until the store has everything.
+    fn keep(&self) {
+        while self.fanout.log().backlog() > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// An event as the model knows it.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    number: usize,
+    session: usize,
+    kind: usize,
+}
+
+/// What a client has got, over all of its connections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Got {
+    Event(usize),
+    Gap(GapReason),
+}
+
+/// A client: connected or away.
+struct Client {
+    sessions: BTreeSet<usize>,
+    kinds: BTreeSet<usize>,
+    /// The first event that it must hear of, if it asked for news.
+    from: Option<usize>,
+    subscription: Option<Subscription>,
+    last_id: Option<EventId>,
+    got: Vec<Got>,
+}
+
+impl Client {
+    fn scope(&self) -> Scope {
+        let sessions = self.sessions.iter().map(|session| SessionId::new(SESSIONS[*session]).unwrap()).collect();
+        let kinds = self.kinds.iter().map(|kind| Kind::new(KINDS[*kind])).collect();
+        Scope {
+            sessions: if self.sessions.is_empty() { Only::Everything } else { Only::These(sessions) },
+            kinds: if self.kinds.is_empty() { Only::Everything } else { Only::These(kinds) },
+        }
+    }
+
+    fn sees(&self, event: &Sent) -> bool {
+        let session = self.sessions.is_empty() || self.sessions.contains(&event.session);
+        session && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
+    }
+
+    fn connect(&mut self, life: &Life, start: &Start) {
+        self.subscription = Some(life.fanout.subscribe(Arc::default(), self.scope(), start));
+    }
+
+    /// Comes back behind its last id; without one, it is a new client.
+    fn come_back(&mut self, life: &Life) {
+        match self.last_id {
+            Some(id) => self.connect(life, &Start::After(id)),
+            None => self.subscription = None,
+        }
+    }
+
+    /// Takes at most `most` items, and notes which id belongs to which event.
+    async fn read(&mut self, most: usize, names: &mut BTreeMap<EventId, usize>, seed: u64) {
+        let Some(subscription) = &mut self.subscription else { return };
+        for _ in 0..most {
+            let item = poll_fn(|context| match subscription.poll_next(context) {
+                Poll::Ready(item) => Poll::Ready(Some(item)),
+                Poll::Pending if subscription.is_at_end() => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            match tokio::time::timeout(Duration::from_secs(20), item).await.unwrap_or_else(|_| panic!("seed {seed}: stuck")) {
+                Some(Item::Event { event, .. }) => {
+                    let payload: serde_json::Value = serde_json::from_slice(&event.payload()).unwrap();
+                    let number = payload["number"].as_u64().unwrap() as usize;
+                    assert_eq!(*names.entry(event.id()).or_insert(number), number, "seed {seed}: an id is used twice");
+                    self.got.push(Got::Event(number));
+                    self.last_id = Some(event.id());
+                }
+                Some(Item::Gap(Gap { reason, id, .. })) => {
+                    self.got.push(Got::Gap(reason));
+                    self.last_id = Some(id);
+                }
+                None => {
+                    self.last_id = subscription.move_on().or(self.last_id);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Holds what it got against what was sent.
+    fn check(&self, sent: &[Sent], seed: u64) {
+        let mut next = self.from;
+        let mut announced = false;
+        for got in &self.got {
+            match got {
+                Got::Gap(GapReason::UnknownId) => (next, announced) = (None, true),
+                Got::Gap(_) => announced = true,
+                Got::Event(number) => {
+                    let event = &sent[*number];
+                    assert!(self.sees(event), "seed {seed}: event {number} is not for {:?} {:?}", self.sessions, self.kinds);
+                    if let Some(next) = next {
+                        assert!(*number >= next, "seed {seed}: event {number} again or out of order: {:?}", self.got);
+                        self.lacks_nothing(&sent[next..*number], announced, seed);
+                    }
+                    (next, announced) = (Some(number + 1), false);
+                }
+            }
+        }
+        if let Some(next) = next {
+            self.lacks_nothing(&sent[next..], announced, seed);
+        }
+    }
+
+    fn lacks_nothing(&self, between: &[Sent], announced: bool, seed: u64) {
+        if let Some(lost) = between.iter().find(|event| !announced && self.sees(event)) {
+            panic!("seed {seed}: event {} is lost without a word: {:?}", lost.number, self.got);
+        }
+    }
+}
+
+/// A whole schedule.
+async fn run(seed: u64) {
+    let mut rng = Rng::with_seed(seed);
+    let directory = tempfile::tempdir().unwrap();
+    let mut life = Life::begin(directory.path(), &mut rng);
+    let mut sent: Vec<Sent> = Vec::new();
+    let mut clients: Vec<Client> = Vec::new();
+    let mut names = BTreeMap::new();
+    for _ in 0..rng.usize(10..120) {
+        match rng.u32(0..100) {
+            0..30 => {
+                for _ in 0..rng.usize(1..60) {
+                    let event = Sent { number: sent.len(), session: rng.usize(0..5), kind: rng.usize(0..3) };
+                    life.append(&event);
+                    sent.push(event);
+                }
+            }
+            30..35 => life.fanout.log().append_gap(GapReason::UpstreamReconnect),
+            35..50 => life.show(rng.usize(1..9)),
+            50..60 => {
+                life.show(usize::MAX); // so that the model knows what is news to it
+                let some = |rng: &mut Rng, most| (0..rng.usize(0..3)).map(|_| rng.usize(1..most)).collect();
+                let wants_kept = rng.u32(0..4) == 0;
+                let mut client = Client {
+                    sessions: some(&mut rng, 5),
+                    kinds: some(&mut rng, 3),
+                    from: (!wants_kept).then_some(sent.len()),
+                    subscription: None,
+                    last_id: life.fanout.log().newest_id(),
+                    got: Vec::new(),
+                };
+                client.connect(&life, if wants_kept { &Start::Oldest } else { &Start::Now });
+                clients.push(client);
+            }
+            60..85 if !clients.is_empty() => {
+                let client = rng.usize(0..clients.len());
+                clients[client].read(rng.usize(1..60), &mut names, seed).await;
+            }
+            85..92 if !clients.is_empty() => {
+                let client = rng.usize(0..clients.len());
+                match clients[client].subscription.take() {
+                    Some(_) => {}
+                    None => clients[client].come_back(&life),
+                }
+            }
+            92..95 => life.keep(),
+            95..98 => {
+                let crashes = rng.bool();
+                clients.iter_mut().for_each(|client| client.subscription = None);
+                if crashes {
+                    life.store.crash();
+                }
+                drop(life);
+                life = Life::begin(directory.path(), &mut rng);
+            }
+            _ => {}
+        }
+    }
+    life.show(usize::MAX);
+    for mut client in clients {
+        if client.subscription.is_none() {
+            client.come_back(&life);
+        }
+        client.read(usize::MAX, &mut names, seed).await;
+        // Who has never got an id and has gone is nobody's concern.
+        if client.subscription.is_some() {
+            client.check(&sent, seed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn delivered_and_announced_is_sent_through_restarts_and_crashes() {
+    let schedules = if std::env::var_os("AUTOPLAY_RELAY_LONG").is_some() { 5000 } else { 150 };
+    let first: u64 = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    for seed in first..first + schedules {
+        run(seed).await;
+    }
+}
+
+const SESSIONS: [&str; 5] = ["", "a", "b", "c", "d"];
+
+const KINDS: [&str; 3] = ["actions", "summary", "x"];
