@@ -135,12 +135,21 @@ impl Client {
     async fn read(&mut self, most: usize, names: &mut BTreeMap<EventId, usize>, seed: u64) {
         let Some(subscription) = &mut self.subscription else { return };
         for _ in 0..most {
-            let item = poll_fn(|context| match subscription.poll_next(context) {
-                Poll::Ready(item) => Poll::Ready(Some(item)),
-                Poll::Pending if subscription.is_at_end() => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
+            let began = Instant::now();
+            let mut tick = tokio::time::interval(Duration::from_millis(20));
+            let item = poll_fn(|context| {
+                assert!(began.elapsed() < Duration::from_secs(20), "seed {seed}: stuck");
+                match subscription.poll_next(context) {
+                    Poll::Ready(item) => Poll::Ready(Some(item)),
+                    Poll::Pending if subscription.is_at_end() => Poll::Ready(None),
+                    Poll::Pending => {
+                        // As the wheel does for who must look again.
+                        while subscription.must_look_again() && tick.poll_tick(context).is_ready() {}
+                        Poll::Pending
+                    }
+                }
             });
-            match tokio::time::timeout(Duration::from_secs(20), item).await.unwrap_or_else(|_| panic!("seed {seed}: stuck")) {
+            match item.await {
                 Some(Item::Event { event, .. }) => {
                     let payload: serde_json::Value = serde_json::from_slice(&event.payload()).unwrap();
                     let number = payload["number"].as_u64().unwrap() as usize;
