@@ -179,7 +179,12 @@ impl Client {
                 Got::Gap(_) => announced = true,
                 Got::Event(number) => {
                     let event = &sent[*number];
-                    assert!(self.sees(event), "seed {seed}: event {number} is not for {:?} {:?}", self.sessions, self.kinds);
+                    assert!(
+                        self.sees(event),
+                        "seed {seed}: event {number} is not for {:?} {:?}",
+                        self.sessions,
+                        self.kinds
+                    );
                     if let Some(next) = next {
                         assert!(*number >= next, "seed {seed}: event {number} again or out of order: {:?}", self.got);
                         self.lacks_nothing(&sent[next..*number], announced, seed);

@@ -137,7 +137,12 @@ impl Subscription {
                 && let Some(chunk) = ready!(catch_up.poll(context))
             {
                 match chunk {
+                    // Retention was faster.
+                    Ok(chunk) if chunk.evicted_through > self.cursor => {
+                        self.miss(GapReason::Evicted, chunk.evicted_through);
+                    }
                     Ok(chunk) => {
+                        self.wants_kept = false;
                         self.handover.extend(chunk.entries);
                         self.cursor = chunk.through;
                     }
@@ -225,20 +230,23 @@ impl Subscription {
                 self.behind = !reached_end;
             }
             Reading::InStore { store, wanted } => {
-                self.wants_kept = false;
                 self.catch_up.get_or_insert_with(|| Box::new(store.catch_up())).want(wanted);
                 self.behind = true;
             }
             Reading::Lost { reason, through } => {
-                // Of what was in the log before it came, it asked for no more than is kept; what came since is another
-                // matter.
-                let asked_for_less = mem::take(&mut self.wants_kept) && through <= self.live_after;
-                match reason == GapReason::Evicted && asked_for_less {
-                    true => self.cursor = through,
-                    false => self.lose(reason, through),
-                }
+                self.miss(reason, through);
                 self.behind = true;
             }
+        }
+    }
+
+    /// Goes on behind what is gone, and announces that. Of what was in the log before it came, one that asked for what is
+    /// kept has asked for no more than that; what came since is another matter.
+    fn miss(&mut self, reason: GapReason, through: u64) {
+        let asked_for_less = mem::take(&mut self.wants_kept) && through <= self.live_after;
+        match reason == GapReason::Evicted && asked_for_less {
+            true => self.cursor = through,
+            false => self.lose(reason, through),
         }
     }
 

@@ -293,7 +293,7 @@ const UNSHOWN_ENTRIES: usize = 1024;
 const UNSHOWN_BYTES: u64 = 8 << 20;
 
 /// How far the ring may go past its bounds for what the store has not got: ten seconds of a very busy product.
-const UNKEPT_ENTRIES: usize = 65_536;
+const UNKEPT_ENTRIES: usize = if cfg!(test) { 64 } else { 65_536 };
 
 /// The same in bytes.
 const UNKEPT_BYTES: u64 = 32 << 20;

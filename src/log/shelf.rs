@@ -131,9 +131,12 @@ impl Shelf {
     pub(crate) fn committed(&mut self, first: u64, last: u64, events: u64, bytes: u64) {
         // What left memory while it was being committed is not missing after all.
         while let Some(range) = self.missing.pop_back_if(|range| range.last >= first) {
-            let rest = Missing { first: range.first.max(last + 1), ..range };
-            if rest.first <= rest.last {
-                self.missing.push_back(rest);
+            let before = Missing { last: range.last.min(first - 1), ..range };
+            let after = Missing { first: range.first.max(last + 1), ..range };
+            let rest = [before, after].into_iter().filter(|rest| rest.first <= rest.last);
+            let is_done = range.first < first || range.last > last;
+            self.missing.extend(rest);
+            if is_done {
                 break;
             }
         }
@@ -197,13 +200,20 @@ mod tests {
 
     #[test]
     fn what_leaves_memory_while_it_is_being_committed_is_not_missing() {
-        for (last, rest) in [(12, None), (14, None), (11, Some(Missing { first: 12, last: 13 }))] {
+        let range = |first, last| Missing { first, last };
+        for (first, last, left) in [
+            (10, 20, vec![]),
+            (10, 15, vec![]),
+            (10, 12, vec![range(13, 15)]),
+            (12, 20, vec![range(10, 11)]), // 10 and 11 were gone before the batch was taken
+            (12, 13, vec![range(10, 11), range(14, 15)]),
+            (16, 20, vec![range(10, 15)]),
+        ] {
             let mut shelf = Shelf::new(1, 0, 9, Vec::new());
-            assert!(shelf.gone_from_memory(13));
-            shelf.missing[0].first = 11; // 10 is in the store, 11 and on in the batch
-            let rest = if last == 12 { Some(Missing { first: 13, last: 13 }) } else { rest };
-            shelf.committed(11, last, 1, 1);
-            assert_eq!(shelf.missing.front().copied(), rest, "{last}");
+            assert!(shelf.gone_from_memory(15));
+            shelf.committed(first, last, 1, 1);
+            assert_eq!(shelf.missing, left, "{first} {last}");
+            assert_eq!(shelf.kept_through, last.max(15));
         }
     }
 

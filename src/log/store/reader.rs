@@ -20,7 +20,7 @@ use rusqlite::{CachedStatement, Connection, InterruptHandle, OpenFlags, Row, par
 
 use super::file::{
     Fault, FileError, read_id,
-    schema::{self, Identity, MAX_PLACE, address, place_of},
+    schema::{self, Identity, MAX_PLACE, address, count, place_of},
 };
 use crate::{
     event::{Entry, Event, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId},
@@ -68,6 +68,7 @@ impl Reader {
     fn try_fetch(&self, wanted: &Wanted) -> Result<Chunk, Fault> {
         // Without it, retention could take a row away between the index and the table.
         let _one_state = self.connection.unchecked_transaction()?;
+        let evicted_through = self.evicted_through(wanted)?;
         let range = wanted.range()?;
         let mut taker = Taker::new(wanted, self.connection.prepare_cached(PAYLOAD)?);
         let most = wanted.most_rows();
@@ -80,7 +81,15 @@ impl Reader {
             }
             _ => self.walk(range, most, &mut taker)?,
         };
-        Ok(taker.into_chunk(looked_at == most))
+        Ok(Chunk { evicted_through, ..taker.into_chunk(looked_at == most) })
+    }
+
+    /// How far retention has come. A file that has been begun anew meanwhile may know the product under another number.
+    fn evicted_through(&self, wanted: &Wanted) -> Result<u64, Fault> {
+        let mut product = self.connection.prepare_cached(PRODUCT)?;
+        let mut rows = product.query(params![wanted.number, wanted.product.as_str()])?;
+        let row = rows.next()?.ok_or(Fault::Refused("it does not know the product under this number"))?;
+        count(row, 0)
     }
 
     /// Looks at the first `most` rows in the range, or fewer if they are too many to take, and returns how many.
@@ -189,6 +198,8 @@ pub(crate) struct Chunk {
     pub(crate) entries: Vec<Entry>,
     /// Everything that the scope admits up to this place is in `entries`. Always beyond `after`.
     pub(crate) through: u64,
+    /// Retention had taken everything up to this place by then. If that is beyond `after`, entries may be missing.
+    pub(crate) evicted_through: u64,
 }
 
 /// The first few entries of several lists.
@@ -276,7 +287,8 @@ impl<'a> Taker<'a> {
     /// What has been taken. `is_cut` says that there may be rows that have not been looked at.
     fn into_chunk(self, is_cut: bool) -> Chunk {
         let end = self.wanted.through.max(self.wanted.after);
-        Chunk { entries: self.entries, through: if self.is_full || is_cut { self.through } else { end } }
+        let through = if self.is_full || is_cut { self.through } else { end };
+        Chunk { entries: self.entries, through, evicted_through: 0 }
     }
 }
 
@@ -322,6 +334,8 @@ fn read_payload<'a>(row: &'a Row<'_>) -> Result<&'a [u8], Fault> {
         Some(_) => Err(Fault::found("a payload holds a carriage return")),
     }
 }
+
+const PRODUCT: &str = "SELECT evicted_through FROM products WHERE number = ?1 AND id = ?2";
 
 const HEADS: &str = "SELECT entry, epoch, sequence, suffix, gap, after, kind, session FROM entries \
                      WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3";
