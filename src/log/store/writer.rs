@@ -39,6 +39,10 @@ pub(super) struct Writer {
     synced: Instant,
     is_unsynced: bool,
     retired: Instant,
+    /// There is more to take away than has been.
+    is_retiring: bool,
+    #[cfg(test)]
+    script: tests::Script,
 }
 
 #[derive(Debug)]
@@ -57,7 +61,19 @@ impl Writer {
         commit_seconds: Histogram,
     ) -> Self {
         let (state, now) = (State::Open(Box::new(file)), Instant::now());
-        Self { desk, logs, settings, commit_seconds, state, synced: now, is_unsynced: true, retired: now }
+        Self {
+            desk,
+            logs,
+            settings,
+            commit_seconds,
+            state,
+            synced: now,
+            is_unsynced: true,
+            retired: now,
+            is_retiring: false,
+            #[cfg(test)]
+            script: tests::Script::default(),
+        }
     }
 
     /// Writes until the store is stopped and everything is kept.
@@ -84,6 +100,7 @@ impl Writer {
     fn pause(&self) -> Duration {
         match &self.state {
             State::Failed { retry_at } => retry_at.saturating_duration_since(Instant::now()),
+            State::Open(_) if self.is_retiring => GATHER,
             State::Open(_) if self.is_unsynced => SYNC_EVERY.saturating_sub(self.synced.elapsed()),
             State::Open(_) => SYNC_EVERY,
         }
@@ -141,7 +158,11 @@ impl Writer {
             let portions: Vec<_> = unkept.iter().map(|(_, unkept)| portion(unkept)).collect();
             self.desk.writes();
             let began = Instant::now();
+            #[cfg(test)]
+            self.script.before_commit(&portions)?;
             file.write(&portions, sync, unix_ms())?;
+            #[cfg(test)]
+            self.script.after_commit()?;
             self.commit_seconds.observe(began.elapsed().as_secs_f64());
             self.desk.has_written();
             self.is_unsynced = sync == Sync::Normal;
@@ -181,7 +202,9 @@ impl Writer {
         for _ in 0..MOST_STEPS {
             self.desk.writes();
             let oldest = unix_ms().saturating_sub(retention);
-            let Some(retired) = file.retire(oldest, self.settings.retention_bytes)? else {
+            let retired = file.retire(oldest, self.settings.retention_bytes)?;
+            self.is_retiring = retired.is_some();
+            let Some(retired) = retired else {
                 self.retired = Instant::now();
                 return Ok(());
             };
@@ -229,6 +252,8 @@ impl Writer {
 
     /// Opens the file, and compares what it has with what the logs know of it.
     fn opened(&self) -> Result<File, FileError> {
+        #[cfg(test)]
+        self.script.opens();
         let mut file = File::open(self.desk.path())?;
         let (mut is_another, mut is_empty) = (false, true);
         for log in &self.logs {
@@ -317,3 +342,6 @@ const MOST_COMMITS: usize = 8;
 
 /// Steps of retention before what has come since is committed.
 const MOST_STEPS: usize = 4;
+
+#[cfg(test)]
+mod tests;
