@@ -20,6 +20,7 @@ pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod relay;
+pub(crate) mod store;
 pub(crate) mod subscriber;
 pub(crate) mod wait;
 

@@ -129,10 +129,6 @@ impl Rig {
         (0..events).for_each(|_| append(&self.log));
     }
 
-    fn is_degraded(&self) -> bool {
-        self.writer.desk.is_degraded()
-    }
-
     /// What the writer does when the wait after an error is over.
     fn work_again(&mut self) {
         assert!(matches!(self.writer.state, State::Failed { .. }), "the writer is waiting");
@@ -244,13 +240,13 @@ fn after_an_error_the_file_is_opened_anew_and_gets_everything_that_is_in_memory(
     rig.acts([Act::FailBefore]);
     rig.append(30);
     rig.writer.work();
-    assert!(rig.is_degraded() && matches!(rig.writer.state, State::Failed { .. }));
+    assert!(rig.writer.desk.is_degraded() && matches!(rig.writer.state, State::Failed { .. }));
     rig.append(30);
     rig.writer.work();
     assert_eq!(rig.writer.script.steps(), [Step::Commit], "the file is left alone for a while");
     rig.work_again();
     let steps = [Step::Commit, Step::Open, Step::Commit];
-    assert_eq!((rig.is_degraded(), rig.writer.script.steps()), (false, steps.to_vec()));
+    assert_eq!((rig.writer.desk.is_degraded(), rig.writer.script.steps()), (false, steps.to_vec()));
     assert!(rig.rows().into_iter().eq(1..=60));
     assert_eq!((rig.log.facts().shelf.map(|(events, _)| events), rig.gaps()), (Some(60), Some(0.0)));
 }
@@ -263,11 +259,11 @@ fn a_commit_that_had_succeeded_although_it_was_reported_as_failed_is_not_written
     rig.acts([Act::FailAfter]);
     rig.append(20);
     rig.writer.work();
-    assert!(rig.is_degraded());
+    assert!(rig.writer.desk.is_degraded());
     assert_eq!(rig.log.facts().shelf.map(|(events, _)| events), Some(5), "nobody knows");
     rig.append(5);
     rig.work_again();
-    assert!(!rig.is_degraded());
+    assert!(!rig.writer.desk.is_degraded());
     assert!(rig.rows().into_iter().eq(1..=30));
     let shelf = rig.log.facts().shelf;
     let (kept, _) = rig.restart();
@@ -336,7 +332,9 @@ fn a_store_that_is_lost_while_the_relay_runs_is_begun_anew_and_goes_on_with_the_
         rig.append(10);
         let (in_memory, lost) = (rig.log.newest_id().unwrap(), rig.log.id(3).unwrap());
         if is_damaged {
-            rig.writer.desk.is_damaged(rig.writer.desk.generation());
+            rig.writer.replace("says the test");
+            let reader = Reader::open(rig.writer.desk.path()).unwrap();
+            assert!(reader.fetch(&rig.wanted()).is_err(), "who asked the old file is not told that there was nothing");
             rig.writer.work();
         } else {
             rig.writer.fail(&trouble());
@@ -345,7 +343,7 @@ fn a_store_that_is_lost_while_the_relay_runs_is_begun_anew_and_goes_on_with_the_
             }
             rig.work_again();
         }
-        assert!(!rig.is_degraded());
+        assert!(!rig.writer.desk.is_degraded());
         tail(&rig.log, 0);
         assert_eq!((rig.read(0), rig.gaps()), ("not_kept", Some(1.0)));
         let rows = rig.rows();
