@@ -254,7 +254,9 @@ impl Desk {
 
     /// Answers questions until the store is stopped: what a reading thread does.
     pub(super) fn answer_questions(&self) {
-        let mut reader: Option<(u64, Reader)> = None;
+        // Opened before anybody asks: while the disk is full, it could not be.
+        let generation = self.generation();
+        let mut reader = Reader::open(&self.path).ok().map(|reader| (generation, reader));
         while let Some(Question { wanted, answer }) = self.next_question() {
             if answer.is_closed() {
                 continue;

@@ -53,6 +53,7 @@ pub(crate) struct Settings {
 pub(crate) struct Store {
     desk: Arc<Desk>,
     threads: Vec<JoinHandle<()>>,
+    writer: Option<JoinHandle<Writer>>,
     _lock: fs::File,
 }
 
@@ -90,7 +91,7 @@ impl Store {
         let logs: Vec<_> = found.into_iter().map(log).collect();
         let was_left_open = file.was_left_open();
         let writer = Writer::new(Arc::clone(&desk), logs.clone(), file, settings, metrics.store().commit.clone());
-        let mut store = Self { desk, threads: Vec::new(), _lock: lock };
+        let mut store = Self { desk, threads: Vec::new(), writer: None, _lock: lock };
         store.start(writer, was_left_open)?;
         Ok((store, logs))
     }
@@ -104,7 +105,9 @@ impl Store {
         for _ in 0..READING_THREADS {
             self.spawn("log-reader", Desk::answer_questions)?;
         }
-        self.spawn("log-writer", |_| writer.run())
+        let thread = thread::Builder::new().name("log-writer".to_owned()).spawn(|| writer.run());
+        self.writer = Some(thread.map_err(StoreError::Thread)?);
+        Ok(())
     }
 
     fn spawn(&mut self, name: &str, work: impl FnOnce(&Desk) + Send + 'static) -> Result<(), StoreError> {
@@ -135,6 +138,11 @@ impl Drop for Store {
             if thread.join().is_err() {
                 tracing::error!(thread = name, "a part of the store did not end well");
             }
+        }
+        match self.writer.take().map(JoinHandle::join) {
+            Some(Ok(writer)) => writer.close(),
+            Some(Err(_)) => tracing::error!("the store's writer did not end well"),
+            None => {}
         }
     }
 }

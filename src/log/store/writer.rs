@@ -76,8 +76,8 @@ impl Writer {
         }
     }
 
-    /// Writes until the store is stopped and everything is kept.
-    pub(super) fn run(mut self) {
+    /// Writes until the store is stopped and everything is kept. Who comes back is to be closed.
+    pub(super) fn run(mut self) -> Self {
         self.desk.i_write();
         while !self.desk.is_stopping() {
             let is_open = matches!(self.state, State::Open(_));
@@ -90,10 +90,10 @@ impl Writer {
         }
         #[cfg(test)]
         if self.desk.has_crashed() {
-            return;
+            return self;
         }
         self.finish();
-        self.close();
+        self
     }
 
     /// How long it may sleep when there is nothing to write.
@@ -304,7 +304,12 @@ impl Writer {
         Ok(())
     }
 
-    fn close(self) {
+    /// Closes the file, after everybody else has: the last one moves the write-ahead log into it.
+    pub(super) fn close(self) {
+        #[cfg(test)]
+        if self.desk.has_crashed() {
+            return;
+        }
         let backlog = self.backlog();
         if backlog > 0 {
             error!(events = backlog, "the newest events could not be kept");

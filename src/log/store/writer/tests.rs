@@ -231,7 +231,7 @@ fn while_a_commit_takes_seconds_nobody_waits_for_it_and_the_store_is_degraded() 
     wait_until("the store has caught up", || log.backlog() == 0);
     assert!(!script.steps().contains(&Step::Open), "slow is not broken");
     desk.stop();
-    thread.join().unwrap();
+    thread.join().unwrap().close();
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn a_stop_writes_a_long_backlog_to_its_end() {
     rig.append(20_000);
     rig.writer.desk.stop();
     let (log, path) = (Arc::clone(&rig.log), rig.writer.desk.path().clone());
-    rig.writer.run();
+    rig.writer.run().close();
     assert_eq!(log.backlog(), 0);
     let mut file = File::open(&path).unwrap();
     assert_eq!((file.was_left_open(), file.product(&product()).unwrap().newest), (false, 20_000));
