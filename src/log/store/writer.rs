@@ -14,7 +14,7 @@ use std::{
 };
 
 use prometheus::Histogram;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{
     Settings,
@@ -38,6 +38,9 @@ pub(super) struct Writer {
     synced: Instant,
     is_unsynced: bool,
     retired: Instant,
+    /// Set while copies of what has been erased may be left in the file: when they are to be removed.
+    scrub_at: Option<Instant>,
+    scrubbed: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -56,7 +59,18 @@ impl Writer {
         commit_seconds: Histogram,
     ) -> Self {
         let (state, now) = (State::Open(Box::new(file)), Instant::now());
-        Self { desk, logs, settings, commit_seconds, state, synced: now, is_unsynced: true, retired: now }
+        Self {
+            desk,
+            logs,
+            settings,
+            commit_seconds,
+            state,
+            synced: now,
+            is_unsynced: true,
+            retired: now,
+            scrub_at: None,
+            scrubbed: None,
+        }
     }
 
     /// Writes until the store is stopped and everything is kept.
@@ -98,7 +112,8 @@ impl Writer {
         {
             self.reopen();
         }
-        let result = self.write_all().and_then(|()| self.obey()).and_then(|()| self.retire());
+        let result =
+            self.write_all().and_then(|()| self.obey()).and_then(|()| self.retire()).and_then(|()| self.scrub());
         self.desk.has_written();
         match result {
             Ok(()) => {}
@@ -149,8 +164,35 @@ impl Writer {
             let (events, bytes) = file.erase(log.number_in_store(), &order.session)?;
             log.has_been_erased(events, bytes);
             let _ = order.answer.send(Erased { events, kept_through: log.kept_through() }); // who asked may have left
+            let now = Instant::now();
+            self.scrub_at.get_or_insert(self.scrubbed.map_or(now, |last| now.max(last + SCRUB_EVERY)));
         }
         Ok(())
+    }
+
+    /// Removes the copies of what has been erased that SQLite has left. That takes seconds for a large file, so it is done
+    /// once for all erasures of an hour.
+    fn scrub(&mut self) -> Result<(), FileError> {
+        let State::Open(file) = &mut self.state else { return Ok(()) };
+        if self.scrub_at.is_none_or(|due| Instant::now() < due) {
+            return Ok(());
+        }
+        self.desk.writes();
+        let scrubbed = file.scrub();
+        let now = Instant::now();
+        self.scrubbed = Some(now);
+        self.scrub_at = None;
+        match scrubbed {
+            Err(error @ FileError::Trouble { .. }) => {
+                warn!(
+                    problem = with_causes(&error),
+                    "copies of erased events are left in the file; tried again in an hour"
+                );
+                self.scrub_at = Some(now + SCRUB_EVERY);
+                Ok(())
+            }
+            scrubbed => scrubbed,
+        }
     }
 
     /// Takes the oldest away, a little at a time.
@@ -273,6 +315,9 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// Between two looks at what is too old.
 const RETIRE_EVERY: Duration = Duration::from_millis(100);
+
+/// Between two removals of what erasing has left.
+const SCRUB_EVERY: Duration = Duration::from_secs(3600);
 
 /// Between two tries to write again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
