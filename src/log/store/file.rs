@@ -42,6 +42,7 @@ pub(crate) struct File {
     path: PathBuf,
     sync: Sync,
     was_left_open: bool,
+    needs_scrub: bool,
 }
 
 impl File {
@@ -68,8 +69,10 @@ impl File {
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         schema::configure_writer(&connection)?;
         schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
-        let was_left_open = connection.query_row("SELECT is_open FROM state", [], |row| row.get(0))?;
-        let mut file = Self { connection, path: path.to_owned(), sync: Sync::Normal, was_left_open };
+        let state = "SELECT is_open, needs_scrub FROM state";
+        let (was_left_open, needs_scrub) = connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let path = path.to_owned();
+        let mut file = Self { connection, path, sync: Sync::Normal, was_left_open, needs_scrub };
         file.commit(Sync::Full, |connection| set_open(connection, true))?;
         Ok(file)
     }
@@ -77,6 +80,11 @@ impl File {
     /// Whether whoever had it open before did not close it.
     pub(crate) fn was_left_open(&self) -> bool {
         self.was_left_open
+    }
+
+    /// Whether copies of what was erased may be left in the file: see [`File::scrub`].
+    pub(crate) fn needs_scrub(&self) -> bool {
+        self.needs_scrub
     }
 
     /// What the file holds of this product, to which it gives a number if it has none.

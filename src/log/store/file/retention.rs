@@ -58,8 +58,9 @@ impl File {
     ///
     /// When there is no room, or a reader is in the way. What is kept is kept in any case.
     pub(crate) fn scrub(&mut self) -> Result<(), FileError> {
-        let vacuumed = self.vacuum().and_then(|()| self.empty_wal());
-        vacuumed.map_err(|fault| fault.at(&self.path, "scrub"))
+        let done = |connection: &Connection| Ok(connection.execute("UPDATE state SET needs_scrub = 0", [])?);
+        let scrubbed = self.vacuum().and_then(|()| self.empty_wal()).and_then(|()| self.commit(Sync::Normal, done));
+        scrubbed.map(drop).map_err(|fault| fault.at(&self.path, "scrub"))
     }
 
     fn vacuum(&self) -> Result<(), Fault> {
@@ -215,6 +216,7 @@ fn erase_rows(connection: &Connection, number: u32, session: &SessionId) -> Resu
     )?;
     connection
         .execute("DELETE FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3", rows)?;
+    connection.execute("UPDATE state SET needs_scrub = 1", [])?;
     let counters = "UPDATE products SET events = events - ?2, bytes = bytes - ?3 WHERE number = ?1";
     connection.execute(counters, params![number, events, bytes])?;
     Ok((events.cast_unsigned(), bytes.cast_unsigned()))

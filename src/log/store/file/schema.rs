@@ -7,7 +7,7 @@
 //!            entry                      index, of gaps
 //! spans      product, place, id         which ids the places from here on have
 //! missing    product, first, last       places that should have been kept
-//! state      is_open, synced_at, syncs  one row; `syncs` makes each commit that must reach the disk change something
+//! state      is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk change something
 //! log        view of it all, for people
 //! ```
 //!
@@ -72,9 +72,10 @@ CREATE TABLE state (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     is_open INTEGER NOT NULL,
     synced_at INTEGER NOT NULL,
-    syncs INTEGER NOT NULL
+    syncs INTEGER NOT NULL,
+    needs_scrub INTEGER NOT NULL
 ) STRICT;
-INSERT INTO state VALUES (1, 0, 0, 0);
+INSERT INTO state VALUES (1, 0, 0, 0, 0);
 CREATE VIEW log (product, id, time, type, session, gap, payload) AS
 SELECT
     products.id,

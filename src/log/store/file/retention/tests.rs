@@ -177,7 +177,7 @@ fn an_erased_session_leaves_no_byte_once_the_file_is_scrubbed_and_the_others_sta
     assert_eq!(file.product(&product("p")).unwrap().events, 300);
     assert_eq!(occurrences(&file, b"victim"), 0);
     assert!(occurrences(&file, b"other-payload") > 200);
-    assert_eq!(fs::metadata(file.path().with_extension("db-wal")).unwrap().len(), 0);
+    assert!(fs::metadata(file.path().with_extension("db-wal")).unwrap().len() < 16 << 10);
 }
 
 #[test]
@@ -204,7 +204,14 @@ fn scrubbing_reports_a_reader_in_the_way_and_can_be_repeated() {
     assert_eq!(file.erase(1, &session("s")).unwrap().0, 5, "nobody waits for a reader to be rid of them");
     assert!(matches!(file.scrub(), Err(FileError::Trouble { .. })));
     reader.execute_batch("COMMIT").unwrap();
+    let path = file.path().to_owned();
+    drop(file);
+    let mut file = File::open(&path).unwrap();
+    assert!(file.needs_scrub(), "that outlives the process");
     file.scrub().unwrap();
+    drop(file);
+    let mut file = File::open(&path).unwrap();
+    assert!(!file.needs_scrub());
     file.assert_counters_fit("p");
 }
 
