@@ -13,6 +13,8 @@ pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// Never looked at: while it is listened for, a file that may not grow is an error of the write, not the end of the process.
+    _file_size_limit: Signal,
 }
 
 impl Signals {
@@ -26,6 +28,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            _file_size_limit: signal(SignalKind::from_raw(SIGXFSZ))?,
         })
     }
 
@@ -44,3 +47,6 @@ impl Signals {
         }
     }
 }
+
+/// What a process gets that writes beyond its `RLIMIT_FSIZE`; the same number on Linux (but MIPS) and macOS.
+const SIGXFSZ: i32 = 25;

@@ -120,7 +120,9 @@ async fn readyz(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> R
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    match admin.relay.metrics.render() {
+    let metrics = &admin.relay.metrics;
+    metrics.store().degraded.set(admin.relay.is_degraded().into());
+    match metrics.render() {
         Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT))], body).into_response(),
         Err(error) => {
             tracing::error!(%error, "cannot write the metrics");

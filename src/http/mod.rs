@@ -98,6 +98,11 @@ impl Relay {
         Err(ShedReason::Draining)
     }
 
+    /// Whether the log keeps less than it promises.
+    fn is_degraded(&self) -> bool {
+        self.store.as_ref().is_some_and(|store| store.is_degraded())
+    }
+
     /// The product a path names, if the grant may see it.
     ///
     /// # Errors

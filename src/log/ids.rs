@@ -147,11 +147,6 @@ impl Ids {
         let from = self.spans.partition_point(|span| span.place < first);
         self.spans.range(from..).take_while(|span| span.place <= last).copied().collect()
     }
-
-    /// Every span.
-    pub(crate) fn all(&self) -> Vec<Span> {
-        self.spans.iter().copied().collect()
-    }
 }
 
 /// Spans remembered, those of entries long gone included. An id of an older one is answered as unknown.

@@ -2,7 +2,7 @@
 //!
 //! May use: the log's own state.
 
-use super::{Log, Missing, Span};
+use super::{Log, Missing, Span, shelf::Shelf, store::Kept};
 use crate::event::{Entry, GapReason};
 
 /// What the store has not got of one log.
@@ -14,7 +14,7 @@ pub(super) struct Unkept {
     pub(super) first: u64,
     /// The entries, in order and without a hole.
     pub(super) entries: Vec<Entry>,
-    /// The spans that begin with one of these entries.
+    /// The spans that begin with one of these entries, or in one of the ranges before them.
     pub(super) spans: Vec<Span>,
     /// The ranges before these entries that the store will never get.
     pub(super) missing: Vec<Missing>,
@@ -37,9 +37,11 @@ impl Log {
         if entries.is_empty() && missing.is_empty() {
             return None;
         }
-        let last = first + entries.len() as u64;
-        let spans = state.ids.between(first, last.saturating_sub(1));
-        Some(Unkept { number: shelf.number, first, entries, spans, missing })
+        let mut unkept = Unkept { number: shelf.number, first, entries, spans: Vec::new(), missing };
+        // Those that began in a missing range, too; and the first of all, which may begin before the first place.
+        let untold_from = if shelf.told_through() == 0 { 0 } else { shelf.told_through() + 1 };
+        unkept.spans = state.ids.between(untold_from, unkept.last());
+        Some(unkept)
     }
 
     /// Notes that what [`Log::unkept`] has given is in the store.
@@ -73,29 +75,36 @@ impl Log {
         self.metrics.shelved(shelf.events, shelf.bytes);
     }
 
-    /// Whether a file that has this log up to `newest` under `number` is the one that the log knows. It may have got a commit
-    /// that was reported as failed.
-    pub(super) fn agrees_with(&self, number: u32, newest: u64) -> bool {
+    /// Whether a file that has this of the log is the one that the log knows. If so, the log goes by the file from now on: it
+    /// may have got a commit, or have lost what is too old, although that was reported as failed.
+    pub(super) fn agrees_with(&self, kept: Kept) -> bool {
         let mut state = self.state();
+        let in_memory_from = state.ring.evicted_through();
         let Some(shelf) = &mut state.shelf else { return true };
-        let agrees = shelf.number == number && newest >= shelf.told_through();
-        if agrees && newest > shelf.kept_through {
-            shelf.committed(shelf.kept_through + 1, newest, 0, 0);
+        if shelf.number != kept.number || kept.newest < shelf.told_through() {
+            return false;
         }
-        agrees
+        let evicted_through = shelf.evicted_through.max(kept.evicted_through);
+        *shelf = Shelf::new(kept.number, evicted_through, kept.newest, kept.missing);
+        shelf.gone_from_memory(in_memory_from); // counted when it went
+        (shelf.events, shelf.bytes) = (kept.events, kept.bytes);
+        self.metrics.shelved(shelf.events, shelf.bytes);
+        true
     }
 
-    /// Notes that the store's file is lost. Returns the first place that the new one can have, and every span for it.
+    /// Notes that the store's file is lost. Returns the first place that the new one can have, and the spans up to there.
     pub(super) fn has_lost_its_store(&self, number: u32) -> (u64, Vec<Span>) {
         let mut state = self.state();
         let in_memory_from = state.ring.evicted_through();
         if let Some(shelf) = &mut state.shelf {
             shelf.number = number;
-            shelf.lose_everything(in_memory_from);
-            self.metrics.gap(GapReason::NotKept);
+            if shelf.lose_everything(in_memory_from) {
+                self.metrics.gap(GapReason::NotKept);
+            }
             self.metrics.shelved(0, 0);
         }
-        (in_memory_from + 1, state.ids.all())
+        // A later one comes with its first entry: alone, it would outlive this life of the log in the file.
+        (in_memory_from + 1, state.ids.between(0, in_memory_from + 1))
     }
 
     /// Number of the product in the store.

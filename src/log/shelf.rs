@@ -106,15 +106,18 @@ impl Shelf {
         true
     }
 
-    /// Notes that the store as a whole is gone, and that it can have again only what comes behind `in_memory_from`.
-    pub(crate) fn lose_everything(&mut self, in_memory_from: u64) {
+    /// Notes that the store as a whole is gone, and that it can have again only what comes behind `in_memory_from`. Tells
+    /// whether anything is lost by that.
+    pub(crate) fn lose_everything(&mut self, in_memory_from: u64) -> bool {
         self.missing.clear();
-        if in_memory_from > self.evicted_through {
+        let is_loss = in_memory_from > self.evicted_through;
+        if is_loss {
             // From the first place on: the new file does not know what retention had taken away.
             self.missing.push_back(Missing { first: 1, last: in_memory_from });
         }
         (self.kept_through, self.told_through) = (in_memory_from, 0);
         (self.events, self.bytes) = (0, 0);
+        is_loss
     }
 
     /// The store knows everything up to here.
@@ -220,9 +223,11 @@ mod tests {
     #[test]
     fn a_lost_store_has_again_what_is_in_memory() {
         let mut shelf = Shelf::new(1, 5, 100, Vec::new());
-        shelf.lose_everything(80);
+        assert!(shelf.lose_everything(80));
         assert_eq!((shelf.kept_through, shelf.behind(5)), (80, Stand::Missing(80)));
         assert_eq!(shelf.untold(), [Missing { first: 1, last: 80 }]);
+        let mut empty = Shelf::new(1, 0, 0, Vec::new());
+        assert!(!empty.lose_everything(0), "there was nothing to lose");
     }
 
     #[test]

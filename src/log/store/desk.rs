@@ -178,10 +178,17 @@ impl Desk {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Notes that the file is damaged; the writer sets it aside.
-    pub(super) fn is_damaged(&self) {
-        self.is_damaged.store(true, SeqCst);
-        self.there_is_work();
+    /// Notes that the file of this generation is damaged; the writer sets it aside, unless it has done so already.
+    pub(super) fn is_damaged(&self, generation: u64) {
+        if generation == self.generation() {
+            self.is_damaged.store(true, SeqCst);
+            self.there_is_work();
+        }
+    }
+
+    /// Counts the files there have been.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(SeqCst)
     }
 
     /// Whether somebody has found the file damaged since the last call.
@@ -189,9 +196,10 @@ impl Desk {
         self.is_damaged.swap(false, SeqCst)
     }
 
-    /// Has readers open the file anew.
+    /// Has readers open the file anew. What was found in the old one is of no concern any more.
     pub(super) fn is_replaced(&self) {
         self.generation.fetch_add(1, SeqCst);
+        self.is_damaged.store(false, SeqCst);
     }
 
     /// Where the file is.
@@ -251,7 +259,7 @@ impl Desk {
             if answer.is_closed() {
                 continue;
             }
-            let generation = self.generation.load(SeqCst);
+            let generation = self.generation();
             if reader.as_ref().is_some_and(|(of, _)| *of != generation) {
                 reader = None;
             }
@@ -273,8 +281,8 @@ impl Desk {
     fn could_not_read(&self, error: &FileError, generation: u64) {
         let problem = with_causes(error);
         tracing::error!(problem, "the store cannot be read; a gap is announced instead");
-        if matches!(error, FileError::Damaged { .. }) && generation == self.generation.load(SeqCst) {
-            self.is_damaged();
+        if matches!(error, FileError::Damaged { .. }) {
+            self.is_damaged(generation);
         }
     }
 

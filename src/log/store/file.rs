@@ -142,6 +142,15 @@ impl File {
         marked.and(closed).map_err(|fault| fault.at(&self.path, "close"))
     }
 
+    /// Closes a file after an error, without another try to bring anything to the disk: what the operating system has dropped
+    /// by then would count as written.
+    pub(crate) fn abandon(self) {
+        // Without it, SQLite would move the write-ahead log into the database, and delete it.
+        if let Err(error) = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
+            tracing::debug!(%error, "the file is closed as usual");
+        }
+    }
+
     /// Moves a file that is of no use out of the way, with what SQLite keeps beside it, and returns where it is now.
     /// Everybody must have closed it. `now` is in Unix milliseconds and becomes part of its name, or the next number whose
     /// name is free.

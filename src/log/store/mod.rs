@@ -189,6 +189,7 @@ fn set_aside(path: &Path, damage: &str) -> io::Result<()> {
 }
 
 fn check(desk: &Desk) {
+    let generation = desk.generation();
     let checked = Reader::open(desk.path()).and_then(|reader| {
         let handle = reader.interrupt_handle();
         thread::scope(|scope| {
@@ -210,7 +211,7 @@ fn check(desk: &Desk) {
         Err(_) if desk.is_stopping() => {}
         Err(FileError::Damaged { source, .. }) => {
             tracing::error!(damage = %source, "the check has found damage");
-            desk.is_damaged();
+            desk.is_damaged(generation);
         }
         Err(error) => tracing::error!(problem = with_causes(&error), "the store could not be checked"),
     }

@@ -20,7 +20,7 @@ use rusqlite::{CachedStatement, Connection, InterruptHandle, OpenFlags, Row, par
 
 use super::file::{
     Fault, FileError, read_id,
-    schema::{self, Identity, MAX_PLACE, address, count, place_of},
+    schema::{self, Identity, MAX_PLACE, address, count, place_of, signed},
 };
 use crate::{
     event::{Entry, Event, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId},
@@ -69,6 +69,7 @@ impl Reader {
         // Without it, retention could take a row away between the index and the table.
         let _one_state = self.connection.unchecked_transaction()?;
         let evicted_through = self.evicted_through(wanted)?;
+        self.has_not_lost(wanted)?;
         let range = wanted.range()?;
         let mut taker = Taker::new(wanted, self.connection.prepare_cached(PAYLOAD)?);
         let most = wanted.most_rows();
@@ -90,6 +91,16 @@ impl Reader {
         let mut rows = product.query(params![wanted.number, wanted.product.as_str()])?;
         let row = rows.next()?.ok_or(Fault::Refused("it does not know the product under this number"))?;
         count(row, 0)
+    }
+
+    /// Of what the log has asked for, nothing was missing at the time. If it is now, the file has been begun anew meanwhile.
+    fn has_not_lost(&self, wanted: &Wanted) -> Result<(), Fault> {
+        let mut missing = self.connection.prepare_cached(MISSING)?;
+        let (after, through) = (signed(wanted.after), signed(wanted.through));
+        match missing.exists(params![wanted.number, after, through])? {
+            true => Err(Fault::Refused("it has lost what is asked for")),
+            false => Ok(()),
+        }
     }
 
     /// Looks at the first `most` rows in the range, or fewer if they are too many to take, and returns how many.
@@ -334,6 +345,8 @@ fn read_payload<'a>(row: &'a Row<'_>) -> Result<&'a [u8], Fault> {
 }
 
 const PRODUCT: &str = "SELECT evicted_through FROM products WHERE number = ?1 AND id = ?2";
+
+const MISSING: &str = "SELECT 1 FROM missing WHERE product = ?1 AND last > ?2 AND first <= ?3";
 
 const HEADS: &str = "SELECT entry, epoch, sequence, suffix, gap, after, kind, session FROM entries \
                      WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3";

@@ -8,6 +8,7 @@
 //! May use: the logs, the file, the desk.
 
 use std::{
+    mem,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -19,12 +20,12 @@ use tracing::{error, info, warn};
 use super::{
     Settings,
     desk::{Desk, Erased},
-    file::{File, FileError, Portion, Sync},
+    file::{Fault, File, FileError, Portion, Sync},
     set_aside, unix_ms,
 };
 use crate::{
     causes::with_causes,
-    log::{Log, keeping::Unkept},
+    log::{Log, Missing, keeping::Unkept},
 };
 
 /// The one who writes.
@@ -89,7 +90,7 @@ impl Writer {
         if self.desk.has_crashed() {
             return;
         }
-        self.work(); // what came while the last write was under way
+        self.finish();
         self.close();
     }
 
@@ -100,6 +101,23 @@ impl Writer {
             State::Open(_) if self.is_unsynced => SYNC_EVERY.saturating_sub(self.synced.elapsed()),
             State::Open(_) => SYNC_EVERY,
         }
+    }
+
+    /// Writes what has come while the last write was under way, as long as that succeeds.
+    fn finish(&mut self) {
+        let mut left = u64::MAX;
+        loop {
+            self.work();
+            let backlog = self.backlog();
+            if backlog == 0 || backlog >= left {
+                return;
+            }
+            left = backlog;
+        }
+    }
+
+    fn backlog(&self) -> u64 {
+        self.logs.iter().map(|log| log.backlog()).sum()
     }
 
     /// One round.
@@ -225,7 +243,15 @@ impl Writer {
             "the store cannot be written: events are delivered, but kept in memory alone; tried again every second"
         );
         self.desk.has_failed(true);
-        self.state = State::Failed { retry_at: Instant::now() + RETRY_AFTER };
+        self.abandon();
+    }
+
+    /// Leaves the file as it is, for a while.
+    fn abandon(&mut self) {
+        let failed = State::Failed { retry_at: Instant::now() + RETRY_AFTER };
+        if let State::Open(file) = mem::replace(&mut self.state, failed) {
+            file.abandon();
+        }
     }
 
     fn reopen(&mut self) {
@@ -246,13 +272,19 @@ impl Writer {
     /// Opens the file, and compares what it has with what the logs know of it.
     fn opened(&self) -> Result<File, FileError> {
         let mut file = File::open(self.desk.path())?;
-        let mut is_another = false;
+        let (mut is_another, mut is_empty) = (false, true);
         for log in &self.logs {
             let kept = file.product(log.product())?;
-            is_another |= !log.agrees_with(kept.number, kept.newest);
+            is_empty &= kept.newest == 0;
+            is_another |= !log.agrees_with(kept);
         }
-        if is_another {
-            self.fill(&mut file)?;
+        match (is_another, is_empty) {
+            (false, _) => {}
+            (true, false) => return Err(Fault::found("another store has taken its place").at(self.desk.path(), "open")),
+            (true, true) => {
+                error!(file = %self.desk.path().display(), "the store is gone: what it kept cannot be replayed");
+                self.fill(&mut file)?;
+            }
         }
         file.write(&[], Sync::Full, unix_ms())?; // opening and reading is not writing
         Ok(file)
@@ -260,16 +292,14 @@ impl Writer {
 
     /// Sets a damaged file aside, and begins a new one with what is in memory.
     fn replace(&mut self, damage: &str) {
-        self.state = State::Failed { retry_at: Instant::now() + RETRY_AFTER };
         self.desk.has_failed(true);
+        self.abandon();
         let path = self.desk.path();
         if let Err(problem) = set_aside(path, damage) {
             error!(file = %path.display(), %problem, "the damaged store cannot be set aside");
             return;
         }
-        let filled = File::open(path).and_then(|mut file| self.fill(&mut file).map(|()| file));
-        self.desk.is_replaced();
-        match filled {
+        match File::open(path).and_then(|mut file| self.fill(&mut file).map(|()| file)) {
             Ok(file) => {
                 self.state = State::Open(Box::new(file));
                 self.desk.has_failed(false);
@@ -283,14 +313,16 @@ impl Writer {
         for log in &self.logs {
             let number = file.product(log.product())?.number;
             let (next, spans) = log.has_lost_its_store(number);
-            let portion = Portion { number, first: next, entries: &[], spans: &spans, missing: &[] };
+            let lost = (next > 1).then_some(Missing { first: 1, last: next - 1 });
+            let portion = Portion { number, first: next, entries: &[], spans: &spans, missing: lost.as_slice() };
             file.write(&[portion], Sync::Full, unix_ms())?;
         }
+        self.desk.is_replaced();
         Ok(())
     }
 
     fn close(self) {
-        let backlog: u64 = self.logs.iter().map(|log| log.backlog()).sum();
+        let backlog = self.backlog();
         if backlog > 0 {
             error!(events = backlog, "the newest events could not be kept");
         }
