@@ -281,6 +281,12 @@ impl Subscription {
         self.given.map(|(_, id)| id)
     }
 
+    /// Entries and bytes that it holds by itself.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> (usize, usize) {
+        (self.handover.len(), self.handover.iter().map(Entry::wire_bytes).sum())
+    }
+
     /// Whether it has been given everything up to `place`, or may not see it.
     pub(crate) fn has_passed(&self, place: u64) -> bool {
         self.given.is_some_and(|(given, _)| given >= place) || (self.cursor >= place && self.is_at_end())
