@@ -30,7 +30,7 @@ pub(crate) struct Ring {
     bytes: u64,
     sessions: HashMap<SessionId, Chain>,
     gaps: Chain,
-    /// Whose chain was emptied by an erasure, by the last place in it: until that is gone, the chain knows what is not missing.
+    /// Whose chain an erasure has emptied, by the last place in it: until that is gone, it knows what is not missing.
     erased: BTreeMap<u64, SessionId>,
 }
 
