@@ -197,8 +197,9 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: Option<&Store>, metrics: &
     for log in logs {
         let id = log.product();
         let fanout = Arc::new(Fanout::new(Arc::clone(&log)));
-        let sse = metrics.deliveries(id, Transport::Sse);
-        let product = Product { id: id.clone(), log: Arc::clone(&log), fanout, sse, metrics: Arc::clone(metrics) };
+        let (sse, paged) = (metrics.deliveries(id, Transport::Sse), metrics.delivered(id, Transport::Page));
+        let product =
+            Product { id: id.clone(), log: Arc::clone(&log), fanout, sse, paged, metrics: Arc::clone(metrics) };
         products.insert(product.id.clone(), Arc::new(product));
     }
     Relay {
