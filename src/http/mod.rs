@@ -5,6 +5,7 @@
 //! May use: `auth`, `config`, `event`, `fanout`, `log`, `metrics`, `net`, `sse`, `status`, `wheel`.
 
 pub(crate) mod admin;
+mod erasure;
 pub(crate) mod error;
 pub(crate) mod guard;
 mod page;
@@ -101,6 +102,12 @@ impl Relay {
         }
         self.metrics.shed(ShedReason::Draining).inc();
         Err(ShedReason::Draining)
+    }
+
+    /// Whether something of the past is not there yet: of a file that is being checked, or of the relay before this one.
+    fn is_recovering(&self) -> bool {
+        let is_checking = self.store.as_ref().is_some_and(|store| store.is_recovering());
+        is_checking || self.products.iter().any(|product| product.log.is_recovering())
     }
 
     /// Whether the log keeps less than it promises.
