@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 use tempfile::TempDir;
 
 use super::{
+    PRODUCT,
     connector::{Connector, Link},
     events::number,
     http::Answer,
@@ -105,6 +106,15 @@ impl Keeping {
         match self {
             Self::Memory => (setup, directory),
             Self::Disk => (setup.log(&on_disk(&directory)), directory),
+        }
+    }
+
+    /// Waits until this many events are where they are to be read from.
+    pub(crate) fn expect_kept(self, relay: &Relay, events: usize) {
+        let at = |tier| [("product_id", PRODUCT), ("tier", tier)];
+        if self == Self::Disk {
+            relay.wait_for_metric("autoplay_relay_log_events", &at("disk"), events as f64);
+            relay.wait_for_metric("autoplay_relay_log_events", &at("memory"), 16.0);
         }
     }
 }
