@@ -341,12 +341,14 @@ impl Log {
         self.history_through.load(Ordering::SeqCst)
     }
 
-    /// Takes the events of a session out of memory, and returns their places. The store has its own copies.
-    pub(crate) fn erase(&self, session: &SessionId) -> Vec<u64> {
+    /// Takes the events of a session out of memory, and returns how many of them the store does not have. Of the others, it
+    /// has copies of its own.
+    pub(crate) fn erase(&self, session: &SessionId) -> u64 {
         let mut state = self.state();
         let places = state.ring.erase(session);
         self.metrics.kept(state.ring.len(), state.ring.bytes());
-        places
+        let is_kept = |place: &&u64| state.shelf.as_ref().is_some_and(|shelf| shelf.has(**place));
+        (places.len() - places.iter().filter(is_kept).count()) as u64
     }
 
     /// What it holds at this moment.

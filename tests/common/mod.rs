@@ -18,6 +18,7 @@ pub(crate) mod connector;
 pub(crate) mod events;
 pub(crate) mod http;
 pub(crate) mod metrics;
+pub(crate) mod page;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod subscriber;

@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Settings,
-    desk::{Desk, Erased},
+    desk::Desk,
     file::{Fault, File, FileError, Portion, Sync},
     set_aside, unix_ms,
 };
@@ -181,7 +181,7 @@ impl Writer {
             self.desk.writes();
             let (events, bytes) = file.erase(log.number_in_store(), &order.session)?;
             log.has_been_erased(events, bytes);
-            let _ = order.answer.send(Erased { events, kept_through: log.kept_through() }); // who asked may have left
+            let _ = order.answer.send(events); // who asked may have left
             let now = Instant::now();
             self.scrub_at.get_or_insert(self.scrubbed.map_or(now, |last| now.max(last + SCRUB_EVERY)));
         }
@@ -322,6 +322,7 @@ impl Writer {
     }
 
     fn close(self) {
+        drop(self.desk.take_orders()); // if the last write failed
         let backlog = self.backlog();
         if backlog > 0 {
             error!(events = backlog, "the newest events could not be kept");
