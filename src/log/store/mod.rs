@@ -81,7 +81,8 @@ impl Store {
             }
             begun => (begun, false),
         };
-        let (file, found) = begun.map_err(|source| StoreError::File { path: path.clone(), source })?;
+        let (file, found) =
+            begun.map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
         let desk = Desk::new(path, settings.max_concurrent_replays);
         let log = |(product, kept, epoch): (ProductId, Kept, u64)| {
             let (desk, metrics) = (Arc::clone(&desk), metrics.log(&product));
@@ -248,7 +249,7 @@ pub(crate) enum StoreError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: FileError,
+        source: Box<FileError>,
     },
     /// The operating system gives no thread.
     #[error("cannot start the store's threads")]

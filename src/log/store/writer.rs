@@ -59,7 +59,9 @@ impl Writer {
         settings: Settings,
         commit_seconds: Histogram,
     ) -> Self {
-        let (state, now) = (State::Open(Box::new(file)), Instant::now());
+        let now = Instant::now();
+        let scrub_at = file.needs_scrub().then_some(now);
+        let state = State::Open(Box::new(file));
         Self {
             desk,
             logs,
@@ -69,7 +71,7 @@ impl Writer {
             synced: now,
             is_unsynced: true,
             retired: now,
-            scrub_at: None,
+            scrub_at,
             scrubbed: None,
         }
     }
@@ -156,7 +158,10 @@ impl Writer {
             let portions: Vec<_> = unkept.iter().map(|(_, unkept)| portion(unkept)).collect();
             self.desk.writes();
             let began = Instant::now();
-            file.write(&portions, sync, unix_ms())?;
+            match portions.is_empty() {
+                true => file.sync(unix_ms())?,
+                false => file.write(&portions, sync, unix_ms())?,
+            }
             self.commit_seconds.observe(began.elapsed().as_secs_f64());
             self.desk.has_written();
             self.is_unsynced = sync == Sync::Normal;
@@ -286,7 +291,7 @@ impl Writer {
                 self.fill(&mut file)?;
             }
         }
-        file.write(&[], Sync::Full, unix_ms())?; // opening and reading is not writing
+        file.sync(unix_ms())?; // opening and reading is not writing
         Ok(file)
     }
 
