@@ -107,6 +107,11 @@ impl Link {
         self.send([b"data: ", payload.as_ref(), b"\n\n"].concat());
     }
 
+    /// Sends a payload; false when the relay is gone.
+    pub(crate) fn try_event(&mut self, payload: impl AsRef<[u8]>) -> bool {
+        (&*self.socket).write_all(&[b"data: ", payload.as_ref(), b"\n\n"].concat()).is_ok()
+    }
+
     /// Sends a heartbeat.
     pub(crate) fn heartbeat(&mut self) {
         self.send("event: heartbeat\ndata:\n\n");

@@ -21,6 +21,7 @@ pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod process;
 pub(crate) mod relay;
+pub(crate) mod store;
 pub(crate) mod subscriber;
 pub(crate) mod wait;
 

@@ -73,7 +73,7 @@ impl Page {
     /// The events of all pages, among which there must be no gap.
     pub(crate) fn all_events(relay: &Relay, from: &str, query: &str) -> Vec<Frame> {
         let pages = Self::all(relay, from, query).into_iter();
-        pages.flat_map(|page| (page.gap == None).then_some(page.events).expect("no gap")).collect()
+        pages.flat_map(|page| page.gap.is_none().then_some(page.events).expect("no gap")).collect()
     }
 
     /// The numbers of its events.

@@ -35,6 +35,19 @@ impl Process {
         Self { child, stdout, stderr }
     }
 
+    /// The arguments' process by another command, which the binary's path is appended to.
+    pub(crate) fn run_by(command: &str, arguments: &[&str]) -> Finished {
+        let mut words = command.split(' ');
+        let output = Command::new(words.next().unwrap())
+            .args(words)
+            .arg(env!("CARGO_BIN_EXE_autoplay-relay"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
     /// Runs a command to its end.
     pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Finished {
         let mut process = Self::start(arguments, environment);
@@ -61,6 +74,19 @@ impl Process {
         let pid = self.child.id().to_string();
         let limit = format!("--nofile={most}:{most}");
         assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
+    }
+
+    /// Lets no file of its grow beyond this, as a full disk does; none lets all grow again.
+    pub(crate) fn limit_file_size(&self, most: Option<u64>) {
+        let pid = self.child.id().to_string();
+        let limit = format!("--fsize={}:", most.map_or("unlimited".to_owned(), |most| most.to_string()));
+        assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
+    }
+
+    /// Ends it as nothing it does can prevent.
+    pub(crate) fn kill_dash_nine(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     /// How many files it has open.

@@ -1,16 +1,17 @@
 //! `serve` with a configuration of the test's, on ports of its own.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, ops::Range, path::PathBuf};
 
 use tempfile::TempDir;
 
 use super::{
     PRODUCT, STREAM,
-    connector::Connector,
+    connector::{Connector, Link},
+    events::{event, number},
     http::{self, Answer},
     metrics::Metrics,
     process::{self, Process},
-    subscriber::Subscriber,
+    subscriber::{Frame, Subscriber},
     wait,
 };
 
@@ -167,6 +168,44 @@ impl Relay {
     /// Subscribes behind an id.
     pub(crate) fn resume(&self, id: &str) -> Subscriber {
         Subscriber::open(self.public, STREAM, &[("Last-Event-ID", id)])
+    }
+
+    /// Sends events of one session, one by one, and returns them as a subscriber gets them.
+    pub(crate) fn publish(&self, link: &mut Link, numbers: Range<usize>) -> Vec<Frame> {
+        let mut subscriber = self.subscribe();
+        let frames = numbers.map(|n| {
+            link.event(event(n));
+            let frame = subscriber.event();
+            assert_eq!(number(&frame.data), n);
+            frame
+        });
+        frames.collect()
+    }
+
+    /// Lets it connect again, and waits until everybody has been told of the time between.
+    pub(crate) fn reconnect(&self, connector: &Connector) -> Link {
+        let mut witness = self.subscribe();
+        let link = connector.stream();
+        assert_eq!(witness.gap().json()["reason"], "upstream_reconnect");
+        link
+    }
+
+    /// Waits until the store holds this many entries.
+    pub(crate) fn wait_until_kept(&self, entries: usize) {
+        let labels = [("product_id", PRODUCT), ("tier", "disk")];
+        self.wait_for_metric("autoplay_relay_log_events", &labels, entries as f64);
+    }
+
+    /// How many gaps of a reason have been counted.
+    pub(crate) fn gaps(&self, reason: &str) -> f64 {
+        let labels = [("product_id", PRODUCT), ("reason", reason)];
+        wait::value("the counter is there", || self.metrics().value("autoplay_relay_gaps_total", &labels))
+    }
+
+    /// Has it leave in order.
+    pub(crate) fn stop(mut self) {
+        self.process.signal("TERM");
+        assert_eq!(self.process.exit_code(), Some(0));
     }
 
     /// Asks the public side for something that ends.

@@ -92,6 +92,11 @@ impl Subscriber {
         Frame::parse(&self.block())
     }
 
+    /// The next block; none when the stream has broken off.
+    pub(crate) fn try_frame(&mut self) -> Option<Frame> {
+        self.take_through(b"\n\n", Instant::now() + PATIENCE).map(|block| Frame::parse(&block))
+    }
+
     /// The next block that is no heartbeat.
     pub(crate) fn item(&mut self) -> Frame {
         loop {

@@ -42,6 +42,10 @@ pub(super) struct Writer {
     /// Set while copies of what has been erased may be left in the file: when they are to be removed.
     scrub_at: Option<Instant>,
     scrubbed: Option<Instant>,
+    /// There is more to take away than has been.
+    is_retiring: bool,
+    #[cfg(test)]
+    script: tests::Script,
 }
 
 #[derive(Debug)]
@@ -73,6 +77,9 @@ impl Writer {
             retired: now,
             scrub_at,
             scrubbed: None,
+            is_retiring: false,
+            #[cfg(test)]
+            script: tests::Script::default(),
         }
     }
 
@@ -100,6 +107,7 @@ impl Writer {
     fn pause(&self) -> Duration {
         match &self.state {
             State::Failed { retry_at } => retry_at.saturating_duration_since(Instant::now()),
+            State::Open(_) if self.is_retiring => GATHER,
             State::Open(_) if self.is_unsynced => SYNC_EVERY.saturating_sub(self.synced.elapsed()),
             State::Open(_) => SYNC_EVERY,
         }
@@ -158,10 +166,14 @@ impl Writer {
             let portions: Vec<_> = unkept.iter().map(|(_, unkept)| portion(unkept)).collect();
             self.desk.writes();
             let began = Instant::now();
+            #[cfg(test)]
+            self.script.before_commit(&portions)?;
             match portions.is_empty() {
                 true => file.sync(unix_ms())?,
                 false => file.write(&portions, sync, unix_ms())?,
             }
+            #[cfg(test)]
+            self.script.after_commit()?;
             self.commit_seconds.observe(began.elapsed().as_secs_f64());
             self.desk.has_written();
             self.is_unsynced = sync == Sync::Normal;
@@ -228,7 +240,9 @@ impl Writer {
         for _ in 0..MOST_STEPS {
             self.desk.writes();
             let oldest = unix_ms().saturating_sub(retention);
-            let Some(retired) = file.retire(oldest, self.settings.retention_bytes)? else {
+            let retired = file.retire(oldest, self.settings.retention_bytes)?;
+            self.is_retiring = retired.is_some();
+            let Some(retired) = retired else {
                 self.retired = Instant::now();
                 return Ok(());
             };
@@ -276,6 +290,8 @@ impl Writer {
 
     /// Opens the file, and compares what it has with what the logs know of it.
     fn opened(&self) -> Result<File, FileError> {
+        #[cfg(test)]
+        self.script.opens();
         let mut file = File::open(self.desk.path())?;
         let (mut is_another, mut is_empty) = (false, true);
         for log in &self.logs {
@@ -368,3 +384,6 @@ const MOST_COMMITS: usize = 8;
 
 /// Steps of retention before what has come since is committed.
 const MOST_STEPS: usize = 4;
+
+#[cfg(test)]
+mod tests;
