@@ -67,7 +67,9 @@ fn what_is_kept_where_stands_in_the_status() {
     let relay = setup.start();
     let mut link = connector.stream();
     let frames = publish(&relay, &mut link, (0..20).map(event));
-    relay.wait_for_metric("autoplay_relay_log_events", &[("product_id", PRODUCT), ("tier", "memory")], 16.0);
+    for (tier, events) in [("disk", 20.0), ("memory", 16.0)] {
+        relay.wait_for_metric("autoplay_relay_log_events", &[("product_id", PRODUCT), ("tier", tier)], events);
+    }
     let status = relay.status();
     assert_eq!(status["store"], json!({ "degraded": false, "recovering": false }));
     let log = &status["log"][PRODUCT];
