@@ -69,9 +69,9 @@ impl Ingest {
     }
 
     fn take(&self, frame: Frame, received: Instant) {
-        // Only a relay gives ids.
-        let id =
-            self.upstream.is_relay().then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse)).flatten();
+        // Only a relay gives ids, and what comes without one of its own is not the event before it.
+        let is_named = self.upstream.is_relay() && frame.has_own_id;
+        let id = is_named.then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse)).flatten();
         match envelope::classify(frame, self.log.product(), received) {
             Ok(Envelope::Event(draft)) => self.append(draft, id),
             Ok(Envelope::Gap(notice)) if self.upstream.is_relay() => {
