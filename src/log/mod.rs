@@ -135,13 +135,16 @@ impl Log {
         self.push_gap(state, reason, id, after.map(|id| id.to_string().into()));
     }
 
-    /// Writes down a gap that the upstream has announced: under its id if that is new, else under one of this log's.
+    /// Writes down a gap that the upstream has announced, unless it is here already. One of which the upstream says that it
+    /// stands before everything, because it does not know the id that it was asked for, is new wherever it stands: it gets
+    /// an id of this log's if need be.
     pub(crate) fn append_numbered_gap(&self, reason: GapReason, id: Option<EventId>, after: Option<Box<str>>) {
         let state = self.state();
         let newest = state.ring.newest();
-        let id = match id.filter(|id| !state.ids.has_passed(*id, newest)) {
-            Some(id) => id,
-            None => state.own_id(self.epoch),
+        let id = match id {
+            Some(id) if !state.ids.has_passed(id, newest) => id,
+            Some(_) if reason != GapReason::UnknownId => return,
+            _ => state.own_id(self.epoch),
         };
         self.push_gap(state, reason, id, after);
     }
