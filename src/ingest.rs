@@ -60,12 +60,13 @@ impl Ingest {
         }
     }
 
-    /// A relay goes on where the log ends. What it sends to an empty log is history until it says that it has no more.
+    /// A relay goes on where the log ends. What it sends first to an empty log is history until it says that it has no more;
+    /// after an outage it is news to whoever was here, also where nothing had come before.
     fn resumed(&self) {
-        self.log.numbered_by(Numbering::Upstream);
-        if self.log.newest() == 0 {
+        if self.log.newest() == 0 && self.log.is_undecided() {
             self.log.recovers();
         }
+        self.log.numbered_by(Numbering::Upstream);
     }
 
     fn take(&self, frame: Frame, received: Instant) {

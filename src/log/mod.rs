@@ -321,6 +321,11 @@ impl Log {
         self.state().numbering = numbering;
     }
 
+    /// Whether the upstream has not answered yet.
+    pub(crate) fn is_undecided(&self) -> bool {
+        self.state().numbering == Numbering::Undecided
+    }
+
     /// Notes that what comes from now on is history, until [`Log::is_recovered`] says otherwise.
     pub(crate) fn recovers(&self) {
         self.history_through.store(u64::MAX, Ordering::SeqCst);
