@@ -256,6 +256,11 @@ pub(crate) fn encode_heartbeat(position: Option<impl Display>) -> Bytes {
     }
 }
 
+/// A comment: the connection is alive, and that is all there is to say.
+pub(crate) fn encode_keep_alive() -> Bytes {
+    Bytes::from_static(b":\n")
+}
+
 /// The gap notice, whose JSON is `notice`, under the id that a resume goes on from.
 pub(crate) fn encode_gap(id: impl Display, notice: &str) -> Bytes {
     format!("id: {id}\nevent: gap\ndata: {notice}\n\n").into()

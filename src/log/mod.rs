@@ -339,6 +339,12 @@ impl Log {
         }
     }
 
+    /// Whether it has everything that it can have by now, as far as it knows: its upstream has answered, and what came first
+    /// was not history or has come to its end.
+    pub(crate) fn has_caught_up(&self) -> bool {
+        !self.is_undecided() && !self.is_recovering()
+    }
+
     /// Whether what comes is history.
     pub(crate) fn is_recovering(&self) -> bool {
         self.history_through() == u64::MAX
