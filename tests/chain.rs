@@ -244,6 +244,8 @@ fn an_edge_that_has_forgotten_everything_is_one_gap_and_its_new_ids_go_on() {
     bridge.lead_to(edge.public);
     let gap = at_leaf.gap();
     assert_eq!((gap.reason().as_str(), &gap.json()["after"]), ("unknown_id", &before[4].id().into()));
+    let (epoch, _) = after[0].id().split_once('-').unwrap();
+    assert_eq!(gap.id(), format!("{epoch}-0"), "as the edge has it: the place before everything");
     after.iter().for_each(|frame| assert_eq!(at_leaf.event(), *frame));
     let more = publish(&mut link, &mut at_edge, 8..10);
     more.iter().for_each(|frame| assert_eq!(at_leaf.event(), *frame));

@@ -69,22 +69,22 @@ impl State {
     fn connect(self: &Arc<Self>, near: TcpStream) {
         let target = *self.target.lock().unwrap();
         let Ok(far) = TcpStream::connect(target) else { return }; // nobody is there: the caller sees an end
+        let (to_near, to_far) = (near.try_clone().unwrap(), far.try_clone().unwrap());
         self.sockets.lock().unwrap().extend([near.try_clone().unwrap(), far.try_clone().unwrap()]);
-        let (to_far, to_near) = ((near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near));
-        thread::spawn(move || pass(to_far, || {}));
+        thread::spawn(move || pass(near, to_far, || {}));
         let state = Arc::clone(self);
-        thread::spawn(move || {
-            pass(to_near, || {
-                while state.is_blocked.load(SeqCst) {
-                    thread::sleep(PAUSE)
-                }
-            })
-        });
+        thread::spawn(move || pass(far, to_near, || state.wait_until_free()));
+    }
+
+    fn wait_until_free(&self) {
+        while self.is_blocked.load(SeqCst) {
+            thread::sleep(PAUSE);
+        }
     }
 }
 
 /// Copies until one end closes, then closes the other.
-fn pass((mut from, mut to): (TcpStream, TcpStream), wait: impl Fn()) {
+fn pass(mut from: TcpStream, mut to: TcpStream, wait: impl Fn()) {
     let mut chunk = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut chunk) {
         wait();
