@@ -326,7 +326,7 @@ impl Log {
         self.state().numbering == Numbering::Undecided
     }
 
-    /// Notes that what comes from now on is history, until [`Log::is_recovered`] says otherwise.
+    /// Notes that what comes from now on is history, until [`Log::has_recovered`] says otherwise.
     pub(crate) fn recovers(&self) {
         self.history_through.store(u64::MAX, Ordering::SeqCst);
     }
