@@ -100,7 +100,7 @@ struct EventBody {
     /// Place of the last entry it gets, once it has been told to leave.
     leave_after: Option<u64>,
     has_left: bool,
-    /// A relay asks: it waits to be told that the replay is at its end.
+    /// A relay asks: it has not been told yet that the replay is at its end.
     owes_end_of_replay: bool,
     /// The time, read once for all frames that are handed over at one wake-up.
     clock: Option<Instant>,
@@ -179,10 +179,10 @@ impl EventBody {
             return self.leave();
         }
         // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
-        let looks_again = self.leave_after.is_some() || self.subscription.must_look_again();
-        let owes_end = self.owes_end_of_replay && self.subscription.is_at_end();
-        if owes_end || self.alarm.wheel().now() >= self.heartbeat_due {
-            self.owes_end_of_replay &= !owes_end;
+        // So does a relay that asks, until the log it reads has caught up itself.
+        let looks_again = self.leave_after.is_some() || self.subscription.must_look_again() || self.owes_end_of_replay;
+        let is_end = self.owes_end_of_replay && self.subscription.is_at_end() && self.product.log.has_caught_up();
+        if is_end || self.alarm.wheel().now() >= self.heartbeat_due {
             return Poll::Ready(Some(self.heartbeat()));
         }
         let due = self.heartbeat_due.min(self.leave_due);
@@ -221,8 +221,14 @@ impl EventBody {
         }
     }
 
-    /// Moves the client's id on where the log has moved past what its filter let through.
+    /// Moves the client's id on where the log has moved past what its filter let through. To a relay, the first one says that
+    /// what comes from now on is news.
     fn heartbeat(&mut self) -> Bytes {
+        let is_replaying = !self.subscription.is_at_end() || self.product.log.is_recovering();
+        if self.owes_end_of_replay && is_replaying {
+            return sse::encode_keep_alive();
+        }
+        self.owes_end_of_replay = false;
         sse::encode_heartbeat(self.subscription.move_on())
     }
 }

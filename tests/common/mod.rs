@@ -14,6 +14,7 @@
     reason = "a test states its expectations by panicking, and its helpers do as well"
 )]
 
+pub(crate) mod bridge;
 pub(crate) mod connector;
 pub(crate) mod events;
 pub(crate) mod http;
