@@ -197,8 +197,9 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: Option<&Store>, metrics: &
     for log in logs {
         let id = log.product();
         let fanout = Arc::new(Fanout::new(Arc::clone(&log)));
-        let sse = metrics.deliveries(id, Transport::Sse);
-        let product = Product { id: id.clone(), log: Arc::clone(&log), fanout, sse, metrics: Arc::clone(metrics) };
+        let (sse, paged) = (metrics.deliveries(id, Transport::Sse), metrics.delivered(id, Transport::Page));
+        let product =
+            Product { id: id.clone(), log: Arc::clone(&log), fanout, sse, paged, metrics: Arc::clone(metrics) };
         products.insert(product.id.clone(), Arc::new(product));
     }
     Relay {
@@ -345,39 +346,4 @@ pub(crate) enum AppError {
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::body::Body;
-    use hyper::{Request, StatusCode, header::HOST};
-    use tower::Service;
-
-    use super::*;
-    use crate::config::{AllowAnonymous, Environment};
-
-    #[tokio::test(start_paused = true)]
-    async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute() {
-        let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
-        let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let (logs, _) = logs(&config, &metrics).unwrap();
-        let relay = Arc::new(relay(&config, logs, None, &metrics));
-        let stop = CancellationToken::new();
-        let wheel = tokio::spawn({
-            let (wheel, stop) = (Arc::clone(&relay.wheel), stop.clone());
-            async move { wheel.run(stop).await }
-        });
-        let admin = Admin { relay, upstreams: Vec::new(), key: SoleKey::new(None), started: SystemTime::now() };
-        let mut router = http::admin::router(Arc::new(admin), guard(&config));
-        let mut health = async || {
-            let request = Request::get("/healthz").header(HOST, "localhost").body(Body::empty()).unwrap();
-            router.call(request).await.unwrap().status()
-        };
-        tokio::time::sleep(Duration::from_secs(300)).await;
-        assert_eq!(health().await, StatusCode::OK);
-        stop.cancel();
-        wheel.await.unwrap();
-        tokio::time::advance(Duration::from_secs(29)).await;
-        assert_eq!(health().await, StatusCode::OK);
-        tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(health().await, StatusCode::SERVICE_UNAVAILABLE);
-    }
-}
+mod tests;

@@ -369,6 +369,7 @@ mod tests {
             event: Bytes::from_static(event.as_bytes()),
             data: Bytes::from_static(b"{\"type\":\"a\"}"),
             id: Bytes::new(),
+            has_own_id: false,
         };
         let of = |event| classify(frame(event), &product, Instant::now()).unwrap();
         assert_eq!(of("heartbeat"), Envelope::Heartbeat);

@@ -60,18 +60,19 @@ impl Ingest {
         }
     }
 
-    /// A relay goes on where the log ends. What it sends to an empty log is history until it says that it has no more.
+    /// A relay goes on where the log ends. What it sends first to an empty log is history until it says that it has no more;
+    /// after an outage it is news to whoever was here, also where nothing had come before.
     fn resumed(&self) {
-        self.log.numbered_by(Numbering::Upstream);
-        if self.log.newest() == 0 {
+        if self.log.newest() == 0 && self.log.is_undecided() {
             self.log.recovers();
         }
+        self.log.numbered_by(Numbering::Upstream);
     }
 
     fn take(&self, frame: Frame, received: Instant) {
-        // Only a relay gives ids.
-        let id =
-            self.upstream.is_relay().then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse)).flatten();
+        // Only a relay gives ids, and what comes without one of its own is not the event before it.
+        let is_named = self.upstream.is_relay() && frame.has_own_id;
+        let id = is_named.then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse)).flatten();
         match envelope::classify(frame, self.log.product(), received) {
             Ok(Envelope::Event(draft)) => self.append(draft, id),
             Ok(Envelope::Gap(notice)) if self.upstream.is_relay() => {

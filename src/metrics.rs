@@ -181,12 +181,16 @@ impl Metrics {
 
     /// The handles of one product's subscribers over one transport.
     pub(crate) fn deliveries(&self, product: &ProductId, transport: Transport) -> DeliveryMetrics {
-        let (product, transport) = (product.as_str(), transport.as_str());
         DeliveryMetrics {
-            subscribers: self.subscribers.with_label_values(&[product, transport]),
-            delivered: self.delivered.with_label_values(&[product, transport]),
-            lag: self.delivery_lag.with_label_values(&[transport]),
+            subscribers: self.subscribers.with_label_values(&[product.as_str(), transport.as_str()]),
+            delivered: self.delivered(product, transport),
+            lag: self.delivery_lag.with_label_values(&[transport.as_str()]),
         }
+    }
+
+    /// The counter of a product's payloads handed over through one transport.
+    pub(crate) fn delivered(&self, product: &ProductId, transport: Transport) -> IntCounter {
+        self.delivered.with_label_values(&[product.as_str(), transport.as_str()])
     }
 
     /// The counter of subscribers that left over one transport for one reason.
@@ -205,6 +209,8 @@ impl Metrics {
 pub(crate) enum Transport {
     /// Server-Sent Events.
     Sse,
+    /// One page at a time.
+    Page,
 }
 
 impl Transport {
@@ -212,6 +218,7 @@ impl Transport {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Sse => "sse",
+            Self::Page => "page",
         }
     }
 }

@@ -22,6 +22,7 @@ pub(crate) struct Decoder {
     event: Bytes,
     data: Data,
     last_event_id: Bytes,
+    has_own_id: bool,
 }
 
 impl Decoder {
@@ -37,6 +38,7 @@ impl Decoder {
             event: Bytes::new(),
             data: Data::None,
             last_event_id: Bytes::new(),
+            has_own_id: false,
         }
     }
 
@@ -116,7 +118,7 @@ impl Decoder {
             b"data" | b"event" | b"id" if line.overlong => self.data = Data::TooLarge,
             b"data" => self.data = mem::take(&mut self.data).with_line(value, self.max_event_bytes),
             b"event" => self.event = value,
-            b"id" if memchr(0, &value).is_none() => self.last_event_id = value,
+            b"id" if memchr(0, &value).is_none() => (self.last_event_id, self.has_own_id) = (value, true),
             b"retry" => return reconnection_time(&value).map(Decoded::Retry),
             _ => {} // a comment, or a field that the standard does not know
         }
@@ -126,11 +128,11 @@ impl Decoder {
     /// What a blank line ends.
     fn dispatch(&mut self) -> Option<Decoded> {
         let event = mem::take(&mut self.event);
-        let id = self.last_event_id.clone();
+        let (id, has_own_id) = (self.last_event_id.clone(), mem::take(&mut self.has_own_id));
         match mem::take(&mut self.data) {
             Data::None => None,
-            Data::OneLine(data) => Some(Decoded::Frame(Frame { event, data, id })),
-            Data::Lines(lines) => Some(Decoded::Frame(Frame { event, data: lines.freeze(), id })),
+            Data::OneLine(data) => Some(Decoded::Frame(Frame { event, data, id, has_own_id })),
+            Data::Lines(lines) => Some(Decoded::Frame(Frame { event, data: lines.freeze(), id, has_own_id })),
             Data::TooLarge => Some(Decoded::TooLarge),
         }
     }
@@ -195,6 +197,8 @@ pub(crate) struct Frame {
     pub(crate) data: Bytes,
     /// The last event id in force, empty when there is none.
     pub(crate) id: Bytes,
+    /// Whether that came with this event, not with one before it.
+    pub(crate) has_own_id: bool,
 }
 
 /// The value of a `retry` field: digits only, or the field is ignored.
@@ -250,6 +254,11 @@ pub(crate) fn encode_heartbeat(position: Option<impl Display>) -> Bytes {
         None => Bytes::from_static(b"event: heartbeat\ndata:\n\n"),
         Some(position) => format!("id: {position}\nevent: heartbeat\ndata:\n\n").into(),
     }
+}
+
+/// A comment: the connection is alive, and that is all there is to say.
+pub(crate) fn encode_keep_alive() -> Bytes {
+    Bytes::from_static(b":\n")
 }
 
 /// The gap notice, whose JSON is `notice`, under the id that a resume goes on from.

@@ -15,8 +15,10 @@ use common::{
     connector::Connector,
     events::event,
     http,
+    page::{Keeping, publish},
     relay::{Relay, Setup},
 };
+use serde_json::{Value, json};
 
 #[test]
 fn a_relay_is_healthy_and_ready_before_its_upstream_answers_unless_that_is_required() {
@@ -47,6 +49,34 @@ fn every_upstream_must_be_connected_when_upstreams_are_required() {
     let ready = relay.ask_admin("/readyz?require=upstream");
     assert_eq!(ready.status(), 503);
     assert_eq!(ready.json()["upstreams"].as_object().unwrap().len(), 2);
+}
+
+#[test]
+fn what_is_kept_where_stands_in_the_status() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    publish(&relay, &mut link, (0..20).map(event));
+    let status = relay.status();
+    assert_eq!((&status["store"], &status["log"][PRODUCT]["disk"]), (&Value::Null, &Value::Null));
+    assert_eq!(status["log"][PRODUCT]["events"], 20);
+    assert_eq!(relay.ask_admin("/readyz").json()["degraded"], false);
+
+    let connector = Connector::new();
+    let (setup, _directory) = Keeping::Disk.setup(&connector);
+    let relay = setup.start();
+    let mut link = connector.stream();
+    let frames = publish(&relay, &mut link, (0..20).map(event));
+    for (tier, events) in [("disk", 20.0), ("memory", 16.0)] {
+        relay.wait_for_metric("autoplay_relay_log_events", &[("product_id", PRODUCT), ("tier", tier)], events);
+    }
+    let status = relay.status();
+    assert_eq!(status["store"], json!({ "degraded": false, "recovering": false }));
+    let log = &status["log"][PRODUCT];
+    let bytes = frames.iter().map(|frame| frame.data.len() + "s1".len() + "actions".len()).sum::<usize>();
+    assert_eq!(log["disk"], json!({ "events": 20, "bytes": bytes }));
+    assert_eq!((&log["events"], log["oldest"].as_str()), (&16.into(), Some(frames[0].id())));
+    assert_eq!(relay.ask_admin("/readyz").json()["degraded"], false);
 }
 
 #[test]

@@ -236,6 +236,7 @@ fn while_a_damaged_store_is_replaced_live_delivery_has_no_hole_and_what_is_in_me
     assert_eq!(resumed.event(), live[first]);
 }
 
+#[derive(Clone, Copy)]
 enum Stop {
     InOrder,
     ByKill,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper::Uri;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use tokio::time::{Instant, sleep};
 
 use super::{Failure, block_on, print};
@@ -115,10 +115,11 @@ fn json_line(frame: &Frame) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let event = if frame.event.is_empty() { "message".to_owned() } else { text(&frame.event) };
     let id = if frame.id.is_empty() { Value::Null } else { Value::String(text(&frame.id)) };
-    let data = match serde_json::from_slice(&frame.data) {
-        Ok(data) => data,
-        Err(_) if frame.data.is_empty() => Value::Null,
-        Err(_) => Value::String(text(&frame.data)),
+    let data = match serde_json::from_slice::<&RawValue>(&frame.data) {
+        // As it came: a number that is read and written again is not always the same. Line ends stand between tokens only.
+        Ok(data) => data.get().replace(['\r', '\n'], " "),
+        Err(_) if frame.data.is_empty() => Value::Null.to_string(),
+        Err(_) => Value::String(text(&frame.data)).to_string(),
     };
     format!(r#"{{"id":{id},"event":{},"data":{data}}}"#, Value::String(event))
 }

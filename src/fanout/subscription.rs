@@ -35,6 +35,8 @@ pub(crate) struct Subscription {
     awaited: Option<Box<Awaited>>,
     /// It asked for news only.
     skips_history: bool,
+    /// It asked for news only, and the log was still getting history when it looked.
+    is_held_back: bool,
     /// It asked for what is kept, and has not looked yet: what was evicted of the time before it came is not missing.
     wants_kept: bool,
     /// Set while what comes next is in the store.
@@ -71,6 +73,7 @@ impl Subscription {
             behind: false,
             awaited: None,
             skips_history: false,
+            is_held_back: false,
             wants_kept: false,
             catch_up: None,
             handover: VecDeque::new(),
@@ -178,18 +181,23 @@ impl Subscription {
             return self.awaited.is_none();
         }
         if self.skips_history {
-            match log.history_through() {
-                u64::MAX => return false,
-                through => self.cursor = self.cursor.max(through),
+            let through = log.history_through();
+            self.is_held_back = through == u64::MAX;
+            if !self.is_held_back {
+                self.cursor = self.cursor.max(through);
             }
         }
-        true
+        !self.is_held_back
     }
 
     /// Whether it waits for something of which nobody will tell it: it must be polled again soon.
     pub(crate) fn must_look_again(&self) -> bool {
-        let recovers = || self.skips_history && self.fanout.log().is_recovering();
-        self.awaited.is_some() || self.catch_up.as_ref().is_some_and(|it| it.waits_for_its_turn()) || recovers()
+        self.is_waiting() || self.catch_up.as_ref().is_some_and(|it| it.waits_for_its_turn())
+    }
+
+    /// Whether there was nothing for it yet when it looked: its id was not here, or history had not come to its end.
+    fn is_waiting(&self) -> bool {
+        self.awaited.is_some() || self.is_held_back
     }
 
     /// Whether what comes next is in the store.
@@ -199,7 +207,7 @@ impl Subscription {
 
     /// Whether there was nothing more to see when [`Subscription::poll_next`] returned pending.
     pub(crate) fn is_at_end(&self) -> bool {
-        !self.behind && self.awaited.is_none() && self.handover.is_empty() && self.notice.is_none()
+        !self.behind && !self.is_waiting() && self.handover.is_empty() && self.notice.is_none()
     }
 
     /// Whether the fan-out has shown it something behind the cursor. If not, the waker is called when it does.
@@ -281,9 +289,18 @@ impl Subscription {
         self.given.map(|(_, id)| id)
     }
 
-    /// Whether it has been given everything up to `place`, or may not see it.
+    /// Entries and bytes that it holds by itself.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> (usize, usize) {
+        (self.handover.len(), self.handover.iter().map(Entry::wire_bytes).sum())
+    }
+
+    /// Whether it has been given everything up to `place`, or may not see it. While it waits there is nothing for it.
     pub(crate) fn has_passed(&self, place: u64) -> bool {
-        self.given.is_some_and(|(given, _)| given >= place) || (self.cursor >= place && self.is_at_end())
+        let is_given = self.given.is_some_and(|(given, _)| given >= place);
+        let is_behind_it = self.cursor >= place && self.is_at_end();
+        let has_nothing_to_get = self.awaited.is_some() || (self.is_held_back && self.fanout.log().is_recovering());
+        is_given || is_behind_it || has_nothing_to_get
     }
 }
 

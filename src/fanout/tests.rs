@@ -268,6 +268,26 @@ fn ids_that_are_not_of_this_log_are_answered_by_a_notice_and_everything_kept() {
 }
 
 #[test]
+fn a_stalled_subscriber_holds_one_handover_and_nobody_waits_for_it() {
+    let mut stage = Stage::new(100_000);
+    let mut stalled = stage.subscribe(scope(&[], &[]), &Start::Now);
+    let mut other = stage.subscribe(scope(&[], &[]), &Start::Now);
+    for round in 0..500 {
+        // Appending and showing are plain calls: there is nothing in them that could wait for a subscriber.
+        (0..20).for_each(|_| stage.append(&"s".repeat(1000), "x"));
+        stage.show_all();
+        other.read(20);
+        assert_eq!(other.events().len(), (round + 1) * 20);
+        stalled.read(usize::from(round == 0)); // one event, and then no more
+        let held = stalled.subscription.held();
+        assert!(held.0 <= 16 && held.1 <= 32 * 1024, "{held:?}");
+    }
+    assert_eq!(stalled.wakes(), 1, "marked once, and not again until it looks");
+    stalled.read(usize::MAX);
+    assert_eq!((stalled.events().len(), stalled.gaps().len()), (10_000, 0));
+}
+
+#[test]
 fn the_position_moves_with_what_the_scope_hides() {
     let mut stage = Stage::new(16);
     let mut reader = stage.subscribe(scope(&["a"], &[]), &Start::Now);

@@ -1,4 +1,4 @@
-//! The admin side: is it alive, is it ready, what is it doing.
+//! The admin side: is it alive, is it ready, what is it doing; and the routes of `erasure`.
 //!
 //! Served on a runtime of its own, so that it answers while the public side is saturated. The probe listener has the same
 //! routes without the API.
@@ -16,7 +16,7 @@ use axum::{
     extract::{RawQuery, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{delete, get},
 };
 use hyper::{
     StatusCode,
@@ -24,7 +24,7 @@ use hyper::{
 };
 use serde::Serialize;
 
-use super::{Relay, error::Problem, guard::Guard};
+use super::{Relay, erasure, error::Problem, guard::Guard};
 use crate::{
     auth::{self, SoleKey},
     config::duration_text,
@@ -48,7 +48,11 @@ pub(crate) struct Admin {
 /// The routes of the admin listener. Without a key, `guard` keeps web pages out.
 pub(crate) fn router(admin: Arc<Admin>, guard: Guard) -> Router {
     let needs_key = middleware::from_fn_with_state(Arc::clone(&admin), demand_key);
-    let api = Router::new().route("/api/v1/status", get(status)).route_layer(needs_key);
+    let erase = delete(erasure::erase).fallback(|| async { Problem::method_not_allowed("DELETE") });
+    let api = Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/events/{product_id}", erase)
+        .route_layer(needs_key);
     let demands_key = admin.key.is_set();
     let router = finish(probes().merge(api), admin);
     if demands_key {
@@ -95,7 +99,7 @@ async fn healthz(State(admin): State<Arc<Admin>>) -> Response {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
 }
 
-/// Ready while listening and not leaving; the log in memory needs no recovery.
+/// Ready while listening and not leaving, once every log is whole. One that keeps less than it promises still serves.
 async fn readyz(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     let mut wants = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "require");
@@ -108,15 +112,17 @@ async fn readyz(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> R
         admin.upstreams.iter().map(|(product, status)| (product.as_str(), status.facts().state)).collect();
     let is_draining = admin.relay.is_draining.load(Ordering::SeqCst);
     let all_connected = upstreams.values().all(|state| *state == UpstreamState::Connected);
-    let is_ready = !is_draining && (all_connected || !requires_upstream);
-    let state = match is_ready {
-        true => "ready",
-        false if is_draining => "draining",
-        false => "upstream_not_connected",
+    let state = match () {
+        () if is_draining => "draining",
+        () if admin.relay.is_recovering() => "recovering",
+        () if requires_upstream && !all_connected => "upstream_not_connected",
+        () => READY,
     };
     let upstreams: BTreeMap<_, _> = upstreams.into_iter().map(|(product, state)| (product, state.as_str())).collect();
-    let code = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(serde_json::json!({ "status": state, "upstreams": upstreams }))).into_response()
+    let code = if state == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let is_degraded = admin.relay.is_degraded();
+    (code, Json(serde_json::json!({ "status": state, "degraded": is_degraded, "upstreams": upstreams })))
+        .into_response()
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
@@ -140,6 +146,7 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
             LogStatus {
                 events: facts.events,
                 bytes: facts.bytes,
+                disk: facts.shelf.map(|(events, bytes)| DiskStatus { events, bytes }),
                 oldest: facts.oldest.map(|id| id.to_string()),
                 newest: facts.newest.map(|id| id.to_string()),
             },
@@ -153,6 +160,11 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
         upstreams: admin.upstreams.iter().map(|(product, status)| UpstreamView::new(product, status.facts())).collect(),
         subscribers: count.into_iter().map(|(product, count)| (product.as_str().to_owned(), count)).collect(),
         log,
+        store: admin
+            .relay
+            .store
+            .as_ref()
+            .map(|store| StoreStatus { degraded: store.is_degraded(), recovering: store.is_recovering() }),
         webhooks: [],
     })
 }
@@ -166,6 +178,7 @@ struct Status {
     upstreams: Vec<UpstreamView>,
     subscribers: BTreeMap<String, BTreeMap<&'static str, usize>>,
     log: BTreeMap<String, LogStatus>,
+    store: Option<StoreStatus>,
     webhooks: [(); 0],
 }
 
@@ -194,12 +207,26 @@ impl UpstreamView {
     }
 }
 
+/// `events` and `bytes` are those in memory.
 #[derive(Serialize)]
 struct LogStatus {
     events: usize,
     bytes: u64,
+    disk: Option<DiskStatus>,
     oldest: Option<String>,
     newest: Option<String>,
+}
+
+#[derive(Serialize)]
+struct DiskStatus {
+    events: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct StoreStatus {
+    degraded: bool,
+    recovering: bool,
 }
 
 /// RFC 3339 in UTC.
@@ -214,3 +241,6 @@ fn text(duration: Duration) -> String {
 
 /// A runtime that has not turned for this long will not serve anybody.
 const STANDSTILL_LIMIT: Duration = Duration::from_secs(30);
+
+/// As `/readyz` says it.
+const READY: &str = "ready";

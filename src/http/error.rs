@@ -2,7 +2,7 @@
 //!
 //! The one place that turns errors into status codes: the client learns what to change, the log what broke.
 //!
-//! May use: `auth`.
+//! May use: `auth`, `metrics`.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use hyper::{
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
-use crate::auth::Denial;
+use crate::{auth::Denial, metrics::ShedReason};
 
 /// A request that is not answered as asked.
 #[derive(Clone, Debug)]
@@ -70,6 +70,26 @@ impl From<Denial> for Problem {
     }
 }
 
+impl From<ShedReason> for Problem {
+    fn from(reason: ShedReason) -> Self {
+        let (status, detail) = match reason {
+            ShedReason::PerIp => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers from this address"),
+            ShedReason::PerKey => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers with this key"),
+            ShedReason::ConnectRate => (StatusCode::SERVICE_UNAVAILABLE, "too many subscribers at this moment"),
+            ShedReason::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the relay is shutting down"),
+            ShedReason::MaxSubscribers | ShedReason::NoFileDescriptor => {
+                (StatusCode::SERVICE_UNAVAILABLE, "the relay is full")
+            }
+        };
+        Self::busy(status, detail, spread(SHED_WAIT))
+    }
+}
+
+/// A time within half and one and a half times the mean, so that those who left together do not come back together.
+pub(super) fn spread(mean: Duration) -> Duration {
+    mean.mul_f64(0.5 + fastrand::f64())
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let body = serde_json::json!({
@@ -87,3 +107,6 @@ impl IntoResponse for Problem {
         response
     }
 }
+
+/// Long enough for a crowd to thin out, short enough that nobody notices a moment's fullness.
+pub(super) const SHED_WAIT: Duration = Duration::from_secs(10);

@@ -5,8 +5,10 @@
 //! May use: `auth`, `config`, `event`, `fanout`, `log`, `metrics`, `net`, `sse`, `status`, `wheel`.
 
 pub(crate) mod admin;
+mod erasure;
 pub(crate) mod error;
 pub(crate) mod guard;
+mod page;
 mod request;
 mod sse;
 pub(crate) mod subscribers;
@@ -33,9 +35,11 @@ use hyper::{
 };
 use tower_http::cors::CorsLayer;
 
-use self::{error::Problem, guard::Guard, subscribers::Subscribers};
+use prometheus::IntCounter;
+
+use self::{error::Problem, guard::Guard, request::Wish, subscribers::Subscribers};
 use crate::{
-    auth::{Access, Grant},
+    auth::{self, Access, Grant},
     config::{Network, Origin, Permission},
     event::ProductId,
     fanout::Fanout,
@@ -80,6 +84,8 @@ pub(crate) struct Product {
     pub(crate) fanout: Arc<Fanout>,
     /// The handles of its SSE subscribers.
     pub(crate) sse: DeliveryMetrics,
+    /// Payloads given in pages.
+    pub(crate) paged: IntCounter,
     /// All families, for what is counted rarely.
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -98,9 +104,32 @@ impl Relay {
         Err(ShedReason::Draining)
     }
 
+    /// Whether something of the past is not there yet: of a file that is being checked, or of the relay before this one.
+    fn is_recovering(&self) -> bool {
+        let is_checking = self.store.as_ref().is_some_and(|store| store.is_recovering());
+        is_checking || self.products.iter().any(|product| product.log.is_recovering())
+    }
+
     /// Whether the log keeps less than it promises.
     fn is_degraded(&self) -> bool {
         self.store.as_ref().is_some_and(|store| store.is_degraded())
+    }
+
+    /// Who asks, and the product it asks for.
+    ///
+    /// # Errors
+    ///
+    /// 401, 403, 404 or 400 in this order.
+    fn receive(
+        &self,
+        path: Result<Path<String>, PathRejection>,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<(Grant, Arc<Product>), Problem> {
+        let credential = headers.get(AUTHORIZATION).map(|value| auth::bearer(value.as_bytes()).unwrap_or_default());
+        let grant = self.access.identify(credential.or_else(|| Wish::query_token(query)))?;
+        let product = self.product(path, &grant)?;
+        Ok((grant, product))
     }
 
     /// The product a path names, if the grant may see it.
@@ -143,8 +172,11 @@ fn address_of(hop: &str) -> Option<IpAddr> {
 pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]) -> Router {
     // HEAD would otherwise be answered by a stream that nobody reads.
     let stream = get(sse::stream).head(|| async { Problem::method_not_allowed("GET") });
+    // Nor would anybody read the page.
+    let page = get(page::page).head(|| async { Problem::method_not_allowed("GET") });
     let mut router = Router::new()
         .route("/stream/{product_id}", stream)
+        .route("/events/{product_id}", page)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
         .fallback(|| async { Problem::not_found("no such route") })
         .with_state(relay);

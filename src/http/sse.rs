@@ -21,19 +21,19 @@ use bytes::Bytes;
 use http_body::Frame;
 use hyper::{
     HeaderMap, StatusCode,
-    header::{AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
+    header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
 };
 
 use tokio::time::Instant;
 
 use super::{
     Product, Relay,
-    error::Problem,
+    error::{Problem, SHED_WAIT, spread},
     request::{Wish, accepts_event_stream},
     subscribers::{Leave, Newcomer, Seat},
 };
 use crate::{
-    auth::{self, Grant},
+    auth::Grant,
     fanout::{Item, Listener, Subscription},
     metrics::{ShedReason, Transport},
     net::{Connection, Patience},
@@ -54,9 +54,7 @@ pub(crate) async fn stream(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let query = query.unwrap_or_default();
-    let credential = headers.get(AUTHORIZATION).map(|value| auth::bearer(value.as_bytes()).unwrap_or_default());
-    let grant = relay.access.identify(credential.or_else(|| Wish::query_token(&query)))?;
-    let product = relay.product(path, &grant)?;
+    let (grant, product) = relay.receive(path, &query, &headers)?;
     if !accepts_event_stream(&headers) {
         return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "this is a text/event-stream, which Accept excludes"));
     }
@@ -80,27 +78,12 @@ fn event_stream(body: Body) -> Response {
 
 /// Turns a subscriber away. A browser's `EventSource` gives up for good on any status but 200, so it gets one.
 fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
-    let wait = spread(SHED_WAIT);
     if headers.contains_key("sec-fetch-mode") {
-        let mut response = event_stream(Body::from(sse::encode_retry(wait)));
+        let mut response = event_stream(Body::from(sse::encode_retry(spread(SHED_WAIT))));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return Ok(response);
     }
-    let (status, detail) = match reason {
-        ShedReason::PerIp => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers from this address"),
-        ShedReason::PerKey => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers with this key"),
-        ShedReason::ConnectRate => (StatusCode::SERVICE_UNAVAILABLE, "too many subscribers at this moment"),
-        ShedReason::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the relay is shutting down"),
-        ShedReason::MaxSubscribers | ShedReason::NoFileDescriptor => {
-            (StatusCode::SERVICE_UNAVAILABLE, "the relay is full")
-        }
-    };
-    Err(Problem::busy(status, detail, wait))
-}
-
-/// A time within half and one and a half times the mean, so that those who left together do not come back together.
-fn spread(mean: Duration) -> Duration {
-    mean.mul_f64(0.5 + fastrand::f64())
+    Err(reason.into())
 }
 
 /// What one subscriber receives.
@@ -117,7 +100,7 @@ struct EventBody {
     /// Place of the last entry it gets, once it has been told to leave.
     leave_after: Option<u64>,
     has_left: bool,
-    /// A relay asks: it waits to be told that the replay is at its end.
+    /// A relay asks: it has not been told yet that the replay is at its end.
     owes_end_of_replay: bool,
     /// The time, read once for all frames that are handed over at one wake-up.
     clock: Option<Instant>,
@@ -196,10 +179,10 @@ impl EventBody {
             return self.leave();
         }
         // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
-        let looks_again = self.leave_after.is_some() || self.subscription.must_look_again();
-        let owes_end = self.owes_end_of_replay && self.subscription.is_at_end();
-        if owes_end || self.alarm.wheel().now() >= self.heartbeat_due {
-            self.owes_end_of_replay &= !owes_end;
+        // So does a relay that asks, until the log it reads has caught up itself.
+        let looks_again = self.leave_after.is_some() || self.subscription.must_look_again() || self.owes_end_of_replay;
+        let is_end = self.owes_end_of_replay && self.subscription.is_at_end() && self.product.log.has_caught_up();
+        if is_end || self.alarm.wheel().now() >= self.heartbeat_due {
             return Poll::Ready(Some(self.heartbeat()));
         }
         let due = self.heartbeat_due.min(self.leave_due);
@@ -238,8 +221,14 @@ impl EventBody {
         }
     }
 
-    /// Moves the client's id on where the log has moved past what its filter let through.
+    /// Moves the client's id on where the log has moved past what its filter let through. To a relay, the first one says that
+    /// what comes from now on is news.
     fn heartbeat(&mut self) -> Bytes {
+        let is_replaying = !self.subscription.is_at_end() || self.product.log.is_recovering();
+        if self.owes_end_of_replay && is_replaying {
+            return sse::encode_keep_alive();
+        }
+        self.owes_end_of_replay = false;
         sse::encode_heartbeat(self.subscription.move_on())
     }
 }
@@ -282,6 +271,3 @@ impl Drop for EventBody {
 
 /// A restarted relay is back within seconds; those who lost it should be, too.
 const RETRY: Duration = Duration::from_secs(2);
-
-/// Long enough for a crowd to thin out, short enough that nobody notices a moment's fullness.
-const SHED_WAIT: Duration = Duration::from_secs(10);

@@ -85,8 +85,14 @@ impl Ids {
         }
     }
 
-    /// The id at a place, or of the place before everything.
+    /// The id at a place. At the place before everything, the one before the first entry's where there is such an entry.
     pub(crate) fn at(&self, place: u64) -> Option<EventId> {
+        let before_first = (place == 0).then(|| self.spans.iter().find(|span| span.place == 1)).flatten();
+        if let Some(first) = before_first.filter(|first| first.id.suffix == 0)
+            && let Some(sequence) = first.id.sequence.checked_sub(1)
+        {
+            return Some(EventId::new(first.id.epoch, sequence));
+        }
         if let Some(span) = self.span_of(place) {
             return Some(span.id_at(place));
         }
@@ -112,7 +118,7 @@ impl Ids {
         };
         let before = place.saturating_sub(1);
         let precedes = id.suffix == 0 && first.suffix == 0 && id.sequence.checked_add(1) == Some(first.sequence);
-        let begins_log = self.spans.front().is_some_and(|oldest| oldest.place == *place);
+        let begins_log = before == 0 || self.spans.front().is_some_and(|oldest| oldest.place == *place);
         match (precedes, begins_log) {
             (true, true) => Found::At(before),
             (_, false) => Found::Behind(before),

@@ -2,7 +2,7 @@
 //!
 //! May use: the log's own state.
 
-use super::{Log, Missing, Span, shelf::Shelf, store::Kept};
+use super::{Log, Missing, Span, State, shelf::Shelf, store::Kept};
 use crate::event::{Entry, GapReason};
 
 /// What the store has not got of one log.
@@ -30,17 +30,19 @@ impl Unkept {
 impl Log {
     /// The next entries that the store has not got, at most `most` of them.
     pub(super) fn unkept(&self, most: usize) -> Option<Unkept> {
-        let state = self.state();
-        let shelf = state.shelf.as_ref()?;
-        let (first, entries) = state.ring.behind(shelf.kept_through, most);
+        let mut state = self.state();
+        let State { ring, ids, shelf, .. } = &mut *state;
+        let shelf = shelf.as_mut()?;
+        let (first, entries) = ring.behind(shelf.kept_through, most);
         let missing = shelf.untold();
         if entries.is_empty() && missing.is_empty() {
             return None;
         }
         let mut unkept = Unkept { number: shelf.number, first, entries, spans: Vec::new(), missing };
+        shelf.taken_through = unkept.last();
         // Those that began in a missing range, too; and the first of all, which may begin before the first place.
         let untold_from = if shelf.told_through() == 0 { 0 } else { shelf.told_through() + 1 };
-        unkept.spans = state.ids.between(untold_from, unkept.last());
+        unkept.spans = ids.between(untold_from, unkept.last());
         Some(unkept)
     }
 
@@ -110,11 +112,6 @@ impl Log {
     /// Number of the product in the store.
     pub(super) fn number_in_store(&self) -> u32 {
         self.state().shelf.as_ref().map_or(0, |shelf| shelf.number)
-    }
-
-    /// Place up to which the store has everything that it can have.
-    pub(super) fn kept_through(&self) -> u64 {
-        self.state().shelf.as_ref().map_or(0, |shelf| shelf.kept_through)
     }
 
     /// Entries that the store has not got.

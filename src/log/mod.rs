@@ -135,13 +135,16 @@ impl Log {
         self.push_gap(state, reason, id, after.map(|id| id.to_string().into()));
     }
 
-    /// Writes down a gap that the upstream has announced: under its id if that is new, else under one of this log's.
+    /// Writes down a gap that the upstream has announced, unless it is here already. One of which the upstream says that it
+    /// stands before everything, because it does not know the id that it was asked for, is new wherever it stands: it gets
+    /// an id of this log's if need be.
     pub(crate) fn append_numbered_gap(&self, reason: GapReason, id: Option<EventId>, after: Option<Box<str>>) {
         let state = self.state();
         let newest = state.ring.newest();
-        let id = match id.filter(|id| !state.ids.has_passed(*id, newest)) {
-            Some(id) => id,
-            None => state.own_id(self.epoch),
+        let id = match id {
+            Some(id) if !state.ids.has_passed(id, newest) => id,
+            Some(_) if reason != GapReason::UnknownId => return,
+            _ => state.own_id(self.epoch),
         };
         self.push_gap(state, reason, id, after);
     }
@@ -318,7 +321,12 @@ impl Log {
         self.state().numbering = numbering;
     }
 
-    /// Notes that what comes from now on is history, until [`Log::is_recovered`] says otherwise.
+    /// Whether the upstream has not answered yet.
+    pub(crate) fn is_undecided(&self) -> bool {
+        self.state().numbering == Numbering::Undecided
+    }
+
+    /// Notes that what comes from now on is history, until [`Log::has_recovered`] says otherwise.
     pub(crate) fn recovers(&self) {
         self.history_through.store(u64::MAX, Ordering::SeqCst);
     }
@@ -331,6 +339,12 @@ impl Log {
         }
     }
 
+    /// Whether it has everything that it can have by now, as far as it knows: its upstream has answered, and what came first
+    /// was not history or has come to its end.
+    pub(crate) fn has_caught_up(&self) -> bool {
+        !self.is_undecided() && !self.is_recovering()
+    }
+
     /// Whether what comes is history.
     pub(crate) fn is_recovering(&self) -> bool {
         self.history_through() == u64::MAX
@@ -341,12 +355,14 @@ impl Log {
         self.history_through.load(Ordering::SeqCst)
     }
 
-    /// Takes the events of a session out of memory, and returns their places. The store has its own copies.
-    pub(crate) fn erase(&self, session: &SessionId) -> Vec<u64> {
+    /// Takes the events of a session out of memory, and returns how many of them the store does not have. Of the others, it
+    /// has copies of its own.
+    pub(crate) fn erase(&self, session: &SessionId) -> u64 {
         let mut state = self.state();
         let places = state.ring.erase(session);
         self.metrics.kept(state.ring.len(), state.ring.bytes());
-        places
+        let is_kept = |place: &&u64| state.shelf.as_ref().is_some_and(|shelf| shelf.has(**place));
+        (places.len() - places.iter().filter(is_kept).count()) as u64
     }
 
     /// What it holds at this moment.

@@ -10,7 +10,10 @@
 //!
 //! May use: `event`.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    mem,
+};
 
 use super::{Bounds, Limits};
 use crate::event::{Entry, Gap, Only, Scope, SessionId};
@@ -27,6 +30,8 @@ pub(crate) struct Ring {
     bytes: u64,
     sessions: HashMap<SessionId, Chain>,
     gaps: Chain,
+    /// Whose chain an erasure has emptied, by the last place in it: until that is gone, it knows what is not missing.
+    erased: BTreeMap<u64, SessionId>,
 }
 
 /// Where the entries of one session, or the gaps, stand in the ring.
@@ -62,6 +67,7 @@ impl Ring {
             bytes: 0,
             sessions: HashMap::new(),
             gaps: Chain { places: VecDeque::new(), lost_through: newest },
+            erased: BTreeMap::new(),
         }
     }
 
@@ -133,7 +139,11 @@ impl Ring {
 
     /// Takes the events of a session away, and returns their places.
     pub(crate) fn erase(&mut self, session: &SessionId) -> Vec<u64> {
-        let places: Vec<u64> = self.sessions.remove(session).map(|chain| chain.places.into()).unwrap_or_default();
+        let Some(chain) = self.sessions.get_mut(session) else { return Vec::new() };
+        let places: Vec<u64> = mem::take(&mut chain.places).into();
+        if let Some(last) = places.last() {
+            self.erased.insert(*last, session.clone());
+        }
         for place in &places {
             let offset = self.offset(*place);
             if let Some(entry) = offset.checked_sub(1).and_then(|at| self.entries.get_mut(at)) {
@@ -148,19 +158,19 @@ impl Ring {
         let Some(entry) = self.entries.pop_front() else { return };
         self.evicted_through += 1;
         self.bytes -= entry_bytes(&entry);
-        match &entry {
-            Entry::Erased => {}
-            Entry::Gap(_) => self.gaps.lose_oldest(self.evicted_through),
-            Entry::Event(event) => {
-                let Some(session) = event.session() else { return };
-                let Some(chain) = self.sessions.get_mut(session) else {
-                    return;
-                };
-                chain.lose_oldest(self.evicted_through);
-                if chain.places.is_empty() {
-                    self.sessions.remove(session);
-                }
-            }
+        let session = match &entry {
+            Entry::Gap(_) => return self.gaps.lose_oldest(self.evicted_through),
+            Entry::Erased => self.erased.remove(&self.evicted_through),
+            Entry::Event(event) => event.session().cloned(),
+        };
+        let Some((session, chain)) = session.and_then(|it| self.sessions.get_mut(&it).map(|chain| (it, chain))) else {
+            return;
+        };
+        if let Entry::Event(_) = entry {
+            chain.lose_oldest(self.evicted_through);
+        }
+        if chain.places.is_empty() {
+            self.sessions.remove(&session);
         }
     }
 

@@ -22,6 +22,8 @@ pub(crate) struct Shelf {
     pub(crate) events: u64,
     /// Their bytes.
     pub(crate) bytes: u64,
+    /// The store's writer has taken everything up to here out of memory.
+    pub(crate) taken_through: u64,
     missing: VecDeque<Missing>,
     /// The ranges that the store has not been told of: those that end behind this place.
     told_through: u64,
@@ -56,6 +58,7 @@ impl Shelf {
             kept_through: newest,
             events: 0,
             bytes: 0,
+            taken_through: newest,
             missing: missing.into(),
             told_through: newest,
         }
@@ -115,9 +118,14 @@ impl Shelf {
             // From the first place on: the new file does not know what retention had taken away.
             self.missing.push_back(Missing { first: 1, last: in_memory_from });
         }
-        (self.kept_through, self.told_through) = (in_memory_from, 0);
+        (self.kept_through, self.taken_through, self.told_through) = (in_memory_from, in_memory_from, 0);
         (self.events, self.bytes) = (0, 0);
         is_loss
+    }
+
+    /// Whether an event at `place`, which is in memory, is in the store, too, or about to be.
+    pub(crate) fn has(&self, place: u64) -> bool {
+        self.evicted_through < place && place <= self.taken_through
     }
 
     /// The store knows everything up to here.
@@ -228,6 +236,17 @@ mod tests {
         assert_eq!(shelf.untold(), [Missing { first: 1, last: 80 }]);
         let mut empty = Shelf::new(1, 0, 0, Vec::new());
         assert!(!empty.lose_everything(0), "there was nothing to lose");
+    }
+
+    #[test]
+    fn an_event_is_on_the_shelf_from_when_the_writer_takes_it_until_retention_does() {
+        let mut shelf = Shelf::new(1, 5, 100, Vec::new());
+        shelf.taken_through = 110;
+        for (place, has) in [(5, false), (6, true), (100, true), (110, true), (111, false)] {
+            assert_eq!(shelf.has(place), has, "{place}");
+        }
+        shelf.lose_everything(80);
+        assert!(!shelf.has(90), "to be taken again");
     }
 
     #[test]

@@ -23,7 +23,7 @@ fn frames(stream: &[u8]) -> Vec<Decoded> {
 
 fn frame(event: &str, data: &str, id: &str) -> Decoded {
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-    Decoded::Frame(Frame { event: bytes(event), data: bytes(data), id: bytes(id) })
+    Decoded::Frame(Frame { event: bytes(event), data: bytes(data), id: bytes(id), has_own_id: !id.is_empty() })
 }
 
 /// Cases of web-platform-tests, as data: `tests/data/eventsource-format.json` names the source of each.
@@ -64,6 +64,17 @@ fn assert_case(case: &serde_json::Value, decoded: Vec<Decoded>) {
         assert_eq!(text(&event.id), expected["id"].as_str().unwrap(), "{name}");
     }
     assert_eq!(retry, case["retry_ms"].as_u64(), "{name}");
+}
+
+#[test]
+fn an_id_stays_in_force_and_is_told_from_one_of_the_events_own() {
+    let stream = b"id: 1\ndata: a\n\ndata: b\n\nid: 2\n\ndata: c\n\nid: 2\ndata: d\n\n";
+    let ids = frames(stream).into_iter().map(|decoded| match decoded {
+        Decoded::Frame(frame) => (frame.id, frame.has_own_id),
+        other => panic!("{other:?}"),
+    });
+    let bytes = Bytes::from_static;
+    assert!(ids.eq([(bytes(b"1"), true), (bytes(b"1"), false), (bytes(b"2"), false), (bytes(b"2"), true)]));
 }
 
 #[test]

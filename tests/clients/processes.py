@@ -80,6 +80,7 @@ class Simulator(Process):
     """The stand-in connector: ten sessions, and `rate` events a second."""
 
     patience = 5
+    token = UPSTREAM_TOKEN
 
     def __init__(self, rate=50, port=None):
         self.port = port or free_port()
@@ -99,15 +100,16 @@ class Simulator(Process):
 
 
 class Relay(Process):
-    """A relay of the simulator's product, ready: its upstream is connected."""
+    """A relay of the simulator's product, or of another relay's, ready: its upstream is connected."""
 
     patience = 6  # drain window of one second, and room for a busy machine
+    token = READER
 
-    def __init__(self, simulator, heartbeat="1s", port=None):
+    def __init__(self, upstream, heartbeat="1s", port=None, data_dir=""):
         self.port = port or free_port()
         self.admin_port = free_port()
         config = log_dir / f"relay-{time.monotonic_ns()}.toml"
-        config.write_text(CONFIG.format(relay=self, simulator=simulator, heartbeat=heartbeat))
+        config.write_text(CONFIG.format(relay=self, upstream=upstream, heartbeat=heartbeat, data_dir=data_dir))
         super().__init__("relay", ["serve", "--config", str(config)])
         wait_for(self._ready, "GET /readyz?require=upstream is 200")
 
@@ -146,8 +148,11 @@ drain_window = "1s"
 
 [[upstreams]]
 product_id = "{PRODUCT}"
-url = "http://127.0.0.1:{{simulator.port}}/stream/{PRODUCT}"
-token = "{UPSTREAM_TOKEN}"
+url = "http://127.0.0.1:{{upstream.port}}/stream/{PRODUCT}"
+token = "{{upstream.token}}"
+
+[log]
+data_dir = "{{data_dir}}"
 
 [auth]
 allow_anonymous = false

@@ -10,6 +10,7 @@ use std::{
 use socket2::SockRef;
 
 use super::{
+    PRODUCT,
     http::{Head, Wire},
     wait,
 };
@@ -48,6 +49,22 @@ impl Connector {
     pub(crate) fn stream(&self) -> Link {
         let mut link = self.accept();
         link.send(STREAM_HEAD);
+        link
+    }
+
+    /// The same in the part of a relay; the connection says where to go on.
+    pub(crate) fn stream_as_relay(&self) -> Link {
+        let mut link = self.accept();
+        link.send(RELAY_HEAD);
+        link
+    }
+
+    /// The first two connections of a relay that finds a relay: it asks once, learns that, and asks again.
+    pub(crate) fn found_as_relay(&self) -> Link {
+        let asked = self.stream_as_relay();
+        assert_eq!((asked.request.field("last-event-id"), asked.request.field("autoplay-relay")), (None, None));
+        let link = self.stream_as_relay();
+        assert_eq!(link.request.field("autoplay-relay"), Some("follow"));
         link
     }
 
@@ -112,6 +129,18 @@ impl Link {
         (&*self.socket).write_all(&[b"data: ", payload.as_ref(), b"\n\n"].concat()).is_ok()
     }
 
+    /// Sends a payload under an id, as a relay does.
+    pub(crate) fn event_as(&mut self, id: &str, payload: impl AsRef<[u8]>) {
+        self.send([b"id: ", id.as_bytes(), b"\ndata: ", payload.as_ref(), b"\n\n"].concat());
+    }
+
+    /// Sends a gap notice under an id, as a relay does.
+    pub(crate) fn gap_as(&mut self, id: &str, reason: &str, after: &str) {
+        let notice =
+            format!(r#"{{"type":"gap","product_id":"{PRODUCT}","reason":"{reason}","after":"{after}","before":null}}"#);
+        self.send(format!("id: {id}\nevent: gap\ndata: {notice}\n\n"));
+    }
+
     /// Sends a heartbeat.
     pub(crate) fn heartbeat(&mut self) {
         self.send("event: heartbeat\ndata:\n\n");
@@ -149,3 +178,7 @@ impl Link {
 /// How a connector begins its answer; the stream ends with the connection.
 pub(crate) const STREAM_HEAD: &str =
     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n";
+
+/// How a relay begins its answer.
+const RELAY_HEAD: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nAutoplay-Relay: resume\r\nConnection: close\r\n\r\n";

@@ -14,10 +14,12 @@
     reason = "a test states its expectations by panicking, and its helpers do as well"
 )]
 
+pub(crate) mod bridge;
 pub(crate) mod connector;
 pub(crate) mod events;
 pub(crate) mod http;
 pub(crate) mod metrics;
+pub(crate) mod page;
 pub(crate) mod process;
 pub(crate) mod relay;
 pub(crate) mod store;

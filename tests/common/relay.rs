@@ -46,6 +46,11 @@ impl Setup {
         Self::new().upstream(PRODUCT, &connector.url(PRODUCT), &format!("token = '{TOKEN}'\n{lines}"))
     }
 
+    /// A relay behind the relay at this address: a leaf behind an edge.
+    pub(crate) fn behind_relay(edge: SocketAddr) -> Self {
+        Self::new().upstream(PRODUCT, &format!("http://{edge}{STREAM}"), "")
+    }
+
     /// One more upstream.
     pub(crate) fn upstream(mut self, product: &str, url: &str, lines: &str) -> Self {
         self.upstreams += &format!("[[upstreams]]\nproduct_id = '{product}'\nurl = '{url}'\n{lines}\n");
@@ -196,12 +201,6 @@ impl Relay {
         self.wait_for_metric("autoplay_relay_log_events", &labels, entries as f64);
     }
 
-    /// How many gaps of a reason have been counted.
-    pub(crate) fn gaps(&self, reason: &str) -> f64 {
-        let labels = [("product_id", PRODUCT), ("reason", reason)];
-        wait::value("the counter is there", || self.metrics().value("autoplay_relay_gaps_total", &labels))
-    }
-
     /// Has it leave in order.
     pub(crate) fn stop(mut self) {
         self.process.signal("TERM");
@@ -248,6 +247,30 @@ impl Relay {
     /// Waits until the upstream of [`PRODUCT`] is in this state.
     pub(crate) fn wait_for_upstream(&self, state: &str) {
         wait::until(&format!("the upstream is {state}"), || self.upstream_state(PRODUCT) == state);
+    }
+
+    /// How many gaps of a reason have been counted.
+    pub(crate) fn gaps(&self, reason: &str) -> f64 {
+        let labels = [("product_id", PRODUCT), ("reason", reason)];
+        wait::value("the counter is there", || self.metrics().value("autoplay_relay_gaps_total", &labels))
+    }
+
+    /// How many gaps have been counted.
+    pub(crate) fn all_gaps(&self) -> f64 {
+        ["upstream_reconnect", "evicted", "unknown_id", "not_kept"].iter().map(|reason| self.gaps(reason)).sum()
+    }
+
+    /// Waits for the first heartbeat of the upstream: a relay sends one when its replay is at its end.
+    pub(crate) fn wait_for_end_of_replay(&self) {
+        let name = "autoplay_relay_upstream_last_heartbeat_timestamp_seconds";
+        let labels = [("product_id", PRODUCT)];
+        wait::until("the replay is at its end", || self.metrics().value(name, &labels).is_some_and(|at| at > 0.0));
+    }
+
+    /// Waits until the log is this long in memory.
+    pub(crate) fn wait_for_events(&self, count: usize) {
+        let labels = [("product_id", PRODUCT), ("tier", "memory")];
+        self.wait_for_metric("autoplay_relay_log_events", &labels, count as f64);
     }
 
     /// Waits until this many subscribers of [`PRODUCT`] are counted.

@@ -202,6 +202,11 @@ impl Frame {
         serde_json::from_slice(&self.data).unwrap()
     }
 
+    /// The reason of a gap notice.
+    pub(crate) fn reason(&self) -> String {
+        self.json()["reason"].as_str().unwrap().to_owned()
+    }
+
     /// The id it must have.
     pub(crate) fn id(&self) -> &str {
         self.id.as_deref().unwrap_or_else(|| panic!("no id: {self:?}"))

@@ -186,6 +186,18 @@ fn what_is_erased_is_seen_by_nobody_and_missed_by_nobody() {
 }
 
 #[test]
+fn an_erasure_makes_no_gap_of_what_was_seen_before_it() {
+    let mut ring = ring(4);
+    push(&mut ring, "a b b b b a");
+    assert_eq!(read(&ring, 1, &only("a"), ALL).0, [6], "what went since was of others");
+    ring.erase(&SessionId::new("a").unwrap());
+    assert_eq!(read(&ring, 1, &only("a"), ALL), (vec![], 6, true));
+    assert!(matches!(ring.read_after(0, &only("a"), ALL, &mut VecDeque::new()), Found::Gone));
+    push(&mut ring, "b b b b");
+    assert_eq!((ring.sessions.len(), ring.erased.len()), (1, 0), "nothing is kept of sessions without entries");
+}
+
+#[test]
 fn bytes_bound_the_ring_and_one_entry_is_always_kept() {
     let mut ring = Ring::new(Bounds { events: 100, bytes: 1 }, 0);
     push(&mut ring, "a b c");

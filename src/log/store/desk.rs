@@ -70,23 +70,19 @@ pub(super) struct Erasure {
     pub(super) product: ProductId,
     /// Whose events.
     pub(super) session: SessionId,
-    /// How many there were, and the place up to which the store had the log by then.
-    pub(super) answer: oneshot::Sender<Erased>,
-}
-
-/// How an erasure went.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Erased {
-    /// Events taken out of the store.
-    pub(crate) events: u64,
-    /// The store had the log up to this place.
-    pub(crate) kept_through: u64,
+    /// How many there were.
+    pub(super) answer: oneshot::Sender<u64>,
 }
 
 /// The store could not be read.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the store cannot be read")]
 pub(crate) struct Unreadable;
+
+/// The store could not be written.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the store cannot be written")]
+pub(crate) struct Unwritable;
 
 impl Desk {
     /// A desk before the store at `path`, for `most` readers at one time.
@@ -125,16 +121,26 @@ impl Desk {
         }
     }
 
-    /// Takes a session's events out of the store.
+    /// Orders that a session's events be taken out of the store, and tells how many there were. It is done whether or not
+    /// anybody waits for the answer.
     ///
     /// # Errors
     ///
     /// When the store cannot be written now, or is being closed.
-    pub(crate) async fn erase(&self, product: ProductId, session: SessionId) -> Result<Erased, Unreadable> {
+    pub(crate) fn erase(
+        &self,
+        product: ProductId,
+        session: SessionId,
+    ) -> impl Future<Output = Result<u64, Unwritable>> + use<> {
         let (answer, erased) = oneshot::channel();
-        lock(&self.orders).push(Erasure { product, session, answer });
+        let mut orders = lock(&self.orders);
+        // Looked at while nobody can take orders: one that comes after the last look is refused, and none is forgotten.
+        if !self.is_stopping() {
+            orders.push(Erasure { product, session, answer });
+        }
+        drop(orders);
         self.there_is_work();
-        erased.await.map_err(|_| Unreadable)
+        async { erased.await.map_err(|_| Unwritable) }
     }
 
     /// The orders so far.

@@ -12,6 +12,7 @@
 //! May use: `event`, `log`'s shared words.
 
 mod fault;
+mod portion;
 mod retention;
 pub(super) mod schema;
 
@@ -22,15 +23,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{CachedStatement, Connection, OpenFlags, Row, TransactionBehavior, config::DbConfig, params};
+use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, config::DbConfig, params};
 
 use self::schema::{Identity, address, bits, count, signed};
 pub(crate) use self::{
     fault::{Fault, FileError},
-    retention::Retired,
+    portion::Portion,
 };
 use crate::{
-    event::{Entry, Event, EventId, Gap, ProductId},
+    event::{EventId, ProductId},
     log::{Missing, Span},
 };
 
@@ -41,6 +42,7 @@ pub(crate) struct File {
     path: PathBuf,
     sync: Sync,
     was_left_open: bool,
+    needs_scrub: bool,
 }
 
 impl File {
@@ -67,8 +69,10 @@ impl File {
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         schema::configure_writer(&connection)?;
         schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
-        let was_left_open = connection.query_row("SELECT is_open FROM state", [], |row| row.get(0))?;
-        let mut file = Self { connection, path: path.to_owned(), sync: Sync::Normal, was_left_open };
+        let state = "SELECT is_open, needs_scrub FROM state";
+        let (was_left_open, needs_scrub) = connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let path = path.to_owned();
+        let mut file = Self { connection, path, sync: Sync::Normal, was_left_open, needs_scrub };
         file.commit(Sync::Full, |connection| set_open(connection, true))?;
         Ok(file)
     }
@@ -76,6 +80,11 @@ impl File {
     /// Whether whoever had it open before did not close it.
     pub(crate) fn was_left_open(&self) -> bool {
         self.was_left_open
+    }
+
+    /// Whether copies of what was erased may be left in the file: see [`File::scrub`].
+    pub(crate) fn needs_scrub(&self) -> bool {
+        self.needs_scrub
     }
 
     /// What the file holds of this product, to which it gives a number if it has none.
@@ -143,7 +152,8 @@ impl File {
     }
 
     /// Moves a file that is of no use out of the way, with what SQLite keeps beside it, and returns where it is now.
-    /// Everybody must have closed it. `now` is in Unix milliseconds and becomes part of its name, or the next free number.
+    /// Everybody must have closed it. `now` is in Unix milliseconds and becomes part of its name, or the next number whose
+    /// name is free.
     ///
     /// # Errors
     ///
@@ -216,121 +226,28 @@ pub(crate) struct Kept {
     pub(crate) missing: Vec<Missing>,
 }
 
-/// A part of one product's log, to be written.
-#[derive(Debug)]
-pub(crate) struct Portion<'a> {
-    /// The product's number.
+/// What one step of retention has taken away.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Retired {
+    /// Of which product.
     pub(crate) number: u32,
-    /// Place of the first entry.
-    pub(crate) first: u64,
-    /// What stands there and on the places after it. May be empty.
-    pub(crate) entries: &'a [Entry],
-    /// Takes the place of what was known from the same place on: such a span never got an entry that was kept.
-    pub(crate) spans: &'a [Span],
-    /// Takes the place of what was known to be missing from the same place on.
-    pub(crate) missing: &'a [Missing],
-}
-
-impl Portion<'_> {
-    fn write(&self, connection: &Connection, now: i64) -> Result<(), Fault> {
-        let newest = self.newest();
-        // What lies between is below, and the rest is compared with it.
-        address(self.number, newest)?;
-        let (events, bytes) = self.write_entries(connection, now)?;
-        self.write_spans(connection)?;
-        self.write_missing(connection)?;
-        let mut statement = connection.prepare_cached(
-            "UPDATE products SET newest = max(newest, ?2), events = events + ?3, bytes = bytes + ?4 WHERE number = ?1",
-        )?;
-        match statement.execute(params![self.number, signed(newest), signed(events), signed(bytes)])? {
-            1 => Ok(()),
-            _ => Err(Fault::Refused("the product has no row")),
-        }
-    }
-
-    fn newest(&self) -> u64 {
-        let end = match self.entries.len() as u64 {
-            0 => 0,
-            entries => self.first.saturating_add(entries - 1),
-        };
-        self.missing.iter().fold(end, |newest, missing| newest.max(missing.last))
-    }
-
-    /// Returns how many rows there are and the bytes they hold.
-    fn write_entries(&self, connection: &Connection, now: i64) -> Result<(u64, u64), Fault> {
-        let mut event_row = connection.prepare_cached(
-            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, kind, session, payload) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )?;
-        let mut gap_row = connection.prepare_cached(
-            "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, gap, after) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        )?;
-        let (mut rows, mut bytes) = (0, 0);
-        for (place, entry) in (self.first..).zip(self.entries) {
-            let address = address(self.number, place)?;
-            match entry {
-                Entry::Event(event) => bytes += write_event(&mut event_row, address, now, event)?,
-                Entry::Gap(gap) => write_gap(&mut gap_row, address, now, gap)?,
-                Entry::Erased => continue,
-            }
-            rows += 1;
-        }
-        Ok((rows, bytes))
-    }
-
-    fn write_spans(&self, connection: &Connection) -> Result<(), Fault> {
-        let Some(highest) = self.spans.iter().map(|span| span.id.epoch).max() else { return Ok(()) };
-        let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO spans VALUES (?1, ?2, ?3, ?4, ?5)")?;
-        for Span { place, id } in self.spans {
-            address(self.number, *place)?;
-            let (epoch, sequence) = (id.epoch.cast_signed(), id.sequence.cast_signed());
-            insert.execute(params![self.number, signed(*place), epoch, sequence, id.suffix])?;
-        }
-        let mut known = connection.prepare_cached("SELECT highest_epoch FROM products WHERE number = ?1")?;
-        let known: i64 = known.query_row([self.number], |row| row.get(0))?;
-        // Not SQL's max: an epoch may be beyond i64.
-        if highest > known.cast_unsigned() {
-            let mut update = connection.prepare_cached("UPDATE products SET highest_epoch = ?2 WHERE number = ?1")?;
-            update.execute(params![self.number, highest.cast_signed()])?;
-        }
-        Ok(())
-    }
-
-    fn write_missing(&self, connection: &Connection) -> Result<(), Fault> {
-        let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO missing VALUES (?1, ?2, ?3)")?;
-        for Missing { first, last } in self.missing {
-            if first > last {
-                return Err(Fault::Refused("a missing range ends before it begins"));
-            }
-            insert.execute(params![self.number, signed(*first), signed(*last)])?;
-        }
-        Ok(())
-    }
-}
-
-/// Returns the bytes its row counts for.
-fn write_event(row: &mut CachedStatement<'_>, address: i64, now: i64, event: &Event) -> Result<u64, Fault> {
-    let EventId { epoch, sequence, suffix } = event.id();
-    let (kind, session, payload) = (event.kind().as_str(), event.session().map(|it| it.as_str()), event.payload());
-    let (epoch, sequence) = (epoch.cast_signed(), sequence.cast_signed());
-    row.execute(params![address, epoch, sequence, suffix, now, kind, session, &*payload])?;
-    Ok((kind.len() + session.map_or(0, str::len) + payload.len()) as u64)
-}
-
-fn write_gap(row: &mut CachedStatement<'_>, address: i64, now: i64, gap: &Gap) -> Result<(), Fault> {
-    let EventId { epoch, sequence, suffix } = gap.id;
-    let (epoch, sequence) = (epoch.cast_signed(), sequence.cast_signed());
-    row.execute(params![address, epoch, sequence, suffix, now, gap.reason.as_str(), gap.after.as_deref()])?;
-    Ok(())
+    /// Everything up to this place is gone now.
+    pub(crate) evicted_through: u64,
+    /// Rows.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
 }
 
 fn set_open(connection: &Connection, is_open: bool) -> Result<(), Fault> {
-    connection.execute("UPDATE state SET is_open = ?1", [is_open])?;
+    connection.execute("UPDATE state SET is_open = ?1, syncs = syncs + 1", [is_open])?;
     Ok(())
 }
 
 fn set_synced(connection: &Connection, now: u64) -> Result<(), Fault> {
-    connection.prepare_cached("UPDATE state SET synced_at = ?1")?.execute([signed(now)])?;
+    // A commit that changes nothing writes nothing and waits for nothing: the time alone may be that of the last one.
+    let mut update = connection.prepare_cached("UPDATE state SET synced_at = ?1, syncs = syncs + 1")?;
+    update.execute([signed(now)])?;
     Ok(())
 }
 

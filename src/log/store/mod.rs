@@ -82,9 +82,10 @@ impl Store {
             }
             begun => (begun, false),
         };
-        let (file, found) = begun.map_err(|source| StoreError::File { path: path.clone(), source })?;
+        let (file, found) =
+            begun.map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
         let desk = Desk::new(path, settings.max_concurrent_replays);
-        let log = |(product, kept, epoch): (ProductId, Kept, u64)| {
+        let log = |(product, kept, epoch): Found| {
             let (desk, metrics) = (Arc::clone(&desk), metrics.log(&product));
             Arc::new(Log::kept(product, bounds, kept, epoch, is_new_for_old, desk, metrics))
         };
@@ -148,7 +149,7 @@ impl Drop for Store {
 }
 
 /// Opens the file, and reserves an epoch for each product: on disk before its first id is shown.
-fn begin(path: &Path, products: &[ProductId]) -> Result<(File, Vec<(ProductId, Kept, u64)>), FileError> {
+fn begin(path: &Path, products: &[ProductId]) -> Result<(File, Vec<Found>), FileError> {
     let mut file = File::open(path)?;
     let mut found = Vec::new();
     let mut spans = Vec::new();
@@ -171,6 +172,9 @@ fn begin(path: &Path, products: &[ProductId]) -> Result<(File, Vec<(ProductId, K
     file.write(&portions, Sync::Full, unix_ms())?;
     Ok((file, found))
 }
+
+/// A product, what the file has of it, and the epoch reserved for it.
+type Found = (ProductId, Kept, u64);
 
 /// Makes this process the only one that uses the directory.
 fn take(directory: &Path) -> Result<fs::File, StoreError> {
@@ -256,7 +260,7 @@ pub(crate) enum StoreError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: FileError,
+        source: Box<FileError>,
     },
     /// The operating system gives no thread.
     #[error("cannot start the store's threads")]

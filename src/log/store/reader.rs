@@ -190,14 +190,12 @@ impl Wanted {
         Ok((address(self.number, self.after.min(MAX_PLACE))?, address(self.number, self.through.min(MAX_PLACE))?))
     }
 
-    /// Rows to look at, at the most. One more than may be returned tells whether there is more, unless a filter on kinds
-    /// leaves out some of them.
+    /// Rows to look at, at the most. One more than may be returned tells whether there is more, unless a filter on
+    /// kinds leaves out some of them.
     fn most_rows(&self) -> usize {
-        match (&self.scope.sessions, &self.scope.kinds) {
-            (Only::Everything, Only::Everything) | (Only::These(_), Only::Everything) => {
-                self.limits.entries.saturating_add(1).clamp(2, MOST_ROWS)
-            }
-            (_, Only::These(_)) => MOST_ROWS,
+        match &self.scope.kinds {
+            Only::Everything => self.limits.entries.saturating_add(1).clamp(2, MOST_ROWS),
+            Only::These(_) => MOST_ROWS,
         }
     }
 }

@@ -15,11 +15,11 @@ use std::{
 };
 
 use prometheus::Histogram;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{
     Settings,
-    desk::{Desk, Erased},
+    desk::Desk,
     file::{Fault, File, FileError, Portion, Sync},
     set_aside, unix_ms,
 };
@@ -39,6 +39,9 @@ pub(super) struct Writer {
     synced: Instant,
     is_unsynced: bool,
     retired: Instant,
+    /// Set while copies of what has been erased may be left in the file: when they are to be removed.
+    scrub_at: Option<Instant>,
+    scrubbed: Option<Instant>,
     /// There is more to take away than has been.
     is_retiring: bool,
     #[cfg(test)]
@@ -60,7 +63,9 @@ impl Writer {
         settings: Settings,
         commit_seconds: Histogram,
     ) -> Self {
-        let (state, now) = (State::Open(Box::new(file)), Instant::now());
+        let now = Instant::now();
+        let scrub_at = file.needs_scrub().then_some(now);
+        let state = State::Open(Box::new(file));
         Self {
             desk,
             logs,
@@ -70,6 +75,8 @@ impl Writer {
             synced: now,
             is_unsynced: true,
             retired: now,
+            scrub_at,
+            scrubbed: None,
             is_retiring: false,
             #[cfg(test)]
             script: tests::Script::default(),
@@ -133,7 +140,8 @@ impl Writer {
         {
             self.reopen();
         }
-        let result = self.write_all().and_then(|()| self.obey()).and_then(|()| self.retire());
+        let result =
+            self.write_all().and_then(|()| self.obey()).and_then(|()| self.retire()).and_then(|()| self.scrub());
         self.desk.has_written();
         match result {
             Ok(()) => {}
@@ -160,7 +168,10 @@ impl Writer {
             let began = Instant::now();
             #[cfg(test)]
             self.script.before_commit(&portions)?;
-            file.write(&portions, sync, unix_ms())?;
+            match portions.is_empty() {
+                true => file.sync(unix_ms())?,
+                false => file.write(&portions, sync, unix_ms())?,
+            }
             #[cfg(test)]
             self.script.after_commit()?;
             self.commit_seconds.observe(began.elapsed().as_secs_f64());
@@ -187,9 +198,36 @@ impl Writer {
             self.desk.writes();
             let (events, bytes) = file.erase(log.number_in_store(), &order.session)?;
             log.has_been_erased(events, bytes);
-            let _ = order.answer.send(Erased { events, kept_through: log.kept_through() }); // who asked may have left
+            let _ = order.answer.send(events); // who asked may have left
+            let now = Instant::now();
+            self.scrub_at.get_or_insert(self.scrubbed.map_or(now, |last| now.max(last + SCRUB_EVERY)));
         }
         Ok(())
+    }
+
+    /// Removes the copies of what has been erased that SQLite has left. That takes seconds for a large file, so it is done
+    /// once for all erasures of an hour.
+    fn scrub(&mut self) -> Result<(), FileError> {
+        let State::Open(file) = &mut self.state else { return Ok(()) };
+        if self.scrub_at.is_none_or(|due| Instant::now() < due) {
+            return Ok(());
+        }
+        self.desk.writes();
+        let scrubbed = file.scrub();
+        let now = Instant::now();
+        self.scrubbed = Some(now);
+        self.scrub_at = None;
+        match scrubbed {
+            Err(error @ FileError::Trouble { .. }) => {
+                warn!(
+                    problem = with_causes(&error),
+                    "copies of erased events are left in the file; tried again in an hour"
+                );
+                self.scrub_at = Some(now + SCRUB_EVERY);
+                Ok(())
+            }
+            scrubbed => scrubbed,
+        }
     }
 
     /// Takes the oldest away, a little at a time.
@@ -269,7 +307,7 @@ impl Writer {
                 self.fill(&mut file)?;
             }
         }
-        file.write(&[], Sync::Full, unix_ms())?; // opening and reading is not writing
+        file.sync(unix_ms())?; // opening and reading is not writing
         Ok(file)
     }
 
@@ -306,6 +344,7 @@ impl Writer {
 
     /// Closes the file, after everybody else has: the last one moves the write-ahead log into it.
     pub(super) fn close(self) {
+        drop(self.desk.take_orders()); // if the last write failed
         #[cfg(test)]
         if self.desk.has_crashed() {
             return;
@@ -335,6 +374,9 @@ const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// Between two looks at what is too old.
 const RETIRE_EVERY: Duration = Duration::from_millis(100);
+
+/// Between two removals of what erasing has left.
+const SCRUB_EVERY: Duration = Duration::from_secs(3600);
 
 /// Between two tries to write again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

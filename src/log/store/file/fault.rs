@@ -108,8 +108,6 @@ impl Fault {
 fn shows_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::Error as E;
     match error {
-        // Our statements are right, so one that cannot be prepared tells of a table or column that is gone.
-        E::SqlInputError { .. } => true,
         E::FromSqlConversionFailure(..) | E::InvalidColumnType(..) => true,
         E::IntegralValueOutOfRange(..) | E::Utf8Error(..) | E::QueryReturnedNoRows => true,
         other => matches!(other.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)),

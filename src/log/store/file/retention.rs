@@ -1,34 +1,22 @@
 //! Taking entries out of the store: the oldest when there are too many or too old, and one session's on request.
 //!
-//! In small steps, so that the writer's thread gets back to writing between them.
+//! Retention goes in small steps, so that the writer's thread gets back to writing between them; the rest takes its time.
 //!
 //! May use: `event`.
 
 use rusqlite::{Connection, params};
 
 use super::{
-    File, FileError, Sync,
+    File, FileError, Retired, Sync,
     fault::Fault,
     schema::{MAX_PLACE, address, count, place_of, signed},
 };
 use crate::event::SessionId;
 
-/// What one step of retention has taken away.
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Retired {
-    /// Of which product.
-    pub(crate) number: u32,
-    /// Everything up to this place is gone now.
-    pub(crate) evicted_through: u64,
-    /// Rows.
-    pub(crate) events: u64,
-    /// Bytes of their payloads, sessions and kinds.
-    pub(crate) bytes: u64,
-}
-
 impl File {
-    /// Takes away some of the oldest entries if the oldest of all was kept before `oldest_kept_at`, in Unix milliseconds,
-    /// or if the file uses more than `most_bytes`; none when there is nothing to do. One small step: call it again.
+    /// Takes away some of the oldest entries if the oldest of all was kept before `oldest_kept_at`, in Unix
+    /// milliseconds, or if the file uses more than `most_bytes`; none when there is nothing to do. One small step: call
+    /// it again.
     ///
     /// # Errors
     ///
@@ -46,32 +34,52 @@ impl File {
         }
         let retired = self.commit(Sync::Normal, |connection| {
             let cut = oldest.cut(connection, oldest_kept_at, excess, usage.page_bytes)?;
-            oldest.retire(connection, cut)
+            oldest.retire(connection, &cut)
         });
         retired.map(Some)
     }
 
-    /// Deletes a session's events and returns how many there were. Nothing of them stays in the file or beside it.
+    /// Deletes a session's events, all or none, and returns how many there were and their bytes. No reading finds them any
+    /// more. But even with `secure_delete` SQLite leaves parts of rows where it has moved them from one page to another, and a
+    /// reader in the way keeps the write-ahead log: [`File::scrub`] removes those.
     ///
     /// # Errors
     ///
-    /// When the file cannot be written, or somebody reads it for so long that copies remain in the write-ahead log. Some
-    /// or all events may be deleted; calling it again finishes it.
+    /// When the file cannot be written.
     pub(crate) fn erase(&mut self, number: u32, session: &SessionId) -> Result<(u64, u64), FileError> {
-        self.try_erase(number, session).map_err(|fault| fault.at(&self.path, "erase a session in"))
+        let erased = self.commit(Sync::Full, |connection| erase_rows(connection, number, session));
+        let _ = self.empty_wal(); // if a reader is in the way, it is left to the scrubbing
+        erased.map_err(|fault| fault.at(&self.path, "erase a session in"))
     }
 
-    fn try_erase(&mut self, number: u32, session: &SessionId) -> Result<(u64, u64), Fault> {
-        let mut erased = (0, 0);
-        loop {
-            match self.commit(Sync::Normal, |connection| erase_some(connection, number, session))? {
-                (0, _) => break,
-                (events, bytes) => erased = (erased.0 + events, erased.1 + bytes),
-            }
+    /// Rewrites the file, so that no byte of what was ever deleted stays in it or beside it. Takes time in proportion
+    /// to the file, during which nothing can be written, and up to three times its room.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room, or a reader is in the way. What is kept is kept in any case.
+    pub(crate) fn scrub(&mut self) -> Result<(), FileError> {
+        let done = |connection: &Connection| Ok(connection.execute("UPDATE state SET needs_scrub = 0", [])?);
+        let scrubbed = self.vacuum().and_then(|()| self.empty_wal()).and_then(|()| self.commit(Sync::Normal, done));
+        scrubbed.map(drop).map_err(|fault| fault.at(&self.path, "scrub"))
+    }
+
+    fn vacuum(&self) -> Result<(), Fault> {
+        // The copy may be larger than memory. It holds nothing that has been deleted, and lies beside the file: there is room
+        // for the one place that is sure to be writable.
+        self.connection.pragma_update(None, "temp_store", "FILE")?;
+        if let Some(directory) = self.path.parent().and_then(|directory| directory.to_str()) {
+            self.connection.pragma_update(None, "temp_store_directory", directory)?;
         }
-        let (truncate, row_of_busy) = ("PRAGMA wal_checkpoint(TRUNCATE)", 0);
-        let is_busy: bool = self.connection.query_row(truncate, [], |row| row.get(row_of_busy))?;
-        if is_busy { Err(Fault::Refused("a reader keeps the write-ahead log in use")) } else { Ok(erased) }
+        let vacuumed = self.connection.execute_batch("VACUUM");
+        self.connection.pragma_update(None, "temp_store", "MEMORY")?;
+        vacuumed.map_err(Fault::from)
+    }
+
+    /// Moves everything from the write-ahead log into the file and cuts it to nothing.
+    fn empty_wal(&self) -> Result<(), Fault> {
+        let is_busy: bool = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if is_busy { Err(Fault::Refused("a reader keeps the write-ahead log in use")) } else { Ok(()) }
     }
 }
 
@@ -137,7 +145,7 @@ impl Oldest {
         Ok(cut)
     }
 
-    fn retire(&self, connection: &Connection, cut: Cut) -> Result<Retired, Fault> {
+    fn retire(&self, connection: &Connection, cut: &Cut) -> Result<Retired, Fault> {
         let first = address(self.number, self.evicted_through)?;
         let mut delete = connection.prepare_cached("DELETE FROM entries WHERE entry > ?1 AND entry <= ?2")?;
         delete.execute([first, cut.last])?;
@@ -167,7 +175,7 @@ struct Cut {
     bytes: u64,
 }
 
-/// The room in the file that a row of so many bytes takes: whole pages for a large one, an even share of one for others.
+/// Bytes of the file that a row of so many takes: whole pages for a large one, an even share of one for others.
 fn footprint(row_bytes: u64, page_bytes: u64) -> u64 {
     match page_bytes / row_bytes.max(1) {
         0 => row_bytes.next_multiple_of(page_bytes.max(1)),
@@ -192,26 +200,27 @@ fn forget_spans(connection: &Connection, number: u32, evicted_through: u64) -> R
     Ok(())
 }
 
-/// Deletes the first rows of a session and returns how many.
-fn erase_some(connection: &Connection, number: u32, session: &SessionId) -> Result<(u64, u64), Fault> {
-    let (first, last) = (address(number, 0)?, address(number, MAX_PLACE)?);
-    let mut some = connection.prepare_cached(
-        "SELECT count(*), ifnull(sum(bytes), 0), max(entry) FROM ( \
-             SELECT entry, octet_length(session) + octet_length(kind) + octet_length(payload) AS bytes \
-             FROM entries INDEXED BY by_session \
-             WHERE session = ?1 AND entry BETWEEN ?2 AND ?3 ORDER BY entry LIMIT ?4)",
+/// Deletes the rows of a session and returns how many there were.
+fn erase_rows(connection: &Connection, number: u32, session: &SessionId) -> Result<(u64, u64), Fault> {
+    let rows = params![session.as_str(), address(number, 0)?, address(number, MAX_PLACE)?];
+    let (events, bytes): (i64, i64) = connection.query_row(
+        "SELECT count(*), ifnull(sum(octet_length(session) + octet_length(kind) + octet_length(payload)), 0) \
+         FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
+        rows,
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    let mut rows = some.query(params![session.as_str(), first, last, STEP])?;
-    let row = rows.next()?.ok_or_else(|| Fault::found("a count is gone"))?;
-    let (events, bytes) = (count(row, 0)?, count(row, 1)?);
-    let Some(last) = row.get::<_, Option<i64>>(2)? else { return Ok((0, 0)) };
-    let mut delete = connection
-        .prepare_cached("DELETE FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3")?;
-    delete.execute(params![session.as_str(), first, last])?;
-    let mut update =
-        connection.prepare_cached("UPDATE products SET events = events - ?2, bytes = bytes - ?3 WHERE number = ?1")?;
-    update.execute(params![number, signed(events), signed(bytes)])?;
-    Ok((events, bytes))
+    // Overwritten where they are, before deleting one makes SQLite move its neighbours.
+    connection.execute(
+        "UPDATE entries INDEXED BY by_session SET payload = zeroblob(octet_length(payload)) \
+         WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
+        rows,
+    )?;
+    connection
+        .execute("DELETE FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3", rows)?;
+    connection.execute("UPDATE state SET needs_scrub = 1", [])?;
+    let counters = "UPDATE products SET events = events - ?2, bytes = bytes - ?3 WHERE number = ?1";
+    connection.execute(counters, params![number, events, bytes])?;
+    Ok((events.cast_unsigned(), bytes.cast_unsigned()))
 }
 
 /// Rows that one step deletes: some milliseconds.

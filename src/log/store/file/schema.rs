@@ -7,7 +7,7 @@
 //!            entry                      index, of gaps
 //! spans      product, place, id         which ids the places from here on have
 //! missing    product, first, last       places that should have been kept
-//! state      is_open, synced_at         one row
+//! state      is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk change something
 //! log        view of it all, for people
 //! ```
 //!
@@ -24,11 +24,12 @@ use super::fault::Fault;
 /// Says that a SQLite file is ours: "apRl".
 pub(in crate::log::store) const APPLICATION_ID: i64 = 0x6170_526C;
 
-/// How the schema came to be: the n-th script makes version n out of version n - 1. Scripts once released stay as they are.
+/// How the schema came to be: the n-th script makes version n out of version n - 1. Once released, it stays as it is.
 pub(in crate::log::store) const MIGRATIONS: &[&str] = &[VERSION_1];
 
-/// `payload` comes last, so that a scan of the others does not follow a long row into its overflow pages. An index holds
-/// the row's `entry` in any case; `by_session` is ordered by it within a session.
+/// `payload` comes last, so that a scan of the others does not follow a long row into its overflow pages. An index
+/// holds the row's `entry` in any case, so `by_session` is ordered by it within a session. `gaps` has the reason
+/// only to answer without the row.
 const VERSION_1: &str = "
 CREATE TABLE products (
     number INTEGER PRIMARY KEY,
@@ -52,7 +53,7 @@ CREATE TABLE entries (
     payload BLOB
 ) STRICT;
 CREATE INDEX by_session ON entries (session) WHERE session IS NOT NULL;
-CREATE INDEX gaps ON entries (entry) WHERE gap IS NOT NULL;
+CREATE INDEX gaps ON entries (entry, gap) WHERE gap IS NOT NULL;
 CREATE TABLE spans (
     product INTEGER NOT NULL,
     place INTEGER NOT NULL,
@@ -70,9 +71,11 @@ CREATE TABLE missing (
 CREATE TABLE state (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     is_open INTEGER NOT NULL,
-    synced_at INTEGER NOT NULL
+    synced_at INTEGER NOT NULL,
+    syncs INTEGER NOT NULL,
+    needs_scrub INTEGER NOT NULL
 ) STRICT;
-INSERT INTO state VALUES (1, 0, 0);
+INSERT INTO state VALUES (1, 0, 0, 0, 0);
 CREATE VIEW log (product, id, time, type, session, gap, payload) AS
 SELECT
     products.id,
@@ -160,7 +163,7 @@ pub(super) fn configure_writer(connection: &Connection) -> Result<(), Fault> {
     }
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "journal_size_limit", MAX_IDLE_WAL_BYTES)?;
-    // From the first write on: pages that move or retire rows would otherwise leave copies for erasure to miss.
+    // From the first write on, as what retention takes away is no longer there to be erased later.
     connection.pragma_update(None, "secure_delete", true)?;
     Ok(())
 }

@@ -1,0 +1,66 @@
+//! What the probes say when parts of the relay stand still or are not whole yet.
+
+use axum::body::{self, Body};
+use hyper::{Request, StatusCode, header::HOST};
+use tower::Service;
+
+use super::*;
+use crate::config::{AllowAnonymous, Environment};
+
+/// A relay that listens nowhere, and its admin side.
+struct Stage {
+    relay: Arc<Relay>,
+    router: Router,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
+        let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (logs, _) = logs(&config, &metrics).unwrap();
+        let relay = Arc::new(relay(&config, logs, None, &metrics));
+        let key = SoleKey::new(None);
+        let admin = Admin { relay: Arc::clone(&relay), upstreams: Vec::new(), key, started: SystemTime::now() };
+        Self { relay, router: http::admin::router(Arc::new(admin), guard(&config)) }
+    }
+
+    async fn get(&mut self, path: &str) -> (StatusCode, String) {
+        let request = Request::get(path).header(HOST, "localhost").body(Body::empty()).unwrap();
+        let response = self.router.call(request).await.unwrap();
+        let status = response.status();
+        let body = body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute() {
+    let mut stage = Stage::new();
+    let stop = CancellationToken::new();
+    let wheel = tokio::spawn({
+        let (wheel, stop) = (Arc::clone(&stage.relay.wheel), stop.clone());
+        async move { wheel.run(stop).await }
+    });
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
+    stop.cancel();
+    wheel.await.unwrap();
+    tokio::time::advance(Duration::from_secs(29)).await;
+    assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(stage.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_relay_is_not_ready_while_a_log_is_recovering() {
+    let mut stage = Stage::new();
+    let log = Arc::clone(&stage.relay.products.iter().next().unwrap().log);
+    let ready = r#"{"degraded":false,"status":"ready","upstreams":{}}"#.to_owned();
+    assert_eq!(stage.get("/readyz").await, (StatusCode::OK, ready.clone()));
+    log.recovers();
+    let recovering = r#"{"degraded":false,"status":"recovering","upstreams":{}}"#.to_owned();
+    assert_eq!(stage.get("/readyz").await, (StatusCode::SERVICE_UNAVAILABLE, recovering));
+    log.has_recovered();
+    assert_eq!(stage.get("/readyz").await, (StatusCode::OK, ready));
+}
