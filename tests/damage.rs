@@ -126,10 +126,10 @@ fn a_store_that_cannot_be_opened_for_damage_is_set_aside_and_the_relay_serves() 
         assert_eq!(aside.len(), 1);
         assert_eq!(line["kept_as"].as_str(), aside[0].to_str());
         assert!(fs::read(&aside[0]).unwrap() == bytes, "damage {n}: with all its bytes");
+        let mut link = relay.reconnect(&connector);
         let mut resumed = relay.resume(frames[3].id());
         let notice = resumed.gap().json();
         assert_eq!((&notice["reason"], &notice["after"]), (&"unknown_id".into(), &frames[3].id().into()));
-        let mut link = connector.stream();
         assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "what was there is known to be gone");
         let after = relay.publish(&mut link, 300..350);
         after.iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
