@@ -229,10 +229,10 @@ fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_non
         })
         .collect();
     let kept = || relay.metrics().value("autoplay_relay_log_events", &[("product_id", PRODUCT), ("tier", "disk")]);
-    wait::until("much is gone", || kept().is_some_and(|kept| (20.0..300.0).contains(&kept)));
+    wait::until("much is gone", || kept().is_some_and(|kept| (20.0..60.0).contains(&kept)));
     let count = wait::value("retention has come to rest", || {
         let before = kept()?;
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(500));
         kept().filter(|now| *now == before)
     }) as usize;
     let first = EVENTS - count;
@@ -244,13 +244,15 @@ fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_non
     frames[first..].iter().for_each(|expected| assert_eq!(resumed.event(), *expected));
     let mut again = relay.resume(gap.id());
     assert_eq!(again.event(), frames[first], "the id of the gap repeats neither it nor an event");
+    drop(again);
     assert_eq!(relay.gaps("evicted"), 1.0);
     let mut everything = relay.resume("0");
     frames[first..].iter().for_each(|expected| assert_eq!(everything.event(), *expected));
     assert_eq!(relay.gaps("evicted"), 1.0);
-    let bytes = fs::metadata(data.database()).unwrap().len();
-    assert!(bytes < 8 << 20, "of the 24 MiB that there were: {bytes}");
     relay.stop();
+    let used = "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size";
+    let used = rusqlite::Connection::open(data.database()).unwrap().query_row(used, [], |row| row.get::<_, i64>(0));
+    assert!(used.as_ref().is_ok_and(|used| *used <= 1 << 20), "of the 24 MiB that there were: {used:?}");
     let relay = data.setup(&connector, "retention_bytes = '1MiB'").start();
     let mut resumed = relay.resume(frames[3].id());
     assert_eq!(resumed.gap().json()["reason"], "evicted", "also in the next life");
