@@ -28,6 +28,11 @@ impl Histogram {
         self.count += other.count;
     }
 
+    /// How many values there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
     /// The value that this part of all values does not exceed, 0 when there are none.
     pub(crate) fn quantile(&self, part: f64) -> u64 {
         let rank = (part * self.count as f64).ceil().max(1.0) as u64;

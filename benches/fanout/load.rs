@@ -17,7 +17,7 @@ use crate::{
     Result,
     payload::{PRODUCT, Series, now_us, session_name},
     response::Response,
-    tally::{Ledger, Tally},
+    tally::{Ledger, Resume, Tally},
 };
 
 /// Who listens to what.
@@ -31,6 +31,8 @@ pub(crate) struct Audience {
     pub(crate) series: Series,
     /// Events before this one are checked, but not timed.
     pub(crate) measured_from: u64,
+    /// Where all of them come back to, who listen to everything then. They have caught up when they are given what is measured.
+    pub(crate) resume: Option<Resume>,
 }
 
 /// Subscribers, connected.
@@ -45,6 +47,7 @@ pub(crate) struct Load {
 #[derive(Debug, Default)]
 struct Shared {
     connected: AtomicUsize,
+    caught_up: AtomicU64,
     received: AtomicU64,
     failure: Mutex<Option<String>>,
     stop: AtomicBool,
@@ -53,20 +56,34 @@ struct Shared {
 impl Audience {
     /// Deliveries when nothing is lost.
     pub(crate) fn deliveries(&self) -> u64 {
+        self.deliveries_through(self.series.events)
+    }
+
+    /// Deliveries of the events up to this one when nothing is lost.
+    pub(crate) fn deliveries_through(&self, last: u64) -> u64 {
         match self.own_session {
-            true => self.series.events,
-            false => self.series.events * self.subscribers as u64,
+            true => last,
+            false => (last - self.after()) * self.subscribers as u64,
         }
     }
 
+    /// The event behind which theirs begin.
+    fn after(&self) -> u64 {
+        self.resume.map_or(0, |resume| resume.after)
+    }
+
     fn ledger(&self, number: usize) -> Ledger {
-        Ledger::new(number, self.own_session.then(|| session_name(number)))
+        let behind = self.measured_from - 1 - self.after();
+        Ledger::new(number, self.own_session.then(|| session_name(number)), self.resume, behind)
     }
 }
 
 /// What a subscriber asks for.
-pub(crate) fn request(target: SocketAddr, session: Option<&str>) -> String {
-    let query = session.map_or(String::new(), |session| format!("?session_id={session}"));
+pub(crate) fn request(target: SocketAddr, session: Option<&str>, resume: Option<Resume>) -> String {
+    let session = session.map(|session| format!("session_id={session}"));
+    let resume = resume.map(|resume| format!("last_event_id={resume}"));
+    let query: Vec<String> = session.into_iter().chain(resume).collect();
+    let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
     format!("GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n")
 }
 
@@ -116,6 +133,16 @@ impl Load {
         })
     }
 
+    /// Waits until all who came back have caught up, or nothing comes any more.
+    pub(crate) fn wait_for_caught_up(&self) -> Result<()> {
+        let missed = self.audience.deliveries_through(self.audience.measured_from - 1);
+        self.wait(|shared| {
+            let is_done = shared.caught_up.load(Ordering::Relaxed) == self.audience.subscribers as u64;
+            // What is live does not show that the others still come.
+            (shared.received.load(Ordering::Relaxed).min(missed), is_done)
+        })
+    }
+
     /// Waits until `look` says that it is done, or its number stands still.
     fn wait(&self, look: impl Fn(&Shared) -> (u64, bool)) -> Result<()> {
         let (mut number, mut since) = (0, Instant::now());
@@ -134,19 +161,25 @@ impl Load {
         }
     }
 
+    /// Notes that the series has ended with this event, earlier than it could have.
+    pub(crate) fn ended_with(&mut self, event: u64) {
+        self.audience.series.events = event;
+    }
+
     /// Lets them all leave and closes the books. Waits a moment for what should not come.
     pub(crate) fn finish(self) -> Result<Tally> {
         thread::sleep(AFTERMATH);
         self.shared.stop.store(true, Ordering::Relaxed);
         let series = self.audience.series;
-        let per_session = self.audience.own_session.then(|| series.per_session());
+        let after = self.audience.after();
+        let per_session = self.audience.own_session.then(|| series.per_session(after));
         let mut tally = Tally::new(series.events, self.audience.measured_from);
         for thread in self.threads {
             let crowd = thread.join().map_err(|_| "a thread of the load panicked")??;
             tally.merge(&crowd.tally);
             for Member { ledger, .. } in &crowd.members {
-                let expected = per_session.as_ref().map_or(series.events, |counts| counts[ledger.number]);
-                tally.faults.lost += expected.saturating_sub(ledger.received);
+                let expected = per_session.as_ref().map_or(series.events - after, |counts| counts[ledger.number]);
+                ledger.close(expected, &mut tally.faults);
             }
         }
         Ok(tally)
@@ -186,11 +219,12 @@ impl Crowd {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 result => result?,
             }
-            let (received, pending) = (self.tally.received, self.pending);
+            let (received, caught_up, pending) = (self.tally.received, self.tally.caught_up_us.count(), self.pending);
             for event in &events {
                 self.turn(event.token().0, target, &mut buffer)?;
             }
             shared.received.fetch_add(self.tally.received - received, Ordering::Relaxed);
+            shared.caught_up.fetch_add(self.tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
             shared.connected.fetch_add(pending - self.pending, Ordering::Relaxed);
         }
         Ok(())
@@ -199,7 +233,8 @@ impl Crowd {
     /// Begins connections, a bounded number at a time.
     fn let_in(&mut self, target: SocketAddr, poll: &Poll) -> Result<()> {
         while self.pending < MOST_PENDING {
-            let Some(ledger) = self.waiting.pop() else { break };
+            let Some(mut ledger) = self.waiting.pop() else { break };
+            ledger.comes();
             let mut stream = TcpStream::connect(target).map_err(|error| format!("cannot connect: {error}"))?;
             let token = Token(self.members.len());
             poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
@@ -213,7 +248,7 @@ impl Crowd {
     fn turn(&mut self, nth: usize, target: SocketAddr, buffer: &mut [u8]) -> Result<()> {
         let member = &mut self.members[nth];
         if !member.has_asked {
-            let request = request(target, member.ledger.session.as_deref());
+            let request = request(target, member.ledger.session.as_deref(), member.ledger.resume);
             // So small that it fits whole into an empty socket.
             member.stream.write_all(request.as_bytes()).map_err(|error| format!("cannot ask: {error}"))?;
             member.has_asked = true;

@@ -1,13 +1,23 @@
 //! What fan-out costs: the real relay beside the least that could do its job, on the same work, in the same run.
 //!
 //! ```text
-//! upstream (this process) ──frames──► target: relay or bare (a process of its own) ──streams──► load (this process)
-//!    stamps number and time             its CPU and memory are what is measured            checks every byte, takes times
+//! upstream (this process) ──frames──► target (a process of its own) ──streams──► load (this process)
+//!    stamps number and time         its CPU and memory are measured          checks every byte, takes times
 //! ```
 //!
 //! ```text
-//! cargo bench --bench fanout -- [--quick] [--pairs N] [--only relay|bare] [A A5 B C D E …]
+//! cargo bench --bench fanout -- [--quick] [--pairs N] [--only relay,durable,bare] [A A5 B C D E R S …]
 //! ```
+//!
+//! | target | is |
+//! |---|---|
+//! | relay | the relay with its log in memory |
+//! | durable | the relay with a store, in a directory of its own beside the build, which must lie on a real disk |
+//! | bare | the least that could be called a relay (`bare.rs`) |
+//!
+//! `--only` names those that take turns within each pair; without it these are relay and bare. So
+//! `--pairs 5 --only relay,durable A C` tells what the store costs those who listen. R and S need a store: they run against
+//! durable, whatever else is named.
 //!
 //! | scenario | measures |
 //! |---|---|
@@ -16,6 +26,8 @@
 //! | C | the price of an event that one among 10 000 subscribers gets, and how it grows with those who do not |
 //! | D | whether 1 000 000 deliveries/s are carried without a loss, and how late they come |
 //! | E | the price of a subscriber who comes and goes, and whether those who stay notice |
+//! | R | the store, with 1 000 000 events of 1 000 sessions: how fast it takes them, how soon a new process serves from it, when the first old event comes and how fast the others, and what those who listen notice when 1 000 come back at once |
+//! | S | what 1 000 subscribers hold in memory who take nothing, first those who were listening, then as many who come back |
 //!
 //! How to read the numbers:
 //!
@@ -26,14 +38,21 @@
 //!   clock. Load, upstream and target share the machine, so it shows the differences between targets, not what a network adds.
 //! - **Memory** is what the target has for itself (`Private_*` of `smaps_rollup`). Kernel memory is the whole machine's, both
 //!   ends of each connection, and only for information.
+//! - **R**: the upstream keeps at most some 16 000 events ahead of the store, so that none has to leave memory unkept: the rate is
+//!   the store's. *Cold* means that the kernel was made to forget the files (`dd iflag=nocache`) before; what a disk or a host below
+//!   caches, it keeps. The first event is timed from before the connect, and the median of seven counts. Who comes back gets
+//!   everything missed, the one gap that the restart left, and what is live; all of it is checked.
+//! - **S**: memory is full of events before the first of them come, so what grows is theirs; before the others come back, the relay
+//!   is started anew. These stall at places of their own, so that no two hold the same events. More than 64 KiB each breaks a promise.
 //! - **Other things** on the machine spoil all of it: where `cores busy with other things` is not near 0, measure again.
 //! - `bare` (see `bare.rs`) parses no HTTP, keeps nothing, checks nobody, announces nothing. Ratios of the two, taken in turns, mean
 //!   more than absolute numbers.
 //!
-//! Exits with 1 when an event was lost, damaged, seen twice, out of order or by the wrong subscriber, or when a gap was announced;
-//! never because something was slow. `--quick` is a smoke test of under a minute: smaller, and the relay alone.
+//! Exits with 1 when an event was lost, damaged, seen twice, out of order or by the wrong subscriber, when a gap was announced that
+//! was none or one was not, and when stalled subscribers hold more than is promised; never because something was slow. `--quick` is
+//! a smoke test of about a minute: smaller, and no target but the relay.
 //!
-//! Needs Linux (`/proc`) and some 12 000 file descriptors. Runs only under `cargo bench`; as a test it does nothing.
+//! Needs Linux (`/proc`), some 12 000 file descriptors and 4 GB of disk. Runs only under `cargo bench`; as a test it does nothing.
 #![allow(
     clippy::indexing_slicing,
     reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"
@@ -42,9 +61,11 @@
 mod bare;
 mod histogram;
 mod load;
+mod metrics;
 mod options;
 mod payload;
 mod process;
+mod reader;
 mod report;
 mod response;
 mod rig;
@@ -88,7 +109,7 @@ fn measure(options: &Options) -> Result<ExitCode> {
     for &scenario in &options.scenarios {
         let mut report = Report::new(scenario, options);
         for pair in 0..options.pairs {
-            let mut kinds = options.kinds.clone();
+            let mut kinds = scenario.kinds(&options.kinds);
             // Taking turns at being first, so that neither always finds the machine as the other left it.
             if pair % 2 == 1 {
                 kinds.reverse();

@@ -59,7 +59,7 @@ impl Command {
                     options.kinds = vec![Kind::Relay];
                 }
                 "--pairs" => options.pairs = value(&argument, arguments.next())?,
-                "--only" => options.kinds = vec![value(&argument, arguments.next())?],
+                "--only" => options.kinds = list(&argument, arguments.next())?,
                 _ if !is_bench && argument.starts_with('-') => return Ok(Self::Nothing), // the test harness' own
                 name => options.scenarios.push(name.parse()?),
             }
@@ -86,6 +86,12 @@ fn value<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<T> {
     text.parse().map_err(|_| format!("{name} cannot be {text:?}\n{USAGE}").into())
 }
 
+/// One or several, with commas between.
+fn list<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<Vec<T>> {
+    let text = text.unwrap_or_default();
+    text.split(',').map(|one| value(name, Some(one.to_owned()))).collect()
+}
+
 /// Said after whatever was wrong.
 pub(crate) const USAGE: &str =
-    "usage: cargo bench --bench fanout -- [--quick] [--pairs N] [--only relay|bare] [A A5 B C D E …]";
+    "usage: cargo bench --bench fanout -- [--quick] [--pairs N] [--only relay,durable,bare] [A A5 B C D E R S …]";

@@ -38,10 +38,10 @@ impl Series {
         (mix(sequence) % self.sessions as u64) as usize
     }
 
-    /// How many of the events each session has.
-    pub(crate) fn per_session(&self) -> Vec<u64> {
+    /// How many of the events behind this one each session has.
+    pub(crate) fn per_session(&self, after: u64) -> Vec<u64> {
         let mut counts = vec![0; self.sessions];
-        for sequence in 1..=self.events {
+        for sequence in after + 1..=self.events {
             counts[self.session(sequence)] += 1;
         }
         counts

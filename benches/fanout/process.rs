@@ -1,6 +1,13 @@
 //! What the kernel says about a process and the machine.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError, Sender},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use crate::Result;
 
@@ -36,6 +43,56 @@ pub(crate) fn private_kib(pid: u32) -> Result<f64> {
     let private = rollup.lines().filter(|line| line.starts_with("Private_"));
     let kib = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
     Ok(kib.sum())
+}
+
+/// The most memory that a process has for itself while it is watched.
+#[derive(Debug)]
+pub(crate) struct Peak {
+    stop: Sender<()>,
+    thread: JoinHandle<f64>,
+}
+
+impl Peak {
+    /// Begins to watch.
+    pub(crate) fn watch(pid: u32) -> Self {
+        let (stop, is_over) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            let mut highest = 0.0;
+            loop {
+                let now = private_kib(pid).unwrap_or(0.0); // who measures the rest will find it gone
+                highest = f64::max(highest, now);
+                if is_over.recv_timeout(BETWEEN_LOOKS) != Err(RecvTimeoutError::Timeout) {
+                    return highest;
+                }
+            }
+        });
+        Self { stop, thread }
+    }
+
+    /// What it was, in KiB.
+    pub(crate) fn kib(self) -> Result<f64> {
+        drop(self.stop);
+        Ok(self.thread.join().map_err(|_| "the thread that watches memory panicked")?)
+    }
+}
+
+/// Bytes of files that a process has caused to be written to disks.
+pub(crate) fn written_bytes(pid: u32) -> Result<f64> {
+    let io = fs::read_to_string(format!("/proc/{pid}/io"))?;
+    let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    Ok(written.ok_or("no write_bytes in /proc/PID/io")?.parse()?)
+}
+
+/// Has the kernel forget what it holds of a file, so that the next who reads it waits for the disk. What is not written
+/// back yet stays.
+pub(crate) fn drop_from_cache(file: &Path) -> Result<()> {
+    let mut argument = std::ffi::OsString::from("if=");
+    argument.push(file);
+    let dd = Command::new("dd").arg(argument).args(["iflag=nocache", "count=0"]).stderr(Stdio::null()).status()?;
+    match dd.success() {
+        true => Ok(()),
+        false => Err(format!("dd cannot drop {} from the page cache: {dd}", file.display()).into()),
+    }
 }
 
 /// Memory of what all TCP sockets of the machine hold in their buffers, in KiB.
@@ -78,3 +135,6 @@ pub(crate) fn machine() -> String {
 const TICKS_PER_SECOND: u64 = 100;
 
 const PAGE_KIB: f64 = 4.0;
+
+/// Short against what is watched, long against a look, which takes a millisecond of the machine.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(25);

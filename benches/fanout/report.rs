@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The outcome of one run against one target.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     measures: Vec<Measure>,
     /// What should not have happened.
@@ -31,7 +31,7 @@ struct Measure {
 impl Outcome {
     /// What the books say, when `deliveries` was what should be.
     pub(crate) fn new(tally: &Tally, deliveries: u64) -> Self {
-        let mut outcome = Self { measures: Vec::new(), faults: tally.faults.clone(), remarks: Vec::new() };
+        let mut outcome = Self { faults: tally.faults.clone(), ..Self::default() };
         outcome.note("deliveries offered", deliveries as f64);
         outcome.note("received", tally.received as f64);
         outcome
@@ -45,6 +45,14 @@ impl Outcome {
     /// Adds a number for information.
     pub(crate) fn note(&mut self, name: &'static str, value: f64) {
         self.add(name, value, false);
+    }
+
+    /// Adds a number for information, and a fault if it is higher than it may be.
+    pub(crate) fn limit(&mut self, name: &'static str, value: f64, most: f64) {
+        self.note(name, value);
+        if value > most {
+            self.faults.words.push(format!("{name}: {value:.1}, and {most} at the most is promised"));
+        }
     }
 
     /// Adds how late deliveries were.
@@ -107,27 +115,38 @@ impl Report {
         median(self.of(kind).filter_map(|trial| trial.outcome.value(name)))
     }
 
-    /// The median of the ratios within each pair.
-    fn ratio(&self, name: &str) -> Option<f64> {
-        let pair = |relay: &Trial| {
-            let bare = self.of(Kind::Bare).find(|bare| bare.pair == relay.pair)?;
-            Some(relay.outcome.value(name)? / bare.outcome.value(name)?)
+    /// The median of the ratios of two targets within each pair.
+    fn ratio(&self, (kind, to): (Kind, Kind), name: &str) -> Option<f64> {
+        let pair = |trial: &Trial| {
+            let other = self.of(to).find(|other| other.pair == trial.pair)?;
+            Some(trial.outcome.value(name)? / other.outcome.value(name)?)
         };
-        median(self.of(Kind::Relay).filter_map(pair).filter(|ratio| ratio.is_finite()))
+        median(self.of(kind).filter_map(pair).filter(|ratio| ratio.is_finite()))
+    }
+
+    /// What has run.
+    fn kinds(&self) -> Vec<Kind> {
+        Kind::ALL.into_iter().filter(|kind| self.of(*kind).next().is_some()).collect()
     }
 }
 
 impl Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "\n### {}\n", self.scenario.title(self.size))?;
-        writeln!(formatter, "| | relay | bare | relay / bare |\n|---|---:|---:|---:|")?;
+        let kinds = self.kinds();
+        let ratios = RATIOS.into_iter().filter(|(kind, to)| kinds.contains(kind) && kinds.contains(to));
+        let ratios: Vec<(Kind, Kind)> = ratios.collect();
+        let columns = kinds.iter().map(Kind::to_string).chain(ratios.iter().map(|(kind, to)| format!("{kind} / {to}")));
+        let columns: Vec<String> = columns.collect();
+        writeln!(formatter, "| | {} |\n|---|{}", columns.join(" | "), "---:|".repeat(columns.len()))?;
         let measures = self.trials.first().map_or(&[][..], |trial| &trial.outcome.measures);
         for Measure { name, is_compared, .. } in measures {
-            let ratio = self.ratio(name).filter(|_| *is_compared);
-            let [relay, bare] = [Kind::Relay, Kind::Bare].map(|kind| shown(self.median(kind, name)));
-            writeln!(formatter, "| {name} | {relay} | {bare} | {} |", shown(ratio))?;
+            let values = kinds.iter().map(|kind| self.median(*kind, name));
+            let ratios = ratios.iter().map(|pair| self.ratio(*pair, name).filter(|_| *is_compared));
+            let cells: Vec<String> = values.chain(ratios).map(shown).collect();
+            writeln!(formatter, "| {name} | {} |", cells.join(" | "))?;
         }
-        for kind in [Kind::Relay, Kind::Bare] {
+        for kind in kinds {
             let mut faults = Faults::default();
             self.of(kind).for_each(|trial| faults.merge(&trial.outcome.faults));
             for (name, count) in faults.counts().iter().filter(|(_, count)| *count > 0) {
@@ -144,7 +163,12 @@ impl Display for Report {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+/// What is compared with what, where both have run.
+const RATIOS: [(Kind, Kind); 3] =
+    [(Kind::Relay, Kind::Bare), (Kind::Durable, Kind::Relay), (Kind::Durable, Kind::Bare)];
+
+/// The middle one, or the middle of the middle two; none of none.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let (lower, upper) = (values.len().checked_sub(1)? / 2, values.len() / 2);

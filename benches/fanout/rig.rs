@@ -1,18 +1,22 @@
 //! One run's set-up: an upstream and a target, and what is read off the target.
 
 use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     ops::RangeInclusive,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
 use crate::{
     Result,
     load::{Audience, Load},
+    metrics::Metrics,
+    payload::{PRODUCT, Series},
     process,
     report::Outcome,
-    target::{Kind, Pace, Target},
+    target::{Kind, Pace, Restart, Target},
     upstream::{Stream, Upstream},
 };
 
@@ -37,6 +41,11 @@ impl Rig {
     /// Where subscribers go.
     pub(crate) fn address(&self) -> SocketAddr {
         self.target.address
+    }
+
+    /// The target's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.target.pid()
     }
 
     /// Memory that the target has for itself.
@@ -73,23 +82,85 @@ impl Rig {
     ) -> Result<Duration> {
         let last = *events.end();
         let late = self.upstream.send(audience.series, events, per_second as f64)?;
-        load.wait_for(audience.deliveries() * last / audience.series.events)?;
+        load.wait_for(audience.deliveries_through(last))?;
         Ok(late)
+    }
+
+    /// Sends events of the series from `first` on while `work` is done. Returns the last of them.
+    pub(crate) fn send_while<T>(
+        &mut self,
+        series: Series,
+        first: u64,
+        per_second: u64,
+        work: impl FnOnce(SocketAddr) -> Result<T>,
+    ) -> Result<(u64, T)> {
+        let Self { target, upstream, .. } = self;
+        let (is_done, mut last) = (AtomicBool::new(false), first - 1);
+        let done = thread::scope(|scope| {
+            let events = (first..).take_while(|_| !is_done.load(Ordering::Relaxed)).inspect(|event| last = *event);
+            let sender = scope.spawn(|| upstream.send(series, events, per_second as f64));
+            let done = work(target.address);
+            is_done.store(true, Ordering::Relaxed);
+            sender.join().map_err(|_| "the upstream's thread panicked")??;
+            done
+        })?;
+        Ok((last, done))
+    }
+
+    /// Sends events of the series as fast as the target's store takes them, so that none leaves memory before it is kept.
+    /// Returns when all are in the store.
+    pub(crate) fn pour(&mut self, series: Series, events: RangeInclusive<u64>) -> Result<()> {
+        let (first, last) = events.into_inner();
+        let before = self.kept()?;
+        let (mut sent, mut moved) = (first - 1, (before, Instant::now()));
+        loop {
+            let kept = self.kept()?;
+            if kept >= before + (last + 1 - first) {
+                return Ok(());
+            }
+            if kept > moved.0 {
+                moved = (kept, Instant::now());
+            }
+            if moved.1.elapsed() > STANDSTILL {
+                return Err(format!("the store has kept {} of {sent} events and takes no more", kept - before).into());
+            }
+            let room = last.min(first - 1 + (kept - before) + MOST_UNKEPT);
+            while sent < room {
+                let next = room.min(sent + POURED_AT_ONCE);
+                self.upstream.pour(series, sent + 1..=next)?;
+                sent = next;
+            }
+            thread::sleep(BETWEEN_LOOKS);
+        }
+    }
+
+    /// How many entries the target's store has.
+    fn kept(&self) -> Result<u64> {
+        let metrics = self.metrics()?.ok_or("the target has no metrics")?;
+        Ok(metrics.sum(&format!(r#"autoplay_relay_log_events{{product_id="{PRODUCT}",tier="disk"}}"#)) as u64)
+    }
+
+    /// What the target's metrics say, if it has any.
+    pub(crate) fn metrics(&self) -> Result<Option<Metrics>> {
+        self.target.admin.map(Metrics::read).transpose()
     }
 
     /// How many subscribers the target says it has, if it says anything.
     pub(crate) fn subscribers(&self) -> Result<Option<f64>> {
-        let Some(admin) = self.target.admin else {
-            return Ok(None);
-        };
-        let mut stream = TcpStream::connect(admin)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let samples = answer.lines().filter(|line| line.starts_with("autoplay_relay_subscribers{"));
-        let values = samples.filter_map(|line| line.split_whitespace().last()?.parse::<f64>().ok());
-        Ok(Some(values.sum()))
+        Ok(self.metrics()?.map(|metrics| metrics.sum("autoplay_relay_subscribers{")))
+    }
+
+    /// The files that the target keeps.
+    pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
+        self.target.files()
+    }
+
+    /// Ends the target in order and starts it again on what it has kept.
+    pub(crate) fn restart(self, outcome: &mut Outcome) -> Result<(Self, Restart)> {
+        let Self { target, upstream, disturbance } = self;
+        let (target, restart) = target.restart(&mut outcome.remarks)?;
+        let upstream = upstream.closed().accept()?;
+        Ok((Self { target, upstream, disturbance }, restart))
     }
 
     /// Whatever is wrong with the target goes into the books. Then it is killed.
@@ -110,3 +181,15 @@ fn others_cpu(target: u32) -> Result<Duration> {
     let ours = process::cpu(target)? + process::cpu(std::process::id())?;
     Ok(process::machine_cpu()?.saturating_sub(ours))
 }
+
+/// Events on the way into the store: many commits' worth, and a fraction of what the relay holds in memory.
+const MOST_UNKEPT: u64 = 16_384;
+
+/// Events in one write of the upstream.
+const POURED_AT_ONCE: u64 = 64;
+
+/// A fraction of the time in which the store takes [`MOST_UNKEPT`] events.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
+
+/// When the store takes nothing for this long, it takes nothing any more.
+const STANDSTILL: Duration = Duration::from_secs(10);

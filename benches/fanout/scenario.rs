@@ -4,10 +4,12 @@ mod broadcast;
 mod coming;
 mod idle;
 mod sessions;
+mod stalled;
+mod store;
 
 use std::{str::FromStr, time::Duration};
 
-use self::{broadcast::Broadcast, coming::Coming, idle::Idle, sessions::Sessions};
+use self::{broadcast::Broadcast, coming::Coming, idle::Idle, sessions::Sessions, stalled::Stalled, store::Store};
 use crate::{Result, histogram::Histogram, options::USAGE, report::Outcome, target::Kind};
 
 /// One kind of work.
@@ -25,6 +27,10 @@ pub(crate) enum Scenario {
     D,
     /// Coming and going.
     E,
+    /// The store: filling it, finding it again, reading it.
+    R,
+    /// Those who take nothing.
+    S,
 }
 
 /// How large.
@@ -38,7 +44,15 @@ pub(crate) enum Size {
 
 impl Scenario {
     /// All, in the order in which they run.
-    pub(crate) const ALL: [Self; 6] = [Self::A, Self::A5, Self::B, Self::C, Self::D, Self::E];
+    pub(crate) const ALL: [Self; 8] = [Self::A, Self::A5, Self::B, Self::C, Self::D, Self::E, Self::R, Self::S];
+
+    /// Which of these targets it runs against. Where the store is what is measured, that is the one which has one.
+    pub(crate) fn kinds(self, wanted: &[Kind]) -> Vec<Kind> {
+        match self {
+            Self::R | Self::S => vec![Kind::Durable],
+            _ => wanted.to_vec(),
+        }
+    }
 
     /// What it is, in a line.
     pub(crate) fn title(self, size: Size) -> String {
@@ -49,6 +63,8 @@ impl Scenario {
             Self::C => Sessions::new(size).title(),
             Self::D => Broadcast::full(size).title("D"),
             Self::E => Coming::new(size).title(),
+            Self::R => Store::new(size).title(),
+            Self::S => Stalled::new(size).title(),
         }
     }
 
@@ -65,6 +81,8 @@ impl Scenario {
             Self::C => Sessions::new(size).run(kind),
             Self::D => Broadcast::full(size).run(kind),
             Self::E => Coming::new(size).run(kind),
+            Self::R => Store::new(size).run(),
+            Self::S => Stalled::new(size).run(),
         };
         outcome.map_err(|error| format!("{}, {kind}: {error}", self.title(size)).into())
     }

@@ -1,10 +1,36 @@
 //! The books: what each subscriber got, checked to the byte and in order, and how late it came.
 
+use std::{
+    fmt::{self, Display},
+    time::Duration,
+};
+
 use crate::{
     histogram::Histogram,
-    payload::{Template, number},
+    payload::{Template, now_us, number},
     response::Block,
 };
+
+/// Where somebody comes back to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resume {
+    /// Of the ids.
+    pub(crate) epoch: u64,
+    /// The last event it has; 0 for none.
+    pub(crate) after: u64,
+    /// The relay was started anew behind this event, and says so with one gap notice.
+    pub(crate) gap_behind: u64,
+}
+
+impl Display for Resume {
+    /// As `last_event_id` has it. Up to the gap, the numbers of events and of ids are the same.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.after {
+            0 => formatter.write_str("0"),
+            after => write!(formatter, "{}-{after}", self.epoch),
+        }
+    }
+}
 
 /// What one subscriber has seen.
 #[derive(Debug)]
@@ -15,14 +41,55 @@ pub(crate) struct Ledger {
     pub(crate) session: Option<String>,
     /// Events it got.
     pub(crate) received: u64,
+    /// Where it came back to.
+    pub(crate) resume: Option<Resume>,
+    /// Events it has to get before it has caught up.
+    behind: u64,
+    came_us: u64,
     last_sequence: u64,
+    epoch: u64,
     last_id: u64,
+    /// The event behind which a gap is to be announced, until it is.
+    gap_behind: Option<u64>,
 }
 
 impl Ledger {
-    /// A subscriber who has seen nothing.
-    pub(crate) fn new(number: usize, session: Option<String>) -> Self {
-        Self { number, session, received: 0, last_sequence: 0, last_id: 0 }
+    /// A subscriber who has seen nothing and comes now, or comes back and is `behind` by so many events.
+    pub(crate) fn new(number: usize, session: Option<String>, resume: Option<Resume>, behind: u64) -> Self {
+        let after = resume.map_or(0, |resume| resume.after);
+        Self {
+            number,
+            session,
+            received: 0,
+            resume,
+            behind,
+            came_us: now_us(),
+            last_sequence: after,
+            epoch: resume.map_or(0, |resume| resume.epoch),
+            last_id: after,
+            gap_behind: resume.map(|resume| resume.gap_behind),
+        }
+    }
+
+    /// What should have happened by the end and did not, when `expected` events should have come.
+    pub(crate) fn close(&self, expected: u64, faults: &mut Faults) {
+        faults.lost += expected.saturating_sub(self.received);
+        faults.unannounced += u64::from(self.gap_behind.is_some());
+    }
+
+    /// Begins to take its time.
+    pub(crate) fn comes(&mut self) {
+        self.came_us = now_us();
+    }
+
+    /// How long it has been there.
+    pub(crate) fn since_it_came(&self) -> Duration {
+        Duration::from_micros(now_us().saturating_sub(self.came_us))
+    }
+
+    /// The epoch of the last id it got.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
     }
 }
 
@@ -37,6 +104,10 @@ pub(crate) struct Tally {
     pub(crate) faults: Faults,
     /// From sent to received, in microseconds.
     pub(crate) latency: Histogram,
+    /// The same of the events before those that are measured.
+    pub(crate) latency_before: Histogram,
+    /// How long those who came back took to have caught up, in microseconds.
+    pub(crate) caught_up_us: Histogram,
     /// For each event the latest it came to any of them, in microseconds.
     pub(crate) last_us: Vec<u32>,
 }
@@ -52,8 +123,10 @@ pub(crate) struct Faults {
     pub(crate) foreign: u64,
     /// Payloads that were not what was sent.
     pub(crate) damaged: u64,
-    /// Gap notices.
+    /// Gap notices where nothing was missing.
     pub(crate) gaps: u64,
+    /// Gap notices that somebody did not get.
+    pub(crate) unannounced: u64,
     /// Streams that ended before they were left.
     pub(crate) ended: u64,
     /// Anything else, in words.
@@ -69,14 +142,22 @@ impl Tally {
             received: 0,
             faults: Faults::default(),
             latency: Histogram::new(),
+            latency_before: Histogram::new(),
+            caught_up_us: Histogram::new(),
             last_us: vec![0; events as usize + 1],
         }
+    }
+
+    /// Empty books on events that are only checked.
+    pub(crate) fn untimed() -> Self {
+        Self::new(0, u64::MAX)
     }
 
     /// Enters what `ledger`'s subscriber received.
     pub(crate) fn enter(&mut self, ledger: &mut Ledger, block: Block<'_>, now_us: u64) {
         match block.name {
             None => self.event(ledger, block, now_us),
+            Some(b"gap") if ledger.gap_behind == Some(ledger.last_sequence) => ledger.gap_behind = None,
             Some(b"gap") => self.faults.gaps += 1,
             Some(b"heartbeat") => {}
             Some(_) => self.faults.damaged += 1,
@@ -84,24 +165,28 @@ impl Tally {
     }
 
     fn event(&mut self, ledger: &mut Ledger, block: Block<'_>, now_us: u64) {
-        let id = block.id.and_then(sequence_of_id);
+        let id = block.id.and_then(parts_of_id);
         let event = block.data.and_then(|data| self.template.read(data));
-        let (Some(id), Some(event)) = (id, event) else {
+        let (Some((epoch, id)), Some(event)) = (id, event) else {
             self.faults.damaged += 1;
             return;
         };
         let is_foreign = ledger.session.as_ref().is_some_and(|own| own.as_bytes() != event.session);
-        let is_misordered = event.sequence <= ledger.last_sequence || id <= ledger.last_id;
+        let is_misordered = event.sequence <= ledger.last_sequence || (epoch, id) <= (ledger.epoch, ledger.last_id);
         self.faults.foreign += u64::from(is_foreign);
         self.faults.misordered += u64::from(is_misordered);
         ledger.last_sequence = event.sequence;
-        ledger.last_id = id;
+        (ledger.epoch, ledger.last_id) = (epoch, id);
         ledger.received += 1;
         self.received += 1;
-        if event.sequence < self.measured_from {
-            return;
+        if ledger.received == ledger.behind {
+            self.caught_up_us.record(now_us.saturating_sub(ledger.came_us));
         }
         let late = now_us.saturating_sub(event.sent_us);
+        if event.sequence < self.measured_from {
+            self.latency_before.record(late);
+            return;
+        }
         self.latency.record(late);
         if let Some(last) = self.last_us.get_mut(event.sequence as usize) {
             *last = (*last).max(u32::try_from(late).unwrap_or(u32::MAX));
@@ -112,6 +197,8 @@ impl Tally {
     pub(crate) fn merge(&mut self, other: &Self) {
         self.received += other.received;
         self.latency.merge(&other.latency);
+        self.latency_before.merge(&other.latency_before);
+        self.caught_up_us.merge(&other.caught_up_us);
         for (mine, theirs) in self.last_us.iter_mut().zip(&other.last_us) {
             *mine = (*mine).max(*theirs);
         }
@@ -135,13 +222,14 @@ impl Faults {
     }
 
     /// By name.
-    pub(crate) fn counts(&self) -> [(&'static str, u64); 6] {
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 7] {
         [
             ("lost", self.lost),
             ("out of order or twice", self.misordered),
             ("of another session", self.foreign),
             ("damaged", self.damaged),
             ("gap notices", self.gaps),
+            ("gaps not announced", self.unannounced),
             ("streams ended", self.ended),
         ]
     }
@@ -153,13 +241,14 @@ impl Faults {
         self.foreign += other.foreign;
         self.damaged += other.damaged;
         self.gaps += other.gaps;
+        self.unannounced += other.unannounced;
         self.ended += other.ended;
         self.words.extend_from_slice(&other.words);
     }
 }
 
-/// The part of `<epoch>-<sequence>` that counts within one run.
-fn sequence_of_id(id: &[u8]) -> Option<u64> {
+/// `<epoch>-<sequence>`.
+fn parts_of_id(id: &[u8]) -> Option<(u64, u64)> {
     let dash = id.iter().position(|byte| *byte == b'-')?;
-    number(&id[dash + 1..])
+    Some((number(&id[..dash])?, number(&id[dash + 1..])?))
 }

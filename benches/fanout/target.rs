@@ -6,6 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     str::FromStr,
     sync::{
@@ -13,7 +14,7 @@ use std::{
         mpsc::{self, Sender},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -24,8 +25,10 @@ use crate::{Result, options::BARE, payload::PRODUCT};
 /// Which program.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Kind {
-    /// `autoplay-relay serve`.
+    /// `autoplay-relay serve`, with the log in memory.
     Relay,
+    /// `autoplay-relay serve`, with a store beside the build.
+    Durable,
     /// The least that could do its job.
     Bare,
 }
@@ -48,30 +51,44 @@ pub(crate) struct Target {
     /// Where metrics are, if it has any.
     pub(crate) admin: Option<SocketAddr>,
     complaints: Arc<Mutex<Vec<String>>>,
-    /// Holds the configuration.
-    _home: Option<TempDir>,
+    home: Option<Home>,
+}
+
+/// What a relay finds when it starts, and finds again when it is started anew.
+#[derive(Debug)]
+struct Home {
+    config: TempDir,
+    /// None where the log is in memory.
+    data: Option<TempDir>,
+}
+
+/// A relay's way from one life to the next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Restart {
+    /// From SIGTERM to the end of the process.
+    pub(crate) stopping: Duration,
+    /// From the start of the next to the moment at which it serves.
+    pub(crate) starting: Duration,
 }
 
 impl Target {
     /// Starts one that reads from `upstream`.
     pub(crate) fn start(kind: Kind, upstream: SocketAddr, pace: Pace) -> Result<Self> {
         match kind {
-            Kind::Relay => Self::relay(upstream),
+            Kind::Relay => Self::relay(Home::new(upstream, None)?),
+            Kind::Durable => Self::relay(Home::new(upstream, Some(data_dir()?))?),
             Kind::Bare => Self::bare(upstream, pace),
         }
     }
 
-    fn relay(upstream: SocketAddr) -> Result<Self> {
-        let home = tempfile::tempdir()?;
-        let config = home.path().join("relay.toml");
-        fs::write(&config, configuration(upstream))?;
+    fn relay(home: Home) -> Result<Self> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_autoplay-relay"));
         for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AUTOPLAY")) {
             command.env_remove(name);
         }
         command
             .args(["serve", "--log-format", "json", "--config"])
-            .arg(&config)
+            .arg(home.config())
             .env("RUST_LOG", "info")
             .stderr(Stdio::piped());
         let mut child = command.spawn()?;
@@ -88,7 +105,7 @@ impl Target {
             admin: Some(address("admin_listen")?),
             child,
             complaints,
-            _home: Some(home),
+            home: Some(home),
         })
     }
 
@@ -101,7 +118,34 @@ impl Target {
         let output = child.stdout.take().ok_or("bare has no output")?;
         let line = follow(output, &complaints, |line| line.parse::<SocketAddr>().is_ok());
         let address = line_in_time(&mut child, &line, &complaints)?.parse()?;
-        Ok(Self { address, admin: None, child, complaints, _home: None })
+        Ok(Self { address, admin: None, child, complaints, home: None })
+    }
+
+    /// Ends it in order and starts it again on what it has kept. The upstream must take it back. What it has complained of
+    /// so far goes into `remarks`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end well, or does not start.
+    pub(crate) fn restart(mut self, remarks: &mut Vec<String>) -> Result<(Self, Restart)> {
+        let home = self.home.take().ok_or("only a relay can be restarted")?;
+        let began = Instant::now();
+        let told = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
+        let ended = self.child.wait()?;
+        if !told.success() || !ended.success() {
+            return Err(format!("the relay did not end in order: {ended}").into());
+        }
+        let stopping = began.elapsed();
+        remarks.extend(self.complaints());
+        let began = Instant::now();
+        let target = Self::relay(home)?;
+        Ok((target, Restart { stopping, starting: began.elapsed() }))
+    }
+
+    /// The files that it keeps.
+    pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
+        let data = self.home.as_ref().and_then(|home| home.data.as_ref()).ok_or("the target keeps no files")?;
+        fs::read_dir(data)?.map(|entry| Ok(entry?.path())).collect()
     }
 
     /// Its process.
@@ -129,14 +173,31 @@ impl Drop for Target {
     }
 }
 
-/// Defaults, but for what a bench on loopback needs.
-fn configuration(upstream: SocketAddr) -> String {
-    format!(
-        r#"
+impl Home {
+    fn new(upstream: SocketAddr, data: Option<TempDir>) -> Result<Self> {
+        let home = Self { config: tempfile::tempdir()?, data };
+        fs::write(home.config(), home.configuration(upstream))?;
+        Ok(home)
+    }
+
+    fn config(&self) -> PathBuf {
+        self.config.path().join("relay.toml")
+    }
+
+    /// Defaults, but for what a bench on loopback needs.
+    fn configuration(&self, upstream: SocketAddr) -> String {
+        let data_dir = self.data.as_ref().map_or_else(String::new, |data| data.path().display().to_string());
+        format!(
+            r#"
 [server]
 listen = "127.0.0.1:0"
 admin_listen = "127.0.0.1:0"
 max_connects_per_second = 0
+write_timeout = "10m"
+
+[log]
+data_dir = "{data_dir}"
+retention_bytes = "64GiB"
 
 [[upstreams]]
 product_id = "{PRODUCT}"
@@ -146,7 +207,13 @@ token = "not-a-secret"
 [auth]
 allow_anonymous = true
 "#
-    )
+        )
+    }
+}
+
+/// On a real disk, which the place for temporary files may not be.
+fn data_dir() -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("bench-data-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)
 }
 
 /// Reads lines to their end on a thread of its own; hands over the first that is looked for, keeps the first few complaints.
@@ -194,10 +261,16 @@ fn line_in_time(child: &mut Child, line: &mpsc::Receiver<String>, complaints: &M
 
 const MOST_COMPLAINTS: usize = 20;
 
+impl Kind {
+    /// All, in the order of the report's columns.
+    pub(crate) const ALL: [Self; 3] = [Self::Relay, Self::Durable, Self::Bare];
+}
+
 impl Display for Kind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Relay => "relay",
+            Self::Durable => "durable",
             Self::Bare => "bare",
         })
     }
@@ -207,7 +280,7 @@ impl FromStr for Kind {
     type Err = ();
 
     fn from_str(text: &str) -> std::result::Result<Self, ()> {
-        [Self::Relay, Self::Bare].into_iter().find(|kind| kind.to_string() == text).ok_or(())
+        Self::ALL.into_iter().find(|kind| kind.to_string() == text).ok_or(())
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    ops::RangeInclusive,
     thread,
     time::{Duration, Instant},
 };
@@ -69,11 +68,16 @@ impl Stream {
     /// # Errors
     ///
     /// When the target is gone or takes nothing.
-    pub(crate) fn send(&mut self, series: Series, events: RangeInclusive<u64>, per_second: f64) -> Result<Duration> {
+    pub(crate) fn send(
+        &mut self,
+        series: Series,
+        events: impl IntoIterator<Item = u64>,
+        per_second: f64,
+    ) -> Result<Duration> {
         let start = Instant::now();
         let mut latest = Duration::ZERO;
         let mut frame = Vec::new();
-        for (nth, sequence) in events.enumerate() {
+        for (nth, sequence) in events.into_iter().enumerate() {
             let due = start + Duration::from_secs_f64(nth as f64 / per_second);
             thread::sleep(due.saturating_duration_since(Instant::now()));
             latest = latest.max(due.elapsed());
@@ -83,6 +87,25 @@ impl Stream {
                 .map_err(|error| format!("the target does not take event {sequence}: {error}"))?;
         }
         Ok(latest)
+    }
+
+    /// Sends these events of the series at once, in one write.
+    ///
+    /// # Errors
+    ///
+    /// When the target is gone or takes nothing.
+    pub(crate) fn pour(&mut self, series: Series, events: impl IntoIterator<Item = u64>) -> Result<()> {
+        let (mut frame, mut frames) = (Vec::new(), Vec::new());
+        for sequence in events {
+            self.template.write(sequence, series.session(sequence), &mut frame);
+            frames.extend_from_slice(&frame);
+        }
+        Ok(self.client.write_all(&frames).map_err(|error| format!("the target does not take events: {error}"))?)
+    }
+
+    /// A connector at the same address that waits for its client to come again.
+    pub(crate) fn closed(self) -> Upstream {
+        Upstream { listener: self.listener }
     }
 
     /// Whether the target has come a second time.

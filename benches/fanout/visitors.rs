@@ -151,7 +151,7 @@ impl Street {
 impl Visitor {
     fn turn(&mut self, target: SocketAddr, buffer: &mut [u8], visits: &mut Visits) -> Result<Next> {
         if !self.has_asked {
-            self.stream.write_all(request(target, None).as_bytes())?;
+            self.stream.write_all(request(target, None, None).as_bytes())?;
             self.has_asked = true;
         }
         loop {

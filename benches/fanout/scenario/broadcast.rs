@@ -51,6 +51,7 @@ impl Broadcast {
             own_session: false,
             series: Series { sessions: SESSIONS, events: self.per_second * self.seconds },
             measured_from: 1,
+            resume: None,
         };
         let mut rig = Rig::start(kind, self.pace)?;
         let load = Load::connect(rig.address(), audience)?;

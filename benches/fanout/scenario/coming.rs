@@ -45,6 +45,7 @@ impl Coming {
             own_session: false,
             series: Series { sessions: SESSIONS, events: alone + self.per_second * self.visiting.seconds },
             measured_from: alone + 1,
+            resume: None,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
         let load = Load::connect(rig.address(), audience)?;

@@ -40,6 +40,7 @@ impl Idle {
             own_session: false,
             series: Series { sessions: SESSIONS, events: self.events },
             measured_from: 1,
+            resume: None,
         };
         let each = |kib: f64| kib / self.subscribers as f64;
         let mut rig = Rig::start(kind, Pace::Each)?;

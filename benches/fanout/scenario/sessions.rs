@@ -54,6 +54,7 @@ impl Sessions {
             own_session: true,
             series: Series { sessions: subscribers, events: self.per_second * self.seconds },
             measured_from: 1,
+            resume: None,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
         let load = Load::connect(rig.address(), audience)?;
