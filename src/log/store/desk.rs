@@ -40,6 +40,7 @@ pub(crate) struct Desk {
     turns: Arc<Turns>,
     questions: Mutex<VecDeque<Question>>,
     asked: Condvar,
+    stopped: Condvar,
     orders: Mutex<Vec<Erasure>>,
     writer: OnceLock<Thread>,
     writer_sleeps: AtomicBool,
@@ -49,6 +50,8 @@ pub(crate) struct Desk {
     /// Counts the files there have been: readers of an old one must open the new one.
     generation: AtomicU64,
     is_damaged: AtomicBool,
+    is_unsynced: AtomicBool,
+    could_not_sync: AtomicBool,
     has_failed: AtomicBool,
     is_checking: AtomicBool,
     started: Instant,
@@ -92,6 +95,9 @@ impl Desk {
             turns: Turns::new(most),
             questions: Mutex::default(),
             asked: Condvar::new(),
+            stopped: Condvar::new(),
+            is_unsynced: AtomicBool::new(false),
+            could_not_sync: AtomicBool::new(false),
             orders: Mutex::default(),
             writer: OnceLock::new(),
             writer_sleeps: AtomicBool::new(false),
@@ -229,7 +235,7 @@ impl Desk {
 
     /// Whether orders wait.
     pub(super) fn has_orders(&self) -> bool {
-        self.is_damaged.load(SeqCst) || !lock(&self.orders).is_empty()
+        self.is_damaged.load(SeqCst) || self.could_not_sync.load(SeqCst) || !lock(&self.orders).is_empty()
     }
 
     /// Whether the threads are to end.
@@ -254,8 +260,38 @@ impl Desk {
         self.is_stopping.store(true, SeqCst);
         drop(lock(&self.questions));
         self.asked.notify_all();
+        self.stopped.notify_all();
         self.writer_sleeps.store(true, SeqCst);
         self.there_is_work();
+    }
+
+    /// Waits for the threads to be told to end, `most` at the longest, and tells whether they have been.
+    pub(super) fn wait_for_stop(&self, most: Duration) -> bool {
+        let questions = lock(&self.questions);
+        let _ = self.stopped.wait_timeout_while(questions, most, |_| !self.is_stopping());
+        self.is_stopping()
+    }
+
+    /// Notes that something has been committed that is not on the disk yet.
+    pub(super) fn is_unsynced(&self) {
+        self.is_unsynced.store(true, SeqCst);
+    }
+
+    /// Whether something has been committed since the last call.
+    pub(super) fn take_unsynced(&self) -> bool {
+        self.is_unsynced.swap(false, SeqCst)
+    }
+
+    /// Notes that commits may not have reached the disk. The writer closes the file: what the operating system has dropped
+    /// by then would count as written if it was synced again.
+    pub(super) fn could_not_sync(&self) {
+        self.could_not_sync.store(true, SeqCst);
+        self.there_is_work();
+    }
+
+    /// Whether that was noted since the last call.
+    pub(super) fn take_sync_failure(&self) -> bool {
+        self.could_not_sync.swap(false, SeqCst)
     }
 
     /// Answers questions until the store is stopped: what a reading thread does.

@@ -131,6 +131,26 @@ impl File {
         synced.map_err(|fault| fault.at(&self.path, "sync"))
     }
 
+    /// Moves what is in the write-ahead log into the database, as far as no reader needs it there, on a connection of its
+    /// own.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be done. The log has everything that it had.
+    pub(crate) fn checkpoint(path: &Path) -> Result<(), FileError> {
+        Self::try_checkpoint(path).map_err(|fault| fault.at(path, "checkpoint"))
+    }
+
+    fn try_checkpoint(path: &Path) -> Result<(), Fault> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        // Should everybody else have closed it meanwhile, the log is left to whoever opens it next.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
     /// Marks the file as closed, with everything on the disk, and closes it.
     ///
     /// # Errors
@@ -186,6 +206,21 @@ impl File {
         Ok(done)
     }
 }
+
+/// Where SQLite keeps the write-ahead log of the database at `path`.
+pub(crate) fn wal_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    PathBuf::from(name)
+}
+
+/// How large that is, 0 if there is none.
+pub(crate) fn wal_bytes(path: &Path) -> u64 {
+    fs::metadata(wal_path(path)).map_or(0, |wal| wal.len())
+}
+
+/// Once the write-ahead log is larger, it is moved into the database. SQLite cuts it back to this when it begins anew.
+pub(crate) const WAL_BYTES: u64 = 4 << 20;
 
 /// What a commit waits for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -12,6 +12,7 @@
 mod desk;
 mod file;
 mod reader;
+mod syncer;
 mod turns;
 mod writer;
 
@@ -106,6 +107,7 @@ impl Store {
         for _ in 0..READING_THREADS {
             self.spawn("log-reader", Desk::answer_questions)?;
         }
+        self.spawn("log-syncer", syncer::run)?;
         let thread = thread::Builder::new().name("log-writer".to_owned()).spawn(|| writer.run());
         self.writer = Some(thread.map_err(StoreError::Thread)?);
         Ok(())

@@ -100,7 +100,7 @@ impl Drop for Ticket {
 }
 
 /// How long a turn may lie idle.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! The thread that writes the store: takes what has gathered in the logs, commits it, takes the oldest away.
 //!
 //! ```text
-//! asleep ── there is work ──► gather 4 ms ──► commit ──► orders ──► retention ──► asleep
+//! asleep ── there is work ──► gather 4 ms ──► commit ──► orders ──► retention ──► asleep       syncing: see `syncer`
 //! a failed write: the file is closed, and opened anew a second later; meanwhile events stay in memory as long as they can
 //! ```
 //!
@@ -20,8 +20,8 @@ use tracing::{error, info, warn};
 use super::{
     Settings,
     desk::Desk,
-    file::{Fault, File, FileError, Portion, Sync},
-    set_aside, unix_ms,
+    file::{self, Fault, File, FileError, Portion, Sync},
+    set_aside, syncer, unix_ms,
 };
 use crate::{
     causes::with_causes,
@@ -36,8 +36,6 @@ pub(super) struct Writer {
     settings: Settings,
     commit_seconds: Histogram,
     state: State,
-    synced: Instant,
-    is_unsynced: bool,
     retired: Instant,
     /// Set while copies of what has been erased may be left in the file: when they are to be removed.
     scrub_at: Option<Instant>,
@@ -72,8 +70,6 @@ impl Writer {
             settings,
             commit_seconds,
             state,
-            synced: now,
-            is_unsynced: true,
             retired: now,
             scrub_at,
             scrubbed: None,
@@ -108,8 +104,7 @@ impl Writer {
         match &self.state {
             State::Failed { retry_at } => retry_at.saturating_duration_since(Instant::now()),
             State::Open(_) if self.is_retiring => GATHER,
-            State::Open(_) if self.is_unsynced => SYNC_EVERY.saturating_sub(self.synced.elapsed()),
-            State::Open(_) => SYNC_EVERY,
+            State::Open(_) => IDLE,
         }
     }
 
@@ -135,6 +130,9 @@ impl Writer {
         if self.desk.take_damage() {
             self.replace("found by a reader or by the check");
         }
+        if self.desk.take_sync_failure() && matches!(self.state, State::Open(_)) {
+            self.fail(&Fault::Refused("its write-ahead log cannot be synced").at(self.desk.path(), "sync"));
+        }
         if let State::Failed { retry_at } = self.state
             && (Instant::now() >= retry_at || self.desk.is_stopping())
         {
@@ -156,11 +154,7 @@ impl Writer {
         for _ in 0..MOST_COMMITS {
             let unkept: Vec<(&Arc<Log>, Unkept)> =
                 self.logs.iter().filter_map(|log| Some((log, log.unkept(BATCH_ENTRIES)?))).collect();
-            let sync = match self.synced.elapsed() >= SYNC_EVERY {
-                true => Sync::Full,
-                false => Sync::Normal,
-            };
-            if unkept.is_empty() && !(sync == Sync::Full && self.is_unsynced) {
+            if unkept.is_empty() {
                 return Ok(());
             }
             let portions: Vec<_> = unkept.iter().map(|(_, unkept)| portion(unkept)).collect();
@@ -168,19 +162,17 @@ impl Writer {
             let began = Instant::now();
             #[cfg(test)]
             self.script.before_commit(&portions)?;
-            match portions.is_empty() {
-                true => file.sync(unix_ms())?,
-                false => file.write(&portions, sync, unix_ms())?,
-            }
+            file.write(&portions, Sync::Normal, unix_ms())?;
             #[cfg(test)]
             self.script.after_commit()?;
             self.commit_seconds.observe(began.elapsed().as_secs_f64());
             self.desk.has_written();
-            self.is_unsynced = sync == Sync::Normal;
-            if sync == Sync::Full {
-                self.synced = Instant::now();
-            }
+            self.desk.is_unsynced();
             unkept.iter().for_each(|(log, unkept)| log.has_been_kept(unkept));
+            if file::wal_bytes(self.desk.path()) > MOST_WAL_BYTES {
+                // The syncer does not keep up: its checkpoints end before the log does. While the writer waits, one does not.
+                syncer::checkpoint(&self.desk);
+            }
         }
         Ok(())
     }
@@ -369,8 +361,11 @@ fn portion(unkept: &Unkept) -> Portion<'_> {
 /// What comes within this time goes into one commit.
 const GATHER: Duration = Duration::from_millis(4);
 
-/// A power cut costs what came within this time at the most.
-const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// How long it sleeps when nobody wakes it: what is too old is looked for this often.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The write-ahead log's bound.
+const MOST_WAL_BYTES: u64 = 64 << 20;
 
 /// Between two looks at what is too old.
 const RETIRE_EVERY: Duration = Duration::from_millis(100);
@@ -382,7 +377,7 @@ const SCRUB_EVERY: Duration = Duration::from_secs(3600);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Entries of one log in one commit.
-const BATCH_ENTRIES: usize = 1024;
+const BATCH_ENTRIES: usize = 4096;
 
 /// Commits before it is looked after orders and retention again.
 const MOST_COMMITS: usize = 8;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Row, TransactionBehavior, config::DbConfig};
 
-use super::fault::Fault;
+use super::{WAL_BYTES, fault::Fault};
 
 /// Says that a SQLite file is ours: "apRl".
 pub(in crate::log::store) const APPLICATION_ID: i64 = 0x6170_526C;
@@ -162,7 +162,9 @@ pub(super) fn configure_writer(connection: &Connection) -> Result<(), Fault> {
         return Err(Fault::Refused("its file system does not support a write-ahead log"));
     }
     connection.pragma_update(None, "synchronous", "NORMAL")?;
-    connection.pragma_update(None, "journal_size_limit", MAX_IDLE_WAL_BYTES)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES.cast_signed())?;
+    // Left to the syncer: nothing that is committed waits for it.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     // From the first write on, as what retention takes away is no longer there to be erased later.
     connection.pragma_update(None, "secure_delete", true)?;
     Ok(())
@@ -222,9 +224,6 @@ pub(in crate::log::store) const MAX_NUMBER: u32 = (1 << 22) - 1;
 
 /// A few events of usual size to a page.
 const PAGE_BYTES: i64 = 8192;
-
-/// What the write-ahead log shrinks to once a slow reader has made it grow: twice what it takes to be checkpointed.
-const MAX_IDLE_WAL_BYTES: i64 = 16 << 20;
 
 /// Readers and the writer do not wait for each other; recovery and an operator's own writing are short.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);

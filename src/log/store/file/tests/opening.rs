@@ -34,7 +34,7 @@ fn the_settings_are_in_force() {
         ("cell_size_check", 1),
         ("trusted_schema", 0),
         ("temp_store", 2),
-        ("journal_size_limit", 16 << 20),
+        ("journal_size_limit", 4 << 20),
         ("cache_size", -4096),
         ("busy_timeout", 1000),
     ] {
