@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::{
         event::{GapReason, Only, ProductId},
-        log::{Bounds, Log},
+        log::{Bounds, Log, Numbering},
         metrics::Metrics,
     };
 
@@ -233,6 +233,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_whose_id_may_still_come_is_not_kept_waiting_for_ever() {
         let fanout = fanout();
+        fanout.log().numbered_by(Numbering::Upstream);
         fanout.log().recovers();
         let began = Instant::now();
         let start = Start::After(EventId::new(1, 1));

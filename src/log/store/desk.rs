@@ -24,7 +24,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    file::FileError,
+    file::{Fault, FileError},
     reader::{Chunk, Reader, Wanted},
     turns::{Ticket, Turns},
 };
@@ -309,6 +309,10 @@ impl Desk {
             }
             let chunk = match &reader {
                 Some((_, reader)) => reader.fetch(&wanted),
+                // It may be about to be set aside, or to be told what it lacks.
+                None if self.has_failed.load(SeqCst) => {
+                    Err(Fault::Refused("it is out of order").at(&self.path, "read entries from"))
+                }
                 None => {
                     Reader::open(&self.path).and_then(|opened| reader.insert((generation, opened)).1.fetch(&wanted))
                 }

@@ -396,3 +396,39 @@ fn a_stop_writes_a_long_backlog_to_its_end() {
     let mut file = File::open(&path).unwrap();
     assert_eq!((file.was_left_open(), file.product(&product()).unwrap().newest), (false, 20_000));
 }
+
+#[test]
+fn what_is_committed_is_synced_elsewhere_and_a_sync_that_failed_is_not_repeated() {
+    let mut rig = Rig::new(16);
+    rig.append(1);
+    rig.writer.work();
+    assert!(rig.writer.desk.take_unsynced(), "the syncer is told");
+    rig.writer.work();
+    assert!(!rig.writer.desk.take_unsynced(), "once");
+    rig.writer.desk.could_not_sync();
+    rig.append(1);
+    rig.writer.work();
+    assert!(rig.writer.desk.is_degraded());
+    assert_eq!(rig.writer.script.steps(), [Step::Commit], "not even by another commit on the same file");
+    rig.work_again();
+    assert_eq!(rig.writer.script.steps(), [Step::Commit, Step::Open, Step::Commit]);
+    assert_eq!((rig.rows(), rig.writer.desk.is_degraded()), (vec![1, 2], false));
+}
+
+#[test]
+fn the_write_ahead_log_is_bounded_whether_or_not_the_syncer_keeps_up() {
+    let mut rig = Rig::new(100_000);
+    let path = rig.writer.desk.path().clone();
+    let mut largest = 0;
+    for _ in 0..40 {
+        rig.append(8_000); // 3 MiB and their index
+        rig.writer.work();
+        largest = largest.max(file::wal_bytes(&path));
+    }
+    assert!(largest > file::WAL_BYTES, "there was something to bound: {largest}");
+    assert!(largest < 2 * MOST_WAL_BYTES, "{largest}");
+    syncer::checkpoint(&rig.writer.desk);
+    rig.append(1);
+    rig.writer.work();
+    assert!(file::wal_bytes(&path) <= file::WAL_BYTES, "begun anew: {}", file::wal_bytes(&path));
+}
