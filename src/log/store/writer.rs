@@ -1,7 +1,7 @@
 //! The thread that writes the store: takes what has gathered in the logs, commits it, takes the oldest away.
 //!
 //! ```text
-//! asleep ── there is work ──► gather 4 ms ──► commit ──► orders ──► retention ──► asleep       syncing: see `syncer`
+//! asleep ── there is work ──► gather 6 ms ──► commit ──► orders ──► retention ──► asleep       syncing: see `syncer`
 //! a failed write: the file is closed, and opened anew a second later; meanwhile events stay in memory as long as they can
 //! ```
 //!
@@ -359,7 +359,7 @@ fn portion(unkept: &Unkept) -> Portion<'_> {
 }
 
 /// What comes within this time goes into one commit.
-const GATHER: Duration = Duration::from_millis(4);
+const GATHER: Duration = Duration::from_millis(6);
 
 /// How long it sleeps when nobody wakes it: what is too old is looked for this often.
 const IDLE: Duration = Duration::from_secs(1);
