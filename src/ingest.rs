@@ -77,7 +77,7 @@ impl Ingest {
             Ok(Envelope::Event(draft)) => self.append(draft, id),
             Ok(Envelope::Gap(notice)) if self.upstream.is_relay() => {
                 let reason = notice.reason.unwrap_or(GapReason::UpstreamReconnect);
-                self.log.append_numbered_gap(reason, id, notice.after);
+                self.log.append_numbered_gap(reason, id, notice.after.filter(|after| after.len() <= MAX_ID_BYTES));
             }
             Ok(Envelope::Gap(_)) => self.log.append_gap(GapReason::UpstreamReconnect),
             Ok(Envelope::Heartbeat) => self.heartbeat(),
@@ -114,3 +114,6 @@ fn lag(forwarded_at: f64, now: SystemTime) -> Duration {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     Duration::try_from_secs_f64(now - forwarded_at).unwrap_or_default()
 }
+
+/// No id of a relay is longer; what is, is not passed on.
+const MAX_ID_BYTES: usize = 128;

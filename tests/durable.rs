@@ -297,6 +297,37 @@ fn an_id_of_a_store_that_was_lost_is_not_known() {
 }
 
 #[test]
+fn what_a_power_cut_has_taken_is_not_known_and_its_ids_do_not_come_again() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let mut relay = data.relay(&connector);
+    let mut link = connector.stream();
+    let frames = relay.publish(&mut link, 0..100);
+    relay.wait_until_kept(100);
+    relay.process.kill_dash_nine();
+    drop(link);
+    // What had not come to the disk: the end of the write-ahead log.
+    let wal = fs::OpenOptions::new().write(true).open(data.path().join("relay.db-wal")).unwrap();
+    wal.set_len(wal.metadata().unwrap().len() * 6 / 10).unwrap();
+    let relay = data.relay(&connector);
+    let kept = relay.status()["log"][PRODUCT]["disk"]["events"].as_u64().unwrap() as usize;
+    assert!((1..100).contains(&kept), "{kept} are left");
+    let mut link = connector.stream();
+    link.event(event(1000));
+    let mut whole = relay.resume("0");
+    assert_eq!(whole.numbers(kept), (0..kept).collect::<Vec<_>>());
+    assert_eq!(whole.gap().json()["reason"], "upstream_reconnect");
+    let new = whole.event();
+    assert!(epoch(&new) > epoch(&frames[0]));
+    let mut last = relay.resume(frames[99].id());
+    let notice = last.gap().json();
+    assert_eq!((&notice["reason"], &notice["after"]), (&"unknown_id".into(), &frames[99].id().into()));
+    assert_eq!(last.numbers(kept).len(), kept);
+    let mut known = relay.resume(frames[kept - 1].id());
+    assert_eq!(known.gap().json()["reason"], "upstream_reconnect");
+    assert_eq!(known.event(), new);
+}
+
+#[test]
 fn nobody_else_can_look_into_the_store_and_its_size_is_told() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);

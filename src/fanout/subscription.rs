@@ -260,7 +260,10 @@ impl Subscription {
 
     /// Announces that everything up to `through` is gone, and goes on behind it.
     fn lose(&mut self, reason: GapReason, through: u64) {
-        let after = self.given.map(|(_, id)| id);
+        let after = match reason {
+            GapReason::NotKept => self.fanout.log().id(self.cursor),
+            _ => self.given.map(|(_, id)| id),
+        };
         self.notice = Some(Box::new(self.fanout.log().lost(reason, after, through)));
         self.cursor = through;
     }

@@ -41,7 +41,7 @@ pub(crate) struct Desk {
     questions: Mutex<VecDeque<Question>>,
     asked: Condvar,
     stopped: Condvar,
-    orders: Mutex<Vec<Erasure>>,
+    orders: Mutex<VecDeque<Erasure>>,
     writer: OnceLock<Thread>,
     writer_sleeps: AtomicBool,
     is_stopping: AtomicBool,
@@ -142,16 +142,21 @@ impl Desk {
         let mut orders = lock(&self.orders);
         // Looked at while nobody can take orders: one that comes after the last look is refused, and none is forgotten.
         if !self.is_stopping() {
-            orders.push(Erasure { product, session, answer });
+            orders.push_back(Erasure { product, session, answer });
         }
         drop(orders);
         self.there_is_work();
         async { erased.await.map_err(|_| Unwritable) }
     }
 
-    /// The orders so far.
-    pub(super) fn take_orders(&self) -> Vec<Erasure> {
-        mem::take(&mut lock(&self.orders))
+    /// The oldest order.
+    pub(super) fn take_order(&self) -> Option<Erasure> {
+        lock(&self.orders).pop_front()
+    }
+
+    /// Refuses every order there is.
+    pub(super) fn refuse_orders(&self) {
+        drop(mem::take(&mut *lock(&self.orders))); // who asked is told that it cannot be done
     }
 
     /// Whether the store keeps less than it promises: it has failed, or a write takes far too long.
@@ -307,22 +312,33 @@ impl Desk {
             if reader.as_ref().is_some_and(|(of, _)| *of != generation) {
                 reader = None;
             }
-            let chunk = match &reader {
-                Some((_, reader)) => reader.fetch(&wanted),
-                // It may be about to be set aside, or to be told what it lacks.
-                None if self.has_failed.load(SeqCst) => {
-                    Err(Fault::Refused("it is out of order").at(&self.path, "read entries from"))
+            let mut chunk = self.read(&mut reader, generation, &wanted);
+            for _ in 0..RETRIES {
+                // What is passing, such as a file too many, must not cost a client all that it has missed.
+                if matches!(&chunk, Err(FileError::Trouble { .. })) && generation == self.generation() {
+                    reader = None;
+                    std::thread::sleep(RETRY_AFTER);
+                    chunk = self.read(&mut reader, generation, &wanted);
                 }
-                None => {
-                    Reader::open(&self.path).and_then(|opened| reader.insert((generation, opened)).1.fetch(&wanted))
-                }
-            };
+            }
             let chunk = chunk.map_err(|error| {
                 reader = None;
                 self.could_not_read(&error, generation);
                 Unreadable
             });
             let _ = answer.send(chunk); // who asked may have left
+        }
+    }
+
+    /// Reads with the reader there is, or with a new one.
+    fn read(&self, reader: &mut Option<(u64, Reader)>, generation: u64, wanted: &Wanted) -> Result<Chunk, FileError> {
+        match reader {
+            Some((_, reader)) => reader.fetch(wanted),
+            // It may be about to be set aside, or to be told what it lacks.
+            None if self.has_failed.load(SeqCst) => {
+                Err(Fault::Refused("it is out of order").at(&self.path, "read entries from"))
+            }
+            None => Reader::open(&self.path).and_then(|opened| reader.insert((generation, opened)).1.fetch(wanted)),
         }
     }
 
@@ -410,6 +426,12 @@ impl fmt::Debug for CatchUp {
         f.debug_struct("CatchUp").finish_non_exhaustive()
     }
 }
+
+/// How often a question that could not be answered is tried again.
+const RETRIES: u32 = 3;
+
+/// Between two tries.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// A write that takes longer than this is trouble, even if it ends well.
 const SLOW: Duration = Duration::from_secs(2);

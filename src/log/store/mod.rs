@@ -256,7 +256,7 @@ pub(crate) enum StoreError {
         directory: PathBuf,
     },
     /// The file cannot be opened.
-    #[error("log.data_dir: cannot open {}", path.display())]
+    #[error("log.data_dir: cannot open {}; it needs to be readable, writable, and some MiB of room", path.display())]
     File {
         /// The file.
         path: PathBuf,

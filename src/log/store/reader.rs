@@ -85,11 +85,15 @@ impl Reader {
         Ok(Chunk { evicted_through, ..taker.into_chunk(looked_at == most) })
     }
 
-    /// How far retention has come. A file that has been begun anew meanwhile may know the product under another number.
+    /// How far retention has come. A file that was, or has been, set aside may know the product under another number, or has
+    /// not got what is asked for: it must not look as if there was nothing.
     fn evicted_through(&self, wanted: &Wanted) -> Result<u64, Fault> {
         let mut product = self.connection.prepare_cached(PRODUCT)?;
         let mut rows = product.query(params![wanted.number, wanted.product.as_str()])?;
         let row = rows.next()?.ok_or(Fault::Refused("it does not know the product under this number"))?;
+        if count(row, 1)? < wanted.through {
+            return Err(Fault::Refused("it has not got what is asked for"));
+        }
         count(row, 0)
     }
 
@@ -344,7 +348,7 @@ fn read_payload<'a>(row: &'a Row<'_>) -> Result<&'a [u8], Fault> {
     }
 }
 
-const PRODUCT: &str = "SELECT evicted_through FROM products WHERE number = ?1 AND id = ?2";
+const PRODUCT: &str = "SELECT evicted_through, newest FROM products WHERE number = ?1 AND id = ?2";
 
 const MISSING: &str = "SELECT 1 FROM missing WHERE product = ?1 AND last > ?2 AND first <= ?3";
 

@@ -34,10 +34,13 @@ pub(super) fn run(desk: &Desk) {
 
 /// Moves the write-ahead log into the database, as far as possible. If it is not, nothing is lost: that is tried again.
 pub(super) fn checkpoint(desk: &Desk) {
+    let generation = desk.generation();
     let Err(error) = File::checkpoint(desk.path()) else { return };
     tracing::warn!(problem = with_causes(&error), "the store's write-ahead log cannot be moved into the database yet");
-    if matches!(error, FileError::Damaged { .. }) {
-        desk.is_damaged(desk.generation());
+    match error {
+        FileError::Damaged { .. } => desk.is_damaged(generation),
+        error if error.is_passing() => {}
+        _ => desk.could_not_sync(),
     }
 }
 

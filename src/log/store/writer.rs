@@ -177,18 +177,22 @@ impl Writer {
         Ok(())
     }
 
-    /// Takes out what is to be erased.
+    /// Takes out what is to be erased, a little at a time: what comes meanwhile is to be committed, too.
     fn obey(&mut self) -> Result<(), FileError> {
         let State::Open(file) = &mut self.state else {
-            drop(self.desk.take_orders()); // who asked is told that it cannot be done now
+            self.desk.refuse_orders();
             return Ok(());
         };
-        for order in self.desk.take_orders() {
+        let began = Instant::now();
+        while began.elapsed() < MOST_OBEYING
+            && let Some(order) = self.desk.take_order()
+        {
             let Some(log) = self.logs.iter().find(|log| *log.product() == order.product) else {
                 continue;
             };
             self.desk.writes();
             let (events, bytes) = file.erase(log.number_in_store(), &order.session)?;
+            self.desk.is_unsynced();
             log.has_been_erased(events, bytes);
             let _ = order.answer.send(events); // who asked may have left
             let now = Instant::now();
@@ -201,7 +205,9 @@ impl Writer {
     /// once for all erasures of an hour.
     fn scrub(&mut self) -> Result<(), FileError> {
         let State::Open(file) = &mut self.state else { return Ok(()) };
-        if self.scrub_at.is_none_or(|due| Instant::now() < due) {
+        // Whoever leaves leaves it to the next start: the file knows.
+        let is_due = self.scrub_at.is_some_and(|due| Instant::now() >= due);
+        if !is_due || self.desk.is_stopping() || self.desk.has_orders() {
             return Ok(());
         }
         self.desk.writes();
@@ -210,7 +216,7 @@ impl Writer {
         self.scrubbed = Some(now);
         self.scrub_at = None;
         match scrubbed {
-            Err(error @ FileError::Trouble { .. }) => {
+            Err(error) if error.is_passing() => {
                 warn!(
                     problem = with_causes(&error),
                     "copies of erased events are left in the file; tried again in an hour"
@@ -296,6 +302,7 @@ impl Writer {
             (true, false) => return Err(Fault::found("another store has taken its place").at(self.desk.path(), "open")),
             (true, true) => {
                 error!(file = %self.desk.path().display(), "the store is gone: what it kept cannot be replayed");
+                self.desk.is_replaced();
                 self.fill(&mut file)?;
             }
         }
@@ -312,6 +319,7 @@ impl Writer {
             error!(file = %path.display(), %problem, "the damaged store cannot be set aside");
             return;
         }
+        self.desk.is_replaced(); // at once: whoever has the old file open must not answer for the new one
         match File::open(path).and_then(|mut file| self.fill(&mut file).map(|()| file)) {
             Ok(file) => {
                 self.state = State::Open(Box::new(file));
@@ -328,15 +336,16 @@ impl Writer {
             let (next, spans) = log.has_lost_its_store(number);
             let lost = (next > 1).then_some(Missing { first: 1, last: next - 1 });
             let portion = Portion { number, first: next, entries: &[], spans: &spans, missing: lost.as_slice() };
+            #[cfg(test)]
+            self.script.before_commit(std::slice::from_ref(&portion))?;
             file.write(&[portion], Sync::Full, unix_ms())?;
         }
-        self.desk.is_replaced();
         Ok(())
     }
 
     /// Closes the file, after everybody else has: the last one moves the write-ahead log into it.
     pub(super) fn close(self) {
-        drop(self.desk.take_orders()); // if the last write failed
+        self.desk.refuse_orders(); // if the last write failed
         #[cfg(test)]
         if self.desk.has_crashed() {
             return;
@@ -375,6 +384,9 @@ const SCRUB_EVERY: Duration = Duration::from_secs(3600);
 
 /// Between two tries to write again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Time for erasures before what has come since is committed.
+const MOST_OBEYING: Duration = Duration::from_millis(20);
 
 /// Entries of one log in one commit.
 const BATCH_ENTRIES: usize = 4096;

@@ -78,6 +78,13 @@ pub(crate) enum Fault {
     },
 }
 
+impl FileError {
+    /// Whether it may go by itself and leaves the file as it was.
+    pub(in crate::log::store) fn is_passing(&self) -> bool {
+        matches!(self, Self::Trouble { source, .. } if source.is_passing())
+    }
+}
+
 impl Fault {
     /// A stored value that we never write.
     pub(in crate::log::store) fn found(what: &str) -> Self {
@@ -92,6 +99,16 @@ impl Fault {
             Self::Newer { found, known } => FileError::NewerVersion { path, found, known },
             source if source.is_damage() => FileError::Damaged { path, source },
             source => FileError::Trouble { doing, path, source },
+        }
+    }
+
+    /// Whether it may go by itself and leaves the file as it was: somebody was in the way, or there was no room.
+    pub(in crate::log::store) fn is_passing(&self) -> bool {
+        let passing = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked, ErrorCode::DiskFull];
+        match self {
+            Self::Sqlite(error) => error.sqlite_error_code().is_some_and(|code| passing.contains(&code)),
+            Self::Refused(_) => true,
+            Self::Io(_) | Self::Found(_) | Self::Foreign(_) | Self::Newer { .. } => false,
         }
     }
 

@@ -40,15 +40,14 @@ impl File {
     }
 
     /// Deletes a session's events, all or none, and returns how many there were and their bytes. No reading finds them any
-    /// more. But even with `secure_delete` SQLite leaves parts of rows where it has moved them from one page to another, and a
-    /// reader in the way keeps the write-ahead log: [`File::scrub`] removes those.
+    /// more. But the write-ahead log has them until it begins anew, and even with `secure_delete` SQLite leaves parts of rows
+    /// where it has moved them from one page to another: [`File::scrub`] removes those.
     ///
     /// # Errors
     ///
     /// When the file cannot be written.
     pub(crate) fn erase(&mut self, number: u32, session: &SessionId) -> Result<(u64, u64), FileError> {
-        let erased = self.commit(Sync::Full, |connection| erase_rows(connection, number, session));
-        let _ = self.empty_wal(); // if a reader is in the way, it is left to the scrubbing
+        let erased = self.commit(Sync::Normal, |connection| erase_rows(connection, number, session));
         erased.map_err(|fault| fault.at(&self.path, "erase a session in"))
     }
 

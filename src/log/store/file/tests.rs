@@ -94,7 +94,10 @@ pub(in crate::log::store) fn facts(entry: &Entry) -> String {
 fn read_back(path: &Path, number: u32) -> Vec<Entry> {
     let scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
     let limits = Limits { entries: 1000, bytes: usize::MAX };
-    let wanted = Wanted { product: product("p"), number, after: 0, through: 1000, scope, limits };
+    let newest = "SELECT newest FROM products WHERE number = ?1";
+    let through: i64 = Connection::open(path).unwrap().query_row(newest, [number], |row| row.get(0)).unwrap();
+    let through = through.cast_unsigned();
+    let wanted = Wanted { product: product("p"), number, after: 0, through, scope, limits };
     Reader::open(path).unwrap().fetch(&wanted).unwrap().entries
 }
 

@@ -200,7 +200,7 @@ fn tail(log: &Log, mut place: u64) -> Vec<Entry> {
     }
 }
 
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(15);
     while !is_so() {
         assert!(Instant::now() < deadline, "waited in vain: {what}");
@@ -431,4 +431,54 @@ fn the_write_ahead_log_is_bounded_whether_or_not_the_syncer_keeps_up() {
     rig.append(1);
     rig.writer.work();
     assert!(file::wal_bytes(&path) <= file::WAL_BYTES, "begun anew: {}", file::wal_bytes(&path));
+}
+
+#[test]
+fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
+    let mut rig = Rig::new(16);
+    rig.append(40);
+    rig.writer.work();
+    tail(&rig.log, 0);
+    let desk = Arc::clone(&rig.writer.desk);
+    let reading = thread::spawn({
+        let desk = Arc::clone(&desk);
+        move || desk.answer_questions()
+    });
+    let ask = |wanted: Wanted| {
+        let mut catch_up = desk.catch_up();
+        catch_up.want(wanted);
+        let mut answer = None;
+        wait_until("it is answered", || {
+            catch_up.poll(&mut Context::from_waker(Waker::noop())).map(|it| answer = it).is_ready()
+        });
+        answer.unwrap()
+    };
+    assert_eq!(ask(Wanted { after: 0, through: 10, ..rig.wanted() }).unwrap().entries.len(), 10);
+    rig.acts([Act::FailBefore]); // the new file is begun, and then the disk fails
+    rig.writer.replace("says the test");
+    rig.work_again();
+    assert!(!rig.writer.desk.is_degraded());
+    rig.append(60);
+    rig.writer.work();
+    let chunk = ask(Wanted { after: 50, through: 60, ..rig.wanted() });
+    assert_eq!(chunk.unwrap().entries.len(), 10, "what the new file has comes from there");
+    desk.stop();
+    reading.join().unwrap();
+}
+
+#[test]
+fn many_erasures_do_not_hold_up_what_comes_meanwhile() {
+    let mut rig = Rig::new(1000);
+    let erased: Vec<_> = (0..5000)
+        .map(|number| rig.writer.desk.erase(product(), SessionId::new(&format!("s{number}")).unwrap()))
+        .collect();
+    let mut rounds = 0;
+    while rig.writer.desk.has_orders() {
+        rig.append(1);
+        rig.writer.work();
+        assert_eq!(rig.log.backlog(), 0, "committed before the next few orders");
+        rounds += 1;
+    }
+    assert!(rounds > 1, "they took one round: make it more of them");
+    drop(erased);
 }
