@@ -46,11 +46,16 @@ impl Life {
         let (store, logs) = Store::open(settings, bounds, &[product], &Metrics::new().unwrap()).unwrap();
         let log = Arc::clone(&logs[0]);
         log.numbered_by(Numbering::Own);
-        if log.has_past() {
-            log.append_gap(GapReason::UpstreamReconnect);
-        }
         let fanout = Arc::new(Fanout::new(log));
         Self { position: fanout.position.load(Ordering::SeqCst), fanout, store }
+    }
+
+    /// An outage of the upstream: a gap in the log, which everybody is to see in its place.
+    fn append_gap(&self, sent: &mut Vec<Sent>, names: &mut BTreeMap<EventId, usize>) {
+        let log = self.fanout.log();
+        log.append_gap(GapReason::UpstreamReconnect);
+        names.insert(log.newest_id().unwrap(), sent.len());
+        sent.push(Sent { number: sent.len(), session: 0, kind: 0, is_gap: true });
     }
 
     fn append(&self, event: &Sent) {
@@ -78,19 +83,22 @@ impl Life {
     }
 }
 
-/// An event as the model knows it.
+/// An entry as the model knows it.
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     number: usize,
     session: usize,
     kind: usize,
+    is_gap: bool,
 }
 
 /// What a client has got, over all of its connections.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Got {
-    Event(usize),
-    Gap(GapReason),
+    /// An event, or a gap that is in the log.
+    Entry(usize),
+    /// The notice that something is not.
+    Notice(GapReason),
 }
 
 /// A client: connected or away.
@@ -116,7 +124,7 @@ impl Client {
 
     fn sees(&self, event: &Sent) -> bool {
         let session = self.sessions.is_empty() || self.sessions.contains(&event.session);
-        session && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
+        event.is_gap || session && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
     }
 
     fn connect(&mut self, life: &Life, start: &Start) {
@@ -154,11 +162,14 @@ impl Client {
                     let payload: serde_json::Value = serde_json::from_slice(&event.payload()).unwrap();
                     let number = payload["number"].as_u64().unwrap() as usize;
                     assert_eq!(*names.entry(event.id()).or_insert(number), number, "seed {seed}: an id is used twice");
-                    self.got.push(Got::Event(number));
+                    self.got.push(Got::Entry(number));
                     self.last_id = Some(event.id());
                 }
                 Some(Item::Gap(Gap { reason, id, .. })) => {
-                    self.got.push(Got::Gap(reason));
+                    self.got.push(match reason {
+                        GapReason::UpstreamReconnect => Got::Entry(names[&id]),
+                        reason => Got::Notice(reason),
+                    });
                     self.last_id = Some(id);
                 }
                 None => {
@@ -175,19 +186,22 @@ impl Client {
         let mut announced = false;
         for got in &self.got {
             match got {
-                Got::Gap(GapReason::UnknownId) => (next, announced) = (None, true),
-                Got::Gap(_) => announced = true,
-                Got::Event(number) => {
-                    let event = &sent[*number];
+                Got::Notice(GapReason::UnknownId) => (next, announced) = (None, true),
+                Got::Notice(_) => announced = true,
+                Got::Entry(number) => {
+                    let entry = &sent[*number];
                     assert!(
-                        self.sees(event),
+                        self.sees(entry),
                         "seed {seed}: event {number} is not for {:?} {:?}",
                         self.sessions,
                         self.kinds
                     );
                     if let Some(next) = next {
                         assert!(*number >= next, "seed {seed}: event {number} again or out of order: {:?}", self.got);
-                        self.lacks_nothing(&sent[next..*number], announced, seed);
+                        let is_false = announced && *number == next;
+                        assert!(!is_false, "seed {seed}: nothing is missing before {number}: {:?}", self.got);
+                        // A gap in the log tells of what a crash has taken right before it.
+                        self.lacks_nothing(&sent[next..*number], announced || entry.is_gap, seed);
                     }
                     (next, announced) = (Some(number + 1), false);
                 }
@@ -212,17 +226,18 @@ async fn run(seed: u64) {
     let mut life = Life::begin(directory.path(), &mut rng);
     let mut sent: Vec<Sent> = Vec::new();
     let mut clients: Vec<Client> = Vec::new();
-    let mut names = BTreeMap::new();
+    let mut names: BTreeMap<EventId, usize> = BTreeMap::new();
     for _ in 0..rng.usize(10..120) {
         match rng.u32(0..100) {
             0..30 => {
                 for _ in 0..rng.usize(1..60) {
-                    let event = Sent { number: sent.len(), session: rng.usize(0..5), kind: rng.usize(0..3) };
+                    let (session, kind) = (rng.usize(0..5), rng.usize(0..3));
+                    let event = Sent { number: sent.len(), session, kind, is_gap: false };
                     life.append(&event);
                     sent.push(event);
                 }
             }
-            30..35 => life.fanout.log().append_gap(GapReason::UpstreamReconnect),
+            30..35 => life.append_gap(&mut sent, &mut names),
             35..50 => life.show(rng.usize(1..9)),
             50..60 => {
                 life.show(usize::MAX); // so that the model knows what is news to it
@@ -259,6 +274,9 @@ async fn run(seed: u64) {
                 }
                 drop(life);
                 life = Life::begin(directory.path(), &mut rng);
+                if life.fanout.log().has_past() {
+                    life.append_gap(&mut sent, &mut names); // as ingest does when the upstream stands again
+                }
             }
             _ => {}
         }
