@@ -1,4 +1,4 @@
-//! The store's file: one SQLite database for all products, and the one connection that writes it.
+//! The store's file: one SQLite database for all products, and the one connection that writes to it.
 //!
 //! ```text
 //! relay.db        schema and format: see `schema`
@@ -6,7 +6,8 @@
 //! relay.db-shm    SQLite's index of the former; worthless once all have closed it
 //! ```
 //!
-//! A commit survives the end of the process at once, and the end of the machine after the next one with [`Sync::Full`].
+//! A commit survives the end of the process at once, and the end of the machine once the write-ahead log has been synced: by
+//! the syncer, or by a commit with [`Sync::Full`].
 //! Every call waits for the disk: it belongs on a thread of its own.
 //!
 //! May use: `event`, `log`'s shared words.
