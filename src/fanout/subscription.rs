@@ -258,11 +258,12 @@ impl Subscription {
         }
     }
 
-    /// Announces that everything up to `through` is gone, and goes on behind it.
+    /// Announces that everything up to `through` is gone, and goes on behind the notice.
     fn lose(&mut self, reason: GapReason, through: u64) {
         let after = self.given.map(|(_, id)| id);
-        self.notice = Some(Box::new(self.fanout.log().lost(reason, after, through)));
-        self.cursor = through;
+        let gap = self.fanout.log().lost(reason, after, through);
+        self.cursor = gap.place;
+        self.notice = Some(Box::new(gap));
     }
 
     fn event(&mut self, event: Arc<Event>) -> Item {
