@@ -68,6 +68,8 @@ pub(crate) enum Arrival {
     },
     /// The stream of a relay stands, and goes on where the log ends.
     Resumed,
+    /// The stream has ended, and the next attempt comes after a wait.
+    Lost,
 }
 
 impl Upstream {
@@ -118,11 +120,11 @@ impl Upstream {
                     Ok(None) => {
                         let silence = humantime::format_duration(self.settings.heartbeat_timeout);
                         self.lost(format!("silent for {silence}")).await;
-                        None
+                        Some(Arrival::Lost)
                     }
                     Err(error) => {
                         self.lost(with_causes(&error)).await;
-                        None
+                        Some(Arrival::Lost)
                     }
                 },
             };

@@ -374,6 +374,32 @@ fn a_relay_in_the_middle_that_has_not_heard_from_the_edge_yet_has_no_end_of_repl
     assert_eq!(follower.frame().event.as_deref(), Some("heartbeat"));
 }
 
+#[test]
+fn a_relay_in_the_middle_that_has_a_log_ends_no_replay_before_its_own() {
+    let edge = Connector::new();
+    let directory = tempfile::tempdir().unwrap();
+    let log = format!("data_dir = '{}'", directory.path().display());
+    let middle = Setup::behind_relay(edge.address).server("heartbeat_interval = '300ms'").log(&log).start();
+    let mut link = edge.found_as_relay();
+    send(&mut link, 1..3);
+    link.heartbeat();
+    middle.wait_for_end_of_replay();
+    link.end();
+    let mut link = edge.stream_as_relay();
+    send(&mut link, 3..4);
+    middle.wait_for_events(3);
+    let mut news = middle.subscribe();
+    let mut follower = Subscriber::open(middle.public, STREAM, FOLLOW);
+    assert_eq!(follower.numbers(3), [1, 2, 3]);
+    wait::holds("the connection stands", Duration::from_millis(900), || !follower.has_ended());
+    send(&mut link, 4..5);
+    let block = follower.block();
+    assert!(block.starts_with(b":\n"), "only comments meanwhile: {block:?}");
+    assert_eq!(news.numbers(1), [4], "what comes to a log with a past is news");
+    link.heartbeat();
+    assert_eq!(follower.frame().event.as_deref(), Some("heartbeat"));
+}
+
 /// What a relay asks that has nothing yet.
 const FOLLOW: &[(&str, &str)] = &[("Last-Event-ID", "0"), ("Autoplay-Relay", "follow")];
 
