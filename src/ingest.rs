@@ -45,6 +45,7 @@ impl Ingest {
                 Arrival::TooLarge => self.reject(Rejection::TooLarge),
                 Arrival::Connected { again } => self.connected(again),
                 Arrival::Resumed => self.resumed(),
+                Arrival::Lost => self.log.upstream_is_away(),
             }
             // A backlog must not keep the runtime's thread from everybody else.
             tokio::task::consume_budget().await;

@@ -68,6 +68,8 @@ pub(crate) enum Arrival {
     },
     /// The stream of a relay stands, and goes on where the log ends.
     Resumed,
+    /// The stream has ended, and the next attempt comes after a wait.
+    Lost,
 }
 
 impl Upstream {
@@ -118,11 +120,11 @@ impl Upstream {
                     Ok(None) => {
                         let silence = humantime::format_duration(self.settings.heartbeat_timeout);
                         self.lost(format!("silent for {silence}")).await;
-                        None
+                        Some(Arrival::Lost)
                     }
                     Err(error) => {
                         self.lost(with_causes(&error)).await;
-                        None
+                        Some(Arrival::Lost)
                     }
                 },
             };
@@ -154,6 +156,7 @@ impl Upstream {
         };
         self.target.is_relay = stream.resumes();
         if self.target.is_relay && !asked_as_relay {
+            self.warn_of_filter();
             stream.close().await; // asked again at once, and then to go on
             return None;
         }
@@ -164,6 +167,14 @@ impl Upstream {
         info!(product = %self.settings.product_id, "upstream connected");
         let again = mem::replace(&mut self.has_streamed, true);
         Some(if self.target.is_relay { Arrival::Resumed } else { Arrival::Connected { again } })
+    }
+
+    /// A relay that is asked for a part of its events gives ids with holes, and where they began is forgotten soon.
+    fn warn_of_filter(&self) {
+        if filters(self.settings.url.as_uri().query().unwrap_or_default()) {
+            let product = &self.settings.product_id;
+            warn!(%product, "upstream is a relay whose url asks for some types or sessions only: older ids will be lost sooner");
+        }
     }
 
     /// Settles when to try again after an attempt that led to no stream.
@@ -210,6 +221,11 @@ impl Upstream {
         self.status.enter(UpstreamState::BackingOff, Some(problem));
         self.connection = Connection::Waiting { until: Instant::now() + wait };
     }
+}
+
+/// Whether a query asks a relay for less than everything.
+fn filters(query: &str) -> bool {
+    form_urlencoded::parse(query.as_bytes()).any(|(key, _)| matches!(&*key, "type" | "session_id"))
 }
 
 /// A connector that restarts is back within a second.
@@ -283,6 +299,12 @@ mod tests {
             assert!(waits.iter().any(|wait| *wait > MAX_BACKOFF / 2));
             assert_eq!(upstream.status.facts().state, UpstreamState::BackingOff);
         }
+    }
+
+    #[test]
+    fn a_query_filters_when_it_names_types_or_sessions() {
+        assert!(["type=actions", "a=1&session_id=s", "%74ype=actions"].into_iter().all(filters));
+        assert!(!["", "types=a", "token=type", "last_event_id=0"].into_iter().any(filters));
     }
 
     #[tokio::test(start_paused = true)]

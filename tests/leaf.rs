@@ -220,6 +220,25 @@ fn what_the_edge_no_longer_had_is_a_gap_for_who_had_not_seen_it() {
 }
 
 #[test]
+fn a_gap_up_to_the_oldest_id_remembered_is_told_once() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut link = edge.found_as_relay();
+    // As an edge gives them that is asked for some types only: each hole begins a span, of which 4096 are remembered.
+    (1..5001).for_each(|n| link.event_as(&format!("7-{}", 2 * n), event(n)));
+    link.heartbeat();
+    leaf.wait_for_end_of_replay();
+    let gap = leaf.resume("7-2").gap();
+    assert_eq!((gap.reason().as_str(), gap.id()), ("evicted", "7-1809"));
+    assert_eq!(gap.json()["before"], "7-1810");
+    let (mut late, mut again) = (leaf.resume("7-2"), leaf.resume(gap.id()));
+    assert_eq!(late.gap(), gap);
+    for across in [&mut late, &mut again] {
+        assert_eq!(across.numbers(3), [905, 906, 907]);
+    }
+    assert_eq!(leaf.resume("0").numbers(3), [1, 2, 3], "they are all there");
+}
+
+#[test]
 fn who_asks_for_news_gets_no_history_and_who_asks_for_everything_does() {
     let (edge, leaf) = edge_and_leaf();
     let (before, mut all) = (leaf.subscribe(), leaf.subscribe_to(EVERYTHING));
@@ -351,6 +370,32 @@ fn a_relay_in_the_middle_that_has_not_heard_from_the_edge_yet_has_no_end_of_repl
         let frame = follower.frame();
         assert_eq!((frame.event.as_deref(), frame.id.as_deref()), (None, Some(id)));
     }
+    link.heartbeat();
+    assert_eq!(follower.frame().event.as_deref(), Some("heartbeat"));
+}
+
+#[test]
+fn a_relay_in_the_middle_that_has_a_log_ends_no_replay_before_its_own() {
+    let edge = Connector::new();
+    let directory = tempfile::tempdir().unwrap();
+    let log = format!("data_dir = '{}'", directory.path().display());
+    let middle = Setup::behind_relay(edge.address).server("heartbeat_interval = '300ms'").log(&log).start();
+    let mut link = edge.found_as_relay();
+    send(&mut link, 1..3);
+    link.heartbeat();
+    middle.wait_for_end_of_replay();
+    link.end();
+    let mut link = edge.stream_as_relay();
+    send(&mut link, 3..4);
+    middle.wait_for_events(3);
+    let mut news = middle.subscribe();
+    let mut follower = Subscriber::open(middle.public, STREAM, FOLLOW);
+    assert_eq!(follower.numbers(3), [1, 2, 3]);
+    wait::holds("the connection stands", Duration::from_millis(900), || !follower.has_ended());
+    send(&mut link, 4..5);
+    let block = follower.block();
+    assert!(block.starts_with(b":\n"), "only comments meanwhile: {block:?}");
+    assert_eq!(news.numbers(1), [4], "what comes to a log with a past is news");
     link.heartbeat();
     assert_eq!(follower.frame().event.as_deref(), Some("heartbeat"));
 }

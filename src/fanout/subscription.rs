@@ -171,7 +171,7 @@ impl Subscription {
     fn is_located(&mut self) -> bool {
         let log = self.fanout.log();
         if let Some(awaited) = &mut self.awaited {
-            if log.is_recovering() {
+            if log.is_behind_its_relay() {
                 awaited.until = Instant::now() + AWAIT;
             }
             let may_wait = Instant::now() < awaited.until;
@@ -258,14 +258,15 @@ impl Subscription {
         }
     }
 
-    /// Announces that everything up to `through` is gone, and goes on behind it.
+    /// Announces that everything up to `through` is gone, and goes on behind the notice.
     fn lose(&mut self, reason: GapReason, through: u64) {
         let after = match reason {
             GapReason::NotKept => self.fanout.log().id(self.cursor),
             _ => self.given.map(|(_, id)| id),
         };
-        self.notice = Some(Box::new(self.fanout.log().lost(reason, after, through)));
-        self.cursor = through;
+        let gap = self.fanout.log().lost(reason, after, through);
+        self.cursor = gap.place;
+        self.notice = Some(Box::new(gap));
     }
 
     fn event(&mut self, event: Arc<Event>) -> Item {
@@ -333,5 +334,5 @@ const HANDOVER: Limits = Limits { entries: 16, bytes: 32 * 1024 };
 /// Readings in one poll that find nothing; each looks at some thousand entries.
 const READINGS: usize = 16;
 
-/// How long a client's id may be ahead of a relay behind a relay, or of one that has not heard from its upstream yet.
+/// How long a client's id may be ahead of a relay that has caught up with the relay before it, or has given up waiting for it.
 const AWAIT: Duration = Duration::from_secs(5);

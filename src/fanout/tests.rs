@@ -7,6 +7,7 @@ use std::{
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     task::{Context, Poll, Wake, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -325,6 +326,41 @@ fn a_resume_from_before_everything_names_the_id_it_came_with() {
     let mut reader = stage.subscribe(scope(&[], &[]), &Start::After(before_everything));
     reader.read(99);
     assert_eq!(reader.gaps()[0].after.as_deref(), Some(&*before_everything.to_string()));
+}
+
+/// Seconds until one whose id does not come is told so; none if it is still waiting after five minutes.
+async fn told_after(stage: &Stage) -> Option<u32> {
+    let mut reader = stage.subscribe(scope(&[], &[]), &Start::After(EventId::new(1, 1)));
+    for seconds in 0..300 {
+        reader.read(1);
+        if !reader.seen.is_empty() {
+            assert_eq!(reader.gaps()[0].reason, GapReason::UnknownId);
+            return Some(seconds);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    None
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_ahead_waits_for_a_replay_and_for_a_relay_that_is_not_away_for_long() {
+    let stage = Stage::new(16);
+    let log = stage.fanout.log();
+    assert_eq!(told_after(&stage).await, Some(0), "behind a connector nothing comes");
+    log.numbered_by(Numbering::Upstream);
+    assert_eq!(told_after(&stage).await, None, "as long as the relay repeats");
+    log.has_recovered();
+    assert_eq!(told_after(&stage).await, Some(5));
+    log.upstream_is_away();
+    assert!(!log.is_recovering(), "what comes afterwards is news");
+    let until = told_after(&stage).await.unwrap();
+    assert!((60..=66).contains(&until), "{until}");
+    assert_eq!(told_after(&stage).await, Some(5), "it has been away for long");
+    log.numbered_by(Numbering::Upstream);
+    assert!(!log.has_caught_up() && told_after(&stage).await.is_none());
+    log.upstream_is_away();
+    log.numbered_by(Numbering::Own);
+    assert_eq!(told_after(&stage).await, Some(0), "a connector again");
 }
 
 /// One step of a random schedule.

@@ -224,7 +224,8 @@ impl EventBody {
     /// Moves the client's id on where the log has moved past what its filter let through. To a relay, the first one says that
     /// what comes from now on is news.
     fn heartbeat(&mut self) -> Bytes {
-        let is_replaying = !self.subscription.is_at_end() || self.product.log.is_recovering();
+        let log = &self.product.log;
+        let is_replaying = !self.subscription.is_at_end() || log.is_replaying() || log.is_recovering();
         if self.owes_end_of_replay && is_replaying {
             return sse::encode_keep_alive();
         }

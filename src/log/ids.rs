@@ -33,6 +33,14 @@ pub(crate) struct Span {
 }
 
 impl Span {
+    /// The id right before that of its first entry, if its epoch has one.
+    fn id_before(&self) -> Option<EventId> {
+        match self.id.suffix.checked_sub(1) {
+            Some(suffix) => Some(EventId { suffix, ..self.id }),
+            None => Some(EventId { sequence: self.id.sequence.checked_sub(1)?, ..self.id }),
+        }
+    }
+
     /// The id at a place of this span, which must not lie before it.
     fn id_at(&self, place: u64) -> EventId {
         EventId { sequence: self.id.sequence.saturating_add(place - self.place), ..self.id }
@@ -85,20 +93,25 @@ impl Ids {
         }
     }
 
-    /// The id at a place. At the place before everything, the one before the first entry's where there is such an entry.
+    /// The id at a place, none before the first span remembered. At the place before everything, the one before the first
+    /// entry's where there is such an entry.
     pub(crate) fn at(&self, place: u64) -> Option<EventId> {
-        let before_first = (place == 0).then(|| self.spans.iter().find(|span| span.place == 1)).flatten();
-        if let Some(first) = before_first.filter(|first| first.id.suffix == 0)
-            && let Some(sequence) = first.id.sequence.checked_sub(1)
-        {
-            return Some(EventId::new(first.id.epoch, sequence));
-        }
-        if let Some(span) = self.span_of(place) {
-            return Some(span.id_at(place));
+        let first = self.spans.iter().take_while(|span| place == 0 && span.place <= 1).last();
+        let before_first = first.filter(|first| first.place == 1 && first.id.suffix == 0).and_then(Span::id_before);
+        before_first.or_else(|| self.span_of(place).map(|span| span.id_at(place)))
+    }
+
+    /// The first place from this one on that has an id, and the id. Behind it nothing before the first span is asked for:
+    /// the place before that one has the id right before the span's first.
+    pub(crate) fn at_or_behind(&self, place: u64) -> Option<(u64, EventId)> {
+        if let Some(id) = self.at(place) {
+            return Some((place, id));
         }
         let first = self.spans.front()?;
-        let sequence = first.id.sequence.checked_sub(first.place - place)?;
-        Some(EventId::new(first.id.epoch, sequence))
+        match first.id_before() {
+            Some(id) => Some((first.place.saturating_sub(1), id)),
+            None => Some((first.place, first.id)),
+        }
     }
 
     /// The span in which a place lies.
@@ -117,7 +130,7 @@ impl Ids {
             return Found::Nowhere;
         };
         let before = place.saturating_sub(1);
-        let precedes = id.suffix == 0 && first.suffix == 0 && id.sequence.checked_add(1) == Some(first.sequence);
+        let precedes = Span { place: *place, id: *first }.id_before() == Some(id);
         let begins_log = before == 0 || self.spans.front().is_some_and(|oldest| oldest.place == *place);
         match (precedes, begins_log) {
             (true, true) => Found::At(before),
@@ -245,6 +258,32 @@ mod tests {
         (1..=10_000).for_each(|place| ids.append(place, EventId::new(1, place * 2)));
         assert_eq!((ids.spans.len(), ids.by_id.len()), (MAX_SPANS, MAX_SPANS));
         assert_eq!(ids.find(EventId::new(1, 20_000), 10_000), Found::At(10_000));
+    }
+
+    #[test]
+    fn what_is_no_longer_remembered_has_no_id_but_the_place_before_the_rest_does() {
+        let mut ids = Ids::restored([Span { place: 0, id: id("9-0") }]);
+        (1..=10_000).for_each(|place| ids.append(place, EventId::new(1, place * 2)));
+        let first = 10_000 - MAX_SPANS as u64 + 1;
+        let before = (first - 1, EventId::new(1, first * 2 - 1));
+        for place in [0, 1, first - 1] {
+            assert_eq!((ids.at(place), ids.at_or_behind(place)), (None, Some(before)), "{place}");
+        }
+        assert_eq!(ids.find(before.1, 10_000), Found::At(before.0));
+        assert_eq!(ids.find(EventId::new(1, first * 2 - 2), 10_000), Found::TooOld);
+        assert_eq!(ids.at_or_behind(first), Some((first, EventId::new(1, first * 2))));
+    }
+
+    #[test]
+    fn the_place_before_an_entry_of_a_relays_own_has_an_id_too() {
+        for (first, before) in
+            [("7-40.1", (8, "7-40")), ("7-40.2", (8, "7-40.1")), ("7-40", (8, "7-39")), ("7-0", (9, "7-0"))]
+        {
+            let ids = Ids::restored([Span { place: 9, id: id(first) }]);
+            assert_eq!(ids.at_or_behind(3), Some((before.0, id(before.1))), "{first}");
+            assert_eq!(ids.find(id(before.1), 9), Found::At(before.0), "{first}");
+        }
+        assert_eq!(Ids::default().at_or_behind(0), None);
     }
 
     proptest! {

@@ -18,7 +18,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{sync::Notify, time::Instant};
@@ -57,6 +57,7 @@ struct State {
     ids: Ids,
     shelf: Option<Shelf>,
     numbering: Numbering,
+    link: Link,
     /// There were entries before this process began.
     has_past: bool,
 }
@@ -64,7 +65,7 @@ struct State {
 /// Who gives the ids.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Numbering {
-    /// The upstream has not answered yet.
+    /// Nobody knows: the upstream has not answered yet.
     Undecided,
     /// This log.
     Own,
@@ -72,13 +73,24 @@ pub(crate) enum Numbering {
     Upstream,
 }
 
+/// How far a log is behind its upstream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Link {
+    /// There is no connection.
+    Away { since: Instant },
+    /// A relay repeats what came meanwhile.
+    Replaying,
+    /// What comes is live.
+    Live,
+}
+
 impl Log {
     /// An empty log that keeps what fits within `bounds`, in memory alone.
     pub(crate) fn new(product: ProductId, bounds: Bounds, metrics: LogMetrics) -> Self {
         let epoch = epoch_after(0);
         let ids = Ids::restored([Span { place: 0, id: EventId::new(epoch, 0) }]);
-        let state =
-            State { ring: Ring::new(bounds, 0), ids, shelf: None, numbering: Numbering::Undecided, has_past: false };
+        let (numbering, link) = (Numbering::Undecided, Link::Away { since: Instant::now() });
+        let state = State { ring: Ring::new(bounds, 0), ids, shelf: None, numbering, link, has_past: false };
         Self::with(product, epoch, state, None, metrics)
     }
 
@@ -93,13 +105,15 @@ impl Log {
         metrics: LogMetrics,
     ) -> Self {
         let mut ids = Ids::restored(kept.spans);
+        let numbering = numbering_until(kept.newest, ids.at(kept.newest));
+        let link = Link::Away { since: Instant::now() };
         ids.begin(reserved(kept.newest, epoch));
         let mut shelf = Shelf::new(kept.number, kept.evicted_through, kept.newest, kept.missing);
         (shelf.events, shelf.bytes) = (kept.events, kept.bytes);
         metrics.shelved(shelf.events, shelf.bytes);
         let ring = Ring::new(bounds, kept.newest);
         let has_past = has_lost_the_past || kept.newest > 0;
-        let state = State { ring, ids, shelf: Some(shelf), numbering: Numbering::Undecided, has_past };
+        let state = State { ring, ids, shelf: Some(shelf), numbering, link, has_past };
         Self::with(product, epoch, state, Some(store), metrics)
     }
 
@@ -234,9 +248,17 @@ impl Log {
         self.state().has_past
     }
 
-    /// Notes who gives the ids from now on.
+    /// Notes that the upstream has answered, and who gives the ids from now on. A relay begins with what came meanwhile, up to
+    /// its first heartbeat.
     pub(crate) fn numbered_by(&self, numbering: Numbering) {
-        self.state().numbering = numbering;
+        let mut state = self.state();
+        state.numbering = numbering;
+        state.link = if numbering == Numbering::Upstream { Link::Replaying } else { Link::Live };
+    }
+
+    /// Notes that the connection to the upstream is lost.
+    pub(crate) fn upstream_is_away(&self) {
+        self.state().link = Link::Away { since: Instant::now() };
     }
 
     /// Whether the upstream has not answered yet.
@@ -249,18 +271,42 @@ impl Log {
         self.history_through.store(u64::MAX, Ordering::SeqCst);
     }
 
-    /// Notes that history has come to its end.
+    /// Notes that what the upstream repeats, history or not, has come to its end.
     pub(crate) fn has_recovered(&self) {
+        self.state().link = Link::Live;
         if self.is_recovering() {
             self.history_through.store(self.newest(), Ordering::SeqCst);
             self.appended.notify_one();
         }
     }
 
-    /// Whether it has everything that it can have by now, as far as it knows: its upstream has answered, and what came first
-    /// was not history or has come to its end.
+    /// Whether it has everything that it can have by now, as far as it knows: its upstream is a connector, which repeats
+    /// nothing, or a relay that has come to the end of what it repeats.
     pub(crate) fn has_caught_up(&self) -> bool {
-        !self.is_undecided() && !self.is_recovering()
+        let state = self.state();
+        let is_up = match state.numbering {
+            Numbering::Undecided => false,
+            Numbering::Own => true,
+            Numbering::Upstream => state.link == Link::Live,
+        };
+        is_up && !self.is_recovering()
+    }
+
+    /// Whether a relay repeats what came while it was not connected.
+    pub(crate) fn is_replaying(&self) -> bool {
+        self.state().link == Link::Replaying
+    }
+
+    /// Whether it is behind the relay that numbers it: what is ahead of it may come with the replay. From one that has been
+    /// away for long, nobody knows when.
+    pub(crate) fn is_behind_its_relay(&self) -> bool {
+        let state = self.state();
+        let is_behind = match state.link {
+            Link::Away { since } => since.elapsed() < AWAY,
+            Link::Replaying => true,
+            Link::Live => false,
+        };
+        is_behind && state.numbering == Numbering::Upstream
     }
 
     /// Whether what comes is history.
@@ -356,6 +402,19 @@ pub(crate) struct Facts {
     pub(crate) newest: Option<EventId>,
 }
 
+/// Who gave the id of the newest entry kept, as far as that tells. An own one behind no other's has its place for a sequence;
+/// an upstream's may have, too.
+fn numbering_until(newest: u64, id: Option<EventId>) -> Numbering {
+    match id {
+        Some(id) if newest > 0 && (id.sequence != newest || id.suffix > 0) => Numbering::Upstream,
+        _ => Numbering::Undecided,
+    }
+}
+
+/// How long a relay may be away before clients with ids that are ahead need not wait for it: a restart, or the move to another
+/// machine.
+const AWAY: Duration = Duration::from_secs(60);
+
 /// The span that begins with the first id of an epoch.
 fn reserved(newest: u64, epoch: u64) -> Span {
     match newest {
@@ -368,4 +427,22 @@ fn reserved(newest: u64, epoch: u64) -> Span {
 fn epoch_after(highest: u64) -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX).max(highest.saturating_add(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_this_log_cannot_have_given_tells_that_the_upstream_numbered_it() {
+        for (newest, id, numbering) in [
+            (40, "7-41", Numbering::Upstream),
+            (40, "7-40.1", Numbering::Upstream),
+            (40, "7-40", Numbering::Undecided),
+            (0, "7-1", Numbering::Undecided),
+        ] {
+            assert_eq!(numbering_until(newest, EventId::parse(id)), numbering, "{id} at {newest}");
+        }
+        assert_eq!(numbering_until(40, None), Numbering::Undecided);
+    }
 }

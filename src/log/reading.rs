@@ -84,7 +84,8 @@ impl Log {
         self.gap(state, GapReason::UnknownId, after, state.oldest())
     }
 
-    /// The notice for a reader whose next entries up to `through` are gone; `after` is the last id it has, if any.
+    /// The notice for a reader whose next entries up to `through` are gone; `after` is the last id it has, if any. It goes on
+    /// behind the notice's place.
     pub(crate) fn lost(&self, reason: GapReason, after: Option<EventId>, through: u64) -> Gap {
         if reason == GapReason::Evicted {
             self.metrics.gap(reason); // others are counted once, where they arise
@@ -97,9 +98,11 @@ impl Log {
         self.metrics.gap(GapReason::NotKept);
     }
 
+    /// The notice that everything up to `place` is gone. Where nobody remembers the id of that place any more, it reaches up to
+    /// one that has an id: who came back with any other would get the notice, and what follows it, again and again.
     fn gap(&self, state: &State, reason: GapReason, after: Option<EventId>, place: u64) -> Gap {
         let after = after.map(|id| id.to_string().into());
-        let id = state.ids.at(place).unwrap_or(EventId::new(self.epoch, 0));
+        let (place, id) = state.ids.at_or_behind(place).unwrap_or((place, EventId::new(self.epoch, 0)));
         Gap { product: self.product.clone(), reason, place, id, after, before: state.next_id(place) }
     }
 
