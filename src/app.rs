@@ -25,7 +25,7 @@ use crate::{
     config::{Config, Secret},
     event::ProductId,
     fanout::Fanout,
-    http::{self, Product, Relay, admin::Admin, guard::Guard, subscribers::Subscribers},
+    http::{self, Product, Relay, admin::Admin, guard::Guard, page::Pages, subscribers::Subscribers},
     ingest::Ingest,
     log::{
         Bounds, Log,
@@ -206,6 +206,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: Option<&Store>, metrics: &
         products,
         access: Access::new(&config.auth),
         subscribers: Subscribers::new(server, Arc::clone(metrics)),
+        pages: Pages::default(),
         wheel: Wheel::new(),
         heartbeat_interval: server.heartbeat_interval,
         max_connection_age: server.max_connection_age,

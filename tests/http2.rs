@@ -25,6 +25,7 @@ use common::{
     PRODUCT, STREAM,
     connector::Connector,
     events::{event, event_of},
+    page::{PAGES, Page},
     relay::{Relay, Setup},
     subscriber::Frame,
 };
@@ -112,6 +113,33 @@ async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on
     assert_eq!(neighbour.number().await, EVENTS);
     let again = subscribe(&mut client, relay.public).await;
     assert_eq!(again.status(), 200, "the connection itself is as good as before");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_nobody_takes_are_reset_and_others_are_sent() {
+    const EVENTS: usize = 100;
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
+    let mut link = connector.stream();
+    let session = "x".repeat(8000);
+    (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
+    let labels = [("product_id", PRODUCT), ("tier", "memory")];
+    relay.wait_for_metric("autoplay_relay_log_events", &labels, EVENTS as f64);
+    let mut client = connect(relay.public).await;
+    let mut stalled = Vec::new();
+    for _ in 0..16 {
+        let request = get(&format!("http://{}{PAGES}", relay.public));
+        stalled.push(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap());
+    }
+    assert!(stalled.iter().all(|response| response.status() == 200));
+    assert_eq!(Page::get(&relay, "").events.len(), EVENTS, "when one of them has been reset");
+    let cut_off = timeout(PATIENCE, stalled.remove(0).into_body().collect()).await.unwrap();
+    assert!(cut_off.is_err(), "an end like any other would hide that something is missing");
+    let request = get(&format!("http://{}{PAGES}", relay.public));
+    let whole = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+    let length: usize = whole.headers()["content-length"].to_str().unwrap().parse().unwrap();
+    let whole = timeout(PATIENCE, whole.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    assert_eq!(whole.len(), length, "the connection itself is as good as before");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,7 +14,7 @@ use common::{
     PRODUCT,
     connector::{Connector, Link},
     events::{event, event_like, event_of},
-    http,
+    http::{self, Wire},
     page::{Keeping, PAGES, Page, publish},
     relay::{KEYS, Relay, Setup},
     wait,
@@ -297,12 +297,12 @@ fn a_page_is_a_hundred_events_unless_asked_for_others_up_to_a_thousand() {
 }
 
 #[test]
-fn a_page_is_no_larger_than_four_mebibytes_unless_one_event_is() {
+fn a_page_is_no_larger_than_a_mebibyte_unless_one_event_is() {
     let connector = Connector::new();
     let relay = Setup::behind_with(&connector, "max_event_bytes = '8MiB'").start();
     let mut link = connector.stream();
     let large = |bytes: usize, n| event_of(&"x".repeat(bytes), n);
-    let payloads = (0..9).map(|n| large(if n == 6 { 5 << 20 } else { 900 << 10 }, n));
+    let payloads = (0..9).map(|n| large(if n == 6 { 2 << 20 } else { 250 << 10 }, n));
     let frames = publish(&relay, &mut link, payloads);
     let pages = Page::all(&relay, "0", "");
     let counts: Vec<_> = pages.iter().map(|page| page.events.len()).collect();
@@ -375,6 +375,49 @@ fn a_page_takes_no_seat_and_its_events_are_counted() {
     assert_eq!(relay.metrics().value("autoplay_relay_subscribers", &[product, page]), None);
     relay.wait_for_subscribers(1.0);
     subscriber.expect_nothing(Duration::from_millis(20));
+}
+
+#[test]
+fn who_does_not_read_its_page_is_cut_off_and_the_next_one_gets_a_page() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("write_timeout = '1s'\nhead_timeout = '1s'").start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, (0..200).map(|n| event_of(&"x".repeat(8000), n)));
+    let mut stalled = stalled(&relay, 16);
+    stalled.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 200));
+    let page = Page::get(&relay, "?limit=1000");
+    assert!(page.numbers().into_iter().eq(0..page.events.len()) && page.events.len() > 100);
+    let rests: Vec<_> = stalled.iter_mut().map(|wire| wire.rest().len()).collect();
+    assert!(rests.iter().any(|bytes| *bytes < 500_000), "nobody was cut off: {rests:?}");
+}
+
+#[test]
+fn two_hundred_who_do_not_read_their_pages_cost_no_more_than_sixteen_pages() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, (0..200).map(|n| event_of(&"x".repeat(8000), n)));
+    let resident = || relay.metrics().value("process_resident_memory_bytes", &[]).unwrap();
+    let before = resident();
+    let mut served = stalled(&relay, 16);
+    served.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 200));
+    let waiting = stalled(&relay, 184);
+    let refused = relay.get(PAGES, &[]).problem(503);
+    assert!(refused.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+    let grown = resident() - before;
+    assert!(grown < 64e6, "{grown} bytes for 200 clients");
+    drop((served, waiting));
+    assert_eq!(Page::get(&relay, "?limit=1").events.len(), 1, "a place is free when its client has left");
+}
+
+/// Clients that ask for a large page, and read no more than the test does.
+fn stalled(relay: &Relay, count: usize) -> Vec<Wire> {
+    let ask = |_| {
+        let mut wire = Wire::connect(relay.public);
+        wire.send(http::request(relay.public, "GET", &format!("{PAGES}?limit=1000"), &[]));
+        wire
+    };
+    (0..count).map(ask).collect()
 }
 
 #[test]

@@ -8,7 +8,7 @@ pub(crate) mod admin;
 mod erasure;
 pub(crate) mod error;
 pub(crate) mod guard;
-mod page;
+pub(crate) mod page;
 mod request;
 mod sse;
 pub(crate) mod subscribers;
@@ -37,7 +37,7 @@ use tower_http::cors::CorsLayer;
 
 use prometheus::IntCounter;
 
-use self::{error::Problem, guard::Guard, request::Wish, subscribers::Subscribers};
+use self::{error::Problem, guard::Guard, page::Pages, request::Wish, subscribers::Subscribers};
 use crate::{
     auth::{self, Access, Grant},
     config::{Network, Origin, Permission},
@@ -57,6 +57,8 @@ pub(crate) struct Relay {
     pub(crate) access: Access,
     /// Who does.
     pub(crate) subscribers: Arc<Subscribers>,
+    /// Pages that are being sent.
+    pub(crate) pages: Pages,
     /// The timer of all connections.
     pub(crate) wheel: Arc<Wheel>,
     /// A connection silent for this long gets a heartbeat.

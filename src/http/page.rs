@@ -8,37 +8,53 @@
 //! pages  [e1 e2 e3][╳ e4 e5][ ]       the last one says how far the log has moved on
 //! ```
 //!
-//! May use: `event`, `fanout`, `log`, `metrics`.
+//! A page is in memory as a whole until it is sent, so there are only so many at one time; further clients wait a moment.
+//!
+//! May use: `event`, `fanout`, `log`, `metrics`, `net`.
 
 use std::{
+    convert::Infallible,
     future::poll_fn,
     io::Write,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{
+    body::Body,
     extract::{Path, RawQuery, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
 use hyper::{
     HeaderMap, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE},
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout},
+};
 
-use super::{Relay, error::Problem, request::Wish};
+use super::{
+    Relay,
+    error::{Problem, SHED_WAIT, spread},
+    request::Wish,
+};
 use crate::{
     event::{Event, EventId, Gap, Scope, Start},
     fanout::{Fanout, Item, Listener, Subscription},
+    net::Patience,
 };
 
 /// Answers one request for a page.
 ///
 /// # Errors
 ///
-/// 401, 403, 404, 400 in this order; 503 while the relay is leaving or cannot say yet what follows the client's id.
+/// 401, 403, 404, 400 in this order; 503 while the relay is leaving, has too many pages to send, or cannot say yet what
+/// follows the client's id.
 pub(crate) async fn page(
     State(relay): State<Arc<Relay>>,
     path: Result<Path<String>, PathRejection>,
@@ -50,6 +66,7 @@ pub(crate) async fn page(
     let wish = Wish::read(&query, &headers)?;
     let most_events = limit(&query)?;
     relay.admits_newcomers()?;
+    let place = relay.pages.enter().await?;
     let start = match wish.start {
         Start::Now => Start::Oldest, // who listens to news only would never be given any
         start => start,
@@ -57,7 +74,70 @@ pub(crate) async fn page(
     let page = Page::read(&product.fanout, wish.scope, &start, most_events).await?;
     product.paged.inc_by(page.events.len() as u64);
     let head = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
-    Ok((head, page.into_json()).into_response())
+    Ok((head, Body::new(PageBody::new(page.into_json(), place))).into_response())
+}
+
+/// The pages that may be in memory at one time.
+#[derive(Debug)]
+pub(crate) struct Pages(Arc<Semaphore>);
+
+impl Default for Pages {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MOST_PAGES)))
+    }
+}
+
+impl Pages {
+    /// Waits for a place for one more, in the order they come.
+    ///
+    /// # Errors
+    ///
+    /// 503 when that takes too long.
+    async fn enter(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let place = timeout(PATIENCE_AT_THE_DOOR, Arc::clone(&self.0).acquire_owned()).await;
+        // Nobody ever closes it.
+        place.ok().and_then(Result::ok).ok_or_else(|| {
+            let detail = "too many pages are being sent at this moment";
+            Problem::busy(StatusCode::SERVICE_UNAVAILABLE, detail, spread(SHED_WAIT))
+        })
+    }
+}
+
+/// A page on its way to the client. It leaves in pieces that are copies: what of the last one waits in the connection's buffers,
+/// for as long as the client likes, would otherwise keep the whole page in memory.
+struct PageBody {
+    json: Bytes,
+    /// None over HTTP/1.1, where the socket itself has a deadline.
+    patience: Option<Arc<Patience>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl PageBody {
+    fn new(json: Vec<u8>, place: OwnedSemaphorePermit) -> Self {
+        Self { json: json.into(), patience: Patience::of_stream(), _place: place }
+    }
+}
+
+impl http_body::Body for PageBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(patience) = &self.patience {
+            patience.asked(false);
+        }
+        let bytes = self.json.len().min(PIECE_BYTES);
+        let piece = self.json.split_to(bytes);
+        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(Bytes::copy_from_slice(&piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.json.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.json.len() as u64)
+    }
 }
 
 /// How many events a page may have.
@@ -192,7 +272,16 @@ const DEFAULT_EVENTS: usize = 100;
 const MOST_EVENTS: usize = 1000;
 
 /// Payload bytes after which no further event is added; one is always given.
-const MOST_BYTES: usize = 4 << 20;
+const MOST_BYTES: usize = 1 << 20;
+
+/// Pages at one time. One takes milliseconds, unless its client is slow: these can pin 16 MiB, or as many of the largest events.
+const MOST_PAGES: usize = 16;
+
+/// How long a client waits for its page to be begun: longer than many pages take, shorter than clients wait.
+const PATIENCE_AT_THE_DOOR: Duration = Duration::from_secs(5);
+
+/// What is handed on at one time, as much as is gathered for one write.
+const PIECE_BYTES: usize = 16 << 10;
 
 /// What stands around a payload, roughly.
 const EVENT_OVERHEAD_BYTES: usize = 64;

@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 use super::{
     file::{Fault, FileError},
     reader::{Chunk, Reader, Wanted},
-    turns::{Ticket, Turns},
+    turns::{Asked, Ticket, Turns},
 };
 use crate::{
     causes::with_causes,
@@ -64,6 +64,7 @@ pub(crate) struct Desk {
 struct Question {
     wanted: Wanted,
     answer: oneshot::Sender<Result<Chunk, Unreadable>>,
+    asked: Asked,
 }
 
 /// An order to take a session's events out of the store.
@@ -304,7 +305,7 @@ impl Desk {
         // Opened before anybody asks: while the disk is full, it could not be.
         let generation = self.generation();
         let mut reader = Reader::open(&self.path).ok().map(|reader| (generation, reader));
-        while let Some(Question { wanted, answer }) = self.next_question() {
+        while let Some(Question { wanted, answer, asked }) = self.next_question() {
             if answer.is_closed() {
                 continue;
             }
@@ -326,6 +327,7 @@ impl Desk {
                 self.could_not_read(&error, generation);
                 Unreadable
             });
+            drop(asked); // first, as the next question may follow at once
             let _ = answer.send(chunk); // who asked may have left
         }
     }
@@ -363,9 +365,9 @@ impl Desk {
         }
     }
 
-    fn ask(&self, wanted: Wanted) -> oneshot::Receiver<Result<Chunk, Unreadable>> {
+    fn ask(&self, wanted: Wanted, asked: Asked) -> oneshot::Receiver<Result<Chunk, Unreadable>> {
         let (answer, chunk) = oneshot::channel();
-        lock(&self.questions).push_back(Question { wanted, answer });
+        lock(&self.questions).push_back(Question { wanted, answer, asked });
         self.asked.notify_one();
         chunk
     }
@@ -403,7 +405,7 @@ impl CatchUp {
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, u64>>> {
         if let Step::Waiting(wanted) = &self.step {
             ready!(self.ticket.poll(context));
-            let (through, chunk) = (wanted.through, self.desk.ask(wanted.clone()));
+            let (through, chunk) = (wanted.through, self.desk.ask(wanted.clone(), self.ticket.asks()));
             self.step = Step::Asked { through, chunk };
         }
         let Step::Asked { through, chunk } = &mut self.step else {
