@@ -101,8 +101,8 @@ impl Ids {
         before_first.or_else(|| self.span_of(place).map(|span| span.id_at(place)))
     }
 
-    /// The first place from this one on that has an id, and the id. Behind it nothing before the first span is asked for:
-    /// the place before that one has the id right before the span's first.
+    /// The first place from this one on that has an id to resume from, and the id. Before the first span remembered that is the
+    /// place right before it, under the id right before its first.
     pub(crate) fn at_or_behind(&self, place: u64) -> Option<(u64, EventId)> {
         if let Some(id) = self.at(place) {
             return Some((place, id));
