@@ -40,8 +40,8 @@ pub(super) struct Writer {
     /// Set while copies of what has been erased may be left in the file: when they are to be removed.
     scrub_at: Option<Instant>,
     scrubbed: Option<Instant>,
-    /// There is more to take away than has been.
-    is_retiring: bool,
+    /// There may be more to take away than has been.
+    may_retire: bool,
     #[cfg(test)]
     script: tests::Script,
 }
@@ -73,7 +73,7 @@ impl Writer {
             retired: now,
             scrub_at,
             scrubbed: None,
-            is_retiring: false,
+            may_retire: true,
             #[cfg(test)]
             script: tests::Script::default(),
         }
@@ -103,7 +103,7 @@ impl Writer {
     fn pause(&self) -> Duration {
         match &self.state {
             State::Failed { retry_at } => retry_at.saturating_duration_since(Instant::now()),
-            State::Open(_) if self.is_retiring => GATHER,
+            State::Open(_) if self.may_retire => RETIRE_EVERY.saturating_sub(self.retired.elapsed()).max(GATHER),
             State::Open(_) => IDLE,
         }
     }
@@ -168,6 +168,7 @@ impl Writer {
             self.commit_seconds.observe(began.elapsed().as_secs_f64());
             self.desk.has_written();
             self.desk.is_unsynced();
+            self.may_retire = true;
             unkept.iter().for_each(|(log, unkept)| log.has_been_kept(unkept));
             if file::wal_bytes(self.desk.path()) > MOST_WAL_BYTES {
                 // The syncer does not keep up: its checkpoints end before the log does. While the writer waits, one does not.
@@ -239,7 +240,7 @@ impl Writer {
             self.desk.writes();
             let oldest = unix_ms().saturating_sub(retention);
             let retired = file.retire(oldest, self.settings.retention_bytes)?;
-            self.is_retiring = retired.is_some();
+            self.may_retire = retired.is_some();
             let Some(retired) = retired else {
                 self.retired = Instant::now();
                 return Ok(());
