@@ -1,6 +1,6 @@
 //! The log as the store's writer sees it: a reader that takes everything, once, and says when it is safe.
 //!
-//! May use: the log's own state.
+//! May use: `event`, the log's own state.
 
 use super::{Log, Missing, Span, State, shelf::Shelf, store::Kept};
 use crate::event::{Entry, GapReason};

@@ -1,6 +1,6 @@
 //! The log as its readers see it: where an id stands, and what comes behind a place.
 //!
-//! May use: the log's own state.
+//! May use: `event`, the log's own state.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 

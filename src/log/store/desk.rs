@@ -5,7 +5,7 @@
 //! log, erasure ──► signal, orders ──────► the writing thread
 //! ```
 //!
-//! May use: `event`.
+//! May use: `causes`, `event`, the file and its readers.
 
 use std::{
     collections::VecDeque,

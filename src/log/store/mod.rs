@@ -7,7 +7,7 @@
 //! open: lock the directory, open or replace the file, reserve an epoch for each product ──► start: threads ──► stop
 //! ```
 //!
-//! May use: `event`, `metrics`, the logs.
+//! May use: `causes`, `event`, `metrics`, the logs.
 
 mod desk;
 mod file;

@@ -7,7 +7,7 @@
 //!
 //! SQLite itself would do both within some commit, and everything that comes would wait for the disk with it.
 //!
-//! May use: the desk, the file.
+//! May use: `causes`, the desk, the file.
 
 use std::{fs, io, time::Duration};
 

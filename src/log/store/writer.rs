@@ -5,7 +5,7 @@
 //! a failed write: the file is closed, and opened anew a second later; meanwhile events stay in memory as long as they can
 //! ```
 //!
-//! May use: the logs, the file, the desk.
+//! May use: `causes`, the logs, the file, the desk, the syncer.
 
 use std::{
     mem,
