@@ -20,6 +20,7 @@ mod causes;
 mod cli;
 mod client;
 mod config;
+mod delivery;
 mod envelope;
 mod event;
 mod fanout;
@@ -33,6 +34,7 @@ mod simulate;
 mod sse;
 mod status;
 mod upstream;
+mod webhook;
 mod wheel;
 
 pub use cli::main;

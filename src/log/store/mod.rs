@@ -11,6 +11,7 @@
 
 mod desk;
 mod file;
+mod outbox;
 mod reader;
 mod syncer;
 mod turns;
@@ -32,6 +33,7 @@ use super::{Bounds, Log, epoch_after, reserved};
 pub(crate) use desk::{CatchUp, Desk};
 pub(crate) use file::Kept;
 use file::{File, FileError, Portion, Sync};
+pub(crate) use outbox::{Changes, Fate, KeptWebhook, Letters, Notice, Notices, Owed, Registration, Which};
 use reader::Reader;
 pub(crate) use reader::Wanted;
 use writer::Writer;

@@ -1,0 +1,3 @@
+//! The headers that prove where a delivery comes from: the connector's, and those of Standard Webhooks.
+//!
+//! May use: `config` (secrets).
