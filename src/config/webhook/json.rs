@@ -60,7 +60,12 @@ impl Webhook {
     ///
     /// All that is wrong, by field.
     pub(crate) fn from_json(body: &[u8], known: Option<&Self>) -> Result<Self, Vec<FieldError>> {
-        let mut body = Body::parse(body)?;
+        let Object(mut fields) = serde_json::from_slice(body).map_err(|error| vec![not_an_object(&error)])?;
+        if known.is_some() {
+            // An answer may be sent back as it is.
+            fields.retain(|(name, _)| !READ_ONLY.contains(&name.as_str()));
+        }
+        let mut body = Body::new(fields);
         if let Some(known) = known {
             body.completed_by(known);
         }
@@ -119,21 +124,20 @@ struct Body {
 }
 
 impl Body {
-    fn parse(body: &[u8]) -> Result<Self, Vec<FieldError>> {
-        let Object(fields) = serde_json::from_slice(body).map_err(|error| vec![not_an_object(&error)])?;
-        let mut parsed = Self { table: toml::Table::new(), errors: Vec::new(), told: BTreeSet::new() };
+    fn new(fields: Vec<(String, Value)>) -> Self {
+        let mut body = Self { table: toml::Table::new(), errors: Vec::new(), told: BTreeSet::new() };
         for (name, value) in fields {
-            let value = parsed.value(&name, value);
-            if parsed.table.insert(name.clone(), value).is_some() {
-                parsed.complain(&name, "is given twice");
+            let value = body.value(&name, value);
+            if body.table.contains_key(&name) {
+                body.complain(&name, "is given twice");
             }
+            body.table.insert(name, value);
         }
-        Ok(parsed)
+        body
     }
 
-    /// Leaves out what may come back from an answer, and puts in what stays.
+    /// Puts in what stays.
     fn completed_by(&mut self, known: &Webhook) {
-        READ_ONLY.iter().for_each(|field| drop(self.table.remove(*field)));
         for (field, stays) in [("id", known.id.as_str()), ("product_id", known.product_id.as_str())] {
             let given = self.table.insert(field.to_owned(), stays.into());
             if given.is_some_and(|given| given.as_str() != Some(stays)) {
