@@ -25,7 +25,9 @@ use crate::{
     config::{Config, Secret},
     event::ProductId,
     fanout::Fanout,
-    http::{self, Product, Relay, admin::Admin, guard::Guard, page::Pages, subscribers::Subscribers},
+    http::{
+        self, Product, Relay, admin::Admin, guard::Guard, page::Pages, products::Streamed, subscribers::Subscribers,
+    },
     ingest::Ingest,
     log::{
         Bounds, Log,
@@ -33,6 +35,7 @@ use crate::{
     },
     metrics::{Metrics, ShedReason, Transport},
     net::{self, BindError, Listener, Manners},
+    rejected::Rejected,
     shutdown::Signals,
     status::UpstreamStatus,
     upstream::Upstream,
@@ -87,7 +90,8 @@ impl App {
         let wheel = Arc::clone(&relay.wheel);
         let stop_serving = stop.serving.clone();
         serving.spawn(async move { wheel.run(stop_serving).await });
-        let upstreams = start_upstreams(config, &relay, &stop, &mut serving)?;
+        let rejected = Arc::new(Rejected::default());
+        let upstreams = start_upstreams(config, &relay, &rejected, &stop, &mut serving)?;
         serving.spawn(serve_public(config, &relay, listener, &stop));
 
         let admin = Admin {
@@ -95,6 +99,8 @@ impl App {
             webhooks: Arc::clone(&webhooks),
             upstreams,
             key: SoleKey::new(config.auth.admin_key.as_ref().map(Secret::expose)),
+            rejected,
+            streamed: Streamed::default(),
             started: SystemTime::now(),
         };
         let admin = Arc::new(admin);
@@ -249,6 +255,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
 fn start_upstreams(
     config: &Config,
     relay: &Relay,
+    rejected: &Arc<Rejected>,
     stop: &Stops,
     tasks: &mut JoinSet<()>,
 ) -> Result<Upstreams, AppError> {
@@ -264,7 +271,8 @@ fn start_upstreams(
         let random = fastrand::Rng::new();
         let (settings, has_past) = (settings.clone(), product.log.has_past());
         let upstream = Upstream::new(settings, has_past, client.clone(), Arc::clone(&status), metrics.clone(), random);
-        let ingest = Ingest { upstream, log: Arc::clone(&product.log), metrics, status };
+        let ingest =
+            Ingest { upstream, log: Arc::clone(&product.log), metrics, status, rejected: Arc::clone(rejected) };
         let (stop_ingest, stop_fanout) = (stop.ingest.clone(), stop.serving.clone());
         tasks.spawn(async move {
             tokio::join!(ingest.run(stop_ingest), product.fanout.run(stop_fanout));
