@@ -31,7 +31,7 @@ use crate::{
     ingest::Ingest,
     log::{
         Bounds, Log,
-        store::{DeadLetterBounds, Settings, Store, StoreError},
+        store::{Settings, Store, StoreError},
     },
     metrics::{Metrics, ShedReason, Transport},
     net::{self, BindError, Listener, Manners},
@@ -188,23 +188,24 @@ async fn end(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
 /// The log of each product, and the store. Without a directory the logs are in memory alone, and the store keeps in memory
 /// what webhooks need.
 fn logs(config: &Config, metrics: &Metrics) -> Result<(Vec<Arc<Log>>, Store), StoreError> {
-    let settings = &config.log;
-    let bounds = Bounds { events: settings.memory_events, bytes: settings.memory_bytes };
+    let kept = &config.log;
+    let bounds = Bounds { events: kept.memory_events, bytes: kept.memory_bytes };
     let products: Vec<ProductId> = config.upstreams.iter().map(|upstream| upstream.product_id.clone()).collect();
-    let (retention, retention_bytes) = (settings.dead_letter_retention, settings.dead_letter_bytes);
-    let dead_letters = DeadLetterBounds { retention, bytes: retention_bytes };
-    let Some(directory) = settings.data_dir.clone() else {
-        let log = |id: &ProductId| Arc::new(Log::new(id.clone(), bounds, metrics.log(id)));
-        return Ok((products.iter().map(log).collect(), Store::in_memory(dead_letters, metrics)?));
-    };
     let settings = Settings {
-        directory,
-        retention: settings.retention,
-        retention_bytes: settings.retention_bytes,
-        dead_letters,
+        directory: kept.data_dir.clone().unwrap_or_default(),
+        retention: kept.retention,
+        retention_bytes: kept.retention_bytes,
+        dead_letter_retention: kept.dead_letter_retention,
+        dead_letter_bytes: kept.dead_letter_bytes,
         max_concurrent_replays: config.server.max_concurrent_replays,
     };
-    let (store, logs) = Store::open(settings, bounds, &products, metrics)?;
+    if kept.data_dir.is_some() {
+        let (store, logs) = Store::open(settings, bounds, &products, metrics)?;
+        return Ok((logs, store));
+    }
+    let log = |id: &ProductId| Arc::new(Log::new(id.clone(), bounds, metrics.log(id)));
+    let logs: Vec<_> = products.iter().map(log).collect();
+    let store = Store::in_memory(settings, logs.clone(), metrics)?;
     Ok((logs, store))
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Source;
-use crate::config::{Secret, Webhook};
+use crate::config::{FieldError, Secret, Webhook};
 
 /// A webhook and what operators and its receiver have made of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +69,11 @@ impl Remembered {
     /// When it is nothing that was written there.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let kept: Kept = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let webhook = kept.webhook.as_deref().map(Webhook::from_stored).transpose()?;
+        let unfit = |errors: Vec<FieldError>| {
+            let problems: Vec<_> = errors.into_iter().map(|error| format!("{} {}", error.field, error.message)).collect();
+            problems.join(", ")
+        };
+        let webhook = kept.webhook.as_deref().map(|text| Webhook::from_stored(text).map_err(unfit)).transpose()?;
         let former = |it: KeptSecret| Former { secret: Secret::inline(it.secret), until: it.until };
         Ok(Self { webhook, disabled: kept.disabled, former: kept.former.map(former) })
     }

@@ -194,7 +194,7 @@ impl Webhooks {
         let is_removed = removed.clone();
         let task = async move {
             let panicked = broken.drop_guard();
-            worker.run(stop, is_removed).await;
+            Box::pin(worker.run(stop, is_removed)).await;
             panicked.disarm();
         };
         let task = Arc::new(Mutex::new(Some(self.tasks.spawn_on(task, &self.runtime))));

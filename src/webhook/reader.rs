@@ -118,9 +118,9 @@ impl Reader {
     async fn shown(&mut self) -> Item {
         loop {
             let next = poll_fn(|context| self.subscription.poll_next(context));
-            match time::timeout(LOOK_AGAIN, next).await {
-                Ok(item) => return item,
-                Err(_) => {} // it may wait for something of which nobody tells it
+            // It may wait for something of which nobody tells it.
+            if let Ok(item) = time::timeout(LOOK_AGAIN, next).await {
+                return item;
             }
         }
     }

@@ -11,9 +11,8 @@
 //! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhook's own rooms.
 
 use std::{
-    future::{Future, pending, poll_fn},
+    future::pending,
     panic,
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -39,7 +38,7 @@ use super::{
 };
 use crate::{
     delivery::Attempt,
-    event::{Event, SessionId},
+    event::SessionId,
     fanout::Fanout,
     log::store::{Notice, Notices, Owed, Unwritable},
     metrics::WebhookMetrics,
@@ -147,6 +146,7 @@ impl Worker {
         let now = Now::read();
         self.send(now);
         self.outbox.pass(self.reader.passed());
+        self.metrics.lost.inc_by(self.outbox.take_lost());
         self.records.write_down(&mut self.outbox, self.reader.committed());
         self.records.ask_for_letters(&self.outbox, &self.notice);
         let unread = if self.outbox.has_room() { 0 } else { self.reader.behind() };
