@@ -105,6 +105,7 @@ struct State {
     sockets: Mutex<BTreeMap<usize, TcpStream>>,
     listener: Mutex<Option<TcpListener>>,
     connections: AtomicUsize,
+    accepted: AtomicUsize,
     /// Bytes of endless bodies that have been taken.
     poured: AtomicU64,
     resets_connections: AtomicBool,
@@ -122,6 +123,7 @@ impl Receiver {
             sockets: Mutex::default(),
             listener: Mutex::default(),
             connections: AtomicUsize::new(0),
+            accepted: AtomicUsize::new(0),
             poured: AtomicU64::new(0),
             resets_connections: AtomicBool::new(false),
             is_released: AtomicBool::new(false),
@@ -215,7 +217,7 @@ impl Receiver {
 
     /// Waits until `count` requests have been accepted, and returns these.
     pub(crate) fn wait_for_accepted(&self, count: usize) -> Vec<Arc<Request>> {
-        let accepted = || self.state.requests.lock().unwrap().iter().filter(|request| request.is_accepted).count();
+        let accepted = || self.state.accepted.load(SeqCst);
         self.wait_until_moved(count, accepted, "accepted requests");
         self.accepted()
     }
@@ -281,7 +283,9 @@ impl State {
             let mut script = self.script.lock().unwrap();
             let answer = script(&request);
             request.is_accepted = answer.accepts();
+            let is_accepted = usize::from(request.is_accepted);
             self.requests.lock().unwrap().push(Arc::new(request));
+            self.accepted.fetch_add(is_accepted, SeqCst);
             answer
         };
         match answer {
