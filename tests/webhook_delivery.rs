@@ -16,6 +16,7 @@ use common::{
     events::{event, event_like, event_of},
     http,
     page::{Keeping, publish},
+    process::Process,
     receiver::{Answer, Receiver, Request},
     relay::Setup,
     wait,
@@ -281,4 +282,27 @@ fn what_is_erased_is_delivered_to_nobody_and_no_dead_letter_of_it_is_kept() {
         relay.wait_until_settled("hook");
         assert_eq!(receiver.accepted_by_session(), [("other".to_owned(), vec![21])].into(), "{keeping:?}");
     }
+}
+
+#[test]
+fn the_demo_pushes_to_its_sample_receiver_which_finds_both_signatures_good() {
+    let environment =
+        [("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"), ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0")];
+    let mut demo = Process::start(&["--log-format", "json", "demo"], &environment);
+    let says = |what: &str, words: &str| demo.stdout.first(what, |line| line.contains(words).then_some(()));
+    says("a delivery with good signatures", "/good got ");
+    says("the outage of the other", "/flaky answers 503");
+    let curl = demo.stdout.first("what is owed to look at", |line| {
+        let url = line.split("curl 'http://").nth(1)?.split('\'').next()?;
+        url.contains("state=pending").then(|| url.to_owned())
+    });
+    let (admin, path) = curl.split_once('/').unwrap();
+    let admin = admin.parse().unwrap();
+    wait::until("deliveries that wait", || {
+        let page = http::get(admin, &format!("/{path}"), &[]).json();
+        page["deliveries"].as_array().unwrap().iter().any(|delivery| outcomes(delivery).contains(&"failed".to_owned()))
+    });
+    demo.signal("INT");
+    assert_eq!(demo.exit_code(), Some(0));
+    assert!(!demo.stdout.whole().contains("refused a delivery"));
 }
