@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use crate::{
     Result,
     scenario::{Scenario, Size},
-    target::{Kind, Pace},
+    target::{BARE, Kind, Pace},
 };
 
 /// What this process is to do.
@@ -77,9 +77,6 @@ impl Command {
         Ok(Self::Bare { upstream: value(BARE, arguments.next())?, pace: value(BARE, arguments.next())? })
     }
 }
-
-/// Makes this executable the reference: followed by the upstream's address and its pace.
-pub(crate) const BARE: &str = "--bare";
 
 fn value<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<T> {
     let text = text.ok_or_else(|| format!("{name} needs a value\n{USAGE}"))?;

@@ -20,7 +20,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Result, options::BARE, payload::PRODUCT};
+use crate::{Result, payload::PRODUCT};
 
 /// Which program.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -60,6 +60,8 @@ struct Home {
     config: TempDir,
     /// None where the log is in memory.
     data: Option<TempDir>,
+    /// Tables of its configuration that not every relay has.
+    tables: String,
 }
 
 /// A relay's way from one life to the next.
@@ -75,10 +77,15 @@ impl Target {
     /// Starts one that reads from `upstream`.
     pub(crate) fn start(kind: Kind, upstream: SocketAddr, pace: Pace) -> Result<Self> {
         match kind {
-            Kind::Relay => Self::relay(Home::new(upstream, None)?),
-            Kind::Durable => Self::relay(Home::new(upstream, Some(data_dir()?))?),
+            Kind::Relay => Self::relay(Home::new(upstream, None, "")?),
+            Kind::Durable => Self::durable(upstream, ""),
             Kind::Bare => Self::bare(upstream, pace),
         }
+    }
+
+    /// Starts a relay with a store that reads from `upstream`, with further tables in its configuration.
+    pub(crate) fn durable(upstream: SocketAddr, tables: &str) -> Result<Self> {
+        Self::relay(Home::new(upstream, Some(data_dir()?), tables)?)
     }
 
     fn relay(home: Home) -> Result<Self> {
@@ -174,8 +181,8 @@ impl Drop for Target {
 }
 
 impl Home {
-    fn new(upstream: SocketAddr, data: Option<TempDir>) -> Result<Self> {
-        let home = Self { config: tempfile::tempdir()?, data };
+    fn new(upstream: SocketAddr, data: Option<TempDir>, tables: &str) -> Result<Self> {
+        let home = Self { config: tempfile::tempdir()?, data, tables: tables.to_owned() };
         fs::write(home.config(), home.configuration(upstream))?;
         Ok(home)
     }
@@ -187,6 +194,7 @@ impl Home {
     /// Defaults, but for what a bench on loopback needs.
     fn configuration(&self, upstream: SocketAddr) -> String {
         let data_dir = self.data.as_ref().map_or_else(String::new, |data| data.path().display().to_string());
+        let tables = &self.tables;
         format!(
             r#"
 [server]
@@ -206,10 +214,15 @@ token = "not-a-secret"
 
 [auth]
 allow_anonymous = true
+
+{tables}
 "#
         )
     }
 }
+
+/// Makes this executable the reference: followed by the upstream's address and its pace.
+pub(crate) const BARE: &str = "--bare";
 
 /// On a real disk, which the place for temporary files may not be.
 fn data_dir() -> Result<TempDir> {

@@ -1,4 +1,4 @@
-//! `demo`: simulator and relay in one process, on an embedded default.
+//! `demo`: simulator, relay and a sample webhook receiver in one process, on an embedded default.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -11,10 +11,10 @@ use crate::{
     causes::with_causes,
     config::{AllowAnonymous, Config, Environment},
     shutdown::Signals,
-    simulate::Options,
+    simulate::{Options, Receiver},
 };
 
-/// Run a simulator and a relay in one process, and print what to try.
+/// Run a simulator, a relay and a sample webhook receiver in one process, and print what to try.
 ///
 /// The addresses can be changed by AUTOPLAY_RELAY__SERVER__LISTEN and AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN.
 #[derive(Debug, clap::Args)]
@@ -33,15 +33,22 @@ pub(super) fn run(_: &Arguments) -> Result<(), Failure> {
             seed: DEFAULT_SEED,
         };
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let simulator = Running::start(loopback, options).map_err(|error| Failure::Other(with_causes(&error)))?;
-        let outcome = relay(simulator.address, signals).await;
+        let cannot_serve = |error| Failure::Other(with_causes(&error));
+        let simulator = Running::start(loopback, options).map_err(cannot_serve)?;
+        let receiver = Receiver::new(SECRET, print);
+        let router = receiver.router();
+        let receiver = Running::serve(loopback, router, |stopped| async move { receiver.run(stopped).await });
+        let receiver = receiver.map_err(cannot_serve)?;
+        let outcome = relay(simulator.address, receiver.address, signals).await;
+        // In the order of the events' way: what is under way to the receiver is answered before that leaves.
+        receiver.end().await;
         simulator.end().await;
         outcome
     })
 }
 
-async fn relay(upstream: SocketAddr, signals: Signals) -> Result<(), Failure> {
-    let text = CONFIG.replace("UPSTREAM", &upstream.to_string());
+async fn relay(upstream: SocketAddr, receiver: SocketAddr, signals: Signals) -> Result<(), Failure> {
+    let text = CONFIG.replace("UPSTREAM", &upstream.to_string()).replace("RECEIVER", &receiver.to_string());
     let config = Config::parse(&text, "embedded default", &Environment::from_process(), AllowAnonymous::OnLoopback)?;
     let app = App::start(&config)?;
     print(&greeting(app.address(), app.admin_address()));
@@ -59,14 +66,26 @@ fn greeting(relay: SocketAddr, admin: SocketAddr) -> String {
   curl http://{admin}/api/v1/status                            upstreams, subscribers, log
   curl http://{admin}/metrics                                  for Prometheus
 
-Ctrl-C ends it."
+The relay also pushes to two webhooks of a sample receiver, which checks the signatures and tells here what it gets.
+The one at /flaky fails for the first 20 s of every 90 s: watch what is owed to it wait, and come when it is back.
+
+  curl http://{admin}/api/v1/webhooks                          both, and how they stand
+  curl '{flaky}/deliveries?state=pending'      what waits, with all attempts
+  curl '{flaky}/deliveries?state=delivered'    what came in the end
+  curl -X POST {flaky}/test                    one signed sample, and the answer
+
+Ctrl-C ends it.",
+        flaky = format_args!("http://{admin}/api/v1/webhooks/flaky"),
     )
 }
 
 /// The simulator's token: the relay must show one, as it must to a real connector.
 const TOKEN: &str = "demo-token";
 
-/// What `serve` would be given in a file. UPSTREAM is the simulator's address.
+/// What relay and receiver sign and check with.
+const SECRET: &str = "demo-secret";
+
+/// What `serve` would be given in a file. UPSTREAM is the simulator's address, RECEIVER that of the sample receiver.
 const CONFIG: &str = r#"
 [server]
 listen = "127.0.0.1:8080"
@@ -80,4 +99,22 @@ token = "demo-token"
 
 [auth]
 allow_anonymous = true
+
+[[webhooks]]
+id = "sample"
+product_id = "prod_demo"
+url = "http://RECEIVER/good"
+secret = "demo-secret"
+
+[[webhooks]]
+id = "flaky"
+product_id = "prod_demo"
+url = "http://RECEIVER/flaky"
+secret = "demo-secret"
+max_retries = 20
+initial_backoff = "500ms"
+max_backoff = "5s"
+
+[egress]
+allow_networks = ["127.0.0.0/8"]
 "#;

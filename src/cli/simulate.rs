@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::Router;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -81,7 +82,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
     })
 }
 
-/// A simulator that serves.
+/// A stand-in for somebody else, which serves.
 #[derive(Debug)]
 pub(super) struct Running {
     /// Where it listens.
@@ -91,27 +92,41 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Binds the address and begins.
+    /// Binds the address and begins to simulate a connector.
     ///
     /// # Errors
     ///
     /// When the address cannot be had.
     pub(super) fn start(listen: SocketAddr, options: Options) -> Result<Self, BindError> {
+        let simulator = Arc::new(Simulator::new(options));
+        Self::serve(listen, simulator.router(), |stopped| async move { simulator.run(stopped).await })
+    }
+
+    /// Binds the address and serves these routes, while what `run` makes goes on until it is stopped.
+    ///
+    /// # Errors
+    ///
+    /// When the address cannot be had.
+    pub(super) fn serve<F>(
+        listen: SocketAddr,
+        router: Router,
+        run: impl FnOnce(CancellationToken) -> F,
+    ) -> Result<Self, BindError>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let listener = Listener::bind(listen, PATIENCE)?;
         let address = listener.address();
         let (stop, wheel) = (CancellationToken::new(), Wheel::new());
-        let simulator = Arc::new(Simulator::new(options));
-        let router = simulator.router();
         let manners = Manners { head_timeout: PATIENCE, write_timeout: PATIENCE, wheel: Arc::clone(&wheel) };
         let mut tasks = JoinSet::new();
-        let stopped = stop.clone();
-        tasks.spawn(async move { simulator.run(stopped).await });
+        tasks.spawn(run(stop.clone()));
         let stopped = stop.clone();
         tasks.spawn(async move { wheel.run(stopped).await });
         let stopped = stop.clone();
         tasks.spawn(async move {
             if let Err(error) = net::serve(listener, router, manners, stopped, || {}).await {
-                tracing::error!(%error, "cannot serve the simulated stream");
+                tracing::error!(%error, %address, "cannot serve what is simulated");
             }
         });
         Ok(Self { address, stop, tasks })

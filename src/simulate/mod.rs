@@ -8,12 +8,15 @@
 //!  what there is   who     when   to whom    over HTTP
 //! ```
 //!
+//! Beside it, `receiver`: a stand-in for whoever receives webhooks.
+//!
 //! May use: `auth`, `http::error`, `sse`.
 
 mod audience;
 mod payload;
 mod people;
 mod person;
+mod receiver;
 mod site;
 mod stream;
 mod visit;
@@ -30,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use people::Crowd;
+pub(crate) use receiver::Receiver;
 use stream::Connector;
 
 /// What to simulate. The caller has checked it.

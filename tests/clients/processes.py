@@ -105,11 +105,12 @@ class Relay(Process):
     patience = 6  # drain window of one second, and room for a busy machine
     token = READER
 
-    def __init__(self, upstream, heartbeat="1s", port=None, data_dir=""):
+    def __init__(self, upstream, heartbeat="1s", port=None, data_dir="", admin_key="", more=""):
         self.port = port or free_port()
         self.admin_port = free_port()
         config = log_dir / f"relay-{time.monotonic_ns()}.toml"
-        config.write_text(CONFIG.format(relay=self, upstream=upstream, heartbeat=heartbeat, data_dir=data_dir))
+        text = CONFIG.format(relay=self, upstream=upstream, heartbeat=heartbeat, data_dir=data_dir, admin_key=admin_key)
+        config.write_text(text + more)
         super().__init__("relay", ["serve", "--config", str(config)])
         wait_for(self._ready, "GET /readyz?require=upstream is 200")
 
@@ -156,6 +157,7 @@ data_dir = "{{data_dir}}"
 
 [auth]
 allow_anonymous = false
+admin_key = "{{admin_key}}"
 
 [[auth.keys]]
 name = "reader"

@@ -147,7 +147,8 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    fn parse(bytes: &[u8]) -> Self {
+    /// Reads the bytes of a head.
+    pub(super) fn parse(bytes: &[u8]) -> Self {
         let text = std::str::from_utf8(bytes).unwrap();
         let mut lines = text.trim_end().split("\r\n");
         let first_line = lines.next().unwrap().to_owned();
@@ -224,14 +225,25 @@ pub(crate) fn get(to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> Answer
 
 /// A request without a body, and its whole answer.
 pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
+    exchange(to, method, path, &request(to, method, path, fields))
+}
+
+/// A request with a body of JSON, and its whole answer.
+pub(crate) fn send(to: SocketAddr, method: &str, path: &str, body: &serde_json::Value) -> Answer {
+    let body = body.to_string();
+    let fields = [("Content-Type", "application/json"), ("Content-Length", &body.len().to_string())];
+    exchange(to, method, path, &(request(to, method, path, &fields) + &body))
+}
+
+fn exchange(to: SocketAddr, method: &str, path: &str, request: &str) -> Answer {
     let mut wire = Wire::connect(to);
-    wire.send(request(to, method, path, fields));
+    wire.send(request);
     let head = wire.head();
     let mut body = Vec::new();
     if method == "HEAD" {
         return Answer { head, body };
     }
-    let mut framing = head.framing();
+    let mut framing = if head.status() == 204 { Framing::Length(0) } else { head.framing() };
     let deadline = Instant::now() + PATIENCE;
     while !wire.decode(&mut framing, &mut body) {
         assert!(

@@ -1,7 +1,8 @@
 //! What every black-box test needs: the real binary, a scripted connector in front of it, raw clients behind it.
 //!
 //! ```text
-//! Connector ──► Relay (a process) ──► Subscriber, Answer
+//! Connector ──► Relay (a process) ──┬─► Subscriber, Answer
+//!                                   └─► Receiver
 //! ```
 //!
 //! Sockets are plain and blocking, and every wait has a deadline.
@@ -21,10 +22,12 @@ pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod process;
+pub(crate) mod receiver;
 pub(crate) mod relay;
 pub(crate) mod store;
 pub(crate) mod subscriber;
 pub(crate) mod wait;
+pub(crate) mod webhooks;
 
 /// The product of most tests.
 pub(crate) const PRODUCT: &str = "prod_abc";

@@ -1,0 +1,331 @@
+//! A sample receiver of webhooks: checks both signatures, tells people what came, and fails for a while when asked to.
+//!
+//! In: deliveries. Out: lines to read, few enough to follow: the first deliveries one by one, then a summary now and then.
+//!
+//! | route | answers |
+//! |---|---|
+//! | `POST /good` | 200 |
+//! | `POST /flaky` | 503 for [`OUTAGE`] at the beginning of each [`ROUND`], 200 otherwise |
+//!
+//! Both answer 401 to what is not signed as the contract has it. That each checks for itself, with code of its own, is the
+//! point: it is what somebody who receives webhooks has to write.
+//!
+//! May use: `http::error`.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use aws_lc_rs::{constant_time::verify_slices_are_equal, hmac};
+use axum::{Router, body::Bytes, extract::State, routing::post};
+use hyper::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use tokio::time::{Instant, interval_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::http::error::Problem;
+
+/// Serve [`Receiver::router`] while [`Receiver::run`] tells what came.
+pub(crate) struct Receiver {
+    secret: String,
+    started: Instant,
+    print: Print,
+    desks: [Mutex<Desk>; 2],
+}
+
+/// Where lines go; false when nobody reads them any more.
+pub(crate) type Print = fn(&str) -> bool;
+
+/// What somebody who prints a delivery needs of it. Never what a user has done.
+#[derive(Deserialize)]
+struct Payload {
+    #[serde(rename = "type")]
+    kind: String,
+    product_id: String,
+    session_id: Option<String>,
+}
+
+/// One route's books.
+#[derive(Debug, Default)]
+struct Desk {
+    /// Lines for single deliveries so far.
+    told: usize,
+    /// By type, since the last summary.
+    accepted: BTreeMap<String, usize>,
+    /// 503s since the last summary.
+    failed: usize,
+    was_failing: bool,
+}
+
+/// The two routes.
+#[derive(Clone, Copy)]
+enum Route {
+    Good,
+    Flaky,
+}
+
+impl Receiver {
+    /// A receiver that shares this secret with the relay. Its first outage begins now.
+    pub(crate) fn new(secret: &str, print: Print) -> Arc<Self> {
+        Arc::new(Self { secret: secret.to_owned(), started: Instant::now(), print, desks: Default::default() })
+    }
+
+    /// What to serve.
+    pub(crate) fn router(self: &Arc<Self>) -> Router {
+        Router::new()
+            .route("/good", post(good))
+            .route("/flaky", post(flaky))
+            .method_not_allowed_fallback(|| async { Problem::method_not_allowed("POST") })
+            .fallback(|| async { Problem::not_found("the paths here are /good and /flaky") })
+            .with_state(Arc::clone(self))
+    }
+
+    /// Tells now and then what came, until stopped.
+    pub(crate) async fn run(&self, stop: CancellationToken) {
+        let mut ticks = interval_at(Instant::now() + BETWEEN_SUMMARIES, BETWEEN_SUMMARIES);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            for route in [Route::Good, Route::Flaky] {
+                let line = self.desk(route).summary(route);
+                line.map(|line| (self.print)(&line));
+            }
+        }
+    }
+
+    fn receive(&self, route: Route, headers: &HeaderMap, body: &[u8]) -> StatusCode {
+        if let Err(problem) = self.check(headers, body) {
+            (self.print)(&format!("{} refused a delivery: {problem}", route.path()));
+            return StatusCode::UNAUTHORIZED;
+        }
+        let Ok(payload) = serde_json::from_slice::<Payload>(body) else { return StatusCode::BAD_REQUEST };
+        let is_failing = matches!(route, Route::Flaky) && is_outage(self.started.elapsed());
+        let lines = self.desk(route).note(route, &payload, is_failing);
+        lines.iter().for_each(|line| {
+            (self.print)(line);
+        });
+        if is_failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+    }
+
+    /// Holds the headers against the body, as the connector's SDK does and as Standard Webhooks has it.
+    fn check(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), &'static str> {
+        let field = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_bytes());
+        let hex = field("x-connector-signature").and_then(|value| value.strip_prefix("sha256="));
+        if !hex.is_some_and(|hex| is_same(hex, &hex_of(hmac::sign(&key, body).as_ref()))) {
+            return Err("X-Connector-Signature does not fit");
+        }
+        let (Some(id), Some(timestamp)) = (field("webhook-id"), field("webhook-timestamp")) else {
+            return Err("webhook-id or webhook-timestamp is missing");
+        };
+        // An old request may be one that somebody has overheard and sends again.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if !timestamp.parse::<u64>().is_ok_and(|then| then.abs_diff(now) <= TOLERANCE.as_secs()) {
+            return Err("webhook-timestamp is not of now");
+        }
+        let mut signed = hmac::Context::with_key(&key);
+        [id, ".", timestamp, "."].iter().for_each(|part| signed.update(part.as_bytes()));
+        signed.update(body);
+        let expected = format!("v1,{}", base64_of(signed.sign().as_ref()));
+        let mut offered = field("webhook-signature").unwrap_or_default().split(' ');
+        offered.any(|signature| is_same(signature, &expected)).then_some(()).ok_or("webhook-signature does not fit")
+    }
+
+    fn desk(&self, route: Route) -> MutexGuard<'_, Desk> {
+        let [good, flaky] = &self.desks;
+        let desk = match route {
+            Route::Good => good,
+            Route::Flaky => flaky,
+        };
+        desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Desk {
+    /// Enters a delivery that was well signed, and returns what is to be told at once.
+    fn note(&mut self, route: Route, payload: &Payload, is_failing: bool) -> Vec<String> {
+        let mut lines = Vec::new();
+        let path = route.path();
+        if is_failing != self.was_failing {
+            self.was_failing = is_failing;
+            let seconds = OUTAGE.as_secs();
+            lines.push(match is_failing {
+                true => format!("{path} answers 503 for up to {seconds} s: watch its deliveries wait"),
+                false => format!("{path} is back: what waited comes now, in order within each session"),
+            });
+        }
+        if is_failing {
+            self.failed += 1;
+            return lines;
+        }
+        *self.accepted.entry(payload.kind.clone()).or_default() += 1;
+        if self.told < TOLD_SINGLY {
+            self.told += 1;
+            let Payload { kind, product_id, session_id } = payload;
+            let session = session_id.as_deref().unwrap_or("none");
+            lines.push(format!("{path} got {kind} of {product_id}, session {session}; both signatures fit"));
+        }
+        lines
+    }
+
+    /// What came since the last summary, if anything did. Begins a new one.
+    fn summary(&mut self, route: Route) -> Option<String> {
+        let (accepted, failed) = (std::mem::take(&mut self.accepted), std::mem::take(&mut self.failed));
+        let total: usize = accepted.values().sum();
+        if total + failed == 0 {
+            return None;
+        }
+        let mut line = format!("{} in {} s: {total} accepted", route.path(), BETWEEN_SUMMARIES.as_secs());
+        let kinds: Vec<_> = accepted.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        if !kinds.is_empty() {
+            line += &format!(" ({})", kinds.join(", "));
+        }
+        if failed > 0 {
+            line += &format!(", {failed} answered 503");
+        }
+        Some(line)
+    }
+}
+
+impl Route {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Good => "/good",
+            Self::Flaky => "/flaky",
+        }
+    }
+}
+
+async fn good(State(receiver): State<Arc<Receiver>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    receiver.receive(Route::Good, &headers, &body)
+}
+
+async fn flaky(State(receiver): State<Arc<Receiver>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    receiver.receive(Route::Flaky, &headers, &body)
+}
+
+/// Whether the flaky route fails, so long after its start.
+fn is_outage(elapsed: Duration) -> bool {
+    elapsed.as_secs() % ROUND.as_secs() < OUTAGE.as_secs()
+}
+
+/// Compares in a time that tells nothing of where they differ.
+fn is_same(offered: &str, expected: &str) -> bool {
+    verify_slices_are_equal(offered.as_bytes(), expected.as_bytes()).is_ok()
+}
+
+fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // a String takes everything
+        text
+    })
+}
+
+/// RFC 4648, section 4.
+fn base64_of(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let letter = |bits: u32| LETTERS.get((bits & 63) as usize).map_or('=', |letter| char::from(*letter));
+    let mut text = String::new();
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0_u32, |bits, byte| (bits << 8) | u32::from(*byte)) << (8 * (3 - group.len()));
+        let shifts = [18, 12, 6, 0].into_iter().enumerate();
+        text.extend(shifts.map(|(nth, shift)| if nth <= group.len() { letter(bits >> shift) } else { '=' }));
+    }
+    text
+}
+
+/// The flaky route fails for so long …
+const OUTAGE: Duration = Duration::from_secs(20);
+/// … at the beginning of each round. Between two outages there is time to see that all is well.
+const ROUND: Duration = Duration::from_secs(90);
+/// After these, somebody knows what a delivery looks like.
+const TOLD_SINGLY: usize = 3;
+/// Slow enough that what the demo has greeted with stays on the screen for a while.
+const BETWEEN_SUMMARIES: Duration = Duration::from_secs(10);
+/// What the libraries of Standard Webhooks allow.
+const TOLERANCE: Duration = Duration::from_secs(5 * 60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BODY: &[u8] = br#"{"type":"actions","product_id":"p","session_id":"s"}"#;
+
+    fn receiver() -> Arc<Receiver> {
+        Receiver::new("hush", |_| true)
+    }
+
+    /// What the relay sends, made by other means: `openssl dgst -hmac hush`.
+    fn signed(timestamp: u64) -> HeaderMap {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"hush");
+        let text = [format!("1-1.{timestamp}.").as_bytes(), BODY].concat();
+        let signature = format!("v1,AAAA v1,{}", base64_of(hmac::sign(&key, &text).as_ref()));
+        let fields = [
+            ("x-connector-signature", format!("sha256={CONNECTOR_SIGNATURE}")),
+            ("webhook-id", "1-1".to_owned()),
+            ("webhook-timestamp", timestamp.to_string()),
+            ("webhook-signature", signature),
+        ];
+        fields.into_iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    const CONNECTOR_SIGNATURE: &str = "42e9b69ce83dda70baa1bb996e0b0741aac54ba773cabb5aaf65cda798439150";
+
+    fn now() -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+    }
+
+    #[tokio::test]
+    async fn what_is_signed_by_both_rules_is_accepted_and_nothing_else() {
+        let receiver = receiver();
+        assert_eq!(receiver.check(&signed(now()), BODY), Ok(()));
+        assert!(receiver.check(&signed(now()), b"{}").is_err());
+        assert!(receiver.check(&signed(now() - 301), BODY).is_err(), "too old");
+        for name in ["x-connector-signature", "webhook-id", "webhook-timestamp", "webhook-signature"] {
+            let mut headers = signed(now());
+            headers.insert(name, "v1,AAAA".parse().unwrap());
+            assert!(receiver.check(&headers, BODY).is_err(), "{name} is wrong");
+            headers.remove(name);
+            assert_eq!(receiver.receive(Route::Good, &headers, BODY), 401, "{name} is missing");
+        }
+    }
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        let vectors = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")];
+        for (plain, encoded) in vectors {
+            assert_eq!(base64_of(plain.as_bytes()), encoded);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_flaky_route_fails_at_the_beginning_of_each_round_and_the_good_one_never() {
+        let receiver = receiver();
+        let mut failing = Vec::new();
+        for second in 0..2 * ROUND.as_secs() {
+            assert_eq!(receiver.receive(Route::Good, &signed(now()), BODY), 200);
+            if receiver.receive(Route::Flaky, &signed(now()), BODY) == 503 {
+                failing.push(second);
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let (outage, round) = (OUTAGE.as_secs(), ROUND.as_secs());
+        assert_eq!(failing, (0..outage).chain(round..round + outage).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_first_are_told_one_by_one_and_then_there_are_summaries() {
+        let mut desk = Desk::default();
+        let payload: Payload = serde_json::from_slice(BODY).unwrap();
+        let told: usize = (0..10).map(|_| desk.note(Route::Good, &payload, false).len()).sum();
+        assert_eq!(told, TOLD_SINGLY);
+        assert_eq!(desk.summary(Route::Good).as_deref(), Some("/good in 10 s: 10 accepted (10 actions)"));
+        assert_eq!(desk.summary(Route::Good), None);
+        assert_eq!(desk.note(Route::Flaky, &payload, true).len(), 1, "that it fails");
+        assert_eq!(desk.note(Route::Flaky, &payload, true).len(), 0);
+        assert_eq!(desk.note(Route::Flaky, &payload, false).len(), 1, "that it is back");
+        let summary = desk.summary(Route::Flaky);
+        assert_eq!(summary.as_deref(), Some("/flaky in 10 s: 1 accepted (1 actions), 2 answered 503"));
+    }
+}

@@ -1,0 +1,156 @@
+//! What a test says to a relay's webhooks, and what it is told of them.
+
+use aws_lc_rs::hmac;
+use serde_json::Value;
+
+use super::{
+    PRODUCT,
+    http::{self, Answer},
+    receiver::{Receiver, Request},
+    relay::Relay,
+    wait,
+};
+
+/// Lets webhooks reach the receivers of tests.
+pub(crate) const LOOPBACK: &str = "\n[egress]\nallow_networks = ['127.0.0.0/8']\n";
+
+/// The secret of most webhooks.
+pub(crate) const SECRET: &str = "secret-of-the-test";
+
+/// A secret in the form of Standard Webhooks, and the key that it stands for.
+pub(crate) const WHSEC: (&str, &[u8]) = ("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3", b"0123456789abcdef01234567");
+
+/// A table for a webhook to this receiver. What `lines` has replaces the default, which is to try again soon and for ever.
+pub(crate) fn table(id: &str, receiver: &Receiver, lines: &str) -> String {
+    let defaults = [
+        ("product_id", format!("'{PRODUCT}'")),
+        ("url", format!("'{}'", url(receiver, id))),
+        ("secret", format!("'{SECRET}'")),
+        ("timeout", "'10s'".to_owned()),
+        ("max_retries", "100".to_owned()),
+        ("initial_backoff", "'20ms'".to_owned()),
+        ("max_backoff", "'100ms'".to_owned()),
+    ];
+    let is_given = |key: &str| lines.lines().any(|line| line.trim_start().starts_with(&format!("{key} =")));
+    let kept = defaults.into_iter().filter(|(key, _)| !is_given(key));
+    let kept: String = kept.map(|(key, value)| format!("{key} = {value}\n")).collect();
+    format!("\n[[webhooks]]\nid = '{id}'\n{kept}{lines}\n")
+}
+
+/// A path of the webhook's own at this receiver.
+pub(crate) fn url(receiver: &Receiver, id: &str) -> String {
+    format!("http://{}/hooks/{id}", receiver.address)
+}
+
+impl Relay {
+    /// One webhook, as operators see it.
+    pub(crate) fn webhook(&self, id: &str) -> Value {
+        let answer = self.ask_admin(&format!("/api/v1/webhooks/{id}"));
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        answer.json()
+    }
+
+    /// Waits until a webhook is in this state.
+    pub(crate) fn wait_for_webhook(&self, id: &str, state: &str) {
+        wait::until(&format!("{id} is {state}"), || self.webhook(id)["state"] == state);
+    }
+
+    /// Waits until nothing is owed to a webhook.
+    pub(crate) fn wait_until_settled(&self, id: &str) {
+        self.wait_for_pending(id, 0);
+    }
+
+    /// Waits until so much is owed to a webhook.
+    pub(crate) fn wait_for_pending(&self, id: &str, count: u64) {
+        wait::until(&format!("{id} is owed {count}"), || self.webhook(id)["pending"] == count);
+    }
+
+    /// Waits until a webhook has so many dead letters.
+    pub(crate) fn wait_for_dead(&self, id: &str, count: u64) {
+        wait::until(&format!("{id} has {count} dead letters"), || self.webhook(id)["dead"] == count);
+    }
+
+    /// All deliveries of one state, newest first, from all pages.
+    pub(crate) fn deliveries(&self, id: &str, state: &str) -> Vec<Value> {
+        let mut all: Vec<Value> = Vec::new();
+        let mut after = String::new();
+        loop {
+            let answer = self.ask_admin(&format!("/api/v1/webhooks/{id}/deliveries?state={state}{after}"));
+            assert_eq!(answer.status(), 200, "{answer:?}");
+            let page = answer.json();
+            let deliveries = page["deliveries"].as_array().unwrap();
+            assert!(deliveries.iter().all(|delivery| delivery["state"] == state), "{page}");
+            all.extend(deliveries.iter().cloned());
+            match &page["next"] {
+                Value::Null => return all,
+                Value::String(next) => after = format!("&after={next}"),
+                next => after = format!("&after={next}"),
+            }
+        }
+    }
+
+    /// Waits until there are so many deliveries of one state, and returns them, newest first.
+    pub(crate) fn wait_for_deliveries(&self, id: &str, state: &str, count: usize) -> Vec<Value> {
+        wait::value(&format!("{id} has {count} {state}"), || {
+            Some(self.deliveries(id, state)).filter(|deliveries| deliveries.len() == count)
+        })
+    }
+
+    /// A call of the admin API without a body.
+    pub(crate) fn tell_webhook(&self, id: &str, verb: &str) -> Answer {
+        http::ask(self.admin, "POST", &format!("/api/v1/webhooks/{id}/{verb}"), &[("Content-Length", "0")])
+    }
+
+    /// Puts dead letters back into the queue, and returns how many.
+    pub(crate) fn redeliver(&self, id: &str, which: &Value) -> u64 {
+        let answer = http::send(self.admin, "POST", &format!("/api/v1/webhooks/{id}/redeliver"), which);
+        assert_eq!(answer.status(), 202, "{answer:?}");
+        answer.json()["requeued"].as_u64().unwrap()
+    }
+
+    /// How many attempts of a webhook had this outcome.
+    pub(crate) fn attempts(&self, id: &str, outcome: &str) -> f64 {
+        let labels = [("webhook", id), ("outcome", outcome)];
+        self.metrics().value("autoplay_relay_webhook_attempts_total", &labels).unwrap_or(0.0)
+    }
+}
+
+/// The outcomes of a delivery's attempts, oldest first.
+pub(crate) fn outcomes(delivery: &Value) -> Vec<String> {
+    let attempts = delivery["attempts"].as_array().unwrap().iter();
+    attempts.map(|attempt| attempt["outcome"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Checks what the connector's own receivers check, and what those of Standard Webhooks do. `key` is what the latter sign with.
+pub(crate) fn assert_signed(request: &Request, secret: &str, key: &[u8]) {
+    let hex: String = mac(secret.as_bytes(), &request.body).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(request.field("x-connector-signature"), format!("sha256={hex}"));
+    assert_eq!(request.field("authorization"), format!("Bearer {secret}"));
+    let signatures: Vec<&str> = request.field("webhook-signature").split(' ').collect();
+    assert_eq!(signatures, [signature(request, key)]);
+}
+
+/// The signature of Standard Webhooks that this key gives.
+pub(crate) fn signature(request: &Request, key: &[u8]) -> String {
+    let mut signed = format!("{}.{}.", request.id(), request.field("webhook-timestamp")).into_bytes();
+    signed.extend_from_slice(&request.body);
+    format!("v1,{}", base64(&mac(key, &signed)))
+}
+
+fn mac(key: &[u8], message: &[u8]) -> Vec<u8> {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), message).as_ref().to_vec()
+}
+
+/// RFC 4648, section 4. Written out, so that the relay is not judged by what it uses itself.
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        for place in 0..4 {
+            let letter = LETTERS[(bits >> (18 - 6 * place)) as usize & 63] as char;
+            text.push(if place <= group.len() { letter } else { '=' });
+        }
+    }
+    text
+}
