@@ -158,8 +158,11 @@ impl Worker {
     fn send(&mut self, now: Now) {
         while let Some(event) = self.outbox.next(now) {
             let sender = Arc::clone(&self.sender);
+            let duration = self.metrics.duration.clone();
             self.attempts.spawn(async move {
+                let began = Instant::now();
                 let (attempt, verdict) = sender.send(&event.id().to_string(), event.payload()).await;
+                duration.observe(began.elapsed().as_secs_f64());
                 (event.place(), attempt, verdict)
             });
         }
@@ -197,7 +200,7 @@ impl Worker {
     fn settle(&mut self, ended: Result<(u64, Attempt, Verdict), JoinError>) {
         match ended {
             Ok((place, attempt, verdict)) => {
-                self.metrics.attempt(attempt.outcome, Duration::from_millis(attempt.duration_ms));
+                self.metrics.attempt(attempt.outcome);
                 self.outbox.settle(place, attempt, &verdict, Now::read());
             }
             Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
