@@ -90,7 +90,7 @@ impl Store {
         let desk = Desk::new(path, settings.max_concurrent_replays);
         let log = |(product, kept, epoch): Found| {
             let (desk, metrics) = (Arc::clone(&desk), metrics.log(&product));
-            Arc::new(Log::kept(product, bounds, kept, epoch, is_new_for_old, desk, metrics))
+            Arc::new(Log::restored(product, bounds, kept, epoch, is_new_for_old, desk, metrics))
         };
         let logs: Vec<_> = found.into_iter().map(log).collect();
         let was_left_open = file.was_left_open();

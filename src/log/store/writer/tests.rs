@@ -108,7 +108,7 @@ impl Rig {
         let kept = file.product(&product()).unwrap();
         let desk = Desk::new(path, 4);
         let epoch = epoch_after(kept.highest_epoch);
-        let log = Log::kept(product(), bounds, kept, epoch, false, Arc::clone(&desk), metrics.log(&product()));
+        let log = Log::restored(product(), bounds, kept, epoch, false, Arc::clone(&desk), metrics.log(&product()));
         log.numbered_by(Numbering::Own);
         let settings = Settings {
             directory: directory.path().to_owned(),
@@ -175,7 +175,7 @@ impl Rig {
         let kept = || File::open(&path).unwrap().product(&product()).unwrap();
         let (epoch, bounds) = (epoch_after(kept().highest_epoch), Bounds { events: 16, bytes: u64::MAX });
         let (desk, metrics) = (Desk::new(path.clone(), 4), self.metrics.log(&product()));
-        (kept(), Log::kept(product(), bounds, kept(), epoch, false, desk, metrics))
+        (kept(), Log::restored(product(), bounds, kept(), epoch, false, desk, metrics))
     }
 }
 
