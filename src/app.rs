@@ -184,6 +184,8 @@ fn logs(config: &Config, metrics: &Metrics) -> Result<(Vec<Arc<Log>>, Option<Sto
         directory,
         retention: config.log.retention,
         retention_bytes: config.log.retention_bytes,
+        dead_letter_retention: config.log.dead_letter_retention,
+        dead_letter_bytes: config.log.dead_letter_bytes,
         max_concurrent_replays: config.server.max_concurrent_replays,
     };
     let (store, logs) = Store::open(settings, bounds, &products, metrics)?;

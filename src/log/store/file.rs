@@ -10,12 +10,15 @@
 //! the syncer, or by a commit with [`Sync::Full`].
 //! Every call waits for the disk: it belongs on a thread of its own.
 //!
-//! May use: `event`, `log`'s shared words.
+//! May use: `delivery`, `event`, `log`'s and the outbox's shared words.
 
+mod expiry;
 mod fault;
+mod letters;
 mod portion;
 mod retention;
 pub(super) mod schema;
+mod webhooks;
 
 use std::{
     ffi::OsString,
@@ -28,9 +31,13 @@ use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, config::DbConfig
 
 use self::schema::{Identity, address, bits, count, signed};
 pub(crate) use self::{
+    expiry::Expired,
     fault::{Fault, FileError},
+    letters::{Lost, STEP},
     portion::Portion,
+    webhooks::Counts,
 };
+use super::outbox::Changes;
 use crate::{
     event::{EventId, ProductId},
     log::{Missing, Span},
@@ -78,6 +85,34 @@ impl File {
         Ok(file)
     }
 
+    /// A store without a file, which ends with the process.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory.
+    pub(crate) fn in_memory() -> Result<Self, FileError> {
+        let path = PathBuf::from(IN_MEMORY);
+        match Self::try_in_memory() {
+            Ok(connection) => {
+                Ok(Self { connection, path, sync: Sync::Normal, was_left_open: false, needs_scrub: false })
+            }
+            Err(fault) => Err(fault.at(&path, "open")),
+        }
+    }
+
+    /// Whether it is such a store.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.path.as_os_str() == IN_MEMORY
+    }
+
+    fn try_in_memory() -> Result<Connection, Fault> {
+        let mut connection = Connection::open_in_memory()?;
+        schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
+        connection.pragma_update(None, "secure_delete", true)?;
+        schema::migrate(&mut connection, 0, schema::MIGRATIONS)?;
+        Ok(connection)
+    }
+
     /// Whether whoever had it open before did not close it.
     pub(crate) fn was_left_open(&self) -> bool {
         self.was_left_open
@@ -110,14 +145,34 @@ impl File {
     ///
     /// When one cannot be written; then none is.
     pub(crate) fn write(&mut self, portions: &[Portion<'_>], sync: Sync, now: u64) -> Result<(), FileError> {
+        self.write_all(portions, [], sync, now).map(drop)
+    }
+
+    /// Writes portions of the logs, and then what has happened to webhooks, in one transaction, at `now` in Unix milliseconds.
+    /// Tells whether there are more or fewer dead letters.
+    ///
+    /// # Errors
+    ///
+    /// When some of it cannot be written; then nothing is.
+    pub(crate) fn write_all<'a>(
+        &mut self,
+        portions: &[Portion<'_>],
+        journals: impl IntoIterator<Item = (&'a str, &'a Changes)>,
+        sync: Sync,
+        now: u64,
+    ) -> Result<bool, FileError> {
         let written = self.commit(sync, |connection| {
             for portion in portions {
                 portion.write(connection, signed(now))?;
             }
-            match sync {
-                Sync::Normal => Ok(()),
-                Sync::Full => set_synced(connection, now),
+            let mut has_changed = false;
+            for (id, changes) in journals {
+                has_changed |= webhooks::write_journal(connection, id, changes)?;
             }
+            if sync == Sync::Full {
+                set_synced(connection, now)?;
+            }
+            Ok(has_changed)
         });
         written.map_err(|fault| fault.at(&self.path, "write entries to"))
     }
@@ -273,6 +328,19 @@ pub(crate) struct Retired {
     pub(crate) events: u64,
     /// Bytes of their payloads, sessions and kinds.
     pub(crate) bytes: u64,
+    /// What that means to webhooks.
+    pub(crate) expired: Vec<Expired>,
+}
+
+/// What there was of a session that has been erased.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Erased {
+    /// Events.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
+    /// Events of which there were only dead letters.
+    pub(crate) letters: u64,
 }
 
 fn set_open(connection: &Connection, is_open: bool) -> Result<(), Fault> {
@@ -372,6 +440,9 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::File::open(directory)?.sync_all()
 }
+
+/// Stands where a path would.
+pub(crate) const IN_MEMORY: &str = ":memory:";
 
 /// The database, its write-ahead log and that one's index.
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
