@@ -71,7 +71,7 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Tells that it is written.
-    pub(super) fn is_written(self) {
+    pub(super) fn accept(self) {
         let _ = self.answer.send(Ok(())); // who asked may have left
     }
 

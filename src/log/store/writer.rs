@@ -10,6 +10,7 @@
 //! May use: `causes`, the logs, the file, the desk, the orders, the syncer.
 
 mod obeying;
+mod retiring;
 mod webhooks;
 
 use std::{
@@ -20,7 +21,7 @@ use std::{
 };
 
 use prometheus::Histogram;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::{
     Settings,
@@ -195,7 +196,7 @@ impl Writer {
             unkept.iter().for_each(|(log, unkept)| log.has_been_kept(unkept));
             for journal in journals {
                 self.webhooks.has_passed(&journal.id, journal.changes.position);
-                journal.is_written();
+                journal.accept();
             }
             if !self.is_in_memory && file::wal_bytes(self.desk.path()) > MOST_WAL_BYTES {
                 // The syncer does not keep up: its checkpoints end before the log does. While the writer waits, one does not.
@@ -222,71 +223,6 @@ impl Writer {
         self.desk.is_unsynced();
         self.may_retire = true;
         if has_changed { self.webhooks.tell_counts(file) } else { Ok(()) }
-    }
-
-    /// Removes the copies of what has been erased that SQLite has left. That takes seconds for a large file, so it is done
-    /// once for all erasures of an hour.
-    fn scrub(&mut self) -> Result<(), FileError> {
-        let State::Open(file) = &mut self.state else { return Ok(()) };
-        // Whoever leaves leaves it to the next start: the file knows.
-        let is_due = self.scrub_at.is_some_and(|due| Instant::now() >= due);
-        if !is_due || self.desk.is_stopping() || self.desk.has_orders() {
-            return Ok(());
-        }
-        self.desk.writes();
-        let scrubbed = file.scrub();
-        let now = Instant::now();
-        self.scrubbed = Some(now);
-        self.scrub_at = None;
-        match scrubbed {
-            Err(error) if error.is_passing() => {
-                warn!(
-                    problem = with_causes(&error),
-                    "copies of erased events are left in the file; tried again in an hour"
-                );
-                self.scrub_at = Some(now + SCRUB_EVERY);
-                Ok(())
-            }
-            scrubbed => scrubbed,
-        }
-    }
-
-    /// Takes the oldest away, a little at a time.
-    fn retire(&mut self) -> Result<(), FileError> {
-        if self.retired.elapsed() < RETIRE_EVERY {
-            return Ok(());
-        }
-        for _ in 0..MOST_STEPS {
-            self.desk.writes();
-            self.may_retire = self.retire_some()?;
-            if !self.may_retire {
-                self.retired = Instant::now();
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// Tells whether anything was beyond its bounds.
-    fn retire_some(&mut self) -> Result<bool, FileError> {
-        let State::Open(file) = &mut self.state else { return Ok(false) };
-        let (now, settings) = (unix_ms(), &self.settings);
-        let retired =
-            file.retire(now.saturating_sub(milliseconds(settings.retention)), settings.retention_bytes, now)?;
-        if let Some(retired) = &retired {
-            let log = self.logs.iter().find(|log| log.number_in_store() == retired.number);
-            if let Some(log) = log {
-                log.has_been_retired(retired.evicted_through, retired.events, retired.bytes);
-            }
-            self.webhooks.has_expired(retired.evicted_through, &retired.expired);
-        }
-        let oldest_died_at = now.saturating_sub(milliseconds(settings.dead_letter_retention));
-        let lost = file.lose_letters(oldest_died_at, settings.dead_letter_bytes)?;
-        self.webhooks.has_lost(&lost);
-        if !lost.is_empty() || retired.as_ref().is_some_and(|retired| !retired.expired.is_empty()) {
-            self.webhooks.tell_counts(file)?;
-        }
-        Ok(retired.is_some() || !lost.is_empty())
     }
 
     /// Closes a file that cannot be written. An I/O error is never answered by the same call again: what the operating
@@ -422,10 +358,6 @@ fn portion(unkept: &Unkept) -> Portion<'_> {
     Portion { number: *number, first: *first, entries, spans, missing }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// What comes within this time goes into one commit.
 const GATHER: Duration = Duration::from_millis(6);
 
@@ -441,9 +373,6 @@ const MOST_WAL_BYTES: u64 = 64 << 20;
 /// Between two looks at what is too old.
 const RETIRE_EVERY: Duration = Duration::from_millis(100);
 
-/// Between two removals of what erasing has left.
-const SCRUB_EVERY: Duration = Duration::from_secs(3600);
-
 /// Between two tries to write again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -455,9 +384,6 @@ const BATCH_ENTRIES: usize = 4096;
 
 /// Commits before it is looked after orders and retention again.
 const MOST_COMMITS: usize = 8;
-
-/// Steps of retention before what has come since is committed.
-const MOST_STEPS: usize = 4;
 
 #[cfg(test)]
 mod tests;

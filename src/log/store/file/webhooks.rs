@@ -4,12 +4,14 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, Row, params};
 
 use super::{
     File, FileError, Sync,
     fault::Fault,
-    insert_product, letters, read_id,
+    letters,
+    products::{insert_product, number_of},
+    read_id,
     schema::{address, count, signed},
     set_synced,
 };
@@ -91,15 +93,6 @@ impl File {
     pub(crate) fn counts(&self) -> Result<Vec<Counts>, FileError> {
         read_counts(&self.connection).map_err(|fault| fault.at(&self.path, "count dead letters in"))
     }
-
-    /// By which number the file knows a product, if it does.
-    ///
-    /// # Errors
-    ///
-    /// When the file cannot be read.
-    pub(crate) fn number_of(&self, product: &ProductId) -> Result<Option<u32>, FileError> {
-        number_of(&self.connection, product).map_err(|fault| fault.at(&self.path, "look up a product in"))
-    }
 }
 
 /// What the file knows of one webhook by itself.
@@ -117,11 +110,6 @@ fn find(connection: &Connection, id: &str) -> Result<Option<Known>, Fault> {
     let mut rows = statement.query([id])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     Ok(Some(Known { number: row.get(0)?, product: row.get(1)?, position: count(row, 2)?, has_dead: row.get(3)? }))
-}
-
-fn number_of(connection: &Connection, product: &ProductId) -> Result<Option<u32>, Fault> {
-    let mut statement = connection.prepare_cached("SELECT number FROM products WHERE id = ?1")?;
-    Ok(statement.query_row([product.as_str()], |row| row.get(0)).optional()?)
 }
 
 fn register(connection: &Connection, webhook: &Registration) -> Result<Registered, Fault> {

@@ -28,7 +28,7 @@ pub(in crate::log::store) fn owed(place: u64) -> Owed {
 
 /// The delivery of the event at `place` under the id 7-`place`; no session for an empty text.
 pub(in crate::log::store) fn delivery(place: u64, session: &str) -> Delivery {
-    let error = (place % 2 == 0).then(|| "nobody \"listens\"".into());
+    let error = place.is_multiple_of(2).then(|| "nobody \"listens\"".into());
     let attempt = Attempt { at: 5, duration_ms: 6, outcome: Outcome::Failed, status: Some(503), error };
     Delivery {
         place,

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use super::{State, Writer};
+use super::{MOST_OBEYING, State, Writer, retiring::SCRUB_EVERY};
 use crate::{
     event::{ProductId, SessionId},
     log::store::{
@@ -22,7 +22,7 @@ impl Writer {
             return Ok(());
         }
         let began = Instant::now();
-        while began.elapsed() < super::MOST_OBEYING
+        while began.elapsed() < MOST_OBEYING
             && let Some(order) = self.desk.take_order()
         {
             self.desk.writes();
@@ -83,7 +83,7 @@ impl Writer {
         self.webhooks.tell_counts(file)?;
         if !self.is_in_memory {
             let now = Instant::now();
-            self.scrub_at.get_or_insert(self.scrubbed.map_or(now, |last| now.max(last + super::SCRUB_EVERY)));
+            self.scrub_at.get_or_insert(self.scrubbed.map_or(now, |last| now.max(last + SCRUB_EVERY)));
         }
         Ok(Some(erased.events + erased.letters))
     }

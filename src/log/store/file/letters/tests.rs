@@ -146,11 +146,7 @@ fn erasing_a_session_takes_what_webhooks_have_of_it_and_counts_each_event_once()
     foreign.delivery.session = Some(session("t"));
     // 1 is kept, too; 8 and 9 are gone from the log, 20 is in memory alone.
     let fates = || [1, 8, 9, 20].map(|place| Fate::Dead(letter(place, b"<payload>")));
-    journal(
-        &mut file,
-        "w",
-        &changes(30, fates().into_iter().chain([Fate::Owed(owed(21)), Fate::Dead(foreign.clone())])),
-    );
+    journal(&mut file, "w", &changes(30, fates().into_iter().chain([Fate::Owed(owed(21)), Fate::Dead(foreign)])));
     journal(&mut file, "v", &changes(30, fates()));
     journal(&mut file, "q", &changes(30, fates()));
     let erased = file.erase(1, &session("s"), 19).unwrap();

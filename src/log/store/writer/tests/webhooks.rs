@@ -348,7 +348,7 @@ async fn dead_letters_in_memory_are_bounded_too() {
 async fn a_store_in_memory_that_fails_is_begun_anew_with_its_webhooks() {
     let (metrics, file) = (Metrics::new().unwrap(), File::in_memory().unwrap());
     let (store, _log) = in_memory(1);
-    let settings = Rig::new(16).writer.settings.clone();
+    let settings = Rig::new(16).writer.settings;
     drop(store);
     let desk = Desk::new(file::IN_MEMORY.into(), 1);
     let mut writer = Writer::new(Arc::clone(&desk), vec![], file, settings, metrics.store().commit.clone());
@@ -372,7 +372,7 @@ async fn a_store_in_memory_that_fails_is_begun_anew_with_its_webhooks() {
 
 /// What the next life of a relay finds in a directory, with these products.
 fn open(directory: &Path, products: &[ProductId]) -> (Store, Vec<crate::log::store::KeptWebhook>) {
-    let settings = Settings { directory: directory.to_owned(), ..Rig::new(16).writer.settings.clone() };
+    let settings = Settings { directory: directory.to_owned(), ..Rig::new(16).writer.settings };
     let bounds = Bounds { events: 16, bytes: u64::MAX };
     let (mut store, _) = Store::open(settings, bounds, products, &Metrics::new().unwrap()).unwrap();
     let webhooks = store.take_webhooks();
