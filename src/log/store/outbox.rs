@@ -147,3 +147,6 @@ impl Notices {
         self.bell.notified().await;
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;
