@@ -366,6 +366,7 @@ impl World {
     }
 
     fn redeliver(&mut self) {
+        self.tell();
         if self.outbox.room_for_letters() > 0 {
             let letters = self.shelf.letters.values().filter(|(_, is_requeued)| *is_requeued);
             let letters = letters.map(|(letter, _)| letter.clone()).take(40).collect();
@@ -515,12 +516,24 @@ fn delivery_of(event: &Event) -> Delivery {
     }
 }
 
+/// Tells the seed also of what panics inside the outbox.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("AUTOPLAY_RELAY_SEED={} begins with what failed", self.0);
+        }
+    }
+}
+
 #[test]
 fn everything_owed_is_delivered_in_order_or_accounted_for_through_failures_and_crashes() {
     let schedules = if std::env::var_os("AUTOPLAY_RELAY_LONG").is_some() { 20_000 } else { 300 };
     let first: u64 = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     for seed in first..first + schedules {
         let mut world = World::begin(seed);
+        let _named = Named(seed);
         for _ in 0..world.rng.usize(10..500) {
             world.step();
         }
