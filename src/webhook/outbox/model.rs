@@ -93,9 +93,11 @@ impl World {
     fn begin(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let base = Now { instant: Instant::now(), unix_ms: 1_700_000_000_000 };
-        let policy = policy(&mut rng);
+        let in_memory = Keeping::InMemory { most_bytes: rng.u64(1 << 10..4 << 20) };
+        let keeping = if rng.u32(0..5) == 0 { in_memory } else { Keeping::InStore };
+        let policy = policy(&mut rng, keeping);
         // So large that the store's events are not all held, or so small that they are.
-        let filling = if rng.u32(0..6) == 0 { 96 << 10 } else { 40 };
+        let filling = if rng.u32(0..10) == 0 { 96 << 10 } else { 40 };
         let mut outbox = Outbox::new(policy, 0, Vec::new(), base);
         outbox.random = Rng::with_seed(seed);
         Self {
@@ -155,9 +157,18 @@ impl World {
             }
             let sent = self.sent(place);
             if sent.is_ours && !sent.is_erased {
-                self.outbox.take(self.event(place), self.now());
+                self.take_one(place);
             }
             self.outbox.pass(place);
+        }
+    }
+
+    fn take_one(&mut self, place: u64) {
+        let before: Vec<u64> = self.outbox.items.keys().copied().collect();
+        self.outbox.take(self.event(place), self.now());
+        if self.outbox.is_in_memory() {
+            let items = &self.outbox.items;
+            self.ever_dead.extend(before.into_iter().chain([place]).filter(|place| !items.contains_key(place)));
         }
     }
 
@@ -200,7 +211,7 @@ impl World {
             let same = other.place == place || session > 0 && self.sent(other.place).session == session;
             assert!(!same, "seed {seed}: {place} runs beside {} of its session", other.place);
         }
-        assert_eq!(event.payload(), self.payload, "seed {seed}: other bytes");
+        assert!(event.payload() == self.payload, "seed {seed}: other bytes");
         self.running.push(Attempted { place, began_open });
         assert!(self.running.len() <= self.lives.last().unwrap().0, "seed {seed}: too many in flight");
     }
@@ -319,7 +330,7 @@ impl World {
     }
 
     fn reload(&mut self) {
-        self.policy = policy(&mut self.rng);
+        self.policy = policy(&mut self.rng, self.policy.keeping);
         self.outbox.change(self.policy);
         let most = &mut self.lives.last_mut().unwrap().0;
         *most = (*most).max(self.policy.max_in_flight);
@@ -485,13 +496,13 @@ impl World {
     }
 }
 
-fn policy(rng: &mut Rng) -> Policy {
+fn policy(rng: &mut Rng, keeping: Keeping) -> Policy {
     Policy {
         max_retries: rng.u32(0..6),
         initial_backoff: Duration::from_millis(rng.u64(1..3000)),
         max_backoff: Duration::from_millis(rng.u64(3000..60_000)),
         max_in_flight: rng.usize(1..9),
-        keeping: Keeping::InStore,
+        keeping,
     }
 }
 
