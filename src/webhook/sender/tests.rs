@@ -2,7 +2,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use rustls::ClientConfig;
-use tokio::net::TcpListener;
+use tokio::{io::AsyncReadExt, net::TcpListener};
 
 use self::receiver::{Receiver, Then};
 use super::*;
@@ -124,6 +124,20 @@ async fn connections_close_with_their_sender() {
     post(&sender).await;
     drop(sender);
     receiver.all_closed().await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_still_being_written_ends_with_its_sender() {
+    // More than what the two sockets hold, and nobody reads.
+    let payload = Bytes::from(vec![b'x'; 16 << 20]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sender = sender(&format!("http://{}", listener.local_addr().unwrap()), "timeout = '1s'");
+    let (sent, accepted) = tokio::join!(sender.send("7-1", payload.clone()), listener.accept());
+    assert_eq!(sent.0.outcome, Outcome::Timeout);
+    drop(sender);
+    let (mut left, mut stream) = (Vec::new(), accepted.unwrap().0);
+    let _ = stream.read_to_end(&mut left).await;
+    assert!(left.len() < payload.len());
 }
 
 #[tokio::test]
