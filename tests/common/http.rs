@@ -78,6 +78,16 @@ impl Wire {
         }
     }
 
+    /// Waits for a body of this length.
+    pub(crate) fn body(&mut self, length: usize) -> Vec<u8> {
+        let deadline = Instant::now() + PATIENCE;
+        let (mut framing, mut body) = (Framing::Length(length), Vec::new());
+        while !self.decode(&mut framing, &mut body) {
+            assert_eq!(self.look(deadline), Look::Bytes, "no whole body");
+        }
+        body
+    }
+
     /// Waits until the peer closes, and returns what came before.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         let deadline = Instant::now() + PATIENCE;
@@ -224,8 +234,18 @@ pub(crate) fn get(to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> Answer
 
 /// A request without a body, and its whole answer.
 pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
+    ask_with(to, method, path, fields, "")
+}
+
+/// A request with a body, unless that is empty, and its whole answer.
+pub(crate) fn ask_with(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
+    let length = body.len().to_string();
+    let mut fields = fields.to_vec();
+    if !body.is_empty() {
+        fields.push(("Content-Length", &length));
+    }
     let mut wire = Wire::connect(to);
-    wire.send(request(to, method, path, fields));
+    wire.send(request(to, method, path, &fields) + body);
     let head = wire.head();
     let mut body = Vec::new();
     if method == "HEAD" {
