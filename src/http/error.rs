@@ -129,8 +129,8 @@ impl IntoResponse for Problem {
             "status": self.status.as_u16(),
             "detail": self.detail,
         });
-        if !self.errors.is_empty() {
-            body["errors"] = serde_json::json!(self.errors);
+        if let (Some(members), false) = (body.as_object_mut(), self.errors.is_empty()) {
+            members.insert("errors".to_owned(), serde_json::json!(self.errors));
         }
         let headers = [
             (CONTENT_TYPE, HeaderValue::from_static("application/problem+json")),

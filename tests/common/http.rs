@@ -78,6 +78,16 @@ impl Wire {
         }
     }
 
+    /// Waits for a body of this length.
+    pub(crate) fn body(&mut self, length: usize) -> Vec<u8> {
+        let deadline = Instant::now() + PATIENCE;
+        let (mut framing, mut body) = (Framing::Length(length), Vec::new());
+        while !self.decode(&mut framing, &mut body) {
+            assert_eq!(self.look(deadline), Look::Bytes, "no whole body");
+        }
+        body
+    }
+
     /// Waits until the peer closes, and returns what came before.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         let deadline = Instant::now() + PATIENCE;
@@ -225,19 +235,23 @@ pub(crate) fn get(to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> Answer
 
 /// A request without a body, and its whole answer.
 pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
-    exchange(to, method, path, &request(to, method, path, fields))
+    ask_with(to, method, path, fields, "")
 }
 
 /// A request with a body of JSON, and its whole answer.
 pub(crate) fn send(to: SocketAddr, method: &str, path: &str, body: &serde_json::Value) -> Answer {
-    let body = body.to_string();
-    let fields = [("Content-Type", "application/json"), ("Content-Length", &body.len().to_string())];
-    exchange(to, method, path, &(request(to, method, path, &fields) + &body))
+    ask_with(to, method, path, &[("Content-Type", "application/json")], &body.to_string())
 }
 
-fn exchange(to: SocketAddr, method: &str, path: &str, request: &str) -> Answer {
+/// A request with a body, unless that is empty, and its whole answer.
+pub(crate) fn ask_with(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
+    let length = body.len().to_string();
+    let mut fields = fields.to_vec();
+    if !body.is_empty() {
+        fields.push(("Content-Length", &length));
+    }
     let mut wire = Wire::connect(to);
-    wire.send(request);
+    wire.send(request(to, method, path, &fields) + body);
     let head = wire.head();
     let mut body = Vec::new();
     if method == "HEAD" {
