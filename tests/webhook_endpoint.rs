@@ -13,7 +13,6 @@ use std::{collections::BTreeMap, ops::Range, time::Duration};
 use common::{
     connector::Connector,
     events::{event, event_of},
-    http,
     page::{Keeping, publish},
     receiver::{Answer, Receiver},
     store::DataDir,
@@ -199,22 +198,4 @@ fn a_dead_letter_that_fails_again_is_one_again() {
     let letter = wait::value("it is dead again", || relay.deliveries("hook", "dead").pop());
     assert_eq!(letter["event_id"], receiver.requests()[0].id());
     relay.wait_until_settled("hook");
-}
-
-#[test]
-fn what_is_asked_of_a_webhook_that_is_not_there_is_404_and_nonsense_is_422() {
-    let (connector, receiver) = (Connector::new(), Receiver::accepting());
-    let (setup, _directory) = Keeping::Memory.setup(&connector);
-    let relay = setup.more(&(table("hook", &receiver, "") + LOOPBACK)).start();
-    for verb in ["enable", "test"] {
-        assert_eq!(relay.tell_webhook("nobody", verb).status(), 404, "{verb}");
-    }
-    assert_eq!(relay.ask_admin("/api/v1/webhooks/nobody/deliveries?state=dead").status(), 404);
-    let redeliver = |id: &str, which: &Value| {
-        http::send(relay.admin, "POST", &format!("/api/v1/webhooks/{id}/redeliver"), which).status()
-    };
-    assert_eq!(redeliver("nobody", &json!({ "state": "dead" })), 404);
-    for nonsense in [json!({}), json!({ "state": "delivered" }), json!({ "delivery_ids": "1" })] {
-        assert_eq!(redeliver("hook", &nonsense), 422, "{nonsense}");
-    }
 }

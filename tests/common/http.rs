@@ -78,6 +78,16 @@ impl Wire {
         }
     }
 
+    /// Waits for a body of this length.
+    pub(crate) fn body(&mut self, length: usize) -> Vec<u8> {
+        let deadline = Instant::now() + PATIENCE;
+        let (mut framing, mut body) = (Framing::Length(length), Vec::new());
+        while !self.decode(&mut framing, &mut body) {
+            assert_eq!(self.look(deadline), Look::Bytes, "no whole body");
+        }
+        body
+    }
+
     /// Waits until the peer closes, and returns what came before.
     pub(crate) fn rest(&mut self) -> Vec<u8> {
         let deadline = Instant::now() + PATIENCE;
@@ -172,10 +182,13 @@ impl Head {
         self.first_line.split(' ').nth(1).unwrap()
     }
 
-    /// How the body of this response ends.
+    /// How the body behind this head ends.
     pub(crate) fn framing(&self) -> Framing {
         if self.field("transfer-encoding") == Some("chunked") {
             return Framing::Chunked;
+        }
+        if self.first_line.starts_with("HTTP/1.1 204") {
+            return Framing::Length(0);
         }
         self.field("content-length").map_or(Framing::UntilClose, |length| Framing::Length(length.parse().unwrap()))
     }
@@ -225,25 +238,24 @@ pub(crate) fn get(to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> Answer
 
 /// A request without a body, and its whole answer.
 pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
-    exchange(to, method, path, &request(to, method, path, fields))
+    ask_with(to, method, path, fields, "")
 }
 
-/// A request with a body of JSON, and its whole answer.
-pub(crate) fn send(to: SocketAddr, method: &str, path: &str, body: &serde_json::Value) -> Answer {
-    let body = body.to_string();
-    let fields = [("Content-Type", "application/json"), ("Content-Length", &body.len().to_string())];
-    exchange(to, method, path, &(request(to, method, path, &fields) + &body))
-}
-
-fn exchange(to: SocketAddr, method: &str, path: &str, request: &str) -> Answer {
+/// A request with a body, unless that is empty, and its whole answer.
+pub(crate) fn ask_with(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
+    let length = body.len().to_string();
+    let mut fields = fields.to_vec();
+    if !body.is_empty() {
+        fields.push(("Content-Length", &length));
+    }
     let mut wire = Wire::connect(to);
-    wire.send(request);
+    wire.send(request(to, method, path, &fields) + body);
     let head = wire.head();
     let mut body = Vec::new();
     if method == "HEAD" {
         return Answer { head, body };
     }
-    let mut framing = if head.status() == 204 { Framing::Length(0) } else { head.framing() };
+    let mut framing = head.framing();
     let deadline = Instant::now() + PATIENCE;
     while !wire.decode(&mut framing, &mut body) {
         assert!(
