@@ -21,11 +21,13 @@ use tracing::{error, info};
 
 use crate::{
     auth::{Access, SoleKey},
-    client::{Client, TlsError},
+    client::{self, Client, TlsError},
     config::{Config, Secret},
     event::ProductId,
     fanout::Fanout,
-    http::{self, Product, Relay, admin::Admin, guard::Guard, page::Pages, subscribers::Subscribers},
+    http::{
+        self, Product, Relay, admin::Admin, guard::Guard, page::Pages, products::Streamed, subscribers::Subscribers,
+    },
     ingest::Ingest,
     log::{
         Bounds, Log,
@@ -33,9 +35,11 @@ use crate::{
     },
     metrics::{Metrics, ShedReason, Transport},
     net::{self, BindError, Listener, Manners},
+    rejected::Rejected,
     shutdown::Signals,
     status::UpstreamStatus,
     upstream::Upstream,
+    webhook::{Ground, Webhooks},
     wheel::Wheel,
 };
 
@@ -49,7 +53,8 @@ pub(crate) struct App {
     stop: Stops,
     serving: JoinSet<()>,
     admin: thread::JoinHandle<()>,
-    store: Option<Store>,
+    webhooks: Arc<Webhooks>,
+    store: Store,
 }
 
 /// What is told to end, in the order in which it is.
@@ -78,19 +83,24 @@ impl App {
 
         let stop = Stops::default();
         let metrics = Arc::new(Metrics::new()?);
-        let (logs, store) = logs(config, &metrics)?;
-        let relay = Arc::new(relay(config, logs, store.as_ref(), &metrics));
+        let (logs, mut store) = logs(config, &metrics)?;
+        let relay = Arc::new(relay(config, logs, &store, &metrics));
+        let webhooks = Arc::new(webhooks(config, &relay, &mut store)?);
         let mut serving = JoinSet::new();
         let wheel = Arc::clone(&relay.wheel);
         let stop_serving = stop.serving.clone();
         serving.spawn(async move { wheel.run(stop_serving).await });
-        let upstreams = start_upstreams(config, &relay, &stop, &mut serving)?;
+        let rejected = Arc::new(Rejected::default());
+        let upstreams = start_upstreams(config, &relay, &rejected, &stop, &mut serving)?;
         serving.spawn(serve_public(config, &relay, listener, &stop));
 
         let admin = Admin {
             relay: Arc::clone(&relay),
+            webhooks: Arc::clone(&webhooks),
             upstreams,
             key: SoleKey::new(config.auth.admin_key.as_ref().map(Secret::expose)),
+            rejected,
+            streamed: Streamed::default(),
             started: SystemTime::now(),
         };
         let admin = Arc::new(admin);
@@ -99,7 +109,7 @@ impl App {
         let admin = start_admin(config, doors, &stop)?;
         info!(listen = %address, admin_listen = %admin_address, probe_listen = ?probe_address, "serving");
         let drain_window = server.drain_window;
-        Ok(Self { relay, drain_window, address, admin_address, stop, serving, admin, store })
+        Ok(Self { relay, drain_window, address, admin_address, stop, serving, admin, webhooks, store })
     }
 
     /// Where subscribers go.
@@ -134,14 +144,17 @@ impl App {
         tokio::select! {
             Some(ended) = self.serving.join_next() => AppError::Ended { part: "a part of the public side", cause: ended.err() },
             () = self.stop.admin_ended.cancelled() => AppError::Ended { part: "the admin server", cause: None },
+            () = self.webhooks.broken() => AppError::Ended { part: "a webhook's worker", cause: None },
         }
     }
 
-    /// Not ready, newcomers shed, subscribers gone one by one while events still come, then the upstreams, then the rest.
+    /// Not ready, newcomers shed, subscribers gone one by one while events still come, then the upstreams, then what webhooks
+    /// have under way, then the rest.
     async fn leave(mut self) -> Result<(), AppError> {
         self.relay.is_draining.store(true, Ordering::SeqCst);
         self.relay.subscribers.drain(self.drain_window).await;
         self.stop.ingest.cancel();
+        self.webhooks.leave().await;
         self.stop.serving.cancel();
         let served = end(&mut self.serving).await;
         self.stop.admin.cancel();
@@ -172,26 +185,47 @@ async fn end(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
     outcome
 }
 
-/// The log of each product, and the store behind them if there is one.
-fn logs(config: &Config, metrics: &Metrics) -> Result<(Vec<Arc<Log>>, Option<Store>), StoreError> {
-    let bounds = Bounds { events: config.log.memory_events, bytes: config.log.memory_bytes };
+/// The log of each product, and the store. Without a directory the logs are in memory alone, and the store keeps in memory
+/// what webhooks need.
+fn logs(config: &Config, metrics: &Metrics) -> Result<(Vec<Arc<Log>>, Store), StoreError> {
+    let kept = &config.log;
+    let bounds = Bounds { events: kept.memory_events, bytes: kept.memory_bytes };
     let products: Vec<ProductId> = config.upstreams.iter().map(|upstream| upstream.product_id.clone()).collect();
-    let Some(directory) = config.log.data_dir.clone() else {
-        let log = |id: &ProductId| Arc::new(Log::new(id.clone(), bounds, metrics.log(id)));
-        return Ok((products.iter().map(log).collect(), None));
-    };
     let settings = Settings {
-        directory,
-        retention: config.log.retention,
-        retention_bytes: config.log.retention_bytes,
+        directory: kept.data_dir.clone().unwrap_or_default(),
+        retention: kept.retention,
+        retention_bytes: kept.retention_bytes,
+        dead_letter_retention: kept.dead_letter_retention,
+        dead_letter_bytes: kept.dead_letter_bytes,
         max_concurrent_replays: config.server.max_concurrent_replays,
     };
-    let (store, logs) = Store::open(settings, bounds, &products, metrics)?;
-    Ok((logs, Some(store)))
+    if kept.data_dir.is_some() {
+        let (store, logs) = Store::open(settings, bounds, &products, metrics)?;
+        return Ok((logs, store));
+    }
+    let log = |id: &ProductId| Arc::new(Log::new(id.clone(), bounds, metrics.log(id)));
+    let logs: Vec<_> = products.iter().map(log).collect();
+    let store = Store::in_memory(settings, logs.clone(), metrics)?;
+    Ok((logs, store))
+}
+
+/// The webhooks that the file declares, and those that the store has kept.
+fn webhooks(config: &Config, relay: &Relay, store: &mut Store) -> Result<Webhooks, TlsError> {
+    let kept = store.take_webhooks();
+    let ground = Ground {
+        fanouts: relay.products.iter().map(|product| Arc::clone(&product.fanout)).collect(),
+        desk: Arc::clone(store.desk()),
+        is_durable: config.log.data_dir.is_some(),
+        memory_bytes: config.log.memory_bytes,
+        allow_networks: &config.egress.allow_networks,
+        tls: client::tls(config.egress.ca_file.as_deref())?,
+        metrics: Arc::clone(&relay.metrics),
+    };
+    Ok(Webhooks::start(ground, &config.webhooks, kept))
 }
 
 /// What the public routes share: a log and a fan-out for each product.
-fn relay(config: &Config, logs: Vec<Arc<Log>>, store: Option<&Store>, metrics: &Arc<Metrics>) -> Relay {
+fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metrics>) -> Relay {
     let server = &config.server;
     let products = DashMap::new();
     for log in logs {
@@ -212,7 +246,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: Option<&Store>, metrics: &
         max_connection_age: server.max_connection_age,
         trusted_proxies: server.trusted_proxies.clone(),
         is_draining: AtomicBool::new(false),
-        store: store.map(|store| Arc::clone(store.desk())),
+        store: config.log.data_dir.is_some().then(|| Arc::clone(store.desk())),
         metrics: Arc::clone(metrics),
     }
 }
@@ -222,6 +256,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: Option<&Store>, metrics: &
 fn start_upstreams(
     config: &Config,
     relay: &Relay,
+    rejected: &Arc<Rejected>,
     stop: &Stops,
     tasks: &mut JoinSet<()>,
 ) -> Result<Upstreams, AppError> {
@@ -237,7 +272,8 @@ fn start_upstreams(
         let random = fastrand::Rng::new();
         let (settings, has_past) = (settings.clone(), product.log.has_past());
         let upstream = Upstream::new(settings, has_past, client.clone(), Arc::clone(&status), metrics.clone(), random);
-        let ingest = Ingest { upstream, log: Arc::clone(&product.log), metrics, status };
+        let ingest =
+            Ingest { upstream, log: Arc::clone(&product.log), metrics, status, rejected: Arc::clone(rejected) };
         let (stop_ingest, stop_fanout) = (stop.ingest.clone(), stop.serving.clone());
         tasks.spawn(async move {
             tokio::join!(ingest.run(stop_ingest), product.fanout.run(stop_fanout));

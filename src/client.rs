@@ -48,17 +48,15 @@ impl Client {
     ///
     /// When `ca_file` cannot be read as PEM certificates. A platform without roots is none: `http` still works.
     pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, TlsError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots(ca_file)?)
-            .with_no_client_auth();
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(DIAL_TIMEOUT));
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(ca_file)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
         Ok(Self { connector })
     }
 
@@ -326,6 +324,20 @@ pub(crate) enum TlsError {
     Setup(#[from] rustls::Error),
 }
 
+/// TLS as a client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and those in `ca_file`.
+///
+/// # Errors
+///
+/// When `ca_file` cannot be read as PEM certificates.
+pub(crate) fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots(ca_file)?)
+        .with_no_client_auth();
+    Ok(config)
+}
+
 fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
@@ -351,8 +363,8 @@ fn bearer(token: &Secret) -> Result<HeaderValue, OpenError> {
     Ok(value)
 }
 
-/// RFC 9110, section 10.2.3: seconds or a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+/// How long a peer asks to wait, in seconds or until a date (RFC 9110, section 10.2.3); uncapped.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
@@ -386,7 +398,8 @@ const RELAY: &str = "autoplay-relay";
 
 const EVENT_STREAM: &str = "text/event-stream";
 
-const AGENT: &str = concat!("autoplay-relay/", env!("CARGO_PKG_VERSION"));
+/// How the relay names itself to those it connects to.
+pub(crate) const AGENT: &str = concat!("autoplay-relay/", env!("CARGO_PKG_VERSION"));
 
 /// One address that does not answer must not use up the time for the others.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,6 +1,6 @@
 //! The left corridor on one page: what one upstream sends goes into the log.
 //!
-//! May use: `envelope`, `event`, `log`, `metrics`, `sse`, `status`, `upstream`.
+//! May use: `envelope`, `event`, `log`, `metrics`, `rejected`, `sse`, `status`, `upstream`.
 
 use std::{
     sync::Arc,
@@ -16,6 +16,7 @@ use crate::{
     event::{Draft, EventId, GapReason},
     log::{Log, Numbering},
     metrics::UpstreamMetrics,
+    rejected::Rejected,
     sse::Frame,
     status::UpstreamStatus,
     upstream::{Arrival, Upstream},
@@ -32,6 +33,8 @@ pub(crate) struct Ingest {
     pub(crate) metrics: UpstreamMetrics,
     /// Where the last of them is noted.
     pub(crate) status: Arc<UpstreamStatus>,
+    /// Where what cannot be understood is kept for a while.
+    pub(crate) rejected: Arc<Rejected>,
 }
 
 impl Ingest {
@@ -42,7 +45,7 @@ impl Ingest {
             let Some(arrival) = stop.run_until_cancelled(self.upstream.next(newest)).await else { return };
             match arrival {
                 Arrival::Frame { frame, received } => self.take(frame, received),
-                Arrival::TooLarge => self.reject(Rejection::TooLarge),
+                Arrival::TooLarge => self.reject(Rejection::TooLarge, None),
                 Arrival::Connected { again } => self.connected(again),
                 Arrival::Resumed => self.resumed(),
                 Arrival::Lost => self.log.upstream_is_away(),
@@ -74,6 +77,7 @@ impl Ingest {
         // Only a relay gives ids, and what comes without one of its own is not the event before it.
         let is_named = self.upstream.is_relay() && frame.has_own_id;
         let id = is_named.then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse)).flatten();
+        let payload = frame.data.clone();
         match envelope::classify(frame, self.log.product(), received) {
             Ok(Envelope::Event(draft)) => self.append(draft, id),
             Ok(Envelope::Gap(notice)) if self.upstream.is_relay() => {
@@ -82,7 +86,7 @@ impl Ingest {
             }
             Ok(Envelope::Gap(_)) => self.log.append_gap(GapReason::UpstreamReconnect),
             Ok(Envelope::Heartbeat) => self.heartbeat(),
-            Err(rejection) => self.reject(rejection),
+            Err(rejection) => self.reject(rejection, Some(&payload)),
         }
     }
 
@@ -104,8 +108,9 @@ impl Ingest {
         self.log.has_recovered();
     }
 
-    fn reject(&self, rejection: Rejection) {
+    fn reject(&self, rejection: Rejection, payload: Option<&[u8]>) {
         self.metrics.rejected(rejection);
+        self.rejected.keep(self.log.product(), rejection, payload);
         debug!(product = %self.log.product(), reason = rejection.as_str(), "upstream frame skipped: {rejection}");
     }
 }

@@ -29,6 +29,7 @@ mod ingest;
 mod log;
 mod metrics;
 mod net;
+mod rejected;
 mod shutdown;
 mod simulate;
 mod sse;

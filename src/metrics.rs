@@ -2,7 +2,9 @@
 //!
 //! Labels come from the configuration or from a fixed list, never from traffic. Names are interface.
 //!
-//! May use: `event`, `envelope`.
+//! May use: `delivery`, `event`, `envelope`.
+
+mod webhooks;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +13,7 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+pub(crate) use self::webhooks::WebhookMetrics;
 use crate::{
     envelope::Rejection,
     event::{GapReason, Kind, ProductId},
@@ -36,6 +39,7 @@ pub(crate) struct Metrics {
     log_bytes: IntGaugeVec,
     shed: IntCounterVec,
     store: StoreMetrics,
+    webhooks: webhooks::Families,
 }
 
 impl Metrics {
@@ -73,10 +77,12 @@ impl Metrics {
             upstream_last_event: families.timestamp(
                 "upstream_last_event_timestamp_seconds",
                 "When the last event came from the connector, in Unix seconds; 0 before the first.",
+                "product_id",
             )?,
             upstream_last_heartbeat: families.timestamp(
                 "upstream_last_heartbeat_timestamp_seconds",
                 "When the last heartbeat came from the connector, in Unix seconds; 0 before the first.",
+                "product_id",
             )?,
             upstream_events: families.counter(
                 "upstream_events_total",
@@ -120,6 +126,7 @@ impl Metrics {
             log_bytes: families.gauge("log_bytes", "Bytes the log keeps.", &["product_id", "tier"])?,
             shed: families.counter("shed_total", "Subscribers turned away, by reason.", &["reason"])?,
             store: StoreMetrics { commit, degraded },
+            webhooks: webhooks::Families::declare(&families)?,
             registry: registry.clone(),
         };
         for reason in ShedReason::ALL {
@@ -177,6 +184,16 @@ impl Metrics {
     /// The handles of the durable store.
     pub(crate) fn store(&self) -> &StoreMetrics {
         &self.store
+    }
+
+    /// The handles of one webhook.
+    pub(crate) fn webhook(&self, id: &str) -> WebhookMetrics {
+        self.webhooks.of(id)
+    }
+
+    /// Forgets a webhook that is no more.
+    pub(crate) fn forget_webhook(&self, id: &str) {
+        self.webhooks.forget(id);
     }
 
     /// The handles of one product's subscribers over one transport.
@@ -378,8 +395,8 @@ impl Families<'_> {
         Ok(family)
     }
 
-    fn timestamp(&self, suffix: &str, help: &str) -> Result<GaugeVec, prometheus::Error> {
-        let family = GaugeVec::new(Opts::new(name(suffix), help), &["product_id"])?;
+    fn timestamp(&self, suffix: &str, help: &str, label: &str) -> Result<GaugeVec, prometheus::Error> {
+        let family = GaugeVec::new(Opts::new(name(suffix), help), &[label])?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
     }

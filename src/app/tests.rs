@@ -20,8 +20,15 @@ impl Stage {
         let metrics = Arc::new(Metrics::new().unwrap());
         let (logs, _) = logs(&config, &metrics).unwrap();
         let relay = Arc::new(relay(&config, logs, None, &metrics));
-        let key = SoleKey::new(None);
-        let admin = Admin { relay: Arc::clone(&relay), upstreams: Vec::new(), key, started: SystemTime::now() };
+        let admin = Admin {
+            relay: Arc::clone(&relay),
+            upstreams: Vec::new(),
+            key: SoleKey::new(None),
+            webhooks: Arc::new(Webhooks {}),
+            rejected: Arc::default(),
+            streamed: Streamed::default(),
+            started: SystemTime::now(),
+        };
         Self { relay, router: http::admin::router(Arc::new(admin), guard(&config)) }
     }
 

@@ -139,9 +139,6 @@ fn hold_against_version(config: &Config) -> Result<(), Failure> {
     if !missing.is_empty() {
         return Err(Failure::Usage(missing.join("\nautoplay-relay: ")));
     }
-    if !config.webhooks.is_empty() {
-        error!(webhooks = config.webhooks.len(), "[[webhooks]]: this version sends nothing to webhooks");
-    }
     if config.auth.jwt.is_some() {
         error!("[auth.jwt]: this version accepts no scoped tokens; whoever brings one is answered 401");
     }

@@ -17,6 +17,11 @@ impl Findings {
         found.sort_by(|one, other| one.place.cmp(&other.place));
         (!found.is_empty()).then_some(Self(found))
     }
+
+    /// Each as its key, empty where no single one is at fault, and what is wrong with it.
+    pub(super) fn into_fields(self) -> impl Iterator<Item = (String, String)> {
+        self.0.into_iter().map(|finding| (finding.key.unwrap_or_default(), finding.message))
+    }
 }
 
 impl From<Finding> for Findings {

@@ -44,7 +44,7 @@ pub(crate) use secret::Secret;
 pub(crate) use server::Server;
 pub(crate) use upstream::Upstream;
 pub(crate) use values::{duration, duration_text};
-pub(crate) use webhook::Webhook;
+pub(crate) use webhook::{FieldError, Webhook, WebhookJson};
 
 use findings::Place;
 use reader::Section;

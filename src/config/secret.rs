@@ -36,6 +36,11 @@ impl Secret {
         &self.0
     }
 
+    /// A secret that stands there as it is; none is a finding.
+    pub(super) fn from_entry(entry: &Entry<'_>, rule: Rule) -> Option<Self> {
+        entry.required(|text| rule.check(text).map(|()| Self(text.to_owned())))
+    }
+
     /// A secret from a variable that is not the override of a key; unset and empty are none.
     pub(super) fn from_variable(reading: &Reading<'_>, name: &str, rule: Rule) -> Option<Self> {
         let checked = match reading.variable(name) {
@@ -72,7 +77,7 @@ pub(super) enum Rule {
 impl Rule {
     fn check(self, text: &str) -> Result<(), String> {
         match self {
-            _ if text == MASK => Err("is the mask that `check` prints, not a secret".to_owned()),
+            _ if text == MASK => Err("is the mask that stands for a secret, not a secret".to_owned()),
             Self::Header if !text.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 Err("must be visible ASCII without spaces: it travels in an HTTP header".to_owned())
             }

@@ -1,11 +1,16 @@
 //! `[[webhooks]]`: receivers that events are pushed to.
 //!
-//! In: the array of tables. Out: [`Webhook`]s; an empty list of types or sessions has become "everything".
+//! In: the array of tables. Out: [`Webhook`]s; an empty list of types or sessions has become "everything". `json` takes them from
+//! the admin API by the same rules.
 //!
 //! May use: `address`, `entry`, `event`, `findings`, `reader`, `secret`, `upstream` (product names).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
+
+mod json;
+
+pub(crate) use json::{FieldError, WebhookJson};
 
 use super::address::HttpUrl;
 use super::entry::Entry;
@@ -66,18 +71,20 @@ impl Webhook {
     /// Reads all tables.
     pub(super) fn read_all(root: &mut Section<'_>) -> Vec<Self> {
         let mut sections = root.tables("webhooks");
-        let webhooks = sections.iter_mut().filter_map(Self::read).collect();
+        // The secret also travels as a bearer token, as it does from the connector.
+        let secret = |section: &mut Section<'_>| SecretEntries::of(section, "secret").required(section, Rule::Header);
+        let webhooks = sections.iter_mut().filter_map(|section| Self::read(section, secret)).collect();
         report_repeated_texts(&mut sections, "id");
         sections.into_iter().for_each(Section::finish);
         webhooks
     }
 
-    fn read(section: &mut Section<'_>) -> Option<Self> {
+    /// Reads one table, its secret by `secret`.
+    fn read(section: &mut Section<'_>, secret: impl FnOnce(&mut Section<'_>) -> Option<Secret>) -> Option<Self> {
         let id = section.entry("id").required(webhook_id);
         let product_id = section.entry("product_id").required(product_id);
         let url = section.entry("url").required(HttpUrl::parse);
-        // The secret also travels as a bearer token, as it does from the connector.
-        let secret = SecretEntries::of(section, "secret").required(section, Rule::Header);
+        let secret = secret(section);
         let types = only(&section.entry("types"), event_type);
         let session_ids = only(&section.entry("session_ids"), session_id);
         let timeout = section.entry("timeout").duration_within(values::SHORTEST..=LONGEST_TIMEOUT);
@@ -118,11 +125,14 @@ fn only<T: Ord>(entry: &Entry<'_>, parse: impl Fn(&str) -> Result<T, String>) ->
 
 fn webhook_id(text: &str) -> Result<String, String> {
     let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    if text.len() <= LONGEST_ID && text.bytes().all(is_id_byte) {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("{} is not an id; use up to {LONGEST_ID} letters, digits, _, . and -", quoted(text)))
+    if text.len() > LONGEST_ID || !text.bytes().all(is_id_byte) {
+        return Err(format!("{} is not an id; use up to {LONGEST_ID} letters, digits, _, . and -", quoted(text)));
     }
+    // Clients take such a segment out of a URL's path.
+    if matches!(text, "." | "..") {
+        return Err("must not be . or ..: it stands in URLs".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 fn event_type(text: &str) -> Result<String, String> {
@@ -187,7 +197,7 @@ mod tests {
     fn an_id_is_short_plain_and_unique() {
         let with_id = |id: &str| MINIMAL.replace("crm", id);
         assert_eq!(parsed(&with_id("A-z_0.9")).webhooks[0].id, "A-z_0.9");
-        for id in ["a b", "é", "a/b", &"x".repeat(65)] {
+        for id in ["a b", "é", "a/b", ".", "..", &"x".repeat(65)] {
             assert!(findings(&with_id(id)).contains("webhooks[0].id: "), "{id}");
         }
         let found = findings(&format!("{MINIMAL}{MINIMAL}"));

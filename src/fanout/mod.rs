@@ -85,6 +85,18 @@ impl Fanout {
         Subscription::new(Arc::clone(self), listener, scope, start, position)
     }
 
+    /// Begins to listen behind a place, for a reader that knows places and needs no notice of where it stands.
+    pub(crate) fn subscribe_behind(
+        self: &Arc<Self>,
+        listener: Arc<Listener>,
+        scope: Scope,
+        place: u64,
+    ) -> Subscription {
+        let mut subscription = self.subscribe(listener, scope, &Start::Now);
+        subscription.stand_behind(place);
+        subscription
+    }
+
     /// The log it reads from.
     pub(crate) fn log(&self) -> &Log {
         &self.log

@@ -113,6 +113,21 @@ impl Subscription {
         self.behind = self.cursor < self.live_after || self.behind;
     }
 
+    /// Moves the cursor to a place that its owner has kept.
+    pub(super) fn stand_behind(&mut self, place: u64) {
+        (self.cursor, self.skips_history, self.behind) = (place, false, place < self.live_after);
+    }
+
+    /// The place up to which everything within the scope has been returned.
+    pub(crate) fn returned_through(&self) -> u64 {
+        let first = self.handover.iter().find_map(|entry| match entry {
+            Entry::Event(event) => Some(event.place()),
+            Entry::Gap(gap) => Some(gap.place),
+            Entry::Erased => None,
+        });
+        first.map_or(self.cursor, |place| place - 1)
+    }
+
     /// The next event or gap within the scope.
     ///
     /// # Cancel safety

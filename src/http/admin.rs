@@ -1,9 +1,9 @@
-//! The admin side: is it alive, is it ready, what is it doing; and the routes of `erasure`.
+//! The admin side: is it alive, is it ready, what is it doing; and the routes of `erasure`, `products`, `rejected`, `webhooks`.
 //!
 //! Served on a runtime of its own, so that it answers while the public side is saturated. The probe listener has the same
 //! routes without the API.
 //!
-//! May use: `auth`, `http`, `metrics`, `status`, `wheel`.
+//! May use: `auth`, `http`, `metrics`, `rejected`, `status`, `webhook`, `wheel`.
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +13,10 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{RawQuery, Request, State},
+    extract::{DefaultBodyLimit, RawQuery, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{delete, get},
+    routing::{delete, get, post},
 };
 use hyper::{
     StatusCode,
@@ -24,12 +24,21 @@ use hyper::{
 };
 use serde::Serialize;
 
-use super::{Relay, erasure, error::Problem, guard::Guard};
+use super::{
+    Relay, erasure,
+    error::Problem,
+    guard::Guard,
+    products::{self, Streamed},
+    rejected,
+    webhooks::{self, MAX_BODY_BYTES, Standing, only},
+};
 use crate::{
     auth::{self, SoleKey},
     config::duration_text,
     event::ProductId,
+    rejected::Rejected,
     status::{UpstreamFacts, UpstreamState, UpstreamStatus},
+    webhook::Webhooks,
 };
 
 /// What the admin routes share.
@@ -41,6 +50,12 @@ pub(crate) struct Admin {
     pub(crate) upstreams: Vec<(ProductId, Arc<UpstreamStatus>)>,
     /// The key of the API.
     pub(crate) key: SoleKey,
+    /// Who is pushed to.
+    pub(crate) webhooks: Arc<Webhooks>,
+    /// What the upstreams sent that could not be understood.
+    pub(crate) rejected: Arc<Rejected>,
+    /// Which products were registered for streaming.
+    pub(crate) streamed: Streamed,
     /// When the relay was started.
     pub(crate) started: SystemTime,
 }
@@ -48,10 +63,13 @@ pub(crate) struct Admin {
 /// The routes of the admin listener. Without a key, `guard` keeps web pages out.
 pub(crate) fn router(admin: Arc<Admin>, guard: Guard) -> Router {
     let needs_key = middleware::from_fn_with_state(Arc::clone(&admin), demand_key);
-    let erase = delete(erasure::erase).fallback(|| async { Problem::method_not_allowed("DELETE") });
     let api = Router::new()
         .route("/api/v1/status", get(status))
-        .route("/api/v1/events/{product_id}", erase)
+        .route("/api/v1/events/{product_id}", only(delete(erasure::erase), "DELETE"))
+        .route("/api/v1/rejected", get(rejected::list))
+        .route("/products", only(post(products::register), "POST"))
+        .merge(webhooks::routes())
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .route_layer(needs_key);
     let demands_key = admin.key.is_set();
     let router = finish(probes().merge(api), admin);
@@ -137,7 +155,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     }
 }
 
-async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
+async fn status(State(admin): State<Arc<Admin>>) -> Response {
     let mut log = BTreeMap::new();
     for product in &admin.relay.products {
         let facts = product.log.facts();
@@ -153,7 +171,8 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
         );
     }
     let count = admin.relay.subscribers.count();
-    Json(Status {
+    let webhooks = admin.webhooks.list();
+    let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         started_at: time(admin.started),
         uptime: text(admin.started.elapsed().unwrap_or_default()),
@@ -165,13 +184,14 @@ async fn status(State(admin): State<Arc<Admin>>) -> Json<Status> {
             .store
             .as_ref()
             .map(|store| StoreStatus { degraded: store.is_degraded(), recovering: store.is_recovering() }),
-        webhooks: [],
-    })
+        webhooks: webhooks.iter().map(Standing::new).collect(),
+    };
+    Json(status).into_response()
 }
 
 /// The answer of `/api/v1/status`.
 #[derive(Serialize)]
-struct Status {
+struct Status<'a> {
     version: &'static str,
     started_at: String,
     uptime: String,
@@ -179,7 +199,7 @@ struct Status {
     subscribers: BTreeMap<String, BTreeMap<&'static str, usize>>,
     log: BTreeMap<String, LogStatus>,
     store: Option<StoreStatus>,
-    webhooks: [(); 0],
+    webhooks: Vec<Standing<'a>>,
 }
 
 #[derive(Serialize)]
@@ -230,14 +250,22 @@ struct StoreStatus {
 }
 
 /// RFC 3339 in UTC.
-fn time(at: SystemTime) -> String {
+pub(super) fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
+}
+
+/// The same of Unix milliseconds.
+pub(super) fn unix_time(milliseconds: u64) -> String {
+    time(SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds.min(LATEST_TIME)))
 }
 
 /// As durations stand in the configuration, to the millisecond.
 fn text(duration: Duration) -> String {
     duration_text(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }
+
+/// The last millisecond of the year 9999: later ones cannot be written.
+const LATEST_TIME: u64 = 253_402_300_799_999;
 
 /// A runtime that has not turned for this long will not serve anybody.
 const STANDSTILL_LIMIT: Duration = Duration::from_secs(30);

@@ -1,11 +1,12 @@
 //! `DELETE /api/v1/events/{product_id}`: a person's right to be forgotten.
 //!
-//! In: sessions. Out: how many of their events there were. Memory first, then the store: what the store's writer takes
-//! after that is erased already, and what it had taken before is in the file by the time it comes to the order.
+//! In: sessions. Out: how many of their events there were. Memory first, then what is owed to webhooks, then the store: what the
+//! store's writer is given after that is erased already, and what it was given before is in the file by the time it comes to
+//! the order.
 //!
-//! May use: `event`, `log`.
+//! May use: `event`, `log`, `rejected`, `webhook`.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{
     Json,
@@ -13,11 +14,12 @@ use axum::{
 };
 use hyper::StatusCode;
 
-use super::{Product, admin::Admin, error::Problem};
-use crate::{
-    event::{ProductId, SessionId},
-    log::store::Desk,
+use super::{
+    Product,
+    admin::Admin,
+    error::{Problem, STORE_WAIT},
 };
+use crate::event::{ProductId, SessionId};
 
 /// Erases what is kept of the sessions that the query names.
 ///
@@ -34,7 +36,7 @@ pub(super) async fn erase(
     let product = ProductId::new(&name).ok().and_then(|id| Some(Arc::clone(&*admin.relay.products.get(&id)?)));
     let product = product.ok_or_else(|| Problem::not_found("no such product"))?;
     let count = sessions.len();
-    let erased = erase_all(&product, admin.relay.store.as_ref(), sessions).await;
+    let erased = erase_all(&admin, &product, sessions).await;
     // Whose events is nobody's business any more.
     match &erased {
         Ok(events) => tracing::info!(product = %product.id, sessions = count, events, "erased on request"),
@@ -59,22 +61,22 @@ fn sessions(query: &str) -> Result<BTreeSet<SessionId>, Problem> {
     }
 }
 
-/// Erases sessions in memory and in the store, and returns how many events there were, each counted once.
+/// Erases sessions in memory, of webhooks and in the store, and returns how many events there were, each counted once.
 ///
-/// Everything is ordered before anything is waited for: a client that leaves in the meantime stops nothing.
-async fn erase_all(
-    product: &Product,
-    store: Option<&Arc<Desk>>,
-    sessions: BTreeSet<SessionId>,
-) -> Result<u64, Problem> {
+/// A client that leaves before it is answered may leave some of it undone. It has no 200, so it has to ask again.
+async fn erase_all(admin: &Admin, product: &Product, sessions: BTreeSet<SessionId>) -> Result<u64, Problem> {
     let mut erased: u64 = sessions.iter().map(|session| product.log.erase(session)).sum();
-    let Some(store) = store else { return Ok(erased) };
+    admin.rejected.erase(&product.id);
+    for session in &sessions {
+        admin.webhooks.erase(&product.id, session).await;
+    }
+    let Some(store) = &admin.relay.store else { return Ok(erased) };
     let orders: Vec<_> = sessions.into_iter().map(|session| store.erase(product.id.clone(), session)).collect();
     for order in orders {
         erased += order.await.map_err(|_| {
             let detail =
                 "erased in memory, but the store cannot be written now: repeat this until it is answered by 200";
-            Problem::busy(StatusCode::SERVICE_UNAVAILABLE, detail, RETRY_AFTER)
+            Problem::busy(StatusCode::SERVICE_UNAVAILABLE, detail, STORE_WAIT)
         })?;
     }
     Ok(erased)
@@ -82,6 +84,3 @@ async fn erase_all(
 
 /// Each is a transaction of its own.
 const MOST_SESSIONS: usize = 1000;
-
-/// The store is tried again every second.
-const RETRY_AFTER: Duration = Duration::from_secs(2);

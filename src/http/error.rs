@@ -2,7 +2,7 @@
 //!
 //! The one place that turns errors into status codes: the client learns what to change, the log what broke.
 //!
-//! May use: `auth`, `metrics`.
+//! May use: `auth`, `config` (errors of fields), `metrics`, `webhook` (errors).
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use hyper::{
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
-use crate::{auth::Denial, metrics::ShedReason};
+use crate::{auth::Denial, config::FieldError, metrics::ShedReason, webhook::WebhookError};
 
 /// A request that is not answered as asked.
 #[derive(Clone, Debug)]
@@ -20,12 +20,13 @@ pub(crate) struct Problem {
     status: StatusCode,
     detail: String,
     header: Option<(HeaderName, HeaderValue)>,
+    errors: Box<[FieldError]>,
 }
 
 impl Problem {
     /// A problem with this status; `detail` says what to change.
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), header: None }
+        Self { status, detail: detail.into(), header: None, errors: Box::default() }
     }
 
     /// 400.
@@ -49,6 +50,22 @@ impl Problem {
             .with(ALLOW, HeaderValue::from_static(allowed))
     }
 
+    /// 409.
+    pub(crate) fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, detail)
+    }
+
+    /// 422: a body that was read, but says what cannot be.
+    pub(crate) fn invalid(errors: Vec<FieldError>) -> Self {
+        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the body is not as it must be; see errors");
+        Self { errors: errors.into(), ..problem }
+    }
+
+    /// 422 for one field.
+    pub(crate) fn invalid_field(field: &str, message: impl Into<String>) -> Self {
+        Self::invalid(vec![FieldError::new(field, message)])
+    }
+
     /// 429 or 503, with the time to wait.
     pub(crate) fn busy(status: StatusCode, detail: impl Into<String>, wait: Duration) -> Self {
         Self::new(status, detail).with(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)))
@@ -66,6 +83,20 @@ impl From<Denial> for Problem {
             Denial::Unauthenticated => Self::new(StatusCode::UNAUTHORIZED, denial.to_string())
                 .with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
             Denial::Forbidden => Self::forbidden(denial.to_string()),
+        }
+    }
+}
+
+impl From<WebhookError> for Problem {
+    fn from(error: WebhookError) -> Self {
+        let message = error.to_string();
+        match error {
+            WebhookError::Unknown => Self::not_found(message),
+            WebhookError::Taken | WebhookError::FromFile => Self::conflict(message),
+            WebhookError::UnknownProduct | WebhookError::OtherProduct => Self::invalid_field("product_id", message),
+            WebhookError::Store | WebhookError::Leaving => {
+                Self::busy(StatusCode::SERVICE_UNAVAILABLE, message, STORE_WAIT)
+            }
         }
     }
 }
@@ -92,12 +123,15 @@ pub(super) fn spread(mean: Duration) -> Duration {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = serde_json::json!({
+        let mut body = serde_json::json!({
             "type": "about:blank",
             "title": self.status.canonical_reason().unwrap_or("Error"),
             "status": self.status.as_u16(),
             "detail": self.detail,
         });
+        if !self.errors.is_empty() {
+            body["errors"] = serde_json::json!(self.errors);
+        }
         let headers = [
             (CONTENT_TYPE, HeaderValue::from_static("application/problem+json")),
             (CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -110,3 +144,30 @@ impl IntoResponse for Problem {
 
 /// Long enough for a crowd to thin out, short enough that nobody notices a moment's fullness.
 pub(super) const SHED_WAIT: Duration = Duration::from_secs(10);
+
+/// The store is tried again every second.
+pub(super) const STORE_WAIT: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_a_webhook_has_its_status() {
+        for (error, status) in [
+            (WebhookError::Unknown, 404),
+            (WebhookError::Taken, 409),
+            (WebhookError::FromFile, 409),
+            (WebhookError::UnknownProduct, 422),
+            (WebhookError::OtherProduct, 422),
+            (WebhookError::Store, 503),
+            (WebhookError::Leaving, 503),
+        ] {
+            let told = format!("{error:?}");
+            let problem = Problem::from(error);
+            assert_eq!((problem.status.as_u16(), problem.header.is_some()), (status, status == 503), "{told}");
+            let fields: Vec<_> = problem.errors.iter().map(|error| error.field.as_str()).collect();
+            assert_eq!(fields, if status == 422 { &["product_id"][..] } else { &[] }, "{told}");
+        }
+    }
+}

@@ -2,16 +2,21 @@
 //!
 //! In: requests. Out: views of the log. Knows nothing of where events come from.
 //!
-//! May use: `auth`, `config`, `event`, `fanout`, `log`, `metrics`, `net`, `sse`, `status`, `wheel`.
+//! May use: `auth`, `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, `net`, `rejected`, `sse`, `status`, `webhook`,
+//! `wheel`.
 
 pub(crate) mod admin;
+mod deliveries;
 mod erasure;
 pub(crate) mod error;
 pub(crate) mod guard;
 pub(crate) mod page;
+pub(crate) mod products;
+mod rejected;
 mod request;
 mod sse;
 pub(crate) mod subscribers;
+mod webhooks;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,1 +1,361 @@
-//! One webhook's task.
+//! One webhook's task: reads what is owed, has it sent, and has it written down how that went.
+//!
+//! What is decided is decided by the outbox; here is the waiting. It shares nothing with other webhooks but the log and the
+//! store.
+//!
+//! ```text
+//! reader ──► outbox ──► attempts (a task each) ──► outbox ──► journal ──► store
+//!               ▲ orders of operators, notices of the store, the clock
+//! ```
+//!
+//! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhook's own rooms.
+
+use std::{
+    future::pending,
+    panic,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{JoinError, JoinSet},
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use super::{
+    DeliveryState, Listed, Now, Page, Verdict,
+    board::Board,
+    definition::Definition,
+    outbox::Outbox,
+    reader::{Durability, Read, Reader, Reloaded, Reloader},
+    records::Records,
+    sample,
+    sender::Sender,
+    tools::Tools,
+};
+use crate::{
+    delivery::Attempt,
+    event::SessionId,
+    fanout::Fanout,
+    log::store::{Notice, Notices, Owed, Unwritable},
+    metrics::WebhookMetrics,
+};
+
+/// An operator's order.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Goes on under another definition; answered when that is in the store.
+    Redefine(Box<Definition>, oneshot::Sender<Result<(), Unwritable>>),
+    /// Makes it active.
+    Enable(oneshot::Sender<()>),
+    /// Holds it back.
+    Disable(oneshot::Sender<()>),
+    /// Sends a sample.
+    Test(oneshot::Sender<Attempt>),
+    /// Lists deliveries that are owed, or were accepted.
+    List { state: DeliveryState, before: Option<u64>, most: usize, answer: oneshot::Sender<Page> },
+    /// Forgets a session.
+    Erase(SessionId, oneshot::Sender<()>),
+}
+
+/// The task of one webhook.
+#[derive(Debug)]
+pub(super) struct Worker {
+    board: Arc<Board>,
+    tools: Arc<Tools>,
+    metrics: WebhookMetrics,
+    orders: mpsc::Receiver<Order>,
+    outbox: Outbox,
+    reader: Reader,
+    reloader: Reloader,
+    reload_at: Instant,
+    sender: Arc<Sender>,
+    attempts: JoinSet<(u64, Attempt, Verdict)>,
+    samples: JoinSet<()>,
+    notices: Arc<Notices>,
+    notice: Notice,
+    records: Records,
+}
+
+/// What a worker begins with.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// What is known of it to all.
+    pub(super) board: Arc<Board>,
+    /// Its product's fan-out.
+    pub(super) fanout: Arc<Fanout>,
+    /// Where orders come from.
+    pub(super) orders: mpsc::Receiver<Order>,
+    /// How far it has come.
+    pub(super) position: u64,
+    /// What is owed before that.
+    pub(super) owed: Vec<Owed>,
+    /// Where it is counted.
+    pub(super) metrics: WebhookMetrics,
+    /// Who waits for its definition to be in the store.
+    pub(super) registered: Option<oneshot::Sender<Result<(), Unwritable>>>,
+}
+
+impl Worker {
+    /// A worker that has done nothing yet.
+    pub(super) fn new(tools: Arc<Tools>, start: Start) -> Self {
+        let definition = start.board.definition();
+        let now = Now::read();
+        let mut outbox = Outbox::new(tools.policy(&definition.webhook), start.position, start.owed, now);
+        if let Some(problem) = &definition.disabled {
+            outbox.disable(problem);
+        }
+        let notices = Arc::new(Notices::default());
+        let scope = definition.webhook.scope();
+        Self {
+            reader: Reader::new(Arc::clone(&start.fanout), Arc::clone(&tools.desk), scope, start.position),
+            reloader: Reloader::new(start.fanout),
+            reload_at: now.instant,
+            sender: Arc::new(tools.sender(&definition)),
+            records: Records::new(&definition, Arc::clone(&tools.desk), Arc::clone(&notices), start.registered),
+            board: start.board,
+            tools,
+            metrics: start.metrics,
+            orders: start.orders,
+            outbox,
+            attempts: JoinSet::new(),
+            samples: JoinSet::new(),
+            notices,
+            notice: Notice::default(),
+        }
+    }
+
+    /// Works until `stop`, and then finishes what is under way. Ends at once when `removed`.
+    pub(super) async fn run(self, stop: CancellationToken, removed: CancellationToken) {
+        removed.run_until_cancelled(self.work(stop)).await;
+    }
+
+    async fn work(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            self.begin();
+            stop.run_until_cancelled(self.step()).await;
+        }
+        self.leave().await;
+    }
+
+    /// Begins whatever can begin.
+    fn begin(&mut self) {
+        let now = Now::read();
+        self.send(now);
+        self.outbox.pass(self.reader.passed());
+        self.metrics.lost.inc_by(self.outbox.take_lost());
+        self.records.write_down(&mut self.outbox, self.reader.committed());
+        self.records.ask_for_letters(&self.outbox, &self.notice);
+        let unread = if self.outbox.has_room() { 0 } else { self.reader.behind() };
+        if let Some(changed) = self.board.show(&self.outbox, &self.notice, unread, now, &self.metrics) {
+            self.redefine(changed);
+        }
+    }
+
+    fn send(&mut self, now: Now) {
+        while let Some(event) = self.outbox.next(now) {
+            let sender = Arc::clone(&self.sender);
+            self.attempts.spawn(async move {
+                let (attempt, verdict) = sender.send(&event.id().to_string(), event.payload()).await;
+                (event.place(), attempt, verdict)
+            });
+        }
+    }
+
+    /// Waits until one thing happens, and deals with it.
+    ///
+    /// # Cancel safety
+    ///
+    /// What has not been dealt with waits for the next call.
+    async fn step(&mut self) {
+        let wake_at = self.wake_at();
+        let wanted = self.outbox.wants().filter(|_| Instant::now() >= self.reload_at);
+        tokio::select! {
+            biased;
+            Some(order) = self.orders.recv() => self.obey(order),
+            Some(ended) = self.attempts.join_next() => self.settle(ended),
+            Some(_) = self.samples.join_next() => {}
+            () = self.records.next(&mut self.outbox) => {}
+            () = self.notices.told() => self.read_notices(),
+            reloaded = reload(&mut self.reloader, wanted) => self.load(reloaded),
+            read = self.reader.next(), if self.outbox.has_room() => self.take(read),
+            () = time::sleep_until(wake_at) => {}
+        }
+    }
+
+    /// When to look again although nothing has happened.
+    fn wake_at(&self) -> Instant {
+        let now = Instant::now();
+        let reload_at = Some(self.reload_at).filter(|at| *at > now);
+        let soonest = [self.outbox.due(), reload_at, self.records.due(&self.notice)].into_iter().flatten().min();
+        soonest.unwrap_or(now + IDLE).min(now + IDLE)
+    }
+
+    fn settle(&mut self, ended: Result<(u64, Attempt, Verdict), JoinError>) {
+        match ended {
+            Ok((place, attempt, verdict)) => {
+                self.metrics.attempt(attempt.outcome, Duration::from_millis(attempt.duration_ms));
+                self.outbox.settle(place, attempt, &verdict, Now::read());
+            }
+            Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
+            Err(_) => {}
+        }
+    }
+
+    fn take(&mut self, read: Read) {
+        match read {
+            Read::Event(event, durability) => {
+                let known_through = self.outbox.position().max(self.notice.expired_through);
+                if event.place() > known_through {
+                    if durability == Durability::Uncommitted {
+                        self.metrics.undurable.inc();
+                    }
+                    self.outbox.take(event, Now::read());
+                }
+            }
+            // What the store has expired are dead letters.
+            Read::Lost { is_evicted: true, .. } if self.tools.is_durable => {}
+            Read::Lost { places, .. } => self.lost(places, "events are gone that the webhook has not got"),
+        }
+    }
+
+    fn load(&mut self, (place, reloaded): (u64, Reloaded)) {
+        match reloaded {
+            Reloaded::Events(events) => events.iter().for_each(|event| self.outbox.load(event)),
+            Reloaded::Expired { through } => self.outbox.expire(through),
+            Reloaded::Erased => drop(self.outbox.is_gone(place)),
+            Reloaded::Lost if self.outbox.is_gone(place) => self.lost(1, "an event that is owed has not been kept"),
+            Reloaded::Lost => {}
+            Reloaded::Unreadable => self.reload_at = Instant::now() + RELOAD_AGAIN,
+        }
+    }
+
+    fn lost(&self, events: u64, what: &'static str) {
+        error!(webhook = self.board.definition().webhook.id, events, "{what}");
+        self.metrics.lost.inc_by(events);
+    }
+
+    fn read_notices(&mut self) {
+        let notice = self.notices.take();
+        if notice.is_replaced {
+            self.outbox.rewrite();
+        }
+        if notice.expired_through > self.notice.expired_through {
+            self.outbox.expire(notice.expired_through);
+        }
+        self.metrics.lost.inc_by(notice.lost);
+        self.notice = notice;
+    }
+
+    fn obey(&mut self, order: Order) {
+        // Whoever gave an order may have left.
+        match order {
+            Order::Redefine(definition, answer) => {
+                self.records.tell_when_registered(answer);
+                self.redefine(*definition);
+            }
+            Order::Enable(answer) => {
+                self.outbox.enable();
+                self.begin();
+                let _ = answer.send(());
+            }
+            Order::Disable(answer) => {
+                self.outbox.disable("by an operator");
+                self.begin();
+                let _ = answer.send(());
+            }
+            Order::Test(answer) => self.test(answer),
+            Order::List { state, before, most, answer } => {
+                let _ = answer.send(self.list(state, before, most));
+            }
+            Order::Erase(session, answer) => {
+                self.outbox.erase(&session);
+                let _ = answer.send(());
+            }
+        }
+    }
+
+    fn redefine(&mut self, definition: Definition) {
+        let scope = definition.webhook.scope();
+        if self.board.definition().webhook.scope() != scope {
+            self.reader.narrow(scope);
+        }
+        self.outbox.change(self.tools.policy(&definition.webhook));
+        self.sender = Arc::new(self.tools.sender(&definition));
+        self.records.redefined(&definition);
+        self.board.redefine(definition);
+    }
+
+    fn test(&mut self, answer: oneshot::Sender<Attempt>) {
+        let sender = Arc::clone(&self.sender);
+        let (id, payload) = sample::event(&self.board.definition().webhook.product_id);
+        self.samples.spawn(async move {
+            let (attempt, _) = sender.send(&id, payload).await;
+            let _ = answer.send(attempt);
+        });
+    }
+
+    fn list(&self, state: DeliveryState, before: Option<u64>, most: usize) -> Page {
+        match state {
+            DeliveryState::Delivered => {
+                let delivered = self.outbox.delivered(before, most);
+                let next = delivered.last().map(|(number, _)| *number).filter(|_| delivered.len() == most);
+                let deliveries = delivered.into_iter().map(|(_, delivery)| Listed::Delivered(delivery)).collect();
+                Page { deliveries, next }
+            }
+            DeliveryState::Pending | DeliveryState::Dead => {
+                let pending = self.outbox.pending(before, most, Now::read());
+                let next = pending.last().map(|(delivery, _)| delivery.place).filter(|_| pending.len() == most);
+                let deliveries = pending.into_iter().map(|(delivery, due)| Listed::Pending(delivery, due)).collect();
+                Page { deliveries, next }
+            }
+        }
+    }
+
+    /// Finishes what is under way. What is owed in memory alone is sent now or never.
+    async fn leave(mut self) {
+        if time::timeout(LEAVING, self.finish()).await.is_err() {
+            let webhook = &self.board.definition().webhook.id;
+            error!(webhook, attempts = self.attempts.len(), "attempts are cut off: it is not known how they went");
+        }
+        self.records.close(&mut self.outbox, self.reader.committed()).await;
+        let owed = self.outbox.owed().0;
+        if owed > 0 && !self.tools.is_durable {
+            self.lost(owed, "deliveries are lost: without log.data_dir they do not outlive the relay");
+        }
+    }
+
+    async fn finish(&mut self) {
+        loop {
+            let is_durable = self.tools.is_durable;
+            if !is_durable {
+                self.send(Now::read());
+            }
+            self.records.write_down(&mut self.outbox, self.reader.committed());
+            if self.attempts.is_empty() && (is_durable || self.reader.behind() == 0) {
+                return;
+            }
+            self.step().await;
+        }
+    }
+}
+
+/// Reads `wanted` again, if anything is.
+async fn reload(reloader: &mut Reloader, wanted: Option<u64>) -> (u64, Reloaded) {
+    match wanted {
+        Some(place) => (place, reloader.reload(place).await),
+        None => pending().await,
+    }
+}
+
+/// How often it looks around when nothing happens.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// After the store could not be read.
+const RELOAD_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long attempts may take that are under way when the relay leaves: less than orchestrators wait for it.
+const LEAVING: Duration = Duration::from_secs(10);

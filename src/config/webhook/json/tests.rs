@@ -1,0 +1,226 @@
+//! The rules of the file hold for the API, field by field, and nothing secret comes out.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::address::HttpUrl;
+use crate::event::{ProductId, SessionId};
+
+fn minimal() -> Value {
+    json!({ "id": "crm", "product_id": "p", "url": "https://h/e?key=hush", "secret": "hush" })
+}
+
+/// The minimal body with a field more or another.
+fn with(field: &str, value: Value) -> Value {
+    let mut body = minimal();
+    body[field] = value;
+    body
+}
+
+fn read(body: &Value, known: Option<&Webhook>) -> Result<Webhook, Vec<FieldError>> {
+    Webhook::from_json(body.to_string().as_bytes(), known)
+}
+
+fn created() -> Webhook {
+    read(&minimal(), None).unwrap()
+}
+
+/// The fields that are complained of.
+fn refused(body: &Value, known: Option<&Webhook>) -> Vec<String> {
+    let errors = read(body, known).unwrap_err();
+    assert!(errors.iter().all(|error| !error.message.contains("hush")), "{errors:?}");
+    errors.into_iter().map(|error| error.field).collect()
+}
+
+#[test]
+fn what_the_file_demands_and_what_it_leaves_out_holds_here_too() {
+    assert_eq!(refused(&json!({}), None), ["id", "product_id", "url", "secret"]);
+    let webhook = created();
+    assert_eq!((webhook.types, webhook.session_ids), (Only::Everything, Only::Everything));
+    assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
+}
+
+#[test]
+fn every_field_has_its_own_error_and_all_are_told_at_once() {
+    for (field, value) in [
+        ("id", json!("a b")),
+        ("id", json!(".")),
+        ("id", json!(7)),
+        ("product_id", json!("")),
+        ("product_id", json!("a\u{7}")),
+        ("url", json!("ftp://hush/")),
+        ("url", json!("http://u:hush@h/")),
+        ("url", json!(["http://hush/"])),
+        ("secret", json!("hush hush")),
+        ("secret", json!("")),
+        ("secret", json!(MASK)),
+        ("secret", json!({ "hush": "hush" })),
+        ("types", json!("actions")),
+        ("types", json!({})),
+        ("types[1]", json!(["actions", ""])),
+        ("types[1]", json!(["actions", 1])),
+        ("types[1]", json!(["actions", null])),
+        ("types[1]", json!(["actions", [["hush"]]])),
+        ("session_ids[0]", json!(["a\nb"])),
+        ("timeout", json!(10)),
+        ("timeout", json!("10")),
+        ("timeout", json!("601s")),
+        ("timeout", json!(null)),
+        ("max_retries", json!(101)),
+        ("max_retries", json!(-1)),
+        ("max_retries", json!(1.5)),
+        ("max_retries", json!("8")),
+        ("max_retries", json!(18_446_744_073_709_551_615_u64)),
+        ("max_retries", json!(1e300)),
+        ("initial_backoff", json!(true)),
+        ("max_backoff", json!("1s")),
+        ("max_in_flight", json!(0)),
+    ] {
+        let key = field.split('[').next().unwrap();
+        assert_eq!(refused(&with(key, value.clone()), None), [field], "{value}");
+    }
+    let body = json!({ "id": "a b", "url": "hush", "types": [1], "max_retries": null, "more": [{}] });
+    let mut fields = refused(&body, None);
+    fields.sort();
+    assert_eq!(fields, ["id", "max_retries", "more", "product_id", "secret", "types[0]", "url"]);
+}
+
+#[test]
+fn nothing_of_the_relays_own_can_be_named() {
+    for field in ["secret_env", "secret_file", "url_env", "source", "state"] {
+        let fields = refused(&with(field, json!("/etc/hostname")), None);
+        assert_eq!(fields, [field]);
+    }
+    let mut body = with("secret_env", json!("PATH"));
+    body.as_object_mut().unwrap().remove("secret");
+    assert_eq!(refused(&body, None), ["secret", "secret_env"]);
+    assert_eq!(refused(&body, Some(&created())), ["secret_env"]);
+}
+
+#[test]
+fn a_body_that_is_no_object_is_an_error_of_the_whole() {
+    for body in ["", "hush", "[]", "\"hush\"", "7", "null", "{\"id\":\"hush\"", "{} {}", "{\"id\":\"\u{1}\"}"] {
+        let errors = Webhook::from_json(body.as_bytes(), None).unwrap_err();
+        assert_eq!(errors.len(), 1, "{body}: {errors:?}");
+        assert_eq!(errors[0].field, "", "{body}");
+        assert!(!errors[0].message.contains("hush"), "{errors:?}");
+    }
+    assert_eq!(Webhook::from_json(b"\xff", None).unwrap_err()[0].field, "");
+    let deep = [b"{\"x\":".as_slice(), &[b'['; 100_000]].concat();
+    assert_eq!(Webhook::from_json(&deep, None).unwrap_err()[0].field, "");
+}
+
+#[test]
+fn a_field_given_twice_is_an_error() {
+    let body = minimal().to_string().replace("\"id\"", "\"id\":\"other\",\"id\"");
+    assert_eq!(Webhook::from_json(body.as_bytes(), None).unwrap_err(), [FieldError::new("id", "is given twice")]);
+}
+
+#[test]
+fn a_change_keeps_id_product_and_secret_and_replaces_the_rest() {
+    let known = read(&with("max_retries", json!(3)), None).unwrap();
+    for secret in [None, Some(MASK), Some("")] {
+        let mut body = json!({ "url": "https://other/", "types": ["summary"] });
+        if let Some(secret) = secret {
+            body["secret"] = secret.into();
+        }
+        let changed = read(&body, Some(&known)).unwrap();
+        let expected = Webhook {
+            url: HttpUrl::parse("https://other/").unwrap(),
+            types: Only::These(["summary".to_owned()].into()),
+            max_retries: 8,
+            ..known.clone()
+        };
+        assert_eq!(changed, expected, "{secret:?}");
+    }
+    let changed = read(&with("secret", json!("new")), Some(&known)).unwrap();
+    assert_eq!(changed.secret.expose(), "new");
+    assert_eq!(refused(&json!({}), Some(&known)), ["url"]);
+    assert_eq!(refused(&with("id", json!("other")), Some(&known)), ["id"]);
+    assert_eq!(refused(&with("product_id", json!(null)), Some(&known)), ["product_id"]);
+    assert_eq!(refused(&with("more", json!(1)), Some(&known)), ["more"]);
+    assert_eq!(refused(&with("secret", json!(7)), Some(&known)), ["secret"]);
+}
+
+#[test]
+fn an_answer_has_the_documented_fields_and_can_be_sent_back() {
+    let known = read(&with("session_ids", json!(["b", "a"])), None).unwrap();
+    let mut answer = serde_json::to_value(known.to_json()).unwrap();
+    assert_eq!(
+        answer,
+        json!({ "id": "crm", "product_id": "p", "url": "https://h/e?key=hush", "types": [], "session_ids": ["a", "b"],
+            "timeout": "10s", "max_retries": 8, "initial_backoff": "2s", "max_backoff": "5m", "max_in_flight": 16,
+            "secret": MASK })
+    );
+    for anything in [json!(null), json!({ "any": "thing" }), json!("text")] {
+        for field in READ_ONLY {
+            answer[field] = anything.clone();
+        }
+        assert_eq!(read(&answer, Some(&known)).unwrap(), known);
+    }
+}
+
+#[test]
+fn a_secret_is_in_the_store_and_nowhere_else() {
+    let webhook = read(&with("secret", json!("sesame")), None).unwrap();
+    assert!(!format!("{webhook:?}").contains("sesame"));
+    assert!(!serde_json::to_string(&webhook.to_json()).unwrap().contains("sesame"));
+    assert!(webhook.to_stored().contains("sesame"));
+}
+
+fn limit<T: Ord>(values: Vec<T>) -> Only<T> {
+    if values.is_empty() { Only::Everything } else { Only::These(values.into_iter().collect()) }
+}
+
+prop_compose! {
+    fn webhooks()(
+        id in "[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}",
+        product in "[^\\pC]{1,40}",
+        url in "https?://[a-z0-9]{1,9}(:[1-9][0-9]{0,3})?/[!$-;=?-Z_a-z~]{0,20}",
+        secret in "[!-~]{9,40}",
+        types in prop::collection::vec("\\PC{1,9}|.{1,9}", 0..3),
+        sessions in prop::collection::vec("[^\r\n\0]{1,9}", 0..3),
+        times in prop::array::uniform3(1_u64..600_000_000_000),
+        max_retries in 0_u32..=100,
+        max_in_flight in 1_usize..=1024,
+    ) -> Webhook {
+        let [timeout, one, other] = times.map(Duration::from_nanos);
+        Webhook {
+            id,
+            product_id: ProductId::new(&product).unwrap(),
+            url: HttpUrl::parse(&url).unwrap(),
+            secret: Secret::inline(secret),
+            types: limit(types),
+            session_ids: limit(sessions.iter().map(|session| SessionId::new(session).unwrap()).collect()),
+            timeout,
+            max_retries,
+            initial_backoff: one.min(other),
+            max_backoff: one.max(other),
+            max_in_flight,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_stored_reads_back_the_same(webhook in webhooks()) {
+        prop_assert_eq!(Webhook::from_stored(&webhook.to_stored()), Ok(webhook.clone()));
+        // And so does a change by what an answer shows.
+        let answer = serde_json::to_vec(&webhook.to_json()).unwrap();
+        prop_assert_eq!(Webhook::from_json(&answer, Some(&webhook)), Ok(webhook));
+    }
+
+    #[test]
+    fn no_body_makes_it_panic(body in "\\PC*", value in "[\\PC\0-\u{1f}]{0,30}") {
+        let _ = Webhook::from_json(body.as_bytes(), None);
+        for field in ["id", "url", "types", "timeout", &value] {
+            let mut body = with(field, json!(value));
+            let _ = read(&body, None);
+            body[field] = json!([value]);
+            let _ = read(&body, Some(&created()));
+        }
+    }
+}

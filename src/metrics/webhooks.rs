@@ -1,0 +1,136 @@
+//! The families of webhooks. Their label is the webhook's id, which operators give.
+//!
+//! May use: `delivery`.
+
+use std::time::Duration;
+
+use prometheus::{Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+use crate::delivery::{EndpointState, Outcome};
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Families {
+    attempts: IntCounterVec,
+    duration: HistogramVec,
+    pending: IntGaugeVec,
+    dead: IntGaugeVec,
+    oldest_pending: GaugeVec,
+    lost: IntCounterVec,
+    undurable: IntCounterVec,
+    state: IntGaugeVec,
+}
+
+impl Families {
+    /// Declares every family.
+    ///
+    /// # Errors
+    ///
+    /// When a family is declared twice.
+    pub(super) fn declare(families: &super::Families<'_>) -> Result<Self, prometheus::Error> {
+        let counter = |suffix, help| families.counter(suffix, help, &["webhook"]);
+        let gauge = |suffix, help| families.gauge(suffix, help, &["webhook"]);
+        Ok(Self {
+            attempts: families.counter(
+                "webhook_attempts_total",
+                "Attempts to deliver to the webhook, by outcome.",
+                &["webhook", "outcome"],
+            )?,
+            duration: families.histogram(
+                "webhook_attempt_duration_seconds",
+                "From the beginning of an attempt to the end of the answer, in seconds.",
+                &["webhook"],
+                ATTEMPT_SECONDS,
+            )?,
+            pending: gauge("webhook_pending", "Deliveries that are owed to the webhook.")?,
+            dead: gauge("webhook_dead", "Deliveries that were given up and can be redelivered.")?,
+            oldest_pending: families.timestamp(
+                "webhook_oldest_pending_timestamp_seconds",
+                "When the oldest delivery that is owed became so, in Unix seconds; 0 when none is.",
+                "webhook",
+            )?,
+            lost: counter("webhook_lost_total", "Deliveries that are lost for good.")?,
+            undurable: counter(
+                "webhook_undurable_total",
+                "Deliveries that were sent while the store could not keep them.",
+            )?,
+            state: families.gauge(
+                "webhook_state",
+                "1 for the state that the webhook's endpoint is in, 0 for the others.",
+                &["webhook", "state"],
+            )?,
+        })
+    }
+
+    /// The handles of one webhook.
+    pub(super) fn of(&self, webhook: &str) -> WebhookMetrics {
+        WebhookMetrics {
+            attempts: Outcome::ALL.map(|outcome| self.attempts.with_label_values(&[webhook, outcome.as_str()])),
+            duration: self.duration.with_label_values(&[webhook]),
+            pending: self.pending.with_label_values(&[webhook]),
+            dead: self.dead.with_label_values(&[webhook]),
+            oldest_pending: self.oldest_pending.with_label_values(&[webhook]),
+            lost: self.lost.with_label_values(&[webhook]),
+            undurable: self.undurable.with_label_values(&[webhook]),
+            state: EndpointState::ALL.map(|state| self.state.with_label_values(&[webhook, state.as_str()])),
+        }
+    }
+
+    /// Takes the series of one webhook away.
+    pub(super) fn forget(&self, webhook: &str) {
+        // One that was never there is as good as gone.
+        for outcome in Outcome::ALL {
+            let _ = self.attempts.remove_label_values(&[webhook, outcome.as_str()]);
+        }
+        for state in EndpointState::ALL {
+            let _ = self.state.remove_label_values(&[webhook, state.as_str()]);
+        }
+        for gauge in [&self.pending, &self.dead] {
+            let _ = gauge.remove_label_values(&[webhook]);
+        }
+        for counter in [&self.lost, &self.undurable] {
+            let _ = counter.remove_label_values(&[webhook]);
+        }
+        let _ = self.duration.remove_label_values(&[webhook]);
+        let _ = self.oldest_pending.remove_label_values(&[webhook]);
+    }
+}
+
+/// What one webhook reports.
+#[derive(Clone, Debug)]
+pub(crate) struct WebhookMetrics {
+    attempts: [IntCounter; Outcome::ALL.len()],
+    duration: Histogram,
+    pending: IntGauge,
+    dead: IntGauge,
+    oldest_pending: Gauge,
+    /// Deliveries that are lost for good.
+    pub(crate) lost: IntCounter,
+    /// Deliveries that were sent while the store could not keep them.
+    pub(crate) undurable: IntCounter,
+    state: [IntGauge; EndpointState::ALL.len()],
+}
+
+impl WebhookMetrics {
+    /// Counts an attempt.
+    pub(crate) fn attempt(&self, outcome: Outcome, duration: Duration) {
+        let counters = Outcome::ALL.iter().zip(&self.attempts);
+        for (_, counter) in counters.filter(|(of, _)| **of == outcome) {
+            counter.inc();
+        }
+        self.duration.observe(duration.as_secs_f64());
+    }
+
+    /// Shows how the webhook stands; `oldest_pending` is in Unix milliseconds.
+    pub(crate) fn show(&self, state: EndpointState, pending: u64, dead: u64, oldest_pending: Option<u64>) {
+        self.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+        self.dead.set(i64::try_from(dead).unwrap_or(i64::MAX));
+        self.oldest_pending.set(oldest_pending.unwrap_or_default() as f64 / 1000.0);
+        for (of, gauge) in EndpointState::ALL.into_iter().zip(&self.state) {
+            gauge.set((of == state).into());
+        }
+    }
+}
+
+/// From a receiver next door to the longest time-out that is of use.
+const ATTEMPT_SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

@@ -1,0 +1,141 @@
+//! The last frames of the upstreams that could not be understood, for whoever looks for the reason.
+//!
+//! In: each of them as it is skipped. Out: the newest, with the beginning of what they held. Nothing of it is written to a disk.
+//!
+//! May use: `envelope`, `event`.
+
+use std::{collections::VecDeque, sync::Arc, time::SystemTime};
+
+use dashmap::DashMap;
+
+use crate::{envelope::Rejection, event::ProductId};
+
+/// The last rejected frames of every product.
+#[derive(Debug, Default)]
+pub(crate) struct Rejected {
+    by_product: DashMap<ProductId, VecDeque<Arc<RejectedFrame>>>,
+}
+
+/// A frame that was skipped.
+#[derive(Debug, PartialEq)]
+pub(crate) struct RejectedFrame {
+    /// Whose upstream sent it.
+    pub(crate) product: ProductId,
+    /// Why it was skipped.
+    pub(crate) reason: Rejection,
+    /// When.
+    pub(crate) at: SystemTime,
+    /// What it held, unless it was skipped before it was there as a whole.
+    pub(crate) content: Option<Content>,
+}
+
+/// What is kept of a frame's payload.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Content {
+    /// How long it was.
+    pub(crate) bytes: usize,
+    /// Its beginning, as far as it is UTF-8; none once a session of the product has been erased.
+    pub(crate) excerpt: Option<Box<str>>,
+}
+
+impl Rejected {
+    /// Keeps a frame that was skipped just now. `payload` is none where no frame is at hand.
+    pub(crate) fn keep(&self, product: &ProductId, reason: Rejection, payload: Option<&[u8]>) {
+        let content = payload.map(|payload| Content { bytes: payload.len(), excerpt: Some(excerpt(payload)) });
+        let frame = RejectedFrame { product: product.clone(), reason, at: SystemTime::now(), content };
+        let mut frames = self.by_product.entry(product.clone()).or_default();
+        if frames.len() >= MOST_FRAMES {
+            frames.pop_front();
+        }
+        frames.push_back(Arc::new(frame));
+    }
+
+    /// All that are kept, newest first.
+    pub(crate) fn list(&self) -> Vec<Arc<RejectedFrame>> {
+        let mut frames: Vec<_> =
+            self.by_product.iter().flat_map(|frames| frames.iter().rev().cloned().collect::<Vec<_>>()).collect();
+        // Stable: of one product, the order is that in which they came.
+        frames.sort_by_key(|frame| std::cmp::Reverse(frame.at));
+        frames
+    }
+
+    /// Forgets what the frames of a product held. Whose it was cannot be told: they were not understood.
+    pub(crate) fn erase(&self, product: &ProductId) {
+        let Some(mut frames) = self.by_product.get_mut(product) else { return };
+        for frame in frames.iter_mut() {
+            let content = frame.content.as_ref().map(|content| Content { excerpt: None, ..*content });
+            *frame = Arc::new(RejectedFrame { product: product.clone(), content, ..**frame });
+        }
+    }
+}
+
+/// The beginning of a payload. A letter that the cut would break is left out.
+fn excerpt(payload: &[u8]) -> Box<str> {
+    let is_inside = |at: usize| payload.get(at).is_some_and(|byte| byte & 0b1100_0000 == 0b1000_0000);
+    let longest = EXCERPT_BYTES.min(payload.len());
+    // A letter has four bytes at the most; where more follow, it is none.
+    let end = (longest.saturating_sub(3)..=longest).rev().find(|at| !is_inside(*at)).unwrap_or(longest);
+    String::from_utf8_lossy(payload.get(..end).unwrap_or_default()).into()
+}
+
+/// Of each product. Enough to see what is going wrong, at no more than some 200 KiB.
+const MOST_FRAMES: usize = 100;
+
+/// Enough to recognise a payload by its first fields.
+const EXCERPT_BYTES: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn product(name: &str) -> ProductId {
+        ProductId::new(name).unwrap()
+    }
+
+    #[test]
+    fn the_newest_hundred_of_each_product_are_kept_newest_first() {
+        let rejected = Rejected::default();
+        for n in 0..150 {
+            rejected.keep(&product("a"), Rejection::NoType, Some(format!("{n}").as_bytes()));
+            rejected.keep(&product("b"), Rejection::TooLarge, None);
+        }
+        let (of_a, of_b): (Vec<_>, Vec<_>) =
+            rejected.list().into_iter().partition(|frame| frame.product == product("a"));
+        assert_eq!((of_a.len(), of_b.len()), (100, 100));
+        let excerpts = of_a.iter().map(|frame| frame.content.as_ref().unwrap().excerpt.as_deref().unwrap().to_owned());
+        assert!(excerpts.eq((50..150).rev().map(|n| n.to_string())));
+        assert!(rejected.list().is_sorted_by(|newer, older| newer.at >= older.at));
+        assert_eq!((of_b[0].reason, &of_b[0].content), (Rejection::TooLarge, &None));
+    }
+
+    #[test]
+    fn an_excerpt_is_bounded_and_breaks_no_letter() {
+        assert_eq!(&*excerpt(b""), "");
+        assert_eq!(&*excerpt(b"\xffa\0"), "\u{fffd}a\0");
+        assert_eq!(&*excerpt("é".as_bytes()), "é");
+        assert_eq!(&*excerpt(&[b'x'; 513]), "x".repeat(512));
+        for shift in 0..4 {
+            let text = "x".repeat(shift) + &"𝄞".repeat(200);
+            let excerpt = excerpt(text.as_bytes());
+            assert!(text.starts_with(&*excerpt) && (509..=512).contains(&excerpt.len()), "{shift}");
+        }
+        // Nor does what is no text at all.
+        assert_eq!(excerpt(&[0x80; 1000]).chars().count(), 512);
+    }
+
+    #[test]
+    fn an_erasure_leaves_reason_time_and_length() {
+        let rejected = Rejected::default();
+        for name in ["a", "b"] {
+            rejected.keep(&product(name), Rejection::NoType, Some(b"{}"));
+            rejected.keep(&product(name), Rejection::TooLarge, None);
+        }
+        rejected.erase(&product("a"));
+        rejected.erase(&product("nobody"));
+        for frame in rejected.list() {
+            let excerpt = (frame.product == product("b")).then(|| "{}".into());
+            let content = (frame.reason == Rejection::NoType).then_some(Content { bytes: 2, excerpt });
+            assert_eq!(frame.content, content, "{frame:?}");
+        }
+    }
+}

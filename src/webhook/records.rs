@@ -1,0 +1,244 @@
+//! One webhook's side of the store: its definition, its journal, and dead letters on their way back.
+//!
+//! At most one question or order of each kind is out. What cannot be written is written later.
+//!
+//! ```text
+//! outbox ── changes ──► journal ──► committed | not committed: they come again
+//! ```
+//!
+//! May use: `delivery`, `log`, the webhook's own rooms.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    sync::oneshot,
+    time::{self, Instant},
+};
+
+use super::{Now, definition::Definition, outbox::Outbox};
+use crate::{
+    delivery::DeadLetter,
+    event::{ProductId, Scope},
+    log::store::{Changes, Desk, Notice, Notices, Registration, Unreadable, Unwritable},
+};
+
+/// What one webhook has out at the store.
+pub(super) struct Records {
+    id: Arc<str>,
+    product: ProductId,
+    scope: Scope,
+    text: String,
+    desk: Arc<Desk>,
+    notices: Arc<Notices>,
+    /// The definition is not in the store as it is.
+    is_redefined: bool,
+    registering: Out<Result<(), Unwritable>>,
+    register_at: Instant,
+    waiting: Vec<oneshot::Sender<Result<(), Unwritable>>>,
+    journal: Out<Result<(), Changes>>,
+    journal_at: Instant,
+    /// When what can wait is written, too.
+    all_at: Instant,
+    letters: Out<Result<Vec<DeadLetter>, Unreadable>>,
+    letters_at: Instant,
+    letters_after: u64,
+}
+
+type Out<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+
+impl Records {
+    /// The records of a webhook whose definition is still to be written; `waiting` is told when it is.
+    pub(super) fn new(
+        definition: &Definition,
+        desk: Arc<Desk>,
+        notices: Arc<Notices>,
+        waiting: Option<oneshot::Sender<Result<(), Unwritable>>>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            id: definition.webhook.id.as_str().into(),
+            product: definition.webhook.product_id.clone(),
+            scope: definition.webhook.scope(),
+            text: definition.to_text(),
+            desk,
+            notices,
+            is_redefined: true,
+            registering: None,
+            register_at: now,
+            waiting: waiting.into_iter().collect(),
+            journal: None,
+            journal_at: now,
+            all_at: now,
+            letters: None,
+            letters_at: now,
+            letters_after: 0,
+        }
+    }
+
+    /// Notes that the definition is another.
+    pub(super) fn redefined(&mut self, definition: &Definition) {
+        (self.scope, self.text) = (definition.webhook.scope(), definition.to_text());
+        (self.is_redefined, self.register_at) = (true, Instant::now());
+    }
+
+    /// Has `answer` told when the definition is in the store as it is from now on.
+    pub(super) fn tell_when_registered(&mut self, answer: oneshot::Sender<Result<(), Unwritable>>) {
+        self.waiting.push(answer);
+        self.is_redefined = true;
+    }
+
+    /// Begins to write down what is to be written. Nothing that has not been committed is called passed.
+    pub(super) fn write_down(&mut self, outbox: &mut Outbox, committed: u64) {
+        let now = Instant::now();
+        if self.is_redefined && self.registering.is_none() && now >= self.register_at {
+            self.is_redefined = false;
+            self.registering = Some(Box::pin(self.desk.register(self.registration(outbox.position()))));
+        }
+        if self.journal.is_some() || now < self.journal_at {
+            return;
+        }
+        let changes = if now >= self.all_at { outbox.all_changes() } else { outbox.changes() };
+        self.all_at = if now >= self.all_at { now + LAZY } else { self.all_at };
+        let Some(changes) = changes else { return };
+        if committed < changes.position {
+            // The store is degraded. After a crash, other events would stand at these places.
+            outbox.not_committed(changes);
+            self.journal_at = now + AGAIN;
+            return;
+        }
+        self.journal = Some(Box::pin(self.desk.journal(&self.id, changes)));
+    }
+
+    fn registration(&self, position: u64) -> Registration {
+        Registration {
+            id: Arc::clone(&self.id),
+            product: self.product.clone(),
+            scope: self.scope.clone(),
+            definition: self.text.clone(),
+            position,
+            notices: Arc::clone(&self.notices),
+        }
+    }
+
+    /// Asks for dead letters that wait to be delivered again, now and then: they come on top of what is owed.
+    pub(super) fn ask_for_letters(&mut self, outbox: &Outbox, notice: &Notice) {
+        let room = outbox.room_for_letters();
+        let is_due = notice.requeued > 0 && room > 0 && Instant::now() >= self.letters_at;
+        if is_due && self.letters.is_none() {
+            self.letters = Some(Box::pin(self.desk.requeued(&self.id, self.letters_after, room)));
+        }
+    }
+
+    /// When there is something to ask for or to write, though nothing else happens.
+    pub(super) fn due(&self, notice: &Notice) -> Option<Instant> {
+        let now = Instant::now();
+        let letters = (notice.requeued > 0 && self.letters.is_none()).then_some(self.letters_at);
+        let register = (self.is_redefined && self.registering.is_none()).then_some(self.register_at);
+        let journal = Some(self.journal_at).filter(|at| *at > now);
+        [letters.filter(|at| *at > now), register, journal].into_iter().flatten().min()
+    }
+
+    /// Waits for an answer of the store, and deals with it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing.
+    pub(super) async fn next(&mut self, outbox: &mut Outbox) {
+        let now = Instant::now();
+        match poll_fn(|context| self.poll(context)).await {
+            Answer::Journal(Ok(())) => outbox.committed(),
+            Answer::Journal(Err(changes)) => {
+                outbox.not_committed(changes);
+                self.journal_at = now + AGAIN;
+            }
+            Answer::Registered(registered) => self.registered(registered),
+            Answer::Letters(letters) => {
+                let letters = letters.unwrap_or_default();
+                // In order; and from the beginning when those are gone that had been asked for.
+                self.letters_after = letters.last().map_or(0, |letter| letter.delivery.place);
+                self.letters_at = Instant::now() + LETTERS_EVERY;
+                outbox.redeliver(letters, Now::read());
+            }
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
+        if let Poll::Ready(written) = poll_out(&mut self.journal, context) {
+            return Poll::Ready(Answer::Journal(written));
+        }
+        if let Poll::Ready(registered) = poll_out(&mut self.registering, context) {
+            return Poll::Ready(Answer::Registered(registered));
+        }
+        poll_out(&mut self.letters, context).map(Answer::Letters)
+    }
+
+    fn registered(&mut self, registered: Result<(), Unwritable>) {
+        if registered.is_err() {
+            (self.is_redefined, self.register_at) = (true, Instant::now() + REGISTER_AGAIN);
+        }
+        // What was redefined meanwhile is still on its way.
+        if registered.is_err() || !self.is_redefined {
+            for waiting in self.waiting.drain(..) {
+                let _ = waiting.send(registered); // who asked may have left
+            }
+        }
+    }
+
+    /// Writes down everything there is, unless the store is not to be had.
+    pub(super) async fn close(&mut self, outbox: &mut Outbox, committed: u64) {
+        let write = async {
+            while self.journal.is_some() || self.registering.is_some() {
+                self.next(outbox).await;
+            }
+            if let Some(changes) = outbox.all_changes().filter(|changes| changes.position <= committed) {
+                let _ = self.desk.journal(&self.id, changes).await; // what is not written is delivered twice
+            }
+        };
+        let _ = time::timeout(CLOSING, write).await;
+    }
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Records").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// What the store has to say.
+enum Answer {
+    Journal(Result<(), Changes>),
+    Registered(Result<(), Unwritable>),
+    Letters(Result<Vec<DeadLetter>, Unreadable>),
+}
+
+/// Polls what is out, which is then no longer.
+fn poll_out<T>(out: &mut Out<T>, context: &mut Context<'_>) -> Poll<T> {
+    let Some(future) = out else { return Poll::Pending };
+    let polled = future.as_mut().poll(context);
+    if polled.is_ready() {
+        *out = None;
+    }
+    polled
+}
+
+/// How long the position may wait to be written when nothing else is.
+const LAZY: Duration = Duration::from_secs(1);
+
+/// After a journal that could not be written.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// After a definition that could not be written.
+const REGISTER_AGAIN: Duration = Duration::from_secs(1);
+
+/// Between two helpings of dead letters: with their number, some sixty a second.
+const LETTERS_EVERY: Duration = Duration::from_millis(250);
+
+/// For the last journal.
+const CLOSING: Duration = Duration::from_secs(2);

@@ -1,0 +1,157 @@
+//! A scripted receiver on loopback: what it answers is bytes, and what it does then is anything.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::timeout,
+};
+
+/// What a receiver does when it has written its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Then {
+    /// Waits for the next request.
+    GoOn,
+    /// Closes the connection.
+    Close,
+    /// Throws the connection away.
+    Reset,
+    /// Keeps the connection open and says no more.
+    Hang,
+    /// Writes one chunk after the other.
+    Endless,
+}
+
+/// A request as it came: everything up to the empty line, and the body.
+#[derive(Clone, Debug)]
+pub(super) struct Received {
+    pub(super) head: String,
+    pub(super) body: Bytes,
+}
+
+impl Received {
+    /// The value of a header, by its name in lower case.
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    connections: usize,
+    closed: usize,
+    requests: Vec<Received>,
+}
+
+/// Answers every request the same way, until it is dropped.
+pub(super) struct Receiver {
+    pub(super) address: SocketAddr,
+    seen: Arc<Mutex<Seen>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Receiver {
+    pub(super) async fn new(answer: impl Into<Bytes>, then: Then) -> Self {
+        Self::on(Ipv4Addr::LOCALHOST, answer, then).await
+    }
+
+    pub(super) async fn on(host: Ipv4Addr, answer: impl Into<Bytes>, then: Then) -> Self {
+        let listener = TcpListener::bind((host, 0)).await.unwrap();
+        let (address, seen, answer) = (listener.local_addr().unwrap(), Arc::default(), answer.into());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, Arc::clone(&seen), answer, then));
+        Self { address, seen, _tasks: tasks }
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("http://{}/events?token=hush", self.address)
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.seen.lock().unwrap().connections
+    }
+
+    pub(super) fn requests(&self) -> Vec<Received> {
+        self.seen.lock().unwrap().requests.clone()
+    }
+
+    /// Waits until the sender has closed all its connections.
+    pub(super) async fn all_closed(&self) {
+        let closed = async {
+            loop {
+                {
+                    let seen = self.seen.lock().unwrap();
+                    if seen.closed == seen.connections {
+                        return;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), closed).await.expect("the sender closes its connections");
+    }
+}
+
+async fn accept(listener: TcpListener, seen: Arc<Mutex<Seen>>, answer: Bytes, then: Then) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        seen.lock().unwrap().connections += 1;
+        let (seen, answer) = (Arc::clone(&seen), answer.clone());
+        connections.spawn(async move {
+            serve(stream, &seen, &answer, then).await;
+            seen.lock().unwrap().closed += 1;
+        });
+    }
+}
+
+async fn serve(mut stream: TcpStream, seen: &Mutex<Seen>, answer: &[u8], then: Then) {
+    let mut buffer = Vec::new();
+    while let Some(request) = read_request(&mut stream, &mut buffer).await {
+        seen.lock().unwrap().requests.push(request);
+        if stream.write_all(answer).await.is_err() {
+            return;
+        }
+        match then {
+            Then::GoOn => {}
+            Then::Close => return,
+            Then::Reset => return SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap(),
+            Then::Hang => while stream.read_u8().await.is_ok() {},
+            Then::Endless => while stream.write_all(&chunk()).await.is_ok() {},
+        }
+    }
+}
+
+/// 4 KiB in the chunked coding.
+fn chunk() -> Vec<u8> {
+    [&b"1000\r\n"[..], &[b'x'; 4096], b"\r\n"].concat()
+}
+
+async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Received> {
+    let head_end = loop {
+        if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at + 4;
+        }
+        more(stream, buffer).await?;
+    };
+    let head = String::from_utf8(buffer.drain(..head_end).collect()).unwrap();
+    let mut request = Received { head, body: Bytes::new() };
+    let length: usize = request.header("content-length").unwrap().parse().unwrap();
+    while buffer.len() < length {
+        more(stream, buffer).await?;
+    }
+    request.body = buffer.drain(..length).collect();
+    Some(request)
+}
+
+async fn more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
+    stream.read_buf(buffer).await.ok().filter(|read| *read > 0).map(|_| ())
+}

@@ -1,0 +1,172 @@
+//! Receivers behind TLS.
+
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+    sync::Mutex,
+};
+
+use hyper::{Response, Version, server::conn::http1, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+
+/// A certificate for `receiver.test` that is its own root, and its key.
+struct Identity(tempfile::TempDir);
+
+impl Identity {
+    fn new() -> Self {
+        let identity = Self(tempfile::tempdir().unwrap());
+        let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout key.pem \
+                         -out certificate.pem -subj /CN=hush -addext subjectAltName=DNS:receiver.test \
+                         -addext basicConstraints=critical,CA:FALSE";
+        let words = arguments.split_ascii_whitespace();
+        let done = Command::new("openssl").args(words).current_dir(identity.0.path()).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        identity
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.0.path().join("certificate.pem")
+    }
+
+    fn server(&self, protocols: &[&str]) -> ServerConfig {
+        let chain = vec![CertificateDer::from_pem_file(self.certificate()).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(self.0.path().join("key.pem")).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let mut config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        config
+    }
+}
+
+/// What a receiver has seen: the server name of each connection, version and body of each request.
+#[derive(Default)]
+struct Seen {
+    names: Vec<Option<String>>,
+    requests: Vec<(Version, Bytes)>,
+}
+
+/// Answers every request with 200, over what the client has chosen among `protocols`.
+struct Receiver {
+    address: SocketAddr,
+    seen: Arc<Mutex<Seen>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Receiver {
+    async fn new(identity: &Identity, protocols: &[&str]) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(identity.server(protocols)));
+        let (address, seen, mut tasks) = (listener.local_addr().unwrap(), Arc::default(), JoinSet::new());
+        let seen_by_tasks = Arc::clone(&seen);
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let stream = listener.accept().await.unwrap().0;
+                connections.spawn(serve(acceptor.clone(), stream, Arc::clone(&seen_by_tasks)));
+            }
+        });
+        Self { address, seen, _tasks: tasks }
+    }
+
+    /// A sender that finds this receiver under `host`, and trusts `root` besides the platform's.
+    fn sender(&self, host: &str, root: Option<&Identity>) -> Sender {
+        let webhook = webhook(&format!("https://{host}:{}/events?token=hush", self.address.port()), "");
+        let resolver = Resolver::Stub(Arc::new(|_| vec![Ipv4Addr::LOCALHOST.into()]));
+        let connector = Connector::new(guard(&["127.0.0.1"]), webhook.timeout).with_resolver(resolver);
+        let root = root.map(Identity::certificate);
+        Sender::over(connector, &webhook, None, &client::tls(root.as_deref()).unwrap())
+    }
+}
+
+async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, seen: Arc<Mutex<Seen>>) {
+    let Ok(stream) = acceptor.accept(stream).await else { return };
+    let connection = &stream.get_ref().1;
+    let is_h2 = connection.alpn_protocol() == Some(b"h2");
+    seen.lock().unwrap().names.push(connection.server_name().map(str::to_owned));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let version = request.version();
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            seen.lock().unwrap().requests.push((version, body));
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"ok"))))
+        }
+    });
+    let stream = TokioIo::new(stream);
+    let _ = match is_h2 {
+        true => http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await,
+        false => http1::Builder::new().serve_connection(stream, service).await,
+    };
+}
+
+#[tokio::test]
+async fn http2_is_spoken_where_it_is_offered_and_its_connection_is_shared() {
+    let identity = Identity::new();
+    let receiver = Receiver::new(&identity, &["h2", "http/1.1"]).await;
+    let sender = receiver.sender("receiver.test", Some(&identity));
+    assert_eq!(post(&sender).await.1, Verdict::Accepted);
+    let (one, other) = tokio::join!(post(&sender), post(&sender));
+    assert_eq!((one.1, other.1), (Verdict::Accepted, Verdict::Accepted));
+    let seen = receiver.seen.lock().unwrap();
+    assert_eq!(seen.requests, vec![(Version::HTTP_2, Bytes::from_static(BODY)); 3]);
+    assert_eq!(seen.names, [Some("receiver.test".to_owned())]);
+}
+
+#[tokio::test]
+async fn http_1_is_spoken_elsewhere() {
+    let identity = Identity::new();
+    for protocols in [&["http/1.1"][..], &[]] {
+        let receiver = Receiver::new(&identity, protocols).await;
+        let sender = receiver.sender("receiver.test", Some(&identity));
+        assert_eq!(post(&sender).await.1, Verdict::Accepted);
+        assert_eq!(receiver.seen.lock().unwrap().requests, [(Version::HTTP_11, Bytes::from_static(BODY))]);
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_does_not_prove_the_host_is_refused_with_the_reason() {
+    let identity = Identity::new();
+    let receiver = Receiver::new(&identity, &["h2"]).await;
+    for (host, root, reason) in
+        [("receiver.test", None, "egress.ca_file"), ("other.test", Some(&identity), "is for another name")]
+    {
+        let (attempt, verdict) = post(&receiver.sender(host, root)).await;
+        assert_eq!((attempt.outcome, attempt.status, verdict), (Outcome::Connect, None, AGAIN), "{host}");
+        let error = attempt.error.unwrap();
+        assert!(error.contains(reason) && !error.contains("receiver.test"), "{error}");
+    }
+    assert!(receiver.seen.lock().unwrap().requests.is_empty());
+}
+
+#[tokio::test]
+async fn a_receiver_that_speaks_no_tls_is_tried_again() {
+    let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sender = sender(&format!("https://{}/", plain.local_addr().unwrap()), "");
+    let answers = async {
+        let mut stream = plain.accept().await.unwrap().0;
+        tokio::io::AsyncWriteExt::write_all(&mut stream, OK.as_bytes()).await.unwrap();
+        stream
+    };
+    let ((attempt, verdict), _open) = tokio::join!(post(&sender), answers);
+    assert_eq!((attempt.outcome, verdict), (Outcome::Connect, AGAIN));
+    assert!(attempt.error.unwrap().starts_with("no TLS on the connection"));
+}
+
+#[tokio::test]
+async fn a_receiver_that_hangs_in_tls_costs_the_timeout() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sender = sender(&format!("https://{}/", silent.local_addr().unwrap()), IMPATIENT);
+    let (attempt, verdict) = post(&sender).await;
+    assert_eq!((attempt.outcome, verdict), (Outcome::Timeout, AGAIN));
+}

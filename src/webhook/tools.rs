@@ -1,0 +1,51 @@
+//! What all workers share: the store, the guard, the roots of trust.
+//!
+//! May use: `config`, `log`, the webhook's own rooms.
+
+use std::sync::Arc;
+
+use super::{
+    definition::Definition,
+    egress::Guard,
+    outbox::{Keeping, Policy},
+    sender::Sender,
+};
+use crate::{config::Webhook, log::store::Desk};
+
+/// Made once, used by every worker.
+#[derive(Debug)]
+pub(super) struct Tools {
+    /// Where outboxes are kept.
+    pub(super) desk: Arc<Desk>,
+    /// Whether that outlives the process.
+    pub(super) is_durable: bool,
+    /// Bytes of owed events that one webhook may hold where there is no store for events.
+    pub(super) memory_bytes: u64,
+    /// What may be reached.
+    pub(super) guard: Arc<Guard>,
+    /// Whom to trust.
+    pub(super) tls: rustls::ClientConfig,
+}
+
+impl Tools {
+    /// A sender for this definition.
+    pub(super) fn sender(&self, definition: &Definition) -> Sender {
+        let former = definition.former.as_ref().map(|former| &former.secret);
+        Sender::new(&definition.webhook, former, Arc::clone(&self.guard), &self.tls)
+    }
+
+    /// How hard this webhook is tried.
+    pub(super) fn policy(&self, webhook: &Webhook) -> Policy {
+        let keeping = match self.is_durable {
+            true => Keeping::InStore,
+            false => Keeping::InMemory { most_bytes: self.memory_bytes },
+        };
+        Policy {
+            max_retries: webhook.max_retries,
+            initial_backoff: webhook.initial_backoff,
+            max_backoff: webhook.max_backoff,
+            max_in_flight: webhook.max_in_flight,
+            keeping,
+        }
+    }
+}
