@@ -220,11 +220,11 @@ fn a_new_secret_signs_beside_the_old_one() {
     let mut link = connector.stream();
     let definition =
         |secret: &str| json!({ "id": "hook", "product_id": PRODUCT, "url": url(&receiver, "hook"), "secret": secret });
-    let created = http::send(relay.admin, "POST", "/api/v1/webhooks", &definition(SECRET));
+    let created = relay.call("POST", "/api/v1/webhooks", &definition(SECRET));
     assert_eq!((created.status(), &created.json()["source"]), (201, &"api".into()));
     publish(&relay, &mut link, [event(0)]);
     assert_signed(&receiver.wait_for(1)[0], SECRET, SECRET.as_bytes());
-    let changed = http::send(relay.admin, "PUT", "/api/v1/webhooks/hook", &definition(WHSEC.0));
+    let changed = relay.call("PUT", "/api/v1/webhooks/hook", &definition(WHSEC.0));
     assert_eq!((changed.status(), &changed.json()["secret"]), (200, &"********".into()));
     publish(&relay, &mut link, [event(1)]);
     let request = &receiver.wait_for(2)[1];
@@ -234,7 +234,7 @@ fn a_new_secret_signs_beside_the_old_one() {
     expected.sort_unstable();
     assert_eq!(signatures, expected);
     assert_eq!(request.field("authorization"), format!("Bearer {}", WHSEC.0), "the connector's headers know one alone");
-    let removed = http::ask(relay.admin, "DELETE", "/api/v1/webhooks/hook", &[]);
+    let removed = relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null);
     assert_eq!((removed.status(), relay.ask_admin("/api/v1/webhooks/hook").status()), (204, 404));
     publish(&relay, &mut link, [event(2)]);
     wait::holds("nothing comes any more", Duration::from_millis(300), || receiver.count() == 2);
@@ -267,7 +267,7 @@ fn what_is_erased_is_delivered_to_nobody_and_no_dead_letter_of_it_is_kept() {
         let mut link = connector.stream();
         publish(&relay, &mut link, (0..20).map(|n| event_of(["mine", "other"][n % 2], n)));
         relay.wait_for_dead("hook", 20);
-        let erased = http::ask(relay.admin, "DELETE", &format!("/api/v1/events/{PRODUCT}?session_id=mine"), &[]);
+        let erased = relay.call("DELETE", &format!("/api/v1/events/{PRODUCT}?session_id=mine"), &Value::Null);
         assert_eq!(erased.status(), 200);
         relay.wait_for_dead("hook", 10);
         let left = relay.deliveries("hook", "dead");
@@ -276,7 +276,7 @@ fn what_is_erased_is_delivered_to_nobody_and_no_dead_letter_of_it_is_kept() {
         receiver.now(|_| Answer::Status(500));
         publish(&relay, &mut link, (20..22).map(|n| event_of(["mine", "other"][n % 2], n)));
         relay.wait_for_pending("hook", 2);
-        http::ask(relay.admin, "DELETE", &format!("/api/v1/events/{PRODUCT}?session_id=mine"), &[]);
+        relay.call("DELETE", &format!("/api/v1/events/{PRODUCT}?session_id=mine"), &Value::Null);
         relay.wait_for_pending("hook", 1);
         receiver.now(|_| Answer::Status(200));
         relay.wait_until_settled("hook");

@@ -14,7 +14,6 @@ use common::{
     PRODUCT,
     connector::{Connector, Link},
     events::event_of,
-    http,
     page::publish,
     receiver::{Answer, Receiver},
     relay::{Relay, Setup},
@@ -124,9 +123,9 @@ fn a_webhook_that_the_api_registered_is_there_after_a_restart_and_goes_on_where_
         "id": "hook", "product_id": PRODUCT, "url": url(&receiver, "hook"), "secret": "s3cret", "types": ["actions"],
         "timeout": "7s", "max_retries": 50, "initial_backoff": "20ms", "max_backoff": "100ms", "max_in_flight": 3,
     });
-    let created = http::send(relay.admin, "POST", "/api/v1/webhooks", &definition);
+    let created = relay.call("POST", "/api/v1/webhooks", &definition);
     assert_eq!(created.status(), 201, "{created:?}");
-    let again = http::send(relay.admin, "POST", "/api/v1/webhooks", &definition);
+    let again = relay.call("POST", "/api/v1/webhooks", &definition);
     assert_eq!(again.status(), 409);
     publish(&relay, &mut link, events(0..20));
     receiver.wait_for_accepted(20);
@@ -146,7 +145,7 @@ fn a_webhook_that_the_api_registered_is_there_after_a_restart_and_goes_on_where_
     receiver.wait_for_accepted(60);
     relay.wait_until_settled("hook");
     assert_all_once(&receiver, 0..60); // and so nothing from before its registration
-    assert_eq!(http::ask(relay.admin, "DELETE", "/api/v1/webhooks/hook", &[]).status(), 204);
+    assert_eq!(relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null).status(), 204);
     relay.stop();
     let relay = setup.start();
     assert_eq!(relay.ask_admin("/api/v1/webhooks/hook").status(), 404, "what is deleted does not come back");
@@ -163,9 +162,9 @@ fn a_webhook_of_the_file_keeps_its_place_when_its_lines_change_and_the_file_wins
     receiver.stop();
     publish(&relay, &mut link, events(20..40));
     let taken = json!({ "id": "hook", "product_id": PRODUCT, "url": url(&receiver, "other"), "secret": "s3cret" });
-    assert_eq!(http::send(relay.admin, "POST", "/api/v1/webhooks", &taken).status(), 409);
-    let changed = http::send(relay.admin, "PUT", "/api/v1/webhooks/hook", &taken).status();
-    let removed = http::ask(relay.admin, "DELETE", "/api/v1/webhooks/hook", &[]).status();
+    assert_eq!(relay.call("POST", "/api/v1/webhooks", &taken).status(), 409);
+    let changed = relay.call("PUT", "/api/v1/webhooks/hook", &taken).status();
+    let removed = relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null).status();
     assert!((400..500).contains(&changed) && (400..500).contains(&removed), "{changed} {removed}: not editable");
     relay.stop();
     receiver.start();

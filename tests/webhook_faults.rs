@@ -286,8 +286,7 @@ fn an_attempt_that_is_under_way_when_the_relay_is_told_to_leave_is_finished() {
     assert!(told.elapsed() < Duration::from_secs(10));
     drop((relay, link));
     let relay = setup.start();
-    let mut link = connector.stream();
-    publish(&relay, &mut link, [event(2)]);
+    publish(&relay, &mut relay.reconnect(&connector), [event(2)]);
     relay.wait_until_settled("hook");
     let numbers: Vec<_> = receiver.wait_for(3).iter().map(|request| request.number()).collect();
     assert_eq!(numbers, [0, 1, 2], "its answer was heard, so it does not come again");

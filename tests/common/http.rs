@@ -182,10 +182,13 @@ impl Head {
         self.first_line.split(' ').nth(1).unwrap()
     }
 
-    /// How the body of this response ends.
+    /// How the body behind this head ends.
     pub(crate) fn framing(&self) -> Framing {
         if self.field("transfer-encoding") == Some("chunked") {
             return Framing::Chunked;
+        }
+        if self.first_line.starts_with("HTTP/1.1 204") {
+            return Framing::Length(0);
         }
         self.field("content-length").map_or(Framing::UntilClose, |length| Framing::Length(length.parse().unwrap()))
     }
@@ -238,11 +241,6 @@ pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &st
     ask_with(to, method, path, fields, "")
 }
 
-/// A request with a body of JSON, and its whole answer.
-pub(crate) fn send(to: SocketAddr, method: &str, path: &str, body: &serde_json::Value) -> Answer {
-    ask_with(to, method, path, &[("Content-Type", "application/json")], &body.to_string())
-}
-
 /// A request with a body, unless that is empty, and its whole answer.
 pub(crate) fn ask_with(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
     let length = body.len().to_string();
@@ -257,7 +255,7 @@ pub(crate) fn ask_with(to: SocketAddr, method: &str, path: &str, fields: &[(&str
     if method == "HEAD" {
         return Answer { head, body };
     }
-    let mut framing = if head.status() == 204 { Framing::Length(0) } else { head.framing() };
+    let mut framing = head.framing();
     let deadline = Instant::now() + PATIENCE;
     while !wire.decode(&mut framing, &mut body) {
         assert!(

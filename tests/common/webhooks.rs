@@ -43,6 +43,12 @@ pub(crate) fn url(receiver: &Receiver, id: &str) -> String {
 }
 
 impl Relay {
+    /// A call of the admin API.
+    pub(crate) fn call(&self, method: &str, path: &str, body: &Value) -> Answer {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        http::ask_with(self.admin, method, path, &[("Content-Type", "application/json")], &body)
+    }
+
     /// One webhook, as operators see it.
     pub(crate) fn webhook(&self, id: &str) -> Value {
         let answer = self.ask_admin(&format!("/api/v1/webhooks/{id}"));
@@ -96,14 +102,14 @@ impl Relay {
         })
     }
 
-    /// A call of the admin API without a body.
+    /// An order for a webhook that needs no body.
     pub(crate) fn tell_webhook(&self, id: &str, verb: &str) -> Answer {
-        http::ask(self.admin, "POST", &format!("/api/v1/webhooks/{id}/{verb}"), &[("Content-Length", "0")])
+        self.call("POST", &format!("/api/v1/webhooks/{id}/{verb}"), &Value::Null)
     }
 
     /// Puts dead letters back into the queue, and returns how many.
     pub(crate) fn redeliver(&self, id: &str, which: &Value) -> u64 {
-        let answer = http::send(self.admin, "POST", &format!("/api/v1/webhooks/{id}/redeliver"), which);
+        let answer = self.call("POST", &format!("/api/v1/webhooks/{id}/redeliver"), which);
         assert_eq!(answer.status(), 202, "{answer:?}");
         answer.json()["requeued"].as_u64().unwrap()
     }
