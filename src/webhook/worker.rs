@@ -10,12 +10,7 @@
 //!
 //! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhook's own rooms.
 
-use std::{
-    future::pending,
-    panic,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::pending, panic, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},

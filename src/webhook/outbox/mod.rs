@@ -221,6 +221,13 @@ impl Outbox {
         owed.map(|item| (item.delivery.clone(), self.due_of(item, now))).collect()
     }
 
+    /// The delivery at `place` that is owed, or a dead letter on its way.
+    #[cfg(test)]
+    fn get(&self, place: u64) -> Option<&Delivery> {
+        let item = self.items.get(&place)?;
+        matches!(item.claim, Claim::Owed | Claim::Letter).then_some(&item.delivery)
+    }
+
     /// Deliveries that were accepted, newest first, each with its number: at most `most` before the number `before`.
     pub(super) fn delivered(&self, before: Option<u64>, most: usize) -> Vec<(u64, Delivery)> {
         self.delivered.list(before, most)
