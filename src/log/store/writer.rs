@@ -188,6 +188,7 @@ impl Writer {
             if unkept.is_empty() && journals.is_empty() {
                 return Ok(());
             }
+            let is_more = unkept.iter().any(|(_, unkept)| unkept.entries.len() == BATCH_ENTRIES);
             let committed = self.commit(&unkept, &journals);
             if committed.is_err() {
                 journals.into_iter().for_each(Journal::refuse);
@@ -201,6 +202,9 @@ impl Writer {
             if !self.is_in_memory && file::wal_bytes(self.desk.path()) > MOST_WAL_BYTES {
                 // The syncer does not keep up: its checkpoints end before the log does. While the writer waits, one does not.
                 syncer::checkpoint(&self.desk);
+            }
+            if !is_more && !self.webhooks.is_empty() {
+                return Ok(()); // what has come since gathers again: that is short
             }
         }
         Ok(())
@@ -252,7 +256,7 @@ impl Writer {
                 self.desk.has_failed(false);
                 info!("the store can be written again");
             }
-            Err(error @ FileError::Damaged { .. }) => self.replace(&with_causes(&error)),
+            Err(error @ FileError::Damaged { .. }) if !self.is_in_memory => self.replace(&with_causes(&error)),
             Err(error) => {
                 tracing::debug!(problem = with_causes(&error), "the store still cannot be written");
                 self.state = State::Failed { retry_at: Instant::now() + RETRY_AFTER };

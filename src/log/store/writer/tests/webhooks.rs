@@ -173,6 +173,15 @@ fn who_waits_for_a_commit_alone_does_not_wait_for_more() {
 }
 
 #[test]
+fn a_long_backlog_is_written_in_one_round_where_webhooks_wait_for_it_too() {
+    let mut rig = Rig::new(100_000);
+    rig.register(&webhook("w", 0));
+    rig.append(2 * BATCH_ENTRIES + 1);
+    rig.writer.work();
+    assert_eq!((rig.log.backlog(), rig.writer.script.steps()), (0, vec![Step::Commit; 3]));
+}
+
+#[test]
 fn what_is_owed_for_too_long_is_a_dead_letter_of_which_its_webhook_is_told() {
     let mut rig = Rig::new(1000);
     let (late, done) = (webhook("late", 0), webhook("done", 0));
