@@ -193,21 +193,21 @@ fn what_is_owed_beyond_retention_is_a_dead_letter_and_can_still_be_delivered() {
     receiver.now(|_| Answer::Status(200));
     // Four mebibytes, of which the store keeps one.
     publish(&relay, &mut link, (0..EVENTS).map(large));
-    wait::until("the oldest have been given up", || {
-        let view = relay.webhook("hook");
-        view["pending"].as_u64().unwrap() < 300
-            && view["pending"].as_u64().unwrap() + view["dead"].as_u64().unwrap() == 1001
+    // What retention moves between two looks is in neither list, or in both.
+    let (dead, pending) = wait::value("the oldest have been given up, and nothing is dropped silently", || {
+        let lists = (relay.deliveries("hook", "dead"), relay.deliveries("hook", "pending"));
+        (lists.1.len() < 300 && lists.0.len() + lists.1.len() == EVENTS + 1).then_some(lists)
     });
-    let (dead, pending) = (relay.deliveries("hook", "dead"), relay.deliveries("hook", "pending"));
-    assert_eq!(dead.len() + pending.len(), EVENTS + 1, "nothing is dropped silently");
     assert_eq!(outcomes(&dead[0]), [] as [&str; 0], "it was not even tried");
     assert!(sequence(&dead[0]) < sequence(pending.last().unwrap()), "the oldest go first");
     relay.stop();
     let relay = setup.start();
-    assert_eq!(relay.deliveries("hook", "dead").len(), dead.len(), "also in the next life");
+    assert!(relay.deliveries("hook", "dead").len() >= dead.len(), "also in the next life");
     assert_eq!(relay.tell_webhook("hook", "enable").status(), 200);
-    receiver.wait_for_accepted(pending.len());
-    assert_eq!(relay.redeliver("hook", &json!({ "state": "dead" })), dead.len() as u64);
+    relay.wait_until_settled("hook");
+    let letters = EVENTS + 1 - receiver.accepted().len();
+    assert!(letters >= dead.len(), "what was given up was not delivered by itself");
+    assert_eq!(relay.redeliver("hook", &json!({ "state": "dead" })), letters as u64);
     let accepted = receiver.wait_for_accepted(EVENTS + 1);
     let mut numbers: Vec<_> = accepted.iter().map(|request| request.number()).filter(|n| *n < EVENTS).collect();
     numbers.sort_unstable();
