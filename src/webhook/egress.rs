@@ -141,6 +141,10 @@ impl Service<Uri> for Connector {
     }
 }
 
+/// The addresses that a test gives a name.
+#[cfg(test)]
+pub(super) type Stub = dyn Fn(&str) -> Vec<IpAddr> + Send + Sync;
+
 /// Where addresses come from.
 #[derive(Clone)]
 pub(super) enum Resolver {
@@ -148,7 +152,7 @@ pub(super) enum Resolver {
     System,
     /// A test.
     #[cfg(test)]
-    Stub(Arc<dyn Fn(&str) -> Vec<IpAddr> + Send + Sync>),
+    Stub(Arc<Stub>),
 }
 
 impl Resolver {
