@@ -24,6 +24,7 @@ impl Outbox {
         self.position = self.position.max(through);
         // What was accepted, but not yet written down, the store has taken for owed.
         for place in self.delivered.places(self.expired_through, through) {
+            self.journal.expire(place);
             self.journal.settle(place);
         }
         self.expired_through = through;

@@ -533,6 +533,20 @@ fn what_the_store_has_expired_goes_without_a_word_unless_it_is_accepted_after_al
 }
 
 #[test]
+fn what_was_accepted_while_the_store_expired_it_is_settled_also_when_a_batch_fails_between() {
+    let mut bench = Bench::new(4);
+    bench.take_many(1..=2);
+    bench.sent();
+    let changes = bench.outbox.all_changes().unwrap();
+    bench.accept(1);
+    bench.outbox.expire(2);
+    bench.accept(2);
+    bench.outbox.not_committed(changes);
+    let changes = bench.commit();
+    assert_eq!((&changes.fates[&1], &changes.fates[&2]), (&Fate::Settled, &Fate::Settled));
+}
+
+#[test]
 fn an_erased_session_leaves_no_record_whatever_comes_of_what_is_under_way() {
     for verdict in [Verdict::Accepted, AGAIN, Verdict::Refused] {
         let mut bench = Bench::new(4);
