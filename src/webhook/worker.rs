@@ -271,6 +271,9 @@ impl Worker {
             }
             Order::Erase(session, answer) => {
                 self.outbox.erase(&session);
+                // What has been read, but not taken, may hold something of it.
+                self.reader.narrow(self.board.definition().webhook.scope());
+                self.records.forget_letters();
                 let _ = answer.send(());
             }
         }
