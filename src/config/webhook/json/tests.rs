@@ -39,7 +39,8 @@ fn refused(body: &Value, known: Option<&Webhook>) -> Vec<String> {
 fn what_the_file_demands_and_what_it_leaves_out_holds_here_too() {
     assert_eq!(refused(&json!({}), None), ["id", "product_id", "url", "secret"]);
     let webhook = created();
-    assert_eq!((webhook.types, webhook.session_ids), (Only::Everything, Only::Everything));
+    assert_eq!(webhook.types, Only::These(["actions".to_owned()].into()));
+    assert_eq!(webhook.session_ids, Only::Everything);
     assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
 }
 
@@ -151,7 +152,8 @@ fn an_answer_has_the_documented_fields_and_can_be_sent_back() {
     let mut answer = serde_json::to_value(known.to_json()).unwrap();
     assert_eq!(
         answer,
-        json!({ "id": "crm", "product_id": "p", "url": "https://h/e?key=hush", "types": [], "session_ids": ["a", "b"],
+        json!({ "id": "crm", "product_id": "p", "url": "https://h/e?key=hush", "types": ["actions"],
+            "session_ids": ["a", "b"],
             "timeout": "10s", "max_retries": 8, "initial_backoff": "2s", "max_backoff": "5m", "max_in_flight": 16,
             "secret": MASK })
     );
