@@ -76,6 +76,8 @@ struct World {
     shelf: Shelf,
     flying: Option<Changes>,
     untold: bool,
+    /// In this life.
+    has_expired: bool,
     running: Vec<Attempted>,
     is_down: bool,
     /// What the receiver has accepted, in order; and in which life each was accepted last.
@@ -113,6 +115,7 @@ impl World {
             shelf: Shelf::default(),
             flying: None,
             untold: false,
+            has_expired: false,
             running: Vec::new(),
             is_down: false,
             accepted: Vec::new(),
@@ -318,11 +321,12 @@ impl World {
                 self.accept(attempt.place);
             }
         }
-        if self.is_degraded {
+        // What the store expires before it hears of an acceptance is dead there until it is told otherwise.
+        if self.is_degraded || self.has_expired {
             self.lives.last_mut().unwrap().0 = usize::MAX;
         }
         self.lives.push((self.policy.max_in_flight, 0));
-        self.untold = false;
+        (self.untold, self.has_expired) = (false, false);
         let owed = self.shelf.owed.values().cloned().collect();
         self.outbox = Outbox::new(self.policy, self.shelf.position, owed, self.now());
         self.outbox.random = Rng::with_seed(self.seed);
@@ -352,7 +356,7 @@ impl World {
         }
         self.shelf.position = self.shelf.position.max(through);
         self.shelf.expired_through = through;
-        self.untold = true;
+        (self.untold, self.has_expired) = (true, true);
     }
 
     fn tell(&mut self) {

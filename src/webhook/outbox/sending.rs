@@ -55,7 +55,7 @@ impl Outbox {
 
     /// Notes that the event at `place` cannot be read any more, and tells whether that was owed and is lost by it.
     pub(in crate::webhook) fn is_gone(&mut self, place: u64) -> bool {
-        if !self.items.get(&place).is_some_and(|item| item.event.is_none()) {
+        if self.items.get(&place).is_none_or(|item| item.event.is_some()) {
             return false;
         }
         let Some(item) = self.remove(place) else { return false };
