@@ -8,7 +8,7 @@
 //!  reconnect   to      product,    loop    keep     listens,  frames
 //!              frames  session                      wakes
 //!
-//!  around: config · auth · client · net · wheel · backoff · causes · status · metrics · shutdown · app · cli
+//!  around: config · auth · client · net · wheel · backoff · causes · status · rejected · metrics · shutdown · app · cli
 //! ```
 //!
 //! `ARCHITECTURE.md` walks through the rooms. The library exists for the binary beside it: [`main`] is all of its interface.

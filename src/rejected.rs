@@ -54,7 +54,7 @@ impl Rejected {
     pub(crate) fn list(&self) -> Vec<Arc<RejectedFrame>> {
         let mut frames: Vec<_> =
             self.by_product.iter().flat_map(|frames| frames.iter().rev().cloned().collect::<Vec<_>>()).collect();
-        // Stable: of one product, the order is that in which they came.
+        // Stable: those of one moment stay in the order in which they came.
         frames.sort_by_key(|frame| std::cmp::Reverse(frame.at));
         frames
     }

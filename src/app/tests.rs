@@ -18,13 +18,14 @@ impl Stage {
         let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
         let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
-        let (logs, _) = logs(&config, &metrics).unwrap();
-        let relay = Arc::new(relay(&config, logs, None, &metrics));
+        let (logs, mut store) = logs(&config, &metrics).unwrap();
+        let relay = Arc::new(relay(&config, logs, &store, &metrics));
+        let webhooks = Arc::new(webhooks(&config, &relay, &mut store).unwrap());
         let admin = Admin {
             relay: Arc::clone(&relay),
             upstreams: Vec::new(),
             key: SoleKey::new(None),
-            webhooks: Arc::new(Webhooks {}),
+            webhooks,
             rejected: Arc::default(),
             streamed: Streamed::default(),
             started: SystemTime::now(),

@@ -85,8 +85,8 @@ impl Webhook {
         let product_id = section.entry("product_id").required(product_id);
         let url = section.entry("url").required(HttpUrl::parse);
         let secret = secret(section);
-        let types = only(&section.entry("types"), event_type);
-        let session_ids = only(&section.entry("session_ids"), session_id);
+        let types = only(&section.entry("types"), event_type).unwrap_or_else(default_types);
+        let session_ids = only(&section.entry("session_ids"), session_id).unwrap_or(Only::Everything);
         let timeout = section.entry("timeout").duration_within(values::SHORTEST..=LONGEST_TIMEOUT);
         let max_retries = section.entry("max_retries").number(0..=MOST_RETRIES);
         let (initial_backoff, max_backoff) = backoff(&section.entry("initial_backoff"), &section.entry("max_backoff"));
@@ -117,10 +117,15 @@ fn backoff(initial: &Entry<'_>, max: &Entry<'_>) -> (Duration, Duration) {
     (first, cap)
 }
 
-/// A list as a limit: an empty one limits nothing.
-fn only<T: Ord>(entry: &Entry<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Only<T> {
-    let listed: BTreeSet<T> = entry.each(parse).into_iter().flatten().collect();
-    if listed.is_empty() { Only::Everything } else { Only::These(listed) }
+/// A list as a limit, if there is a list: an empty one limits nothing.
+fn only<T: Ord>(entry: &Entry<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Option<Only<T>> {
+    let listed: BTreeSet<T> = entry.each(parse)?.into_iter().collect();
+    Some(if listed.is_empty() { Only::Everything } else { Only::These(listed) })
+}
+
+/// What the connector pushes.
+fn default_types() -> Only<String> {
+    Only::These(BTreeSet::from(["actions".to_owned()]))
 }
 
 fn webhook_id(text: &str) -> Result<String, String> {
@@ -163,6 +168,8 @@ mod tests {
     fn the_documented_defaults_hold_and_empty_lists_limit_nothing() {
         let webhook = parsed(&format!("{MINIMAL}types = []")).webhooks.remove(0);
         assert_eq!((webhook.types, webhook.session_ids), (Only::Everything, Only::Everything));
+        let webhook = parsed(MINIMAL).webhooks.remove(0);
+        assert_eq!((webhook.types, webhook.session_ids), (default_types(), Only::Everything));
         assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
         let backoff = (webhook.initial_backoff, webhook.max_backoff);
         assert_eq!(backoff, (Duration::from_secs(2), Duration::from_secs(300)));

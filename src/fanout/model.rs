@@ -39,7 +39,9 @@ impl Life {
             directory: directory.to_owned(),
             retention: Duration::from_secs(3600),
             // About a hundred and fifty events, beside the file's own pages.
-            retention_bytes: if rng.bool() { 200 << 10 } else { 1 << 30 },
+            retention_bytes: if rng.bool() { 272 << 10 } else { 1 << 30 },
+            dead_letter_retention: Duration::from_secs(3600),
+            dead_letter_bytes: 1 << 30,
             max_concurrent_replays: 4,
         };
         let bounds = Bounds { events: 16, bytes: u64::MAX };

@@ -67,11 +67,9 @@ fn sessions(query: &str) -> Result<BTreeSet<SessionId>, Problem> {
 async fn erase_all(admin: &Admin, product: &Product, sessions: BTreeSet<SessionId>) -> Result<u64, Problem> {
     let mut erased: u64 = sessions.iter().map(|session| product.log.erase(session)).sum();
     admin.rejected.erase(&product.id);
-    for session in &sessions {
-        admin.webhooks.erase(&product.id, session).await;
-    }
-    let Some(store) = &admin.relay.store else { return Ok(erased) };
-    let orders: Vec<_> = sessions.into_iter().map(|session| store.erase(product.id.clone(), session)).collect();
+    forget(admin, product, &sessions).await;
+    let store = admin.webhooks.desk();
+    let orders: Vec<_> = sessions.iter().map(|session| store.erase(product.id.clone(), session.clone())).collect();
     for order in orders {
         erased += order.await.map_err(|_| {
             let detail =
@@ -79,7 +77,15 @@ async fn erase_all(admin: &Admin, product: &Product, sessions: BTreeSet<SessionI
             Problem::busy(StatusCode::SERVICE_UNAVAILABLE, detail, STORE_WAIT)
         })?;
     }
+    // What webhooks have read from the store in the meantime.
+    forget(admin, product, &sessions).await;
     Ok(erased)
+}
+
+async fn forget(admin: &Admin, product: &Product, sessions: &BTreeSet<SessionId>) {
+    for session in sessions {
+        admin.webhooks.erase(&product.id, session).await;
+    }
 }
 
 /// Each is a transaction of its own.

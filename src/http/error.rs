@@ -92,7 +92,7 @@ impl From<WebhookError> for Problem {
         let message = error.to_string();
         match error {
             WebhookError::Unknown => Self::not_found(message),
-            WebhookError::Taken | WebhookError::FromFile => Self::conflict(message),
+            WebhookError::Taken | WebhookError::FromFile | WebhookError::TooMany => Self::conflict(message),
             WebhookError::UnknownProduct | WebhookError::OtherProduct => Self::invalid_field("product_id", message),
             WebhookError::Store | WebhookError::Leaving => {
                 Self::busy(StatusCode::SERVICE_UNAVAILABLE, message, STORE_WAIT)
@@ -129,8 +129,8 @@ impl IntoResponse for Problem {
             "status": self.status.as_u16(),
             "detail": self.detail,
         });
-        if !self.errors.is_empty() {
-            body["errors"] = serde_json::json!(self.errors);
+        if let (Some(members), false) = (body.as_object_mut(), self.errors.is_empty()) {
+            members.insert("errors".to_owned(), serde_json::json!(self.errors));
         }
         let headers = [
             (CONTENT_TYPE, HeaderValue::from_static("application/problem+json")),
@@ -158,6 +158,7 @@ mod tests {
             (WebhookError::Unknown, 404),
             (WebhookError::Taken, 409),
             (WebhookError::FromFile, 409),
+            (WebhookError::TooMany, 409),
             (WebhookError::UnknownProduct, 422),
             (WebhookError::OtherProduct, 422),
             (WebhookError::Store, 503),

@@ -187,13 +187,12 @@ impl<'a> Form<'a> {
         let url = self.first(&["integration_config.url", "forward_url"]).unwrap_or((url, &Value::Null));
         let secrets = ["integration_config.secret", "forward_secret", "webhook_secret"];
         let secret = self.first(&secrets).unwrap_or(("integration_config.secret", &Value::Null));
-        let mut body = json!({ "id": product.as_str(), "product_id": product.as_str(), "types": ["actions"] });
-        for (key, value) in [("url", url.1), ("secret", secret.1)] {
-            if !value.is_null() {
-                body[key] = value.clone();
-            }
-        }
-        let webhook = Webhook::from_json(body.to_string().as_bytes(), None);
+        let mut body = Map::new();
+        body.extend(["id", "product_id"].map(|key| (key.to_owned(), product.as_str().into())));
+        body.insert("types".to_owned(), json!(["actions"]));
+        let given = [("url", url.1), ("secret", secret.1)].into_iter().filter(|(_, value)| !value.is_null());
+        body.extend(given.map(|(key, value)| (key.to_owned(), value.clone())));
+        let webhook = Webhook::from_json(Value::Object(body).to_string().as_bytes(), None);
         let webhook = webhook
             .map_err(|errors| errors.into_iter().map(|error| renamed(error, url.0, secret.0)).collect::<Vec<_>>())?;
         Ok(Mode::Push(Box::new(webhook)))

@@ -58,6 +58,7 @@ impl Log {
         shelf.committed(unkept.first, unkept.last(), events, bytes);
         self.metrics.shelved(shelf.events, shelf.bytes);
         self.settle(&mut state);
+        self.tell_kept(&state);
     }
 
     /// Notes that retention has taken everything up to `through` out of the store.
@@ -91,6 +92,7 @@ impl Log {
         shelf.gone_from_memory(in_memory_from); // counted when it went
         (shelf.events, shelf.bytes) = (kept.events, kept.bytes);
         self.metrics.shelved(shelf.events, shelf.bytes);
+        self.tell_kept(&state);
         true
     }
 
@@ -104,6 +106,7 @@ impl Log {
                 self.metrics.gap(GapReason::NotKept);
             }
             self.metrics.shelved(0, 0);
+            self.tell_kept(&state);
         }
         // A later one comes with its first entry: alone, it would outlive this life of the log in the file.
         (in_memory_from + 1, state.ids.between(0, in_memory_from + 1))
@@ -117,7 +120,11 @@ impl Log {
     /// Entries that the store has not got.
     pub(crate) fn backlog(&self) -> u64 {
         let state = self.state();
-        let kept_through = state.shelf.as_ref().map_or(u64::MAX, |shelf| shelf.kept_through);
-        state.ring.newest().saturating_sub(kept_through)
+        state.ring.newest().saturating_sub(state.kept_through())
+    }
+
+    /// The place up to which nothing is in memory any more.
+    pub(super) fn in_memory_from(&self) -> u64 {
+        self.state().ring.evicted_through()
     }
 }

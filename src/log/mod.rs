@@ -4,7 +4,7 @@
 //! In: drafts and gaps, in the upstream's order. Out: entries by place, as often as anybody reads. Appending never waits: the
 //! store takes what it keeps out of the memory, when it comes round to it.
 //!
-//! May use: `causes`, `event`, `metrics`.
+//! May use: `causes`, `delivery`, `event`, `metrics`.
 
 mod ids;
 mod keeping;
@@ -14,6 +14,7 @@ mod shelf;
 pub(crate) mod store;
 
 use std::{
+    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -21,7 +22,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use crate::{
     event::{Draft, Entry, Event, EventId, Gap, GapReason, ProductId, SessionId},
@@ -44,6 +48,8 @@ pub(crate) struct Log {
     epoch: u64,
     state: Mutex<State>,
     appended: Notify,
+    /// Entries up to here are in the store, or never will be.
+    kept: watch::Sender<u64>,
     /// Entries up to here came as history, not as news. All of them do while a relay behind a relay is recovering.
     history_through: AtomicU64,
     began: Instant,
@@ -95,7 +101,7 @@ impl Log {
     }
 
     /// The log that goes on where the store has kept it, under the epoch that the store has reserved.
-    pub(crate) fn kept(
+    pub(crate) fn restored(
         product: ProductId,
         bounds: Bounds,
         kept: Kept,
@@ -118,12 +124,14 @@ impl Log {
     }
 
     fn with(product: ProductId, epoch: u64, state: State, store: Option<Arc<Desk>>, metrics: LogMetrics) -> Self {
+        let kept = watch::Sender::new(state.kept_through());
         let state = Mutex::new(state);
         Self {
             product,
             epoch,
             state,
             appended: Notify::new(),
+            kept,
             history_through: AtomicU64::new(0),
             began: Instant::now(),
             store,
@@ -194,13 +202,28 @@ impl Log {
 
     /// Brings the memory back within its bounds.
     fn settle(&self, state: &mut State) {
+        let kept_through = state.kept_through();
         let State { ring, shelf, .. } = state;
-        let gone = ring.evict(shelf.as_ref().map_or(u64::MAX, |shelf| shelf.kept_through));
+        let gone = ring.evict(kept_through);
         if shelf.as_mut().is_some_and(|shelf| shelf.gone_from_memory(gone)) {
             tracing::error!(product = %self.product, "the store does not keep up: events leave memory before they are kept");
             self.metrics.gap(GapReason::NotKept);
         }
         self.metrics.kept(ring.len(), ring.bytes());
+        if state.kept_through() > kept_through {
+            self.tell_kept(state);
+        }
+    }
+
+    /// The place up to which everything is in the store, or never will be; `u64::MAX` without a store. Told once for each commit.
+    /// Goes back where the file is lost: what is in memory is then committed again.
+    pub(crate) fn kept(&self) -> watch::Receiver<u64> {
+        self.kept.subscribe()
+    }
+
+    fn tell_kept(&self, state: &State) {
+        let through = state.kept_through();
+        self.kept.send_if_modified(|told| mem::replace(told, through) != through);
     }
 
     /// Waits until there is something behind `place`, and returns the entries there, at most `most` of them, with the
@@ -349,6 +372,11 @@ impl Log {
 }
 
 impl State {
+    /// The place up to which nothing waits for the store.
+    fn kept_through(&self) -> u64 {
+        self.shelf.as_ref().map_or(u64::MAX, |shelf| shelf.kept_through)
+    }
+
     /// The place before the oldest entry that can still be read.
     fn oldest(&self) -> u64 {
         self.shelf.as_ref().map_or(self.ring.evicted_through(), |shelf| shelf.evicted_through)

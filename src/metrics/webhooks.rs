@@ -2,8 +2,6 @@
 //!
 //! May use: `delivery`.
 
-use std::time::Duration;
-
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::delivery::{EndpointState, Outcome};
@@ -100,7 +98,8 @@ impl Families {
 #[derive(Clone, Debug)]
 pub(crate) struct WebhookMetrics {
     attempts: [IntCounter; Outcome::ALL.len()],
-    duration: Histogram,
+    /// From the beginning of an attempt to the end of the answer, in seconds.
+    pub(crate) duration: Histogram,
     pending: IntGauge,
     dead: IntGauge,
     oldest_pending: Gauge,
@@ -113,12 +112,11 @@ pub(crate) struct WebhookMetrics {
 
 impl WebhookMetrics {
     /// Counts an attempt.
-    pub(crate) fn attempt(&self, outcome: Outcome, duration: Duration) {
+    pub(crate) fn attempt(&self, outcome: Outcome) {
         let counters = Outcome::ALL.iter().zip(&self.attempts);
         for (_, counter) in counters.filter(|(of, _)| **of == outcome) {
             counter.inc();
         }
-        self.duration.observe(duration.as_secs_f64());
     }
 
     /// Shows how the webhook stands; `oldest_pending` is in Unix milliseconds.

@@ -70,7 +70,8 @@ impl Remembered {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let kept: Kept = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let unfit = |errors: Vec<FieldError>| {
-            let problems: Vec<_> = errors.into_iter().map(|error| format!("{} {}", error.field, error.message)).collect();
+            let problems: Vec<_> =
+                errors.into_iter().map(|error| format!("{} {}", error.field, error.message)).collect();
             problems.join(", ")
         };
         let webhook = kept.webhook.as_deref().map(|text| Webhook::from_stored(text).map_err(unfit)).transpose()?;

@@ -7,6 +7,7 @@
 //! May use: `config` (networks).
 
 mod special;
+mod watched;
 
 use std::{
     fmt,
@@ -25,6 +26,7 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 use tower::Service;
 
+use self::watched::Watched;
 use crate::config::Network;
 
 /// Tells which addresses webhooks may reach: public ones, and those in `egress.allow_networks`.
@@ -92,13 +94,13 @@ impl Connector {
         Self { resolver, ..self }
     }
 
-    async fn connect(self, url: Uri) -> Result<TokioIo<TcpStream>, EgressError> {
+    async fn connect(self, url: Uri) -> Result<TokioIo<Watched<TcpStream>>, EgressError> {
         let addresses = self.resolver.resolve(&url).await.map_err(EgressError::Dns)?;
         self.guard.check(&addresses)?;
         let mut failure = EgressError::Dns(io::Error::other("it has no address"));
         for (tried, address) in addresses.iter().enumerate() {
             match timeout(self.share(addresses.len() - tried), self.dial(*address)).await {
-                Ok(Ok(stream)) => return Ok(TokioIo::new(stream)),
+                Ok(Ok(stream)) => return Ok(TokioIo::new(Watched::new(stream, self.patience + LONGEST_IDLE))),
                 Ok(Err(error)) => failure = EgressError::Connect(*address, error),
                 Err(_) => failure = EgressError::Connect(*address, io::ErrorKind::TimedOut.into()),
             }
@@ -109,7 +111,7 @@ impl Connector {
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        // A connection that takes nothing any more must not stay in the pool and fail one attempt after the other.
+        // What the kernel still holds of an attempt that has ended is not worth a socket for longer than that.
         SockRef::from(&stream).set_tcp_user_timeout(Some(self.patience))?;
         Ok(stream)
     }
@@ -126,7 +128,7 @@ impl Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<Watched<TcpStream>>;
     type Error = EgressError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, EgressError>> + Send>>;
 
@@ -139,6 +141,10 @@ impl Service<Uri> for Connector {
     }
 }
 
+/// The addresses that a test gives a name.
+#[cfg(test)]
+pub(super) type Stub = dyn Fn(&str) -> Vec<IpAddr> + Send + Sync;
+
 /// Where addresses come from.
 #[derive(Clone)]
 pub(super) enum Resolver {
@@ -146,7 +152,7 @@ pub(super) enum Resolver {
     System,
     /// A test.
     #[cfg(test)]
-    Stub(Arc<dyn Fn(&str) -> Vec<IpAddr> + Send + Sync>),
+    Stub(Arc<Stub>),
 }
 
 impl Resolver {
@@ -169,8 +175,8 @@ impl fmt::Debug for Resolver {
     }
 }
 
+/// How long a connection may wait for the next request. The pool closes it before.
+const LONGEST_IDLE: Duration = Duration::from_secs(5);
+
 /// Two lost SYNs are sent again within this; an address that answers later is tried again with the next attempt.
 const MOST_FOR_ONE_OF_MANY: Duration = Duration::from_secs(3);
-
-#[cfg(test)]
-mod tests;

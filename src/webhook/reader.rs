@@ -65,10 +65,9 @@ impl Reader {
         Self { fanout, desk, subscription, kept, held: None }
     }
 
-    /// Goes on with another scope.
+    /// Goes on with another scope, or reads again what has been read and not given.
     pub(super) fn narrow(&mut self, scope: Scope) {
-        let (place, held) = (self.passed(), self.held.take());
-        let place = held.map_or(place, |event| event.place() - 1);
+        let place = self.passed();
         *self = Self::new(Arc::clone(&self.fanout), Arc::clone(&self.desk), scope, place);
     }
 

@@ -136,6 +136,11 @@ impl Records {
         }
     }
 
+    /// Forgets the dead letters that are on their way: they are asked for again.
+    pub(super) fn forget_letters(&mut self) {
+        self.letters = None;
+    }
+
     /// When there is something to ask for or to write, though nothing else happens.
     pub(super) fn due(&self, notice: &Notice) -> Option<Instant> {
         let now = Instant::now();

@@ -2,7 +2,9 @@
 //!
 //! May use: `config`, `log`, the webhook's own rooms.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+use tokio::time;
 
 use super::{
     definition::Definition,
@@ -34,6 +36,13 @@ impl Tools {
         Sender::new(&definition.webhook, former, Arc::clone(&self.guard), &self.tls)
     }
 
+    /// Takes a webhook out of the store, as soon as that can be written.
+    pub(super) async fn unregister(&self, id: &str) {
+        while self.desk.unregister(id).await.is_err() {
+            time::sleep(AGAIN).await;
+        }
+    }
+
     /// How hard this webhook is tried.
     pub(super) fn policy(&self, webhook: &Webhook) -> Policy {
         let keeping = match self.is_durable {
@@ -49,3 +58,6 @@ impl Tools {
         }
     }
 }
+
+/// While the store cannot be written.
+const AGAIN: Duration = Duration::from_secs(1);

@@ -10,12 +10,7 @@
 //!
 //! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhook's own rooms.
 
-use std::{
-    future::pending,
-    panic,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::pending, panic, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -158,8 +153,11 @@ impl Worker {
     fn send(&mut self, now: Now) {
         while let Some(event) = self.outbox.next(now) {
             let sender = Arc::clone(&self.sender);
+            let duration = self.metrics.duration.clone();
             self.attempts.spawn(async move {
+                let began = Instant::now();
                 let (attempt, verdict) = sender.send(&event.id().to_string(), event.payload()).await;
+                duration.observe(began.elapsed().as_secs_f64());
                 (event.place(), attempt, verdict)
             });
         }
@@ -197,7 +195,7 @@ impl Worker {
     fn settle(&mut self, ended: Result<(u64, Attempt, Verdict), JoinError>) {
         match ended {
             Ok((place, attempt, verdict)) => {
-                self.metrics.attempt(attempt.outcome, Duration::from_millis(attempt.duration_ms));
+                self.metrics.attempt(attempt.outcome);
                 self.outbox.settle(place, attempt, &verdict, Now::read());
             }
             Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
@@ -273,6 +271,9 @@ impl Worker {
             }
             Order::Erase(session, answer) => {
                 self.outbox.erase(&session);
+                // What has been read, but not taken, may hold something of it.
+                self.reader.narrow(self.board.definition().webhook.scope());
+                self.records.forget_letters();
                 let _ = answer.send(());
             }
         }

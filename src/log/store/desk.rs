@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! subscription ──► CatchUp ──► queue ──► reading threads ──► chunk        one question per reader at a time
-//! log, erasure ──► signal, orders ──────► the writing thread
+//! log, erasure, webhooks ──► signal, orders ──► the writing thread       see `orders`
 //! ```
 //!
-//! May use: `causes`, `event`, the file and its readers.
+//! May use: `causes`, the file and its readers, the orders.
 
 use std::{
     collections::VecDeque,
-    fmt, mem,
+    fmt,
     path::PathBuf,
     pin::Pin,
     sync::{
@@ -25,13 +25,11 @@ use tokio::sync::oneshot;
 
 use super::{
     file::{Fault, FileError},
+    orders::Orders,
     reader::{Chunk, Reader, Wanted},
     turns::{Asked, Ticket, Turns},
 };
-use crate::{
-    causes::with_causes,
-    event::{ProductId, SessionId},
-};
+use crate::causes::with_causes;
 
 /// The store as everybody sees it but the writing thread.
 #[derive(Debug)]
@@ -41,7 +39,7 @@ pub(crate) struct Desk {
     questions: Mutex<VecDeque<Question>>,
     asked: Condvar,
     stopped: Condvar,
-    orders: Mutex<VecDeque<Erasure>>,
+    orders: Mutex<Orders>,
     writer: OnceLock<Thread>,
     writer_sleeps: AtomicBool,
     is_stopping: AtomicBool,
@@ -65,17 +63,6 @@ struct Question {
     wanted: Wanted,
     answer: oneshot::Sender<Result<Chunk, Unreadable>>,
     asked: Asked,
-}
-
-/// An order to take a session's events out of the store.
-#[derive(Debug)]
-pub(super) struct Erasure {
-    /// Of which product.
-    pub(super) product: ProductId,
-    /// Whose events.
-    pub(super) session: SessionId,
-    /// How many there were.
-    pub(super) answer: oneshot::Sender<u64>,
 }
 
 /// The store could not be read.
@@ -128,36 +115,9 @@ impl Desk {
         }
     }
 
-    /// Orders that a session's events be taken out of the store, and tells how many there were. It is done whether or not
-    /// anybody waits for the answer.
-    ///
-    /// # Errors
-    ///
-    /// When the store cannot be written now, or is being closed.
-    pub(crate) fn erase(
-        &self,
-        product: ProductId,
-        session: SessionId,
-    ) -> impl Future<Output = Result<u64, Unwritable>> + use<> {
-        let (answer, erased) = oneshot::channel();
-        let mut orders = lock(&self.orders);
-        // Looked at while nobody can take orders: one that comes after the last look is refused, and none is forgotten.
-        if !self.is_stopping() {
-            orders.push_back(Erasure { product, session, answer });
-        }
-        drop(orders);
-        self.there_is_work();
-        async { erased.await.map_err(|_| Unwritable) }
-    }
-
-    /// The oldest order.
-    pub(super) fn take_order(&self) -> Option<Erasure> {
-        lock(&self.orders).pop_front()
-    }
-
-    /// Refuses every order there is.
-    pub(super) fn refuse_orders(&self) {
-        drop(mem::take(&mut *lock(&self.orders))); // who asked is told that it cannot be done
+    /// Everything that waits for the writing thread.
+    pub(super) fn orders(&self) -> MutexGuard<'_, Orders> {
+        lock(&self.orders)
     }
 
     /// Whether the store keeps less than it promises: it has failed, or a write takes far too long.

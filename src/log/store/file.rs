@@ -10,12 +10,16 @@
 //! the syncer, or by a commit with [`Sync::Full`].
 //! Every call waits for the disk: it belongs on a thread of its own.
 //!
-//! May use: `event`, `log`'s shared words.
+//! May use: `delivery`, `event`, `log`'s and the outbox's shared words.
 
+mod expiry;
 mod fault;
+mod letters;
 mod portion;
+mod products;
 mod retention;
 pub(super) mod schema;
+mod webhooks;
 
 use std::{
     ffi::OsString,
@@ -24,17 +28,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, config::DbConfig, params};
+use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, config::DbConfig};
 
-use self::schema::{Identity, address, bits, count, signed};
+use self::schema::{Identity, bits, signed};
 pub(crate) use self::{
+    expiry::Expired,
     fault::{Fault, FileError},
+    letters::{Lost, STEP},
     portion::Portion,
+    products::Kept,
+    webhooks::Counts,
 };
-use crate::{
-    event::{EventId, ProductId},
-    log::{Missing, Span},
-};
+use super::outbox::Changes;
+use crate::event::EventId;
 
 /// The connection that writes.
 #[derive(Debug)]
@@ -78,6 +84,34 @@ impl File {
         Ok(file)
     }
 
+    /// A store without a file, which ends with the process.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory.
+    pub(crate) fn in_memory() -> Result<Self, FileError> {
+        let path = PathBuf::from(IN_MEMORY);
+        match Self::try_in_memory() {
+            Ok(connection) => {
+                Ok(Self { connection, path, sync: Sync::Normal, was_left_open: false, needs_scrub: false })
+            }
+            Err(fault) => Err(fault.at(&path, "open")),
+        }
+    }
+
+    /// Whether it is such a store.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.path.as_os_str() == IN_MEMORY
+    }
+
+    fn try_in_memory() -> Result<Connection, Fault> {
+        let mut connection = Connection::open_in_memory()?;
+        schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
+        connection.pragma_update(None, "secure_delete", true)?;
+        schema::migrate(&mut connection, 0, schema::MIGRATIONS)?;
+        Ok(connection)
+    }
+
     /// Whether whoever had it open before did not close it.
     pub(crate) fn was_left_open(&self) -> bool {
         self.was_left_open
@@ -88,36 +122,40 @@ impl File {
         self.needs_scrub
     }
 
-    /// What the file holds of this product, to which it gives a number if it has none.
-    ///
-    /// # Errors
-    ///
-    /// When the file cannot be read or written.
-    pub(crate) fn product(&mut self, id: &ProductId) -> Result<Kept, FileError> {
-        let known = self.commit(Sync::Normal, |connection| match read_product(connection, id)? {
-            Some(kept) => Ok(kept),
-            None => {
-                insert_product(connection, id)?;
-                read_product(connection, id)?.ok_or_else(|| Fault::found("a product's row is gone"))
-            }
-        });
-        known.map_err(|fault| fault.at(&self.path, "look up a product in"))
-    }
-
     /// Writes portions of the logs in one transaction, at `now` in Unix milliseconds.
     ///
     /// # Errors
     ///
     /// When one cannot be written; then none is.
     pub(crate) fn write(&mut self, portions: &[Portion<'_>], sync: Sync, now: u64) -> Result<(), FileError> {
+        self.write_all(portions, [], sync, now).map(drop)
+    }
+
+    /// Writes portions of the logs, and then what has happened to webhooks, in one transaction, at `now` in Unix milliseconds.
+    /// Tells whether there are more or fewer dead letters.
+    ///
+    /// # Errors
+    ///
+    /// When some of it cannot be written; then nothing is.
+    pub(crate) fn write_all<'a>(
+        &mut self,
+        portions: &[Portion<'_>],
+        journals: impl IntoIterator<Item = (&'a str, &'a Changes)>,
+        sync: Sync,
+        now: u64,
+    ) -> Result<bool, FileError> {
         let written = self.commit(sync, |connection| {
             for portion in portions {
                 portion.write(connection, signed(now))?;
             }
-            match sync {
-                Sync::Normal => Ok(()),
-                Sync::Full => set_synced(connection, now),
+            let mut has_changed = false;
+            for (id, changes) in journals {
+                has_changed |= webhooks::write_journal(connection, id, changes)?;
             }
+            if sync == Sync::Full {
+                set_synced(connection, now)?;
+            }
+            Ok(has_changed)
         });
         written.map_err(|fault| fault.at(&self.path, "write entries to"))
     }
@@ -241,27 +279,6 @@ impl Sync {
     }
 }
 
-/// What the file holds of one product.
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Kept {
-    /// By what the file knows it.
-    pub(crate) number: u32,
-    /// Place of the newest entry ever written or declared missing, 0 before the first.
-    pub(crate) newest: u64,
-    /// Retention has removed everything up to this place.
-    pub(crate) evicted_through: u64,
-    /// Rows: events and gaps.
-    pub(crate) events: u64,
-    /// Bytes of their payloads, sessions and kinds.
-    pub(crate) bytes: u64,
-    /// The highest epoch of any span there ever was, 0 for none.
-    pub(crate) highest_epoch: u64,
-    /// By place.
-    pub(crate) spans: Vec<Span>,
-    /// By their first place.
-    pub(crate) missing: Vec<Missing>,
-}
-
 /// What one step of retention has taken away.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Retired {
@@ -273,6 +290,19 @@ pub(crate) struct Retired {
     pub(crate) events: u64,
     /// Bytes of their payloads, sessions and kinds.
     pub(crate) bytes: u64,
+    /// What that means to webhooks.
+    pub(crate) expired: Vec<Expired>,
+}
+
+/// What there was of a session that has been erased.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Erased {
+    /// Events.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
+    /// Events of which there were only dead letters.
+    pub(crate) letters: u64,
 }
 
 fn set_open(connection: &Connection, is_open: bool) -> Result<(), Fault> {
@@ -285,47 +315,6 @@ fn set_synced(connection: &Connection, now: u64) -> Result<(), Fault> {
     let mut update = connection.prepare_cached("UPDATE state SET synced_at = ?1, syncs = syncs + 1")?;
     update.execute([signed(now)])?;
     Ok(())
-}
-
-fn insert_product(connection: &Connection, id: &ProductId) -> Result<(), Fault> {
-    let number: i64 =
-        connection.query_row("SELECT coalesce(max(number), 0) + 1 FROM products", [], |row| row.get(0))?;
-    let number = u32::try_from(number).unwrap_or(u32::MAX);
-    address(number, 0)?;
-    connection.execute("INSERT INTO products VALUES (?1, ?2, 0, 0, 0, 0, 0)", params![number, id.as_str()])?;
-    Ok(())
-}
-
-fn read_product(connection: &Connection, id: &ProductId) -> Result<Option<Kept>, Fault> {
-    let mut statement = connection.prepare_cached(
-        "SELECT number, newest, evicted_through, events, bytes, highest_epoch FROM products WHERE id = ?1",
-    )?;
-    let mut rows = statement.query([id.as_str()])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    let number = row.get(0)?;
-    let spans = "SELECT place, epoch, sequence, suffix FROM spans WHERE product = ?1 ORDER BY place";
-    let missing = "SELECT first, last FROM missing WHERE product = ?1 ORDER BY first";
-    Ok(Some(Kept {
-        number,
-        newest: count(row, 1)?,
-        evicted_through: count(row, 2)?,
-        events: count(row, 3)?,
-        bytes: count(row, 4)?,
-        highest_epoch: bits(row, 5)?,
-        spans: read_all(connection, spans, number, |row| Ok(Span { place: count(row, 0)?, id: read_id(row, 1)? }))?,
-        missing: read_all(connection, missing, number, |row| {
-            Ok(Missing { first: count(row, 0)?, last: count(row, 1)? })
-        })?,
-    }))
-}
-
-fn read_all<T>(
-    connection: &Connection,
-    query: &str,
-    number: u32,
-    read: impl FnMut(&Row<'_>) -> Result<T, Fault>,
-) -> Result<Vec<T>, Fault> {
-    connection.prepare_cached(query)?.query_and_then([number], read)?.collect()
 }
 
 /// The id that stands in three columns from `column` on.
@@ -372,6 +361,9 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::File::open(directory)?.sync_all()
 }
+
+/// Stands where a path would.
+pub(crate) const IN_MEMORY: &str = ":memory:";
 
 /// The database, its write-ahead log and that one's index.
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];

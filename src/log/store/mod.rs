@@ -7,10 +7,13 @@
 //! open: lock the directory, open or replace the file, reserve an epoch for each product ──► start: threads ──► stop
 //! ```
 //!
-//! May use: `causes`, `event`, `metrics`, the logs.
+//! What is owed to webhooks is kept beside the events. Without a file, the same code keeps it in memory.
+//!
+//! May use: `causes`, `delivery`, `event`, `metrics`, the logs.
 
 mod desk;
 mod file;
+mod orders;
 mod outbox;
 mod reader;
 mod syncer;
@@ -19,7 +22,7 @@ mod writer;
 
 use std::{
     fs::{self, DirBuilder, OpenOptions, TryLockError},
-    io,
+    io, mem,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -30,9 +33,9 @@ use std::{
 use crate::{causes::with_causes, event::ProductId, metrics::Metrics};
 
 use super::{Bounds, Log, epoch_after, reserved};
-pub(crate) use desk::{CatchUp, Desk};
+pub(crate) use desk::{CatchUp, Desk, Unreadable, Unwritable};
 pub(crate) use file::Kept;
-use file::{File, FileError, Portion, Sync};
+use file::{File, FileError, IN_MEMORY, Portion, Sync};
 pub(crate) use outbox::{Changes, Fate, KeptWebhook, Letters, Notice, Notices, Owed, Registration, Which};
 use reader::Reader;
 pub(crate) use reader::Wanted;
@@ -45,8 +48,12 @@ pub(crate) struct Settings {
     pub(crate) directory: PathBuf,
     /// How long an event is kept.
     pub(crate) retention: Duration,
-    /// Bytes of the file that may be in use.
+    /// Bytes of the file that may be in use, beside dead letters.
     pub(crate) retention_bytes: u64,
+    /// How long a dead letter is kept.
+    pub(crate) dead_letter_retention: Duration,
+    /// Bytes of the file that dead letters may take, beside the others.
+    pub(crate) dead_letter_bytes: u64,
     /// Readers at one time.
     pub(crate) max_concurrent_replays: usize,
 }
@@ -57,7 +64,8 @@ pub(crate) struct Store {
     desk: Arc<Desk>,
     threads: Vec<JoinHandle<()>>,
     writer: Option<JoinHandle<Writer>>,
-    _lock: fs::File,
+    webhooks: Vec<KeptWebhook>,
+    _lock: Option<fs::File>,
 }
 
 impl Store {
@@ -85,19 +93,39 @@ impl Store {
             }
             begun => (begun, false),
         };
-        let (file, found) =
+        let (file, found, webhooks) =
             begun.map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
         let desk = Desk::new(path, settings.max_concurrent_replays);
         let log = |(product, kept, epoch): Found| {
             let (desk, metrics) = (Arc::clone(&desk), metrics.log(&product));
-            Arc::new(Log::kept(product, bounds, kept, epoch, is_new_for_old, desk, metrics))
+            Arc::new(Log::restored(product, bounds, kept, epoch, is_new_for_old, desk, metrics))
         };
         let logs: Vec<_> = found.into_iter().map(log).collect();
         let was_left_open = file.was_left_open();
         let writer = Writer::new(Arc::clone(&desk), logs.clone(), file, settings, metrics.store().commit.clone());
-        let mut store = Self { desk, threads: Vec::new(), writer: None, _lock: lock };
+        let mut store = Self { desk, threads: Vec::new(), writer: None, webhooks, _lock: Some(lock) };
         store.start(writer, was_left_open)?;
         Ok((store, logs))
+    }
+
+    /// A store for webhooks alone, which ends with the process: the logs keep themselves, and it keeps nothing of them. The
+    /// settings' directory is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory or no thread.
+    pub(crate) fn in_memory(settings: Settings, logs: Vec<Arc<Log>>, metrics: &Metrics) -> Result<Self, StoreError> {
+        let file = File::in_memory().map_err(|source| StoreError::Memory(Box::new(source)))?;
+        let desk = Desk::new(PathBuf::from(IN_MEMORY), settings.max_concurrent_replays);
+        let writer = Writer::new(Arc::clone(&desk), logs, file, settings, metrics.store().commit.clone());
+        let mut store = Self { desk, threads: Vec::new(), writer: None, webhooks: Vec::new(), _lock: None };
+        store.start_writer(writer)?;
+        Ok(store)
+    }
+
+    /// The webhooks that were kept, with what is owed to them, for the first who asks.
+    pub(crate) fn take_webhooks(&mut self) -> Vec<KeptWebhook> {
+        mem::take(&mut self.webhooks)
     }
 
     fn start(&mut self, writer: Writer, was_left_open: bool) -> Result<(), StoreError> {
@@ -110,6 +138,10 @@ impl Store {
             self.spawn("log-reader", Desk::answer_questions)?;
         }
         self.spawn("log-syncer", syncer::run)?;
+        self.start_writer(writer)
+    }
+
+    fn start_writer(&mut self, writer: Writer) -> Result<(), StoreError> {
         let thread = thread::Builder::new().name("log-writer".to_owned()).spawn(|| writer.run());
         self.writer = Some(thread.map_err(StoreError::Thread)?);
         Ok(())
@@ -153,8 +185,9 @@ impl Drop for Store {
 }
 
 /// Opens the file, and reserves an epoch for each product: on disk before its first id is shown.
-fn begin(path: &Path, products: &[ProductId]) -> Result<(File, Vec<Found>), FileError> {
+fn begin(path: &Path, products: &[ProductId]) -> Result<(File, Vec<Found>, Vec<KeptWebhook>), FileError> {
     let mut file = File::open(path)?;
+    let webhooks = of_products(file.webhooks()?, products);
     let mut found = Vec::new();
     let mut spans = Vec::new();
     for product in products {
@@ -174,7 +207,16 @@ fn begin(path: &Path, products: &[ProductId]) -> Result<(File, Vec<Found>), File
         })
         .collect();
     file.write(&portions, Sync::Full, unix_ms())?;
-    Ok((file, found))
+    Ok((file, found, webhooks))
+}
+
+/// The webhooks of these products. The others wait in the file for theirs to be configured again.
+fn of_products(kept: Vec<KeptWebhook>, products: &[ProductId]) -> Vec<KeptWebhook> {
+    let (ours, others): (Vec<_>, Vec<_>) = kept.into_iter().partition(|webhook| products.contains(&webhook.product));
+    for KeptWebhook { id, product, .. } in others {
+        tracing::warn!(webhook = id, %product, "the webhook's product is not configured: it gets nothing, and is kept");
+    }
+    ours
 }
 
 /// A product, what the file has of it, and the epoch reserved for it.
@@ -266,6 +308,9 @@ pub(crate) enum StoreError {
         #[source]
         source: Box<FileError>,
     },
+    /// There is no room for webhooks in memory.
+    #[error("cannot set up the webhooks' outbox in memory")]
+    Memory(#[source] Box<FileError>),
     /// The operating system gives no thread.
     #[error("cannot start the store's threads")]
     Thread(#[source] io::Error),

@@ -29,7 +29,8 @@ pub(crate) struct Registration {
     pub(crate) id: Arc<str>,
     /// Whose events it gets.
     pub(crate) product: ProductId,
-    /// Which of them. Not kept: told again after a start.
+    /// Which of them. Kept for retention alone, which must know what is owed before anybody has registered: told again after a
+    /// start.
     pub(crate) scope: Scope,
     /// What its owner wants to find again after a start. A text of its own format.
     pub(crate) definition: String,
@@ -68,7 +69,7 @@ pub(crate) struct Owed {
 pub(crate) enum Fate {
     /// It is owed still.
     Owed(Owed),
-    /// It is settled for good: accepted, erased, or gone. A dead letter of the same place goes with it.
+    /// It is settled for good: accepted, erased, or gone. A dead letter of the same place goes with it, requeued or not.
     Settled,
     /// It has been given up.
     Dead(DeadLetter),
@@ -113,11 +114,12 @@ pub(crate) struct Notices {
 pub(crate) struct Notice {
     /// What was owed up to this place is dead: it has been owed for longer than events are kept.
     pub(crate) expired_through: u64,
-    /// Dead letters.
+    /// Dead letters, those that wait to be delivered again not among them.
     pub(crate) dead: u64,
     /// Dead letters that wait to be delivered again.
     pub(crate) requeued: u64,
-    /// Dead letters that went beyond their bounds since the last look: lost.
+    /// Dead letters that went beyond their bounds since the last look, and what was owed for too long although the store never
+    /// had the event: lost.
     pub(crate) lost: u64,
     /// The file was lost since the last look: everything has to be written again.
     pub(crate) is_replaced: bool,
@@ -147,3 +149,6 @@ impl Notices {
         self.bell.notified().await;
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

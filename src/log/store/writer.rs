@@ -1,11 +1,17 @@
-//! The thread that writes the store: takes what has gathered in the logs, commits it, takes the oldest away.
+//! The thread that writes the store: takes what has gathered in the logs and in the webhooks' journals, commits it, takes the
+//! oldest away.
 //!
 //! ```text
-//! asleep ── there is work ──► gather 6 ms ──► commit ──► orders ──► retention ──► asleep       syncing: see `syncer`
+//! asleep ── there is work ──► gather ──► commit ──► orders ──► retention ──► asleep            syncing: see `syncer`
+//! gather: 6 ms; where webhooks wait for commits, what is left of 2 ms since the last round: nothing for who comes alone
 //! a failed write: the file is closed, and opened anew a second later; meanwhile events stay in memory as long as they can
 //! ```
 //!
-//! May use: `causes`, the logs, the file, the desk, the syncer.
+//! May use: `causes`, the logs, the file, the desk, the orders, the syncer.
+
+mod obeying;
+mod retiring;
+mod webhooks;
 
 use std::{
     mem,
@@ -15,27 +21,34 @@ use std::{
 };
 
 use prometheus::Histogram;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::{
     Settings,
     desk::Desk,
     file::{self, Fault, File, FileError, Portion, Sync},
+    orders::Journal,
     set_aside, syncer, unix_ms,
 };
 use crate::{
     causes::with_causes,
     log::{Log, Missing, keeping::Unkept},
 };
+use webhooks::Registry;
 
 /// The one who writes.
 #[derive(Debug)]
 pub(super) struct Writer {
     desk: Arc<Desk>,
     logs: Vec<Arc<Log>>,
+    webhooks: Registry,
     settings: Settings,
     commit_seconds: Histogram,
     state: State,
+    /// There is no file behind it, and nothing to keep of the logs.
+    is_in_memory: bool,
+    /// When the last round ended.
+    worked: Instant,
     retired: Instant,
     /// Set while copies of what has been erased may be left in the file: when they are to be removed.
     scrub_at: Option<Instant>,
@@ -62,14 +75,17 @@ impl Writer {
         commit_seconds: Histogram,
     ) -> Self {
         let now = Instant::now();
-        let scrub_at = file.needs_scrub().then_some(now);
+        let (scrub_at, is_in_memory) = (file.needs_scrub().then_some(now), file.is_in_memory());
         let state = State::Open(Box::new(file));
         Self {
             desk,
             logs,
+            webhooks: Registry::default(),
             settings,
             commit_seconds,
             state,
+            is_in_memory,
+            worked: now,
             retired: now,
             scrub_at,
             scrubbed: None,
@@ -87,7 +103,7 @@ impl Writer {
             let has_work = || self.desk.has_orders() || (is_open && self.logs.iter().any(|log| log.backlog() > 0));
             self.desk.sleep_until_work(self.pause(), has_work);
             if !self.desk.is_stopping() {
-                thread::sleep(GATHER);
+                thread::sleep(self.gather());
             }
             self.work();
         }
@@ -97,6 +113,16 @@ impl Writer {
         }
         self.finish();
         self
+    }
+
+    /// How long it waits for more before it commits. A webhook's worker sends nothing that is not committed, and takes on
+    /// nothing until it has written down what it has done: a commit for each of them is one too many, and waiting longer than
+    /// that is time lost.
+    fn gather(&self) -> Duration {
+        match self.webhooks.is_empty() {
+            true => GATHER,
+            false => GATHER_FOR_WEBHOOKS.saturating_sub(self.worked.elapsed()),
+        }
     }
 
     /// How long it may sleep when there is nothing to write.
@@ -140,6 +166,7 @@ impl Writer {
         }
         let result =
             self.write_all().and_then(|()| self.obey()).and_then(|()| self.retire()).and_then(|()| self.scrub());
+        self.worked = Instant::now();
         self.desk.has_written();
         match result {
             Ok(()) => {}
@@ -148,109 +175,58 @@ impl Writer {
         }
     }
 
-    /// Commits what the logs have for the store.
+    /// Commits what the logs and the webhooks have for the store.
     fn write_all(&mut self) -> Result<(), FileError> {
-        let State::Open(file) = &mut self.state else { return Ok(()) };
+        if matches!(self.state, State::Failed { .. }) {
+            self.desk.take_journals().into_iter().for_each(Journal::refuse);
+            return Ok(());
+        }
         for _ in 0..MOST_COMMITS {
-            let unkept: Vec<(&Arc<Log>, Unkept)> =
-                self.logs.iter().filter_map(|log| Some((log, log.unkept(BATCH_ENTRIES)?))).collect();
-            if unkept.is_empty() {
+            let logs = self.logs.iter();
+            let unkept: Vec<_> = logs.filter_map(|log| Some((Arc::clone(log), log.unkept(BATCH_ENTRIES)?))).collect();
+            let journals = self.desk.take_journals();
+            if unkept.is_empty() && journals.is_empty() {
                 return Ok(());
             }
-            let portions: Vec<_> = unkept.iter().map(|(_, unkept)| portion(unkept)).collect();
-            self.desk.writes();
-            let began = Instant::now();
-            #[cfg(test)]
-            self.script.before_commit(&portions)?;
-            file.write(&portions, Sync::Normal, unix_ms())?;
-            #[cfg(test)]
-            self.script.after_commit()?;
-            self.commit_seconds.observe(began.elapsed().as_secs_f64());
-            self.desk.has_written();
-            self.desk.is_unsynced();
-            self.may_retire = true;
+            let is_more = unkept.iter().any(|(_, unkept)| unkept.entries.len() == BATCH_ENTRIES);
+            let committed = self.commit(&unkept, &journals);
+            if committed.is_err() {
+                journals.into_iter().for_each(Journal::refuse);
+                return committed;
+            }
             unkept.iter().for_each(|(log, unkept)| log.has_been_kept(unkept));
-            if file::wal_bytes(self.desk.path()) > MOST_WAL_BYTES {
+            for journal in journals {
+                self.webhooks.has_passed(&journal.id, journal.changes.position);
+                journal.accept();
+            }
+            if !self.is_in_memory && file::wal_bytes(self.desk.path()) > MOST_WAL_BYTES {
                 // The syncer does not keep up: its checkpoints end before the log does. While the writer waits, one does not.
                 syncer::checkpoint(&self.desk);
             }
+            if !is_more && !self.webhooks.is_empty() {
+                return Ok(()); // what has come since gathers again: that is short
+            }
         }
         Ok(())
     }
 
-    /// Takes out what is to be erased, a little at a time: what comes meanwhile is to be committed, too.
-    fn obey(&mut self) -> Result<(), FileError> {
-        let State::Open(file) = &mut self.state else {
-            self.desk.refuse_orders();
-            return Ok(());
-        };
-        let began = Instant::now();
-        while began.elapsed() < MOST_OBEYING
-            && let Some(order) = self.desk.take_order()
-        {
-            let Some(log) = self.logs.iter().find(|log| *log.product() == order.product) else {
-                continue;
-            };
-            self.desk.writes();
-            let (events, bytes) = file.erase(log.number_in_store(), &order.session)?;
-            self.desk.is_unsynced();
-            log.has_been_erased(events, bytes);
-            let _ = order.answer.send(events); // who asked may have left
-            let now = Instant::now();
-            self.scrub_at.get_or_insert(self.scrubbed.map_or(now, |last| now.max(last + SCRUB_EVERY)));
-        }
-        Ok(())
-    }
-
-    /// Removes the copies of what has been erased that SQLite has left. That takes seconds for a large file, so it is done
-    /// once for all erasures of an hour.
-    fn scrub(&mut self) -> Result<(), FileError> {
+    /// Commits all of this, or nothing.
+    fn commit(&mut self, unkept: &[(Arc<Log>, Unkept)], journals: &[Journal]) -> Result<(), FileError> {
         let State::Open(file) = &mut self.state else { return Ok(()) };
-        // Whoever leaves leaves it to the next start: the file knows.
-        let is_due = self.scrub_at.is_some_and(|due| Instant::now() >= due);
-        if !is_due || self.desk.is_stopping() || self.desk.has_orders() {
-            return Ok(());
-        }
+        let portions: Vec<_> = unkept.iter().map(|(_, unkept)| portion(unkept)).collect();
+        let changes = journals.iter().map(|journal| (&*journal.id, &journal.changes));
         self.desk.writes();
-        let scrubbed = file.scrub();
-        let now = Instant::now();
-        self.scrubbed = Some(now);
-        self.scrub_at = None;
-        match scrubbed {
-            Err(error) if error.is_passing() => {
-                warn!(
-                    problem = with_causes(&error),
-                    "copies of erased events are left in the file; tried again in an hour"
-                );
-                self.scrub_at = Some(now + SCRUB_EVERY);
-                Ok(())
-            }
-            scrubbed => scrubbed,
-        }
-    }
-
-    /// Takes the oldest away, a little at a time.
-    fn retire(&mut self) -> Result<(), FileError> {
-        let State::Open(file) = &mut self.state else { return Ok(()) };
-        if self.retired.elapsed() < RETIRE_EVERY {
-            return Ok(());
-        }
-        let retention = u64::try_from(self.settings.retention.as_millis()).unwrap_or(u64::MAX);
-        for _ in 0..MOST_STEPS {
-            self.desk.writes();
-            let oldest = unix_ms().saturating_sub(retention);
-            let retired = file.retire(oldest, self.settings.retention_bytes)?;
-            self.may_retire = retired.is_some();
-            let Some(retired) = retired else {
-                self.retired = Instant::now();
-                return Ok(());
-            };
-            let log = self.logs.iter().find(|log| log.number_in_store() == retired.number);
-            if let Some(log) = log {
-                log.has_been_retired(retired.evicted_through, retired.events, retired.bytes);
-            }
-        }
-        Ok(())
+        let began = Instant::now();
+        #[cfg(test)]
+        self.script.before_commit(portions.len() + journals.len())?;
+        let has_changed = file.write_all(&portions, changes, Sync::Normal, unix_ms())?;
+        #[cfg(test)]
+        self.script.after_commit()?;
+        self.commit_seconds.observe(began.elapsed().as_secs_f64());
+        self.desk.has_written();
+        self.desk.is_unsynced();
+        self.may_retire = true;
+        if has_changed { self.webhooks.tell_counts(file) } else { Ok(()) }
     }
 
     /// Closes a file that cannot be written. An I/O error is never answered by the same call again: what the operating
@@ -273,13 +249,14 @@ impl Writer {
     }
 
     fn reopen(&mut self) {
-        match self.opened() {
+        let opened = if self.is_in_memory { self.begun_in_memory() } else { self.opened() };
+        match opened {
             Ok(file) => {
                 self.state = State::Open(Box::new(file));
                 self.desk.has_failed(false);
                 info!("the store can be written again");
             }
-            Err(error @ FileError::Damaged { .. }) => self.replace(&with_causes(&error)),
+            Err(error @ FileError::Damaged { .. }) if !self.is_in_memory => self.replace(&with_causes(&error)),
             Err(error) => {
                 tracing::debug!(problem = with_causes(&error), "the store still cannot be written");
                 self.state = State::Failed { retry_at: Instant::now() + RETRY_AFTER };
@@ -288,7 +265,7 @@ impl Writer {
     }
 
     /// Opens the file, and compares what it has with what the logs know of it.
-    fn opened(&self) -> Result<File, FileError> {
+    fn opened(&mut self) -> Result<File, FileError> {
         #[cfg(test)]
         self.script.opens();
         let mut file = File::open(self.desk.path())?;
@@ -307,7 +284,15 @@ impl Writer {
                 self.fill(&mut file)?;
             }
         }
+        self.webhooks.restore(&mut file, unix_ms())?;
         file.sync(unix_ms())?; // opening and reading is not writing
+        Ok(file)
+    }
+
+    /// What was in memory is gone with what has failed there.
+    fn begun_in_memory(&mut self) -> Result<File, FileError> {
+        let mut file = File::in_memory()?;
+        self.webhooks.restore(&mut file, unix_ms())?;
         Ok(file)
     }
 
@@ -315,13 +300,22 @@ impl Writer {
     fn replace(&mut self, damage: &str) {
         self.desk.has_failed(true);
         self.abandon();
+        if self.is_in_memory {
+            error!(damage, "what webhooks had in memory is damaged: begun anew");
+            return self.reopen();
+        }
         let path = self.desk.path();
         if let Err(problem) = set_aside(path, damage) {
             error!(file = %path.display(), %problem, "the damaged store cannot be set aside");
             return;
         }
         self.desk.is_replaced(); // at once: whoever has the old file open must not answer for the new one
-        match File::open(path).and_then(|mut file| self.fill(&mut file).map(|()| file)) {
+        let begun = File::open(path).and_then(|mut file| {
+            self.fill(&mut file)?;
+            self.webhooks.restore(&mut file, unix_ms())?;
+            Ok(file)
+        });
+        match begun {
             Ok(file) => {
                 self.state = State::Open(Box::new(file));
                 self.desk.has_failed(false);
@@ -338,7 +332,7 @@ impl Writer {
             let lost = (next > 1).then_some(Missing { first: 1, last: next - 1 });
             let portion = Portion { number, first: next, entries: &[], spans: &spans, missing: lost.as_slice() };
             #[cfg(test)]
-            self.script.before_commit(std::slice::from_ref(&portion))?;
+            self.script.before_commit(1)?;
             file.write(&[portion], Sync::Full, unix_ms())?;
         }
         Ok(())
@@ -371,6 +365,9 @@ fn portion(unkept: &Unkept) -> Portion<'_> {
 /// What comes within this time goes into one commit.
 const GATHER: Duration = Duration::from_millis(6);
 
+/// The same, where webhooks wait for it, and counted from the end of the round before: 500 commits a second at the most.
+const GATHER_FOR_WEBHOOKS: Duration = Duration::from_millis(2);
+
 /// How long it sleeps when nobody wakes it: what is too old is looked for this often.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -379,9 +376,6 @@ const MOST_WAL_BYTES: u64 = 64 << 20;
 
 /// Between two looks at what is too old.
 const RETIRE_EVERY: Duration = Duration::from_millis(100);
-
-/// Between two removals of what erasing has left.
-const SCRUB_EVERY: Duration = Duration::from_secs(3600);
 
 /// Between two tries to write again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -394,9 +388,6 @@ const BATCH_ENTRIES: usize = 4096;
 
 /// Commits before it is looked after orders and retention again.
 const MOST_COMMITS: usize = 8;
-
-/// Steps of retention before what has come since is committed.
-const MOST_STEPS: usize = 4;
 
 #[cfg(test)]
 mod tests;

@@ -222,7 +222,8 @@ impl Outbox {
     }
 
     /// The delivery at `place` that is owed, or a dead letter on its way.
-    pub(super) fn get(&self, place: u64) -> Option<&Delivery> {
+    #[cfg(test)]
+    fn get(&self, place: u64) -> Option<&Delivery> {
         let item = self.items.get(&place)?;
         matches!(item.claim, Claim::Owed | Claim::Letter).then_some(&item.delivery)
     }

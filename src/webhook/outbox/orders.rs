@@ -24,6 +24,7 @@ impl Outbox {
         self.position = self.position.max(through);
         // What was accepted, but not yet written down, the store has taken for owed.
         for place in self.delivered.places(self.expired_through, through) {
+            self.journal.expire(place);
             self.journal.settle(place);
         }
         self.expired_through = through;
@@ -63,7 +64,7 @@ impl Outbox {
     }
 
     /// Takes dead letters for another delivery, as far as there is room. Those that are here, or were and are not written down
-    /// yet, are left: the store does not know better.
+    /// yet, are left: the store does not know better. Word of an expiry comes first: else one of these may have just been accepted.
     pub(in crate::webhook) fn redeliver(&mut self, letters: Vec<DeadLetter>, now: Now) {
         self.seen = now;
         for DeadLetter { delivery, payload, .. } in letters {

@@ -191,7 +191,8 @@ impl Outbox {
     pub(super) fn shed(&mut self) {
         let Keeping::InMemory { most_bytes } = self.policy.keeping else { return };
         while self.tally.held_bytes as u64 > most_bytes {
-            let oldest = self.owed_items().find(|item| !item.is_running()).map(|item| item.delivery.place);
+            let is_idle = |item: &&Item| item.event.is_some() && !item.is_running();
+            let oldest = self.owed_items().find(is_idle).map(|item| item.delivery.place);
             let Some(item) = oldest.and_then(|place| self.remove(place)) else { return };
             let has_row = self.journal.has_row(item.delivery.place, item.is_stored, item.claim);
             self.journal.bury(item.into_letter(DeadReason::Expired, self.seen.unix_ms), has_row);

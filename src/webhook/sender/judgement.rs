@@ -105,10 +105,7 @@ fn lost(failure: &legacy::Error) -> String {
         return tls(error);
     }
     if failure.is_connect() {
-        return match find::<io::Error>(failure) {
-            Some(error) => format!("no TLS on the connection: {}", error.kind()),
-            None => "no HTTP on the connection".to_owned(),
-        };
+        return "no TLS on the connection: it was lost on the way".to_owned();
     }
     match find::<hyper::Error>(failure) {
         Some(error) if error.is_parse() => "the answer is not HTTP".to_owned(),

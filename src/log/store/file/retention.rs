@@ -1,31 +1,40 @@
 //! Taking entries out of the store: the oldest when there are too many or too old, and one session's on request.
 //!
-//! Retention goes in small steps, so that the writer's thread gets back to writing between them; the rest takes its time.
+//! Retention goes in small steps, so that the writer's thread gets back to writing between them; the rest takes its time. What
+//! goes although it is owed to a webhook becomes a dead letter: see `expiry`. Dead letters have a bound of their own, so what
+//! they take of the file does not count here.
 //!
 //! May use: `event`.
 
 use rusqlite::{Connection, params};
 
 use super::{
-    File, FileError, Retired, Sync,
+    Erased, File, FileError, Retired, Sync, expiry,
     fault::Fault,
+    letters,
     schema::{MAX_PLACE, address, count, place_of, signed},
 };
 use crate::event::SessionId;
 
 impl File {
     /// Takes away some of the oldest entries if the oldest of all was kept before `oldest_kept_at`, in Unix
-    /// milliseconds, or if the file uses more than `most_bytes`; none when there is nothing to do. One small step: call
-    /// it again.
+    /// milliseconds, or if the file uses more than `most_bytes` beside dead letters; none when there is nothing to do. What is
+    /// owed of them is dead from `now` on. One small step: call it again.
     ///
     /// # Errors
     ///
     /// When the file cannot be read or written; then nothing has gone.
-    pub(crate) fn retire(&mut self, oldest_kept_at: u64, most_bytes: u64) -> Result<Option<Retired>, FileError> {
-        self.try_retire(signed(oldest_kept_at), most_bytes).map_err(|fault| fault.at(&self.path, "retire entries of"))
+    pub(crate) fn retire(
+        &mut self,
+        oldest_kept_at: u64,
+        most_bytes: u64,
+        now: u64,
+    ) -> Result<Option<Retired>, FileError> {
+        let retired = self.try_retire(signed(oldest_kept_at), most_bytes, signed(now));
+        retired.map_err(|fault| fault.at(&self.path, "retire entries of"))
     }
 
-    fn try_retire(&mut self, oldest_kept_at: i64, most_bytes: u64) -> Result<Option<Retired>, Fault> {
+    fn try_retire(&mut self, oldest_kept_at: i64, most_bytes: u64, now: i64) -> Result<Option<Retired>, Fault> {
         let usage = Usage::read(&self.connection)?;
         let Some(oldest) = Oldest::find(&self.connection)? else { return Ok(None) };
         let excess = usage.bytes.saturating_sub(most_bytes);
@@ -34,20 +43,24 @@ impl File {
         }
         let retired = self.commit(Sync::Normal, |connection| {
             let cut = oldest.cut(connection, oldest_kept_at, excess, usage.page_bytes)?;
-            oldest.retire(connection, &cut)
+            oldest.retire(connection, &cut, now)
         });
         retired.map(Some)
     }
 
-    /// Deletes a session's events, all or none, and returns how many there were and their bytes. No reading finds them any
-    /// more. But the write-ahead log has them until it begins anew, and even with `secure_delete` SQLite leaves parts of rows
+    /// Deletes a session's events and what webhooks have of them, all or none, and returns how much there was. Of the dead
+    /// letters, those count whose event is neither here nor behind `in_memory_from`. No reading finds them any more. But the write-ahead log has them until it begins anew, and even with `secure_delete` SQLite leaves parts of rows
     /// where it has moved them from one page to another: [`File::scrub`] removes those.
     ///
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub(crate) fn erase(&mut self, number: u32, session: &SessionId) -> Result<(u64, u64), FileError> {
-        let erased = self.commit(Sync::Normal, |connection| erase_rows(connection, number, session));
+    pub(crate) fn erase(&mut self, number: u32, session: &SessionId, in_memory_from: u64) -> Result<Erased, FileError> {
+        let erased = self.commit(Sync::Normal, |connection| {
+            let letters = erase_owed(connection, number, session, in_memory_from)?;
+            let (events, bytes) = erase_rows(connection, number, session)?;
+            Ok(Erased { events, bytes, letters })
+        });
         erased.map_err(|fault| fault.at(&self.path, "erase a session in"))
     }
 
@@ -82,7 +95,7 @@ impl File {
     }
 }
 
-/// How much of the file is in use.
+/// How much of the file is in use, dead letters aside.
 struct Usage {
     bytes: u64,
     page_bytes: u64,
@@ -96,7 +109,8 @@ impl Usage {
         )?;
         let mut rows = statement.query([])?;
         let row = rows.next()?.ok_or_else(|| Fault::found("the page count is gone"))?;
-        Ok(Self { bytes: count(row, 0)?, page_bytes: count(row, 1)? })
+        let bytes = count(row, 0)?.saturating_sub(letters::bytes(connection)?);
+        Ok(Self { bytes, page_bytes: count(row, 1)? })
     }
 }
 
@@ -129,7 +143,9 @@ impl Oldest {
              FROM entries WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3",
         )?;
         let (first, last) = (address(self.number, self.evicted_through)?, address(self.number, MAX_PLACE)?);
-        let mut rows = statement.query(params![first, last, STEP])?;
+        // Each may become a dead letter of each webhook.
+        let most = (STEP / (1 + expiry::webhooks(connection, self.number)?)).max(1);
+        let mut rows = statement.query(params![first, last, signed(most)])?;
         let mut cut = Cut { last: first, events: 0, bytes: 0 };
         let mut freed = 0;
         while let Some(row) = rows.next()? {
@@ -144,18 +160,19 @@ impl Oldest {
         Ok(cut)
     }
 
-    fn retire(&self, connection: &Connection, cut: &Cut) -> Result<Retired, Fault> {
+    fn retire(&self, connection: &Connection, cut: &Cut, now: i64) -> Result<Retired, Fault> {
         let first = address(self.number, self.evicted_through)?;
+        let evicted_through = self.place_before_rest(connection, cut.last)?;
+        let expired = expiry::expire(connection, self.number, evicted_through, now)?;
         let mut delete = connection.prepare_cached("DELETE FROM entries WHERE entry > ?1 AND entry <= ?2")?;
         delete.execute([first, cut.last])?;
-        let evicted_through = self.place_before_rest(connection, cut.last)?;
         let mut update = connection.prepare_cached(
             "UPDATE products SET evicted_through = ?2, events = events - ?3, bytes = bytes - ?4 WHERE number = ?1",
         )?;
         update.execute(params![self.number, signed(evicted_through), signed(cut.events), signed(cut.bytes)])?;
         forget_missing(connection, self.number, evicted_through)?;
         forget_spans(connection, self.number, evicted_through)?;
-        Ok(Retired { number: self.number, evicted_through, events: cut.events, bytes: cut.bytes })
+        Ok(Retired { number: self.number, evicted_through, events: cut.events, bytes: cut.bytes, expired })
     }
 
     /// The place before the first row behind `last`: holes between them are no more worth knowing of.
@@ -199,6 +216,30 @@ fn forget_spans(connection: &Connection, number: u32, evicted_through: u64) -> R
     Ok(())
 }
 
+/// Deletes what webhooks have of a session, and returns how many events there were that are nowhere else.
+fn erase_owed(connection: &Connection, number: u32, session: &SessionId, in_memory_from: u64) -> Result<u64, Fault> {
+    let of = params![session.as_str(), number];
+    let letters = connection.query_row_and_then(
+        "SELECT count(DISTINCT place) FROM dead_letters INDEXED BY dead_by_session \
+         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2) AND place <= ?3 \
+         AND NOT EXISTS (SELECT 1 FROM entries WHERE entry = ?4 + place)",
+        params![session.as_str(), number, signed(in_memory_from), address(number, 0)?],
+        |row| count(row, 0),
+    )?;
+    for statement in [
+        // Overwritten where they are, as below.
+        "UPDATE dead_letters INDEXED BY dead_by_session SET payload = zeroblob(octet_length(payload)) \
+         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
+        "DELETE FROM dead_letters INDEXED BY dead_by_session \
+         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
+        "DELETE FROM owed INDEXED BY owed_by_session \
+         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
+    ] {
+        connection.execute(statement, of)?;
+    }
+    Ok(letters)
+}
+
 /// Deletes the rows of a session and returns how many there were.
 fn erase_rows(connection: &Connection, number: u32, session: &SessionId) -> Result<(u64, u64), Fault> {
     let rows = params![session.as_str(), address(number, 0)?, address(number, MAX_PLACE)?];
@@ -223,7 +264,7 @@ fn erase_rows(connection: &Connection, number: u32, session: &SessionId) -> Resu
 }
 
 /// Rows that one step deletes: some milliseconds.
-const STEP: i64 = 512;
+const STEP: u64 = 512;
 
 /// Evicted spans that stay. Each is a time at which ids did not follow one another, such as a restart.
 const EVICTED_SPANS: i64 = 4096;

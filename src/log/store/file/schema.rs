@@ -1,15 +1,22 @@
 //! The file's format: its tables, how it is recognized, and the settings of every connection to it.
 //!
 //! ```text
-//! products   number, id                 one row per product, with counters
-//! entries    entry = number << 40 | place, id, kept_at, …, payload
-//!            session -> entry           index, of events with a session
-//!            entry                      index, of gaps
-//! spans      product, place, id         which ids the places from here on have
-//! missing    product, first, last       places that should have been kept
-//! state      is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk change something
-//! log        view of it all, for people
+//! products      number, id                 one row per product, with counters
+//! entries       entry = number << 40 | place, id, kept_at, …, payload
+//!               session -> entry           index, of events with a session
+//!               entry                      index, of gaps
+//! spans         product, place, id         which ids the places from here on have
+//! missing       product, first, last       places that should have been kept
+//! webhooks      number, id, product, position, …      one row per webhook, with counters of its dead letters
+//! owed          webhook, place, id, attempts, …       what is owed although the webhook has passed it; payload: see entries
+//! dead_letters  number, webhook, place, …, payload    what was given up, in the order of that; `requeued` once it is to be
+//!                                                     delivered again
+//! state         is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk change something
+//! log           view of all entries, for people
 //! ```
+//!
+//! Triggers keep the counters of dead letters, so that they are right whoever deletes one. `bytes` of a dead letter are those
+//! of the file that it takes, as `dead_letter_bytes` bounds them: whole pages for a large one, an even share of one for others.
 //!
 //! Epochs and sequences are `u64` and stand in SQLite's `i64` bit for bit. Times are Unix milliseconds.
 //!
@@ -30,6 +37,9 @@ pub(in crate::log::store) const MIGRATIONS: &[&str] = &[VERSION_1];
 /// `payload` comes last, so that a scan of the others does not follow a long row into its overflow pages. An index
 /// holds the row's `entry` in any case, so `by_session` is ordered by it within a session. `gaps` has the reason
 /// only to answer without the row.
+///
+/// What webhooks have is found by the session, too, so that erasing one is no walk over everything. Dead letters are listed by
+/// number, delivered again by place, and named by their event's id.
 const VERSION_1: &str = "
 CREATE TABLE products (
     number INTEGER PRIMARY KEY,
@@ -68,6 +78,71 @@ CREATE TABLE missing (
     last INTEGER NOT NULL,
     PRIMARY KEY (product, first)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE webhooks (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    product INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    definition TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    dead INTEGER NOT NULL,
+    requeued INTEGER NOT NULL,
+    dead_bytes INTEGER NOT NULL
+) STRICT;
+CREATE TABLE owed (
+    webhook INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    suffix INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    session TEXT,
+    created_at INTEGER NOT NULL,
+    next_attempt_at INTEGER,
+    attempts TEXT NOT NULL,
+    PRIMARY KEY (webhook, place)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX owed_by_session ON owed (session) WHERE session IS NOT NULL;
+CREATE TABLE dead_letters (
+    number INTEGER PRIMARY KEY,
+    webhook INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    suffix INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    session TEXT,
+    created_at INTEGER NOT NULL,
+    died_at INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    requeued INTEGER NOT NULL,
+    attempts TEXT NOT NULL,
+    payload BLOB NOT NULL,
+    size INTEGER AS (
+        octet_length(payload) + octet_length(attempts) + octet_length(kind) + 2 * ifnull(octet_length(session), 0) + 192
+    ) VIRTUAL,
+    bytes INTEGER AS (iif(size > 8192, (size + 8191) / 8192 * 8192, 8192 / (8192 / size))) VIRTUAL
+) STRICT;
+CREATE UNIQUE INDEX dead_by_place ON dead_letters (webhook, place);
+CREATE INDEX dead_by_state ON dead_letters (webhook, requeued, place);
+CREATE INDEX dead_by_number ON dead_letters (webhook, requeued);
+CREATE INDEX dead_by_sequence ON dead_letters (webhook, sequence);
+CREATE INDEX dead_by_session ON dead_letters (session) WHERE session IS NOT NULL;
+CREATE TRIGGER one_more_is_dead AFTER INSERT ON dead_letters BEGIN
+    UPDATE webhooks
+    SET dead = dead + 1 - new.requeued, requeued = requeued + new.requeued, dead_bytes = dead_bytes + new.bytes
+    WHERE number = new.webhook;
+END;
+CREATE TRIGGER one_less_is_dead AFTER DELETE ON dead_letters BEGIN
+    UPDATE webhooks
+    SET dead = dead - 1 + old.requeued, requeued = requeued - old.requeued, dead_bytes = dead_bytes - old.bytes
+    WHERE number = old.webhook;
+END;
+CREATE TRIGGER one_is_requeued AFTER UPDATE OF requeued ON dead_letters BEGIN
+    UPDATE webhooks
+    SET dead = dead + old.requeued - new.requeued, requeued = requeued - old.requeued + new.requeued
+    WHERE number = new.webhook;
+END;
 CREATE TABLE state (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     is_open INTEGER NOT NULL,
@@ -229,4 +304,4 @@ const PAGE_BYTES: i64 = 8192;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// More than there are statements, so that each is prepared once.
-const STATEMENTS: usize = 32;
+const STATEMENTS: usize = 64;

@@ -5,9 +5,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    event::{Draft, Entry, Event, Gap, GapReason, Kind, Only, Scope, SessionId},
+    event::{Draft, Entry, Event, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId},
     log::{
-        Limits,
+        Limits, Missing, Span,
         store::reader::{Reader, Wanted},
     },
 };

@@ -52,8 +52,8 @@ enum Step {
 }
 
 impl Script {
-    pub(super) fn before_commit(&self, portions: &[Portion<'_>]) -> Result<(), FileError> {
-        if portions.is_empty() {
+    pub(super) fn before_commit(&self, parts: usize) -> Result<(), FileError> {
+        if parts == 0 {
             return Ok(());
         }
         let act = {
@@ -108,12 +108,14 @@ impl Rig {
         let kept = file.product(&product()).unwrap();
         let desk = Desk::new(path, 4);
         let epoch = epoch_after(kept.highest_epoch);
-        let log = Log::kept(product(), bounds, kept, epoch, false, Arc::clone(&desk), metrics.log(&product()));
+        let log = Log::restored(product(), bounds, kept, epoch, false, Arc::clone(&desk), metrics.log(&product()));
         log.numbered_by(Numbering::Own);
         let settings = Settings {
             directory: directory.path().to_owned(),
             retention: Duration::from_secs(3600),
             retention_bytes: 1 << 30,
+            dead_letter_retention: Duration::MAX,
+            dead_letter_bytes: 1 << 30,
             max_concurrent_replays: 4,
         };
         let log = Arc::new(log);
@@ -175,7 +177,7 @@ impl Rig {
         let kept = || File::open(&path).unwrap().product(&product()).unwrap();
         let (epoch, bounds) = (epoch_after(kept().highest_epoch), Bounds { events: 16, bytes: u64::MAX });
         let (desk, metrics) = (Desk::new(path.clone(), 4), self.metrics.log(&product()));
-        (kept(), Log::kept(product(), bounds, kept(), epoch, false, desk, metrics))
+        (kept(), Log::restored(product(), bounds, kept(), epoch, false, desk, metrics))
     }
 }
 
@@ -315,7 +317,7 @@ fn what_retention_had_taken_although_that_was_reported_as_failed_is_announced() 
     rig.writer.work();
     tail(&rig.log, 0);
     let State::Open(file) = &mut rig.writer.state else { panic!("the file is open") };
-    file.retire(u64::MAX, u64::MAX).unwrap().unwrap();
+    file.retire(u64::MAX, u64::MAX, 0).unwrap().unwrap();
     rig.writer.fail(&trouble());
     assert_eq!(rig.read(0), "in store", "nobody knows");
     rig.work_again();
@@ -482,3 +484,5 @@ fn many_erasures_do_not_hold_up_what_comes_meanwhile() {
     assert!(rounds > 1, "they took one round: make it more of them");
     drop(erased);
 }
+
+mod webhooks;

@@ -164,6 +164,15 @@ async fn a_receiver_that_speaks_no_tls_is_tried_again() {
 }
 
 #[tokio::test]
+async fn a_connection_lost_in_tls_is_tried_again() {
+    let closing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sender = sender(&format!("https://{}/", closing.local_addr().unwrap()), "");
+    let ((attempt, verdict), _) = tokio::join!(post(&sender), async { drop(closing.accept().await) });
+    assert_eq!((attempt.outcome, verdict), (Outcome::Connect, AGAIN));
+    assert_eq!(attempt.error.as_deref(), Some("no TLS on the connection: it was lost on the way"));
+}
+
+#[tokio::test]
 async fn a_receiver_that_hangs_in_tls_costs_the_timeout() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let sender = sender(&format!("https://{}/", silent.local_addr().unwrap()), IMPATIENT);

@@ -2,7 +2,10 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use socket2::{Domain, Socket, Type};
@@ -117,11 +120,12 @@ const NAMES: &[(&str, &str)] = &[
     ("http://inner.test:PORT/", "10.0.0.1"),
 ];
 
-/// Listens on every address of this machine, and counts who comes.
+/// Listens on every address of this machine, and remembers who has come.
 struct Canary {
     port: u16,
-    accepted: Arc<AtomicUsize>,
-    _tasks: JoinSet<()>,
+    hosts: Vec<IpAddr>,
+    guests: Arc<Mutex<Vec<SocketAddr>>>,
+    tasks: JoinSet<()>,
 }
 
 impl Canary {
@@ -130,26 +134,33 @@ impl Canary {
         let port = four.local_addr().unwrap().port();
         // A machine may have no IPv6.
         let six = listener(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).ok();
-        let (accepted, mut tasks) = (Arc::new(AtomicUsize::new(0)), JoinSet::new());
+        let loopback = [Some(Ipv4Addr::LOCALHOST.into()), six.as_ref().map(|_| Ipv6Addr::LOCALHOST.into())];
+        let mut canary = Self {
+            port,
+            hosts: loopback.into_iter().flatten().collect(),
+            guests: Arc::default(),
+            tasks: JoinSet::new(),
+        };
         for listener in [Some(four), six].into_iter().flatten() {
-            let accepted = Arc::clone(&accepted);
-            tasks.spawn(async move {
-                while listener.accept().await.is_ok() {
-                    accepted.fetch_add(1, Ordering::SeqCst);
+            let guests = Arc::clone(&canary.guests);
+            canary.tasks.spawn(async move {
+                while let Ok((_, guest)) = listener.accept().await {
+                    guests.lock().unwrap().push(guest);
                 }
             });
         }
-        Self { port, accepted, _tasks: tasks }
+        canary
     }
 
-    /// How many connections have come. One more is made to see that the canary is alive and has come to all before it.
+    /// How many connections have come. One more of its own shows that a listener is alive and has seen all before it.
     async fn reached(&self) -> usize {
-        let before = self.accepted.load(Ordering::SeqCst);
-        let _sentinel = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.unwrap();
-        while self.accepted.load(Ordering::SeqCst) == before {
-            tokio::task::yield_now().await;
+        for host in &self.hosts {
+            let sentinel = TcpStream::connect((*host, self.port)).await.unwrap().local_addr().unwrap();
+            while !self.guests.lock().unwrap().contains(&sentinel) {
+                tokio::task::yield_now().await;
+            }
         }
-        self.accepted.load(Ordering::SeqCst) - 1
+        self.guests.lock().unwrap().len() - self.hosts.len()
     }
 }
 

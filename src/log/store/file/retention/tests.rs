@@ -16,7 +16,7 @@ const NO_BOUND: u64 = u64::MAX;
 
 /// Calls `retire` until there is nothing to do.
 fn retire_all(file: &mut File, oldest_kept_at: u64, most_bytes: u64) -> Vec<Retired> {
-    std::iter::from_fn(|| file.retire(oldest_kept_at, most_bytes).unwrap()).collect()
+    std::iter::from_fn(|| file.retire(oldest_kept_at, most_bytes, 0).unwrap()).collect()
 }
 
 fn write_events(file: &mut File, number: u32, places: std::ops::RangeInclusive<u64>, bytes: usize, now: u64) {
@@ -31,10 +31,10 @@ fn used_bytes(file: &File) -> u64 {
 #[test]
 fn nothing_goes_while_all_is_within_bounds() {
     let (_directory, mut file) = file_of_one();
-    assert_eq!(file.retire(NO_BOUND, 0).unwrap(), None);
+    assert_eq!(file.retire(NO_BOUND, 0, 0).unwrap(), None);
     write_events(&mut file, 1, 1..=10, 100, 50);
     let used = used_bytes(&file);
-    assert_eq!(file.retire(50, used).unwrap(), None);
+    assert_eq!(file.retire(50, used, 0).unwrap(), None);
     assert_eq!(file.product(&product("p")).unwrap().events, 10);
 }
 
@@ -44,7 +44,13 @@ fn entries_that_are_too_old_go_in_small_steps_and_no_others() {
     write_events(&mut file, 1, 1..=700, 10, 50);
     write_events(&mut file, 1, 701..=702, 10, 51);
     let steps = retire_all(&mut file, 51, NO_BOUND);
-    let step = |evicted_through, events| Retired { number: 1, evicted_through, events, bytes: events * 12 };
+    let step = |evicted_through, events| Retired {
+        number: 1,
+        evicted_through,
+        events,
+        bytes: events * 12,
+        expired: Vec::new(),
+    };
     assert_eq!(steps, [step(512, 512), step(700, 188)]);
     file.assert_counters_fit("p");
     assert_eq!(file.product(&product("p")).unwrap().evicted_through, 700);
@@ -118,8 +124,8 @@ fn holes_behind_what_goes_are_forgotten_with_it() {
     file.write(&[Portion { number: 1, first: 1, entries: &entries, spans: &[], missing: &missing }], Sync::Normal, 10)
         .unwrap();
     write_events(&mut file, 1, 7..=7, 10, 20);
-    let retired = file.retire(20, NO_BOUND).unwrap().unwrap();
-    assert_eq!(retired, Retired { number: 1, evicted_through: 6, events: 2, bytes: 3 });
+    let retired = file.retire(20, NO_BOUND, 0).unwrap().unwrap();
+    assert_eq!(retired, Retired { number: 1, evicted_through: 6, events: 2, bytes: 3, expired: Vec::new() });
     let kept = file.product(&product("p")).unwrap();
     assert_eq!((kept.evicted_through, kept.missing), (6, missing[1..].to_vec()));
 }
@@ -156,9 +162,9 @@ fn erase_victims(file: &mut File, numbers: &[u32], victims: &[&str], oldest_kept
     retire_all(file, oldest_kept_at, NO_BOUND);
     for number in numbers {
         for victim in victims {
-            assert!(file.erase(*number, &session(victim)).unwrap().0 >= 100);
+            assert!(file.erase(*number, &session(victim), 0).unwrap().events >= 100);
         }
-        assert_eq!(file.erase(*number, &session(victims[0])).unwrap(), (0, 0));
+        assert_eq!(file.erase(*number, &session(victims[0]), 0).unwrap(), Erased { events: 0, bytes: 0, letters: 0 });
     }
 }
 
@@ -201,7 +207,7 @@ fn scrubbing_reports_a_reader_in_the_way_and_can_be_repeated() {
     let reader = Connection::open(file.path()).unwrap();
     reader.execute_batch("BEGIN; SELECT * FROM products").unwrap();
     reader.query_row("SELECT count(*) FROM entries", [], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(file.erase(1, &session("s")).unwrap().0, 5, "nobody waits for a reader to be rid of them");
+    assert_eq!(file.erase(1, &session("s"), 0).unwrap().events, 5, "nobody waits for a reader to be rid of them");
     assert!(matches!(file.scrub(), Err(FileError::Trouble { .. })));
     reader.execute_batch("COMMIT").unwrap();
     let path = file.path().to_owned();
@@ -221,7 +227,7 @@ fn a_session_is_erased_in_one_product_only() {
     file.product(&product("q")).unwrap();
     write_events(&mut file, 1, 1..=1300, 1, 1);
     write_events(&mut file, 2, 1..=5, 1, 1);
-    assert_eq!(file.erase(1, &session("s")).unwrap().0, 1300);
+    assert_eq!(file.erase(1, &session("s"), 0).unwrap().events, 1300);
     let kept = file.product(&product("p")).unwrap();
     assert_eq!((kept.newest, kept.evicted_through, kept.events, kept.bytes), (1300, 0, 0, 0));
     assert_eq!(file.product(&product("q")).unwrap().events, 5);

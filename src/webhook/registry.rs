@@ -1,0 +1,405 @@
+//! Who is registered: starts a worker for each webhook, passes operators' orders on, ends what is removed.
+//!
+//! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhooks' own rooms.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+    time,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, warn};
+
+use super::{
+    Now, Source, View, WebhookError, Which,
+    board::Board,
+    definition::{Definition, Former, Remembered},
+    egress::Guard,
+    tools::Tools,
+    worker::{Order, Start, Worker},
+};
+use crate::{
+    config::{Network, Webhook},
+    delivery::Attempt,
+    event::{ProductId, SessionId},
+    fanout::Fanout,
+    log::store::{Desk, KeptWebhook, Owed, Unwritable},
+    metrics::Metrics,
+};
+
+/// Every registered webhook.
+#[derive(Debug)]
+pub(crate) struct Webhooks {
+    products: HashMap<ProductId, Arc<Fanout>>,
+    tools: Arc<Tools>,
+    metrics: Arc<Metrics>,
+    runtime: Handle,
+    registered: Arc<Mutex<BTreeMap<String, Registered>>>,
+    /// Held by whoever registers, changes or removes one: these take their time.
+    registry: tokio::sync::Mutex<()>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    /// Cancelled when a worker ends by itself, which none does.
+    broken: CancellationToken,
+}
+
+/// One webhook and the way to its worker.
+#[derive(Clone, Debug)]
+pub(super) struct Registered {
+    board: Arc<Board>,
+    orders: mpsc::Sender<Order>,
+    /// Tells the worker to end where it stands, and for good.
+    removed: CancellationToken,
+    /// Cancelled when it has, and nothing is left of the webhook.
+    gone: CancellationToken,
+}
+
+/// What webhooks stand on.
+#[derive(Debug)]
+pub(crate) struct Ground<'a> {
+    /// Of each product.
+    pub(crate) fanouts: Vec<Arc<Fanout>>,
+    /// Where outboxes are kept.
+    pub(crate) desk: Arc<Desk>,
+    /// Whether that outlives the process.
+    pub(crate) is_durable: bool,
+    /// Bytes of owed events that one webhook may hold where nothing else keeps them.
+    pub(crate) memory_bytes: u64,
+    /// Networks that may be reached although they are not public.
+    pub(crate) allow_networks: &'a [Network],
+    /// Whom to trust.
+    pub(crate) tls: rustls::ClientConfig,
+    /// Where all is counted.
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Webhooks {
+    /// Starts a worker for each webhook that the configuration declares or that the store has kept, on the present runtime.
+    pub(crate) fn start(ground: Ground<'_>, declared: &[Webhook], kept: Vec<KeptWebhook>) -> Self {
+        let tools = Tools {
+            desk: ground.desk,
+            is_durable: ground.is_durable,
+            memory_bytes: ground.memory_bytes,
+            guard: Arc::new(Guard::new(ground.allow_networks)),
+            tls: ground.tls,
+        };
+        let webhooks = Self {
+            products: ground.fanouts.into_iter().map(|fanout| (fanout.log().product().clone(), fanout)).collect(),
+            tools: Arc::new(tools),
+            metrics: ground.metrics,
+            runtime: Handle::current(),
+            registered: Arc::default(),
+            registry: tokio::sync::Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            broken: CancellationToken::new(),
+        };
+        webhooks.resume(declared, kept);
+        webhooks
+    }
+
+    fn resume(&self, declared: &[Webhook], kept: Vec<KeptWebhook>) {
+        let mut declared: BTreeMap<&str, &Webhook> = declared.iter().map(|it| (it.id.as_str(), it)).collect();
+        for KeptWebhook { id, product, definition, position, owed } in kept {
+            let remembered = match Remembered::parse(&definition) {
+                Ok(remembered) => remembered,
+                Err(problem) => {
+                    error!(
+                        webhook = id,
+                        problem, "what the store has of the webhook cannot be understood; it is left alone"
+                    );
+                    continue;
+                }
+            };
+            let Remembered { webhook, disabled, former } = remembered;
+            let (webhook, source) = match (declared.remove(id.as_str()), webhook) {
+                (Some(webhook), _) => (webhook.clone(), Source::File),
+                (None, Some(webhook)) => (webhook, Source::Api),
+                (None, None) => {
+                    warn!(
+                        webhook = id,
+                        pending = owed.len(),
+                        "the webhook is declared no more: what it was owed is forgotten"
+                    );
+                    drop(self.tools.desk.unregister(&id)); // carried out though nobody waits
+                    continue;
+                }
+            };
+            let definition = Definition { webhook: Arc::new(webhook), source, disabled, former };
+            if definition.webhook.product_id == product {
+                self.spawn(definition, Some(position), owed, None);
+            } else {
+                warn!(webhook = id, "the webhook has another product now: it begins anew there");
+                drop(self.tools.desk.unregister(&id)); // carried out though nobody waits
+                self.spawn(definition, None, Vec::new(), None);
+            }
+        }
+        for webhook in declared.into_values() {
+            let webhook = Arc::new(webhook.clone());
+            let definition = Definition { webhook, source: Source::File, disabled: None, former: None };
+            self.spawn(definition, None, Vec::new(), None);
+        }
+    }
+
+    /// Starts a worker at `position`, or with what comes from now on.
+    fn spawn(
+        &self,
+        definition: Definition,
+        position: Option<u64>,
+        owed: Vec<Owed>,
+        registered: Option<oneshot::Sender<Result<(), Unwritable>>>,
+    ) {
+        let id = definition.webhook.id.clone();
+        let Some(fanout) = self.products.get(&definition.webhook.product_id).map(Arc::clone) else {
+            error!(webhook = id, "the webhook's product is none of this relay's; add it to [[upstreams]]");
+            return;
+        };
+        let board = Arc::new(Board::new(definition));
+        let (orders, inbox) = mpsc::channel(MOST_ORDERS);
+        let start = Start {
+            board: Arc::clone(&board),
+            position: position.unwrap_or_else(|| fanout.log().newest()),
+            fanout,
+            orders: inbox,
+            owed,
+            metrics: self.metrics.webhook(&id),
+            registered,
+        };
+        let worker = Worker::new(Arc::clone(&self.tools), start);
+        let (removed, gone) = (CancellationToken::new(), CancellationToken::new());
+        let registered = Registered { board, orders, removed: removed.clone(), gone: gone.clone() };
+        self.registered().insert(id.clone(), registered);
+        let (stop, broken, tools) = (self.stop.clone(), self.broken.clone(), Arc::clone(&self.tools));
+        let (registered, metrics) = (Arc::clone(&self.registered), Arc::clone(&self.metrics));
+        let task = async move {
+            let panicked = broken.drop_guard();
+            Box::pin(worker.run(stop.clone(), removed.clone())).await;
+            if removed.is_cancelled() {
+                stop.run_until_cancelled(tools.unregister(&id)).await;
+                lock(&registered).remove(&id);
+                metrics.forget_webhook(&id);
+                gone.cancel();
+            }
+            panicked.disarm();
+        };
+        self.tasks.spawn_on(task, &self.runtime);
+    }
+
+    /// Waits until a worker has ended by itself.
+    pub(crate) async fn broken(&self) {
+        self.broken.cancelled().await;
+    }
+
+    /// Finishes what is under way, writes everything down, and ends every worker.
+    pub(crate) async fn leave(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Where outboxes are kept: the store of the logs, where these are kept, too.
+    pub(crate) fn desk(&self) -> &Arc<Desk> {
+        &self.tools.desk
+    }
+
+    /// All of them, by id.
+    pub(crate) fn list(&self) -> Vec<View> {
+        self.registered().values().map(View::of).collect()
+    }
+
+    /// One of them.
+    pub(crate) fn get(&self, id: &str) -> Option<View> {
+        self.registered().get(id).map(View::of)
+    }
+
+    /// Registers a webhook, which gets events from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the id is taken, the product unknown, or the store cannot be written.
+    pub(crate) async fn create(&self, webhook: Webhook) -> Result<View, WebhookError> {
+        let _alone = self.registry.lock().await;
+        let id = webhook.id.clone();
+        if self.get(&id).is_some() {
+            return Err(WebhookError::Taken);
+        }
+        if !self.products.contains_key(&webhook.product_id) {
+            return Err(WebhookError::UnknownProduct);
+        }
+        if self.registered().len() >= MOST_WEBHOOKS {
+            return Err(WebhookError::TooMany);
+        }
+        let (written, is_written) = oneshot::channel();
+        let definition = Definition { webhook: Arc::new(webhook), source: Source::Api, disabled: None, former: None };
+        self.spawn(definition, None, Vec::new(), Some(written));
+        match is_written.await {
+            Ok(Ok(())) => self.get(&id).ok_or(WebhookError::Leaving),
+            Ok(Err(Unwritable)) => {
+                drop(self.end(&self.known(&id)?));
+                Err(WebhookError::Store)
+            }
+            Err(_) => Err(WebhookError::Leaving),
+        }
+    }
+
+    /// Changes a webhook that the API has registered. It keeps its place. A former secret signs beside a new one for a while.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of this id, the file declares it, the product is another, or the store cannot be written.
+    pub(crate) async fn change(&self, webhook: Webhook) -> Result<View, WebhookError> {
+        let _alone = self.registry.lock().await;
+        let id = webhook.id.clone();
+        let known = self.editable(&id)?.board.definition();
+        if known.webhook.product_id != webhook.product_id {
+            return Err(WebhookError::OtherProduct);
+        }
+        let former = match known.webhook.secret == webhook.secret {
+            true => known.former.clone(),
+            false => Some(Former {
+                secret: known.webhook.secret.clone(),
+                until: Now::read().unix_ms.saturating_add(GRACE.as_millis() as u64),
+            }),
+        };
+        let definition = Definition { webhook: Arc::new(webhook), former, ..(*known).clone() };
+        let written = self.order(&id, |answer| Order::Redefine(Box::new(definition), answer)).await?;
+        written.map_err(|Unwritable| WebhookError::Store)?;
+        self.get(&id).ok_or(WebhookError::Unknown)
+    }
+
+    /// Ends a webhook that the API has registered, with all that is owed to it and its dead letters.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of this id, the file declares it, or the store cannot be written; then it ends when it can.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun, it is carried out whether or not anybody waits.
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), WebhookError> {
+        let _alone = self.registry.lock().await;
+        let gone = self.end(&self.editable(id)?);
+        time::timeout(PATIENCE, gone).await.map_err(|_| WebhookError::Store)
+    }
+
+    fn end(&self, registered: &Registered) -> impl Future<Output = ()> + use<> {
+        registered.removed.cancel();
+        registered.gone.clone().cancelled_owned()
+    }
+
+    /// Makes a webhook active, whatever it was.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of this id.
+    pub(crate) async fn enable(&self, id: &str) -> Result<View, WebhookError> {
+        self.order(id, Order::Enable).await?;
+        self.get(id).ok_or(WebhookError::Unknown)
+    }
+
+    /// Holds a webhook back until it is enabled.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of this id.
+    pub(crate) async fn disable(&self, id: &str) -> Result<View, WebhookError> {
+        self.order(id, Order::Disable).await?;
+        self.get(id).ok_or(WebhookError::Unknown)
+    }
+
+    /// Sends a signed sample, whatever the state of the webhook is, and returns how it went.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of this id.
+    pub(crate) async fn test(&self, id: &str) -> Result<Attempt, WebhookError> {
+        self.order(id, Order::Test).await
+    }
+
+    /// Puts dead letters back into the queue, and returns how many.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of this id, or the store cannot be written.
+    pub(crate) async fn redeliver(&self, id: &str, which: Which) -> Result<u64, WebhookError> {
+        self.known(id)?;
+        self.tools.desk.requeue(id, which).await.map_err(|Unwritable| WebhookError::Store)
+    }
+
+    /// Forgets what is owed to any webhook of a session's events, and what it got of them.
+    pub(crate) async fn erase(&self, product: &ProductId, session: &SessionId) {
+        let concerned = |view: &View| view.webhook.product_id == *product;
+        for view in self.list().into_iter().filter(concerned) {
+            // One that has been removed meanwhile has forgotten everything.
+            let _ = self.order(&view.webhook.id, |answer| Order::Erase(session.clone(), answer)).await;
+        }
+    }
+
+    /// Gives an order to a worker and waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of this id, or the relay is leaving.
+    pub(super) async fn order<T>(
+        &self,
+        id: &str,
+        order: impl FnOnce(oneshot::Sender<T>) -> Order,
+    ) -> Result<T, WebhookError> {
+        let orders = self.known(id)?.orders;
+        let (answer, answered) = oneshot::channel();
+        orders.send(order(answer)).await.map_err(|_| WebhookError::Leaving)?;
+        answered.await.map_err(|_| WebhookError::Leaving)
+    }
+
+    /// One of them, and the way to it.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of this id.
+    pub(super) fn known(&self, id: &str) -> Result<Registered, WebhookError> {
+        self.registered().get(id).cloned().ok_or(WebhookError::Unknown)
+    }
+
+    fn editable(&self, id: &str) -> Result<Registered, WebhookError> {
+        let registered = self.known(id)?;
+        match registered.board.definition().source {
+            Source::Api => Ok(registered),
+            Source::File => Err(WebhookError::FromFile),
+        }
+    }
+
+    fn registered(&self) -> MutexGuard<'_, BTreeMap<String, Registered>> {
+        lock(&self.registered)
+    }
+}
+
+fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Insertions and removals are each whole: a panic elsewhere does not spoil the map.
+    map.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl View {
+    fn of(registered: &Registered) -> Self {
+        let definition = registered.board.definition();
+        let facts = registered.board.facts();
+        Self { webhook: Arc::clone(&definition.webhook), source: definition.source, facts }
+    }
+}
+
+/// How long a secret signs beside its successor: a receiver's deploy, and the night before it.
+const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long an operator waits for the store.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Each has a worker and connections of its own.
+pub(super) const MOST_WEBHOOKS: usize = 1000;
+
+/// Orders that wait for one worker; whoever gives more waits, too.
+const MOST_ORDERS: usize = 16;
