@@ -115,7 +115,7 @@ fn measure(size: Size, scenarios: &[char]) -> Result<bool> {
     for scenario in scenarios {
         let found = match scenario {
             'A' => throughput(size)?,
-            'B' => latency(size, "alone", &[])?,
+            'B' => latency(size, "B", &[])?,
             'C' => queue(size)?,
             _ => beside_dead_ones(size)?,
         };

@@ -165,7 +165,7 @@ def test_plain_text_that_is_base64_is_used_as_it_stands():
     with Receiver(lambda body, headers: verifies(as_written, body, headers)) as receiver, scene(hook(receiver, secret)):
         wait_for(lambda: len(receiver.accepted) >= 10, lambda: f"ten deliveries; {receiver.refused[:1]}")
         headers, body = receiver.accepted[0]
-        assert not verifies(Webhook(secret), body, headers), "the package's own reading of a plain secret is another one"
+        assert not verifies(Webhook(secret), body, headers), "the package itself reads a plain secret in another way"
 
 
 def test_both_secrets_verify_after_a_rotation():
