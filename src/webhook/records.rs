@@ -9,6 +9,7 @@
 //! May use: `delivery`, `log`, the webhook's own rooms.
 
 use std::{
+    collections::VecDeque,
     fmt,
     future::{Future, poll_fn},
     pin::Pin,
@@ -49,6 +50,8 @@ pub(super) struct Records {
     letters: Out<Result<Vec<DeadLetter>, Unreadable>>,
     letters_at: Instant,
     letters_after: u64,
+    /// Handed to the outbox not long ago, and when: an answer that was on its way meanwhile may still name them.
+    handed: VecDeque<(Instant, u64)>,
 }
 
 type Out<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
@@ -79,6 +82,7 @@ impl Records {
             letters: None,
             letters_at: now,
             letters_after: 0,
+            handed: VecDeque::new(),
         }
     }
 
@@ -164,14 +168,19 @@ impl Records {
                 self.journal_at = now + AGAIN;
             }
             Answer::Registered(registered) => self.registered(registered),
-            Answer::Letters(letters) => {
-                let letters = letters.unwrap_or_default();
-                // In order; and from the beginning when those are gone that had been asked for.
-                self.letters_after = letters.last().map_or(0, |letter| letter.delivery.place);
-                self.letters_at = Instant::now() + LETTERS_EVERY;
-                outbox.redeliver(letters, Now::read());
-            }
+            Answer::Letters(letters) => self.hand_over(letters.unwrap_or_default(), outbox),
         }
+    }
+
+    fn hand_over(&mut self, mut letters: Vec<DeadLetter>, outbox: &mut Outbox) {
+        let now = Instant::now();
+        // In order; and from the beginning when those are gone that had been asked for.
+        self.letters_after = letters.last().map_or(0, |letter| letter.delivery.place);
+        self.letters_at = now + LETTERS_EVERY;
+        while self.handed.pop_front_if(|(at, _)| *at + STALE < now).is_some() {}
+        letters.retain(|letter| self.handed.iter().all(|(_, place)| *place != letter.delivery.place));
+        self.handed.extend(letters.iter().map(|letter| (now, letter.delivery.place)));
+        outbox.redeliver(letters, Now::read());
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
@@ -244,6 +253,9 @@ const REGISTER_AGAIN: Duration = Duration::from_secs(1);
 
 /// Between two helpings of dead letters: with their number, some sixty a second.
 const LETTERS_EVERY: Duration = Duration::from_millis(250);
+
+/// Longer than any answer of a store that works.
+const STALE: Duration = Duration::from_secs(5);
 
 /// For the last journal.
 const CLOSING: Duration = Duration::from_secs(2);

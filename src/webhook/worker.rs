@@ -139,6 +139,7 @@ impl Worker {
     /// Begins whatever can begin.
     fn begin(&mut self) {
         let now = Now::read();
+        self.read_notices(); // first: what follows relies on it
         self.send(now);
         self.outbox.pass(self.reader.passed());
         self.metrics.lost.inc_by(self.outbox.take_lost());
@@ -177,7 +178,7 @@ impl Worker {
             Some(ended) = self.attempts.join_next() => self.settle(ended),
             Some(_) = self.samples.join_next() => {}
             () = self.records.next(&mut self.outbox) => {}
-            () = self.notices.told() => self.read_notices(),
+            () = self.notices.told() => {}
             reloaded = reload(&mut self.reloader, wanted) => self.load(reloaded),
             read = self.reader.next(), if self.outbox.has_room() => self.take(read),
             () = time::sleep_until(wake_at) => {}
