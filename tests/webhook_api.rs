@@ -52,7 +52,7 @@ fn a_webhook_is_created_shown_changed_and_deleted() {
     let replaced = send(&relay, "PUT", &of(""), &least).json();
     assert_eq!(
         (&replaced["timeout"], &replaced["types"]),
-        (&json!("10s"), &json!([])),
+        (&json!("10s"), &json!(["actions"])),
         "what is missing is the default"
     );
 

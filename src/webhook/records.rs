@@ -49,7 +49,6 @@ pub(super) struct Records {
     all_at: Instant,
     letters: Out<Result<Vec<DeadLetter>, Unreadable>>,
     letters_at: Instant,
-    letters_after: u64,
     /// Handed to the outbox not long ago, and when: an answer that was on its way meanwhile may still name them.
     handed: VecDeque<(Instant, u64)>,
 }
@@ -81,7 +80,6 @@ impl Records {
             all_at: now,
             letters: None,
             letters_at: now,
-            letters_after: 0,
             handed: VecDeque::new(),
         }
     }
@@ -136,7 +134,8 @@ impl Records {
         let room = outbox.room_for_letters();
         let is_due = notice.requeued > 0 && room > 0 && Instant::now() >= self.letters_at;
         if is_due && self.letters.is_none() {
-            self.letters = Some(Box::pin(self.desk.requeued(&self.id, self.letters_after, room)));
+            // From the first on: those that are on their way are among them still, and what is requeued meanwhile may come before.
+            self.letters = Some(Box::pin(self.desk.requeued(&self.id, LETTERS_AT_A_TIME)));
         }
     }
 
@@ -174,11 +173,10 @@ impl Records {
 
     fn hand_over(&mut self, mut letters: Vec<DeadLetter>, outbox: &mut Outbox) {
         let now = Instant::now();
-        // In order; and from the beginning when those are gone that had been asked for.
-        self.letters_after = letters.last().map_or(0, |letter| letter.delivery.place);
         self.letters_at = now + LETTERS_EVERY;
         while self.handed.pop_front_if(|(at, _)| *at + STALE < now).is_some() {}
         letters.retain(|letter| self.handed.iter().all(|(_, place)| *place != letter.delivery.place));
+        letters.truncate(outbox.room_for_letters());
         self.handed.extend(letters.iter().map(|letter| (now, letter.delivery.place)));
         outbox.redeliver(letters, Now::read());
     }
@@ -253,6 +251,9 @@ const REGISTER_AGAIN: Duration = Duration::from_secs(1);
 
 /// Between two helpings of dead letters: with their number, some sixty a second.
 const LETTERS_EVERY: Duration = Duration::from_millis(250);
+
+/// More than the outbox has on its way.
+const LETTERS_AT_A_TIME: usize = 48;
 
 /// Longer than any answer of a store that works.
 const STALE: Duration = Duration::from_secs(5);

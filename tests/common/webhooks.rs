@@ -26,6 +26,7 @@ pub(crate) fn table(id: &str, receiver: &Receiver, lines: &str) -> String {
         ("product_id", format!("'{PRODUCT}'")),
         ("url", format!("'{}'", url(receiver, id))),
         ("secret", format!("'{SECRET}'")),
+        ("types", "[]".to_owned()),
         ("timeout", "'10s'".to_owned()),
         ("max_retries", "100".to_owned()),
         ("initial_backoff", "'20ms'".to_owned()),

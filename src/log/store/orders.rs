@@ -36,7 +36,7 @@ pub(super) enum Order {
     /// List dead letters.
     DeadLetters { id: Box<str>, page: Page, answer: oneshot::Sender<Vec<(u64, DeadLetter)>> },
     /// List those that wait to be delivered again.
-    Requeued { id: Box<str>, after: u64, most: usize, answer: oneshot::Sender<Vec<DeadLetter>> },
+    Requeued { id: Box<str>, most: usize, answer: oneshot::Sender<Vec<DeadLetter>> },
 }
 
 /// What is left to be requeued.
@@ -184,7 +184,7 @@ impl Desk {
         async { marked.await.map_err(|_| Unwritable) }
     }
 
-    /// A webhook's dead letters behind a place that wait to be delivered again, in the order of their places. At most `most`,
+    /// A webhook's dead letters that wait to be delivered again, in the order of their places. At most `most`,
     /// and about 1 MiB of payloads.
     ///
     /// # Errors
@@ -193,11 +193,10 @@ impl Desk {
     pub(crate) fn requeued(
         &self,
         id: &str,
-        after: u64,
         most: usize,
     ) -> impl Future<Output = Result<Vec<DeadLetter>, Unreadable>> + use<> {
         let id = id.into();
-        let found = self.order(|answer| Order::Requeued { id, after, most, answer });
+        let found = self.order(|answer| Order::Requeued { id, most, answer });
         async { found.await.map_err(|_| Unreadable) }
     }
 

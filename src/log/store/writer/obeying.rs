@@ -65,8 +65,8 @@ impl Writer {
             Order::DeadLetters { id, page, answer } => {
                 let _ = answer.send(file.dead_letters(&id, page.letters, page.before, page.most)?);
             }
-            Order::Requeued { id, after, most, answer } => {
-                let _ = answer.send(file.requeued(&id, after, most)?);
+            Order::Requeued { id, most, answer } => {
+                let _ = answer.send(file.requeued(&id, most)?);
             }
         }
         Ok(None)

@@ -79,7 +79,7 @@ fn a_webhook_goes_through_all_orders_and_is_told_its_counts() {
     assert_eq!(rig.requeue("w", Which::These(vec![EventId::new(7, 4), EventId::new(7, 7)])), 1);
     assert_eq!(webhook.notices.take(), Notice { dead: 3, requeued: 1, ..Notice::default() });
     assert_eq!((rig.dead("w", Letters::Dead), rig.dead("w", Letters::Requeued)), (vec![5, 3, 2], vec![4]));
-    let requeued = rig.writer.desk.requeued("w", 3, 9);
+    let requeued = rig.writer.desk.requeued("w", 9);
     rig.writer.work();
     assert_eq!(said(requeued).unwrap(), [letter(4, b"{}")]);
     rig.journal("w", settled([4])).unwrap();
@@ -327,12 +327,12 @@ async fn without_a_directory_the_same_orders_are_carried_out_in_memory() {
     desk.journal(&"w".into(), changes(40, fates)).await.unwrap();
     assert_eq!(webhook.notices.take(), Notice { dead: 3, ..Notice::default() });
     assert_eq!(desk.requeue("w", Which::All).await.unwrap(), 3);
-    assert_eq!(desk.requeued("w", 1, 9).await.unwrap().len(), 2);
+    assert_eq!(desk.requeued("w", 9).await.unwrap().len(), 3);
     assert_eq!(desk.dead_letters("w", Letters::Requeued, None, 9).await.unwrap().len(), 3);
     let session = SessionId::new("s").unwrap();
     let in_memory = log.erase(&session);
     assert_eq!(in_memory + desk.erase(product(), session).await.unwrap(), in_memory + 2, "40 was one of the former");
-    assert_eq!(desk.requeued("w", 0, 9).await.unwrap(), []);
+    assert_eq!(desk.requeued("w", 9).await.unwrap(), []);
     desk.unregister("w").await.unwrap();
     assert!(!desk.is_degraded() && !desk.is_recovering());
     drop(store);
