@@ -14,7 +14,9 @@ const ROOMS: [&str; 26] = [
 ];
 
 /// Pairs that must not know each other although their order would allow it.
-const STRANGERS: [(&str, &str); 6] = [
+const STRANGERS: [(&str, &str); 8] = [
+    ("webhook", "auth"),
+    ("upstream", "webhook"),
     ("upstream", "http"),
     ("upstream", "fanout"),
     ("upstream", "log"),

@@ -470,7 +470,9 @@ impl World {
             self.land(true);
             self.tell();
             self.advance();
-            if self.outbox.items.is_empty() && self.shelf.letters.is_empty() {
+            // A dead letter may still be on its way to the store.
+            let is_written = self.flying.is_none() && !self.outbox.journal.has_any(self.outbox.position);
+            if self.outbox.items.is_empty() && self.shelf.letters.is_empty() && is_written {
                 break;
             }
         }
