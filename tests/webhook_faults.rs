@@ -271,6 +271,41 @@ fn retry_after_in_seconds_and_as_a_date_is_waited_for_by_the_whole_endpoint() {
 }
 
 #[test]
+fn what_is_owed_in_memory_alone_is_delivered_before_the_relay_leaves() {
+    for most in [1, 4] {
+        let receiver = Receiver::new(|_| Answer::Held);
+        let (_connector, mut relay, mut link) = relay_to(&receiver, &format!("max_in_flight = {most}"));
+        publish(&relay, &mut link, (0..40).map(|number| event_of(&format!("s{number}"), number)));
+        receiver.wait_for(most);
+        relay.wait_for_pending("hook", 40);
+        relay.process.signal("TERM");
+        relay.process.log_line("leaving; a second signal ends the process at once");
+        receiver.now(|_| Answer::Status(200));
+        receiver.release();
+        assert_eq!(relay.process.exit_code(), Some(0));
+        assert_eq!(receiver.accepted().len(), 40, "with {most} in flight");
+    }
+}
+
+#[test]
+fn what_a_receiver_has_asked_for_is_kept_across_a_restart() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let receiver = Receiver::new(|_| Answer::With(503, "Retry-After: 600\r\n".to_owned()));
+    let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
+    let relay = setup.start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event_of("a", 0)]);
+    relay.wait_for_webhook("hook", "throttled");
+    relay.stop();
+    drop(link);
+    let relay = setup.start();
+    publish(&relay, &mut relay.reconnect(&connector), [event_of("b", 1)]);
+    relay.wait_for_pending("hook", 2);
+    relay.wait_for_webhook("hook", "throttled");
+    assert_eq!(receiver.wait_for(1).len(), 1, "nothing is sent until then");
+}
+
+#[test]
 fn an_attempt_that_is_under_way_when_the_relay_is_told_to_leave_is_finished() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));

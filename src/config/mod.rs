@@ -144,12 +144,13 @@ impl Config {
     /// Reads the whole document. A default stands in for what is wrong, so the result counts only if nothing was.
     fn read(mut root: Section<'_>, defaults: &Defaults, anonymous: AllowAnonymous) -> Self {
         let (mut server, mut auth) = (root.section("server"), root.section("auth"));
+        let upstreams = Upstream::read_all(&mut root);
         let config = Self {
             server: Server::read(&mut server, defaults.listen),
-            upstreams: Upstream::read_all(&mut root),
+            webhooks: Webhook::read_all(&mut root, &upstreams),
+            upstreams,
             auth: Auth::read(&mut auth, defaults.allow_anonymous),
             log: Log::read(root.section("log")),
-            webhooks: Webhook::read_all(&mut root),
             egress: Egress::read(root.section("egress")),
         };
         config.check_anonymous(&mut server, &mut auth, anonymous);

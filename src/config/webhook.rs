@@ -17,7 +17,7 @@ use super::entry::Entry;
 use super::findings::quoted;
 use super::reader::{Section, report_repeated_texts};
 use super::secret::{Rule, Secret, SecretEntries};
-use super::upstream::product_id;
+use super::upstream::{Upstream, product_id};
 use super::values;
 use crate::event::{Only, ProductId, SessionId};
 
@@ -68,13 +68,17 @@ const MOST_IN_FLIGHT: u32 = 1024;
 const LONGEST_ID: usize = 64;
 
 impl Webhook {
-    /// Reads all tables.
-    pub(super) fn read_all(root: &mut Section<'_>) -> Vec<Self> {
+    /// Reads all tables. Each needs a product that there is.
+    pub(super) fn read_all(root: &mut Section<'_>, upstreams: &[Upstream]) -> Vec<Self> {
         let mut sections = root.tables("webhooks");
         // The secret also travels as a bearer token, as it does from the connector.
         let secret = |section: &mut Section<'_>| SecretEntries::of(section, "secret").required(section, Rule::Header);
         let webhooks = sections.iter_mut().filter_map(|section| Self::read(section, secret)).collect();
         report_repeated_texts(&mut sections, "id");
+        // An upstream with a finding of its own may be the one that is meant.
+        if root.reading().accepts("upstreams") {
+            sections.iter_mut().for_each(|section| check_product(section, upstreams));
+        }
         sections.into_iter().for_each(Section::finish);
         webhooks
     }
@@ -104,6 +108,14 @@ impl Webhook {
             max_backoff,
             max_in_flight: max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT),
         })
+    }
+}
+
+fn check_product(section: &mut Section<'_>, upstreams: &[Upstream]) {
+    let product = section.entry("product_id");
+    let is_known = |text| upstreams.iter().any(|upstream| upstream.product_id.as_str() == text);
+    if product.is_accepted() && product.given_text().is_some_and(|text| !is_known(text)) {
+        product.report("is none of [[upstreams]]; add its upstream");
     }
 }
 
@@ -151,7 +163,17 @@ fn session_id(text: &str) -> Result<SessionId, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::{findings, parsed};
+    use crate::config::{Config, tests};
+
+    const UPSTREAM: &str = "[[upstreams]]\nproduct_id = 'p'\nurl = 'https://c/stream/p'\n";
+
+    fn parsed(text: &str) -> Config {
+        tests::parsed(&format!("{text}\n{UPSTREAM}"))
+    }
+
+    fn findings(text: &str) -> String {
+        tests::findings(&format!("{text}\n{UPSTREAM}"))
+    }
 
     const MINIMAL: &str = "[[webhooks]]\nid = 'crm'\nproduct_id = 'p'\nurl = 'https://h/e'\nsecret = 'hush'\n";
 
@@ -198,6 +220,12 @@ mod tests {
         }
         let edge = "timeout = '10m'\nmax_retries = 100\nmax_backoff = '2s'\nmax_in_flight = 1024";
         assert_eq!(parsed(&format!("{MINIMAL}{edge}")).webhooks[0].max_in_flight, 1024);
+    }
+
+    #[test]
+    fn a_product_without_an_upstream_is_found() {
+        let found = findings(&MINIMAL.replace("'p'", "'q'"));
+        assert_eq!(found, "relay.toml:3: webhooks[0].product_id: is none of [[upstreams]]; add its upstream");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde_json::{Value, value::RawValue};
 use super::{
     admin::{Admin, unix_time},
     error::Problem,
-    webhooks::{Named, Sent, body, id},
+    webhooks::{Named, Sent, body, id, known},
 };
 use crate::{
     config::FieldError,
@@ -37,7 +37,8 @@ pub(super) async fn list(
     named: Named,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let (id, wish) = (id(named)?, Wish::read(&query.unwrap_or_default())?);
+    let id = known(&admin, &id(named)?)?.webhook.id.clone();
+    let wish = Wish::read(&query.unwrap_or_default())?;
     let page = admin.webhooks.deliveries(&id, wish.state, wish.before, wish.most).await?;
     let deliveries = page.deliveries.iter().map(DeliveryView::new).collect();
     Ok(Json(List { deliveries, next: page.next.map(|next| next.to_string()) }).into_response())
@@ -49,7 +50,8 @@ pub(super) async fn list(
 ///
 /// 404, 413, 422; 503 when the store cannot be written.
 pub(super) async fn redeliver(State(admin): State<Arc<Admin>>, named: Named, sent: Sent) -> Result<Response, Problem> {
-    let (id, which) = (id(named)?, which(&body(sent)?).map_err(Problem::invalid)?);
+    let id = known(&admin, &id(named)?)?.webhook.id.clone();
+    let which = which(&body(sent)?).map_err(Problem::invalid)?;
     let requeued = admin.webhooks.redeliver(&id, which).await?;
     Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "requeued": requeued }))).into_response())
 }
@@ -63,22 +65,21 @@ struct Wish {
 }
 
 impl Wish {
-    /// Reads a query.
+    /// Reads a query. What is owed is of most interest.
     ///
     /// # Errors
     ///
     /// 400 for a state, limit or cursor that is none.
     fn read(query: &str) -> Result<Self, Problem> {
-        let (mut state, mut before, mut most) = (None, None, DEFAULT_DELIVERIES);
+        let (mut state, mut before, mut most) = (DeliveryState::Pending, None, DEFAULT_DELIVERIES);
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*key {
-                "state" => state = Some(delivery_state(&value)?),
+                "state" => state = delivery_state(&value)?,
                 "after" => before = Some(cursor(&value)?),
                 "limit" => most = limit(&value)?,
                 _ => {}
             }
         }
-        let state = state.ok_or_else(|| Problem::bad_request(format!("state is missing; {STATES}")))?;
         Ok(Self { state, before, most })
     }
 }

@@ -118,7 +118,12 @@ async fn test(State(admin): State<Arc<Admin>>, named: Named) -> Result<Response,
     Ok(Json(TestView::new(&attempt)).into_response())
 }
 
-fn known(admin: &Admin, id: &str) -> Result<View, Problem> {
+/// One webhook.
+///
+/// # Errors
+///
+/// 404.
+pub(super) fn known(admin: &Admin, id: &str) -> Result<View, Problem> {
     admin.webhooks.get(id).ok_or_else(|| WebhookError::Unknown.into())
 }
 

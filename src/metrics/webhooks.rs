@@ -44,10 +44,13 @@ impl Families {
             dead: gauge("webhook_dead", "Deliveries that were given up and can be redelivered.")?,
             oldest_pending: families.timestamp(
                 "webhook_oldest_pending_timestamp_seconds",
-                "When the oldest delivery that is owed became so, in Unix seconds; 0 when none is.",
+                "When the oldest delivery that is owed became so, in Unix seconds; 0 when none is. Redelivered ones aside.",
                 "webhook",
             )?,
-            lost: counter("webhook_lost_total", "Deliveries that are lost for good.")?,
+            lost: counter(
+                "webhook_lost_total",
+                "Deliveries that are lost for good, at the most: where nobody knows any more whom events were for, all count.",
+            )?,
             undurable: counter(
                 "webhook_undurable_total",
                 "Deliveries that were sent while the store could not keep them.",

@@ -87,12 +87,20 @@ impl Definition {
             EndpointState::Disabled => Some(standing.problem.clone().unwrap_or_default()),
             _ => None,
         };
+        let throttled_until = match standing.state {
+            EndpointState::Throttled => standing.until.map(|at| now.unix_ms_at(at)),
+            _ => None,
+        };
+        let throttled_until = throttled_until.filter(|until| *until > now.unix_ms + NOTABLE_MS);
+        // The two clocks do not run quite alike; and a wait that is over is none.
+        let is_longer = throttled_until.unwrap_or_default() > self.throttled_until.unwrap_or_default() + NOTABLE_MS;
+        let is_shorter = self.throttled_until.is_some() && standing.state == EndpointState::Active;
         let is_over = self.former.as_ref().is_some_and(|former| former.until <= now.unix_ms);
-        if disabled == self.disabled && !is_over {
+        if disabled == self.disabled && !is_over && !is_longer && !is_shorter {
             return None;
         }
         let former = self.former.clone().filter(|_| !is_over);
-        Some(Self { disabled, former, ..self.clone() })
+        Some(Self { disabled, throttled_until, former, ..self.clone() })
     }
 }
 
@@ -123,3 +131,6 @@ fn tell(before: &Content, facts: &Facts) {
         );
     }
 }
+
+/// A throttle that is shorter is not worth to be remembered across a restart.
+const NOTABLE_MS: u64 = 5000;

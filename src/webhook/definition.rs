@@ -21,6 +21,8 @@ pub(super) struct Definition {
     pub(super) source: Source,
     /// Why nothing is sent, if nothing is.
     pub(super) disabled: Option<String>,
+    /// Until when nothing is sent because the receiver asks for it, in Unix milliseconds.
+    pub(super) throttled_until: Option<u64>,
     /// The secret before the present one.
     pub(super) former: Option<Former>,
 }
@@ -41,16 +43,24 @@ pub(super) struct Remembered {
     pub(super) webhook: Option<Webhook>,
     /// Why nothing is sent, if nothing is.
     pub(super) disabled: Option<String>,
+    /// Until when nothing is sent because the receiver asks for it, in Unix milliseconds.
+    pub(super) throttled_until: Option<u64>,
     /// The secret before the present one.
     pub(super) former: Option<Former>,
 }
 
 impl Definition {
+    /// One that has just been registered.
+    pub(super) fn new(webhook: Webhook, source: Source) -> Self {
+        Self { webhook: Arc::new(webhook), source, disabled: None, throttled_until: None, former: None }
+    }
+
     /// The text that [`Remembered::parse`] reads.
     pub(super) fn to_text(&self) -> String {
         let kept = Kept {
             webhook: (self.source == Source::Api).then(|| self.webhook.to_stored()),
             disabled: self.disabled.clone(),
+            throttled_until: self.throttled_until,
             former: self
                 .former
                 .as_ref()
@@ -76,7 +86,8 @@ impl Remembered {
         };
         let webhook = kept.webhook.as_deref().map(|text| Webhook::from_stored(text).map_err(unfit)).transpose()?;
         let former = |it: KeptSecret| Former { secret: Secret::inline(it.secret), until: it.until };
-        Ok(Self { webhook, disabled: kept.disabled, former: kept.former.map(former) })
+        let Kept { disabled, throttled_until, .. } = kept;
+        Ok(Self { webhook, disabled, throttled_until, former: kept.former.map(former) })
     }
 }
 
@@ -84,6 +95,7 @@ impl Remembered {
 struct Kept {
     webhook: Option<String>,
     disabled: Option<String>,
+    throttled_until: Option<u64>,
     former: Option<KeptSecret>,
 }
 

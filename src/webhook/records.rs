@@ -118,6 +118,11 @@ impl Records {
         self.journal = Some(Box::pin(self.desk.journal(&self.id, changes)));
     }
 
+    /// Whether a journal is on its way.
+    pub(super) fn is_writing(&self) -> bool {
+        self.journal.is_some()
+    }
+
     fn registration(&self, position: u64) -> Registration {
         Registration {
             id: Arc::clone(&self.id),

@@ -14,7 +14,7 @@ use tokio::{
     time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Now, Source, View, WebhookError, Which,
@@ -117,7 +117,7 @@ impl Webhooks {
                     continue;
                 }
             };
-            let Remembered { webhook, disabled, former } = remembered;
+            let Remembered { webhook, disabled, throttled_until, former } = remembered;
             let (webhook, source) = match (declared.remove(id.as_str()), webhook) {
                 (Some(webhook), _) => (webhook.clone(), Source::File),
                 (None, Some(webhook)) => (webhook, Source::Api),
@@ -131,7 +131,7 @@ impl Webhooks {
                     continue;
                 }
             };
-            let definition = Definition { webhook: Arc::new(webhook), source, disabled, former };
+            let definition = Definition { disabled, throttled_until, former, ..Definition::new(webhook, source) };
             if definition.webhook.product_id == product {
                 self.spawn(definition, Some(position), owed, None);
             } else {
@@ -141,9 +141,7 @@ impl Webhooks {
             }
         }
         for webhook in declared.into_values() {
-            let webhook = Arc::new(webhook.clone());
-            let definition = Definition { webhook, source: Source::File, disabled: None, former: None };
-            self.spawn(definition, None, Vec::new(), None);
+            self.spawn(Definition::new(webhook.clone(), Source::File), None, Vec::new(), None);
         }
     }
 
@@ -236,10 +234,12 @@ impl Webhooks {
             return Err(WebhookError::TooMany);
         }
         let (written, is_written) = oneshot::channel();
-        let definition = Definition { webhook: Arc::new(webhook), source: Source::Api, disabled: None, former: None };
-        self.spawn(definition, None, Vec::new(), Some(written));
+        self.spawn(Definition::new(webhook, Source::Api), None, Vec::new(), Some(written));
         match is_written.await {
-            Ok(Ok(())) => self.get(&id).ok_or(WebhookError::Leaving),
+            Ok(Ok(())) => {
+                info!(webhook = id, "the webhook is registered");
+                self.get(&id).ok_or(WebhookError::Leaving)
+            }
             Ok(Err(Unwritable)) => {
                 drop(self.end(&self.known(&id)?));
                 Err(WebhookError::Store)
@@ -269,6 +269,7 @@ impl Webhooks {
         };
         let definition = Definition { webhook: Arc::new(webhook), former, ..(*known).clone() };
         let written = self.order(&id, |answer| Order::Redefine(Box::new(definition), answer)).await?;
+        info!(webhook = id, "the webhook is changed");
         written.map_err(|Unwritable| WebhookError::Store)?;
         self.get(&id).ok_or(WebhookError::Unknown)
     }
@@ -285,6 +286,7 @@ impl Webhooks {
     pub(crate) async fn remove(&self, id: &str) -> Result<(), WebhookError> {
         let _alone = self.registry.lock().await;
         let gone = self.end(&self.editable(id)?);
+        info!(webhook = id, "the webhook is removed, with what it is owed and its dead letters");
         time::timeout(PATIENCE, gone).await.map_err(|_| WebhookError::Store)
     }
 
@@ -329,7 +331,9 @@ impl Webhooks {
     /// When there is none of this id, or the store cannot be written.
     pub(crate) async fn redeliver(&self, id: &str, which: Which) -> Result<u64, WebhookError> {
         self.known(id)?;
-        self.tools.desk.requeue(id, which).await.map_err(|Unwritable| WebhookError::Store)
+        let requeued = self.tools.desk.requeue(id, which).await.map_err(|Unwritable| WebhookError::Store)?;
+        info!(webhook = id, deliveries = requeued, "dead letters are to be delivered again");
+        Ok(requeued)
     }
 
     /// Forgets what is owed to any webhook of a session's events, and what it got of them.

@@ -103,6 +103,9 @@ impl Worker {
         if let Some(problem) = &definition.disabled {
             outbox.disable(problem);
         }
+        if let Some(until) = definition.throttled_until {
+            outbox.throttle(until);
+        }
         let notices = Arc::new(Notices::default());
         let scope = definition.webhook.scope();
         Self {
@@ -217,7 +220,7 @@ impl Worker {
             }
             // What the store has expired are dead letters.
             Read::Lost { is_evicted: true, .. } if self.tools.is_durable => {}
-            Read::Lost { places, .. } => self.lost(places, "events are gone that the webhook has not got"),
+            Read::Lost { places, .. } => self.lost(places, "events are gone that may have been for the webhook"),
         }
     }
 
@@ -281,12 +284,18 @@ impl Worker {
     }
 
     fn redefine(&mut self, definition: Definition) {
-        let scope = definition.webhook.scope();
-        if self.board.definition().webhook.scope() != scope {
-            self.reader.narrow(scope);
+        let before = self.board.definition();
+        let (webhook, former) = (&definition.webhook, &definition.former);
+        if before.webhook.scope() != webhook.scope() {
+            self.reader.narrow(webhook.scope());
         }
-        self.outbox.change(self.tools.policy(&definition.webhook));
-        self.sender = Arc::new(self.tools.sender(&definition));
+        if before.webhook.url != webhook.url && definition.disabled.is_none() {
+            self.outbox.enable(); // it is another endpoint now
+        }
+        if before.webhook != *webhook || before.former != *former {
+            self.outbox.change(self.tools.policy(webhook));
+            self.sender = Arc::new(self.tools.sender(&definition));
+        }
         self.records.redefined(&definition);
         self.board.redefine(definition);
     }
@@ -331,13 +340,18 @@ impl Worker {
     }
 
     async fn finish(&mut self) {
+        let is_durable = self.tools.is_durable;
+        if !is_durable && self.board.definition().disabled.is_none() {
+            self.outbox.enable(); // what waits for another attempt gets its last
+        }
         loop {
-            let is_durable = self.tools.is_durable;
             if !is_durable {
                 self.send(Now::read());
             }
             self.records.write_down(&mut self.outbox, self.reader.committed());
-            if self.attempts.is_empty() && (is_durable || self.reader.behind() == 0) {
+            // What is being written down holds slots, in which more may be sent.
+            let may_send = !is_durable && (self.reader.behind() > 0 || self.records.is_writing());
+            if self.attempts.is_empty() && !may_send {
                 return;
             }
             self.step().await;

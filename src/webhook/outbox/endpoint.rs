@@ -132,6 +132,14 @@ impl Endpoint {
         *self = Self { is_disabled: true, problem: Some(problem.to_owned()), ..Self::default() };
     }
 
+    /// It has asked to be left alone until then.
+    pub(super) fn throttle(&mut self, until: Instant) {
+        if !self.is_disabled {
+            self.throttled_until = self.throttled_until.max(Some(until));
+            self.problem = Some("asked to wait, before the relay was restarted".to_owned());
+        }
+    }
+
     /// It is active, whatever it was.
     pub(super) fn enable(&mut self) {
         *self = Self::default();

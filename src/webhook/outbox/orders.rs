@@ -16,6 +16,11 @@ impl Outbox {
         self.endpoint.disable(problem);
     }
 
+    /// Sends nothing until this time, in Unix milliseconds: the receiver has asked for that before the restart.
+    pub(in crate::webhook) fn throttle(&mut self, until: u64) {
+        self.endpoint.throttle(self.instant_of(until));
+    }
+
     /// Notes that the store has made dead letters of everything owed up to `through`, also of what has not been taken yet.
     pub(in crate::webhook) fn expire(&mut self, through: u64) {
         if through <= self.expired_through {
