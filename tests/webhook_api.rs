@@ -275,8 +275,7 @@ fn what_is_held_back_is_listed_as_pending() {
 fn a_question_or_order_that_means_nothing_is_refused() {
     let (relay, _link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook("http://h/"));
-    for query in ["?state=", "?state=lost", "?state=dead&limit=0", "?state=dead&limit=1001", "?state=dead&after=x"]
-    {
+    for query in ["?state=", "?state=lost", "?state=dead&limit=0", "?state=dead&limit=1001", "?state=dead&after=x"] {
         let problem = get(&relay, &of(&format!("/deliveries{query}"))).problem(400);
         let names_all = ["pending", "delivered", "dead"].iter().all(|state| problem.text().contains(state));
         assert_eq!(names_all, !query.contains("=dead"), "{}", problem.text());
