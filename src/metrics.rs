@@ -226,6 +226,8 @@ impl Metrics {
 pub(crate) enum Transport {
     /// Server-Sent Events.
     Sse,
+    /// WebSocket.
+    WebSocket,
     /// One page at a time.
     Page,
 }
@@ -235,6 +237,7 @@ impl Transport {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Sse => "sse",
+            Self::WebSocket => "ws",
             Self::Page => "page",
         }
     }

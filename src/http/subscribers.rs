@@ -269,17 +269,23 @@ pub(crate) enum Leave {
     Drain = 1,
     /// It has been connected for `server.max_connection_age`.
     Rotated = 2,
+    /// Its token expires.
+    Expired = 3,
+    /// An operator has ended it.
+    Kicked = 4,
 }
 
 impl Leave {
     const NOT_YET: u8 = 0;
-    const ALL: [Self; 2] = [Self::Drain, Self::Rotated];
+    const ALL: [Self; 4] = [Self::Drain, Self::Rotated, Self::Expired, Self::Kicked];
 
     /// As it stands in metric labels.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Drain => "drain",
             Self::Rotated => "rotated",
+            Self::Expired => "expired",
+            Self::Kicked => "kicked",
         }
     }
 }
