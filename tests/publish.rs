@@ -13,7 +13,7 @@ use std::{
     io::Write,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
@@ -257,7 +257,9 @@ fn while_the_store_fails_it_is_not_durable_and_not_waited_for() {
     // The first one is waited for until the store is seen to fail.
     assert_eq!(publish(&relay, &event(1)).json()["durable"], false);
     wait::until("it is degraded", || relay.metrics().value("autoplay_relay_log_degraded", &[]) == Some(1.0));
+    let asked = Instant::now();
     assert_eq!(publish(&relay, &event(2)).json()["durable"], false);
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     assert_eq!(subscriber.numbers(3), [0, 1, 2], "live delivery does not wait");
     relay.process.limit_file_size(None);
     wait::until("it is well again", || relay.metrics().value("autoplay_relay_log_degraded", &[]) == Some(0.0));
