@@ -27,7 +27,7 @@ fn everybody_who_is_connected_is_listed_with_what_is_known_of_them() {
     let relay = setup(&connector).start();
     let mut link = connector.stream();
     let mut first = open(&relay, "");
-    let _second = open(&relay, "?session_id=b");
+    let mut second = open(&relay, "?session_id=b");
     let listed = list(&relay, "");
     let subscribers = listed["subscribers"].as_array().unwrap();
     assert_eq!((subscribers.len(), &listed["next"]), (2, &Value::Null));
@@ -39,7 +39,9 @@ fn everybody_who_is_connected_is_listed_with_what_is_known_of_them() {
         assert_eq!(subscriber.as_object().unwrap().len(), 7);
     }
     assert!(number(&subscribers[0]) < number(&subscribers[1]));
-    for n in 0..10 {
+    link.event(event_of("b", 0));
+    (first.event(), second.event());
+    for n in 1..10 {
         link.event(event_of("a", n));
         first.event();
     }
