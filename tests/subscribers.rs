@@ -40,7 +40,8 @@ fn everybody_who_is_connected_is_listed_with_what_is_known_of_them() {
     }
     assert!(number(&subscribers[0]) < number(&subscribers[1]));
     link.event(event_of("b", 0));
-    (first.event(), second.event());
+    first.event();
+    second.event();
     for n in 1..10 {
         link.event(event_of("a", n));
         first.event();
