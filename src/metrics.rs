@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     upstream_events: IntCounterVec,
     upstream_rejected: IntCounterVec,
     upstream_lag: HistogramVec,
+    published: IntCounterVec,
     subscribers: IntGaugeVec,
     disconnects: IntCounterVec,
     delivered: IntCounterVec,
@@ -99,6 +100,11 @@ impl Metrics {
                 "From the connector's forwarded_at until the event was received here, in seconds.",
                 &["product_id"],
                 UPSTREAM_LAG_SECONDS,
+            )?,
+            published: families.counter(
+                "published_events_total",
+                "Events that publishers have added to the product's log.",
+                &["product_id"],
             )?,
             subscribers: families.gauge("subscribers", "Subscribers connected now.", &["product_id", "transport"])?,
             disconnects: families.counter(
@@ -210,6 +216,11 @@ impl Metrics {
         self.delivered.with_label_values(&[product.as_str(), transport.as_str()])
     }
 
+    /// The counter of what is published for a product.
+    pub(crate) fn published(&self, product: &ProductId) -> IntCounter {
+        self.published.with_label_values(&[product.as_str()])
+    }
+
     /// The counter of subscribers that left over one transport for one reason.
     pub(crate) fn disconnects(&self, transport: Transport, reason: &'static str) -> IntCounter {
         self.disconnects.with_label_values(&[transport.as_str(), reason])
@@ -226,6 +237,8 @@ impl Metrics {
 pub(crate) enum Transport {
     /// Server-Sent Events.
     Sse,
+    /// WebSocket.
+    WebSocket,
     /// One page at a time.
     Page,
 }
@@ -235,6 +248,7 @@ impl Transport {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Sse => "sse",
+            Self::WebSocket => "ws",
             Self::Page => "page",
         }
     }

@@ -23,6 +23,8 @@ impl Stage {
         let webhooks = Arc::new(webhooks(&config, &relay, &mut store).unwrap());
         let admin = Admin {
             relay: Arc::clone(&relay),
+            onlookers: Subscribers::at_most(1, Arc::clone(&metrics)),
+            wheel: Wheel::new(),
             upstreams: Vec::new(),
             key: SoleKey::new(None),
             webhooks,

@@ -50,6 +50,12 @@ impl HttpUrl {
         &self.0
     }
 
+    /// Scheme, host and port as written: where it leads, and nothing that may be secret.
+    pub(crate) fn origin(&self) -> String {
+        let authority = self.0.authority().map_or("", |authority| authority.as_str());
+        format!("{}://{authority}", self.0.scheme_str().unwrap_or_default())
+    }
+
     /// What stands behind the last slash of the path, percent-decoded; none if that is nothing, or not UTF-8.
     pub(crate) fn last_segment(&self) -> Option<String> {
         let (_, segment) = self.0.path().rsplit_once('/')?;

@@ -129,6 +129,11 @@ impl Listener {
         self.waker.wake();
     }
 
+    /// The first entry shown to it that it has not looked for, if there is one.
+    pub(crate) fn shown(&self) -> Option<u64> {
+        Some(self.pending.load(Ordering::SeqCst)).filter(|place| *place > 0)
+    }
+
     /// Has `waker` called at the next mark.
     fn wake_later(&self, waker: &Waker) {
         self.waker.register(waker);

@@ -1,4 +1,5 @@
-//! The admin side: is it alive, is it ready, what is it doing; and the routes of `erasure`, `products`, `rejected`, `webhooks`.
+//! The admin side: is it alive, is it ready, what is it doing; and the routes of `audience`,
+//! `erasure`, `products`, `rejected`, `watch`, `webhooks`.
 //!
 //! Served on a runtime of its own, so that it answers while the public side is saturated. The probe listener has the same
 //! routes without the API.
@@ -25,11 +26,13 @@ use hyper::{
 use serde::Serialize;
 
 use super::{
-    Relay, erasure,
+    Relay, audience, erasure,
     error::Problem,
     guard::Guard,
     products::{self, Streamed},
     rejected,
+    subscribers::Subscribers,
+    watch,
     webhooks::{self, MAX_BODY_BYTES, Standing, only},
 };
 use crate::{
@@ -39,6 +42,7 @@ use crate::{
     rejected::Rejected,
     status::{UpstreamFacts, UpstreamState, UpstreamStatus},
     webhook::Webhooks,
+    wheel::Wheel,
 };
 
 /// What the admin routes share.
@@ -50,6 +54,10 @@ pub(crate) struct Admin {
     pub(crate) upstreams: Vec<(ProductId, Arc<UpstreamStatus>)>,
     /// The key of the API.
     pub(crate) key: SoleKey,
+    /// Operators who look on.
+    pub(crate) onlookers: Arc<Subscribers>,
+    /// The timer of the admin side's connections.
+    pub(crate) wheel: Arc<Wheel>,
     /// Who is pushed to.
     pub(crate) webhooks: Arc<Webhooks>,
     /// What the upstreams sent that could not be understood.
@@ -63,8 +71,12 @@ pub(crate) struct Admin {
 /// The routes of the admin listener. Without a key, `guard` keeps web pages out.
 pub(crate) fn router(admin: Arc<Admin>, guard: Guard) -> Router {
     let needs_key = middleware::from_fn_with_state(Arc::clone(&admin), demand_key);
+    let no_head = || async { Problem::method_not_allowed("GET") };
     let api = Router::new()
         .route("/api/v1/status", get(status))
+        .route("/api/v1/subscribers", get(audience::list))
+        .route("/api/v1/subscribers/{id}", only(delete(audience::disconnect), "DELETE"))
+        .route("/api/v1/stream/{product_id}", only(get(watch::watch).head(no_head), "GET"))
         .route("/api/v1/events/{product_id}", only(delete(erasure::erase), "DELETE"))
         .route("/api/v1/rejected", get(rejected::list))
         .route("/products", only(post(products::register), "POST"))

@@ -2,20 +2,23 @@
 //!
 //! In: requests. Out: views of the log. Knows nothing of where events come from.
 //!
-//! May use: `auth`, `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, `net`, `rejected`, `sse`, `status`, `webhook`,
+//! May use: `auth`, `config`, `delivery`, `envelope`, `event`, `fanout`, `log`, `metrics`, `net`, `rejected`, `sse`, `status`, `webhook`,
 //! `wheel`.
 
 pub(crate) mod admin;
+mod audience;
 mod deliveries;
 mod erasure;
 pub(crate) mod error;
 pub(crate) mod guard;
 pub(crate) mod page;
 pub(crate) mod products;
+pub(crate) mod publish;
 mod rejected;
 mod request;
 mod sse;
 pub(crate) mod subscribers;
+pub(crate) mod watch;
 mod webhooks;
 
 use std::{
@@ -42,7 +45,7 @@ use tower_http::cors::CorsLayer;
 
 use prometheus::IntCounter;
 
-use self::{error::Problem, guard::Guard, page::Pages, request::Wish, subscribers::Subscribers};
+use self::{error::Problem, guard::Guard, page::Pages, publish::Bodies, request::Wish, subscribers::Subscribers};
 use crate::{
     auth::{self, Access, Grant},
     config::{Network, Origin, Permission},
@@ -64,6 +67,8 @@ pub(crate) struct Relay {
     pub(crate) subscribers: Arc<Subscribers>,
     /// Pages that are being sent.
     pub(crate) pages: Pages,
+    /// What publishers are sending.
+    pub(crate) bodies: Bodies,
     /// The timer of all connections.
     pub(crate) wheel: Arc<Wheel>,
     /// A connection silent for this long gets a heartbeat.
@@ -93,6 +98,12 @@ pub(crate) struct Product {
     pub(crate) sse: DeliveryMetrics,
     /// Payloads given in pages.
     pub(crate) paged: IntCounter,
+    /// Payloads that publishers have added.
+    pub(crate) published: IntCounter,
+    /// The largest payload that publishers may send.
+    pub(crate) max_publish_bytes: usize,
+    /// Scheme, host and port of its upstream.
+    pub(crate) upstream: String,
     /// All families, for what is counted rarely.
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -133,22 +144,42 @@ impl Relay {
         query: &str,
         headers: &HeaderMap,
     ) -> Result<(Grant, Arc<Product>), Problem> {
+        self.receive_for(Permission::Subscribe, path, query, headers)
+    }
+
+    /// The same for somebody who wants to do what needs `permission`.
+    ///
+    /// # Errors
+    ///
+    /// 401, 403, 404 or 400 in this order.
+    fn receive_for(
+        &self,
+        permission: Permission,
+        path: Result<Path<String>, PathRejection>,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<(Grant, Arc<Product>), Problem> {
         let credential = headers.get(AUTHORIZATION).map(|value| auth::bearer(value.as_bytes()).unwrap_or_default());
         let grant = self.access.identify(credential.or_else(|| Wish::query_token(query)))?;
-        let product = self.product(path, &grant)?;
+        let product = self.product(path, &grant, permission)?;
         Ok((grant, product))
     }
 
-    /// The product a path names, if the grant may see it.
+    /// The product a path names, if the grant has the permission there.
     ///
     /// # Errors
     ///
     /// 400, 403 or 404.
-    fn product(&self, path: Result<Path<String>, PathRejection>, grant: &Grant) -> Result<Arc<Product>, Problem> {
+    fn product(
+        &self,
+        path: Result<Path<String>, PathRejection>,
+        grant: &Grant,
+        permission: Permission,
+    ) -> Result<Arc<Product>, Problem> {
         let Path(name) = path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
         let unknown = || Problem::not_found("no such product");
         let id = ProductId::new(&name).map_err(|_| unknown())?;
-        grant.check(&id, Permission::Subscribe)?;
+        grant.check(&id, permission)?;
         self.products.get(&id).map(|product| Arc::clone(&product)).ok_or_else(unknown)
     }
 
@@ -180,10 +211,11 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
     // HEAD would otherwise be answered by a stream that nobody reads.
     let stream = get(sse::stream).head(|| async { Problem::method_not_allowed("GET") });
     // Nor would anybody read the page.
-    let page = get(page::page).head(|| async { Problem::method_not_allowed("GET") });
+    let events = get(page::page).post(publish::publish).head(|| async { Problem::method_not_allowed("GET, POST") });
+    let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
     let mut router = Router::new()
         .route("/stream/{product_id}", stream)
-        .route("/events/{product_id}", page)
+        .route("/events/{product_id}", events)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
         .fallback(|| async { Problem::not_found("no such route") })
         .with_state(relay);

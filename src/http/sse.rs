@@ -2,6 +2,8 @@
 //!
 //! In: a request. Out: a head at once, then frames as the log has them, heartbeats in between.
 //!
+//! Also answers operators who look on (`watch`).
+//!
 //! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
 use std::{
@@ -30,7 +32,7 @@ use super::{
     Product, Relay,
     error::{Problem, SHED_WAIT, spread},
     request::{Wish, accepts_event_stream},
-    subscribers::{Leave, Newcomer, Seat},
+    subscribers::{Leave, Newcomer, Seat, Subscribers},
 };
 use crate::{
     auth::Grant,
@@ -38,7 +40,7 @@ use crate::{
     metrics::{ShedReason, Transport},
     net::{Connection, Patience},
     sse,
-    wheel::Alarm,
+    wheel::{Alarm, Wheel},
 };
 
 /// Answers one subscriber.
@@ -59,9 +61,53 @@ pub(crate) async fn stream(
         return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "this is a text/event-stream, which Accept excludes"));
     }
     let wish = Wish::read(&query, &headers)?;
-    match EventBody::open(&relay, &product, &grant, wish, &connection, &headers) {
+    let side = Side::public(&relay, &grant);
+    answer(&relay, &side, &product, wish, &connection, &headers)
+}
+
+/// Answers whoever may have what it wishes for.
+///
+/// # Errors
+///
+/// 429 or 503 past a limit, which browsers do not see.
+pub(super) fn answer(
+    relay: &Relay,
+    side: &Side<'_>,
+    product: &Arc<Product>,
+    wish: Wish,
+    connection: &Connection,
+    headers: &HeaderMap,
+) -> Result<Response, Problem> {
+    match EventBody::open(relay, side, product, wish, connection, headers) {
         Ok(body) => Ok(event_stream(Body::new(body))),
-        Err(reason) => shed(reason, &headers),
+        Err(reason) => shed(reason, headers),
+    }
+}
+
+/// What differs between the listeners that a stream is asked of.
+#[derive(Debug)]
+pub(super) struct Side<'a> {
+    /// Where it gets its seat.
+    pub(super) subscribers: &'a Arc<Subscribers>,
+    /// The timer of its runtime.
+    pub(super) wheel: &'a Arc<Wheel>,
+    /// The name of its key.
+    pub(super) key: Arc<str>,
+    /// About the age at which it ends.
+    pub(super) max_age: Option<Duration>,
+    /// An operator looks on: it is not counted as a subscriber, and leaves at once when it is to.
+    pub(super) is_onlooker: bool,
+}
+
+impl<'a> Side<'a> {
+    fn public(relay: &'a Relay, grant: &Grant) -> Self {
+        Self {
+            subscribers: &relay.subscribers,
+            wheel: &relay.wheel,
+            key: Arc::clone(&grant.key),
+            max_age: relay.max_connection_age,
+            is_onlooker: false,
+        }
     }
 }
 
@@ -93,6 +139,7 @@ struct EventBody {
     seat: Seat,
     product: Arc<Product>,
     connection: Connection,
+    is_onlooker: bool,
     patience: Option<Arc<Patience>>,
     alarm: Alarm,
     /// The line that tells how long to wait before a reconnect; sent first, and again on leaving.
@@ -112,18 +159,18 @@ struct EventBody {
 impl EventBody {
     fn open(
         relay: &Relay,
+        side: &Side<'_>,
         product: &Arc<Product>,
-        grant: &Grant,
         wish: Wish,
         connection: &Connection,
         headers: &HeaderMap,
     ) -> Result<Self, ShedReason> {
         relay.admits_newcomers()?;
         let listener = Arc::new(Listener::default());
-        let seat = relay.subscribers.admit(Newcomer {
+        let seat = side.subscribers.admit(Newcomer {
             product: product.id.clone(),
             transport: Transport::Sse,
-            key: Arc::clone(&grant.key),
+            key: Arc::clone(&side.key),
             address: relay.client_address(connection.peer.ip(), headers),
             listener: Arc::clone(&listener),
         })?;
@@ -131,16 +178,19 @@ impl EventBody {
             seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
         }
         let subscription = product.fanout.subscribe(listener, wish.scope, &wish.start);
-        product.sse.subscribers.inc();
-        let wheel = &relay.wheel;
+        if !side.is_onlooker {
+            product.sse.subscribers.inc();
+        }
+        let wheel = side.wheel;
         // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
-        let age = relay.max_connection_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
+        let age = side.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
             seat,
             product: Arc::clone(product),
             connection: connection.clone(),
+            is_onlooker: side.is_onlooker,
             patience: Patience::of_stream(),
             alarm: Alarm::new(wheel),
             retry: Some(sse::encode_retry(spread(RETRY))),
@@ -163,6 +213,9 @@ impl EventBody {
             return Poll::Ready(None);
         }
         self.heed_dismissal();
+        if self.is_onlooker && self.leave_after.is_some() {
+            return self.leave(); // the fan-out may be gone before it
+        }
         if self
             .leave_after
             .is_some_and(|last| self.subscription.has_passed(last) || self.subscription.reads_from_store())
@@ -173,9 +226,11 @@ impl EventBody {
             return Poll::Ready(Some(self.frame(item)));
         }
         self.clock = None;
+        self.note_position();
         // Again, now that whoever dismisses it knows whom to wake.
         self.heed_dismissal();
-        if self.leave_after.is_some_and(|last| self.subscription.has_passed(last)) {
+        let has_everything = |last| self.is_onlooker || self.subscription.has_passed(last);
+        if self.leave_after.is_some_and(has_everything) {
             return self.leave();
         }
         // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
@@ -210,14 +265,32 @@ impl EventBody {
     fn frame(&mut self, item: Item) -> Bytes {
         match item {
             Item::Event { event, received } => {
-                self.product.sse.delivered.inc();
-                if let Some(received) = received {
-                    let now = *self.clock.get_or_insert_with(Instant::now);
-                    self.product.sse.lag.observe(now.saturating_duration_since(received).as_secs_f64());
+                self.seat.stands_at(event.place());
+                if !self.is_onlooker {
+                    self.count(received);
                 }
                 event.wire()
             }
-            Item::Gap(gap) => sse::encode_gap(gap.id, &gap.notice()),
+            Item::Gap(gap) => {
+                self.seat.stands_at(gap.place);
+                sse::encode_gap(gap.id, &gap.notice())
+            }
+        }
+    }
+
+    fn count(&mut self, received: Option<Instant>) {
+        self.product.sse.delivered.inc();
+        if let Some(received) = received {
+            let now = *self.clock.get_or_insert_with(Instant::now);
+            self.product.sse.lag.observe(now.saturating_duration_since(received).as_secs_f64());
+        }
+    }
+
+    /// Tells its seat where it stands when it falls asleep.
+    fn note_position(&self) {
+        match self.subscription.is_at_end() {
+            true => self.seat.has_nothing_to_get(),
+            false => self.seat.stands_at(self.subscription.returned_through()),
         }
     }
 
@@ -262,8 +335,10 @@ impl Drop for EventBody {
             Some(leave) => leave.as_str(),
             None => "client",
         };
-        self.product.metrics.disconnects(Transport::Sse, reason).inc();
-        self.product.sse.subscribers.dec();
+        if !self.is_onlooker {
+            self.product.metrics.disconnects(Transport::Sse, reason).inc();
+            self.product.sse.subscribers.dec();
+        }
         if is_stalled {
             tracing::debug!(product = %self.product.id, "subscriber took nothing for the write time-out");
         }

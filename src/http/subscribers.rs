@@ -10,8 +10,9 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
+    time::SystemTime,
 };
 
 use dashmap::DashMap;
@@ -33,8 +34,8 @@ pub(crate) struct Subscribers {
     limits: Limits,
     /// One permit for each subscriber there is room for.
     room: Arc<Semaphore>,
-    seats: DashMap<usize, Arc<Subscriber>>,
-    next_seat: AtomicUsize,
+    seats: DashMap<u64, Arc<Subscriber>>,
+    next_seat: AtomicU64,
     by_address: DashMap<IpAddr, usize>,
     by_key: DashMap<Arc<str>, usize>,
     second: Mutex<Second>,
@@ -64,11 +65,20 @@ impl Subscribers {
             per_key: server.max_subscribers_per_key,
             per_second: server.max_connects_per_second,
         };
+        Self::within(server.max_subscribers, limits, metrics)
+    }
+
+    /// Nobody yet, and room for `most`.
+    pub(crate) fn at_most(most: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::within(most, Limits { per_address: None, per_key: None, per_second: None }, metrics)
+    }
+
+    fn within(most: usize, limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             limits,
-            room: Arc::new(Semaphore::new(server.max_subscribers.min(Semaphore::MAX_PERMITS))),
+            room: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
             seats: DashMap::new(),
-            next_seat: AtomicUsize::new(0),
+            next_seat: AtomicU64::new(1),
             by_address: DashMap::new(),
             by_key: DashMap::new(),
             second: Mutex::new(Second { since: Instant::now(), came: 0 }),
@@ -108,7 +118,12 @@ impl Subscribers {
             return Err(ShedReason::ConnectRate);
         }
         let number = self.next_seat.fetch_add(1, Ordering::Relaxed);
-        let subscriber = Arc::new(Subscriber { newcomer, leave: AtomicU8::new(Leave::NOT_YET) });
+        let subscriber = Arc::new(Subscriber {
+            newcomer,
+            since: SystemTime::now(),
+            position: AtomicU64::new(NOTHING_TO_GET),
+            leave: AtomicU8::new(Leave::NOT_YET),
+        });
         self.seats.insert(number, Arc::clone(&subscriber));
         Ok(Seat { number, subscriber, subscribers: Arc::clone(self), _room: room })
     }
@@ -149,13 +164,36 @@ impl Subscribers {
                 begins += slot;
             }
             // Who was let in at the very moment of closing is not in the list.
-            self.seats.iter().for_each(|seat| seat.dismiss(Leave::Drain));
+            self.dismiss_all(Leave::Drain);
             sleep(LAST_MOMENT).await;
         };
         tokio::select! {
             () = spread_out => {}
             () = self.emptied() => {}
         }
+    }
+
+    /// Tells everybody to leave, at once.
+    pub(crate) fn dismiss_all(&self, leave: Leave) {
+        self.seats.iter().for_each(|seat| seat.dismiss(leave));
+    }
+
+    /// Tells one to leave; false when there is nobody of this number.
+    pub(crate) fn dismiss(&self, number: u64, leave: Leave) -> bool {
+        let subscriber = self.seats.get(&number).map(|seat| Arc::clone(&seat));
+        subscriber.inspect(|subscriber| subscriber.dismiss(leave)).is_some()
+    }
+
+    /// Those with the lowest numbers behind `after`, `most` of them, in order.
+    pub(crate) fn list(&self, after: u64, most: usize) -> Vec<(u64, Arc<Subscriber>)> {
+        let mut numbers: Vec<u64> = self.seats.iter().map(|seat| *seat.key()).filter(|it| *it > after).collect();
+        if numbers.len() > most {
+            numbers.select_nth_unstable(most);
+            numbers.truncate(most);
+        }
+        numbers.sort_unstable();
+        // Who has left meanwhile is passed over.
+        numbers.into_iter().filter_map(|number| Some((number, Arc::clone(&*self.seats.get(&number)?)))).collect()
     }
 
     /// Waits until nobody is connected.
@@ -218,10 +256,34 @@ pub(crate) struct Newcomer {
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     newcomer: Newcomer,
+    since: SystemTime,
+    /// Place of the last entry that it has been given; [`NOTHING_TO_GET`] while it sleeps at the end.
+    position: AtomicU64,
     leave: AtomicU8,
 }
 
 impl Subscriber {
+    /// Who has the seat.
+    pub(crate) fn newcomer(&self) -> &Newcomer {
+        &self.newcomer
+    }
+
+    /// When it came.
+    pub(crate) fn since(&self) -> SystemTime {
+        self.since
+    }
+
+    /// Entries between where it stands and the log's newest. Those that its filter hides count only while it has something
+    /// to get.
+    pub(crate) fn behind(&self, newest: u64) -> u64 {
+        let position = match self.position.load(Ordering::Relaxed) {
+            // It was at the end when it fell asleep. A mark since then that it does not look at is one it cannot take.
+            NOTHING_TO_GET => self.newcomer.listener.shown().map_or(newest, |place| place.saturating_sub(1)),
+            position => position,
+        };
+        newest.saturating_sub(position)
+    }
+
     /// Tells it to leave. The first word counts.
     pub(crate) fn dismiss(&self, leave: Leave) {
         let _ = self.leave.compare_exchange(Leave::NOT_YET, leave as u8, Ordering::SeqCst, Ordering::SeqCst);
@@ -232,7 +294,7 @@ impl Subscriber {
 /// A subscriber's place among all; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    number: usize,
+    number: u64,
     subscriber: Arc<Subscriber>,
     subscribers: Arc<Subscribers>,
     _room: OwnedSemaphorePermit,
@@ -242,6 +304,16 @@ impl Seat {
     /// Tells its holder to leave.
     pub(crate) fn dismiss(&self, leave: Leave) {
         self.subscriber.dismiss(leave);
+    }
+
+    /// Notes the place of the last entry that its holder has been given. For operators to see, and cheap enough for every event.
+    pub(crate) fn stands_at(&self, place: u64) {
+        self.subscriber.position.store(place, Ordering::Relaxed);
+    }
+
+    /// Notes that there is nothing for its holder at this moment.
+    pub(crate) fn has_nothing_to_get(&self) {
+        self.subscriber.position.store(NOTHING_TO_GET, Ordering::Relaxed);
     }
 
     /// Why its holder has been told to leave, if it has.
@@ -269,20 +341,29 @@ pub(crate) enum Leave {
     Drain = 1,
     /// It has been connected for `server.max_connection_age`.
     Rotated = 2,
+    /// Its token expires.
+    Expired = 3,
+    /// An operator has ended it.
+    Kicked = 4,
 }
 
 impl Leave {
     const NOT_YET: u8 = 0;
-    const ALL: [Self; 2] = [Self::Drain, Self::Rotated];
+    const ALL: [Self; 4] = [Self::Drain, Self::Rotated, Self::Expired, Self::Kicked];
 
     /// As it stands in metric labels.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Drain => "drain",
             Self::Rotated => "rotated",
+            Self::Expired => "expired",
+            Self::Kicked => "kicked",
         }
     }
 }
+
+/// Stands for the place of whoever has everything.
+const NOTHING_TO_GET: u64 = u64::MAX;
 
 /// What a subscriber may take to send what it still has. Those who cannot are cut off with their connection.
 const LAST_MOMENT: Duration = Duration::from_secs(2);

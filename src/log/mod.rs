@@ -8,6 +8,7 @@
 
 mod ids;
 mod keeping;
+mod publishing;
 mod reading;
 mod ring;
 mod shelf;
@@ -34,6 +35,7 @@ use crate::{
 
 use ids::Ids;
 pub(crate) use ids::Span;
+use publishing::Appended;
 pub(crate) use reading::{Place, Reading};
 use ring::Ring;
 pub(crate) use shelf::Missing;
@@ -144,11 +146,16 @@ impl Log {
         &self.product
     }
 
-    /// Writes an event behind everything so far, under an id of this log's. Never waits for a disk or a reader.
-    pub(crate) fn append(&self, draft: Draft) {
-        let state = self.state();
+    /// Writes an event behind everything so far, under an id of this log's, and says where it stands. Never waits for a disk
+    /// or a reader.
+    pub(crate) fn append(&self, draft: Draft) -> Appended {
+        self.append_own(self.state(), draft)
+    }
+
+    fn append_own(&self, state: MutexGuard<'_, State>, draft: Draft) -> Appended {
         let id = state.own_id(self.epoch);
-        self.push(state, id, |place| Entry::Event(Arc::new(Event::new(id, place, draft))));
+        let place = self.push(state, id, |place| Entry::Event(Arc::new(Event::new(id, place, draft))));
+        Appended { id, place }
     }
 
     /// Writes an event under the id that the upstream has given it, unless it is here already.
@@ -188,7 +195,7 @@ impl Log {
         self.push(state, id, |place| Entry::Gap(Arc::new(Gap { product, reason, place, id, after, before: None })));
     }
 
-    fn push(&self, mut state: MutexGuard<'_, State>, id: EventId, entry: impl FnOnce(u64) -> Entry) {
+    fn push(&self, mut state: MutexGuard<'_, State>, id: EventId, entry: impl FnOnce(u64) -> Entry) -> u64 {
         let place = state.ring.newest() + 1;
         state.ids.append(place, id);
         state.ring.push(entry(place));
@@ -198,6 +205,7 @@ impl Log {
         if let Some(store) = &self.store {
             store.there_is_work();
         }
+        place
     }
 
     /// Brings the memory back within its bounds.

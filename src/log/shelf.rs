@@ -128,6 +128,12 @@ impl Shelf {
         self.evicted_through < place && place <= self.taken_through
     }
 
+    /// Whether the entry at `place` has been committed, as opposed to waiting for that or being lost.
+    pub(crate) fn has_committed(&self, place: u64) -> bool {
+        let is_missing = || self.missing.iter().any(|range| (range.first..=range.last).contains(&place));
+        place <= self.kept_through && !is_missing()
+    }
+
     /// The store knows everything up to here.
     pub(crate) fn told_through(&self) -> u64 {
         self.told_through
