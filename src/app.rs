@@ -27,6 +27,7 @@ use crate::{
     fanout::Fanout,
     http::{
         self, Product, Relay, admin::Admin, guard::Guard, page::Pages, products::Streamed, subscribers::Subscribers,
+        ws::Envelopes,
     },
     ingest::Ingest,
     log::{
@@ -231,9 +232,16 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
     for log in logs {
         let id = log.product();
         let fanout = Arc::new(Fanout::new(Arc::clone(&log)));
-        let (sse, paged) = (metrics.deliveries(id, Transport::Sse), metrics.delivered(id, Transport::Page));
-        let product =
-            Product { id: id.clone(), log: Arc::clone(&log), fanout, sse, paged, metrics: Arc::clone(metrics) };
+        let product = Product {
+            id: id.clone(),
+            log: Arc::clone(&log),
+            fanout,
+            sse: metrics.deliveries(id, Transport::Sse),
+            ws: metrics.deliveries(id, Transport::WebSocket),
+            envelopes: Envelopes::default(),
+            paged: metrics.delivered(id, Transport::Page),
+            metrics: Arc::clone(metrics),
+        };
         products.insert(product.id.clone(), Arc::new(product));
     }
     Relay {

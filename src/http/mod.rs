@@ -17,6 +17,7 @@ mod request;
 mod sse;
 pub(crate) mod subscribers;
 mod webhooks;
+pub(crate) mod ws;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -29,7 +30,7 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Path, rejection::PathRejection},
+    extract::{Extension, Path, rejection::PathRejection},
     middleware,
     routing::get,
 };
@@ -42,7 +43,7 @@ use tower_http::cors::CorsLayer;
 
 use prometheus::IntCounter;
 
-use self::{error::Problem, guard::Guard, page::Pages, request::Wish, subscribers::Subscribers};
+use self::{error::Problem, guard::Guard, page::Pages, request::Wish, subscribers::Subscribers, ws::Envelopes};
 use crate::{
     auth::{self, Access, Grant},
     config::{Network, Origin, Permission},
@@ -91,6 +92,10 @@ pub(crate) struct Product {
     pub(crate) fanout: Arc<Fanout>,
     /// The handles of its SSE subscribers.
     pub(crate) sse: DeliveryMetrics,
+    /// The handles of its WebSocket subscribers.
+    pub(crate) ws: DeliveryMetrics,
+    /// Its newest events as WebSocket subscribers get them.
+    pub(crate) envelopes: Envelopes,
     /// Payloads given in pages.
     pub(crate) paged: IntCounter,
     /// All families, for what is counted rarely.
@@ -181,7 +186,9 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
     let stream = get(sse::stream).head(|| async { Problem::method_not_allowed("GET") });
     // Nor would anybody read the page.
     let page = get(page::page).head(|| async { Problem::method_not_allowed("GET") });
+    let socket = get(ws::socket).head(|| async { Problem::method_not_allowed("GET") });
     let mut router = Router::new()
+        .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
         .route("/stream/{product_id}", stream)
         .route("/events/{product_id}", page)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
