@@ -9,6 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::{
     event::{Event, EventId, Gap, Kind, Only, Scope, SessionId},
@@ -102,9 +103,9 @@ fn values<T>(only: &Only<T>, as_str: impl Fn(&T) -> &str) -> Vec<&str> {
 ///
 /// What is wrong with the message, for the client to read.
 pub(super) fn parse(text: &[u8]) -> Result<Scope, String> {
-    let order: Order = serde_json::from_slice(text)
-        .map_err(|_| r#"not understood; write {"subscribe":{"session_ids":[…],"types":[…]}}"#.to_owned())?;
-    let Wanted { session_ids, types } = order.subscribe;
+    let wanted = object(text).and_then(|order: Order<'_>| object(order.subscribe.get().as_bytes()));
+    let Wanted { session_ids, types } =
+        wanted.ok_or(r#"not understood; write {"subscribe":{"session_ids":[…],"types":[…]}}"#)?;
     let sessions: Result<BTreeSet<_>, _> = session_ids.iter().map(|session| SessionId::new(session)).collect();
     let sessions = sessions.map_err(|error| format!("session_ids: a value {error}"))?;
     if types.iter().any(String::is_empty) {
@@ -117,10 +118,17 @@ pub(super) fn parse(text: &[u8]) -> Result<Scope, String> {
     Ok(Scope { sessions: only(sessions), kinds: only(kinds) })
 }
 
+/// Reads an object. serde would take a list of its fields' values as well.
+fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
+    let is_object = json.trim_ascii_start().starts_with(b"{");
+    serde_json::from_slice(json).ok().filter(|_| is_object)
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Order {
-    subscribe: Wanted,
+struct Order<'a> {
+    #[serde(borrow)]
+    subscribe: &'a RawValue,
 }
 
 #[derive(Deserialize)]
@@ -242,6 +250,7 @@ mod tests {
             "[]",
             "{}",
             r#"{"subscribe":null}"#,
+            r#"[{"subscribe":{}}]"#,
             r#"{"subscribe":[]}"#,
             r#"{"subscribe":{"sessions":[]}}"#,
             r#"{"subscribe":{"types":"a"}}"#,
