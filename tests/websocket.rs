@@ -182,7 +182,7 @@ fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
         scope.spawn(|| {
             for n in 0..EVENTS {
                 link.event(event_of(["a", "b", "c"][n % 3], n));
-                if n % 100 == 0 {
+                if n.is_multiple_of(100) {
                     std::thread::sleep(Duration::from_millis(40)); // the pace of the script: changes come in between
                 }
             }
@@ -203,7 +203,7 @@ fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
             let n = websocket::number(&message);
             assert!(last.is_none_or(|last| last < n), "{n} after {last:?}");
             last = Some(n);
-            if n % 3 == 0 {
+            if n.is_multiple_of(3) {
                 of_a.push(n);
             }
         }
