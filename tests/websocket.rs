@@ -431,13 +431,16 @@ fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() 
 #[test]
 fn who_sends_pings_and_takes_no_answer_is_disconnected() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
+    let relay = Setup::behind(&connector).server("write_timeout = '4s'").start();
     let mut socket = relay.socket(SOCKET);
     let pings = websocket::frame(PING, true, &[0; 125]).repeat(1000);
     // Until the relay takes no more: what it does not write, it does not read.
     let deadline = Instant::now() + Duration::from_secs(20);
+    let mut taken = 0;
     while std::io::Write::write_all(&mut socket.wire.socket, &pings).is_ok() {
         assert!(Instant::now() < deadline, "it takes everything");
+        taken += pings.len();
     }
+    assert!(taken < 32 << 20, "it has read {taken} bytes of pings: more than sockets hold");
     wait_for_disconnects(&relay, "stalled", 1.0);
 }
