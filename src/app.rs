@@ -34,6 +34,7 @@ use crate::{
         publish::Bodies,
         subscribers::{Leave, Subscribers},
         watch::MOST_ONLOOKERS,
+        ws::Envelopes,
     },
     ingest::Ingest,
     log::{
@@ -245,14 +246,15 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
         let id = log.product();
         let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.product_id == *id) else { continue };
         let fanout = Arc::new(Fanout::new(Arc::clone(&log)));
-        let (sse, paged) = (metrics.deliveries(id, Transport::Sse), metrics.delivered(id, Transport::Page));
         let max_publish_bytes = server.max_publish_bytes.min(upstream.max_event_bytes);
         let product = Product {
             id: id.clone(),
             log: Arc::clone(&log),
             fanout,
-            sse,
-            paged,
+            sse: metrics.deliveries(id, Transport::Sse),
+            ws: metrics.deliveries(id, Transport::WebSocket),
+            envelopes: Envelopes::default(),
+            paged: metrics.delivered(id, Transport::Page),
             published: metrics.published(id),
             max_publish_bytes: usize::try_from(max_publish_bytes).unwrap_or(usize::MAX),
             upstream: upstream.url.origin(),

@@ -194,6 +194,12 @@ impl Index {
         }
     }
 
+    /// Under one lock: no entry is marked by neither scope.
+    fn move_listener(&mut self, listener: &Arc<Listener>, from: &Scope, to: &Scope) {
+        self.remove(from, listener);
+        self.insert(to, listener);
+    }
+
     /// Visits the places of a scope, each with the limit that is left to check there.
     fn places(&mut self, scope: &Scope, mut visit: impl FnMut(&mut Listeners, &Only<Kind>)) {
         match scope {

@@ -118,6 +118,18 @@ impl Subscription {
         (self.cursor, self.skips_history, self.behind) = (place, false, place < self.live_after);
     }
 
+    /// Goes on with another scope, from where it stands: what has been returned is not returned again, and what comes behind
+    /// that is judged by the new scope alone.
+    pub(crate) fn change_scope(&mut self, scope: Scope) {
+        self.cursor = self.returned_through();
+        self.handover.clear();
+        self.catch_up = None;
+        // There are no marks for what the new scope shows and the old one has hidden.
+        self.behind = true;
+        self.fanout.index().move_listener(&self.listener, &self.scope, &scope);
+        self.scope = scope;
+    }
+
     /// The place up to which everything within the scope has been returned.
     pub(crate) fn returned_through(&self) -> u64 {
         let first = self.handover.iter().find_map(|entry| match entry {
@@ -203,6 +215,11 @@ impl Subscription {
             }
         }
         !self.is_held_back
+    }
+
+    /// Has `context` woken at the next mark, or when its holder is told to leave, without looking for anything.
+    pub(crate) fn wake_later(&self, context: &Context<'_>) {
+        self.listener.wake_later(context.waker());
     }
 
     /// Whether it waits for something of which nobody will tell it: it must be polled again soon.

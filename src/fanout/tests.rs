@@ -467,3 +467,53 @@ fn admits(scope: &Scope, entries: &[Option<(usize, usize)>], at: u64, sessions: 
     };
     session && scope.kinds.admits(&Kind::new(kinds[kind]))
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Whatever is appended, shown and read in between: what comes is what the filter of the moment admits, in order, once.
+    #[test]
+    fn a_scope_that_changes_loses_and_repeats_nothing(steps in prop::collection::vec((0_u8..5, 0_usize..4), 1..80)) {
+        let scopes = [scope(&["a"], &[]), scope(&["a", "b"], &[]), scope(&[], &["k"]), scope(&[], &[])];
+        let kinds = [("a", "k"), ("b", "k"), ("a", "x"), ("c", "x")];
+        let mut stage = Stage::new(1000);
+        let mut reader = stage.subscribe(scopes[0].clone(), &Start::Now);
+        let (mut appended, mut current, mut expected, mut from) = (Vec::new(), 0, Vec::new(), 0);
+        let due = |appended: &[(&str, &str)], scope: &Scope, from: u64| -> Vec<u64> {
+            let places = (1_u64..).zip(appended).filter(|(place, _)| *place > from);
+            let admits = |session: &str, kind: &str| {
+                let session = matches!(&scope.sessions, Only::Everything)
+                    || scope.sessions.admits(&SessionId::new(session).unwrap());
+                session && scope.kinds.admits(&Kind::new(kind))
+            };
+            places.filter(|(_, (session, kind))| admits(session, kind)).map(|(place, _)| place).collect()
+        };
+        for (step, which) in steps {
+            match step {
+                0 | 1 => {
+                    appended.push(kinds[which]);
+                    stage.append(kinds[which].0, kinds[which].1);
+                }
+                2 => stage.show(),
+                3 => reader.read(which),
+                _ => {
+                    // What the old scope had still to give is judged by the new one.
+                    let stands = reader.subscription.returned_through();
+                    let given = due(&appended, &scopes[current], from).into_iter().filter(|place| *place <= stands);
+                    expected.extend(given);
+                    prop_assert_eq!(&reader.events(), &expected);
+                    from = stands;
+                    current = which;
+                    reader.subscription.change_scope(scopes[which].clone());
+                }
+            }
+        }
+        stage.show_all();
+        reader.read(usize::MAX);
+        expected.extend(due(&appended, &scopes[current], from));
+        prop_assert_eq!(reader.events(), expected);
+        drop(reader);
+        let index = stage.fanout.index();
+        prop_assert!(index.sessions.is_empty() && index.kinds.is_empty() && index.everything.is_empty());
+    }
+}

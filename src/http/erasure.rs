@@ -66,6 +66,7 @@ fn sessions(query: &str) -> Result<BTreeSet<SessionId>, Problem> {
 /// A client that leaves before it is answered may leave some of it undone. It has no 200, so it has to ask again.
 async fn erase_all(admin: &Admin, product: &Product, sessions: BTreeSet<SessionId>) -> Result<u64, Problem> {
     let mut erased: u64 = sessions.iter().map(|session| product.log.erase(session)).sum();
+    product.envelopes.clear();
     admin.rejected.erase(&product.id);
     forget(admin, product, &sessions).await;
     let store = admin.webhooks.desk();

@@ -20,6 +20,7 @@ mod sse;
 pub(crate) mod subscribers;
 pub(crate) mod watch;
 mod webhooks;
+pub(crate) mod ws;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -32,7 +33,7 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Path, rejection::PathRejection},
+    extract::{Extension, Path, rejection::PathRejection},
     middleware,
     routing::get,
 };
@@ -45,7 +46,9 @@ use tower_http::cors::CorsLayer;
 
 use prometheus::IntCounter;
 
-use self::{error::Problem, guard::Guard, page::Pages, publish::Bodies, request::Wish, subscribers::Subscribers};
+use self::{
+    error::Problem, guard::Guard, page::Pages, publish::Bodies, request::Wish, subscribers::Subscribers, ws::Envelopes,
+};
 use crate::{
     auth::{self, Access, Grant},
     config::{Network, Origin, Permission},
@@ -96,6 +99,10 @@ pub(crate) struct Product {
     pub(crate) fanout: Arc<Fanout>,
     /// The handles of its SSE subscribers.
     pub(crate) sse: DeliveryMetrics,
+    /// The handles of its WebSocket subscribers.
+    pub(crate) ws: DeliveryMetrics,
+    /// Its newest events as WebSocket subscribers get them.
+    pub(crate) envelopes: Envelopes,
     /// Payloads given in pages.
     pub(crate) paged: IntCounter,
     /// Payloads that publishers have added.
@@ -213,7 +220,9 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
     // Nor would anybody read the page.
     let events = get(page::page).post(publish::publish).head(|| async { Problem::method_not_allowed("GET, POST") });
     let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
+    let socket = get(ws::socket).head(|| async { Problem::method_not_allowed("GET") });
     let mut router = Router::new()
+        .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
         .route("/stream/{product_id}", stream)
         .route("/events/{product_id}", events)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })

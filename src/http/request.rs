@@ -58,7 +58,8 @@ impl Wish {
     }
 }
 
-fn only<T>(values: BTreeSet<T>) -> Only<T> {
+/// The limit that a list of values stands for; no value, no limit.
+pub(super) fn only<T>(values: BTreeSet<T>) -> Only<T> {
     if values.is_empty() { Only::Everything } else { Only::These(values) }
 }
 
@@ -94,7 +95,7 @@ fn is_zero_quality(parameter: &[u8]) -> bool {
 const MEDIA_RANGES: [&[u8]; 3] = [b"*/*", b"text/*", b"text/event-stream"];
 
 /// A subscription's filter is walked at every wake-up.
-const MAX_FILTER_VALUES: usize = 1000;
+pub(super) const MAX_FILTER_VALUES: usize = 1000;
 
 #[cfg(test)]
 mod tests {

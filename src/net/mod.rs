@@ -27,6 +27,7 @@ use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
+    upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -110,6 +111,28 @@ pub(crate) struct Connection {
     pub(crate) peer: SocketAddr,
     /// What became of the socket.
     pub(crate) fate: Arc<Fate>,
+    crew: Arc<Crew>,
+}
+
+impl Connection {
+    /// Goes on with this connection's socket in another protocol, once the answer to the request has been sent. The task belongs
+    /// to the listener: it is waited for when that ends, and dropped if it has not ended by itself a few seconds later.
+    pub(crate) fn go_on<W: Future<Output = ()> + Send + 'static>(
+        &self,
+        upgrade: OnUpgrade,
+        work: impl FnOnce(TokioIo<Upgraded>) -> W + Send + 'static,
+    ) {
+        let crew = Arc::clone(&self.crew);
+        self.crew.tasks.spawn(async move {
+            match crew.stage.run_until_aborted(upgrade).await {
+                Some(Ok(socket)) => {
+                    crew.stage.run_until_aborted(work(TokioIo::new(socket))).await;
+                }
+                Some(Err(error)) => debug!(%error, "connection ended"),
+                None => {}
+            }
+        });
+    }
 }
 
 /// What a connection's socket and its streams know of each other.
@@ -141,11 +164,12 @@ pub(crate) async fn serve(
     out_of_files: impl Fn(),
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener.socket)?;
-    let server = Arc::new(Server { router, manners, stage: Stage::default(), tasks: TaskTracker::new() });
+    let server = Arc::new(Server { router, manners, crew: Arc::default() });
+    let Crew { stage, tasks } = &*server.crew;
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok((stream, peer)) => {
-                server.tasks.spawn(Arc::clone(&server).converse(stream, peer));
+                tasks.spawn(Arc::clone(&server).converse(stream, peer));
             }
             // The peer was gone before it was its turn: the next one may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => debug!(%error, "connection ended"),
@@ -159,16 +183,16 @@ pub(crate) async fn serve(
         }
     }
     drop(listener);
-    server.tasks.close();
-    server.stage.end();
-    if timeout(END_GRACE, server.tasks.wait()).await.is_ok() {
+    tasks.close();
+    stage.end();
+    if timeout(END_GRACE, tasks.wait()).await.is_ok() {
         return Ok(());
     }
-    server.stage.abort();
-    if timeout(END_GRACE, server.tasks.wait()).await.is_ok() {
+    stage.abort();
+    if timeout(END_GRACE, tasks.wait()).await.is_ok() {
         return Ok(());
     }
-    warn!(connections = server.tasks.len(), "connections did not end although they were told to");
+    warn!(connections = tasks.len(), "connections did not end although they were told to");
     Ok(())
 }
 
@@ -176,6 +200,12 @@ pub(crate) async fn serve(
 struct Server {
     router: Router,
     manners: Manners,
+    crew: Arc<Crew>,
+}
+
+/// The tasks of one listener, and what tells them to end.
+#[derive(Debug, Default)]
+struct Crew {
     stage: Stage,
     tasks: TaskTracker,
 }
@@ -184,20 +214,22 @@ impl Server {
     /// Serves one connection to its end.
     async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
         let first_bytes = timeout(self.manners.head_timeout, speaks_http2(&stream));
-        let Some(Ok(Ok(is_http2))) = self.stage.run_until_ending(first_bytes).await else {
+        let stage = &self.crew.stage;
+        let Some(Ok(Ok(is_http2))) = stage.run_until_ending(first_bytes).await else {
             return;
         };
         let fate = Arc::new(Fate::default());
-        let connection = Connection { peer, fate: Arc::clone(&fate) };
+        let connection = Connection { peer, fate: Arc::clone(&fate), crew: Arc::clone(&self.crew) };
         let io = TokioIo::new(Guarded::new(stream, &self.manners, fate));
         let router = self.router.clone();
         let service = service_fn(move |request| answer(router.clone(), connection.clone(), request));
         let result = if is_http2 {
-            let executor = PatientExecutor::new(&self.tasks, &self.manners);
+            let executor = PatientExecutor::new(&self.crew.tasks, &self.manners);
             // In a box: it is much the larger of the two, and the rarer.
-            self.stage.drive(Box::pin(http2(executor).serve_connection(io, service))).await
+            stage.drive(Box::pin(http2(executor).serve_connection(io, service))).await
         } else {
-            self.stage.drive(pin!(http1(self.manners.head_timeout).serve_connection(io, service))).await
+            let connection = http1(self.manners.head_timeout).serve_connection(io, service).with_upgrades();
+            stage.drive(pin!(connection)).await
         };
         if let Err(error) = result {
             debug!(%error, "connection ended");

@@ -6,6 +6,7 @@
 //! May use: nothing.
 
 use std::{
+    error::Error,
     future::{Future, poll_fn},
     ops::DerefMut,
     pin::{Pin, pin},
@@ -13,7 +14,13 @@ use std::{
     task::Poll,
 };
 
-use hyper_util::server::graceful::GracefulConnection;
+use http_body::Body;
+use hyper::{
+    body::Incoming,
+    rt::{Read, Write, bounds::Http2ServerConnExec},
+    server::conn::{http1, http2},
+    service::HttpService,
+};
 use tokio_util::sync::CancellationToken;
 
 /// How far a listener's end has come.
@@ -42,6 +49,24 @@ impl Stage {
         self.ending.run_until_cancelled(work).await
     }
 
+    /// Waits for `work`, or returns none once connections are to end at once.
+    pub(super) async fn run_until_aborted<F: Future>(&self, work: F) -> Option<F::Output> {
+        let mut work = pin!(work);
+        let mut aborted = pin!(self.aborted.cancelled());
+        let mut is_registered = false;
+        poll_fn(move |context| {
+            if !is_registered {
+                is_registered = true; // as in `drive`
+                let _ = aborted.as_mut().poll(context);
+            }
+            match self.reached.load(SeqCst) {
+                ABORTED => Poll::Ready(None),
+                _ => work.as_mut().poll(context).map(Some),
+            }
+        })
+        .await
+    }
+
     /// Drives a connection to its end, by way of a graceful one once the listener is ending.
     ///
     /// # Errors
@@ -49,7 +74,7 @@ impl Stage {
     /// The connection's own.
     pub(super) async fn drive<P>(&self, mut connection: Pin<P>) -> Result<(), hyper::Error>
     where
-        P: DerefMut<Target: GracefulConnection<Error = hyper::Error>>,
+        P: DerefMut<Target: Graceful>,
     {
         let mut ending = pin!(self.ending.cancelled());
         let mut aborted = pin!(self.aborted.cancelled());
@@ -67,11 +92,41 @@ impl Stage {
             }
             if reached == ENDING && !is_told {
                 is_told = true;
-                connection.as_mut().graceful_shutdown();
+                connection.as_mut().end_gracefully();
             }
             connection.as_mut().poll(context)
         })
         .await
+    }
+}
+
+/// A connection that can be told to end with the exchange that is running on it. hyper-util has such a trait, but not for
+/// connections that may be upgraded.
+pub(super) trait Graceful: Future<Output = Result<(), hyper::Error>> {
+    /// Tells it.
+    fn end_gracefully(self: Pin<&mut Self>);
+}
+
+impl<I, B, S> Graceful for http1::UpgradeableConnection<I, S>
+where
+    S: HttpService<Incoming, ResBody = B, Error: Into<Box<dyn Error + Send + Sync>>>,
+    I: Read + Write + Unpin + Send + 'static,
+    B: Body<Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
+{
+    fn end_gracefully(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<I, B, S, E> Graceful for http2::Connection<I, S, E>
+where
+    S: HttpService<Incoming, ResBody = B, Error: Into<Box<dyn Error + Send + Sync>>>,
+    I: Read + Write + Unpin,
+    B: Body<Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
+    E: Http2ServerConnExec<S::Future, B>,
+{
+    fn end_gracefully(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
     }
 }
 

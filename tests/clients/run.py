@@ -37,10 +37,12 @@ def main():
     import processes
     import runner
     import test_eventsource
+    import test_websocket
 
     processes.binary = binary
     # Node finds packages beside the script, and the packages are in the cache.
     test_eventsource.driver = Path(shutil.copy(HERE / "eventsource.mjs", node))
+    test_websocket.driver = Path(shutil.copy(HERE / "websocket.mjs", node))
     good = runner.run(sys.argv[2:])
     if good:
         shutil.rmtree(processes.log_dir)

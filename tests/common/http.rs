@@ -66,6 +66,16 @@ impl Wire {
         Some(self.buffer.drain(..at + mark.len()).collect())
     }
 
+    /// What has come and is not used yet.
+    pub(crate) fn seen(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    /// Takes this many bytes, if they are there.
+    pub(crate) fn take(&mut self, count: usize) -> Option<Vec<u8>> {
+        (self.buffer.len() >= count).then(|| self.buffer.drain(..count).collect())
+    }
+
     /// Waits for a whole head.
     pub(crate) fn head(&mut self) -> Head {
         let deadline = Instant::now() + PATIENCE;

@@ -28,9 +28,13 @@ pub(crate) mod store;
 pub(crate) mod subscriber;
 pub(crate) mod wait;
 pub(crate) mod webhooks;
+pub(crate) mod websocket;
 
 /// The product of most tests.
 pub(crate) const PRODUCT: &str = "prod_abc";
 
 /// Where its subscribers go.
 pub(crate) const STREAM: &str = "/stream/prod_abc";
+
+/// Where they go with WebSockets.
+pub(crate) const SOCKET: &str = "/ws/prod_abc";

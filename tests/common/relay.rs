@@ -13,6 +13,7 @@ use super::{
     process::{self, Process},
     subscriber::{Frame, Subscriber},
     wait,
+    websocket::Socket,
 };
 
 /// A configuration in the making: lines for each section.
@@ -173,6 +174,11 @@ impl Relay {
     /// Subscribes behind an id.
     pub(crate) fn resume(&self, id: &str) -> Subscriber {
         Subscriber::open(self.public, STREAM, &[("Last-Event-ID", id)])
+    }
+
+    /// Opens a WebSocket with a path and query.
+    pub(crate) fn socket(&self, path: &str) -> Socket {
+        Socket::open(self.public, path, &[])
     }
 
     /// Sends events of one session, one by one, and returns them as a subscriber gets them.

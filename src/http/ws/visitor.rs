@@ -1,0 +1,220 @@
+//! One WebSocket subscriber without its socket: what it may see, where it stands, and when it has to leave.
+//!
+//! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `wheel`.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hyper::HeaderMap;
+use tokio::time::Instant;
+use tokio_websockets::{Message, Payload};
+
+use super::message;
+use crate::{
+    auth::Grant,
+    event::{Scope, Start},
+    fanout::{Item, Listener, Subscription},
+    http::{
+        Product, Relay,
+        subscribers::{Leave, Newcomer, Seat},
+    },
+    metrics::{ShedReason, Transport},
+    net::Connection,
+    wheel::{Alarm, Wheel},
+};
+
+/// A subscriber with a seat. Counted when it comes, and when it is dropped.
+#[derive(Debug)]
+pub(super) struct Visitor {
+    subscription: Subscription,
+    seat: Seat,
+    product: Arc<Product>,
+    grant: Grant,
+    connection: Connection,
+    alarm: Alarm,
+    /// Place of the last entry it gets, once it has been told to leave.
+    leave_after: Option<u64>,
+    /// The time, read once for all messages that are handed over at one wake-up.
+    clock: Option<Instant>,
+    heartbeat_interval: Duration,
+    heartbeat_due: u64,
+    /// Its connection is old.
+    rotation_due: u64,
+    /// Its token ends.
+    expiry_due: u64,
+    /// It has broken the protocol.
+    is_faulty: bool,
+}
+
+impl Visitor {
+    /// Gives a newcomer a seat, and a place in the log.
+    ///
+    /// # Errors
+    ///
+    /// Which limit it would go past.
+    pub(super) fn admit(
+        relay: &Relay,
+        product: &Arc<Product>,
+        grant: Grant,
+        scope: Scope,
+        start: &Start,
+        connection: &Connection,
+        headers: &HeaderMap,
+    ) -> Result<Self, ShedReason> {
+        relay.admits_newcomers()?;
+        let listener = Arc::new(Listener::default());
+        let seat = relay.subscribers.admit(Newcomer {
+            product: product.id.clone(),
+            transport: Transport::WebSocket,
+            key: Arc::clone(&grant.key),
+            address: relay.client_address(connection.peer.ip(), headers),
+            listener: Arc::clone(&listener),
+        })?;
+        if relay.is_draining.load(Ordering::SeqCst) {
+            seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
+        }
+        let subscription = product.fanout.subscribe(listener, scope, start);
+        product.ws.subscribers.inc();
+        let wheel = &relay.wheel;
+        // Spread for the same reasons as over SSE.
+        let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
+        let age = relay.max_connection_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
+        Ok(Self {
+            subscription,
+            seat,
+            product: Arc::clone(product),
+            connection: connection.clone(),
+            alarm: Alarm::new(wheel),
+            leave_after: None,
+            clock: None,
+            heartbeat_interval,
+            heartbeat_due: wheel.after(heartbeat_interval),
+            rotation_due: age.map_or(u64::MAX, |age| wheel.after(age)),
+            expiry_due: grant.leaves_at().map_or(u64::MAX, |end| before(end, wheel)),
+            grant,
+            is_faulty: false,
+        })
+    }
+
+    /// The next message for it.
+    pub(super) fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Message> {
+        let Poll::Ready(item) = self.subscription.poll_next(context) else {
+            self.clock = None;
+            return Poll::Pending;
+        };
+        let payload = match item {
+            Item::Event { event, received } => {
+                self.product.ws.delivered.inc();
+                if let Some(received) = received {
+                    let now = *self.clock.get_or_insert_with(Instant::now);
+                    self.product.ws.lag.observe(now.saturating_duration_since(received).as_secs_f64());
+                }
+                Payload::from(self.product.envelopes.of(&event))
+            }
+            Item::Gap(gap) => Payload::from(message::encode_gap(&gap)),
+        };
+        self.heartbeat_due = self.alarm.wheel().after(self.heartbeat_interval);
+        Poll::Ready(Message::text(payload))
+    }
+
+    /// A heartbeat, if it is time for one. Moves the client's id on where the log has moved past what its filter let through.
+    pub(super) fn heartbeat(&mut self) -> Option<Message> {
+        if self.now() < self.heartbeat_due {
+            return None;
+        }
+        self.heartbeat_due = self.alarm.wheel().after(self.heartbeat_interval);
+        Some(Message::text(message::encode_heartbeat(self.subscription.move_on())))
+    }
+
+    /// Does what the client asks for, and answers it.
+    pub(super) fn obey(&mut self, text: &[u8]) -> Message {
+        let wished = message::parse(text);
+        let scope = wished.and_then(|wished| self.grant.narrow(wished).map_err(|denial| denial.to_string()));
+        Message::text(match scope {
+            Ok(scope) => {
+                let answer = message::encode_subscribed(&scope);
+                self.subscription.change_scope(scope);
+                answer
+            }
+            Err(title) => message::encode_error(&title),
+        })
+    }
+
+    /// Why it has to leave, if it has.
+    pub(super) fn must_leave(&mut self) -> Option<Leave> {
+        let now = self.now();
+        if now >= self.expiry_due {
+            self.seat.dismiss(Leave::Expired);
+        }
+        if now >= self.rotation_due {
+            self.seat.dismiss(Leave::Rotated);
+        }
+        let leave = self.seat.dismissed()?;
+        // Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
+        self.leave_after.get_or_insert_with(|| self.product.log.newest());
+        Some(leave)
+    }
+
+    /// Whether somebody who has to leave has been given what there is; what is in the store is there for whoever comes back.
+    pub(super) fn has_everything(&self) -> bool {
+        self.leave_after.is_some_and(|last| self.subscription.has_passed(last) || self.subscription.reads_from_store())
+    }
+
+    /// Wakes `context` when there is something to send, or to heed.
+    pub(super) fn wake_when_due(&self, also: u64, context: &Context<'_>) {
+        // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
+        let looks_again = self.leave_after.is_some() || self.subscription.must_look_again();
+        let next_tick = self.alarm.wheel().after(Duration::ZERO);
+        let due = self.heartbeat_due.min(self.rotation_due).min(self.expiry_due).min(also);
+        self.alarm.set(if looks_again { due.min(next_tick) } else { due }, context.waker());
+    }
+
+    /// Wakes `context` when it has to leave, while it takes nothing.
+    pub(super) fn wake_to_leave(&self, also: u64, context: &Context<'_>) {
+        self.subscription.wake_later(context);
+        self.alarm.set(self.expiry_due.min(also), context.waker());
+    }
+
+    /// The tick it is.
+    pub(super) fn now(&self) -> u64 {
+        self.alarm.wheel().now()
+    }
+
+    /// The tick some time from now.
+    pub(super) fn after(&self, wait: Duration) -> u64 {
+        self.alarm.wheel().after(wait)
+    }
+
+    /// It has broken the protocol.
+    pub(super) fn blame(&mut self) {
+        self.is_faulty = true;
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        let is_stalled = self.connection.fate.is_stalled();
+        let reason = match self.seat.dismissed() {
+            _ if is_stalled => "stalled",
+            Some(leave) => leave.as_str(),
+            None if self.is_faulty => "error",
+            None => "client",
+        };
+        self.product.metrics.disconnects(Transport::WebSocket, reason).inc();
+        self.product.ws.subscribers.dec();
+        if is_stalled {
+            tracing::debug!(product = %self.product.id, "subscriber took nothing for the write time-out");
+        }
+    }
+}
+
+/// A tick that is not later than `end`: the wheel itself rounds up, and turns a little late.
+fn before(end: Instant, wheel: &Wheel) -> u64 {
+    wheel.after(end.saturating_duration_since(Instant::now()).saturating_sub(ROUNDING))
+}
+
+/// Two ticks of the wheel, and one for its being late.
+const ROUNDING: Duration = Duration::from_millis(300);
