@@ -335,19 +335,25 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
+    /// No limit.
+    pub(crate) const EVERYTHING: Self = Self { sessions: Only::Everything, kinds: Only::Everything };
+
     /// Whether the subscriber sees this entry. A gap passes every filter.
     pub(crate) fn admits(&self, entry: &Entry) -> bool {
         match entry {
             Entry::Gap(_) => true,
             Entry::Erased => false,
-            Entry::Event(event) => {
-                let session = match &self.sessions {
-                    Only::Everything => true,
-                    Only::These(sessions) => event.session().is_some_and(|session| sessions.contains(session)),
-                };
-                session && self.kinds.admits(event.kind())
-            }
+            Entry::Event(event) => self.includes(event.session(), event.kind()),
         }
+    }
+
+    /// Whether an event of this session and kind is within.
+    pub(crate) fn includes(&self, session: Option<&SessionId>, kind: &Kind) -> bool {
+        let has_session = match &self.sessions {
+            Only::Everything => true,
+            Only::These(sessions) => session.is_some_and(|session| sessions.contains(session)),
+        };
+        has_session && self.kinds.admits(kind)
     }
 }
 

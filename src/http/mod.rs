@@ -122,7 +122,7 @@ impl Relay {
         self.store.as_ref().is_some_and(|store| store.is_degraded())
     }
 
-    /// Who asks, and the product it asks for.
+    /// Who asks, and the product it wants to read.
     ///
     /// # Errors
     ///
@@ -133,22 +133,42 @@ impl Relay {
         query: &str,
         headers: &HeaderMap,
     ) -> Result<(Grant, Arc<Product>), Problem> {
+        self.receive_for(path, query, headers, Permission::Subscribe)
+    }
+
+    /// Who asks, and the product it asks for, with this in mind.
+    ///
+    /// # Errors
+    ///
+    /// 401, 403, 404 or 400 in this order.
+    fn receive_for(
+        &self,
+        path: Result<Path<String>, PathRejection>,
+        query: &str,
+        headers: &HeaderMap,
+        permission: Permission,
+    ) -> Result<(Grant, Arc<Product>), Problem> {
         let credential = headers.get(AUTHORIZATION).map(|value| auth::bearer(value.as_bytes()).unwrap_or_default());
         let grant = self.access.identify(credential.or_else(|| Wish::query_token(query)))?;
-        let product = self.product(path, &grant)?;
+        let product = self.product(path, &grant, permission)?;
         Ok((grant, product))
     }
 
-    /// The product a path names, if the grant may see it.
+    /// The product a path names, if the grant covers it.
     ///
     /// # Errors
     ///
     /// 400, 403 or 404.
-    fn product(&self, path: Result<Path<String>, PathRejection>, grant: &Grant) -> Result<Arc<Product>, Problem> {
+    fn product(
+        &self,
+        path: Result<Path<String>, PathRejection>,
+        grant: &Grant,
+        permission: Permission,
+    ) -> Result<Arc<Product>, Problem> {
         let Path(name) = path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
         let unknown = || Problem::not_found("no such product");
         let id = ProductId::new(&name).map_err(|_| unknown())?;
-        grant.check(&id, Permission::Subscribe)?;
+        grant.check(&id, permission)?;
         self.products.get(&id).map(|product| Arc::clone(&product)).ok_or_else(unknown)
     }
 

@@ -58,7 +58,8 @@ pub(crate) async fn stream(
     if !accepts_event_stream(&headers) {
         return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "this is a text/event-stream, which Accept excludes"));
     }
-    let wish = Wish::read(&query, &headers)?;
+    let mut wish = Wish::read(&query, &headers)?;
+    wish.scope = grant.narrow(wish.scope)?;
     match EventBody::open(&relay, &product, &grant, wish, &connection, &headers) {
         Ok(body) => Ok(event_stream(Body::new(body))),
         Err(reason) => shed(reason, &headers),

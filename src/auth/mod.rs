@@ -4,18 +4,17 @@
 //!
 //! May use: `config`, `event`.
 
-use std::sync::Arc;
+mod grant;
 
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
     digest::{Digest, SHA256, digest},
 };
 
-use tokio::time::Instant;
-
+pub(crate) use self::grant::Grant;
 use crate::{
-    config::{Auth, Permission, Permissions},
-    event::{Only, ProductId, Scope},
+    config::Auth,
+    event::{Only, Scope},
 };
 
 /// The keys of the configuration, and what is allowed without one.
@@ -33,6 +32,8 @@ impl Access {
                 key: key.name.as_str().into(),
                 products: key.products.clone(),
                 permissions: key.permissions.clone(),
+                limits: Scope::EVERYTHING,
+                expires: None,
                 is_anonymous: false,
             };
             (fingerprint(key.key.expose().as_bytes()), grant)
@@ -41,6 +42,8 @@ impl Access {
             key: ANONYMOUS.into(),
             products: Only::Everything,
             permissions: auth.anonymous_permissions.clone(),
+            limits: Scope::EVERYTHING,
+            expires: None,
             is_anonymous: true,
         });
         Self { keys: keys.collect(), anonymous }
@@ -69,47 +72,6 @@ impl Access {
     /// Whether some requests are answered without a credential.
     pub(crate) fn allows_anonymous(&self) -> bool {
         self.anonymous.is_some()
-    }
-}
-
-/// What a credential allows.
-#[derive(Clone, Debug)]
-pub(crate) struct Grant {
-    /// Its name in the configuration.
-    pub(crate) key: Arc<str>,
-    products: Only<ProductId>,
-    permissions: Permissions,
-    is_anonymous: bool,
-}
-
-impl Grant {
-    /// Whether `permission` on `product` is granted.
-    ///
-    /// # Errors
-    ///
-    /// [`Denial::Forbidden`] when it is not; [`Denial::Unauthenticated`] when a credential might help.
-    pub(crate) fn check(&self, product: &ProductId, permission: Permission) -> Result<(), Denial> {
-        let is_granted = self.products.admits(product) && self.permissions.contains(&permission);
-        match is_granted {
-            true => Ok(()),
-            false if self.is_anonymous => Err(Denial::Unauthenticated),
-            false => Err(Denial::Forbidden),
-        }
-    }
-
-    /// What is to be seen of what is asked for: everything within the grant where nothing is.
-    ///
-    /// # Errors
-    ///
-    /// [`Denial::Forbidden`] when more is asked for than is granted.
-    pub(crate) fn narrow(&self, wished: Scope) -> Result<Scope, Denial> {
-        Ok(wished)
-    }
-
-    /// When a stream under this grant has to end; a little earlier for each than for the next, and never later than the token's
-    /// own end.
-    pub(crate) fn leaves_at(&self) -> Option<Instant> {
-        None
     }
 }
 
