@@ -26,7 +26,8 @@ use crate::{
     event::ProductId,
     fanout::Fanout,
     http::{
-        self, Product, Relay, admin::Admin, guard::Guard, page::Pages, products::Streamed, subscribers::Subscribers,
+        self, Product, Relay, admin::Admin, credential::Places, guard::Guard, page::Pages, products::Streamed,
+        subscribers::Subscribers,
     },
     ingest::Ingest,
     log::{
@@ -239,6 +240,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
     Relay {
         products,
         access: Access::new(&config.auth),
+        places: Places::new(&config.auth, &server.cors_allowed_origins),
         subscribers: Subscribers::new(server, Arc::clone(metrics)),
         pages: Pages::default(),
         wheel: Wheel::new(),

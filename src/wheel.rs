@@ -66,6 +66,12 @@ impl Wheel {
         self.now().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(1)
     }
 
+    /// The last tick that is `wait` or less from now, for what must not come late.
+    pub(crate) fn within(&self, wait: Duration) -> u64 {
+        let ticks = wait.as_millis() / TICK.as_millis();
+        self.now().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+    }
+
     /// Moves on by one tick, and returns the entries that are due.
     fn turn(&self) -> Vec<Arc<Entry>> {
         let mut slots = self.slots();

@@ -108,6 +108,9 @@ struct EventBody {
     heartbeat_interval: Duration,
     heartbeat_due: u64,
     leave_due: u64,
+    /// When its token's time is over, and the tick at which it is woken for that.
+    expires: Option<Instant>,
+    expires_due: u64,
 }
 
 impl EventBody {
@@ -136,6 +139,8 @@ impl EventBody {
         let wheel = &relay.wheel;
         // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
+        let expires = grant.leaves_at();
+        let left = expires.map(|at| at.saturating_duration_since(Instant::now()));
         let age = relay.max_connection_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
@@ -152,6 +157,8 @@ impl EventBody {
             heartbeat_interval,
             heartbeat_due: wheel.after(heartbeat_interval),
             leave_due: age.map_or(u64::MAX, |age| wheel.after(age)),
+            expires,
+            expires_due: left.map_or(u64::MAX, |left| wheel.within(left)),
         })
     }
 
@@ -162,6 +169,11 @@ impl EventBody {
         }
         if self.has_left {
             return Poll::Ready(None);
+        }
+        if self.has_expired() {
+            // At once, whatever is still in the log: it is there for whoever comes back with a new token.
+            self.seat.dismiss(Leave::Expired);
+            return self.leave();
         }
         self.heed_dismissal();
         if self
@@ -186,10 +198,16 @@ impl EventBody {
         if is_end || self.alarm.wheel().now() >= self.heartbeat_due {
             return Poll::Ready(Some(self.heartbeat()));
         }
-        let due = self.heartbeat_due.min(self.leave_due);
+        let due = self.heartbeat_due.min(self.leave_due).min(self.expires_due);
         let due = if looks_again { due.min(self.alarm.wheel().after(Duration::ZERO)) } else { due };
         self.alarm.set(due, context.waker());
         Poll::Pending
+    }
+
+    /// Whether its token's time is over. The clock is asked, too: the wheel could stand still.
+    fn has_expired(&self) -> bool {
+        let Some(at) = self.expires else { return false };
+        self.alarm.wheel().now() >= self.expires_due || Instant::now() >= at
     }
 
     /// Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
