@@ -73,3 +73,11 @@ const MOST_KEYS: usize = 8;
 
 /// A modulus of 2048 bits has 256 bytes, and around it stand 36 or more.
 const SHORTEST_RSA_DER: usize = 256 + 36;
+
+#[cfg(test)]
+impl PublicKey {
+    /// A key that a test has made.
+    pub(crate) fn of_der(der: &[u8]) -> Self {
+        Self(der.to_vec())
+    }
+}
