@@ -272,8 +272,10 @@ fn der_of(key: &impl AsDer<PublicKeyX509Der<'static>>) -> Vec<u8> {
     key.as_der().unwrap().as_ref().to_vec()
 }
 
+type Sign = Box<dyn Fn(&str) -> Vec<u8>>;
+
 /// Each algorithm with two public keys, and a signature by the second.
-fn key_pairs() -> Vec<(PublicKeyAlgorithm, &'static str, [Vec<u8>; 2], Box<dyn Fn(&str) -> Vec<u8>>)> {
+fn key_pairs() -> Vec<(PublicKeyAlgorithm, &'static str, [Vec<u8>; 2], Sign)> {
     let ed = [(); 2].map(|()| Ed25519KeyPair::generate().unwrap());
     let ec = [(); 2].map(|()| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
     let rsa = [(); 2].map(|()| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());

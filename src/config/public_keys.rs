@@ -39,7 +39,7 @@ pub(super) fn read(path: &Path, algorithm: PublicKeyAlgorithm) -> Result<Vec<Pub
         let (kind, der) = block.map_err(|_| format!("{file}: key {number} is not PEM as it must be"))?;
         match kind {
             SectionKind::PublicKey => {
-                keys.push(checked(der, algorithm).map_err(|it| format!("{file}: key {number} {it}"))?)
+                keys.push(checked(der, algorithm).map_err(|it| format!("{file}: key {number} {it}"))?);
             }
             SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey => {
                 return Err(format!("{file} holds a private key; only public keys belong there"));
