@@ -221,6 +221,14 @@ mod tests {
         (Arc::clone(&bell), Waker::from(bell))
     }
 
+    #[test]
+    fn what_must_not_come_late_is_due_at_a_tick_before_its_time() {
+        let wheel = Wheel::new();
+        for (wait, ticks) in [(0, 0), (99, 0), (100, 1), (250, 2)] {
+            assert_eq!(wheel.within(Duration::from_millis(wait)) - wheel.now(), ticks, "{wait} ms");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_alarm_wakes_once_and_no_earlier_than_it_is_due() {
         let (wheel, stop, task) = turning();

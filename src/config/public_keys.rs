@@ -3,7 +3,7 @@
 //! In: a PEM file. Out: its keys as the verification takes them, or what is wrong with which of them. They are read with the
 //! configuration, so that a wrong file is found before anybody relies on it.
 //!
-//! May use: nothing.
+//! May use: `jwt` (names of algorithms).
 
 use std::path::Path;
 

@@ -104,3 +104,34 @@ pub(super) fn is_origin_of(origin: &str, host: &str) -> bool {
     let port = |at: &HostAndPort| at.port().unwrap_or(default_port);
     page.host().eq_ignore_ascii_case(own.host()) && port(&page) == port(&own)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_own_page_has_the_host_and_port_of_the_request() {
+        for (origin, host) in [
+            ("https://relay.test", "relay.test"),
+            ("https://relay.test", "Relay.Test:443"),
+            ("http://relay.test", "relay.test:80"),
+            ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+            ("http://[::1]:8080", "[::1]:8080"),
+        ] {
+            assert!(is_origin_of(origin, host), "{origin} {host}");
+        }
+        for (origin, host) in [
+            ("https://relay.test", "relay.test:80"),
+            ("http://localhost:3000", "localhost:8080"),
+            ("https://relay.test.evil.test", "relay.test"),
+            ("https://evil.test#relay.test", "relay.test"),
+            ("https://relay.test@evil.test", "relay.test"),
+            ("ftp://relay.test", "relay.test"),
+            ("null", "null"),
+            ("https://", ""),
+            ("", ""),
+        ] {
+            assert!(!is_origin_of(origin, host), "{origin} {host}");
+        }
+    }
+}
