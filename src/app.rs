@@ -28,6 +28,7 @@ use crate::{
     http::{
         self, Product, Relay,
         admin::Admin,
+        credential::Places,
         guard::Guard,
         page::Pages,
         products::Streamed,
@@ -265,6 +266,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
     Relay {
         products,
         access: Access::new(&config.auth),
+        places: Places::new(&config.auth, &server.cors_allowed_origins),
         subscribers: Subscribers::new(server, Arc::clone(metrics)),
         pages: Pages::default(),
         bodies: Bodies::default(),

@@ -336,19 +336,19 @@ pub(crate) struct Scope {
 
 impl Scope {
     /// No limit.
-    pub(crate) const ALL: Self = Self { sessions: Only::Everything, kinds: Only::Everything };
+    pub(crate) const EVERYTHING: Self = Self { sessions: Only::Everything, kinds: Only::Everything };
 
     /// Whether the subscriber sees this entry. A gap passes every filter.
     pub(crate) fn admits(&self, entry: &Entry) -> bool {
         match entry {
             Entry::Gap(_) => true,
             Entry::Erased => false,
-            Entry::Event(event) => self.covers(event.kind(), event.session()),
+            Entry::Event(event) => self.includes(event.session(), event.kind()),
         }
     }
 
-    /// Whether an event of this kind and session is within it.
-    pub(crate) fn covers(&self, kind: &Kind, session: Option<&SessionId>) -> bool {
+    /// Whether an event of this session and kind is within.
+    pub(crate) fn includes(&self, session: Option<&SessionId>, kind: &Kind) -> bool {
         let has_session = match &self.sessions {
             Only::Everything => true,
             Only::These(sessions) => session.is_some_and(|session| sessions.contains(session)),

@@ -66,6 +66,12 @@ impl Wheel {
         self.now().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(1)
     }
 
+    /// The last tick that is `wait` or less from now, for what must not come late.
+    pub(crate) fn within(&self, wait: Duration) -> u64 {
+        let ticks = wait.as_millis() / TICK.as_millis();
+        self.now().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+    }
+
     /// Moves on by one tick, and returns the entries that are due.
     fn turn(&self) -> Vec<Arc<Entry>> {
         let mut slots = self.slots();
@@ -213,6 +219,14 @@ mod tests {
     fn bell() -> (Arc<Bell>, Waker) {
         let bell = Arc::new(Bell::default());
         (Arc::clone(&bell), Waker::from(bell))
+    }
+
+    #[test]
+    fn what_must_not_come_late_is_due_at_a_tick_before_its_time() {
+        let wheel = Wheel::new();
+        for (wait, ticks) in [(0, 0), (99, 0), (100, 1), (250, 2)] {
+            assert_eq!(wheel.within(Duration::from_millis(wait)) - wheel.now(), ticks, "{wait} ms");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ mod healthcheck;
 mod serve;
 mod simulate;
 mod tail;
+mod token;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -18,7 +19,6 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use tracing::error;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
@@ -62,6 +62,7 @@ enum Command {
     Tail(tail::Arguments),
     Healthcheck(healthcheck::Arguments),
     Check(check::Arguments),
+    Token(token::Arguments),
 }
 
 impl Command {
@@ -73,6 +74,7 @@ impl Command {
             Self::Tail(arguments) => tail::run(arguments),
             Self::Healthcheck(arguments) => healthcheck::run(&arguments),
             Self::Check(arguments) => check::run(&arguments),
+            Self::Token(arguments) => token::run(arguments),
         }
     }
 }
@@ -138,9 +140,6 @@ fn hold_against_version(config: &Config) -> Result<(), Failure> {
     }
     if !missing.is_empty() {
         return Err(Failure::Usage(missing.join("\nautoplay-relay: ")));
-    }
-    if config.auth.jwt.is_some() {
-        error!("[auth.jwt]: this version accepts no scoped tokens; whoever brings one is answered 401");
     }
     Ok(())
 }

@@ -2,12 +2,13 @@
 //!
 //! In: the section, if there is one. Out: [`Jwt`], where each algorithm has just what it needs.
 //!
-//! May use: `entry`, `findings`, `reader`, `secret`.
+//! May use: `entry`, `findings`, `public_keys`, `reader`, `secret`.
 
 use std::path::PathBuf;
 
 use super::entry::Entry;
 use super::findings::quoted;
+use super::public_keys::{self, PublicKey};
 use super::reader::Section;
 use super::secret::{Rule, Secret, SecretEntries};
 
@@ -40,6 +41,8 @@ pub(crate) enum Verification {
         algorithm: PublicKeyAlgorithm,
         /// PEM; may hold several keys.
         public_key_file: PathBuf,
+        /// The keys it holds; a token must be signed for one of them.
+        keys: Vec<PublicKey>,
     },
 }
 
@@ -126,7 +129,10 @@ impl VerificationEntries<'_> {
         if !self.public_key_file.is_given() {
             self.public_key_file.report("is required unless algorithm is HS256");
         }
-        Some(Verification::Public { algorithm, public_key_file: self.public_key_file.readable_file()? })
+        let public_key_file = self.public_key_file.readable_file()?;
+        let read = public_keys::read(&public_key_file, algorithm);
+        let keys = read.map_err(|message| self.public_key_file.report(message)).ok()?;
+        Some(Verification::Public { algorithm, public_key_file, keys })
     }
 }
 
@@ -153,6 +159,8 @@ fn cookie_name(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::config::tests::{findings, parsed, parsed_with};
 
@@ -186,24 +194,56 @@ mod tests {
         assert!(found.starts_with("relay.toml:3: auth.jwt.public_key_file: has no use with HS256"), "{found}");
     }
 
+    /// A file of the keys that this repository keeps for its tests.
+    fn keys(name: &str) -> String {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/jwt").join(name).display().to_string()
+    }
+
+    fn section(algorithm: &str, file: &str) -> String {
+        format!("[auth.jwt]\nalgorithm = '{algorithm}'\npublic_key_file = '{}'", keys(file))
+    }
+
     #[test]
-    fn the_others_need_a_readable_public_key_and_no_secret() {
-        let readable = std::env::current_exe().unwrap();
-        for (name, algorithm) in [
-            ("EdDSA", PublicKeyAlgorithm::EdDsa),
-            ("ES256", PublicKeyAlgorithm::Es256),
-            ("RS256", PublicKeyAlgorithm::Rs256),
+    fn the_others_need_public_keys_and_no_secret() {
+        for (name, expected, file, count) in [
+            ("EdDSA", PublicKeyAlgorithm::EdDsa, "ed25519.pub.pem", 1),
+            ("ES256", PublicKeyAlgorithm::Es256, "p256.pub.pem", 1),
+            ("RS256", PublicKeyAlgorithm::Rs256, "rsa.pub.pem", 1),
+            ("ES256", PublicKeyAlgorithm::Es256, "p256-two.pub.pem", 2),
         ] {
-            let text = format!("[auth.jwt]\nalgorithm = '{name}'\npublic_key_file = '{}'", readable.display());
-            let verification = parsed(&text).auth.jwt.unwrap().verification;
+            let verification = parsed(&section(name, file)).auth.jwt.unwrap().verification;
             assert_eq!(verification.algorithm_name(), name);
-            assert_eq!(verification, Verification::Public { algorithm, public_key_file: readable.clone() });
-            let found = findings(&format!("{text}\n{SECRET}"));
+            let Verification::Public { algorithm, public_key_file, keys: read } = verification else {
+                panic!("{name} has public keys")
+            };
+            assert_eq!((algorithm, public_key_file, read.len()), (expected, keys(file).into(), count));
+            let found = findings(&format!("{}\n{SECRET}", section(name, file)));
             assert!(found.starts_with("relay.toml:4: auth.jwt.secret: has no use with a public key"), "{found}");
         }
         assert!(findings("[auth.jwt]\nalgorithm = 'ES256'").contains("auth.jwt.public_key_file: is required"));
         let found = findings("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '/no/key'");
         assert!(found.contains("cannot read /no/key"), "{found}");
+    }
+
+    #[test]
+    fn a_key_that_does_not_fit_is_named_by_file_and_number() {
+        for (algorithm, file, expected) in [
+            ("EdDSA", "p256.pub.pem", "key 1 is not an Ed25519 key"),
+            ("ES256", "rsa.pub.pem", "key 1 is not a P-256 key"),
+            ("RS256", "ed25519.pub.pem", "key 1 is not an RSA key"),
+            ("ES256", "p384.pub.pem", "key 1 is not a P-256 key"),
+            ("ES256", "mixed.pub.pem", "key 2 is not a P-256 key"),
+            ("RS256", "rsa1024.pub.pem", "key 1 has less than 2048 bits"),
+            ("ES256", "../summary.json", "holds no PUBLIC KEY block"),
+        ] {
+            let found = findings(&section(algorithm, file));
+            assert!(found.starts_with("relay.toml:3: auth.jwt.public_key_file: "), "{found}");
+            assert!(found.contains(expected) && found.contains(&keys(file)), "{found}");
+        }
+        let private = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&private, "-----BEGIN PRIVATE KEY-----\naHVzaA==\n-----END PRIVATE KEY-----\n").unwrap();
+        let found = findings(&section("ES256", private.path().to_str().unwrap()));
+        assert!(found.contains("holds a private key") && !found.contains("aHVzaA"), "{found}");
     }
 
     #[test]

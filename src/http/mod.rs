@@ -7,6 +7,8 @@
 
 pub(crate) mod admin;
 mod audience;
+mod cors;
+pub(crate) mod credential;
 mod deliveries;
 mod erasure;
 pub(crate) mod error;
@@ -33,24 +35,24 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Extension, Path, rejection::PathRejection},
+    extract::{Extension, Path, Request, rejection::PathRejection},
     middleware,
     routing::get,
 };
 use dashmap::DashMap;
 use hyper::{
-    HeaderMap, Method,
-    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName},
+    HeaderMap,
+    header::{HOST, HeaderValue},
 };
-use tower_http::cors::CorsLayer;
 
 use prometheus::IntCounter;
 
 use self::{
-    error::Problem, guard::Guard, page::Pages, publish::Bodies, request::Wish, subscribers::Subscribers, ws::Envelopes,
+    credential::Places, error::Problem, guard::Guard, page::Pages, publish::Bodies, subscribers::Subscribers,
+    ws::Envelopes,
 };
 use crate::{
-    auth::{self, Access, Grant},
+    auth::{Access, Grant},
     config::{Network, Origin, Permission},
     event::ProductId,
     fanout::Fanout,
@@ -66,6 +68,8 @@ pub(crate) struct Relay {
     pub(crate) products: DashMap<ProductId, Arc<Product>>,
     /// Who may.
     pub(crate) access: Access,
+    /// Where it is looked for who asks.
+    pub(crate) places: Places,
     /// Who does.
     pub(crate) subscribers: Arc<Subscribers>,
     /// Pages that are being sent.
@@ -140,7 +144,7 @@ impl Relay {
         self.store.as_ref().is_some_and(|store| store.is_degraded())
     }
 
-    /// Who asks, and the product it asks for.
+    /// Who asks, and the product it wants to read.
     ///
     /// # Errors
     ///
@@ -151,23 +155,22 @@ impl Relay {
         query: &str,
         headers: &HeaderMap,
     ) -> Result<(Grant, Arc<Product>), Problem> {
-        self.receive_for(Permission::Subscribe, path, query, headers)
+        self.receive_for(path, query, headers, Permission::Subscribe)
     }
 
-    /// The same for somebody who wants to do what needs `permission`.
+    /// Who asks, and the product it asks for, with this in mind.
     ///
     /// # Errors
     ///
     /// 401, 403, 404 or 400 in this order.
     fn receive_for(
         &self,
-        permission: Permission,
         path: Result<Path<String>, PathRejection>,
         query: &str,
         headers: &HeaderMap,
+        permission: Permission,
     ) -> Result<(Grant, Arc<Product>), Problem> {
-        let credential = headers.get(AUTHORIZATION).map(|value| auth::bearer(value.as_bytes()).unwrap_or_default());
-        let grant = self.access.identify(credential.or_else(|| Wish::query_token(query)))?;
+        let grant = self.access.identify(self.places.credential(query, headers).as_ref())?;
         let product = self.product(path, &grant, permission)?;
         Ok((grant, product))
     }
@@ -221,31 +224,29 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
     let events = get(page::page).post(publish::publish).head(|| async { Problem::method_not_allowed("GET, POST") });
     let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
     let socket = get(ws::socket).head(|| async { Problem::method_not_allowed("GET") });
+    let has_cookie = relay.places.has_cookie();
     let mut router = Router::new()
         .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
         .route("/stream/{product_id}", stream)
         .route("/events/{product_id}", events)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
         .fallback(|| async { Problem::not_found("no such route") })
-        .with_state(relay);
+        .with_state(relay)
+        .layer(middleware::map_request(name_host));
     if let Some(guard) = guard {
         router = router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check));
     }
     if !origins.is_empty() {
-        router = router.layer(cors(origins));
+        router = router.layer(cors::layer(origins, has_cookie));
     }
     router
 }
 
-/// Pages of these origins may read what comes from here (the Fetch standard's CORS protocol).
-fn cors(origins: &[Origin]) -> CorsLayer {
-    let origins: Vec<_> = origins.iter().filter_map(|origin| origin.as_str().parse().ok()).collect();
-    CorsLayer::new()
-        .allow_origin(origins)
-        .allow_methods([Method::GET])
-        .allow_headers([AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName::from_static("last-event-id")])
-        .max_age(PREFLIGHT_AGE)
+/// HTTP/2 has the authority in place of `Host` (RFC 9113, section 8.3.1); what is behind this looks at one of them only.
+async fn name_host(mut request: Request) -> Request {
+    let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(authority) = authority {
+        request.headers_mut().insert(HOST, authority);
+    }
+    request
 }
-
-/// What browsers keep a preflight's answer for at the most.
-const PREFLIGHT_AGE: Duration = Duration::from_secs(2 * 60 * 60);

@@ -62,8 +62,9 @@ pub(crate) async fn page(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let query = query.unwrap_or_default();
-    let (_, product) = relay.receive(path, &query, &headers)?;
+    let (grant, product) = relay.receive(path, &query, &headers)?;
     let wish = Wish::read(&query, &headers)?;
+    let scope = grant.narrow(wish.scope)?;
     let most_events = limit(&query)?;
     relay.admits_newcomers()?;
     let place = relay.pages.enter().await?;
@@ -71,7 +72,7 @@ pub(crate) async fn page(
         Start::Now => Start::Oldest, // who listens to news only would never be given any
         start => start,
     };
-    let page = Page::read(&product.fanout, wish.scope, &start, most_events).await?;
+    let page = Page::read(&product.fanout, scope, &start, most_events).await?;
     product.paged.inc_by(page.events.len() as u64);
     let head = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
     Ok((head, Body::new(PageBody::new(page.into_json(), place))).into_response())

@@ -30,7 +30,7 @@ use super::{
     Product, Relay,
     error::{Problem, SHED_WAIT, spread},
 };
-use crate::{auth::Grant, config::Permission, envelope, event::Draft, event::Scope};
+use crate::{auth::Grant, config::Permission, envelope, event::Draft};
 
 /// Takes one event from a publisher.
 ///
@@ -44,7 +44,7 @@ pub(crate) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (grant, product) = relay.receive_for(Permission::Publish, path, &query.unwrap_or_default(), &headers)?;
+    let (grant, product) = relay.receive_for(path, &query.unwrap_or_default(), &headers, Permission::Publish)?;
     if product.log.is_numbered_elsewhere() {
         return Err(elsewhere(&product));
     }
@@ -79,10 +79,8 @@ fn read(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, Problem>
     if draft.payload.len() > product.max_publish_bytes {
         return Err(too_large(product.max_publish_bytes));
     }
-    match grant.narrow(Scope::ALL)?.covers(&draft.kind, draft.session.as_ref()) {
-        true => Ok(draft),
-        false => Err(Problem::forbidden("the token does not allow this session or type")),
-    }
+    grant.may_publish(draft.session.as_ref(), &draft.kind)?;
+    Ok(draft)
 }
 
 /// The whole body, and no byte beyond the limit.

@@ -51,11 +51,6 @@ impl Wish {
         }
         Ok(Self { scope: Scope { sessions: only(sessions), kinds: only(kinds) }, start })
     }
-
-    /// The credential in the query, if there is one. A key does not belong there, and so opens nothing from there.
-    pub(crate) fn query_token(query: &str) -> Option<&'static [u8]> {
-        form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "access_token").then_some(&[])
-    }
 }
 
 /// The limit that a list of values stands for; no value, no limit.

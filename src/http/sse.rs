@@ -60,7 +60,8 @@ pub(crate) async fn stream(
     if !accepts_event_stream(&headers) {
         return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "this is a text/event-stream, which Accept excludes"));
     }
-    let wish = Wish::read(&query, &headers)?;
+    let mut wish = Wish::read(&query, &headers)?;
+    wish.scope = grant.narrow(wish.scope)?;
     let side = Side::public(&relay, &grant);
     answer(&relay, &side, &product, wish, &connection, &headers)
 }
@@ -95,6 +96,8 @@ pub(super) struct Side<'a> {
     pub(super) key: Arc<str>,
     /// About the age at which it ends.
     pub(super) max_age: Option<Duration>,
+    /// When it has to end, if it has to.
+    pub(super) leaves_at: Option<Instant>,
     /// An operator looks on: it is not counted as a subscriber, and leaves at once when it is to.
     pub(super) is_onlooker: bool,
 }
@@ -106,6 +109,7 @@ impl<'a> Side<'a> {
             wheel: &relay.wheel,
             key: Arc::clone(&grant.key),
             max_age: relay.max_connection_age,
+            leaves_at: grant.leaves_at(),
             is_onlooker: false,
         }
     }
@@ -154,6 +158,9 @@ struct EventBody {
     heartbeat_interval: Duration,
     heartbeat_due: u64,
     leave_due: u64,
+    /// When its token's time is over, and the tick at which it is woken for that.
+    expires: Option<Instant>,
+    expires_due: u64,
 }
 
 impl EventBody {
@@ -184,6 +191,7 @@ impl EventBody {
         let wheel = side.wheel;
         // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
+        let left = side.leaves_at.map(|at| at.saturating_duration_since(Instant::now()));
         let age = side.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
@@ -201,6 +209,8 @@ impl EventBody {
             heartbeat_interval,
             heartbeat_due: wheel.after(heartbeat_interval),
             leave_due: age.map_or(u64::MAX, |age| wheel.after(age)),
+            expires: side.leaves_at,
+            expires_due: left.map_or(u64::MAX, |left| wheel.within(left)),
         })
     }
 
@@ -211,6 +221,11 @@ impl EventBody {
         }
         if self.has_left {
             return Poll::Ready(None);
+        }
+        if self.has_expired() {
+            // At once, whatever is still in the log: it is there for whoever comes back with a new token.
+            self.seat.dismiss(Leave::Expired);
+            return self.leave();
         }
         self.heed_dismissal();
         if self.is_onlooker && self.leave_after.is_some() {
@@ -240,10 +255,16 @@ impl EventBody {
         if is_end || self.alarm.wheel().now() >= self.heartbeat_due {
             return Poll::Ready(Some(self.heartbeat()));
         }
-        let due = self.heartbeat_due.min(self.leave_due);
+        let due = self.heartbeat_due.min(self.leave_due).min(self.expires_due);
         let due = if looks_again { due.min(self.alarm.wheel().after(Duration::ZERO)) } else { due };
         self.alarm.set(due, context.waker());
         Poll::Pending
+    }
+
+    /// Whether its token's time is over. The clock is asked, too: the wheel could stand still.
+    fn has_expired(&self) -> bool {
+        let Some(at) = self.expires else { return false };
+        self.alarm.wheel().now() >= self.expires_due || Instant::now() >= at
     }
 
     /// Who is dismissed still gets what is in the log at that moment: memory is gone with the process.

@@ -1,10 +1,17 @@
 //! Who asks, and what they may do.
 //!
-//! In: the credential of a request. Out: a grant, or a denial that does not say why. Compares digests in constant time.
+//! In: the credential of a request. Out: a grant, or a denial that does not say why; the log does. Compares digests in constant
+//! time.
 //!
 //! May use: `config`, `event`.
 
-use std::sync::Arc;
+mod claims;
+mod grant;
+#[cfg(test)]
+mod tests;
+mod token;
+
+use std::{borrow::Cow, time::Duration};
 
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
@@ -13,15 +20,24 @@ use aws_lc_rs::{
 
 use tokio::time::Instant;
 
+use self::{
+    claims::Claimed,
+    token::{Verifier, is_token},
+};
+pub(crate) use self::{
+    grant::Grant,
+    token::{Order, mint},
+};
 use crate::{
-    config::{Auth, Permission, Permissions},
-    event::{Only, ProductId, Scope},
+    config::Auth,
+    event::{Only, Scope},
 };
 
 /// The keys of the configuration, and what is allowed without one.
 #[derive(Debug)]
 pub(crate) struct Access {
     keys: Vec<(Digest, Grant)>,
+    tokens: Option<Verifier>,
     anonymous: Option<Grant>,
 }
 
@@ -33,6 +49,8 @@ impl Access {
                 key: key.name.as_str().into(),
                 products: key.products.clone(),
                 permissions: key.permissions.clone(),
+                limits: Scope::EVERYTHING,
+                expires: None,
                 is_anonymous: false,
             };
             (fingerprint(key.key.expose().as_bytes()), grant)
@@ -41,20 +59,28 @@ impl Access {
             key: ANONYMOUS.into(),
             products: Only::Everything,
             permissions: auth.anonymous_permissions.clone(),
+            limits: Scope::EVERYTHING,
+            expires: None,
             is_anonymous: true,
         });
-        Self { keys: keys.collect(), anonymous }
+        Self { keys: keys.collect(), tokens: auth.jwt.as_ref().map(Verifier::new), anonymous }
     }
 
     /// What whoever holds this credential may do. A bad credential is no better where none is needed.
     ///
     /// # Errors
     ///
-    /// [`Denial::Unauthenticated`] when the credential is no key, or there is none and one is needed.
-    pub(crate) fn identify(&self, credential: Option<&[u8]>) -> Result<Grant, Denial> {
-        let Some(credential) = credential else {
-            return self.anonymous.clone().ok_or(Denial::Unauthenticated);
-        };
+    /// [`Denial::Unauthenticated`] when the credential is neither key nor token, or there is none and one is needed.
+    pub(crate) fn identify(&self, credential: Option<&Credential<'_>>) -> Result<Grant, Denial> {
+        match credential {
+            None => self.anonymous.clone(),
+            Some(Credential::Any(text)) => self.of_key(text).cloned().or_else(|| self.of_token(text)),
+            Some(Credential::Token(text)) => self.of_token(text),
+        }
+        .ok_or(Denial::Unauthenticated)
+    }
+
+    fn of_key(&self, credential: &[u8]) -> Option<&Grant> {
         let offered = fingerprint(credential);
         let mut found = None;
         for (key, grant) in &self.keys {
@@ -63,7 +89,18 @@ impl Access {
                 found = Some(grant);
             }
         }
-        found.cloned().ok_or(Denial::Unauthenticated)
+        found
+    }
+
+    fn of_token(&self, credential: &[u8]) -> Option<Grant> {
+        let tokens = self.tokens.as_ref().filter(|_| is_token(credential))?;
+        match tokens.read(credential, token::now()) {
+            Ok(claimed) => Some(scoped(claimed)),
+            Err(refusal) => {
+                tracing::debug!(reason = %refusal, "a scoped token is refused");
+                None
+            }
+        }
     }
 
     /// Whether some requests are answered without a credential.
@@ -72,44 +109,25 @@ impl Access {
     }
 }
 
-/// What a credential allows.
-#[derive(Clone, Debug)]
-pub(crate) struct Grant {
-    /// Its name in the configuration.
-    pub(crate) key: Arc<str>,
-    products: Only<ProductId>,
-    permissions: Permissions,
-    is_anonymous: bool,
+/// What a request shows, by what may be in that place.
+#[derive(Debug)]
+pub(crate) enum Credential<'a> {
+    /// A key or a scoped token.
+    Any(Cow<'a, [u8]>),
+    /// A scoped token: where browsers carry it, no key belongs.
+    Token(Cow<'a, [u8]>),
 }
 
-impl Grant {
-    /// Whether `permission` on `product` is granted.
-    ///
-    /// # Errors
-    ///
-    /// [`Denial::Forbidden`] when it is not; [`Denial::Unauthenticated`] when a credential might help.
-    pub(crate) fn check(&self, product: &ProductId, permission: Permission) -> Result<(), Denial> {
-        let is_granted = self.products.admits(product) && self.permissions.contains(&permission);
-        match is_granted {
-            true => Ok(()),
-            false if self.is_anonymous => Err(Denial::Unauthenticated),
-            false => Err(Denial::Forbidden),
-        }
-    }
-
-    /// What is to be seen of what is asked for: everything within the grant where nothing is.
-    ///
-    /// # Errors
-    ///
-    /// [`Denial::Forbidden`] when more is asked for than is granted.
-    pub(crate) fn narrow(&self, wished: Scope) -> Result<Scope, Denial> {
-        Ok(wished)
-    }
-
-    /// When a stream under this grant has to end; a little earlier for each than for the next, and never later than the token's
-    /// own end.
-    pub(crate) fn leaves_at(&self) -> Option<Instant> {
-        None
+/// The grant of a token, which counts from now.
+fn scoped(claimed: Claimed) -> Grant {
+    let left = Duration::try_from_secs_f64(claimed.seconds_left).unwrap_or(grant::LONGEST).min(grant::LONGEST);
+    Grant {
+        key: TOKEN.into(),
+        products: Only::These(claimed.products),
+        permissions: claimed.permissions,
+        limits: claimed.limits,
+        expires: Some(Instant::now() + left),
+        is_anonymous: false,
     }
 }
 
@@ -166,3 +184,6 @@ const BEARER: &[u8] = b"Bearer ";
 
 /// Stands for the key's name where there is no key.
 const ANONYMOUS: &str = "anonymous";
+
+/// Stands for the key's name where there is a scoped token: whose it is must not show in lists, let alone in metrics.
+const TOKEN: &str = "token";

@@ -1,0 +1,90 @@
+//! What a credential allows.
+//!
+//! In: what somebody wishes. Out: what of it is granted, or a denial. Nothing of a wish beyond the limits ever passes.
+//!
+//! May use: `config`, `event`.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::Denial;
+use crate::{
+    config::{Permission, Permissions},
+    event::{Kind, Only, ProductId, Scope, SessionId},
+};
+
+/// What a credential allows.
+#[derive(Clone, Debug)]
+pub(crate) struct Grant {
+    /// Its name in the configuration; for all scoped tokens the same.
+    pub(crate) key: Arc<str>,
+    pub(super) products: Only<ProductId>,
+    pub(super) permissions: Permissions,
+    /// Nothing beyond these sessions and kinds is seen or published.
+    pub(super) limits: Scope,
+    /// From here on it allows nothing.
+    pub(super) expires: Option<Instant>,
+    pub(super) is_anonymous: bool,
+}
+
+impl Grant {
+    /// Whether `permission` on `product` is granted.
+    ///
+    /// # Errors
+    ///
+    /// [`Denial::Forbidden`] when it is not; [`Denial::Unauthenticated`] when a credential might help.
+    pub(crate) fn check(&self, product: &ProductId, permission: Permission) -> Result<(), Denial> {
+        let is_granted = self.products.admits(product) && self.permissions.contains(&permission);
+        match is_granted {
+            true => Ok(()),
+            false if self.is_anonymous => Err(Denial::Unauthenticated),
+            false => Err(Denial::Forbidden),
+        }
+    }
+
+    /// What is to be seen of what is asked for: everything within the grant where nothing is.
+    ///
+    /// # Errors
+    ///
+    /// [`Denial::Forbidden`] when more is asked for than is granted.
+    pub(crate) fn narrow(&self, wished: Scope) -> Result<Scope, Denial> {
+        Ok(Scope {
+            sessions: within(&self.limits.sessions, wished.sessions)?,
+            kinds: within(&self.limits.kinds, wished.kinds)?,
+        })
+    }
+
+    /// Whether an event of this session and kind may be published. The permission itself is for [`Grant::check`].
+    ///
+    /// # Errors
+    ///
+    /// [`Denial::Forbidden`] outside the limits; an event of no session is outside of any limit to sessions.
+    pub(crate) fn may_publish(&self, session: Option<&SessionId>, kind: &Kind) -> Result<(), Denial> {
+        if self.limits.includes(session, kind) { Ok(()) } else { Err(Denial::Forbidden) }
+    }
+
+    /// When a stream under this grant that begins now has to end: within the last fifth of the time left, each at another
+    /// moment, so that tokens minted together do not all come back together; and never later than the token's own end.
+    pub(crate) fn leaves_at(&self) -> Option<Instant> {
+        let (expires, now) = (self.expires?, Instant::now());
+        let left = expires.saturating_duration_since(now);
+        Some(now + left.mul_f64(EARLIEST + (1.0 - EARLIEST) * fastrand::f64()).min(left))
+    }
+}
+
+/// What is asked for, if the limit includes all of it; the limit itself where nothing is.
+fn within<T: Clone + Ord>(limit: &Only<T>, wished: Only<T>) -> Result<Only<T>, Denial> {
+    match (limit, wished) {
+        (Only::Everything, wished) => Ok(wished),
+        (Only::These(_), Only::Everything) => Ok(limit.clone()),
+        (Only::These(granted), Only::These(wished)) if wished.is_subset(granted) => Ok(Only::These(wished)),
+        (Only::These(_), Only::These(_)) => Err(Denial::Forbidden),
+    }
+}
+
+/// Streams end after this part of the time their token had left at the beginning, or a little later.
+const EARLIEST: f64 = 0.8;
+
+/// The longest a token counts. Later ends could not be told from the end of time.
+pub(super) const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);

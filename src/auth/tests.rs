@@ -1,0 +1,427 @@
+//! Tokens that are accepted, tokens that are not, and that no grant is ever widened. Tokens are signed here by hand: the library
+//! that checks them has no part in making them.
+
+use std::collections::BTreeSet;
+
+use aws_lc_rs::{
+    encoding::{AsDer, PublicKeyX509Der},
+    hmac,
+    rand::SystemRandom,
+    rsa::KeySize,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair},
+};
+use base64::{Engine, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use proptest::{collection::btree_set, option, prelude::*};
+use serde_json::{Value, json};
+
+use super::{
+    claims::Claimed,
+    token::{Refusal, Verifier},
+    *,
+};
+use crate::{
+    config::{Jwt, Permission, Permissions, PublicKey, PublicKeyAlgorithm, Secret, Verification},
+    event::{Kind, ProductId, SessionId},
+};
+
+const SECRET: &str = "hush-hush-hush-hush-hush-hush-32";
+const PREVIOUS: &str = "rust-rust-rust-rust-rust-rust-32";
+
+/// The time of all tests here.
+const NOW: f64 = 1_800_000_000.5;
+
+fn shared(audience: Option<&str>) -> Jwt {
+    let verification = Verification::Shared {
+        secret: Secret::inline(SECRET.to_owned()),
+        previous_secret: Some(Secret::inline(PREVIOUS.to_owned())),
+    };
+    jwt(verification, audience)
+}
+
+fn public(algorithm: PublicKeyAlgorithm, keys: &[&[u8]]) -> Jwt {
+    let keys = keys.iter().map(|der| PublicKey::of_der(der)).collect();
+    jwt(Verification::Public { algorithm, public_key_file: "keys.pem".into(), keys }, None)
+}
+
+fn jwt(verification: Verification, audience: Option<&str>) -> Jwt {
+    Jwt { verification, audience: audience.map(str::to_owned), allow_query_token: false, cookie_name: None }
+}
+
+fn unsigned(head: &str, claims: &str) -> String {
+    format!("{}.{}", BASE64.encode(head), BASE64.encode(claims))
+}
+
+fn hmac_of(key: &[u8], text: &str) -> Vec<u8> {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
+}
+
+/// A token of this head and these claims, with whatever signs.
+fn signed(head: &str, claims: &str, sign: impl Fn(&str) -> Vec<u8>) -> String {
+    let text = unsigned(head, claims);
+    let signature = BASE64.encode(sign(&text));
+    format!("{text}.{signature}")
+}
+
+fn hs256(claims: &str) -> String {
+    signed(r#"{"alg":"HS256"}"#, claims, |text| hmac_of(SECRET.as_bytes(), text))
+}
+
+fn with_head(head: &str) -> String {
+    signed(head, GOOD, |text| hmac_of(SECRET.as_bytes(), text))
+}
+
+const GOOD: &str = r#"{"exp":1800000001,"product_id":"p"}"#;
+
+fn read(token: &str) -> Result<Claimed, Refusal> {
+    Verifier::new(&shared(None)).read(token.as_bytes(), NOW)
+}
+
+/// What the claims come to, with an end and a product beside them.
+fn claimed(more: &Value) -> Result<Claimed, Refusal> {
+    let mut claims = json!({"exp": 1_800_000_100, "product_id": "p"});
+    claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    read(&hs256(&claims.to_string()))
+}
+
+fn sessions(names: &[&str]) -> Only<SessionId> {
+    Only::These(names.iter().map(|name| SessionId::new(name).unwrap()).collect())
+}
+
+#[test]
+fn a_good_token_grants_what_it_says() {
+    let least = read(&hs256(GOOD)).unwrap();
+    assert_eq!(least.limits, Scope::EVERYTHING);
+    assert_eq!(least.permissions, BTreeSet::from([Permission::Subscribe]));
+    assert!(least.seconds_left > 0.4 && least.seconds_left < 0.6, "{least:?}");
+    let more = json!({"product_id": ["p", "q"], "session_id": "s", "type": ["summary", "own"], "permissions": ["publish"],
+                      "nbf": 1_800_000_000, "iat": "whatever", "sub": 7});
+    let more = claimed(&more).unwrap();
+    assert_eq!(more.products, ["p", "q"].map(|name| ProductId::new(name).unwrap()).into());
+    assert_eq!(more.limits.sessions, sessions(&["s"]));
+    assert_eq!(more.limits.kinds, Only::These([Kind::Summary, Kind::new("own")].into()));
+    assert_eq!(more.permissions, BTreeSet::from([Permission::Publish]));
+    let fraction = claimed(&json!({"exp": 1_800_000_000.75})).unwrap();
+    assert!(fraction.seconds_left < 0.3, "{fraction:?}");
+    let for_ever = claimed(&json!({"exp": 1e300})).unwrap();
+    assert!(scoped(for_ever).leaves_at().is_some());
+}
+
+#[test]
+fn the_previous_secret_still_counts_and_what_a_head_says_of_keys_does_not() {
+    let old = signed(r#"{"alg":"HS256"}"#, GOOD, |text| hmac_of(PREVIOUS.as_bytes(), text));
+    assert!(read(&old).is_ok());
+    for head in [
+        r#"{"alg":"HS256","kid":"../../../dev/null"}"#,
+        r#"{"alg":"HS256","kid":"' OR 1=1 --","typ":"JWT"}"#,
+        r#"{"alg":"HS256","jku":"https://evil.test/keys","x5u":"https://evil.test/x"}"#,
+    ] {
+        assert!(read(&with_head(head)).is_ok(), "{head}");
+        let empty = signed(head, GOOD, |text| hmac_of(b"", text));
+        assert_eq!(read(&empty), Err(Refusal::Signature), "{head}");
+    }
+}
+
+#[test]
+fn no_trick_of_the_head_opens() {
+    for algorithm in ["none", "None", "NONE", "nOnE", "", "HS384", "HS512", "RS256", "ES256", "hs256", "HS256 "] {
+        let head = json!({ "alg": algorithm }).to_string();
+        for token in [format!("{}.", unsigned(&head, GOOD)), with_head(&head)] {
+            assert!(
+                matches!(read(&token), Err(Refusal::Malformed | Refusal::Algorithm)),
+                "{algorithm:?}: {:?}",
+                read(&token)
+            );
+        }
+    }
+    for head in [
+        r#"{"alg":"none","alg":"HS256"}"#,
+        r#"{"alg":"HS256","alg":"none"}"#,
+        r#"{"alg":["HS256"]}"#,
+        r#"{"alg":null}"#,
+        "{}",
+        "[]",
+        "",
+        "HS256",
+        r#"{"alg":"HS256","crit":"exp"}"#,
+    ] {
+        assert_eq!(read(&with_head(head)), Err(Refusal::Malformed), "{head}");
+    }
+    for head in [
+        r#"{"alg":"HS256","crit":["exp"]}"#,
+        r#"{"alg":"HS256","crit":[]}"#,
+        r#"{"crit":["b64"],"b64":false,"alg":"HS256"}"#,
+    ] {
+        assert_eq!(read(&with_head(head)), Err(Refusal::Critical), "{head}");
+    }
+}
+
+#[test]
+fn damaged_tokens_do_not_open() {
+    let good = hs256(GOOD);
+    let mut parts = good.split('.');
+    let (head, claims, signature) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+    for end in 0..good.len() {
+        assert!(read(&good[..end]).is_err(), "cut at {end}");
+    }
+    for token in [
+        format!("{head}.{claims}."),
+        format!("{good}.{signature}"),
+        format!("{good}="),
+        format!("{good}A"),
+        format!(".{claims}.{signature}"),
+        format!("{head}..{signature}"),
+        format!(" {good}"),
+        format!("{claims}.{head}.{signature}"),
+        "..".to_owned(),
+        hs256("not json"),
+        hs256("null"),
+        hs256("\u{0}"),
+    ] {
+        assert!(read(&token).is_err(), "{token}");
+    }
+    assert_eq!(
+        read(&hs256(&format!(r#"{{"exp":1800000001,"product_id":"p","x":"{}"}}"#, "x".repeat(8192)))),
+        Err(Refusal::TooLong)
+    );
+    assert_eq!(Verifier::new(&shared(None)).read(b"\xff.\xff.\xff", NOW), Err(Refusal::Malformed));
+}
+
+#[test]
+fn a_token_counts_from_its_beginning_until_before_its_end() {
+    for (claims, refusal) in [
+        (json!({"exp": 1_800_000_000}), Refusal::Expired),
+        (json!({"exp": 1_800_000_000.5}), Refusal::Expired),
+        (json!({"exp": 0}), Refusal::Expired),
+        (json!({"exp": -1}), Refusal::Expired),
+        (json!({"nbf": 1_800_000_001}), Refusal::NotYet),
+        (json!({"nbf": 1e300}), Refusal::NotYet),
+    ] {
+        assert_eq!(claimed(&claims), Err(refusal), "{claims}");
+    }
+    assert_eq!(read(&hs256(r#"{"product_id":"p"}"#)), Err(Refusal::Claim("exp")));
+    assert_eq!(read(&hs256(r#"{"exp":1800000001}"#)), Err(Refusal::Claim("product_id")));
+}
+
+#[test]
+fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
+    for name in ["exp", "nbf"] {
+        for value in [json!("1800000100"), json!(null), json!([1_800_000_100]), json!(true), json!({})] {
+            // Some of these already stop the library.
+            let refusal = claimed(&json!({ name: value })).unwrap_err();
+            assert!(matches!(refusal, Refusal::Claim(_) | Refusal::Malformed), "{name} {value}: {refusal:?}");
+        }
+    }
+    for name in ["product_id", "session_id", "type", "permissions", "aud"] {
+        for value in
+            [json!(null), json!([]), json!(7), json!(true), json!({}), json!(["a", 7]), json!([null]), json!([["a"]])]
+        {
+            assert!(
+                matches!(claimed(&json!({ name: value })), Err(Refusal::Claim(it)) if it == name),
+                "{name} {value}"
+            );
+        }
+    }
+    for (name, value) in [
+        ("product_id", json!("")),
+        ("product_id", json!(["p", ""])),
+        ("session_id", json!("")),
+        ("session_id", json!("a\nb")),
+        ("type", json!("")),
+        ("permissions", json!("subscribe")),
+        ("permissions", json!(["subscribe", "admin"])),
+        ("permissions", json!(["Subscribe"])),
+        ("permissions", json!(["*"])),
+    ] {
+        assert!(matches!(claimed(&json!({ name: value })), Err(Refusal::Claim(it)) if it == name), "{name} {value}");
+    }
+    for twice in [
+        r#"{"exp":1,"exp":1800000100,"product_id":"p"}"#,
+        r#"{"exp":1800000100,"product_id":"p","session_id":"a","session_id":"b"}"#,
+        r#"{"exp":1800000100,"product_id":"p","type":"a","\u0074ype":"b"}"#,
+    ] {
+        assert_eq!(read(&hs256(twice)), Err(Refusal::Malformed), "{twice}");
+    }
+}
+
+#[test]
+fn a_star_is_no_wildcard_in_claims() {
+    let grant = scoped(claimed(&json!({"product_id": "*"})).unwrap());
+    assert_eq!(grant.check(&ProductId::new("p").unwrap(), Permission::Subscribe), Err(Denial::Forbidden));
+    let grant = scoped(claimed(&json!({"session_id": "*", "type": ["*"]})).unwrap());
+    assert_eq!(grant.narrow(Scope { sessions: sessions(&["s"]), kinds: Only::Everything }), Err(Denial::Forbidden));
+}
+
+#[test]
+fn the_audience_is_checked_where_one_is_configured() {
+    let read = |audience, claim: Value| {
+        let claims = json!({"exp": 1_800_000_100, "product_id": "p", "aud": claim}).to_string();
+        Verifier::new(&shared(audience)).read(hs256(&claims).as_bytes(), NOW).err()
+    };
+    assert_eq!(read(Some("relay"), json!("relay")), None);
+    assert_eq!(read(Some("relay"), json!(["other", "relay"])), None);
+    for wrong in [json!("other"), json!("Relay"), json!(["other"]), json!("relay "), json!("relay,other")] {
+        assert_eq!(read(Some("relay"), wrong.clone()), Some(Refusal::Audience), "{wrong}");
+        assert_eq!(read(None, wrong), None);
+    }
+    assert_eq!(read(Some("relay"), json!({"relay": 1})), Some(Refusal::Claim("aud")));
+    let missing = Verifier::new(&shared(Some("relay"))).read(hs256(GOOD).as_bytes(), NOW);
+    assert_eq!(missing.err(), Some(Refusal::Audience));
+}
+
+fn der_of(key: &impl AsDer<PublicKeyX509Der<'static>>) -> Vec<u8> {
+    key.as_der().unwrap().as_ref().to_vec()
+}
+
+type Sign = Box<dyn Fn(&str) -> Vec<u8>>;
+
+/// Each algorithm with two public keys, and a signature by the second.
+fn key_pairs() -> Vec<(PublicKeyAlgorithm, &'static str, [Vec<u8>; 2], Sign)> {
+    let ed = [(); 2].map(|()| Ed25519KeyPair::generate().unwrap());
+    let ec = [(); 2].map(|()| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
+    let rsa = [(); 2].map(|()| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
+    let ders = [
+        ed.each_ref().map(|pair| der_of(pair.public_key())),
+        ec.each_ref().map(|pair| der_of(pair.public_key())),
+        rsa.each_ref().map(|pair| der_of(pair.public_key())),
+    ];
+    let ([_, ed], [_, ec], [_, rsa], [ed_ders, ec_ders, rsa_ders]) = (ed, ec, rsa, ders);
+    let by_rsa = move |text: &str| {
+        let mut signature = vec![0; rsa.public_modulus_len()];
+        rsa.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), text.as_bytes(), &mut signature).unwrap();
+        signature
+    };
+    vec![
+        (PublicKeyAlgorithm::EdDsa, "EdDSA", ed_ders, Box::new(move |text| ed.sign(text.as_bytes()).as_ref().to_vec())),
+        (
+            PublicKeyAlgorithm::Es256,
+            "ES256",
+            ec_ders,
+            Box::new(move |text| ec.sign(&SystemRandom::new(), text.as_bytes()).unwrap().as_ref().to_vec()),
+        ),
+        (PublicKeyAlgorithm::Rs256, "RS256", rsa_ders, Box::new(by_rsa)),
+    ]
+}
+
+#[test]
+fn signatures_with_private_keys_are_accepted_for_any_of_the_public_keys() {
+    for (algorithm, name, [first, second], sign) in key_pairs() {
+        let head = json!({ "alg": name, "kid": "other" }).to_string();
+        let token = signed(&head, GOOD, &sign);
+        let read = |keys: &[&[u8]], token: &str| Verifier::new(&public(algorithm, keys)).read(token.as_bytes(), NOW);
+        assert!(read(&[&second], &token).is_ok(), "{name}");
+        assert!(read(&[&first, &second], &token).is_ok(), "{name}");
+        assert_eq!(read(&[&first], &token), Err(Refusal::Signature), "{name}");
+        let other_claims = BASE64.encode(GOOD.replace("\"p\"", "\"q\""));
+        let parts: Vec<_> = token.split('.').collect();
+        let forged = format!("{}.{other_claims}.{}", parts[0], parts[2]);
+        assert_eq!(read(&[&second], &forged), Err(Refusal::Signature), "{name}");
+        let expired = signed(&head, r#"{"exp":1800000000,"product_id":"p"}"#, &sign);
+        assert_eq!(read(&[&first, &second], &expired), Err(Refusal::Expired), "{name}");
+    }
+}
+
+#[test]
+fn a_public_key_is_no_secret() {
+    for (algorithm, name, [key, _], _) in key_pairs() {
+        let verifier = Verifier::new(&public(algorithm, &[&key]));
+        let base64 = STANDARD.encode(&key);
+        let lines: Vec<_> = base64.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
+        for secret in [pem.as_bytes(), pem.trim_end().as_bytes(), &key, base64.as_bytes(), b""] {
+            for head in [json!({"alg": "HS256"}), json!({ "alg": name })] {
+                let token = signed(&head.to_string(), GOOD, |text| hmac_of(secret, text));
+                let refusal = verifier.read(token.as_bytes(), NOW).unwrap_err();
+                assert!(matches!(refusal, Refusal::Algorithm | Refusal::Signature), "{name}: {refusal:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_minted_token_is_accepted_with_its_limits() {
+    let order = Order {
+        product: ProductId::new("p").unwrap(),
+        sessions: [SessionId::new("s").unwrap()].into(),
+        kinds: BTreeSet::new(),
+        ttl: Duration::from_secs(60),
+    };
+    let token = mint(&Secret::inline(SECRET.to_owned()), Some("relay"), &order).unwrap();
+    let read = Verifier::new(&shared(Some("relay"))).read(token.as_bytes(), token::now()).unwrap();
+    assert_eq!(read.products, [ProductId::new("p").unwrap()].into());
+    assert_eq!(read.limits, Scope { sessions: sessions(&["s"]), kinds: Only::Everything });
+    assert!(read.seconds_left > 55.0 && read.seconds_left < 61.1, "{read:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_end_spread_over_the_last_fifth_of_the_time_left_and_never_after_it() {
+    let grant = scoped(claimed(&json!({"exp": NOW + 1000.0})).unwrap());
+    tokio::time::advance(Duration::from_secs(500)).await;
+    let left: Vec<f64> = (0..2000).map(|_| (grant.leaves_at().unwrap() - Instant::now()).as_secs_f64()).collect();
+    assert!(left.iter().all(|left| (399.9..=500.0).contains(left)));
+    assert!(left.iter().any(|left| *left < 410.0) && left.iter().any(|left| *left > 490.0), "they are spread");
+    tokio::time::advance(Duration::from_secs(501)).await;
+    assert_eq!(grant.leaves_at(), Some(Instant::now()));
+}
+
+fn granted(limits: Scope, permissions: Permissions) -> Grant {
+    let products = BTreeSet::from([ProductId::new("p").unwrap()]);
+    scoped(Claimed { products, permissions, limits, seconds_left: 60.0 })
+}
+
+fn scope() -> impl Strategy<Value = Scope> {
+    let session = (0..5_u8).prop_map(|n| SessionId::new(&format!("s{n}")).unwrap());
+    let kind = prop_oneof![Just(Kind::Actions), Just(Kind::Summary), Just(Kind::new("a")), Just(Kind::new("b"))];
+    let sessions = option::of(btree_set(session, 1..5)).prop_map(|it| it.map_or(Only::Everything, Only::These));
+    let kinds = option::of(btree_set(kind, 1..5)).prop_map(|it| it.map_or(Only::Everything, Only::These));
+    (sessions, kinds).prop_map(|(sessions, kinds)| Scope { sessions, kinds })
+}
+
+/// Every event there is: of each session or none, of each kind.
+fn events() -> Vec<(Option<SessionId>, Kind)> {
+    let sessions = (0..7_u8).map(|n| (n > 0).then(|| SessionId::new(&format!("s{}", n - 1)).unwrap()));
+    let kinds = || [Kind::Actions, Kind::Summary, Kind::UsertourTrigger, Kind::new("a"), Kind::new("b")];
+    sessions.flat_map(|session| kinds().map(|kind| (session.clone(), kind))).collect()
+}
+
+fn is_within<T: Ord>(wished: &Only<T>, limit: &Only<T>) -> bool {
+    match (wished, limit) {
+        (_, Only::Everything) | (Only::Everything, _) => true,
+        (Only::These(wished), Only::These(limit)) => wished.iter().all(|value| limit.contains(value)),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30_000))]
+
+    /// 35 events for each of 30 000 pairs: a million of them, and each is seen if it is granted and asked for, and only then.
+    #[test]
+    fn what_is_seen_is_what_is_both_asked_for_and_granted(limits in scope(), wished in scope()) {
+        let grant = granted(limits.clone(), BTreeSet::from([Permission::Subscribe]));
+        let may_ask = is_within(&wished.sessions, &limits.sessions) && is_within(&wished.kinds, &limits.kinds);
+        match grant.narrow(wished.clone()) {
+            Err(denial) => prop_assert!(!may_ask && denial == Denial::Forbidden),
+            Ok(seen) => {
+                prop_assert!(may_ask);
+                for (session, kind) in events() {
+                    let both = limits.includes(session.as_ref(), &kind) && wished.includes(session.as_ref(), &kind);
+                    prop_assert_eq!(seen.includes(session.as_ref(), &kind), both);
+                }
+                // Asking again for what one has changes nothing.
+                prop_assert_eq!(grant.narrow(seen.clone()), Ok(seen));
+            }
+        }
+    }
+
+    #[test]
+    fn what_may_be_published_is_within_the_limits(limits in scope()) {
+        let grant = granted(limits.clone(), BTreeSet::from([Permission::Publish]));
+        for (session, kind) in events() {
+            let has_session = match &limits.sessions {
+                Only::Everything => true,
+                Only::These(sessions) => session.as_ref().is_some_and(|session| sessions.contains(session)),
+            };
+            let is_within = has_session && limits.kinds.admits(&kind);
+            prop_assert_eq!(grant.may_publish(session.as_ref(), &kind).is_ok(), is_within);
+        }
+    }
+}

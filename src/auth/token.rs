@@ -1,0 +1,179 @@
+//! Scoped tokens: JSON Web Tokens that say what their holder may see.
+//!
+//! In: the text of a token. Out: what it grants, or why it grants nothing. The algorithm is the configuration's; what the
+//! token's head says of it must agree, and nothing else of the head counts.
+//!
+//! May use: `config`, `event`.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use jsonwebtoken::{
+    Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind,
+};
+use serde::Serialize;
+
+use super::claims::{Claimed, Claims};
+use crate::{
+    config::{Jwt, Permission, PublicKey, PublicKeyAlgorithm, Secret, Verification},
+    event::{Kind, ProductId, SessionId},
+};
+
+/// Why a token grants nothing. For the log alone, and never with what stands in the token.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("it is longer than {MOST_BYTES} bytes")]
+    TooLong,
+    #[error("it is not a JSON Web Token")]
+    Malformed,
+    #[error("its algorithm is not the one of auth.jwt.algorithm")]
+    Algorithm,
+    #[error("its head demands an extension (crit)")]
+    Critical,
+    #[error("its signature is by none of the keys of [auth.jwt]")]
+    Signature,
+    #[error("it has expired")]
+    Expired,
+    #[error("it is not valid yet (nbf)")]
+    NotYet,
+    #[error("it is not for the audience of auth.jwt.audience")]
+    Audience,
+    #[error("its claim {0} is missing, or not as it must be")]
+    Claim(&'static str),
+}
+
+/// Checks tokens.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    /// More than one while keys are being changed. Each is tried; what a token says of its key (`kid`) does not count.
+    keys: Vec<DecodingKey>,
+    validation: Validation,
+    audience: Option<String>,
+}
+
+impl Verifier {
+    /// The rules of the configuration.
+    pub(super) fn new(jwt: &Jwt) -> Self {
+        let (algorithm, keys) = match &jwt.verification {
+            Verification::Shared { secret, previous_secret } => {
+                let secrets = [Some(secret), previous_secret.as_ref()].into_iter().flatten();
+                let keys = secrets.map(|secret| DecodingKey::from_secret(secret.expose().as_bytes()));
+                (Algorithm::HS256, keys.collect())
+            }
+            Verification::Public { algorithm, keys, .. } => {
+                let (algorithm, from_der): (_, fn(&[u8]) -> DecodingKey) = match algorithm {
+                    PublicKeyAlgorithm::EdDsa => (Algorithm::EdDSA, DecodingKey::from_ed_der),
+                    PublicKeyAlgorithm::Es256 => (Algorithm::ES256, DecodingKey::from_ec_der),
+                    PublicKeyAlgorithm::Rs256 => (Algorithm::RS256, DecodingKey::from_rsa_der),
+                };
+                (algorithm, keys.iter().map(PublicKey::as_der).map(from_der).collect())
+            }
+        };
+        Self { keys, validation: signature_alone(algorithm), audience: jwt.audience.clone() }
+    }
+
+    /// What a token grants at `now`, in Unix seconds.
+    ///
+    /// # Errors
+    ///
+    /// Why it grants nothing.
+    pub(super) fn read(&self, token: &[u8], now: f64) -> Result<Claimed, Refusal> {
+        if token.len() > MOST_BYTES {
+            return Err(Refusal::TooLong);
+        }
+        if decode_header(token).is_ok_and(|header| header.crit.is_some()) {
+            return Err(Refusal::Critical); // nothing that could be demanded is understood here
+        }
+        let mut refusal = Refusal::Signature;
+        for key in &self.keys {
+            match decode::<Claims>(token, key, &self.validation) {
+                Ok(token) => return token.claims.check(now, self.audience.as_deref()),
+                Err(error) => refusal = reason(error.kind()),
+            }
+            if refusal != Refusal::Signature {
+                break;
+            }
+        }
+        Err(refusal)
+    }
+}
+
+/// Has the crate check algorithm and signature. The claims are checked here: there, a claim of the wrong type may pass for one
+/// that is missing, and a token counts for a moment past its end.
+fn signature_alone(algorithm: Algorithm) -> Validation {
+    let mut validation = Validation::new(algorithm);
+    validation.required_spec_claims = HashSet::new();
+    validation.validate_exp = false;
+    validation.validate_aud = false;
+    validation
+}
+
+fn reason(error: &ErrorKind) -> Refusal {
+    match error {
+        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidKeyFormat => Refusal::Algorithm,
+        ErrorKind::InvalidSignature => Refusal::Signature,
+        _ => Refusal::Malformed,
+    }
+}
+
+/// Whether it has the shape of a token, which no key of ours need have.
+pub(super) fn is_token(credential: &[u8]) -> bool {
+    credential.iter().filter(|byte| **byte == b'.').count() == 2
+}
+
+/// What is written into a new token.
+#[derive(Debug)]
+pub(crate) struct Order {
+    /// The product it opens.
+    pub(crate) product: ProductId,
+    /// The sessions it is limited to; none for no limit.
+    pub(crate) sessions: BTreeSet<SessionId>,
+    /// The kinds it is limited to; none for no limit.
+    pub(crate) kinds: BTreeSet<Kind>,
+    /// How long it counts.
+    pub(crate) ttl: Duration,
+}
+
+#[derive(Serialize)]
+struct Minted<'a> {
+    exp: u64,
+    product_id: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    session_id: Vec<&'a str>,
+    #[serde(rename = "type", skip_serializing_if = "Vec::is_empty")]
+    kind: Vec<&'a str>,
+    permissions: [&'a str; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    aud: Option<&'a str>,
+}
+
+/// A new token, signed with the secret: to subscribe, and for the audience that is checked.
+///
+/// # Errors
+///
+/// When the library cannot sign.
+pub(crate) fn mint(
+    secret: &Secret,
+    audience: Option<&str>,
+    order: &Order,
+) -> Result<String, jsonwebtoken::errors::Error> {
+    let claims = Minted {
+        exp: (now() + order.ttl.as_secs_f64()).ceil() as u64,
+        product_id: order.product.as_str(),
+        session_id: order.sessions.iter().map(SessionId::as_str).collect(),
+        kind: order.kinds.iter().map(Kind::as_str).collect(),
+        permissions: [Permission::Subscribe.name()],
+        aud: audience,
+    };
+    encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret.expose().as_bytes()))
+}
+
+/// The time in Unix seconds. Before 1970 it is 1970.
+pub(super) fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// More than any honest token needs, and little enough to be read for anybody who sends one.
+const MOST_BYTES: usize = 8 * 1024;

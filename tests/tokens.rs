@@ -1,0 +1,383 @@
+//! Scoped tokens from outside: what their holders see, where tokens may come from, and when streams under them end.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test states its expectations by panicking, and its helpers do as well"
+)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{
+    PRODUCT, STREAM,
+    connector::{Connector, Link},
+    events::{event_like, number},
+    http::{self, Answer},
+    page::{PAGES, Page},
+    process::Process,
+    relay::{KEYS, Relay, Setup},
+    subscriber::{Ending, Subscriber},
+    token::{SECRET, bearer, jwt, now, signed, token},
+};
+use serde_json::json;
+
+#[test]
+fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pages() {
+    let (_connector, mut link, relay) = behind("", "");
+    let both = bearer(&json!({"session_id": ["s1", "s2"], "type": "summary"}));
+    let mut live = open(&relay, STREAM, &both);
+    let mut one = open(&relay, &format!("{STREAM}?session_id=s2"), &both);
+    let mut all = open(&relay, STREAM, &bearer(&json!({})));
+    for (n, (kind, session)) in
+        [("summary", "s1"), ("actions", "s1"), ("summary", "s2"), ("summary", "s3"), ("own", "s2"), ("summary", "s1")]
+            .into_iter()
+            .enumerate()
+    {
+        link.event(event_like(kind, session, n));
+    }
+    link.event(format!(r#"{{"type":"summary","product_id":"{PRODUCT}","count":6}}"#)); // of no session
+    assert_eq!(all.numbers(7), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(live.numbers(3), [0, 2, 5]);
+    assert_eq!(one.numbers(1), [2]);
+    live.expect_nothing(Duration::from_millis(300));
+    one.expect_nothing(Duration::from_millis(100));
+    let mut replayed = open(&relay, &format!("{STREAM}?last_event_id=0"), &both);
+    assert_eq!(replayed.numbers(3), [0, 2, 5]);
+    replayed.expect_nothing(Duration::from_millis(300));
+    let page = |query: &str| {
+        let page = Page::read(&relay.get(&format!("{PAGES}{query}"), &[("Authorization", &both)]));
+        page.events.iter().map(|frame| number(&frame.data)).collect::<Vec<_>>()
+    };
+    assert_eq!(page(""), [0, 2, 5]);
+    assert_eq!(page("?session_id=s1"), [0, 5]);
+    assert_eq!(page("?session_id=s2&type=summary"), [2]);
+}
+
+#[test]
+fn asking_for_more_than_is_granted_is_403() {
+    let relay = alone("", "");
+    let limited = bearer(&json!({"session_id": ["s1", "s2"], "type": ["summary"]}));
+    for query in
+        ["session_id=s3", "session_id=s1&session_id=s3", "type=actions", "type=summary&type=actions", "session_id=S1"]
+    {
+        for path in [STREAM, PAGES] {
+            relay.get(&format!("{path}?{query}"), &[("Authorization", &limited)]).problem(403);
+        }
+    }
+    for path in ["/stream/prod_xyz", "/events/prod_xyz", "/stream/prod_nothing"] {
+        relay.get(path, &[("Authorization", &limited)]).problem(403);
+    }
+    let only_publish = bearer(&json!({"permissions": ["publish"]}));
+    relay.get(STREAM, &[("Authorization", &only_publish)]).problem(403);
+    let elsewhere = bearer(&json!({"product_id": "prod_nothing"}));
+    relay.get("/stream/prod_nothing", &[("Authorization", &elsewhere)]).problem(404);
+}
+
+#[test]
+fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_without_the_token() {
+    let setup = setup("audience = 'relay'", "").auth(&format!("allow_anonymous = true\n{}", jwt("audience = 'relay'")));
+    let mut relay = setup.start_with(&[("RUST_LOG", "debug")]);
+    let of = |claims: serde_json::Value| {
+        let mut all = json!({"aud": "relay"});
+        all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
+        token(&all)
+    };
+    let good = of(json!({}));
+    open(&relay, STREAM, &format!("Bearer {good}"));
+    let claims = json!({"exp": now() + 60.0, "product_id": PRODUCT, "aud": "relay"});
+    let bad = [
+        "nonsense".to_owned(),
+        "not.a.token".to_owned(),
+        of(json!({"exp": now() - 1.0})),
+        of(json!({"nbf": now() + 60.0})),
+        of(json!({"aud": "other"})),
+        of(json!({"product_id": []})),
+        of(json!({"session_id": null})),
+        signed(&json!({"alg": "none"}), &claims),
+        signed(&json!({"alg": "HS512"}), &claims),
+        signed(&json!({"alg": "HS256", "crit": ["exp"]}), &claims),
+        format!("{good}x"),
+        format!("{}.", good.rsplit_once('.').unwrap().0),
+    ];
+    let expected = answer(&relay.get(STREAM, &[("Authorization", "Bearer ")]).problem(401));
+    for token in &bad {
+        for path in [STREAM, PAGES, "/stream/prod_nothing"] {
+            let refused = relay.get(path, &[("Authorization", &format!("Bearer {token}"))]).problem(401);
+            assert_eq!(answer(&refused), expected, "{token}");
+        }
+    }
+    relay.process.signal("TERM");
+    assert_eq!(relay.process.exit_code(), Some(0));
+    let log = relay.process.stderr.whole();
+    for reason in [
+        "it has expired",
+        "not valid yet",
+        "audience",
+        "its claim product_id",
+        "its claim session_id",
+        "algorithm",
+        "crit",
+        "signature",
+    ] {
+        assert!(log.contains(reason), "{reason} in the log");
+    }
+    for secret in bad.iter().skip(1).chain([&good]).flat_map(|token| token.split('.')).filter(|part| part.len() > 5) {
+        assert!(!log.contains(secret), "{secret} in the log");
+    }
+    assert!(!log.contains(SECRET));
+}
+
+#[test]
+fn a_stream_ends_with_its_token_though_events_keep_coming() {
+    let (_connector, mut link, relay) = behind("", "");
+    let began = now();
+    let authorization = bearer(&json!({"exp": began + 2.0}));
+    let mut busy = open(&relay, STREAM, &authorization);
+    let mut idle = open(&relay, &format!("{STREAM}?session_id=nobody"), &authorization);
+    let since = Instant::now();
+    let mut n = 0;
+    while !busy.has_ended() && since.elapsed() < Duration::from_secs(5) {
+        link.event(event_like("actions", "s1", n));
+        n += 1;
+        std::thread::sleep(Duration::from_millis(5)); // a steady stream, not a wait
+    }
+    let lasted = now() - began;
+    assert!((1.5..2.2).contains(&lasted), "it lasted {lasted} s"); // a tenth for this test to see it
+    assert!(n > 50, "{n} events");
+    for subscriber in [&mut busy, &mut idle] {
+        let (rest, ending) = subscriber.rest();
+        assert_eq!(ending, Ending::Proper);
+        assert!(String::from_utf8_lossy(&rest).contains("retry: "));
+    }
+    relay.wait_for_metric(
+        "autoplay_relay_subscriber_disconnects_total",
+        &[("transport", "sse"), ("reason", "expired")],
+        2.0,
+    );
+    relay.get(STREAM, &[("Authorization", &bearer(&json!({"exp": now() - 0.01})))]).problem(401);
+}
+
+#[test]
+fn a_token_in_the_query_counts_where_that_is_allowed_and_a_key_never_does() {
+    let relay = alone("allow_query_token = true", "");
+    let token = token(&json!({}));
+    assert_eq!(http::status(relay.public, &format!("{STREAM}?access_token={token}"), &[]), 200);
+    let limited = common::token::token(&json!({"session_id": "s1"}));
+    relay.get(&format!("{STREAM}?access_token={limited}&session_id=s2"), &[]).problem(403);
+    for bad in ["key-of-agent-a", "key-of-all", "", "x.y.z"] {
+        relay.get(&format!("{STREAM}?access_token={bad}"), &[]).problem(401);
+    }
+    relay.get(&format!("{STREAM}?access_token={token}"), &[("Authorization", "Bearer wrong")]).problem(401);
+    let elsewhere = alone("", "");
+    elsewhere.get(&format!("{STREAM}?access_token={token}"), &[]).problem(401);
+    open(&elsewhere, &format!("{STREAM}?access_token={token}"), "Bearer key-of-agent-a");
+}
+
+#[test]
+fn a_cookie_counts_from_own_and_listed_pages_only() {
+    let relay =
+        alone("cookie_name = '__Secure-relay'", "cors_allowed_origins = ['https://app.test', 'https://two.test:81']");
+    let cookie = format!("theme=dark; __Secure-relay={}; x=y", token(&json!({})));
+    let status = |fields: &[(&str, &str)]| {
+        let fields = [fields, &[("Cookie", &cookie), ("Host", "relay.test")]].concat();
+        http::status(relay.public, STREAM, &fields)
+    };
+    for good in [
+        [].as_slice(),
+        &[("Origin", "https://relay.test")],
+        &[("Origin", "https://app.test")],
+        &[("Origin", "https://two.test:81"), ("Sec-Fetch-Site", "cross-site")],
+        &[("Sec-Fetch-Site", "same-origin")],
+        &[("Sec-Fetch-Site", "none")],
+    ] {
+        assert_eq!(status(good), 200, "{good:?}");
+    }
+    for bad in [
+        [("Origin", "https://evil.test")].as_slice(),
+        &[("Origin", "null")],
+        &[("Origin", "")],
+        &[("Origin", "https://relay.test:8443")],
+        &[("Origin", "https://relay.test.evil.test")],
+        &[("Origin", "https://two.test")],
+        &[("Origin", "https://app.test"), ("Origin", "https://evil.test")],
+        &[("Sec-Fetch-Site", "cross-site")],
+        &[("Sec-Fetch-Site", "same-site")],
+        &[("Sec-Fetch-Site", "")],
+    ] {
+        assert_eq!(status(bad), 401, "{bad:?}");
+    }
+}
+
+#[test]
+fn a_cookie_carries_no_key_and_a_bad_header_is_not_made_up_for() {
+    let relay = alone("cookie_name = 'relay'\nallow_query_token = true", "");
+    let good = format!("relay={}", token(&json!({})));
+    let status = |path: &str, fields: &[(&str, &str)]| http::status(relay.public, path, fields);
+    assert_eq!(status(STREAM, &[("Cookie", &good)]), 200);
+    assert_eq!(status(STREAM, &[("Cookie", "a=b"), ("Cookie", &good)]), 200);
+    for cookie in ["relay=key-of-all", "relay=x.y.z", "xrelay=key-of-all", &good.replace("relay=", "Relay=")] {
+        assert_eq!(status(STREAM, &[("Cookie", cookie)]), 401, "{cookie}");
+    }
+    assert_eq!(status(STREAM, &[("Cookie", &good), ("Authorization", "Bearer wrong")]), 401);
+    assert_eq!(status(STREAM, &[("Cookie", "relay=x.y.z"), ("Authorization", "Bearer key-of-all")]), 200);
+    let in_query = format!("{STREAM}?access_token={}", token(&json!({})));
+    assert_eq!(status(&in_query, &[("Cookie", "relay=x.y.z")]), 401);
+    assert_eq!(status(&format!("{STREAM}?access_token=x.y.z"), &[("Cookie", &good)]), 200);
+    let without = alone("", "");
+    assert_eq!(http::status(without.public, STREAM, &[("Cookie", &good)]), 401);
+}
+
+#[test]
+fn what_pages_may_read_is_marked_exactly() {
+    let lines = "cors_allowed_origins = ['https://app.test']";
+    for (jwt_lines, with_cookie) in [("cookie_name = 'relay'", Some("true")), ("", None)] {
+        let relay = alone(jwt_lines, lines);
+        let authorization = bearer(&json!({}));
+        let ask = |method: &str, path: &str, origin: Option<&str>, authorization: &str| {
+            let mut fields = vec![("Authorization", authorization), ("Access-Control-Request-Method", "POST")];
+            fields.extend(origin.map(|origin| ("Origin", origin)));
+            http::ask(relay.public, method, path, &fields)
+        };
+        for (method, path, authorization) in [
+            ("GET", PAGES, authorization.as_str()),
+            ("GET", PAGES, "Bearer wrong"),
+            ("GET", "/nothing", ""),
+            ("DELETE", STREAM, ""),
+            ("OPTIONS", STREAM, "Bearer wrong"),
+        ] {
+            for (origin, is_listed) in [
+                (Some("https://app.test"), true),
+                (Some("https://evil.test"), false),
+                (Some("null"), false),
+                (None, false),
+            ] {
+                let answer = ask(method, path, origin, authorization);
+                let what = format!("{method} {path} {origin:?} {with_cookie:?}: {answer:?}");
+                assert_eq!(answer.field("access-control-allow-origin"), origin.filter(|_| is_listed), "{what}");
+                assert_eq!(
+                    answer.field("access-control-allow-credentials"),
+                    with_cookie.filter(|_| is_listed),
+                    "{what}"
+                );
+                let vary: Vec<_> = answer
+                    .head
+                    .fields
+                    .iter()
+                    .filter(|field| field.0 == "vary")
+                    .map(|field| field.1.to_ascii_lowercase())
+                    .collect();
+                assert!(vary.join(",").split(',').any(|name| name.trim() == "origin"), "{what}");
+            }
+        }
+        let preflight = ask("OPTIONS", "/events/prod_abc", Some("https://app.test"), "");
+        assert!(matches!(preflight.status(), 200 | 204));
+        let methods = preflight.field("access-control-allow-methods").unwrap();
+        assert!(methods.contains("GET") && methods.contains("POST") && !methods.contains("DELETE"), "{methods}");
+        assert_eq!(preflight.field("access-control-max-age"), Some("7200"));
+    }
+}
+
+#[test]
+fn the_command_mints_what_the_relay_accepts() {
+    let setup = setup("audience = 'relay'", "");
+    let (_directory, file) = setup.write();
+    let file = file.to_str().unwrap();
+    let done = Process::run(
+        &[
+            "token",
+            "--config",
+            file,
+            "--product",
+            PRODUCT,
+            "--session-id",
+            "s1",
+            "--session-id",
+            "s2",
+            "--type",
+            "summary",
+            "--ttl",
+            "90s",
+        ],
+        &[],
+    );
+    assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{done:?}");
+    let token = done.stdout.trim_end();
+    assert!(token.lines().count() == 1 && token.split('.').count() == 3, "the token alone: {token}");
+    let relay = setup.start();
+    let authorization = format!("Bearer {token}");
+    open(&relay, &format!("{STREAM}?session_id=s2"), &authorization);
+    relay.get(&format!("{STREAM}?session_id=s3"), &[("Authorization", &authorization)]).problem(403);
+    relay.get(&format!("{STREAM}?type=actions"), &[("Authorization", &authorization)]).problem(403);
+    for (arguments, told) in [
+        (["--product", "", "--ttl", "1h"], "must not be empty"),
+        (["--product", PRODUCT, "--ttl", "0s"], "longer than nothing"),
+        (["--product", PRODUCT, "--ttl", "7"], "--ttl"),
+        (["--product", PRODUCT, "--type", ""], "must not be empty"),
+        (["--product", PRODUCT, "--session-id", ""], "must not be empty"),
+    ] {
+        let done = Process::run(&[["token", "--config", file].as_slice(), &arguments].concat(), &[]);
+        assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{arguments:?}: {done:?}");
+        assert!(done.stderr.contains(told), "{arguments:?}: {done:?}");
+    }
+}
+
+#[test]
+fn without_a_secret_no_token_can_be_minted() {
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/jwt/p256.pub.pem");
+    for (auth, told) in [
+        (format!("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '{keys}'"), "private key"),
+        (String::new(), "[auth.jwt] is missing"),
+    ] {
+        let (_directory, file) = Setup::new().auth(&auth).write();
+        let done = Process::run(&["token", "--config", file.to_str().unwrap(), "--product", PRODUCT], &[]);
+        assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{done:?}");
+        assert!(done.stderr.contains(told) && done.stderr.lines().count() == 1, "{}", done.stderr);
+    }
+}
+
+#[test]
+fn a_wrong_key_file_ends_the_start_with_file_and_key() {
+    let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/jwt/mixed.pub.pem");
+    let (_directory, file) =
+        Setup::new().auth(&format!("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '{keys}'")).write();
+    let done = Process::run(&["serve", "--config", file.to_str().unwrap()], &[]);
+    assert_eq!(done.code, Some(2), "{done:?}");
+    assert!(
+        done.stderr.contains("auth.jwt.public_key_file") && done.stderr.contains(&format!("{keys}: key 2")),
+        "{}",
+        done.stderr
+    );
+}
+
+fn setup(jwt_lines: &str, server: &str) -> Setup {
+    Setup::new()
+        .upstream(PRODUCT, "http://127.0.0.1:1/stream/prod_abc", "")
+        .upstream("prod_xyz", "http://127.0.0.1:1/stream/prod_xyz", "")
+        .auth(&format!("{}\n{KEYS}", jwt(jwt_lines)))
+        .server(server)
+}
+
+/// A relay without events.
+fn alone(jwt_lines: &str, server: &str) -> Relay {
+    setup(jwt_lines, server).start()
+}
+
+fn behind(jwt_lines: &str, server: &str) -> (Connector, Link, Relay) {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).auth(&jwt(jwt_lines)).server(server).start();
+    let link = connector.stream();
+    relay.wait_for_upstream("connected");
+    (connector, link, relay)
+}
+
+fn open(relay: &Relay, path: &str, authorization: &str) -> Subscriber {
+    Subscriber::open(relay.public, path, &[("Authorization", authorization)])
+}
+
+/// All a client can tell answers apart by.
+fn answer(answer: &Answer) -> (u16, Vec<(String, String)>, String) {
+    let fields = answer.head.fields.iter().filter(|(name, _)| name != "date").cloned().collect();
+    (answer.status(), fields, answer.text())
+}
