@@ -103,18 +103,26 @@ impl Visitor {
     pub(super) fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Message> {
         let Poll::Ready(item) = self.subscription.poll_next(context) else {
             self.clock = None;
+            match self.subscription.is_at_end() {
+                true => self.seat.has_nothing_to_get(),
+                false => self.seat.stands_at(self.subscription.returned_through()),
+            }
             return Poll::Pending;
         };
         let payload = match item {
             Item::Event { event, received } => {
                 self.product.ws.delivered.inc();
+                self.seat.stands_at(event.place());
                 if let Some(received) = received {
                     let now = *self.clock.get_or_insert_with(Instant::now);
                     self.product.ws.lag.observe(now.saturating_duration_since(received).as_secs_f64());
                 }
                 Payload::from(self.product.envelopes.of(&event))
             }
-            Item::Gap(gap) => Payload::from(message::encode_gap(&gap)),
+            Item::Gap(gap) => {
+                self.seat.stands_at(gap.place);
+                Payload::from(message::encode_gap(&gap))
+            }
         };
         self.heartbeat_due = self.alarm.wheel().after(self.heartbeat_interval);
         Poll::Ready(Message::text(payload))
