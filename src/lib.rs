@@ -3,12 +3,12 @@
 //! An event is written once, in the form it will be sent, at the moment it gets its id; after that it is only pointed at.
 //!
 //! ```text
-//!  upstream ─► sse ─► envelope ─► ingest ─► log ═► fanout ─► http
-//!  connect,    bytes   kind,       the     number,  who       cursors, filters,
-//!  reconnect   to      product,    loop    keep     listens,  frames
+//!  upstream ─► sse ─► envelope ─► ingest ─► log ═► fanout ─┬─► http: sse, ws, pages
+//!  connect,    bytes   kind,       the     number,  who    └─► webhook: outbox, sender
+//!  reconnect   to      product,    loop    keep     listens,
 //!              frames  session                      wakes
 //!
-//!  around: config · auth · client · net · wheel · backoff · causes · status · rejected · metrics · shutdown · app · cli
+//!  around: config · auth · client · net · wheel · backoff · causes · status · delivery · rejected · metrics · shutdown · app · cli
 //! ```
 //!
 //! `ARCHITECTURE.md` walks through the rooms. The library exists for the binary beside it: [`main`] is all of its interface.
