@@ -48,7 +48,12 @@ mod target;
 #[allow(dead_code, reason = "each bench uses its own part")]
 mod upstream;
 
-use std::{error::Error, net::SocketAddr, net::TcpListener, process::ExitCode, time::Instant};
+use std::{
+    error::Error,
+    net::{SocketAddr, TcpListener},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use payload::Series;
 use rig::Rig;
@@ -176,7 +181,13 @@ fn queue(size: Size) -> Result<Vec<String>> {
     let before = rig.private_mib()?;
     let peak = rig.watch();
     rig.pour_into_store(series(), size.queued)?;
-    let pending = rig.pending(0)?;
+    // What is committed is taken a moment later.
+    let patience = Instant::now() + Duration::from_secs(10);
+    let mut pending = rig.pending(0)?;
+    while pending < rig.sent() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(50));
+        pending = rig.pending(0)?;
+    }
     row("C: events queued", pending as f64);
     row("C: memory of the relay before, MiB", before);
     row("C: memory with all of them queued, MiB", rig.private_mib()?);
