@@ -78,6 +78,22 @@ fn a_socket_is_closed_with_1008_before_its_token_is_over() {
 }
 
 #[test]
+fn a_token_that_is_over_ends_also_a_socket_that_is_leaving_and_takes_nothing() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("max_connection_age = '500ms'").auth(&jwt("")).start();
+    let mut link = connector.stream();
+    let _takes_nothing = open(&relay, SOCKET, &bearer(&json!({"exp": now() + 3.0})));
+    let session = "x".repeat(8000);
+    (0..3000).for_each(|n| link.event(event_like("actions", &session, n)));
+    relay.wait_for_events(3000);
+    relay.wait_for_metric(
+        "autoplay_relay_subscriber_disconnects_total",
+        &[("transport", "ws"), ("reason", "expired")],
+        1.0,
+    );
+}
+
+#[test]
 fn an_operator_sees_a_socket_and_ends_it_with_1008() {
     let (_connector, mut link, relay) = behind();
     let mut socket = open(&relay, SOCKET, &bearer(&json!({"session_id": "s1"})));

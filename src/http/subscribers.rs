@@ -284,9 +284,12 @@ impl Subscriber {
         newest.saturating_sub(position)
     }
 
-    /// Tells it to leave. The first word counts.
+    /// Tells it to leave. The first word counts, unless it may go on for a while after that and must not after this one.
     pub(crate) fn dismiss(&self, leave: Leave) {
-        let _ = self.leave.compare_exchange(Leave::NOT_YET, leave as u8, Ordering::SeqCst, Ordering::SeqCst);
+        let _ = self.leave.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |told| {
+            let is_urgent = Leave::ALL.into_iter().any(|known| known as u8 == told && known.is_urgent());
+            (told == Leave::NOT_YET || (leave.is_urgent() && !is_urgent)).then_some(leave as u8)
+        });
         self.newcomer.listener.wake();
     }
 }
@@ -350,6 +353,11 @@ pub(crate) enum Leave {
 impl Leave {
     const NOT_YET: u8 = 0;
     const ALL: [Self; 4] = [Self::Drain, Self::Rotated, Self::Expired, Self::Kicked];
+
+    /// Whether it must not get another event. Who is only to go elsewhere gets what there is first.
+    pub(crate) fn is_urgent(self) -> bool {
+        matches!(self, Self::Expired | Self::Kicked)
+    }
 
     /// As it stands in metric labels.
     pub(crate) fn as_str(self) -> &'static str {

@@ -74,7 +74,7 @@ impl Session {
             return Step::Over;
         }
         let leave = self.visitor.must_leave();
-        let is_urgent = leave.is_some_and(is_urgent);
+        let is_urgent = leave.is_some_and(Leave::is_urgent);
         if is_urgent {
             self.end_soon();
         }
@@ -107,7 +107,7 @@ impl Session {
     fn wait_for_room(&mut self, context: &Context<'_>) -> Step {
         self.visitor.wake_to_leave(self.cut_due, context);
         // Again, now that whoever dismisses it knows whom to wake.
-        if self.cut_due == u64::MAX && self.visitor.must_leave().is_some_and(is_urgent) {
+        if self.cut_due == u64::MAX && self.visitor.must_leave().is_some_and(Leave::is_urgent) {
             self.end_soon();
             self.visitor.wake_to_leave(self.cut_due, context);
         }
@@ -170,7 +170,7 @@ impl Session {
     /// There is nothing to do: a heartbeat is due, or the task sleeps.
     fn idle(&mut self, context: &Context<'_>) -> Step {
         // Again, now that whoever dismisses it knows whom to wake.
-        if self.visitor.must_leave().is_some_and(is_urgent) || self.visitor.has_everything() {
+        if self.visitor.must_leave().is_some_and(Leave::is_urgent) || self.visitor.has_everything() {
             return Step::Done;
         }
         if let Some(heartbeat) = self.visitor.heartbeat() {
@@ -257,14 +257,9 @@ impl Future for Session {
     }
 }
 
-/// Whether it must not get another event. Who is only to go elsewhere gets what there is first.
-fn is_urgent(leave: Leave) -> bool {
-    !matches!(leave, Leave::Drain | Leave::Rotated)
-}
-
 /// What the client is told: to come back, or that it may not.
 fn close_code(leave: Leave) -> CloseCode {
-    if is_urgent(leave) { CloseCode::POLICY_VIOLATION } else { CloseCode::SERVICE_RESTART }
+    if leave.is_urgent() { CloseCode::POLICY_VIOLATION } else { CloseCode::SERVICE_RESTART }
 }
 
 /// A filter of a thousand values has room in it.
