@@ -300,6 +300,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
+mod matrix;
+#[cfg(test)]
 mod tests {
     use axum::body::to_bytes;
     use tokio_util::sync::CancellationToken;
