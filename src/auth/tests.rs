@@ -1,6 +1,8 @@
 //! Tokens that are accepted, tokens that are not, and that no grant is ever widened. Tokens are signed here by hand: the library
 //! that checks them has no part in making them.
 
+mod attacks;
+
 use std::collections::BTreeSet;
 
 use aws_lc_rs::{
