@@ -10,6 +10,7 @@ mod common;
 
 use common::{
     PRODUCT, STREAM, http,
+    page::PAGES,
     relay::{KEYS, Relay, Setup},
     subscriber::Subscriber,
 };
@@ -201,6 +202,22 @@ fn the_admin_api_asks_for_its_key() {
     }
     let as_subscriber = [("Authorization", "Bearer the-admin-key-of-this-test")];
     relay.get(STREAM, &as_subscriber).problem(401);
+}
+
+#[test]
+fn nothing_of_the_admin_side_is_on_the_public_listener() {
+    let relay = with_keys("admin_key = 'the-admin-key-of-this-test'");
+    let keys = [("X-Admin-Key", "the-admin-key-of-this-test"), ("Authorization", "Bearer the-admin-key-of-this-test")];
+    for path in ["/", "/healthz", "/readyz", "/metrics", "/products", "/api/v1/status", "/api/v1/subscribers"]
+        .into_iter()
+        .chain(["/api/v1/webhooks", "/api/v1/rejected", "/api/v1/stream/prod_abc", "/api/v1/events/prod_abc"])
+    {
+        for method in ["GET", "POST", "DELETE"] {
+            http::ask(relay.public, method, path, &keys).problem(404);
+        }
+    }
+    relay.get(PAGES, &keys).problem(401);
+    http::ask(relay.public, "DELETE", PAGES, &keys).problem(405);
 }
 
 fn with_keys(auth: &str) -> Relay {
