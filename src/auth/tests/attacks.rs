@@ -12,6 +12,7 @@ fn a_key_that_a_token_brings_along_counts_for_nothing() {
     let der = der_of(own.public_key());
     let point = &der[der.len() - 64..];
     let jwk = json!({"kty": "EC", "crv": "P-256", "x": BASE64.encode(&point[..32]), "y": BASE64.encode(&point[32..])});
+    let pairs = key_pairs();
     let by_own = |text: &str| own.sign(&SystemRandom::new(), text.as_bytes()).unwrap().as_ref().to_vec();
     for brought in [
         json!({ "jwk": jwk }),
@@ -20,11 +21,11 @@ fn a_key_that_a_token_brings_along_counts_for_nothing() {
         json!({"x5u": "https://evil.test/own.pem", "x5t": "AAAA"}),
         json!({"kid": "file:///dev/null"}),
     ] {
-        for (algorithm, name, keys, _) in key_pairs() {
+        for (algorithm, name, keys, _) in &pairs {
             let mut head = brought.clone();
             head["alg"] = json!(name);
             let token = signed(&head.to_string(), GOOD, by_own);
-            let refusal = read_with(&public(algorithm, &[&keys[0], &keys[1]]), &token).unwrap_err();
+            let refusal = read_with(&public(*algorithm, &[&keys[0], &keys[1]]), &token).unwrap_err();
             assert!(matches!(refusal, Refusal::Signature | Refusal::Malformed), "{head}: {refusal:?}");
         }
         let mut head = brought.clone();
@@ -140,7 +141,7 @@ fn whatever_is_not_a_token_in_compact_form_is_none() {
         let token = hs256(&claims);
         (token.len(), read(&token).map(|_| ()))
     };
-    let longest = (5900..6200).map(padded).filter(|(length, _)| *length <= 8192).last().unwrap();
+    let longest = (5900..6200).map(padded).rfind(|(length, _)| *length <= 8192).unwrap();
     assert!(longest.0 > 8180 && longest.1.is_ok(), "{longest:?}");
     assert!((5900..6200).map(padded).all(|(length, read)| read.is_ok() == (length <= 8192)));
 }
