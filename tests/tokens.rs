@@ -14,12 +14,13 @@ use common::{
     PRODUCT, STREAM,
     connector::{Connector, Link},
     events::{event_like, number},
-    http::{self, Answer},
+    http::{self, Answer, Wire},
     page::{PAGES, Page},
     process::Process,
     relay::{KEYS, Relay, Setup},
     subscriber::{Ending, Subscriber},
     token::{SECRET, bearer, jwt, now, signed, token},
+    wait,
 };
 use serde_json::json;
 
@@ -157,6 +158,51 @@ fn a_stream_ends_with_its_token_though_events_keep_coming() {
         2.0,
     );
     relay.get(STREAM, &[("Authorization", &bearer(&json!({"exp": now() - 0.01})))]).problem(401);
+}
+
+#[test]
+fn a_token_that_ends_while_the_body_comes_publishes_nothing() {
+    let (_connector, _link, relay) = behind("", "");
+    let mut witness = open(&relay, STREAM, &bearer(&json!({})));
+    let begin = |ends: f64| {
+        let authorization = bearer(&json!({"exp": ends, "permissions": ["publish"]}));
+        let body = event_like("own", "s1", 1);
+        let length = body.len().to_string();
+        let mut wire = Wire::connect(relay.public);
+        let fields = [("Authorization", authorization.as_str()), ("Content-Length", &length)];
+        wire.send(http::request(relay.public, "POST", PAGES, &fields) + &body[..10]);
+        (wire, body)
+    };
+    let ends = now() + 1.0;
+    let (mut late, body) = begin(ends);
+    let (mut early, _) = begin(ends + 60.0);
+    wait::until("the token is over", || now() > ends + 0.1);
+    late.send(&body[10..]);
+    assert_eq!(late.head().status(), 401);
+    early.send(&body[10..]);
+    assert_eq!(early.head().status(), 202);
+    assert_eq!(witness.numbers(1), [1]);
+    witness.expect_nothing(Duration::from_millis(200));
+}
+
+#[test]
+fn a_token_that_ends_while_its_page_waits_shows_nothing() {
+    let edge = Connector::new();
+    let relay = Setup::behind_relay(edge.address).auth(&jwt("")).start();
+    let mut link = edge.found_as_relay();
+    let ask = |ends: f64| {
+        let authorization = bearer(&json!({"exp": ends}));
+        let mut wire = Wire::connect(relay.public);
+        let path = format!("{PAGES}?last_event_id=7-41"); // it may still come
+        wire.send(http::request(relay.public, "GET", &path, &[("Authorization", &authorization)]));
+        wire
+    };
+    let ends = now() + 1.0;
+    let (mut late, mut early) = (ask(ends), ask(ends + 60.0));
+    wait::until("the token is over", || now() > ends + 0.1);
+    link.event_as("7-41", event_like("actions", "s1", 1));
+    link.heartbeat();
+    assert_eq!((late.head().status(), early.head().status()), (401, 200));
 }
 
 #[test]

@@ -64,6 +64,16 @@ impl Grant {
         if self.limits.includes(session, kind) { Ok(()) } else { Err(Denial::Forbidden) }
     }
 
+    /// Whether it allows anything still: whoever has waited, for a body or for its turn, may have outlived its token.
+    ///
+    /// # Errors
+    ///
+    /// [`Denial::Unauthenticated`] when its token is over, as for one that comes too late.
+    pub(crate) fn still_counts(&self) -> Result<(), Denial> {
+        let is_over = self.expires.is_some_and(|end| Instant::now() >= end);
+        if is_over { Err(Denial::Unauthenticated) } else { Ok(()) }
+    }
+
     /// When a stream under this grant that begins now has to end: within the last fifth of the time left, each at another
     /// moment, so that tokens minted together do not all come back together; and never later than the token's own end.
     pub(crate) fn leaves_at(&self) -> Option<Instant> {

@@ -73,6 +73,7 @@ pub(crate) async fn page(
         start => start,
     };
     let page = Page::read(&product.fanout, scope, &start, most_events).await?;
+    grant.still_counts()?; // it may have waited, for a place and for the log
     product.paged.inc_by(page.events.len() as u64);
     let head = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
     Ok((head, Body::new(PageBody::new(page.into_json(), place))).into_response())

@@ -57,7 +57,8 @@ pub(crate) async fn publish(
     let bytes = announced.exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(most);
     let _room = relay.bodies.enter(bytes).await?;
     let draft = read(&product, &grant, gather(body, most).await?)?;
-    // The body may have taken its time, and webhooks may have left meanwhile.
+    // The body may have taken its time: its publisher's token may be over, and webhooks may have left.
+    grant.still_counts()?;
     relay.admits_newcomers()?;
     // From here to the log nothing waits: a client that is gone by now has published all the same.
     let appended = product.log.publish(draft).map_err(|_| elsewhere(&product))?;
