@@ -17,7 +17,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -25,9 +25,11 @@ use common::{
     PRODUCT, STREAM,
     connector::Connector,
     events::{event, event_of},
+    http,
     page::{PAGES, Page},
     relay::{Relay, Setup},
     subscriber::Frame,
+    token::{bearer, jwt, now},
 };
 use http_body_util::{BodyExt, Empty};
 use hyper::{
@@ -158,6 +160,40 @@ async fn a_stream_that_stalls_while_it_catches_up_is_reset_though_nothing_new_co
     assert_eq!(stalled.status(), 200);
     let labels = [("transport", "sse"), ("reason", "stalled")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_operator_ends_it() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).auth(&format!("allow_anonymous = true\n{}", jwt(""))).start();
+    let mut link = connector.stream();
+    let mut client = connect(relay.public).await;
+    let ends = now() + 3.0;
+    let mut request = get(&format!("http://{}{STREAM}", relay.public));
+    let authorization = bearer(&serde_json::json!({"exp": ends})).parse().unwrap();
+    request.headers_mut().insert("authorization", authorization);
+    let expiring = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().into_body();
+    let kicked = subscribe(&mut client, relay.public).await.into_body();
+    let mut neighbour = Body::of(subscribe(&mut client, relay.public).await);
+    neighbour.through(b"\n").await;
+    let session = "x".repeat(8000);
+    for n in 0..100 {
+        link.event(event_of(&session, n));
+        assert_eq!(neighbour.number().await, n);
+    }
+    let id = relay.ask_admin("/api/v1/subscribers").json()["subscribers"][1]["id"].as_str().unwrap().to_owned();
+    let sent_away = Instant::now();
+    assert_eq!(http::ask(relay.admin, "DELETE", &format!("/api/v1/subscribers/{id}"), &[]).status(), 204);
+    let gone = |reason| [("transport", "sse"), ("reason", reason)];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("kicked"), 1.0);
+    assert!(sent_away.elapsed() < Duration::from_secs(2), "{:?}", sent_away.elapsed());
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("expired"), 1.0);
+    assert!(now() < ends + 0.5, "{} s late", now() - ends); // a moment for this test to see it
+    for broken_off in [expiring, kicked] {
+        assert!(timeout(PATIENCE, broken_off.collect()).await.unwrap().is_err());
+    }
+    link.event(event_of("after", 100));
+    assert_eq!(neighbour.number().await, 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

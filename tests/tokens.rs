@@ -161,6 +161,35 @@ fn a_stream_ends_with_its_token_though_events_keep_coming() {
 }
 
 #[test]
+fn a_token_that_is_over_ends_also_a_stream_that_takes_nothing() {
+    let (_connector, mut link, relay) = behind("", "");
+    let ends = now() + 3.0;
+    let mut takes_nothing = open(&relay, STREAM, &bearer(&json!({"exp": ends})));
+    let session = "x".repeat(8000);
+    (0..3000).for_each(|n| link.event(event_like("actions", &session, n)));
+    let labels = [("transport", "sse"), ("reason", "expired")];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
+    assert!(now() < ends + 0.5, "{} s late", now() - ends); // a moment for this test to see it
+    assert_eq!(takes_nothing.rest().1, Ending::BrokenOff, "it was not asked for its last bytes");
+}
+
+#[test]
+fn the_end_of_one_token_does_not_count_for_the_next_stream_on_the_connection() {
+    let (_connector, mut link, relay) = behind("", "");
+    let mut first = open(&relay, STREAM, &bearer(&json!({"exp": now() + 1.0})));
+    assert_eq!(first.rest().1, Ending::Proper);
+    let longer = bearer(&json!({}));
+    first.wire.send(http::request(relay.public, "GET", STREAM, &[("Authorization", &longer)]));
+    relay.wait_for_subscribers(1.0);
+    let session = "x".repeat(8000);
+    (0..3000).for_each(|n| link.event(event_like("actions", &session, n)));
+    relay.wait_for_events(3000);
+    wait::holds("it is connected", Duration::from_secs(1), || {
+        relay.status()["subscribers"][PRODUCT]["sse"].as_u64() == Some(1)
+    });
+}
+
+#[test]
 fn a_token_that_ends_while_the_body_comes_publishes_nothing() {
     let (_connector, _link, relay) = behind("", "");
     let mut witness = open(&relay, STREAM, &bearer(&json!({})));

@@ -25,7 +25,7 @@ use self::{
     token::{Verifier, is_token},
 };
 pub(crate) use self::{
-    grant::Grant,
+    grant::{Farewell, Grant},
     token::{Order, mint},
 };
 use crate::{

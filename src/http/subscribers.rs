@@ -3,7 +3,7 @@
 //! In: requests that have passed every check. Out: a seat for each, given back when its holder leaves. Telling a subscriber
 //! to leave is one mark and one wake-up.
 //!
-//! May use: `config`, `event`, `fanout`, `metrics`.
+//! May use: `config`, `event`, `fanout`, `metrics`, `net`.
 
 use std::{
     collections::BTreeMap,
@@ -26,6 +26,7 @@ use crate::{
     event::ProductId,
     fanout::Listener,
     metrics::{Metrics, ShedReason, Transport},
+    net::Cut,
 };
 
 /// Everybody who is connected.
@@ -250,6 +251,8 @@ pub(crate) struct Newcomer {
     pub(crate) address: IpAddr,
     /// How it is woken.
     pub(crate) listener: Arc<Listener>,
+    /// What ends it when it takes nothing. None over WebSocket, which hears that it is to leave at any time.
+    pub(crate) cut: Option<Arc<Cut>>,
 }
 
 /// Somebody with a seat.
@@ -291,6 +294,9 @@ impl Subscriber {
             (told == Leave::NOT_YET || (leave.is_urgent() && !is_urgent)).then_some(leave as u8)
         });
         self.newcomer.listener.wake();
+        if let Some(cut) = self.newcomer.cut.as_ref().filter(|_| leave.is_urgent()) {
+            cut.soon();
+        }
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) async fn watch(
         wheel: &admin.wheel,
         key: OPERATOR.into(),
         max_age: None,
-        leaves_at: None,
+        farewell: None,
         is_onlooker: true,
     };
     sse::answer(&admin.relay, &side, &product, wish, &connection, &headers)
