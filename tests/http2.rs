@@ -22,7 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use common::{
-    PRODUCT, STREAM,
+    PRODUCT, SOCKET, STREAM,
     connector::Connector,
     events::{event, event_of},
     http,
@@ -75,6 +75,14 @@ async fn errors_and_shedding_are_answered_over_http2() {
     assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 404);
     let request = get(&format!("http://evil.test{STREAM}"));
     assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 403);
+    let request = get(&format!("http://{}{SOCKET}", relay.public));
+    let response = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+    assert_eq!(response.status(), 426);
+    for of_http1 in ["upgrade", "connection"] {
+        assert!(response.headers().get(of_http1).is_none(), "{of_http1}");
+    }
+    let problem = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&problem).contains("HTTP/1.1"), "{problem:?}");
     let mut browser = get(&format!("http://{}{STREAM}", relay.public));
     browser.headers_mut().insert("sec-fetch-mode", "cors".parse().unwrap());
     let response = timeout(PATIENCE, client.send_request(browser)).await.unwrap().unwrap();
