@@ -129,7 +129,8 @@ async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on
 async fn pages_that_nobody_takes_are_reset_and_others_are_sent() {
     const EVENTS: usize = 100;
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
+    let lines = "write_timeout = '1s'\ntrusted_proxies = ['127.0.0.1/32']";
+    let relay = Setup::behind(&connector).server(lines).start();
     let mut link = connector.stream();
     let session = "x".repeat(8000);
     (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
@@ -137,8 +138,9 @@ async fn pages_that_nobody_takes_are_reset_and_others_are_sent() {
     relay.wait_for_metric("autoplay_relay_log_events", &labels, EVENTS as f64);
     let mut client = connect(relay.public).await;
     let mut stalled = Vec::new();
-    for _ in 0..16 {
-        let request = get(&format!("http://{}{PAGES}", relay.public));
+    for n in 0..16 {
+        let mut request = get(&format!("http://{}{PAGES}", relay.public));
+        request.headers_mut().insert("x-forwarded-for", format!("192.0.2.{n}").parse().unwrap());
         stalled.push(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap());
     }
     assert!(stalled.iter().all(|response| response.status() == 200));

@@ -18,6 +18,7 @@ pub(crate) mod products;
 pub(crate) mod publish;
 mod rejected;
 mod request;
+mod room;
 mod sse;
 pub(crate) mod subscribers;
 pub(crate) mod watch;

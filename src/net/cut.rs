@@ -29,7 +29,7 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// None.
-    pub(super) fn new(wheel: &Arc<Wheel>) -> Arc<Self> {
+    pub(crate) fn new(wheel: &Arc<Wheel>) -> Arc<Self> {
         Arc::new(Self { wheel: Arc::clone(wheel), due: AtomicU64::new(NEVER), waker: AtomicWaker::new() })
     }
 
@@ -50,7 +50,7 @@ impl Cut {
     }
 
     /// When it is due, with word to `waker` when that changes.
-    pub(super) fn due(&self, waker: &Waker) -> u64 {
+    pub(crate) fn due(&self, waker: &Waker) -> u64 {
         self.waker.register(waker); // before the look: no change goes unseen
         self.due.load(SeqCst)
     }
