@@ -174,6 +174,21 @@ fn a_token_that_is_over_ends_also_a_stream_that_takes_nothing() {
 }
 
 #[test]
+fn each_token_is_counted_by_itself_for_the_limit_per_key() {
+    let (_connector, _link, relay) = behind("", "max_subscribers_per_key = 2");
+    let (one, other) = (bearer(&json!({"sub": "a"})), bearer(&json!({"sub": "b"})));
+    let seated = [open(&relay, STREAM, &one), open(&relay, STREAM, &one)];
+    relay.get(STREAM, &[("Authorization", &one)]).problem(429);
+    let _others = [open(&relay, STREAM, &other), open(&relay, STREAM, &other)];
+    relay.get(STREAM, &[("Authorization", &other)]).problem(429);
+    let listed = relay.ask_admin("/api/v1/subscribers").json();
+    assert!(listed["subscribers"].as_array().unwrap().iter().all(|it| it["key"] == "token"), "{listed}");
+    drop(seated);
+    relay.wait_for_subscribers(2.0);
+    open(&relay, STREAM, &one);
+}
+
+#[test]
 fn the_end_of_one_token_does_not_count_for_the_next_stream_on_the_connection() {
     let (_connector, mut link, relay) = behind("", "");
     let mut first = open(&relay, STREAM, &bearer(&json!({"exp": now() + 1.0})));

@@ -19,6 +19,8 @@ use crate::{
 pub(crate) struct Grant {
     /// Its name in the configuration; for all scoped tokens the same.
     pub(crate) key: Arc<str>,
+    /// Who is counted for limits: the key, or each token by itself.
+    pub(crate) holder: Holder,
     pub(super) products: Only<ProductId>,
     pub(super) permissions: Permissions,
     /// Nothing beyond these sessions and kinds is seen or published.
@@ -83,6 +85,15 @@ impl Grant {
         let begins = now + left.mul_f64(EARLIEST) + spread.mul_f64(fastrand::f64());
         Some(Farewell { begins: begins.min(ends.max(now)), ends })
     }
+}
+
+/// One that limits are counted for. No token can pass for a key: what stands for it is no name, and shown nowhere.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Holder {
+    /// Whoever has the key of this name, or nobody's.
+    Key(Arc<str>),
+    /// Whoever has the token of this digest: a browser, or its tabs.
+    Token([u8; 32]),
 }
 
 /// The end of a stream with its token.

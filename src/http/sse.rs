@@ -35,7 +35,7 @@ use super::{
     subscribers::{Leave, Newcomer, Seat, Subscribers},
 };
 use crate::{
-    auth::{Farewell, Grant},
+    auth::{Farewell, Grant, Holder},
     fanout::{Item, Listener, Subscription},
     metrics::{ShedReason, Transport},
     net::{Connection, Cut, Patience},
@@ -94,6 +94,8 @@ pub(super) struct Side<'a> {
     pub(super) wheel: &'a Arc<Wheel>,
     /// The name of its key.
     pub(super) key: Arc<str>,
+    /// Whom it is counted for.
+    pub(super) holder: Holder,
     /// About the age at which it ends.
     pub(super) max_age: Option<Duration>,
     /// When it has to end, if it has to.
@@ -108,6 +110,7 @@ impl<'a> Side<'a> {
             subscribers: &relay.subscribers,
             wheel: &relay.wheel,
             key: Arc::clone(&grant.key),
+            holder: grant.holder.clone(),
             max_age: relay.max_connection_age,
             farewell: grant.farewell(),
             is_onlooker: false,
@@ -182,6 +185,7 @@ impl EventBody {
             product: product.id.clone(),
             transport: Transport::Sse,
             key: Arc::clone(&side.key),
+            holder: side.holder.clone(),
             address: relay.client_address(connection.peer.ip(), headers),
             listener: Arc::clone(&listener),
             cut: Some(Arc::clone(&cut)),

@@ -72,6 +72,7 @@ impl Visitor {
             product: product.id.clone(),
             transport: Transport::WebSocket,
             key: Arc::clone(&grant.key),
+            holder: grant.holder.clone(),
             address: relay.client_address(connection.peer.ip(), headers),
             listener: Arc::clone(&listener),
             cut: None,
