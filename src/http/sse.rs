@@ -35,10 +35,10 @@ use super::{
     subscribers::{Leave, Newcomer, Seat, Subscribers},
 };
 use crate::{
-    auth::Grant,
+    auth::{Farewell, Grant, Holder},
     fanout::{Item, Listener, Subscription},
     metrics::{ShedReason, Transport},
-    net::{Connection, Patience},
+    net::{Connection, Cut, Patience},
     sse,
     wheel::{Alarm, Wheel},
 };
@@ -94,10 +94,12 @@ pub(super) struct Side<'a> {
     pub(super) wheel: &'a Arc<Wheel>,
     /// The name of its key.
     pub(super) key: Arc<str>,
+    /// Whom it is counted for.
+    pub(super) holder: Holder,
     /// About the age at which it ends.
     pub(super) max_age: Option<Duration>,
     /// When it has to end, if it has to.
-    pub(super) leaves_at: Option<Instant>,
+    pub(super) farewell: Option<Farewell>,
     /// An operator looks on: it is not counted as a subscriber, and leaves at once when it is to.
     pub(super) is_onlooker: bool,
 }
@@ -108,8 +110,9 @@ impl<'a> Side<'a> {
             subscribers: &relay.subscribers,
             wheel: &relay.wheel,
             key: Arc::clone(&grant.key),
+            holder: grant.holder.clone(),
             max_age: relay.max_connection_age,
-            leaves_at: grant.leaves_at(),
+            farewell: grant.farewell(),
             is_onlooker: false,
         }
     }
@@ -145,6 +148,8 @@ struct EventBody {
     connection: Connection,
     is_onlooker: bool,
     patience: Option<Arc<Patience>>,
+    /// Ends it while nothing is asked of it.
+    cut: Arc<Cut>,
     alarm: Alarm,
     /// The line that tells how long to wait before a reconnect; sent first, and again on leaving.
     retry: Option<Bytes>,
@@ -174,12 +179,16 @@ impl EventBody {
     ) -> Result<Self, ShedReason> {
         relay.admits_newcomers()?;
         let listener = Arc::new(Listener::default());
+        let patience = Patience::of_stream();
+        let cut = connection.cut(patience.as_deref());
         let seat = side.subscribers.admit(Newcomer {
             product: product.id.clone(),
             transport: Transport::Sse,
             key: Arc::clone(&side.key),
+            holder: side.holder.clone(),
             address: relay.client_address(connection.peer.ip(), headers),
             listener: Arc::clone(&listener),
+            cut: Some(Arc::clone(&cut)),
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
             seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
@@ -191,7 +200,10 @@ impl EventBody {
         let wheel = side.wheel;
         // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
-        let left = side.leaves_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let within = |at: Instant| wheel.within(at.saturating_duration_since(Instant::now()));
+        if let Some(farewell) = side.farewell {
+            cut.at(within(farewell.ends));
+        }
         let age = side.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
@@ -199,7 +211,8 @@ impl EventBody {
             product: Arc::clone(product),
             connection: connection.clone(),
             is_onlooker: side.is_onlooker,
-            patience: Patience::of_stream(),
+            patience,
+            cut,
             alarm: Alarm::new(wheel),
             retry: Some(sse::encode_retry(spread(RETRY))),
             leave_after: None,
@@ -209,8 +222,8 @@ impl EventBody {
             heartbeat_interval,
             heartbeat_due: wheel.after(heartbeat_interval),
             leave_due: age.map_or(u64::MAX, |age| wheel.after(age)),
-            expires: side.leaves_at,
-            expires_due: left.map_or(u64::MAX, |left| wheel.within(left)),
+            expires: side.farewell.map(|farewell| farewell.begins),
+            expires_due: side.farewell.map_or(u64::MAX, |farewell| within(farewell.begins)),
         })
     }
 
@@ -349,6 +362,10 @@ impl http_body::Body for EventBody {
 
 impl Drop for EventBody {
     fn drop(&mut self) {
+        if self.has_expired() {
+            self.seat.dismiss(Leave::Expired); // nobody asked it for its last bytes
+        }
+        self.cut.lift();
         let is_stalled =
             self.connection.fate.is_stalled() || self.patience.as_ref().is_some_and(|patience| patience.is_stalled());
         let reason = match self.seat.dismissed() {

@@ -5,6 +5,7 @@
 //!
 //! May use: `wheel`.
 
+mod cut;
 mod guarded;
 mod patience;
 mod stage;
@@ -42,6 +43,7 @@ use tracing::{debug, warn};
 use self::{guarded::Guarded, patience::PatientExecutor, stage::Stage};
 use crate::wheel::Wheel;
 
+pub(crate) use cut::Cut;
 pub(crate) use patience::Patience;
 
 /// A socket that listens, not yet served. Its options are inherited by every connection.
@@ -115,6 +117,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// What ends the exchange that is running if its peer takes nothing: the connection, or on HTTP/2 its stream alone.
+    pub(crate) fn cut(&self, stream: Option<&Patience>) -> Arc<Cut> {
+        Arc::clone(stream.map_or(&self.fate.cut, Patience::cut))
+    }
+
     /// Goes on with this connection's socket in another protocol, once the answer to the request has been sent. The task belongs
     /// to the listener: it is waited for when that ends, and dropped if it has not ended by itself a few seconds later.
     pub(crate) fn go_on<W: Future<Output = ()> + Send + 'static>(
@@ -136,13 +143,18 @@ impl Connection {
 }
 
 /// What a connection's socket and its streams know of each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Fate {
     has_request: AtomicBool,
     stalled: AtomicBool,
+    cut: Arc<Cut>,
 }
 
 impl Fate {
+    fn new(wheel: &Arc<Wheel>) -> Self {
+        Self { has_request: AtomicBool::default(), stalled: AtomicBool::default(), cut: Cut::new(wheel) }
+    }
+
     /// Whether the socket was closed because it took nothing for too long.
     pub(crate) fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed)
@@ -218,7 +230,7 @@ impl Server {
         let Some(Ok(Ok(is_http2))) = stage.run_until_ending(first_bytes).await else {
             return;
         };
-        let fate = Arc::new(Fate::default());
+        let fate = Arc::new(Fate::new(&self.manners.wheel));
         let connection = Connection { peer, fate: Arc::clone(&fate), crew: Arc::clone(&self.crew) };
         let io = TokioIo::new(Guarded::new(stream, &self.manners, fate));
         let router = self.router.clone();
