@@ -15,7 +15,10 @@ use std::{
 
 use axum::Router;
 use dashmap::DashMap;
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    runtime::Handle,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -33,6 +36,7 @@ use crate::{
         page::Pages,
         products::Streamed,
         publish::Bodies,
+        sse::Shards,
         subscribers::{Leave, Subscribers},
         watch::MOST_ONLOOKERS,
         ws::Envelopes,
@@ -100,6 +104,8 @@ impl App {
         let wheel = Arc::clone(&relay.wheel);
         let stop_serving = stop.serving.clone();
         serving.spawn(async move { wheel.run(stop_serving).await });
+        let (shards, stop_serving) = (Arc::clone(&relay.shards), stop.serving.clone());
+        serving.spawn(async move { shards.run(stop_serving).await });
         let rejected = Arc::new(Rejected::default());
         let upstreams = start_upstreams(config, &relay, &rejected, &stop, &mut serving)?;
         serving.spawn(serve_public(config, &relay, listener, &stop));
@@ -268,6 +274,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
         access: Access::new(&config.auth),
         places: Places::new(&config.auth, &server.cors_allowed_origins),
         subscribers: Subscribers::new(server, Arc::clone(metrics)),
+        shards: Shards::new(Handle::current().metrics().num_workers(), server.write_timeout),
         pages: Pages::default(),
         bodies: Bodies::default(),
         wheel: Wheel::new(),

@@ -18,7 +18,7 @@ pub(crate) mod products;
 pub(crate) mod publish;
 mod rejected;
 mod request;
-mod sse;
+pub(crate) mod sse;
 pub(crate) mod subscribers;
 pub(crate) mod watch;
 mod webhooks;
@@ -48,8 +48,8 @@ use hyper::{
 use prometheus::IntCounter;
 
 use self::{
-    credential::Places, error::Problem, guard::Guard, page::Pages, publish::Bodies, subscribers::Subscribers,
-    ws::Envelopes,
+    credential::Places, error::Problem, guard::Guard, page::Pages, publish::Bodies, sse::Shards,
+    subscribers::Subscribers, ws::Envelopes,
 };
 use crate::{
     auth::{Access, Grant},
@@ -72,6 +72,8 @@ pub(crate) struct Relay {
     pub(crate) places: Places,
     /// Who does.
     pub(crate) subscribers: Arc<Subscribers>,
+    /// Who writes their streams.
+    pub(crate) shards: Arc<Shards>,
     /// Pages that are being sent.
     pub(crate) pages: Pages,
     /// What publishers are sending.

@@ -46,6 +46,7 @@ pub(super) async fn watch(
         key: OPERATOR.into(),
         max_age: None,
         leaves_at: None,
+        shards: None, // they are on the other runtime
         is_onlooker: true,
     };
     sse::answer(&admin.relay, &side, &product, wish, &connection, &headers)

@@ -1,0 +1,214 @@
+//! The tasks that write the streams: a few, each with many.
+//!
+//! A task for each stream would cost a wake-up, a place in a queue and a turn for every delivery. Here, an event wakes each task
+//! once, and the task goes through those of its streams that are concerned.
+//!
+//! ```text
+//! fan-out ─ rings a stream's bell ─► woken: [ 7, 12, 31 ] ─► the shard's task polls 7, 12, 31
+//! wheel, socket ────────┘
+//! ```
+//!
+//! May use: nothing else.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use atomic_waker::AtomicWaker;
+use bytes::Bytes;
+use slab::Slab;
+use tokio::{net::TcpStream, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{events::Events, stream::Stream};
+
+/// All streams that are written without hyper.
+#[derive(Debug)]
+pub(crate) struct Shards {
+    shards: Box<[Arc<Shard>]>,
+    next: AtomicUsize,
+    write_timeout: Duration,
+}
+
+impl Shards {
+    /// As many shards as there are threads to run them.
+    pub(crate) fn new(count: usize, write_timeout: Duration) -> Arc<Self> {
+        let shards = (0..count.max(1)).map(|_| Arc::default()).collect();
+        Arc::new(Self { shards, next: AtomicUsize::new(0), write_timeout })
+    }
+
+    /// Goes on with a stream whose head has been sent. While the relay is ending, that ends it.
+    pub(super) fn take(&self, socket: TcpStream, events: Events) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.shards.len();
+        if let Some(shard) = self.shards.get(number) {
+            shard.take(Stream::new(socket, events));
+        }
+    }
+
+    /// Writes until `end`, and then what is left for a moment.
+    pub(crate) async fn run(&self, end: CancellationToken) {
+        let mut tasks = JoinSet::new();
+        for shard in &self.shards {
+            // Its own turns are what keeps it from holding a thread for long.
+            tasks.spawn(tokio::task::coop::unconstrained(Arc::clone(shard).run(self.write_timeout, end.clone())));
+        }
+        tasks.join_all().await;
+    }
+}
+
+/// What others leave for one task.
+#[derive(Debug, Default)]
+struct Shard {
+    inbox: Mutex<Inbox>,
+    waker: AtomicWaker,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    newcomers: Vec<Stream>,
+    woken: Vec<usize>,
+    is_closed: bool,
+}
+
+impl Shard {
+    fn take(&self, stream: Stream) {
+        let mut inbox = self.inbox();
+        if !inbox.is_closed {
+            inbox.newcomers.push(stream);
+            drop(inbox);
+            self.waker.wake();
+        }
+    }
+
+    fn ring(&self, number: usize) {
+        let mut inbox = self.inbox();
+        inbox.woken.push(number);
+        let is_first = inbox.woken.len() == 1;
+        drop(inbox);
+        if is_first {
+            self.waker.wake();
+        }
+    }
+
+    async fn run(self: Arc<Self>, write_timeout: Duration, end: CancellationToken) {
+        let mut crowd = Crowd {
+            shard: Arc::clone(&self),
+            streams: Slab::new(),
+            due: VecDeque::new(),
+            woken: Vec::new(),
+            pieces: VecDeque::new(),
+            write_timeout,
+        };
+        let serve = poll_fn(|context| {
+            crowd.turn(context);
+            Poll::<()>::Pending
+        });
+        end.run_until_cancelled(serve).await;
+        self.inbox().is_closed = true;
+        let finish = poll_fn(|context| {
+            crowd.turn(context);
+            if crowd.streams.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        });
+        // Whoever takes nothing now is cut off.
+        let _ = timeout(END_GRACE, finish).await;
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The streams of one shard, in the hands of its task.
+#[derive(Debug)]
+struct Crowd {
+    shard: Arc<Shard>,
+    /// In boxes: they stay where they are when there come more.
+    streams: Slab<Box<Member>>,
+    /// Those that have been woken.
+    due: VecDeque<usize>,
+    /// Changes places with the list in the inbox, so that neither is ever allocated anew.
+    woken: Vec<usize>,
+    /// Lent to the stream that is being written.
+    pieces: VecDeque<Bytes>,
+    write_timeout: Duration,
+}
+
+#[derive(Debug)]
+struct Member {
+    stream: Stream,
+    bell: Arc<Bell>,
+    waker: Waker,
+}
+
+impl Crowd {
+    /// Has some of the streams that were woken do their work.
+    fn turn(&mut self, context: &Context<'_>) {
+        self.shard.waker.register(context.waker());
+        self.look_into_the_inbox();
+        for _ in 0..TURN {
+            let Some(number) = self.due.pop_front() else { return };
+            let Some(member) = self.streams.get_mut(number) else { continue };
+            member.bell.has_rung.store(false, Ordering::SeqCst);
+            let mut context = Context::from_waker(&member.waker);
+            if member.stream.poll(&mut context, self.write_timeout, &mut self.pieces).is_ready() {
+                self.pieces.clear();
+                self.streams.remove(number);
+            }
+        }
+        if !self.due.is_empty() {
+            context.waker().wake_by_ref();
+        }
+    }
+
+    fn look_into_the_inbox(&mut self) {
+        let newcomers = {
+            let mut inbox = self.shard.inbox();
+            mem::swap(&mut inbox.woken, &mut self.woken);
+            mem::take(&mut inbox.newcomers)
+        };
+        self.due.extend(self.woken.drain(..));
+        for stream in newcomers {
+            let place = self.streams.vacant_entry();
+            let number = place.key();
+            let bell = Arc::new(Bell { shard: Arc::clone(&self.shard), number, has_rung: AtomicBool::new(true) });
+            let waker = Waker::from(Arc::clone(&bell));
+            place.insert(Box::new(Member { stream, bell, waker }));
+            self.due.push_back(number);
+        }
+    }
+}
+
+/// Tells a shard which of its streams has something to do.
+#[derive(Debug)]
+struct Bell {
+    shard: Arc<Shard>,
+    /// Of the stream; of another one after it has gone, which does no harm.
+    number: usize,
+    has_rung: AtomicBool,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.has_rung.swap(true, Ordering::SeqCst) {
+            self.shard.ring(self.number);
+        }
+    }
+}
+
+/// Streams in one turn: what else the thread has to do waits for no more than these.
+const TURN: usize = 32;
+
+/// What streams may take to end once the relay does.
+const END_GRACE: Duration = Duration::from_secs(5);
