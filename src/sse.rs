@@ -8,7 +8,7 @@
 use std::{fmt::Display, mem, ops::Range, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use memchr::{memchr, memchr2, memchr3, memchr_iter};
+use memchr::{memchr, memchr_iter, memchr2, memchr3};
 
 /// Turns chunks of an event stream into frames. Time is linear in the bytes, memory bounded by `max_event_bytes`.
 #[derive(Debug)]

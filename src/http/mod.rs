@@ -103,6 +103,8 @@ pub(crate) struct Product {
     pub(crate) log: Arc<Log>,
     /// Who is told of what comes.
     pub(crate) fanout: Arc<Fanout>,
+    /// The number of the lane on which its events come in.
+    pub(crate) lane: usize,
     /// The handles of its SSE subscribers.
     pub(crate) sse: DeliveryMetrics,
     /// The handles of its WebSocket subscribers.

@@ -237,6 +237,11 @@ impl Events {
         self.seat.dismissed().is_some_and(Leave::is_urgent)
     }
 
+    /// Whether it listens to some sessions or types only.
+    pub(super) fn is_selective(&self) -> bool {
+        self.subscription.is_selective()
+    }
+
     /// The client took nothing for too long.
     pub(super) fn has_stalled(&mut self) {
         self.is_stalled = true;

@@ -78,8 +78,8 @@ pub(super) fn answer(
     let first = sse::encode_retry(spread(RETRY));
     let body = match side.shards {
         Some(shards) => {
-            let shards = Arc::clone(shards);
-            connection.hand_over(first, move |socket| shards.take(socket, events))
+            let (shards, home) = (Arc::clone(shards), product.lane);
+            connection.hand_over(first, move |socket| shards.take(socket, events, home))
         }
         None => Body::new(EventBody::new(first, events, connection)),
     };

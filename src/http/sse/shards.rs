@@ -25,8 +25,14 @@ use std::{
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
 use slab::Slab;
-use tokio::{net::TcpStream, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpStream,
+    runtime::Handle,
+    task::{JoinSet, coop::unconstrained},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::{events::Events, stream::Stream};
 
@@ -34,31 +40,42 @@ use super::{events::Events, stream::Stream};
 #[derive(Debug)]
 pub(crate) struct Shards {
     shards: Box<[Arc<Shard>]>,
-    next: AtomicUsize,
     write_timeout: Duration,
 }
 
 impl Shards {
-    /// As many shards as there are threads to run them.
+    /// So many shards, one for each lane.
     pub(crate) fn new(count: usize, write_timeout: Duration) -> Arc<Self> {
-        let shards = (0..count.max(1)).map(|_| Arc::default()).collect();
-        Arc::new(Self { shards, next: AtomicUsize::new(0), write_timeout })
+        let shards = (0..count).map(|_| Arc::default()).collect();
+        Arc::new(Self { shards, write_timeout })
     }
 
-    /// Goes on with a stream whose head has been sent. While the relay is ending, that ends it.
-    pub(super) fn take(&self, socket: TcpStream, events: Events) {
-        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.shards.len();
-        if let Some(shard) = self.shards.get(number) {
-            shard.take(Stream::new(socket, events));
+    /// Goes on with a stream whose head has been sent; `home` is the lane of its product. While the relay is ending, that ends it.
+    ///
+    /// An event that goes to everybody goes to every lane in any case, so those who get everything are spread evenly. One that goes
+    /// to a single session costs less if nobody else need be woken, so those who listen to few stay at home while there is room.
+    pub(super) fn take(&self, socket: TcpStream, events: Events, home: usize) {
+        let size = |shard: &&Arc<Shard>| shard.size.load(Ordering::Relaxed);
+        let shard = match events.is_selective() {
+            true => self.shards.iter().cycle().skip(home).take(self.shards.len()).find(|it| size(it) < ROOM_AT_HOME),
+            false => None,
+        };
+        if let Some(shard) = shard.or_else(|| self.shards.iter().min_by_key(size)) {
+            // The socket belongs to the runtime it was accepted on; the shard registers it with its own.
+            match socket.into_std() {
+                Ok(socket) => shard.take(Newcomer { socket, events }),
+                Err(error) => debug!(%error, "connection ended"),
+            }
         }
     }
 
     /// Writes until `end`, and then what is left for a moment.
-    pub(crate) async fn run(&self, end: CancellationToken) {
+    pub(crate) async fn run(&self, lanes: impl Iterator<Item = &Handle>, end: CancellationToken) {
         let mut tasks = JoinSet::new();
-        for shard in &self.shards {
+        for (shard, lane) in self.shards.iter().zip(lanes) {
             // Its own turns are what keeps it from holding a thread for long.
-            tasks.spawn(tokio::task::coop::unconstrained(Arc::clone(shard).run(self.write_timeout, end.clone())));
+            let work = unconstrained(Arc::clone(shard).run(self.write_timeout, end.clone()));
+            tasks.spawn_on(work, lane);
         }
         tasks.join_all().await;
     }
@@ -69,21 +86,31 @@ impl Shards {
 struct Shard {
     inbox: Mutex<Inbox>,
     waker: AtomicWaker,
+    /// Streams that it has, or is about to have.
+    size: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Inbox {
-    newcomers: Vec<Stream>,
+    newcomers: Vec<Newcomer>,
     woken: Vec<usize>,
     is_closed: bool,
 }
 
+/// A stream on its way to its lane.
+#[derive(Debug)]
+struct Newcomer {
+    socket: std::net::TcpStream,
+    events: Events,
+}
+
 impl Shard {
-    fn take(&self, stream: Stream) {
+    fn take(&self, newcomer: Newcomer) {
         let mut inbox = self.inbox();
         if !inbox.is_closed {
-            inbox.newcomers.push(stream);
+            inbox.newcomers.push(newcomer);
             drop(inbox);
+            self.size.fetch_add(1, Ordering::Relaxed);
             self.waker.wake();
         }
     }
@@ -161,6 +188,7 @@ impl Crowd {
             if member.stream.poll(&mut context, self.write_timeout, &mut self.pieces).is_ready() {
                 self.pieces.clear();
                 self.streams.remove(number);
+                self.shard.size.fetch_sub(1, Ordering::Relaxed);
             }
         }
         if !self.due.is_empty() {
@@ -175,7 +203,15 @@ impl Crowd {
             mem::take(&mut inbox.newcomers)
         };
         self.due.extend(self.woken.drain(..));
-        for stream in newcomers {
+        for Newcomer { socket, events } in newcomers {
+            let stream = match TcpStream::from_std(socket) {
+                Ok(socket) => Stream::new(socket, events),
+                Err(error) => {
+                    debug!(%error, "connection ended");
+                    self.shard.size.fetch_sub(1, Ordering::Relaxed);
+                    continue;
+                }
+            };
             let place = self.streams.vacant_entry();
             let number = place.key();
             let bell = Arc::new(Bell { shard: Arc::clone(&self.shard), number, has_rung: AtomicBool::new(true) });
@@ -206,6 +242,9 @@ impl Wake for Bell {
         }
     }
 }
+
+/// Streams on a lane after which those of one session go to another.
+const ROOM_AT_HOME: usize = 16_384;
 
 /// Streams in one turn: what else the thread has to do waits for no more than these.
 const TURN: usize = 32;

@@ -101,7 +101,8 @@ impl Stream {
                 ([piece], []) => self.socket.try_write(piece),
                 _ => {
                     let mut slices = [IoSlice::new(&[]); MOST_PIECES];
-                    let used = pieces.iter().zip(&mut slices).map(|(piece, slice)| *slice = IoSlice::new(piece)).count();
+                    let used =
+                        pieces.iter().zip(&mut slices).map(|(piece, slice)| *slice = IoSlice::new(piece)).count();
                     self.socket.try_write_vectored(slices.get(..used).unwrap_or_default())
                 }
             };
