@@ -215,8 +215,8 @@ pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
     memchr3(b'\r', b'\n', 0, bytes).is_some()
 }
 
-/// The frame of an event, blank line included, within the framing of an HTTP/1.1 chunk (RFC 9112, section 7.1): a stream that is
-/// written to without hyper takes all of it in one write. A payload that spans several lines takes as many `data` lines.
+/// The frame of an event, blank line included, within the framing of an HTTP/1.1 chunk (RFC 9112, section 7.1): who writes to a
+/// socket directly needs one write for it. A payload that spans several lines takes as many `data` lines.
 ///
 /// The payload must not hold CR: the decoder never returns one.
 pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> Encoded {
