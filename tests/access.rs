@@ -10,6 +10,7 @@ mod common;
 
 use common::{
     PRODUCT, STREAM, http,
+    page::PAGES,
     relay::{KEYS, Relay, Setup},
     subscriber::Subscriber,
 };
@@ -118,6 +119,55 @@ fn without_credentials_only_pages_of_own_hosts_or_listed_origins_are_answered() 
 }
 
 #[test]
+fn without_credentials_nothing_is_loaded_by_pages_that_do_not_say_which_they_are() {
+    let relay = anonymous("cors_allowed_origins = ['https://app.test']");
+    for site in ["cross-site", "same-site"] {
+        for mode in ["no-cors", "cors", "websocket", ""] {
+            let fields = [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", mode)];
+            relay.get(STREAM, &fields).problem(403);
+            relay.get("/events/prod_abc", &fields).problem(403);
+            http::ask(relay.public, "POST", "/events/prod_abc", &fields).problem(403);
+            http::get(relay.admin, "/api/v1/status", &fields).problem(403);
+            http::ask(relay.admin, "DELETE", "/api/v1/subscribers/1", &fields).problem(403);
+        }
+        relay.get(STREAM, &[("Sec-Fetch-Site", site)]).problem(403);
+        let link = [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "navigate")];
+        assert_eq!(http::get(relay.admin, "/api/v1/status", &link).status(), 200);
+        open_with(&relay, &link);
+        open_with(&relay, &[("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "cors"), ("Origin", "https://app.test")]);
+    }
+    for site in ["same-origin", "none"] {
+        open_with(&relay, &[("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "cors")]);
+    }
+}
+
+#[test]
+fn nothing_that_is_answered_is_to_be_taken_for_something_else() {
+    let lines = "probe_listen = '127.0.0.1:0'\ncors_allowed_origins = ['https://app.test']";
+    let relay = anonymous(lines);
+    let evil = [("Origin", "https://evil.test")];
+    let preflight = [("Origin", "https://app.test"), ("Access-Control-Request-Method", "GET")];
+    for (to, method, path, fields) in [
+        (relay.public, "GET", "/events/prod_abc", [].as_slice()),
+        (relay.public, "GET", "/events/prod_abc", &evil),
+        (relay.public, "GET", "/ws/prod_abc", &[]),
+        (relay.public, "GET", "/nothing", &[]),
+        (relay.public, "PUT", STREAM, &[]),
+        (relay.public, "OPTIONS", STREAM, &preflight),
+        (relay.admin, "GET", "/api/v1/status", &[]),
+        (relay.admin, "GET", "/metrics", &evil),
+        (relay.admin, "GET", "/nothing", &[]),
+        (relay.probe.unwrap(), "GET", "/metrics", &[]),
+        (relay.probe.unwrap(), "GET", "/nothing", &[]),
+    ] {
+        let answer = http::ask(to, method, path, fields);
+        assert_eq!(answer.field("x-content-type-options"), Some("nosniff"), "{method} {path}: {answer:?}");
+    }
+    let streams = [open_with(&relay, &[]), Subscriber::open(relay.admin, "/api/v1/stream/prod_abc", &[])];
+    assert!(streams.iter().all(|stream| stream.head.field("x-content-type-options") == Some("nosniff")));
+}
+
+#[test]
 fn an_admin_listener_without_a_key_keeps_web_pages_out_of_every_route() {
     let relay = anonymous("probe_listen = '127.0.0.1:0'");
     for path in ["/metrics", "/healthz", "/readyz", "/api/v1/status", "/"] {
@@ -201,6 +251,22 @@ fn the_admin_api_asks_for_its_key() {
     }
     let as_subscriber = [("Authorization", "Bearer the-admin-key-of-this-test")];
     relay.get(STREAM, &as_subscriber).problem(401);
+}
+
+#[test]
+fn nothing_of_the_admin_side_is_on_the_public_listener() {
+    let relay = with_keys("admin_key = 'the-admin-key-of-this-test'");
+    let keys = [("X-Admin-Key", "the-admin-key-of-this-test"), ("Authorization", "Bearer the-admin-key-of-this-test")];
+    for path in ["/", "/healthz", "/readyz", "/metrics", "/products", "/api/v1/status", "/api/v1/subscribers"]
+        .into_iter()
+        .chain(["/api/v1/webhooks", "/api/v1/rejected", "/api/v1/stream/prod_abc", "/api/v1/events/prod_abc"])
+    {
+        for method in ["GET", "POST", "DELETE"] {
+            http::ask(relay.public, method, path, &keys).problem(404);
+        }
+    }
+    relay.get(PAGES, &keys).problem(401);
+    http::ask(relay.public, "DELETE", PAGES, &keys).problem(405);
 }
 
 fn with_keys(auth: &str) -> Relay {

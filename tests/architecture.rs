@@ -57,6 +57,25 @@ fn what_is_pure_touches_no_runtime_and_no_disk() {
     }
 }
 
+/// A threat whose test has gone, or has another name, is one that nobody watches.
+#[test]
+fn every_test_that_the_page_on_security_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/security.md")).expect("the page can be read");
+    let (mut file, mut text, mut named) = (String::new(), String::new(), 0);
+    for word in page.split('`').skip(1).step_by(2) {
+        if [".rs", ".py"].iter().any(|ending| word.ends_with(ending)) {
+            file = word.to_owned();
+            text = fs::read_to_string(root.join(word)).unwrap_or_else(|error| panic!("{word}: {error}"));
+        } else if word.matches('_').count() > 2 && word == word.to_lowercase() {
+            let is_there = ["fn", "def"].iter().any(|keyword| text.contains(&format!("{keyword} {word}(")));
+            assert!(is_there, "{word} in {file}");
+            named += 1;
+        }
+    }
+    assert!(named > 60, "the test finds the names: {named}");
+}
+
 fn rank(room: &str) -> usize {
     let rank = ROOMS.iter().position(|known| *known == room);
     rank.expect("every room has a place in ROOMS")

@@ -17,17 +17,19 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use common::{
-    PRODUCT, STREAM,
+    PRODUCT, SOCKET, STREAM,
     connector::Connector,
     events::{event, event_of},
+    http,
     page::{PAGES, Page},
     relay::{Relay, Setup},
     subscriber::Frame,
+    token::{bearer, jwt, now},
 };
 use http_body_util::{BodyExt, Empty};
 use hyper::{
@@ -73,6 +75,14 @@ async fn errors_and_shedding_are_answered_over_http2() {
     assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 404);
     let request = get(&format!("http://evil.test{STREAM}"));
     assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 403);
+    let request = get(&format!("http://{}{SOCKET}", relay.public));
+    let response = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+    assert_eq!(response.status(), 426);
+    for of_http1 in ["upgrade", "connection"] {
+        assert!(response.headers().get(of_http1).is_none(), "{of_http1}");
+    }
+    let problem = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    assert!(String::from_utf8_lossy(&problem).contains("HTTP/1.1"), "{problem:?}");
     let mut browser = get(&format!("http://{}{STREAM}", relay.public));
     browser.headers_mut().insert("sec-fetch-mode", "cors".parse().unwrap());
     let response = timeout(PATIENCE, client.send_request(browser)).await.unwrap().unwrap();
@@ -119,7 +129,8 @@ async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on
 async fn pages_that_nobody_takes_are_reset_and_others_are_sent() {
     const EVENTS: usize = 100;
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
+    let lines = "write_timeout = '1s'\ntrusted_proxies = ['127.0.0.1/32']";
+    let relay = Setup::behind(&connector).server(lines).start();
     let mut link = connector.stream();
     let session = "x".repeat(8000);
     (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
@@ -127,8 +138,9 @@ async fn pages_that_nobody_takes_are_reset_and_others_are_sent() {
     relay.wait_for_metric("autoplay_relay_log_events", &labels, EVENTS as f64);
     let mut client = connect(relay.public).await;
     let mut stalled = Vec::new();
-    for _ in 0..16 {
-        let request = get(&format!("http://{}{PAGES}", relay.public));
+    for n in 0..16 {
+        let mut request = get(&format!("http://{}{PAGES}", relay.public));
+        request.headers_mut().insert("x-forwarded-for", format!("192.0.2.{n}").parse().unwrap());
         stalled.push(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap());
     }
     assert!(stalled.iter().all(|response| response.status() == 200));
@@ -158,6 +170,40 @@ async fn a_stream_that_stalls_while_it_catches_up_is_reset_though_nothing_new_co
     assert_eq!(stalled.status(), 200);
     let labels = [("transport", "sse"), ("reason", "stalled")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_operator_ends_it() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).auth(&format!("allow_anonymous = true\n{}", jwt(""))).start();
+    let mut link = connector.stream();
+    let mut client = connect(relay.public).await;
+    let ends = now() + 3.0;
+    let mut request = get(&format!("http://{}{STREAM}", relay.public));
+    let authorization = bearer(&serde_json::json!({"exp": ends})).parse().unwrap();
+    request.headers_mut().insert("authorization", authorization);
+    let expiring = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().into_body();
+    let kicked = subscribe(&mut client, relay.public).await.into_body();
+    let mut neighbour = Body::of(subscribe(&mut client, relay.public).await);
+    neighbour.through(b"\n").await;
+    let session = "x".repeat(8000);
+    for n in 0..100 {
+        link.event(event_of(&session, n));
+        assert_eq!(neighbour.number().await, n);
+    }
+    let id = relay.ask_admin("/api/v1/subscribers").json()["subscribers"][1]["id"].as_str().unwrap().to_owned();
+    let sent_away = Instant::now();
+    assert_eq!(http::ask(relay.admin, "DELETE", &format!("/api/v1/subscribers/{id}"), &[]).status(), 204);
+    let gone = |reason| [("transport", "sse"), ("reason", reason)];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("kicked"), 1.0);
+    assert!(sent_away.elapsed() < Duration::from_secs(2), "{:?}", sent_away.elapsed());
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("expired"), 1.0);
+    assert!(now() < ends + 0.5, "{} s late", now() - ends); // a moment for this test to see it
+    for broken_off in [expiring, kicked] {
+        assert!(timeout(PATIENCE, broken_off.collect()).await.unwrap().is_err());
+    }
+    link.event(event_of("after", 100));
+    assert_eq!(neighbour.number().await, 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
     PRODUCT,
@@ -380,7 +380,8 @@ fn a_page_takes_no_seat_and_its_events_are_counted() {
 #[test]
 fn who_does_not_read_its_page_is_cut_off_and_the_next_one_gets_a_page() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("write_timeout = '1s'\nhead_timeout = '1s'").start();
+    let lines = format!("write_timeout = '1s'\nhead_timeout = '1s'\n{BEHIND_PROXY}");
+    let relay = Setup::behind(&connector).server(&lines).start();
     let mut link = connector.stream();
     publish(&relay, &mut link, (0..200).map(|n| event_of(&"x".repeat(8000), n)));
     let mut stalled = stalled(&relay, 16);
@@ -394,7 +395,7 @@ fn who_does_not_read_its_page_is_cut_off_and_the_next_one_gets_a_page() {
 #[test]
 fn two_hundred_who_do_not_read_their_pages_cost_no_more_than_sixteen_pages() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).start();
+    let relay = Setup::behind(&connector).server(BEHIND_PROXY).start();
     let mut link = connector.stream();
     publish(&relay, &mut link, (0..200).map(|n| event_of(&"x".repeat(8000), n)));
     let resident = || relay.metrics().value("process_resident_memory_bytes", &[]).unwrap();
@@ -410,15 +411,37 @@ fn two_hundred_who_do_not_read_their_pages_cost_no_more_than_sixteen_pages() {
     assert_eq!(Page::get(&relay, "?limit=1").events.len(), 1, "a place is free when its client has left");
 }
 
-/// Clients that ask for a large page, and read no more than the test does.
-fn stalled(relay: &Relay, count: usize) -> Vec<Wire> {
-    let ask = |_| {
-        let mut wire = Wire::connect(relay.public);
-        wire.send(http::request(relay.public, "GET", &format!("{PAGES}?limit=1000"), &[]));
-        wire
-    };
-    (0..count).map(ask).collect()
+#[test]
+fn one_address_that_does_not_read_its_pages_leaves_the_others_theirs() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server(BEHIND_PROXY).start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, (0..200).map(|n| event_of(&"x".repeat(8000), n)));
+    let mut served: Vec<_> = (0..4).map(|_| stalled_at(&relay, 1)).collect();
+    served.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 200));
+    let waiting: Vec<_> = (0..16).map(|_| stalled_at(&relay, 1)).collect();
+    relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.1")]).problem(503); // behind all of them
+    let asked = Instant::now();
+    assert_eq!(Page::read(&relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.2")])).events.len(), 100);
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    drop((served, waiting));
 }
+
+/// Clients of many addresses that ask for a large page, and read no more than the test does.
+fn stalled(relay: &Relay, count: usize) -> Vec<Wire> {
+    (0..count).map(|n| stalled_at(relay, n)).collect()
+}
+
+/// One of them.
+fn stalled_at(relay: &Relay, last: usize) -> Wire {
+    let mut wire = Wire::connect(relay.public);
+    let address = format!("192.0.2.{last}");
+    wire.send(http::request(relay.public, "GET", &format!("{PAGES}?limit=1000"), &[("X-Forwarded-For", &address)]));
+    wire
+}
+
+/// A proxy says which addresses clients have.
+const BEHIND_PROXY: &str = "trusted_proxies = ['127.0.0.1/32']";
 
 #[test]
 fn while_draining_pages_are_refused() {

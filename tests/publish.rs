@@ -324,6 +324,40 @@ fn a_late_body_does_not_keep_its_publisher_from_other_connections() {
     }
 }
 
+#[test]
+fn who_announces_much_and_sends_nothing_takes_no_room() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    // More than all the room there is.
+    let lines = "Content-Length: 1048576\r\nExpect: 100-continue\r\n";
+    let mut silent: Vec<_> = (0..80).map(|_| begin(&relay, lines)).collect();
+    silent.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 100, "each body is awaited"));
+    let asked = Instant::now();
+    assert_eq!(publish(&relay, &event(1)).status(), 202);
+    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+}
+
+#[test]
+fn one_address_whose_bodies_do_not_end_leaves_the_others_their_room() {
+    let connector = Connector::new();
+    let relay = setup(&connector).server("trusted_proxies = ['127.0.0.1/32']").start();
+    let most = " ".repeat((1 << 20) - 1);
+    let of = |address: &'static str| [KEY, ("X-Forwarded-For", address)];
+    let publish = |address| http::ask_with(relay.public, "POST", PAGES, &of(address), &event(1));
+    // Each a mebibyte but one byte, a quarter of all the room together.
+    let endless: Vec<_> = (0..16)
+        .map(|_| {
+            let mut wire = begin(&relay, "Content-Length: 1048576\r\nX-Forwarded-For: 192.0.2.1\r\n");
+            wire.send(&most);
+            wire
+        })
+        .collect();
+    wait::until("its share is taken", || publish("192.0.2.1").status() == 503);
+    assert_eq!(publish("192.0.2.2").status(), 202);
+    drop(endless);
+    wait::until("its share is free again", || publish("192.0.2.1").status() == 202);
+}
+
 /// A relay with keys.
 fn setup(connector: &Connector) -> Setup {
     Setup::behind(connector).auth(KEYS)

@@ -117,6 +117,29 @@ fn who_is_sent_away_gets_a_proper_end_and_the_others_stay() {
 }
 
 #[test]
+fn who_is_sent_away_is_gone_though_it_takes_nothing() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    let mut link = connector.stream();
+    let mut takes_nothing = open(&relay, "");
+    let payload = event_of(&"s".repeat(20_000), 1);
+    (0..1000).for_each(|_| link.event(&payload));
+    relay.wait_for_metric(
+        "autoplay_relay_upstream_events_total",
+        &[("product_id", PRODUCT), ("type", "actions")],
+        1000.0,
+    );
+    let sent_away = Instant::now();
+    let path = format!("{LIST}/{}", list(&relay, "")["subscribers"][0]["id"].as_str().unwrap());
+    assert_eq!(ask(&relay, "DELETE", &path).status(), 204);
+    let labels = [("transport", "sse"), ("reason", "kicked")];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
+    assert!(sent_away.elapsed() < Duration::from_secs(2), "{:?}", sent_away.elapsed());
+    assert_eq!(list(&relay, "")["subscribers"], serde_json::json!([]));
+    assert_eq!(takes_nothing.rest().1, Ending::BrokenOff);
+}
+
+#[test]
 fn without_the_admin_key_nobody_is_seen_sent_away_or_looked_on() {
     let relay = setup(&Connector::new()).start();
     for (method, path) in [("GET", LIST), ("DELETE", "/api/v1/subscribers/1"), ("GET", WATCH)] {

@@ -14,12 +14,13 @@ use common::{
     PRODUCT, STREAM,
     connector::{Connector, Link},
     events::{event_like, number},
-    http::{self, Answer},
+    http::{self, Answer, Wire},
     page::{PAGES, Page},
     process::Process,
     relay::{KEYS, Relay, Setup},
     subscriber::{Ending, Subscriber},
     token::{SECRET, bearer, jwt, now, signed, token},
+    wait,
 };
 use serde_json::json;
 
@@ -157,6 +158,95 @@ fn a_stream_ends_with_its_token_though_events_keep_coming() {
         2.0,
     );
     relay.get(STREAM, &[("Authorization", &bearer(&json!({"exp": now() - 0.01})))]).problem(401);
+}
+
+#[test]
+fn a_token_that_is_over_ends_also_a_stream_that_takes_nothing() {
+    let (_connector, mut link, relay) = behind("", "");
+    let ends = now() + 3.0;
+    let mut takes_nothing = open(&relay, STREAM, &bearer(&json!({"exp": ends})));
+    let session = "x".repeat(8000);
+    (0..3000).for_each(|n| link.event(event_like("actions", &session, n)));
+    let labels = [("transport", "sse"), ("reason", "expired")];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
+    assert!(now() < ends + 0.5, "{} s late", now() - ends); // a moment for this test to see it
+    assert_eq!(takes_nothing.rest().1, Ending::BrokenOff, "it was not asked for its last bytes");
+}
+
+#[test]
+fn each_token_is_counted_by_itself_for_the_limit_per_key() {
+    let (_connector, _link, relay) = behind("", "max_subscribers_per_key = 2");
+    let (one, other) = (bearer(&json!({"sub": "a"})), bearer(&json!({"sub": "b"})));
+    let seated = [open(&relay, STREAM, &one), open(&relay, STREAM, &one)];
+    relay.get(STREAM, &[("Authorization", &one)]).problem(429);
+    let _others = [open(&relay, STREAM, &other), open(&relay, STREAM, &other)];
+    relay.get(STREAM, &[("Authorization", &other)]).problem(429);
+    let listed = relay.ask_admin("/api/v1/subscribers").json();
+    assert!(listed["subscribers"].as_array().unwrap().iter().all(|it| it["key"] == "token"), "{listed}");
+    drop(seated);
+    relay.wait_for_subscribers(2.0);
+    open(&relay, STREAM, &one);
+}
+
+#[test]
+fn the_end_of_one_token_does_not_count_for_the_next_stream_on_the_connection() {
+    let (_connector, mut link, relay) = behind("", "");
+    let mut first = open(&relay, STREAM, &bearer(&json!({"exp": now() + 1.0})));
+    assert_eq!(first.rest().1, Ending::Proper);
+    let longer = bearer(&json!({}));
+    first.wire.send(http::request(relay.public, "GET", STREAM, &[("Authorization", &longer)]));
+    relay.wait_for_subscribers(1.0);
+    let session = "x".repeat(8000);
+    (0..3000).for_each(|n| link.event(event_like("actions", &session, n)));
+    relay.wait_for_events(3000);
+    wait::holds("it is connected", Duration::from_secs(1), || {
+        relay.status()["subscribers"][PRODUCT]["sse"].as_u64() == Some(1)
+    });
+}
+
+#[test]
+fn a_token_that_ends_while_the_body_comes_publishes_nothing() {
+    let (_connector, _link, relay) = behind("", "");
+    let mut witness = open(&relay, STREAM, &bearer(&json!({})));
+    let begin = |ends: f64| {
+        let authorization = bearer(&json!({"exp": ends, "permissions": ["publish"]}));
+        let body = event_like("own", "s1", 1);
+        let length = body.len().to_string();
+        let mut wire = Wire::connect(relay.public);
+        let fields = [("Authorization", authorization.as_str()), ("Content-Length", &length)];
+        wire.send(http::request(relay.public, "POST", PAGES, &fields) + &body[..10]);
+        (wire, body)
+    };
+    let ends = now() + 1.0;
+    let (mut late, body) = begin(ends);
+    let (mut early, _) = begin(ends + 60.0);
+    wait::until("the token is over", || now() > ends + 0.1);
+    late.send(&body[10..]);
+    assert_eq!(late.head().status(), 401);
+    early.send(&body[10..]);
+    assert_eq!(early.head().status(), 202);
+    assert_eq!(witness.numbers(1), [1]);
+    witness.expect_nothing(Duration::from_millis(200));
+}
+
+#[test]
+fn a_token_that_ends_while_its_page_waits_shows_nothing() {
+    let edge = Connector::new();
+    let relay = Setup::behind_relay(edge.address).auth(&jwt("")).start();
+    let mut link = edge.found_as_relay();
+    let ask = |ends: f64| {
+        let authorization = bearer(&json!({"exp": ends}));
+        let mut wire = Wire::connect(relay.public);
+        let path = format!("{PAGES}?last_event_id=7-41"); // it may still come
+        wire.send(http::request(relay.public, "GET", &path, &[("Authorization", &authorization)]));
+        wire
+    };
+    let ends = now() + 1.0;
+    let (mut late, mut early) = (ask(ends), ask(ends + 60.0));
+    wait::until("the token is over", || now() > ends + 0.1);
+    link.event_as("7-41", event_like("actions", "s1", 1));
+    link.heartbeat();
+    assert_eq!((late.head().status(), early.head().status()), (401, 200));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use common::{
     PRODUCT, SOCKET,
     connector::Connector,
     events::{event, event_like, event_of},
-    http,
+    http::{self, Wire},
     relay::{KEYS, Relay, Setup},
     websocket::{self, BINARY, CLOSE, CONTINUATION, PING, PONG, Socket, TEXT, UPGRADE},
 };
@@ -340,6 +340,11 @@ fn what_is_wrong_is_said_before_the_upgrade() {
     for field in ["Connection", "Upgrade", "Sec-WebSocket-Version"] {
         without(field, &[]).problem(426);
     }
+    let mut wire = Wire::connect(relay.public);
+    let fields: Vec<_> = UPGRADE.iter().chain(&token).copied().collect();
+    wire.send(http::request(relay.public, "GET", SOCKET, &fields).replace("HTTP/1.1", "HTTP/1.0"));
+    let before = wire.head();
+    assert_eq!((before.status(), before.field("upgrade")), (426, Some("websocket")));
     without("Sec-WebSocket-Key", &[]).problem(400);
     without("Sec-WebSocket-Key", &[("Sec-WebSocket-Key", "c2hvcnQ=")]).problem(400);
 }

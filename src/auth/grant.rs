@@ -19,6 +19,8 @@ use crate::{
 pub(crate) struct Grant {
     /// Its name in the configuration; for all scoped tokens the same.
     pub(crate) key: Arc<str>,
+    /// Who is counted for limits: the key, or each token by itself.
+    pub(crate) holder: Holder,
     pub(super) products: Only<ProductId>,
     pub(super) permissions: Permissions,
     /// Nothing beyond these sessions and kinds is seen or published.
@@ -64,13 +66,43 @@ impl Grant {
         if self.limits.includes(session, kind) { Ok(()) } else { Err(Denial::Forbidden) }
     }
 
-    /// When a stream under this grant that begins now has to end: within the last fifth of the time left, each at another
-    /// moment, so that tokens minted together do not all come back together; and never later than the token's own end.
-    pub(crate) fn leaves_at(&self) -> Option<Instant> {
-        let (expires, now) = (self.expires?, Instant::now());
-        let left = expires.saturating_duration_since(now);
-        Some(now + left.mul_f64(EARLIEST + (1.0 - EARLIEST) * fastrand::f64()).min(left))
+    /// Whether it allows anything still: whoever has waited, for a body or for its turn, may have outlived its token.
+    ///
+    /// # Errors
+    ///
+    /// [`Denial::Unauthenticated`] when its token is over, as for one that comes too late.
+    pub(crate) fn still_counts(&self) -> Result<(), Denial> {
+        let is_over = self.expires.is_some_and(|end| Instant::now() >= end);
+        if is_over { Err(Denial::Unauthenticated) } else { Ok(()) }
     }
+
+    /// When a stream under this grant that begins now has to end: within the last fifth of the time left, each at another
+    /// moment, so that tokens minted together do not all come back together; and with time to say so before the token's own end.
+    pub(crate) fn farewell(&self) -> Option<Farewell> {
+        let (ends, now) = (self.expires?, Instant::now());
+        let left = ends.saturating_duration_since(now);
+        let spread = left.mul_f64(1.0 - EARLIEST).saturating_sub(GOODBYE.min(left.mul_f64(SHORT_GOODBYE)));
+        let begins = now + left.mul_f64(EARLIEST) + spread.mul_f64(fastrand::f64());
+        Some(Farewell { begins: begins.min(ends.max(now)), ends })
+    }
+}
+
+/// One that limits are counted for. No token can pass for a key: what stands for it is no name, and shown nowhere.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Holder {
+    /// Whoever has the key of this name, or nobody's.
+    Key(Arc<str>),
+    /// Whoever has the token of this digest: a browser, or its tabs.
+    Token([u8; 32]),
+}
+
+/// The end of a stream with its token.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Farewell {
+    /// From here on its client is given nothing but a goodbye.
+    pub(crate) begins: Instant,
+    /// The token's own end: here the stream is gone, whether its client has taken everything or not.
+    pub(crate) ends: Instant,
 }
 
 /// What is asked for, if the limit includes all of it; the limit itself where nothing is.
@@ -85,6 +117,12 @@ fn within<T: Clone + Ord>(limit: &Only<T>, wished: Only<T>) -> Result<Only<T>, D
 
 /// Streams end after this part of the time their token had left at the beginning, or a little later.
 const EARLIEST: f64 = 0.8;
+
+/// What a closing handshake may take.
+const GOODBYE: Duration = Duration::from_millis(1500);
+
+/// The most of a token's time that goes into it: one that counts for seconds is not to be spent on goodbyes.
+const SHORT_GOODBYE: f64 = 0.1;
 
 /// The longest a token counts. Later ends could not be told from the end of time.
 pub(super) const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);

@@ -25,7 +25,7 @@ use self::{
     token::{Verifier, is_token},
 };
 pub(crate) use self::{
-    grant::Grant,
+    grant::{Farewell, Grant, Holder},
     token::{Order, mint},
 };
 use crate::{
@@ -47,6 +47,7 @@ impl Access {
         let keys = auth.keys.iter().map(|key| {
             let grant = Grant {
                 key: key.name.as_str().into(),
+                holder: Holder::Key(key.name.as_str().into()),
                 products: key.products.clone(),
                 permissions: key.permissions.clone(),
                 limits: Scope::EVERYTHING,
@@ -57,6 +58,7 @@ impl Access {
         });
         let anonymous = auth.allow_anonymous.then(|| Grant {
             key: ANONYMOUS.into(),
+            holder: Holder::Key(ANONYMOUS.into()),
             products: Only::Everything,
             permissions: auth.anonymous_permissions.clone(),
             limits: Scope::EVERYTHING,
@@ -95,7 +97,7 @@ impl Access {
     fn of_token(&self, credential: &[u8]) -> Option<Grant> {
         let tokens = self.tokens.as_ref().filter(|_| is_token(credential))?;
         match tokens.read(credential, token::now()) {
-            Ok(claimed) => Some(scoped(claimed)),
+            Ok(claimed) => Some(scoped(claimed, credential)),
             Err(refusal) => {
                 tracing::debug!(reason = %refusal, "a scoped token is refused");
                 None
@@ -118,11 +120,16 @@ pub(crate) enum Credential<'a> {
     Token(Cow<'a, [u8]>),
 }
 
-/// The grant of a token, which counts from now.
-fn scoped(claimed: Claimed) -> Grant {
+/// The grant of a token, which counts from now. What is signed tells it from others: no claim has to, and a signature may be
+/// written in several ways.
+fn scoped(claimed: Claimed, token: &[u8]) -> Grant {
+    let mut holder = [0; 32];
+    let end_of_signed = token.iter().rposition(|byte| *byte == b'.').unwrap_or(token.len());
+    holder.copy_from_slice(fingerprint(token.split_at(end_of_signed).0).as_ref());
     let left = Duration::try_from_secs_f64(claimed.seconds_left).unwrap_or(grant::LONGEST).min(grant::LONGEST);
     Grant {
         key: TOKEN.into(),
+        holder: Holder::Token(holder),
         products: Only::These(claimed.products),
         permissions: claimed.permissions,
         limits: claimed.limits,

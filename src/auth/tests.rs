@@ -1,6 +1,8 @@
 //! Tokens that are accepted, tokens that are not, and that no grant is ever widened. Tokens are signed here by hand: the library
 //! that checks them has no part in making them.
 
+mod attacks;
+
 use std::collections::BTreeSet;
 
 use aws_lc_rs::{
@@ -103,7 +105,7 @@ fn a_good_token_grants_what_it_says() {
     let fraction = claimed(&json!({"exp": 1_800_000_000.75})).unwrap();
     assert!(fraction.seconds_left < 0.3, "{fraction:?}");
     let for_ever = claimed(&json!({"exp": 1e300})).unwrap();
-    assert!(scoped(for_ever).leaves_at().is_some());
+    assert!(scoped(for_ever, b"").farewell().is_some());
 }
 
 #[test]
@@ -245,9 +247,9 @@ fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
 
 #[test]
 fn a_star_is_no_wildcard_in_claims() {
-    let grant = scoped(claimed(&json!({"product_id": "*"})).unwrap());
+    let grant = scoped(claimed(&json!({"product_id": "*"})).unwrap(), b"");
     assert_eq!(grant.check(&ProductId::new("p").unwrap(), Permission::Subscribe), Err(Denial::Forbidden));
-    let grant = scoped(claimed(&json!({"session_id": "*", "type": ["*"]})).unwrap());
+    let grant = scoped(claimed(&json!({"session_id": "*", "type": ["*"]})).unwrap(), b"");
     assert_eq!(grant.narrow(Scope { sessions: sessions(&["s"]), kinds: Only::Everything }), Err(Denial::Forbidden));
 }
 
@@ -352,20 +354,33 @@ fn a_minted_token_is_accepted_with_its_limits() {
     assert!(read.seconds_left > 55.0 && read.seconds_left < 61.1, "{read:?}");
 }
 
+#[test]
+fn a_token_is_told_from_others_by_what_is_signed_and_never_taken_for_a_key() {
+    let holder = |token: &[u8]| scoped(claimed(&json!({"exp": NOW + 60.0})).unwrap(), token).holder;
+    assert_eq!(holder(b"head.claims.signature"), holder(b"head.claims.otherwise"));
+    assert_ne!(holder(b"head.claims.signature"), holder(b"head.others.signature"));
+    assert!(matches!(holder(b"head.claims.signature"), Holder::Token(_)));
+}
+
 #[tokio::test(start_paused = true)]
-async fn streams_end_spread_over_the_last_fifth_of_the_time_left_and_never_after_it() {
-    let grant = scoped(claimed(&json!({"exp": NOW + 1000.0})).unwrap());
+async fn streams_end_spread_over_the_last_fifth_of_the_time_left_with_time_for_a_goodbye() {
+    let grant = scoped(claimed(&json!({"exp": NOW + 1000.0})).unwrap(), b"");
     tokio::time::advance(Duration::from_secs(500)).await;
-    let left: Vec<f64> = (0..2000).map(|_| (grant.leaves_at().unwrap() - Instant::now()).as_secs_f64()).collect();
-    assert!(left.iter().all(|left| (399.9..=500.0).contains(left)));
-    assert!(left.iter().any(|left| *left < 410.0) && left.iter().any(|left| *left > 490.0), "they are spread");
-    tokio::time::advance(Duration::from_secs(501)).await;
-    assert_eq!(grant.leaves_at(), Some(Instant::now()));
+    let left = |at: Instant| (at - Instant::now()).as_secs_f64();
+    let begins: Vec<f64> = (0..2000).map(|_| left(grant.farewell().unwrap().begins)).collect();
+    assert!(begins.iter().all(|left| (399.9..=498.501).contains(left)));
+    assert!(begins.iter().any(|left| *left < 410.0) && begins.iter().any(|left| *left > 490.0), "they are spread");
+    assert!((499.9..=500.0).contains(&left(grant.farewell().unwrap().ends)));
+    tokio::time::advance(Duration::from_secs(498)).await;
+    let begins: Vec<f64> = (0..2000).map(|_| left(grant.farewell().unwrap().begins)).collect();
+    assert!(begins.iter().all(|left| (1.599..=1.801).contains(left)), "a tenth of two seconds");
+    tokio::time::advance(Duration::from_secs(3)).await;
+    assert_eq!(grant.farewell().unwrap().begins, Instant::now());
 }
 
 fn granted(limits: Scope, permissions: Permissions) -> Grant {
     let products = BTreeSet::from([ProductId::new("p").unwrap()]);
-    scoped(Claimed { products, permissions, limits, seconds_left: 60.0 })
+    scoped(Claimed { products, permissions, limits, seconds_left: 60.0 }, b"")
 }
 
 fn scope() -> impl Strategy<Value = Scope> {

@@ -26,7 +26,7 @@ use hyper::{
 use serde::Serialize;
 
 use super::{
-    Relay, audience, erasure,
+    Relay, as_declared, audience, erasure,
     error::Problem,
     guard::Guard,
     products::{self, Streamed},
@@ -85,15 +85,16 @@ pub(crate) fn router(admin: Arc<Admin>, guard: Guard) -> Router {
         .route_layer(needs_key);
     let demands_key = admin.key.is_set();
     let router = finish(probes().merge(api), admin);
-    if demands_key {
-        return router;
-    }
-    router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check))
+    let router = match demands_key {
+        true => router,
+        false => router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check)),
+    };
+    router.layer(middleware::map_response(as_declared))
 }
 
 /// The routes of the probe listener: nothing but health and metrics.
 pub(crate) fn probe_router(admin: Arc<Admin>) -> Router {
-    finish(probes(), admin)
+    finish(probes(), admin).layer(middleware::map_response(as_declared))
 }
 
 fn probes() -> Router<Arc<Admin>> {

@@ -12,6 +12,7 @@ use hyper::{
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
+use super::room::Full;
 use crate::{auth::Denial, config::FieldError, metrics::ShedReason, webhook::WebhookError};
 
 /// A request that is not answered as asked.
@@ -98,6 +99,13 @@ impl From<WebhookError> for Problem {
                 Self::busy(StatusCode::SERVICE_UNAVAILABLE, message, STORE_WAIT)
             }
         }
+    }
+}
+
+impl From<Full> for Problem {
+    fn from(_: Full) -> Self {
+        let detail = "too much is being sent and received at this moment, by all or by your address";
+        Self::busy(StatusCode::SERVICE_UNAVAILABLE, detail, spread(SHED_WAIT))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Keeping web pages out where no credential is demanded.
 //!
 //! A page on the open web can make its visitor's browser call a relay on loopback, by DNS rebinding or directly. The
-//! browser then sends the page's host in `Host` or its origin in `Origin`; both must be known.
+//! browser then sends the page's host in `Host` or its origin in `Origin`; both must be known. What a page loads without asking
+//! whether it may read it, such as an image or a script, brings no `Origin`, but says so in `Sec-Fetch-Site`.
 //!
 //! May use: `config`.
 
@@ -53,6 +54,11 @@ impl Guard {
                 "Origin is neither an own host nor in server.cors_allowed_origins, and no credential is demanded here",
             ));
         }
+        if !headers.contains_key(ORIGIN) && is_loaded_by_another_site(headers) {
+            return Err(Problem::forbidden(
+                "a page of another site asks (Sec-Fetch-Site) without saying which, and no credential is demanded here",
+            ));
+        }
         Ok(())
     }
 
@@ -74,6 +80,14 @@ impl Guard {
         });
         is_listed || name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
     }
+}
+
+/// Whether a browser says that it loads this for a page of another origin. Following a link there is what people do; a form that
+/// is sent by anything but GET has an `Origin`.
+fn is_loaded_by_another_site(headers: &HeaderMap) -> bool {
+    let says =
+        |name: &str, values: &[&[u8]]| headers.get_all(name).iter().any(|said| values.contains(&said.as_bytes()));
+    says("sec-fetch-site", &[b"cross-site", b"same-site"]) && !says("sec-fetch-mode", &[b"navigate"])
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub(crate) mod products;
 pub(crate) mod publish;
 mod rejected;
 mod request;
+mod room;
 pub(crate) mod sse;
 pub(crate) mod subscribers;
 pub(crate) mod watch;
@@ -37,12 +38,13 @@ use axum::{
     Router,
     extract::{Extension, Path, Request, rejection::PathRejection},
     middleware,
+    response::Response,
     routing::get,
 };
 use dashmap::DashMap;
 use hyper::{
     HeaderMap,
-    header::{HOST, HeaderValue},
+    header::{HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS},
 };
 
 use prometheus::IntCounter;
@@ -243,7 +245,13 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
     if !origins.is_empty() {
         router = router.layer(cors::layer(origins, has_cookie));
     }
-    router
+    router.layer(middleware::map_response(as_declared))
+}
+
+/// Nothing that is answered is to be taken for something else than it says, such as a payload for a page.
+async fn as_declared(mut response: Response) -> Response {
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 /// HTTP/2 has the authority in place of `Host` (RFC 9113, section 8.3.1); what is behind this looks at one of them only.

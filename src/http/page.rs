@@ -8,12 +8,12 @@
 //! pages  [e1 e2 e3][╳ e4 e5][ ]       the last one says how far the log has moved on
 //! ```
 //!
-//! A page is in memory as a whole until it is sent, so there are only so many at one time; further clients wait a moment.
+//! A page is in memory as a whole until it is sent, so there are only so many at one time, a quarter of them for one address;
+//! further clients wait a moment.
 //!
-//! May use: `event`, `fanout`, `log`, `metrics`, `net`.
+//! May use: `event`, `fanout`, `log`, `metrics`, `net`, `wheel`.
 
 use std::{
-    convert::Infallible,
     future::poll_fn,
     io::Write,
     pin::Pin,
@@ -24,7 +24,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{Path, RawQuery, State, rejection::PathRejection},
+    extract::{Extension, Path, RawQuery, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -33,20 +33,19 @@ use hyper::{
     HeaderMap, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE},
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use super::{
     Relay,
-    error::{Problem, SHED_WAIT, spread},
+    error::Problem,
     request::Wish,
+    room::{Held, Room},
 };
 use crate::{
     event::{Event, EventId, Gap, Scope, Start},
     fanout::{Fanout, Item, Listener, Subscription},
-    net::Patience,
+    net::{Connection, Cut, Patience},
+    wheel::Wheel,
 };
 
 /// Answers one request for a page.
@@ -57,6 +56,7 @@ use crate::{
 /// follows the client's id.
 pub(crate) async fn page(
     State(relay): State<Arc<Relay>>,
+    Extension(connection): Extension<Connection>,
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -67,40 +67,29 @@ pub(crate) async fn page(
     let scope = grant.narrow(wish.scope)?;
     let most_events = limit(&query)?;
     relay.admits_newcomers()?;
-    let place = relay.pages.enter().await?;
+    let mut place = relay.pages.0.enter(relay.client_address(connection.peer.ip(), &headers));
+    place.grow_to(1).await?;
     let start = match wish.start {
         Start::Now => Start::Oldest, // who listens to news only would never be given any
         start => start,
     };
     let page = Page::read(&product.fanout, scope, &start, most_events).await?;
+    grant.still_counts()?; // it may have waited, for a place and for the log
     product.paged.inc_by(page.events.len() as u64);
+    let patience = Patience::of_stream();
+    let cut = connection.cut(patience.as_deref());
+    let body = PageBody::new(page.into_json(), place, &relay.wheel, cut, patience);
     let head = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
-    Ok((head, Body::new(PageBody::new(page.into_json(), place))).into_response())
+    Ok((head, Body::new(body)).into_response())
 }
 
 /// The pages that may be in memory at one time.
 #[derive(Debug)]
-pub(crate) struct Pages(Arc<Semaphore>);
+pub(crate) struct Pages(Room);
 
 impl Default for Pages {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MOST_PAGES)))
-    }
-}
-
-impl Pages {
-    /// Waits for a place for one more, in the order they come.
-    ///
-    /// # Errors
-    ///
-    /// 503 when that takes too long.
-    async fn enter(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let place = timeout(PATIENCE_AT_THE_DOOR, Arc::clone(&self.0).acquire_owned()).await;
-        // Nobody ever closes it.
-        place.ok().and_then(Result::ok).ok_or_else(|| {
-            let detail = "too many pages are being sent at this moment";
-            Problem::busy(StatusCode::SERVICE_UNAVAILABLE, detail, spread(SHED_WAIT))
-        })
+        Self(Room::new(MOST_PAGES, MOST_PAGES / 4))
     }
 }
 
@@ -110,22 +99,43 @@ struct PageBody {
     json: Bytes,
     /// None over HTTP/1.1, where the socket itself has a deadline.
     patience: Option<Arc<Patience>>,
-    _place: OwnedSemaphorePermit,
+    /// Ends it while nothing is asked of it.
+    cut: Arc<Cut>,
+    wheel: Arc<Wheel>,
+    /// The tick by which it must have been taken.
+    due: u64,
+    _place: Held,
 }
 
 impl PageBody {
-    fn new(json: Vec<u8>, place: OwnedSemaphorePermit) -> Self {
-        Self { json: json.into(), patience: Patience::of_stream(), _place: place }
+    fn new(json: Vec<u8>, place: Held, wheel: &Arc<Wheel>, cut: Arc<Cut>, patience: Option<Arc<Patience>>) -> Self {
+        let due = wheel.after(PAGE_TIME);
+        cut.at(due);
+        Self { json: json.into(), patience, cut, wheel: Arc::clone(wheel), due, _place: place }
     }
 }
 
+impl Drop for PageBody {
+    fn drop(&mut self) {
+        self.cut.lift();
+    }
+}
+
+/// The client has taken too long: it is cut off, since an end like any other would hide that something is missing.
+#[derive(Debug, thiserror::Error)]
+#[error("the page was not taken in time")]
+struct Late;
+
 impl http_body::Body for PageBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Late;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Late>>> {
         if let Some(patience) = &self.patience {
             patience.asked(false);
+        }
+        if self.wheel.now() >= self.due && !self.json.is_empty() {
+            return Poll::Ready(Some(Err(Late)));
         }
         let bytes = self.json.len().min(PIECE_BYTES);
         let piece = self.json.split_to(bytes);
@@ -276,10 +286,10 @@ const MOST_EVENTS: usize = 1000;
 const MOST_BYTES: usize = 1 << 20;
 
 /// Pages at one time. One takes milliseconds, unless its client is slow: these can pin 16 MiB, or as many of the largest events.
-const MOST_PAGES: usize = 16;
+const MOST_PAGES: u32 = 16;
 
-/// How long a client waits for its page to be begun: longer than many pages take, shorter than clients wait.
-const PATIENCE_AT_THE_DOOR: Duration = Duration::from_secs(5);
+/// What a page may take to be sent: enough for the largest over a bad mobile link, short for whoever takes it byte by byte.
+const PAGE_TIME: Duration = Duration::from_secs(30);
 
 /// What is handed on at one time, as much as is gathered for one write.
 const PIECE_BYTES: usize = 16 << 10;
@@ -300,8 +310,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
+mod matrix;
+#[cfg(test)]
 mod tests {
     use axum::body::to_bytes;
+    use http_body_util::BodyExt;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -335,6 +348,34 @@ mod tests {
         fanout.log().has_recovered();
         let page = Page::read(&fanout, ALL, &start, 10).await.unwrap();
         assert_eq!(page.gap.map(|gap| gap.reason), Some(GapReason::UnknownId), "now it is known not to come");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_page_that_is_not_taken_in_time_breaks_off_however_it_is_taken() {
+        let (wheel, stop) = (Wheel::new(), CancellationToken::new());
+        let turning = tokio::spawn({
+            let (wheel, stop) = (Arc::clone(&wheel), stop.clone());
+            async move { wheel.run(stop).await }
+        });
+        let cut = Cut::new(&wheel);
+        let place = Pages::default().0.enter([192, 0, 2, 1].into());
+        let body = PageBody::new(vec![b' '; PIECE_BYTES * 10], place, &wheel, Arc::clone(&cut), None);
+        let mut body = Box::pin(body);
+        let due = cut.due(std::task::Waker::noop());
+        assert_eq!(due, wheel.after(PAGE_TIME), "while it is blocked");
+        let mut taken = 0;
+        let late = loop {
+            match body.frame().await.expect("it has no end") {
+                Ok(_) => taken += 1,
+                Err(late) => break late,
+            }
+            tokio::time::sleep(PAGE_TIME / 5).await;
+        };
+        assert!((5..=6).contains(&taken), "{taken} pieces, then {late}");
+        drop(body);
+        assert!(cut.due(std::task::Waker::noop()) > due, "what follows on the connection has its own time");
+        stop.cancel();
+        turning.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,41 +4,42 @@
 //! way of all events. The answer waits for the store, the event's readers do not.
 //!
 //! ```text
-//! who asks ─► what is announced ─► room for it ─► body ─► envelope ─► log ─► 202 once the store has it
+//! who asks ─► what is announced ─► body, with room for each piece ─► envelope ─► log ─► 202 once the store has it
 //! ```
 //!
-//! May use: `auth`, `config`, `envelope`, `event`, `log`.
+//! Room is taken for what has come, not for what is announced: who announces much and sends nothing takes none.
+//!
+//! May use: `auth`, `config`, `envelope`, `event`, `log`, `net`.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
     body::Body,
-    extract::{Path, RawQuery, State, rejection::PathRejection},
+    extract::{Extension, Path, RawQuery, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::{HeaderMap, StatusCode, header::CACHE_CONTROL};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
 use super::{
     Product, Relay,
-    error::{Problem, SHED_WAIT, spread},
+    error::Problem,
+    room::{Held, Room},
 };
-use crate::{auth::Grant, config::Permission, envelope, event::Draft};
+use crate::{auth::Grant, config::Permission, envelope, event::Draft, net::Connection};
 
 /// Takes one event from a publisher.
 ///
 /// # Errors
 ///
-/// 401, 403, 404, 503, 413, 408, 400, in about this order.
+/// 401, 403, 404, 413, 503, 408, 400, in about this order.
 pub(crate) async fn publish(
     State(relay): State<Arc<Relay>>,
+    Extension(connection): Extension<Connection>,
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -50,17 +51,17 @@ pub(crate) async fn publish(
     }
     relay.admits_newcomers()?;
     let most = product.max_publish_bytes;
-    let announced = body.size_hint();
-    if announced.lower() > most as u64 {
+    if body.size_hint().lower() > most as u64 {
         return Err(too_large(most));
     }
-    let bytes = announced.exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(most);
-    let _room = relay.bodies.enter(bytes).await?;
-    let draft = read(&product, &grant, gather(body, most).await?)?;
-    // The body may have taken its time, and webhooks may have left meanwhile.
+    let mut room = relay.bodies.0.enter(relay.client_address(connection.peer.ip(), &headers));
+    let draft = read(&product, &grant, gather(body, most, &mut room).await?)?;
+    // The body may have taken its time: its publisher's token may be over, and webhooks may have left.
+    grant.still_counts()?;
     relay.admits_newcomers()?;
     // From here to the log nothing waits: a client that is gone by now has published all the same.
     let appended = product.log.publish(draft).map_err(|_| elsewhere(&product))?;
+    drop(room); // from here on it counts in the log
     product.published.inc();
     let durable = product.log.is_durable(appended.place).await;
     let answer = Json(serde_json::json!({ "id": appended.id.to_string(), "durable": durable }));
@@ -87,8 +88,8 @@ fn read(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, Problem>
 ///
 /// # Errors
 ///
-/// 413; 408 when it does not come in time; 400 when it breaks off.
-async fn gather(mut body: Body, most: usize) -> Result<Bytes, Problem> {
+/// 413; 408 when it does not come in time; 503 when there is no room for it; 400 when it breaks off.
+async fn gather(mut body: Body, most: usize, room: &mut Held) -> Result<Bytes, Problem> {
     let all = async {
         let mut gathered = BytesMut::new();
         while let Some(frame) = body.frame().await {
@@ -97,6 +98,7 @@ async fn gather(mut body: Body, most: usize) -> Result<Bytes, Problem> {
             if gathered.len() + piece.len() > most {
                 return Err(too_large(most));
             }
+            room.grow_to((gathered.len() + piece.len()) / UNIT_BYTES + 1).await?;
             gathered.extend_from_slice(&piece);
         }
         Ok(gathered.freeze())
@@ -117,37 +119,16 @@ fn elsewhere(product: &Product) -> Problem {
 
 /// Room for the bodies that are being received.
 #[derive(Debug)]
-pub(crate) struct Bodies(Arc<Semaphore>);
+pub(crate) struct Bodies(Room);
 
 impl Default for Bodies {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(ROOM_UNITS as usize)))
-    }
-}
-
-impl Bodies {
-    /// Waits for room for a body of so many bytes, in the order they come.
-    ///
-    /// # Errors
-    ///
-    /// 503 when that takes too long.
-    async fn enter(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
-        // One that is larger than all the room has it for itself.
-        let units = u32::try_from(bytes / UNIT_BYTES + 1).unwrap_or(ROOM_UNITS).min(ROOM_UNITS);
-        let room = timeout(PATIENCE_AT_THE_DOOR, Arc::clone(&self.0).acquire_many_owned(units)).await;
-        // Nobody ever closes it.
-        room.ok().and_then(Result::ok).ok_or_else(|| {
-            let detail = "too much is being published at this moment";
-            Problem::busy(StatusCode::SERVICE_UNAVAILABLE, detail, spread(SHED_WAIT))
-        })
+        Self(Room::new(ROOM_UNITS, ROOM_UNITS / 4))
     }
 }
 
 /// Enough for the largest body over a bad mobile link, short against a client that sends it byte by byte.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long a client waits before its body is asked for.
-const PATIENCE_AT_THE_DOOR: Duration = Duration::from_secs(5);
 
 /// Room is given in pieces of this size.
 const UNIT_BYTES: usize = 1024;
@@ -188,31 +169,31 @@ mod tests {
         result.map_or_else(|problem| problem.into_response().status().as_u16(), |_| 200)
     }
 
+    fn held(bodies: &Bodies, last: u8) -> Held {
+        bodies.0.enter([192, 0, 2, last].into())
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_body_that_drips_is_given_up() {
         let began = Instant::now();
         let slow = Body::new(Slow(Box::pin(tokio::time::sleep(Duration::ZERO))));
-        assert_eq!(status(gather(slow, 1000).await), 408);
+        assert_eq!(status(gather(slow, 1000, &mut held(&Bodies::default(), 1)).await), 408);
         assert_eq!(began.elapsed().as_secs(), BODY_TIMEOUT.as_secs());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bodies_wait_for_room_and_not_for_ever() {
+    async fn bodies_have_room_for_what_has_come_and_each_address_a_quarter_of_it() {
         let bodies = Bodies::default();
-        let most = ROOM_UNITS as usize * UNIT_BYTES;
-        let all = bodies.enter(most * 2).await.unwrap();
-        assert_eq!(status(bodies.enter(0).await), 503);
-        drop(all);
-        assert_eq!(status(bodies.enter(most).await), 200);
-        let many: Vec<_> = futures_of(&bodies, 64).await;
-        assert_eq!(many.iter().filter(|room| room.is_ok()).count(), 63, "each takes a little more than a MiB");
-    }
-
-    async fn futures_of(bodies: &Bodies, count: usize) -> Vec<Result<OwnedSemaphorePermit, Problem>> {
-        let mut rooms = Vec::new();
-        for _ in 0..count {
-            rooms.push(bodies.enter(1 << 20).await);
+        let share = ROOM_UNITS as usize / 4 * UNIT_BYTES;
+        let body = |bytes: usize| Body::from(vec![b' '; bytes]);
+        let mut rooms: Vec<_> = (0..4).map(|last| held(&bodies, last)).collect();
+        for room in &mut rooms {
+            assert_eq!(status(gather(body(share - 1), share, room).await), 200);
         }
-        rooms
+        assert_eq!(status(gather(body(1), share, &mut held(&bodies, 1)).await), 503);
+        assert_eq!(status(gather(body(1), share, &mut held(&bodies, 9)).await), 503, "there is an end to it for all");
+        rooms.pop();
+        assert_eq!(status(gather(body(1), share, &mut held(&bodies, 1)).await), 503);
+        assert_eq!(status(gather(body(1), share, &mut held(&bodies, 9)).await), 200);
     }
 }

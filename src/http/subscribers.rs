@@ -3,7 +3,7 @@
 //! In: requests that have passed every check. Out: a seat for each, given back when its holder leaves. Telling a subscriber
 //! to leave is one mark and one wake-up.
 //!
-//! May use: `config`, `event`, `fanout`, `metrics`.
+//! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`.
 
 use std::{
     collections::BTreeMap,
@@ -22,10 +22,12 @@ use tokio::{
 };
 
 use crate::{
+    auth::Holder,
     config::Server,
     event::ProductId,
     fanout::Listener,
     metrics::{Metrics, ShedReason, Transport},
+    net::Cut,
 };
 
 /// Everybody who is connected.
@@ -37,7 +39,7 @@ pub(crate) struct Subscribers {
     seats: DashMap<u64, Arc<Subscriber>>,
     next_seat: AtomicU64,
     by_address: DashMap<IpAddr, usize>,
-    by_key: DashMap<Arc<str>, usize>,
+    by_holder: DashMap<Holder, usize>,
     second: Mutex<Second>,
     emptied: Notify,
     metrics: Arc<Metrics>,
@@ -80,7 +82,7 @@ impl Subscribers {
             seats: DashMap::new(),
             next_seat: AtomicU64::new(1),
             by_address: DashMap::new(),
-            by_key: DashMap::new(),
+            by_holder: DashMap::new(),
             second: Mutex::new(Second { since: Instant::now(), came: 0 }),
             emptied: Notify::new(),
             metrics,
@@ -107,7 +109,7 @@ impl Subscribers {
         if !take(&self.by_address, newcomer.address, self.limits.per_address) {
             return Err(ShedReason::PerIp);
         }
-        if !take(&self.by_key, Arc::clone(&newcomer.key), self.limits.per_key) {
+        if !take(&self.by_holder, newcomer.holder.clone(), self.limits.per_key) {
             self.give_back_address(&newcomer);
             return Err(ShedReason::PerKey);
         }
@@ -136,7 +138,7 @@ impl Subscribers {
 
     fn give_back_key(&self, newcomer: &Newcomer) {
         if self.limits.per_key.is_some() {
-            give_back(&self.by_key, &newcomer.key);
+            give_back(&self.by_holder, &newcomer.holder);
         }
     }
 
@@ -246,10 +248,14 @@ pub(crate) struct Newcomer {
     pub(crate) transport: Transport,
     /// The name of its key.
     pub(crate) key: Arc<str>,
+    /// Whom it is counted for.
+    pub(crate) holder: Holder,
     /// Where it comes from.
     pub(crate) address: IpAddr,
     /// How it is woken.
     pub(crate) listener: Arc<Listener>,
+    /// What ends it when it takes nothing. None over WebSocket, which hears that it is to leave at any time.
+    pub(crate) cut: Option<Arc<Cut>>,
 }
 
 /// Somebody with a seat.
@@ -291,6 +297,9 @@ impl Subscriber {
             (told == Leave::NOT_YET || (leave.is_urgent() && !is_urgent)).then_some(leave as u8)
         });
         self.newcomer.listener.wake();
+        if let Some(cut) = self.newcomer.cut.as_ref().filter(|_| leave.is_urgent()) {
+            cut.soon();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! In: a request that has shown the admin key. Out: the public stream, whatever the limits on subscribers. Who looks on is no
 //! subscriber: it is in no list and no metric, keeps no drain waiting, and is sent away when the last events have come.
 //!
-//! May use: `event`, `net`.
+//! May use: `auth`, `event`, `net`.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use super::{
     request::{Wish, accepts_event_stream},
     sse::{self, Side},
 };
-use crate::{event::ProductId, net::Connection};
+use crate::{auth::Holder, event::ProductId, net::Connection};
 
 /// Lets an operator look on.
 ///
@@ -44,8 +44,9 @@ pub(super) async fn watch(
         subscribers: &admin.onlookers,
         wheel: &admin.wheel,
         key: OPERATOR.into(),
+        holder: Holder::Key(OPERATOR.into()),
         max_age: None,
-        leaves_at: None,
+        farewell: None,
         shards: None, // they are on the other runtime
         is_onlooker: true,
     };

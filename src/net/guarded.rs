@@ -42,7 +42,8 @@ impl Guarded {
         self.stream
     }
 
-    /// Judges a write: progress lifts the deadline, a full socket sets it, and past it the peer counts as stalled.
+    /// Judges a write: progress lifts the deadline, a full socket sets it, and past it the peer counts as stalled. What its
+    /// exchange has been given as an end is no fault of the peer's.
     fn judge(&mut self, written: Poll<io::Result<usize>>, context: &Context<'_>) -> Poll<io::Result<usize>> {
         match written {
             Poll::Ready(result) => {
@@ -54,7 +55,11 @@ impl Guarded {
                 if self.alarm.wheel().now() >= due {
                     return Poll::Ready(Err(self.note(io::ErrorKind::TimedOut.into())));
                 }
-                self.alarm.set(due, context.waker());
+                let cut = self.fate.cut.due(context.waker());
+                if self.alarm.wheel().now() >= cut {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                self.alarm.set(due.min(cut), context.waker());
                 Poll::Pending
             }
         }

@@ -5,6 +5,7 @@
 //!
 //! May use: `wheel`.
 
+mod cut;
 mod guarded;
 mod handover;
 mod patience;
@@ -53,6 +54,7 @@ use self::{
 };
 use crate::wheel::Wheel;
 
+pub(crate) use cut::Cut;
 pub(crate) use patience::Patience;
 
 /// A socket that listens, not yet served. Its options are inherited by every connection.
@@ -139,6 +141,11 @@ impl Connection {
         Body::new(Beginning { first: Some(first), fate: Arc::clone(&self.fate) })
     }
 
+    /// What ends the exchange that is running if its peer takes nothing: the connection, or on HTTP/2 its stream alone.
+    pub(crate) fn cut(&self, stream: Option<&Patience>) -> Arc<Cut> {
+        Arc::clone(stream.map_or(&self.fate.cut, Patience::cut))
+    }
+
     /// Goes on with this connection's socket in another protocol, once the answer to the request has been sent. The task belongs
     /// to the listener: it is waited for when that ends, and dropped if it has not ended by itself a few seconds later.
     pub(crate) fn go_on<W: Future<Output = ()> + Send + 'static>(
@@ -160,14 +167,24 @@ impl Connection {
 }
 
 /// What a connection's socket and its streams know of each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Fate {
     has_request: AtomicBool,
     stalled: AtomicBool,
     handover: Handover,
+    cut: Arc<Cut>,
 }
 
 impl Fate {
+    fn new(wheel: &Arc<Wheel>) -> Self {
+        Self {
+            has_request: AtomicBool::default(),
+            stalled: AtomicBool::default(),
+            handover: Handover::default(),
+            cut: Cut::new(wheel),
+        }
+    }
+
     /// Whether the socket was closed because it took nothing for too long.
     pub(crate) fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed)
@@ -243,7 +260,7 @@ impl Server {
         let Some(Ok(Ok(is_http2))) = stage.run_until_ending(first_bytes).await else {
             return;
         };
-        let fate = Arc::new(Fate::default());
+        let fate = Arc::new(Fate::new(&self.manners.wheel));
         let connection = Connection { peer, fate: Arc::clone(&fate), crew: Arc::clone(&self.crew) };
         let on_its_way = Arc::clone(&fate);
         let io = TokioIo::new(Guarded::new(stream, &self.manners, fate));

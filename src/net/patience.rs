@@ -3,7 +3,7 @@
 //! While a stream's window is used up, hyper polls the stream's future but not the body inside it: it holds one piece that it
 //! cannot send, and asks for no other. So a poll after which the body waits for events is an idle stream, and one after
 //! which it does not is a blocked one, making progress only if the body was asked. A stream that is blocked without
-//! progress for the write time-out is dropped, which resets it; its neighbours go on, as far as the connection's own window
+//! progress for the write time-out, or until its time is over, is dropped, which resets it; its neighbours go on, as far as the connection's own window
 //! lets them.
 //!
 //! May use: `wheel`.
@@ -21,7 +21,7 @@ use std::{
 
 use tokio_util::task::TaskTracker;
 
-use super::Manners;
+use super::{Cut, Manners};
 use crate::wheel::{Alarm, Wheel};
 
 tokio::task_local! {
@@ -30,15 +30,31 @@ tokio::task_local! {
 }
 
 /// Between a stream's body and the deadline around it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Patience {
     has_body: AtomicBool,
     was_asked: AtomicBool,
     is_waiting: AtomicBool,
     stalled: AtomicBool,
+    cut: Arc<Cut>,
 }
 
 impl Patience {
+    fn new(wheel: &Arc<Wheel>) -> Self {
+        Self {
+            has_body: AtomicBool::default(),
+            was_asked: AtomicBool::default(),
+            is_waiting: AtomicBool::default(),
+            stalled: AtomicBool::default(),
+            cut: Cut::new(wheel),
+        }
+    }
+
+    /// What ends the stream while it is blocked.
+    pub(super) fn cut(&self) -> &Arc<Cut> {
+        &self.cut
+    }
+
     /// The patience with the stream that is being answered; none on HTTP/1.1, where the socket itself has a deadline.
     pub(crate) fn of_stream() -> Option<Arc<Self>> {
         let patience = PATIENCE.try_with(Arc::clone).ok()?;
@@ -74,7 +90,7 @@ impl PatientExecutor {
 
 impl<F: Future + Send + 'static> hyper::rt::Executor<F> for PatientExecutor {
     fn execute(&self, stream: F) {
-        let patience = Arc::new(Patience::default());
+        let patience = Arc::new(Patience::new(&self.wheel));
         let alarm = Alarm::new(&self.wheel);
         let stream = Box::pin(stream);
         let patient =
@@ -115,8 +131,12 @@ impl<F: Future> Future for Patient<F> {
             self.patience.stalled.store(true, Ordering::Relaxed);
             return Poll::Ready(());
         }
+        let cut = self.patience.cut.due(context.waker());
+        if !was_asked && self.alarm.wheel().now() >= cut {
+            return Poll::Ready(()); // a body that was asked has its say first
+        }
         self.due = Some(due);
-        self.alarm.set(due, context.waker());
+        self.alarm.set(due.min(cut), context.waker());
         Poll::Pending
     }
 }

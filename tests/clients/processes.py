@@ -46,9 +46,15 @@ class Process:
 
     def stop(self, within):
         """SIGTERM; it must leave with 0, `within` seconds at most."""
+        self.begin_to_leave()
+        return self.leave(within)
+
+    def begin_to_leave(self):
         self.assert_running()
-        began = time.monotonic()
         self.child.send_signal(signal.SIGTERM)
+
+    def leave(self, within):
+        began = time.monotonic()
         try:
             code = self.child.wait(timeout=within)
         except subprocess.TimeoutExpired:
@@ -105,11 +111,12 @@ class Relay(Process):
     patience = 6  # drain window of one second, and room for a busy machine
     token = READER
 
-    def __init__(self, upstream, heartbeat="1s", port=None, data_dir="", admin_key="", more=""):
+    def __init__(self, upstream, heartbeat="1s", port=None, data_dir="", admin_key="", window="1s", server="", more=""):
         self.port = port or free_port()
         self.admin_port = free_port()
         config = log_dir / f"relay-{time.monotonic_ns()}.toml"
-        text = CONFIG.format(relay=self, upstream=upstream, heartbeat=heartbeat, data_dir=data_dir, admin_key=admin_key)
+        values = {"heartbeat": heartbeat, "data_dir": data_dir, "admin_key": admin_key, "window": window}
+        text = CONFIG.format(relay=self, upstream=upstream, server=server, **values)
         config.write_text(text + more)
         super().__init__("relay", ["serve", "--config", str(config)])
         wait_for(self._ready, "GET /readyz?require=upstream is 200")
@@ -145,7 +152,8 @@ CONFIG = f"""
 listen = "127.0.0.1:{{relay.port}}"
 admin_listen = "127.0.0.1:{{relay.admin_port}}"
 heartbeat_interval = "{{heartbeat}}"
-drain_window = "1s"
+drain_window = "{{window}}"
+{{server}}
 
 [[upstreams]]
 product_id = "{PRODUCT}"

@@ -34,6 +34,7 @@ def main():
     for name in [n for n in os.environ if n.lower().endswith("_proxy") or n.startswith("AUTOPLAY")]:
         del os.environ[name]
 
+    import browser
     import processes
     import runner
     import test_eventsource
@@ -41,6 +42,7 @@ def main():
 
     processes.binary = binary
     # Node finds packages beside the script, and the packages are in the cache.
+    browser.driver = Path(shutil.copy(HERE / "browser.mjs", node))
     test_eventsource.driver = Path(shutil.copy(HERE / "eventsource.mjs", node))
     test_websocket.driver = Path(shutil.copy(HERE / "websocket.mjs", node))
     good = runner.run(sys.argv[2:])

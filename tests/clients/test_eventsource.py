@@ -1,12 +1,12 @@
 """The npm client `eventsource`: what a browser's EventSource does, in Node."""
 
 import json
-import socket
 import subprocess
 import threading
 
 import sse
-from processes import PRODUCT, READER, Relay, Simulator, free_port, scene
+from line import Line
+from processes import PRODUCT, READER, Relay, Simulator, scene
 from waiting import wait_for
 
 driver = None  # eventsource.mjs beside its node_modules, set by run.py
@@ -119,7 +119,7 @@ def test_eventsource_resumes_where_it_was_closed():
 
 
 def test_eventsource_resumes_by_itself_after_a_cut_connection():
-    with scene() as (_, _, relay), Cuttable(relay.port) as line:
+    with scene() as (_, _, relay), Line(relay.port) as line:
         with EventSource(relay.url("?last_event_id=0").replace(str(relay.port), str(line.port), 1)) as client:
             client.wait_for_events(30)
             line.cut()
@@ -186,54 +186,6 @@ def test_eventsource_gives_up_for_good_without_a_valid_token():
         wait_for(lambda: client.told, "an error event")
         client.close()  # it must end by itself; had it a reconnect pending, the happenings would show it
         assert client.told == [{"kind": "error", "code": 401, "closed": True}], client.told
-
-
-class Cuttable:
-    """A TCP line to the relay whose connections can be cut, and new ones made."""
-
-    def __init__(self, to_port):
-        self.port = free_port()
-        self._to_port = to_port
-        self._open = []
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:  # closed
-                return
-            far = socket.create_connection(("127.0.0.1", self._to_port), timeout=10)
-            far.settimeout(None)
-            self._open += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
-
-    def _carry(self, source, sink):
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # cut
-
-    def cut(self):
-        for end in self._open:
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # was gone already
-            end.close()
-        self._open.clear()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.cut()
 
 
 def around_the_gap(client):

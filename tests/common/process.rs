@@ -89,6 +89,11 @@ impl Process {
         self.child.wait().unwrap();
     }
 
+    /// What it was started with, as everybody on the machine can read it.
+    pub(crate) fn arguments(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/cmdline", self.child.id())).unwrap()
+    }
+
     /// How many files it has open.
     pub(crate) fn open_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()

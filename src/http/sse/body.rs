@@ -26,8 +26,8 @@ pub(super) struct EventBody {
 
 impl EventBody {
     /// A body that begins with `first`.
-    pub(super) fn new(first: Bytes, events: Events, connection: &Connection) -> Self {
-        Self { first: Some(first), events, connection: connection.clone(), patience: Patience::of_stream() }
+    pub(super) fn new(first: Bytes, events: Events, connection: &Connection, patience: Option<Arc<Patience>>) -> Self {
+        Self { first: Some(first), events, connection: connection.clone(), patience }
     }
 }
 

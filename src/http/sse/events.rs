@@ -24,6 +24,7 @@ use crate::{
         subscribers::{Leave, Newcomer, Seat},
     },
     metrics::{ShedReason, Transport},
+    net::Cut,
     sse,
     wheel::{Alarm, Wheel},
 };
@@ -36,6 +37,8 @@ pub(super) struct Events {
     product: Arc<Product>,
     is_onlooker: bool,
     is_stalled: bool,
+    /// Ends it while nothing is asked of it; where its socket is its own, that is not needed.
+    cut: Option<Arc<Cut>>,
     alarm: Alarm,
     /// Place of the last entry it gets, once it has been told to leave.
     leave_after: Option<u64>,
@@ -50,6 +53,8 @@ pub(super) struct Events {
     /// When its token's time is over, and the tick at which it is woken for that.
     expires: Option<Instant>,
     expires_due: u64,
+    /// The tick at which it is over for whoever takes nothing.
+    ends_due: u64,
 }
 
 impl Events {
@@ -65,6 +70,7 @@ impl Events {
         wish: Wish,
         peer: IpAddr,
         headers: &HeaderMap,
+        cut: Option<Arc<Cut>>,
     ) -> Result<Self, ShedReason> {
         relay.admits_newcomers()?;
         let listener = Arc::new(Listener::default());
@@ -72,8 +78,10 @@ impl Events {
             product: product.id.clone(),
             transport: Transport::Sse,
             key: Arc::clone(&side.key),
+            holder: side.holder.clone(),
             address: relay.client_address(peer, headers),
             listener: Arc::clone(&listener),
+            cut: cut.clone(),
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
             seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
@@ -85,7 +93,11 @@ impl Events {
         let wheel = side.wheel;
         // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
-        let left = side.leaves_at.map(|at| at.saturating_duration_since(Instant::now()));
+        let within = |at: Instant| wheel.within(at.saturating_duration_since(Instant::now()));
+        let ends_due = side.farewell.map_or(u64::MAX, |farewell| within(farewell.ends));
+        if let Some(cut) = &cut {
+            cut.at(ends_due);
+        }
         let age = side.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
@@ -93,6 +105,7 @@ impl Events {
             product: Arc::clone(product),
             is_onlooker: side.is_onlooker,
             is_stalled: false,
+            cut,
             alarm: Alarm::new(wheel),
             leave_after: None,
             has_left: false,
@@ -101,8 +114,9 @@ impl Events {
             heartbeat_interval,
             heartbeat_due: wheel.after(heartbeat_interval),
             leave_due: age.map_or(u64::MAX, |age| wheel.after(age)),
-            expires: side.leaves_at,
-            expires_due: left.map_or(u64::MAX, |left| wheel.within(left)),
+            expires: side.farewell.map(|farewell| farewell.begins),
+            expires_due: side.farewell.map_or(u64::MAX, |farewell| within(farewell.begins)),
+            ends_due,
         })
     }
 
@@ -230,11 +244,8 @@ impl Events {
     /// and at tick `due`.
     pub(super) fn must_go(&mut self, due: u64, context: &Context<'_>) -> bool {
         self.subscription.wake_later(context);
-        if self.has_expired() {
-            self.seat.dismiss(Leave::Expired);
-        }
-        self.alarm.set(due.min(self.expires_due), context.waker());
-        self.seat.dismissed().is_some_and(Leave::is_urgent)
+        self.alarm.set(due.min(self.ends_due), context.waker());
+        self.wheel().now() >= self.ends_due || self.seat.dismissed() == Some(Leave::Kicked)
     }
 
     /// Whether it listens to some sessions or types only.
@@ -282,6 +293,12 @@ impl Piece {
 
 impl Drop for Events {
     fn drop(&mut self) {
+        if self.has_expired() {
+            self.seat.dismiss(Leave::Expired); // nobody asked it for its last bytes
+        }
+        if let Some(cut) = &self.cut {
+            cut.lift();
+        }
         let reason = match self.seat.dismissed() {
             _ if self.is_stalled => "stalled",
             Some(leave) => leave.as_str(),

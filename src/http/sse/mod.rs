@@ -22,7 +22,6 @@ use hyper::{
     HeaderMap, StatusCode, Version,
     header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
 };
-use tokio::time::Instant;
 
 pub(crate) use self::shards::Shards;
 use self::{body::EventBody, events::Events};
@@ -32,7 +31,13 @@ use super::{
     request::{Wish, accepts_event_stream},
     subscribers::Subscribers,
 };
-use crate::{auth::Grant, metrics::ShedReason, net::Connection, sse, wheel::Wheel};
+use crate::{
+    auth::{Farewell, Grant, Holder},
+    metrics::ShedReason,
+    net::{Connection, Patience},
+    sse,
+    wheel::Wheel,
+};
 
 /// Answers one subscriber.
 ///
@@ -71,7 +76,10 @@ pub(super) fn answer(
     connection: &Connection,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    let events = match Events::open(relay, side, product, wish, connection.peer.ip(), headers) {
+    // Who writes to a socket of its own sees for itself when the time is over.
+    let patience = Patience::of_stream();
+    let cut = side.shards.is_none().then(|| connection.cut(patience.as_deref()));
+    let events = match Events::open(relay, side, product, wish, connection.peer.ip(), headers, cut) {
         Ok(events) => events,
         Err(reason) => return shed(reason, headers),
     };
@@ -81,7 +89,7 @@ pub(super) fn answer(
             let (shards, home) = (Arc::clone(shards), product.lane);
             connection.hand_over(first, move |socket| shards.take(socket, events, home))
         }
-        None => Body::new(EventBody::new(first, events, connection)),
+        None => Body::new(EventBody::new(first, events, connection, patience)),
     };
     Ok(event_stream(body))
 }
@@ -95,10 +103,12 @@ pub(super) struct Side<'a> {
     pub(super) wheel: &'a Arc<Wheel>,
     /// The name of its key.
     pub(super) key: Arc<str>,
+    /// Whom it is counted for.
+    pub(super) holder: Holder,
     /// About the age at which it ends.
     pub(super) max_age: Option<Duration>,
     /// When it has to end, if it has to.
-    pub(super) leaves_at: Option<Instant>,
+    pub(super) farewell: Option<Farewell>,
     /// Who writes the stream, if it is not to be hyper.
     pub(super) shards: Option<&'a Arc<Shards>>,
     /// An operator looks on: it is not counted as a subscriber, and leaves at once when it is to.
@@ -111,8 +121,9 @@ impl<'a> Side<'a> {
             subscribers: &relay.subscribers,
             wheel: &relay.wheel,
             key: Arc::clone(&grant.key),
+            holder: grant.holder.clone(),
             max_age: relay.max_connection_age,
-            leaves_at: grant.leaves_at(),
+            farewell: grant.farewell(),
             shards: can_hand_over.then_some(&relay.shards),
             is_onlooker: false,
         }

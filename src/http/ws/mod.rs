@@ -51,7 +51,7 @@ pub(crate) async fn socket(
     let key = match Handshake::read(request.version(), headers) {
         Handshake::Key(key) => key,
         Handshake::Refused(problem) => return Err(problem),
-        Handshake::UpgradeRequired => return Ok(upgrade_required()),
+        Handshake::UpgradeRequired => return Ok(upgrade_required(request.version())),
     };
     let wish = Wish::read(&query, headers)?;
     let scope = grant.narrow(wish.scope)?;
@@ -88,7 +88,7 @@ fn check_origin(headers: &HeaderMap, listed: &[config::Origin]) -> Result<(), Pr
 enum Handshake {
     /// It asks as it should, with this key.
     Key(HeaderValue),
-    /// It does not ask, or not for version 13.
+    /// It does not ask, or not for version 13, or where none is to be had.
     UpgradeRequired,
     /// It asks for what cannot be.
     Refused(Problem),
@@ -97,13 +97,11 @@ enum Handshake {
 impl Handshake {
     /// Reads the client's half of the handshake (RFC 6455, section 4.2.1).
     fn read(version: Version, headers: &HeaderMap) -> Self {
-        if version != Version::HTTP_11 {
-            return Self::Refused(Problem::bad_request(
-                "a WebSocket is opened over HTTP/1.1; there is none over others",
-            ));
-        }
         let is_asked = has_token(headers, &CONNECTION, "upgrade") && has_token(headers, &UPGRADE, "websocket");
-        if !is_asked || headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != VERSION) {
+        if !is_asked
+            || version != Version::HTTP_11
+            || headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != VERSION)
+        {
             return Self::UpgradeRequired;
         }
         let key = headers
@@ -123,13 +121,19 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 }
 
 /// 426: how to ask instead.
-fn upgrade_required() -> Response {
-    let detail = "this is a WebSocket: ask with Upgrade: websocket and Sec-WebSocket-Version: 13";
+fn upgrade_required(version: Version) -> Response {
+    let detail = match version {
+        Version::HTTP_11 => "this is a WebSocket: ask with Upgrade: websocket and Sec-WebSocket-Version: 13",
+        _ => "this is a WebSocket, which is opened over HTTP/1.1 and no other: ask there with Upgrade: websocket",
+    };
     let mut response = Problem::new(StatusCode::UPGRADE_REQUIRED, detail).into_response();
     let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
+    // HTTP/2 knows neither of these fields, and a message that has one is malformed (RFC 9113, section 8.2.2).
+    if version != Version::HTTP_2 {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    }
     response
 }
 
@@ -171,6 +175,13 @@ mod tests {
     #[test]
     fn the_proof_is_that_of_the_rfcs_example() {
         assert_eq!(accept(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn over_http2_nobody_is_told_to_upgrade() {
+        let has = |version| upgrade_required(version).headers().contains_key(UPGRADE);
+        assert!(has(Version::HTTP_11) && has(Version::HTTP_10));
+        assert!(!has(Version::HTTP_2) && !upgrade_required(Version::HTTP_2).headers().contains_key(CONNECTION));
     }
 
     #[test]

@@ -232,10 +232,10 @@ impl Session {
         let _ = Pin::new(&mut self.socket).start_send(Message::close(Some(code), ""));
     }
 
-    /// From now on the client has a moment, whatever it does.
+    /// From now on the client has a moment, whatever it does, and none past its token's end.
     fn end_soon(&mut self) {
         if self.cut_due == u64::MAX {
-            self.cut_due = self.visitor.after(CLOSING_TIME);
+            self.cut_due = self.visitor.after_or_end(CLOSING_TIME);
         }
     }
 }

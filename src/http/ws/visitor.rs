@@ -45,6 +45,8 @@ pub(super) struct Visitor {
     rotation_due: u64,
     /// Its token ends.
     expiry_due: u64,
+    /// By then it is gone.
+    end_due: u64,
     /// It has broken the protocol.
     is_faulty: bool,
 }
@@ -70,8 +72,10 @@ impl Visitor {
             product: product.id.clone(),
             transport: Transport::WebSocket,
             key: Arc::clone(&grant.key),
+            holder: grant.holder.clone(),
             address: relay.client_address(connection.peer.ip(), headers),
             listener: Arc::clone(&listener),
+            cut: None,
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
             seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
@@ -81,6 +85,7 @@ impl Visitor {
         let wheel = &relay.wheel;
         // Spread for the same reasons as over SSE.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
+        let farewell = grant.farewell();
         let age = relay.max_connection_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
@@ -93,7 +98,8 @@ impl Visitor {
             heartbeat_interval,
             heartbeat_due: wheel.after(heartbeat_interval),
             rotation_due: age.map_or(u64::MAX, |age| wheel.after(age)),
-            expiry_due: grant.leaves_at().map_or(u64::MAX, |end| before(end, wheel)),
+            expiry_due: farewell.map_or(u64::MAX, |farewell| before(farewell.begins, wheel)),
+            end_due: farewell.map_or(u64::MAX, |farewell| before(farewell.ends, wheel)),
             grant,
             is_faulty: false,
         })
@@ -189,6 +195,11 @@ impl Visitor {
     /// The tick it is.
     pub(super) fn now(&self) -> u64 {
         self.alarm.wheel().now()
+    }
+
+    /// The tick some time from now, or the last one of its token.
+    pub(super) fn after_or_end(&self, wait: Duration) -> u64 {
+        self.after(wait).min(self.end_due)
     }
 
     /// The tick some time from now.

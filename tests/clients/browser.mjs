@@ -1,0 +1,63 @@
+// One headless Chromium. A line on stdin asks for something and is answered by a line with its number; lines without a number
+// tell what happens in the pages. What it means is judged in test_browser.py. run.py copies this file beside its node_modules.
+import { createInterface } from 'node:readline'
+import { chromium } from 'playwright-core'
+
+const tell = (happening) => process.stdout.write(JSON.stringify(happening) + '\n')
+
+// What pages use: each of these runs in the page, and `tell` is known there.
+const forPages = () => {
+  window.follow = (name, url, init) => {
+    const source = new EventSource(url, init)
+    for (const kind of ['message', 'heartbeat', 'gap']) {
+      source.addEventListener(kind, ({ data, lastEventId }) => tell({ name, kind, data, id: lastEventId }))
+    }
+    source.addEventListener('open', () => tell({ name, kind: 'open' }))
+    source.addEventListener('error', () => tell({ name, kind: 'error', closed: source.readyState === EventSource.CLOSED }))
+  }
+  window.talk = (name, url) => {
+    const socket = new WebSocket(url)
+    socket.addEventListener('open', () => tell({ name, kind: 'open' }))
+    socket.addEventListener('message', ({ data }) => tell({ name, kind: 'text', data }))
+    socket.addEventListener('error', () => tell({ name, kind: 'error' }))
+    socket.addEventListener('close', ({ code }) => tell({ name, kind: 'close', code }))
+    window.sockets = { ...window.sockets, [name]: socket }
+  }
+  window.ask = async (url, init) => {
+    try {
+      const answer = await fetch(url, init)
+      return { status: answer.status, body: await answer.text() }
+    } catch (error) {
+      return { refused: error.name }
+    }
+  }
+}
+
+// The network is closed around the tests: without these, Chromium keeps trying to reach its maker.
+const args = ['--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking']
+args.push('--disable-component-update', '--disable-sync')
+const [executablePath, profile] = process.argv.slice(2)
+const context = await chromium.launchPersistentContext(profile, { executablePath, chromiumSandbox: false, args })
+await context.exposeFunction('tell', tell)
+await context.addInitScript(forPages)
+const pages = {}
+
+const obey = async ({ page, go, run, cookie }) => {
+  if (cookie) return context.addCookies([cookie])
+  if (run) return pages[page].evaluate(run)
+  pages[page] = await context.newPage()
+  await pages[page].goto(go)
+  return pages[page].evaluate('location.origin')
+}
+
+const lines = createInterface({ input: process.stdin })
+lines.on('line', async (line) => {
+  const { number, ...command } = JSON.parse(line)
+  try {
+    tell({ number, value: (await obey(command)) ?? null })
+  } catch (error) {
+    tell({ number, failure: String(error) })
+  }
+})
+// The end of stdin is the request to leave. It also comes when the test that started this dies.
+lines.on('close', () => context.close())
