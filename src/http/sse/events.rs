@@ -1,6 +1,6 @@
 //! What one SSE subscriber receives, without its socket: events and gaps as the log has them, heartbeats in between, and an end.
 //!
-//! May use: `event`, `fanout`, `metrics`, `sse`, `wheel`.
+//! May use: `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
 use std::{
     net::IpAddr,

@@ -4,7 +4,7 @@
 //!
 //! Also answers operators who look on (`watch`).
 //!
-//! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
+//! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
 mod body;
 mod events;

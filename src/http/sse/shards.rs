@@ -8,7 +8,7 @@
 //! wheel, socket ────────┘
 //! ```
 //!
-//! May use: nothing else.
+//! May use: nothing.
 
 use std::{
     collections::VecDeque,

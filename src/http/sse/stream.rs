@@ -1,6 +1,6 @@
 //! A stream on a socket of its own: pieces gathered into one write, and everything that can end it.
 //!
-//! May use: `wheel`.
+//! May use: `sse`, `wheel`.
 
 use std::{
     collections::VecDeque,
