@@ -15,7 +15,10 @@ use std::{
 
 use axum::Router;
 use dashmap::DashMap;
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    runtime::Handle,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -33,11 +36,13 @@ use crate::{
         page::Pages,
         products::Streamed,
         publish::Bodies,
+        sse::Shards,
         subscribers::{Leave, Subscribers},
         watch::MOST_ONLOOKERS,
         ws::Envelopes,
     },
     ingest::Ingest,
+    lanes::Lanes,
     log::{
         Bounds, Log,
         store::{Settings, Store, StoreError},
@@ -65,6 +70,7 @@ pub(crate) struct App {
     admin: thread::JoinHandle<()>,
     webhooks: Arc<Webhooks>,
     store: Store,
+    lanes: Lanes,
 }
 
 /// What is told to end, in the order in which it is.
@@ -94,14 +100,16 @@ impl App {
         let stop = Stops::default();
         let metrics = Arc::new(Metrics::new()?);
         let (logs, mut store) = logs(config, &metrics)?;
-        let relay = Arc::new(relay(config, logs, &store, &metrics));
+        let lanes = Lanes::start().map_err(AppError::Lanes)?;
+        let relay = Arc::new(relay(config, logs, &store, lanes.runtimes().count(), &metrics));
         let webhooks = Arc::new(webhooks(config, &relay, &mut store)?);
         let mut serving = JoinSet::new();
         let wheel = Arc::clone(&relay.wheel);
         let stop_serving = stop.serving.clone();
         serving.spawn(async move { wheel.run(stop_serving).await });
+        serving.spawn(write_streams(&relay, &lanes, &stop));
         let rejected = Arc::new(Rejected::default());
-        let upstreams = start_upstreams(config, &relay, &rejected, &stop, &mut serving)?;
+        let upstreams = start_upstreams(config, &relay, &lanes, &rejected, &stop, &mut serving)?;
         serving.spawn(serve_public(config, &relay, listener, &stop));
 
         let onlookers = Subscribers::at_most(MOST_ONLOOKERS, Arc::clone(&metrics));
@@ -123,7 +131,19 @@ impl App {
         let admin = start_admin(config, doors, admin_wheel, &stop)?;
         info!(listen = %address, admin_listen = %admin_address, probe_listen = ?probe_address, "serving");
         let drain_window = server.drain_window;
-        Ok(Self { relay, onlookers, drain_window, address, admin_address, stop, serving, admin, webhooks, store })
+        Ok(Self {
+            relay,
+            onlookers,
+            drain_window,
+            address,
+            admin_address,
+            stop,
+            serving,
+            admin,
+            webhooks,
+            store,
+            lanes,
+        })
     }
 
     /// Where subscribers go.
@@ -175,6 +195,7 @@ impl App {
         self.stop.admin.cancel();
         let joined = tokio::task::spawn_blocking(move || {
             drop(self.store); // keeps what is not kept yet
+            drop(self.lanes);
             self.admin.join()
         })
         .await;
@@ -240,10 +261,10 @@ fn webhooks(config: &Config, relay: &Relay, store: &mut Store) -> Result<Webhook
 }
 
 /// What the public routes share: a log and a fan-out for each product.
-fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metrics>) -> Relay {
+fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, lanes: usize, metrics: &Arc<Metrics>) -> Relay {
     let server = &config.server;
     let products = DashMap::new();
-    for log in logs {
+    for (number, log) in logs.into_iter().enumerate() {
         let id = log.product();
         let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.product_id == *id) else { continue };
         let fanout = Arc::new(Fanout::new(Arc::clone(&log)));
@@ -252,6 +273,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
             id: id.clone(),
             log: Arc::clone(&log),
             fanout,
+            lane: number % lanes,
             sse: metrics.deliveries(id, Transport::Sse),
             ws: metrics.deliveries(id, Transport::WebSocket),
             envelopes: Envelopes::default(),
@@ -268,6 +290,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
         access: Access::new(&config.auth),
         places: Places::new(&config.auth, &server.cors_allowed_origins),
         subscribers: Subscribers::new(server, Arc::clone(metrics)),
+        shards: Shards::new(lanes, server.write_timeout),
         pages: Pages::default(),
         bodies: Bodies::default(),
         wheel: Wheel::new(),
@@ -285,6 +308,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, metrics: &Arc<Metr
 fn start_upstreams(
     config: &Config,
     relay: &Relay,
+    lanes: &Lanes,
     rejected: &Arc<Rejected>,
     stop: &Stops,
     tasks: &mut JoinSet<()>,
@@ -304,14 +328,23 @@ fn start_upstreams(
         let ingest =
             Ingest { upstream, log: Arc::clone(&product.log), metrics, status, rejected: Arc::clone(rejected) };
         let (stop_ingest, stop_fanout) = (stop.ingest.clone(), stop.serving.clone());
-        tasks.spawn(async move {
+        let Some(lane) = lanes.runtimes().nth(product.lane) else { continue };
+        let work = async move {
             tokio::join!(ingest.run(stop_ingest), product.fanout.run(stop_fanout));
-        });
+        };
+        tasks.spawn_on(work, lane);
     }
     Ok(boards)
 }
 
 type Upstreams = Vec<(ProductId, Arc<UpstreamStatus>)>;
+
+/// Streams are written where they are woken.
+fn write_streams(relay: &Relay, lanes: &Lanes, stop: &Stops) -> impl Future<Output = ()> + use<> {
+    let runtimes: Vec<Handle> = lanes.runtimes().cloned().collect();
+    let (shards, stop) = (Arc::clone(&relay.shards), stop.serving.clone());
+    async move { shards.run(runtimes.iter(), stop).await }
+}
 
 fn serve_public(
     config: &Config,
@@ -394,6 +427,9 @@ pub(crate) enum AppError {
     /// The metric families contradict each other.
     #[error("cannot declare the metrics")]
     Metrics(#[from] prometheus::Error),
+    /// A lane has no thread or runtime.
+    #[error("cannot start the threads that events take")]
+    Lanes(#[source] io::Error),
     /// The admin side has no thread or runtime.
     #[error("cannot start the admin server")]
     AdminThread(#[source] io::Error),

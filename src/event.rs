@@ -4,7 +4,7 @@
 //!
 //! May use: `sse`.
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -18,7 +18,9 @@ pub(crate) struct Event {
     place: u64,
     kind: Kind,
     session: Option<SessionId>,
-    wire: Bytes,
+    chunk: Bytes,
+    /// Where in the chunk the frame stands.
+    frame: Range<usize>,
     payload: Bytes,
     received: Option<Instant>,
 }
@@ -26,14 +28,15 @@ pub(crate) struct Event {
 impl Event {
     /// Encodes a draft under the id and at the place it has been given: the one copy of its payload.
     pub(crate) fn new(id: EventId, place: u64, draft: Draft) -> Self {
-        let Encoded { wire, payload } = sse::encode_event(id, &draft.payload);
-        Self { id, place, kind: draft.kind, session: draft.session, wire, payload, received: Some(draft.received) }
+        let Draft { kind, session, received, .. } = draft;
+        let Encoded { chunk, frame, payload } = sse::encode_event(id, &draft.payload);
+        Self { id, place, kind, session, chunk, frame, payload, received: Some(received) }
     }
 
     /// An event as it comes back from where it was kept.
     pub(crate) fn restored(id: EventId, place: u64, kind: Kind, session: Option<SessionId>, payload: &[u8]) -> Self {
-        let Encoded { wire, payload } = sse::encode_event(id, payload);
-        Self { id, place, kind, session, wire, payload, received: None }
+        let Encoded { chunk, frame, payload } = sse::encode_event(id, payload);
+        Self { id, place, kind, session, chunk, frame, payload, received: None }
     }
 
     /// Its name for clients.
@@ -58,7 +61,12 @@ impl Event {
 
     /// The frame an SSE subscriber receives, blank line included.
     pub(crate) fn wire(&self) -> Bytes {
-        self.wire.clone()
+        self.chunk.slice(self.frame.clone())
+    }
+
+    /// The same as a chunk of an HTTP/1.1 body.
+    pub(crate) fn chunk(&self) -> &Bytes {
+        &self.chunk
     }
 
     /// The payload, byte for byte as the upstream sent it.
@@ -82,7 +90,7 @@ impl Event {
         let session = self.session.as_ref().map_or(0, |session| session.0.len());
         // A payload of several lines is no slice of the frame.
         let own_payload = if self.payload.contains(&b'\n') { self.payload.len() } else { 0 };
-        self.wire.len() + own_payload + session + self.kind.own_bytes() + size_of::<Self>()
+        self.chunk.len() + own_payload + session + self.kind.own_bytes() + size_of::<Self>()
     }
 }
 
@@ -116,7 +124,7 @@ impl Entry {
     /// Bytes it takes on an SSE connection, as far as a bound on a hand-over needs to know.
     pub(crate) fn wire_bytes(&self) -> usize {
         match self {
-            Self::Event(event) => event.wire.len(),
+            Self::Event(event) => event.frame.len(),
             Self::Gap(_) => size_of::<Gap>(),
             Self::Erased => 0,
         }

@@ -8,7 +8,7 @@
 //!  reconnect   to      product,    loop    keep     listens,
 //!              frames  session                      wakes
 //!
-//!  around: config · auth · client · net · wheel · backoff · causes · status · delivery · rejected · metrics · shutdown · app · cli
+//!  around: config · auth · client · net · wheel · backoff · causes · status · lanes · delivery · rejected · metrics · shutdown · app · cli
 //! ```
 //!
 //! `ARCHITECTURE.md` walks through the rooms. The library exists for the binary beside it: [`main`] is all of its interface.
@@ -26,6 +26,7 @@ mod event;
 mod fanout;
 mod http;
 mod ingest;
+mod lanes;
 mod log;
 mod metrics;
 mod net;

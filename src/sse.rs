@@ -5,10 +5,10 @@
 //!
 //! Touches no runtime and no disk. May use: nothing.
 
-use std::{fmt::Display, mem, time::Duration};
+use std::{fmt::Display, mem, ops::Range, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use memchr::{memchr, memchr2, memchr3};
+use memchr::{memchr, memchr_iter, memchr2, memchr3};
 
 /// Turns chunks of an event stream into frames. Time is linear in the bytes, memory bounded by `max_event_bytes`.
 #[derive(Debug)]
@@ -215,38 +215,57 @@ pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
     memchr3(b'\r', b'\n', 0, bytes).is_some()
 }
 
-/// The frame of an event, blank line included, and its payload. A payload that spans several lines takes as many `data`
-/// lines.
+/// The frame of an event, blank line included, within the framing of an HTTP/1.1 chunk (RFC 9112, section 7.1): who writes to a
+/// socket directly needs one write for it. A payload that spans several lines takes as many `data` lines.
 ///
 /// The payload must not hold CR: the decoder never returns one.
 pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> Encoded {
     let id = id.to_string();
-    let mut wire = BytesMut::with_capacity("id: \ndata: \n\n".len() + id.len() + payload.len());
-    wire.put_slice(b"id: ");
-    wire.put_slice(id.as_bytes());
-    wire.put_u8(b'\n');
+    let lines = 1 + memchr_iter(b'\n', payload).count();
+    // The LF between two lines is counted with the payload; each line has one of its own.
+    let length = "id: \n\n".len() + id.len() + payload.len() + 1 + lines * "data: ".len();
+    let size = format!("{length:x}\r\n");
+    let mut chunk = BytesMut::with_capacity(size.len() + length + CHUNK_END.len());
+    chunk.put_slice(size.as_bytes());
+    chunk.put_slice(b"id: ");
+    chunk.put_slice(id.as_bytes());
+    chunk.put_u8(b'\n');
     for line in payload.split(|byte| *byte == b'\n') {
-        wire.put_slice(b"data: ");
-        wire.put_slice(line);
-        wire.put_u8(b'\n');
+        chunk.put_slice(b"data: ");
+        chunk.put_slice(line);
+        chunk.put_u8(b'\n');
     }
-    wire.put_u8(b'\n');
-    let wire = wire.freeze();
-    let payload = match memchr(b'\n', payload) {
-        None => wire.slice(wire.len() - "\n\n".len() - payload.len()..wire.len() - "\n\n".len()),
-        Some(_) => Bytes::copy_from_slice(payload),
+    chunk.put_u8(b'\n');
+    chunk.put_slice(CHUNK_END);
+    let chunk = chunk.freeze();
+    let end = size.len() + length - "\n\n".len();
+    let payload = match lines {
+        1 => chunk.slice(end - payload.len()..end),
+        _ => Bytes::copy_from_slice(payload),
     };
-    Encoded { wire, payload }
+    Encoded { chunk, frame: size.len()..size.len() + length, payload }
 }
 
 /// An event in the form it is sent.
 #[derive(Debug)]
 pub(crate) struct Encoded {
-    /// The frame.
-    pub(crate) wire: Bytes,
+    /// The frame as a chunk.
+    pub(crate) chunk: Bytes,
+    /// Where in it the frame itself stands.
+    pub(crate) frame: Range<usize>,
     /// The payload: a view of the frame, unless it spans several lines.
     pub(crate) payload: Bytes,
 }
+
+/// What comes seldom, as an HTTP/1.1 chunk. Nothing becomes the last chunk, which ends a body (RFC 9112, section 7.1).
+pub(crate) fn encode_chunk(bytes: &[u8]) -> Bytes {
+    let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
+    chunk.extend_from_slice(bytes);
+    chunk.extend_from_slice(CHUNK_END);
+    chunk.into()
+}
+
+const CHUNK_END: &[u8] = b"\r\n";
 
 /// The heartbeat block; with `position` it moves the client's last event id on.
 pub(crate) fn encode_heartbeat(position: Option<impl Display>) -> Bytes {

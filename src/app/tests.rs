@@ -19,7 +19,7 @@ impl Stage {
         let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
         let (logs, mut store) = logs(&config, &metrics).unwrap();
-        let relay = Arc::new(relay(&config, logs, &store, &metrics));
+        let relay = Arc::new(relay(&config, logs, &store, 1, &metrics));
         let webhooks = Arc::new(webhooks(&config, &relay, &mut store).unwrap());
         let admin = Admin {
             relay: Arc::clone(&relay),

@@ -130,6 +130,11 @@ impl Subscription {
         self.scope = scope;
     }
 
+    /// Whether its scope is limited.
+    pub(crate) fn is_selective(&self) -> bool {
+        self.scope != Scope::EVERYTHING
+    }
+
     /// The place up to which everything within the scope has been returned.
     pub(crate) fn returned_through(&self) -> u64 {
         let first = self.handover.iter().find_map(|entry| match entry {

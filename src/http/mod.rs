@@ -19,7 +19,7 @@ pub(crate) mod publish;
 mod rejected;
 mod request;
 mod room;
-mod sse;
+pub(crate) mod sse;
 pub(crate) mod subscribers;
 pub(crate) mod watch;
 mod webhooks;
@@ -50,8 +50,8 @@ use hyper::{
 use prometheus::IntCounter;
 
 use self::{
-    credential::Places, error::Problem, guard::Guard, page::Pages, publish::Bodies, subscribers::Subscribers,
-    ws::Envelopes,
+    credential::Places, error::Problem, guard::Guard, page::Pages, publish::Bodies, sse::Shards,
+    subscribers::Subscribers, ws::Envelopes,
 };
 use crate::{
     auth::{Access, Grant},
@@ -74,6 +74,8 @@ pub(crate) struct Relay {
     pub(crate) places: Places,
     /// Who does.
     pub(crate) subscribers: Arc<Subscribers>,
+    /// Who writes their streams.
+    pub(crate) shards: Arc<Shards>,
     /// Pages that are being sent.
     pub(crate) pages: Pages,
     /// What publishers are sending.
@@ -103,6 +105,8 @@ pub(crate) struct Product {
     pub(crate) log: Arc<Log>,
     /// Who is told of what comes.
     pub(crate) fanout: Arc<Fanout>,
+    /// The number of the lane on which its events come in.
+    pub(crate) lane: usize,
     /// The handles of its SSE subscribers.
     pub(crate) sse: DeliveryMetrics,
     /// The handles of its WebSocket subscribers.

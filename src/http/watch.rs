@@ -47,6 +47,7 @@ pub(super) async fn watch(
         holder: Holder::Key(OPERATOR.into()),
         max_age: None,
         farewell: None,
+        shards: None, // they are on the other runtime
         is_onlooker: true,
     };
     sse::answer(&admin.relay, &side, &product, wish, &connection, &headers)

@@ -37,6 +37,11 @@ impl Guarded {
         Self { stream, alarm, head_due, write_timeout: manners.write_timeout, write_due: None, fate }
     }
 
+    /// The socket, without deadlines.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// Judges a write: progress lifts the deadline, a full socket sets it, and past it the peer counts as stalled. What its
     /// exchange has been given as an end is no fault of the peer's.
     fn judge(&mut self, written: Poll<io::Result<usize>>, context: &Context<'_>) -> Poll<io::Result<usize>> {
@@ -106,6 +111,7 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.fate.handover.flushed(); // hyper flushes when it has nothing left to write
         Pin::new(&mut self.stream).poll_flush(context)
     }
 

@@ -7,6 +7,7 @@
 
 mod cut;
 mod guarded;
+mod handover;
 mod patience;
 mod stage;
 
@@ -14,20 +15,25 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    pin::pin,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{Router, body::Body};
+use bytes::Bytes;
 use hyper::{
-    Request,
+    Request, Version,
     body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
+    server::conn::{
+        http1::{self, UpgradeableConnection},
+        http2,
+    },
+    service::{HttpService, service_fn},
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -40,7 +46,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 use tracing::{debug, warn};
 
-use self::{guarded::Guarded, patience::PatientExecutor, stage::Stage};
+use self::{
+    guarded::Guarded,
+    handover::{Beginning, Handover},
+    patience::PatientExecutor,
+    stage::{Graceful, Stage},
+};
 use crate::wheel::Wheel;
 
 pub(crate) use cut::Cut;
@@ -117,6 +128,19 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Whether the socket can be taken out of hyper while it answers a request of this version: on HTTP/1.0 there are no
+    /// chunks, and on HTTP/2 there are other streams.
+    pub(crate) fn can_hand_over(&self, version: Version) -> bool {
+        version == Version::HTTP_11
+    }
+
+    /// Takes the socket out of hyper: the answer must have the body that is returned, which begins with `first`, and `heir`
+    /// writes all that follows, in chunks, and ends the connection. If the connection is lost before that, `heir` is dropped.
+    pub(crate) fn hand_over(&self, first: Bytes, heir: impl FnOnce(TcpStream) + Send + 'static) -> Body {
+        self.fate.handover.promise(Box::new(heir));
+        Body::new(Beginning { first: Some(first), fate: Arc::clone(&self.fate) })
+    }
+
     /// What ends the exchange that is running if its peer takes nothing: the connection, or on HTTP/2 its stream alone.
     pub(crate) fn cut(&self, stream: Option<&Patience>) -> Arc<Cut> {
         Arc::clone(stream.map_or(&self.fate.cut, Patience::cut))
@@ -147,12 +171,18 @@ impl Connection {
 pub(crate) struct Fate {
     has_request: AtomicBool,
     stalled: AtomicBool,
+    handover: Handover,
     cut: Arc<Cut>,
 }
 
 impl Fate {
     fn new(wheel: &Arc<Wheel>) -> Self {
-        Self { has_request: AtomicBool::default(), stalled: AtomicBool::default(), cut: Cut::new(wheel) }
+        Self {
+            has_request: AtomicBool::default(),
+            stalled: AtomicBool::default(),
+            handover: Handover::default(),
+            cut: Cut::new(wheel),
+        }
     }
 
     /// Whether the socket was closed because it took nothing for too long.
@@ -232,6 +262,7 @@ impl Server {
         };
         let fate = Arc::new(Fate::new(&self.manners.wheel));
         let connection = Connection { peer, fate: Arc::clone(&fate), crew: Arc::clone(&self.crew) };
+        let on_its_way = Arc::clone(&fate);
         let io = TokioIo::new(Guarded::new(stream, &self.manners, fate));
         let router = self.router.clone();
         let service = service_fn(move |request| answer(router.clone(), connection.clone(), request));
@@ -241,10 +272,47 @@ impl Server {
             stage.drive(Box::pin(http2(executor).serve_connection(io, service))).await
         } else {
             let connection = http1(self.manners.head_timeout).serve_connection(io, service).with_upgrades();
-            stage.drive(pin!(connection)).await
+            stage.drive(Pin::new(&mut Http1 { connection: Some(connection), fate: on_its_way })).await
         };
         if let Err(error) = result {
             debug!(%error, "connection ended");
+        }
+    }
+}
+
+/// An HTTP/1.1 connection, until it ends or its socket is given away.
+struct Http1<C> {
+    connection: Option<C>,
+    fate: Arc<Fate>,
+}
+
+impl<S> Future for Http1<UpgradeableConnection<TokioIo<Guarded>, S>>
+where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+{
+    type Output = Result<(), hyper::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(())) };
+        if let Poll::Ready(ended) = Pin::new(connection).poll(context) {
+            return Poll::Ready(ended);
+        }
+        let Some(heir) = self.fate.handover.heir() else { return Poll::Pending };
+        // What the client has sent beyond its request is of no use: nothing else is answered on this connection.
+        if let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) {
+            heir(parts.io.into_inner().into_stream());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S> Graceful for Http1<UpgradeableConnection<TokioIo<Guarded>, S>>
+where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+{
+    fn end_gracefully(mut self: Pin<&mut Self>) {
+        if let Some(connection) = &mut self.connection {
+            Pin::new(connection).graceful_shutdown();
         }
     }
 }

@@ -18,7 +18,7 @@ use http_body::Body;
 use hyper::{
     body::Incoming,
     rt::{Read, Write, bounds::Http2ServerConnExec},
-    server::conn::{http1, http2},
+    server::conn::http2,
     service::HttpService,
 };
 use tokio_util::sync::CancellationToken;
@@ -105,17 +105,6 @@ impl Stage {
 pub(super) trait Graceful: Future<Output = Result<(), hyper::Error>> {
     /// Tells it.
     fn end_gracefully(self: Pin<&mut Self>);
-}
-
-impl<I, B, S> Graceful for http1::UpgradeableConnection<I, S>
-where
-    S: HttpService<Incoming, ResBody = B, Error: Into<Box<dyn Error + Send + Sync>>>,
-    I: Read + Write + Unpin + Send + 'static,
-    B: Body<Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
-{
-    fn end_gracefully(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
 }
 
 impl<I, B, S, E> Graceful for http2::Connection<I, S, E>

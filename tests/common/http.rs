@@ -34,6 +34,11 @@ impl Wire {
         Self { socket, buffer: Vec::new(), is_at_end: false }
     }
 
+    /// The socket below.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
     /// Sends raw bytes.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.socket.write_all(bytes.as_ref()).unwrap();

@@ -26,6 +26,11 @@ impl Subscriber {
     pub(crate) fn open(to: SocketAddr, path: &str, fields: &[(&str, &str)]) -> Self {
         let mut wire = Wire::connect(to);
         wire.send(http::request(to, "GET", path, fields));
+        Self::on(wire)
+    }
+
+    /// Waits for the same on a connection on which a stream has been asked for.
+    pub(crate) fn on(mut wire: Wire) -> Self {
         let head = wire.head();
         assert_eq!(head.status(), 200, "{head:?}");
         let mut subscriber =

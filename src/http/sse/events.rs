@@ -1,158 +1,45 @@
-//! `GET /stream/{product_id}`: a subscription as Server-Sent Events.
+//! What one SSE subscriber receives, without its socket: events and gaps as the log has them, heartbeats in between, and an end.
 //!
-//! In: a request. Out: a head at once, then frames as the log has them, heartbeats in between.
-//!
-//! Also answers operators who look on (`watch`).
-//!
-//! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
+//! May use: `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
 use std::{
-    convert::Infallible,
-    pin::Pin,
+    net::IpAddr,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Duration,
 };
 
-use axum::{
-    body::Body,
-    extract::{Extension, Path, RawQuery, State, rejection::PathRejection},
-    response::Response,
-};
 use bytes::Bytes;
-use http_body::Frame;
-use hyper::{
-    HeaderMap, StatusCode,
-    header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
-};
-
+use hyper::HeaderMap;
 use tokio::time::Instant;
 
-use super::{
-    Product, Relay,
-    error::{Problem, SHED_WAIT, spread},
-    request::{Wish, accepts_event_stream},
-    subscribers::{Leave, Newcomer, Seat, Subscribers},
-};
+use super::{RETRY, Side};
 use crate::{
-    auth::{Farewell, Grant, Holder},
+    event::Event,
     fanout::{Item, Listener, Subscription},
+    http::{
+        Product, Relay,
+        error::spread,
+        request::Wish,
+        subscribers::{Leave, Newcomer, Seat},
+    },
     metrics::{ShedReason, Transport},
-    net::{Connection, Cut, Patience},
+    net::Cut,
     sse,
     wheel::{Alarm, Wheel},
 };
 
-/// Answers one subscriber.
-///
-/// # Errors
-///
-/// 401, 403, 404, 406, 400 in this order; 429 or 503 past a limit, which browsers do not see.
-pub(crate) async fn stream(
-    State(relay): State<Arc<Relay>>,
-    Extension(connection): Extension<Connection>,
-    path: Result<Path<String>, PathRejection>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let query = query.unwrap_or_default();
-    let (grant, product) = relay.receive(path, &query, &headers)?;
-    if !accepts_event_stream(&headers) {
-        return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "this is a text/event-stream, which Accept excludes"));
-    }
-    let mut wish = Wish::read(&query, &headers)?;
-    wish.scope = grant.narrow(wish.scope)?;
-    let side = Side::public(&relay, &grant);
-    answer(&relay, &side, &product, wish, &connection, &headers)
-}
-
-/// Answers whoever may have what it wishes for.
-///
-/// # Errors
-///
-/// 429 or 503 past a limit, which browsers do not see.
-pub(super) fn answer(
-    relay: &Relay,
-    side: &Side<'_>,
-    product: &Arc<Product>,
-    wish: Wish,
-    connection: &Connection,
-    headers: &HeaderMap,
-) -> Result<Response, Problem> {
-    match EventBody::open(relay, side, product, wish, connection, headers) {
-        Ok(body) => Ok(event_stream(Body::new(body))),
-        Err(reason) => shed(reason, headers),
-    }
-}
-
-/// What differs between the listeners that a stream is asked of.
-#[derive(Debug)]
-pub(super) struct Side<'a> {
-    /// Where it gets its seat.
-    pub(super) subscribers: &'a Arc<Subscribers>,
-    /// The timer of its runtime.
-    pub(super) wheel: &'a Arc<Wheel>,
-    /// The name of its key.
-    pub(super) key: Arc<str>,
-    /// Whom it is counted for.
-    pub(super) holder: Holder,
-    /// About the age at which it ends.
-    pub(super) max_age: Option<Duration>,
-    /// When it has to end, if it has to.
-    pub(super) farewell: Option<Farewell>,
-    /// An operator looks on: it is not counted as a subscriber, and leaves at once when it is to.
-    pub(super) is_onlooker: bool,
-}
-
-impl<'a> Side<'a> {
-    fn public(relay: &'a Relay, grant: &Grant) -> Self {
-        Self {
-            subscribers: &relay.subscribers,
-            wheel: &relay.wheel,
-            key: Arc::clone(&grant.key),
-            holder: grant.holder.clone(),
-            max_age: relay.max_connection_age,
-            farewell: grant.farewell(),
-            is_onlooker: false,
-        }
-    }
-}
-
-/// The head of every event stream, and of what stands for one.
-fn event_stream(body: Body) -> Response {
-    let mut response = Response::new(body);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    headers.insert("autoplay-relay", HeaderValue::from_static("resume"));
-    response
-}
-
-/// Turns a subscriber away. A browser's `EventSource` gives up for good on any status but 200, so it gets one.
-fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
-    if headers.contains_key("sec-fetch-mode") {
-        let mut response = event_stream(Body::from(sse::encode_retry(spread(SHED_WAIT))));
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        return Ok(response);
-    }
-    Err(reason.into())
-}
-
 /// What one subscriber receives.
 #[derive(Debug)]
-struct EventBody {
+pub(super) struct Events {
     subscription: Subscription,
     seat: Seat,
     product: Arc<Product>,
-    connection: Connection,
     is_onlooker: bool,
-    patience: Option<Arc<Patience>>,
-    /// Ends it while nothing is asked of it.
-    cut: Arc<Cut>,
+    is_stalled: bool,
+    /// Ends it while nothing is asked of it; where its socket is its own, that is not needed.
+    cut: Option<Arc<Cut>>,
     alarm: Alarm,
-    /// The line that tells how long to wait before a reconnect; sent first, and again on leaving.
-    retry: Option<Bytes>,
     /// Place of the last entry it gets, once it has been told to leave.
     leave_after: Option<u64>,
     has_left: bool,
@@ -166,29 +53,35 @@ struct EventBody {
     /// When its token's time is over, and the tick at which it is woken for that.
     expires: Option<Instant>,
     expires_due: u64,
+    /// The tick at which it is over for whoever takes nothing.
+    ends_due: u64,
 }
 
-impl EventBody {
-    fn open(
+impl Events {
+    /// Gives a newcomer a seat, and a place in the log.
+    ///
+    /// # Errors
+    ///
+    /// Which limit it would go past.
+    pub(super) fn open(
         relay: &Relay,
         side: &Side<'_>,
         product: &Arc<Product>,
         wish: Wish,
-        connection: &Connection,
+        peer: IpAddr,
         headers: &HeaderMap,
+        cut: Option<Arc<Cut>>,
     ) -> Result<Self, ShedReason> {
         relay.admits_newcomers()?;
         let listener = Arc::new(Listener::default());
-        let patience = Patience::of_stream();
-        let cut = connection.cut(patience.as_deref());
         let seat = side.subscribers.admit(Newcomer {
             product: product.id.clone(),
             transport: Transport::Sse,
             key: Arc::clone(&side.key),
             holder: side.holder.clone(),
-            address: relay.client_address(connection.peer.ip(), headers),
+            address: relay.client_address(peer, headers),
             listener: Arc::clone(&listener),
-            cut: Some(Arc::clone(&cut)),
+            cut: cut.clone(),
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
             seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
@@ -201,20 +94,19 @@ impl EventBody {
         // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
         let within = |at: Instant| wheel.within(at.saturating_duration_since(Instant::now()));
-        if let Some(farewell) = side.farewell {
-            cut.at(within(farewell.ends));
+        let ends_due = side.farewell.map_or(u64::MAX, |farewell| within(farewell.ends));
+        if let Some(cut) = &cut {
+            cut.at(ends_due);
         }
         let age = side.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
             seat,
             product: Arc::clone(product),
-            connection: connection.clone(),
             is_onlooker: side.is_onlooker,
-            patience,
+            is_stalled: false,
             cut,
             alarm: Alarm::new(wheel),
-            retry: Some(sse::encode_retry(spread(RETRY))),
             leave_after: None,
             has_left: false,
             owes_end_of_replay: headers.get("autoplay-relay").is_some_and(|value| value.as_bytes() == b"follow"),
@@ -224,14 +116,20 @@ impl EventBody {
             leave_due: age.map_or(u64::MAX, |age| wheel.after(age)),
             expires: side.farewell.map(|farewell| farewell.begins),
             expires_due: side.farewell.map_or(u64::MAX, |farewell| within(farewell.begins)),
+            ends_due,
         })
     }
 
-    /// The next bytes to send, none when the stream is at its end.
-    fn poll_bytes(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        if let Some(retry) = self.retry.take() {
-            return Poll::Ready(Some(retry));
+    /// What is to be sent next, none when the stream is at its end.
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Piece>> {
+        let piece = self.poll_piece(context);
+        if let Poll::Ready(Some(_)) = &piece {
+            self.heartbeat_due = self.alarm.wheel().after(self.heartbeat_interval);
         }
+        piece
+    }
+
+    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Piece>> {
         if self.has_left {
             return Poll::Ready(None);
         }
@@ -251,7 +149,7 @@ impl EventBody {
             return self.leave(); // what is in the store is there for whoever comes back
         }
         if let Poll::Ready(item) = self.subscription.poll_next(context) {
-            return Poll::Ready(Some(self.frame(item)));
+            return Poll::Ready(Some(self.piece(item)));
         }
         self.clock = None;
         self.note_position();
@@ -266,7 +164,7 @@ impl EventBody {
         let looks_again = self.leave_after.is_some() || self.subscription.must_look_again() || self.owes_end_of_replay;
         let is_end = self.owes_end_of_replay && self.subscription.is_at_end() && self.product.log.has_caught_up();
         if is_end || self.alarm.wheel().now() >= self.heartbeat_due {
-            return Poll::Ready(Some(self.heartbeat()));
+            return Poll::Ready(Some(Piece::Seldom(self.heartbeat())));
         }
         let due = self.heartbeat_due.min(self.leave_due).min(self.expires_due);
         let due = if looks_again { due.min(self.alarm.wheel().after(Duration::ZERO)) } else { due };
@@ -291,23 +189,23 @@ impl EventBody {
     }
 
     /// One last line: when to come back.
-    fn leave(&mut self) -> Poll<Option<Bytes>> {
+    fn leave(&mut self) -> Poll<Option<Piece>> {
         self.has_left = true;
-        Poll::Ready(Some(sse::encode_retry(spread(RETRY))))
+        Poll::Ready(Some(Piece::Seldom(sse::encode_retry(spread(RETRY)))))
     }
 
-    fn frame(&mut self, item: Item) -> Bytes {
+    fn piece(&mut self, item: Item) -> Piece {
         match item {
             Item::Event { event, received } => {
                 self.seat.stands_at(event.place());
                 if !self.is_onlooker {
                     self.count(received);
                 }
-                event.wire()
+                Piece::Event(event)
             }
             Item::Gap(gap) => {
                 self.seat.stands_at(gap.place);
-                sse::encode_gap(gap.id, &gap.notice())
+                Piece::Seldom(sse::encode_gap(gap.id, &gap.notice()))
             }
         }
     }
@@ -341,35 +239,68 @@ impl EventBody {
     }
 }
 
-impl http_body::Body for EventBody {
-    type Data = Bytes;
-    type Error = Infallible;
+impl Events {
+    /// While its socket takes nothing: whether it has to go all the same. If not, `context` is woken when that may have changed,
+    /// and at tick `due`.
+    pub(super) fn must_go(&mut self, due: u64, context: &Context<'_>) -> bool {
+        self.subscription.wake_later(context);
+        self.alarm.set(due.min(self.ends_due), context.waker());
+        self.wheel().now() >= self.ends_due || self.seat.dismissed() == Some(Leave::Kicked)
+    }
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let bytes = self.poll_bytes(context);
-        if let Some(patience) = &self.patience {
-            patience.asked(bytes.is_pending());
-        }
-        if let Poll::Ready(Some(_)) = &bytes {
-            self.heartbeat_due = self.alarm.wheel().after(self.heartbeat_interval);
-        }
-        bytes.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    /// Whether it listens to some sessions or types only.
+    pub(super) fn is_selective(&self) -> bool {
+        self.subscription.is_selective()
+    }
+
+    /// The client took nothing for too long.
+    pub(super) fn has_stalled(&mut self) {
+        self.is_stalled = true;
+    }
+
+    /// The timer.
+    pub(super) fn wheel(&self) -> &Wheel {
+        self.alarm.wheel()
     }
 }
 
-impl Drop for EventBody {
+/// Something to send.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// An event.
+    Event(Arc<Event>),
+    /// A frame of another kind, or a line.
+    Seldom(Bytes),
+}
+
+impl Piece {
+    /// Its bytes.
+    pub(super) fn frame(self) -> Bytes {
+        match self {
+            Self::Event(event) => event.wire(),
+            Self::Seldom(bytes) => bytes,
+        }
+    }
+
+    /// Its bytes as a chunk of an HTTP/1.1 body.
+    pub(super) fn chunk(self) -> Bytes {
+        match self {
+            Self::Event(event) => event.chunk().clone(),
+            Self::Seldom(bytes) => sse::encode_chunk(&bytes),
+        }
+    }
+}
+
+impl Drop for Events {
     fn drop(&mut self) {
         if self.has_expired() {
             self.seat.dismiss(Leave::Expired); // nobody asked it for its last bytes
         }
-        self.cut.lift();
-        let is_stalled =
-            self.connection.fate.is_stalled() || self.patience.as_ref().is_some_and(|patience| patience.is_stalled());
+        if let Some(cut) = &self.cut {
+            cut.lift();
+        }
         let reason = match self.seat.dismissed() {
-            _ if is_stalled => "stalled",
+            _ if self.is_stalled => "stalled",
             Some(leave) => leave.as_str(),
             None => "client",
         };
@@ -377,11 +308,8 @@ impl Drop for EventBody {
             self.product.metrics.disconnects(Transport::Sse, reason).inc();
             self.product.sse.subscribers.dec();
         }
-        if is_stalled {
+        if self.is_stalled {
             tracing::debug!(product = %self.product.id, "subscriber took nothing for the write time-out");
         }
     }
 }
-
-/// A restarted relay is back within seconds; those who lost it should be, too.
-const RETRY: Duration = Duration::from_secs(2);

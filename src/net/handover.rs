@@ -1,0 +1,103 @@
+//! Taking a connection's socket out of hyper, once the head of an answer has been sent.
+//!
+//! hyper keeps two buffers and the state of a parser for each connection, and passes every frame through both. A stream that
+//! lasts for hours needs none of that after its head. So hyper reads the request and writes the head, and from then on the body
+//! is written by whoever has taken the socket.
+//!
+//! ```text
+//! nobody asks ─► hyper asks for the body's second piece: the head and the first are in its buffer ─► hyper flushes: they are sent
+//! ```
+//!
+//! May use: nothing.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+use tokio::net::TcpStream;
+
+use super::Fate;
+
+/// Where a connection is on the way out of hyper.
+#[derive(Default)]
+pub(super) struct Handover {
+    step: AtomicU8,
+    heir: Mutex<Option<Heir>>,
+}
+
+/// Who goes on with the socket.
+type Heir = Box<dyn FnOnce(TcpStream) + Send>;
+
+impl Handover {
+    /// The socket is to be given to `heir` once the answer's head has been sent.
+    pub(super) fn promise(&self, heir: Heir) {
+        *self.heir.lock().unwrap_or_else(PoisonError::into_inner) = Some(heir);
+    }
+
+    /// hyper has all that it gets. It asks again after it has flushed.
+    fn buffered(&self) {
+        if self.step.load(Relaxed) == HYPERS {
+            self.step.store(BUFFERED, Relaxed);
+        }
+    }
+
+    /// hyper has handed everything it had to the socket.
+    pub(super) fn flushed(&self) {
+        if self.step.load(Relaxed) == BUFFERED {
+            self.step.store(SENT, Relaxed);
+        }
+    }
+
+    /// Who gets the socket now, if it is time.
+    pub(super) fn heir(&self) -> Option<Heir> {
+        if self.step.load(Relaxed) != SENT {
+            return None;
+        }
+        self.heir.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl fmt::Debug for Handover {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Handover").field("step", &self.step).finish_non_exhaustive()
+    }
+}
+
+/// A body that begins with one piece, and whose rest somebody else writes.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    pub(super) first: Option<Bytes>,
+    pub(super) fate: Arc<Fate>,
+}
+
+impl http_body::Body for Beginning {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        // Nobody is woken: the connection is taken apart within the same poll, or the next in which its socket takes the head.
+        self.fate.handover.buffered();
+        Poll::Pending
+    }
+}
+
+/// hyper is still to ask for more.
+const HYPERS: u8 = 0;
+
+/// The head, and the body's first piece, are in hyper's buffer.
+const BUFFERED: u8 = 1;
+
+/// The socket has taken them.
+const SENT: u8 = 2;

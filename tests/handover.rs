@@ -1,0 +1,68 @@
+//! A stream leaves the HTTP server after its head: nobody can tell.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test states its expectations by panicking, and its helpers do as well"
+)]
+
+mod common;
+
+use std::net::Shutdown;
+
+use common::{
+    PRODUCT,
+    connector::Connector,
+    events::{event, number},
+    http::{self, Wire},
+    relay::{Relay, Setup},
+    subscriber::Subscriber,
+};
+
+#[test]
+fn a_stream_may_follow_other_answers_on_its_connection_in_one_breath() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    relay.publish(&mut link, 0..3);
+    let to = relay.public;
+    let page = http::request(to, "GET", &format!("/events/{PRODUCT}"), &[]);
+    let stream = http::request(to, "GET", &format!("/stream/{PRODUCT}?last_event_id=0"), &[]);
+    let mut wire = Wire::connect(to);
+    // Three requests in one packet: nothing is answered before the one that comes first.
+    wire.send([page.clone(), page, stream].concat());
+    for _ in 0..2 {
+        let head = wire.head();
+        assert_eq!(head.status(), 200);
+        let length = head.field("content-length").unwrap().parse().unwrap();
+        let page: serde_json::Value = serde_json::from_slice(&wire.body(length)).unwrap();
+        assert_eq!(page["events"].as_array().unwrap().len(), 3);
+    }
+    let mut subscriber = Subscriber::on(wire);
+    assert_eq!(subscriber.numbers(3), [0, 1, 2]);
+    relay.publish(&mut link, 3..5);
+    assert_eq!(subscriber.numbers(2), [3, 4]);
+}
+
+#[test]
+fn what_a_client_sends_on_its_stream_is_not_looked_at_and_closing_ends_it() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("heartbeat_interval = '1s'").start();
+    let mut link = connector.stream();
+    let mut talker = relay.subscribe();
+    let mut other = relay.subscribe();
+    relay.wait_for_subscribers(2.0);
+    for n in 0..20 {
+        // Far more than any buffer on the way holds, were it kept.
+        talker.wire.send(vec![b'x'; 100_000]);
+        link.event(event(n));
+        assert_eq!(number(&talker.event().data), n);
+    }
+    assert_eq!(other.numbers(20), (0..20).collect::<Vec<_>>());
+    talker.wire.socket().shutdown(Shutdown::Write).unwrap();
+    relay.wait_for_subscribers(1.0);
+    let client = [("transport", "sse"), ("reason", "client")];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &client, 1.0);
+    link.event(event(20));
+    assert_eq!(other.numbers(1), [20]);
+}
