@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks the chart, the alert rules, the dashboard and what else stands in deploy/, without a cluster: helm/check.sh BINARY
-# Needs Go, Python 3 with venv, openssl. Installs its tools once, below the cache directory.
+# Needs Go, Python 3 with venv, openssl and systemd-analyze. Installs its tools once, below the cache directory.
 set -euo pipefail
 binary=$(realpath "$1")
 cd "$(dirname "$0")/.."
@@ -27,7 +27,9 @@ tool promtool 0.316.0 github.com/prometheus/prometheus/cmd/promtool -tags=remove
 unittest=$tools/helm-unittest-$(sha256sum helm/check/unittest/go.mod | cut -c 1-12)
 [ -x "$unittest/helm-unittest" ] || (cd helm/check/unittest && GOBIN=$unittest CGO_ENABLED=0 nice go install -trimpath \
     github.com/helm-unittest/helm-unittest/cmd/helm-unittest)
-(cd helm/check/resources && CGO_ENABLED=0 nice go build -trimpath -buildvcs=false -o "$work/resources" .)
+for own in resources compose; do
+    (cd "helm/check/$own" && CGO_ENABLED=0 nice go build -trimpath -buildvcs=false -o "$work/$own" .)
+done
 python=$tools/python-$(sha256sum helm/check/requirements.txt | cut -c 1-12)
 [ -x "$python/bin/kubernetes-validate" ] || { python3 -m venv "$python" && "$python/bin/pip" install -q -r helm/check/requirements.txt; }
 
@@ -67,6 +69,9 @@ step "what is rendered: schemas of Kubernetes and of its extensions, best practi
 example=$work/agent
 cp -r helm/examples/agent "$example"
 mkdir "$example/charts" && cp "$work"/autoplay-relay-*.tgz "$example/charts/"
+if helm template agent "$example" --set autoplay-relay.sidecar.url= --kube-version 1.37.0 >/dev/null 2>&1; then
+    echo "a sidecar without its connector is not refused" && exit 1
+fi
 for version in "${kubernetes[@]}"; do
     rendered=$work/rendered-$version
     mkdir "$rendered"
@@ -83,10 +88,25 @@ for version in "${kubernetes[@]}"; do
 done
 "$python/bin/python" helm/check/findings.py helm/check/findings.yaml "$work"/*.yaml.json
 "$python/bin/python" helm/check/configs.py "$binary" "$work/rendered-${kubernetes[-1]}"/*.yaml
+"$python/bin/python" helm/check/networks.py "$rendered/minimal.yaml"
 
 step "alert rules and dashboard"
 promtool check rules "$chart/files/alerts.yaml"
 promtool test rules deploy/prometheus/alerts_test.yaml
 "$python/bin/python" helm/check/metrics.py "$binary"
+
+step "without Kubernetes: systemd, Compose"
+# Where it would be installed there is nothing here. What systemd does not know it tells, and goes on.
+sed "s#/usr/local/bin/autoplay-relay#$binary#" deploy/systemd/autoplay-relay.service >"$work/autoplay-relay.service"
+told=$(systemd-analyze verify --man=no "$work/autoplay-relay.service" 2>&1)
+[ -z "$told" ] || { echo "$told"; exit 1; }
+systemd-analyze security --offline=true --threshold=20 --no-pager "$work/autoplay-relay.service" | tail -1 # 2 of 10
+"$work/compose" deploy/compose/compose.yaml
+mkdir "$work/prometheus" "$work/secrets"
+cp deploy/prometheus/prometheus.yaml "$chart/files/alerts.yaml" "$work/prometheus/"
+promtool check config "$work/prometheus/prometheus.yaml"
+echo a-token >"$work/secrets/connector" && echo a-key >"$work/secrets/agent-a"
+sed "s#/run/secrets#$work/secrets#" deploy/compose/relay.toml >"$work/relay.toml"
+"$binary" check --config "$work/relay.toml" >/dev/null
 
 step "passed"
