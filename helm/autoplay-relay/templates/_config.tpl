@@ -14,7 +14,7 @@ the key with "_file". `config` says what a tier gets, `toml` writes it down, `se
 {{- $_ := set $log "data_dir" "/var/lib/autoplay-relay/log" }}
 {{- end }}
 {{- if $values.leaves.enabled }}
-{{- $leaf := dict "name" "leaves" "key" $values.leaves.edge_key "products" (list "*") }}
+{{- $leaf := dict "name" "leaves" "key" $values.leaves.edgeKey "products" (list "*") }}
 {{- $_ := set $config "auth" (merge (dict "keys" (append $values.auth.keys $leaf)) $values.auth) }}
 {{- end }}
 {{- $_ := merge $config (dict "upstreams" $values.upstreams "webhooks" $values.webhooks "egress" $values.egress "log" $log) }}
@@ -24,7 +24,7 @@ the key with "_file". `config` says what a tier gets, `toml` writes it down, `se
 {{- range $values.upstreams }}
 {{- $url := printf "http://%s-edge:8080/stream/%s" (include "autoplay-relay.fullname" $.root) .product_id }}
 {{- $timeout := printf "%ds" (div (mul 5 $heartbeat) 2) }}
-{{- $upstream := dict "product_id" .product_id "url" $url "token" $values.leaves.edge_key "heartbeat_timeout" $timeout }}
+{{- $upstream := dict "product_id" .product_id "url" $url "token" $values.leaves.edgeKey "heartbeat_timeout" $timeout }}
 {{- $upstreams = append $upstreams (merge $upstream (pick . "max_event_bytes")) }}
 {{- end }}
 {{- $_ := merge $config (dict "upstreams" $upstreams "log" (pick $values.log "memory_events" "memory_bytes")) }}
