@@ -199,6 +199,20 @@ fn tail_reconnects_and_resumes_behind_the_last_id() {
 }
 
 #[test]
+fn tail_ends_with_0_after_as_many_events_as_it_is_to_count() {
+    let connector = Connector::new();
+    let mut tail = Process::start(&["tail", &connector.url(PRODUCT), "--json", "--count", "2"], &[]);
+    let mut link = connector.stream();
+    link.send(format!("event: heartbeat\ndata:\n\ndata: {}\n\n", event(1)));
+    link.reset();
+    let mut link = connector.stream();
+    link.send(format!("event: gap\ndata: {{}}\n\ndata: {}\n\ndata: {}\n\n", event(2), event(3)));
+    assert_eq!(tail.exit_code(), Some(0));
+    let names: Vec<_> = tail.stdout.so_far().iter().map(|line| json(line)["event"].clone()).collect();
+    assert_eq!(names, ["heartbeat", "message", "gap", "message"]);
+}
+
+#[test]
 fn tail_ends_with_1_where_trying_again_mends_nothing() {
     for status in ["401 Unauthorized", "403 Forbidden", "404 Not Found"] {
         let connector = Connector::new();

@@ -1,6 +1,6 @@
 //! `tail`: prints a stream, reconnects, resumes.
 
-use std::time::Duration;
+use std::{num::NonZeroU64, time::Duration};
 
 use hyper::Uri;
 use serde_json::{Value, value::RawValue};
@@ -35,6 +35,9 @@ pub(super) struct Arguments {
     /// Print one JSON object a line: {"id","event","data"}.
     #[arg(long)]
     json: bool,
+    /// Exit with 0 after this many events; heartbeats and gaps are none.
+    #[arg(long, value_name = "N")]
+    count: Option<NonZeroU64>,
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -54,12 +57,13 @@ async fn follow(arguments: Arguments) -> Result<(), Failure> {
     };
     let mut backoff = Backoff::new(Duration::from_millis(500), MAX_BACKOFF);
     let mut random = fastrand::Rng::new();
+    let mut left = arguments.count.map_or(u64::MAX, NonZeroU64::get);
     loop {
         let mut wished = Duration::ZERO;
         match client.open(&target, MAX_EVENT_BYTES).await {
             Ok(mut stream) => {
                 let opened = Instant::now();
-                if !show(&mut stream, &mut target.last_event_id, &mut wished, arguments.json).await {
+                if !show(&mut stream, &mut target.last_event_id, &mut wished, &mut left, arguments.json).await {
                     return Ok(());
                 }
                 if opened.elapsed() >= PROVEN_AFTER {
@@ -78,8 +82,14 @@ async fn follow(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Prints until the stream breaks; false when nobody reads what is printed.
-async fn show(stream: &mut EventStream, last_event_id: &mut Option<String>, retry: &mut Duration, json: bool) -> bool {
+/// Prints until the stream breaks; false when nothing is `left` to be printed, or nobody reads it.
+async fn show(
+    stream: &mut EventStream,
+    last_event_id: &mut Option<String>,
+    retry: &mut Duration,
+    left: &mut u64,
+    json: bool,
+) -> bool {
     loop {
         let frame = match stream.next(PATIENCE).await {
             Ok(Some(Decoded::Frame(frame))) => frame,
@@ -106,6 +116,12 @@ async fn show(stream: &mut EventStream, last_event_id: &mut Option<String>, retr
         let line = if json { Some(json_line(&frame)) } else { readable_line(&frame) };
         if line.is_some_and(|line| !print(&line)) {
             return false;
+        }
+        if !matches!(&*frame.event, b"heartbeat" | b"gap") {
+            *left -= 1;
+            if *left == 0 {
+                return false;
+            }
         }
     }
 }

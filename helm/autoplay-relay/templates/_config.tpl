@@ -1,0 +1,115 @@
+{{- /*
+The relay's configuration. The values have its own names and shape; what is written as {existingSecret, key} becomes a file, and its key
+the key with "_file". `config` says what a tier gets, `toml` writes it down, `secretSources` lists the files for the volume.
+*/}}
+{{- define "autoplay-relay.config" -}}
+{{- $values := .root.Values }}
+{{- $adminAddress := ternary "0.0.0.0:9090" "127.0.0.1:9090" (not (empty $values.auth.admin_key)) }}
+{{- $listeners := dict "listen" "0.0.0.0:8080" "admin_listen" $adminAddress "probe_listen" "0.0.0.0:9091" }}
+{{- $config := dict "server" (merge (dict) $listeners $values.server) "auth" $values.auth }}
+{{- if eq .tier "edge" }}
+{{- $log := deepCopy $values.log }}
+{{- if $values.edge.persistence.enabled }}
+{{- /* Below the volume's root, so that the relay makes the directory and it is its own alone. */}}
+{{- $_ := set $log "data_dir" "/var/lib/autoplay-relay/log" }}
+{{- end }}
+{{- if $values.leaves.enabled }}
+{{- $leaf := dict "name" "leaves" "key" $values.leaves.edgeKey "products" (list "*") }}
+{{- $_ := set $config "auth" (merge (dict "keys" (append $values.auth.keys $leaf)) $values.auth) }}
+{{- end }}
+{{- $_ := merge $config (dict "upstreams" $values.upstreams "webhooks" $values.webhooks "egress" $values.egress "log" $log) }}
+{{- else }}
+{{- $upstreams := list }}
+{{- $heartbeat := include "autoplay-relay.seconds" ($values.server.heartbeat_interval | default "30s") | int }}
+{{- range $values.upstreams }}
+{{- $url := printf "http://%s-edge:8080/stream/%s" (include "autoplay-relay.fullname" $.root) .product_id }}
+{{- $timeout := printf "%ds" (div (mul 5 $heartbeat) 2) }}
+{{- $upstream := dict "product_id" .product_id "url" $url "token" $values.leaves.edgeKey "heartbeat_timeout" $timeout }}
+{{- $upstreams = append $upstreams (merge $upstream (pick . "max_event_bytes")) }}
+{{- end }}
+{{- $_ := merge $config (dict "upstreams" $upstreams "log" (pick $values.log "memory_events" "memory_bytes")) }}
+{{- end }}
+{{- toYaml $config }}
+{{- end }}
+
+{{- /* In: root, tier. */}}
+{{- define "autoplay-relay.toml" -}}
+{{- $config := include "autoplay-relay.config" . | fromYaml -}}
+[server]
+{{ include "autoplay-relay.entries" (dict "table" $config.server) }}
+{{- range $config.upstreams }}
+
+[[upstreams]]
+{{ include "autoplay-relay.entries" (dict "table" . "at" (printf "upstreams/%s" .product_id)) }}
+{{- end }}
+
+[auth]
+{{ include "autoplay-relay.entries" (dict "table" (omit $config.auth "keys" "jwt") "at" "auth") }}
+{{- range $config.auth.keys }}
+
+[[auth.keys]]
+{{ include "autoplay-relay.entries" (dict "table" . "at" (printf "auth/keys/%s" .name)) }}
+{{- end }}
+{{- with $config.auth.jwt }}
+
+[auth.jwt]
+{{ include "autoplay-relay.entries" (dict "table" . "at" "auth/jwt") }}
+{{- end }}
+
+[log]
+{{ include "autoplay-relay.entries" (dict "table" $config.log) }}
+{{- range $config.webhooks }}
+
+[[webhooks]]
+{{ include "autoplay-relay.entries" (dict "table" . "at" (printf "webhooks/%s" .id)) }}
+{{- end }}
+{{- with $config.egress }}
+
+[egress]
+{{ include "autoplay-relay.entries" (dict "table" . "at" "egress") }}
+{{- end }}
+{{- end }}
+
+{{- /* One table's lines. In: table, at = where its secrets lie. JSON's texts and lists are TOML's, too. */}}
+{{- define "autoplay-relay.entries" -}}
+{{- $lines := list }}
+{{- range $key, $value := .table }}
+{{- if kindIs "map" $value }}
+{{- if $value.existingSecret }}
+{{- $lines = append $lines (printf "%s_file = \"/etc/autoplay-relay/secrets/%s/%s\"" $key $.at $key) }}
+{{- end }}
+{{- else if kindIs "float64" $value }}
+{{- $lines = append $lines (printf "%s = %d" $key (int64 $value)) }}
+{{- else if not (kindIs "invalid" $value) }}
+{{- $lines = append $lines (printf "%s = %s" $key (toRawJson $value)) }}
+{{- end }}
+{{- end }}
+{{- join "\n" $lines }}
+{{- end }}
+
+{{- /* The files of a tier's secrets, as sources of a projected volume: it follows changes, which single mounts do not. In: root, tier. */}}
+{{- define "autoplay-relay.secretSources" -}}
+{{- $config := include "autoplay-relay.config" . | fromYaml }}
+{{- $tables := list (dict "at" "auth" "table" (omit $config.auth "keys" "jwt")) }}
+{{- $tables = append $tables (dict "at" "auth/jwt" "table" $config.auth.jwt) }}
+{{- $tables = append $tables (dict "at" "egress" "table" ($config.egress | default dict)) }}
+{{- range $config.upstreams }}
+{{- $tables = append $tables (dict "at" (printf "upstreams/%s" .product_id) "table" .) }}
+{{- end }}
+{{- range $config.auth.keys }}
+{{- $tables = append $tables (dict "at" (printf "auth/keys/%s" .name) "table" .) }}
+{{- end }}
+{{- range $config.webhooks }}
+{{- $tables = append $tables (dict "at" (printf "webhooks/%s" .id) "table" .) }}
+{{- end }}
+{{- $sources := list }}
+{{- range $table := $tables }}
+{{- range $key, $value := $table.table }}
+{{- if and (kindIs "map" $value) $value.existingSecret }}
+{{- $item := dict "key" $value.key "path" (printf "%s/%s" $table.at $key) }}
+{{- $sources = append $sources (dict "secret" (dict "name" $value.existingSecret "items" (list $item))) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml $sources }}
+{{- end }}

@@ -1,0 +1,33 @@
+{{- /*
+A relay beside your own containers: a native sidecar, which is ready before they start and leaves after them. It listens on the pod's
+loopback, so the agent's URL is http://127.0.0.1:8080/stream/<product>. Put it under `initContainers`:
+
+  initContainers:
+    {{- include "autoplay-relay.sidecar" (index .Subcharts "autoplay-relay") | nindent 4 }}
+
+Its token comes as a variable and not as a file, because without a configuration file the relay reads nothing else.
+*/}}
+{{- define "autoplay-relay.sidecar" -}}
+- name: autoplay-relay
+  image: {{ include "autoplay-relay.image" . }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  restartPolicy: Always
+  args: [--log-format, json, serve]
+  env:
+    - name: AUTOPLAY_STREAM_URL
+      value: {{ required "sidecar.url is required: the connector's stream" .Values.sidecar.url | quote }}
+    {{- with .Values.sidecar.token }}
+    - name: AUTOPLAY_APP_UNKEY_TOKEN
+      valueFrom:
+        secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}
+    {{- end }}
+    - name: AUTOPLAY_RELAY__SERVER__PROBE_LISTEN # kubelet comes by the pod's address
+      value: 0.0.0.0:9091
+  ports:
+    - {name: probe, containerPort: 9091}
+  {{- include "autoplay-relay.probes" . | nindent 2 }}
+  securityContext:
+    {{- include "autoplay-relay.securityContext" . | nindent 4 }}
+  resources:
+    {{- toYaml .Values.sidecar.resources | nindent 4 }}
+{{- end }}
