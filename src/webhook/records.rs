@@ -1,6 +1,7 @@
 //! One webhook's side of the store: its definition, its journal, and dead letters on their way back.
 //!
-//! At most one question or order of each kind is out. What cannot be written is written later.
+//! At most one question or order of each kind is out. What cannot be written is written later. Nothing is written down of a
+//! webhook that the store does not have yet: its registration comes first.
 //!
 //! ```text
 //! outbox ── changes ──► journal ──► committed | not committed: they come again
@@ -36,6 +37,10 @@ pub(super) struct Records {
     product: ProductId,
     scope: Scope,
     text: String,
+    /// Where it begins in a store that does not know it: what it has come to since is still to be written down.
+    begins_at: u64,
+    /// The store has it, since this process runs.
+    is_registered: bool,
     desk: Arc<Desk>,
     notices: Arc<Notices>,
     /// The definition is not in the store as it is.
@@ -56,9 +61,11 @@ pub(super) struct Records {
 type Out<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
 impl Records {
-    /// The records of a webhook whose definition is still to be written; `waiting` is told when it is.
+    /// The records of a webhook that begins at `position`, and whose definition is still to be written; `waiting` is told when
+    /// it is.
     pub(super) fn new(
         definition: &Definition,
+        position: u64,
         desk: Arc<Desk>,
         notices: Arc<Notices>,
         waiting: Option<oneshot::Sender<Result<(), Unwritable>>>,
@@ -69,6 +76,8 @@ impl Records {
             product: definition.webhook.product_id.clone(),
             scope: definition.webhook.scope(),
             text: definition.to_text(),
+            begins_at: position,
+            is_registered: false,
             desk,
             notices,
             is_redefined: true,
@@ -101,9 +110,9 @@ impl Records {
         let now = Instant::now();
         if self.is_redefined && self.registering.is_none() && now >= self.register_at {
             self.is_redefined = false;
-            self.registering = Some(Box::pin(self.desk.register(self.registration(outbox.position()))));
+            self.registering = Some(Box::pin(self.desk.register(self.registration())));
         }
-        if self.journal.is_some() || now < self.journal_at {
+        if !self.is_registered || self.journal.is_some() || now < self.journal_at {
             return;
         }
         let changes = if now >= self.all_at { outbox.all_changes() } else { outbox.changes() };
@@ -123,13 +132,13 @@ impl Records {
         self.journal.is_some()
     }
 
-    fn registration(&self, position: u64) -> Registration {
+    fn registration(&self) -> Registration {
         Registration {
             id: Arc::clone(&self.id),
             product: self.product.clone(),
             scope: self.scope.clone(),
             definition: self.text.clone(),
-            position,
+            position: self.begins_at,
             notices: Arc::clone(&self.notices),
         }
     }
@@ -197,6 +206,7 @@ impl Records {
     }
 
     fn registered(&mut self, registered: Result<(), Unwritable>) {
+        self.is_registered |= registered.is_ok();
         if registered.is_err() {
             (self.is_redefined, self.register_at) = (true, Instant::now() + REGISTER_AGAIN);
         }
@@ -210,12 +220,15 @@ impl Records {
 
     /// Writes down everything there is, unless the store is not to be had.
     pub(super) async fn close(&mut self, outbox: &mut Outbox, committed: u64) {
+        let now = Instant::now();
+        (self.register_at, self.journal_at, self.all_at) = (now, now, now);
         let write = async {
-            while self.journal.is_some() || self.registering.is_some() {
+            loop {
+                self.write_down(outbox, committed);
+                if self.journal.is_none() && self.registering.is_none() {
+                    return; // what could not be written is delivered twice
+                }
                 self.next(outbox).await;
-            }
-            if let Some(changes) = outbox.all_changes().filter(|changes| changes.position <= committed) {
-                let _ = self.desk.journal(&self.id, changes).await; // what is not written is delivered twice
             }
         };
         let _ = time::timeout(CLOSING, write).await;
@@ -265,3 +278,6 @@ const STALE: Duration = Duration::from_secs(5);
 
 /// For the last journal.
 const CLOSING: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

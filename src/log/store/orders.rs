@@ -135,8 +135,8 @@ impl Desk {
     ///
     /// # Errors
     ///
-    /// The changes come back when the store cannot be written now, or is being closed: none of them is written, or all of them
-    /// are and nobody knows; they may be written again in any case. None come back from a writing thread that has died.
+    /// The changes come back when the webhook is not registered, and when the store cannot be written now, or is being closed:
+    /// none of them is written, or all of them are and nobody knows; they may be written again in any case. None come back from a writing thread that has died.
     pub(crate) fn journal(&self, id: &Arc<str>, changes: Changes) -> impl Future<Output = Result<(), Changes>> + use<> {
         let (answer, written) = oneshot::channel();
         let journal = Journal { id: Arc::clone(id), changes, answer };

@@ -226,8 +226,8 @@ pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, Fault> {
     serde_json::to_string(attempts).map_err(|_| Fault::Refused("attempts have no text"))
 }
 
-/// Writes what has happened to a webhook, within the caller's transaction. Tells whether its dead letters have changed. One
-/// that is not registered any more has nothing to be written down.
+/// Writes what has happened to a webhook, within the caller's transaction. Tells whether its dead letters have changed. Of one
+/// that the file does not have, nothing is written: the caller sees to that.
 ///
 /// # Errors
 ///

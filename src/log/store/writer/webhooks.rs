@@ -31,6 +31,11 @@ impl Registry {
         self.webhooks.is_empty()
     }
 
+    /// Whether the file has this one.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.webhooks.contains_key(id)
+    }
+
     /// Keeps a webhook in the file, and tells it what it has there.
     ///
     /// # Errors

@@ -89,8 +89,24 @@ fn a_webhook_goes_through_all_orders_and_is_told_its_counts() {
     rig.writer.work();
     said(gone).unwrap();
     assert_eq!((rig.kept_of("w"), rig.dead("w", Letters::Dead)), (None, vec![]));
-    rig.journal("w", changes(9, dead([8]))).unwrap();
+    rig.journal("w", changes(9, dead([8]))).unwrap_err();
     assert!(rig.writer.webhooks.is_empty() && rig.dead("w", Letters::Dead).is_empty());
+}
+
+#[test]
+fn what_is_written_down_of_a_webhook_that_the_file_does_not_have_comes_back() {
+    let mut rig = Rig::new(1000);
+    rig.register(&webhook("old", 0));
+    let desk = Arc::clone(&rig.writer.desk);
+    let registered = desk.register(webhook("new", 0)); // asked first, and carried out behind the journals
+    let what = changes(9, [Fate::Owed(owed(5))]);
+    let early = desk.journal(&"new".into(), what.clone());
+    let other = desk.journal(&"old".into(), changes(9, []));
+    rig.writer.work();
+    assert_eq!((said(early), said(other)), (Err(what.clone()), Ok(())));
+    said(registered).unwrap();
+    rig.journal("new", what).unwrap();
+    assert_eq!((rig.kept_of("new"), rig.kept_of("old")), (Some((9, vec![5])), Some((9, vec![]))));
 }
 
 #[test]
