@@ -7,6 +7,7 @@
 use std::{
     collections::VecDeque,
     future::poll_fn,
+    mem,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -143,6 +144,8 @@ impl Reader {
 #[derive(Debug)]
 pub(super) struct Reloader {
     fanout: Arc<Fanout>,
+    /// Something could not be read: the next question is for one event alone, lest its neighbours be at fault.
+    asks_for_one: bool,
     /// The place that is asked for, while it is.
     asked: Option<(u64, CatchUp)>,
 }
@@ -158,14 +161,14 @@ pub(super) enum Reloaded {
     Expired { through: u64 },
     /// It has not been kept.
     Lost,
-    /// The store cannot be read now.
+    /// The store cannot read it now.
     Unreadable,
 }
 
 impl Reloader {
     /// Reads from this product's log.
     pub(super) fn new(fanout: Arc<Fanout>) -> Self {
-        Self { fanout, asked: None }
+        Self { fanout, asks_for_one: false, asked: None }
     }
 
     /// Reads the event at `place` and a few behind it.
@@ -179,7 +182,11 @@ impl Reloader {
             // A turn at the store may become free without a word.
             if let Ok(reloaded) = time::timeout(LOOK_AGAIN, looked).await {
                 self.asked = None;
-                return reloaded;
+                let has_failed = matches!(reloaded, Reloaded::Unreadable);
+                let was_alone = mem::replace(&mut self.asks_for_one, has_failed);
+                if was_alone || !has_failed {
+                    return reloaded;
+                }
             }
         }
     }
@@ -197,7 +204,8 @@ impl Reloader {
         }
         let everything = Scope { sessions: Only::Everything, kinds: Only::Everything };
         let mut entries = VecDeque::new();
-        match self.fanout.log().read_after(place.saturating_sub(1), &everything, RELOAD, &mut entries) {
+        let limits = if self.asks_for_one { Limits { entries: 1, ..RELOAD } } else { RELOAD };
+        match self.fanout.log().read_after(place.saturating_sub(1), &everything, limits, &mut entries) {
             Reading::Taken { .. } => Poll::Ready(found(place, entries)),
             Reading::Lost { reason: GapReason::Evicted, through } => Poll::Ready(Reloaded::Expired { through }),
             Reading::Lost { .. } => Poll::Ready(Reloaded::Lost),
@@ -229,3 +237,6 @@ const RELOAD: Limits = Limits { entries: 64, bytes: 256 * 1024 };
 
 /// Some things happen without a word: a turn at the store becomes free, or the store fails.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests;

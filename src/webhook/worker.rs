@@ -237,7 +237,10 @@ impl Worker {
             Reloaded::Erased => drop(self.outbox.is_gone(place)),
             Reloaded::Lost if self.outbox.is_gone(place) => self.lost(1, "an event that is owed has not been kept"),
             Reloaded::Lost => {}
-            Reloaded::Unreadable => self.reload_at = Instant::now() + RELOAD_AGAIN,
+            Reloaded::Unreadable => {
+                self.outbox.cannot_be_read(place, Now::read());
+                self.reload_at = Instant::now() + RELOAD_AGAIN;
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! A store that does nothing by itself, for tests of those who ask it for something: the test answers, or does not.
+//! For tests of those who ask the store for something: one that does nothing by itself, and one that cannot be read.
 //!
 //! May use: the desk, the orders.
 
@@ -26,6 +26,12 @@ pub(crate) enum Asked {
     Journal(Changes),
     /// Something else. Refused already.
     Other,
+}
+
+/// Has readers open the file anew while that cannot be done, or lets them again.
+pub(crate) fn cannot_be_read(desk: &Desk, is_so: bool) {
+    desk.is_replaced();
+    desk.has_failed(is_so);
 }
 
 /// Its desk.

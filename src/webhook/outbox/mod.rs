@@ -57,6 +57,8 @@ const MOST_HELD_BYTES: usize = 4 << 20;
 const MOST_AHEAD: usize = 64;
 /// A retry's event is loaded so long before it is due. Longer than a read takes.
 const SOON: Duration = Duration::from_secs(1);
+/// After an event could not be read. Longer than the pause after each such event, so that a few of them leave time for others.
+const UNREADABLE: Duration = Duration::from_secs(10);
 /// Dead letters that are delivered again at one time, so that a thousand of them do not crowd out what is new.
 const MOST_LETTERS: usize = 16;
 

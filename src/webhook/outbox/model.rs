@@ -179,6 +179,12 @@ impl World {
         while let Some(place) = self.outbox.wants() {
             let page = place..(place + self.rng.u64(1..9)).min(self.log.len() as u64 + 1);
             for place in page {
+            if self.rng.u32(0..10) == 0 {
+                self.outbox.cannot_be_read(place, self.now());
+                let others = self.outbox.wants();
+                assert!(others != Some(place) || self.outbox.endpoint.is_open(), "seed {}: {place} again", self.seed);
+                return;
+            }
                 if self.sent(place).is_erased {
                     self.outbox.is_gone(place);
                 } else if self.sent(place).is_ours {

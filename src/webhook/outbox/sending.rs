@@ -53,6 +53,15 @@ impl Outbox {
         }
     }
 
+    /// Notes that the event at `place` cannot be read now. Until it is asked for again, others are.
+    pub(in crate::webhook) fn cannot_be_read(&mut self, place: u64, now: Now) {
+        self.seen = now;
+        let item = self.items.get(&place).filter(|item| item.event.is_none());
+        if item.is_some_and(|item| matches!(item.stage, Stage::Idle(_))) {
+            self.move_to(place, Stage::Idle(Turn::Retry(Some(now.instant + UNREADABLE))));
+        }
+    }
+
     /// Notes that the event at `place` cannot be read any more, and tells whether that was owed and is lost by it.
     pub(in crate::webhook) fn is_gone(&mut self, place: u64) -> bool {
         if self.items.get(&place).is_none_or(|item| item.event.is_some()) {
