@@ -68,11 +68,24 @@ pub(super) struct Worker {
     reloader: Reloader,
     reload_at: Instant,
     sender: Arc<Sender>,
-    attempts: JoinSet<(u64, Attempt, Verdict)>,
+    /// Counts the endpoints there have been.
+    endpoint: u64,
+    attempts: JoinSet<Ended>,
     samples: JoinSet<()>,
     notices: Arc<Notices>,
     notice: Notice,
     records: Records,
+    is_leaving: bool,
+}
+
+/// An attempt that has ended.
+#[derive(Debug)]
+struct Ended {
+    place: u64,
+    /// At which of the endpoints there have been.
+    endpoint: u64,
+    attempt: Attempt,
+    verdict: Verdict,
 }
 
 /// What a worker begins with.
@@ -113,6 +126,7 @@ impl Worker {
             reloader: Reloader::new(start.fanout),
             reload_at: now.instant,
             sender: Arc::new(tools.sender(&definition)),
+            endpoint: 0,
             records: Records::new(
                 &definition,
                 start.position,
@@ -162,13 +176,13 @@ impl Worker {
 
     fn send(&mut self, now: Now) {
         while let Some(event) = self.outbox.next(now) {
-            let sender = Arc::clone(&self.sender);
+            let (sender, endpoint) = (Arc::clone(&self.sender), self.endpoint);
             let duration = self.metrics.duration.clone();
             self.attempts.spawn(async move {
                 let began = Instant::now();
                 let (attempt, verdict) = sender.send(&event.id().to_string(), event.payload()).await;
                 duration.observe(began.elapsed().as_secs_f64());
-                (event.place(), attempt, verdict)
+                Ended { place: event.place(), endpoint, attempt, verdict }
             });
         }
     }
@@ -202,11 +216,19 @@ impl Worker {
         soonest.unwrap_or(now + IDLE).min(now + IDLE)
     }
 
-    fn settle(&mut self, ended: Result<(u64, Attempt, Verdict), JoinError>) {
+    /// Whether anything new is sent. When the relay leaves, only what would be lost otherwise.
+    fn may_send(&self) -> bool {
+        !(self.is_leaving && self.tools.is_durable)
+    }
+
+    fn settle(&mut self, ended: Result<Ended, JoinError>) {
         match ended {
-            Ok((place, attempt, verdict)) => {
+            Ok(Ended { place, endpoint, attempt, verdict }) => {
                 self.metrics.attempt(attempt.outcome);
-                self.outbox.settle(place, attempt, &verdict, Now::read());
+                match endpoint == self.endpoint {
+                    true => self.outbox.settle(place, attempt, &verdict, Now::read()),
+                    false => self.outbox.settle_former(place, attempt, &verdict, Now::read()),
+                }
             }
             Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
             Err(_) => {}
@@ -298,8 +320,11 @@ impl Worker {
         if before.webhook.scope() != webhook.scope() {
             self.reader.narrow(webhook.scope());
         }
-        if before.webhook.url != webhook.url && definition.disabled.is_none() {
-            self.outbox.enable(); // it is another endpoint now
+        if before.webhook.url != webhook.url {
+            self.endpoint += 1;
+            if definition.disabled.is_none() {
+                self.outbox.enable();
+            }
         }
         if before.webhook != *webhook || before.former != *former {
             self.outbox.change(self.tools.policy(webhook));
@@ -348,6 +373,7 @@ impl Worker {
         }
     }
 
+        self.show(Now::read()); // what has been heard last of the endpoint is to be kept, too
     async fn finish(&mut self) {
         let is_durable = self.tools.is_durable;
         if !is_durable && self.board.definition().disabled.is_none() {

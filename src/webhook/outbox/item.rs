@@ -83,9 +83,14 @@ impl Item {
         matches!(self.stage, Stage::Running { .. })
     }
 
+    /// Notes an attempt, which counts against the policy.
+    pub(super) fn spend(&mut self, attempt: Attempt) {
+        self.spent = self.spent.saturating_add(1);
+        self.note(attempt);
+    }
+
     /// Notes an attempt.
     pub(super) fn note(&mut self, attempt: Attempt) {
-        self.spent = self.spent.saturating_add(1);
         self.delivery.attempts.push(attempt);
         let beyond = self.delivery.attempts.len().saturating_sub(MOST_ATTEMPTS);
         self.delivery.attempts.drain(..beyond);

@@ -59,6 +59,8 @@ impl Shelf {
 struct Attempted {
     place: u64,
     began_open: bool,
+    /// At an endpoint that is the webhook's no longer.
+    is_former: bool,
 }
 
 /// The whole world around one outbox.
@@ -177,14 +179,14 @@ impl World {
 
     fn load(&mut self) {
         while let Some(place) = self.outbox.wants() {
-            let page = place..(place + self.rng.u64(1..9)).min(self.log.len() as u64 + 1);
-            for place in page {
             if self.rng.u32(0..10) == 0 {
                 self.outbox.cannot_be_read(place, self.now());
                 let others = self.outbox.wants();
                 assert!(others != Some(place) || self.outbox.endpoint.is_open(), "seed {}: {place} again", self.seed);
                 return;
             }
+            let page = place..(place + self.rng.u64(1..9)).min(self.log.len() as u64 + 1);
+            for place in page {
                 if self.sent(place).is_erased {
                     self.outbox.is_gone(place);
                 } else if self.sent(place).is_ours {
@@ -221,7 +223,7 @@ impl World {
             assert!(!same, "seed {seed}: {place} runs beside {} of its session", other.place);
         }
         assert!(event.payload() == self.payload, "seed {seed}: other bytes");
-        self.running.push(Attempted { place, began_open });
+        self.running.push(Attempted { place, began_open, is_former: false });
         assert!(self.running.len() <= self.lives.last().unwrap().0, "seed {seed}: too many in flight");
     }
 
@@ -243,7 +245,7 @@ impl World {
         if self.running.is_empty() {
             return;
         }
-        let Attempted { place, .. } = self.running.swap_remove(self.rng.usize(0..self.running.len()));
+        let attempt = self.running.swap_remove(self.rng.usize(0..self.running.len()));
         let again = Verdict::Again { after: None };
         let (status, verdict) = match self.rng.u32(0..100) {
             _ if self.is_down => (503, again),
@@ -255,10 +257,11 @@ impl World {
             95..98 => (0, Verdict::Forbidden),
             _ => (410, Verdict::Gone),
         };
-        self.settle(place, status, &verdict);
+        self.settle(attempt, status, &verdict);
     }
 
-    fn settle(&mut self, place: u64, status: u16, verdict: &Verdict) {
+    fn settle(&mut self, attempted: Attempted, status: u16, verdict: &Verdict) {
+        let Attempted { place, is_former, .. } = attempted;
         let is_lost_answer = status == 0 && *verdict != Verdict::Forbidden;
         if *verdict == Verdict::Accepted || is_lost_answer {
             self.accept(place);
@@ -266,7 +269,16 @@ impl World {
         if is_lost_answer {
             self.lost_answers.insert(place);
         }
-        self.outbox.settle(place, attempt(status), verdict, self.now());
+        if is_former {
+            let now = self.now().instant;
+            let before = self.outbox.endpoint.standing(now);
+            self.outbox.settle_former(place, attempt(status), verdict, self.now());
+            let (is_open, after) = (self.outbox.get(place).is_some(), self.outbox.endpoint.standing(now));
+            assert_eq!(before, after, "seed {}: the present endpoint has heard it", self.seed);
+            assert!(!is_open || *verdict != Verdict::Accepted, "seed {}: {place} is accepted", self.seed);
+        } else {
+            self.outbox.settle(place, attempt(status), verdict, self.now());
+        }
         // Others of its session have gone on, whether the dead letter is ever written or not.
         if *verdict != Verdict::Accepted && self.outbox.get(place).is_none() {
             self.ever_dead.insert(place);
@@ -344,6 +356,14 @@ impl World {
         self.outbox.change(self.policy);
         let most = &mut self.lives.last_mut().unwrap().0;
         *most = (*most).max(self.policy.max_in_flight);
+    }
+
+    /// The webhook has another endpoint from now on.
+    fn redirect(&mut self) {
+        self.outbox.enable();
+        for attempt in &mut self.running {
+            (attempt.began_open, attempt.is_former) = (false, true);
+        }
     }
 
     /// The store makes dead letters of what has been owed for too long; the outbox hears of it, sooner or later.
@@ -441,7 +461,8 @@ impl World {
             }
             870..920 => self.advance(),
             920..930 => self.crash(),
-            930..940 => self.reload(),
+            930..937 => self.reload(),
+            937..940 => self.redirect(),
             940..945 => self.outbox.disable("an operator said so"),
             945..955 => {
                 self.outbox.enable();
@@ -470,7 +491,7 @@ impl World {
             self.load();
             self.send(usize::MAX);
             for attempt in std::mem::take(&mut self.running) {
-                self.settle(attempt.place, 200, &Verdict::Accepted);
+                self.settle(attempt, 200, &Verdict::Accepted);
             }
             self.write(false);
             self.land(true);

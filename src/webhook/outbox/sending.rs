@@ -130,7 +130,7 @@ impl Outbox {
         }
         self.hear(place, &attempt, verdict);
         let Some(item) = self.items.get_mut(&place) else { return };
-        item.note(attempt);
+        item.spend(attempt);
         let is_exhausted = item.spent > self.policy.max_retries;
         let goes_on = matches!(item.claim, Claim::Owed | Claim::Letter) && !is_exhausted;
         let ending = match verdict {
@@ -141,6 +141,25 @@ impl Outbox {
             Verdict::Forbidden => Ending::Dead(DeadReason::EgressRefused),
         };
         self.finish(place, ending);
+    }
+
+    /// Notes how an attempt went at an endpoint that is the webhook's no longer. That one says nothing of the present one, which
+    /// gets what it has not accepted, without an attempt less.
+    pub(in crate::webhook) fn settle_former(&mut self, place: u64, attempt: Attempt, verdict: &Verdict, now: Now) {
+        self.seen = now;
+        let Some(item) = self.items.get_mut(&place).filter(|item| item.is_running()) else { return };
+        item.note(attempt);
+        let (claim, turn) = (item.claim, item.turn());
+        if *verdict == Verdict::Accepted {
+            self.finish(place, Ending::Accepted);
+        } else if matches!(claim, Claim::Owed | Claim::Letter) {
+            self.move_to(place, Stage::Idle(turn));
+            if claim == Claim::Owed {
+                self.journal.touch(place, true);
+            }
+        } else {
+            self.finish(place, Ending::Dead(DeadReason::Refused));
+        }
     }
 
     /// What the answer says of the endpoint.
