@@ -143,6 +143,7 @@ impl Worker {
             samples: JoinSet::new(),
             notices,
             notice: Notice::default(),
+            is_leaving: false,
         }
     }
 
@@ -168,6 +169,10 @@ impl Worker {
         self.metrics.lost.inc_by(self.outbox.take_lost());
         self.records.write_down(&mut self.outbox, self.reader.committed());
         self.records.ask_for_letters(&self.outbox, &self.notice);
+        self.show(now);
+    }
+
+    fn show(&mut self, now: Now) {
         let unread = if self.outbox.has_room() { 0 } else { self.reader.behind() };
         if let Some(changed) = self.board.show(&self.outbox, &self.notice, unread, now, &self.metrics) {
             self.redefine(changed);
@@ -212,7 +217,8 @@ impl Worker {
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let reload_at = Some(self.reload_at).filter(|at| *at > now);
-        let soonest = [self.outbox.due(), reload_at, self.records.due(&self.notice)].into_iter().flatten().min();
+        let due = self.outbox.due().filter(|_| self.may_send());
+        let soonest = [due, reload_at, self.records.due(&self.notice)].into_iter().flatten().min();
         soonest.unwrap_or(now + IDLE).min(now + IDLE)
     }
 
@@ -362,10 +368,12 @@ impl Worker {
 
     /// Finishes what is under way. What is owed in memory alone is sent now or never.
     async fn leave(mut self) {
+        self.is_leaving = true;
         if time::timeout(LEAVING, self.finish()).await.is_err() {
             let webhook = &self.board.definition().webhook.id;
             error!(webhook, attempts = self.attempts.len(), "attempts are cut off: it is not known how they went");
         }
+        self.show(Now::read()); // what has been heard last of the endpoint is to be kept, too
         self.records.close(&mut self.outbox, self.reader.committed()).await;
         let owed = self.outbox.owed().0;
         if owed > 0 && !self.tools.is_durable {
@@ -373,20 +381,19 @@ impl Worker {
         }
     }
 
-        self.show(Now::read()); // what has been heard last of the endpoint is to be kept, too
     async fn finish(&mut self) {
-        let is_durable = self.tools.is_durable;
-        if !is_durable && self.board.definition().disabled.is_none() {
+        let may_send = self.may_send();
+        if may_send && self.board.definition().disabled.is_none() {
             self.outbox.enable(); // what waits for another attempt gets its last
         }
         loop {
-            if !is_durable {
+            if may_send {
                 self.send(Now::read());
             }
             self.records.write_down(&mut self.outbox, self.reader.committed());
             // What is being written down holds slots, in which more may be sent.
-            let may_send = !is_durable && (self.reader.behind() > 0 || self.records.is_writing());
-            if self.attempts.is_empty() && !may_send {
+            let is_more = may_send && (self.reader.behind() > 0 || self.records.is_writing());
+            if self.attempts.is_empty() && !is_more {
                 return;
             }
             self.step().await;
