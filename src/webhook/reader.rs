@@ -1,6 +1,6 @@
 //! What one webhook reads from the log: events in order once they are committed, and single ones again.
 //!
-//! While the store is degraded nothing is committed: then events are given as soon as they are shown, and it says so.
+//! While the store is degraded nothing is committed: then events are given as soon as they are shown.
 //!
 //! May use: `event`, `fanout`, `log`.
 
@@ -38,8 +38,8 @@ pub(super) struct Reader {
 /// What comes next.
 #[derive(Debug)]
 pub(super) enum Read {
-    /// An event, and whether it is committed.
-    Event(Arc<Event>, Durability),
+    /// An event.
+    Event(Arc<Event>),
     /// So many places are gone that may have held events.
     Lost {
         /// They have been kept for as long as anything is.
@@ -47,15 +47,6 @@ pub(super) enum Read {
         /// How many.
         places: u64,
     },
-}
-
-/// Whether an event survives the end of the process.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Durability {
-    /// It does, where there is a store.
-    Committed,
-    /// The store is degraded.
-    Uncommitted,
 }
 
 impl Reader {
@@ -97,9 +88,9 @@ impl Reader {
     pub(super) async fn next(&mut self) -> Read {
         loop {
             if let Some(event) = &self.held {
-                let durability = self.until_committed(event.place()).await;
+                self.until_committed(event.place()).await;
                 if let Some(event) = self.held.take() {
-                    return Read::Event(event, durability);
+                    return Read::Event(event);
                 }
             }
             let before = self.subscription.returned_through();
@@ -126,15 +117,9 @@ impl Reader {
     }
 
     /// Waits until `place` is committed, but not for a store that cannot be written.
-    async fn until_committed(&self, place: u64) -> Durability {
+    async fn until_committed(&self, place: u64) {
         let mut kept = self.kept.clone();
-        loop {
-            if *kept.borrow_and_update() >= place {
-                return Durability::Committed;
-            }
-            if self.desk.is_degraded() {
-                return Durability::Uncommitted;
-            }
+        while *kept.borrow_and_update() < place && !self.desk.is_degraded() {
             let _ = time::timeout(LOOK_AGAIN, kept.changed()).await;
         }
     }

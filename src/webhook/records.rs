@@ -112,19 +112,21 @@ impl Records {
             self.is_redefined = false;
             self.registering = Some(Box::pin(self.desk.register(self.registration())));
         }
+        // The store is degraded. What is not committed is not called passed: after a crash, other events would stand there.
+        let is_ahead = committed < outbox.position();
+        if is_ahead || self.desk.is_degraded() {
+            outbox.cannot_be_written();
+        }
         if !self.is_registered || self.journal.is_some() || now < self.journal_at {
+            return;
+        }
+        if is_ahead {
+            self.journal_at = now + AGAIN;
             return;
         }
         let changes = if now >= self.all_at { outbox.all_changes() } else { outbox.changes() };
         self.all_at = if now >= self.all_at { now + LAZY } else { self.all_at };
-        let Some(changes) = changes else { return };
-        if committed < changes.position {
-            // The store is degraded. After a crash, other events would stand at these places.
-            outbox.not_committed(changes);
-            self.journal_at = now + AGAIN;
-            return;
-        }
-        self.journal = Some(Box::pin(self.desk.journal(&self.id, changes)));
+        self.journal = changes.map(|changes| Box::pin(self.desk.journal(&self.id, changes)) as _);
     }
 
     /// Whether a journal is on its way.

@@ -25,7 +25,7 @@ use super::{
     board::Board,
     definition::Definition,
     outbox::Outbox,
-    reader::{Durability, Read, Reader, Reloaded, Reloader},
+    reader::{Read, Reader, Reloaded, Reloader},
     records::Records,
     sample,
     sender::Sender,
@@ -181,6 +181,9 @@ impl Worker {
 
     fn send(&mut self, now: Now) {
         while let Some(event) = self.outbox.next(now) {
+            if event.place() > self.reader.committed() && !self.outbox.last_was_retry() {
+                self.metrics.undurable.inc();
+            }
             let (sender, endpoint) = (Arc::clone(&self.sender), self.endpoint);
             let duration = self.metrics.duration.clone();
             self.attempts.spawn(async move {
@@ -243,12 +246,9 @@ impl Worker {
 
     fn take(&mut self, read: Read) {
         match read {
-            Read::Event(event, durability) => {
+            Read::Event(event) => {
                 let known_through = self.outbox.position().max(self.notice.expired_through);
                 if event.place() > known_through {
-                    if durability == Durability::Uncommitted {
-                        self.metrics.undurable.inc();
-                    }
                     self.outbox.take(event, Now::read());
                 }
             }

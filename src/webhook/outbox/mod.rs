@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use self::{
     delivered::Delivered,
     endpoint::{Chance, Endpoint, Gate, LONGEST_WAIT},
-    item::{Claim, Item, Stage, Turn},
+    item::{Claim, Item, Row, Stage, Turn},
     journal::Journal,
     lanes::{Heads, Lanes},
 };
@@ -158,7 +158,7 @@ impl Outbox {
     fn restore(&mut self, owed: Owed) {
         let turn = owed.next_attempt_at.map_or(Turn::Fresh, |at| Turn::Retry(Some(self.instant_of(at))));
         let mut item = Item::new(owed.delivery, None, Claim::Owed);
-        item.is_stored = true;
+        item.row = Row::There;
         item.spent = u32::try_from(item.delivery.attempts.len()).unwrap_or(u32::MAX);
         self.admit(item, turn);
     }

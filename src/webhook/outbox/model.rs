@@ -71,6 +71,8 @@ struct World {
     elapsed: u64,
     payload: Bytes,
     policy: Policy,
+    /// In one batch.
+    most_fates: usize,
     outbox: Outbox,
     log: Vec<Sent>,
     /// Encoded once: that is what takes time here.
@@ -104,6 +106,8 @@ impl World {
         let filling = if rng.u32(0..10) == 0 { 96 << 10 } else { 40 };
         let mut outbox = Outbox::new(policy, 0, Vec::new(), base);
         outbox.random = Rng::with_seed(seed);
+        let most_fates = if rng.bool() { rng.usize(1..20) } else { 1000 };
+        outbox.journal.most_fates = most_fates;
         Self {
             seed,
             rng,
@@ -111,6 +115,7 @@ impl World {
             elapsed: 0,
             payload: Bytes::from(format!("{{\"x\":\"{}\"}}", "x".repeat(filling))),
             policy,
+            most_fates,
             outbox,
             log: Vec::new(),
             events: Vec::new(),
@@ -298,26 +303,43 @@ impl World {
         if succeeds {
             self.commit(&changes);
             self.outbox.committed();
+            // Slots were free that should not have been, until everything is written.
+            self.is_degraded &= self.outbox.journal.has_any(self.outbox.position);
         } else {
+            if self.rng.bool() {
+                self.commit(&changes); // although it is reported as failed
+            }
             self.is_degraded = true;
             self.outbox.not_committed(changes);
         }
+    }
+
+    /// The store takes very long to write, and nobody waits for that.
+    fn hang(&mut self) {
+        self.is_degraded = true;
+        self.outbox.cannot_be_written();
+        assert_eq!(self.outbox.journal.slots(), 0, "seed {}", self.seed);
     }
 
     fn commit(&mut self, changes: &Changes) {
         let dead = changes.fates.iter().filter(|(_, fate)| matches!(fate, Fate::Dead(_)));
         self.ever_dead.extend(dead.map(|(place, _)| *place));
         self.shelf.apply(changes);
-        self.is_degraded = false;
     }
 
     /// Everything is written down, and the store knows what the outbox knows.
     fn check_written(&mut self) {
         self.land(true);
         self.tell();
-        self.write(true);
-        self.land(true);
-        assert_eq!(self.outbox.all_changes(), None, "seed {}", self.seed);
+        let mut batches = 0..self.log.len() * 3 + 10;
+        while batches.next().is_some() {
+            self.write(true);
+            if self.flying.is_none() {
+                break;
+            }
+            self.land(true);
+        }
+        assert!(!batches.is_empty(), "seed {}: there is always something to write", self.seed);
         let pending = self.outbox.pending(None, usize::MAX, self.now());
         let mut pending: Vec<u64> = pending.iter().map(|(delivery, _)| delivery.place).collect();
         pending.reverse();
@@ -348,6 +370,7 @@ impl World {
         let owed = self.shelf.owed.values().cloned().collect();
         self.outbox = Outbox::new(self.policy, self.shelf.position, owed, self.now());
         self.outbox.random = Rng::with_seed(self.seed);
+        self.outbox.journal.most_fates = self.most_fates;
         self.is_degraded = false;
     }
 
@@ -473,7 +496,8 @@ impl World {
             960..970 => self.tell(),
             970..974 => self.erase(),
             974..978 => self.requeue(),
-            978..986 => self.redeliver(),
+            978..985 => self.redeliver(),
+            985 => self.hang(),
             986..992 => self.is_down = !self.is_down,
             992..994 => self.replace(),
             _ => self.check_written(),
@@ -493,8 +517,11 @@ impl World {
             for attempt in std::mem::take(&mut self.running) {
                 self.settle(attempt, 200, &Verdict::Accepted);
             }
-            self.write(false);
             self.land(true);
+            while self.outbox.journal.is_due() {
+                self.write(false);
+                self.land(true);
+            }
             self.tell();
             self.advance();
             // A dead letter may still be on its way to the store.

@@ -55,7 +55,7 @@ impl Outbox {
         self.journal.erase(session);
         for place in self.lanes.members(session) {
             let Some(item) = self.items.get(&place) else { continue };
-            if self.journal.has_row(place, item.is_stored, item.claim) {
+            if self.journal.row(place, item.row, item.claim) != Row::None {
                 self.journal.settle(place);
             }
             self.journal.forget(place);

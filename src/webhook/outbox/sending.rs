@@ -68,7 +68,7 @@ impl Outbox {
             return false;
         }
         let Some(item) = self.remove(place) else { return false };
-        if self.journal.has_row(place, item.is_stored, item.claim) {
+        if self.journal.row(place, item.row, item.claim) != Row::None {
             self.journal.settle(place);
         }
         true
@@ -91,6 +91,11 @@ impl Outbox {
         self.move_to(place, Stage::Running { is_retry: self.was_retry });
         self.endpoint.begin(place);
         Some(event)
+    }
+
+    /// Whether what [`Outbox::next`] gave last had been tried before.
+    pub(in crate::webhook) fn last_was_retry(&self) -> bool {
+        self.was_retry
     }
 
     fn has_slot(&self) -> bool {
@@ -192,17 +197,19 @@ impl Outbox {
     fn finish(&mut self, place: u64, ending: Ending) {
         let Some(item) = self.remove(place) else { return };
         self.journal.occupy();
-        let has_row = self.journal.has_row(place, item.is_stored, item.claim);
+        let row = self.journal.row(place, item.row, item.claim);
         match (item.claim, ending) {
             (Claim::Expired, Ending::Dead(_)) => {}
             (Claim::Erased, _) => self.journal.settle(place),
             (_, Ending::Accepted) => {
-                if has_row {
+                if row != Row::None {
                     self.journal.settle(place);
                 }
                 self.delivered.push(item.delivery);
             }
-            (_, Ending::Dead(reason)) => self.journal.bury(item.into_letter(reason, self.seen.unix_ms), has_row),
+            (_, Ending::Dead(reason)) => {
+                self.journal.bury(item.into_letter(reason, self.seen.unix_ms), row == Row::There)
+            }
         }
     }
 
@@ -222,8 +229,8 @@ impl Outbox {
             let is_idle = |item: &&Item| item.event.is_some() && !item.is_running();
             let oldest = self.owed_items().find(is_idle).map(|item| item.delivery.place);
             let Some(item) = oldest.and_then(|place| self.remove(place)) else { return };
-            let has_row = self.journal.has_row(item.delivery.place, item.is_stored, item.claim);
-            self.journal.bury(item.into_letter(DeadReason::Expired, self.seen.unix_ms), has_row);
+            let row = self.journal.row(item.delivery.place, item.row, item.claim);
+            self.journal.bury(item.into_letter(DeadReason::Expired, self.seen.unix_ms), row == Row::There);
         }
     }
 }

@@ -42,7 +42,7 @@ async fn store_of(directory: &tempfile::TempDir, events: u64) -> (Store, Arc<Fan
 
 fn place_of(read: Read) -> u64 {
     match read {
-        Read::Event(event, _) => event.place(),
+        Read::Event(event) => event.place(),
         lost @ Read::Lost { .. } => panic!("nothing is lost, and yet {lost:?}"),
     }
 }

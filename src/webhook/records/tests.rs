@@ -5,10 +5,11 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     config::Webhook,
+    delivery::{Attempt, Outcome},
     event::{Event, EventId, Kind},
     log::store::idle::{self, Asked},
     webhook::{
-        Source,
+        Source, Verdict,
         outbox::{Keeping, Policy},
     },
 };
@@ -34,6 +35,23 @@ impl Bench {
         let (id, kind) = (EventId::new(7, place), Kind::Actions);
         let event = Event::restored(id, place, kind, None, &Bytes::from_static(b"{}"));
         self.outbox.take(Arc::new(event), Now::read());
+    }
+
+    /// Says that the webhook is registered, as it has asked.
+    fn register(&mut self) {
+        let Some(Asked::Register { answer, .. }) = idle::take(&self.desk) else { panic!("it has asked") };
+        answer.send(()).unwrap();
+        self.turn();
+    }
+
+    /// Sends all that goes out now.
+    fn sent(&mut self) -> Vec<u64> {
+        std::iter::from_fn(|| self.outbox.next(Now::read())).map(|event| event.place()).collect()
+    }
+
+    fn accept(&mut self, place: u64) {
+        let attempt = Attempt { at: 0, duration_ms: 1, outcome: Outcome::Accepted, status: Some(200), error: None };
+        self.outbox.settle(place, attempt, &Verdict::Accepted, Now::read());
     }
 
     /// Writes down what can be while everything is committed, and hears what the store has to say.
@@ -65,6 +83,43 @@ async fn nothing_is_written_down_before_the_store_has_the_webhook() {
     bench.turn();
     let Some(Asked::Journal(changes)) = idle::take(&bench.desk) else { panic!("now it is") };
     assert_eq!((changes.position, changes.fates.into_keys().collect()), (7, vec![4, 5, 6, 7]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_store_is_degraded_delivery_waits_neither_for_a_journal_nor_for_a_registration() {
+    for is_registered in [true, false] {
+        let mut bench = Bench::new(0);
+        bench.turn();
+        if is_registered {
+            bench.register();
+        }
+        (1..=8).for_each(|place| bench.take(place));
+        assert_eq!(bench.sent(), [1, 2]);
+        (1..=2).for_each(|place| bench.accept(place));
+        bench.records.write_down(&mut bench.outbox, u64::MAX);
+        assert_eq!((bench.records.is_writing(), bench.sent()), (is_registered, vec![]));
+        idle::cannot_be_read(&bench.desk, true);
+        bench.records.write_down(&mut bench.outbox, u64::MAX);
+        assert_eq!(bench.sent(), [3, 4], "registered: {is_registered}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_committed_is_not_called_passed_and_delivery_goes_on() {
+    let mut bench = Bench::new(0);
+    bench.turn();
+    bench.register();
+    (1..=8).for_each(|place| bench.take(place));
+    for round in 0..3 {
+        assert_eq!(bench.sent(), [round * 2 + 1, round * 2 + 2]);
+        (1..=2).for_each(|place| bench.accept(round * 2 + place));
+        bench.records.write_down(&mut bench.outbox, 7);
+        time::advance(AGAIN).await;
+    }
+    assert!(idle::take(&bench.desk).is_none());
+    bench.records.write_down(&mut bench.outbox, 8);
+    let Some(Asked::Journal(changes)) = idle::take(&bench.desk) else { panic!("all is committed") };
+    assert_eq!((changes.position, changes.fates.into_keys().collect()), (8, vec![7, 8]));
 }
 
 const POLICY: Policy = Policy {
