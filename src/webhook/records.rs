@@ -10,7 +10,6 @@
 //! May use: `delivery`, `log`, the webhook's own rooms.
 
 use std::{
-    collections::VecDeque,
     fmt,
     future::{Future, poll_fn},
     pin::Pin,
@@ -54,8 +53,6 @@ pub(super) struct Records {
     all_at: Instant,
     letters: Out<Result<Vec<DeadLetter>, Unreadable>>,
     letters_at: Instant,
-    /// Handed to the outbox not long ago, and when: an answer that was on its way meanwhile may still name them.
-    handed: VecDeque<(Instant, u64)>,
 }
 
 type Out<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
@@ -89,7 +86,6 @@ impl Records {
             all_at: now,
             letters: None,
             letters_at: now,
-            handed: VecDeque::new(),
         }
     }
 
@@ -147,11 +143,9 @@ impl Records {
 
     /// Asks for dead letters that wait to be delivered again, now and then: they come on top of what is owed.
     pub(super) fn ask_for_letters(&mut self, outbox: &Outbox, notice: &Notice) {
-        let room = outbox.room_for_letters();
-        let is_due = notice.requeued > 0 && room > 0 && Instant::now() >= self.letters_at;
-        if is_due && self.letters.is_none() {
-            // From the first on: those that are on their way are among them still, and what is requeued meanwhile may come before.
-            self.letters = Some(Box::pin(self.desk.requeued(&self.id, LETTERS_AT_A_TIME)));
+        let is_due = notice.requeued > outbox.letters() && self.letters.is_none() && Instant::now() >= self.letters_at;
+        if let Some(after) = outbox.wants_letters_behind().filter(|_| is_due) {
+            self.letters = Some(Box::pin(self.desk.requeued(&self.id, after, LETTERS_AT_A_TIME)));
         }
     }
 
@@ -161,9 +155,9 @@ impl Records {
     }
 
     /// When there is something to ask for or to write, though nothing else happens.
-    pub(super) fn due(&self, notice: &Notice) -> Option<Instant> {
+    pub(super) fn due(&self, outbox: &Outbox, notice: &Notice) -> Option<Instant> {
         let now = Instant::now();
-        let letters = (notice.requeued > 0 && self.letters.is_none()).then_some(self.letters_at);
+        let letters = (notice.requeued > outbox.letters() && self.letters.is_none()).then_some(self.letters_at);
         let register = (self.is_redefined && self.registering.is_none()).then_some(self.register_at);
         let journal = Some(self.journal_at).filter(|at| *at > now);
         [letters.filter(|at| *at > now), register, journal].into_iter().flatten().min()
@@ -183,18 +177,11 @@ impl Records {
                 self.journal_at = now + AGAIN;
             }
             Answer::Registered(registered) => self.registered(registered),
-            Answer::Letters(letters) => self.hand_over(letters.unwrap_or_default(), outbox),
+            Answer::Letters(letters) => {
+                let is_worth_it = outbox.redeliver(letters.unwrap_or_default(), Now::read());
+                self.letters_at = now + if is_worth_it { LETTERS_EVERY } else { LETTERS_AGAIN };
+            }
         }
-    }
-
-    fn hand_over(&mut self, mut letters: Vec<DeadLetter>, outbox: &mut Outbox) {
-        let now = Instant::now();
-        self.letters_at = now + LETTERS_EVERY;
-        while self.handed.pop_front_if(|(at, _)| *at + STALE < now).is_some() {}
-        letters.retain(|letter| self.handed.iter().all(|(_, place)| *place != letter.delivery.place));
-        letters.truncate(outbox.room_for_letters());
-        self.handed.extend(letters.iter().map(|letter| (now, letter.delivery.place)));
-        outbox.redeliver(letters, Now::read());
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
@@ -269,14 +256,14 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// After a definition that could not be written.
 const REGISTER_AGAIN: Duration = Duration::from_secs(1);
 
-/// Between two helpings of dead letters: with their number, some sixty a second.
+/// Between two helpings of dead letters: with the number that is under way at one time, some sixty a second.
 const LETTERS_EVERY: Duration = Duration::from_millis(250);
 
-/// More than the outbox has on its way.
-const LETTERS_AT_A_TIME: usize = 48;
+/// After all that wait have been looked at, and none could be taken: those before them fail.
+const LETTERS_AGAIN: Duration = Duration::from_secs(1);
 
-/// Longer than any answer of a store that works.
-const STALE: Duration = Duration::from_secs(5);
+/// More than the outbox takes at one time, as it leaves some.
+const LETTERS_AT_A_TIME: usize = 48;
 
 /// For the last journal.
 const CLOSING: Duration = Duration::from_secs(2);

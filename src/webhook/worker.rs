@@ -221,7 +221,7 @@ impl Worker {
         let now = Instant::now();
         let reload_at = Some(self.reload_at).filter(|at| *at > now);
         let due = self.outbox.due().filter(|_| self.may_send());
-        let soonest = [due, reload_at, self.records.due(&self.notice)].into_iter().flatten().min();
+        let soonest = [due, reload_at, self.records.due(&self.outbox, &self.notice)].into_iter().flatten().min();
         soonest.unwrap_or(now + IDLE).min(now + IDLE)
     }
 

@@ -22,6 +22,8 @@ pub(crate) enum Asked {
         /// Who waits.
         answer: oneshot::Sender<()>,
     },
+    /// For dead letters behind this place. Refused already.
+    Letters(u64),
     /// To write down changes. Refused already.
     Journal(Changes),
     /// Something else. Refused already.
@@ -44,6 +46,7 @@ pub(crate) fn take(desk: &Desk) -> Option<Asked> {
     if let Some(order) = desk.take_order() {
         return Some(match order {
             Order::Register { webhook, answer } => Asked::Register { position: webhook.position, answer },
+            Order::Requeued { after, .. } => Asked::Letters(after),
             _ => Asked::Other,
         });
     }

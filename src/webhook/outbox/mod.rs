@@ -20,6 +20,7 @@ mod endpoint;
 mod item;
 mod journal;
 mod lanes;
+mod letters;
 #[cfg(test)]
 mod model;
 mod orders;
@@ -28,7 +29,11 @@ mod sending;
 mod tests;
 mod writing;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use fastrand::Rng;
 use tokio::time::Instant;
@@ -39,6 +44,7 @@ use self::{
     item::{Claim, Item, Row, Stage, Turn},
     journal::Journal,
     lanes::{Heads, Lanes},
+    letters::Walk,
 };
 use super::{Now, Verdict};
 use crate::{
@@ -59,8 +65,6 @@ const MOST_AHEAD: usize = 64;
 const SOON: Duration = Duration::from_secs(1);
 /// After an event could not be read. Longer than the pause after each such event, so that a few of them leave time for others.
 const UNREADABLE: Duration = Duration::from_secs(10);
-/// Dead letters that are delivered again at one time, so that a thousand of them do not crowd out what is new.
-const MOST_LETTERS: usize = 16;
 
 /// How hard a webhook is tried, and where what it is owed can be read again.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +102,9 @@ pub(super) struct Outbox {
     seen: Now,
     /// Everything to deliver, by place.
     items: BTreeMap<u64, Item>,
+    /// Those of them that are dead letters, delivered again.
+    letters: BTreeSet<u64>,
+    walk: Walk,
     lanes: Lanes,
     heads: Heads,
     endpoint: Endpoint,
@@ -115,7 +122,6 @@ pub(super) struct Outbox {
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     owed: u64,
-    letters: usize,
     running: usize,
     running_retries: usize,
     held: usize,
@@ -141,6 +147,8 @@ impl Outbox {
             position,
             seen: now,
             items: BTreeMap::new(),
+            letters: BTreeSet::new(),
+            walk: Walk::default(),
             lanes: Lanes::default(),
             heads: Heads::default(),
             endpoint: Endpoint::default(),
@@ -292,7 +300,7 @@ impl Outbox {
             return;
         }
         let is_first = self.lanes.join(item.delivery.session.as_ref(), place);
-        self.tally.claim(item.claim, true);
+        self.count(place, item.claim, true);
         if let Some(event) = &item.event {
             self.tally.hold(event, true);
         }
@@ -334,15 +342,25 @@ impl Outbox {
     /// Gives an item another reason to be here.
     fn set_claim(&mut self, place: u64, claim: Claim) {
         let Some(item) = self.items.get_mut(&place) else { return };
-        self.tally.claim(std::mem::replace(&mut item.claim, claim), false);
-        self.tally.claim(claim, true);
+        let former = std::mem::replace(&mut item.claim, claim);
+        self.count(place, former, false);
+        self.count(place, claim, true);
+    }
+
+    fn count(&mut self, place: u64, claim: Claim, is_new: bool) {
+        match claim {
+            Claim::Owed => self.tally.owed = if is_new { self.tally.owed + 1 } else { self.tally.owed - 1 },
+            Claim::Letter if is_new => drop(self.letters.insert(place)),
+            Claim::Letter => drop(self.letters.remove(&place)),
+            Claim::Expired | Claim::Erased => {}
+        }
     }
 
     /// Takes an item out; the next of its lane becomes first.
     fn remove(&mut self, place: u64) -> Option<Item> {
         self.move_to(place, Stage::Blocked);
         let item = self.items.remove(&place)?;
-        self.tally.claim(item.claim, false);
+        self.count(place, item.claim, false);
         if let Some(event) = &item.event {
             self.tally.hold(event, false);
         }
@@ -356,14 +374,6 @@ impl Outbox {
 }
 
 impl Tally {
-    fn claim(&mut self, claim: Claim, is_new: bool) {
-        match claim {
-            Claim::Owed => self.owed = if is_new { self.owed + 1 } else { self.owed - 1 },
-            Claim::Letter => self.letters = if is_new { self.letters + 1 } else { self.letters - 1 },
-            Claim::Expired | Claim::Erased => {}
-        }
-    }
-
     fn run(&mut self, is_retry: bool, begins: bool) {
         let retries = usize::from(is_retry);
         if begins {

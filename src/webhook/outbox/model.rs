@@ -431,12 +431,12 @@ impl World {
 
     fn redeliver(&mut self) {
         self.tell();
-        if self.outbox.room_for_letters() > 0 {
-            let letters = self.shelf.letters.values().filter(|(_, is_requeued)| *is_requeued);
-            let letters = letters.map(|(letter, _)| letter.clone()).take(40).collect();
+        if let Some(after) = self.outbox.wants_letters_behind() {
+            let behind = self.shelf.letters.range(after + 1..).map(|(_, letter)| letter);
+            let letters = behind.filter(|(_, is_requeued)| *is_requeued).map(|(letter, _)| letter.clone());
+            let letters = letters.take(self.rng.usize(1..40)).collect();
             self.outbox.redeliver(letters, self.now());
         }
-        assert!(self.outbox.tally.letters <= MOST_LETTERS);
     }
 
     /// The file is lost, with all dead letters.

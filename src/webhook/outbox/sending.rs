@@ -191,6 +191,10 @@ impl Outbox {
         if claim == Claim::Owed {
             self.journal.touch(place, true);
         }
+        let session = self.items.get(&place).and_then(|item| item.delivery.session.clone());
+        if let Some(session) = session.filter(|_| !self.letters.is_empty()) {
+            self.leave_letters(&session);
+        }
     }
 
     /// Lets an item go.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     config::Webhook,
-    delivery::{Attempt, Outcome},
+    delivery::{Attempt, DeadReason, Delivery, Outcome},
     event::{Event, EventId, Kind},
     log::store::idle::{self, Asked},
     webhook::{
@@ -120,6 +120,32 @@ async fn what_is_not_committed_is_not_called_passed_and_delivery_goes_on() {
     bench.records.write_down(&mut bench.outbox, 8);
     let Some(Asked::Journal(changes)) = idle::take(&bench.desk) else { panic!("all is committed") };
     assert_eq!((changes.position, changes.fates.into_keys().collect()), (8, vec![7, 8]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_are_asked_for_behind_those_that_were_looked_at_and_not_if_all_are_here() {
+    let mut bench = Bench::new(0);
+    bench.turn();
+    bench.register();
+    let notice = |requeued| Notice { requeued, ..Notice::default() };
+    bench.records.ask_for_letters(&bench.outbox, &notice(2));
+    assert!(matches!(idle::take(&bench.desk), Some(Asked::Letters(0))));
+    bench.turn(); // there was no answer
+    time::advance(LETTERS_AGAIN).await;
+    let delivery = Delivery {
+        place: 5,
+        event_id: EventId::new(7, 5),
+        kind: Kind::Actions,
+        session: None,
+        created_at: 0,
+        attempts: Vec::new(),
+    };
+    let letter = DeadLetter { delivery, reason: DeadReason::Refused, died_at: 0, payload: Bytes::from_static(b"{}") };
+    bench.outbox.redeliver(vec![letter], Now::read());
+    bench.records.ask_for_letters(&bench.outbox, &notice(1));
+    assert!(idle::take(&bench.desk).is_none() && bench.records.due(&bench.outbox, &notice(1)).is_none());
+    bench.records.ask_for_letters(&bench.outbox, &notice(2));
+    assert!(matches!(idle::take(&bench.desk), Some(Asked::Letters(5))));
 }
 
 const POLICY: Policy = Policy {
