@@ -212,7 +212,7 @@ impl Outbox {
                 self.delivered.push(item.delivery);
             }
             (_, Ending::Dead(reason)) => {
-                self.journal.bury(item.into_letter(reason, self.seen.unix_ms), row == Row::There)
+                self.journal.bury(item.into_letter(reason, self.seen.unix_ms), row == Row::There);
             }
         }
     }
