@@ -53,7 +53,8 @@ use crate::{
     log::store::{Changes, Owed},
 };
 
-/// Deliveries that are owed at one time where the store has their events: some 20 MiB. What comes behind waits in the log.
+/// Deliveries that are owed to one webhook at one time where the store has their events: some 20 MiB for each webhook that is so
+/// far behind. What comes behind waits in the log.
 pub(super) const MOST_OWED: u64 = 65_536;
 /// Events that are held although the store has them. Enough that a webhook that keeps up reads nothing again.
 const MOST_HELD: usize = 256;
@@ -194,7 +195,7 @@ impl Outbox {
             event_id: event.id(),
             kind: event.kind().clone(),
             session: event.session().cloned(),
-            created_at: now.unix_ms,
+            created_at: now.unix_ms_before(event.received().unwrap_or(now.instant)),
             attempts: Vec::new(),
         };
         let event = (self.is_in_memory() || self.has_spare(1)).then_some(event);
@@ -218,7 +219,7 @@ impl Outbox {
         self.endpoint.standing(self.seen.instant)
     }
 
-    /// How many deliveries are owed, without those of dead letters; and when the oldest became so, in Unix milliseconds.
+    /// How many deliveries are owed, without those of dead letters; and when the oldest of their events came, in Unix milliseconds.
     pub(super) fn owed(&self) -> (u64, Option<u64>) {
         (self.tally.owed, self.owed_items().next().map(|item| item.delivery.created_at))
     }

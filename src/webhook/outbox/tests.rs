@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     delivery::Outcome,
-    event::{EventId, Kind},
+    event::{Draft, EventId, Kind},
     log::store::Fate,
 };
 
@@ -614,6 +614,19 @@ fn what_is_owed_is_listed_newest_first_with_when_it_is_due() {
     let due: Vec<_> = bench.outbox.pending(None, 9, bench.now()).into_iter().map(|it| (it.0.place, it.1)).collect();
     assert_eq!(due, [(3, Some(1_000_000)), (2, None), (1, None)]);
     assert_eq!(bench.outbox.pending(Some(3), 1, bench.now())[0].0.place, 2);
+}
+
+#[test]
+fn a_delivery_is_as_old_as_its_event_if_that_is_known() {
+    let mut bench = Bench::new(1);
+    bench.elapsed = 5000;
+    bench.take(1, "");
+    let (payload, received) = (Bytes::from_static(b"{}"), bench.base.instant + Duration::from_secs(2));
+    let draft = Draft { kind: Kind::Actions, session: None, forwarded_at: None, payload, received };
+    bench.outbox.take(Arc::new(Event::new(EventId::new(7, 2), 2, draft)), bench.now());
+    let created: Vec<u64> =
+        bench.outbox.pending(None, 9, bench.now()).iter().map(|(delivery, _)| delivery.created_at).collect();
+    assert_eq!(created, [1_002_000, 1_005_000]);
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub(crate) struct Registered {
     pub(crate) is_new: bool,
     /// Dead letters and what was owed to one of the same id and another product: gone.
     pub(crate) forgotten: u64,
-    /// Everything up to this place is settled, owed or dead. No further than the file has the log.
+    /// Everything up to this place is settled, owed or dead. If it is new, no further than the file has the log.
     pub(crate) position: u64,
 }
 
