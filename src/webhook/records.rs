@@ -52,6 +52,8 @@ pub(super) struct Records {
     /// When what can wait is written, too.
     all_at: Instant,
     letters: Out<Result<Vec<DeadLetter>, Unreadable>>,
+    /// They have come, and wait for what else there is to know.
+    come: Option<Vec<DeadLetter>>,
     letters_at: Instant,
 }
 
@@ -85,6 +87,7 @@ impl Records {
             journal_at: now,
             all_at: now,
             letters: None,
+            come: None,
             letters_at: now,
         }
     }
@@ -141,8 +144,13 @@ impl Records {
         }
     }
 
-    /// Asks for dead letters that wait to be delivered again, now and then: they come on top of what is owed.
-    pub(super) fn ask_for_letters(&mut self, outbox: &Outbox, notice: &Notice) {
+    /// Hands over dead letters that have come to be delivered again, and asks for others, now and then: they come on top of what
+    /// is owed. The outbox has heard before what the store had to tell by then.
+    pub(super) fn redeliver(&mut self, outbox: &mut Outbox, notice: &Notice) {
+        if let Some(letters) = self.come.take() {
+            let is_worth_it = outbox.redeliver(letters, Now::read());
+            self.letters_at = Instant::now() + if is_worth_it { LETTERS_EVERY } else { LETTERS_AGAIN };
+        }
         let is_due = notice.requeued > outbox.letters() && self.letters.is_none() && Instant::now() >= self.letters_at;
         if let Some(after) = outbox.wants_letters_behind().filter(|_| is_due) {
             self.letters = Some(Box::pin(self.desk.requeued(&self.id, after, LETTERS_AT_A_TIME)));
@@ -151,7 +159,7 @@ impl Records {
 
     /// Forgets the dead letters that are on their way: they are asked for again.
     pub(super) fn forget_letters(&mut self) {
-        self.letters = None;
+        (self.letters, self.come) = (None, None);
     }
 
     /// When there is something to ask for or to write, though nothing else happens.
@@ -177,10 +185,7 @@ impl Records {
                 self.journal_at = now + AGAIN;
             }
             Answer::Registered(registered) => self.registered(registered),
-            Answer::Letters(letters) => {
-                let is_worth_it = outbox.redeliver(letters.unwrap_or_default(), Now::read());
-                self.letters_at = now + if is_worth_it { LETTERS_EVERY } else { LETTERS_AGAIN };
-            }
+            Answer::Letters(letters) => self.come = Some(letters.unwrap_or_default()),
         }
     }
 

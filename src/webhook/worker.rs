@@ -170,7 +170,7 @@ impl Worker {
         self.outbox.pass(self.reader.passed());
         self.metrics.lost.inc_by(self.outbox.take_lost());
         self.records.write_down(&mut self.outbox, self.reader.committed());
-        self.records.ask_for_letters(&self.outbox, &self.notice);
+        self.records.redeliver(&mut self.outbox, &self.notice);
         self.show(now);
     }
 
@@ -281,6 +281,10 @@ impl Worker {
         }
         if notice.expired_through > self.notice.expired_through {
             self.outbox.expire(notice.expired_through);
+        }
+        if notice.requeued > self.notice.requeued {
+            self.outbox.walk_anew();
+            self.records.forget_letters();
         }
         self.metrics.lost.inc_by(notice.lost);
         self.notice = notice;

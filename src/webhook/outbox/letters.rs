@@ -82,9 +82,14 @@ impl Outbox {
             self.walk.through = place;
         }
         if is_at_end || self.walk.left.len() > MOST_LEFT {
-            self.walk = Walk { taken: std::mem::take(&mut self.walk.taken), ..Walk::default() };
+            self.walk_anew();
         }
         has_found
+    }
+
+    /// Notes that there are others, which may stand before those that have been looked at. What has been asked for is void.
+    pub(in crate::webhook) fn walk_anew(&mut self) {
+        self.walk = Walk { taken: std::mem::take(&mut self.walk.taken), ..Walk::default() };
     }
 
     /// Whether it is the turn of a letter: none of its session has been left behind, or holds it up.

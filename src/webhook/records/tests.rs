@@ -128,9 +128,10 @@ async fn dead_letters_are_asked_for_behind_those_that_were_looked_at_and_not_if_
     bench.turn();
     bench.register();
     let notice = |requeued| Notice { requeued, ..Notice::default() };
-    bench.records.ask_for_letters(&bench.outbox, &notice(2));
+    bench.records.redeliver(&mut bench.outbox, &notice(2));
     assert!(matches!(idle::take(&bench.desk), Some(Asked::Letters(0))));
     bench.turn(); // there was no answer
+    bench.records.redeliver(&mut bench.outbox, &notice(2));
     time::advance(LETTERS_AGAIN).await;
     let delivery = Delivery {
         place: 5,
@@ -142,9 +143,9 @@ async fn dead_letters_are_asked_for_behind_those_that_were_looked_at_and_not_if_
     };
     let letter = DeadLetter { delivery, reason: DeadReason::Refused, died_at: 0, payload: Bytes::from_static(b"{}") };
     bench.outbox.redeliver(vec![letter], Now::read());
-    bench.records.ask_for_letters(&bench.outbox, &notice(1));
+    bench.records.redeliver(&mut bench.outbox, &notice(1));
     assert!(idle::take(&bench.desk).is_none() && bench.records.due(&bench.outbox, &notice(1)).is_none());
-    bench.records.ask_for_letters(&bench.outbox, &notice(2));
+    bench.records.redeliver(&mut bench.outbox, &notice(2));
     assert!(matches!(idle::take(&bench.desk), Some(Asked::Letters(5))));
 }
 

@@ -89,3 +89,20 @@ fn letters_of_a_session_are_delivered_in_order_whatever_fails_and_however_they_c
         }
     }
 }
+
+#[test]
+fn letters_that_are_requeued_before_those_that_were_looked_at_go_first() {
+    let mut bench = Bench::new(16);
+    let mut shelf = Shelf([(8, letter(8, "a"))].into());
+    shelf.give(&mut bench, 48);
+    assert_eq!(bench.sent(), [8]);
+    bench.accept(8);
+    shelf.commit(&mut bench);
+    shelf.0.extend([3, 5, 9].map(|place| (place, letter(place, "a"))));
+    bench.outbox.walk_anew();
+    shelf.give(&mut bench, 48);
+    for place in [3, 5, 9] {
+        assert_eq!(bench.sent(), [place]);
+        bench.accept(place);
+    }
+}
