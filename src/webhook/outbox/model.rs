@@ -427,6 +427,7 @@ impl World {
 
     fn requeue(&mut self) {
         self.shelf.letters.values_mut().for_each(|(_, is_requeued)| *is_requeued = true);
+        self.outbox.walk_anew();
     }
 
     fn redeliver(&mut self) {
