@@ -11,13 +11,15 @@ mod common;
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use common::{
+    PRODUCT,
     connector::Connector,
     events::{event, event_of},
     page::{Keeping, publish},
     receiver::{Answer, Receiver},
+    relay::Setup,
     store::DataDir,
     wait,
-    webhooks::{LOOPBACK, outcomes, table},
+    webhooks::{LOOPBACK, outcomes, table, url},
 };
 use serde_json::{Value, json};
 
@@ -77,6 +79,28 @@ fn a_webhook_that_is_disabled_is_so_in_the_next_life() {
     relay.tell_webhook("hook", "enable");
     relay.wait_until_settled("hook");
     assert_eq!(receiver.accepted_by_session(), in_order(0..6));
+}
+
+#[test]
+fn what_the_former_url_answers_late_says_nothing_of_the_present_one() {
+    let (connector, former) = (Connector::new(), Receiver::new(|_| Answer::HeldThen(410)));
+    let present = Receiver::accepting();
+    let relay = Setup::behind(&connector).more(LOOPBACK).start();
+    let mut link = connector.stream();
+    let hook = |receiver| json!({ "id": "hook", "product_id": PRODUCT, "url": url(receiver, "hook"), "secret": "s", "types": [], "max_retries": 0 });
+    assert_eq!(relay.call("POST", "/api/v1/webhooks", &hook(&former)).status(), 201);
+    publish(&relay, &mut link, [event_of("a", 0)]);
+    former.wait_for(1);
+    assert_eq!(relay.call("PUT", "/api/v1/webhooks/hook", &hook(&present)).status(), 200);
+    former.release();
+    publish(&relay, &mut link, [event_of("a", 1)]);
+    relay.wait_until_settled("hook");
+    assert_eq!(
+        (present.accepted_by_session(), relay.webhook("hook")["state"].clone()),
+        ([("a".to_owned(), vec![0, 1])].into(), "active".into())
+    );
+    let delivery = relay.deliveries("hook", "delivered").remove(1);
+    assert_eq!(outcomes(&delivery), ["refused", "accepted"]);
 }
 
 #[test]

@@ -41,12 +41,25 @@ pub(crate) struct Subscription {
     wants_kept: bool,
     /// Set while what comes next is in the store.
     catch_up: Option<Box<CatchUp>>,
+    unreadable: Unreadable,
     handover: VecDeque<Entry>,
     notice: Option<Box<Gap>>,
     /// Entries after this one arrived while it listened.
     live_after: u64,
     /// The last id that the subscriber has, and its place.
     given: Option<(u64, EventId)>,
+}
+
+/// What becomes of what the store has, but cannot be read there now.
+#[derive(Debug)]
+enum Unreadable {
+    /// It is announced as a gap: a client is not to wait for a disk.
+    IsAnnounced,
+    /// It is asked for again at this time. What is kept for the reader is not to be given up because a disk was busy.
+    IsWaitedFor {
+        /// None before the first time.
+        until: Option<Instant>,
+    },
 }
 
 /// An id that the log does not know yet.
@@ -76,6 +89,7 @@ impl Subscription {
             is_held_back: false,
             wants_kept: false,
             catch_up: None,
+            unreadable: Unreadable::IsAnnounced,
             handover: VecDeque::new(),
             notice: None,
             live_after: position,
@@ -113,9 +127,11 @@ impl Subscription {
         self.behind = self.cursor < self.live_after || self.behind;
     }
 
-    /// Moves the cursor to a place that its owner has kept.
+    /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the store has behind it. Nobody
+    /// tells it when that can be read again: see [`Subscription::must_look_again`].
     pub(super) fn stand_behind(&mut self, place: u64) {
         (self.cursor, self.skips_history, self.behind) = (place, false, place < self.live_after);
+        self.unreadable = Unreadable::IsWaitedFor { until: None };
     }
 
     /// Goes on with another scope, from where it stands: what has been returned is not returned again, and what comes behind
@@ -165,7 +181,7 @@ impl Subscription {
                     Entry::Erased => continue,
                 }
             }
-            if !self.is_located() {
+            if !self.is_located() || self.unreadable.is_waited_for() {
                 return Poll::Pending;
             }
             if let Some(catch_up) = &mut self.catch_up
@@ -180,6 +196,10 @@ impl Subscription {
                         self.wants_kept = false;
                         self.handover.extend(chunk.entries);
                         self.cursor = chunk.through;
+                    }
+                    Err(_) if let Unreadable::IsWaitedFor { until } = &mut self.unreadable => {
+                        *until = Some(Instant::now() + ASK_AGAIN);
+                        self.catch_up = None; // others may have its turn meanwhile
                     }
                     Err(unread_through) => {
                         self.fanout.log().could_not_be_read();
@@ -229,7 +249,9 @@ impl Subscription {
 
     /// Whether it waits for something of which nobody will tell it: it must be polled again soon.
     pub(crate) fn must_look_again(&self) -> bool {
-        self.is_waiting() || self.catch_up.as_ref().is_some_and(|it| it.waits_for_its_turn())
+        self.is_waiting()
+            || self.unreadable.is_waited_for()
+            || self.catch_up.as_ref().is_some_and(|it| it.waits_for_its_turn())
     }
 
     /// Whether there was nothing for it yet when it looked: its id was not here, or history had not come to its end.
@@ -345,6 +367,13 @@ impl Subscription {
     }
 }
 
+impl Unreadable {
+    /// Whether it is too early to ask again.
+    fn is_waited_for(&self) -> bool {
+        matches!(self, Self::IsWaitedFor { until: Some(until) } if Instant::now() < *until)
+    }
+}
+
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.fanout.index().remove(&self.scope, &self.listener);
@@ -370,6 +399,9 @@ const HANDOVER: Limits = Limits { entries: 16, bytes: 32 * 1024 };
 
 /// Readings in one poll that find nothing; each looks at some thousand entries.
 const READINGS: usize = 16;
+
+/// Between two questions of a reader that waits for what the store cannot give now.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a client's id may be ahead of a relay that has caught up with the relay before it, or has given up waiting for it.
 const AWAIT: Duration = Duration::from_secs(5);

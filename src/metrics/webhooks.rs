@@ -44,7 +44,7 @@ impl Families {
             dead: gauge("webhook_dead", "Deliveries that were given up and can be redelivered.")?,
             oldest_pending: families.timestamp(
                 "webhook_oldest_pending_timestamp_seconds",
-                "When the oldest delivery that is owed became so, in Unix seconds; 0 when none is. Redelivered ones aside.",
+                "When the event of the oldest delivery that is owed came, or was read back, in Unix seconds; 0 when none is. Redelivered ones aside.",
                 "webhook",
             )?,
             lost: counter(

@@ -79,7 +79,7 @@ pub(crate) struct Facts {
     pub(crate) problem: Option<String>,
     /// Deliveries that are owed.
     pub(crate) pending: u64,
-    /// When the oldest of them became owed, in Unix milliseconds.
+    /// When the event of the oldest of them came, or was read from the store if nobody knows that, in Unix milliseconds.
     pub(crate) oldest_pending: Option<u64>,
     /// Dead letters.
     pub(crate) dead: u64,
@@ -185,6 +185,12 @@ impl Now {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_ms = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
         Self { instant: Instant::now(), unix_ms }
+    }
+
+    /// The other clock's time at `instant`, which has passed.
+    fn unix_ms_before(self, instant: Instant) -> u64 {
+        let ago = self.instant.saturating_duration_since(instant);
+        self.unix_ms.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// The other clock's time at `instant`.

@@ -1,12 +1,13 @@
 //! What one webhook reads from the log: events in order once they are committed, and single ones again.
 //!
-//! While the store is degraded nothing is committed: then events are given as soon as they are shown, and it says so.
+//! While the store is degraded nothing is committed: then events are given as soon as they are shown.
 //!
 //! May use: `event`, `fanout`, `log`.
 
 use std::{
     collections::VecDeque,
     future::poll_fn,
+    mem,
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -37,8 +38,8 @@ pub(super) struct Reader {
 /// What comes next.
 #[derive(Debug)]
 pub(super) enum Read {
-    /// An event, and whether it is committed.
-    Event(Arc<Event>, Durability),
+    /// An event.
+    Event(Arc<Event>),
     /// So many places are gone that may have held events.
     Lost {
         /// They have been kept for as long as anything is.
@@ -46,15 +47,6 @@ pub(super) enum Read {
         /// How many.
         places: u64,
     },
-}
-
-/// Whether an event survives the end of the process.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Durability {
-    /// It does, where there is a store.
-    Committed,
-    /// The store is degraded.
-    Uncommitted,
 }
 
 impl Reader {
@@ -96,9 +88,9 @@ impl Reader {
     pub(super) async fn next(&mut self) -> Read {
         loop {
             if let Some(event) = &self.held {
-                let durability = self.until_committed(event.place()).await;
+                self.until_committed(event.place()).await;
                 if let Some(event) = self.held.take() {
-                    return Read::Event(event, durability);
+                    return Read::Event(event);
                 }
             }
             let before = self.subscription.returned_through();
@@ -125,15 +117,9 @@ impl Reader {
     }
 
     /// Waits until `place` is committed, but not for a store that cannot be written.
-    async fn until_committed(&self, place: u64) -> Durability {
+    async fn until_committed(&self, place: u64) {
         let mut kept = self.kept.clone();
-        loop {
-            if *kept.borrow_and_update() >= place {
-                return Durability::Committed;
-            }
-            if self.desk.is_degraded() {
-                return Durability::Uncommitted;
-            }
+        while *kept.borrow_and_update() < place && !self.desk.is_degraded() {
             let _ = time::timeout(LOOK_AGAIN, kept.changed()).await;
         }
     }
@@ -143,6 +129,8 @@ impl Reader {
 #[derive(Debug)]
 pub(super) struct Reloader {
     fanout: Arc<Fanout>,
+    /// Something could not be read: the next question is for one event alone, lest its neighbours be at fault.
+    asks_for_one: bool,
     /// The place that is asked for, while it is.
     asked: Option<(u64, CatchUp)>,
 }
@@ -158,14 +146,14 @@ pub(super) enum Reloaded {
     Expired { through: u64 },
     /// It has not been kept.
     Lost,
-    /// The store cannot be read now.
+    /// The store cannot read it now.
     Unreadable,
 }
 
 impl Reloader {
     /// Reads from this product's log.
     pub(super) fn new(fanout: Arc<Fanout>) -> Self {
-        Self { fanout, asked: None }
+        Self { fanout, asks_for_one: false, asked: None }
     }
 
     /// Reads the event at `place` and a few behind it.
@@ -179,7 +167,11 @@ impl Reloader {
             // A turn at the store may become free without a word.
             if let Ok(reloaded) = time::timeout(LOOK_AGAIN, looked).await {
                 self.asked = None;
-                return reloaded;
+                let has_failed = matches!(reloaded, Reloaded::Unreadable);
+                let was_alone = mem::replace(&mut self.asks_for_one, has_failed);
+                if was_alone || !has_failed {
+                    return reloaded;
+                }
             }
         }
     }
@@ -197,7 +189,8 @@ impl Reloader {
         }
         let everything = Scope { sessions: Only::Everything, kinds: Only::Everything };
         let mut entries = VecDeque::new();
-        match self.fanout.log().read_after(place.saturating_sub(1), &everything, RELOAD, &mut entries) {
+        let limits = if self.asks_for_one { Limits { entries: 1, ..RELOAD } } else { RELOAD };
+        match self.fanout.log().read_after(place.saturating_sub(1), &everything, limits, &mut entries) {
             Reading::Taken { .. } => Poll::Ready(found(place, entries)),
             Reading::Lost { reason: GapReason::Evicted, through } => Poll::Ready(Reloaded::Expired { through }),
             Reading::Lost { .. } => Poll::Ready(Reloaded::Lost),
@@ -229,3 +222,6 @@ const RELOAD: Limits = Limits { entries: 64, bytes: 256 * 1024 };
 
 /// Some things happen without a word: a turn at the store becomes free, or the store fails.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests;

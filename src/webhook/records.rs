@@ -1,6 +1,7 @@
 //! One webhook's side of the store: its definition, its journal, and dead letters on their way back.
 //!
-//! At most one question or order of each kind is out. What cannot be written is written later.
+//! At most one question or order of each kind is out. What cannot be written is written later. Nothing is written down of a
+//! webhook that the store does not have yet: its registration comes first.
 //!
 //! ```text
 //! outbox ── changes ──► journal ──► committed | not committed: they come again
@@ -9,7 +10,6 @@
 //! May use: `delivery`, `log`, the webhook's own rooms.
 
 use std::{
-    collections::VecDeque,
     fmt,
     future::{Future, poll_fn},
     pin::Pin,
@@ -36,6 +36,10 @@ pub(super) struct Records {
     product: ProductId,
     scope: Scope,
     text: String,
+    /// Where it begins in a store that does not know it: what it has come to since is still to be written down.
+    begins_at: u64,
+    /// The store has it, since this process runs.
+    is_registered: bool,
     desk: Arc<Desk>,
     notices: Arc<Notices>,
     /// The definition is not in the store as it is.
@@ -48,17 +52,19 @@ pub(super) struct Records {
     /// When what can wait is written, too.
     all_at: Instant,
     letters: Out<Result<Vec<DeadLetter>, Unreadable>>,
+    /// They have come, and wait for what else there is to know.
+    come: Option<Vec<DeadLetter>>,
     letters_at: Instant,
-    /// Handed to the outbox not long ago, and when: an answer that was on its way meanwhile may still name them.
-    handed: VecDeque<(Instant, u64)>,
 }
 
 type Out<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
 impl Records {
-    /// The records of a webhook whose definition is still to be written; `waiting` is told when it is.
+    /// The records of a webhook that begins at `position`, and whose definition is still to be written; `waiting` is told when
+    /// it is.
     pub(super) fn new(
         definition: &Definition,
+        position: u64,
         desk: Arc<Desk>,
         notices: Arc<Notices>,
         waiting: Option<oneshot::Sender<Result<(), Unwritable>>>,
@@ -69,6 +75,8 @@ impl Records {
             product: definition.webhook.product_id.clone(),
             scope: definition.webhook.scope(),
             text: definition.to_text(),
+            begins_at: position,
+            is_registered: false,
             desk,
             notices,
             is_redefined: true,
@@ -79,8 +87,8 @@ impl Records {
             journal_at: now,
             all_at: now,
             letters: None,
+            come: None,
             letters_at: now,
-            handed: VecDeque::new(),
         }
     }
 
@@ -101,21 +109,23 @@ impl Records {
         let now = Instant::now();
         if self.is_redefined && self.registering.is_none() && now >= self.register_at {
             self.is_redefined = false;
-            self.registering = Some(Box::pin(self.desk.register(self.registration(outbox.position()))));
+            self.registering = Some(Box::pin(self.desk.register(self.registration())));
         }
-        if self.journal.is_some() || now < self.journal_at {
+        // The store is degraded. What is not committed is not called passed: after a crash, other events would stand there.
+        let is_ahead = committed < outbox.position();
+        if is_ahead || self.desk.is_degraded() {
+            outbox.cannot_be_written();
+        }
+        if !self.is_registered || self.journal.is_some() || now < self.journal_at {
+            return;
+        }
+        if is_ahead {
+            self.journal_at = now + AGAIN;
             return;
         }
         let changes = if now >= self.all_at { outbox.all_changes() } else { outbox.changes() };
         self.all_at = if now >= self.all_at { now + LAZY } else { self.all_at };
-        let Some(changes) = changes else { return };
-        if committed < changes.position {
-            // The store is degraded. After a crash, other events would stand at these places.
-            outbox.not_committed(changes);
-            self.journal_at = now + AGAIN;
-            return;
-        }
-        self.journal = Some(Box::pin(self.desk.journal(&self.id, changes)));
+        self.journal = changes.map(|changes| Box::pin(self.desk.journal(&self.id, changes)) as _);
     }
 
     /// Whether a journal is on its way.
@@ -123,36 +133,39 @@ impl Records {
         self.journal.is_some()
     }
 
-    fn registration(&self, position: u64) -> Registration {
+    fn registration(&self) -> Registration {
         Registration {
             id: Arc::clone(&self.id),
             product: self.product.clone(),
             scope: self.scope.clone(),
             definition: self.text.clone(),
-            position,
+            position: self.begins_at,
             notices: Arc::clone(&self.notices),
         }
     }
 
-    /// Asks for dead letters that wait to be delivered again, now and then: they come on top of what is owed.
-    pub(super) fn ask_for_letters(&mut self, outbox: &Outbox, notice: &Notice) {
-        let room = outbox.room_for_letters();
-        let is_due = notice.requeued > 0 && room > 0 && Instant::now() >= self.letters_at;
-        if is_due && self.letters.is_none() {
-            // From the first on: those that are on their way are among them still, and what is requeued meanwhile may come before.
-            self.letters = Some(Box::pin(self.desk.requeued(&self.id, LETTERS_AT_A_TIME)));
+    /// Hands over dead letters that have come to be delivered again, and asks for others, now and then: they come on top of what
+    /// is owed. The outbox has heard before what the store had to tell by then.
+    pub(super) fn redeliver(&mut self, outbox: &mut Outbox, notice: &Notice) {
+        if let Some(letters) = self.come.take() {
+            let is_worth_it = outbox.redeliver(letters, Now::read());
+            self.letters_at = Instant::now() + if is_worth_it { LETTERS_EVERY } else { LETTERS_AGAIN };
+        }
+        let is_due = notice.requeued > outbox.letters() && self.letters.is_none() && Instant::now() >= self.letters_at;
+        if let Some(after) = outbox.wants_letters_behind().filter(|_| is_due) {
+            self.letters = Some(Box::pin(self.desk.requeued(&self.id, after, LETTERS_AT_A_TIME)));
         }
     }
 
     /// Forgets the dead letters that are on their way: they are asked for again.
     pub(super) fn forget_letters(&mut self) {
-        self.letters = None;
+        (self.letters, self.come) = (None, None);
     }
 
     /// When there is something to ask for or to write, though nothing else happens.
-    pub(super) fn due(&self, notice: &Notice) -> Option<Instant> {
+    pub(super) fn due(&self, outbox: &Outbox, notice: &Notice) -> Option<Instant> {
         let now = Instant::now();
-        let letters = (notice.requeued > 0 && self.letters.is_none()).then_some(self.letters_at);
+        let letters = (notice.requeued > outbox.letters() && self.letters.is_none()).then_some(self.letters_at);
         let register = (self.is_redefined && self.registering.is_none()).then_some(self.register_at);
         let journal = Some(self.journal_at).filter(|at| *at > now);
         [letters.filter(|at| *at > now), register, journal].into_iter().flatten().min()
@@ -172,18 +185,8 @@ impl Records {
                 self.journal_at = now + AGAIN;
             }
             Answer::Registered(registered) => self.registered(registered),
-            Answer::Letters(letters) => self.hand_over(letters.unwrap_or_default(), outbox),
+            Answer::Letters(letters) => self.come = Some(letters.unwrap_or_default()),
         }
-    }
-
-    fn hand_over(&mut self, mut letters: Vec<DeadLetter>, outbox: &mut Outbox) {
-        let now = Instant::now();
-        self.letters_at = now + LETTERS_EVERY;
-        while self.handed.pop_front_if(|(at, _)| *at + STALE < now).is_some() {}
-        letters.retain(|letter| self.handed.iter().all(|(_, place)| *place != letter.delivery.place));
-        letters.truncate(outbox.room_for_letters());
-        self.handed.extend(letters.iter().map(|letter| (now, letter.delivery.place)));
-        outbox.redeliver(letters, Now::read());
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
@@ -197,6 +200,7 @@ impl Records {
     }
 
     fn registered(&mut self, registered: Result<(), Unwritable>) {
+        self.is_registered |= registered.is_ok();
         if registered.is_err() {
             (self.is_redefined, self.register_at) = (true, Instant::now() + REGISTER_AGAIN);
         }
@@ -210,12 +214,15 @@ impl Records {
 
     /// Writes down everything there is, unless the store is not to be had.
     pub(super) async fn close(&mut self, outbox: &mut Outbox, committed: u64) {
+        let now = Instant::now();
+        (self.register_at, self.journal_at, self.all_at) = (now, now, now);
         let write = async {
-            while self.journal.is_some() || self.registering.is_some() {
+            loop {
+                self.write_down(outbox, committed);
+                if self.journal.is_none() && self.registering.is_none() {
+                    return; // what could not be written is delivered twice
+                }
                 self.next(outbox).await;
-            }
-            if let Some(changes) = outbox.all_changes().filter(|changes| changes.position <= committed) {
-                let _ = self.desk.journal(&self.id, changes).await; // what is not written is delivered twice
             }
         };
         let _ = time::timeout(CLOSING, write).await;
@@ -254,14 +261,17 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// After a definition that could not be written.
 const REGISTER_AGAIN: Duration = Duration::from_secs(1);
 
-/// Between two helpings of dead letters: with their number, some sixty a second.
+/// Between two helpings of dead letters: with the number that is under way at one time, some sixty a second.
 const LETTERS_EVERY: Duration = Duration::from_millis(250);
 
-/// More than the outbox has on its way.
-const LETTERS_AT_A_TIME: usize = 48;
+/// After all that wait have been looked at, and none could be taken: those before them fail.
+const LETTERS_AGAIN: Duration = Duration::from_secs(1);
 
-/// Longer than any answer of a store that works.
-const STALE: Duration = Duration::from_secs(5);
+/// More than the outbox takes at one time, as it leaves some.
+const LETTERS_AT_A_TIME: usize = 48;
 
 /// For the last journal.
 const CLOSING: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

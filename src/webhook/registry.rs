@@ -178,8 +178,7 @@ impl Webhooks {
         let task = async move {
             let panicked = broken.drop_guard();
             Box::pin(worker.run(stop.clone(), removed.clone())).await;
-            if removed.is_cancelled() {
-                stop.run_until_cancelled(tools.unregister(&id)).await;
+            if removed.is_cancelled() && tools.unregister(&id, &stop).await {
                 lock(&registered).remove(&id);
                 metrics.forget_webhook(&id);
                 gone.cancel();
@@ -278,16 +277,23 @@ impl Webhooks {
     ///
     /// # Errors
     ///
-    /// When there is none of this id, the file declares it, or the store cannot be written; then it ends when it can.
+    /// When there is none of this id, the file declares it, or the store cannot be written; then it ends when it can. When the
+    /// relay leaves before it is out of the store; then it is still there in the next life.
     ///
     /// # Cancel safety
     ///
     /// Once begun, it is carried out whether or not anybody waits.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), WebhookError> {
         let _alone = self.registry.lock().await;
-        let gone = self.end(&self.editable(id)?);
+        let registered = self.editable(id)?;
+        if registered.orders.is_closed() && !registered.removed.is_cancelled() {
+            return Err(WebhookError::Leaving); // its worker has left already
+        }
+        let gone = time::timeout(PATIENCE, self.end(&registered)).await;
+        let unfinished = if self.stop.is_cancelled() { WebhookError::Leaving } else { WebhookError::Store };
+        gone.map_err(|_| unfinished)?;
         info!(webhook = id, "the webhook is removed, with what it is owed and its dead letters");
-        time::timeout(PATIENCE, gone).await.map_err(|_| WebhookError::Store)
+        Ok(())
     }
 
     fn end(&self, registered: &Registered) -> impl Future<Output = ()> + use<> {

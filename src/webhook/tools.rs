@@ -5,6 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     definition::Definition,
@@ -36,10 +37,22 @@ impl Tools {
         Sender::new(&definition.webhook, former, Arc::clone(&self.guard), &self.tls)
     }
 
-    /// Takes a webhook out of the store, as soon as that can be written.
-    pub(super) async fn unregister(&self, id: &str) {
-        while self.desk.unregister(id).await.is_err() {
-            time::sleep(AGAIN).await;
+    /// Takes a webhook out of the store, as soon as that can be written, and tells whether it is out. After `stop` that is
+    /// tried for a moment only.
+    pub(super) async fn unregister(&self, id: &str, stop: &CancellationToken) -> bool {
+        let is_out = async {
+            while self.desk.unregister(id).await.is_err() {
+                time::sleep(AGAIN).await;
+            }
+        };
+        let is_too_late = async {
+            stop.cancelled().await;
+            time::sleep(LEAVING).await;
+        };
+        tokio::select! {
+            biased;
+            () = is_out => true,
+            () = is_too_late => false,
         }
     }
 
@@ -58,6 +71,9 @@ impl Tools {
         }
     }
 }
+
+/// How long it takes to be removed at the most once the relay leaves. Less than an operator waits for it.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// While the store cannot be written.
 const AGAIN: Duration = Duration::from_secs(1);

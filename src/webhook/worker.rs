@@ -10,6 +10,8 @@
 //!
 //! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhook's own rooms.
 
+mod leaving;
+
 use std::{future::pending, panic, sync::Arc, time::Duration};
 
 use tokio::{
@@ -25,7 +27,7 @@ use super::{
     board::Board,
     definition::Definition,
     outbox::Outbox,
-    reader::{Durability, Read, Reader, Reloaded, Reloader},
+    reader::{Read, Reader, Reloaded, Reloader},
     records::Records,
     sample,
     sender::Sender,
@@ -68,11 +70,24 @@ pub(super) struct Worker {
     reloader: Reloader,
     reload_at: Instant,
     sender: Arc<Sender>,
-    attempts: JoinSet<(u64, Attempt, Verdict)>,
+    /// Counts the endpoints there have been.
+    endpoint: u64,
+    attempts: JoinSet<Ended>,
     samples: JoinSet<()>,
     notices: Arc<Notices>,
     notice: Notice,
     records: Records,
+    is_leaving: bool,
+}
+
+/// An attempt that has ended.
+#[derive(Debug)]
+struct Ended {
+    place: u64,
+    /// At which of the endpoints there have been.
+    endpoint: u64,
+    attempt: Attempt,
+    verdict: Verdict,
 }
 
 /// What a worker begins with.
@@ -113,7 +128,14 @@ impl Worker {
             reloader: Reloader::new(start.fanout),
             reload_at: now.instant,
             sender: Arc::new(tools.sender(&definition)),
-            records: Records::new(&definition, Arc::clone(&tools.desk), Arc::clone(&notices), start.registered),
+            endpoint: 0,
+            records: Records::new(
+                &definition,
+                start.position,
+                Arc::clone(&tools.desk),
+                Arc::clone(&notices),
+                start.registered,
+            ),
             board: start.board,
             tools,
             metrics: start.metrics,
@@ -123,6 +145,7 @@ impl Worker {
             samples: JoinSet::new(),
             notices,
             notice: Notice::default(),
+            is_leaving: false,
         }
     }
 
@@ -147,7 +170,11 @@ impl Worker {
         self.outbox.pass(self.reader.passed());
         self.metrics.lost.inc_by(self.outbox.take_lost());
         self.records.write_down(&mut self.outbox, self.reader.committed());
-        self.records.ask_for_letters(&self.outbox, &self.notice);
+        self.records.redeliver(&mut self.outbox, &self.notice);
+        self.show(now);
+    }
+
+    fn show(&mut self, now: Now) {
         let unread = if self.outbox.has_room() { 0 } else { self.reader.behind() };
         if let Some(changed) = self.board.show(&self.outbox, &self.notice, unread, now, &self.metrics) {
             self.redefine(changed);
@@ -156,13 +183,16 @@ impl Worker {
 
     fn send(&mut self, now: Now) {
         while let Some(event) = self.outbox.next(now) {
-            let sender = Arc::clone(&self.sender);
+            if event.place() > self.reader.committed() && !self.outbox.last_was_retry() {
+                self.metrics.undurable.inc();
+            }
+            let (sender, endpoint) = (Arc::clone(&self.sender), self.endpoint);
             let duration = self.metrics.duration.clone();
             self.attempts.spawn(async move {
                 let began = Instant::now();
                 let (attempt, verdict) = sender.send(&event.id().to_string(), event.payload()).await;
                 duration.observe(began.elapsed().as_secs_f64());
-                (event.place(), attempt, verdict)
+                Ended { place: event.place(), endpoint, attempt, verdict }
             });
         }
     }
@@ -192,15 +222,19 @@ impl Worker {
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let reload_at = Some(self.reload_at).filter(|at| *at > now);
-        let soonest = [self.outbox.due(), reload_at, self.records.due(&self.notice)].into_iter().flatten().min();
+        let due = self.outbox.due().filter(|_| self.may_send());
+        let soonest = [due, reload_at, self.records.due(&self.outbox, &self.notice)].into_iter().flatten().min();
         soonest.unwrap_or(now + IDLE).min(now + IDLE)
     }
 
-    fn settle(&mut self, ended: Result<(u64, Attempt, Verdict), JoinError>) {
+    fn settle(&mut self, ended: Result<Ended, JoinError>) {
         match ended {
-            Ok((place, attempt, verdict)) => {
+            Ok(Ended { place, endpoint, attempt, verdict }) => {
                 self.metrics.attempt(attempt.outcome);
-                self.outbox.settle(place, attempt, &verdict, Now::read());
+                match endpoint == self.endpoint {
+                    true => self.outbox.settle(place, attempt, &verdict, Now::read()),
+                    false => self.outbox.settle_former(place, attempt, &verdict, Now::read()),
+                }
             }
             Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
             Err(_) => {}
@@ -209,12 +243,9 @@ impl Worker {
 
     fn take(&mut self, read: Read) {
         match read {
-            Read::Event(event, durability) => {
+            Read::Event(event) => {
                 let known_through = self.outbox.position().max(self.notice.expired_through);
                 if event.place() > known_through {
-                    if durability == Durability::Uncommitted {
-                        self.metrics.undurable.inc();
-                    }
                     self.outbox.take(event, Now::read());
                 }
             }
@@ -231,7 +262,10 @@ impl Worker {
             Reloaded::Erased => drop(self.outbox.is_gone(place)),
             Reloaded::Lost if self.outbox.is_gone(place) => self.lost(1, "an event that is owed has not been kept"),
             Reloaded::Lost => {}
-            Reloaded::Unreadable => self.reload_at = Instant::now() + RELOAD_AGAIN,
+            Reloaded::Unreadable => {
+                self.outbox.cannot_be_read(place, Now::read());
+                self.reload_at = Instant::now() + RELOAD_AGAIN;
+            }
         }
     }
 
@@ -247,6 +281,10 @@ impl Worker {
         }
         if notice.expired_through > self.notice.expired_through {
             self.outbox.expire(notice.expired_through);
+        }
+        if notice.requeued > self.notice.requeued {
+            self.outbox.walk_anew();
+            self.records.forget_letters();
         }
         self.metrics.lost.inc_by(notice.lost);
         self.notice = notice;
@@ -289,8 +327,11 @@ impl Worker {
         if before.webhook.scope() != webhook.scope() {
             self.reader.narrow(webhook.scope());
         }
-        if before.webhook.url != webhook.url && definition.disabled.is_none() {
-            self.outbox.enable(); // it is another endpoint now
+        if before.webhook.url != webhook.url {
+            self.endpoint += 1;
+            if definition.disabled.is_none() {
+                self.outbox.enable();
+            }
         }
         if before.webhook != *webhook || before.former != *former {
             self.outbox.change(self.tools.policy(webhook));
@@ -325,38 +366,6 @@ impl Worker {
             }
         }
     }
-
-    /// Finishes what is under way. What is owed in memory alone is sent now or never.
-    async fn leave(mut self) {
-        if time::timeout(LEAVING, self.finish()).await.is_err() {
-            let webhook = &self.board.definition().webhook.id;
-            error!(webhook, attempts = self.attempts.len(), "attempts are cut off: it is not known how they went");
-        }
-        self.records.close(&mut self.outbox, self.reader.committed()).await;
-        let owed = self.outbox.owed().0;
-        if owed > 0 && !self.tools.is_durable {
-            self.lost(owed, "deliveries are lost: without log.data_dir they do not outlive the relay");
-        }
-    }
-
-    async fn finish(&mut self) {
-        let is_durable = self.tools.is_durable;
-        if !is_durable && self.board.definition().disabled.is_none() {
-            self.outbox.enable(); // what waits for another attempt gets its last
-        }
-        loop {
-            if !is_durable {
-                self.send(Now::read());
-            }
-            self.records.write_down(&mut self.outbox, self.reader.committed());
-            // What is being written down holds slots, in which more may be sent.
-            let may_send = !is_durable && (self.reader.behind() > 0 || self.records.is_writing());
-            if self.attempts.is_empty() && !may_send {
-                return;
-            }
-            self.step().await;
-        }
-    }
 }
 
 /// Reads `wanted` again, if anything is.
@@ -372,6 +381,3 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// After the store could not be read.
 const RELOAD_AGAIN: Duration = Duration::from_secs(1);
-
-/// How long attempts may take that are under way when the relay leaves: less than orchestrators wait for it.
-const LEAVING: Duration = Duration::from_secs(10);

@@ -42,13 +42,15 @@ pub(crate) enum Answer {
     Hang,
     /// Not before [`Receiver::release`]; then with 200.
     Held,
+    /// Not before [`Receiver::release`]; then with this status.
+    HeldThen(u16),
     /// By a reset of the connection.
     Reset,
 }
 
 impl Answer {
     fn accepts(&self) -> bool {
-        matches!(self, Self::Status(200..300) | Self::With(200..300, _) | Self::Held)
+        matches!(self, Self::Status(200..300) | Self::With(200..300, _) | Self::Held | Self::HeldThen(200..300))
     }
 }
 
@@ -311,11 +313,12 @@ impl State {
                 false
             }
             Answer::Hang => is_left(socket),
-            Answer::Held => {
+            Answer::Held | Answer::HeldThen(_) => {
                 while !self.is_released.load(SeqCst) {
                     thread::sleep(PAUSE);
                 }
-                socket.write_all(head(200, "", 0).as_bytes()).is_ok()
+                let status = if let Answer::HeldThen(status) = answer { status } else { 200 };
+                socket.write_all(head(status, "", 0).as_bytes()).is_ok()
             }
             Answer::Reset => {
                 reset_when_closed(socket);

@@ -306,7 +306,7 @@ impl Desk {
 
     fn could_not_read(&self, error: &FileError, generation: u64) {
         let problem = with_causes(error);
-        tracing::error!(problem, "the store cannot be read; a gap is announced instead");
+        tracing::error!(problem, "the store cannot be read: streams get a gap instead, webhooks try again");
         if matches!(error, FileError::Damaged { .. }) {
             self.is_damaged(generation);
         }

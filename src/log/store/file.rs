@@ -34,7 +34,7 @@ use self::schema::{Identity, bits, signed};
 pub(crate) use self::{
     expiry::Expired,
     fault::{Fault, FileError},
-    letters::{Lost, STEP},
+    letters::{Bound, Lost, STEP},
     portion::Portion,
     products::Kept,
     webhooks::Counts,

@@ -13,6 +13,8 @@
 
 mod desk;
 mod file;
+#[cfg(test)]
+pub(crate) mod idle;
 mod orders;
 mod outbox;
 mod reader;

@@ -35,8 +35,15 @@ pub(super) enum Order {
     Requeue { id: Box<str>, left: Left, marked: u64, answer: oneshot::Sender<u64> },
     /// List dead letters.
     DeadLetters { id: Box<str>, page: Page, answer: oneshot::Sender<Vec<(u64, DeadLetter)>> },
-    /// List those that wait to be delivered again.
-    Requeued { id: Box<str>, most: usize, answer: oneshot::Sender<Vec<DeadLetter>> },
+    /// List those behind this place that wait to be delivered again.
+    Requeued { id: Box<str>, after: u64, most: usize, answer: oneshot::Sender<Vec<DeadLetter>> },
+}
+
+impl Order {
+    /// Whether it changes anything.
+    pub(super) fn writes(&self) -> bool {
+        !matches!(self, Self::DeadLetters { .. } | Self::Requeued { .. })
+    }
 }
 
 /// What is left to be requeued.
@@ -135,8 +142,8 @@ impl Desk {
     ///
     /// # Errors
     ///
-    /// The changes come back when the store cannot be written now, or is being closed: none of them is written, or all of them
-    /// are and nobody knows; they may be written again in any case. None come back from a writing thread that has died.
+    /// The changes come back when the webhook is not registered, and when the store cannot be written now, or is being closed:
+    /// none of them is written, or all of them are and nobody knows; they may be written again in any case. None come back from a writing thread that has died.
     pub(crate) fn journal(&self, id: &Arc<str>, changes: Changes) -> impl Future<Output = Result<(), Changes>> + use<> {
         let (answer, written) = oneshot::channel();
         let journal = Journal { id: Arc::clone(id), changes, answer };
@@ -184,8 +191,8 @@ impl Desk {
         async { marked.await.map_err(|_| Unwritable) }
     }
 
-    /// A webhook's dead letters that wait to be delivered again, in the order of their places. At most `most`,
-    /// and about 1 MiB of payloads.
+    /// A webhook's dead letters behind a place that wait to be delivered again, in the order of their places. At most `most`,
+    /// and about 1 MiB of payloads, but one if there is one.
     ///
     /// # Errors
     ///
@@ -193,10 +200,11 @@ impl Desk {
     pub(crate) fn requeued(
         &self,
         id: &str,
+        after: u64,
         most: usize,
     ) -> impl Future<Output = Result<Vec<DeadLetter>, Unreadable>> + use<> {
         let id = id.into();
-        let found = self.order(|answer| Order::Requeued { id, most, answer });
+        let found = self.order(|answer| Order::Requeued { id, after, most, answer });
         async { found.await.map_err(|_| Unreadable) }
     }
 

@@ -184,7 +184,7 @@ impl Writer {
         for _ in 0..MOST_COMMITS {
             let logs = self.logs.iter();
             let unkept: Vec<_> = logs.filter_map(|log| Some((Arc::clone(log), log.unkept(BATCH_ENTRIES)?))).collect();
-            let journals = self.desk.take_journals();
+            let journals = self.take_journals();
             if unkept.is_empty() && journals.is_empty() {
                 return Ok(());
             }
@@ -208,6 +208,15 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// What is to be written down of webhooks that are in the file. The others come back: what nobody has a place for would be
+    /// gone, and their workers think that it is written.
+    fn take_journals(&self) -> Vec<Journal> {
+        let journals = self.desk.take_journals().into_iter();
+        let (known, unknown): (Vec<_>, Vec<_>) = journals.partition(|journal| self.webhooks.has(&journal.id));
+        unknown.into_iter().for_each(Journal::refuse);
+        known
     }
 
     /// Commits all of this, or nothing.

@@ -25,8 +25,8 @@ pub(super) struct Item {
     pub(super) stage: Stage,
     /// Why it is here.
     pub(super) claim: Claim,
-    /// The store has a row of it that says it is owed.
-    pub(super) is_stored: bool,
+    /// What the store has of it.
+    pub(super) row: Row,
     /// Attempts that count against the policy. Those before a redelivery do not.
     pub(super) spent: u32,
 }
@@ -67,10 +67,21 @@ pub(super) enum Claim {
     Erased,
 }
 
+/// Whether the store has a row of a delivery that says it is owed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Row {
+    /// It has not.
+    None,
+    /// The commit that was to write it failed, or so it was reported: it may have been done.
+    Perhaps,
+    /// It has.
+    There,
+}
+
 impl Item {
     /// A delivery that has not been tried here.
     pub(super) fn new(delivery: Delivery, event: Option<Arc<Event>>, claim: Claim) -> Self {
-        Self { delivery, event, stage: Stage::Blocked, claim, is_stored: false, spent: 0 }
+        Self { delivery, event, stage: Stage::Blocked, claim, row: Row::None, spent: 0 }
     }
 
     /// When it may be sent, now that it is the first of its lane.
@@ -83,9 +94,14 @@ impl Item {
         matches!(self.stage, Stage::Running { .. })
     }
 
+    /// Notes an attempt, which counts against the policy.
+    pub(super) fn spend(&mut self, attempt: Attempt) {
+        self.spent = self.spent.saturating_add(1);
+        self.note(attempt);
+    }
+
     /// Notes an attempt.
     pub(super) fn note(&mut self, attempt: Attempt) {
-        self.spent = self.spent.saturating_add(1);
         self.delivery.attempts.push(attempt);
         let beyond = self.delivery.attempts.len().saturating_sub(MOST_ATTEMPTS);
         self.delivery.attempts.drain(..beyond);

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::item::Claim;
+use super::item::{Claim, Row};
 use crate::{
     delivery::DeadLetter,
     event::SessionId,
@@ -18,6 +18,11 @@ use crate::{
 pub(super) const MOST_UNWRITTEN_LETTERS: usize = 1000;
 /// Bytes of their payloads: a quarter of what the log of one product may take by default.
 pub(super) const MOST_UNWRITTEN_BYTES: usize = 16 << 20;
+
+/// Fates of one kind in one batch: some ten milliseconds of the store's writer, for whom all other webhooks wait.
+const MOST_FATES: usize = 1000;
+/// Payloads of dead letters in one batch, and one more.
+const MOST_BATCH_BYTES: usize = 1 << 20;
 
 /// What is not in the store yet.
 #[derive(Debug, Default)]
@@ -39,6 +44,8 @@ pub(super) struct Journal {
     is_degraded: bool,
     flying: Option<Flying>,
     lost: u64,
+    /// The bound of a batch.
+    pub(super) most_fates: usize,
 }
 
 /// A dead letter that is to be written.
@@ -64,7 +71,7 @@ struct Flying {
 impl Journal {
     /// The journal of a webhook whose store says that it has come to `position`.
     pub(super) fn new(position: u64) -> Self {
-        Self { written: position, ..Self::default() }
+        Self { written: position, most_fates: MOST_FATES, ..Self::default() }
     }
 
     /// Notes that a delivery is owed, or has changed. Only the latter should not wait.
@@ -97,10 +104,10 @@ impl Journal {
         self.slots + self.flying.as_ref().map_or(0, |flying| flying.slots)
     }
 
-    /// Whether the store has, or is about to have, a row of this place.
-    pub(super) fn has_row(&self, place: u64, is_stored: bool, claim: Claim) -> bool {
+    /// Whether the store has, or is about to have, a row of this place, of which it says itself that there is `row`.
+    pub(super) fn row(&self, place: u64, row: Row, claim: Claim) -> Row {
         let is_flying = self.flying.as_ref().is_some_and(|flying| flying.new.contains(&place));
-        is_stored || is_flying || claim != Claim::Owed
+        if is_flying || claim != Claim::Owed { Row::There } else { row }
     }
 
     /// Notes that the store's row of this place is void.
@@ -167,25 +174,46 @@ impl Journal {
         self.flying.is_none() && (self.is_urgent || has_fates || position > self.written)
     }
 
-    /// Everything that is not in the store; `owed` gives the row of a delivery and whether the store has one already.
-    pub(super) fn batch(&mut self, position: u64, owed: impl Fn(u64) -> Option<(Owed, bool)>) -> Changes {
-        let mut flying = Flying { position, slots: std::mem::take(&mut self.slots), ..Flying::default() };
+    /// What is not in the store, as much as goes into one batch; `owed` gives the row of a delivery and what the store has of it.
+    /// The position stays before what is left for the next one. What has been settled behind that keeps its slots.
+    pub(super) fn batch(&mut self, position: u64, owed: impl Fn(u64) -> Option<(Owed, Row)>) -> Changes {
+        let rest = self.rest();
+        let position = rest.map_or(position, |rest| position.min(rest.saturating_sub(1)));
+        let slots = if rest.is_none() { std::mem::take(&mut self.slots) } else { 0 };
+        let mut flying = Flying { position, slots, ..Flying::default() };
         let mut fates = BTreeMap::new();
-        for place in std::mem::take(&mut self.dirty) {
-            let Some((owed, is_stored)) = owed(place) else { continue };
-            if !is_stored {
+        let left = rest.map(|rest| self.dirty.split_off(&rest)).unwrap_or_default();
+        for place in std::mem::replace(&mut self.dirty, left) {
+            let Some((owed, row)) = owed(place) else { continue };
+            if row != Row::There {
                 flying.new.insert(place);
             }
             fates.insert(place, Fate::Owed(owed));
         }
-        flying.settled = std::mem::take(&mut self.settled);
+        let left = rest.map(|rest| self.settled.split_off(&rest)).unwrap_or_default();
+        flying.settled = std::mem::replace(&mut self.settled, left);
         fates.extend(flying.settled.iter().map(|place| (*place, Fate::Settled)));
-        for (place, Grave { letter, has_row }) in std::mem::take(&mut self.dead) {
+        let left = rest.map(|rest| self.dead.split_off(&rest)).unwrap_or_default();
+        for (place, Grave { letter, has_row }) in std::mem::replace(&mut self.dead, left) {
+            self.dead_bytes -= letter.payload.len();
             flying.dead.insert(place, (letter.delivery.session.clone(), has_row));
             fates.insert(place, Fate::Dead(letter));
         }
-        (self.dead_bytes, self.is_urgent, self.flying) = (0, false, Some(flying));
+        (self.is_urgent, self.flying) = (rest.is_some(), Some(flying));
         Changes { position, fates }
+    }
+
+    /// The lowest place that is left for the batch behind this one, if any is.
+    fn rest(&self) -> Option<u64> {
+        let beyond = |places: &BTreeSet<u64>| places.iter().nth(self.most_fates).copied();
+        let (mut letters, mut bytes) = (0, 0);
+        let dead = self.dead.iter().find(|(_, grave)| {
+            let is_beyond = letters >= self.most_fates || bytes >= MOST_BATCH_BYTES;
+            (letters, bytes) = (letters + 1, bytes + grave.letter.payload.len());
+            is_beyond
+        });
+        let dead = dead.map(|(place, _)| *place);
+        [beyond(&self.dirty), beyond(&self.settled), dead].into_iter().flatten().min()
     }
 
     /// Notes that the batch is in the store, and tells of which places it has a row now.
@@ -196,14 +224,22 @@ impl Journal {
         flying.new
     }
 
-    /// Puts a batch that could not be written under what has happened since. Its slots are free all the same: the store is
-    /// degraded, and delivery goes on.
-    pub(super) fn not_committed(&mut self, changes: Changes, is_owed: impl Fn(u64) -> bool) {
-        let Some(flying) = self.flying.take() else { return };
-        (self.is_degraded, self.is_urgent) = (true, true);
+    /// Notes that the store is degraded, so that nothing is written for now. Delivery goes on: all slots are free, and the bound
+    /// of what is delivered twice after a crash is void.
+    pub(super) fn cannot_be_written(&mut self) {
+        (self.is_degraded, self.slots) = (true, 0);
+        if let Some(flying) = &mut self.flying {
+            flying.slots = 0;
+        }
+        self.shed();
+    }
+
+    /// Puts a batch that could not be written under what has happened since, and tells of which places it may have written a row
+    /// for the first time all the same. What says that such a row is void stays: there, it is needed; else it does no harm.
+    pub(super) fn not_committed(&mut self, changes: Changes, is_owed: impl Fn(u64) -> bool) -> BTreeSet<u64> {
+        let Some(flying) = self.flying.take() else { return BTreeSet::new() };
+        self.is_urgent = true;
         for place in &flying.new {
-            // What came after it was for a row that is not there.
-            self.settled.remove(place);
             if let Some(grave) = self.dead.get_mut(place) {
                 grave.has_row = false;
             }
@@ -218,7 +254,8 @@ impl Journal {
                 Fate::Owed(_) | Fate::Settled | Fate::Dead(_) => {}
             }
         }
-        self.shed();
+        self.cannot_be_written();
+        flying.new
     }
 
     /// Notes that the store has forgotten everything. Dead letters that are still here are still to be written.

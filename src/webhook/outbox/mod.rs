@@ -20,6 +20,7 @@ mod endpoint;
 mod item;
 mod journal;
 mod lanes;
+mod letters;
 #[cfg(test)]
 mod model;
 mod orders;
@@ -28,7 +29,11 @@ mod sending;
 mod tests;
 mod writing;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use fastrand::Rng;
 use tokio::time::Instant;
@@ -36,9 +41,10 @@ use tokio::time::Instant;
 use self::{
     delivered::Delivered,
     endpoint::{Chance, Endpoint, Gate, LONGEST_WAIT},
-    item::{Claim, Item, Stage, Turn},
+    item::{Claim, Item, Row, Stage, Turn},
     journal::Journal,
     lanes::{Heads, Lanes},
+    letters::Walk,
 };
 use super::{Now, Verdict};
 use crate::{
@@ -47,7 +53,8 @@ use crate::{
     log::store::{Changes, Owed},
 };
 
-/// Deliveries that are owed at one time where the store has their events: some 20 MiB. What comes behind waits in the log.
+/// Deliveries that are owed to one webhook at one time where the store has their events: some 20 MiB for each webhook that is so
+/// far behind. What comes behind waits in the log.
 pub(super) const MOST_OWED: u64 = 65_536;
 /// Events that are held although the store has them. Enough that a webhook that keeps up reads nothing again.
 const MOST_HELD: usize = 256;
@@ -57,8 +64,8 @@ const MOST_HELD_BYTES: usize = 4 << 20;
 const MOST_AHEAD: usize = 64;
 /// A retry's event is loaded so long before it is due. Longer than a read takes.
 const SOON: Duration = Duration::from_secs(1);
-/// Dead letters that are delivered again at one time, so that a thousand of them do not crowd out what is new.
-const MOST_LETTERS: usize = 16;
+/// After an event could not be read. Longer than the pause after each such event, so that a few of them leave time for others.
+const UNREADABLE: Duration = Duration::from_secs(10);
 
 /// How hard a webhook is tried, and where what it is owed can be read again.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +103,9 @@ pub(super) struct Outbox {
     seen: Now,
     /// Everything to deliver, by place.
     items: BTreeMap<u64, Item>,
+    /// Those of them that are dead letters, delivered again.
+    letters: BTreeSet<u64>,
+    walk: Walk,
     lanes: Lanes,
     heads: Heads,
     endpoint: Endpoint,
@@ -113,7 +123,6 @@ pub(super) struct Outbox {
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     owed: u64,
-    letters: usize,
     running: usize,
     running_retries: usize,
     held: usize,
@@ -139,6 +148,8 @@ impl Outbox {
             position,
             seen: now,
             items: BTreeMap::new(),
+            letters: BTreeSet::new(),
+            walk: Walk::default(),
             lanes: Lanes::default(),
             heads: Heads::default(),
             endpoint: Endpoint::default(),
@@ -156,7 +167,7 @@ impl Outbox {
     fn restore(&mut self, owed: Owed) {
         let turn = owed.next_attempt_at.map_or(Turn::Fresh, |at| Turn::Retry(Some(self.instant_of(at))));
         let mut item = Item::new(owed.delivery, None, Claim::Owed);
-        item.is_stored = true;
+        item.row = Row::There;
         item.spent = u32::try_from(item.delivery.attempts.len()).unwrap_or(u32::MAX);
         self.admit(item, turn);
     }
@@ -184,7 +195,7 @@ impl Outbox {
             event_id: event.id(),
             kind: event.kind().clone(),
             session: event.session().cloned(),
-            created_at: now.unix_ms,
+            created_at: now.unix_ms_before(event.received().unwrap_or(now.instant)),
             attempts: Vec::new(),
         };
         let event = (self.is_in_memory() || self.has_spare(1)).then_some(event);
@@ -208,7 +219,7 @@ impl Outbox {
         self.endpoint.standing(self.seen.instant)
     }
 
-    /// How many deliveries are owed, without those of dead letters; and when the oldest became so, in Unix milliseconds.
+    /// How many deliveries are owed, without those of dead letters; and when the oldest of their events came, in Unix milliseconds.
     pub(super) fn owed(&self) -> (u64, Option<u64>) {
         (self.tally.owed, self.owed_items().next().map(|item| item.delivery.created_at))
     }
@@ -290,7 +301,7 @@ impl Outbox {
             return;
         }
         let is_first = self.lanes.join(item.delivery.session.as_ref(), place);
-        self.tally.claim(item.claim, true);
+        self.count(place, item.claim, true);
         if let Some(event) = &item.event {
             self.tally.hold(event, true);
         }
@@ -332,15 +343,25 @@ impl Outbox {
     /// Gives an item another reason to be here.
     fn set_claim(&mut self, place: u64, claim: Claim) {
         let Some(item) = self.items.get_mut(&place) else { return };
-        self.tally.claim(std::mem::replace(&mut item.claim, claim), false);
-        self.tally.claim(claim, true);
+        let former = std::mem::replace(&mut item.claim, claim);
+        self.count(place, former, false);
+        self.count(place, claim, true);
+    }
+
+    fn count(&mut self, place: u64, claim: Claim, is_new: bool) {
+        match claim {
+            Claim::Owed => self.tally.owed = if is_new { self.tally.owed + 1 } else { self.tally.owed - 1 },
+            Claim::Letter if is_new => drop(self.letters.insert(place)),
+            Claim::Letter => drop(self.letters.remove(&place)),
+            Claim::Expired | Claim::Erased => {}
+        }
     }
 
     /// Takes an item out; the next of its lane becomes first.
     fn remove(&mut self, place: u64) -> Option<Item> {
         self.move_to(place, Stage::Blocked);
         let item = self.items.remove(&place)?;
-        self.tally.claim(item.claim, false);
+        self.count(place, item.claim, false);
         if let Some(event) = &item.event {
             self.tally.hold(event, false);
         }
@@ -354,14 +375,6 @@ impl Outbox {
 }
 
 impl Tally {
-    fn claim(&mut self, claim: Claim, is_new: bool) {
-        match claim {
-            Claim::Owed => self.owed = if is_new { self.owed + 1 } else { self.owed - 1 },
-            Claim::Letter => self.letters = if is_new { self.letters + 1 } else { self.letters - 1 },
-            Claim::Expired | Claim::Erased => {}
-        }
-    }
-
     fn run(&mut self, is_retry: bool, begins: bool) {
         let retries = usize::from(is_retry);
         if begins {

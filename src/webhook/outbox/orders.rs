@@ -1,4 +1,4 @@
-//! What operators and the store order: enable, disable, erase, expire, deliver again.
+//! What operators and the store order: enable, disable, erase, expire.
 //!
 //! May use: `delivery`, `event`.
 
@@ -55,47 +55,11 @@ impl Outbox {
         self.journal.erase(session);
         for place in self.lanes.members(session) {
             let Some(item) = self.items.get(&place) else { continue };
-            if self.journal.has_row(place, item.is_stored, item.claim) {
+            if self.journal.row(place, item.row, item.claim) != Row::None {
                 self.journal.settle(place);
             }
             self.journal.forget(place);
             self.let_go(place, Claim::Erased);
-        }
-    }
-
-    /// How many dead letters may be taken for another delivery.
-    pub(in crate::webhook) fn room_for_letters(&self) -> usize {
-        MOST_LETTERS.saturating_sub(self.tally.letters)
-    }
-
-    /// Takes dead letters for another delivery, as far as there is room. Those that are here, or were and are not written down
-    /// yet, are left: the store does not know better. Word of an expiry comes first: else one of these may have just been accepted.
-    pub(in crate::webhook) fn redeliver(&mut self, letters: Vec<DeadLetter>, now: Now) {
-        self.seen = now;
-        for DeadLetter { delivery, payload, .. } in letters {
-            let place = delivery.place;
-            let is_known = self.items.contains_key(&place) || self.journal.is_open(place);
-            if is_known || self.room_for_letters() == 0 {
-                continue;
-            }
-            let (id, kind, session) = (delivery.event_id, delivery.kind.clone(), delivery.session.clone());
-            let event = Arc::new(Event::restored(id, place, kind, session.clone(), &payload));
-            self.admit(Item::new(delivery, Some(event), Claim::Letter), Turn::Fresh);
-            if let Some(session) = session {
-                self.step_ahead(&session, place);
-            }
-        }
-    }
-
-    /// Lets an item go before the head of its lane, if it is older and the head has not been tried.
-    fn step_ahead(&mut self, session: &SessionId, place: u64) {
-        let head = self.lanes.head(session).and_then(|head| self.items.get(&head));
-        let Some(head) = head.filter(|head| head.stage == Stage::Idle(Turn::Fresh)) else { return };
-        let head = head.delivery.place;
-        if place < head {
-            self.lanes.lead(session, place);
-            self.move_to(head, Stage::Blocked);
-            self.move_to(place, Stage::Idle(Turn::Fresh));
         }
     }
 }

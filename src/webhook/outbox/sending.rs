@@ -53,13 +53,22 @@ impl Outbox {
         }
     }
 
+    /// Notes that the event at `place` cannot be read now. Until it is asked for again, others are.
+    pub(in crate::webhook) fn cannot_be_read(&mut self, place: u64, now: Now) {
+        self.seen = now;
+        let item = self.items.get(&place).filter(|item| item.event.is_none());
+        if item.is_some_and(|item| matches!(item.stage, Stage::Idle(_))) {
+            self.move_to(place, Stage::Idle(Turn::Retry(Some(now.instant + UNREADABLE))));
+        }
+    }
+
     /// Notes that the event at `place` cannot be read any more, and tells whether that was owed and is lost by it.
     pub(in crate::webhook) fn is_gone(&mut self, place: u64) -> bool {
         if self.items.get(&place).is_none_or(|item| item.event.is_some()) {
             return false;
         }
         let Some(item) = self.remove(place) else { return false };
-        if self.journal.has_row(place, item.is_stored, item.claim) {
+        if self.journal.row(place, item.row, item.claim) != Row::None {
             self.journal.settle(place);
         }
         true
@@ -82,6 +91,11 @@ impl Outbox {
         self.move_to(place, Stage::Running { is_retry: self.was_retry });
         self.endpoint.begin(place);
         Some(event)
+    }
+
+    /// Whether what [`Outbox::next`] gave last had been tried before.
+    pub(in crate::webhook) fn last_was_retry(&self) -> bool {
+        self.was_retry
     }
 
     fn has_slot(&self) -> bool {
@@ -121,7 +135,7 @@ impl Outbox {
         }
         self.hear(place, &attempt, verdict);
         let Some(item) = self.items.get_mut(&place) else { return };
-        item.note(attempt);
+        item.spend(attempt);
         let is_exhausted = item.spent > self.policy.max_retries;
         let goes_on = matches!(item.claim, Claim::Owed | Claim::Letter) && !is_exhausted;
         let ending = match verdict {
@@ -132,6 +146,25 @@ impl Outbox {
             Verdict::Forbidden => Ending::Dead(DeadReason::EgressRefused),
         };
         self.finish(place, ending);
+    }
+
+    /// Notes how an attempt went at an endpoint that is the webhook's no longer. That one says nothing of the present one, which
+    /// gets what it has not accepted, without an attempt less.
+    pub(in crate::webhook) fn settle_former(&mut self, place: u64, attempt: Attempt, verdict: &Verdict, now: Now) {
+        self.seen = now;
+        let Some(item) = self.items.get_mut(&place).filter(|item| item.is_running()) else { return };
+        item.note(attempt);
+        let (claim, turn) = (item.claim, item.turn());
+        if *verdict == Verdict::Accepted {
+            self.finish(place, Ending::Accepted);
+        } else if matches!(claim, Claim::Owed | Claim::Letter) {
+            self.move_to(place, Stage::Idle(turn));
+            if claim == Claim::Owed {
+                self.journal.touch(place, true);
+            }
+        } else {
+            self.finish(place, Ending::Dead(DeadReason::Refused));
+        }
     }
 
     /// What the answer says of the endpoint.
@@ -158,23 +191,29 @@ impl Outbox {
         if claim == Claim::Owed {
             self.journal.touch(place, true);
         }
+        let session = self.items.get(&place).and_then(|item| item.delivery.session.clone());
+        if let Some(session) = session.filter(|_| !self.letters.is_empty()) {
+            self.leave_letters(&session);
+        }
     }
 
     /// Lets an item go.
     fn finish(&mut self, place: u64, ending: Ending) {
         let Some(item) = self.remove(place) else { return };
         self.journal.occupy();
-        let has_row = self.journal.has_row(place, item.is_stored, item.claim);
+        let row = self.journal.row(place, item.row, item.claim);
         match (item.claim, ending) {
             (Claim::Expired, Ending::Dead(_)) => {}
             (Claim::Erased, _) => self.journal.settle(place),
             (_, Ending::Accepted) => {
-                if has_row {
+                if row != Row::None {
                     self.journal.settle(place);
                 }
                 self.delivered.push(item.delivery);
             }
-            (_, Ending::Dead(reason)) => self.journal.bury(item.into_letter(reason, self.seen.unix_ms), has_row),
+            (_, Ending::Dead(reason)) => {
+                self.journal.bury(item.into_letter(reason, self.seen.unix_ms), row == Row::There);
+            }
         }
     }
 
@@ -194,8 +233,8 @@ impl Outbox {
             let is_idle = |item: &&Item| item.event.is_some() && !item.is_running();
             let oldest = self.owed_items().find(is_idle).map(|item| item.delivery.place);
             let Some(item) = oldest.and_then(|place| self.remove(place)) else { return };
-            let has_row = self.journal.has_row(item.delivery.place, item.is_stored, item.claim);
-            self.journal.bury(item.into_letter(DeadReason::Expired, self.seen.unix_ms), has_row);
+            let row = self.journal.row(item.delivery.place, item.row, item.claim);
+            self.journal.bury(item.into_letter(DeadReason::Expired, self.seen.unix_ms), row == Row::There);
         }
     }
 }

@@ -5,13 +5,13 @@
 use super::*;
 
 impl Outbox {
-    /// What is to be written down, if anything is that should not wait. One at a time: [`Outbox::committed`] or
+    /// What is to be written down, if anything is that should not wait, or the first part of it. One at a time: [`Outbox::committed`] or
     /// [`Outbox::not_committed`] follows.
     pub(in crate::webhook) fn changes(&mut self) -> Option<Changes> {
         self.journal.is_due().then(|| self.batch())
     }
 
-    /// Everything that is not written down yet, also what can wait.
+    /// What is not written down yet, or the first part of it, also what can wait.
     pub(in crate::webhook) fn all_changes(&mut self) -> Option<Changes> {
         self.journal.has_any(self.position).then(|| self.batch())
     }
@@ -20,7 +20,7 @@ impl Outbox {
         let (items, seen) = (&self.items, self.seen);
         self.journal.batch(self.position, |place| {
             let item = items.get(&place).filter(|item| item.claim == Claim::Owed)?;
-            Some((owed_of(item, seen), item.is_stored))
+            Some((owed_of(item, seen), item.row))
         })
     }
 
@@ -28,7 +28,7 @@ impl Outbox {
     pub(in crate::webhook) fn committed(&mut self) {
         for place in self.journal.committed() {
             if let Some(item) = self.items.get_mut(&place) {
-                item.is_stored = true;
+                item.row = Row::There;
             }
         }
     }
@@ -36,14 +36,24 @@ impl Outbox {
     /// Notes that these could not be written. They come again, with what has happened since.
     pub(in crate::webhook) fn not_committed(&mut self, changes: Changes) {
         let items = &self.items;
-        self.journal.not_committed(changes, |place| items.get(&place).is_some_and(|item| item.claim == Claim::Owed));
+        let is_owed = |place| items.get(&place).is_some_and(|item| item.claim == Claim::Owed);
+        for place in self.journal.not_committed(changes, is_owed) {
+            if let Some(item) = self.items.get_mut(&place) {
+                item.row = Row::Perhaps;
+            }
+        }
+    }
+
+    /// Notes that nothing can be written now, though it may be on its way: what is sent from now on does not wait for that.
+    pub(in crate::webhook) fn cannot_be_written(&mut self) {
+        self.journal.cannot_be_written();
     }
 
     /// Notes that the store has forgotten everything.
     pub(in crate::webhook) fn rewrite(&mut self) {
         self.journal.rewrite();
         for (place, item) in self.items.iter_mut().filter(|(_, item)| item.claim == Claim::Owed) {
-            item.is_stored = false;
+            item.row = Row::None;
             self.journal.touch(*place, true);
         }
     }

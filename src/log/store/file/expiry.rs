@@ -22,14 +22,18 @@ pub(crate) struct Expired {
     pub(crate) lost: u64,
 }
 
-/// How many webhooks have this product.
+/// How many webhooks have not come to a place of this product, or are owed something up to there. Nothing is to be done for the
+/// others.
 ///
 /// # Errors
 ///
 /// When the file cannot be read.
-pub(super) fn webhooks(connection: &Connection, product: u32) -> Result<u64, Fault> {
-    let mut statement = connection.prepare_cached("SELECT count(*) FROM webhooks WHERE product = ?1")?;
-    let mut rows = statement.query([product])?;
+pub(super) fn concerned(connection: &Connection, product: u32, through: u64) -> Result<u64, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT count(*) FROM webhooks WHERE product = ?1 \
+         AND (position < ?2 OR EXISTS (SELECT 1 FROM owed WHERE webhook = number AND place <= ?2))",
+    )?;
+    let mut rows = statement.query(params![product, signed(through)])?;
     rows.next()?.map_or(Ok(0), |row| count(row, 0))
 }
 
@@ -40,9 +44,12 @@ pub(super) fn webhooks(connection: &Connection, product: u32) -> Result<u64, Fau
 ///
 /// When some of it cannot be written; the caller undoes the rest.
 pub(super) fn expire(connection: &Connection, product: u32, through: u64, now: i64) -> Result<Vec<Expired>, Fault> {
-    let mut statement =
-        connection.prepare_cached("SELECT number, id, scope, position FROM webhooks WHERE product = ?1")?;
-    let webhooks: Result<Vec<Webhook>, Fault> = statement.query_and_then([product], Webhook::read)?.collect();
+    let mut statement = connection.prepare_cached(
+        "SELECT number, id, scope, position FROM webhooks WHERE product = ?1 \
+         AND (position < ?2 OR EXISTS (SELECT 1 FROM owed WHERE webhook = number AND place <= ?2))",
+    )?;
+    let concerned = statement.query_and_then(params![product, signed(through)], Webhook::read)?;
+    let webhooks: Result<Vec<Webhook>, Fault> = concerned.collect();
     let mut expired = Vec::new();
     for webhook in webhooks? {
         let letters = webhook.bury_owed(connection, product, through, now)?;

@@ -71,18 +71,18 @@ impl File {
         page.map_err(|fault| fault.at(&self.path, "list dead letters of"))
     }
 
-    /// A webhook's dead letters that wait to be delivered again, in the order of their places, bounded as
+    /// A webhook's dead letters behind a place that wait to be delivered again, in the order of their places, bounded as
     /// [`File::dead_letters`] is.
     ///
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub(crate) fn requeued(&self, id: &str, most: usize) -> Result<Vec<DeadLetter>, FileError> {
+    pub(crate) fn requeued(&self, id: &str, after: u64, most: usize) -> Result<Vec<DeadLetter>, FileError> {
         let query = "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, number, died_at, \
                      reason, payload FROM dead_letters INDEXED BY dead_by_state \
                      WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 1 \
-                     ORDER BY place LIMIT ?2";
-        let page = read_page(&self.connection, query, params![id, signed(most as u64)]);
+                     AND place > ?2 ORDER BY place LIMIT ?3";
+        let page = read_page(&self.connection, query, params![id, signed(after), signed(most as u64)]);
         let page = page.map_err(|fault| fault.at(&self.path, "list dead letters of"))?;
         Ok(page.into_iter().map(|(_, letter)| letter).collect())
     }

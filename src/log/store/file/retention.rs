@@ -143,8 +143,9 @@ impl Oldest {
              FROM entries WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3",
         )?;
         let (first, last) = (address(self.number, self.evicted_through)?, address(self.number, MAX_PLACE)?);
-        // Each may become a dead letter of each webhook.
-        let most = (STEP / (1 + expiry::webhooks(connection, self.number)?)).max(1);
+        // Each may become a dead letter of each webhook that is not ahead of it.
+        let concerned = expiry::concerned(connection, self.number, self.through_step(connection)?)?;
+        let most = (STEP / (1 + concerned)).max(1);
         let mut rows = statement.query(params![first, last, signed(most)])?;
         let mut cut = Cut { last: first, events: 0, bytes: 0 };
         let mut freed = 0;
@@ -158,6 +159,16 @@ impl Oldest {
             cut = Cut { last: row.get(0)?, events: cut.events + 1, bytes: cut.bytes + session + kind + payload };
         }
         Ok(cut)
+    }
+
+    /// The place of the last row that one step may take away.
+    fn through_step(&self, connection: &Connection) -> Result<u64, Fault> {
+        let mut statement = connection.prepare_cached(
+            "SELECT ifnull(max(entry), ?1) FROM ( \
+                 SELECT entry FROM entries WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3)",
+        )?;
+        let (first, last) = (address(self.number, self.evicted_through)?, address(self.number, MAX_PLACE)?);
+        Ok(place_of(statement.query_row(params![first, last, signed(STEP)], |row| row.get(0))?))
     }
 
     fn retire(&self, connection: &Connection, cut: &Cut, now: i64) -> Result<Retired, Fault> {

@@ -28,7 +28,7 @@ pub(crate) struct Registered {
     pub(crate) is_new: bool,
     /// Dead letters and what was owed to one of the same id and another product: gone.
     pub(crate) forgotten: u64,
-    /// Everything up to this place is settled, owed or dead.
+    /// Everything up to this place is settled, owed or dead. If it is new, no further than the file has the log.
     pub(crate) position: u64,
 }
 
@@ -131,8 +131,17 @@ fn register(connection: &Connection, webhook: &Registration) -> Result<Registere
         "INSERT INTO webhooks (id, product, scope, definition, position, dead, requeued, dead_bytes) \
          VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0)",
     )?;
-    insert.execute(params![&*webhook.id, product, scope, webhook.definition, signed(webhook.position)])?;
-    Ok(Registered { is_new: true, forgotten, position: webhook.position })
+    // What has been shown to others and is not in the file yet may never be. Then other events stand there.
+    let position = webhook.position.min(newest(connection, product)?);
+    insert.execute(params![&*webhook.id, product, scope, webhook.definition, signed(position)])?;
+    Ok(Registered { is_new: true, forgotten, position })
+}
+
+/// The place up to which the file has a product's log.
+fn newest(connection: &Connection, product: u32) -> Result<u64, Fault> {
+    let mut statement = connection.prepare_cached("SELECT newest FROM products WHERE number = ?1")?;
+    let mut rows = statement.query([product])?;
+    rows.next()?.map_or(Ok(0), |row| count(row, 0))
 }
 
 fn forget_all(connection: &Connection, number: i64) -> Result<u64, Fault> {
@@ -226,8 +235,8 @@ pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, Fault> {
     serde_json::to_string(attempts).map_err(|_| Fault::Refused("attempts have no text"))
 }
 
-/// Writes what has happened to a webhook, within the caller's transaction. Tells whether its dead letters have changed. One
-/// that is not registered any more has nothing to be written down.
+/// Writes what has happened to a webhook, within the caller's transaction. Tells whether its dead letters have changed. Of one
+/// that the file does not have, nothing is written: the caller sees to that.
 ///
 /// # Errors
 ///

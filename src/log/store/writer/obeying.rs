@@ -26,10 +26,13 @@ impl Writer {
             && let Some(order) = self.desk.take_order()
         {
             self.desk.writes();
+            let writes = order.writes();
             if let Some(rest) = self.carry_out(order)? {
                 self.desk.put_back(rest);
             }
-            self.desk.is_unsynced();
+            if writes {
+                self.desk.is_unsynced();
+            }
         }
         Ok(())
     }
@@ -65,8 +68,8 @@ impl Writer {
             Order::DeadLetters { id, page, answer } => {
                 let _ = answer.send(file.dead_letters(&id, page.letters, page.before, page.most)?);
             }
-            Order::Requeued { id, most, answer } => {
-                let _ = answer.send(file.requeued(&id, most)?);
+            Order::Requeued { id, after, most, answer } => {
+                let _ = answer.send(file.requeued(&id, after, most)?);
             }
         }
         Ok(None)

@@ -45,6 +45,7 @@ impl Writer {
         if self.retired.elapsed() < RETIRE_EVERY {
             return Ok(());
         }
+        self.webhooks.log_sums();
         for _ in 0..MOST_STEPS {
             self.desk.writes();
             self.may_retire = self.retire_some()?;

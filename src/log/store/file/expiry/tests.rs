@@ -124,7 +124,7 @@ fn what_is_a_dead_letter_already_stays_the_one_it_is() {
     let retired = file.retire(60, u64::MAX, 99).unwrap().unwrap();
     assert_eq!(retired.expired, [Expired { id: "w".to_owned(), letters: 0, lost: 0 }]);
     assert_eq!(dead(&file, "w"), [letter(2, b"own")]);
-    assert_eq!(file.requeued("w", 9).unwrap(), [letter(1, b"own")]);
+    assert_eq!(file.requeued("w", 0, 9).unwrap(), [letter(1, b"own")]);
     assert!(file.webhooks().unwrap()[0].owed.is_empty());
 }
 

@@ -69,7 +69,7 @@ fn a_page_has_about_a_mebibyte_and_one_letter_whatever_its_size() {
     let list = |file: &File, before| places(&file.dead_letters("w", Letters::Dead, before, 100).unwrap());
     assert_eq!((list(&file, None), list(&file, Some(2))), (vec![4, 3, 2], vec![1]));
     file.requeue_some("w", NO_BOUND).unwrap();
-    let requeued = file.requeued("w", 100).unwrap();
+    let requeued = file.requeued("w", 0, 100).unwrap();
     assert_eq!(requeued.iter().map(|it| it.delivery.place).collect::<Vec<_>>(), [1]);
 }
 
@@ -85,7 +85,7 @@ fn some_or_all_are_requeued_once_in_the_order_of_their_places() {
     let through = file.newest_letter().unwrap();
     bury(&mut file, "w", [letter(9, b"x")]);
     assert_eq!(file.requeue_some("w", through).unwrap(), 2, "not what has died since");
-    let requeued: Vec<u64> = file.requeued("w", 9).unwrap().iter().map(|it| it.delivery.place).collect();
+    let requeued: Vec<u64> = file.requeued("w", 0, 9).unwrap().iter().map(|it| it.delivery.place).collect();
     assert_eq!(requeued, [1, 3, 4, 5]);
     assert_eq!(places(&file.dead_letters("w", Letters::Dead, None, 9).unwrap()), [9]);
     assert_counters_fit(&file);

@@ -5,9 +5,14 @@ use crate::{
     event::{Entry, EventId, GapReason},
     log::{
         Missing, Span,
-        store::file::{
-            Portion,
-            tests::{bytes_of, event, file_of_one, gap, product, session},
+        store::{
+            Fate,
+            file::{
+                Portion,
+                tests::{bytes_of, event, file_of_one, gap, product, session},
+                webhooks::tests::journal,
+            },
+            outbox::tests::{changes, owed, webhook},
         },
     },
 };
@@ -231,4 +236,23 @@ fn a_session_is_erased_in_one_product_only() {
     let kept = file.product(&product("p")).unwrap();
     assert_eq!((kept.newest, kept.evicted_through, kept.events, kept.bytes), (1300, 0, 0, 0));
     assert_eq!(file.product(&product("q")).unwrap().events, 5);
+}
+
+#[test]
+fn a_step_is_smaller_only_for_webhooks_that_may_lose_something_by_it() {
+    for (behind, owed_some, most) in [(0, 0, STEP), (3, 0, STEP / 4), (0, 3, STEP / 4), (600, 0, 1)] {
+        let (_directory, mut file) = file_of_one();
+        write_events(&mut file, 1, 1..=1000, 10, 50);
+        for number in 0..100 + behind + owed_some {
+            let id = format!("w{number}");
+            file.register(&webhook(&id, if number < behind { 0 } else { 1000 }), 1).unwrap();
+            if (behind..behind + owed_some).contains(&number) {
+                journal(&mut file, &id, &changes(1000, [Fate::Owed(owed(500))]));
+            }
+        }
+        let retired = file.retire(60, NO_BOUND, 100).unwrap().unwrap();
+        assert_eq!((retired.events, retired.evicted_through), (most, most));
+        let concerned = behind + if most >= 500 { owed_some } else { 0 };
+        assert_eq!(retired.expired.len() as u64, concerned, "nobody else is told anything");
+    }
 }

@@ -37,8 +37,8 @@ fn all(file: &File, id: &str) -> Vec<u64> {
 #[test]
 fn a_webhook_is_found_again_as_it_was_registered_with_what_is_owed_to_it() {
     let (_directory, mut file) = file_of_one();
-    let registered = file.register(&webhook("w", 3), 1).unwrap();
-    assert_eq!(registered, Registered { is_new: true, forgotten: 0, position: 3 });
+    let registered = file.register(&webhook("w", 0), 1).unwrap();
+    assert_eq!(registered, Registered { is_new: true, forgotten: 0, position: 0 });
     let mut untried = owed(6);
     (untried.next_attempt_at, untried.delivery.session) = (None, None);
     untried.delivery.attempts.clear();
@@ -48,6 +48,19 @@ fn a_webhook_is_found_again_as_it_was_registered_with_what_is_owed_to_it() {
     let kept = kept(&File::open(&path).unwrap());
     assert_eq!((&*kept.id, &kept.product, &*kept.definition, kept.position), ("w", &product("p"), "about w", 7));
     assert_eq!(kept.owed, [owed(4), untried]);
+}
+
+#[test]
+fn a_new_webhook_stands_no_further_than_the_file_has_the_log() {
+    let (_directory, mut file) = file_of_one();
+    let entries: Vec<_> = (1..=5).map(|place| event(place, "s", "k", b"a")).collect();
+    file.write_one(1, 1, &entries, 1);
+    for (position, expected) in [(4, 4), (9, 5)] {
+        let id = format!("at {position}");
+        assert_eq!(file.register(&webhook(&id, position), 1).unwrap().position, expected);
+    }
+    let positions: Vec<u64> = file.webhooks().unwrap().iter().map(|kept| kept.position).collect();
+    assert_eq!(positions, [4, 5], "what comes after a crash stands at 6 and behind");
 }
 
 #[test]
@@ -67,11 +80,11 @@ fn a_webhook_that_becomes_another_products_begins_anew() {
     let (_directory, mut file) = file_of_one();
     file.register(&webhook("w", 3), 1).unwrap();
     journal(&mut file, "w", &changes(5, [Fate::Owed(owed(4)), Fate::Dead(letter(5, b"x"))]));
-    let other = Registration { product: product("q"), ..webhook("w", 1) };
+    let other = Registration { product: product("q"), ..webhook("w", 0) };
     let registered = file.register(&other, 1).unwrap();
-    assert_eq!(registered, Registered { is_new: true, forgotten: 2, position: 1 });
+    assert_eq!(registered, Registered { is_new: true, forgotten: 2, position: 0 });
     let kept = kept(&file);
-    assert_eq!((kept.product, kept.position, kept.owed), (product("q"), 1, Vec::new()));
+    assert_eq!((kept.product, kept.position, kept.owed), (product("q"), 0, Vec::new()));
     assert_eq!(counts(&file), [(0, 0)]);
 }
 

@@ -79,9 +79,12 @@ fn a_webhook_goes_through_all_orders_and_is_told_its_counts() {
     assert_eq!(rig.requeue("w", Which::These(vec![EventId::new(7, 4), EventId::new(7, 7)])), 1);
     assert_eq!(webhook.notices.take(), Notice { dead: 3, requeued: 1, ..Notice::default() });
     assert_eq!((rig.dead("w", Letters::Dead), rig.dead("w", Letters::Requeued)), (vec![5, 3, 2], vec![4]));
-    let requeued = rig.writer.desk.requeued("w", 9);
+    let _ = rig.writer.desk.take_unsynced();
+    let requeued = [0, 3, 4].map(|after| rig.writer.desk.requeued("w", after, 9));
     rig.writer.work();
-    assert_eq!(said(requeued).unwrap(), [letter(4, b"{}")]);
+    let requeued = requeued.map(|these| said(these).unwrap());
+    assert_eq!(requeued, [vec![letter(4, b"{}")], vec![letter(4, b"{}")], vec![]]);
+    assert!(!rig.writer.desk.take_unsynced(), "who looks leaves nothing to be synced");
     rig.journal("w", settled([4])).unwrap();
     assert_eq!(webhook.notices.take(), Notice { dead: 3, ..Notice::default() });
     let gone = rig.writer.desk.unregister("w");
@@ -89,8 +92,24 @@ fn a_webhook_goes_through_all_orders_and_is_told_its_counts() {
     rig.writer.work();
     said(gone).unwrap();
     assert_eq!((rig.kept_of("w"), rig.dead("w", Letters::Dead)), (None, vec![]));
-    rig.journal("w", changes(9, dead([8]))).unwrap();
+    rig.journal("w", changes(9, dead([8]))).unwrap_err();
     assert!(rig.writer.webhooks.is_empty() && rig.dead("w", Letters::Dead).is_empty());
+}
+
+#[test]
+fn what_is_written_down_of_a_webhook_that_the_file_does_not_have_comes_back() {
+    let mut rig = Rig::new(1000);
+    rig.register(&webhook("old", 0));
+    let desk = Arc::clone(&rig.writer.desk);
+    let registered = desk.register(webhook("new", 0)); // asked first, and carried out behind the journals
+    let what = changes(9, [Fate::Owed(owed(5))]);
+    let early = desk.journal(&"new".into(), what.clone());
+    let other = desk.journal(&"old".into(), changes(9, []));
+    rig.writer.work();
+    assert_eq!((said(early), said(other)), (Err(what.clone()), Ok(())));
+    said(registered).unwrap();
+    rig.journal("new", what).unwrap();
+    assert_eq!((rig.kept_of("new"), rig.kept_of("old")), (Some((9, vec![5])), Some((9, vec![]))));
 }
 
 #[test]
@@ -260,8 +279,10 @@ fn a_file_that_is_begun_anew_has_the_webhooks_again_and_they_are_told() {
                 }
                 rig.work_again();
             }
-            assert_eq!(rig.kept_of("w"), Some((17, vec![])), "{is_damaged} {events}");
+            assert_eq!(rig.kept_of("w"), Some((0, vec![])), "{is_damaged} {events}: no further than there is a log");
             assert_eq!(webhook.notices.take(), Notice { is_replaced: true, ..Notice::default() });
+            rig.journal("w", changes(17, [])).unwrap(); // as the worker then does
+            assert_eq!(rig.kept_of("w"), Some((17, vec![])));
             rig.writer.fail(&trouble());
             rig.work_again();
             assert!(!webhook.notices.take().is_replaced, "once");
@@ -327,12 +348,12 @@ async fn without_a_directory_the_same_orders_are_carried_out_in_memory() {
     desk.journal(&"w".into(), changes(40, fates)).await.unwrap();
     assert_eq!(webhook.notices.take(), Notice { dead: 3, ..Notice::default() });
     assert_eq!(desk.requeue("w", Which::All).await.unwrap(), 3);
-    assert_eq!(desk.requeued("w", 9).await.unwrap().len(), 3);
+    assert_eq!(desk.requeued("w", 0, 9).await.unwrap().len(), 3);
     assert_eq!(desk.dead_letters("w", Letters::Requeued, None, 9).await.unwrap().len(), 3);
     let session = SessionId::new("s").unwrap();
     let in_memory = log.erase(&session);
     assert_eq!(in_memory + desk.erase(product(), session).await.unwrap(), in_memory + 2, "40 was one of the former");
-    assert_eq!(desk.requeued("w", 9).await.unwrap(), []);
+    assert_eq!(desk.requeued("w", 0, 9).await.unwrap(), []);
     desk.unregister("w").await.unwrap();
     assert!(!desk.is_degraded() && !desk.is_recovering());
     drop(store);
