@@ -50,7 +50,11 @@ impl Lane {
     fn start(number: usize, end: CancellationToken) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().event_interval(POLLS).build()?;
         let handle = runtime.handle().clone();
-        let run = move || runtime.block_on(end.cancelled_owned());
+        let run = move || {
+            runtime.block_on(end.cancelled_owned());
+            // A name server may let a lookup hang: nobody waits for that.
+            runtime.shutdown_background();
+        };
         let thread = thread::Builder::new().name(format!("lane-{number}")).spawn(run)?;
         Ok(Self { runtime: handle, thread: Some(thread) })
     }
@@ -68,3 +72,22 @@ impl Drop for Lanes {
 
 /// Polls of tasks after which the sockets are looked at again: a turn of a shard takes some hundred microseconds.
 const POLLS: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_lookup_that_hangs() {
+        let lanes = Lanes::start().unwrap();
+        let (hang, hanging) = std::sync::mpsc::channel::<()>();
+        let runtime = lanes.runtimes().next().unwrap().clone();
+        runtime.spawn_blocking(move || hanging.recv_timeout(Duration::from_secs(20)));
+        let began = Instant::now();
+        drop(lanes);
+        assert!(began.elapsed() < Duration::from_secs(10));
+        drop(hang);
+    }
+}

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{Fanout, Listener};
 use crate::{
-    event::{Entry, Event, EventId, Gap, GapReason, Scope, Start},
+    event::{Entry, Event, EventId, Gap, GapReason, Only, Scope, Start},
     log::{Limits, Place, Reading, store::CatchUp},
 };
 
@@ -146,9 +146,9 @@ impl Subscription {
         self.scope = scope;
     }
 
-    /// Whether its scope is limited.
-    pub(crate) fn is_selective(&self) -> bool {
-        self.scope != Scope::EVERYTHING
+    /// Whether it listens to some sessions only.
+    pub(crate) fn is_of_sessions(&self) -> bool {
+        matches!(self.scope.sessions, Only::These(_))
     }
 
     /// The place up to which everything within the scope has been returned.

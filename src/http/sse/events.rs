@@ -244,13 +244,16 @@ impl Events {
     /// and at tick `due`.
     pub(super) fn must_go(&mut self, due: u64, context: &Context<'_>) -> bool {
         self.subscription.wake_later(context);
+        if self.seat.dismissed() == Some(Leave::Kicked) {
+            self.ends_due = self.ends_due.min(self.wheel().after(MOMENT));
+        }
         self.alarm.set(due.min(self.ends_due), context.waker());
-        self.wheel().now() >= self.ends_due || self.seat.dismissed() == Some(Leave::Kicked)
+        self.wheel().now() >= self.ends_due
     }
 
-    /// Whether it listens to some sessions or types only.
-    pub(super) fn is_selective(&self) -> bool {
-        self.subscription.is_selective()
+    /// Whether it listens to some sessions only.
+    pub(super) fn is_of_sessions(&self) -> bool {
+        self.subscription.is_of_sessions()
     }
 
     /// The client took nothing for too long.
@@ -313,3 +316,6 @@ impl Drop for Events {
         }
     }
 }
+
+/// What whoever is sent away may take to make room for its last bytes.
+const MOMENT: Duration = Duration::from_secs(1);

@@ -56,7 +56,7 @@ impl Shards {
     /// to a single session costs less if nobody else need be woken, so those who listen to few stay at home while there is room.
     pub(super) fn take(&self, socket: TcpStream, events: Events, home: usize) {
         let size = |shard: &&Arc<Shard>| shard.size.load(Ordering::Relaxed);
-        let shard = match events.is_selective() {
+        let shard = match events.is_of_sessions() {
             true => self.shards.iter().cycle().skip(home).take(self.shards.len()).find(|it| size(it) < ROOM_AT_HOME),
             false => None,
         };
@@ -108,9 +108,9 @@ impl Shard {
     fn take(&self, newcomer: Newcomer) {
         let mut inbox = self.inbox();
         if !inbox.is_closed {
+            self.size.fetch_add(1, Ordering::Relaxed);
             inbox.newcomers.push(newcomer);
             drop(inbox);
-            self.size.fetch_add(1, Ordering::Relaxed);
             self.waker.wake();
         }
     }
