@@ -227,3 +227,6 @@ const MOST_EVENTS: usize = 1024;
 
 /// Their bytes.
 const MOST_BYTES: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests;
