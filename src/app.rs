@@ -303,7 +303,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, lanes: usize, metr
     }
 }
 
-/// One task for each product: its upstream's loop and its fan-out take turns, so that an event wakes its receivers on the
+/// One task for each product: its upstream's loop and its fan-out take turns, so that an event wakes those on its own lane on the
 /// thread it came in on. Returns the boards that the upstreams write on.
 fn start_upstreams(
     config: &Config,

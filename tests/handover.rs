@@ -39,6 +39,7 @@ fn a_stream_may_follow_other_answers_on_its_connection_in_one_breath() {
         assert_eq!(page["events"].as_array().unwrap().len(), 3);
     }
     let mut subscriber = Subscriber::on(wire);
+    assert_eq!(subscriber.head.field("connection"), Some("close"), "it is the last answer");
     assert_eq!(subscriber.numbers(3), [0, 1, 2]);
     relay.publish(&mut link, 3..5);
     assert_eq!(subscriber.numbers(2), [3, 4]);

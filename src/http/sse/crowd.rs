@@ -214,7 +214,9 @@ impl Crowd {
     /// Gives some of those who are concerned what has arrived.
     fn give_some(&mut self) {
         let mut most = TURN;
-        while most > 0 && let Some(number) = self.giving.pop_front() {
+        while most > 0
+            && let Some(number) = self.giving.pop_front()
+        {
             most = self.give(number, most);
             let Some(flock) = self.flocks.get_mut(number) else { continue };
             flock.ledger.flush();

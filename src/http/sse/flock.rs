@@ -41,11 +41,7 @@ impl Flock {
             concerned: VecDeque::new(),
             is_called: false,
             is_listed: false,
-            ledger: Ledger {
-                count: 0,
-                lag: product.sse.lag.local(),
-                delivered: product.sse.delivered.clone(),
-            },
+            ledger: Ledger { count: 0, lag: product.sse.lag.local(), delivered: product.sse.delivered.clone() },
         }
     }
 
