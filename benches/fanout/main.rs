@@ -58,13 +58,13 @@
     reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"
 )]
 
-mod bare;
 mod histogram;
 mod load;
 mod metrics;
 mod options;
 mod payload;
 mod process;
+mod publisher;
 mod reader;
 mod report;
 mod response;
@@ -78,7 +78,8 @@ mod visitors;
 use std::{error::Error, process::ExitCode};
 
 use options::{Command, Options};
-use report::{Report, Trial};
+use report::{Outcome, Report, Trial};
+use target::Kind;
 
 /// Whatever goes wrong ends the run with a sentence.
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -93,7 +94,8 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Nothing => return ExitCode::SUCCESS,
-        Command::Bare { upstream, pace } => bare::run(upstream, pace).map(|()| ExitCode::SUCCESS),
+        Command::Bare { upstream, pace } => target::bare::run(upstream, pace).map(|()| ExitCode::SUCCESS),
+        Command::Naive { upstream } => target::naive::run(upstream).map(|()| ExitCode::SUCCESS),
         Command::Measure(options) => measure(&options),
     };
     outcome.unwrap_or_else(|error| {
@@ -105,17 +107,21 @@ fn main() -> ExitCode {
 /// Runs what was asked for and prints it, scenario by scenario.
 fn measure(options: &Options) -> Result<ExitCode> {
     println!("{}", process::machine());
+    let kinds = installed(&options.kinds);
     let mut is_sound = true;
     for &scenario in &options.scenarios {
         let mut report = Report::new(scenario, options);
         for pair in 0..options.pairs {
-            let mut kinds = scenario.kinds(&options.kinds);
+            let mut kinds = scenario.kinds(&kinds);
             // Taking turns at being first, so that neither always finds the machine as the other left it.
             if pair % 2 == 1 {
                 kinds.reverse();
             }
             for kind in kinds {
-                let outcome = scenario.run(kind, options.size)?;
+                let outcome = match scenario.run(kind, options.size) {
+                    Err(error) if !kind.is_held_to_account() => Outcome::failed(&*error),
+                    outcome => outcome?,
+                };
                 report.add(Trial { kind, pair, outcome });
             }
         }
@@ -127,4 +133,17 @@ fn measure(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Those of these that can run here. Says of the others why not, and of each what is not the same work as the relay's.
+fn installed(kinds: &[Kind]) -> Vec<Kind> {
+    println!();
+    for kind in kinds {
+        match (kind.missing(), kind.difference()) {
+            (Some(missing), _) => println!("- {kind}: not measured, {missing}"),
+            (None, Some(difference)) => println!("- {kind}: {difference}"),
+            (None, None) => {}
+        }
+    }
+    kinds.iter().copied().filter(|kind| kind.missing().is_none()).collect()
 }
