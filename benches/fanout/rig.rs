@@ -198,6 +198,12 @@ impl Rig {
         Ok((Self { target, source, kind, disturbance }, restart))
     }
 
+    /// Ends the target in order, for what has watched it to write down what it saw.
+    pub(crate) fn stop(self, outcome: &mut Outcome) -> Result<()> {
+        self.target.stop(&mut outcome.remarks)?;
+        Ok(())
+    }
+
     /// Whatever is wrong with the target goes into the books. Then it is killed.
     pub(crate) fn finish(mut self, outcome: &mut Outcome) {
         if let Some(status) = self.target.has_ended() {

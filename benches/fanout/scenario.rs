@@ -2,6 +2,7 @@
 
 mod broadcast;
 mod coming;
+mod counted;
 mod decode;
 mod idle;
 mod sessions;
@@ -12,8 +13,8 @@ mod store;
 use std::{str::FromStr, time::Duration};
 
 use self::{
-    broadcast::Broadcast, coming::Coming, decode::Decode, idle::Idle, sessions::Sessions, stalled::Stalled,
-    steps::Steps, store::Store,
+    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle, sessions::Sessions,
+    stalled::Stalled, steps::Steps, store::Store,
 };
 use crate::{Result, histogram::Histogram, options::USAGE, report::Outcome, target::Kind};
 
@@ -40,6 +41,10 @@ pub(crate) enum Scenario {
     R,
     /// Those who take nothing.
     S,
+    /// Little, to be counted.
+    K,
+    /// The same, and some more.
+    K2,
 }
 
 /// How large.
@@ -52,7 +57,7 @@ pub(crate) enum Size {
 }
 
 impl Scenario {
-    /// All, in the order in which they run.
+    /// All that measure, in the order in which they run.
     pub(crate) const ALL: [Self; 10] =
         [Self::A, Self::A5, Self::B, Self::C, Self::D, Self::L, Self::E, Self::U, Self::R, Self::S];
 
@@ -78,6 +83,8 @@ impl Scenario {
             Self::U => Decode::new(size).title(),
             Self::R => Store::new(size).title(),
             Self::S => Stalled::new(size).title(),
+            Self::K => Counted::few().title(),
+            Self::K2 => Counted::more().title(),
         }
     }
 
@@ -98,6 +105,8 @@ impl Scenario {
             Self::U => Decode::new(size).run(kind),
             Self::R => Store::new(size).run(),
             Self::S => Stalled::new(size).run(),
+            Self::K => Counted::few().run(kind),
+            Self::K2 => Counted::more().run(kind),
         };
         outcome.map_err(|error| format!("{}, {kind}: {error}", self.title(size)).into())
     }
@@ -108,7 +117,11 @@ impl FromStr for Scenario {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let named = |scenario: &Self| format!("{scenario:?}") == text;
-        Self::ALL.into_iter().find(named).ok_or_else(|| format!("there is no scenario {text:?}\n{USAGE}"))
+        Self::ALL
+            .into_iter()
+            .chain([Self::K, Self::K2])
+            .find(named)
+            .ok_or_else(|| format!("there is no scenario {text:?}\n{USAGE}"))
     }
 }
 

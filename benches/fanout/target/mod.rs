@@ -147,6 +147,18 @@ impl Target {
     /// When it does not end well, or does not start.
     pub(crate) fn restart(mut self, remarks: &mut Vec<String>) -> Result<(Self, Restart)> {
         let home = self.home.take().ok_or("only a relay can be restarted")?;
+        let stopping = self.stop(remarks)?;
+        let began = Instant::now();
+        let target = relay::start(home)?;
+        Ok((target, Restart { stopping, starting: began.elapsed() }))
+    }
+
+    /// Ends it in order. Returns how long that took.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end well.
+    pub(crate) fn stop(mut self, remarks: &mut Vec<String>) -> Result<Duration> {
         let began = Instant::now();
         let told = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
         let ended = self.child.wait()?;
@@ -155,9 +167,7 @@ impl Target {
         }
         let stopping = began.elapsed();
         remarks.extend(self.complaints());
-        let began = Instant::now();
-        let target = relay::start(home)?;
-        Ok((target, Restart { stopping, starting: began.elapsed() }))
+        Ok(stopping)
     }
 
     /// The files that it keeps.
