@@ -44,7 +44,7 @@ impl Decode {
         outcome.note("dropped by the upstream's queue", flood.dropped as f64);
         outcome.note("upstream late, ms", flood.late.as_secs_f64() * 1000.0);
         self.check_taken(&rig, flood, &mut outcome)?;
-        rig.finish(&mut outcome);
+        finish(rig, &mut outcome);
         self.with_listener(kind, &mut outcome)?;
         Ok(outcome)
     }
@@ -77,11 +77,7 @@ impl Decode {
         if kind == Kind::Durable {
             self.read_back(&rig, flood, outcome)?;
         }
-        // The store says that it does not keep up; that is what is wanted here.
-        let mut own = Outcome::default();
-        rig.finish(&mut own);
-        outcome.faults.merge(&own.faults);
-        outcome.remarks.extend(own.remarks.into_iter().take(2));
+        finish(rig, outcome);
         Ok(())
     }
 
@@ -125,6 +121,7 @@ impl Decode {
         outcome.note("kept, events/s", tally.received as f64 / flood.seconds);
         outcome.note("ranges told as not kept", tally.gaps as f64);
         outcome.note("events told as missing", tally.missed as f64);
+        // What the upstream itself dropped where the store has a gap is told with it: exact where it dropped nothing.
         let untold = flood.sent.saturating_sub(tally.received + tally.missed);
         outcome.note("events missing without a word", untold as f64);
         outcome.faults.lost += untold;
@@ -135,4 +132,13 @@ impl Decode {
     fn series(&self) -> Series {
         Series { sessions: SESSIONS, events: self.per_second * self.seconds }
     }
+}
+
+/// A store that does not keep up says so, which is what is wanted here: once is enough.
+fn finish(rig: Rig, outcome: &mut Outcome) {
+    let mut own = Outcome::default();
+    rig.finish(&mut own);
+    own.remarks.truncate(1);
+    outcome.faults.merge(&own.faults);
+    outcome.remarks.append(&mut own.remarks);
 }

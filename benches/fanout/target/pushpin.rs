@@ -2,12 +2,13 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
     sync::Arc,
     thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -44,11 +45,24 @@ pub(super) fn start() -> Result<Target> {
     let _ = follow(log, &complaints, |_| false);
     listening_in_time(&mut child, address, &complaints)?;
     listening_in_time(&mut child, control, &complaints)?;
+    let deadline = Instant::now() + PATIENCE;
+    while !serves(address)? && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(50));
+    }
     let mut target = Target::of(child, complaints);
     target.address = address;
     target.publishing = Some(Publishing { address: control, request, is_kept_alive: false });
     target.files = Some(files);
     Ok(target)
+}
+
+/// Whether all its processes have found each other: before that it answers with an error.
+fn serves(address: SocketAddr) -> Result<bool> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET /stream/bench HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
+    let mut status = [0; b"HTTP/1.1 200".len()];
+    Ok(stream.read_exact(&mut status).is_ok() && status == *b"HTTP/1.1 200")
 }
 
 /// Debian's defaults, but for places and the limit on messages. Without Debian's service for it, it runs its own `zurl`.
@@ -83,7 +97,7 @@ push_in_sub_specs=ipc://{{rundir}}/{{ipc_prefix}}push-sub
 push_in_http_addr=127.0.0.1
 push_in_http_port={port}
 command_spec=ipc://{{rundir}}/{{ipc_prefix}}command
-message_rate=1000000
+message_rate=0
 message_hwm=1000000
 "
     )
@@ -130,5 +144,7 @@ fn request(address: SocketAddr, session: Option<&str>, payload: &[u8], request: 
 
 pub(super) const DIFFERENCE: &str = "published to over HTTP, which takes a connection for each event; each stream is asked for at an \
     origin (this process); keeps nothing; by session, each session is a channel, and nobody could listen to everything; no ids";
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 const PUSHPIN: &str = "/usr/bin/pushpin";
