@@ -30,7 +30,7 @@
 //! | B | what 10 000 idle subscribers hold in memory and burn in CPU, and when the last of them has an event |
 //! | C | the price of an event that one among 10 000 subscribers gets, and how it grows with those who do not |
 //! | D | whether 1 000 000 deliveries/s are carried without a loss, and how late they come |
-//! | L | how much 200 subscribers can be offered, in steps, before one loses an event or p99 is over 200 ms; and that far beyond, all that is missing is told |
+//! | L | how much 200 subscribers can be offered, in steps, before one loses an event or p99 is over 200 ms; and that beyond, of a relay that keeps 256 events, all that is missing is told |
 //! | E | the price of a subscriber who comes and goes, and whether those who stay notice |
 //! | U | an upstream of 100 000 events/s, whose queue of 256 events must never be full; with a store, that what it cannot keep is told, and that who listens notices nothing |
 //! | R | the store, with 1 000 000 events of 1 000 sessions: how fast it takes them, how soon a new process serves from it, when the first old event comes and how fast the others, and what those who listen notice when 1 000 come back at once |

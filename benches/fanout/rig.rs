@@ -56,6 +56,17 @@ impl Rig {
     pub(crate) fn start(kind: Kind, pace: Pace) -> Result<Self> {
         let upstream = Upstream::listen()?;
         let target = Target::start(kind, upstream.address()?, pace)?;
+        Self::connect(kind, target, upstream)
+    }
+
+    /// Starts a relay that keeps few events, and its upstream.
+    pub(crate) fn forgetful(kind: Kind, events: usize) -> Result<Self> {
+        let upstream = Upstream::listen()?;
+        let target = Target::forgetful(upstream.address()?, events)?;
+        Self::connect(kind, target, upstream)
+    }
+
+    fn connect(kind: Kind, target: Target, upstream: Upstream) -> Result<Self> {
         let source = match target.publishing {
             Some(publishing) => Source::Publisher(Publisher::open(publishing)?),
             None => Source::Stream(upstream.accept()?),

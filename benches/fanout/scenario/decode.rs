@@ -42,7 +42,7 @@ impl Decode {
         outcome.note("cores used", cpu.as_secs_f64() / flood.seconds);
         outcome.note("CPU per event, µs", cpu.as_secs_f64() * 1e6 / flood.sent as f64);
         outcome.note("dropped by the upstream's queue", flood.dropped as f64);
-        outcome.note("upstream late, ms", flood.late.as_secs_f64() * 1000.0);
+        outcome.note("upstream slowed by the machine, ms", flood.late.as_secs_f64() * 1000.0);
         self.check_taken(&rig, flood, &mut outcome)?;
         finish(rig, &mut outcome);
         self.with_listener(kind, &mut outcome)?;

@@ -121,6 +121,11 @@ impl Target {
         relay::start(Home::new(upstream, Some(data_dir()?), tables)?)
     }
 
+    /// Starts a relay that keeps few events, in memory.
+    pub(crate) fn forgetful(upstream: SocketAddr, events: usize) -> Result<Self> {
+        relay::start(Home::forgetful(upstream, events)?)
+    }
+
     /// Starts this executable as another process, which prints its address.
     fn own(arguments: &[&str]) -> Result<Self> {
         let mut child = Command::new(env::current_exe()?).args(arguments).stdout(Stdio::piped()).spawn()?;

@@ -143,7 +143,7 @@ fn request(address: SocketAddr, session: Option<&str>, payload: &[u8], request: 
 }
 
 pub(super) const DIFFERENCE: &str = "published to over HTTP, which takes a connection for each event; each stream is asked for at an \
-    origin (this process); keeps nothing; by session, each session is a channel, and nobody could listen to everything; no ids";
+    origin (this process); keeps nothing; its limit on messages is off; by session, each session is a channel, and nobody could listen to everything; no ids";
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

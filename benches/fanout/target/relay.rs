@@ -25,6 +25,8 @@ pub(super) struct Home {
     pub(super) data: Option<TempDir>,
     /// Tables of its configuration that not every relay has.
     tables: String,
+    /// Events that it keeps in memory, if not as many as others do.
+    memory_events: Option<usize>,
 }
 
 /// Starts one on what it has kept, under whatever `BENCH_RELAY_UNDER` names (valgrind, say).
@@ -61,9 +63,24 @@ pub(super) fn start(home: Home) -> Result<Target> {
 
 impl Home {
     pub(super) fn new(upstream: SocketAddr, data: Option<TempDir>, tables: &str) -> Result<Self> {
-        let home = Self { config: tempfile::tempdir()?, data, tables: tables.to_owned() };
-        fs::write(home.config(), home.configuration(upstream))?;
-        Ok(home)
+        Self::write(
+            Self { config: tempfile::tempdir()?, data, tables: tables.to_owned(), memory_events: None },
+            upstream,
+        )
+    }
+
+    /// One that forgets soon.
+    pub(super) fn forgetful(upstream: SocketAddr, memory_events: usize) -> Result<Self> {
+        let tables = String::new();
+        Self::write(
+            Self { config: tempfile::tempdir()?, data: None, tables, memory_events: Some(memory_events) },
+            upstream,
+        )
+    }
+
+    fn write(self, upstream: SocketAddr) -> Result<Self> {
+        fs::write(self.config(), self.configuration(upstream))?;
+        Ok(self)
     }
 
     fn config(&self) -> PathBuf {
@@ -74,6 +91,7 @@ impl Home {
     fn configuration(&self, upstream: SocketAddr) -> String {
         let data_dir = self.data.as_ref().map_or_else(String::new, |data| data.path().display().to_string());
         let tables = &self.tables;
+        let memory = self.memory_events.map_or_else(String::new, |events| format!("memory_events = {events}"));
         format!(
             r#"
 [server]
@@ -85,6 +103,7 @@ write_timeout = "10m"
 [log]
 data_dir = "{data_dir}"
 retention_bytes = "64GiB"
+{memory}
 
 [[upstreams]]
 product_id = "{PRODUCT}"
