@@ -189,7 +189,7 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 /// With about three digits that mean something.
 fn shown(value: Option<f64>) -> String {
-    match value {
+    match value.filter(|value| value.is_finite()) {
         None => String::new(),
         Some(value) if value.abs() >= 100.0 => grouped(value),
         Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
