@@ -20,7 +20,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -29,11 +28,8 @@ use bytes::Bytes;
 use hyper::{
     Request, Version,
     body::Incoming,
-    server::conn::{
-        http1::{self, UpgradeableConnection},
-        http2,
-    },
-    service::{HttpService, service_fn},
+    server::conn::{http1, http2},
+    service::service_fn,
     upgrade::{OnUpgrade, Upgraded},
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -48,9 +44,9 @@ use tracing::{debug, warn};
 
 use self::{
     guarded::Guarded,
-    handover::{Beginning, Handover},
+    handover::{Beginning, Handover, Http1},
     patience::PatientExecutor,
-    stage::{Graceful, Stage},
+    stage::Stage,
 };
 use crate::wheel::Wheel;
 
@@ -272,47 +268,10 @@ impl Server {
             stage.drive(Box::pin(http2(executor).serve_connection(io, service))).await
         } else {
             let connection = http1(self.manners.head_timeout).serve_connection(io, service).with_upgrades();
-            stage.drive(Pin::new(&mut Http1 { connection: Some(connection), fate: on_its_way })).await
+            stage.drive(Pin::new(&mut Http1::new(connection, on_its_way))).await
         };
         if let Err(error) = result {
             debug!(%error, "connection ended");
-        }
-    }
-}
-
-/// An HTTP/1.1 connection, until it ends or its socket is given away.
-struct Http1<C> {
-    connection: Option<C>,
-    fate: Arc<Fate>,
-}
-
-impl<S> Future for Http1<UpgradeableConnection<TokioIo<Guarded>, S>>
-where
-    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
-{
-    type Output = Result<(), hyper::Error>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(())) };
-        if let Poll::Ready(ended) = Pin::new(connection).poll(context) {
-            return Poll::Ready(ended);
-        }
-        let Some(heir) = self.fate.handover.heir() else { return Poll::Pending };
-        // What the client has sent beyond its request is of no use: nothing else is answered on this connection.
-        if let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) {
-            heir(parts.io.into_inner().into_stream());
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S> Graceful for Http1<UpgradeableConnection<TokioIo<Guarded>, S>>
-where
-    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
-{
-    fn end_gracefully(mut self: Pin<&mut Self>) {
-        if let Some(connection) = &mut self.connection {
-            Pin::new(connection).graceful_shutdown();
         }
     }
 }

@@ -7,7 +7,9 @@
 //! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
 mod body;
+mod crowd;
 mod events;
+mod flock;
 mod shards;
 mod stream;
 
@@ -91,7 +93,12 @@ pub(super) fn answer(
         }
         None => Body::new(EventBody::new(first, events, connection, patience)),
     };
-    Ok(event_stream(body))
+    let mut response = event_stream(body);
+    if side.shards.is_some() {
+        // It is the last answer on its connection (RFC 9112, section 9.6).
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }
 
 /// What differs between the listeners that a stream is asked of.
