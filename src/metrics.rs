@@ -40,6 +40,7 @@ pub(crate) struct Metrics {
     log_bytes: IntGaugeVec,
     shed: IntCounterVec,
     store: StoreMetrics,
+    reload_success: IntGauge,
     webhooks: webhooks::Families,
 }
 
@@ -60,6 +61,11 @@ impl Metrics {
             .set(1);
         let degraded = IntGauge::new(name("log_degraded"), "1 while the log keeps less than it promises, else 0.")?;
         registry.register(Box::new(degraded.clone()))?;
+        let reload_success = IntGauge::new(
+            name("config_reload_success"),
+            "1 while the configuration that was read last is in force, 0 while it is refused.",
+        )?;
+        registry.register(Box::new(reload_success.clone()))?;
         let commits =
             HistogramOpts::new(name("log_commit_seconds"), "Time a commit of the durable log takes, in seconds.");
         let commit = Histogram::with_opts(commits.buckets(COMMIT_SECONDS.to_vec()))?;
@@ -132,6 +138,7 @@ impl Metrics {
             log_bytes: families.gauge("log_bytes", "Bytes the log keeps.", &["product_id", "tier"])?,
             shed: families.counter("shed_total", "Subscribers turned away, by reason.", &["reason"])?,
             store: StoreMetrics { commit, degraded },
+            reload_success,
             webhooks: webhooks::Families::declare(&families)?,
             registry: registry.clone(),
         };
@@ -152,16 +159,59 @@ impl Metrics {
         Ok(text)
     }
 
+    /// Notes whether the configuration that was read last is in force.
+    pub(crate) fn reloaded(&self, is_in_force: bool) {
+        self.reload_success.set(is_in_force.into());
+    }
+
+    /// Whether it is.
+    pub(crate) fn has_reloaded(&self) -> bool {
+        self.reload_success.get() == 1
+    }
+
+    /// Forgets a product that is no more.
+    pub(crate) fn forget_product(&self, product: &ProductId) {
+        let product = product.as_str();
+        // One that was never there is as good as gone.
+        for gauges in [&self.upstream_last_event, &self.upstream_last_heartbeat] {
+            let _ = gauges.remove_label_values(&[product]);
+        }
+        let _ = self.upstream_connected.remove_label_values(&[product]);
+        let _ = self.upstream_lag.remove_label_values(&[product]);
+        let _ = self.published.remove_label_values(&[product]);
+        for outcome in OUTCOMES {
+            let _ = self.upstream_connects.remove_label_values(&[product, outcome]);
+        }
+        for kind in [Kind::Actions, Kind::Summary, Kind::UsertourTrigger, Kind::Other("".into())] {
+            let _ = self.upstream_events.remove_label_values(&[product, kind.label()]);
+        }
+        for reason in Rejection::ALL {
+            let _ = self.upstream_rejected.remove_label_values(&[product, reason.as_str()]);
+        }
+        for transport in [Transport::Sse, Transport::WebSocket, Transport::Page] {
+            let _ = self.subscribers.remove_label_values(&[product, transport.as_str()]);
+            let _ = self.delivered.remove_label_values(&[product, transport.as_str()]);
+        }
+        for reason in GapReason::ALL {
+            let _ = self.gaps.remove_label_values(&[product, reason.as_str()]);
+        }
+        for tier in TIERS {
+            let _ = self.log_events.remove_label_values(&[product, tier]);
+            let _ = self.log_bytes.remove_label_values(&[product, tier]);
+        }
+    }
+
     /// The handles of one product's upstream.
     pub(crate) fn upstream(&self, product: &ProductId) -> UpstreamMetrics {
         let product = product.as_str();
-        let connects = |outcome| self.upstream_connects.with_label_values(&[product, outcome]);
+        let [connected, refused, failed] =
+            OUTCOMES.map(|outcome| self.upstream_connects.with_label_values(&[product, outcome]));
         let events = |kind: &Kind| self.upstream_events.with_label_values(&[product, kind.label()]);
         UpstreamMetrics {
             connected: self.upstream_connected.with_label_values(&[product]),
-            connects_connected: connects("connected"),
-            connects_refused: connects("refused"),
-            connects_failed: connects("failed"),
+            connects_connected: connected,
+            connects_refused: refused,
+            connects_failed: failed,
             last_event: self.upstream_last_event.with_label_values(&[product]),
             last_heartbeat: self.upstream_last_heartbeat.with_label_values(&[product]),
             actions: events(&Kind::Actions),
@@ -177,12 +227,13 @@ impl Metrics {
     /// The handles of one product's log.
     pub(crate) fn log(&self, product: &ProductId) -> LogMetrics {
         let product = product.as_str();
-        let tier = |family: &IntGaugeVec, tier| family.with_label_values(&[product, tier]);
+        let tiers = |family: &IntGaugeVec| TIERS.map(|tier| family.with_label_values(&[product, tier]));
+        let ([events, events_on_disk], [bytes, bytes_on_disk]) = (tiers(&self.log_events), tiers(&self.log_bytes));
         LogMetrics {
-            events: tier(&self.log_events, "memory"),
-            bytes: tier(&self.log_bytes, "memory"),
-            events_on_disk: tier(&self.log_events, "disk"),
-            bytes_on_disk: tier(&self.log_bytes, "disk"),
+            events,
+            bytes,
+            events_on_disk,
+            bytes_on_disk,
             gaps: GapReason::ALL.map(|reason| self.gaps.with_label_values(&[product, reason.as_str()])),
         }
     }
@@ -436,6 +487,12 @@ fn name(suffix: &str) -> String {
 fn unix_seconds(at: SystemTime) -> f64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
+
+/// Of attempts to connect to an upstream.
+const OUTCOMES: [&str; 3] = ["connected", "refused", "failed"];
+
+/// Where a log keeps what it has.
+const TIERS: [&str; 2] = ["memory", "disk"];
 
 /// From a connector next door to one that is minutes behind.
 const UPSTREAM_LAG_SECONDS: &[f64] =

@@ -37,7 +37,7 @@ use crate::{
 pub(crate) struct Upstream {
     wanted: watch::Receiver<Settings>,
     /// Those of `wanted` that are in force.
-    settings: Settings,
+    settings: config::Upstream,
     target: Target,
     status: Arc<UpstreamStatus>,
     metrics: UpstreamMetrics,
@@ -55,15 +55,8 @@ pub(crate) struct Upstream {
 pub(crate) struct Settings {
     /// As it is configured.
     pub(crate) upstream: config::Upstream,
-    /// Who dials.
+    /// Who dials, from the next attempt on.
     pub(crate) client: Client,
-}
-
-impl Settings {
-    /// Whether a stream that was opened by these would be the same by others.
-    fn leads_to_the_same(&self, other: &config::Upstream) -> bool {
-        self.upstream == config::Upstream { token: self.upstream.token.clone(), ..other.clone() }
-    }
 }
 
 #[derive(Debug)]
@@ -104,10 +97,10 @@ impl Upstream {
         metrics: UpstreamMetrics,
         random: fastrand::Rng,
     ) -> Self {
-        let settings = wanted.borrow_and_update().clone();
-        let url = settings.upstream.url.as_uri().clone();
+        let settings = wanted.borrow_and_update().upstream.clone();
+        let url = settings.url.as_uri().clone();
         Self {
-            target: Target { url, token: settings.upstream.token.clone(), last_event_id: None, is_relay: false },
+            target: Target { url, token: settings.token.clone(), last_event_id: None, is_relay: false },
             wanted,
             settings,
             status,
@@ -128,13 +121,15 @@ impl Upstream {
     /// Dropping the future gives up an attempt under way and loses no frame.
     pub(crate) async fn next(&mut self, newest: impl Fn() -> Option<EventId>) -> Arrival {
         loop {
-            let heartbeat_timeout = self.settings.upstream.heartbeat_timeout;
+            let heartbeat_timeout = self.settings.heartbeat_timeout;
             let step = match &mut self.connection {
                 Connection::Waiting { until } => tokio::select! {
+                    biased;
                     () = changed(&mut self.wanted) => Step::Adopt,
                     () = sleep_until(*until) => Step::Connect,
                 },
                 Connection::Standing { stream, .. } => tokio::select! {
+                    biased;
                     () = changed(&mut self.wanted) => Step::Adopt,
                     next = stream.next(heartbeat_timeout) => match next {
                         Ok(Some(Decoded::Frame(frame))) => Step::Frame { frame, received: stream.received() },
@@ -176,26 +171,23 @@ impl Upstream {
 
     /// Takes over the settings that are wanted. A stream that stands stays, unless it would be another one by these.
     async fn adopt(&mut self) -> Option<Arrival> {
-        let wanted = self.wanted.borrow_and_update().clone();
-        let is_same = self.settings.leads_to_the_same(&wanted.upstream);
-        if self.settings.upstream.url != wanted.upstream.url {
-            self.target.url = wanted.upstream.url.as_uri().clone();
+        let wanted = self.wanted.borrow_and_update().upstream.clone();
+        let before = mem::replace(&mut self.settings, wanted);
+        self.target.token.clone_from(&self.settings.token);
+        if before.url != self.settings.url {
+            self.target.url = self.settings.url.as_uri().clone();
             self.target.is_relay = false; // that is found out again
         }
-        self.target.token.clone_from(&wanted.upstream.token);
-        self.settings = wanted;
-        match &mut self.connection {
-            Connection::Waiting { until } => {
-                *until = Instant::now();
-                None
-            }
-            Connection::Standing { .. } if is_same => None,
-            Connection::Standing { .. } => {
-                self.lost("its settings have changed".to_owned()).await;
-                self.connection = Connection::Waiting { until: Instant::now() };
-                Some(Arrival::Lost)
-            }
+        let stays = config::Upstream { token: self.settings.token.clone(), ..before } == self.settings;
+        if stays && matches!(self.connection, Connection::Standing { .. }) {
+            return None;
         }
+        let ended = mem::replace(&mut self.connection, Connection::Waiting { until: Instant::now() });
+        let Connection::Standing { stream, .. } = ended else { return None };
+        stream.close().await;
+        self.metrics.connected.set(0);
+        info!(product = %self.settings.product_id, "upstream closed: its settings have changed");
+        Some(Arrival::Lost)
     }
 
     /// Whether the stream that stands is a relay's.
@@ -210,8 +202,9 @@ impl Upstream {
         // A log that is empty wants everything that the relay keeps: its own clients come back with ids from there.
         let position = newest.map_or_else(|| "0".to_owned(), |id| id.to_string());
         self.target.last_event_id = asked_as_relay.then_some(position);
-        let max_event_bytes = usize::try_from(self.settings.upstream.max_event_bytes).unwrap_or(usize::MAX);
-        let stream = match self.settings.client.open(&self.target, max_event_bytes).await {
+        let max_event_bytes = usize::try_from(self.settings.max_event_bytes).unwrap_or(usize::MAX);
+        let client = self.wanted.borrow().client.clone();
+        let stream = match client.open(&self.target, max_event_bytes).await {
             Ok(stream) => Box::new(stream),
             Err(error) => {
                 self.failed(&error);
@@ -228,22 +221,22 @@ impl Upstream {
         self.metrics.connects_connected.inc();
         self.metrics.connected.set(1);
         self.status.enter(UpstreamState::Connected, None);
-        info!(product = %self.settings.upstream.product_id, "upstream connected");
+        info!(product = %self.settings.product_id, "upstream connected");
         let again = mem::replace(&mut self.has_streamed, true);
         Some(if self.target.is_relay { Arrival::Resumed } else { Arrival::Connected { again } })
     }
 
     /// A relay that is asked for a part of its events gives ids with holes, and where they began is forgotten soon.
     fn warn_of_filter(&self) {
-        if filters(self.settings.upstream.url.as_uri().query().unwrap_or_default()) {
-            let product = &self.settings.upstream.product_id;
+        if filters(self.settings.url.as_uri().query().unwrap_or_default()) {
+            let product = &self.settings.product_id;
             warn!(%product, "upstream is a relay whose url asks for some types or sessions only: older ids will be lost sooner");
         }
     }
 
     /// Settles when to try again after an attempt that led to no stream.
     fn failed(&mut self, error: &OpenError) {
-        let product = &self.settings.upstream.product_id;
+        let product = &self.settings.product_id;
         let problem = with_causes(error);
         if error.is_permanent() {
             self.metrics.connects_refused.inc();
@@ -269,7 +262,7 @@ impl Upstream {
         }
         self.metrics.connected.set(0);
         let wait = self.wait_after(lasted);
-        warn!(product = %self.settings.upstream.product_id, problem, retry_in = ?wait, "upstream connection lost");
+        warn!(product = %self.settings.product_id, problem, retry_in = ?wait, "upstream connection lost");
         self.wait(wait, problem);
     }
 

@@ -68,8 +68,7 @@ impl Claims {
         if nbf.is_some_and(|nbf| nbf > now) {
             return Err(Refusal::NotYet);
         }
-        let given_audience: Box<[Box<str>]> =
-            given_audience.unwrap_or_default().into_iter().map(Box::from).collect();
+        let given_audience: Box<[Box<str>]> = given_audience.unwrap_or_default().into_iter().map(Box::from).collect();
         if !is_for(audience, &given_audience) {
             return Err(Refusal::Audience);
         }

@@ -105,7 +105,7 @@ fn a_good_token_grants_what_it_says() {
     let fraction = claimed(&json!({"exp": 1_800_000_000.75})).unwrap();
     assert!(fraction.seconds_left < 0.3, "{fraction:?}");
     let for_ever = claimed(&json!({"exp": 1e300})).unwrap();
-    assert!(scoped(for_ever, b"").farewell().is_some());
+    assert!(scoped(for_ever, [0; 32], b"").farewell().is_some());
 }
 
 #[test]
@@ -247,9 +247,9 @@ fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
 
 #[test]
 fn a_star_is_no_wildcard_in_claims() {
-    let grant = scoped(claimed(&json!({"product_id": "*"})).unwrap(), b"");
+    let grant = scoped(claimed(&json!({"product_id": "*"})).unwrap(), [0; 32], b"");
     assert_eq!(grant.check(&ProductId::new("p").unwrap(), Permission::Subscribe), Err(Denial::Forbidden));
-    let grant = scoped(claimed(&json!({"session_id": "*", "type": ["*"]})).unwrap(), b"");
+    let grant = scoped(claimed(&json!({"session_id": "*", "type": ["*"]})).unwrap(), [0; 32], b"");
     assert_eq!(grant.narrow(Scope { sessions: sessions(&["s"]), kinds: Only::Everything }), Err(Denial::Forbidden));
 }
 
@@ -364,7 +364,7 @@ fn a_token_is_told_from_others_by_what_is_signed_and_never_taken_for_a_key() {
 
 #[tokio::test(start_paused = true)]
 async fn streams_end_spread_over_the_last_fifth_of_the_time_left_with_time_for_a_goodbye() {
-    let grant = scoped(claimed(&json!({"exp": NOW + 1000.0})).unwrap(), b"");
+    let grant = scoped(claimed(&json!({"exp": NOW + 1000.0})).unwrap(), [0; 32], b"");
     tokio::time::advance(Duration::from_secs(500)).await;
     let left = |at: Instant| (at - Instant::now()).as_secs_f64();
     let begins: Vec<f64> = (0..2000).map(|_| left(grant.farewell().unwrap().begins)).collect();

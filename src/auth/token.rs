@@ -60,7 +60,8 @@ impl Verifier {
     /// The rules of the configuration.
     pub(super) fn new(jwt: &Jwt) -> Self {
         let name = jwt.verification.algorithm_name();
-        let known = |key: &[u8], make: fn(&[u8]) -> DecodingKey| (make(key), fingerprint(&[name.as_bytes(), key].concat()));
+        let known =
+            |key: &[u8], make: fn(&[u8]) -> DecodingKey| (make(key), fingerprint(&[name.as_bytes(), key].concat()));
         let (algorithm, keys) = match &jwt.verification {
             Verification::Shared { secret, previous_secret } => {
                 let secrets = [Some(secret), previous_secret.as_ref()].into_iter().flatten();

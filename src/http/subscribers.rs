@@ -99,9 +99,8 @@ impl Subscribers {
     fn try_admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<Seat, ShedReason> {
         let Limits { in_all, per_address, per_key, per_second } = self.rules().limits;
         // Everybody is counted, also where there is no limit: there may be one soon.
-        let taken = self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| {
-            (taken < in_all).then(|| taken + 1)
-        });
+        let taken =
+            self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| (taken < in_all).then(|| taken + 1));
         let Ok(_) = taken else { return Err(ShedReason::MaxSubscribers) };
         if !take(&self.by_address, newcomer.address, per_address) {
             self.taken.fetch_sub(1, Ordering::SeqCst);
@@ -142,9 +141,9 @@ impl Subscribers {
     }
 
     /// From now on `access` judges who may stay; whoever may not is told to leave.
-    pub(crate) fn judge_by(&self, access: Arc<Access>) {
-        self.rules.write().unwrap_or_else(PoisonError::into_inner).access = Arc::clone(&access);
-        self.seats.iter().for_each(|seat| seat.judge(&access));
+    pub(crate) fn judge_by(&self, access: &Arc<Access>) {
+        self.rules.write().unwrap_or_else(PoisonError::into_inner).access = Arc::clone(access);
+        self.seats.iter().for_each(|seat| seat.judge(access));
     }
 
     /// Tells those of one product to leave.
@@ -409,8 +408,7 @@ pub(crate) enum Leave {
 
 impl Leave {
     const NOT_YET: u8 = 0;
-    const ALL: [Self; 6] =
-        [Self::Drain, Self::Rotated, Self::Expired, Self::Kicked, Self::Revoked, Self::Removed];
+    const ALL: [Self; 6] = [Self::Drain, Self::Rotated, Self::Expired, Self::Kicked, Self::Revoked, Self::Removed];
 
     /// Whether it must not get another event. Who is only to go elsewhere gets what there is first.
     pub(crate) fn is_urgent(self) -> bool {
