@@ -126,3 +126,61 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// More than any file of a configuration has.
 const MOST_BYTES: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::config::{AllowAnonymous, Environment};
+
+    /// A configuration whose key is in a file of its own.
+    fn watch() -> (TempDir, Watch) {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, key) = (directory.path().join("relay.toml"), directory.path().join("key"));
+        let text = "[[auth.keys]]\nname = 'a'\nproducts = ['*']\nkey_file = ";
+        fs::write(&key, "one").unwrap();
+        fs::write(&file, format!("{text}'{}'", key.display())).unwrap();
+        let source = Source::new(file, Environment::default(), AllowAnonymous::OnLoopback);
+        let files = source.read().files;
+        (directory, Watch::new(source, files))
+    }
+
+    fn key(read: Result<Config, Findings>) -> String {
+        read.unwrap().auth.keys[0].key.expose().to_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_read_once_it_has_settled_and_not_before() {
+        let (directory, mut watch) = watch();
+        assert_eq!(key(watch.changed().await), "one"); // what may have changed since the start
+        let file = directory.path().join("key");
+        let writing = async {
+            for n in 0..20 {
+                fs::write(&file, format!("half-written-{n}")).unwrap();
+                sleep(LOOK_EVERY.mul_f64(0.9)).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            read = watch.changed() => panic!("read while it was being written: {}", key(read)),
+            () = writing => {}
+        }
+        fs::write(&file, "two").unwrap();
+        let read = timeout(LOOK_EVERY * 3, watch.changed()).await.expect("it is seen");
+        assert_eq!(key(read), "two");
+        assert!(timeout(LOOK_EVERY * 10, watch.changed()).await.is_err(), "each change is read once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_a_refused_configuration_names_is_watched_too() {
+        let (directory, mut watch) = watch();
+        fs::remove_file(directory.path().join("key")).unwrap();
+        assert!(watch.changed().await.is_err());
+        fs::write(directory.path().join("key"), "back").unwrap();
+        assert_eq!(key(watch.changed().await), "back");
+    }
+}

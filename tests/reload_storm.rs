@@ -30,16 +30,16 @@ use serde_json::json;
 
 #[test]
 fn a_hundred_reloads_under_load_lose_and_double_nothing_and_never_connect_twice() {
-    storm(|setup| setup);
+    storm(100, |setup| setup);
 }
 
 #[test]
-fn a_hundred_reloads_under_load_lose_and_double_nothing_with_a_store() {
+fn reloads_under_load_lose_and_double_nothing_with_a_store_either() {
     let directory = tempfile::tempdir().unwrap();
-    storm(|setup| setup.log(&format!("data_dir = '{}'", directory.path().display())));
+    storm(30, |setup| setup.log(&format!("data_dir = '{}'", directory.path().display())));
 }
 
-fn storm(with: impl Fn(Setup) -> Setup) {
+fn storm(reloads: usize, with: impl Fn(Setup) -> Setup) {
     let (connector, restless) = (Connector::new(), Connector::new());
     let receiver = Receiver::accepting();
     let setup = |n: usize| with(configuration(n, &connector, &restless, &receiver));
@@ -77,7 +77,7 @@ fn storm(with: impl Fn(Setup) -> Setup) {
         let on_streams: Vec<_> = on_streams.collect();
         let on_sockets = sockets.into_iter().map(|mut it| scope.spawn(move || numbers_of(|| it.numbers(1)[0])));
         let on_sockets: Vec<_> = on_sockets.collect();
-        for n in 1..=100 {
+        for n in 1..=reloads {
             setup(n).reload(&relay);
         }
         is_over.store(true, Ordering::SeqCst);
@@ -92,7 +92,7 @@ fn storm(with: impl Fn(Setup) -> Setup) {
     });
     assert_eq!(connector.open_paths().len(), 1, "the stream has stood all the time");
     let outcomes = relay.outcomes_of_reloads();
-    assert!(outcomes.iter().all(|outcome| outcome["level"] == "INFO") && outcomes.len() >= 100);
+    assert!(outcomes.iter().all(|outcome| outcome["level"] == "INFO") && outcomes.len() >= reloads);
     wait::until("all is in force", || relay.metrics().value("autoplay_relay_config_reload_success", &[]) == Some(1.0));
 }
 

@@ -6,16 +6,16 @@
 //!
 //! May use: the rooms of all sections.
 
-use std::fmt::Debug;
+use std::path::PathBuf;
 
+use super::Config;
 use super::auth::{Auth, Key};
 use super::jwt::Jwt;
 use super::log::{Egress, Log};
 use super::server::Server;
 use super::upstream::Upstream;
-use super::values::duration_text;
+use super::values::{duration_text, size_text};
 use super::webhook::Webhook;
-use super::{Config, Secret};
 
 /// The keys that differ between two configurations.
 #[derive(Debug, Default, Eq, PartialEq)]
@@ -153,8 +153,8 @@ fn log(old: &Log, new: Log, told: &mut Difference) -> Log {
         dead_letter_retention,
         dead_letter_bytes,
     } = new;
-    let bytes = |bytes: &u64| format!("{bytes}B");
-    let directory = |path: &Option<std::path::PathBuf>| path.as_ref().map_or_else(none, |it| it.display().to_string());
+    let bytes = |bytes: &u64| size_text(*bytes);
+    let directory = |path: &Option<PathBuf>| path.as_ref().map_or_else(none, |it| it.display().to_string());
     Log {
         memory_events: told.keeps("log.memory_events", &old.memory_events, &memory_events, ToString::to_string),
         memory_bytes: told.keeps("log.memory_bytes", &old.memory_bytes, &memory_bytes, bytes),
@@ -181,7 +181,7 @@ fn egress(old: &Egress, new: Egress, told: &mut Difference) -> Egress {
 fn upstream(at: &str, old: &Upstream, new: Upstream, told: &mut Difference) -> Upstream {
     Upstream {
         url: told.takes(&format!("{at}.url"), &old.url, new.url),
-        token: told.takes::<Option<Secret>>(&format!("{at}.token"), &old.token, new.token),
+        token: told.takes(&format!("{at}.token"), &old.token, new.token),
         heartbeat_timeout: told.takes(
             &format!("{at}.heartbeat_timeout"),
             &old.heartbeat_timeout,
@@ -232,4 +232,54 @@ fn optional<T: ToString>(value: &Option<T>) -> String {
 
 fn none() -> String {
     "none".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::parsed;
+
+    fn between(old: &str, new: &str) -> (Config, Difference) {
+        parsed(old).succeeded_by(parsed(new))
+    }
+
+    const UPSTREAM: &str = "[[upstreams]]\nproduct_id = 'p'\nurl = 'https://c/p'\n";
+
+    #[test]
+    fn what_can_be_changed_is_as_the_new_one_has_it() {
+        let old = format!("[server]\nmax_subscribers = 5\n{UPSTREAM}");
+        let new = "[server]\nmax_subscribers = 6\n[[upstreams]]\nproduct_id = 'q'\nurl = 'https://c/q'\n";
+        let (next, told) = between(&old, new);
+        assert_eq!(next, parsed(new));
+        assert_eq!(told.changed, ["server.max_subscribers", "upstreams[q] added", "upstreams[p] removed"]);
+        assert!(told.waiting.is_empty());
+    }
+
+    #[test]
+    fn what_waits_for_a_restart_is_as_the_old_one_has_it_and_stays_named() {
+        let old = "[server]\nlisten = '127.0.0.1:1'\n[log]\nmemory_bytes = '1MiB'\n";
+        let new = "[server]\nlisten = '127.0.0.1:2'\ndrain_window = '1s'\n[log]\nmemory_bytes = '2MiB'\n";
+        let (next, told) = between(old, new);
+        assert_eq!((next.server.listen, next.log.memory_bytes), (parsed(old).server.listen, 1 << 20));
+        assert_eq!(told.changed, ["server.drain_window"]);
+        assert_eq!(told.waiting, ["server.listen (in force: 127.0.0.1:1)", "log.memory_bytes (in force: 1MiB)"]);
+        let (again, told) = next.succeeded_by(parsed(new));
+        assert_eq!((told.waiting.len(), told.changed.len()), (2, 0));
+        assert_eq!(again, next);
+    }
+
+    #[test]
+    fn tables_are_known_by_their_names_and_no_value_is_told() {
+        let key = |name: &str, key: &str| format!("[[auth.keys]]\nname = '{name}'\nkey = '{key}'\nproducts = ['*']\n");
+        let old = format!("{}{}{UPSTREAM}token = 'hush'", key("a", "hush1"), key("b", "hush2"));
+        let new = format!("{}{}{UPSTREAM}token = 'hush3'", key("b", "hush4"), key("a", "hush1"));
+        let (_, told) = between(&old, &new);
+        assert_eq!(told.changed, ["upstreams[p].token", "auth.keys[b]"]);
+    }
+
+    #[test]
+    fn the_same_twice_is_no_difference() {
+        let text = format!("[auth]\nadmin_key = 'hush'\n[auth.jwt]\nsecret = '{}'\n{UPSTREAM}", "x".repeat(32));
+        assert_eq!(between(&text, &text), (parsed(&text), Difference::default()));
+    }
 }
