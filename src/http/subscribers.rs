@@ -438,3 +438,6 @@ const NOTHING_TO_GET: u64 = u64::MAX;
 
 /// What a subscriber may take to send what it still has. Those who cannot are cut off with their connection.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;
