@@ -121,6 +121,7 @@ impl App {
             self.feeds.remove(product).await;
             self.webhooks.lay_aside(product).await;
             self.relay.metrics.forget_product(product);
+            self.admin.rejected.erase(product);
             if timeout(PATIENCE, self.store.desk().release(product.clone())).await.is_err() {
                 warn!(%product, "the store cannot be written now: it keeps what is left of the product's events when it can");
             }

@@ -7,12 +7,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::time;
+use tokio::time::{self, Instant};
 use tracing::{error, info, warn};
 
-use super::{
-    Source, Webhooks, definition::Definition, egress::Guard, registry::Registered, tools::WayOut, worker::Order,
-};
+use super::{Source, Webhooks, definition::Definition, egress::Guard, tools::WayOut, worker::Order};
 use crate::{
     config::{Network, Webhook},
     event::ProductId,
@@ -25,6 +23,7 @@ impl Webhooks {
     /// dead letters, as by `DELETE`; one that is changed keeps its place; the file wins over the API for the same id.
     pub(crate) async fn declare(&self, declared: &[Webhook]) {
         let _alone = self.registry.lock().await;
+        let deadline = Instant::now() + PATIENCE;
         let mut declared: BTreeMap<&str, &Webhook> = declared.iter().map(|it| (it.id.as_str(), it)).collect();
         for (id, registered) in self.all() {
             let definition = registered.board.definition();
@@ -35,14 +34,14 @@ impl Webhooks {
                         .remove(id.as_str())
                         .filter(|webhook| definition.source != Source::File || **webhook != *definition.webhook);
                     if let Some(webhook) = webhook {
-                        self.redefine(&id, definition.followed_by(webhook.clone(), Source::File)).await;
+                        self.redefine(&id, definition.followed_by(webhook.clone(), Source::File), deadline).await;
                     }
                 }
                 Some(_) => {
                     if !is_going {
                         warn!(webhook = id, "the webhook has another product now: it begins anew there");
                     }
-                    if !self.end_in_time(&registered).await {
+                    if !time::timeout_at(deadline, self.end(&registered)).await.is_ok() {
                         error!(
                             webhook = id,
                             "the webhook's former self cannot be taken out of the store: reload again"
@@ -103,28 +102,25 @@ impl Webhooks {
     /// From now on, webhooks may reach these networks, and trust these roots.
     pub(crate) async fn equip(&self, allow_networks: &[Network], tls: rustls::ClientConfig) {
         self.set_way_out(WayOut { guard: Arc::new(Guard::new(allow_networks)), tls });
+        let deadline = Instant::now() + PATIENCE;
         for (id, _) in self.all() {
             // One that has gone meanwhile needs nothing.
-            let _ = time::timeout(PATIENCE, self.order(&id, Order::Equip)).await;
+            let _ = time::timeout_at(deadline, self.order(&id, Order::Equip)).await;
         }
     }
 
-    async fn redefine(&self, id: &str, definition: Definition) {
+    /// The order is given in any case; its outcome is waited for until `deadline`.
+    async fn redefine(&self, id: &str, definition: Definition, deadline: Instant) {
         let order = self.order(id, |answer| Order::Redefine(Box::new(definition), answer));
-        match time::timeout(PATIENCE, order).await {
+        match time::timeout_at(deadline, order).await {
             Ok(Ok(Ok(()))) => info!(webhook = id, "the webhook is changed by the file"),
             // It is the same in the file at the next start.
             _ => warn!(webhook = id, "the webhook is changed by the file, but the store could not be told yet"),
         }
     }
-
-    /// Ends a webhook with all it has. Whether that is done in time.
-    async fn end_in_time(&self, registered: &Registered) -> bool {
-        time::timeout(PATIENCE, self.end(registered)).await.is_ok()
-    }
 }
 
-/// How long one webhook may keep the others waiting.
+/// How long all of them together may keep a reload waiting for the store.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Attempts under way may take ten seconds, and two more to be written down.
