@@ -229,8 +229,8 @@ async fn end(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
 /// Streams are written where they are woken.
 fn write_streams(relay: &Relay, lanes: &Lanes, stop: &Stops) -> impl Future<Output = ()> + use<> {
     let runtimes: Vec<Handle> = lanes.runtimes().cloned().collect();
-    let (shards, stop) = (Arc::clone(&relay.shards), stop.serving.clone());
-    async move { shards.run(runtimes.iter(), stop).await }
+    let (shards, wheel, stop) = (Arc::clone(&relay.shards), Arc::clone(&relay.wheel), stop.serving.clone());
+    async move { shards.run(runtimes.iter(), &wheel, stop).await }
 }
 
 fn serve_public(

@@ -195,6 +195,22 @@ fn limits_change_for_newcomers_and_nobody_who_is_there_has_to_go() {
 }
 
 #[test]
+fn streams_from_before_and_after_a_change_of_their_product_all_get_every_event() {
+    let connector = Connector::new();
+    let setup = |lines: &str| Setup::behind(&connector).server(lines);
+    let relay = setup("").start();
+    let mut link = connector.stream();
+    let mut streams: Vec<_> = (0..4).map(|_| relay.subscribe()).collect();
+    for n in 0..3 {
+        setup(&format!("max_publish_bytes = '{}KiB'", n + 2)).reload(&relay);
+        streams.extend((0..4).map(|_| relay.subscribe()));
+        link.event(event(n));
+        streams.iter_mut().for_each(|stream| assert_eq!(stream.numbers(1), [n]));
+        drop(streams.drain(..2)); // the oldest go, and the others stay
+    }
+}
+
+#[test]
 fn pages_of_other_origins_are_let_in_also_on_a_connection_that_stands() {
     let connector = Connector::new();
     let setup = |origins: &str| Setup::behind(&connector).server(&format!("cors_allowed_origins = [{origins}]"));

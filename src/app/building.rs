@@ -86,7 +86,7 @@ pub(super) fn relay(
         let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.product_id == *log.product()) else {
             continue;
         };
-        let product = product(server, upstream, log, number % lanes, metrics);
+        let product = product(server, upstream, log, (number, lanes), metrics);
         products.insert(product.id.clone(), Arc::new(product));
     }
     let access = Arc::new(Access::new(&config.auth));
@@ -108,19 +108,19 @@ pub(super) fn relay(
     }
 }
 
-/// The public side of one product.
+/// The public side of one product, which is the number-th on so many lanes.
 pub(super) fn product(
     server: &Server,
     upstream: &Upstream,
     log: Arc<Log>,
-    lane: usize,
+    (number, lanes): (usize, usize),
     metrics: &Arc<Metrics>,
 ) -> Product {
     let id = log.product().clone();
     Product {
-        fanout: Arc::new(Fanout::new(Arc::clone(&log))),
+        fanout: Arc::new(Fanout::new(Arc::clone(&log), lanes)),
         log,
-        lane,
+        lane: number % lanes,
         sse: metrics.deliveries(&id, Transport::Sse),
         ws: metrics.deliveries(&id, Transport::WebSocket),
         envelopes: Arc::default(),

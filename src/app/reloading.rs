@@ -199,8 +199,8 @@ impl App {
         let (id, metrics) = (&upstream.product_id, &self.relay.metrics);
         let adopted = self.store.desk().adopt(id.clone(), building::bounds(&config.log), metrics.log(id));
         let Ok(Ok(adopted)) = timeout(PATIENCE, adopted).await else { return false };
-        let lane = self.relay.products.len() % self.lanes.runtimes().count();
-        let product = Arc::new(building::product(&config.server, upstream, adopted.log, lane, metrics));
+        let place = (self.relay.products.len(), self.lanes.runtimes().count());
+        let product = Arc::new(building::product(&config.server, upstream, adopted.log, place, metrics));
         let fanout = Arc::clone(&product.fanout);
         self.relay.products.insert(id.clone(), product);
         self.feeds.begin(upstream, &self.relay, client);

@@ -41,7 +41,7 @@ impl Webhooks {
                     if !is_going {
                         warn!(webhook = id, "the webhook has another product now: it begins anew there");
                     }
-                    if !time::timeout_at(deadline, self.end(&registered)).await.is_ok() {
+                    if time::timeout_at(deadline, self.end(&registered)).await.is_err() {
                         error!(
                             webhook = id,
                             "the webhook's former self cannot be taken out of the store: reload again"
