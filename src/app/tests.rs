@@ -1,6 +1,11 @@
 //! What the probes say when parts of the relay stand still or are not whole yet.
 
-use axum::body::{self, Body};
+use std::time::Duration;
+
+use axum::{
+    Router,
+    body::{self, Body},
+};
 use hyper::{Request, StatusCode, header::HOST};
 use tokio::task::JoinHandle;
 use tower::Service;
@@ -19,21 +24,11 @@ impl Stage {
         let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
         let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
-        let (logs, mut store) = logs(&config, &metrics).unwrap();
-        let relay = Arc::new(relay(&config, logs, &store, 1, &metrics));
-        let webhooks = Arc::new(webhooks(&config, &relay, &mut store).unwrap());
-        let admin = Admin {
-            relay: Arc::clone(&relay),
-            onlookers: Subscribers::at_most(1, Arc::clone(&metrics)),
-            wheel: Wheel::new(),
-            upstreams: Vec::new(),
-            key: SoleKey::new(None),
-            webhooks,
-            rejected: Arc::default(),
-            streamed: Streamed::default(),
-            started: SystemTime::now(),
-        };
-        Self { relay, router: http::admin::router(Arc::new(admin), guard(&config)) }
+        let (logs, mut store) = building::logs(&config, &metrics).unwrap();
+        let relay = Arc::new(building::relay(&config, logs, &store, 1, &metrics));
+        let webhooks = Arc::new(building::webhooks(&config, &relay, &mut store).unwrap());
+        let admin = building::admin(&config, &relay, &webhooks, Vec::new(), Arc::default());
+        Self { relay, router: crate::http::admin::router(Arc::new(admin), doors::guard(&config)) }
     }
 
     fn turn_wheel(&self, stop: &CancellationToken) -> JoinHandle<()> {

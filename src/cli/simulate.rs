@@ -10,7 +10,7 @@ use tracing::info;
 use super::{Failure, block_on, duration};
 use crate::{
     causes::with_causes,
-    net::{self, BindError, Listener, Manners},
+    net::{self, BindError, Listener, Manners, Routes},
     shutdown::Signals,
     simulate::{Options, Simulator},
     wheel::Wheel,
@@ -125,7 +125,7 @@ impl Running {
         tasks.spawn(async move { wheel.run(stopped).await });
         let stopped = stop.clone();
         tasks.spawn(async move {
-            if let Err(error) = net::serve(listener, router, manners, stopped, || {}).await {
+            if let Err(error) = net::serve(listener, Routes::new(router), manners, stopped, || {}).await {
                 tracing::error!(%error, %address, "cannot serve what is simulated");
             }
         });

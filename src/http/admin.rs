@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// What the admin routes share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Admin {
     /// The public side.
     pub(crate) relay: Arc<Relay>,
@@ -63,7 +63,7 @@ pub(crate) struct Admin {
     /// What the upstreams sent that could not be understood.
     pub(crate) rejected: Arc<Rejected>,
     /// Which products were registered for streaming.
-    pub(crate) streamed: Streamed,
+    pub(crate) streamed: Arc<Streamed>,
     /// When the relay was started.
     pub(crate) started: SystemTime,
 }
@@ -171,7 +171,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn status(State(admin): State<Arc<Admin>>) -> Response {
     let mut log = BTreeMap::new();
-    for product in &admin.relay.products {
+    for product in &*admin.relay.products {
         let facts = product.log.facts();
         log.insert(
             product.id.as_str().to_owned(),

@@ -54,7 +54,7 @@ use self::{
     subscribers::Subscribers, ws::Envelopes,
 };
 use crate::{
-    auth::{Access, Grant},
+    auth::{Access, Denial, Grant},
     config::{Network, Origin, Permission},
     event::ProductId,
     fanout::Fanout,
@@ -63,13 +63,14 @@ use crate::{
     wheel::Wheel,
 };
 
-/// What the routes of the public listener share.
-#[derive(Debug)]
+/// What the routes of the public listener share. Another configuration is another `Relay`, for the requests that come from then
+/// on; what stands, such as products and subscribers, is the same in both.
+#[derive(Clone, Debug)]
 pub(crate) struct Relay {
     /// What there is to listen to.
-    pub(crate) products: DashMap<ProductId, Arc<Product>>,
+    pub(crate) products: Arc<DashMap<ProductId, Arc<Product>>>,
     /// Who may.
-    pub(crate) access: Access,
+    pub(crate) access: Arc<Access>,
     /// Where it is looked for who asks.
     pub(crate) places: Places,
     /// Who does.
@@ -89,7 +90,7 @@ pub(crate) struct Relay {
     /// Proxies whose word on the client's address counts.
     pub(crate) trusted_proxies: Vec<Network>,
     /// Set while the relay is leaving.
-    pub(crate) is_draining: AtomicBool,
+    pub(crate) is_draining: Arc<AtomicBool>,
     /// The store behind the logs, if there is one.
     pub(crate) store: Option<Arc<Desk>>,
     /// Where those who are turned away are counted.
@@ -97,7 +98,7 @@ pub(crate) struct Relay {
 }
 
 /// One product as the public side sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Product {
     /// Its name.
     pub(crate) id: ProductId,
@@ -112,7 +113,7 @@ pub(crate) struct Product {
     /// The handles of its WebSocket subscribers.
     pub(crate) ws: DeliveryMetrics,
     /// Its newest events as WebSocket subscribers get them.
-    pub(crate) envelopes: Envelopes,
+    pub(crate) envelopes: Arc<Envelopes>,
     /// Payloads given in pages.
     pub(crate) paged: IntCounter,
     /// Payloads that publishers have added.
@@ -137,6 +138,29 @@ impl Relay {
         }
         self.metrics.shed(ShedReason::Draining).inc();
         Err(ShedReason::Draining)
+    }
+
+    /// Whether whoever has been let in still may: its token may be over by now, or the keys others.
+    ///
+    /// # Errors
+    ///
+    /// [`Denial::Unauthenticated`] when it may not.
+    fn still_admits(&self, grant: &Grant, product: &ProductId, permission: Permission) -> Result<(), Denial> {
+        grant.still_counts()?;
+        match self.subscribers.access().still_grants(&grant.proof, product, permission) {
+            true => Ok(()),
+            false => Err(Denial::Unauthenticated),
+        }
+    }
+
+    /// Whether this product has not been taken away since somebody asked for it.
+    ///
+    /// # Errors
+    ///
+    /// 404 when it has.
+    fn still_serves(&self, product: &Product) -> Result<(), Problem> {
+        let is_served = self.products.get(&product.id).is_some_and(|known| Arc::ptr_eq(&known.log, &product.log));
+        if is_served { Ok(()) } else { Err(Problem::not_found("no such product")) }
     }
 
     /// Whether something of the past is not there yet: of a file that is being checked, or of the relay before this one.

@@ -17,7 +17,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -100,6 +100,27 @@ impl Listener {
 pub(crate) struct BindError {
     address: SocketAddr,
     source: io::Error,
+}
+
+/// What a listener answers with. Another router may take its place: requests that come from then on are answered by that one, on
+/// connections that stand, too.
+#[derive(Clone, Debug)]
+pub(crate) struct Routes(Arc<RwLock<Router>>);
+
+impl Routes {
+    /// Routes that begin with this.
+    pub(crate) fn new(router: Router) -> Self {
+        Self(Arc::new(RwLock::new(router)))
+    }
+
+    /// Puts another router in its place.
+    pub(crate) fn replace(&self, router: Router) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = router;
+    }
+
+    fn current(&self) -> Router {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone() // counts a reference
+    }
 }
 
 /// How a listener treats its peers.
@@ -187,7 +208,7 @@ impl Fate {
     }
 }
 
-/// Serves `router` on `listener` until `stop`; then lets running exchanges end, for a few seconds at most.
+/// Serves `routes` on `listener` until `stop`; then lets running exchanges end, for a few seconds at most.
 ///
 /// `out_of_files` is called whenever a connection cannot be accepted because the process has no file descriptor left.
 ///
@@ -196,13 +217,13 @@ impl Fate {
 /// When the socket cannot be handed to the runtime.
 pub(crate) async fn serve(
     listener: Listener,
-    router: Router,
+    routes: Routes,
     manners: Manners,
     stop: CancellationToken,
     out_of_files: impl Fn(),
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener.socket)?;
-    let server = Arc::new(Server { router, manners, crew: Arc::default() });
+    let server = Arc::new(Server { routes, manners, crew: Arc::default() });
     let Crew { stage, tasks } = &*server.crew;
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
@@ -236,7 +257,7 @@ pub(crate) async fn serve(
 
 /// What every connection of one listener shares.
 struct Server {
-    router: Router,
+    routes: Routes,
     manners: Manners,
     crew: Arc<Crew>,
 }
@@ -260,8 +281,8 @@ impl Server {
         let connection = Connection { peer, fate: Arc::clone(&fate), crew: Arc::clone(&self.crew) };
         let on_its_way = Arc::clone(&fate);
         let io = TokioIo::new(Guarded::new(stream, &self.manners, fate));
-        let router = self.router.clone();
-        let service = service_fn(move |request| answer(router.clone(), connection.clone(), request));
+        let routes = self.routes.clone();
+        let service = service_fn(move |request| answer(routes.current(), connection.clone(), request));
         let result = if is_http2 {
             let executor = PatientExecutor::new(&self.crew.tasks, &self.manners);
             // In a box: it is much the larger of the two, and the rarer.

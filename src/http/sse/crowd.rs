@@ -180,7 +180,9 @@ impl Crowd {
 
     /// The number of a product's flock, which it begins with the first of its streams.
     fn flock_of(&mut self, product: &Arc<Product>) -> usize {
-        let known = self.flocks.iter().find(|(_, flock)| Arc::ptr_eq(&flock.product, product));
+        // By another configuration it is another `Product`, but its events are the same.
+        let is_same = |known: &Product| Arc::ptr_eq(&known.fanout, &product.fanout);
+        let known = self.flocks.iter().find(|(_, flock)| is_same(&flock.product));
         known.map(|(number, _)| number).unwrap_or_else(|| {
             let place = self.flocks.vacant_entry();
             let number = place.key();

@@ -104,12 +104,16 @@ impl Events {
             transport: Transport::Sse,
             key: Arc::clone(&side.key),
             holder: side.holder.clone(),
+            proof: Arc::clone(&side.proof),
             address: relay.client_address(peer, headers),
             listener: Arc::clone(&listener),
             cut: cut.clone(),
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
             seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
+        }
+        if relay.still_serves(product).is_err() {
+            seat.dismiss(Leave::Removed); // the same, of its product
         }
         let subscription = product.fanout.subscribe(listener, wish.scope, &wish.start);
         if !side.is_onlooker {
@@ -160,6 +164,9 @@ impl Events {
         if self.has_expired() {
             // At once, whatever is still in the log: it is there for whoever comes back with a new token.
             self.seat.dismiss(Leave::Expired);
+            return self.leave();
+        }
+        if self.seat.dismissed().is_some_and(Leave::is_at_once) {
             return self.leave();
         }
         self.heed_dismissal();
@@ -264,7 +271,7 @@ impl Events {
     /// and at tick `due`.
     pub(super) fn must_go(&mut self, due: u64, context: &Context<'_>) -> bool {
         self.subscription.wake_later(context);
-        if self.seat.dismissed() == Some(Leave::Kicked) {
+        if self.seat.dismissed().is_some_and(|leave| leave == Leave::Kicked || leave.is_at_once()) {
             self.ends_due = self.ends_due.min(self.wheel().after(MOMENT));
         }
         self.alarm.set(due.min(self.ends_due), context.waker());
@@ -394,4 +401,4 @@ impl Drop for Events {
 }
 
 /// What whoever is sent away may take to make room for its last bytes.
-const MOMENT: Duration = Duration::from_secs(1);
+const MOMENT: Duration = Duration::from_millis(700);

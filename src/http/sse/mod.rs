@@ -34,7 +34,7 @@ use super::{
     subscribers::Subscribers,
 };
 use crate::{
-    auth::{Farewell, Grant, Holder},
+    auth::{Farewell, Grant, Holder, Proof},
     metrics::ShedReason,
     net::{Connection, Patience},
     sse,
@@ -112,6 +112,8 @@ pub(super) struct Side<'a> {
     pub(super) key: Arc<str>,
     /// Whom it is counted for.
     pub(super) holder: Holder,
+    /// What it was let in for.
+    pub(super) proof: Arc<Proof>,
     /// About the age at which it ends.
     pub(super) max_age: Option<Duration>,
     /// When it has to end, if it has to.
@@ -129,6 +131,7 @@ impl<'a> Side<'a> {
             wheel: &relay.wheel,
             key: Arc::clone(&grant.key),
             holder: grant.holder.clone(),
+            proof: Arc::clone(&grant.proof),
             max_age: relay.max_connection_age,
             farewell: grant.farewell(),
             shards: can_hand_over.then_some(&relay.shards),
