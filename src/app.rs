@@ -2,6 +2,9 @@
 //!
 //! Decides nothing about events. May use: everything.
 
+mod certificate;
+mod files;
+
 use std::{
     io,
     net::SocketAddr,
@@ -22,6 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use self::certificate::{Certificate, CertificateError};
 use crate::{
     auth::{Access, SoleKey},
     client::{self, Client, TlsError},
@@ -48,7 +52,7 @@ use crate::{
         store::{Settings, Store, StoreError},
     },
     metrics::{Metrics, ShedReason, Transport},
-    net::{self, BindError, Listener, Manners},
+    net::{self, BindError, Listener, Manners, TurnedAway},
     rejected::Rejected,
     shutdown::Signals,
     status::UpstreamStatus,
@@ -99,6 +103,7 @@ impl App {
 
         let stop = Stops::default();
         let metrics = Arc::new(Metrics::new()?);
+        let certificate = server.tls.as_ref().map(|files| Certificate::read(files, &metrics)).transpose()?;
         let (logs, mut store) = logs(config, &metrics)?;
         let lanes = Lanes::start().map_err(AppError::Lanes)?;
         let relay = Arc::new(relay(config, logs, &store, lanes.runtimes().count(), &metrics));
@@ -110,7 +115,10 @@ impl App {
         serving.spawn(write_streams(&relay, &lanes, &stop));
         let rejected = Arc::new(Rejected::default());
         let upstreams = start_upstreams(config, &relay, &lanes, &rejected, &stop, &mut serving)?;
-        serving.spawn(serve_public(config, &relay, listener, &stop));
+        serving.spawn(serve_public(config, &relay, listener, certificate.as_deref(), &stop));
+        if let Some(certificate) = certificate {
+            serving.spawn(certificate.watch(stop.serving.clone()));
+        }
 
         let onlookers = Subscribers::at_most(MOST_ONLOOKERS, Arc::clone(&metrics));
         let admin_wheel = Wheel::new();
@@ -350,15 +358,25 @@ fn serve_public(
     config: &Config,
     relay: &Arc<Relay>,
     listener: Listener,
+    certificate: Option<&Certificate>,
     stop: &Stops,
 ) -> impl Future<Output = ()> + use<> {
     let guard = relay.access.allows_anonymous().then(|| guard(config));
     let router = http::router(Arc::clone(relay), guard, &config.server.cors_allowed_origins);
-    let manners = manners(config, &relay.wheel);
-    let out_of_files = relay.metrics.shed(ShedReason::NoFileDescriptor);
+    let manners = Manners {
+        max_connections: files::max_connections(config),
+        tls: certificate.map(|certificate| Arc::clone(certificate.tls())),
+        ..manners(config, &relay.wheel)
+    };
+    let no_file = relay.metrics.shed(ShedReason::NoFileDescriptor);
+    let no_place = relay.metrics.shed(ShedReason::MaxConnections);
+    let turned_away = move |why| match why {
+        TurnedAway::NoFile => no_file.inc(),
+        TurnedAway::NoPlace => no_place.inc(),
+    };
     let stop = stop.serving.clone();
     async move {
-        if let Err(error) = net::serve(listener, router, manners, stop, || out_of_files.inc()).await {
+        if let Err(error) = net::serve(listener, router, manners, stop, turned_away).await {
             error!(%error, "cannot serve subscribers");
         }
     }
@@ -380,7 +398,7 @@ fn start_admin(
         for (listener, router) in doors {
             let (manners, stop) = (manners.clone(), stop_admin.clone());
             tasks.spawn(async move {
-                if let Err(error) = net::serve(listener, router, manners, stop, || {}).await {
+                if let Err(error) = net::serve(listener, router, manners, stop, |_| {}).await {
                     error!(%error, "cannot serve operators");
                 }
             });
@@ -397,11 +415,14 @@ fn start_admin(
     thread::Builder::new().name("admin".to_owned()).spawn(run).map_err(AppError::AdminThread)
 }
 
+/// How operators are treated; TLS is for the public.
 fn manners(config: &Config, wheel: &Arc<Wheel>) -> Manners {
     Manners {
         head_timeout: config.server.head_timeout,
         write_timeout: config.server.write_timeout,
         wheel: Arc::clone(wheel),
+        max_connections: MOST_OPERATORS,
+        tls: None,
     }
 }
 
@@ -421,6 +442,9 @@ pub(crate) enum AppError {
     /// The upstreams' TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The public side's TLS cannot be set up.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -446,6 +470,9 @@ pub(crate) enum AppError {
     #[error("ended by a second signal before everybody had left")]
     CutShort,
 }
+
+/// Connections at one time to each of the admin and probe listeners.
+const MOST_OPERATORS: usize = 256;
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, block_on, hold_against_version};
+use super::{Failure, block_on};
 use crate::{
     app::App,
     config::{AllowAnonymous, Config, Environment},
@@ -33,7 +33,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(path) => Config::load(path, &environment, anonymous)?,
         None => Config::from_environment(&environment, anonymous)?,
     };
-    hold_against_version(&config)?;
     block_on(async {
         let signals = Signals::listen()?;
         Ok(App::start(&config)?.run(signals).await?)

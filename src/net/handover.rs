@@ -23,9 +23,8 @@ use std::{
 
 use bytes::Bytes;
 use http_body::Frame;
-use tokio::net::TcpStream;
 
-use super::Fate;
+use super::{Fate, Socket};
 
 /// Where a connection is on the way out of hyper.
 #[derive(Default)]
@@ -35,7 +34,7 @@ pub(super) struct Handover {
 }
 
 /// Who goes on with the socket.
-type Heir = Box<dyn FnOnce(TcpStream) + Send>;
+type Heir = Box<dyn FnOnce(Socket) + Send>;
 
 impl Handover {
     /// The socket is to be given to `heir` once the answer's head has been sent.

@@ -8,7 +8,7 @@
 //! wheel, socket ────────┘
 //! ```
 //!
-//! May use: nothing.
+//! May use: `net` (the socket).
 
 use std::{
     collections::VecDeque,
@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{events::Events, stream::Stream};
+use crate::net::{Place, Socket};
 
 /// All streams that are written without hyper.
 #[derive(Debug)]
@@ -54,7 +55,8 @@ impl Shards {
     ///
     /// An event that goes to everybody goes to every lane in any case, so those who get everything are spread evenly. One that goes
     /// to a single session costs less if nobody else need be woken, so those who listen to few stay at home while there is room.
-    pub(super) fn take(&self, socket: TcpStream, events: Events, home: usize) {
+    pub(super) fn take(&self, socket: Socket, events: Events, home: usize) {
+        let Socket { stream, place } = socket;
         let size = |shard: &&Arc<Shard>| shard.size.load(Ordering::Relaxed);
         let shard = match events.is_of_sessions() {
             true => self.shards.iter().cycle().skip(home).take(self.shards.len()).find(|it| size(it) < ROOM_AT_HOME),
@@ -62,8 +64,8 @@ impl Shards {
         };
         if let Some(shard) = shard.or_else(|| self.shards.iter().min_by_key(size)) {
             // The socket belongs to the runtime it was accepted on; the shard registers it with its own.
-            match socket.into_std() {
-                Ok(socket) => shard.take(Newcomer { socket, events }),
+            match stream.into_std() {
+                Ok(socket) => shard.take(Newcomer { socket, place, events }),
                 Err(error) => debug!(%error, "connection ended"),
             }
         }
@@ -101,6 +103,7 @@ struct Inbox {
 #[derive(Debug)]
 struct Newcomer {
     socket: std::net::TcpStream,
+    place: Place,
     events: Events,
 }
 
@@ -203,9 +206,9 @@ impl Crowd {
             mem::take(&mut inbox.newcomers)
         };
         self.due.extend(self.woken.drain(..));
-        for Newcomer { socket, events } in newcomers {
+        for Newcomer { socket, place, events } in newcomers {
             let stream = match TcpStream::from_std(socket) {
-                Ok(socket) => Stream::new(socket, events),
+                Ok(stream) => Stream::new(Socket { stream, place }, events),
                 Err(error) => {
                     debug!(%error, "connection ended");
                     self.shard.size.fetch_sub(1, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! A stream on a socket of its own: pieces gathered into one write, and everything that can end it.
 //!
-//! May use: `sse`, `wheel`.
+//! May use: `net` (the socket), `sse`, `wheel`.
 
 use std::{
     collections::VecDeque,
@@ -14,12 +14,17 @@ use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 
 use super::events::Events;
-use crate::sse;
+use crate::{
+    net::{Place, Socket},
+    sse,
+};
 
 /// A subscriber with its socket.
 #[derive(Debug)]
 pub(super) struct Stream {
     socket: TcpStream,
+    /// Among the connections of the listener, as long as the socket is open.
+    _place: Place,
     events: Events,
     /// What the socket has not taken yet.
     rest: VecDeque<Bytes>,
@@ -31,8 +36,9 @@ pub(super) struct Stream {
 
 impl Stream {
     /// A stream whose head has been sent.
-    pub(super) fn new(socket: TcpStream, events: Events) -> Self {
-        Self { socket, events, rest: VecDeque::new(), write_due: 0, is_new: true, has_ended: false }
+    pub(super) fn new(socket: Socket, events: Events) -> Self {
+        let Socket { stream: socket, place: _place } = socket;
+        Self { socket, _place, events, rest: VecDeque::new(), write_due: 0, is_new: true, has_ended: false }
     }
 
     /// Writes what there is, and tells whether that was the end. If it was not, `context` is woken when there is more to do.
