@@ -195,7 +195,9 @@ pub(crate) async fn serve(
             // The peer was gone before it was its turn: the next one may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => debug!(%error, "connection ended"),
             Err(error) if is_out_of_files(&error) && spare.give_up() => {
-                debug!(%error, "cannot keep a connection");
+                if spare.is_news() {
+                    warn!(%error, "no file is left for connections; newcomers are turned away (shed_total counts them)");
+                }
                 if let Ok(Ok(_)) = timeout(ACCEPT_PAUSE, listener.accept()).await {
                     turned_away(TurnedAway::NoFile);
                 }

@@ -5,7 +5,11 @@
 //!
 //! May use: nothing.
 
-use std::{fs::File, sync::Arc};
+use std::{
+    fs::File,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -41,26 +45,41 @@ impl Places {
 /// A file descriptor that is kept for the moment when there is no other: given up, it lets in one connection, which is closed at
 /// once. So newcomers are turned away instead of waiting for what may never come.
 #[derive(Debug)]
-pub(super) struct Spare(Option<File>);
+pub(super) struct Spare {
+    file: Option<File>,
+    told: Option<Instant>,
+}
 
 impl Spare {
     pub(super) fn new() -> Self {
-        Self(File::open(NOTHING).ok())
+        Self { file: File::open(NOTHING).ok(), told: None }
     }
 
     /// Gives it up. False if it is gone: then there is nothing to do but to wait.
     pub(super) fn give_up(&mut self) -> bool {
-        self.0.take().is_some()
+        self.file.take().is_some()
     }
 
     /// Tries to have it again.
     pub(super) fn take_back(&mut self) {
-        self.0 = File::open(NOTHING).ok();
+        self.file = File::open(NOTHING).ok();
+    }
+
+    /// Whether it is time to tell the operator, who need not hear of each connection.
+    pub(super) fn is_news(&mut self) -> bool {
+        let is_news = self.told.is_none_or(|told| told.elapsed() >= SILENCE);
+        if is_news {
+            self.told = Some(Instant::now());
+        }
+        is_news
     }
 }
 
 /// Those who are being told that there is no place.
 const SURPLUS: usize = 64;
+
+/// Between two lines about the same trouble.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Opening it neither waits nor reads anything.
 const NOTHING: &str = "/dev/null";
