@@ -10,7 +10,7 @@ mod common;
 
 use std::{
     io::Write,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -31,7 +31,7 @@ use common::{
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, Version, body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, StreamOwned, pki_types::ServerName};
 use tokio::time::timeout;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -92,17 +92,22 @@ async fn a_new_certificate_is_shown_to_newcomers_and_standing_streams_go_on() {
     let mut stream = subscribe(&mut client, scene.relay.public).await;
     let ends = |relay: &Relay| relay.metrics().value("autoplay_relay_certificate_not_after_timestamp_seconds", &[]);
     let former_end = ends(&scene.relay).unwrap();
-    // One that remembers the former session, and could resume it by its ticket.
+    // One that has a ticket of its last connection.
     let knowing = scene.authority.client(&["http/1.1"]);
-    let mut first = Secure::connect(scene.relay.public, &knowing);
-    first.ask(scene.relay.public, "/nothing", &[]);
-    assert_eq!(first.certificate(), scene.authority.certificate("relay"));
+    let visit = || {
+        let mut secure = Secure::connect(scene.relay.public, &knowing);
+        assert_eq!(secure.ask(scene.relay.public, "/nothing", &[]).status(), 404);
+        (secure.stream.conn.handshake_kind().unwrap(), secure.certificate())
+    };
+    let former = scene.authority.certificate("relay");
+    assert_eq!(visit(), (HandshakeKind::Full, former.clone()));
+    assert_eq!(visit(), (HandshakeKind::Resumed, former));
 
     scene.authority.issue_as("next", "IP:127.0.0.1", "-days 9");
     scene.authority.replace("relay", "next");
-    wait::until("newcomers are shown the new one", || {
-        Secure::connect(scene.relay.public, &knowing).certificate() == scene.authority.certificate("next")
-    });
+    let next = scene.authority.certificate("next");
+    wait::until("newcomers are shown the new one", || scene.secure().certificate() == next);
+    assert_eq!(visit(), (HandshakeKind::Full, next), "the ticket of the former one opens nothing");
     let later = ends(&scene.relay).unwrap() - former_end;
     assert!((6.9..7.1).contains(&(later / 86_400.0)), "{later} s");
     scene.link.event(event(5));
@@ -245,6 +250,27 @@ fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
             in_time("a hello byte by byte", begin);
         });
     });
+}
+
+#[test]
+fn first_byte_handshake_and_request_have_a_time_each() {
+    let scene = Scene::new("head_timeout = '2s'");
+    let (to, config) = (scene.relay.public, scene.authority.client(&["http/1.1"]));
+    let a_while = || thread::sleep(Duration::from_millis(1300)); // two of them are more than one has
+    let mut socket = TcpStream::connect(to).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut connection = ClientConnection::new(config, to.ip().into()).unwrap();
+    a_while();
+    connection.write_tls(&mut socket).unwrap();
+    connection.read_tls(&mut socket).unwrap();
+    a_while();
+    while connection.is_handshaking() {
+        connection.process_new_packets().unwrap();
+        connection.complete_io(&mut socket).unwrap();
+    }
+    a_while();
+    let mut secure = Secure::of(StreamOwned::new(connection, socket));
+    assert_eq!(secure.ask(to, "/nothing", &[]).status(), 404);
 }
 
 #[test]

@@ -122,7 +122,12 @@ impl Secure {
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
         }
-        Ok(Self { stream: StreamOwned::new(connection, socket), seen: Vec::new() })
+        Ok(Self::of(StreamOwned::new(connection, socket)))
+    }
+
+    /// A connection that has shaken hands.
+    pub(crate) fn of(stream: StreamOwned<ClientConnection, TcpStream>) -> Self {
+        Self { stream, seen: Vec::new() }
     }
 
     /// Sends a request, and returns the head of its answer.
