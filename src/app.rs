@@ -275,7 +275,7 @@ fn relay(config: &Config, logs: Vec<Arc<Log>>, store: &Store, lanes: usize, metr
     for (number, log) in logs.into_iter().enumerate() {
         let id = log.product();
         let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.product_id == *id) else { continue };
-        let fanout = Arc::new(Fanout::new(Arc::clone(&log)));
+        let fanout = Arc::new(Fanout::new(Arc::clone(&log), lanes));
         let max_publish_bytes = server.max_publish_bytes.min(upstream.max_event_bytes);
         let product = Product {
             id: id.clone(),
@@ -350,8 +350,8 @@ type Upstreams = Vec<(ProductId, Arc<UpstreamStatus>)>;
 /// Streams are written where they are woken.
 fn write_streams(relay: &Relay, lanes: &Lanes, stop: &Stops) -> impl Future<Output = ()> + use<> {
     let runtimes: Vec<Handle> = lanes.runtimes().cloned().collect();
-    let (shards, stop) = (Arc::clone(&relay.shards), stop.serving.clone());
-    async move { shards.run(runtimes.iter(), stop).await }
+    let (shards, wheel, stop) = (Arc::clone(&relay.shards), Arc::clone(&relay.wheel), stop.serving.clone());
+    async move { shards.run(runtimes.iter(), &wheel, stop).await }
 }
 
 fn serve_public(

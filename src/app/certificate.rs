@@ -74,7 +74,7 @@ impl Certificate {
                     *seen = Seen { served: identity, refused: None };
                 }
                 Err(error) => {
-                    error!(%error, "cannot set up TLS with the new certificate; the former one is still served")
+                    error!(%error, "cannot set up TLS with the new certificate; the former one is still served");
                 }
             },
             Err(error) if seen.refused.as_ref() == Some(&error) => {}

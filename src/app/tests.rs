@@ -2,6 +2,7 @@
 
 use axum::body::{self, Body};
 use hyper::{Request, StatusCode, header::HOST};
+use tokio::task::JoinHandle;
 use tower::Service;
 
 use super::*;
@@ -35,6 +36,16 @@ impl Stage {
         Self { relay, router: http::admin::router(Arc::new(admin), guard(&config)) }
     }
 
+    fn turn_wheel(&self, stop: &CancellationToken) -> JoinHandle<()> {
+        let (wheel, stop) = (Arc::clone(&self.relay.wheel), stop.clone());
+        tokio::spawn(async move { wheel.run(stop).await })
+    }
+
+    fn run_lane(&self, stop: &CancellationToken) -> JoinHandle<()> {
+        let (relay, stop) = (Arc::clone(&self.relay), stop.clone());
+        tokio::spawn(async move { relay.shards.run([&Handle::current()].into_iter(), &relay.wheel, stop).await })
+    }
+
     async fn get(&mut self, path: &str) -> (StatusCode, String) {
         let request = Request::get(path).header(HOST, "localhost").body(Body::empty()).unwrap();
         let response = self.router.call(request).await.unwrap();
@@ -48,18 +59,33 @@ impl Stage {
 async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute() {
     let mut stage = Stage::new();
     let stop = CancellationToken::new();
-    let wheel = tokio::spawn({
-        let (wheel, stop) = (Arc::clone(&stage.relay.wheel), stop.clone());
-        async move { wheel.run(stop).await }
-    });
+    let (wheel, lane) = (stage.turn_wheel(&stop), stage.run_lane(&stop));
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
     stop.cancel();
     wheel.await.unwrap();
+    lane.await.unwrap();
     tokio::time::advance(Duration::from_secs(29)).await;
     assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_eq!(stage.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_turns_bad_when_a_lane_has_stood_still_for_half_a_minute_though_the_main_loop_turns() {
+    let mut stage = Stage::new();
+    let (stop, stop_lane) = (CancellationToken::new(), CancellationToken::new());
+    let (wheel, lane) = (stage.turn_wheel(&stop), stage.run_lane(&stop_lane));
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
+    stop_lane.cancel();
+    lane.await.unwrap();
+    tokio::time::sleep(Duration::from_secs(28)).await;
+    assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(stage.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    stop.cancel();
+    wheel.await.unwrap();
 }
 
 #[tokio::test]

@@ -120,13 +120,14 @@ async fn demand_key(State(admin): State<Arc<Admin>>, request: Request, next: Nex
     }
 }
 
-/// Alive as long as the wheel of the public runtime turns.
+/// Alive as long as the wheel of the public runtime turns, and every lane with it.
 async fn healthz(State(admin): State<Arc<Admin>>) -> Response {
-    let standstill = admin.relay.wheel.standstill();
+    let wheel = &admin.relay.wheel;
+    let standstill = wheel.standstill().max(admin.relay.shards.standstill(wheel));
     if standstill < STANDSTILL_LIMIT {
         return Json(serde_json::json!({ "status": "ok" })).into_response();
     }
-    let detail = format!("the main loop has stood still for {}", text(standstill));
+    let detail = format!("the main loop, or a lane, has stood still for {}", text(standstill));
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
 }
 

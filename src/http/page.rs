@@ -330,7 +330,7 @@ mod tests {
         let product = ProductId::new("p").unwrap();
         let bounds = Bounds { events: 100, bytes: u64::MAX };
         let log = Log::new(product.clone(), bounds, Metrics::new().unwrap().log(&product));
-        Arc::new(Fanout::new(Arc::new(log)))
+        Arc::new(Fanout::new(Arc::new(log), 1))
     }
 
     #[tokio::test(start_paused = true)]

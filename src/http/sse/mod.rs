@@ -7,7 +7,9 @@
 //! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
 mod body;
+mod crowd;
 mod events;
+mod flock;
 mod shards;
 mod stream;
 
