@@ -296,7 +296,7 @@ fn what_the_limit_on_files_leaves_to_subscribers_is_all_there_is_and_the_relay_k
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("head_timeout = '60s'").start_by("prlimit --nofile=400:400");
     let line = relay.process.log_line(TOO_FEW_FILES);
-    assert_eq!((line["level"].as_str(), line["connections"].as_u64()), (Some("WARN"), Some(200)));
+    assert_eq!((line["level"].as_str(), line["connections"].as_u64()), (Some("INFO"), Some(200)));
     let link = connector.stream();
     let mut seated = relay.subscribe();
     let crowd: Vec<Wire> = (0..300).map(|_| Wire::connect(relay.public)).collect();

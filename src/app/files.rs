@@ -3,7 +3,7 @@
 //! May use: `config`.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tracing::warn;
+use tracing::info;
 
 use crate::config::Config;
 
@@ -15,7 +15,7 @@ pub(super) fn max_connections(config: &Config) -> usize {
     let in_flight: usize = config.webhooks.iter().map(|webhook| webhook.max_in_flight).sum();
     let room = room(files, OWN_FILES + config.upstreams.len() + in_flight);
     if room < config.server.max_subscribers {
-        warn!(
+        info!(
             open_files = files,
             connections = room,
             max_subscribers = config.server.max_subscribers,
