@@ -3,8 +3,10 @@
 //! Decides nothing about events. May use: everything.
 
 mod building;
+mod certificate;
 mod doors;
 mod feeds;
+mod files;
 mod reloading;
 
 use std::{
@@ -22,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::{
+    certificate::{Certificate, CertificateError},
     doors::Doors,
     feeds::Feeds,
     reloading::{Reason, changed},
@@ -33,7 +36,7 @@ use crate::{
     lanes::Lanes,
     log::store::{Store, StoreError},
     metrics::{Metrics, ShedReason},
-    net::{self, BindError, Listener, Manners, Routes},
+    net::{self, BindError, Listener, Manners, Routes, TurnedAway},
     rejected::Rejected,
     reload::Watch,
     shutdown::{Asked, Signals},
@@ -56,6 +59,7 @@ pub(crate) struct App {
     serving: JoinSet<()>,
     admin_thread: thread::JoinHandle<()>,
     webhooks: Arc<Webhooks>,
+    certificate: Option<Arc<Certificate>>,
     store: Store,
     lanes: Lanes,
 }
@@ -86,6 +90,7 @@ impl App {
 
         let stop = Stops::default();
         let metrics = Arc::new(Metrics::new()?);
+        let certificate = server.tls.as_ref().map(|files| Certificate::read(files, &metrics)).transpose()?;
         let (logs, mut store) = building::logs(&config, &metrics)?;
         let lanes = Lanes::start().map_err(AppError::Lanes)?;
         let relay = Arc::new(building::relay(&config, logs, &store, lanes.runtimes().count(), &metrics));
@@ -103,7 +108,10 @@ impl App {
         }
         let admin = Arc::new(building::admin(&config, &relay, &webhooks, feeds.boards(), rejected));
         let doors = Doors::new(&config, &relay, &admin);
-        serving.spawn(serve_public(&config, &relay, listener, &doors, &stop));
+        serving.spawn(serve_public(&config, &relay, listener, certificate.as_deref(), &doors, &stop));
+        if let Some(certificate) = &certificate {
+            serving.spawn(Arc::clone(certificate).watch(stop.serving.clone()));
+        }
         let mut admin_doors = vec![(admin_listener, doors.admin.clone())];
         admin_doors.extend(probe_listener.map(|listener| (listener, doors.probe.clone())));
         let admin_thread = start_admin(&config, admin_doors, Arc::clone(&admin.wheel), &stop)?;
@@ -121,6 +129,7 @@ impl App {
             serving,
             admin_thread,
             webhooks,
+            certificate,
             store,
             lanes,
         })
@@ -237,15 +246,25 @@ fn serve_public(
     config: &Config,
     relay: &Arc<Relay>,
     listener: Listener,
+    certificate: Option<&Certificate>,
     doors: &Doors,
     stop: &Stops,
 ) -> impl Future<Output = ()> + use<> {
     let routes = doors.public.clone();
-    let manners = manners(config, &relay.wheel);
-    let out_of_files = relay.metrics.shed(ShedReason::NoFileDescriptor);
+    let manners = Manners {
+        max_connections: files::max_connections(config),
+        tls: certificate.map(|certificate| Arc::clone(certificate.tls())),
+        ..manners(config, &relay.wheel)
+    };
+    let no_file = relay.metrics.shed(ShedReason::NoFileDescriptor);
+    let no_place = relay.metrics.shed(ShedReason::MaxConnections);
+    let turned_away = move |why| match why {
+        TurnedAway::NoFile => no_file.inc(),
+        TurnedAway::NoPlace => no_place.inc(),
+    };
     let stop = stop.serving.clone();
     async move {
-        if let Err(error) = net::serve(listener, routes, manners, stop, || out_of_files.inc()).await {
+        if let Err(error) = net::serve(listener, routes, manners, stop, turned_away).await {
             error!(%error, "cannot serve subscribers");
         }
     }
@@ -267,7 +286,7 @@ fn start_admin(
         for (listener, routes) in doors {
             let (manners, stop) = (manners.clone(), stop_admin.clone());
             tasks.spawn(async move {
-                if let Err(error) = net::serve(listener, routes, manners, stop, || {}).await {
+                if let Err(error) = net::serve(listener, routes, manners, stop, |_| {}).await {
                     error!(%error, "cannot serve operators");
                 }
             });
@@ -284,11 +303,14 @@ fn start_admin(
     thread::Builder::new().name("admin".to_owned()).spawn(run).map_err(AppError::AdminThread)
 }
 
+/// How operators are treated; TLS is for the public.
 fn manners(config: &Config, wheel: &Arc<Wheel>) -> Manners {
     Manners {
         head_timeout: config.server.head_timeout,
         write_timeout: config.server.write_timeout,
         wheel: Arc::clone(wheel),
+        max_connections: MOST_OPERATORS,
+        tls: None,
     }
 }
 
@@ -301,6 +323,9 @@ pub(crate) enum AppError {
     /// The upstreams' TLS cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The public side's TLS cannot be set up.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -326,6 +351,9 @@ pub(crate) enum AppError {
     #[error("ended by a second signal before everybody had left")]
     CutShort,
 }
+
+/// Connections at one time to each of the admin and probe listeners.
+const MOST_OPERATORS: usize = 256;
 
 #[cfg(test)]
 mod tests;

@@ -42,6 +42,7 @@ pub(crate) struct Metrics {
     shed: IntCounterVec,
     store: StoreMetrics,
     reload_success: IntGauge,
+    certificate_not_after: Gauge,
     webhooks: webhooks::Families,
 }
 
@@ -71,7 +72,13 @@ impl Metrics {
             HistogramOpts::new(name("log_commit_seconds"), "Time a commit of the durable log takes, in seconds.");
         let commit = Histogram::with_opts(commits.buckets(COMMIT_SECONDS.to_vec()))?;
         registry.register(Box::new(commit.clone()))?;
+        let certificate_not_after = Gauge::new(
+            name("certificate_not_after_timestamp_seconds"),
+            "When the certificate that is served ends, in Unix seconds; 0 without one.",
+        )?;
+        registry.register(Box::new(certificate_not_after.clone()))?;
         let metrics = Self {
+            certificate_not_after,
             upstream_connected: families.gauge(
                 "upstream_connected",
                 "1 while the stream of the product's connector stands, else 0.",
@@ -212,6 +219,11 @@ impl Metrics {
         &self.store
     }
 
+    /// Notes when the certificate that is served ends.
+    pub(crate) fn certificate_ends(&self, not_after: SystemTime) {
+        self.certificate_not_after.set(unix_seconds(not_after));
+    }
+
     /// The handles of one webhook.
     pub(crate) fn webhook(&self, id: &str) -> WebhookMetrics {
         self.webhooks.of(id)
@@ -289,11 +301,20 @@ pub(crate) enum ShedReason {
     Draining,
     /// The process may open no further file.
     NoFileDescriptor,
+    /// There are as many connections as the limit on open files, or `server.max_subscribers`, leaves room for.
+    MaxConnections,
 }
 
 impl ShedReason {
-    const ALL: [Self; 6] =
-        [Self::MaxSubscribers, Self::PerIp, Self::PerKey, Self::ConnectRate, Self::Draining, Self::NoFileDescriptor];
+    const ALL: [Self; 7] = [
+        Self::MaxSubscribers,
+        Self::PerIp,
+        Self::PerKey,
+        Self::ConnectRate,
+        Self::Draining,
+        Self::NoFileDescriptor,
+        Self::MaxConnections,
+    ];
 
     /// As it stands in metric labels.
     pub(crate) fn as_str(self) -> &'static str {
@@ -304,6 +325,7 @@ impl ShedReason {
             Self::ConnectRate => "connect_rate",
             Self::Draining => "draining",
             Self::NoFileDescriptor => "no_file_descriptor",
+            Self::MaxConnections => "max_connections",
         }
     }
 }

@@ -102,8 +102,6 @@ impl App {
     async fn judge(&self, watch: &Watch, wanted: Result<Config, Findings>) -> Result<Accepted, Refusal> {
         let (config, difference) = watch.succession(&self.config, wanted?)?;
         let ca_file = config.egress.ca_file.clone();
-        // The certificate and key of the public listener belong here, once there is a listener that speaks TLS: read them again
-        // now, refuse the whole if they do not fit, and serve them when everything else is in force.
         let read = spawn_blocking(move || roots(ca_file.as_deref())).await;
         let (client, tls) = read.map_err(|_| Refusal::GivenUp)??;
         Ok(Accepted { config, difference, client, tls })
@@ -138,6 +136,10 @@ impl App {
         self.config = config;
         self.admin = Arc::new(Admin { upstreams: self.feeds.boards(), ..(*self.admin).clone() });
         self.doors.replace(&self.config, &self.relay, &self.admin);
+        if let Some(certificate) = self.certificate.clone() {
+            // It looks at its files by itself; who asks for a reload does not wait for that. Whether they fit has been judged.
+            let _ = spawn_blocking(move || certificate.read_again()).await;
+        }
         absent.is_empty()
     }
 

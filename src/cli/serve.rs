@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, block_on, hold_against_version};
+use super::{Failure, block_on};
 use crate::{
     app::App,
     config::{AllowAnonymous, Config, Environment, Source},
@@ -38,7 +38,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         None => (Config::from_environment(&environment, anonymous)?, None),
     };
-    hold_against_version(&config)?;
     block_on(async {
         let signals = Signals::listen()?;
         let watch = source.map(|(source, files)| Watch::new(source, files));

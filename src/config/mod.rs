@@ -5,7 +5,7 @@
 //! No other room reads the environment, and none interprets text from the file.
 //!
 //! ```text
-//! text ─► reader ─► entry ─► values, address, network, secret ─► server, upstream, auth, jwt, log, webhook ─► Config
+//! text ─► reader ─► entry ─► values, address, network, secret, certificate ─► server, upstream, auth, jwt, log, webhook ─► Config
 //!           └─────────┴────────────── findings ◄────────────────────────┘                                     └► masked
 //! ```
 //!
@@ -22,6 +22,7 @@ use toml::de::DeTable;
 mod address;
 mod alone;
 mod auth;
+mod certificate;
 mod difference;
 mod entry;
 mod environment;
@@ -42,6 +43,7 @@ mod webhook;
 
 pub(crate) use address::{HostAndPort, Origin};
 pub(crate) use auth::{Auth, Permission, Permissions};
+pub(crate) use certificate::{Identity, IdentityError, TlsFiles};
 pub(crate) use difference::Difference;
 pub(crate) use environment::Environment;
 pub(crate) use findings::{Finding, Findings};

@@ -21,6 +21,7 @@ mod request;
 mod room;
 pub(crate) mod sse;
 pub(crate) mod subscribers;
+mod surplus;
 pub(crate) mod watch;
 mod webhooks;
 pub(crate) mod ws;
@@ -255,6 +256,7 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
     let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
     let socket = get(ws::socket).head(|| async { Problem::method_not_allowed("GET") });
     let has_cookie = relay.places.has_cookie();
+    let metrics = Arc::clone(&relay.metrics);
     let mut router = Router::new()
         .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
         .route("/stream/{product_id}", stream)
@@ -262,6 +264,7 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
         .fallback(|| async { Problem::not_found("no such route") })
         .with_state(relay)
+        .layer(middleware::from_fn_with_state(metrics, surplus::turn_away))
         .layer(middleware::map_request(name_host));
     if let Some(guard) = guard {
         router = router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check));

@@ -21,14 +21,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum::body::Body;
+use super::{Fate, Socket};
 use bytes::Bytes;
 use http_body::Frame;
-use hyper::{body::Incoming, server::conn::http1::UpgradeableConnection, service::HttpService};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-
-use super::{Fate, guarded::Guarded, stage::Graceful};
 
 /// Where a connection is on the way out of hyper.
 #[derive(Default)]
@@ -38,7 +33,7 @@ pub(super) struct Handover {
 }
 
 /// Who goes on with the socket.
-type Heir = Box<dyn FnOnce(TcpStream) + Send>;
+type Heir = Box<dyn FnOnce(Socket) + Send>;
 
 impl Handover {
     /// The socket is to be given to `heir` once the answer's head has been sent.
@@ -61,7 +56,7 @@ impl Handover {
     }
 
     /// Who gets the socket now, if it is time.
-    fn heir(&self) -> Option<Heir> {
+    pub(super) fn heir(&self) -> Option<Heir> {
         if self.step.load(Relaxed) != SENT {
             return None;
         }
@@ -105,50 +100,6 @@ impl Drop for Beginning {
     fn drop(&mut self) {
         // hyper does not send it, or no more of it: whoever waits for the socket is to give back what it holds.
         drop(self.fate.handover.forsaken());
-    }
-}
-
-/// An HTTP/1.1 connection, until it ends or its socket is given away.
-#[derive(Debug)]
-pub(super) struct Http1<C> {
-    connection: Option<C>,
-    fate: Arc<Fate>,
-}
-
-impl<C> Http1<C> {
-    pub(super) fn new(connection: C, fate: Arc<Fate>) -> Self {
-        Self { connection: Some(connection), fate }
-    }
-}
-
-impl<S> Future for Http1<UpgradeableConnection<TokioIo<Guarded>, S>>
-where
-    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
-{
-    type Output = Result<(), hyper::Error>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(())) };
-        if let Poll::Ready(ended) = Pin::new(connection).poll(context) {
-            return Poll::Ready(ended);
-        }
-        let Some(heir) = self.fate.handover.heir() else { return Poll::Pending };
-        // What the client has sent beyond its request is of no use: nothing else is answered on this connection.
-        if let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) {
-            heir(parts.io.into_inner().into_stream());
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S> Graceful for Http1<UpgradeableConnection<TokioIo<Guarded>, S>>
-where
-    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
-{
-    fn end_gracefully(mut self: Pin<&mut Self>) {
-        if let Some(connection) = &mut self.connection {
-            Pin::new(connection).graceful_shutdown();
-        }
     }
 }
 

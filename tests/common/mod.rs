@@ -26,6 +26,7 @@ pub(crate) mod receiver;
 pub(crate) mod relay;
 pub(crate) mod store;
 pub(crate) mod subscriber;
+pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod wait;
 pub(crate) mod webhooks;

@@ -21,7 +21,14 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `autoplay-relay` with these arguments, and nothing in its environment but these variables.
     pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_autoplay-relay"))
+        Self::start_by("", arguments, environment)
+    }
+
+    /// The same by another command, which the binary's path is appended to, and which becomes it.
+    pub(crate) fn start_by(command: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut words = command.split_whitespace().chain([env!("CARGO_BIN_EXE_autoplay-relay")]);
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
             .args(arguments)
             .env_clear()
             .envs(environment.iter().copied())

@@ -118,9 +118,18 @@ impl Setup {
 
     /// The same with more in its environment.
     pub(crate) fn start_with(&self, environment: &[(&str, &str)]) -> Relay {
+        self.start_as("", environment)
+    }
+
+    /// The same by another command, which the binary's path is appended to, and which becomes it.
+    pub(crate) fn start_by(&self, command: &str) -> Relay {
+        self.start_as(command, &[])
+    }
+
+    fn start_as(&self, command: &str, environment: &[(&str, &str)]) -> Relay {
         let (directory, file) = self.write();
-        let process =
-            Process::start(&["--log-format", "json", "serve", "--config", file.to_str().unwrap()], environment);
+        let arguments = ["--log-format", "json", "serve", "--config", file.to_str().unwrap()];
+        let process = Process::start_by(command, &arguments, environment);
         Relay { directory: Some(directory), ..Relay::of(process) }
     }
 }

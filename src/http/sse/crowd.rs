@@ -5,7 +5,7 @@
 //! wheel, socket, a word to leave ─ rings a bell ► due: [ 7, 40 ] ──────────► poll 7, 40
 //! ```
 //!
-//! May use: `event`, `wheel`.
+//! May use: `event`, `net` (the socket), `wheel`.
 
 use std::{
     collections::VecDeque,
@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     http::Product,
+    net::Socket,
     wheel::{Alarm, Wheel},
 };
 
@@ -157,9 +158,9 @@ impl Crowd {
         is_called
     }
 
-    fn let_in(&mut self, Newcomer { socket, events }: Newcomer) {
+    fn let_in(&mut self, Newcomer { socket, place, events }: Newcomer) {
         let socket = match TcpStream::from_std(socket) {
-            Ok(socket) => socket,
+            Ok(stream) => Socket { stream, place },
             Err(error) => {
                 debug!(%error, "connection ended");
                 self.shard.size.fetch_sub(1, Ordering::Relaxed);

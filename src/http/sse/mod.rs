@@ -152,7 +152,11 @@ fn event_stream(body: Body) -> Response {
 }
 
 /// Turns a subscriber away. A browser's `EventSource` gives up for good on any status but 200, so it gets one.
-fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
+///
+/// # Errors
+///
+/// What everybody else gets: 429 or 503.
+pub(super) fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
     if headers.contains_key("sec-fetch-mode") {
         let mut response = event_stream(Body::from(sse::encode_retry(spread(SHED_WAIT))));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

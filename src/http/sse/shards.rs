@@ -8,7 +8,7 @@
 //! wheel, socket ────────┘
 //! ```
 //!
-//! May use: nothing.
+//! May use: `net` (the socket).
 
 use std::{
     future::poll_fn,
@@ -22,7 +22,6 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use tokio::{
-    net::TcpStream,
     runtime::Handle,
     task::{JoinSet, coop::unconstrained},
     time::timeout,
@@ -33,6 +32,7 @@ use tracing::debug;
 use super::{crowd::Crowd, events::Events};
 use crate::{
     event::Only,
+    net::{Place, Socket},
     wheel::{TICK, Wheel},
 };
 
@@ -54,7 +54,8 @@ impl Shards {
     ///
     /// An event that goes to everybody goes to every lane in any case, so those who get everything are spread evenly. One that goes
     /// to a single session costs less if nobody else need be woken, so those who listen to few stay at home while there is room.
-    pub(super) fn take(&self, socket: TcpStream, events: Events, home: usize) {
+    pub(super) fn take(&self, socket: Socket, events: Events, home: usize) {
+        let Socket { stream, place } = socket;
         let size = |shard: &&Arc<Shard>| shard.size.load(Ordering::Relaxed);
         let shard = match matches!(events.scope().sessions, Only::These(_)) {
             true => self.shards.iter().cycle().skip(home).take(self.shards.len()).find(|it| size(it) < ROOM_AT_HOME),
@@ -62,8 +63,8 @@ impl Shards {
         };
         if let Some(shard) = shard.or_else(|| self.shards.iter().min_by_key(size)) {
             // The socket belongs to the runtime it was accepted on; the shard registers it with its own.
-            match socket.into_std() {
-                Ok(socket) => shard.take(Newcomer { socket, events }),
+            match stream.into_std() {
+                Ok(socket) => shard.take(Newcomer { socket, place, events }),
                 Err(error) => debug!(%error, "connection ended"),
             }
         }
@@ -114,6 +115,7 @@ pub(super) struct Inbox {
 #[derive(Debug)]
 pub(super) struct Newcomer {
     pub(super) socket: std::net::TcpStream,
+    pub(super) place: Place,
     pub(super) events: Events,
 }
 

@@ -1,6 +1,6 @@
 //! A stream on a socket of its own: pieces gathered into one write, and everything that can end it.
 //!
-//! May use: `event`, `sse`, `wheel`.
+//! May use: `event`, `net` (the socket), `sse`, `wheel`.
 
 use std::{
     collections::VecDeque,
@@ -18,12 +18,18 @@ use super::{
     events::{Events, Fault},
     flock::Ledger,
 };
-use crate::{event::Event, sse};
+use crate::{
+    event::Event,
+    net::{Place, Socket},
+    sse,
+};
 
 /// A subscriber with its socket.
 #[derive(Debug)]
 pub(super) struct Stream {
     socket: TcpStream,
+    /// Among the connections of the listener, as long as the socket is open.
+    _place: Place,
     events: Events,
     /// What the socket has not taken yet.
     rest: Option<Box<Rest>>,
@@ -66,8 +72,18 @@ pub(super) enum Given {
 
 impl Stream {
     /// A stream whose head has been sent.
-    pub(super) fn new(socket: TcpStream, events: Events) -> Self {
-        Self { socket, events, rest: None, heard: 0, must_register: true, has_ended: false, is_following: false }
+    pub(super) fn new(socket: Socket, events: Events) -> Self {
+        let Socket { stream: socket, place: _place } = socket;
+        Self {
+            socket,
+            _place,
+            events,
+            rest: None,
+            heard: 0,
+            must_register: true,
+            has_ended: false,
+            is_following: false,
+        }
     }
 
     /// What it receives.
