@@ -27,6 +27,9 @@ mod fanout;
 mod http;
 mod ingest;
 mod lanes;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod laws;
 mod log;
 mod metrics;
 mod net;

@@ -54,6 +54,11 @@ use self::{
     credential::Places, error::Problem, guard::Guard, page::Pages, publish::Bodies, sse::Shards,
     subscribers::Subscribers, ws::Envelopes,
 };
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::{
+    request::{MAX_FILTER_VALUES, Wish, accepts_event_stream},
+    ws::{encode_subscribed, parse as parse_subscribe},
+};
 use crate::{
     auth::{Access, Denial, Grant},
     config::{Network, Origin, Permission},
