@@ -31,8 +31,9 @@ use std::{
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use hyper::{
-    Request, Version,
+    HeaderMap, Request, Version,
     body::Incoming,
+    header::{CONNECTION, HeaderValue, TRANSFER_ENCODING},
     service::service_fn,
     upgrade::{OnUpgrade, Upgraded},
 };
@@ -359,7 +360,20 @@ async fn answer(
 ) -> Result<axum::response::Response, Infallible> {
     connection.fate.has_request.store(true, Ordering::Relaxed);
     request.extensions_mut().insert(connection);
-    router.call(request.map(Body::new)).await
+    let is_ambiguous = has_strange_framing(request.headers());
+    let mut answered = router.call(request.map(Body::new)).await;
+    if let (true, Ok(response)) = (is_ambiguous, &mut answered) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    answered
+}
+
+/// Whether a proxy in front may have understood the body's framing in another way, so that what follows on the connection may be part
+/// of the body to it. hyper takes the last of several codings, and sees to a length beside one (RFC 9112, section 6.1).
+fn has_strange_framing(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_plain = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    !is_plain || codings.next().is_some()
 }
 
 /// What may wait unsent before a socket counts as full: bytes beyond it would only grow old in the kernel.

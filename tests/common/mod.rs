@@ -16,8 +16,10 @@
 )]
 
 pub(crate) mod bridge;
+pub(crate) mod canaries;
 pub(crate) mod connector;
 pub(crate) mod events;
+pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod page;

@@ -109,6 +109,13 @@ impl Process {
         std::time::Duration::from_millis(ticks * 10) // 100 a second, on every Linux
     }
 
+    /// Memory that it has for itself, in KiB.
+    pub(crate) fn private_kib(&self) -> u64 {
+        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).unwrap();
+        let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+        private.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
+    }
+
     /// How many files it has open.
     pub(crate) fn open_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
