@@ -37,37 +37,27 @@ fn who_opens_streams_only_to_reset_them_is_sent_away() {
 #[test]
 fn a_head_that_goes_on_for_ever_is_not_listened_to() {
     let scene = Scene::new("");
-    let pieces: [(&str, &[u8]); 3] = [("empty", b""), ("of a byte", b"\0"), ("large", &[0; 16_000])];
-    for (what, piece) in pieces {
-        let begin = frame(HEADERS, END_STREAM, 1, &head(scene.relay.public, "GET", STREAM));
-        let flood =
-            [begin, frame(CONTINUATION, 0, 1, piece).repeat(if piece.len() > 1 { 200 } else { 20_000 })].concat();
-        let farewell = flood_with(scene.relay.public, &flood);
-        assert_ne!(farewell, Farewell::GoAway(0), "{what}: {farewell:?}");
-    }
     scene.endure(|to| {
-        let begin = frame(HEADERS, END_STREAM, 1, &head(to, "GET", STREAM));
-        let flood = [begin, frame(CONTINUATION, 0, 1, &field("x-a", "b")).repeat(20_000)].concat();
-        assert_eq!(flood_with(to, &flood), Farewell::GoAway(ENHANCE_YOUR_CALM));
+        for (piece, count) in [(Vec::new(), 200), (field("x-a", "b"), 200), (field("x-a", "b"), 20_000)] {
+            let begin = frame(HEADERS, END_STREAM, 1, &head(to, "GET", STREAM));
+            let flood = [begin, frame(CONTINUATION, 0, 1, &piece).repeat(count)].concat();
+            assert_eq!(flood_with(to, &flood), Farewell::GoAway(ENHANCE_YOUR_CALM), "{count} of {piece:?}");
+        }
     });
 }
 
 #[test]
 fn a_head_that_grows_when_it_is_unpacked_is_refused_and_takes_no_memory() {
+    const BOMBS: usize = 50;
     let scene = Scene::new("");
-    // A field of 3 KiB goes into the table, and is then named by one byte each.
+    // A field of 3 KiB goes into the table (RFC 7541, section 6.2.1), and is then named by one byte each: 14 MiB in all.
     let name = [&[0x40, 3][..], b"x-a", &[0x7F, 0x81, 0x17], &[b'b'; 3072]].concat();
-    let bomb = |to, names: usize| [head(to, "GET", STREAM), name.clone(), vec![0xBE; names]].concat();
     scene.endure(|to| {
-        let mut client = Frames::connect(to, &[(HEADER_TABLE_SIZE, u32::MAX)]);
-        for stream in (1..100).step_by(2) {
-            let bomb = bomb(to, 12_000);
-            if !client.send(&frame(HEADERS, END_STREAM | END_HEADERS, stream, &bomb)) {
-                break;
-            }
+        for _ in 0..BOMBS {
+            let bytes = [head(to, "GET", STREAM), name.clone(), vec![0xBE; 4800]].concat();
+            let bomb = frame(HEADERS, END_STREAM | END_HEADERS, 1, &bytes);
+            assert_eq!(flood_with(to, &bomb), Farewell::GoAway(ENHANCE_YOUR_CALM));
         }
-        let farewell = client.farewell();
-        assert_ne!(farewell, Farewell::GoAway(PROTOCOL_ERROR), "the bomb is a head as it must be");
     });
 }
 

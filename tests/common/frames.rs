@@ -40,6 +40,14 @@ pub(crate) struct Frames {
     wire: Wire,
 }
 
+/// A frame of the relay.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) payload: Vec<u8>,
+}
+
 /// How a connection came to its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Farewell {
@@ -67,16 +75,16 @@ impl Frames {
         self.wire.look(Instant::now() + time) == Look::End
     }
 
-    /// The next frame: its type, stream and payload; none at the end.
-    pub(crate) fn next(&mut self) -> Option<(u8, u32, Vec<u8>)> {
+    /// The next frame; none at the end.
+    pub(crate) fn next(&mut self) -> Option<Frame> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let seen = self.wire.seen();
             if let Some(head) = seen.first_chunk::<9>() {
                 let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-                let (kind, stream) = (head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
+                let (kind, flags) = (head[3], head[4]);
                 if let Some(frame) = self.wire.take(9 + length) {
-                    return Some((kind, stream, frame[9..].to_vec()));
+                    return Some(Frame { kind, flags, payload: frame[9..].to_vec() });
                 }
             }
             match self.wire.look(deadline) {
@@ -90,7 +98,7 @@ impl Frames {
     /// Waits for the connection's end.
     pub(crate) fn farewell(&mut self) -> Farewell {
         let mut farewell = Farewell::Closed;
-        while let Some((kind, _, payload)) = self.next() {
+        while let Some(Frame { kind, payload, .. }) = self.next() {
             if kind == GOAWAY {
                 farewell = Farewell::GoAway(u32::from_be_bytes(payload[4..8].try_into().unwrap()));
             }
