@@ -311,3 +311,6 @@ const TURN_BYTES: usize = 512 * 1024;
 
 /// Between two signs of life.
 const PULSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;
