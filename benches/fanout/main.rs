@@ -67,7 +67,7 @@
 //! was none or one was not, and when stalled subscribers hold more than is promised; never because something was slow, and never for what naive, nchan or Pushpin do wrong, which is shown as seen. `--quick` is
 //! a smoke test of about a minute: smaller, and no target but the relay.
 //!
-//! Needs Linux (`/proc`), some 12 000 file descriptors and 4 GB of disk. Runs only under `cargo bench`; as a test it does nothing.
+//! Needs Linux (`/proc`), some 12 000 file descriptors and 4 GB of disk; for TLS also `openssl`. Runs only under `cargo bench`; as a test it does nothing.
 #![allow(
     clippy::indexing_slicing,
     reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"
