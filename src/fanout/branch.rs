@@ -5,19 +5,22 @@
 //!                               └► arrivals of lane 1 ─┴─► the lane's task: followers, found in an index of its own
 //! ```
 //!
-//! A follower that has everything is given what has arrived; one that has not is told to look into the log, and so is everybody when
-//! more has arrived than is kept here.
+//! A follower that has everything is given what has arrived; one that has not is told to look into the log, and so are those concerned
+//! when more has arrived than is kept here: then only the first place for each session and kind is, as a mark.
 //!
 //! May use: `event`, the fan-out and its index.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     task::Waker,
 };
 
-use super::{Fanout, Subscription, index::Index};
+use super::{
+    Fanout, Subscription,
+    index::{Index, Places},
+};
 use crate::event::{Event, Kind, Only, Scope, SessionId};
 
 /// What is left for one lane.
@@ -30,7 +33,9 @@ pub(super) struct Branch {
 struct Arrivals {
     events: Vec<Arc<Event>>,
     bytes: usize,
-    /// Place of the first entry that is not kept here.
+    /// In place of the events, when there were too many.
+    marks: Option<Marks>,
+    /// Place of the first entry that is not kept here in any form.
     torn_at: Option<u64>,
     is_called: bool,
     /// Of whoever takes them; none while nobody does.
@@ -38,17 +43,9 @@ struct Arrivals {
 }
 
 impl Branch {
-    /// Leaves an event, unless its reader is to look into the log anyway.
+    /// Leaves an event.
     pub(super) fn bring(&self, event: &Arc<Event>) {
-        let mut arrivals = self.arrivals();
-        if arrivals.torn_at.is_some() {
-            return;
-        }
-        arrivals.bytes += event.chunk().len();
-        if arrivals.events.len() == MOST_EVENTS || arrivals.bytes > MOST_BYTES {
-            return arrivals.tear(event.place());
-        }
-        arrivals.events.push(Arc::clone(event));
+        self.arrivals().bring(event);
     }
 
     /// Has everybody on the lane look into the log for what is there from `place` on.
@@ -73,13 +70,59 @@ impl Branch {
     }
 }
 
+/// The first place for each session and kind.
+type Marks = HashMap<(Option<SessionId>, Kind), u64>;
+
 impl Arrivals {
-    fn tear(&mut self, place: u64) {
-        let first = self.events.first().map_or(place, |event| event.place());
-        self.torn_at.get_or_insert(first);
-        self.events.clear();
-        self.bytes = 0;
+    fn bring(&mut self, event: &Arc<Event>) {
+        if self.torn_at.is_some() {
+            return;
+        }
+        self.bytes += event.chunk().len();
+        let is_full = self.events.len() == MOST_EVENTS || self.bytes > MOST_BYTES;
+        if self.marks.is_none() && !is_full {
+            return self.events.push(Arc::clone(event));
+        }
+        let marks = self.marks.get_or_insert_default();
+        for event in self.events.drain(..).chain([Arc::clone(event)]) {
+            marks.entry((event.session().cloned(), event.kind().clone())).or_insert(event.place());
+        }
+        if marks.len() > MOST_EVENTS {
+            self.tear(event.place());
+        }
     }
+
+    fn tear(&mut self, place: u64) {
+        let of_events = self.events.drain(..).map(|event| event.place()).next();
+        let of_marks = self.marks.take().and_then(|marks| marks.into_values().min());
+        self.torn_at.get_or_insert(of_events.or(of_marks).unwrap_or(place));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.marks.is_none() && self.torn_at.is_none()
+    }
+}
+
+/// In which form something has arrived.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Arrived {
+    /// The events themselves.
+    Events,
+    /// Marks of what is in the log, in the order of their places.
+    Marks(Vec<Mark>),
+    /// Everybody must look into the log, from this place on.
+    Torn(u64),
+}
+
+/// The first of the entries of one session and kind that have arrived.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Mark {
+    /// Where it is in the log.
+    pub(crate) place: u64,
+    /// Whose it is.
+    pub(crate) session: Option<SessionId>,
+    /// Of what kind.
+    pub(crate) kind: Kind,
 }
 
 /// A lane's streams of one product, by what they want. Belongs to the lane's task alone.
@@ -114,26 +157,52 @@ impl Followers {
         self.fanout.audience().interests.remove(scope, self.lane, &self.index);
     }
 
-    /// Takes what has arrived; `events` is empty, and gets it. When that is not all, nothing is there, and a place is returned from
-    /// which on everybody must look into the log.
-    pub(crate) fn take(&self, events: &mut Vec<Arc<Event>>) -> Option<u64> {
-        let mut arrivals = self.branch()?.arrivals();
+    /// Takes what has arrived; `events` is empty, and gets the events, if it is events.
+    pub(crate) fn take(&self, events: &mut Vec<Arc<Event>>) -> Arrived {
+        let Some(branch) = self.branch() else { return Arrived::Events };
+        let mut arrivals = branch.arrivals();
         mem::swap(&mut arrivals.events, events);
         (arrivals.bytes, arrivals.is_called) = (0, false);
-        arrivals.torn_at.take()
+        let (torn_at, marks) = (arrivals.torn_at.take(), arrivals.marks.take());
+        drop(arrivals);
+        match (torn_at, marks) {
+            (Some(place), _) => Arrived::Torn(place),
+            (None, None) => Arrived::Events,
+            (None, Some(marks)) => {
+                let mark = |((session, kind), place)| Mark { place, session, kind };
+                let mut marks: Vec<_> = marks.into_iter().map(mark).collect();
+                marks.sort_unstable_by_key(|mark| mark.place);
+                Arrived::Marks(marks)
+            }
+        }
     }
 
     /// The place up to which everything has been taken, or was for nobody here; none while something waits.
     pub(crate) fn position(&self) -> Option<u64> {
         // In this order: what lies before the position was left there before that was written.
         let position = self.fanout.position.load(Ordering::SeqCst);
-        let arrivals = self.branch()?.arrivals();
-        (arrivals.events.is_empty() && arrivals.torn_at.is_none()).then_some(position)
+        self.branch()?.arrivals().is_empty().then_some(position)
     }
 
-    /// Visits the numbers of those who may see `event`, each once.
-    pub(crate) fn concerned(&self, event: &Event, mut visit: impl FnMut(usize)) {
-        self.index.concerned(event, |number, ()| visit(number));
+    /// Visits the numbers of those who may see something of this session and kind, for each in `news`, with which of these it is. Who
+    /// has been visited for an earlier one may be left out.
+    pub(crate) fn concerned<'a>(
+        &self,
+        news: impl ExactSizeIterator<Item = (Option<&'a SessionId>, &'a Kind)>,
+        mut visit: impl FnMut(usize, usize),
+    ) {
+        if news.len() == 1 {
+            return news.for_each(|(session, kind)| {
+                self.index.concerned(session, kind, Places::ALL, |number, ()| visit(0, number));
+            });
+        }
+        // A burst for ten thousand is not to be ten million visits.
+        let (mut kinds, mut pairs) = (HashSet::new(), HashSet::new());
+        for (at, (session, kind)) in news.enumerate() {
+            let places =
+                Places { session: pairs.insert((session, kind)), kind: kinds.insert(kind), everything: at == 0 };
+            self.index.concerned(session, kind, places, |number, ()| visit(at, number));
+        }
     }
 
     /// Visits everybody's number, some more than once.
@@ -222,7 +291,7 @@ pub(super) fn lanes(mut bits: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Events that wait for a lane; it takes them within a millisecond or two.
+/// Events of one product that wait for a lane, or marks in their place. While the lane gives what it has taken, it holds as many.
 const MOST_EVENTS: usize = 1024;
 
 /// Their bytes.

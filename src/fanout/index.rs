@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use crate::event::{Event, Kind, Only, Scope, SessionId};
+use crate::event::{Kind, Only, Scope, SessionId};
 
 /// Listeners by what they want.
 #[derive(Debug)]
@@ -25,6 +25,19 @@ type Place<T> = HashMap<usize, Registered<T>>;
 struct Registered<T> {
     who: T,
     kinds: Only<Kind>,
+}
+
+/// Where to look for those whom an event concerns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    pub(super) session: bool,
+    pub(super) kind: bool,
+    pub(super) everything: bool,
+}
+
+impl Places {
+    /// Wherever they may be.
+    pub(super) const ALL: Self = Self { session: true, kind: true, everything: true };
 }
 
 impl<T> Default for Index<T> {
@@ -69,12 +82,19 @@ impl<T: Clone> Index<T> {
         }
     }
 
-    /// Visits those who may see `event`, each once.
-    pub(super) fn concerned(&self, event: &Event, mut visit: impl FnMut(usize, &T)) {
-        let of_session = event.session().and_then(|session| self.sessions.get(session));
-        let of_kind = self.kinds.get(event.kind());
-        for (key, registered) in [of_session, of_kind, Some(&self.everything)].into_iter().flatten().flatten() {
-            if registered.kinds.admits(event.kind()) {
+    /// Visits those in `places` who may see an event of this session and kind, each once.
+    pub(super) fn concerned(
+        &self,
+        session: Option<&SessionId>,
+        kind: &Kind,
+        places: Places,
+        mut visit: impl FnMut(usize, &T),
+    ) {
+        let of_session = session.filter(|_| places.session).and_then(|session| self.sessions.get(session));
+        let of_kind = if places.kind { self.kinds.get(kind) } else { None };
+        let of_everything = places.everything.then_some(&self.everything);
+        for (key, registered) in [of_session, of_kind, of_everything].into_iter().flatten().flatten() {
+            if registered.kinds.admits(kind) {
                 visit(*key, &registered.who);
             }
         }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     branch::{Branch, Interests, lanes},
-    index::Index,
+    index::{Index, Places},
 };
 use crate::{
     event::{Entry, Scope, Start},
@@ -37,7 +37,7 @@ use crate::{
 };
 
 pub(crate) use self::{
-    branch::Followers,
+    branch::{Arrived, Followers},
     subscription::{Item, Subscription},
 };
 
@@ -89,7 +89,8 @@ impl Fanout {
             position += 1;
             match entry {
                 Entry::Event(event) => {
-                    audience.listeners.concerned(event, |_, listener| listener.show(position));
+                    let (session, kind) = (event.session(), event.kind());
+                    audience.listeners.concerned(session, kind, Places::ALL, |_, listener| listener.show(position));
                     let concerned = audience.interests.of(event);
                     self.branches_of(concerned).for_each(|branch| branch.bring(event));
                     called |= concerned;

@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Subscription {
     fanout: Arc<Fanout>,
-    listener: Arc<Listener>,
+    pub(super) listener: Arc<Listener>,
     /// It stands in the fan-out's index. Otherwise its lane tells it what has arrived.
     is_listed: bool,
     scope: Scope,
@@ -137,7 +137,12 @@ impl Subscription {
         self.unreadable = Unreadable::IsWaitedFor { until: None };
     }
 
-    /// Goes on with another scope, from where it stands: what has been returned is not returned again, and what comes behind
+    /// Whether its lane tells it what has arrived.
+    pub(crate) fn is_told_by_lane(&self) -> bool {
+        !self.is_listed
+    }
+
+    /// Goes on with another scope, from where it stands; not for one whose lane tells it what has arrived. What has been returned is not returned again, and what comes behind
     /// that is judged by the new scope alone.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
@@ -163,8 +168,9 @@ impl Subscription {
     pub(super) fn is_told_by_its_lane(&mut self, audience: &mut Audience) {
         audience.listeners.remove(&self.scope, self.listener.key());
         self.is_listed = false;
-        if !self.behind && !self.is_waiting() {
-            self.behind = self.look(self.fanout.position.load(Ordering::SeqCst));
+        match self.behind || self.is_waiting() {
+            true => drop(self.listener.look()), // it looks into the log in any case
+            false => self.behind = self.look(self.fanout.position.load(Ordering::SeqCst)),
         }
     }
 

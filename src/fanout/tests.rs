@@ -176,7 +176,8 @@ fn ten_thousand_listeners_to_other_sessions_are_not_even_looked_at() {
         }
     };
     let Entry::Event(event) = &entries[0] else { panic!("an event was appended") };
-    stage.fanout.audience().listeners.concerned(event, |_, _| visited += 1);
+    let (session, kind) = (event.session(), event.kind());
+    stage.fanout.audience().listeners.concerned(session, kind, Places::ALL, |_, _| visited += 1);
     assert_eq!(visited, 1);
     drop(readers);
     assert!(stage.fanout.audience().listeners.is_empty(), "who leaves leaves nothing behind");
@@ -433,15 +434,18 @@ impl Lane {
     /// Gives what has arrived to those who follow; `stuck` are those who cannot take anything now.
     fn arrive(&mut self, readers: &mut [Expectation], stuck: &[usize]) {
         self.arrivals.clear();
-        if let Some(place) = self.followers.take(&mut self.arrivals) {
-            return self.followers.everybody(|number| readers[number].reader.looks_into_the_log(place));
+        match self.followers.take(&mut self.arrivals) {
+            Arrived::Events => {}
+            Arrived::Marks(_) => unreachable!("so much is not appended"),
+            Arrived::Torn(place) => {
+                return self.followers.everybody(|number| readers[number].reader.looks_into_the_log(place));
+            }
         }
         let mut first = vec![None; readers.len()];
-        for (at, event) in self.arrivals.iter().enumerate() {
-            self.followers.concerned(event, |number| {
-                first[number].get_or_insert(at);
-            });
-        }
+        let news = self.arrivals.iter().map(|event| (event.session(), event.kind()));
+        self.followers.concerned(news, |at, number| {
+            first[number].get_or_insert(at);
+        });
         for (number, first) in first.into_iter().enumerate() {
             let (Some(first), reader) = (first, &mut readers[number].reader) else { continue };
             if !reader.is_following || stuck.contains(&number) {

@@ -26,6 +26,15 @@ pub(crate) struct Place {
     _permit: OwnedSemaphorePermit,
 }
 
+#[cfg(test)]
+impl Place {
+    /// Where nobody counts.
+    pub(crate) fn of_nobody() -> Self {
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned();
+        Self { _permit: permit.expect("there is one") }
+    }
+}
+
 impl Places {
     /// So many, and a few more.
     pub(super) fn new(most: usize) -> Self {

@@ -39,6 +39,8 @@ pub(super) struct Crowd {
     members: Slab<Box<Member>>,
     /// Those that are to be polled.
     due: VecDeque<usize>,
+    /// Those who are to be let in.
+    newcomers: VecDeque<Newcomer>,
     flocks: Slab<Flock>,
     /// Flocks that have something to give.
     giving: VecDeque<usize>,
@@ -67,6 +69,7 @@ impl Crowd {
             shard: Arc::clone(shard),
             members: Slab::new(),
             due: VecDeque::new(),
+            newcomers: VecDeque::new(),
             flocks: Slab::new(),
             giving: VecDeque::new(),
             woken: Vec::new(),
@@ -79,7 +82,7 @@ impl Crowd {
 
     /// Whether nobody is here.
     pub(super) fn is_empty(&self) -> bool {
-        self.members.is_empty()
+        self.members.is_empty() && self.newcomers.is_empty()
     }
 
     /// Does some of what there is to do. `context` is woken when there is more.
@@ -88,12 +91,12 @@ impl Crowd {
         self.beat(context);
         // In this order: who has been told to leave before an event came does not get it.
         self.look_for_arrivals();
-        let is_called = self.look_into_the_inbox();
+        let is_more = self.look_into_the_inbox();
         self.lent.bytes = 0;
         self.poll_some();
         self.lent.bytes = 0;
         self.give_some();
-        if is_called || !self.due.is_empty() || !self.giving.is_empty() {
+        if is_more || !self.due.is_empty() || !self.giving.is_empty() {
             context.waker().wake_by_ref();
         }
     }
@@ -139,12 +142,13 @@ impl Crowd {
         }
     }
 
-    /// Takes what others have left, but for arrivals; whether there are any.
+    /// Takes what others have left, but for arrivals; whether there is more.
     fn look_into_the_inbox(&mut self) -> bool {
-        let (newcomers, is_called) = {
+        let is_called = {
             let mut inbox = self.shard.inbox();
             std::mem::swap(&mut inbox.woken, &mut self.woken);
-            (std::mem::take(&mut inbox.newcomers), !inbox.called.is_empty())
+            self.newcomers.extend(inbox.newcomers.drain(..));
+            !inbox.called.is_empty()
         };
         for number in self.woken.drain(..) {
             if let Some(member) = self.members.get_mut(number) {
@@ -152,10 +156,13 @@ impl Crowd {
                 member.is_to_be_polled(number, &mut self.due);
             }
         }
-        for newcomer in newcomers {
-            self.let_in(newcomer);
+        for _ in 0..TURN {
+            match self.newcomers.pop_front() {
+                Some(newcomer) => self.let_in(newcomer),
+                None => break,
+            }
         }
-        is_called
+        is_called || !self.newcomers.is_empty()
     }
 
     fn let_in(&mut self, Newcomer { socket, place, events }: Newcomer) {
@@ -202,8 +209,8 @@ impl Crowd {
             let Some(number) = self.due.pop_front() else { return };
             let Some(member) = self.members.get_mut(number) else { continue };
             member.is_due = false;
-            if let Some(position) = self.flocks.get(member.flock).and_then(Flock::position) {
-                member.stream.events().has_arrived(position);
+            if let Some(flock) = self.flocks.get_mut(member.flock) {
+                member.stream.events().has_arrived(flock.through());
             }
             let waker = Waker::from(Arc::clone(&member.bell));
             let mut context = Context::from_waker(&waker);
@@ -223,10 +230,11 @@ impl Crowd {
             most = self.give(number, most);
             let Some(flock) = self.flocks.get_mut(number) else { continue };
             flock.ledger.flush();
-            flock.is_listed = flock.is_called || !flock.concerned.is_empty();
+            let is_done = flock.is_done();
+            flock.is_listed = flock.is_called || !is_done;
             if flock.is_listed {
                 self.giving.push_back(number); // the other products have their turn
-                if most > 0 && flock.concerned.is_empty() {
+                if most > 0 && is_done {
                     return; // it is called: what has arrived is looked for at the next turn
                 }
             }
@@ -240,9 +248,11 @@ impl Crowd {
                 return 0;
             }
             let Some(flock) = self.flocks.get_mut(number) else { return left };
-            let Some(number) = flock.concerned.pop_front() else { return left };
-            let Some(member) = self.members.get_mut(number) else { continue };
-            let Some(first) = member.first.take() else { continue }; // another one, under the number of one that has gone
+            let Some(concerned) = flock.concerned.pop_front() else { return left };
+            // Under the number of one that has gone may be another one, even of another product.
+            let member = self.members.get_mut(concerned).filter(|member| member.flock == number);
+            let Some(member) = member else { continue };
+            let Some(first) = member.first.take() else { continue };
             let arrivals = flock.arrivals.get(first..).unwrap_or_default();
             let give = || match (member.is_due, arrivals) {
                 (true, [first, ..]) => member.stream.look_into_the_log(first.place()),
@@ -250,11 +260,11 @@ impl Crowd {
             };
             match shielded(give) {
                 Some(Given::Done) => {}
-                Some(Given::Look) => member.is_to_be_polled(number, &mut self.due),
-                Some(Given::Ended) => self.remove(number),
+                Some(Given::Look) => member.is_to_be_polled(concerned, &mut self.due),
+                Some(Given::Ended) => self.remove(concerned),
                 None => {
                     member.fails();
-                    self.remove(number);
+                    self.remove(concerned);
                 }
             }
         }
@@ -301,3 +311,6 @@ const TURN_BYTES: usize = 512 * 1024;
 
 /// Between two signs of life.
 const PULSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;

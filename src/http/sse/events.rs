@@ -208,7 +208,7 @@ impl Events {
     }
 
     /// From now on it is silent.
-    fn has_spoken(&mut self) {
+    pub(super) fn has_spoken(&mut self) {
         self.heartbeat_due = self.wheel().now() + self.heartbeat_ticks;
     }
 
@@ -219,6 +219,9 @@ impl Events {
         }
         if self.leave_after.is_none() && self.seat.dismissed().is_some() {
             self.leave_after = Some(self.product.log.newest());
+            if self.subscription.is_told_by_lane() {
+                self.subscription.look_into_the_log(0); // its lane may be long at giving to others
+            }
         }
     }
 
@@ -341,12 +344,9 @@ impl Events {
         self.subscription.returned_through()
     }
 
-    /// What it took is on its way; what it could not, `is_stuck` says.
-    pub(super) fn has_taken(&mut self, is_stuck: bool) {
-        self.has_spoken();
-        if is_stuck {
-            self.seat.stands_at(self.place());
-        }
+    /// Its socket could not take all of what it has been given.
+    pub(super) fn is_stuck(&self) {
+        self.seat.stands_at(self.place());
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     event::{Event, Scope},
-    fanout::{Followers, Subscription},
+    fanout::{Arrived, Followers, Subscription},
     http::Product,
 };
 
@@ -19,6 +19,7 @@ pub(super) struct Flock {
     pub(super) product: Arc<Product>,
     followers: Followers,
     size: usize,
+    through: u64,
     /// What is being given to them.
     pub(super) arrivals: Vec<Arc<Event>>,
     /// Who has not been given it yet.
@@ -37,6 +38,7 @@ impl Flock {
             product: Arc::clone(product),
             followers: Followers::new(&product.fanout, lane, waker),
             size: 0,
+            through: 0,
             arrivals: Vec::new(),
             concerned: VecDeque::new(),
             is_called: false,
@@ -65,30 +67,50 @@ impl Flock {
         if !concerned.is_empty() || !std::mem::take(&mut self.is_called) {
             return;
         }
-        arrivals.clear();
-        let torn_at = followers.take(arrivals);
+        let mut look = |number, place| {
+            visit(number, News::InTheLog(place));
+        };
+        let first = match followers.take(arrivals) {
+            Arrived::Events => arrivals.first().map(|event| event.place()),
+            Arrived::Marks(marks) => {
+                let news = marks.iter().map(|mark| (mark.session.as_ref(), &mark.kind));
+                followers.concerned(news, |at, number| marks.get(at).into_iter().for_each(|it| look(number, it.place)));
+                marks.first().map(|mark| mark.place)
+            }
+            Arrived::Torn(place) => {
+                followers.everybody(|number| look(number, place));
+                Some(place)
+            }
+        };
+        self.through = self.through.max(first.unwrap_or_default().saturating_sub(1));
+        let place = |at: usize| arrivals.get(at).map_or(0, |event| event.place());
+        let news = arrivals.iter().map(|event| (event.session(), event.kind()));
         // A relay before this one may still be telling what was, which is not for who asked for news.
-        let history_through = self.product.log.history_through();
-        let history = arrivals.first().map(|event| event.place()).filter(|place| *place <= history_through);
-        if let Some(place) = torn_at.or(history) {
-            arrivals.clear();
-            followers.everybody(|number| {
-                visit(number, News::InTheLog(place));
-            });
-            return;
+        if first.is_some_and(|first| first <= self.product.log.history_through()) {
+            followers.concerned(news, |at, number| look(number, place(at)));
+            return arrivals.clear();
         }
-        for (at, event) in arrivals.iter().enumerate() {
-            followers.concerned(event, |number| {
-                if visit(number, News::Arrived(at)) {
-                    concerned.push_back(number);
-                }
-            });
-        }
+        followers.concerned(news, |at, number| {
+            if visit(number, News::Arrived(at)) {
+                concerned.push_back(number);
+            }
+        });
     }
 
-    /// The place up to which everything has been given, if nothing waits.
-    pub(super) fn position(&self) -> Option<u64> {
-        if self.is_called || !self.concerned.is_empty() { None } else { self.followers.position() }
+    /// What has arrived has been given to all whom it concerned.
+    pub(super) fn is_done(&mut self) -> bool {
+        if self.concerned.is_empty() {
+            self.arrivals.clear(); // not kept until something comes: it may be erased meanwhile
+        }
+        self.concerned.is_empty()
+    }
+
+    /// The place up to which everything has been given, to those who have not been told to look into the log.
+    pub(super) fn through(&mut self) -> u64 {
+        if !self.is_called && self.concerned.is_empty() {
+            self.through = self.through.max(self.followers.position().unwrap_or_default());
+        }
+        self.through
     }
 }
 
@@ -122,5 +144,11 @@ impl Ledger {
     pub(super) fn flush(&mut self) {
         self.delivered.inc_by(std::mem::take(&mut self.count));
         self.lag.flush();
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.flush();
     }
 }

@@ -4,8 +4,8 @@
 //! once, and the task goes through those of its streams that are concerned.
 //!
 //! ```text
-//! fan-out ─ rings a stream's bell ─► woken: [ 7, 12, 31 ] ─► the shard's task polls 7, 12, 31
-//! wheel, socket ────────┘
+//! fan-out ─ calls a flock ────────────────────────────► called: [ 0 ]      ─┐
+//! wheel, socket, a word to leave ─ rings a stream's bell ► woken: [ 7, 31 ] ─┴─► the shard's task: `crowd`
 //! ```
 //!
 //! May use: `net` (the socket).
@@ -120,7 +120,7 @@ pub(super) struct Newcomer {
 }
 
 impl Shard {
-    fn new(lane: usize) -> Self {
+    pub(super) fn new(lane: usize) -> Self {
         Self {
             lane,
             inbox: Mutex::default(),

@@ -161,7 +161,7 @@ impl Stream {
             }
         };
         lent.bytes += written;
-        self.events.has_taken(written < bytes);
+        self.events.has_spoken();
         if written < bytes {
             let through = self.events.place();
             let is_taken = |it: &&Arc<Event>| it.place() > before && it.place() <= through && self.events.may_see(it);
@@ -188,6 +188,7 @@ impl Stream {
     /// Keeps what the socket has not taken.
     fn keep(&mut self, pieces: VecDeque<Bytes>, write_timeout: Duration) {
         self.is_following = false;
+        self.events.is_stuck();
         self.rest = Some(Box::new(Rest { pieces, due: self.events.wheel().after(write_timeout) }));
     }
 
