@@ -1,4 +1,7 @@
-//! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one `read` a wake-up.
+//! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one `read` a wake-up. Those who speak TLS or
+//! HTTP/2 are in `load/streams.rs`.
+
+mod streams;
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -42,7 +45,14 @@ pub(crate) struct Audience {
 pub(crate) struct Load {
     audience: Audience,
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<std::result::Result<Crowd, String>>>,
+    threads: Vec<JoinHandle<std::result::Result<Books, String>>>,
+}
+
+/// What one thread has seen.
+#[derive(Debug)]
+struct Books {
+    tally: Tally,
+    ledgers: Vec<Ledger>,
 }
 
 /// What the threads tell, and are told.
@@ -89,13 +99,16 @@ pub(crate) fn request(door: Door, session: Option<&str>, resume: Option<Resume>)
     let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
     let target = door.address;
     match door.way {
-        Way::Sse => {
+        Way::Sse | Way::Tls => {
             format!("GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n")
         }
         Way::WebSocket => format!(
             "GET /ws/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         ),
+        // There it is no text: hyper writes it.
+        Way::Http2 => format!("http://{target}/stream/{PRODUCT}{query}"),
+        Way::TlsHttp2 => format!("https://{target}/stream/{PRODUCT}{query}"),
     }
 }
 
@@ -109,20 +122,21 @@ impl Load {
         let shared = Arc::new(Shared::default());
         let threads = (0..THREADS).map(|nth| {
             let members = (nth..audience.subscribers).step_by(THREADS);
-            let mut crowd = Crowd {
-                waiting: members.rev().map(|number| audience.ledger(number, target)).collect(),
-                members: Vec::new(),
-                pending: 0,
+            let books = Books {
                 tally: Tally::new(audience.series.events, audience.measured_from),
+                ledgers: members.map(|number| audience.ledger(number, target)).collect(),
             };
             let shared = Arc::clone(&shared);
-            thread::spawn(move || match crowd.attend(target, &shared) {
-                Ok(()) => Ok(crowd),
-                Err(error) => {
+            thread::spawn(move || {
+                let done = match target.way {
+                    Way::Sse | Way::WebSocket => Crowd::of(books).attend(target, &shared),
+                    Way::Http2 | Way::Tls | Way::TlsHttp2 => streams::attend(target, books, &shared),
+                };
+                done.map_err(|error| {
                     let failure = error.to_string();
                     *shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.clone());
-                    Err(failure)
-                }
+                    failure
+                })
             })
         });
         let load = Self { threads: threads.collect(), audience, shared };
@@ -187,9 +201,9 @@ impl Load {
         let per_session = self.audience.own_session.then(|| series.per_session(after));
         let mut tally = Tally::new(series.events, self.audience.measured_from);
         for thread in self.threads {
-            let crowd = thread.join().map_err(|_| "a thread of the load panicked")??;
-            tally.merge(&crowd.tally);
-            for Member { ledger, .. } in &crowd.members {
+            let books = thread.join().map_err(|_| "a thread of the load panicked")??;
+            tally.merge(&books.tally);
+            for ledger in &books.ledgers {
                 let expected = per_session.as_ref().map_or(series.events - after, |counts| counts[ledger.number]);
                 ledger.close(expected, &mut tally.faults);
             }
@@ -220,8 +234,13 @@ struct Member {
 }
 
 impl Crowd {
+    fn of(Books { tally, mut ledgers }: Books) -> Self {
+        ledgers.reverse(); // the last of them comes first
+        Self { waiting: ledgers, members: Vec::new(), pending: 0, tally }
+    }
+
     /// Connects, reads and checks until told to stop.
-    fn attend(&mut self, target: Door, shared: &Shared) -> Result<()> {
+    fn attend(mut self, target: Door, shared: &Shared) -> Result<Books> {
         let mut poll = Poll::new()?;
         let mut events = Events::with_capacity(1024);
         let mut buffer = vec![0; READ_BYTES];
@@ -239,7 +258,7 @@ impl Crowd {
             shared.caught_up.fetch_add(self.tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
             shared.connected.fetch_add(pending - self.pending, Ordering::Relaxed);
         }
-        Ok(())
+        Ok(Books { tally: self.tally, ledgers: self.members.into_iter().map(|member| member.ledger).collect() })
     }
 
     /// Begins connections, a bounded number at a time.

@@ -18,11 +18,13 @@
 //! | naive | what one would write in an hour: axum and a broadcast channel |
 //! | nchan | nginx with nchan, where Debian's `nginx-core` and `libnginx-mod-nchan` are installed |
 //! | pushpin | Pushpin, where Debian's `pushpin` is installed |
+//! | h2, tls, tls-h2 | the relay with its log in memory, whose subscribers come by HTTP/2 with prior knowledge, by HTTP/1.1 over TLS, by HTTP/2 over TLS |
+//! | naive-h2, naive-tls, naive-tls-h2 | naive by the same ways: hyper-util's auto builder, before it tokio-rustls |
 //!
 //! Each has a file in `target/`; what is not the same work is said above the tables. `--only` names those that take turns within each
 //! pair, `--all` all of them; without either these are relay and bare. So `--pairs 5 --only relay,durable A C` tells what the store costs
 //! those who listen. R and S need a store: they run against durable, whatever else is named, and U against relay and durable.
-//! `benches/results.sh` runs everything once and writes `benches/RESULTS.md`; `benches/callgrind.sh` counts instructions (with K).
+//! The ways by TLS and HTTP/2 are measured in A, A5 and B. `benches/results.sh` runs everything once and writes `benches/RESULTS.md`; `benches/callgrind.sh` counts instructions (with K).
 //!
 //! | scenario | measures |
 //! |---|---|
@@ -51,6 +53,11 @@
 //!   everything missed, the one gap that the restart left, and what is live; all of it is checked.
 //! - **S**: memory is full of events before the first of them come, so what grows is theirs; before the others come back, the relay
 //!   is started anew. These stall at places of their own, so that no two hold the same events. More than 64 KiB each breaks a promise.
+//! - **TLS and HTTP/2**: the load is two threads with a tokio runtime each, hyper and rustls, 100 streams on a connection of HTTP/2, and
+//!   checks what it checks elsewhere. It costs more than what it measures does, and takes turns with it on the same cores; its CPU is not
+//!   counted, only the target's, but it is in the latency, for a time is taken when a stream has its bytes, behind decryption and
+//!   frames. So latencies compare two servers by one way, not two ways. In B they take a handshake each by TLS and HTTP/1.1, and the
+//!   budget for memory is the same as for every connection (ARCHITECTURE.md): 64 KiB.
 //! - **Other things** on the machine spoil all of it: where `cores busy with other things` is not near 0, measure again.
 //! - **Ratios** of two targets, taken in turns, mean more than absolute numbers. Time and memory are those of a target's whole process
 //!   tree; the shared memory of nginx's workers is not in it.
@@ -60,7 +67,7 @@
 //! was none or one was not, and when stalled subscribers hold more than is promised; never because something was slow, and never for what naive, nchan or Pushpin do wrong, which is shown as seen. `--quick` is
 //! a smoke test of about a minute: smaller, and no target but the relay.
 //!
-//! Needs Linux (`/proc`), some 12 000 file descriptors and 4 GB of disk. Runs only under `cargo bench`; as a test it does nothing.
+//! Needs Linux (`/proc`), some 12 000 file descriptors and 4 GB of disk; for TLS also `openssl`. Runs only under `cargo bench`; as a test it does nothing.
 #![allow(
     clippy::indexing_slicing,
     reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"
@@ -80,6 +87,7 @@ mod rig;
 mod scenario;
 mod tally;
 mod target;
+mod tls;
 mod upstream;
 mod visitors;
 
@@ -103,7 +111,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Nothing => return ExitCode::SUCCESS,
         Command::Bare { upstream, pace } => target::bare::run(upstream, pace).map(|()| ExitCode::SUCCESS),
-        Command::Naive { upstream } => target::naive::run(upstream).map(|()| ExitCode::SUCCESS),
+        Command::Naive { upstream, naive } => target::naive::run(upstream, naive).map(|()| ExitCode::SUCCESS),
         Command::Measure(options) => measure(&options),
     };
     outcome.unwrap_or_else(|error| {

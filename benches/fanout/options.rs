@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use crate::{
     Result,
     scenario::{Scenario, Size},
-    target::{BARE, Kind, NAIVE, Pace},
+    target::{BARE, Kind, NAIVE, Naive, Pace},
 };
 
 /// What this process is to do.
@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Naive {
         /// Where the events come from.
         upstream: SocketAddr,
+        /// How it listens.
+        naive: Naive,
     },
     /// Measure.
     Measure(Options),
@@ -54,7 +56,8 @@ impl Command {
             return Self::bare(arguments);
         }
         if arguments.next_if(|first| first == NAIVE).is_some() {
-            return Ok(Self::Naive { upstream: value(NAIVE, arguments.next())? });
+            let upstream = value(NAIVE, arguments.next())?;
+            return Ok(Self::Naive { upstream, naive: value(NAIVE, arguments.next())? });
         }
         let mut is_bench = false;
         let mut options =
@@ -99,4 +102,4 @@ fn list<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<Vec<T>
 }
 
 /// Said after whatever was wrong.
-pub(crate) const USAGE: &str = "usage: cargo bench --bench fanout -- [--quick] [--pairs N] [--all | --only relay,durable,websocket,bare,naive,nchan,pushpin] [A A5 B C D L E U R S …]";
+pub(crate) const USAGE: &str = "usage: cargo bench --bench fanout -- [--quick] [--pairs N] [--all | --only relay,durable,websocket,bare,naive,nchan,pushpin,h2,naive-h2,tls,naive-tls,tls-h2,naive-tls-h2] [A A5 B C D L E U R S …]";

@@ -171,12 +171,15 @@ impl Display for Report {
 }
 
 /// What is compared with what, where both have run.
-const RATIOS: [(Kind, Kind); 5] = [
+const RATIOS: [(Kind, Kind); 8] = [
     (Kind::Relay, Kind::Bare),
     (Kind::Durable, Kind::Relay),
     (Kind::Durable, Kind::Bare),
     (Kind::WebSocket, Kind::Relay),
     (Kind::Relay, Kind::Naive),
+    (Kind::Http2, Kind::NaiveHttp2),
+    (Kind::Tls, Kind::NaiveTls),
+    (Kind::TlsHttp2, Kind::NaiveTlsHttp2),
 ];
 
 /// The middle one, or the middle of the middle two; none of none.

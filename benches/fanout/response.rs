@@ -48,6 +48,11 @@ impl Response {
         Self { place: Place::Head, rest: Vec::new() }
     }
 
+    /// Behind its head, which somebody else has read, with as many chunks as that one shows.
+    pub(crate) fn body() -> Self {
+        Self { place: Place::Plain, rest: Vec::new() }
+    }
+
     /// Whether the head has been read.
     pub(crate) fn has_begun(&self) -> bool {
         self.place != Place::Head

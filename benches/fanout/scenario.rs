@@ -61,12 +61,14 @@ impl Scenario {
     pub(crate) const ALL: [Self; 10] =
         [Self::A, Self::A5, Self::B, Self::C, Self::D, Self::L, Self::E, Self::U, Self::R, Self::S];
 
-    /// Which of these targets it runs against. Where the store is what is measured, that is the one which has one.
+    /// Which of these targets it runs against. Where the store is what is measured, that is the one which has one; TLS and HTTP/2 are
+    /// measured where everybody listens from beginning to end.
     pub(crate) fn kinds(self, wanted: &[Kind]) -> Vec<Kind> {
         match self {
             Self::R | Self::S => vec![Kind::Durable],
             Self::U => vec![Kind::Relay, Kind::Durable],
-            _ => wanted.to_vec(),
+            Self::A | Self::A5 | Self::B => wanted.to_vec(),
+            _ => wanted.iter().copied().filter(|kind| !kind.is_layered()).collect(),
         }
     }
 

@@ -47,6 +47,9 @@ mod sink;
 #[path = "../fanout/target/mod.rs"]
 #[allow(dead_code, reason = "each bench uses its own part")]
 mod target;
+#[path = "../fanout/tls.rs"]
+#[allow(dead_code, reason = "each bench uses its own part")]
+mod tls;
 #[path = "../fanout/upstream.rs"]
 #[allow(dead_code, reason = "each bench uses its own part")]
 mod upstream;

@@ -28,7 +28,7 @@ use self::{
     relay::{Home, data_dir},
     spawn::{Complaints, follow, line_in_time},
 };
-use crate::{Result, publisher::Publishing};
+use crate::{Result, publisher::Publishing, tls};
 
 /// Which program, and how it is used.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,8 +41,20 @@ pub(crate) enum Kind {
     WebSocket,
     /// The least that could do its job.
     Bare,
+    /// The first, whose subscribers come by HTTP/2, with prior knowledge.
+    Http2,
+    /// `autoplay-relay serve` with TLS, whose subscribers come by HTTP/1.1.
+    Tls,
+    /// The same, whose subscribers come by HTTP/2.
+    TlsHttp2,
     /// What one would write in an hour.
     Naive,
+    /// The same by HTTP/2, with prior knowledge.
+    NaiveHttp2,
+    /// The same with TLS, by HTTP/1.1.
+    NaiveTls,
+    /// The same with TLS, by HTTP/2.
+    NaiveTlsHttp2,
     /// nginx with nchan.
     Nchan,
     /// Pushpin.
@@ -56,6 +68,17 @@ pub(crate) enum Pace {
     Each,
     /// One write for each subscriber with all events that have come meanwhile.
     Gather,
+}
+
+/// How `naive` listens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Naive {
+    /// As axum does.
+    Plain,
+    /// As HTTP/1.1 or 2.
+    Auto,
+    /// The same behind TLS.
+    Tls,
 }
 
 /// How subscribers come in, and what they find.
@@ -76,6 +99,12 @@ pub(crate) enum Way {
     Sse,
     /// WebSocket over HTTP/1.1.
     WebSocket,
+    /// Server-Sent Events over HTTP/2 with prior knowledge.
+    Http2,
+    /// Server-Sent Events over HTTP/1.1 and TLS.
+    Tls,
+    /// Server-Sent Events over HTTP/2 and TLS.
+    TlsHttp2,
 }
 
 /// A running one. Ended when dropped.
@@ -107,10 +136,16 @@ impl Target {
     /// Starts one that reads from `upstream`, or is published to.
     pub(crate) fn start(kind: Kind, upstream: SocketAddr, pace: Pace) -> Result<Self> {
         match kind {
-            Kind::Relay | Kind::WebSocket => relay::start(Home::new(upstream, None, "")?),
+            Kind::Relay | Kind::WebSocket | Kind::Http2 => relay::start(Home::new(upstream, None, "")?),
+            Kind::Tls | Kind::TlsHttp2 => relay::start(Home::secure(upstream)?),
             Kind::Durable => Self::durable(upstream, ""),
             Kind::Bare => Self::own(&[BARE, &upstream.to_string(), &pace.to_string()]),
-            Kind::Naive => Self::own(&[NAIVE, &upstream.to_string()]),
+            Kind::Naive => Self::own(&[NAIVE, &upstream.to_string(), &Naive::Plain.to_string()]),
+            Kind::NaiveHttp2 => Self::own(&[NAIVE, &upstream.to_string(), &Naive::Auto.to_string()]),
+            Kind::NaiveTls | Kind::NaiveTlsHttp2 => {
+                tls::issue()?;
+                Self::own(&[NAIVE, &upstream.to_string(), &Naive::Tls.to_string()])
+            }
             Kind::Nchan => nchan::start(),
             Kind::Pushpin => pushpin::start(),
         }
@@ -207,17 +242,31 @@ impl Drop for Target {
 /// Makes this executable the reference: followed by the upstream's address and its pace.
 pub(crate) const BARE: &str = "--bare";
 
-/// Makes this executable the obvious server: followed by the upstream's address.
+/// Makes this executable the obvious server: followed by the upstream's address and how it listens.
 pub(crate) const NAIVE: &str = "--naive";
 
 impl Kind {
     /// All, in the order of the report's columns.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Relay, Self::Durable, Self::WebSocket, Self::Bare, Self::Naive, Self::Nchan, Self::Pushpin];
+    pub(crate) const ALL: [Self; 13] = [
+        Self::Relay,
+        Self::Durable,
+        Self::WebSocket,
+        Self::Bare,
+        Self::Naive,
+        Self::Nchan,
+        Self::Pushpin,
+        Self::Http2,
+        Self::NaiveHttp2,
+        Self::Tls,
+        Self::NaiveTls,
+        Self::TlsHttp2,
+        Self::NaiveTlsHttp2,
+    ];
 
     /// Whether what it does wrong is a fault, and not a finding.
     pub(crate) fn is_held_to_account(self) -> bool {
-        matches!(self, Self::Relay | Self::Durable | Self::WebSocket | Self::Bare)
+        use Kind::{Bare, Durable, Http2, Relay, Tls, TlsHttp2, WebSocket};
+        matches!(self, Relay | Durable | WebSocket | Http2 | Tls | TlsHttp2 | Bare)
     }
 
     /// What is missing on this machine for it to run.
@@ -233,6 +282,11 @@ impl Kind {
     pub(crate) fn difference(self) -> Option<&'static str> {
         match self {
             Self::Relay | Self::Durable => None,
+            Self::Http2 | Self::TlsHttp2 => Some("the relay again; 100 streams on each connection"),
+            Self::Tls => Some("the relay again; its own certificate on P-256, TLS 1.3"),
+            Self::NaiveHttp2 | Self::NaiveTls | Self::NaiveTlsHttp2 => {
+                Some("naive again, with hyper-util's auto builder, and tokio-rustls as it comes for TLS")
+            }
             Self::WebSocket => Some("the relay again; frames have no chunks around them, payloads stand in JSON"),
             Self::Bare => Some("parses no HTTP, keeps nothing, checks nobody, announces nothing"),
             Self::Naive => {
@@ -247,6 +301,9 @@ impl Kind {
     pub(crate) fn door(self, address: SocketAddr) -> Door {
         let way = match self {
             Self::WebSocket => Way::WebSocket,
+            Self::Http2 | Self::NaiveHttp2 => Way::Http2,
+            Self::Tls | Self::NaiveTls => Way::Tls,
+            Self::TlsHttp2 | Self::NaiveTlsHttp2 => Way::TlsHttp2,
             _ => Way::Sse,
         };
         Door { address, way, is_strict: self.is_held_to_account() }
@@ -260,7 +317,13 @@ impl Display for Kind {
             Self::Durable => "durable",
             Self::WebSocket => "websocket",
             Self::Bare => "bare",
+            Self::Http2 => "h2",
+            Self::Tls => "tls",
+            Self::TlsHttp2 => "tls-h2",
             Self::Naive => "naive",
+            Self::NaiveHttp2 => "naive-h2",
+            Self::NaiveTls => "naive-tls",
+            Self::NaiveTlsHttp2 => "naive-tls-h2",
             Self::Nchan => "nchan",
             Self::Pushpin => "pushpin",
         })
@@ -272,6 +335,32 @@ impl FromStr for Kind {
 
     fn from_str(text: &str) -> std::result::Result<Self, ()> {
         Self::ALL.into_iter().find(|kind| kind.to_string() == text).ok_or(())
+    }
+}
+
+impl Kind {
+    /// Whether subscribers come by TLS or HTTP/2, which only what connects them all can.
+    pub(crate) fn is_layered(self) -> bool {
+        let way = self.door((Ipv4Addr::LOCALHOST, 0).into()).way;
+        matches!(way, Way::Http2 | Way::Tls | Way::TlsHttp2)
+    }
+}
+
+impl Display for Naive {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Plain => "plain",
+            Self::Auto => "auto",
+            Self::Tls => "tls",
+        })
+    }
+}
+
+impl FromStr for Naive {
+    type Err = ();
+
+    fn from_str(text: &str) -> std::result::Result<Self, ()> {
+        [Self::Plain, Self::Auto, Self::Tls].into_iter().find(|naive| naive.to_string() == text).ok_or(())
     }
 }
 

@@ -15,30 +15,65 @@ use axum::{
     response::sse::{Event, KeepAlive, Sse},
     routing::get,
 };
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
 use serde::Deserialize;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
     sync::broadcast::{self, Sender},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::{Stream, StreamExt, wrappers::BroadcastStream};
 
-use crate::{Result, payload::PRODUCT};
+use super::Naive;
+use crate::{Result, payload::PRODUCT, tls};
 
 /// Relays what comes from `upstream` until that ends.
-pub(crate) fn run(upstream: SocketAddr) -> Result<()> {
+pub(crate) fn run(upstream: SocketAddr, naive: Naive) -> Result<()> {
     tokio::runtime::Runtime::new()?.block_on(async {
         let (sender, _) = broadcast::channel(CAPACITY);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let app = Router::new().route("/stream/{product}", get(subscribe)).with_state(sender.clone());
-        let server = tokio::spawn(async move { axum::serve(listener, app).await });
+        let server = match naive {
+            Naive::Plain => tokio::spawn(async move { Ok(axum::serve(listener, app).await?) }),
+            Naive::Auto => tokio::spawn(serve(listener, app, None)),
+            Naive::Tls => tokio::spawn(serve(listener, app, Some(TlsAcceptor::from(tls::server()?)))),
+        };
         let source = TcpStream::connect(upstream).await?;
         println!("{address}");
         read(source, &sender).await?;
         server.abort();
         Ok(())
     })
+}
+
+/// Speaks HTTP/1.1 or 2, whichever a client begins with or has chosen.
+async fn serve(listener: TcpListener, app: Router, acceptor: Option<TlsAcceptor>) -> Result<()> {
+    loop {
+        let (socket, _) = listener.accept().await?;
+        socket.set_nodelay(true)?;
+        let (app, acceptor) = (app.clone(), acceptor.clone());
+        // Who fails has gone, and the load notices.
+        tokio::spawn(async move {
+            match acceptor {
+                None => answer(socket, app).await,
+                Some(acceptor) => answer(acceptor.accept(socket).await?, app).await,
+            }
+        });
+    }
+}
+
+async fn answer<S>(stream: S, app: Router) -> Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = TowerToHyperService::new(app);
+    auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await
 }
 
 /// One event, as all share it.

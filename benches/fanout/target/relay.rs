@@ -15,7 +15,7 @@ use super::{
     Target,
     spawn::{follow, line_in_time},
 };
-use crate::{Result, payload::PRODUCT};
+use crate::{Result, payload::PRODUCT, tls};
 
 /// What a relay finds when it starts, and finds again when it is started anew.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub(super) struct Home {
     tables: String,
     /// Events that it keeps in memory, if not as many as others do.
     memory_events: Option<usize>,
+    /// Whether it speaks TLS.
+    is_secure: bool,
 }
 
 /// Starts one on what it has kept, under whatever `BENCH_RELAY_UNDER` names (valgrind, say).
@@ -63,19 +65,23 @@ pub(super) fn start(home: Home) -> Result<Target> {
 
 impl Home {
     pub(super) fn new(upstream: SocketAddr, data: Option<TempDir>, tables: &str) -> Result<Self> {
-        Self::write(
-            Self { config: tempfile::tempdir()?, data, tables: tables.to_owned(), memory_events: None },
-            upstream,
-        )
+        Self { data, tables: tables.to_owned(), ..Self::plain()? }.write(upstream)
+    }
+
+    /// One that speaks TLS.
+    pub(super) fn secure(upstream: SocketAddr) -> Result<Self> {
+        tls::issue()?;
+        Self { is_secure: true, ..Self::plain()? }.write(upstream)
     }
 
     /// One that forgets soon.
     pub(super) fn forgetful(upstream: SocketAddr, memory_events: usize) -> Result<Self> {
-        let tables = String::new();
-        Self::write(
-            Self { config: tempfile::tempdir()?, data: None, tables, memory_events: Some(memory_events) },
-            upstream,
-        )
+        Self { memory_events: Some(memory_events), ..Self::plain()? }.write(upstream)
+    }
+
+    fn plain() -> Result<Self> {
+        let config = tempfile::tempdir()?;
+        Ok(Self { config, data: None, tables: String::new(), memory_events: None, is_secure: false })
     }
 
     fn write(self, upstream: SocketAddr) -> Result<Self> {
@@ -92,6 +98,9 @@ impl Home {
         let data_dir = self.data.as_ref().map_or_else(String::new, |data| data.path().display().to_string());
         let tables = &self.tables;
         let memory = self.memory_events.map_or_else(String::new, |events| format!("memory_events = {events}"));
+        let files = [("tls_cert_file", tls::certificate()), ("tls_key_file", tls::key())];
+        let files = files.iter().map(|(key, file)| format!("{key} = '{}'\n", file.display()));
+        let secure = if self.is_secure { files.collect() } else { String::new() };
         format!(
             r#"
 [server]
@@ -99,6 +108,7 @@ listen = "127.0.0.1:0"
 admin_listen = "127.0.0.1:0"
 max_connects_per_second = 0
 write_timeout = "10m"
+{secure}
 
 [log]
 data_dir = "{data_dir}"
