@@ -4,8 +4,10 @@ Its root is read-only, the relay is process 1, has the image's user, no capabili
 is mounted: the configuration, a volume for the log, /etc/resolv.conf.
 """
 
+import atexit
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -19,6 +21,7 @@ from pathlib import Path
 
 root, image = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())["Docker"]["config"]
 work = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, work)
 MOUNT = """
 set -e; root=$1; shift
 mount --bind "$root" "$root"
@@ -62,6 +65,7 @@ class Container:
         environment["PATH"] = os.environ["PATH"]  # for the commands that mount; the relay starts none
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+        atexit.register(self.process.kill)  # what is in there goes with it
 
     def first(self):
         """The process that is 1 in there, once it is the relay."""
@@ -81,7 +85,10 @@ class Container:
 
 def run(*arguments, mounts=()):
     ended = Container(*arguments, mounts=mounts)
-    told, _ = ended.process.communicate(timeout=30)
+    try:
+        told, _ = ended.process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"{arguments[0]} does not end: {ended.log.read_text()}") from None
     return ended.process.returncode, told, ended.log.read_text()
 
 
@@ -138,12 +145,12 @@ def main():
     assert (home.stat().st_uid, home.stat().st_gid) == (user, group), "a new volume would be root's"
     os.chown(work / "data", user, group)
     work.chmod(0o755)
-    shells = [path for path in root.rglob("*") if path.name in ("sh", "bash", "busybox", "dpkg", "apt")]
+    shells = [path for path in root.rglob("*") if path.is_file() and path.name in ("sh", "bash", "busybox", "dpkg", "apt")]
     assert not shells, shells
     # fmt: off
     subprocess.run([
         "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=relay.test",
-        "-addext", "subjectAltName=DNS:relay.test", "-keyout", work / "etc/tls.key", "-out", work / "etc/tls.crt",
+        "-addext", "subjectAltName=DNS:relay.test", "-addext", "basicConstraints=critical,CA:FALSE", "-keyout", work / "etc/tls.key", "-out", work / "etc/tls.crt",
     ], check=True, capture_output=True)
     # fmt: on
     (work / "etc/tls.key").chmod(0o644)
