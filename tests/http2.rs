@@ -197,9 +197,9 @@ async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_opera
     assert_eq!(http::ask(relay.admin, "DELETE", &format!("/api/v1/subscribers/{id}"), &[]).status(), 204);
     let gone = |reason| [("transport", "sse"), ("reason", reason)];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("kicked"), 1.0);
-    assert!(sent_away.elapsed() < Duration::from_secs(2), "{:?}", sent_away.elapsed());
+    wait::assert_within(Duration::from_secs(1), sent_away);
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("expired"), 1.0);
-    assert!(now() < ends + 0.5, "{} s late", now() - ends); // a moment for this test to see it
+    assert!(now() < ends + wait::LATE.as_secs_f64(), "{} s late", now() - ends); // write_timeout is 30 s
     for broken_off in [expiring, kicked] {
         assert!(timeout(PATIENCE, broken_off.collect()).await.unwrap().is_err());
     }
