@@ -16,6 +16,9 @@ mod places;
 mod stage;
 mod tls;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     convert::Infallible,
     io,
