@@ -163,13 +163,11 @@ fn a_stream_ends_with_its_token_though_events_keep_coming() {
 #[test]
 fn a_token_that_is_over_ends_also_a_stream_that_takes_nothing() {
     let (_connector, mut link, relay) = behind("", "");
-    let ends = now() + 3.0;
-    let mut takes_nothing = open(&relay, STREAM, &bearer(&json!({"exp": ends})));
+    let mut takes_nothing = open(&relay, STREAM, &bearer(&json!({"exp": now() + 3.0})));
     let session = "x".repeat(8000);
     (0..3000).for_each(|n| link.event(event_like("actions", &session, n)));
     let labels = [("transport", "sse"), ("reason", "expired")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
-    assert!(now() < ends + wait::LATE.as_secs_f64(), "{} s late", now() - ends); // write_timeout is 30 s
     assert_eq!(takes_nothing.rest().1, Ending::BrokenOff, "it was not asked for its last bytes");
 }
 
