@@ -63,9 +63,7 @@ impl Flock {
 
     /// One of them wants something else from now on, and looks into the log for it.
     pub(super) fn change_scope(&mut self, number: usize, subscription: &mut Subscription, scope: Scope) {
-        self.followers.leave(number, subscription.scope());
-        subscription.change_scope(scope);
-        self.followers.join(number, subscription);
+        self.followers.change_scope(number, subscription, scope);
     }
 
     /// Takes what has arrived, once what came before has been given. Visits each whom something is for, and is told whether that is
