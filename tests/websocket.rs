@@ -169,6 +169,23 @@ fn a_new_filter_takes_over_where_the_old_one_stood() {
 }
 
 #[test]
+fn a_filter_sent_right_behind_the_request_is_in_force_before_anything_is_sent() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    relay.publish(&mut link, 0..6);
+    let mut wire = Wire::connect(relay.public);
+    let head = http::request(relay.public, "GET", &format!("{SOCKET}?last_event_id=0"), &UPGRADE);
+    let filter = websocket::frame(TEXT, true, br#"{"subscribe":{"session_ids":["nobody"]}}"#);
+    wire.send([head.as_bytes(), &filter].concat());
+    assert_eq!(wire.head().status(), 101);
+    let mut socket = Socket { wire };
+    assert_eq!(socket.item()["event"], "subscribed");
+    link.event(event_of("nobody", 6));
+    assert_eq!(socket.numbers(1), [6]);
+}
+
+#[test]
 fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
     const EVENTS: usize = 3000;
     let connector = Connector::new();
