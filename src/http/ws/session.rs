@@ -12,37 +12,29 @@
 //!
 //! On a socket of its own it belongs to a lane, which gives it what arrives; with TLS it is a task by itself.
 //!
-//! May use: `net`.
+//! May use: nothing.
+
+mod follower;
 
 use std::{
     collections::VecDeque,
     future::Future,
     io,
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::Instant,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_websockets::{CloseCode, Error, Limits, Message, ServerBuilder, WebSocketStream};
 
 use super::visitor::Visitor;
-use crate::{
-    event::{Event, Scope},
-    fanout::Subscription,
-    http::{
-        Product,
-        lane::{Follower, Given, Ledgers, Lent, MOST_BYTES, MOST_PIECES, advance, slices},
-        subscribers::Leave,
-    },
-    net::Guarded,
+use crate::http::{
+    lane::{MOST_BYTES, MOST_PIECES, advance, slices},
+    subscribers::Leave,
 };
 
 /// A subscriber and its socket.
@@ -312,70 +304,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if self.cut_due == u64::MAX {
             self.cut_due = self.visitor.after_or_end(time);
         }
-    }
-}
-
-impl Follower for Session<Guarded> {
-    fn product(&self) -> &Arc<Product> {
-        self.visitor.product()
-    }
-
-    fn subscription(&mut self) -> &mut Subscription {
-        self.visitor.subscription()
-    }
-
-    fn wish(&mut self) -> Option<Scope> {
-        self.visitor.wish()
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<()> {
-        self.run(context, &mut lent.pieces, &mut lent.bytes)
-    }
-
-    fn give(&mut self, arrivals: &[Arc<Event>], lent: &mut Lent, ledgers: &mut Ledgers) -> Given {
-        let now = Instant::now();
-        if !self.is_following || self.visitor.is_over(now) {
-            return self.look_into_the_log(arrivals.first().map_or(0, |event| event.place()));
-        }
-        let (mut bytes, mut is_all) = (0, true);
-        for event in arrivals {
-            if bytes >= MOST_BYTES || lent.pieces.len() == MOST_PIECES {
-                is_all = false;
-                break;
-            }
-            if let Some(frame) = self.visitor.take(event) {
-                bytes += frame.len();
-                lent.pieces.push_back(frame);
-                ledgers.ws.note(event, now);
-            }
-        }
-        if bytes == 0 {
-            return Given::Done;
-        }
-        lent.bytes += bytes;
-        self.visitor.has_spoken();
-        // If the socket is full, it is polled, and waits for room then.
-        if self.write(&mut Context::from_waker(Waker::noop()), &mut lent.pieces).is_err() {
-            return Given::Ended;
-        }
-        if self.rest.is_some() || !is_all {
-            self.look_into_the_log(0);
-            return Given::Look;
-        }
-        Given::Done
-    }
-
-    fn look_into_the_log(&mut self, place: u64) -> Given {
-        self.is_following = false;
-        self.visitor.subscription().look_into_the_log(place);
-        match self.rest {
-            None => Given::Look,
-            Some(_) => Given::Done, // once its socket can be written
-        }
-    }
-
-    fn fails(&mut self) {
-        self.visitor.blame();
     }
 }
 
