@@ -44,7 +44,7 @@ pub(super) struct Session<S> {
     visitor: Visitor,
     phase: Phase,
     /// Frames that the socket has not taken yet.
-    rest: Option<Box<VecDeque<Bytes>>>,
+    rest: VecDeque<Bytes>,
     /// It has everything, and can take more.
     is_following: bool,
     /// The tick at which the connection is cut, if it has not ended by then.
@@ -82,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let limits = Limits::default().max_payload_len(Some(LARGEST_MESSAGE));
         let socket = ServerBuilder::new().limits(limits).serve(socket);
         let (phase, cut_due) = (Phase::Open, u64::MAX);
-        Self { socket, visitor, phase, rest: None, is_following: false, cut_due, next_message: 0 }
+        Self { socket, visitor, phase, rest: VecDeque::new(), is_following: false, cut_due, next_message: 0 }
     }
 
     /// Does what there is to do, and tells whether it has ended. `pieces` is empty before and after; `bytes` counts what is
@@ -136,9 +136,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Writes what is left of earlier writes, and then what the codec has to say. Whether the socket still takes something.
     fn flush(&mut self, context: &mut Context<'_>) -> Poll<bool> {
-        if let Some(rest) = &mut self.rest {
-            match ready!(write(self.socket.get_mut(), context, rest)) {
-                Ok(()) => self.rest = None,
+        if !self.rest.is_empty() {
+            match ready!(write(self.socket.get_mut(), context, &mut self.rest)) {
+                Ok(()) => self.rest = VecDeque::new(), // who sleeps needs no room for it
                 Err(_) => return Poll::Ready(false),
             }
         }
@@ -203,7 +203,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Takes what there is for the client, up to a hand-over, and writes it.
     fn hand_over(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>, bytes: &mut usize) -> Step {
-        if self.rest.is_some() {
+        if !self.rest.is_empty() {
             return Step::Waiting; // an answer goes before it
         }
         let mut taken = 0;
@@ -225,7 +225,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         match write(self.socket.get_mut(), context, pieces) {
             Poll::Ready(written) => written,
             Poll::Pending => {
-                self.rest = Some(Box::new(pieces.drain(..).collect()));
+                self.rest.extend(pieces.drain(..));
                 self.visitor.is_stuck();
                 Ok(())
             }
@@ -284,7 +284,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// Has a frame written at the next step, which is the first of what is written then.
     fn say(&mut self, frame: Bytes) {
-        self.rest.get_or_insert_default().push_back(frame);
+        self.rest.push_back(frame);
     }
 
     /// Tells the client that the session is over.

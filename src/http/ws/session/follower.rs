@@ -63,7 +63,7 @@ impl Follower for Session<Guarded> {
         if self.write(&mut Context::from_waker(Waker::noop()), &mut lent.pieces).is_err() {
             return Given::Ended;
         }
-        if self.rest.is_some() || !is_all {
+        if !self.rest.is_empty() || !is_all {
             self.look_into_the_log(0);
             return Given::Look;
         }
@@ -73,9 +73,9 @@ impl Follower for Session<Guarded> {
     fn look_into_the_log(&mut self, place: u64) -> Given {
         self.is_following = false;
         self.visitor.subscription().look_into_the_log(place);
-        match self.rest {
-            None => Given::Look,
-            Some(_) => Given::Done, // once its socket can be written
+        match self.rest.is_empty() {
+            true => Given::Look,
+            false => Given::Done, // once its socket can be written
         }
     }
 
