@@ -154,7 +154,7 @@ fn at_the_end_polling_repeats_nothing_and_loses_nothing() {
 
 #[test]
 fn while_events_keep_coming_pages_have_no_duplicate_and_no_hole() {
-    const EVENTS: usize = 3000;
+    const EVENTS: usize = 1000;
     for keeping in Keeping::ALL {
         let connector = Connector::new();
         let (setup, _directory) = keeping.setup(&connector);
