@@ -108,7 +108,8 @@ fn an_operator_sees_a_socket_and_ends_it_with_1008() {
     let path = format!("/api/v1/subscribers/{}", listed["id"].as_str().unwrap());
     assert_eq!(http::ask(relay.admin, "DELETE", &path, &[]).status(), 204);
     assert_eq!(socket.close_code(), 1008);
-    assert_eq!(http::ask(relay.admin, "DELETE", &path, &[]).status(), 404);
+    // Once the closing handshake is over.
+    common::wait::until("it is known no more", || http::ask(relay.admin, "DELETE", &path, &[]).status() == 404);
 }
 
 #[test]
