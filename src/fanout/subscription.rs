@@ -142,8 +142,8 @@ impl Subscription {
         !self.is_listed
     }
 
-    /// Goes on with another scope, from where it stands; not for one whose lane tells it what has arrived. What has been returned is not returned again, and what comes behind
-    /// that is judged by the new scope alone.
+    /// Goes on with another scope, from where it stands. What has been returned is not returned again, and what comes behind that is
+    /// judged by the new scope alone. One whose lane tells it what has arrived must join that again, see `Followers::change_scope`.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
         self.handover.clear();

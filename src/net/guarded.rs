@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -27,8 +28,10 @@ pub(crate) struct Socket {
 
 /// A connection's socket with deadlines. Reading fails when no request came in time, writing when the peer takes nothing for too long.
 #[derive(Debug)]
-pub(super) struct Guarded {
+pub(crate) struct Guarded {
     stream: TcpStream,
+    /// What has been read from it before, and not been looked at.
+    early: Bytes,
     place: Place,
     alarm: Alarm,
     /// Tick at which a request must have come.
@@ -44,12 +47,34 @@ impl Guarded {
         let Socket { stream, place } = socket;
         let alarm = Alarm::new(&manners.wheel);
         let head_due = manners.wheel.after(manners.head_timeout);
-        Self { stream, place, alarm, head_due, write_timeout: manners.write_timeout, write_due: None, fate }
+        let (early, write_timeout) = (Bytes::new(), manners.write_timeout);
+        Self { stream, early, place, alarm, head_due, write_timeout, write_due: None, fate }
     }
 
     /// The socket, without deadlines.
     pub(super) fn into_socket(self) -> Socket {
         Socket { stream: self.stream, place: self.place }
+    }
+
+    /// Whoever reads gets this first.
+    pub(super) fn give_back(&mut self, early: Bytes) {
+        self.early = early;
+    }
+
+    /// The socket, and what guards it again once it belongs to another runtime.
+    pub(crate) fn part(self) -> (Socket, impl FnOnce(Socket) -> Self + Send) {
+        let Self { stream, place, early, alarm, head_due, write_timeout, write_due, fate } = self;
+        let guard = move |Socket { stream, place }| Self {
+            stream,
+            place,
+            early,
+            alarm,
+            head_due,
+            write_timeout,
+            write_due,
+            fate,
+        };
+        (Socket { stream, place }, guard)
     }
 
     /// From now on the peer has this time for a request: what came before, such as a TLS handshake, had its own.
@@ -95,6 +120,11 @@ impl AsyncRead for Guarded {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.early.is_empty() {
+            let most = self.early.len().min(buffer.remaining());
+            buffer.put_slice(&self.early.split_to(most));
+            return Poll::Ready(Ok(()));
+        }
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_pending() && !self.fate.has_request.load(Ordering::Relaxed) {
             if self.alarm.wheel().now() >= self.head_due {

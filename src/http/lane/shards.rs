@@ -11,6 +11,7 @@
 //! May use: `net` (the socket).
 
 use std::{
+    fmt,
     future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -29,9 +30,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{crowd::Crowd, events::Events};
+use super::{Follower, crowd::Crowd};
 use crate::{
-    event::Only,
+    event::{Only, Scope},
     net::{Place, Socket},
     wheel::{TICK, Wheel},
 };
@@ -50,21 +51,21 @@ impl Shards {
         Arc::new(Self { shards, write_timeout })
     }
 
-    /// Goes on with a stream whose head has been sent; `home` is the lane of its product. While the relay is ending, that ends it.
+    /// Goes on with a subscriber whose answer has been sent; `home` is the lane of its product. While the relay is ending, that ends it.
     ///
     /// An event that goes to everybody goes to every lane in any case, so those who get everything are spread evenly. One that goes
     /// to a single session costs less if nobody else need be woken, so those who listen to few stay at home while there is room.
-    pub(super) fn take(&self, socket: Socket, events: Events, home: usize) {
+    pub(in crate::http) fn take(&self, socket: Socket, scope: &Scope, home: usize, introduce: Introduction) {
         let Socket { stream, place } = socket;
         let size = |shard: &&Arc<Shard>| shard.size.load(Ordering::Relaxed);
-        let shard = match matches!(events.scope().sessions, Only::These(_)) {
+        let shard = match matches!(scope.sessions, Only::These(_)) {
             true => self.shards.iter().cycle().skip(home).take(self.shards.len()).find(|it| size(it) < ROOM_AT_HOME),
             false => None,
         };
         if let Some(shard) = shard.or_else(|| self.shards.iter().min_by_key(size)) {
             // The socket belongs to the runtime it was accepted on; the shard registers it with its own.
             match stream.into_std() {
-                Ok(socket) => shard.take(Newcomer { socket, place, events }),
+                Ok(socket) => shard.take(Newcomer { socket, place, introduce }),
                 Err(error) => debug!(%error, "connection ended"),
             }
         }
@@ -111,12 +112,20 @@ pub(super) struct Inbox {
     is_closed: bool,
 }
 
-/// A stream on its way to its lane.
-#[derive(Debug)]
+/// A subscriber on its way to its lane.
 pub(super) struct Newcomer {
     pub(super) socket: std::net::TcpStream,
     pub(super) place: Place,
-    pub(super) events: Events,
+    pub(super) introduce: Introduction,
+}
+
+/// Makes a subscriber of what it came with and its socket, once that belongs to its lane.
+pub(in crate::http) type Introduction = Box<dyn FnOnce(Socket) -> Box<dyn Follower> + Send>;
+
+impl fmt::Debug for Newcomer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Newcomer").field("socket", &self.socket).finish_non_exhaustive()
+    }
 }
 
 impl Shard {

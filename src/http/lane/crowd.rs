@@ -20,10 +20,9 @@ use tokio::net::TcpStream;
 use tracing::{debug, error};
 
 use super::{
-    events::Fault,
+    Follower, Given, Lent,
     flock::{Flock, News},
     shards::{Bell, Call, Newcomer, Shard},
-    stream::{Given, Lent, Stream},
 };
 use crate::{
     http::Product,
@@ -32,11 +31,9 @@ use crate::{
 };
 
 /// The streams of one shard, in the hands of its task.
-#[derive(Debug)]
 pub(super) struct Crowd {
     shard: Arc<Shard>,
-    /// In boxes: they stay where they are when there come more.
-    members: Slab<Box<Member>>,
+    members: Slab<Member>,
     /// Those that are to be polled.
     due: VecDeque<usize>,
     /// Those who are to be let in.
@@ -52,9 +49,8 @@ pub(super) struct Crowd {
     pulse_due: u64,
 }
 
-#[derive(Debug)]
 struct Member {
-    stream: Stream,
+    follower: Box<dyn Follower>,
     flock: usize,
     /// The first of its flock's arrivals that is for it, if it is concerned.
     first: Option<usize>,
@@ -127,7 +123,7 @@ impl Crowd {
                 let Some(member) = members.get_mut(number) else { return false };
                 match news {
                     News::InTheLog(place) => {
-                        if member.stream.look_into_the_log(place) == Given::Look {
+                        if member.follower.look_into_the_log(place) == Given::Look {
                             member.is_to_be_polled(number, due);
                         }
                         false
@@ -165,7 +161,7 @@ impl Crowd {
         is_called || !self.newcomers.is_empty()
     }
 
-    fn let_in(&mut self, Newcomer { socket, place, events }: Newcomer) {
+    fn let_in(&mut self, Newcomer { socket, place, introduce }: Newcomer) {
         let socket = match TcpStream::from_std(socket) {
             Ok(stream) => Socket { stream, place },
             Err(error) => {
@@ -174,15 +170,15 @@ impl Crowd {
                 return;
             }
         };
-        let mut stream = Stream::new(socket, events);
-        let flock = self.flock_of(stream.events().product());
+        let mut follower = introduce(socket);
+        let flock = self.flock_of(follower.product());
         let place = self.members.vacant_entry();
         let number = place.key();
         if let Some(flock) = self.flocks.get_mut(flock) {
-            flock.join(number, stream.events().subscription());
+            flock.join(number, follower.subscription());
         }
         let bell = Bell::new(&self.shard, number);
-        place.insert(Box::new(Member { stream, flock, first: None, is_due: true, bell }));
+        place.insert(Member { follower, flock, first: None, is_due: true, bell });
         self.due.push_back(number);
     }
 
@@ -210,13 +206,18 @@ impl Crowd {
             let Some(member) = self.members.get_mut(number) else { continue };
             member.is_due = false;
             if let Some(flock) = self.flocks.get_mut(member.flock) {
-                member.stream.events().has_arrived(flock.through());
+                member.follower.subscription().has_arrived(flock.through());
             }
             let waker = Waker::from(Arc::clone(&member.bell));
             let mut context = Context::from_waker(&waker);
-            let poll = || member.stream.poll(&mut context, &mut self.lent).is_ready();
+            let poll = || member.follower.poll(&mut context, &mut self.lent).is_ready();
             if shielded(poll).unwrap_or_else(|| member.fails()) {
                 self.remove(number);
+            } else if let Some(scope) = member.follower.wish()
+                && let Some(flock) = self.flocks.get_mut(member.flock)
+            {
+                flock.change_scope(number, member.follower.subscription(), scope);
+                member.is_to_be_polled(number, &mut self.due);
             }
         }
     }
@@ -229,7 +230,7 @@ impl Crowd {
         {
             most = self.give(number, most);
             let Some(flock) = self.flocks.get_mut(number) else { continue };
-            flock.ledger.flush();
+            flock.ledgers.flush();
             let is_done = flock.is_done();
             flock.is_listed = flock.is_called || !is_done;
             if flock.is_listed {
@@ -255,8 +256,8 @@ impl Crowd {
             let Some(first) = member.first.take() else { continue };
             let arrivals = flock.arrivals.get(first..).unwrap_or_default();
             let give = || match (member.is_due, arrivals) {
-                (true, [first, ..]) => member.stream.look_into_the_log(first.place()),
-                _ => member.stream.give(arrivals, &mut self.lent, &mut flock.ledger),
+                (true, [first, ..]) => member.follower.look_into_the_log(first.place()),
+                _ => member.follower.give(arrivals, &mut self.lent, &mut flock.ledgers),
             };
             match shielded(give) {
                 Some(Given::Done) => {}
@@ -276,7 +277,7 @@ impl Crowd {
         self.shard.size.fetch_sub(1, Ordering::Relaxed);
         let Some(mut member) = self.members.try_remove(number) else { return };
         let Some(flock) = self.flocks.get_mut(member.flock) else { return };
-        if flock.leave(number, member.stream.events().scope()) {
+        if flock.leave(number, member.follower.subscription().scope()) {
             self.flocks.try_remove(member.flock);
         }
     }
@@ -291,7 +292,7 @@ impl Member {
 
     /// Its work has panicked: it ends.
     fn fails(&mut self) -> bool {
-        self.stream.events().fails(Fault::Error);
+        self.follower.fails();
         true
     }
 }
