@@ -73,7 +73,8 @@ fn the_page_on_the_configuration_has_every_key_with_its_default() {
 #[test]
 fn the_page_on_metrics_has_every_metric_with_its_type_labels_and_help() {
     let connector = Connector::new();
-    let hook = format!("[[webhooks]]\nid = 'crm'\nproduct_id = '{PRODUCT}'\nurl = 'http://127.0.0.1:1/'\nsecret = 'x'\n");
+    let hook =
+        format!("[[webhooks]]\nid = 'crm'\nproduct_id = '{PRODUCT}'\nurl = 'http://127.0.0.1:1/'\nsecret = 'x'\n");
     let relay = Setup::behind(&connector).more(&hook).start();
     let mut link = connector.stream();
     let mut subscriber = relay.subscribe();
