@@ -124,7 +124,7 @@ mkdir "$work/prometheus" "$work/secrets"
 cp deploy/prometheus/prometheus.yaml "$chart/files/alerts.yaml" "$work/prometheus/"
 promtool check config "$work/prometheus/prometheus.yaml"
 echo a-token >"$work/secrets/connector" && echo a-key >"$work/secrets/agent-a"
-sed "s#/run/secrets#$work/secrets#" deploy/compose/relay.toml >"$work/relay.toml"
+sed "s#/run/secrets#$work/secrets#" deploy/compose/config/relay.toml >"$work/relay.toml"
 "$binary" check --config "$work/relay.toml" >/dev/null
 
 step "passed"
