@@ -116,7 +116,7 @@ const refresh = async () => {
   ])
   const perSecondOf = measure(metrics)
   const products = [...new Set([...Object.keys(status.log), ...status.upstreams.map((one) => one.product_id)])].sort()
-  say(byId('about'), `Version ${status.version}, up for ${duration(status.uptime.replace(/(\d+(m|s|h|d))?\d+ms$/, '$1') || '0s')}`)
+  byId('about').replaceChildren(`Version ${status.version}, started `, time(status.started_at))
   tiles(status, perSecondOf())
   show(byId('upstreams-empty'), status.upstreams.length === 0)
   show(byId('upstreams-table'), status.upstreams.length > 0)

@@ -52,12 +52,13 @@ const values = (field) => field.value.split(/[\s,]+/).filter(Boolean)
 const begin = () => {
   stop()
   waiting = []
+  characters = 0
   rows = []
   received = 0
   leftOut = 0
   view.list.replaceChildren()
   tell()
-  if (!view.product.value) return
+  if (!view.product.value) return say(byId('tail-empty'), 'There is no product to follow yet.')
   const query = new URLSearchParams()
   for (const session of values(view.session)) query.append('session_id', session)
   for (const type of values(view.type)) query.append('type', type)
