@@ -42,7 +42,7 @@ impl Ingest {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
             let newest = || self.log.newest_id();
-            let Some(arrival) = stop.run_until_cancelled(self.upstream.next(newest)).await else { return };
+            let Some(arrival) = stop.run_until_cancelled(self.upstream.next(newest)).await else { break };
             match arrival {
                 Arrival::Frame { frame, received } => self.take(frame, received),
                 Arrival::TooLarge => self.reject(Rejection::TooLarge, None),
@@ -53,6 +53,7 @@ impl Ingest {
             // A backlog must not keep the runtime's thread from everybody else.
             tokio::task::consume_budget().await;
         }
+        self.upstream.close().await;
     }
 
     /// A connector repeats nothing.

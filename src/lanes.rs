@@ -25,14 +25,14 @@ struct Lane {
 }
 
 impl Lanes {
-    /// Starts as many lanes as this process may use processors.
+    /// Starts as many lanes as this process may use processors, up to 64.
     ///
     /// # Errors
     ///
     /// When a thread or its runtime cannot be had.
     pub(crate) fn start() -> io::Result<Self> {
         let mut lanes = Self { end: CancellationToken::new(), lanes: Vec::new() };
-        let count = thread::available_parallelism().map_or(1, usize::from);
+        let count = thread::available_parallelism().map_or(1, usize::from).min(MOST_LANES);
         for number in 0..count {
             let lane = Lane::start(number, lanes.end.clone())?;
             lanes.lanes.push(lane);
@@ -69,6 +69,9 @@ impl Drop for Lanes {
         }
     }
 }
+
+/// A set of lanes fits into one number.
+const MOST_LANES: usize = 64;
 
 /// Polls of tasks after which the sockets are looked at again: a turn of a shard takes some hundred microseconds.
 const POLLS: u32 = 8;

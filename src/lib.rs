@@ -8,7 +8,7 @@
 //!  reconnect   to      product,    loop    keep     listens,
 //!              frames  session                      wakes
 //!
-//!  around: config · auth · client · net · wheel · backoff · causes · status · lanes · delivery · rejected · metrics · shutdown · app · cli
+//!  around: config · auth · client · net · wheel · backoff · causes · status · lanes · delivery · rejected · metrics · reload · shutdown · app · cli
 //! ```
 //!
 //! `ARCHITECTURE.md` walks through the rooms. The library exists for the binary beside it: [`main`] is all of its interface.
@@ -27,10 +27,14 @@ mod fanout;
 mod http;
 mod ingest;
 mod lanes;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod laws;
 mod log;
 mod metrics;
 mod net;
 mod rejected;
+mod reload;
 mod shutdown;
 mod simulate;
 mod sse;

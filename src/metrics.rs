@@ -4,6 +4,7 @@
 //!
 //! May use: `delivery`, `event`, `envelope`.
 
+mod forgetting;
 mod webhooks;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -40,6 +41,8 @@ pub(crate) struct Metrics {
     log_bytes: IntGaugeVec,
     shed: IntCounterVec,
     store: StoreMetrics,
+    reload_success: IntGauge,
+    certificate_not_after: Gauge,
     webhooks: webhooks::Families,
 }
 
@@ -60,11 +63,22 @@ impl Metrics {
             .set(1);
         let degraded = IntGauge::new(name("log_degraded"), "1 while the log keeps less than it promises, else 0.")?;
         registry.register(Box::new(degraded.clone()))?;
+        let reload_success = IntGauge::new(
+            name("config_reload_success"),
+            "1 while the configuration that was read last is in force, 0 while it is refused.",
+        )?;
+        registry.register(Box::new(reload_success.clone()))?;
         let commits =
             HistogramOpts::new(name("log_commit_seconds"), "Time a commit of the durable log takes, in seconds.");
         let commit = Histogram::with_opts(commits.buckets(COMMIT_SECONDS.to_vec()))?;
         registry.register(Box::new(commit.clone()))?;
+        let certificate_not_after = Gauge::new(
+            name("certificate_not_after_timestamp_seconds"),
+            "When the certificate that is served ends, in Unix seconds; 0 without one.",
+        )?;
+        registry.register(Box::new(certificate_not_after.clone()))?;
         let metrics = Self {
+            certificate_not_after,
             upstream_connected: families.gauge(
                 "upstream_connected",
                 "1 while the stream of the product's connector stands, else 0.",
@@ -132,6 +146,7 @@ impl Metrics {
             log_bytes: families.gauge("log_bytes", "Bytes the log keeps.", &["product_id", "tier"])?,
             shed: families.counter("shed_total", "Subscribers turned away, by reason.", &["reason"])?,
             store: StoreMetrics { commit, degraded },
+            reload_success,
             webhooks: webhooks::Families::declare(&families)?,
             registry: registry.clone(),
         };
@@ -152,16 +167,27 @@ impl Metrics {
         Ok(text)
     }
 
+    /// Notes whether the configuration that was read last is in force.
+    pub(crate) fn reloaded(&self, is_in_force: bool) {
+        self.reload_success.set(is_in_force.into());
+    }
+
+    /// Whether it is.
+    pub(crate) fn has_reloaded(&self) -> bool {
+        self.reload_success.get() == 1
+    }
+
     /// The handles of one product's upstream.
     pub(crate) fn upstream(&self, product: &ProductId) -> UpstreamMetrics {
         let product = product.as_str();
-        let connects = |outcome| self.upstream_connects.with_label_values(&[product, outcome]);
+        let [connected, refused, failed] =
+            OUTCOMES.map(|outcome| self.upstream_connects.with_label_values(&[product, outcome]));
         let events = |kind: &Kind| self.upstream_events.with_label_values(&[product, kind.label()]);
         UpstreamMetrics {
             connected: self.upstream_connected.with_label_values(&[product]),
-            connects_connected: connects("connected"),
-            connects_refused: connects("refused"),
-            connects_failed: connects("failed"),
+            connects_connected: connected,
+            connects_refused: refused,
+            connects_failed: failed,
             last_event: self.upstream_last_event.with_label_values(&[product]),
             last_heartbeat: self.upstream_last_heartbeat.with_label_values(&[product]),
             actions: events(&Kind::Actions),
@@ -177,12 +203,13 @@ impl Metrics {
     /// The handles of one product's log.
     pub(crate) fn log(&self, product: &ProductId) -> LogMetrics {
         let product = product.as_str();
-        let tier = |family: &IntGaugeVec, tier| family.with_label_values(&[product, tier]);
+        let tiers = |family: &IntGaugeVec| TIERS.map(|tier| family.with_label_values(&[product, tier]));
+        let ([events, events_on_disk], [bytes, bytes_on_disk]) = (tiers(&self.log_events), tiers(&self.log_bytes));
         LogMetrics {
-            events: tier(&self.log_events, "memory"),
-            bytes: tier(&self.log_bytes, "memory"),
-            events_on_disk: tier(&self.log_events, "disk"),
-            bytes_on_disk: tier(&self.log_bytes, "disk"),
+            events,
+            bytes,
+            events_on_disk,
+            bytes_on_disk,
             gaps: GapReason::ALL.map(|reason| self.gaps.with_label_values(&[product, reason.as_str()])),
         }
     }
@@ -190,6 +217,11 @@ impl Metrics {
     /// The handles of the durable store.
     pub(crate) fn store(&self) -> &StoreMetrics {
         &self.store
+    }
+
+    /// Notes when the certificate that is served ends.
+    pub(crate) fn certificate_ends(&self, not_after: SystemTime) {
+        self.certificate_not_after.set(unix_seconds(not_after));
     }
 
     /// The handles of one webhook.
@@ -269,11 +301,20 @@ pub(crate) enum ShedReason {
     Draining,
     /// The process may open no further file.
     NoFileDescriptor,
+    /// There are as many connections as the limit on open files, or `server.max_subscribers`, leaves room for.
+    MaxConnections,
 }
 
 impl ShedReason {
-    const ALL: [Self; 6] =
-        [Self::MaxSubscribers, Self::PerIp, Self::PerKey, Self::ConnectRate, Self::Draining, Self::NoFileDescriptor];
+    const ALL: [Self; 7] = [
+        Self::MaxSubscribers,
+        Self::PerIp,
+        Self::PerKey,
+        Self::ConnectRate,
+        Self::Draining,
+        Self::NoFileDescriptor,
+        Self::MaxConnections,
+    ];
 
     /// As it stands in metric labels.
     pub(crate) fn as_str(self) -> &'static str {
@@ -284,6 +325,7 @@ impl ShedReason {
             Self::ConnectRate => "connect_rate",
             Self::Draining => "draining",
             Self::NoFileDescriptor => "no_file_descriptor",
+            Self::MaxConnections => "max_connections",
         }
     }
 }
@@ -436,6 +478,12 @@ fn name(suffix: &str) -> String {
 fn unix_seconds(at: SystemTime) -> f64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
+
+/// Of attempts to connect to an upstream.
+const OUTCOMES: [&str; 3] = ["connected", "refused", "failed"];
+
+/// Where a log keeps what it has.
+const TIERS: [&str; 2] = ["memory", "disk"];
 
 /// From a connector next door to one that is minutes behind.
 const UPSTREAM_LAG_SECONDS: &[f64] =

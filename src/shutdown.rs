@@ -1,12 +1,10 @@
-//! The signals that end the relay.
+//! The signals that end the relay, and the one that has it read its configuration again.
 //!
 //! May use: nothing.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::warn;
-
 /// Signals as the operating system delivers them.
 #[derive(Debug)]
 pub(crate) struct Signals {
@@ -32,20 +30,40 @@ impl Signals {
         })
     }
 
+    /// Waits for SIGTERM, SIGINT or SIGHUP.
+    ///
+    /// # Cancel safety
+    ///
+    /// A signal that has not been returned is returned by the next call.
+    pub(crate) async fn next(&mut self) -> Asked {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
+        }
+    }
+
     /// Waits for SIGTERM or SIGINT.
     ///
     /// # Cancel safety
     ///
     /// A signal that has not been returned is returned by the next call.
     pub(crate) async fn stop_requested(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => warn!("this version does not reload its configuration: restart it"),
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Asked {
+    /// To leave.
+    Stop,
+    /// To read the configuration again.
+    Reload,
 }
 
 /// What a process gets that writes beyond its `RLIMIT_FSIZE`; the same number on Linux (but MIPS) and macOS.

@@ -230,10 +230,12 @@ pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> Encoded {
     chunk.put_slice(b"id: ");
     chunk.put_slice(id.as_bytes());
     chunk.put_u8(b'\n');
-    for line in payload.split(|byte| *byte == b'\n') {
+    let mut begin = 0;
+    for end in memchr_iter(b'\n', payload).chain([payload.len()]) {
         chunk.put_slice(b"data: ");
-        chunk.put_slice(line);
+        chunk.put_slice(payload.get(begin..end).unwrap_or_default());
         chunk.put_u8(b'\n');
+        begin = end + 1;
     }
     chunk.put_u8(b'\n');
     chunk.put_slice(CHUNK_END);

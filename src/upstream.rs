@@ -3,6 +3,9 @@
 //! In: frames. Out: frames, and a word whenever the stream stands. Never holds two connections: the old one is closed before
 //! the next attempt. An upstream that turns out to be a relay is asked again, for what comes behind the log's last id.
 //!
+//! Its settings may change at any time. Another token counts from the next attempt, which comes at once if none stands; anything
+//! else ends the stream that stands, and the next attempt follows when that is closed.
+//!
 //! ```text
 //! connecting ──► connected ──► backing_off ──► connecting …      lost, silent, 5xx, 429: 0.5 s to 30 s, full jitter
 //!          └───► refused ────────────────────► connecting …      400, 401, 403, 404: once a minute, loudly
@@ -10,9 +13,12 @@
 //!
 //! May use: `backoff`, `causes`, `client`, `config`, `event`, `metrics`, `sse`, `status`.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{future::pending, mem, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -29,9 +35,10 @@ use crate::{
 /// The connection to one connector, kept up.
 #[derive(Debug)]
 pub(crate) struct Upstream {
+    wanted: watch::Receiver<Settings>,
+    /// Those of `wanted` that are in force.
     settings: config::Upstream,
     target: Target,
-    client: Client,
     status: Arc<UpstreamStatus>,
     metrics: UpstreamMetrics,
     backoff: Backoff,
@@ -41,6 +48,15 @@ pub(crate) struct Upstream {
     has_streamed: bool,
     /// The connector's own wish for the time before a reconnect.
     retry: Duration,
+}
+
+/// How an upstream is reached.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// As it is configured.
+    pub(crate) upstream: config::Upstream,
+    /// Who dials, from the next attempt on.
+    pub(crate) client: Client,
 }
 
 #[derive(Debug)]
@@ -75,18 +91,18 @@ pub(crate) enum Arrival {
 impl Upstream {
     /// An upstream that is not connected. `has_streamed` tells that it was before; `random` spreads the waits.
     pub(crate) fn new(
-        settings: config::Upstream,
+        mut wanted: watch::Receiver<Settings>,
         has_streamed: bool,
-        client: Client,
         status: Arc<UpstreamStatus>,
         metrics: UpstreamMetrics,
         random: fastrand::Rng,
     ) -> Self {
+        let settings = wanted.borrow_and_update().upstream.clone();
         let url = settings.url.as_uri().clone();
         Self {
             target: Target { url, token: settings.token.clone(), last_event_id: None, is_relay: false },
+            wanted,
             settings,
-            client,
             status,
             metrics,
             backoff: Backoff::new(FIRST_BACKOFF, MAX_BACKOFF),
@@ -105,33 +121,73 @@ impl Upstream {
     /// Dropping the future gives up an attempt under way and loses no frame.
     pub(crate) async fn next(&mut self, newest: impl Fn() -> Option<EventId>) -> Arrival {
         loop {
-            let arrival = match &mut self.connection {
-                Connection::Waiting { until } => {
-                    sleep_until(*until).await;
-                    self.connect(newest()).await
-                }
-                Connection::Standing { stream, .. } => match stream.next(self.settings.heartbeat_timeout).await {
-                    Ok(Some(Decoded::Frame(frame))) => Some(Arrival::Frame { frame, received: stream.received() }),
-                    Ok(Some(Decoded::TooLarge)) => Some(Arrival::TooLarge),
-                    Ok(Some(Decoded::Retry(wait))) => {
-                        self.retry = wait.min(MAX_BACKOFF);
-                        None
-                    }
-                    Ok(None) => {
-                        let silence = humantime::format_duration(self.settings.heartbeat_timeout);
-                        self.lost(format!("silent for {silence}")).await;
-                        Some(Arrival::Lost)
-                    }
-                    Err(error) => {
-                        self.lost(with_causes(&error)).await;
-                        Some(Arrival::Lost)
-                    }
+            let heartbeat_timeout = self.settings.heartbeat_timeout;
+            let step = match &mut self.connection {
+                Connection::Waiting { until } => tokio::select! {
+                    biased;
+                    () = changed(&mut self.wanted) => Step::Adopt,
+                    () = sleep_until(*until) => Step::Connect,
                 },
+                Connection::Standing { stream, .. } => tokio::select! {
+                    biased;
+                    () = changed(&mut self.wanted) => Step::Adopt,
+                    next = stream.next(heartbeat_timeout) => match next {
+                        Ok(Some(Decoded::Frame(frame))) => Step::Frame { frame, received: stream.received() },
+                        Ok(Some(Decoded::TooLarge)) => Step::TooLarge,
+                        Ok(Some(Decoded::Retry(wait))) => Step::Retry(wait),
+                        Ok(None) => Step::Lost(format!("silent for {}", humantime::format_duration(heartbeat_timeout))),
+                        Err(error) => Step::Lost(with_causes(&error)),
+                    },
+                },
+            };
+            let arrival = match step {
+                Step::Adopt => self.adopt().await,
+                Step::Connect => self.connect(newest()).await,
+                Step::Frame { frame, received } => Some(Arrival::Frame { frame, received }),
+                Step::TooLarge => Some(Arrival::TooLarge),
+                Step::Retry(wait) => {
+                    self.retry = wait.min(MAX_BACKOFF);
+                    None
+                }
+                Step::Lost(problem) => {
+                    self.lost(problem).await;
+                    Some(Arrival::Lost)
+                }
             };
             if let Some(arrival) = arrival {
                 return arrival;
             }
         }
+    }
+
+    /// Closes the stream that stands, and returns when it is closed.
+    pub(crate) async fn close(mut self) {
+        self.metrics.connected.set(0);
+        let ended = mem::replace(&mut self.connection, Connection::Waiting { until: Instant::now() });
+        if let Connection::Standing { stream, .. } = ended {
+            stream.close().await;
+        }
+    }
+
+    /// Takes over the settings that are wanted. A stream that stands stays, unless it would be another one by these.
+    async fn adopt(&mut self) -> Option<Arrival> {
+        let wanted = self.wanted.borrow_and_update().upstream.clone();
+        let before = mem::replace(&mut self.settings, wanted);
+        self.target.token.clone_from(&self.settings.token);
+        if before.url != self.settings.url {
+            self.target.url = self.settings.url.as_uri().clone();
+            self.target.is_relay = false; // that is found out again
+        }
+        let stays = config::Upstream { token: self.settings.token.clone(), ..before } == self.settings;
+        if stays && matches!(self.connection, Connection::Standing { .. }) {
+            return None;
+        }
+        let ended = mem::replace(&mut self.connection, Connection::Waiting { until: Instant::now() });
+        let Connection::Standing { stream, .. } = ended else { return None };
+        stream.close().await;
+        self.metrics.connected.set(0);
+        info!(product = %self.settings.product_id, "upstream closed: its settings have changed");
+        Some(Arrival::Lost)
     }
 
     /// Whether the stream that stands is a relay's.
@@ -147,7 +203,8 @@ impl Upstream {
         let position = newest.map_or_else(|| "0".to_owned(), |id| id.to_string());
         self.target.last_event_id = asked_as_relay.then_some(position);
         let max_event_bytes = usize::try_from(self.settings.max_event_bytes).unwrap_or(usize::MAX);
-        let stream = match self.client.open(&self.target, max_event_bytes).await {
+        let client = self.wanted.borrow().client.clone();
+        let stream = match client.open(&self.target, max_event_bytes).await {
             Ok(stream) => Box::new(stream),
             Err(error) => {
                 self.failed(&error);
@@ -223,6 +280,23 @@ impl Upstream {
     }
 }
 
+/// What happens next.
+enum Step {
+    Adopt,
+    Connect,
+    Frame { frame: Frame, received: Instant },
+    TooLarge,
+    Retry(Duration),
+    Lost(String),
+}
+
+/// Waits for other settings; for ever where nobody is left to give any.
+async fn changed(wanted: &mut watch::Receiver<Settings>) {
+    if wanted.changed().await.is_err() {
+        pending::<()>().await;
+    }
+}
+
 /// Whether a query asks a relay for less than everything.
 fn filters(query: &str) -> bool {
     form_urlencoded::parse(query.as_bytes()).any(|(key, _)| matches!(&*key, "type" | "session_id"))
@@ -253,10 +327,10 @@ mod tests {
     fn upstream() -> Upstream {
         let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
         let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
-        let settings = config.upstreams[0].clone();
-        let metrics = Metrics::new().unwrap().upstream(&settings.product_id);
-        let client = Client::new(None).unwrap();
-        Upstream::new(settings, false, client, Arc::new(UpstreamStatus::new()), metrics, fastrand::Rng::with_seed(1))
+        let settings = Settings { upstream: config.upstreams[0].clone(), client: Client::new(None).unwrap() };
+        let metrics = Metrics::new().unwrap().upstream(&settings.upstream.product_id);
+        let (_, wanted) = watch::channel(settings);
+        Upstream::new(wanted, false, Arc::new(UpstreamStatus::new()), metrics, fastrand::Rng::with_seed(1))
     }
 
     fn answered(status: u16, retry_after: Option<u64>) -> OpenError {

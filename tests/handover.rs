@@ -8,7 +8,7 @@
 
 mod common;
 
-use std::net::Shutdown;
+use std::{io::Write, net::Shutdown, time::Duration};
 
 use common::{
     PRODUCT,
@@ -39,6 +39,7 @@ fn a_stream_may_follow_other_answers_on_its_connection_in_one_breath() {
         assert_eq!(page["events"].as_array().unwrap().len(), 3);
     }
     let mut subscriber = Subscriber::on(wire);
+    assert_eq!(subscriber.head.field("connection"), Some("close"), "it is the last answer");
     assert_eq!(subscriber.numbers(3), [0, 1, 2]);
     relay.publish(&mut link, 3..5);
     assert_eq!(subscriber.numbers(2), [3, 4]);
@@ -53,8 +54,7 @@ fn what_a_client_sends_on_its_stream_is_not_looked_at_and_closing_ends_it() {
     let mut other = relay.subscribe();
     relay.wait_for_subscribers(2.0);
     for n in 0..20 {
-        // Far more than any buffer on the way holds, were it kept.
-        talker.wire.send(vec![b'x'; 100_000]);
+        talker.wire.send(vec![b'x'; 2_000]);
         link.event(event(n));
         assert_eq!(number(&talker.event().data), n);
     }
@@ -66,3 +66,30 @@ fn what_a_client_sends_on_its_stream_is_not_looked_at_and_closing_ends_it() {
     link.event(event(20));
     assert_eq!(other.numbers(1), [20]);
 }
+
+#[test]
+fn a_client_that_does_not_stop_sending_is_not_read_any_more_but_gets_its_events() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("heartbeat_interval = '1s'").start();
+    let mut link = connector.stream();
+    let mut talker = relay.subscribe();
+    relay.wait_for_subscribers(1.0);
+    let socket = talker.wire.socket();
+    // Nobody reads: its buffers are full after a while.
+    socket.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut sent = 0;
+    while let Ok(bytes) = (&*socket).write(&[b'x'; 100_000]) {
+        sent += bytes;
+        assert!(sent < MORE_THAN_BUFFERS_HOLD, "what it sends is read");
+    }
+    for n in 0..20 {
+        link.event(event(n));
+        assert_eq!(number(&talker.event().data), n);
+    }
+    drop(talker);
+    // It is seen to be gone by what is written to it.
+    relay.wait_for_subscribers(0.0);
+}
+
+/// Both ends of a connection on loopback, however the kernel has let them grow.
+const MORE_THAN_BUFFERS_HOLD: usize = 64 << 20;

@@ -1,4 +1,4 @@
-//! HTTP/2 by prior knowledge: many streams on one connection, each with its own fate.
+//! HTTP/2, here by prior knowledge: many streams on one connection, each with its own fate.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
@@ -30,6 +30,7 @@ use common::{
     relay::{Relay, Setup},
     subscriber::Frame,
     token::{bearer, jwt, now},
+    wait,
 };
 use http_body_util::{BodyExt, Empty};
 use hyper::{
@@ -242,6 +243,57 @@ async fn an_idle_http2_stream_is_not_taken_for_a_stalled_one() {
         link.event(event(n));
         assert_eq!((body.number().await, over_http1.numbers(1)), (n, vec![n]));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_is_ended_when_nothing_has_been_asked_on_it_for_the_head_timeout() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("head_timeout = '600ms'").start();
+    let mut link = connector.stream();
+    let socket = TcpStream::connect(relay.public).await.unwrap();
+    let (mut client, connection) = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket)).await.unwrap();
+    let mut driver = tokio::spawn(connection);
+    let mut body = Body::of(subscribe(&mut client, relay.public).await);
+    body.through(b"\n").await;
+    // As long as there is a stream, it stays.
+    assert!(timeout(Duration::from_secs(2), &mut driver).await.is_err());
+    link.event(event(1));
+    assert_eq!(body.number().await, 1);
+    let begin = Instant::now();
+    drop(body);
+    let ended = timeout(PATIENCE, driver).await.expect("the connection ends").unwrap();
+    ended.expect("in order, by GOAWAY");
+    assert!((Duration::from_millis(400)..Duration::from_secs(5)).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    drop(client); // it was not this side that ended it
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_answers_no_ping_and_asks_nothing_is_ended_too() {
+    let relay = Setup::new().upstream(PRODUCT, "http://127.0.0.1:1/", "").server("head_timeout = '600ms'").start();
+    let is_deaf = Arc::new(AtomicBool::new(false));
+    let socket = TcpStream::connect(relay.public).await.unwrap();
+    let before = relay.process.open_files();
+    let socket = Deafening { socket, is_deaf: Arc::clone(&is_deaf) };
+    let (mut client, connection) = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket)).await.unwrap();
+    let _driver = tokio::spawn(connection);
+    let request = get(&format!("http://{}/nothing", relay.public));
+    assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 404);
+    is_deaf.store(true, Ordering::SeqCst);
+    wait::until("its socket is closed", || relay.process.open_files() < before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_beyond_all_measure_is_431_and_the_connection_stays() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut client = connect(relay.public).await;
+    let mut request = get(&format!("http://{}{STREAM}", relay.public));
+    for n in 0..5 {
+        let name = hyper::header::HeaderName::try_from(format!("x-{n}")).unwrap();
+        request.headers_mut().insert(name, "x".repeat(4000).parse().unwrap());
+    }
+    assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 431);
+    assert_eq!(subscribe(&mut client, relay.public).await.status(), 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -213,37 +213,113 @@ fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
 #[test]
 fn a_head_beyond_all_measure_is_refused() {
     let relay = limited("");
-    let mut wire = Wire::connect(relay.public);
-    let head = format!("GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n", "x".repeat(100_000));
-    // The relay need not take all of it before it closes.
-    let _ = wire.socket.write_all(head.as_bytes());
-    let answer = String::from_utf8(wire.rest()).unwrap();
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+    for (length, is_read_whole) in [(17_000, true), (100_000, false)] {
+        let mut wire = Wire::connect(relay.public);
+        let head = format!("GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n", "x".repeat(length));
+        // The relay need not take all of it before it closes.
+        let _ = wire.socket.write_all(head.as_bytes());
+        let answer = String::from_utf8(wire.rest()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 431 ") || (answer.is_empty() && !is_read_whole), "{length}: {answer}");
+    }
     relay.subscribe();
 }
 
 #[test]
-fn without_a_free_file_newcomers_wait_while_subscribers_go_on_and_are_served_when_there_is_room_again() {
+fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are_served_when_there_is_room_again() {
+    const CROWD: usize = 300;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
     let mut seated = relay.subscribe();
     link.event(event(0));
     assert_eq!(seated.numbers(1), [0]);
-    relay.process.limit_files(relay.process.open_files() + 3);
-    let crowd: Vec<Wire> = (0..10).map(|_| Wire::connect(relay.public)).collect();
-    relay.process.log_line("cannot accept a connection");
+    let room = relay.process.open_files() + 5;
+    relay.process.limit_files(room + 5);
+    let used_before = relay.process.processor_time();
+    let mut crowd: Vec<Wire> = (0..CROWD).map(|_| Wire::connect(relay.public)).collect();
+    let closed = |wire: &mut Wire| wire.look(Instant::now()) == http::Look::End;
+    wait::until("all but a few are closed at once", || {
+        crowd.iter_mut().filter_map(|wire| closed(wire).then_some(())).count() >= CROWD - 15
+    });
+    relay.process.log_line("no file is left for connections; newcomers are turned away (shed_total counts them)");
     for n in 1..20 {
         link.event(event(n));
         assert_eq!(seated.numbers(1), [n]);
     }
+    let shed = relay.metrics().value("autoplay_relay_shed_total", &[("reason", "no_file_descriptor")]).unwrap();
+    assert!((250.0..=CROWD as f64).contains(&shed), "each once: {shed}");
+    thread::sleep(Duration::from_secs(1)); // what would spin has time to show it
+    let used = relay.process.processor_time() - used_before;
+    assert!(used < Duration::from_millis(900), "it spins: {used:?}");
     drop(crowd);
+    wait::until("they have gone", || relay.process.open_files() < room);
     let mut newcomer = relay.subscribe();
     link.event(event(20));
     assert_eq!((seated.numbers(1), newcomer.numbers(1)), (vec![20], vec![20]));
-    let shed = relay.metrics().value("autoplay_relay_shed_total", &[("reason", "no_file_descriptor")]);
-    let tries = shed.unwrap();
-    assert!((1.0..200.0).contains(&tries), "it waits between two tries: {tries}");
+}
+
+#[test]
+fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and_subscribers_go_on() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '60s'").start();
+    let mut link = connector.stream();
+    let mut seated = relay.subscribe();
+    let passing_by: Vec<Wire> = (0..PASSING_BY + 1).map(|_| Wire::connect(relay.public)).collect();
+    let answer = wait::value("the places are taken", || {
+        let mut wire = Wire::connect(relay.public);
+        wire.send(http::request(relay.public, "GET", STREAM, &[]));
+        let head = wire.head();
+        (head.status() == 503).then_some(head)
+    });
+    assert!(answer.field("retry-after").is_some() && answer.field("connection") == Some("close"), "{answer:?}");
+    let mut browser = Wire::connect(relay.public);
+    browser.send(http::request(relay.public, "GET", STREAM, &[("Sec-Fetch-Mode", "cors")]));
+    let answer = String::from_utf8(browser.rest()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\r\n\r\nretry: "), "{answer}");
+    assert_shed(&relay, "max_connections", 2.0);
+    assert_shed(&relay, "max_subscribers", 0.0);
+
+    let mut being_told: Vec<Wire> = (0..SURPLUS).map(|_| Wire::connect(relay.public)).collect();
+    let mut beyond = Wire::connect(relay.public);
+    assert_eq!(beyond.rest(), b"", "closed without a word");
+    assert_shed(&relay, "max_connections", 3.0);
+    assert!(being_told.iter_mut().all(|wire| wire.look(Instant::now()) == http::Look::Nothing), "these may still ask");
+    link.event(event(1));
+    assert_eq!(seated.numbers(1), [1]);
+    drop((passing_by, being_told));
+    wait::until("they have gone", || relay.process.open_files() < PASSING_BY);
+    relay.subscribe();
+}
+
+#[test]
+fn what_the_limit_on_files_leaves_to_subscribers_is_all_there_is_and_the_relay_keeps_the_rest() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("head_timeout = '60s'").start_by("prlimit --nofile=400:400");
+    let line = relay.process.log_line(TOO_FEW_FILES);
+    assert_eq!((line["level"].as_str(), line["connections"].as_u64()), (Some("INFO"), Some(200)));
+    let link = connector.stream();
+    let mut seated = relay.subscribe();
+    let crowd: Vec<Wire> = (0..300).map(|_| Wire::connect(relay.public)).collect();
+    wait::until("some are turned away", || shed(&relay, "max_connections") >= 30.0);
+    assert_eq!(shed(&relay, "no_file_descriptor"), 0.0);
+    link.reset();
+    let mut link = connector.stream();
+    assert_eq!(seated.gap().reason(), "upstream_reconnect", "there is a file for the upstream");
+    link.event(event(1));
+    assert_eq!(seated.numbers(1), [1]);
+    drop(crowd);
+}
+
+#[test]
+fn a_low_limit_on_files_is_raised_as_far_as_it_may_be() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).start_by("prlimit --nofile=64:1000");
+    let most = relay.metrics().value("process_max_fds", &[]);
+    assert_eq!(most, Some(1000.0));
+}
+
+fn shed(relay: &Relay, reason: &str) -> f64 {
+    relay.metrics().value("autoplay_relay_shed_total", &[("reason", reason)]).unwrap()
 }
 
 fn limited(server: &str) -> Relay {
@@ -256,3 +332,11 @@ fn assert_shed(relay: &Relay, reason: &str, count: f64) {
 
 /// Nobody listens there.
 const NO_CONNECTOR: &str = "http://127.0.0.1:1/stream/prod_abc";
+
+/// Connections that are let in beside `max_subscribers`.
+const PASSING_BY: usize = 1024;
+
+/// Connections that are told that there is no place.
+const SURPLUS: usize = 64;
+
+const TOO_FEW_FILES: &str = "the limit on open files leaves room for fewer subscribers than server.max_subscribers; raise it (ulimit -n, LimitNOFILE)";

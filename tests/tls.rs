@@ -11,8 +11,7 @@ mod common;
 use std::{
     io::{ErrorKind, Read, Write},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -22,13 +21,10 @@ use common::{
     connector::STREAM_HEAD,
     events::event,
     relay::{Relay, Setup, TOKEN},
+    tls::Authority,
     wait,
 };
-use rustls::{
-    ServerConfig, ServerConnection, StreamOwned,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
-use tempfile::TempDir;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 #[test]
 fn an_upstream_whose_certificate_a_listed_root_has_signed_is_trusted() {
@@ -92,37 +88,6 @@ fn a_redirect_from_https_to_http_goes_without_the_token() {
     let answer = format!("HTTP/1.1 302 Found\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n", plain.url("moved"));
     stream.write_all(answer.as_bytes()).unwrap();
     assert_eq!(plain.accept().request.field("authorization"), None);
-}
-
-/// A certificate authority of one test.
-struct Authority(TempDir);
-
-impl Authority {
-    fn new() -> Self {
-        let authority = Self(tempfile::tempdir().unwrap());
-        authority.openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout ca.key -out ca.pem -subj /CN=test-root");
-        authority
-    }
-
-    fn root(&self) -> PathBuf {
-        self.0.path().join("ca.pem")
-    }
-
-    /// A certificate for these names, and its key.
-    fn issue(&self, names: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-        std::fs::write(self.0.path().join("names"), format!("subjectAltName={names}\n")).unwrap();
-        self.openssl("req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout leaf.key -out leaf.csr -subj /CN=test-leaf");
-        self.openssl(
-            "x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out leaf.pem",
-        );
-        let certificate = CertificateDer::from_pem_file(self.0.path().join("leaf.pem")).unwrap();
-        (vec![certificate], PrivateKeyDer::from_pem_file(self.0.path().join("leaf.key")).unwrap())
-    }
-
-    fn openssl(&self, arguments: &str) {
-        let done = Command::new("openssl").args(arguments.split(' ')).current_dir(self.0.path()).output().unwrap();
-        assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
-    }
 }
 
 /// A connector behind TLS.

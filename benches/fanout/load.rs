@@ -1,8 +1,10 @@
-//! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one `read` a wake-up.
+//! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one `read` a wake-up. Those who speak TLS or
+//! HTTP/2 are in `load/streams.rs`.
+
+mod streams;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -18,6 +20,7 @@ use crate::{
     payload::{PRODUCT, Series, now_us, session_name},
     response::Response,
     tally::{Ledger, Resume, Tally},
+    target::{Door, Way},
 };
 
 /// Who listens to what.
@@ -31,6 +34,8 @@ pub(crate) struct Audience {
     pub(crate) series: Series,
     /// Events before this one are checked, but not timed.
     pub(crate) measured_from: u64,
+    /// Whether they may miss events, if they are told so in that place.
+    pub(crate) may_miss: bool,
     /// Where all of them come back to, who listen to everything then. They have caught up when they are given what is measured.
     pub(crate) resume: Option<Resume>,
 }
@@ -40,7 +45,14 @@ pub(crate) struct Audience {
 pub(crate) struct Load {
     audience: Audience,
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<std::result::Result<Crowd, String>>>,
+    threads: Vec<JoinHandle<std::result::Result<Books, String>>>,
+}
+
+/// What one thread has seen.
+#[derive(Debug)]
+struct Books {
+    tally: Tally,
+    ledgers: Vec<Ledger>,
 }
 
 /// What the threads tell, and are told.
@@ -72,19 +84,32 @@ impl Audience {
         self.resume.map_or(0, |resume| resume.after)
     }
 
-    fn ledger(&self, number: usize) -> Ledger {
+    fn ledger(&self, number: usize, door: Door) -> Ledger {
         let behind = self.measured_from - 1 - self.after();
-        Ledger::new(number, self.own_session.then(|| session_name(number)), self.resume, behind)
+        let ledger = Ledger::new(number, self.own_session.then(|| session_name(number)), self.resume, behind);
+        ledger.at(door, self.may_miss)
     }
 }
 
 /// What a subscriber asks for.
-pub(crate) fn request(target: SocketAddr, session: Option<&str>, resume: Option<Resume>) -> String {
+pub(crate) fn request(door: Door, session: Option<&str>, resume: Option<Resume>) -> String {
     let session = session.map(|session| format!("session_id={session}"));
     let resume = resume.map(|resume| format!("last_event_id={resume}"));
     let query: Vec<String> = session.into_iter().chain(resume).collect();
     let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
-    format!("GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n")
+    let target = door.address;
+    match door.way {
+        Way::Sse | Way::Tls => {
+            format!("GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n")
+        }
+        Way::WebSocket => format!(
+            "GET /ws/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ),
+        // There it is no text: hyper writes it.
+        Way::Http2 => format!("http://{target}/stream/{PRODUCT}{query}"),
+        Way::TlsHttp2 => format!("https://{target}/stream/{PRODUCT}{query}"),
+    }
 }
 
 impl Load {
@@ -93,24 +118,25 @@ impl Load {
     /// # Errors
     ///
     /// When one of them is turned away, or it takes too long.
-    pub(crate) fn connect(target: SocketAddr, audience: Audience) -> Result<Self> {
+    pub(crate) fn connect(target: Door, audience: Audience) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let threads = (0..THREADS).map(|nth| {
             let members = (nth..audience.subscribers).step_by(THREADS);
-            let mut crowd = Crowd {
-                waiting: members.rev().map(|number| audience.ledger(number)).collect(),
-                members: Vec::new(),
-                pending: 0,
+            let books = Books {
                 tally: Tally::new(audience.series.events, audience.measured_from),
+                ledgers: members.map(|number| audience.ledger(number, target)).collect(),
             };
             let shared = Arc::clone(&shared);
-            thread::spawn(move || match crowd.attend(target, &shared) {
-                Ok(()) => Ok(crowd),
-                Err(error) => {
+            thread::spawn(move || {
+                let done = match target.way {
+                    Way::Sse | Way::WebSocket => Crowd::of(books).attend(target, &shared),
+                    Way::Http2 | Way::Tls | Way::TlsHttp2 => streams::attend(target, books, &shared),
+                };
+                done.map_err(|error| {
                     let failure = error.to_string();
                     *shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.clone());
-                    Err(failure)
-                }
+                    failure
+                })
             })
         });
         let load = Self { threads: threads.collect(), audience, shared };
@@ -175,9 +201,9 @@ impl Load {
         let per_session = self.audience.own_session.then(|| series.per_session(after));
         let mut tally = Tally::new(series.events, self.audience.measured_from);
         for thread in self.threads {
-            let crowd = thread.join().map_err(|_| "a thread of the load panicked")??;
-            tally.merge(&crowd.tally);
-            for Member { ledger, .. } in &crowd.members {
+            let books = thread.join().map_err(|_| "a thread of the load panicked")??;
+            tally.merge(&books.tally);
+            for ledger in &books.ledgers {
                 let expected = per_session.as_ref().map_or(series.events - after, |counts| counts[ledger.number]);
                 ledger.close(expected, &mut tally.faults);
             }
@@ -208,8 +234,13 @@ struct Member {
 }
 
 impl Crowd {
+    fn of(Books { tally, mut ledgers }: Books) -> Self {
+        ledgers.reverse(); // the last of them comes first
+        Self { waiting: ledgers, members: Vec::new(), pending: 0, tally }
+    }
+
     /// Connects, reads and checks until told to stop.
-    fn attend(&mut self, target: SocketAddr, shared: &Shared) -> Result<()> {
+    fn attend(mut self, target: Door, shared: &Shared) -> Result<Books> {
         let mut poll = Poll::new()?;
         let mut events = Events::with_capacity(1024);
         let mut buffer = vec![0; READ_BYTES];
@@ -227,15 +258,15 @@ impl Crowd {
             shared.caught_up.fetch_add(self.tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
             shared.connected.fetch_add(pending - self.pending, Ordering::Relaxed);
         }
-        Ok(())
+        Ok(Books { tally: self.tally, ledgers: self.members.into_iter().map(|member| member.ledger).collect() })
     }
 
     /// Begins connections, a bounded number at a time.
-    fn let_in(&mut self, target: SocketAddr, poll: &Poll) -> Result<()> {
+    fn let_in(&mut self, target: Door, poll: &Poll) -> Result<()> {
         while self.pending < MOST_PENDING {
             let Some(mut ledger) = self.waiting.pop() else { break };
             ledger.comes();
-            let mut stream = TcpStream::connect(target).map_err(|error| format!("cannot connect: {error}"))?;
+            let mut stream = TcpStream::connect(target.address).map_err(|error| format!("cannot connect: {error}"))?;
             let token = Token(self.members.len());
             poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
             self.members.push(Member { stream, has_asked: false, is_over: false, response: Response::new(), ledger });
@@ -245,7 +276,7 @@ impl Crowd {
     }
 
     /// Something happened on a connection.
-    fn turn(&mut self, nth: usize, target: SocketAddr, buffer: &mut [u8]) -> Result<()> {
+    fn turn(&mut self, nth: usize, target: Door, buffer: &mut [u8]) -> Result<()> {
         let member = &mut self.members[nth];
         if !member.has_asked {
             let request = request(target, member.ledger.session.as_deref(), member.ledger.resume);

@@ -6,18 +6,25 @@
 //! ```
 //!
 //! ```text
-//! cargo bench --bench fanout -- [--quick] [--pairs N] [--only relay,durable,bare] [A A5 B C D E R S …]
+//! cargo bench --bench fanout -- [--quick] [--pairs N] [--all | --only relay,naive,…] [A A5 B C D L E U R S …]
 //! ```
 //!
 //! | target | is |
 //! |---|---|
 //! | relay | the relay with its log in memory |
 //! | durable | the relay with a store, in a directory of its own beside the build, which must lie on a real disk |
-//! | bare | the least that could be called a relay (`bare.rs`) |
+//! | websocket | the relay with its log in memory, whose subscribers come by WebSocket |
+//! | bare | the least that could be called a relay |
+//! | naive | what one would write in an hour: axum and a broadcast channel |
+//! | nchan | nginx with nchan, where Debian's `nginx-core` and `libnginx-mod-nchan` are installed |
+//! | pushpin | Pushpin, where Debian's `pushpin` is installed |
+//! | h2, tls, tls-h2 | the relay with its log in memory, whose subscribers come by HTTP/2 with prior knowledge, by HTTP/1.1 over TLS, by HTTP/2 over TLS |
+//! | naive-h2, naive-tls, naive-tls-h2 | naive by the same ways: hyper-util's auto builder, before it tokio-rustls |
 //!
-//! `--only` names those that take turns within each pair; without it these are relay and bare. So
-//! `--pairs 5 --only relay,durable A C` tells what the store costs those who listen. R and S need a store: they run against
-//! durable, whatever else is named.
+//! Each has a file in `target/`; what is not the same work is said above the tables. `--only` names those that take turns within each
+//! pair, `--all` all of them; without either these are relay and bare. So `--pairs 5 --only relay,durable A C` tells what the store costs
+//! those who listen. R and S need a store: they run against durable, whatever else is named, and U against relay and durable.
+//! The ways by TLS and HTTP/2 are measured in A, A5 and B. `benches/results.sh` runs everything once and writes `benches/RESULTS.md`; `benches/callgrind.sh` counts instructions (with K).
 //!
 //! | scenario | measures |
 //! |---|---|
@@ -25,7 +32,9 @@
 //! | B | what 10 000 idle subscribers hold in memory and burn in CPU, and when the last of them has an event |
 //! | C | the price of an event that one among 10 000 subscribers gets, and how it grows with those who do not |
 //! | D | whether 1 000 000 deliveries/s are carried without a loss, and how late they come |
+//! | L | how much 200 subscribers can be offered, in steps, before one loses an event or p99 is over 200 ms; and that beyond, of a relay that keeps 256 events, all that is missing is told |
 //! | E | the price of a subscriber who comes and goes, and whether those who stay notice |
+//! | U | an upstream of 100 000 events/s, whose queue of 256 events must never be full; with a store, that what it cannot keep is told, and that who listens notices nothing |
 //! | R | the store, with 1 000 000 events of 1 000 sessions: how fast it takes them, how soon a new process serves from it, when the first old event comes and how fast the others, and what those who listen notice when 1 000 come back at once |
 //! | S | what 1 000 subscribers hold in memory who take nothing, first those who were listening, then as many who come back |
 //!
@@ -44,27 +53,33 @@
 //!   everything missed, the one gap that the restart left, and what is live; all of it is checked.
 //! - **S**: memory is full of events before the first of them come, so what grows is theirs; before the others come back, the relay
 //!   is started anew. These stall at places of their own, so that no two hold the same events. More than 64 KiB each breaks a promise.
+//! - **TLS and HTTP/2**: the load is two threads with a tokio runtime each, hyper and rustls, 100 streams on a connection of HTTP/2, and
+//!   checks what it checks elsewhere. It costs more than what it measures does, and takes turns with it on the same cores; its CPU is not
+//!   counted, only the target's, but it is in the latency, for a time is taken when a stream has its bytes, behind decryption and
+//!   frames. So latencies compare two servers by one way, not two ways. In B they take a handshake each by TLS and HTTP/1.1, and the
+//!   budget for memory is the same as for every connection (ARCHITECTURE.md): 64 KiB.
 //! - **Other things** on the machine spoil all of it: where `cores busy with other things` is not near 0, measure again.
-//! - `bare` (see `bare.rs`) parses no HTTP, keeps nothing, checks nobody, announces nothing. Ratios of the two, taken in turns, mean
-//!   more than absolute numbers.
+//! - **Ratios** of two targets, taken in turns, mean more than absolute numbers. Time and memory are those of a target's whole process
+//!   tree; the shared memory of nginx's workers is not in it.
+//! - **U**: the kernel's buffer before the queue is set to 256 KiB; the relay's own receive buffer is as it comes.
 //!
 //! Exits with 1 when an event was lost, damaged, seen twice, out of order or by the wrong subscriber, when a gap was announced that
-//! was none or one was not, and when stalled subscribers hold more than is promised; never because something was slow. `--quick` is
+//! was none or one was not, and when stalled subscribers hold more than is promised; never because something was slow, and never for what naive, nchan or Pushpin do wrong, which is shown as seen. `--quick` is
 //! a smoke test of about a minute: smaller, and no target but the relay.
 //!
-//! Needs Linux (`/proc`), some 12 000 file descriptors and 4 GB of disk. Runs only under `cargo bench`; as a test it does nothing.
+//! Needs Linux (`/proc`), some 12 000 file descriptors and 4 GB of disk; for TLS also `openssl`. Runs only under `cargo bench`; as a test it does nothing.
 #![allow(
     clippy::indexing_slicing,
     reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"
 )]
 
-mod bare;
 mod histogram;
 mod load;
 mod metrics;
 mod options;
 mod payload;
 mod process;
+mod publisher;
 mod reader;
 mod report;
 mod response;
@@ -72,13 +87,15 @@ mod rig;
 mod scenario;
 mod tally;
 mod target;
+mod tls;
 mod upstream;
 mod visitors;
 
 use std::{error::Error, process::ExitCode};
 
 use options::{Command, Options};
-use report::{Report, Trial};
+use report::{Outcome, Report, Trial};
+use target::Kind;
 
 /// Whatever goes wrong ends the run with a sentence.
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -93,7 +110,8 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Nothing => return ExitCode::SUCCESS,
-        Command::Bare { upstream, pace } => bare::run(upstream, pace).map(|()| ExitCode::SUCCESS),
+        Command::Bare { upstream, pace } => target::bare::run(upstream, pace).map(|()| ExitCode::SUCCESS),
+        Command::Naive { upstream, naive } => target::naive::run(upstream, naive).map(|()| ExitCode::SUCCESS),
         Command::Measure(options) => measure(&options),
     };
     outcome.unwrap_or_else(|error| {
@@ -105,17 +123,21 @@ fn main() -> ExitCode {
 /// Runs what was asked for and prints it, scenario by scenario.
 fn measure(options: &Options) -> Result<ExitCode> {
     println!("{}", process::machine());
+    let kinds = installed(&options.kinds);
     let mut is_sound = true;
     for &scenario in &options.scenarios {
         let mut report = Report::new(scenario, options);
         for pair in 0..options.pairs {
-            let mut kinds = scenario.kinds(&options.kinds);
+            let mut kinds = scenario.kinds(&kinds);
             // Taking turns at being first, so that neither always finds the machine as the other left it.
             if pair % 2 == 1 {
                 kinds.reverse();
             }
             for kind in kinds {
-                let outcome = scenario.run(kind, options.size)?;
+                let outcome = match scenario.run(kind, options.size) {
+                    Err(error) if !kind.is_held_to_account() => Outcome::failed(&*error),
+                    outcome => outcome?,
+                };
                 report.add(Trial { kind, pair, outcome });
             }
         }
@@ -127,4 +149,17 @@ fn measure(options: &Options) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Those of these that can run here. Says of the others why not, and of each what is not the same work as the relay's.
+fn installed(kinds: &[Kind]) -> Vec<Kind> {
+    println!();
+    for kind in kinds {
+        match (kind.missing(), kind.difference()) {
+            (Some(missing), _) => println!("- {kind}: not measured, {missing}"),
+            (None, Some(difference)) => println!("- {kind}: {difference}"),
+            (None, None) => {}
+        }
+    }
+    kinds.iter().copied().filter(|kind| kind.missing().is_none()).collect()
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use crate::{
     Result,
     scenario::{Scenario, Size},
-    target::{BARE, Kind, Pace},
+    target::{BARE, Kind, NAIVE, Naive, Pace},
 };
 
 /// What this process is to do.
@@ -19,6 +19,13 @@ pub(crate) enum Command {
         upstream: SocketAddr,
         /// Whether it gathers what is pending.
         pace: Pace,
+    },
+    /// Be the obvious server that another process of this executable measures.
+    Naive {
+        /// Where the events come from.
+        upstream: SocketAddr,
+        /// How it listens.
+        naive: Naive,
     },
     /// Measure.
     Measure(Options),
@@ -48,6 +55,10 @@ impl Command {
         if arguments.next_if(|first| first == BARE).is_some() {
             return Self::bare(arguments);
         }
+        if arguments.next_if(|first| first == NAIVE).is_some() {
+            let upstream = value(NAIVE, arguments.next())?;
+            return Ok(Self::Naive { upstream, naive: value(NAIVE, arguments.next())? });
+        }
         let mut is_bench = false;
         let mut options =
             Options { scenarios: Vec::new(), kinds: vec![Kind::Relay, Kind::Bare], pairs: 1, size: Size::Full };
@@ -58,6 +69,7 @@ impl Command {
                     options.size = Size::Quick;
                     options.kinds = vec![Kind::Relay];
                 }
+                "--all" => options.kinds = Kind::ALL.to_vec(),
                 "--pairs" => options.pairs = value(&argument, arguments.next())?,
                 "--only" => options.kinds = list(&argument, arguments.next())?,
                 _ if !is_bench && argument.starts_with('-') => return Ok(Self::Nothing), // the test harness' own
@@ -90,5 +102,4 @@ fn list<T: std::str::FromStr>(name: &str, text: Option<String>) -> Result<Vec<T>
 }
 
 /// Said after whatever was wrong.
-pub(crate) const USAGE: &str =
-    "usage: cargo bench --bench fanout -- [--quick] [--pairs N] [--only relay,durable,bare] [A A5 B C D E R S …]";
+pub(crate) const USAGE: &str = "usage: cargo bench --bench fanout -- [--quick] [--pairs N] [--all | --only relay,durable,websocket,bare,naive,nchan,pushpin,h2,naive-h2,tls,naive-tls,tls-h2,naive-tls-h2] [A A5 B C D L E U R S …]";

@@ -11,6 +11,26 @@ use std::{
 
 use crate::Result;
 
+/// A process and all that it has started and that those have, itself first.
+pub(crate) fn family(pid: u32) -> Vec<u32> {
+    let mut family = vec![pid];
+    let mut at = 0;
+    while let Some(&member) = family.get(at) {
+        at += 1;
+        let threads = fs::read_dir(format!("/proc/{member}/task")).into_iter().flatten().flatten();
+        for thread in threads {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            family.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+    }
+    family
+}
+
+/// User and system time of all threads of a process and its family since they began.
+pub(crate) fn family_cpu(pid: u32) -> Result<Duration> {
+    family(pid).into_iter().map(cpu).sum()
+}
+
 /// User and system time of all threads of a process since it began.
 pub(crate) fn cpu(pid: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
@@ -37,8 +57,12 @@ fn of_ticks(ticks: u64) -> Duration {
     Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
 }
 
-/// Memory that a process has for itself, in KiB.
+/// Memory that a process and its family have for themselves, in KiB. What they share among them is not in it.
 pub(crate) fn private_kib(pid: u32) -> Result<f64> {
+    family(pid).into_iter().map(own_private_kib).sum()
+}
+
+fn own_private_kib(pid: u32) -> Result<f64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let private = rollup.lines().filter(|line| line.starts_with("Private_"));
     let kib = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use crate::{
     payload::now_us,
     response::Response,
     tally::{Ledger, Tally},
+    target::Door,
 };
 
 /// A connection on which the question has been asked.
@@ -26,17 +27,17 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// Connects and asks.
-    pub(crate) fn ask(target: SocketAddr, mut ledger: Ledger) -> Result<Self> {
+    pub(crate) fn ask(target: Door, mut ledger: Ledger) -> Result<Self> {
         ledger.comes();
-        Self::begin(TcpStream::connect(target)?, target, ledger)
+        Self::begin(TcpStream::connect(target.address)?, target, ledger)
     }
 
     /// Connects with a window so small that the target's socket is soon full, asks, and reads the head.
-    pub(crate) fn stall(target: SocketAddr, mut ledger: Ledger) -> Result<Self> {
+    pub(crate) fn stall(target: Door, mut ledger: Ledger) -> Result<Self> {
         ledger.comes();
-        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+        let socket = Socket::new(Domain::for_address(target.address), Type::STREAM, None)?;
         socket.set_recv_buffer_size(SMALL_WINDOW_BYTES)?;
-        socket.connect(&target.into())?;
+        socket.connect(&target.address.into())?;
         let mut reader = Self::begin(socket.into(), target, ledger)?;
         let mut byte = [0];
         while !reader.response.has_begun() {
@@ -46,7 +47,7 @@ impl Reader {
         Ok(reader)
     }
 
-    fn begin(mut stream: TcpStream, target: SocketAddr, ledger: Ledger) -> Result<Self> {
+    fn begin(mut stream: TcpStream, target: Door, ledger: Ledger) -> Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(request(target, ledger.session.as_deref(), ledger.resume).as_bytes())?;
         Ok(Self { stream, response: Response::new(), ledger })
@@ -58,11 +59,24 @@ impl Reader {
     ///
     /// When nothing comes any more before that.
     pub(crate) fn read_until(&mut self, events: u64, tally: &mut Tally) -> Result<Duration> {
+        self.read_while(|ledger| ledger.received < events, tally)
+    }
+
+    /// Reads until it has this event, or a later one.
+    ///
+    /// # Errors
+    ///
+    /// When nothing comes any more before that.
+    pub(crate) fn read_through(&mut self, event: u64, tally: &mut Tally) -> Result<Duration> {
+        self.read_while(|ledger| ledger.last_sequence() < event, tally)
+    }
+
+    fn read_while(&mut self, is_missing: impl Fn(&Ledger) -> bool, tally: &mut Tally) -> Result<Duration> {
         let mut buffer = vec![0; READ_BYTES];
-        while self.ledger.received < events {
+        while is_missing(&self.ledger) {
             let length = self.stream.read(&mut buffer).map_err(|error| {
                 let received = self.ledger.received;
-                format!("a reader has {received} of {events} events, and no more come: {error}")
+                format!("a reader has {received} events, and no more come: {error}")
             })?;
             let (ledger, now_us) = (&mut self.ledger, now_us());
             self.response.feed(&buffer[..length], |block| tally.enter(ledger, block, now_us))?;

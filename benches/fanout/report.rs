@@ -37,6 +37,11 @@ impl Outcome {
         outcome
     }
 
+    /// Nothing to measure.
+    pub(crate) fn failed(error: &(dyn std::error::Error + Send + Sync)) -> Self {
+        Self { remarks: vec![format!("no result: {error}")], ..Self::default() }
+    }
+
     /// Adds a number that is compared.
     pub(crate) fn compare(&mut self, name: &'static str, value: f64) {
         self.add(name, value, true);
@@ -103,7 +108,7 @@ impl Report {
 
     /// Whether nothing happened that should not.
     pub(crate) fn is_sound(&self) -> bool {
-        self.trials.iter().all(|trial| trial.outcome.faults.is_none())
+        self.trials.iter().all(|trial| trial.outcome.faults.is_none() || !trial.kind.is_held_to_account())
     }
 
     fn of(&self, kind: Kind) -> impl Iterator<Item = &Trial> {
@@ -139,7 +144,8 @@ impl Display for Report {
         let columns = kinds.iter().map(Kind::to_string).chain(ratios.iter().map(|(kind, to)| format!("{kind} / {to}")));
         let columns: Vec<String> = columns.collect();
         writeln!(formatter, "| | {} |\n|---|{}", columns.join(" | "), "---:|".repeat(columns.len()))?;
-        let measures = self.trials.first().map_or(&[][..], |trial| &trial.outcome.measures);
+        let longest = self.trials.iter().max_by_key(|trial| trial.outcome.measures.len());
+        let measures = longest.map_or(&[][..], |trial| &trial.outcome.measures);
         for Measure { name, is_compared, .. } in measures {
             let values = kinds.iter().map(|kind| self.median(*kind, name));
             let ratios = ratios.iter().map(|pair| self.ratio(*pair, name).filter(|_| *is_compared));
@@ -147,13 +153,14 @@ impl Display for Report {
             writeln!(formatter, "| {name} | {} |", cells.join(" | "))?;
         }
         for kind in kinds {
+            let fault = if kind.is_held_to_account() { "FAULT" } else { "seen" };
             let mut faults = Faults::default();
             self.of(kind).for_each(|trial| faults.merge(&trial.outcome.faults));
             for (name, count) in faults.counts().iter().filter(|(_, count)| *count > 0) {
-                writeln!(formatter, "\nFAULT, {kind}: {count} {name}")?;
+                writeln!(formatter, "\n{fault}, {kind}: {count} {name}")?;
             }
             for words in &faults.words {
-                writeln!(formatter, "\nFAULT, {kind}: {words}")?;
+                writeln!(formatter, "\n{fault}, {kind}: {words}")?;
             }
             for remark in self.of(kind).flat_map(|trial| &trial.outcome.remarks) {
                 writeln!(formatter, "\nlogged by {kind}: {remark}")?;
@@ -164,8 +171,16 @@ impl Display for Report {
 }
 
 /// What is compared with what, where both have run.
-const RATIOS: [(Kind, Kind); 3] =
-    [(Kind::Relay, Kind::Bare), (Kind::Durable, Kind::Relay), (Kind::Durable, Kind::Bare)];
+const RATIOS: [(Kind, Kind); 8] = [
+    (Kind::Relay, Kind::Bare),
+    (Kind::Durable, Kind::Relay),
+    (Kind::Durable, Kind::Bare),
+    (Kind::WebSocket, Kind::Relay),
+    (Kind::Relay, Kind::Naive),
+    (Kind::Http2, Kind::NaiveHttp2),
+    (Kind::Tls, Kind::NaiveTls),
+    (Kind::TlsHttp2, Kind::NaiveTlsHttp2),
+];
 
 /// The middle one, or the middle of the middle two; none of none.
 pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
@@ -177,7 +192,7 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 /// With about three digits that mean something.
 fn shown(value: Option<f64>) -> String {
-    match value {
+    match value.filter(|value| value.is_finite()) {
         None => String::new(),
         Some(value) if value.abs() >= 100.0 => grouped(value),
         Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),

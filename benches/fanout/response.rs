@@ -1,4 +1,5 @@
-//! What a subscriber reads: an HTTP/1.1 head, chunks, and in them the blocks of an event stream. However it is cut.
+//! What a subscriber reads: an HTTP/1.1 head, then the blocks of an event stream, in chunks or not, or the frames of a
+//! WebSocket, which are shown as the same blocks. However it is cut.
 //!
 //! Whole blocks are read where they lie; only what is unfinished at the end of a read is kept.
 
@@ -22,7 +23,11 @@ enum Place {
     Data(usize),
     /// In the line end behind a chunk's data.
     DataEnd,
-    /// Behind the last chunk.
+    /// In a body without chunks, which ends with the connection.
+    Plain,
+    /// In the frames of a WebSocket.
+    Frames,
+    /// Behind the last chunk or frame.
     End,
 }
 
@@ -43,6 +48,11 @@ impl Response {
         Self { place: Place::Head, rest: Vec::new() }
     }
 
+    /// Behind its head, which somebody else has read, with as many chunks as that one shows.
+    pub(crate) fn body() -> Self {
+        Self { place: Place::Plain, rest: Vec::new() }
+    }
+
     /// Whether the head has been read.
     pub(crate) fn has_begun(&self) -> bool {
         self.place != Place::Head
@@ -57,7 +67,7 @@ impl Response {
     ///
     /// # Errors
     ///
-    /// When it is not a chunked 200 with an event stream.
+    /// When it is neither a 200 nor a 101, or cannot be read.
     pub(crate) fn feed(&mut self, bytes: &[u8], mut see: impl FnMut(Block<'_>)) -> Result<(), String> {
         let joined;
         let mut bytes = bytes;
@@ -67,21 +77,32 @@ impl Response {
                 return Ok(());
             };
             joined = std::mem::take(&mut self.rest);
-            check_head(&joined[..end])?;
-            self.place = Place::Size(None);
+            self.place = behind_head(&joined[..end])?;
             bytes = &joined[end + 4..];
         }
         while let Some((&byte, behind)) = bytes.split_first() {
             match self.place {
                 Place::Data(left) => {
                     let (data, behind) = bytes.split_at(left.min(bytes.len()));
-                    self.blocks(data, &mut see);
+                    self.keep_unread(data, |data| Ok(read_blocks(data, &mut see)))?;
                     bytes = behind;
                     self.place = match left - data.len() {
                         0 => Place::DataEnd,
                         left => Place::Data(left),
                     };
                     continue;
+                }
+                Place::Plain => {
+                    self.keep_unread(bytes, |bytes| Ok(read_blocks(bytes, &mut see)))?;
+                    return Ok(());
+                }
+                Place::Frames => {
+                    let mut is_closed = false;
+                    self.keep_unread(bytes, |bytes| read_frames(bytes, &mut see, &mut is_closed))?;
+                    if is_closed {
+                        self.place = Place::End;
+                    }
+                    return Ok(());
                 }
                 Place::Size(size) => self.place = in_size(size, byte)?,
                 Place::DataEnd if byte == b'\n' => self.place = Place::Size(None),
@@ -94,16 +115,17 @@ impl Response {
         Ok(())
     }
 
-    /// Shows the whole blocks up to the end of `data` and keeps the rest.
-    fn blocks(&mut self, data: &[u8], see: &mut impl FnMut(Block<'_>)) {
+    /// Has what was kept read together with `data`, and keeps what `read` does not use of it.
+    fn keep_unread(&mut self, data: &[u8], mut read: impl FnMut(&[u8]) -> Result<usize, String>) -> Result<(), String> {
         if self.rest.is_empty() {
-            let used = read_blocks(data, see);
+            let used = read(data)?;
             self.rest.extend_from_slice(&data[used..]);
-            return;
+            return Ok(());
         }
         self.rest.extend_from_slice(data);
-        let used = read_blocks(&self.rest, see);
+        let used = read(&self.rest)?;
         self.rest.drain(..used);
+        Ok(())
     }
 }
 
@@ -119,13 +141,16 @@ fn in_size(size: Option<usize>, byte: u8) -> Result<Place, String> {
     }
 }
 
-fn check_head(head: &[u8]) -> Result<(), String> {
+fn behind_head(head: &[u8]) -> Result<Place, String> {
     let is_chunked = || memmem::find(&head.to_ascii_lowercase(), b"transfer-encoding: chunked").is_some();
-    if head.starts_with(b"HTTP/1.1 200 ") && is_chunked() {
-        return Ok(());
+    if head.starts_with(b"HTTP/1.1 200 ") {
+        return Ok(if is_chunked() { Place::Size(None) } else { Place::Plain });
+    }
+    if head.starts_with(b"HTTP/1.1 101 ") {
+        return Ok(Place::Frames);
     }
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    Err(format!("answered {:?}, not 200 in chunks", String::from_utf8_lossy(line)))
+    Err(format!("answered {:?}, neither 200 nor 101", String::from_utf8_lossy(line)))
 }
 
 /// Shows every whole block and returns where the last one ends.
@@ -148,6 +173,43 @@ fn read_blocks(bytes: &[u8], see: &mut impl FnMut(Block<'_>)) -> usize {
         }
     }
     used
+}
+
+/// Shows every whole message and returns where the last frame ends. The relay sends each message in one frame.
+fn read_frames(bytes: &[u8], see: &mut impl FnMut(Block<'_>), is_closed: &mut bool) -> Result<usize, String> {
+    let mut used = 0;
+    loop {
+        let frame = &bytes[used..];
+        let (Some(first), Some(length)) = (frame.first(), frame.get(1)) else { return Ok(used) };
+        let (length, start) = match (*length, frame.get(2..4), frame.get(2..10)) {
+            (126, Some(&[high, low]), _) => (usize::from(u16::from_be_bytes([high, low])), 4),
+            (127, _, Some(length)) => (length.iter().fold(0, |value, byte| value << 8 | usize::from(*byte)), 10),
+            (126 | 127, ..) => return Ok(used),
+            (length @ ..126, ..) => (usize::from(length), 2),
+            (length, ..) => return Err(format!("byte {length} where a server's frame has its length")),
+        };
+        let Some(message) = frame.get(start..start + length) else { return Ok(used) };
+        used += start + length;
+        match first {
+            0x81 => see(message_block(message).ok_or("a message that is not as promised")?),
+            0x88 => *is_closed = true,
+            0x89 => {} // a ping: a subscriber that only listens may leave it
+            _ => return Err(format!("byte {first} at the beginning of a frame")),
+        }
+    }
+}
+
+/// `{"id":"…","event":"…","data":…}`, where `data` may be missing.
+fn message_block(message: &[u8]) -> Option<Block<'_>> {
+    let (id, rest) = until_quote(message.strip_prefix(br#"{"id":""#)?)?;
+    let (name, rest) = until_quote(rest.strip_prefix(br#","event":""#)?)?;
+    let data = rest.strip_prefix(br#","data":"#).and_then(|data| data.strip_suffix(b"}"));
+    Some(Block { id: Some(id), name: (name != b"message").then_some(name), data })
+}
+
+fn until_quote(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = memchr(b'"', text)?;
+    Some((&text[..end], &text[end + 1..]))
 }
 
 const MAX_CHUNK_BYTES: usize = 1 << 24;

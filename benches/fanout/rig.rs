@@ -1,7 +1,6 @@
 //! One run's set-up: an upstream and a target, and what is read off the target.
 
 use std::{
-    net::SocketAddr,
     ops::RangeInclusive,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
@@ -15,18 +14,41 @@ use crate::{
     metrics::Metrics,
     payload::{PRODUCT, Series},
     process,
+    publisher::Publisher,
     report::Outcome,
-    target::{Kind, Pace, Restart, Target},
-    upstream::{Stream, Upstream},
+    target::{Door, Kind, Pace, Restart, Target},
+    upstream::{Flood, Stream, Upstream},
 };
 
-/// A target with its upstream connected.
+/// A target with its events' source connected.
 #[derive(Debug)]
 pub(crate) struct Rig {
     // In this order: the target is killed before its upstream is gone and it has to complain.
     target: Target,
-    upstream: Stream,
+    source: Source,
+    kind: Kind,
     disturbance: f64,
+}
+
+/// Where the events come from.
+#[derive(Debug)]
+enum Source {
+    /// A connector that the target reads.
+    Stream(Stream),
+    /// Somebody who publishes them.
+    Publisher(Publisher),
+}
+
+impl Source {
+    /// # Errors
+    ///
+    /// When there is none, because events are published.
+    fn stream(&mut self) -> Result<&mut Stream> {
+        match self {
+            Self::Stream(stream) => Ok(stream),
+            Self::Publisher(_) => Err("the target reads no stream".into()),
+        }
+    }
 }
 
 impl Rig {
@@ -34,13 +56,27 @@ impl Rig {
     pub(crate) fn start(kind: Kind, pace: Pace) -> Result<Self> {
         let upstream = Upstream::listen()?;
         let target = Target::start(kind, upstream.address()?, pace)?;
-        let upstream = upstream.accept()?;
-        Ok(Self { target, upstream, disturbance: 0.0 })
+        Self::connect(kind, target, upstream)
+    }
+
+    /// Starts a relay that keeps few events, and its upstream.
+    pub(crate) fn forgetful(kind: Kind, events: usize) -> Result<Self> {
+        let upstream = Upstream::listen()?;
+        let target = Target::forgetful(upstream.address()?, events)?;
+        Self::connect(kind, target, upstream)
+    }
+
+    fn connect(kind: Kind, target: Target, upstream: Upstream) -> Result<Self> {
+        let source = match target.publishing {
+            Some(publishing) => Source::Publisher(Publisher::open(publishing)?),
+            None => Source::Stream(upstream.accept()?),
+        };
+        Ok(Self { target, source, kind, disturbance: 0.0 })
     }
 
     /// Where subscribers go.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.target.address
+    pub(crate) fn door(&self) -> Door {
+        self.kind.door(self.target.address)
     }
 
     /// The target's process.
@@ -57,14 +93,14 @@ impl Rig {
     pub(crate) fn cpu_of<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<(Duration, T)> {
         let pid = self.target.pid();
         let start = Instant::now();
-        let (before, others) = (process::cpu(pid)?, others_cpu(pid)?);
+        let (before, others) = (process::family_cpu(pid)?, others_cpu()?);
         let done = work(self).map_err(|error| match self.target.has_ended() {
             Some(status) => format!("the target ended ({status}): {error}").into(),
             None => error,
         })?;
-        let others = others_cpu(pid)?.saturating_sub(others).div_duration_f64(start.elapsed());
+        let others = others_cpu()?.saturating_sub(others).div_duration_f64(start.elapsed());
         self.disturbance = self.disturbance.max(others);
-        Ok((process::cpu(pid)?.saturating_sub(before), done))
+        Ok((process::family_cpu(pid)?.saturating_sub(before), done))
     }
 
     /// Sends the whole series and waits until everybody has it. Returns how late the upstream was at the worst.
@@ -81,7 +117,11 @@ impl Rig {
         per_second: u64,
     ) -> Result<Duration> {
         let last = *events.end();
-        let late = self.upstream.send(audience.series, events, per_second as f64)?;
+        let (series, per_second) = (audience.series, per_second as f64);
+        let late = match &mut self.source {
+            Source::Stream(stream) => stream.send(series, events, per_second)?,
+            Source::Publisher(publisher) => publisher.send(series, audience.own_session, events, per_second)?,
+        };
         load.wait_for(audience.deliveries_through(last))?;
         Ok(late)
     }
@@ -92,14 +132,14 @@ impl Rig {
         series: Series,
         first: u64,
         per_second: u64,
-        work: impl FnOnce(SocketAddr) -> Result<T>,
+        work: impl FnOnce(Door) -> Result<T>,
     ) -> Result<(u64, T)> {
-        let Self { target, upstream, .. } = self;
+        let (door, upstream) = (self.door(), self.source.stream()?);
         let (is_done, mut last) = (AtomicBool::new(false), first - 1);
         let done = thread::scope(|scope| {
             let events = (first..).take_while(|_| !is_done.load(Ordering::Relaxed)).inspect(|event| last = *event);
             let sender = scope.spawn(|| upstream.send(series, events, per_second as f64));
-            let done = work(target.address);
+            let done = work(door);
             is_done.store(true, Ordering::Relaxed);
             sender.join().map_err(|_| "the upstream's thread panicked")??;
             done
@@ -127,15 +167,20 @@ impl Rig {
             let room = last.min(first - 1 + (kept - before) + MOST_UNKEPT);
             while sent < room {
                 let next = room.min(sent + POURED_AT_ONCE);
-                self.upstream.pour(series, sent + 1..=next)?;
+                self.source.stream()?.pour(series, sent + 1..=next)?;
                 sent = next;
             }
             thread::sleep(BETWEEN_LOOKS);
         }
     }
 
+    /// Sends events as they come due, without waiting for the target: a connector with its queue.
+    pub(crate) fn flood(&mut self, series: Series, events: RangeInclusive<u64>, per_second: f64) -> Result<Flood> {
+        self.source.stream()?.flood(series, events, per_second)
+    }
+
     /// How many entries the target's store has.
-    fn kept(&self) -> Result<u64> {
+    pub(crate) fn kept(&self) -> Result<u64> {
         let metrics = self.metrics()?.ok_or("the target has no metrics")?;
         Ok(metrics.sum(&format!(r#"autoplay_relay_log_events{{product_id="{PRODUCT}",tier="disk"}}"#)) as u64)
     }
@@ -157,10 +202,17 @@ impl Rig {
 
     /// Ends the target in order and starts it again on what it has kept.
     pub(crate) fn restart(self, outcome: &mut Outcome) -> Result<(Self, Restart)> {
-        let Self { target, upstream, disturbance } = self;
+        let Self { target, source, kind, disturbance } = self;
+        let Source::Stream(upstream) = source else { return Err("the target reads no stream".into()) };
         let (target, restart) = target.restart(&mut outcome.remarks)?;
-        let upstream = upstream.closed().accept()?;
-        Ok((Self { target, upstream, disturbance }, restart))
+        let source = Source::Stream(upstream.closed().accept()?);
+        Ok((Self { target, source, kind, disturbance }, restart))
+    }
+
+    /// Ends the target in order, for what has watched it to write down what it saw.
+    pub(crate) fn stop(self, outcome: &mut Outcome) -> Result<()> {
+        self.target.stop(&mut outcome.remarks)?;
+        Ok(())
     }
 
     /// Whatever is wrong with the target goes into the books. Then it is killed.
@@ -168,7 +220,7 @@ impl Rig {
         if let Some(status) = self.target.has_ended() {
             outcome.faults.words.push(format!("the target ended: {status}"));
         }
-        if self.upstream.was_reconnected() {
+        if self.source.stream().is_ok_and(|stream| stream.was_reconnected()) {
             outcome.faults.words.push("the target came a second time for its events".to_owned());
         }
         outcome.remarks.extend(self.target.complaints());
@@ -176,10 +228,9 @@ impl Rig {
     }
 }
 
-/// What the machine has worked for neither the target nor this process.
-fn others_cpu(target: u32) -> Result<Duration> {
-    let ours = process::cpu(target)? + process::cpu(std::process::id())?;
-    Ok(process::machine_cpu()?.saturating_sub(ours))
+/// What the machine has worked for neither this process nor the target, which this process has started.
+fn others_cpu() -> Result<Duration> {
+    Ok(process::machine_cpu()?.saturating_sub(process::family_cpu(std::process::id())?))
 }
 
 /// Events on the way into the store: many commits' worth, and a fraction of what the relay holds in memory.

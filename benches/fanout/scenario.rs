@@ -2,14 +2,20 @@
 
 mod broadcast;
 mod coming;
+mod counted;
+mod decode;
 mod idle;
 mod sessions;
 mod stalled;
+mod steps;
 mod store;
 
 use std::{str::FromStr, time::Duration};
 
-use self::{broadcast::Broadcast, coming::Coming, idle::Idle, sessions::Sessions, stalled::Stalled, store::Store};
+use self::{
+    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle, sessions::Sessions,
+    stalled::Stalled, steps::Steps, store::Store,
+};
 use crate::{Result, histogram::Histogram, options::USAGE, report::Outcome, target::Kind};
 
 /// One kind of work.
@@ -25,12 +31,20 @@ pub(crate) enum Scenario {
     C,
     /// As much as there is.
     D,
+    /// More and more, up to what is too much.
+    L,
     /// Coming and going.
     E,
+    /// One upstream at a very high rate.
+    U,
     /// The store: filling it, finding it again, reading it.
     R,
     /// Those who take nothing.
     S,
+    /// Little, to be counted.
+    K,
+    /// The same, and some more.
+    K2,
 }
 
 /// How large.
@@ -43,14 +57,18 @@ pub(crate) enum Size {
 }
 
 impl Scenario {
-    /// All, in the order in which they run.
-    pub(crate) const ALL: [Self; 8] = [Self::A, Self::A5, Self::B, Self::C, Self::D, Self::E, Self::R, Self::S];
+    /// All that measure, in the order in which they run.
+    pub(crate) const ALL: [Self; 10] =
+        [Self::A, Self::A5, Self::B, Self::C, Self::D, Self::L, Self::E, Self::U, Self::R, Self::S];
 
-    /// Which of these targets it runs against. Where the store is what is measured, that is the one which has one.
+    /// Which of these targets it runs against. Where the store is what is measured, that is the one which has one; TLS and HTTP/2 are
+    /// measured where everybody listens from beginning to end.
     pub(crate) fn kinds(self, wanted: &[Kind]) -> Vec<Kind> {
         match self {
             Self::R | Self::S => vec![Kind::Durable],
-            _ => wanted.to_vec(),
+            Self::U => vec![Kind::Relay, Kind::Durable],
+            Self::A | Self::A5 | Self::B => wanted.to_vec(),
+            _ => wanted.iter().copied().filter(|kind| !kind.is_layered()).collect(),
         }
     }
 
@@ -62,9 +80,13 @@ impl Scenario {
             Self::B => Idle::new(size).title(),
             Self::C => Sessions::new(size).title(),
             Self::D => Broadcast::full(size).title("D"),
+            Self::L => Steps::new(size).title(),
             Self::E => Coming::new(size).title(),
+            Self::U => Decode::new(size).title(),
             Self::R => Store::new(size).title(),
             Self::S => Stalled::new(size).title(),
+            Self::K => Counted::few().title(),
+            Self::K2 => Counted::more().title(),
         }
     }
 
@@ -80,9 +102,13 @@ impl Scenario {
             Self::B => Idle::new(size).run(kind),
             Self::C => Sessions::new(size).run(kind),
             Self::D => Broadcast::full(size).run(kind),
+            Self::L => Steps::new(size).run(kind),
             Self::E => Coming::new(size).run(kind),
+            Self::U => Decode::new(size).run(kind),
             Self::R => Store::new(size).run(),
             Self::S => Stalled::new(size).run(),
+            Self::K => Counted::few().run(kind),
+            Self::K2 => Counted::more().run(kind),
         };
         outcome.map_err(|error| format!("{}, {kind}: {error}", self.title(size)).into())
     }
@@ -93,7 +119,11 @@ impl FromStr for Scenario {
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         let named = |scenario: &Self| format!("{scenario:?}") == text;
-        Self::ALL.into_iter().find(named).ok_or_else(|| format!("there is no scenario {text:?}\n{USAGE}"))
+        Self::ALL
+            .into_iter()
+            .chain([Self::K, Self::K2])
+            .find(named)
+            .ok_or_else(|| format!("there is no scenario {text:?}\n{USAGE}"))
     }
 }
 

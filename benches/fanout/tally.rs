@@ -9,6 +9,7 @@ use crate::{
     histogram::Histogram,
     payload::{Template, now_us, number},
     response::Block,
+    target::Door,
 };
 
 /// Where somebody comes back to.
@@ -51,6 +52,19 @@ pub(crate) struct Ledger {
     last_id: u64,
     /// The event behind which a gap is to be announced, until it is.
     gap_behind: Option<u64>,
+    /// Whether its events have the relay's ids, and nothing comes without data.
+    is_strict: bool,
+    misses: Misses,
+}
+
+/// Whether somebody may miss events.
+#[derive(Clone, Copy, Debug, Default)]
+struct Misses {
+    may_be: bool,
+    /// A gap was announced behind the last event.
+    is_announced: bool,
+    /// Events that were missing where a gap was announced.
+    announced: u64,
 }
 
 impl Ledger {
@@ -68,12 +82,29 @@ impl Ledger {
             epoch: resume.map_or(0, |resume| resume.epoch),
             last_id: after,
             gap_behind: resume.map(|resume| resume.gap_behind),
+            is_strict: true,
+            misses: Misses::default(),
         }
+    }
+
+    /// The same, coming in there, and perhaps allowed to miss what it is told that it misses.
+    pub(crate) fn at(self, door: Door, may_miss: bool) -> Self {
+        Self { is_strict: door.is_strict, misses: Misses { may_be: may_miss, ..self.misses }, ..self }
+    }
+
+    /// Notes a gap notice. False when there should be none.
+    fn gap(&mut self) -> bool {
+        if self.gap_behind == Some(self.last_sequence) {
+            self.gap_behind = None;
+            return true;
+        }
+        self.misses.is_announced = self.misses.may_be;
+        self.misses.may_be
     }
 
     /// What should have happened by the end and did not, when `expected` events should have come.
     pub(crate) fn close(&self, expected: u64, faults: &mut Faults) {
-        faults.lost += expected.saturating_sub(self.received);
+        faults.lost += expected.saturating_sub(self.received + self.misses.announced);
         faults.unannounced += u64::from(self.gap_behind.is_some());
     }
 
@@ -85,6 +116,11 @@ impl Ledger {
     /// How long it has been there.
     pub(crate) fn since_it_came(&self) -> Duration {
         Duration::from_micros(now_us().saturating_sub(self.came_us))
+    }
+
+    /// The last event it got.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.last_sequence
     }
 
     /// The epoch of the last id it got.
@@ -100,6 +136,10 @@ pub(crate) struct Tally {
     measured_from: u64,
     /// Events that arrived, at all of them.
     pub(crate) received: u64,
+    /// Gaps that were announced where they may be.
+    pub(crate) gaps: u64,
+    /// Events that were missing there.
+    pub(crate) missed: u64,
     /// What should not have happened.
     pub(crate) faults: Faults,
     /// From sent to received, in microseconds.
@@ -140,6 +180,8 @@ impl Tally {
             template: Template::new(),
             measured_from,
             received: 0,
+            gaps: 0,
+            missed: 0,
             faults: Faults::default(),
             latency: Histogram::new(),
             latency_before: Histogram::new(),
@@ -156,8 +198,9 @@ impl Tally {
     /// Enters what `ledger`'s subscriber received.
     pub(crate) fn enter(&mut self, ledger: &mut Ledger, block: Block<'_>, now_us: u64) {
         match block.name {
+            None if block.data.is_none() && !ledger.is_strict => {} // a comment, or the time before reconnecting
             None => self.event(ledger, block, now_us),
-            Some(b"gap") if ledger.gap_behind == Some(ledger.last_sequence) => ledger.gap_behind = None,
+            Some(b"gap") if ledger.gap() => self.gaps += 1,
             Some(b"gap") => self.faults.gaps += 1,
             Some(b"heartbeat") => {}
             Some(_) => self.faults.damaged += 1,
@@ -167,10 +210,17 @@ impl Tally {
     fn event(&mut self, ledger: &mut Ledger, block: Block<'_>, now_us: u64) {
         let id = block.id.and_then(parts_of_id);
         let event = block.data.and_then(|data| self.template.read(data));
+        // Ids of others are their own affair: theirs are taken to grow with the events.
+        let id = id.filter(|_| ledger.is_strict).or_else(|| (!ledger.is_strict).then_some((0, ledger.last_id + 1)));
         let (Some((epoch, id)), Some(event)) = (id, event) else {
             self.faults.damaged += 1;
             return;
         };
+        if std::mem::take(&mut ledger.misses.is_announced) {
+            let missed = event.sequence.saturating_sub(ledger.last_sequence + 1);
+            ledger.misses.announced += missed;
+            self.missed += missed;
+        }
         let is_foreign = ledger.session.as_ref().is_some_and(|own| own.as_bytes() != event.session);
         let is_misordered = event.sequence <= ledger.last_sequence || (epoch, id) <= (ledger.epoch, ledger.last_id);
         self.faults.foreign += u64::from(is_foreign);
@@ -196,6 +246,8 @@ impl Tally {
     /// Adds another's entries.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.received += other.received;
+        self.gaps += other.gaps;
+        self.missed += other.missed;
         self.latency.merge(&other.latency);
         self.latency_before.merge(&other.latency_before);
         self.caught_up_us.merge(&other.caught_up_us);

@@ -3,14 +3,13 @@
 use std::{
     collections::{HashMap, VecDeque},
     io::{ErrorKind, Read, Write},
-    net::SocketAddr,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
-use crate::{Result, histogram::Histogram, load::request, payload::now_us, response::Response};
+use crate::{Result, histogram::Histogram, load::request, payload::now_us, response::Response, target::Door};
 
 /// How many come.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +39,7 @@ pub(crate) struct Visits {
 
 impl Visiting {
     /// Begins on a thread of its own.
-    pub(crate) fn start(self, target: SocketAddr) -> JoinHandle<Result<Visits>> {
+    pub(crate) fn start(self, target: Door) -> JoinHandle<Result<Visits>> {
         thread::spawn(move || Street::new(target)?.receive(self))
     }
 }
@@ -48,7 +47,7 @@ impl Visiting {
 /// Where they come from.
 #[derive(Debug)]
 struct Street {
-    target: SocketAddr,
+    target: Door,
     poll: Poll,
     visitors: HashMap<Token, Visitor>,
     /// In the order in which their time is up.
@@ -72,7 +71,7 @@ enum Next {
 }
 
 impl Street {
-    fn new(target: SocketAddr) -> Result<Self> {
+    fn new(target: Door) -> Result<Self> {
         Ok(Self {
             target,
             poll: Poll::new()?,
@@ -108,7 +107,7 @@ impl Street {
     }
 
     fn come(&mut self) -> Result<()> {
-        let mut stream = TcpStream::connect(self.target)?;
+        let mut stream = TcpStream::connect(self.target.address)?;
         let token = Token(self.visits.come as usize);
         self.poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         self.visitors.insert(token, Visitor { stream, has_asked: false, came_us: now_us(), response: Response::new() });
@@ -149,7 +148,7 @@ impl Street {
 }
 
 impl Visitor {
-    fn turn(&mut self, target: SocketAddr, buffer: &mut [u8], visits: &mut Visits) -> Result<Next> {
+    fn turn(&mut self, target: Door, buffer: &mut [u8], visits: &mut Visits) -> Result<Next> {
         if !self.has_asked {
             self.stream.write_all(request(target, None, None).as_bytes())?;
             self.has_asked = true;
@@ -164,7 +163,7 @@ impl Visitor {
             let had_begun = self.response.has_begun();
             let (mut events, mut gaps) = (0, 0);
             self.response.feed(&buffer[..length], |block| match block.name {
-                None => events += 1,
+                None => events += usize::from(block.data.is_some()),
                 Some(b"gap") => gaps += 1,
                 Some(_) => {}
             })?;

@@ -39,11 +39,17 @@ mod payload;
 #[path = "../fanout/process.rs"]
 #[allow(dead_code, reason = "each bench uses its own part")]
 mod process;
+#[path = "../fanout/publisher.rs"]
+#[allow(dead_code, reason = "each bench uses its own part")]
+mod publisher;
 mod rig;
 mod sink;
-#[path = "../fanout/target.rs"]
+#[path = "../fanout/target/mod.rs"]
 #[allow(dead_code, reason = "each bench uses its own part")]
 mod target;
+#[path = "../fanout/tls.rs"]
+#[allow(dead_code, reason = "each bench uses its own part")]
+mod tls;
 #[path = "../fanout/upstream.rs"]
 #[allow(dead_code, reason = "each bench uses its own part")]
 mod upstream;

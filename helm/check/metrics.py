@@ -23,8 +23,6 @@ TO_COME = {
     "autoplay_relay_max_subscribers",
     "autoplay_relay_log_store_bytes",
     "autoplay_relay_log_retention_bytes",
-    "autoplay_relay_certificate_not_after_timestamp_seconds",
-    "autoplay_relay_config_reload_success",
 }
 # Prometheus' own.
 UP = {"up": set()}

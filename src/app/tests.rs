@@ -1,7 +1,13 @@
 //! What the probes say when parts of the relay stand still or are not whole yet.
 
-use axum::body::{self, Body};
+use std::time::Duration;
+
+use axum::{
+    Router,
+    body::{self, Body},
+};
 use hyper::{Request, StatusCode, header::HOST};
+use tokio::task::JoinHandle;
 use tower::Service;
 
 use super::*;
@@ -18,21 +24,21 @@ impl Stage {
         let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
         let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
-        let (logs, mut store) = logs(&config, &metrics).unwrap();
-        let relay = Arc::new(relay(&config, logs, &store, 1, &metrics));
-        let webhooks = Arc::new(webhooks(&config, &relay, &mut store).unwrap());
-        let admin = Admin {
-            relay: Arc::clone(&relay),
-            onlookers: Subscribers::at_most(1, Arc::clone(&metrics)),
-            wheel: Wheel::new(),
-            upstreams: Vec::new(),
-            key: SoleKey::new(None),
-            webhooks,
-            rejected: Arc::default(),
-            streamed: Streamed::default(),
-            started: SystemTime::now(),
-        };
-        Self { relay, router: http::admin::router(Arc::new(admin), guard(&config)) }
+        let (logs, mut store) = building::logs(&config, &metrics).unwrap();
+        let relay = Arc::new(building::relay(&config, logs, &store, 1, &metrics));
+        let webhooks = Arc::new(building::webhooks(&config, &relay, &mut store).unwrap());
+        let admin = building::admin(&config, &relay, &webhooks, Vec::new(), Arc::default());
+        Self { relay, router: crate::http::admin::router(Arc::new(admin), doors::guard(&config)) }
+    }
+
+    fn turn_wheel(&self, stop: &CancellationToken) -> JoinHandle<()> {
+        let (wheel, stop) = (Arc::clone(&self.relay.wheel), stop.clone());
+        tokio::spawn(async move { wheel.run(stop).await })
+    }
+
+    fn run_lane(&self, stop: &CancellationToken) -> JoinHandle<()> {
+        let (relay, stop) = (Arc::clone(&self.relay), stop.clone());
+        tokio::spawn(async move { relay.shards.run([&Handle::current()].into_iter(), &relay.wheel, stop).await })
     }
 
     async fn get(&mut self, path: &str) -> (StatusCode, String) {
@@ -48,18 +54,33 @@ impl Stage {
 async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute() {
     let mut stage = Stage::new();
     let stop = CancellationToken::new();
-    let wheel = tokio::spawn({
-        let (wheel, stop) = (Arc::clone(&stage.relay.wheel), stop.clone());
-        async move { wheel.run(stop).await }
-    });
+    let (wheel, lane) = (stage.turn_wheel(&stop), stage.run_lane(&stop));
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
     stop.cancel();
     wheel.await.unwrap();
+    lane.await.unwrap();
     tokio::time::advance(Duration::from_secs(29)).await;
     assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_eq!(stage.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_turns_bad_when_a_lane_has_stood_still_for_half_a_minute_though_the_main_loop_turns() {
+    let mut stage = Stage::new();
+    let (stop, stop_lane) = (CancellationToken::new(), CancellationToken::new());
+    let (wheel, lane) = (stage.turn_wheel(&stop), stage.run_lane(&stop_lane));
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
+    stop_lane.cancel();
+    lane.await.unwrap();
+    tokio::time::sleep(Duration::from_secs(28)).await;
+    assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(stage.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    stop.cancel();
+    wheel.await.unwrap();
 }
 
 #[tokio::test]

@@ -42,6 +42,8 @@ pub(super) struct Claimed {
     pub(super) products: BTreeSet<ProductId>,
     pub(super) permissions: Permissions,
     pub(super) limits: Scope,
+    /// Whom it is for, as far as it says.
+    pub(super) audience: Box<[Box<str>]>,
     /// Seconds from now to the end; above zero.
     pub(super) seconds_left: f64,
 }
@@ -66,13 +68,15 @@ impl Claims {
         if nbf.is_some_and(|nbf| nbf > now) {
             return Err(Refusal::NotYet);
         }
-        if audience.is_some_and(|own| !given_audience.is_some_and(|given| given.contains(&own))) {
+        let given_audience: Box<[Box<str>]> = given_audience.unwrap_or_default().into_iter().map(Box::from).collect();
+        if !is_for(audience, &given_audience) {
             return Err(Refusal::Audience);
         }
         Ok(Claimed {
             products: products.ok_or(Refusal::Claim("product_id"))?,
             permissions: permissions.unwrap_or_else(|| BTreeSet::from([Permission::Subscribe])),
             limits: Scope { sessions: only(sessions), kinds: only(kinds) },
+            audience: given_audience,
             seconds_left: exp - now,
         })
     }
@@ -84,6 +88,11 @@ impl Claims {
         }
         each("permissions", self.permissions.as_ref(), |text| Permission::parse(text).ok())
     }
+}
+
+/// Whether `given` has the audience that is asked for, if one is.
+pub(super) fn is_for(audience: Option<&str>, given: &[Box<str>]) -> bool {
+    audience.is_none_or(|own| given.iter().any(|given| **given == *own))
 }
 
 /// A claim that is there, `null` included.

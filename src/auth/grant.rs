@@ -28,6 +28,24 @@ pub(crate) struct Grant {
     /// From here on it allows nothing.
     pub(super) expires: Option<Instant>,
     pub(super) is_anonymous: bool,
+    /// What it was given for.
+    pub(crate) proof: Arc<Proof>,
+}
+
+/// What a grant was given for: enough to judge it again when keys have changed, and no secret.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Proof {
+    /// No credential.
+    Nothing,
+    /// The key of this fingerprint, whatever it is called.
+    Key([u8; 32]),
+    /// A scoped token.
+    Token {
+        /// Fingerprint of the key that its signature was checked with, and of the algorithm.
+        signed_by: [u8; 32],
+        /// Its claim `aud`.
+        audience: Box<[Box<str>]>,
+    },
 }
 
 impl Grant {

@@ -15,7 +15,10 @@ use jsonwebtoken::{
 };
 use serde::Serialize;
 
-use super::claims::{Claimed, Claims};
+use super::{
+    claims::{Claimed, Claims, is_for},
+    fingerprint,
+};
 use crate::{
     config::{Jwt, Permission, PublicKey, PublicKeyAlgorithm, Secret, Verification},
     event::{Kind, ProductId, SessionId},
@@ -48,7 +51,7 @@ pub(super) enum Refusal {
 #[derive(Debug)]
 pub(super) struct Verifier {
     /// More than one while keys are being changed. Each is tried; what a token says of its key (`kid`) does not count.
-    keys: Vec<DecodingKey>,
+    keys: Vec<(DecodingKey, [u8; 32])>,
     validation: Validation,
     audience: Option<String>,
 }
@@ -56,10 +59,13 @@ pub(super) struct Verifier {
 impl Verifier {
     /// The rules of the configuration.
     pub(super) fn new(jwt: &Jwt) -> Self {
+        let name = jwt.verification.algorithm_name();
+        let known =
+            |key: &[u8], make: fn(&[u8]) -> DecodingKey| (make(key), fingerprint(&[name.as_bytes(), key].concat()));
         let (algorithm, keys) = match &jwt.verification {
             Verification::Shared { secret, previous_secret } => {
                 let secrets = [Some(secret), previous_secret.as_ref()].into_iter().flatten();
-                let keys = secrets.map(|secret| DecodingKey::from_secret(secret.expose().as_bytes()));
+                let keys = secrets.map(|secret| known(secret.expose().as_bytes(), DecodingKey::from_secret));
                 (Algorithm::HS256, keys.collect())
             }
             Verification::Public { algorithm, keys, .. } => {
@@ -68,18 +74,18 @@ impl Verifier {
                     PublicKeyAlgorithm::Es256 => (Algorithm::ES256, DecodingKey::from_ec_der),
                     PublicKeyAlgorithm::Rs256 => (Algorithm::RS256, DecodingKey::from_rsa_der),
                 };
-                (algorithm, keys.iter().map(PublicKey::as_der).map(from_der).collect())
+                (algorithm, keys.iter().map(PublicKey::as_der).map(|key| known(key, from_der)).collect())
             }
         };
         Self { keys, validation: signature_alone(algorithm), audience: jwt.audience.clone() }
     }
 
-    /// What a token grants at `now`, in Unix seconds.
+    /// What a token grants at `now`, in Unix seconds, and the fingerprint of the key that it is signed with.
     ///
     /// # Errors
     ///
     /// Why it grants nothing.
-    pub(super) fn read(&self, token: &[u8], now: f64) -> Result<Claimed, Refusal> {
+    pub(super) fn read(&self, token: &[u8], now: f64) -> Result<(Claimed, [u8; 32]), Refusal> {
         if token.len() > MOST_BYTES {
             return Err(Refusal::TooLong);
         }
@@ -87,9 +93,9 @@ impl Verifier {
             return Err(Refusal::Critical); // nothing that could be demanded is understood here
         }
         let mut refusal = Refusal::Signature;
-        for key in &self.keys {
+        for (key, fingerprint) in &self.keys {
             match decode::<Claims>(token, key, &self.validation) {
-                Ok(token) => return token.claims.check(now, self.audience.as_deref()),
+                Ok(token) => return Ok((token.claims.check(now, self.audience.as_deref())?, *fingerprint)),
                 Err(error) => refusal = reason(error.kind()),
             }
             if refusal != Refusal::Signature {
@@ -97,6 +103,11 @@ impl Verifier {
             }
         }
         Err(refusal)
+    }
+
+    /// Whether a token that was good would be so today, its end aside.
+    pub(super) fn still_accepts(&self, signed_by: &[u8; 32], audience: &[Box<str>]) -> bool {
+        self.keys.iter().any(|(_, known)| known == signed_by) && is_for(self.audience.as_deref(), audience)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, hold_against_version, print};
+use super::{Failure, print};
 use crate::config::{AllowAnonymous, Config, Environment};
 
 /// Validate a configuration and print what it comes to, secrets masked.
@@ -22,7 +22,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         false => AllowAnonymous::OnLoopback,
     };
     let config = Config::load(&arguments.config, &Environment::from_process(), anonymous)?;
-    hold_against_version(&config)?;
     print(config.to_masked_toml().trim_end());
     Ok(())
 }

@@ -50,9 +50,9 @@ pub(super) fn run(_: &Arguments) -> Result<(), Failure> {
 async fn relay(upstream: SocketAddr, receiver: SocketAddr, signals: Signals) -> Result<(), Failure> {
     let text = CONFIG.replace("UPSTREAM", &upstream.to_string()).replace("RECEIVER", &receiver.to_string());
     let config = Config::parse(&text, "embedded default", &Environment::from_process(), AllowAnonymous::OnLoopback)?;
-    let app = App::start(&config)?;
+    let app = App::start(config)?;
     print(&greeting(app.address(), app.admin_address()));
-    Ok(app.run(signals).await?)
+    Ok(app.run(signals, None).await?)
 }
 
 fn greeting(relay: SocketAddr, admin: SocketAddr) -> String {

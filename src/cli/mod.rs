@@ -21,11 +21,7 @@ use std::{
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{
-    app::AppError,
-    causes::with_causes,
-    config::{Config, Findings},
-};
+use crate::{app::AppError, causes::with_causes, config::Findings};
 
 /// Runs the command that the arguments name, and returns how it went.
 pub fn main() -> ExitCode {
@@ -122,24 +118,6 @@ fn start_log(format: LogFormat) -> Result<(), Failure> {
     match format {
         LogFormat::Text => registry.with(lines.with_ansi(io::stderr().is_terminal())).init(),
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
-    }
-    Ok(())
-}
-
-/// Holds what a configuration asks for against what this version can do, so that nobody relies on what is not there.
-///
-/// # Errors
-///
-/// When going on in silence would be dangerous: plain text where TLS is expected, memory where durability is.
-fn hold_against_version(config: &Config) -> Result<(), Failure> {
-    let mut missing = Vec::new();
-    if config.server.tls.is_some() {
-        missing.push(
-            "server.tls_cert_file: this version does not serve HTTPS; leave it empty and put a TLS proxy in front",
-        );
-    }
-    if !missing.is_empty() {
-        return Err(Failure::Usage(missing.join("\nautoplay-relay: ")));
     }
     Ok(())
 }

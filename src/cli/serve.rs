@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, block_on, hold_against_version};
+use super::{Failure, block_on};
 use crate::{
     app::App,
-    config::{AllowAnonymous, Config, Environment},
+    config::{AllowAnonymous, Config, Environment, Source},
+    reload::Watch,
     shutdown::Signals,
 };
 
@@ -29,13 +30,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         true => AllowAnonymous::Anywhere,
         false => AllowAnonymous::OnLoopback,
     };
-    let config = match &arguments.config {
-        Some(path) => Config::load(path, &environment, anonymous)?,
-        None => Config::from_environment(&environment, anonymous)?,
+    let (config, source) = match &arguments.config {
+        Some(path) => {
+            let source = Source::new(path.clone(), environment, anonymous);
+            let look = source.read();
+            (look.config?, Some((source, look.files)))
+        }
+        None => (Config::from_environment(&environment, anonymous)?, None),
     };
-    hold_against_version(&config)?;
     block_on(async {
         let signals = Signals::listen()?;
-        Ok(App::start(&config)?.run(signals).await?)
+        let watch = source.map(|(source, files)| Watch::new(source, files));
+        Ok(App::start(config)?.run(signals, watch).await?)
     })
 }

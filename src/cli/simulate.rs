@@ -10,7 +10,7 @@ use tracing::info;
 use super::{Failure, block_on, duration};
 use crate::{
     causes::with_causes,
-    net::{self, BindError, Listener, Manners},
+    net::{self, BindError, Listener, Manners, Routes},
     shutdown::Signals,
     simulate::{Options, Simulator},
     wheel::Wheel,
@@ -118,14 +118,20 @@ impl Running {
         let listener = Listener::bind(listen, PATIENCE)?;
         let address = listener.address();
         let (stop, wheel) = (CancellationToken::new(), Wheel::new());
-        let manners = Manners { head_timeout: PATIENCE, write_timeout: PATIENCE, wheel: Arc::clone(&wheel) };
+        let manners = Manners {
+            head_timeout: PATIENCE,
+            write_timeout: PATIENCE,
+            wheel: Arc::clone(&wheel),
+            max_connections: usize::MAX,
+            tls: None,
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(run(stop.clone()));
         let stopped = stop.clone();
         tasks.spawn(async move { wheel.run(stopped).await });
         let stopped = stop.clone();
         tasks.spawn(async move {
-            if let Err(error) = net::serve(listener, router, manners, stopped, || {}).await {
+            if let Err(error) = net::serve(listener, Routes::new(router), manners, stopped, |_| {}).await {
                 tracing::error!(%error, %address, "cannot serve what is simulated");
             }
         });

@@ -187,6 +187,7 @@ impl<'a> Entry<'a> {
     pub(super) fn readable_file(&self) -> Option<PathBuf> {
         self.optional(|text| {
             let path = Path::new(text);
+            self.reading.relies_on(path);
             let opened = File::open(path).and_then(|file| file.metadata());
             match opened {
                 Ok(metadata) if metadata.is_dir() => Err(format!("{} is a directory, not a file", path.display())),

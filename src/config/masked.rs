@@ -11,10 +11,11 @@ use toml::Value;
 
 use super::address::HttpUrl;
 use super::auth::{Auth, Key, Permissions};
+use super::certificate::TlsFiles;
 use super::jwt::{Jwt, Verification};
 use super::log::{Egress, Log};
 use super::secret::MASK;
-use super::server::{Server, TlsFiles};
+use super::server::Server;
 use super::upstream::Upstream;
 use super::values::{duration_text, size_text};
 use super::webhook::Webhook;

@@ -5,20 +5,25 @@
 //! No other room reads the environment, and none interprets text from the file.
 //!
 //! ```text
-//! text ─► reader ─► entry ─► values, address, network, secret ─► server, upstream, auth, jwt, log, webhook ─► Config
+//! text ─► reader ─► entry ─► values, address, network, secret, certificate ─► server, upstream, auth, jwt, log, webhook ─► Config
 //!           └─────────┴────────────── findings ◄────────────────────────┘                                     └► masked
 //! ```
 //!
+//! `source` reads it again and again, `difference` tells the next one from the one in force.
+//!
 //! May use: `event`.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
 mod address;
 mod alone;
 mod auth;
+mod certificate;
+mod difference;
 mod entry;
 mod environment;
 mod findings;
@@ -31,12 +36,15 @@ mod reader;
 mod reading;
 mod secret;
 mod server;
+mod source;
 mod upstream;
 mod values;
 mod webhook;
 
 pub(crate) use address::{HostAndPort, Origin};
 pub(crate) use auth::{Auth, Permission, Permissions};
+pub(crate) use certificate::{Identity, IdentityError, TlsFiles};
+pub(crate) use difference::Difference;
 pub(crate) use environment::Environment;
 pub(crate) use findings::{Finding, Findings};
 pub(crate) use jwt::{Jwt, PublicKeyAlgorithm, Verification};
@@ -45,6 +53,7 @@ pub(crate) use network::Network;
 pub(crate) use public_keys::PublicKey;
 pub(crate) use secret::Secret;
 pub(crate) use server::Server;
+pub(crate) use source::Source;
 pub(crate) use upstream::Upstream;
 pub(crate) use values::{duration, duration_text};
 pub(crate) use webhook::{FieldError, Webhook, WebhookJson};
@@ -92,6 +101,17 @@ impl Config {
     ///
     /// All that is wrong, or that the file cannot be read.
     pub(crate) fn load(path: &Path, environment: &Environment, anonymous: AllowAnonymous) -> Result<Self, Findings> {
+        Self::load_noting(path, environment, anonymous, &mut BTreeSet::new())
+    }
+
+    /// The same, and notes in `files` which files it relies on, whether they are as they should be or not.
+    fn load_noting(
+        path: &Path,
+        environment: &Environment,
+        anonymous: AllowAnonymous,
+        files: &mut BTreeSet<PathBuf>,
+    ) -> Result<Self, Findings> {
+        files.insert(path.to_owned());
         let file = path.display().to_string();
         let unreadable = |error| Finding {
             place: Place::File(file.clone()),
@@ -99,7 +119,7 @@ impl Config {
             message: format!("cannot read it: {error}"),
         };
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
-        Self::parse(&text, &file, environment, anonymous)
+        Self::parse_noting(&text, &file, environment, anonymous, files)
     }
 
     /// Reads `text`, which findings call `file`, with overrides from the environment.
@@ -113,6 +133,16 @@ impl Config {
         environment: &Environment,
         anonymous: AllowAnonymous,
     ) -> Result<Self, Findings> {
+        Self::parse_noting(text, file, environment, anonymous, &mut BTreeSet::new())
+    }
+
+    fn parse_noting(
+        text: &str,
+        file: &str,
+        environment: &Environment,
+        anonymous: AllowAnonymous,
+        files: &mut BTreeSet<PathBuf>,
+    ) -> Result<Self, Findings> {
         /// A file says whom to let in, and a server is reached from outside.
         const DEFAULTS: Defaults = Defaults { listen: server::DEFAULT_LISTEN, allow_anonymous: false };
         let (document, errors) = DeTable::parse_recoverable(text);
@@ -122,6 +152,7 @@ impl Config {
             return Err(findings);
         }
         let config = Self::read(Section::root(&reading, document.get_ref()), &DEFAULTS, anonymous);
+        files.extend(reading.files());
         reading.finish().map(|()| config)
     }
 
@@ -183,6 +214,23 @@ impl Config {
             let address = self.server.admin_listen;
             listen.report(format!("{address} can be reached from outside; set auth.admin_key, or listen on 127.0.0.1"));
         }
+    }
+}
+
+impl Config {
+    /// Why this would let strangers in, if it would: for a configuration of which a part waits for a restart. What is read from
+    /// one file has been checked by the same rules.
+    fn exposed(&self, anonymous: AllowAnonymous) -> Option<&'static str> {
+        let is_open = self.auth.allow_anonymous && !is_loopback(self.server.listen);
+        if is_open && anonymous == AllowAnonymous::OnLoopback {
+            return Some(
+                "auth.allow_anonymous would be true on the server.listen in force, which others can reach: restart",
+            );
+        }
+        let is_admin_open = self.auth.admin_key.is_none() && !is_loopback(self.server.admin_listen);
+        is_admin_open.then_some(
+            "auth.admin_key would be none on the server.admin_listen in force, which others can reach: restart",
+        )
     }
 }
 

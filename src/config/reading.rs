@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use super::environment::{Environment, Variable};
 use super::findings::{Finding, Findings, Place};
@@ -20,6 +21,7 @@ pub(super) struct Reading<'a> {
     environment: &'a Environment,
     found: RefCell<Vec<Finding>>,
     known_variables: RefCell<BTreeSet<String>>,
+    files: RefCell<BTreeSet<PathBuf>>,
 }
 
 impl<'a> Reading<'a> {
@@ -27,7 +29,18 @@ impl<'a> Reading<'a> {
     pub(super) fn new(file: &'a str, text: &str, environment: &'a Environment) -> Self {
         let after_line_ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
         let line_starts = std::iter::once(0).chain(after_line_ends).collect();
-        Self { file, line_starts, environment, found: RefCell::default(), known_variables: RefCell::default() }
+        let (found, known_variables, files) = Default::default();
+        Self { file, line_starts, environment, found, known_variables, files }
+    }
+
+    /// Notes that the configuration is also what is in this file.
+    pub(super) fn relies_on(&self, file: &Path) {
+        self.files.borrow_mut().insert(file.to_owned());
+    }
+
+    /// The files that it relies on, as far as it has been read.
+    pub(super) fn files(&self) -> BTreeSet<PathBuf> {
+        self.files.borrow().clone()
     }
 
     /// The file as a whole.

@@ -159,7 +159,10 @@ impl Form {
         match self {
             Self::Plain => entry.text("text").map(|text| Secret(text.to_owned())),
             Self::Variable => entry.parsed(|name| from_named_variable(entry.reading(), name)),
-            Self::File => entry.parsed(|path| from_file(Path::new(path))),
+            Self::File => entry.parsed(|path| {
+                entry.reading().relies_on(Path::new(path));
+                from_file(Path::new(path))
+            }),
         }
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! In: the section. Out: [`Server`], with 0 and "" turned into "none" where they mean that.
 //!
-//! May use: `address`, `entry`, `network`, `reader`.
+//! May use: `address`, `certificate`, `entry`, `network`, `reader`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::address::{HostAndPort, Origin};
+use super::certificate::TlsFiles;
 use super::entry::Entry;
 use super::findings::quoted;
 use super::network::Network;
@@ -53,15 +53,6 @@ pub(crate) struct Server {
     pub(crate) cors_allowed_origins: Vec<Origin>,
     /// Certificate and key, if the public side speaks HTTPS.
     pub(crate) tls: Option<TlsFiles>,
-}
-
-/// PEM files of the public listener.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct TlsFiles {
-    /// The certificate chain.
-    pub(crate) cert_file: PathBuf,
-    /// Its private key.
-    pub(crate) key_file: PathBuf,
 }
 
 /// All interfaces: in a container, the usual place, nobody could reach anything narrower.
@@ -160,7 +151,13 @@ fn tls_files(cert: &Entry<'_>, key: &Entry<'_>) -> Option<TlsFiles> {
         (true, true) | (false, false) => {}
     }
     let (cert_file, key_file) = (cert.readable_file(), key.readable_file());
-    Some(TlsFiles { cert_file: cert_file?, key_file: key_file? })
+    let files = TlsFiles { cert_file: cert_file?, key_file: key_file? };
+    if let Err(error) = files.read() {
+        let to_blame = if error.is_about_the_key() { key } else { cert };
+        to_blame.report(error.message());
+        return None;
+    }
+    Some(files)
 }
 
 fn timeout(section: &mut Section<'_>, name: &str, default: Duration) -> Duration {
@@ -177,8 +174,9 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
 
 #[cfg(test)]
 mod tests {
+    use crate::config::certificate::tests::{P256, made};
     use crate::config::tests::{findings, parsed};
-    use std::time::Duration;
+    use std::{path::Path, time::Duration};
 
     #[test]
     fn a_bad_address_is_told_with_what_to_write() {
@@ -249,8 +247,21 @@ mod tests {
             findings(&format!("[server]\ntls_key_file = '{}'", readable.display()))
                 .contains("server.tls_cert_file: is req")
         );
-        let both = format!("[server]\ntls_cert_file = '{0}'\ntls_key_file = '{0}'", readable.display());
-        assert_eq!(parsed(&both).server.tls.unwrap().key_file, readable);
+        let (_folder, files) = made(P256);
+        let both = |cert: &Path, key: &Path| {
+            format!("[server]\ntls_cert_file = '{}'\ntls_key_file = '{}'", cert.display(), key.display())
+        };
+        assert_eq!(parsed(&both(&files.cert_file, &files.key_file)).server.tls, Some(files.clone()));
+        let found = findings(&both(&files.key_file, &files.key_file));
+        assert!(
+            found.starts_with("relay.toml:2: server.tls_cert_file: ") && found.contains("no CERTIFICATE"),
+            "{found}"
+        );
+        let found = findings(&both(&files.cert_file, &files.cert_file));
+        assert!(
+            found.starts_with("relay.toml:3: server.tls_key_file: ") && found.contains("no private key"),
+            "{found}"
+        );
         let missing = findings("[server]\ntls_cert_file = '/no/cert'\ntls_key_file = '/no/key'");
         assert!(missing.contains("cannot read /no/cert") && missing.contains("cannot read /no/key"), "{missing}");
     }

@@ -214,15 +214,18 @@ fn the_masked_sample_is_toml_without_a_secret() {
 #[test]
 fn the_masked_output_reads_back_as_what_it_shows() {
     let exe = std::env::current_exe().unwrap();
+    let (_folder, pair) = certificate::tests::made(certificate::tests::P256);
     let keys = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&keys, RFC_8410_KEY).unwrap();
     let rare = format!(
         "[server]\nlisten = '[::1]:8080'\nprobe_listen = '127.0.0.1:7000'\nallowed_hosts = ['a:1', 'b']\ntrusted_proxies = ['::1']\n\
-         max_connection_age = '90m'\nmax_connects_per_second = 5\ncors_allowed_origins = ['https://a']\ntls_cert_file = '{0}'\n\
-         tls_key_file = '{0}'\n[auth]\nallow_anonymous = true\nkeys = [{{ name = \"a\\\"\\n'b\", key = 'k', products = ['*'] }}]\n\
+         max_connection_age = '90m'\nmax_connects_per_second = 5\ncors_allowed_origins = ['https://a']\ntls_cert_file = '{2}'\n\
+         tls_key_file = '{3}'\n[auth]\nallow_anonymous = true\nkeys = [{{ name = \"a\\\"\\n'b\", key = 'k', products = ['*'] }}]\n\
          [auth.jwt]\nalgorithm = 'EdDSA'\npublic_key_file = '{1}'\naudience = 'x'\n[egress]\nca_file = '{0}'",
         exe.display(),
-        keys.path().display()
+        keys.path().display(),
+        pair.cert_file.display(),
+        pair.key_file.display()
     );
     for text in [SAMPLE, &rare] {
         let masked = parsed_with(text, &sample_environment()).to_masked_toml();

@@ -1,8 +1,8 @@
 //! Who is listening to one product, and waking them.
 //!
 //! In: entries from the log's tail, in order. Out: wake-ups for the listeners whose scope admits an entry, and for no
-//! others: ten thousand listeners to other sessions cost nothing. Never waits for a listener: one that was not looking
-//! finds what it missed in the log.
+//! others. Never waits for a listener: one that was not looking finds what it missed in the log. The streams of a lane are
+//! not woken one by one: see `branch`.
 //!
 //! ```text
 //! listener.pending   0 ── an entry it may see ──► its place ── the subscription looks ──► 0
@@ -12,10 +12,11 @@
 //!
 //! May use: `event`, `log`.
 
+mod branch;
+mod index;
 mod subscription;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -26,27 +27,44 @@ use std::{
 use atomic_waker::AtomicWaker;
 use tokio_util::sync::CancellationToken;
 
+use self::{
+    branch::{Branch, Interests, lanes},
+    index::{Index, Places},
+};
 use crate::{
-    event::{Entry, Kind, Only, Scope, SessionId, Start},
+    event::{Entry, Scope, Start},
     log::Log,
 };
 
-pub(crate) use subscription::{Item, Subscription};
+pub(crate) use self::{
+    branch::{Arrived, Followers},
+    subscription::{Item, Subscription},
+};
 
 /// The listeners of one product.
 #[derive(Debug)]
 pub(crate) struct Fanout {
     log: Arc<Log>,
-    /// Every entry up to here has been shown to the listeners. Written by [`Fanout::run`] alone, while it holds `index`.
+    /// Every entry up to here has been shown to the listeners. Written by [`Fanout::run`] alone, while it holds `audience`.
     position: AtomicU64,
-    index: Mutex<Index>,
+    audience: Mutex<Audience>,
+    /// One for each lane.
+    branches: Box<[Branch]>,
+}
+
+/// Everybody there is.
+#[derive(Debug, Default)]
+struct Audience {
+    listeners: Index<Arc<Listener>>,
+    interests: Interests,
 }
 
 impl Fanout {
-    /// Nobody listens yet.
-    pub(crate) fn new(log: Arc<Log>) -> Self {
+    /// Nobody listens yet, on any of so many lanes.
+    pub(crate) fn new(log: Arc<Log>, lanes: usize) -> Self {
         let position = AtomicU64::new(log.newest());
-        Self { log, position, index: Mutex::default() }
+        let branches = (0..lanes).map(|_| Branch::default()).collect();
+        Self { log, position, audience: Mutex::default(), branches }
     }
 
     /// Shows each new entry of the log to the listeners it concerns, until `stop`.
@@ -60,28 +78,52 @@ impl Fanout {
 
     /// Marks the listeners of `entries`, which begin at place `first`, and returns the new position.
     fn show(&self, mut position: u64, first: u64, entries: &[Entry]) -> u64 {
-        let index = self.index();
+        let audience = self.audience();
+        let mut called = 0;
         if first > position + 1 {
             // Evicted before anybody was told: each listener must find out whether it was concerned.
-            index.every_listener(|listener| listener.show(position + 1));
+            called = self.show_to_everybody(&audience, position + 1);
         }
         position = first - 1;
         for entry in entries {
             position += 1;
-            index.concerned(entry, |listener| listener.show(position));
+            match entry {
+                Entry::Event(event) => {
+                    let (session, kind) = (event.session(), event.kind());
+                    audience.listeners.concerned(session, kind, Places::ALL, |_, listener| listener.show(position));
+                    let concerned = audience.interests.of(event);
+                    self.branches_of(concerned).for_each(|branch| branch.bring(event));
+                    called |= concerned;
+                }
+                Entry::Gap(_) => called |= self.show_to_everybody(&audience, position),
+                Entry::Erased => {}
+            }
         }
         // Behind the marks: who sees this position and no mark of its own has nothing to read up to it.
         self.position.store(position, Ordering::SeqCst);
+        drop(audience);
+        self.branches_of(called).for_each(Branch::call);
         position
+    }
+
+    /// Marks all listeners. Returns the lanes to call.
+    fn show_to_everybody(&self, audience: &Audience, place: u64) -> u64 {
+        audience.listeners.everybody(|_, listener| listener.show(place));
+        self.branches.iter().for_each(|branch| branch.tear(place));
+        u64::MAX
+    }
+
+    fn branches_of(&self, bits: u64) -> impl Iterator<Item = &Branch> {
+        lanes(bits).map_while(|lane| self.branches.get(lane))
     }
 
     /// Begins to listen: to what comes from now on, or first to what is behind `start` and already in the log.
     pub(crate) fn subscribe(self: &Arc<Self>, listener: Arc<Listener>, scope: Scope, start: &Start) -> Subscription {
-        let mut index = self.index();
-        index.insert(&scope, &listener);
+        let mut audience = self.audience();
+        audience.listeners.insert(&scope, listener.key(), &listener);
         // Under the same lock as the marks: every entry behind this position will be marked for the new listener.
         let position = self.position.load(Ordering::SeqCst);
-        drop(index);
+        drop(audience);
         Subscription::new(Arc::clone(self), listener, scope, start, position)
     }
 
@@ -102,9 +144,9 @@ impl Fanout {
         &self.log
     }
 
-    fn index(&self) -> MutexGuard<'_, Index> {
+    fn audience(&self) -> MutexGuard<'_, Audience> {
         // Insertions and removals are each whole: a panic elsewhere does not spoil the index.
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        self.audience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -139,107 +181,14 @@ impl Listener {
         self.waker.register(waker);
     }
 
+    /// What it is known by, as long as it is there.
+    fn key(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+
     /// Takes the mark away and returns it.
     fn look(&self) -> u64 {
         self.pending.swap(0, Ordering::SeqCst)
-    }
-}
-
-/// Listeners by what they want. Each stands in one place for each value of the narrowest limit it has.
-#[derive(Debug, Default)]
-struct Index {
-    sessions: HashMap<SessionId, Listeners>,
-    kinds: HashMap<Kind, Listeners>,
-    everything: Listeners,
-}
-
-/// The listeners in one place, by the address of each: the last of ten thousand leaves as quickly as the first.
-type Listeners = HashMap<usize, Registered>;
-
-/// A listener in its place, with the limit that the place does not express.
-#[derive(Debug)]
-struct Registered {
-    listener: Arc<Listener>,
-    kinds: Only<Kind>,
-}
-
-impl Index {
-    fn insert(&mut self, scope: &Scope, listener: &Arc<Listener>) {
-        self.places(scope, |place, kinds| {
-            let (listener, kinds) = (Arc::clone(listener), kinds.clone());
-            place.insert(Arc::as_ptr(&listener).addr(), Registered { listener, kinds });
-        });
-    }
-
-    fn remove(&mut self, scope: &Scope, listener: &Arc<Listener>) {
-        self.places(scope, |place, _| {
-            place.remove(&Arc::as_ptr(listener).addr());
-        });
-        match scope {
-            Scope { sessions: Only::These(sessions), .. } => {
-                for session in sessions {
-                    if self.sessions.get(session).is_some_and(Listeners::is_empty) {
-                        self.sessions.remove(session);
-                    }
-                }
-            }
-            Scope { kinds: Only::These(kinds), .. } => {
-                for kind in kinds {
-                    if self.kinds.get(kind).is_some_and(Listeners::is_empty) {
-                        self.kinds.remove(kind);
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Under one lock: no entry is marked by neither scope.
-    fn move_listener(&mut self, listener: &Arc<Listener>, from: &Scope, to: &Scope) {
-        self.remove(from, listener);
-        self.insert(to, listener);
-    }
-
-    /// Visits the places of a scope, each with the limit that is left to check there.
-    fn places(&mut self, scope: &Scope, mut visit: impl FnMut(&mut Listeners, &Only<Kind>)) {
-        match scope {
-            Scope { sessions: Only::These(sessions), kinds } => {
-                for session in sessions {
-                    visit(self.sessions.entry(session.clone()).or_default(), kinds);
-                }
-            }
-            Scope { kinds: Only::These(kinds), .. } => {
-                for kind in kinds {
-                    visit(self.kinds.entry(kind.clone()).or_default(), &Only::Everything);
-                }
-            }
-            _ => visit(&mut self.everything, &Only::Everything),
-        }
-    }
-
-    /// Visits the listeners that may see `entry`.
-    fn concerned(&self, entry: &Entry, mut visit: impl FnMut(&Listener)) {
-        let event = match entry {
-            Entry::Event(event) => event,
-            Entry::Gap(_) => return self.every_listener(visit),
-            Entry::Erased => return,
-        };
-        let of_session = event.session().and_then(|session| self.sessions.get(session));
-        let of_kind = self.kinds.get(event.kind());
-        for registered in
-            [of_session, of_kind, Some(&self.everything)].into_iter().flatten().flat_map(Listeners::values)
-        {
-            if registered.kinds.admits(event.kind()) {
-                visit(&registered.listener);
-            }
-        }
-    }
-
-    fn every_listener(&self, mut visit: impl FnMut(&Listener)) {
-        let places = self.sessions.values().chain(self.kinds.values()).chain([&self.everything]);
-        for registered in places.flat_map(Listeners::values) {
-            visit(&registered.listener);
-        }
     }
 }
 

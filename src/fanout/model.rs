@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    event::{Draft, EventId, Gap, GapReason, ProductId},
+    event::{Draft, EventId, Gap, GapReason, Kind, Only, ProductId, SessionId},
     log::{
         Bounds, Numbering,
         store::{Settings, Store},
@@ -48,7 +48,7 @@ impl Life {
         let (store, logs) = Store::open(settings, bounds, &[product], &Metrics::new().unwrap()).unwrap();
         let log = Arc::clone(&logs[0]);
         log.numbered_by(Numbering::Own);
-        let fanout = Arc::new(Fanout::new(log));
+        let fanout = Arc::new(Fanout::new(log, 1));
         Self { position: fanout.position.load(Ordering::SeqCst), fanout, store }
     }
 

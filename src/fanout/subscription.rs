@@ -15,9 +15,9 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Fanout, Listener};
+use super::{Audience, Fanout, Listener};
 use crate::{
-    event::{Entry, Event, EventId, Gap, GapReason, Only, Scope, Start},
+    event::{Entry, Event, EventId, Gap, GapReason, Scope, Start},
     log::{Limits, Place, Reading, store::CatchUp},
 };
 
@@ -25,7 +25,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Subscription {
     fanout: Arc<Fanout>,
-    listener: Arc<Listener>,
+    pub(super) listener: Arc<Listener>,
+    /// It stands in the fan-out's index. Otherwise its lane tells it what has arrived.
+    is_listed: bool,
     scope: Scope,
     /// Place of the last entry that has been taken from the log or is hidden by the scope.
     cursor: u64,
@@ -81,6 +83,7 @@ impl Subscription {
         let mut subscription = Self {
             fanout,
             listener,
+            is_listed: true,
             scope,
             cursor: position,
             behind: false,
@@ -134,7 +137,12 @@ impl Subscription {
         self.unreadable = Unreadable::IsWaitedFor { until: None };
     }
 
-    /// Goes on with another scope, from where it stands: what has been returned is not returned again, and what comes behind
+    /// Whether its lane tells it what has arrived.
+    pub(crate) fn is_told_by_lane(&self) -> bool {
+        !self.is_listed
+    }
+
+    /// Goes on with another scope, from where it stands; not for one whose lane tells it what has arrived. What has been returned is not returned again, and what comes behind
     /// that is judged by the new scope alone.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
@@ -142,13 +150,51 @@ impl Subscription {
         self.catch_up = None;
         // There are no marks for what the new scope shows and the old one has hidden.
         self.behind = true;
-        self.fanout.index().move_listener(&self.listener, &self.scope, &scope);
+        // Under one lock: no entry is marked by neither scope.
+        let mut audience = self.fanout.audience();
+        audience.listeners.remove(&self.scope, self.listener.key());
+        audience.listeners.insert(&scope, self.listener.key(), &self.listener);
+        drop(audience);
         self.scope = scope;
     }
 
-    /// Whether it listens to some sessions only.
-    pub(crate) fn is_of_sessions(&self) -> bool {
-        matches!(self.scope.sessions, Only::These(_))
+    /// What it may see.
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// From now on its lane tells it what arrives. Under the lock of the audience: whatever has been shown until now has left a
+    /// mark, and nothing is shown to it from now on.
+    pub(super) fn is_told_by_its_lane(&mut self, audience: &mut Audience) {
+        audience.listeners.remove(&self.scope, self.listener.key());
+        self.is_listed = false;
+        match self.behind || self.is_waiting() {
+            true => drop(self.listener.look()), // it looks into the log in any case
+            false => self.behind = self.look(self.fanout.position.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// The entry at `place`, or one behind it, may be for it: it is to be polled, and looks into the log.
+    pub(crate) fn look_into_the_log(&mut self, place: u64) {
+        self.has_arrived(place.saturating_sub(1)); // what lies before it has been given to it, or was for others
+        self.behind = true;
+    }
+
+    /// Everything up to `position` that is for it has arrived, and been given to it if it had everything before that.
+    pub(crate) fn has_arrived(&mut self, position: u64) {
+        if self.is_at_end() {
+            self.cursor = self.cursor.max(position);
+        }
+    }
+
+    /// Gives it an event that has arrived, if that is for it and it does not have it. It must be at the end of what it knew.
+    pub(crate) fn take(&mut self, event: &Event) -> bool {
+        let is_for_it = event.place() > self.cursor && self.scope.includes(event.session(), event.kind());
+        if is_for_it {
+            self.cursor = event.place();
+            self.given = Some((event.place(), event.id()));
+        }
+        is_for_it
     }
 
     /// The place up to which everything within the scope has been returned.
@@ -273,7 +319,15 @@ impl Subscription {
     fn is_shown(&mut self, context: &Context<'_>) -> bool {
         // In this order: what is shown after the position was read either leaves a mark to see now or calls the waker.
         self.listener.wake_later(context.waker());
+        if !self.is_listed {
+            return false;
+        }
         let position = self.fanout.position.load(Ordering::SeqCst);
+        self.look(position)
+    }
+
+    /// Takes the mark, which was left before `position` was written or is behind it. Whether there was one.
+    fn look(&mut self, position: u64) -> bool {
         match self.listener.look() {
             0 => {
                 self.cursor = self.cursor.max(position);
@@ -376,7 +430,9 @@ impl Unreadable {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.fanout.index().remove(&self.scope, &self.listener);
+        if self.is_listed {
+            self.fanout.audience().listeners.remove(&self.scope, self.listener.key());
+        }
     }
 }
 

@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// What the admin routes share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Admin {
     /// The public side.
     pub(crate) relay: Arc<Relay>,
@@ -63,7 +63,7 @@ pub(crate) struct Admin {
     /// What the upstreams sent that could not be understood.
     pub(crate) rejected: Arc<Rejected>,
     /// Which products were registered for streaming.
-    pub(crate) streamed: Streamed,
+    pub(crate) streamed: Arc<Streamed>,
     /// When the relay was started.
     pub(crate) started: SystemTime,
 }
@@ -120,13 +120,14 @@ async fn demand_key(State(admin): State<Arc<Admin>>, request: Request, next: Nex
     }
 }
 
-/// Alive as long as the wheel of the public runtime turns.
+/// Alive as long as the wheel of the public runtime turns, and every lane with it.
 async fn healthz(State(admin): State<Arc<Admin>>) -> Response {
-    let standstill = admin.relay.wheel.standstill();
+    let wheel = &admin.relay.wheel;
+    let standstill = wheel.standstill().max(admin.relay.shards.standstill(wheel));
     if standstill < STANDSTILL_LIMIT {
         return Json(serde_json::json!({ "status": "ok" })).into_response();
     }
-    let detail = format!("the main loop has stood still for {}", text(standstill));
+    let detail = format!("the main loop, or a lane, has stood still for {}", text(standstill));
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
 }
 
@@ -170,7 +171,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
 
 async fn status(State(admin): State<Arc<Admin>>) -> Response {
     let mut log = BTreeMap::new();
-    for product in &admin.relay.products {
+    for product in &*admin.relay.products {
         let facts = product.log.facts();
         log.insert(
             product.id.as_str().to_owned(),

@@ -116,7 +116,7 @@ impl From<ShedReason> for Problem {
             ShedReason::PerKey => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers with this key"),
             ShedReason::ConnectRate => (StatusCode::SERVICE_UNAVAILABLE, "too many subscribers at this moment"),
             ShedReason::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the relay is shutting down"),
-            ShedReason::MaxSubscribers | ShedReason::NoFileDescriptor => {
+            ShedReason::MaxSubscribers | ShedReason::NoFileDescriptor | ShedReason::MaxConnections => {
                 (StatusCode::SERVICE_UNAVAILABLE, "the relay is full")
             }
         };

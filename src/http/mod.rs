@@ -22,6 +22,7 @@ mod request;
 mod room;
 pub(crate) mod sse;
 pub(crate) mod subscribers;
+mod surplus;
 pub(crate) mod watch;
 mod webhooks;
 pub(crate) mod ws;
@@ -54,8 +55,13 @@ use self::{
     credential::Places, error::Problem, guard::Guard, page::Pages, publish::Bodies, sse::Shards,
     subscribers::Subscribers, ws::Envelopes,
 };
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::{
+    request::{MAX_FILTER_VALUES, Wish, accepts_event_stream},
+    ws::{encode_subscribed, parse as parse_subscribe},
+};
 use crate::{
-    auth::{Access, Grant},
+    auth::{Access, Denial, Grant},
     config::{Network, Origin, Permission},
     event::ProductId,
     fanout::Fanout,
@@ -64,13 +70,14 @@ use crate::{
     wheel::Wheel,
 };
 
-/// What the routes of the public listener share.
-#[derive(Debug)]
+/// What the routes of the public listener share. Another configuration is another `Relay`, for the requests that come from then
+/// on; what stands, such as products and subscribers, is the same in both.
+#[derive(Clone, Debug)]
 pub(crate) struct Relay {
     /// What there is to listen to.
-    pub(crate) products: DashMap<ProductId, Arc<Product>>,
+    pub(crate) products: Arc<DashMap<ProductId, Arc<Product>>>,
     /// Who may.
-    pub(crate) access: Access,
+    pub(crate) access: Arc<Access>,
     /// Where it is looked for who asks.
     pub(crate) places: Places,
     /// Who does.
@@ -90,7 +97,7 @@ pub(crate) struct Relay {
     /// Proxies whose word on the client's address counts.
     pub(crate) trusted_proxies: Vec<Network>,
     /// Set while the relay is leaving.
-    pub(crate) is_draining: AtomicBool,
+    pub(crate) is_draining: Arc<AtomicBool>,
     /// The store behind the logs, if there is one.
     pub(crate) store: Option<Arc<Desk>>,
     /// Where those who are turned away are counted.
@@ -98,7 +105,7 @@ pub(crate) struct Relay {
 }
 
 /// One product as the public side sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Product {
     /// Its name.
     pub(crate) id: ProductId,
@@ -113,7 +120,7 @@ pub(crate) struct Product {
     /// The handles of its WebSocket subscribers.
     pub(crate) ws: DeliveryMetrics,
     /// Its newest events as WebSocket subscribers get them.
-    pub(crate) envelopes: Envelopes,
+    pub(crate) envelopes: Arc<Envelopes>,
     /// Payloads given in pages.
     pub(crate) paged: IntCounter,
     /// Payloads that publishers have added.
@@ -138,6 +145,29 @@ impl Relay {
         }
         self.metrics.shed(ShedReason::Draining).inc();
         Err(ShedReason::Draining)
+    }
+
+    /// Whether whoever has been let in still may: its token may be over by now, or the keys others.
+    ///
+    /// # Errors
+    ///
+    /// [`Denial::Unauthenticated`] when it may not.
+    fn still_admits(&self, grant: &Grant, product: &ProductId, permission: Permission) -> Result<(), Denial> {
+        grant.still_counts()?;
+        match self.subscribers.access().still_grants(&grant.proof, product, permission) {
+            true => Ok(()),
+            false => Err(Denial::Unauthenticated),
+        }
+    }
+
+    /// Whether this product has not been taken away since somebody asked for it.
+    ///
+    /// # Errors
+    ///
+    /// 404 when it has.
+    fn still_serves(&self, product: &Product) -> Result<(), Problem> {
+        let is_served = self.products.get(&product.id).is_some_and(|known| Arc::ptr_eq(&known.log, &product.log));
+        if is_served { Ok(()) } else { Err(Problem::not_found("no such product")) }
     }
 
     /// Whether something of the past is not there yet: of a file that is being checked, or of the relay before this one.
@@ -232,6 +262,7 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
     let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
     let socket = get(ws::socket).head(|| async { Problem::method_not_allowed("GET") });
     let has_cookie = relay.places.has_cookie();
+    let metrics = Arc::clone(&relay.metrics);
     let mut router = Router::new()
         .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
         .route("/stream/{product_id}", stream)
@@ -239,6 +270,7 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
         .fallback(|| async { Problem::not_found("no such route") })
         .with_state(relay)
+        .layer(middleware::from_fn_with_state(metrics, surplus::turn_away))
         .layer(middleware::map_request(name_host));
     if let Some(guard) = guard {
         router = router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check));

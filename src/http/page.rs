@@ -11,7 +11,7 @@
 //! A page is in memory as a whole until it is sent, so there are only so many at one time, a quarter of them for one address;
 //! further clients wait a moment.
 //!
-//! May use: `event`, `fanout`, `log`, `metrics`, `net`, `wheel`.
+//! May use: `config`, `event`, `fanout`, `log`, `metrics`, `net`, `wheel`.
 
 use std::{
     future::poll_fn,
@@ -42,6 +42,7 @@ use super::{
     room::{Held, Room},
 };
 use crate::{
+    config::Permission,
     event::{Event, EventId, Gap, Scope, Start},
     fanout::{Fanout, Item, Listener, Subscription},
     net::{Connection, Cut, Patience},
@@ -74,7 +75,8 @@ pub(crate) async fn page(
         start => start,
     };
     let page = Page::read(&product.fanout, scope, &start, most_events).await?;
-    grant.still_counts()?; // it may have waited, for a place and for the log
+    // It may have waited, for a place and for the log.
+    relay.still_admits(&grant, &product.id, Permission::Subscribe)?;
     product.paged.inc_by(page.events.len() as u64);
     let patience = Patience::of_stream();
     let cut = connection.cut(patience.as_deref());
@@ -84,7 +86,7 @@ pub(crate) async fn page(
 }
 
 /// The pages that may be in memory at one time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pages(Room);
 
 impl Default for Pages {
@@ -330,7 +332,7 @@ mod tests {
         let product = ProductId::new("p").unwrap();
         let bounds = Bounds { events: 100, bytes: u64::MAX };
         let log = Log::new(product.clone(), bounds, Metrics::new().unwrap().log(&product));
-        Arc::new(Fanout::new(Arc::new(log)))
+        Arc::new(Fanout::new(Arc::new(log), 1))
     }
 
     #[tokio::test(start_paused = true)]

@@ -56,8 +56,9 @@ pub(crate) async fn publish(
     }
     let mut room = relay.bodies.0.enter(relay.client_address(connection.peer.ip(), &headers));
     let draft = read(&product, &grant, gather(body, most, &mut room).await?)?;
-    // The body may have taken its time: its publisher's token may be over, and webhooks may have left.
-    grant.still_counts()?;
+    // The body may have taken its time: its publisher may not publish any more, the product be gone, webhooks have left.
+    relay.still_admits(&grant, &product.id, Permission::Publish)?;
+    relay.still_serves(&product)?;
     relay.admits_newcomers()?;
     // From here to the log nothing waits: a client that is gone by now has published all the same.
     let appended = product.log.publish(draft).map_err(|_| elsewhere(&product))?;
@@ -118,7 +119,7 @@ fn elsewhere(product: &Product) -> Problem {
 }
 
 /// Room for the bodies that are being received.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Bodies(Room);
 
 impl Default for Bodies {

@@ -90,7 +90,7 @@ fn is_zero_quality(parameter: &[u8]) -> bool {
 const MEDIA_RANGES: [&[u8]; 3] = [b"*/*", b"text/*", b"text/event-stream"];
 
 /// A subscription's filter is walked at every wake-up.
-pub(super) const MAX_FILTER_VALUES: usize = 1000;
+pub(crate) const MAX_FILTER_VALUES: usize = 1000;
 
 #[cfg(test)]
 mod tests {

@@ -9,21 +9,21 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     time::SystemTime,
 };
 
 use dashmap::DashMap;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    sync::Notify,
     time::{Duration, Instant, sleep, sleep_until},
 };
 
 use crate::{
-    auth::Holder,
-    config::Server,
+    auth::{Access, Holder, Proof},
+    config::{Permission, Server},
     event::ProductId,
     fanout::Listener,
     metrics::{Metrics, ShedReason, Transport},
@@ -33,9 +33,8 @@ use crate::{
 /// Everybody who is connected.
 #[derive(Debug)]
 pub(crate) struct Subscribers {
-    limits: Limits,
-    /// One permit for each subscriber there is room for.
-    room: Arc<Semaphore>,
+    rules: RwLock<Rules>,
+    taken: AtomicUsize,
     seats: DashMap<u64, Arc<Subscriber>>,
     next_seat: AtomicU64,
     by_address: DashMap<IpAddr, usize>,
@@ -45,8 +44,17 @@ pub(crate) struct Subscribers {
     metrics: Arc<Metrics>,
 }
 
-#[derive(Debug)]
-struct Limits {
+/// What may be changed while subscribers are connected.
+#[derive(Clone, Debug)]
+struct Rules {
+    limits: Limits,
+    access: Arc<Access>,
+}
+
+/// Beyond these nobody is let in; nobody who is there has to go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    in_all: usize,
     per_address: Option<usize>,
     per_key: Option<usize>,
     per_second: Option<u32>,
@@ -60,25 +68,11 @@ struct Second {
 }
 
 impl Subscribers {
-    /// Nobody yet, within the limits of the configuration.
-    pub(crate) fn new(server: &Server, metrics: Arc<Metrics>) -> Arc<Self> {
-        let limits = Limits {
-            per_address: server.max_subscribers_per_ip,
-            per_key: server.max_subscribers_per_key,
-            per_second: server.max_connects_per_second,
-        };
-        Self::within(server.max_subscribers, limits, metrics)
-    }
-
-    /// Nobody yet, and room for `most`.
-    pub(crate) fn at_most(most: usize, metrics: Arc<Metrics>) -> Arc<Self> {
-        Self::within(most, Limits { per_address: None, per_key: None, per_second: None }, metrics)
-    }
-
-    fn within(most: usize, limits: Limits, metrics: Arc<Metrics>) -> Arc<Self> {
+    /// Nobody yet, within these limits. `access` judges whether they may stay.
+    pub(crate) fn new(limits: Limits, access: Arc<Access>, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
-            limits,
-            room: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            rules: RwLock::new(Rules { limits, access }),
+            taken: AtomicUsize::new(0),
             seats: DashMap::new(),
             next_seat: AtomicU64::new(1),
             by_address: DashMap::new(),
@@ -103,20 +97,23 @@ impl Subscribers {
     }
 
     fn try_admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<Seat, ShedReason> {
-        let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
-            return Err(ShedReason::MaxSubscribers);
-        };
-        if !take(&self.by_address, newcomer.address, self.limits.per_address) {
+        let Limits { in_all, per_address, per_key, per_second } = self.rules().limits;
+        // Everybody is counted, also where there is no limit: there may be one soon.
+        let taken =
+            self.taken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| (taken < in_all).then(|| taken + 1));
+        let Ok(_) = taken else { return Err(ShedReason::MaxSubscribers) };
+        if !take(&self.by_address, newcomer.address, per_address) {
+            self.taken.fetch_sub(1, Ordering::SeqCst);
             return Err(ShedReason::PerIp);
         }
-        if !take(&self.by_holder, newcomer.holder.clone(), self.limits.per_key) {
-            self.give_back_address(&newcomer);
+        if !take(&self.by_holder, newcomer.holder.clone(), per_key) {
+            self.taken.fetch_sub(1, Ordering::SeqCst);
+            give_back(&self.by_address, &newcomer.address);
             return Err(ShedReason::PerKey);
         }
         // Last: whoever is turned away for a reason of their own must not use up everybody's rate.
-        if self.limits.per_second.is_some_and(|most| !self.comes_within(most)) {
-            self.give_back_address(&newcomer);
-            self.give_back_key(&newcomer);
+        if per_second.is_some_and(|most| !self.comes_within(most)) {
+            self.give_back(&newcomer);
             return Err(ShedReason::ConnectRate);
         }
         let number = self.next_seat.fetch_add(1, Ordering::Relaxed);
@@ -127,19 +124,41 @@ impl Subscribers {
             leave: AtomicU8::new(Leave::NOT_YET),
         });
         self.seats.insert(number, Arc::clone(&subscriber));
-        Ok(Seat { number, subscriber, subscribers: Arc::clone(self), _room: room })
+        // Behind the insertion: whoever was let in by rules that have just gone is judged here, or by who has changed them.
+        subscriber.judge(&self.access());
+        Ok(Seat { number, subscriber, subscribers: Arc::clone(self) })
     }
 
-    fn give_back_address(&self, newcomer: &Newcomer) {
-        if self.limits.per_address.is_some() {
-            give_back(&self.by_address, &newcomer.address);
-        }
+    fn give_back(&self, newcomer: &Newcomer) {
+        self.taken.fetch_sub(1, Ordering::SeqCst);
+        give_back(&self.by_address, &newcomer.address);
+        give_back(&self.by_holder, &newcomer.holder);
     }
 
-    fn give_back_key(&self, newcomer: &Newcomer) {
-        if self.limits.per_key.is_some() {
-            give_back(&self.by_holder, &newcomer.holder);
-        }
+    /// From now on these limits hold.
+    pub(crate) fn limit(&self, limits: Limits) {
+        self.rules.write().unwrap_or_else(PoisonError::into_inner).limits = limits;
+    }
+
+    /// From now on `access` judges who may stay; whoever may not is told to leave.
+    pub(crate) fn judge_by(&self, access: &Arc<Access>) {
+        self.rules.write().unwrap_or_else(PoisonError::into_inner).access = Arc::clone(access);
+        self.seats.iter().for_each(|seat| seat.judge(access));
+    }
+
+    /// Tells those of one product to leave.
+    pub(crate) fn dismiss_product(&self, product: &ProductId, leave: Leave) {
+        let concerned = self.seats.iter().filter(|seat| seat.newcomer.product == *product);
+        concerned.for_each(|seat| seat.dismiss(leave));
+    }
+
+    /// Who may stay.
+    pub(crate) fn access(&self) -> Arc<Access> {
+        Arc::clone(&self.rules().access)
+    }
+
+    fn rules(&self) -> RwLockReadGuard<'_, Rules> {
+        self.rules.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts one more newcomer, if this second still has room for it.
@@ -220,11 +239,27 @@ impl Subscribers {
     }
 }
 
+impl Limits {
+    /// Those of the configuration.
+    pub(crate) fn new(server: &Server) -> Self {
+        Self {
+            in_all: server.max_subscribers,
+            per_address: server.max_subscribers_per_ip,
+            per_key: server.max_subscribers_per_key,
+            per_second: server.max_connects_per_second,
+        }
+    }
+
+    /// Room for `most`, and no other limit.
+    pub(crate) fn at_most(most: usize) -> Self {
+        Self { in_all: most, per_address: None, per_key: None, per_second: None }
+    }
+}
+
 /// Counts one more under `key`, unless there are `most` already.
 fn take<K: Eq + std::hash::Hash>(counts: &DashMap<K, usize>, key: K, most: Option<usize>) -> bool {
-    let Some(most) = most else { return true };
     let mut count = counts.entry(key).or_default();
-    let has_room = *count < most;
+    let has_room = most.is_none_or(|most| *count < most);
     if has_room {
         *count += 1;
     }
@@ -250,6 +285,8 @@ pub(crate) struct Newcomer {
     pub(crate) key: Arc<str>,
     /// Whom it is counted for.
     pub(crate) holder: Holder,
+    /// What it was let in for.
+    pub(crate) proof: Arc<Proof>,
     /// Where it comes from.
     pub(crate) address: IpAddr,
     /// How it is woken.
@@ -290,6 +327,14 @@ impl Subscriber {
         newest.saturating_sub(position)
     }
 
+    /// Tells it to leave if it would not be let in any more.
+    fn judge(&self, access: &Access) {
+        let Newcomer { proof, product, .. } = &self.newcomer;
+        if !access.still_grants(proof, product, Permission::Subscribe) {
+            self.dismiss(Leave::Revoked);
+        }
+    }
+
     /// Tells it to leave. The first word counts, unless it may go on for a while after that and must not after this one.
     pub(crate) fn dismiss(&self, leave: Leave) {
         let _ = self.leave.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |told| {
@@ -309,7 +354,6 @@ pub(crate) struct Seat {
     number: u64,
     subscriber: Arc<Subscriber>,
     subscribers: Arc<Subscribers>,
-    _room: OwnedSemaphorePermit,
 }
 
 impl Seat {
@@ -336,8 +380,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.subscribers.give_back_address(&self.subscriber.newcomer);
-        self.subscribers.give_back_key(&self.subscriber.newcomer);
+        self.subscribers.give_back(&self.subscriber.newcomer);
         self.subscribers.seats.remove(&self.number);
         if self.subscribers.seats.is_empty() {
             self.subscribers.emptied.notify_waiters();
@@ -357,15 +400,24 @@ pub(crate) enum Leave {
     Expired = 3,
     /// An operator has ended it.
     Kicked = 4,
+    /// Its key counts no more.
+    Revoked = 5,
+    /// Its product is served no more.
+    Removed = 6,
 }
 
 impl Leave {
     const NOT_YET: u8 = 0;
-    const ALL: [Self; 4] = [Self::Drain, Self::Rotated, Self::Expired, Self::Kicked];
+    const ALL: [Self; 6] = [Self::Drain, Self::Rotated, Self::Expired, Self::Kicked, Self::Revoked, Self::Removed];
 
     /// Whether it must not get another event. Who is only to go elsewhere gets what there is first.
     pub(crate) fn is_urgent(self) -> bool {
-        matches!(self, Self::Expired | Self::Kicked)
+        matches!(self, Self::Expired | Self::Kicked) || self.is_at_once()
+    }
+
+    /// Whether it has to be gone within a second: not even what is in the log already is for it.
+    pub(crate) fn is_at_once(self) -> bool {
+        matches!(self, Self::Revoked | Self::Removed)
     }
 
     /// As it stands in metric labels.
@@ -375,6 +427,8 @@ impl Leave {
             Self::Rotated => "rotated",
             Self::Expired => "expired",
             Self::Kicked => "kicked",
+            Self::Revoked => "revoked",
+            Self::Removed => "removed",
         }
     }
 }
@@ -384,3 +438,6 @@ const NOTHING_TO_GET: u64 = u64::MAX;
 
 /// What a subscriber may take to send what it still has. Those who cannot are cut off with their connection.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,11 @@ use super::{
     request::{Wish, accepts_event_stream},
     sse::{self, Side},
 };
-use crate::{auth::Holder, event::ProductId, net::Connection};
+use crate::{
+    auth::{Holder, OPERATOR},
+    event::ProductId,
+    net::Connection,
+};
 
 /// Lets an operator look on.
 ///
@@ -45,6 +49,7 @@ pub(super) async fn watch(
         wheel: &admin.wheel,
         key: OPERATOR.into(),
         holder: Holder::Key(OPERATOR.into()),
+        proof: admin.key.proof(),
         max_age: None,
         farewell: None,
         shards: None, // they are on the other runtime
@@ -55,6 +60,3 @@ pub(super) async fn watch(
 
 /// Those who may look on at one time: some consoles.
 pub(crate) const MOST_ONLOOKERS: usize = 64;
-
-/// The name of the admin key.
-const OPERATOR: &str = "admin";

@@ -33,8 +33,9 @@ use crate::{
     metrics::LogMetrics,
 };
 
-use ids::Ids;
-pub(crate) use ids::Span;
+#[cfg(any(test, fuzzing))]
+pub(crate) use ids::Found;
+pub(crate) use ids::{Ids, Span};
 use publishing::Appended;
 pub(crate) use reading::{Place, Reading};
 use ring::Ring;

@@ -57,7 +57,7 @@ impl Cut {
 }
 
 /// Far longer than who reads needs to make room, far shorter than an operator waits for somebody to be gone.
-const MOMENT: Duration = Duration::from_secs(1);
+const MOMENT: Duration = Duration::from_millis(700);
 
 /// A tick that never comes.
 const NEVER: u64 = u64::MAX;

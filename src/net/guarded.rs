@@ -7,6 +7,7 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use tokio::{
@@ -14,32 +15,46 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Fate, Manners};
+use super::{Fate, Manners, Place};
 use crate::wheel::Alarm;
 
-/// A connection's socket. Reading fails when no request came in time, writing when the peer takes nothing for too long.
+/// A connection's socket, and its place among those of the listener.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) stream: TcpStream,
+    pub(crate) place: Place,
+}
+
+/// A connection's socket with deadlines. Reading fails when no request came in time, writing when the peer takes nothing for too long.
 #[derive(Debug)]
 pub(super) struct Guarded {
     stream: TcpStream,
+    place: Place,
     alarm: Alarm,
     /// Tick at which a request must have come.
     head_due: u64,
-    write_timeout: std::time::Duration,
+    write_timeout: Duration,
     /// Tick at which the socket must have taken something, while it is full.
     write_due: Option<u64>,
     fate: Arc<Fate>,
 }
 
 impl Guarded {
-    pub(super) fn new(stream: TcpStream, manners: &Manners, fate: Arc<Fate>) -> Self {
+    pub(super) fn new(socket: Socket, manners: &Manners, fate: Arc<Fate>) -> Self {
+        let Socket { stream, place } = socket;
         let alarm = Alarm::new(&manners.wheel);
         let head_due = manners.wheel.after(manners.head_timeout);
-        Self { stream, alarm, head_due, write_timeout: manners.write_timeout, write_due: None, fate }
+        Self { stream, place, alarm, head_due, write_timeout: manners.write_timeout, write_due: None, fate }
     }
 
     /// The socket, without deadlines.
-    pub(super) fn into_stream(self) -> TcpStream {
-        self.stream
+    pub(super) fn into_socket(self) -> Socket {
+        Socket { stream: self.stream, place: self.place }
+    }
+
+    /// From now on the peer has this time for a request: what came before, such as a TLS handshake, had its own.
+    pub(super) fn expect_request(&mut self, head_timeout: Duration) {
+        self.head_due = self.alarm.wheel().after(head_timeout);
     }
 
     /// Judges a write: progress lifts the deadline, a full socket sets it, and past it the peer counts as stalled. What its

@@ -21,11 +21,9 @@ use std::{
     task::{Context, Poll},
 };
 
+use super::{Fate, Socket};
 use bytes::Bytes;
 use http_body::Frame;
-use tokio::net::TcpStream;
-
-use super::Fate;
 
 /// Where a connection is on the way out of hyper.
 #[derive(Default)]
@@ -35,7 +33,7 @@ pub(super) struct Handover {
 }
 
 /// Who goes on with the socket.
-type Heir = Box<dyn FnOnce(TcpStream) + Send>;
+type Heir = Box<dyn FnOnce(Socket) + Send>;
 
 impl Handover {
     /// The socket is to be given to `heir` once the answer's head has been sent.
@@ -62,6 +60,11 @@ impl Handover {
         if self.step.load(Relaxed) != SENT {
             return None;
         }
+        self.forsaken()
+    }
+
+    /// Who will not get it: the connection has ended, or the answer is not sent.
+    fn forsaken(&self) -> Option<Heir> {
         self.heir.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -90,6 +93,13 @@ impl http_body::Body for Beginning {
         // Nobody is woken: the connection is taken apart within the same poll, or the next in which its socket takes the head.
         self.fate.handover.buffered();
         Poll::Pending
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        // hyper does not send it, or no more of it: whoever waits for the socket is to give back what it holds.
+        drop(self.fate.handover.forsaken());
     }
 }
 

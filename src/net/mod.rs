@@ -1,15 +1,20 @@
-//! Listening: sockets with bounded buffers, one accept loop for HTTP/1.1 and HTTP/2, deadlines on every wait.
+//! Listening: sockets with bounded buffers, one accept loop for HTTP/1.1 and HTTP/2, with TLS or without, deadlines on every wait.
 //!
 //! In: connections. Out: requests to a router, each with a [`Connection`] among its extensions. A peer that sends no
 //! request in time, or takes no bytes in time, is cut off; see `guarded` (the socket) and `patience` (an HTTP/2 stream).
 //!
-//! May use: `wheel`.
+//! May use: `config` (the certificate), `wheel`.
 
 mod cut;
 mod guarded;
 mod handover;
+mod http1;
+mod http2;
+mod listener;
 mod patience;
+mod places;
 mod stage;
+mod tls;
 
 use std::{
     convert::Infallible,
@@ -17,29 +22,25 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use hyper::{
-    Request, Version,
+    HeaderMap, Request, Version,
     body::Incoming,
-    server::conn::{
-        http1::{self, UpgradeableConnection},
-        http2,
-    },
-    service::{HttpService, service_fn},
+    header::{CONNECTION, HeaderValue, TRANSFER_ENCODING},
+    service::service_fn,
     upgrade::{OnUpgrade, Upgraded},
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
+use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -49,72 +50,63 @@ use tracing::{debug, warn};
 use self::{
     guarded::Guarded,
     handover::{Beginning, Handover},
+    http2::{Http2, Streams},
     patience::PatientExecutor,
-    stage::{Graceful, Stage},
+    places::{Places, Spare},
+    stage::Stage,
 };
 use crate::wheel::Wheel;
 
 pub(crate) use cut::Cut;
+pub(crate) use guarded::Socket;
+pub(crate) use listener::{BindError, Listener};
 pub(crate) use patience::Patience;
+pub(crate) use places::Place;
+pub(crate) use tls::Tls;
 
-/// A socket that listens, not yet served. Its options are inherited by every connection.
-#[derive(Debug)]
-pub(crate) struct Listener {
-    socket: std::net::TcpListener,
-    address: SocketAddr,
-}
+/// What a listener answers with. Another router may take its place: requests that come from then on are answered by that one, on
+/// connections that stand, too.
+#[derive(Clone, Debug)]
+pub(crate) struct Routes(Arc<RwLock<Router>>);
 
-impl Listener {
-    /// Binds `address`. A peer that acknowledges nothing for `write_timeout` is given up by the kernel, too.
-    ///
-    /// # Errors
-    ///
-    /// When the address cannot be had, naming it.
-    pub(crate) fn bind(address: SocketAddr, write_timeout: Duration) -> Result<Self, BindError> {
-        Self::open(address, write_timeout).map_err(|source| BindError { address, source })
+impl Routes {
+    /// Routes that begin with this.
+    pub(crate) fn new(router: Router) -> Self {
+        Self(Arc::new(RwLock::new(router)))
     }
 
-    fn open(address: SocketAddr, write_timeout: Duration) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.set_tcp_nodelay(true)?;
-        socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
-        #[cfg(target_os = "linux")]
-        {
-            socket.set_tcp_notsent_lowat(NOT_SENT_BYTES)?;
-            socket.set_tcp_user_timeout(Some(write_timeout))?;
-        }
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let socket = std::net::TcpListener::from(socket);
-        let address = socket.local_addr()?;
-        Ok(Self { socket, address })
+    /// Puts another router in its place.
+    pub(crate) fn replace(&self, router: Router) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = router;
     }
 
-    /// Where it listens, the port filled in.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+    fn current(&self) -> Router {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone() // counts a reference
     }
-}
-
-/// An address that cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}")]
-pub(crate) struct BindError {
-    address: SocketAddr,
-    source: io::Error,
 }
 
 /// How a listener treats its peers.
 #[derive(Clone, Debug)]
 pub(crate) struct Manners {
-    /// For the first byte and the rest of a request's head.
+    /// For the first byte, for TLS, and for the rest of a request's head, each; and without a request, for the next one.
     pub(crate) head_timeout: Duration,
     /// A socket or stream that takes nothing for this long is closed.
     pub(crate) write_timeout: Duration,
     /// The timer for both.
     pub(crate) wheel: Arc<Wheel>,
+    /// Connections at one time; a few more are told that there is no place.
+    pub(crate) max_connections: usize,
+    /// Set: nothing is spoken without TLS.
+    pub(crate) tls: Option<Arc<Tls>>,
+}
+
+/// Why a connection was closed as soon as it had come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TurnedAway {
+    /// All places are taken, those beyond the limit, too.
+    NoPlace,
+    /// The process may open no further file.
+    NoFile,
 }
 
 /// A request's connection, found among its extensions.
@@ -124,19 +116,22 @@ pub(crate) struct Connection {
     pub(crate) peer: SocketAddr,
     /// What became of the socket.
     pub(crate) fate: Arc<Fate>,
+    /// It came when there was no place any more, and is here to be told so.
+    pub(crate) is_surplus: bool,
+    is_encrypted: bool,
     crew: Arc<Crew>,
 }
 
 impl Connection {
     /// Whether the socket can be taken out of hyper while it answers a request of this version: on HTTP/1.0 there are no
-    /// chunks, and on HTTP/2 there are other streams.
+    /// chunks, on HTTP/2 there are other streams, and with TLS what is written is not what is sent.
     pub(crate) fn can_hand_over(&self, version: Version) -> bool {
-        version == Version::HTTP_11
+        version == Version::HTTP_11 && !self.is_encrypted
     }
 
     /// Takes the socket out of hyper: the answer must have the body that is returned, which begins with `first`, and `heir`
     /// writes all that follows, in chunks, and ends the connection. If the connection is lost before that, `heir` is dropped.
-    pub(crate) fn hand_over(&self, first: Bytes, heir: impl FnOnce(TcpStream) + Send + 'static) -> Body {
+    pub(crate) fn hand_over(&self, first: Bytes, heir: impl FnOnce(Socket) + Send + 'static) -> Body {
         self.fate.handover.promise(Box::new(heir));
         Body::new(Beginning { first: Some(first), fate: Arc::clone(&self.fate) })
     }
@@ -191,36 +186,49 @@ impl Fate {
     }
 }
 
-/// Serves `router` on `listener` until `stop`; then lets running exchanges end, for a few seconds at most.
+/// Serves `routes` on `listener` until `stop`; then lets running exchanges end, for a few seconds at most.
 ///
-/// `out_of_files` is called whenever a connection cannot be accepted because the process has no file descriptor left.
+/// `turned_away` is called for each connection that is closed as soon as it has come.
 ///
 /// # Errors
 ///
 /// When the socket cannot be handed to the runtime.
 pub(crate) async fn serve(
     listener: Listener,
-    router: Router,
+    routes: Routes,
     manners: Manners,
     stop: CancellationToken,
-    out_of_files: impl Fn(),
+    turned_away: impl Fn(TurnedAway),
 ) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener.socket)?;
-    let server = Arc::new(Server { router, manners, crew: Arc::default() });
+    let listener = TcpListener::from_std(listener.socket)?;
+    let places = Places::new(manners.max_connections);
+    let mut spare = Spare::new();
+    let server = Arc::new(Server { routes, manners, crew: Arc::default() });
     let Crew { stage, tasks } = &*server.crew;
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, peer)) => {
-                tasks.spawn(Arc::clone(&server).converse(stream, peer));
-            }
+            Ok((stream, peer)) => match places.enter() {
+                Some((place, is_surplus)) => {
+                    let socket = Socket { stream, place };
+                    tasks.spawn(Arc::clone(&server).converse(socket, peer, is_surplus));
+                }
+                None => turned_away(TurnedAway::NoPlace),
+            },
             // The peer was gone before it was its turn: the next one may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => debug!(%error, "connection ended"),
-            Err(error) => {
-                if matches!(error.raw_os_error(), Some(TOO_MANY_FILES_IN_PROCESS | TOO_MANY_FILES_IN_SYSTEM)) {
-                    out_of_files();
+            Err(error) if is_out_of_files(&error) && spare.give_up() => {
+                if spare.is_news() {
+                    warn!(%error, "no file is left for connections; newcomers are turned away (shed_total counts them)");
                 }
+                if let Ok(Ok(_)) = timeout(ACCEPT_PAUSE, listener.accept()).await {
+                    turned_away(TurnedAway::NoFile);
+                }
+                spare.take_back();
+            }
+            Err(error) => {
                 warn!(%error, "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;
+                spare.take_back();
             }
         }
     }
@@ -238,9 +246,13 @@ pub(crate) async fn serve(
     Ok(())
 }
 
+fn is_out_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(TOO_MANY_FILES_IN_PROCESS | TOO_MANY_FILES_IN_SYSTEM))
+}
+
 /// What every connection of one listener shares.
 struct Server {
-    router: Router,
+    routes: Routes,
     manners: Manners,
     crew: Arc<Crew>,
 }
@@ -254,66 +266,72 @@ struct Crew {
 
 impl Server {
     /// Serves one connection to its end.
-    async fn converse(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let first_bytes = timeout(self.manners.head_timeout, speaks_http2(&stream));
-        let stage = &self.crew.stage;
-        let Some(Ok(Ok(is_http2))) = stage.run_until_ending(first_bytes).await else {
-            return;
-        };
+    async fn converse(self: Arc<Self>, socket: Socket, peer: SocketAddr, is_surplus: bool) {
         let fate = Arc::new(Fate::new(&self.manners.wheel));
-        let connection = Connection { peer, fate: Arc::clone(&fate), crew: Arc::clone(&self.crew) };
-        let on_its_way = Arc::clone(&fate);
-        let io = TokioIo::new(Guarded::new(stream, &self.manners, fate));
-        let router = self.router.clone();
-        let service = service_fn(move |request| answer(router.clone(), connection.clone(), request));
-        let result = if is_http2 {
-            let executor = PatientExecutor::new(&self.crew.tasks, &self.manners);
-            // In a box: it is much the larger of the two, and the rarer.
-            stage.drive(Box::pin(http2(executor).serve_connection(io, service))).await
-        } else {
-            let connection = http1(self.manners.head_timeout).serve_connection(io, service).with_upgrades();
-            stage.drive(Pin::new(&mut Http1 { connection: Some(connection), fate: on_its_way })).await
+        let is_encrypted = self.manners.tls.is_some();
+        let crew = Arc::clone(&self.crew);
+        let connection = Connection { peer, fate, is_surplus, is_encrypted, crew };
+        let ended = match &self.manners.tls {
+            None => self.converse_plainly(socket, connection).await,
+            // In a box: it is much the larger of the two, and would be so for each connection without TLS, too.
+            Some(tls) => Box::pin(self.converse_over(tls, socket, connection)).await,
         };
-        if let Err(error) = result {
+        if let Err(error) = ended {
             debug!(%error, "connection ended");
         }
     }
-}
 
-/// An HTTP/1.1 connection, until it ends or its socket is given away.
-struct Http1<C> {
-    connection: Option<C>,
-    fate: Arc<Fate>,
-}
-
-impl<S> Future for Http1<UpgradeableConnection<TokioIo<Guarded>, S>>
-where
-    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
-{
-    type Output = Result<(), hyper::Error>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(())) };
-        if let Poll::Ready(ended) = Pin::new(connection).poll(context) {
-            return Poll::Ready(ended);
+    async fn converse_plainly(&self, socket: Socket, connection: Connection) -> Result<(), hyper::Error> {
+        let first_bytes = timeout(self.manners.head_timeout, speaks_http2(&socket.stream));
+        let Some(Ok(Ok(is_http2))) = self.crew.stage.run_until_ending(first_bytes).await else {
+            return Ok(());
+        };
+        let fate = Arc::clone(&connection.fate);
+        let io = Guarded::new(socket, &self.manners, Arc::clone(&fate));
+        if is_http2 {
+            return self.speak_http2(io, connection).await;
         }
-        let Some(heir) = self.fate.handover.heir() else { return Poll::Pending };
-        // What the client has sent beyond its request is of no use: nothing else is answered on this connection.
-        if let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) {
-            heir(parts.io.into_inner().into_stream());
-        }
-        Poll::Ready(Ok(()))
+        let service = service_fn(move |request| answer(self.routes.current(), connection.clone(), request));
+        let builder = http1::builder(self.manners.head_timeout);
+        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+        self.crew.stage.drive(Pin::new(&mut http1::Plain::new(connection, fate))).await
     }
-}
 
-impl<S> Graceful for Http1<UpgradeableConnection<TokioIo<Guarded>, S>>
-where
-    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
-{
-    fn end_gracefully(mut self: Pin<&mut Self>) {
-        if let Some(connection) = &mut self.connection {
-            Pin::new(connection).graceful_shutdown();
+    async fn converse_over(&self, tls: &Tls, socket: Socket, connection: Connection) -> Result<(), hyper::Error> {
+        let stage = &self.crew.stage;
+        // Before the first byte there is nothing in memory but the socket.
+        let first_byte = timeout(self.manners.head_timeout, async { socket.stream.peek(&mut [0]).await });
+        let Some(Ok(Ok(1))) = stage.run_until_ending(first_byte).await else {
+            return Ok(());
+        };
+        let guarded = Guarded::new(socket, &self.manners, Arc::clone(&connection.fate));
+        let mut io = match stage.run_until_ending(tls.accept(guarded)).await {
+            Some(Ok(io)) => io,
+            Some(Err(error)) => {
+                debug!(%error, "no TLS on the connection");
+                return Ok(());
+            }
+            None => return Ok(()),
+        };
+        io.get_mut().0.expect_request(self.manners.head_timeout);
+        if tls::has_chosen_http2(&io) {
+            return self.speak_http2(io, connection).await;
         }
+        let service = service_fn(move |request| answer(self.routes.current(), connection.clone(), request));
+        let builder = http1::builder(self.manners.head_timeout);
+        let mut connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+        stage.drive(Pin::new(&mut connection)).await
+    }
+
+    async fn speak_http2<I>(&self, io: I, connection: Connection) -> Result<(), hyper::Error>
+    where
+        I: AsyncRead + AsyncWrite + Unpin,
+    {
+        let streams = Arc::new(Streams::default());
+        let executor = PatientExecutor::new(&self.crew.tasks, &self.manners, Arc::clone(&streams));
+        let service = service_fn(move |request| answer(self.routes.current(), connection.clone(), request));
+        let connection = http2::builder(executor).serve_connection(TokioIo::new(io), service);
+        self.crew.stage.drive(Pin::new(&mut Http2::new(connection, streams, &self.manners))).await
     }
 }
 
@@ -342,51 +360,27 @@ async fn answer(
 ) -> Result<axum::response::Response, Infallible> {
     connection.fate.has_request.store(true, Ordering::Relaxed);
     request.extensions_mut().insert(connection);
-    router.call(request.map(Body::new)).await
+    let is_ambiguous = has_strange_framing(request.headers());
+    let mut answered = router.call(request.map(Body::new)).await;
+    if let (true, Ok(response)) = (is_ambiguous, &mut answered) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    answered
 }
 
-/// HTTP/1.1 with small buffers and a time-out for each head.
-fn http1(head_timeout: Duration) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(READ_BUFFER_BYTES);
-    builder
+/// Whether a proxy in front may have understood the body's framing in another way, so that what follows on the connection may be part
+/// of the body to it. hyper takes the last of several codings, and sees to a length beside one (RFC 9112, section 6.1).
+fn has_strange_framing(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_plain = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    !is_plain || codings.next().is_some()
 }
-
-/// HTTP/2 with small buffers, and pings to find dead peers.
-fn http2(executor: PatientExecutor) -> http2::Builder<PatientExecutor> {
-    let mut builder = http2::Builder::new(executor);
-    builder
-        .timer(TokioTimer::new())
-        .max_send_buf_size(NOT_SENT_BYTES as usize)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(READ_BUFFER_BYTES as u32)
-        .initial_connection_window_size(REQUEST_WINDOW_BYTES)
-        .initial_stream_window_size(REQUEST_WINDOW_BYTES)
-        .keep_alive_interval(Some(PING_INTERVAL))
-        .keep_alive_timeout(PING_INTERVAL);
-    builder
-}
-
-/// What the kernel may hold for a stalled peer; it doubles the number for its own bookkeeping.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// What may wait unsent before a socket counts as full: bytes beyond it would only grow old in the kernel.
 const NOT_SENT_BYTES: u32 = 32 * 1024;
 
 /// The largest request head, and what hyper gathers for one write.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
-
-/// Request bodies are small; this is all a peer can make the relay hold for one.
-const REQUEST_WINDOW_BYTES: u32 = 64 * 1024;
-
-/// A browser opens some fifty streams for as many tabs.
-const MAX_STREAMS: u32 = 128;
-
-/// Dead HTTP/2 peers are found by ping; nothing else tells on a connection without traffic.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-
-/// A rollout makes all subscribers of another replica come at once.
-const BACKLOG: i32 = 4096;
 
 /// No file left: a moment for others to leave, instead of a spinning loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

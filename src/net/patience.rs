@@ -21,7 +21,10 @@ use std::{
 
 use tokio_util::task::TaskTracker;
 
-use super::{Cut, Manners};
+use super::{
+    Cut, Manners,
+    http2::{Open, Streams},
+};
 use crate::wheel::{Alarm, Wheel};
 
 tokio::task_local! {
@@ -80,11 +83,14 @@ pub(super) struct PatientExecutor {
     tasks: TaskTracker,
     wheel: Arc<Wheel>,
     write_timeout: Duration,
+    streams: Arc<Streams>,
 }
 
 impl PatientExecutor {
-    pub(super) fn new(tasks: &TaskTracker, manners: &Manners) -> Self {
-        Self { tasks: tasks.clone(), wheel: Arc::clone(&manners.wheel), write_timeout: manners.write_timeout }
+    /// Counts the streams of its connection in `streams`.
+    pub(super) fn new(tasks: &TaskTracker, manners: &Manners, streams: Arc<Streams>) -> Self {
+        let wheel = Arc::clone(&manners.wheel);
+        Self { tasks: tasks.clone(), wheel, write_timeout: manners.write_timeout, streams }
     }
 }
 
@@ -93,8 +99,14 @@ impl<F: Future + Send + 'static> hyper::rt::Executor<F> for PatientExecutor {
         let patience = Arc::new(Patience::new(&self.wheel));
         let alarm = Alarm::new(&self.wheel);
         let stream = Box::pin(stream);
-        let patient =
-            Patient { stream, patience: Arc::clone(&patience), alarm, write_timeout: self.write_timeout, due: None };
+        let patient = Patient {
+            stream,
+            patience: Arc::clone(&patience),
+            alarm,
+            write_timeout: self.write_timeout,
+            due: None,
+            _open: self.streams.open(),
+        };
         // A stream ends with its connection: hyper tells it.
         self.tasks.spawn(PATIENCE.scope(patience, patient));
     }
@@ -107,6 +119,7 @@ struct Patient<F> {
     alarm: Alarm,
     write_timeout: Duration,
     due: Option<u64>,
+    _open: Open,
 }
 
 impl<F: Future> Future for Patient<F> {

@@ -15,6 +15,7 @@ mod egress;
 mod listing;
 mod outbox;
 mod reader;
+mod reconciling;
 mod records;
 mod registry;
 mod sample;

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -21,7 +21,7 @@ use super::{
     board::Board,
     definition::{Definition, Former, Remembered},
     egress::Guard,
-    tools::Tools,
+    tools::{Tools, WayOut},
     worker::{Order, Start, Worker},
 };
 use crate::{
@@ -36,13 +36,13 @@ use crate::{
 /// Every registered webhook.
 #[derive(Debug)]
 pub(crate) struct Webhooks {
-    products: HashMap<ProductId, Arc<Fanout>>,
+    products: Mutex<HashMap<ProductId, Arc<Fanout>>>,
     tools: Arc<Tools>,
     metrics: Arc<Metrics>,
     runtime: Handle,
     registered: Arc<Mutex<BTreeMap<String, Registered>>>,
     /// Held by whoever registers, changes or removes one: these take their time.
-    registry: tokio::sync::Mutex<()>,
+    pub(super) registry: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// Cancelled when a worker ends by itself, which none does.
@@ -52,12 +52,14 @@ pub(crate) struct Webhooks {
 /// One webhook and the way to its worker.
 #[derive(Clone, Debug)]
 pub(super) struct Registered {
-    board: Arc<Board>,
+    pub(super) board: Arc<Board>,
     orders: mpsc::Sender<Order>,
+    /// Tells the worker to finish what is under way and end, and leave everything in the store.
+    pub(super) laid_aside: CancellationToken,
     /// Tells the worker to end where it stands, and for good.
-    removed: CancellationToken,
-    /// Cancelled when it has, and nothing is left of the webhook.
-    gone: CancellationToken,
+    pub(super) removed: CancellationToken,
+    /// Cancelled when it has ended, and nothing is left of the webhook that is not in the store.
+    pub(super) gone: CancellationToken,
 }
 
 /// What webhooks stand on.
@@ -86,11 +88,12 @@ impl Webhooks {
             desk: ground.desk,
             is_durable: ground.is_durable,
             memory_bytes: ground.memory_bytes,
-            guard: Arc::new(Guard::new(ground.allow_networks)),
-            tls: ground.tls,
+            way_out: RwLock::new(WayOut { guard: Arc::new(Guard::new(ground.allow_networks)), tls: ground.tls }),
         };
         let webhooks = Self {
-            products: ground.fanouts.into_iter().map(|fanout| (fanout.log().product().clone(), fanout)).collect(),
+            products: Mutex::new(
+                ground.fanouts.into_iter().map(|fanout| (fanout.log().product().clone(), fanout)).collect(),
+            ),
             tools: Arc::new(tools),
             metrics: ground.metrics,
             runtime: Handle::current(),
@@ -104,7 +107,7 @@ impl Webhooks {
         webhooks
     }
 
-    fn resume(&self, declared: &[Webhook], kept: Vec<KeptWebhook>) {
+    pub(super) fn resume(&self, declared: &[Webhook], kept: Vec<KeptWebhook>) {
         let mut declared: BTreeMap<&str, &Webhook> = declared.iter().map(|it| (it.id.as_str(), it)).collect();
         for KeptWebhook { id, product, definition, position, owed } in kept {
             let remembered = match Remembered::parse(&definition) {
@@ -146,7 +149,7 @@ impl Webhooks {
     }
 
     /// Starts a worker at `position`, or with what comes from now on.
-    fn spawn(
+    pub(super) fn spawn(
         &self,
         definition: Definition,
         position: Option<u64>,
@@ -154,7 +157,7 @@ impl Webhooks {
         registered: Option<oneshot::Sender<Result<(), Unwritable>>>,
     ) {
         let id = definition.webhook.id.clone();
-        let Some(fanout) = self.products.get(&definition.webhook.product_id).map(Arc::clone) else {
+        let Some(fanout) = self.fanout(&definition.webhook.product_id) else {
             error!(webhook = id, "the webhook's product is none of this relay's; add it to [[upstreams]]");
             return;
         };
@@ -170,15 +173,20 @@ impl Webhooks {
             registered,
         };
         let worker = Worker::new(Arc::clone(&self.tools), start);
-        let (removed, gone) = (CancellationToken::new(), CancellationToken::new());
-        let registered = Registered { board, orders, removed: removed.clone(), gone: gone.clone() };
+        let (removed, gone, stop) = (CancellationToken::new(), CancellationToken::new(), self.stop.child_token());
+        let registered =
+            Registered { board, orders, laid_aside: stop.clone(), removed: removed.clone(), gone: gone.clone() };
         self.registered().insert(id.clone(), registered);
-        let (stop, broken, tools) = (self.stop.clone(), self.broken.clone(), Arc::clone(&self.tools));
+        let (leaving, broken, tools) = (self.stop.clone(), self.broken.clone(), Arc::clone(&self.tools));
         let (registered, metrics) = (Arc::clone(&self.registered), Arc::clone(&self.metrics));
         let task = async move {
             let panicked = broken.drop_guard();
             Box::pin(worker.run(stop.clone(), removed.clone())).await;
-            if removed.is_cancelled() && tools.unregister(&id, &stop).await {
+            let is_gone = match removed.is_cancelled() {
+                true => tools.unregister(&id, &leaving).await,
+                false => !leaving.is_cancelled(), // laid aside
+            };
+            if is_gone {
                 lock(&registered).remove(&id);
                 metrics.forget_webhook(&id);
                 gone.cancel();
@@ -226,7 +234,7 @@ impl Webhooks {
         if self.get(&id).is_some() {
             return Err(WebhookError::Taken);
         }
-        if !self.products.contains_key(&webhook.product_id) {
+        if self.fanout(&webhook.product_id).is_none() {
             return Err(WebhookError::UnknownProduct);
         }
         if self.registered().len() >= MOST_WEBHOOKS {
@@ -259,14 +267,7 @@ impl Webhooks {
         if known.webhook.product_id != webhook.product_id {
             return Err(WebhookError::OtherProduct);
         }
-        let former = match known.webhook.secret == webhook.secret {
-            true => known.former.clone(),
-            false => Some(Former {
-                secret: known.webhook.secret.clone(),
-                until: Now::read().unix_ms.saturating_add(GRACE.as_millis() as u64),
-            }),
-        };
-        let definition = Definition { webhook: Arc::new(webhook), former, ..(*known).clone() };
+        let definition = known.followed_by(webhook, Source::Api);
         let written = self.order(&id, |answer| Order::Redefine(Box::new(definition), answer)).await?;
         info!(webhook = id, "the webhook is changed");
         written.map_err(|Unwritable| WebhookError::Store)?;
@@ -296,7 +297,7 @@ impl Webhooks {
         Ok(())
     }
 
-    fn end(&self, registered: &Registered) -> impl Future<Output = ()> + use<> {
+    pub(super) fn end(&self, registered: &Registered) -> impl Future<Output = ()> + use<> {
         registered.removed.cancel();
         registered.gone.clone().cancelled_owned()
     }
@@ -376,6 +377,32 @@ impl Webhooks {
         self.registered().get(id).cloned().ok_or(WebhookError::Unknown)
     }
 
+    /// Every one there is, and the way to it.
+    pub(super) fn all(&self) -> Vec<(String, Registered)> {
+        self.registered().iter().map(|(id, registered)| (id.clone(), registered.clone())).collect()
+    }
+
+    /// Whether what they are owed outlives the process.
+    pub(super) fn is_durable(&self) -> bool {
+        self.tools.is_durable
+    }
+
+    pub(super) fn serve(&self, fanout: Arc<Fanout>) {
+        lock(&self.products).insert(fanout.log().product().clone(), fanout);
+    }
+
+    pub(super) fn serve_no_more(&self, product: &ProductId) {
+        lock(&self.products).remove(product);
+    }
+
+    pub(super) fn set_way_out(&self, way_out: WayOut) {
+        *self.tools.way_out.write().unwrap_or_else(PoisonError::into_inner) = way_out;
+    }
+
+    fn fanout(&self, product: &ProductId) -> Option<Arc<Fanout>> {
+        lock(&self.products).get(product).map(Arc::clone)
+    }
+
     fn editable(&self, id: &str) -> Result<Registered, WebhookError> {
         let registered = self.known(id)?;
         match registered.board.definition().source {
@@ -386,6 +413,20 @@ impl Webhooks {
 
     fn registered(&self) -> MutexGuard<'_, BTreeMap<String, Registered>> {
         lock(&self.registered)
+    }
+}
+
+impl Definition {
+    /// The definition when the webhook is changed. A former secret signs beside a new one for a while.
+    pub(super) fn followed_by(&self, webhook: Webhook, source: Source) -> Self {
+        let former = match self.webhook.secret == webhook.secret {
+            true => self.former.clone(),
+            false => Some(Former {
+                secret: self.webhook.secret.clone(),
+                until: Now::read().unix_ms.saturating_add(GRACE.as_millis() as u64),
+            }),
+        };
+        Self { webhook: Arc::new(webhook), source, former, ..self.clone() }
     }
 }
 

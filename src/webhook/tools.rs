@@ -2,7 +2,10 @@
 //!
 //! May use: `config`, `log`, the webhook's own rooms.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use tokio::time;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +27,13 @@ pub(super) struct Tools {
     pub(super) is_durable: bool,
     /// Bytes of owed events that one webhook may hold where there is no store for events.
     pub(super) memory_bytes: u64,
+    /// Where to, and whom to trust: for every sender that is made from now on.
+    pub(super) way_out: RwLock<WayOut>,
+}
+
+/// What the relay's own connections may reach.
+#[derive(Clone, Debug)]
+pub(super) struct WayOut {
     /// What may be reached.
     pub(super) guard: Arc<Guard>,
     /// Whom to trust.
@@ -34,7 +44,8 @@ impl Tools {
     /// A sender for this definition.
     pub(super) fn sender(&self, definition: &Definition) -> Sender {
         let former = definition.former.as_ref().map(|former| &former.secret);
-        Sender::new(&definition.webhook, former, Arc::clone(&self.guard), &self.tls)
+        let WayOut { guard, tls } = self.way_out.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Sender::new(&definition.webhook, former, guard, &tls)
     }
 
     /// Takes a webhook out of the store, as soon as that can be written, and tells whether it is out. After `stop` that is

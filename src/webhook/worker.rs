@@ -46,6 +46,8 @@ use crate::{
 pub(super) enum Order {
     /// Goes on under another definition; answered when that is in the store.
     Redefine(Box<Definition>, oneshot::Sender<Result<(), Unwritable>>),
+    /// Goes on with a new sender: what it may reach, or whom to trust, has changed.
+    Equip(oneshot::Sender<()>),
     /// Makes it active.
     Enable(oneshot::Sender<()>),
     /// Holds it back.
@@ -296,6 +298,10 @@ impl Worker {
             Order::Redefine(definition, answer) => {
                 self.records.tell_when_registered(answer);
                 self.redefine(*definition);
+            }
+            Order::Equip(answer) => {
+                self.sender = Arc::new(self.tools.sender(&self.board.definition()));
+                let _ = answer.send(());
             }
             Order::Enable(answer) => {
                 self.outbox.enable();

@@ -36,7 +36,8 @@ const forPages = () => {
 // The network is closed around the tests: without these, Chromium keeps trying to reach its maker.
 const args = ['--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking']
 args.push('--disable-component-update', '--disable-sync')
-const [executablePath, profile] = process.argv.slice(2)
+const [executablePath, profile, ...more] = process.argv.slice(2)
+args.push(...more)
 const context = await chromium.launchPersistentContext(profile, { executablePath, chromiumSandbox: false, args })
 await context.exposeFunction('tell', tell)
 await context.addInitScript(forPages)

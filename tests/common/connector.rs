@@ -73,7 +73,8 @@ impl Connector {
         wait::holds("nobody connects", time, || self.try_accept().is_none());
     }
 
-    fn try_accept(&self) -> Option<Link> {
+    /// A connection that has come already, with its request.
+    pub(crate) fn try_accept(&self) -> Option<Link> {
         let (socket, _) = match self.listener.accept() {
             Ok(accepted) => accepted,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return None,

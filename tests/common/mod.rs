@@ -16,8 +16,10 @@
 )]
 
 pub(crate) mod bridge;
+pub(crate) mod canaries;
 pub(crate) mod connector;
 pub(crate) mod events;
+pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod metrics;
 pub(crate) mod page;
@@ -26,6 +28,7 @@ pub(crate) mod receiver;
 pub(crate) mod relay;
 pub(crate) mod store;
 pub(crate) mod subscriber;
+pub(crate) mod tls;
 pub(crate) mod token;
 pub(crate) mod wait;
 pub(crate) mod webhooks;

@@ -21,7 +21,14 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `autoplay-relay` with these arguments, and nothing in its environment but these variables.
     pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_autoplay-relay"))
+        Self::start_by("", arguments, environment)
+    }
+
+    /// The same by another command, which the binary's path is appended to, and which becomes it.
+    pub(crate) fn start_by(command: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut words = command.split_whitespace().chain([env!("CARGO_BIN_EXE_autoplay-relay")]);
+        let mut child = Command::new(words.next().unwrap())
+            .args(words)
             .args(arguments)
             .env_clear()
             .envs(environment.iter().copied())
@@ -100,6 +107,13 @@ impl Process {
         let behind_name = stat.rsplit(')').next().unwrap().split_whitespace();
         let ticks: u64 = behind_name.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
         std::time::Duration::from_millis(ticks * 10) // 100 a second, on every Linux
+    }
+
+    /// Memory that it has for itself, in KiB.
+    pub(crate) fn private_kib(&self) -> u64 {
+        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).unwrap();
+        let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+        private.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
     }
 
     /// How many files it has open.

@@ -90,6 +90,19 @@ impl Setup {
         format!("[server]\n{server}\n{upstreams}\n[auth]\n{auth}\n[log]\n{log}\n{more}\n")
     }
 
+    /// Puts this in the place of a relay's configuration, at once as an editor does, without asking for a reload.
+    pub(crate) fn replace(&self, relay: &Relay) {
+        let file = relay.file();
+        std::fs::write(file.with_extension("new"), self.text()).unwrap();
+        std::fs::rename(file.with_extension("new"), file).unwrap();
+    }
+
+    /// The same, and asks for a reload. Returns when it has been done, or refused.
+    pub(crate) fn reload(&self, relay: &Relay) {
+        self.replace(relay);
+        relay.reload();
+    }
+
     /// Writes the file.
     pub(crate) fn write(&self) -> (TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
@@ -105,15 +118,28 @@ impl Setup {
 
     /// The same with more in its environment.
     pub(crate) fn start_with(&self, environment: &[(&str, &str)]) -> Relay {
+        self.start_as("", environment)
+    }
+
+    /// The same by another command, which the binary's path is appended to, and which becomes it.
+    pub(crate) fn start_by(&self, command: &str) -> Relay {
+        self.start_as(command, &[])
+    }
+
+    fn start_as(&self, command: &str, environment: &[(&str, &str)]) -> Relay {
         let (directory, file) = self.write();
-        let process =
-            Process::start(&["--log-format", "json", "serve", "--config", file.to_str().unwrap()], environment);
-        Relay { _directory: Some(directory), ..Relay::of(process) }
+        let arguments = ["--log-format", "json", "serve", "--config", file.to_str().unwrap()];
+        let process = Process::start_by(command, &arguments, environment);
+        Relay { directory: Some(directory), ..Relay::of(process) }
     }
 }
 
 /// What the relay shows to the connector in most tests.
 pub(crate) const TOKEN: &str = "upstream-token-of-the-test";
+
+/// How the log says what came of a reload.
+const OUTCOMES: [&str; 2] =
+    ["configuration reloaded", "the new configuration is refused as a whole, and the old one stays in force"];
 
 /// Static keys, each allowed something else.
 pub(crate) const KEYS: &str = "
@@ -140,10 +166,29 @@ pub(crate) struct Relay {
     pub(crate) public: SocketAddr,
     pub(crate) admin: SocketAddr,
     pub(crate) probe: Option<SocketAddr>,
-    _directory: Option<TempDir>,
+    directory: Option<TempDir>,
 }
 
 impl Relay {
+    /// Its configuration.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.directory.as_ref().unwrap().path().join("relay.toml")
+    }
+
+    /// Asks it to read its configuration again, and waits until it has said what came of that.
+    pub(crate) fn reload(&self) {
+        let before = self.outcomes_of_reloads().len();
+        self.process.signal("HUP");
+        wait::until("the configuration is read again", || self.outcomes_of_reloads().len() > before);
+    }
+
+    /// What the log has said of each reload so far.
+    pub(crate) fn outcomes_of_reloads(&self) -> Vec<serde_json::Value> {
+        let lines = self.process.stderr.so_far().into_iter();
+        let lines = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(&line).ok());
+        lines.filter(|line| OUTCOMES.contains(&line["message"].as_str().unwrap_or_default())).collect()
+    }
+
     /// A relay with the defaults behind this connector, and the connection it made.
     pub(crate) fn behind(connector: &Connector) -> Self {
         Setup::behind(connector).start()
@@ -157,7 +202,7 @@ impl Relay {
             admin: process::address(&line, "admin_listen").unwrap(),
             probe: process::address(&line, "probe_listen"),
             process,
-            _directory: None,
+            directory: None,
         }
     }
 

@@ -52,9 +52,10 @@ impl Broadcast {
             series: Series { sessions: SESSIONS, events: self.per_second * self.seconds },
             measured_from: 1,
             resume: None,
+            may_miss: false,
         };
         let mut rig = Rig::start(kind, self.pace)?;
-        let load = Load::connect(rig.address(), audience)?;
+        let load = Load::connect(rig.door(), audience)?;
         thread::sleep(SETTLE);
         let start = Instant::now();
         let (cpu, late) = rig.cpu_of(|rig| rig.send_all(&load, audience, self.per_second))?;

@@ -46,13 +46,14 @@ impl Coming {
             series: Series { sessions: SESSIONS, events: alone + self.per_second * self.visiting.seconds },
             measured_from: alone + 1,
             resume: None,
+            may_miss: false,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
-        let load = Load::connect(rig.address(), audience)?;
+        let load = Load::connect(rig.door(), audience)?;
         thread::sleep(SETTLE);
         let (quiet_cpu, _) = rig.cpu_of(|rig| rig.send(&load, audience, 1..=alone, self.per_second))?;
         let before = rig.private_kib()?;
-        let visitors = self.visiting.start(rig.address());
+        let visitors = self.visiting.start(rig.door());
         let (cpu, visits) = rig.cpu_of(|rig| {
             rig.send(&load, audience, alone + 1..=audience.series.events, self.per_second)?;
             visitors.join().map_err(|_| "the visitors' thread panicked")?

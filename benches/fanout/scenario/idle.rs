@@ -41,13 +41,14 @@ impl Idle {
             series: Series { sessions: SESSIONS, events: self.events },
             measured_from: 1,
             resume: None,
+            may_miss: false,
         };
         let each = |kib: f64| kib / self.subscribers as f64;
         let mut rig = Rig::start(kind, Pace::Each)?;
         thread::sleep(SETTLE);
         let before = rig.private_kib()?;
         let (buffers, objects) = (process::kernel_buffer_kib()?, process::kernel_object_kib()?);
-        let (connect_cpu, load) = rig.cpu_of(|rig| Load::connect(rig.address(), audience))?;
+        let (connect_cpu, load) = rig.cpu_of(|rig| Load::connect(rig.door(), audience))?;
         thread::sleep(SETTLE);
         let connected = rig.private_kib()?;
         let (buffers, objects) = (process::kernel_buffer_kib()? - buffers, process::kernel_object_kib()? - objects);

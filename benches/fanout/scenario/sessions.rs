@@ -55,9 +55,10 @@ impl Sessions {
             series: Series { sessions: subscribers, events: self.per_second * self.seconds },
             measured_from: 1,
             resume: None,
+            may_miss: false,
         };
         let mut rig = Rig::start(kind, Pace::Each)?;
-        let load = Load::connect(rig.address(), audience)?;
+        let load = Load::connect(rig.door(), audience)?;
         thread::sleep(SETTLE);
         let (cpu, late) = rig.cpu_of(|rig| rig.send_all(&load, audience, self.per_second))?;
         let tally = load.finish()?;

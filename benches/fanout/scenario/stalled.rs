@@ -62,7 +62,7 @@ impl Stalled {
         outcome.note("memory before, MiB", before / 1024.0);
         outcome.note("grown by as many events without them, MiB", (before - full) / 1024.0);
         let newcomers = (0..self.subscribers).map(|number| Ledger::new(number, None, None, 0));
-        let mut stalled = newcomers.map(|ledger| Reader::stall(rig.address(), ledger)).collect::<Result<Vec<_>>>()?;
+        let mut stalled = newcomers.map(|ledger| Reader::stall(rig.door(), ledger)).collect::<Result<Vec<_>>>()?;
         thread::sleep(SETTLE);
         outcome.note("memory per subscriber before it stalls, KiB", self.each(rig.private_kib()? - before));
         self.pour(rig, FILLING + self.events + 1, self.events)?;
@@ -80,7 +80,7 @@ impl Stalled {
         let places = (0..self.subscribers as u64).map(|nth| nth * step);
         let resumes = places.map(|after| Resume { epoch, after, gap_behind: self.all() });
         let ledgers = resumes.map(|resume| Ledger::new(0, None, Some(resume), 0));
-        let mut stalled = ledgers.map(|ledger| Reader::stall(rig.address(), ledger)).collect::<Result<Vec<_>>>()?;
+        let mut stalled = ledgers.map(|ledger| Reader::stall(rig.door(), ledger)).collect::<Result<Vec<_>>>()?;
         wait_until_stalled(rig)?;
         thread::sleep(self.patience);
         wait_until_stalled(rig)?;

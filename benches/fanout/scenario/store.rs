@@ -138,6 +138,7 @@ impl Store {
             series: Series { events: begins + self.per_second * LONGEST_RUSH_SECONDS, ..self.series() },
             measured_from: begins + 1,
             resume: Some(Resume { epoch, after: self.events, gap_behind: self.events }),
+            may_miss: false,
         };
         let after = self.events - self.missed;
         let returning = Audience {
@@ -145,7 +146,7 @@ impl Store {
             resume: Some(Resume { epoch, after, gap_behind: self.events }),
             ..steady
         };
-        let mut listening = Load::connect(rig.address(), steady)?;
+        let mut listening = Load::connect(rig.door(), steady)?;
         rig.send(&listening, steady, self.events + 1..=begins, self.per_second)?;
         let idle = rig.private_kib()?;
         let peak = Peak::watch(rig.pid());
@@ -200,7 +201,7 @@ fn drop_from_cache(rig: &Rig) -> Result<()> {
 /// How many milliseconds somebody waits for an event, and the epoch of its id.
 fn first_event(rig: &Rig, ledger: Ledger, outcome: &mut Outcome) -> Result<(f64, u64)> {
     let mut tally = Tally::untimed();
-    let mut reader = Reader::ask(rig.address(), ledger)?;
+    let mut reader = Reader::ask(rig.door(), ledger)?;
     let time = reader.read_until(1, &mut tally)?;
     outcome.faults.merge(&tally.faults);
     Ok((time.as_secs_f64() * 1000.0, reader.epoch()))
@@ -209,7 +210,7 @@ fn first_event(rig: &Rig, ledger: Ledger, outcome: &mut Outcome) -> Result<(f64,
 /// How many seconds somebody needs for so many events.
 fn read(rig: &Rig, ledger: Ledger, events: u64, outcome: &mut Outcome) -> Result<f64> {
     let mut tally = Tally::untimed();
-    let time = Reader::ask(rig.address(), ledger)?.read_until(events, &mut tally)?;
+    let time = Reader::ask(rig.door(), ledger)?.read_until(events, &mut tally)?;
     outcome.faults.merge(&tally.faults);
     Ok(time.as_secs_f64())
 }

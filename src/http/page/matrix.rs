@@ -131,7 +131,7 @@ impl Stage {
         let bounds = Bounds { events: 10_000, bytes: u64::MAX };
         let log = Log::new(id.clone(), bounds, Metrics::new().unwrap().log(&id));
         log.numbered_by(Numbering::Own);
-        let fanout = Arc::new(Fanout::new(Arc::new(log)));
+        let fanout = Arc::new(Fanout::new(Arc::new(log), 1));
         let of_task = Arc::clone(&fanout);
         let running = Box::pin(unconstrained(async move { of_task.run(CancellationToken::new()).await }));
         Self { id, fanout, running, sent: Vec::new(), shown: 0 }

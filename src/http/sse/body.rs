@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::events::Events;
+use super::events::{Events, Fault};
 use crate::net::{Connection, Patience};
 
 /// What one subscriber receives, piece by piece.
@@ -53,7 +53,7 @@ impl http_body::Body for EventBody {
 impl Drop for EventBody {
     fn drop(&mut self) {
         if self.connection.fate.is_stalled() || self.patience.as_ref().is_some_and(|patience| patience.is_stalled()) {
-            self.events.has_stalled();
+            self.events.fails(Fault::Stalled);
         }
     }
 }

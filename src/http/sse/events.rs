@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::{RETRY, Side};
 use crate::{
-    event::Event,
+    event::{Event, Scope},
     fanout::{Item, Listener, Subscription},
     http::{
         Product, Relay,
@@ -36,7 +36,7 @@ pub(super) struct Events {
     seat: Seat,
     product: Arc<Product>,
     is_onlooker: bool,
-    is_stalled: bool,
+    fault: Option<Fault>,
     /// Ends it while nothing is asked of it; where its socket is its own, that is not needed.
     cut: Option<Arc<Cut>>,
     alarm: Alarm,
@@ -45,16 +45,41 @@ pub(super) struct Events {
     has_left: bool,
     /// A relay asks: it has not been told yet that the replay is at its end.
     owes_end_of_replay: bool,
-    /// The time, read once for all frames that are handed over at one wake-up.
-    clock: Option<Instant>,
-    heartbeat_interval: Duration,
+    /// Ticks of silence after which there is a heartbeat.
+    heartbeat_ticks: u64,
     heartbeat_due: u64,
     leave_due: u64,
-    /// When its token's time is over, and the tick at which it is woken for that.
-    expires: Option<Instant>,
-    expires_due: u64,
-    /// The tick at which it is over for whoever takes nothing.
+    /// None where there is no token whose time may be over.
+    term: Option<Box<Term>>,
+    /// The tick at which it is over for whoever takes nothing, too.
     ends_due: u64,
+}
+
+/// The time of a token.
+#[derive(Debug)]
+struct Term {
+    /// When it is over, and the tick at which its subscriber is woken for that.
+    over: Instant,
+    over_due: u64,
+}
+
+/// What ended a stream that was not told to end.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fault {
+    /// The client took nothing for too long.
+    Stalled,
+    /// The relay has made a mistake.
+    Error,
+}
+
+impl Fault {
+    /// As it stands in metric labels.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Stalled => "stalled",
+            Self::Error => "error",
+        }
+    }
 }
 
 impl Events {
@@ -79,12 +104,16 @@ impl Events {
             transport: Transport::Sse,
             key: Arc::clone(&side.key),
             holder: side.holder.clone(),
+            proof: Arc::clone(&side.proof),
             address: relay.client_address(peer, headers),
             listener: Arc::clone(&listener),
             cut: cut.clone(),
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
             seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
+        }
+        if relay.still_serves(product).is_err() {
+            seat.dismiss(Leave::Removed); // the same, of its product
         }
         let subscription = product.fanout.subscribe(listener, wish.scope, &wish.start);
         if !side.is_onlooker {
@@ -98,24 +127,23 @@ impl Events {
         if let Some(cut) = &cut {
             cut.at(ends_due);
         }
+        let term = side.farewell.map(|it| Box::new(Term { over: it.begins, over_due: within(it.begins) }));
         let age = side.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
             seat,
             product: Arc::clone(product),
             is_onlooker: side.is_onlooker,
-            is_stalled: false,
+            fault: None,
             cut,
             alarm: Alarm::new(wheel),
             leave_after: None,
             has_left: false,
             owes_end_of_replay: headers.get("autoplay-relay").is_some_and(|value| value.as_bytes() == b"follow"),
-            clock: None,
-            heartbeat_interval,
+            heartbeat_ticks: wheel.after(heartbeat_interval) - wheel.now(),
             heartbeat_due: wheel.after(heartbeat_interval),
             leave_due: age.map_or(u64::MAX, |age| wheel.after(age)),
-            expires: side.farewell.map(|farewell| farewell.begins),
-            expires_due: side.farewell.map_or(u64::MAX, |farewell| within(farewell.begins)),
+            term,
             ends_due,
         })
     }
@@ -124,7 +152,7 @@ impl Events {
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Piece>> {
         let piece = self.poll_piece(context);
         if let Poll::Ready(Some(_)) = &piece {
-            self.heartbeat_due = self.alarm.wheel().after(self.heartbeat_interval);
+            self.has_spoken();
         }
         piece
     }
@@ -136,6 +164,9 @@ impl Events {
         if self.has_expired() {
             // At once, whatever is still in the log: it is there for whoever comes back with a new token.
             self.seat.dismiss(Leave::Expired);
+            return self.leave();
+        }
+        if self.seat.dismissed().is_some_and(Leave::is_at_once) {
             return self.leave();
         }
         self.heed_dismissal();
@@ -151,7 +182,6 @@ impl Events {
         if let Poll::Ready(item) = self.subscription.poll_next(context) {
             return Poll::Ready(Some(self.piece(item)));
         }
-        self.clock = None;
         self.note_position();
         // Again, now that whoever dismisses it knows whom to wake.
         self.heed_dismissal();
@@ -166,7 +196,7 @@ impl Events {
         if is_end || self.alarm.wheel().now() >= self.heartbeat_due {
             return Poll::Ready(Some(Piece::Seldom(self.heartbeat())));
         }
-        let due = self.heartbeat_due.min(self.leave_due).min(self.expires_due);
+        let due = self.heartbeat_due.min(self.leave_due).min(self.term.as_ref().map_or(u64::MAX, |term| term.over_due));
         let due = if looks_again { due.min(self.alarm.wheel().after(Duration::ZERO)) } else { due };
         self.alarm.set(due, context.waker());
         Poll::Pending
@@ -174,8 +204,12 @@ impl Events {
 
     /// Whether its token's time is over. The clock is asked, too: the wheel could stand still.
     fn has_expired(&self) -> bool {
-        let Some(at) = self.expires else { return false };
-        self.alarm.wheel().now() >= self.expires_due || Instant::now() >= at
+        self.term.as_ref().is_some_and(|term| self.wheel().now() >= term.over_due || Instant::now() >= term.over)
+    }
+
+    /// From now on it is silent.
+    pub(super) fn has_spoken(&mut self) {
+        self.heartbeat_due = self.wheel().now() + self.heartbeat_ticks;
     }
 
     /// Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
@@ -185,6 +219,9 @@ impl Events {
         }
         if self.leave_after.is_none() && self.seat.dismissed().is_some() {
             self.leave_after = Some(self.product.log.newest());
+            if self.subscription.is_told_by_lane() {
+                self.subscription.look_into_the_log(0); // its lane may be long at giving to others
+            }
         }
     }
 
@@ -199,7 +236,10 @@ impl Events {
             Item::Event { event, received } => {
                 self.seat.stands_at(event.place());
                 if !self.is_onlooker {
-                    self.count(received);
+                    self.product.sse.delivered.inc();
+                    if let Some(received) = received {
+                        self.product.sse.lag.observe(received.elapsed().as_secs_f64());
+                    }
                 }
                 Piece::Event(event)
             }
@@ -207,14 +247,6 @@ impl Events {
                 self.seat.stands_at(gap.place);
                 Piece::Seldom(sse::encode_gap(gap.id, &gap.notice()))
             }
-        }
-    }
-
-    fn count(&mut self, received: Option<Instant>) {
-        self.product.sse.delivered.inc();
-        if let Some(received) = received {
-            let now = *self.clock.get_or_insert_with(Instant::now);
-            self.product.sse.lag.observe(now.saturating_duration_since(received).as_secs_f64());
         }
     }
 
@@ -237,33 +269,84 @@ impl Events {
         self.owes_end_of_replay = false;
         sse::encode_heartbeat(self.subscription.move_on())
     }
-}
 
-impl Events {
     /// While its socket takes nothing: whether it has to go all the same. If not, `context` is woken when that may have changed,
     /// and at tick `due`.
     pub(super) fn must_go(&mut self, due: u64, context: &Context<'_>) -> bool {
         self.subscription.wake_later(context);
-        if self.seat.dismissed() == Some(Leave::Kicked) {
+        if self.seat.dismissed().is_some_and(|leave| leave == Leave::Kicked || leave.is_at_once()) {
             self.ends_due = self.ends_due.min(self.wheel().after(MOMENT));
         }
         self.alarm.set(due.min(self.ends_due), context.waker());
         self.wheel().now() >= self.ends_due
     }
 
-    /// Whether it listens to some sessions only.
-    pub(super) fn is_of_sessions(&self) -> bool {
-        self.subscription.is_of_sessions()
-    }
-
-    /// The client took nothing for too long.
-    pub(super) fn has_stalled(&mut self) {
-        self.is_stalled = true;
-    }
-
     /// The timer.
     pub(super) fn wheel(&self) -> &Wheel {
         self.alarm.wheel()
+    }
+
+    /// The product it is of.
+    pub(super) fn product(&self) -> &Arc<Product> {
+        &self.product
+    }
+
+    /// Its place in the log.
+    pub(super) fn subscription(&mut self) -> &mut Subscription {
+        &mut self.subscription
+    }
+
+    /// What it may see.
+    pub(super) fn scope(&self) -> &Scope {
+        self.subscription.scope()
+    }
+
+    /// It has not come to its end in the way it was told.
+    pub(super) fn fails(&mut self, fault: Fault) {
+        self.fault = Some(fault);
+    }
+}
+
+/// How the lane's task gives a follower what arrives, as long as it has everything.
+impl Events {
+    /// Whether there is nothing else to be said to it than what arrives.
+    pub(super) fn is_following(&self) -> bool {
+        self.subscription.is_at_end() && self.leave_after.is_none() && !self.has_left && !self.owes_end_of_replay
+    }
+
+    /// It is to be polled, and looks into the log, from `place` on.
+    pub(super) fn look_into_the_log(&mut self, place: u64) {
+        self.subscription.look_into_the_log(place);
+    }
+
+    /// Everything up to `position` has arrived, and been given to it if it is following.
+    pub(super) fn has_arrived(&mut self, position: u64) {
+        self.subscription.has_arrived(position);
+    }
+
+    /// Whether its token's time is over at this moment.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.term.as_ref().is_some_and(|term| now >= term.over)
+    }
+
+    /// Gives it an event, if that is for it.
+    pub(super) fn take(&mut self, event: &Event) -> bool {
+        self.subscription.take(event)
+    }
+
+    /// Whether an event is within what it may see.
+    pub(super) fn may_see(&self, event: &Event) -> bool {
+        self.scope().includes(event.session(), event.kind())
+    }
+
+    /// The place of the last entry that it has been given, or may not see.
+    pub(super) fn place(&self) -> u64 {
+        self.subscription.returned_through()
+    }
+
+    /// Its socket could not take all of what it has been given.
+    pub(super) fn is_stuck(&self) {
+        self.seat.stands_at(self.place());
     }
 }
 
@@ -303,7 +386,7 @@ impl Drop for Events {
             cut.lift();
         }
         let reason = match self.seat.dismissed() {
-            _ if self.is_stalled => "stalled",
+            _ if let Some(fault) = self.fault => fault.as_str(),
             Some(leave) => leave.as_str(),
             None => "client",
         };
@@ -311,11 +394,11 @@ impl Drop for Events {
             self.product.metrics.disconnects(Transport::Sse, reason).inc();
             self.product.sse.subscribers.dec();
         }
-        if self.is_stalled {
+        if matches!(self.fault, Some(Fault::Stalled)) {
             tracing::debug!(product = %self.product.id, "subscriber took nothing for the write time-out");
         }
     }
 }
 
 /// What whoever is sent away may take to make room for its last bytes.
-const MOMENT: Duration = Duration::from_secs(1);
+const MOMENT: Duration = Duration::from_millis(700);

@@ -7,7 +7,9 @@
 //! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
 mod body;
+mod crowd;
 mod events;
+mod flock;
 mod shards;
 mod stream;
 
@@ -32,7 +34,7 @@ use super::{
     subscribers::Subscribers,
 };
 use crate::{
-    auth::{Farewell, Grant, Holder},
+    auth::{Farewell, Grant, Holder, Proof},
     metrics::ShedReason,
     net::{Connection, Patience},
     sse,
@@ -91,7 +93,12 @@ pub(super) fn answer(
         }
         None => Body::new(EventBody::new(first, events, connection, patience)),
     };
-    Ok(event_stream(body))
+    let mut response = event_stream(body);
+    if side.shards.is_some() {
+        // It is the last answer on its connection (RFC 9112, section 9.6).
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }
 
 /// What differs between the listeners that a stream is asked of.
@@ -105,6 +112,8 @@ pub(super) struct Side<'a> {
     pub(super) key: Arc<str>,
     /// Whom it is counted for.
     pub(super) holder: Holder,
+    /// What it was let in for.
+    pub(super) proof: Arc<Proof>,
     /// About the age at which it ends.
     pub(super) max_age: Option<Duration>,
     /// When it has to end, if it has to.
@@ -122,6 +131,7 @@ impl<'a> Side<'a> {
             wheel: &relay.wheel,
             key: Arc::clone(&grant.key),
             holder: grant.holder.clone(),
+            proof: Arc::clone(&grant.proof),
             max_age: relay.max_connection_age,
             farewell: grant.farewell(),
             shards: can_hand_over.then_some(&relay.shards),
@@ -142,7 +152,11 @@ fn event_stream(body: Body) -> Response {
 }
 
 /// Turns a subscriber away. A browser's `EventSource` gives up for good on any status but 200, so it gets one.
-fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
+///
+/// # Errors
+///
+/// What everybody else gets: 429 or 503.
+pub(super) fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
     if headers.contains_key("sec-fetch-mode") {
         let mut response = event_stream(Body::from(sse::encode_retry(spread(SHED_WAIT))));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -4,29 +4,24 @@
 //! once, and the task goes through those of its streams that are concerned.
 //!
 //! ```text
-//! fan-out ─ rings a stream's bell ─► woken: [ 7, 12, 31 ] ─► the shard's task polls 7, 12, 31
-//! wheel, socket ────────┘
+//! fan-out ─ calls a flock ────────────────────────────► called: [ 0 ]      ─┐
+//! wheel, socket, a word to leave ─ rings a stream's bell ► woken: [ 7, 31 ] ─┴─► the shard's task: `crowd`
 //! ```
 //!
-//! May use: nothing.
+//! May use: `net` (the socket).
 
 use std::{
-    collections::VecDeque,
     future::poll_fn,
-    mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Poll, Wake},
     time::Duration,
 };
 
 use atomic_waker::AtomicWaker;
-use bytes::Bytes;
-use slab::Slab;
 use tokio::{
-    net::TcpStream,
     runtime::Handle,
     task::{JoinSet, coop::unconstrained},
     time::timeout,
@@ -34,7 +29,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{events::Events, stream::Stream};
+use super::{crowd::Crowd, events::Events};
+use crate::{
+    event::Only,
+    net::{Place, Socket},
+    wheel::{TICK, Wheel},
+};
 
 /// All streams that are written without hyper.
 #[derive(Debug)]
@@ -45,8 +45,8 @@ pub(crate) struct Shards {
 
 impl Shards {
     /// So many shards, one for each lane.
-    pub(crate) fn new(count: usize, write_timeout: Duration) -> Arc<Self> {
-        let shards = (0..count).map(|_| Arc::default()).collect();
+    pub(crate) fn new(lanes: usize, write_timeout: Duration) -> Arc<Self> {
+        let shards = (0..lanes).map(|lane| Arc::new(Shard::new(lane))).collect();
         Arc::new(Self { shards, write_timeout })
     }
 
@@ -54,27 +54,35 @@ impl Shards {
     ///
     /// An event that goes to everybody goes to every lane in any case, so those who get everything are spread evenly. One that goes
     /// to a single session costs less if nobody else need be woken, so those who listen to few stay at home while there is room.
-    pub(super) fn take(&self, socket: TcpStream, events: Events, home: usize) {
+    pub(super) fn take(&self, socket: Socket, events: Events, home: usize) {
+        let Socket { stream, place } = socket;
         let size = |shard: &&Arc<Shard>| shard.size.load(Ordering::Relaxed);
-        let shard = match events.is_of_sessions() {
+        let shard = match matches!(events.scope().sessions, Only::These(_)) {
             true => self.shards.iter().cycle().skip(home).take(self.shards.len()).find(|it| size(it) < ROOM_AT_HOME),
             false => None,
         };
         if let Some(shard) = shard.or_else(|| self.shards.iter().min_by_key(size)) {
             // The socket belongs to the runtime it was accepted on; the shard registers it with its own.
-            match socket.into_std() {
-                Ok(socket) => shard.take(Newcomer { socket, events }),
+            match stream.into_std() {
+                Ok(socket) => shard.take(Newcomer { socket, place, events }),
                 Err(error) => debug!(%error, "connection ended"),
             }
         }
     }
 
+    /// How long the lane that is worst off has not had a turn, as seen from the wheel.
+    pub(crate) fn standstill(&self, wheel: &Wheel) -> Duration {
+        let last = self.shards.iter().map(|shard| shard.beat.load(Ordering::Relaxed)).min();
+        let ticks = wheel.now().saturating_sub(last.unwrap_or(u64::MAX));
+        TICK.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
+    }
+
     /// Writes until `end`, and then what is left for a moment.
-    pub(crate) async fn run(&self, lanes: impl Iterator<Item = &Handle>, end: CancellationToken) {
+    pub(crate) async fn run(&self, lanes: impl Iterator<Item = &Handle>, wheel: &Arc<Wheel>, end: CancellationToken) {
         let mut tasks = JoinSet::new();
         for (shard, lane) in self.shards.iter().zip(lanes) {
             // Its own turns are what keeps it from holding a thread for long.
-            let work = unconstrained(Arc::clone(shard).run(self.write_timeout, end.clone()));
+            let work = unconstrained(Arc::clone(shard).run(self.write_timeout, Arc::clone(wheel), end.clone()));
             tasks.spawn_on(work, lane);
         }
         tasks.join_all().await;
@@ -82,58 +90,69 @@ impl Shards {
 }
 
 /// What others leave for one task.
-#[derive(Debug, Default)]
-struct Shard {
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) lane: usize,
     inbox: Mutex<Inbox>,
-    waker: AtomicWaker,
+    pub(super) waker: AtomicWaker,
     /// Streams that it has, or is about to have.
-    size: AtomicUsize,
+    pub(super) size: AtomicUsize,
+    /// The tick of its last sign of life.
+    pub(super) beat: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Inbox {
-    newcomers: Vec<Newcomer>,
-    woken: Vec<usize>,
+pub(super) struct Inbox {
+    pub(super) newcomers: Vec<Newcomer>,
+    /// Streams whose bell has rung.
+    pub(super) woken: Vec<usize>,
+    /// Flocks for which something has arrived.
+    pub(super) called: Vec<usize>,
     is_closed: bool,
 }
 
 /// A stream on its way to its lane.
 #[derive(Debug)]
-struct Newcomer {
-    socket: std::net::TcpStream,
-    events: Events,
+pub(super) struct Newcomer {
+    pub(super) socket: std::net::TcpStream,
+    pub(super) place: Place,
+    pub(super) events: Events,
 }
 
 impl Shard {
-    fn take(&self, newcomer: Newcomer) {
-        let mut inbox = self.inbox();
-        if !inbox.is_closed {
-            self.size.fetch_add(1, Ordering::Relaxed);
-            inbox.newcomers.push(newcomer);
-            drop(inbox);
-            self.waker.wake();
+    pub(super) fn new(lane: usize) -> Self {
+        Self {
+            lane,
+            inbox: Mutex::default(),
+            waker: AtomicWaker::new(),
+            size: AtomicUsize::new(0),
+            beat: AtomicU64::new(0),
         }
     }
 
-    fn ring(&self, number: usize) {
+    fn take(&self, newcomer: Newcomer) {
+        self.leave(|inbox| {
+            if !inbox.is_closed {
+                self.size.fetch_add(1, Ordering::Relaxed);
+                inbox.newcomers.push(newcomer);
+            }
+        });
+    }
+
+    /// Leaves something for the task, which need be woken for the first only.
+    fn leave(&self, what: impl FnOnce(&mut Inbox)) {
         let mut inbox = self.inbox();
-        inbox.woken.push(number);
-        let is_first = inbox.woken.len() == 1;
+        let was_empty = inbox.is_empty();
+        what(&mut inbox);
+        let is_first = was_empty && !inbox.is_empty();
         drop(inbox);
         if is_first {
             self.waker.wake();
         }
     }
 
-    async fn run(self: Arc<Self>, write_timeout: Duration, end: CancellationToken) {
-        let mut crowd = Crowd {
-            shard: Arc::clone(&self),
-            streams: Slab::new(),
-            due: VecDeque::new(),
-            woken: Vec::new(),
-            pieces: VecDeque::new(),
-            write_timeout,
-        };
+    async fn run(self: Arc<Self>, write_timeout: Duration, wheel: Arc<Wheel>, end: CancellationToken) {
+        let mut crowd = Crowd::new(&self, write_timeout, &wheel);
         let serve = poll_fn(|context| {
             crowd.turn(context);
             Poll::<()>::Pending
@@ -142,93 +161,38 @@ impl Shard {
         self.inbox().is_closed = true;
         let finish = poll_fn(|context| {
             crowd.turn(context);
-            if crowd.streams.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+            if crowd.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         });
         // Whoever takes nothing now is cut off.
         let _ = timeout(END_GRACE, finish).await;
     }
 
-    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+    pub(super) fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        // A list is whole after each change.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The streams of one shard, in the hands of its task.
-#[derive(Debug)]
-struct Crowd {
-    shard: Arc<Shard>,
-    /// In boxes: they stay where they are when there come more.
-    streams: Slab<Box<Member>>,
-    /// Those that have been woken.
-    due: VecDeque<usize>,
-    /// Changes places with the list in the inbox, so that neither is ever allocated anew.
-    woken: Vec<usize>,
-    /// Lent to the stream that is being written.
-    pieces: VecDeque<Bytes>,
-    write_timeout: Duration,
-}
-
-#[derive(Debug)]
-struct Member {
-    stream: Stream,
-    bell: Arc<Bell>,
-    waker: Waker,
-}
-
-impl Crowd {
-    /// Has some of the streams that were woken do their work.
-    fn turn(&mut self, context: &Context<'_>) {
-        self.shard.waker.register(context.waker());
-        self.look_into_the_inbox();
-        for _ in 0..TURN {
-            let Some(number) = self.due.pop_front() else { return };
-            let Some(member) = self.streams.get_mut(number) else { continue };
-            member.bell.has_rung.store(false, Ordering::SeqCst);
-            let mut context = Context::from_waker(&member.waker);
-            if member.stream.poll(&mut context, self.write_timeout, &mut self.pieces).is_ready() {
-                self.pieces.clear();
-                self.streams.remove(number);
-                self.shard.size.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        if !self.due.is_empty() {
-            context.waker().wake_by_ref();
-        }
-    }
-
-    fn look_into_the_inbox(&mut self) {
-        let newcomers = {
-            let mut inbox = self.shard.inbox();
-            mem::swap(&mut inbox.woken, &mut self.woken);
-            mem::take(&mut inbox.newcomers)
-        };
-        self.due.extend(self.woken.drain(..));
-        for Newcomer { socket, events } in newcomers {
-            let stream = match TcpStream::from_std(socket) {
-                Ok(socket) => Stream::new(socket, events),
-                Err(error) => {
-                    debug!(%error, "connection ended");
-                    self.shard.size.fetch_sub(1, Ordering::Relaxed);
-                    continue;
-                }
-            };
-            let place = self.streams.vacant_entry();
-            let number = place.key();
-            let bell = Arc::new(Bell { shard: Arc::clone(&self.shard), number, has_rung: AtomicBool::new(true) });
-            let waker = Waker::from(Arc::clone(&bell));
-            place.insert(Box::new(Member { stream, bell, waker }));
-            self.due.push_back(number);
-        }
+impl Inbox {
+    fn is_empty(&self) -> bool {
+        self.newcomers.is_empty() && self.woken.is_empty() && self.called.is_empty()
     }
 }
 
 /// Tells a shard which of its streams has something to do.
 #[derive(Debug)]
-struct Bell {
+pub(super) struct Bell {
     shard: Arc<Shard>,
     /// Of the stream; of another one after it has gone, which does no harm.
     number: usize,
-    has_rung: AtomicBool,
+    pub(super) has_rung: AtomicBool,
+}
+
+impl Bell {
+    /// The bell of a stream.
+    pub(super) fn new(shard: &Arc<Shard>, number: usize) -> Arc<Self> {
+        Arc::new(Self { shard: Arc::clone(shard), number, has_rung: AtomicBool::new(false) })
+    }
 }
 
 impl Wake for Bell {
@@ -238,16 +202,37 @@ impl Wake for Bell {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.has_rung.swap(true, Ordering::SeqCst) {
-            self.shard.ring(self.number);
+            self.shard.leave(|inbox| inbox.woken.push(self.number));
         }
+    }
+}
+
+/// Tells a shard for which of its flocks something has arrived.
+#[derive(Debug)]
+pub(super) struct Call {
+    shard: Arc<Shard>,
+    number: usize,
+}
+
+impl Call {
+    /// The call of a flock.
+    pub(super) fn new(shard: &Arc<Shard>, number: usize) -> Self {
+        Self { shard: Arc::clone(shard), number }
+    }
+}
+
+impl Wake for Call {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.shard.leave(|inbox| inbox.called.push(self.number));
     }
 }
 
 /// Streams on a lane after which those of one session go to another.
 const ROOM_AT_HOME: usize = 16_384;
-
-/// Streams in one turn: what else the thread has to do waits for no more than these.
-const TURN: usize = 32;
 
 /// What streams may take to end once the relay does.
 const END_GRACE: Duration = Duration::from_secs(5);

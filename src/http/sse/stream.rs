@@ -1,78 +1,195 @@
 //! A stream on a socket of its own: pieces gathered into one write, and everything that can end it.
 //!
-//! May use: `sse`, `wheel`.
+//! May use: `event`, `net` (the socket), `sse`, `wheel`.
 
 use std::{
     collections::VecDeque,
     io::{self, ErrorKind, IoSlice, Read},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::{Buf, Bytes};
 use socket2::SockRef;
-use tokio::{io::Interest, net::TcpStream};
+use tokio::{io::Interest, net::TcpStream, time::Instant};
 
-use super::events::Events;
-use crate::sse;
+use super::{
+    events::{Events, Fault},
+    flock::Ledger,
+};
+use crate::{
+    event::Event,
+    net::{Place, Socket},
+    sse,
+};
 
 /// A subscriber with its socket.
 #[derive(Debug)]
 pub(super) struct Stream {
     socket: TcpStream,
+    /// Among the connections of the listener, as long as the socket is open.
+    _place: Place,
     events: Events,
     /// What the socket has not taken yet.
-    rest: VecDeque<Bytes>,
-    /// Tick at which the socket must have taken something, while it is full.
-    write_due: u64,
-    is_new: bool,
+    rest: Option<Box<Rest>>,
+    /// Bytes that the client has sent although nobody asked.
+    heard: usize,
+    must_register: bool,
     has_ended: bool,
+    /// It has everything, and can take more.
+    is_following: bool,
+}
+
+#[derive(Debug)]
+struct Rest {
+    pieces: VecDeque<Bytes>,
+    /// Tick at which the socket must have taken something.
+    due: u64,
+}
+
+/// What the streams of a lane lend each other, so that one that sleeps needs none of its own.
+#[derive(Debug)]
+pub(super) struct Lent {
+    /// What is being written; empty between two streams.
+    pub(super) pieces: VecDeque<Bytes>,
+    /// What has been written since somebody set it to nought.
+    pub(super) bytes: usize,
+    /// A socket that takes nothing for this long is closed.
+    pub(super) write_timeout: Duration,
+}
+
+/// What became of a stream that was given something.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Given {
+    /// It has it.
+    Done,
+    /// It must be polled.
+    Look,
+    /// It has ended.
+    Ended,
 }
 
 impl Stream {
     /// A stream whose head has been sent.
-    pub(super) fn new(socket: TcpStream, events: Events) -> Self {
-        Self { socket, events, rest: VecDeque::new(), write_due: 0, is_new: true, has_ended: false }
+    pub(super) fn new(socket: Socket, events: Events) -> Self {
+        let Socket { stream: socket, place: _place } = socket;
+        Self {
+            socket,
+            _place,
+            events,
+            rest: None,
+            heard: 0,
+            must_register: true,
+            has_ended: false,
+            is_following: false,
+        }
+    }
+
+    /// What it receives.
+    pub(super) fn events(&mut self) -> &mut Events {
+        &mut self.events
     }
 
     /// Writes what there is, and tells whether that was the end. If it was not, `context` is woken when there is more to do.
-    ///
-    /// `pieces` is empty, and will be so again: it is lent, so that a stream that sleeps needs none of its own.
-    pub(super) fn poll(
-        &mut self,
-        context: &mut Context<'_>,
-        write_timeout: Duration,
-        pieces: &mut VecDeque<Bytes>,
-    ) -> Poll<()> {
+    pub(super) fn poll(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<()> {
+        self.is_following = false;
         if self.has_hung_up(context) {
             return Poll::Ready(());
         }
-        for _ in 0..HANDOVERS {
-            if !self.rest.is_empty() {
-                match self.write_rest(context, write_timeout) {
-                    Poll::Ready(true) => {}
-                    Poll::Ready(false) => return Poll::Ready(()),
-                    Poll::Pending => return Poll::Pending,
-                }
+        for _ in 0..WRITES {
+            match self.write_rest(context, lent) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
             }
             if self.has_ended {
                 return Poll::Ready(());
             }
-            let is_all = self.gather(context, pieces);
-            let written = self.write(pieces);
-            if !pieces.is_empty() {
-                self.rest.extend(pieces.drain(..));
-                self.write_due = self.events.wheel().after(write_timeout);
+            let is_all = self.gather(context, &mut lent.pieces);
+            match write(&self.socket, &mut lent.pieces) {
+                Ok(written) => lent.bytes += written,
+                Err(error) => {
+                    note(&mut self.events, &error);
+                    return Poll::Ready(());
+                }
             }
-            if written.is_err() {
-                return Poll::Ready(());
+            if !lent.pieces.is_empty() {
+                self.keep(lent.pieces.drain(..).collect(), lent.write_timeout);
             }
-            if is_all && self.rest.is_empty() && !self.has_ended {
+            if is_all && self.rest.is_none() && !self.has_ended {
+                self.is_following = self.events.is_following();
                 return Poll::Pending;
             }
         }
         context.waker().wake_by_ref(); // others are to have their turn
         Poll::Pending
+    }
+
+    /// Gives it what is for it of what has arrived, written as it lies there. One that has not got everything before looks
+    /// into the log.
+    pub(super) fn give(&mut self, arrivals: &[Arc<Event>], lent: &mut Lent, ledger: &mut Ledger) -> Given {
+        let now = Instant::now();
+        if !self.is_following || self.events.is_over(now) {
+            return self.look_into_the_log(arrivals.first().map_or(0, |event| event.place()));
+        }
+        let before = self.events.place();
+        let mut slices = [IoSlice::new(&[]); MOST_PIECES];
+        let (mut count, mut bytes, mut is_all) = (0, 0, true);
+        for event in arrivals {
+            let Some(slice) = slices.get_mut(count).filter(|_| bytes < MOST_BYTES) else {
+                is_all = false;
+                break;
+            };
+            if self.events.take(event) {
+                *slice = IoSlice::new(event.chunk());
+                (count, bytes) = (count + 1, bytes + event.chunk().len());
+                ledger.note(event, now);
+            }
+        }
+        let written = match slices.split_at(count).0 {
+            [] => return Given::Done,
+            [only] => self.socket.try_write(only),
+            several => self.socket.try_write_vectored(several),
+        };
+        let written = match written {
+            Ok(written) => written,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => {
+                note(&mut self.events, &error);
+                return Given::Ended;
+            }
+        };
+        lent.bytes += written;
+        self.events.has_spoken();
+        if written < bytes {
+            let through = self.events.place();
+            let is_taken = |it: &&Arc<Event>| it.place() > before && it.place() <= through && self.events.may_see(it);
+            let mut rest = arrivals.iter().filter(is_taken).map(|event| event.chunk().clone()).collect();
+            advance(&mut rest, written);
+            self.keep(rest, lent.write_timeout);
+        }
+        if !is_all {
+            self.look_into_the_log(0);
+        }
+        if is_all && self.rest.is_none() { Given::Done } else { Given::Look }
+    }
+
+    /// It does not have everything any more: what there is, from `place` on, it finds in the log.
+    pub(super) fn look_into_the_log(&mut self, place: u64) -> Given {
+        self.is_following = false;
+        self.events.look_into_the_log(place);
+        match self.rest {
+            None => Given::Look,
+            Some(_) => Given::Done, // once its socket can be written
+        }
+    }
+
+    /// Keeps what the socket has not taken.
+    fn keep(&mut self, pieces: VecDeque<Bytes>, write_timeout: Duration) {
+        self.is_following = false;
+        self.events.is_stuck();
+        self.rest = Some(Box::new(Rest { pieces, due: self.events.wheel().after(write_timeout) }));
     }
 
     /// Takes what is due, within the bounds of one write. Whether that was all.
@@ -94,65 +211,51 @@ impl Stream {
         false
     }
 
-    /// Writes pieces until the socket is full; what it did not take stays.
-    fn write(&self, pieces: &mut VecDeque<Bytes>) -> io::Result<()> {
-        while !pieces.is_empty() {
-            let written = match pieces.as_slices() {
-                ([piece], []) => self.socket.try_write(piece),
-                _ => {
-                    let mut slices = [IoSlice::new(&[]); MOST_PIECES];
-                    let used =
-                        pieces.iter().zip(&mut slices).map(|(piece, slice)| *slice = IoSlice::new(piece)).count();
-                    self.socket.try_write_vectored(slices.get(..used).unwrap_or_default())
-                }
-            };
-            match written {
-                Ok(written) => advance(pieces, written),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes what is left of an earlier write. Whether the stream goes on, once all of it is written.
-    fn write_rest(&mut self, context: &mut Context<'_>, write_timeout: Duration) -> Poll<bool> {
+    /// Writes what is left of an earlier write, if anything is. Whether the stream goes on, once all of it is written.
+    fn write_rest(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<bool> {
+        let Some(rest) = &mut self.rest else { return Poll::Ready(true) };
         loop {
-            let before = self.rest.iter().map(Bytes::len).sum::<usize>();
-            let mut rest = std::mem::take(&mut self.rest);
-            let written = self.write(&mut rest);
-            self.rest = rest;
-            if let Err(error) = written {
-                self.note(&error);
-                return Poll::Ready(false);
-            }
-            if self.rest.is_empty() {
-                self.rest = VecDeque::new(); // it seldom comes to this: no room is kept for it
-                return Poll::Ready(true);
-            }
-            if self.rest.iter().map(Bytes::len).sum::<usize>() < before {
-                self.write_due = self.events.wheel().after(write_timeout);
-            }
-            match self.socket.poll_write_ready(context) {
+            let ready = match write(&self.socket, &mut rest.pieces) {
+                Ok(_) if rest.pieces.is_empty() => {
+                    self.rest = None;
+                    return Poll::Ready(true);
+                }
+                Ok(written) => {
+                    lent.bytes += written;
+                    if written > 0 {
+                        rest.due = self.events.wheel().after(lent.write_timeout);
+                    }
+                    self.socket.poll_write_ready(context)
+                }
+                Err(error) => Poll::Ready(Err(error)),
+            };
+            match ready {
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Ready(Err(error)) => {
+                    note(&mut self.events, &error);
+                    return Poll::Ready(false);
+                }
                 Poll::Pending => break,
             }
         }
-        if self.events.wheel().now() >= self.write_due {
-            self.events.has_stalled();
+        if self.events.wheel().now() >= rest.due {
+            self.events.fails(Fault::Stalled);
             return Poll::Ready(false);
         }
-        match self.events.must_go(self.write_due, context) {
+        match self.events.must_go(rest.due, context) {
             true => Poll::Ready(false),
             false => Poll::Pending,
         }
     }
 
-    /// Whether the client has ended the connection. What it sends otherwise is not looked at.
+    /// Whether the client has ended the connection. What it sends otherwise is not looked at; one that does not stop is not
+    /// read any more, and its end shows when it is written to.
     fn has_hung_up(&mut self, context: &mut Context<'_>) -> bool {
-        let mut buffer = [0; 256];
+        let mut buffer = [0; 512];
         for _ in 0..READS {
+            if self.heard >= MOST_HEARD {
+                return false;
+            }
             let mut is_told = false;
             let read = self.socket.try_io(Interest::READABLE, || {
                 is_told = true;
@@ -160,33 +263,57 @@ impl Stream {
             });
             match read {
                 Ok(0) => return true,
-                Ok(_) => {}
+                Ok(bytes) => self.heard += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     // Nothing has happened since its waker was left there: that is where it still is.
-                    if !is_told && !self.is_new {
+                    if !is_told && !self.must_register {
                         return false;
                     }
-                    self.is_new = false;
+                    self.must_register = false;
                     if self.socket.poll_read_ready(context).is_pending() {
                         return false;
                     }
                 }
                 Err(error) => {
-                    self.note(&error);
+                    note(&mut self.events, &error);
                     return true;
                 }
             }
         }
         context.waker().wake_by_ref();
-        self.is_new = true;
+        self.must_register = true;
         false
     }
+}
 
-    /// The kernel's own user time-out means the same as ours.
-    fn note(&mut self, error: &io::Error) {
-        if error.kind() == ErrorKind::TimedOut {
-            self.events.has_stalled();
+/// Writes pieces until the socket is full, and returns how many bytes it took; what it did not take stays.
+fn write(socket: &TcpStream, pieces: &mut VecDeque<Bytes>) -> io::Result<usize> {
+    let mut total = 0;
+    while !pieces.is_empty() {
+        let written = match pieces.as_slices() {
+            ([piece], []) => socket.try_write(piece),
+            _ => {
+                let mut slices = [IoSlice::new(&[]); MOST_PIECES];
+                let used = pieces.iter().zip(&mut slices).map(|(piece, slice)| *slice = IoSlice::new(piece)).count();
+                socket.try_write_vectored(slices.split_at(used).0)
+            }
+        };
+        match written {
+            Ok(written) => {
+                advance(pieces, written);
+                total += written;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
         }
+    }
+    Ok(total)
+}
+
+/// The kernel's own user time-out means the same as ours.
+fn note(events: &mut Events, error: &io::Error) {
+    if error.kind() == ErrorKind::TimedOut {
+        events.fails(Fault::Stalled);
     }
 }
 
@@ -201,14 +328,17 @@ fn advance(pieces: &mut VecDeque<Bytes>, mut written: usize) {
     }
 }
 
-/// Pieces in one write: as many as the subscription hands over, and a heartbeat.
+/// Pieces in one write: a hand-over of the log, and a heartbeat, at least.
 const MOST_PIECES: usize = 32;
 
 /// Bytes after which a write takes no further piece.
 const MOST_BYTES: usize = 32 * 1024;
 
 /// Writes after which others have their turn.
-const HANDOVERS: usize = 4;
+const WRITES: usize = 4;
 
 /// Reads after which others have their turn.
 const READS: usize = 4;
+
+/// What a client may send on its stream and still be read.
+const MOST_HEARD: usize = 64 * 1024;

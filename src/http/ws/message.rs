@@ -74,7 +74,7 @@ pub(super) fn encode_gap(gap: &Gap) -> String {
 }
 
 /// `{"event":"subscribed","data":{…}}`: the filter that is now in force.
-pub(super) fn encode_subscribed(scope: &Scope) -> String {
+pub(crate) fn encode_subscribed(scope: &Scope) -> String {
     let filter =
         Filter { session_ids: values(&scope.sessions, SessionId::as_str), types: values(&scope.kinds, Kind::as_str) };
     encode("subscribed", filter)
@@ -102,7 +102,7 @@ fn values<T>(only: &Only<T>, as_str: impl Fn(&T) -> &str) -> Vec<&str> {
 /// # Errors
 ///
 /// What is wrong with the message, for the client to read.
-pub(super) fn parse(text: &[u8]) -> Result<Scope, String> {
+pub(crate) fn parse(text: &[u8]) -> Result<Scope, String> {
     let wanted = object(text).and_then(|order: Order<'_>| object(order.subscribe.get().as_bytes()));
     let Wanted { session_ids, types } =
         wanted.ok_or(r#"not understood; write {"subscribe":{"session_ids":[…],"types":[…]}}"#)?;

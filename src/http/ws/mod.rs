@@ -27,6 +27,8 @@ use hyper::{
 };
 
 pub(crate) use self::message::Envelopes;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::message::{encode_subscribed, parse};
 use self::{session::Session, visitor::Visitor};
 use super::{Relay, error::Problem, request::Wish};
 use crate::{config, net::Connection};

@@ -75,8 +75,8 @@ impl Session {
         }
         let leave = self.visitor.must_leave();
         let is_urgent = leave.is_some_and(Leave::is_urgent);
-        if is_urgent {
-            self.end_soon();
+        if let Some(leave) = leave.filter(|_| is_urgent) {
+            self.end_within(closing_time(leave));
         }
         match Pin::new(&mut self.socket).poll_flush(context) {
             Poll::Ready(Ok(())) => {}
@@ -107,8 +107,10 @@ impl Session {
     fn wait_for_room(&mut self, context: &Context<'_>) -> Step {
         self.visitor.wake_to_leave(self.cut_due, context);
         // Again, now that whoever dismisses it knows whom to wake.
-        if self.cut_due == u64::MAX && self.visitor.must_leave().is_some_and(Leave::is_urgent) {
-            self.end_soon();
+        if self.cut_due == u64::MAX
+            && let Some(leave) = self.visitor.must_leave().filter(|leave| leave.is_urgent())
+        {
+            self.end_within(closing_time(leave));
             self.visitor.wake_to_leave(self.cut_due, context);
         }
         Step::Waiting
@@ -234,8 +236,12 @@ impl Session {
 
     /// From now on the client has a moment, whatever it does, and none past its token's end.
     fn end_soon(&mut self) {
+        self.end_within(CLOSING_TIME);
+    }
+
+    fn end_within(&mut self, time: Duration) {
         if self.cut_due == u64::MAX {
-            self.cut_due = self.visitor.after_or_end(CLOSING_TIME);
+            self.cut_due = self.visitor.after_or_end(time);
         }
     }
 }
@@ -262,6 +268,11 @@ fn close_code(leave: Leave) -> CloseCode {
     if leave.is_urgent() { CloseCode::POLICY_VIOLATION } else { CloseCode::SERVICE_RESTART }
 }
 
+/// What the closing handshake may take.
+fn closing_time(leave: Leave) -> Duration {
+    if leave.is_at_once() { CLOSING_TIME_AT_ONCE } else { CLOSING_TIME }
+}
+
 /// A filter of a thousand values has room in it.
 const LARGEST_MESSAGE: usize = 64 * 1024;
 
@@ -270,6 +281,9 @@ const HANDOVER_BYTES: usize = 32 * 1024;
 
 /// What a closing handshake may take: less than those who drain are given to leave, after which the wheel stands still.
 const CLOSING_TIME: Duration = Duration::from_millis(1500);
+
+/// The same for a stream that is to be gone within a second, whatever its client does.
+const CLOSING_TIME_AT_ONCE: Duration = Duration::from_millis(700);
 
 /// Of what is thrown away, at a time.
 const LINGERING_BYTES: usize = 4 * 1024;

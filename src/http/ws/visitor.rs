@@ -73,12 +73,16 @@ impl Visitor {
             transport: Transport::WebSocket,
             key: Arc::clone(&grant.key),
             holder: grant.holder.clone(),
+            proof: Arc::clone(&grant.proof),
             address: relay.client_address(connection.peer.ip(), headers),
             listener: Arc::clone(&listener),
             cut: None,
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
             seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
+        }
+        if relay.still_serves(product).is_err() {
+            seat.dismiss(Leave::Removed); // the same, of its product
         }
         let subscription = product.fanout.subscribe(listener, scope, start);
         product.ws.subscribers.inc();

@@ -191,25 +191,22 @@ fn begin(path: &Path, products: &[ProductId]) -> Result<(File, Vec<Found>, Vec<K
     let mut file = File::open(path)?;
     let webhooks = of_products(file.webhooks()?, products);
     let mut found = Vec::new();
-    let mut spans = Vec::new();
     for product in products {
-        let kept = file.product(product)?;
-        let epoch = epoch_after(kept.highest_epoch);
-        spans.push((kept.number, kept.newest, [reserved(kept.newest, epoch)]));
+        let (kept, epoch) = reserve(&mut file, product)?;
         found.push((product.clone(), kept, epoch));
     }
-    let portions: Vec<_> = spans
-        .iter()
-        .map(|(number, newest, spans)| Portion {
-            number: *number,
-            first: newest + 1,
-            entries: &[],
-            spans,
-            missing: &[],
-        })
-        .collect();
-    file.write(&portions, Sync::Full, unix_ms())?;
     Ok((file, found, webhooks))
+}
+
+/// What the file has of a product, and an epoch for it, which is on the disk.
+fn reserve(file: &mut File, product: &ProductId) -> Result<(Kept, u64), FileError> {
+    let kept = file.product(product)?;
+    let epoch = epoch_after(kept.highest_epoch);
+    let spans = [reserved(kept.newest, epoch)];
+    let first = kept.newest + 1;
+    let portion = Portion { number: kept.number, first, entries: &[], spans: &spans, missing: &[] };
+    file.write(&[portion], Sync::Full, unix_ms())?;
+    Ok((kept, epoch))
 }
 
 /// The webhooks of these products. The others wait in the file for theirs to be configured again.

@@ -1,4 +1,5 @@
-//! What the writing thread is asked for beside keeping what the logs have: erasures, and everything that webhooks need.
+//! What the writing thread is asked for beside keeping what the logs have: erasures, products that come and go, and everything
+//! that webhooks need.
 //!
 //! ```text
 //! admin API, webhooks ──► orders ───► one after the other, behind what has been committed by then
@@ -7,7 +8,7 @@
 //!
 //! Each is carried out whether or not anybody waits for the answer.
 //!
-//! May use: `delivery`, `event`, the desk, the outbox's words.
+//! May use: `delivery`, `event`, `metrics`, the logs, the desk, the outbox's words.
 
 use std::{collections::VecDeque, mem, sync::Arc};
 
@@ -15,11 +16,13 @@ use tokio::sync::oneshot;
 
 use super::{
     desk::{Desk, Unreadable, Unwritable},
-    outbox::{Changes, Letters, Registration, Which},
+    outbox::{Changes, KeptWebhook, Letters, Registration, Which},
 };
 use crate::{
     delivery::DeadLetter,
     event::{EventId, ProductId, SessionId},
+    log::{Bounds, Log},
+    metrics::LogMetrics,
 };
 
 /// Something to do for the writing thread. Who drops one refuses it.
@@ -37,6 +40,19 @@ pub(super) enum Order {
     DeadLetters { id: Box<str>, page: Page, answer: oneshot::Sender<Vec<(u64, DeadLetter)>> },
     /// List those behind this place that wait to be delivered again.
     Requeued { id: Box<str>, after: u64, most: usize, answer: oneshot::Sender<Vec<DeadLetter>> },
+    /// Keep the log of one more product.
+    Adopt { product: Box<(ProductId, Bounds, LogMetrics)>, answer: oneshot::Sender<Adopted> },
+    /// Keep a product's log no longer, once all of it is kept. What is in the file stays there until retention takes it.
+    Release { product: ProductId, answer: oneshot::Sender<()> },
+}
+
+/// A product that the store keeps from now on.
+#[derive(Debug)]
+pub(crate) struct Adopted {
+    /// Its log, which goes on where the store has kept it.
+    pub(crate) log: Arc<Log>,
+    /// Its webhooks that were kept.
+    pub(crate) webhooks: Vec<KeptWebhook>,
 }
 
 impl Order {
@@ -206,6 +222,31 @@ impl Desk {
         let id = id.into();
         let found = self.order(|answer| Order::Requeued { id, after, most, answer });
         async { found.await.map_err(|_| Unreadable) }
+    }
+
+    /// Keeps the log of one more product: the one that is kept of it already, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written now, or is being closed.
+    pub(crate) fn adopt(
+        &self,
+        product: ProductId,
+        bounds: Bounds,
+        metrics: LogMetrics,
+    ) -> impl Future<Output = Result<Adopted, Unwritable>> + use<> {
+        let adopted = self.order(|answer| Order::Adopt { product: Box::new((product, bounds, metrics)), answer });
+        async { adopted.await.map_err(|_| Unwritable) }
+    }
+
+    /// Keeps a product's log no longer, once all of it is kept.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written now, or is being closed: it then goes on keeping the log.
+    pub(crate) fn release(&self, product: ProductId) -> impl Future<Output = Result<(), Unwritable>> + use<> {
+        let released = self.order(|answer| Order::Release { product, answer });
+        async { released.await.map_err(|_| Unwritable) }
     }
 
     /// Leaves an order for the writing thread, unless the store is being closed.

@@ -25,7 +25,7 @@ async fn store_of(directory: &tempfile::TempDir, events: u64) -> (Store, Arc<Fan
     };
     let (product, bounds) = (ProductId::new("p").unwrap(), Bounds { events: 16, bytes: u64::MAX });
     let (store, logs) = Store::open(settings, bounds, &[product], &metrics).unwrap();
-    let fanout = Arc::new(Fanout::new(Arc::clone(&logs[0])));
+    let fanout = Arc::new(Fanout::new(Arc::clone(&logs[0]), 1));
     let running = Arc::clone(&fanout);
     tokio::spawn(async move { running.run(CancellationToken::new()).await });
     let mut kept = logs[0].kept();

@@ -1,17 +1,21 @@
 //! What the writer does with an order, a small step at a time.
 //!
-//! May use: the desk, the file, the orders, the writer's own state.
+//! May use: `event`, `metrics`, the logs, the desk, the file, the orders, the writer's own state.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use super::{MOST_OBEYING, State, Writer, retiring::SCRUB_EVERY};
 use crate::{
     event::{ProductId, SessionId},
-    log::store::{
-        file::{FileError, STEP},
-        orders::{Left, Order},
-        unix_ms,
+    log::{
+        Bounds, Log,
+        store::{
+            file::{FileError, STEP},
+            orders::{Adopted, Left, Order},
+            reserve, unix_ms,
+        },
     },
+    metrics::LogMetrics,
 };
 
 impl Writer {
@@ -71,6 +75,19 @@ impl Writer {
             Order::Requeued { id, after, most, answer } => {
                 let _ = answer.send(file.requeued(&id, after, most)?);
             }
+            Order::Adopt { product, answer } => {
+                let (product, bounds, metrics) = *product;
+                if let Some(adopted) = self.adopt(product, bounds, metrics)? {
+                    let _ = answer.send(adopted);
+                }
+            }
+            Order::Release { product, answer } => {
+                if self.logs.iter().any(|log| *log.product() == product && log.backlog() > 0) {
+                    return Ok(Some(Order::Release { product, answer }));
+                }
+                self.logs.retain(|log| *log.product() != product);
+                let _ = answer.send(());
+            }
         }
         Ok(None)
     }
@@ -89,6 +106,25 @@ impl Writer {
             self.scrub_at.get_or_insert(self.scrubbed.map_or(now, |last| now.max(last + SCRUB_EVERY)));
         }
         Ok(Some(erased.events + erased.letters))
+    }
+
+    /// Goes on with the log of a product, or begins it, under an epoch that is on the disk before its first id is shown.
+    fn adopt(&mut self, product: ProductId, bounds: Bounds, metrics: LogMetrics) -> Result<Option<Adopted>, FileError> {
+        let State::Open(file) = &mut self.state else { return Ok(None) };
+        let mut webhooks = file.webhooks()?;
+        webhooks.retain(|webhook| webhook.product == product);
+        if let Some(log) = self.logs.iter().find(|log| *log.product() == product) {
+            return Ok(Some(Adopted { log: Arc::clone(log), webhooks }));
+        }
+        let log = if self.is_in_memory {
+            Log::new(product, bounds, metrics)
+        } else {
+            let (kept, epoch) = reserve(file, &product)?;
+            Log::restored(product, bounds, kept, epoch, false, Arc::clone(&self.desk), metrics)
+        };
+        let log = Arc::new(log);
+        self.logs.push(Arc::clone(&log));
+        Ok(Some(Adopted { log, webhooks }))
     }
 
     /// Marks some of the dead letters that are to be delivered again, and returns how many, and what is left.

@@ -1,0 +1,56 @@
+//! K: few events to few subscribers, for instructions to be counted: see `benches/callgrind.sh`.
+
+use std::thread;
+
+use super::{SESSIONS, SETTLE};
+use crate::{
+    Result,
+    load::{Audience, Load},
+    payload::Series,
+    report::Outcome,
+    rig::Rig,
+    target::{Kind, Pace},
+};
+
+/// Each event finds everything asleep, also under a tool that makes the relay fifty times as slow.
+pub(super) struct Counted {
+    events: u64,
+}
+
+impl Counted {
+    pub(super) fn few() -> Self {
+        Self { events: 500 }
+    }
+
+    /// What these cost more than the few is what a thousand events cost.
+    pub(super) fn more() -> Self {
+        Self { events: 1500 }
+    }
+
+    pub(super) fn title(&self) -> String {
+        format!("K: {SUBSCRIBERS} subscribers, {} events of 1 KiB to all at {PER_SECOND} events/s", self.events)
+    }
+
+    pub(super) fn run(&self, kind: Kind) -> Result<Outcome> {
+        let audience = Audience {
+            subscribers: SUBSCRIBERS,
+            own_session: false,
+            series: Series { sessions: SESSIONS, events: self.events },
+            measured_from: 1,
+            resume: None,
+            may_miss: false,
+        };
+        let mut rig = Rig::start(kind, Pace::Each)?;
+        let load = Load::connect(rig.door(), audience)?;
+        thread::sleep(SETTLE);
+        rig.send_all(&load, audience, PER_SECOND)?;
+        let tally = load.finish()?;
+        let mut outcome = Outcome::new(&tally, audience.deliveries());
+        rig.stop(&mut outcome)?;
+        Ok(outcome)
+    }
+}
+
+const SUBSCRIBERS: usize = 20;
+
+const PER_SECOND: u64 = 50;

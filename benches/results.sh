@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Measures everything that is installed and writes benches/RESULTS.md. Run it on a quiet machine; arguments go to the fan-out bench
+# (`--pairs 3`, say). Install what is to be compared before: apt-get install nginx-core libnginx-mod-nchan pushpin valgrind
+set -euo pipefail
+cd "$(dirname "$0")/.."
+ulimit -n "$(ulimit -Hn)"
+
+version() { dpkg-query -W -f='${Version}' "$1" 2>/dev/null || echo "not installed"; }
+cargo bench --locked --bench fanout --bench webhooks --no-run
+began=$SECONDS
+new=$(mktemp)
+trap 'rm -f "$new"' EXIT
+status=0
+{
+    echo '# Results'
+    echo
+    echo 'The last full run of the benches, written by `benches/results.sh`. How to read it: the heads of `benches/fanout/main.rs` and'
+    echo '`benches/webhooks/main.rs`.'
+    echo
+    echo "- autoplay-relay $(git describe --always --dirty), $(rustc --version), $(date -u '+%F %H:%M') UTC"
+    echo "- nginx-core $(version nginx-core) with libnginx-mod-nchan $(version libnginx-mod-nchan); pushpin $(version pushpin); valgrind $(version valgrind)"
+    echo '- not measured: Mercure and Centrifugo (neither is in Debian)'
+    echo
+    echo '## Fan-out'
+    echo
+    echo "\`cargo bench --bench fanout -- --all $*\`"
+    echo
+    cargo bench --locked --quiet --bench fanout -- --all "$@" || status=$?
+    echo
+    echo '## Webhooks'
+    echo
+    echo '`cargo bench --bench webhooks`'
+    echo
+    cargo bench --locked --quiet --bench webhooks || status=$?
+    if command -v valgrind >/dev/null; then
+        echo
+        echo '## Instructions'
+        echo
+        echo '`benches/callgrind.sh`'
+        echo
+        benches/callgrind.sh || status=$?
+    fi
+    echo
+    echo "The whole run took $(((SECONDS - began + 30) / 60)) minutes."
+} >"$new"
+cat "$new" >benches/RESULTS.md
+exit "$status"

@@ -1,0 +1,61 @@
+//! How many connections fit within the limit on open files.
+//!
+//! May use: `config`.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing::info;
+
+use crate::config::Config;
+
+/// Raises the limit on open files as far as this process may, and returns how many connections the public listener may hold: what
+/// `server.max_subscribers` asks for and some more, or what the limit leaves beside what the relay itself has to open.
+pub(super) fn max_connections(config: &Config) -> usize {
+    let wanted = config.server.max_subscribers.saturating_add(PASSING_BY);
+    let Some(files) = raise_limit() else { return wanted };
+    let in_flight: usize = config.webhooks.iter().map(|webhook| webhook.max_in_flight).sum();
+    let room = room(files, OWN_FILES + config.upstreams.len() + in_flight);
+    if room < config.server.max_subscribers {
+        info!(
+            open_files = files,
+            connections = room,
+            max_subscribers = config.server.max_subscribers,
+            "the limit on open files leaves room for fewer subscribers than server.max_subscribers; raise it (ulimit -n, LimitNOFILE)"
+        );
+    }
+    wanted.min(room)
+}
+
+/// What a limit leaves to subscribers. Where it is far too low, they get half of it.
+fn room(files: usize, own: usize) -> usize {
+    files.saturating_sub(own).max(files / 2)
+}
+
+/// The limit on open files after it has been raised to the most that is allowed; none if there is none. The lower default is for
+/// programs that use `select`, and this is none of them.
+fn raise_limit() -> Option<usize> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let files = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    files.map(|files| usize::try_from(files).unwrap_or(usize::MAX))
+}
+
+/// Connections that are no subscribers': who publishes, polls, has just come, or is being told that there is no seat.
+const PASSING_BY: usize = 1024;
+
+/// The store's files, runtimes, the other listeners and their clients, and those beyond the limit who are being told.
+const OWN_FILES: usize = 128 + 2 * super::MOST_OPERATORS;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_relay_itself_keeps_its_files_unless_there_are_hardly_any() {
+        assert_eq!(room(1_048_576, 300), 1_048_276);
+        assert_eq!(room(400, 300), 200);
+        assert_eq!(room(usize::MAX, 300), usize::MAX - 300);
+    }
+}

@@ -1,0 +1,231 @@
+//! The certificate that the public listener serves, and its key.
+//!
+//! In: two PEM files. Out: a pair that belongs together, or what is wrong with which of the files. It is read with the configuration,
+//! so that a bad pair is found before anybody relies on it, and again whenever the files change.
+//!
+//! May use: nothing.
+
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use rustls::{
+    CertificateError, RootCertStore,
+    client::verify_server_cert_signed_by_trust_anchor,
+    crypto::aws_lc_rs::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    server::ParsedCertificate,
+    sign::CertifiedKey,
+};
+
+/// Where the certificate and its key are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct TlsFiles {
+    /// PEM, the server's own certificate first.
+    pub(crate) cert_file: PathBuf,
+    /// PEM.
+    pub(crate) key_file: PathBuf,
+}
+
+impl TlsFiles {
+    /// Reads both files. Blocks as long as the file system does.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with which of them. Whatever was read is dropped: half a pair is none.
+    pub(crate) fn read(&self) -> Result<Identity, IdentityError> {
+        let (cert_file, key_file) = (self.cert_file.display(), self.key_file.display());
+        let of_cert = |message: String| IdentityError { key: CERT_FILE, message };
+        let of_key = |message: String| IdentityError { key: KEY_FILE, message };
+        let cert_pem = contents(&self.cert_file).map_err(of_cert)?;
+        let key_pem = contents(&self.key_file).map_err(of_key)?;
+
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&cert_pem).collect();
+        let chain = chain.map_err(|_| of_cert(format!("{cert_file} is not PEM as it must be")))?;
+        let own = chain.first().ok_or_else(|| {
+            let what = "write the server's certificate in PEM, and behind it those that lead to its root";
+            of_cert(format!("{cert_file} holds no CERTIFICATE block; {what}"))
+        })?;
+        let not_after = not_after(own).map_err(|error| {
+            of_cert(format!(
+                "the first certificate in {cert_file} cannot be used: {error}; the server's own comes first"
+            ))
+        })?;
+        let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|_| {
+            of_key(format!("{key_file} holds no private key that can be read; write it in PEM, without a password"))
+        })?;
+        let key = default_provider().key_provider.load_private_key(key).map_err(|_| {
+            of_key(format!(
+                "the key in {key_file} is of no use here; make it RSA of 2048 bits or more, P-256, P-384 or Ed25519"
+            ))
+        })?;
+        let key = CertifiedKey::new(chain, key);
+        key.keys_match().map_err(|_| {
+            of_key(format!(
+                "{key_file} holds another key than the one that the first certificate in {cert_file} is for"
+            ))
+        })?;
+        let mut digest = Context::new(&SHA256);
+        [cert_pem, key_pem].iter().for_each(|pem| digest.update(pem));
+        Ok(Identity { key: Arc::new(key), not_after, digest: digest.finish().as_ref().into() })
+    }
+}
+
+/// A certificate with the chain behind it, and its key.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// As TLS takes them.
+    pub(crate) key: Arc<CertifiedKey>,
+    /// When clients begin to refuse the certificate.
+    pub(crate) not_after: SystemTime,
+    digest: Box<[u8]>,
+}
+
+impl Identity {
+    /// Whether both were read from files with the same contents.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+/// Why two files are no pair.
+#[derive(Debug, Eq, PartialEq, thiserror::Error)]
+#[error("server.{key}: {message}")]
+pub(crate) struct IdentityError {
+    key: &'static str,
+    message: String,
+}
+
+impl IdentityError {
+    /// Whether the file of the private key is to blame, and not that of the certificate.
+    pub(super) fn is_about_the_key(&self) -> bool {
+        self.key == KEY_FILE
+    }
+
+    /// The file, what is wrong with it, what to do; without the name of the configuration's key.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+fn contents(path: &Path) -> Result<Vec<u8>, String> {
+    let mut contents = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut contents));
+    match read {
+        Ok(_) if contents.len() as u64 > MOST_BYTES => Err(format!("{} is larger than 1 MiB", path.display())),
+        Ok(_) => Ok(contents),
+        Err(error) => Err(format!("cannot read {}: {error}", path.display())),
+    }
+}
+
+/// When a certificate ends. TLS brings a parser along, which tells it only of certificates that have ended: so it is asked at the
+/// end of time, and a crate (or twenty) for X.509 is spared.
+fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, rustls::Error> {
+    let parsed = ParsedCertificate::try_from(certificate)?;
+    let end_of_time = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
+    match verify_server_cert_signed_by_trust_anchor(&parsed, &RootCertStore::empty(), &[], end_of_time, &[]) {
+        Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+            let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(not_after.as_secs()));
+            end.ok_or_else(|| CertificateError::BadEncoding.into())
+        }
+        Err(error) => Err(error),
+        Ok(()) => Err(CertificateError::BadEncoding.into()),
+    }
+}
+
+const CERT_FILE: &str = "tls_cert_file";
+
+const KEY_FILE: &str = "tls_key_file";
+
+/// A chain has a few kilobytes.
+const MOST_BYTES: u64 = 1024 * 1024;
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::process::Command;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Files of a certificate that openssl has made with these options, and of its key.
+    pub(in crate::config) fn made(options: &str) -> (TempDir, TlsFiles) {
+        let folder = tempfile::tempdir().unwrap();
+        let arguments = format!("req -x509 -nodes -keyout key.pem -out cert.pem -subj /CN=localhost {options}");
+        let done = Command::new("openssl").args(arguments.split_whitespace()).current_dir(&folder).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let files = TlsFiles { cert_file: folder.path().join("cert.pem"), key_file: folder.path().join("key.pem") };
+        (folder, files)
+    }
+
+    pub(in crate::config) const P256: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 30";
+
+    fn refusal(files: &TlsFiles) -> String {
+        files.read().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn keys_of_every_usual_kind_are_read_and_the_end_is_told() {
+        let day = Duration::from_secs(86_400);
+        let kinds = [
+            "rsa:2048",
+            "ed25519",
+            "ec -pkeyopt ec_paramgen_curve:prime256v1",
+            "ec -pkeyopt ec_paramgen_curve:secp384r1",
+        ];
+        for kind in kinds {
+            let (_folder, files) = made(&format!("-newkey {kind} -days 30"));
+            let left = files.read().unwrap().not_after.duration_since(SystemTime::now()).unwrap();
+            assert!((day * 29..=day * 30).contains(&left), "{kind}: {left:?}");
+        }
+        let (_folder, files) = made(&P256.replace("30", "400000"));
+        let end = files.read().unwrap().not_after;
+        assert!(end > SystemTime::now() + day * 365 * 1000, "written as another type of time since 2050: {end:?}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_the_key_and_the_file() {
+        let ((one, files), (other, _)) = (made(P256), made(P256));
+        let swapped = TlsFiles { key_file: other.path().join("key.pem"), ..files.clone() };
+        let found = refusal(&swapped);
+        assert!(found.starts_with("server.tls_key_file: ") && found.contains("holds another key than"), "{found}");
+        let reversed = TlsFiles { cert_file: files.key_file.clone(), key_file: files.cert_file.clone() };
+        assert!(refusal(&reversed).starts_with("server.tls_cert_file: "), "{}", refusal(&reversed));
+        assert!(refusal(&reversed).contains("key.pem holds no CERTIFICATE block"), "{}", refusal(&reversed));
+        let keyless = TlsFiles { key_file: files.cert_file.clone(), ..files.clone() };
+        assert!(refusal(&keyless).contains("cert.pem holds no private key"), "{}", refusal(&keyless));
+        let gone = TlsFiles { key_file: one.path().join("none"), ..files.clone() };
+        assert!(refusal(&gone).contains("server.tls_key_file: cannot read"), "{}", refusal(&gone));
+        std::fs::write(&files.cert_file, "x".repeat(2 << 20)).unwrap();
+        assert!(refusal(&files).contains("larger than 1 MiB"));
+        std::fs::write(&files.cert_file, "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n").unwrap();
+        assert!(refusal(&files).contains("the first certificate in "), "{}", refusal(&files));
+    }
+
+    #[test]
+    fn a_file_cut_off_anywhere_is_no_pair_and_no_panic() {
+        let (_folder, files) = made(P256);
+        for path in [&files.cert_file, &files.key_file] {
+            let whole = std::fs::read(path).unwrap();
+            for length in 0..whole.len() - 1 {
+                std::fs::write(path, &whole[..length]).unwrap();
+                assert!(files.read().is_err(), "{} cut at {length}", path.display());
+            }
+            std::fs::write(path, whole).unwrap();
+        }
+        files.read().unwrap();
+    }
+
+    #[test]
+    fn the_same_contents_are_the_same_pair() {
+        let ((_one, files), (_other, others)) = (made(P256), made(P256));
+        let pair = files.read().unwrap();
+        assert!(pair.is_same(&files.read().unwrap()));
+        assert!(!pair.is_same(&others.read().unwrap()));
+    }
+}

@@ -1,0 +1,103 @@
+//! The decoder and the encoder of event streams.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::sse::{self, Decoded, Decoder, Frame};
+
+/// However a stream is cut, it decodes to the same; within the bound to what the standard says; and what came out goes in again.
+/// The first byte bounds events, the second cuts, the rest is the stream.
+pub fn decoder(input: &[u8]) {
+    let [bound, cut, stream @ ..] = input else { return };
+    let most = if *bound == u8::MAX { 1 << 20 } else { usize::from(*bound) + 1 };
+    let cut = usize::from(*cut);
+    let whole = decode([stream], most);
+    let (first, second) = stream.split_at(cut.min(stream.len()));
+    assert_eq!(decode([first, b"", second], most), whole, "in two pieces");
+    for size in [1, cut + 2] {
+        assert_eq!(decode(stream.chunks(size), most), whole, "in pieces of {size}");
+    }
+    if stream.len() <= most {
+        assert_eq!(whole, by_the_book(stream));
+    }
+    for decoded in &whole {
+        if let Decoded::Frame(frame) = decoded {
+            holds_for_frame(frame, most);
+        }
+    }
+}
+
+fn holds_for_frame(frame: &Frame, most: usize) {
+    assert!(frame.data.len() <= most);
+    assert!(!sse::breaks_framing(&frame.id));
+    assert!(!frame.event.contains(&b'\n') && !frame.event.contains(&b'\r') && !frame.data.contains(&b'\r'));
+    let encoded = sse::encode_event("7-42", &frame.data);
+    assert_eq!(encoded.payload, frame.data);
+    let wire = encoded.chunk.slice(encoded.frame);
+    assert_eq!(sse::encode_chunk(&wire), encoded.chunk);
+    let again =
+        Frame { event: Bytes::new(), data: frame.data.clone(), id: Bytes::from_static(b"7-42"), has_own_id: true };
+    assert_eq!(decode([&*wire], most), [Decoded::Frame(again)]);
+}
+
+fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, most: usize) -> Vec<Decoded> {
+    let mut decoder = Decoder::new(most);
+    let mut decoded = Vec::new();
+    for piece in pieces {
+        decoder.feed(Bytes::copy_from_slice(piece));
+        while let Some(one) = decoder.next() {
+            decoded.push(one);
+        }
+    }
+    decoded
+}
+
+/// The standard, word for word and without a thought for speed or bounds.
+fn by_the_book(stream: &[u8]) -> Vec<Decoded> {
+    let mut decoded = Vec::new();
+    let (mut data, mut event, mut id, mut has_own_id) = (None::<Vec<u8>>, Vec::new(), Vec::new(), false);
+    for line in lines(stream.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(stream)) {
+        if line.is_empty() {
+            let (event, has_own_id) = (std::mem::take(&mut event), std::mem::take(&mut has_own_id));
+            if let Some(data) = data.take() {
+                let frame = Frame { event: event.into(), data: data.into(), id: id.clone().into(), has_own_id };
+                decoded.push(Decoded::Frame(frame));
+            }
+            continue;
+        }
+        let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
+        let value = line.get(colon + 1..).unwrap_or_default();
+        let value = value.strip_prefix(b" ").unwrap_or(value);
+        match &line[..colon] {
+            b"data" => match &mut data {
+                None => data = Some(value.to_vec()),
+                Some(data) => data.extend([b"\n", value].concat()),
+            },
+            b"event" => event = value.to_vec(),
+            b"id" if !value.contains(&0) => (id, has_own_id) = (value.to_vec(), true),
+            b"retry" if !value.is_empty() && value.iter().all(u8::is_ascii_digit) => {
+                let digits = String::from_utf8(value.to_vec()).unwrap();
+                decoded.extend(digits.parse().ok().map(|wait| Decoded::Retry(Duration::from_millis(wait))));
+            }
+            _ => {}
+        }
+    }
+    decoded
+}
+
+/// The lines that have an end: LF, CR or CRLF.
+fn lines(stream: &[u8]) -> Vec<Vec<u8>> {
+    let mut lines = vec![Vec::new()];
+    let mut before = 0;
+    for byte in stream {
+        match byte {
+            b'\n' if before == b'\r' => {}
+            b'\n' | b'\r' => lines.push(Vec::new()),
+            other => lines.last_mut().unwrap().push(*other),
+        }
+        before = *byte;
+    }
+    lines.pop();
+    lines
+}

@@ -1,0 +1,67 @@
+//! What a payload is read as, beside a reader that knows nothing of events.
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::{
+    envelope::{self, Rejection},
+    event::{Draft, ProductId},
+    sse::{self, Frame},
+};
+
+/// Whatever comes is refused for the reason there is, or kept byte for byte under a kind and a session that break no frame; and what
+/// is published says the same as what was sent, on one line, and names its product.
+pub fn envelope(input: &[u8]) {
+    let product = ProductId::new("prod_abc").unwrap();
+    let (payload, now) = (Bytes::copy_from_slice(input), Instant::now());
+    let value: Option<Value> = serde_json::from_slice(input).ok();
+    for event in ["", "gap", "heartbeat"] {
+        let frame = Frame { event: event.into(), data: payload.clone(), id: Bytes::new(), has_own_id: false };
+        let classified = envelope::classify(frame, &product, now);
+        assert!(event.is_empty() || classified.is_ok(), "a notice is never refused");
+    }
+    match envelope::draft(payload.clone(), &product, now) {
+        Ok(draft) => holds_for_draft(&draft, input, value.as_ref(), &product),
+        Err(rejection) => holds_for_rejection(rejection, input, value.as_ref(), &product),
+    }
+    if let Ok(draft) = envelope::published(payload, &product, now) {
+        holds_for_published(draft, value, &product);
+    }
+}
+
+fn holds_for_draft(draft: &Draft, input: &[u8], value: Option<&Value>, product: &ProductId) {
+    assert_eq!(draft.payload, input);
+    assert!(!draft.kind.as_str().is_empty() && !sse::breaks_framing(draft.kind.as_str().as_bytes()));
+    assert!(draft.session.as_ref().is_none_or(|session| !sse::breaks_framing(session.as_str().as_bytes())));
+    assert!(draft.forwarded_at.is_none_or(f64::is_finite));
+    let Some(value) = value else { return }; // such as numbers beyond all measure, which pass through
+    assert_eq!(value["type"].as_str(), Some(draft.kind.as_str()));
+    let session = value["session_id"].as_str().filter(|session| !session.is_empty());
+    assert_eq!(session, draft.session.as_ref().map(|session| session.as_str()));
+    assert!(value["product_id"].is_null() || value["product_id"] == product.as_str());
+}
+
+fn holds_for_rejection(rejection: Rejection, input: &[u8], value: Option<&Value>, product: &ProductId) {
+    let breaks = |name: &str, value: &Value| value[name].as_str().is_some_and(|it| sse::breaks_framing(it.as_bytes()));
+    let Some(value) = value else { return };
+    let is_so = match rejection {
+        Rejection::InvalidUtf8 | Rejection::TooLarge => false,
+        Rejection::InvalidJson => ["type", "product_id", "session_id"].iter().any(|name| value.get(name).is_some()),
+        Rejection::NotAnObject => !value.is_object(),
+        Rejection::NoType => value["type"].as_str().is_none_or(str::is_empty),
+        Rejection::WrongProduct => !value["product_id"].is_null() && value["product_id"] != product.as_str(),
+        Rejection::ControlCharacter => input.contains(&0) || breaks("type", value) || breaks("session_id", value),
+    };
+    assert!(is_so, "{rejection:?}");
+}
+
+fn holds_for_published(draft: Draft, value: Option<Value>, product: &ProductId) {
+    assert!(!sse::breaks_framing(&draft.payload), "one line");
+    if let Some(mut value) = value {
+        value["product_id"] = product.as_str().into();
+        assert_eq!(serde_json::from_slice::<Value>(&draft.payload).unwrap(), value);
+    }
+    let again = envelope::published(draft.payload.clone(), product, draft.received);
+    assert_eq!(again, Ok(draft), "once more, it stays as it is");
+}

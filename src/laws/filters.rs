@@ -1,0 +1,72 @@
+//! What a subscriber asks for, in the query of its request and in a message of its socket.
+
+use std::collections::BTreeSet;
+
+use hyper::{
+    HeaderMap,
+    header::{ACCEPT, HeaderName, HeaderValue},
+};
+use serde_json::Value;
+
+use crate::{
+    event::{Kind, Only, Scope, SessionId, Start},
+    http::{MAX_FILTER_VALUES, Wish, accepts_event_stream, encode_subscribed, parse_subscribe},
+};
+
+/// A wish that is read is one that can be had, and written down again it is the same.
+pub fn filters(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let mut headers = HeaderMap::new();
+    let by_query = Wish::read(&text, &headers);
+    if let Ok(wish) = &by_query {
+        holds_for_scope(&wish.scope);
+        assert_eq!(&Wish::read(&query(wish), &headers).unwrap(), wish);
+    }
+    if let Ok(value) = HeaderValue::from_bytes(input) {
+        headers.insert(HeaderName::from_static("last-event-id"), value.clone());
+        headers.insert(ACCEPT, value);
+        accepts_event_stream(&headers);
+        if let Ok(wish) = by_query {
+            let start = if input.is_empty() { wish.start.clone() } else { Start::parse(input) };
+            assert_eq!(Wish::read(&text, &headers).unwrap(), Wish { start, ..wish });
+        }
+    }
+    if let Ok(scope) = parse_subscribe(input) {
+        holds_for_scope(&scope);
+        let told: Value = serde_json::from_str(&encode_subscribed(&scope)).unwrap();
+        let message = serde_json::json!({ "subscribe": told["data"] }).to_string();
+        assert_eq!(parse_subscribe(message.as_bytes()), Ok(scope));
+    }
+}
+
+fn holds_for_scope(scope: &Scope) {
+    let (sessions, kinds) = values(scope);
+    assert!(sessions.len() + kinds.len() <= MAX_FILTER_VALUES);
+    assert!(sessions.iter().all(|it| !it.is_empty() && !crate::sse::breaks_framing(it.as_bytes())));
+    assert!(kinds.iter().all(|it| !it.is_empty()));
+    let is_open = (&scope.sessions, &scope.kinds) == (&Only::Everything, &Only::Everything);
+    assert_eq!(is_open, sessions.is_empty() && kinds.is_empty());
+}
+
+fn values(scope: &Scope) -> (Vec<&str>, Vec<&str>) {
+    fn all<T>(only: &Only<T>) -> impl Iterator<Item = &T> {
+        let values: Option<&BTreeSet<T>> = if let Only::These(values) = only { Some(values) } else { None };
+        values.into_iter().flatten()
+    }
+    (all(&scope.sessions).map(SessionId::as_str).collect(), all(&scope.kinds).map(Kind::as_str).collect())
+}
+
+/// A query that asks for this.
+fn query(wish: &Wish) -> String {
+    let (sessions, kinds) = values(&wish.scope);
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.extend_pairs(sessions.into_iter().map(|session| ("session_id", session)));
+    query.extend_pairs(kinds.into_iter().map(|kind| ("type", kind)));
+    match &wish.start {
+        Start::Now => {}
+        Start::Oldest => drop(query.append_pair("last_event_id", "0")),
+        Start::After(id) => drop(query.append_pair("last_event_id", &id.to_string())),
+        Start::Malformed => drop(query.append_pair("last_event_id", "?")),
+    }
+    query.finish()
+}

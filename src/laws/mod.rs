@@ -1,0 +1,57 @@
+//! What holds for whatever comes in: each law takes any bytes, and panics where it is broken.
+//!
+//! In: bytes. Out: nothing, or a panic. `fuzz/` looks for bytes that break a law; what it kept on the way, and what was written by
+//! hand, is its corpus, which `cargo test` goes through. No part of the relay: compiled for tests and for fuzzing only.
+//!
+//! May use: `config`, `envelope`, `event`, `http`, `log`, `sse`.
+#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "a broken law is told by a panic")]
+
+mod configuration;
+mod decoder;
+mod envelope;
+mod filters;
+mod ids;
+
+pub use self::{configuration::configuration, decoder::decoder, envelope::envelope, filters::filters, ids::ids};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goes through what is kept for one target.
+    fn hold_for_the_corpus_of(target: &str, law: fn(&[u8])) {
+        let folder = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let files = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
+        let inputs: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+        assert!(inputs.len() >= 5, "there is a corpus: {}", inputs.len());
+        for path in inputs {
+            println!("{}", path.display()); // shown when the law is broken
+            law(&std::fs::read(path).unwrap());
+        }
+    }
+
+    #[test]
+    fn the_laws_of_the_decoder_hold_for_its_corpus() {
+        hold_for_the_corpus_of("decoder", decoder);
+    }
+
+    #[test]
+    fn the_laws_of_the_envelope_hold_for_its_corpus() {
+        hold_for_the_corpus_of("envelope", envelope);
+    }
+
+    #[test]
+    fn the_laws_of_ids_hold_for_their_corpus() {
+        hold_for_the_corpus_of("ids", ids);
+    }
+
+    #[test]
+    fn the_laws_of_filters_hold_for_their_corpus() {
+        hold_for_the_corpus_of("filters", filters);
+    }
+
+    #[test]
+    fn the_laws_of_the_configuration_hold_for_its_corpus() {
+        hold_for_the_corpus_of("configuration", configuration);
+    }
+}

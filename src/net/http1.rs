@@ -1,0 +1,82 @@
+//! HTTP/1.1 on one connection, until it ends or its socket is given away.
+//!
+//! May use: nothing.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::Body;
+use hyper::{
+    body::Incoming,
+    rt::{Read, Write},
+    server::conn::http1::{Builder, UpgradeableConnection},
+    service::HttpService,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use super::{Fate, READ_BUFFER_BYTES, guarded::Guarded, stage::Graceful};
+
+/// Small buffers and a time-out for each head.
+pub(super) fn builder(head_timeout: Duration) -> Builder {
+    let mut builder = Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(READ_BUFFER_BYTES);
+    builder
+}
+
+/// A connection without TLS, whose socket can be taken out of hyper.
+pub(super) struct Plain<C> {
+    connection: Option<C>,
+    fate: Arc<Fate>,
+}
+
+impl<C> Plain<C> {
+    pub(super) fn new(connection: C, fate: Arc<Fate>) -> Self {
+        Self { connection: Some(connection), fate }
+    }
+}
+
+impl<S> Future for Plain<UpgradeableConnection<TokioIo<Guarded>, S>>
+where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+{
+    type Output = Result<(), hyper::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(())) };
+        if let Poll::Ready(ended) = Pin::new(connection).poll(context) {
+            return Poll::Ready(ended);
+        }
+        let Some(heir) = self.fate.handover.heir() else { return Poll::Pending };
+        // What the client has sent beyond its request is of no use: nothing else is answered on this connection.
+        if let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) {
+            heir(parts.io.into_inner().into_socket());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S> Graceful for Plain<UpgradeableConnection<TokioIo<Guarded>, S>>
+where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+{
+    fn end_gracefully(mut self: Pin<&mut Self>) {
+        if let Some(connection) = &mut self.connection {
+            Pin::new(connection).graceful_shutdown();
+        }
+    }
+}
+
+impl<I, S> Graceful for UpgradeableConnection<I, S>
+where
+    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
+    I: Read + Write + Unpin + Send + 'static,
+{
+    fn end_gracefully(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}

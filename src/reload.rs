@@ -1,0 +1,186 @@
+//! Notices that the configuration may have changed, and reads it again.
+//!
+//! In: the configuration file and every file that it names, looked at every other second. Out: what they say, once that has been
+//! the same for two looks: a file that is being written is not read by halves. What is looked at is their content, so a symbolic
+//! link that points elsewhere (how Kubernetes mounts secrets) is seen like anything else. Nothing here blocks the runtime.
+//!
+//! May use: `config`.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::{Config, Difference, Findings, Source};
+
+/// Eyes on one configuration.
+pub(crate) struct Watch {
+    source: Arc<Source>,
+    files: BTreeSet<PathBuf>,
+    next_look: Instant,
+    /// What the files held at the last look.
+    seen: Option<Print>,
+    /// What they held when they were read last.
+    read: Option<Print>,
+}
+
+/// Tells one content of all files from another.
+type Print = [u8; 32];
+
+impl Watch {
+    /// Begins to look at these files, and at those that are named later. What has changed since the configuration in force was read is noticed, too.
+    pub(crate) fn new(source: Source, files: BTreeSet<PathBuf>) -> Self {
+        Self { source: Arc::new(source), files, next_look: Instant::now() + LOOK_EVERY, seen: None, read: None }
+    }
+
+    /// Waits until the files have changed, and reads them.
+    ///
+    /// # Cancel safety
+    ///
+    /// A change that was not returned is returned by the next call.
+    pub(crate) async fn changed(&mut self) -> Result<Config, Findings> {
+        loop {
+            sleep_until(self.next_look).await;
+            let print = self.look().await;
+            self.next_look = Instant::now() + LOOK_EVERY;
+            let is_settled = self.seen == Some(print);
+            self.seen = Some(print);
+            if is_settled && self.read != Some(print) {
+                return self.read().await;
+            }
+        }
+    }
+
+    /// Reads the files as they are.
+    pub(crate) async fn read(&mut self) -> Result<Config, Findings> {
+        // Before they are read: what changes meanwhile is found to differ at the next look, and read again.
+        let print = self.look().await;
+        let source = Arc::clone(&self.source);
+        let look = off_the_runtime(move || source.read()).await;
+        self.read = Some(print);
+        self.files = look.files;
+        look.config
+    }
+
+    /// What comes into force when `new` follows upon `standing`.
+    ///
+    /// # Errors
+    ///
+    /// When that would let strangers in, because a part of `new` waits for a restart.
+    pub(crate) fn succession(&self, standing: &Config, new: Config) -> Result<(Config, Difference), Findings> {
+        self.source.succession(standing, new)
+    }
+
+    async fn look(&self) -> Print {
+        let files = self.files.clone();
+        off_the_runtime(move || print(&files)).await
+    }
+}
+
+/// Runs what may wait for a disk.
+async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is ending, and this task with it.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// What all files hold, and of those that cannot be read that they cannot.
+fn print(files: &BTreeSet<PathBuf>) -> Print {
+    let mut context = Context::new(&SHA256);
+    for file in files {
+        context.update(file.as_os_str().as_encoded_bytes());
+        match content(file) {
+            Ok(content) => {
+                context.update(&content.len().to_le_bytes());
+                context.update(&content);
+            }
+            Err(_) => context.update(b"?"),
+        }
+    }
+    let mut print = [0; 32];
+    print.copy_from_slice(context.finish().as_ref());
+    print
+}
+
+/// What a file holds. A pipe is not read: it gives what it has but once.
+fn content(file: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    if file.metadata()?.is_file() {
+        File::open(file)?.take(MOST_BYTES).read_to_end(&mut content)?;
+    }
+    Ok(content)
+}
+
+/// Soon enough for whoever has changed a file and watches, seldom enough to cost nothing.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// More than any file of a configuration has.
+const MOST_BYTES: u64 = 16 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::config::{AllowAnonymous, Environment};
+
+    /// A configuration whose key is in a file of its own.
+    fn watch() -> (TempDir, Watch) {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, key) = (directory.path().join("relay.toml"), directory.path().join("key"));
+        let text = "[[auth.keys]]\nname = 'a'\nproducts = ['*']\nkey_file = ";
+        fs::write(&key, "one").unwrap();
+        fs::write(&file, format!("{text}'{}'", key.display())).unwrap();
+        let source = Source::new(file, Environment::default(), AllowAnonymous::OnLoopback);
+        let files = source.read().files;
+        (directory, Watch::new(source, files))
+    }
+
+    fn key(read: Result<Config, Findings>) -> String {
+        read.unwrap().auth.keys[0].key.expose().to_owned()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_read_once_it_has_settled_and_not_before() {
+        let (directory, mut watch) = watch();
+        assert_eq!(key(watch.changed().await), "one"); // what may have changed since the start
+        let file = directory.path().join("key");
+        let writing = async {
+            for n in 0..20 {
+                fs::write(&file, format!("half-written-{n}")).unwrap();
+                sleep(LOOK_EVERY.mul_f64(0.9)).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            read = watch.changed() => panic!("read while it was being written: {}", key(read)),
+            () = writing => {}
+        }
+        fs::write(&file, "two").unwrap();
+        let read = timeout(LOOK_EVERY * 3, watch.changed()).await.expect("it is seen");
+        assert_eq!(key(read), "two");
+        assert!(timeout(LOOK_EVERY * 10, watch.changed()).await.is_err(), "each change is read once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_a_refused_configuration_names_is_watched_too() {
+        let (directory, mut watch) = watch();
+        fs::remove_file(directory.path().join("key")).unwrap();
+        assert!(watch.changed().await.is_err());
+        fs::write(directory.path().join("key"), "back").unwrap();
+        assert_eq!(key(watch.changed().await), "back");
+    }
+}
