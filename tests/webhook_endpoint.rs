@@ -104,6 +104,21 @@ fn what_the_former_url_answers_late_says_nothing_of_the_present_one() {
 }
 
 #[test]
+fn what_a_receiver_answers_late_says_nothing_once_an_operator_has_enabled_it() {
+    let (connector, receiver) = (Connector::new(), Receiver::new(|_| Answer::HeldThen(410)));
+    let relay = Setup::behind(&connector).more(&(table("hook", &receiver, "max_retries = 0") + LOOPBACK)).start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event_of("a", 0)]);
+    receiver.wait_for(1);
+    assert_eq!(relay.tell_webhook("hook", "enable").json()["state"], "active");
+    receiver.now(|_| Answer::Status(200));
+    receiver.release();
+    relay.wait_until_settled("hook");
+    assert_eq!((receiver.count(), relay.webhook("hook")["state"].clone()), (2, "active".into()));
+    assert_eq!(outcomes(&relay.deliveries("hook", "delivered").remove(0)), ["refused", "accepted"]);
+}
+
+#[test]
 fn after_failures_of_one_delivery_after_the_other_a_single_one_probes_until_the_receiver_is_back() {
     for keeping in Keeping::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::answering(503));

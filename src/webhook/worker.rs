@@ -72,7 +72,7 @@ pub(super) struct Worker {
     reloader: Reloader,
     reload_at: Instant,
     sender: Arc<Sender>,
-    /// Counts the endpoints there have been.
+    /// Counts the endpoints there have been; one that an operator has enabled is another.
     endpoint: u64,
     attempts: JoinSet<Ended>,
     samples: JoinSet<()>,
@@ -304,6 +304,8 @@ impl Worker {
                 let _ = answer.send(());
             }
             Order::Enable(answer) => {
+                // What has been asked before says nothing of what the operator has just put right.
+                self.endpoint += 1;
                 self.outbox.enable();
                 self.begin();
                 let _ = answer.send(());

@@ -385,8 +385,8 @@ impl World {
         *most = (*most).max(self.policy.max_in_flight);
     }
 
-    /// The webhook has another endpoint from now on.
-    fn redirect(&mut self) {
+    /// The webhook has another endpoint from now on, or an operator says that this one is well.
+    fn enable(&mut self) {
         self.outbox.enable();
         for attempt in &mut self.running {
             (attempt.began_open, attempt.is_former) = (false, true);
@@ -490,13 +490,8 @@ impl World {
             870..920 => self.advance(),
             920..930 => self.crash(),
             930..937 => self.reload(),
-            937..940 => self.redirect(),
-            940..945 => self.outbox.disable("an operator said so"),
-            945..955 => {
-                self.outbox.enable();
-                // What is under way is no probe any more.
-                self.running.iter_mut().for_each(|attempt| attempt.began_open = false);
-            }
+            937..942 => self.outbox.disable("an operator said so"),
+            942..955 => self.enable(),
             955..960 => self.expire(),
             960..970 => self.tell(),
             970..974 => self.erase(),

@@ -148,8 +148,8 @@ impl Outbox {
         self.finish(place, ending);
     }
 
-    /// Notes how an attempt went at an endpoint that is the webhook's no longer. That one says nothing of the present one, which
-    /// gets what it has not accepted, without an attempt less.
+    /// Notes how an attempt went at an endpoint that is the webhook's no longer, or that an operator has enabled since. That
+    /// says nothing of the present one, which gets what has not been accepted, without an attempt less.
     pub(in crate::webhook) fn settle_former(&mut self, place: u64, attempt: Attempt, verdict: &Verdict, now: Now) {
         self.seen = now;
         let Some(item) = self.items.get_mut(&place).filter(|item| item.is_running()) else { return };
