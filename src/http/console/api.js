@@ -5,7 +5,7 @@ import { byId, announce, learnTime, say, show } from './page.js'
 let key = ''
 let isAsking = null
 
-// Why a request has no answer that could be used.
+// Why a request has no answer that could be used; the status is 0 where there was no answer at all.
 export class Refusal extends Error {
   constructor(status, text) {
     super(text)
@@ -13,7 +13,7 @@ export class Refusal extends Error {
   }
 }
 
-export const headers = () => (key ? { 'X-Admin-Key': key } : {})
+const headers = () => (key ? { 'X-Admin-Key': key } : {})
 
 // What the problem of an answer says, fields included.
 const problem = async (answer) => {
@@ -26,11 +26,21 @@ const problem = async (answer) => {
   }
 }
 
+const reach = async (path, { patience, signal, ...init }) => {
+  const limits = [signal, patience && AbortSignal.timeout(patience)].filter(Boolean)
+  try {
+    const more = { cache: 'no-store', headers: { ...init.headers, ...headers() }, signal: AbortSignal.any(limits) }
+    return await fetch(path, { ...init, ...more })
+  } catch (error) {
+    throw new Refusal(0, error.name === 'TimeoutError' ? `no answer within ${patience / 1000} s` : 'it cannot be reached')
+  }
+}
+
 // The answer to a request, once the relay takes the key: if it does not, the operator is asked for another.
 export const ask = async (path, init = {}) => {
   for (;;) {
     const offered = key
-    const answer = await fetch(path, { cache: 'no-store', ...init, headers: { ...init.headers, ...headers() } })
+    const answer = await reach(path, init)
     if (answer.ok) {
       learnTime(answer.headers.get('date'))
       return answer
@@ -40,12 +50,14 @@ export const ask = async (path, init = {}) => {
   }
 }
 
-const PATIENCE = 10000
-export const get = async (path) => (await ask(path, { signal: AbortSignal.timeout(PATIENCE) })).json()
-export const text = async (path) => (await ask(path, { signal: AbortSignal.timeout(PATIENCE) })).text()
+// In milliseconds. What is sent may wait for a receiver of webhooks.
+const READING = { patience: 10000 }
+const SENDING = { method: 'POST', patience: 60000 }
+export const get = async (path) => (await ask(path, READING)).json()
+export const text = async (path) => (await ask(path, READING)).text()
 export const post = async (path, body) => {
   const json = { body: JSON.stringify(body), headers: { 'Content-Type': 'application/json' } }
-  const answer = await ask(path, { method: 'POST', ...(body ? json : {}) })
+  const answer = await ask(path, { ...SENDING, ...(body ? json : {}) })
   return answer.json()
 }
 

@@ -36,7 +36,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-const FILES: [(&str, &str, &str); 10] = [
+const FILES: [(&str, &str, &str); 13] = [
     ("/", "text/html; charset=utf-8", include_str!("index.html")),
     ("/console/console.css", "text/css; charset=utf-8", include_str!("console.css")),
     ("/console/api.js", SCRIPT, include_str!("api.js")),
@@ -44,6 +44,9 @@ const FILES: [(&str, &str, &str); 10] = [
     ("/console/console.js", SCRIPT, include_str!("console.js")),
     ("/console/metrics.js", SCRIPT, include_str!("metrics.js")),
     ("/console/page.js", SCRIPT, include_str!("page.js")),
+    ("/console/rates.js", SCRIPT, include_str!("rates.js")),
+    ("/console/rejected.js", SCRIPT, include_str!("rejected.js")),
+    ("/console/status.js", SCRIPT, include_str!("status.js")),
     ("/console/stream.js", SCRIPT, include_str!("stream.js")),
     ("/console/tail.js", SCRIPT, include_str!("tail.js")),
     ("/console/webhooks.js", SCRIPT, include_str!("webhooks.js")),

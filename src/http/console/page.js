@@ -22,6 +22,17 @@ export const show = (element, isShown) => {
   element.hidden = !isShown
 }
 
+// Rows and cells say what they are: laid out as cards on a phone, they would otherwise lose it. `name` is the column's.
+export const cell = (name, ...values) => el('td', { role: 'cell', 'data-name': name }, ...values)
+export const numeral = (name, value) => el('td', { role: 'cell', 'data-name': name, className: 'number' }, value)
+export const row = (head, ...cells) => el('tr', { role: 'row' }, el('th', { role: 'rowheader', scope: 'row' }, head), ...cells)
+export const table = (caption, names, rows) => {
+  const heads = names.map((name) => el('th', { role: 'columnheader', scope: 'col' }, name))
+  const head = el('thead', { role: 'rowgroup' }, el('tr', { role: 'row' }, ...heads))
+  const body = el('tbody', { role: 'rowgroup' }, ...rows)
+  return el('table', { role: 'table' }, el('caption', {}, caption), head, body)
+}
+
 // The relay's clock, as far as `Date` tells it: ages are its own, whatever the clock of the browser says.
 let skew = 0
 export const learnTime = (date) => {
@@ -30,6 +41,7 @@ export const learnTime = (date) => {
 }
 
 const ago = (seconds) => {
+  if (seconds < -1) return `in ${Math.ceil(-seconds)} s`
   if (seconds < 1) return 'now'
   if (seconds < 120) return `${Math.floor(seconds)} s ago`
   if (seconds < 7200) return `${Math.floor(seconds / 60)} min ago`
@@ -40,6 +52,13 @@ const ago = (seconds) => {
 export const time = (text) => {
   if (!text) return document.createTextNode('–')
   return el('time', { dateTime: text, title: text }, ago((Date.now() + skew - Date.parse(text)) / 1000))
+}
+
+// A time as the clock has shown it, for what is not drawn anew.
+export const clock = (text) => {
+  const at = new Date(text)
+  const day = at.toDateString() === new Date().toDateString() ? '' : `${at.getDate()} ${at.toLocaleString('en', { month: 'short' })} `
+  return el('time', { dateTime: text, title: text }, `${day}${at.toLocaleTimeString('en-GB')}`)
 }
 
 const decimal = (digits) => new Intl.NumberFormat('en', { maximumFractionDigits: digits })

@@ -67,6 +67,7 @@ export const follow = (path, { event, state }) => {
     })
     parser.id = last
     try {
+      listen()
       const headers = { Accept: 'text/event-stream', ...(last ? { 'Last-Event-ID': last } : {}) }
       const answer = await ask(path, { headers, signal: AbortSignal.any([stop.signal, silence.signal]) })
       state('live')
@@ -90,7 +91,7 @@ export const follow = (path, { event, state }) => {
         why = await readOnce()
       } catch (error) {
         why = error instanceof Refusal ? error.message : 'the relay cannot be reached'
-        const isFinal = error instanceof Refusal && error.status < 500 && error.status !== 429
+        const isFinal = error instanceof Refusal && error.status >= 400 && error.status < 500 && error.status !== 429
         if (isFinal && !stop.signal.aborted) return state('refused', why)
       }
       if (stop.signal.aborted) return

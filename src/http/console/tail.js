@@ -212,7 +212,8 @@ const inspect = (event, type, button) => {
 
 const closeInspector = () => {
   show(byId('inspector'), false)
-  byId('inspector-payload').textContent = ''
+  for (const part of ['id', 'type', 'session', 'at', 'size', 'payload']) byId(`inspector-${part}`).textContent = ''
+  byId('inspector-more').onclick = null // which holds the whole of it
   opened?.removeAttribute('aria-current')
   const back = opened?.isConnected ? opened : rows[0]?.button
   opened = null

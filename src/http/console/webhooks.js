@@ -1,7 +1,7 @@
 // Webhooks: how each stands, its dead letters, and what can be done about it. A card lives as long as its webhook, so that focus stays.
 
 import { get, post } from './api.js'
-import { announce, byId, chip, confirmed, count, el, plural, pretty, say, show, time } from './page.js'
+import { announce, byId, cell, chip, confirmed, count, el, plural, pretty, row, say, show, table, time } from './page.js'
 
 const MOST_LETTERS = 20
 const STATES = {
@@ -12,7 +12,7 @@ const STATES = {
 }
 const cards = new Map()
 
-export const draw = (webhooks) => {
+export const draw = ({ webhooks }) => {
   show(byId('webhooks-empty'), webhooks.length === 0)
   const known = new Set(webhooks.map(({ id }) => id))
   for (const [id, card] of cards) {
@@ -62,11 +62,17 @@ class Card {
     try {
       const outcome = await action()
       if (outcome) this.tell(outcome)
+      await this.refresh()
     } catch (error) {
       this.tell(`That did not work: ${error.message}.`)
     } finally {
       button.ariaDisabled = null
     }
+  }
+
+  // At once, whenever the next reading of all is due.
+  async refresh() {
+    this.update(await get(this.path))
   }
 
   tell(text) {
@@ -87,7 +93,7 @@ class Card {
       fact('Types', types.length ? types.join(', ') : 'all'),
       fact('Receiver', el('span', { className: 'url' }, url)),
     )
-    say(this.problem, problem ? `${problem}${until ? `; tried again at ${until}` : ''}` : '')
+    this.problem.replaceChildren(problem ?? '', ...(problem && until ? ['; tried again ', time(until)] : []))
     show(this.problem, Boolean(problem))
     show(this.enable, state === 'open' || state === 'disabled')
     show(this.look, dead > 0 || !this.letters.hidden)
@@ -107,6 +113,7 @@ class Card {
   }
 
   async redeliverAll() {
+    await this.refresh() // it is this number that is agreed to
     const what = plural(this.dead, 'dead letter')
     const text = `The receiver of “${this.id}” gets ${what} again. It may have seen some of them, and newer ones since.`
     if (!(await confirmed('Redeliver all?', text, `Redeliver ${what}`))) return ''
@@ -132,11 +139,9 @@ class Card {
   async readLetters() {
     const { deliveries, next } = await get(`${this.path}/deliveries?state=dead&limit=${MOST_LETTERS}`)
     if (!deliveries.length) return this.letters.replaceChildren(el('p', {}, 'None are left.'))
-    const heads = ['Event', 'Type', 'Given up', 'Why', 'Payload', 'Do'].map((name) => el('th', { scope: 'col' }, name))
+    const heads = ['Event', 'Type', 'Given up', 'Why', 'Payload', 'Do']
     const caption = `The newest dead letters of ${this.id}${next ? `, ${MOST_LETTERS} at the most` : ''}`
-    const body = el('tbody', {}, ...deliveries.map((letter) => this.letter(letter)))
-    const table = el('table', {}, el('caption', {}, caption), el('thead', {}, el('tr', {}, ...heads)), body)
-    this.letters.replaceChildren(table)
+    this.letters.replaceChildren(table(caption, heads, deliveries.map((letter) => this.letter(letter))))
   }
 
   letter({ id, event_id: event, type, died_at: died, reason, attempts, payload }) {
@@ -147,8 +152,8 @@ class Card {
     open.addEventListener('toggle', () => (text.textContent = open.open ? pretty(JSON.stringify(payload)) : ''))
     const again = el('button', { type: 'button', 'aria-label': `Redeliver ${event}` }, 'Redeliver')
     again.addEventListener('click', () => this.during(again, () => this.redeliver({ delivery_ids: [id] })))
-    const cell = (name, value) => el('td', { 'data-name': name }, value)
-    const cells = [['Type', type], ['Given up', time(died)], ['Why', why.filter(Boolean).join(', ')], ['Payload', open], ['Do', again]]
-    return el('tr', {}, el('th', { scope: 'row' }, event), ...cells.map(([name, value]) => cell(name, value)))
+    const given = cell('Given up', time(died))
+    const words = why.filter(Boolean).join(', ')
+    return row(event, cell('Type', type), given, cell('Why', words), cell('Payload', open), cell('Do', again))
   }
 }
