@@ -91,6 +91,11 @@ class World:
                 return ids
             last = page["next"]
 
+    def arrived(self, count, query="", product=PRODUCT):
+        """Those ids, once there are so many."""
+        there = lambda: (ids := self.ids(query, product)) and len(ids) == count and ids
+        return wait_for(there, lambda: f"the relay has {count} events; it has {self.ids(query, product)}")
+
 
 @contextlib.contextmanager
 def world(more="", admin_key=""):

@@ -25,7 +25,7 @@ def test_the_admin_key_is_asked_for_and_kept_in_memory_alone():
         console.shows("Connected", "#upstreams")
         console.follows()
         here.upstream.send(event())
-        console.shows_ids(here.ids())
+        console.shows_ids(here.arrived(1))
         assert console.run(EVERYWHERE) == [0, 0, "", [], [], None], "nothing is kept"
         assert not console.holds(ADMIN), "not in a field either"
         assert not [it for it in console.told("request") if ADMIN in it["url"]], "never in an address"
@@ -61,7 +61,7 @@ def test_dead_letters_show_on_demand_and_go_out_again_one_by_one_or_all():
         receiver.is_good = False
         here.upstream.send(*(event(note=f"payload-in-question-{number}") for number in range(3)))
         console.shows("3", "#tile-dead")
-        first, second, third = here.ids()
+        first, second, third = here.arrived(3)
         console.click("Show dead letters: hook")
         console.shows(third, ".letters")
         assert not console.holds("payload-in-question"), "not until it is asked for"

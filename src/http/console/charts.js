@@ -13,10 +13,20 @@ const svg = (name, attributes, text = '') => {
   return element
 }
 
-// The smallest of 1, 2, 5, 10 … that is not below.
-const ceiling = (value) => {
-  const power = 10 ** Math.floor(Math.log10(value))
-  return [1, 2, 5, 10].map((step) => step * power).find((bound) => bound >= value * 0.999)
+// Scales: which values have a line of their own, and how far up a value stands, from 0 to 1.
+export const linear = (least) => (known) => {
+  const most = Math.max(least, ...known)
+  const power = 10 ** Math.floor(Math.log10(most))
+  const top = [1, 2, 5, 10].map((step) => step * power).find((bound) => bound >= most * 0.999)
+  return { levels: [0, top / 2, top], height: (value) => value / top }
+}
+
+// For values that differ by magnitudes: a line for each power of ten.
+export const decades = (least, most) => (known) => {
+  const low = Math.floor(Math.log10(Math.max(1e-4, Math.min(least, ...known))))
+  const high = Math.ceil(Math.log10(Math.max(most, ...known)))
+  const levels = Array.from({ length: high - low + 1 }, (_, index) => 10 ** (low + index))
+  return { levels, height: (value) => Math.max(0, (Math.log10(Math.max(value, 1e-9)) - low) / (high - low)) }
 }
 
 const before = (minutes) => {
@@ -26,8 +36,8 @@ const before = (minutes) => {
 
 // `lines` names them in the order of the values; `tell` makes the sentence of the points.
 export class Chart {
-  constructor(id, { least, lines, tell, write }) {
-    Object.assign(this, { least, lines, tell, write, points: [] })
+  constructor(id, { scale, lines, tell, write }) {
+    Object.assign(this, { scale, lines, tell, write, points: [] })
     this.figure = byId(id)
     this.canvas = this.figure.querySelector('svg')
     new ResizeObserver(() => this.draw(this.points.at(-1)?.at ?? Date.now())).observe(this.canvas)
@@ -49,26 +59,26 @@ export class Chart {
   draw(now) {
     const width = Math.max(this.canvas.clientWidth, 200)
     const known = this.points.flatMap(({ values }) => values).filter((value) => value !== null)
-    const top = ceiling(Math.max(this.least, ...known))
+    const { levels, height } = this.scale(known)
     const age = now - (this.points[0]?.at ?? now)
     const minutes = MINUTES.find((span) => age <= span * 60000) ?? MINUTES.at(-1)
     const x = (at) => EDGE.left + (width - EDGE.left - EDGE.right) * (1 - (now - at) / (minutes * 60000))
-    const y = (value) => HEIGHT - EDGE.bottom - (HEIGHT - EDGE.top - EDGE.bottom) * (value / top)
-    const levels = [0, top / 2, top].flatMap((value) => [
-      svg('line', { x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value), class: value ? 'grid' : 'floor' }),
+    const y = (value) => HEIGHT - EDGE.bottom - (HEIGHT - EDGE.top - EDGE.bottom) * height(value)
+    const ladder = levels.flatMap((value, index) => [
+      svg('line', { x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value), class: index ? 'grid' : 'floor' }),
       svg('text', { x: EDGE.left - 8, y: y(value) + 4, 'text-anchor': 'end' }, this.write(value)),
     ])
     const times = [[minutes, 'start'], [minutes / 2, 'middle'], [0, 'end']].map(([minute, anchor]) =>
       svg('text', { x: x(now - minute * 60000), y: HEIGHT - 6, 'text-anchor': anchor }, before(minute)))
     this.canvas.setAttribute('viewBox', `0 0 ${width} ${HEIGHT}`)
-    this.canvas.replaceChildren(...levels, ...times, ...this.lines.flatMap((_, line) => this.curve(line, x, y)))
+    this.canvas.replaceChildren(...ladder, ...times, ...this.lines.flatMap((_, line) => this.curve(line, x, y)))
   }
 
   // The line, a dot at its end and for values that stand alone, and for the first line the ground beneath it.
   curve(line, x, y) {
     const parts = this.runs(line).map((run) => run.map(({ at, value }) => [x(at).toFixed(1), y(value).toFixed(1)]))
     const through = (run) => `M${run.map((place) => place.join(' ')).join('L')}`
-    const under = (run) => `${through(run)}V${y(0)}H${run[0][0]}Z`
+    const under = (run) => `${through(run)}V${HEIGHT - EDGE.bottom}H${run[0][0]}Z`
     const ground = line === 0 ? [svg('path', { d: parts.map(under).join(''), class: 'ground' })] : []
     const dots = parts.filter((run, index) => run.length === 1 || index === parts.length - 1)
     const circles = dots.map((run) => run.at(-1)).map(([cx, cy]) => svg('circle', { cx, cy, r: 3, class: `dot-${line}` }))

@@ -1,6 +1,6 @@
 // How fast events come and how late they leave: two charts, and the rates that the other parts show.
 
-import { Chart } from './charts.js'
+import { Chart, decades, linear } from './charts.js'
 import { perSecond, quantile, read } from './metrics.js'
 import { rate } from './page.js'
 
@@ -23,10 +23,10 @@ export const draw = (text) => {
 // Events a second at present, of one product or of all; null as long as it is not known.
 export const now = (product) => (readings.length > 1 ? perSecond(readings[0], readings.at(-1), product) : null)
 
-const milliseconds = (value) => (value === null ? '–' : `${(value * 1000).toPrecision(2).replace(/\.0$/, '')} ms`)
+const milliseconds = (seconds) => Number((seconds * 1000).toPrecision(2)).toString()
 
 const events = new Chart('chart-events', {
-  least: 1,
+  scale: linear(1),
   lines: ['received'],
   write: rate,
   tell: (points) => {
@@ -37,12 +37,12 @@ const events = new Chart('chart-events', {
 })
 
 const lag = new Chart('chart-lag', {
-  least: 0.001,
+  scale: decades(0.001, 0.1),
   lines: ['half', 'most'],
-  write: (value) => Number((value * 1000).toPrecision(2)).toString(),
+  write: milliseconds,
   tell: (points) => {
     const [half, most] = points.at(-1).values
     if (half === null) return 'Nothing was delivered live in the last seconds: there is no lag to show.'
-    return `Now half of the deliveries within ${milliseconds(half)}, 99 % within ${milliseconds(most)}.`
+    return `Now half of the deliveries within ${milliseconds(half)} ms, 99 % within ${milliseconds(most)} ms.`
   },
 })
