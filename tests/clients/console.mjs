@@ -74,7 +74,6 @@ const obey = async ({ page: name, ...wanted }) => {
   if (wanted.click) return page.getByRole(wanted.role, { name: wanted.click, exact: true }).click()
   if (wanted.hold) return hold(page, wanted.hold, wanted.status)
   if (wanted.release) return held[wanted.release]()
-  if (wanted.shot) return page.screenshot({ path: wanted.shot, fullPage: wanted.whole }).then(() => null)
   if (wanted.reload) return page.reload().then(() => null)
   return wanted.check ? check(page) : tree(page)
 }
