@@ -37,12 +37,18 @@ class Upstream(ThreadingHTTPServer):
         texts = [payload if isinstance(payload, str) else json.dumps(payload) for payload in payloads]
         self.feeds[product].put("".join(f"data: {text}\n\n" for text in texts).encode())
 
+    def leave(self):
+        """Ends its streams, and takes no more of them."""
+        self.shutdown()
+        self.server_close()
+        for frames in self.feeds.values():
+            frames.put(None)
+
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.shutdown()
-        self.server_close()
+        self.leave()
 
 
 class Feed(BaseHTTPRequestHandler):
@@ -52,14 +58,19 @@ class Feed(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         with contextlib.suppress(OSError):  # the relay has gone
-            while True:
-                with contextlib.suppress(queue.Empty):
-                    self.wfile.write(frames.get(timeout=1))
-                    continue
-                self.wfile.write(b"event: heartbeat\ndata: {}\n\n")
+            while (frame := next_of(frames)) is not None:
+                self.wfile.write(frame)
 
     def log_message(self, *_):
         pass
+
+
+def next_of(frames):
+    """A heartbeat where there is nothing else to send for a second."""
+    try:
+        return frames.get(timeout=1)
+    except queue.Empty:
+        return b"event: heartbeat\ndata: {}\n\n"
 
 
 class World:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "target" / "clients"
-WHOLE_RUN = 600  # seconds; every wait inside is bounded too, this is for what nobody thought of
+WHOLE_RUN = 900  # seconds; every wait inside is bounded too, this is for what nobody thought of
 
 
 def main():

@@ -2,8 +2,9 @@
 
 import time
 
+import sse
 from console import OTHER, PHONE, event, world
-from processes import PRODUCT
+from processes import PRODUCT, READER
 from runner import cases
 from waiting import wait_for
 
@@ -32,6 +33,31 @@ def test_a_live_event_is_shown_within_a_second():
         assert console.ids() == here.ids()
         console.shows("Connected", "#upstreams")
         console.shows("2 of 2", "#tile-upstreams")
+
+
+def test_upstreams_rates_lag_and_subscribers_are_shown_as_they_are():
+    with world() as here, sse.Stream(here.relay.url(), READER), here.open() as console:
+        row = lambda: console.run(ROW)
+        wait_for(lambda: row()["Heartbeat"] in ("now", "1 s ago"), lambda: f"a heartbeat shows: {row()}")
+        assert (row()["State"], row()["Last event"], row()["Lag"]) == ("● Connected", "–", "–"), row()
+        for number in range(15):
+            here.upstream.send(event(number=number, forwarded_at=time.time() - 90))
+            wait_for(lambda: len(console.ids()) == number + 1, "it is shown")
+        wait_for(lambda: row()["Lag"] == "90 s", lambda: f"how late it came: {row()}")
+        assert row()["Last event"] in ("now", "1 s ago", "2 s ago"), row()
+        wait_for(lambda: row()["Events/s"] not in ("–", "0"), lambda: f"how often they come: {row()}")
+        wait_for(lambda: console.run("document.querySelectorAll('#chart-events path').length") == 2, "a line is drawn")
+        console.shows("at the most", "#chart-events")
+        console.shows("half of the deliveries within", "#chart-lag")
+        console.shows("1\t0\t1", "#subscribers")
+        here.upstream.leave()
+        wait_for(lambda: "Backing off" in row()["State"], lambda: f"it is seen to be gone: {row()}")
+        console.shows("0 of 2", "#tile-upstreams")
+
+
+# The values of the first upstream by their columns.
+ROW = """(() => Object.fromEntries([...document.querySelectorAll('#upstreams tr:first-child td')]
+    .map((cell) => [cell.dataset.name, cell.innerText])))()"""
 
 
 def test_a_restart_of_the_relay_is_shown_and_nothing_is_missing_after_it():
