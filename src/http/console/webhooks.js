@@ -62,7 +62,7 @@ class Card {
     try {
       const outcome = await action()
       if (outcome) this.tell(outcome)
-      await this.refresh()
+      this.refresh().catch(() => {}) // the next reading of all tells why
     } catch (error) {
       this.tell(`That did not work: ${error.message}.`)
     } finally {
