@@ -71,8 +71,12 @@ export const size = (bytes) => {
   return bytes < 1e6 ? `${decimal(1).format(bytes / 1e3)} kB` : `${decimal(1).format(bytes / 1e6)} MB`
 }
 
-// A duration of the API, such as `0s` or `5m`, as it reads well.
-export const duration = (text) => (text ? text.replace(/(\d)([a-z])/gi, '$1 $2') : '–')
+// A duration of the API, such as `0s` or `1200ms`, as it reads well.
+export const duration = (text) => {
+  const [, number, unit] = /^(\d+)([a-z]+)$/.exec(text) ?? []
+  if (unit === 'ms' && number >= 1000) return `${decimal(1).format(number / 1000)} s`
+  return number ? `${number} ${unit}` : (text ?? '–')
+}
 
 // A state as word, shape and colour: none of them alone.
 const SHAPES = { good: '●', busy: '◐', warn: '▲', bad: '■' }
