@@ -179,9 +179,8 @@ async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_opera
     let relay = Setup::behind(&connector).auth(&format!("allow_anonymous = true\n{}", jwt(""))).start();
     let mut link = connector.stream();
     let mut client = connect(relay.public).await;
-    let ends = now() + 3.0;
     let mut request = get(&format!("http://{}{STREAM}", relay.public));
-    let authorization = bearer(&serde_json::json!({"exp": ends})).parse().unwrap();
+    let authorization = bearer(&serde_json::json!({"exp": now() + 3.0})).parse().unwrap();
     request.headers_mut().insert("authorization", authorization);
     let expiring = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().into_body();
     let kicked = subscribe(&mut client, relay.public).await.into_body();
@@ -197,9 +196,8 @@ async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_opera
     assert_eq!(http::ask(relay.admin, "DELETE", &format!("/api/v1/subscribers/{id}"), &[]).status(), 204);
     let gone = |reason| [("transport", "sse"), ("reason", reason)];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("kicked"), 1.0);
-    assert!(sent_away.elapsed() < Duration::from_secs(2), "{:?}", sent_away.elapsed());
+    wait::assert_within(Duration::from_secs(1), sent_away);
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("expired"), 1.0);
-    assert!(now() < ends + 0.5, "{} s late", now() - ends); // a moment for this test to see it
     for broken_off in [expiring, kicked] {
         assert!(timeout(PATIENCE, broken_off.collect()).await.unwrap().is_err());
     }
@@ -269,17 +267,20 @@ async fn a_connection_is_ended_when_nothing_has_been_asked_on_it_for_the_head_ti
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_answers_no_ping_and_asks_nothing_is_ended_too() {
-    let relay = Setup::new().upstream(PRODUCT, "http://127.0.0.1:1/", "").server("head_timeout = '600ms'").start();
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("head_timeout = '600ms'").start();
+    let _link = connector.stream(); // no other socket of the relay comes and goes from here on
+    let without_it = relay.process.open_files();
     let is_deaf = Arc::new(AtomicBool::new(false));
     let socket = TcpStream::connect(relay.public).await.unwrap();
-    let before = relay.process.open_files();
     let socket = Deafening { socket, is_deaf: Arc::clone(&is_deaf) };
     let (mut client, connection) = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket)).await.unwrap();
     let _driver = tokio::spawn(connection);
     let request = get(&format!("http://{}/nothing", relay.public));
     assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 404);
     is_deaf.store(true, Ordering::SeqCst);
-    wait::until("its socket is closed", || relay.process.open_files() < before);
+    // It had been accepted: there was an answer.
+    wait::until("its socket is closed", || relay.process.open_files() <= without_it);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

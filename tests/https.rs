@@ -20,13 +20,13 @@ use common::{
     PRODUCT, SOCKET, STREAM,
     connector::{Connector, Link},
     events::{event, event_of, number},
-    http::Wire,
+    http::{self, Head, Wire},
     process::{Finished, Process},
     relay::{Relay, Setup, TOKEN},
     subscriber::Frame,
     tls::{Authority, Secure},
     wait::{self, PATIENCE},
-    websocket::UPGRADE,
+    websocket::{self, TEXT, UPGRADE},
 };
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, Version, body::Incoming, client::conn::http2};
@@ -81,6 +81,20 @@ fn a_websocket_opens_over_tls() {
     scene.relay.wait_for_metric("autoplay_relay_subscribers", &[("product_id", PRODUCT), ("transport", "ws")], 1.0);
     scene.link.event(event(3));
     secure.through(event(3).as_bytes());
+}
+
+#[test]
+fn the_answer_to_a_filter_goes_before_what_it_shows_over_tls_too() {
+    let mut scene = Scene::new("");
+    (0..3).for_each(|n| scene.link.event(event(n)));
+    scene.relay.wait_for_events(3);
+    let mut secure = scene.secure();
+    let head = http::request(scene.relay.public, "GET", &format!("{SOCKET}?last_event_id=0"), &UPGRADE);
+    let filter = websocket::frame(TEXT, true, br#"{"subscribe":{"types":[]}}"#);
+    secure.stream.write_all(&[head.as_bytes(), &filter].concat()).unwrap();
+    assert_eq!(Head::parse(&secure.through(b"\r\n\r\n")).status(), 101);
+    let first = secure.through(event(0).as_bytes());
+    assert!(String::from_utf8_lossy(&first).contains("subscribed"), "{first:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -334,7 +334,7 @@ fn who_announces_much_and_sends_nothing_takes_no_room() {
     silent.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 100, "each body is awaited"));
     let asked = Instant::now();
     assert_eq!(publish(&relay, &event(1)).status(), 202);
-    assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+    wait::assert_within(Duration::ZERO, asked); // a body has 30 s
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn ends_streams(before: &str, revoked: &str, kept: &str, after: &str) {
     let reloaded = Instant::now();
     assert_eq!(ws.close_code(), 1008);
     stream.rest();
-    assert!(reloaded.elapsed() < Duration::from_secs(1), "it took {:?}", reloaded.elapsed());
+    wait::assert_within(Duration::from_secs(1), reloaded);
     link.event(event(2));
     assert_eq!((neighbour.numbers(2), other.numbers(2)), (vec![1, 2], vec![1, 2]));
     assert_eq!((disconnects(&relay, "sse", "revoked"), disconnects(&relay, "ws", "revoked")), (1.0, 1.0));
@@ -168,7 +168,7 @@ fn a_stalled_stream_of_a_revoked_key_ends_as_well() {
     for transport in ["sse", "ws"] {
         wait::until("they are gone", || disconnects(&relay, transport, "revoked") == 1.0);
     }
-    assert!(reloaded.elapsed() < Duration::from_millis(1100), "it took {:?}", reloaded.elapsed()); // a moment to see it
+    wait::assert_within(Duration::from_secs(1), reloaded); // write_timeout is 30 s
 }
 
 #[test]

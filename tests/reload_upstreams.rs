@@ -135,7 +135,7 @@ fn comes_goes_and_comes_back(log: &str) -> Vec<usize> {
     let removed = Instant::now();
     stream.rest();
     assert_eq!(socket.close_code(), 1008);
-    assert!(removed.elapsed() < Duration::from_secs(1), "{:?}", removed.elapsed());
+    wait::assert_within(Duration::from_secs(1), removed);
     assert!(!other.is_open(), "its upstream is closed");
     assert_eq!(relay.get(&path, &[]).status(), 404);
     let scrape = relay.ask_admin("/metrics").text();

@@ -139,13 +139,13 @@ fn a_stream_ends_with_its_token_though_events_keep_coming() {
     let mut idle = open(&relay, &format!("{STREAM}?session_id=nobody"), &authorization);
     let since = Instant::now();
     let mut n = 0;
-    while !busy.has_ended() && since.elapsed() < Duration::from_secs(5) {
+    while !busy.has_ended() && since.elapsed() < wait::PATIENCE {
         link.event(event_like("actions", "s1", n));
         n += 1;
         std::thread::sleep(Duration::from_millis(5)); // a steady stream, not a wait
     }
     let lasted = now() - began;
-    assert!((1.5..2.2).contains(&lasted), "it lasted {lasted} s"); // a tenth for this test to see it
+    assert!((1.5..2.0 + wait::LATE.as_secs_f64()).contains(&lasted), "it lasted {lasted} s");
     assert!(n > 50, "{n} events");
     for subscriber in [&mut busy, &mut idle] {
         let (rest, ending) = subscriber.rest();
@@ -163,13 +163,11 @@ fn a_stream_ends_with_its_token_though_events_keep_coming() {
 #[test]
 fn a_token_that_is_over_ends_also_a_stream_that_takes_nothing() {
     let (_connector, mut link, relay) = behind("", "");
-    let ends = now() + 3.0;
-    let mut takes_nothing = open(&relay, STREAM, &bearer(&json!({"exp": ends})));
+    let mut takes_nothing = open(&relay, STREAM, &bearer(&json!({"exp": now() + 3.0})));
     let session = "x".repeat(8000);
     (0..3000).for_each(|n| link.event(event_like("actions", &session, n)));
     let labels = [("transport", "sse"), ("reason", "expired")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
-    assert!(now() < ends + 0.5, "{} s late", now() - ends); // a moment for this test to see it
     assert_eq!(takes_nothing.rest().1, Ending::BrokenOff, "it was not asked for its last bytes");
 }
 

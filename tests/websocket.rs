@@ -169,6 +169,43 @@ fn a_new_filter_takes_over_where_the_old_one_stood() {
 }
 
 #[test]
+fn a_filter_sent_right_behind_the_request_is_in_force_before_anything_is_sent() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    relay.publish(&mut link, 0..6);
+    let mut wire = Wire::connect(relay.public);
+    let head = http::request(relay.public, "GET", &format!("{SOCKET}?last_event_id=0"), &UPGRADE);
+    let filter = websocket::frame(TEXT, true, br#"{"subscribe":{"session_ids":["nobody"]}}"#);
+    wire.send([head.as_bytes(), &filter].concat());
+    assert_eq!(wire.head().status(), 101);
+    let mut socket = Socket { wire };
+    assert_eq!(socket.item()["event"], "subscribed");
+    link.event(event_of("nobody", 6));
+    assert_eq!(socket.numbers(1), [6]);
+}
+
+#[test]
+fn a_subscriber_that_is_behind_gets_nothing_of_the_old_filter_once_it_is_told_of_the_new() {
+    const EVENTS: usize = 3000;
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    let (old, new) = ("o".repeat(4000), "n".repeat(4000));
+    let mut socket = relay.socket(&format!("{SOCKET}?session_id={old}"));
+    (0..EVENTS).for_each(|n| link.event(event_of(&old, n)));
+    relay.wait_for_events(EVENTS);
+    socket.ask_for(&[&new], &[]);
+    let mut before = 0;
+    while socket.item()["event"] != "subscribed" {
+        before += 1;
+    }
+    assert!(before < EVENTS, "it was not behind");
+    link.event(event_of(&new, EVENTS));
+    assert_eq!(socket.numbers(1), [EVENTS]);
+}
+
+#[test]
 fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
     const EVENTS: usize = 3000;
     let connector = Connector::new();

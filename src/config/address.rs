@@ -3,17 +3,17 @@
 //! In: what an operator or the admin API wrote. Out: checked and normalised values that compare as browsers mean them.
 //! A URL is never quoted in an error: its query or user information may be a secret.
 //!
-//! May use: `findings` (to quote).
+//! May use: `findings` (to quote), `secret` (the mask).
 
 use std::fmt;
 use std::net::Ipv6Addr;
 
 use hyper::Uri;
 
-use super::findings::quoted;
+use super::{findings::quoted, secret::MASK};
 
 /// An absolute `http` or `https` URL with a host, without user information and fragment.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq)]
 pub(crate) struct HttpUrl(Uri);
 
 impl HttpUrl {
@@ -60,6 +60,23 @@ impl HttpUrl {
     pub(crate) fn last_segment(&self) -> Option<String> {
         let (_, segment) = self.0.path().rsplit_once('/')?;
         percent_decoded(segment).filter(|decoded| !decoded.is_empty())
+    }
+}
+
+impl HttpUrl {
+    /// The URL without its query, which may hold a secret.
+    pub(super) fn masked(&self) -> String {
+        let text = self.to_string();
+        match text.split_once('?') {
+            Some((path, _)) => format!("{path}?{MASK}"),
+            None => text,
+        }
+    }
+}
+
+impl fmt::Debug for HttpUrl {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.masked())
     }
 }
 

@@ -3,12 +3,10 @@
 //! In: two PEM files. Out: a pair that belongs together, or what is wrong with which of the files. It is read with the configuration,
 //! so that a bad pair is found before anybody relies on it, and again whenever the files change.
 //!
-//! May use: nothing.
+//! May use: `pem`.
 
 use std::{
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -22,6 +20,8 @@ use rustls::{
     server::ParsedCertificate,
     sign::CertifiedKey,
 };
+
+use super::pem;
 
 /// Where the certificate and its key are.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -42,8 +42,8 @@ impl TlsFiles {
         let (cert_file, key_file) = (self.cert_file.display(), self.key_file.display());
         let of_cert = |message: String| IdentityError { key: CERT_FILE, message };
         let of_key = |message: String| IdentityError { key: KEY_FILE, message };
-        let cert_pem = contents(&self.cert_file).map_err(of_cert)?;
-        let key_pem = contents(&self.key_file).map_err(of_key)?;
+        let cert_pem = pem::contents(&self.cert_file).map_err(of_cert)?;
+        let key_pem = pem::contents(&self.key_file).map_err(of_key)?;
 
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&cert_pem).collect();
         let chain = chain.map_err(|_| of_cert(format!("{cert_file} is not PEM as it must be")))?;
@@ -113,16 +113,6 @@ impl IdentityError {
     }
 }
 
-fn contents(path: &Path) -> Result<Vec<u8>, String> {
-    let mut contents = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut contents));
-    match read {
-        Ok(_) if contents.len() as u64 > MOST_BYTES => Err(format!("{} is larger than 1 MiB", path.display())),
-        Ok(_) => Ok(contents),
-        Err(error) => Err(format!("cannot read {}: {error}", path.display())),
-    }
-}
-
 /// When a certificate ends. TLS brings a parser along, which tells it only of certificates that have ended: so it is asked at the
 /// end of time, and a crate (or twenty) for X.509 is spared.
 fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, rustls::Error> {
@@ -141,9 +131,6 @@ fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, rustls::Err
 const CERT_FILE: &str = "tls_cert_file";
 
 const KEY_FILE: &str = "tls_key_file";
-
-/// A chain has a few kilobytes.
-const MOST_BYTES: u64 = 1024 * 1024;
 
 #[cfg(test)]
 pub(super) mod tests {

@@ -244,6 +244,9 @@ mod tests {
         std::fs::write(&private, "-----BEGIN PRIVATE KEY-----\naHVzaA==\n-----END PRIVATE KEY-----\n").unwrap();
         let found = findings(&section("ES256", private.path().to_str().unwrap()));
         assert!(found.contains("holds a private key") && !found.contains("aHVzaA"), "{found}");
+        std::fs::write(&private, "x".repeat(2 << 20)).unwrap();
+        let found = findings(&section("ES256", private.path().to_str().unwrap()));
+        assert!(found.contains("is larger than 1 MiB"), "{found}");
     }
 
     #[test]

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use super::address::HttpUrl;
 use super::auth::{Auth, Key, Permissions};
 use super::certificate::TlsFiles;
 use super::jwt::{Jwt, Verification};
@@ -71,7 +70,7 @@ impl Page {
     fn upstream(&mut self, upstream: &Upstream) {
         self.heading("[[upstreams]]");
         self.line("product_id", upstream.product_id.as_str());
-        self.line("url", masked(&upstream.url));
+        self.line("url", upstream.url.masked());
         self.secret("token", upstream.token.as_ref());
         self.line("heartbeat_timeout", duration_text(upstream.heartbeat_timeout));
         self.line("max_event_bytes", size_text(upstream.max_event_bytes));
@@ -126,7 +125,7 @@ impl Page {
         self.heading("[[webhooks]]");
         self.line("id", webhook.id.as_str());
         self.line("product_id", webhook.product_id.as_str());
-        self.line("url", masked(&webhook.url));
+        self.line("url", webhook.url.masked());
         self.secret("secret", Some(&webhook.secret));
         self.line("types", listed(&webhook.types, &[], String::as_str));
         self.line("session_ids", listed(&webhook.session_ids, &[], |session| session.as_str()));
@@ -187,12 +186,4 @@ fn path(path: Option<&PathBuf>) -> String {
 
 fn count(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
-}
-/// A URL whose query, which may hold a secret, is not shown.
-fn masked(url: &HttpUrl) -> String {
-    let text = url.to_string();
-    match text.split_once('?') {
-        Some((path, _)) => format!("{path}?{MASK}"),
-        None => text,
-    }
 }

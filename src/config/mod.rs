@@ -31,6 +31,7 @@ mod jwt;
 mod log;
 mod masked;
 mod network;
+mod pem;
 mod public_keys;
 mod reader;
 mod reading;

@@ -3,7 +3,7 @@
 //! In: a PEM file. Out: its keys as the verification takes them, or what is wrong with which of them. They are read with the
 //! configuration, so that a wrong file is found before anybody relies on it.
 //!
-//! May use: `jwt` (names of algorithms).
+//! May use: `jwt` (names of algorithms), `pem`.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use aws_lc_rs::signature::{
 };
 use rustls::pki_types::pem::{PemObject, SectionKind};
 
-use super::jwt::PublicKeyAlgorithm;
+use super::{jwt::PublicKeyAlgorithm, pem};
 
 /// A public key: a SubjectPublicKeyInfo in DER (RFC 5280, section 4.1.2.7).
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -32,7 +32,7 @@ impl PublicKey {
 /// What is wrong with it: no key, too many, a key for something else, a private one.
 pub(super) fn read(path: &Path, algorithm: PublicKeyAlgorithm) -> Result<Vec<PublicKey>, String> {
     let file = path.display();
-    let pem = std::fs::read(path).map_err(|error| format!("cannot read {file}: {error}"))?;
+    let pem = pem::contents(path)?;
     let mut keys = Vec::new();
     for block in <(SectionKind, Vec<u8>)>::pem_slice_iter(&pem) {
         let number = keys.len() + 1;

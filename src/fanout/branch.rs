@@ -157,6 +157,13 @@ impl Followers {
         self.fanout.audience().interests.remove(scope, self.lane, &self.index);
     }
 
+    /// From now on, it is what another scope shows that arrives for this one. It looks into the log first.
+    pub(crate) fn change_scope(&mut self, number: usize, subscription: &mut Subscription, scope: Scope) {
+        self.leave(number, subscription.scope());
+        subscription.change_scope(scope);
+        self.join(number, subscription);
+    }
+
     /// Takes what has arrived; `events` is empty, and gets the events, if it is events.
     pub(crate) fn take(&self, events: &mut Vec<Arc<Event>>) -> Arrived {
         let Some(branch) = self.branch() else { return Arrived::Events };

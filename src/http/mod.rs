@@ -14,6 +14,7 @@ mod deliveries;
 mod erasure;
 pub(crate) mod error;
 pub(crate) mod guard;
+pub(crate) mod lane;
 pub(crate) mod page;
 pub(crate) mod products;
 pub(crate) mod publish;
@@ -52,7 +53,7 @@ use hyper::{
 use prometheus::IntCounter;
 
 use self::{
-    credential::Places, error::Problem, guard::Guard, page::Pages, publish::Bodies, sse::Shards,
+    credential::Places, error::Problem, guard::Guard, lane::Shards, page::Pages, publish::Bodies,
     subscribers::Subscribers, ws::Envelopes,
 };
 #[cfg(any(test, fuzzing))]

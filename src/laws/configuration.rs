@@ -55,7 +55,7 @@ fn holds_for_masked(config: &Config, text: &str) {
     assert_eq!(again.to_masked_toml(), masked);
 }
 
-/// Whether [`SECRET`] stands in this text only where secrets do. In a text that is not TOML nothing may be told, wherever it stands.
+/// Whether [`SECRET`] stands in this text only where secrets do, or may: in the query of a URL. In a text that is not TOML nothing may be told, wherever it stands.
 fn secrets_are_where_they_belong(text: &str) -> bool {
     let (document, errors) = DeTable::parse_recoverable(text);
     !errors.is_empty() || text.matches(SECRET).count() == in_table(document.get_ref())
@@ -64,6 +64,9 @@ fn secrets_are_where_they_belong(text: &str) -> bool {
 fn in_table(table: &DeTable<'_>) -> usize {
     let in_entry = |key: &str, value: &DeValue<'_>| match value {
         DeValue::String(text) if KEYS.contains(&key) => text.matches(SECRET).count(),
+        DeValue::String(url) if key == "url" => {
+            url.split_once('?').map_or(0, |(_, query)| query.matches(SECRET).count())
+        }
         DeValue::Table(table) => in_table(table),
         DeValue::Array(values) => values.iter().filter_map(|value| value.get_ref().as_table()).map(in_table).sum(),
         _ => 0,

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -27,8 +28,12 @@ pub(crate) struct Socket {
 
 /// A connection's socket with deadlines. Reading fails when no request came in time, writing when the peer takes nothing for too long.
 #[derive(Debug)]
-pub(super) struct Guarded {
+pub(crate) struct Guarded {
     stream: TcpStream,
+    /// What has been read from it before, and not been looked at.
+    early: Bytes,
+    /// Reads that are left until somebody sets it anew; whoever owns it may have as many as there are.
+    ration: Option<u8>,
     place: Place,
     alarm: Alarm,
     /// Tick at which a request must have come.
@@ -44,12 +49,40 @@ impl Guarded {
         let Socket { stream, place } = socket;
         let alarm = Alarm::new(&manners.wheel);
         let head_due = manners.wheel.after(manners.head_timeout);
-        Self { stream, place, alarm, head_due, write_timeout: manners.write_timeout, write_due: None, fate }
+        let (early, write_timeout) = (Bytes::new(), manners.write_timeout);
+        Self { stream, early, ration: None, place, alarm, head_due, write_timeout, write_due: None, fate }
     }
 
     /// The socket, without deadlines.
     pub(super) fn into_socket(self) -> Socket {
         Socket { stream: self.stream, place: self.place }
+    }
+
+    /// Whoever reads gets this first.
+    pub(super) fn give_back(&mut self, early: &[u8]) {
+        self.early = Bytes::copy_from_slice(early); // the rest of hyper's buffer is not kept with it
+    }
+
+    /// The socket, and what guards it again once it belongs to another runtime.
+    pub(crate) fn part(self) -> (Socket, impl FnOnce(Socket) -> Self + Send) {
+        let Self { stream, place, early, ration, alarm, head_due, write_timeout, write_due, fate } = self;
+        let guard = move |Socket { stream, place }| Self {
+            stream,
+            place,
+            early,
+            ration,
+            alarm,
+            head_due,
+            write_timeout,
+            write_due,
+            fate,
+        };
+        (Socket { stream, place }, guard)
+    }
+
+    /// Allows so many reads until it is called again: a peer that sends without end is not to keep a thread for itself.
+    pub(crate) fn ration(&mut self, reads: u8) {
+        self.ration = Some(reads);
     }
 
     /// From now on the peer has this time for a request: what came before, such as a TLS handshake, had its own.
@@ -95,6 +128,19 @@ impl AsyncRead for Guarded {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.early.is_empty() {
+            let most = self.early.len().min(buffer.remaining());
+            buffer.put_slice(&self.early.split_to(most));
+            return Poll::Ready(Ok(()));
+        }
+        match &mut self.ration {
+            Some(0) => {
+                context.waker().wake_by_ref(); // others are to have their turn
+                return Poll::Pending;
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_pending() && !self.fate.has_request.load(Ordering::Relaxed) {
             if self.alarm.wheel().now() >= self.head_due {

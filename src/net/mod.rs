@@ -16,6 +16,9 @@ mod places;
 mod stage;
 mod tls;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     convert::Infallible,
     io,
@@ -35,7 +38,7 @@ use hyper::{
     body::Incoming,
     header::{CONNECTION, HeaderValue, TRANSFER_ENCODING},
     service::service_fn,
-    upgrade::{OnUpgrade, Upgraded},
+    upgrade::{OnUpgrade, Parts, Upgraded},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -48,7 +51,6 @@ use tower::Service;
 use tracing::{debug, warn};
 
 use self::{
-    guarded::Guarded,
     handover::{Beginning, Handover},
     http2::{Http2, Streams},
     patience::PatientExecutor,
@@ -58,7 +60,7 @@ use self::{
 use crate::wheel::Wheel;
 
 pub(crate) use cut::Cut;
-pub(crate) use guarded::Socket;
+pub(crate) use guarded::{Guarded, Socket};
 pub(crate) use listener::{BindError, Listener};
 pub(crate) use patience::Patience;
 pub(crate) use places::Place;
@@ -141,23 +143,45 @@ impl Connection {
         Arc::clone(stream.map_or(&self.fate.cut, Patience::cut))
     }
 
-    /// Goes on with this connection's socket in another protocol, once the answer to the request has been sent. The task belongs
-    /// to the listener: it is waited for when that ends, and dropped if it has not ended by itself a few seconds later.
+    /// Goes on with this connection's socket in another protocol, once the answer to the request has been sent. What
+    /// `work` returns belongs to the listener: it is waited for when that ends, and dropped if it has not ended by itself a few seconds later.
     pub(crate) fn go_on<W: Future<Output = ()> + Send + 'static>(
         &self,
         upgrade: OnUpgrade,
-        work: impl FnOnce(TokioIo<Upgraded>) -> W + Send + 'static,
+        work: impl FnOnce(Switched) -> W + Send + 'static,
     ) {
         let crew = Arc::clone(&self.crew);
         self.crew.tasks.spawn(async move {
             match crew.stage.run_until_aborted(upgrade).await {
                 Some(Ok(socket)) => {
-                    crew.stage.run_until_aborted(work(TokioIo::new(socket))).await;
+                    crew.stage.run_until_aborted(work(Switched::from(socket))).await;
                 }
                 Some(Err(error)) => debug!(%error, "connection ended"),
                 None => {}
             }
         });
+    }
+}
+
+/// A connection on which another protocol is spoken from now on.
+#[derive(Debug)]
+pub(crate) enum Switched {
+    /// Its socket.
+    Plain(Guarded),
+    /// What its socket carries by TLS.
+    Encrypted(TokioIo<Upgraded>),
+}
+
+impl From<Upgraded> for Switched {
+    fn from(upgraded: Upgraded) -> Self {
+        match upgraded.downcast::<TokioIo<Guarded>>() {
+            Ok(Parts { io, read_buf, .. }) => {
+                let mut socket = io.into_inner();
+                socket.give_back(&read_buf);
+                Self::Plain(socket)
+            }
+            Err(upgraded) => Self::Encrypted(TokioIo::new(upgraded)),
+        }
     }
 }
 

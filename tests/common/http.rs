@@ -173,7 +173,7 @@ pub(crate) struct Head {
 
 impl Head {
     /// Reads the bytes of a head.
-    pub(super) fn parse(bytes: &[u8]) -> Self {
+    pub(crate) fn parse(bytes: &[u8]) -> Self {
         let text = std::str::from_utf8(bytes).unwrap();
         let mut lines = text.trim_end().split("\r\n");
         let first_line = lines.next().unwrap().to_owned();

@@ -21,6 +21,7 @@ pub(crate) mod connector;
 pub(crate) mod events;
 pub(crate) mod frames;
 pub(crate) mod http;
+pub(crate) mod http2;
 pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod process;

@@ -31,7 +31,7 @@ use crate::{
 
 /// What one subscriber receives.
 #[derive(Debug)]
-pub(super) struct Events {
+pub(in crate::http) struct Events {
     subscription: Subscription,
     seat: Seat,
     product: Arc<Product>,
@@ -88,7 +88,7 @@ impl Events {
     /// # Errors
     ///
     /// Which limit it would go past.
-    pub(super) fn open(
+    pub(in crate::http) fn open(
         relay: &Relay,
         side: &Side<'_>,
         product: &Arc<Product>,
@@ -317,11 +317,6 @@ impl Events {
     /// It is to be polled, and looks into the log, from `place` on.
     pub(super) fn look_into_the_log(&mut self, place: u64) {
         self.subscription.look_into_the_log(place);
-    }
-
-    /// Everything up to `position` has arrived, and been given to it if it is following.
-    pub(super) fn has_arrived(&mut self, position: u64) {
-        self.subscription.has_arrived(position);
     }
 
     /// Whether its token's time is over at this moment.

@@ -7,10 +7,7 @@
 //! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
 mod body;
-mod crowd;
 mod events;
-mod flock;
-mod shards;
 mod stream;
 
 use std::{sync::Arc, time::Duration};
@@ -25,11 +22,12 @@ use hyper::{
     header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
 };
 
-pub(crate) use self::shards::Shards;
-use self::{body::EventBody, events::Events};
+use self::body::EventBody;
+pub(super) use self::{events::Events, stream::Stream};
 use super::{
     Product, Relay,
     error::{Problem, SHED_WAIT, spread},
+    lane::{Follower, Shards},
     request::{Wish, accepts_event_stream},
     subscribers::Subscribers,
 };
@@ -89,7 +87,9 @@ pub(super) fn answer(
     let body = match side.shards {
         Some(shards) => {
             let (shards, home) = (Arc::clone(shards), product.lane);
-            connection.hand_over(first, move |socket| shards.take(socket, events, home))
+            let scope = events.scope().clone();
+            let introduce = Box::new(|socket| Box::new(Stream::new(socket, events)) as Box<dyn Follower>);
+            connection.hand_over(first, move |socket| shards.take(socket, &scope, home, introduce))
         }
         None => Body::new(EventBody::new(first, events, connection, patience)),
     };

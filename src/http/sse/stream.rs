@@ -10,23 +10,25 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream, time::Instant};
 
-use super::{
-    events::{Events, Fault},
-    flock::Ledger,
-};
+use super::events::{Events, Fault};
 use crate::{
-    event::Event,
+    event::{Event, Scope},
+    fanout::Subscription,
+    http::{
+        Product,
+        lane::{Follower, Given, Ledgers, Lent, MOST_BYTES, MOST_PIECES, advance, slices},
+    },
     net::{Place, Socket},
     sse,
 };
 
 /// A subscriber with its socket.
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(in crate::http) struct Stream {
     socket: TcpStream,
     /// Among the connections of the listener, as long as the socket is open.
     _place: Place,
@@ -48,31 +50,9 @@ struct Rest {
     due: u64,
 }
 
-/// What the streams of a lane lend each other, so that one that sleeps needs none of its own.
-#[derive(Debug)]
-pub(super) struct Lent {
-    /// What is being written; empty between two streams.
-    pub(super) pieces: VecDeque<Bytes>,
-    /// What has been written since somebody set it to nought.
-    pub(super) bytes: usize,
-    /// A socket that takes nothing for this long is closed.
-    pub(super) write_timeout: Duration,
-}
-
-/// What became of a stream that was given something.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Given {
-    /// It has it.
-    Done,
-    /// It must be polled.
-    Look,
-    /// It has ended.
-    Ended,
-}
-
 impl Stream {
     /// A stream whose head has been sent.
-    pub(super) fn new(socket: Socket, events: Events) -> Self {
+    pub(in crate::http) fn new(socket: Socket, events: Events) -> Self {
         let Socket { stream: socket, place: _place } = socket;
         Self {
             socket,
@@ -83,105 +63,6 @@ impl Stream {
             must_register: true,
             has_ended: false,
             is_following: false,
-        }
-    }
-
-    /// What it receives.
-    pub(super) fn events(&mut self) -> &mut Events {
-        &mut self.events
-    }
-
-    /// Writes what there is, and tells whether that was the end. If it was not, `context` is woken when there is more to do.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<()> {
-        self.is_following = false;
-        if self.has_hung_up(context) {
-            return Poll::Ready(());
-        }
-        for _ in 0..WRITES {
-            match self.write_rest(context, lent) {
-                Poll::Ready(true) => {}
-                Poll::Ready(false) => return Poll::Ready(()),
-                Poll::Pending => return Poll::Pending,
-            }
-            if self.has_ended {
-                return Poll::Ready(());
-            }
-            let is_all = self.gather(context, &mut lent.pieces);
-            match write(&self.socket, &mut lent.pieces) {
-                Ok(written) => lent.bytes += written,
-                Err(error) => {
-                    note(&mut self.events, &error);
-                    return Poll::Ready(());
-                }
-            }
-            if !lent.pieces.is_empty() {
-                self.keep(lent.pieces.drain(..).collect(), lent.write_timeout);
-            }
-            if is_all && self.rest.is_none() && !self.has_ended {
-                self.is_following = self.events.is_following();
-                return Poll::Pending;
-            }
-        }
-        context.waker().wake_by_ref(); // others are to have their turn
-        Poll::Pending
-    }
-
-    /// Gives it what is for it of what has arrived, written as it lies there. One that has not got everything before looks
-    /// into the log.
-    pub(super) fn give(&mut self, arrivals: &[Arc<Event>], lent: &mut Lent, ledger: &mut Ledger) -> Given {
-        let now = Instant::now();
-        if !self.is_following || self.events.is_over(now) {
-            return self.look_into_the_log(arrivals.first().map_or(0, |event| event.place()));
-        }
-        let before = self.events.place();
-        let mut slices = [IoSlice::new(&[]); MOST_PIECES];
-        let (mut count, mut bytes, mut is_all) = (0, 0, true);
-        for event in arrivals {
-            let Some(slice) = slices.get_mut(count).filter(|_| bytes < MOST_BYTES) else {
-                is_all = false;
-                break;
-            };
-            if self.events.take(event) {
-                *slice = IoSlice::new(event.chunk());
-                (count, bytes) = (count + 1, bytes + event.chunk().len());
-                ledger.note(event, now);
-            }
-        }
-        let written = match slices.split_at(count).0 {
-            [] => return Given::Done,
-            [only] => self.socket.try_write(only),
-            several => self.socket.try_write_vectored(several),
-        };
-        let written = match written {
-            Ok(written) => written,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
-            Err(error) => {
-                note(&mut self.events, &error);
-                return Given::Ended;
-            }
-        };
-        lent.bytes += written;
-        self.events.has_spoken();
-        if written < bytes {
-            let through = self.events.place();
-            let is_taken = |it: &&Arc<Event>| it.place() > before && it.place() <= through && self.events.may_see(it);
-            let mut rest = arrivals.iter().filter(is_taken).map(|event| event.chunk().clone()).collect();
-            advance(&mut rest, written);
-            self.keep(rest, lent.write_timeout);
-        }
-        if !is_all {
-            self.look_into_the_log(0);
-        }
-        if is_all && self.rest.is_none() { Given::Done } else { Given::Look }
-    }
-
-    /// It does not have everything any more: what there is, from `place` on, it finds in the log.
-    pub(super) fn look_into_the_log(&mut self, place: u64) -> Given {
-        self.is_following = false;
-        self.events.look_into_the_log(place);
-        match self.rest {
-            None => Given::Look,
-            Some(_) => Given::Done, // once its socket can be written
         }
     }
 
@@ -286,6 +167,116 @@ impl Stream {
     }
 }
 
+impl Follower for Stream {
+    fn product(&self) -> &Arc<Product> {
+        self.events.product()
+    }
+
+    fn subscription(&mut self) -> &mut Subscription {
+        self.events.subscription()
+    }
+
+    /// It has said what it wants in its request.
+    fn wish(&mut self) -> Option<Scope> {
+        None
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<()> {
+        self.is_following = false;
+        if self.has_hung_up(context) {
+            return Poll::Ready(());
+        }
+        for _ in 0..WRITES {
+            match self.write_rest(context, lent) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+            if self.has_ended {
+                return Poll::Ready(());
+            }
+            let is_all = self.gather(context, &mut lent.pieces);
+            match write(&self.socket, &mut lent.pieces) {
+                Ok(written) => lent.bytes += written,
+                Err(error) => {
+                    note(&mut self.events, &error);
+                    return Poll::Ready(());
+                }
+            }
+            if !lent.pieces.is_empty() {
+                self.keep(lent.pieces.drain(..).collect(), lent.write_timeout);
+            }
+            if is_all && self.rest.is_none() && !self.has_ended {
+                self.is_following = self.events.is_following();
+                return Poll::Pending;
+            }
+        }
+        context.waker().wake_by_ref(); // others are to have their turn
+        Poll::Pending
+    }
+
+    /// Written as it lies there.
+    fn give(&mut self, arrivals: &[Arc<Event>], lent: &mut Lent, ledgers: &mut Ledgers) -> Given {
+        let now = Instant::now();
+        if !self.is_following || self.events.is_over(now) {
+            return self.look_into_the_log(arrivals.first().map_or(0, |event| event.place()));
+        }
+        let before = self.events.place();
+        let mut slices = [IoSlice::new(&[]); MOST_PIECES];
+        let (mut count, mut bytes, mut is_all) = (0, 0, true);
+        for event in arrivals {
+            let Some(slice) = slices.get_mut(count).filter(|_| bytes < MOST_BYTES) else {
+                is_all = false;
+                break;
+            };
+            if self.events.take(event) {
+                *slice = IoSlice::new(event.chunk());
+                (count, bytes) = (count + 1, bytes + event.chunk().len());
+                ledgers.sse.note(event, now);
+            }
+        }
+        let written = match slices.split_at(count).0 {
+            [] => return Given::Done,
+            [only] => self.socket.try_write(only),
+            several => self.socket.try_write_vectored(several),
+        };
+        let written = match written {
+            Ok(written) => written,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => {
+                note(&mut self.events, &error);
+                return Given::Ended;
+            }
+        };
+        lent.bytes += written;
+        self.events.has_spoken();
+        if written < bytes {
+            let through = self.events.place();
+            let is_taken = |it: &&Arc<Event>| it.place() > before && it.place() <= through && self.events.may_see(it);
+            let mut rest = arrivals.iter().filter(is_taken).map(|event| event.chunk().clone()).collect();
+            advance(&mut rest, written);
+            self.keep(rest, lent.write_timeout);
+        }
+        if !is_all {
+            self.look_into_the_log(0);
+        }
+        if is_all && self.rest.is_none() { Given::Done } else { Given::Look }
+    }
+
+    fn look_into_the_log(&mut self, place: u64) -> Given {
+        self.is_following = false;
+        self.events.look_into_the_log(place);
+        match self.rest {
+            None => Given::Look,
+            Some(_) => Given::Done, // once its socket can be written
+        }
+    }
+
+    fn fails(&mut self) {
+        self.events.fails(Fault::Error);
+    }
+}
+
 /// Writes pieces until the socket is full, and returns how many bytes it took; what it did not take stays.
 fn write(socket: &TcpStream, pieces: &mut VecDeque<Bytes>) -> io::Result<usize> {
     let mut total = 0;
@@ -293,8 +284,7 @@ fn write(socket: &TcpStream, pieces: &mut VecDeque<Bytes>) -> io::Result<usize> 
         let written = match pieces.as_slices() {
             ([piece], []) => socket.try_write(piece),
             _ => {
-                let mut slices = [IoSlice::new(&[]); MOST_PIECES];
-                let used = pieces.iter().zip(&mut slices).map(|(piece, slice)| *slice = IoSlice::new(piece)).count();
+                let (slices, used) = slices(pieces);
                 socket.try_write_vectored(slices.split_at(used).0)
             }
         };
@@ -316,23 +306,6 @@ fn note(events: &mut Events, error: &io::Error) {
         events.fails(Fault::Stalled);
     }
 }
-
-/// Takes away what has been written.
-fn advance(pieces: &mut VecDeque<Bytes>, mut written: usize) {
-    while let Some(piece) = pieces.front_mut() {
-        if written < piece.len() {
-            return piece.advance(written);
-        }
-        written -= piece.len();
-        pieces.pop_front();
-    }
-}
-
-/// Pieces in one write: a hand-over of the log, and a heartbeat, at least.
-const MOST_PIECES: usize = 32;
-
-/// Bytes after which a write takes no further piece.
-const MOST_BYTES: usize = 32 * 1024;
 
 /// Writes after which others have their turn.
 const WRITES: usize = 4;

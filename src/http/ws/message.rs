@@ -30,7 +30,7 @@ impl Default for Envelopes {
 }
 
 impl Envelopes {
-    /// An event's message.
+    /// An event's message, in its frame.
     pub(super) fn of(&self, event: &Event) -> Bytes {
         if event.payload().len() > LARGEST_KEPT {
             return encode_event(event);
@@ -56,8 +56,27 @@ impl Envelopes {
 /// `{"id":"…","event":"message","data":…}`. The payload is known to be JSON, and stands in it byte for byte.
 fn encode_event(event: &Event) -> Bytes {
     let (id, payload) = (event.id().to_string(), event.payload());
-    let parts: [&[u8]; 5] = [b"{\"id\":\"", id.as_bytes(), b"\",\"event\":\"message\",\"data\":", &payload, b"}"];
-    parts.concat().into()
+    frame(&[b"{\"id\":\"", id.as_bytes(), b"\",\"event\":\"message\",\"data\":", &payload, b"}"])
+}
+
+/// A text message in one frame, not masked: as a server sends it (RFC 6455, section 5.2).
+pub(super) fn frame(text: &[&[u8]]) -> Bytes {
+    let length = text.iter().map(|part| part.len()).sum::<usize>();
+    let mut frame = Vec::with_capacity(MOST_HEADER_BYTES + length);
+    frame.push(FINAL_TEXT);
+    match (u8::try_from(length), u16::try_from(length)) {
+        (Ok(short @ ..=125), _) => frame.push(short),
+        (_, Ok(medium)) => {
+            frame.push(TWO_BYTES_OF_LENGTH);
+            frame.extend(medium.to_be_bytes());
+        }
+        _ => {
+            frame.push(EIGHT_BYTES_OF_LENGTH);
+            frame.extend((length as u64).to_be_bytes());
+        }
+    }
+    text.iter().for_each(|part| frame.extend_from_slice(part));
+    frame.into()
 }
 
 /// `{"id":"…","event":"heartbeat"}`, without an id where that has not moved.
@@ -157,6 +176,18 @@ struct Complaint<'a> {
     title: &'a str,
 }
 
+/// The last frame of a message, which is text.
+const FINAL_TEXT: u8 = 0x81;
+
+/// In place of a length that does not fit into seven bits.
+const TWO_BYTES_OF_LENGTH: u8 = 126;
+
+/// In place of one that does not fit into two bytes.
+const EIGHT_BYTES_OF_LENGTH: u8 = 127;
+
+/// Of a frame that is not masked.
+const MOST_HEADER_BYTES: usize = 10;
+
 /// What subscribers who follow are apart; whoever is further behind has its own copy.
 const ENVELOPES: usize = 64;
 
@@ -185,9 +216,21 @@ mod tests {
             envelopes.clear();
             let message = envelopes.of(&event(3, payload));
             let expected = format!(r#"{{"id":"7-3","event":"message","data":{payload}}}"#);
-            assert_eq!(message, expected);
-            assert!(serde_json::from_slice::<Value>(&message).is_ok());
+            assert_eq!(message, frame(&[expected.as_bytes()]));
+            assert!(serde_json::from_str::<Value>(&expected).is_ok());
         }
+    }
+
+    #[test]
+    fn a_frame_says_how_long_its_text_is_in_as_few_bytes_as_the_rfc_has() {
+        let header = |length: usize| {
+            let whole = frame(&[&vec![b'a'; length / 2], &vec![b'a'; length - length / 2]]);
+            assert!(whole.ends_with(&vec![b'a'; length]));
+            whole.slice(..whole.len() - length).to_vec()
+        };
+        assert_eq!([header(0), header(1), header(125)], [[0x81, 0], [0x81, 1], [0x81, 125]]);
+        assert_eq!([header(126), header(65_535)], [[0x81, 126, 0, 126], [0x81, 126, 0xff, 0xff]]);
+        assert_eq!(header(65_536), [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
     }
 
     #[test]
@@ -197,7 +240,7 @@ mod tests {
         let message = envelopes.of(&first);
         assert_eq!(envelopes.of(&first).as_ptr(), message.as_ptr());
         let later = event(3 + ENVELOPES as u64, r#"{"a":1}"#);
-        assert_eq!(envelopes.of(&later), r#"{"id":"7-67","event":"message","data":{"a":1}}"#);
+        assert_eq!(envelopes.of(&later), frame(&[br#"{"id":"7-67","event":"message","data":{"a":1}}"#]));
         assert_eq!(envelopes.of(&first), message);
         let large = event(4, &format!("\"{}\"", "x".repeat(LARGEST_KEPT)));
         assert_ne!(envelopes.of(&large).as_ptr(), envelopes.of(&large).as_ptr(), "large ones are not kept");

@@ -29,9 +29,15 @@ use hyper::{
 pub(crate) use self::message::Envelopes;
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::message::{encode_subscribed, parse};
-use self::{session::Session, visitor::Visitor};
-use super::{Relay, error::Problem, request::Wish};
-use crate::{config, net::Connection};
+use self::{
+    session::{Alone, Session},
+    visitor::Visitor,
+};
+use super::{Relay, error::Problem, lane::Follower, request::Wish};
+use crate::{
+    config,
+    net::{Connection, Switched},
+};
 
 /// Answers one subscriber.
 ///
@@ -58,7 +64,18 @@ pub(crate) async fn socket(
     let wish = Wish::read(&query, headers)?;
     let scope = grant.narrow(wish.scope)?;
     let visitor = Visitor::admit(&relay, &product, grant, scope, &wish.start, &connection, headers)?;
-    connection.go_on(upgrade, move |socket| Session::new(socket, visitor));
+    let (shards, home) = (Arc::clone(&relay.shards), product.lane);
+    connection.go_on(upgrade, move |switched| async move {
+        match switched {
+            Switched::Plain(socket) => {
+                let (socket, guard) = socket.part();
+                let scope = visitor.scope().clone();
+                let introduce = |socket| Box::new(Session::new(guard(socket), visitor)) as Box<dyn Follower>;
+                shards.take(socket, &scope, home, Box::new(introduce));
+            }
+            Switched::Encrypted(stream) => Alone::new(stream, visitor).await,
+        }
+    });
     Ok(switching_protocols(&key))
 }
 

@@ -1,4 +1,4 @@
-//! One WebSocket subscriber's connection, as a future that ends with it.
+//! One WebSocket subscriber's connection.
 //!
 //! ```text
 //! flush ─► read one message ─► hand over up to 32 KiB ─► flush …      nothing to do: heartbeat, or wait
@@ -7,31 +7,46 @@
 //! Nothing is read, from the log or from the client, before everything that was handed over is written: so a client that
 //! takes nothing pins one hand-over, and one that sends pings and takes no answer gets no further.
 //!
-//! May use: `net`.
+//! The codec reads, answers pings and closes. What the relay has to say is in its frames already, which all who get it share, and
+//! goes to the socket beside the codec, whenever that has nothing to send itself.
+//!
+//! On a socket of its own it belongs to a lane, which gives it what arrives; with TLS it is a task by itself.
+//!
+//! May use: nothing.
+
+mod follower;
 
 use std::{
+    collections::VecDeque,
     future::Future,
+    io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_websockets::{CloseCode, Error, Limits, Message, ServerBuilder, WebSocketStream};
 
 use super::visitor::Visitor;
-use crate::http::subscribers::Leave;
+use crate::http::{
+    lane::{MOST_BYTES, MOST_PIECES, advance, slices},
+    subscribers::Leave,
+};
 
 /// A subscriber and its socket.
 #[derive(Debug)]
-pub(super) struct Session {
-    socket: WebSocketStream<TokioIo<Upgraded>>,
+pub(super) struct Session<S> {
+    socket: WebSocketStream<S>,
     visitor: Visitor,
     phase: Phase,
+    /// Frames that the socket has not taken yet.
+    rest: VecDeque<Bytes>,
+    /// It has everything, and can take more.
+    is_following: bool,
     /// The tick at which the connection is cut, if it has not ended by then.
     cut_due: u64,
     /// The tick at which the client's next message is read.
@@ -61,15 +76,35 @@ enum Step {
     Over,
 }
 
-impl Session {
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// A session on a socket that has just been upgraded.
-    pub(super) fn new(socket: TokioIo<Upgraded>, visitor: Visitor) -> Self {
+    pub(super) fn new(socket: S, visitor: Visitor) -> Self {
         let limits = Limits::default().max_payload_len(Some(LARGEST_MESSAGE));
         let socket = ServerBuilder::new().limits(limits).serve(socket);
-        Self { socket, visitor, phase: Phase::Open, cut_due: u64::MAX, next_message: 0 }
+        let (phase, cut_due) = (Phase::Open, u64::MAX);
+        Self { socket, visitor, phase, rest: VecDeque::new(), is_following: false, cut_due, next_message: 0 }
     }
 
-    fn step(&mut self, context: &mut Context<'_>) -> Step {
+    /// Does what there is to do, and tells whether it has ended. `pieces` is empty before and after; `bytes` counts what is
+    /// handed over.
+    fn run(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>, bytes: &mut usize) -> Poll<()> {
+        self.is_following = false;
+        let most = *bytes + TURN_BYTES;
+        for _ in 0..STEPS {
+            if *bytes > most {
+                break;
+            }
+            match self.step(context, pieces, bytes) {
+                Step::Done => {}
+                Step::Waiting => return Poll::Pending,
+                Step::Over => return Poll::Ready(()),
+            }
+        }
+        context.waker().wake_by_ref(); // others are to have their turn
+        Poll::Pending
+    }
+
+    fn step(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>, bytes: &mut usize) -> Step {
         if self.visitor.now() >= self.cut_due {
             return Step::Over;
         }
@@ -78,9 +113,9 @@ impl Session {
         if let Some(leave) = leave.filter(|_| is_urgent) {
             self.end_within(closing_time(leave));
         }
-        match Pin::new(&mut self.socket).poll_flush(context) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(_)) => return Step::Over,
+        match self.flush(context) {
+            Poll::Ready(true) => {}
+            Poll::Ready(false) => return Step::Over,
             Poll::Pending => return self.wait_for_room(context),
         }
         match self.phase {
@@ -92,19 +127,32 @@ impl Session {
             self.close(close_code(leave));
             return Step::Done;
         }
-        let read = self.read(context);
+        let read = self.read(context, bytes);
         if read == Step::Over || self.phase != Phase::Open {
             return read;
         }
-        match (read, self.hand_over(context)) {
+        match (read, self.hand_over(context, pieces, bytes)) {
+            (_, Step::Over) => Step::Over,
             (Step::Waiting, Step::Waiting) => self.idle(context),
             _ => Step::Done,
         }
     }
 
+    /// Writes what is left of earlier writes, and then what the codec has to say. Whether the socket still takes something.
+    fn flush(&mut self, context: &mut Context<'_>) -> Poll<bool> {
+        if !self.rest.is_empty() {
+            match ready!(write(self.socket.get_mut(), context, &mut self.rest)) {
+                Ok(()) => self.rest = VecDeque::new(), // who sleeps needs no room for it
+                Err(_) => return Poll::Ready(false),
+            }
+        }
+        Pin::new(&mut self.socket).poll_flush(context).map(|flushed| flushed.is_ok())
+    }
+
     /// The socket is full. Its own deadline looks after a client that takes nothing; the task must only hear of what ends the
     /// session before that.
     fn wait_for_room(&mut self, context: &Context<'_>) -> Step {
+        self.visitor.is_stuck();
         self.visitor.wake_to_leave(self.cut_due, context);
         // Again, now that whoever dismisses it knows whom to wake.
         if self.cut_due == u64::MAX
@@ -117,7 +165,7 @@ impl Session {
     }
 
     /// Takes one message of the client.
-    fn read(&mut self, context: &mut Context<'_>) -> Step {
+    fn read(&mut self, context: &mut Context<'_>, bytes: &mut usize) -> Step {
         if self.visitor.now() < self.next_message {
             return Step::Waiting;
         }
@@ -125,7 +173,7 @@ impl Session {
             Poll::Pending => Step::Waiting,
             Poll::Ready(None) => Step::Over,
             Poll::Ready(Some(Ok(message))) => {
-                self.heed(message);
+                self.heed(message, bytes);
                 Step::Done
             }
             Poll::Ready(Some(Err(Error::Io(_)))) => Step::Over,
@@ -143,12 +191,14 @@ impl Session {
     }
 
     /// Pings have been answered by the codec, and so has a close.
-    fn heed(&mut self, message: Message) {
+    fn heed(&mut self, message: Message, bytes: &mut usize) {
         if message.is_text() {
             // One a tick: a client that floods waits for its own messages, and nobody else does.
             self.next_message = self.visitor.after(Duration::ZERO);
-            let answer = self.visitor.obey(&message.into_payload());
-            self.send(answer);
+            let text = message.into_payload();
+            *bytes += text.len() * OBEYING; // the turn is over the sooner
+            let answer = self.visitor.obey(&text);
+            self.say(answer);
         } else if message.is_binary() {
             self.visitor.blame();
             self.close(CloseCode::UNSUPPORTED_DATA);
@@ -158,15 +208,34 @@ impl Session {
         }
     }
 
-    /// Takes what there is for the client, up to a hand-over.
-    fn hand_over(&mut self, context: &mut Context<'_>) -> Step {
-        let mut bytes = 0;
-        while bytes < HANDOVER_BYTES {
-            let Poll::Ready(message) = self.visitor.poll_message(context) else { break };
-            bytes += message.as_payload().len();
-            self.send(message);
+    /// Takes what there is for the client, up to a hand-over, and writes it.
+    fn hand_over(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>, bytes: &mut usize) -> Step {
+        if !self.rest.is_empty() {
+            return Step::Waiting; // an answer goes before it
         }
-        if bytes > 0 { Step::Done } else { Step::Waiting }
+        let mut taken = 0;
+        while taken < MOST_BYTES && pieces.len() < MOST_PIECES {
+            let Poll::Ready(message) = self.visitor.poll_message(context) else { break };
+            taken += message.len();
+            pieces.push_back(message);
+        }
+        *bytes += taken;
+        match self.write(context, pieces) {
+            Ok(()) if taken > 0 => Step::Done,
+            Ok(()) => Step::Waiting,
+            Err(_) => Step::Over,
+        }
+    }
+
+    /// Writes pieces, and keeps what the socket does not take.
+    fn write(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>) -> io::Result<()> {
+        match write(self.socket.get_mut(), context, pieces) {
+            Poll::Ready(written) => written,
+            Poll::Pending => {
+                self.rest.extend(pieces.drain(..));
+                Ok(())
+            }
+        }
     }
 
     /// There is nothing to do: a heartbeat is due, or the task sleeps.
@@ -176,9 +245,10 @@ impl Session {
             return Step::Done;
         }
         if let Some(heartbeat) = self.visitor.heartbeat() {
-            self.send(heartbeat);
+            self.say(heartbeat);
             return Step::Done;
         }
+        self.is_following = self.visitor.is_following();
         let is_delayed = self.visitor.now() < self.next_message;
         self.visitor.wake_when_due(if is_delayed { self.next_message } else { u64::MAX }, context);
         Step::Waiting
@@ -218,12 +288,9 @@ impl Session {
         }
     }
 
-    /// Queues a message. Only as much is ever queued as one step hands over.
-    fn send(&mut self, message: Message) {
-        if Pin::new(&mut self.socket).start_send(message).is_err() {
-            self.phase = Phase::Closing;
-            self.end_soon();
-        }
+    /// Has a frame written at the next step, which is the first of what is written then.
+    fn say(&mut self, frame: Bytes) {
+        self.rest.push_back(frame);
     }
 
     /// Tells the client that the session is over.
@@ -246,21 +313,43 @@ impl Session {
     }
 }
 
-impl Future for Session {
+/// A session that no lane looks after, as a future that ends with it.
+#[derive(Debug)]
+pub(super) struct Alone<S> {
+    session: Session<S>,
+    pieces: VecDeque<Bytes>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Alone<S> {
+    /// A session on what has just been upgraded.
+    pub(super) fn new(socket: S, visitor: Visitor) -> Self {
+        Self { session: Session::new(socket, visitor), pieces: VecDeque::new() }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for Alone<S> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        for _ in 0..STEPS {
-            match self.step(context) {
-                Step::Done => {}
-                Step::Waiting => return Poll::Pending,
-                Step::Over => return Poll::Ready(()),
-            }
-        }
-        // Others are to have their turn.
-        context.waker().wake_by_ref();
-        Poll::Pending
+        let Self { session, pieces } = &mut *self;
+        session.run(context, pieces, &mut 0)
     }
+}
+
+/// Writes pieces until the socket is full; what it does not take stays.
+fn write<S: AsyncWrite + Unpin>(
+    socket: &mut S,
+    context: &mut Context<'_>,
+    pieces: &mut VecDeque<Bytes>,
+) -> Poll<io::Result<()>> {
+    while !pieces.is_empty() {
+        let (slices, used) = slices(pieces);
+        match ready!(Pin::new(&mut *socket).poll_write_vectored(context, slices.split_at(used).0))? {
+            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            written => advance(pieces, written),
+        }
+    }
+    Poll::Ready(Ok(()))
 }
 
 /// What the client is told: to come back, or that it may not.
@@ -276,9 +365,6 @@ fn closing_time(leave: Leave) -> Duration {
 /// A filter of a thousand values has room in it.
 const LARGEST_MESSAGE: usize = 64 * 1024;
 
-/// Enough to fill a write, little enough that a stalled subscriber pins next to nothing.
-const HANDOVER_BYTES: usize = 32 * 1024;
-
 /// What a closing handshake may take: less than those who drain are given to leave, after which the wheel stands still.
 const CLOSING_TIME: Duration = Duration::from_millis(1500);
 
@@ -287,6 +373,12 @@ const CLOSING_TIME_AT_ONCE: Duration = Duration::from_millis(700);
 
 /// Of what is thrown away, at a time.
 const LINGERING_BYTES: usize = 4 * 1024;
+
+/// Handed over in one poll, after which others have their turn.
+const TURN_BYTES: usize = 4 * MOST_BYTES;
+
+/// A byte of a filter is as much work as so many that are written.
+const OBEYING: usize = 8;
 
 /// In one poll.
 const STEPS: usize = 16;

@@ -8,14 +8,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use hyper::HeaderMap;
 use tokio::time::Instant;
-use tokio_websockets::{Message, Payload};
 
 use super::message;
 use crate::{
     auth::Grant,
-    event::{Scope, Start},
+    event::{Event, Scope, Start},
     fanout::{Item, Listener, Subscription},
     http::{
         Product, Relay,
@@ -35,15 +35,19 @@ pub(super) struct Visitor {
     grant: Grant,
     connection: Connection,
     alarm: Alarm,
+    /// What it has asked for and its lane is still to look for.
+    wish: Option<Scope>,
     /// Place of the last entry it gets, once it has been told to leave.
     leave_after: Option<u64>,
     /// The time, read once for all messages that are handed over at one wake-up.
     clock: Option<Instant>,
-    heartbeat_interval: Duration,
+    /// Ticks of silence after which there is a heartbeat.
+    heartbeat_ticks: u64,
     heartbeat_due: u64,
     /// Its connection is old.
     rotation_due: u64,
-    /// Its token ends.
+    /// When its token is over, and the tick at which it is woken for that.
+    over: Option<Instant>,
     expiry_due: u64,
     /// By then it is gone.
     end_due: u64,
@@ -97,11 +101,13 @@ impl Visitor {
             product: Arc::clone(product),
             connection: connection.clone(),
             alarm: Alarm::new(wheel),
+            wish: None,
             leave_after: None,
             clock: None,
-            heartbeat_interval,
+            heartbeat_ticks: wheel.after(heartbeat_interval) - wheel.now(),
             heartbeat_due: wheel.after(heartbeat_interval),
             rotation_due: age.map_or(u64::MAX, |age| wheel.after(age)),
+            over: farewell.map(|farewell| farewell.begins),
             expiry_due: farewell.map_or(u64::MAX, |farewell| before(farewell.begins, wheel)),
             end_due: farewell.map_or(u64::MAX, |farewell| before(farewell.ends, wheel)),
             grant,
@@ -109,8 +115,11 @@ impl Visitor {
         })
     }
 
-    /// The next message for it.
-    pub(super) fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Message> {
+    /// The next message for it, in its frame.
+    pub(super) fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
+        if self.wish.is_some() {
+            return Poll::Pending;
+        }
         let Poll::Ready(item) = self.subscription.poll_next(context) else {
             self.clock = None;
             match self.subscription.is_at_end() {
@@ -119,7 +128,7 @@ impl Visitor {
             }
             return Poll::Pending;
         };
-        let payload = match item {
+        let message = match item {
             Item::Event { event, received } => {
                 self.product.ws.delivered.inc();
                 self.seat.stands_at(event.place());
@@ -127,44 +136,49 @@ impl Visitor {
                     let now = *self.clock.get_or_insert_with(Instant::now);
                     self.product.ws.lag.observe(now.saturating_duration_since(received).as_secs_f64());
                 }
-                Payload::from(self.product.envelopes.of(&event))
+                self.product.envelopes.of(&event)
             }
             Item::Gap(gap) => {
                 self.seat.stands_at(gap.place);
-                Payload::from(message::encode_gap(&gap))
+                message::frame(&[message::encode_gap(&gap).as_bytes()])
             }
         };
-        self.heartbeat_due = self.alarm.wheel().after(self.heartbeat_interval);
-        Poll::Ready(Message::text(payload))
+        self.has_spoken();
+        Poll::Ready(message)
     }
 
     /// A heartbeat, if it is time for one. Moves the client's id on where the log has moved past what its filter let through.
-    pub(super) fn heartbeat(&mut self) -> Option<Message> {
+    pub(super) fn heartbeat(&mut self) -> Option<Bytes> {
         if self.now() < self.heartbeat_due {
             return None;
         }
-        self.heartbeat_due = self.alarm.wheel().after(self.heartbeat_interval);
-        Some(Message::text(message::encode_heartbeat(self.subscription.move_on())))
+        self.has_spoken();
+        Some(message::frame(&[message::encode_heartbeat(self.subscription.move_on()).as_bytes()]))
     }
 
     /// Does what the client asks for, and answers it.
-    pub(super) fn obey(&mut self, text: &[u8]) -> Message {
+    pub(super) fn obey(&mut self, text: &[u8]) -> Bytes {
         let wished = message::parse(text);
         let scope = wished.and_then(|wished| self.grant.narrow(wished).map_err(|denial| denial.to_string()));
-        Message::text(match scope {
+        let answer = match scope {
             Ok(scope) => {
                 let answer = message::encode_subscribed(&scope);
-                self.subscription.change_scope(scope);
+                match self.subscription.is_told_by_lane() {
+                    true => self.wish = Some(scope),
+                    false => self.subscription.change_scope(scope),
+                }
                 answer
             }
             Err(title) => message::encode_error(&title),
-        })
+        };
+        message::frame(&[answer.as_bytes()])
     }
 
     /// Why it has to leave, if it has.
     pub(super) fn must_leave(&mut self) -> Option<Leave> {
         let now = self.now();
-        if now >= self.expiry_due {
+        // The clock is asked, too: the wheel could stand still.
+        if now >= self.expiry_due || self.is_over() {
             self.seat.dismiss(Leave::Expired);
         }
         if now >= self.rotation_due {
@@ -172,7 +186,12 @@ impl Visitor {
         }
         let leave = self.seat.dismissed()?;
         // Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
-        self.leave_after.get_or_insert_with(|| self.product.log.newest());
+        if self.leave_after.is_none() {
+            self.leave_after = Some(self.product.log.newest());
+            if self.subscription.is_told_by_lane() {
+                self.subscription.look_into_the_log(0); // its lane may be long at giving to others
+            }
+        }
         Some(leave)
     }
 
@@ -209,6 +228,51 @@ impl Visitor {
     /// The tick some time from now.
     pub(super) fn after(&self, wait: Duration) -> u64 {
         self.alarm.wheel().after(wait)
+    }
+
+    /// From now on it is silent.
+    pub(super) fn has_spoken(&mut self) {
+        self.heartbeat_due = self.now() + self.heartbeat_ticks;
+    }
+
+    /// The product it listens to.
+    pub(super) fn product(&self) -> &Arc<Product> {
+        &self.product
+    }
+
+    /// Where it stands.
+    pub(super) fn subscription(&mut self) -> &mut Subscription {
+        &mut self.subscription
+    }
+
+    /// What it may see.
+    pub(super) fn scope(&self) -> &Scope {
+        self.subscription.scope()
+    }
+
+    /// What it has asked for since it was asked last.
+    pub(super) fn wish(&mut self) -> Option<Scope> {
+        self.wish.take()
+    }
+
+    /// Whether there is nothing else to be said to it than what arrives.
+    pub(super) fn is_following(&self) -> bool {
+        self.subscription.is_at_end() && self.leave_after.is_none() && self.wish.is_none()
+    }
+
+    /// Whether its token's time is over at this moment.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.is_some_and(|over| Instant::now() >= over)
+    }
+
+    /// An event's message, in its frame, if the event is for it.
+    pub(super) fn take(&mut self, event: &Event) -> Option<Bytes> {
+        self.subscription.take(event).then(|| self.product.envelopes.of(event))
+    }
+
+    /// Its socket could not take all of what it has been given.
+    pub(super) fn is_stuck(&self) {
+        self.seat.stands_at(self.subscription.returned_through());
     }
 
     /// It has broken the protocol.

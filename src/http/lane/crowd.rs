@@ -1,4 +1,4 @@
-//! The task of a lane that writes its streams.
+//! The task of a lane that writes to its subscribers.
 //!
 //! ```text
 //! fan-out ─ an event has arrived ──────────────► flock: who is concerned? ─► give it to 7, 12, 31
@@ -20,10 +20,9 @@ use tokio::net::TcpStream;
 use tracing::{debug, error};
 
 use super::{
-    events::Fault,
+    Follower, Given, Lent,
     flock::{Flock, News},
     shards::{Bell, Call, Newcomer, Shard},
-    stream::{Given, Lent, Stream},
 };
 use crate::{
     http::Product,
@@ -31,12 +30,10 @@ use crate::{
     wheel::{Alarm, Wheel},
 };
 
-/// The streams of one shard, in the hands of its task.
-#[derive(Debug)]
+/// The subscribers of one shard, in the hands of its task.
 pub(super) struct Crowd {
     shard: Arc<Shard>,
-    /// In boxes: they stay where they are when there come more.
-    members: Slab<Box<Member>>,
+    members: Slab<Member>,
     /// Those that are to be polled.
     due: VecDeque<usize>,
     /// Those who are to be let in.
@@ -52,9 +49,8 @@ pub(super) struct Crowd {
     pulse_due: u64,
 }
 
-#[derive(Debug)]
 struct Member {
-    stream: Stream,
+    follower: Box<dyn Follower>,
     flock: usize,
     /// The first of its flock's arrivals that is for it, if it is concerned.
     first: Option<usize>,
@@ -127,7 +123,7 @@ impl Crowd {
                 let Some(member) = members.get_mut(number) else { return false };
                 match news {
                     News::InTheLog(place) => {
-                        if member.stream.look_into_the_log(place) == Given::Look {
+                        if member.follower.look_into_the_log(place) == Given::Look {
                             member.is_to_be_polled(number, due);
                         }
                         false
@@ -165,7 +161,7 @@ impl Crowd {
         is_called || !self.newcomers.is_empty()
     }
 
-    fn let_in(&mut self, Newcomer { socket, place, events }: Newcomer) {
+    fn let_in(&mut self, Newcomer { socket, place, introduce }: Newcomer) {
         let socket = match TcpStream::from_std(socket) {
             Ok(stream) => Socket { stream, place },
             Err(error) => {
@@ -174,19 +170,19 @@ impl Crowd {
                 return;
             }
         };
-        let mut stream = Stream::new(socket, events);
-        let flock = self.flock_of(stream.events().product());
+        let mut follower = introduce(socket);
+        let flock = self.flock_of(follower.product());
         let place = self.members.vacant_entry();
         let number = place.key();
         if let Some(flock) = self.flocks.get_mut(flock) {
-            flock.join(number, stream.events().subscription());
+            flock.join(number, follower.subscription());
         }
         let bell = Bell::new(&self.shard, number);
-        place.insert(Box::new(Member { stream, flock, first: None, is_due: true, bell }));
+        place.insert(Member { follower, flock, first: None, is_due: true, bell });
         self.due.push_back(number);
     }
 
-    /// The number of a product's flock, which it begins with the first of its streams.
+    /// The number of a product's flock, which it begins with the first of its subscribers.
     fn flock_of(&mut self, product: &Arc<Product>) -> usize {
         // By another configuration it is another `Product`, but its events are the same.
         let is_same = |known: &Product| Arc::ptr_eq(&known.fanout, &product.fanout);
@@ -210,13 +206,28 @@ impl Crowd {
             let Some(member) = self.members.get_mut(number) else { continue };
             member.is_due = false;
             if let Some(flock) = self.flocks.get_mut(member.flock) {
-                member.stream.events().has_arrived(flock.through());
+                member.follower.subscription().has_arrived(flock.through());
             }
             let waker = Waker::from(Arc::clone(&member.bell));
             let mut context = Context::from_waker(&waker);
-            let poll = || member.stream.poll(&mut context, &mut self.lent).is_ready();
-            if shielded(poll).unwrap_or_else(|| member.fails()) {
-                self.remove(number);
+            let flock = self.flocks.get_mut(member.flock);
+            let poll = || {
+                let polled = member.follower.poll(&mut context, &mut self.lent);
+                let wish = member.follower.wish().zip(flock);
+                let has_wished = wish.is_some();
+                if let Some((scope, flock)) = wish {
+                    flock.change_scope(number, member.follower.subscription(), scope);
+                }
+                (polled.is_ready(), has_wished)
+            };
+            match shielded(poll) {
+                Some((false, false)) => {}
+                Some((false, true)) => member.is_to_be_polled(number, &mut self.due),
+                Some((true, _)) => self.remove(number),
+                None => {
+                    member.fails();
+                    self.remove(number);
+                }
             }
         }
     }
@@ -229,7 +240,7 @@ impl Crowd {
         {
             most = self.give(number, most);
             let Some(flock) = self.flocks.get_mut(number) else { continue };
-            flock.ledger.flush();
+            flock.ledgers.flush();
             let is_done = flock.is_done();
             flock.is_listed = flock.is_called || !is_done;
             if flock.is_listed {
@@ -255,8 +266,8 @@ impl Crowd {
             let Some(first) = member.first.take() else { continue };
             let arrivals = flock.arrivals.get(first..).unwrap_or_default();
             let give = || match (member.is_due, arrivals) {
-                (true, [first, ..]) => member.stream.look_into_the_log(first.place()),
-                _ => member.stream.give(arrivals, &mut self.lent, &mut flock.ledger),
+                (true, [first, ..]) => member.follower.look_into_the_log(first.place()),
+                _ => member.follower.give(arrivals, &mut self.lent, &mut flock.ledgers),
             };
             match shielded(give) {
                 Some(Given::Done) => {}
@@ -276,7 +287,7 @@ impl Crowd {
         self.shard.size.fetch_sub(1, Ordering::Relaxed);
         let Some(mut member) = self.members.try_remove(number) else { return };
         let Some(flock) = self.flocks.get_mut(member.flock) else { return };
-        if flock.leave(number, member.stream.events().scope()) {
+        if flock.leave(number, member.follower.subscription().scope()) {
             self.flocks.try_remove(member.flock);
         }
     }
@@ -290,20 +301,19 @@ impl Member {
     }
 
     /// Its work has panicked: it ends.
-    fn fails(&mut self) -> bool {
-        self.stream.events().fails(Fault::Error);
-        true
+    fn fails(&mut self) {
+        self.follower.fails();
     }
 }
 
-/// Does the work of one stream. A mistake in it ends that stream, whose client comes back, and no other.
+/// Does the work of one subscriber. A mistake in it ends that one, whose client comes back, and no other.
 fn shielded<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work))
-        .inspect_err(|_| error!("a stream was ended because its work panicked; please report the panic above"))
+        .inspect_err(|_| error!("a subscriber was cut off: its work panicked; please report the panic above"))
         .ok()
 }
 
-/// Streams in one turn: what else the thread has to do waits for no more than twice as many.
+/// Subscribers in one turn: what else the thread has to do waits for no more than twice as many.
 const TURN: usize = 32;
 
 /// Bytes written after which a turn is over.

@@ -1,4 +1,4 @@
-//! The streams of one product on one lane, and what has arrived for them.
+//! The subscribers of one product on one lane, and what has arrived for them.
 //!
 //! May use: `event`, `fanout`, `metrics`.
 
@@ -11,6 +11,7 @@ use crate::{
     event::{Event, Scope},
     fanout::{Arrived, Followers, Subscription},
     http::Product,
+    metrics::DeliveryMetrics,
 };
 
 /// Those who follow one product.
@@ -28,7 +29,7 @@ pub(super) struct Flock {
     pub(super) is_called: bool,
     /// It stands in its crowd's list of those that have something to give.
     pub(super) is_listed: bool,
-    pub(super) ledger: Ledger,
+    pub(super) ledgers: Ledgers,
 }
 
 impl Flock {
@@ -43,7 +44,7 @@ impl Flock {
             concerned: VecDeque::new(),
             is_called: false,
             is_listed: false,
-            ledger: Ledger { count: 0, lag: product.sse.lag.local(), delivered: product.sse.delivered.clone() },
+            ledgers: Ledgers { sse: Ledger::of(&product.sse), ws: Ledger::of(&product.ws) },
         }
     }
 
@@ -58,6 +59,11 @@ impl Flock {
         self.size -= 1;
         self.followers.leave(number, scope);
         self.size == 0
+    }
+
+    /// One of them wants something else from now on, and looks into the log for it.
+    pub(super) fn change_scope(&mut self, number: usize, subscription: &mut Subscription, scope: Scope) {
+        self.followers.change_scope(number, subscription, scope);
     }
 
     /// Takes what has arrived, once what came before has been given. Visits each whom something is for, and is told whether that is
@@ -123,27 +129,47 @@ pub(super) enum News {
     Arrived(usize),
 }
 
-/// What has been delivered, until it is told to everybody.
+/// What has been delivered in each way, until it is told to everybody.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(in crate::http) struct Ledgers {
+    pub(in crate::http) sse: Ledger,
+    pub(in crate::http) ws: Ledger,
+}
+
+impl Ledgers {
+    /// Tells it.
+    pub(super) fn flush(&mut self) {
+        self.sse.flush();
+        self.ws.flush();
+    }
+}
+
+/// What has been delivered in one way.
+#[derive(Debug)]
+pub(in crate::http) struct Ledger {
     count: u64,
     lag: LocalHistogram,
     delivered: IntCounter,
 }
 
 impl Ledger {
+    fn of(metrics: &DeliveryMetrics) -> Self {
+        Self { count: 0, lag: metrics.lag.local(), delivered: metrics.delivered.clone() }
+    }
+
     /// An event that is delivered at `now`, as soon as it has come.
-    pub(super) fn note(&mut self, event: &Event, now: Instant) {
+    pub(in crate::http) fn note(&mut self, event: &Event, now: Instant) {
         self.count += 1;
         if let Some(received) = event.received() {
             self.lag.observe(now.saturating_duration_since(received).as_secs_f64());
         }
     }
 
-    /// Tells it.
-    pub(super) fn flush(&mut self) {
-        self.delivered.inc_by(std::mem::take(&mut self.count));
-        self.lag.flush();
+    fn flush(&mut self) {
+        if self.count > 0 {
+            self.delivered.inc_by(std::mem::take(&mut self.count));
+            self.lag.flush();
+        }
     }
 }
 

@@ -1,16 +1,17 @@
-//! The tasks that write the streams: a few, each with many.
+//! The tasks that write to subscribers: a few, each with many.
 //!
-//! A task for each stream would cost a wake-up, a place in a queue and a turn for every delivery. Here, an event wakes each task
-//! once, and the task goes through those of its streams that are concerned.
+//! A task for each subscriber would cost a wake-up, a place in a queue and a turn for every delivery. Here, an event wakes each task
+//! once, and the task goes through those of its own that are concerned.
 //!
 //! ```text
 //! fan-out ─ calls a flock ────────────────────────────► called: [ 0 ]      ─┐
-//! wheel, socket, a word to leave ─ rings a stream's bell ► woken: [ 7, 31 ] ─┴─► the shard's task: `crowd`
+//! wheel, socket, a word to leave ─ rings one's bell       ► woken: [ 7, 31 ] ─┴─► the shard's task: `crowd`
 //! ```
 //!
-//! May use: `net` (the socket).
+//! May use: `event`, `net` (the socket), `wheel`.
 
 use std::{
+    fmt,
     future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -29,14 +30,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{crowd::Crowd, events::Events};
+use super::{Follower, crowd::Crowd};
 use crate::{
-    event::Only,
+    event::{Only, Scope},
     net::{Place, Socket},
     wheel::{TICK, Wheel},
 };
 
-/// All streams that are written without hyper.
+/// All subscribers that are written to without hyper.
 #[derive(Debug)]
 pub(crate) struct Shards {
     shards: Box<[Arc<Shard>]>,
@@ -50,21 +51,21 @@ impl Shards {
         Arc::new(Self { shards, write_timeout })
     }
 
-    /// Goes on with a stream whose head has been sent; `home` is the lane of its product. While the relay is ending, that ends it.
+    /// Goes on with a subscriber whose answer has been sent; `home` is the lane of its product. While the relay is ending, that ends it.
     ///
     /// An event that goes to everybody goes to every lane in any case, so those who get everything are spread evenly. One that goes
     /// to a single session costs less if nobody else need be woken, so those who listen to few stay at home while there is room.
-    pub(super) fn take(&self, socket: Socket, events: Events, home: usize) {
+    pub(in crate::http) fn take(&self, socket: Socket, scope: &Scope, home: usize, introduce: Introduction) {
         let Socket { stream, place } = socket;
         let size = |shard: &&Arc<Shard>| shard.size.load(Ordering::Relaxed);
-        let shard = match matches!(events.scope().sessions, Only::These(_)) {
+        let shard = match matches!(scope.sessions, Only::These(_)) {
             true => self.shards.iter().cycle().skip(home).take(self.shards.len()).find(|it| size(it) < ROOM_AT_HOME),
             false => None,
         };
         if let Some(shard) = shard.or_else(|| self.shards.iter().min_by_key(size)) {
             // The socket belongs to the runtime it was accepted on; the shard registers it with its own.
             match stream.into_std() {
-                Ok(socket) => shard.take(Newcomer { socket, place, events }),
+                Ok(socket) => shard.take(Newcomer { socket, place, introduce }),
                 Err(error) => debug!(%error, "connection ended"),
             }
         }
@@ -95,7 +96,7 @@ pub(super) struct Shard {
     pub(super) lane: usize,
     inbox: Mutex<Inbox>,
     pub(super) waker: AtomicWaker,
-    /// Streams that it has, or is about to have.
+    /// Subscribers that it has, or is about to have.
     pub(super) size: AtomicUsize,
     /// The tick of its last sign of life.
     pub(super) beat: AtomicU64,
@@ -104,19 +105,27 @@ pub(super) struct Shard {
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     pub(super) newcomers: Vec<Newcomer>,
-    /// Streams whose bell has rung.
+    /// Those whose bell has rung.
     pub(super) woken: Vec<usize>,
     /// Flocks for which something has arrived.
     pub(super) called: Vec<usize>,
     is_closed: bool,
 }
 
-/// A stream on its way to its lane.
-#[derive(Debug)]
+/// A subscriber on its way to its lane.
 pub(super) struct Newcomer {
     pub(super) socket: std::net::TcpStream,
     pub(super) place: Place,
-    pub(super) events: Events,
+    pub(super) introduce: Introduction,
+}
+
+/// Makes a subscriber of what it came with and its socket, once that belongs to its lane.
+pub(in crate::http) type Introduction = Box<dyn FnOnce(Socket) -> Box<dyn Follower> + Send>;
+
+impl fmt::Debug for Newcomer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Newcomer").field("socket", &self.socket).finish_non_exhaustive()
+    }
 }
 
 impl Shard {
@@ -131,10 +140,12 @@ impl Shard {
     }
 
     fn take(&self, newcomer: Newcomer) {
+        // One that comes too late goes when nothing is locked any more.
+        let mut newcomer = Some(newcomer);
         self.leave(|inbox| {
             if !inbox.is_closed {
                 self.size.fetch_add(1, Ordering::Relaxed);
-                inbox.newcomers.push(newcomer);
+                inbox.newcomers.extend(newcomer.take());
             }
         });
     }
@@ -179,17 +190,17 @@ impl Inbox {
     }
 }
 
-/// Tells a shard which of its streams has something to do.
+/// Tells a shard which of its subscribers has something to do.
 #[derive(Debug)]
 pub(super) struct Bell {
     shard: Arc<Shard>,
-    /// Of the stream; of another one after it has gone, which does no harm.
+    /// Of the subscriber; of another one after it has gone, which does no harm.
     number: usize,
     pub(super) has_rung: AtomicBool,
 }
 
 impl Bell {
-    /// The bell of a stream.
+    /// The bell of a subscriber.
     pub(super) fn new(shard: &Arc<Shard>, number: usize) -> Arc<Self> {
         Arc::new(Self { shard: Arc::clone(shard), number, has_rung: AtomicBool::new(false) })
     }
@@ -231,8 +242,8 @@ impl Wake for Call {
     }
 }
 
-/// Streams on a lane after which those of one session go to another.
+/// Subscribers on a lane after which those of one session go to another.
 const ROOM_AT_HOME: usize = 16_384;
 
-/// What streams may take to end once the relay does.
+/// What they may take to end once the relay does.
 const END_GRACE: Duration = Duration::from_secs(5);

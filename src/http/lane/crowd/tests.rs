@@ -22,10 +22,11 @@ use crate::{
     http::{
         Relay,
         credential::Places,
+        lane::Shards,
         page::Pages,
         publish::Bodies,
         request::Wish,
-        sse::{Events, Shards, Side},
+        sse::{Events, Side, Stream},
         subscribers::{Limits, Subscribers},
     },
     log::{Bounds, Log, Numbering},
@@ -91,7 +92,8 @@ impl Stage {
         let wish = Wish { scope: Scope::EVERYTHING, start: Start::Now };
         let (product, peer) = (self.product(name), Ipv4Addr::LOCALHOST.into());
         let events = Events::open(&self.relay, &side, &product, wish, peer, &HeaderMap::new(), None).unwrap();
-        self.crowd.let_in(Newcomer { socket, place: Place::of_nobody(), events });
+        let introduce = Box::new(|socket| Box::new(Stream::new(socket, events)) as Box<dyn Follower>);
+        self.crowd.let_in(Newcomer { socket, place: Place::of_nobody(), introduce });
         yield_now().await; // the runtime finds out that its socket can be written
         self.crowd.poll_some();
         client

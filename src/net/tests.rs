@@ -1,0 +1,154 @@
+use std::{
+    path::Path,
+    process::Command,
+    task::{Context, Poll},
+};
+
+use axum::extract::Request as Asked;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use tokio::{
+    io::{AsyncWriteExt, ReadBuf},
+    sync::mpsc,
+    time::Instant,
+};
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::config::TlsFiles;
+
+/// The kernel has a time-out of its own, which would hide that the one for the socket is missing: here it is out of reach.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = certificate(folder.path());
+    let tls = Arc::new(Tls::new(&files.read().unwrap()).unwrap());
+    for (is_secure, protocol, request) in [
+        (false, "http/1.1", HTTP1_REQUEST.to_vec()),
+        (false, "h2", http2_request()),
+        (true, "http/1.1", HTTP1_REQUEST.to_vec()),
+        (true, "h2", http2_request()),
+    ] {
+        let (to, mut asked) = endless(is_secure.then(|| Arc::clone(&tls)));
+        let mut socket = TcpStream::connect(to).await.unwrap();
+        let _takes_nothing: Box<dyn std::any::Any> = if is_secure {
+            let client = TlsConnector::from(client(&files.cert_file, protocol));
+            let mut socket = client.connect(ServerName::from(to.ip()), socket).await.unwrap();
+            socket.write_all(&request).await.unwrap();
+            Box::new(socket)
+        } else {
+            socket.write_all(&request).await.unwrap();
+            Box::new(socket)
+        };
+        let fate = timeout(PATIENCE, asked.recv()).await.unwrap().unwrap();
+        let begin = Instant::now();
+        while !fate.is_stalled() {
+            assert!(begin.elapsed() < PATIENCE, "nobody notices: TLS {is_secure}, {protocol}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_sends_without_end_is_read_from_a_ration_at_a_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    client.write_all(&[b'x'; 1000]).await.unwrap();
+    stream.readable().await.unwrap();
+    let wheel = Wheel::new();
+    let manners = Manners {
+        head_timeout: PATIENCE,
+        write_timeout: PATIENCE,
+        wheel: Arc::clone(&wheel),
+        max_connections: 1,
+        tls: None,
+    };
+    let mut socket = Guarded::new(Socket { stream, place: Place::of_nobody() }, &manners, Arc::new(Fate::new(&wheel)));
+    socket.give_back(b"more");
+    socket.ration(2);
+    let bell = Arc::new(Bell::default());
+    let waker = std::task::Waker::from(Arc::clone(&bell));
+    let mut context = Context::from_waker(&waker);
+    let mut read = || {
+        let mut bytes = [0; 10];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        Pin::new(&mut socket)
+            .poll_read(&mut context, &mut buffer)
+            .map(|read| read.map(|()| buffer.filled().to_vec()).unwrap())
+    };
+    assert_eq!(read(), Poll::Ready(b"more".to_vec()));
+    assert_eq!((read(), read()), (Poll::Ready(vec![b'x'; 10]), Poll::Ready(vec![b'x'; 10])));
+    assert_eq!((read(), bell.0.load(Ordering::SeqCst)), (Poll::Pending, true), "it goes on at its next turn");
+    socket.ration(1);
+    let mut buffer = [0; 10];
+    assert!(Pin::new(&mut socket).poll_read(&mut context, &mut ReadBuf::new(&mut buffer)).is_ready());
+}
+
+/// Whether it has rung.
+#[derive(Default)]
+struct Bell(AtomicBool);
+
+impl std::task::Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A listener that answers every request with more than any socket takes, and tells what becomes of its connection.
+fn endless(tls: Option<Arc<Tls>>) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<Fate>>) {
+    let (tell, asked) = mpsc::unbounded_channel();
+    let routes = Routes::new(Router::new().fallback(move |request: Asked| {
+        tell.send(Arc::clone(&request.extensions().get::<Connection>().unwrap().fate)).unwrap();
+        async { Body::from(vec![b'x'; 16 << 20]) }
+    }));
+    let wheel = Wheel::new();
+    let manners = Manners {
+        head_timeout: PATIENCE,
+        write_timeout: Duration::from_millis(300),
+        wheel: Arc::clone(&wheel),
+        max_connections: 10,
+        tls,
+    };
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), FAR_AWAY).unwrap();
+    let (to, never) = (listener.address(), CancellationToken::new());
+    let stop = never.clone();
+    tokio::spawn(async move { wheel.run(stop).await });
+    tokio::spawn(serve(listener, routes, manners, never, |_| {}));
+    (to, asked)
+}
+
+/// A certificate for this machine that is its own root, and its key.
+fn certificate(folder: &Path) -> TlsFiles {
+    let arguments = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -keyout key.pem -out cert.pem \
+                     -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
+    let done = Command::new("openssl").args(arguments.split_whitespace()).current_dir(folder).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    TlsFiles { cert_file: folder.join("cert.pem"), key_file: folder.join("key.pem") }
+}
+
+fn client(root: &Path, protocol: &str) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(root).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+    Arc::new(config)
+}
+
+const HTTP1_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+
+/// The preface, the largest windows, for streams (RFC 9113, section 6.5) and for the connection, and a request for `/`.
+fn http2_request() -> Vec<u8> {
+    let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7F\xFF\xFF\xFF";
+    let window = b"\0\0\x04\x08\0\0\0\0\0\x7F\xFE\0\0";
+    let head = b"\0\0\x0E\x01\x05\0\0\0\x01\x82\x84\x87\x41\x09127.0.0.1";
+    [HTTP2_PREFACE, &settings[..], window, head].concat()
+}
+
+const FAR_AWAY: Duration = Duration::from_secs(3600);
+
+const PATIENCE: Duration = Duration::from_secs(15);
