@@ -40,6 +40,7 @@ pub(crate) struct Metrics {
     log_events: IntGaugeVec,
     log_bytes: IntGaugeVec,
     shed: IntCounterVec,
+    max_subscribers: IntGauge,
     store: StoreMetrics,
     reload_success: IntGauge,
     certificate_not_after: Gauge,
@@ -61,13 +62,19 @@ impl Metrics {
             .gauge("build_info", "Always 1; the label tells the version.", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
-        let degraded = IntGauge::new(name("log_degraded"), "1 while the log keeps less than it promises, else 0.")?;
-        registry.register(Box::new(degraded.clone()))?;
-        let reload_success = IntGauge::new(
-            name("config_reload_success"),
+        let degraded = families.number("log_degraded", "1 while the log keeps less than it promises, else 0.")?;
+        let store_bytes = families.number(
+            "log_store_bytes",
+            "Bytes of the store's file that are in use, dead letters aside; 0 without log.data_dir.",
+        )?;
+        let retention_bytes = families
+            .number("log_retention_bytes", "log.retention_bytes, which they may be; 0 without log.data_dir.")?;
+        let reload_success = families.number(
+            "config_reload_success",
             "1 while the configuration that was read last is in force, 0 while it is refused.",
         )?;
-        registry.register(Box::new(reload_success.clone()))?;
+        let max_subscribers =
+            families.number("max_subscribers", "server.max_subscribers: how many may be connected at one time.")?;
         let commits =
             HistogramOpts::new(name("log_commit_seconds"), "Time a commit of the durable log takes, in seconds.");
         let commit = Histogram::with_opts(commits.buckets(COMMIT_SECONDS.to_vec()))?;
@@ -145,7 +152,8 @@ impl Metrics {
             log_events: families.gauge("log_events", "Entries the log keeps.", &["product_id", "tier"])?,
             log_bytes: families.gauge("log_bytes", "Bytes the log keeps.", &["product_id", "tier"])?,
             shed: families.counter("shed_total", "Subscribers turned away, by reason.", &["reason"])?,
-            store: StoreMetrics { commit, degraded },
+            max_subscribers,
+            store: StoreMetrics { commit, degraded, store_bytes, retention_bytes },
             reload_success,
             webhooks: webhooks::Families::declare(&families)?,
             registry: registry.clone(),
@@ -175,6 +183,11 @@ impl Metrics {
     /// Whether it is.
     pub(crate) fn has_reloaded(&self) -> bool {
         self.reload_success.get() == 1
+    }
+
+    /// Notes how many subscribers may be connected at one time.
+    pub(crate) fn has_room_for(&self, max_subscribers: usize) {
+        self.max_subscribers.set(i64::try_from(max_subscribers).unwrap_or(i64::MAX));
     }
 
     /// The handles of one product's upstream.
@@ -420,6 +433,16 @@ pub(crate) struct StoreMetrics {
     pub(crate) commit: Histogram,
     /// 1 while the store keeps less than it promises.
     pub(crate) degraded: IntGauge,
+    store_bytes: IntGauge,
+    retention_bytes: IntGauge,
+}
+
+impl StoreMetrics {
+    /// Notes how much of the store's file is in use, and how much may be.
+    pub(crate) fn uses(&self, bytes: u64, retention_bytes: u64) {
+        self.store_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.retention_bytes.set(i64::try_from(retention_bytes).unwrap_or(i64::MAX));
+    }
 }
 
 /// What a product's subscribers over one transport report.
@@ -447,6 +470,12 @@ impl Families<'_> {
 
     fn gauge(&self, suffix: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
         let family = IntGaugeVec::new(Opts::new(name(suffix), help), labels)?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn number(&self, suffix: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        let family = IntGauge::new(name(suffix), help)?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
     }

@@ -350,6 +350,9 @@ fn nobody_else_can_look_into_the_store_and_its_size_is_told() {
     assert!((each * 40.0..=each * 50.0).contains(&bytes), "{bytes}");
     assert!(metrics.value("autoplay_relay_log_commit_seconds_count", &[]).unwrap() >= 1.0);
     assert_eq!(metrics.value("autoplay_relay_log_degraded", &[]), Some(0.0));
+    let in_use = || relay.metrics().value("autoplay_relay_log_store_bytes", &[]).unwrap();
+    wait::until("the store's size holds its events", || (bytes..1e6).contains(&in_use()));
+    assert_eq!(relay.metrics().value("autoplay_relay_log_retention_bytes", &[]), Some(f64::from(1 << 30)));
     assert_eq!(relay.resume("0").numbers(50).len(), 50);
     relay.stop();
     assert_eq!(data.names(), ["relay.db", "relay.lock"], "a store that is closed is one file");

@@ -183,6 +183,8 @@ fn limits_change_for_newcomers_and_nobody_who_is_there_has_to_go() {
     {
         setup(limit).reload(&relay);
         assert_eq!(relay.get(STREAM, &[]).status(), status, "{limit}");
+        let most = if limit == "max_subscribers = 2" { 2.0 } else { 100_000.0 };
+        assert_eq!(relay.metrics().value("autoplay_relay_max_subscribers", &[]), Some(most), "{limit}");
     }
     setup("max_subscribers_per_ip = 3").reload(&relay);
     let third = relay.subscribe();

@@ -90,6 +90,7 @@ pub(super) fn relay(
         products.insert(product.id.clone(), Arc::new(product));
     }
     let access = Arc::new(Access::new(&config.auth));
+    metrics.has_room_for(server.max_subscribers);
     Relay {
         products: Arc::new(products),
         places: Places::new(&config.auth, &server.cors_allowed_origins),

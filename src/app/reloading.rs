@@ -179,6 +179,7 @@ impl App {
         self.admin = Arc::new(Admin { relay: Arc::clone(&self.relay), upstreams, key, ..(*self.admin).clone() });
         self.doors.replace(config, &self.relay, &self.admin);
         self.relay.subscribers.limit(Limits::new(server));
+        self.relay.metrics.has_room_for(server.max_subscribers);
         // Behind the doors: who was let in by the old ones meanwhile is judged here, or when it takes its seat.
         self.relay.subscribers.judge_by(&access);
         self.admin.onlookers.judge_by(&operators);

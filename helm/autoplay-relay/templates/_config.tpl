@@ -32,6 +32,17 @@ the key with "_file". `config` says what a tier gets, `toml` writes it down, `se
 {{- toYaml $config }}
 {{- end }}
 
+{{- /*
+What a relay cannot take up while it runs: a change of it has to be a new pod. All else it reads again by itself, and drops nobody for it.
+In: root, tier.
+*/}}
+{{- define "autoplay-relay.waiting" -}}
+{{- $config := include "autoplay-relay.config" . | fromYaml }}
+{{- $listeners := pick $config.server "listen" "admin_listen" "probe_listen" }}
+{{- $bounds := pick $config.server "write_timeout" "head_timeout" "max_concurrent_replays" }}
+{{- toYaml (dict "server" (merge $listeners $bounds) "log" $config.log) }}
+{{- end }}
+
 {{- /* In: root, tier. */}}
 {{- define "autoplay-relay.toml" -}}
 {{- $config := include "autoplay-relay.config" . | fromYaml -}}

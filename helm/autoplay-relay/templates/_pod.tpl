@@ -12,8 +12,7 @@ metadata:
     {{- end }}
     {{- include "autoplay-relay.labels" . | nindent 4 }}
   annotations:
-    {{- /* A changed configuration is a new pod; a changed Secret is not, it counts from the next start. */}}
-    checksum/config: {{ include "autoplay-relay.toml" . | sha256sum }}
+    checksum/config: {{ include "autoplay-relay.waiting" . | sha256sum }}
     {{- with $tier.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}

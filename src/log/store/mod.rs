@@ -104,7 +104,7 @@ impl Store {
         };
         let logs: Vec<_> = found.into_iter().map(log).collect();
         let was_left_open = file.was_left_open();
-        let writer = Writer::new(Arc::clone(&desk), logs.clone(), file, settings, metrics.store().commit.clone());
+        let writer = Writer::new(Arc::clone(&desk), logs.clone(), file, settings, metrics.store().clone());
         let mut store = Self { desk, threads: Vec::new(), writer: None, webhooks, _lock: Some(lock) };
         store.start(writer, was_left_open)?;
         Ok((store, logs))
@@ -119,7 +119,7 @@ impl Store {
     pub(crate) fn in_memory(settings: Settings, logs: Vec<Arc<Log>>, metrics: &Metrics) -> Result<Self, StoreError> {
         let file = File::in_memory().map_err(|source| StoreError::Memory(Box::new(source)))?;
         let desk = Desk::new(PathBuf::from(IN_MEMORY), settings.max_concurrent_replays);
-        let writer = Writer::new(Arc::clone(&desk), logs, file, settings, metrics.store().commit.clone());
+        let writer = Writer::new(Arc::clone(&desk), logs, file, settings, metrics.store().clone());
         let mut store = Self { desk, threads: Vec::new(), writer: None, webhooks: Vec::new(), _lock: None };
         store.start_writer(writer)?;
         Ok(store)

@@ -7,7 +7,7 @@
 //! a failed write: the file is closed, and opened anew a second later; meanwhile events stay in memory as long as they can
 //! ```
 //!
-//! May use: `causes`, the logs, the file, the desk, the orders, the syncer.
+//! May use: `causes`, `metrics`, the logs, the file, the desk, the orders, the syncer.
 
 mod obeying;
 mod retiring;
@@ -20,7 +20,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus::Histogram;
 use tracing::{error, info};
 
 use super::{
@@ -33,6 +32,7 @@ use super::{
 use crate::{
     causes::with_causes,
     log::{Log, Missing, keeping::Unkept},
+    metrics::StoreMetrics,
 };
 use webhooks::Registry;
 
@@ -43,7 +43,7 @@ pub(super) struct Writer {
     logs: Vec<Arc<Log>>,
     webhooks: Registry,
     settings: Settings,
-    commit_seconds: Histogram,
+    metrics: StoreMetrics,
     state: State,
     /// There is no file behind it, and nothing to keep of the logs.
     is_in_memory: bool,
@@ -72,7 +72,7 @@ impl Writer {
         logs: Vec<Arc<Log>>,
         file: File,
         settings: Settings,
-        commit_seconds: Histogram,
+        metrics: StoreMetrics,
     ) -> Self {
         let now = Instant::now();
         let (scrub_at, is_in_memory) = (file.needs_scrub().then_some(now), file.is_in_memory());
@@ -82,7 +82,7 @@ impl Writer {
             logs,
             webhooks: Registry::default(),
             settings,
-            commit_seconds,
+            metrics,
             state,
             is_in_memory,
             worked: now,
@@ -231,7 +231,7 @@ impl Writer {
         let has_changed = file.write_all(&portions, changes, Sync::Normal, unix_ms())?;
         #[cfg(test)]
         self.script.after_commit()?;
-        self.commit_seconds.observe(began.elapsed().as_secs_f64());
+        self.metrics.commit.observe(began.elapsed().as_secs_f64());
         self.desk.has_written();
         self.desk.is_unsynced();
         self.may_retire = true;

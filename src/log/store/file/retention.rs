@@ -48,6 +48,16 @@ impl File {
         retired.map(Some)
     }
 
+    /// Bytes of the file that are in use, dead letters aside: what [`File::retire`] holds against its bound.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub(crate) fn used_bytes(&self) -> Result<u64, FileError> {
+        let usage = Usage::read(&self.connection).map_err(|fault| fault.at(&self.path, "measure"))?;
+        Ok(usage.bytes)
+    }
+
     /// Deletes a session's events and what webhooks have of them, all or none, and returns how much there was. Of the dead
     /// letters, those count whose event is neither here nor behind `in_memory_from`. No reading finds them any more. But the write-ahead log has them until it begins anew, and even with `secure_delete` SQLite leaves parts of rows
     /// where it has moved them from one page to another: [`File::scrub`] removes those.

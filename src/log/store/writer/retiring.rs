@@ -46,6 +46,7 @@ impl Writer {
             return Ok(());
         }
         self.webhooks.log_sums();
+        self.show_usage()?;
         for _ in 0..MOST_STEPS {
             self.desk.writes();
             self.may_retire = self.retire_some()?;
@@ -53,6 +54,14 @@ impl Writer {
                 self.retired = Instant::now();
                 return Ok(());
             }
+        }
+        Ok(())
+    }
+
+    /// Shows how full the store is. What webhooks have in memory is no store.
+    fn show_usage(&self) -> Result<(), FileError> {
+        if let (State::Open(file), false) = (&self.state, self.is_in_memory) {
+            self.metrics.uses(file.used_bytes()?, self.settings.retention_bytes);
         }
         Ok(())
     }

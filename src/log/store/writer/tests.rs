@@ -119,7 +119,7 @@ impl Rig {
             max_concurrent_replays: 4,
         };
         let log = Arc::new(log);
-        let writer = Writer::new(desk, vec![Arc::clone(&log)], file, settings, metrics.store().commit.clone());
+        let writer = Writer::new(desk, vec![Arc::clone(&log)], file, settings, metrics.store().clone());
         Self { _directory: directory, writer, log, metrics }
     }
 

@@ -30,7 +30,7 @@ fn write_events(file: &mut File, number: u32, places: std::ops::RangeInclusive<u
 }
 
 fn used_bytes(file: &File) -> u64 {
-    Usage::read(file.connection()).unwrap().bytes
+    file.used_bytes().unwrap()
 }
 
 #[test]

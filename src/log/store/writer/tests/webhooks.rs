@@ -381,7 +381,7 @@ async fn a_store_in_memory_that_fails_is_begun_anew_with_its_webhooks() {
     let settings = Rig::new(16).writer.settings;
     drop(store);
     let desk = Desk::new(file::IN_MEMORY.into(), 1);
-    let mut writer = Writer::new(Arc::clone(&desk), vec![], file, settings, metrics.store().commit.clone());
+    let mut writer = Writer::new(Arc::clone(&desk), vec![], file, settings, metrics.store().clone());
     let webhook = webhook("w", 4);
     for again in [false, true] {
         let registered = desk.register(webhook.clone());
