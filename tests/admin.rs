@@ -192,6 +192,32 @@ fn the_probe_listener_has_health_and_metrics_and_nothing_else() {
 }
 
 #[test]
+fn the_console_is_open_and_may_run_and_load_nothing_but_its_own_files() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).auth("admin_key = 'the-admin-key-of-this-test'").start();
+    let files = [("/", "text/html"), ("/console/console.css", "text/css"), ("/console/console.js", "text/javascript")];
+    for (path, kind) in files {
+        let answer = relay.ask_admin(path);
+        assert_eq!(answer.status(), 200, "{path}");
+        assert!(answer.field("content-type").unwrap().starts_with(kind), "{path}");
+        let policy = answer.field("content-security-policy").unwrap();
+        for rule in ["default-src 'none'", "script-src 'self'", "connect-src 'self'", "frame-ancestors 'none'"] {
+            assert!(policy.split("; ").any(|part| part == rule), "{path}: {rule} in {policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(answer.field("x-content-type-options"), Some("nosniff"));
+        assert_eq!(answer.field("referrer-policy"), Some("no-referrer"));
+        assert_eq!(answer.field("cache-control"), Some("no-store"));
+        assert_eq!(http::ask(relay.admin, "HEAD", path, &[]).status(), 200, "HEAD {path}");
+        http::ask(relay.admin, "POST", path, &[("Content-Length", "0")]).problem(405);
+        relay.get(path, &[]).problem(404);
+    }
+    relay.ask_admin("/console/").problem(404);
+    relay.ask_admin("/console/mod.rs").problem(404);
+    relay.ask_admin("/api/v1/status").problem(401);
+}
+
+#[test]
 fn metrics_come_as_prometheus_text() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);

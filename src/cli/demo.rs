@@ -63,6 +63,7 @@ fn greeting(relay: SocketAddr, admin: SocketAddr) -> String {
   curl -N 'http://{relay}/stream/{DEFAULT_PRODUCT}?type=summary'        only summaries
   curl -N 'http://{relay}/stream/{DEFAULT_PRODUCT}?last_event_id=0'     everything kept, then live
   autoplay-relay tail http://{relay}/stream/{DEFAULT_PRODUCT}           the same, readably; resumes by itself
+  http://{admin}/                                         the console, in a browser: all of it, live
   curl http://{admin}/api/v1/status                            upstreams, subscribers, log
   curl http://{admin}/metrics                                  for Prometheus
 

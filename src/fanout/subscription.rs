@@ -150,11 +150,12 @@ impl Subscription {
         self.catch_up = None;
         // There are no marks for what the new scope shows and the old one has hidden.
         self.behind = true;
-        // Under one lock: no entry is marked by neither scope.
-        let mut audience = self.fanout.audience();
-        audience.listeners.remove(&self.scope, self.listener.key());
-        audience.listeners.insert(&scope, self.listener.key(), &self.listener);
-        drop(audience);
+        if self.is_listed {
+            // Under one lock: no entry is marked by neither scope.
+            let mut audience = self.fanout.audience();
+            audience.listeners.remove(&self.scope, self.listener.key());
+            audience.listeners.insert(&scope, self.listener.key(), &self.listener);
+        }
         self.scope = scope;
     }
 
@@ -166,8 +167,9 @@ impl Subscription {
     /// From now on its lane tells it what arrives. Under the lock of the audience: whatever has been shown until now has left a
     /// mark, and nothing is shown to it from now on.
     pub(super) fn is_told_by_its_lane(&mut self, audience: &mut Audience) {
-        audience.listeners.remove(&self.scope, self.listener.key());
-        self.is_listed = false;
+        if std::mem::take(&mut self.is_listed) {
+            audience.listeners.remove(&self.scope, self.listener.key());
+        }
         match self.behind || self.is_waiting() {
             true => drop(self.listener.look()), // it looks into the log in any case
             false => self.behind = self.look(self.fanout.position.load(Ordering::SeqCst)),

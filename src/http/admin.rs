@@ -1,5 +1,5 @@
 //! The admin side: is it alive, is it ready, what is it doing; and the routes of `audience`,
-//! `erasure`, `products`, `rejected`, `watch`, `webhooks`.
+//! `console`, `erasure`, `products`, `rejected`, `watch`, `webhooks`.
 //!
 //! Served on a runtime of its own, so that it answers while the public side is saturated. The probe listener has the same
 //! routes without the API.
@@ -26,7 +26,7 @@ use hyper::{
 use serde::Serialize;
 
 use super::{
-    Relay, as_declared, audience, erasure,
+    Relay, as_declared, audience, console, erasure,
     error::Problem,
     guard::Guard,
     products::{self, Streamed},
@@ -84,7 +84,7 @@ pub(crate) fn router(admin: Arc<Admin>, guard: Guard) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .route_layer(needs_key);
     let demands_key = admin.key.is_set();
-    let router = finish(probes().merge(api), admin);
+    let router = finish(probes().merge(console::routes()).merge(api), admin);
     let router = match demands_key {
         true => router,
         false => router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check)),

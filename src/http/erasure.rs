@@ -78,7 +78,8 @@ async fn erase_all(admin: &Admin, product: &Product, sessions: BTreeSet<SessionI
             Problem::busy(StatusCode::SERVICE_UNAVAILABLE, detail, STORE_WAIT)
         })?;
     }
-    // What webhooks have read from the store in the meantime.
+    // What was on its way to subscribers, and what webhooks have read from the store, in the meantime.
+    product.envelopes.clear();
     forget(admin, product, &sessions).await;
     Ok(erased)
 }

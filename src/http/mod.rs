@@ -7,6 +7,7 @@
 
 pub(crate) mod admin;
 mod audience;
+mod console;
 mod cors;
 pub(crate) mod credential;
 mod deliveries;

@@ -32,6 +32,8 @@ pub(crate) struct Guarded {
     stream: TcpStream,
     /// What has been read from it before, and not been looked at.
     early: Bytes,
+    /// Reads that are left until somebody sets it anew; whoever owns it may have as many as there are.
+    ration: Option<u8>,
     place: Place,
     alarm: Alarm,
     /// Tick at which a request must have come.
@@ -48,7 +50,7 @@ impl Guarded {
         let alarm = Alarm::new(&manners.wheel);
         let head_due = manners.wheel.after(manners.head_timeout);
         let (early, write_timeout) = (Bytes::new(), manners.write_timeout);
-        Self { stream, early, place, alarm, head_due, write_timeout, write_due: None, fate }
+        Self { stream, early, ration: None, place, alarm, head_due, write_timeout, write_due: None, fate }
     }
 
     /// The socket, without deadlines.
@@ -57,17 +59,18 @@ impl Guarded {
     }
 
     /// Whoever reads gets this first.
-    pub(super) fn give_back(&mut self, early: Bytes) {
-        self.early = early;
+    pub(super) fn give_back(&mut self, early: &[u8]) {
+        self.early = Bytes::copy_from_slice(early); // the rest of hyper's buffer is not kept with it
     }
 
     /// The socket, and what guards it again once it belongs to another runtime.
     pub(crate) fn part(self) -> (Socket, impl FnOnce(Socket) -> Self + Send) {
-        let Self { stream, place, early, alarm, head_due, write_timeout, write_due, fate } = self;
+        let Self { stream, place, early, ration, alarm, head_due, write_timeout, write_due, fate } = self;
         let guard = move |Socket { stream, place }| Self {
             stream,
             place,
             early,
+            ration,
             alarm,
             head_due,
             write_timeout,
@@ -75,6 +78,11 @@ impl Guarded {
             fate,
         };
         (Socket { stream, place }, guard)
+    }
+
+    /// Allows so many reads until it is called again: a peer that sends without end is not to keep a thread for itself.
+    pub(crate) fn ration(&mut self, reads: u8) {
+        self.ration = Some(reads);
     }
 
     /// From now on the peer has this time for a request: what came before, such as a TLS handshake, had its own.
@@ -124,6 +132,14 @@ impl AsyncRead for Guarded {
             let most = self.early.len().min(buffer.remaining());
             buffer.put_slice(&self.early.split_to(most));
             return Poll::Ready(Ok(()));
+        }
+        match &mut self.ration {
+            Some(0) => {
+                context.waker().wake_by_ref(); // others are to have their turn
+                return Poll::Pending;
+            }
+            Some(left) => *left -= 1,
+            None => {}
         }
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_pending() && !self.fate.has_request.load(Ordering::Relaxed) {

@@ -143,8 +143,8 @@ impl Connection {
         Arc::clone(stream.map_or(&self.fate.cut, Patience::cut))
     }
 
-    /// Goes on with this connection's socket in another protocol, once the answer to the request has been sent. The task belongs
-    /// to the listener: it is waited for when that ends, and dropped if it has not ended by itself a few seconds later.
+    /// Goes on with this connection's socket in another protocol, once the answer to the request has been sent. What
+    /// `work` returns belongs to the listener: it is waited for when that ends, and dropped if it has not ended by itself a few seconds later.
     pub(crate) fn go_on<W: Future<Output = ()> + Send + 'static>(
         &self,
         upgrade: OnUpgrade,
@@ -177,7 +177,7 @@ impl From<Upgraded> for Switched {
         match upgraded.downcast::<TokioIo<Guarded>>() {
             Ok(Parts { io, read_buf, .. }) => {
                 let mut socket = io.into_inner();
-                socket.give_back(read_buf);
+                socket.give_back(&read_buf);
                 Self::Plain(socket)
             }
             Err(upgraded) => Self::Encrypted(TokioIo::new(upgraded)),

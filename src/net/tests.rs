@@ -1,11 +1,19 @@
-use std::{path::Path, process::Command};
+use std::{
+    path::Path,
+    process::Command,
+    task::{Context, Poll},
+};
 
 use axum::extract::Request as Asked;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
-use tokio::{io::AsyncWriteExt, sync::mpsc, time::Instant};
+use tokio::{
+    io::{AsyncWriteExt, ReadBuf},
+    sync::mpsc,
+    time::Instant,
+};
 use tokio_rustls::TlsConnector;
 
 use super::*;
@@ -40,6 +48,52 @@ async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
             assert!(begin.elapsed() < PATIENCE, "nobody notices: TLS {is_secure}, {protocol}");
             sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn who_sends_without_end_is_read_from_a_ration_at_a_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    client.write_all(&[b'x'; 1000]).await.unwrap();
+    stream.readable().await.unwrap();
+    let wheel = Wheel::new();
+    let manners = Manners {
+        head_timeout: PATIENCE,
+        write_timeout: PATIENCE,
+        wheel: Arc::clone(&wheel),
+        max_connections: 1,
+        tls: None,
+    };
+    let mut socket = Guarded::new(Socket { stream, place: Place::of_nobody() }, &manners, Arc::new(Fate::new(&wheel)));
+    socket.give_back(b"more");
+    socket.ration(2);
+    let bell = Arc::new(Bell::default());
+    let waker = std::task::Waker::from(Arc::clone(&bell));
+    let mut context = Context::from_waker(&waker);
+    let mut read = || {
+        let mut bytes = [0; 10];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        Pin::new(&mut socket)
+            .poll_read(&mut context, &mut buffer)
+            .map(|read| read.map(|()| buffer.filled().to_vec()).unwrap())
+    };
+    assert_eq!(read(), Poll::Ready(b"more".to_vec()));
+    assert_eq!((read(), read()), (Poll::Ready(vec![b'x'; 10]), Poll::Ready(vec![b'x'; 10])));
+    assert_eq!((read(), bell.0.load(Ordering::SeqCst)), (Poll::Pending, true), "it goes on at its next turn");
+    socket.ration(1);
+    let mut buffer = [0; 10];
+    assert!(Pin::new(&mut socket).poll_read(&mut context, &mut ReadBuf::new(&mut buffer)).is_ready());
+}
+
+/// Whether it has rung.
+#[derive(Default)]
+struct Bell(AtomicBool);
+
+impl std::task::Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -21,13 +21,13 @@ PREFERENCES = {"profile": {"cookie_controls_mode": 0, "block_third_party_cookies
 class Browser:
     """A Node process with one Chromium, which knows nothing at the beginning, and what happened in its pages."""
 
-    def __init__(self, *options):
+    def __init__(self, *options, script=None):
         chromium = shutil.which("chromium")
         assert chromium, "there is no chromium: it comes with Debian's package of this name"
         profile = Path(tempfile.mkdtemp(dir=processes.log_dir))
         (profile / "Default").mkdir()
         (profile / "Default" / "Preferences").write_text(json.dumps(PREFERENCES))
-        command = ["node", str(driver), chromium, str(profile), *options]
+        command = ["node", str(script or driver), chromium, str(profile), *options]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.told = []
         self._answers = {}

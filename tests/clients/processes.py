@@ -111,9 +111,13 @@ class Relay(Process):
     patience = 6  # drain window of one second, and room for a busy machine
     token = READER
 
-    def __init__(self, upstream, heartbeat="1s", port=None, data_dir="", admin_key="", window="1s", server="", more=""):
+    # fmt: off
+    def __init__(
+        self, upstream, heartbeat="1s", port=None, admin_port=None, data_dir="", admin_key="", window="1s", server="", more="",
+    ):
+        # fmt: on
         self.port = port or free_port()
-        self.admin_port = free_port()
+        self.admin_port = admin_port or free_port()
         config = log_dir / f"relay-{time.monotonic_ns()}.toml"
         values = {"heartbeat": heartbeat, "data_dir": data_dir, "admin_key": admin_key, "window": window}
         text = CONFIG.format(relay=self, upstream=upstream, server=server, **values)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "target" / "clients"
-WHOLE_RUN = 600  # seconds; every wait inside is bounded too, this is for what nobody thought of
+WHOLE_RUN = 900  # seconds; every wait inside is bounded too, this is for what nobody thought of
 
 
 def main():
@@ -35,6 +35,7 @@ def main():
         del os.environ[name]
 
     import browser
+    import console
     import processes
     import runner
     import test_eventsource
@@ -43,6 +44,7 @@ def main():
     processes.binary = binary
     # Node finds packages beside the script, and the packages are in the cache.
     browser.driver = Path(shutil.copy(HERE / "browser.mjs", node))
+    console.driver = Path(shutil.copy(HERE / "console.mjs", node))
     test_eventsource.driver = Path(shutil.copy(HERE / "eventsource.mjs", node))
     test_websocket.driver = Path(shutil.copy(HERE / "websocket.mjs", node))
     good = runner.run(sys.argv[2:])

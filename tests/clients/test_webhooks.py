@@ -29,6 +29,7 @@ class Receiver(http.server.ThreadingHTTPServer):
     """A small web server. `check(body, headers)` says whether a delivery is accepted, as an application would."""
 
     daemon_threads = True
+    refusal = 401
 
     def __init__(self, check):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -59,7 +60,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         good = self.server.check(body, self.headers)
         (self.server.accepted if good else self.server.refused).append((self.headers, body))
-        self.send_response(202 if good else 401)
+        self.send_response(202 if good else self.server.refusal)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

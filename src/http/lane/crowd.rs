@@ -1,4 +1,4 @@
-//! The task of a lane that writes its streams.
+//! The task of a lane that writes to its subscribers.
 //!
 //! ```text
 //! fan-out ─ an event has arrived ──────────────► flock: who is concerned? ─► give it to 7, 12, 31
@@ -30,7 +30,7 @@ use crate::{
     wheel::{Alarm, Wheel},
 };
 
-/// The streams of one shard, in the hands of its task.
+/// The subscribers of one shard, in the hands of its task.
 pub(super) struct Crowd {
     shard: Arc<Shard>,
     members: Slab<Member>,
@@ -182,7 +182,7 @@ impl Crowd {
         self.due.push_back(number);
     }
 
-    /// The number of a product's flock, which it begins with the first of its streams.
+    /// The number of a product's flock, which it begins with the first of its subscribers.
     fn flock_of(&mut self, product: &Arc<Product>) -> usize {
         // By another configuration it is another `Product`, but its events are the same.
         let is_same = |known: &Product| Arc::ptr_eq(&known.fanout, &product.fanout);
@@ -210,14 +210,24 @@ impl Crowd {
             }
             let waker = Waker::from(Arc::clone(&member.bell));
             let mut context = Context::from_waker(&waker);
-            let poll = || member.follower.poll(&mut context, &mut self.lent).is_ready();
-            if shielded(poll).unwrap_or_else(|| member.fails()) {
-                self.remove(number);
-            } else if let Some(scope) = member.follower.wish()
-                && let Some(flock) = self.flocks.get_mut(member.flock)
-            {
-                flock.change_scope(number, member.follower.subscription(), scope);
-                member.is_to_be_polled(number, &mut self.due);
+            let flock = self.flocks.get_mut(member.flock);
+            let poll = || {
+                let polled = member.follower.poll(&mut context, &mut self.lent);
+                let wish = member.follower.wish().zip(flock);
+                let has_wished = wish.is_some();
+                if let Some((scope, flock)) = wish {
+                    flock.change_scope(number, member.follower.subscription(), scope);
+                }
+                (polled.is_ready(), has_wished)
+            };
+            match shielded(poll) {
+                Some((false, false)) => {}
+                Some((false, true)) => member.is_to_be_polled(number, &mut self.due),
+                Some((true, _)) => self.remove(number),
+                None => {
+                    member.fails();
+                    self.remove(number);
+                }
             }
         }
     }
@@ -291,20 +301,19 @@ impl Member {
     }
 
     /// Its work has panicked: it ends.
-    fn fails(&mut self) -> bool {
+    fn fails(&mut self) {
         self.follower.fails();
-        true
     }
 }
 
-/// Does the work of one stream. A mistake in it ends that stream, whose client comes back, and no other.
+/// Does the work of one subscriber. A mistake in it ends that one, whose client comes back, and no other.
 fn shielded<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work))
-        .inspect_err(|_| error!("a stream was ended because its work panicked; please report the panic above"))
+        .inspect_err(|_| error!("a subscriber was cut off: its work panicked; please report the panic above"))
         .ok()
 }
 
-/// Streams in one turn: what else the thread has to do waits for no more than twice as many.
+/// Subscribers in one turn: what else the thread has to do waits for no more than twice as many.
 const TURN: usize = 32;
 
 /// Bytes written after which a turn is over.

@@ -1,4 +1,4 @@
-//! The streams of one product on one lane, and what has arrived for them.
+//! The subscribers of one product on one lane, and what has arrived for them.
 //!
 //! May use: `event`, `fanout`, `metrics`.
 

@@ -1,14 +1,14 @@
-//! The tasks that write the streams: a few, each with many.
+//! The tasks that write to subscribers: a few, each with many.
 //!
-//! A task for each stream would cost a wake-up, a place in a queue and a turn for every delivery. Here, an event wakes each task
-//! once, and the task goes through those of its streams that are concerned.
+//! A task for each subscriber would cost a wake-up, a place in a queue and a turn for every delivery. Here, an event wakes each task
+//! once, and the task goes through those of its own that are concerned.
 //!
 //! ```text
 //! fan-out ─ calls a flock ────────────────────────────► called: [ 0 ]      ─┐
-//! wheel, socket, a word to leave ─ rings a stream's bell ► woken: [ 7, 31 ] ─┴─► the shard's task: `crowd`
+//! wheel, socket, a word to leave ─ rings one's bell       ► woken: [ 7, 31 ] ─┴─► the shard's task: `crowd`
 //! ```
 //!
-//! May use: `net` (the socket).
+//! May use: `event`, `net` (the socket), `wheel`.
 
 use std::{
     fmt,
@@ -37,7 +37,7 @@ use crate::{
     wheel::{TICK, Wheel},
 };
 
-/// All streams that are written without hyper.
+/// All subscribers that are written to without hyper.
 #[derive(Debug)]
 pub(crate) struct Shards {
     shards: Box<[Arc<Shard>]>,
@@ -96,7 +96,7 @@ pub(super) struct Shard {
     pub(super) lane: usize,
     inbox: Mutex<Inbox>,
     pub(super) waker: AtomicWaker,
-    /// Streams that it has, or is about to have.
+    /// Subscribers that it has, or is about to have.
     pub(super) size: AtomicUsize,
     /// The tick of its last sign of life.
     pub(super) beat: AtomicU64,
@@ -105,7 +105,7 @@ pub(super) struct Shard {
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     pub(super) newcomers: Vec<Newcomer>,
-    /// Streams whose bell has rung.
+    /// Those whose bell has rung.
     pub(super) woken: Vec<usize>,
     /// Flocks for which something has arrived.
     pub(super) called: Vec<usize>,
@@ -140,10 +140,12 @@ impl Shard {
     }
 
     fn take(&self, newcomer: Newcomer) {
+        // One that comes too late goes when nothing is locked any more.
+        let mut newcomer = Some(newcomer);
         self.leave(|inbox| {
             if !inbox.is_closed {
                 self.size.fetch_add(1, Ordering::Relaxed);
-                inbox.newcomers.push(newcomer);
+                inbox.newcomers.extend(newcomer.take());
             }
         });
     }
@@ -188,17 +190,17 @@ impl Inbox {
     }
 }
 
-/// Tells a shard which of its streams has something to do.
+/// Tells a shard which of its subscribers has something to do.
 #[derive(Debug)]
 pub(super) struct Bell {
     shard: Arc<Shard>,
-    /// Of the stream; of another one after it has gone, which does no harm.
+    /// Of the subscriber; of another one after it has gone, which does no harm.
     number: usize,
     pub(super) has_rung: AtomicBool,
 }
 
 impl Bell {
-    /// The bell of a stream.
+    /// The bell of a subscriber.
     pub(super) fn new(shard: &Arc<Shard>, number: usize) -> Arc<Self> {
         Arc::new(Self { shard: Arc::clone(shard), number, has_rung: AtomicBool::new(false) })
     }
@@ -240,8 +242,8 @@ impl Wake for Call {
     }
 }
 
-/// Streams on a lane after which those of one session go to another.
+/// Subscribers on a lane after which those of one session go to another.
 const ROOM_AT_HOME: usize = 16_384;
 
-/// What streams may take to end once the relay does.
+/// What they may take to end once the relay does.
 const END_GRACE: Duration = Duration::from_secs(5);

@@ -89,7 +89,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// handed over.
     fn run(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>, bytes: &mut usize) -> Poll<()> {
         self.is_following = false;
+        let most = *bytes + TURN_BYTES;
         for _ in 0..STEPS {
+            if *bytes > most {
+                break;
+            }
             match self.step(context, pieces, bytes) {
                 Step::Done => {}
                 Step::Waiting => return Poll::Pending,
@@ -123,7 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.close(close_code(leave));
             return Step::Done;
         }
-        let read = self.read(context);
+        let read = self.read(context, bytes);
         if read == Step::Over || self.phase != Phase::Open {
             return read;
         }
@@ -148,6 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// The socket is full. Its own deadline looks after a client that takes nothing; the task must only hear of what ends the
     /// session before that.
     fn wait_for_room(&mut self, context: &Context<'_>) -> Step {
+        self.visitor.is_stuck();
         self.visitor.wake_to_leave(self.cut_due, context);
         // Again, now that whoever dismisses it knows whom to wake.
         if self.cut_due == u64::MAX
@@ -160,7 +165,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     /// Takes one message of the client.
-    fn read(&mut self, context: &mut Context<'_>) -> Step {
+    fn read(&mut self, context: &mut Context<'_>, bytes: &mut usize) -> Step {
         if self.visitor.now() < self.next_message {
             return Step::Waiting;
         }
@@ -168,7 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             Poll::Pending => Step::Waiting,
             Poll::Ready(None) => Step::Over,
             Poll::Ready(Some(Ok(message))) => {
-                self.heed(message);
+                self.heed(message, bytes);
                 Step::Done
             }
             Poll::Ready(Some(Err(Error::Io(_)))) => Step::Over,
@@ -186,11 +191,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     /// Pings have been answered by the codec, and so has a close.
-    fn heed(&mut self, message: Message) {
+    fn heed(&mut self, message: Message, bytes: &mut usize) {
         if message.is_text() {
             // One a tick: a client that floods waits for its own messages, and nobody else does.
             self.next_message = self.visitor.after(Duration::ZERO);
-            let answer = self.visitor.obey(&message.into_payload());
+            let text = message.into_payload();
+            *bytes += text.len() * OBEYING; // the turn is over the sooner
+            let answer = self.visitor.obey(&text);
             self.say(answer);
         } else if message.is_binary() {
             self.visitor.blame();
@@ -226,7 +233,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             Poll::Ready(written) => written,
             Poll::Pending => {
                 self.rest.extend(pieces.drain(..));
-                self.visitor.is_stuck();
                 Ok(())
             }
         }
@@ -367,6 +373,12 @@ const CLOSING_TIME_AT_ONCE: Duration = Duration::from_millis(700);
 
 /// Of what is thrown away, at a time.
 const LINGERING_BYTES: usize = 4 * 1024;
+
+/// Handed over in one poll, after which others have their turn.
+const TURN_BYTES: usize = 4 * MOST_BYTES;
+
+/// A byte of a filter is as much work as so many that are written.
+const OBEYING: usize = 8;
 
 /// In one poll.
 const STEPS: usize = 16;

@@ -177,7 +177,8 @@ impl Visitor {
     /// Why it has to leave, if it has.
     pub(super) fn must_leave(&mut self) -> Option<Leave> {
         let now = self.now();
-        if now >= self.expiry_due {
+        // The clock is asked, too: the wheel could stand still.
+        if now >= self.expiry_due || self.is_over() {
             self.seat.dismiss(Leave::Expired);
         }
         if now >= self.rotation_due {
@@ -259,9 +260,9 @@ impl Visitor {
         self.subscription.is_at_end() && self.leave_after.is_none() && self.wish.is_none()
     }
 
-    /// Whether its token's time is over at this moment. The wheel could stand still.
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.over.is_some_and(|over| now >= over)
+    /// Whether its token's time is over at this moment.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.is_some_and(|over| Instant::now() >= over)
     }
 
     /// An event's message, in its frame, if the event is for it.

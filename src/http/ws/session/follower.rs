@@ -34,14 +34,15 @@ impl Follower for Session<Guarded> {
     }
 
     fn poll(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<()> {
+        self.socket.get_mut().ration(READS);
         self.run(context, &mut lent.pieces, &mut lent.bytes)
     }
 
     fn give(&mut self, arrivals: &[Arc<Event>], lent: &mut Lent, ledgers: &mut Ledgers) -> Given {
-        let now = Instant::now();
-        if !self.is_following || self.visitor.is_over(now) {
+        if !self.is_following || self.visitor.is_over() {
             return self.look_into_the_log(arrivals.first().map_or(0, |event| event.place()));
         }
+        let now = Instant::now();
         let (mut bytes, mut is_all) = (0, true);
         for event in arrivals {
             if bytes >= MOST_BYTES || lent.pieces.len() == MOST_PIECES {
@@ -83,3 +84,6 @@ impl Follower for Session<Guarded> {
         self.visitor.blame();
     }
 }
+
+/// Reads of the socket after which others have their turn.
+const READS: u8 = 4;

@@ -1,0 +1,48 @@
+// How fast events come and how late they leave: two charts, and the rates that the other parts show.
+
+import { Chart, decades, linear } from './charts.js'
+import { perSecond, quantile, read } from './metrics.js'
+import { rate } from './page.js'
+
+const SMOOTHED = 5 // readings, of which one comes every other second
+
+let readings = []
+
+// Takes another reading of /metrics.
+export const draw = (text) => {
+  const reading = read(text)
+  const previous = readings.at(-1)
+  readings = [...readings.slice(-SMOOTHED), reading]
+  if (!previous) return
+  const at = Date.now()
+  events.add(at, [perSecond(previous, reading)])
+  const lagOf = (share) => quantile(readings[0], reading, share)
+  lag.add(at, [lagOf(0.5), lagOf(0.99)])
+}
+
+// Events a second at present, of one product or of all; null as long as it is not known.
+export const now = (product) => (readings.length > 1 ? perSecond(readings[0], readings.at(-1), product) : null)
+
+const milliseconds = (seconds) => Number((seconds * 1000).toPrecision(2)).toString()
+
+const events = new Chart('chart-events', {
+  scale: linear(1),
+  lines: ['received'],
+  write: rate,
+  tell: (points) => {
+    const known = points.map(({ values: [value] }) => value).filter((value) => value !== null)
+    const latest = points.at(-1).values[0]
+    return known.length ? `Now ${rate(latest)} a second, at the most ${rate(Math.max(...known))}.` : ''
+  },
+})
+
+const lag = new Chart('chart-lag', {
+  scale: decades(0.001, 0.1),
+  lines: ['half', 'most'],
+  write: milliseconds,
+  tell: (points) => {
+    const [half, most] = points.at(-1).values
+    if (half === null) return 'Nothing was delivered live in the last seconds: there is no lag to show.'
+    return `Now half of the deliveries within ${milliseconds(half)} ms, 99 % within ${milliseconds(most)} ms.`
+  },
+})

@@ -1,0 +1,274 @@
+"""The console in Chromium: what it shows of a relay, and that it stays usable whatever comes."""
+
+import time
+
+import sse
+from console import OTHER, PHONE, event, world
+from processes import PRODUCT, READER
+from runner import cases
+from waiting import wait_for
+
+# What Chromium itself writes to its log while the relay is away.
+AWAY = ["Failed to load resource: net::ERR_", "Failed to load resource: the server responded with a status of 503"]
+# A webhook whose every delivery is a dead letter: the relay may not go there.
+UNREACHABLE = f"""
+[[webhooks]]
+id = "hook"
+product_id = "{PRODUCT}"
+url = "http://127.0.0.1:1/"
+secret = "a-secret-of-the-console-tests"
+"""
+EVIL = "<script>hacked=1</script><img src=x onerror=hacked=1><svg onload=hacked=1>"
+
+
+def test_a_live_event_is_shown_within_a_second():
+    with world() as here, here.open() as console:
+        console.follows()
+        for number in range(5):
+            began = time.monotonic()
+            here.upstream.send(event(number=number))
+            wait_for(lambda: len(console.ids()) == number + 1, "it is shown")
+            took = time.monotonic() - began
+            assert took < 1, f"shown after {took:.2f} s"
+        assert console.ids() == here.ids()
+        console.shows("Connected", "#upstreams")
+        console.shows("2 of 2", "#tile-upstreams")
+
+
+def test_upstreams_rates_lag_and_subscribers_are_shown_as_they_are():
+    with world() as here, sse.Stream(here.relay.url(), READER), here.open() as console:
+        row = lambda: console.run(ROW)
+        wait_for(lambda: row().get("Heartbeat") in ("now", "1 s ago"), lambda: f"a heartbeat shows: {row()}")
+        assert (row()["State"], row()["Last event"], row()["Lag"]) == ("● Connected", "–", "–"), row()
+        for number in range(15):
+            here.upstream.send(event(number=number, forwarded_at=time.time() - 90.2))
+            wait_for(lambda: len(console.ids()) == number + 1, "it is shown")
+        wait_for(lambda: row()["Lag"].startswith("90.") and row()["Lag"].endswith(" s"), lambda: f"how late it came: {row()}")
+        assert row()["Last event"] in ("now", "1 s ago", "2 s ago"), row()
+        wait_for(lambda: row()["Events/s"] not in ("–", "0"), lambda: f"how often they come: {row()}")
+        wait_for(lambda: console.run("document.querySelectorAll('#chart-events path').length") == 2, "a line is drawn")
+        console.shows("at the most", "#chart-events")
+        console.shows("half of the deliveries within", "#chart-lag")
+        console.shows("1\t0\t1", "#subscribers")
+        here.upstream.leave()
+        wait_for(lambda: "Backing off" in row()["State"], lambda: f"it is seen to be gone: {row()}")
+        console.shows("0 of 2", "#tile-upstreams")
+
+
+# The values of the first upstream by their columns.
+ROW = """(() => Object.fromEntries([...document.querySelectorAll('#upstreams tr:first-child td')]
+    .map((cell) => [cell.dataset.name, cell.innerText])))()"""
+
+
+def test_a_restart_of_the_relay_is_shown_and_nothing_is_missing_after_it():
+    with world() as here, here.open() as console:
+        console.expected = AWAY
+        console.follows()
+        here.upstream.send(*(event(number=number) for number in range(3)))
+        console.shows_ids(here.arrived(3))
+        console.ask(hold="**/api/v1/stream/**")
+        here.relay.stop(within=here.relay.patience)
+        console.shows("The relay has not answered since", "#lost")
+        console.shows("Not reached", "#link")
+        console.shows("Interrupted", "#tail-state")
+        here.begin_anew()
+        here.upstream.send(*(event(number=number) for number in range(3, 6)))
+        here.arrived(6)
+        console.ask(release="**/api/v1/stream/**")
+        console.shows_ids(here.arrived(6))
+        console.follows()
+        wait_for(lambda: not console.text("#lost"), "the notice has gone")
+        console.shows("Live", "#link")
+        here.upstream.send(event(number=6))
+        console.shows_ids(here.arrived(7))
+        first, *later = [request["headers"].get("last-event-id") for request in console.requests("/api/v1/stream/")]
+        assert first is None and set(later) == {here.ids()[2]}, (first, later)
+
+
+def test_whatever_a_payload_holds_is_text():
+    with world() as here, here.open() as console:
+        console.follows()
+        here.upstream.send(event(EVIL, EVIL, note=EVIL), f"{{{EVIL}", event(kind="last"))
+        console.shows_ids(here.arrived(2))
+        console.shows(EVIL[:60], "#tail-list")
+        console.run("document.querySelectorAll('.event')[1].click()")
+        console.shows(EVIL, "#inspector-session")
+        console.shows(EVIL, "#inspector-payload")
+        console.shows("invalid_json", "#rejected")
+        console.run("document.querySelector('#rejected summary').click()")
+        console.shows(f"{{{EVIL}", "#rejected pre")
+        assert console.run("typeof hacked + document.querySelectorAll('body :is(script, img, svg svg)').length") == "undefined0"
+
+
+def test_the_policy_stops_scripts_and_hosts_that_are_not_the_pages_own():
+    with world() as here:
+        console = here.open()
+        console.run("document.body.append(Object.assign(document.createElement('script'), { textContent: 'hacked=1' }))")
+        console.run("document.body.insertAdjacentHTML('beforeend', '<img src=http://127.0.0.2:1/ onerror=hacked=1>')")
+        console.run("fetch('http://127.0.0.2:1/').catch(() => {})")
+        stopped = lambda: {violation["text"].split()[0] for violation in console.told("violation")}
+        expected = {"script-src-elem", "script-src-attr", "img-src", "connect-src"}
+        wait_for(lambda: stopped() == expected, lambda: f"{expected} are stopped: {stopped()}")
+        assert console.run("typeof hacked") == "undefined"
+
+
+def test_payloads_and_sessions_are_not_in_the_page_until_they_are_asked_for():
+    with world() as here, here.open() as console:
+        console.follows()
+        here.upstream.send(event("session-in-question", note="payload-in-question"), '{"frame-in-question')
+        console.shows_ids(here.arrived(1))
+        console.shows("invalid_json", "#rejected")
+        secrets = ("session-in-question", "payload-in-question", "frame-in-question")
+        assert not [text for text in secrets if console.holds(text)]
+        console.run("document.querySelector('.event').click()")
+        console.run("document.querySelector('#rejected summary').click()")
+        wait_for(lambda: all(console.holds(text) for text in secrets), "all of them show")
+        console.click("Close")
+        console.run("document.querySelector('#rejected summary').click()")
+        wait_for(lambda: not any(console.holds(text) for text in secrets), "they have gone again")
+
+
+def test_filters_show_what_fits_them():
+    with world() as here, here.open() as console:
+        console.follows()
+        events = [event(session, kind) for session in ("s1", "s2", "s3") for kind in ("actions", "summary", "own")]
+        here.upstream.send(*events)
+        console.shows_ids(here.arrived(9))
+
+        def shows_what_fits(fitting, query="", product=PRODUCT):
+            """What it has begun to show after a change of its filter."""
+            wait_for(lambda: console.ids() == [], "what does not fit any more has gone")
+            console.follows()
+            before = len(here.ids(query, product))
+            here.upstream.send(*events, product=product)
+            console.shows_ids(here.arrived(before + fitting, query, product)[before:])
+
+        for sessions, types, fitting, query in (
+            ("s1", "", 3, "&session_id=s1"),
+            ("s1, s3", "own", 2, "&session_id=s1&session_id=s3&type=own"),
+            ("", "summary own", 6, "&type=summary&type=own"),
+        ):
+            console.fill("tail-session", sessions)
+            console.fill("tail-type", types)
+            console.click("Apply")
+            shows_what_fits(fitting, query)
+        console.click("Clear")
+        shows_what_fits(9)
+        console.run("document.getElementById('tail-product').focus()")
+        console.press("ArrowDown")
+        shows_what_fits(9, product=OTHER)
+
+
+def test_the_keyboard_alone_pauses_and_opens_an_event():
+    with world() as here, here.open() as console:
+        console.follows()
+        here.upstream.send(event(number=1), event(number=2), event(number=3))
+        console.shows_ids(here.arrived(3))
+        console.tab_to("tail-pause")
+        console.press("Enter")
+        console.shows("Resume", "#tail-pause")
+        shown = console.ids()
+        here.upstream.send(event(number=4), event(number=5))
+        console.shows("Paused: 2 waiting", "#tail-count")
+        assert console.ids() == shown, "a paused list stands still"
+        console.press("Tab")
+        assert shown[2] in console.focus(), "the list is one stop, at its newest"
+        console.press("ArrowDown", "ArrowDown", "ArrowUp", "Enter")
+        console.shows('"number": 2', "#inspector-payload")
+        assert console.focus() == "inspector-title"
+        console.press("Escape")
+        assert shown[1] in console.focus(), "back where it was opened"
+        assert not console.text("#inspector"), "closed"
+        console.press("Shift+Tab", "Space")
+        console.shows_ids(here.arrived(5))
+
+
+@cases("light", "dark")
+def test_axe_finds_nothing_to_object_to(scheme):
+    with world(UNREACHABLE) as here, here.open(colorScheme=scheme) as console:
+        console.expected = AWAY
+        console.follows()
+        here.upstream.send(event(), event(kind="summary"), "{not JSON")
+        console.shows_ids(here.arrived(2))
+        console.shows("Show dead letters", "#webhooks-list")
+        console.click("Show dead letters: hook")
+        console.shows("egress_refused", ".letters")
+        console.run("document.querySelectorAll('details').forEach((details) => (details.open = true))")
+        assert console.ask(check=True) == [], "everything opened"
+        console.click("Redeliver all: hook")
+        assert console.ask(check=True) == [], "before it redelivers"
+        console.click("Cancel")
+        console.run("document.querySelector('.event').click()")
+        here.relay.stop(within=here.relay.patience)
+        console.shows("The relay has not answered since", "#lost")
+        assert console.ask(check=True) == [], "an event open, and the relay away"
+        here.begin_anew()
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen_and_tables_are_tables():
+    with world(UNREACHABLE) as here, here.open(**PHONE) as console:
+        console.follows()
+        here.upstream.send(event(), event("s" * 300, "t" * 200, note="n" * 500), "{" + "x" * 300)
+        console.shows_ids(here.arrived(2))
+        console.shows("Show dead letters", "#webhooks-list")
+        console.click("Show dead letters: hook")
+        console.shows("egress_refused", ".letters")
+        console.shows("invalid_json", "#rejected")
+        console.run("document.querySelectorAll('details').forEach((details) => (details.open = true))")
+        console.run("document.querySelector('.event').click()")
+        assert console.run("document.documentElement.scrollWidth") == 375
+        assert console.ask(check=True) == []
+        tree = console.ask()
+        names = {role: [name for kind, name in tree if kind == role] for role in ("table", "rowheader", "columnheader", "cell")}
+        assert "Upstreams, one a product" in names["table"], names["table"]
+        assert names["rowheader"].count(PRODUCT) == 2, names["rowheader"]
+        assert {"Last event", "WebSocket", "Reason", "Given up"} <= set(names["columnheader"]), names["columnheader"]
+        assert any("Connected" in name for name in names["cell"]), names["cell"]
+        # Chromium guesses these roles even of what is laid out as a block; other browsers have to be told.
+        assert console.run("document.querySelectorAll(':is(table, thead, tbody, tr, th, td):not([role])').length") == 0
+
+
+def test_thousands_of_events_and_one_of_a_mebibyte_leave_the_page_responsive():
+    with world() as here, here.open() as console:
+        console.follows()
+        console.run(WATCH_THE_CLOCK)
+        long = event(kind="long", text="x" * (1024 * 1024 - 100))
+        for _ in range(10):
+            here.upstream.send(*(event(number=number) for number in range(500)))
+        here.upstream.send(long, event(kind="last"))
+        console.shows("5,002 events received", "#tail-count")
+        newest = lambda: console.run("document.querySelector('.event .type').textContent")
+        wait_for(lambda: newest() == "last", "the newest is shown")
+        assert console.run("document.querySelectorAll('.event').length") == 200, "the list has a bound"
+        console.shows("left out", "#tail-count")
+        console.run("document.querySelectorAll('.event')[1].click()")
+        console.shows("1,048,5", "#inspector-size")
+        assert console.run("document.getElementById('inspector-payload').textContent.length") == 200000
+        longest = console.run("Math.max(...stalls)")
+        assert longest < 700, f"the page stood still for {longest:.0f} ms"
+        console.run("document.getElementById('inspector-more').click()")
+        assert console.run("document.getElementById('inspector-payload').textContent.length") > 1048000
+
+
+# How long the page was at something else when a timer was due.
+WATCH_THE_CLOCK = """
+    stalls = [0]; last = performance.now();
+    setInterval(() => { const now = performance.now(); stalls.push(now - last - 20); last = now }, 20); 0
+"""
+
+
+@cases("status", "webhooks", "rejected")
+def test_a_call_that_fails_is_told_in_its_part_and_the_others_go_on(path):
+    with world() as here, here.open() as console:
+        console.expected = ["Failed to load resource: the server responded with a status of 500"]
+        console.follows()
+        console.ask(hold=f"**/api/v1/{path}", status=500)
+        console.shows("made to fail", f"#{path}-problem")
+        here.upstream.send(event(), "{not JSON")
+        console.shows_ids(here.arrived(1))
+        others = {"status": ("Connected", "#upstreams"), "webhooks": ("No webhook", "#webhooks-empty"), "rejected": ("invalid_json", "#rejected")}
+        for name in others.keys() - {path}:
+            console.shows(*others[name])
+        assert not console.text("#lost"), "the relay is reached"
+        console.ask(release=f"**/api/v1/{path}")
+        wait_for(lambda: not console.text(f"#{path}-problem"), "told no more")
