@@ -27,6 +27,8 @@ if ! bud inspect --type image localhost/rust >/dev/null 2>&1; then
 fi
 
 step "build"
+# Every change leaves some 75 MB of layers behind.
+[ "$(du -sm "$cache/store" | cut -f 1)" -lt 3000 ] || bud rmi --prune >/dev/null
 bud build --format docker --layers --pull-never --quiet -f deploy/docker/Dockerfile --ignorefile deploy/docker/Dockerfile.dockerignore \
     --build-arg RUST=localhost/rust --build-arg DEBIAN=localhost/debian -v "$(rustc --print sysroot):/usr/local/rust:ro" \
     -v "${CARGO_HOME:-$HOME/.cargo}/registry:/root/.cargo/registry" -v "$cache/target:/src/target" -t localhost/autoplay-relay . >"$work/id"
