@@ -19,7 +19,7 @@ mod follower;
 use std::{
     collections::VecDeque,
     future::Future,
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -344,12 +344,28 @@ fn write<S: AsyncWrite + Unpin>(
 ) -> Poll<io::Result<()>> {
     while !pieces.is_empty() {
         let (slices, used) = slices(pieces);
-        match ready!(Pin::new(&mut *socket).poll_write_vectored(context, slices.split_at(used).0))? {
-            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            written => advance(pieces, written),
-        }
+        let written = ready!(write_once(socket, context, slices.split_at(used).0))?;
+        advance(pieces, written);
     }
     Poll::Ready(Ok(()))
+}
+
+/// Writes what the socket takes at once of this, which is not nothing.
+fn write_once<S: AsyncWrite + Unpin>(
+    socket: &mut S,
+    context: &mut Context<'_>,
+    slices: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let socket = Pin::new(socket);
+    let written = match slices {
+        // As most are; the kernel has less to do for one.
+        [only] => socket.poll_write(context, only),
+        several => socket.poll_write_vectored(context, several),
+    };
+    match ready!(written)? {
+        0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        written => Poll::Ready(Ok(written)),
+    }
 }
 
 /// What the client is told: to come back, or that it may not.

@@ -174,7 +174,7 @@ async fn what_has_been_given_is_not_kept_for_the_next_to_come() {
     stage.publish("one", "first");
     stage.crowd.turn(&Context::from_waker(Waker::noop()));
     assert_eq!(payloads(&client), ["first"]);
-    assert!(stage.crowd.flocks.iter().all(|(_, flock)| flock.arrivals.is_empty()));
+    assert!(stage.crowd.flocks.iter().all(|(_, flock)| flock.keeps_nothing()));
 }
 
 #[tokio::test]
