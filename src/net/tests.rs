@@ -121,7 +121,7 @@ fn endless(tls: Option<Arc<Tls>>) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<Fa
 }
 
 /// A certificate for this machine that is its own root, and its key.
-fn certificate(folder: &Path) -> TlsFiles {
+pub(crate) fn certificate(folder: &Path) -> TlsFiles {
     let arguments = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -keyout key.pem -out cert.pem \
                      -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
     let done = Command::new("openssl").args(arguments.split_whitespace()).current_dir(folder).output().unwrap();
@@ -129,7 +129,8 @@ fn certificate(folder: &Path) -> TlsFiles {
     TlsFiles { cert_file: folder.join("cert.pem"), key_file: folder.join("key.pem") }
 }
 
-fn client(root: &Path, protocol: &str) -> Arc<ClientConfig> {
+/// What a client that trusts this certificate, and speaks this protocol, is configured with.
+pub(crate) fn client(root: &Path, protocol: &str) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(root).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
