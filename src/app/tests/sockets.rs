@@ -112,6 +112,21 @@ async fn a_websocket_that_takes_nothing_is_given_up_by_the_relay_itself_with_tls
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_that_comes_when_the_lanes_have_ended_is_closed_with_1012() {
+    let mut house = House::open(false);
+    house.lanes.cancel();
+    assert!(house.tasks.join_next().await.unwrap().is_ok(), "the lane has ended");
+    let mut socket = house.socket().await;
+    house.relay.subscribers.dismiss_all(Leave::Drain);
+    let mut close = [0; 4];
+    timeout(PATIENCE, socket.read_exact(&mut close)).await.unwrap().unwrap();
+    assert_eq!(close, [0x88, 2, 0x03, 0xF4], "1012, which a handshake follows");
+    socket.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xF4]).await.unwrap();
+    assert_eq!(timeout(PATIENCE, socket.read(&mut close)).await.unwrap().unwrap(), 0);
+    house.close().await;
+}
+
 fn product(relay: &Relay) -> Arc<Product> {
     Arc::clone(&relay.products.iter().next().unwrap())
 }
