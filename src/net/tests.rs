@@ -120,6 +120,20 @@ fn endless(tls: Option<Arc<Tls>>) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<Fa
     (to, asked)
 }
 
+/// A socket of the test's own as a listener would guard it, and its connection.
+pub(crate) fn guarded(stream: TcpStream, wheel: &Arc<Wheel>) -> (Guarded, Connection) {
+    let manners = Manners {
+        head_timeout: FAR_AWAY,
+        write_timeout: FAR_AWAY,
+        wheel: Arc::clone(wheel),
+        max_connections: 1,
+        tls: None,
+    };
+    let (peer, fate) = (stream.peer_addr().unwrap(), Arc::new(Fate::new(wheel)));
+    let guarded = Guarded::new(Socket { stream, place: Place::of_nobody() }, &manners, Arc::clone(&fate));
+    (guarded, Connection { peer, fate, is_surplus: false, is_encrypted: false, crew: Arc::default() })
+}
+
 /// A certificate for this machine that is its own root, and its key.
 pub(crate) fn certificate(folder: &Path) -> TlsFiles {
     let arguments = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -keyout key.pem -out cert.pem \
