@@ -187,7 +187,9 @@ fn from_file(path: &Path) -> Result<Secret, String> {
     let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_string(&mut text));
     match read {
         Err(error) => return Err(format!("cannot read {shown}: {error}")),
-        Ok(length) if length as u64 > LARGEST_FILE => return Err(format!("{shown} is too large for a secret")),
+        Ok(length) if length as u64 > LARGEST_FILE => {
+            return Err(format!("{shown} is larger than 64 KiB; name a file of the secret alone"));
+        }
         Ok(_) => {}
     }
     // Editors and `echo` end a file with one line end; more than that is the operator's own.
@@ -297,6 +299,7 @@ mod tests {
             let file = Scratch::holding(name, content);
             let found = token(&file.toml(), &Environment::default()).unwrap_err();
             assert!(found.contains(file.0.to_str().unwrap()), "{found}");
+            assert_eq!(found.contains("is larger than 64 KiB; "), name == "large", "{found}");
         }
     }
 

@@ -28,6 +28,9 @@ pub(crate) mod watch;
 mod webhooks;
 pub(crate) mod ws;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{

@@ -47,6 +47,8 @@ pub(super) struct Session<S> {
     rest: VecDeque<Bytes>,
     /// It has everything, and can take more.
     is_following: bool,
+    /// It waits for nothing but what there will be for it.
+    is_idle: bool,
     /// The tick at which the connection is cut, if it has not ended by then.
     cut_due: u64,
     /// The tick at which the client's next message is read.
@@ -82,13 +84,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let limits = Limits::default().max_payload_len(Some(LARGEST_MESSAGE));
         let socket = ServerBuilder::new().limits(limits).serve(socket);
         let (phase, cut_due) = (Phase::Open, u64::MAX);
-        Self { socket, visitor, phase, rest: VecDeque::new(), is_following: false, cut_due, next_message: 0 }
+        let (rest, is_following, is_idle) = (VecDeque::new(), false, false);
+        Self { socket, visitor, phase, rest, is_following, is_idle, cut_due, next_message: 0 }
     }
 
     /// Does what there is to do, and tells whether it has ended. `pieces` is empty before and after; `bytes` counts what is
     /// handed over.
     fn run(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>, bytes: &mut usize) -> Poll<()> {
-        self.is_following = false;
+        (self.is_following, self.is_idle) = (false, false);
         let most = *bytes + TURN_BYTES;
         for _ in 0..STEPS {
             if *bytes > most {
@@ -248,7 +251,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.say(heartbeat);
             return Step::Done;
         }
-        self.is_following = self.visitor.is_following();
+        (self.is_following, self.is_idle) = (self.visitor.is_following(), true);
         let is_delayed = self.visitor.now() < self.next_message;
         self.visitor.wake_when_due(if is_delayed { self.next_message } else { u64::MAX }, context);
         Step::Waiting
@@ -398,3 +401,6 @@ const OBEYING: usize = 8;
 
 /// In one poll.
 const STEPS: usize = 16;
+
+#[cfg(test)]
+mod tests;

@@ -92,9 +92,9 @@ impl Follower for Session<Guarded> {
     fn look_into_the_log(&mut self, place: u64) -> Given {
         self.is_following = false;
         self.visitor.subscription().look_into_the_log(place);
-        match self.rest.is_empty() {
+        match self.is_idle {
             true => Given::Look,
-            false => Given::Done, // once its socket can be written
+            false => Given::Done, // it is polled in any case, once its socket can be written, or the client has answered
         }
     }
 
