@@ -1,5 +1,7 @@
 //! What goes on for hours must not fill the log.
 //!
+//! In: that there is something to say. Out: whether it is said.
+//!
 //! May use: nothing.
 
 use std::time::Duration;

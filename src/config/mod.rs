@@ -240,7 +240,7 @@ fn text_of(path: &Path) -> Result<String, String> {
     let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes));
     match read {
         Ok(_) if bytes.len() as u64 > MOST_BYTES => {
-            Err("is larger than 4 MiB; give the path of the relay's own configuration, and less of it".to_owned())
+            Err("is larger than 4 MiB; name the relay's own configuration; one of that size is not read".to_owned())
         }
         Ok(_) => String::from_utf8(bytes).map_err(|_| "cannot read it: it is not UTF-8 text".to_owned()),
         Err(error) => Err(format!("cannot read it: {error}")),

@@ -47,9 +47,10 @@ impl House {
         let (address, stop, lanes) = (listener.address(), Stops::default(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_public(&config, &relay, listener, certificate.as_deref(), &doors, &stop));
-        let (wheel, end) = (Arc::clone(&relay.wheel), stop.serving.clone());
+        // One token ends these three in the relay, too.
+        let (wheel, end) = (Arc::clone(&relay.wheel), lanes.clone());
         tasks.spawn(async move { wheel.run(end).await });
-        let (fanout, end) = (Arc::clone(&product(&relay).fanout), stop.serving.clone());
+        let (fanout, end) = (Arc::clone(&product(&relay).fanout), lanes.clone());
         tasks.spawn(async move { fanout.run(end).await });
         let (writing, end) = (Arc::clone(&relay), lanes.clone());
         tasks.spawn(async move { writing.shards.run([&Handle::current()].into_iter(), &writing.wheel, end).await });

@@ -78,6 +78,9 @@ impl Flock {
         if !concerned.is_empty() || !std::mem::take(&mut self.is_called) {
             return;
         }
+        // They are given, or concerned nobody: the fan-out gets back an empty list.
+        arrivals.clear();
+        messages.clear();
         let mut look = |number, place| {
             visit(number, News::InTheLog(place));
         };

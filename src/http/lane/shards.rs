@@ -82,7 +82,8 @@ impl Shards {
         }
     }
 
-    /// Looks after one that has come too late for any lane, until it has gone: it has been told to leave, as has everybody by then.
+    /// Looks after one that has come too late for any lane, until it has gone: it has been told to leave, as has everybody by then. The
+    /// wheel may stand still already: one that takes nothing ends with its listener.
     pub(in crate::http) async fn see_off(&self, Newcomer { socket, place, introduce }: Newcomer) {
         let Ok(stream) = TcpStream::from_std(socket) else { return };
         let mut follower = introduce(Socket { stream, place });

@@ -11,7 +11,7 @@ use tokio::task::yield_now;
 use super::*;
 use crate::{
     auth::{Holder, Proof},
-    event::{Scope, Start},
+    event::{Kind, Only, Scope, Start},
     http::{
         Relay,
         request::Wish,
@@ -36,6 +36,11 @@ impl Stage {
 
     /// Lets in a follower, and has it get everything there is.
     async fn follow(&mut self, name: &str) -> std::net::TcpStream {
+        self.follow_some(name, Scope::EVERYTHING).await
+    }
+
+    /// The same, of one that wants some of it.
+    async fn follow_some(&mut self, name: &str, scope: Scope) -> std::net::TcpStream {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         client.set_nonblocking(true).unwrap();
@@ -52,7 +57,7 @@ impl Stage {
             shards: Some(&self.relay.shards),
             is_onlooker: false,
         };
-        let wish = Wish { scope: Scope::EVERYTHING, start: Start::Now };
+        let wish = Wish { scope, start: Start::Now };
         let (product, peer) = (product(&self.relay, name), Ipv4Addr::LOCALHOST.into());
         let events = Events::open(&self.relay, &side, &product, wish, peer, &HeaderMap::new(), None).unwrap();
         let introduce = Box::new(|socket| Box::new(Stream::new(socket, events)) as Box<dyn Follower>);
@@ -107,6 +112,24 @@ async fn what_has_been_given_is_not_kept_for_the_next_to_come() {
     stage.crowd.turn(&Context::from_waker(Waker::noop()));
     assert_eq!(payloads(&client), ["first"]);
     assert!(stage.crowd.flocks.iter().all(|(_, flock)| flock.keeps_nothing()));
+}
+
+#[tokio::test]
+async fn what_concerned_nobody_any_more_is_not_left_lying() {
+    let mut stage = Stage::new();
+    let gone = stage.follow("one").await;
+    let _other =
+        stage.follow_some("one", Scope { kinds: Only::These([Kind::new("y")].into()), ..Scope::EVERYTHING }).await;
+    publish(&stage.relay, "one", "first");
+    stage.crowd.remove(0);
+    drop(gone);
+    stage.crowd.look_for_arrivals();
+    // Before the lane is done with that, somebody comes, and something for it.
+    let client = stage.follow("one").await;
+    publish(&stage.relay, "one", "second");
+    stage.crowd.look_for_arrivals();
+    stage.crowd.give_some();
+    assert_eq!(payloads(&client), ["second"]);
 }
 
 #[tokio::test]
