@@ -19,13 +19,19 @@ status=0
     echo
     echo "- autoplay-relay $(git describe --always --dirty), $(rustc --version), $(date -u '+%F %H:%M') UTC"
     echo "- nginx-core $(version nginx-core) with libnginx-mod-nchan $(version libnginx-mod-nchan); pushpin $(version pushpin); valgrind $(version valgrind)"
-    echo '- not measured: Mercure and Centrifugo (neither is in Debian)'
+    echo '- not measured: Mercure and Centrifugo (neither is in Debian, nor are their modules at the Go proxy)'
     echo
     echo '## Fan-out'
     echo
     echo "\`cargo bench --bench fanout -- --all $*\`"
     echo
     cargo bench --locked --quiet --bench fanout -- --all "$@" || status=$?
+    echo
+    echo '### Five pairs of the two that are compared to the limit'
+    echo
+    echo '`cargo bench --bench fanout -- --pairs 5 A A5 C E`'
+    echo
+    cargo bench --locked --quiet --bench fanout -- --pairs 5 A A5 C E || status=$?
     echo
     echo '## Webhooks'
     echo

@@ -153,6 +153,7 @@ impl App {
     /// When a part of the relay ended although nobody asked for that, or leaving was cut short.
     pub(crate) async fn run(mut self, mut signals: Signals, mut watch: Option<Watch>) -> Result<(), AppError> {
         let outcome = self.serve(&mut signals, watch.as_mut()).await;
+        signals.settle().await;
         info!("leaving; a second signal ends the process at once");
         tokio::select! {
             left = self.leave() => outcome.and(left),

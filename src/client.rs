@@ -3,7 +3,7 @@
 //! In: where from and with which token. Out: decoded frames, or why there are none. One exchange is one connection, closed
 //! with it: whoever opens another stream after dropping this one never holds two.
 //!
-//! May use: `config` (secrets), `sse`.
+//! May use: `config` (secrets, files of certificates), `sse`.
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ use tokio::{
 use tower::Service;
 
 use crate::{
-    config::Secret,
+    config::{Secret, pem_contents},
     sse::{Decoded, Decoder},
 };
 
@@ -348,8 +348,8 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     if let Some(path) = ca_file {
         let unreadable =
             |reason: String| TlsError::CaFile { path: path.display().to_string(), source: io::Error::other(reason) };
-        let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(error.to_string()))?;
-        for certificate in certificates {
+        let pem = pem_contents(path).map_err(unreadable)?;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
             let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
             roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
         }
@@ -412,3 +412,17 @@ const MAX_REDIRECTS: usize = 5;
 
 /// A mistaken date must not silence a product for days.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_file_of_roots_no_more_is_read_than_one_may_have() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(tls(Some(file.path())).is_ok());
+        file.as_file().set_len(2 << 20).unwrap();
+        let Err(TlsError::CaFile { source, .. }) = tls(Some(file.path())) else { panic!("it is read") };
+        assert!(source.to_string().contains("is larger than 1 MiB"), "{source}");
+    }
+}

@@ -8,7 +8,7 @@
 //!  reconnect   to      product,    loop    keep     listens,
 //!              frames  session                      wakes
 //!
-//!  around: config · auth · client · net · wheel · backoff · causes · status · lanes · delivery · rejected · metrics · reload · shutdown · app · cli
+//!  around: config · auth · client · net · wheel · backoff · causes · throttle · status · lanes · delivery · rejected · metrics · reload · shutdown · app · cli
 //! ```
 //!
 //! `ARCHITECTURE.md` walks through the rooms. The library exists for the binary beside it: [`main`] is all of its interface.
@@ -39,6 +39,7 @@ mod shutdown;
 mod simulate;
 mod sse;
 mod status;
+mod throttle;
 mod upstream;
 mod webhook;
 mod wheel;

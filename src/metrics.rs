@@ -158,8 +158,14 @@ impl Metrics {
             webhooks: webhooks::Families::declare(&families)?,
             registry: registry.clone(),
         };
+        // From 0 on, so that the first of its kind is a rise that rates and alerts see.
         for reason in ShedReason::ALL {
             metrics.shed(reason);
+        }
+        for reason in DISCONNECT_REASONS {
+            for transport in [Transport::Sse, Transport::WebSocket] {
+                metrics.disconnects(transport, reason);
+            }
         }
         Ok(metrics)
     }
@@ -510,6 +516,10 @@ fn unix_seconds(at: SystemTime) -> f64 {
 
 /// Of attempts to connect to an upstream.
 const OUTCOMES: [&str; 3] = ["connected", "refused", "failed"];
+
+/// Of subscribers that leave.
+const DISCONNECT_REASONS: [&str; 9] =
+    ["client", "stalled", "drain", "expired", "revoked", "removed", "rotated", "kicked", "error"];
 
 /// Where a log keeps what it has.
 const TIERS: [&str; 2] = ["memory", "disk"];

@@ -2,9 +2,13 @@
 //!
 //! May use: nothing.
 
-use std::io;
+use std::{io, time::Duration};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::timeout,
+};
+
 /// Signals as the operating system delivers them.
 #[derive(Debug)]
 pub(crate) struct Signals {
@@ -55,6 +59,17 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
+
+    /// Takes what comes right behind a request to stop for the same one: `timeout(1)` and others send it to the process and, once more, to
+    /// its group.
+    pub(crate) async fn settle(&mut self) {
+        let again = async {
+            loop {
+                self.stop_requested().await;
+            }
+        };
+        let _: Result<(), _> = timeout(SAME_REQUEST, again).await;
+    }
 }
 
 /// What a signal asks for.
@@ -65,6 +80,9 @@ pub(crate) enum Asked {
     /// To read the configuration again.
     Reload,
 }
+
+/// Too short for somebody who has seen what the first one did.
+const SAME_REQUEST: Duration = Duration::from_millis(10);
 
 /// What a process gets that writes beyond its `RLIMIT_FSIZE`; the same number on Linux (but MIPS) and macOS.
 const SIGXFSZ: i32 = 25;

@@ -122,6 +122,22 @@ fn every_metric_family_of_the_interface_is_there_with_its_type_and_labels() {
 }
 
 #[test]
+fn what_has_not_happened_yet_is_counted_as_0_and_not_missing() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let metrics = relay.metrics();
+    for transport in ["sse", "ws"] {
+        for reason in ["client", "stalled", "drain", "expired", "revoked", "rotated", "kicked", "error", "removed"] {
+            let labels = [("transport", transport), ("reason", reason)];
+            assert_eq!(metrics.value("autoplay_relay_subscriber_disconnects_total", &labels), Some(0.0), "{labels:?}");
+        }
+    }
+    for reason in ["max_subscribers", "per_ip", "per_key", "connect_rate", "draining", "no_file_descriptor"] {
+        assert_eq!(metrics.value("autoplay_relay_shed_total", &[("reason", reason)]), Some(0.0), "{reason}");
+    }
+}
+
+#[test]
 fn the_counters_count_what_happened() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);

@@ -18,6 +18,7 @@ use common::{
     process::{Finished, Process},
     relay::{Relay, Setup, TOKEN},
     subscriber::Subscriber,
+    wait,
 };
 
 #[test]
@@ -152,6 +153,21 @@ fn healthcheck_says_by_its_exit_code_whether_the_relay_is_ready() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert_eq!(Process::run(&["healthcheck", "--url", &format!("http://{free}/readyz")], &[]).code, Some(1));
     assert_eq!(Process::run(&["healthcheck", "--url", "readyz"], &[]).code, Some(2));
+}
+
+#[test]
+fn an_address_without_a_path_is_asked_whether_it_is_ready_and_not_for_the_console() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("drain_window = '6s'").start();
+    let check =
+        |path: &str| Process::run(&["healthcheck", "--url", &format!("http://{}{path}", relay.admin)], &[]).code;
+    assert_eq!([check(""), check("/")], [Some(0); 2]);
+    let _subscribers: Vec<Subscriber> = (0..12).map(|_| relay.subscribe()).collect();
+    relay.wait_for_subscribers(12.0);
+    relay.process.signal("TERM");
+    wait::until("readiness ends", || relay.ask_admin("/readyz").status() == 503);
+    assert_eq!(relay.ask_admin("/").status(), 200, "the console is still there");
+    assert_eq!([check(""), check("/")], [Some(1); 2]);
 }
 
 #[test]

@@ -66,6 +66,17 @@ fn subscribers_leave_within_the_window_with_a_retry_line_and_a_proper_end() {
 }
 
 #[test]
+fn a_request_to_stop_that_comes_twice_at_once_is_one() {
+    // As `timeout` sends it: to the process, and to its group.
+    let connector = Connector::new();
+    let mut relay = Setup::behind(&connector).server("drain_window = '1s'").start();
+    let mut subscriber = relay.subscribe();
+    relay.process.two_signals("TERM", "INT");
+    assert_eq!(subscriber.rest().1, Ending::Proper);
+    assert_eq!(relay.process.exit_code(), Some(0));
+}
+
+#[test]
 fn who_is_told_to_leave_still_gets_everything_that_is_in_the_log() {
     const EVENTS: usize = 400;
     let connector = Connector::new();

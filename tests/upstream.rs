@@ -8,7 +8,11 @@
 
 mod common;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    io::ErrorKind,
+    net::TcpListener,
+    time::{Duration, Instant, SystemTime},
+};
 
 use common::{
     PRODUCT, STREAM,
@@ -40,6 +44,18 @@ fn without_a_token_none_is_sent_and_the_query_of_the_url_stays() {
     let request = connector.accept().request;
     assert_eq!(request.path(), "/stream/prod_abc?x=1&y=%20");
     assert_eq!(request.field("authorization"), None);
+}
+
+#[test]
+fn proxies_of_the_environment_are_not_asked() {
+    let connector = Connector::new();
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    proxy.set_nonblocking(true).unwrap();
+    let url = format!("http://{}", proxy.local_addr().unwrap());
+    let names = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    let _relay = Setup::behind(&connector).start_with(&names.map(|name| (name, url.as_str())));
+    assert_eq!(connector.accept().request.first_line, "GET /stream/prod_abc HTTP/1.1");
+    assert_eq!(proxy.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "nobody has come");
 }
 
 #[test]

@@ -13,22 +13,32 @@ use tower::Service;
 use super::*;
 use crate::config::{AllowAnonymous, Environment};
 
+mod sockets;
+
 /// A relay that listens nowhere, and its admin side.
 struct Stage {
+    config: Config,
     relay: Arc<Relay>,
+    doors: Doors,
     router: Router,
 }
 
 impl Stage {
     fn new() -> Self {
-        let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
-        let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
+        Self::with("")
+    }
+
+    /// One of a product, with these settings.
+    fn with(settings: &str) -> Self {
+        let text = format!("{settings}[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'");
+        let config = Config::parse(&text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
         let (logs, mut store) = building::logs(&config, &metrics).unwrap();
         let relay = Arc::new(building::relay(&config, logs, &store, 1, &metrics));
         let webhooks = Arc::new(building::webhooks(&config, &relay, &mut store).unwrap());
-        let admin = building::admin(&config, &relay, &webhooks, Vec::new(), Arc::default());
-        Self { relay, router: crate::http::admin::router(Arc::new(admin), doors::guard(&config)) }
+        let admin = Arc::new(building::admin(&config, &relay, &webhooks, Vec::new(), Arc::default()));
+        let doors = Doors::new(&config, &relay, &admin);
+        Self { router: crate::http::admin::router(admin, doors::guard(&config)), config, relay, doors }
     }
 
     fn turn_wheel(&self, stop: &CancellationToken) -> JoinHandle<()> {

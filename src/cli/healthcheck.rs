@@ -11,7 +11,7 @@ use crate::{causes::with_causes, client::Client};
 /// Exit with 0 if the running relay is ready, else with 1.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// What to ask.
+    /// What to ask; /readyz, where nothing else is said of the path.
     #[arg(long, default_value = "http://127.0.0.1:9090/readyz")]
     url: Uri,
 }
@@ -21,6 +21,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if !matches!(url.scheme_str(), Some("http" | "https")) {
         return Err(Failure::Usage(format!("--url {url}: write http://host:port/readyz")));
     }
+    let url = &readiness(url);
     block_on(async {
         let client = Client::new(None).map_err(|error| Failure::Other(with_causes(&error)))?;
         let asked = timeout(PATIENCE, client.get(url, HeaderMap::new())).await;
@@ -32,6 +33,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
             status => Err(Failure::Other(format!("{url}: answered {status}"))),
         }
     })
+}
+
+/// What is asked: at its root a relay has the console, which is there whether the relay is ready or not.
+fn readiness(url: &Uri) -> Uri {
+    let mut parts = url.clone().into_parts();
+    if url.path() == "/" {
+        let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+        parts.path_and_query = format!("/readyz{query}").parse().ok();
+    }
+    Uri::from_parts(parts).unwrap_or_else(|_| url.clone())
 }
 
 /// Docker's and Kubernetes' checks give up at about this time, too.

@@ -75,6 +75,7 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
         let running = Running::start(arguments.listen, options).map_err(|error| Failure::Other(with_causes(&error)))?;
         info!(listen = %running.address, "simulating");
         signals.stop_requested().await;
+        signals.settle().await;
         tokio::select! {
             () = running.end() => Ok(()),
             () = signals.stop_requested() => Err(Failure::Other("ended by a second signal".to_owned())),

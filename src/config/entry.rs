@@ -3,7 +3,7 @@
 //! In: what the file or a variable has for a key. Out: a checked value, or a finding and nothing.
 //! A finding names the kind of a wrong value, never its text: only a key's own parser knows whether that is harmless.
 //!
-//! May use: `findings`, `reading`, `values`.
+//! May use: `findings`, `pem`, `reading`, `values`.
 
 use std::fs::File;
 use std::ops::RangeInclusive;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::findings::Place;
+use super::pem;
 use super::reading::Reading;
 use super::values;
 
@@ -183,7 +184,7 @@ impl<'a> Entry<'a> {
         Some(items.iter().filter_map(|item| item.parsed(&parse)).collect())
     }
 
-    /// The path of a file that is there to be read; the empty text stands for none.
+    /// The path of a file of certificates or keys that is there to be read; the empty text stands for none.
     pub(super) fn readable_file(&self) -> Option<PathBuf> {
         self.optional(|text| {
             let path = Path::new(text);
@@ -191,7 +192,7 @@ impl<'a> Entry<'a> {
             let opened = File::open(path).and_then(|file| file.metadata());
             match opened {
                 Ok(metadata) if metadata.is_dir() => Err(format!("{} is a directory, not a file", path.display())),
-                Ok(_) => Ok(path.to_owned()),
+                Ok(metadata) => pem::check_size(metadata.len(), path).map(|()| path.to_owned()),
                 Err(error) => Err(format!("cannot read {}: {error}", path.display())),
             }
         })

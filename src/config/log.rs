@@ -124,6 +124,17 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_roots_has_a_bound() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!("[egress]\nca_file = '{}'", file.path().display());
+        file.as_file().set_len(1 << 20).unwrap();
+        assert_eq!(parsed(&text).egress.ca_file.as_deref(), Some(file.path()));
+        file.as_file().set_len((1 << 20) + 1).unwrap();
+        let expected = format!("egress.ca_file: {} is larger than 1 MiB; ", file.path().display());
+        assert!(findings(&text).contains(&expected), "{}", findings(&text));
+    }
+
+    #[test]
     fn an_empty_data_dir_is_memory_only() {
         assert_eq!(parsed("[log]\ndata_dir = ''").log.data_dir, None);
         assert_eq!(parsed("[log]\ndata_dir = '/data'").log.data_dir.as_deref(), Some(Path::new("/data")));

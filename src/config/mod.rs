@@ -14,6 +14,8 @@
 //! May use: `event`.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -51,6 +53,7 @@ pub(crate) use findings::{Finding, Findings};
 pub(crate) use jwt::{Jwt, PublicKeyAlgorithm, Verification};
 pub(crate) use log::{Egress, Log};
 pub(crate) use network::Network;
+pub(crate) use pem::contents as pem_contents;
 pub(crate) use public_keys::PublicKey;
 pub(crate) use secret::Secret;
 pub(crate) use server::Server;
@@ -114,12 +117,8 @@ impl Config {
     ) -> Result<Self, Findings> {
         files.insert(path.to_owned());
         let file = path.display().to_string();
-        let unreadable = |error| Finding {
-            place: Place::File(file.clone()),
-            key: None,
-            message: format!("cannot read it: {error}"),
-        };
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let unreadable = |message| Finding { place: Place::File(file.clone()), key: None, message };
+        let text = text_of(path).map_err(unreadable)?;
         Self::parse_noting(&text, &file, environment, anonymous, files)
     }
 
@@ -234,6 +233,22 @@ impl Config {
         )
     }
 }
+
+/// What a file of the configuration holds; or why it is not read. A mistaken path may lead to anything.
+fn text_of(path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(_) if bytes.len() as u64 > MOST_BYTES => {
+            Err("is larger than 4 MiB; name the relay's own configuration; one of that size is not read".to_owned())
+        }
+        Ok(_) => String::from_utf8(bytes).map_err(|_| "cannot read it: it is not UTF-8 text".to_owned()),
+        Err(error) => Err(format!("cannot read it: {error}")),
+    }
+}
+
+/// Thousands of keys and webhooks have room in it.
+const MOST_BYTES: u64 = 4 * 1024 * 1024;
 
 fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()

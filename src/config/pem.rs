@@ -9,14 +9,23 @@ use std::{fs::File, io::Read, path::Path};
 /// # Errors
 ///
 /// Why it is not read, with its name.
-pub(super) fn contents(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn contents(path: &Path) -> Result<Vec<u8>, String> {
     let mut contents = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut contents));
     match read {
-        Ok(_) if contents.len() as u64 > MOST_BYTES => Err(format!("{} is larger than 1 MiB", path.display())),
-        Ok(_) => Ok(contents),
+        Ok(_) => check_size(contents.len() as u64, path).map(|()| contents),
         Err(error) => Err(format!("cannot read {}: {error}", path.display())),
     }
+}
+
+/// Whether a file may have so many bytes.
+///
+/// # Errors
+///
+/// That it is too large, with its name.
+pub(super) fn check_size(bytes: u64, path: &Path) -> Result<(), String> {
+    let too_large = || format!("{} is larger than 1 MiB; name a file of certificates or keys alone", path.display());
+    (bytes <= MOST_BYTES).then_some(()).ok_or_else(too_large)
 }
 
 /// A chain of certificates has a few kilobytes, and so have the most keys that are taken.

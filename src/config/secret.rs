@@ -183,13 +183,14 @@ fn from_file(path: &Path) -> Result<Secret, String> {
     /// Far beyond any token, and a bound on what a mistaken path can make us read.
     const LARGEST_FILE: u64 = 64 * 1024;
     let shown = path.display();
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_string(&mut text));
-    match read {
-        Err(error) => return Err(format!("cannot read {shown}: {error}")),
-        Ok(length) if length as u64 > LARGEST_FILE => return Err(format!("{shown} is too large for a secret")),
-        Ok(_) => {}
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes));
+    read.map_err(|error| format!("cannot read {shown}: {error}"))?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(format!("{shown} is larger than 64 KiB; name a file of the secret alone"));
     }
+    // Its bytes are not said, and so neither is where they are no text.
+    let text = String::from_utf8(bytes).map_err(|_| format!("cannot read {shown}: it is not UTF-8 text"))?;
     // Editors and `echo` end a file with one line end; more than that is the operator's own.
     let line = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     if line.is_empty() {
@@ -293,10 +294,13 @@ mod tests {
     fn a_file_that_gives_no_secret_is_found_by_its_path() {
         let found = token("token_file = '/no/such'", &Environment::default()).unwrap_err();
         assert!(found.starts_with("f:1: token_file: cannot read /no/such: "), "{found}");
-        for (name, content) in [("empty", &b"\n"[..]), ("bytes", b"\xff"), ("large", &[b'x'; 70_000])] {
+        let split = ["x".repeat(64 * 1024), "ü".to_owned()].concat(); // the bound lies within a character
+        let large = [("large", &[b'x'; 70_000][..]), ("large", split.as_bytes())];
+        for (name, content) in [("empty", &b"\n"[..]), ("bytes", b"\xff")].into_iter().chain(large) {
             let file = Scratch::holding(name, content);
             let found = token(&file.toml(), &Environment::default()).unwrap_err();
             assert!(found.contains(file.0.to_str().unwrap()), "{found}");
+            assert_eq!(found.contains("is larger than 64 KiB; "), name == "large", "{found}");
         }
     }
 

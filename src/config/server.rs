@@ -240,14 +240,14 @@ mod tests {
 
     #[test]
     fn a_certificate_needs_its_key() {
-        let readable = std::env::current_exe().unwrap();
+        let (_folder, files) = made(P256);
+        let readable = &files.cert_file;
         let expected = "relay.toml:1: server.tls_key_file: is required with server.tls_cert_file; give both or neither";
         assert_eq!(findings(&format!("[server]\ntls_cert_file = '{}'", readable.display())), expected);
         assert!(
             findings(&format!("[server]\ntls_key_file = '{}'", readable.display()))
                 .contains("server.tls_cert_file: is req")
         );
-        let (_folder, files) = made(P256);
         let both = |cert: &Path, key: &Path| {
             format!("[server]\ntls_cert_file = '{}'\ntls_key_file = '{}'", cert.display(), key.display())
         };

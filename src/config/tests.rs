@@ -213,7 +213,6 @@ fn the_masked_sample_is_toml_without_a_secret() {
 
 #[test]
 fn the_masked_output_reads_back_as_what_it_shows() {
-    let exe = std::env::current_exe().unwrap();
     let (_folder, pair) = certificate::tests::made(certificate::tests::P256);
     let keys = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&keys, RFC_8410_KEY).unwrap();
@@ -222,7 +221,7 @@ fn the_masked_output_reads_back_as_what_it_shows() {
          max_connection_age = '90m'\nmax_connects_per_second = 5\ncors_allowed_origins = ['https://a']\ntls_cert_file = '{2}'\n\
          tls_key_file = '{3}'\n[auth]\nallow_anonymous = true\nkeys = [{{ name = \"a\\\"\\n'b\", key = 'k', products = ['*'] }}]\n\
          [auth.jwt]\nalgorithm = 'EdDSA'\npublic_key_file = '{1}'\naudience = 'x'\n[egress]\nca_file = '{0}'",
-        exe.display(),
+        pair.cert_file.display(),
         keys.path().display(),
         pair.cert_file.display(),
         pair.key_file.display()
@@ -341,6 +340,21 @@ fn a_file_is_loaded_by_its_path_and_an_unreadable_one_is_found() {
     assert_eq!(config.unwrap().server.listen.port(), 1);
     let found = Config::load(&path, &Environment::default(), AllowAnonymous::OnLoopback).unwrap_err().to_string();
     assert!(found.starts_with(&format!("{}: cannot read it: ", path.display())), "{found}");
+}
+
+#[test]
+fn no_more_of_a_file_is_read_than_a_configuration_may_have() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let load = || Config::load(file.path(), &Environment::default(), AllowAnonymous::OnLoopback);
+    let most = 4 << 20;
+    std::fs::write(&file, "#".repeat(most)).unwrap();
+    assert!(load().is_ok());
+    // The bound is within a character, which is no reason to call it something else.
+    std::fs::write(&file, format!("#{}", "\u{e9}".repeat(most / 2))).unwrap();
+    let found = load().unwrap_err().to_string();
+    assert!(found.starts_with(&format!("{}: is larger than 4 MiB; ", file.path().display())), "{found}");
+    std::fs::write(&file, b"\xff").unwrap();
+    assert!(load().unwrap_err().to_string().ends_with("cannot read it: it is not UTF-8 text"));
 }
 
 #[test]

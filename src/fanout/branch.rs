@@ -166,6 +166,7 @@ impl Followers {
 
     /// Takes what has arrived; `events` is empty, and gets the events, if it is events.
     pub(crate) fn take(&self, events: &mut Vec<Arc<Event>>) -> Arrived {
+        debug_assert!(events.is_empty(), "what is left would go back");
         let Some(branch) = self.branch() else { return Arrived::Events };
         let mut arrivals = branch.arrivals();
         mem::swap(&mut arrivals.events, events);

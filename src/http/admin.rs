@@ -26,8 +26,9 @@ use hyper::{
 use serde::Serialize;
 
 use super::{
-    Relay, as_declared, audience, console, erasure,
+    Relay, audience, console, erasure,
     error::Problem,
+    front,
     guard::Guard,
     products::{self, Streamed},
     rejected,
@@ -89,12 +90,12 @@ pub(crate) fn router(admin: Arc<Admin>, guard: Guard) -> Router {
         true => router,
         false => router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check)),
     };
-    router.layer(middleware::map_response(as_declared))
+    router.layer(middleware::map_response(front::declared))
 }
 
 /// The routes of the probe listener: nothing but health and metrics.
 pub(crate) fn probe_router(admin: Arc<Admin>) -> Router {
-    finish(probes(), admin).layer(middleware::map_response(as_declared))
+    finish(probes(), admin).layer(middleware::map_response(front::declared))
 }
 
 fn probes() -> Router<Arc<Admin>> {

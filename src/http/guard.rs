@@ -39,7 +39,12 @@ impl Guard {
         }
     }
 
-    fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    /// Whether a request's host and origin are known.
+    ///
+    /// # Errors
+    ///
+    /// 403 when they are not.
+    pub(super) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         // HTTP/2 has the authority in place of Host.
         let host = uri.authority().map(|authority| authority.as_str().as_bytes());
         let host = host.or_else(|| headers.get(HOST).map(|host| host.as_bytes())).unwrap_or_default();

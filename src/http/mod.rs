@@ -13,6 +13,7 @@ pub(crate) mod credential;
 mod deliveries;
 mod erasure;
 pub(crate) mod error;
+mod front;
 pub(crate) mod guard;
 pub(crate) mod lane;
 pub(crate) mod page;
@@ -23,10 +24,12 @@ mod request;
 mod room;
 pub(crate) mod sse;
 pub(crate) mod subscribers;
-mod surplus;
 pub(crate) mod watch;
 mod webhooks;
 pub(crate) mod ws;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -39,21 +42,16 @@ use std::{
 
 use axum::{
     Router,
-    extract::{Extension, Path, Request, rejection::PathRejection},
+    extract::{Extension, Path, rejection::PathRejection},
     middleware,
-    response::Response,
     routing::get,
 };
 use dashmap::DashMap;
-use hyper::{
-    HeaderMap,
-    header::{HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS},
-};
-
+use hyper::HeaderMap;
 use prometheus::IntCounter;
 
 use self::{
-    credential::Places, error::Problem, guard::Guard, lane::Shards, page::Pages, publish::Bodies,
+    credential::Places, error::Problem, front::Front, guard::Guard, lane::Shards, page::Pages, publish::Bodies,
     subscribers::Subscribers, ws::Envelopes,
 };
 #[cfg(any(test, fuzzing))]
@@ -263,36 +261,18 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
     let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
     let socket = get(ws::socket).head(|| async { Problem::method_not_allowed("GET") });
     let has_cookie = relay.places.has_cookie();
-    let metrics = Arc::clone(&relay.metrics);
-    let mut router = Router::new()
+    let front = Arc::new(Front { guard, metrics: Arc::clone(&relay.metrics) });
+    let router = Router::new()
         .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
         .route("/stream/{product_id}", stream)
         .route("/events/{product_id}", events)
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
         .fallback(|| async { Problem::not_found("no such route") })
         .with_state(relay)
-        .layer(middleware::from_fn_with_state(metrics, surplus::turn_away))
-        .layer(middleware::map_request(name_host));
-    if let Some(guard) = guard {
-        router = router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check));
+        .layer(middleware::from_fn_with_state(front, Front::pass));
+    match origins.is_empty() {
+        true => router,
+        // A preflight is answered before the front, and so is declared here.
+        false => router.layer(cors::layer(origins, has_cookie)).layer(middleware::map_response(front::declared)),
     }
-    if !origins.is_empty() {
-        router = router.layer(cors::layer(origins, has_cookie));
-    }
-    router.layer(middleware::map_response(as_declared))
-}
-
-/// Nothing that is answered is to be taken for something else than it says, such as a payload for a page.
-async fn as_declared(mut response: Response) -> Response {
-    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
-}
-
-/// HTTP/2 has the authority in place of `Host` (RFC 9113, section 8.3.1); what is behind this looks at one of them only.
-async fn name_host(mut request: Request) -> Request {
-    let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
-    if let Some(authority) = authority {
-        request.headers_mut().insert(HOST, authority);
-    }
-    request
 }

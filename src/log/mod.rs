@@ -4,7 +4,7 @@
 //! In: drafts and gaps, in the upstream's order. Out: entries by place, as often as anybody reads. Appending never waits: the
 //! store takes what it keeps out of the memory, when it comes round to it.
 //!
-//! May use: `causes`, `delivery`, `event`, `metrics`.
+//! May use: `causes`, `delivery`, `event`, `metrics`, `throttle`.
 
 mod ids;
 mod keeping;
@@ -31,6 +31,7 @@ use tokio::{
 use crate::{
     event::{Draft, Entry, Event, EventId, Gap, GapReason, ProductId, SessionId},
     metrics::LogMetrics,
+    throttle::Throttle,
 };
 
 #[cfg(any(test, fuzzing))]
@@ -69,6 +70,8 @@ struct State {
     link: Link,
     /// There were entries before this process began.
     has_past: bool,
+    /// Of the complaint that the store does not keep up.
+    throttle: Throttle,
 }
 
 /// Who gives the ids.
@@ -99,7 +102,15 @@ impl Log {
         let epoch = epoch_after(0);
         let ids = Ids::restored([Span { place: 0, id: EventId::new(epoch, 0) }]);
         let (numbering, link) = (Numbering::Undecided, Link::Away { since: Instant::now() });
-        let state = State { ring: Ring::new(bounds, 0), ids, shelf: None, numbering, link, has_past: false };
+        let state = State {
+            ring: Ring::new(bounds, 0),
+            ids,
+            shelf: None,
+            numbering,
+            link,
+            has_past: false,
+            throttle: Throttle::default(),
+        };
         Self::with(product, epoch, state, None, metrics)
     }
 
@@ -122,7 +133,7 @@ impl Log {
         metrics.shelved(shelf.events, shelf.bytes);
         let ring = Ring::new(bounds, kept.newest);
         let has_past = has_lost_the_past || kept.newest > 0;
-        let state = State { ring, ids, shelf: Some(shelf), numbering, link, has_past };
+        let state = State { ring, ids, shelf: Some(shelf), numbering, link, has_past, throttle: Throttle::default() };
         Self::with(product, epoch, state, Some(store), metrics)
     }
 
@@ -212,10 +223,12 @@ impl Log {
     /// Brings the memory back within its bounds.
     fn settle(&self, state: &mut State) {
         let kept_through = state.kept_through();
-        let State { ring, shelf, .. } = state;
+        let State { ring, shelf, throttle, .. } = state;
         let gone = ring.evict(kept_through);
         if shelf.as_mut().is_some_and(|shelf| shelf.gone_from_memory(gone)) {
-            tracing::error!(product = %self.product, "the store does not keep up: events leave memory before they are kept");
+            if throttle.admits() {
+                tracing::error!(product = %self.product, "the store does not keep up: events leave memory before they are kept");
+            }
             self.metrics.gap(GapReason::NotKept);
         }
         self.metrics.kept(ring.len(), ring.bytes());

@@ -3,7 +3,7 @@
 //! In: connections. Out: requests to a router, each with a [`Connection`] among its extensions. A peer that sends no
 //! request in time, or takes no bytes in time, is cut off; see `guarded` (the socket) and `patience` (an HTTP/2 stream).
 //!
-//! May use: `config` (the certificate), `wheel`.
+//! May use: `config` (the certificate), `throttle`, `wheel`.
 
 mod cut;
 mod guarded;
@@ -17,7 +17,7 @@ mod stage;
 mod tls;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     convert::Infallible,
@@ -241,7 +241,7 @@ pub(crate) async fn serve(
             // The peer was gone before it was its turn: the next one may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => debug!(%error, "connection ended"),
             Err(error) if is_out_of_files(&error) && spare.give_up() => {
-                if spare.is_news() {
+                if spare.throttle.admits() {
                     warn!(%error, "no file is left for connections; newcomers are turned away (shed_total counts them)");
                 }
                 if let Ok(Ok(_)) = timeout(ACCEPT_PAUSE, listener.accept()).await {

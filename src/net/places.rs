@@ -3,15 +3,13 @@
 //! Whoever comes when all places are taken is still let in to be told so, as long as there is one of a few more places for that;
 //! everybody beyond is turned away without a word.
 //!
-//! May use: nothing.
+//! May use: `throttle`.
 
-use std::{
-    fs::File,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fs::File, sync::Arc};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::throttle::Throttle;
 
 /// The places of one listener.
 #[derive(Debug)]
@@ -56,12 +54,13 @@ impl Places {
 #[derive(Debug)]
 pub(super) struct Spare {
     file: Option<File>,
-    told: Option<Instant>,
+    /// The operator need not hear of each connection.
+    pub(super) throttle: Throttle,
 }
 
 impl Spare {
     pub(super) fn new() -> Self {
-        Self { file: File::open(NOTHING).ok(), told: None }
+        Self { file: File::open(NOTHING).ok(), throttle: Throttle::default() }
     }
 
     /// Gives it up. False if it is gone: then there is nothing to do but to wait.
@@ -73,22 +72,10 @@ impl Spare {
     pub(super) fn take_back(&mut self) {
         self.file = File::open(NOTHING).ok();
     }
-
-    /// Whether it is time to tell the operator, who need not hear of each connection.
-    pub(super) fn is_news(&mut self) -> bool {
-        let is_news = self.told.is_none_or(|told| told.elapsed() >= SILENCE);
-        if is_news {
-            self.told = Some(Instant::now());
-        }
-        is_news
-    }
 }
 
 /// Those who are being told that there is no place.
 const SURPLUS: usize = 64;
-
-/// Between two lines about the same trouble.
-const SILENCE: Duration = Duration::from_secs(60);
 
 /// Opening it neither waits nor reads anything.
 const NOTHING: &str = "/dev/null";

@@ -120,8 +120,22 @@ fn endless(tls: Option<Arc<Tls>>) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<Fa
     (to, asked)
 }
 
+/// A socket of the test's own as a listener would guard it, and its connection.
+pub(crate) fn guarded(stream: TcpStream, wheel: &Arc<Wheel>) -> (Guarded, Connection) {
+    let manners = Manners {
+        head_timeout: FAR_AWAY,
+        write_timeout: FAR_AWAY,
+        wheel: Arc::clone(wheel),
+        max_connections: 1,
+        tls: None,
+    };
+    let (peer, fate) = (stream.peer_addr().unwrap(), Arc::new(Fate::new(wheel)));
+    let guarded = Guarded::new(Socket { stream, place: Place::of_nobody() }, &manners, Arc::clone(&fate));
+    (guarded, Connection { peer, fate, is_surplus: false, is_encrypted: false, crew: Arc::default() })
+}
+
 /// A certificate for this machine that is its own root, and its key.
-fn certificate(folder: &Path) -> TlsFiles {
+pub(crate) fn certificate(folder: &Path) -> TlsFiles {
     let arguments = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -keyout key.pem -out cert.pem \
                      -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
     let done = Command::new("openssl").args(arguments.split_whitespace()).current_dir(folder).output().unwrap();
@@ -129,7 +143,8 @@ fn certificate(folder: &Path) -> TlsFiles {
     TlsFiles { cert_file: folder.join("cert.pem"), key_file: folder.join("key.pem") }
 }
 
-fn client(root: &Path, protocol: &str) -> Arc<ClientConfig> {
+/// What a client that trusts this certificate, and speaks this protocol, is configured with.
+pub(crate) fn client(root: &Path, protocol: &str) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(root).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -121,6 +121,14 @@ impl Process {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// Sends both signals at once, as near as a shell can.
+    pub(crate) fn two_signals(&self, first: &str, second: &str) {
+        let id = self.child.id();
+        let sent =
+            Command::new("sh").args(["-c", &format!("kill -{first} {id}; kill -{second} {id}")]).status().unwrap();
+        assert!(sent.success(), "kill -{first}; kill -{second}");
+    }
+
     /// Sends a signal, named as `kill` has it.
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();

@@ -264,10 +264,10 @@ impl Crowd {
             let member = self.members.get_mut(concerned).filter(|member| member.flock == number);
             let Some(member) = member else { continue };
             let Some(first) = member.first.take() else { continue };
-            let arrivals = flock.arrivals.get(first..).unwrap_or_default();
-            let give = || match (member.is_due, arrivals) {
-                (true, [first, ..]) => member.follower.look_into_the_log(first.place()),
-                _ => member.follower.give(arrivals, &mut self.lent, &mut flock.ledgers),
+            let (arrivals, ledgers) = flock.arrivals(first);
+            let give = || match member.is_due {
+                true => member.follower.look_into_the_log(arrivals.place()),
+                false => member.follower.give(arrivals, &mut self.lent, ledgers),
             };
             match shielded(give) {
                 Some(Given::Done) => {}

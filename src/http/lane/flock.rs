@@ -4,9 +4,11 @@
 
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
+use bytes::Bytes;
 use prometheus::{IntCounter, local::LocalHistogram};
 use tokio::time::Instant;
 
+use super::Arrivals;
 use crate::{
     event::{Event, Scope},
     fanout::{Arrived, Followers, Subscription},
@@ -22,7 +24,9 @@ pub(super) struct Flock {
     size: usize,
     through: u64,
     /// What is being given to them.
-    pub(super) arrivals: Vec<Arc<Event>>,
+    arrivals: Vec<Arc<Event>>,
+    /// As many as there are arrivals.
+    messages: Vec<Option<Bytes>>,
     /// Who has not been given it yet.
     pub(super) concerned: VecDeque<usize>,
     /// More has arrived.
@@ -41,6 +45,7 @@ impl Flock {
             size: 0,
             through: 0,
             arrivals: Vec::new(),
+            messages: Vec::new(),
             concerned: VecDeque::new(),
             is_called: false,
             is_listed: false,
@@ -69,10 +74,13 @@ impl Flock {
     /// Takes what has arrived, once what came before has been given. Visits each whom something is for, and is told whether that is
     /// to be given to it.
     pub(super) fn look(&mut self, mut visit: impl FnMut(usize, News) -> bool) {
-        let Self { followers, arrivals, concerned, .. } = self;
+        let Self { followers, arrivals, messages, concerned, .. } = self;
         if !concerned.is_empty() || !std::mem::take(&mut self.is_called) {
             return;
         }
+        // They are given, or concerned nobody: the fan-out gets back an empty list.
+        arrivals.clear();
+        messages.clear();
         let mut look = |number, place| {
             visit(number, News::InTheLog(place));
         };
@@ -96,6 +104,7 @@ impl Flock {
             followers.concerned(news, |at, number| look(number, place(at)));
             return arrivals.clear();
         }
+        messages.resize(arrivals.len(), None);
         followers.concerned(news, |at, number| {
             if visit(number, News::Arrived(at)) {
                 concerned.push_back(number);
@@ -103,10 +112,25 @@ impl Flock {
         });
     }
 
+    /// What is being given, from its number `first` on, and where it is noted.
+    pub(super) fn arrivals(&mut self, first: usize) -> (Arrivals<'_>, &mut Ledgers) {
+        let events = self.arrivals.get(first..).unwrap_or_default();
+        let messages = self.messages.get_mut(first..).unwrap_or_default();
+        (Arrivals { events, messages }, &mut self.ledgers)
+    }
+
+    /// Whether nothing is kept.
+    #[cfg(test)]
+    pub(super) fn keeps_nothing(&self) -> bool {
+        self.arrivals.is_empty() && self.messages.is_empty()
+    }
+
     /// What has arrived has been given to all whom it concerned.
     pub(super) fn is_done(&mut self) -> bool {
         if self.concerned.is_empty() {
-            self.arrivals.clear(); // not kept until something comes: it may be erased meanwhile
+            // Not kept until something comes: it may be erased meanwhile.
+            self.arrivals.clear();
+            self.messages.clear();
         }
         self.concerned.is_empty()
     }

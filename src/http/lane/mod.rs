@@ -49,13 +49,28 @@ pub(super) trait Follower: Send {
     fn poll(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<()>;
 
     /// Gives it what is for it of what has arrived.
-    fn give(&mut self, arrivals: &[Arc<Event>], lent: &mut Lent, ledgers: &mut Ledgers) -> Given;
+    fn give(&mut self, arrivals: Arrivals<'_>, lent: &mut Lent, ledgers: &mut Ledgers) -> Given;
 
     /// It does not have everything any more: what there is, from `place` on, it finds in the log.
     fn look_into_the_log(&mut self, place: u64) -> Given;
 
     /// Its work has panicked: it ends.
     fn fails(&mut self);
+}
+
+/// What has arrived, from the first that is for somebody on.
+#[derive(Debug)]
+pub(super) struct Arrivals<'a> {
+    pub(super) events: &'a [Arc<Event>],
+    /// What each of them is as a WebSocket message, once somebody has needed that: all of a lane borrow it then, and count nothing.
+    pub(super) messages: &'a mut [Option<Bytes>],
+}
+
+impl Arrivals<'_> {
+    /// The place of the first.
+    pub(super) fn place(&self) -> u64 {
+        self.events.first().map_or(0, |event| event.place())
+    }
 }
 
 /// What became of a subscriber that was given something.

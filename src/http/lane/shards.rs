@@ -11,6 +11,7 @@
 //! May use: `event`, `net` (the socket), `wheel`.
 
 use std::{
+    collections::VecDeque,
     fmt,
     future::poll_fn,
     sync::{
@@ -23,6 +24,7 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use tokio::{
+    net::TcpStream,
     runtime::Handle,
     task::{JoinSet, coop::unconstrained},
     time::timeout,
@@ -30,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Follower, crowd::Crowd};
+use super::{Follower, Lent, crowd::Crowd};
 use crate::{
     event::{Only, Scope},
     net::{Place, Socket},
@@ -51,24 +53,46 @@ impl Shards {
         Arc::new(Self { shards, write_timeout })
     }
 
-    /// Goes on with a subscriber whose answer has been sent; `home` is the lane of its product. While the relay is ending, that ends it.
+    /// Goes on with a subscriber whose answer has been sent; `home` is the lane of its product. One that comes when the lanes have ended
+    /// is returned, and goes when it is dropped.
     ///
     /// An event that goes to everybody goes to every lane in any case, so those who get everything are spread evenly. One that goes
     /// to a single session costs less if nobody else need be woken, so those who listen to few stay at home while there is room.
-    pub(in crate::http) fn take(&self, socket: Socket, scope: &Scope, home: usize, introduce: Introduction) {
+    pub(in crate::http) fn take(
+        &self,
+        socket: Socket,
+        scope: &Scope,
+        home: usize,
+        introduce: Introduction,
+    ) -> Option<Newcomer> {
         let Socket { stream, place } = socket;
         let size = |shard: &&Arc<Shard>| shard.size.load(Ordering::Relaxed);
         let shard = match matches!(scope.sessions, Only::These(_)) {
             true => self.shards.iter().cycle().skip(home).take(self.shards.len()).find(|it| size(it) < ROOM_AT_HOME),
             false => None,
         };
-        if let Some(shard) = shard.or_else(|| self.shards.iter().min_by_key(size)) {
-            // The socket belongs to the runtime it was accepted on; the shard registers it with its own.
-            match stream.into_std() {
-                Ok(socket) => shard.take(Newcomer { socket, place, introduce }),
-                Err(error) => debug!(%error, "connection ended"),
+        let shard = shard.or_else(|| self.shards.iter().min_by_key(size))?;
+        // The socket belongs to the runtime it was accepted on; the shard registers it with its own.
+        match stream.into_std() {
+            Ok(socket) => shard.take(Newcomer { socket, place, introduce }),
+            Err(error) => {
+                debug!(%error, "connection ended");
+                None
             }
         }
+    }
+
+    /// Looks after one that has come too late for any lane, until it has gone: it has been told to leave, as has everybody by then. The
+    /// wheel may stand still already: one that takes nothing ends with its listener.
+    pub(in crate::http) async fn see_off(&self, Newcomer { socket, place, introduce }: Newcomer) {
+        let Ok(stream) = TcpStream::from_std(socket) else { return };
+        let mut follower = introduce(Socket { stream, place });
+        let mut lent = Lent { pieces: VecDeque::new(), bytes: 0, write_timeout: self.write_timeout };
+        poll_fn(|context| {
+            lent.bytes = 0;
+            follower.poll(context, &mut lent)
+        })
+        .await;
     }
 
     /// How long the lane that is worst off has not had a turn, as seen from the wheel.
@@ -113,7 +137,7 @@ pub(super) struct Inbox {
 }
 
 /// A subscriber on its way to its lane.
-pub(super) struct Newcomer {
+pub(in crate::http) struct Newcomer {
     pub(super) socket: std::net::TcpStream,
     pub(super) place: Place,
     pub(super) introduce: Introduction,
@@ -139,8 +163,7 @@ impl Shard {
         }
     }
 
-    fn take(&self, newcomer: Newcomer) {
-        // One that comes too late goes when nothing is locked any more.
+    fn take(&self, newcomer: Newcomer) -> Option<Newcomer> {
         let mut newcomer = Some(newcomer);
         self.leave(|inbox| {
             if !inbox.is_closed {
@@ -148,6 +171,7 @@ impl Shard {
                 inbox.newcomers.extend(newcomer.take());
             }
         });
+        newcomer
     }
 
     /// Leaves something for the task, which need be woken for the first only.

@@ -89,7 +89,8 @@ pub(super) fn answer(
             let (shards, home) = (Arc::clone(shards), product.lane);
             let scope = events.scope().clone();
             let introduce = Box::new(|socket| Box::new(Stream::new(socket, events)) as Box<dyn Follower>);
-            connection.hand_over(first, move |socket| shards.take(socket, &scope, home, introduce))
+            // Its client, which comes back whatever the end, needs no more if it is too late for a lane.
+            connection.hand_over(first, move |socket| drop(shards.take(socket, &scope, home, introduce)))
         }
         None => Body::new(EventBody::new(first, events, connection, patience)),
     };

@@ -20,7 +20,7 @@ use crate::{
     fanout::Subscription,
     http::{
         Product,
-        lane::{Follower, Given, Ledgers, Lent, MOST_BYTES, MOST_PIECES, advance, slices},
+        lane::{Arrivals, Follower, Given, Ledgers, Lent, MOST_BYTES, MOST_PIECES, advance, slices},
     },
     net::{Place, Socket},
     sse,
@@ -216,15 +216,15 @@ impl Follower for Stream {
     }
 
     /// Written as it lies there.
-    fn give(&mut self, arrivals: &[Arc<Event>], lent: &mut Lent, ledgers: &mut Ledgers) -> Given {
+    fn give(&mut self, arrivals: Arrivals<'_>, lent: &mut Lent, ledgers: &mut Ledgers) -> Given {
         let now = Instant::now();
         if !self.is_following || self.events.is_over(now) {
-            return self.look_into_the_log(arrivals.first().map_or(0, |event| event.place()));
+            return self.look_into_the_log(arrivals.place());
         }
         let before = self.events.place();
         let mut slices = [IoSlice::new(&[]); MOST_PIECES];
         let (mut count, mut bytes, mut is_all) = (0, 0, true);
-        for event in arrivals {
+        for event in arrivals.events {
             let Some(slice) = slices.get_mut(count).filter(|_| bytes < MOST_BYTES) else {
                 is_all = false;
                 break;
@@ -253,7 +253,7 @@ impl Follower for Stream {
         if written < bytes {
             let through = self.events.place();
             let is_taken = |it: &&Arc<Event>| it.place() > before && it.place() <= through && self.events.may_see(it);
-            let mut rest = arrivals.iter().filter(is_taken).map(|event| event.chunk().clone()).collect();
+            let mut rest = arrivals.events.iter().filter(is_taken).map(|event| event.chunk().clone()).collect();
             advance(&mut rest, written);
             self.keep(rest, lent.write_timeout);
         }

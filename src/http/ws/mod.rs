@@ -71,7 +71,9 @@ pub(crate) async fn socket(
                 let (socket, guard) = socket.part();
                 let scope = visitor.scope().clone();
                 let introduce = |socket| Box::new(Session::new(guard(socket), visitor)) as Box<dyn Follower>;
-                shards.take(socket, &scope, home, Box::new(introduce));
+                if let Some(late) = shards.take(socket, &scope, home, Box::new(introduce)) {
+                    shards.see_off(late).await;
+                }
             }
             Switched::Encrypted(stream) => Alone::new(stream, visitor).await,
         }

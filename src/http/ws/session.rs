@@ -19,7 +19,7 @@ mod follower;
 use std::{
     collections::VecDeque,
     future::Future,
-    io,
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -47,6 +47,8 @@ pub(super) struct Session<S> {
     rest: VecDeque<Bytes>,
     /// It has everything, and can take more.
     is_following: bool,
+    /// It waits for nothing but what there will be for it.
+    is_idle: bool,
     /// The tick at which the connection is cut, if it has not ended by then.
     cut_due: u64,
     /// The tick at which the client's next message is read.
@@ -82,13 +84,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let limits = Limits::default().max_payload_len(Some(LARGEST_MESSAGE));
         let socket = ServerBuilder::new().limits(limits).serve(socket);
         let (phase, cut_due) = (Phase::Open, u64::MAX);
-        Self { socket, visitor, phase, rest: VecDeque::new(), is_following: false, cut_due, next_message: 0 }
+        let (rest, is_following, is_idle) = (VecDeque::new(), false, false);
+        Self { socket, visitor, phase, rest, is_following, is_idle, cut_due, next_message: 0 }
     }
 
     /// Does what there is to do, and tells whether it has ended. `pieces` is empty before and after; `bytes` counts what is
     /// handed over.
     fn run(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>, bytes: &mut usize) -> Poll<()> {
-        self.is_following = false;
+        (self.is_following, self.is_idle) = (false, false);
         let most = *bytes + TURN_BYTES;
         for _ in 0..STEPS {
             if *bytes > most {
@@ -248,7 +251,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.say(heartbeat);
             return Step::Done;
         }
-        self.is_following = self.visitor.is_following();
+        (self.is_following, self.is_idle) = (self.visitor.is_following(), true);
         let is_delayed = self.visitor.now() < self.next_message;
         self.visitor.wake_when_due(if is_delayed { self.next_message } else { u64::MAX }, context);
         Step::Waiting
@@ -344,12 +347,28 @@ fn write<S: AsyncWrite + Unpin>(
 ) -> Poll<io::Result<()>> {
     while !pieces.is_empty() {
         let (slices, used) = slices(pieces);
-        match ready!(Pin::new(&mut *socket).poll_write_vectored(context, slices.split_at(used).0))? {
-            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            written => advance(pieces, written),
-        }
+        let written = ready!(write_once(socket, context, slices.split_at(used).0))?;
+        advance(pieces, written);
     }
     Poll::Ready(Ok(()))
+}
+
+/// Writes what the socket takes at once of this, which is not nothing.
+fn write_once<S: AsyncWrite + Unpin>(
+    socket: &mut S,
+    context: &mut Context<'_>,
+    slices: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    let socket = Pin::new(socket);
+    let written = match slices {
+        // As most are; the kernel has less to do for one.
+        [only] => socket.poll_write(context, only),
+        several => socket.poll_write_vectored(context, several),
+    };
+    match ready!(written)? {
+        0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        written => Poll::Ready(Ok(written)),
+    }
 }
 
 /// What the client is told: to come back, or that it may not.
@@ -382,3 +401,6 @@ const OBEYING: usize = 8;
 
 /// In one poll.
 const STEPS: usize = 16;
+
+#[cfg(test)]
+mod tests;

@@ -265,9 +265,19 @@ impl Visitor {
         self.over.is_some_and(|over| Instant::now() >= over)
     }
 
-    /// An event's message, in its frame, if the event is for it.
-    pub(super) fn take(&mut self, event: &Event) -> Option<Bytes> {
-        self.subscription.take(event).then(|| self.product.envelopes.of(event))
+    /// Gives it an event, if that is for it.
+    pub(super) fn take(&mut self, event: &Event) -> bool {
+        self.subscription.take(event)
+    }
+
+    /// Whether an event is within what it may see.
+    pub(super) fn may_see(&self, event: &Event) -> bool {
+        self.scope().includes(event.session(), event.kind())
+    }
+
+    /// The place of the last entry that it has been given, or may not see.
+    pub(super) fn place(&self) -> u64 {
+        self.subscription.returned_through()
     }
 
     /// Its socket could not take all of what it has been given.

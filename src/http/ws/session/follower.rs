@@ -3,19 +3,20 @@
 //! May use: `event`, `fanout`, `net`.
 
 use std::{
+    io::IoSlice,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use tokio::time::Instant;
 
-use super::Session;
+use super::{Session, write_once};
 use crate::{
     event::{Event, Scope},
     fanout::Subscription,
     http::{
         Product,
-        lane::{Follower, Given, Ledgers, Lent, MOST_BYTES, MOST_PIECES},
+        lane::{Arrivals, Follower, Given, Ledgers, Lent, MOST_BYTES, MOST_PIECES, advance},
     },
     net::Guarded,
 };
@@ -38,45 +39,62 @@ impl Follower for Session<Guarded> {
         self.run(context, &mut lent.pieces, &mut lent.bytes)
     }
 
-    fn give(&mut self, arrivals: &[Arc<Event>], lent: &mut Lent, ledgers: &mut Ledgers) -> Given {
+    /// Written as its lane keeps it.
+    fn give(&mut self, arrivals: Arrivals<'_>, lent: &mut Lent, ledgers: &mut Ledgers) -> Given {
         if !self.is_following || self.visitor.is_over() {
-            return self.look_into_the_log(arrivals.first().map_or(0, |event| event.place()));
+            return self.look_into_the_log(arrivals.place());
         }
-        let now = Instant::now();
-        let (mut bytes, mut is_all) = (0, true);
-        for event in arrivals {
-            if bytes >= MOST_BYTES || lent.pieces.len() == MOST_PIECES {
+        let Arrivals { events, messages } = arrivals;
+        let (now, before) = (Instant::now(), self.visitor.place());
+        let mut slices = [IoSlice::new(&[]); MOST_PIECES];
+        let (mut count, mut bytes, mut is_all) = (0, 0, true);
+        for (event, message) in events.iter().zip(&mut *messages) {
+            let Some(slice) = slices.get_mut(count).filter(|_| bytes < MOST_BYTES) else {
                 is_all = false;
                 break;
-            }
-            if let Some(frame) = self.visitor.take(event) {
-                bytes += frame.len();
-                lent.pieces.push_back(frame);
+            };
+            if self.visitor.take(event) {
+                let message = message.get_or_insert_with(|| self.visitor.product().envelopes.of(event));
+                *slice = IoSlice::new(message);
+                (count, bytes) = (count + 1, bytes + message.len());
                 ledgers.ws.note(event, now);
             }
         }
-        if bytes == 0 {
+        if count == 0 {
             return Given::Done;
         }
-        lent.bytes += bytes;
-        self.visitor.has_spoken();
         // If the socket is full, it is polled, and waits for room then.
-        if self.write(&mut Context::from_waker(Waker::noop()), &mut lent.pieces).is_err() {
-            return Given::Ended;
+        let written = match write_once(
+            self.socket.get_mut(),
+            &mut Context::from_waker(Waker::noop()),
+            slices.split_at(count).0,
+        ) {
+            Poll::Ready(Ok(written)) => written,
+            Poll::Ready(Err(_)) => return Given::Ended,
+            Poll::Pending => 0,
+        };
+        lent.bytes += written;
+        self.visitor.has_spoken();
+        if written < bytes {
+            let through = self.visitor.place();
+            let is_taken = |it: &Event| it.place() > before && it.place() <= through && self.visitor.may_see(it);
+            let taken = events.iter().zip(messages).filter(|(event, _)| is_taken(event));
+            self.rest.extend(taken.filter_map(|(_, message)| message.clone()));
+            advance(&mut self.rest, written);
         }
-        if !self.rest.is_empty() || !is_all {
-            self.look_into_the_log(0);
-            return Given::Look;
+        if self.rest.is_empty() && is_all {
+            return Given::Done;
         }
-        Given::Done
+        self.look_into_the_log(0);
+        Given::Look
     }
 
     fn look_into_the_log(&mut self, place: u64) -> Given {
         self.is_following = false;
         self.visitor.subscription().look_into_the_log(place);
-        match self.rest.is_empty() {
+        match self.is_idle {
             true => Given::Look,
-            false => Given::Done, // once its socket can be written
+            false => Given::Done, // it is polled in any case, once its socket can be written, or the client has answered
         }
     }
 

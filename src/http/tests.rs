@@ -1,0 +1,79 @@
+//! A public side without a listener, for the tests of its rooms.
+
+use std::{
+    pin::pin,
+    task::{Context, Waker},
+};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{subscribers::Limits, *};
+use crate::{
+    config::{AllowAnonymous, Config, Environment},
+    event::{Draft, Kind},
+    log::{Bounds, Numbering},
+    metrics::Transport,
+};
+
+/// A relay of these products that lets everybody in.
+pub(super) fn relay<const N: usize>(names: [&str; N]) -> Relay {
+    let text = "[server]\nlisten = '127.0.0.1:0'\n[[upstreams]]\nproduct_id = 'one'\nurl = 'http://127.0.0.1:1/stream/p'\n[auth]\nallow_anonymous = true";
+    let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let access = Arc::new(Access::new(&config.auth));
+    let products = names.map(|name| open(name, &metrics)).map(|it| (it.id.clone(), it));
+    Relay {
+        products: Arc::new(DashMap::from_iter(products)),
+        places: Places::new(&config.auth, &[]),
+        subscribers: Subscribers::new(Limits::at_most(1000), Arc::clone(&access), Arc::clone(&metrics)),
+        access,
+        shards: Shards::new(1, Duration::from_secs(30)),
+        pages: Pages::default(),
+        bodies: Bodies::default(),
+        wheel: Wheel::new(),
+        heartbeat_interval: Duration::from_secs(30),
+        max_connection_age: None,
+        trusted_proxies: Vec::new(),
+        is_draining: Arc::new(AtomicBool::new(false)),
+        store: None,
+        metrics,
+    }
+}
+
+fn open(name: &str, metrics: &Arc<Metrics>) -> Arc<Product> {
+    let id = ProductId::new(name).unwrap();
+    let log = Log::new(id.clone(), Bounds { events: 100, bytes: u64::MAX }, metrics.log(&id));
+    log.numbered_by(Numbering::Own);
+    let log = Arc::new(log);
+    Arc::new(Product {
+        fanout: Arc::new(Fanout::new(Arc::clone(&log), 1)),
+        log,
+        lane: 0,
+        sse: metrics.deliveries(&id, Transport::Sse),
+        ws: metrics.deliveries(&id, Transport::WebSocket),
+        envelopes: Arc::default(),
+        paged: metrics.delivered(&id, Transport::Page),
+        published: metrics.published(&id),
+        max_publish_bytes: 0,
+        upstream: String::new(),
+        metrics: Arc::clone(metrics),
+        id,
+    })
+}
+
+/// One of its products.
+pub(super) fn product(relay: &Relay, name: &str) -> Arc<Product> {
+    Arc::clone(&relay.products.get(&ProductId::new(name).unwrap()).unwrap())
+}
+
+/// An event comes, and is shown to those who listen, and left for lanes.
+pub(super) fn publish(relay: &Relay, name: &str, text: &'static str) {
+    let product = product(relay, name);
+    let payload = Bytes::from_static(text.as_bytes());
+    let received = Instant::now();
+    product.log.append(Draft { kind: Kind::new("x"), session: None, forwarded_at: None, payload, received });
+    let run = pin!(product.fanout.run(CancellationToken::new()));
+    assert!(run.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+}

@@ -1,0 +1,45 @@
+//! What goes on for hours must not fill the log.
+//!
+//! In: that there is something to say. Out: whether it is said.
+//!
+//! May use: nothing.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Lets one line of a kind through, and no other for a minute.
+#[derive(Debug, Default)]
+pub(crate) struct Throttle {
+    told: Option<Instant>,
+}
+
+impl Throttle {
+    /// Whether it may be said now; if so, it counts as said.
+    pub(crate) fn admits(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = self.told.is_none_or(|told| now.saturating_duration_since(told) >= SILENCE);
+        if is_due {
+            self.told = Some(now);
+        }
+        is_due
+    }
+}
+
+/// Between two lines about the same trouble.
+const SILENCE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_line_is_let_through_and_the_next_a_minute_later() {
+        let mut throttle = Throttle::default();
+        assert_eq!([throttle.admits(), throttle.admits()], [true, false]);
+        tokio::time::advance(SILENCE - Duration::from_millis(1)).await;
+        assert!(!throttle.admits());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!([throttle.admits(), throttle.admits()], [true, false]);
+    }
+}
