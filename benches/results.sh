@@ -27,12 +27,15 @@ status=0
     echo
     cargo bench --locked --quiet --bench fanout -- --all "$@" || status=$?
     echo
-    echo '### Five pairs of the two that are compared to the limit'
+    echo '### Medians of several pairs'
     echo
-    echo '`cargo bench --bench fanout -- --pairs 5 A A5 C E`'
-    echo
-    cargo bench --locked --quiet --bench fanout -- --pairs 5 A A5 C E || status=$?
-    echo
+    for pairs in '5 A A5' '3 C E'; do
+        echo "\`cargo bench --bench fanout -- --pairs $pairs\`"
+        echo
+        # shellcheck disable=SC2086
+        cargo bench --locked --quiet --bench fanout -- --pairs $pairs || status=$?
+        echo
+    done
     echo '## Webhooks'
     echo
     echo '`cargo bench --bench webhooks`'
