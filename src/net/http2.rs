@@ -18,8 +18,10 @@ use std::{
 use atomic_waker::AtomicWaker;
 use hyper::server::conn::http2::Builder;
 use hyper_util::rt::TokioTimer;
+use tokio::io::AsyncWrite;
+use tracing::debug;
 
-use super::{Manners, NOT_SENT_BYTES, READ_BUFFER_BYTES, patience::PatientExecutor, stage::Graceful};
+use super::{Manners, NOT_SENT_BYTES, READ_BUFFER_BYTES, cork::Cork, patience::PatientExecutor, stage::Graceful};
 use crate::wheel::Alarm;
 
 /// Small buffers, and pings to find dead peers.
@@ -38,9 +40,12 @@ pub(super) fn builder(executor: PatientExecutor) -> Builder<PatientExecutor> {
 }
 
 /// A connection with an end for its idleness.
-pub(super) struct Http2<C> {
+pub(super) struct Http2<C, I> {
     /// In a box: it is much larger than its HTTP/1.1 sister, and rarer.
     connection: Pin<Box<C>>,
+    cork: Cork<I>,
+    /// It has been woken, and has let the streams that were woken with it have their say first.
+    has_waited: bool,
     streams: Arc<Streams>,
     alarm: Alarm,
     head_timeout: Duration,
@@ -49,10 +54,13 @@ pub(super) struct Http2<C> {
     is_ending: bool,
 }
 
-impl<C: Graceful> Http2<C> {
-    pub(super) fn new(connection: C, streams: Arc<Streams>, manners: &Manners) -> Self {
+impl<C: Graceful, I: AsyncWrite + Unpin> Http2<C, I> {
+    /// A connection over what this is the cork of.
+    pub(super) fn new(connection: C, cork: Cork<I>, streams: Arc<Streams>, manners: &Manners) -> Self {
         Self {
             connection: Box::pin(connection),
+            cork,
+            has_waited: false,
             streams,
             alarm: Alarm::new(&manners.wheel),
             head_timeout: manners.head_timeout,
@@ -86,18 +94,30 @@ impl<C: Graceful> Http2<C> {
     }
 }
 
-impl<C: Graceful> Future for Http2<C> {
+impl<C: Graceful, I: AsyncWrite + Unpin> Future for Http2<C, I> {
     type Output = Result<(), hyper::Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.connection.as_mut().poll(context) {
-            Poll::Ready(ended) => Poll::Ready(ended),
-            Poll::Pending => self.poll_idle(context),
+        let are_several = self.streams.are_several();
+        if are_several && !std::mem::replace(&mut self.has_waited, true) {
+            // The first of the streams that an event has woken has woken this: it goes behind the others.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
+        self.has_waited = false;
+        self.cork.put(are_several);
+        if let Poll::Ready(ended) = self.connection.as_mut().poll(context) {
+            return Poll::Ready(ended);
+        }
+        if let Poll::Ready(Err(error)) = self.cork.poll_pull(context) {
+            debug!(%error, "connection ended");
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_idle(context)
     }
 }
 
-impl<C: Graceful> Graceful for Http2<C> {
+impl<C: Graceful, I: AsyncWrite + Unpin> Graceful for Http2<C, I> {
     fn end_gracefully(mut self: Pin<&mut Self>) {
         self.is_ending = true;
         self.connection.as_mut().end_gracefully();
@@ -116,6 +136,11 @@ impl Streams {
     pub(super) fn open(self: &Arc<Self>) -> Open {
         self.count.fetch_add(1, SeqCst);
         Open(Arc::clone(self))
+    }
+
+    /// Whether there is more than one.
+    fn are_several(&self) -> bool {
+        self.count.load(SeqCst) > 1
     }
 
     /// Whether there are any; `waker` is woken when the last one ends.

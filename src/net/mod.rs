@@ -5,6 +5,7 @@
 //!
 //! May use: `config` (the certificate), `throttle`, `wheel`.
 
+mod cork;
 mod cut;
 mod guarded;
 mod handover;
@@ -51,6 +52,7 @@ use tower::Service;
 use tracing::{debug, warn};
 
 use self::{
+    cork::cork,
     handover::{Beginning, Handover},
     http2::{Http2, Streams},
     patience::PatientExecutor,
@@ -354,8 +356,9 @@ impl Server {
         let streams = Arc::new(Streams::default());
         let executor = PatientExecutor::new(&self.crew.tasks, &self.manners, Arc::clone(&streams));
         let service = service_fn(move |request| answer(self.routes.current(), connection.clone(), request));
+        let (io, cork) = cork(io);
         let connection = http2::builder(executor).serve_connection(TokioIo::new(io), service);
-        self.crew.stage.drive(Pin::new(&mut Http2::new(connection, streams, &self.manners))).await
+        self.crew.stage.drive(Pin::new(&mut Http2::new(connection, cork, streams, &self.manners))).await
     }
 }
 
