@@ -21,7 +21,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Fate, Socket};
+use super::{Fate, Session, Socket};
 use bytes::Bytes;
 use http_body::Frame;
 
@@ -32,8 +32,8 @@ pub(super) struct Handover {
     heir: Mutex<Option<Heir>>,
 }
 
-/// Who goes on with the socket.
-type Heir = Box<dyn FnOnce(Socket) + Send>;
+/// Who goes on with the socket, and with the TLS session above it.
+type Heir = Box<dyn FnOnce(Socket, Option<Session>) + Send>;
 
 impl Handover {
     /// The socket is to be given to `heir` once the answer's head has been sent.

@@ -13,13 +13,13 @@ use std::{
 use axum::body::Body;
 use hyper::{
     body::Incoming,
-    rt::{Read, Write},
     server::conn::http1::{Builder, UpgradeableConnection},
     service::HttpService,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Fate, READ_BUFFER_BYTES, guarded::Guarded, stage::Graceful};
+use super::{Fate, READ_BUFFER_BYTES, stage::Graceful, wire::Release};
 
 /// Small buffers and a time-out for each head.
 pub(super) fn builder(head_timeout: Duration) -> Builder {
@@ -28,20 +28,21 @@ pub(super) fn builder(head_timeout: Duration) -> Builder {
     builder
 }
 
-/// A connection without TLS, whose socket can be taken out of hyper.
-pub(super) struct Plain<C> {
+/// A connection that can be taken out of hyper.
+pub(super) struct Http1<C> {
     connection: Option<C>,
     fate: Arc<Fate>,
 }
 
-impl<C> Plain<C> {
+impl<C> Http1<C> {
     pub(super) fn new(connection: C, fate: Arc<Fate>) -> Self {
         Self { connection: Some(connection), fate }
     }
 }
 
-impl<S> Future for Plain<UpgradeableConnection<TokioIo<Guarded>, S>>
+impl<I, S> Future for Http1<UpgradeableConnection<TokioIo<I>, S>>
 where
+    I: AsyncRead + AsyncWrite + Release + Unpin + Send + 'static,
     S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
 {
     type Output = Result<(), hyper::Error>;
@@ -54,29 +55,21 @@ where
         let Some(heir) = self.fate.handover.heir() else { return Poll::Pending };
         // What the client has sent beyond its request is of no use: nothing else is answered on this connection.
         if let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) {
-            heir(parts.io.into_inner().into_socket());
+            let (socket, session) = parts.io.into_inner().release();
+            heir(socket, session);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S> Graceful for Plain<UpgradeableConnection<TokioIo<Guarded>, S>>
+impl<I, S> Graceful for Http1<UpgradeableConnection<TokioIo<I>, S>>
 where
+    I: AsyncRead + AsyncWrite + Release + Unpin + Send + 'static,
     S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
 {
     fn end_gracefully(mut self: Pin<&mut Self>) {
         if let Some(connection) = &mut self.connection {
             Pin::new(connection).graceful_shutdown();
         }
-    }
-}
-
-impl<I, S> Graceful for UpgradeableConnection<I, S>
-where
-    S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
-    I: Read + Write + Unpin + Send + 'static,
-{
-    fn end_gracefully(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
     }
 }

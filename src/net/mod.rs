@@ -16,6 +16,7 @@ mod patience;
 mod places;
 mod stage;
 mod tls;
+mod wire;
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -35,7 +36,7 @@ use std::{
 use axum::{Router, body::Body};
 use bytes::Bytes;
 use hyper::{
-    HeaderMap, Request, Version,
+    HeaderMap, Request,
     body::Incoming,
     header::{CONNECTION, HeaderValue, TRANSFER_ENCODING},
     service::service_fn,
@@ -58,6 +59,7 @@ use self::{
     patience::PatientExecutor,
     places::{Places, Spare},
     stage::Stage,
+    wire::Release,
 };
 use crate::wheel::Wheel;
 
@@ -67,6 +69,7 @@ pub(crate) use listener::{BindError, Listener};
 pub(crate) use patience::Patience;
 pub(crate) use places::Place;
 pub(crate) use tls::Tls;
+pub(crate) use wire::{Session, Wire, Written};
 
 /// What a listener answers with. Another router may take its place: requests that come from then on are answered by that one, on
 /// connections that stand, too.
@@ -122,20 +125,13 @@ pub(crate) struct Connection {
     pub(crate) fate: Arc<Fate>,
     /// It came when there was no place any more, and is here to be told so.
     pub(crate) is_surplus: bool,
-    is_encrypted: bool,
     crew: Arc<Crew>,
 }
 
 impl Connection {
-    /// Whether the socket can be taken out of hyper while it answers a request of this version: on HTTP/1.0 there are no
-    /// chunks, on HTTP/2 there are other streams, and with TLS what is written is not what is sent.
-    pub(crate) fn can_hand_over(&self, version: Version) -> bool {
-        version == Version::HTTP_11 && !self.is_encrypted
-    }
-
     /// Takes the socket out of hyper: the answer must have the body that is returned, which begins with `first`, and `heir`
     /// writes all that follows, in chunks, and ends the connection. If the connection is lost before that, `heir` is dropped.
-    pub(crate) fn hand_over(&self, first: Bytes, heir: impl FnOnce(Socket) + Send + 'static) -> Body {
+    pub(crate) fn hand_over(&self, first: Bytes, heir: impl FnOnce(Socket, Option<Session>) + Send + 'static) -> Body {
         self.fate.handover.promise(Box::new(heir));
         Body::new(Beginning { first: Some(first), fate: Arc::clone(&self.fate) })
     }
@@ -294,9 +290,8 @@ impl Server {
     /// Serves one connection to its end.
     async fn converse(self: Arc<Self>, socket: Socket, peer: SocketAddr, is_surplus: bool) {
         let fate = Arc::new(Fate::new(&self.manners.wheel));
-        let is_encrypted = self.manners.tls.is_some();
         let crew = Arc::clone(&self.crew);
-        let connection = Connection { peer, fate, is_surplus, is_encrypted, crew };
+        let connection = Connection { peer, fate, is_surplus, crew };
         let ended = match &self.manners.tls {
             None => self.converse_plainly(socket, connection).await,
             // In a box: it is much the larger of the two, and would be so for each connection without TLS, too.
@@ -312,15 +307,11 @@ impl Server {
         let Some(Ok(Ok(is_http2))) = self.crew.stage.run_until_ending(first_bytes).await else {
             return Ok(());
         };
-        let fate = Arc::clone(&connection.fate);
-        let io = Guarded::new(socket, &self.manners, Arc::clone(&fate));
-        if is_http2 {
-            return self.speak_http2(io, connection).await;
+        let io = Guarded::new(socket, &self.manners, Arc::clone(&connection.fate));
+        match is_http2 {
+            true => self.speak_http2(io, connection).await,
+            false => self.speak_http1(io, connection).await,
         }
-        let service = service_fn(move |request| answer(self.routes.current(), connection.clone(), request));
-        let builder = http1::builder(self.manners.head_timeout);
-        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        self.crew.stage.drive(Pin::new(&mut http1::Plain::new(connection, fate))).await
     }
 
     async fn converse_over(&self, tls: &Tls, socket: Socket, connection: Connection) -> Result<(), hyper::Error> {
@@ -340,13 +331,21 @@ impl Server {
             None => return Ok(()),
         };
         io.get_mut().0.expect_request(self.manners.head_timeout);
-        if tls::has_chosen_http2(&io) {
-            return self.speak_http2(io, connection).await;
+        match tls::has_chosen_http2(&io) {
+            true => self.speak_http2(io, connection).await,
+            false => self.speak_http1(io, connection).await,
         }
+    }
+
+    async fn speak_http1<I>(&self, io: I, connection: Connection) -> Result<(), hyper::Error>
+    where
+        I: AsyncRead + AsyncWrite + Release + Unpin + Send + 'static,
+    {
+        let fate = Arc::clone(&connection.fate);
         let service = service_fn(move |request| answer(self.routes.current(), connection.clone(), request));
         let builder = http1::builder(self.manners.head_timeout);
-        let mut connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        stage.drive(Pin::new(&mut connection)).await
+        let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
+        self.crew.stage.drive(Pin::new(&mut http1::Http1::new(connection, fate))).await
     }
 
     async fn speak_http2<I>(&self, io: I, connection: Connection) -> Result<(), hyper::Error>

@@ -131,7 +131,7 @@ pub(crate) fn guarded(stream: TcpStream, wheel: &Arc<Wheel>) -> (Guarded, Connec
     };
     let (peer, fate) = (stream.peer_addr().unwrap(), Arc::new(Fate::new(wheel)));
     let guarded = Guarded::new(Socket { stream, place: Place::of_nobody() }, &manners, Arc::clone(&fate));
-    (guarded, Connection { peer, fate, is_surplus: false, is_encrypted: false, crew: Arc::default() })
+    (guarded, Connection { peer, fate, is_surplus: false, crew: Arc::default() })
 }
 
 /// A certificate for this machine that is its own root, and its key.

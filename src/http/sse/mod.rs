@@ -34,7 +34,7 @@ use super::{
 use crate::{
     auth::{Farewell, Grant, Holder, Proof},
     metrics::ShedReason,
-    net::{Connection, Patience},
+    net::{Connection, Patience, Wire},
     sse,
     wheel::Wheel,
 };
@@ -59,7 +59,7 @@ pub(crate) async fn stream(
     }
     let mut wish = Wish::read(&query, &headers)?;
     wish.scope = grant.narrow(wish.scope)?;
-    let side = Side::public(&relay, &grant, connection.can_hand_over(version));
+    let side = Side::public(&relay, &grant, can_hand_over(version));
     answer(&relay, &side, &product, wish, &connection, &headers)
 }
 
@@ -88,9 +88,11 @@ pub(super) fn answer(
         Some(shards) => {
             let (shards, home) = (Arc::clone(shards), product.lane);
             let scope = events.scope().clone();
-            let introduce = Box::new(|socket| Box::new(Stream::new(socket, events)) as Box<dyn Follower>);
-            // Its client, which comes back whatever the end, needs no more if it is too late for a lane.
-            connection.hand_over(first, move |socket| drop(shards.take(socket, &scope, home, introduce)))
+            connection.hand_over(first, move |socket, session| {
+                let introduce = |socket| Box::new(Stream::new(Wire::new(socket, session), events)) as Box<dyn Follower>;
+                // Its client, which comes back whatever the end, needs no more if it is too late for a lane.
+                drop(shards.take(socket, &scope, home, Box::new(introduce)));
+            })
         }
         None => Body::new(EventBody::new(first, events, connection, patience)),
     };
@@ -139,6 +141,12 @@ impl<'a> Side<'a> {
             is_onlooker: false,
         }
     }
+}
+
+/// Whether the socket can be taken out of hyper while it answers a request of this version: on HTTP/1.0 there are no chunks, on
+/// HTTP/2 there are other streams.
+fn can_hand_over(version: Version) -> bool {
+    version == Version::HTTP_11
 }
 
 /// The head of every event stream, and of what stands for one.

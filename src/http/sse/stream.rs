@@ -4,15 +4,14 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, ErrorKind, IoSlice, Read},
+    io::{self, ErrorKind, IoSlice},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use socket2::SockRef;
-use tokio::{io::Interest, net::TcpStream, time::Instant};
+use tokio::time::Instant;
 
 use super::events::{Events, Fault};
 use crate::{
@@ -22,16 +21,14 @@ use crate::{
         Product,
         lane::{Arrivals, Follower, Given, Ledgers, Lent, MOST_BYTES, MOST_PIECES, advance, slices},
     },
-    net::{Place, Socket},
+    net::{Wire, Written},
     sse,
 };
 
 /// A subscriber with its socket.
 #[derive(Debug)]
 pub(in crate::http) struct Stream {
-    socket: TcpStream,
-    /// Among the connections of the listener, as long as the socket is open.
-    _place: Place,
+    wire: Wire,
     events: Events,
     /// What the socket has not taken yet.
     rest: Option<Box<Rest>>,
@@ -52,18 +49,8 @@ struct Rest {
 
 impl Stream {
     /// A stream whose head has been sent.
-    pub(in crate::http) fn new(socket: Socket, events: Events) -> Self {
-        let Socket { stream: socket, place: _place } = socket;
-        Self {
-            socket,
-            _place,
-            events,
-            rest: None,
-            heard: 0,
-            must_register: true,
-            has_ended: false,
-            is_following: false,
-        }
+    pub(in crate::http) fn new(wire: Wire, events: Events) -> Self {
+        Self { wire, events, rest: None, heard: 0, must_register: true, has_ended: false, is_following: false }
     }
 
     /// Keeps what the socket has not taken.
@@ -96,17 +83,17 @@ impl Stream {
     fn write_rest(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<bool> {
         let Some(rest) = &mut self.rest else { return Poll::Ready(true) };
         loop {
-            let ready = match write(&self.socket, &mut rest.pieces) {
-                Ok(_) if rest.pieces.is_empty() => {
+            let ready = match write(&mut self.wire, &mut rest.pieces) {
+                Ok(_) if rest.pieces.is_empty() && !self.wire.owes() => {
                     self.rest = None;
                     return Poll::Ready(true);
                 }
-                Ok(written) => {
-                    lent.bytes += written;
-                    if written > 0 {
+                Ok(sent) => {
+                    lent.bytes += sent;
+                    if sent > 0 {
                         rest.due = self.events.wheel().after(lent.write_timeout);
                     }
-                    self.socket.poll_write_ready(context)
+                    self.wire.socket().poll_write_ready(context)
                 }
                 Err(error) => Poll::Ready(Err(error)),
             };
@@ -132,17 +119,12 @@ impl Stream {
     /// Whether the client has ended the connection. What it sends otherwise is not looked at; one that does not stop is not
     /// read any more, and its end shows when it is written to.
     fn has_hung_up(&mut self, context: &mut Context<'_>) -> bool {
-        let mut buffer = [0; 512];
         for _ in 0..READS {
             if self.heard >= MOST_HEARD {
                 return false;
             }
             let mut is_told = false;
-            let read = self.socket.try_io(Interest::READABLE, || {
-                is_told = true;
-                (&*SockRef::from(&self.socket)).read(&mut buffer)
-            });
-            match read {
+            match self.wire.try_hear(&mut is_told) {
                 Ok(0) => return true,
                 Ok(bytes) => self.heard += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -151,7 +133,7 @@ impl Stream {
                         return false;
                     }
                     self.must_register = false;
-                    if self.socket.poll_read_ready(context).is_pending() {
+                    if self.wire.socket().poll_read_ready(context).is_pending() {
                         return false;
                     }
                 }
@@ -186,6 +168,9 @@ impl Follower for Stream {
         if self.has_hung_up(context) {
             return Poll::Ready(());
         }
+        if self.wire.owes() && self.rest.is_none() {
+            self.keep(VecDeque::new(), lent.write_timeout); // what TLS answers its peer
+        }
         for _ in 0..WRITES {
             match self.write_rest(context, lent) {
                 Poll::Ready(true) => {}
@@ -196,14 +181,14 @@ impl Follower for Stream {
                 return Poll::Ready(());
             }
             let is_all = self.gather(context, &mut lent.pieces);
-            match write(&self.socket, &mut lent.pieces) {
-                Ok(written) => lent.bytes += written,
+            match write(&mut self.wire, &mut lent.pieces) {
+                Ok(sent) => lent.bytes += sent,
                 Err(error) => {
                     note(&mut self.events, &error);
                     return Poll::Ready(());
                 }
             }
-            if !lent.pieces.is_empty() {
+            if !lent.pieces.is_empty() || self.wire.owes() {
                 self.keep(lent.pieces.drain(..).collect(), lent.write_timeout);
             }
             if is_all && self.rest.is_none() && !self.has_ended {
@@ -235,26 +220,24 @@ impl Follower for Stream {
                 ledgers.sse.note(event, now);
             }
         }
-        let written = match slices.split_at(count).0 {
-            [] => return Given::Done,
-            [only] => self.socket.try_write(only),
-            several => self.socket.try_write_vectored(several),
-        };
-        let written = match written {
+        if count == 0 {
+            return Given::Done;
+        }
+        let Written { taken, sent } = match self.wire.try_write(slices.split_at(count).0) {
             Ok(written) => written,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Written::default(),
             Err(error) => {
                 note(&mut self.events, &error);
                 return Given::Ended;
             }
         };
-        lent.bytes += written;
+        lent.bytes += sent;
         self.events.has_spoken();
-        if written < bytes {
+        if taken < bytes || self.wire.owes() {
             let through = self.events.place();
             let is_taken = |it: &&Arc<Event>| it.place() > before && it.place() <= through && self.events.may_see(it);
             let mut rest = arrivals.events.iter().filter(is_taken).map(|event| event.chunk().clone()).collect();
-            advance(&mut rest, written);
+            advance(&mut rest, taken);
             self.keep(rest, lent.write_timeout);
         }
         if !is_all {
@@ -277,21 +260,15 @@ impl Follower for Stream {
     }
 }
 
-/// Writes pieces until the socket is full, and returns how many bytes it took; what it did not take stays.
-fn write(socket: &TcpStream, pieces: &mut VecDeque<Bytes>) -> io::Result<usize> {
+/// Writes pieces until the socket is full, and returns how many bytes it took; what was not taken stays.
+fn write(wire: &mut Wire, pieces: &mut VecDeque<Bytes>) -> io::Result<usize> {
     let mut total = 0;
-    while !pieces.is_empty() {
-        let written = match pieces.as_slices() {
-            ([piece], []) => socket.try_write(piece),
-            _ => {
-                let (slices, used) = slices(pieces);
-                socket.try_write_vectored(slices.split_at(used).0)
-            }
-        };
-        match written {
-            Ok(written) => {
-                advance(pieces, written);
-                total += written;
+    while !pieces.is_empty() || wire.owes() {
+        let (slices, used) = slices(pieces);
+        match wire.try_write(slices.split_at(used).0) {
+            Ok(Written { taken, sent }) => {
+                advance(pieces, taken);
+                total += sent;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
             Err(error) => return Err(error),
