@@ -69,9 +69,9 @@ pub(super) fn product(relay: &Relay, name: &str) -> Arc<Product> {
 }
 
 /// An event comes, and is shown to those who listen, and left for lanes.
-pub(super) fn publish(relay: &Relay, name: &str, text: &'static str) {
+pub(super) fn publish(relay: &Relay, name: &str, text: &str) {
     let product = product(relay, name);
-    let payload = Bytes::from_static(text.as_bytes());
+    let payload = Bytes::copy_from_slice(text.as_bytes());
     let received = Instant::now();
     product.log.append(Draft { kind: Kind::new("x"), session: None, forwarded_at: None, payload, received });
     let run = pin!(product.fanout.run(CancellationToken::new()));

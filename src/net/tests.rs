@@ -16,6 +16,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
+pub(crate) use super::wire::tests::shake_hands;
 use super::*;
 use crate::config::TlsFiles;
 

@@ -172,4 +172,4 @@ impl Write for Records<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -168,9 +168,6 @@ impl Follower for Stream {
         if self.has_hung_up(context) {
             return Poll::Ready(());
         }
-        if self.wire.owes() && self.rest.is_none() {
-            self.keep(VecDeque::new(), lent.write_timeout); // what TLS answers its peer
-        }
         for _ in 0..WRITES {
             match self.write_rest(context, lent) {
                 Poll::Ready(true) => {}

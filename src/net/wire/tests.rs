@@ -192,18 +192,27 @@ async fn hear_more(wire: &mut Wire) -> io::Result<usize> {
 
 /// A connection that has shaken hands, as hyper lets go of it, and its client, which blocks.
 async fn pair() -> (Wire, StreamOwned<ClientConnection, StdStream>) {
-    let (server, client_socket) = sockets();
-    let name = ServerName::from(client_socket.peer_addr().unwrap().ip());
+    let (server, client) = sockets();
+    let (stream, session, client) = shake_hands(server, client).await;
+    (Wire::new(Socket { stream, place: Place::of_nobody() }, Some(session)), client)
+}
+
+/// Makes TLS of two sockets that are connected.
+pub(crate) async fn shake_hands(
+    server: TcpStream,
+    client: StdStream,
+) -> (TcpStream, Session, StreamOwned<ClientConnection, StdStream>) {
     let (tls, trusting) = identity();
     let client = std::thread::spawn(move || {
-        let mut client = StreamOwned::new(ClientConnection::new(trusting, name).unwrap(), client_socket);
+        let name = ServerName::from(client.peer_addr().unwrap().ip());
+        let mut client = StreamOwned::new(ClientConnection::new(trusting, name).unwrap(), client);
         while client.conn.is_handshaking() {
             client.conn.complete_io(&mut client.sock).unwrap();
         }
         client
     });
-    let (stream, session) = tls.accept(server).await.unwrap().into_inner();
-    (Wire::new(Socket { stream, place: Place::of_nobody() }, Some(Box::new(session))), client.join().unwrap())
+    let (server, session) = tls.accept(server).await.unwrap().into_inner();
+    (server, Box::new(session), client.join().unwrap())
 }
 
 /// What a listener shows, and what a client that trusts it is configured with.

@@ -3,9 +3,11 @@
 use std::{
     io::{ErrorKind, Read},
     net::{Ipv4Addr, TcpListener},
+    time::Instant,
 };
 
 use hyper::HeaderMap;
+use socket2::SockRef;
 use tokio::task::yield_now;
 
 use super::*;
@@ -18,7 +20,7 @@ use crate::{
         sse::{Events, Side, Stream},
         tests::{product, publish, relay},
     },
-    net::{Place, Wire},
+    net::{Place, Session, Wire, tests::shake_hands},
 };
 
 /// A lane and two products on it.
@@ -41,11 +43,13 @@ impl Stage {
 
     /// The same, of one that wants some of it.
     async fn follow_some(&mut self, name: &str, scope: Scope) -> std::net::TcpStream {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, client) = sockets();
         client.set_nonblocking(true).unwrap();
-        let socket = listener.accept().unwrap().0;
-        socket.set_nonblocking(true).unwrap();
+        self.let_in(name, scope, socket, None).await;
+        client
+    }
+
+    async fn let_in(&mut self, name: &str, scope: Scope, socket: std::net::TcpStream, session: Option<Session>) {
         let side = Side {
             subscribers: &self.relay.subscribers,
             wheel: &self.relay.wheel,
@@ -60,22 +64,35 @@ impl Stage {
         let wish = Wish { scope, start: Start::Now };
         let (product, peer) = (product(&self.relay, name), Ipv4Addr::LOCALHOST.into());
         let events = Events::open(&self.relay, &side, &product, wish, peer, &HeaderMap::new(), None).unwrap();
-        let introduce = Box::new(|socket| Box::new(Stream::new(Wire::new(socket, None), events)) as Box<dyn Follower>);
+        let introduce = |socket| Box::new(Stream::new(Wire::new(socket, session), events)) as Box<dyn Follower>;
+        let introduce = Box::new(introduce);
         self.crowd.let_in(Newcomer { socket, place: Place::of_nobody(), introduce });
         yield_now().await; // the runtime finds out that its socket can be written
         self.crowd.poll_some();
-        client
     }
 }
 
+/// Two that are connected; the first does not block.
+fn sockets() -> (std::net::TcpStream, std::net::TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let socket = listener.accept().unwrap().0;
+    socket.set_nonblocking(true).unwrap();
+    (socket, client)
+}
+
 /// The payloads that have come.
-fn payloads(mut client: &std::net::TcpStream) -> Vec<String> {
+fn payloads(mut client: impl Read) -> Vec<String> {
     let mut bytes = Vec::new();
     match client.read_to_end(&mut bytes) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
         other => panic!("the stream stands: {other:?}"),
     }
-    let text = String::from_utf8(bytes).unwrap();
+    payloads_of(&bytes)
+}
+
+fn payloads_of(bytes: &[u8]) -> Vec<String> {
+    let text = str::from_utf8(bytes).unwrap();
     text.lines().filter_map(|line| line.strip_prefix("data: ").map(str::to_owned)).collect()
 }
 
@@ -130,6 +147,38 @@ async fn what_concerned_nobody_any_more_is_not_left_lying() {
     stage.crowd.look_for_arrivals();
     stage.crowd.give_some();
     assert_eq!(payloads(&client), ["second"]);
+}
+
+/// TLS takes more than its socket does: then there is nothing left to write, and something to send.
+#[tokio::test]
+async fn what_tls_has_taken_is_sent_once_there_is_room_though_nothing_else_happens() {
+    for count in 1..=40 {
+        let mut stage = Stage::new();
+        let (socket, client) = sockets();
+        SockRef::from(&socket).set_send_buffer_size(1).unwrap(); // the least there is
+        let socket = TcpStream::from_std(socket).unwrap();
+        let (socket, session, mut client) = shake_hands(socket, client).await;
+        client.sock.set_nonblocking(true).unwrap();
+        stage.let_in("one", Scope::EVERYTHING, socket.into_std().unwrap(), Some(session)).await;
+        let payload = |number| format!("{number}{}", "x".repeat(5000));
+        for number in 0..count {
+            publish(&stage.relay, "one", &payload(number));
+            stage.crowd.turn(&Context::from_waker(Waker::noop()));
+        }
+        let mut seen = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while seen.iter().filter(|byte| **byte == b'x').count() < count * 5000 {
+            assert!(Instant::now() < deadline, "{count} events: only {} bytes came", seen.len());
+            let mut buffer = [0; 4096];
+            if let Ok(bytes) = client.read(&mut buffer) {
+                seen.extend_from_slice(&buffer[..bytes]);
+            }
+            yield_now().await;
+            stage.crowd.turn(&Context::from_waker(Waker::noop()));
+        }
+        let expected: Vec<_> = (0..count).map(payload).collect();
+        assert_eq!(payloads_of(&seen), expected);
+    }
 }
 
 #[tokio::test]
