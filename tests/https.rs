@@ -339,6 +339,60 @@ fn who_takes_nothing_over_tls_is_disconnected_whatever_it_speaks() {
 }
 
 #[test]
+fn who_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
+    const EVENTS: usize = 300;
+    const FRAMING: usize = 500; // of it, and of what else may stand between two events
+    let mut scene = Scene::new("write_timeout = '2s'");
+    let to = scene.relay.public;
+    let mut slow = scene.secure();
+    assert_eq!(slow.ask(to, STREAM, &[]).status(), 200);
+    scene.relay.wait_for_subscribers(1.0);
+    // From one that fits into a record with others to one that takes a dozen; far more, all in all, than sockets hold.
+    let sessions: Vec<_> = [10, 1000, 16_000, 17_000, 40_000, 200_000].map(|length| "x".repeat(length)).into();
+    let sent: Vec<_> = (0..EVENTS).map(|n| event_of(&sessions[n % sessions.len()], n)).collect();
+    thread::scope(|scope| {
+        let link = &mut scene.link;
+        scope.spawn(|| sent.iter().for_each(|event| link.event(event.clone())));
+        for (n, event) in sent.iter().enumerate() {
+            let seen = slow.through(event.as_bytes()).len();
+            assert!(seen < event.len() + FRAMING, "event {n} comes behind what is not its own");
+            if n % 60 == 59 {
+                // The script of this reader: each pause is far shorter than the time-out, all together are longer.
+                thread::sleep(Duration::from_millis(500));
+            }
+        }
+    });
+    // What was missed while nobody listened comes in large writes.
+    let mut late = scene.secure();
+    assert_eq!(late.ask(to, STREAM, &[("Last-Event-ID", "0-0")]).status(), 200);
+    for (n, event) in sent.iter().enumerate() {
+        let seen = late.through(event.as_bytes()).len();
+        assert!(seen < event.len() + FRAMING, "event {n} comes behind what is not its own");
+    }
+}
+
+#[test]
+fn a_client_that_ends_tls_and_keeps_its_socket_is_gone() {
+    let scene = Scene::new("");
+    let (mut ended, mut strange) = (scene.secure(), scene.secure());
+    for secure in [&mut ended, &mut strange] {
+        assert_eq!(secure.ask(scene.relay.public, STREAM, &[]).status(), 200);
+        // It says more than was asked of it.
+        secure.stream.write_all(&[b'x'; 5000]).unwrap();
+    }
+    scene.relay.wait_for_subscribers(2.0);
+    ended.stream.conn.send_close_notify();
+    ended.stream.flush().unwrap();
+    scene.relay.wait_for_subscribers(1.0);
+    strange.stream.sock.write_all(&[0x17, 3, 3, 0, 20]).unwrap();
+    strange.stream.sock.write_all(&[0; 20]).unwrap();
+    scene.relay.wait_for_subscribers(0.0);
+    for secure in [&mut ended, &mut strange] {
+        secure.rest();
+    }
+}
+
+#[test]
 fn a_relay_behind_an_https_relay_and_tail_and_healthcheck_trust_its_root() {
     let mut scene = Scene::new("");
     let root = scene.authority.root();

@@ -17,6 +17,7 @@ use rustls::{
     sign::SingleCertAndKey,
     version::{TLS12, TLS13},
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::guarded::Guarded;
@@ -52,7 +53,10 @@ impl Tls {
     /// # Errors
     ///
     /// When the peer speaks something else, or takes too long.
-    pub(super) async fn accept(&self, socket: Guarded) -> io::Result<TlsStream<Guarded>> {
+    pub(super) async fn accept<I>(&self, socket: I) -> io::Result<TlsStream<I>>
+    where
+        I: AsyncRead + AsyncWrite + Unpin,
+    {
         let config = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let bounded = |session: &mut rustls::ServerConnection| session.set_buffer_limit(Some(BUFFER_BYTES));
         TlsAcceptor::from(config).accept_with(socket, bounded).await

@@ -170,3 +170,6 @@ impl Write for Records<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use crate::{
         sse::{Events, Side, Stream},
         tests::{product, publish, relay},
     },
-    net::Place,
+    net::{Place, Wire},
 };
 
 /// A lane and two products on it.
@@ -60,7 +60,7 @@ impl Stage {
         let wish = Wish { scope, start: Start::Now };
         let (product, peer) = (product(&self.relay, name), Ipv4Addr::LOCALHOST.into());
         let events = Events::open(&self.relay, &side, &product, wish, peer, &HeaderMap::new(), None).unwrap();
-        let introduce = Box::new(|socket| Box::new(Stream::new(socket, events)) as Box<dyn Follower>);
+        let introduce = Box::new(|socket| Box::new(Stream::new(Wire::new(socket, None), events)) as Box<dyn Follower>);
         self.crowd.let_in(Newcomer { socket, place: Place::of_nobody(), introduce });
         yield_now().await; // the runtime finds out that its socket can be written
         self.crowd.poll_some();
