@@ -10,6 +10,9 @@
 //!
 //! May use: nothing.
 
+#[cfg(test)]
+pub(super) mod tests;
+
 use std::{
     io::{self, ErrorKind, IoSlice},
     pin::Pin,
@@ -59,10 +62,9 @@ impl<I: AsyncWrite + Unpin> Cork<I> {
     /// The transport's own.
     pub(super) fn poll_pull(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut transport = lock(&self.0);
-        if transport.held.is_empty() && !transport.owes_flush {
-            return Poll::Ready(Ok(()));
+        if !transport.held.is_empty() || transport.owes_flush {
+            ready!(transport.poll_flush(context))?;
         }
-        ready!(transport.poll_flush(context))?;
         transport.held = Vec::new(); // a connection that sleeps keeps no buffer
         Poll::Ready(Ok(()))
     }

@@ -5,6 +5,9 @@
 //!
 //! May use: `wheel`.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     pin::Pin,
     sync::{
@@ -106,10 +109,12 @@ impl<C: Graceful, I: AsyncWrite + Unpin> Future for Http2<C, I> {
         }
         self.has_waited = false;
         self.cork.put(are_several);
-        if let Poll::Ready(ended) = self.connection.as_mut().poll(context) {
-            return Poll::Ready(ended);
+        let ended = self.connection.as_mut().poll(context);
+        let written = self.cork.poll_pull(context); // also at the end: to h2 all of it has been written
+        if ended.is_ready() {
+            return ended;
         }
-        if let Poll::Ready(Err(error)) = self.cork.poll_pull(context) {
+        if let Poll::Ready(Err(error)) = written {
             debug!(%error, "connection ended");
             return Poll::Ready(Ok(()));
         }

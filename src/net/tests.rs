@@ -1,20 +1,24 @@
 use std::{
     path::Path,
     process::Command,
+    sync::atomic::AtomicUsize,
     task::{Context, Poll},
 };
 
 use axum::extract::Request as Asked;
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioExecutor;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{
-    io::{AsyncWriteExt, ReadBuf},
-    sync::mpsc,
+    io::{AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    sync::{broadcast, mpsc},
     time::Instant,
 };
 use tokio_rustls::TlsConnector;
+use tokio_stream::{StreamExt, wrappers::BroadcastStream};
 
 pub(crate) use super::wire::tests::shake_hands;
 use super::*;
@@ -28,9 +32,11 @@ async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
     let tls = Arc::new(Tls::new(&files.read().unwrap()).unwrap());
     for (is_secure, protocol, request) in [
         (false, "http/1.1", HTTP1_REQUEST.to_vec()),
-        (false, "h2", http2_request()),
+        (false, "h2", http2_requests(1)),
+        (false, "h2", http2_requests(2)),
         (true, "http/1.1", HTTP1_REQUEST.to_vec()),
-        (true, "h2", http2_request()),
+        (true, "h2", http2_requests(1)),
+        (true, "h2", http2_requests(2)),
     ] {
         let (to, mut asked) = endless(is_secure.then(|| Arc::clone(&tls)));
         let mut socket = TcpStream::connect(to).await.unwrap();
@@ -52,6 +58,22 @@ async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
     }
 }
 
+/// On a worker, whoever was woken last runs first, as in the relay: the connection before the streams that were woken with the one that woke it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn what_many_streams_of_a_connection_get_at_once_goes_out_in_few_writes() {
+    let many = tokio::spawn(async {
+        let mut many = Shared::new(50).await;
+        for _ in 0..3 {
+            // Four for 50 KiB, and room for a client's task that has its turn in between.
+            let writes = many.publish().await;
+            assert!(writes <= 6, "{writes}");
+        }
+    });
+    many.await.unwrap();
+    let one = tokio::spawn(async { assert_eq!(Shared::new(1).await.publish().await, 1) });
+    one.await.unwrap();
+}
+
 #[tokio::test]
 async fn who_sends_without_end_is_read_from_a_ration_at_a_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -60,14 +82,8 @@ async fn who_sends_without_end_is_read_from_a_ration_at_a_time() {
     client.write_all(&[b'x'; 1000]).await.unwrap();
     stream.readable().await.unwrap();
     let wheel = Wheel::new();
-    let manners = Manners {
-        head_timeout: PATIENCE,
-        write_timeout: PATIENCE,
-        wheel: Arc::clone(&wheel),
-        max_connections: 1,
-        tls: None,
-    };
-    let mut socket = Guarded::new(Socket { stream, place: Place::of_nobody() }, &manners, Arc::new(Fate::new(&wheel)));
+    let fate = Arc::new(Fate::new(&wheel));
+    let mut socket = Guarded::new(Socket { stream, place: Place::of_nobody() }, &patient(&wheel), fate);
     socket.give_back(b"more");
     socket.ration(2);
     let bell = Arc::new(Bell::default());
@@ -90,11 +106,108 @@ async fn who_sends_without_end_is_read_from_a_ration_at_a_time() {
 
 /// Whether it has rung.
 #[derive(Default)]
-struct Bell(AtomicBool);
+pub(super) struct Bell(pub(super) AtomicBool);
 
 impl std::task::Wake for Bell {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// An HTTP/2 connection with streams that all get what is published.
+struct Shared {
+    news: broadcast::Sender<Bytes>,
+    writes: Arc<AtomicUsize>,
+    bodies: Vec<Incoming>,
+}
+
+impl Shared {
+    async fn new(streams: usize) -> Self {
+        let news = broadcast::Sender::<Bytes>::new(1);
+        let desk = news.clone();
+        let routes = Routes::new(Router::new().fallback(move |request: Asked| {
+            let name = request.uri().path().to_owned();
+            let events = BroadcastStream::new(desk.subscribe());
+            async { Body::from_stream(events.map(move |news| news.map(|news| [name.as_bytes(), &news].concat()))) }
+        }));
+        let (wheel, crew) = (Wheel::new(), Arc::<Crew>::default());
+        let fate = Arc::new(Fate::new(&wheel));
+        let peer = ([127, 0, 0, 1], 1).into();
+        let connection = Connection { peer, fate, is_surplus: false, crew: Arc::clone(&crew) };
+        let server = Server { routes, manners: patient(&wheel), crew };
+        let (near, far) = duplex(1 << 20);
+        let writes = Arc::new(AtomicUsize::new(0));
+        let io = Counted { io: far, writes: Arc::clone(&writes) };
+        tokio::spawn(async move { server.speak_http2(io, connection).await });
+        let client = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near));
+        let (mut client, driver) = client.await.unwrap();
+        tokio::spawn(driver);
+        let mut bodies = Vec::new();
+        for stream in 0..streams {
+            let request = Request::get(format!("http://relay/{stream}")).body(Body::empty()).unwrap();
+            bodies.push(client.send_request(request).await.unwrap().into_body());
+        }
+        Self { news, writes, bodies }
+    }
+
+    /// How many writes it takes to publish 1 KiB.
+    async fn publish(&mut self) -> usize {
+        let before = self.writes.load(Ordering::SeqCst);
+        let news = Bytes::from(vec![b'x'; 1024]);
+        self.news.send(news.clone()).unwrap();
+        for (stream, body) in self.bodies.iter_mut().enumerate() {
+            let expected = [format!("/{stream}").as_bytes(), &news].concat();
+            let mut came = Vec::new();
+            while came.len() < expected.len() {
+                let frame = timeout(PATIENCE, body.frame()).await.unwrap().unwrap().unwrap();
+                came.extend(frame.into_data().unwrap());
+            }
+            assert_eq!(came, expected);
+        }
+        self.writes.load(Ordering::SeqCst) - before
+    }
+}
+
+/// A transport that counts what is written to it at once.
+struct Counted {
+    io: DuplexStream,
+    writes: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
     }
 }
 
@@ -103,7 +216,8 @@ fn endless(tls: Option<Arc<Tls>>) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<Fa
     let (tell, asked) = mpsc::unbounded_channel();
     let routes = Routes::new(Router::new().fallback(move |request: Asked| {
         tell.send(Arc::clone(&request.extensions().get::<Connection>().unwrap().fate)).unwrap();
-        async { Body::from(vec![b'x'; 16 << 20]) }
+        let pieces = std::iter::repeat_n(Bytes::from_static(&[b'x'; 1024]), 16 << 10);
+        async { Body::from_stream(tokio_stream::iter(pieces.map(Ok::<_, Infallible>))) }
     }));
     let wheel = Wheel::new();
     let manners = Manners {
@@ -121,17 +235,15 @@ fn endless(tls: Option<Arc<Tls>>) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<Fa
     (to, asked)
 }
 
+/// For peers who have all the time in the world.
+pub(super) fn patient(wheel: &Arc<Wheel>) -> Manners {
+    Manners { head_timeout: FAR_AWAY, write_timeout: FAR_AWAY, wheel: Arc::clone(wheel), max_connections: 1, tls: None }
+}
+
 /// A socket of the test's own as a listener would guard it, and its connection.
 pub(crate) fn guarded(stream: TcpStream, wheel: &Arc<Wheel>) -> (Guarded, Connection) {
-    let manners = Manners {
-        head_timeout: FAR_AWAY,
-        write_timeout: FAR_AWAY,
-        wheel: Arc::clone(wheel),
-        max_connections: 1,
-        tls: None,
-    };
     let (peer, fate) = (stream.peer_addr().unwrap(), Arc::new(Fate::new(wheel)));
-    let guarded = Guarded::new(Socket { stream, place: Place::of_nobody() }, &manners, Arc::clone(&fate));
+    let guarded = Guarded::new(Socket { stream, place: Place::of_nobody() }, &patient(wheel), Arc::clone(&fate));
     (guarded, Connection { peer, fate, is_surplus: false, crew: Arc::default() })
 }
 
@@ -157,12 +269,15 @@ pub(crate) fn client(root: &Path, protocol: &str) -> Arc<ClientConfig> {
 
 const HTTP1_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
 
-/// The preface, the largest windows, for streams (RFC 9113, section 6.5) and for the connection, and a request for `/`.
-fn http2_request() -> Vec<u8> {
+/// The preface, the largest windows, for streams (RFC 9113, section 6.5) and for the connection, and requests for `/`.
+fn http2_requests(streams: u8) -> Vec<u8> {
     let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7F\xFF\xFF\xFF";
     let window = b"\0\0\x04\x08\0\0\0\0\0\x7F\xFE\0\0";
-    let head = b"\0\0\x0E\x01\x05\0\0\0\x01\x82\x84\x87\x41\x09127.0.0.1";
-    [HTTP2_PREFACE, &settings[..], window, head].concat()
+    let requests = (0..streams).map(|stream| {
+        let (head, id) = (b"\0\0\x0E\x01\x05\0\0\0", [1 + 2 * stream]);
+        [&head[..], &id, b"\x82\x84\x87\x41\x09127.0.0.1"].concat()
+    });
+    [HTTP2_PREFACE, &settings[..], window, &requests.collect::<Vec<_>>().concat()].concat()
 }
 
 const FAR_AWAY: Duration = Duration::from_secs(3600);
