@@ -117,7 +117,7 @@ pub fn append_to_growing(stream: &[u8]) -> impl FnMut() -> Batch {
 
 /// Appends the next events, and returns them as the fan-out finds them in the log: what it has not seen would not be evicted.
 fn append(log: &Log, events: &mut Events) -> (Batch, Vec<Entry>) {
-    let drafts: Vec<_> = events.next_numbers().map(|number| events.drafts[number].clone()).collect();
+    let drafts: Vec<_> = events.next_numbers().map(|number| events.draft(number)).collect();
     let batch = Batch::of(BATCH, || {
         for draft in drafts {
             black_box(log.append(draft));
@@ -174,7 +174,7 @@ pub fn show_to_followers(stream: &[u8]) -> impl FnMut() -> Batch {
 pub fn give_to_followers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut stage = Stage::new(stream);
     let all = |_| stage.fanout.subscribe(Arc::default(), Scope::EVERYTHING, &Start::Now);
-    stage.subscribers = (0..stage.events.drafts.len()).map(all).collect();
+    stage.subscribers = (0..stage.events.payloads.len()).map(all).collect();
     move || {
         let event = event(&stage.come().0[0]);
         let mut given = 0;
@@ -269,14 +269,14 @@ impl Stage {
         let events = Events::of(stream);
         let fanout = Arc::new(Fanout::new(Arc::new(log()), 1));
         let (bell, waker) = Bell::new();
-        let subscribe = |draft: &Draft| {
-            let sessions = Only::These(draft.session.iter().cloned().collect());
+        let subscribe = |number| {
+            let sessions = Only::These(events.draft(number).session.into_iter().collect());
             let scope = Scope { sessions, kinds: Only::Everything };
             let mut subscriber = fanout.subscribe(Arc::default(), scope, &Start::Now);
             assert!(subscriber.poll_next(&mut Context::from_waker(&waker)).is_pending());
             subscriber
         };
-        let subscribers = events.drafts.iter().map(subscribe).collect();
+        let subscribers = (0..events.payloads.len()).map(subscribe).collect();
         Self { events, fanout, subscribers, shown: 0, bell, waker }
     }
 
@@ -313,7 +313,8 @@ impl Stage {
 
 /// Events without end: those of a stream, out of order and again and again.
 struct Events {
-    drafts: Vec<Draft>,
+    product: ProductId,
+    payloads: Vec<Bytes>,
     taken: usize,
     /// The place in the log up to which the fan-out has found them.
     seen: u64,
@@ -321,19 +322,25 @@ struct Events {
 
 impl Events {
     fn of(stream: &[u8]) -> Self {
-        let product = ProductId::new(PRODUCT).unwrap();
         let mut decoder = Decoder::new(MAX_EVENT_BYTES);
         decoder.feed(Bytes::copy_from_slice(stream));
-        let mut drafts = Vec::new();
-        while let Some(Decoded::Frame(frame)) = decoder.next() {
-            drafts.push(envelope::draft(frame.data, &product, Instant::now()).unwrap());
-        }
-        Self { drafts, taken: 0, seen: 0 }
+        let frames = std::iter::from_fn(|| decoder.next());
+        let payload = |decoded| match decoded {
+            Decoded::Frame(frame) => Some(frame.data),
+            _ => None,
+        };
+        let payloads = frames.filter_map(payload).collect();
+        Self { product: ProductId::new(PRODUCT).unwrap(), payloads, taken: 0, seen: 0 }
+    }
+
+    /// Fresh from the envelope, so that what it consists of is as near as it is then.
+    fn draft(&self, number: usize) -> Draft {
+        envelope::draft(self.payloads[number].clone(), &self.product, Instant::now()).unwrap()
     }
 
     /// Those that come next.
     fn next_numbers(&self) -> impl Iterator<Item = usize> {
-        (self.taken..self.taken + BATCH).map(|taken| taken * STRIDE % self.drafts.len())
+        (self.taken..self.taken + BATCH).map(|taken| taken * STRIDE % self.payloads.len())
     }
 }
 
