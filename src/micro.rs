@@ -151,9 +151,10 @@ pub fn show_to_followers(stream: &[u8]) -> impl FnMut() -> Batch {
     for (number, subscriber) in stage.subscribers.iter_mut().enumerate() {
         followers.join(number, subscriber);
     }
+    let mut arrivals = Vec::new();
     move || {
         let (entries, concerned) = stage.come();
-        let (mut arrivals, mut found) = (Vec::new(), Vec::with_capacity(BATCH));
+        let mut found = Vec::with_capacity(BATCH);
         let before = stage.bell.0.load(SeqCst);
         let batch = Batch::of(BATCH, || {
             for entry in &entries {
