@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 ulimit -n "$(ulimit -Hn)"
 
 version() { dpkg-query -W -f='${Version}' "$1" 2>/dev/null || echo "not installed"; }
+cargo bench --locked --features micro --bench micro --no-run
 cargo bench --locked --bench fanout --bench webhooks --no-run
 began=$SECONDS
 new=$(mktemp)
@@ -14,8 +15,8 @@ status=0
 {
     echo '# Results'
     echo
-    echo 'The last full run of the benches, written by `benches/results.sh`. How to read it: the heads of `benches/fanout/main.rs` and'
-    echo '`benches/webhooks/main.rs`.'
+    echo 'The last full run of the benches, written by `benches/results.sh`. How to read it: the heads of `benches/fanout/main.rs`,'
+    echo '`benches/micro/main.rs` and `benches/webhooks/main.rs`.'
     echo
     echo "- autoplay-relay $(git describe --always --dirty), $(rustc --version), $(date -u '+%F %H:%M') UTC"
     echo "- nginx-core $(version nginx-core) with libnginx-mod-nchan $(version libnginx-mod-nchan); pushpin $(version pushpin); valgrind $(version valgrind)"
@@ -36,6 +37,12 @@ status=0
         cargo bench --locked --quiet --bench fanout -- --pairs $pairs || status=$?
         echo
     done
+    echo '## Parts'
+    echo
+    echo '`cargo bench --features micro --bench micro`'
+    echo
+    cargo bench --locked --quiet --features micro --bench micro || status=$?
+    echo
     echo '## Webhooks'
     echo
     echo '`cargo bench --bench webhooks`'

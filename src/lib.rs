@@ -32,6 +32,9 @@ mod lanes;
 pub mod laws;
 mod log;
 mod metrics;
+#[cfg(feature = "micro")]
+#[doc(hidden)]
+pub mod micro;
 mod net;
 mod rejected;
 mod reload;

@@ -7,10 +7,10 @@ use std::{
 };
 
 /// The rooms, lowest first. A room may use any room before it, and none after it.
-const ROOMS: [&str; 30] = [
+const ROOMS: [&str; 31] = [
     "sse", "event", "config", "envelope", "rejected", "backoff", "causes", "throttle", "status", "lanes", "wheel",
     "shutdown", "delivery", "metrics", "log", "fanout", "auth", "net", "client", "webhook", "http", "upstream",
-    "ingest", "simulate", "reload", "app", "cli", "laws", "lib", "main",
+    "ingest", "simulate", "reload", "app", "cli", "laws", "micro", "lib", "main",
 ];
 
 /// Pairs that must not know each other although their order would allow it.

@@ -195,6 +195,8 @@ impl Listener {
 /// Entries shown under one lock of the index, so that a newcomer never waits long.
 const BATCH_ENTRIES: usize = 64;
 
+#[cfg(feature = "micro")]
+mod micro;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

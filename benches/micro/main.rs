@@ -1,0 +1,91 @@
+//! What single steps on the way of an event cost: decode, append, index, wake and hand-over, each alone and on one thread.
+//!
+//! ```text
+//! cargo bench --features micro --bench micro
+//! ```
+//!
+//! Events are those of `benches/fanout`, 1 KiB each, of 1 000 sessions where nothing else is said. `src/micro.rs` has the steps and says what belongs to each. A step is done in batches of
+//! some sixty for a second; the table has the median of the batches and the least of them, for one. What the least and the
+//! median have between them is what the machine did beside; compare medians of runs on a quiet one.
+//!
+//! What is left out: the write into a socket. Nearly all of it is the kernel's, and scenario A of `benches/fanout` measures it whole.
+//! And what lies between the steps, above all the caches: here each step finds them as it has left them. So the sum of the steps is
+//! less than what an event costs.
+//!
+//! Runs only under `cargo bench`; as a test it does nothing.
+
+#[path = "../fanout/payload.rs"]
+#[allow(dead_code, clippy::indexing_slicing, reason = "each bench uses its own part")]
+mod payload;
+
+use std::time::{Duration, Instant};
+
+use autoplay_relay::micro::{self, Batch};
+
+fn main() {
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    assert_eq!(payload::PRODUCT, micro::PRODUCT);
+    let (few, many) = (stream(1_000), stream(10_000));
+    println!("| what | ns, median | ns, least |\n|---|---:|---:|");
+    measure("decode: bytes to frames", micro::decode(&few, 1_000));
+    measure("decode: bytes to frames to drafts", micro::decode_and_classify(&few, 1_000));
+    measure("append: to a full log, one evicted", micro::append_to_full(&few));
+    measure("append: to a log that grows", micro::append_to_growing(&few));
+    let listeners = [
+        measure("index: shown to one of 1 000 by a mark, which wakes it", micro::show_to_listeners(&few)),
+        measure("index: the same, one of 10 000", micro::show_to_listeners(&many)),
+    ];
+    let followers = [
+        measure("index: shown to a lane, and one of its 1 000 found", micro::show_to_followers(&few)),
+        measure("index: the same, one of 10 000", micro::show_to_followers(&many)),
+    ];
+    measure("wake: a mark, to its waker", micro::wake_listener());
+    measure("wake: an event left for a lane, to its waker", micro::wake_lane(&few));
+    measure("wake: a mark, to another thread and back", micro::wake_thread_and_back());
+    measure("hand-over: one who was woken takes its frame from the log", micro::take_from_log(&few));
+    measure("hand-over: a follower is given a frame", micro::give_to_followers(&few));
+    let growth = |[few, many]: [f64; 2]| many / few;
+    let (listeners, followers) = (growth(listeners), growth(followers));
+    println!(
+        "\nGrowth of the index from 1 000 to 10 000: {listeners:.2} times by marks, {followers:.2} times on a lane."
+    );
+}
+
+/// One event of each session, as the upstream sends them.
+fn stream(sessions: usize) -> Vec<u8> {
+    let (mut template, mut frame, mut stream) = (payload::Template::new(), Vec::new(), Vec::new());
+    for (session, sequence) in (0..sessions).zip(1..) {
+        template.write(sequence, session, &mut frame);
+        stream.extend_from_slice(&frame);
+    }
+    stream
+}
+
+/// Prints what one costs, and returns the median.
+fn measure(what: &str, mut batch: impl FnMut() -> Batch) -> f64 {
+    let mut one = || {
+        let Batch { count, took } = batch();
+        took.as_secs_f64() * 1e9 / count as f64
+    };
+    for _ in 0..WARM_UP {
+        one();
+    }
+    let began = Instant::now();
+    let mut each = Vec::new();
+    while began.elapsed() < LONG {
+        each.push(one());
+    }
+    each.sort_unstable_by(f64::total_cmp);
+    let (least, median) =
+        (each.first().copied().unwrap_or_default(), each.get(each.len() / 2).copied().unwrap_or_default());
+    println!("| {what} | {median:.1} | {least:.1} |");
+    median
+}
+
+/// How long each step is done.
+const LONG: Duration = Duration::from_secs(1);
+
+/// Batches before that.
+const WARM_UP: usize = 20;
