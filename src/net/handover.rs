@@ -2,7 +2,7 @@
 //!
 //! hyper keeps two buffers and the state of a parser for each connection, and passes every frame through both. A stream that
 //! lasts for hours needs none of that after its head. So hyper reads the request and writes the head, and from then on the body
-//! is written by whoever has taken the socket.
+//! is written by whoever has taken the socket, and the TLS session above it.
 //!
 //! ```text
 //! nobody asks ─► hyper asks for the body's second piece: the head and the first are in its buffer ─► hyper flushes: they are sent
