@@ -84,6 +84,9 @@ impl Wire {
             return Ok(Written { taken: 0, sent });
         }
         let taken = session.writer().write_vectored(slices)?;
+        if taken == 0 && slices.iter().any(|slice| !slice.is_empty()) {
+            return Err(ErrorKind::WriteZero.into()); // a session that takes nothing with nothing owed never will
+        }
         match flush(session, &self.socket) {
             Ok(bytes) => sent += bytes,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
