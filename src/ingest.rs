@@ -18,8 +18,7 @@ use crate::{
     metrics::UpstreamMetrics,
     rejected::Rejected,
     sse::Frame,
-    status::UpstreamStatus,
-    upstream::{Arrival, Upstream},
+    upstream::{Arrival, Upstream, status::UpstreamStatus},
 };
 
 /// The loop between one upstream and its product's log.

@@ -15,36 +15,34 @@
 
 mod app;
 mod auth;
-mod backoff;
-mod causes;
+#[cfg(feature = "micro")]
+#[doc(hidden)]
+pub mod bench_support;
 mod cli;
-mod client;
 mod config;
-mod delivery;
 mod envelope;
+mod error_chain;
 mod event;
 mod fanout;
 mod http;
 mod ingest;
-mod lanes;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod laws;
 mod log;
+mod log_limit;
 mod metrics;
-#[cfg(feature = "micro")]
-#[doc(hidden)]
-pub mod micro;
 mod net;
+pub(crate) mod outbound;
 mod rejected;
-mod reload;
+pub(crate) mod shard;
 mod shutdown;
 mod simulate;
 mod sse;
-mod status;
-mod throttle;
+pub(crate) mod store;
+mod timer_wheel;
 mod upstream;
 mod webhook;
-mod wheel;
+mod webhook_delivery;
 
-pub use cli::main;
+pub use crate::cli::main;

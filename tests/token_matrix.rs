@@ -1,5 +1,5 @@
 //! Random tokens ask for random things, over SSE, over WebSocket and in pages: what comes is what is both granted and asked for,
-//! and all of it. `src/http/page/matrix.rs` does the same inside, a million times.
+//! and all of it. `src/http/public/page/matrix.rs` does the same inside, a million times.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,

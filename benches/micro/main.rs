@@ -4,7 +4,7 @@
 //! cargo bench --features micro --bench micro
 //! ```
 //!
-//! Events are those of `benches/fanout`, 1 KiB each, of 1 000 sessions where nothing else is said. `src/micro.rs` has the steps and says what belongs to each. A step is done in batches of
+//! Events are those of `benches/fanout`, 1 KiB each, of 1 000 sessions where nothing else is said. `src/bench_support.rs` has the steps and says what belongs to each. A step is done in batches of
 //! some sixty for a second; the table has the median of the batches and the least of them, for one. What the least and the
 //! median have between them is what the machine did beside; compare medians of runs on a quiet one.
 //!
@@ -20,32 +20,32 @@ mod payload;
 
 use std::time::{Duration, Instant};
 
-use autoplay_relay::micro::{self, Batch};
+use autoplay_relay::bench_support::{self, Batch};
 
 fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    assert_eq!(payload::PRODUCT, micro::PRODUCT);
+    assert_eq!(payload::PRODUCT, bench_support::PRODUCT);
     let (few, many) = (stream(1_000), stream(10_000));
     println!("| what | ns, median | ns, least |\n|---|---:|---:|");
-    measure("decode: bytes to frames", micro::decode(&few, 1_000));
-    measure("decode: bytes to frames to drafts", micro::decode_and_classify(&few, 1_000));
-    measure("append: to a full log, one evicted", micro::append_to_full(&few));
-    measure("append: to a log that grows", micro::append_to_growing(&few));
+    measure("decode: bytes to frames", bench_support::decode(&few, 1_000));
+    measure("decode: bytes to frames to drafts", bench_support::decode_and_classify(&few, 1_000));
+    measure("append: to a full log, one evicted", bench_support::append_to_full(&few));
+    measure("append: to a log that grows", bench_support::append_to_growing(&few));
     let listeners = [
-        measure("index: shown to one of 1 000 by a mark, which wakes it", micro::show_to_listeners(&few)),
-        measure("index: the same, one of 10 000", micro::show_to_listeners(&many)),
+        measure("index: shown to one of 1 000 by a mark, which wakes it", bench_support::show_to_listeners(&few)),
+        measure("index: the same, one of 10 000", bench_support::show_to_listeners(&many)),
     ];
     let followers = [
-        measure("index: shown to a lane, and one of its 1 000 found", micro::show_to_followers(&few)),
-        measure("index: the same, one of 10 000", micro::show_to_followers(&many)),
+        measure("index: shown to a lane, and one of its 1 000 found", bench_support::show_to_followers(&few)),
+        measure("index: the same, one of 10 000", bench_support::show_to_followers(&many)),
     ];
-    measure("wake: a mark, to its waker", micro::wake_listener());
-    measure("wake: an event left for a lane, to its waker", micro::wake_lane(&few));
-    measure("wake: a mark, to another thread and back", micro::wake_thread_and_back());
-    measure("hand-over: one who was woken takes its frame from the log", micro::take_from_log(&few));
-    measure("hand-over: a follower is given a frame", micro::give_to_followers(&few));
+    measure("wake: a mark, to its waker", bench_support::wake_listener());
+    measure("wake: an event left for a lane, to its waker", bench_support::wake_lane(&few));
+    measure("wake: a mark, to another thread and back", bench_support::wake_thread_and_back());
+    measure("hand-over: one who was woken takes its frame from the log", bench_support::take_from_log(&few));
+    measure("hand-over: a follower is given a frame", bench_support::give_to_followers(&few));
     let growth = |[few, many]: [f64; 2]| many / few;
     let (listeners, followers) = (growth(listeners), growth(followers));
     println!(

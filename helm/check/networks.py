@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-source = (Path(__file__).parents[2] / "src/webhook/egress/special.rs").read_text()
+source = (Path(__file__).parents[2] / "src/outbound/networks.rs").read_text()
 
 
 def named(constant):
@@ -32,5 +32,5 @@ blocks = [peer["ipBlock"] for rule in policies[0]["spec"]["egress"] for peer in 
 allowed = {ip_network(block["cidr"]): set(map(ip_network, block["except"])) for block in blocks if "except" in block}
 for network in expected.keys() | allowed.keys():
     for special in expected.get(network, set()) ^ allowed.get(network, set()):
-        print(f"{network}: {special} is in one of policy and src/webhook/egress/special.rs only")
+        print(f"{network}: {special} is in one of policy and src/outbound/networks.rs only")
 sys.exit(expected != allowed)

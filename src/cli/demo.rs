@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     app::App,
-    causes::with_causes,
     config::{AllowAnonymous, Config, Environment},
+    error_chain::with_causes,
     shutdown::Signals,
     simulate::{Options, Receiver},
 };

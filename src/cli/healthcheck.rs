@@ -6,7 +6,7 @@ use hyper::{HeaderMap, StatusCode, Uri};
 use tokio::time::timeout;
 
 use super::{Failure, block_on};
-use crate::{causes::with_causes, client::Client};
+use crate::{error_chain::with_causes, outbound::client::Client};
 
 /// Exit with 0 if the running relay is ready, else with 1.
 #[derive(Debug, clap::Args)]

@@ -21,7 +21,7 @@ use std::{
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{app::AppError, causes::with_causes, config::Findings};
+use crate::{app::AppError, config::Findings, error_chain::with_causes};
 
 /// Runs the command that the arguments name, and returns how it went.
 pub fn main() -> ExitCode {

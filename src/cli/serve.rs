@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use super::{Failure, block_on};
 use crate::{
-    app::App,
+    app::{App, config_watch::Watch},
     config::{AllowAnonymous, Config, Environment, Source},
-    reload::Watch,
     shutdown::Signals,
 };
 

@@ -9,11 +9,11 @@ use tracing::info;
 
 use super::{Failure, block_on, duration};
 use crate::{
-    causes::with_causes,
+    error_chain::with_causes,
     net::{self, BindError, Listener, Manners, Routes},
     shutdown::Signals,
     simulate::{Options, Simulator},
-    wheel::Wheel,
+    timer_wheel::Wheel,
 };
 
 /// Run a stand-in connector: GET /stream/{product_id} with made-up people using a made-up product.

@@ -8,11 +8,11 @@ use tokio::time::{Instant, sleep};
 
 use super::{Failure, block_on, print};
 use crate::{
-    backoff::Backoff,
-    causes::with_causes,
-    client::{Client, EventStream, OpenError, Target},
     config::Secret,
+    error_chain::with_causes,
+    outbound::client::{Client, EventStream, OpenError, Target},
     sse::{Decoded, Frame},
+    upstream::backoff::Backoff,
 };
 
 /// Print a stream, a line per event; reconnect and resume when it breaks.

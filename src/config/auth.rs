@@ -6,12 +6,14 @@
 
 use std::collections::BTreeSet;
 
-use super::entry::Entry;
-use super::findings::quoted;
-use super::jwt::Jwt;
-use super::reader::{Section, report_repeated_texts, report_repeats};
-use super::secret::{Rule, Secret, SecretEntries};
-use super::upstream::product_id;
+use super::{
+    entry::Entry,
+    findings::quoted,
+    jwt::Jwt,
+    reader::{Section, report_repeated_texts, report_repeats},
+    secret::{Rule, Secret, SecretEntries},
+    upstream::product_id,
+};
 use crate::event::{Only, ProductId};
 
 /// Credentials and what they are good for.

@@ -8,14 +8,16 @@
 
 use std::path::PathBuf;
 
-use super::Config;
-use super::auth::{Auth, Key};
-use super::jwt::Jwt;
-use super::log::{Egress, Log};
-use super::server::Server;
-use super::upstream::Upstream;
-use super::values::{duration_text, size_text};
-use super::webhook::Webhook;
+use super::{
+    Config,
+    auth::{Auth, Key},
+    jwt::Jwt,
+    log::{Egress, Log},
+    server::Server,
+    upstream::Upstream,
+    values::{duration_text, size_text},
+    webhook::Webhook,
+};
 
 /// The keys that differ between two configurations.
 #[derive(Debug, Default, Eq, PartialEq)]

@@ -12,10 +12,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::findings::Place;
-use super::pem;
-use super::reading::Reading;
-use super::values;
+use super::{findings::Place, pem, reading::Reading, values};
 
 /// A key and what it holds.
 #[derive(Clone)]
@@ -238,8 +235,7 @@ pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::environment::Environment;
-    use crate::config::reader::Section;
+    use crate::config::{environment::Environment, reader::Section};
     use toml::de::DeTable;
 
     /// What `read` makes of `x`, and what was found.

@@ -6,11 +6,13 @@
 
 use std::path::PathBuf;
 
-use super::entry::Entry;
-use super::findings::quoted;
-use super::public_keys::{self, PublicKey};
-use super::reader::Section;
-use super::secret::{Rule, Secret, SecretEntries};
+use super::{
+    entry::Entry,
+    findings::quoted,
+    public_keys::{self, PublicKey},
+    reader::Section,
+    secret::{Rule, Secret, SecretEntries},
+};
 
 /// How scoped tokens are accepted.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -9,16 +9,18 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use super::auth::{Auth, Key, Permissions};
-use super::certificate::TlsFiles;
-use super::jwt::{Jwt, Verification};
-use super::log::{Egress, Log};
-use super::secret::MASK;
-use super::server::Server;
-use super::upstream::Upstream;
-use super::values::{duration_text, size_text};
-use super::webhook::Webhook;
-use super::{Config, Secret};
+use super::{
+    Config, Secret,
+    auth::{Auth, Key, Permissions},
+    certificate::TlsFiles,
+    jwt::{Jwt, Verification},
+    log::{Egress, Log},
+    secret::MASK,
+    server::Server,
+    upstream::Upstream,
+    values::{duration_text, size_text},
+    webhook::Webhook,
+};
 use crate::event::Only;
 
 impl Config {

@@ -13,16 +13,7 @@
 //!
 //! May use: `event`.
 
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-
-use toml::de::DeTable;
-
 mod address;
-mod alone;
 mod auth;
 mod certificate;
 mod difference;
@@ -39,32 +30,41 @@ mod reader;
 mod reading;
 mod secret;
 mod server;
+mod sidecar;
 mod source;
+#[cfg(test)]
+mod tests;
 mod upstream;
 mod values;
 mod webhook;
 
-pub(crate) use address::{HostAndPort, Origin};
-pub(crate) use auth::{Auth, Permission, Permissions};
-pub(crate) use certificate::{Identity, IdentityError, TlsFiles};
-pub(crate) use difference::Difference;
-pub(crate) use environment::Environment;
-pub(crate) use findings::{Finding, Findings};
-pub(crate) use jwt::{Jwt, PublicKeyAlgorithm, Verification};
-pub(crate) use log::{Egress, Log};
-pub(crate) use network::Network;
-pub(crate) use pem::contents as pem_contents;
-pub(crate) use public_keys::PublicKey;
-pub(crate) use secret::Secret;
-pub(crate) use server::Server;
-pub(crate) use source::Source;
-pub(crate) use upstream::Upstream;
-pub(crate) use values::{duration, duration_text};
-pub(crate) use webhook::{FieldError, Webhook, WebhookJson};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
-use findings::Place;
-use reader::Section;
-use reading::Reading;
+use toml::de::DeTable;
+
+pub(crate) use self::address::{HostAndPort, Origin};
+pub(crate) use self::auth::{Auth, Permission, Permissions};
+pub(crate) use self::certificate::{Identity, IdentityError, TlsFiles};
+pub(crate) use self::difference::Difference;
+pub(crate) use self::environment::Environment;
+pub(crate) use self::findings::{Finding, Findings};
+pub(crate) use self::jwt::{Jwt, PublicKeyAlgorithm, Verification};
+pub(crate) use self::log::{Egress, Log};
+pub(crate) use self::network::Network;
+pub(crate) use self::pem::contents as pem_contents;
+pub(crate) use self::public_keys::PublicKey;
+pub(crate) use self::secret::Secret;
+pub(crate) use self::server::Server;
+pub(crate) use self::source::Source;
+pub(crate) use self::upstream::Upstream;
+pub(crate) use self::values::{duration, duration_text};
+pub(crate) use self::webhook::{FieldError, Webhook, WebhookJson};
+
+use self::{findings::Place, reader::Section, reading::Reading};
 
 /// All that can be configured; the fields have the names of the sections.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -168,8 +168,8 @@ impl Config {
         let reading = Reading::new("environment", "", environment);
         let nothing = DeTable::new();
         let mut config = Self::read(Section::root(&reading, &nothing), &DEFAULTS, anonymous);
-        if let Some(upstream) = alone::upstream(&reading) {
-            config.auth.keys.extend(alone::key(&upstream));
+        if let Some(upstream) = sidecar::upstream(&reading) {
+            config.auth.keys.extend(sidecar::key(&upstream));
             config.upstreams.push(upstream);
         }
         reading.finish().map(|()| config)
@@ -253,6 +253,3 @@ const MOST_BYTES: u64 = 4 * 1024 * 1024;
 fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
-
-#[cfg(test)]
-mod tests;

@@ -11,10 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::entry::{Entry, Raw, kind};
-use super::environment::Variable;
-use super::findings::Place;
-use super::reading::{OVERRIDE_PREFIX, Reading};
+use super::{
+    entry::{Entry, Raw, kind},
+    environment::Variable,
+    findings::Place,
+    reading::{OVERRIDE_PREFIX, Reading},
+};
 
 /// One table of the document, present or not, and the overrides of its keys.
 pub(super) struct Section<'a> {

@@ -8,8 +8,10 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::environment::{Environment, Variable};
-use super::findings::{Finding, Findings, Place};
+use super::{
+    environment::{Environment, Variable},
+    findings::{Finding, Findings, Place},
+};
 
 /// What all variables that override a key start with; two underscores stand between the words of a key.
 pub(super) const OVERRIDE_PREFIX: &str = "AUTOPLAY_RELAY__";

@@ -9,11 +9,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::entry::Entry;
-use super::environment::Variable;
-use super::findings::{Place, quoted};
-use super::reader::Section;
-use super::reading::Reading;
+use super::{
+    entry::Entry,
+    environment::Variable,
+    findings::{Place, quoted},
+    reader::Section,
+    reading::Reading,
+};
 
 /// What stands for a secret wherever it would be shown.
 pub(super) const MASK: &str = "********";

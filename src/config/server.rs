@@ -7,12 +7,14 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use super::address::{HostAndPort, Origin};
-use super::certificate::TlsFiles;
-use super::entry::Entry;
-use super::findings::quoted;
-use super::network::Network;
-use super::reader::Section;
+use super::{
+    address::{HostAndPort, Origin},
+    certificate::TlsFiles,
+    entry::Entry,
+    findings::quoted,
+    network::Network,
+    reader::Section,
+};
 
 /// Listeners, limits and times of the public side.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -174,8 +176,10 @@ fn socket_address(text: &str) -> Result<SocketAddr, String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::certificate::tests::{P256, made};
-    use crate::config::tests::{findings, parsed};
+    use crate::config::{
+        certificate::tests::{P256, made},
+        tests::{findings, parsed},
+    };
     use std::{path::Path, time::Duration};
 
     #[test]

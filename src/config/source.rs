@@ -7,8 +7,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::findings::{Finding, Findings, Place};
-use super::{AllowAnonymous, Config, Difference, Environment};
+use super::{
+    AllowAnonymous, Config, Difference, Environment,
+    findings::{Finding, Findings, Place},
+};
 
 /// A configuration file, and what counts beside it. Has no `Debug`: the environment holds secrets.
 #[derive(Clone)]

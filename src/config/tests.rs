@@ -1,7 +1,6 @@
 //! The configuration as a whole: the documented sample, the documented defaults, and rules across sections.
 
-use super::*;
-use super::{address::HttpUrl, jwt::Verification};
+use super::{address::HttpUrl, jwt::Verification, *};
 use crate::event::Only;
 use std::collections::BTreeSet;
 use std::time::Duration;

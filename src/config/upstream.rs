@@ -6,11 +6,13 @@
 
 use std::time::Duration;
 
-use super::address::HttpUrl;
-use super::reader::{Section, report_repeated_texts};
-use super::secret::{Rule, Secret, SecretEntries};
-use super::server::EVENT_BYTES;
-use super::values;
+use super::{
+    address::HttpUrl,
+    reader::{Section, report_repeated_texts},
+    secret::{Rule, Secret, SecretEntries},
+    server::EVENT_BYTES,
+    values,
+};
 use crate::event::ProductId;
 
 /// One connection to a source of events.

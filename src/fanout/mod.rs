@@ -12,9 +12,15 @@
 //!
 //! May use: `event`, `log`.
 
-mod branch;
+#[cfg(feature = "micro")]
+mod bench_support;
 mod index;
+#[cfg(test)]
+mod model;
+mod shard_queue;
 mod subscription;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{
@@ -28,8 +34,8 @@ use atomic_waker::AtomicWaker;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    branch::{Branch, Interests, lanes},
     index::{Index, Places},
+    shard_queue::{Branch, Interests, lanes},
 };
 use crate::{
     event::{Entry, Scope, Start},
@@ -37,7 +43,7 @@ use crate::{
 };
 
 pub(crate) use self::{
-    branch::{Arrived, Followers},
+    shard_queue::{Arrived, Followers},
     subscription::{Item, Subscription},
 };
 
@@ -194,10 +200,3 @@ impl Listener {
 
 /// Entries shown under one lock of the index, so that a newcomer never waits long.
 const BATCH_ENTRIES: usize = 64;
-
-#[cfg(feature = "micro")]
-mod micro;
-#[cfg(test)]
-mod model;
-#[cfg(test)]
-mod tests;

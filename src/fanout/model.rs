@@ -18,11 +18,9 @@ use tokio::time::Instant;
 use super::*;
 use crate::{
     event::{Draft, EventId, Gap, GapReason, Kind, Only, ProductId, SessionId},
-    log::{
-        Bounds, Numbering,
-        store::{Settings, Store},
-    },
+    log::{Bounds, Numbering},
     metrics::Metrics,
+    store::{Settings, Store},
 };
 
 /// One life of a relay, with its fan-out run by hand.

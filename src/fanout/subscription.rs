@@ -18,7 +18,8 @@ use tokio::time::Instant;
 use super::{Audience, Fanout, Listener};
 use crate::{
     event::{Entry, Event, EventId, Gap, GapReason, Scope, Start},
-    log::{Limits, Place, Reading, store::CatchUp},
+    log::{Limits, Place, Reading},
+    store::CatchUp,
 };
 
 /// A subscriber's view of one product: entries within its scope, in order, none twice, and a notice for each gap.

@@ -6,30 +6,13 @@
 //! `wheel`.
 
 pub(crate) mod admin;
-mod audience;
-mod console;
-mod cors;
-pub(crate) mod credential;
-mod deliveries;
-mod erasure;
-pub(crate) mod error;
-mod front;
-pub(crate) mod guard;
-pub(crate) mod lane;
-pub(crate) mod page;
-pub(crate) mod products;
-pub(crate) mod publish;
-mod rejected;
-mod request;
-mod room;
-pub(crate) mod sse;
-pub(crate) mod subscribers;
-pub(crate) mod watch;
-mod webhooks;
-pub(crate) mod ws;
-
+pub(crate) mod admission;
+pub(crate) mod host_guard;
+mod memory_quota;
+pub(crate) mod problem;
+pub(crate) mod public;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -50,23 +33,27 @@ use dashmap::DashMap;
 use hyper::HeaderMap;
 use prometheus::IntCounter;
 
-use self::{
-    credential::Places, error::Problem, front::Front, guard::Guard, lane::Shards, page::Pages, publish::Bodies,
-    subscribers::Subscribers, ws::Envelopes,
-};
 #[cfg(any(test, fuzzing))]
-pub(crate) use self::{
+pub(crate) use self::public::{
     request::{MAX_FILTER_VALUES, Wish, accepts_event_stream},
     ws::{encode_subscribed, parse as parse_subscribe},
+};
+use self::{
+    admission::Subscribers,
+    host_guard::Guard,
+    problem::Problem,
+    public::{credential::Places, middleware::Front, page::Pages, publish::Bodies, ws::Envelopes},
 };
 use crate::{
     auth::{Access, Denial, Grant},
     config::{Network, Origin, Permission},
     event::ProductId,
     fanout::Fanout,
-    log::{Log, store::Desk},
+    log::Log,
     metrics::{DeliveryMetrics, Metrics, ShedReason},
-    wheel::Wheel,
+    shard::Shards,
+    store::Desk,
+    timer_wheel::Wheel,
 };
 
 /// What the routes of the public listener share. Another configuration is another `Relay`, for the requests that come from then
@@ -255,11 +242,13 @@ fn address_of(hop: &str) -> Option<IpAddr> {
 /// The routes of the public listener.
 pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]) -> Router {
     // HEAD would otherwise be answered by a stream that nobody reads.
-    let stream = get(sse::stream).head(|| async { Problem::method_not_allowed("GET") });
+    let stream = get(public::sse::stream).head(|| async { Problem::method_not_allowed("GET") });
     // Nor would anybody read the page.
-    let events = get(page::page).post(publish::publish).head(|| async { Problem::method_not_allowed("GET, POST") });
+    let events = get(public::page::page)
+        .post(public::publish::publish)
+        .head(|| async { Problem::method_not_allowed("GET, POST") });
     let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
-    let socket = get(ws::socket).head(|| async { Problem::method_not_allowed("GET") });
+    let socket = get(public::ws::socket).head(|| async { Problem::method_not_allowed("GET") });
     let has_cookie = relay.places.has_cookie();
     let front = Arc::new(Front { guard, metrics: Arc::clone(&relay.metrics) });
     let router = Router::new()
@@ -273,6 +262,8 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
     match origins.is_empty() {
         true => router,
         // A preflight is answered before the front, and so is declared here.
-        false => router.layer(cors::layer(origins, has_cookie)).layer(middleware::map_response(front::declared)),
+        false => router
+            .layer(public::cors::layer(origins, has_cookie))
+            .layer(middleware::map_response(public::middleware::declared)),
     }
 }

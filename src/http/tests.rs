@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{subscribers::Limits, *};
+use super::{admission::Limits, *};
 use crate::{
     config::{AllowAnonymous, Config, Environment},
     event::{Draft, Kind},
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// A relay of these products that lets everybody in.
-pub(super) fn relay<const N: usize>(names: [&str; N]) -> Relay {
+pub(crate) fn relay<const N: usize>(names: [&str; N]) -> Relay {
     let text = "[server]\nlisten = '127.0.0.1:0'\n[[upstreams]]\nproduct_id = 'one'\nurl = 'http://127.0.0.1:1/stream/p'\n[auth]\nallow_anonymous = true";
     let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
     let metrics = Arc::new(Metrics::new().unwrap());
@@ -64,12 +64,12 @@ fn open(name: &str, metrics: &Arc<Metrics>) -> Arc<Product> {
 }
 
 /// One of its products.
-pub(super) fn product(relay: &Relay, name: &str) -> Arc<Product> {
+pub(crate) fn product(relay: &Relay, name: &str) -> Arc<Product> {
     Arc::clone(&relay.products.get(&ProductId::new(name).unwrap()).unwrap())
 }
 
 /// An event comes, and is shown to those who listen, and left for lanes.
-pub(super) fn publish(relay: &Relay, name: &str, text: &str) {
+pub(crate) fn publish(relay: &Relay, name: &str, text: &str) {
     let product = product(relay, name);
     let payload = Bytes::copy_from_slice(text.as_bytes());
     let received = Instant::now();

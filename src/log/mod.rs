@@ -6,13 +6,14 @@
 //!
 //! May use: `causes`, `delivery`, `event`, `metrics`, `throttle`.
 
-mod ids;
-mod keeping;
-mod publishing;
-mod reading;
+pub(crate) mod backing;
+mod durable_range;
+mod id_spans;
+pub(crate) mod persist;
+mod publish;
+mod read;
+pub(crate) mod replay_permits;
 mod ring;
-mod shelf;
-pub(crate) mod store;
 
 use std::{
     mem,
@@ -28,21 +29,19 @@ use tokio::{
     time::Instant,
 };
 
+use self::{durable_range::Shelf, publish::Appended, ring::Ring};
 use crate::{
     event::{Draft, Entry, Event, EventId, Gap, GapReason, ProductId, SessionId},
+    log_limit::Throttle,
     metrics::LogMetrics,
-    throttle::Throttle,
+    store::{Desk, Kept},
 };
 
+pub(crate) use self::durable_range::Missing;
 #[cfg(any(test, fuzzing))]
-pub(crate) use ids::Found;
-pub(crate) use ids::{Ids, Span};
-use publishing::Appended;
-pub(crate) use reading::{Place, Reading};
-use ring::Ring;
-pub(crate) use shelf::Missing;
-use shelf::Shelf;
-use store::{Desk, Kept};
+pub(crate) use self::id_spans::Found;
+pub(crate) use self::id_spans::{Ids, Span};
+pub(crate) use self::read::{Place, Reading};
 
 /// The entries of one product, and the one place that numbers them.
 #[derive(Debug)]
@@ -466,7 +465,7 @@ fn numbering_until(newest: u64, id: Option<EventId>) -> Numbering {
 const AWAY: Duration = Duration::from_secs(60);
 
 /// The span that begins with the first id of an epoch.
-fn reserved(newest: u64, epoch: u64) -> Span {
+pub(crate) fn reserved(newest: u64, epoch: u64) -> Span {
     match newest {
         0 => Span { place: 0, id: EventId::new(epoch, 0) },
         newest => Span { place: newest + 1, id: EventId::new(epoch, newest + 1) },
@@ -474,7 +473,7 @@ fn reserved(newest: u64, epoch: u64) -> Span {
 }
 
 /// Unix milliseconds, or one more than the highest epoch so far if the clock has been set back since.
-fn epoch_after(highest: u64) -> u64 {
+pub(crate) fn epoch_after(highest: u64) -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX).max(highest.saturating_add(1))
 }

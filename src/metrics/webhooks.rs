@@ -4,7 +4,7 @@
 
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use crate::delivery::{EndpointState, Outcome};
+use crate::webhook_delivery::{EndpointState, Outcome};
 
 /// All of them.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Fate, READ_BUFFER_BYTES, stage::Graceful, wire::Release};
+use super::{Fate, READ_BUFFER_BYTES, detached::Release, shutdown::Graceful};
 
 /// Small buffers and a time-out for each head.
 pub(super) fn builder(head_timeout: Duration) -> Builder {

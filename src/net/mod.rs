@@ -5,21 +5,20 @@
 //!
 //! May use: `config` (the certificate), `throttle`, `wheel`.
 
-mod cork;
-mod cut;
-mod guarded;
-mod handover;
+mod connection_limit;
+mod deadline_socket;
+mod detach;
+mod detached;
+mod forced_close;
 mod http1;
 mod http2;
 mod listener;
-mod patience;
-mod places;
-mod stage;
-mod tls;
-mod wire;
-
+mod shutdown;
+mod stream_deadline;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tls;
+mod write_coalescing;
 
 use std::{
     convert::Infallible,
@@ -53,23 +52,23 @@ use tower::Service;
 use tracing::{debug, warn};
 
 use self::{
-    cork::cork,
-    handover::{Beginning, Handover},
+    connection_limit::{Places, Spare},
+    detach::{Beginning, Handover},
+    detached::Release,
     http2::{Http2, Streams},
-    patience::PatientExecutor,
-    places::{Places, Spare},
-    stage::Stage,
-    wire::Release,
+    shutdown::Stage,
+    stream_deadline::PatientExecutor,
+    write_coalescing::cork,
 };
-use crate::wheel::Wheel;
+use crate::timer_wheel::Wheel;
 
-pub(crate) use cut::Cut;
-pub(crate) use guarded::{Guarded, Socket};
-pub(crate) use listener::{BindError, Listener};
-pub(crate) use patience::Patience;
-pub(crate) use places::Place;
-pub(crate) use tls::Tls;
-pub(crate) use wire::{Session, Wire, Written};
+pub(crate) use self::connection_limit::Place;
+pub(crate) use self::deadline_socket::{Guarded, Socket};
+pub(crate) use self::detached::{Session, Wire, Written};
+pub(crate) use self::forced_close::Cut;
+pub(crate) use self::listener::{BindError, Listener};
+pub(crate) use self::stream_deadline::Patience;
+pub(crate) use self::tls::Tls;
 
 /// What a listener answers with. Another router may take its place: requests that come from then on are answered by that one, on
 /// connections that stand, too.

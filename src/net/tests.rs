@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use tokio_stream::{StreamExt, wrappers::BroadcastStream};
 
-pub(crate) use super::wire::tests::shake_hands;
+pub(crate) use super::detached::tests::shake_hands;
 use super::*;
 use crate::config::TlsFiles;
 

@@ -20,7 +20,7 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::guarded::Guarded;
+use super::deadline_socket::Guarded;
 use crate::config::Identity;
 
 /// What newcomers are shown. Whoever is connected stays with what it was shown.

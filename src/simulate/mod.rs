@@ -12,13 +12,15 @@
 //!
 //! May use: `auth`, `http::error`, `sse`.
 
-mod audience;
 mod payload;
-mod people;
 mod person;
+mod population;
 mod receiver;
 mod site;
 mod stream;
+#[cfg(test)]
+mod tests;
+mod viewers;
 mod visit;
 
 use std::collections::BTreeSet;
@@ -32,9 +34,8 @@ use tokio::time::{Interval, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use people::Crowd;
-pub(crate) use receiver::Receiver;
-use stream::Connector;
+pub(crate) use self::receiver::Receiver;
+use self::{population::Crowd, stream::Connector};
 
 /// What to simulate. The caller has checked it.
 pub(crate) struct Options {
@@ -155,6 +156,3 @@ fn unix_seconds() -> f64 {
 const SHORTEST_TICK: Duration = Duration::from_millis(1);
 /// Long enough to mean never, short enough to be added to an instant.
 const LONGEST_TICK: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
-
-#[cfg(test)]
-mod tests;

@@ -6,9 +6,11 @@
 
 use fastrand::Rng;
 
-use super::payload::{Identity, Payload};
-use super::site::{FIRST_NAMES, LAST_NAMES};
-use super::visit::{Visit, one_of};
+use super::{
+    payload::{Identity, Payload},
+    site::{FIRST_NAMES, LAST_NAMES},
+    visit::{Visit, one_of},
+};
 
 /// Somebody in the product, from arriving to leaving.
 pub(crate) struct Person {

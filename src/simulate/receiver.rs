@@ -26,7 +26,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::http::error::Problem;
+use crate::http::problem::Problem;
 
 /// Serve [`Receiver::router`] while [`Receiver::run`] tells what came.
 pub(crate) struct Receiver {

@@ -32,10 +32,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::audience::Audience;
+use super::viewers::Audience;
 use crate::{
     auth::{self, SoleKey},
-    http::error::Problem,
+    http::problem::Problem,
     sse,
 };
 

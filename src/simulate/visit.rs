@@ -8,8 +8,10 @@ use std::mem;
 
 use fastrand::Rng;
 
-use super::payload::{Action, Identity};
-use super::site::{ORIGIN, PAGES, Page, WRITINGS};
+use super::{
+    payload::{Action, Identity},
+    site::{ORIGIN, PAGES, Page, WRITINGS},
+};
 
 /// A visit under way.
 pub(crate) struct Visit {

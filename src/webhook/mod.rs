@@ -9,19 +9,18 @@
 //!
 //! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`.
 
-mod board;
+mod context;
 mod definition;
-mod egress;
-mod listing;
+mod list;
 mod outbox;
 mod reader;
-mod reconciling;
-mod records;
+mod reconcile;
 mod registry;
 mod sample;
 mod sender;
 mod signature;
-mod tools;
+mod status;
+mod store_sync;
 mod worker;
 
 use std::{
@@ -32,11 +31,11 @@ use std::{
 use tokio::time::Instant;
 
 pub(crate) use self::registry::{Ground, Webhooks};
-pub(crate) use crate::log::store::Which;
+pub(crate) use crate::store::Which;
 use crate::{
     config::Webhook,
-    delivery::{DeadLetter, Delivery, EndpointState},
     event::{Kind, Only, Scope},
+    webhook_delivery::{DeadLetter, Delivery, EndpointState},
 };
 
 /// A webhook as operators see it.

@@ -18,19 +18,19 @@ use tracing::{error, info, warn};
 
 use super::{
     Now, Source, View, WebhookError, Which,
-    board::Board,
+    context::{Tools, WayOut},
     definition::{Definition, Former, Remembered},
-    egress::Guard,
-    tools::{Tools, WayOut},
+    status::Board,
     worker::{Order, Start, Worker},
 };
 use crate::{
     config::{Network, Webhook},
-    delivery::Attempt,
     event::{ProductId, SessionId},
     fanout::Fanout,
-    log::store::{Desk, KeptWebhook, Owed, Unwritable},
     metrics::Metrics,
+    outbound::egress_guard::Guard,
+    store::{Desk, KeptWebhook, Owed, Unwritable},
+    webhook_delivery::Attempt,
 };
 
 /// Every registered webhook.

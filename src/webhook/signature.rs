@@ -13,7 +13,7 @@ use base64::{
 };
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue, USER_AGENT};
 
-use crate::{client::AGENT, config::Secret};
+use crate::{config::Secret, outbound::client::AGENT};
 
 /// Signs with one webhook's secret, and with the one before it while a rotation lasts.
 #[derive(Debug)]

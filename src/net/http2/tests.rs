@@ -5,13 +5,13 @@ use std::task::ready;
 use super::*;
 use crate::{
     net::{
-        cork::{
+        tests::{Bell, patient},
+        write_coalescing::{
             Corked, cork,
             tests::{Pipe, writes},
         },
-        tests::{Bell, patient},
     },
-    wheel::Wheel,
+    timer_wheel::Wheel,
 };
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{delivery::Delivery, event::SessionId};
+use crate::{event::SessionId, webhook_delivery::Delivery};
 
 /// As many as the admin API promises.
 pub(super) const MOST_DELIVERED: usize = 1000;

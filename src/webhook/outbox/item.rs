@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::{
-    delivery::{Attempt, DeadLetter, DeadReason, Delivery},
     event::Event,
+    webhook_delivery::{Attempt, DeadLetter, DeadReason, Delivery},
 };
 
 /// Attempts that are kept of one delivery. More than a policy allows between two redeliveries.

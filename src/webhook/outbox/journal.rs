@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::item::{Claim, Row};
 use crate::{
-    delivery::DeadLetter,
     event::SessionId,
-    log::store::{Changes, Fate, Owed},
+    store::{Changes, Fate, Owed},
+    webhook_delivery::DeadLetter,
 };
 
 /// Dead letters that wait for a store that cannot be written. A burst of refusals, not a day of them.

@@ -15,19 +15,19 @@
 //!
 //! May use: `delivery`, `event`, the store's words.
 
+mod circuit_breaker;
+mod commit;
 mod delivered;
-mod endpoint;
 mod item;
 mod journal;
-mod lanes;
-mod letters;
 #[cfg(test)]
 mod model;
-mod orders;
-mod sending;
+mod operator;
+mod redelivery;
+mod schedule;
+mod session_queues;
 #[cfg(test)]
 mod tests;
-mod writing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,18 +39,18 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use self::{
+    circuit_breaker::{Chance, Endpoint, Gate, LONGEST_WAIT},
     delivered::Delivered,
-    endpoint::{Chance, Endpoint, Gate, LONGEST_WAIT},
     item::{Claim, Item, Row, Stage, Turn},
     journal::Journal,
-    lanes::{Heads, Lanes},
-    letters::Walk,
+    redelivery::Walk,
+    session_queues::{Heads, Lanes},
 };
 use super::{Now, Verdict};
 use crate::{
-    delivery::{Attempt, DeadLetter, DeadReason, Delivery, EndpointState},
     event::{Event, SessionId},
-    log::store::{Changes, Owed},
+    store::{Changes, Owed},
+    webhook_delivery::{Attempt, DeadLetter, DeadReason, Delivery, EndpointState},
 };
 
 /// Deliveries that are owed to one webhook at one time where the store has their events: some 20 MiB for each webhook that is so

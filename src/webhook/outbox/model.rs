@@ -10,9 +10,9 @@ use bytes::Bytes;
 
 use super::*;
 use crate::{
-    delivery::Outcome,
     event::{EventId, Kind},
-    log::store::Fate,
+    store::Fate,
+    webhook_delivery::Outcome,
 };
 
 /// One entry of the log.

@@ -5,11 +5,9 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     event::{Draft, Kind, ProductId},
-    log::{
-        Bounds,
-        store::{Settings, Store, idle},
-    },
+    log::Bounds,
     metrics::Metrics,
+    store::{Settings, Store, testing},
 };
 
 /// A store with so many events, of which the log has the last few in memory.
@@ -57,7 +55,7 @@ async fn what_cannot_be_read_for_a_while_is_waited_for_and_not_lost() {
     while given.len() < 100 {
         given.push(place_of(reader.next().await));
     }
-    idle::cannot_be_read(store.desk(), true);
+    testing::cannot_be_read(store.desk(), true);
     let meanwhile = async {
         loop {
             given.push(place_of(reader.next().await));
@@ -65,7 +63,7 @@ async fn what_cannot_be_read_for_a_while_is_waited_for_and_not_lost() {
     };
     let _: Result<(), _> = time::timeout(Duration::from_millis(500), meanwhile).await;
     assert!(given.len() < 150, "what comes next is in the store");
-    idle::cannot_be_read(store.desk(), false);
+    testing::cannot_be_read(store.desk(), false);
     while given.len() < 400 {
         given.push(place_of(reader.next().await));
     }
@@ -83,9 +81,9 @@ async fn an_event_that_cannot_be_read_is_asked_for_alone() {
         other => panic!("{other:?}"),
     };
     assert_eq!(asked(50).await, Some((50, 64)));
-    idle::cannot_be_read(store.desk(), true);
+    testing::cannot_be_read(store.desk(), true);
     assert_eq!(asked(50).await, None);
-    idle::cannot_be_read(store.desk(), false);
+    testing::cannot_be_read(store.desk(), false);
     assert_eq!(asked(60).await, Some((60, 1)), "its neighbour may be at fault");
     assert_eq!(asked(60).await, Some((60, 64)));
 }

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::Service;
 
-use crate::webhook::egress::{Connector, EgressError};
+use crate::outbound::egress_guard::{Connector, EgressError};
 
 /// A client with connections of its own, which close when it is dropped.
 pub(super) struct Transport {

@@ -6,8 +6,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::config::address::HttpUrl;
-use crate::event::{ProductId, SessionId};
+use crate::{
+    config::address::HttpUrl,
+    event::{ProductId, SessionId},
+};
 
 fn minimal() -> Value {
     json!({ "id": "crm", "product_id": "p", "url": "https://h/e?key=hush", "secret": "hush" })

@@ -1,0 +1,253 @@
+//! One webhook as JSON: what the admin API takes and shows, and what is kept of those it has registered.
+//!
+//! In: a request's body, or a text of the store. Out: a [`Webhook`], or all that is wrong with it, by field. No rule stands here:
+//! the body is turned into the table that the file would have, and read as that.
+//!
+//! May use: `environment`, `findings`, `reader`, `reading`, `secret`, `values`.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use toml::de::DeTable;
+
+use super::Webhook;
+use crate::{
+    config::{
+        environment::Environment,
+        reader::Section,
+        reading::Reading,
+        secret::{MASK, Rule, Secret},
+        values::duration_text,
+    },
+    event::Only,
+};
+
+/// What is wrong with one field of a body.
+#[derive(Clone, Debug, Eq, PartialEq, serde::Serialize)]
+pub(crate) struct FieldError {
+    /// The field as the caller writes it, such as `types[1]`; empty for the body as a whole.
+    pub(crate) field: String,
+    /// What is wrong and what to write instead, without a URL or a secret.
+    pub(crate) message: String,
+}
+
+impl FieldError {
+    /// An error of one field.
+    pub(crate) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// A webhook's fields in the order of the documentation. Has no `Debug`: the secret may be the real one.
+#[derive(serde::Serialize)]
+pub(crate) struct WebhookJson<'a> {
+    id: &'a str,
+    product_id: &'a str,
+    url: String,
+    types: Vec<&'a str>,
+    session_ids: Vec<&'a str>,
+    timeout: String,
+    max_retries: u32,
+    initial_backoff: String,
+    max_backoff: String,
+    max_in_flight: usize,
+    secret: &'a str,
+}
+
+impl Webhook {
+    /// Reads a body of the admin API. With `known`, the body changes that webhook: its id and product stay, and so does its
+    /// secret unless there is a new one; other fields that are missing have their defaults again.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong, by field.
+    pub(crate) fn from_json(body: &[u8], known: Option<&Self>) -> Result<Self, Vec<FieldError>> {
+        let Object(mut fields) = serde_json::from_slice(body).map_err(|error| vec![not_an_object(&error)])?;
+        if known.is_some() {
+            // An answer may be sent back as it is.
+            fields.retain(|(name, _)| !READ_ONLY.contains(&name.as_str()));
+        }
+        let mut body = Body::new(fields);
+        if let Some(known) = known {
+            body.completed_by(known);
+        }
+        body.read(known)
+    }
+
+    /// The webhook for an answer: its secret masked.
+    pub(crate) fn to_json(&self) -> WebhookJson<'_> {
+        self.json(MASK)
+    }
+
+    /// The webhook for the store, with its secret: what [`Webhook::from_stored`] reads.
+    pub(crate) fn to_stored(&self) -> String {
+        // Texts and numbers can always be written.
+        serde_json::to_string(&self.json(self.secret.expose())).unwrap_or_default()
+    }
+
+    /// Reads what [`Webhook::to_stored`] has written.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong, by field.
+    pub(crate) fn from_stored(text: &str) -> Result<Self, Vec<FieldError>> {
+        Self::from_json(text.as_bytes(), None)
+    }
+
+    fn json<'a>(&'a self, secret: &'a str) -> WebhookJson<'a> {
+        WebhookJson {
+            id: &self.id,
+            product_id: self.product_id.as_str(),
+            url: self.url.to_string(),
+            types: listed(&self.types, String::as_str),
+            session_ids: listed(&self.session_ids, |session| session.as_str()),
+            timeout: duration_text(self.timeout),
+            max_retries: self.max_retries,
+            initial_backoff: duration_text(self.initial_backoff),
+            max_backoff: duration_text(self.max_backoff),
+            max_in_flight: self.max_in_flight,
+            secret,
+        }
+    }
+}
+
+fn listed<'a, T>(only: &'a Only<T>, text: impl Fn(&'a T) -> &'a str) -> Vec<&'a str> {
+    match only {
+        Only::Everything => Vec::new(),
+        Only::These(these) => these.iter().map(text).collect(),
+    }
+}
+
+/// A body on its way to a table, and what is wrong with it so far.
+struct Body {
+    table: toml::Table,
+    errors: Vec<FieldError>,
+    told: BTreeSet<String>,
+}
+
+impl Body {
+    fn new(fields: Vec<(String, Value)>) -> Self {
+        let mut body = Self { table: toml::Table::new(), errors: Vec::new(), told: BTreeSet::new() };
+        for (name, value) in fields {
+            let value = body.value(&name, value);
+            if body.table.contains_key(&name) {
+                body.complain(&name, "is given twice");
+            }
+            body.table.insert(name, value);
+        }
+        body
+    }
+
+    /// Puts in what stays.
+    fn completed_by(&mut self, known: &Webhook) {
+        for (field, stays) in [("id", known.id.as_str()), ("product_id", known.product_id.as_str())] {
+            let given = self.table.insert(field.to_owned(), stays.into());
+            if given.is_some_and(|given| given.as_str() != Some(stays)) {
+                self.complain(field, "cannot be changed; register another webhook");
+            }
+        }
+    }
+
+    fn read(mut self, known: Option<&Webhook>) -> Result<Webhook, Vec<FieldError>> {
+        let text = self.table.to_string();
+        // What was written here can be read here; should it not, no word of it is repeated.
+        let document = DeTable::parse(&text).map_err(|_| vec![FieldError::new("", "cannot be read")])?;
+        let environment = Environment::default();
+        let reading = Reading::new("", &text, &environment);
+        let mut section = Section::root(&reading, document.get_ref());
+        let webhook = Webhook::read(&mut section, |section| secret(section, known));
+        section.finish();
+        if let Err(findings) = reading.finish() {
+            findings.into_fields().for_each(|(field, message)| self.complain(&field, &message));
+        }
+        match webhook {
+            Some(webhook) if self.errors.is_empty() => Ok(webhook),
+            _ => Err(self.errors),
+        }
+    }
+
+    /// Keeps an error, the first of each field: what is found later may be of what was put in its place.
+    fn complain(&mut self, field: &str, message: &str) {
+        if self.told.insert(field.to_owned()) {
+            self.errors.push(FieldError::new(field, message));
+        }
+    }
+
+    /// The value as TOML has it. Of what is nested deeper than any field is, only the kind.
+    fn value(&mut self, field: &str, value: Value) -> toml::Value {
+        let Value::Array(elements) = value else { return self.scalar(field, &value) };
+        let elements = elements.iter().enumerate();
+        toml::Value::Array(elements.map(|(index, value)| self.scalar(&format!("{field}[{index}]"), value)).collect())
+    }
+
+    fn scalar(&mut self, field: &str, value: &Value) -> toml::Value {
+        match value {
+            Value::Bool(value) => (*value).into(),
+            Value::String(text) => text.as_str().into(),
+            Value::Number(number) => match number.as_i64() {
+                Some(integer) => integer.into(),
+                None => number.as_f64().unwrap_or(f64::MAX).into(),
+            },
+            Value::Array(_) => toml::Value::Array(Vec::new()),
+            Value::Object(_) => toml::Value::Table(toml::Table::new()),
+            Value::Null => {
+                self.complain(field, "must not be null; leave it out instead");
+                toml::Value::Table(toml::Table::new())
+            }
+        }
+    }
+}
+
+/// The secret as it stands. The API has no other form of it: naming a variable or a file would let its callers read the relay's.
+fn secret(section: &mut Section<'_>, known: Option<&Webhook>) -> Option<Secret> {
+    let entry = section.entry("secret");
+    match known {
+        // A form that was filled from an answer comes back with the mask, or empty.
+        Some(known) if entry.given_text() == Some(MASK) || !entry.is_given() => Some(known.secret.clone()),
+        _ => Secret::from_entry(&entry, Rule::Header),
+    }
+}
+
+fn not_an_object(error: &serde_json::Error) -> FieldError {
+    // The place alone: the parser's words may repeat the body's.
+    let message = match error.classify() {
+        serde_json::error::Category::Data => "must be a JSON object".to_owned(),
+        _ => format!("is not JSON: see line {}, column {}", error.line(), error.column()),
+    };
+    FieldError::new("", message)
+}
+
+/// The fields of an object in the order of the text, repeated ones, too.
+struct Object(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor)
+    }
+}
+
+struct ObjectVisitor;
+
+impl<'de> Visitor<'de> for ObjectVisitor {
+    type Value = Object;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_entry()? {
+            fields.push(field);
+        }
+        Ok(Object(fields))
+    }
+}
+
+/// What an answer shows beside the fields that can be set.
+const READ_ONLY: [&str; 7] = ["source", "state", "until", "problem", "pending", "oldest_pending_at", "dead"];

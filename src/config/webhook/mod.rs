@@ -1,0 +1,243 @@
+//! `[[webhooks]]`: receivers that events are pushed to.
+//!
+//! In: the array of tables. Out: [`Webhook`]s; an empty list of types or sessions has become "everything". `json` takes them from
+//! the admin API by the same rules.
+//!
+//! May use: `address`, `entry`, `event`, `findings`, `reader`, `secret`, `upstream` (product names).
+
+mod json;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+pub(crate) use self::json::{FieldError, WebhookJson};
+
+use super::{
+    address::HttpUrl,
+    entry::Entry,
+    findings::quoted,
+    reader::{Section, report_repeated_texts},
+    secret::{Rule, Secret, SecretEntries},
+    upstream::{Upstream, product_id},
+    values,
+};
+use crate::event::{Only, ProductId, SessionId};
+
+/// A receiver, which events it gets, and how hard it is tried.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Webhook {
+    /// Its name in logs, metrics and the admin API.
+    pub(crate) id: String,
+    /// The product whose events it gets.
+    pub(crate) product_id: ProductId,
+    /// Where they are posted.
+    pub(crate) url: HttpUrl,
+    /// Signs them.
+    pub(crate) secret: Secret,
+    /// The types it gets.
+    pub(crate) types: Only<String>,
+    /// The sessions whose events it gets.
+    pub(crate) session_ids: Only<SessionId>,
+    /// How long one attempt may take in all.
+    pub(crate) timeout: Duration,
+    /// Attempts after the first.
+    pub(crate) max_retries: u32,
+    /// The wait before the first retry, which doubles from there.
+    pub(crate) initial_backoff: Duration,
+    /// The longest wait.
+    pub(crate) max_backoff: Duration,
+    /// Attempts at a time.
+    pub(crate) max_in_flight: usize,
+}
+
+/// The connector's own.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// With the waits below: some twenty minutes, longer than a receiver's deploy.
+const DEFAULT_MAX_RETRIES: u32 = 8;
+/// A restarted process is back by then.
+const DEFAULT_INITIAL_BACKOFF: Duration = Duration::from_secs(2);
+/// An outage that is over is noticed within this.
+const DEFAULT_MAX_BACKOFF: Duration = Duration::from_secs(5 * 60);
+/// Keeps a receiver of 50 ms busy with 300 events a second, and one that hangs cheap.
+const DEFAULT_MAX_IN_FLIGHT: usize = 16;
+/// Whoever needs longer should answer 202 and work afterwards.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// With the longest waits, more than any retention.
+const MOST_RETRIES: u32 = 100;
+/// Sockets are shared with subscribers.
+const MOST_IN_FLIGHT: u32 = 1024;
+/// It stands in URLs, labels and file names.
+const LONGEST_ID: usize = 64;
+
+impl Webhook {
+    /// Reads all tables. Each needs a product that there is.
+    pub(super) fn read_all(root: &mut Section<'_>, upstreams: &[Upstream]) -> Vec<Self> {
+        let mut sections = root.tables("webhooks");
+        // The secret also travels as a bearer token, as it does from the connector.
+        let secret = |section: &mut Section<'_>| SecretEntries::of(section, "secret").required(section, Rule::Header);
+        let webhooks = sections.iter_mut().filter_map(|section| Self::read(section, secret)).collect();
+        report_repeated_texts(&mut sections, "id");
+        // An upstream with a finding of its own may be the one that is meant.
+        if root.reading().accepts("upstreams") {
+            sections.iter_mut().for_each(|section| check_product(section, upstreams));
+        }
+        sections.into_iter().for_each(Section::finish);
+        webhooks
+    }
+
+    /// Reads one table, its secret by `secret`.
+    fn read(section: &mut Section<'_>, secret: impl FnOnce(&mut Section<'_>) -> Option<Secret>) -> Option<Self> {
+        let id = section.entry("id").required(webhook_id);
+        let product_id = section.entry("product_id").required(product_id);
+        let url = section.entry("url").required(HttpUrl::parse);
+        let secret = secret(section);
+        let types = only(&section.entry("types"), event_type).unwrap_or_else(default_types);
+        let session_ids = only(&section.entry("session_ids"), session_id).unwrap_or(Only::Everything);
+        let timeout = section.entry("timeout").duration_within(values::SHORTEST..=LONGEST_TIMEOUT);
+        let max_retries = section.entry("max_retries").number(0..=MOST_RETRIES);
+        let (initial_backoff, max_backoff) = backoff(&section.entry("initial_backoff"), &section.entry("max_backoff"));
+        let max_in_flight = section.entry("max_in_flight").number(1..=MOST_IN_FLIGHT);
+        Some(Self {
+            id: id?,
+            product_id: product_id?,
+            url: url?,
+            secret: secret?,
+            types,
+            session_ids,
+            timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
+            max_retries: max_retries.unwrap_or(DEFAULT_MAX_RETRIES),
+            initial_backoff,
+            max_backoff,
+            max_in_flight: max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT),
+        })
+    }
+}
+
+fn check_product(section: &mut Section<'_>, upstreams: &[Upstream]) {
+    let product = section.entry("product_id");
+    let is_known = |text| upstreams.iter().any(|upstream| upstream.product_id.as_str() == text);
+    if product.is_accepted() && product.given_text().is_some_and(|text| !is_known(text)) {
+        product.report("is none of [[upstreams]]; add its upstream");
+    }
+}
+
+fn backoff(initial: &Entry<'_>, max: &Entry<'_>) -> (Duration, Duration) {
+    let first = initial.duration(values::SHORTEST).unwrap_or(DEFAULT_INITIAL_BACKOFF);
+    let cap = max.duration(values::SHORTEST).unwrap_or(DEFAULT_MAX_BACKOFF);
+    if first > cap && initial.is_accepted() && max.is_accepted() {
+        let (first, cap) = (values::duration_text(first), values::duration_text(cap));
+        max.report(format!("is {cap}, but must be at least initial_backoff, {first}"));
+    }
+    (first, cap)
+}
+
+/// A list as a limit, if there is a list: an empty one limits nothing.
+fn only<T: Ord>(entry: &Entry<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Option<Only<T>> {
+    let listed: BTreeSet<T> = entry.each(parse)?.into_iter().collect();
+    Some(if listed.is_empty() { Only::Everything } else { Only::These(listed) })
+}
+
+/// What the connector pushes.
+fn default_types() -> Only<String> {
+    Only::These(BTreeSet::from(["actions".to_owned()]))
+}
+
+fn webhook_id(text: &str) -> Result<String, String> {
+    let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if text.len() > LONGEST_ID || !text.bytes().all(is_id_byte) {
+        return Err(format!("{} is not an id; use up to {LONGEST_ID} letters, digits, _, . and -", quoted(text)));
+    }
+    // Clients take such a segment out of a URL's path.
+    if matches!(text, "." | "..") {
+        return Err("must not be . or ..: it stands in URLs".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn event_type(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+fn session_id(text: &str) -> Result<SessionId, String> {
+    SessionId::new(text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, tests};
+
+    const UPSTREAM: &str = "[[upstreams]]\nproduct_id = 'p'\nurl = 'https://c/stream/p'\n";
+
+    fn parsed(text: &str) -> Config {
+        tests::parsed(&format!("{text}\n{UPSTREAM}"))
+    }
+
+    fn findings(text: &str) -> String {
+        tests::findings(&format!("{text}\n{UPSTREAM}"))
+    }
+
+    const MINIMAL: &str = "[[webhooks]]\nid = 'crm'\nproduct_id = 'p'\nurl = 'https://h/e'\nsecret = 'hush'\n";
+
+    #[test]
+    fn what_has_no_default_is_required() {
+        let found = findings("[[webhooks]]");
+        for key in ["id", "product_id", "url", "secret"] {
+            assert!(found.contains(&format!("relay.toml:1: webhooks[0].{key}: is required")), "{found}");
+        }
+        assert_eq!(found.lines().count(), 4, "{found}");
+    }
+
+    #[test]
+    fn the_documented_defaults_hold_and_empty_lists_limit_nothing() {
+        let webhook = parsed(&format!("{MINIMAL}types = []")).webhooks.remove(0);
+        assert_eq!((webhook.types, webhook.session_ids), (Only::Everything, Only::Everything));
+        let webhook = parsed(MINIMAL).webhooks.remove(0);
+        assert_eq!((webhook.types, webhook.session_ids), (default_types(), Only::Everything));
+        assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
+        let backoff = (webhook.initial_backoff, webhook.max_backoff);
+        assert_eq!(backoff, (Duration::from_secs(2), Duration::from_secs(300)));
+        assert_eq!(webhook.max_in_flight, 16);
+    }
+
+    #[test]
+    fn every_bound_is_kept() {
+        let bad = [
+            "types = ['']",
+            "session_ids = ['']",
+            "timeout = '0s'",
+            "timeout = '601s'",
+            "max_retries = 101",
+            "initial_backoff = '0s'",
+            "max_backoff = '0s'",
+            "max_backoff = '1s'",
+            "initial_backoff = '6m'",
+            "max_in_flight = 0",
+            "max_in_flight = 1025",
+        ];
+        for line in bad {
+            let found = findings(&format!("{MINIMAL}{line}"));
+            assert_eq!(found.lines().count(), 1, "{line}: {found}");
+            assert!(found.contains("webhooks[0]."), "{line}: {found}");
+        }
+        let edge = "timeout = '10m'\nmax_retries = 100\nmax_backoff = '2s'\nmax_in_flight = 1024";
+        assert_eq!(parsed(&format!("{MINIMAL}{edge}")).webhooks[0].max_in_flight, 1024);
+    }
+
+    #[test]
+    fn a_product_without_an_upstream_is_found() {
+        let found = findings(&MINIMAL.replace("'p'", "'q'"));
+        assert_eq!(found, "relay.toml:3: webhooks[0].product_id: is none of [[upstreams]]; add its upstream");
+    }
+
+    #[test]
+    fn an_id_is_short_plain_and_unique() {
+        let with_id = |id: &str| MINIMAL.replace("crm", id);
+        assert_eq!(parsed(&with_id("A-z_0.9")).webhooks[0].id, "A-z_0.9");
+        for id in ["a b", "é", "a/b", ".", "..", &"x".repeat(65)] {
+            assert!(findings(&with_id(id)).contains("webhooks[0].id: "), "{id}");
+        }
+        let found = findings(&format!("{MINIMAL}{MINIMAL}"));
+        assert_eq!(found, "relay.toml:7: webhooks[1].id: is the same as webhooks[0].id; each needs its own");
+    }
+}

@@ -1,0 +1,53 @@
+//! `GET /` on the admin listener: the console, a page that watches the relay.
+//!
+//! In: requests for the page and its files, which are part of the program. Out: these, with a policy under which a browser runs, shows and
+//! asks nothing but the relay itself. They hold no secrets and need no key; what the page then asks of the API does.
+//!
+//! May use: nothing.
+
+use std::sync::Arc;
+
+use axum::{Router, response::IntoResponse, routing::get};
+use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY};
+
+use super::Admin;
+
+/// The routes of the page and its files.
+pub(in crate::http) fn routes() -> Router<Arc<Admin>> {
+    FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| {
+        router.route(path, get(move || async move { (headers(kind), text).into_response() }))
+    })
+}
+
+fn headers(kind: &'static str) -> [(HeaderName, &'static str); 5] {
+    [
+        (CONTENT_TYPE, kind),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        // A page of one version and scripts of another would be a riddle.
+        (CACHE_CONTROL, "no-store"),
+    ]
+}
+
+/// Payloads are written by strangers: whatever they hold, nothing in the page may run or load but its own files.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
+const FILES: [(&str, &str, &str); 13] = [
+    ("/", "text/html; charset=utf-8", include_str!("index.html")),
+    ("/console/console.css", "text/css; charset=utf-8", include_str!("console.css")),
+    ("/console/api.js", SCRIPT, include_str!("api.js")),
+    ("/console/charts.js", SCRIPT, include_str!("charts.js")),
+    ("/console/console.js", SCRIPT, include_str!("console.js")),
+    ("/console/metrics.js", SCRIPT, include_str!("metrics.js")),
+    ("/console/page.js", SCRIPT, include_str!("page.js")),
+    ("/console/rates.js", SCRIPT, include_str!("rates.js")),
+    ("/console/rejected.js", SCRIPT, include_str!("rejected.js")),
+    ("/console/status.js", SCRIPT, include_str!("status.js")),
+    ("/console/stream.js", SCRIPT, include_str!("stream.js")),
+    ("/console/tail.js", SCRIPT, include_str!("tail.js")),
+    ("/console/webhooks.js", SCRIPT, include_str!("webhooks.js")),
+];

@@ -1,0 +1,240 @@
+//! `/api/v1/webhooks/{id}/deliveries` and `…/redeliver`: what has become of what a webhook was to get.
+//!
+//! In: requests. Out: pages of deliveries as JSON, newest first; orders to try dead letters again.
+//!
+//! May use: `config` (errors of fields), `delivery`, `event`, `webhook`.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{RawQuery, State},
+    response::{IntoResponse, Response},
+};
+use hyper::StatusCode;
+use serde::Serialize;
+use serde_json::{Value, value::RawValue};
+
+use super::{
+    Admin, unix_time,
+    webhooks::{Named, Sent, body, id, known},
+};
+use crate::{
+    config::FieldError,
+    event::EventId,
+    http::problem::Problem,
+    webhook::{DeliveryState, Listed, Which},
+    webhook_delivery::{Attempt, DeadLetter, Delivery},
+};
+
+/// One page of a webhook's deliveries.
+///
+/// # Errors
+///
+/// 400, 404; 503 when the store cannot be read.
+pub(in crate::http) async fn list(
+    State(admin): State<Arc<Admin>>,
+    named: Named,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let id = known(&admin, &id(named)?)?.webhook.id.clone();
+    let wish = Wish::read(&query.unwrap_or_default())?;
+    let page = admin.webhooks.deliveries(&id, wish.state, wish.before, wish.most).await?;
+    let deliveries = page.deliveries.iter().map(DeliveryView::new).collect();
+    Ok(Json(List { deliveries, next: page.next.map(|next| next.to_string()) }).into_response())
+}
+
+/// Puts dead letters back into the queue.
+///
+/// # Errors
+///
+/// 404, 413, 422; 503 when the store cannot be written.
+pub(in crate::http) async fn redeliver(
+    State(admin): State<Arc<Admin>>,
+    named: Named,
+    sent: Sent,
+) -> Result<Response, Problem> {
+    let id = known(&admin, &id(named)?)?.webhook.id.clone();
+    let which = which(&body(sent)?).map_err(Problem::invalid)?;
+    let requeued = admin.webhooks.redeliver(&id, which).await?;
+    Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "requeued": requeued }))).into_response())
+}
+
+/// What is to be listed.
+#[derive(Debug, PartialEq)]
+struct Wish {
+    state: DeliveryState,
+    before: Option<u64>,
+    most: usize,
+}
+
+impl Wish {
+    /// Reads a query. What is owed is of most interest.
+    ///
+    /// # Errors
+    ///
+    /// 400 for a state, limit or cursor that is none.
+    fn read(query: &str) -> Result<Self, Problem> {
+        let (mut state, mut before, mut most) = (DeliveryState::Pending, None, DEFAULT_DELIVERIES);
+        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*key {
+                "state" => state = delivery_state(&value)?,
+                "after" => before = Some(cursor(&value)?),
+                "limit" => most = limit(&value)?,
+                _ => {}
+            }
+        }
+        Ok(Self { state, before, most })
+    }
+}
+
+fn delivery_state(text: &str) -> Result<DeliveryState, Problem> {
+    match text {
+        "pending" => Ok(DeliveryState::Pending),
+        "delivered" => Ok(DeliveryState::Delivered),
+        "dead" => Ok(DeliveryState::Dead),
+        _ => Err(Problem::bad_request(format!("state is unknown; {STATES}"))),
+    }
+}
+
+fn cursor(text: &str) -> Result<u64, Problem> {
+    text.parse().map_err(|_| Problem::bad_request("after must be the next of the page before"))
+}
+
+fn limit(text: &str) -> Result<usize, Problem> {
+    let number = text.parse().ok().filter(|number| (1..=MOST_DELIVERIES).contains(number));
+    number.ok_or_else(|| Problem::bad_request(format!("limit must be a number from 1 to {MOST_DELIVERIES}")))
+}
+
+/// Which dead letters a body means: `{"delivery_ids":[…]}` or `{"state":"dead"}`.
+fn which(body: &[u8]) -> Result<Which, Vec<FieldError>> {
+    let error = |field: &str, message: &str| vec![FieldError::new(field, message)];
+    let Ok(Value::Object(mut fields)) = serde_json::from_slice(body) else {
+        return Err(error("", "must be a JSON object"));
+    };
+    let (ids, state) = (fields.remove("delivery_ids"), fields.remove("state"));
+    let unknown = fields.keys().map(|field| FieldError::new(field, "unknown key; known are delivery_ids, state"));
+    let unknown: Vec<_> = unknown.collect();
+    match (ids, state) {
+        _ if !unknown.is_empty() => Err(unknown),
+        (Some(ids), None) => event_ids(&ids).map(Which::These),
+        (None, Some(Value::String(state))) if state == "dead" => Ok(Which::All),
+        (None, Some(_)) => Err(error("state", "must be \"dead\": nothing else can be delivered again")),
+        _ => Err(error("", "must have either delivery_ids or state")),
+    }
+}
+
+fn event_ids(ids: &Value) -> Result<Vec<EventId>, Vec<FieldError>> {
+    let error = |message: String| vec![FieldError::new("delivery_ids", message)];
+    let ids = ids.as_array().ok_or_else(|| error("must be a list of ids".to_owned()))?;
+    if ids.len() > MOST_DELIVERIES {
+        return Err(error(format!("must be {MOST_DELIVERIES} at the most")));
+    }
+    let (mut known, mut errors) = (Vec::new(), Vec::new());
+    for (index, id) in ids.iter().enumerate() {
+        match id.as_str().and_then(EventId::parse) {
+            Some(id) => known.push(id),
+            None => errors.push(FieldError::new(format!("delivery_ids[{index}]"), "must be the id of a delivery")),
+        }
+    }
+    if errors.is_empty() { Ok(known) } else { Err(errors) }
+}
+
+#[derive(Serialize)]
+struct List<'a> {
+    deliveries: Vec<DeliveryView<'a>>,
+    next: Option<String>,
+}
+
+/// A delivery in an answer; the last three fields are those of dead letters.
+#[derive(Serialize)]
+struct DeliveryView<'a> {
+    id: String,
+    event_id: String,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    session_id: Option<&'a str>,
+    state: &'static str,
+    created_at: String,
+    next_attempt_at: Option<String>,
+    attempts: Vec<AttemptView<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    died_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<Box<RawValue>>,
+}
+
+impl<'a> DeliveryView<'a> {
+    fn new(listed: &'a Listed) -> Self {
+        match listed {
+            Listed::Pending(delivery, due) => {
+                Self { next_attempt_at: due.map(unix_time), ..Self::of(delivery, "pending") }
+            }
+            Listed::Delivered(delivery) => Self::of(delivery, "delivered"),
+            Listed::Dead(letter) => Self::dead(letter),
+        }
+    }
+
+    fn dead(letter: &'a DeadLetter) -> Self {
+        Self {
+            reason: Some(letter.reason.as_str()),
+            died_at: Some(unix_time(letter.died_at)),
+            payload: payload(&letter.payload),
+            ..Self::of(&letter.delivery, "dead")
+        }
+    }
+
+    fn of(delivery: &'a Delivery, state: &'static str) -> Self {
+        let id = delivery.event_id.to_string();
+        Self {
+            event_id: id.clone(),
+            id,
+            kind: delivery.kind.as_str(),
+            session_id: delivery.session.as_ref().map(|session| session.as_str()),
+            state,
+            created_at: unix_time(delivery.created_at),
+            next_attempt_at: None,
+            attempts: delivery.attempts.iter().map(AttemptView::new).collect(),
+            reason: None,
+            died_at: None,
+            payload: None,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct AttemptView<'a> {
+    at: String,
+    duration_ms: u64,
+    outcome: &'static str,
+    status: Option<u16>,
+    error: Option<&'a str>,
+}
+
+impl<'a> AttemptView<'a> {
+    fn new(attempt: &'a Attempt) -> Self {
+        let Attempt { at, duration_ms, outcome, status, .. } = *attempt;
+        Self { at: unix_time(at), duration_ms, outcome: outcome.as_str(), status, error: attempt.error.as_deref() }
+    }
+}
+
+/// The payload's own text, or a text of it if it is no JSON.
+fn payload(bytes: &[u8]) -> Option<Box<RawValue>> {
+    let text = String::from_utf8_lossy(bytes);
+    RawValue::from_string(text.clone().into_owned())
+        .or_else(|_| RawValue::from_string(Value::from(text).to_string()))
+        .ok()
+}
+
+/// As many as a screen takes.
+const DEFAULT_DELIVERIES: usize = 100;
+
+/// A page is in memory as a whole until it is sent.
+const MOST_DELIVERIES: usize = 1000;
+
+const STATES: &str = "ask for state=pending, state=delivered or state=dead";

@@ -1,0 +1,96 @@
+//! `DELETE /api/v1/events/{product_id}`: a person's right to be forgotten.
+//!
+//! In: sessions. Out: how many of their events there were. Memory first, then what is owed to webhooks, then the store: what the
+//! store's writer is given after that is erased already, and what it was given before is in the file by the time it comes to
+//! the order.
+//!
+//! May use: `event`, `log`, `rejected`, `webhook`.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use axum::{
+    Json,
+    extract::{Path, RawQuery, State, rejection::PathRejection},
+};
+use hyper::StatusCode;
+
+use super::Admin;
+use crate::{
+    event::{ProductId, SessionId},
+    http::{
+        Product,
+        problem::{Problem, STORE_WAIT},
+    },
+};
+
+/// Erases what is kept of the sessions that the query names.
+///
+/// # Errors
+///
+/// 400 and 404; 503 when the store cannot be written, which must be repeated.
+pub(in crate::http) async fn erase(
+    State(admin): State<Arc<Admin>>,
+    path: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<serde_json::Value>, Problem> {
+    let Path(name) = path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
+    let sessions = sessions(&query.unwrap_or_default())?;
+    let product = ProductId::new(&name).ok().and_then(|id| Some(Arc::clone(&*admin.relay.products.get(&id)?)));
+    let product = product.ok_or_else(|| Problem::not_found("no such product"))?;
+    let count = sessions.len();
+    let erased = erase_all(&admin, &product, sessions).await;
+    // Whose events is nobody's business any more.
+    match &erased {
+        Ok(events) => tracing::info!(product = %product.id, sessions = count, events, "erased on request"),
+        Err(_) => tracing::warn!(product = %product.id, sessions = count, "erased in memory, but not in the store"),
+    }
+    erased.map(|erased| Json(serde_json::json!({ "erased": erased })))
+}
+
+/// The sessions in a query.
+///
+/// # Errors
+///
+/// 400 when there is none, when one cannot be a session's name, and when there are too many.
+fn sessions(query: &str) -> Result<BTreeSet<SessionId>, Problem> {
+    let named = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "session_id");
+    let sessions: Result<BTreeSet<_>, _> = named.map(|(_, value)| SessionId::new(&value)).collect();
+    let sessions = sessions.map_err(|error| Problem::bad_request(format!("session_id {error}")))?;
+    match sessions.len() {
+        0 => Err(Problem::bad_request("session_id is missing: whose events are to be erased?")),
+        1..=MOST_SESSIONS => Ok(sessions),
+        _ => Err(Problem::bad_request(format!("at most {MOST_SESSIONS} session_id values"))),
+    }
+}
+
+/// Erases sessions in memory, of webhooks and in the store, and returns how many events there were, each counted once.
+///
+/// A client that leaves before it is answered may leave some of it undone. It has no 200, so it has to ask again.
+async fn erase_all(admin: &Admin, product: &Product, sessions: BTreeSet<SessionId>) -> Result<u64, Problem> {
+    let mut erased: u64 = sessions.iter().map(|session| product.log.erase(session)).sum();
+    product.envelopes.clear();
+    admin.rejected.erase(&product.id);
+    forget(admin, product, &sessions).await;
+    let store = admin.webhooks.desk();
+    let orders: Vec<_> = sessions.iter().map(|session| store.erase(product.id.clone(), session.clone())).collect();
+    for order in orders {
+        erased += order.await.map_err(|_| {
+            let detail =
+                "erased in memory, but the store cannot be written now: repeat this until it is answered by 200";
+            Problem::busy(StatusCode::SERVICE_UNAVAILABLE, detail, STORE_WAIT)
+        })?;
+    }
+    // What was on its way to subscribers, and what webhooks have read from the store, in the meantime.
+    product.envelopes.clear();
+    forget(admin, product, &sessions).await;
+    Ok(erased)
+}
+
+async fn forget(admin: &Admin, product: &Product, sessions: &BTreeSet<SessionId>) {
+    for session in sessions {
+        admin.webhooks.erase(&product.id, session).await;
+    }
+}
+
+/// Each is a transaction of its own.
+const MOST_SESSIONS: usize = 1000;

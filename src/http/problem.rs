@@ -1,0 +1,182 @@
+//! Errors as clients see them: `application/problem+json` (RFC 9457).
+//!
+//! The one place that turns errors into status codes: the client learns what to change, the log what broke.
+//!
+//! May use: `auth`, `config` (errors of fields), `metrics`, `webhook` (errors).
+
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use hyper::{
+    StatusCode,
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+};
+
+use super::memory_quota::Full;
+use crate::{auth::Denial, config::FieldError, metrics::ShedReason, webhook::WebhookError};
+
+/// A request that is not answered as asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    detail: String,
+    header: Option<(HeaderName, HeaderValue)>,
+    errors: Box<[FieldError]>,
+}
+
+impl Problem {
+    /// A problem with this status; `detail` says what to change.
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), header: None, errors: Box::default() }
+    }
+
+    /// 400.
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// 403.
+    pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, detail)
+    }
+
+    /// 404.
+    pub(crate) fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, detail)
+    }
+
+    /// 405, from a route that knows only the methods `allowed`.
+    pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not know that method")
+            .with(ALLOW, HeaderValue::from_static(allowed))
+    }
+
+    /// 409.
+    pub(crate) fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, detail)
+    }
+
+    /// 422: a body that was read, but says what cannot be.
+    pub(crate) fn invalid(errors: Vec<FieldError>) -> Self {
+        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the body is not as it must be; see errors");
+        Self { errors: errors.into(), ..problem }
+    }
+
+    /// 422 for one field.
+    pub(crate) fn invalid_field(field: &str, message: impl Into<String>) -> Self {
+        Self::invalid(vec![FieldError::new(field, message)])
+    }
+
+    /// 429 or 503, with the time to wait.
+    pub(crate) fn busy(status: StatusCode, detail: impl Into<String>, wait: Duration) -> Self {
+        Self::new(status, detail).with(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)))
+    }
+
+    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.header = Some((name, value));
+        self
+    }
+}
+
+impl From<Denial> for Problem {
+    fn from(denial: Denial) -> Self {
+        match denial {
+            Denial::Unauthenticated => Self::new(StatusCode::UNAUTHORIZED, denial.to_string())
+                .with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            Denial::Forbidden => Self::forbidden(denial.to_string()),
+        }
+    }
+}
+
+impl From<WebhookError> for Problem {
+    fn from(error: WebhookError) -> Self {
+        let message = error.to_string();
+        match error {
+            WebhookError::Unknown => Self::not_found(message),
+            WebhookError::Taken | WebhookError::FromFile | WebhookError::TooMany => Self::conflict(message),
+            WebhookError::UnknownProduct | WebhookError::OtherProduct => Self::invalid_field("product_id", message),
+            WebhookError::Store | WebhookError::Leaving => {
+                Self::busy(StatusCode::SERVICE_UNAVAILABLE, message, STORE_WAIT)
+            }
+        }
+    }
+}
+
+impl From<Full> for Problem {
+    fn from(_: Full) -> Self {
+        let detail = "too much is being sent and received at this moment, by all or by your address";
+        Self::busy(StatusCode::SERVICE_UNAVAILABLE, detail, spread(SHED_WAIT))
+    }
+}
+
+impl From<ShedReason> for Problem {
+    fn from(reason: ShedReason) -> Self {
+        let (status, detail) = match reason {
+            ShedReason::PerIp => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers from this address"),
+            ShedReason::PerKey => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers with this key"),
+            ShedReason::ConnectRate => (StatusCode::SERVICE_UNAVAILABLE, "too many subscribers at this moment"),
+            ShedReason::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the relay is shutting down"),
+            ShedReason::MaxSubscribers | ShedReason::NoFileDescriptor | ShedReason::MaxConnections => {
+                (StatusCode::SERVICE_UNAVAILABLE, "the relay is full")
+            }
+        };
+        Self::busy(status, detail, spread(SHED_WAIT))
+    }
+}
+
+/// A time within half and one and a half times the mean, so that those who left together do not come back together.
+pub(super) fn spread(mean: Duration) -> Duration {
+    mean.mul_f64(0.5 + fastrand::f64())
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut body = serde_json::json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        if let (Some(members), false) = (body.as_object_mut(), self.errors.is_empty()) {
+            members.insert("errors".to_owned(), serde_json::json!(self.errors));
+        }
+        let headers = [
+            (CONTENT_TYPE, HeaderValue::from_static("application/problem+json")),
+            (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        ];
+        let mut response = (self.status, headers, body.to_string()).into_response();
+        response.headers_mut().extend(self.header);
+        response
+    }
+}
+
+/// Long enough for a crowd to thin out, short enough that nobody notices a moment's fullness.
+pub(super) const SHED_WAIT: Duration = Duration::from_secs(10);
+
+/// The store is tried again every second.
+pub(super) const STORE_WAIT: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_a_webhook_has_its_status() {
+        for (error, status) in [
+            (WebhookError::Unknown, 404),
+            (WebhookError::Taken, 409),
+            (WebhookError::FromFile, 409),
+            (WebhookError::TooMany, 409),
+            (WebhookError::UnknownProduct, 422),
+            (WebhookError::OtherProduct, 422),
+            (WebhookError::Store, 503),
+            (WebhookError::Leaving, 503),
+        ] {
+            let told = format!("{error:?}");
+            let problem = Problem::from(error);
+            assert_eq!((problem.status.as_u16(), problem.header.is_some()), (status, status == 503), "{told}");
+            let fields: Vec<_> = problem.errors.iter().map(|error| error.field.as_str()).collect();
+            assert_eq!(fields, if status == 422 { &["product_id"][..] } else { &[] }, "{told}");
+        }
+    }
+}

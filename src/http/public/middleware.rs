@@ -1,0 +1,86 @@
+//! What every request passes before its route, and every answer after it.
+//!
+//! One layer for all of it: each layer of a router is cloned, boxed and dropped with every request.
+//!
+//! In: requests. Out: those that may go on. Who comes when there is no place for another connection hears that the relay is full, in
+//! the way that each of them bears, and the connection ends.
+//!
+//! May use: `guard`, `metrics`, `net`.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use hyper::header::{CONNECTION, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+
+use super::sse;
+use crate::{
+    http::host_guard::Guard,
+    metrics::{Metrics, ShedReason},
+    net::Connection,
+};
+
+/// The front of the public listener.
+#[derive(Debug)]
+pub(in crate::http) struct Front {
+    /// None where a credential is demanded.
+    pub(in crate::http) guard: Option<Guard>,
+    /// Where those who are turned away are counted.
+    pub(in crate::http) metrics: Arc<Metrics>,
+}
+
+impl Front {
+    /// Lets a request through, if it may, and sees to its answer.
+    pub(in crate::http) async fn pass(State(front): State<Arc<Self>>, mut request: Request, next: Next) -> Response {
+        let mut response = match front.refuse(&request) {
+            Some(refusal) => refusal,
+            None => {
+                name_host(&mut request);
+                next.run(request).await
+            }
+        };
+        declare(&mut response);
+        response
+    }
+
+    fn refuse(&self, request: &Request) -> Option<Response> {
+        if let Some(Err(problem)) = self.guard.as_ref().map(|guard| guard.admit(request.uri(), request.headers())) {
+            return Some(problem.into_response());
+        }
+        let is_surplus = request.extensions().get::<Connection>().is_some_and(|connection| connection.is_surplus);
+        is_surplus.then(|| self.turn_away(request))
+    }
+
+    fn turn_away(&self, request: &Request) -> Response {
+        self.metrics.shed(ShedReason::MaxConnections).inc();
+        let answer = match request.uri().path().starts_with("/stream/") {
+            true => sse::shed(ShedReason::MaxConnections, request.headers()),
+            false => Err(ShedReason::MaxConnections.into()),
+        };
+        let mut response = answer.into_response();
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+    }
+}
+
+/// HTTP/2 has the authority in place of `Host` (RFC 9113, section 8.3.1); what is behind this looks at one of them only.
+fn name_host(request: &mut Request) {
+    let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(authority) = authority {
+        request.headers_mut().insert(HOST, authority);
+    }
+}
+
+/// Nothing that is answered is to be taken for something else than it says, such as a payload for a page.
+fn declare(response: &mut Response) {
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
+/// The same, of what has no other front.
+pub(in crate::http) async fn declared(mut response: Response) -> Response {
+    declare(&mut response);
+    response
+}

@@ -1,0 +1,194 @@
+//! What a subscriber's request asks for: media type, filter, place to begin.
+//!
+//! Pure: headers and query in, checked values out.
+//!
+//! May use: `event`.
+
+use std::collections::BTreeSet;
+
+use hyper::{HeaderMap, header::ACCEPT};
+
+use crate::{
+    event::{Kind, Only, Scope, SessionId, Start},
+    http::problem::Problem,
+};
+
+/// The query of a subscription.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Wish {
+    /// Which events.
+    pub(crate) scope: Scope,
+    /// Where to begin.
+    pub(crate) start: Start,
+}
+
+impl Wish {
+    /// Reads the query, and the `Last-Event-ID` header, which wins over it.
+    ///
+    /// # Errors
+    ///
+    /// 400 for an empty or too long filter; never for an id.
+    pub(crate) fn read(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
+        let (mut sessions, mut kinds) = (BTreeSet::new(), BTreeSet::new());
+        let mut start = Start::Now;
+        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*key {
+                "session_id" => {
+                    let session = SessionId::new(&value);
+                    sessions.insert(session.map_err(|error| Problem::bad_request(format!("session_id {error}")))?);
+                }
+                "type" if value.is_empty() => return Err(Problem::bad_request("type must not be empty")),
+                "type" => {
+                    kinds.insert(Kind::new(&value));
+                }
+                "last_event_id" => start = Start::parse(value.as_bytes()),
+                _ => {} // EventSource wrappers add cache busters and the like
+            }
+        }
+        if sessions.len() + kinds.len() > MAX_FILTER_VALUES {
+            return Err(Problem::bad_request(format!("at most {MAX_FILTER_VALUES} session_id and type values")));
+        }
+        if let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) {
+            start = Start::parse(id.as_bytes());
+        }
+        Ok(Self { scope: Scope { sessions: only(sessions), kinds: only(kinds) }, start })
+    }
+}
+
+/// The limit that a list of values stands for; no value, no limit.
+pub(in crate::http) fn only<T>(values: BTreeSet<T>) -> Only<T> {
+    if values.is_empty() { Only::Everything } else { Only::These(values) }
+}
+
+/// Whether the client takes an event stream (RFC 9110, section 12.5.1: the most specific range decides).
+pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
+    let mut best: Option<(usize, bool)> = None;
+    let mut has_ranges = false;
+    for range in headers.get_all(ACCEPT).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
+        let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+        let media = parts.next().unwrap_or_default();
+        has_ranges |= !media.is_empty();
+        let Some(specificity) = MEDIA_RANGES.iter().position(|known| media.eq_ignore_ascii_case(known)) else {
+            continue;
+        };
+        let is_refused = parts.any(is_zero_quality);
+        if best.is_none_or(|(known, _)| specificity > known) {
+            best = Some((specificity, !is_refused));
+        }
+    }
+    best.map_or(!has_ranges, |(_, is_accepted)| is_accepted)
+}
+
+/// `q=0`, `q=0.0`, `q=0.00` or `q=0.000`.
+fn is_zero_quality(parameter: &[u8]) -> bool {
+    let Some(value) = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q=")) else {
+        return false;
+    };
+    let text = std::str::from_utf8(value).unwrap_or_default();
+    text.trim().parse::<f32>().is_ok_and(|quality| quality == 0.0)
+}
+
+/// The ranges that include an event stream, the most specific last.
+const MEDIA_RANGES: [&[u8]; 3] = [b"*/*", b"text/*", b"text/event-stream"];
+
+/// A subscription's filter is walked at every wake-up.
+pub(crate) const MAX_FILTER_VALUES: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventId;
+
+    fn accepts(accept: &[&str]) -> bool {
+        let mut headers = HeaderMap::new();
+        for value in accept {
+            headers.append(ACCEPT, value.parse().unwrap());
+        }
+        accepts_event_stream(&headers)
+    }
+
+    #[test]
+    fn the_most_specific_range_decides_whether_a_stream_is_accepted() {
+        for accept in [
+            &[][..],
+            &[""],
+            &["text/event-stream"],
+            &["*/*"],
+            &["text/*;q=0.1"],
+            &["application/json, Text/Event-Stream; charset=utf-8"],
+            &["application/json", "*/*;q=0.1"],
+            &["*/*;q=0, text/event-stream"],
+            &["text/event-stream;q=0.001"],
+        ] {
+            assert!(accepts(accept), "{accept:?}");
+        }
+        for accept in [
+            &["application/json"][..],
+            &["text/html, text/plain"],
+            &["text/event-stream;q=0"],
+            &["*/*, text/event-stream; q=0.000"],
+            &["text/*;q=0.0, */*"],
+            &["text/event-stream-x"],
+        ] {
+            assert!(!accepts(accept), "{accept:?}");
+        }
+    }
+
+    fn wish(query: &str, last_event_id: Option<&'static str>) -> Result<Wish, u16> {
+        let mut headers = HeaderMap::new();
+        if let Some(id) = last_event_id {
+            headers.insert("last-event-id", id.parse().unwrap());
+        }
+        Wish::read(query, &headers)
+            .map_err(|problem| axum::response::IntoResponse::into_response(problem).status().as_u16())
+    }
+
+    #[test]
+    fn filters_are_read_from_the_query_percent_decoded() {
+        let wish = wish("session_id=a%2Fb&session_id=%C3%A4+b&type=summary&cache=1", None).unwrap();
+        let sessions = ["a/b", "ä b"].map(|session| SessionId::new(session).unwrap());
+        assert_eq!(wish.scope.sessions, Only::These(sessions.into()));
+        assert_eq!(wish.scope.kinds, Only::These([Kind::Summary].into()));
+        assert_eq!(wish.start, Start::Now);
+    }
+
+    #[test]
+    fn no_filter_means_everything_and_an_empty_one_is_refused() {
+        let wish_of_all = wish("", None).unwrap();
+        assert_eq!((wish_of_all.scope.sessions, wish_of_all.scope.kinds), (Only::Everything, Only::Everything));
+        for query in ["session_id=", "type=", "session_id=a&session_id", "session_id=a%0Ab"] {
+            assert_eq!(wish(query, None), Err(400), "{query}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_filter_values_are_the_most() {
+        let query = |values: usize| (0..values).map(|value| format!("session_id=s{value}&")).collect::<String>();
+        assert!(wish(&query(1000), None).is_ok());
+        assert_eq!(wish(&query(1001), None), Err(400));
+        assert_eq!(wish(&(query(1000) + "type=x"), None), Err(400));
+    }
+
+    #[test]
+    fn the_header_wins_over_the_query_and_no_id_is_an_error() {
+        let id = |epoch, sequence| Start::After(EventId::new(epoch, sequence));
+        for (query, header, start) in [
+            ("last_event_id=1-2", None, id(1, 2)),
+            ("last_event_id=1-2", Some("3-4"), id(3, 4)),
+            ("last_event_id=1-2", Some(""), id(1, 2)),
+            ("last_event_id=0", None, Start::Oldest),
+            ("last_event_id=", None, Start::Now),
+            ("", Some("0"), Start::Oldest),
+            ("", Some("nonsense"), Start::Malformed),
+            ("", Some("01-2"), Start::Malformed),
+            ("", Some("1-2-3"), Start::Malformed),
+            ("", Some("+1-2"), Start::Malformed),
+            ("", Some("1-99999999999999999999"), Start::Malformed),
+            ("last_event_id=%FF", None, Start::Malformed),
+        ] {
+            assert_eq!(wish(query, header).unwrap().start, start, "{query} {header:?}");
+        }
+        let long = "1".repeat(200);
+        assert_eq!(wish(&format!("last_event_id={long}"), None).unwrap().start, Start::Malformed);
+    }
+}

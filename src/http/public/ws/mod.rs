@@ -1,0 +1,237 @@
+//! `GET /ws/{product_id}`: a subscription over WebSocket (RFC 6455).
+//!
+//! In: a request to upgrade. Out: an answer that does, and a session on the connection's socket. Everything is checked before
+//! the upgrade, so whoever is turned away gets the same problem as over SSE.
+//!
+//! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`, `wheel`.
+
+mod message;
+pub(crate) mod on_shard;
+mod socket;
+mod subscriber;
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{Context as Digest, SHA1_FOR_LEGACY_USE_ONLY};
+use axum::{
+    body::Body,
+    extract::{Extension, Path, RawQuery, Request, State, rejection::PathRejection},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use hyper::{
+    HeaderMap, StatusCode, Version,
+    header::{
+        CONNECTION, HOST, HeaderName, HeaderValue, ORIGIN, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+        SEC_WEBSOCKET_VERSION, UPGRADE,
+    },
+};
+
+pub(crate) use self::message::Envelopes;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::message::{encode_subscribed, parse};
+use self::{
+    socket::{Alone, Session},
+    subscriber::Visitor,
+};
+use super::request::Wish;
+use crate::{
+    config,
+    http::{Relay, problem::Problem},
+    net::{Connection, Switched},
+    shard::Follower,
+};
+
+/// Answers one subscriber.
+///
+/// # Errors
+///
+/// 403 for a page of another site; 401, 403, 404, 426, 400 in this order; 429 or 503 past a limit.
+pub(crate) async fn socket(
+    State(relay): State<Arc<Relay>>,
+    Extension(origins): Extension<Arc<[config::Origin]>>,
+    Extension(connection): Extension<Connection>,
+    path: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    let upgrade = hyper::upgrade::on(&mut request);
+    let (query, headers) = (query.unwrap_or_default(), request.headers());
+    check_origin(headers, &origins)?;
+    let (grant, product) = relay.receive(path, &query, headers)?;
+    let key = match Handshake::read(request.version(), headers) {
+        Handshake::Key(key) => key,
+        Handshake::Refused(problem) => return Err(problem),
+        Handshake::UpgradeRequired => return Ok(upgrade_required(request.version())),
+    };
+    let wish = Wish::read(&query, headers)?;
+    let scope = grant.narrow(wish.scope)?;
+    let visitor = Visitor::admit(&relay, &product, grant, scope, &wish.start, &connection, headers)?;
+    let (shards, home) = (Arc::clone(&relay.shards), product.lane);
+    connection.go_on(upgrade, move |switched| async move {
+        match switched {
+            Switched::Plain(socket) => {
+                let (socket, guard) = socket.part();
+                let scope = visitor.scope().clone();
+                let introduce = |socket| Box::new(Session::new(guard(socket), visitor)) as Box<dyn Follower>;
+                if let Some(late) = shards.take(socket, &scope, home, Box::new(introduce)) {
+                    shards.see_off(late).await;
+                }
+            }
+            Switched::Encrypted(stream) => Alone::new(stream, visitor).await,
+        }
+    });
+    Ok(switching_protocols(&key))
+}
+
+/// A page of another site may open a WebSocket as its visitor, with the visitor's cookies, and no preflight asks before. So any
+/// `Origin` must be this host or listed, whatever the credential. Browsers always send one.
+///
+/// # Errors
+///
+/// 403.
+fn check_origin(headers: &HeaderMap, listed: &[config::Origin]) -> Result<(), Problem> {
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let is_known = |origin: &HeaderValue| {
+        // Brought into one form: a browser leaves the scheme's own port out, a client in front of a proxy may not.
+        let Some(origin) = origin.to_str().ok().and_then(|origin| config::Origin::parse(origin).ok()) else {
+            return false;
+        };
+        let scheme = origin.as_str().split_once("://").map_or("", |(scheme, _)| scheme);
+        let own = config::Origin::parse(&format!("{scheme}://{host}"));
+        listed.contains(&origin) || own.is_ok_and(|own| own == origin)
+    };
+    match headers.get_all(ORIGIN).iter().all(is_known) {
+        true => Ok(()),
+        false => Err(Problem::forbidden("Origin is neither this host nor in server.cors_allowed_origins")),
+    }
+}
+
+/// What a request's head says of the upgrade.
+#[derive(Debug)]
+enum Handshake {
+    /// It asks as it should, with this key.
+    Key(HeaderValue),
+    /// It does not ask, or not for version 13, or where none is to be had.
+    UpgradeRequired,
+    /// It asks for what cannot be.
+    Refused(Problem),
+}
+
+impl Handshake {
+    /// Reads the client's half of the handshake (RFC 6455, section 4.2.1).
+    fn read(version: Version, headers: &HeaderMap) -> Self {
+        let is_asked = has_token(headers, &CONNECTION, "upgrade") && has_token(headers, &UPGRADE, "websocket");
+        if !is_asked
+            || version != Version::HTTP_11
+            || headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != VERSION)
+        {
+            return Self::UpgradeRequired;
+        }
+        let key = headers
+            .get(SEC_WEBSOCKET_KEY)
+            .filter(|key| BASE64.decode(key.as_bytes()).is_ok_and(|nonce| nonce.len() == KEY_BYTES));
+        match key {
+            Some(key) => Self::Key(key.clone()),
+            None => Self::Refused(Problem::bad_request("Sec-WebSocket-Key is not 16 bytes in base64")),
+        }
+    }
+}
+
+/// Whether a list of tokens holds one.
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let lists = headers.get_all(name).iter().filter_map(|list| list.to_str().ok());
+    lists.flat_map(|list| list.split(',')).any(|found| found.trim().eq_ignore_ascii_case(token))
+}
+
+/// 426: how to ask instead.
+fn upgrade_required(version: Version) -> Response {
+    let detail = match version {
+        Version::HTTP_11 => "this is a WebSocket: ask with Upgrade: websocket and Sec-WebSocket-Version: 13",
+        _ => "this is a WebSocket, which is opened over HTTP/1.1 and no other: ask there with Upgrade: websocket",
+    };
+    let mut response = Problem::new(StatusCode::UPGRADE_REQUIRED, detail).into_response();
+    let headers = response.headers_mut();
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
+    // HTTP/2 knows neither of these fields, and a message that has one is malformed (RFC 9113, section 8.2.2).
+    if version != Version::HTTP_2 {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    response
+}
+
+/// 101: what follows on this connection is WebSocket.
+fn switching_protocols(key: &HeaderValue) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    // Base64 can always stand in a header.
+    if let Ok(accept) = HeaderValue::try_from(accept(key.as_bytes())) {
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    response
+}
+
+/// Proof that the key was understood; nothing depends on its strength.
+fn accept(key: &[u8]) -> String {
+    let mut digest = Digest::new(&SHA1_FOR_LEGACY_USE_ONLY);
+    digest.update(key);
+    digest.update(GUID);
+    BASE64.encode(digest.finish())
+}
+
+/// The one version there is.
+const VERSION: &str = "13";
+
+/// Of `Sec-WebSocket-Key`, decoded.
+const KEY_BYTES: usize = 16;
+
+/// What RFC 6455 has appended to the key.
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proof_is_that_of_the_rfcs_example() {
+        assert_eq!(accept(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn over_http2_nobody_is_told_to_upgrade() {
+        let has = |version| upgrade_required(version).headers().contains_key(UPGRADE);
+        assert!(has(Version::HTTP_11) && has(Version::HTTP_10));
+        assert!(!has(Version::HTTP_2) && !upgrade_required(Version::HTTP_2).headers().contains_key(CONNECTION));
+    }
+
+    #[test]
+    fn an_origin_is_this_host_or_listed() {
+        let listed = [config::Origin::parse("https://app.example.com").unwrap()];
+        let admits = |host: &'static str, origins: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static(host));
+            for origin in origins {
+                headers.append(ORIGIN, HeaderValue::from_static(origin));
+            }
+            check_origin(&headers, &listed).is_ok()
+        };
+        for origin in ["http://relay:81", "HTTPS://Relay:81", "https://app.example.com", "https://app.example.com:443"]
+        {
+            assert!(admits("relay:81", &[origin]), "{origin}");
+        }
+        assert!(admits("relay:81", &[]));
+        assert!(admits("relay", &["https://relay"]) && admits("relay:443", &["https://relay"]));
+        let foreign = ["http://relay", "http://relay:82", "http://relay.example", "http://app.example.com", "null", ""];
+        for origin in
+            foreign.into_iter().chain(["http://127.0.0.1", "http://localhost", "file://", "http://relay:81/x"])
+        {
+            assert!(!admits("relay:81", &[origin]), "{origin}");
+        }
+        assert!(!admits("relay:81", &["http://relay:81", "http://evil.example"]), "each of several counts");
+        assert!(!admits("", &["http://"]) && !admits("a b", &["http://a b"]));
+    }
+}

@@ -1,0 +1,180 @@
+//! HTTP/2 on one connection: an end for one on which nothing is asked.
+//!
+//! hyper keeps a connection without streams as long as it answers pings. Here it is told to end (GOAWAY) when there has been no stream
+//! for the time that a request may take to come, and ended when it has not gone after the same time once more.
+//!
+//! May use: `wheel`.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use atomic_waker::AtomicWaker;
+use hyper::server::conn::http2::Builder;
+use hyper_util::rt::TokioTimer;
+use tokio::io::AsyncWrite;
+use tracing::debug;
+
+use super::{
+    Manners, NOT_SENT_BYTES, READ_BUFFER_BYTES, shutdown::Graceful, stream_deadline::PatientExecutor,
+    write_coalescing::Cork,
+};
+use crate::timer_wheel::Alarm;
+
+/// Small buffers, and pings to find dead peers.
+pub(super) fn builder(executor: PatientExecutor) -> Builder<PatientExecutor> {
+    let mut builder = Builder::new(executor);
+    builder
+        .timer(TokioTimer::new())
+        .max_send_buf_size(NOT_SENT_BYTES as usize)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(READ_BUFFER_BYTES as u32)
+        .initial_connection_window_size(REQUEST_WINDOW_BYTES)
+        .initial_stream_window_size(REQUEST_WINDOW_BYTES)
+        .keep_alive_interval(Some(PING_INTERVAL))
+        .keep_alive_timeout(PING_INTERVAL);
+    builder
+}
+
+/// A connection with an end for its idleness.
+pub(super) struct Http2<C, I> {
+    /// In a box: it is much larger than its HTTP/1.1 sister, and rarer.
+    connection: Pin<Box<C>>,
+    cork: Cork<I>,
+    /// It has been woken, and has let the streams that were woken with it have their say first.
+    has_waited: bool,
+    streams: Arc<Streams>,
+    alarm: Alarm,
+    head_timeout: Duration,
+    /// Tick at which it has been idle for too long, while it is.
+    idle_due: Option<u64>,
+    is_ending: bool,
+}
+
+impl<C: Graceful, I: AsyncWrite + Unpin> Http2<C, I> {
+    /// A connection over what this is the cork of.
+    pub(super) fn new(connection: C, cork: Cork<I>, streams: Arc<Streams>, manners: &Manners) -> Self {
+        Self {
+            connection: Box::pin(connection),
+            cork,
+            has_waited: false,
+            streams,
+            alarm: Alarm::new(&manners.wheel),
+            head_timeout: manners.head_timeout,
+            idle_due: None,
+            is_ending: false,
+        }
+    }
+
+    /// Ready when it has been told to end, and has not.
+    fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        if self.streams.are_open(context.waker()) {
+            self.idle_due = None;
+            return Poll::Pending;
+        }
+        let due = *self.idle_due.get_or_insert_with(|| self.alarm.wheel().after(self.head_timeout));
+        if self.alarm.wheel().now() < due {
+            self.alarm.set(due, context.waker());
+            return Poll::Pending;
+        }
+        if self.is_ending {
+            return Poll::Ready(Ok(()));
+        }
+        self.as_mut().end_gracefully();
+        self.idle_due = None;
+        context.waker().wake_by_ref(); // to send what that takes
+        Poll::Pending
+    }
+
+    fn as_mut(&mut self) -> Pin<&mut Self> {
+        Pin::new(self)
+    }
+}
+
+impl<C: Graceful, I: AsyncWrite + Unpin> Future for Http2<C, I> {
+    type Output = Result<(), hyper::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let are_several = self.streams.are_several();
+        if are_several && !std::mem::replace(&mut self.has_waited, true) {
+            // The first of the streams that an event has woken has woken this: it goes behind the others.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.has_waited = false;
+        self.cork.put(are_several);
+        let ended = self.connection.as_mut().poll(context);
+        let written = self.cork.poll_pull(context); // also at the end: to h2 all of it has been written
+        if ended.is_ready() {
+            return ended;
+        }
+        if let Poll::Ready(Err(error)) = written {
+            debug!(%error, "connection ended");
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_idle(context)
+    }
+}
+
+impl<C: Graceful, I: AsyncWrite + Unpin> Graceful for Http2<C, I> {
+    fn end_gracefully(mut self: Pin<&mut Self>) {
+        self.is_ending = true;
+        self.connection.as_mut().end_gracefully();
+    }
+}
+
+/// How many streams are open on a connection.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    count: AtomicUsize,
+    waker: AtomicWaker,
+}
+
+impl Streams {
+    /// One more, until what is returned is dropped.
+    pub(super) fn open(self: &Arc<Self>) -> Open {
+        self.count.fetch_add(1, SeqCst);
+        Open(Arc::clone(self))
+    }
+
+    /// Whether there is more than one.
+    fn are_several(&self) -> bool {
+        self.count.load(SeqCst) > 1
+    }
+
+    /// Whether there are any; `waker` is woken when the last one ends.
+    fn are_open(&self, waker: &Waker) -> bool {
+        self.waker.register(waker); // before the look: no end goes unseen
+        self.count.load(SeqCst) > 0
+    }
+}
+
+/// An open stream.
+#[derive(Debug)]
+pub(super) struct Open(Arc<Streams>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, SeqCst) == 1 {
+            self.0.waker.wake();
+        }
+    }
+}
+
+/// Request bodies are small; this is all a peer can make the relay hold for one.
+const REQUEST_WINDOW_BYTES: u32 = 64 * 1024;
+
+/// A browser opens some fifty streams for as many tabs.
+const MAX_STREAMS: u32 = 128;
+
+/// Dead HTTP/2 peers are found by ping; nothing else tells on a connection without traffic.
+const PING_INTERVAL: Duration = Duration::from_secs(30);

@@ -1,0 +1,97 @@
+//! What a lane does for its subscribers: one task that gives each event to all whom it concerns, and looks after everything else that
+//! their sockets, the timer and the operators want of them.
+//!
+//! In: subscribers with sockets of their own (`sse`, `ws`), as [`Follower`]s. Out: what they write.
+//!
+//! May use: `event`, `fanout`, `metrics`, `net` (the socket), `wheel`.
+
+mod placement;
+mod product_group;
+mod scheduler;
+pub(crate) mod threads;
+mod write_batch;
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+pub(crate) use self::placement::Shards;
+pub(crate) use self::{
+    product_group::Ledgers,
+    write_batch::{MOST_BYTES, MOST_PIECES, advance, slices},
+};
+use crate::{
+    event::{Event, Scope},
+    fanout::Subscription,
+    http::Product,
+};
+
+/// A subscriber with a socket of its own, in the hands of its lane's task.
+///
+/// It is following when it has everything and its socket has taken it. Then it is given what arrives; otherwise it finds that in the
+/// log.
+pub(crate) trait Follower: Send {
+    /// The product that it listens to.
+    fn product(&self) -> &Arc<Product>;
+
+    /// Where it stands in the log, and what it may see.
+    fn subscription(&mut self) -> &mut Subscription;
+
+    /// What it wants to see from now on, if it has asked for something else since it was asked last. It gets nothing until that has
+    /// been done, and must be polled then.
+    fn wish(&mut self) -> Option<Scope>;
+
+    /// Does what there is to do, and tells whether it has ended. If it has not, `context` is woken when there is more.
+    fn poll(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<()>;
+
+    /// Gives it what is for it of what has arrived.
+    fn give(&mut self, arrivals: Arrivals<'_>, lent: &mut Lent, ledgers: &mut Ledgers) -> Given;
+
+    /// It does not have everything any more: what there is, from `place` on, it finds in the log.
+    fn look_into_the_log(&mut self, place: u64) -> Given;
+
+    /// Its work has panicked: it ends.
+    fn fails(&mut self);
+}
+
+/// What has arrived, from the first that is for somebody on.
+#[derive(Debug)]
+pub(crate) struct Arrivals<'a> {
+    pub(crate) events: &'a [Arc<Event>],
+    /// What each of them is as a WebSocket message, once somebody has needed that: all of a lane borrow it then, and count nothing.
+    pub(crate) messages: &'a mut [Option<Bytes>],
+}
+
+impl Arrivals<'_> {
+    /// The place of the first.
+    pub(crate) fn place(&self) -> u64 {
+        self.events.first().map_or(0, |event| event.place())
+    }
+}
+
+/// What became of a subscriber that was given something.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Given {
+    /// It has it.
+    Done,
+    /// It must be polled.
+    Look,
+    /// It has ended.
+    Ended,
+}
+
+/// What the subscribers of a lane lend each other, so that one that sleeps needs none of its own.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    /// What is being written; empty between two subscribers.
+    pub(crate) pieces: VecDeque<Bytes>,
+    /// What has been written since somebody set it to nought.
+    pub(crate) bytes: usize,
+    /// A socket that takes nothing for this long is closed.
+    pub(crate) write_timeout: Duration,
+}

@@ -1,0 +1,296 @@
+//! Server-Sent Events: bytes to frames, and the one encoder.
+//!
+//! The decoder follows the WHATWG HTML standard, section 9.2.6 "Interpreting an event stream", and gives the same frames
+//! however the bytes are cut into chunks. What is beyond its bounds is skipped and reported; the stream goes on.
+//!
+//! Touches no runtime and no disk. May use: nothing.
+
+#[cfg(test)]
+mod tests;
+
+use std::{fmt::Display, mem, ops::Range, time::Duration};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use memchr::{memchr, memchr_iter, memchr2, memchr3};
+
+/// Turns chunks of an event stream into frames. Time is linear in the bytes, memory bounded by `max_event_bytes`.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    max_event_bytes: usize,
+    chunk: Bytes,
+    line: BytesMut,
+    line_is_overlong: bool,
+    first_line: bool,
+    skip_line_feed: bool,
+    event: Bytes,
+    data: Data,
+    last_event_id: Bytes,
+    has_own_id: bool,
+}
+
+impl Decoder {
+    /// A decoder at the start of a stream that lets through events of up to `max_event_bytes` of payload.
+    pub(crate) fn new(max_event_bytes: usize) -> Self {
+        Self {
+            max_event_bytes,
+            chunk: Bytes::new(),
+            line: BytesMut::new(),
+            line_is_overlong: false,
+            first_line: true,
+            skip_line_feed: false,
+            event: Bytes::new(),
+            data: Data::None,
+            last_event_id: Bytes::new(),
+            has_own_id: false,
+        }
+    }
+
+    /// Hands over the next chunk. The one before must have been used up: [`Decoder::next`] has returned none.
+    pub(crate) fn feed(&mut self, chunk: Bytes) {
+        debug_assert!(self.chunk.is_empty(), "the previous chunk is used up");
+        self.chunk = chunk;
+    }
+
+    /// What the bytes so far make up, or none when more are needed. What is unfinished at the end of the stream is never
+    /// returned, as the standard has it.
+    pub(crate) fn next(&mut self) -> Option<Decoded> {
+        while let Some(line) = self.next_line() {
+            if let Some(decoded) = self.interpret(&line) {
+                return Some(decoded);
+            }
+        }
+        None
+    }
+
+    /// The next whole line without its end, which is LF, CR or CRLF.
+    fn next_line(&mut self) -> Option<Line> {
+        if self.skip_line_feed && !self.chunk.is_empty() {
+            self.skip_line_feed = false;
+            if self.chunk.first() == Some(&b'\n') {
+                drop(self.chunk.split_to(1));
+            }
+        }
+        let Some(end) = memchr2(b'\n', b'\r', &self.chunk) else {
+            let rest = mem::take(&mut self.chunk);
+            self.hold(&rest);
+            return None;
+        };
+        let part = self.chunk.split_to(end);
+        let terminator = self.chunk.split_to(1);
+        self.skip_line_feed = terminator.first() == Some(&b'\r');
+        // A line that lies within one chunk stays a view of it.
+        let whole = if self.line.is_empty() && part.len() <= self.max_line_bytes() {
+            part
+        } else {
+            self.hold(&part);
+            self.line.split().freeze()
+        };
+        let overlong = mem::take(&mut self.line_is_overlong);
+        let without_bom = match mem::take(&mut self.first_line) {
+            true if whole.starts_with(BYTE_ORDER_MARK) => whole.slice(BYTE_ORDER_MARK.len()..),
+            _ => whole,
+        };
+        Some(Line { bytes: without_bom, overlong })
+    }
+
+    /// Keeps part of a line until its end comes; past the bound only enough to know the field's name.
+    fn hold(&mut self, part: &[u8]) {
+        let room = self.max_line_bytes().saturating_sub(self.line.len());
+        let (kept, excess) = part.split_at(part.len().min(room));
+        self.line.extend_from_slice(kept);
+        self.line_is_overlong |= !excess.is_empty();
+    }
+
+    /// Room for a field name, a byte order mark and the largest value.
+    fn max_line_bytes(&self) -> usize {
+        self.max_event_bytes + BYTE_ORDER_MARK.len() + "event: ".len()
+    }
+
+    /// What one line does, by its field.
+    fn interpret(&mut self, line: &Line) -> Option<Decoded> {
+        if line.bytes.is_empty() {
+            return self.dispatch();
+        }
+        let colon = memchr(b':', &line.bytes).unwrap_or(line.bytes.len());
+        let name = line.bytes.slice(..colon);
+        let mut value = line.bytes.slice((colon + 1).min(line.bytes.len())..);
+        if value.first() == Some(&b' ') {
+            value = value.slice(1..);
+        }
+        match &*name {
+            b"data" | b"event" | b"id" if line.overlong => self.data = Data::TooLarge,
+            b"data" => self.data = mem::take(&mut self.data).with_line(value, self.max_event_bytes),
+            b"event" => self.event = value,
+            b"id" if memchr(0, &value).is_none() => (self.last_event_id, self.has_own_id) = (value, true),
+            b"retry" => return reconnection_time(&value).map(Decoded::Retry),
+            _ => {} // a comment, or a field that the standard does not know
+        }
+        None
+    }
+
+    /// What a blank line ends.
+    fn dispatch(&mut self) -> Option<Decoded> {
+        let event = mem::take(&mut self.event);
+        let (id, has_own_id) = (self.last_event_id.clone(), mem::take(&mut self.has_own_id));
+        match mem::take(&mut self.data) {
+            Data::None => None,
+            Data::OneLine(data) => Some(Decoded::Frame(Frame { event, data, id, has_own_id })),
+            Data::Lines(lines) => Some(Decoded::Frame(Frame { event, data: lines.freeze(), id, has_own_id })),
+            Data::TooLarge => Some(Decoded::TooLarge),
+        }
+    }
+}
+
+/// One line of the stream.
+struct Line {
+    bytes: Bytes,
+    /// Bytes are missing at its end.
+    overlong: bool,
+}
+
+/// The data buffer of the standard; one line, the usual case, is not copied.
+#[derive(Debug, Default)]
+enum Data {
+    #[default]
+    None,
+    OneLine(Bytes),
+    Lines(BytesMut),
+    TooLarge,
+}
+
+impl Data {
+    /// This buffer with one more line.
+    fn with_line(self, line: Bytes, max_bytes: usize) -> Self {
+        match self {
+            Self::None if line.len() <= max_bytes => Self::OneLine(line),
+            Self::OneLine(first) if first.len() + 1 + line.len() <= max_bytes => {
+                let mut lines = BytesMut::with_capacity(first.len() + 1 + line.len());
+                lines.extend_from_slice(&first);
+                Self::Lines(append_line(lines, &line))
+            }
+            Self::Lines(lines) if lines.len() + 1 + line.len() <= max_bytes => Self::Lines(append_line(lines, &line)),
+            _ => Self::TooLarge,
+        }
+    }
+}
+
+fn append_line(mut lines: BytesMut, line: &[u8]) -> BytesMut {
+    lines.put_u8(b'\n');
+    lines.extend_from_slice(line);
+    lines
+}
+
+/// What a decoder has understood.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Decoded {
+    /// One dispatched event.
+    Frame(Frame),
+    /// The sender's wish for the time to wait before a reconnect.
+    Retry(Duration),
+    /// An event went past the bound and was skipped.
+    TooLarge,
+}
+
+/// One dispatched event. Its bytes may be any: the standard's replacement of invalid UTF-8 is left to who reads them.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Frame {
+    /// The event's name; empty means `message`.
+    pub(crate) event: Bytes,
+    /// The data lines, joined by LF.
+    pub(crate) data: Bytes,
+    /// The last event id in force, empty when there is none.
+    pub(crate) id: Bytes,
+    /// Whether that came with this event, not with one before it.
+    pub(crate) has_own_id: bool,
+}
+
+/// The value of a `retry` field: digits only, or the field is ignored.
+fn reconnection_time(digits: &[u8]) -> Option<Duration> {
+    let text = std::str::from_utf8(digits).ok()?;
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if plain { text.parse().ok().map(Duration::from_millis) } else { None }
+}
+
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
+/// Whether the bytes hold CR, LF or NUL, which no single-line field survives.
+pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
+    memchr3(b'\r', b'\n', 0, bytes).is_some()
+}
+
+/// The frame of an event, blank line included, within the framing of an HTTP/1.1 chunk (RFC 9112, section 7.1): who writes to a
+/// socket directly needs one write for it. A payload that spans several lines takes as many `data` lines.
+///
+/// The payload must not hold CR: the decoder never returns one.
+pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> Encoded {
+    let id = id.to_string();
+    let lines = 1 + memchr_iter(b'\n', payload).count();
+    // The LF between two lines is counted with the payload; each line has one of its own.
+    let length = "id: \n\n".len() + id.len() + payload.len() + 1 + lines * "data: ".len();
+    let size = format!("{length:x}\r\n");
+    let mut chunk = BytesMut::with_capacity(size.len() + length + CHUNK_END.len());
+    chunk.put_slice(size.as_bytes());
+    chunk.put_slice(b"id: ");
+    chunk.put_slice(id.as_bytes());
+    chunk.put_u8(b'\n');
+    let mut begin = 0;
+    for end in memchr_iter(b'\n', payload).chain([payload.len()]) {
+        chunk.put_slice(b"data: ");
+        chunk.put_slice(payload.get(begin..end).unwrap_or_default());
+        chunk.put_u8(b'\n');
+        begin = end + 1;
+    }
+    chunk.put_u8(b'\n');
+    chunk.put_slice(CHUNK_END);
+    let chunk = chunk.freeze();
+    let end = size.len() + length - "\n\n".len();
+    let payload = match lines {
+        1 => chunk.slice(end - payload.len()..end),
+        _ => Bytes::copy_from_slice(payload),
+    };
+    Encoded { chunk, frame: size.len()..size.len() + length, payload }
+}
+
+/// An event in the form it is sent.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    /// The frame as a chunk.
+    pub(crate) chunk: Bytes,
+    /// Where in it the frame itself stands.
+    pub(crate) frame: Range<usize>,
+    /// The payload: a view of the frame, unless it spans several lines.
+    pub(crate) payload: Bytes,
+}
+
+/// What comes seldom, as an HTTP/1.1 chunk. Nothing becomes the last chunk, which ends a body (RFC 9112, section 7.1).
+pub(crate) fn encode_chunk(bytes: &[u8]) -> Bytes {
+    let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
+    chunk.extend_from_slice(bytes);
+    chunk.extend_from_slice(CHUNK_END);
+    chunk.into()
+}
+
+const CHUNK_END: &[u8] = b"\r\n";
+
+/// The heartbeat block; with `position` it moves the client's last event id on.
+pub(crate) fn encode_heartbeat(position: Option<impl Display>) -> Bytes {
+    match position {
+        None => Bytes::from_static(b"event: heartbeat\ndata:\n\n"),
+        Some(position) => format!("id: {position}\nevent: heartbeat\ndata:\n\n").into(),
+    }
+}
+
+/// A comment: the connection is alive, and that is all there is to say.
+pub(crate) fn encode_keep_alive() -> Bytes {
+    Bytes::from_static(b":\n")
+}
+
+/// The gap notice, whose JSON is `notice`, under the id that a resume goes on from.
+pub(crate) fn encode_gap(id: impl Display, notice: &str) -> Bytes {
+    format!("id: {id}\nevent: gap\ndata: {notice}\n\n").into()
+}
+
+/// A reconnection time, without a blank line of its own: a block without `data` would be logged as an error by the SDK.
+pub(crate) fn encode_retry(wait: Duration) -> Bytes {
+    format!("retry: {}\n", wait.as_millis()).into()
+}

@@ -1,0 +1,330 @@
+//! The durable store of all logs: one SQLite file, one thread that writes it, a few that read it.
+//!
+//! Nothing here is waited for by ingest or live delivery. The writer is a reader of the logs: it takes what has gathered
+//! every few milliseconds, commits it in one transaction, and tells each log what is safe.
+//!
+//! ```text
+//! open: lock the directory, open or replace the file, reserve an epoch for each product ──► start: threads ──► stop
+//! ```
+//!
+//! What is owed to webhooks is kept beside the events. Without a file, the same code keeps it in memory.
+//!
+//! May use: `causes`, `delivery`, `event`, `metrics`, the logs.
+
+pub(crate) mod commands;
+pub(crate) mod reader;
+pub(crate) mod sqlite;
+mod syncer;
+#[cfg(test)]
+pub(crate) mod testing;
+mod webhook_rows;
+mod writer;
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions, TryLockError},
+    io, mem,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use self::{
+    reader::Reader,
+    sqlite::{File, FileError, IN_MEMORY, Portion, Sync},
+    writer::Writer,
+};
+use crate::{
+    error_chain::with_causes,
+    event::ProductId,
+    log::{Bounds, Log, epoch_after, reserved},
+    metrics::Metrics,
+};
+
+pub(crate) use self::reader::Wanted;
+pub(crate) use self::sqlite::Kept;
+pub(crate) use self::webhook_rows::{Changes, Fate, KeptWebhook, Letters, Notice, Notices, Owed, Registration, Which};
+pub(crate) use crate::log::backing::{CatchUp, Desk, Unreadable, Unwritable};
+
+/// Where the store is and how much it keeps.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// The directory, which belongs to one process.
+    pub(crate) directory: PathBuf,
+    /// How long an event is kept.
+    pub(crate) retention: Duration,
+    /// Bytes of the file that may be in use, beside dead letters.
+    pub(crate) retention_bytes: u64,
+    /// How long a dead letter is kept.
+    pub(crate) dead_letter_retention: Duration,
+    /// Bytes of the file that dead letters may take, beside the others.
+    pub(crate) dead_letter_bytes: u64,
+    /// Readers at one time.
+    pub(crate) max_concurrent_replays: usize,
+}
+
+/// A store at work. Holds the directory until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Store {
+    desk: Arc<Desk>,
+    threads: Vec<JoinHandle<()>>,
+    writer: Option<JoinHandle<Writer>>,
+    webhooks: Vec<KeptWebhook>,
+    _lock: Option<fs::File>,
+}
+
+impl Store {
+    /// Opens the store, or begins one, and goes on with the log of each product. A damaged file is set aside.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be used, belongs to another process, or holds a file that is not ours, and when there are no
+    /// threads to be had.
+    pub(crate) fn open(
+        settings: Settings,
+        bounds: Bounds,
+        products: &[ProductId],
+        metrics: &Metrics,
+    ) -> Result<(Self, Vec<Arc<Log>>), StoreError> {
+        let directory = &settings.directory;
+        let unusable = |source| StoreError::Directory { directory: directory.clone(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
+        let lock = take(directory)?;
+        let path = directory.join(FILE_NAME);
+        let (begun, is_new_for_old) = match begin(&path, products) {
+            Err(error @ FileError::Damaged { .. }) => {
+                set_aside(&path, &with_causes(&error)).map_err(unusable)?;
+                (begin(&path, products), true)
+            }
+            begun => (begun, false),
+        };
+        let (file, found, webhooks) =
+            begun.map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
+        let desk = Desk::new(path, settings.max_concurrent_replays);
+        let log = |(product, kept, epoch): Found| {
+            let (desk, metrics) = (Arc::clone(&desk), metrics.log(&product));
+            Arc::new(Log::restored(product, bounds, kept, epoch, is_new_for_old, desk, metrics))
+        };
+        let logs: Vec<_> = found.into_iter().map(log).collect();
+        let was_left_open = file.was_left_open();
+        let writer = Writer::new(Arc::clone(&desk), logs.clone(), file, settings, metrics.store().clone());
+        let mut store = Self { desk, threads: Vec::new(), writer: None, webhooks, _lock: Some(lock) };
+        store.start(writer, was_left_open)?;
+        Ok((store, logs))
+    }
+
+    /// A store for webhooks alone, which ends with the process: the logs keep themselves, and it keeps nothing of them. The
+    /// settings' directory is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory or no thread.
+    pub(crate) fn in_memory(settings: Settings, logs: Vec<Arc<Log>>, metrics: &Metrics) -> Result<Self, StoreError> {
+        let file = File::in_memory().map_err(|source| StoreError::Memory(Box::new(source)))?;
+        let desk = Desk::new(PathBuf::from(IN_MEMORY), settings.max_concurrent_replays);
+        let writer = Writer::new(Arc::clone(&desk), logs, file, settings, metrics.store().clone());
+        let mut store = Self { desk, threads: Vec::new(), writer: None, webhooks: Vec::new(), _lock: None };
+        store.start_writer(writer)?;
+        Ok(store)
+    }
+
+    /// The webhooks that were kept, with what is owed to them, for the first who asks.
+    pub(crate) fn take_webhooks(&mut self) -> Vec<KeptWebhook> {
+        mem::take(&mut self.webhooks)
+    }
+
+    fn start(&mut self, writer: Writer, was_left_open: bool) -> Result<(), StoreError> {
+        if was_left_open {
+            tracing::warn!("the store was not closed in order; it is being checked");
+            self.desk.checks(true);
+            self.spawn("log-check", check)?;
+        }
+        for _ in 0..READING_THREADS {
+            self.spawn("log-reader", Desk::answer_questions)?;
+        }
+        self.spawn("log-syncer", syncer::run)?;
+        self.start_writer(writer)
+    }
+
+    fn start_writer(&mut self, writer: Writer) -> Result<(), StoreError> {
+        let thread = thread::Builder::new().name("log-writer".to_owned()).spawn(|| writer.run());
+        self.writer = Some(thread.map_err(StoreError::Thread)?);
+        Ok(())
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce(&Desk) + Send + 'static) -> Result<(), StoreError> {
+        let desk = Arc::clone(&self.desk);
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || work(&desk));
+        self.threads.push(thread.map_err(StoreError::Thread)?);
+        Ok(())
+    }
+
+    /// Ends as `kill -9` would end it.
+    #[cfg(test)]
+    pub(crate) fn crash(&self) {
+        self.desk.crash();
+    }
+
+    /// What others need of it.
+    pub(crate) fn desk(&self) -> &Arc<Desk> {
+        &self.desk
+    }
+}
+
+impl Drop for Store {
+    /// Keeps what is not kept yet, closes the file, and ends the threads. Blocks until that is done.
+    fn drop(&mut self) {
+        self.desk.stop();
+        for thread in self.threads.drain(..) {
+            let name = thread.thread().name().unwrap_or_default().to_owned();
+            if thread.join().is_err() {
+                tracing::error!(thread = name, "a part of the store did not end well");
+            }
+        }
+        match self.writer.take().map(JoinHandle::join) {
+            Some(Ok(writer)) => writer.close(),
+            Some(Err(_)) => tracing::error!("the store's writer did not end well"),
+            None => {}
+        }
+    }
+}
+
+/// Opens the file, and reserves an epoch for each product: on disk before its first id is shown.
+fn begin(path: &Path, products: &[ProductId]) -> Result<(File, Vec<Found>, Vec<KeptWebhook>), FileError> {
+    let mut file = File::open(path)?;
+    let webhooks = of_products(file.webhooks()?, products);
+    let mut found = Vec::new();
+    for product in products {
+        let (kept, epoch) = reserve(&mut file, product)?;
+        found.push((product.clone(), kept, epoch));
+    }
+    Ok((file, found, webhooks))
+}
+
+/// What the file has of a product, and an epoch for it, which is on the disk.
+fn reserve(file: &mut File, product: &ProductId) -> Result<(Kept, u64), FileError> {
+    let kept = file.product(product)?;
+    let epoch = epoch_after(kept.highest_epoch);
+    let spans = [reserved(kept.newest, epoch)];
+    let first = kept.newest + 1;
+    let portion = Portion { number: kept.number, first, entries: &[], spans: &spans, missing: &[] };
+    file.write(&[portion], Sync::Full, unix_ms())?;
+    Ok((kept, epoch))
+}
+
+/// The webhooks of these products. The others wait in the file for theirs to be configured again.
+fn of_products(kept: Vec<KeptWebhook>, products: &[ProductId]) -> Vec<KeptWebhook> {
+    let (ours, others): (Vec<_>, Vec<_>) = kept.into_iter().partition(|webhook| products.contains(&webhook.product));
+    for KeptWebhook { id, product, .. } in others {
+        tracing::warn!(webhook = id, %product, "the webhook's product is not configured: it gets nothing, and is kept");
+    }
+    ours
+}
+
+/// A product, what the file has of it, and the epoch reserved for it.
+type Found = (ProductId, Kept, u64);
+
+/// Makes this process the only one that uses the directory.
+fn take(directory: &Path) -> Result<fs::File, StoreError> {
+    let path = directory.join(LOCK_NAME);
+    let unusable = |source| StoreError::Directory { directory: directory.to_owned(), source };
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(unusable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Taken { directory: directory.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(unusable(source)),
+    }
+}
+
+/// Moves a damaged file out of the way, for whoever may want to save something from it.
+fn set_aside(path: &Path, damage: &str) -> io::Result<()> {
+    let kept_as = File::set_aside(path, unix_ms())?;
+    tracing::error!(
+        file = %path.display(),
+        kept_as = %kept_as.display(),
+        damage,
+        "the store is damaged: set aside, and a new one begun; what it kept cannot be replayed"
+    );
+    Ok(())
+}
+
+fn check(desk: &Desk) {
+    let generation = desk.generation();
+    let checked = Reader::open(desk.path()).and_then(|reader| {
+        let handle = reader.interrupt_handle();
+        thread::scope(|scope| {
+            let (done, watch) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || {
+                while watch.recv_timeout(CHECK_PAUSE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    if desk.is_stopping() {
+                        handle.interrupt();
+                    }
+                }
+            });
+            let checked = reader.check();
+            drop(done);
+            checked
+        })
+    });
+    match checked {
+        Ok(()) => tracing::info!("the store is whole"),
+        Err(_) if desk.is_stopping() => {}
+        Err(FileError::Damaged { source, .. }) => {
+            tracing::error!(damage = %source, "the check has found damage");
+            desk.is_damaged(generation);
+        }
+        Err(error) => tracing::error!(problem = with_causes(&error), "the store could not be checked"),
+    }
+    desk.checks(false);
+}
+
+fn unix_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Why there is no store.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// The directory cannot be made, locked or written.
+    #[error("log.data_dir: cannot use {}", directory.display())]
+    Directory {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has the directory.
+    #[error("log.data_dir: {} is in use by another autoplay-relay; give each its own directory", directory.display())]
+    Taken {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// The file cannot be opened.
+    #[error("log.data_dir: cannot open {}; it needs to be readable, writable, and some MiB of room", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<FileError>,
+    },
+    /// There is no room for webhooks in memory.
+    #[error("cannot set up the webhooks' outbox in memory")]
+    Memory(#[source] Box<FileError>),
+    /// The operating system gives no thread.
+    #[error("cannot start the store's threads")]
+    Thread(#[source] io::Error),
+}
+
+const FILE_NAME: &str = "relay.db";
+
+const LOCK_NAME: &str = "relay.lock";
+
+/// Enough to keep a disk busy; more would take the processors from live delivery.
+const READING_THREADS: usize = 2;
+
+/// How often a check looks whether the relay is leaving.
+const CHECK_PAUSE: Duration = Duration::from_millis(100);

@@ -1,0 +1,257 @@
+//! Dead letters in the file: written, listed, marked to be delivered again, and bounded.
+//!
+//! May use: `delivery`, `event`, the outbox's words.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, Row, ToSql, params};
+
+use super::{
+    File, FileError, Sync,
+    error::Fault,
+    schema::{count, signed},
+    webhooks::{read_delivery, write_attempts},
+};
+use crate::{
+    event::{EventId, SessionId},
+    store::webhook_rows::Letters,
+    webhook_delivery::{DeadLetter, DeadReason},
+};
+
+/// Dead letters of one webhook that have gone beyond a bound.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Lost {
+    /// Whose.
+    pub(crate) id: String,
+    /// How many.
+    pub(crate) letters: u64,
+    /// Beyond which.
+    pub(crate) bound: Bound,
+}
+
+/// A bound of dead letters.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Bound {
+    /// How long one is kept.
+    Age,
+    /// How much of the file all of them may take.
+    Bytes,
+}
+
+impl Bound {
+    /// The key that sets it.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Self::Age => "log.dead_letter_retention",
+            Self::Bytes => "log.dead_letter_bytes",
+        }
+    }
+}
+
+impl File {
+    /// A webhook's dead letters with their numbers, the newest first, at most `most` of them and not many bytes, but one if
+    /// there is one: those before this number, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub(crate) fn dead_letters(
+        &self,
+        id: &str,
+        letters: Letters,
+        before: Option<u64>,
+        most: usize,
+    ) -> Result<Vec<(u64, DeadLetter)>, FileError> {
+        let query = "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, number, died_at, \
+                     reason, payload FROM dead_letters INDEXED BY dead_by_number \
+                     WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = ?2 AND number < ?3 \
+                     ORDER BY number DESC LIMIT ?4";
+        let of = (letters == Letters::Requeued, before.map_or(i64::MAX, signed), signed(most as u64));
+        let page = read_page(&self.connection, query, params![id, of.0, of.1, of.2]);
+        page.map_err(|fault| fault.at(&self.path, "list dead letters of"))
+    }
+
+    /// A webhook's dead letters behind a place that wait to be delivered again, in the order of their places, bounded as
+    /// [`File::dead_letters`] is.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub(crate) fn requeued(&self, id: &str, after: u64, most: usize) -> Result<Vec<DeadLetter>, FileError> {
+        let query = "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, number, died_at, \
+                     reason, payload FROM dead_letters INDEXED BY dead_by_state \
+                     WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 1 \
+                     AND place > ?2 ORDER BY place LIMIT ?3";
+        let page = read_page(&self.connection, query, params![id, signed(after), signed(most as u64)]);
+        let page = page.map_err(|fault| fault.at(&self.path, "list dead letters of"))?;
+        Ok(page.into_iter().map(|(_, letter)| letter).collect())
+    }
+
+    /// The highest number of any dead letter.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read.
+    pub(crate) fn newest_letter(&self) -> Result<u64, FileError> {
+        let query = "SELECT ifnull(max(number), 0) FROM dead_letters";
+        let newest: Result<u64, Fault> = self.connection.query_row_and_then(query, [], |row| count(row, 0));
+        newest.map_err(|fault| fault.at(&self.path, "count dead letters in"))
+    }
+
+    /// Marks some of a webhook's dead letters up to a number as waiting to be delivered again, the oldest event first, and
+    /// returns how many. Less than [`STEP`] if there are no more.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub(crate) fn requeue_some(&mut self, id: &str, through: u64) -> Result<u64, FileError> {
+        let update = "UPDATE dead_letters SET requeued = 1 WHERE number IN ( \
+                          SELECT number FROM dead_letters INDEXED BY dead_by_state \
+                          WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 0 \
+                          AND number <= ?2 ORDER BY place LIMIT ?3)";
+        let marked = self.commit(Sync::Normal, |connection| {
+            Ok(connection.prepare_cached(update)?.execute(params![id, signed(through), STEP])?)
+        });
+        marked.map(|marked| marked as u64).map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
+    }
+
+    /// Marks a webhook's dead letters of these events as waiting to be delivered again, and returns how many were not.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub(crate) fn requeue_these(&mut self, id: &str, events: &[EventId]) -> Result<u64, FileError> {
+        let update = "UPDATE dead_letters INDEXED BY dead_by_sequence SET requeued = 1 \
+                      WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) \
+                      AND sequence = ?2 AND epoch = ?3 AND suffix = ?4 AND requeued = 0";
+        let marked = self.commit(Sync::Normal, |connection| {
+            let mut statement = connection.prepare_cached(update)?;
+            let mut marked = 0;
+            for EventId { epoch, sequence, suffix } in events {
+                marked += statement.execute(params![id, sequence.cast_signed(), epoch.cast_signed(), suffix])?;
+            }
+            Ok(marked)
+        });
+        marked.map(|marked| marked as u64).map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
+    }
+
+    /// Deletes some of the oldest dead letters if the oldest of all died before this, in Unix milliseconds, or if all of them
+    /// take more than `most_bytes`, and tells whose they were; nothing when there is nothing to do. One small step: call it
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or written; then nothing has gone.
+    pub(crate) fn lose_letters(&mut self, oldest_died_at: u64, most_bytes: u64) -> Result<Vec<Lost>, FileError> {
+        let lost = self.try_lose(signed(oldest_died_at), most_bytes);
+        lost.map_err(|fault| fault.at(&self.path, "bound dead letters of"))
+    }
+
+    fn try_lose(&mut self, oldest_died_at: i64, most_bytes: u64) -> Result<Vec<Lost>, Fault> {
+        let excess = bytes(&self.connection)?.saturating_sub(most_bytes);
+        let (last, lost) = beyond(&self.connection, oldest_died_at, excess)?;
+        if !lost.is_empty() {
+            self.commit(Sync::Normal, |connection| {
+                Ok(connection.prepare_cached("DELETE FROM dead_letters WHERE number <= ?1")?.execute([last])?)
+            })?;
+        }
+        Ok(lost)
+    }
+}
+
+/// Bytes of the file that all dead letters take.
+///
+/// # Errors
+///
+/// When the file cannot be read.
+pub(super) fn bytes(connection: &Connection) -> Result<u64, Fault> {
+    let mut statement = connection.prepare_cached("SELECT ifnull(sum(dead_bytes), 0) FROM webhooks")?;
+    statement.query_row([], |row| row.get(0)).map(|bytes: i64| bytes.max(0).cast_unsigned()).map_err(Fault::from)
+}
+
+/// The first few of the oldest that are too old, or that make up for `excess` bytes: the last one's number, and whose they are.
+fn beyond(connection: &Connection, oldest_died_at: i64, excess: u64) -> Result<(i64, Vec<Lost>), Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT number, died_at, bytes, (SELECT id FROM webhooks WHERE number = webhook) \
+         FROM dead_letters ORDER BY number LIMIT ?1",
+    )?;
+    let mut rows = statement.query([STEP])?;
+    let (mut last, mut freed) = (0, 0);
+    let mut lost: BTreeMap<(String, Bound), u64> = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        let is_old = row.get::<_, i64>(1)? < oldest_died_at;
+        if !is_old && freed >= excess {
+            break;
+        }
+        freed += count(row, 2)?;
+        last = row.get(0)?;
+        let id: Option<String> = row.get(3)?;
+        let bound = if is_old { Bound::Age } else { Bound::Bytes };
+        *lost.entry((id.unwrap_or_default(), bound)).or_default() += 1;
+    }
+    let lost = lost.into_iter().map(|((id, bound), letters)| Lost { id, letters, bound });
+    Ok((last, lost.collect()))
+}
+
+/// Writes a dead letter where there is none of its place, within the caller's transaction.
+///
+/// # Errors
+///
+/// When it cannot be written.
+pub(super) fn write(connection: &Connection, webhook: i64, place: u64, letter: &DeadLetter) -> Result<(), Fault> {
+    let DeadLetter { delivery, reason, died_at, payload } = letter;
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO dead_letters (webhook, place, epoch, sequence, suffix, kind, session, created_at, died_at, \
+         reason, requeued, attempts, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, ?11, ?12)",
+    )?;
+    insert.execute(params![
+        webhook,
+        signed(place),
+        delivery.event_id.epoch.cast_signed(),
+        delivery.event_id.sequence.cast_signed(),
+        delivery.event_id.suffix,
+        delivery.kind.as_str(),
+        delivery.session.as_ref().map(SessionId::as_str),
+        signed(delivery.created_at),
+        signed(*died_at),
+        reason.as_str(),
+        write_attempts(&delivery.attempts)?,
+        &**payload,
+    ])?;
+    Ok(())
+}
+
+fn read_page(connection: &Connection, query: &str, of: &[&dyn ToSql]) -> Result<Vec<(u64, DeadLetter)>, Fault> {
+    let mut statement = connection.prepare_cached(query)?;
+    let mut rows = statement.query(of)?;
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let letter = read_letter(row)?;
+        bytes += letter.payload.len();
+        if !page.is_empty() && bytes > PAGE_BYTES {
+            break;
+        }
+        page.push((count(row, 8)?, letter));
+    }
+    Ok(page)
+}
+
+fn read_letter(row: &Row<'_>) -> Result<DeadLetter, Fault> {
+    let reason = row.get_ref(10)?.as_str().map_err(rusqlite::Error::from)?;
+    let payload = row.get_ref(11)?.as_blob().map_err(rusqlite::Error::from)?;
+    Ok(DeadLetter {
+        delivery: read_delivery(row)?,
+        reason: DeadReason::parse(reason).ok_or_else(|| Fault::found("a dead letter's reason is unknown"))?,
+        died_at: count(row, 9)?,
+        payload: payload.to_vec().into(),
+    })
+}
+
+/// Rows that one step changes: some milliseconds.
+pub(crate) const STEP: u32 = 256;
+
+/// Payloads of one page.
+const PAGE_BYTES: usize = 1 << 20;

@@ -1,0 +1,183 @@
+use super::*;
+use crate::{
+    event::ProductId,
+    store::{
+        sqlite::{
+            tests::{event, file_of_one, session},
+            webhooks::tests::journal,
+        },
+        webhook_rows::{
+            Fate, Registration,
+            tests::{changes, letter, owed, webhook},
+        },
+    },
+};
+
+const NO_BOUND: u64 = u64::MAX;
+
+/// A file with one webhook and its dead letters.
+fn file_with(letters: impl IntoIterator<Item = DeadLetter>) -> (tempfile::TempDir, File) {
+    let (directory, mut file) = file_of_one();
+    file.register(&webhook("w", 0), 1).unwrap();
+    bury(&mut file, "w", letters);
+    (directory, file)
+}
+
+fn bury(file: &mut File, id: &str, letters: impl IntoIterator<Item = DeadLetter>) {
+    for letter in letters {
+        journal(file, id, &changes(0, [Fate::Dead(letter)]));
+    }
+}
+
+fn places(page: &[(u64, DeadLetter)]) -> Vec<u64> {
+    page.iter().map(|(_, letter)| letter.delivery.place).collect()
+}
+
+fn counts(file: &File) -> Vec<(u64, u64)> {
+    file.counts().unwrap().into_iter().map(|counts| (counts.dead, counts.requeued)).collect()
+}
+
+/// What the counters say must be what the rows make up.
+fn assert_counters_fit(file: &File) {
+    let query = "SELECT count(*) FROM webhooks WHERE (dead, requeued, dead_bytes) IS NOT ( \
+                     SELECT ifnull(sum(1 - dead_letters.requeued), 0), ifnull(sum(dead_letters.requeued), 0), \
+                     ifnull(sum(bytes), 0) FROM dead_letters WHERE webhook = webhooks.number)";
+    assert_eq!(file.connection().query_row(query, [], |row| row.get::<_, i64>(0)), Ok(0));
+}
+
+#[test]
+fn dead_letters_are_listed_newest_first_page_by_page_as_they_were() {
+    let letters = [30, 10, 20].map(|place| letter(place, format!("\0payload of {place}").as_bytes()));
+    let (_directory, file) = file_with(letters.clone());
+    let page = file.dead_letters("w", Letters::Dead, None, 2).unwrap();
+    assert_eq!(places(&page), [20, 10], "in the order of their deaths");
+    let next = file.dead_letters("w", Letters::Dead, Some(page[1].0), 2).unwrap();
+    assert_eq!(
+        next.into_iter().chain(page).map(|(_, it)| it).collect::<Vec<_>>(),
+        [0, 2, 1].map(|at| letters[at].clone())
+    );
+    assert!(file.dead_letters("w", Letters::Requeued, None, 2).unwrap().is_empty());
+    assert!(file.dead_letters("nobody", Letters::Dead, None, 2).unwrap().is_empty());
+}
+
+#[test]
+fn a_page_has_about_a_mebibyte_and_one_letter_whatever_its_size() {
+    let (_directory, mut file) = file_with(
+        [3 << 20, 600 << 10, 300 << 10, 100 << 10]
+            .iter()
+            .zip(1..)
+            .map(|(bytes, place)| letter(place, &vec![b'x'; *bytes])),
+    );
+    let list = |file: &File, before| places(&file.dead_letters("w", Letters::Dead, before, 100).unwrap());
+    assert_eq!((list(&file, None), list(&file, Some(2))), (vec![4, 3, 2], vec![1]));
+    file.requeue_some("w", NO_BOUND).unwrap();
+    let requeued = file.requeued("w", 0, 100).unwrap();
+    assert_eq!(requeued.iter().map(|it| it.delivery.place).collect::<Vec<_>>(), [1]);
+}
+
+#[test]
+fn some_or_all_are_requeued_once_in_the_order_of_their_places() {
+    let (_directory, mut file) = file_with([5, 3, 4, 1].map(|place| letter(place, b"x")));
+    file.register(&webhook("other", 0), 1).unwrap();
+    bury(&mut file, "other", [letter(3, b"x")]);
+    let ids = [EventId::new(7, 3), EventId::new(8, 4), EventId::new(7, 5), EventId::new(7, 99)];
+    assert_eq!(file.requeue_these("w", &ids).unwrap(), 2);
+    assert_eq!(file.requeue_these("w", &ids).unwrap(), 0, "once");
+    assert_eq!(counts(&file), [(2, 2), (1, 0)]);
+    let through = file.newest_letter().unwrap();
+    bury(&mut file, "w", [letter(9, b"x")]);
+    assert_eq!(file.requeue_some("w", through).unwrap(), 2, "not what has died since");
+    let requeued: Vec<u64> = file.requeued("w", 0, 9).unwrap().iter().map(|it| it.delivery.place).collect();
+    assert_eq!(requeued, [1, 3, 4, 5]);
+    assert_eq!(places(&file.dead_letters("w", Letters::Dead, None, 9).unwrap()), [9]);
+    assert_counters_fit(&file);
+}
+
+#[test]
+fn those_that_are_too_old_are_lost_and_no_others() {
+    let (_directory, mut file) = file_with((1..=300).map(|place| letter(place, b"x")));
+    file.register(&webhook("other", 0), 1).unwrap();
+    bury(&mut file, "other", [letter(280, b"x"), letter(400, b"x")]);
+    file.requeue_these("w", &[EventId::new(7, 1)]).unwrap();
+    assert_eq!(file.lose_letters(1, NO_BOUND).unwrap(), []);
+    let lost = |id: &str, letters| Lost { id: id.to_owned(), letters, bound: Bound::Age };
+    assert_eq!(file.lose_letters(290, NO_BOUND).unwrap(), [lost("w", 256)], "a small step, requeued or not");
+    assert_eq!(file.lose_letters(290, NO_BOUND).unwrap(), [lost("w", 33)]);
+    assert_eq!(file.lose_letters(301, NO_BOUND).unwrap(), [lost("other", 1), lost("w", 11)]);
+    assert_eq!(file.lose_letters(301, NO_BOUND).unwrap(), []);
+    assert_eq!(counts(&file), [(0, 0), (1, 0)]);
+    assert_counters_fit(&file);
+}
+
+#[test]
+fn the_oldest_beyond_the_bound_in_bytes_are_lost_and_not_more() {
+    for bytes in [30, 3000, 30_000] {
+        let (_directory, mut file) = file_with((1..=100).map(|place| letter(place, &vec![b'x'; bytes])));
+        let all = super::bytes(file.connection()).unwrap();
+        assert!(all >= 100 * bytes as u64);
+        assert_eq!(file.lose_letters(0, all).unwrap(), []);
+        let lost = file.lose_letters(0, all * 9 / 10).unwrap();
+        assert_eq!(lost, [Lost { id: "w".to_owned(), letters: 10, bound: Bound::Bytes }]);
+        let oldest = "SELECT min(place), count(*) FROM dead_letters";
+        assert_eq!(file.connection().query_row(oldest, [], |row| Ok((row.get(0)?, row.get(1)?))), Ok((11, 90)));
+        assert_counters_fit(&file);
+    }
+}
+
+#[test]
+fn what_dead_letters_take_of_the_file_does_not_drive_out_events() {
+    let (_directory, mut file) = file_with([]);
+    let entries: Vec<_> = (1..=100).map(|place| event(place, "s", "k", &[b'x'; 1000])).collect();
+    file.write_one(1, 1, &entries, 1);
+    let bound = 300 << 10;
+    assert_eq!(file.retire(0, bound, 1).unwrap(), None);
+    bury(&mut file, "w", (101..=900).map(|place| letter(place, &[b'x'; 3000])));
+    assert_eq!(file.retire(0, bound + (100 << 10), 1).unwrap(), None, "their indices aside");
+}
+
+#[test]
+fn erasing_a_session_takes_what_webhooks_have_of_it_and_counts_each_event_once() {
+    let (_directory, mut file) = file_with([]);
+    for webhook in [webhook("v", 0), Registration { product: ProductId::new("q").unwrap(), ..webhook("q", 0) }] {
+        file.register(&webhook, 1).unwrap();
+    }
+    file.write_one(1, 1, &[event(1, "s", "k", b"a"), event(2, "t", "k", b"b")], 1);
+    let mut foreign = letter(2, b"b");
+    foreign.delivery.session = Some(session("t"));
+    // 1 is kept, too; 8 and 9 are gone from the log, 20 is in memory alone.
+    let fates = || [1, 8, 9, 20].map(|place| Fate::Dead(letter(place, b"<payload>")));
+    journal(&mut file, "w", &changes(30, fates().into_iter().chain([Fate::Owed(owed(21)), Fate::Dead(foreign)])));
+    journal(&mut file, "v", &changes(30, fates()));
+    journal(&mut file, "q", &changes(30, fates()));
+    let erased = file.erase(1, &session("s"), 19).unwrap();
+    assert_eq!((erased.events, erased.letters), (1, 2));
+    assert_eq!(counts(&file), [(1, 0), (0, 0), (4, 0)]);
+    assert!(file.webhooks().unwrap().iter().all(|webhook| webhook.owed.is_empty()));
+    assert_counters_fit(&file);
+    assert!(
+        file.needs_scrub()
+            || file.connection().query_row("SELECT needs_scrub FROM state", [], |row| row.get(0)) == Ok(true)
+    );
+}
+
+#[test]
+fn an_erased_session_leaves_no_byte_of_its_dead_letters_once_the_file_is_scrubbed() {
+    let mark = |place: u64, of: &str| {
+        let mut letter = letter(place, format!("<{of} payload>").repeat(1 + place as usize % 90).as_bytes());
+        letter.delivery.session = Some(session(of));
+        letter
+    };
+    let (_directory, mut file) =
+        file_with((1..=300).map(|place| mark(place, if place % 3 == 0 { "other" } else { "victim" })));
+    let mut owed = owed(301);
+    owed.delivery.session = Some(session("victim"));
+    journal(&mut file, "w", &changes(301, [Fate::Owed(owed)]));
+    assert_eq!(file.erase(1, &session("victim"), NO_BOUND).unwrap().letters, 200);
+    file.scrub().unwrap();
+    let stands = |text: &[u8]| {
+        let everything = crate::store::sqlite::tests::bytes_of(file.path()).into_iter().flatten();
+        everything.into_iter().any(|bytes| bytes.windows(text.len()).any(|it| it == text))
+    };
+    assert!(!stands(b"victim") && stands(b"other payload"));
+    assert_eq!(counts(&file), [(100, 0)]);
+}

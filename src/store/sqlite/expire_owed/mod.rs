@@ -1,0 +1,150 @@
+//! What retention is about to take away although it is owed to a webhook becomes a dead letter, in the same transaction.
+//!
+//! May use: `event`.
+
+#[cfg(test)]
+mod tests;
+
+use rusqlite::{Connection, Row, params};
+
+use super::{
+    error::Fault,
+    schema::{address, count, place_of, signed},
+    webhooks::read_scope,
+};
+use crate::event::{Kind, Only, Scope, SessionId};
+
+/// What one webhook was owed for too long.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Expired {
+    /// Whose.
+    pub(crate) id: String,
+    /// New dead letters.
+    pub(crate) letters: u64,
+    /// What was owed although the file never had the event: gone.
+    pub(crate) lost: u64,
+}
+
+/// How many webhooks have not come to a place of this product, or are owed something up to there. Nothing is to be done for the
+/// others.
+///
+/// # Errors
+///
+/// When the file cannot be read.
+pub(super) fn concerned(connection: &Connection, product: u32, through: u64) -> Result<u64, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT count(*) FROM webhooks WHERE product = ?1 \
+         AND (position < ?2 OR EXISTS (SELECT 1 FROM owed WHERE webhook = number AND place <= ?2))",
+    )?;
+    let mut rows = statement.query(params![product, signed(through)])?;
+    rows.next()?.map_or(Ok(0), |row| count(row, 0))
+}
+
+/// Makes dead letters of what is owed of a product's entries up to `through`, at `now`; every webhook has passed them then.
+/// Names those to whom any of that is news.
+///
+/// # Errors
+///
+/// When some of it cannot be written; the caller undoes the rest.
+pub(super) fn expire(connection: &Connection, product: u32, through: u64, now: i64) -> Result<Vec<Expired>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT number, id, scope, position FROM webhooks WHERE product = ?1 \
+         AND (position < ?2 OR EXISTS (SELECT 1 FROM owed WHERE webhook = number AND place <= ?2))",
+    )?;
+    let concerned = statement.query_and_then(params![product, signed(through)], Webhook::read)?;
+    let webhooks: Result<Vec<Webhook>, Fault> = concerned.collect();
+    let mut expired = Vec::new();
+    for webhook in webhooks? {
+        let letters = webhook.bury_owed(connection, product, through, now)?;
+        let letters = letters + webhook.bury_ahead(connection, product, through, now)?;
+        let (had, lost) = webhook.forget_owed(connection, through)?;
+        if letters > 0 || had || webhook.position < through {
+            expired.push(Expired { id: webhook.id, letters, lost });
+        }
+    }
+    let mut update =
+        connection.prepare_cached("UPDATE webhooks SET position = ?2 WHERE product = ?1 AND position < ?2")?;
+    update.execute(params![product, signed(through)])?;
+    Ok(expired)
+}
+
+struct Webhook {
+    number: i64,
+    id: String,
+    scope: Scope,
+    position: u64,
+}
+
+impl Webhook {
+    fn read(row: &Row<'_>) -> Result<Self, Fault> {
+        let scope = read_scope(row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?)?;
+        Ok(Self { number: row.get(0)?, id: row.get(1)?, scope, position: count(row, 3)? })
+    }
+
+    /// What it has passed and not settled. What is a dead letter already, and waits to be delivered again, stays that.
+    fn bury_owed(&self, connection: &Connection, product: u32, through: u64, now: i64) -> Result<u64, Fault> {
+        let mut insert = connection.prepare_cached(
+            "INSERT INTO dead_letters (webhook, place, epoch, sequence, suffix, kind, session, created_at, died_at, \
+             reason, requeued, attempts, payload) \
+             SELECT webhook, place, owed.epoch, owed.sequence, owed.suffix, owed.kind, owed.session, created_at, ?4, \
+             'expired', 0, attempts, payload \
+             FROM owed CROSS JOIN entries ON entry = ?1 + place AND payload IS NOT NULL \
+             WHERE webhook = ?2 AND place <= ?3 \
+             ON CONFLICT (webhook, place) DO NOTHING",
+        )?;
+        Ok(insert.execute(params![address(product, 0)?, self.number, signed(through), now])? as u64)
+    }
+
+    /// What it has not come to. What it has settled before its turn is owed no more, or is a dead letter already.
+    fn bury_ahead(&self, connection: &Connection, product: u32, through: u64, now: i64) -> Result<u64, Fault> {
+        if self.position >= through {
+            return Ok(0);
+        }
+        let range = [address(product, self.position)?, address(product, through)?];
+        let mut heads = connection.prepare_cached(
+            "SELECT entry, kind, session FROM entries WHERE entry > ?1 AND entry <= ?2 AND payload IS NOT NULL",
+        )?;
+        let mut insert = connection.prepare_cached(
+            "INSERT INTO dead_letters (webhook, place, epoch, sequence, suffix, kind, session, created_at, died_at, \
+             reason, requeued, attempts, payload) \
+             SELECT ?1, ?2, epoch, sequence, suffix, kind, session, kept_at, ?4, 'expired', 0, '[]', payload \
+             FROM entries WHERE entry = ?3 \
+             ON CONFLICT (webhook, place) DO NOTHING",
+        )?;
+        let mut rows = heads.query(range)?;
+        let mut letters = 0;
+        while let Some(row) = rows.next()? {
+            let entry: i64 = row.get(0)?;
+            if self.is_admitted(row)? {
+                letters += insert.execute(params![self.number, signed(place_of(entry)), entry, now])?;
+            }
+        }
+        Ok(letters as u64)
+    }
+
+    /// As [`Scope::admits`] says, of a row with a kind and a session.
+    fn is_admitted(&self, row: &Row<'_>) -> Result<bool, Fault> {
+        let kind = Kind::new(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?);
+        let of_session = match &self.scope.sessions {
+            Only::Everything => true,
+            Only::These(these) => {
+                let session = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+                session.and_then(|it| SessionId::new(it).ok()).is_some_and(|session| these.contains(&session))
+            }
+        };
+        Ok(of_session && self.scope.kinds.admits(&kind))
+    }
+
+    /// Tells whether anything was owed, and how much of it has not become a dead letter, because there was no event any more.
+    fn forget_owed(&self, connection: &Connection, through: u64) -> Result<(bool, u64), Fault> {
+        let key = params![self.number, signed(through)];
+        let mut lost = connection.prepare_cached(
+            "SELECT count(*) FROM owed WHERE webhook = ?1 AND place <= ?2 AND NOT EXISTS ( \
+                 SELECT 1 FROM dead_letters WHERE webhook = owed.webhook AND place = owed.place)",
+        )?;
+        let mut rows = lost.query(key)?;
+        let lost = rows.next()?.map_or(Ok(0), |row| count(row, 0))?;
+        let mut delete = connection.prepare_cached("DELETE FROM owed WHERE webhook = ?1 AND place <= ?2")?;
+        Ok((delete.execute(key)? > 0, lost))
+    }
+}

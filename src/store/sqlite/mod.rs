@@ -1,0 +1,374 @@
+//! The store's file: one SQLite database for all products, and the one connection that writes to it.
+//!
+//! ```text
+//! relay.db        schema and format: see `schema`
+//! relay.db-wal    commits not yet moved into relay.db
+//! relay.db-shm    SQLite's index of the former; worthless once all have closed it
+//! ```
+//!
+//! A commit survives the end of the process at once, and the end of the machine once the write-ahead log has been synced: by
+//! the syncer, or by a commit with [`Sync::Full`].
+//! Every call waits for the disk: it belongs on a thread of its own.
+//!
+//! May use: `delivery`, `event`, `log`'s and the outbox's shared words.
+
+mod append;
+mod dead_letters;
+mod error;
+mod expire_owed;
+mod products;
+mod retention;
+pub(super) mod schema;
+#[cfg(test)]
+pub(super) mod tests;
+mod webhooks;
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, config::DbConfig};
+
+use self::schema::{Identity, bits, signed};
+pub(crate) use self::{
+    append::Portion,
+    dead_letters::{Bound, Lost, STEP},
+    error::{Fault, FileError},
+    expire_owed::Expired,
+    products::Kept,
+    webhooks::Counts,
+};
+use super::webhook_rows::Changes;
+use crate::event::EventId;
+
+/// The connection that writes.
+#[derive(Debug)]
+pub(crate) struct File {
+    connection: Connection,
+    path: PathBuf,
+    sync: Sync,
+    was_left_open: bool,
+    needs_scrub: bool,
+}
+
+impl File {
+    /// Opens the file, or creates it for its owner alone, and marks it as open. An empty file is a new one.
+    ///
+    /// # Errors
+    ///
+    /// `Foreign` and `NewerVersion` leave the file as it is.
+    pub(crate) fn open(path: &Path) -> Result<Self, FileError> {
+        Self::try_open(path).map_err(|fault| fault.at(path, "open"))
+    }
+
+    fn try_open(path: &Path) -> Result<Self, Fault> {
+        create(path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(path, flags)?;
+        schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
+        // A file that turns out to be another's keeps its write-ahead log when it is closed.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let version = match schema::identify(&connection)? {
+            Identity::Fresh => 0,
+            Identity::Ours(version) => version,
+        };
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        schema::configure_writer(&connection)?;
+        schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
+        let state = "SELECT is_open, needs_scrub FROM state";
+        let (was_left_open, needs_scrub) = connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let path = path.to_owned();
+        let mut file = Self { connection, path, sync: Sync::Normal, was_left_open, needs_scrub };
+        file.commit(Sync::Full, |connection| set_open(connection, true))?;
+        Ok(file)
+    }
+
+    /// A store without a file, which ends with the process.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory.
+    pub(crate) fn in_memory() -> Result<Self, FileError> {
+        let path = PathBuf::from(IN_MEMORY);
+        match Self::try_in_memory() {
+            Ok(connection) => {
+                Ok(Self { connection, path, sync: Sync::Normal, was_left_open: false, needs_scrub: false })
+            }
+            Err(fault) => Err(fault.at(&path, "open")),
+        }
+    }
+
+    /// Whether it is such a store.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.path.as_os_str() == IN_MEMORY
+    }
+
+    fn try_in_memory() -> Result<Connection, Fault> {
+        let mut connection = Connection::open_in_memory()?;
+        schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
+        connection.pragma_update(None, "secure_delete", true)?;
+        schema::migrate(&mut connection, 0, schema::MIGRATIONS)?;
+        Ok(connection)
+    }
+
+    /// Whether whoever had it open before did not close it.
+    pub(crate) fn was_left_open(&self) -> bool {
+        self.was_left_open
+    }
+
+    /// Whether copies of what was erased may be left in the file: see [`File::scrub`].
+    pub(crate) fn needs_scrub(&self) -> bool {
+        self.needs_scrub
+    }
+
+    /// Writes portions of the logs in one transaction, at `now` in Unix milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be written; then none is.
+    pub(crate) fn write(&mut self, portions: &[Portion<'_>], sync: Sync, now: u64) -> Result<(), FileError> {
+        self.write_all(portions, [], sync, now).map(drop)
+    }
+
+    /// Writes portions of the logs, and then what has happened to webhooks, in one transaction, at `now` in Unix milliseconds.
+    /// Tells whether there are more or fewer dead letters.
+    ///
+    /// # Errors
+    ///
+    /// When some of it cannot be written; then nothing is.
+    pub(crate) fn write_all<'a>(
+        &mut self,
+        portions: &[Portion<'_>],
+        journals: impl IntoIterator<Item = (&'a str, &'a Changes)>,
+        sync: Sync,
+        now: u64,
+    ) -> Result<bool, FileError> {
+        let written = self.commit(sync, |connection| {
+            for portion in portions {
+                portion.write(connection, signed(now))?;
+            }
+            let mut has_changed = false;
+            for (id, changes) in journals {
+                has_changed |= webhooks::write_journal(connection, id, changes)?;
+            }
+            if sync == Sync::Full {
+                set_synced(connection, now)?;
+            }
+            Ok(has_changed)
+        });
+        written.map_err(|fault| fault.at(&self.path, "write entries to"))
+    }
+
+    /// Returns when everything written before is on the disk, and notes that it was so at `now` in Unix milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// When it may not be.
+    pub(crate) fn sync(&mut self, now: u64) -> Result<(), FileError> {
+        let synced = self.commit(Sync::Full, |connection| set_synced(connection, now));
+        synced.map_err(|fault| fault.at(&self.path, "sync"))
+    }
+
+    /// Moves what is in the write-ahead log into the database, as far as no reader needs it there, on a connection of its
+    /// own.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be done. The log has everything that it had.
+    pub(crate) fn checkpoint(path: &Path) -> Result<(), FileError> {
+        Self::try_checkpoint(path).map_err(|fault| fault.at(path, "checkpoint"))
+    }
+
+    fn try_checkpoint(path: &Path) -> Result<(), Fault> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        // Should everybody else have closed it meanwhile, the log is left to whoever opens it next.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// Marks the file as closed, with everything on the disk, and closes it.
+    ///
+    /// # Errors
+    ///
+    /// When the mark could not be made, or SQLite cannot close.
+    pub(crate) fn close(mut self) -> Result<(), FileError> {
+        let marked = self.commit(Sync::Full, |connection| set_open(connection, false));
+        let closed = self.connection.close().map_err(|(_, error)| Fault::from(error));
+        marked.and(closed).map_err(|fault| fault.at(&self.path, "close"))
+    }
+
+    /// Closes a file after an error, without another try to bring anything to the disk: what the operating system has dropped
+    /// by then would count as written.
+    pub(crate) fn abandon(self) {
+        // Without it, SQLite would move the write-ahead log into the database, and delete it.
+        if let Err(error) = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
+            tracing::debug!(%error, "the file is closed as usual");
+        }
+    }
+
+    /// Moves a file that is of no use out of the way, with what SQLite keeps beside it, and returns where it is now.
+    /// Everybody must have closed it. `now` is in Unix milliseconds and becomes part of its name, or the next number whose
+    /// name is free.
+    ///
+    /// # Errors
+    ///
+    /// When a rename fails. Calling it again moves what is left, under another name.
+    pub(crate) fn set_aside(path: &Path, now: u64) -> io::Result<PathBuf> {
+        let mut name = now;
+        while is_taken(&aside(path, name))? {
+            name += 1;
+        }
+        // The database goes first: without it, what stays behind after a crash is not mistaken for a store.
+        for suffix in SUFFIXES {
+            match fs::rename(with(path, suffix), with(&aside(path, name), suffix)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        sync_directory(path)?;
+        Ok(aside(path, name))
+    }
+
+    /// Does `work` in one transaction, which is undone if any of it fails.
+    fn commit<T>(&mut self, sync: Sync, work: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, Fault> {
+        if sync != self.sync {
+            self.connection.pragma_update(None, "synchronous", sync.as_pragma())?;
+            self.sync = sync;
+        }
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let done = work(&transaction)?;
+        transaction.commit()?;
+        Ok(done)
+    }
+}
+
+/// Where SQLite keeps the write-ahead log of the database at `path`.
+pub(crate) fn wal_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    PathBuf::from(name)
+}
+
+/// How large that is, 0 if there is none.
+pub(crate) fn wal_bytes(path: &Path) -> u64 {
+    fs::metadata(wal_path(path)).map_or(0, |wal| wal.len())
+}
+
+/// Once the write-ahead log is larger, it is moved into the database. SQLite cuts it back to this when it begins anew.
+pub(crate) const WAL_BYTES: u64 = 4 << 20;
+
+/// What a commit waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Sync {
+    /// The operating system has it.
+    Normal,
+    /// The disk has it, and everything before it.
+    Full,
+}
+
+impl Sync {
+    fn as_pragma(self) -> &'static str {
+        match self {
+            Self::Normal => "NORMAL",
+            Self::Full => "FULL",
+        }
+    }
+}
+
+/// What one step of retention has taken away.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Retired {
+    /// Of which product.
+    pub(crate) number: u32,
+    /// Everything up to this place is gone now.
+    pub(crate) evicted_through: u64,
+    /// Rows.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
+    /// What that means to webhooks.
+    pub(crate) expired: Vec<Expired>,
+}
+
+/// What there was of a session that has been erased.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Erased {
+    /// Events.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
+    /// Events of which there were only dead letters.
+    pub(crate) letters: u64,
+}
+
+fn set_open(connection: &Connection, is_open: bool) -> Result<(), Fault> {
+    connection.execute("UPDATE state SET is_open = ?1, syncs = syncs + 1", [is_open])?;
+    Ok(())
+}
+
+fn set_synced(connection: &Connection, now: u64) -> Result<(), Fault> {
+    // A commit that changes nothing writes nothing and waits for nothing: the time alone may be that of the last one.
+    let mut update = connection.prepare_cached("UPDATE state SET synced_at = ?1, syncs = syncs + 1")?;
+    update.execute([signed(now)])?;
+    Ok(())
+}
+
+/// The id that stands in three columns from `column` on.
+///
+/// # Errors
+///
+/// When it cannot be one that we wrote.
+pub(super) fn read_id(row: &Row<'_>, column: usize) -> Result<EventId, Fault> {
+    Ok(EventId { epoch: bits(row, column)?, sequence: bits(row, column + 1)?, suffix: row.get(column + 2)? })
+}
+
+/// Creates the file for its owner alone, unless it is there. SQLite gives those beside it the same mode.
+fn create(path: &Path) -> io::Result<()> {
+    // Never opens one that is there: closing it would release the locks that SQLite holds on it for a reader.
+    match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn aside(path: &Path, name: u64) -> PathBuf {
+    with(path, &format!(".damaged-{name}"))
+}
+
+fn is_taken(path: &Path) -> io::Result<bool> {
+    for suffix in SUFFIXES {
+        match fs::symlink_metadata(with(path, suffix)) {
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+/// Makes renames in the file's directory last.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(directory)?.sync_all()
+}
+
+/// Stands where a path would.
+pub(crate) const IN_MEMORY: &str = ":memory:";
+
+/// The database, its write-ahead log and that one's index.
+const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+
+/// Holds the inner pages of the table and its indices, and what a few commits change.
+const WRITER_CACHE_KIBIBYTES: i64 = 4 << 10;

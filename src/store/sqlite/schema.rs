@@ -1,0 +1,307 @@
+//! The file's format: its tables, how it is recognized, and the settings of every connection to it.
+//!
+//! ```text
+//! products      number, id                 one row per product, with counters
+//! entries       entry = number << 40 | place, id, kept_at, …, payload
+//!               session -> entry           index, of events with a session
+//!               entry                      index, of gaps
+//! spans         product, place, id         which ids the places from here on have
+//! missing       product, first, last       places that should have been kept
+//! webhooks      number, id, product, position, …      one row per webhook, with counters of its dead letters
+//! owed          webhook, place, id, attempts, …       what is owed although the webhook has passed it; payload: see entries
+//! dead_letters  number, webhook, place, …, payload    what was given up, in the order of that; `requeued` once it is to be
+//!                                                     delivered again
+//! state         is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk change something
+//! log           view of all entries, for people
+//! ```
+//!
+//! Triggers keep the counters of dead letters, so that they are right whoever deletes one. `bytes` of a dead letter are those
+//! of the file that it takes, as `dead_letter_bytes` bounds them: whole pages for a large one, an even share of one for others.
+//!
+//! Epochs and sequences are `u64` and stand in SQLite's `i64` bit for bit. Times are Unix milliseconds.
+//!
+//! May use: nothing.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, Row, TransactionBehavior, config::DbConfig};
+
+use super::{WAL_BYTES, error::Fault};
+
+/// Says that a SQLite file is ours: "apRl".
+pub(in crate::store) const APPLICATION_ID: i64 = 0x6170_526C;
+
+/// How the schema came to be: the n-th script makes version n out of version n - 1. Once released, it stays as it is.
+pub(in crate::store) const MIGRATIONS: &[&str] = &[VERSION_1];
+
+/// `payload` comes last, so that a scan of the others does not follow a long row into its overflow pages. An index
+/// holds the row's `entry` in any case, so `by_session` is ordered by it within a session. `gaps` has the reason
+/// only to answer without the row.
+///
+/// What webhooks have is found by the session, too, so that erasing one is no walk over everything. Dead letters are listed by
+/// number, delivered again by place, and named by their event's id.
+const VERSION_1: &str = "
+CREATE TABLE products (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    newest INTEGER NOT NULL,
+    evicted_through INTEGER NOT NULL,
+    events INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    highest_epoch INTEGER NOT NULL
+) STRICT;
+CREATE TABLE entries (
+    entry INTEGER PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    suffix INTEGER NOT NULL,
+    kept_at INTEGER NOT NULL,
+    gap TEXT,
+    after TEXT,
+    kind TEXT,
+    session TEXT,
+    payload BLOB
+) STRICT;
+CREATE INDEX by_session ON entries (session) WHERE session IS NOT NULL;
+CREATE INDEX gaps ON entries (entry, gap) WHERE gap IS NOT NULL;
+CREATE TABLE spans (
+    product INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    suffix INTEGER NOT NULL,
+    PRIMARY KEY (product, place)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE missing (
+    product INTEGER NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    PRIMARY KEY (product, first)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE webhooks (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    product INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    definition TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    dead INTEGER NOT NULL,
+    requeued INTEGER NOT NULL,
+    dead_bytes INTEGER NOT NULL
+) STRICT;
+CREATE TABLE owed (
+    webhook INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    suffix INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    session TEXT,
+    created_at INTEGER NOT NULL,
+    next_attempt_at INTEGER,
+    attempts TEXT NOT NULL,
+    PRIMARY KEY (webhook, place)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX owed_by_session ON owed (session) WHERE session IS NOT NULL;
+CREATE TABLE dead_letters (
+    number INTEGER PRIMARY KEY,
+    webhook INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    suffix INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    session TEXT,
+    created_at INTEGER NOT NULL,
+    died_at INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    requeued INTEGER NOT NULL,
+    attempts TEXT NOT NULL,
+    payload BLOB NOT NULL,
+    size INTEGER AS (
+        octet_length(payload) + octet_length(attempts) + octet_length(kind) + 2 * ifnull(octet_length(session), 0) + 192
+    ) VIRTUAL,
+    bytes INTEGER AS (iif(size > 8192, (size + 8191) / 8192 * 8192, 8192 / (8192 / size))) VIRTUAL
+) STRICT;
+CREATE UNIQUE INDEX dead_by_place ON dead_letters (webhook, place);
+CREATE INDEX dead_by_state ON dead_letters (webhook, requeued, place);
+CREATE INDEX dead_by_number ON dead_letters (webhook, requeued);
+CREATE INDEX dead_by_sequence ON dead_letters (webhook, sequence);
+CREATE INDEX dead_by_session ON dead_letters (session) WHERE session IS NOT NULL;
+CREATE TRIGGER one_more_is_dead AFTER INSERT ON dead_letters BEGIN
+    UPDATE webhooks
+    SET dead = dead + 1 - new.requeued, requeued = requeued + new.requeued, dead_bytes = dead_bytes + new.bytes
+    WHERE number = new.webhook;
+END;
+CREATE TRIGGER one_less_is_dead AFTER DELETE ON dead_letters BEGIN
+    UPDATE webhooks
+    SET dead = dead - 1 + old.requeued, requeued = requeued - old.requeued, dead_bytes = dead_bytes - old.bytes
+    WHERE number = old.webhook;
+END;
+CREATE TRIGGER one_is_requeued AFTER UPDATE OF requeued ON dead_letters BEGIN
+    UPDATE webhooks
+    SET dead = dead + old.requeued - new.requeued, requeued = requeued - old.requeued + new.requeued
+    WHERE number = new.webhook;
+END;
+CREATE TABLE state (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    is_open INTEGER NOT NULL,
+    synced_at INTEGER NOT NULL,
+    syncs INTEGER NOT NULL,
+    needs_scrub INTEGER NOT NULL
+) STRICT;
+INSERT INTO state VALUES (1, 0, 0, 0, 0);
+CREATE VIEW log (product, id, time, type, session, gap, payload) AS
+SELECT
+    products.id,
+    format('%u-%u', epoch, sequence) || iif(suffix = 0, '', '.' || suffix),
+    strftime('%Y-%m-%dT%H:%M:%fZ', kept_at / 1000.0, 'unixepoch'),
+    kind,
+    session,
+    gap,
+    CAST(payload AS TEXT)
+FROM products CROSS JOIN entries ON entry BETWEEN number << 40 AND (number << 40) + 1099511627775;
+";
+
+/// What an opened file is.
+#[derive(Debug, Eq, PartialEq)]
+pub(in crate::store) enum Identity {
+    /// Nothing has been put into it yet.
+    Fresh,
+    /// Ours, with the schema of this version.
+    Ours(usize),
+}
+
+/// Tells whose file it is, without changing it.
+///
+/// # Errors
+///
+/// `Foreign` and `Newer` for a file to leave alone, others when it cannot be read.
+pub(in crate::store) fn identify(connection: &Connection) -> Result<Identity, Fault> {
+    let application_id: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    // A crash between the switch to WAL and the first migration leaves a header and nothing else.
+    let is_blank = (application_id, version, tables) == (0, 0, 0);
+    match usize::try_from(version) {
+        _ if is_blank => Ok(Identity::Fresh),
+        _ if application_id != APPLICATION_ID => Err(Fault::Foreign(application_id)),
+        Ok(known) if known <= MIGRATIONS.len() => Ok(Identity::Ours(known)),
+        _ => Err(Fault::Newer { found: version, known: MIGRATIONS.len() as i64 }),
+    }
+}
+
+/// Brings the schema from `version` to that of the last script, each script in a transaction of its own.
+///
+/// # Errors
+///
+/// When a script fails; the file keeps the version before it.
+pub(super) fn migrate(connection: &mut Connection, version: usize, scripts: &[&str]) -> Result<(), Fault> {
+    for (made, script) in (1_i64..).zip(scripts).skip(version) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(script)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", made)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+/// Settings that every connection has. Do not touch the file.
+///
+/// # Errors
+///
+/// When SQLite refuses one.
+pub(in crate::store) fn configure(connection: &Connection, cache_kibibytes: i64) -> Result<(), Fault> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "mmap_size", 0)?;
+    connection.pragma_update(None, "cache_size", -cache_kibibytes)?;
+    Ok(())
+}
+
+/// Settings of the one connection that writes; turns a fresh file into one with a write-ahead log.
+///
+/// # Errors
+///
+/// When SQLite refuses one, or cannot write the file.
+pub(super) fn configure_writer(connection: &Connection) -> Result<(), Fault> {
+    // Only a file that is still empty takes on a page size.
+    connection.pragma_update(None, "page_size", PAGE_BYTES)?;
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(Fault::Refused("its file system does not support a write-ahead log"));
+    }
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES.cast_signed())?;
+    // Left to the syncer: nothing that is committed waits for it.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    // From the first write on, as what retention takes away is no longer there to be erased later.
+    connection.pragma_update(None, "secure_delete", true)?;
+    Ok(())
+}
+
+/// The primary key of an entry.
+///
+/// # Errors
+///
+/// When the product's number or the place is beyond what the key has room for.
+pub(in crate::store) fn address(number: u32, place: u64) -> Result<i64, Fault> {
+    if number > MAX_NUMBER {
+        return Err(Fault::Refused("a product's number is beyond 4194303"));
+    }
+    if place > MAX_PLACE {
+        return Err(Fault::Refused("an entry's place is beyond 1099511627775"));
+    }
+    Ok((i64::from(number) << PLACE_BITS) | place.cast_signed())
+}
+
+/// The place of the entry with this primary key.
+pub(in crate::store) fn place_of(entry: i64) -> u64 {
+    entry.cast_unsigned() & MAX_PLACE
+}
+
+/// A column that holds a count, a place or a time.
+///
+/// # Errors
+///
+/// When it is none or negative.
+pub(in crate::store) fn count(row: &Row<'_>, column: usize) -> Result<u64, Fault> {
+    let value: i64 = row.get(column)?;
+    u64::try_from(value).map_err(|_| Fault::found("a count is negative"))
+}
+
+/// A column that holds an epoch or a sequence.
+///
+/// # Errors
+///
+/// When it holds no integer.
+pub(in crate::store) fn bits(row: &Row<'_>, column: usize) -> Result<u64, Fault> {
+    row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(Fault::from)
+}
+
+/// A number as it is stored, or the largest that can be.
+pub(in crate::store) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+const PLACE_BITS: u32 = 40;
+
+/// 35 years of a thousand entries a second.
+pub(in crate::store) const MAX_PLACE: u64 = (1 << PLACE_BITS) - 1;
+
+/// Leaves the key's sign alone, with a bit to spare.
+pub(in crate::store) const MAX_NUMBER: u32 = (1 << 22) - 1;
+
+/// A few events of usual size to a page.
+const PAGE_BYTES: i64 = 8192;
+
+/// Readers and the writer do not wait for each other; recovery and an operator's own writing are short.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// More than there are statements, so that each is prepared once.
+const STATEMENTS: usize = 64;

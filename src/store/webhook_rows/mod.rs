@@ -1,0 +1,154 @@
+//! What the store keeps for webhooks: who they are, how far each has come, what is owed before that, and dead letters.
+//!
+//! A webhook is a reader with a durable position. Everything up to it is settled, except what is owed or dead; everything behind
+//! it is owed if the webhook's scope admits it. Position and exceptions change in one transaction.
+//!
+//! ```text
+//! worker ── changes ──► desk ──► writer ──► file        every few milliseconds, in one transaction
+//! worker ◄── notices ─────────── writer                 what retention has done meanwhile
+//! ```
+//!
+//! May use: `delivery`, `event`.
+
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    event::{EventId, ProductId, Scope},
+    webhook_delivery::{DeadLetter, Delivery},
+};
+
+/// A webhook that is to be kept, or changed.
+#[derive(Clone, Debug)]
+pub(crate) struct Registration {
+    /// Its id.
+    pub(crate) id: Arc<str>,
+    /// Whose events it gets.
+    pub(crate) product: ProductId,
+    /// Which of them. Kept for retention alone, which must know what is owed before anybody has registered: told again after a
+    /// start.
+    pub(crate) scope: Scope,
+    /// What its owner wants to find again after a start. A text of its own format.
+    pub(crate) definition: String,
+    /// Where it begins if it is new; one that is known keeps its place.
+    pub(crate) position: u64,
+    /// Where it is told what happens to what is owed to it.
+    pub(crate) notices: Arc<Notices>,
+}
+
+/// A webhook as it is found after a start.
+#[derive(Debug)]
+pub(crate) struct KeptWebhook {
+    /// Its id.
+    pub(crate) id: String,
+    /// Whose events it gets.
+    pub(crate) product: ProductId,
+    /// What its owner wrote.
+    pub(crate) definition: String,
+    /// Everything up to this place is settled, owed or dead.
+    pub(crate) position: u64,
+    /// What is owed up to there, by place.
+    pub(crate) owed: Vec<Owed>,
+}
+
+/// A delivery that is owed although the webhook has passed its place.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Owed {
+    /// What is owed.
+    pub(crate) delivery: Delivery,
+    /// Not to be tried before this, in Unix milliseconds; none if it has not been tried.
+    pub(crate) next_attempt_at: Option<u64>,
+}
+
+/// What has become of a delivery.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Fate {
+    /// It is owed still.
+    Owed(Owed),
+    /// It is settled for good: accepted, erased, or gone. A dead letter of the same place goes with it, requeued or not.
+    Settled,
+    /// It has been given up.
+    Dead(DeadLetter),
+}
+
+/// What has happened to one webhook since the last time it was written down.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Changes {
+    /// It has passed everything up to this place.
+    pub(crate) position: u64,
+    /// By place.
+    pub(crate) fates: BTreeMap<u64, Fate>,
+}
+
+/// Which dead letters are to be delivered again.
+#[derive(Clone, Debug)]
+pub(crate) enum Which {
+    /// All there are.
+    All,
+    /// These, as far as they are dead letters.
+    These(Vec<EventId>),
+}
+
+/// Which of the dead letters are listed: those that stay, or those that are to be delivered again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Letters {
+    /// Dead.
+    Dead,
+    /// Waiting to be delivered again.
+    Requeued,
+}
+
+/// Where the store leaves word for one webhook's worker.
+#[derive(Debug, Default)]
+pub(crate) struct Notices {
+    waiting: Mutex<Notice>,
+    bell: Notify,
+}
+
+/// What has happened to one webhook's part of the store. Counts are those of the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Notice {
+    /// What was owed up to this place is dead: it has been owed for longer than events are kept.
+    pub(crate) expired_through: u64,
+    /// Dead letters, those that wait to be delivered again not among them.
+    pub(crate) dead: u64,
+    /// Dead letters that wait to be delivered again.
+    pub(crate) requeued: u64,
+    /// Dead letters that went beyond their bounds since the last look, and what was owed for too long although the store never
+    /// had the event: lost.
+    pub(crate) lost: u64,
+    /// The file was lost since the last look: everything has to be written again.
+    pub(crate) is_replaced: bool,
+}
+
+impl Notices {
+    /// Leaves word.
+    pub(super) fn tell(&self, change: impl FnOnce(&mut Notice)) {
+        change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        self.bell.notify_one();
+    }
+
+    /// What there is to know. What is counted since the last look begins anew.
+    pub(crate) fn take(&self) -> Notice {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let notice = *waiting;
+        (waiting.lost, waiting.is_replaced) = (0, false);
+        notice
+    }
+
+    /// Waits until something is told that has not been looked at.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future loses nothing.
+    pub(crate) async fn told(&self) {
+        self.bell.notified().await;
+    }
+}
