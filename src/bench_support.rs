@@ -25,9 +25,9 @@ use tokio::time::Instant;
 
 use crate::{
     envelope::{self, Envelope},
-    event::{Draft, Entry, Event, Only, ProductId, Scope, Start},
-    fanout::{Arrived, Fanout, Followers, Item, Listener, Subscription},
-    log::{Bounds, Log, Numbering},
+    event::{Draft, Entry, Event, Only, ProductId, Scope, StartPosition},
+    fanout::{Fanout, QueueContents, ShardIndex, SubscriberSignal, Subscription, SubscriptionItem},
+    log::{Log, MemoryBounds, Numbering},
     metrics::Metrics,
     sse::{Decoded, Decoder, Frame},
 };
@@ -54,7 +54,7 @@ impl Batch {
 
 /// Decode: bytes of a socket become frames.
 pub fn decode(stream: &[u8], events: usize) -> impl FnMut() -> Batch {
-    through_decoder(stream, events, |frame, _| {
+    run_decoder(stream, events, |frame, _| {
         black_box(frame);
     })
 }
@@ -62,13 +62,13 @@ pub fn decode(stream: &[u8], events: usize) -> impl FnMut() -> Batch {
 /// Decode, all of it: bytes become frames, and these drafts for the log.
 pub fn decode_and_classify(stream: &[u8], events: usize) -> impl FnMut() -> Batch {
     let product = ProductId::new(PRODUCT).unwrap();
-    through_decoder(stream, events, move |frame, received| {
+    run_decoder(stream, events, move |frame, received| {
         let draft = envelope::classify(frame, &product, received);
         assert!(matches!(black_box(draft), Ok(Envelope::Event(_))));
     })
 }
 
-fn through_decoder(stream: &[u8], events: usize, mut take: impl FnMut(Frame, Instant)) -> impl FnMut() -> Batch {
+fn run_decoder(stream: &[u8], events: usize, mut take: impl FnMut(Frame, Instant)) -> impl FnMut() -> Batch {
     let stream = Bytes::copy_from_slice(stream);
     let mut decoder = Decoder::new(MAX_EVENT_BYTES);
     move || {
@@ -90,165 +90,166 @@ fn through_decoder(stream: &[u8], events: usize, mut take: impl FnMut(Frame, Ins
 
 /// Append to a log in memory that has no room left: each event that comes has one evicted.
 pub fn append_to_full(stream: &[u8]) -> impl FnMut() -> Batch {
-    let (mut events, log) = (Events::of(stream), log());
-    while log.facts().events < KEPT {
+    let (mut events, log) = (BenchEvents::of(stream), log());
+    while log.stats().events < FULL_LOG_EVENTS {
         append(&log, &mut events);
     }
     move || {
         let (batch, _) = append(&log, &mut events);
-        assert_eq!(log.facts().events, KEPT);
+        assert_eq!(log.stats().events, FULL_LOG_EVENTS);
         batch
     }
 }
 
 /// Append to a log in memory that has room.
 pub fn append_to_growing(stream: &[u8]) -> impl FnMut() -> Batch {
-    let (mut events, mut growing) = (Events::of(stream), log());
+    let (mut events, mut growing) = (BenchEvents::of(stream), log());
     move || {
-        if growing.facts().events == KEPT {
-            (events.seen, growing) = (0, log());
+        if growing.stats().events == FULL_LOG_EVENTS {
+            (events.tail_position, growing) = (0, log());
         }
-        let before = growing.facts().events;
+        let before = growing.stats().events;
         let (batch, _) = append(&growing, &mut events);
-        assert_eq!(growing.facts().events, before + BATCH);
+        assert_eq!(growing.stats().events, before + BATCH_SIZE);
         batch
     }
 }
 
 /// Appends the next events, and returns them as the fan-out finds them in the log: what it has not seen would not be evicted.
-fn append(log: &Log, events: &mut Events) -> (Batch, Vec<Entry>) {
+fn append(log: &Log, events: &mut BenchEvents) -> (Batch, Vec<Entry>) {
     let drafts: Vec<_> = events.next_numbers().map(|number| events.draft(number)).collect();
-    let batch = Batch::of(BATCH, || {
+    let batch = Batch::of(BATCH_SIZE, || {
         for draft in drafts {
             black_box(log.append(draft));
         }
     });
-    events.taken += BATCH;
-    let tail = pin!(log.tail(events.seen, BATCH));
+    events.taken += BATCH_SIZE;
+    let tail = pin!(log.tail(events.tail_position, BATCH_SIZE));
     let Poll::Ready((_, entries)) = tail.poll(&mut Context::from_waker(Waker::noop())) else {
         unreachable!("something has been appended")
     };
-    events.seen = log.newest();
+    events.tail_position = log.newest_position();
     (batch, entries)
 }
 
 /// Index, by marks: an event is shown to the one of as many listeners as there are events in the stream that it concerns, who wakes.
-pub fn show_to_listeners(stream: &[u8]) -> impl FnMut() -> Batch {
-    let mut stage = Stage::new(stream);
-    move || stage.listen().0
+pub fn notify_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
+    let mut bench = FanoutBench::new(stream);
+    move || bench.notify_and_take().0
 }
 
 /// Hand-over, from the log: one that has been woken takes its event, as bytes to be written, and finds that there is no more.
 pub fn take_from_log(stream: &[u8]) -> impl FnMut() -> Batch {
-    let mut stage = Stage::new(stream);
-    move || stage.listen().1
+    let mut bench = FanoutBench::new(stream);
+    move || bench.notify_and_take().1
 }
 
 /// Index, on a lane: an event is shown, left for the lane and taken there, and the one follower found that it concerns.
-pub fn show_to_followers(stream: &[u8]) -> impl FnMut() -> Batch {
-    let mut stage = Stage::new(stream);
-    let mut followers = Followers::new(&stage.fanout, 0, Waker::from(Arc::clone(&stage.bell)));
-    for (number, subscriber) in stage.subscribers.iter_mut().enumerate() {
-        followers.join(number, subscriber);
+pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
+    let mut bench = FanoutBench::new(stream);
+    let mut shard_index = ShardIndex::new(&bench.fanout, 0, Waker::from(Arc::clone(&bench.wakes)));
+    for (number, subscriber) in bench.subscribers.iter_mut().enumerate() {
+        shard_index.add(number, subscriber);
     }
     let mut arrivals = Vec::new();
     move || {
-        let (entries, concerned) = stage.come();
-        let mut found = Vec::with_capacity(BATCH);
-        let before = stage.bell.0.load(SeqCst);
-        let batch = Batch::of(BATCH, || {
+        let (entries, concerned) = bench.append_next();
+        let mut found = Vec::with_capacity(BATCH_SIZE);
+        let before = bench.wakes.0.load(SeqCst);
+        let batch = Batch::of(BATCH_SIZE, || {
             for entry in &entries {
-                stage.show(entry);
+                bench.notify(entry);
                 arrivals.clear();
-                assert_eq!(followers.take(&mut arrivals), Arrived::Events);
+                assert_eq!(shard_index.take_queued(&mut arrivals), QueueContents::Events);
                 let news = arrivals.iter().map(|event| (event.session(), event.kind()));
-                followers.concerned(news, |_, number| found.push(number));
+                shard_index.for_each_interested(news, |_, number| found.push(number));
             }
         });
         assert_eq!(found, concerned);
-        assert_eq!(stage.bell.0.load(SeqCst), before + BATCH);
+        assert_eq!(bench.wakes.0.load(SeqCst), before + BATCH_SIZE);
         batch
     }
 }
 
 /// Hand-over, on a lane: one that follows is given an event that has arrived, as bytes to be written.
-pub fn give_to_followers(stream: &[u8]) -> impl FnMut() -> Batch {
-    let mut stage = Stage::new(stream);
-    let all = |_| stage.fanout.subscribe(Arc::default(), Scope::EVERYTHING, &Start::Now);
-    stage.subscribers = (0..stage.events.payloads.len()).map(all).collect();
+pub fn deliver_to_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
+    let mut bench = FanoutBench::new(stream);
+    let all = |_| bench.fanout.subscribe(Arc::default(), Scope::EVERYTHING, &StartPosition::Now);
+    bench.subscribers = (0..bench.events.payloads.len()).map(all).collect();
     move || {
-        let event = event(&stage.come().0[0]);
+        let event = event(&bench.append_next().0[0]);
         let mut given = 0;
-        let batch = Batch::of(stage.subscribers.len(), || {
-            for subscriber in &mut stage.subscribers {
-                given += usize::from(subscriber.take(&event));
-                black_box(IoSlice::new(event.chunk()));
+        let batch = Batch::of(bench.subscribers.len(), || {
+            for subscriber in &mut bench.subscribers {
+                given += usize::from(subscriber.accept(&event));
+                black_box(IoSlice::new(event.http1_chunk()));
             }
         });
-        assert_eq!(given, stage.subscribers.len());
+        assert_eq!(given, bench.subscribers.len());
         batch
     }
 }
 
 /// Wake, by a mark: from the mark to the waker.
-pub fn wake_listener() -> impl FnMut() -> Batch {
-    let (bell, waker) = Bell::new();
-    let listeners: [Listener; BATCH] = std::array::from_fn(|_| Listener::default());
+pub fn wake_subscriber() -> impl FnMut() -> Batch {
+    let (wakes, waker) = BenchWakeCounter::new();
+    let listeners: [SubscriberSignal; BATCH_SIZE] = std::array::from_fn(|_| SubscriberSignal::default());
     move || {
-        let before = bell.0.load(SeqCst);
-        listeners.iter().for_each(|listener| listener.await_mark(&waker));
-        let batch = Batch::of(BATCH, || listeners.iter().for_each(|listener| black_box(listener).mark(1)));
-        assert_eq!(bell.0.load(SeqCst), before + BATCH);
+        let before = wakes.0.load(SeqCst);
+        listeners.iter().for_each(|listener| listener.take_pending_and_register(&waker));
+        let batch = Batch::of(BATCH_SIZE, || listeners.iter().for_each(|listener| black_box(listener).mark_pending(1)));
+        assert_eq!(wakes.0.load(SeqCst), before + BATCH_SIZE);
         batch
     }
 }
 
 /// Wake, of a lane: an event is left for it, and its waker called.
-pub fn wake_lane(stream: &[u8]) -> impl FnMut() -> Batch {
-    let (bell, waker) = Bell::new();
-    let mut stage = Stage::new(stream);
-    let fanout = Arc::new(Fanout::new(Arc::new(log()), BATCH));
-    let lanes: [_; BATCH] = std::array::from_fn(|lane| Followers::new(&fanout, lane, waker.clone()));
-    let event = event(&stage.come().0[0]);
+pub fn wake_shard(stream: &[u8]) -> impl FnMut() -> Batch {
+    let (wakes, waker) = BenchWakeCounter::new();
+    let mut bench = FanoutBench::new(stream);
+    let fanout = Arc::new(Fanout::new(Arc::new(log()), BATCH_SIZE));
+    let shards: [_; BATCH_SIZE] = std::array::from_fn(|shard| ShardIndex::new(&fanout, shard, waker.clone()));
+    let event = event(&bench.append_next().0[0]);
     move || {
-        let before = bell.0.load(SeqCst);
-        let batch = Batch::of(BATCH, || (0..BATCH).for_each(|lane| fanout.leave_and_call(lane, black_box(&event))));
-        assert_eq!(bell.0.load(SeqCst), before + BATCH);
-        lanes.iter().for_each(|lane| drop(lane.take(&mut Vec::new())));
+        let before = wakes.0.load(SeqCst);
+        let batch =
+            Batch::of(BATCH_SIZE, || (0..BATCH_SIZE).for_each(|shard| fanout.push_and_wake(shard, black_box(&event))));
+        assert_eq!(wakes.0.load(SeqCst), before + BATCH_SIZE);
+        shards.iter().for_each(|shard| drop(shard.take_queued(&mut Vec::new())));
         batch
     }
 }
 
 /// Wake, across threads: a mark, a thread that is unparked by it, and the same way back.
 pub fn wake_thread_and_back() -> impl FnMut() -> Batch {
-    let [there, here]: [Listener; 2] = std::array::from_fn(|_| Listener::default());
+    let [there, here]: [SubscriberSignal; 2] = std::array::from_fn(|_| SubscriberSignal::default());
     let waker = || Waker::from(Arc::new(Unpark(thread::current())));
-    let wait = |listener: &Listener| {
-        while listener.shown().is_none() {
+    let wait = |listener: &SubscriberSignal| {
+        while listener.pending_position().is_none() {
             thread::park();
         }
     };
     move || {
         let own = waker();
-        here.await_mark(&own);
+        here.take_pending_and_register(&own);
         let is_ready = Barrier::new(2);
         thread::scope(|scope| {
             scope.spawn(|| {
                 let own = waker();
-                there.await_mark(&own);
+                there.take_pending_and_register(&own);
                 is_ready.wait();
-                for _ in 0..BATCH {
+                for _ in 0..BATCH_SIZE {
                     wait(&there);
-                    there.await_mark(&own);
-                    here.mark(1);
+                    there.take_pending_and_register(&own);
+                    here.mark_pending(1);
                 }
             });
             is_ready.wait();
-            Batch::of(BATCH, || {
-                for _ in 0..BATCH {
-                    there.mark(1);
+            Batch::of(BATCH_SIZE, || {
+                for _ in 0..BATCH_SIZE {
+                    there.mark_pending(1);
                     wait(&here);
-                    here.await_mark(&own);
+                    here.take_pending_and_register(&own);
                 }
             })
         })
@@ -256,72 +257,74 @@ pub fn wake_thread_and_back() -> impl FnMut() -> Batch {
 }
 
 /// A fan-out with a subscriber to each session, and the events that come.
-struct Stage {
-    events: Events,
+struct FanoutBench {
+    events: BenchEvents,
     fanout: Arc<Fanout>,
     subscribers: Vec<Subscription>,
-    shown: u64,
-    bell: Arc<Bell>,
+    notified_position: u64,
+    wakes: Arc<BenchWakeCounter>,
     waker: Waker,
 }
 
-impl Stage {
+impl FanoutBench {
     fn new(stream: &[u8]) -> Self {
-        let events = Events::of(stream);
+        let events = BenchEvents::of(stream);
         let fanout = Arc::new(Fanout::new(Arc::new(log()), 1));
-        let (bell, waker) = Bell::new();
+        let (wakes, waker) = BenchWakeCounter::new();
         let subscribe = |number| {
             let sessions = Only::These(events.draft(number).session.into_iter().collect());
             let scope = Scope { sessions, kinds: Only::Everything };
-            let mut subscriber = fanout.subscribe(Arc::default(), scope, &Start::Now);
+            let mut subscriber = fanout.subscribe(Arc::default(), scope, &StartPosition::Now);
             assert!(subscriber.poll_next(&mut Context::from_waker(&waker)).is_pending());
             subscriber
         };
         let subscribers = (0..events.payloads.len()).map(subscribe).collect();
-        Self { events, fanout, subscribers, shown: 0, bell, waker }
+        Self { events, fanout, subscribers, notified_position: 0, wakes, waker }
     }
 
     /// What comes next, and the numbers of those whom it concerns.
-    fn come(&mut self) -> (Vec<Entry>, Vec<usize>) {
+    fn append_next(&mut self) -> (Vec<Entry>, Vec<usize>) {
         let concerned = self.events.next_numbers().collect();
         (append(self.fanout.log(), &mut self.events).1, concerned)
     }
 
-    fn show(&mut self, entry: &Entry) {
-        self.shown = self.fanout.show_next(self.shown, entry);
+    fn notify(&mut self, entry: &Entry) {
+        self.notified_position = self.fanout.dispatch_next(self.notified_position, entry);
     }
 
     /// Shows events to those who listen by marks, and has these take them.
-    fn listen(&mut self) -> (Batch, Batch) {
-        let (entries, concerned) = self.come();
-        let before = self.bell.0.load(SeqCst);
-        let shown = Batch::of(BATCH, || entries.iter().for_each(|entry| self.show(entry)));
-        assert_eq!(self.bell.0.load(SeqCst), before + BATCH);
+    fn notify_and_take(&mut self) -> (Batch, Batch) {
+        let (entries, concerned) = self.append_next();
+        let before = self.wakes.0.load(SeqCst);
+        let shown = Batch::of(BATCH_SIZE, || entries.iter().for_each(|entry| self.notify(entry)));
+        assert_eq!(self.wakes.0.load(SeqCst), before + BATCH_SIZE);
         let mut context = Context::from_waker(&self.waker);
         let mut taken = 0;
-        let given = Batch::of(BATCH, || {
+        let given = Batch::of(BATCH_SIZE, || {
             for number in concerned {
-                while let Poll::Ready(Item::Event { event, .. }) = self.subscribers[number].poll_next(&mut context) {
+                while let Poll::Ready(SubscriptionItem::Event { event, .. }) =
+                    self.subscribers[number].poll_next(&mut context)
+                {
                     black_box(IoSlice::new(&event.wire()));
                     taken += 1;
                 }
             }
         });
-        assert_eq!(taken, BATCH);
+        assert_eq!(taken, BATCH_SIZE);
         (shown, given)
     }
 }
 
 /// Events without end: those of a stream, out of order and again and again.
-struct Events {
+struct BenchEvents {
     product: ProductId,
     payloads: Vec<Bytes>,
     taken: usize,
     /// The place in the log up to which the fan-out has found them.
-    seen: u64,
+    tail_position: u64,
 }
 
-impl Events {
+impl BenchEvents {
     fn of(stream: &[u8]) -> Self {
         let mut decoder = Decoder::new(MAX_EVENT_BYTES);
         decoder.feed(Bytes::copy_from_slice(stream));
@@ -331,17 +334,17 @@ impl Events {
             _ => None,
         };
         let payloads = frames.filter_map(payload).collect();
-        Self { product: ProductId::new(PRODUCT).unwrap(), payloads, taken: 0, seen: 0 }
+        Self { product: ProductId::new(PRODUCT).unwrap(), payloads, taken: 0, tail_position: 0 }
     }
 
     /// Fresh from the envelope, so that what it consists of is as near as it is then.
     fn draft(&self, number: usize) -> Draft {
-        envelope::draft(self.payloads[number].clone(), &self.product, Instant::now()).unwrap()
+        envelope::parse_draft(self.payloads[number].clone(), &self.product, Instant::now()).unwrap()
     }
 
     /// Those that come next.
     fn next_numbers(&self) -> impl Iterator<Item = usize> {
-        (self.taken..self.taken + BATCH).map(|taken| taken * STRIDE % self.payloads.len())
+        (self.taken..self.taken + BATCH_SIZE).map(|taken| taken * STRIDE % self.payloads.len())
     }
 }
 
@@ -355,23 +358,23 @@ fn event(entry: &Entry) -> Arc<Event> {
 fn log() -> Log {
     let product = ProductId::new(PRODUCT).unwrap();
     let metrics = Metrics::new().unwrap().log(&product);
-    let log = Log::new(product, Bounds { events: KEPT, bytes: u64::MAX }, metrics);
-    log.numbered_by(Numbering::Own);
+    let log = Log::new(product, MemoryBounds { events: FULL_LOG_EVENTS, bytes: u64::MAX }, metrics);
+    log.set_numbering(Numbering::Own);
     log
 }
 
 /// Counts wake-ups.
 #[derive(Default)]
-struct Bell(AtomicUsize);
+struct BenchWakeCounter(AtomicUsize);
 
-impl Bell {
+impl BenchWakeCounter {
     fn new() -> (Arc<Self>, Waker) {
-        let bell = Arc::new(Self::default());
-        (Arc::clone(&bell), Waker::from(bell))
+        let wakes = Arc::new(Self::default());
+        (Arc::clone(&wakes), Waker::from(wakes))
     }
 }
 
-impl Wake for Bell {
+impl Wake for BenchWakeCounter {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, SeqCst);
     }
@@ -387,7 +390,7 @@ impl Wake for Unpark {
 }
 
 /// In a batch: so many that taking the time is none of it, so few that what they touch has not left the cache.
-const BATCH: usize = 64;
+const BATCH_SIZE: usize = 64;
 
 /// Between two events in the stream that come one after the other; shares no factor with the numbers of sessions.
 const STRIDE: usize = 7919;
@@ -398,4 +401,4 @@ const READ_BYTES: usize = 16 * 1024;
 const MAX_EVENT_BYTES: usize = 1 << 20;
 
 /// Entries in a log that is full: some that fit into the 64 MiB it has where the configuration says nothing.
-const KEPT: usize = 768 * BATCH;
+const FULL_LOG_EVENTS: usize = 768 * BATCH_SIZE;

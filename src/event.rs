@@ -9,13 +9,13 @@ use std::{collections::BTreeSet, fmt, ops::Range, sync::Arc};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::sse::{self, Encoded};
+use crate::sse::{self, EncodedEvent};
 
 /// One event of a product's log, in the form it is sent. Shared by reference; its bytes are copied once, when it gets its id.
 #[derive(Debug)]
 pub(crate) struct Event {
     id: EventId,
-    place: u64,
+    position: u64,
     kind: Kind,
     session: Option<SessionId>,
     chunk: Bytes,
@@ -27,16 +27,16 @@ pub(crate) struct Event {
 
 impl Event {
     /// Encodes a draft under the id and at the place it has been given: the one copy of its payload.
-    pub(crate) fn new(id: EventId, place: u64, draft: Draft) -> Self {
+    pub(crate) fn new(id: EventId, position: u64, draft: Draft) -> Self {
         let Draft { kind, session, received, .. } = draft;
-        let Encoded { chunk, frame, payload } = sse::encode_event(id, &draft.payload);
-        Self { id, place, kind, session, chunk, frame, payload, received: Some(received) }
+        let EncodedEvent { chunk, frame, payload } = sse::encode_event(id, &draft.payload);
+        Self { id, position, kind, session, chunk, frame, payload, received: Some(received) }
     }
 
     /// An event as it comes back from where it was kept.
-    pub(crate) fn restored(id: EventId, place: u64, kind: Kind, session: Option<SessionId>, payload: &[u8]) -> Self {
-        let Encoded { chunk, frame, payload } = sse::encode_event(id, payload);
-        Self { id, place, kind, session, chunk, frame, payload, received: None }
+    pub(crate) fn restored(id: EventId, position: u64, kind: Kind, session: Option<SessionId>, payload: &[u8]) -> Self {
+        let EncodedEvent { chunk, frame, payload } = sse::encode_event(id, payload);
+        Self { id, position, kind, session, chunk, frame, payload, received: None }
     }
 
     /// Its name for clients.
@@ -45,8 +45,8 @@ impl Event {
     }
 
     /// Its place in the product's log: 1 for the first entry, and one more for each after it.
-    pub(crate) fn place(&self) -> u64 {
-        self.place
+    pub(crate) fn position(&self) -> u64 {
+        self.position
     }
 
     /// What the payload's `type` says.
@@ -65,7 +65,7 @@ impl Event {
     }
 
     /// The same as a chunk of an HTTP/1.1 body.
-    pub(crate) fn chunk(&self) -> &Bytes {
+    pub(crate) fn http1_chunk(&self) -> &Bytes {
         &self.chunk
     }
 
@@ -90,7 +90,7 @@ impl Event {
         let session = self.session.as_ref().map_or(0, |session| session.0.len());
         // A payload of several lines is no slice of the frame.
         let own_payload = if self.payload.contains(&b'\n') { self.payload.len() } else { 0 };
-        self.chunk.len() + own_payload + session + self.kind.own_bytes() + size_of::<Self>()
+        self.chunk.len() + own_payload + session + self.kind.heap_bytes() + size_of::<Self>()
     }
 }
 
@@ -139,7 +139,7 @@ pub(crate) struct Gap {
     /// Why events may be missing.
     pub(crate) reason: GapReason,
     /// The place in the log up to which it tells.
-    pub(crate) place: u64,
+    pub(crate) position: u64,
     /// The id from which a resume repeats neither the gap nor an event.
     pub(crate) id: EventId,
     /// The last id before it; none when there is none, or when a client's id was malformed.
@@ -150,8 +150,8 @@ pub(crate) struct Gap {
 
 impl Gap {
     /// The notice as subscribers read it, in JSON.
-    pub(crate) fn notice(&self) -> String {
-        let notice = Notice {
+    pub(crate) fn notice_json(&self) -> String {
+        let notice = GapNotice {
             kind: "gap",
             product_id: self.product.as_str(),
             reason: self.reason.as_str(),
@@ -164,7 +164,7 @@ impl Gap {
 }
 
 #[derive(serde::Serialize)]
-struct Notice<'a> {
+struct GapNotice<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     product_id: &'a str,
@@ -249,14 +249,14 @@ impl fmt::Display for EventId {
 
 /// Digits without sign or leading zero, so that two texts never name one entry.
 fn canonical_number(digits: &str) -> Option<u64> {
-    let padded = digits.len() > 1 && digits.starts_with('0');
-    let plain = !padded && digits.bytes().all(|byte| byte.is_ascii_digit());
-    if plain { digits.parse().ok() } else { None }
+    let has_leading_zero = digits.len() > 1 && digits.starts_with('0');
+    let is_canonical = !has_leading_zero && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if is_canonical { digits.parse().ok() } else { None }
 }
 
 /// Where a subscriber wants to begin.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Start {
+pub(crate) enum StartPosition {
     /// With what comes from now on.
     Now,
     /// With the oldest entry kept.
@@ -267,20 +267,22 @@ pub(crate) enum Start {
     Malformed,
 }
 
-impl Start {
+impl StartPosition {
     /// What a `Last-Event-ID` asks for. Never an error: a browser's `EventSource` would give up for good.
     pub(crate) fn parse(last_event_id: &[u8]) -> Self {
         match std::str::from_utf8(last_event_id) {
             Ok("") => Self::Now,
             Ok("0") => Self::Oldest,
-            Ok(text) if text.len() <= MAX_ID_BYTES => EventId::parse(text).map_or(Self::Malformed, Self::After),
+            Ok(text) if text.len() <= MAX_LAST_EVENT_ID_BYTES => {
+                EventId::parse(text).map_or(Self::Malformed, Self::After)
+            }
             _ => Self::Malformed,
         }
     }
 }
 
 /// Longer ids than this are malformed whatever they hold, and are not sent back in a notice.
-const MAX_ID_BYTES: usize = 128;
+const MAX_LAST_EVENT_ID_BYTES: usize = 128;
 
 /// What a payload's `type` says. The connector's own kinds are named; any other passes through under its text.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -315,7 +317,7 @@ impl Kind {
     }
 
     /// Bytes it keeps beside itself.
-    fn own_bytes(&self) -> usize {
+    fn heap_bytes(&self) -> usize {
         match self {
             Self::Other(text) => text.len(),
             Self::Actions | Self::Summary | Self::UsertourTrigger => 0,
@@ -395,7 +397,7 @@ impl ProductId {
     ///
     /// When it is empty, longer than 256 bytes or holds a control character.
     pub(crate) fn new(text: &str) -> Result<Self, InvalidName> {
-        check_product(text).map(|()| Self(text.into()))
+        check_product_id(text).map(|()| Self(text.into()))
     }
 
     /// The name as configured.
@@ -436,19 +438,19 @@ impl SessionId {
     }
 }
 
-fn check_product(text: &str) -> Result<(), InvalidName> {
+fn check_product_id(text: &str) -> Result<(), InvalidName> {
     match text.len() {
         0 => Err(InvalidName("must not be empty")),
-        1..=MAX_PRODUCT_BYTES if text.chars().any(char::is_control) => {
+        1..=MAX_PRODUCT_ID_BYTES if text.chars().any(char::is_control) => {
             Err(InvalidName("must not hold control characters"))
         }
-        1..=MAX_PRODUCT_BYTES => Ok(()),
+        1..=MAX_PRODUCT_ID_BYTES => Ok(()),
         _ => Err(InvalidName("must not be longer than 256 bytes")),
     }
 }
 
 /// Long enough for every product seen, short enough for a metric label.
-const MAX_PRODUCT_BYTES: usize = 256;
+const MAX_PRODUCT_ID_BYTES: usize = 256;
 
 /// Why a text cannot name a product or session.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -464,16 +466,16 @@ mod tests {
         let mut gap = Gap {
             product: ProductId::new("p\"1").unwrap(),
             reason: GapReason::UnknownId,
-            place: 3,
+            position: 3,
             id: EventId::new(7, 3),
             after: None,
             before: None,
         };
         let notice = r#"{"type":"gap","product_id":"p\"1","reason":"unknown_id","after":null,"before":null}"#;
-        assert_eq!(gap.notice(), notice);
+        assert_eq!(gap.notice_json(), notice);
         gap.after = Some("1-2".into());
         gap.before = Some(EventId::new(7, 4));
-        assert!(gap.notice().ends_with(r#""after":"1-2","before":"7-4"}"#), "{}", gap.notice());
+        assert!(gap.notice_json().ends_with(r#""after":"1-2","before":"7-4"}"#), "{}", gap.notice_json());
     }
 
     #[test]

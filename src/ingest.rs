@@ -16,7 +16,7 @@ use crate::{
     event::{Draft, EventId, GapReason},
     log::{Log, Numbering},
     metrics::UpstreamMetrics,
-    rejected::Rejected,
+    rejected::RejectedFrames,
     sse::Frame,
     upstream::{Arrival, Upstream, status::UpstreamStatus},
 };
@@ -33,7 +33,7 @@ pub(crate) struct Ingest {
     /// Where the last of them is noted.
     pub(crate) status: Arc<UpstreamStatus>,
     /// Where what cannot be understood is kept for a while.
-    pub(crate) rejected: Arc<Rejected>,
+    pub(crate) rejected: Arc<RejectedFrames>,
 }
 
 impl Ingest {
@@ -43,11 +43,11 @@ impl Ingest {
             let newest = || self.log.newest_id();
             let Some(arrival) = stop.run_until_cancelled(self.upstream.next(newest)).await else { break };
             match arrival {
-                Arrival::Frame { frame, received } => self.take(frame, received),
+                Arrival::Frame { frame, received } => self.on_frame(frame, received),
                 Arrival::TooLarge => self.reject(Rejection::TooLarge, None),
-                Arrival::Connected { again } => self.connected(again),
-                Arrival::Resumed => self.resumed(),
-                Arrival::Lost => self.log.upstream_is_away(),
+                Arrival::Connected { is_reconnect: again } => self.on_connected(again),
+                Arrival::Resumed => self.on_resumed(),
+                Arrival::Lost => self.log.mark_upstream_disconnected(),
             }
             // A backlog must not keep the runtime's thread from everybody else.
             tokio::task::consume_budget().await;
@@ -56,9 +56,9 @@ impl Ingest {
     }
 
     /// A connector repeats nothing.
-    fn connected(&self, again: bool) {
-        self.log.numbered_by(Numbering::Own);
-        self.log.has_recovered();
+    fn on_connected(&self, again: bool) {
+        self.log.set_numbering(Numbering::Own);
+        self.log.finish_replay();
         if again {
             self.log.append_gap(GapReason::UpstreamReconnect);
         }
@@ -66,26 +66,30 @@ impl Ingest {
 
     /// A relay goes on where the log ends. What it sends first to an empty log is history until it says that it has no more;
     /// after an outage it is news to whoever was here, also where nothing had come before.
-    fn resumed(&self) {
-        if self.log.newest() == 0 && self.log.is_undecided() {
-            self.log.recovers();
+    fn on_resumed(&self) {
+        if self.log.newest_position() == 0 && self.log.is_numbering_undecided() {
+            self.log.begin_recovery();
         }
-        self.log.numbered_by(Numbering::Upstream);
+        self.log.set_numbering(Numbering::Upstream);
     }
 
-    fn take(&self, frame: Frame, received: Instant) {
+    fn on_frame(&self, frame: Frame, received: Instant) {
         // Only a relay gives ids, and what comes without one of its own is not the event before it.
-        let is_named = self.upstream.is_relay() && frame.has_own_id;
-        let id = is_named.then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse)).flatten();
+        let carries_id = self.upstream.is_relay() && frame.has_own_id;
+        let id = carries_id.then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse)).flatten();
         let payload = frame.data.clone();
         match envelope::classify(frame, self.log.product(), received) {
             Ok(Envelope::Event(draft)) => self.append(draft, id),
             Ok(Envelope::Gap(notice)) if self.upstream.is_relay() => {
                 let reason = notice.reason.unwrap_or(GapReason::UpstreamReconnect);
-                self.log.append_numbered_gap(reason, id, notice.after.filter(|after| after.len() <= MAX_ID_BYTES));
+                self.log.append_numbered_gap(
+                    reason,
+                    id,
+                    notice.after.filter(|after| after.len() <= MAX_UPSTREAM_ID_BYTES),
+                );
             }
             Ok(Envelope::Gap(_)) => self.log.append_gap(GapReason::UpstreamReconnect),
-            Ok(Envelope::Heartbeat) => self.heartbeat(),
+            Ok(Envelope::Heartbeat) => self.on_heartbeat(),
             Err(rejection) => self.reject(rejection, Some(&payload)),
         }
     }
@@ -93,8 +97,8 @@ impl Ingest {
     fn append(&self, draft: Draft, id: Option<EventId>) {
         let now = SystemTime::now();
         let lag = draft.forwarded_at.map(|forwarded_at| lag(forwarded_at, now));
-        self.metrics.event(&draft.kind, lag, now);
-        self.status.event(now, lag);
+        self.metrics.record_event(&draft.kind, lag, now);
+        self.status.record_event(now, lag);
         match id {
             None => {
                 self.log.append(draft);
@@ -103,16 +107,16 @@ impl Ingest {
         }
     }
 
-    fn heartbeat(&self) {
+    fn on_heartbeat(&self) {
         let now = SystemTime::now();
-        self.metrics.heartbeat(now);
-        self.status.heartbeat(now);
-        self.log.has_recovered();
+        self.metrics.record_heartbeat(now);
+        self.status.record_heartbeat(now);
+        self.log.finish_replay();
     }
 
     fn reject(&self, rejection: Rejection, payload: Option<&[u8]>) {
-        self.metrics.rejected(rejection);
-        self.rejected.keep(self.log.product(), rejection, payload);
+        self.metrics.record_rejection(rejection);
+        self.rejected.record(self.log.product(), rejection, payload);
         debug!(product = %self.log.product(), reason = rejection.as_str(), "upstream frame skipped: {rejection}");
     }
 }
@@ -124,4 +128,4 @@ fn lag(forwarded_at: f64, now: SystemTime) -> Duration {
 }
 
 /// No id of a relay is longer; what is, is not passed on.
-const MAX_ID_BYTES: usize = 128;
+const MAX_UPSTREAM_ID_BYTES: usize = 128;

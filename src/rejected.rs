@@ -12,7 +12,7 @@ use crate::{envelope::Rejection, event::ProductId};
 
 /// The last rejected frames of every product.
 #[derive(Debug, Default)]
-pub(crate) struct Rejected {
+pub(crate) struct RejectedFrames {
     by_product: DashMap<ProductId, VecDeque<Arc<RejectedFrame>>>,
 }
 
@@ -26,25 +26,25 @@ pub(crate) struct RejectedFrame {
     /// When.
     pub(crate) at: SystemTime,
     /// What it held, unless it was skipped before it was there as a whole.
-    pub(crate) content: Option<Content>,
+    pub(crate) content: Option<RejectedPayload>,
 }
 
 /// What is kept of a frame's payload.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Content {
+pub(crate) struct RejectedPayload {
     /// How long it was.
     pub(crate) bytes: usize,
     /// Its beginning, as far as it is UTF-8; none once a session of the product has been erased.
     pub(crate) excerpt: Option<Box<str>>,
 }
 
-impl Rejected {
+impl RejectedFrames {
     /// Keeps a frame that was skipped just now. `payload` is none where no frame is at hand.
-    pub(crate) fn keep(&self, product: &ProductId, reason: Rejection, payload: Option<&[u8]>) {
-        let content = payload.map(|payload| Content { bytes: payload.len(), excerpt: Some(excerpt(payload)) });
+    pub(crate) fn record(&self, product: &ProductId, reason: Rejection, payload: Option<&[u8]>) {
+        let content = payload.map(|payload| RejectedPayload { bytes: payload.len(), excerpt: Some(excerpt(payload)) });
         let frame = RejectedFrame { product: product.clone(), reason, at: SystemTime::now(), content };
         let mut frames = self.by_product.entry(product.clone()).or_default();
-        if frames.len() >= MOST_FRAMES {
+        if frames.len() >= MAX_REJECTED_FRAMES {
             frames.pop_front();
         }
         frames.push_back(Arc::new(frame));
@@ -63,7 +63,7 @@ impl Rejected {
     pub(crate) fn erase(&self, product: &ProductId) {
         let Some(mut frames) = self.by_product.get_mut(product) else { return };
         for frame in frames.iter_mut() {
-            let content = frame.content.as_ref().map(|content| Content { excerpt: None, ..*content });
+            let content = frame.content.as_ref().map(|content| RejectedPayload { excerpt: None, ..*content });
             *frame = Arc::new(RejectedFrame { product: product.clone(), content, ..**frame });
         }
     }
@@ -72,17 +72,17 @@ impl Rejected {
 /// The beginning of a payload. A letter that the cut would break is left out.
 fn excerpt(payload: &[u8]) -> Box<str> {
     let is_inside = |at: usize| payload.get(at).is_some_and(|byte| byte & 0b1100_0000 == 0b1000_0000);
-    let longest = EXCERPT_BYTES.min(payload.len());
+    let max_end = MAX_EXCERPT_BYTES.min(payload.len());
     // A letter has four bytes at the most; where more follow, it is none.
-    let end = (longest.saturating_sub(3)..=longest).rev().find(|at| !is_inside(*at)).unwrap_or(longest);
+    let end = (max_end.saturating_sub(3)..=max_end).rev().find(|at| !is_inside(*at)).unwrap_or(max_end);
     String::from_utf8_lossy(payload.get(..end).unwrap_or_default()).into()
 }
 
 /// Of each product. Enough to see what is going wrong, at no more than some 200 KiB.
-const MOST_FRAMES: usize = 100;
+const MAX_REJECTED_FRAMES: usize = 100;
 
 /// Enough to recognise a payload by its first fields.
-const EXCERPT_BYTES: usize = 512;
+const MAX_EXCERPT_BYTES: usize = 512;
 
 #[cfg(test)]
 mod tests {
@@ -94,10 +94,10 @@ mod tests {
 
     #[test]
     fn the_newest_hundred_of_each_product_are_kept_newest_first() {
-        let rejected = Rejected::default();
+        let rejected = RejectedFrames::default();
         for n in 0..150 {
-            rejected.keep(&product("a"), Rejection::NoType, Some(format!("{n}").as_bytes()));
-            rejected.keep(&product("b"), Rejection::TooLarge, None);
+            rejected.record(&product("a"), Rejection::NoType, Some(format!("{n}").as_bytes()));
+            rejected.record(&product("b"), Rejection::TooLarge, None);
         }
         let (of_a, of_b): (Vec<_>, Vec<_>) =
             rejected.list().into_iter().partition(|frame| frame.product == product("a"));
@@ -125,16 +125,16 @@ mod tests {
 
     #[test]
     fn an_erasure_leaves_reason_time_and_length() {
-        let rejected = Rejected::default();
+        let rejected = RejectedFrames::default();
         for name in ["a", "b"] {
-            rejected.keep(&product(name), Rejection::NoType, Some(b"{}"));
-            rejected.keep(&product(name), Rejection::TooLarge, None);
+            rejected.record(&product(name), Rejection::NoType, Some(b"{}"));
+            rejected.record(&product(name), Rejection::TooLarge, None);
         }
         rejected.erase(&product("a"));
         rejected.erase(&product("nobody"));
         for frame in rejected.list() {
             let excerpt = (frame.product == product("b")).then(|| "{}".into());
-            let content = (frame.reason == Rejection::NoType).then_some(Content { bytes: 2, excerpt });
+            let content = (frame.reason == Rejection::NoType).then_some(RejectedPayload { bytes: 2, excerpt });
             assert_eq!(frame.content, content, "{frame:?}");
         }
     }

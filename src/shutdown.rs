@@ -39,12 +39,12 @@ impl Signals {
     /// # Cancel safety
     ///
     /// A signal that has not been returned is returned by the next call.
-    pub(crate) async fn next(&mut self) -> Asked {
+    pub(crate) async fn next(&mut self) -> SignalRequest {
         tokio::select! {
             biased;
-            _ = self.terminate.recv() => Asked::Stop,
-            _ = self.interrupt.recv() => Asked::Stop,
-            _ = self.hangup.recv() => Asked::Reload,
+            _ = self.terminate.recv() => SignalRequest::ShutDown,
+            _ = self.interrupt.recv() => SignalRequest::ShutDown,
+            _ = self.hangup.recv() => SignalRequest::Reload,
         }
     }
 
@@ -53,7 +53,7 @@ impl Signals {
     /// # Cancel safety
     ///
     /// A signal that has not been returned is returned by the next call.
-    pub(crate) async fn stop_requested(&mut self) {
+    pub(crate) async fn shutdown_requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -62,27 +62,27 @@ impl Signals {
 
     /// Takes what comes right behind a request to stop for the same one: `timeout(1)` and others send it to the process and, once more, to
     /// its group.
-    pub(crate) async fn settle(&mut self) {
-        let again = async {
+    pub(crate) async fn absorb_repeats(&mut self) {
+        let repeats = async {
             loop {
-                self.stop_requested().await;
+                self.shutdown_requested().await;
             }
         };
-        let _: Result<(), _> = timeout(SAME_REQUEST, again).await;
+        let _: Result<(), _> = timeout(REPEATED_SIGNAL_WINDOW, repeats).await;
     }
 }
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Asked {
+pub(crate) enum SignalRequest {
     /// To leave.
-    Stop,
+    ShutDown,
     /// To read the configuration again.
     Reload,
 }
 
 /// Too short for somebody who has seen what the first one did.
-const SAME_REQUEST: Duration = Duration::from_millis(10);
+const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(10);
 
 /// What a process gets that writes beyond its `RLIMIT_FSIZE`; the same number on Linux (but MIPS) and macOS.
 const SIGXFSZ: i32 = 25;

@@ -12,7 +12,7 @@ use crate::event::{EventId, Kind, SessionId};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Delivery {
     /// The event's place in its product's log. Names the delivery within its webhook, and orders it.
-    pub(crate) place: u64,
+    pub(crate) position: u64,
     /// The event's id: `webhook-id`, and what the admin API calls the delivery.
     pub(crate) event_id: EventId,
     /// What the payload's `type` says.
@@ -85,7 +85,7 @@ pub(crate) struct DeadLetter {
     /// What was to be delivered, with all attempts.
     pub(crate) delivery: Delivery,
     /// Why it was given up.
-    pub(crate) reason: DeadReason,
+    pub(crate) reason: DeadLetterReason,
     /// When, in Unix milliseconds.
     pub(crate) died_at: u64,
     /// The body, byte for byte.
@@ -94,7 +94,7 @@ pub(crate) struct DeadLetter {
 
 /// Why a delivery was given up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum DeadReason {
+pub(crate) enum DeadLetterReason {
     /// The receiver answered with a 4xx that says not to come again.
     Refused,
     /// `1 + max_retries` attempts have failed.
@@ -105,7 +105,7 @@ pub(crate) enum DeadReason {
     Expired,
 }
 
-impl DeadReason {
+impl DeadLetterReason {
     const ALL: [Self; 4] = [Self::Refused, Self::Exhausted, Self::EgressRefused, Self::Expired];
 
     /// As it stands in the store and in the admin API.

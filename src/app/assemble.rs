@@ -6,43 +6,43 @@ use std::{sync::Arc, time::SystemTime};
 
 use dashmap::DashMap;
 
-use super::products::Boards;
+use super::products::UpstreamStatuses;
 use crate::{
-    auth::{Access, SoleKey},
-    config::{self, Config, Secret, Server, Upstream},
+    auth::{Access, ListenerKey},
+    config::{self, Config, Secret, ServerConfig, UpstreamConfig},
     event::ProductId,
     fanout::Fanout,
     http::{
         Product, Relay,
-        admin::{Admin, operator_stream::MOST_ONLOOKERS},
-        admission::{Limits, Subscribers},
-        public::{credential::Places, page::Pages, publish::Bodies},
+        admin::{AdminState, operator_stream::MAX_OPERATOR_TAILS},
+        admission::{AdmissionLimits, Subscribers},
+        public::{credential::CredentialSources, page::PageQuota, publish::BodyQuota},
     },
-    log::{Bounds, Log},
+    log::{Log, MemoryBounds},
     metrics::{Metrics, Transport},
     outbound::client::{self, TlsError},
-    rejected::Rejected,
-    shard::Shards,
-    store::{Settings, Store, StoreError},
-    timer_wheel::Wheel,
-    webhook::{Ground, Webhooks},
+    rejected::RejectedFrames,
+    shard::ShardPlacement,
+    store::{Store, StoreError, StoreSettings},
+    timer_wheel::TimerWheel,
+    webhook::{WebhookDependencies, Webhooks},
 };
 
 /// The log of each product, and the store. Without a directory the logs are in memory alone, and the store keeps in memory
 /// what webhooks need.
-pub(super) fn logs(config: &Config, metrics: &Metrics) -> Result<(Vec<Arc<Log>>, Store), StoreError> {
-    let kept = &config.log;
-    let bounds = bounds(kept);
+pub(super) fn open_logs(config: &Config, metrics: &Metrics) -> Result<(Vec<Arc<Log>>, Store), StoreError> {
+    let log_config = &config.log;
+    let bounds = bounds(log_config);
     let products: Vec<ProductId> = config.upstreams.iter().map(|upstream| upstream.product_id.clone()).collect();
-    let settings = Settings {
-        directory: kept.data_dir.clone().unwrap_or_default(),
-        retention: kept.retention,
-        retention_bytes: kept.retention_bytes,
-        dead_letter_retention: kept.dead_letter_retention,
-        dead_letter_bytes: kept.dead_letter_bytes,
+    let settings = StoreSettings {
+        directory: log_config.data_dir.clone().unwrap_or_default(),
+        retention: log_config.retention,
+        retention_bytes: log_config.retention_bytes,
+        dead_letter_retention: log_config.dead_letter_retention,
+        dead_letter_bytes: log_config.dead_letter_bytes,
         max_concurrent_replays: config.server.max_concurrent_replays,
     };
-    if kept.data_dir.is_some() {
+    if log_config.data_dir.is_some() {
         let (store, logs) = Store::open(settings, bounds, &products, metrics)?;
         return Ok((logs, store));
     }
@@ -53,18 +53,18 @@ pub(super) fn logs(config: &Config, metrics: &Metrics) -> Result<(Vec<Arc<Log>>,
 }
 
 /// The webhooks that the file declares, and those that the store has kept.
-pub(super) fn webhooks(config: &Config, relay: &Relay, store: &mut Store) -> Result<Webhooks, TlsError> {
-    let kept = store.take_webhooks();
-    let ground = Ground {
+pub(super) fn start_webhooks(config: &Config, relay: &Relay, store: &mut Store) -> Result<Webhooks, TlsError> {
+    let stored = store.take_webhooks();
+    let dependencies = WebhookDependencies {
         fanouts: relay.products.iter().map(|product| Arc::clone(&product.fanout)).collect(),
-        desk: Arc::clone(store.desk()),
+        store: Arc::clone(store.handle()),
         is_durable: config.log.data_dir.is_some(),
-        memory_bytes: config.log.memory_bytes,
+        max_memory_bytes: config.log.memory_bytes,
         allow_networks: &config.egress.allow_networks,
-        tls: client::tls(config.egress.ca_file.as_deref())?,
+        tls: client::tls_client_config(config.egress.ca_file.as_deref())?,
         metrics: Arc::clone(&relay.metrics),
     };
-    Ok(Webhooks::start(ground, &config.webhooks, kept))
+    Ok(Webhooks::start(dependencies, &config.webhooks, stored))
 }
 
 /// What the public routes share: a log and a fan-out for each product.
@@ -72,56 +72,56 @@ pub(super) fn relay(
     config: &Config,
     logs: Vec<Arc<Log>>,
     store: &Store,
-    lanes: usize,
+    shard_count: usize,
     metrics: &Arc<Metrics>,
 ) -> Relay {
     let server = &config.server;
     let products = DashMap::new();
-    for (number, log) in logs.into_iter().enumerate() {
+    for (index, log) in logs.into_iter().enumerate() {
         let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.product_id == *log.product()) else {
             continue;
         };
-        let product = product(server, upstream, log, (number, lanes), metrics);
+        let product = product(server, upstream, log, (index, shard_count), metrics);
         products.insert(product.id.clone(), Arc::new(product));
     }
     let access = Arc::new(Access::new(&config.auth));
-    metrics.has_room_for(server.max_subscribers);
+    metrics.set_max_subscribers(server.max_subscribers);
     Relay {
         products: Arc::new(products),
-        places: Places::new(&config.auth, &server.cors_allowed_origins),
-        subscribers: Subscribers::new(Limits::new(server), Arc::clone(&access), Arc::clone(metrics)),
+        credential_sources: CredentialSources::new(&config.auth, &server.cors_allowed_origins),
+        subscribers: Subscribers::new(AdmissionLimits::new(server), Arc::clone(&access), Arc::clone(metrics)),
         access,
-        shards: Shards::new(lanes, server.write_timeout),
-        pages: Pages::default(),
-        bodies: Bodies::default(),
-        wheel: Wheel::new(),
+        shards: ShardPlacement::new(shard_count, server.write_timeout),
+        page_quota: PageQuota::default(),
+        body_quota: BodyQuota::default(),
+        wheel: TimerWheel::new(),
         heartbeat_interval: server.heartbeat_interval,
         max_connection_age: server.max_connection_age,
         trusted_proxies: server.trusted_proxies.clone(),
         is_draining: Arc::default(),
-        store: config.log.data_dir.is_some().then(|| Arc::clone(store.desk())),
+        store: config.log.data_dir.is_some().then(|| Arc::clone(store.handle())),
         metrics: Arc::clone(metrics),
     }
 }
 
 /// The public side of one product, which is the number-th on so many lanes.
 pub(super) fn product(
-    server: &Server,
-    upstream: &Upstream,
+    server: &ServerConfig,
+    upstream: &UpstreamConfig,
     log: Arc<Log>,
-    (number, lanes): (usize, usize),
+    (index, shard_count): (usize, usize),
     metrics: &Arc<Metrics>,
 ) -> Product {
     let id = log.product().clone();
     Product {
-        fanout: Arc::new(Fanout::new(Arc::clone(&log), lanes)),
+        fanout: Arc::new(Fanout::new(Arc::clone(&log), shard_count)),
         log,
-        lane: number % lanes,
+        home_shard: index % shard_count,
         sse: metrics.deliveries(&id, Transport::Sse),
         ws: metrics.deliveries(&id, Transport::WebSocket),
-        envelopes: Arc::default(),
-        paged: metrics.delivered(&id, Transport::Page),
-        published: metrics.published(&id),
+        ws_messages: Arc::default(),
+        paged_events: metrics.delivered(&id, Transport::Page),
+        published_events: metrics.published(&id),
         max_publish_bytes: max_publish_bytes(server, upstream),
         upstream: upstream.url.origin(),
         metrics: Arc::clone(metrics),
@@ -130,15 +130,19 @@ pub(super) fn product(
 }
 
 /// What the product is by another configuration. What stands is shared.
-pub(super) fn product_again(server: &Server, upstream: &Upstream, known: Arc<Product>) -> Arc<Product> {
+pub(super) fn reconfigured_product(
+    server: &ServerConfig,
+    upstream: &UpstreamConfig,
+    existing: Arc<Product>,
+) -> Arc<Product> {
     let (max_publish_bytes, origin) = (max_publish_bytes(server, upstream), upstream.url.origin());
-    if (known.max_publish_bytes, &known.upstream) == (max_publish_bytes, &origin) {
-        return known;
+    if (existing.max_publish_bytes, &existing.upstream) == (max_publish_bytes, &origin) {
+        return existing;
     }
-    Arc::new(Product { max_publish_bytes, upstream: origin, ..(*known).clone() })
+    Arc::new(Product { max_publish_bytes, upstream: origin, ..(*existing).clone() })
 }
 
-fn max_publish_bytes(server: &Server, upstream: &Upstream) -> usize {
+fn max_publish_bytes(server: &ServerConfig, upstream: &UpstreamConfig) -> usize {
     usize::try_from(server.max_publish_bytes.min(upstream.max_event_bytes)).unwrap_or(usize::MAX)
 }
 
@@ -147,25 +151,29 @@ pub(super) fn admin(
     config: &Config,
     relay: &Arc<Relay>,
     webhooks: &Arc<Webhooks>,
-    upstreams: Boards,
-    rejected: Arc<Rejected>,
-) -> Admin {
-    let key = SoleKey::new(config.auth.admin_key.as_ref().map(Secret::expose));
-    let access = Arc::new(key.access());
-    Admin {
+    upstreams: UpstreamStatuses,
+    rejected: Arc<RejectedFrames>,
+) -> AdminState {
+    let key = ListenerKey::new(config.auth.admin_key.as_ref().map(Secret::expose));
+    let access = Arc::new(key.to_access());
+    AdminState {
         relay: Arc::clone(relay),
-        onlookers: Subscribers::new(Limits::at_most(MOST_ONLOOKERS), access, Arc::clone(&relay.metrics)),
-        wheel: Wheel::new(),
+        operator_tails: Subscribers::new(
+            AdmissionLimits::at_most(MAX_OPERATOR_TAILS),
+            access,
+            Arc::clone(&relay.metrics),
+        ),
+        wheel: TimerWheel::new(),
         webhooks: Arc::clone(webhooks),
         upstreams,
         key,
         rejected,
-        streamed: Arc::default(),
+        stream_registrations: Arc::default(),
         started: SystemTime::now(),
     }
 }
 
 /// How much a log keeps in memory.
-pub(super) fn bounds(log: &config::Log) -> Bounds {
-    Bounds { events: log.memory_events, bytes: log.memory_bytes }
+pub(super) fn bounds(log: &config::LogConfig) -> MemoryBounds {
+    MemoryBounds { events: log.memory_events, bytes: log.memory_bytes }
 }

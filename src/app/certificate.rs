@@ -15,28 +15,28 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{Identity, IdentityError, TlsFiles},
+    config::{TlsFiles, TlsIdentity, TlsIdentityError},
     metrics::Metrics,
-    net::Tls,
+    net::ReloadableTls,
 };
 
 /// A pair of files and what has been made of it.
 #[derive(Debug)]
-pub(super) struct Certificate {
+pub(super) struct ServedCertificate {
     files: TlsFiles,
-    tls: Arc<Tls>,
+    tls: Arc<ReloadableTls>,
     metrics: Arc<Metrics>,
-    seen: Mutex<Seen>,
+    state: Mutex<CertificateState>,
 }
 
 #[derive(Debug)]
-struct Seen {
-    served: Identity,
+struct CertificateState {
+    served: TlsIdentity,
     /// What the files have last been refused for; told once.
-    refused: Option<IdentityError>,
+    refused: Option<TlsIdentityError>,
 }
 
-impl Certificate {
+impl ServedCertificate {
     /// Reads the files.
     ///
     /// # Errors
@@ -44,61 +44,61 @@ impl Certificate {
     /// When they are no pair, or TLS cannot be set up.
     pub(super) fn read(files: &TlsFiles, metrics: &Arc<Metrics>) -> Result<Arc<Self>, CertificateError> {
         let served = files.read()?;
-        let tls = Arc::new(Tls::new(&served)?);
+        let tls = Arc::new(ReloadableTls::new(&served)?);
         let certificate = Self {
             files: files.clone(),
             tls,
             metrics: Arc::clone(metrics),
-            seen: Mutex::new(Seen { served, refused: None }),
+            state: Mutex::new(CertificateState { served, refused: None }),
         };
-        certificate.tell(&certificate.seen.lock().unwrap_or_else(PoisonError::into_inner).served);
+        certificate.report_expiry(&certificate.state.lock().unwrap_or_else(PoisonError::into_inner).served);
         Ok(Arc::new(certificate))
     }
 
     /// TLS with it, whatever it is at the moment.
-    pub(super) fn tls(&self) -> &Arc<Tls> {
+    pub(super) fn tls(&self) -> &Arc<ReloadableTls> {
         &self.tls
     }
 
     /// Reads the files again, and serves what is in them if that is another pair. Streams that stand go on. Blocks as long as the
     /// file system does.
-    pub(super) fn read_again(&self) {
+    pub(super) fn reload(&self) {
         let read = self.files.read();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match read {
-            Ok(identity) if identity.is_same(&seen.served) => seen.refused = None,
+            Ok(identity) if identity.has_same_contents(&state.served) => state.refused = None,
             Ok(identity) => match self.tls.replace(&identity) {
                 Ok(()) => {
                     info!("the certificate has been replaced; standing connections keep the former one");
-                    self.tell(&identity);
-                    *seen = Seen { served: identity, refused: None };
+                    self.report_expiry(&identity);
+                    *state = CertificateState { served: identity, refused: None };
                 }
                 Err(error) => {
                     error!(%error, "cannot set up TLS with the new certificate; the former one is still served");
                 }
             },
-            Err(error) if seen.refused.as_ref() == Some(&error) => {}
+            Err(error) if state.refused.as_ref() == Some(&error) => {}
             Err(error) => {
                 warn!(%error, "the new certificate is refused, and tried again; the former one is still served");
-                seen.refused = Some(error);
+                state.refused = Some(error);
             }
         }
     }
 
     /// Looks at the files until `stop`.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
-        while stop.run_until_cancelled(sleep(PAUSE)).await.is_some() {
+        while stop.run_until_cancelled(sleep(CERTIFICATE_POLL_INTERVAL)).await.is_some() {
             let certificate = Arc::clone(&self);
             // Nobody waits at the end for a file system that hangs.
-            let look = spawn_blocking(move || certificate.read_again());
-            if let Some(Err(error)) = stop.run_until_cancelled(look).await {
+            let reload = spawn_blocking(move || certificate.reload());
+            if let Some(Err(error)) = stop.run_until_cancelled(reload).await {
                 error!(%error, "cannot look at the files of the certificate");
             }
         }
     }
 
-    fn tell(&self, identity: &Identity) {
-        self.metrics.certificate_ends(identity.not_after);
+    fn report_expiry(&self, identity: &TlsIdentity) {
+        self.metrics.set_certificate_not_after(identity.not_after);
         let not_after = humantime::format_rfc3339_seconds(identity.not_after);
         let file = self.files.cert_file.display();
         match identity.not_after > SystemTime::now() {
@@ -113,11 +113,11 @@ impl Certificate {
 pub(crate) enum CertificateError {
     /// The files are no pair.
     #[error(transparent)]
-    Files(#[from] IdentityError),
+    Files(#[from] TlsIdentityError),
     /// The TLS library refuses its own defaults.
     #[error("cannot set up TLS")]
     Setup(#[from] rustls::Error),
 }
 
 /// Two small files are read in less than a millisecond, and a certificate is replaced days before its end.
-const PAUSE: Duration = Duration::from_secs(2);
+const CERTIFICATE_POLL_INTERVAL: Duration = Duration::from_secs(2);

@@ -18,26 +18,32 @@ use std::{
 use aws_lc_rs::digest::{Context, SHA256};
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::{Config, Difference, Findings, Source};
+use crate::config::{Config, ConfigDiff, ConfigSource, Findings};
 
 /// Eyes on one configuration.
-pub(crate) struct Watch {
-    source: Arc<Source>,
+pub(crate) struct ConfigWatcher {
+    source: Arc<ConfigSource>,
     files: BTreeSet<PathBuf>,
-    next_look: Instant,
+    next_poll: Instant,
     /// What the files held at the last look.
-    seen: Option<Print>,
+    last_seen_digest: Option<ContentDigest>,
     /// What they held when they were read last.
-    read: Option<Print>,
+    loaded_digest: Option<ContentDigest>,
 }
 
 /// Tells one content of all files from another.
-type Print = [u8; 32];
+type ContentDigest = [u8; 32];
 
-impl Watch {
+impl ConfigWatcher {
     /// Begins to look at these files, and at those that are named later. What has changed since the configuration in force was read is noticed, too.
-    pub(crate) fn new(source: Source, files: BTreeSet<PathBuf>) -> Self {
-        Self { source: Arc::new(source), files, next_look: Instant::now() + LOOK_EVERY, seen: None, read: None }
+    pub(crate) fn new(source: ConfigSource, files: BTreeSet<PathBuf>) -> Self {
+        Self {
+            source: Arc::new(source),
+            files,
+            next_poll: Instant::now() + CONFIG_POLL_INTERVAL,
+            last_seen_digest: None,
+            loaded_digest: None,
+        }
     }
 
     /// Waits until the files have changed, and reads them.
@@ -47,12 +53,12 @@ impl Watch {
     /// A change that was not returned is returned by the next call.
     pub(crate) async fn changed(&mut self) -> Result<Config, Findings> {
         loop {
-            sleep_until(self.next_look).await;
-            let print = self.look().await;
-            self.next_look = Instant::now() + LOOK_EVERY;
-            let is_settled = self.seen == Some(print);
-            self.seen = Some(print);
-            if is_settled && self.read != Some(print) {
+            sleep_until(self.next_poll).await;
+            let digest = self.digest().await;
+            self.next_poll = Instant::now() + CONFIG_POLL_INTERVAL;
+            let is_settled = self.last_seen_digest == Some(digest);
+            self.last_seen_digest = Some(digest);
+            if is_settled && self.loaded_digest != Some(digest) {
                 return self.read().await;
             }
         }
@@ -61,12 +67,12 @@ impl Watch {
     /// Reads the files as they are.
     pub(crate) async fn read(&mut self) -> Result<Config, Findings> {
         // Before they are read: what changes meanwhile is found to differ at the next look, and read again.
-        let print = self.look().await;
+        let digest = self.digest().await;
         let source = Arc::clone(&self.source);
-        let look = off_the_runtime(move || source.read()).await;
-        self.read = Some(print);
-        self.files = look.files;
-        look.config
+        let loaded = run_blocking(move || source.read()).await;
+        self.loaded_digest = Some(digest);
+        self.files = loaded.dependencies;
+        loaded.config
     }
 
     /// What comes into force when `new` follows upon `standing`.
@@ -74,20 +80,20 @@ impl Watch {
     /// # Errors
     ///
     /// When that would let strangers in, because a part of `new` waits for a restart.
-    pub(crate) fn succession(&self, standing: &Config, new: Config) -> Result<(Config, Difference), Findings> {
-        self.source.succession(standing, new)
+    pub(crate) fn plan_reload(&self, current: &Config, new: Config) -> Result<(Config, ConfigDiff), Findings> {
+        self.source.plan_reload(current, new)
     }
 
-    async fn look(&self) -> Print {
+    async fn digest(&self) -> ContentDigest {
         let files = self.files.clone();
-        off_the_runtime(move || print(&files)).await
+        run_blocking(move || digest_files(&files)).await
     }
 }
 
 /// Runs what may wait for a disk.
-async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
+        Ok(output) => output,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         // The runtime is ending, and this task with it.
         Err(_) => std::future::pending().await,
@@ -95,11 +101,11 @@ async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 's
 }
 
 /// What all files hold, and of those that cannot be read that they cannot.
-fn print(files: &BTreeSet<PathBuf>) -> Print {
+fn digest_files(files: &BTreeSet<PathBuf>) -> ContentDigest {
     let mut context = Context::new(&SHA256);
     for file in files {
         context.update(file.as_os_str().as_encoded_bytes());
-        match content(file) {
+        match read_content(file) {
             Ok(content) => {
                 context.update(&content.len().to_le_bytes());
                 context.update(&content);
@@ -107,25 +113,25 @@ fn print(files: &BTreeSet<PathBuf>) -> Print {
             Err(_) => context.update(b"?"),
         }
     }
-    let mut print = [0; 32];
-    print.copy_from_slice(context.finish().as_ref());
-    print
+    let mut digest = [0; 32];
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
 }
 
 /// What a file holds. A pipe is not read: it gives what it has but once.
-fn content(file: &Path) -> io::Result<Vec<u8>> {
+fn read_content(file: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     if file.metadata()?.is_file() {
-        File::open(file)?.take(MOST_BYTES).read_to_end(&mut content)?;
+        File::open(file)?.take(MAX_CONFIG_FILE_BYTES).read_to_end(&mut content)?;
     }
     Ok(content)
 }
 
 /// Soon enough for whoever has changed a file and watches, seldom enough to cost nothing.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const CONFIG_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// More than any file of a configuration has.
-const MOST_BYTES: u64 = 16 << 20;
+const MAX_CONFIG_FILE_BYTES: u64 = 16 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -138,15 +144,15 @@ mod tests {
     use crate::config::{AllowAnonymous, Environment};
 
     /// A configuration whose key is in a file of its own.
-    fn watch() -> (TempDir, Watch) {
+    fn watcher() -> (TempDir, ConfigWatcher) {
         let directory = tempfile::tempdir().unwrap();
         let (file, key) = (directory.path().join("relay.toml"), directory.path().join("key"));
         let text = "[[auth.keys]]\nname = 'a'\nproducts = ['*']\nkey_file = ";
         fs::write(&key, "one").unwrap();
         fs::write(&file, format!("{text}'{}'", key.display())).unwrap();
-        let source = Source::new(file, Environment::default(), AllowAnonymous::OnLoopback);
-        let files = source.read().files;
-        (directory, Watch::new(source, files))
+        let source = ConfigSource::new(file, Environment::default(), AllowAnonymous::OnLoopback);
+        let files = source.read().dependencies;
+        (directory, ConfigWatcher::new(source, files))
     }
 
     fn key(read: Result<Config, Findings>) -> String {
@@ -155,32 +161,32 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_change_is_read_once_it_has_settled_and_not_before() {
-        let (directory, mut watch) = watch();
-        assert_eq!(key(watch.changed().await), "one"); // what may have changed since the start
+        let (directory, mut watcher) = watcher();
+        assert_eq!(key(watcher.changed().await), "one"); // what may have changed since the start
         let file = directory.path().join("key");
         let writing = async {
             for n in 0..20 {
                 fs::write(&file, format!("half-written-{n}")).unwrap();
-                sleep(LOOK_EVERY.mul_f64(0.9)).await;
+                sleep(CONFIG_POLL_INTERVAL.mul_f64(0.9)).await;
             }
         };
         tokio::select! {
             biased;
-            read = watch.changed() => panic!("read while it was being written: {}", key(read)),
+            read = watcher.changed() => panic!("read while it was being written: {}", key(read)),
             () = writing => {}
         }
         fs::write(&file, "two").unwrap();
-        let read = timeout(LOOK_EVERY * 3, watch.changed()).await.expect("it is seen");
+        let read = timeout(CONFIG_POLL_INTERVAL * 3, watcher.changed()).await.expect("it is seen");
         assert_eq!(key(read), "two");
-        assert!(timeout(LOOK_EVERY * 10, watch.changed()).await.is_err(), "each change is read once");
+        assert!(timeout(CONFIG_POLL_INTERVAL * 10, watcher.changed()).await.is_err(), "each change is read once");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_file_that_a_refused_configuration_names_is_watched_too() {
-        let (directory, mut watch) = watch();
+        let (directory, mut watcher) = watcher();
         fs::remove_file(directory.path().join("key")).unwrap();
-        assert!(watch.changed().await.is_err());
+        assert!(watcher.changed().await.is_err());
         fs::write(directory.path().join("key"), "back").unwrap();
-        assert_eq!(key(watch.changed().await), "back");
+        assert_eq!(key(watcher.changed().await), "back");
     }
 }

@@ -10,29 +10,29 @@ use crate::config::Config;
 /// Raises the limit on open files as far as this process may, and returns how many connections the public listener may hold: what
 /// `server.max_subscribers` asks for and some more, or what the limit leaves beside what the relay itself has to open.
 pub(super) fn max_connections(config: &Config) -> usize {
-    let wanted = config.server.max_subscribers.saturating_add(PASSING_BY);
-    let Some(files) = raise_limit() else { return wanted };
+    let requested = config.server.max_subscribers.saturating_add(NON_SUBSCRIBER_CONNECTIONS);
+    let Some(files) = raise_descriptor_limit() else { return requested };
     let in_flight: usize = config.webhooks.iter().map(|webhook| webhook.max_in_flight).sum();
-    let room = room(files, OWN_FILES + config.upstreams.len() + in_flight);
-    if room < config.server.max_subscribers {
+    let budget = connection_budget(files, RESERVED_DESCRIPTORS + config.upstreams.len() + in_flight);
+    if budget < config.server.max_subscribers {
         info!(
             open_files = files,
-            connections = room,
+            connections = budget,
             max_subscribers = config.server.max_subscribers,
             "the limit on open files leaves room for fewer subscribers than server.max_subscribers; raise it (ulimit -n, LimitNOFILE)"
         );
     }
-    wanted.min(room)
+    requested.min(budget)
 }
 
 /// What a limit leaves to subscribers. Where it is far too low, they get half of it.
-fn room(files: usize, own: usize) -> usize {
-    files.saturating_sub(own).max(files / 2)
+fn connection_budget(files: usize, reserved: usize) -> usize {
+    files.saturating_sub(reserved).max(files / 2)
 }
 
 /// The limit on open files after it has been raised to the most that is allowed; none if there is none. The lower default is for
 /// programs that use `select`, and this is none of them.
-fn raise_limit() -> Option<usize> {
+fn raise_descriptor_limit() -> Option<usize> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     let files = match setrlimit(Resource::Nofile, raised) {
@@ -43,10 +43,10 @@ fn raise_limit() -> Option<usize> {
 }
 
 /// Connections that are no subscribers': who publishes, polls, has just come, or is being told that there is no seat.
-const PASSING_BY: usize = 1024;
+const NON_SUBSCRIBER_CONNECTIONS: usize = 1024;
 
 /// The store's files, runtimes, the other listeners and their clients, and those beyond the limit who are being told.
-const OWN_FILES: usize = 128 + 2 * super::MOST_OPERATORS;
+const RESERVED_DESCRIPTORS: usize = 128 + 2 * super::MAX_ADMIN_CONNECTIONS;
 
 #[cfg(test)]
 mod tests {
@@ -54,8 +54,8 @@ mod tests {
 
     #[test]
     fn the_relay_itself_keeps_its_files_unless_there_are_hardly_any() {
-        assert_eq!(room(1_048_576, 300), 1_048_276);
-        assert_eq!(room(400, 300), 200);
-        assert_eq!(room(usize::MAX, 300), usize::MAX - 300);
+        assert_eq!(connection_budget(1_048_576, 300), 1_048_276);
+        assert_eq!(connection_budget(400, 300), 200);
+        assert_eq!(connection_budget(usize::MAX, 300), usize::MAX - 300);
     }
 }

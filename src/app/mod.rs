@@ -27,23 +27,23 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::{
-    apply_config::{Reason, changed},
-    certificate::{Certificate, CertificateError},
-    config_watch::Watch,
-    products::Feeds,
-    routes::Doors,
+    apply_config::{ReloadTrigger, config_changed},
+    certificate::{CertificateError, ServedCertificate},
+    config_watch::ConfigWatcher,
+    products::ProductTasks,
+    routes::ListenerRoutes,
 };
 use crate::{
     config::Config,
-    http::{Relay, admin::Admin, admission::Leave},
+    http::{Relay, admin::AdminState, admission::DisconnectReason},
     metrics::{Metrics, ShedReason},
-    net::{self, BindError, Listener, Manners, Routes, TurnedAway},
-    outbound::client::{Client, TlsError},
-    rejected::Rejected,
-    shard::threads::Lanes,
-    shutdown::{Asked, Signals},
+    net::{self, BindError, ConnectionSettings, Listener, Routes, ShedConnection},
+    outbound::client::{EventStreamClient, TlsError},
+    rejected::RejectedFrames,
+    shard::threads::ShardThreads,
+    shutdown::{SignalRequest, Signals},
     store::{Store, StoreError},
-    timer_wheel::Wheel,
+    timer_wheel::TimerWheel,
     webhook::Webhooks,
 };
 
@@ -53,23 +53,23 @@ pub(crate) struct App {
     /// The configuration in force.
     config: Config,
     relay: Arc<Relay>,
-    admin: Arc<Admin>,
-    doors: Doors,
-    feeds: Feeds,
+    admin: Arc<AdminState>,
+    routes: ListenerRoutes,
+    product_tasks: ProductTasks,
     address: SocketAddr,
     admin_address: SocketAddr,
-    stop: Stops,
+    stop: StopTokens,
     serving: JoinSet<()>,
     admin_thread: thread::JoinHandle<()>,
     webhooks: Arc<Webhooks>,
-    certificate: Option<Arc<Certificate>>,
+    certificate: Option<Arc<ServedCertificate>>,
     store: Store,
-    lanes: Lanes,
+    shard_threads: ShardThreads,
 }
 
 /// What is told to end, in the order in which it is.
 #[derive(Clone, Debug, Default)]
-struct Stops {
+struct StopTokens {
     ingest: CancellationToken,
     serving: CancellationToken,
     admin: CancellationToken,
@@ -91,41 +91,41 @@ impl App {
         let (address, admin_address) = (listener.address(), admin_listener.address());
         let probe_address = probe_listener.as_ref().map(Listener::address);
 
-        let stop = Stops::default();
+        let stop = StopTokens::default();
         let metrics = Arc::new(Metrics::new()?);
-        let certificate = server.tls.as_ref().map(|files| Certificate::read(files, &metrics)).transpose()?;
-        let (logs, mut store) = assemble::logs(&config, &metrics)?;
-        let lanes = Lanes::start().map_err(AppError::Lanes)?;
-        let relay = Arc::new(assemble::relay(&config, logs, &store, lanes.runtimes().count(), &metrics));
-        let webhooks = Arc::new(assemble::webhooks(&config, &relay, &mut store)?);
+        let certificate = server.tls.as_ref().map(|files| ServedCertificate::read(files, &metrics)).transpose()?;
+        let (logs, mut store) = assemble::open_logs(&config, &metrics)?;
+        let shard_threads = ShardThreads::start().map_err(AppError::ShardThreads)?;
+        let relay = Arc::new(assemble::relay(&config, logs, &store, shard_threads.runtimes().count(), &metrics));
+        let webhooks = Arc::new(assemble::start_webhooks(&config, &relay, &mut store)?);
         let mut serving = JoinSet::new();
         let wheel = Arc::clone(&relay.wheel);
         let stop_serving = stop.serving.clone();
         serving.spawn(async move { wheel.run(stop_serving).await });
-        serving.spawn(write_streams(&relay, &lanes, &stop));
-        let rejected = Arc::new(Rejected::default());
-        let client = Client::new(config.egress.ca_file.as_deref())?;
-        let mut feeds = Feeds::new(&lanes, Arc::clone(&rejected), &stop);
+        serving.spawn(run_shards(&relay, &shard_threads, &stop));
+        let rejected = Arc::new(RejectedFrames::default());
+        let client = EventStreamClient::new(config.egress.ca_file.as_deref())?;
+        let mut product_tasks = ProductTasks::new(&shard_threads, Arc::clone(&rejected), &stop);
         for upstream in &config.upstreams {
-            feeds.begin(upstream, &relay, &client);
+            product_tasks.start(upstream, &relay, &client);
         }
-        let admin = Arc::new(assemble::admin(&config, &relay, &webhooks, feeds.boards(), rejected));
-        let doors = Doors::new(&config, &relay, &admin);
-        serving.spawn(serve_public(&config, &relay, listener, certificate.as_deref(), &doors, &stop));
+        let admin = Arc::new(assemble::admin(&config, &relay, &webhooks, product_tasks.statuses(), rejected));
+        let routes = ListenerRoutes::new(&config, &relay, &admin);
+        serving.spawn(serve_public(&config, &relay, listener, certificate.as_deref(), &routes, &stop));
         if let Some(certificate) = &certificate {
             serving.spawn(Arc::clone(certificate).watch(stop.serving.clone()));
         }
-        let mut admin_doors = vec![(admin_listener, doors.admin.clone())];
-        admin_doors.extend(probe_listener.map(|listener| (listener, doors.probe.clone())));
-        let admin_thread = start_admin(&config, admin_doors, Arc::clone(&admin.wheel), &stop)?;
-        relay.metrics.reloaded(true);
+        let mut admin_listeners = vec![(admin_listener, routes.admin.clone())];
+        admin_listeners.extend(probe_listener.map(|listener| (listener, routes.probe.clone())));
+        let admin_thread = start_admin(&config, admin_listeners, Arc::clone(&admin.wheel), &stop)?;
+        relay.metrics.record_reload(true);
         info!(listen = %address, admin_listen = %admin_address, probe_listen = ?probe_address, "serving");
         Ok(Self {
             config,
             relay,
             admin,
-            doors,
-            feeds,
+            routes,
+            product_tasks,
             address,
             admin_address,
             stop,
@@ -134,7 +134,7 @@ impl App {
             webhooks,
             certificate,
             store,
-            lanes,
+            shard_threads,
         })
     }
 
@@ -154,26 +154,26 @@ impl App {
     /// # Errors
     ///
     /// When a part of the relay ended although nobody asked for that, or leaving was cut short.
-    pub(crate) async fn run(mut self, mut signals: Signals, mut watch: Option<Watch>) -> Result<(), AppError> {
+    pub(crate) async fn run(mut self, mut signals: Signals, mut watch: Option<ConfigWatcher>) -> Result<(), AppError> {
         let outcome = self.serve(&mut signals, watch.as_mut()).await;
-        signals.settle().await;
+        signals.absorb_repeats().await;
         info!("leaving; a second signal ends the process at once");
         tokio::select! {
-            left = self.leave() => outcome.and(left),
-            () = signals.stop_requested() => Err(AppError::CutShort),
+            shutdown_outcome = self.shut_down() => outcome.and(shutdown_outcome),
+            () = signals.shutdown_requested() => Err(AppError::ShutdownInterrupted),
         }
     }
 
-    async fn serve(&mut self, signals: &mut Signals, mut watch: Option<&mut Watch>) -> Result<(), AppError> {
+    async fn serve(&mut self, signals: &mut Signals, mut watch: Option<&mut ConfigWatcher>) -> Result<(), AppError> {
         loop {
-            let asked = tokio::select! {
+            let trigger = tokio::select! {
                 biased;
-                wish = signals.next() => match wish {
-                    Asked::Stop => return Ok(()),
-                    Asked::Reload => Reason::Signal,
+                signal = signals.next() => match signal {
+                    SignalRequest::ShutDown => return Ok(()),
+                    SignalRequest::Reload => ReloadTrigger::Signal,
                 },
-                broken = self.broken() => return Err(broken),
-                wanted = changed(watch.as_deref_mut()) => Reason::Change(Box::new(wanted)),
+                failure = self.wait_for_failure() => return Err(failure),
+                loaded = config_changed(watch.as_deref_mut()) => ReloadTrigger::Change(Box::new(loaded)),
             };
             let Some(watch) = watch.as_deref_mut() else {
                 warn!(
@@ -182,45 +182,45 @@ impl App {
                 continue;
             };
             tokio::select! {
-                () = self.reload(watch, asked) => {}
+                () = self.reload(watch, trigger) => {}
                 // What is half done is taken down like all the rest.
-                () = signals.stop_requested() => return Ok(()),
+                () = signals.shutdown_requested() => return Ok(()),
             }
         }
     }
 
     /// Waits until some part ends, which none does by itself.
-    async fn broken(&mut self) -> AppError {
+    async fn wait_for_failure(&mut self) -> AppError {
         tokio::select! {
             Some(ended) = self.serving.join_next() => AppError::Ended { part: "a part of the public side", cause: ended.err() },
-            cause = self.feeds.broken() => AppError::Ended { part: "an upstream", cause },
+            cause = self.product_tasks.wait_for_failure() => AppError::Ended { part: "an upstream", cause },
             () = self.stop.admin_ended.cancelled() => AppError::Ended { part: "the admin server", cause: None },
-            () = self.webhooks.broken() => AppError::Ended { part: "a webhook's worker", cause: None },
+            () = self.webhooks.worker_failed() => AppError::Ended { part: "a webhook's worker", cause: None },
         }
     }
 
     /// Not ready, newcomers shed, subscribers gone one by one while events still come, then the upstreams, then what webhooks
     /// have under way, then the rest.
-    async fn leave(mut self) -> Result<(), AppError> {
+    async fn shut_down(mut self) -> Result<(), AppError> {
         self.relay.is_draining.store(true, Ordering::SeqCst);
         self.relay.subscribers.drain(self.config.server.drain_window).await;
         self.stop.ingest.cancel();
-        self.admin.onlookers.dismiss_all(Leave::Drain);
-        self.webhooks.leave().await;
+        self.admin.operator_tails.disconnect_all(DisconnectReason::Drain);
+        self.webhooks.shut_down().await;
         self.stop.serving.cancel();
-        let fed = self.feeds.end().await;
-        let served = end(&mut self.serving).await.and(fed);
+        let products_ended = self.product_tasks.join_all().await;
+        let serving_ended = join_all(&mut self.serving).await.and(products_ended);
         self.stop.admin.cancel();
         let joined = tokio::task::spawn_blocking(move || {
             drop(self.store); // keeps what is not kept yet
-            drop(self.lanes);
+            drop(self.shard_threads);
             self.admin_thread.join()
         })
         .await;
         if !matches!(joined, Ok(Ok(()))) {
             return Err(AppError::Ended { part: "the admin server", cause: joined.err() });
         }
-        served.map_err(|cause| AppError::Ended { part: "a part of the public side", cause: Some(cause) })?;
+        serving_ended.map_err(|cause| AppError::Ended { part: "a part of the public side", cause: Some(cause) })?;
         info!("left");
         Ok(())
     }
@@ -231,7 +231,7 @@ impl App {
 /// # Errors
 ///
 /// The first panic there was.
-async fn end(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
+async fn join_all(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
     let mut outcome = Ok(());
     while let Some(ended) = tasks.join_next().await {
         outcome = outcome.and(ended);
@@ -240,8 +240,8 @@ async fn end(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
 }
 
 /// Streams are written where they are woken.
-fn write_streams(relay: &Relay, lanes: &Lanes, stop: &Stops) -> impl Future<Output = ()> + use<> {
-    let runtimes: Vec<Handle> = lanes.runtimes().cloned().collect();
+fn run_shards(relay: &Relay, shard_threads: &ShardThreads, stop: &StopTokens) -> impl Future<Output = ()> + use<> {
+    let runtimes: Vec<Handle> = shard_threads.runtimes().cloned().collect();
     let (shards, wheel, stop) = (Arc::clone(&relay.shards), Arc::clone(&relay.wheel), stop.serving.clone());
     async move { shards.run(runtimes.iter(), &wheel, stop).await }
 }
@@ -250,25 +250,25 @@ fn serve_public(
     config: &Config,
     relay: &Arc<Relay>,
     listener: Listener,
-    certificate: Option<&Certificate>,
-    doors: &Doors,
-    stop: &Stops,
+    certificate: Option<&ServedCertificate>,
+    listener_routes: &ListenerRoutes,
+    stop: &StopTokens,
 ) -> impl Future<Output = ()> + use<> {
-    let routes = doors.public.clone();
-    let manners = Manners {
+    let routes = listener_routes.public.clone();
+    let settings = ConnectionSettings {
         max_connections: fd_limit::max_connections(config),
         tls: certificate.map(|certificate| Arc::clone(certificate.tls())),
-        ..manners(config, &relay.wheel)
+        ..connection_settings(config, &relay.wheel)
     };
-    let no_file = relay.metrics.shed(ShedReason::NoFileDescriptor);
-    let no_place = relay.metrics.shed(ShedReason::MaxConnections);
-    let turned_away = move |why| match why {
-        TurnedAway::NoFile => no_file.inc(),
-        TurnedAway::NoPlace => no_place.inc(),
+    let no_descriptor = relay.metrics.shed(ShedReason::NoFileDescriptor);
+    let over_limit = relay.metrics.shed(ShedReason::MaxConnections);
+    let on_shed = move |shed| match shed {
+        ShedConnection::NoFileDescriptor => no_descriptor.inc(),
+        ShedConnection::MaxConnections => over_limit.inc(),
     };
     let stop = stop.serving.clone();
     async move {
-        if let Err(error) = net::serve(listener, routes, manners, stop, turned_away).await {
+        if let Err(error) = net::serve(listener, routes, settings, stop, on_shed).await {
             error!(%error, "cannot serve subscribers");
         }
     }
@@ -277,26 +277,26 @@ fn serve_public(
 /// Serves the admin side on a thread and runtime of its own, so that it answers whatever the public side does.
 fn start_admin(
     config: &Config,
-    doors: Vec<(Listener, Routes)>,
-    wheel: Arc<Wheel>,
-    stop: &Stops,
+    listeners: Vec<(Listener, Routes)>,
+    wheel: Arc<TimerWheel>,
+    stop: &StopTokens,
 ) -> Result<thread::JoinHandle<()>, AppError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::AdminThread)?;
-    let manners = manners(config, &wheel);
+    let settings = connection_settings(config, &wheel);
     let stop_admin = stop.admin.clone();
     let ended = stop.admin_ended.clone().drop_guard();
     let serve = async move {
         let mut tasks = JoinSet::new();
-        for (listener, routes) in doors {
-            let (manners, stop) = (manners.clone(), stop_admin.clone());
+        for (listener, routes) in listeners {
+            let (settings, stop) = (settings.clone(), stop_admin.clone());
             tasks.spawn(async move {
-                if let Err(error) = net::serve(listener, routes, manners, stop, |_| {}).await {
+                if let Err(error) = net::serve(listener, routes, settings, stop, |_| {}).await {
                     error!(%error, "cannot serve operators");
                 }
             });
         }
         tasks.spawn(async move { wheel.run(stop_admin).await });
-        if let Err(error) = end(&mut tasks).await {
+        if let Err(error) = join_all(&mut tasks).await {
             error!(%error, "a part of the admin side did not end well");
         }
     };
@@ -308,12 +308,12 @@ fn start_admin(
 }
 
 /// How operators are treated; TLS is for the public.
-fn manners(config: &Config, wheel: &Arc<Wheel>) -> Manners {
-    Manners {
+fn connection_settings(config: &Config, wheel: &Arc<TimerWheel>) -> ConnectionSettings {
+    ConnectionSettings {
         head_timeout: config.server.head_timeout,
         write_timeout: config.server.write_timeout,
         wheel: Arc::clone(wheel),
-        max_connections: MOST_OPERATORS,
+        max_connections: MAX_ADMIN_CONNECTIONS,
         tls: None,
     }
 }
@@ -338,7 +338,7 @@ pub(crate) enum AppError {
     Metrics(#[from] prometheus::Error),
     /// A lane has no thread or runtime.
     #[error("cannot start the threads that events take")]
-    Lanes(#[source] io::Error),
+    ShardThreads(#[source] io::Error),
     /// The admin side has no thread or runtime.
     #[error("cannot start the admin server")]
     AdminThread(#[source] io::Error),
@@ -353,8 +353,8 @@ pub(crate) enum AppError {
     },
     /// A second signal came while the relay was leaving.
     #[error("ended by a second signal before everybody had left")]
-    CutShort,
+    ShutdownInterrupted,
 }
 
 /// Connections at one time to each of the admin and probe listeners.
-const MOST_OPERATORS: usize = 256;
+const MAX_ADMIN_CONNECTIONS: usize = 256;

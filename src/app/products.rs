@@ -14,36 +14,36 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Stops, end};
+use super::{StopTokens, join_all};
 use crate::{
     config,
     event::ProductId,
     http::Relay,
     ingest::Ingest,
-    outbound::client::Client,
-    rejected::Rejected,
-    shard::threads::Lanes,
-    upstream::{Settings, Upstream, status::UpstreamStatus},
+    outbound::client::EventStreamClient,
+    rejected::RejectedFrames,
+    shard::threads::ShardThreads,
+    upstream::{Upstream, UpstreamSettings, status::UpstreamStatus},
 };
 
 /// What the upstreams say of themselves.
-pub(super) type Boards = Vec<(ProductId, Arc<UpstreamStatus>)>;
+pub(super) type UpstreamStatuses = Vec<(ProductId, Arc<UpstreamStatus>)>;
 
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Feeds {
-    feeds: BTreeMap<ProductId, Feed>,
+pub(super) struct ProductTasks {
+    by_product: BTreeMap<ProductId, ProductTask>,
     tasks: JoinSet<()>,
-    lanes: Vec<Handle>,
-    rejected: Arc<Rejected>,
-    stop: Stops,
+    shard_runtimes: Vec<Handle>,
+    rejected: Arc<RejectedFrames>,
+    stop: StopTokens,
     /// Cancelled when a task has ended although nobody told it to.
-    broken: CancellationToken,
+    failed: CancellationToken,
 }
 
 #[derive(Debug)]
-struct Feed {
-    wanted: watch::Sender<Settings>,
+struct ProductTask {
+    settings: watch::Sender<UpstreamSettings>,
     status: Arc<UpstreamStatus>,
     stop_ingest: CancellationToken,
     stop_fanout: CancellationToken,
@@ -51,76 +51,77 @@ struct Feed {
     ended: CancellationToken,
 }
 
-impl Feeds {
+impl ProductTasks {
     /// None yet.
-    pub(super) fn new(lanes: &Lanes, rejected: Arc<Rejected>, stop: &Stops) -> Self {
-        let lanes = lanes.runtimes().cloned().collect();
-        let (feeds, tasks, broken) = (BTreeMap::new(), JoinSet::new(), CancellationToken::new());
-        Self { feeds, tasks, lanes, rejected, stop: stop.clone(), broken }
+    pub(super) fn new(shard_threads: &ShardThreads, rejected: Arc<RejectedFrames>, stop: &StopTokens) -> Self {
+        let shard_runtimes = shard_threads.runtimes().cloned().collect();
+        let (by_product, tasks, failed) = (BTreeMap::new(), JoinSet::new(), CancellationToken::new());
+        Self { by_product, tasks, shard_runtimes, rejected, stop: stop.clone(), failed }
     }
 
     /// Begins to bring a product its events, if there is such a product.
-    pub(super) fn begin(&mut self, upstream: &config::Upstream, relay: &Relay, client: &Client) {
+    pub(super) fn start(&mut self, upstream: &config::UpstreamConfig, relay: &Relay, client: &EventStreamClient) {
         let id = upstream.product_id.clone();
         let Some(product) = relay.products.get(&id).map(|product| Arc::clone(&product)) else { return };
-        let Some(lane) = self.lanes.get(product.lane) else { return };
+        let Some(runtime) = self.shard_runtimes.get(product.home_shard) else { return };
         let (status, metrics) = (Arc::new(UpstreamStatus::new()), relay.metrics.upstream(&id));
-        let (wanted, settings) = watch::channel(Settings { upstream: upstream.clone(), client: client.clone() });
-        let has_past = product.log.has_past();
+        let (settings_sender, settings) =
+            watch::channel(UpstreamSettings { upstream: upstream.clone(), client: client.clone() });
+        let has_past = product.log.has_prior_entries();
         let random = fastrand::Rng::new();
         let upstream = Upstream::new(settings, has_past, Arc::clone(&status), metrics.clone(), random);
         let (log, rejected) = (Arc::clone(&product.log), Arc::clone(&self.rejected));
         let ingest = Ingest { upstream, log, metrics, status: Arc::clone(&status), rejected };
         let ended = CancellationToken::new();
         let (stop_ingest, stop_fanout) = (self.stop.ingest.child_token(), self.stop.serving.child_token());
-        let feed = Feed {
-            wanted,
+        let task = ProductTask {
+            settings: settings_sender,
             status,
             stop_ingest: stop_ingest.clone(),
             stop_fanout: stop_fanout.clone(),
             ended: ended.clone(),
         };
-        let broken = self.broken.clone();
+        let failed = self.failed.clone();
         let work = async move {
-            let (unexpected, _ended) = (broken.drop_guard(), ended.drop_guard());
+            let (unexpected, _ended) = (failed.drop_guard(), ended.drop_guard());
             tokio::join!(ingest.run(stop_ingest), product.fanout.run(stop_fanout.clone()));
             if stop_fanout.is_cancelled() {
                 unexpected.disarm();
             }
         };
-        self.tasks.spawn_on(work, lane);
-        self.feeds.insert(id, feed);
+        self.tasks.spawn_on(work, runtime);
+        self.by_product.insert(id, task);
     }
 
     /// Has a product's upstream go on by these settings, if there is one.
-    pub(super) fn change(&self, upstream: &config::Upstream, client: &Client) {
-        let Some(feed) = self.feeds.get(&upstream.product_id) else { return };
-        feed.wanted.send_if_modified(|wanted| {
+    pub(super) fn change(&self, upstream: &config::UpstreamConfig, client: &EventStreamClient) {
+        let Some(task) = self.by_product.get(&upstream.product_id) else { return };
+        task.settings.send_if_modified(|wanted| {
             wanted.client = client.clone();
-            let is_another = wanted.upstream != *upstream;
+            let is_changed = wanted.upstream != *upstream;
             wanted.upstream = upstream.clone();
-            is_another
+            is_changed
         });
     }
 
     /// Ends what a product gets, and returns when its connection is closed.
     pub(super) async fn remove(&mut self, product: &ProductId) {
-        let Some(feed) = self.feeds.remove(product) else { return };
-        feed.stop_ingest.cancel();
-        feed.stop_fanout.cancel();
-        feed.ended.cancelled().await;
+        let Some(task) = self.by_product.remove(product) else { return };
+        task.stop_ingest.cancel();
+        task.stop_fanout.cancel();
+        task.ended.cancelled().await;
     }
 
     /// What the upstreams say of themselves.
-    pub(super) fn boards(&self) -> Boards {
-        self.feeds.iter().map(|(id, feed)| (id.clone(), Arc::clone(&feed.status))).collect()
+    pub(super) fn statuses(&self) -> UpstreamStatuses {
+        self.by_product.iter().map(|(id, feed)| (id.clone(), Arc::clone(&feed.status))).collect()
     }
 
     /// Waits until a task has ended by itself; the panic, if it was one.
-    pub(super) async fn broken(&mut self) -> Option<JoinError> {
-        while !self.broken.is_cancelled() {
+    pub(super) async fn wait_for_failure(&mut self) -> Option<JoinError> {
+        while !self.failed.is_cancelled() {
             tokio::select! {
-                () = self.broken.cancelled() => {}
+                () = self.failed.cancelled() => {}
                 Some(ended) = self.tasks.join_next() => if let Err(panic) = ended { return Some(panic) },
             }
         }
@@ -132,7 +133,7 @@ impl Feeds {
     /// # Errors
     ///
     /// The first panic there was.
-    pub(super) async fn end(&mut self) -> Result<(), JoinError> {
-        end(&mut self.tasks).await
+    pub(super) async fn join_all(&mut self) -> Result<(), JoinError> {
+        join_all(&mut self.tasks).await
     }
 }

@@ -8,13 +8,13 @@ use axum::Router;
 
 use crate::{
     config::Config,
-    http::{self, Relay, admin::Admin, host_guard::Guard},
+    http::{self, Relay, admin::AdminState, host_guard::HostGuard},
     net::Routes,
 };
 
 /// The routes of all listeners.
 #[derive(Debug)]
-pub(super) struct Doors {
+pub(super) struct ListenerRoutes {
     /// For subscribers and publishers.
     pub(super) public: Routes,
     /// For operators.
@@ -23,32 +23,32 @@ pub(super) struct Doors {
     pub(super) probe: Routes,
 }
 
-impl Doors {
+impl ListenerRoutes {
     /// Doors that open as the configuration says.
-    pub(super) fn new(config: &Config, relay: &Arc<Relay>, admin: &Arc<Admin>) -> Self {
+    pub(super) fn new(config: &Config, relay: &Arc<Relay>, admin: &Arc<AdminState>) -> Self {
         Self {
-            public: Routes::new(public(config, relay)),
-            admin: Routes::new(http::admin::router(Arc::clone(admin), guard(config))),
+            public: Routes::new(public_router(config, relay)),
+            admin: Routes::new(http::admin::router(Arc::clone(admin), host_guard(config))),
             probe: Routes::new(http::admin::probe_router(Arc::clone(admin))),
         }
     }
 
     /// From now on they open as this one says.
-    pub(super) fn replace(&self, config: &Config, relay: &Arc<Relay>, admin: &Arc<Admin>) {
-        self.public.replace(public(config, relay));
-        self.admin.replace(http::admin::router(Arc::clone(admin), guard(config)));
+    pub(super) fn replace(&self, config: &Config, relay: &Arc<Relay>, admin: &Arc<AdminState>) {
+        self.public.replace(public_router(config, relay));
+        self.admin.replace(http::admin::router(Arc::clone(admin), host_guard(config)));
         self.probe.replace(http::admin::probe_router(Arc::clone(admin)));
     }
 }
 
-fn public(config: &Config, relay: &Arc<Relay>) -> Router {
-    let guard = relay.access.allows_anonymous().then(|| guard(config));
+fn public_router(config: &Config, relay: &Arc<Relay>) -> Router {
+    let guard = relay.access.allows_anonymous().then(|| host_guard(config));
     http::router(Arc::clone(relay), guard, &config.server.cors_allowed_origins)
 }
 
 /// Keeps web pages out where no credential is demanded.
-pub(super) fn guard(config: &Config) -> Guard {
-    Guard {
+pub(super) fn host_guard(config: &Config) -> HostGuard {
+    HostGuard {
         allowed_hosts: config.server.allowed_hosts.clone(),
         allowed_origins: config.server.cors_allowed_origins.clone(),
     }

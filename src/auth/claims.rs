@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::token::Refusal;
+use super::token::TokenError;
 use crate::{
     config::{Permission, Permissions},
     event::{Kind, Only, ProductId, Scope, SessionId},
@@ -19,7 +19,7 @@ use crate::{
 /// The claims that count, of whatever type they are. One that stands there twice makes the token unreadable.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Claims {
+pub(super) struct TokenClaims {
     #[serde(deserialize_with = "given")]
     exp: Option<Value>,
     #[serde(deserialize_with = "given")]
@@ -38,61 +38,61 @@ pub(super) struct Claims {
 
 /// What the claims come to.
 #[derive(Debug, PartialEq)]
-pub(super) struct Claimed {
+pub(super) struct VerifiedClaims {
     pub(super) products: BTreeSet<ProductId>,
     pub(super) permissions: Permissions,
-    pub(super) limits: Scope,
+    pub(super) scope: Scope,
     /// Whom it is for, as far as it says.
     pub(super) audience: Box<[Box<str>]>,
     /// Seconds from now to the end; above zero.
     pub(super) seconds_left: f64,
 }
 
-impl Claims {
+impl TokenClaims {
     /// Checks everything there is to check at `now`, in Unix seconds.
     ///
     /// # Errors
     ///
     /// The first claim that is not as it must be.
-    pub(super) fn check(&self, now: f64, audience: Option<&str>) -> Result<Claimed, Refusal> {
-        let exp = number("exp", self.exp.as_ref())?.ok_or(Refusal::Claim("exp"))?;
-        let nbf = number("nbf", self.nbf.as_ref())?;
-        let given_audience = texts("aud", self.aud.as_ref())?;
-        let products = each("product_id", self.product_id.as_ref(), |text| ProductId::new(text).ok())?;
-        let sessions = each("session_id", self.session_id.as_ref(), |text| SessionId::new(text).ok())?;
-        let kinds = each("type", self.kind.as_ref(), |text| (!text.is_empty()).then(|| Kind::new(text)))?;
-        let permissions = self.permissions()?;
+    pub(super) fn verify(&self, now: f64, audience: Option<&str>) -> Result<VerifiedClaims, TokenError> {
+        let exp = parse_number("exp", self.exp.as_ref())?.ok_or(TokenError::Claim("exp"))?;
+        let nbf = parse_number("nbf", self.nbf.as_ref())?;
+        let token_audience = parse_texts("aud", self.aud.as_ref())?;
+        let products = parse_set("product_id", self.product_id.as_ref(), |text| ProductId::new(text).ok())?;
+        let sessions = parse_set("session_id", self.session_id.as_ref(), |text| SessionId::new(text).ok())?;
+        let kinds = parse_set("type", self.kind.as_ref(), |text| (!text.is_empty()).then(|| Kind::new(text)))?;
+        let permissions = self.parse_permissions()?;
         if exp <= now {
-            return Err(Refusal::Expired);
+            return Err(TokenError::Expired);
         }
         if nbf.is_some_and(|nbf| nbf > now) {
-            return Err(Refusal::NotYet);
+            return Err(TokenError::NotYetValid);
         }
-        let given_audience: Box<[Box<str>]> = given_audience.unwrap_or_default().into_iter().map(Box::from).collect();
-        if !is_for(audience, &given_audience) {
-            return Err(Refusal::Audience);
+        let token_audience: Box<[Box<str>]> = token_audience.unwrap_or_default().into_iter().map(Box::from).collect();
+        if !audience_matches(audience, &token_audience) {
+            return Err(TokenError::Audience);
         }
-        Ok(Claimed {
-            products: products.ok_or(Refusal::Claim("product_id"))?,
+        Ok(VerifiedClaims {
+            products: products.ok_or(TokenError::Claim("product_id"))?,
             permissions: permissions.unwrap_or_else(|| BTreeSet::from([Permission::Subscribe])),
-            limits: Scope { sessions: only(sessions), kinds: only(kinds) },
-            audience: given_audience,
+            scope: Scope { sessions: to_only(sessions), kinds: to_only(kinds) },
+            audience: token_audience,
             seconds_left: exp - now,
         })
     }
 
     /// An array, even of one: the other claims name something, this one lists.
-    fn permissions(&self) -> Result<Option<Permissions>, Refusal> {
+    fn parse_permissions(&self) -> Result<Option<Permissions>, TokenError> {
         if self.permissions.as_ref().is_some_and(|value| !value.is_array()) {
-            return Err(Refusal::Claim("permissions"));
+            return Err(TokenError::Claim("permissions"));
         }
-        each("permissions", self.permissions.as_ref(), |text| Permission::parse(text).ok())
+        parse_set("permissions", self.permissions.as_ref(), |text| Permission::parse(text).ok())
     }
 }
 
 /// Whether `given` has the audience that is asked for, if one is.
-pub(super) fn is_for(audience: Option<&str>, given: &[Box<str>]) -> bool {
-    audience.is_none_or(|own| given.iter().any(|given| **given == *own))
+pub(super) fn audience_matches(audience: Option<&str>, token_audience: &[Box<str>]) -> bool {
+    audience.is_none_or(|own| token_audience.iter().any(|given| **given == *own))
 }
 
 /// A claim that is there, `null` included.
@@ -101,33 +101,33 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D:
 }
 
 /// A number of seconds, whole or not.
-fn number(name: &'static str, claim: Option<&Value>) -> Result<Option<f64>, Refusal> {
+fn parse_number(name: &'static str, claim: Option<&Value>) -> Result<Option<f64>, TokenError> {
     let Some(claim) = claim else { return Ok(None) };
-    claim.as_f64().filter(|number| number.is_finite()).map(Some).ok_or(Refusal::Claim(name))
+    claim.as_f64().filter(|number| number.is_finite()).map(Some).ok_or(TokenError::Claim(name))
 }
 
 /// A text or a list of one text or more. An empty list could be meant as nothing or as everything.
-fn texts<'a>(name: &'static str, claim: Option<&'a Value>) -> Result<Option<Vec<&'a str>>, Refusal> {
+fn parse_texts<'a>(name: &'static str, claim: Option<&'a Value>) -> Result<Option<Vec<&'a str>>, TokenError> {
     let texts = match claim {
         None => return Ok(None),
         Some(Value::String(text)) => Some(vec![text.as_str()]),
         Some(Value::Array(values)) => values.iter().map(Value::as_str).collect(),
         Some(_) => None,
     };
-    texts.filter(|texts| !texts.is_empty()).map(Some).ok_or(Refusal::Claim(name))
+    texts.filter(|texts| !texts.is_empty()).map(Some).ok_or(TokenError::Claim(name))
 }
 
 /// What the texts of a claim stand for, if each stands for something.
-fn each<T: Ord>(
+fn parse_set<T: Ord>(
     name: &'static str,
     claim: Option<&Value>,
     parse: impl Fn(&str) -> Option<T>,
-) -> Result<Option<BTreeSet<T>>, Refusal> {
-    let Some(texts) = texts(name, claim)? else { return Ok(None) };
+) -> Result<Option<BTreeSet<T>>, TokenError> {
+    let Some(texts) = parse_texts(name, claim)? else { return Ok(None) };
     let values: Option<BTreeSet<T>> = texts.into_iter().map(parse).collect();
-    values.map(Some).ok_or(Refusal::Claim(name))
+    values.map(Some).ok_or(TokenError::Claim(name))
 }
 
-fn only<T>(limit: Option<BTreeSet<T>>) -> Only<T> {
+fn to_only<T>(limit: Option<BTreeSet<T>>) -> Only<T> {
     limit.map_or(Only::Everything, Only::These)
 }

@@ -20,23 +20,23 @@ pub(crate) struct Grant {
     /// Its name in the configuration; for all scoped tokens the same.
     pub(crate) key: Arc<str>,
     /// Who is counted for limits: the key, or each token by itself.
-    pub(crate) holder: Holder,
+    pub(crate) holder: CredentialHolder,
     pub(super) products: Only<ProductId>,
     pub(super) permissions: Permissions,
     /// Nothing beyond these sessions and kinds is seen or published.
-    pub(super) limits: Scope,
+    pub(super) scope: Scope,
     /// From here on it allows nothing.
-    pub(super) expires: Option<Instant>,
+    pub(super) expires_at: Option<Instant>,
     pub(super) is_anonymous: bool,
     /// What it was given for.
-    pub(crate) proof: Arc<Proof>,
+    pub(crate) proof: Arc<CredentialProof>,
 }
 
 /// What a grant was given for: enough to judge it again when keys have changed, and no secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Proof {
+pub(crate) enum CredentialProof {
     /// No credential.
-    Nothing,
+    Anonymous,
     /// The key of this fingerprint, whatever it is called.
     Key([u8; 32]),
     /// A scoped token.
@@ -68,10 +68,10 @@ impl Grant {
     /// # Errors
     ///
     /// [`Denial::Forbidden`] when more is asked for than is granted.
-    pub(crate) fn narrow(&self, wished: Scope) -> Result<Scope, Denial> {
+    pub(crate) fn narrow(&self, requested: Scope) -> Result<Scope, Denial> {
         Ok(Scope {
-            sessions: within(&self.limits.sessions, wished.sessions)?,
-            kinds: within(&self.limits.kinds, wished.kinds)?,
+            sessions: narrow_limit(&self.scope.sessions, requested.sessions)?,
+            kinds: narrow_limit(&self.scope.kinds, requested.kinds)?,
         })
     }
 
@@ -80,8 +80,8 @@ impl Grant {
     /// # Errors
     ///
     /// [`Denial::Forbidden`] outside the limits; an event of no session is outside of any limit to sessions.
-    pub(crate) fn may_publish(&self, session: Option<&SessionId>, kind: &Kind) -> Result<(), Denial> {
-        if self.limits.includes(session, kind) { Ok(()) } else { Err(Denial::Forbidden) }
+    pub(crate) fn check_publish(&self, session: Option<&SessionId>, kind: &Kind) -> Result<(), Denial> {
+        if self.scope.includes(session, kind) { Ok(()) } else { Err(Denial::Forbidden) }
     }
 
     /// Whether it allows anything still: whoever has waited, for a body or for its turn, may have outlived its token.
@@ -89,25 +89,27 @@ impl Grant {
     /// # Errors
     ///
     /// [`Denial::Unauthenticated`] when its token is over, as for one that comes too late.
-    pub(crate) fn still_counts(&self) -> Result<(), Denial> {
-        let is_over = self.expires.is_some_and(|end| Instant::now() >= end);
-        if is_over { Err(Denial::Unauthenticated) } else { Ok(()) }
+    pub(crate) fn check_not_expired(&self) -> Result<(), Denial> {
+        let is_expired = self.expires_at.is_some_and(|end| Instant::now() >= end);
+        if is_expired { Err(Denial::Unauthenticated) } else { Ok(()) }
     }
 
     /// When a stream under this grant that begins now has to end: within the last fifth of the time left, each at another
     /// moment, so that tokens minted together do not all come back together; and with time to say so before the token's own end.
-    pub(crate) fn farewell(&self) -> Option<Farewell> {
-        let (ends, now) = (self.expires?, Instant::now());
-        let left = ends.saturating_duration_since(now);
-        let spread = left.mul_f64(1.0 - EARLIEST).saturating_sub(GOODBYE.min(left.mul_f64(SHORT_GOODBYE)));
-        let begins = now + left.mul_f64(EARLIEST) + spread.mul_f64(fastrand::f64());
-        Some(Farewell { begins: begins.min(ends.max(now)), ends })
+    pub(crate) fn stream_expiry(&self) -> Option<StreamExpiry> {
+        let (expires_at, now) = (self.expires_at?, Instant::now());
+        let remaining = expires_at.saturating_duration_since(now);
+        let spread = remaining
+            .mul_f64(1.0 - EARLIEST_DISCONNECT_FRACTION)
+            .saturating_sub(CLOSE_HANDSHAKE_ALLOWANCE.min(remaining.mul_f64(MAX_CLOSE_FRACTION)));
+        let disconnect_at = now + remaining.mul_f64(EARLIEST_DISCONNECT_FRACTION) + spread.mul_f64(fastrand::f64());
+        Some(StreamExpiry { disconnect_at: disconnect_at.min(expires_at.max(now)), expires_at })
     }
 }
 
 /// One that limits are counted for. No token can pass for a key: what stands for it is no name, and shown nowhere.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub(crate) enum Holder {
+pub(crate) enum CredentialHolder {
     /// Whoever has the key of this name, or nobody's.
     Key(Arc<str>),
     /// Whoever has the token of this digest: a browser, or its tabs.
@@ -116,31 +118,31 @@ pub(crate) enum Holder {
 
 /// The end of a stream with its token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Farewell {
+pub(crate) struct StreamExpiry {
     /// From here on its client is given nothing but a goodbye.
-    pub(crate) begins: Instant,
+    pub(crate) disconnect_at: Instant,
     /// The token's own end: here the stream is gone, whether its client has taken everything or not.
-    pub(crate) ends: Instant,
+    pub(crate) expires_at: Instant,
 }
 
 /// What is asked for, if the limit includes all of it; the limit itself where nothing is.
-fn within<T: Clone + Ord>(limit: &Only<T>, wished: Only<T>) -> Result<Only<T>, Denial> {
-    match (limit, wished) {
-        (Only::Everything, wished) => Ok(wished),
+fn narrow_limit<T: Clone + Ord>(limit: &Only<T>, requested: Only<T>) -> Result<Only<T>, Denial> {
+    match (limit, requested) {
+        (Only::Everything, requested) => Ok(requested),
         (Only::These(_), Only::Everything) => Ok(limit.clone()),
-        (Only::These(granted), Only::These(wished)) if wished.is_subset(granted) => Ok(Only::These(wished)),
+        (Only::These(granted), Only::These(requested)) if requested.is_subset(granted) => Ok(Only::These(requested)),
         (Only::These(_), Only::These(_)) => Err(Denial::Forbidden),
     }
 }
 
 /// Streams end after this part of the time their token had left at the beginning, or a little later.
-const EARLIEST: f64 = 0.8;
+const EARLIEST_DISCONNECT_FRACTION: f64 = 0.8;
 
 /// What a closing handshake may take.
-const GOODBYE: Duration = Duration::from_millis(1500);
+const CLOSE_HANDSHAKE_ALLOWANCE: Duration = Duration::from_millis(1500);
 
 /// The most of a token's time that goes into it: one that counts for seconds is not to be spent on goodbyes.
-const SHORT_GOODBYE: f64 = 0.1;
+const MAX_CLOSE_FRACTION: f64 = 0.1;
 
 /// The longest a token counts. Later ends could not be told from the end of time.
-pub(super) const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+pub(super) const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);

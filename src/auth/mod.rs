@@ -21,15 +21,15 @@ use aws_lc_rs::{
 use tokio::time::Instant;
 
 use self::{
-    claims::Claimed,
-    token::{Verifier, is_token},
+    claims::VerifiedClaims,
+    token::{TokenVerifier, looks_like_token},
 };
 pub(crate) use self::{
-    grant::{Farewell, Grant, Holder, Proof},
-    token::{Order, mint},
+    grant::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
+    token::{TokenSpec, mint},
 };
 use crate::{
-    config::{Auth, Permission},
+    config::{AuthConfig, Permission},
     event::{Only, ProductId, Scope},
 };
 
@@ -37,38 +37,38 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Access {
     keys: Vec<([u8; 32], Grant)>,
-    tokens: Option<Verifier>,
+    token_verifier: Option<TokenVerifier>,
     anonymous: Option<Grant>,
 }
 
 impl Access {
     /// The rules of the configuration.
-    pub(crate) fn new(auth: &Auth) -> Self {
+    pub(crate) fn new(auth: &AuthConfig) -> Self {
         let keys = auth.keys.iter().map(|key| {
-            let known_by = fingerprint(key.key.expose().as_bytes());
+            let key_fingerprint = fingerprint(key.key.expose().as_bytes());
             let grant = Grant {
                 key: key.name.as_str().into(),
-                holder: Holder::Key(key.name.as_str().into()),
+                holder: CredentialHolder::Key(key.name.as_str().into()),
                 products: key.products.clone(),
                 permissions: key.permissions.clone(),
-                limits: Scope::EVERYTHING,
-                expires: None,
+                scope: Scope::EVERYTHING,
+                expires_at: None,
                 is_anonymous: false,
-                proof: Arc::new(Proof::Key(known_by)),
+                proof: Arc::new(CredentialProof::Key(key_fingerprint)),
             };
-            (known_by, grant)
+            (key_fingerprint, grant)
         });
         let anonymous = auth.allow_anonymous.then(|| Grant {
-            key: ANONYMOUS.into(),
-            holder: Holder::Key(ANONYMOUS.into()),
+            key: ANONYMOUS_KEY_NAME.into(),
+            holder: CredentialHolder::Key(ANONYMOUS_KEY_NAME.into()),
             products: Only::Everything,
             permissions: auth.anonymous_permissions.clone(),
-            limits: Scope::EVERYTHING,
-            expires: None,
+            scope: Scope::EVERYTHING,
+            expires_at: None,
             is_anonymous: true,
-            proof: Arc::new(Proof::Nothing),
+            proof: Arc::new(CredentialProof::Anonymous),
         });
-        Self { keys: keys.collect(), tokens: auth.jwt.as_ref().map(Verifier::new), anonymous }
+        Self { keys: keys.collect(), token_verifier: auth.jwt.as_ref().map(TokenVerifier::new), anonymous }
     }
 
     /// What whoever holds this credential may do. A bad credential is no better where none is needed.
@@ -76,16 +76,18 @@ impl Access {
     /// # Errors
     ///
     /// [`Denial::Unauthenticated`] when the credential is neither key nor token, or there is none and one is needed.
-    pub(crate) fn identify(&self, credential: Option<&Credential<'_>>) -> Result<Grant, Denial> {
+    pub(crate) fn authenticate(&self, credential: Option<&Credential<'_>>) -> Result<Grant, Denial> {
         match credential {
             None => self.anonymous.clone(),
-            Some(Credential::Any(text)) => self.of_key(text).cloned().or_else(|| self.of_token(text)),
-            Some(Credential::Token(text)) => self.of_token(text),
+            Some(Credential::KeyOrToken(text)) => {
+                self.grant_for_key(text).cloned().or_else(|| self.grant_for_token(text))
+            }
+            Some(Credential::TokenOnly(text)) => self.grant_for_token(text),
         }
         .ok_or(Denial::Unauthenticated)
     }
 
-    fn of_key(&self, credential: &[u8]) -> Option<&Grant> {
+    fn grant_for_key(&self, credential: &[u8]) -> Option<&Grant> {
         let offered = fingerprint(credential);
         let mut found = None;
         for (key, grant) in &self.keys {
@@ -98,23 +100,25 @@ impl Access {
     }
 
     /// Whether whoever has shown this would be let in today. The same key under another name is the same key.
-    pub(crate) fn still_grants(&self, proof: &Proof, product: &ProductId, permission: Permission) -> bool {
+    pub(crate) fn still_grants(&self, proof: &CredentialProof, product: &ProductId, permission: Permission) -> bool {
         let grant = match proof {
-            Proof::Nothing => self.anonymous.as_ref(),
-            Proof::Key(shown) => self.keys.iter().rfind(|(key, _)| key == shown).map(|(_, grant)| grant),
-            Proof::Token { signed_by, audience } => {
-                return self.tokens.as_ref().is_some_and(|tokens| tokens.still_accepts(signed_by, audience));
+            CredentialProof::Anonymous => self.anonymous.as_ref(),
+            CredentialProof::Key(fingerprint) => {
+                self.keys.iter().rfind(|(key, _)| key == fingerprint).map(|(_, grant)| grant)
+            }
+            CredentialProof::Token { signed_by, audience } => {
+                return self.token_verifier.as_ref().is_some_and(|tokens| tokens.still_accepts(signed_by, audience));
             }
         };
         grant.is_some_and(|grant| grant.check(product, permission).is_ok())
     }
 
-    fn of_token(&self, credential: &[u8]) -> Option<Grant> {
-        let tokens = self.tokens.as_ref().filter(|_| is_token(credential))?;
-        match tokens.read(credential, token::now()) {
-            Ok((claimed, signed_by)) => Some(scoped(claimed, signed_by, credential)),
-            Err(refusal) => {
-                tracing::debug!(reason = %refusal, "a scoped token is refused");
+    fn grant_for_token(&self, credential: &[u8]) -> Option<Grant> {
+        let verifier = self.token_verifier.as_ref().filter(|_| looks_like_token(credential))?;
+        match verifier.verify(credential, token::unix_now()) {
+            Ok((claimed, signed_by)) => Some(grant_for_claims(claimed, signed_by, credential)),
+            Err(error) => {
+                tracing::debug!(reason = %error, "a scoped token is refused");
                 None
             }
         }
@@ -130,26 +134,28 @@ impl Access {
 #[derive(Debug)]
 pub(crate) enum Credential<'a> {
     /// A key or a scoped token.
-    Any(Cow<'a, [u8]>),
+    KeyOrToken(Cow<'a, [u8]>),
     /// A scoped token: where browsers carry it, no key belongs.
-    Token(Cow<'a, [u8]>),
+    TokenOnly(Cow<'a, [u8]>),
 }
 
 /// The grant of a token, which counts from now. What is signed tells it from others: no claim has to, and a signature may be
 /// written in several ways.
-fn scoped(claimed: Claimed, signed_by: [u8; 32], token: &[u8]) -> Grant {
-    let end_of_signed = token.iter().rposition(|byte| *byte == b'.').unwrap_or(token.len());
-    let holder = fingerprint(token.split_at(end_of_signed).0);
-    let left = Duration::try_from_secs_f64(claimed.seconds_left).unwrap_or(grant::LONGEST).min(grant::LONGEST);
+fn grant_for_claims(claims: VerifiedClaims, signed_by: [u8; 32], token: &[u8]) -> Grant {
+    let signed_len = token.iter().rposition(|byte| *byte == b'.').unwrap_or(token.len());
+    let holder = fingerprint(token.split_at(signed_len).0);
+    let remaining = Duration::try_from_secs_f64(claims.seconds_left)
+        .unwrap_or(grant::MAX_TOKEN_LIFETIME)
+        .min(grant::MAX_TOKEN_LIFETIME);
     Grant {
-        key: TOKEN.into(),
-        holder: Holder::Token(holder),
-        products: Only::These(claimed.products),
-        permissions: claimed.permissions,
-        limits: claimed.limits,
-        expires: Some(Instant::now() + left),
+        key: TOKEN_KEY_NAME.into(),
+        holder: CredentialHolder::Token(holder),
+        products: Only::These(claims.products),
+        permissions: claims.permissions,
+        scope: claims.scope,
+        expires_at: Some(Instant::now() + remaining),
         is_anonymous: false,
-        proof: Arc::new(Proof::Token { signed_by, audience: claimed.audience }),
+        proof: Arc::new(CredentialProof::Token { signed_by, audience: claims.audience }),
     }
 }
 
@@ -166,35 +172,35 @@ pub(crate) enum Denial {
 
 /// The one key of a listener, if it has one.
 #[derive(Clone, Debug)]
-pub(crate) struct SoleKey(Option<[u8; 32]>);
+pub(crate) struct ListenerKey(Option<[u8; 32]>);
 
-impl SoleKey {
+impl ListenerKey {
     /// The key; without one, whoever reaches the listener is let in.
     pub(crate) fn new(key: Option<&str>) -> Self {
         Self(key.map(|key| fingerprint(key.as_bytes())))
     }
 
     /// What whoever is let in has shown.
-    pub(crate) fn proof(&self) -> Arc<Proof> {
-        Arc::new(self.0.map_or(Proof::Nothing, Proof::Key))
+    pub(crate) fn proof(&self) -> Arc<CredentialProof> {
+        Arc::new(self.0.map_or(CredentialProof::Anonymous, CredentialProof::Key))
     }
 
     /// The same rule as one among others: all for whoever has the key, or for everybody.
-    pub(crate) fn access(&self) -> Access {
+    pub(crate) fn to_access(&self) -> Access {
         let proof = self.proof();
         let grant = Grant {
-            key: OPERATOR.into(),
-            holder: Holder::Key(OPERATOR.into()),
+            key: ADMIN_KEY_NAME.into(),
+            holder: CredentialHolder::Key(ADMIN_KEY_NAME.into()),
             products: Only::Everything,
             permissions: BTreeSet::from([Permission::Subscribe]),
-            limits: Scope::EVERYTHING,
-            expires: None,
+            scope: Scope::EVERYTHING,
+            expires_at: None,
             is_anonymous: self.0.is_none(),
             proof,
         };
         match self.0 {
-            Some(key) => Access { keys: vec![(key, grant)], tokens: None, anonymous: None },
-            None => Access { keys: Vec::new(), tokens: None, anonymous: Some(grant) },
+            Some(key) => Access { keys: vec![(key, grant)], token_verifier: None, anonymous: None },
+            None => Access { keys: Vec::new(), token_verifier: None, anonymous: Some(grant) },
         }
     }
 
@@ -216,9 +222,9 @@ impl SoleKey {
 }
 
 /// The credential of an `Authorization: Bearer` header (RFC 6750, section 2.1).
-pub(crate) fn bearer(authorization: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = authorization.split_at_checked(BEARER.len())?;
-    scheme.eq_ignore_ascii_case(BEARER).then(|| token.trim_ascii())
+pub(crate) fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = authorization.split_at_checked(BEARER_PREFIX.len())?;
+    scheme.eq_ignore_ascii_case(BEARER_PREFIX).then(|| token.trim_ascii())
 }
 
 /// Equal lengths for the comparison, whatever is offered.
@@ -228,13 +234,13 @@ fn fingerprint(secret: &[u8]) -> [u8; 32] {
     bytes
 }
 
-const BEARER: &[u8] = b"Bearer ";
+const BEARER_PREFIX: &[u8] = b"Bearer ";
 
 /// Stands for the key's name where there is no key.
-const ANONYMOUS: &str = "anonymous";
+const ANONYMOUS_KEY_NAME: &str = "anonymous";
 
 /// The name of the admin key.
-pub(crate) const OPERATOR: &str = "admin";
+pub(crate) const ADMIN_KEY_NAME: &str = "admin";
 
 /// Stands for the key's name where there is a scoped token: whose it is must not show in lists, let alone in metrics.
-const TOKEN: &str = "token";
+const TOKEN_KEY_NAME: &str = "token";

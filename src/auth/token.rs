@@ -16,31 +16,31 @@ use jsonwebtoken::{
 use serde::Serialize;
 
 use super::{
-    claims::{Claimed, Claims, is_for},
+    claims::{TokenClaims, VerifiedClaims, audience_matches},
     fingerprint,
 };
 use crate::{
-    config::{Jwt, Permission, PublicKey, PublicKeyAlgorithm, Secret, Verification},
+    config::{JwtConfig, JwtVerification, Permission, PublicKey, PublicKeyAlgorithm, Secret},
     event::{Kind, ProductId, SessionId},
 };
 
 /// Why a token grants nothing. For the log alone, and never with what stands in the token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(super) enum Refusal {
-    #[error("it is longer than {MOST_BYTES} bytes")]
+pub(super) enum TokenError {
+    #[error("it is longer than {MAX_TOKEN_BYTES} bytes")]
     TooLong,
     #[error("it is not a JSON Web Token")]
     Malformed,
     #[error("its algorithm is not the one of auth.jwt.algorithm")]
     Algorithm,
     #[error("its head demands an extension (crit)")]
-    Critical,
+    CriticalExtension,
     #[error("its signature is by none of the keys of [auth.jwt]")]
     Signature,
     #[error("it has expired")]
     Expired,
     #[error("it is not valid yet (nbf)")]
-    NotYet,
+    NotYetValid,
     #[error("it is not for the audience of auth.jwt.audience")]
     Audience,
     #[error("its claim {0} is missing, or not as it must be")]
@@ -49,35 +49,35 @@ pub(super) enum Refusal {
 
 /// Checks tokens.
 #[derive(Debug)]
-pub(super) struct Verifier {
+pub(super) struct TokenVerifier {
     /// More than one while keys are being changed. Each is tried; what a token says of its key (`kid`) does not count.
     keys: Vec<(DecodingKey, [u8; 32])>,
     validation: Validation,
     audience: Option<String>,
 }
 
-impl Verifier {
+impl TokenVerifier {
     /// The rules of the configuration.
-    pub(super) fn new(jwt: &Jwt) -> Self {
+    pub(super) fn new(jwt: &JwtConfig) -> Self {
         let name = jwt.verification.algorithm_name();
-        let known =
+        let with_fingerprint =
             |key: &[u8], make: fn(&[u8]) -> DecodingKey| (make(key), fingerprint(&[name.as_bytes(), key].concat()));
         let (algorithm, keys) = match &jwt.verification {
-            Verification::Shared { secret, previous_secret } => {
+            JwtVerification::SharedSecret { secret, previous_secret } => {
                 let secrets = [Some(secret), previous_secret.as_ref()].into_iter().flatten();
-                let keys = secrets.map(|secret| known(secret.expose().as_bytes(), DecodingKey::from_secret));
+                let keys = secrets.map(|secret| with_fingerprint(secret.expose().as_bytes(), DecodingKey::from_secret));
                 (Algorithm::HS256, keys.collect())
             }
-            Verification::Public { algorithm, keys, .. } => {
+            JwtVerification::PublicKeys { algorithm, keys, .. } => {
                 let (algorithm, from_der): (_, fn(&[u8]) -> DecodingKey) = match algorithm {
                     PublicKeyAlgorithm::EdDsa => (Algorithm::EdDSA, DecodingKey::from_ed_der),
                     PublicKeyAlgorithm::Es256 => (Algorithm::ES256, DecodingKey::from_ec_der),
                     PublicKeyAlgorithm::Rs256 => (Algorithm::RS256, DecodingKey::from_rsa_der),
                 };
-                (algorithm, keys.iter().map(PublicKey::as_der).map(|key| known(key, from_der)).collect())
+                (algorithm, keys.iter().map(PublicKey::as_der).map(|key| with_fingerprint(key, from_der)).collect())
             }
         };
-        Self { keys, validation: signature_alone(algorithm), audience: jwt.audience.clone() }
+        Self { keys, validation: signature_only_validation(algorithm), audience: jwt.audience.clone() }
     }
 
     /// What a token grants at `now`, in Unix seconds, and the fingerprint of the key that it is signed with.
@@ -85,35 +85,35 @@ impl Verifier {
     /// # Errors
     ///
     /// Why it grants nothing.
-    pub(super) fn read(&self, token: &[u8], now: f64) -> Result<(Claimed, [u8; 32]), Refusal> {
-        if token.len() > MOST_BYTES {
-            return Err(Refusal::TooLong);
+    pub(super) fn verify(&self, token: &[u8], now: f64) -> Result<(VerifiedClaims, [u8; 32]), TokenError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(TokenError::TooLong);
         }
         if decode_header(token).is_ok_and(|header| header.crit.is_some()) {
-            return Err(Refusal::Critical); // nothing that could be demanded is understood here
+            return Err(TokenError::CriticalExtension); // nothing that could be demanded is understood here
         }
-        let mut refusal = Refusal::Signature;
+        let mut error = TokenError::Signature;
         for (key, fingerprint) in &self.keys {
-            match decode::<Claims>(token, key, &self.validation) {
-                Ok(token) => return Ok((token.claims.check(now, self.audience.as_deref())?, *fingerprint)),
-                Err(error) => refusal = reason(error.kind()),
+            match decode::<TokenClaims>(token, key, &self.validation) {
+                Ok(token) => return Ok((token.claims.verify(now, self.audience.as_deref())?, *fingerprint)),
+                Err(cause) => error = classify_error(cause.kind()),
             }
-            if refusal != Refusal::Signature {
+            if error != TokenError::Signature {
                 break;
             }
         }
-        Err(refusal)
+        Err(error)
     }
 
     /// Whether a token that was good would be so today, its end aside.
     pub(super) fn still_accepts(&self, signed_by: &[u8; 32], audience: &[Box<str>]) -> bool {
-        self.keys.iter().any(|(_, known)| known == signed_by) && is_for(self.audience.as_deref(), audience)
+        self.keys.iter().any(|(_, known)| known == signed_by) && audience_matches(self.audience.as_deref(), audience)
     }
 }
 
 /// Has the crate check algorithm and signature. The claims are checked here: there, a claim of the wrong type may pass for one
 /// that is missing, and a token counts for a moment past its end.
-fn signature_alone(algorithm: Algorithm) -> Validation {
+fn signature_only_validation(algorithm: Algorithm) -> Validation {
     let mut validation = Validation::new(algorithm);
     validation.required_spec_claims = HashSet::new();
     validation.validate_exp = false;
@@ -121,22 +121,22 @@ fn signature_alone(algorithm: Algorithm) -> Validation {
     validation
 }
 
-fn reason(error: &ErrorKind) -> Refusal {
+fn classify_error(error: &ErrorKind) -> TokenError {
     match error {
-        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidKeyFormat => Refusal::Algorithm,
-        ErrorKind::InvalidSignature => Refusal::Signature,
-        _ => Refusal::Malformed,
+        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidKeyFormat => TokenError::Algorithm,
+        ErrorKind::InvalidSignature => TokenError::Signature,
+        _ => TokenError::Malformed,
     }
 }
 
 /// Whether it has the shape of a token, which no key of ours need have.
-pub(super) fn is_token(credential: &[u8]) -> bool {
+pub(super) fn looks_like_token(credential: &[u8]) -> bool {
     credential.iter().filter(|byte| **byte == b'.').count() == 2
 }
 
 /// What is written into a new token.
 #[derive(Debug)]
-pub(crate) struct Order {
+pub(crate) struct TokenSpec {
     /// The product it opens.
     pub(crate) product: ProductId,
     /// The sessions it is limited to; none for no limit.
@@ -148,7 +148,7 @@ pub(crate) struct Order {
 }
 
 #[derive(Serialize)]
-struct Minted<'a> {
+struct MintedClaims<'a> {
     exp: u64,
     product_id: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -168,13 +168,13 @@ struct Minted<'a> {
 pub(crate) fn mint(
     secret: &Secret,
     audience: Option<&str>,
-    order: &Order,
+    spec: &TokenSpec,
 ) -> Result<String, jsonwebtoken::errors::Error> {
-    let claims = Minted {
-        exp: (now() + order.ttl.as_secs_f64()).ceil() as u64,
-        product_id: order.product.as_str(),
-        session_id: order.sessions.iter().map(SessionId::as_str).collect(),
-        kind: order.kinds.iter().map(Kind::as_str).collect(),
+    let claims = MintedClaims {
+        exp: (unix_now() + spec.ttl.as_secs_f64()).ceil() as u64,
+        product_id: spec.product.as_str(),
+        session_id: spec.sessions.iter().map(SessionId::as_str).collect(),
+        kind: spec.kinds.iter().map(Kind::as_str).collect(),
         permissions: [Permission::Subscribe.name()],
         aud: audience,
     };
@@ -182,9 +182,9 @@ pub(crate) fn mint(
 }
 
 /// The time in Unix seconds. Before 1970 it is 1970.
-pub(super) fn now() -> f64 {
+pub(super) fn unix_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// More than any honest token needs, and little enough to be read for anybody who sends one.
-const MOST_BYTES: usize = 8 * 1024;
+const MAX_TOKEN_BYTES: usize = 8 * 1024;

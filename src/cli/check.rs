@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, print};
+use super::{CliError, print_line};
 use crate::config::{AllowAnonymous, Config, Environment};
 
 /// Validate a configuration and print what it comes to, secrets masked.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct CheckArgs {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
@@ -16,12 +16,12 @@ pub(super) struct Arguments {
     allow_anonymous: bool,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let anonymous = match arguments.allow_anonymous {
+pub(super) fn run(args: &CheckArgs) -> Result<(), CliError> {
+    let anonymous = match args.allow_anonymous {
         true => AllowAnonymous::Anywhere,
         false => AllowAnonymous::OnLoopback,
     };
-    let config = Config::load(&arguments.config, &Environment::from_process(), anonymous)?;
-    print(config.to_masked_toml().trim_end());
+    let config = Config::load(&args.config, &Environment::from_process(), anonymous)?;
+    print_line(config.to_masked_toml().trim_end());
     Ok(())
 }

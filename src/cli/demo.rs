@@ -3,55 +3,55 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::{
-    Failure, block_on, print,
-    simulate::{DEFAULT_PRODUCT, DEFAULT_RATE, DEFAULT_SEED, DEFAULT_SESSIONS, Running},
+    CliError, block_on, print_line,
+    simulate::{BackgroundServer, DEFAULT_PRODUCT, DEFAULT_RATE, DEFAULT_SEED, DEFAULT_SESSIONS},
 };
 use crate::{
     app::App,
     config::{AllowAnonymous, Config, Environment},
-    error_chain::with_causes,
+    error_chain::error_chain,
     shutdown::Signals,
-    simulate::{Options, Receiver},
+    simulate::{SampleReceiver, SimulationOptions},
 };
 
 /// Run a simulator, a relay and a sample webhook receiver in one process, and print what to try.
 ///
 /// The addresses can be changed by AUTOPLAY_RELAY__SERVER__LISTEN and AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {}
+pub(super) struct DemoArgs {}
 
-pub(super) fn run(_: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(_: &DemoArgs) -> Result<(), CliError> {
     block_on(async {
         let signals = Signals::listen()?;
-        let options = Options {
+        let options = SimulationOptions {
             products: vec![DEFAULT_PRODUCT.to_owned()],
             rate: DEFAULT_RATE,
             sessions: DEFAULT_SESSIONS,
             payload_bytes: 0,
-            token: Some(TOKEN.to_owned()),
+            token: Some(DEMO_TOKEN.to_owned()),
             heartbeat: std::time::Duration::from_secs(30),
             seed: DEFAULT_SEED,
         };
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let cannot_serve = |error| Failure::Other(with_causes(&error));
-        let simulator = Running::start(loopback, options).map_err(cannot_serve)?;
-        let receiver = Receiver::new(SECRET, print);
+        let serve_error = |error| CliError::Other(error_chain(&error));
+        let simulator = BackgroundServer::start(loopback, options).map_err(serve_error)?;
+        let receiver = SampleReceiver::new(DEMO_SECRET, print_line);
         let router = receiver.router();
-        let receiver = Running::serve(loopback, router, |stopped| async move { receiver.run(stopped).await });
-        let receiver = receiver.map_err(cannot_serve)?;
-        let outcome = relay(simulator.address, receiver.address, signals).await;
+        let receiver = BackgroundServer::serve(loopback, router, |stopped| async move { receiver.run(stopped).await });
+        let receiver = receiver.map_err(serve_error)?;
+        let outcome = run_relay(simulator.address, receiver.address, signals).await;
         // In the order of the events' way: what is under way to the receiver is answered before that leaves.
-        receiver.end().await;
-        simulator.end().await;
+        receiver.shut_down().await;
+        simulator.shut_down().await;
         outcome
     })
 }
 
-async fn relay(upstream: SocketAddr, receiver: SocketAddr, signals: Signals) -> Result<(), Failure> {
-    let text = CONFIG.replace("UPSTREAM", &upstream.to_string()).replace("RECEIVER", &receiver.to_string());
+async fn run_relay(upstream: SocketAddr, receiver: SocketAddr, signals: Signals) -> Result<(), CliError> {
+    let text = DEMO_CONFIG.replace("UPSTREAM", &upstream.to_string()).replace("RECEIVER", &receiver.to_string());
     let config = Config::parse(&text, "embedded default", &Environment::from_process(), AllowAnonymous::OnLoopback)?;
     let app = App::start(config)?;
-    print(&greeting(app.address(), app.admin_address()));
+    print_line(&greeting(app.address(), app.admin_address()));
     Ok(app.run(signals, None).await?)
 }
 
@@ -81,13 +81,13 @@ Ctrl-C ends it.",
 }
 
 /// The simulator's token: the relay must show one, as it must to a real connector.
-const TOKEN: &str = "demo-token";
+const DEMO_TOKEN: &str = "demo-token";
 
 /// What relay and receiver sign and check with.
-const SECRET: &str = "demo-secret";
+const DEMO_SECRET: &str = "demo-secret";
 
 /// What `serve` would be given in a file. UPSTREAM is the simulator's address, RECEIVER that of the sample receiver.
-const CONFIG: &str = r#"
+const DEMO_CONFIG: &str = r#"
 [server]
 listen = "127.0.0.1:8080"
 admin_listen = "127.0.0.1:9090"

@@ -5,38 +5,38 @@ use std::time::Duration;
 use hyper::{HeaderMap, StatusCode, Uri};
 use tokio::time::timeout;
 
-use super::{Failure, block_on};
-use crate::{error_chain::with_causes, outbound::client::Client};
+use super::{CliError, block_on};
+use crate::{error_chain::error_chain, outbound::client::EventStreamClient};
 
 /// Exit with 0 if the running relay is ready, else with 1.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct HealthcheckArgs {
     /// What to ask; /readyz, where nothing else is said of the path.
     #[arg(long, default_value = "http://127.0.0.1:9090/readyz")]
     url: Uri,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let url = &arguments.url;
+pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
+    let url = &args.url;
     if !matches!(url.scheme_str(), Some("http" | "https")) {
-        return Err(Failure::Usage(format!("--url {url}: write http://host:port/readyz")));
+        return Err(CliError::Usage(format!("--url {url}: write http://host:port/readyz")));
     }
-    let url = &readiness(url);
+    let url = &readiness_url(url);
     block_on(async {
-        let client = Client::new(None).map_err(|error| Failure::Other(with_causes(&error)))?;
-        let asked = timeout(PATIENCE, client.get(url, HeaderMap::new())).await;
-        let exchange = asked
-            .map_err(|_| Failure::Other(format!("{url}: no answer within {} s", PATIENCE.as_secs())))?
-            .map_err(|error| Failure::Other(format!("{url}: {}", with_causes(&error))))?;
+        let client = EventStreamClient::new(None).map_err(|error| CliError::Other(error_chain(&error)))?;
+        let reply = timeout(HEALTHCHECK_TIMEOUT, client.get(url, HeaderMap::new())).await;
+        let exchange = reply
+            .map_err(|_| CliError::Other(format!("{url}: no answer within {} s", HEALTHCHECK_TIMEOUT.as_secs())))?
+            .map_err(|error| CliError::Other(format!("{url}: {}", error_chain(&error))))?;
         match exchange.response.status() {
             StatusCode::OK => Ok(()),
-            status => Err(Failure::Other(format!("{url}: answered {status}"))),
+            status => Err(CliError::Other(format!("{url}: answered {status}"))),
         }
     })
 }
 
 /// What is asked: at its root a relay has the console, which is there whether the relay is ready or not.
-fn readiness(url: &Uri) -> Uri {
+fn readiness_url(url: &Uri) -> Uri {
     let mut parts = url.clone().into_parts();
     if url.path() == "/" {
         let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -46,4 +46,4 @@ fn readiness(url: &Uri) -> Uri {
 }
 
 /// Docker's and Kubernetes' checks give up at about this time, too.
-const PATIENCE: Duration = Duration::from_secs(5);
+const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);

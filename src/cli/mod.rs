@@ -21,27 +21,27 @@ use std::{
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{app::AppError, config::Findings, error_chain::with_causes};
+use crate::{app::AppError, config::Findings, error_chain::error_chain};
 
 /// Runs the command that the arguments name, and returns how it went.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let result = start_log(arguments.log_format).and_then(|()| arguments.command.run());
-    let Err(failure) = result else { return ExitCode::SUCCESS };
+    let cli = Cli::parse();
+    let result = init_logging(cli.log_format).and_then(|()| cli.command.run());
+    let Err(error) = result else { return ExitCode::SUCCESS };
     // Nobody is left to tell when stderr is closed.
-    let _ = writeln!(io::stderr(), "{}", failure.text());
-    failure.code()
+    let _ = writeln!(io::stderr(), "{}", error.message());
+    error.exit_code()
 }
 
 /// One upstream connection per Autoplay product, re-broadcast to many subscribers.
 #[derive(Debug, Parser)]
 #[command(name = "autoplay-relay", version, about, propagate_version = true)]
-struct Arguments {
+struct Cli {
     /// How logs are written to stderr; RUST_LOG sets the level, e.g. RUST_LOG=debug.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -51,33 +51,33 @@ enum LogFormat {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    Serve(serve::Arguments),
-    Demo(demo::Arguments),
-    Simulate(simulate::Arguments),
-    Tail(tail::Arguments),
-    Healthcheck(healthcheck::Arguments),
-    Check(check::Arguments),
-    Token(token::Arguments),
+enum CliCommand {
+    Serve(serve::ServeArgs),
+    Demo(demo::DemoArgs),
+    Simulate(simulate::SimulateArgs),
+    Tail(tail::TailArgs),
+    Healthcheck(healthcheck::HealthcheckArgs),
+    Check(check::CheckArgs),
+    Token(token::TokenArgs),
 }
 
-impl Command {
-    fn run(self) -> Result<(), Failure> {
+impl CliCommand {
+    fn run(self) -> Result<(), CliError> {
         match self {
-            Self::Serve(arguments) => serve::run(&arguments),
-            Self::Demo(arguments) => demo::run(&arguments),
-            Self::Simulate(arguments) => simulate::run(arguments),
-            Self::Tail(arguments) => tail::run(arguments),
-            Self::Healthcheck(arguments) => healthcheck::run(&arguments),
-            Self::Check(arguments) => check::run(&arguments),
-            Self::Token(arguments) => token::run(arguments),
+            Self::Serve(args) => serve::run(&args),
+            Self::Demo(args) => demo::run(&args),
+            Self::Simulate(args) => simulate::run(args),
+            Self::Tail(args) => tail::run(args),
+            Self::Healthcheck(args) => healthcheck::run(&args),
+            Self::Check(args) => check::run(&args),
+            Self::Token(args) => token::run(args),
         }
     }
 }
 
 /// Why a command ends without success.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum CliError {
     /// Something is wrong with the configuration: exit code 2.
     #[error(transparent)]
     Configuration(#[from] Findings),
@@ -95,8 +95,8 @@ enum Failure {
     System(#[from] io::Error),
 }
 
-impl Failure {
-    fn code(&self) -> ExitCode {
+impl CliError {
+    fn exit_code(&self) -> ExitCode {
         match self {
             Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
             Self::App(_) | Self::Other(_) | Self::System(_) => ExitCode::FAILURE,
@@ -104,26 +104,26 @@ impl Failure {
     }
 
     /// The error and its causes, in one line; findings in a line each.
-    fn text(&self) -> String {
-        format!("autoplay-relay: {}", with_causes(self))
+    fn message(&self) -> String {
+        format!("autoplay-relay: {}", error_chain(self))
     }
 }
 
-fn start_log(format: LogFormat) -> Result<(), Failure> {
+fn init_logging(format: LogFormat) -> Result<(), CliError> {
     let levels = std::env::var("RUST_LOG").ok().filter(|levels| !levels.trim().is_empty());
     let levels = levels.unwrap_or_else(|| "info".to_owned());
-    let levels: Targets = levels.parse().map_err(|error| Failure::Usage(format!("RUST_LOG: {error}")))?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let levels: Targets = levels.parse().map_err(|error| CliError::Usage(format!("RUST_LOG: {error}")))?;
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let registry = tracing_subscriber::registry().with(levels);
     match format {
-        LogFormat::Text => registry.with(lines.with_ansi(io::stderr().is_terminal())).init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).init(),
+        LogFormat::Text => registry.with(layer.with_ansi(io::stderr().is_terminal())).init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true)).init(),
     }
     Ok(())
 }
 
 /// Runs what serves or connects. A name look-up that is still under way at the end is not waited for.
-fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(command);
     runtime.shutdown_background();
@@ -131,11 +131,11 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
 }
 
 /// A duration as the configuration has it, with its unit.
-fn duration(text: &str) -> Result<Duration, String> {
-    crate::config::duration(text)
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    crate::config::parse_duration(text)
 }
 
 /// Prints a line to stdout; false when nobody reads any more.
-fn print(line: &str) -> bool {
+fn print_line(line: &str) -> bool {
     writeln!(io::stdout(), "{line}").is_ok()
 }

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, block_on};
+use super::{CliError, block_on};
 use crate::{
-    app::{App, config_watch::Watch},
-    config::{AllowAnonymous, Config, Environment, Source},
+    app::{App, config_watch::ConfigWatcher},
+    config::{AllowAnonymous, Config, ConfigSource, Environment},
     shutdown::Signals,
 };
 
@@ -14,7 +14,7 @@ use crate::{
 /// Without --config it runs on the environment alone: AUTOPLAY_STREAM_URL and AUTOPLAY_APP_UNKEY_TOKEN, listening on
 /// 127.0.0.1:8080.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct ServeArgs {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -23,23 +23,23 @@ pub(super) struct Arguments {
     allow_anonymous: bool,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(args: &ServeArgs) -> Result<(), CliError> {
     let environment = Environment::from_process();
-    let anonymous = match arguments.allow_anonymous {
+    let anonymous = match args.allow_anonymous {
         true => AllowAnonymous::Anywhere,
         false => AllowAnonymous::OnLoopback,
     };
-    let (config, source) = match &arguments.config {
+    let (config, source) = match &args.config {
         Some(path) => {
-            let source = Source::new(path.clone(), environment, anonymous);
-            let look = source.read();
-            (look.config?, Some((source, look.files)))
+            let source = ConfigSource::new(path.clone(), environment, anonymous);
+            let snapshot = source.read();
+            (snapshot.config?, Some((source, snapshot.dependencies)))
         }
         None => (Config::from_environment(&environment, anonymous)?, None),
     };
     block_on(async {
         let signals = Signals::listen()?;
-        let watch = source.map(|(source, files)| Watch::new(source, files));
-        Ok(App::start(config)?.run(signals, watch).await?)
+        let watcher = source.map(|(source, files)| ConfigWatcher::new(source, files));
+        Ok(App::start(config)?.run(signals, watcher).await?)
     })
 }

@@ -7,18 +7,18 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{Failure, block_on, duration};
+use super::{CliError, block_on, parse_duration};
 use crate::{
-    error_chain::with_causes,
-    net::{self, BindError, Listener, Manners, Routes},
+    error_chain::error_chain,
+    net::{self, BindError, ConnectionSettings, Listener, Routes},
     shutdown::Signals,
-    simulate::{Options, Simulator},
-    timer_wheel::Wheel,
+    simulate::{SimulationOptions, Simulator},
+    timer_wheel::TimerWheel,
 };
 
 /// Run a stand-in connector: GET /stream/{product_id} with made-up people using a made-up product.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct SimulateArgs {
     /// Where to listen.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8081")]
     listen: SocketAddr,
@@ -38,67 +38,71 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "T")]
     token: Option<String>,
     /// Time between heartbeats.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     heartbeat: Duration,
     /// The same seed makes the same people do the same things.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED)]
     seed: u64,
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
-    if !(arguments.rate > 0.0 && arguments.rate <= MAX_RATE) {
-        return Err(Failure::Usage(format!("--rate {}: must be above 0 and at most {MAX_RATE}", arguments.rate)));
+pub(super) fn run(args: SimulateArgs) -> Result<(), CliError> {
+    if !(args.rate > 0.0 && args.rate <= MAX_EVENT_RATE) {
+        return Err(CliError::Usage(format!("--rate {}: must be above 0 and at most {MAX_EVENT_RATE}", args.rate)));
     }
-    if arguments.sessions == 0 || arguments.sessions > MAX_SESSIONS {
-        return Err(Failure::Usage(format!("--sessions {}: must be from 1 to {MAX_SESSIONS}", arguments.sessions)));
-    }
-    if arguments.payload_bytes > MAX_PAYLOAD_BYTES {
-        return Err(Failure::Usage(format!(
-            "--payload-bytes {}: at most {MAX_PAYLOAD_BYTES}",
-            arguments.payload_bytes
+    if args.sessions == 0 || args.sessions > MAX_SIMULATED_SESSIONS {
+        return Err(CliError::Usage(format!(
+            "--sessions {}: must be from 1 to {MAX_SIMULATED_SESSIONS}",
+            args.sessions
         )));
     }
-    if arguments.heartbeat.is_zero() {
-        return Err(Failure::Usage("--heartbeat: must be longer than 0s".to_owned()));
+    if args.payload_bytes > MAX_PADDED_PAYLOAD_BYTES {
+        return Err(CliError::Usage(format!(
+            "--payload-bytes {}: at most {MAX_PADDED_PAYLOAD_BYTES}",
+            args.payload_bytes
+        )));
     }
-    let options = Options {
-        products: arguments.products,
-        rate: arguments.rate,
-        sessions: arguments.sessions,
-        payload_bytes: arguments.payload_bytes,
-        token: arguments.token,
-        heartbeat: arguments.heartbeat,
-        seed: arguments.seed,
+    if args.heartbeat.is_zero() {
+        return Err(CliError::Usage("--heartbeat: must be longer than 0s".to_owned()));
+    }
+    let options = SimulationOptions {
+        products: args.products,
+        rate: args.rate,
+        sessions: args.sessions,
+        payload_bytes: args.payload_bytes,
+        token: args.token,
+        heartbeat: args.heartbeat,
+        seed: args.seed,
     };
     block_on(async {
         let mut signals = Signals::listen()?;
-        let running = Running::start(arguments.listen, options).map_err(|error| Failure::Other(with_causes(&error)))?;
-        info!(listen = %running.address, "simulating");
-        signals.stop_requested().await;
-        signals.settle().await;
+        let server =
+            BackgroundServer::start(args.listen, options).map_err(|error| CliError::Other(error_chain(&error)))?;
+        info!(listen = %server.address, "simulating");
+        signals.shutdown_requested().await;
+        signals.absorb_repeats().await;
         tokio::select! {
-            () = running.end() => Ok(()),
-            () = signals.stop_requested() => Err(Failure::Other("ended by a second signal".to_owned())),
+            () = server.shut_down() => Ok(()),
+            () = signals.shutdown_requested() => Err(CliError::Other("ended by a second signal".to_owned())),
         }
     })
 }
 
 /// A stand-in for somebody else, which serves.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct BackgroundServer {
     /// Where it listens.
     pub(super) address: SocketAddr,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
-impl Running {
+impl BackgroundServer {
     /// Binds the address and begins to simulate a connector.
     ///
     /// # Errors
     ///
     /// When the address cannot be had.
-    pub(super) fn start(listen: SocketAddr, options: Options) -> Result<Self, BindError> {
+    pub(super) fn start(listen: SocketAddr, options: SimulationOptions) -> Result<Self, BindError> {
         let simulator = Arc::new(Simulator::new(options));
         Self::serve(listen, simulator.router(), |stopped| async move { simulator.run(stopped).await })
     }
@@ -116,12 +120,12 @@ impl Running {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = Listener::bind(listen, PATIENCE)?;
+        let listener = Listener::bind(listen, SIMULATED_SOCKET_TIMEOUT)?;
         let address = listener.address();
-        let (stop, wheel) = (CancellationToken::new(), Wheel::new());
-        let manners = Manners {
-            head_timeout: PATIENCE,
-            write_timeout: PATIENCE,
+        let (stop, wheel) = (CancellationToken::new(), TimerWheel::new());
+        let settings = ConnectionSettings {
+            head_timeout: SIMULATED_SOCKET_TIMEOUT,
+            write_timeout: SIMULATED_SOCKET_TIMEOUT,
             wheel: Arc::clone(&wheel),
             max_connections: usize::MAX,
             tls: None,
@@ -132,7 +136,7 @@ impl Running {
         tasks.spawn(async move { wheel.run(stopped).await });
         let stopped = stop.clone();
         tasks.spawn(async move {
-            if let Err(error) = net::serve(listener, Routes::new(router), manners, stopped, |_| {}).await {
+            if let Err(error) = net::serve(listener, Routes::new(router), settings, stopped, |_| {}).await {
                 tracing::error!(%error, %address, "cannot serve what is simulated");
             }
         });
@@ -140,7 +144,7 @@ impl Running {
     }
 
     /// Ends it and waits until it has ended.
-    pub(super) async fn end(mut self) {
+    pub(super) async fn shut_down(mut self) {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
@@ -159,13 +163,13 @@ pub(super) const DEFAULT_SESSIONS: usize = 20;
 pub(super) const DEFAULT_SEED: u64 = 1;
 
 /// What one thread can make up.
-const MAX_RATE: f64 = 100_000.0;
+const MAX_EVENT_RATE: f64 = 100_000.0;
 
 /// Keeps the made-up crowd within some hundred megabytes.
-const MAX_SESSIONS: usize = 1_000_000;
+const MAX_SIMULATED_SESSIONS: usize = 1_000_000;
 
 /// Above the largest event a relay can be told to accept.
-const MAX_PAYLOAD_BYTES: usize = 128 << 20;
+const MAX_PADDED_PAYLOAD_BYTES: usize = 128 << 20;
 
 /// The connector's own patience is not known; this is the relay's.
-const PATIENCE: Duration = Duration::from_secs(30);
+const SIMULATED_SOCKET_TIMEOUT: Duration = Duration::from_secs(30);

@@ -6,18 +6,18 @@ use hyper::Uri;
 use serde_json::{Value, value::RawValue};
 use tokio::time::{Instant, sleep};
 
-use super::{Failure, block_on, print};
+use super::{CliError, block_on, print_line};
 use crate::{
     config::Secret,
-    error_chain::with_causes,
-    outbound::client::{Client, EventStream, OpenError, Target},
+    error_chain::error_chain,
+    outbound::client::{EventStream, EventStreamClient, OpenError, StreamTarget},
     sse::{Decoded, Frame},
     upstream::backoff::Backoff,
 };
 
 /// Print a stream, a line per event; reconnect and resume when it breaks.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub(super) struct TailArgs {
     /// The stream, e.g. <http://127.0.0.1:8080/stream/prod_abc>.
     url: Uri,
     /// The token or key to show.
@@ -40,73 +40,75 @@ pub(super) struct Arguments {
     count: Option<NonZeroU64>,
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
-    if !matches!(arguments.url.scheme_str(), Some("http" | "https")) {
-        return Err(Failure::Usage(format!("{}: write http://host:port/stream/product", arguments.url)));
+pub(super) fn run(args: TailArgs) -> Result<(), CliError> {
+    if !matches!(args.url.scheme_str(), Some("http" | "https")) {
+        return Err(CliError::Usage(format!("{}: write http://host:port/stream/product", args.url)));
     }
-    block_on(follow(arguments))
+    block_on(follow(args))
 }
 
-async fn follow(arguments: Arguments) -> Result<(), Failure> {
-    let client = Client::new(None).map_err(|error| Failure::Other(with_causes(&error)))?;
-    let mut target = Target {
-        url: with_filter(&arguments.url, &arguments.sessions, &arguments.kinds)?,
-        token: arguments.token.map(Secret::inline),
-        last_event_id: arguments.last_event_id,
+async fn follow(args: TailArgs) -> Result<(), CliError> {
+    let client = EventStreamClient::new(None).map_err(|error| CliError::Other(error_chain(&error)))?;
+    let mut target = StreamTarget {
+        url: with_filter_query(&args.url, &args.sessions, &args.kinds)?,
+        token: args.token.map(Secret::inline),
+        last_event_id: args.last_event_id,
         is_relay: false,
     };
-    let mut backoff = Backoff::new(Duration::from_millis(500), MAX_BACKOFF);
+    let mut backoff = Backoff::new(Duration::from_millis(500), MAX_TAIL_BACKOFF);
     let mut random = fastrand::Rng::new();
-    let mut left = arguments.count.map_or(u64::MAX, NonZeroU64::get);
+    let mut remaining = args.count.map_or(u64::MAX, NonZeroU64::get);
     loop {
-        let mut wished = Duration::ZERO;
-        match client.open(&target, MAX_EVENT_BYTES).await {
+        let mut retry_delay = Duration::ZERO;
+        match client.open(&target, MAX_TAIL_EVENT_BYTES).await {
             Ok(mut stream) => {
                 let opened = Instant::now();
-                if !show(&mut stream, &mut target.last_event_id, &mut wished, &mut left, arguments.json).await {
+                if !print_stream(&mut stream, &mut target.last_event_id, &mut retry_delay, &mut remaining, args.json)
+                    .await
+                {
                     return Ok(());
                 }
-                if opened.elapsed() >= PROVEN_AFTER {
+                if opened.elapsed() >= STABLE_STREAM_AGE {
                     backoff.reset();
                 }
             }
-            Err(error) if is_final(&error) => {
-                return Err(Failure::Other(format!("{}: {}", target.url, with_causes(&error))));
+            Err(error) if rejects_permanently(&error) => {
+                return Err(CliError::Other(format!("{}: {}", target.url, error_chain(&error))));
             }
             Err(error) => {
-                tracing::warn!(error = with_causes(&error), "cannot open the stream");
-                wished = error.retry_after().unwrap_or_default();
+                tracing::warn!(error = error_chain(&error), "cannot open the stream");
+                retry_delay = error.retry_after().unwrap_or_default();
             }
         }
-        sleep(backoff.next(&mut random).max(wished)).await;
+        sleep(backoff.next_delay(&mut random).max(retry_delay)).await;
     }
 }
 
 /// Prints until the stream breaks; false when nothing is `left` to be printed, or nobody reads it.
-async fn show(
+async fn print_stream(
     stream: &mut EventStream,
     last_event_id: &mut Option<String>,
-    retry: &mut Duration,
-    left: &mut u64,
+    retry_delay: &mut Duration,
+    remaining: &mut u64,
     json: bool,
 ) -> bool {
     loop {
-        let frame = match stream.next(PATIENCE).await {
+        let frame = match stream.next(STREAM_SILENCE_TIMEOUT).await {
             Ok(Some(Decoded::Frame(frame))) => frame,
             Ok(Some(Decoded::Retry(wait))) => {
-                *retry = wait.min(MAX_BACKOFF);
+                *retry_delay = wait.min(MAX_TAIL_BACKOFF);
                 continue;
             }
             Ok(Some(Decoded::TooLarge)) => {
-                tracing::warn!("an event larger than {MAX_EVENT_BYTES} bytes was skipped");
+                tracing::warn!("an event larger than {MAX_TAIL_EVENT_BYTES} bytes was skipped");
                 continue;
             }
             Ok(None) => {
-                tracing::warn!("silent for {} s", PATIENCE.as_secs());
+                tracing::warn!("silent for {} s", STREAM_SILENCE_TIMEOUT.as_secs());
                 return true;
             }
             Err(error) => {
-                tracing::warn!(error = with_causes(&error), "the stream broke");
+                tracing::warn!(error = error_chain(&error), "the stream broke");
                 return true;
             }
         };
@@ -114,12 +116,12 @@ async fn show(
             *last_event_id = Some(String::from_utf8_lossy(&frame.id).into_owned());
         }
         let line = if json { Some(json_line(&frame)) } else { readable_line(&frame) };
-        if line.is_some_and(|line| !print(&line)) {
+        if line.is_some_and(|line| !print_line(&line)) {
             return false;
         }
         if !matches!(&*frame.event, b"heartbeat" | b"gap") {
-            *left -= 1;
-            if *left == 0 {
+            *remaining -= 1;
+            if *remaining == 0 {
                 return false;
             }
         }
@@ -146,11 +148,11 @@ fn readable_line(frame: &Frame) -> Option<String> {
         return None;
     }
     let Ok(data) = serde_json::from_slice::<Value>(&frame.data) else {
-        return Some(format!("? {}", plain(&String::from_utf8_lossy(&frame.data))));
+        return Some(format!("? {}", strip_control_chars(&String::from_utf8_lossy(&frame.data))));
     };
     let field = |name: &str| data.get(name).and_then(Value::as_str).unwrap_or("-");
     let kind = field("type");
-    let what = match kind {
+    let detail = match kind {
         "actions" => {
             let actions = data.get("actions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
             let titles = actions.iter().filter_map(|action| action.get("title").and_then(Value::as_str));
@@ -162,39 +164,44 @@ fn readable_line(frame: &Frame) -> Option<String> {
         _ => String::from_utf8_lossy(&frame.data).into_owned(),
     };
     let time = humantime::format_rfc3339_seconds(std::time::SystemTime::now());
-    Some(format!("{time}  {:<16}  {:<20}  {}", plain(kind), plain(field("session_id")), plain(&what)))
+    Some(format!(
+        "{time}  {:<16}  {:<20}  {}",
+        strip_control_chars(kind),
+        strip_control_chars(field("session_id")),
+        strip_control_chars(&detail)
+    ))
 }
 
 /// Text from strangers, without what a terminal would act on.
-fn plain(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
+fn strip_control_chars(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 
-fn with_filter(url: &Uri, sessions: &[String], kinds: &[String]) -> Result<Uri, Failure> {
+fn with_filter_query(url: &Uri, sessions: &[String], kinds: &[String]) -> Result<Uri, CliError> {
     let mut query = form_urlencoded::Serializer::new(url.query().unwrap_or_default().to_owned());
     query.extend_pairs(sessions.iter().map(|session| ("session_id", session)));
     query.extend_pairs(kinds.iter().map(|kind| ("type", kind)));
     let query = query.finish();
     let mut parts = url.clone().into_parts();
     let path = if query.is_empty() { url.path().to_owned() } else { format!("{}?{query}", url.path()) };
-    parts.path_and_query = Some(path.parse().map_err(|error| Failure::Usage(format!("{url}: {error}")))?);
-    Uri::from_parts(parts).map_err(|error| Failure::Usage(format!("{url}: {error}")))
+    parts.path_and_query = Some(path.parse().map_err(|error| CliError::Usage(format!("{url}: {error}")))?);
+    Uri::from_parts(parts).map_err(|error| CliError::Usage(format!("{url}: {error}")))
 }
 
 /// What trying again does not mend.
-fn is_final(error: &OpenError) -> bool {
+fn rejects_permanently(error: &OpenError) -> bool {
     matches!(error, OpenError::Status { status, .. } if matches!(status.as_u16(), 401 | 403 | 404))
         || matches!(error, OpenError::Header)
 }
 
 /// Two and a half of the relay's default heartbeats.
-const PATIENCE: Duration = Duration::from_secs(75);
+const STREAM_SILENCE_TIMEOUT: Duration = Duration::from_secs(75);
 
 /// Above the largest event a relay can be told to accept.
-const MAX_EVENT_BYTES: usize = 128 << 20;
+const MAX_TAIL_EVENT_BYTES: usize = 128 << 20;
 
 /// The most the stream's own wish, or the growth of waits, may come to.
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
+const MAX_TAIL_BACKOFF: Duration = Duration::from_secs(30);
 
 /// A stream that lasted this long was a success; one that closes at once must not be reopened in a tight loop.
-const PROVEN_AFTER: Duration = Duration::from_secs(10);
+const STABLE_STREAM_AGE: Duration = Duration::from_secs(10);

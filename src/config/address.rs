@@ -23,7 +23,7 @@ impl HttpUrl {
     ///
     /// What to write instead, without the URL.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        const REFUSED: &str = "is not a URL; write e.g. https://example.com/events";
+        const NOT_A_URL: &str = "is not a URL; write e.g. https://example.com/events";
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("must be a URL in visible ASCII; write anything else percent-encoded".to_owned());
         }
@@ -31,9 +31,9 @@ impl HttpUrl {
         if text.contains('#') {
             return Err("must be a URL without a fragment (#…)".to_owned());
         }
-        let uri: Uri = text.parse().map_err(|_| REFUSED.to_owned())?;
+        let uri: Uri = text.parse().map_err(|_| NOT_A_URL.to_owned())?;
         let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-            return Err(REFUSED.to_owned());
+            return Err(NOT_A_URL.to_owned());
         };
         if !matches!(scheme, "http" | "https") {
             return Err("must be a URL that starts with http:// or https://".to_owned());
@@ -41,7 +41,7 @@ impl HttpUrl {
         if authority.as_str().contains('@') {
             return Err("must be a URL without a user name or password; give those as the token or secret".to_owned());
         }
-        HostAndPort::parse(authority.as_str()).map_err(|_| REFUSED.to_owned())?;
+        HostAndPort::parse(authority.as_str()).map_err(|_| NOT_A_URL.to_owned())?;
         Ok(Self(uri))
     }
 
@@ -59,7 +59,7 @@ impl HttpUrl {
     /// What stands behind the last slash of the path, percent-decoded; none if that is nothing, or not UTF-8.
     pub(crate) fn last_segment(&self) -> Option<String> {
         let (_, segment) = self.0.path().rsplit_once('/')?;
-        percent_decoded(segment).filter(|decoded| !decoded.is_empty())
+        percent_decode(segment).filter(|decoded| !decoded.is_empty())
     }
 }
 
@@ -108,7 +108,7 @@ impl HostAndPort {
             None if rest.is_empty() => None,
             None => return Err(refused()),
         };
-        if !is_host(host) {
+        if !valid_host(host) {
             return Err(refused());
         }
         Ok(Self { host: host.to_ascii_lowercase(), port })
@@ -172,7 +172,7 @@ impl Origin {
     }
 }
 
-fn is_host(text: &str) -> bool {
+fn valid_host(text: &str) -> bool {
     if let Some(address) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         return address.parse::<Ipv6Addr>().is_ok();
     }
@@ -181,7 +181,7 @@ fn is_host(text: &str) -> bool {
 }
 
 /// The text with `%41` as `A`; none if a `%` has no two digits behind it, or the result is not UTF-8.
-fn percent_decoded(text: &str) -> Option<String> {
+fn percent_decode(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

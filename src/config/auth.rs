@@ -7,18 +7,18 @@
 use std::collections::BTreeSet;
 
 use super::{
-    entry::Entry,
+    entry::ConfigEntry,
     findings::quoted,
-    jwt::Jwt,
-    reader::{Section, report_repeated_texts, report_repeats},
-    secret::{Rule, Secret, SecretEntries},
-    upstream::product_id,
+    jwt::JwtConfig,
+    reader::{Section, report_duplicate_texts, report_duplicates},
+    secret::{Secret, SecretEntries, SecretRule},
+    upstream::parse_product_id,
 };
 use crate::event::{Only, ProductId};
 
 /// Credentials and what they are good for.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Auth {
+pub(crate) struct AuthConfig {
     /// Whether a client without a credential is let in.
     pub(crate) allow_anonymous: bool,
     /// What such a client may do.
@@ -26,14 +26,14 @@ pub(crate) struct Auth {
     /// The key of the admin API.
     pub(crate) admin_key: Option<Secret>,
     /// Static keys for back-end agents.
-    pub(crate) keys: Vec<Key>,
+    pub(crate) keys: Vec<StaticKeyConfig>,
     /// Scoped tokens, if they are accepted.
-    pub(crate) jwt: Option<Jwt>,
+    pub(crate) jwt: Option<JwtConfig>,
 }
 
 /// A static key.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Key {
+pub(crate) struct StaticKeyConfig {
     /// What the key is called in logs and lists.
     pub(crate) name: String,
     /// What the client sends.
@@ -79,53 +79,55 @@ impl Permission {
     }
 }
 
-impl Auth {
+impl AuthConfig {
     /// Reads the section; `default_anonymous` differs by the way the relay is started.
     pub(super) fn read(section: &mut Section<'_>, default_anonymous: bool) -> Self {
         Self {
-            allow_anonymous: section.entry("allow_anonymous").flag().unwrap_or(default_anonymous),
-            anonymous_permissions: permissions(&section.entry("anonymous_permissions")),
-            admin_key: SecretEntries::of(section, "admin_key").read(Rule::Header),
-            keys: Key::read_all(section),
-            jwt: Jwt::read(section.section("jwt")),
+            allow_anonymous: section.entry("allow_anonymous").boolean().unwrap_or(default_anonymous),
+            anonymous_permissions: read_permissions(&section.entry("anonymous_permissions")),
+            admin_key: SecretEntries::lookup(section, "admin_key").read(SecretRule::Header),
+            keys: StaticKeyConfig::read_all(section),
+            jwt: JwtConfig::read(section.section("jwt")),
         }
     }
 }
 
-impl Key {
+impl StaticKeyConfig {
     fn read_all(auth: &mut Section<'_>) -> Vec<Self> {
         let mut sections = auth.tables("keys");
         let (mut secrets, mut keys) = (Vec::new(), Vec::new());
         for section in &mut sections {
-            let entries = SecretEntries::of(section, "key");
-            let secret = entries.required(section, Rule::Header);
+            let entries = SecretEntries::lookup(section, "key");
+            let secret = entries.read_required(section, SecretRule::Header);
             // Two names for one key: nobody could tell whose request it was, nor revoke one of them.
             secrets.extend(entries.entry().cloned().zip(secret.as_ref().map(|secret| secret.expose().to_owned())));
             keys.extend(Self::read(section, secret));
         }
-        report_repeated_texts(&mut sections, "name");
-        report_repeats(secrets);
+        report_duplicate_texts(&mut sections, "name");
+        report_duplicates(secrets);
         sections.into_iter().for_each(Section::finish);
         keys
     }
 
     fn read(section: &mut Section<'_>, key: Option<Secret>) -> Option<Self> {
         let name = section.entry("name").required(|text| Ok(text.to_owned()));
-        let products = products(&section.entry("products"));
-        let permissions = permissions(&section.entry("permissions"));
+        let products = read_products(&section.entry("products"));
+        let permissions = read_permissions(&section.entry("permissions"));
         Some(Self { name: name?, key: key?, products: products?, permissions })
     }
 }
 
 /// A list of products, where `*` alone stands for all of them.
-fn products(entry: &Entry<'_>) -> Option<Only<ProductId>> {
-    let names = entry.each(|text| if text == "*" { Ok(None) } else { product_id(text).map(Some) }).unwrap_or_default();
-    if !entry.is_accepted() {
+fn read_products(entry: &ConfigEntry<'_>) -> Option<Only<ProductId>> {
+    let names = entry
+        .parse_list(|text| if text == "*" { Ok(None) } else { parse_product_id(text).map(Some) })
+        .unwrap_or_default();
+    if !entry.is_free_of_findings() {
         return None;
     }
     let named: BTreeSet<ProductId> = names.iter().flatten().cloned().collect();
-    let has_everything = names.iter().any(Option::is_none);
-    match (has_everything, named.is_empty()) {
+    let lists_all = names.iter().any(Option::is_none);
+    match (lists_all, named.is_empty()) {
         (true, true) => Some(Only::Everything),
         (false, false) => Some(Only::These(named)),
         (true, false) => {
@@ -140,12 +142,12 @@ fn products(entry: &Entry<'_>) -> Option<Only<ProductId>> {
 }
 
 /// A list of permissions: to subscribe, where none is written.
-fn permissions(entry: &Entry<'_>) -> Permissions {
+fn read_permissions(entry: &ConfigEntry<'_>) -> Permissions {
     let default = BTreeSet::from([Permission::Subscribe]);
-    let Some(listed) = entry.each(Permission::parse) else {
+    let Some(listed) = entry.parse_list(Permission::parse) else {
         return default;
     };
-    if listed.is_empty() && entry.is_accepted() {
+    if listed.is_empty() && entry.is_free_of_findings() {
         entry.report("must list subscribe, publish or both");
     }
     listed.into_iter().collect()

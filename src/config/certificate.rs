@@ -38,47 +38,47 @@ impl TlsFiles {
     /// # Errors
     ///
     /// What is wrong with which of them. Whatever was read is dropped: half a pair is none.
-    pub(crate) fn read(&self) -> Result<Identity, IdentityError> {
+    pub(crate) fn read(&self) -> Result<TlsIdentity, TlsIdentityError> {
         let (cert_file, key_file) = (self.cert_file.display(), self.key_file.display());
-        let of_cert = |message: String| IdentityError { key: CERT_FILE, message };
-        let of_key = |message: String| IdentityError { key: KEY_FILE, message };
-        let cert_pem = pem::contents(&self.cert_file).map_err(of_cert)?;
-        let key_pem = pem::contents(&self.key_file).map_err(of_key)?;
+        let cert_error = |message: String| TlsIdentityError { key: CERT_FILE_KEY, message };
+        let key_error = |message: String| TlsIdentityError { key: KEY_FILE_KEY, message };
+        let cert_pem = pem::read_pem_file(&self.cert_file).map_err(cert_error)?;
+        let key_pem = pem::read_pem_file(&self.key_file).map_err(key_error)?;
 
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&cert_pem).collect();
-        let chain = chain.map_err(|_| of_cert(format!("{cert_file} is not PEM as it must be")))?;
-        let own = chain.first().ok_or_else(|| {
-            let what = "write the server's certificate in PEM, and behind it those that lead to its root";
-            of_cert(format!("{cert_file} holds no CERTIFICATE block; {what}"))
+        let chain = chain.map_err(|_| cert_error(format!("{cert_file} is not PEM as it must be")))?;
+        let leaf = chain.first().ok_or_else(|| {
+            let hint = "write the server's certificate in PEM, and behind it those that lead to its root";
+            cert_error(format!("{cert_file} holds no CERTIFICATE block; {hint}"))
         })?;
-        let not_after = not_after(own).map_err(|error| {
-            of_cert(format!(
+        let not_after = not_after(leaf).map_err(|error| {
+            cert_error(format!(
                 "the first certificate in {cert_file} cannot be used: {error}; the server's own comes first"
             ))
         })?;
         let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|_| {
-            of_key(format!("{key_file} holds no private key that can be read; write it in PEM, without a password"))
+            key_error(format!("{key_file} holds no private key that can be read; write it in PEM, without a password"))
         })?;
         let key = default_provider().key_provider.load_private_key(key).map_err(|_| {
-            of_key(format!(
+            key_error(format!(
                 "the key in {key_file} is of no use here; make it RSA of 2048 bits or more, P-256, P-384 or Ed25519"
             ))
         })?;
         let key = CertifiedKey::new(chain, key);
         key.keys_match().map_err(|_| {
-            of_key(format!(
+            key_error(format!(
                 "{key_file} holds another key than the one that the first certificate in {cert_file} is for"
             ))
         })?;
         let mut digest = Context::new(&SHA256);
         [cert_pem, key_pem].iter().for_each(|pem| digest.update(pem));
-        Ok(Identity { key: Arc::new(key), not_after, digest: digest.finish().as_ref().into() })
+        Ok(TlsIdentity { key: Arc::new(key), not_after, digest: digest.finish().as_ref().into() })
     }
 }
 
 /// A certificate with the chain behind it, and its key.
 #[derive(Debug)]
-pub(crate) struct Identity {
+pub(crate) struct TlsIdentity {
     /// As TLS takes them.
     pub(crate) key: Arc<CertifiedKey>,
     /// When clients begin to refuse the certificate.
@@ -86,9 +86,9 @@ pub(crate) struct Identity {
     digest: Box<[u8]>,
 }
 
-impl Identity {
+impl TlsIdentity {
     /// Whether both were read from files with the same contents.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn has_same_contents(&self, other: &Self) -> bool {
         self.digest == other.digest
     }
 }
@@ -96,15 +96,15 @@ impl Identity {
 /// Why two files are no pair.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 #[error("server.{key}: {message}")]
-pub(crate) struct IdentityError {
+pub(crate) struct TlsIdentityError {
     key: &'static str,
     message: String,
 }
 
-impl IdentityError {
+impl TlsIdentityError {
     /// Whether the file of the private key is to blame, and not that of the certificate.
-    pub(super) fn is_about_the_key(&self) -> bool {
-        self.key == KEY_FILE
+    pub(super) fn is_key_file_error(&self) -> bool {
+        self.key == KEY_FILE_KEY
     }
 
     /// The file, what is wrong with it, what to do; without the name of the configuration's key.
@@ -128,9 +128,9 @@ fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, rustls::Err
     }
 }
 
-const CERT_FILE: &str = "tls_cert_file";
+const CERT_FILE_KEY: &str = "tls_cert_file";
 
-const KEY_FILE: &str = "tls_key_file";
+const KEY_FILE_KEY: &str = "tls_key_file";
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -141,7 +141,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Files of a certificate that openssl has made with these options, and of its key.
-    pub(in crate::config) fn made(options: &str) -> (TempDir, TlsFiles) {
+    pub(in crate::config) fn generate_certificate(options: &str) -> (TempDir, TlsFiles) {
         let folder = tempfile::tempdir().unwrap();
         let arguments = format!("req -x509 -nodes -keyout key.pem -out cert.pem -subj /CN=localhost {options}");
         let done = Command::new("openssl").args(arguments.split_whitespace()).current_dir(&folder).output().unwrap();
@@ -150,9 +150,9 @@ pub(super) mod tests {
         (folder, files)
     }
 
-    pub(in crate::config) const P256: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 30";
+    pub(in crate::config) const P256_OPTIONS: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 30";
 
-    fn refusal(files: &TlsFiles) -> String {
+    fn read_error(files: &TlsFiles) -> String {
         files.read().unwrap_err().to_string()
     }
 
@@ -166,53 +166,54 @@ pub(super) mod tests {
             "ec -pkeyopt ec_paramgen_curve:secp384r1",
         ];
         for kind in kinds {
-            let (_folder, files) = made(&format!("-newkey {kind} -days 30"));
+            let (_folder, files) = generate_certificate(&format!("-newkey {kind} -days 30"));
             let left = files.read().unwrap().not_after.duration_since(SystemTime::now()).unwrap();
             assert!((day * 29..=day * 30).contains(&left), "{kind}: {left:?}");
         }
-        let (_folder, files) = made(&P256.replace("30", "400000"));
+        let (_folder, files) = generate_certificate(&P256_OPTIONS.replace("30", "400000"));
         let end = files.read().unwrap().not_after;
         assert!(end > SystemTime::now() + day * 365 * 1000, "written as another type of time since 2050: {end:?}");
     }
 
     #[test]
     fn what_is_wrong_is_told_with_the_key_and_the_file() {
-        let ((one, files), (other, _)) = (made(P256), made(P256));
+        let ((one, files), (other, _)) = (generate_certificate(P256_OPTIONS), generate_certificate(P256_OPTIONS));
         let swapped = TlsFiles { key_file: other.path().join("key.pem"), ..files.clone() };
-        let found = refusal(&swapped);
+        let found = read_error(&swapped);
         assert!(found.starts_with("server.tls_key_file: ") && found.contains("holds another key than"), "{found}");
         let reversed = TlsFiles { cert_file: files.key_file.clone(), key_file: files.cert_file.clone() };
-        assert!(refusal(&reversed).starts_with("server.tls_cert_file: "), "{}", refusal(&reversed));
-        assert!(refusal(&reversed).contains("key.pem holds no CERTIFICATE block"), "{}", refusal(&reversed));
+        assert!(read_error(&reversed).starts_with("server.tls_cert_file: "), "{}", read_error(&reversed));
+        assert!(read_error(&reversed).contains("key.pem holds no CERTIFICATE block"), "{}", read_error(&reversed));
         let keyless = TlsFiles { key_file: files.cert_file.clone(), ..files.clone() };
-        assert!(refusal(&keyless).contains("cert.pem holds no private key"), "{}", refusal(&keyless));
+        assert!(read_error(&keyless).contains("cert.pem holds no private key"), "{}", read_error(&keyless));
         let gone = TlsFiles { key_file: one.path().join("none"), ..files.clone() };
-        assert!(refusal(&gone).contains("server.tls_key_file: cannot read"), "{}", refusal(&gone));
+        assert!(read_error(&gone).contains("server.tls_key_file: cannot read"), "{}", read_error(&gone));
         std::fs::write(&files.cert_file, "x".repeat(2 << 20)).unwrap();
-        assert!(refusal(&files).contains("larger than 1 MiB"));
+        assert!(read_error(&files).contains("larger than 1 MiB"));
         std::fs::write(&files.cert_file, "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n").unwrap();
-        assert!(refusal(&files).contains("the first certificate in "), "{}", refusal(&files));
+        assert!(read_error(&files).contains("the first certificate in "), "{}", read_error(&files));
     }
 
     #[test]
     fn a_file_cut_off_anywhere_is_no_pair_and_no_panic() {
-        let (_folder, files) = made(P256);
+        let (_folder, files) = generate_certificate(P256_OPTIONS);
         for path in [&files.cert_file, &files.key_file] {
-            let whole = std::fs::read(path).unwrap();
-            for length in 0..whole.len() - 1 {
-                std::fs::write(path, &whole[..length]).unwrap();
+            let contents = std::fs::read(path).unwrap();
+            for length in 0..contents.len() - 1 {
+                std::fs::write(path, &contents[..length]).unwrap();
                 assert!(files.read().is_err(), "{} cut at {length}", path.display());
             }
-            std::fs::write(path, whole).unwrap();
+            std::fs::write(path, contents).unwrap();
         }
         files.read().unwrap();
     }
 
     #[test]
     fn the_same_contents_are_the_same_pair() {
-        let ((_one, files), (_other, others)) = (made(P256), made(P256));
+        let ((_one, files), (_other, others)) =
+            (generate_certificate(P256_OPTIONS), generate_certificate(P256_OPTIONS));
         let pair = files.read().unwrap();
-        assert!(pair.is_same(&files.read().unwrap()));
-        assert!(!pair.is_same(&others.read().unwrap()));
+        assert!(pair.has_same_contents(&files.read().unwrap()));
+        assert!(!pair.has_same_contents(&others.read().unwrap()));
     }
 }

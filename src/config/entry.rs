@@ -12,21 +12,26 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{findings::Place, pem, reading::Reading, values};
+use super::{findings::ConfigLocation, pem, reading::ParseContext, values};
 
 /// A key and what it holds.
 #[derive(Clone)]
-pub(super) struct Entry<'a> {
-    reading: &'a Reading<'a>,
+pub(super) struct ConfigEntry<'a> {
+    context: &'a ParseContext<'a>,
     key: String,
-    place: Place,
-    raw: Raw<'a>,
+    location: ConfigLocation,
+    raw: RawConfigValue<'a>,
 }
 
-impl<'a> Entry<'a> {
+impl<'a> ConfigEntry<'a> {
     /// Makes the entry of a key that stands at a place.
-    pub(super) fn new(reading: &'a Reading<'a>, key: String, place: Place, raw: Raw<'a>) -> Self {
-        Self { reading, key, place, raw }
+    pub(super) fn new(
+        context: &'a ParseContext<'a>,
+        key: String,
+        location: ConfigLocation,
+        raw: RawConfigValue<'a>,
+    ) -> Self {
+        Self { context, key, location, raw }
     }
 
     /// The key as the operator types it.
@@ -35,89 +40,94 @@ impl<'a> Entry<'a> {
     }
 
     /// The reading this entry belongs to.
-    pub(super) fn reading(&self) -> &'a Reading<'a> {
-        self.reading
+    pub(super) fn context(&self) -> &'a ParseContext<'a> {
+        self.context
     }
 
     /// Whether there is a value that is not the empty text.
     pub(super) fn is_given(&self) -> bool {
         match self.raw {
-            Raw::Absent => false,
-            Raw::Text(text) => !text.is_empty(),
-            Raw::Written(value) => value.as_str() != Some(""),
-            Raw::NotText => true,
+            RawConfigValue::Absent => false,
+            RawConfigValue::EnvText(text) => !text.is_empty(),
+            RawConfigValue::Toml(value) => value.as_str() != Some(""),
+            RawConfigValue::EnvNotUtf8 => true,
         }
     }
 
     /// The text as it stands, if there is any; never a finding, so that it can be looked at twice.
-    pub(super) fn given_text(&self) -> Option<&'a str> {
+    pub(super) fn non_empty_text(&self) -> Option<&'a str> {
         match self.raw {
-            Raw::Text(text) => Some(text),
-            Raw::Written(value) => value.as_str(),
-            Raw::Absent | Raw::NotText => None,
+            RawConfigValue::EnvText(text) => Some(text),
+            RawConfigValue::Toml(value) => value.as_str(),
+            RawConfigValue::Absent | RawConfigValue::EnvNotUtf8 => None,
         }
         .filter(|text| !text.is_empty())
     }
 
     /// Whether nothing was found at this key so far.
-    pub(super) fn is_accepted(&self) -> bool {
-        self.reading.accepts(&self.key)
+    pub(super) fn is_free_of_findings(&self) -> bool {
+        self.context.accepts(&self.key)
     }
 
     /// Keeps a finding about this entry.
     pub(super) fn report(&self, message: impl Into<String>) {
-        self.reading.report(self.place.clone(), Some(&self.key), message);
+        self.context.report(self.location.clone(), Some(&self.key), message);
     }
 
     /// The value as text; `expected` says in a finding what belongs here.
     pub(super) fn text(&self, expected: &str) -> Option<&'a str> {
         match self.raw {
-            Raw::Absent => None,
-            Raw::Text(text) => Some(text),
-            Raw::Written(DeValue::String(text)) => Some(text),
-            Raw::Written(other) => self.refuse(&format!("must be {expected} in quotes, not {}", kind(other))),
-            Raw::NotText => self.refuse("is not UTF-8 text"),
+            RawConfigValue::Absent => None,
+            RawConfigValue::EnvText(text) => Some(text),
+            RawConfigValue::Toml(DeValue::String(text)) => Some(text),
+            RawConfigValue::Toml(other) => {
+                self.reject(&format!("must be {expected} in quotes, not {}", toml_kind(other)))
+            }
+            RawConfigValue::EnvNotUtf8 => self.reject("is not UTF-8 text"),
         }
     }
 
     /// The value as whatever `parse` makes of its text; absent is none.
-    pub(super) fn parsed<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn parse_with<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         self.text("text").and_then(|text| self.or_report(parse(text)))
     }
 
     /// As [`Entry::parsed`], where the empty text stands for none.
     pub(super) fn optional<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        if self.is_given() { self.parsed(parse) } else { None }
+        if self.is_given() { self.parse_with(parse) } else { None }
     }
 
     /// As [`Entry::parsed`], where none is a finding.
     pub(super) fn required<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        if self.is_given() { self.parsed(parse) } else { self.refuse("is required") }
+        if self.is_given() { self.parse_with(parse) } else { self.reject("is required") }
     }
 
     /// The value as `true` or `false`.
-    pub(super) fn flag(&self) -> Option<bool> {
+    pub(super) fn boolean(&self) -> Option<bool> {
         match self.raw {
-            Raw::Absent => None,
-            Raw::Written(DeValue::Boolean(value)) => Some(*value),
-            Raw::Text("true") => Some(true),
-            Raw::Text("false") => Some(false),
-            Raw::Written(_) | Raw::Text(_) | Raw::NotText => self.refuse("must be true or false"),
+            RawConfigValue::Absent => None,
+            RawConfigValue::Toml(DeValue::Boolean(value)) => Some(*value),
+            RawConfigValue::EnvText("true") => Some(true),
+            RawConfigValue::EnvText("false") => Some(false),
+            RawConfigValue::Toml(_) | RawConfigValue::EnvText(_) | RawConfigValue::EnvNotUtf8 => {
+                self.reject("must be true or false")
+            }
         }
     }
 
     /// The value as a whole number within the range, in the caller's own type of number.
     pub(super) fn number<T: TryFrom<u64>>(&self, range: RangeInclusive<u32>) -> Option<T> {
         let number = match self.raw {
-            Raw::Absent => return None,
-            Raw::Written(DeValue::Integer(integer)) => u64::from_str_radix(integer.as_str(), integer.radix()).ok(),
-            Raw::Text(text) => text.parse().ok(),
-            Raw::Written(_) | Raw::NotText => None,
+            RawConfigValue::Absent => return None,
+            RawConfigValue::Toml(DeValue::Integer(integer)) => {
+                u64::from_str_radix(integer.as_str(), integer.radix()).ok()
+            }
+            RawConfigValue::EnvText(text) => text.parse().ok(),
+            RawConfigValue::Toml(_) | RawConfigValue::EnvNotUtf8 => None,
         };
-        let (least, most) = (u64::from(*range.start()), u64::from(*range.end()));
-        let fitting =
-            number.filter(|number| (least..=most).contains(number)).and_then(|number| T::try_from(number).ok());
-        fitting.or_else(|| self.refuse(&format!("must be a whole number from {least} to {most}")))
+        let (min, max) = (u64::from(*range.start()), u64::from(*range.end()));
+        let fitting = number.filter(|number| (min..=max).contains(number)).and_then(|number| T::try_from(number).ok());
+        fitting.or_else(|| self.reject(&format!("must be a whole number from {min} to {max}")))
     }
 
     /// As [`Entry::number`] from 0 on, where 0 (and absent) stands for no limit.
@@ -126,66 +136,72 @@ impl<'a> Entry<'a> {
     }
 
     /// The value as a duration of at least this length and at most [`values::LONGEST`].
-    pub(super) fn duration(&self, least: Duration) -> Option<Duration> {
-        self.duration_within(least..=values::LONGEST)
+    pub(super) fn duration(&self, min: Duration) -> Option<Duration> {
+        self.duration_within(min..=values::MAX_DURATION)
     }
 
     /// The value as a duration within the range.
     pub(super) fn duration_within(&self, range: RangeInclusive<Duration>) -> Option<Duration> {
         let text = self.text(r#"a duration with a unit, such as "30s","#)?;
-        let duration = self.or_report(values::duration(text))?;
+        let duration = self.or_report(values::parse_duration(text))?;
         if range.contains(&duration) {
             return Some(duration);
         }
-        let (least, most) = (values::duration_text(*range.start()), values::duration_text(*range.end()));
-        self.refuse(&format!("must be from {least} to {most}"))
+        let (min, max) = (values::format_duration(*range.start()), values::format_duration(*range.end()));
+        self.reject(&format!("must be from {min} to {max}"))
     }
 
     /// The value as a size in bytes within the range.
     pub(super) fn size(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let text = self.text(r#"a size with a unit, such as "64KiB","#)?;
-        let bytes = self.or_report(values::size(text))?;
+        let bytes = self.or_report(values::parse_size(text))?;
         if range.contains(&bytes) {
             return Some(bytes);
         }
-        let (least, most) = (values::size_text(*range.start()), values::size_text(*range.end()));
-        self.refuse(&format!("must be from {least} to {most}"))
+        let (min, max) = (values::format_size(*range.start()), values::format_size(*range.end()));
+        self.reject(&format!("must be from {min} to {max}"))
     }
 
     /// The values of a list, each an entry of its own: an array of the file, or a variable's text between commas.
-    pub(super) fn items(&self) -> Option<Vec<Self>> {
-        let element = |index, place, raw| Self::new(self.reading, format!("{}[{index}]", self.key), place, raw);
+    pub(super) fn list_items(&self) -> Option<Vec<Self>> {
+        let item = |index, location, raw| Self::new(self.context, format!("{}[{index}]", self.key), location, raw);
         match self.raw {
-            Raw::Absent => None,
-            Raw::Text(text) if text.trim().is_empty() => Some(Vec::new()),
-            Raw::Text(text) => {
+            RawConfigValue::Absent => None,
+            RawConfigValue::EnvText(text) if text.trim().is_empty() => Some(Vec::new()),
+            RawConfigValue::EnvText(text) => {
                 let parts = text.split(',').map(str::trim).enumerate();
-                Some(parts.map(|(index, part)| element(index, self.place.clone(), Raw::Text(part))).collect())
+                Some(
+                    parts
+                        .map(|(index, part)| item(index, self.location.clone(), RawConfigValue::EnvText(part)))
+                        .collect(),
+                )
             }
-            Raw::Written(DeValue::Array(array)) => {
-                let place = |start| self.reading.place(start);
+            RawConfigValue::Toml(DeValue::Array(array)) => {
+                let location = |start| self.context.location_at(start);
                 let values = array.iter().enumerate();
-                let entry = |(index, value): (usize, &'a toml::Spanned<DeValue<'a>>)| {
-                    element(index, place(value.span().start), Raw::Written(value.get_ref()))
+                let item_at = |(index, value): (usize, &'a toml::Spanned<DeValue<'a>>)| {
+                    item(index, location(value.span().start), RawConfigValue::Toml(value.get_ref()))
                 };
-                Some(values.map(entry).collect())
+                Some(values.map(item_at).collect())
             }
-            Raw::Written(other) => self.refuse(&format!("must be a list in square brackets, not {}", kind(other))),
-            Raw::NotText => self.refuse("is not UTF-8 text"),
+            RawConfigValue::Toml(other) => {
+                self.reject(&format!("must be a list in square brackets, not {}", toml_kind(other)))
+            }
+            RawConfigValue::EnvNotUtf8 => self.reject("is not UTF-8 text"),
         }
     }
 
     /// The values of a list, each as `parse` makes of its text. A bad one is reported and left out.
-    pub(super) fn each<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
-        let items = self.items()?;
-        Some(items.iter().filter_map(|item| item.parsed(&parse)).collect())
+    pub(super) fn parse_list<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
+        let items = self.list_items()?;
+        Some(items.iter().filter_map(|item| item.parse_with(&parse)).collect())
     }
 
     /// The path of a file of certificates or keys that is there to be read; the empty text stands for none.
-    pub(super) fn readable_file(&self) -> Option<PathBuf> {
+    pub(super) fn readable_path(&self) -> Option<PathBuf> {
         self.optional(|text| {
             let path = Path::new(text);
-            self.reading.relies_on(path);
+            self.context.record_dependency(path);
             let opened = File::open(path).and_then(|file| file.metadata());
             match opened {
                 Ok(metadata) if metadata.is_dir() => Err(format!("{} is a directory, not a file", path.display())),
@@ -200,7 +216,7 @@ impl<'a> Entry<'a> {
         result.map_err(|message| self.report(message)).ok()
     }
 
-    fn refuse<T>(&self, message: &str) -> Option<T> {
+    fn reject<T>(&self, message: &str) -> Option<T> {
         self.report(message);
         None
     }
@@ -208,19 +224,19 @@ impl<'a> Entry<'a> {
 
 /// What a key holds before anyone has looked at it.
 #[derive(Clone, Copy)]
-pub(super) enum Raw<'a> {
+pub(super) enum RawConfigValue<'a> {
     /// Nothing.
     Absent,
     /// A value of the file.
-    Written(&'a DeValue<'a>),
+    Toml(&'a DeValue<'a>),
     /// A variable's text.
-    Text(&'a str),
+    EnvText(&'a str),
     /// A variable's bytes, which are not UTF-8.
-    NotText,
+    EnvNotUtf8,
 }
 
 /// What a TOML value is called in a finding.
-pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
+pub(super) fn toml_kind(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "text",
         DeValue::Integer(_) => "a whole number",
@@ -239,30 +255,33 @@ mod tests {
     use toml::de::DeTable;
 
     /// What `read` makes of `x`, and what was found.
-    fn read<T>(text: &str, read: impl Fn(&Entry<'_>) -> T) -> (T, String) {
-        read_with(text, &Environment::default(), read)
+    fn read_entry<T>(text: &str, read: impl Fn(&ConfigEntry<'_>) -> T) -> (T, String) {
+        read_entry_with(text, &Environment::default(), read)
     }
 
-    fn read_with<T>(text: &str, environment: &Environment, read: impl Fn(&Entry<'_>) -> T) -> (T, String) {
+    fn read_entry_with<T>(text: &str, environment: &Environment, read: impl Fn(&ConfigEntry<'_>) -> T) -> (T, String) {
         let document = DeTable::parse(text).unwrap();
-        let reading = Reading::new("f", text, environment);
-        let value = read(&Section::root(&reading, document.get_ref()).entry("x"));
-        (value, reading.finish().map_or_else(|findings| findings.to_string(), |()| String::new()))
+        let context = ParseContext::new("f", text, environment);
+        let value = read(&Section::root(&context, document.get_ref()).entry("x"));
+        (value, context.finish().map_or_else(|findings| findings.to_string(), |()| String::new()))
     }
 
-    fn overridden<T>(value: &str, read: impl Fn(&Entry<'_>) -> T) -> (T, String) {
-        read_with("x = 'file'", &[("AUTOPLAY_RELAY__X", value)].into_iter().collect(), read)
+    fn read_override<T>(value: &str, read: impl Fn(&ConfigEntry<'_>) -> T) -> (T, String) {
+        read_entry_with("x = 'file'", &[("AUTOPLAY_RELAY__X", value)].into_iter().collect(), read)
     }
 
     #[test]
     fn a_wrong_kind_is_named_without_its_value() {
         assert_eq!(
-            read("x = 5", |x| x.text("a name").map(str::to_owned)),
+            read_entry("x = 5", |x| x.text("a name").map(str::to_owned)),
             (None, "f:1: x: must be a name in quotes, not a whole number".into())
         );
-        assert_eq!(read("x = 'a'", |x| x.flag()), (None, "f:1: x: must be true or false".into()));
-        assert_eq!(read("x = 'a'", |x| x.items().is_some()).1, "f:1: x: must be a list in square brackets, not text");
-        let (none, found) = read("x = 30", |x| x.duration(Duration::ZERO));
+        assert_eq!(read_entry("x = 'a'", |x| x.boolean()), (None, "f:1: x: must be true or false".into()));
+        assert_eq!(
+            read_entry("x = 'a'", |x| x.list_items().is_some()).1,
+            "f:1: x: must be a list in square brackets, not text"
+        );
+        let (none, found) = read_entry("x = 30", |x| x.duration(Duration::ZERO));
         assert_eq!((none, found.contains(r#"such as "30s""#)), (None, true), "{found}");
     }
 
@@ -270,36 +289,37 @@ mod tests {
     fn a_number_out_of_its_range_or_with_a_sign_or_fraction_is_found() {
         let message = "f:1: x: must be a whole number from 1 to 255";
         for text in ["x = 0", "x = 256", "x = -1", "x = 1.0", "x = '1'", "x = 99999999999999999999"] {
-            assert_eq!(read(text, |x| x.number::<u8>(1..=255)), (None, message.to_owned()), "{text}");
+            assert_eq!(read_entry(text, |x| x.number::<u8>(1..=255)), (None, message.to_owned()), "{text}");
         }
-        assert_eq!(read("x = 0xff", |x| x.number::<u8>(1..=255)), (Some(255), String::new()));
-        assert_eq!(read("x = 1_0", |x| x.number::<u8>(1..=255)), (Some(10), String::new()));
+        assert_eq!(read_entry("x = 0xff", |x| x.number::<u8>(1..=255)), (Some(255), String::new()));
+        assert_eq!(read_entry("x = 1_0", |x| x.number::<u8>(1..=255)), (Some(10), String::new()));
     }
 
     #[test]
     fn zero_stands_for_no_limit() {
-        assert_eq!(read("x = 0", |x| x.limit::<u32>()), (None, String::new()));
-        assert_eq!(read("x = 7", |x| x.limit::<u32>()), (Some(7), String::new()));
+        assert_eq!(read_entry("x = 0", |x| x.limit::<u32>()), (None, String::new()));
+        assert_eq!(read_entry("x = 7", |x| x.limit::<u32>()), (Some(7), String::new()));
     }
 
     #[test]
     fn a_variable_takes_the_place_of_the_files_value() {
-        assert_eq!(overridden("true", |x| x.flag()), (Some(true), String::new()));
-        assert_eq!(overridden("12", |x| x.number::<u32>(0..=20)), (Some(12), String::new()));
-        assert_eq!(overridden("yes", |x| x.flag()).1, "AUTOPLAY_RELAY__X: x: must be true or false");
+        assert_eq!(read_override("true", |x| x.boolean()), (Some(true), String::new()));
+        assert_eq!(read_override("12", |x| x.number::<u32>(0..=20)), (Some(12), String::new()));
+        assert_eq!(read_override("yes", |x| x.boolean()).1, "AUTOPLAY_RELAY__X: x: must be true or false");
     }
 
     #[test]
     fn a_variables_list_is_separated_by_commas_and_empty_is_no_element() {
         let parse = |text: &str| Ok(text.to_owned());
-        assert_eq!(overridden("a, b", |x| x.each(parse)).0, Some(vec!["a".to_owned(), "b".to_owned()]));
-        assert_eq!(overridden("", |x| x.each(parse)).0, Some(Vec::new()));
+        assert_eq!(read_override("a, b", |x| x.parse_list(parse)).0, Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(read_override("", |x| x.parse_list(parse)).0, Some(Vec::new()));
     }
 
     #[test]
     fn a_bad_element_is_found_at_its_own_line() {
         let text = "x = [\n'1',\n2,\n'z']";
-        let (values, found) = read(text, |x| x.each(|text| text.parse::<u8>().map_err(|error| error.to_string())));
+        let (values, found) =
+            read_entry(text, |x| x.parse_list(|text| text.parse::<u8>().map_err(|error| error.to_string())));
         assert_eq!(values, Some(vec![1]));
         assert_eq!(
             found,
@@ -310,16 +330,16 @@ mod tests {
     #[test]
     fn a_variable_that_is_no_text_is_found() {
         let environment = Environment::with_bytes("AUTOPLAY_RELAY__X", b"\xff");
-        let (none, found) = read_with("", &environment, |x| x.text("text").map(str::to_owned));
+        let (none, found) = read_entry_with("", &environment, |x| x.text("text").map(str::to_owned));
         assert_eq!((none, found.as_str()), (None, "AUTOPLAY_RELAY__X: x: is not UTF-8 text"));
     }
 
     #[test]
     fn a_file_that_cannot_be_read_is_found_by_its_path() {
-        let (none, found) = read("x = '/no/such/file'", |x| x.readable_file());
+        let (none, found) = read_entry("x = '/no/such/file'", |x| x.readable_path());
         assert_eq!(none, None);
         assert!(found.starts_with("f:1: x: cannot read /no/such/file: "), "{found}");
-        assert_eq!(read("x = '/'", |x| x.readable_file()).1, "f:1: x: / is a directory, not a file");
-        assert_eq!(read("x = ''", |x| x.readable_file()), (None, String::new()));
+        assert_eq!(read_entry("x = '/'", |x| x.readable_path()).1, "f:1: x: / is a directory, not a file");
+        assert_eq!(read_entry("x = ''", |x| x.readable_path()), (None, String::new()));
     }
 }

@@ -15,15 +15,15 @@ pub(crate) struct Environment(BTreeMap<String, Option<String>>);
 impl Environment {
     /// The variables of this process as they are now.
     pub(crate) fn from_process() -> Self {
-        Self::from_os(std::env::vars_os())
+        Self::from_os_variables(std::env::vars_os())
     }
 
     /// What the variable of this name holds.
-    pub(super) fn get(&self, name: &str) -> Variable<'_> {
+    pub(super) fn get(&self, name: &str) -> EnvVariable<'_> {
         match self.0.get(name) {
-            Some(Some(text)) => Variable::Text(text),
-            Some(None) => Variable::NotText,
-            None => Variable::Unset,
+            Some(Some(text)) => EnvVariable::Text(text),
+            Some(None) => EnvVariable::NotUtf8,
+            None => EnvVariable::Unset,
         }
     }
 
@@ -34,7 +34,7 @@ impl Environment {
     }
 
     /// Keeps a value that is no text as such: it is nobody's fault unless somebody asks for it.
-    fn from_os(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
+    fn from_os_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
         let text =
             |(name, value): (OsString, OsString)| (name.to_string_lossy().into_owned(), value.into_string().ok());
         Self(variables.map(text).collect())
@@ -50,13 +50,13 @@ impl<Name: Into<String>, Value: Into<String>> FromIterator<(Name, Value)> for En
 
 /// What one environment variable holds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Variable<'a> {
+pub(super) enum EnvVariable<'a> {
     /// There is no such variable.
     Unset,
     /// Its text, perhaps empty.
     Text(&'a str),
     /// Bytes that are not UTF-8.
-    NotText,
+    NotUtf8,
 }
 
 #[cfg(test)]
@@ -64,7 +64,7 @@ impl Environment {
     /// One variable whose value is no text, for the tests of this room.
     pub(super) fn with_bytes(name: &str, bytes: &[u8]) -> Self {
         use std::os::unix::ffi::OsStringExt;
-        Self::from_os(std::iter::once((name.into(), OsString::from_vec(bytes.to_vec()))))
+        Self::from_os_variables(std::iter::once((name.into(), OsString::from_vec(bytes.to_vec()))))
     }
 }
 
@@ -75,15 +75,15 @@ mod tests {
     #[test]
     fn a_variable_is_unset_or_text_or_bytes() {
         let environment: Environment = [("SET", "x"), ("EMPTY", "")].into_iter().collect();
-        assert_eq!(environment.get("SET"), Variable::Text("x"));
-        assert_eq!(environment.get("EMPTY"), Variable::Text(""));
-        assert_eq!(environment.get("OTHER"), Variable::Unset);
-        assert_eq!(Environment::with_bytes("RAW", b"\xff").get("RAW"), Variable::NotText);
+        assert_eq!(environment.get("SET"), EnvVariable::Text("x"));
+        assert_eq!(environment.get("EMPTY"), EnvVariable::Text(""));
+        assert_eq!(environment.get("OTHER"), EnvVariable::Unset);
+        assert_eq!(Environment::with_bytes("RAW", b"\xff").get("RAW"), EnvVariable::NotUtf8);
     }
 
     #[test]
     fn the_process_environment_is_read() {
         let path = std::env::var("PATH").unwrap();
-        assert_eq!(Environment::from_process().get("PATH"), Variable::Text(&path));
+        assert_eq!(Environment::from_process().get("PATH"), EnvVariable::Text(&path));
     }
 }

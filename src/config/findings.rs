@@ -13,8 +13,8 @@ pub(crate) struct Findings(Vec<Finding>);
 
 impl Findings {
     /// Orders what was found by its place; [`None`] when nothing was.
-    pub(super) fn of(mut found: Vec<Finding>) -> Option<Self> {
-        found.sort_by(|one, other| one.place.cmp(&other.place));
+    pub(super) fn sorted(mut found: Vec<Finding>) -> Option<Self> {
+        found.sort_by(|one, other| one.location.cmp(&other.location));
         (!found.is_empty()).then_some(Self(found))
     }
 
@@ -35,8 +35,8 @@ impl std::error::Error for Findings {}
 impl fmt::Display for Findings {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, finding) in self.0.iter().enumerate() {
-            let line_end = if index == 0 { "" } else { "\n" };
-            write!(out, "{line_end}{finding}")?;
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(out, "{separator}{finding}")?;
         }
         Ok(())
     }
@@ -46,7 +46,7 @@ impl fmt::Display for Findings {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Finding {
     /// Where the operator has to look.
-    pub(super) place: Place,
+    pub(super) location: ConfigLocation,
     /// The key as it is typed, such as `upstreams[0].url`; [`None`] where no single key is at fault.
     pub(super) key: Option<String>,
     /// What is wrong and what to write instead: lower case, one line, no full stop, no secret.
@@ -56,15 +56,15 @@ pub(crate) struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.key {
-            Some(key) => write!(out, "{}: {key}: {}", self.place, self.message),
-            None => write!(out, "{}: {}", self.place, self.message),
+            Some(key) => write!(out, "{}: {key}: {}", self.location, self.message),
+            None => write!(out, "{}: {}", self.location, self.message),
         }
     }
 }
 
 /// Where a value stands. The order is the one findings are told in.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum Place {
+pub(super) enum ConfigLocation {
     /// The file as a whole.
     File(String),
     /// One line of the file, counted from 1.
@@ -73,7 +73,7 @@ pub(super) enum Place {
     Variable(String),
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ConfigLocation {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(file) => out.write_str(file),
@@ -86,8 +86,8 @@ impl fmt::Display for Place {
 /// The operator's own words, quoted: on one line whatever they hold, and cut where they stop being recognisable.
 pub(super) fn quoted(text: &str) -> String {
     /// Longer than any sensible address, duration or name, short enough for one line of a terminal.
-    const LONGEST_QUOTE: usize = 80;
-    match text.char_indices().nth(LONGEST_QUOTE) {
+    const MAX_QUOTED_CHARS: usize = 80;
+    match text.char_indices().nth(MAX_QUOTED_CHARS) {
         Some((end, _)) => format!("{:?}…", text.get(..end).unwrap_or_default()),
         None => format!("{text:?}"),
     }
@@ -97,26 +97,26 @@ pub(super) fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn at(place: Place, message: &str) -> Finding {
-        Finding { place, key: None, message: message.to_owned() }
+    fn finding_at(location: ConfigLocation, message: &str) -> Finding {
+        Finding { location, key: None, message: message.to_owned() }
     }
 
     #[test]
     fn findings_are_told_in_the_order_of_the_file_and_variables_last() {
-        let line = |number| Place::Line("a.toml".to_owned(), number);
+        let line = |number| ConfigLocation::Line("a.toml".to_owned(), number);
         let found = vec![
-            at(Place::Variable("A".to_owned()), "last"),
-            at(line(10), "third"),
-            at(line(9), "second"),
-            at(Place::File("a.toml".to_owned()), "first"),
+            finding_at(ConfigLocation::Variable("A".to_owned()), "last"),
+            finding_at(line(10), "third"),
+            finding_at(line(9), "second"),
+            finding_at(ConfigLocation::File("a.toml".to_owned()), "first"),
         ];
-        let told = Findings::of(found).unwrap().to_string();
-        assert_eq!(told, "a.toml: first\na.toml:9: second\na.toml:10: third\nA: last");
+        let text = Findings::sorted(found).unwrap().to_string();
+        assert_eq!(text, "a.toml: first\na.toml:9: second\na.toml:10: third\nA: last");
     }
 
     #[test]
     fn nothing_found_is_no_findings() {
-        assert_eq!(Findings::of(Vec::new()), None);
+        assert_eq!(Findings::sorted(Vec::new()), None);
     }
 
     #[test]

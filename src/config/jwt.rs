@@ -7,18 +7,18 @@
 use std::path::PathBuf;
 
 use super::{
-    entry::Entry,
+    entry::ConfigEntry,
     findings::quoted,
     public_keys::{self, PublicKey},
     reader::Section,
-    secret::{Rule, Secret, SecretEntries},
+    secret::{Secret, SecretEntries, SecretRule},
 };
 
 /// How scoped tokens are accepted.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Jwt {
+pub(crate) struct JwtConfig {
     /// The algorithm and what it needs; no other algorithm is accepted.
-    pub(crate) verification: Verification,
+    pub(crate) verification: JwtVerification,
     /// What the claim `aud` must hold, where it is checked.
     pub(crate) audience: Option<String>,
     /// Whether a token may come as `?access_token=`.
@@ -29,16 +29,16 @@ pub(crate) struct Jwt {
 
 /// What a token's signature is checked with.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Verification {
+pub(crate) enum JwtVerification {
     /// HS256.
-    Shared {
+    SharedSecret {
         /// Signs and checks; 32 bytes or more.
         secret: Secret,
         /// Checks only, while clients still hold tokens from before a rotation.
         previous_secret: Option<Secret>,
     },
     /// A signature with a private key that the relay has not.
-    Public {
+    PublicKeys {
         /// What signs.
         algorithm: PublicKeyAlgorithm,
         /// PEM; may hold several keys.
@@ -59,87 +59,87 @@ pub(crate) enum PublicKeyAlgorithm {
     Rs256,
 }
 
-impl Verification {
+impl JwtVerification {
     /// The name of the algorithm in the configuration and in a token's head.
     pub(crate) fn algorithm_name(&self) -> &'static str {
         match self {
-            Self::Shared { .. } => "HS256",
-            Self::Public { algorithm: PublicKeyAlgorithm::EdDsa, .. } => "EdDSA",
-            Self::Public { algorithm: PublicKeyAlgorithm::Es256, .. } => "ES256",
-            Self::Public { algorithm: PublicKeyAlgorithm::Rs256, .. } => "RS256",
+            Self::SharedSecret { .. } => "HS256",
+            Self::PublicKeys { algorithm: PublicKeyAlgorithm::EdDsa, .. } => "EdDSA",
+            Self::PublicKeys { algorithm: PublicKeyAlgorithm::Es256, .. } => "ES256",
+            Self::PublicKeys { algorithm: PublicKeyAlgorithm::Rs256, .. } => "RS256",
         }
     }
 }
 
 /// The keys that give the verification, before the algorithm has said which of them count.
-struct VerificationEntries<'a> {
-    algorithm: Entry<'a>,
+struct JwtVerificationEntries<'a> {
+    algorithm: ConfigEntry<'a>,
     secret: SecretEntries<'a>,
     previous_secret: SecretEntries<'a>,
-    public_key_file: Entry<'a>,
+    public_key_file: ConfigEntry<'a>,
 }
 
-impl Jwt {
+impl JwtConfig {
     /// Reads the section; none if neither the file nor the environment has anything for it.
     pub(super) fn read(mut section: Section<'_>) -> Option<Self> {
         // All keys are asked for even if the section is absent: an empty override of one is not an unknown variable.
-        let verification = VerificationEntries {
+        let verification = JwtVerificationEntries {
             algorithm: section.entry("algorithm"),
-            secret: SecretEntries::of(&mut section, "secret"),
-            previous_secret: SecretEntries::of(&mut section, "previous_secret"),
+            secret: SecretEntries::lookup(&mut section, "secret"),
+            previous_secret: SecretEntries::lookup(&mut section, "previous_secret"),
             public_key_file: section.entry("public_key_file"),
         };
-        let (audience, query) = (section.entry("audience"), section.entry("allow_query_token"));
-        let cookie = section.entry("cookie_name");
+        let (audience, query_token) = (section.entry("audience"), section.entry("allow_query_token"));
+        let cookie_entry = section.entry("cookie_name");
         if !section.is_present() {
             return None;
         }
         let verification = verification.read(&mut section);
         let audience = audience.optional(|text| Ok(text.to_owned()));
-        let allow_query_token = query.flag().unwrap_or(false);
-        let cookie_name = cookie.optional(cookie_name);
+        let allow_query_token = query_token.boolean().unwrap_or(false);
+        let cookie_name = cookie_entry.optional(parse_cookie_name);
         section.finish();
         Some(Self { verification: verification?, audience, allow_query_token, cookie_name })
     }
 }
 
-impl VerificationEntries<'_> {
-    fn read(&self, section: &mut Section<'_>) -> Option<Verification> {
+impl JwtVerificationEntries<'_> {
+    fn read(&self, section: &mut Section<'_>) -> Option<JwtVerification> {
         let algorithm = match self.algorithm.is_given() {
-            true => self.algorithm.parsed(algorithm)?,
+            true => self.algorithm.parse_with(parse_algorithm)?,
             false => None,
         };
         match algorithm {
-            None => self.shared(section),
-            Some(algorithm) => self.public(algorithm),
+            None => self.read_shared_secret(section),
+            Some(algorithm) => self.read_public_keys(algorithm),
         }
     }
 
-    fn shared(&self, section: &mut Section<'_>) -> Option<Verification> {
+    fn read_shared_secret(&self, section: &mut Section<'_>) -> Option<JwtVerification> {
         if self.public_key_file.is_given() {
             self.public_key_file.report("has no use with HS256; remove it, or set algorithm to EdDSA, ES256 or RS256");
         }
-        let secret = self.secret.required(section, Rule::Hmac);
-        let previous_secret = self.previous_secret.read(Rule::Hmac);
-        Some(Verification::Shared { secret: secret?, previous_secret })
+        let secret = self.secret.read_required(section, SecretRule::Hmac);
+        let previous_secret = self.previous_secret.read(SecretRule::Hmac);
+        Some(JwtVerification::SharedSecret { secret: secret?, previous_secret })
     }
 
-    fn public(&self, algorithm: PublicKeyAlgorithm) -> Option<Verification> {
+    fn read_public_keys(&self, algorithm: PublicKeyAlgorithm) -> Option<JwtVerification> {
         for unused in [&self.secret, &self.previous_secret].into_iter().filter_map(SecretEntries::entry) {
             unused.report("has no use with a public key; remove it, or set algorithm to HS256");
         }
         if !self.public_key_file.is_given() {
             self.public_key_file.report("is required unless algorithm is HS256");
         }
-        let public_key_file = self.public_key_file.readable_file()?;
-        let read = public_keys::read(&public_key_file, algorithm);
-        let keys = read.map_err(|message| self.public_key_file.report(message)).ok()?;
-        Some(Verification::Public { algorithm, public_key_file, keys })
+        let public_key_file = self.public_key_file.readable_path()?;
+        let result = public_keys::read_public_keys(&public_key_file, algorithm);
+        let keys = result.map_err(|message| self.public_key_file.report(message)).ok()?;
+        Some(JwtVerification::PublicKeys { algorithm, public_key_file, keys })
     }
 }
 
 /// The algorithm of this name; none is HS256, which has no public key.
-fn algorithm(text: &str) -> Result<Option<PublicKeyAlgorithm>, String> {
+fn parse_algorithm(text: &str) -> Result<Option<PublicKeyAlgorithm>, String> {
     match text {
         "HS256" => Ok(None),
         "EdDSA" => Ok(Some(PublicKeyAlgorithm::EdDsa)),
@@ -150,7 +150,7 @@ fn algorithm(text: &str) -> Result<Option<PublicKeyAlgorithm>, String> {
 }
 
 /// A token in the sense of RFC 9110, section 5.6.2, which is what RFC 6265 asks of a cookie's name.
-fn cookie_name(text: &str) -> Result<String, String> {
+fn parse_cookie_name(text: &str) -> Result<String, String> {
     let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if text.bytes().all(is_token_byte) {
         Ok(text.to_owned())
@@ -179,7 +179,7 @@ mod tests {
     fn the_environment_alone_can_give_the_section() {
         let environment = [("AUTOPLAY_RELAY__AUTH__JWT__SECRET", "hush-hush-hush-hush-hush-hush-32")];
         let jwt = parsed_with("", &environment.into_iter().collect()).auth.jwt.unwrap();
-        let Verification::Shared { secret, previous_secret: None } = jwt.verification else {
+        let JwtVerification::SharedSecret { secret, previous_secret: None } = jwt.verification else {
             panic!("HS256 is the default")
         };
         assert_eq!(secret.expose(), "hush-hush-hush-hush-hush-hush-32");
@@ -197,12 +197,12 @@ mod tests {
     }
 
     /// A file of the keys that this repository keeps for its tests.
-    fn keys(name: &str) -> String {
+    fn test_key_path(name: &str) -> String {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/jwt").join(name).display().to_string()
     }
 
-    fn section(algorithm: &str, file: &str) -> String {
-        format!("[auth.jwt]\nalgorithm = '{algorithm}'\npublic_key_file = '{}'", keys(file))
+    fn jwt_section(algorithm: &str, file: &str) -> String {
+        format!("[auth.jwt]\nalgorithm = '{algorithm}'\npublic_key_file = '{}'", test_key_path(file))
     }
 
     #[test]
@@ -213,13 +213,13 @@ mod tests {
             ("RS256", PublicKeyAlgorithm::Rs256, "rsa.pub.pem", 1),
             ("ES256", PublicKeyAlgorithm::Es256, "p256-two.pub.pem", 2),
         ] {
-            let verification = parsed(&section(name, file)).auth.jwt.unwrap().verification;
+            let verification = parsed(&jwt_section(name, file)).auth.jwt.unwrap().verification;
             assert_eq!(verification.algorithm_name(), name);
-            let Verification::Public { algorithm, public_key_file, keys: read } = verification else {
+            let JwtVerification::PublicKeys { algorithm, public_key_file, keys: read } = verification else {
                 panic!("{name} has public keys")
             };
-            assert_eq!((algorithm, public_key_file, read.len()), (expected, keys(file).into(), count));
-            let found = findings(&format!("{}\n{SECRET}", section(name, file)));
+            assert_eq!((algorithm, public_key_file, read.len()), (expected, test_key_path(file).into(), count));
+            let found = findings(&format!("{}\n{SECRET}", jwt_section(name, file)));
             assert!(found.starts_with("relay.toml:4: auth.jwt.secret: has no use with a public key"), "{found}");
         }
         assert!(findings("[auth.jwt]\nalgorithm = 'ES256'").contains("auth.jwt.public_key_file: is required"));
@@ -238,16 +238,16 @@ mod tests {
             ("RS256", "rsa1024.pub.pem", "key 1 has less than 2048 bits"),
             ("ES256", "../summary.json", "holds no PUBLIC KEY block"),
         ] {
-            let found = findings(&section(algorithm, file));
+            let found = findings(&jwt_section(algorithm, file));
             assert!(found.starts_with("relay.toml:3: auth.jwt.public_key_file: "), "{found}");
-            assert!(found.contains(expected) && found.contains(&keys(file)), "{found}");
+            assert!(found.contains(expected) && found.contains(&test_key_path(file)), "{found}");
         }
         let private = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&private, "-----BEGIN PRIVATE KEY-----\naHVzaA==\n-----END PRIVATE KEY-----\n").unwrap();
-        let found = findings(&section("ES256", private.path().to_str().unwrap()));
+        let found = findings(&jwt_section("ES256", private.path().to_str().unwrap()));
         assert!(found.contains("holds a private key") && !found.contains("aHVzaA"), "{found}");
         std::fs::write(&private, "x".repeat(2 << 20)).unwrap();
-        let found = findings(&section("ES256", private.path().to_str().unwrap()));
+        let found = findings(&jwt_section("ES256", private.path().to_str().unwrap()));
         assert!(found.contains("is larger than 1 MiB"), "{found}");
     }
 

@@ -11,7 +11,7 @@ use super::{network::Network, reader::Section, values};
 
 /// How much of the past is kept for those who resume.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Log {
+pub(crate) struct LogConfig {
     /// Events of one product in memory.
     pub(crate) memory_events: usize,
     /// Bytes of one product in memory.
@@ -30,7 +30,7 @@ pub(crate) struct Log {
 
 /// What connections that the relay makes may reach.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Egress {
+pub(crate) struct EgressConfig {
     /// Networks that webhooks may reach although they are not public.
     pub(crate) allow_networks: Vec<Network>,
     /// PEM file of further roots for https.
@@ -50,49 +50,49 @@ const DEFAULT_DEAD_LETTER_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 
 /// A quarter of what is kept: dead letters are the exception.
 const DEFAULT_DEAD_LETTER_BYTES: u64 = 256 << 20;
 /// A ring shorter than this would evict what is being sent.
-const LEAST_MEMORY_EVENTS: u32 = 16;
+const MIN_MEMORY_EVENTS: u32 = 16;
 /// The same, in bytes.
-const LEAST_MEMORY_BYTES: u64 = 64 << 10;
+const MIN_MEMORY_BYTES: u64 = 64 << 10;
 /// All that a store can count.
-const MOST_BYTES: u64 = i64::MAX as u64;
+const MAX_STORE_BYTES: u64 = i64::MAX as u64;
 
-impl Log {
+impl LogConfig {
     /// Reads the section.
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let log = Self {
             memory_events: section
                 .entry("memory_events")
-                .number(LEAST_MEMORY_EVENTS..=u32::MAX)
+                .number(MIN_MEMORY_EVENTS..=u32::MAX)
                 .unwrap_or(DEFAULT_MEMORY_EVENTS),
-            memory_bytes: bytes(&mut section, "memory_bytes", LEAST_MEMORY_BYTES, DEFAULT_MEMORY_BYTES),
+            memory_bytes: read_size(&mut section, "memory_bytes", MIN_MEMORY_BYTES, DEFAULT_MEMORY_BYTES),
             data_dir: section.entry("data_dir").optional(|text| Ok(PathBuf::from(text))),
-            retention: section.entry("retention").duration(values::SHORTEST).unwrap_or(DEFAULT_RETENTION),
-            retention_bytes: bytes(&mut section, "retention_bytes", 1, DEFAULT_RETENTION_BYTES),
+            retention: section.entry("retention").duration(values::MIN_DURATION).unwrap_or(DEFAULT_RETENTION),
+            retention_bytes: read_size(&mut section, "retention_bytes", 1, DEFAULT_RETENTION_BYTES),
             dead_letter_retention: section
                 .entry("dead_letter_retention")
-                .duration(values::SHORTEST)
+                .duration(values::MIN_DURATION)
                 .unwrap_or(DEFAULT_DEAD_LETTER_RETENTION),
-            dead_letter_bytes: bytes(&mut section, "dead_letter_bytes", 1, DEFAULT_DEAD_LETTER_BYTES),
+            dead_letter_bytes: read_size(&mut section, "dead_letter_bytes", 1, DEFAULT_DEAD_LETTER_BYTES),
         };
         section.finish();
         log
     }
 }
 
-impl Egress {
+impl EgressConfig {
     /// Reads the section.
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let egress = Self {
-            allow_networks: section.entry("allow_networks").each(Network::parse).unwrap_or_default(),
-            ca_file: section.entry("ca_file").readable_file(),
+            allow_networks: section.entry("allow_networks").parse_list(Network::parse).unwrap_or_default(),
+            ca_file: section.entry("ca_file").readable_path(),
         };
         section.finish();
         egress
     }
 }
 
-fn bytes(section: &mut Section<'_>, name: &str, least: u64, default: u64) -> u64 {
-    section.entry(name).size(least..=MOST_BYTES).unwrap_or(default)
+fn read_size(section: &mut Section<'_>, name: &str, min: u64, default: u64) -> u64 {
+    section.entry(name).size(min..=MAX_STORE_BYTES).unwrap_or(default)
 }
 
 #[cfg(test)]

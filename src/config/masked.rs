@@ -11,74 +11,74 @@ use toml::Value;
 
 use super::{
     Config, Secret,
-    auth::{Auth, Key, Permissions},
+    auth::{AuthConfig, Permissions, StaticKeyConfig},
     certificate::TlsFiles,
-    jwt::{Jwt, Verification},
-    log::{Egress, Log},
+    jwt::{JwtConfig, JwtVerification},
+    log::{EgressConfig, LogConfig},
     secret::MASK,
-    server::Server,
-    upstream::Upstream,
-    values::{duration_text, size_text},
-    webhook::Webhook,
+    server::ServerConfig,
+    upstream::UpstreamConfig,
+    values::{format_duration, format_size},
+    webhook::WebhookConfig,
 };
 use crate::event::Only;
 
 impl Config {
     /// The configuration in force, defaults and overrides included, as TOML; every secret reads `"********"`.
     pub(crate) fn to_masked_toml(&self) -> String {
-        let mut page = Page::default();
-        page.server(&self.server);
-        self.upstreams.iter().for_each(|upstream| page.upstream(upstream));
-        page.auth(&self.auth);
-        page.log(&self.log);
-        self.webhooks.iter().for_each(|webhook| page.webhook(webhook));
-        page.egress(&self.egress);
-        page.text
+        let mut document = MaskedToml::default();
+        document.server(&self.server);
+        self.upstreams.iter().for_each(|upstream| document.upstream(upstream));
+        document.auth(&self.auth);
+        document.log(&self.log);
+        self.webhooks.iter().for_each(|webhook| document.webhook(webhook));
+        document.egress(&self.egress);
+        document.text
     }
 }
 
 /// The document as far as it is written.
 #[derive(Default)]
-struct Page {
+struct MaskedToml {
     text: String,
 }
 
-impl Page {
-    fn server(&mut self, server: &Server) {
+impl MaskedToml {
+    fn server(&mut self, server: &ServerConfig) {
         self.heading("[server]");
         self.line("listen", server.listen.to_string());
         self.line("admin_listen", server.admin_listen.to_string());
         self.line("probe_listen", server.probe_listen.map(|address| address.to_string()).unwrap_or_default());
-        self.line("allowed_hosts", texts(&server.allowed_hosts));
-        self.line("trusted_proxies", texts(&server.trusted_proxies));
-        self.line("heartbeat_interval", duration_text(server.heartbeat_interval));
-        self.line("write_timeout", duration_text(server.write_timeout));
-        self.line("head_timeout", duration_text(server.head_timeout));
-        self.line("max_publish_bytes", size_text(server.max_publish_bytes));
-        self.line("max_connection_age", duration_text(server.max_connection_age.unwrap_or_default()));
+        self.line("allowed_hosts", to_strings(&server.allowed_hosts));
+        self.line("trusted_proxies", to_strings(&server.trusted_proxies));
+        self.line("heartbeat_interval", format_duration(server.heartbeat_interval));
+        self.line("write_timeout", format_duration(server.write_timeout));
+        self.line("head_timeout", format_duration(server.head_timeout));
+        self.line("max_publish_bytes", format_size(server.max_publish_bytes));
+        self.line("max_connection_age", format_duration(server.max_connection_age.unwrap_or_default()));
         self.line("max_connects_per_second", server.max_connects_per_second.unwrap_or_default());
-        self.line("max_subscribers_per_key", count(server.max_subscribers_per_key.unwrap_or_default()));
-        self.line("max_concurrent_replays", count(server.max_concurrent_replays));
-        self.line("max_subscribers", count(server.max_subscribers));
-        self.line("max_subscribers_per_ip", count(server.max_subscribers_per_ip.unwrap_or_default()));
-        self.line("drain_window", duration_text(server.drain_window));
+        self.line("max_subscribers_per_key", toml_integer(server.max_subscribers_per_key.unwrap_or_default()));
+        self.line("max_concurrent_replays", toml_integer(server.max_concurrent_replays));
+        self.line("max_subscribers", toml_integer(server.max_subscribers));
+        self.line("max_subscribers_per_ip", toml_integer(server.max_subscribers_per_ip.unwrap_or_default()));
+        self.line("drain_window", format_duration(server.drain_window));
         let origins: Vec<&str> = server.cors_allowed_origins.iter().map(|origin| origin.as_str()).collect();
         self.line("cors_allowed_origins", origins);
         let files = server.tls.as_ref().map(|TlsFiles { cert_file, key_file }| (cert_file, key_file));
-        self.line("tls_cert_file", path(files.map(|(cert, _)| cert)));
-        self.line("tls_key_file", path(files.map(|(_, key)| key)));
+        self.line("tls_cert_file", path_text(files.map(|(cert, _)| cert)));
+        self.line("tls_key_file", path_text(files.map(|(_, key)| key)));
     }
 
-    fn upstream(&mut self, upstream: &Upstream) {
+    fn upstream(&mut self, upstream: &UpstreamConfig) {
         self.heading("[[upstreams]]");
         self.line("product_id", upstream.product_id.as_str());
         self.line("url", upstream.url.masked());
         self.secret("token", upstream.token.as_ref());
-        self.line("heartbeat_timeout", duration_text(upstream.heartbeat_timeout));
-        self.line("max_event_bytes", size_text(upstream.max_event_bytes));
+        self.line("heartbeat_timeout", format_duration(upstream.heartbeat_timeout));
+        self.line("max_event_bytes", format_size(upstream.max_event_bytes));
     }
 
-    fn auth(&mut self, auth: &Auth) {
+    fn auth(&mut self, auth: &AuthConfig) {
         self.heading("[auth]");
         self.line("allow_anonymous", auth.allow_anonymous);
         self.permissions("anonymous_permissions", &auth.anonymous_permissions);
@@ -89,68 +89,70 @@ impl Page {
         }
     }
 
-    fn key(&mut self, key: &Key) {
+    fn key(&mut self, key: &StaticKeyConfig) {
         self.heading("[[auth.keys]]");
         self.line("name", key.name.as_str());
         self.secret("key", Some(&key.key));
-        self.line("products", listed(&key.products, &["*"], |product| product.as_str()));
+        self.line("products", only_to_list(&key.products, &["*"], |product| product.as_str()));
         self.permissions("permissions", &key.permissions);
     }
 
-    fn jwt(&mut self, jwt: &Jwt) {
+    fn jwt(&mut self, jwt: &JwtConfig) {
         self.heading("[auth.jwt]");
         self.line("algorithm", jwt.verification.algorithm_name());
         match &jwt.verification {
-            Verification::Shared { secret, previous_secret } => {
+            JwtVerification::SharedSecret { secret, previous_secret } => {
                 self.secret("secret", Some(secret));
                 self.secret("previous_secret", previous_secret.as_ref());
             }
-            Verification::Public { public_key_file, .. } => self.line("public_key_file", path(Some(public_key_file))),
+            JwtVerification::PublicKeys { public_key_file, .. } => {
+                self.line("public_key_file", path_text(Some(public_key_file)))
+            }
         }
         self.line("audience", jwt.audience.as_deref().unwrap_or_default());
         self.line("allow_query_token", jwt.allow_query_token);
         self.line("cookie_name", jwt.cookie_name.as_deref().unwrap_or_default());
     }
 
-    fn log(&mut self, log: &Log) {
+    fn log(&mut self, log: &LogConfig) {
         self.heading("[log]");
-        self.line("memory_events", count(log.memory_events));
-        self.line("memory_bytes", size_text(log.memory_bytes));
-        self.line("data_dir", path(log.data_dir.as_ref()));
-        self.line("retention", duration_text(log.retention));
-        self.line("retention_bytes", size_text(log.retention_bytes));
-        self.line("dead_letter_retention", duration_text(log.dead_letter_retention));
-        self.line("dead_letter_bytes", size_text(log.dead_letter_bytes));
+        self.line("memory_events", toml_integer(log.memory_events));
+        self.line("memory_bytes", format_size(log.memory_bytes));
+        self.line("data_dir", path_text(log.data_dir.as_ref()));
+        self.line("retention", format_duration(log.retention));
+        self.line("retention_bytes", format_size(log.retention_bytes));
+        self.line("dead_letter_retention", format_duration(log.dead_letter_retention));
+        self.line("dead_letter_bytes", format_size(log.dead_letter_bytes));
     }
 
-    fn webhook(&mut self, webhook: &Webhook) {
+    fn webhook(&mut self, webhook: &WebhookConfig) {
         self.heading("[[webhooks]]");
         self.line("id", webhook.id.as_str());
         self.line("product_id", webhook.product_id.as_str());
         self.line("url", webhook.url.masked());
         self.secret("secret", Some(&webhook.secret));
-        self.line("types", listed(&webhook.types, &[], String::as_str));
-        self.line("session_ids", listed(&webhook.session_ids, &[], |session| session.as_str()));
-        self.line("timeout", duration_text(webhook.timeout));
+        self.line("types", only_to_list(&webhook.types, &[], String::as_str));
+        self.line("session_ids", only_to_list(&webhook.session_ids, &[], |session| session.as_str()));
+        self.line("timeout", format_duration(webhook.timeout));
         self.line("max_retries", webhook.max_retries);
-        self.line("initial_backoff", duration_text(webhook.initial_backoff));
-        self.line("max_backoff", duration_text(webhook.max_backoff));
-        self.line("max_in_flight", count(webhook.max_in_flight));
+        self.line("initial_backoff", format_duration(webhook.initial_backoff));
+        self.line("max_backoff", format_duration(webhook.max_backoff));
+        self.line("max_in_flight", toml_integer(webhook.max_in_flight));
     }
 
-    fn egress(&mut self, egress: &Egress) {
+    fn egress(&mut self, egress: &EgressConfig) {
         self.heading("[egress]");
-        self.line("allow_networks", texts(&egress.allow_networks));
-        self.line("ca_file", path(egress.ca_file.as_ref()));
+        self.line("allow_networks", to_strings(&egress.allow_networks));
+        self.line("ca_file", path_text(egress.ca_file.as_ref()));
     }
 
     fn heading(&mut self, heading: &str) {
         let blank = if self.text.is_empty() { "" } else { "\n" };
-        self.push(format_args!("{blank}{heading}\n"));
+        self.write(format_args!("{blank}{heading}\n"));
     }
 
     fn line(&mut self, key: &str, value: impl Into<Value>) {
-        self.push(format_args!("{key} = {}\n", value.into()));
+        self.write(format_args!("{key} = {}\n", value.into()));
     }
 
     /// A secret that is not there has no line: `key = ""` would look like one.
@@ -165,16 +167,16 @@ impl Page {
         self.line(key, names);
     }
 
-    fn push(&mut self, text: std::fmt::Arguments<'_>) {
+    fn write(&mut self, text: std::fmt::Arguments<'_>) {
         self.text.write_fmt(text).expect("a string takes all text");
     }
 }
 
-fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+fn to_strings<T: ToString>(values: &[T]) -> Vec<String> {
     values.iter().map(ToString::to_string).collect()
 }
 
-fn listed<'a, T>(only: &'a Only<T>, everything: &[&'a str], text: impl Fn(&'a T) -> &'a str) -> Vec<&'a str> {
+fn only_to_list<'a, T>(only: &'a Only<T>, everything: &[&'a str], text: impl Fn(&'a T) -> &'a str) -> Vec<&'a str> {
     match only {
         Only::Everything => everything.to_vec(),
         Only::These(these) => these.iter().map(text).collect(),
@@ -182,10 +184,10 @@ fn listed<'a, T>(only: &'a Only<T>, everything: &[&'a str], text: impl Fn(&'a T)
 }
 
 /// The path as it was given: it came from UTF-8 text, so nothing is lost.
-fn path(path: Option<&PathBuf>) -> String {
+fn path_text(path: Option<&PathBuf>) -> String {
     path.map(|path| Path::to_string_lossy(path).into_owned()).unwrap_or_default()
 }
 
-fn count(count: usize) -> i64 {
+fn toml_integer(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }

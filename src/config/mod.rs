@@ -47,40 +47,40 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 pub(crate) use self::address::{HostAndPort, Origin};
-pub(crate) use self::auth::{Auth, Permission, Permissions};
-pub(crate) use self::certificate::{Identity, IdentityError, TlsFiles};
-pub(crate) use self::difference::Difference;
+pub(crate) use self::auth::{AuthConfig, Permission, Permissions};
+pub(crate) use self::certificate::{TlsFiles, TlsIdentity, TlsIdentityError};
+pub(crate) use self::difference::ConfigDiff;
 pub(crate) use self::environment::Environment;
 pub(crate) use self::findings::{Finding, Findings};
-pub(crate) use self::jwt::{Jwt, PublicKeyAlgorithm, Verification};
-pub(crate) use self::log::{Egress, Log};
+pub(crate) use self::jwt::{JwtConfig, JwtVerification, PublicKeyAlgorithm};
+pub(crate) use self::log::{EgressConfig, LogConfig};
 pub(crate) use self::network::Network;
-pub(crate) use self::pem::contents as pem_contents;
+pub(crate) use self::pem::read_pem_file as pem_contents;
 pub(crate) use self::public_keys::PublicKey;
 pub(crate) use self::secret::Secret;
-pub(crate) use self::server::Server;
-pub(crate) use self::source::Source;
-pub(crate) use self::upstream::Upstream;
-pub(crate) use self::values::{duration, duration_text};
-pub(crate) use self::webhook::{FieldError, Webhook, WebhookJson};
+pub(crate) use self::server::ServerConfig;
+pub(crate) use self::source::ConfigSource;
+pub(crate) use self::upstream::UpstreamConfig;
+pub(crate) use self::values::{format_duration, parse_duration};
+pub(crate) use self::webhook::{FieldError, WebhookConfig, WebhookJson};
 
-use self::{findings::Place, reader::Section, reading::Reading};
+use self::{findings::ConfigLocation, reader::Section, reading::ParseContext};
 
 /// All that can be configured; the fields have the names of the sections.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Config {
     /// Listeners, limits and times.
-    pub(crate) server: Server,
+    pub(crate) server: ServerConfig,
     /// Where events come from; may be empty, as products can be registered later.
-    pub(crate) upstreams: Vec<Upstream>,
+    pub(crate) upstreams: Vec<UpstreamConfig>,
     /// Who may do what.
-    pub(crate) auth: Auth,
+    pub(crate) auth: AuthConfig,
     /// What is kept for those who resume.
-    pub(crate) log: Log,
+    pub(crate) log: LogConfig,
     /// Whom events are pushed to.
-    pub(crate) webhooks: Vec<Webhook>,
+    pub(crate) webhooks: Vec<WebhookConfig>,
     /// What the relay's own connections may reach.
-    pub(crate) egress: Egress,
+    pub(crate) egress: EgressConfig,
 }
 
 /// Where subscribers without a credential may be let in. It allows; only `auth.allow_anonymous` does it.
@@ -93,7 +93,7 @@ pub(crate) enum AllowAnonymous {
 }
 
 /// What a key means that is not given, where that depends on the way the relay is started.
-struct Defaults {
+struct StartDefaults {
     listen: SocketAddr,
     allow_anonymous: bool,
 }
@@ -105,11 +105,11 @@ impl Config {
     ///
     /// All that is wrong, or that the file cannot be read.
     pub(crate) fn load(path: &Path, environment: &Environment, anonymous: AllowAnonymous) -> Result<Self, Findings> {
-        Self::load_noting(path, environment, anonymous, &mut BTreeSet::new())
+        Self::load_tracking_files(path, environment, anonymous, &mut BTreeSet::new())
     }
 
     /// The same, and notes in `files` which files it relies on, whether they are as they should be or not.
-    fn load_noting(
+    fn load_tracking_files(
         path: &Path,
         environment: &Environment,
         anonymous: AllowAnonymous,
@@ -117,9 +117,9 @@ impl Config {
     ) -> Result<Self, Findings> {
         files.insert(path.to_owned());
         let file = path.display().to_string();
-        let unreadable = |message| Finding { place: Place::File(file.clone()), key: None, message };
-        let text = text_of(path).map_err(unreadable)?;
-        Self::parse_noting(&text, &file, environment, anonymous, files)
+        let unreadable = |message| Finding { location: ConfigLocation::File(file.clone()), key: None, message };
+        let text = read_config_file(path).map_err(unreadable)?;
+        Self::parse_tracking_files(&text, &file, environment, anonymous, files)
     }
 
     /// Reads `text`, which findings call `file`, with overrides from the environment.
@@ -133,10 +133,10 @@ impl Config {
         environment: &Environment,
         anonymous: AllowAnonymous,
     ) -> Result<Self, Findings> {
-        Self::parse_noting(text, file, environment, anonymous, &mut BTreeSet::new())
+        Self::parse_tracking_files(text, file, environment, anonymous, &mut BTreeSet::new())
     }
 
-    fn parse_noting(
+    fn parse_tracking_files(
         text: &str,
         file: &str,
         environment: &Environment,
@@ -144,16 +144,16 @@ impl Config {
         files: &mut BTreeSet<PathBuf>,
     ) -> Result<Self, Findings> {
         /// A file says whom to let in, and a server is reached from outside.
-        const DEFAULTS: Defaults = Defaults { listen: server::DEFAULT_LISTEN, allow_anonymous: false };
+        const FILE_DEFAULTS: StartDefaults = StartDefaults { listen: server::DEFAULT_LISTEN, allow_anonymous: false };
         let (document, errors) = DeTable::parse_recoverable(text);
-        let reading = Reading::new(file, text, environment);
-        reading.report_syntax(&errors);
-        if let Some(findings) = reading.found_so_far() {
+        let context = ParseContext::new(file, text, environment);
+        context.report_syntax_errors(&errors);
+        if let Some(findings) = context.findings() {
             return Err(findings);
         }
-        let config = Self::read(Section::root(&reading, document.get_ref()), &DEFAULTS, anonymous);
-        files.extend(reading.files());
-        reading.finish().map(|()| config)
+        let config = Self::read(Section::root(&context, document.get_ref()), &FILE_DEFAULTS, anonymous);
+        files.extend(context.dependencies());
+        context.finish().map(|()| config)
     }
 
     /// Starts without a file: the sidecar of one product, told by `AUTOPLAY_STREAM_URL` and `AUTOPLAY_APP_UNKEY_TOKEN`.
@@ -163,29 +163,29 @@ impl Config {
     /// All that is wrong, or how to start when nothing says which way.
     pub(crate) fn from_environment(environment: &Environment, anonymous: AllowAnonymous) -> Result<Self, Findings> {
         /// Only its own pod reaches a sidecar, and nobody is there to hand out keys.
-        const DEFAULTS: Defaults =
-            Defaults { listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080), allow_anonymous: true };
-        let reading = Reading::new("environment", "", environment);
-        let nothing = DeTable::new();
-        let mut config = Self::read(Section::root(&reading, &nothing), &DEFAULTS, anonymous);
-        if let Some(upstream) = sidecar::upstream(&reading) {
-            config.auth.keys.extend(sidecar::key(&upstream));
+        const SIDECAR_DEFAULTS: StartDefaults =
+            StartDefaults { listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080), allow_anonymous: true };
+        let context = ParseContext::new("environment", "", environment);
+        let empty = DeTable::new();
+        let mut config = Self::read(Section::root(&context, &empty), &SIDECAR_DEFAULTS, anonymous);
+        if let Some(upstream) = sidecar::upstream(&context) {
+            config.auth.keys.extend(sidecar::upstream_key(&upstream));
             config.upstreams.push(upstream);
         }
-        reading.finish().map(|()| config)
+        context.finish().map(|()| config)
     }
 
     /// Reads the whole document. A default stands in for what is wrong, so the result counts only if nothing was.
-    fn read(mut root: Section<'_>, defaults: &Defaults, anonymous: AllowAnonymous) -> Self {
+    fn read(mut root: Section<'_>, defaults: &StartDefaults, anonymous: AllowAnonymous) -> Self {
         let (mut server, mut auth) = (root.section("server"), root.section("auth"));
-        let upstreams = Upstream::read_all(&mut root);
+        let upstreams = UpstreamConfig::read_all(&mut root);
         let config = Self {
-            server: Server::read(&mut server, defaults.listen),
-            webhooks: Webhook::read_all(&mut root, &upstreams),
+            server: ServerConfig::read(&mut server, defaults.listen),
+            webhooks: WebhookConfig::read_all(&mut root, &upstreams),
             upstreams,
-            auth: Auth::read(&mut auth, defaults.allow_anonymous),
-            log: Log::read(root.section("log")),
-            egress: Egress::read(root.section("egress")),
+            auth: AuthConfig::read(&mut auth, defaults.allow_anonymous),
+            log: LogConfig::read(root.section("log")),
+            egress: EgressConfig::read(root.section("egress")),
         };
         config.check_anonymous(&mut server, &mut auth, anonymous);
         config.check_admin(&mut server, &auth);
@@ -195,8 +195,8 @@ impl Config {
 
     fn check_anonymous(&self, server: &mut Section<'_>, auth: &mut Section<'_>, anonymous: AllowAnonymous) {
         let listen = server.entry("listen");
-        let is_open = self.auth.allow_anonymous && !is_loopback(self.server.listen);
-        if is_open && anonymous == AllowAnonymous::OnLoopback && listen.is_accepted() {
+        let is_open = self.auth.allow_anonymous && !binds_loopback(self.server.listen);
+        if is_open && anonymous == AllowAnonymous::OnLoopback && listen.is_free_of_findings() {
             let address = self.server.listen;
             let at_fault = if listen.is_given() { listen } else { auth.entry("allow_anonymous") };
             at_fault.report(format!(
@@ -208,9 +208,9 @@ impl Config {
 
     fn check_admin(&self, server: &mut Section<'_>, auth: &Section<'_>) {
         let listen = server.entry("admin_listen");
-        let is_open = self.auth.admin_key.is_none() && !is_loopback(self.server.admin_listen);
+        let is_open = self.auth.admin_key.is_none() && !binds_loopback(self.server.admin_listen);
         // A key that was given but is unfit has a finding of its own.
-        if is_open && listen.is_accepted() && auth.reading().accepts("auth.admin_key") {
+        if is_open && listen.is_free_of_findings() && auth.context().accepts("auth.admin_key") {
             let address = self.server.admin_listen;
             listen.report(format!("{address} can be reached from outside; set auth.admin_key, or listen on 127.0.0.1"));
         }
@@ -220,14 +220,14 @@ impl Config {
 impl Config {
     /// Why this would let strangers in, if it would: for a configuration of which a part waits for a restart. What is read from
     /// one file has been checked by the same rules.
-    fn exposed(&self, anonymous: AllowAnonymous) -> Option<&'static str> {
-        let is_open = self.auth.allow_anonymous && !is_loopback(self.server.listen);
+    fn exposure_error(&self, anonymous: AllowAnonymous) -> Option<&'static str> {
+        let is_open = self.auth.allow_anonymous && !binds_loopback(self.server.listen);
         if is_open && anonymous == AllowAnonymous::OnLoopback {
             return Some(
                 "auth.allow_anonymous would be true on the server.listen in force, which others can reach: restart",
             );
         }
-        let is_admin_open = self.auth.admin_key.is_none() && !is_loopback(self.server.admin_listen);
+        let is_admin_open = self.auth.admin_key.is_none() && !binds_loopback(self.server.admin_listen);
         is_admin_open.then_some(
             "auth.admin_key would be none on the server.admin_listen in force, which others can reach: restart",
         )
@@ -235,11 +235,11 @@ impl Config {
 }
 
 /// What a file of the configuration holds; or why it is not read. A mistaken path may lead to anything.
-fn text_of(path: &Path) -> Result<String, String> {
+fn read_config_file(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes));
+    let read = File::open(path).and_then(|file| file.take(MAX_CONFIG_TEXT_BYTES + 1).read_to_end(&mut bytes));
     match read {
-        Ok(_) if bytes.len() as u64 > MOST_BYTES => {
+        Ok(_) if bytes.len() as u64 > MAX_CONFIG_TEXT_BYTES => {
             Err("is larger than 4 MiB; name the relay's own configuration; one of that size is not read".to_owned())
         }
         Ok(_) => String::from_utf8(bytes).map_err(|_| "cannot read it: it is not UTF-8 text".to_owned()),
@@ -248,8 +248,8 @@ fn text_of(path: &Path) -> Result<String, String> {
 }
 
 /// Thousands of keys and webhooks have room in it.
-const MOST_BYTES: u64 = 4 * 1024 * 1024;
+const MAX_CONFIG_TEXT_BYTES: u64 = 4 * 1024 * 1024;
 
-fn is_loopback(address: SocketAddr) -> bool {
+fn binds_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }

@@ -26,14 +26,14 @@ impl Network {
     /// What to write instead: not an address, a prefix longer than it, or host bits that are set.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
-        let refused = || format!("{} is not a network; write an address and a prefix, e.g. 10.0.0.0/8", quoted(text));
-        let written: IpAddr = address.parse().map_err(|_| refused())?;
-        let written_width = Bits::of(written).width;
+        let invalid = || format!("{} is not a network; write an address and a prefix, e.g. 10.0.0.0/8", quoted(text));
+        let written: IpAddr = address.parse().map_err(|_| invalid())?;
+        let written_width = AddressBits::of(written).width;
         let prefix = match prefix {
             Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-                digits.parse().map_err(|_| refused())?
+                digits.parse().map_err(|_| invalid())?
             }
-            Some(_) => return Err(refused()),
+            Some(_) => return Err(invalid()),
             None => written_width,
         };
         if prefix > written_width {
@@ -45,20 +45,20 @@ impl Network {
 
     /// Whether the address lies inside.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
-        let (network, address) = (Bits::of(self.first), Bits::of(address.to_canonical()));
+        let (network, address) = (AddressBits::of(self.first), AddressBits::of(address.to_canonical()));
         let host_bits = network.width.saturating_sub(self.prefix);
-        network.width == address.width && network.without(host_bits) == address.without(host_bits)
+        network.width == address.width && network.without_host_bits(host_bits) == address.without_host_bits(host_bits)
     }
 
     /// The network with IPv4 in its own form; none if bits beyond the prefix are set.
     fn canonical(written: IpAddr, written_prefix: u32) -> Option<Self> {
         let first = written.to_canonical();
-        let dropped = Bits::of(written).width - Bits::of(first).width;
+        let dropped = AddressBits::of(written).width - AddressBits::of(first).width;
         // A mapped address has all bits set just above its IPv4 part, so a shorter prefix leaves host bits there.
         let prefix = written_prefix.checked_sub(dropped)?;
-        let bits = Bits::of(first);
+        let bits = AddressBits::of(first);
         let host_bits = bits.width - prefix;
-        let has_host_bits = bits.without(host_bits).checked_shl(host_bits).unwrap_or(0) != bits.value;
+        let has_host_bits = bits.without_host_bits(host_bits).checked_shl(host_bits).unwrap_or(0) != bits.value;
         (!has_host_bits).then_some(Self { first, prefix })
     }
 }
@@ -70,12 +70,12 @@ impl fmt::Display for Network {
 }
 
 /// An address as a number of 32 or 128 bits.
-struct Bits {
+struct AddressBits {
     value: u128,
     width: u32,
 }
 
-impl Bits {
+impl AddressBits {
     fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(address) => Self { value: u128::from(address.to_bits()), width: 32 },
@@ -84,7 +84,7 @@ impl Bits {
     }
 
     /// The leading bits alone. A shift by the whole width is none at all to the processor, hence the check.
-    fn without(&self, host_bits: u32) -> u128 {
+    fn without_host_bits(&self, host_bits: u32) -> u128 {
         self.value.checked_shr(host_bits).unwrap_or(0)
     }
 }

@@ -9,10 +9,10 @@ use std::{fs::File, io::Read, path::Path};
 /// # Errors
 ///
 /// Why it is not read, with its name.
-pub(crate) fn contents(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn read_pem_file(path: &Path) -> Result<Vec<u8>, String> {
     let mut contents = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut contents));
-    match read {
+    let result = File::open(path).and_then(|file| file.take(MAX_PEM_BYTES + 1).read_to_end(&mut contents));
+    match result {
         Ok(_) => check_size(contents.len() as u64, path).map(|()| contents),
         Err(error) => Err(format!("cannot read {}: {error}", path.display())),
     }
@@ -25,8 +25,8 @@ pub(crate) fn contents(path: &Path) -> Result<Vec<u8>, String> {
 /// That it is too large, with its name.
 pub(super) fn check_size(bytes: u64, path: &Path) -> Result<(), String> {
     let too_large = || format!("{} is larger than 1 MiB; name a file of certificates or keys alone", path.display());
-    (bytes <= MOST_BYTES).then_some(()).ok_or_else(too_large)
+    (bytes <= MAX_PEM_BYTES).then_some(()).ok_or_else(too_large)
 }
 
 /// A chain of certificates has a few kilobytes, and so have the most keys that are taken.
-const MOST_BYTES: u64 = 1024 * 1024;
+const MAX_PEM_BYTES: u64 = 1024 * 1024;

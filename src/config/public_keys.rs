@@ -30,16 +30,16 @@ impl PublicKey {
 /// # Errors
 ///
 /// What is wrong with it: no key, too many, a key for something else, a private one.
-pub(super) fn read(path: &Path, algorithm: PublicKeyAlgorithm) -> Result<Vec<PublicKey>, String> {
+pub(super) fn read_public_keys(path: &Path, algorithm: PublicKeyAlgorithm) -> Result<Vec<PublicKey>, String> {
     let file = path.display();
-    let pem = pem::contents(path)?;
+    let pem = pem::read_pem_file(path)?;
     let mut keys = Vec::new();
     for block in <(SectionKind, Vec<u8>)>::pem_slice_iter(&pem) {
         let number = keys.len() + 1;
         let (kind, der) = block.map_err(|_| format!("{file}: key {number} is not PEM as it must be"))?;
         match kind {
             SectionKind::PublicKey => {
-                keys.push(checked(der, algorithm).map_err(|it| format!("{file}: key {number} {it}"))?);
+                keys.push(check_key(der, algorithm).map_err(|it| format!("{file}: key {number} {it}"))?);
             }
             SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey => {
                 return Err(format!("{file} holds a private key; only public keys belong there"));
@@ -49,35 +49,35 @@ pub(super) fn read(path: &Path, algorithm: PublicKeyAlgorithm) -> Result<Vec<Pub
     }
     match keys.len() {
         0 => Err(format!("{file} holds no PUBLIC KEY block; write the keys in PEM")),
-        1..=MOST_KEYS => Ok(keys),
-        _ => Err(format!("{file} holds more than {MOST_KEYS} keys")),
+        1..=MAX_PUBLIC_KEYS => Ok(keys),
+        _ => Err(format!("{file} holds more than {MAX_PUBLIC_KEYS} keys")),
     }
 }
 
 /// A key that fits the algorithm.
-fn checked(der: Vec<u8>, algorithm: PublicKeyAlgorithm) -> Result<PublicKey, String> {
-    let (verification, what): (&'static dyn VerificationAlgorithm, _) = match algorithm {
+fn check_key(der: Vec<u8>, algorithm: PublicKeyAlgorithm) -> Result<PublicKey, String> {
+    let (verification, expected): (&'static dyn VerificationAlgorithm, _) = match algorithm {
         PublicKeyAlgorithm::EdDsa => (&ED25519, "an Ed25519 key"),
         PublicKeyAlgorithm::Es256 => (&ECDSA_P256_SHA256_FIXED, "a P-256 key"),
         PublicKeyAlgorithm::Rs256 => (&RSA_PKCS1_2048_8192_SHA256, "an RSA key"),
     };
-    let _ = ParsedPublicKey::new(verification, &der).map_err(|_| format!("is not {what}"))?;
-    if algorithm == PublicKeyAlgorithm::Rs256 && der.len() < SHORTEST_RSA_DER {
+    let _ = ParsedPublicKey::new(verification, &der).map_err(|_| format!("is not {expected}"))?;
+    if algorithm == PublicKeyAlgorithm::Rs256 && der.len() < MIN_RSA_DER_BYTES {
         return Err("has less than 2048 bits".to_owned()); // such a signature would never be accepted
     }
     Ok(PublicKey(der))
 }
 
 /// A token is tried with each of them, and anybody may send tokens.
-const MOST_KEYS: usize = 8;
+const MAX_PUBLIC_KEYS: usize = 8;
 
 /// A modulus of 2048 bits has 256 bytes, and around it stand 36 or more.
-const SHORTEST_RSA_DER: usize = 256 + 36;
+const MIN_RSA_DER_BYTES: usize = 256 + 36;
 
 #[cfg(test)]
 impl PublicKey {
     /// A key that a test has made.
-    pub(crate) fn of_der(der: &[u8]) -> Self {
+    pub(crate) fn from_der(der: &[u8]) -> Self {
         Self(der.to_vec())
     }
 }

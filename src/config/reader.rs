@@ -12,93 +12,93 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    entry::{Entry, Raw, kind},
-    environment::Variable,
-    findings::Place,
-    reading::{OVERRIDE_PREFIX, Reading},
+    entry::{ConfigEntry, RawConfigValue, toml_kind},
+    environment::EnvVariable,
+    findings::ConfigLocation,
+    reading::{OVERRIDE_PREFIX, ParseContext},
 };
 
 /// One table of the document, present or not, and the overrides of its keys.
 pub(super) struct Section<'a> {
-    reading: &'a Reading<'a>,
+    context: &'a ParseContext<'a>,
     path: String,
     override_prefix: Option<String>,
     table: Option<&'a DeTable<'a>>,
-    place: Place,
-    known: BTreeSet<String>,
+    location: ConfigLocation,
+    known_keys: BTreeSet<String>,
 }
 
 impl<'a> Section<'a> {
     /// The whole document.
-    pub(super) fn root(reading: &'a Reading<'a>, table: &'a DeTable<'a>) -> Self {
+    pub(super) fn root(context: &'a ParseContext<'a>, table: &'a DeTable<'a>) -> Self {
         Self {
-            reading,
+            context,
             path: String::new(),
             override_prefix: Some(OVERRIDE_PREFIX.to_owned()),
             table: Some(table),
-            place: reading.whole_file(),
-            known: BTreeSet::new(),
+            location: context.file_location(),
+            known_keys: BTreeSet::new(),
         }
     }
 
     /// The reading this section belongs to.
-    pub(super) fn reading(&self) -> &'a Reading<'a> {
-        self.reading
+    pub(super) fn context(&self) -> &'a ParseContext<'a> {
+        self.context
     }
 
     /// The value of a key: the environment's if there is one, else the file's.
-    pub(super) fn entry(&mut self, name: &str) -> Entry<'a> {
-        let written = self.written(name);
-        self.overriding(name).unwrap_or(written)
+    pub(super) fn entry(&mut self, name: &str) -> ConfigEntry<'a> {
+        let from_file = self.file_entry(name);
+        self.override_entry(name).unwrap_or(from_file)
     }
 
     /// The value that the file has for a key, perhaps none.
-    pub(super) fn written(&mut self, name: &str) -> Entry<'a> {
-        let key = self.know(name);
+    pub(super) fn file_entry(&mut self, name: &str) -> ConfigEntry<'a> {
+        let key = self.register_key(name);
         match self.table.and_then(|table| table.get_key_value(name)) {
             Some((typed, value)) => {
-                let place = self.reading.place(typed.span().start);
-                Entry::new(self.reading, key, place, Raw::Written(value.get_ref()))
+                let location = self.context.location_at(typed.span().start);
+                ConfigEntry::new(self.context, key, location, RawConfigValue::Toml(value.get_ref()))
             }
-            None => Entry::new(self.reading, key, self.place.clone(), Raw::Absent),
+            None => ConfigEntry::new(self.context, key, self.location.clone(), RawConfigValue::Absent),
         }
     }
 
     /// The value that the environment has for a key, if its variable is set.
-    pub(super) fn overriding(&mut self, name: &str) -> Option<Entry<'a>> {
-        let key = self.know(name);
+    pub(super) fn override_entry(&mut self, name: &str) -> Option<ConfigEntry<'a>> {
+        let key = self.register_key(name);
         let variable = format!("{}{}", self.override_prefix.as_ref()?, name.to_uppercase());
-        let raw = match self.reading.override_named(&variable) {
-            Variable::Unset => return None,
-            Variable::Text(text) => Raw::Text(text),
-            Variable::NotText => Raw::NotText,
+        let raw = match self.context.lookup_override(&variable) {
+            EnvVariable::Unset => return None,
+            EnvVariable::Text(text) => RawConfigValue::EnvText(text),
+            EnvVariable::NotUtf8 => RawConfigValue::EnvNotUtf8,
         };
-        Some(Entry::new(self.reading, key, Place::Variable(variable), raw))
+        Some(ConfigEntry::new(self.context, key, ConfigLocation::Variable(variable), raw))
     }
 
     /// Whether the file has this table, or the environment a value for one of its keys.
     pub(super) fn is_present(&self) -> bool {
-        let has_overrides = |prefix: &String| self.reading.has_overrides(prefix);
+        let has_overrides = |prefix: &String| self.context.has_overrides(prefix);
         self.table.is_some() || self.override_prefix.as_ref().is_some_and(has_overrides)
     }
 
     /// The table under this key; one that is absent reads as empty.
     pub(super) fn section(&mut self, name: &str) -> Self {
-        let key = self.know(name);
+        let key = self.register_key(name);
         let mut section = Section {
-            reading: self.reading,
+            context: self.context,
             override_prefix: self.override_prefix.as_ref().map(|prefix| format!("{prefix}{}__", name.to_uppercase())),
             path: key,
             table: None,
-            place: self.place.clone(),
-            known: BTreeSet::new(),
+            location: self.location.clone(),
+            known_keys: BTreeSet::new(),
         };
         if let Some((typed, value)) = self.table.and_then(|table| table.get_key_value(name)) {
-            section.place = self.reading.place(typed.span().start);
+            section.location = self.context.location_at(typed.span().start);
             section.table = value.get_ref().as_table();
             if section.table.is_none() {
-                let message = format!("must be a table, [{}], not {}", section.path, kind(value.get_ref()));
-                self.reading.report(section.place.clone(), Some(&section.path), message);
+                let message = format!("must be a table, [{}], not {}", section.path, toml_kind(value.get_ref()));
+                self.context.report(section.location.clone(), Some(&section.path), message);
             }
         }
         section
@@ -106,13 +106,13 @@ impl<'a> Section<'a> {
 
     /// The array of tables under this key, in the order of the file.
     pub(super) fn tables(&mut self, name: &str) -> Vec<Self> {
-        let key = self.know(name);
+        let key = self.register_key(name);
         let Some((typed, value)) = self.table.and_then(|table| table.get_key_value(name)) else {
             return Vec::new();
         };
         let Some(array) = value.get_ref().as_array() else {
             let message = format!("must be an array of tables: write [[{key}]] before each");
-            self.reading.report(self.reading.place(typed.span().start), Some(&key), message);
+            self.context.report(self.context.location_at(typed.span().start), Some(&key), message);
             return Vec::new();
         };
         let elements = array.iter().enumerate();
@@ -122,51 +122,51 @@ impl<'a> Section<'a> {
     /// Ends the section: reports every key in it that nobody asked for.
     pub(super) fn finish(self) {
         let unknown =
-            self.table.into_iter().flatten().filter(|(typed, _)| !self.known.contains(typed.get_ref().as_ref()));
+            self.table.into_iter().flatten().filter(|(typed, _)| !self.known_keys.contains(typed.get_ref().as_ref()));
         for (typed, _) in unknown {
-            let known = self.known.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let known = self.known_keys.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
             let message = format!("unknown key; known here are {known}");
-            let key = joined(&self.path, &typed.get_ref().escape_debug().to_string());
-            self.reading.report(self.reading.place(typed.span().start), Some(&key), message);
+            let key = join_path(&self.path, &typed.get_ref().escape_debug().to_string());
+            self.context.report(self.context.location_at(typed.span().start), Some(&key), message);
         }
     }
 
     fn table_element(&self, path: &str, element: &'a Spanned<DeValue<'a>>) -> Option<Self> {
-        let place = self.reading.place(element.span().start);
+        let location = self.context.location_at(element.span().start);
         let Some(table) = element.get_ref().as_table() else {
-            let message = format!("must be a table, not {}", kind(element.get_ref()));
-            self.reading.report(place, Some(path), message);
+            let message = format!("must be a table, not {}", toml_kind(element.get_ref()));
+            self.context.report(location, Some(path), message);
             return None;
         };
         let path = path.to_owned();
         // No overrides: the elements of an array have no names that a variable could carry.
         let override_prefix = None;
         Some(Section {
-            reading: self.reading,
+            context: self.context,
             path,
             override_prefix,
             table: Some(table),
-            place,
-            known: BTreeSet::new(),
+            location,
+            known_keys: BTreeSet::new(),
         })
     }
 
     /// Notes that a key exists, and gives it as the operator types it.
-    fn know(&mut self, name: &str) -> String {
-        self.known.insert(name.to_owned());
-        joined(&self.path, name)
+    fn register_key(&mut self, name: &str) -> String {
+        self.known_keys.insert(name.to_owned());
+        join_path(&self.path, name)
     }
 }
 
 /// Reports every text under this key that a section before it has already.
-pub(super) fn report_repeated_texts(sections: &mut [Section<'_>], name: &str) {
+pub(super) fn report_duplicate_texts(sections: &mut [Section<'_>], name: &str) {
     let entries = sections.iter_mut().map(|section| section.entry(name));
-    report_repeats(entries.filter_map(|entry| entry.given_text().map(|text| (entry, text))));
+    report_duplicates(entries.filter_map(|entry| entry.non_empty_text().map(|text| (entry, text))));
 }
 
 /// Reports every value that an entry before it has already. The value itself is not shown: it may be a secret.
-pub(super) fn report_repeats<'a, T: Ord>(values: impl IntoIterator<Item = (Entry<'a>, T)>) {
-    let mut first_by_value: BTreeMap<T, Entry<'a>> = BTreeMap::new();
+pub(super) fn report_duplicates<'a, T: Ord>(values: impl IntoIterator<Item = (ConfigEntry<'a>, T)>) {
+    let mut first_by_value: BTreeMap<T, ConfigEntry<'a>> = BTreeMap::new();
     for (entry, value) in values {
         match first_by_value.get(&value) {
             Some(first) => entry.report(format!("is the same as {}; each needs its own", first.key())),
@@ -175,7 +175,7 @@ pub(super) fn report_repeats<'a, T: Ord>(values: impl IntoIterator<Item = (Entry
     }
 }
 
-fn joined(path: &str, name: &str) -> String {
+fn join_path(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
@@ -185,11 +185,11 @@ mod tests {
     use crate::config::environment::Environment;
 
     /// What reading this text finds when only `server.listen`, `auth.jwt.audience` and `upstreams[].url` are known.
-    fn found(text: &str, environment: &Environment) -> String {
+    fn findings_for(text: &str, environment: &Environment) -> String {
         let (document, errors) = DeTable::parse_recoverable(text);
-        let reading = Reading::new("relay.toml", text, environment);
-        reading.report_syntax(&errors);
-        let mut root = Section::root(&reading, document.get_ref());
+        let context = ParseContext::new("relay.toml", text, environment);
+        context.report_syntax_errors(&errors);
+        let mut root = Section::root(&context, document.get_ref());
         let mut server = root.section("server");
         server.entry("listen");
         server.finish();
@@ -203,14 +203,14 @@ mod tests {
             upstream.finish();
         }
         root.finish();
-        reading.finish().map_or_else(|findings| findings.to_string(), |()| String::new())
+        context.finish().map_or_else(|findings| findings.to_string(), |()| String::new())
     }
 
     #[test]
     fn known_keys_and_variables_are_no_findings() {
         let environment = [("AUTOPLAY_RELAY__AUTH__JWT__AUDIENCE", "x"), ("AUTOPLAY_RELAY_CONFIG", "x")];
         let text = "server.listen = 1\n[auth.jwt]\naudience = 'x'\n[[upstreams]]\nurl = ''\n";
-        assert_eq!(found(text, &environment.into_iter().collect()), "");
+        assert_eq!(findings_for(text, &environment.into_iter().collect()), "");
     }
 
     #[test]
@@ -220,13 +220,13 @@ mod tests {
                         relay.toml:5: server.lisen: unknown key; known here are listen\n\
                         relay.toml:8: upstreams[1].urls: unknown key; known here are url\n\
                         relay.toml:9: auth.jwts: unknown key; known here are jwt";
-        assert_eq!(found(text, &Environment::default()), expected);
+        assert_eq!(findings_for(text, &Environment::default()), expected);
     }
 
     #[test]
     fn a_variable_that_names_no_key_is_found() {
         for name in ["AUTOPLAY_RELAY__SERVER__LISEN", "AUTOPLAY_RELAY__UPSTREAMS", "AUTOPLAY_RELAY__"] {
-            let findings = found("", &[(name, "hidden")].into_iter().collect());
+            let findings = findings_for("", &[(name, "hidden")].into_iter().collect());
             assert!(findings.starts_with(&format!("{name}: names no key of")), "{findings}");
             assert!(!findings.contains("hidden"), "{findings}");
         }
@@ -237,15 +237,15 @@ mod tests {
         let text = "server = 3\nupstreams = [\n{ url = '' },\n 'hidden' ]\n";
         let expected = "relay.toml:1: server: must be a table, [server], not a whole number\n\
                         relay.toml:4: upstreams[1]: must be a table, not text";
-        assert_eq!(found(text, &Environment::default()), expected);
+        assert_eq!(findings_for(text, &Environment::default()), expected);
         let single = "[upstreams]\nurl = ''\n";
         let expected = "relay.toml:1: upstreams: must be an array of tables: write [[upstreams]] before each";
-        assert_eq!(found(single, &Environment::default()), expected);
+        assert_eq!(findings_for(single, &Environment::default()), expected);
     }
 
     #[test]
     fn broken_toml_is_found_by_line_without_its_content() {
-        let findings = found("[server]\nlisten = hidden_token\nx = \n", &Environment::default());
+        let findings = findings_for("[server]\nlisten = hidden_token\nx = \n", &Environment::default());
         assert!(findings.starts_with("relay.toml:2: not valid TOML: "), "{findings}");
         assert!(findings.contains("relay.toml:3: not valid TOML: "), "{findings}");
         assert!(!findings.contains("hidden"), "{findings}");

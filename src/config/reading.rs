@@ -9,88 +9,88 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::{
-    environment::{Environment, Variable},
-    findings::{Finding, Findings, Place},
+    environment::{EnvVariable, Environment},
+    findings::{ConfigLocation, Finding, Findings},
 };
 
 /// What all variables that override a key start with; two underscores stand between the words of a key.
 pub(super) const OVERRIDE_PREFIX: &str = "AUTOPLAY_RELAY__";
 
 /// One reading of one configuration: where its text came from, and what was found so far.
-pub(super) struct Reading<'a> {
+pub(super) struct ParseContext<'a> {
     file: &'a str,
     line_starts: Vec<usize>,
     environment: &'a Environment,
-    found: RefCell<Vec<Finding>>,
+    findings: RefCell<Vec<Finding>>,
     known_variables: RefCell<BTreeSet<String>>,
-    files: RefCell<BTreeSet<PathBuf>>,
+    dependencies: RefCell<BTreeSet<PathBuf>>,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> ParseContext<'a> {
     /// Starts reading `text`, which findings will call `file`.
     pub(super) fn new(file: &'a str, text: &str, environment: &'a Environment) -> Self {
         let after_line_ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
         let line_starts = std::iter::once(0).chain(after_line_ends).collect();
-        let (found, known_variables, files) = Default::default();
-        Self { file, line_starts, environment, found, known_variables, files }
+        let (findings, known_variables, dependencies) = Default::default();
+        Self { file, line_starts, environment, findings, known_variables, dependencies }
     }
 
     /// Notes that the configuration is also what is in this file.
-    pub(super) fn relies_on(&self, file: &Path) {
-        self.files.borrow_mut().insert(file.to_owned());
+    pub(super) fn record_dependency(&self, file: &Path) {
+        self.dependencies.borrow_mut().insert(file.to_owned());
     }
 
     /// The files that it relies on, as far as it has been read.
-    pub(super) fn files(&self) -> BTreeSet<PathBuf> {
-        self.files.borrow().clone()
+    pub(super) fn dependencies(&self) -> BTreeSet<PathBuf> {
+        self.dependencies.borrow().clone()
     }
 
     /// The file as a whole.
-    pub(super) fn whole_file(&self) -> Place {
-        Place::File(self.file.to_owned())
+    pub(super) fn file_location(&self) -> ConfigLocation {
+        ConfigLocation::File(self.file.to_owned())
     }
 
     /// What the variable that overrides a key holds; from now on it is known to have one.
-    pub(super) fn override_named(&self, name: &str) -> Variable<'a> {
+    pub(super) fn lookup_override(&self, name: &str) -> EnvVariable<'a> {
         self.known_variables.borrow_mut().insert(name.to_owned());
         self.environment.get(name)
     }
 
     /// Whether any variable of this prefix holds something.
     pub(super) fn has_overrides(&self, prefix: &str) -> bool {
-        self.environment.names_starting_with(prefix).any(|name| self.variable(name) != Variable::Text(""))
+        self.environment.names_starting_with(prefix).any(|name| self.variable(name) != EnvVariable::Text(""))
     }
 
     /// What a variable outside the overrides holds, such as one that an `…_env` key names.
-    pub(super) fn variable(&self, name: &str) -> Variable<'a> {
+    pub(super) fn variable(&self, name: &str) -> EnvVariable<'a> {
         self.environment.get(name)
     }
 
     /// Keeps one finding.
-    pub(super) fn report(&self, place: Place, key: Option<&str>, message: impl Into<String>) {
-        let finding = Finding { place, key: key.map(str::to_owned), message: message.into() };
-        self.found.borrow_mut().push(finding);
+    pub(super) fn report(&self, location: ConfigLocation, key: Option<&str>, message: impl Into<String>) {
+        let finding = Finding { location, key: key.map(str::to_owned), message: message.into() };
+        self.findings.borrow_mut().push(finding);
     }
 
     /// Whether nothing was found at this key, so that rules about two keys don't repeat what one of them is told.
     pub(super) fn accepts(&self, key: &str) -> bool {
         let about_key = |finding: &Finding| finding.key.as_deref().is_some_and(|other| other.starts_with(key));
-        !self.found.borrow().iter().any(about_key)
+        !self.findings.borrow().iter().any(about_key)
     }
 
     /// The place that starts at this byte of the text.
-    pub(super) fn place(&self, byte: usize) -> Place {
-        Place::Line(self.file.to_owned(), self.line_starts.partition_point(|start| *start <= byte))
+    pub(super) fn location_at(&self, byte: usize) -> ConfigLocation {
+        ConfigLocation::Line(self.file.to_owned(), self.line_starts.partition_point(|start| *start <= byte))
     }
 
     /// Reports a document that is not TOML, the first mistake of each line: the others mostly follow from it.
-    pub(super) fn report_syntax(&self, errors: &[toml::de::Error]) {
-        let mut told = BTreeSet::new();
+    pub(super) fn report_syntax_errors(&self, errors: &[toml::de::Error]) {
+        let mut reported = BTreeSet::new();
         for error in errors {
-            let place = error.span().map_or_else(|| self.whole_file(), |span| self.place(span.start));
-            if told.insert(place.clone()) {
+            let location = error.span().map_or_else(|| self.file_location(), |span| self.location_at(span.start));
+            if reported.insert(location.clone()) {
                 // The parser's message alone: its display would print the line, which may hold a secret.
-                self.report(place, None, format!("not valid TOML: {}", error.message().replace('\n', ", ")));
+                self.report(location, None, format!("not valid TOML: {}", error.message().replace('\n', ", ")));
             }
         }
     }
@@ -106,13 +106,13 @@ impl<'a> Reading<'a> {
         for name in unknown {
             let message = "names no key of [server], [auth], [auth.jwt], [log] or [egress] \
                            (arrays of tables come from the file alone)";
-            self.report(Place::Variable(name.to_owned()), None, message);
+            self.report(ConfigLocation::Variable(name.to_owned()), None, message);
         }
-        self.found_so_far().map_or(Ok(()), Err)
+        self.findings().map_or(Ok(()), Err)
     }
 
     /// All that was found, in order; none if nothing was.
-    pub(super) fn found_so_far(&self) -> Option<Findings> {
-        Findings::of(self.found.borrow().clone())
+    pub(super) fn findings(&self) -> Option<Findings> {
+        Findings::sorted(self.findings.borrow().clone())
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{
     address::{HostAndPort, Origin},
     certificate::TlsFiles,
-    entry::Entry,
+    entry::ConfigEntry,
     findings::quoted,
     network::Network,
     reader::Section,
@@ -18,7 +18,7 @@ use super::{
 
 /// Listeners, limits and times of the public side.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Server {
+pub(crate) struct ServerConfig {
     /// Subscribers and publishers.
     pub(crate) listen: SocketAddr,
     /// Health, metrics, admin API, console.
@@ -76,25 +76,28 @@ const DEFAULT_MAX_SUBSCRIBERS: usize = 100_000;
 /// A third of the 30 s that Kubernetes gives a pod to stop.
 const DEFAULT_DRAIN_WINDOW: Duration = Duration::from_secs(10);
 /// The coarse wheel behind heartbeats and deadlines turns no finer than this.
-const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
+const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 /// Events below this are no use, above it no stream: an event is held in memory whole.
-pub(super) const EVENT_BYTES: std::ops::RangeInclusive<u64> = 1 << 10..=64 << 20;
+pub(super) const EVENT_BYTES_RANGE: std::ops::RangeInclusive<u64> = 1 << 10..=64 << 20;
 
-impl Server {
+impl ServerConfig {
     /// Reads the section; `default_listen` differs by the way the relay is started.
     pub(super) fn read(section: &mut Section<'_>, default_listen: SocketAddr) -> Self {
         let server = Self {
-            listen: section.entry("listen").parsed(socket_address).unwrap_or(default_listen),
-            admin_listen: section.entry("admin_listen").parsed(socket_address).unwrap_or(DEFAULT_ADMIN_LISTEN),
-            probe_listen: section.entry("probe_listen").optional(socket_address),
-            allowed_hosts: section.entry("allowed_hosts").each(HostAndPort::parse).unwrap_or_default(),
-            trusted_proxies: section.entry("trusted_proxies").each(Network::parse).unwrap_or_default(),
-            heartbeat_interval: timeout(section, "heartbeat_interval", DEFAULT_HEARTBEAT_INTERVAL),
-            write_timeout: timeout(section, "write_timeout", DEFAULT_WRITE_TIMEOUT),
-            head_timeout: timeout(section, "head_timeout", DEFAULT_HEAD_TIMEOUT),
+            listen: section.entry("listen").parse_with(parse_socket_address).unwrap_or(default_listen),
+            admin_listen: section
+                .entry("admin_listen")
+                .parse_with(parse_socket_address)
+                .unwrap_or(DEFAULT_ADMIN_LISTEN),
+            probe_listen: section.entry("probe_listen").optional(parse_socket_address),
+            allowed_hosts: section.entry("allowed_hosts").parse_list(HostAndPort::parse).unwrap_or_default(),
+            trusted_proxies: section.entry("trusted_proxies").parse_list(Network::parse).unwrap_or_default(),
+            heartbeat_interval: read_timeout(section, "heartbeat_interval", DEFAULT_HEARTBEAT_INTERVAL),
+            write_timeout: read_timeout(section, "write_timeout", DEFAULT_WRITE_TIMEOUT),
+            head_timeout: read_timeout(section, "head_timeout", DEFAULT_HEAD_TIMEOUT),
             max_publish_bytes: section
                 .entry("max_publish_bytes")
-                .size(EVENT_BYTES)
+                .size(EVENT_BYTES_RANGE)
                 .unwrap_or(DEFAULT_MAX_PUBLISH_BYTES),
             max_connection_age: section
                 .entry("max_connection_age")
@@ -102,33 +105,34 @@ impl Server {
                 .filter(|age| !age.is_zero()),
             max_connects_per_second: section.entry("max_connects_per_second").limit(),
             max_subscribers_per_key: section.entry("max_subscribers_per_key").limit(),
-            max_concurrent_replays: count(section, "max_concurrent_replays", DEFAULT_MAX_CONCURRENT_REPLAYS),
-            max_subscribers: count(section, "max_subscribers", DEFAULT_MAX_SUBSCRIBERS),
+            max_concurrent_replays: read_count(section, "max_concurrent_replays", DEFAULT_MAX_CONCURRENT_REPLAYS),
+            max_subscribers: read_count(section, "max_subscribers", DEFAULT_MAX_SUBSCRIBERS),
             max_subscribers_per_ip: section.entry("max_subscribers_per_ip").limit(),
             drain_window: section.entry("drain_window").duration(Duration::ZERO).unwrap_or(DEFAULT_DRAIN_WINDOW),
-            cors_allowed_origins: section.entry("cors_allowed_origins").each(Origin::parse).unwrap_or_default(),
-            tls: tls_files(&section.entry("tls_cert_file"), &section.entry("tls_key_file")),
+            cors_allowed_origins: section.entry("cors_allowed_origins").parse_list(Origin::parse).unwrap_or_default(),
+            tls: read_tls_files(&section.entry("tls_cert_file"), &section.entry("tls_key_file")),
         };
-        server.check_that_listeners_differ(section);
+        server.check_listeners_differ(section);
         server
     }
 
-    fn check_that_listeners_differ(&self, section: &mut Section<'_>) {
+    fn check_listeners_differ(&self, section: &mut Section<'_>) {
         let listeners = [
             ("listen", Some(self.listen)),
             ("admin_listen", Some(self.admin_listen)),
             ("probe_listen", self.probe_listen),
         ];
-        let bound = listeners.iter().filter_map(|(name, address)| address.map(|address| (*name, address)));
+        let configured = listeners.iter().filter_map(|(name, address)| address.map(|address| (*name, address)));
         let mut earlier: Vec<(&str, SocketAddr)> = Vec::new();
-        for (name, address) in bound {
+        for (name, address) in configured {
             let entry = section.entry(name);
-            if let Some((other, _)) = earlier.iter().find(|(_, other)| is_same_port(*other, address)) {
+            if let Some((other, _)) = earlier.iter().find(|(_, other)| addresses_clash(*other, address)) {
                 let other = section.entry(other);
                 // A default is blamed for nothing, and neither is what a bad address has been replaced by.
-                let (at_fault, with) = if entry.is_given() { (&entry, &other) } else { (&other, &entry) };
-                if entry.is_accepted() && other.is_accepted() {
-                    at_fault.report(format!("clashes with {}: listeners need addresses of their own", with.key()));
+                let (at_fault, conflicting) = if entry.is_given() { (&entry, &other) } else { (&other, &entry) };
+                if entry.is_free_of_findings() && other.is_free_of_findings() {
+                    at_fault
+                        .report(format!("clashes with {}: listeners need addresses of their own", conflicting.key()));
                 }
             }
             earlier.push((name, address));
@@ -137,14 +141,14 @@ impl Server {
 }
 
 /// Whether two listeners would get in each other's way. Port 0 is a new port for each.
-fn is_same_port(one: SocketAddr, other: SocketAddr) -> bool {
+fn addresses_clash(one: SocketAddr, other: SocketAddr) -> bool {
     let all_interfaces = one.ip().is_unspecified() || other.ip().is_unspecified();
     let overlap = one.ip() == other.ip() || (all_interfaces && one.is_ipv4() == other.is_ipv4());
     one.port() != 0 && one.port() == other.port() && overlap
 }
 
-fn tls_files(cert: &Entry<'_>, key: &Entry<'_>) -> Option<TlsFiles> {
-    let report_missing = |missing: &Entry<'_>, given: &Entry<'_>| {
+fn read_tls_files(cert: &ConfigEntry<'_>, key: &ConfigEntry<'_>) -> Option<TlsFiles> {
+    let report_missing = |missing: &ConfigEntry<'_>, given: &ConfigEntry<'_>| {
         missing.report(format!("is required with {}; give both or neither", given.key()));
     };
     match (cert.is_given(), key.is_given()) {
@@ -152,32 +156,32 @@ fn tls_files(cert: &Entry<'_>, key: &Entry<'_>) -> Option<TlsFiles> {
         (false, true) => report_missing(cert, key),
         (true, true) | (false, false) => {}
     }
-    let (cert_file, key_file) = (cert.readable_file(), key.readable_file());
+    let (cert_file, key_file) = (cert.readable_path(), key.readable_path());
     let files = TlsFiles { cert_file: cert_file?, key_file: key_file? };
     if let Err(error) = files.read() {
-        let to_blame = if error.is_about_the_key() { key } else { cert };
-        to_blame.report(error.message());
+        let at_fault = if error.is_key_file_error() { key } else { cert };
+        at_fault.report(error.message());
         return None;
     }
     Some(files)
 }
 
-fn timeout(section: &mut Section<'_>, name: &str, default: Duration) -> Duration {
-    section.entry(name).duration(SHORTEST_TIMEOUT).unwrap_or(default)
+fn read_timeout(section: &mut Section<'_>, name: &str, default: Duration) -> Duration {
+    section.entry(name).duration(MIN_TIMEOUT).unwrap_or(default)
 }
 
-fn count(section: &mut Section<'_>, name: &str, default: usize) -> usize {
+fn read_count(section: &mut Section<'_>, name: &str, default: usize) -> usize {
     section.entry(name).number(1..=u32::MAX).unwrap_or(default)
 }
 
-fn socket_address(text: &str) -> Result<SocketAddr, String> {
+fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("{} is not an address; write IP:port, e.g. 127.0.0.1:8080", quoted(text)))
 }
 
 #[cfg(test)]
 mod tests {
     use crate::config::{
-        certificate::tests::{P256, made},
+        certificate::tests::{P256_OPTIONS, generate_certificate},
         tests::{findings, parsed},
     };
     use std::{path::Path, time::Duration};
@@ -244,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_certificate_needs_its_key() {
-        let (_folder, files) = made(P256);
+        let (_folder, files) = generate_certificate(P256_OPTIONS);
         let readable = &files.cert_file;
         let expected = "relay.toml:1: server.tls_key_file: is required with server.tls_cert_file; give both or neither";
         assert_eq!(findings(&format!("[server]\ntls_cert_file = '{}'", readable.display())), expected);

@@ -8,12 +8,12 @@ use std::collections::BTreeSet;
 
 use super::{
     address::HttpUrl,
-    auth::{Key, Permission},
-    environment::Variable,
-    findings::Place,
-    reading::Reading,
-    secret::{Rule, Secret},
-    upstream::{Upstream, product_id},
+    auth::{Permission, StaticKeyConfig},
+    environment::EnvVariable,
+    findings::ConfigLocation,
+    reading::ParseContext,
+    secret::{Secret, SecretRule},
+    upstream::{UpstreamConfig, parse_product_id},
 };
 use crate::event::Only;
 
@@ -25,30 +25,30 @@ const TOKEN_VARIABLE: &str = "AUTOPLAY_APP_UNKEY_TOKEN";
 const KEY_NAME: &str = "upstream-token";
 
 /// The one upstream that the environment names.
-pub(super) fn upstream(reading: &Reading<'_>) -> Option<Upstream> {
-    let token = Secret::from_variable(reading, TOKEN_VARIABLE, Rule::Header);
-    let report = |message: String| reading.report(Place::Variable(URL_VARIABLE.to_owned()), None, message);
-    let checked = match reading.variable(URL_VARIABLE) {
-        Variable::Unset | Variable::Text("") => {
+pub(super) fn upstream(context: &ParseContext<'_>) -> Option<UpstreamConfig> {
+    let token = Secret::from_variable(context, TOKEN_VARIABLE, SecretRule::Header);
+    let report = |message: String| context.report(ConfigLocation::Variable(URL_VARIABLE.to_owned()), None, message);
+    let checked = match context.variable(URL_VARIABLE) {
+        EnvVariable::Unset | EnvVariable::Text("") => {
             Err("is not set and there is no configuration file; give --config FILE, or set it to the stream's URL"
                 .to_owned())
         }
-        Variable::NotText => Err("is not UTF-8 text".to_owned()),
-        Variable::Text(text) => HttpUrl::parse(text),
+        EnvVariable::NotUtf8 => Err("is not UTF-8 text".to_owned()),
+        EnvVariable::Text(text) => HttpUrl::parse(text),
     };
     let url = checked.map_err(report).ok()?;
     let Some(segment) = url.last_segment() else {
         report("must end in the product's id, as in https://connector.example.com/stream/prod_abc".to_owned());
         return None;
     };
-    let named = |message| report(format!("must end in the product's id, which {message}"));
-    let product = product_id(&segment).map_err(named).ok()?;
-    Some(Upstream::new(product, url, token))
+    let report_product = |message| report(format!("must end in the product's id, which {message}"));
+    let product = parse_product_id(&segment).map_err(report_product).ok()?;
+    Some(UpstreamConfig::new(product, url, token))
 }
 
 /// The upstream's token as a key: an SDK client in the same pod picks it up by itself and sends it.
-pub(super) fn key(upstream: &Upstream) -> Option<Key> {
-    Some(Key {
+pub(super) fn upstream_key(upstream: &UpstreamConfig) -> Option<StaticKeyConfig> {
+    Some(StaticKeyConfig {
         name: KEY_NAME.to_owned(),
         key: upstream.token.clone()?,
         products: Only::These(BTreeSet::from([upstream.product_id.clone()])),
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
     use crate::config::{AllowAnonymous, Config, environment::Environment};
 
-    fn started<const N: usize>(variables: [(&str, &str); N]) -> Result<Config, String> {
+    fn start<const N: usize>(variables: [(&str, &str); N]) -> Result<Config, String> {
         let environment: Environment = variables.into_iter().collect();
         Config::from_environment(&environment, AllowAnonymous::OnLoopback).map_err(|findings| findings.to_string())
     }
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_url_and_a_token_make_a_sidecar() {
-        let config = started([URL, TOKEN]).unwrap();
+        let config = start([URL, TOKEN]).unwrap();
         assert_eq!(config.server.listen.to_string(), "127.0.0.1:8080");
         assert!(config.auth.allow_anonymous);
         assert_eq!(config.auth.anonymous_permissions, BTreeSet::from([Permission::Subscribe]));
@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn without_a_token_there_is_no_key() {
-        for config in [started([URL]), started([URL, (TOKEN_VARIABLE, "")])] {
+        for config in [start([URL]), start([URL, (TOKEN_VARIABLE, "")])] {
             let config = config.unwrap();
             assert_eq!((config.upstreams[0].token.as_ref(), config.auth.keys.as_slice()), (None, [].as_slice()));
         }
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn without_a_url_both_ways_to_start_are_named() {
-        for found in [started([]).unwrap_err(), started([(URL_VARIABLE, "")]).unwrap_err()] {
+        for found in [start([]).unwrap_err(), start([(URL_VARIABLE, "")]).unwrap_err()] {
             assert!(found.contains("--config FILE") && found.starts_with("AUTOPLAY_STREAM_URL: "), "{found}");
         }
     }
@@ -101,14 +101,14 @@ mod tests {
     #[test]
     fn a_url_without_a_product_is_found() {
         for url in ["https://h", "https://h/", "https://h/stream/", "https://h/%00"] {
-            assert!(started([(URL_VARIABLE, url)]).unwrap_err().contains("must end in the product's id"), "{url}");
+            assert!(start([(URL_VARIABLE, url)]).unwrap_err().contains("must end in the product's id"), "{url}");
         }
-        assert!(started([(URL_VARIABLE, "h/p")]).unwrap_err().starts_with("AUTOPLAY_STREAM_URL: is not a URL"));
+        assert!(start([(URL_VARIABLE, "h/p")]).unwrap_err().starts_with("AUTOPLAY_STREAM_URL: is not a URL"));
     }
 
     #[test]
     fn a_token_unfit_for_a_header_is_found_without_being_shown() {
-        let found = started([URL, (TOKEN_VARIABLE, "hush hush")]).unwrap_err();
+        let found = start([URL, (TOKEN_VARIABLE, "hush hush")]).unwrap_err();
         assert!(
             found.starts_with("AUTOPLAY_APP_UNKEY_TOKEN: must be visible ASCII") && !found.contains("hush"),
             "{found}"
@@ -118,10 +118,10 @@ mod tests {
     #[test]
     fn overrides_and_the_loopback_rule_hold_here_too() {
         let listen = ("AUTOPLAY_RELAY__SERVER__LISTEN", "0.0.0.0:80");
-        let found = started([URL, TOKEN, listen]).unwrap_err();
+        let found = start([URL, TOKEN, listen]).unwrap_err();
         assert!(found.starts_with("AUTOPLAY_RELAY__SERVER__LISTEN: server.listen: "), "{found}");
-        let config = started([URL, TOKEN, listen, ("AUTOPLAY_RELAY__AUTH__ALLOW_ANONYMOUS", "false")]).unwrap();
+        let config = start([URL, TOKEN, listen, ("AUTOPLAY_RELAY__AUTH__ALLOW_ANONYMOUS", "false")]).unwrap();
         assert_eq!((config.server.listen.port(), config.auth.allow_anonymous), (80, false));
-        assert!(started([URL, ("AUTOPLAY_RELAY__X", "")]).unwrap_err().starts_with("AUTOPLAY_RELAY__X: names no key"));
+        assert!(start([URL, ("AUTOPLAY_RELAY__X", "")]).unwrap_err().starts_with("AUTOPLAY_RELAY__X: names no key"));
     }
 }

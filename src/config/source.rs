@@ -8,13 +8,13 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{
-    AllowAnonymous, Config, Difference, Environment,
-    findings::{Finding, Findings, Place},
+    AllowAnonymous, Config, ConfigDiff, Environment,
+    findings::{ConfigLocation, Finding, Findings},
 };
 
 /// A configuration file, and what counts beside it. Has no `Debug`: the environment holds secrets.
 #[derive(Clone)]
-pub(crate) struct Source {
+pub(crate) struct ConfigSource {
     path: PathBuf,
     environment: Environment,
     anonymous: AllowAnonymous,
@@ -22,24 +22,24 @@ pub(crate) struct Source {
 
 /// What was found at one look.
 #[derive(Debug)]
-pub(crate) struct Look {
+pub(crate) struct ConfigSnapshot {
     /// The configuration, or all that is wrong.
     pub(crate) config: Result<Config, Findings>,
     /// The file, and all that it names, whether they are as they should be or not.
-    pub(crate) files: BTreeSet<PathBuf>,
+    pub(crate) dependencies: BTreeSet<PathBuf>,
 }
 
-impl Source {
+impl ConfigSource {
     /// The file at `path`, with overrides from the environment.
     pub(crate) fn new(path: PathBuf, environment: Environment, anonymous: AllowAnonymous) -> Self {
         Self { path, environment, anonymous }
     }
 
     /// Reads all of it.
-    pub(crate) fn read(&self) -> Look {
-        let mut files = BTreeSet::new();
-        let config = Config::load_noting(&self.path, &self.environment, self.anonymous, &mut files);
-        Look { config, files }
+    pub(crate) fn read(&self) -> ConfigSnapshot {
+        let mut dependencies = BTreeSet::new();
+        let config = Config::load_tracking_files(&self.path, &self.environment, self.anonymous, &mut dependencies);
+        ConfigSnapshot { config, dependencies }
     }
 
     /// What comes into force when `new` follows upon `standing`.
@@ -47,13 +47,13 @@ impl Source {
     /// # Errors
     ///
     /// When that would let strangers in, because a part of `new` waits for a restart.
-    pub(crate) fn succession(&self, standing: &Config, new: Config) -> Result<(Config, Difference), Findings> {
-        let (next, difference) = standing.succeeded_by(new);
-        match next.exposed(self.anonymous) {
-            None => Ok((next, difference)),
+    pub(crate) fn plan_reload(&self, running: &Config, new: Config) -> Result<(Config, ConfigDiff), Findings> {
+        let (next, diff) = running.merge_reload(new);
+        match next.exposure_error(self.anonymous) {
+            None => Ok((next, diff)),
             Some(message) => {
-                let place = Place::File(self.path.display().to_string());
-                Err(Finding { place, key: None, message: message.to_owned() }.into())
+                let location = ConfigLocation::File(self.path.display().to_string());
+                Err(Finding { location, key: None, message: message.to_owned() }.into())
             }
         }
     }

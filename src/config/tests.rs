@@ -1,6 +1,6 @@
 //! The configuration as a whole: the documented sample, the documented defaults, and rules across sections.
 
-use super::{address::HttpUrl, jwt::Verification, *};
+use super::{address::HttpUrl, jwt::JwtVerification, *};
 use crate::event::Only;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -151,7 +151,9 @@ fn the_documented_sample_gives_the_documented_access() {
     assert_eq!(key.products, Only::These(BTreeSet::from([product("prod_abc")])));
     assert_eq!(key.permissions, BTreeSet::from([Permission::Subscribe]));
     let jwt = auth.jwt.unwrap();
-    let Verification::Shared { secret, previous_secret: None } = jwt.verification else { panic!("HS256, one secret") };
+    let JwtVerification::SharedSecret { secret, previous_secret: None } = jwt.verification else {
+        panic!("HS256, one secret")
+    };
     assert_eq!(secret.expose(), "hush-jwt-hush-jwt-hush-jwt-hush-jwt");
     assert_eq!((jwt.audience, jwt.allow_query_token, jwt.cookie_name), (None, false, None));
 }
@@ -161,7 +163,7 @@ fn upstreams_alone_give_the_documented_defaults() {
     let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://h/p'";
     let Config { server, upstreams, auth, log, webhooks, egress } = parsed(text);
     let seconds = Duration::from_secs;
-    let expected = Server {
+    let expected = ServerConfig {
         listen: "0.0.0.0:8080".parse().unwrap(),
         admin_listen: "127.0.0.1:9090".parse().unwrap(),
         probe_listen: None,
@@ -182,11 +184,14 @@ fn upstreams_alone_give_the_documented_defaults() {
         tls: None,
     };
     assert_eq!(server, expected);
-    assert_eq!(upstreams, [Upstream::new(product("p"), HttpUrl::parse("http://h/p").unwrap(), None)]);
+    assert_eq!(upstreams, [UpstreamConfig::new(product("p"), HttpUrl::parse("http://h/p").unwrap(), None)]);
     assert_eq!((upstreams[0].heartbeat_timeout, upstreams[0].max_event_bytes), (seconds(75), 1_048_576));
     let anonymous_permissions = BTreeSet::from([Permission::Subscribe]);
-    assert_eq!(auth, Auth { allow_anonymous: false, anonymous_permissions, admin_key: None, keys: vec![], jwt: None });
-    let expected = Log {
+    assert_eq!(
+        auth,
+        AuthConfig { allow_anonymous: false, anonymous_permissions, admin_key: None, keys: vec![], jwt: None }
+    );
+    let expected = LogConfig {
         memory_events: 65_536,
         memory_bytes: 67_108_864,
         data_dir: None,
@@ -196,7 +201,7 @@ fn upstreams_alone_give_the_documented_defaults() {
         dead_letter_bytes: 268_435_456,
     };
     assert_eq!(log, expected);
-    assert_eq!((webhooks, egress), (vec![], Egress { allow_networks: vec![], ca_file: None }));
+    assert_eq!((webhooks, egress), (vec![], EgressConfig { allow_networks: vec![], ca_file: None }));
 }
 
 #[test]
@@ -212,7 +217,7 @@ fn the_masked_sample_is_toml_without_a_secret() {
 
 #[test]
 fn the_masked_output_reads_back_as_what_it_shows() {
-    let (_folder, pair) = certificate::tests::made(certificate::tests::P256);
+    let (_folder, pair) = certificate::tests::generate_certificate(certificate::tests::P256_OPTIONS);
     let keys = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&keys, RFC_8410_KEY).unwrap();
     let rare = format!(
@@ -345,11 +350,11 @@ fn a_file_is_loaded_by_its_path_and_an_unreadable_one_is_found() {
 fn no_more_of_a_file_is_read_than_a_configuration_may_have() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let load = || Config::load(file.path(), &Environment::default(), AllowAnonymous::OnLoopback);
-    let most = 4 << 20;
-    std::fs::write(&file, "#".repeat(most)).unwrap();
+    let max_bytes = 4 << 20;
+    std::fs::write(&file, "#".repeat(max_bytes)).unwrap();
     assert!(load().is_ok());
     // The bound is within a character, which is no reason to call it something else.
-    std::fs::write(&file, format!("#{}", "\u{e9}".repeat(most / 2))).unwrap();
+    std::fs::write(&file, format!("#{}", "\u{e9}".repeat(max_bytes / 2))).unwrap();
     let found = load().unwrap_err().to_string();
     assert!(found.starts_with(&format!("{}: is larger than 4 MiB; ", file.path().display())), "{found}");
     std::fs::write(&file, b"\xff").unwrap();

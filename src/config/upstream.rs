@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use super::{
     address::HttpUrl,
-    reader::{Section, report_repeated_texts},
-    secret::{Rule, Secret, SecretEntries},
-    server::EVENT_BYTES,
+    reader::{Section, report_duplicate_texts},
+    secret::{Secret, SecretEntries, SecretRule},
+    server::EVENT_BYTES_RANGE,
     values,
 };
 use crate::event::ProductId;
 
 /// One connection to a source of events.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Upstream {
+pub(crate) struct UpstreamConfig {
     /// The product whose events come from there.
     pub(crate) product_id: ProductId,
     /// The stream.
@@ -35,7 +35,7 @@ const DEFAULT_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(75);
 /// Far beyond a batch of actions, and 256 of them still fit into memory while a burst is read.
 const DEFAULT_MAX_EVENT_BYTES: u64 = 1 << 20;
 
-impl Upstream {
+impl UpstreamConfig {
     /// An upstream with the defaults for all that is not given.
     pub(super) fn new(product_id: ProductId, url: HttpUrl, token: Option<Secret>) -> Self {
         let (heartbeat_timeout, max_event_bytes) = (DEFAULT_HEARTBEAT_TIMEOUT, DEFAULT_MAX_EVENT_BYTES);
@@ -46,17 +46,17 @@ impl Upstream {
     pub(super) fn read_all(root: &mut Section<'_>) -> Vec<Self> {
         let mut sections = root.tables("upstreams");
         let upstreams = sections.iter_mut().filter_map(Self::read).collect();
-        report_repeated_texts(&mut sections, "product_id");
+        report_duplicate_texts(&mut sections, "product_id");
         sections.into_iter().for_each(Section::finish);
         upstreams
     }
 
     fn read(section: &mut Section<'_>) -> Option<Self> {
-        let product_id = section.entry("product_id").required(product_id);
+        let product_id = section.entry("product_id").required(parse_product_id);
         let url = section.entry("url").required(HttpUrl::parse);
-        let token = SecretEntries::of(section, "token").read(Rule::Header);
-        let heartbeat_timeout = section.entry("heartbeat_timeout").duration(values::SHORTEST);
-        let max_event_bytes = section.entry("max_event_bytes").size(EVENT_BYTES);
+        let token = SecretEntries::lookup(section, "token").read(SecretRule::Header);
+        let heartbeat_timeout = section.entry("heartbeat_timeout").duration(values::MIN_DURATION);
+        let max_event_bytes = section.entry("max_event_bytes").size(EVENT_BYTES_RANGE);
         Some(Self {
             product_id: product_id?,
             url: url?,
@@ -68,7 +68,7 @@ impl Upstream {
 }
 
 /// The text as a product's name.
-pub(super) fn product_id(text: &str) -> Result<ProductId, String> {
+pub(super) fn parse_product_id(text: &str) -> Result<ProductId, String> {
     ProductId::new(text).map_err(|error| error.to_string())
 }
 

@@ -10,10 +10,10 @@ use std::time::Duration;
 use super::findings::quoted;
 
 /// Ten years. Nothing here waits longer, and adding it to a clock's reading can never overflow.
-pub(super) const LONGEST: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
+pub(super) const MAX_DURATION: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 
 /// The shortest that is not zero, for times that must pass.
-pub(super) const SHORTEST: Duration = Duration::from_nanos(1);
+pub(super) const MIN_DURATION: Duration = Duration::from_nanos(1);
 
 /// What sizes may count, largest first: the first that divides a size is the one it is written in.
 const SIZE_UNITS: [(&str, u64); 9] = [
@@ -44,18 +44,18 @@ const DURATION_UNITS: [(&str, u128); 7] = [
 /// # Errors
 ///
 /// What to write instead: without a unit, not a duration at all, or longer than [`LONGEST`].
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     // The grammar lets a bare 0 pass; a promise that every duration has a unit has no exceptions.
     let has_unit = text.ends_with(|last: char| last.is_ascii_alphabetic());
     match humantime::parse_duration(text) {
-        Ok(duration) if has_unit && duration <= LONGEST => Ok(duration),
+        Ok(duration) if has_unit && duration <= MAX_DURATION => Ok(duration),
         Ok(_) if has_unit => Err(format!("{} is longer than ten years", quoted(text))),
         _ => Err(format!("{} is not a duration; write a number with a unit, e.g. 30s, 5m or 24h", quoted(text))),
     }
 }
 
 /// A duration in the words of [`duration`]: `75s`, `5m`, `500ms`.
-pub(crate) fn duration_text(duration: Duration) -> String {
+pub(crate) fn format_duration(duration: Duration) -> String {
     let nanoseconds = duration.as_nanos();
     let fitting = DURATION_UNITS.iter().find(|(_, unit)| nanoseconds > 0 && nanoseconds.is_multiple_of(*unit));
     fitting.map_or_else(|| "0s".to_owned(), |(name, unit)| format!("{}{name}", nanoseconds / unit))
@@ -66,7 +66,7 @@ pub(crate) fn duration_text(duration: Duration) -> String {
 /// # Errors
 ///
 /// What to write instead: without a unit, not a size at all, or more than a store can count.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits_end = text.find(|next: char| !next.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(digits_end);
     let unit = SIZE_UNITS.iter().find(|(name, _)| *name == unit.trim_start());
@@ -83,7 +83,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// A size in the words of [`size`]: `64KiB`, `1500B`, `2MB`.
-pub(crate) fn size_text(bytes: u64) -> String {
+pub(crate) fn format_size(bytes: u64) -> String {
     let fitting = SIZE_UNITS.iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit));
     fitting.map_or_else(|| "0B".to_owned(), |(name, unit)| format!("{}{name}", bytes / unit))
 }
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn durations_are_numbers_with_units() {
-        let seconds = |text: &str| duration(text).map(|duration| duration.as_secs_f64());
+        let seconds = |text: &str| parse_duration(text).map(|duration| duration.as_secs_f64());
         assert_eq!(seconds("30s"), Ok(30.0));
         assert_eq!(seconds("1h 30m"), Ok(5400.0));
         assert_eq!(seconds("500ms"), Ok(0.5));
@@ -105,39 +105,39 @@ mod tests {
     #[test]
     fn a_duration_without_a_unit_is_refused() {
         for text in ["30", "0", "", " ", "s", "-5s", "5 parsecs", "99999999999999999999s", "1s 5"] {
-            assert!(duration(text).unwrap_err().contains("is not a duration"), "{text}");
+            assert!(parse_duration(text).unwrap_err().contains("is not a duration"), "{text}");
         }
-        assert!(duration("11years").unwrap_err().contains("longer than ten years"));
+        assert!(parse_duration("11years").unwrap_err().contains("longer than ten years"));
     }
 
     #[test]
     fn sizes_are_whole_numbers_with_units() {
-        assert_eq!(size("512B"), Ok(512));
-        assert_eq!(size("64KiB"), Ok(65_536));
-        assert_eq!(size("1 MiB"), Ok(1_048_576));
-        assert_eq!(size("1GiB"), Ok(1_073_741_824));
-        assert_eq!(size("2kB"), Ok(2_000));
-        assert_eq!(size("3MB"), Ok(3_000_000));
-        assert_eq!(size("4GB"), Ok(4_000_000_000));
+        assert_eq!(parse_size("512B"), Ok(512));
+        assert_eq!(parse_size("64KiB"), Ok(65_536));
+        assert_eq!(parse_size("1 MiB"), Ok(1_048_576));
+        assert_eq!(parse_size("1GiB"), Ok(1_073_741_824));
+        assert_eq!(parse_size("2kB"), Ok(2_000));
+        assert_eq!(parse_size("3MB"), Ok(3_000_000));
+        assert_eq!(parse_size("4GB"), Ok(4_000_000_000));
     }
 
     #[test]
     fn a_size_without_a_unit_or_beyond_counting_is_refused() {
         for text in ["512", "", "B", "1.5MiB", "-1B", "1mib", "1 M", "1é"] {
-            assert!(size(text).unwrap_err().contains("is not a size"), "{text}");
+            assert!(parse_size(text).unwrap_err().contains("is not a size"), "{text}");
         }
         for text in ["9000000TiB", "9223372036854775808B", "99999999999999999999999B"] {
-            assert!(size(text).unwrap_err().contains("more than can be counted"), "{text}");
+            assert!(parse_size(text).unwrap_err().contains("more than can be counted"), "{text}");
         }
     }
 
     #[test]
     fn what_is_written_reads_back_the_same() {
         for text in ["0s", "75s", "30s", "5m", "23h", "7d", "500ms", "3us", "1ns"] {
-            assert_eq!(duration_text(duration(text).unwrap()), text);
+            assert_eq!(format_duration(parse_duration(text).unwrap()), text);
         }
         for text in ["0B", "1MiB", "64KiB", "1GiB", "1001B", "2kB", "3MB"] {
-            assert_eq!(size_text(size(text).unwrap()), text);
+            assert_eq!(format_size(parse_size(text).unwrap()), text);
         }
     }
 }

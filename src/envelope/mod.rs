@@ -14,7 +14,7 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-pub(crate) use self::published::published;
+pub(crate) use self::published::parse_published;
 use crate::{
     event::{Draft, GapReason, Kind, ProductId, SessionId},
     sse::{self, Frame},
@@ -26,7 +26,7 @@ pub(crate) enum Envelope {
     /// The upstream is alive.
     Heartbeat,
     /// The upstream, itself a relay, announces that events may be missing.
-    Gap(Notice),
+    Gap(UpstreamGapNotice),
     /// An event for the log.
     Event(Draft),
 }
@@ -34,7 +34,7 @@ pub(crate) enum Envelope {
 /// What a gap notice says, as far as it can be understood.
 #[derive(Debug, Default, serde::Deserialize, PartialEq)]
 #[serde(default)]
-pub(crate) struct Notice {
+pub(crate) struct UpstreamGapNotice {
     /// Why events may be missing.
     #[serde(deserialize_with = "reason")]
     pub(crate) reason: Option<GapReason>,
@@ -55,7 +55,7 @@ pub(crate) fn classify(frame: Frame, product: &ProductId, received: Instant) -> 
     match &*frame.event {
         b"heartbeat" => Ok(Envelope::Heartbeat),
         b"gap" => Ok(Envelope::Gap(serde_json::from_slice(&frame.data).unwrap_or_default())),
-        _ => draft(frame.data, product, received).map(Envelope::Event),
+        _ => parse_draft(frame.data, product, received).map(Envelope::Event),
     }
 }
 
@@ -64,12 +64,12 @@ pub(crate) fn classify(frame: Frame, product: &ProductId, received: Instant) -> 
 /// # Errors
 ///
 /// Why the payload cannot be understood.
-pub(crate) fn draft(payload: Bytes, product: &ProductId, received: Instant) -> Result<Draft, Rejection> {
-    read(payload, product, received).map(|(draft, _)| draft)
+pub(crate) fn parse_draft(payload: Bytes, product: &ProductId, received: Instant) -> Result<Draft, Rejection> {
+    parse_payload(payload, product, received).map(|(draft, _)| draft)
 }
 
 /// The same, and whether the payload itself names the product.
-fn read(payload: Bytes, product: &ProductId, received: Instant) -> Result<(Draft, bool), Rejection> {
+fn parse_payload(payload: Bytes, product: &ProductId, received: Instant) -> Result<(Draft, bool), Rejection> {
     if payload.contains(&0) {
         return Err(Rejection::ControlCharacter);
     }
@@ -81,7 +81,7 @@ fn read(payload: Bytes, product: &ProductId, received: Instant) -> Result<(Draft
             Err(_) => Err(Rejection::InvalidJson),
         };
     }
-    let fields: Fields<'_> = serde_json::from_str(text).map_err(|_| Rejection::InvalidJson)?;
+    let fields: PayloadFields<'_> = serde_json::from_str(text).map_err(|_| Rejection::InvalidJson)?;
     let kind = fields.kind.text().filter(|kind| !kind.is_empty()).ok_or(Rejection::NoType)?;
     if sse::breaks_framing(kind.as_bytes()) {
         return Err(Rejection::ControlCharacter);
@@ -156,7 +156,7 @@ const JSON_WHITE_SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
 
 /// The fields the relay acts on.
 #[derive(Default)]
-struct Fields<'a> {
+struct PayloadFields<'a> {
     kind: Scalar<'a>,
     product_id: Scalar<'a>,
     session_id: Scalar<'a>,
@@ -181,26 +181,26 @@ impl Scalar<'_> {
     }
 }
 
-impl<'de> Deserialize<'de> for Fields<'de> {
+impl<'de> Deserialize<'de> for PayloadFields<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(FieldsVisitor)
+        deserializer.deserialize_map(PayloadFieldsVisitor)
     }
 }
 
-struct FieldsVisitor;
+struct PayloadFieldsVisitor;
 
-impl<'de> Visitor<'de> for FieldsVisitor {
-    type Value = Fields<'de>;
+impl<'de> Visitor<'de> for PayloadFieldsVisitor {
+    type Value = PayloadFields<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Fields::default();
+        let mut fields = PayloadFields::default();
         let (mut kinds, mut products, mut sessions) = (0, 0, 0);
-        while let Some(Name(name)) = map.next_key()? {
-            let (place, times) = match &*name {
+        while let Some(FieldName(name)) = map.next_key()? {
+            let (slot, occurrences) = match &*name {
                 "type" => (&mut fields.kind, &mut kinds),
                 "product_id" => (&mut fields.product_id, &mut products),
                 "session_id" => (&mut fields.session_id, &mut sessions),
@@ -215,21 +215,21 @@ impl<'de> Visitor<'de> for FieldsVisitor {
                     continue;
                 }
             };
-            *times += 1;
-            if *times > 1 {
+            *occurrences += 1;
+            if *occurrences > 1 {
                 // Which of the two a reader takes differs by library: a way around every filter.
                 return Err(serde::de::Error::custom("a field that access depends on is repeated"));
             }
-            *place = map.next_value()?;
+            *slot = map.next_value()?;
         }
         Ok(fields)
     }
 }
 
 /// A field name, borrowed unless it is written with escapes.
-struct Name<'a>(Cow<'a, str>);
+struct FieldName<'a>(Cow<'a, str>);
 
-impl<'de> Deserialize<'de> for Name<'de> {
+impl<'de> Deserialize<'de> for FieldName<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Scalar::deserialize(deserializer)? {
             Scalar::Text(name) => Ok(Self(name)),
@@ -296,15 +296,15 @@ impl<'de> Visitor<'de> for ScalarVisitor {
 mod tests {
     use super::*;
 
-    fn read(payload: &[u8]) -> Result<Draft, Rejection> {
-        draft(Bytes::copy_from_slice(payload), &ProductId::new("prod_abc").unwrap(), Instant::now())
+    fn parse(payload: &[u8]) -> Result<Draft, Rejection> {
+        parse_draft(Bytes::copy_from_slice(payload), &ProductId::new("prod_abc").unwrap(), Instant::now())
     }
 
     #[test]
     fn kind_session_and_time_are_read_and_the_bytes_kept() {
         let payload =
             br#" {"type":"summary","product_id":"prod_abc","session_id":"ps_1","forwarded_at":17.5,"x":[{}]} "#;
-        let draft = read(payload).unwrap();
+        let draft = parse(payload).unwrap();
         assert_eq!(draft.kind, Kind::Summary);
         assert_eq!(draft.session, Some(SessionId::new("ps_1").unwrap()));
         assert_eq!(draft.forwarded_at, Some(17.5));
@@ -321,7 +321,7 @@ mod tests {
             r#"{"type":"goal_reached","forwarded_at":1,"forwarded_at":[2]}"#,
             r#"{"type":"goal_reached","forwarded_at":1e999}"#,
         ] {
-            let draft = read(payload.as_bytes()).unwrap();
+            let draft = parse(payload.as_bytes()).unwrap();
             assert_eq!(draft.kind, Kind::Other("goal_reached".into()), "{payload}");
             assert_eq!((draft.session, draft.forwarded_at), (None, None), "{payload}");
         }
@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn escapes_in_names_and_values_mean_the_same() {
-        let draft = read(br#"{"\u0074ype":"act\u0069ons","session_id":"a\u002fb"}"#).unwrap();
+        let draft = parse(br#"{"\u0074ype":"act\u0069ons","session_id":"a\u002fb"}"#).unwrap();
         assert_eq!((draft.kind, draft.session), (Kind::Actions, Some(SessionId::new("a/b").unwrap())));
     }
 
@@ -357,7 +357,7 @@ mod tests {
             (br#"{"type":"a","session_id":"a\u0000b"}"#, Rejection::ControlCharacter),
         ];
         for (payload, reason) in cases {
-            assert_eq!(read(payload), Err(reason), "{}", String::from_utf8_lossy(payload));
+            assert_eq!(parse(payload), Err(reason), "{}", String::from_utf8_lossy(payload));
         }
     }
 
@@ -365,7 +365,7 @@ mod tests {
     fn a_deeply_nested_payload_is_read_without_recursion() {
         let depth = 100_000;
         let nested = [b"{\"type\":\"a\",\"x\":".as_slice(), &vec![b'['; depth], &vec![b']'; depth], b"}"].concat();
-        assert!(read(&nested).is_ok());
+        assert!(parse(&nested).is_ok());
     }
 
     #[test]
@@ -379,7 +379,7 @@ mod tests {
         };
         let of = |event| classify(frame(event), &product, Instant::now()).unwrap();
         assert_eq!(of("heartbeat"), Envelope::Heartbeat);
-        assert_eq!(of("gap"), Envelope::Gap(Notice::default()));
+        assert_eq!(of("gap"), Envelope::Gap(UpstreamGapNotice::default()));
         for name in ["", "message", "anything"] {
             assert!(matches!(of(name), Envelope::Event(_)), "{name}");
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use super::{Rejection, read};
+use super::{Rejection, parse_payload};
 use crate::event::{Draft, ProductId};
 
 /// Reads what was sent for `product` by the rules for the upstream's payloads.
@@ -17,38 +17,38 @@ use crate::event::{Draft, ProductId};
 /// # Errors
 ///
 /// Why it cannot be understood.
-pub(crate) fn published(body: Bytes, product: &ProductId, received: Instant) -> Result<Draft, Rejection> {
-    let (mut draft, names_product) = read(body, product, received)?;
+pub(crate) fn parse_published(body: Bytes, product: &ProductId, received: Instant) -> Result<Draft, Rejection> {
+    let (mut draft, names_product) = parse_payload(body, product, received)?;
     // A text cannot hold CR or LF as they are, so they stand between tokens: a frame must have one line.
     if draft.payload.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
-        draft.payload = without_white_space(&draft.payload).into();
+        draft.payload = strip_white_space(&draft.payload).into();
     }
     if !names_product {
         let text = std::str::from_utf8(&draft.payload).map_err(|_| Rejection::InvalidUtf8)?;
-        draft.payload = named(text, product)?.into();
+        draft.payload = insert_product_id(text, product)?.into();
     }
     Ok(draft)
 }
 
 /// A JSON text without the white space between its tokens.
-fn without_white_space(json: &[u8]) -> Vec<u8> {
-    let (mut is_in_text, mut is_escaped) = (false, false);
-    let is_kept = |byte: &u8| {
-        if is_in_text {
-            is_in_text = is_escaped || *byte != b'"';
+fn strip_white_space(json: &[u8]) -> Vec<u8> {
+    let (mut in_string, mut is_escaped) = (false, false);
+    let keep_byte = |byte: &u8| {
+        if in_string {
+            in_string = is_escaped || *byte != b'"';
             is_escaped = !is_escaped && *byte == b'\\';
             return true;
         }
-        is_in_text = *byte == b'"';
+        in_string = *byte == b'"';
         !matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
     };
-    json.iter().copied().filter(is_kept).collect()
+    json.iter().copied().filter(keep_byte).collect()
 }
 
 /// A JSON object that does not name its product, with the name: in the place of a null, or as its first member.
-fn named(object: &str, product: &ProductId) -> Result<String, Rejection> {
+fn insert_product_id(object: &str, product: &ProductId) -> Result<String, Rejection> {
     let name = serde_json::to_string(product.as_str()).map_err(|_| Rejection::InvalidJson)?;
-    let members: Members<'_> = serde_json::from_str(object).map_err(|_| Rejection::InvalidJson)?;
+    let members: ProductIdMember<'_> = serde_json::from_str(object).map_err(|_| Rejection::InvalidJson)?;
     let (before, member, after) = match members.product_id {
         Some(null) => {
             let at = null.get().as_ptr().addr() - object.as_ptr().addr();
@@ -66,7 +66,7 @@ fn named(object: &str, product: &ProductId) -> Result<String, Rejection> {
 
 /// The member that may be there with nothing in it.
 #[derive(Deserialize)]
-struct Members<'a> {
+struct ProductIdMember<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     product_id: Option<&'a RawValue>,
 }
@@ -85,7 +85,7 @@ mod tests {
 
     fn publish(body: &str) -> Result<String, Rejection> {
         let product = ProductId::new(PRODUCT).unwrap();
-        let draft = published(Bytes::copy_from_slice(body.as_bytes()), &product, Instant::now())?;
+        let draft = parse_published(Bytes::copy_from_slice(body.as_bytes()), &product, Instant::now())?;
         Ok(String::from_utf8(draft.payload.to_vec()).unwrap())
     }
 

@@ -4,33 +4,33 @@
 
 use std::{sync::Arc, task::Waker};
 
-use super::{Fanout, Listener};
+use super::{Fanout, SubscriberSignal};
 use crate::event::{Entry, Event};
 
 impl Fanout {
     /// Shows the entry behind `position`, and returns its place.
-    pub(crate) fn show_next(&self, position: u64, entry: &Entry) -> u64 {
-        self.show(position, position + 1, std::slice::from_ref(entry))
+    pub(crate) fn dispatch_next(&self, position: u64, entry: &Entry) -> u64 {
+        self.dispatch(position, position + 1, std::slice::from_ref(entry))
     }
 
     /// Leaves an event for a lane, and calls that.
-    pub(crate) fn leave_and_call(&self, lane: usize, event: &Arc<Event>) {
-        if let Some(branch) = self.branches.get(lane) {
-            branch.bring(event);
-            branch.call();
+    pub(crate) fn push_and_wake(&self, shard: usize, event: &Arc<Event>) {
+        if let Some(queue) = self.shard_queues.get(shard) {
+            queue.push(event);
+            queue.wake();
         }
     }
 }
 
-impl Listener {
+impl SubscriberSignal {
     /// Marks it.
-    pub(crate) fn mark(&self, place: u64) {
-        self.show(place);
+    pub(crate) fn mark_pending(&self, position: u64) {
+        self.notify(position);
     }
 
     /// Takes the mark away, and has `waker` called at the next one.
-    pub(crate) fn await_mark(&self, waker: &Waker) {
-        self.look();
-        self.wake_later(waker);
+    pub(crate) fn take_pending_and_register(&self, waker: &Waker) {
+        self.take_pending();
+        self.register_waker(waker);
     }
 }

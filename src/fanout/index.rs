@@ -11,58 +11,58 @@ use crate::event::{Kind, Only, Scope, SessionId};
 
 /// Listeners by what they want.
 #[derive(Debug)]
-pub(crate) struct Index<T> {
-    sessions: HashMap<SessionId, Place<T>>,
-    kinds: HashMap<Kind, Place<T>>,
-    everything: Place<T>,
+pub(crate) struct ScopeIndex<T> {
+    sessions: HashMap<SessionId, Bucket<T>>,
+    kinds: HashMap<Kind, Bucket<T>>,
+    everything: Bucket<T>,
 }
 
 /// Those in one place, each under a key of its own: the last of ten thousand leaves as quickly as the first.
-type Place<T> = HashMap<usize, Registered<T>>;
+type Bucket<T> = HashMap<usize, IndexedSubscriber<T>>;
 
 /// Somebody in a place, with the limit that the place does not express.
 #[derive(Debug)]
-struct Registered<T> {
-    who: T,
+struct IndexedSubscriber<T> {
+    value: T,
     kinds: Only<Kind>,
 }
 
 /// Where to look for those whom an event concerns.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Places {
+pub(super) struct BucketFilter {
     pub(super) session: bool,
     pub(super) kind: bool,
     pub(super) everything: bool,
 }
 
-impl Places {
+impl BucketFilter {
     /// Wherever they may be.
     pub(super) const ALL: Self = Self { session: true, kind: true, everything: true };
 }
 
-impl<T> Default for Index<T> {
+impl<T> Default for ScopeIndex<T> {
     fn default() -> Self {
         Self { sessions: HashMap::new(), kinds: HashMap::new(), everything: HashMap::new() }
     }
 }
 
-impl<T: Clone> Index<T> {
+impl<T: Clone> ScopeIndex<T> {
     /// Puts somebody into the places of a scope.
-    pub(super) fn insert(&mut self, scope: &Scope, key: usize, who: &T) {
-        let registered = |kinds: &Only<Kind>| Registered { who: who.clone(), kinds: kinds.clone() };
+    pub(super) fn insert(&mut self, scope: &Scope, key: usize, value: &T) {
+        let indexed = |kinds: &Only<Kind>| IndexedSubscriber { value: value.clone(), kinds: kinds.clone() };
         match scope {
             Scope { sessions: Only::These(sessions), kinds } => {
                 for session in sessions {
-                    self.sessions.entry(session.clone()).or_default().insert(key, registered(kinds));
+                    self.sessions.entry(session.clone()).or_default().insert(key, indexed(kinds));
                 }
             }
             Scope { kinds: Only::These(kinds), .. } => {
                 for kind in kinds {
-                    self.kinds.entry(kind.clone()).or_default().insert(key, registered(&Only::Everything));
+                    self.kinds.entry(kind.clone()).or_default().insert(key, indexed(&Only::Everything));
                 }
             }
             _ => {
-                self.everything.insert(key, registered(&Only::Everything));
+                self.everything.insert(key, indexed(&Only::Everything));
             }
         }
     }
@@ -71,10 +71,10 @@ impl<T: Clone> Index<T> {
     pub(super) fn remove(&mut self, scope: &Scope, key: usize) {
         match scope {
             Scope { sessions: Only::These(sessions), .. } => {
-                sessions.iter().for_each(|session| leave(&mut self.sessions, session, key));
+                sessions.iter().for_each(|session| remove_from_bucket(&mut self.sessions, session, key));
             }
             Scope { kinds: Only::These(kinds), .. } => {
-                kinds.iter().for_each(|kind| leave(&mut self.kinds, kind, key));
+                kinds.iter().for_each(|kind| remove_from_bucket(&mut self.kinds, kind, key));
             }
             _ => {
                 self.everything.remove(&key);
@@ -83,27 +83,27 @@ impl<T: Clone> Index<T> {
     }
 
     /// Visits those in `places` who may see an event of this session and kind, each once.
-    pub(super) fn concerned(
+    pub(super) fn for_each_match(
         &self,
         session: Option<&SessionId>,
         kind: &Kind,
-        places: Places,
+        buckets: BucketFilter,
         mut visit: impl FnMut(usize, &T),
     ) {
-        let of_session = session.filter(|_| places.session).and_then(|session| self.sessions.get(session));
-        let of_kind = if places.kind { self.kinds.get(kind) } else { None };
-        let of_everything = places.everything.then_some(&self.everything);
-        for (key, registered) in [of_session, of_kind, of_everything].into_iter().flatten().flatten() {
-            if registered.kinds.admits(kind) {
-                visit(*key, &registered.who);
+        let of_session = session.filter(|_| buckets.session).and_then(|session| self.sessions.get(session));
+        let of_kind = if buckets.kind { self.kinds.get(kind) } else { None };
+        let of_everything = buckets.everything.then_some(&self.everything);
+        for (key, indexed) in [of_session, of_kind, of_everything].into_iter().flatten().flatten() {
+            if indexed.kinds.admits(kind) {
+                visit(*key, &indexed.value);
             }
         }
     }
 
     /// Visits everybody, some more than once.
-    pub(super) fn everybody(&self, mut visit: impl FnMut(usize, &T)) {
-        let places = self.sessions.values().chain(self.kinds.values()).chain([&self.everything]);
-        places.flatten().for_each(|(key, registered)| visit(*key, &registered.who));
+    pub(super) fn for_each(&self, mut visit: impl FnMut(usize, &T)) {
+        let buckets = self.sessions.values().chain(self.kinds.values()).chain([&self.everything]);
+        buckets.flatten().for_each(|(key, indexed)| visit(*key, &indexed.value));
     }
 
     /// Whether nobody is left, and no place of anybody.
@@ -129,11 +129,11 @@ impl<T: Clone> Index<T> {
 }
 
 /// Takes somebody out of a place, and the place away with the last one.
-fn leave<K: Eq + std::hash::Hash, T>(places: &mut HashMap<K, Place<T>>, at: &K, key: usize) {
-    if let Some(place) = places.get_mut(at) {
-        place.remove(&key);
-        if place.is_empty() {
-            places.remove(at);
+fn remove_from_bucket<K: Eq + std::hash::Hash, T>(buckets: &mut HashMap<K, Bucket<T>>, at: &K, key: usize) {
+    if let Some(bucket) = buckets.get_mut(at) {
+        bucket.remove(&key);
+        if bucket.is_empty() {
+            buckets.remove(at);
         }
     }
 }

@@ -34,17 +34,17 @@ use atomic_waker::AtomicWaker;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    index::{Index, Places},
-    shard_queue::{Branch, Interests, lanes},
+    index::{BucketFilter, ScopeIndex},
+    shard_queue::{ShardBitmap, ShardQueue, shards_in},
 };
 use crate::{
-    event::{Entry, Scope, Start},
+    event::{Entry, Scope, StartPosition},
     log::Log,
 };
 
 pub(crate) use self::{
-    shard_queue::{Arrived, Followers},
-    subscription::{Item, Subscription},
+    shard_queue::{QueueContents, ShardIndex},
+    subscription::{Subscription, SubscriptionItem},
 };
 
 /// The listeners of one product.
@@ -52,43 +52,45 @@ pub(crate) use self::{
 pub(crate) struct Fanout {
     log: Arc<Log>,
     /// Every entry up to here has been shown to the listeners. Written by [`Fanout::run`] alone, while it holds `audience`.
-    position: AtomicU64,
-    audience: Mutex<Audience>,
+    dispatched_through: AtomicU64,
+    registry: Mutex<SubscriberRegistry>,
     /// One for each lane.
-    branches: Box<[Branch]>,
+    shard_queues: Box<[ShardQueue]>,
 }
 
 /// Everybody there is.
 #[derive(Debug, Default)]
-struct Audience {
-    listeners: Index<Arc<Listener>>,
-    interests: Interests,
+struct SubscriberRegistry {
+    subscribers: ScopeIndex<Arc<SubscriberSignal>>,
+    shard_bitmap: ShardBitmap,
 }
 
 impl Fanout {
     /// Nobody listens yet, on any of so many lanes.
-    pub(crate) fn new(log: Arc<Log>, lanes: usize) -> Self {
-        let position = AtomicU64::new(log.newest());
-        let branches = (0..lanes).map(|_| Branch::default()).collect();
-        Self { log, position, audience: Mutex::default(), branches }
+    pub(crate) fn new(log: Arc<Log>, shards: usize) -> Self {
+        let dispatched_through = AtomicU64::new(log.newest_position());
+        let shard_queues = (0..shards).map(|_| ShardQueue::default()).collect();
+        Self { log, dispatched_through, registry: Mutex::default(), shard_queues }
     }
 
     /// Shows each new entry of the log to the listeners it concerns, until `stop`.
     pub(crate) async fn run(&self, stop: CancellationToken) {
-        let mut position = self.position.load(Ordering::SeqCst);
-        while let Some((first, entries)) = stop.run_until_cancelled(self.log.tail(position, BATCH_ENTRIES)).await {
-            position = self.show(position, first, &entries);
+        let mut position = self.dispatched_through.load(Ordering::SeqCst);
+        while let Some((first, entries)) =
+            stop.run_until_cancelled(self.log.tail(position, DISPATCH_BATCH_ENTRIES)).await
+        {
+            position = self.dispatch(position, first, &entries);
             tokio::task::consume_budget().await;
         }
     }
 
     /// Marks the listeners of `entries`, which begin at place `first`, and returns the new position.
-    fn show(&self, mut position: u64, first: u64, entries: &[Entry]) -> u64 {
-        let audience = self.audience();
-        let mut called = 0;
+    fn dispatch(&self, mut position: u64, first: u64, entries: &[Entry]) -> u64 {
+        let registry = self.registry();
+        let mut shards_to_wake = 0;
         if first > position + 1 {
             // Evicted before anybody was told: each listener must find out whether it was concerned.
-            called = self.show_to_everybody(&audience, position + 1);
+            shards_to_wake = self.notify_all(&registry, position + 1);
         }
         position = first - 1;
         for entry in entries {
@@ -96,52 +98,59 @@ impl Fanout {
             match entry {
                 Entry::Event(event) => {
                     let (session, kind) = (event.session(), event.kind());
-                    audience.listeners.concerned(session, kind, Places::ALL, |_, listener| listener.show(position));
-                    let concerned = audience.interests.of(event);
-                    self.branches_of(concerned).for_each(|branch| branch.bring(event));
-                    called |= concerned;
+                    registry
+                        .subscribers
+                        .for_each_match(session, kind, BucketFilter::ALL, |_, signal| signal.notify(position));
+                    let interested_shards = registry.shard_bitmap.shards_for(event);
+                    self.queues_of(interested_shards).for_each(|queue| queue.push(event));
+                    shards_to_wake |= interested_shards;
                 }
-                Entry::Gap(_) => called |= self.show_to_everybody(&audience, position),
+                Entry::Gap(_) => shards_to_wake |= self.notify_all(&registry, position),
                 Entry::Erased => {}
             }
         }
         // Behind the marks: who sees this position and no mark of its own has nothing to read up to it.
-        self.position.store(position, Ordering::SeqCst);
-        drop(audience);
-        self.branches_of(called).for_each(Branch::call);
+        self.dispatched_through.store(position, Ordering::SeqCst);
+        drop(registry);
+        self.queues_of(shards_to_wake).for_each(ShardQueue::wake);
         position
     }
 
     /// Marks all listeners. Returns the lanes to call.
-    fn show_to_everybody(&self, audience: &Audience, place: u64) -> u64 {
-        audience.listeners.everybody(|_, listener| listener.show(place));
-        self.branches.iter().for_each(|branch| branch.tear(place));
+    fn notify_all(&self, registry: &SubscriberRegistry, position: u64) -> u64 {
+        registry.subscribers.for_each(|_, signal| signal.notify(position));
+        self.shard_queues.iter().for_each(|queue| queue.overflow(position));
         u64::MAX
     }
 
-    fn branches_of(&self, bits: u64) -> impl Iterator<Item = &Branch> {
-        lanes(bits).map_while(|lane| self.branches.get(lane))
+    fn queues_of(&self, bits: u64) -> impl Iterator<Item = &ShardQueue> {
+        shards_in(bits).map_while(|shard| self.shard_queues.get(shard))
     }
 
     /// Begins to listen: to what comes from now on, or first to what is behind `start` and already in the log.
-    pub(crate) fn subscribe(self: &Arc<Self>, listener: Arc<Listener>, scope: Scope, start: &Start) -> Subscription {
-        let mut audience = self.audience();
-        audience.listeners.insert(&scope, listener.key(), &listener);
+    pub(crate) fn subscribe(
+        self: &Arc<Self>,
+        signal: Arc<SubscriberSignal>,
+        scope: Scope,
+        start: &StartPosition,
+    ) -> Subscription {
+        let mut registry = self.registry();
+        registry.subscribers.insert(&scope, signal.key(), &signal);
         // Under the same lock as the marks: every entry behind this position will be marked for the new listener.
-        let position = self.position.load(Ordering::SeqCst);
-        drop(audience);
-        Subscription::new(Arc::clone(self), listener, scope, start, position)
+        let position = self.dispatched_through.load(Ordering::SeqCst);
+        drop(registry);
+        Subscription::new(Arc::clone(self), signal, scope, start, position)
     }
 
     /// Begins to listen behind a place, for a reader that knows places and needs no notice of where it stands.
-    pub(crate) fn subscribe_behind(
+    pub(crate) fn subscribe_after(
         self: &Arc<Self>,
-        listener: Arc<Listener>,
+        signal: Arc<SubscriberSignal>,
         scope: Scope,
-        place: u64,
+        position: u64,
     ) -> Subscription {
-        let mut subscription = self.subscribe(listener, scope, &Start::Now);
-        subscription.stand_behind(place);
+        let mut subscription = self.subscribe(signal, scope, &StartPosition::Now);
+        subscription.resume_after(position);
         subscription
     }
 
@@ -150,24 +159,24 @@ impl Fanout {
         &self.log
     }
 
-    fn audience(&self) -> MutexGuard<'_, Audience> {
+    fn registry(&self) -> MutexGuard<'_, SubscriberRegistry> {
         // Insertions and removals are each whole: a panic elsewhere does not spoil the index.
-        self.audience.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// One subscription as the fan-out sees it.
 #[derive(Debug, Default)]
-pub(crate) struct Listener {
+pub(crate) struct SubscriberSignal {
     /// The first entry shown to it that it has not looked for, 0 for none.
     pending: AtomicU64,
     waker: AtomicWaker,
 }
 
-impl Listener {
+impl SubscriberSignal {
     /// Tells it that the entry at `place` is for it.
-    fn show(&self, place: u64) {
-        if self.pending.compare_exchange(0, place, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+    fn notify(&self, position: u64) {
+        if self.pending.compare_exchange(0, position, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
             self.waker.wake();
         }
     }
@@ -178,12 +187,12 @@ impl Listener {
     }
 
     /// The first entry shown to it that it has not looked for, if there is one.
-    pub(crate) fn shown(&self) -> Option<u64> {
-        Some(self.pending.load(Ordering::SeqCst)).filter(|place| *place > 0)
+    pub(crate) fn pending_position(&self) -> Option<u64> {
+        Some(self.pending.load(Ordering::SeqCst)).filter(|position| *position > 0)
     }
 
     /// Has `waker` called at the next mark.
-    fn wake_later(&self, waker: &Waker) {
+    fn register_waker(&self, waker: &Waker) {
         self.waker.register(waker);
     }
 
@@ -193,10 +202,10 @@ impl Listener {
     }
 
     /// Takes the mark away and returns it.
-    fn look(&self) -> u64 {
+    fn take_pending(&self) -> u64 {
         self.pending.swap(0, Ordering::SeqCst)
     }
 }
 
 /// Entries shown under one lock of the index, so that a newcomer never waits long.
-const BATCH_ENTRIES: usize = 64;
+const DISPATCH_BATCH_ENTRIES: usize = 64;

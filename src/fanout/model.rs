@@ -18,22 +18,22 @@ use tokio::time::Instant;
 use super::*;
 use crate::{
     event::{Draft, EventId, Gap, GapReason, Kind, Only, ProductId, SessionId},
-    log::{Bounds, Numbering},
+    log::{MemoryBounds, Numbering},
     metrics::Metrics,
-    store::{Settings, Store},
+    store::{Store, StoreSettings},
 };
 
 /// One life of a relay, with its fan-out run by hand.
-struct Life {
+struct RelayInstance {
     fanout: Arc<Fanout>,
     position: u64,
     store: Store,
 }
 
-impl Life {
+impl RelayInstance {
     fn begin(directory: &Path, rng: &mut Rng) -> Self {
         let product = ProductId::new("p").unwrap();
-        let settings = Settings {
+        let settings = StoreSettings {
             directory: directory.to_owned(),
             retention: Duration::from_secs(3600),
             // About a hundred and fifty events, beside the file's own pages.
@@ -42,23 +42,23 @@ impl Life {
             dead_letter_bytes: 1 << 30,
             max_concurrent_replays: 4,
         };
-        let bounds = Bounds { events: 16, bytes: u64::MAX };
+        let bounds = MemoryBounds { events: 16, bytes: u64::MAX };
         let (store, logs) = Store::open(settings, bounds, &[product], &Metrics::new().unwrap()).unwrap();
         let log = Arc::clone(&logs[0]);
-        log.numbered_by(Numbering::Own);
+        log.set_numbering(Numbering::Own);
         let fanout = Arc::new(Fanout::new(log, 1));
-        Self { position: fanout.position.load(Ordering::SeqCst), fanout, store }
+        Self { position: fanout.dispatched_through.load(Ordering::SeqCst), fanout, store }
     }
 
     /// An outage of the upstream: a gap in the log, which everybody is to see in its place.
-    fn append_gap(&self, sent: &mut Vec<Sent>, names: &mut BTreeMap<EventId, usize>) {
+    fn append_gap(&self, sent: &mut Vec<SentEntry>, names: &mut BTreeMap<EventId, usize>) {
         let log = self.fanout.log();
         log.append_gap(GapReason::UpstreamReconnect);
         names.insert(log.newest_id().unwrap(), sent.len());
-        sent.push(Sent { number: sent.len(), session: 0, kind: 0, is_gap: true });
+        sent.push(SentEntry { number: sent.len(), session: 0, kind: 0, is_gap: true });
     }
 
-    fn append(&self, event: &Sent) {
+    fn append(&self, event: &SentEntry) {
         let payload = format!(r#"{{"number":{},"filling":"{}"}}"#, event.number, "x".repeat(400));
         let session = (event.session > 0).then(|| SessionId::new(SESSIONS[event.session]).unwrap());
         let kind = Kind::new(KINDS[event.kind]);
@@ -66,17 +66,17 @@ impl Life {
         self.fanout.log().append(Draft { kind, session, forwarded_at: None, payload, received: Instant::now() });
     }
 
-    fn show(&mut self, batches: usize) {
+    fn dispatch(&mut self, batches: usize) {
         for _ in 0..batches {
-            let tail = std::pin::pin!(self.fanout.log().tail(self.position, BATCH_ENTRIES));
+            let tail = std::pin::pin!(self.fanout.log().tail(self.position, DISPATCH_BATCH_ENTRIES));
             let mut context = std::task::Context::from_waker(Waker::noop());
             let Poll::Ready((first, entries)) = tail.poll(&mut context) else { return };
-            self.position = self.fanout.show(self.position, first, &entries);
+            self.position = self.fanout.dispatch(self.position, first, &entries);
         }
     }
 
     /// Waits until the store has everything.
-    fn keep(&self) {
+    fn wait_persisted(&self) {
         while self.fanout.log().backlog() > 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -85,7 +85,7 @@ impl Life {
 
 /// An entry as the model knows it.
 #[derive(Clone, Copy, Debug)]
-struct Sent {
+struct SentEntry {
     number: usize,
     session: usize,
     kind: usize,
@@ -94,7 +94,7 @@ struct Sent {
 
 /// What a client has got, over all of its connections.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Got {
+enum ReceivedItem {
     /// An event, or a gap that is in the log.
     Entry(usize),
     /// The notice that something is not.
@@ -102,17 +102,17 @@ enum Got {
 }
 
 /// A client: connected or away.
-struct Client {
+struct ModelClient {
     sessions: BTreeSet<usize>,
     kinds: BTreeSet<usize>,
     /// The first event that it must hear of, if it asked for news.
     from: Option<usize>,
     subscription: Option<Subscription>,
     last_id: Option<EventId>,
-    got: Vec<Got>,
+    got: Vec<ReceivedItem>,
 }
 
-impl Client {
+impl ModelClient {
     fn scope(&self) -> Scope {
         let sessions = self.sessions.iter().map(|session| SessionId::new(SESSIONS[*session]).unwrap()).collect();
         let kinds = self.kinds.iter().map(|kind| Kind::new(KINDS[*kind])).collect();
@@ -122,58 +122,58 @@ impl Client {
         }
     }
 
-    fn sees(&self, event: &Sent) -> bool {
+    fn sees(&self, event: &SentEntry) -> bool {
         let session = self.sessions.is_empty() || self.sessions.contains(&event.session);
         event.is_gap || session && (self.kinds.is_empty() || self.kinds.contains(&event.kind))
     }
 
-    fn connect(&mut self, life: &Life, start: &Start) {
-        self.subscription = Some(life.fanout.subscribe(Arc::default(), self.scope(), start));
+    fn connect(&mut self, relay: &RelayInstance, start: &StartPosition) {
+        self.subscription = Some(relay.fanout.subscribe(Arc::default(), self.scope(), start));
     }
 
     /// Comes back behind its last id; without one, it is a new client.
-    fn come_back(&mut self, life: &Life) {
+    fn reconnect(&mut self, relay: &RelayInstance) {
         match self.last_id {
-            Some(id) => self.connect(life, &Start::After(id)),
+            Some(id) => self.connect(relay, &StartPosition::After(id)),
             None => self.subscription = None,
         }
     }
 
     /// Takes at most `most` items, and notes which id belongs to which event.
-    async fn read(&mut self, most: usize, names: &mut BTreeMap<EventId, usize>, seed: u64) {
+    async fn read(&mut self, max_items: usize, names: &mut BTreeMap<EventId, usize>, seed: u64) {
         let Some(subscription) = &mut self.subscription else { return };
-        for _ in 0..most {
+        for _ in 0..max_items {
             let began = Instant::now();
             let mut tick = tokio::time::interval(Duration::from_millis(20));
             let item = poll_fn(|context| {
                 assert!(began.elapsed() < Duration::from_secs(20), "seed {seed}: stuck");
                 match subscription.poll_next(context) {
                     Poll::Ready(item) => Poll::Ready(Some(item)),
-                    Poll::Pending if subscription.is_at_end() => Poll::Ready(None),
+                    Poll::Pending if subscription.is_caught_up() => Poll::Ready(None),
                     Poll::Pending => {
                         // As the wheel does for who must look again.
-                        while subscription.must_look_again() && tick.poll_tick(context).is_ready() {}
+                        while subscription.must_poll_again() && tick.poll_tick(context).is_ready() {}
                         Poll::Pending
                     }
                 }
             });
             match item.await {
-                Some(Item::Event { event, .. }) => {
+                Some(SubscriptionItem::Event { event, .. }) => {
                     let payload: serde_json::Value = serde_json::from_slice(&event.payload()).unwrap();
                     let number = payload["number"].as_u64().unwrap() as usize;
                     assert_eq!(*names.entry(event.id()).or_insert(number), number, "seed {seed}: an id is used twice");
-                    self.got.push(Got::Entry(number));
+                    self.got.push(ReceivedItem::Entry(number));
                     self.last_id = Some(event.id());
                 }
-                Some(Item::Gap(Gap { reason, id, .. })) => {
+                Some(SubscriptionItem::Gap(Gap { reason, id, .. })) => {
                     self.got.push(match reason {
-                        GapReason::UpstreamReconnect => Got::Entry(names[&id]),
-                        reason => Got::Notice(reason),
+                        GapReason::UpstreamReconnect => ReceivedItem::Entry(names[&id]),
+                        reason => ReceivedItem::Notice(reason),
                     });
                     self.last_id = Some(id);
                 }
                 None => {
-                    self.last_id = subscription.move_on().or(self.last_id);
+                    self.last_id = subscription.advance_last_id().or(self.last_id);
                     return;
                 }
             }
@@ -181,14 +181,14 @@ impl Client {
     }
 
     /// Holds what it got against what was sent.
-    fn check(&self, sent: &[Sent], seed: u64) {
+    fn check(&self, sent: &[SentEntry], seed: u64) {
         let mut next = self.from;
         let mut announced = false;
         for got in &self.got {
             match got {
-                Got::Notice(GapReason::UnknownId) => (next, announced) = (None, true),
-                Got::Notice(_) => announced = true,
-                Got::Entry(number) => {
+                ReceivedItem::Notice(GapReason::UnknownId) => (next, announced) = (None, true),
+                ReceivedItem::Notice(_) => announced = true,
+                ReceivedItem::Entry(number) => {
                     let entry = &sent[*number];
                     assert!(
                         self.sees(entry),
@@ -201,18 +201,18 @@ impl Client {
                         let is_false = announced && *number == next;
                         assert!(!is_false, "seed {seed}: nothing is missing before {number}: {:?}", self.got);
                         // A gap in the log tells of what a crash has taken right before it.
-                        self.lacks_nothing(&sent[next..*number], announced || entry.is_gap, seed);
+                        self.assert_nothing_lost(&sent[next..*number], announced || entry.is_gap, seed);
                     }
                     (next, announced) = (Some(number + 1), false);
                 }
             }
         }
         if let Some(next) = next {
-            self.lacks_nothing(&sent[next..], announced, seed);
+            self.assert_nothing_lost(&sent[next..], announced, seed);
         }
     }
 
-    fn lacks_nothing(&self, between: &[Sent], announced: bool, seed: u64) {
+    fn assert_nothing_lost(&self, between: &[SentEntry], announced: bool, seed: u64) {
         if let Some(lost) = between.iter().find(|event| !announced && self.sees(event)) {
             panic!("seed {seed}: event {} is lost without a word: {:?}", lost.number, self.got);
         }
@@ -220,38 +220,38 @@ impl Client {
 }
 
 /// A whole schedule.
-async fn run(seed: u64) {
+async fn run_schedule(seed: u64) {
     let mut rng = Rng::with_seed(seed);
     let directory = tempfile::tempdir().unwrap();
-    let mut life = Life::begin(directory.path(), &mut rng);
-    let mut sent: Vec<Sent> = Vec::new();
-    let mut clients: Vec<Client> = Vec::new();
+    let mut relay = RelayInstance::begin(directory.path(), &mut rng);
+    let mut sent: Vec<SentEntry> = Vec::new();
+    let mut clients: Vec<ModelClient> = Vec::new();
     let mut names: BTreeMap<EventId, usize> = BTreeMap::new();
     for _ in 0..rng.usize(10..120) {
         match rng.u32(0..100) {
             0..30 => {
                 for _ in 0..rng.usize(1..60) {
                     let (session, kind) = (rng.usize(0..5), rng.usize(0..3));
-                    let event = Sent { number: sent.len(), session, kind, is_gap: false };
-                    life.append(&event);
+                    let event = SentEntry { number: sent.len(), session, kind, is_gap: false };
+                    relay.append(&event);
                     sent.push(event);
                 }
             }
-            30..35 => life.append_gap(&mut sent, &mut names),
-            35..50 => life.show(rng.usize(1..9)),
+            30..35 => relay.append_gap(&mut sent, &mut names),
+            35..50 => relay.dispatch(rng.usize(1..9)),
             50..60 => {
-                life.show(usize::MAX); // so that the model knows what is news to it
-                let some = |rng: &mut Rng, most| (0..rng.usize(0..3)).map(|_| rng.usize(1..most)).collect();
-                let wants_kept = rng.u32(0..4) == 0;
-                let mut client = Client {
+                relay.dispatch(usize::MAX); // so that the model knows what is news to it
+                let some = |rng: &mut Rng, max_items| (0..rng.usize(0..3)).map(|_| rng.usize(1..max_items)).collect();
+                let wants_oldest = rng.u32(0..4) == 0;
+                let mut client = ModelClient {
                     sessions: some(&mut rng, 5),
                     kinds: some(&mut rng, 3),
-                    from: (!wants_kept).then_some(sent.len()),
+                    from: (!wants_oldest).then_some(sent.len()),
                     subscription: None,
-                    last_id: life.fanout.log().newest_id(),
+                    last_id: relay.fanout.log().newest_id(),
                     got: Vec::new(),
                 };
-                client.connect(&life, if wants_kept { &Start::Oldest } else { &Start::Now });
+                client.connect(&relay, if wants_oldest { &StartPosition::Oldest } else { &StartPosition::Now });
                 clients.push(client);
             }
             60..85 if !clients.is_empty() => {
@@ -262,29 +262,29 @@ async fn run(seed: u64) {
                 let client = rng.usize(0..clients.len());
                 match clients[client].subscription.take() {
                     Some(_) => {}
-                    None => clients[client].come_back(&life),
+                    None => clients[client].reconnect(&relay),
                 }
             }
-            92..95 => life.keep(),
+            92..95 => relay.wait_persisted(),
             95..98 => {
                 let crashes = rng.bool();
                 clients.iter_mut().for_each(|client| client.subscription = None);
                 if crashes {
-                    life.store.crash();
+                    relay.store.crash();
                 }
-                drop(life);
-                life = Life::begin(directory.path(), &mut rng);
-                if life.fanout.log().has_past() {
-                    life.append_gap(&mut sent, &mut names); // as ingest does when the upstream stands again
+                drop(relay);
+                relay = RelayInstance::begin(directory.path(), &mut rng);
+                if relay.fanout.log().has_prior_entries() {
+                    relay.append_gap(&mut sent, &mut names); // as ingest does when the upstream stands again
                 }
             }
             _ => {}
         }
     }
-    life.show(usize::MAX);
+    relay.dispatch(usize::MAX);
     for mut client in clients {
         if client.subscription.is_none() {
-            client.come_back(&life);
+            client.reconnect(&relay);
         }
         client.read(usize::MAX, &mut names, seed).await;
         // Who has never got an id and has gone is nobody's concern.
@@ -299,7 +299,7 @@ async fn delivered_and_announced_is_sent_through_restarts_and_crashes() {
     let schedules = if std::env::var_os("AUTOPLAY_RELAY_LONG").is_some() { 5000 } else { 150 };
     let first: u64 = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     for seed in first..first + schedules {
-        run(seed).await;
+        run_schedule(seed).await;
     }
 }
 

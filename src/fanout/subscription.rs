@@ -15,10 +15,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Audience, Fanout, Listener};
+use super::{Fanout, SubscriberRegistry, SubscriberSignal};
 use crate::{
-    event::{Entry, Event, EventId, Gap, GapReason, Scope, Start},
-    log::{Limits, Place, Reading},
+    event::{Entry, Event, EventId, Gap, GapReason, Scope, StartPosition},
+    log::{ReadLimits, ReadOutcome, ResolvedStart},
     store::CatchUp,
 };
 
@@ -26,49 +26,49 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Subscription {
     fanout: Arc<Fanout>,
-    pub(super) listener: Arc<Listener>,
+    pub(super) signal: Arc<SubscriberSignal>,
     /// It stands in the fan-out's index. Otherwise its lane tells it what has arrived.
-    is_listed: bool,
+    is_indexed: bool,
     scope: Scope,
     /// Place of the last entry that has been taken from the log or is hidden by the scope.
     cursor: u64,
     /// There may be entries behind the cursor for which no mark will come.
-    behind: bool,
+    is_lagging: bool,
     /// What it came with, as long as that may still turn up in the log.
-    awaited: Option<Box<Awaited>>,
+    awaited_start: Option<Box<AwaitedStart>>,
     /// It asked for news only.
     skips_history: bool,
     /// It asked for news only, and the log was still getting history when it looked.
     is_held_back: bool,
     /// It asked for what is kept, and has not looked yet: what was evicted of the time before it came is not missing.
-    wants_kept: bool,
+    wants_oldest: bool,
     /// Set while what comes next is in the store.
     catch_up: Option<Box<CatchUp>>,
-    unreadable: Unreadable,
-    handover: VecDeque<Entry>,
-    notice: Option<Box<Gap>>,
+    read_failure_policy: ReadFailurePolicy,
+    read_buffer: VecDeque<Entry>,
+    pending_gap: Option<Box<Gap>>,
     /// Entries after this one arrived while it listened.
     live_after: u64,
     /// The last id that the subscriber has, and its place.
-    given: Option<(u64, EventId)>,
+    last_delivered: Option<(u64, EventId)>,
 }
 
 /// What becomes of what the store has, but cannot be read there now.
 #[derive(Debug)]
-enum Unreadable {
+enum ReadFailurePolicy {
     /// It is announced as a gap: a client is not to wait for a disk.
-    IsAnnounced,
+    AnnounceGap,
     /// It is asked for again at this time. What is kept for the reader is not to be given up because a disk was busy.
-    IsWaitedFor {
+    RetryLater {
         /// None before the first time.
-        until: Option<Instant>,
+        not_before: Option<Instant>,
     },
 }
 
 /// An id that the log does not know yet.
 #[derive(Debug)]
-struct Awaited {
-    start: Start,
+struct AwaitedStart {
+    start: StartPosition,
     until: Instant,
 }
 
@@ -76,86 +76,87 @@ impl Subscription {
     /// A subscription at `start`; entries behind `position` will be shown to its `listener`.
     pub(super) fn new(
         fanout: Arc<Fanout>,
-        listener: Arc<Listener>,
+        signal: Arc<SubscriberSignal>,
         scope: Scope,
-        start: &Start,
+        start: &StartPosition,
         position: u64,
     ) -> Self {
         let mut subscription = Self {
             fanout,
-            listener,
-            is_listed: true,
+            signal,
+            is_indexed: true,
             scope,
             cursor: position,
-            behind: false,
-            awaited: None,
+            is_lagging: false,
+            awaited_start: None,
             skips_history: false,
             is_held_back: false,
-            wants_kept: false,
+            wants_oldest: false,
             catch_up: None,
-            unreadable: Unreadable::IsAnnounced,
-            handover: VecDeque::new(),
-            notice: None,
+            read_failure_policy: ReadFailurePolicy::AnnounceGap,
+            read_buffer: VecDeque::new(),
+            pending_gap: None,
             live_after: position,
-            given: None,
+            last_delivered: None,
         };
-        subscription.locate(start, true);
+        subscription.resolve_start(start, true);
         subscription
     }
 
     /// Puts the cursor where `start` stands in the log.
-    fn locate(&mut self, start: &Start, may_wait: bool) {
-        match self.fanout.log().locate(start, may_wait) {
-            Place::NotYet if self.awaited.is_some() => return,
-            Place::NotYet => {
-                self.awaited = Some(Box::new(Awaited { start: start.clone(), until: Instant::now() + AWAIT }));
+    fn resolve_start(&mut self, start: &StartPosition, may_wait: bool) {
+        match self.fanout.log().resolve_start(start, may_wait) {
+            ResolvedStart::NotYetKnown if self.awaited_start.is_some() => return,
+            ResolvedStart::NotYetKnown => {
+                self.awaited_start =
+                    Some(Box::new(AwaitedStart { start: start.clone(), until: Instant::now() + UNKNOWN_ID_WAIT }));
                 return;
             }
-            Place::Now => self.skips_history = true,
-            Place::Behind(place) => {
-                self.cursor = place;
-                if let Start::After(id) = start {
-                    self.given = Some((place, *id));
+            ResolvedStart::Now => self.skips_history = true,
+            ResolvedStart::After(position) => {
+                self.cursor = position;
+                if let StartPosition::After(id) = start {
+                    self.last_delivered = Some((position, *id));
                 }
             }
-            Place::BeforeKept(place) => {
-                self.cursor = place;
-                self.wants_kept = true;
+            ResolvedStart::BeforeOldest(position) => {
+                self.cursor = position;
+                self.wants_oldest = true;
             }
-            Place::Lost(gap) => {
-                self.cursor = gap.place;
-                self.notice = Some(Box::new(gap));
+            ResolvedStart::Lost(gap) => {
+                self.cursor = gap.position;
+                self.pending_gap = Some(Box::new(gap));
             }
         }
-        self.awaited = None;
-        self.behind = self.cursor < self.live_after || self.behind;
+        self.awaited_start = None;
+        self.is_lagging = self.cursor < self.live_after || self.is_lagging;
     }
 
     /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the store has behind it. Nobody
     /// tells it when that can be read again: see [`Subscription::must_look_again`].
-    pub(super) fn stand_behind(&mut self, place: u64) {
-        (self.cursor, self.skips_history, self.behind) = (place, false, place < self.live_after);
-        self.unreadable = Unreadable::IsWaitedFor { until: None };
+    pub(super) fn resume_after(&mut self, position: u64) {
+        (self.cursor, self.skips_history, self.is_lagging) = (position, false, position < self.live_after);
+        self.read_failure_policy = ReadFailurePolicy::RetryLater { not_before: None };
     }
 
     /// Whether its lane tells it what has arrived.
-    pub(crate) fn is_told_by_lane(&self) -> bool {
-        !self.is_listed
+    pub(crate) fn is_on_shard(&self) -> bool {
+        !self.is_indexed
     }
 
     /// Goes on with another scope, from where it stands. What has been returned is not returned again, and what comes behind that is
     /// judged by the new scope alone. One whose lane tells it what has arrived must join that again, see `Followers::change_scope`.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
-        self.handover.clear();
+        self.read_buffer.clear();
         self.catch_up = None;
         // There are no marks for what the new scope shows and the old one has hidden.
-        self.behind = true;
-        if self.is_listed {
+        self.is_lagging = true;
+        if self.is_indexed {
             // Under one lock: no entry is marked by neither scope.
-            let mut audience = self.fanout.audience();
-            audience.listeners.remove(&self.scope, self.listener.key());
-            audience.listeners.insert(&scope, self.listener.key(), &self.listener);
+            let mut registry = self.fanout.registry();
+            registry.subscribers.remove(&self.scope, self.signal.key());
+            registry.subscribers.insert(&scope, self.signal.key(), &self.signal);
         }
         self.scope = scope;
     }
@@ -167,47 +168,47 @@ impl Subscription {
 
     /// From now on its lane tells it what arrives. Under the lock of the audience: whatever has been shown until now has left a
     /// mark, and nothing is shown to it from now on.
-    pub(super) fn is_told_by_its_lane(&mut self, audience: &mut Audience) {
-        if std::mem::take(&mut self.is_listed) {
-            audience.listeners.remove(&self.scope, self.listener.key());
+    pub(super) fn move_to_shard(&mut self, registry: &mut SubscriberRegistry) {
+        if std::mem::take(&mut self.is_indexed) {
+            registry.subscribers.remove(&self.scope, self.signal.key());
         }
-        match self.behind || self.is_waiting() {
-            true => drop(self.listener.look()), // it looks into the log in any case
-            false => self.behind = self.look(self.fanout.position.load(Ordering::SeqCst)),
+        match self.is_lagging || self.is_waiting_for_log() {
+            true => drop(self.signal.take_pending()), // it looks into the log in any case
+            false => self.is_lagging = self.take_pending(self.fanout.dispatched_through.load(Ordering::SeqCst)),
         }
     }
 
     /// The entry at `place`, or one behind it, may be for it: it is to be polled, and looks into the log.
-    pub(crate) fn look_into_the_log(&mut self, place: u64) {
-        self.has_arrived(place.saturating_sub(1)); // what lies before it has been given to it, or was for others
-        self.behind = true;
+    pub(crate) fn resync_from(&mut self, position: u64) {
+        self.advance_to(position.saturating_sub(1)); // what lies before it has been given to it, or was for others
+        self.is_lagging = true;
     }
 
     /// Everything up to `position` that is for it has arrived, and been given to it if it had everything before that.
-    pub(crate) fn has_arrived(&mut self, position: u64) {
-        if self.is_at_end() {
+    pub(crate) fn advance_to(&mut self, position: u64) {
+        if self.is_caught_up() {
             self.cursor = self.cursor.max(position);
         }
     }
 
     /// Gives it an event that has arrived, if that is for it and it does not have it. It must be at the end of what it knew.
-    pub(crate) fn take(&mut self, event: &Event) -> bool {
-        let is_for_it = event.place() > self.cursor && self.scope.includes(event.session(), event.kind());
+    pub(crate) fn accept(&mut self, event: &Event) -> bool {
+        let is_for_it = event.position() > self.cursor && self.scope.includes(event.session(), event.kind());
         if is_for_it {
-            self.cursor = event.place();
-            self.given = Some((event.place(), event.id()));
+            self.cursor = event.position();
+            self.last_delivered = Some((event.position(), event.id()));
         }
         is_for_it
     }
 
     /// The place up to which everything within the scope has been returned.
     pub(crate) fn returned_through(&self) -> u64 {
-        let first = self.handover.iter().find_map(|entry| match entry {
-            Entry::Event(event) => Some(event.place()),
-            Entry::Gap(gap) => Some(gap.place),
+        let first = self.read_buffer.iter().find_map(|entry| match entry {
+            Entry::Event(event) => Some(event.position()),
+            Entry::Gap(gap) => Some(gap.position),
             Entry::Erased => None,
         });
-        first.map_or(self.cursor, |place| place - 1)
+        first.map_or(self.cursor, |position| position - 1)
     }
 
     /// The next event or gap within the scope.
@@ -215,53 +216,55 @@ impl Subscription {
     /// # Cancel safety
     ///
     /// What has not been returned stays for the next call.
-    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Item> {
-        for _ in 0..READINGS {
-            if let Some(gap) = self.notice.take() {
-                return Poll::Ready(self.gap(*gap));
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<SubscriptionItem> {
+        for _ in 0..MAX_LOG_READS_PER_POLL {
+            if let Some(gap) = self.pending_gap.take() {
+                return Poll::Ready(self.deliver_gap(*gap));
             }
-            if let Some(entry) = self.handover.pop_front() {
+            if let Some(entry) = self.read_buffer.pop_front() {
                 match entry {
-                    Entry::Event(event) => return Poll::Ready(self.event(event)),
+                    Entry::Event(event) => return Poll::Ready(self.deliver_event(event)),
                     Entry::Gap(gap) => {
-                        let gap = self.fanout.log().announce(&gap);
-                        return Poll::Ready(self.gap(gap));
+                        let gap = self.fanout.log().with_next_id(&gap);
+                        return Poll::Ready(self.deliver_gap(gap));
                     }
                     Entry::Erased => continue,
                 }
             }
-            if !self.is_located() || self.unreadable.is_waited_for() {
+            if !self.poll_located() || self.read_failure_policy.is_backing_off() {
                 return Poll::Pending;
             }
             if let Some(catch_up) = &mut self.catch_up
-                && let Some(chunk) = ready!(catch_up.poll(context))
+                && let Some(chunk) = ready!(catch_up.poll_chunk(context))
             {
                 match chunk {
                     // Retention was faster.
                     Ok(chunk) if chunk.evicted_through > self.cursor => {
-                        self.miss(GapReason::Evicted, chunk.evicted_through);
+                        self.skip_or_announce(GapReason::Evicted, chunk.evicted_through);
                     }
                     Ok(chunk) => {
-                        self.wants_kept = false;
-                        self.handover.extend(chunk.entries);
+                        self.wants_oldest = false;
+                        self.read_buffer.extend(chunk.entries);
                         self.cursor = chunk.through;
                     }
-                    Err(_) if let Unreadable::IsWaitedFor { until } = &mut self.unreadable => {
-                        *until = Some(Instant::now() + ASK_AGAIN);
+                    Err(_)
+                        if let ReadFailurePolicy::RetryLater { not_before: until } = &mut self.read_failure_policy =>
+                    {
+                        *until = Some(Instant::now() + STORE_RETRY_INTERVAL);
                         self.catch_up = None; // others may have its turn meanwhile
                     }
                     Err(unread_through) => {
-                        self.fanout.log().could_not_be_read();
-                        self.lose(GapReason::NotKept, unread_through);
+                        self.fanout.log().count_unreadable();
+                        self.announce_gap(GapReason::NotKept, unread_through);
                     }
                 }
-                self.behind = true;
+                self.is_lagging = true;
                 continue;
             }
-            if !self.behind && !self.is_shown(context) {
+            if !self.is_lagging && !self.poll_pending(context) {
                 return Poll::Pending;
             }
-            self.read();
+            self.read_log();
         }
         // A long way through what the scope hides: others are to have their turn.
         context.waker().wake_by_ref();
@@ -269,69 +272,69 @@ impl Subscription {
     }
 
     /// Whether it stands anywhere in the log, and nothing but news is to come to who asked for news.
-    fn is_located(&mut self) -> bool {
+    fn poll_located(&mut self) -> bool {
         let log = self.fanout.log();
-        if let Some(awaited) = &mut self.awaited {
-            if log.is_behind_its_relay() {
-                awaited.until = Instant::now() + AWAIT;
+        if let Some(awaited) = &mut self.awaited_start {
+            if log.is_behind_upstream() {
+                awaited.until = Instant::now() + UNKNOWN_ID_WAIT;
             }
             let may_wait = Instant::now() < awaited.until;
             let start = awaited.start.clone();
-            self.locate(&start, may_wait);
-            self.behind = true;
-            return self.awaited.is_none();
+            self.resolve_start(&start, may_wait);
+            self.is_lagging = true;
+            return self.awaited_start.is_none();
         }
         if self.skips_history {
-            let through = log.history_through();
-            self.is_held_back = through == u64::MAX;
+            let history_through = log.history_through();
+            self.is_held_back = history_through == u64::MAX;
             if !self.is_held_back {
-                self.cursor = self.cursor.max(through);
+                self.cursor = self.cursor.max(history_through);
             }
         }
         !self.is_held_back
     }
 
     /// Has `context` woken at the next mark, or when its holder is told to leave, without looking for anything.
-    pub(crate) fn wake_later(&self, context: &Context<'_>) {
-        self.listener.wake_later(context.waker());
+    pub(crate) fn register_waker(&self, context: &Context<'_>) {
+        self.signal.register_waker(context.waker());
     }
 
     /// Whether it waits for something of which nobody will tell it: it must be polled again soon.
-    pub(crate) fn must_look_again(&self) -> bool {
-        self.is_waiting()
-            || self.unreadable.is_waited_for()
-            || self.catch_up.as_ref().is_some_and(|it| it.waits_for_its_turn())
+    pub(crate) fn must_poll_again(&self) -> bool {
+        self.is_waiting_for_log()
+            || self.read_failure_policy.is_backing_off()
+            || self.catch_up.as_ref().is_some_and(|it| it.is_waiting_for_permit())
     }
 
     /// Whether there was nothing for it yet when it looked: its id was not here, or history had not come to its end.
-    fn is_waiting(&self) -> bool {
-        self.awaited.is_some() || self.is_held_back
+    fn is_waiting_for_log(&self) -> bool {
+        self.awaited_start.is_some() || self.is_held_back
     }
 
     /// Whether what comes next is in the store.
     pub(crate) fn reads_from_store(&self) -> bool {
-        self.catch_up.is_some() && self.handover.is_empty()
+        self.catch_up.is_some() && self.read_buffer.is_empty()
     }
 
     /// Whether there was nothing more to see when [`Subscription::poll_next`] returned pending.
-    pub(crate) fn is_at_end(&self) -> bool {
-        !self.behind && !self.is_waiting() && self.handover.is_empty() && self.notice.is_none()
+    pub(crate) fn is_caught_up(&self) -> bool {
+        !self.is_lagging && !self.is_waiting_for_log() && self.read_buffer.is_empty() && self.pending_gap.is_none()
     }
 
     /// Whether the fan-out has shown it something behind the cursor. If not, the waker is called when it does.
-    fn is_shown(&mut self, context: &Context<'_>) -> bool {
+    fn poll_pending(&mut self, context: &Context<'_>) -> bool {
         // In this order: what is shown after the position was read either leaves a mark to see now or calls the waker.
-        self.listener.wake_later(context.waker());
-        if !self.is_listed {
+        self.signal.register_waker(context.waker());
+        if !self.is_indexed {
             return false;
         }
-        let position = self.fanout.position.load(Ordering::SeqCst);
-        self.look(position)
+        let position = self.fanout.dispatched_through.load(Ordering::SeqCst);
+        self.take_pending(position)
     }
 
     /// Takes the mark, which was left before `position` was written or is behind it. Whether there was one.
-    fn look(&mut self, position: u64) -> bool {
-        match self.listener.look() {
+    fn take_pending(&mut self, position: u64) -> bool {
+        match self.signal.take_pending() {
             0 => {
                 self.cursor = self.cursor.max(position);
                 false
@@ -345,103 +348,104 @@ impl Subscription {
     }
 
     /// Takes one hand-over from the log and moves the cursor over it, or finds out why there is none.
-    fn read(&mut self) {
-        match self.fanout.log().read_after(self.cursor, &self.scope, HANDOVER, &mut self.handover) {
-            Reading::Taken { through, reached_end } => {
+    fn read_log(&mut self) {
+        match self.fanout.log().read_after(self.cursor, &self.scope, READ_BUFFER_LIMITS, &mut self.read_buffer) {
+            ReadOutcome::Entries { read_through, reached_end } => {
                 self.catch_up = None;
-                self.wants_kept = false;
-                self.cursor = through;
-                self.behind = !reached_end;
+                self.wants_oldest = false;
+                self.cursor = read_through;
+                self.is_lagging = !reached_end;
             }
-            Reading::InStore { store, wanted } => {
-                self.catch_up.get_or_insert_with(|| Box::new(store.catch_up())).want(wanted);
-                self.behind = true;
+            ReadOutcome::InStore { store, request } => {
+                self.catch_up.get_or_insert_with(|| Box::new(store.catch_up())).request(request);
+                self.is_lagging = true;
             }
-            Reading::Lost { reason, through } => {
-                self.miss(reason, through);
-                self.behind = true;
+            ReadOutcome::Lost { reason, lost_through } => {
+                self.skip_or_announce(reason, lost_through);
+                self.is_lagging = true;
             }
         }
     }
 
     /// Goes on behind what is gone, and announces that. Of what was in the log before it came, one that asked for what is
     /// kept has asked for no more than that; what came since is another matter.
-    fn miss(&mut self, reason: GapReason, through: u64) {
-        let asked_for_less = mem::take(&mut self.wants_kept) && through <= self.live_after;
-        match reason == GapReason::Evicted && asked_for_less {
-            true => self.cursor = through,
-            false => self.lose(reason, through),
+    fn skip_or_announce(&mut self, reason: GapReason, lost_through: u64) {
+        let asked_for_kept_only = mem::take(&mut self.wants_oldest) && lost_through <= self.live_after;
+        match reason == GapReason::Evicted && asked_for_kept_only {
+            true => self.cursor = lost_through,
+            false => self.announce_gap(reason, lost_through),
         }
     }
 
     /// Announces that everything up to `through` is gone, and goes on behind the notice.
-    fn lose(&mut self, reason: GapReason, through: u64) {
+    fn announce_gap(&mut self, reason: GapReason, lost_through: u64) {
         let after = match reason {
-            GapReason::NotKept => self.fanout.log().id(self.cursor),
-            _ => self.given.map(|(_, id)| id),
+            GapReason::NotKept => self.fanout.log().id_at(self.cursor),
+            _ => self.last_delivered.map(|(_, id)| id),
         };
-        let gap = self.fanout.log().lost(reason, after, through);
-        self.cursor = gap.place;
-        self.notice = Some(Box::new(gap));
+        let gap = self.fanout.log().lost_gap(reason, after, lost_through);
+        self.cursor = gap.position;
+        self.pending_gap = Some(Box::new(gap));
     }
 
-    fn event(&mut self, event: Arc<Event>) -> Item {
-        self.given = Some((event.place(), event.id()));
-        let received = event.received().filter(|_| event.place() > self.live_after);
-        Item::Event { event, received }
+    fn deliver_event(&mut self, event: Arc<Event>) -> SubscriptionItem {
+        self.last_delivered = Some((event.position(), event.id()));
+        let received = event.received().filter(|_| event.position() > self.live_after);
+        SubscriptionItem::Event { event, received }
     }
 
-    fn gap(&mut self, gap: Gap) -> Item {
-        self.given = Some((gap.place, gap.id));
-        Item::Gap(gap)
+    fn deliver_gap(&mut self, gap: Gap) -> SubscriptionItem {
+        self.last_delivered = Some((gap.position, gap.id));
+        SubscriptionItem::Gap(gap)
     }
 
     /// Moves the subscriber's id on to where the log has moved past what it has been given; the id, if it has.
-    pub(crate) fn move_on(&mut self) -> Option<EventId> {
-        let given = self.given.map_or(0, |(place, _)| place);
-        let id = self.fanout.log().id(self.cursor).filter(|_| self.cursor > given && self.is_at_end())?;
-        self.given = Some((self.cursor, id));
+    pub(crate) fn advance_last_id(&mut self) -> Option<EventId> {
+        let given = self.last_delivered.map_or(0, |(position, _)| position);
+        let id = self.fanout.log().id_at(self.cursor).filter(|_| self.cursor > given && self.is_caught_up())?;
+        self.last_delivered = Some((self.cursor, id));
         Some(id)
     }
 
     /// The last id that the subscriber has.
-    pub(crate) fn given(&self) -> Option<EventId> {
-        self.given.map(|(_, id)| id)
+    pub(crate) fn last_delivered_id(&self) -> Option<EventId> {
+        self.last_delivered.map(|(_, id)| id)
     }
 
     /// Entries and bytes that it holds by itself.
     #[cfg(test)]
-    pub(super) fn held(&self) -> (usize, usize) {
-        (self.handover.len(), self.handover.iter().map(Entry::wire_bytes).sum())
+    pub(super) fn buffered(&self) -> (usize, usize) {
+        (self.read_buffer.len(), self.read_buffer.iter().map(Entry::wire_bytes).sum())
     }
 
     /// Whether it has been given everything up to `place`, or may not see it. While it waits there is nothing for it.
-    pub(crate) fn has_passed(&self, place: u64) -> bool {
-        let is_given = self.given.is_some_and(|(given, _)| given >= place);
-        let is_behind_it = self.cursor >= place && self.is_at_end();
-        let has_nothing_to_get = self.awaited.is_some() || (self.is_held_back && self.fanout.log().is_recovering());
-        is_given || is_behind_it || has_nothing_to_get
+    pub(crate) fn has_passed(&self, position: u64) -> bool {
+        let is_delivered = self.last_delivered.is_some_and(|(given, _)| given >= position);
+        let is_past_it = self.cursor >= position && self.is_caught_up();
+        let has_nothing_to_get =
+            self.awaited_start.is_some() || (self.is_held_back && self.fanout.log().is_recovering());
+        is_delivered || is_past_it || has_nothing_to_get
     }
 }
 
-impl Unreadable {
+impl ReadFailurePolicy {
     /// Whether it is too early to ask again.
-    fn is_waited_for(&self) -> bool {
-        matches!(self, Self::IsWaitedFor { until: Some(until) } if Instant::now() < *until)
+    fn is_backing_off(&self) -> bool {
+        matches!(self, Self::RetryLater { not_before: Some(until) } if Instant::now() < *until)
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        if self.is_listed {
-            self.fanout.audience().listeners.remove(&self.scope, self.listener.key());
+        if self.is_indexed {
+            self.fanout.registry().subscribers.remove(&self.scope, self.signal.key());
         }
     }
 }
 
 /// What a subscriber gets.
 #[derive(Debug)]
-pub(crate) enum Item {
+pub(crate) enum SubscriptionItem {
     /// An event.
     Event {
         /// The event itself, shared.
@@ -454,13 +458,13 @@ pub(crate) enum Item {
 }
 
 /// One hand-over: enough to fill a write, little enough that a stalled subscriber pins next to nothing.
-const HANDOVER: Limits = Limits { entries: 16, bytes: 32 * 1024 };
+const READ_BUFFER_LIMITS: ReadLimits = ReadLimits { entries: 16, bytes: 32 * 1024 };
 
 /// Readings in one poll that find nothing; each looks at some thousand entries.
-const READINGS: usize = 16;
+const MAX_LOG_READS_PER_POLL: usize = 16;
 
 /// Between two questions of a reader that waits for what the store cannot give now.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a client's id may be ahead of a relay that has caught up with the relay before it, or has given up waiting for it.
-const AWAIT: Duration = Duration::from_secs(5);
+const UNKNOWN_ID_WAIT: Duration = Duration::from_secs(5);

@@ -17,22 +17,22 @@ use tokio::time::Instant;
 use super::*;
 use crate::{
     event::{Draft, Event, EventId, Gap, GapReason, Kind, Only, ProductId, SessionId},
-    log::{Bounds, Numbering},
+    log::{MemoryBounds, Numbering},
     metrics::Metrics,
 };
 
 /// A fan-out whose task the test runs by hand.
-pub(super) struct Stage {
+pub(super) struct FanoutHarness {
     pub(super) fanout: Arc<Fanout>,
     position: u64,
 }
 
-impl Stage {
+impl FanoutHarness {
     pub(super) fn new(ring_events: usize) -> Self {
         let product = ProductId::new("p").unwrap();
         let metrics = Metrics::new().unwrap().log(&product);
-        let log = Log::new(product, Bounds { events: ring_events, bytes: u64::MAX }, metrics);
-        log.numbered_by(Numbering::Own);
+        let log = Log::new(product, MemoryBounds { events: ring_events, bytes: u64::MAX }, metrics);
+        log.set_numbering(Numbering::Own);
         Self { fanout: Arc::new(Fanout::new(Arc::new(log), 1)), position: 0 }
     }
 
@@ -44,65 +44,65 @@ impl Stage {
     }
 
     /// What the task does for one batch.
-    fn show(&mut self) {
-        let tail = self.fanout.log().tail(self.position, BATCH_ENTRIES);
+    fn dispatch(&mut self) {
+        let tail = self.fanout.log().tail(self.position, DISPATCH_BATCH_ENTRIES);
         let mut tail = std::pin::pin!(tail);
         let mut context = Context::from_waker(Waker::noop());
         if let Poll::Ready((first, entries)) = tail.as_mut().poll(&mut context) {
-            self.position = self.fanout.show(self.position, first, &entries);
+            self.position = self.fanout.dispatch(self.position, first, &entries);
         }
     }
 
-    pub(super) fn show_all(&mut self) {
+    pub(super) fn dispatch_all(&mut self) {
         loop {
             let before = self.position;
-            self.show();
+            self.dispatch();
             if self.position == before {
                 return;
             }
         }
     }
 
-    pub(super) fn subscribe(&self, scope: Scope, start: &Start) -> Reader {
-        let bell = Arc::new(Bell::default());
+    pub(super) fn subscribe(&self, scope: Scope, start: &StartPosition) -> FanoutReader {
+        let wake_counter = Arc::new(FanoutWakeCounter::default());
         let subscription = self.fanout.subscribe(Arc::default(), scope, start);
-        Reader { subscription, bell, seen: Vec::new(), is_on_lane: false, is_following: false }
+        FanoutReader { subscription, wake_counter, seen: Vec::new(), is_on_shard: false, is_following: false }
     }
 }
 
 /// Counts wake-ups.
 #[derive(Default)]
-struct Bell(AtomicUsize);
+struct FanoutWakeCounter(AtomicUsize);
 
-impl Wake for Bell {
+impl Wake for FanoutWakeCounter {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, SeqCst);
     }
 }
 
 /// A subscriber, and what it has seen: places of events, and gap notices.
-pub(super) struct Reader {
+pub(super) struct FanoutReader {
     pub(super) subscription: Subscription,
-    bell: Arc<Bell>,
+    wake_counter: Arc<FanoutWakeCounter>,
     seen: Vec<Result<u64, Gap>>,
-    is_on_lane: bool,
+    is_on_shard: bool,
     is_following: bool,
 }
 
-impl Reader {
-    fn looks_into_the_log(&mut self, place: u64) {
+impl FanoutReader {
+    fn resync_from(&mut self, position: u64) {
         self.is_following = false;
-        self.subscription.look_into_the_log(place);
+        self.subscription.resync_from(position);
     }
 
     /// Takes at most `most` items.
-    fn read(&mut self, most: usize) {
-        let waker = Waker::from(Arc::clone(&self.bell));
+    fn read(&mut self, max_items: usize) {
+        let waker = Waker::from(Arc::clone(&self.wake_counter));
         let mut context = Context::from_waker(&waker);
-        for _ in 0..most {
+        for _ in 0..max_items {
             match self.subscription.poll_next(&mut context) {
-                Poll::Ready(Item::Event { event, .. }) => self.seen.push(Ok(event.place())),
-                Poll::Ready(Item::Gap(gap)) => self.seen.push(Err(gap)),
+                Poll::Ready(SubscriptionItem::Event { event, .. }) => self.seen.push(Ok(event.position())),
+                Poll::Ready(SubscriptionItem::Gap(gap)) => self.seen.push(Err(gap)),
                 Poll::Pending => return,
             }
         }
@@ -117,7 +117,7 @@ impl Reader {
     }
 
     fn wakes(&self) -> usize {
-        self.bell.0.load(SeqCst)
+        self.wake_counter.0.load(SeqCst)
     }
 }
 
@@ -132,20 +132,20 @@ pub(super) fn scope(sessions: &[&str], kinds: &[&str]) -> Scope {
 
 #[test]
 fn an_event_wakes_its_receivers_once_and_nobody_else() {
-    let mut stage = Stage::new(100);
-    let mut all = stage.subscribe(scope(&[], &[]), &Start::Now);
-    let mut mine = stage.subscribe(scope(&["a"], &[]), &Start::Now);
-    let mut of_kind = stage.subscribe(scope(&[], &["k"]), &Start::Now);
-    let mut both = stage.subscribe(scope(&["a", "b"], &["k"]), &Start::Now);
+    let mut harness = FanoutHarness::new(100);
+    let mut all = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
+    let mut mine = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
+    let mut of_kind = harness.subscribe(scope(&[], &["k"]), &StartPosition::Now);
+    let mut both = harness.subscribe(scope(&["a", "b"], &["k"]), &StartPosition::Now);
     for reader in [&mut all, &mut mine, &mut of_kind, &mut both] {
         reader.read(9);
     }
-    stage.append("c", "x");
-    stage.append("", "x");
-    stage.append("a", "x");
-    stage.append("b", "k");
-    stage.append("b", "k");
-    stage.show_all();
+    harness.append("c", "x");
+    harness.append("", "x");
+    harness.append("a", "x");
+    harness.append("b", "k");
+    harness.append("b", "k");
+    harness.dispatch_all();
     let readers = [&mut all, &mut mine, &mut of_kind, &mut both];
     assert_eq!(readers.map(|reader| reader.wakes()), [1, 1, 1, 1]);
     for reader in [&mut all, &mut mine, &mut of_kind, &mut both] {
@@ -154,21 +154,22 @@ fn an_event_wakes_its_receivers_once_and_nobody_else() {
     assert_eq!(all.events(), [1, 2, 3, 4, 5]);
     assert_eq!(mine.events(), [3]);
     assert_eq!((of_kind.events(), both.events()), (vec![4, 5], vec![4, 5]));
-    stage.append("c", "x");
-    stage.show_all();
+    harness.append("c", "x");
+    harness.dispatch_all();
     assert_eq!([mine.wakes(), of_kind.wakes(), both.wakes()], [1, 1, 1], "others' events wake nobody");
     assert_eq!(all.wakes(), 2);
 }
 
 #[test]
 fn ten_thousand_listeners_to_other_sessions_are_not_even_looked_at() {
-    let stage = Stage::new(100);
-    let readers: Vec<_> =
-        (0..10_000).map(|number| stage.subscribe(scope(&[&format!("s{number}")], &[]), &Start::Now)).collect();
-    stage.append("s7", "x");
+    let harness = FanoutHarness::new(100);
+    let readers: Vec<_> = (0..10_000)
+        .map(|number| harness.subscribe(scope(&[&format!("s{number}")], &[]), &StartPosition::Now))
+        .collect();
+    harness.append("s7", "x");
     let mut visited = 0;
     let (_, entries) = {
-        let log = stage.fanout.log();
+        let log = harness.fanout.log();
         let tail = std::pin::pin!(log.tail(0, 9));
         match tail.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(tail) => tail,
@@ -177,71 +178,71 @@ fn ten_thousand_listeners_to_other_sessions_are_not_even_looked_at() {
     };
     let Entry::Event(event) = &entries[0] else { panic!("an event was appended") };
     let (session, kind) = (event.session(), event.kind());
-    stage.fanout.audience().listeners.concerned(session, kind, Places::ALL, |_, _| visited += 1);
+    harness.fanout.registry().subscribers.for_each_match(session, kind, BucketFilter::ALL, |_, _| visited += 1);
     assert_eq!(visited, 1);
     drop(readers);
-    assert!(stage.fanout.audience().listeners.is_empty(), "who leaves leaves nothing behind");
+    assert!(harness.fanout.registry().subscribers.is_empty(), "who leaves leaves nothing behind");
 }
 
 #[test]
 fn an_idle_session_subscriber_gets_no_gap_when_others_events_are_evicted() {
-    let mut stage = Stage::new(16);
-    let mut reader = stage.subscribe(scope(&["a"], &[]), &Start::Now);
+    let mut harness = FanoutHarness::new(16);
+    let mut reader = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
     reader.read(9);
     for _ in 0..100 {
-        stage.append("b", "x");
-        stage.show_all();
+        harness.append("b", "x");
+        harness.dispatch_all();
     }
-    stage.append("a", "x");
-    stage.show_all();
+    harness.append("a", "x");
+    harness.dispatch_all();
     reader.read(9);
     assert_eq!((reader.events(), reader.gaps().len()), (vec![101], 0));
 }
 
 #[test]
 fn a_subscriber_that_was_not_looking_while_its_events_were_evicted_is_told() {
-    let mut stage = Stage::new(16);
-    let mut reader = stage.subscribe(scope(&["a"], &[]), &Start::Now);
+    let mut harness = FanoutHarness::new(16);
+    let mut reader = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
     reader.read(9);
-    stage.append("a", "x");
-    stage.show_all();
+    harness.append("a", "x");
+    harness.dispatch_all();
     reader.read(9);
-    stage.append("b", "x");
-    stage.append("a", "x"); // at 3, never read
+    harness.append("b", "x");
+    harness.append("a", "x"); // at 3, never read
     for _ in 0..40 {
-        stage.append("b", "x");
-        stage.show_all();
+        harness.append("b", "x");
+        harness.dispatch_all();
     }
-    stage.append("a", "x");
-    stage.show_all();
+    harness.append("a", "x");
+    harness.dispatch_all();
     reader.read(9);
     assert_eq!(reader.events(), [1, 44]);
     let gap = reader.gaps()[0];
     assert_eq!((reader.gaps().len(), gap.reason), (1, GapReason::Evicted));
-    let log = stage.fanout.log();
-    assert_eq!((gap.id, gap.before), (log.id(28).unwrap(), log.id(29)));
-    assert_eq!(gap.after.as_deref(), Some(&*log.id(1).unwrap().to_string()), "the last id it has");
+    let log = harness.fanout.log();
+    assert_eq!((gap.id, gap.before), (log.id_at(28).unwrap(), log.id_at(29)));
+    assert_eq!(gap.after.as_deref(), Some(&*log.id_at(1).unwrap().to_string()), "the last id it has");
 }
 
 #[test]
 fn what_was_evicted_before_the_fanout_could_look_is_announced_to_those_it_concerns() {
-    let mut stage = Stage::new(16);
-    let mut all = stage.subscribe(scope(&[], &[]), &Start::Now);
-    let mut mine = stage.subscribe(scope(&["a"], &[]), &Start::Now);
-    stage.append("b", "x");
-    stage.append("a", "x");
-    stage.show_all();
+    let mut harness = FanoutHarness::new(16);
+    let mut all = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
+    let mut mine = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
+    harness.append("b", "x");
+    harness.append("a", "x");
+    harness.dispatch_all();
     all.read(9);
     mine.read(9);
     for _ in 0..20 {
-        stage.append("a", "x");
-        stage.append("b", "x");
+        harness.append("a", "x");
+        harness.append("b", "x");
     }
-    stage.show_all();
+    harness.dispatch_all();
     for reader in [&mut all, &mut mine] {
         reader.read(99);
         assert_eq!(reader.gaps().len(), 1);
-        assert_eq!(reader.gaps()[0].before, stage.fanout.log().id(27));
+        assert_eq!(reader.gaps()[0].before, harness.fanout.log().id_at(27));
     }
     assert_eq!(all.events(), [1, 2].into_iter().chain(27..=42).collect::<Vec<_>>());
     assert_eq!(mine.events().len(), 1 + 8);
@@ -249,47 +250,47 @@ fn what_was_evicted_before_the_fanout_could_look_is_announced_to_those_it_concer
 
 #[test]
 fn ids_that_are_not_of_this_log_are_answered_by_a_notice_and_everything_kept() {
-    let mut stage = Stage::new(16);
+    let mut harness = FanoutHarness::new(16);
     for _ in 0..20 {
-        stage.append("a", "x");
+        harness.append("a", "x");
     }
-    stage.show_all();
-    let log = stage.fanout.log();
-    let epoch = log.id(0).unwrap().epoch;
+    harness.dispatch_all();
+    let log = harness.fanout.log();
+    let epoch = log.id_at(0).unwrap().epoch;
     let foreign = EventId::new(epoch - 1, 7);
     let future = EventId::new(epoch, 21);
     for (start, after) in [
-        (Start::After(foreign), Some(foreign.to_string())),
-        (Start::After(future), Some(future.to_string())),
-        (Start::Malformed, None),
+        (StartPosition::After(foreign), Some(foreign.to_string())),
+        (StartPosition::After(future), Some(future.to_string())),
+        (StartPosition::Malformed, None),
     ] {
-        let mut reader = stage.subscribe(scope(&[], &[]), &start);
+        let mut reader = harness.subscribe(scope(&[], &[]), &start);
         reader.read(99);
         let gap = reader.gaps()[0];
         assert_eq!((reader.gaps().len(), gap.reason), (1, GapReason::UnknownId));
         assert_eq!(gap.after.as_deref(), after.as_deref());
-        assert_eq!((gap.id, gap.before), (log.id(4).unwrap(), log.id(5)));
+        assert_eq!((gap.id, gap.before), (log.id_at(4).unwrap(), log.id_at(5)));
         assert_eq!(reader.events(), (5..=20).collect::<Vec<_>>());
     }
-    let mut oldest = stage.subscribe(scope(&[], &[]), &Start::Oldest);
-    stage.append("a", "x"); // evicts one more before the first look
+    let mut oldest = harness.subscribe(scope(&[], &[]), &StartPosition::Oldest);
+    harness.append("a", "x"); // evicts one more before the first look
     oldest.read(99);
     assert_eq!((oldest.gaps().len(), oldest.events()), (0, (6..=21).collect()));
 }
 
 #[test]
 fn a_stalled_subscriber_holds_one_handover_and_nobody_waits_for_it() {
-    let mut stage = Stage::new(100_000);
-    let mut stalled = stage.subscribe(scope(&[], &[]), &Start::Now);
-    let mut other = stage.subscribe(scope(&[], &[]), &Start::Now);
+    let mut harness = FanoutHarness::new(100_000);
+    let mut stalled = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
+    let mut other = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
     for round in 0..500 {
         // Appending and showing are plain calls: there is nothing in them that could wait for a subscriber.
-        (0..20).for_each(|_| stage.append(&"s".repeat(1000), "x"));
-        stage.show_all();
+        (0..20).for_each(|_| harness.append(&"s".repeat(1000), "x"));
+        harness.dispatch_all();
         other.read(20);
         assert_eq!(other.events().len(), (round + 1) * 20);
         stalled.read(usize::from(round == 0)); // one event, and then no more
-        let held = stalled.subscription.held();
+        let held = stalled.subscription.buffered();
         assert!(held.0 <= 16 && held.1 <= 32 * 1024, "{held:?}");
     }
     assert_eq!(stalled.wakes(), 1, "marked once, and not again until it looks");
@@ -299,26 +300,26 @@ fn a_stalled_subscriber_holds_one_handover_and_nobody_waits_for_it() {
 
 #[test]
 fn the_position_moves_with_what_the_scope_hides() {
-    let mut stage = Stage::new(16);
-    let mut reader = stage.subscribe(scope(&["a"], &[]), &Start::Now);
-    stage.append("b", "x");
-    stage.append("b", "x");
+    let mut harness = FanoutHarness::new(16);
+    let mut reader = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
+    harness.append("b", "x");
+    harness.append("b", "x");
     reader.read(9);
-    assert_eq!(reader.subscription.move_on(), None, "not shown yet");
-    stage.show_all();
+    assert_eq!(reader.subscription.advance_last_id(), None, "not shown yet");
+    harness.dispatch_all();
     reader.read(9);
-    assert_eq!(reader.subscription.move_on(), stage.fanout.log().id(2));
-    assert_eq!(reader.subscription.move_on(), None, "told once");
+    assert_eq!(reader.subscription.advance_last_id(), harness.fanout.log().id_at(2));
+    assert_eq!(reader.subscription.advance_last_id(), None, "told once");
 }
 
 #[test]
 fn who_asked_for_what_is_kept_is_told_of_what_it_lost_since() {
-    let mut stage = Stage::new(16);
-    let mut reader = stage.subscribe(scope(&[], &[]), &Start::Oldest);
+    let mut harness = FanoutHarness::new(16);
+    let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::Oldest);
     for _ in 0..100 {
-        stage.append("a", "x");
+        harness.append("a", "x");
     }
-    stage.show_all();
+    harness.dispatch_all();
     reader.read(99);
     assert_eq!((reader.gaps().len(), reader.events()), (1, (85..=100).collect()));
     assert_eq!(reader.gaps()[0].after, None);
@@ -326,20 +327,20 @@ fn who_asked_for_what_is_kept_is_told_of_what_it_lost_since() {
 
 #[test]
 fn a_resume_from_before_everything_names_the_id_it_came_with() {
-    let mut stage = Stage::new(16);
-    let before_everything = stage.fanout.log().id(0).unwrap();
+    let mut harness = FanoutHarness::new(16);
+    let before_everything = harness.fanout.log().id_at(0).unwrap();
     for _ in 0..20 {
-        stage.append("a", "x");
+        harness.append("a", "x");
     }
-    stage.show_all();
-    let mut reader = stage.subscribe(scope(&[], &[]), &Start::After(before_everything));
+    harness.dispatch_all();
+    let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::After(before_everything));
     reader.read(99);
     assert_eq!(reader.gaps()[0].after.as_deref(), Some(&*before_everything.to_string()));
 }
 
 /// Seconds until one whose id does not come is told so; none if it is still waiting after five minutes.
-async fn told_after(stage: &Stage) -> Option<u32> {
-    let mut reader = stage.subscribe(scope(&[], &[]), &Start::After(EventId::new(1, 1)));
+async fn seconds_until_gap(harness: &FanoutHarness) -> Option<u32> {
+    let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::After(EventId::new(1, 1)));
     for seconds in 0..300 {
         reader.read(1);
         if !reader.seen.is_empty() {
@@ -353,107 +354,107 @@ async fn told_after(stage: &Stage) -> Option<u32> {
 
 #[tokio::test(start_paused = true)]
 async fn who_is_ahead_waits_for_a_replay_and_for_a_relay_that_is_not_away_for_long() {
-    let stage = Stage::new(16);
-    let log = stage.fanout.log();
-    assert_eq!(told_after(&stage).await, Some(0), "behind a connector nothing comes");
-    log.numbered_by(Numbering::Upstream);
-    assert_eq!(told_after(&stage).await, None, "as long as the relay repeats");
-    log.has_recovered();
-    assert_eq!(told_after(&stage).await, Some(5));
-    log.upstream_is_away();
+    let harness = FanoutHarness::new(16);
+    let log = harness.fanout.log();
+    assert_eq!(seconds_until_gap(&harness).await, Some(0), "behind a connector nothing comes");
+    log.set_numbering(Numbering::Upstream);
+    assert_eq!(seconds_until_gap(&harness).await, None, "as long as the relay repeats");
+    log.finish_replay();
+    assert_eq!(seconds_until_gap(&harness).await, Some(5));
+    log.mark_upstream_disconnected();
     assert!(!log.is_recovering(), "what comes afterwards is news");
-    let until = told_after(&stage).await.unwrap();
+    let until = seconds_until_gap(&harness).await.unwrap();
     assert!((60..=66).contains(&until), "{until}");
-    assert_eq!(told_after(&stage).await, Some(5), "it has been away for long");
-    log.numbered_by(Numbering::Upstream);
-    assert!(!log.has_caught_up() && told_after(&stage).await.is_none());
-    log.upstream_is_away();
-    log.numbered_by(Numbering::Own);
-    assert_eq!(told_after(&stage).await, Some(0), "a connector again");
+    assert_eq!(seconds_until_gap(&harness).await, Some(5), "it has been away for long");
+    log.set_numbering(Numbering::Upstream);
+    assert!(!log.has_caught_up() && seconds_until_gap(&harness).await.is_none());
+    log.mark_upstream_disconnected();
+    log.set_numbering(Numbering::Own);
+    assert_eq!(seconds_until_gap(&harness).await, Some(0), "a connector again");
 }
 
 /// One step of a random schedule.
 #[derive(Clone, Debug)]
-enum Step {
+enum FanoutStep {
     Append { session: usize, kind: usize },
     Gap,
-    Show,
+    Dispatch,
     Subscribe { sessions: Vec<usize>, kinds: Vec<usize>, back: Option<u64> },
-    Read { reader: usize, most: usize },
+    Read { reader: usize, max_items: usize },
     Join(usize),
-    Arrive(Vec<usize>),
+    DeliverQueued(Vec<usize>),
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let few = |most| proptest::collection::vec(0_usize..most, 0..3);
+fn step() -> impl Strategy<Value = FanoutStep> {
+    let few = |max_items| proptest::collection::vec(0_usize..max_items, 0..3);
     prop_oneof![
-        8 => (0_usize..5, 0_usize..3).prop_map(|(session, kind)| Step::Append { session, kind }),
-        1 => Just(Step::Gap),
-        4 => Just(Step::Show),
+        8 => (0_usize..5, 0_usize..3).prop_map(|(session, kind)| FanoutStep::Append { session, kind }),
+        1 => Just(FanoutStep::Gap),
+        4 => Just(FanoutStep::Dispatch),
         2 => (few(5), few(3), proptest::option::of(0_u64..40))
-            .prop_map(|(sessions, kinds, back)| Step::Subscribe { sessions, kinds, back }),
-        2 => (0_usize..8).prop_map(Step::Join),
-        4 => few(8).prop_map(Step::Arrive),
-        6 => (0_usize..8, 1_usize..40).prop_map(|(reader, most)| Step::Read { reader, most }),
+            .prop_map(|(sessions, kinds, back)| FanoutStep::Subscribe { sessions, kinds, back }),
+        2 => (0_usize..8).prop_map(FanoutStep::Join),
+        4 => few(8).prop_map(FanoutStep::DeliverQueued),
+        6 => (0_usize..8, 1_usize..40).prop_map(|(reader, max_items)| FanoutStep::Read { reader, max_items }),
     ]
 }
 
 /// What a model reader expects: where it began, what it may see.
 struct Expectation {
-    reader: Reader,
+    reader: FanoutReader,
     scope: Scope,
     after: u64,
 }
 
 /// What a lane's task does, as far as the fan-out is concerned.
-struct Lane {
-    followers: Followers,
-    arrivals: Vec<Arc<Event>>,
+struct FanoutShardHarness {
+    shard_index: ShardIndex,
+    queued: Vec<Arc<Event>>,
 }
 
-impl Lane {
+impl FanoutShardHarness {
     fn new(fanout: &Arc<Fanout>) -> Self {
-        Self { followers: Followers::new(fanout, 0, Waker::noop().clone()), arrivals: Vec::new() }
+        Self { shard_index: ShardIndex::new(fanout, 0, Waker::noop().clone()), queued: Vec::new() }
     }
 
-    fn join(&mut self, number: usize, reader: &mut Reader) {
-        if !reader.is_on_lane {
-            reader.is_on_lane = true;
-            self.followers.join(number, &mut reader.subscription);
+    fn join(&mut self, number: usize, reader: &mut FanoutReader) {
+        if !reader.is_on_shard {
+            reader.is_on_shard = true;
+            self.shard_index.add(number, &mut reader.subscription);
         }
     }
 
-    fn read(&self, reader: &mut Reader, most: usize) {
-        if let Some(position) = self.followers.position().filter(|_| reader.is_on_lane) {
-            reader.subscription.has_arrived(position);
+    fn read(&self, reader: &mut FanoutReader, max_items: usize) {
+        if let Some(position) = self.shard_index.position().filter(|_| reader.is_on_shard) {
+            reader.subscription.advance_to(position);
         }
-        reader.read(most);
-        reader.is_following = reader.is_on_lane && reader.subscription.is_at_end();
+        reader.read(max_items);
+        reader.is_following = reader.is_on_shard && reader.subscription.is_caught_up();
     }
 
     /// Gives what has arrived to those who follow; `stuck` are those who cannot take anything now.
-    fn arrive(&mut self, readers: &mut [Expectation], stuck: &[usize]) {
-        self.arrivals.clear();
-        match self.followers.take(&mut self.arrivals) {
-            Arrived::Events => {}
-            Arrived::Marks(_) => unreachable!("so much is not appended"),
-            Arrived::Torn(place) => {
-                return self.followers.everybody(|number| readers[number].reader.looks_into_the_log(place));
+    fn deliver_queued(&mut self, readers: &mut [Expectation], stuck: &[usize]) {
+        self.queued.clear();
+        match self.shard_index.take_queued(&mut self.queued) {
+            QueueContents::Events => {}
+            QueueContents::Marks(_) => unreachable!("so much is not appended"),
+            QueueContents::Overflowed(position) => {
+                return self.shard_index.for_each(|number| readers[number].reader.resync_from(position));
             }
         }
         let mut first = vec![None; readers.len()];
-        let news = self.arrivals.iter().map(|event| (event.session(), event.kind()));
-        self.followers.concerned(news, |at, number| {
+        let keys = self.queued.iter().map(|event| (event.session(), event.kind()));
+        self.shard_index.for_each_interested(keys, |at, number| {
             first[number].get_or_insert(at);
         });
         for (number, first) in first.into_iter().enumerate() {
             let (Some(first), reader) = (first, &mut readers[number].reader) else { continue };
             if !reader.is_following || stuck.contains(&number) {
-                reader.looks_into_the_log(self.arrivals[first].place());
+                reader.resync_from(self.queued[first].position());
                 continue;
             }
-            let given = self.arrivals[first..].iter().filter(|event| reader.subscription.take(event));
-            reader.seen.extend(given.map(|event| Ok(event.place())));
+            let given = self.queued[first..].iter().filter(|event| reader.subscription.accept(event));
+            reader.seen.extend(given.map(|event| Ok(event.position())));
         }
     }
 }
@@ -467,57 +468,57 @@ proptest! {
     fn a_resume_seam_has_no_hole_and_no_duplicate(steps in proptest::collection::vec(step(), 1..300)) {
         let sessions = ["", "a", "b", "c", "d"];
         let kinds = ["actions", "summary", "x"];
-        let mut stage = Stage::new(24);
+        let mut harness = FanoutHarness::new(24);
         let mut entries: Vec<Option<(usize, usize)>> = Vec::new(); // none is a gap
         let mut readers: Vec<Expectation> = Vec::new();
-        let mut lane = Lane::new(&stage.fanout);
+        let mut shard = FanoutShardHarness::new(&harness.fanout);
         for step in steps {
             match step {
-                Step::Append { session, kind } => {
-                    stage.append(sessions[session], kinds[kind]);
+                FanoutStep::Append { session, kind } => {
+                    harness.append(sessions[session], kinds[kind]);
                     entries.push(Some((session, kind)));
                 }
-                Step::Gap => {
-                    stage.fanout.log().append_gap(GapReason::UpstreamReconnect);
+                FanoutStep::Gap => {
+                    harness.fanout.log().append_gap(GapReason::UpstreamReconnect);
                     entries.push(None);
                 }
-                Step::Show => stage.show(),
-                Step::Subscribe { sessions: of, kinds: only, back } => {
+                FanoutStep::Dispatch => harness.dispatch(),
+                FanoutStep::Subscribe { sessions: of, kinds: only, back } => {
                     let of: Vec<_> = of.into_iter().filter(|of| *of > 0).map(|of| sessions[of]).collect();
                     let only: Vec<_> = only.into_iter().map(|only| kinds[only]).collect();
                     let scope = scope(&of, &only);
                     let (start, after) = match back {
                         Some(back) => {
                             let sequence = (entries.len() as u64).saturating_sub(back);
-                            (Start::After(stage.fanout.log().id(sequence).unwrap()), sequence)
+                            (StartPosition::After(harness.fanout.log().id_at(sequence).unwrap()), sequence)
                         }
-                        None => (Start::Now, stage.position),
+                        None => (StartPosition::Now, harness.position),
                     };
-                    readers.push(Expectation { reader: stage.subscribe(scope.clone(), &start), scope, after });
+                    readers.push(Expectation { reader: harness.subscribe(scope.clone(), &start), scope, after });
                 }
-                Step::Read { reader, most } => {
+                FanoutStep::Read { reader, max_items } => {
                     if let Some(expectation) = readers.get_mut(reader) {
-                        lane.read(&mut expectation.reader, most);
+                        shard.read(&mut expectation.reader, max_items);
                     }
                 }
-                Step::Join(number) => {
+                FanoutStep::Join(number) => {
                     if let Some(expectation) = readers.get_mut(number) {
-                        lane.join(number, &mut expectation.reader);
+                        shard.join(number, &mut expectation.reader);
                     }
                 }
-                Step::Arrive(stuck) => lane.arrive(&mut readers, &stuck),
+                FanoutStep::DeliverQueued(stuck) => shard.deliver_queued(&mut readers, &stuck),
             }
         }
-        stage.show_all();
-        lane.arrive(&mut readers, &[]);
+        harness.dispatch_all();
+        shard.deliver_queued(&mut readers, &[]);
         for Expectation { mut reader, scope, after } in readers {
-            (0..2).for_each(|_| lane.read(&mut reader, 1000)); // the first time it comes to its end
+            (0..2).for_each(|_| shard.read(&mut reader, 1000)); // the first time it comes to its end
             let mut covered = after;
             for item in &reader.seen {
                 let (from, to, announced) = match item {
                     Ok(sequence) => (*sequence, *sequence, false),
-                    Err(gap) if gap.reason == GapReason::Evicted => (covered + 1, gap.place, true),
-                    Err(gap) => (gap.place, gap.place, false),
+                    Err(gap) if gap.reason == GapReason::Evicted => (covered + 1, gap.position, true),
+                    Err(gap) => (gap.position, gap.position, false),
                 };
                 prop_assert!(from > covered, "in order, none twice");
                 prop_assert!(announced || (covered + 1..from).all(|hidden| !admits(&scope, &entries, hidden, &sessions, &kinds)));
@@ -550,60 +551,60 @@ proptest! {
     #[test]
     fn a_scope_that_changes_loses_and_repeats_nothing(
         steps in prop::collection::vec((0_u8..7, 0_usize..4), 1..80),
-        is_on_lane in any::<bool>(),
+        is_on_shard in any::<bool>(),
     ) {
         let scopes = [scope(&["a"], &[]), scope(&["a", "b"], &[]), scope(&[], &["k"]), scope(&[], &[])];
         let kinds = [("a", "k"), ("b", "k"), ("a", "x"), ("c", "x")];
-        let mut stage = Stage::new(1000);
-        let (reader, scope) = (stage.subscribe(scopes[0].clone(), &Start::Now), scopes[0].clone());
-        let (mut readers, mut lane) = ([Expectation { reader, scope, after: 0 }], Lane::new(&stage.fanout));
-        if is_on_lane {
-            lane.join(0, &mut readers[0].reader);
+        let mut harness = FanoutHarness::new(1000);
+        let (reader, scope) = (harness.subscribe(scopes[0].clone(), &StartPosition::Now), scopes[0].clone());
+        let (mut readers, mut shard) = ([Expectation { reader, scope, after: 0 }], FanoutShardHarness::new(&harness.fanout));
+        if is_on_shard {
+            shard.join(0, &mut readers[0].reader);
         }
         let (mut appended, mut current, mut expected, mut from) = (Vec::new(), 0, Vec::new(), 0);
         let due = |appended: &[(&str, &str)], scope: &Scope, from: u64| -> Vec<u64> {
-            let places = (1_u64..).zip(appended).filter(|(place, _)| *place > from);
+            let positions = (1_u64..).zip(appended).filter(|(position, _)| *position > from);
             let admits = |session: &str, kind: &str| {
                 let session = matches!(&scope.sessions, Only::Everything)
                     || scope.sessions.admits(&SessionId::new(session).unwrap());
                 session && scope.kinds.admits(&Kind::new(kind))
             };
-            places.filter(|(_, (session, kind))| admits(session, kind)).map(|(place, _)| place).collect()
+            positions.filter(|(_, (session, kind))| admits(session, kind)).map(|(position, _)| position).collect()
         };
         for (step, which) in steps {
             match step {
                 0 | 1 => {
                     appended.push(kinds[which]);
-                    stage.append(kinds[which].0, kinds[which].1);
+                    harness.append(kinds[which].0, kinds[which].1);
                 }
-                2 => stage.show(),
-                3 => lane.read(&mut readers[0].reader, which),
-                4 => lane.arrive(&mut readers, &[]),
-                5 => lane.arrive(&mut readers, &[0]),
+                2 => harness.dispatch(),
+                3 => shard.read(&mut readers[0].reader, which),
+                4 => shard.deliver_queued(&mut readers, &[]),
+                5 => shard.deliver_queued(&mut readers, &[0]),
                 _ => {
                     let reader = &mut readers[0].reader;
                     // What the old scope had still to give is judged by the new one.
-                    let stands = reader.subscription.returned_through();
-                    let given = due(&appended, &scopes[current], from).into_iter().filter(|place| *place <= stands);
+                    let returned_through = reader.subscription.returned_through();
+                    let given = due(&appended, &scopes[current], from).into_iter().filter(|position| *position <= returned_through);
                     expected.extend(given);
                     prop_assert_eq!(&reader.events(), &expected);
-                    from = stands;
+                    from = returned_through;
                     current = which;
                     reader.is_following = false;
-                    match is_on_lane {
-                        true => lane.followers.change_scope(0, &mut reader.subscription, scopes[which].clone()),
+                    match is_on_shard {
+                        true => shard.shard_index.change_scope(0, &mut reader.subscription, scopes[which].clone()),
                         false => reader.subscription.change_scope(scopes[which].clone()),
                     }
                 }
             }
         }
-        stage.show_all();
-        lane.arrive(&mut readers, &[]);
+        harness.dispatch_all();
+        shard.deliver_queued(&mut readers, &[]);
         let [Expectation { mut reader, .. }] = readers;
-        (0..2).for_each(|_| lane.read(&mut reader, usize::MAX)); // the first time it comes to its end
+        (0..2).for_each(|_| shard.read(&mut reader, usize::MAX)); // the first time it comes to its end
         expected.extend(due(&appended, &scopes[current], from));
         prop_assert_eq!(reader.events(), expected);
         drop(reader);
-        prop_assert!(stage.fanout.audience().listeners.is_empty());
+        prop_assert!(harness.fanout.registry().subscribers.is_empty());
     }
 }

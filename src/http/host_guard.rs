@@ -23,17 +23,17 @@ use crate::config::{HostAndPort, Origin};
 
 /// Which hosts and origins may reach a listener that demands no credential.
 #[derive(Clone, Debug)]
-pub(crate) struct Guard {
+pub(crate) struct HostGuard {
     /// Host names that count as the relay's own.
     pub(crate) allowed_hosts: Vec<HostAndPort>,
     /// Origins of pages that may call it.
     pub(crate) allowed_origins: Vec<Origin>,
 }
 
-impl Guard {
+impl HostGuard {
     /// Lets a request through if its host and origin are known.
     pub(crate) async fn check(State(guard): State<std::sync::Arc<Self>>, request: Request, next: Next) -> Response {
-        match guard.admit(request.uri(), request.headers()) {
+        match guard.verify(request.uri(), request.headers()) {
             Ok(()) => next.run(request).await,
             Err(problem) => problem.into_response(),
         }
@@ -44,7 +44,7 @@ impl Guard {
     /// # Errors
     ///
     /// 403 when they are not.
-    pub(super) fn admit(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    pub(super) fn verify(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         // HTTP/2 has the authority in place of Host.
         let host = uri.authority().map(|authority| authority.as_str().as_bytes());
         let host = host.or_else(|| headers.get(HOST).map(|host| host.as_bytes())).unwrap_or_default();
@@ -59,7 +59,7 @@ impl Guard {
                 "Origin is neither an own host nor in server.cors_allowed_origins, and no credential is demanded here",
             ));
         }
-        if !headers.contains_key(ORIGIN) && is_loaded_by_another_site(headers) {
+        if !headers.contains_key(ORIGIN) && loaded_cross_site(headers) {
             return Err(Problem::forbidden(
                 "a page of another site asks (Sec-Fetch-Site) without saying which, and no credential is demanded here",
             ));
@@ -89,10 +89,10 @@ impl Guard {
 
 /// Whether a browser says that it loads this for a page of another origin. Following a link there is what people do; a form that
 /// is sent by anything but GET has an `Origin`.
-fn is_loaded_by_another_site(headers: &HeaderMap) -> bool {
-    let says =
-        |name: &str, values: &[&[u8]]| headers.get_all(name).iter().any(|said| values.contains(&said.as_bytes()));
-    says("sec-fetch-site", &[b"cross-site", b"same-site"]) && !says("sec-fetch-mode", &[b"navigate"])
+fn loaded_cross_site(headers: &HeaderMap) -> bool {
+    let has_value =
+        |name: &str, values: &[&[u8]]| headers.get_all(name).iter().any(|value| values.contains(&value.as_bytes()));
+    has_value("sec-fetch-site", &[b"cross-site", b"same-site"]) && !has_value("sec-fetch-mode", &[b"navigate"])
 }
 
 #[cfg(test)]
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     fn admits(host: Option<&str>, origin: Option<&str>) -> bool {
-        let guard = Guard {
+        let guard = HostGuard {
             allowed_hosts: vec![HostAndPort::parse("relay.internal").unwrap(), HostAndPort::parse("other:81").unwrap()],
             allowed_origins: vec![Origin::parse("https://app.example.com").unwrap()],
         };
@@ -111,7 +111,7 @@ mod tests {
         if let Some(origin) = origin {
             headers.insert(ORIGIN, origin.parse().unwrap());
         }
-        guard.admit(&Uri::from_static("/stream/p"), &headers).is_ok()
+        guard.verify(&Uri::from_static("/stream/p"), &headers).is_ok()
     }
 
     #[test]
@@ -144,8 +144,8 @@ mod tests {
 
     #[test]
     fn the_authority_of_http2_counts_as_host() {
-        let guard = Guard { allowed_hosts: Vec::new(), allowed_origins: Vec::new() };
-        let admits = |uri: &'static str| guard.admit(&Uri::from_static(uri), &HeaderMap::new()).is_ok();
+        let guard = HostGuard { allowed_hosts: Vec::new(), allowed_origins: Vec::new() };
+        let admits = |uri: &'static str| guard.verify(&Uri::from_static(uri), &HeaderMap::new()).is_ok();
         assert!(admits("http://127.0.0.1:8080/stream/p"));
         assert!(!admits("http://evil.example/stream/p"));
     }

@@ -35,14 +35,17 @@ use prometheus::IntCounter;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::public::{
-    request::{MAX_FILTER_VALUES, Wish, accepts_event_stream},
-    ws::{encode_subscribed, parse as parse_subscribe},
+    request::{MAX_FILTER_VALUES, SubscriptionRequest, accepts_event_stream},
+    ws::{encode_subscribed, parse_subscribe},
 };
 use self::{
     admission::Subscribers,
-    host_guard::Guard,
+    host_guard::HostGuard,
     problem::Problem,
-    public::{credential::Places, middleware::Front, page::Pages, publish::Bodies, ws::Envelopes},
+    public::{
+        credential::CredentialSources, middleware::PublicMiddleware, page::PageQuota, publish::BodyQuota,
+        ws::WsMessageCache,
+    },
 };
 use crate::{
     auth::{Access, Denial, Grant},
@@ -51,9 +54,9 @@ use crate::{
     fanout::Fanout,
     log::Log,
     metrics::{DeliveryMetrics, Metrics, ShedReason},
-    shard::Shards,
-    store::Desk,
-    timer_wheel::Wheel,
+    shard::ShardPlacement,
+    store::StoreHandle,
+    timer_wheel::TimerWheel,
 };
 
 /// What the routes of the public listener share. Another configuration is another `Relay`, for the requests that come from then
@@ -65,17 +68,17 @@ pub(crate) struct Relay {
     /// Who may.
     pub(crate) access: Arc<Access>,
     /// Where it is looked for who asks.
-    pub(crate) places: Places,
+    pub(crate) credential_sources: CredentialSources,
     /// Who does.
     pub(crate) subscribers: Arc<Subscribers>,
     /// Who writes their streams.
-    pub(crate) shards: Arc<Shards>,
+    pub(crate) shards: Arc<ShardPlacement>,
     /// Pages that are being sent.
-    pub(crate) pages: Pages,
+    pub(crate) page_quota: PageQuota,
     /// What publishers are sending.
-    pub(crate) bodies: Bodies,
+    pub(crate) body_quota: BodyQuota,
     /// The timer of all connections.
-    pub(crate) wheel: Arc<Wheel>,
+    pub(crate) wheel: Arc<TimerWheel>,
     /// A connection silent for this long gets a heartbeat.
     pub(crate) heartbeat_interval: Duration,
     /// Streams end at about this age.
@@ -85,7 +88,7 @@ pub(crate) struct Relay {
     /// Set while the relay is leaving.
     pub(crate) is_draining: Arc<AtomicBool>,
     /// The store behind the logs, if there is one.
-    pub(crate) store: Option<Arc<Desk>>,
+    pub(crate) store: Option<Arc<StoreHandle>>,
     /// Where those who are turned away are counted.
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -100,17 +103,17 @@ pub(crate) struct Product {
     /// Who is told of what comes.
     pub(crate) fanout: Arc<Fanout>,
     /// The number of the lane on which its events come in.
-    pub(crate) lane: usize,
+    pub(crate) home_shard: usize,
     /// The handles of its SSE subscribers.
     pub(crate) sse: DeliveryMetrics,
     /// The handles of its WebSocket subscribers.
     pub(crate) ws: DeliveryMetrics,
     /// Its newest events as WebSocket subscribers get them.
-    pub(crate) envelopes: Arc<Envelopes>,
+    pub(crate) ws_messages: Arc<WsMessageCache>,
     /// Payloads given in pages.
-    pub(crate) paged: IntCounter,
+    pub(crate) paged_events: IntCounter,
     /// Payloads that publishers have added.
-    pub(crate) published: IntCounter,
+    pub(crate) published_events: IntCounter,
     /// The largest payload that publishers may send.
     pub(crate) max_publish_bytes: usize,
     /// Scheme, host and port of its upstream.
@@ -125,7 +128,7 @@ impl Relay {
     /// # Errors
     ///
     /// [`ShedReason::Draining`] while the relay is leaving.
-    fn admits_newcomers(&self) -> Result<(), ShedReason> {
+    fn ensure_not_draining(&self) -> Result<(), ShedReason> {
         if !self.is_draining.load(Ordering::SeqCst) {
             return Ok(());
         }
@@ -138,8 +141,8 @@ impl Relay {
     /// # Errors
     ///
     /// [`Denial::Unauthenticated`] when it may not.
-    fn still_admits(&self, grant: &Grant, product: &ProductId, permission: Permission) -> Result<(), Denial> {
-        grant.still_counts()?;
+    fn ensure_still_granted(&self, grant: &Grant, product: &ProductId, permission: Permission) -> Result<(), Denial> {
+        grant.check_not_expired()?;
         match self.subscribers.access().still_grants(&grant.proof, product, permission) {
             true => Ok(()),
             false => Err(Denial::Unauthenticated),
@@ -151,7 +154,7 @@ impl Relay {
     /// # Errors
     ///
     /// 404 when it has.
-    fn still_serves(&self, product: &Product) -> Result<(), Problem> {
+    fn ensure_still_served(&self, product: &Product) -> Result<(), Problem> {
         let is_served = self.products.get(&product.id).is_some_and(|known| Arc::ptr_eq(&known.log, &product.log));
         if is_served { Ok(()) } else { Err(Problem::not_found("no such product")) }
     }
@@ -172,13 +175,13 @@ impl Relay {
     /// # Errors
     ///
     /// 401, 403, 404 or 400 in this order.
-    fn receive(
+    fn authorize_subscribe(
         &self,
         path: Result<Path<String>, PathRejection>,
         query: &str,
         headers: &HeaderMap,
     ) -> Result<(Grant, Arc<Product>), Problem> {
-        self.receive_for(path, query, headers, Permission::Subscribe)
+        self.authorize(path, query, headers, Permission::Subscribe)
     }
 
     /// Who asks, and the product it asks for, with this in mind.
@@ -186,15 +189,15 @@ impl Relay {
     /// # Errors
     ///
     /// 401, 403, 404 or 400 in this order.
-    fn receive_for(
+    fn authorize(
         &self,
         path: Result<Path<String>, PathRejection>,
         query: &str,
         headers: &HeaderMap,
         permission: Permission,
     ) -> Result<(Grant, Arc<Product>), Problem> {
-        let grant = self.access.identify(self.places.credential(query, headers).as_ref())?;
-        let product = self.product(path, &grant, permission)?;
+        let grant = self.access.authenticate(self.credential_sources.credential(query, headers).as_ref())?;
+        let product = self.authorized_product(path, &grant, permission)?;
         Ok((grant, product))
     }
 
@@ -203,7 +206,7 @@ impl Relay {
     /// # Errors
     ///
     /// 400, 403 or 404.
-    fn product(
+    fn authorized_product(
         &self,
         path: Result<Path<String>, PathRejection>,
         grant: &Grant,
@@ -224,7 +227,7 @@ impl Relay {
         let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
         for hop in hops.into_iter().rev() {
             // From the right: each hop was written by the proxy after it, so belief ends with the first untrusted one.
-            let Some(address) = address_of(hop) else { break };
+            let Some(address) = parse_forwarded_address(hop) else { break };
             if !is_trusted(client) {
                 break;
             }
@@ -235,12 +238,12 @@ impl Relay {
 }
 
 /// An address as proxies write it: with or without a port.
-fn address_of(hop: &str) -> Option<IpAddr> {
+fn parse_forwarded_address(hop: &str) -> Option<IpAddr> {
     hop.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
 }
 
 /// The routes of the public listener.
-pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]) -> Router {
+pub(crate) fn router(relay: Arc<Relay>, guard: Option<HostGuard>, origins: &[Origin]) -> Router {
     // HEAD would otherwise be answered by a stream that nobody reads.
     let stream = get(public::sse::stream).head(|| async { Problem::method_not_allowed("GET") });
     // Nor would anybody read the page.
@@ -249,8 +252,8 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
         .head(|| async { Problem::method_not_allowed("GET, POST") });
     let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
     let socket = get(public::ws::socket).head(|| async { Problem::method_not_allowed("GET") });
-    let has_cookie = relay.places.has_cookie();
-    let front = Arc::new(Front { guard, metrics: Arc::clone(&relay.metrics) });
+    let has_cookie = relay.credential_sources.accepts_cookie();
+    let public_middleware = Arc::new(PublicMiddleware { guard, metrics: Arc::clone(&relay.metrics) });
     let router = Router::new()
         .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
         .route("/stream/{product_id}", stream)
@@ -258,12 +261,12 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<Guard>, origins: &[Origin]
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
         .fallback(|| async { Problem::not_found("no such route") })
         .with_state(relay)
-        .layer(middleware::from_fn_with_state(front, Front::pass));
+        .layer(middleware::from_fn_with_state(public_middleware, PublicMiddleware::handle));
     match origins.is_empty() {
         true => router,
         // A preflight is answered before the front, and so is declared here.
         false => router
             .layer(public::cors::layer(origins, has_cookie))
-            .layer(middleware::map_response(public::middleware::declared)),
+            .layer(middleware::map_response(public::middleware::with_nosniff)),
     }
 }

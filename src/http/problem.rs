@@ -12,7 +12,7 @@ use hyper::{
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 
-use super::memory_quota::Full;
+use super::memory_quota::QuotaExhausted;
 use crate::{auth::Denial, config::FieldError, metrics::ShedReason, webhook::WebhookError};
 
 /// A request that is not answered as asked.
@@ -48,7 +48,7 @@ impl Problem {
     /// 405, from a route that knows only the methods `allowed`.
     pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not know that method")
-            .with(ALLOW, HeaderValue::from_static(allowed))
+            .with_header(ALLOW, HeaderValue::from_static(allowed))
     }
 
     /// 409.
@@ -68,11 +68,11 @@ impl Problem {
     }
 
     /// 429 or 503, with the time to wait.
-    pub(crate) fn busy(status: StatusCode, detail: impl Into<String>, wait: Duration) -> Self {
-        Self::new(status, detail).with(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)))
+    pub(crate) fn retry_later(status: StatusCode, detail: impl Into<String>, retry_after: Duration) -> Self {
+        Self::new(status, detail).with_header(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)))
     }
 
-    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.header = Some((name, value));
         self
     }
@@ -82,7 +82,7 @@ impl From<Denial> for Problem {
     fn from(denial: Denial) -> Self {
         match denial {
             Denial::Unauthenticated => Self::new(StatusCode::UNAUTHORIZED, denial.to_string())
-                .with(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+                .with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
             Denial::Forbidden => Self::forbidden(denial.to_string()),
         }
     }
@@ -93,19 +93,21 @@ impl From<WebhookError> for Problem {
         let message = error.to_string();
         match error {
             WebhookError::Unknown => Self::not_found(message),
-            WebhookError::Taken | WebhookError::FromFile | WebhookError::TooMany => Self::conflict(message),
-            WebhookError::UnknownProduct | WebhookError::OtherProduct => Self::invalid_field("product_id", message),
-            WebhookError::Store | WebhookError::Leaving => {
-                Self::busy(StatusCode::SERVICE_UNAVAILABLE, message, STORE_WAIT)
+            WebhookError::AlreadyExists | WebhookError::DeclaredInFile | WebhookError::TooMany => {
+                Self::conflict(message)
+            }
+            WebhookError::UnknownProduct | WebhookError::ProductChanged => Self::invalid_field("product_id", message),
+            WebhookError::StoreUnavailable | WebhookError::ShuttingDown => {
+                Self::retry_later(StatusCode::SERVICE_UNAVAILABLE, message, STORE_RETRY_AFTER)
             }
         }
     }
 }
 
-impl From<Full> for Problem {
-    fn from(_: Full) -> Self {
+impl From<QuotaExhausted> for Problem {
+    fn from(_: QuotaExhausted) -> Self {
         let detail = "too much is being sent and received at this moment, by all or by your address";
-        Self::busy(StatusCode::SERVICE_UNAVAILABLE, detail, spread(SHED_WAIT))
+        Self::retry_later(StatusCode::SERVICE_UNAVAILABLE, detail, jittered(SHED_RETRY_AFTER))
     }
 }
 
@@ -120,12 +122,12 @@ impl From<ShedReason> for Problem {
                 (StatusCode::SERVICE_UNAVAILABLE, "the relay is full")
             }
         };
-        Self::busy(status, detail, spread(SHED_WAIT))
+        Self::retry_later(status, detail, jittered(SHED_RETRY_AFTER))
     }
 }
 
 /// A time within half and one and a half times the mean, so that those who left together do not come back together.
-pub(super) fn spread(mean: Duration) -> Duration {
+pub(super) fn jittered(mean: Duration) -> Duration {
     mean.mul_f64(0.5 + fastrand::f64())
 }
 
@@ -151,10 +153,10 @@ impl IntoResponse for Problem {
 }
 
 /// Long enough for a crowd to thin out, short enough that nobody notices a moment's fullness.
-pub(super) const SHED_WAIT: Duration = Duration::from_secs(10);
+pub(super) const SHED_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// The store is tried again every second.
-pub(super) const STORE_WAIT: Duration = Duration::from_secs(2);
+pub(super) const STORE_RETRY_AFTER: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -164,19 +166,19 @@ mod tests {
     fn each_error_of_a_webhook_has_its_status() {
         for (error, status) in [
             (WebhookError::Unknown, 404),
-            (WebhookError::Taken, 409),
-            (WebhookError::FromFile, 409),
+            (WebhookError::AlreadyExists, 409),
+            (WebhookError::DeclaredInFile, 409),
             (WebhookError::TooMany, 409),
             (WebhookError::UnknownProduct, 422),
-            (WebhookError::OtherProduct, 422),
-            (WebhookError::Store, 503),
-            (WebhookError::Leaving, 503),
+            (WebhookError::ProductChanged, 422),
+            (WebhookError::StoreUnavailable, 503),
+            (WebhookError::ShuttingDown, 503),
         ] {
-            let told = format!("{error:?}");
+            let label = format!("{error:?}");
             let problem = Problem::from(error);
-            assert_eq!((problem.status.as_u16(), problem.header.is_some()), (status, status == 503), "{told}");
+            assert_eq!((problem.status.as_u16(), problem.header.is_some()), (status, status == 503), "{label}");
             let fields: Vec<_> = problem.errors.iter().map(|error| error.field.as_str()).collect();
-            assert_eq!(fields, if status == 422 { &["product_id"][..] } else { &[] }, "{told}");
+            assert_eq!(fields, if status == 422 { &["product_id"][..] } else { &[] }, "{label}");
         }
     }
 }

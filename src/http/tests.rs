@@ -9,11 +9,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{admission::Limits, *};
+use super::{admission::AdmissionLimits, *};
 use crate::{
     config::{AllowAnonymous, Config, Environment},
     event::{Draft, Kind},
-    log::{Bounds, Numbering},
+    log::{MemoryBounds, Numbering},
     metrics::Transport,
 };
 
@@ -23,16 +23,16 @@ pub(crate) fn relay<const N: usize>(names: [&str; N]) -> Relay {
     let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
     let metrics = Arc::new(Metrics::new().unwrap());
     let access = Arc::new(Access::new(&config.auth));
-    let products = names.map(|name| open(name, &metrics)).map(|it| (it.id.clone(), it));
+    let products = names.map(|name| open_product(name, &metrics)).map(|it| (it.id.clone(), it));
     Relay {
         products: Arc::new(DashMap::from_iter(products)),
-        places: Places::new(&config.auth, &[]),
-        subscribers: Subscribers::new(Limits::at_most(1000), Arc::clone(&access), Arc::clone(&metrics)),
+        credential_sources: CredentialSources::new(&config.auth, &[]),
+        subscribers: Subscribers::new(AdmissionLimits::at_most(1000), Arc::clone(&access), Arc::clone(&metrics)),
         access,
-        shards: Shards::new(1, Duration::from_secs(30)),
-        pages: Pages::default(),
-        bodies: Bodies::default(),
-        wheel: Wheel::new(),
+        shards: ShardPlacement::new(1, Duration::from_secs(30)),
+        page_quota: PageQuota::default(),
+        body_quota: BodyQuota::default(),
+        wheel: TimerWheel::new(),
         heartbeat_interval: Duration::from_secs(30),
         max_connection_age: None,
         trusted_proxies: Vec::new(),
@@ -42,20 +42,20 @@ pub(crate) fn relay<const N: usize>(names: [&str; N]) -> Relay {
     }
 }
 
-fn open(name: &str, metrics: &Arc<Metrics>) -> Arc<Product> {
+fn open_product(name: &str, metrics: &Arc<Metrics>) -> Arc<Product> {
     let id = ProductId::new(name).unwrap();
-    let log = Log::new(id.clone(), Bounds { events: 100, bytes: u64::MAX }, metrics.log(&id));
-    log.numbered_by(Numbering::Own);
+    let log = Log::new(id.clone(), MemoryBounds { events: 100, bytes: u64::MAX }, metrics.log(&id));
+    log.set_numbering(Numbering::Own);
     let log = Arc::new(log);
     Arc::new(Product {
         fanout: Arc::new(Fanout::new(Arc::clone(&log), 1)),
         log,
-        lane: 0,
+        home_shard: 0,
         sse: metrics.deliveries(&id, Transport::Sse),
         ws: metrics.deliveries(&id, Transport::WebSocket),
-        envelopes: Arc::default(),
-        paged: metrics.delivered(&id, Transport::Page),
-        published: metrics.published(&id),
+        ws_messages: Arc::default(),
+        paged_events: metrics.delivered(&id, Transport::Page),
+        published_events: metrics.published(&id),
         max_publish_bytes: 0,
         upstream: String::new(),
         metrics: Arc::clone(metrics),

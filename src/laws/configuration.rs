@@ -11,9 +11,9 @@ pub fn configuration(input: &[u8]) {
         return; // devices wait for somebody; and escapes hide from this law what is a secret
     }
     let strict = parse(text, AllowAnonymous::OnLoopback);
-    let told = match parse(text, AllowAnonymous::Anywhere) {
+    let output = match parse(text, AllowAnonymous::Anywhere) {
         Ok(config) => {
-            holds_for_masked(&config, text);
+            check_masked(&config, text);
             format!("{config:?}\n{}", config.to_masked_toml())
         }
         Err(findings) => {
@@ -22,8 +22,8 @@ pub fn configuration(input: &[u8]) {
             findings
         }
     };
-    if secrets_are_where_they_belong(text) {
-        assert!(!told.contains(SECRET), "{told}");
+    if secrets_only_in_secret_keys(text) {
+        assert!(!output.contains(SECRET), "{output}");
         assert!(strict.err().is_none_or(|findings| !findings.contains(SECRET)));
     }
 }
@@ -41,7 +41,7 @@ fn parse(text: &str, anonymous: AllowAnonymous) -> Result<Config, String> {
 }
 
 /// What `check` prints is read again as the same, once there are secrets again.
-fn holds_for_masked(config: &Config, text: &str) {
+fn check_masked(config: &Config, text: &str) {
     let masked = config.to_masked_toml();
     if text.contains(MASK) {
         return;
@@ -51,27 +51,29 @@ fn holds_for_masked(config: &Config, text: &str) {
     for (number, piece) in pieces.enumerate() {
         filled += &format!("a-secret-that-is-long-enough-for-hs256-{number}{piece}");
     }
-    let again = parse(&filled, AllowAnonymous::Anywhere).unwrap_or_else(|found| panic!("{found}\n{filled}"));
-    assert_eq!(again.to_masked_toml(), masked);
+    let reparsed = parse(&filled, AllowAnonymous::Anywhere).unwrap_or_else(|found| panic!("{found}\n{filled}"));
+    assert_eq!(reparsed.to_masked_toml(), masked);
 }
 
 /// Whether [`SECRET`] stands in this text only where secrets do, or may: in the query of a URL. In a text that is not TOML nothing may be told, wherever it stands.
-fn secrets_are_where_they_belong(text: &str) -> bool {
+fn secrets_only_in_secret_keys(text: &str) -> bool {
     let (document, errors) = DeTable::parse_recoverable(text);
-    !errors.is_empty() || text.matches(SECRET).count() == in_table(document.get_ref())
+    !errors.is_empty() || text.matches(SECRET).count() == count_secrets_in_table(document.get_ref())
 }
 
-fn in_table(table: &DeTable<'_>) -> usize {
-    let in_entry = |key: &str, value: &DeValue<'_>| match value {
-        DeValue::String(text) if KEYS.contains(&key) => text.matches(SECRET).count(),
+fn count_secrets_in_table(table: &DeTable<'_>) -> usize {
+    let count_in_entry = |key: &str, value: &DeValue<'_>| match value {
+        DeValue::String(text) if SECRET_KEYS.contains(&key) => text.matches(SECRET).count(),
         DeValue::String(url) if key == "url" => {
             url.split_once('?').map_or(0, |(_, query)| query.matches(SECRET).count())
         }
-        DeValue::Table(table) => in_table(table),
-        DeValue::Array(values) => values.iter().filter_map(|value| value.get_ref().as_table()).map(in_table).sum(),
+        DeValue::Table(table) => count_secrets_in_table(table),
+        DeValue::Array(values) => {
+            values.iter().filter_map(|value| value.get_ref().as_table()).map(count_secrets_in_table).sum()
+        }
         _ => 0,
     };
-    table.iter().map(|(key, value)| in_entry(key.get_ref(), value.get_ref())).sum()
+    table.iter().map(|(key, value)| count_in_entry(key.get_ref(), value.get_ref())).sum()
 }
 
 /// What every secret here holds, and nothing else does.
@@ -79,4 +81,4 @@ const SECRET: &str = "hush";
 
 const MASK: &str = "********";
 
-const KEYS: [&str; 5] = ["token", "admin_key", "key", "secret", "previous_secret"];
+const SECRET_KEYS: [&str; 5] = ["token", "admin_key", "key", "secret", "previous_secret"];

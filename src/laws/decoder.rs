@@ -10,51 +10,51 @@ use crate::sse::{self, Decoded, Decoder, Frame};
 /// The first byte bounds events, the second cuts, the rest is the stream.
 pub fn decoder(input: &[u8]) {
     let [bound, cut, stream @ ..] = input else { return };
-    let most = if *bound == u8::MAX { 1 << 20 } else { usize::from(*bound) + 1 };
+    let max_event_bytes = if *bound == u8::MAX { 1 << 20 } else { usize::from(*bound) + 1 };
     let cut = usize::from(*cut);
-    let whole = decode([stream], most);
+    let expected = decode_chunks([stream], max_event_bytes);
     let (first, second) = stream.split_at(cut.min(stream.len()));
-    assert_eq!(decode([first, b"", second], most), whole, "in two pieces");
+    assert_eq!(decode_chunks([first, b"", second], max_event_bytes), expected, "in two pieces");
     for size in [1, cut + 2] {
-        assert_eq!(decode(stream.chunks(size), most), whole, "in pieces of {size}");
+        assert_eq!(decode_chunks(stream.chunks(size), max_event_bytes), expected, "in pieces of {size}");
     }
-    if stream.len() <= most {
-        assert_eq!(whole, by_the_book(stream));
+    if stream.len() <= max_event_bytes {
+        assert_eq!(expected, reference_decode(stream));
     }
-    for decoded in &whole {
+    for decoded in &expected {
         if let Decoded::Frame(frame) = decoded {
-            holds_for_frame(frame, most);
+            check_frame(frame, max_event_bytes);
         }
     }
 }
 
-fn holds_for_frame(frame: &Frame, most: usize) {
-    assert!(frame.data.len() <= most);
+fn check_frame(frame: &Frame, max_event_bytes: usize) {
+    assert!(frame.data.len() <= max_event_bytes);
     assert!(!sse::breaks_framing(&frame.id));
     assert!(!frame.event.contains(&b'\n') && !frame.event.contains(&b'\r') && !frame.data.contains(&b'\r'));
     let encoded = sse::encode_event("7-42", &frame.data);
     assert_eq!(encoded.payload, frame.data);
     let wire = encoded.chunk.slice(encoded.frame);
-    assert_eq!(sse::encode_chunk(&wire), encoded.chunk);
+    assert_eq!(sse::encode_http1_chunk(&wire), encoded.chunk);
     let again =
         Frame { event: Bytes::new(), data: frame.data.clone(), id: Bytes::from_static(b"7-42"), has_own_id: true };
-    assert_eq!(decode([&*wire], most), [Decoded::Frame(again)]);
+    assert_eq!(decode_chunks([&*wire], max_event_bytes), [Decoded::Frame(again)]);
 }
 
-fn decode<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, most: usize) -> Vec<Decoded> {
-    let mut decoder = Decoder::new(most);
+fn decode_chunks<'a>(chunks: impl IntoIterator<Item = &'a [u8]>, max_event_bytes: usize) -> Vec<Decoded> {
+    let mut decoder = Decoder::new(max_event_bytes);
     let mut decoded = Vec::new();
-    for piece in pieces {
-        decoder.feed(Bytes::copy_from_slice(piece));
-        while let Some(one) = decoder.next() {
-            decoded.push(one);
+    for chunk in chunks {
+        decoder.feed(Bytes::copy_from_slice(chunk));
+        while let Some(item) = decoder.next() {
+            decoded.push(item);
         }
     }
     decoded
 }
 
 /// The standard, word for word and without a thought for speed or bounds.
-fn by_the_book(stream: &[u8]) -> Vec<Decoded> {
+fn reference_decode(stream: &[u8]) -> Vec<Decoded> {
     let mut decoded = Vec::new();
     let (mut data, mut event, mut id, mut has_own_id) = (None::<Vec<u8>>, Vec::new(), Vec::new(), false);
     for line in lines(stream.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(stream)) {

@@ -21,16 +21,16 @@ pub fn envelope(input: &[u8]) {
         let classified = envelope::classify(frame, &product, now);
         assert!(event.is_empty() || classified.is_ok(), "a notice is never refused");
     }
-    match envelope::draft(payload.clone(), &product, now) {
-        Ok(draft) => holds_for_draft(&draft, input, value.as_ref(), &product),
-        Err(rejection) => holds_for_rejection(rejection, input, value.as_ref(), &product),
+    match envelope::parse_draft(payload.clone(), &product, now) {
+        Ok(draft) => check_draft(&draft, input, value.as_ref(), &product),
+        Err(rejection) => check_rejection(rejection, input, value.as_ref(), &product),
     }
-    if let Ok(draft) = envelope::published(payload, &product, now) {
-        holds_for_published(draft, value, &product);
+    if let Ok(draft) = envelope::parse_published(payload, &product, now) {
+        check_published(draft, value, &product);
     }
 }
 
-fn holds_for_draft(draft: &Draft, input: &[u8], value: Option<&Value>, product: &ProductId) {
+fn check_draft(draft: &Draft, input: &[u8], value: Option<&Value>, product: &ProductId) {
     assert_eq!(draft.payload, input);
     assert!(!draft.kind.as_str().is_empty() && !sse::breaks_framing(draft.kind.as_str().as_bytes()));
     assert!(draft.session.as_ref().is_none_or(|session| !sse::breaks_framing(session.as_str().as_bytes())));
@@ -42,10 +42,10 @@ fn holds_for_draft(draft: &Draft, input: &[u8], value: Option<&Value>, product: 
     assert!(value["product_id"].is_null() || value["product_id"] == product.as_str());
 }
 
-fn holds_for_rejection(rejection: Rejection, input: &[u8], value: Option<&Value>, product: &ProductId) {
+fn check_rejection(rejection: Rejection, input: &[u8], value: Option<&Value>, product: &ProductId) {
     let breaks = |name: &str, value: &Value| value[name].as_str().is_some_and(|it| sse::breaks_framing(it.as_bytes()));
     let Some(value) = value else { return };
-    let is_so = match rejection {
+    let is_justified = match rejection {
         Rejection::InvalidUtf8 | Rejection::TooLarge => false,
         Rejection::InvalidJson => ["type", "product_id", "session_id"].iter().any(|name| value.get(name).is_some()),
         Rejection::NotAnObject => !value.is_object(),
@@ -53,15 +53,15 @@ fn holds_for_rejection(rejection: Rejection, input: &[u8], value: Option<&Value>
         Rejection::WrongProduct => !value["product_id"].is_null() && value["product_id"] != product.as_str(),
         Rejection::ControlCharacter => input.contains(&0) || breaks("type", value) || breaks("session_id", value),
     };
-    assert!(is_so, "{rejection:?}");
+    assert!(is_justified, "{rejection:?}");
 }
 
-fn holds_for_published(draft: Draft, value: Option<Value>, product: &ProductId) {
+fn check_published(draft: Draft, value: Option<Value>, product: &ProductId) {
     assert!(!sse::breaks_framing(&draft.payload), "one line");
     if let Some(mut value) = value {
         value["product_id"] = product.as_str().into();
         assert_eq!(serde_json::from_slice::<Value>(&draft.payload).unwrap(), value);
     }
-    let again = envelope::published(draft.payload.clone(), product, draft.received);
-    assert_eq!(again, Ok(draft), "once more, it stays as it is");
+    let republished = envelope::parse_published(draft.payload.clone(), product, draft.received);
+    assert_eq!(republished, Ok(draft), "once more, it stays as it is");
 }

@@ -9,37 +9,37 @@ use hyper::{
 use serde_json::Value;
 
 use crate::{
-    event::{Kind, Only, Scope, SessionId, Start},
-    http::{MAX_FILTER_VALUES, Wish, accepts_event_stream, encode_subscribed, parse_subscribe},
+    event::{Kind, Only, Scope, SessionId, StartPosition},
+    http::{MAX_FILTER_VALUES, SubscriptionRequest, accepts_event_stream, encode_subscribed, parse_subscribe},
 };
 
 /// A wish that is read is one that can be had, and written down again it is the same.
 pub fn filters(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let mut headers = HeaderMap::new();
-    let by_query = Wish::read(&text, &headers);
-    if let Ok(wish) = &by_query {
-        holds_for_scope(&wish.scope);
-        assert_eq!(&Wish::read(&query(wish), &headers).unwrap(), wish);
+    let from_query = SubscriptionRequest::parse(&text, &headers);
+    if let Ok(request) = &from_query {
+        check_scope(&request.scope);
+        assert_eq!(&SubscriptionRequest::parse(&to_query(request), &headers).unwrap(), request);
     }
     if let Ok(value) = HeaderValue::from_bytes(input) {
         headers.insert(HeaderName::from_static("last-event-id"), value.clone());
         headers.insert(ACCEPT, value);
         accepts_event_stream(&headers);
-        if let Ok(wish) = by_query {
-            let start = if input.is_empty() { wish.start.clone() } else { Start::parse(input) };
-            assert_eq!(Wish::read(&text, &headers).unwrap(), Wish { start, ..wish });
+        if let Ok(request) = from_query {
+            let start = if input.is_empty() { request.start.clone() } else { StartPosition::parse(input) };
+            assert_eq!(SubscriptionRequest::parse(&text, &headers).unwrap(), SubscriptionRequest { start, ..request });
         }
     }
     if let Ok(scope) = parse_subscribe(input) {
-        holds_for_scope(&scope);
-        let told: Value = serde_json::from_str(&encode_subscribed(&scope)).unwrap();
-        let message = serde_json::json!({ "subscribe": told["data"] }).to_string();
+        check_scope(&scope);
+        let reply: Value = serde_json::from_str(&encode_subscribed(&scope)).unwrap();
+        let message = serde_json::json!({ "subscribe": reply["data"] }).to_string();
         assert_eq!(parse_subscribe(message.as_bytes()), Ok(scope));
     }
 }
 
-fn holds_for_scope(scope: &Scope) {
+fn check_scope(scope: &Scope) {
     let (sessions, kinds) = values(scope);
     assert!(sessions.len() + kinds.len() <= MAX_FILTER_VALUES);
     assert!(sessions.iter().all(|it| !it.is_empty() && !crate::sse::breaks_framing(it.as_bytes())));
@@ -57,16 +57,16 @@ fn values(scope: &Scope) -> (Vec<&str>, Vec<&str>) {
 }
 
 /// A query that asks for this.
-fn query(wish: &Wish) -> String {
-    let (sessions, kinds) = values(&wish.scope);
+fn to_query(request: &SubscriptionRequest) -> String {
+    let (sessions, kinds) = values(&request.scope);
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.extend_pairs(sessions.into_iter().map(|session| ("session_id", session)));
     query.extend_pairs(kinds.into_iter().map(|kind| ("type", kind)));
-    match &wish.start {
-        Start::Now => {}
-        Start::Oldest => drop(query.append_pair("last_event_id", "0")),
-        Start::After(id) => drop(query.append_pair("last_event_id", &id.to_string())),
-        Start::Malformed => drop(query.append_pair("last_event_id", "?")),
+    match &request.start {
+        StartPosition::Now => {}
+        StartPosition::Oldest => drop(query.append_pair("last_event_id", "0")),
+        StartPosition::After(id) => drop(query.append_pair("last_event_id", &id.to_string())),
+        StartPosition::Malformed => drop(query.append_pair("last_event_id", "?")),
     }
     query.finish()
 }

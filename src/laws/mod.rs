@@ -19,7 +19,7 @@ mod tests {
     use super::*;
 
     /// Goes through what is kept for one target.
-    fn hold_for_the_corpus_of(target: &str, law: fn(&[u8])) {
+    fn check_corpus(target: &str, law: fn(&[u8])) {
         let folder = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
         let files = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
         let inputs: Vec<_> = files.map(|file| file.unwrap().path()).collect();
@@ -32,26 +32,26 @@ mod tests {
 
     #[test]
     fn the_laws_of_the_decoder_hold_for_its_corpus() {
-        hold_for_the_corpus_of("decoder", decoder);
+        check_corpus("decoder", decoder);
     }
 
     #[test]
     fn the_laws_of_the_envelope_hold_for_its_corpus() {
-        hold_for_the_corpus_of("envelope", envelope);
+        check_corpus("envelope", envelope);
     }
 
     #[test]
     fn the_laws_of_ids_hold_for_their_corpus() {
-        hold_for_the_corpus_of("ids", ids);
+        check_corpus("ids", ids);
     }
 
     #[test]
     fn the_laws_of_filters_hold_for_their_corpus() {
-        hold_for_the_corpus_of("filters", filters);
+        check_corpus("filters", filters);
     }
 
     #[test]
     fn the_laws_of_the_configuration_hold_for_its_corpus() {
-        hold_for_the_corpus_of("configuration", configuration);
+        check_corpus("configuration", configuration);
     }
 }

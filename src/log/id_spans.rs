@@ -16,155 +16,156 @@ use crate::event::EventId;
 
 /// The spans of one log.
 #[derive(Debug, Default)]
-pub(crate) struct Ids {
+pub(crate) struct IdSpans {
     /// In the order of their places.
-    spans: VecDeque<Span>,
+    spans: VecDeque<IdSpan>,
     /// The place of each span by its first id.
     by_id: BTreeMap<EventId, u64>,
 }
 
 /// A run of entries whose ids follow one another: the n-th entry after the first has the first's sequence plus n.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Span {
+pub(crate) struct IdSpan {
     /// Place of its first entry.
-    pub(crate) place: u64,
+    pub(crate) first_position: u64,
     /// Id of its first entry.
-    pub(crate) id: EventId,
+    pub(crate) first_id: EventId,
 }
 
-impl Span {
+impl IdSpan {
     /// The id right before that of its first entry, if its epoch has one.
     fn id_before(&self) -> Option<EventId> {
-        match self.id.suffix.checked_sub(1) {
-            Some(suffix) => Some(EventId { suffix, ..self.id }),
-            None => Some(EventId { sequence: self.id.sequence.checked_sub(1)?, ..self.id }),
+        match self.first_id.suffix.checked_sub(1) {
+            Some(suffix) => Some(EventId { suffix, ..self.first_id }),
+            None => Some(EventId { sequence: self.first_id.sequence.checked_sub(1)?, ..self.first_id }),
         }
     }
 
     /// The id at a place of this span, which must not lie before it.
-    fn id_at(&self, place: u64) -> EventId {
-        EventId { sequence: self.id.sequence.saturating_add(place - self.place), ..self.id }
+    fn id_at(&self, position: u64) -> EventId {
+        EventId { sequence: self.first_id.sequence.saturating_add(position - self.first_position), ..self.first_id }
     }
 }
 
 /// Where an id stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Found {
+pub(crate) enum IdLookup {
     /// Here: the id of this place.
     At(u64),
     /// Between this place and the next one.
-    Behind(u64),
+    After(u64),
     /// Its epoch is that of the newest entry, and it is later than that.
     Ahead,
     /// Its epoch is known, but only from a later id on, with which the log begins.
     TooOld,
     /// Its epoch is not known.
-    Nowhere,
+    UnknownEpoch,
 }
 
-impl Ids {
+impl IdSpans {
     /// The ids of what was kept.
-    pub(crate) fn restored(spans: impl IntoIterator<Item = Span>) -> Self {
+    pub(crate) fn restored(spans: impl IntoIterator<Item = IdSpan>) -> Self {
         let mut ids = Self::default();
-        spans.into_iter().for_each(|span| ids.begin(span));
+        spans.into_iter().for_each(|span| ids.begin_span(span));
         ids
     }
 
     /// Notes that `id` stands at `place`, behind everything so far.
-    pub(crate) fn append(&mut self, place: u64, id: EventId) {
-        let follows = self.spans.back().is_some_and(|last| {
-            last.id.suffix == 0 && place > last.place && last.id_at(place) == id // an id with a suffix is a span by itself
+    pub(crate) fn append(&mut self, position: u64, id: EventId) {
+        let continues_span = self.spans.back().is_some_and(|last| {
+            last.first_id.suffix == 0 && position > last.first_position && last.id_at(position) == id // an id with a suffix is a span by itself
         });
-        if !follows {
-            self.begin(Span { place, id });
+        if !continues_span {
+            self.begin_span(IdSpan { first_position: position, first_id: id });
         }
     }
 
     /// Begins a span. One that has no entry yet, because it was only prepared, makes way.
-    pub(crate) fn begin(&mut self, span: Span) {
-        while let Some(unused) = self.spans.pop_back_if(|last| last.place >= span.place) {
-            self.by_id.remove(&unused.id);
+    pub(crate) fn begin_span(&mut self, span: IdSpan) {
+        while let Some(unused) = self.spans.pop_back_if(|last| last.first_position >= span.first_position) {
+            self.by_id.remove(&unused.first_id);
         }
         self.spans.push_back(span);
-        self.by_id.insert(span.id, span.place);
+        self.by_id.insert(span.first_id, span.first_position);
         while self.spans.len() > MAX_SPANS {
             let Some(oldest) = self.spans.pop_front() else { return };
-            self.by_id.remove(&oldest.id);
+            self.by_id.remove(&oldest.first_id);
         }
     }
 
     /// The id at a place, none before the first span remembered. At the place before everything, the one before the first
     /// entry's where there is such an entry.
-    pub(crate) fn at(&self, place: u64) -> Option<EventId> {
-        let first = self.spans.iter().take_while(|span| place == 0 && span.place <= 1).last();
-        let before_first = first.filter(|first| first.place == 1 && first.id.suffix == 0).and_then(Span::id_before);
-        before_first.or_else(|| self.span_of(place).map(|span| span.id_at(place)))
+    pub(crate) fn id_at(&self, position: u64) -> Option<EventId> {
+        let first = self.spans.iter().take_while(|span| position == 0 && span.first_position <= 1).last();
+        let before_first =
+            first.filter(|first| first.first_position == 1 && first.first_id.suffix == 0).and_then(IdSpan::id_before);
+        before_first.or_else(|| self.span_at(position).map(|span| span.id_at(position)))
     }
 
     /// The first place from this one on that has an id to resume from, and the id. Before the first span remembered that is the
     /// place right before it, under the id right before its first.
-    pub(crate) fn at_or_behind(&self, place: u64) -> Option<(u64, EventId)> {
-        if let Some(id) = self.at(place) {
-            return Some((place, id));
+    pub(crate) fn first_resumable(&self, position: u64) -> Option<(u64, EventId)> {
+        if let Some(id) = self.id_at(position) {
+            return Some((position, id));
         }
         let first = self.spans.front()?;
         match first.id_before() {
-            Some(id) => Some((first.place.saturating_sub(1), id)),
-            None => Some((first.place, first.id)),
+            Some(id) => Some((first.first_position.saturating_sub(1), id)),
+            None => Some((first.first_position, first.first_id)),
         }
     }
 
     /// The span in which a place lies.
-    fn span_of(&self, place: u64) -> Option<&Span> {
-        let behind = self.spans.partition_point(|span| span.place <= place);
-        self.spans.get(behind.checked_sub(1)?)
+    fn span_at(&self, position: u64) -> Option<&IdSpan> {
+        let index = self.spans.partition_point(|span| span.first_position <= position);
+        self.spans.get(index.checked_sub(1)?)
     }
 
     /// Where an id stands in a log whose newest entry is at `newest`.
-    pub(crate) fn find(&self, id: EventId, newest: u64) -> Found {
+    pub(crate) fn find(&self, id: EventId, newest: u64) -> IdLookup {
         let below = self.by_id.range(..=id).next_back().filter(|(first, _)| first.epoch == id.epoch);
-        if let Some((first, place)) = below {
-            return self.find_in(Span { place: *place, id: *first }, id, newest);
+        if let Some((first, position)) = below {
+            return self.find_in(IdSpan { first_position: *position, first_id: *first }, id, newest);
         }
-        let Some((first, place)) = self.by_id.range(id..).next().filter(|(first, _)| first.epoch == id.epoch) else {
-            return Found::Nowhere;
+        let Some((first, position)) = self.by_id.range(id..).next().filter(|(first, _)| first.epoch == id.epoch) else {
+            return IdLookup::UnknownEpoch;
         };
-        let before = place.saturating_sub(1);
-        let precedes = Span { place: *place, id: *first }.id_before() == Some(id);
-        let begins_log = before == 0 || self.spans.front().is_some_and(|oldest| oldest.place == *place);
+        let before = position.saturating_sub(1);
+        let precedes = IdSpan { first_position: *position, first_id: *first }.id_before() == Some(id);
+        let begins_log = before == 0 || self.spans.front().is_some_and(|oldest| oldest.first_position == *position);
         match (precedes, begins_log) {
-            (true, true) => Found::At(before),
-            (_, false) => Found::Behind(before),
-            (false, true) => Found::TooOld,
+            (true, true) => IdLookup::At(before),
+            (_, false) => IdLookup::After(before),
+            (false, true) => IdLookup::TooOld,
         }
     }
 
     /// The same, for an id that is not before the first of `span` and before the first of any other in its epoch.
-    fn find_in(&self, span: Span, id: EventId, newest: u64) -> Found {
-        let next = self.spans.partition_point(|other| other.place <= span.place);
-        let last = self.spans.get(next).map_or(newest, |next| next.place - 1);
-        let place = span.place.saturating_add(id.sequence - span.id.sequence);
-        if place > last {
-            return if last == newest { Found::Ahead } else { Found::Behind(last) };
+    fn find_in(&self, span: IdSpan, id: EventId, newest: u64) -> IdLookup {
+        let next = self.spans.partition_point(|other| other.first_position <= span.first_position);
+        let last = self.spans.get(next).map_or(newest, |next| next.first_position - 1);
+        let position = span.first_position.saturating_add(id.sequence - span.first_id.sequence);
+        if position > last {
+            return if last == newest { IdLookup::Ahead } else { IdLookup::After(last) };
         }
-        if span.id_at(place) == id { Found::At(place) } else { Found::Behind(place) }
+        if span.id_at(position) == id { IdLookup::At(position) } else { IdLookup::After(position) }
     }
 
     /// Whether an entry with this id, or one of its epoch after it, stands here already.
     pub(crate) fn has_passed(&self, id: EventId, newest: u64) -> bool {
         let end_of_epoch = EventId { sequence: u64::MAX, suffix: u32::MAX, ..id };
         let last = self.by_id.range(..=end_of_epoch).next_back().filter(|(first, _)| first.epoch == id.epoch);
-        last.is_some_and(|(first, place)| {
-            let next = self.spans.partition_point(|span| span.place <= *place);
-            let end = self.spans.get(next).map_or(newest, |next| next.place - 1);
-            end >= *place && Span { place: *place, id: *first }.id_at(end) >= id
+        last.is_some_and(|(first, position)| {
+            let next = self.spans.partition_point(|span| span.first_position <= *position);
+            let end = self.spans.get(next).map_or(newest, |next| next.first_position - 1);
+            end >= *position && IdSpan { first_position: *position, first_id: *first }.id_at(end) >= id
         })
     }
 
     /// The spans that begin within these places.
-    pub(crate) fn between(&self, first: u64, last: u64) -> Vec<Span> {
-        let from = self.spans.partition_point(|span| span.place < first);
-        self.spans.range(from..).take_while(|span| span.place <= last).copied().collect()
+    pub(crate) fn spans_between(&self, first: u64, last: u64) -> Vec<IdSpan> {
+        let from = self.spans.partition_point(|span| span.first_position < first);
+        self.spans.range(from..).take_while(|span| span.first_position <= last).copied().collect()
     }
 }
 
@@ -182,54 +183,57 @@ mod tests {
     }
 
     /// The log of the picture above, up to 9-145 at place 144.
-    fn ids() -> Ids {
-        let mut ids = Ids::default();
-        ids.begin(Span { place: 1, id: id("7-1") });
-        for place in 1..=100 {
-            ids.append(place, EventId::new(7, place));
+    fn ids() -> IdSpans {
+        let mut ids = IdSpans::default();
+        ids.begin_span(IdSpan { first_position: 1, first_id: id("7-1") });
+        for position in 1..=100 {
+            ids.append(position, EventId::new(7, position));
         }
-        ids.begin(Span { place: 101, id: id("9-101") });
-        for place in 101..=140 {
-            ids.append(place, EventId::new(9, place));
+        ids.begin_span(IdSpan { first_position: 101, first_id: id("9-101") });
+        for position in 101..=140 {
+            ids.append(position, EventId::new(9, position));
         }
         ids.append(141, id("9-140.1"));
-        for place in 142..=144 {
-            ids.append(place, EventId::new(9, place + 1));
+        for position in 142..=144 {
+            ids.append(position, EventId::new(9, position + 1));
         }
         ids
     }
 
     #[test]
-    fn every_place_has_an_id_that_stands_there() {
+    fn every_position_has_an_id_that_resolves_to_it() {
         let ids = ids();
         assert_eq!(ids.spans.len(), 4);
-        for place in 0..=144 {
-            assert_eq!(ids.find(ids.at(place).unwrap(), 144), Found::At(place));
+        for position in 0..=144 {
+            assert_eq!(ids.find(ids.id_at(position).unwrap(), 144), IdLookup::At(position));
         }
-        assert_eq!((ids.at(0), ids.at(141), ids.at(142)), (Some(id("7-0")), Some(id("9-140.1")), Some(id("9-143"))));
+        assert_eq!(
+            (ids.id_at(0), ids.id_at(141), ids.id_at(142)),
+            (Some(id("7-0")), Some(id("9-140.1")), Some(id("9-143")))
+        );
     }
 
     #[test]
     fn ids_that_were_not_given_here_stand_between_those_that_were() {
         let ids = ids();
         for (text, found) in [
-            ("7-40.1", Found::Behind(40)), // another relay's own entry
-            ("9-140.7", Found::Behind(141)),
-            ("9-141", Found::Behind(141)), // never came here
-            ("7-101", Found::Behind(100)), // of a life that ended before
-            ("9-50", Found::Behind(100)),
-            ("9-146", Found::Ahead),
-            ("9-145.1", Found::Behind(144)),
-            ("8-1", Found::Nowhere),
-            ("10-1", Found::Nowhere),
+            ("7-40.1", IdLookup::After(40)), // another relay's own entry
+            ("9-140.7", IdLookup::After(141)),
+            ("9-141", IdLookup::After(141)), // never came here
+            ("7-101", IdLookup::After(100)), // of a life that ended before
+            ("9-50", IdLookup::After(100)),
+            ("9-146", IdLookup::Ahead),
+            ("9-145.1", IdLookup::After(144)),
+            ("8-1", IdLookup::UnknownEpoch),
+            ("10-1", IdLookup::UnknownEpoch),
         ] {
             assert_eq!(ids.find(id(text), 144), found, "{text}");
         }
-        let later = Ids::restored([Span { place: 1, id: id("9-41") }]);
-        assert_eq!(later.find(id("9-7"), 10), Found::TooOld);
-        assert_eq!(later.find(id("9-40"), 10), Found::At(0));
-        assert_eq!(later.find(id("9-0"), 0), Found::TooOld);
-        assert_eq!(Ids::default().find(id("9-0"), 0), Found::Nowhere);
+        let later = IdSpans::restored([IdSpan { first_position: 1, first_id: id("9-41") }]);
+        assert_eq!(later.find(id("9-7"), 10), IdLookup::TooOld);
+        assert_eq!(later.find(id("9-40"), 10), IdLookup::At(0));
+        assert_eq!(later.find(id("9-0"), 0), IdLookup::TooOld);
+        assert_eq!(IdSpans::default().find(id("9-0"), 0), IdLookup::UnknownEpoch);
     }
 
     #[test]
@@ -245,73 +249,73 @@ mod tests {
 
     #[test]
     fn a_prepared_span_without_entries_makes_way() {
-        let mut ids = Ids::restored([Span { place: 1, id: id("7-1") }]);
-        ids.begin(Span { place: 6, id: id("8-6") });
+        let mut ids = IdSpans::restored([IdSpan { first_position: 1, first_id: id("7-1") }]);
+        ids.begin_span(IdSpan { first_position: 6, first_id: id("8-6") });
         assert!(!ids.has_passed(id("8-6"), 5));
         ids.append(6, id("7-6"));
-        assert_eq!((ids.at(6), ids.find(id("8-6"), 6)), (Some(id("7-6")), Found::Nowhere));
+        assert_eq!((ids.id_at(6), ids.find(id("8-6"), 6)), (Some(id("7-6")), IdLookup::UnknownEpoch));
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut ids = Ids::default();
-        (1..=10_000).for_each(|place| ids.append(place, EventId::new(1, place * 2)));
+        let mut ids = IdSpans::default();
+        (1..=10_000).for_each(|position| ids.append(position, EventId::new(1, position * 2)));
         assert_eq!((ids.spans.len(), ids.by_id.len()), (MAX_SPANS, MAX_SPANS));
-        assert_eq!(ids.find(EventId::new(1, 20_000), 10_000), Found::At(10_000));
+        assert_eq!(ids.find(EventId::new(1, 20_000), 10_000), IdLookup::At(10_000));
     }
 
     #[test]
-    fn what_is_no_longer_remembered_has_no_id_but_the_place_before_the_rest_does() {
-        let mut ids = Ids::restored([Span { place: 0, id: id("9-0") }]);
-        (1..=10_000).for_each(|place| ids.append(place, EventId::new(1, place * 2)));
+    fn what_is_no_longer_remembered_has_no_id_but_the_position_before_the_rest_does() {
+        let mut ids = IdSpans::restored([IdSpan { first_position: 0, first_id: id("9-0") }]);
+        (1..=10_000).for_each(|position| ids.append(position, EventId::new(1, position * 2)));
         let first = 10_000 - MAX_SPANS as u64 + 1;
         let before = (first - 1, EventId::new(1, first * 2 - 1));
-        for place in [0, 1, first - 1] {
-            assert_eq!((ids.at(place), ids.at_or_behind(place)), (None, Some(before)), "{place}");
+        for position in [0, 1, first - 1] {
+            assert_eq!((ids.id_at(position), ids.first_resumable(position)), (None, Some(before)), "{position}");
         }
-        assert_eq!(ids.find(before.1, 10_000), Found::At(before.0));
-        assert_eq!(ids.find(EventId::new(1, first * 2 - 2), 10_000), Found::TooOld);
-        assert_eq!(ids.at_or_behind(first), Some((first, EventId::new(1, first * 2))));
+        assert_eq!(ids.find(before.1, 10_000), IdLookup::At(before.0));
+        assert_eq!(ids.find(EventId::new(1, first * 2 - 2), 10_000), IdLookup::TooOld);
+        assert_eq!(ids.first_resumable(first), Some((first, EventId::new(1, first * 2))));
     }
 
     #[test]
-    fn the_place_before_an_entry_of_a_relays_own_has_an_id_too() {
+    fn the_position_before_an_entry_of_a_relays_own_has_an_id_too() {
         for (first, before) in
             [("7-40.1", (8, "7-40")), ("7-40.2", (8, "7-40.1")), ("7-40", (8, "7-39")), ("7-0", (9, "7-0"))]
         {
-            let ids = Ids::restored([Span { place: 9, id: id(first) }]);
-            assert_eq!(ids.at_or_behind(3), Some((before.0, id(before.1))), "{first}");
-            assert_eq!(ids.find(id(before.1), 9), Found::At(before.0), "{first}");
+            let ids = IdSpans::restored([IdSpan { first_position: 9, first_id: id(first) }]);
+            assert_eq!(ids.first_resumable(3), Some((before.0, id(before.1))), "{first}");
+            assert_eq!(ids.find(id(before.1), 9), IdLookup::At(before.0), "{first}");
         }
-        assert_eq!(Ids::default().at_or_behind(0), None);
+        assert_eq!(IdSpans::default().first_resumable(0), None);
     }
 
     proptest! {
         /// Whatever ids come, each stands where it was put, and what lies between two stands behind the first.
         #[test]
         fn ids_are_found_where_they_were_put(steps in proptest::collection::vec((0_u64..3, 1_u64..4, 0_u32..2), 1..60)) {
-            let mut ids = Ids::default();
+            let mut ids = IdSpans::default();
             let mut given = Vec::new();
             let (mut epoch, mut sequence) = (5, 0);
-            for (place, (newer, further, suffix)) in (1..).zip(steps) {
+            for (position, (newer, further, suffix)) in (1..).zip(steps) {
                 epoch += newer / 2;
                 let suffixed = suffix > 0 && !given.is_empty() && newer < 2;
                 let id = match given.last() {
                     Some(EventId { epoch, sequence, suffix }) if suffixed => EventId { epoch: *epoch, sequence: *sequence, suffix: suffix + 1 },
                     _ => { sequence += further; EventId::new(epoch, sequence) }
                 };
-                prop_assert!(!ids.has_passed(id, place - 1));
-                ids.append(place, id);
+                prop_assert!(!ids.has_passed(id, position - 1));
+                ids.append(position, id);
                 given.push(id);
-                prop_assert!(ids.has_passed(id, place));
+                prop_assert!(ids.has_passed(id, position));
             }
             let newest = given.len() as u64;
-            for (place, id) in (1..).zip(&given) {
-                prop_assert_eq!(ids.at(place), Some(*id));
-                prop_assert_eq!(ids.find(*id, newest), Found::At(place));
+            for (position, id) in (1..).zip(&given) {
+                prop_assert_eq!(ids.id_at(position), Some(*id));
+                prop_assert_eq!(ids.find(*id, newest), IdLookup::At(position));
                 let just_after = EventId { suffix: id.suffix + 1, ..*id };
-                if given.get(place as usize) != Some(&just_after) {
-                    prop_assert_eq!(ids.find(just_after, newest), Found::Behind(place));
+                if given.get(position as usize) != Some(&just_after) {
+                    prop_assert_eq!(ids.find(just_after, newest), IdLookup::After(position));
                 }
             }
         }

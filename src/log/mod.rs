@@ -29,19 +29,19 @@ use tokio::{
     time::Instant,
 };
 
-use self::{durable_range::Shelf, publish::Appended, ring::Ring};
+use self::{durable_range::DurableRange, publish::Appended, ring::Ring};
 use crate::{
     event::{Draft, Entry, Event, EventId, Gap, GapReason, ProductId, SessionId},
-    log_limit::Throttle,
+    log_limit::LogRateLimit,
     metrics::LogMetrics,
-    store::{Desk, Kept},
+    store::{PersistedLog, StoreHandle},
 };
 
-pub(crate) use self::durable_range::Missing;
+pub(crate) use self::durable_range::Hole;
 #[cfg(any(test, fuzzing))]
-pub(crate) use self::id_spans::Found;
-pub(crate) use self::id_spans::{Ids, Span};
-pub(crate) use self::read::{Place, Reading};
+pub(crate) use self::id_spans::IdLookup;
+pub(crate) use self::id_spans::{IdSpan, IdSpans};
+pub(crate) use self::read::{ReadOutcome, ResolvedStart};
 
 /// The entries of one product, and the one place that numbers them.
 #[derive(Debug)]
@@ -49,28 +49,28 @@ pub(crate) struct Log {
     product: ProductId,
     /// Of the ids that this log gives by itself.
     epoch: u64,
-    state: Mutex<State>,
+    state: Mutex<LogState>,
     appended: Notify,
     /// Entries up to here are in the store, or never will be.
-    kept: watch::Sender<u64>,
+    persisted: watch::Sender<u64>,
     /// Entries up to here came as history, not as news. All of them do while a relay behind a relay is recovering.
     history_through: AtomicU64,
-    began: Instant,
-    store: Option<Arc<Desk>>,
+    created_at: Instant,
+    store: Option<Arc<StoreHandle>>,
     metrics: LogMetrics,
 }
 
 #[derive(Debug)]
-struct State {
+struct LogState {
     ring: Ring,
-    ids: Ids,
-    shelf: Option<Shelf>,
+    ids: IdSpans,
+    durable: Option<DurableRange>,
     numbering: Numbering,
-    link: Link,
+    link: UpstreamLink,
     /// There were entries before this process began.
-    has_past: bool,
+    has_prior_entries: bool,
     /// Of the complaint that the store does not keep up.
-    throttle: Throttle,
+    throttle: LogRateLimit,
 }
 
 /// Who gives the ids.
@@ -86,9 +86,9 @@ pub(crate) enum Numbering {
 
 /// How far a log is behind its upstream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Link {
+enum UpstreamLink {
     /// There is no connection.
-    Away { since: Instant },
+    Disconnected { since: Instant },
     /// A relay repeats what came meanwhile.
     Replaying,
     /// What comes is live.
@@ -97,56 +97,70 @@ enum Link {
 
 impl Log {
     /// An empty log that keeps what fits within `bounds`, in memory alone.
-    pub(crate) fn new(product: ProductId, bounds: Bounds, metrics: LogMetrics) -> Self {
+    pub(crate) fn new(product: ProductId, bounds: MemoryBounds, metrics: LogMetrics) -> Self {
         let epoch = epoch_after(0);
-        let ids = Ids::restored([Span { place: 0, id: EventId::new(epoch, 0) }]);
-        let (numbering, link) = (Numbering::Undecided, Link::Away { since: Instant::now() });
-        let state = State {
+        let ids = IdSpans::restored([IdSpan { first_position: 0, first_id: EventId::new(epoch, 0) }]);
+        let (numbering, link) = (Numbering::Undecided, UpstreamLink::Disconnected { since: Instant::now() });
+        let state = LogState {
             ring: Ring::new(bounds, 0),
             ids,
-            shelf: None,
+            durable: None,
             numbering,
             link,
-            has_past: false,
-            throttle: Throttle::default(),
+            has_prior_entries: false,
+            throttle: LogRateLimit::default(),
         };
-        Self::with(product, epoch, state, None, metrics)
+        Self::with_state(product, epoch, state, None, metrics)
     }
 
     /// The log that goes on where the store has kept it, under the epoch that the store has reserved.
     pub(crate) fn restored(
         product: ProductId,
-        bounds: Bounds,
-        kept: Kept,
+        bounds: MemoryBounds,
+        kept: PersistedLog,
         epoch: u64,
-        has_lost_the_past: bool,
-        store: Arc<Desk>,
+        past_lost: bool,
+        store: Arc<StoreHandle>,
         metrics: LogMetrics,
     ) -> Self {
-        let mut ids = Ids::restored(kept.spans);
-        let numbering = numbering_until(kept.newest, ids.at(kept.newest));
-        let link = Link::Away { since: Instant::now() };
-        ids.begin(reserved(kept.newest, epoch));
-        let mut shelf = Shelf::new(kept.number, kept.evicted_through, kept.newest, kept.missing);
-        (shelf.events, shelf.bytes) = (kept.events, kept.bytes);
-        metrics.shelved(shelf.events, shelf.bytes);
+        let mut ids = IdSpans::restored(kept.spans);
+        let numbering = infer_numbering(kept.newest, ids.id_at(kept.newest));
+        let link = UpstreamLink::Disconnected { since: Instant::now() };
+        ids.begin_span(first_span_of_epoch(kept.newest, epoch));
+        let mut durable = DurableRange::new(kept.product_number, kept.evicted_through, kept.newest, kept.holes);
+        (durable.events, durable.bytes) = (kept.events, kept.bytes);
+        metrics.set_store_usage(durable.events, durable.bytes);
         let ring = Ring::new(bounds, kept.newest);
-        let has_past = has_lost_the_past || kept.newest > 0;
-        let state = State { ring, ids, shelf: Some(shelf), numbering, link, has_past, throttle: Throttle::default() };
-        Self::with(product, epoch, state, Some(store), metrics)
+        let has_past = past_lost || kept.newest > 0;
+        let state = LogState {
+            ring,
+            ids,
+            durable: Some(durable),
+            numbering,
+            link,
+            has_prior_entries: has_past,
+            throttle: LogRateLimit::default(),
+        };
+        Self::with_state(product, epoch, state, Some(store), metrics)
     }
 
-    fn with(product: ProductId, epoch: u64, state: State, store: Option<Arc<Desk>>, metrics: LogMetrics) -> Self {
-        let kept = watch::Sender::new(state.kept_through());
+    fn with_state(
+        product: ProductId,
+        epoch: u64,
+        state: LogState,
+        store: Option<Arc<StoreHandle>>,
+        metrics: LogMetrics,
+    ) -> Self {
+        let persisted = watch::Sender::new(state.persisted_through());
         let state = Mutex::new(state);
         Self {
             product,
             epoch,
             state,
             appended: Notify::new(),
-            kept,
+            persisted,
             history_through: AtomicU64::new(0),
-            began: Instant::now(),
+            created_at: Instant::now(),
             store,
             metrics,
         }
@@ -160,29 +174,29 @@ impl Log {
     /// Writes an event behind everything so far, under an id of this log's, and says where it stands. Never waits for a disk
     /// or a reader.
     pub(crate) fn append(&self, draft: Draft) -> Appended {
-        self.append_own(self.state(), draft)
+        self.append_with_own_id(self.state(), draft)
     }
 
-    fn append_own(&self, state: MutexGuard<'_, State>, draft: Draft) -> Appended {
-        let id = state.own_id(self.epoch);
-        let place = self.push(state, id, |place| Entry::Event(Arc::new(Event::new(id, place, draft))));
-        Appended { id, place }
+    fn append_with_own_id(&self, state: MutexGuard<'_, LogState>, draft: Draft) -> Appended {
+        let id = state.next_own_id(self.epoch);
+        let position = self.push(state, id, |position| Entry::Event(Arc::new(Event::new(id, position, draft))));
+        Appended { id, position }
     }
 
     /// Writes an event under the id that the upstream has given it, unless it is here already.
     pub(crate) fn append_numbered(&self, draft: Draft, id: EventId) {
         let state = self.state();
-        if !state.ids.has_passed(id, state.ring.newest()) {
-            self.push(state, id, |place| Entry::Event(Arc::new(Event::new(id, place, draft))));
+        if !state.ids.has_passed(id, state.ring.newest_position()) {
+            self.push(state, id, |position| Entry::Event(Arc::new(Event::new(id, position, draft))));
         }
     }
 
     /// Writes down that events may be missing here.
     pub(crate) fn append_gap(&self, reason: GapReason) {
         let state = self.state();
-        let newest = state.ring.newest();
-        let after = (newest > 0).then(|| state.ids.at(newest)).flatten();
-        let id = state.own_id(self.epoch);
+        let newest = state.ring.newest_position();
+        let after = (newest > 0).then(|| state.ids.id_at(newest)).flatten();
+        let id = state.next_own_id(self.epoch);
         self.push_gap(state, reason, id, after.map(|id| id.to_string().into()));
     }
 
@@ -191,60 +205,62 @@ impl Log {
     /// an id of this log's if need be.
     pub(crate) fn append_numbered_gap(&self, reason: GapReason, id: Option<EventId>, after: Option<Box<str>>) {
         let state = self.state();
-        let newest = state.ring.newest();
+        let newest = state.ring.newest_position();
         let id = match id {
             Some(id) if !state.ids.has_passed(id, newest) => id,
             Some(_) if reason != GapReason::UnknownId => return,
-            _ => state.own_id(self.epoch),
+            _ => state.next_own_id(self.epoch),
         };
         self.push_gap(state, reason, id, after);
     }
 
-    fn push_gap(&self, state: MutexGuard<'_, State>, reason: GapReason, id: EventId, after: Option<Box<str>>) {
-        self.metrics.gap(reason);
+    fn push_gap(&self, state: MutexGuard<'_, LogState>, reason: GapReason, id: EventId, after: Option<Box<str>>) {
+        self.metrics.record_gap(reason);
         let product = self.product.clone();
-        self.push(state, id, |place| Entry::Gap(Arc::new(Gap { product, reason, place, id, after, before: None })));
+        self.push(state, id, |position| {
+            Entry::Gap(Arc::new(Gap { product, reason, position, id, after, before: None }))
+        });
     }
 
-    fn push(&self, mut state: MutexGuard<'_, State>, id: EventId, entry: impl FnOnce(u64) -> Entry) -> u64 {
-        let place = state.ring.newest() + 1;
-        state.ids.append(place, id);
-        state.ring.push(entry(place));
-        self.settle(&mut state);
+    fn push(&self, mut state: MutexGuard<'_, LogState>, id: EventId, entry: impl FnOnce(u64) -> Entry) -> u64 {
+        let position = state.ring.newest_position() + 1;
+        state.ids.append(position, id);
+        state.ring.push(entry(position));
+        self.enforce_bounds(&mut state);
         drop(state);
         self.appended.notify_one();
         if let Some(store) = &self.store {
-            store.there_is_work();
+            store.wake_writer();
         }
-        place
+        position
     }
 
     /// Brings the memory back within its bounds.
-    fn settle(&self, state: &mut State) {
-        let kept_through = state.kept_through();
-        let State { ring, shelf, throttle, .. } = state;
-        let gone = ring.evict(kept_through);
-        if shelf.as_mut().is_some_and(|shelf| shelf.gone_from_memory(gone)) {
-            if throttle.admits() {
+    fn enforce_bounds(&self, state: &mut LogState) {
+        let persisted_through = state.persisted_through();
+        let LogState { ring, durable, throttle, .. } = state;
+        let evicted_through = ring.evict(persisted_through);
+        if durable.as_mut().is_some_and(|shelf| shelf.record_memory_eviction(evicted_through)) {
+            if throttle.allow() {
                 tracing::error!(product = %self.product, "the store does not keep up: events leave memory before they are kept");
             }
-            self.metrics.gap(GapReason::NotKept);
+            self.metrics.record_gap(GapReason::NotKept);
         }
-        self.metrics.kept(ring.len(), ring.bytes());
-        if state.kept_through() > kept_through {
-            self.tell_kept(state);
+        self.metrics.set_memory_usage(ring.len(), ring.bytes());
+        if state.persisted_through() > persisted_through {
+            self.notify_persisted(state);
         }
     }
 
     /// The place up to which everything is in the store, or never will be; `u64::MAX` without a store. Told once for each commit.
     /// Goes back where the file is lost: what is in memory is then committed again.
-    pub(crate) fn kept(&self) -> watch::Receiver<u64> {
-        self.kept.subscribe()
+    pub(crate) fn watch_persisted(&self) -> watch::Receiver<u64> {
+        self.persisted.subscribe()
     }
 
-    fn tell_kept(&self, state: &State) {
-        let through = state.kept_through();
-        self.kept.send_if_modified(|told| mem::replace(told, through) != through);
+    fn notify_persisted(&self, state: &LogState) {
+        let persisted_through = state.persisted_through();
+        self.persisted.send_if_modified(|current| mem::replace(current, persisted_through) != persisted_through);
     }
 
     /// Waits until there is something behind `place`, and returns the entries there, at most `most` of them, with the
@@ -255,13 +271,13 @@ impl Log {
     /// # Cancel safety
     ///
     /// Dropping the future loses nothing.
-    pub(crate) async fn tail(&self, place: u64, most: usize) -> (u64, Vec<Entry>) {
+    pub(crate) async fn tail(&self, position: u64, max_entries: usize) -> (u64, Vec<Entry>) {
         loop {
             let (first, entries) = {
                 let mut state = self.state();
-                state.ring.shown(place);
-                self.settle(&mut state);
-                state.ring.behind(place, most)
+                state.ring.mark_dispatched(position);
+                self.enforce_bounds(&mut state);
+                state.ring.entries_after(position, max_entries)
             };
             if !entries.is_empty() {
                 return (first, entries);
@@ -271,55 +287,55 @@ impl Log {
     }
 
     /// The id of the entry at `place`; at 0, of the place before everything. None where nobody remembers.
-    pub(crate) fn id(&self, place: u64) -> Option<EventId> {
-        self.state().ids.at(place)
+    pub(crate) fn id_at(&self, position: u64) -> Option<EventId> {
+        self.state().ids.id_at(position)
     }
 
     /// Place of the newest entry, 0 before the first.
-    pub(crate) fn newest(&self) -> u64 {
-        self.state().ring.newest()
+    pub(crate) fn newest_position(&self) -> u64 {
+        self.state().ring.newest_position()
     }
 
     /// The newest id, if there is an entry.
     pub(crate) fn newest_id(&self) -> Option<EventId> {
         let state = self.state();
-        let newest = state.ring.newest();
-        (newest > 0).then(|| state.ids.at(newest)).flatten()
+        let newest = state.ring.newest_position();
+        (newest > 0).then(|| state.ids.id_at(newest)).flatten()
     }
 
     /// Whether there were entries before this process began: what came since the last of them is missing.
-    pub(crate) fn has_past(&self) -> bool {
-        self.state().has_past
+    pub(crate) fn has_prior_entries(&self) -> bool {
+        self.state().has_prior_entries
     }
 
     /// Notes that the upstream has answered, and who gives the ids from now on. A relay begins with what came meanwhile, up to
     /// its first heartbeat.
-    pub(crate) fn numbered_by(&self, numbering: Numbering) {
+    pub(crate) fn set_numbering(&self, numbering: Numbering) {
         let mut state = self.state();
         state.numbering = numbering;
-        state.link = if numbering == Numbering::Upstream { Link::Replaying } else { Link::Live };
+        state.link = if numbering == Numbering::Upstream { UpstreamLink::Replaying } else { UpstreamLink::Live };
     }
 
     /// Notes that the connection to the upstream is lost.
-    pub(crate) fn upstream_is_away(&self) {
-        self.state().link = Link::Away { since: Instant::now() };
+    pub(crate) fn mark_upstream_disconnected(&self) {
+        self.state().link = UpstreamLink::Disconnected { since: Instant::now() };
     }
 
     /// Whether the upstream has not answered yet.
-    pub(crate) fn is_undecided(&self) -> bool {
+    pub(crate) fn is_numbering_undecided(&self) -> bool {
         self.state().numbering == Numbering::Undecided
     }
 
     /// Notes that what comes from now on is history, until [`Log::has_recovered`] says otherwise.
-    pub(crate) fn recovers(&self) {
+    pub(crate) fn begin_recovery(&self) {
         self.history_through.store(u64::MAX, Ordering::SeqCst);
     }
 
     /// Notes that what the upstream repeats, history or not, has come to its end.
-    pub(crate) fn has_recovered(&self) {
-        self.state().link = Link::Live;
+    pub(crate) fn finish_replay(&self) {
+        self.state().link = UpstreamLink::Live;
         if self.is_recovering() {
-            self.history_through.store(self.newest(), Ordering::SeqCst);
+            self.history_through.store(self.newest_position(), Ordering::SeqCst);
             self.appended.notify_one();
         }
     }
@@ -331,24 +347,24 @@ impl Log {
         let is_up = match state.numbering {
             Numbering::Undecided => false,
             Numbering::Own => true,
-            Numbering::Upstream => state.link == Link::Live,
+            Numbering::Upstream => state.link == UpstreamLink::Live,
         };
         is_up && !self.is_recovering()
     }
 
     /// Whether a relay repeats what came while it was not connected.
     pub(crate) fn is_replaying(&self) -> bool {
-        self.state().link == Link::Replaying
+        self.state().link == UpstreamLink::Replaying
     }
 
     /// Whether it is behind the relay that numbers it: what is ahead of it may come with the replay. From one that has been
     /// away for long, nobody knows when.
-    pub(crate) fn is_behind_its_relay(&self) -> bool {
+    pub(crate) fn is_behind_upstream(&self) -> bool {
         let state = self.state();
         let is_behind = match state.link {
-            Link::Away { since } => since.elapsed() < AWAY,
-            Link::Replaying => true,
-            Link::Live => false,
+            UpstreamLink::Disconnected { since } => since.elapsed() < UPSTREAM_OUTAGE_GRACE,
+            UpstreamLink::Replaying => true,
+            UpstreamLink::Live => false,
         };
         is_behind && state.numbering == Numbering::Upstream
     }
@@ -368,50 +384,50 @@ impl Log {
     pub(crate) fn erase(&self, session: &SessionId) -> u64 {
         let mut state = self.state();
         let places = state.ring.erase(session);
-        self.metrics.kept(state.ring.len(), state.ring.bytes());
-        let is_kept = |place: &&u64| state.shelf.as_ref().is_some_and(|shelf| shelf.has(**place));
-        (places.len() - places.iter().filter(is_kept).count()) as u64
+        self.metrics.set_memory_usage(state.ring.len(), state.ring.bytes());
+        let in_store = |position: &&u64| state.durable.as_ref().is_some_and(|shelf| shelf.contains(**position));
+        (places.len() - places.iter().filter(in_store).count()) as u64
     }
 
     /// What it holds at this moment.
-    pub(crate) fn facts(&self) -> Facts {
+    pub(crate) fn stats(&self) -> LogStats {
         let state = self.state();
-        let (oldest, newest) = (state.oldest(), state.ring.newest());
-        Facts {
+        let (oldest, newest) = (state.evicted_through(), state.ring.newest_position());
+        LogStats {
             events: state.ring.len(),
             bytes: state.ring.bytes(),
-            shelf: state.shelf.as_ref().map(|shelf| (shelf.events, shelf.bytes)),
-            oldest: state.next_id(oldest),
-            newest: (newest > 0).then(|| state.ids.at(newest)).flatten(),
+            stored: state.durable.as_ref().map(|durable| (durable.events, durable.bytes)),
+            oldest_id: state.id_after(oldest),
+            newest_id: (newest > 0).then(|| state.ids.id_at(newest)).flatten(),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LogState> {
         // The state is whole after every statement of its own: a panic elsewhere does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl LogState {
     /// The place up to which nothing waits for the store.
-    fn kept_through(&self) -> u64 {
-        self.shelf.as_ref().map_or(u64::MAX, |shelf| shelf.kept_through)
+    fn persisted_through(&self) -> u64 {
+        self.durable.as_ref().map_or(u64::MAX, |shelf| shelf.persisted_through)
     }
 
     /// The place before the oldest entry that can still be read.
-    fn oldest(&self) -> u64 {
-        self.shelf.as_ref().map_or(self.ring.evicted_through(), |shelf| shelf.evicted_through)
+    fn evicted_through(&self) -> u64 {
+        self.durable.as_ref().map_or(self.ring.evicted_through(), |shelf| shelf.evicted_through)
     }
 
     /// The id of the entry behind `place`, if there is one by now.
-    fn next_id(&self, place: u64) -> Option<EventId> {
-        (place < self.ring.newest()).then(|| self.ids.at(place + 1)).flatten()
+    fn id_after(&self, position: u64) -> Option<EventId> {
+        (position < self.ring.newest_position()).then(|| self.ids.id_at(position + 1)).flatten()
     }
 
     /// The id of the next entry of this log's own: behind one of the upstream's that one's with a suffix.
-    fn own_id(&self, epoch: u64) -> EventId {
-        let newest = self.ring.newest();
-        match self.ids.at(newest).filter(|_| self.numbering == Numbering::Upstream && newest > 0) {
+    fn next_own_id(&self, epoch: u64) -> EventId {
+        let newest = self.ring.newest_position();
+        match self.ids.id_at(newest).filter(|_| self.numbering == Numbering::Upstream && newest > 0) {
             Some(last) => EventId { suffix: last.suffix.saturating_add(1), ..last },
             None => EventId::new(epoch, newest + 1),
         }
@@ -420,7 +436,7 @@ impl State {
 
 /// How much a log keeps in memory.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
+pub(crate) struct MemoryBounds {
     /// Entries, at the most.
     pub(crate) events: usize,
     /// Bytes, at the most; one entry is kept whatever its size.
@@ -429,7 +445,7 @@ pub(crate) struct Bounds {
 
 /// How much one reading returns.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct ReadLimits {
     /// Entries, at the most.
     pub(crate) entries: usize,
     /// Bytes after which no further entry is added; one is always returned.
@@ -438,22 +454,22 @@ pub(crate) struct Limits {
 
 /// What a log holds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Facts {
+pub(crate) struct LogStats {
     /// Entries in memory.
     pub(crate) events: usize,
     /// Bytes in memory.
     pub(crate) bytes: u64,
     /// Entries and bytes in the store, where there is one.
-    pub(crate) shelf: Option<(u64, u64)>,
+    pub(crate) stored: Option<(u64, u64)>,
     /// The oldest id kept.
-    pub(crate) oldest: Option<EventId>,
+    pub(crate) oldest_id: Option<EventId>,
     /// The newest id ever given.
-    pub(crate) newest: Option<EventId>,
+    pub(crate) newest_id: Option<EventId>,
 }
 
 /// Who gave the id of the newest entry kept, as far as that tells. An own one behind no other's has its place for a sequence;
 /// an upstream's may have, too.
-fn numbering_until(newest: u64, id: Option<EventId>) -> Numbering {
+fn infer_numbering(newest: u64, id: Option<EventId>) -> Numbering {
     match id {
         Some(id) if newest > 0 && (id.sequence != newest || id.suffix > 0) => Numbering::Upstream,
         _ => Numbering::Undecided,
@@ -462,13 +478,13 @@ fn numbering_until(newest: u64, id: Option<EventId>) -> Numbering {
 
 /// How long a relay may be away before clients with ids that are ahead need not wait for it: a restart, or the move to another
 /// machine.
-const AWAY: Duration = Duration::from_secs(60);
+const UPSTREAM_OUTAGE_GRACE: Duration = Duration::from_secs(60);
 
 /// The span that begins with the first id of an epoch.
-pub(crate) fn reserved(newest: u64, epoch: u64) -> Span {
+pub(crate) fn first_span_of_epoch(newest: u64, epoch: u64) -> IdSpan {
     match newest {
-        0 => Span { place: 0, id: EventId::new(epoch, 0) },
-        newest => Span { place: newest + 1, id: EventId::new(epoch, newest + 1) },
+        0 => IdSpan { first_position: 0, first_id: EventId::new(epoch, 0) },
+        newest => IdSpan { first_position: newest + 1, first_id: EventId::new(epoch, newest + 1) },
     }
 }
 
@@ -490,8 +506,8 @@ mod tests {
             (40, "7-40", Numbering::Undecided),
             (0, "7-1", Numbering::Undecided),
         ] {
-            assert_eq!(numbering_until(newest, EventId::parse(id)), numbering, "{id} at {newest}");
+            assert_eq!(infer_numbering(newest, EventId::parse(id)), numbering, "{id} at {newest}");
         }
-        assert_eq!(numbering_until(40, None), Numbering::Undecided);
+        assert_eq!(infer_numbering(40, None), Numbering::Undecided);
     }
 }

@@ -2,28 +2,28 @@
 //!
 //! May use: `event`, the log's own state.
 
-use super::{Log, Missing, Span, State, durable_range::Shelf};
+use super::{Hole, IdSpan, Log, LogState, durable_range::DurableRange};
 use crate::{
     event::{Entry, GapReason},
-    store::Kept,
+    store::PersistedLog,
 };
 
 /// What the store has not got of one log.
 #[derive(Debug)]
-pub(crate) struct Unkept {
+pub(crate) struct UnpersistedBatch {
     /// Number of the product in the store.
-    pub(crate) number: u32,
+    pub(crate) product_number: u32,
     /// Place of the first entry.
     pub(crate) first: u64,
     /// The entries, in order and without a hole.
     pub(crate) entries: Vec<Entry>,
     /// The spans that begin with one of these entries, or in one of the ranges before them.
-    pub(crate) spans: Vec<Span>,
+    pub(crate) spans: Vec<IdSpan>,
     /// The ranges before these entries that the store will never get.
-    pub(crate) missing: Vec<Missing>,
+    pub(crate) holes: Vec<Hole>,
 }
 
-impl Unkept {
+impl UnpersistedBatch {
     /// Place of the last entry; the one before the first if there is none.
     pub(crate) fn last(&self) -> u64 {
         self.first + self.entries.len() as u64 - 1
@@ -32,102 +32,104 @@ impl Unkept {
 
 impl Log {
     /// The next entries that the store has not got, at most `most` of them.
-    pub(crate) fn unkept(&self, most: usize) -> Option<Unkept> {
+    pub(crate) fn next_unpersisted(&self, max_entries: usize) -> Option<UnpersistedBatch> {
         let mut state = self.state();
-        let State { ring, ids, shelf, .. } = &mut *state;
-        let shelf = shelf.as_mut()?;
-        let (first, entries) = ring.behind(shelf.kept_through, most);
-        let missing = shelf.untold();
-        if entries.is_empty() && missing.is_empty() {
+        let LogState { ring, ids, durable: shelf, .. } = &mut *state;
+        let durable = shelf.as_mut()?;
+        let (first, entries) = ring.entries_after(durable.persisted_through, max_entries);
+        let holes = durable.unacknowledged_holes();
+        if entries.is_empty() && holes.is_empty() {
             return None;
         }
-        let mut unkept = Unkept { number: shelf.number, first, entries, spans: Vec::new(), missing };
-        shelf.taken_through = unkept.last();
+        let mut batch =
+            UnpersistedBatch { product_number: durable.product_number, first, entries, spans: Vec::new(), holes };
+        durable.claimed_through = batch.last();
         // Those that began in a missing range, too; and the first of all, which may begin before the first place.
-        let untold_from = if shelf.told_through() == 0 { 0 } else { shelf.told_through() + 1 };
-        unkept.spans = ids.between(untold_from, unkept.last());
-        Some(unkept)
+        let unacknowledged_from =
+            if durable.acknowledged_through() == 0 { 0 } else { durable.acknowledged_through() + 1 };
+        batch.spans = ids.spans_between(unacknowledged_from, batch.last());
+        Some(batch)
     }
 
     /// Notes that what [`Log::unkept`] has given is in the store.
-    pub(crate) fn has_been_kept(&self, unkept: &Unkept) {
+    pub(crate) fn mark_persisted(&self, batch: &UnpersistedBatch) {
         let mut state = self.state();
-        let Some(shelf) = &mut state.shelf else { return };
-        let (events, bytes) = unkept.entries.iter().fold((0, 0), |(events, bytes), entry| match entry {
+        let Some(durable) = &mut state.durable else { return };
+        let (events, bytes) = batch.entries.iter().fold((0, 0), |(events, bytes), entry| match entry {
             Entry::Event(event) => (events + 1, bytes + event.content_bytes()),
             Entry::Gap(_) => (events + 1, bytes),
             Entry::Erased => (events, bytes),
         });
-        shelf.committed(unkept.first, unkept.last(), events, bytes);
-        self.metrics.shelved(shelf.events, shelf.bytes);
-        self.settle(&mut state);
-        self.tell_kept(&state);
+        durable.record_commit(batch.first, batch.last(), events, bytes);
+        self.metrics.set_store_usage(durable.events, durable.bytes);
+        self.enforce_bounds(&mut state);
+        self.notify_persisted(&state);
     }
 
     /// Notes that retention has taken everything up to `through` out of the store.
-    pub(crate) fn has_been_retired(&self, through: u64, events: u64, bytes: u64) {
+    pub(crate) fn mark_retired(&self, through: u64, events: u64, bytes: u64) {
         let mut state = self.state();
-        let Some(shelf) = &mut state.shelf else { return };
-        shelf.retired(through, events, bytes);
-        self.metrics.shelved(shelf.events, shelf.bytes);
+        let Some(durable) = &mut state.durable else { return };
+        durable.record_retention(through, events, bytes);
+        self.metrics.set_store_usage(durable.events, durable.bytes);
     }
 
     /// Notes that events of one session have been taken out of the store.
-    pub(crate) fn has_been_erased(&self, events: u64, bytes: u64) {
+    pub(crate) fn mark_erased(&self, events: u64, bytes: u64) {
         let mut state = self.state();
-        let Some(shelf) = &mut state.shelf else { return };
-        shelf.events = shelf.events.saturating_sub(events);
-        shelf.bytes = shelf.bytes.saturating_sub(bytes);
-        self.metrics.shelved(shelf.events, shelf.bytes);
+        let Some(durable) = &mut state.durable else { return };
+        durable.events = durable.events.saturating_sub(events);
+        durable.bytes = durable.bytes.saturating_sub(bytes);
+        self.metrics.set_store_usage(durable.events, durable.bytes);
     }
 
     /// Whether a file that has this of the log is the one that the log knows. If so, the log goes by the file from now on: it
     /// may have got a commit, or have lost what is too old, although that was reported as failed.
-    pub(crate) fn agrees_with(&self, kept: Kept) -> bool {
+    pub(crate) fn reconcile_with(&self, kept: PersistedLog) -> bool {
         let mut state = self.state();
-        let in_memory_from = state.ring.evicted_through();
-        let Some(shelf) = &mut state.shelf else { return true };
-        if shelf.number != kept.number || kept.newest < shelf.told_through() {
+        let memory_evicted_through = state.ring.evicted_through();
+        let Some(durable) = &mut state.durable else { return true };
+        if durable.product_number != kept.product_number || kept.newest < durable.acknowledged_through() {
             return false;
         }
-        let evicted_through = shelf.evicted_through.max(kept.evicted_through);
-        *shelf = Shelf::new(kept.number, evicted_through, kept.newest, kept.missing);
-        shelf.gone_from_memory(in_memory_from); // counted when it went
-        (shelf.events, shelf.bytes) = (kept.events, kept.bytes);
-        self.metrics.shelved(shelf.events, shelf.bytes);
-        self.tell_kept(&state);
+        let evicted_through = durable.evicted_through.max(kept.evicted_through);
+        *durable = DurableRange::new(kept.product_number, evicted_through, kept.newest, kept.holes);
+        durable.record_memory_eviction(memory_evicted_through); // counted when it went
+        (durable.events, durable.bytes) = (kept.events, kept.bytes);
+        self.metrics.set_store_usage(durable.events, durable.bytes);
+        self.notify_persisted(&state);
         true
     }
 
     /// Notes that the store's file is lost. Returns the first place that the new one can have, and the spans up to there.
-    pub(crate) fn has_lost_its_store(&self, number: u32) -> (u64, Vec<Span>) {
+    pub(crate) fn mark_store_lost(&self, product_number: u32) -> (u64, Vec<IdSpan>) {
         let mut state = self.state();
-        let in_memory_from = state.ring.evicted_through();
-        if let Some(shelf) = &mut state.shelf {
-            shelf.number = number;
-            if shelf.lose_everything(in_memory_from) {
-                self.metrics.gap(GapReason::NotKept);
+        let memory_evicted_through = state.ring.evicted_through();
+        if let Some(durable) = &mut state.durable {
+            durable.product_number = product_number;
+            if durable.record_total_loss(memory_evicted_through) {
+                self.metrics.record_gap(GapReason::NotKept);
             }
-            self.metrics.shelved(0, 0);
-            self.tell_kept(&state);
+            self.metrics.set_store_usage(0, 0);
+            self.notify_persisted(&state);
         }
         // A later one comes with its first entry: alone, it would outlive this life of the log in the file.
-        (in_memory_from + 1, state.ids.between(0, in_memory_from + 1))
+        (memory_evicted_through + 1, state.ids.spans_between(0, memory_evicted_through + 1))
     }
 
     /// Number of the product in the store.
-    pub(crate) fn number_in_store(&self) -> u32 {
-        self.state().shelf.as_ref().map_or(0, |shelf| shelf.number)
+    pub(crate) fn product_number(&self) -> u32 {
+        self.state().durable.as_ref().map_or(0, |shelf| shelf.product_number)
     }
 
     /// Entries that the store has not got.
     pub(crate) fn backlog(&self) -> u64 {
         let state = self.state();
-        state.ring.newest().saturating_sub(state.kept_through())
+        state.ring.newest_position().saturating_sub(state.persisted_through())
     }
 
     /// The place up to which nothing is in memory any more.
-    pub(crate) fn in_memory_from(&self) -> u64 {
+    pub(crate) fn memory_evicted_through(&self) -> u64 {
         self.state().ring.evicted_through()
     }
 }

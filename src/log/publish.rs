@@ -13,17 +13,17 @@ pub(crate) struct Appended {
     /// Its name for clients.
     pub(crate) id: EventId,
     /// Its place in the log.
-    pub(crate) place: u64,
+    pub(crate) position: u64,
 }
 
 /// The upstream, itself a relay, gives the ids: what is published has to be published there.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("this log is numbered by its upstream")]
-pub(crate) struct NumberedElsewhere;
+pub(crate) struct NumberedByUpstream;
 
 impl Log {
     /// Whether the upstream, itself a relay, gives the ids, as far as that is known.
-    pub(crate) fn is_numbered_elsewhere(&self) -> bool {
+    pub(crate) fn is_numbered_by_upstream(&self) -> bool {
         self.state().numbering == Numbering::Upstream
     }
 
@@ -32,12 +32,12 @@ impl Log {
     /// # Errors
     ///
     /// [`NumberedElsewhere`], from the moment at which that is known.
-    pub(crate) fn publish(&self, draft: Draft) -> Result<Appended, NumberedElsewhere> {
+    pub(crate) fn publish(&self, draft: Draft) -> Result<Appended, NumberedByUpstream> {
         let state = self.state();
         if state.numbering == Numbering::Upstream {
-            return Err(NumberedElsewhere);
+            return Err(NumberedByUpstream);
         }
-        Ok(self.append_own(state, draft))
+        Ok(self.append_with_own_id(state, draft))
     }
 
     /// Waits until the entry at `place` is in the store. False without a store, and as soon as the store keeps less than it
@@ -46,39 +46,39 @@ impl Log {
     /// # Cancel safety
     ///
     /// Dropping the future changes nothing: the entry is kept all the same.
-    pub(crate) async fn is_durable(&self, place: u64) -> bool {
-        timeout(PATIENCE, self.becomes_durable(place)).await.unwrap_or(false)
+    pub(crate) async fn wait_durable(&self, position: u64) -> bool {
+        timeout(DURABLE_WAIT_TIMEOUT, self.wait_durable_untimed(position)).await.unwrap_or(false)
     }
 
-    async fn becomes_durable(&self, place: u64) -> bool {
+    async fn wait_durable_untimed(&self, position: u64) -> bool {
         let Some(store) = &self.store else { return false };
-        let mut kept = self.kept();
-        let mut look_again = interval(LOOK_AGAIN);
-        look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut persisted = self.watch_persisted();
+        let mut degraded_poll = interval(DEGRADED_POLL_INTERVAL);
+        degraded_poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             // In this order: a commit that is reported after this look ends the wait below.
-            if *kept.borrow_and_update() >= place {
-                return self.has_committed(place);
+            if *persisted.borrow_and_update() >= position {
+                return self.has_committed(position);
             }
             if store.is_degraded() {
                 return false;
             }
             tokio::select! {
                 // Its sender is part of this log.
-                _ = kept.changed() => {}
+                _ = persisted.changed() => {}
                 // Nobody is told when the store begins to fail.
-                _ = look_again.tick() => {}
+                _ = degraded_poll.tick() => {}
             }
         }
     }
 
-    fn has_committed(&self, place: u64) -> bool {
-        self.state().shelf.as_ref().is_some_and(|shelf| shelf.has_committed(place))
+    fn has_committed(&self, position: u64) -> bool {
+        self.state().durable.as_ref().is_some_and(|shelf| shelf.has_committed(position))
     }
 }
 
 /// A commit takes some ten milliseconds.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const DEGRADED_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A store that takes longer than two seconds calls itself degraded. This is in case it does not.
-const PATIENCE: Duration = Duration::from_secs(10);
+const DURABLE_WAIT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -4,10 +4,10 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use super::{Limits, Log, Numbering, State, durable_range::Stand, id_spans::Found, ring};
+use super::{Log, LogState, Numbering, ReadLimits, durable_range::DurableSegment, id_spans::IdLookup, ring};
 use crate::{
-    event::{Entry, EventId, Gap, GapReason, Scope, Start},
-    store::{Desk, Wanted},
+    event::{Entry, EventId, Gap, GapReason, Scope, StartPosition},
+    store::{ReadRequest, StoreHandle},
 };
 
 impl Log {
@@ -15,29 +15,31 @@ impl Log {
     /// in `handover`; or says where to find it.
     pub(crate) fn read_after(
         &self,
-        place: u64,
+        position: u64,
         scope: &Scope,
-        limits: Limits,
-        handover: &mut VecDeque<Entry>,
-    ) -> Reading {
+        limits: ReadLimits,
+        read_buffer: &mut VecDeque<Entry>,
+    ) -> ReadOutcome {
         let state = self.state();
-        let gone = match state.ring.read_after(place, scope, limits, handover) {
-            ring::Found::Taken { through, reached_end } => return Reading::Taken { through, reached_end },
-            ring::Found::Gone => state.ring.evicted_through(),
+        let evicted_through = match state.ring.read_after(position, scope, limits, read_buffer) {
+            ring::RingRead::Entries { read_through, reached_end } => {
+                return ReadOutcome::Entries { read_through, reached_end };
+            }
+            ring::RingRead::Evicted => state.ring.evicted_through(),
         };
-        let (Some(shelf), Some(store)) = (&state.shelf, &self.store) else {
-            return Reading::Lost { reason: GapReason::Evicted, through: gone };
+        let (Some(durable), Some(store)) = (&state.durable, &self.store) else {
+            return ReadOutcome::Lost { reason: GapReason::Evicted, lost_through: evicted_through };
         };
-        match shelf.behind(place) {
-            Stand::Evicted(through) => Reading::Lost { reason: GapReason::Evicted, through },
-            Stand::Missing(through) => Reading::Lost { reason: GapReason::NotKept, through },
-            Stand::Kept(through) => Reading::InStore {
+        match durable.segment_after(position) {
+            DurableSegment::Evicted(through) => ReadOutcome::Lost { reason: GapReason::Evicted, lost_through: through },
+            DurableSegment::Hole(through) => ReadOutcome::Lost { reason: GapReason::NotKept, lost_through: through },
+            DurableSegment::Persisted(through) => ReadOutcome::InStore {
                 store: Arc::clone(store),
-                wanted: Wanted {
+                request: ReadRequest {
                     product: self.product.clone(),
-                    number: shelf.number,
-                    after: place,
-                    through: through.min(gone),
+                    product_number: durable.product_number,
+                    after: position,
+                    through: through.min(evicted_through),
                     scope: scope.clone(),
                     limits,
                 },
@@ -47,109 +49,113 @@ impl Log {
 
     /// Where a reader who asks for `start` stands. While `may_wait` is set, one whose id a relay behind a relay may still get
     /// stands nowhere yet.
-    pub(crate) fn locate(&self, start: &Start, may_wait: bool) -> Place {
+    pub(crate) fn resolve_start(&self, start: &StartPosition, may_wait: bool) -> ResolvedStart {
         let state = self.state();
-        let oldest = state.oldest();
+        let oldest = state.evicted_through();
         let id = match start {
-            Start::Now => return Place::Now,
-            Start::Oldest => return Place::BeforeKept(oldest),
-            Start::Malformed => return Place::Lost(self.unknown(&state, None)),
-            Start::After(id) => *id,
+            StartPosition::Now => return ResolvedStart::Now,
+            StartPosition::Oldest => return ResolvedStart::BeforeOldest(oldest),
+            StartPosition::Malformed => return ResolvedStart::Lost(self.unknown_id_gap(&state, None)),
+            StartPosition::After(id) => *id,
         };
-        let newest = state.ring.newest();
+        let newest = state.ring.newest_position();
         let found = state.ids.find(id, newest);
         match (found, state.numbering) {
-            (Found::At(place), _) => Place::Behind(place),
-            (Found::Behind(place), Numbering::Upstream) => Place::Behind(place),
+            (IdLookup::At(position), _) => ResolvedStart::After(position),
+            (IdLookup::After(position), Numbering::Upstream) => ResolvedStart::After(position),
             // Given by a relay behind this one.
-            (Found::Behind(place), _) if id.suffix > 0 && state.ids.at(place) == Some(EventId { suffix: 0, ..id }) => {
-                Place::Behind(place)
+            (IdLookup::After(position), _)
+                if id.suffix > 0 && state.ids.id_at(position) == Some(EventId { suffix: 0, ..id }) =>
+            {
+                ResolvedStart::After(position)
             }
-            (Found::TooOld, Numbering::Upstream) => {
-                self.metrics.gap(GapReason::Evicted);
-                Place::Lost(self.gap(&state, GapReason::Evicted, Some(id), oldest))
+            (IdLookup::TooOld, Numbering::Upstream) => {
+                self.metrics.record_gap(GapReason::Evicted);
+                ResolvedStart::Lost(self.gap_through(&state, GapReason::Evicted, Some(id), oldest))
             }
-            (_, Numbering::Upstream) if may_wait => Place::NotYet,
-            (_, Numbering::Undecided) if may_wait && self.began.elapsed() < UNDECIDED => Place::NotYet,
-            _ => Place::Lost(self.unknown(&state, Some(id))),
+            (_, Numbering::Upstream) if may_wait => ResolvedStart::NotYetKnown,
+            (_, Numbering::Undecided) if may_wait && self.created_at.elapsed() < NUMBERING_DECISION_TIMEOUT => {
+                ResolvedStart::NotYetKnown
+            }
+            _ => ResolvedStart::Lost(self.unknown_id_gap(&state, Some(id))),
         }
     }
 
     /// The notice for someone who came with an id that is not of this log: it stands before the oldest entry kept.
-    fn unknown(&self, state: &State, after: Option<EventId>) -> Gap {
-        self.metrics.gap(GapReason::UnknownId);
-        self.gap(state, GapReason::UnknownId, after, state.oldest())
+    fn unknown_id_gap(&self, state: &LogState, after: Option<EventId>) -> Gap {
+        self.metrics.record_gap(GapReason::UnknownId);
+        self.gap_through(state, GapReason::UnknownId, after, state.evicted_through())
     }
 
     /// The notice for a reader whose next entries up to `through` are gone; `after` is the last id it has, if any. It goes on
     /// behind the notice's place.
-    pub(crate) fn lost(&self, reason: GapReason, after: Option<EventId>, through: u64) -> Gap {
+    pub(crate) fn lost_gap(&self, reason: GapReason, after: Option<EventId>, lost_through: u64) -> Gap {
         if reason == GapReason::Evicted {
-            self.metrics.gap(reason); // others are counted once, where they arise
+            self.metrics.record_gap(reason); // others are counted once, where they arise
         }
-        self.gap(&self.state(), reason, after, through)
+        self.gap_through(&self.state(), reason, after, lost_through)
     }
 
     /// Counts that a reader was told of a gap because the store could not be read.
-    pub(crate) fn could_not_be_read(&self) {
-        self.metrics.gap(GapReason::NotKept);
+    pub(crate) fn count_unreadable(&self) {
+        self.metrics.record_gap(GapReason::NotKept);
     }
 
     /// The notice that everything up to `place` is gone. Where nobody remembers the id of that place any more, it reaches up to
     /// one that has an id: who came back with any other would get the notice, and what follows it, again and again.
-    fn gap(&self, state: &State, reason: GapReason, after: Option<EventId>, place: u64) -> Gap {
+    fn gap_through(&self, state: &LogState, reason: GapReason, after: Option<EventId>, position: u64) -> Gap {
         let after = after.map(|id| id.to_string().into());
-        let (place, id) = state.ids.at_or_behind(place).unwrap_or((place, EventId::new(self.epoch, 0)));
-        Gap { product: self.product.clone(), reason, place, id, after, before: state.next_id(place) }
+        let (position, id) = state.ids.first_resumable(position).unwrap_or((position, EventId::new(self.epoch, 0)));
+        Gap { product: self.product.clone(), reason, position, id, after, before: state.id_after(position) }
     }
 
     /// A gap of this log as it is announced now: with the id after it, if there is one by now.
-    pub(crate) fn announce(&self, gap: &Gap) -> Gap {
-        Gap { before: self.state().next_id(gap.place), ..gap.clone() }
+    pub(crate) fn with_next_id(&self, gap: &Gap) -> Gap {
+        Gap { before: self.state().id_after(gap.position), ..gap.clone() }
     }
 }
 
 /// Where a reader begins.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum ResolvedStart {
     /// With what comes from now on.
     Now,
     /// It has seen everything up to this place.
-    Behind(u64),
+    After(u64),
     /// It wants whatever is kept, which at this moment begins behind this place.
-    BeforeKept(u64),
+    BeforeOldest(u64),
     /// What follows its id is not here: first this notice, then whatever is kept behind the notice's place.
     Lost(Gap),
     /// Its id is not here yet, but may come.
-    NotYet,
+    NotYetKnown,
 }
 
 /// What a reader finds behind its place.
 #[derive(Debug)]
-pub(crate) enum Reading {
+pub(crate) enum ReadOutcome {
     /// It has now been given, or may not see, everything up to `through`.
-    Taken {
+    Entries {
         /// The place it has come to.
-        through: u64,
+        read_through: u64,
         /// Nothing behind that was in the log.
         reached_end: bool,
     },
     /// What comes next is in the store.
     InStore {
         /// Where to ask.
-        store: Arc<Desk>,
+        store: Arc<StoreHandle>,
         /// For what.
-        wanted: Wanted,
+        request: ReadRequest,
     },
     /// Everything up to `through` is gone.
     Lost {
         /// Why.
         reason: GapReason,
         /// The last place that is gone.
-        through: u64,
+        lost_through: u64,
     },
 }
 
 /// The upstream's first answer tells whether it is a relay, whose ids may still come. One that has not answered for so long
 /// after the start does not hold up those who come with an id.
-const UNDECIDED: Duration = Duration::from_secs(3);
+const NUMBERING_DECISION_TIMEOUT: Duration = Duration::from_secs(3);

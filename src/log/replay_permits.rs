@@ -17,88 +17,88 @@ use tokio::time::Instant;
 
 /// The turns there are.
 #[derive(Debug)]
-pub(crate) struct Turns {
-    most: usize,
-    queue: Mutex<Queue>,
+pub(crate) struct ReplayPermits {
+    capacity: usize,
+    queue: Mutex<PermitQueue>,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct PermitQueue {
     last_number: u64,
     /// Who has a turn, and since when it lies idle; none while a question is out.
-    reading: BTreeMap<u64, Option<Instant>>,
+    held: BTreeMap<u64, Option<Instant>>,
     /// Who waits, in the order they came.
     waiting: BTreeMap<u64, Waker>,
     /// When idle turns were last looked for.
-    looked: Option<Instant>,
+    last_reclaim: Option<Instant>,
     /// Turns that were looked at.
     #[cfg(test)]
     visited: usize,
 }
 
-impl Turns {
+impl ReplayPermits {
     /// Turns for `most` readers at one time.
-    pub(crate) fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most: most.max(1), queue: Mutex::default() })
+    pub(crate) fn new(capacity: usize) -> Arc<Self> {
+        Arc::new(Self { capacity: capacity.max(1), queue: Mutex::default() })
     }
 
     /// A ticket for the queue; nobody stands in it yet.
-    pub(crate) fn ticket(self: &Arc<Self>) -> Ticket {
-        Ticket { number: NOT_QUEUED, turns: Arc::clone(self) }
+    pub(crate) fn permit(self: &Arc<Self>) -> ReplayPermit {
+        ReplayPermit { number: NOT_QUEUED, pool: Arc::clone(self) }
     }
 
     /// Notes since when the turn of this number lies idle, if there still is one.
-    fn note(&self, number: u64, idle: Option<Instant>) {
-        if let Some(turn) = self.queue().reading.get_mut(&number) {
-            *turn = idle;
+    fn set_idle_since(&self, number: u64, idle: Option<Instant>) {
+        if let Some(idle_since) = self.queue().held.get_mut(&number) {
+            *idle_since = idle;
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+    fn queue(&self) -> MutexGuard<'_, PermitQueue> {
         // A queue is whole after every statement: a panic elsewhere does not spoil it.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Queue {
+impl PermitQueue {
     /// Takes back the turns that lie idle. Everybody who waits calls this every now and then: once in a while is enough.
-    fn take_back_idle(&mut self, now: Instant) {
-        if self.looked.is_some_and(|looked| now.duration_since(looked) < PATIENCE / 4) {
+    fn reclaim_idle(&mut self, now: Instant) {
+        if self.last_reclaim.is_some_and(|last| now.duration_since(last) < REPLAY_PERMIT_IDLE_TIMEOUT / 4) {
             return;
         }
-        self.looked = Some(now);
+        self.last_reclaim = Some(now);
         #[cfg(test)]
         {
-            self.visited += self.reading.len();
+            self.visited += self.held.len();
         }
-        self.reading.retain(|_, idle| idle.is_none_or(|since| now.duration_since(since) < PATIENCE));
+        self.held.retain(|_, idle| idle.is_none_or(|since| now.duration_since(since) < REPLAY_PERMIT_IDLE_TIMEOUT));
     }
 
     /// Gives the turns that are free to those who have waited longest, who are to be woken.
-    fn give(&mut self, most: usize, now: Instant) -> Vec<Waker> {
-        let mut given = Vec::new();
-        while self.reading.len() < most
+    fn grant(&mut self, capacity: usize, now: Instant) -> Vec<Waker> {
+        let mut granted = Vec::new();
+        while self.held.len() < capacity
             && let Some((number, waker)) = self.waiting.pop_first()
         {
-            self.reading.insert(number, Some(now));
-            given.push(waker);
+            self.held.insert(number, Some(now));
+            granted.push(waker);
         }
-        given
+        granted
     }
 
     /// Whether the ticket of this number, which gets a new one when it joins the queue, has a turn.
-    fn has_turn(&mut self, number: &mut u64, most: usize, now: Instant, waker: &Waker) -> bool {
-        if self.reading.contains_key(number) {
+    fn try_acquire(&mut self, number: &mut u64, capacity: usize, now: Instant, waker: &Waker) -> bool {
+        if self.held.contains_key(number) {
             return true;
         }
-        if let Some(known) = self.waiting.get_mut(number) {
-            known.clone_from(waker);
+        if let Some(queued_waker) = self.waiting.get_mut(number) {
+            queued_waker.clone_from(waker);
             return false;
         }
         self.last_number += 1;
         *number = self.last_number;
-        if self.reading.len() < most {
-            self.reading.insert(*number, Some(now));
+        if self.held.len() < capacity {
+            self.held.insert(*number, Some(now));
             return true;
         }
         self.waiting.insert(*number, waker.clone());
@@ -108,62 +108,62 @@ impl Queue {
 
 /// One reader's place among all; given up when dropped.
 #[derive(Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct ReplayPermit {
     /// Given when it joins the queue, and again when it has lost its turn.
     number: u64,
-    turns: Arc<Turns>,
+    pool: Arc<ReplayPermits>,
 }
 
-impl Ticket {
+impl ReplayPermit {
     /// Waits for the turn, or keeps it.
     ///
     /// The waker is called when there is a turn for it. Turns that are merely not used any more show at the next call.
-    pub(crate) fn poll(&mut self, context: &Context<'_>) -> Poll<()> {
-        let (now, most) = (Instant::now(), self.turns.most);
-        let mut queue = self.turns.queue();
-        if let Some(idle) = queue.reading.get_mut(&self.number) {
+    pub(crate) fn poll_acquire(&mut self, context: &Context<'_>) -> Poll<()> {
+        let (now, capacity) = (Instant::now(), self.pool.capacity);
+        let mut queue = self.pool.queue();
+        if let Some(idle) = queue.held.get_mut(&self.number) {
             *idle = Some(now);
             return Poll::Ready(());
         }
-        let mut given = Vec::new();
-        if queue.reading.len() >= most {
-            queue.take_back_idle(now);
-            given = queue.give(most, now);
+        let mut granted = Vec::new();
+        if queue.held.len() >= capacity {
+            queue.reclaim_idle(now);
+            granted = queue.grant(capacity, now);
         }
-        let has_turn = queue.has_turn(&mut self.number, most, now, context.waker());
+        let is_acquired = queue.try_acquire(&mut self.number, capacity, now, context.waker());
         drop(queue);
-        given.into_iter().for_each(Waker::wake);
-        if has_turn { Poll::Ready(()) } else { Poll::Pending }
+        granted.into_iter().for_each(Waker::wake);
+        if is_acquired { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Notes that a question is put: until what is returned is dropped, the turn is in use. There is one at a time.
-    pub(crate) fn asks(&self) -> Asked {
-        self.turns.note(self.number, None);
-        Asked { number: self.number, turns: Arc::clone(&self.turns) }
+    pub(crate) fn begin_use(&self) -> PermitInUse {
+        self.pool.set_idle_since(self.number, None);
+        PermitInUse { number: self.number, pool: Arc::clone(&self.pool) }
     }
 }
 
-impl Drop for Ticket {
+impl Drop for ReplayPermit {
     fn drop(&mut self) {
-        let mut queue = self.turns.queue();
-        queue.reading.remove(&self.number);
+        let mut queue = self.pool.queue();
+        queue.held.remove(&self.number);
         queue.waiting.remove(&self.number);
-        let given = queue.give(self.turns.most, Instant::now());
+        let granted = queue.grant(self.pool.capacity, Instant::now());
         drop(queue);
-        given.into_iter().for_each(Waker::wake);
+        granted.into_iter().for_each(Waker::wake);
     }
 }
 
 /// A question that is out. It goes with the question, not with the reader, who may not look for the answer for a long time.
 #[derive(Debug)]
-pub(crate) struct Asked {
+pub(crate) struct PermitInUse {
     number: u64,
-    turns: Arc<Turns>,
+    pool: Arc<ReplayPermits>,
 }
 
-impl Drop for Asked {
+impl Drop for PermitInUse {
     fn drop(&mut self) {
-        self.turns.note(self.number, Some(Instant::now()));
+        self.pool.set_idle_since(self.number, Some(Instant::now()));
     }
 }
 
@@ -171,7 +171,7 @@ impl Drop for Asked {
 const NOT_QUEUED: u64 = 0;
 
 /// How long a turn may lie idle.
-const PATIENCE: Duration = Duration::from_millis(250);
+const REPLAY_PERMIT_IDLE_TIMEOUT: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
@@ -183,97 +183,98 @@ mod tests {
     use super::*;
 
     #[derive(Default)]
-    struct Bell(AtomicUsize);
+    struct WakeCounter(AtomicUsize);
 
-    impl Wake for Bell {
+    impl Wake for WakeCounter {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, SeqCst);
         }
     }
 
-    fn has_turn(ticket: &mut Ticket, bell: &Arc<Bell>) -> bool {
-        let waker = Waker::from(Arc::clone(bell));
-        ticket.poll(&Context::from_waker(&waker)).is_ready()
+    fn acquires(permit: &mut ReplayPermit, wakes: &Arc<WakeCounter>) -> bool {
+        let waker = Waker::from(Arc::clone(wakes));
+        permit.poll_acquire(&Context::from_waker(&waker)).is_ready()
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_others_wait_in_the_order_they_came() {
-        let (turns, bell) = (Turns::new(2), Arc::new(Bell::default()));
-        let mut tickets: Vec<_> = (0..5).map(|_| turns.ticket()).collect();
-        let turns_now =
-            |tickets: &mut [Ticket]| tickets.iter_mut().map(|ticket| has_turn(ticket, &bell)).collect::<Vec<_>>();
-        assert_eq!(turns_now(&mut tickets), [true, true, false, false, false]);
-        assert_eq!(turns_now(&mut tickets), [true, true, false, false, false]);
-        drop(tickets.remove(0));
-        assert_eq!(bell.0.load(SeqCst), 1, "the next is told");
-        assert!(!has_turn(&mut tickets[3], &bell), "and nobody else gets ahead");
-        assert_eq!(turns_now(&mut tickets), [true, true, false, false]);
-        drop(tickets.remove(2)); // who leaves the queue holds nobody up
-        drop(tickets.remove(0));
-        assert_eq!(turns_now(&mut tickets), [true, true]);
+        let (pool, wakes) = (ReplayPermits::new(2), Arc::new(WakeCounter::default()));
+        let mut permits: Vec<_> = (0..5).map(|_| pool.permit()).collect();
+        let acquired_now = |permits: &mut [ReplayPermit]| {
+            permits.iter_mut().map(|permit| acquires(permit, &wakes)).collect::<Vec<_>>()
+        };
+        assert_eq!(acquired_now(&mut permits), [true, true, false, false, false]);
+        assert_eq!(acquired_now(&mut permits), [true, true, false, false, false]);
+        drop(permits.remove(0));
+        assert_eq!(wakes.0.load(SeqCst), 1, "the next is told");
+        assert!(!acquires(&mut permits[3], &wakes), "and nobody else gets ahead");
+        assert_eq!(acquired_now(&mut permits), [true, true, false, false]);
+        drop(permits.remove(2)); // who leaves the queue holds nobody up
+        drop(permits.remove(0));
+        assert_eq!(acquired_now(&mut permits), [true, true]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_use_its_turn_loses_it() {
-        let (turns, bell) = (Turns::new(1), Arc::new(Bell::default()));
-        let (mut stalled, mut other) = (turns.ticket(), turns.ticket());
-        assert!(has_turn(&mut stalled, &bell) && !has_turn(&mut other, &bell));
-        tokio::time::advance(PATIENCE / 2).await;
-        assert!(has_turn(&mut stalled, &bell) && !has_turn(&mut other, &bell));
-        tokio::time::advance(PATIENCE).await;
-        assert!(has_turn(&mut other, &bell) && !has_turn(&mut stalled, &bell));
+    async fn who_does_not_use_its_permit_loses_it() {
+        let (pool, wakes) = (ReplayPermits::new(1), Arc::new(WakeCounter::default()));
+        let (mut stalled, mut other) = (pool.permit(), pool.permit());
+        assert!(acquires(&mut stalled, &wakes) && !acquires(&mut other, &wakes));
+        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT / 2).await;
+        assert!(acquires(&mut stalled, &wakes) && !acquires(&mut other, &wakes));
+        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await;
+        assert!(acquires(&mut other, &wakes) && !acquires(&mut stalled, &wakes));
         drop(other);
-        assert!(has_turn(&mut stalled, &bell));
+        assert!(acquires(&mut stalled, &wakes));
     }
     #[tokio::test(start_paused = true)]
-    async fn a_turn_is_not_lost_while_a_question_is_out() {
-        let (turns, bell) = (Turns::new(1), Arc::new(Bell::default()));
-        let (mut patient, mut other) = (turns.ticket(), turns.ticket());
-        assert!(has_turn(&mut patient, &bell));
-        let asked = patient.asks();
-        tokio::time::advance(PATIENCE * 40).await; // a slow disk
-        assert!(!has_turn(&mut other, &bell));
-        drop(asked);
-        tokio::time::advance(PATIENCE / 2).await;
-        assert!(!has_turn(&mut other, &bell), "from the answer on, it has as long as ever");
-        assert!(has_turn(&mut patient, &bell), "and may ask again");
-        drop(patient.asks());
-        tokio::time::advance(PATIENCE).await; // it does not look for the answer
-        assert!(has_turn(&mut other, &bell));
-        let asked = other.asks();
+    async fn a_permit_is_not_lost_while_a_read_is_under_way() {
+        let (pool, wakes) = (ReplayPermits::new(1), Arc::new(WakeCounter::default()));
+        let (mut patient, mut other) = (pool.permit(), pool.permit());
+        assert!(acquires(&mut patient, &wakes));
+        let in_use = patient.begin_use();
+        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT * 40).await; // a slow disk
+        assert!(!acquires(&mut other, &wakes));
+        drop(in_use);
+        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT / 2).await;
+        assert!(!acquires(&mut other, &wakes), "from the answer on, it has as long as ever");
+        assert!(acquires(&mut patient, &wakes), "and may ask again");
+        drop(patient.begin_use());
+        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await; // it does not look for the answer
+        assert!(acquires(&mut other, &wakes));
+        let in_use = other.begin_use();
         drop(other);
-        drop(asked);
-        assert!(has_turn(&mut patient, &bell), "an answer that nobody waits for takes no turn");
+        drop(in_use);
+        assert!(acquires(&mut patient, &wakes), "an answer that nobody waits for takes no turn");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_is_not_kept_for_one_that_waits_but_does_not_come() {
-        let (turns, bell) = (Turns::new(1), Arc::new(Bell::default()));
-        let (mut first, mut stalled, mut last) = (turns.ticket(), turns.ticket(), turns.ticket());
-        assert!(has_turn(&mut first, &bell) && !has_turn(&mut stalled, &bell) && !has_turn(&mut last, &bell));
+    async fn a_permit_is_not_kept_for_one_that_waits_but_does_not_come() {
+        let (pool, wakes) = (ReplayPermits::new(1), Arc::new(WakeCounter::default()));
+        let (mut first, mut stalled, mut last) = (pool.permit(), pool.permit(), pool.permit());
+        assert!(acquires(&mut first, &wakes) && !acquires(&mut stalled, &wakes) && !acquires(&mut last, &wakes));
         drop(first);
-        assert_eq!(bell.0.load(SeqCst), 1);
-        assert!(!has_turn(&mut last, &bell), "it is the other's");
-        tokio::time::advance(PATIENCE).await;
-        assert!(has_turn(&mut last, &bell) && !has_turn(&mut stalled, &bell));
+        assert_eq!(wakes.0.load(SeqCst), 1);
+        assert!(!acquires(&mut last, &wakes), "it is the other's");
+        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await;
+        assert!(acquires(&mut last, &wakes) && !acquires(&mut stalled, &wakes));
     }
 
     #[tokio::test(start_paused = true)]
     async fn twenty_thousand_that_wait_look_at_little_more_than_one_does() {
-        const MOST: usize = 64;
-        let (turns, bell) = (Turns::new(MOST), Arc::new(Bell::default()));
-        let mut tickets: Vec<_> = (0..20_000).map(|_| turns.ticket()).collect();
+        const CAPACITY: usize = 64;
+        let (pool, wakes) = (ReplayPermits::new(CAPACITY), Arc::new(WakeCounter::default()));
+        let mut permits: Vec<_> = (0..20_000).map(|_| pool.permit()).collect();
         for round in 0..10 {
-            let with_turn = tickets.iter_mut().filter_map(|ticket| has_turn(ticket, &bell).then_some(())).count();
-            assert_eq!((with_turn, turns.queue().visited), (MOST, MOST * (round + 1)), "one look for all");
-            tokio::time::advance(PATIENCE / 4).await;
+            let acquired = permits.iter_mut().filter_map(|permit| acquires(permit, &wakes).then_some(())).count();
+            assert_eq!((acquired, pool.queue().visited), (CAPACITY, CAPACITY * (round + 1)), "one look for all");
+            tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT / 4).await;
         }
-        tickets.drain(..MOST);
-        assert_eq!(bell.0.load(SeqCst), MOST, "nobody is woken for nothing");
-        assert!(tickets[..MOST].iter_mut().all(|ticket| has_turn(ticket, &bell)));
-        tickets.reverse(); // those who leave the queue cost it no more
-        tickets.truncate(MOST);
-        assert_eq!(turns.queue().waiting.len(), 0);
-        assert_eq!(turns.queue().visited, MOST * 10);
+        permits.drain(..CAPACITY);
+        assert_eq!(wakes.0.load(SeqCst), CAPACITY, "nobody is woken for nothing");
+        assert!(permits[..CAPACITY].iter_mut().all(|permit| acquires(permit, &wakes)));
+        permits.reverse(); // those who leave the queue cost it no more
+        permits.truncate(CAPACITY);
+        assert_eq!(pool.queue().waiting.len(), 0);
+        assert_eq!(pool.queue().visited, CAPACITY * 10);
     }
 }

@@ -44,7 +44,7 @@ pub(crate) struct Metrics {
     store: StoreMetrics,
     reload_success: IntGauge,
     certificate_not_after: Gauge,
-    webhooks: webhooks::Families,
+    webhooks: webhooks::WebhookFamilies,
 }
 
 impl Metrics {
@@ -55,32 +55,37 @@ impl Metrics {
     /// When a family is declared twice: a mistake in this file, which any start of the binary shows.
     pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let families = Families { registry: &registry };
+        let families = FamilyBuilder { registry: &registry };
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         families
             .gauge("build_info", "Always 1; the label tells the version.", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
-        let degraded = families.number("log_degraded", "1 while the log keeps less than it promises, else 0.")?;
-        let store_bytes = families.number(
+        let degraded =
+            families.unlabelled_gauge("log_degraded", "1 while the log keeps less than it promises, else 0.")?;
+        let store_bytes = families.unlabelled_gauge(
             "log_store_bytes",
             "Bytes of the store's file that are in use, dead letters aside; 0 without log.data_dir.",
         )?;
-        let retention_bytes = families
-            .number("log_retention_bytes", "log.retention_bytes, which they may be; 0 without log.data_dir.")?;
-        let reload_success = families.number(
+        let retention_bytes = families.unlabelled_gauge(
+            "log_retention_bytes",
+            "log.retention_bytes, which they may be; 0 without log.data_dir.",
+        )?;
+        let reload_success = families.unlabelled_gauge(
             "config_reload_success",
             "1 while the configuration that was read last is in force, 0 while it is refused.",
         )?;
-        let max_subscribers =
-            families.number("max_subscribers", "server.max_subscribers: how many may be connected at one time.")?;
-        let commits =
-            HistogramOpts::new(name("log_commit_seconds"), "Time a commit of the durable log takes, in seconds.");
-        let commit = Histogram::with_opts(commits.buckets(COMMIT_SECONDS.to_vec()))?;
-        registry.register(Box::new(commit.clone()))?;
+        let max_subscribers = families
+            .unlabelled_gauge("max_subscribers", "server.max_subscribers: how many may be connected at one time.")?;
+        let commit_options = HistogramOpts::new(
+            metric_name("log_commit_seconds"),
+            "Time a commit of the durable log takes, in seconds.",
+        );
+        let commit_seconds = Histogram::with_opts(commit_options.buckets(COMMIT_BUCKETS.to_vec()))?;
+        registry.register(Box::new(commit_seconds.clone()))?;
         let certificate_not_after = Gauge::new(
-            name("certificate_not_after_timestamp_seconds"),
+            metric_name("certificate_not_after_timestamp_seconds"),
             "When the certificate that is served ends, in Unix seconds; 0 without one.",
         )?;
         registry.register(Box::new(certificate_not_after.clone()))?;
@@ -120,7 +125,7 @@ impl Metrics {
                 "upstream_lag_seconds",
                 "From the connector's forwarded_at until the event was received here, in seconds.",
                 &["product_id"],
-                UPSTREAM_LAG_SECONDS,
+                UPSTREAM_LAG_BUCKETS,
             )?,
             published: families.counter(
                 "published_events_total",
@@ -142,7 +147,7 @@ impl Metrics {
                 "delivery_lag_seconds",
                 "From the receipt of a live event until it was handed to a subscriber's socket, in seconds.",
                 &["transport"],
-                DELIVERY_LAG_SECONDS,
+                DELIVERY_LAG_BUCKETS,
             )?,
             gaps: families.counter(
                 "gaps_total",
@@ -153,9 +158,9 @@ impl Metrics {
             log_bytes: families.gauge("log_bytes", "Bytes the log keeps.", &["product_id", "tier"])?,
             shed: families.counter("shed_total", "Subscribers turned away, by reason.", &["reason"])?,
             max_subscribers,
-            store: StoreMetrics { commit, degraded, store_bytes, retention_bytes },
+            store: StoreMetrics { commit_seconds, degraded, store_bytes, retention_bytes },
             reload_success,
-            webhooks: webhooks::Families::declare(&families)?,
+            webhooks: webhooks::WebhookFamilies::declare(&families)?,
             registry: registry.clone(),
         };
         // From 0 on, so that the first of its kind is a rise that rates and alerts see.
@@ -182,17 +187,17 @@ impl Metrics {
     }
 
     /// Notes whether the configuration that was read last is in force.
-    pub(crate) fn reloaded(&self, is_in_force: bool) {
-        self.reload_success.set(is_in_force.into());
+    pub(crate) fn record_reload(&self, has_succeeded: bool) {
+        self.reload_success.set(has_succeeded.into());
     }
 
     /// Whether it is.
-    pub(crate) fn has_reloaded(&self) -> bool {
+    pub(crate) fn last_reload_succeeded(&self) -> bool {
         self.reload_success.get() == 1
     }
 
     /// Notes how many subscribers may be connected at one time.
-    pub(crate) fn has_room_for(&self, max_subscribers: usize) {
+    pub(crate) fn set_max_subscribers(&self, max_subscribers: usize) {
         self.max_subscribers.set(i64::try_from(max_subscribers).unwrap_or(i64::MAX));
     }
 
@@ -200,7 +205,7 @@ impl Metrics {
     pub(crate) fn upstream(&self, product: &ProductId) -> UpstreamMetrics {
         let product = product.as_str();
         let [connected, refused, failed] =
-            OUTCOMES.map(|outcome| self.upstream_connects.with_label_values(&[product, outcome]));
+            CONNECT_OUTCOMES.map(|outcome| self.upstream_connects.with_label_values(&[product, outcome]));
         let events = |kind: &Kind| self.upstream_events.with_label_values(&[product, kind.label()]);
         UpstreamMetrics {
             connected: self.upstream_connected.with_label_values(&[product]),
@@ -222,7 +227,7 @@ impl Metrics {
     /// The handles of one product's log.
     pub(crate) fn log(&self, product: &ProductId) -> LogMetrics {
         let product = product.as_str();
-        let tiers = |family: &IntGaugeVec| TIERS.map(|tier| family.with_label_values(&[product, tier]));
+        let tiers = |family: &IntGaugeVec| LOG_TIERS.map(|tier| family.with_label_values(&[product, tier]));
         let ([events, events_on_disk], [bytes, bytes_on_disk]) = (tiers(&self.log_events), tiers(&self.log_bytes));
         LogMetrics {
             events,
@@ -239,18 +244,18 @@ impl Metrics {
     }
 
     /// Notes when the certificate that is served ends.
-    pub(crate) fn certificate_ends(&self, not_after: SystemTime) {
+    pub(crate) fn set_certificate_not_after(&self, not_after: SystemTime) {
         self.certificate_not_after.set(unix_seconds(not_after));
     }
 
     /// The handles of one webhook.
     pub(crate) fn webhook(&self, id: &str) -> WebhookMetrics {
-        self.webhooks.of(id)
+        self.webhooks.handles(id)
     }
 
     /// Forgets a webhook that is no more.
-    pub(crate) fn forget_webhook(&self, id: &str) {
-        self.webhooks.forget(id);
+    pub(crate) fn remove_webhook(&self, id: &str) {
+        self.webhooks.remove(id);
     }
 
     /// The handles of one product's subscribers over one transport.
@@ -372,7 +377,7 @@ pub(crate) struct UpstreamMetrics {
 
 impl UpstreamMetrics {
     /// Counts an event received at `now`; `lag` is none where the payload does not say when it was forwarded.
-    pub(crate) fn event(&self, kind: &Kind, lag: Option<Duration>, now: SystemTime) {
+    pub(crate) fn record_event(&self, kind: &Kind, lag: Option<Duration>, now: SystemTime) {
         let counter = match kind {
             Kind::Actions => &self.actions,
             Kind::Summary => &self.summary,
@@ -387,12 +392,12 @@ impl UpstreamMetrics {
     }
 
     /// Notes a heartbeat received at `now`.
-    pub(crate) fn heartbeat(&self, now: SystemTime) {
+    pub(crate) fn record_heartbeat(&self, now: SystemTime) {
         self.last_heartbeat.set(unix_seconds(now));
     }
 
     /// Counts a frame that was not understood.
-    pub(crate) fn rejected(&self, reason: Rejection) {
+    pub(crate) fn record_rejection(&self, reason: Rejection) {
         let counters = Rejection::ALL.iter().zip(&self.rejected);
         for (_, counter) in counters.filter(|(of, _)| **of == reason) {
             counter.inc();
@@ -412,19 +417,19 @@ pub(crate) struct LogMetrics {
 
 impl LogMetrics {
     /// Notes how much is kept in memory.
-    pub(crate) fn kept(&self, events: usize, bytes: u64) {
+    pub(crate) fn set_memory_usage(&self, events: usize, bytes: u64) {
         self.events.set(i64::try_from(events).unwrap_or(i64::MAX));
         self.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// Notes how much is kept in the store.
-    pub(crate) fn shelved(&self, events: u64, bytes: u64) {
+    pub(crate) fn set_store_usage(&self, events: u64, bytes: u64) {
         self.events_on_disk.set(i64::try_from(events).unwrap_or(i64::MAX));
         self.bytes_on_disk.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// Counts a gap.
-    pub(crate) fn gap(&self, reason: GapReason) {
+    pub(crate) fn record_gap(&self, reason: GapReason) {
         let counters = GapReason::ALL.iter().zip(&self.gaps);
         for (_, counter) in counters.filter(|(of, _)| **of == reason) {
             counter.inc();
@@ -436,7 +441,7 @@ impl LogMetrics {
 #[derive(Clone, Debug)]
 pub(crate) struct StoreMetrics {
     /// Time of a commit, in seconds.
-    pub(crate) commit: Histogram,
+    pub(crate) commit_seconds: Histogram,
     /// 1 while the store keeps less than it promises.
     pub(crate) degraded: IntGauge,
     store_bytes: IntGauge,
@@ -445,7 +450,7 @@ pub(crate) struct StoreMetrics {
 
 impl StoreMetrics {
     /// Notes how much of the store's file is in use, and how much may be.
-    pub(crate) fn uses(&self, bytes: u64, retention_bytes: u64) {
+    pub(crate) fn set_usage(&self, bytes: u64, retention_bytes: u64) {
         self.store_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         self.retention_bytes.set(i64::try_from(retention_bytes).unwrap_or(i64::MAX));
     }
@@ -463,31 +468,31 @@ pub(crate) struct DeliveryMetrics {
 }
 
 /// Declares families under the common prefix.
-struct Families<'a> {
+struct FamilyBuilder<'a> {
     registry: &'a Registry,
 }
 
-impl Families<'_> {
+impl FamilyBuilder<'_> {
     fn counter(&self, suffix: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
-        let family = IntCounterVec::new(Opts::new(name(suffix), help), labels)?;
+        let family = IntCounterVec::new(Opts::new(metric_name(suffix), help), labels)?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
     }
 
     fn gauge(&self, suffix: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
-        let family = IntGaugeVec::new(Opts::new(name(suffix), help), labels)?;
+        let family = IntGaugeVec::new(Opts::new(metric_name(suffix), help), labels)?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
     }
 
-    fn number(&self, suffix: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        let family = IntGauge::new(name(suffix), help)?;
+    fn unlabelled_gauge(&self, suffix: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        let family = IntGauge::new(metric_name(suffix), help)?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
     }
 
     fn timestamp(&self, suffix: &str, help: &str, label: &str) -> Result<GaugeVec, prometheus::Error> {
-        let family = GaugeVec::new(Opts::new(name(suffix), help), &[label])?;
+        let family = GaugeVec::new(Opts::new(metric_name(suffix), help), &[label])?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
     }
@@ -499,14 +504,14 @@ impl Families<'_> {
         labels: &[&str],
         buckets: &[f64],
     ) -> Result<HistogramVec, prometheus::Error> {
-        let options = HistogramOpts::new(name(suffix), help).buckets(buckets.to_vec());
+        let options = HistogramOpts::new(metric_name(suffix), help).buckets(buckets.to_vec());
         let family = HistogramVec::new(options, labels)?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
     }
 }
 
-fn name(suffix: &str) -> String {
+fn metric_name(suffix: &str) -> String {
     format!("autoplay_relay_{suffix}")
 }
 
@@ -515,23 +520,23 @@ fn unix_seconds(at: SystemTime) -> f64 {
 }
 
 /// Of attempts to connect to an upstream.
-const OUTCOMES: [&str; 3] = ["connected", "refused", "failed"];
+const CONNECT_OUTCOMES: [&str; 3] = ["connected", "refused", "failed"];
 
 /// Of subscribers that leave.
 const DISCONNECT_REASONS: [&str; 9] =
     ["client", "stalled", "drain", "expired", "revoked", "removed", "rotated", "kicked", "error"];
 
 /// Where a log keeps what it has.
-const TIERS: [&str; 2] = ["memory", "disk"];
+const LOG_TIERS: [&str; 2] = ["memory", "disk"];
 
 /// From a connector next door to one that is minutes behind.
-const UPSTREAM_LAG_SECONDS: &[f64] =
+const UPSTREAM_LAG_BUCKETS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 /// From a commit into the page cache to a disk that stands still.
-const COMMIT_SECONDS: &[f64] =
+const COMMIT_BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 /// From a wake-up on an idle machine to a subscriber that is about to be cut off.
-const DELIVERY_LAG_SECONDS: &[f64] =
+const DELIVERY_LAG_BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];

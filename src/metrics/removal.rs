@@ -2,7 +2,7 @@
 //!
 //! May use: `envelope`, `event`.
 
-use super::{Metrics, OUTCOMES, TIERS, Transport};
+use super::{CONNECT_OUTCOMES, LOG_TIERS, Metrics, Transport};
 use crate::{
     envelope::Rejection,
     event::{GapReason, Kind, ProductId},
@@ -10,7 +10,7 @@ use crate::{
 
 impl Metrics {
     /// Forgets a product that is no more.
-    pub(crate) fn forget_product(&self, product: &ProductId) {
+    pub(crate) fn remove_product(&self, product: &ProductId) {
         let product = product.as_str();
         // One that was never there is as good as gone.
         for gauges in [&self.upstream_last_event, &self.upstream_last_heartbeat] {
@@ -19,7 +19,7 @@ impl Metrics {
         let _ = self.upstream_connected.remove_label_values(&[product]);
         let _ = self.upstream_lag.remove_label_values(&[product]);
         let _ = self.published.remove_label_values(&[product]);
-        for outcome in OUTCOMES {
+        for outcome in CONNECT_OUTCOMES {
             let _ = self.upstream_connects.remove_label_values(&[product, outcome]);
         }
         for kind in [Kind::Actions, Kind::Summary, Kind::UsertourTrigger, Kind::Other("".into())] {
@@ -35,7 +35,7 @@ impl Metrics {
         for reason in GapReason::ALL {
             let _ = self.gaps.remove_label_values(&[product, reason.as_str()]);
         }
-        for tier in TIERS {
+        for tier in LOG_TIERS {
             let _ = self.log_events.remove_label_values(&[product, tier]);
             let _ = self.log_bytes.remove_label_values(&[product, tier]);
         }

@@ -8,9 +8,9 @@ use crate::webhook_delivery::{EndpointState, Outcome};
 
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Families {
+pub(super) struct WebhookFamilies {
     attempts: IntCounterVec,
-    duration: HistogramVec,
+    attempt_seconds: HistogramVec,
     pending: IntGaugeVec,
     dead: IntGaugeVec,
     oldest_pending: GaugeVec,
@@ -19,13 +19,13 @@ pub(super) struct Families {
     state: IntGaugeVec,
 }
 
-impl Families {
+impl WebhookFamilies {
     /// Declares every family.
     ///
     /// # Errors
     ///
     /// When a family is declared twice.
-    pub(super) fn declare(families: &super::Families<'_>) -> Result<Self, prometheus::Error> {
+    pub(super) fn declare(families: &super::FamilyBuilder<'_>) -> Result<Self, prometheus::Error> {
         let counter = |suffix, help| families.counter(suffix, help, &["webhook"]);
         let gauge = |suffix, help| families.gauge(suffix, help, &["webhook"]);
         Ok(Self {
@@ -34,11 +34,11 @@ impl Families {
                 "Attempts to deliver to the webhook, by outcome.",
                 &["webhook", "outcome"],
             )?,
-            duration: families.histogram(
+            attempt_seconds: families.histogram(
                 "webhook_attempt_duration_seconds",
                 "From the beginning of an attempt to the end of the answer, in seconds.",
                 &["webhook"],
-                ATTEMPT_SECONDS,
+                ATTEMPT_BUCKETS,
             )?,
             pending: gauge("webhook_pending", "Deliveries that are owed to the webhook.")?,
             dead: gauge("webhook_dead", "Deliveries that were given up and can be redelivered.")?,
@@ -64,10 +64,10 @@ impl Families {
     }
 
     /// The handles of one webhook.
-    pub(super) fn of(&self, webhook: &str) -> WebhookMetrics {
+    pub(super) fn handles(&self, webhook: &str) -> WebhookMetrics {
         WebhookMetrics {
             attempts: Outcome::ALL.map(|outcome| self.attempts.with_label_values(&[webhook, outcome.as_str()])),
-            duration: self.duration.with_label_values(&[webhook]),
+            attempt_seconds: self.attempt_seconds.with_label_values(&[webhook]),
             pending: self.pending.with_label_values(&[webhook]),
             dead: self.dead.with_label_values(&[webhook]),
             oldest_pending: self.oldest_pending.with_label_values(&[webhook]),
@@ -78,7 +78,7 @@ impl Families {
     }
 
     /// Takes the series of one webhook away.
-    pub(super) fn forget(&self, webhook: &str) {
+    pub(super) fn remove(&self, webhook: &str) {
         // One that was never there is as good as gone.
         for outcome in Outcome::ALL {
             let _ = self.attempts.remove_label_values(&[webhook, outcome.as_str()]);
@@ -92,7 +92,7 @@ impl Families {
         for counter in [&self.lost, &self.undurable] {
             let _ = counter.remove_label_values(&[webhook]);
         }
-        let _ = self.duration.remove_label_values(&[webhook]);
+        let _ = self.attempt_seconds.remove_label_values(&[webhook]);
         let _ = self.oldest_pending.remove_label_values(&[webhook]);
     }
 }
@@ -102,7 +102,7 @@ impl Families {
 pub(crate) struct WebhookMetrics {
     attempts: [IntCounter; Outcome::ALL.len()],
     /// From the beginning of an attempt to the end of the answer, in seconds.
-    pub(crate) duration: Histogram,
+    pub(crate) attempt_seconds: Histogram,
     pending: IntGauge,
     dead: IntGauge,
     oldest_pending: Gauge,
@@ -115,7 +115,7 @@ pub(crate) struct WebhookMetrics {
 
 impl WebhookMetrics {
     /// Counts an attempt.
-    pub(crate) fn attempt(&self, outcome: Outcome) {
+    pub(crate) fn record_attempt(&self, outcome: Outcome) {
         let counters = Outcome::ALL.iter().zip(&self.attempts);
         for (_, counter) in counters.filter(|(of, _)| **of == outcome) {
             counter.inc();
@@ -123,7 +123,7 @@ impl WebhookMetrics {
     }
 
     /// Shows how the webhook stands; `oldest_pending` is in Unix milliseconds.
-    pub(crate) fn show(&self, state: EndpointState, pending: u64, dead: u64, oldest_pending: Option<u64>) {
+    pub(crate) fn record_status(&self, state: EndpointState, pending: u64, dead: u64, oldest_pending: Option<u64>) {
         self.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
         self.dead.set(i64::try_from(dead).unwrap_or(i64::MAX));
         self.oldest_pending.set(oldest_pending.unwrap_or_default() as f64 / 1000.0);
@@ -134,4 +134,4 @@ impl WebhookMetrics {
 }
 
 /// From a receiver next door to the longest time-out that is of use.
-const ATTEMPT_SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const ATTEMPT_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

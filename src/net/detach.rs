@@ -21,55 +21,55 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Fate, Session, Socket};
+use super::{AcceptedSocket, ConnectionState, TlsSession};
 use bytes::Bytes;
 use http_body::Frame;
 
 /// Where a connection is on the way out of hyper.
 #[derive(Default)]
-pub(super) struct Handover {
+pub(super) struct DetachState {
     step: AtomicU8,
-    heir: Mutex<Option<Heir>>,
+    continuation: Mutex<Option<Continuation>>,
 }
 
 /// Who goes on with the socket, and with the TLS session above it.
-type Heir = Box<dyn FnOnce(Socket, Option<Session>) + Send>;
+type Continuation = Box<dyn FnOnce(AcceptedSocket, Option<TlsSession>) + Send>;
 
-impl Handover {
+impl DetachState {
     /// The socket is to be given to `heir` once the answer's head has been sent.
-    pub(super) fn promise(&self, heir: Heir) {
-        *self.heir.lock().unwrap_or_else(PoisonError::into_inner) = Some(heir);
+    pub(super) fn arm(&self, continuation: Continuation) {
+        *self.continuation.lock().unwrap_or_else(PoisonError::into_inner) = Some(continuation);
     }
 
     /// hyper has all that it gets. It asks again after it has flushed.
-    fn buffered(&self) {
-        if self.step.load(Relaxed) == HYPERS {
+    fn mark_buffered(&self) {
+        if self.step.load(Relaxed) == ATTACHED {
             self.step.store(BUFFERED, Relaxed);
         }
     }
 
     /// hyper has handed everything it had to the socket.
-    pub(super) fn flushed(&self) {
+    pub(super) fn mark_flushed(&self) {
         if self.step.load(Relaxed) == BUFFERED {
             self.step.store(SENT, Relaxed);
         }
     }
 
     /// Who gets the socket now, if it is time.
-    pub(super) fn heir(&self) -> Option<Heir> {
+    pub(super) fn take_ready(&self) -> Option<Continuation> {
         if self.step.load(Relaxed) != SENT {
             return None;
         }
-        self.forsaken()
+        self.take()
     }
 
     /// Who will not get it: the connection has ended, or the answer is not sent.
-    fn forsaken(&self) -> Option<Heir> {
-        self.heir.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn take(&self) -> Option<Continuation> {
+        self.continuation.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-impl fmt::Debug for Handover {
+impl fmt::Debug for DetachState {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Handover").field("step", &self.step).finish_non_exhaustive()
     }
@@ -77,12 +77,12 @@ impl fmt::Debug for Handover {
 
 /// A body that begins with one piece, and whose rest somebody else writes.
 #[derive(Debug)]
-pub(super) struct Beginning {
+pub(super) struct DetachingBody {
     pub(super) first: Option<Bytes>,
-    pub(super) fate: Arc<Fate>,
+    pub(super) state: Arc<ConnectionState>,
 }
 
-impl http_body::Body for Beginning {
+impl http_body::Body for DetachingBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -91,20 +91,20 @@ impl http_body::Body for Beginning {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
         // Nobody is woken: the connection is taken apart within the same poll, or the next in which its socket takes the head.
-        self.fate.handover.buffered();
+        self.state.detach.mark_buffered();
         Poll::Pending
     }
 }
 
-impl Drop for Beginning {
+impl Drop for DetachingBody {
     fn drop(&mut self) {
         // hyper does not send it, or no more of it: whoever waits for the socket is to give back what it holds.
-        drop(self.fate.handover.forsaken());
+        drop(self.state.detach.take());
     }
 }
 
 /// hyper is still to ask for more.
-const HYPERS: u8 = 0;
+const ATTACHED: u8 = 0;
 
 /// The head, and the body's first piece, are in hyper's buffer.
 const BUFFERED: u8 = 1;

@@ -17,50 +17,50 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 
-use crate::timer_wheel::Wheel;
+use crate::timer_wheel::TimerWheel;
 
 /// The tick at which an exchange is cut off if it is blocked then.
 #[derive(Debug)]
-pub(crate) struct Cut {
-    wheel: Arc<Wheel>,
-    due: AtomicU64,
+pub(crate) struct ForcedClose {
+    wheel: Arc<TimerWheel>,
+    tick: AtomicU64,
     waker: AtomicWaker,
 }
 
-impl Cut {
+impl ForcedClose {
     /// None.
-    pub(crate) fn new(wheel: &Arc<Wheel>) -> Arc<Self> {
-        Arc::new(Self { wheel: Arc::clone(wheel), due: AtomicU64::new(NEVER), waker: AtomicWaker::new() })
+    pub(crate) fn new(wheel: &Arc<TimerWheel>) -> Arc<Self> {
+        Arc::new(Self { wheel: Arc::clone(wheel), tick: AtomicU64::new(NEVER_TICK), waker: AtomicWaker::new() })
     }
 
     /// Cuts it off at this tick, unless it is to be cut off before.
-    pub(crate) fn at(&self, tick: u64) {
-        self.due.fetch_min(tick, SeqCst);
+    pub(crate) fn schedule_at(&self, tick: u64) {
+        self.tick.fetch_min(tick, SeqCst);
         self.waker.wake();
     }
 
     /// Cuts it off once it has had a moment to take its last bytes.
-    pub(crate) fn soon(&self) {
-        self.at(self.wheel.after(MOMENT));
+    pub(crate) fn schedule_soon(&self) {
+        self.schedule_at(self.wheel.tick_after(FORCED_CLOSE_DELAY));
     }
 
     /// The exchange is over: the next one on this connection has its own time.
-    pub(crate) fn lift(&self) {
-        self.due.store(NEVER, SeqCst);
+    pub(crate) fn cancel(&self) {
+        self.tick.store(NEVER_TICK, SeqCst);
     }
 
     /// When it is due, with word to `waker` when that changes.
-    pub(crate) fn due(&self, waker: &Waker) -> u64 {
+    pub(crate) fn due_tick(&self, waker: &Waker) -> u64 {
         self.waker.register(waker); // before the look: no change goes unseen
-        self.due.load(SeqCst)
+        self.tick.load(SeqCst)
     }
 }
 
 /// Far longer than who reads needs to make room, far shorter than an operator waits for somebody to be gone.
-const MOMENT: Duration = Duration::from_millis(700);
+const FORCED_CLOSE_DELAY: Duration = Duration::from_millis(700);
 
 /// A tick that never comes.
-const NEVER: u64 = u64::MAX;
+const NEVER_TICK: u64 = u64::MAX;
 
 #[cfg(test)]
 mod tests {
@@ -68,15 +68,15 @@ mod tests {
 
     #[test]
     fn the_earlier_end_counts_until_the_exchange_is_over() {
-        let wheel = Wheel::new();
-        let cut = Cut::new(&wheel);
-        let due = || cut.due(Waker::noop());
-        cut.at(50);
-        cut.soon();
-        assert_eq!(due(), wheel.after(MOMENT));
-        cut.at(60);
-        assert_eq!(due(), wheel.after(MOMENT));
-        cut.lift();
-        assert_eq!(due(), NEVER);
+        let wheel = TimerWheel::new();
+        let forced_close = ForcedClose::new(&wheel);
+        let due = || forced_close.due_tick(Waker::noop());
+        forced_close.schedule_at(50);
+        forced_close.schedule_soon();
+        assert_eq!(due(), wheel.tick_after(FORCED_CLOSE_DELAY));
+        forced_close.schedule_at(60);
+        assert_eq!(due(), wheel.tick_after(FORCED_CLOSE_DELAY));
+        forced_close.cancel();
+        assert_eq!(due(), NEVER_TICK);
     }
 }

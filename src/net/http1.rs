@@ -19,7 +19,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Fate, READ_BUFFER_BYTES, detached::Release, shutdown::Graceful};
+use super::{ConnectionState, READ_BUFFER_BYTES, detached::Detachable, shutdown::GracefulConnection};
 
 /// Small buffers and a time-out for each head.
 pub(super) fn builder(head_timeout: Duration) -> Builder {
@@ -29,20 +29,20 @@ pub(super) fn builder(head_timeout: Duration) -> Builder {
 }
 
 /// A connection that can be taken out of hyper.
-pub(super) struct Http1<C> {
+pub(super) struct Http1Connection<C> {
     connection: Option<C>,
-    fate: Arc<Fate>,
+    state: Arc<ConnectionState>,
 }
 
-impl<C> Http1<C> {
-    pub(super) fn new(connection: C, fate: Arc<Fate>) -> Self {
-        Self { connection: Some(connection), fate }
+impl<C> Http1Connection<C> {
+    pub(super) fn new(connection: C, state: Arc<ConnectionState>) -> Self {
+        Self { connection: Some(connection), state }
     }
 }
 
-impl<I, S> Future for Http1<UpgradeableConnection<TokioIo<I>, S>>
+impl<I, S> Future for Http1Connection<UpgradeableConnection<TokioIo<I>, S>>
 where
-    I: AsyncRead + AsyncWrite + Release + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Detachable + Unpin + Send + 'static,
     S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
 {
     type Output = Result<(), hyper::Error>;
@@ -52,22 +52,22 @@ where
         if let Poll::Ready(ended) = Pin::new(connection).poll(context) {
             return Poll::Ready(ended);
         }
-        let Some(heir) = self.fate.handover.heir() else { return Poll::Pending };
+        let Some(continuation) = self.state.detach.take_ready() else { return Poll::Pending };
         // What the client has sent beyond its request is of no use: nothing else is answered on this connection.
         if let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) {
-            let (socket, session) = parts.io.into_inner().release();
-            heir(socket, session);
+            let (socket, session) = parts.io.into_inner().into_detached();
+            continuation(socket, session);
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<I, S> Graceful for Http1<UpgradeableConnection<TokioIo<I>, S>>
+impl<I, S> GracefulConnection for Http1Connection<UpgradeableConnection<TokioIo<I>, S>>
 where
-    I: AsyncRead + AsyncWrite + Release + Unpin + Send + 'static,
+    I: AsyncRead + AsyncWrite + Detachable + Unpin + Send + 'static,
     S: HttpService<Incoming, ResBody = Body, Error = Infallible>,
 {
-    fn end_gracefully(mut self: Pin<&mut Self>) {
+    fn start_graceful_shutdown(mut self: Pin<&mut Self>) {
         if let Some(connection) = &mut self.connection {
             Pin::new(connection).graceful_shutdown();
         }

@@ -6,7 +6,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::NOT_SENT_BYTES;
+use super::NOTSENT_LOWAT_BYTES;
 
 /// A socket that listens, not yet served. Its options are inherited by every connection.
 #[derive(Debug)]
@@ -33,11 +33,11 @@ impl Listener {
         socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
         #[cfg(target_os = "linux")]
         {
-            socket.set_tcp_notsent_lowat(NOT_SENT_BYTES)?;
+            socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
             socket.set_tcp_user_timeout(Some(write_timeout))?;
         }
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
+        socket.listen(LISTEN_BACKLOG)?;
         let socket = std::net::TcpListener::from(socket);
         let address = socket.local_addr()?;
         Ok(Self { socket, address })
@@ -61,4 +61,4 @@ pub(crate) struct BindError {
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// A rollout makes all subscribers of another replica come at once.
-const BACKLOG: i32 = 4096;
+const LISTEN_BACKLOG: i32 = 4096;

@@ -52,23 +52,23 @@ use tower::Service;
 use tracing::{debug, warn};
 
 use self::{
-    connection_limit::{Places, Spare},
-    detach::{Beginning, Handover},
-    detached::Release,
-    http2::{Http2, Streams},
-    shutdown::Stage,
-    stream_deadline::PatientExecutor,
+    connection_limit::{ConnectionLimit, ReserveDescriptor},
+    detach::{DetachState, DetachingBody},
+    detached::Detachable,
+    http2::{Http2Connection, OpenStreams},
+    shutdown::ShutdownSignal,
+    stream_deadline::DeadlineExecutor,
     write_coalescing::cork,
 };
-use crate::timer_wheel::Wheel;
+use crate::timer_wheel::TimerWheel;
 
-pub(crate) use self::connection_limit::Place;
-pub(crate) use self::deadline_socket::{Guarded, Socket};
-pub(crate) use self::detached::{Session, Wire, Written};
-pub(crate) use self::forced_close::Cut;
+pub(crate) use self::connection_limit::ConnectionPermit;
+pub(crate) use self::deadline_socket::{AcceptedSocket, DeadlineSocket};
+pub(crate) use self::detached::{DetachedConnection, TlsSession, Written};
+pub(crate) use self::forced_close::ForcedClose;
 pub(crate) use self::listener::{BindError, Listener};
-pub(crate) use self::stream_deadline::Patience;
-pub(crate) use self::tls::Tls;
+pub(crate) use self::stream_deadline::Http2StreamState;
+pub(crate) use self::tls::ReloadableTls;
 
 /// What a listener answers with. Another router may take its place: requests that come from then on are answered by that one, on
 /// connections that stand, too.
@@ -93,26 +93,26 @@ impl Routes {
 
 /// How a listener treats its peers.
 #[derive(Clone, Debug)]
-pub(crate) struct Manners {
+pub(crate) struct ConnectionSettings {
     /// For the first byte, for TLS, and for the rest of a request's head, each; and without a request, for the next one.
     pub(crate) head_timeout: Duration,
     /// A socket or stream that takes nothing for this long is closed.
     pub(crate) write_timeout: Duration,
     /// The timer for both.
-    pub(crate) wheel: Arc<Wheel>,
+    pub(crate) wheel: Arc<TimerWheel>,
     /// Connections at one time; a few more are told that there is no place.
     pub(crate) max_connections: usize,
     /// Set: nothing is spoken without TLS.
-    pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) tls: Option<Arc<ReloadableTls>>,
 }
 
 /// Why a connection was closed as soon as it had come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum TurnedAway {
+pub(crate) enum ShedConnection {
     /// All places are taken, those beyond the limit, too.
-    NoPlace,
+    MaxConnections,
     /// The process may open no further file.
-    NoFile,
+    NoFileDescriptor,
 }
 
 /// A request's connection, found among its extensions.
@@ -121,37 +121,41 @@ pub(crate) struct Connection {
     /// The peer's address.
     pub(crate) peer: SocketAddr,
     /// What became of the socket.
-    pub(crate) fate: Arc<Fate>,
+    pub(crate) state: Arc<ConnectionState>,
     /// It came when there was no place any more, and is here to be told so.
-    pub(crate) is_surplus: bool,
-    crew: Arc<Crew>,
+    pub(crate) is_over_limit: bool,
+    tasks: Arc<ConnectionTasks>,
 }
 
 impl Connection {
     /// Takes the socket out of hyper: the answer must have the body that is returned, which begins with `first`, and `heir`
     /// writes all that follows, in chunks, and ends the connection. If the connection is lost before that, `heir` is dropped.
-    pub(crate) fn hand_over(&self, first: Bytes, heir: impl FnOnce(Socket, Option<Session>) + Send + 'static) -> Body {
-        self.fate.handover.promise(Box::new(heir));
-        Body::new(Beginning { first: Some(first), fate: Arc::clone(&self.fate) })
+    pub(crate) fn detach(
+        &self,
+        first: Bytes,
+        continuation: impl FnOnce(AcceptedSocket, Option<TlsSession>) + Send + 'static,
+    ) -> Body {
+        self.state.detach.arm(Box::new(continuation));
+        Body::new(DetachingBody { first: Some(first), state: Arc::clone(&self.state) })
     }
 
     /// What ends the exchange that is running if its peer takes nothing: the connection, or on HTTP/2 its stream alone.
-    pub(crate) fn cut(&self, stream: Option<&Patience>) -> Arc<Cut> {
-        Arc::clone(stream.map_or(&self.fate.cut, Patience::cut))
+    pub(crate) fn forced_close(&self, stream: Option<&Http2StreamState>) -> Arc<ForcedClose> {
+        Arc::clone(stream.map_or(&self.state.forced_close, Http2StreamState::forced_close))
     }
 
     /// Goes on with this connection's socket in another protocol, once the answer to the request has been sent. What
     /// `work` returns belongs to the listener: it is waited for when that ends, and dropped if it has not ended by itself a few seconds later.
-    pub(crate) fn go_on<W: Future<Output = ()> + Send + 'static>(
+    pub(crate) fn spawn_upgraded<W: Future<Output = ()> + Send + 'static>(
         &self,
         upgrade: OnUpgrade,
-        work: impl FnOnce(Switched) -> W + Send + 'static,
+        work: impl FnOnce(UpgradedConnection) -> W + Send + 'static,
     ) {
-        let crew = Arc::clone(&self.crew);
-        self.crew.tasks.spawn(async move {
-            match crew.stage.run_until_aborted(upgrade).await {
+        let tasks = Arc::clone(&self.tasks);
+        self.tasks.tracker.spawn(async move {
+            match tasks.shutdown.run_until_aborted(upgrade).await {
                 Some(Ok(socket)) => {
-                    crew.stage.run_until_aborted(work(Switched::from(socket))).await;
+                    tasks.shutdown.run_until_aborted(work(UpgradedConnection::from(socket))).await;
                 }
                 Some(Err(error)) => debug!(%error, "connection ended"),
                 None => {}
@@ -162,19 +166,19 @@ impl Connection {
 
 /// A connection on which another protocol is spoken from now on.
 #[derive(Debug)]
-pub(crate) enum Switched {
+pub(crate) enum UpgradedConnection {
     /// Its socket.
-    Plain(Guarded),
+    Plain(DeadlineSocket),
     /// What its socket carries by TLS.
     Encrypted(TokioIo<Upgraded>),
 }
 
-impl From<Upgraded> for Switched {
+impl From<Upgraded> for UpgradedConnection {
     fn from(upgraded: Upgraded) -> Self {
-        match upgraded.downcast::<TokioIo<Guarded>>() {
+        match upgraded.downcast::<TokioIo<DeadlineSocket>>() {
             Ok(Parts { io, read_buf, .. }) => {
                 let mut socket = io.into_inner();
-                socket.give_back(&read_buf);
+                socket.unread(&read_buf);
                 Self::Plain(socket)
             }
             Err(upgraded) => Self::Encrypted(TokioIo::new(upgraded)),
@@ -184,20 +188,20 @@ impl From<Upgraded> for Switched {
 
 /// What a connection's socket and its streams know of each other.
 #[derive(Debug)]
-pub(crate) struct Fate {
+pub(crate) struct ConnectionState {
     has_request: AtomicBool,
     stalled: AtomicBool,
-    handover: Handover,
-    cut: Arc<Cut>,
+    detach: DetachState,
+    forced_close: Arc<ForcedClose>,
 }
 
-impl Fate {
-    fn new(wheel: &Arc<Wheel>) -> Self {
+impl ConnectionState {
+    fn new(wheel: &Arc<TimerWheel>) -> Self {
         Self {
             has_request: AtomicBool::default(),
             stalled: AtomicBool::default(),
-            handover: Handover::default(),
-            cut: Cut::new(wheel),
+            detach: DetachState::default(),
+            forced_close: ForcedClose::new(wheel),
         }
     }
 
@@ -217,111 +221,116 @@ impl Fate {
 pub(crate) async fn serve(
     listener: Listener,
     routes: Routes,
-    manners: Manners,
+    settings: ConnectionSettings,
     stop: CancellationToken,
-    turned_away: impl Fn(TurnedAway),
+    on_shed: impl Fn(ShedConnection),
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener.socket)?;
-    let places = Places::new(manners.max_connections);
-    let mut spare = Spare::new();
-    let server = Arc::new(Server { routes, manners, crew: Arc::default() });
-    let Crew { stage, tasks } = &*server.crew;
+    let connection_limit = ConnectionLimit::new(settings.max_connections);
+    let mut reserve = ReserveDescriptor::new();
+    let server = Arc::new(ConnectionServer { routes, settings, tasks: Arc::default() });
+    let ConnectionTasks { shutdown, tracker } = &*server.tasks;
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, peer)) => match places.enter() {
-                Some((place, is_surplus)) => {
-                    let socket = Socket { stream, place };
-                    tasks.spawn(Arc::clone(&server).converse(socket, peer, is_surplus));
+            Ok((stream, peer)) => match connection_limit.try_acquire() {
+                Some((permit, is_over_limit)) => {
+                    let socket = AcceptedSocket { stream, permit };
+                    tracker.spawn(Arc::clone(&server).serve_peer(socket, peer, is_over_limit));
                 }
-                None => turned_away(TurnedAway::NoPlace),
+                None => on_shed(ShedConnection::MaxConnections),
             },
             // The peer was gone before it was its turn: the next one may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => debug!(%error, "connection ended"),
-            Err(error) if is_out_of_files(&error) && spare.give_up() => {
-                if spare.throttle.admits() {
+            Err(error) if out_of_descriptors(&error) && reserve.release() => {
+                if reserve.throttle.allow() {
                     warn!(%error, "no file is left for connections; newcomers are turned away (shed_total counts them)");
                 }
-                if let Ok(Ok(_)) = timeout(ACCEPT_PAUSE, listener.accept()).await {
-                    turned_away(TurnedAway::NoFile);
+                if let Ok(Ok(_)) = timeout(ACCEPT_RETRY_DELAY, listener.accept()).await {
+                    on_shed(ShedConnection::NoFileDescriptor);
                 }
-                spare.take_back();
+                reserve.reacquire();
             }
             Err(error) => {
                 warn!(%error, "cannot accept a connection");
-                sleep(ACCEPT_PAUSE).await;
-                spare.take_back();
+                sleep(ACCEPT_RETRY_DELAY).await;
+                reserve.reacquire();
             }
         }
     }
     drop(listener);
-    tasks.close();
-    stage.end();
-    if timeout(END_GRACE, tasks.wait()).await.is_ok() {
+    tracker.close();
+    shutdown.begin_graceful();
+    if timeout(CONNECTION_SHUTDOWN_GRACE, tracker.wait()).await.is_ok() {
         return Ok(());
     }
-    stage.abort();
-    if timeout(END_GRACE, tasks.wait()).await.is_ok() {
+    shutdown.abort();
+    if timeout(CONNECTION_SHUTDOWN_GRACE, tracker.wait()).await.is_ok() {
         return Ok(());
     }
-    warn!(connections = tasks.len(), "connections did not end although they were told to");
+    warn!(connections = tracker.len(), "connections did not end although they were told to");
     Ok(())
 }
 
-fn is_out_of_files(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(TOO_MANY_FILES_IN_PROCESS | TOO_MANY_FILES_IN_SYSTEM))
+fn out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }
 
 /// What every connection of one listener shares.
-struct Server {
+struct ConnectionServer {
     routes: Routes,
-    manners: Manners,
-    crew: Arc<Crew>,
+    settings: ConnectionSettings,
+    tasks: Arc<ConnectionTasks>,
 }
 
 /// The tasks of one listener, and what tells them to end.
 #[derive(Debug, Default)]
-struct Crew {
-    stage: Stage,
-    tasks: TaskTracker,
+struct ConnectionTasks {
+    shutdown: ShutdownSignal,
+    tracker: TaskTracker,
 }
 
-impl Server {
+impl ConnectionServer {
     /// Serves one connection to its end.
-    async fn converse(self: Arc<Self>, socket: Socket, peer: SocketAddr, is_surplus: bool) {
-        let fate = Arc::new(Fate::new(&self.manners.wheel));
-        let crew = Arc::clone(&self.crew);
-        let connection = Connection { peer, fate, is_surplus, crew };
-        let ended = match &self.manners.tls {
-            None => self.converse_plainly(socket, connection).await,
+    async fn serve_peer(self: Arc<Self>, socket: AcceptedSocket, peer: SocketAddr, is_over_limit: bool) {
+        let state = Arc::new(ConnectionState::new(&self.settings.wheel));
+        let tasks = Arc::clone(&self.tasks);
+        let connection = Connection { peer, state, is_over_limit, tasks };
+        let ended = match &self.settings.tls {
+            None => self.serve_plain(socket, connection).await,
             // In a box: it is much the larger of the two, and would be so for each connection without TLS, too.
-            Some(tls) => Box::pin(self.converse_over(tls, socket, connection)).await,
+            Some(tls) => Box::pin(self.serve_tls(tls, socket, connection)).await,
         };
         if let Err(error) = ended {
             debug!(%error, "connection ended");
         }
     }
 
-    async fn converse_plainly(&self, socket: Socket, connection: Connection) -> Result<(), hyper::Error> {
-        let first_bytes = timeout(self.manners.head_timeout, speaks_http2(&socket.stream));
-        let Some(Ok(Ok(is_http2))) = self.crew.stage.run_until_ending(first_bytes).await else {
+    async fn serve_plain(&self, socket: AcceptedSocket, connection: Connection) -> Result<(), hyper::Error> {
+        let first_bytes = timeout(self.settings.head_timeout, speaks_http2(&socket.stream));
+        let Some(Ok(Ok(is_http2))) = self.tasks.shutdown.run_until_graceful(first_bytes).await else {
             return Ok(());
         };
-        let io = Guarded::new(socket, &self.manners, Arc::clone(&connection.fate));
+        let io = DeadlineSocket::new(socket, &self.settings, Arc::clone(&connection.state));
         match is_http2 {
-            true => self.speak_http2(io, connection).await,
-            false => self.speak_http1(io, connection).await,
+            true => self.serve_http2(io, connection).await,
+            false => self.serve_http1(io, connection).await,
         }
     }
 
-    async fn converse_over(&self, tls: &Tls, socket: Socket, connection: Connection) -> Result<(), hyper::Error> {
-        let stage = &self.crew.stage;
+    async fn serve_tls(
+        &self,
+        tls: &ReloadableTls,
+        socket: AcceptedSocket,
+        connection: Connection,
+    ) -> Result<(), hyper::Error> {
+        let shutdown = &self.tasks.shutdown;
         // Before the first byte there is nothing in memory but the socket.
-        let first_byte = timeout(self.manners.head_timeout, async { socket.stream.peek(&mut [0]).await });
-        let Some(Ok(Ok(1))) = stage.run_until_ending(first_byte).await else {
+        let first_byte = timeout(self.settings.head_timeout, async { socket.stream.peek(&mut [0]).await });
+        let Some(Ok(Ok(1))) = shutdown.run_until_graceful(first_byte).await else {
             return Ok(());
         };
-        let guarded = Guarded::new(socket, &self.manners, Arc::clone(&connection.fate));
-        let mut io = match stage.run_until_ending(tls.accept(guarded)).await {
+        let socket_io = DeadlineSocket::new(socket, &self.settings, Arc::clone(&connection.state));
+        let mut io = match shutdown.run_until_graceful(tls.accept(socket_io)).await {
             Some(Ok(io)) => io,
             Some(Err(error)) => {
                 debug!(%error, "no TLS on the connection");
@@ -329,34 +338,34 @@ impl Server {
             }
             None => return Ok(()),
         };
-        io.get_mut().0.expect_request(self.manners.head_timeout);
-        match tls::has_chosen_http2(&io) {
-            true => self.speak_http2(io, connection).await,
-            false => self.speak_http1(io, connection).await,
+        io.get_mut().0.restart_head_deadline(self.settings.head_timeout);
+        match tls::negotiated_http2(&io) {
+            true => self.serve_http2(io, connection).await,
+            false => self.serve_http1(io, connection).await,
         }
     }
 
-    async fn speak_http1<I>(&self, io: I, connection: Connection) -> Result<(), hyper::Error>
+    async fn serve_http1<I>(&self, io: I, connection: Connection) -> Result<(), hyper::Error>
     where
-        I: AsyncRead + AsyncWrite + Release + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Detachable + Unpin + Send + 'static,
     {
-        let fate = Arc::clone(&connection.fate);
-        let service = service_fn(move |request| answer(self.routes.current(), connection.clone(), request));
-        let builder = http1::builder(self.manners.head_timeout);
+        let state = Arc::clone(&connection.state);
+        let service = service_fn(move |request| dispatch(self.routes.current(), connection.clone(), request));
+        let builder = http1::builder(self.settings.head_timeout);
         let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        self.crew.stage.drive(Pin::new(&mut http1::Http1::new(connection, fate))).await
+        self.tasks.shutdown.drive(Pin::new(&mut http1::Http1Connection::new(connection, state))).await
     }
 
-    async fn speak_http2<I>(&self, io: I, connection: Connection) -> Result<(), hyper::Error>
+    async fn serve_http2<I>(&self, io: I, connection: Connection) -> Result<(), hyper::Error>
     where
         I: AsyncRead + AsyncWrite + Unpin,
     {
-        let streams = Arc::new(Streams::default());
-        let executor = PatientExecutor::new(&self.crew.tasks, &self.manners, Arc::clone(&streams));
-        let service = service_fn(move |request| answer(self.routes.current(), connection.clone(), request));
+        let streams = Arc::new(OpenStreams::default());
+        let executor = DeadlineExecutor::new(&self.tasks.tracker, &self.settings, Arc::clone(&streams));
+        let service = service_fn(move |request| dispatch(self.routes.current(), connection.clone(), request));
         let (io, cork) = cork(io);
         let connection = http2::builder(executor).serve_connection(TokioIo::new(io), service);
-        self.crew.stage.drive(Pin::new(&mut Http2::new(connection, cork, streams, &self.manners))).await
+        self.tasks.shutdown.drive(Pin::new(&mut Http2Connection::new(connection, cork, streams, &self.settings))).await
     }
 }
 
@@ -373,54 +382,54 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
             return Ok(start == *HTTP2_PREFACE);
         }
         // Part of a preface: the socket stays readable, so there is nothing to wait for but time.
-        sleep(PEEK_PAUSE).await;
+        sleep(PREFACE_PEEK_DELAY).await;
     }
 }
 
 /// Passes a request to the router, with its connection.
-async fn answer(
+async fn dispatch(
     mut router: Router,
     connection: Connection,
     mut request: Request<Incoming>,
 ) -> Result<axum::response::Response, Infallible> {
-    connection.fate.has_request.store(true, Ordering::Relaxed);
+    connection.state.has_request.store(true, Ordering::Relaxed);
     request.extensions_mut().insert(connection);
-    let is_ambiguous = has_strange_framing(request.headers());
-    let mut answered = router.call(request.map(Body::new)).await;
-    if let (true, Ok(response)) = (is_ambiguous, &mut answered) {
+    let is_ambiguous = ambiguous_framing(request.headers());
+    let mut result = router.call(request.map(Body::new)).await;
+    if let (true, Ok(response)) = (is_ambiguous, &mut result) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    answered
+    result
 }
 
 /// Whether a proxy in front may have understood the body's framing in another way, so that what follows on the connection may be part
 /// of the body to it. hyper takes the last of several codings, and sees to a length beside one (RFC 9112, section 6.1).
-fn has_strange_framing(headers: &HeaderMap) -> bool {
+fn ambiguous_framing(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_plain = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
     !is_plain || codings.next().is_some()
 }
 
 /// What may wait unsent before a socket counts as full: bytes beyond it would only grow old in the kernel.
-const NOT_SENT_BYTES: u32 = 32 * 1024;
+const NOTSENT_LOWAT_BYTES: u32 = 32 * 1024;
 
 /// The largest request head, and what hyper gathers for one write.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
 
 /// No file left: a moment for others to leave, instead of a spinning loop.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// What a connection may take to end once its streams have been told to.
-const END_GRACE: Duration = Duration::from_secs(5);
+const CONNECTION_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// `EMFILE`.
-const TOO_MANY_FILES_IN_PROCESS: i32 = 24;
+const EMFILE: i32 = 24;
 
 /// `ENFILE`.
-const TOO_MANY_FILES_IN_SYSTEM: i32 = 23;
+const ENFILE: i32 = 23;
 
 /// What an HTTP/2 client sends first.
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A preface arrives in one piece; only a hand-typed or hostile one is looked at twice.
-const PEEK_PAUSE: Duration = Duration::from_millis(50);
+const PREFACE_PEEK_DELAY: Duration = Duration::from_millis(50);

@@ -25,28 +25,28 @@ use tokio_util::sync::CancellationToken;
 
 /// How far a listener's end has come.
 #[derive(Debug, Default)]
-pub(super) struct Stage {
-    reached: AtomicU8,
-    ending: CancellationToken,
+pub(super) struct ShutdownSignal {
+    phase: AtomicU8,
+    graceful: CancellationToken,
     aborted: CancellationToken,
 }
 
-impl Stage {
+impl ShutdownSignal {
     /// From now on connections end with the exchange that is running on them.
-    pub(super) fn end(&self) {
-        self.reached.store(ENDING, SeqCst);
-        self.ending.cancel();
+    pub(super) fn begin_graceful(&self) {
+        self.phase.store(GRACEFUL, SeqCst);
+        self.graceful.cancel();
     }
 
     /// From now on connections end at once.
     pub(super) fn abort(&self) {
-        self.reached.store(ABORTED, SeqCst);
+        self.phase.store(ABORTED, SeqCst);
         self.aborted.cancel();
     }
 
     /// Waits for `work`, or returns none once the listener is ending.
-    pub(super) async fn run_until_ending<F: Future>(&self, work: F) -> Option<F::Output> {
-        self.ending.run_until_cancelled(work).await
+    pub(super) async fn run_until_graceful<F: Future>(&self, work: F) -> Option<F::Output> {
+        self.graceful.run_until_cancelled(work).await
     }
 
     /// Waits for `work`, or returns none once connections are to end at once.
@@ -59,7 +59,7 @@ impl Stage {
                 is_registered = true; // as in `drive`
                 let _ = aborted.as_mut().poll(context);
             }
-            match self.reached.load(SeqCst) {
+            match self.phase.load(SeqCst) {
                 ABORTED => Poll::Ready(None),
                 _ => work.as_mut().poll(context).map(Some),
             }
@@ -74,25 +74,25 @@ impl Stage {
     /// The connection's own.
     pub(super) async fn drive<P>(&self, mut connection: Pin<P>) -> Result<(), hyper::Error>
     where
-        P: DerefMut<Target: Graceful>,
+        P: DerefMut<Target: GracefulConnection>,
     {
-        let mut ending = pin!(self.ending.cancelled());
+        let mut graceful = pin!(self.graceful.cancelled());
         let mut aborted = pin!(self.aborted.cancelled());
-        let (mut is_registered, mut is_told) = (false, false);
+        let (mut is_registered, mut is_notified) = (false, false);
         poll_fn(move |context| {
             if !is_registered {
                 // Once is enough: the task, and so its waker, stays the same. The number is read after this, and written
                 // before the tokens are cancelled: no change goes unseen.
                 is_registered = true;
-                let _ = (ending.as_mut().poll(context), aborted.as_mut().poll(context));
+                let _ = (graceful.as_mut().poll(context), aborted.as_mut().poll(context));
             }
-            let reached = self.reached.load(SeqCst);
-            if reached == ABORTED {
+            let phase = self.phase.load(SeqCst);
+            if phase == ABORTED {
                 return Poll::Ready(Ok(()));
             }
-            if reached == ENDING && !is_told {
-                is_told = true;
-                connection.as_mut().end_gracefully();
+            if phase == GRACEFUL && !is_notified {
+                is_notified = true;
+                connection.as_mut().start_graceful_shutdown();
             }
             connection.as_mut().poll(context)
         })
@@ -102,23 +102,23 @@ impl Stage {
 
 /// A connection that can be told to end with the exchange that is running on it. hyper-util has such a trait, but not for
 /// connections that may be upgraded.
-pub(super) trait Graceful: Future<Output = Result<(), hyper::Error>> {
+pub(super) trait GracefulConnection: Future<Output = Result<(), hyper::Error>> {
     /// Tells it.
-    fn end_gracefully(self: Pin<&mut Self>);
+    fn start_graceful_shutdown(self: Pin<&mut Self>);
 }
 
-impl<I, B, S, E> Graceful for http2::Connection<I, S, E>
+impl<I, B, S, E> GracefulConnection for http2::Connection<I, S, E>
 where
     S: HttpService<Incoming, ResBody = B, Error: Into<Box<dyn Error + Send + Sync>>>,
     I: Read + Write + Unpin,
     B: Body<Error: Into<Box<dyn Error + Send + Sync>>> + 'static,
     E: Http2ServerConnExec<S::Future, B>,
 {
-    fn end_gracefully(self: Pin<&mut Self>) {
+    fn start_graceful_shutdown(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
 }
 
-const ENDING: u8 = 1;
+const GRACEFUL: u8 = 1;
 
 const ABORTED: u8 = 2;

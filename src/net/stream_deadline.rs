@@ -22,53 +22,53 @@ use std::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Cut, Manners,
-    http2::{Open, Streams},
+    ConnectionSettings, ForcedClose,
+    http2::{OpenStreamGuard, OpenStreams},
 };
-use crate::timer_wheel::{Alarm, Wheel};
+use crate::timer_wheel::{Alarm, TimerWheel};
 
 tokio::task_local! {
     /// The patience with the HTTP/2 stream whose future is being polled.
-    static PATIENCE: Arc<Patience>;
+    static CURRENT_STREAM: Arc<Http2StreamState>;
 }
 
 /// Between a stream's body and the deadline around it.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(crate) struct Http2StreamState {
     has_body: AtomicBool,
-    was_asked: AtomicBool,
-    is_waiting: AtomicBool,
+    body_polled: AtomicBool,
+    body_pending: AtomicBool,
     stalled: AtomicBool,
-    cut: Arc<Cut>,
+    forced_close: Arc<ForcedClose>,
 }
 
-impl Patience {
-    fn new(wheel: &Arc<Wheel>) -> Self {
+impl Http2StreamState {
+    fn new(wheel: &Arc<TimerWheel>) -> Self {
         Self {
             has_body: AtomicBool::default(),
-            was_asked: AtomicBool::default(),
-            is_waiting: AtomicBool::default(),
+            body_polled: AtomicBool::default(),
+            body_pending: AtomicBool::default(),
             stalled: AtomicBool::default(),
-            cut: Cut::new(wheel),
+            forced_close: ForcedClose::new(wheel),
         }
     }
 
     /// What ends the stream while it is blocked.
-    pub(super) fn cut(&self) -> &Arc<Cut> {
-        &self.cut
+    pub(super) fn forced_close(&self) -> &Arc<ForcedClose> {
+        &self.forced_close
     }
 
     /// The patience with the stream that is being answered; none on HTTP/1.1, where the socket itself has a deadline.
-    pub(crate) fn of_stream() -> Option<Arc<Self>> {
-        let patience = PATIENCE.try_with(Arc::clone).ok()?;
-        patience.has_body.store(true, Ordering::Relaxed);
-        Some(patience)
+    pub(crate) fn current() -> Option<Arc<Self>> {
+        let state = CURRENT_STREAM.try_with(Arc::clone).ok()?;
+        state.has_body.store(true, Ordering::Relaxed);
+        Some(state)
     }
 
     /// The body was asked for more, and either gave something or is waiting for it.
-    pub(crate) fn asked(&self, is_waiting: bool) {
-        self.was_asked.store(true, Ordering::Relaxed);
-        self.is_waiting.store(is_waiting, Ordering::Relaxed);
+    pub(crate) fn record_body_poll(&self, is_pending: bool) {
+        self.body_polled.store(true, Ordering::Relaxed);
+        self.body_pending.store(is_pending, Ordering::Relaxed);
     }
 
     /// Whether the stream was reset because it took nothing for too long.
@@ -79,77 +79,77 @@ impl Patience {
 
 /// Runs the streams of one HTTP/2 connection, each under its deadline, owned by the listener's tracker.
 #[derive(Clone, Debug)]
-pub(super) struct PatientExecutor {
+pub(super) struct DeadlineExecutor {
     tasks: TaskTracker,
-    wheel: Arc<Wheel>,
+    wheel: Arc<TimerWheel>,
     write_timeout: Duration,
-    streams: Arc<Streams>,
+    streams: Arc<OpenStreams>,
 }
 
-impl PatientExecutor {
+impl DeadlineExecutor {
     /// Counts the streams of its connection in `streams`.
-    pub(super) fn new(tasks: &TaskTracker, manners: &Manners, streams: Arc<Streams>) -> Self {
-        let wheel = Arc::clone(&manners.wheel);
-        Self { tasks: tasks.clone(), wheel, write_timeout: manners.write_timeout, streams }
+    pub(super) fn new(tasks: &TaskTracker, settings: &ConnectionSettings, streams: Arc<OpenStreams>) -> Self {
+        let wheel = Arc::clone(&settings.wheel);
+        Self { tasks: tasks.clone(), wheel, write_timeout: settings.write_timeout, streams }
     }
 }
 
-impl<F: Future + Send + 'static> hyper::rt::Executor<F> for PatientExecutor {
+impl<F: Future + Send + 'static> hyper::rt::Executor<F> for DeadlineExecutor {
     fn execute(&self, stream: F) {
-        let patience = Arc::new(Patience::new(&self.wheel));
+        let state = Arc::new(Http2StreamState::new(&self.wheel));
         let alarm = Alarm::new(&self.wheel);
         let stream = Box::pin(stream);
-        let patient = Patient {
+        let future = DeadlineStream {
             stream,
-            patience: Arc::clone(&patience),
+            state: Arc::clone(&state),
             alarm,
             write_timeout: self.write_timeout,
             due: None,
-            _open: self.streams.open(),
+            _open_stream: self.streams.open(),
         };
         // A stream ends with its connection: hyper tells it.
-        self.tasks.spawn(PATIENCE.scope(patience, patient));
+        self.tasks.spawn(CURRENT_STREAM.scope(state, future));
     }
 }
 
 /// A stream's future with a deadline.
-struct Patient<F> {
+struct DeadlineStream<F> {
     stream: Pin<Box<F>>,
-    patience: Arc<Patience>,
+    state: Arc<Http2StreamState>,
     alarm: Alarm,
     write_timeout: Duration,
     due: Option<u64>,
-    _open: Open,
+    _open_stream: OpenStreamGuard,
 }
 
-impl<F: Future> Future for Patient<F> {
+impl<F: Future> Future for DeadlineStream<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        self.patience.was_asked.store(false, Ordering::Relaxed);
+        self.state.body_polled.store(false, Ordering::Relaxed);
         if self.stream.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
-        let was_asked = self.patience.was_asked.load(Ordering::Relaxed);
-        let is_idle = was_asked && self.patience.is_waiting.load(Ordering::Relaxed);
-        if is_idle || !self.patience.has_body.load(Ordering::Relaxed) {
+        let body_polled = self.state.body_polled.load(Ordering::Relaxed);
+        let is_idle = body_polled && self.state.body_pending.load(Ordering::Relaxed);
+        if is_idle || !self.state.has_body.load(Ordering::Relaxed) {
             self.due = None;
             return Poll::Pending;
         }
-        if was_asked {
+        if body_polled {
             self.due = None; // it took something: the deadline begins anew
         }
-        let due = self.due.unwrap_or_else(|| self.alarm.wheel().after(self.write_timeout));
-        if self.alarm.wheel().now() >= due {
-            self.patience.stalled.store(true, Ordering::Relaxed);
+        let due = self.due.unwrap_or_else(|| self.alarm.wheel().tick_after(self.write_timeout));
+        if self.alarm.wheel().current_tick() >= due {
+            self.state.stalled.store(true, Ordering::Relaxed);
             return Poll::Ready(());
         }
-        let cut = self.patience.cut.due(context.waker());
-        if !was_asked && self.alarm.wheel().now() >= cut {
+        let forced_close_due = self.state.forced_close.due_tick(context.waker());
+        if !body_polled && self.alarm.wheel().current_tick() >= forced_close_due {
             return Poll::Ready(()); // a body that was asked has its say first
         }
         self.due = Some(due);
-        self.alarm.set(due.min(cut), context.waker());
+        self.alarm.set(due.min(forced_close_due), context.waker());
         Poll::Pending
     }
 }

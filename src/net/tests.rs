@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum::extract::Request as Asked;
+use axum::extract::Request as AxumRequest;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioExecutor;
 use rustls::{
@@ -29,7 +29,7 @@ use crate::config::TlsFiles;
 async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
     let folder = tempfile::tempdir().unwrap();
     let files = certificate(folder.path());
-    let tls = Arc::new(Tls::new(&files.read().unwrap()).unwrap());
+    let tls = Arc::new(ReloadableTls::new(&files.read().unwrap()).unwrap());
     for (is_secure, protocol, request) in [
         (false, "http/1.1", HTTP1_REQUEST.to_vec()),
         (false, "h2", http2_requests(1)),
@@ -38,7 +38,7 @@ async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
         (true, "h2", http2_requests(1)),
         (true, "h2", http2_requests(2)),
     ] {
-        let (to, mut asked) = endless(is_secure.then(|| Arc::clone(&tls)));
+        let (to, mut states) = serve_endless_body(is_secure.then(|| Arc::clone(&tls)));
         let mut socket = TcpStream::connect(to).await.unwrap();
         let _takes_nothing: Box<dyn std::any::Any> = if is_secure {
             let client = TlsConnector::from(client(&files.cert_file, protocol));
@@ -49,10 +49,10 @@ async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
             socket.write_all(&request).await.unwrap();
             Box::new(socket)
         };
-        let fate = timeout(PATIENCE, asked.recv()).await.unwrap().unwrap();
+        let state = timeout(NET_TEST_TIMEOUT, states.recv()).await.unwrap().unwrap();
         let begin = Instant::now();
-        while !fate.is_stalled() {
-            assert!(begin.elapsed() < PATIENCE, "nobody notices: TLS {is_secure}, {protocol}");
+        while !state.is_stalled() {
+            assert!(begin.elapsed() < NET_TEST_TIMEOUT, "nobody notices: TLS {is_secure}, {protocol}");
             sleep(Duration::from_millis(10)).await;
         }
     }
@@ -62,7 +62,7 @@ async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_many_streams_of_a_connection_get_at_once_goes_out_in_few_writes() {
     let many = tokio::spawn(async {
-        let mut many = Shared::new(50).await;
+        let mut many = Http2BroadcastHarness::new(50).await;
         for _ in 0..3 {
             // Four for 50 KiB, and room for a client's task that has its turn in between.
             let writes = many.publish().await;
@@ -70,7 +70,7 @@ async fn what_many_streams_of_a_connection_get_at_once_goes_out_in_few_writes() 
         }
     });
     many.await.unwrap();
-    let one = tokio::spawn(async { assert_eq!(Shared::new(1).await.publish().await, 1) });
+    let one = tokio::spawn(async { assert_eq!(Http2BroadcastHarness::new(1).await.publish().await, 1) });
     one.await.unwrap();
 }
 
@@ -81,13 +81,17 @@ async fn who_sends_without_end_is_read_from_a_ration_at_a_time() {
     let (stream, _) = listener.accept().await.unwrap();
     client.write_all(&[b'x'; 1000]).await.unwrap();
     stream.readable().await.unwrap();
-    let wheel = Wheel::new();
-    let fate = Arc::new(Fate::new(&wheel));
-    let mut socket = Guarded::new(Socket { stream, place: Place::of_nobody() }, &patient(&wheel), fate);
-    socket.give_back(b"more");
-    socket.ration(2);
-    let bell = Arc::new(Bell::default());
-    let waker = std::task::Waker::from(Arc::clone(&bell));
+    let wheel = TimerWheel::new();
+    let state = Arc::new(ConnectionState::new(&wheel));
+    let mut socket = DeadlineSocket::new(
+        AcceptedSocket { stream, permit: ConnectionPermit::uncounted() },
+        &lenient_settings(&wheel),
+        state,
+    );
+    socket.unread(b"more");
+    socket.set_read_budget(2);
+    let wake_flag = Arc::new(WakeFlag::default());
+    let waker = std::task::Waker::from(Arc::clone(&wake_flag));
     let mut context = Context::from_waker(&waker);
     let mut read = || {
         let mut bytes = [0; 10];
@@ -98,47 +102,47 @@ async fn who_sends_without_end_is_read_from_a_ration_at_a_time() {
     };
     assert_eq!(read(), Poll::Ready(b"more".to_vec()));
     assert_eq!((read(), read()), (Poll::Ready(vec![b'x'; 10]), Poll::Ready(vec![b'x'; 10])));
-    assert_eq!((read(), bell.0.load(Ordering::SeqCst)), (Poll::Pending, true), "it goes on at its next turn");
-    socket.ration(1);
+    assert_eq!((read(), wake_flag.0.load(Ordering::SeqCst)), (Poll::Pending, true), "it goes on at its next turn");
+    socket.set_read_budget(1);
     let mut buffer = [0; 10];
     assert!(Pin::new(&mut socket).poll_read(&mut context, &mut ReadBuf::new(&mut buffer)).is_ready());
 }
 
 /// Whether it has rung.
 #[derive(Default)]
-pub(super) struct Bell(pub(super) AtomicBool);
+pub(super) struct WakeFlag(pub(super) AtomicBool);
 
-impl std::task::Wake for Bell {
+impl std::task::Wake for WakeFlag {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::SeqCst);
     }
 }
 
 /// An HTTP/2 connection with streams that all get what is published.
-struct Shared {
-    news: broadcast::Sender<Bytes>,
+struct Http2BroadcastHarness {
+    publisher: broadcast::Sender<Bytes>,
     writes: Arc<AtomicUsize>,
     bodies: Vec<Incoming>,
 }
 
-impl Shared {
+impl Http2BroadcastHarness {
     async fn new(streams: usize) -> Self {
-        let news = broadcast::Sender::<Bytes>::new(1);
-        let desk = news.clone();
-        let routes = Routes::new(Router::new().fallback(move |request: Asked| {
+        let publisher = broadcast::Sender::<Bytes>::new(1);
+        let source = publisher.clone();
+        let routes = Routes::new(Router::new().fallback(move |request: AxumRequest| {
             let name = request.uri().path().to_owned();
-            let events = BroadcastStream::new(desk.subscribe());
-            async { Body::from_stream(events.map(move |news| news.map(|news| [name.as_bytes(), &news].concat()))) }
+            let events = BroadcastStream::new(source.subscribe());
+            async { Body::from_stream(events.map(move |event| event.map(|event| [name.as_bytes(), &event].concat()))) }
         }));
-        let (wheel, crew) = (Wheel::new(), Arc::<Crew>::default());
-        let fate = Arc::new(Fate::new(&wheel));
+        let (wheel, tasks) = (TimerWheel::new(), Arc::<ConnectionTasks>::default());
+        let state = Arc::new(ConnectionState::new(&wheel));
         let peer = ([127, 0, 0, 1], 1).into();
-        let connection = Connection { peer, fate, is_surplus: false, crew: Arc::clone(&crew) };
-        let server = Server { routes, manners: patient(&wheel), crew };
+        let connection = Connection { peer, state, is_over_limit: false, tasks: Arc::clone(&tasks) };
+        let server = ConnectionServer { routes, settings: lenient_settings(&wheel), tasks };
         let (near, far) = duplex(1 << 20);
         let writes = Arc::new(AtomicUsize::new(0));
-        let io = Counted { io: far, writes: Arc::clone(&writes) };
-        tokio::spawn(async move { server.speak_http2(io, connection).await });
+        let io = WriteCountingIo { io: far, writes: Arc::clone(&writes) };
+        tokio::spawn(async move { server.serve_http2(io, connection).await });
         let client = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near));
         let (mut client, driver) = client.await.unwrap();
         tokio::spawn(driver);
@@ -147,34 +151,34 @@ impl Shared {
             let request = Request::get(format!("http://relay/{stream}")).body(Body::empty()).unwrap();
             bodies.push(client.send_request(request).await.unwrap().into_body());
         }
-        Self { news, writes, bodies }
+        Self { publisher, writes, bodies }
     }
 
     /// How many writes it takes to publish 1 KiB.
     async fn publish(&mut self) -> usize {
         let before = self.writes.load(Ordering::SeqCst);
-        let news = Bytes::from(vec![b'x'; 1024]);
-        self.news.send(news.clone()).unwrap();
+        let event = Bytes::from(vec![b'x'; 1024]);
+        self.publisher.send(event.clone()).unwrap();
         for (stream, body) in self.bodies.iter_mut().enumerate() {
-            let expected = [format!("/{stream}").as_bytes(), &news].concat();
-            let mut came = Vec::new();
-            while came.len() < expected.len() {
-                let frame = timeout(PATIENCE, body.frame()).await.unwrap().unwrap().unwrap();
-                came.extend(frame.into_data().unwrap());
+            let expected = [format!("/{stream}").as_bytes(), &event].concat();
+            let mut received = Vec::new();
+            while received.len() < expected.len() {
+                let frame = timeout(NET_TEST_TIMEOUT, body.frame()).await.unwrap().unwrap().unwrap();
+                received.extend(frame.into_data().unwrap());
             }
-            assert_eq!(came, expected);
+            assert_eq!(received, expected);
         }
         self.writes.load(Ordering::SeqCst) - before
     }
 }
 
 /// A transport that counts what is written to it at once.
-struct Counted {
+struct WriteCountingIo {
     io: DuplexStream,
     writes: Arc<AtomicUsize>,
 }
 
-impl AsyncRead for Counted {
+impl AsyncRead for WriteCountingIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -184,7 +188,7 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl AsyncWrite for WriteCountingIo {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
     }
@@ -212,39 +216,49 @@ impl AsyncWrite for Counted {
 }
 
 /// A listener that answers every request with more than any socket takes, and tells what becomes of its connection.
-fn endless(tls: Option<Arc<Tls>>) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<Fate>>) {
-    let (tell, asked) = mpsc::unbounded_channel();
-    let routes = Routes::new(Router::new().fallback(move |request: Asked| {
-        tell.send(Arc::clone(&request.extensions().get::<Connection>().unwrap().fate)).unwrap();
+fn serve_endless_body(tls: Option<Arc<ReloadableTls>>) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<ConnectionState>>) {
+    let (state_sender, states) = mpsc::unbounded_channel();
+    let routes = Routes::new(Router::new().fallback(move |request: AxumRequest| {
+        state_sender.send(Arc::clone(&request.extensions().get::<Connection>().unwrap().state)).unwrap();
         let pieces = std::iter::repeat_n(Bytes::from_static(&[b'x'; 1024]), 16 << 10);
         async { Body::from_stream(tokio_stream::iter(pieces.map(Ok::<_, Infallible>))) }
     }));
-    let wheel = Wheel::new();
-    let manners = Manners {
-        head_timeout: PATIENCE,
+    let wheel = TimerWheel::new();
+    let settings = ConnectionSettings {
+        head_timeout: NET_TEST_TIMEOUT,
         write_timeout: Duration::from_millis(300),
         wheel: Arc::clone(&wheel),
         max_connections: 10,
         tls,
     };
-    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), FAR_AWAY).unwrap();
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), NET_TEST_NEVER_REACHED).unwrap();
     let (to, never) = (listener.address(), CancellationToken::new());
     let stop = never.clone();
     tokio::spawn(async move { wheel.run(stop).await });
-    tokio::spawn(serve(listener, routes, manners, never, |_| {}));
-    (to, asked)
+    tokio::spawn(serve(listener, routes, settings, never, |_| {}));
+    (to, states)
 }
 
 /// For peers who have all the time in the world.
-pub(super) fn patient(wheel: &Arc<Wheel>) -> Manners {
-    Manners { head_timeout: FAR_AWAY, write_timeout: FAR_AWAY, wheel: Arc::clone(wheel), max_connections: 1, tls: None }
+pub(super) fn lenient_settings(wheel: &Arc<TimerWheel>) -> ConnectionSettings {
+    ConnectionSettings {
+        head_timeout: NET_TEST_NEVER_REACHED,
+        write_timeout: NET_TEST_NEVER_REACHED,
+        wheel: Arc::clone(wheel),
+        max_connections: 1,
+        tls: None,
+    }
 }
 
 /// A socket of the test's own as a listener would guard it, and its connection.
-pub(crate) fn guarded(stream: TcpStream, wheel: &Arc<Wheel>) -> (Guarded, Connection) {
-    let (peer, fate) = (stream.peer_addr().unwrap(), Arc::new(Fate::new(wheel)));
-    let guarded = Guarded::new(Socket { stream, place: Place::of_nobody() }, &patient(wheel), Arc::clone(&fate));
-    (guarded, Connection { peer, fate, is_surplus: false, crew: Arc::default() })
+pub(crate) fn deadline_socket(stream: TcpStream, wheel: &Arc<TimerWheel>) -> (DeadlineSocket, Connection) {
+    let (peer, state) = (stream.peer_addr().unwrap(), Arc::new(ConnectionState::new(wheel)));
+    let socket = DeadlineSocket::new(
+        AcceptedSocket { stream, permit: ConnectionPermit::uncounted() },
+        &lenient_settings(wheel),
+        Arc::clone(&state),
+    );
+    (socket, Connection { peer, state, is_over_limit: false, tasks: Arc::default() })
 }
 
 /// A certificate for this machine that is its own root, and its key.
@@ -280,6 +294,6 @@ fn http2_requests(streams: u8) -> Vec<u8> {
     [HTTP2_PREFACE, &settings[..], window, &requests.collect::<Vec<_>>().concat()].concat()
 }
 
-const FAR_AWAY: Duration = Duration::from_secs(3600);
+const NET_TEST_NEVER_REACHED: Duration = Duration::from_secs(3600);
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const NET_TEST_TIMEOUT: Duration = Duration::from_secs(15);

@@ -37,11 +37,11 @@ use crate::{
 
 /// Dials `http` and `https`.
 #[derive(Clone, Debug)]
-pub(crate) struct Client {
+pub(crate) struct EventStreamClient {
     connector: HttpsConnector<HttpConnector>,
 }
 
-impl Client {
+impl EventStreamClient {
     /// A client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and those in `ca_file`.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl Client {
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(DIAL_TIMEOUT));
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls(ca_file)?)
+            .with_tls_config(tls_client_config(ca_file)?)
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
@@ -67,34 +67,40 @@ impl Client {
     /// # Errors
     ///
     /// Why there is no stream; [`OpenError::is_permanent`] and [`OpenError::retry_after`] say what to do.
-    pub(crate) async fn open(&self, target: &Target, max_event_bytes: usize) -> Result<EventStream, OpenError> {
-        timeout(OPEN_TIMEOUT, self.follow(target, max_event_bytes)).await.map_err(|_| OpenError::Timeout)?
+    pub(crate) async fn open(&self, target: &StreamTarget, max_event_bytes: usize) -> Result<EventStream, OpenError> {
+        timeout(OPEN_TIMEOUT, self.open_following_redirects(target, max_event_bytes))
+            .await
+            .map_err(|_| OpenError::Timeout)?
     }
 
-    async fn follow(&self, target: &Target, max_event_bytes: usize) -> Result<EventStream, OpenError> {
+    async fn open_following_redirects(
+        &self,
+        target: &StreamTarget,
+        max_event_bytes: usize,
+    ) -> Result<EventStream, OpenError> {
         let mut url = target.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, HeaderValue::from_static(EVENT_STREAM));
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
             if let Some(token) = target.token.as_ref().filter(|_| same_origin(&url, &target.url)) {
-                headers.insert(AUTHORIZATION, bearer(token)?);
+                headers.insert(AUTHORIZATION, bearer_header(token)?);
             }
             if let Some(id) = &target.last_event_id {
                 headers.insert("last-event-id", HeaderValue::from_str(id).map_err(|_| OpenError::Header)?);
             }
             if target.is_relay {
-                headers.insert(RELAY, HeaderValue::from_static("follow"));
+                headers.insert(RELAY_HEADER, HeaderValue::from_static("follow"));
             }
             let exchange = self.get(&url, headers).await?;
             let status = exchange.response.status();
             if status.is_redirection() {
-                let next = redirected(&url, exchange.response.headers());
+                let location = redirect_target(&url, exchange.response.headers());
                 exchange.close().await;
-                url = next.ok_or(OpenError::Redirect { status })?;
+                url = location.ok_or(OpenError::Redirect { status })?;
                 continue;
             }
-            return match judge(&exchange.response) {
+            return match require_event_stream(&exchange.response) {
                 Ok(()) => Ok(exchange.into_stream(max_event_bytes)),
                 Err(error) => {
                     exchange.close().await;
@@ -113,8 +119,8 @@ impl Client {
     pub(crate) async fn get(&self, url: &Uri, headers: HeaderMap) -> Result<Exchange, OpenError> {
         let stream = self.connector.clone().call(url.clone()).await.map_err(OpenError::Connect)?;
         let (mut sender, connection) = http1::handshake(stream).await.map_err(OpenError::Http)?;
-        let mut driver = JoinSet::new();
-        driver.spawn(async move {
+        let mut connection_task = JoinSet::new();
+        connection_task.spawn(async move {
             // What goes wrong here shows where the response is read.
             let _ = connection.await;
         });
@@ -123,15 +129,15 @@ impl Client {
         *request.headers_mut() = headers;
         let host = url.authority().map_or("", |authority| authority.as_str());
         request.headers_mut().insert(HOST, HeaderValue::from_str(host).map_err(|_| OpenError::Header)?);
-        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(RELAY_USER_AGENT));
         let response = sender.send_request(request).await.map_err(OpenError::Http)?;
-        Ok(Exchange { response, driver })
+        Ok(Exchange { response, connection_task })
     }
 }
 
 /// What to open.
 #[derive(Clone, Debug)]
-pub(crate) struct Target {
+pub(crate) struct StreamTarget {
     /// The stream's address.
     pub(crate) url: Uri,
     /// Sent as bearer token to this origin and no other.
@@ -147,40 +153,40 @@ pub(crate) struct Target {
 pub(crate) struct Exchange {
     /// The response, its body not read yet.
     pub(crate) response: Response<Incoming>,
-    driver: JoinSet<()>,
+    connection_task: JoinSet<()>,
 }
 
 impl Exchange {
     fn into_stream(self, max_event_bytes: usize) -> EventStream {
-        let resumes = self.response.headers().get(RELAY).is_some_and(|value| value.as_bytes() == b"resume");
+        let is_relay = self.response.headers().get(RELAY_HEADER).is_some_and(|value| value.as_bytes() == b"resume");
         EventStream {
-            resumes,
+            is_relay,
             body: self.response.into_body(),
             decoder: Decoder::new(max_event_bytes),
-            driver: self.driver,
-            received: Instant::now(),
+            connection_task: self.connection_task,
+            received_at: Instant::now(),
         }
     }
 
     /// Closes the connection, and returns when it is closed.
     async fn close(mut self) {
-        self.driver.shutdown().await;
+        self.connection_task.shutdown().await;
     }
 }
 
 /// Whether a response is an event stream.
-fn judge(response: &Response<Incoming>) -> Result<(), OpenError> {
+fn require_event_stream(response: &Response<Incoming>) -> Result<(), OpenError> {
     let (status, headers) = (response.status(), response.headers());
     if status != StatusCode::OK {
-        return Err(OpenError::Status { status, retry_after: retry_after(headers) });
+        return Err(OpenError::Status { status, retry_after: parse_retry_after(headers) });
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case(EVENT_STREAM) {
         return Err(OpenError::ContentType { found: essence.chars().take(80).collect() });
     }
-    let is_plain = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
-    if headers.get(CONTENT_ENCODING).is_some_and(|value| !is_plain(value)) {
+    let is_identity = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get(CONTENT_ENCODING).is_some_and(|value| !is_identity(value)) {
         return Err(OpenError::ContentEncoding);
     }
     Ok(())
@@ -189,11 +195,11 @@ fn judge(response: &Response<Incoming>) -> Result<(), OpenError> {
 /// A stream that stands.
 #[derive(Debug)]
 pub(crate) struct EventStream {
-    resumes: bool,
+    is_relay: bool,
     body: Incoming,
     decoder: Decoder,
-    driver: JoinSet<()>,
-    received: Instant,
+    connection_task: JoinSet<()>,
+    received_at: Instant,
 }
 
 impl EventStream {
@@ -206,35 +212,35 @@ impl EventStream {
     /// # Cancel safety
     ///
     /// Dropping the future loses nothing; the patience begins anew.
-    pub(crate) async fn next(&mut self, patience: Duration) -> Result<Option<Decoded>, StreamError> {
+    pub(crate) async fn next(&mut self, idle_timeout: Duration) -> Result<Option<Decoded>, StreamError> {
         loop {
             if let Some(decoded) = self.decoder.next() {
                 return Ok(Some(decoded));
             }
-            let Ok(frame) = timeout(patience, self.body.frame()).await else {
+            let Ok(frame) = timeout(idle_timeout, self.body.frame()).await else {
                 return Ok(None);
             };
             let frame = frame.ok_or(StreamError::Ended)?.map_err(StreamError::Lost)?;
             if let Ok(chunk) = frame.into_data() {
-                self.received = Instant::now();
+                self.received_at = Instant::now();
                 self.decoder.feed(chunk);
             }
         }
     }
 
     /// Whether the peer is a relay: it keeps events, gives them ids, and goes on behind a `Last-Event-ID`.
-    pub(crate) fn resumes(&self) -> bool {
-        self.resumes
+    pub(crate) fn is_relay(&self) -> bool {
+        self.is_relay
     }
 
     /// When the last bytes came.
-    pub(crate) fn received(&self) -> Instant {
-        self.received
+    pub(crate) fn received_at(&self) -> Instant {
+        self.received_at
     }
 
     /// Closes the connection, and returns when it is closed.
     pub(crate) async fn close(mut self) {
-        self.driver.shutdown().await;
+        self.connection_task.shutdown().await;
     }
 }
 
@@ -329,16 +335,16 @@ pub(crate) enum TlsError {
 /// # Errors
 ///
 /// When `ca_file` cannot be read as PEM certificates.
-pub(crate) fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
+pub(crate) fn tls_client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(ca_file)?)
+        .with_root_certificates(root_certificates(ca_file)?)
         .with_no_client_auth();
     Ok(config)
 }
 
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+fn root_certificates(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     for error in &native.errors {
@@ -357,14 +363,14 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-fn bearer(token: &Secret) -> Result<HeaderValue, OpenError> {
+fn bearer_header(token: &Secret) -> Result<HeaderValue, OpenError> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose())).map_err(|_| OpenError::Header)?;
     value.set_sensitive(true);
     Ok(value)
 }
 
 /// How long a peer asks to wait, in seconds or until a date (RFC 9110, section 10.2.3); uncapped.
-pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn parse_retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
@@ -382,7 +388,7 @@ fn same_origin(one: &Uri, other: &Uri) -> bool {
 }
 
 /// The address a redirect leads to: absolute, or relative to the host. RFC 9110, section 10.2.2.
-fn redirected(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
+fn redirect_target(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
     let location = headers.get(LOCATION)?.to_str().ok()?;
     if location.starts_with('/') && !location.starts_with("//") {
         let mut parts = from.clone().into_parts();
@@ -394,12 +400,12 @@ fn redirected(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
 }
 
 /// A relay answers `resume`, and a relay that asks another one says `follow`.
-const RELAY: &str = "autoplay-relay";
+const RELAY_HEADER: &str = "autoplay-relay";
 
 const EVENT_STREAM: &str = "text/event-stream";
 
 /// How the relay names itself to those it connects to.
-pub(crate) const AGENT: &str = concat!("autoplay-relay/", env!("CARGO_PKG_VERSION"));
+pub(crate) const RELAY_USER_AGENT: &str = concat!("autoplay-relay/", env!("CARGO_PKG_VERSION"));
 
 /// One address that does not answer must not use up the time for the others.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -420,9 +426,9 @@ mod tests {
     #[test]
     fn of_a_file_of_roots_no_more_is_read_than_one_may_have() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(tls(Some(file.path())).is_ok());
+        assert!(tls_client_config(Some(file.path())).is_ok());
         file.as_file().set_len(2 << 20).unwrap();
-        let Err(TlsError::CaFile { source, .. }) = tls(Some(file.path())) else { panic!("it is read") };
+        let Err(TlsError::CaFile { source, .. }) = tls_client_config(Some(file.path())) else { panic!("it is read") };
         assert!(source.to_string().contains("is larger than 1 MiB"), "{source}");
     }
 }

@@ -23,16 +23,16 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 use tower::Service;
 
-use super::idle_timeout::Watched;
+use super::idle_timeout::IdleTimeoutStream;
 use crate::config::Network;
 
 /// Tells which addresses webhooks may reach: public ones, and those in `egress.allow_networks`.
 #[derive(Clone, Debug)]
-pub(crate) struct Guard {
+pub(crate) struct EgressGuard {
     allow: Vec<Network>,
 }
 
-impl Guard {
+impl EgressGuard {
     /// A guard that lets through `allow`, `egress.allow_networks`, beside what is public.
     pub(crate) fn new(allow: &[Network]) -> Self {
         Self { allow: allow.to_vec() }
@@ -40,11 +40,11 @@ impl Guard {
 
     /// Whether webhooks may reach this address.
     pub(crate) fn allows(&self, address: IpAddr) -> bool {
-        let is_listed = |address: IpAddr| self.allow.iter().any(|network| network.contains(address));
+        let listed = |address: IpAddr| self.allow.iter().any(|network| network.contains(address));
         // Whoever lists a network means its hosts, by whatever gateway they are reached.
-        is_listed(address)
-            || super::networks::translated(address).is_some_and(is_listed)
-            || super::networks::is_public(address)
+        listed(address)
+            || super::networks::embedded_ipv4(address).is_some_and(listed)
+            || super::networks::routes_publicly(address)
     }
 
     /// Lets all addresses of a name through or none: a name with a public and an inner address is no honest one.
@@ -75,16 +75,16 @@ pub(crate) enum EgressError {
 
 /// Dials what the guard lets through.
 #[derive(Clone, Debug)]
-pub(crate) struct Connector {
-    guard: Arc<Guard>,
+pub(crate) struct EgressConnector {
+    guard: Arc<EgressGuard>,
     resolver: Resolver,
-    patience: Duration,
+    attempt_timeout: Duration,
 }
 
-impl Connector {
+impl EgressConnector {
     /// A connector behind `guard` whose caller waits for `patience` and no longer.
-    pub(crate) fn new(guard: Arc<Guard>, patience: Duration) -> Self {
-        Self { guard, resolver: Resolver::System, patience }
+    pub(crate) fn new(guard: Arc<EgressGuard>, attempt_timeout: Duration) -> Self {
+        Self { guard, resolver: Resolver::System, attempt_timeout }
     }
 
     /// The same connector, with names from `resolver`.
@@ -93,13 +93,15 @@ impl Connector {
         Self { resolver, ..self }
     }
 
-    async fn connect(self, url: Uri) -> Result<TokioIo<Watched<TcpStream>>, EgressError> {
+    async fn connect(self, url: Uri) -> Result<TokioIo<IdleTimeoutStream<TcpStream>>, EgressError> {
         let addresses = self.resolver.resolve(&url).await.map_err(EgressError::Dns)?;
         self.guard.check(&addresses)?;
         let mut failure = EgressError::Dns(io::Error::other("it has no address"));
         for (tried, address) in addresses.iter().enumerate() {
-            match timeout(self.share(addresses.len() - tried), self.dial(*address)).await {
-                Ok(Ok(stream)) => return Ok(TokioIo::new(Watched::new(stream, self.patience + LONGEST_IDLE))),
+            match timeout(self.dial_timeout(addresses.len() - tried), self.dial(*address)).await {
+                Ok(Ok(stream)) => {
+                    return Ok(TokioIo::new(IdleTimeoutStream::new(stream, self.attempt_timeout + MAX_EGRESS_IDLE)));
+                }
                 Ok(Err(error)) => failure = EgressError::Connect(*address, error),
                 Err(_) => failure = EgressError::Connect(*address, io::ErrorKind::TimedOut.into()),
             }
@@ -111,23 +113,23 @@ impl Connector {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         // What the kernel still holds of an attempt that has ended is not worth a socket for longer than that.
-        SockRef::from(&stream).set_tcp_user_timeout(Some(self.patience))?;
+        SockRef::from(&stream).set_tcp_user_timeout(Some(self.attempt_timeout))?;
         Ok(stream)
     }
 
     /// The time for one address while `left` are to be tried: one that doesn't answer must not use up that of the others.
     ///
     /// The last one has what is left of the caller's patience.
-    fn share(&self, left: usize) -> Duration {
-        match u32::try_from(left) {
-            Ok(left) if left > 1 => MOST_FOR_ONE_OF_MANY.min(self.patience / left),
+    fn dial_timeout(&self, remaining: usize) -> Duration {
+        match u32::try_from(remaining) {
+            Ok(remaining) if remaining > 1 => MAX_DIAL_PER_ADDRESS.min(self.attempt_timeout / remaining),
             _ => Duration::MAX,
         }
     }
 }
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Watched<TcpStream>>;
+impl Service<Uri> for EgressConnector {
+    type Response = TokioIo<IdleTimeoutStream<TcpStream>>;
     type Error = EgressError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, EgressError>> + Send>>;
 
@@ -142,7 +144,7 @@ impl Service<Uri> for Connector {
 
 /// The addresses that a test gives a name.
 #[cfg(test)]
-pub(crate) type Stub = dyn Fn(&str) -> Vec<IpAddr> + Send + Sync;
+pub(crate) type StubLookup = dyn Fn(&str) -> Vec<IpAddr> + Send + Sync;
 
 /// Where addresses come from.
 #[derive(Clone)]
@@ -151,7 +153,7 @@ pub(crate) enum Resolver {
     System,
     /// A test.
     #[cfg(test)]
-    Stub(Arc<Stub>),
+    Stub(Arc<StubLookup>),
 }
 
 impl Resolver {
@@ -175,7 +177,7 @@ impl fmt::Debug for Resolver {
 }
 
 /// How long a connection may wait for the next request. The pool closes it before.
-const LONGEST_IDLE: Duration = Duration::from_secs(5);
+const MAX_EGRESS_IDLE: Duration = Duration::from_secs(5);
 
 /// Two lost SYNs are sent again within this; an address that answers later is tried again with the next attempt.
-const MOST_FOR_ONE_OF_MANY: Duration = Duration::from_secs(3);
+const MAX_DIAL_PER_ADDRESS: Duration = Duration::from_secs(3);

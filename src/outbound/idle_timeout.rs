@@ -20,28 +20,28 @@ use tokio::{
 
 /// A stream, and when it was last heard of.
 #[derive(Debug)]
-pub(crate) struct Watched<S> {
+pub(crate) struct IdleTimeoutStream<S> {
     stream: S,
-    patience: Duration,
+    idle_timeout: Duration,
     deadline: Pin<Box<Sleep>>,
 }
 
-impl<S: Unpin> Watched<S> {
+impl<S: Unpin> IdleTimeoutStream<S> {
     /// The stream, which ends `patience` after it has last been heard of.
-    pub(crate) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, deadline: Box::pin(sleep(patience)) }
+    pub(crate) fn new(stream: S, idle_timeout: Duration) -> Self {
+        Self { stream, idle_timeout, deadline: Box::pin(sleep(idle_timeout)) }
     }
 
     /// What has come of an operation; an error if it must wait and has waited long enough.
-    fn watch<T>(&mut self, context: &mut Context<'_>, done: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        match done {
+    fn fail_if_idle<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match polled {
             Poll::Pending => self.deadline.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into())),
-            done => done,
+            polled => polled,
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for IdleTimeoutStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -49,17 +49,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_ready() {
-            let deadline = Instant::now() + self.patience;
+            let deadline = Instant::now() + self.idle_timeout;
             self.deadline.as_mut().reset(deadline);
         }
-        self.watch(context, read)
+        self.fail_if_idle(context, read)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for IdleTimeoutStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.watch(context, written)
+        self.fail_if_idle(context, written)
     }
 
     fn poll_write_vectored(
@@ -68,7 +68,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.watch(context, written)
+        self.fail_if_idle(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -77,16 +77,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        self.watch(context, flushed)
+        self.fail_if_idle(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let closed = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.watch(context, closed)
+        self.fail_if_idle(context, closed)
     }
 }
 
-impl<S> Connection for Watched<S> {
+impl<S> Connection for IdleTimeoutStream<S> {
     fn connected(&self) -> Connected {
         Connected::new()
     }
@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(15);
+    const TEST_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
     #[tokio::test(start_paused = true)]
     async fn a_far_side_that_takes_a_byte_now_and_then_and_says_nothing_is_given_up() {
@@ -109,14 +109,14 @@ mod tests {
             }
         });
         let began = Instant::now();
-        let error = Watched::new(near, PATIENCE).write_all(&[b'x'; 4096]).await.unwrap_err();
+        let error = IdleTimeoutStream::new(near, TEST_IDLE_TIMEOUT).write_all(&[b'x'; 4096]).await.unwrap_err();
         assert_eq!((error.kind(), began.elapsed().as_secs()), (io::ErrorKind::TimedOut, 15));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_far_side_that_is_heard_of_is_not() {
         let (near, mut far) = duplex(16);
-        let mut near = Watched::new(near, PATIENCE);
+        let mut near = IdleTimeoutStream::new(near, TEST_IDLE_TIMEOUT);
         let speaks = tokio::spawn(async move {
             for _ in 0..5 {
                 tokio::time::sleep(Duration::from_secs(10)).await;

@@ -7,22 +7,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Whether this is an address of the internet at large.
 ///
 /// A translated address is judged by the IPv4 address it leads to.
-pub(crate) fn is_public(address: IpAddr) -> bool {
-    match (translated(address), address) {
-        (Some(IpAddr::V4(inner)), _) | (None, IpAddr::V4(inner)) => is_public_v4(inner),
+pub(crate) fn routes_publicly(address: IpAddr) -> bool {
+    match (embedded_ipv4(address), address) {
+        (Some(IpAddr::V4(inner)), _) | (None, IpAddr::V4(inner)) => v4_routes_publicly(inner),
         (Some(IpAddr::V6(_)), _) => false,
-        (None, IpAddr::V6(address)) => is_public_v6(address),
+        (None, IpAddr::V6(address)) => v6_routes_publicly(address),
     }
 }
 
 /// The IPv4 address that an IPv6 address stands for: mapped, or behind a NAT64 or 6to4 gateway.
 ///
 /// The forms without a gateway today (`::127.0.0.1`, `::ffff:0:127.0.0.1`, Teredo) are none: nothing public is there.
-pub(crate) fn translated(address: IpAddr) -> Option<IpAddr> {
+pub(crate) fn embedded_ipv4(address: IpAddr) -> Option<IpAddr> {
     let IpAddr::V6(address) = address else { return None };
     let bits = address.to_bits();
-    let is_in = |network, prefix| has_prefix(bits, u128::BITS, Ipv6Addr::to_bits(network), prefix);
-    let inner = if is_in(MAPPED, 96) || is_in(NAT64, 96) {
+    let is_in = |network, prefix| matches_prefix(bits, u128::BITS, Ipv6Addr::to_bits(network), prefix);
+    let inner = if is_in(V4_MAPPED, 96) || is_in(NAT64, 96) {
         bits
     } else if is_in(SIX_TO_FOUR, 16) {
         bits >> 80
@@ -33,25 +33,26 @@ pub(crate) fn translated(address: IpAddr) -> Option<IpAddr> {
     Some(IpAddr::V4(Ipv4Addr::from_bits(inner)))
 }
 
-fn is_public_v4(address: Ipv4Addr) -> bool {
+fn v4_routes_publicly(address: Ipv4Addr) -> bool {
     let bits = u128::from(address.to_bits());
-    let is_in = |(network, prefix): &(Ipv4Addr, u32)| has_prefix(bits, u32::BITS, network.to_bits().into(), *prefix);
+    let is_in =
+        |(network, prefix): &(Ipv4Addr, u32)| matches_prefix(bits, u32::BITS, network.to_bits().into(), *prefix);
     !SPECIAL_V4.iter().any(is_in)
 }
 
-fn is_public_v6(address: Ipv6Addr) -> bool {
+fn v6_routes_publicly(address: Ipv6Addr) -> bool {
     let bits = address.to_bits();
-    let is_in = |(network, prefix): &(Ipv6Addr, u32)| has_prefix(bits, u128::BITS, network.to_bits(), *prefix);
+    let is_in = |(network, prefix): &(Ipv6Addr, u32)| matches_prefix(bits, u128::BITS, network.to_bits(), *prefix);
     is_in(&GLOBAL_UNICAST) && !SPECIAL_V6.iter().any(is_in)
 }
 
 /// Whether two addresses of `width` bits begin with the same `prefix` bits.
-fn has_prefix(address: u128, width: u32, network: u128, prefix: u32) -> bool {
+fn matches_prefix(address: u128, width: u32, network: u128, prefix: u32) -> bool {
     (address ^ network) >> (width - prefix) == 0
 }
 
 /// IPv4 in the form of IPv6.
-const MAPPED: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
+const V4_MAPPED: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
 
 /// The well-known prefix of NAT64; `64:ff9b:1::/48` is for private use, so it is not here.
 const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
@@ -90,8 +91,8 @@ const SPECIAL_V4: [(Ipv4Addr, u32); 16] = [
 mod tests {
     use super::*;
 
-    fn is_public_text(text: &str) -> bool {
-        is_public(text.parse().unwrap())
+    fn text_routes_publicly(text: &str) -> bool {
+        routes_publicly(text.parse().unwrap())
     }
 
     #[test]
@@ -116,9 +117,9 @@ mod tests {
             ("3fff::", "3fff:fff:ffff:ffff:ffff:ffff:ffff:ffff", "3fff:1000::"),
         ];
         for (first, last, behind) in networks {
-            assert!(!is_public_text(first), "{first}");
-            assert!(!is_public_text(last), "{last}");
-            assert!(is_public_text(behind), "{behind}");
+            assert!(!text_routes_publicly(first), "{first}");
+            assert!(!text_routes_publicly(last), "{last}");
+            assert!(text_routes_publicly(behind), "{behind}");
         }
     }
 
@@ -144,7 +145,7 @@ mod tests {
             "3ffe:ffff::",
             "2606:4700:4700::1111",
         ] {
-            assert!(is_public_text(text), "{text}");
+            assert!(text_routes_publicly(text), "{text}");
         }
     }
 
@@ -168,22 +169,22 @@ mod tests {
             "fec0::1",
             "ff02::1",
         ] {
-            assert!(!is_public_text(text), "{text}");
+            assert!(!text_routes_publicly(text), "{text}");
         }
         for text in ["224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255"] {
-            assert!(!is_public_text(text), "{text}");
+            assert!(!text_routes_publicly(text), "{text}");
         }
     }
 
     #[test]
     fn a_translated_address_is_judged_by_where_it_leads() {
         for text in ["::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1"] {
-            assert!(is_public_text(text), "{text}");
+            assert!(text_routes_publicly(text), "{text}");
         }
         for text in
             ["::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::10.0.0.1", "2002:7f00:1::1", "2002:a9fe:a9fe::"]
         {
-            assert!(!is_public_text(text), "{text}");
+            assert!(!text_routes_publicly(text), "{text}");
         }
     }
 }

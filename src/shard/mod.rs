@@ -20,10 +20,10 @@ use std::{
 
 use bytes::Bytes;
 
-pub(crate) use self::placement::Shards;
+pub(crate) use self::placement::ShardPlacement;
 pub(crate) use self::{
-    product_group::Ledgers,
-    write_batch::{MOST_BYTES, MOST_PIECES, advance, slices},
+    product_group::MetricsBuffers,
+    write_batch::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, advance, io_slices},
 };
 use crate::{
     event::{Event, Scope},
@@ -35,7 +35,7 @@ use crate::{
 ///
 /// It is following when it has everything and its socket has taken it. Then it is given what arrives; otherwise it finds that in the
 /// log.
-pub(crate) trait Follower: Send {
+pub(crate) trait ShardSubscriber: Send {
     /// The product that it listens to.
     fn product(&self) -> &Arc<Product>;
 
@@ -44,54 +44,59 @@ pub(crate) trait Follower: Send {
 
     /// What it wants to see from now on, if it has asked for something else since it was asked last. It gets nothing until that has
     /// been done, and must be polled then.
-    fn wish(&mut self) -> Option<Scope>;
+    fn take_requested_scope(&mut self) -> Option<Scope>;
 
     /// Does what there is to do, and tells whether it has ended. If it has not, `context` is woken when there is more.
-    fn poll(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<()>;
+    fn poll(&mut self, context: &mut Context<'_>, scratch: &mut WriteScratch) -> Poll<()>;
 
     /// Gives it what is for it of what has arrived.
-    fn give(&mut self, arrivals: Arrivals<'_>, lent: &mut Lent, ledgers: &mut Ledgers) -> Given;
+    fn deliver(
+        &mut self,
+        queued: QueuedEvents<'_>,
+        scratch: &mut WriteScratch,
+        metrics: &mut MetricsBuffers,
+    ) -> DeliveryOutcome;
 
     /// It does not have everything any more: what there is, from `place` on, it finds in the log.
-    fn look_into_the_log(&mut self, place: u64) -> Given;
+    fn fall_back_to_log(&mut self, position: u64) -> DeliveryOutcome;
 
     /// Its work has panicked: it ends.
-    fn fails(&mut self);
+    fn mark_panicked(&mut self);
 }
 
 /// What has arrived, from the first that is for somebody on.
 #[derive(Debug)]
-pub(crate) struct Arrivals<'a> {
+pub(crate) struct QueuedEvents<'a> {
     pub(crate) events: &'a [Arc<Event>],
     /// What each of them is as a WebSocket message, once somebody has needed that: all of a lane borrow it then, and count nothing.
     pub(crate) messages: &'a mut [Option<Bytes>],
 }
 
-impl Arrivals<'_> {
+impl QueuedEvents<'_> {
     /// The place of the first.
-    pub(crate) fn place(&self) -> u64 {
-        self.events.first().map_or(0, |event| event.place())
+    pub(crate) fn first_position(&self) -> u64 {
+        self.events.first().map_or(0, |event| event.position())
     }
 }
 
 /// What became of a subscriber that was given something.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Given {
+pub(crate) enum DeliveryOutcome {
     /// It has it.
-    Done,
+    Handled,
     /// It must be polled.
-    Look,
+    NeedsPoll,
     /// It has ended.
     Ended,
 }
 
 /// What the subscribers of a lane lend each other, so that one that sleeps needs none of its own.
 #[derive(Debug)]
-pub(crate) struct Lent {
+pub(crate) struct WriteScratch {
     /// What is being written; empty between two subscribers.
-    pub(crate) pieces: VecDeque<Bytes>,
+    pub(crate) batch: VecDeque<Bytes>,
     /// What has been written since somebody set it to nought.
-    pub(crate) bytes: usize,
+    pub(crate) written_bytes: usize,
     /// A socket that takes nothing for this long is closed.
     pub(crate) write_timeout: Duration,
 }

@@ -32,25 +32,25 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Follower, Lent, scheduler::Crowd};
+use super::{ShardSubscriber, WriteScratch, scheduler::ShardScheduler};
 use crate::{
     event::{Only, Scope},
-    net::{Place, Socket},
-    timer_wheel::{TICK, Wheel},
+    net::{AcceptedSocket, ConnectionPermit},
+    timer_wheel::{TICK, TimerWheel},
 };
 
 /// All subscribers that are written to without hyper.
 #[derive(Debug)]
-pub(crate) struct Shards {
-    shards: Box<[Arc<Shard>]>,
+pub(crate) struct ShardPlacement {
+    mailboxes: Box<[Arc<ShardMailbox>]>,
     write_timeout: Duration,
 }
 
-impl Shards {
+impl ShardPlacement {
     /// So many shards, one for each lane.
-    pub(crate) fn new(lanes: usize, write_timeout: Duration) -> Arc<Self> {
-        let shards = (0..lanes).map(|lane| Arc::new(Shard::new(lane))).collect();
-        Arc::new(Self { shards, write_timeout })
+    pub(crate) fn new(shard_count: usize, write_timeout: Duration) -> Arc<Self> {
+        let mailboxes = (0..shard_count).map(|shard| Arc::new(ShardMailbox::new(shard))).collect();
+        Arc::new(Self { mailboxes, write_timeout })
     }
 
     /// Goes on with a subscriber whose answer has been sent; `home` is the lane of its product. One that comes when the lanes have ended
@@ -58,17 +58,29 @@ impl Shards {
     ///
     /// An event that goes to everybody goes to every lane in any case, so those who get everything are spread evenly. One that goes
     /// to a single session costs less if nobody else need be woken, so those who listen to few stay at home while there is room.
-    pub(crate) fn take(&self, socket: Socket, scope: &Scope, home: usize, introduce: Introduction) -> Option<Newcomer> {
-        let Socket { stream, place } = socket;
-        let size = |shard: &&Arc<Shard>| shard.size.load(Ordering::Relaxed);
-        let shard = match matches!(scope.sessions, Only::These(_)) {
-            true => self.shards.iter().cycle().skip(home).take(self.shards.len()).find(|it| size(it) < ROOM_AT_HOME),
+    pub(crate) fn take(
+        &self,
+        socket: AcceptedSocket,
+        scope: &Scope,
+        home: usize,
+        introduce: SubscriberFactory,
+    ) -> Option<PendingSubscriber> {
+        let AcceptedSocket { stream, permit } = socket;
+        let load = |mailbox: &&Arc<ShardMailbox>| mailbox.load.load(Ordering::Relaxed);
+        let mailbox = match matches!(scope.sessions, Only::These(_)) {
+            true => self
+                .mailboxes
+                .iter()
+                .cycle()
+                .skip(home)
+                .take(self.mailboxes.len())
+                .find(|it| load(it) < MAX_HOME_SUBSCRIBERS),
             false => None,
         };
-        let shard = shard.or_else(|| self.shards.iter().min_by_key(size))?;
+        let mailbox = mailbox.or_else(|| self.mailboxes.iter().min_by_key(load))?;
         // The socket belongs to the runtime it was accepted on; the shard registers it with its own.
         match stream.into_std() {
-            Ok(socket) => shard.take(Newcomer { socket, place, introduce }),
+            Ok(socket) => mailbox.push(PendingSubscriber { socket, permit, factory: introduce }),
             Err(error) => {
                 debug!(%error, "connection ended");
                 None
@@ -78,31 +90,36 @@ impl Shards {
 
     /// Looks after one that has come too late for any lane, until it has gone: it has been told to leave, as has everybody by then. The
     /// wheel may stand still already: one that takes nothing ends with its listener.
-    pub(crate) async fn see_off(&self, Newcomer { socket, place, introduce }: Newcomer) {
+    pub(crate) async fn finish_off_shard(&self, PendingSubscriber { socket, permit, factory }: PendingSubscriber) {
         let Ok(stream) = TcpStream::from_std(socket) else { return };
-        let mut follower = introduce(Socket { stream, place });
-        let mut lent = Lent { pieces: VecDeque::new(), bytes: 0, write_timeout: self.write_timeout };
+        let mut subscriber = factory(AcceptedSocket { stream, permit });
+        let mut scratch = WriteScratch { batch: VecDeque::new(), written_bytes: 0, write_timeout: self.write_timeout };
         poll_fn(|context| {
-            lent.bytes = 0;
-            follower.poll(context, &mut lent)
+            scratch.written_bytes = 0;
+            subscriber.poll(context, &mut scratch)
         })
         .await;
     }
 
     /// How long the lane that is worst off has not had a turn, as seen from the wheel.
-    pub(crate) fn standstill(&self, wheel: &Wheel) -> Duration {
-        let last = self.shards.iter().map(|shard| shard.beat.load(Ordering::Relaxed)).min();
-        let ticks = wheel.now().saturating_sub(last.unwrap_or(u64::MAX));
+    pub(crate) fn longest_stall(&self, wheel: &TimerWheel) -> Duration {
+        let oldest_turn = self.mailboxes.iter().map(|mailbox| mailbox.last_turn_tick.load(Ordering::Relaxed)).min();
+        let ticks = wheel.current_tick().saturating_sub(oldest_turn.unwrap_or(u64::MAX));
         TICK.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
 
     /// Writes until `end`, and then what is left for a moment.
-    pub(crate) async fn run(&self, lanes: impl Iterator<Item = &Handle>, wheel: &Arc<Wheel>, end: CancellationToken) {
+    pub(crate) async fn run(
+        &self,
+        threads: impl Iterator<Item = &Handle>,
+        wheel: &Arc<TimerWheel>,
+        shutdown: CancellationToken,
+    ) {
         let mut tasks = JoinSet::new();
-        for (shard, lane) in self.shards.iter().zip(lanes) {
+        for (mailbox, thread) in self.mailboxes.iter().zip(threads) {
             // Its own turns are what keeps it from holding a thread for long.
-            let work = unconstrained(Arc::clone(shard).run(self.write_timeout, Arc::clone(wheel), end.clone()));
-            tasks.spawn_on(work, lane);
+            let task = unconstrained(Arc::clone(mailbox).run(self.write_timeout, Arc::clone(wheel), shutdown.clone()));
+            tasks.spawn_on(task, thread);
         }
         tasks.join_all().await;
     }
@@ -110,69 +127,69 @@ impl Shards {
 
 /// What others leave for one task.
 #[derive(Debug)]
-pub(super) struct Shard {
-    pub(super) lane: usize,
-    inbox: Mutex<Inbox>,
+pub(super) struct ShardMailbox {
+    pub(super) shard: usize,
+    inbox: Mutex<MailboxContents>,
     pub(super) waker: AtomicWaker,
     /// Subscribers that it has, or is about to have.
-    pub(super) size: AtomicUsize,
+    pub(super) load: AtomicUsize,
     /// The tick of its last sign of life.
-    pub(super) beat: AtomicU64,
+    pub(super) last_turn_tick: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Inbox {
-    pub(super) newcomers: Vec<Newcomer>,
+pub(super) struct MailboxContents {
+    pub(super) pending: Vec<PendingSubscriber>,
     /// Those whose bell has rung.
     pub(super) woken: Vec<usize>,
     /// Flocks for which something has arrived.
-    pub(super) called: Vec<usize>,
+    pub(super) signaled: Vec<usize>,
     is_closed: bool,
 }
 
 /// A subscriber on its way to its lane.
-pub(crate) struct Newcomer {
+pub(crate) struct PendingSubscriber {
     pub(super) socket: std::net::TcpStream,
-    pub(super) place: Place,
-    pub(super) introduce: Introduction,
+    pub(super) permit: ConnectionPermit,
+    pub(super) factory: SubscriberFactory,
 }
 
 /// Makes a subscriber of what it came with and its socket, once that belongs to its lane.
-pub(crate) type Introduction = Box<dyn FnOnce(Socket) -> Box<dyn Follower> + Send>;
+pub(crate) type SubscriberFactory = Box<dyn FnOnce(AcceptedSocket) -> Box<dyn ShardSubscriber> + Send>;
 
-impl fmt::Debug for Newcomer {
+impl fmt::Debug for PendingSubscriber {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Newcomer").field("socket", &self.socket).finish_non_exhaustive()
     }
 }
 
-impl Shard {
-    pub(super) fn new(lane: usize) -> Self {
+impl ShardMailbox {
+    pub(super) fn new(shard: usize) -> Self {
         Self {
-            lane,
+            shard,
             inbox: Mutex::default(),
             waker: AtomicWaker::new(),
-            size: AtomicUsize::new(0),
-            beat: AtomicU64::new(0),
+            load: AtomicUsize::new(0),
+            last_turn_tick: AtomicU64::new(0),
         }
     }
 
-    fn take(&self, newcomer: Newcomer) -> Option<Newcomer> {
-        let mut newcomer = Some(newcomer);
-        self.leave(|inbox| {
+    fn push(&self, subscriber: PendingSubscriber) -> Option<PendingSubscriber> {
+        let mut subscriber = Some(subscriber);
+        self.post(|inbox| {
             if !inbox.is_closed {
-                self.size.fetch_add(1, Ordering::Relaxed);
-                inbox.newcomers.extend(newcomer.take());
+                self.load.fetch_add(1, Ordering::Relaxed);
+                inbox.pending.extend(subscriber.take());
             }
         });
-        newcomer
+        subscriber
     }
 
     /// Leaves something for the task, which need be woken for the first only.
-    fn leave(&self, what: impl FnOnce(&mut Inbox)) {
+    fn post(&self, change: impl FnOnce(&mut MailboxContents)) {
         let mut inbox = self.inbox();
         let was_empty = inbox.is_empty();
-        what(&mut inbox);
+        change(&mut inbox);
         let is_first = was_empty && !inbox.is_empty();
         drop(inbox);
         if is_first {
@@ -180,88 +197,88 @@ impl Shard {
         }
     }
 
-    async fn run(self: Arc<Self>, write_timeout: Duration, wheel: Arc<Wheel>, end: CancellationToken) {
-        let mut crowd = Crowd::new(&self, write_timeout, &wheel);
-        let serve = poll_fn(|context| {
-            crowd.turn(context);
+    async fn run(self: Arc<Self>, write_timeout: Duration, wheel: Arc<TimerWheel>, shutdown: CancellationToken) {
+        let mut scheduler = ShardScheduler::new(&self, write_timeout, &wheel);
+        let run_until_shutdown = poll_fn(|context| {
+            scheduler.run_turn(context);
             Poll::<()>::Pending
         });
-        end.run_until_cancelled(serve).await;
+        shutdown.run_until_cancelled(run_until_shutdown).await;
         self.inbox().is_closed = true;
-        let finish = poll_fn(|context| {
-            crowd.turn(context);
-            if crowd.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        let run_until_empty = poll_fn(|context| {
+            scheduler.run_turn(context);
+            if scheduler.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         });
         // Whoever takes nothing now is cut off.
-        let _ = timeout(END_GRACE, finish).await;
+        let _ = timeout(SHARD_SHUTDOWN_GRACE, run_until_empty).await;
     }
 
-    pub(super) fn inbox(&self) -> MutexGuard<'_, Inbox> {
+    pub(super) fn inbox(&self) -> MutexGuard<'_, MailboxContents> {
         // A list is whole after each change.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inbox {
+impl MailboxContents {
     fn is_empty(&self) -> bool {
-        self.newcomers.is_empty() && self.woken.is_empty() && self.called.is_empty()
+        self.pending.is_empty() && self.woken.is_empty() && self.signaled.is_empty()
     }
 }
 
 /// Tells a shard which of its subscribers has something to do.
 #[derive(Debug)]
-pub(super) struct Bell {
-    shard: Arc<Shard>,
+pub(super) struct SubscriberWaker {
+    mailbox: Arc<ShardMailbox>,
     /// Of the subscriber; of another one after it has gone, which does no harm.
-    number: usize,
-    pub(super) has_rung: AtomicBool,
+    key: usize,
+    pub(super) is_queued: AtomicBool,
 }
 
-impl Bell {
+impl SubscriberWaker {
     /// The bell of a subscriber.
-    pub(super) fn new(shard: &Arc<Shard>, number: usize) -> Arc<Self> {
-        Arc::new(Self { shard: Arc::clone(shard), number, has_rung: AtomicBool::new(false) })
+    pub(super) fn new(mailbox: &Arc<ShardMailbox>, key: usize) -> Arc<Self> {
+        Arc::new(Self { mailbox: Arc::clone(mailbox), key, is_queued: AtomicBool::new(false) })
     }
 }
 
-impl Wake for Bell {
+impl Wake for SubscriberWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.has_rung.swap(true, Ordering::SeqCst) {
-            self.shard.leave(|inbox| inbox.woken.push(self.number));
+        if !self.is_queued.swap(true, Ordering::SeqCst) {
+            self.mailbox.post(|inbox| inbox.woken.push(self.key));
         }
     }
 }
 
 /// Tells a shard for which of its flocks something has arrived.
 #[derive(Debug)]
-pub(super) struct Call {
-    shard: Arc<Shard>,
-    number: usize,
+pub(super) struct GroupWaker {
+    mailbox: Arc<ShardMailbox>,
+    key: usize,
 }
 
-impl Call {
+impl GroupWaker {
     /// The call of a flock.
-    pub(super) fn new(shard: &Arc<Shard>, number: usize) -> Self {
-        Self { shard: Arc::clone(shard), number }
+    pub(super) fn new(mailbox: &Arc<ShardMailbox>, key: usize) -> Self {
+        Self { mailbox: Arc::clone(mailbox), key }
     }
 }
 
-impl Wake for Call {
+impl Wake for GroupWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.shard.leave(|inbox| inbox.called.push(self.number));
+        self.mailbox.post(|inbox| inbox.signaled.push(self.key));
     }
 }
 
 /// Subscribers on a lane after which those of one session go to another.
-const ROOM_AT_HOME: usize = 16_384;
+const MAX_HOME_SUBSCRIBERS: usize = 16_384;
 
 /// What they may take to end once the relay does.
-const END_GRACE: Duration = Duration::from_secs(5);
+const SHARD_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);

@@ -13,45 +13,45 @@ use tokio_util::sync::CancellationToken;
 
 /// All lanes. They end when this is dropped, which waits for them: what runs on them must have ended before.
 #[derive(Debug)]
-pub(crate) struct Lanes {
-    end: CancellationToken,
-    lanes: Vec<Lane>,
+pub(crate) struct ShardThreads {
+    shutdown: CancellationToken,
+    threads: Vec<ShardThread>,
 }
 
 #[derive(Debug)]
-struct Lane {
+struct ShardThread {
     runtime: Handle,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Lanes {
+impl ShardThreads {
     /// Starts as many lanes as this process may use processors, up to 64.
     ///
     /// # Errors
     ///
     /// When a thread or its runtime cannot be had.
     pub(crate) fn start() -> io::Result<Self> {
-        let mut lanes = Self { end: CancellationToken::new(), lanes: Vec::new() };
-        let count = thread::available_parallelism().map_or(1, usize::from).min(MOST_LANES);
+        let mut threads = Self { shutdown: CancellationToken::new(), threads: Vec::new() };
+        let count = thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARDS);
         for number in 0..count {
-            let lane = Lane::start(number, lanes.end.clone())?;
-            lanes.lanes.push(lane);
+            let shard = ShardThread::start(number, threads.shutdown.clone())?;
+            threads.threads.push(shard);
         }
-        Ok(lanes)
+        Ok(threads)
     }
 
     /// The runtimes, one for each lane; there is at least one.
     pub(crate) fn runtimes(&self) -> impl Iterator<Item = &Handle> + Clone {
-        self.lanes.iter().map(|lane| &lane.runtime)
+        self.threads.iter().map(|shard| &shard.runtime)
     }
 }
 
-impl Lane {
-    fn start(number: usize, end: CancellationToken) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().event_interval(POLLS).build()?;
+impl ShardThread {
+    fn start(number: usize, shutdown: CancellationToken) -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().event_interval(POLLS_PER_IO_CHECK).build()?;
         let handle = runtime.handle().clone();
         let run = move || {
-            runtime.block_on(end.cancelled_owned());
+            runtime.block_on(shutdown.cancelled_owned());
             // A name server may let a lookup hang: nobody waits for that.
             runtime.shutdown_background();
         };
@@ -60,21 +60,21 @@ impl Lane {
     }
 }
 
-impl Drop for Lanes {
+impl Drop for ShardThreads {
     fn drop(&mut self) {
-        self.end.cancel();
-        for lane in &mut self.lanes {
+        self.shutdown.cancel();
+        for shard in &mut self.threads {
             // A panic of a task is that task's; the thread itself only waits.
-            let _ = lane.thread.take().map(thread::JoinHandle::join);
+            let _ = shard.thread.take().map(thread::JoinHandle::join);
         }
     }
 }
 
 /// A set of lanes fits into one number.
-const MOST_LANES: usize = 64;
+const MAX_SHARDS: usize = 64;
 
 /// Polls of tasks after which the sockets are looked at again: a turn of a shard takes some hundred microseconds.
-const POLLS: u32 = 8;
+const POLLS_PER_IO_CHECK: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -84,12 +84,12 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_lookup_that_hangs() {
-        let lanes = Lanes::start().unwrap();
+        let threads = ShardThreads::start().unwrap();
         let (hang, hanging) = std::sync::mpsc::channel::<()>();
-        let runtime = lanes.runtimes().next().unwrap().clone();
+        let runtime = threads.runtimes().next().unwrap().clone();
         runtime.spawn_blocking(move || hanging.recv_timeout(Duration::from_secs(20)));
         let began = Instant::now();
-        drop(lanes);
+        drop(threads);
         assert!(began.elapsed() < Duration::from_secs(10));
         drop(hang);
     }

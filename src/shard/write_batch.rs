@@ -7,25 +7,25 @@ use std::{collections::VecDeque, io::IoSlice};
 use bytes::{Buf, Bytes};
 
 /// The first pieces, as a socket takes them, and how many these are.
-pub(crate) fn slices(pieces: &VecDeque<Bytes>) -> ([IoSlice<'_>; MOST_PIECES], usize) {
-    let mut slices = [IoSlice::new(&[]); MOST_PIECES];
-    let used = pieces.iter().zip(&mut slices).map(|(piece, slice)| *slice = IoSlice::new(piece)).count();
+pub(crate) fn io_slices(batch: &VecDeque<Bytes>) -> ([IoSlice<'_>; MAX_BATCH_BUFFERS], usize) {
+    let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
+    let used = batch.iter().zip(&mut slices).map(|(buffer, slice)| *slice = IoSlice::new(buffer)).count();
     (slices, used)
 }
 
 /// Takes away what has been written.
-pub(crate) fn advance(pieces: &mut VecDeque<Bytes>, mut written: usize) {
-    while let Some(piece) = pieces.front_mut() {
-        if written < piece.len() {
-            return piece.advance(written);
+pub(crate) fn advance(batch: &mut VecDeque<Bytes>, mut written: usize) {
+    while let Some(buffer) = batch.front_mut() {
+        if written < buffer.len() {
+            return buffer.advance(written);
         }
-        written -= piece.len();
-        pieces.pop_front();
+        written -= buffer.len();
+        batch.pop_front();
     }
 }
 
 /// Pieces in one write: a hand-over of the log, and a heartbeat, at least.
-pub(crate) const MOST_PIECES: usize = 32;
+pub(crate) const MAX_BATCH_BUFFERS: usize = 32;
 
 /// Bytes after which a write takes no further piece.
-pub(crate) const MOST_BYTES: usize = 32 * 1024;
+pub(crate) const MAX_BATCH_BYTES: usize = 32 * 1024;

@@ -34,11 +34,11 @@ use tokio::time::{Interval, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-pub(crate) use self::receiver::Receiver;
-use self::{population::Crowd, stream::Connector};
+pub(crate) use self::receiver::SampleReceiver;
+use self::{population::Population, stream::SimulatedConnector};
 
 /// What to simulate. The caller has checked it.
-pub(crate) struct Options {
+pub(crate) struct SimulationOptions {
     /// The products that are registered. Twice the same is once.
     pub(crate) products: Vec<String>,
     /// Events per second and product: more than 0, at most 100 000.
@@ -57,14 +57,14 @@ pub(crate) struct Options {
 
 /// The stand-in connector. Serve [`Simulator::router`] while [`Simulator::run`] makes the traffic.
 pub(crate) struct Simulator {
-    options: Options,
-    connector: Arc<Connector>,
+    options: SimulationOptions,
+    connector: Arc<SimulatedConnector>,
 }
 
 impl Simulator {
     /// A connector that is silent until it runs.
-    pub(crate) fn new(options: Options) -> Simulator {
-        let connector = Connector::new(&options.products, options.token.as_deref(), options.heartbeat);
+    pub(crate) fn new(options: SimulationOptions) -> Simulator {
+        let connector = SimulatedConnector::new(&options.products, options.token.as_deref(), options.heartbeat);
         Simulator { options, connector: Arc::new(connector) }
     }
 
@@ -82,12 +82,18 @@ impl Simulator {
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut products = JoinSet::new();
         for product in self.options.products.iter().collect::<BTreeSet<_>>() {
-            let Options { rate, sessions, payload_bytes, seed, .. } = self.options;
-            let crowd = Crowd::new(seed, product, sessions, payload_bytes);
-            products.spawn(drive(self.connector.clone(), product.clone(), crowd, Pace::new(rate), stop.clone()));
+            let SimulationOptions { rate, sessions, payload_bytes, seed, .. } = self.options;
+            let population = Population::new(seed, product, sessions, payload_bytes);
+            products.spawn(run_product(
+                self.connector.clone(),
+                product.clone(),
+                population,
+                EventPacer::new(rate),
+                stop.clone(),
+            ));
         }
-        while let Some(ended) = products.join_next().await {
-            if let Err(error) = ended {
+        while let Some(finished) = products.join_next().await {
+            if let Err(error) = finished {
                 error!(%error, "the traffic of a simulated product broke off");
             }
         }
@@ -96,50 +102,56 @@ impl Simulator {
 }
 
 /// Tells a product's audience what its crowd does, at an even pace, until stopped; then closes the audience.
-async fn drive(connector: Arc<Connector>, product: String, mut crowd: Crowd, mut pace: Pace, stop: CancellationToken) {
-    let Some(audience) = connector.audience(&product) else {
+async fn run_product(
+    connector: Arc<SimulatedConnector>,
+    product: String,
+    mut population: Population,
+    mut pace: EventPacer,
+    stop: CancellationToken,
+) {
+    let Some(clients) = connector.clients(&product) else {
         return;
     };
-    while let Some(events) = stop.run_until_cancelled(pace.next()).await {
+    while let Some(events) = stop.run_until_cancelled(pace.tick()).await {
         for _ in 0..events {
-            audience.tell(&frame(&crowd.next(unix_seconds())));
+            clients.broadcast(&encode_frame(&population.next_payload(unix_seconds())));
         }
         // When ticks were missed the next one is due already; clients take their turn in between.
         yield_now().await;
     }
-    audience.close();
+    clients.close();
 }
 
 /// When events are due: one a tick, or several where ticks would have to be closer than a timer can tell apart.
-struct Pace {
+struct EventPacer {
     ticks: Interval,
     per_tick: f64,
     /// What earlier ticks left over: less than one event.
-    owed: f64,
+    carry: f64,
 }
 
-impl Pace {
-    fn new(rate: f64) -> Pace {
+impl EventPacer {
+    fn new(rate: f64) -> EventPacer {
         // A rate too small for a `Duration` is a very long time, and so is the longest allowed.
-        let between_events = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(LONGEST_TICK);
-        let period = between_events.clamp(SHORTEST_TICK, LONGEST_TICK);
-        let per_tick = if between_events < SHORTEST_TICK { rate * SHORTEST_TICK.as_secs_f64() } else { 1.0 };
+        let between_events = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(MAX_TICK);
+        let period = between_events.clamp(MIN_TICK, MAX_TICK);
+        let per_tick = if between_events < MIN_TICK { rate * MIN_TICK.as_secs_f64() } else { 1.0 };
         // By default an interval catches up with missed ticks in a burst, so the rate holds on a busy machine.
-        Pace { ticks: interval(period), per_tick, owed: 0.0 }
+        EventPacer { ticks: interval(period), per_tick, carry: 0.0 }
     }
 
     /// Waits for the next tick: how many events are due.
-    async fn next(&mut self) -> u32 {
+    async fn tick(&mut self) -> u32 {
         self.ticks.tick().await;
-        self.owed += self.per_tick;
-        let due = self.owed.floor();
-        self.owed -= due;
+        self.carry += self.per_tick;
+        let due = self.carry.floor();
+        self.carry -= due;
         due as u32
     }
 }
 
 /// A payload as it goes over the wire: encoded once, shared by all clients.
-fn frame(payload: &str) -> Bytes {
+fn encode_frame(payload: &str) -> Bytes {
     let mut frame = String::with_capacity("data: \n\n".len() + payload.len());
     for part in ["data: ", payload, "\n\n"] {
         frame.push_str(part);
@@ -153,6 +165,6 @@ fn unix_seconds() -> f64 {
 }
 
 /// The resolution of tokio's timer.
-const SHORTEST_TICK: Duration = Duration::from_millis(1);
+const MIN_TICK: Duration = Duration::from_millis(1);
 /// Long enough to mean never, short enough to be added to an instant.
-const LONGEST_TICK: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+const MAX_TICK: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);

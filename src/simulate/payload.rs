@@ -8,19 +8,19 @@
 use fastrand::Rng;
 use serde::Serialize;
 
-use super::site::PROSE;
+use super::site::FILLER_SENTENCES;
 
 /// One payload of the stream.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub(crate) enum Payload<'a> {
+pub(crate) enum StreamPayload<'a> {
     /// A batch of actions of one session.
     Actions {
         /// The product it happened in.
         product_id: &'a str,
         /// Who acted.
         #[serde(flatten)]
-        who: &'a Identity,
+        who: &'a UserIdentity,
         /// How many actions there are.
         count: usize,
         /// When the connector forwarded the batch, Unix seconds.
@@ -83,12 +83,12 @@ pub(crate) struct Action<'a> {
     pub(crate) canonical_url: String,
     /// Who acted.
     #[serde(flatten)]
-    pub(crate) who: &'a Identity,
+    pub(crate) who: &'a UserIdentity,
 }
 
 /// Whatever is known of a person.
 #[derive(Serialize)]
-pub(crate) struct Identity {
+pub(crate) struct UserIdentity {
     /// The browser session.
     pub(crate) session_id: Option<String>,
     /// The account, once signed in.
@@ -100,33 +100,33 @@ pub(crate) struct Identity {
     pub(crate) conversation_id: Option<String>,
 }
 
-impl Payload<'_> {
+impl StreamPayload<'_> {
     /// Makes the JSON at least `bytes` long by adding prose to its last description, summary or reason.
     ///
     /// To be called before [`Payload::stamp`]: it counts the times in their shortest form, so that what is added does
     /// not depend on the clock.
-    pub(crate) fn pad(&mut self, bytes: usize, rng: &mut Rng) {
+    pub(crate) fn pad_to(&mut self, bytes: usize, rng: &mut Rng) {
         if bytes == 0 {
             return; // spares the encoding
         }
         let missing = bytes.saturating_sub(self.encode().len());
-        let first_sentence = rng.usize(..PROSE.len());
+        let first_sentence = rng.usize(..FILLER_SENTENCES.len());
         if missing > 0
-            && let Some(text) = self.prose()
+            && let Some(text) = self.padding_target()
         {
-            lengthen(text, missing, first_sentence);
+            append_prose(text, missing, first_sentence);
         }
     }
 
     /// Fills in the times: forwarded now, the actions one after the other since the batch before.
-    pub(crate) fn stamp(&mut self, now: f64, rng: &mut Rng) {
+    pub(crate) fn set_times(&mut self, now: f64, rng: &mut Rng) {
         match self {
-            Payload::Actions { forwarded_at, actions, since, .. } => {
+            StreamPayload::Actions { forwarded_at, actions, since, .. } => {
                 *forwarded_at = now;
-                spread(actions, *since, now, rng);
+                spread_times(actions, *since, now, rng);
             }
-            Payload::Summary { forwarded_at, .. } => *forwarded_at = now,
-            Payload::UsertourTrigger { .. } => {}
+            StreamPayload::Summary { forwarded_at, .. } => *forwarded_at = now,
+            StreamPayload::UsertourTrigger { .. } => {}
         }
     }
 
@@ -136,47 +136,47 @@ impl Payload<'_> {
     }
 
     /// The text that may grow.
-    fn prose(&mut self) -> Option<&mut String> {
+    fn padding_target(&mut self) -> Option<&mut String> {
         match self {
-            Payload::Actions { actions, .. } => actions.last_mut().map(|action| &mut action.description),
-            Payload::Summary { summary, .. } => Some(summary),
-            Payload::UsertourTrigger { reason, .. } => Some(reason.get_or_insert_default()),
+            StreamPayload::Actions { actions, .. } => actions.last_mut().map(|action| &mut action.description),
+            StreamPayload::Summary { summary, .. } => Some(summary),
+            StreamPayload::UsertourTrigger { reason, .. } => Some(reason.get_or_insert_default()),
         }
     }
 }
 
 /// Adds at least `missing` bytes of sentences, the last of them cut at the end of a word.
-fn lengthen(text: &mut String, missing: usize, first_sentence: usize) {
-    let wanted = text.len().saturating_add(missing);
-    for sentence in PROSE.iter().cycle().skip(first_sentence) {
-        if text.len() >= wanted {
+fn append_prose(text: &mut String, missing: usize, first_sentence: usize) {
+    let target_len = text.len().saturating_add(missing);
+    for sentence in FILLER_SENTENCES.iter().cycle().skip(first_sentence) {
+        if text.len() >= target_len {
             return;
         }
         text.push(' ');
-        let left = wanted.saturating_sub(text.len());
-        let rest_of_word = sentence.get(left..).and_then(|rest| rest.find(' '));
-        let cut = rest_of_word.map_or(sentence.len(), |length| left + length);
+        let remaining = target_len.saturating_sub(text.len());
+        let rest_of_word = sentence.get(remaining..).and_then(|rest| rest.find(' '));
+        let cut = rest_of_word.map_or(sentence.len(), |length| remaining + length);
         text.push_str(sentence.get(..cut).unwrap_or(sentence));
     }
 }
 
 /// Lets the actions happen one after the other, none before `since`, none after `now`.
-fn spread(actions: &mut [Action<'_>], since: Option<f64>, now: f64, rng: &mut Rng) {
-    let mut left = actions.len() as f64;
-    let earliest = now - left * SECONDS_PER_ACTION;
+fn spread_times(actions: &mut [Action<'_>], since: Option<f64>, now: f64, rng: &mut Rng) {
+    let mut remaining = actions.len() as f64;
+    let earliest = now - remaining * SECONDS_PER_ACTION;
     let mut at = since.unwrap_or(earliest).max(earliest).min(now);
     for action in actions {
-        let share = (now - at) / left;
+        let share = (now - at) / remaining;
         action.timestamp_start = at;
         // `max`: cutting to milliseconds must not turn the order round.
-        at = milliseconds(at + share * (0.5 + 0.5 * rng.f64())).max(at);
+        at = floor_to_millis(at + share * (0.5 + 0.5 * rng.f64())).max(at);
         action.timestamp_end = at;
-        left -= 1.0;
+        remaining -= 1.0;
     }
 }
 
 /// Cuts a time to the precision that browsers report.
-fn milliseconds(seconds: f64) -> f64 {
+fn floor_to_millis(seconds: f64) -> f64 {
     (seconds * 1000.0).floor() / 1000.0
 }
 
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_trigger_without_reason_and_user_is_the_recorded_one() {
-        let trigger = Payload::UsertourTrigger {
+        let trigger = StreamPayload::UsertourTrigger {
             product_id: "prod_abc",
             flow_id: "tour_abc_789",
             session_id: "ps_abc123",
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_fields_of_a_batch_are_in_the_recorded_order() {
-        let who = someone();
+        let who = test_identity();
         let encoded = batch(&who, 1).encode();
         assert_eq!(
             encoded,
@@ -220,11 +220,11 @@ mod tests {
 
     #[test]
     fn padding_reaches_any_size_and_overshoots_by_less_than_a_word() {
-        let who = someone();
+        let who = test_identity();
         let natural = batch(&who, 2).encode().len();
         for bytes in (0..3000).chain([65_536]) {
             let mut payload = batch(&who, 2);
-            payload.pad(bytes, &mut Rng::with_seed(bytes as u64));
+            payload.pad_to(bytes, &mut Rng::with_seed(bytes as u64));
             let length = payload.encode().len();
             assert!(length >= bytes.max(natural) && length <= bytes.max(natural) + 16, "{length} for {bytes}");
         }
@@ -232,12 +232,12 @@ mod tests {
 
     #[test]
     fn actions_follow_one_another_between_the_last_batch_and_now() {
-        let who = someone();
+        let who = test_identity();
         let now = 1_700_000_000.123_456_7;
         for (since, seed) in [(None, 1), (Some(now - 3.0), 2), (Some(now - 4000.0), 3), (Some(now), 4)] {
             let mut payload = batch_since(&who, 5, since);
-            payload.stamp(now, &mut Rng::with_seed(seed));
-            let Payload::Actions { forwarded_at, actions, .. } = payload else { panic!("a batch stays a batch") };
+            payload.set_times(now, &mut Rng::with_seed(seed));
+            let StreamPayload::Actions { forwarded_at, actions, .. } = payload else { panic!("a batch stays a batch") };
             assert_eq!(forwarded_at, now);
             let mut at = since.unwrap_or(now - 60.0);
             for action in &actions {
@@ -250,15 +250,15 @@ mod tests {
 
     #[test]
     fn a_clock_set_back_puts_no_action_into_the_future() {
-        let who = someone();
+        let who = test_identity();
         let mut payload = batch_since(&who, 3, Some(2000.0));
-        payload.stamp(1000.0, &mut Rng::with_seed(1));
-        let Payload::Actions { actions, .. } = payload else { panic!("a batch stays a batch") };
+        payload.set_times(1000.0, &mut Rng::with_seed(1));
+        let StreamPayload::Actions { actions, .. } = payload else { panic!("a batch stays a batch") };
         assert!(actions.iter().all(|action| action.timestamp_end <= 1000.0));
     }
 
-    fn someone() -> Identity {
-        Identity {
+    fn test_identity() -> UserIdentity {
+        UserIdentity {
             session_id: Some("ps_abc123".into()),
             user_id: Some("distinct_id_xyz".into()),
             email: None,
@@ -266,11 +266,11 @@ mod tests {
         }
     }
 
-    fn batch(who: &Identity, count: usize) -> Payload<'_> {
+    fn batch(who: &UserIdentity, count: usize) -> StreamPayload<'_> {
         batch_since(who, count, None)
     }
 
-    fn batch_since(who: &Identity, count: usize, since: Option<f64>) -> Payload<'_> {
+    fn batch_since(who: &UserIdentity, count: usize, since: Option<f64>) -> StreamPayload<'_> {
         let action = |index| Action {
             index,
             kind: "click",
@@ -283,6 +283,6 @@ mod tests {
             who,
         };
         let actions: Vec<_> = (0..count as u64).map(action).collect();
-        Payload::Actions { product_id: "prod_abc", who, count, forwarded_at: 0.0, actions, since }
+        StreamPayload::Actions { product_id: "prod_abc", who, count, forwarded_at: 0.0, actions, since }
     }
 }

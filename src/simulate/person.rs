@@ -7,25 +7,25 @@
 use fastrand::Rng;
 
 use super::{
-    payload::{Identity, Payload},
+    payload::{StreamPayload, UserIdentity},
     site::{FIRST_NAMES, LAST_NAMES},
-    visit::{Visit, one_of},
+    visit::{Visit, pick},
 };
 
 /// Somebody in the product, from arriving to leaving.
 pub(crate) struct Person {
-    identity: Identity,
+    identity: UserIdentity,
     visit: Visit,
     /// Batches until the person leaves.
     batches_left: u32,
     /// Actions after which the connector sums up.
-    patience: u64,
+    summary_threshold: u64,
     /// When the last batch was forwarded, Unix seconds.
     last_batch_at: Option<f64>,
 }
 
 /// What an event will be.
-enum Due {
+enum DueEvent {
     Actions,
     Summary,
     Tour,
@@ -34,13 +34,13 @@ enum Due {
 impl Person {
     /// Somebody known by name who has just arrived.
     pub(crate) fn customer(rng: &mut Rng) -> Person {
-        let identity = customer(rng);
+        let identity = customer_identity(rng);
         Person::new(identity, rng)
     }
 
     /// Anybody who has just arrived, known or not.
-    pub(crate) fn passer_by(rng: &mut Rng) -> Person {
-        let identity = passer_by(rng);
+    pub(crate) fn random_visitor(rng: &mut Rng) -> Person {
+        let identity = visitor_identity(rng);
         Person::new(identity, rng)
     }
 
@@ -50,39 +50,45 @@ impl Person {
     }
 
     /// What the connector has to say in event number `turn`, forwarded at `now`.
-    pub(crate) fn tell<'a>(&'a mut self, turn: u64, now: f64, product_id: &'a str, rng: &mut Rng) -> Payload<'a> {
-        match self.due(turn, rng) {
-            Due::Actions => self.act(now, product_id, rng),
-            Due::Summary => self.sum_up(product_id),
-            Due::Tour => self.offer_tour(product_id, rng),
+    pub(crate) fn next_payload<'a>(
+        &'a mut self,
+        turn: u64,
+        now: f64,
+        product_id: &'a str,
+        rng: &mut Rng,
+    ) -> StreamPayload<'a> {
+        match self.due_event(turn, rng) {
+            DueEvent::Actions => self.act(now, product_id, rng),
+            DueEvent::Summary => self.sum_up(product_id),
+            DueEvent::Tour => self.offer_tour(product_id, rng),
         }
     }
 
-    fn new(identity: Identity, rng: &mut Rng) -> Person {
+    fn new(identity: UserIdentity, rng: &mut Rng) -> Person {
         let noun = if identity.user_id.is_some() { "User" } else { "Visitor" };
         Person {
             identity,
             visit: Visit::new(noun, rng),
             batches_left: rng.u32(12..60),
-            patience: rng.u64(6..30),
+            summary_threshold: rng.u64(6..30),
             last_batch_at: None,
         }
     }
 
-    fn due(&self, turn: u64, rng: &mut Rng) -> Due {
-        let unsummed = self.visit.unsummed_actions();
-        let can_be_guided = self.identity.session_id.is_some();
+    fn due_event(&self, turn: u64, rng: &mut Rng) -> DueEvent {
+        let unsummed = self.visit.unsummarized_actions();
+        let has_session = self.identity.session_id.is_some();
         let tour_drawn = rng.u8(..25) == 0;
         match turn {
-            FIRST_TOUR if can_be_guided => Due::Tour,
-            FIRST_SUMMARY if unsummed > 0 => Due::Summary,
-            _ if unsummed >= self.patience => Due::Summary,
-            _ if tour_drawn && can_be_guided => Due::Tour,
-            _ => Due::Actions,
+            FIRST_TOUR if has_session => DueEvent::Tour,
+            FIRST_SUMMARY if unsummed > 0 => DueEvent::Summary,
+            _ if unsummed >= self.summary_threshold => DueEvent::Summary,
+            _ if tour_drawn && has_session => DueEvent::Tour,
+            _ => DueEvent::Actions,
         }
     }
 
-    fn act<'a>(&'a mut self, now: f64, product_id: &'a str, rng: &mut Rng) -> Payload<'a> {
+    fn act<'a>(&'a mut self, now: f64, product_id: &'a str, rng: &mut Rng) -> StreamPayload<'a> {
         let Person { identity, visit, batches_left, last_batch_at, .. } = self;
         *batches_left = batches_left.saturating_sub(1);
         let leaving = *batches_left == 0;
@@ -90,7 +96,7 @@ impl Person {
         if leaving && actions.len() < MAX_BATCH {
             actions.push(visit.leave(identity));
         }
-        Payload::Actions {
+        StreamPayload::Actions {
             product_id,
             who: identity,
             count: actions.len(),
@@ -100,39 +106,39 @@ impl Person {
         }
     }
 
-    fn sum_up<'a>(&'a mut self, product_id: &'a str) -> Payload<'a> {
+    fn sum_up<'a>(&'a mut self, product_id: &'a str) -> StreamPayload<'a> {
         let (summary, replaces) = self.visit.sum_up();
         let session_id = self.identity.session_id.as_deref();
-        Payload::Summary { product_id, session_id, summary, replaces, forwarded_at: 0.0 }
+        StreamPayload::Summary { product_id, session_id, summary, replaces, forwarded_at: 0.0 }
     }
 
-    fn offer_tour<'a>(&'a self, product_id: &'a str, rng: &mut Rng) -> Payload<'a> {
+    fn offer_tour<'a>(&'a self, product_id: &'a str, rng: &mut Rng) -> StreamPayload<'a> {
         let (flow_id, reason) = self.visit.tour();
         let session_id = self.identity.session_id.as_deref().unwrap_or_default(); // `due` asks for one
         let reason = rng.bool().then(|| reason.to_owned());
         let user_id = self.identity.user_id.as_deref().filter(|_| rng.bool());
-        Payload::UsertourTrigger { product_id, flow_id, session_id, reason, user_id }
+        StreamPayload::UsertourTrigger { product_id, flow_id, session_id, reason, user_id }
     }
 }
 
 /// Anybody: half of them are customers, the others lack something, one in ten even a session.
-fn passer_by(rng: &mut Rng) -> Identity {
-    let known = customer(rng);
+fn visitor_identity(rng: &mut Rng) -> UserIdentity {
+    let known = customer_identity(rng);
     match rng.u8(..20) {
-        0..=1 => Identity { session_id: None, user_id: None, email: None, conversation_id: None },
-        2..=6 => Identity { user_id: None, email: None, ..known },
-        7..=9 => Identity { email: None, ..known },
+        0..=1 => UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None },
+        2..=6 => UserIdentity { user_id: None, email: None, ..known },
+        7..=9 => UserIdentity { email: None, ..known },
         _ => known,
     }
 }
 
 /// A signed-in person in a new session. The number decides the name, so people come back.
-fn customer(rng: &mut Rng) -> Identity {
-    let number = rng.u32(1..=CUSTOMERS);
-    let mut of_number = Rng::with_seed(u64::from(number));
-    let (first, last) = (one_of(&FIRST_NAMES, &mut of_number), one_of(&LAST_NAMES, &mut of_number));
+fn customer_identity(rng: &mut Rng) -> UserIdentity {
+    let number = rng.u32(1..=CUSTOMER_COUNT);
+    let mut name_rng = Rng::with_seed(u64::from(number));
+    let (first, last) = (pick(&FIRST_NAMES, &mut name_rng), pick(&LAST_NAMES, &mut name_rng));
     let in_a_chat = rng.u8(..12) == 0;
-    Identity {
+    UserIdentity {
         session_id: Some(format!("ps_{:012x}", rng.u64(..1 << 48))),
         user_id: Some(format!("user_{number:05}")),
         email: Some(format!("{first}.{last}{number}@example.com")),
@@ -147,7 +153,7 @@ const FIRST_TOUR: u64 = 6;
 /// The event that is a summary, after six turns of the first person.
 const FIRST_SUMMARY: u64 = 12;
 /// People with an account.
-const CUSTOMERS: u32 = 20_000;
+const CUSTOMER_COUNT: u32 = 20_000;
 
 #[cfg(test)]
 mod tests {
@@ -161,7 +167,7 @@ mod tests {
             let mut person = Person::customer(&mut rng);
             let mut last = String::new();
             while !person.has_left() {
-                if let Payload::Actions { actions, .. } = person.tell(100, 0.0, "prod_abc", &mut rng) {
+                if let StreamPayload::Actions { actions, .. } = person.next_payload(100, 0.0, "prod_abc", &mut rng) {
                     assert!(actions.len() <= MAX_BATCH);
                     last = actions.last().unwrap().title.clone();
                 }
@@ -174,10 +180,13 @@ mod tests {
     #[test]
     fn a_visitor_without_a_session_is_never_sent_on_a_tour() {
         let mut rng = Rng::with_seed(2);
-        let identity = Identity { session_id: None, user_id: None, email: None, conversation_id: None };
+        let identity = UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None };
         let mut nobody = Person::new(identity, &mut rng);
         for turn in 0..1000 {
-            assert!(!matches!(nobody.tell(turn, 0.0, "prod_abc", &mut rng), Payload::UsertourTrigger { .. }));
+            assert!(!matches!(
+                nobody.next_payload(turn, 0.0, "prod_abc", &mut rng),
+                StreamPayload::UsertourTrigger { .. }
+            ));
         }
     }
 
@@ -187,7 +196,7 @@ mod tests {
         let mut addresses = std::collections::BTreeMap::new();
         let mut returns = 0;
         for _ in 0..2000 {
-            let Identity { user_id, email, .. } = customer(&mut rng);
+            let UserIdentity { user_id, email, .. } = customer_identity(&mut rng);
             if let Some(before) = addresses.insert(user_id, email.clone()) {
                 assert_eq!(before, email);
                 returns += 1;

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use super::person::Person;
 
 /// Everybody who is in one product at the moment.
-pub(crate) struct Crowd {
+pub(crate) struct Population {
     product: String,
     payload_bytes: usize,
     rng: Rng,
@@ -19,37 +19,37 @@ pub(crate) struct Crowd {
     turn: u64,
 }
 
-impl Crowd {
+impl Population {
     /// A crowd of `sessions` people, at least one, whose payloads have about `payload_bytes` bytes at least.
-    pub(crate) fn new(seed: u64, product: &str, sessions: usize, payload_bytes: usize) -> Crowd {
+    pub(crate) fn new(seed: u64, product: &str, sessions: usize, payload_bytes: usize) -> Population {
         let mut rng = Rng::with_seed(seed ^ stable_hash(product));
         // The first one is known by name, because a demo tells that story first, and a tour needs a session.
         let mut people = vec![Person::customer(&mut rng)];
-        people.extend((1..sessions).map(|_| Person::passer_by(&mut rng)));
-        Crowd { product: product.to_owned(), payload_bytes, rng, people, turn: 0 }
+        people.extend((1..sessions).map(|_| Person::random_visitor(&mut rng)));
+        Population { product: product.to_owned(), payload_bytes, rng, people, turn: 0 }
     }
 
     /// The JSON text of the next payload, forwarded at `now` (Unix seconds).
-    pub(crate) fn next(&mut self, now: f64) -> String {
-        let Crowd { product, payload_bytes, rng, people, turn } = self;
-        let person = whose_turn(people, *turn, rng);
+    pub(crate) fn next_payload(&mut self, now: f64) -> String {
+        let Population { product, payload_bytes, rng, people, turn } = self;
+        let person = pick_person(people, *turn, rng);
         if person.has_left() {
-            *person = Person::passer_by(rng); // one leaves, one comes: their number stays
+            *person = Person::random_visitor(rng); // one leaves, one comes: their number stays
         }
-        let mut payload = person.tell(*turn, now, product, rng);
+        let mut payload = person.next_payload(*turn, now, product, rng);
         *turn += 1;
-        payload.pad(*payload_bytes, rng);
-        payload.stamp(now, rng);
+        payload.pad_to(*payload_bytes, rng);
+        payload.set_times(now, rng);
         payload.encode()
     }
 }
 
 /// Whoever the next event is about. Every second of the first events is about the same person: with many sessions nobody
 /// else would have done enough to be summed up.
-fn whose_turn<'a>(people: &'a mut [Person], turn: u64, rng: &mut Rng) -> &'a mut Person {
-    let tells_the_first_story = turn < OPENING && turn.is_multiple_of(2);
-    let place = if tells_the_first_story { 0 } else { rng.usize(..people.len()) };
-    people.get_mut(place).expect("drawn from the number of people, of whom there is always one")
+fn pick_person<'a>(people: &'a mut [Person], turn: u64, rng: &mut Rng) -> &'a mut Person {
+    let is_first_persons_turn = turn < OPENING_EVENTS && turn.is_multiple_of(2);
+    let index = if is_first_persons_turn { 0 } else { rng.usize(..people.len()) };
+    people.get_mut(index).expect("drawn from the number of people, of whom there is always one")
 }
 
 /// FNV-1a, written here because it must be the same in every build: the standard library's hashes promise no such thing.
@@ -58,7 +58,7 @@ fn stable_hash(text: &str) -> u64 {
 }
 
 /// Events that tell mainly of the first person.
-const OPENING: u64 = 20;
+const OPENING_EVENTS: u64 = 20;
 
 #[cfg(test)]
 mod tests {
@@ -72,19 +72,19 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_payloads_whatever_the_time() {
-        let mut early = Crowd::new(7, "prod_abc", 20, 700);
-        let mut late = Crowd::new(7, "prod_abc", 20, 700);
+        let mut early = Population::new(7, "prod_abc", 20, 700);
+        let mut late = Population::new(7, "prod_abc", 20, 700);
         for turn in 0..500 {
-            let early = without_times(&early.next(NOW + f64::from(turn)));
-            assert_eq!(early, without_times(&late.next(1_800_000_000.123 + 17.1 * f64::from(turn))));
+            let early = without_times(&early.next_payload(NOW + f64::from(turn)));
+            assert_eq!(early, without_times(&late.next_payload(1_800_000_000.123 + 17.1 * f64::from(turn))));
         }
     }
 
     #[test]
     fn another_seed_or_another_product_gives_other_payloads() {
         let text = |seed, product| {
-            let mut crowd = Crowd::new(seed, product, 20, 0);
-            (0..20).map(|_| crowd.next(NOW).replace(product, "")).collect::<Vec<_>>()
+            let mut population = Population::new(seed, product, 20, 0);
+            (0..20).map(|_| population.next_payload(NOW).replace(product, "")).collect::<Vec<_>>()
         };
         assert_ne!(text(1, "prod_abc"), text(2, "prod_abc"));
         assert_ne!(text(1, "prod_abc"), text(1, "prod_xyz"));
@@ -128,25 +128,25 @@ mod tests {
             }
             seen.extend(payload.as_object().unwrap().iter().map(|(key, value)| format!("{key} {}", value.is_null())));
         }
-        for wanted in ["session_id true", "user_id true", "email true", "email false", "conversation_id false"] {
-            assert!(seen.contains(wanted), "never seen: {wanted}");
+        for expected in ["session_id true", "user_id true", "email true", "email false", "conversation_id false"] {
+            assert!(seen.contains(expected), "never seen: {expected}");
         }
         assert!(!seen.contains("conversation_id true"));
     }
 
     #[test]
     fn texts_are_not_always_plain_ascii() {
-        let mut crowd = Crowd::new(4, "prod_abc", 20, 0);
-        let not_ascii = (0..200).filter(|_| !crowd.next(NOW).is_ascii()).count();
+        let mut population = Population::new(4, "prod_abc", 20, 0);
+        let not_ascii = (0..200).filter(|_| !population.next_payload(NOW).is_ascii()).count();
         assert!((10..190).contains(&not_ascii), "{not_ascii} of 200");
     }
 
     #[test]
     fn the_index_goes_on_through_a_session_and_time_never_back() {
-        let mut crowd = Crowd::new(5, "prod_abc", 20, 0);
+        let mut population = Population::new(5, "prod_abc", 20, 0);
         let mut reached: BTreeMap<String, (u64, f64)> = BTreeMap::new();
         for turn in 0..3000 {
-            let payload: Value = serde_json::from_str(&crowd.next(NOW + 0.2 * f64::from(turn))).unwrap();
+            let payload: Value = serde_json::from_str(&population.next_payload(NOW + 0.2 * f64::from(turn))).unwrap();
             let Some(session) = payload["session_id"].as_str() else {
                 continue;
             };
@@ -175,17 +175,17 @@ mod tests {
 
     #[test]
     fn every_kind_of_payload_is_padded_to_the_size_asked_for() {
-        let mut crowd = Crowd::new(8, "prod_abc", 20, 4096);
+        let mut population = Population::new(8, "prod_abc", 20, 4096);
         for _ in 0..300 {
-            let payload = crowd.next(NOW);
+            let payload = population.next_payload(NOW);
             assert!((4096..4096 + 512).contains(&payload.len()), "{} bytes: {payload}", payload.len());
             serde_json::from_str::<Value>(&payload).unwrap();
         }
     }
 
     fn payloads(seed: u64, sessions: usize, count: usize) -> Vec<Value> {
-        let mut crowd = Crowd::new(seed, "prod_abc", sessions, 0);
-        (0..count).map(|turn| serde_json::from_str(&crowd.next(NOW + turn as f64)).unwrap()).collect()
+        let mut population = Population::new(seed, "prod_abc", sessions, 0);
+        (0..count).map(|turn| serde_json::from_str(&population.next_payload(NOW + turn as f64)).unwrap()).collect()
     }
 
     fn check_actions(payload: &Value) {

@@ -29,19 +29,19 @@ use tokio_util::sync::CancellationToken;
 use crate::http::problem::Problem;
 
 /// Serve [`Receiver::router`] while [`Receiver::run`] tells what came.
-pub(crate) struct Receiver {
+pub(crate) struct SampleReceiver {
     secret: String,
     started: Instant,
-    print: Print,
-    desks: [Mutex<Desk>; 2],
+    print: PrintLine,
+    stats: [Mutex<RouteStats>; 2],
 }
 
 /// Where lines go; false when nobody reads them any more.
-pub(crate) type Print = fn(&str) -> bool;
+pub(crate) type PrintLine = fn(&str) -> bool;
 
 /// What somebody who prints a delivery needs of it. Never what a user has done.
 #[derive(Deserialize)]
-struct Payload {
+struct ReceivedEvent {
     #[serde(rename = "type")]
     kind: String,
     product_id: String,
@@ -50,9 +50,9 @@ struct Payload {
 
 /// One route's books.
 #[derive(Debug, Default)]
-struct Desk {
+struct RouteStats {
     /// Lines for single deliveries so far.
-    told: usize,
+    printed: usize,
     /// By type, since the last summary.
     accepted: BTreeMap<String, usize>,
     /// 503s since the last summary.
@@ -62,15 +62,15 @@ struct Desk {
 
 /// The two routes.
 #[derive(Clone, Copy)]
-enum Route {
+enum ReceiverRoute {
     Good,
     Flaky,
 }
 
-impl Receiver {
+impl SampleReceiver {
     /// A receiver that shares this secret with the relay. Its first outage begins now.
-    pub(crate) fn new(secret: &str, print: Print) -> Arc<Self> {
-        Arc::new(Self { secret: secret.to_owned(), started: Instant::now(), print, desks: Default::default() })
+    pub(crate) fn new(secret: &str, print: PrintLine) -> Arc<Self> {
+        Arc::new(Self { secret: secret.to_owned(), started: Instant::now(), print, stats: Default::default() })
     }
 
     /// What to serve.
@@ -85,84 +85,87 @@ impl Receiver {
 
     /// Tells now and then what came, until stopped.
     pub(crate) async fn run(&self, stop: CancellationToken) {
-        let mut ticks = interval_at(Instant::now() + BETWEEN_SUMMARIES, BETWEEN_SUMMARIES);
+        let mut ticks = interval_at(Instant::now() + SUMMARY_INTERVAL, SUMMARY_INTERVAL);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            for route in [Route::Good, Route::Flaky] {
-                let line = self.desk(route).summary(route);
+            for route in [ReceiverRoute::Good, ReceiverRoute::Flaky] {
+                let line = self.lock_stats(route).take_summary(route);
                 line.map(|line| (self.print)(&line));
             }
         }
     }
 
-    fn receive(&self, route: Route, headers: &HeaderMap, body: &[u8]) -> StatusCode {
-        if let Err(problem) = self.check(headers, body) {
+    fn receive(&self, route: ReceiverRoute, headers: &HeaderMap, body: &[u8]) -> StatusCode {
+        if let Err(problem) = self.verify_signatures(headers, body) {
             (self.print)(&format!("{} refused a delivery: {problem}", route.path()));
             return StatusCode::UNAUTHORIZED;
         }
-        let Ok(payload) = serde_json::from_slice::<Payload>(body) else { return StatusCode::BAD_REQUEST };
-        let is_failing = matches!(route, Route::Flaky) && is_outage(self.started.elapsed());
-        let lines = self.desk(route).note(route, &payload, is_failing);
+        let Ok(payload) = serde_json::from_slice::<ReceivedEvent>(body) else { return StatusCode::BAD_REQUEST };
+        let in_outage = matches!(route, ReceiverRoute::Flaky) && outage_at(self.started.elapsed());
+        let lines = self.lock_stats(route).record(route, &payload, in_outage);
         lines.iter().for_each(|line| {
             (self.print)(line);
         });
-        if is_failing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+        if in_outage { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
     }
 
     /// Holds the headers against the body, as the connector's SDK does and as Standard Webhooks has it.
-    fn check(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), &'static str> {
-        let field = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    fn verify_signatures(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), &'static str> {
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let key = hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_bytes());
-        let hex = field("x-connector-signature").and_then(|value| value.strip_prefix("sha256="));
-        if !hex.is_some_and(|hex| is_same(hex, &hex_of(hmac::sign(&key, body).as_ref()))) {
+        let hex = header("x-connector-signature").and_then(|value| value.strip_prefix("sha256="));
+        if !hex.is_some_and(|hex| constant_time_eq(hex, &hex_encode(hmac::sign(&key, body).as_ref()))) {
             return Err("X-Connector-Signature does not fit");
         }
-        let (Some(id), Some(timestamp)) = (field("webhook-id"), field("webhook-timestamp")) else {
+        let (Some(id), Some(timestamp)) = (header("webhook-id"), header("webhook-timestamp")) else {
             return Err("webhook-id or webhook-timestamp is missing");
         };
         // An old request may be one that somebody has overheard and sends again.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        if !timestamp.parse::<u64>().is_ok_and(|then| then.abs_diff(now) <= TOLERANCE.as_secs()) {
+        if !timestamp.parse::<u64>().is_ok_and(|then| then.abs_diff(now) <= TIMESTAMP_TOLERANCE.as_secs()) {
             return Err("webhook-timestamp is not of now");
         }
         let mut signed = hmac::Context::with_key(&key);
         [id, ".", timestamp, "."].iter().for_each(|part| signed.update(part.as_bytes()));
         signed.update(body);
-        let expected = format!("v1,{}", base64_of(signed.sign().as_ref()));
-        let mut offered = field("webhook-signature").unwrap_or_default().split(' ');
-        offered.any(|signature| is_same(signature, &expected)).then_some(()).ok_or("webhook-signature does not fit")
+        let expected = format!("v1,{}", base64_encode(signed.sign().as_ref()));
+        let mut offered = header("webhook-signature").unwrap_or_default().split(' ');
+        offered
+            .any(|signature| constant_time_eq(signature, &expected))
+            .then_some(())
+            .ok_or("webhook-signature does not fit")
     }
 
-    fn desk(&self, route: Route) -> MutexGuard<'_, Desk> {
-        let [good, flaky] = &self.desks;
-        let desk = match route {
-            Route::Good => good,
-            Route::Flaky => flaky,
+    fn lock_stats(&self, route: ReceiverRoute) -> MutexGuard<'_, RouteStats> {
+        let [good, flaky] = &self.stats;
+        let stats = match route {
+            ReceiverRoute::Good => good,
+            ReceiverRoute::Flaky => flaky,
         };
-        desk.lock().unwrap_or_else(PoisonError::into_inner)
+        stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Desk {
+impl RouteStats {
     /// Enters a delivery that was well signed, and returns what is to be told at once.
-    fn note(&mut self, route: Route, payload: &Payload, is_failing: bool) -> Vec<String> {
+    fn record(&mut self, route: ReceiverRoute, payload: &ReceivedEvent, in_outage: bool) -> Vec<String> {
         let mut lines = Vec::new();
         let path = route.path();
-        if is_failing != self.was_failing {
-            self.was_failing = is_failing;
-            let seconds = OUTAGE.as_secs();
-            lines.push(match is_failing {
+        if in_outage != self.was_failing {
+            self.was_failing = in_outage;
+            let seconds = OUTAGE_DURATION.as_secs();
+            lines.push(match in_outage {
                 true => format!("{path} answers 503 for up to {seconds} s: watch its deliveries wait"),
                 false => format!("{path} is back: what waited comes now, in order within each session"),
             });
         }
-        if is_failing {
+        if in_outage {
             self.failed += 1;
             return lines;
         }
         *self.accepted.entry(payload.kind.clone()).or_default() += 1;
-        if self.told < TOLD_SINGLY {
-            self.told += 1;
-            let Payload { kind, product_id, session_id } = payload;
+        if self.printed < MAX_SINGLE_LINES {
+            self.printed += 1;
+            let ReceivedEvent { kind, product_id, session_id } = payload;
             let session = session_id.as_deref().unwrap_or("none");
             lines.push(format!("{path} got {kind} of {product_id}, session {session}; both signatures fit"));
         }
@@ -170,13 +173,13 @@ impl Desk {
     }
 
     /// What came since the last summary, if anything did. Begins a new one.
-    fn summary(&mut self, route: Route) -> Option<String> {
+    fn take_summary(&mut self, route: ReceiverRoute) -> Option<String> {
         let (accepted, failed) = (std::mem::take(&mut self.accepted), std::mem::take(&mut self.failed));
         let total: usize = accepted.values().sum();
         if total + failed == 0 {
             return None;
         }
-        let mut line = format!("{} in {} s: {total} accepted", route.path(), BETWEEN_SUMMARIES.as_secs());
+        let mut line = format!("{} in {} s: {total} accepted", route.path(), SUMMARY_INTERVAL.as_secs());
         let kinds: Vec<_> = accepted.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
         if !kinds.is_empty() {
             line += &format!(" ({})", kinds.join(", "));
@@ -188,7 +191,7 @@ impl Desk {
     }
 }
 
-impl Route {
+impl ReceiverRoute {
     fn path(self) -> &'static str {
         match self {
             Self::Good => "/good",
@@ -197,25 +200,25 @@ impl Route {
     }
 }
 
-async fn good(State(receiver): State<Arc<Receiver>>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    receiver.receive(Route::Good, &headers, &body)
+async fn good(State(receiver): State<Arc<SampleReceiver>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    receiver.receive(ReceiverRoute::Good, &headers, &body)
 }
 
-async fn flaky(State(receiver): State<Arc<Receiver>>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    receiver.receive(Route::Flaky, &headers, &body)
+async fn flaky(State(receiver): State<Arc<SampleReceiver>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    receiver.receive(ReceiverRoute::Flaky, &headers, &body)
 }
 
 /// Whether the flaky route fails, so long after its start.
-fn is_outage(elapsed: Duration) -> bool {
-    elapsed.as_secs() % ROUND.as_secs() < OUTAGE.as_secs()
+fn outage_at(elapsed: Duration) -> bool {
+    elapsed.as_secs() % OUTAGE_PERIOD.as_secs() < OUTAGE_DURATION.as_secs()
 }
 
 /// Compares in a time that tells nothing of where they differ.
-fn is_same(offered: &str, expected: &str) -> bool {
+fn constant_time_eq(offered: &str, expected: &str) -> bool {
     verify_slices_are_equal(offered.as_bytes(), expected.as_bytes()).is_ok()
 }
 
-fn hex_of(bytes: &[u8]) -> String {
+fn hex_encode(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         let _ = write!(text, "{byte:02x}"); // a String takes everything
         text
@@ -223,7 +226,7 @@ fn hex_of(bytes: &[u8]) -> String {
 }
 
 /// RFC 4648, section 4.
-fn base64_of(bytes: &[u8]) -> String {
+fn base64_encode(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let letter = |bits: u32| LETTERS.get((bits & 63) as usize).map_or('=', |letter| char::from(*letter));
     let mut text = String::new();
@@ -236,15 +239,15 @@ fn base64_of(bytes: &[u8]) -> String {
 }
 
 /// The flaky route fails for so long …
-const OUTAGE: Duration = Duration::from_secs(20);
+const OUTAGE_DURATION: Duration = Duration::from_secs(20);
 /// … at the beginning of each round. Between two outages there is time to see that all is well.
-const ROUND: Duration = Duration::from_secs(90);
+const OUTAGE_PERIOD: Duration = Duration::from_secs(90);
 /// After these, somebody knows what a delivery looks like.
-const TOLD_SINGLY: usize = 3;
+const MAX_SINGLE_LINES: usize = 3;
 /// Slow enough that what the demo has greeted with stays on the screen for a while.
-const BETWEEN_SUMMARIES: Duration = Duration::from_secs(10);
+const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 /// What the libraries of Standard Webhooks allow.
-const TOLERANCE: Duration = Duration::from_secs(5 * 60);
+const TIMESTAMP_TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
 #[cfg(test)]
 mod tests {
@@ -252,15 +255,15 @@ mod tests {
 
     const BODY: &[u8] = br#"{"type":"actions","product_id":"p","session_id":"s"}"#;
 
-    fn receiver() -> Arc<Receiver> {
-        Receiver::new("hush", |_| true)
+    fn receiver() -> Arc<SampleReceiver> {
+        SampleReceiver::new("hush", |_| true)
     }
 
     /// What the relay sends, made by other means: `openssl dgst -hmac hush`.
     fn signed(timestamp: u64) -> HeaderMap {
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"hush");
         let text = [format!("1-1.{timestamp}.").as_bytes(), BODY].concat();
-        let signature = format!("v1,AAAA v1,{}", base64_of(hmac::sign(&key, &text).as_ref()));
+        let signature = format!("v1,AAAA v1,{}", base64_encode(hmac::sign(&key, &text).as_ref()));
         let fields = [
             ("x-connector-signature", format!("sha256={CONNECTOR_SIGNATURE}")),
             ("webhook-id", "1-1".to_owned()),
@@ -279,15 +282,15 @@ mod tests {
     #[tokio::test]
     async fn what_is_signed_by_both_rules_is_accepted_and_nothing_else() {
         let receiver = receiver();
-        assert_eq!(receiver.check(&signed(now()), BODY), Ok(()));
-        assert!(receiver.check(&signed(now()), b"{}").is_err());
-        assert!(receiver.check(&signed(now() - 301), BODY).is_err(), "too old");
+        assert_eq!(receiver.verify_signatures(&signed(now()), BODY), Ok(()));
+        assert!(receiver.verify_signatures(&signed(now()), b"{}").is_err());
+        assert!(receiver.verify_signatures(&signed(now() - 301), BODY).is_err(), "too old");
         for name in ["x-connector-signature", "webhook-id", "webhook-timestamp", "webhook-signature"] {
             let mut headers = signed(now());
             headers.insert(name, "v1,AAAA".parse().unwrap());
-            assert!(receiver.check(&headers, BODY).is_err(), "{name} is wrong");
+            assert!(receiver.verify_signatures(&headers, BODY).is_err(), "{name} is wrong");
             headers.remove(name);
-            assert_eq!(receiver.receive(Route::Good, &headers, BODY), 401, "{name} is missing");
+            assert_eq!(receiver.receive(ReceiverRoute::Good, &headers, BODY), 401, "{name} is missing");
         }
     }
 
@@ -295,7 +298,7 @@ mod tests {
     fn base64_is_that_of_the_rfc() {
         let vectors = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")];
         for (plain, encoded) in vectors {
-            assert_eq!(base64_of(plain.as_bytes()), encoded);
+            assert_eq!(base64_encode(plain.as_bytes()), encoded);
         }
     }
 
@@ -303,29 +306,29 @@ mod tests {
     async fn the_flaky_route_fails_at_the_beginning_of_each_round_and_the_good_one_never() {
         let receiver = receiver();
         let mut failing = Vec::new();
-        for second in 0..2 * ROUND.as_secs() {
-            assert_eq!(receiver.receive(Route::Good, &signed(now()), BODY), 200);
-            if receiver.receive(Route::Flaky, &signed(now()), BODY) == 503 {
+        for second in 0..2 * OUTAGE_PERIOD.as_secs() {
+            assert_eq!(receiver.receive(ReceiverRoute::Good, &signed(now()), BODY), 200);
+            if receiver.receive(ReceiverRoute::Flaky, &signed(now()), BODY) == 503 {
                 failing.push(second);
             }
             tokio::time::advance(Duration::from_secs(1)).await;
         }
-        let (outage, round) = (OUTAGE.as_secs(), ROUND.as_secs());
+        let (outage, round) = (OUTAGE_DURATION.as_secs(), OUTAGE_PERIOD.as_secs());
         assert_eq!(failing, (0..outage).chain(round..round + outage).collect::<Vec<_>>());
     }
 
     #[test]
     fn the_first_are_told_one_by_one_and_then_there_are_summaries() {
-        let mut desk = Desk::default();
-        let payload: Payload = serde_json::from_slice(BODY).unwrap();
-        let told: usize = (0..10).map(|_| desk.note(Route::Good, &payload, false).len()).sum();
-        assert_eq!(told, TOLD_SINGLY);
-        assert_eq!(desk.summary(Route::Good).as_deref(), Some("/good in 10 s: 10 accepted (10 actions)"));
-        assert_eq!(desk.summary(Route::Good), None);
-        assert_eq!(desk.note(Route::Flaky, &payload, true).len(), 1, "that it fails");
-        assert_eq!(desk.note(Route::Flaky, &payload, true).len(), 0);
-        assert_eq!(desk.note(Route::Flaky, &payload, false).len(), 1, "that it is back");
-        let summary = desk.summary(Route::Flaky);
+        let mut stats = RouteStats::default();
+        let payload: ReceivedEvent = serde_json::from_slice(BODY).unwrap();
+        let printed: usize = (0..10).map(|_| stats.record(ReceiverRoute::Good, &payload, false).len()).sum();
+        assert_eq!(printed, MAX_SINGLE_LINES);
+        assert_eq!(stats.take_summary(ReceiverRoute::Good).as_deref(), Some("/good in 10 s: 10 accepted (10 actions)"));
+        assert_eq!(stats.take_summary(ReceiverRoute::Good), None);
+        assert_eq!(stats.record(ReceiverRoute::Flaky, &payload, true).len(), 1, "that it fails");
+        assert_eq!(stats.record(ReceiverRoute::Flaky, &payload, true).len(), 0);
+        assert_eq!(stats.record(ReceiverRoute::Flaky, &payload, false).len(), 1, "that it is back");
+        let summary = stats.take_summary(ReceiverRoute::Flaky);
         assert_eq!(summary.as_deref(), Some("/flaky in 10 s: 1 accepted (1 actions), 2 answered 503"));
     }
 }

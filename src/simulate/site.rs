@@ -5,7 +5,7 @@
 
 /// One page of the imaginary product.
 #[derive(Debug)]
-pub(crate) struct Page {
+pub(crate) struct SitePage {
     /// Below the origin, without a query.
     pub(crate) path: &'static str,
     /// As its headline says it.
@@ -26,7 +26,7 @@ pub(crate) struct Page {
 
 /// A text somebody writes into a field.
 #[derive(Debug)]
-pub(crate) struct Writing {
+pub(crate) struct SampleText {
     /// What is written.
     pub(crate) text: &'static str,
     /// The query that searching for it leaves in the address.
@@ -37,8 +37,8 @@ pub(crate) struct Writing {
 pub(crate) const ORIGIN: &str = "https://app.example.com";
 
 /// Every page. The first is where most visits begin.
-pub(crate) const PAGES: [Page; 9] = [
-    Page {
+pub(crate) const PAGES: [SitePage; 9] = [
+    SitePage {
         path: "/dashboard",
         title: "Dashboard",
         name: "dashboard",
@@ -48,7 +48,7 @@ pub(crate) const PAGES: [Page; 9] = [
         flow_id: "tour_dashboard_basics",
         reason: "Looked at an empty dashboard for a while without adding a widget",
     },
-    Page {
+    SitePage {
         path: "/reports",
         title: "Reports",
         name: "reports",
@@ -58,7 +58,7 @@ pub(crate) const PAGES: [Page; 9] = [
         flow_id: "tour_first_report",
         reason: "Opened the reports page three times and never created a report",
     },
-    Page {
+    SitePage {
         path: "/export",
         title: "Export",
         name: "export",
@@ -68,7 +68,7 @@ pub(crate) const PAGES: [Page; 9] = [
         flow_id: "tour_export_789",
         reason: "Started an export and cancelled it",
     },
-    Page {
+    SitePage {
         path: "/settings",
         title: "Account settings",
         name: "settings",
@@ -78,7 +78,7 @@ pub(crate) const PAGES: [Page; 9] = [
         flow_id: "tour_settings_profile",
         reason: "Changed a setting and discarded it twice",
     },
-    Page {
+    SitePage {
         path: "/settings/billing",
         title: "Billing",
         name: "billing",
@@ -88,7 +88,7 @@ pub(crate) const PAGES: [Page; 9] = [
         flow_id: "tour_billing_plans",
         reason: "Compared the plans for more than a minute",
     },
-    Page {
+    SitePage {
         path: "/team",
         title: "Team",
         name: "team",
@@ -98,7 +98,7 @@ pub(crate) const PAGES: [Page; 9] = [
         flow_id: "tour_team_invite",
         reason: "Is alone in the workspace",
     },
-    Page {
+    SitePage {
         path: "/integrations",
         title: "Integrations",
         name: "integrations",
@@ -108,7 +108,7 @@ pub(crate) const PAGES: [Page; 9] = [
         flow_id: "tour_integrations_connect",
         reason: "Tested a connection that failed",
     },
-    Page {
+    SitePage {
         path: "/onboarding",
         title: "Welcome 🎉 — first steps",
         name: "onboarding",
@@ -118,7 +118,7 @@ pub(crate) const PAGES: [Page; 9] = [
         flow_id: "tour_onboarding_checklist",
         reason: "Skipped the second step of the checklist",
     },
-    Page {
+    SitePage {
         path: "/help",
         title: "Help centre",
         name: "help",
@@ -131,15 +131,15 @@ pub(crate) const PAGES: [Page; 9] = [
 ];
 
 /// What people write.
-pub(crate) const WRITINGS: [Writing; 8] = [
-    Writing { text: "quarterly revenue", query: "q=quarterly+revenue" },
-    Writing { text: "churn by region", query: "q=churn+by+region" },
-    Writing { text: "Müller & Söhne", query: "q=M%C3%BCller+%26+S%C3%B6hne" },
-    Writing { text: "東京オフィス", query: "q=%E6%9D%B1%E4%BA%AC%E3%82%AA%E3%83%95%E3%82%A3%E3%82%B9" },
-    Writing { text: "informe de métricas", query: "q=informe+de+m%C3%A9tricas" },
-    Writing { text: "the \"new\" pricing", query: "q=the+%22new%22+pricing" },
-    Writing { text: "Launch 🚀 week", query: "q=Launch+%F0%9F%9A%80+week" },
-    Writing { text: "Hello,\nwhere do I find my invoices?", query: "q=invoices" },
+pub(crate) const SAMPLE_TEXTS: [SampleText; 8] = [
+    SampleText { text: "quarterly revenue", query: "q=quarterly+revenue" },
+    SampleText { text: "churn by region", query: "q=churn+by+region" },
+    SampleText { text: "Müller & Söhne", query: "q=M%C3%BCller+%26+S%C3%B6hne" },
+    SampleText { text: "東京オフィス", query: "q=%E6%9D%B1%E4%BA%AC%E3%82%AA%E3%83%95%E3%82%A3%E3%82%B9" },
+    SampleText { text: "informe de métricas", query: "q=informe+de+m%C3%A9tricas" },
+    SampleText { text: "the \"new\" pricing", query: "q=the+%22new%22+pricing" },
+    SampleText { text: "Launch 🚀 week", query: "q=Launch+%F0%9F%9A%80+week" },
+    SampleText { text: "Hello,\nwhere do I find my invoices?", query: "q=invoices" },
 ];
 
 /// First names; they appear in email addresses only, so they are plain.
@@ -151,7 +151,7 @@ pub(crate) const LAST_NAMES: [&str; 11] =
     ["abebe", "brandt", "costa", "dubois", "eriksen", "fischer", "garcia", "haddad", "ivanova", "jensen", "kobayashi"];
 
 /// Sentences that make a payload longer. Plain ASCII without quotation marks, so each byte is one byte of JSON too.
-pub(crate) const PROSE: [&str; 8] = [
+pub(crate) const FILLER_SENTENCES: [&str; 8] = [
     "The pointer rested over the chart while the numbers were loading.",
     "A tooltip opened and was read to its end before anything else happened.",
     "The list was scrolled down to the last row and back up again.",
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_byte_of_prose_is_a_byte_of_json() {
-        for sentence in PROSE {
+        for sentence in FILLER_SENTENCES {
             assert!(sentence.is_ascii());
             assert_eq!(serde_json::to_string(sentence).unwrap().len(), sentence.len() + 2, "{sentence}");
         }

@@ -32,38 +32,41 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::viewers::Audience;
+use super::viewers::ConnectorClients;
 use crate::{
-    auth::{self, SoleKey},
+    auth::{self, ListenerKey},
     http::problem::Problem,
     sse,
 };
 
 /// What requests are answered from.
-pub(crate) struct Connector {
-    audiences: BTreeMap<String, Audience>,
-    token: SoleKey,
+pub(crate) struct SimulatedConnector {
+    clients_by_product: BTreeMap<String, ConnectorClients>,
+    token: ListenerKey,
     heartbeat: Duration,
 }
 
-impl Connector {
+impl SimulatedConnector {
     /// A connector for these products. Without a token it lets everybody in.
-    pub(crate) fn new(products: &[String], token: Option<&str>, heartbeat: Duration) -> Connector {
-        Connector {
-            audiences: products.iter().map(|product| (product.clone(), Audience::new(product))).collect(),
-            token: SoleKey::new(token),
+    pub(crate) fn new(products: &[String], token: Option<&str>, heartbeat: Duration) -> SimulatedConnector {
+        SimulatedConnector {
+            clients_by_product: products
+                .iter()
+                .map(|product| (product.clone(), ConnectorClients::new(product)))
+                .collect(),
+            token: ListenerKey::new(token),
             heartbeat,
         }
     }
 
     /// Who listens to a product, unless it is unknown.
-    pub(crate) fn audience(&self, product: &str) -> Option<&Audience> {
-        self.audiences.get(product)
+    pub(crate) fn clients(&self, product: &str) -> Option<&ConnectorClients> {
+        self.clients_by_product.get(product)
     }
 }
 
 /// The routes: the stream, and problems for everything else.
-pub(crate) fn router(connector: Arc<Connector>) -> Router {
+pub(crate) fn router(connector: Arc<SimulatedConnector>) -> Router {
     // HEAD would otherwise be answered by a stream that nobody reads.
     let stream = get(stream).head(|| async { Problem::method_not_allowed("GET") });
     Router::new()
@@ -74,47 +77,47 @@ pub(crate) fn router(connector: Arc<Connector>) -> Router {
 }
 
 async fn stream(
-    State(connector): State<Arc<Connector>>,
+    State(connector): State<Arc<SimulatedConnector>>,
     product: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    connector.token.check(headers.get(AUTHORIZATION).and_then(|value| auth::bearer(value.as_bytes())))?;
+    connector.token.check(headers.get(AUTHORIZATION).and_then(|value| auth::bearer_token(value.as_bytes())))?;
     let unknown = || Problem::not_found("this product is not registered");
     let Path(product) = product.map_err(|_| unknown())?;
-    let audience = connector.audience(&product).ok_or_else(unknown)?;
+    let clients = connector.clients(&product).ok_or_else(unknown)?;
     let stopping = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the connector is stopping");
-    let frames = audience.try_join().ok_or_else(stopping)?;
+    let frames = clients.try_connect().ok_or_else(stopping)?;
     debug!(product, "client connected");
     let head = [(CONTENT_TYPE, "text/event-stream"), (CACHE_CONTROL, "no-cache")];
-    Ok((head, Body::new(Listener::new(frames, connector.heartbeat))).into_response())
+    Ok((head, Body::new(SimulatedStreamBody::new(frames, connector.heartbeat))).into_response())
 }
 
 /// The body of one stream. It ends when the product's audience is closed.
-struct Listener {
+struct SimulatedStreamBody {
     frames: mpsc::Receiver<Bytes>,
     heartbeat: Interval,
 }
 
-impl Listener {
-    fn new(frames: mpsc::Receiver<Bytes>, period: Duration) -> Listener {
+impl SimulatedStreamBody {
+    fn new(frames: mpsc::Receiver<Bytes>, period: Duration) -> SimulatedStreamBody {
         let mut heartbeat = interval_at(Instant::now() + period, period);
         // A client that read nothing for an hour has no use for the heartbeats of that hour.
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Listener { frames, heartbeat }
+        SimulatedStreamBody { frames, heartbeat }
     }
 }
 
-impl http_body::Body for Listener {
+impl http_body::Body for SimulatedStreamBody {
     type Data = Bytes;
     type Error = Infallible;
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let listener = self.get_mut();
+        let body = self.get_mut();
         // The heartbeat first: a queue that is never empty must not silence it.
-        if listener.heartbeat.poll_tick(context).is_ready() {
+        if body.heartbeat.poll_tick(context).is_ready() {
             return Poll::Ready(Some(Ok(Frame::data(sse::encode_heartbeat(None::<&str>)))));
         }
-        listener.frames.poll_recv(context).map(|frame| frame.map(|frame| Ok(Frame::data(frame))))
+        body.frames.poll_recv(context).map(|frame| frame.map(|frame| Ok(Frame::data(frame))))
     }
 }
 
@@ -129,17 +132,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_is_never_empty_does_not_silence_the_heartbeat() {
         let (queue, frames) = mpsc::channel(3);
-        let mut listener = Listener::new(frames, Duration::from_secs(30));
+        let mut body = SimulatedStreamBody::new(frames, Duration::from_secs(30));
         for _ in 0..3 {
             queue.try_send(Bytes::from_static(b"event")).unwrap();
         }
-        assert_eq!(next(&mut listener).await, "event");
+        assert_eq!(next(&mut body).await, "event");
         tokio::time::advance(Duration::from_secs(300)).await;
-        assert_eq!(next(&mut listener).await, sse::encode_heartbeat(None::<&str>));
-        assert_eq!(next(&mut listener).await, "event", "what was missed of the heartbeats is not made up for");
+        assert_eq!(next(&mut body).await, sse::encode_heartbeat(None::<&str>));
+        assert_eq!(next(&mut body).await, "event", "what was missed of the heartbeats is not made up for");
     }
 
-    async fn next(listener: &mut Listener) -> Bytes {
-        poll_fn(|context| Pin::new(&mut *listener).poll_frame(context)).await.unwrap().unwrap().into_data().unwrap()
+    async fn next(body: &mut SimulatedStreamBody) -> Bytes {
+        poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await.unwrap().unwrap().into_data().unwrap()
     }
 }

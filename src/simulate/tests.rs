@@ -19,7 +19,7 @@ const HEARTBEAT: &str = "event: heartbeat\ndata:\n\n";
 
 #[tokio::test]
 async fn only_get_on_a_registered_stream_with_the_token_is_answered_by_a_stream() {
-    let router = Simulator::new(Options { token: Some("s3cret".into()), ..options() }).router();
+    let router = Simulator::new(SimulationOptions { token: Some("s3cret".into()), ..options() }).router();
     let cases = [
         (Method::GET, "/stream/prod_abc", "Bearer s3cret", StatusCode::OK),
         (Method::GET, "/stream/prod_abc", "bearer s3cret", StatusCode::OK),
@@ -39,7 +39,7 @@ async fn only_get_on_a_registered_stream_with_the_token_is_answered_by_a_stream(
         (Method::HEAD, "/stream/prod_abc", "Bearer s3cret", StatusCode::METHOD_NOT_ALLOWED),
     ];
     for (method, path, authorization, status) in cases {
-        let response = ask(&router, method.clone(), path, authorization).await;
+        let response = send_request(&router, method.clone(), path, authorization).await;
         assert_eq!(response.status(), status, "{method} {path} {authorization:?}");
         let headers = response.headers().clone();
         if status == StatusCode::OK {
@@ -56,17 +56,24 @@ async fn only_get_on_a_registered_stream_with_the_token_is_answered_by_a_stream(
 async fn without_a_token_set_everybody_is_let_in() {
     let router = Simulator::new(options()).router();
     for authorization in ["", "Bearer anything"] {
-        assert_eq!(ask(&router, Method::GET, "/stream/prod_abc", authorization).await.status(), StatusCode::OK);
+        assert_eq!(
+            send_request(&router, Method::GET, "/stream/prod_abc", authorization).await.status(),
+            StatusCode::OK
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_is_data_lines_with_the_payloads_of_its_product() {
-    let running = Running::start(Options { products: vec!["prod_abc".into(), "prod_xyz".into()], ..options() });
-    let mut streams = [("prod_abc", running.listen("prod_abc").await), ("prod_xyz", running.listen("prod_xyz").await)];
+    let harness = SimulatorHarness::start(SimulationOptions {
+        products: vec!["prod_abc".into(), "prod_xyz".into()],
+        ..options()
+    });
+    let mut streams =
+        [("prod_abc", harness.connect("prod_abc").await), ("prod_xyz", harness.connect("prod_xyz").await)];
     for (product, body) in &mut streams {
         for _ in 0..20 {
-            let frame = next(body).await.unwrap();
+            let frame = next_frame(body).await.unwrap();
             let line = frame.strip_prefix("data: ").and_then(|rest| rest.strip_suffix("\n\n")).unwrap();
             assert!(!line.contains(['\n', '\r']), "{line}");
             assert_eq!(serde_json::from_str::<Value>(line).unwrap()["product_id"], *product);
@@ -76,12 +83,12 @@ async fn a_stream_is_data_lines_with_the_payloads_of_its_product() {
 
 #[tokio::test(start_paused = true)]
 async fn heartbeats_come_at_their_interval_whatever_else_is_sent() {
-    let running = Running::start(options());
-    let mut body = running.listen("prod_abc").await;
+    let harness = SimulatorHarness::start(options());
+    let mut body = harness.connect("prod_abc").await;
     let connected = Instant::now();
     let mut beats = Vec::new();
     while beats.len() < 3 {
-        if next(&mut body).await.unwrap() == HEARTBEAT {
+        if next_frame(&mut body).await.unwrap() == HEARTBEAT {
             beats.push(connected.elapsed().as_secs_f64().round());
         }
     }
@@ -91,17 +98,17 @@ async fn heartbeats_come_at_their_interval_whatever_else_is_sent() {
 #[tokio::test(start_paused = true)]
 async fn without_traffic_a_stream_is_heartbeats_only() {
     let simulator = Simulator::new(options());
-    let mut body = ask(&simulator.router(), Method::GET, "/stream/prod_abc", "").await.into_body();
-    assert!(timeout(Duration::from_secs(29), next(&mut body)).await.is_err());
-    assert_eq!(next(&mut body).await.unwrap(), HEARTBEAT);
+    let mut body = send_request(&simulator.router(), Method::GET, "/stream/prod_abc", "").await.into_body();
+    assert!(timeout(Duration::from_secs(29), next_frame(&mut body)).await.is_err());
+    assert_eq!(next_frame(&mut body).await.unwrap(), HEARTBEAT);
 }
 
 #[tokio::test(start_paused = true)]
 async fn events_come_at_the_rate_asked_for_and_evenly() {
     for (rate, seconds) in [(0.1, 100.0), (5.0, 20.0), (300.0, 10.0), (1000.0, 2.0), (1500.0, 2.0), (40_000.0, 0.5)] {
-        let mut pace = Pace::new(rate);
+        let mut pace = EventPacer::new(rate);
         let (start, mut events, mut most_at_once) = (Instant::now(), 0, 0);
-        while let Ok(due) = timeout(Duration::from_secs_f64(seconds) - start.elapsed(), pace.next()).await {
+        while let Ok(due) = timeout(Duration::from_secs_f64(seconds) - start.elapsed(), pace.tick()).await {
             events += due;
             most_at_once = due.max(most_at_once);
             if start.elapsed().as_secs_f64() >= seconds {
@@ -117,11 +124,11 @@ async fn events_come_at_the_rate_asked_for_and_evenly() {
 
 #[tokio::test(start_paused = true)]
 async fn missed_ticks_are_caught_up_with() {
-    let mut pace = Pace::new(100.0);
-    pace.next().await;
+    let mut pace = EventPacer::new(100.0);
+    pace.tick().await;
     tokio::time::advance(Duration::from_secs(1)).await;
     let mut events = 0;
-    while let Ok(due) = timeout(Duration::ZERO, pace.next()).await {
+    while let Ok(due) = timeout(Duration::ZERO, pace.tick()).await {
         events += due;
     }
     assert_eq!(events, 100);
@@ -130,73 +137,73 @@ async fn missed_ticks_are_caught_up_with() {
 #[tokio::test(start_paused = true)]
 async fn the_most_extreme_rates_do_no_harm() {
     for rate in [f64::MIN_POSITIVE, 1e-9, 100_000.0] {
-        let mut pace = Pace::new(rate);
-        assert!(pace.next().await >= 1);
-        let _ = timeout(Duration::from_millis(5), pace.next()).await;
+        let mut pace = EventPacer::new(rate);
+        assert!(pace.tick().await >= 1);
+        let _ = timeout(Duration::from_millis(5), pace.tick()).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_reads_loses_nothing_at_a_high_rate() {
-    let running = Running::start(Options { rate: 20_000.0, ..options() });
-    let mut body = running.listen("prod_abc").await;
-    let mut expected = Crowd::new(1, "prod_abc", 20, 0);
+    let harness = SimulatorHarness::start(SimulationOptions { rate: 20_000.0, ..options() });
+    let mut body = harness.connect("prod_abc").await;
+    let mut expected = Population::new(1, "prod_abc", 20, 0);
     for _ in 0..5000 {
-        let frame = next(&mut body).await.unwrap();
+        let frame = next_frame(&mut body).await.unwrap();
         let told: Value = serde_json::from_str(&frame["data: ".len()..]).unwrap();
-        let made: Value = serde_json::from_str(&expected.next(0.0)).unwrap();
+        let made: Value = serde_json::from_str(&expected.next_payload(0.0)).unwrap();
         assert_eq!((&told["type"], &told["session_id"]), (&made["type"], &made["session_id"]));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn stopping_ends_the_streams_and_refuses_new_ones() {
-    let running = Running::start(options());
-    let mut body = running.listen("prod_abc").await;
-    next(&mut body).await.unwrap();
-    running.stop.cancel();
-    timeout(Duration::from_secs(5), async { while next(&mut body).await.is_some() {} }).await.unwrap();
-    running.task.await.unwrap();
+    let harness = SimulatorHarness::start(options());
+    let mut body = harness.connect("prod_abc").await;
+    next_frame(&mut body).await.unwrap();
+    harness.stop.cancel();
+    timeout(Duration::from_secs(5), async { while next_frame(&mut body).await.is_some() {} }).await.unwrap();
+    harness.task.await.unwrap();
     assert_eq!(
-        ask(&running.router, Method::GET, "/stream/prod_abc", "").await.status(),
+        send_request(&harness.router, Method::GET, "/stream/prod_abc", "").await.status(),
         StatusCode::SERVICE_UNAVAILABLE
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_products_it_runs_until_stopped() {
-    let running = Running::start(Options { products: Vec::new(), ..options() });
+    let harness = SimulatorHarness::start(SimulationOptions { products: Vec::new(), ..options() });
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert!(!running.task.is_finished());
-    running.stop.cancel();
-    running.task.await.unwrap();
+    assert!(!harness.task.is_finished());
+    harness.stop.cancel();
+    harness.task.await.unwrap();
 }
 
 /// A simulator whose traffic is being made.
-struct Running {
+struct SimulatorHarness {
     router: Router,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
-impl Running {
-    fn start(options: Options) -> Running {
+impl SimulatorHarness {
+    fn start(options: SimulationOptions) -> SimulatorHarness {
         let simulator = Simulator::new(options);
         let (router, stop) = (simulator.router(), CancellationToken::new());
         let stopped = stop.clone();
         let task = tokio::spawn(async move { simulator.run(stopped).await });
-        Running { router, stop, task }
+        SimulatorHarness { router, stop, task }
     }
 
-    async fn listen(&self, product: &str) -> Body {
-        let response = ask(&self.router, Method::GET, &format!("/stream/{product}"), "").await;
+    async fn connect(&self, product: &str) -> Body {
+        let response = send_request(&self.router, Method::GET, &format!("/stream/{product}"), "").await;
         assert_eq!(response.status(), StatusCode::OK);
         response.into_body()
     }
 }
 
-fn options() -> Options {
-    Options {
+fn options() -> SimulationOptions {
+    SimulationOptions {
         products: vec!["prod_abc".into()],
         rate: 5.0,
         sessions: 20,
@@ -207,7 +214,7 @@ fn options() -> Options {
     }
 }
 
-async fn ask(router: &Router, method: Method, path: &str, authorization: &str) -> Response {
+async fn send_request(router: &Router, method: Method, path: &str, authorization: &str) -> Response {
     let mut request = Request::builder().method(method).uri(path).header("last-event-id", "17");
     if !authorization.is_empty() {
         request = request.header("authorization", authorization);
@@ -215,7 +222,7 @@ async fn ask(router: &Router, method: Method, path: &str, authorization: &str) -
     router.clone().call(request.body(Body::empty()).unwrap()).await.unwrap()
 }
 
-async fn next(body: &mut Body) -> Option<String> {
+async fn next_frame(body: &mut Body) -> Option<String> {
     let frame: Bytes = body.frame().await?.unwrap().into_data().unwrap();
     Some(String::from_utf8(frame.to_vec()).unwrap())
 }

@@ -9,34 +9,34 @@ use std::mem;
 use fastrand::Rng;
 
 use super::{
-    payload::{Action, Identity},
-    site::{ORIGIN, PAGES, Page, WRITINGS},
+    payload::{Action, UserIdentity},
+    site::{ORIGIN, PAGES, SAMPLE_TEXTS, SitePage},
 };
 
 /// A visit under way.
 pub(crate) struct Visit {
     /// How sentences call the person: "User" or "Visitor".
     noun: &'static str,
-    page: &'static Page,
+    page: &'static SitePage,
     query: Option<&'static str>,
-    next: Next,
+    next_action: NextAction,
     /// Index of the next action.
     index: u64,
-    unsummed: Unsummed,
+    unsummarized: UnsummarizedActions,
 }
 
 /// What the next action must be, so that it follows from the one before.
-enum Next {
+enum NextAction {
     Land,
-    Open(&'static Page),
-    Write(&'static str),
-    Finish(&'static str),
+    OpenPage(&'static SitePage),
+    TypeInto(&'static str),
+    FinishField(&'static str),
     Anything,
 }
 
 /// What was done since the last summary.
 #[derive(Default)]
-struct Unsummed {
+struct UnsummarizedActions {
     actions: u64,
     pages: Vec<&'static str>,
     controls: Vec<&'static str>,
@@ -46,26 +46,33 @@ impl Visit {
     /// Begins a visit of someone whom sentences call `noun`.
     pub(crate) fn new(noun: &'static str, rng: &mut Rng) -> Visit {
         let lands_at_the_front = rng.u8(..10) < 6;
-        let page = if lands_at_the_front { &PAGES[0] } else { one_of(&PAGES, rng) };
-        Visit { noun, page, query: None, next: Next::Land, index: 0, unsummed: Unsummed::default() }
+        let page = if lands_at_the_front { &PAGES[0] } else { pick(&PAGES, rng) };
+        Visit {
+            noun,
+            page,
+            query: None,
+            next_action: NextAction::Land,
+            index: 0,
+            unsummarized: UnsummarizedActions::default(),
+        }
     }
 
     /// What the person does next.
-    pub(crate) fn act<'a>(&mut self, who: &'a Identity, rng: &mut Rng) -> Action<'a> {
-        let (kind, title, description) = match mem::replace(&mut self.next, Next::Anything) {
-            Next::Land => {
-                self.query = rng.bool().then(|| *one_of(self.page.queries, rng));
+    pub(crate) fn act<'a>(&mut self, who: &'a UserIdentity, rng: &mut Rng) -> Action<'a> {
+        let (kind, title, description) = match mem::replace(&mut self.next_action, NextAction::Anything) {
+            NextAction::Land => {
+                self.query = rng.bool().then(|| *pick(self.page.queries, rng));
                 self.open(self.page)
             }
-            Next::Open(page) => {
+            NextAction::OpenPage(page) => {
                 let linked_deeper = rng.u8(..4) == 0;
-                self.query = linked_deeper.then(|| *one_of(page.queries, rng));
+                self.query = linked_deeper.then(|| *pick(page.queries, rng));
                 self.open(page)
             }
-            Next::Write(field) => self.write(field, rng),
-            Next::Finish(field) => self.finish(field, rng),
-            Next::Anything => match rng.u8(..10) {
-                0..=2 => self.follow_a_link(rng),
+            NextAction::TypeInto(field) => self.write(field, rng),
+            NextAction::FinishField(field) => self.finish(field, rng),
+            NextAction::Anything => match rng.u8(..10) {
+                0..=2 => self.follow_link(rng),
                 3..=6 => self.click(rng),
                 _ => self.focus(rng),
             },
@@ -74,7 +81,7 @@ impl Visit {
     }
 
     /// The last thing the person does.
-    pub(crate) fn leave<'a>(&mut self, who: &'a Identity) -> Action<'a> {
+    pub(crate) fn leave<'a>(&mut self, who: &'a UserIdentity) -> Action<'a> {
         let title = format!("Leave {}", self.page.title);
         let description = format!("{} left the {} page", self.noun, self.page.name);
         self.record(who, "blur", title, description)
@@ -86,76 +93,82 @@ impl Visit {
     }
 
     /// How many actions no summary stands for yet.
-    pub(crate) fn unsummed_actions(&self) -> u64 {
-        self.unsummed.actions
+    pub(crate) fn unsummarized_actions(&self) -> u64 {
+        self.unsummarized.actions
     }
 
     /// Sums up what was done since the last time: the prose, and how many actions it replaces.
     pub(crate) fn sum_up(&mut self) -> (String, u64) {
-        let done = mem::take(&mut self.unsummed);
+        let done = mem::take(&mut self.unsummarized);
         let pages = match done.pages.as_slice() {
             [] => format!("stayed on the {} page", self.page.name),
             [page] => format!("opened the {page} page"),
-            pages => format!("went through the {} pages", listing(pages)),
+            pages => format!("went through the {} pages", join_words(pages)),
         };
         let controls = match done.controls.as_slice() {
             [] => "looked around without changing anything".to_owned(),
-            controls => format!("used {}", listing(controls)),
+            controls => format!("used {}", join_words(controls)),
         };
         (format!("The {} {pages}, then {controls}.", self.noun.to_lowercase()), done.actions)
     }
 
-    fn open(&mut self, page: &'static Page) -> Told {
+    fn open(&mut self, page: &'static SitePage) -> ActionText {
         self.page = page;
-        note(&mut self.unsummed.pages, page.name);
+        add_mention(&mut self.unsummarized.pages, page.name);
         let description = format!("{} landed on the {} page", self.noun, page.name);
         ("pageview", format!("Page Load: {}", page.title), description)
     }
 
-    fn follow_a_link(&mut self, rng: &mut Rng) -> Told {
-        let page = one_of(&PAGES, rng);
-        self.next = Next::Open(page);
+    fn follow_link(&mut self, rng: &mut Rng) -> ActionText {
+        let page = pick(&PAGES, rng);
+        self.next_action = NextAction::OpenPage(page);
         let description = format!("{} clicked {} link on the {} page", self.noun, page.name, self.page.name);
         ("click", format!("Click {} link", page.name), description)
     }
 
-    fn click(&mut self, rng: &mut Rng) -> Told {
-        let button = *one_of(self.page.buttons, rng);
-        note(&mut self.unsummed.controls, button);
+    fn click(&mut self, rng: &mut Rng) -> ActionText {
+        let button = *pick(self.page.buttons, rng);
+        add_mention(&mut self.unsummarized.controls, button);
         let description = format!("{} clicked {button} button on the {} page", self.noun, self.page.name);
         ("click", format!("Click {button} button"), description)
     }
 
-    fn focus(&mut self, rng: &mut Rng) -> Told {
-        let field = *one_of(self.page.fields, rng);
-        self.next = if rng.u8(..4) == 0 { Next::Finish(field) } else { Next::Write(field) };
+    fn focus(&mut self, rng: &mut Rng) -> ActionText {
+        let field = *pick(self.page.fields, rng);
+        self.next_action = if rng.u8(..4) == 0 { NextAction::FinishField(field) } else { NextAction::TypeInto(field) };
         let description = format!("{} put the cursor into the {field} field on the {} page", self.noun, self.page.name);
         ("focus", format!("Focus {field} field"), description)
     }
 
-    fn write(&mut self, field: &'static str, rng: &mut Rng) -> Told {
-        let writing = one_of(&WRITINGS, rng);
+    fn write(&mut self, field: &'static str, rng: &mut Rng) -> ActionText {
+        let writing = pick(&SAMPLE_TEXTS, rng);
         if field == "Search" {
             self.query = Some(writing.query);
         }
-        self.next = Next::Finish(field);
-        note(&mut self.unsummed.controls, field);
+        self.next_action = NextAction::FinishField(field);
+        add_mention(&mut self.unsummarized.controls, field);
         let description =
             format!("{} typed “{}” into the {field} field on the {} page", self.noun, writing.text, self.page.name);
         ("type", format!("Type in {field} field"), description)
     }
 
-    fn finish(&mut self, field: &'static str, rng: &mut Rng) -> Told {
+    fn finish(&mut self, field: &'static str, rng: &mut Rng) -> ActionText {
         let (kind, verb, did) = if rng.bool() { ("submit", "Submit", "submitted") } else { ("blur", "Leave", "left") };
         let description = format!("{} {did} the {field} field on the {} page", self.noun, self.page.name);
         (kind, format!("{verb} {field} field"), description)
     }
 
     /// Gives an action its place in the session and its address. Its times are not known here.
-    fn record<'a>(&mut self, who: &'a Identity, kind: &'static str, title: String, description: String) -> Action<'a> {
+    fn record<'a>(
+        &mut self,
+        who: &'a UserIdentity,
+        kind: &'static str,
+        title: String,
+        description: String,
+    ) -> Action<'a> {
         let index = self.index;
         self.index += 1;
-        self.unsummed.actions += 1;
+        self.unsummarized.actions += 1;
         let canonical_url = format!("{ORIGIN}{}", self.page.path);
         let raw_url = self.query.map_or_else(|| canonical_url.clone(), |query| format!("{canonical_url}?{query}"));
         Action {
@@ -173,22 +186,22 @@ impl Visit {
 }
 
 /// Kind, title and description of an action.
-type Told = (&'static str, String, String);
+type ActionText = (&'static str, String, String);
 
 /// Draws one entry of a table of `site`.
-pub(crate) fn one_of<'a, T>(table: &'a [T], rng: &mut Rng) -> &'a T {
+pub(crate) fn pick<'a, T>(table: &'a [T], rng: &mut Rng) -> &'a T {
     rng.choice(table).expect("no table of `site` is empty, a test there looks")
 }
 
 /// Remembers something worth a mention, unless it already is or there is enough to tell.
-fn note(mentions: &mut Vec<&'static str>, mention: &'static str) {
-    if mentions.len() < MENTIONS && !mentions.contains(&mention) {
+fn add_mention(mentions: &mut Vec<&'static str>, mention: &'static str) {
+    if mentions.len() < MAX_MENTIONS && !mentions.contains(&mention) {
         mentions.push(mention);
     }
 }
 
 /// "a", "a and b", "a, b and c".
-fn listing(words: &[&str]) -> String {
+fn join_words(words: &[&str]) -> String {
     match words {
         [] => String::new(),
         [word] => (*word).to_owned(),
@@ -197,13 +210,13 @@ fn listing(words: &[&str]) -> String {
 }
 
 /// How many pages, and how many controls, a summary names at most: it is to be read in one breath.
-const MENTIONS: usize = 4;
+const MAX_MENTIONS: usize = 4;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const NOBODY: Identity = Identity { session_id: None, user_id: None, email: None, conversation_id: None };
+    const NOBODY: UserIdentity = UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None };
 
     #[test]
     fn a_visit_begins_with_a_page_and_every_link_leads_to_one() {
@@ -266,8 +279,8 @@ mod tests {
 
     #[test]
     fn a_listing_reads_like_prose() {
-        assert_eq!(listing(&["a"]), "a");
-        assert_eq!(listing(&["a", "b"]), "a and b");
-        assert_eq!(listing(&["a", "b", "c"]), "a, b and c");
+        assert_eq!(join_words(&["a"]), "a");
+        assert_eq!(join_words(&["a", "b"]), "a and b");
+        assert_eq!(join_words(&["a", "b", "c"]), "a, b and c");
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct Decoder {
     first_line: bool,
     skip_line_feed: bool,
     event: Bytes,
-    data: Data,
+    data_buffer: DataBuffer,
     last_event_id: Bytes,
     has_own_id: bool,
 }
@@ -39,7 +39,7 @@ impl Decoder {
             first_line: true,
             skip_line_feed: false,
             event: Bytes::new(),
-            data: Data::None,
+            data_buffer: DataBuffer::None,
             last_event_id: Bytes::new(),
             has_own_id: false,
         }
@@ -72,32 +72,32 @@ impl Decoder {
         }
         let Some(end) = memchr2(b'\n', b'\r', &self.chunk) else {
             let rest = mem::take(&mut self.chunk);
-            self.hold(&rest);
+            self.buffer_partial_line(&rest);
             return None;
         };
         let part = self.chunk.split_to(end);
         let terminator = self.chunk.split_to(1);
         self.skip_line_feed = terminator.first() == Some(&b'\r');
         // A line that lies within one chunk stays a view of it.
-        let whole = if self.line.is_empty() && part.len() <= self.max_line_bytes() {
+        let line = if self.line.is_empty() && part.len() <= self.max_line_bytes() {
             part
         } else {
-            self.hold(&part);
+            self.buffer_partial_line(&part);
             self.line.split().freeze()
         };
         let overlong = mem::take(&mut self.line_is_overlong);
         let without_bom = match mem::take(&mut self.first_line) {
-            true if whole.starts_with(BYTE_ORDER_MARK) => whole.slice(BYTE_ORDER_MARK.len()..),
-            _ => whole,
+            true if line.starts_with(BYTE_ORDER_MARK) => line.slice(BYTE_ORDER_MARK.len()..),
+            _ => line,
         };
         Some(Line { bytes: without_bom, overlong })
     }
 
     /// Keeps part of a line until its end comes; past the bound only enough to know the field's name.
-    fn hold(&mut self, part: &[u8]) {
-        let room = self.max_line_bytes().saturating_sub(self.line.len());
-        let (kept, excess) = part.split_at(part.len().min(room));
-        self.line.extend_from_slice(kept);
+    fn buffer_partial_line(&mut self, part: &[u8]) {
+        let capacity = self.max_line_bytes().saturating_sub(self.line.len());
+        let (buffered, excess) = part.split_at(part.len().min(capacity));
+        self.line.extend_from_slice(buffered);
         self.line_is_overlong |= !excess.is_empty();
     }
 
@@ -118,8 +118,8 @@ impl Decoder {
             value = value.slice(1..);
         }
         match &*name {
-            b"data" | b"event" | b"id" if line.overlong => self.data = Data::TooLarge,
-            b"data" => self.data = mem::take(&mut self.data).with_line(value, self.max_event_bytes),
+            b"data" | b"event" | b"id" if line.overlong => self.data_buffer = DataBuffer::TooLarge,
+            b"data" => self.data_buffer = mem::take(&mut self.data_buffer).with_line(value, self.max_event_bytes),
             b"event" => self.event = value,
             b"id" if memchr(0, &value).is_none() => (self.last_event_id, self.has_own_id) = (value, true),
             b"retry" => return reconnection_time(&value).map(Decoded::Retry),
@@ -132,11 +132,11 @@ impl Decoder {
     fn dispatch(&mut self) -> Option<Decoded> {
         let event = mem::take(&mut self.event);
         let (id, has_own_id) = (self.last_event_id.clone(), mem::take(&mut self.has_own_id));
-        match mem::take(&mut self.data) {
-            Data::None => None,
-            Data::OneLine(data) => Some(Decoded::Frame(Frame { event, data, id, has_own_id })),
-            Data::Lines(lines) => Some(Decoded::Frame(Frame { event, data: lines.freeze(), id, has_own_id })),
-            Data::TooLarge => Some(Decoded::TooLarge),
+        match mem::take(&mut self.data_buffer) {
+            DataBuffer::None => None,
+            DataBuffer::OneLine(data) => Some(Decoded::Frame(Frame { event, data, id, has_own_id })),
+            DataBuffer::Lines(lines) => Some(Decoded::Frame(Frame { event, data: lines.freeze(), id, has_own_id })),
+            DataBuffer::TooLarge => Some(Decoded::TooLarge),
         }
     }
 }
@@ -150,7 +150,7 @@ struct Line {
 
 /// The data buffer of the standard; one line, the usual case, is not copied.
 #[derive(Debug, Default)]
-enum Data {
+enum DataBuffer {
     #[default]
     None,
     OneLine(Bytes),
@@ -158,7 +158,7 @@ enum Data {
     TooLarge,
 }
 
-impl Data {
+impl DataBuffer {
     /// This buffer with one more line.
     fn with_line(self, line: Bytes, max_bytes: usize) -> Self {
         match self {
@@ -207,8 +207,8 @@ pub(crate) struct Frame {
 /// The value of a `retry` field: digits only, or the field is ignored.
 fn reconnection_time(digits: &[u8]) -> Option<Duration> {
     let text = std::str::from_utf8(digits).ok()?;
-    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if plain { text.parse().ok().map(Duration::from_millis) } else { None }
+    let is_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if is_digits { text.parse().ok().map(Duration::from_millis) } else { None }
 }
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
@@ -222,7 +222,7 @@ pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
 /// socket directly needs one write for it. A payload that spans several lines takes as many `data` lines.
 ///
 /// The payload must not hold CR: the decoder never returns one.
-pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> Encoded {
+pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> EncodedEvent {
     let id = id.to_string();
     let lines = 1 + memchr_iter(b'\n', payload).count();
     // The LF between two lines is counted with the payload; each line has one of its own.
@@ -248,12 +248,12 @@ pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> Encoded {
         1 => chunk.slice(end - payload.len()..end),
         _ => Bytes::copy_from_slice(payload),
     };
-    Encoded { chunk, frame: size.len()..size.len() + length, payload }
+    EncodedEvent { chunk, frame: size.len()..size.len() + length, payload }
 }
 
 /// An event in the form it is sent.
 #[derive(Debug)]
-pub(crate) struct Encoded {
+pub(crate) struct EncodedEvent {
     /// The frame as a chunk.
     pub(crate) chunk: Bytes,
     /// Where in it the frame itself stands.
@@ -263,7 +263,7 @@ pub(crate) struct Encoded {
 }
 
 /// What comes seldom, as an HTTP/1.1 chunk. Nothing becomes the last chunk, which ends a body (RFC 9112, section 7.1).
-pub(crate) fn encode_chunk(bytes: &[u8]) -> Bytes {
+pub(crate) fn encode_http1_chunk(bytes: &[u8]) -> Bytes {
     let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
     chunk.extend_from_slice(bytes);
     chunk.extend_from_slice(CHUNK_END);
@@ -273,8 +273,8 @@ pub(crate) fn encode_chunk(bytes: &[u8]) -> Bytes {
 const CHUNK_END: &[u8] = b"\r\n";
 
 /// The heartbeat block; with `position` it moves the client's last event id on.
-pub(crate) fn encode_heartbeat(position: Option<impl Display>) -> Bytes {
-    match position {
+pub(crate) fn encode_heartbeat(last_event_id: Option<impl Display>) -> Bytes {
+    match last_event_id {
         None => Bytes::from_static(b"event: heartbeat\ndata:\n\n"),
         Some(position) => format!("id: {position}\nevent: heartbeat\ndata:\n\n").into(),
     }

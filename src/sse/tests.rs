@@ -130,7 +130,7 @@ fn a_line_within_one_chunk_is_a_view_of_it() {
 #[test]
 fn a_payload_is_written_byte_for_byte_and_its_lines_as_lines() {
     let frame = |payload: &[u8]| {
-        let Encoded { chunk, frame, .. } = encode_event("7-42", payload);
+        let EncodedEvent { chunk, frame, .. } = encode_event("7-42", payload);
         chunk.slice(frame)
     };
     assert_eq!(frame(br#" {"type":"x"} "#), "id: 7-42\ndata:  {\"type\":\"x\"} \n\n");
@@ -140,8 +140,8 @@ fn a_payload_is_written_byte_for_byte_and_its_lines_as_lines() {
 #[test]
 fn a_chunk_says_how_long_it_is_and_nothing_is_the_last_one() {
     assert_eq!(encode_event("7-42", b"{}").chunk, "13\r\nid: 7-42\ndata: {}\n\n\r\n");
-    assert_eq!(encode_chunk(b"retry: 1500\n"), "c\r\nretry: 1500\n\r\n");
-    assert_eq!(encode_chunk(b""), "0\r\n\r\n");
+    assert_eq!(encode_http1_chunk(b"retry: 1500\n"), "c\r\nretry: 1500\n\r\n");
+    assert_eq!(encode_http1_chunk(b""), "0\r\n\r\n");
 }
 
 #[test]
@@ -197,10 +197,10 @@ proptest! {
     #[test]
     fn what_is_encoded_decodes_to_the_same_payload(payload in "[^\r]{0,200}", sequence: u64) {
         let id = format!("1-{sequence}");
-        let Encoded { chunk, frame: place, payload: view } = encode_event(&id, payload.as_bytes());
+        let EncodedEvent { chunk, frame: frame_range, payload: view } = encode_event(&id, payload.as_bytes());
         prop_assert_eq!(&view, payload.as_bytes());
-        let wire = chunk.slice(place);
-        prop_assert_eq!(&encode_chunk(&wire), &chunk);
+        let wire = chunk.slice(frame_range);
+        prop_assert_eq!(&encode_http1_chunk(&wire), &chunk);
         prop_assert_eq!(decode(&[&wire], 1 << 20), vec![frame("", &payload, &id)]);
     }
 }

@@ -14,12 +14,12 @@ use std::{collections::VecDeque, mem, sync::Arc};
 
 use tokio::sync::oneshot;
 
-use super::webhook_rows::{Changes, KeptWebhook, Letters, Registration, Which};
+use super::webhook_rows::{DeadLetterSelection, DeadLetterState, StoredWebhook, WebhookChanges, WebhookRegistration};
 use crate::{
     event::{EventId, ProductId, SessionId},
     log::{
-        Bounds, Log,
-        backing::{Desk, Unreadable, Unwritable},
+        Log, MemoryBounds,
+        backing::{StoreHandle, StoreUnreadable, StoreUnwritable},
     },
     metrics::LogMetrics,
     webhook_delivery::DeadLetter,
@@ -27,98 +27,98 @@ use crate::{
 
 /// Something to do for the writing thread. Who drops one refuses it.
 #[derive(Debug)]
-pub(crate) enum Order {
+pub(crate) enum StoreCommand {
     /// Take a session's events out of the store, and tell how many there were.
     Erase { product: ProductId, session: SessionId, answer: oneshot::Sender<u64> },
     /// Keep a webhook.
-    Register { webhook: Box<Registration>, answer: oneshot::Sender<()> },
+    Register { webhook: Box<WebhookRegistration>, answer: oneshot::Sender<()> },
     /// Forget a webhook and all it has.
     Unregister { id: Box<str>, answer: oneshot::Sender<()> },
     /// Mark dead letters as waiting to be delivered again, and tell how many.
-    Requeue { id: Box<str>, left: Left, marked: u64, answer: oneshot::Sender<u64> },
+    Requeue { id: Box<str>, remaining: RemainingRequeue, marked: u64, answer: oneshot::Sender<u64> },
     /// List dead letters.
-    DeadLetters { id: Box<str>, page: Page, answer: oneshot::Sender<Vec<(u64, DeadLetter)>> },
+    ListDeadLetters { id: Box<str>, query: DeadLetterQuery, answer: oneshot::Sender<Vec<(u64, DeadLetter)>> },
     /// List those behind this place that wait to be delivered again.
-    Requeued { id: Box<str>, after: u64, most: usize, answer: oneshot::Sender<Vec<DeadLetter>> },
+    ListRequeued { id: Box<str>, after: u64, limit: usize, answer: oneshot::Sender<Vec<DeadLetter>> },
     /// Keep the log of one more product.
-    Adopt { product: Box<(ProductId, Bounds, LogMetrics)>, answer: oneshot::Sender<Adopted> },
+    AddProduct { product: Box<(ProductId, MemoryBounds, LogMetrics)>, answer: oneshot::Sender<AddedProduct> },
     /// Keep a product's log no longer, once all of it is kept. What is in the file stays there until retention takes it.
-    Release { product: ProductId, answer: oneshot::Sender<()> },
+    RemoveProduct { product: ProductId, answer: oneshot::Sender<()> },
 }
 
 /// A product that the store keeps from now on.
 #[derive(Debug)]
-pub(crate) struct Adopted {
+pub(crate) struct AddedProduct {
     /// Its log, which goes on where the store has kept it.
     pub(crate) log: Arc<Log>,
     /// Its webhooks that were kept.
-    pub(crate) webhooks: Vec<KeptWebhook>,
+    pub(crate) webhooks: Vec<StoredWebhook>,
 }
 
-impl Order {
+impl StoreCommand {
     /// Whether it changes anything.
-    pub(crate) fn writes(&self) -> bool {
-        !matches!(self, Self::DeadLetters { .. } | Self::Requeued { .. })
+    pub(crate) fn is_write(&self) -> bool {
+        !matches!(self, Self::ListDeadLetters { .. } | Self::ListRequeued { .. })
     }
 }
 
 /// What is left to be requeued.
 #[derive(Debug)]
-pub(crate) enum Left {
+pub(crate) enum RemainingRequeue {
     /// All up to this number, once it is known: what dies meanwhile stays dead.
     All { through: Option<u64> },
     /// These.
-    These(VecDeque<EventId>),
+    Events(VecDeque<EventId>),
 }
 
 /// Which dead letters are asked for.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Page {
+pub(crate) struct DeadLetterQuery {
     /// In which state.
-    pub(super) letters: Letters,
+    pub(super) state: DeadLetterState,
     /// Before which number.
     pub(super) before: Option<u64>,
     /// How many at the most.
-    pub(super) most: usize,
+    pub(super) limit: usize,
 }
 
 /// What has happened to one webhook, to be written down.
 #[derive(Debug)]
-pub(crate) struct Journal {
+pub(crate) struct WebhookJournal {
     /// Whose.
     pub(super) id: Arc<str>,
     /// What.
-    pub(super) changes: Changes,
-    answer: oneshot::Sender<Result<(), Changes>>,
+    pub(super) changes: WebhookChanges,
+    answer: oneshot::Sender<Result<(), WebhookChanges>>,
 }
 
-impl Journal {
+impl WebhookJournal {
     /// Tells that it is written.
-    pub(crate) fn accept(self) {
+    pub(crate) fn confirm(self) {
         let _ = self.answer.send(Ok(())); // who asked may have left
     }
 
     /// Gives it back.
-    pub(crate) fn refuse(self) {
+    pub(crate) fn reject(self) {
         let _ = self.answer.send(Err(self.changes)); // who asked may have left
     }
 }
 
 /// Everything that waits for the writing thread.
 #[derive(Debug, Default)]
-pub(crate) struct Orders {
-    orders: VecDeque<Order>,
-    journals: Vec<Journal>,
+pub(crate) struct CommandQueue {
+    commands: VecDeque<StoreCommand>,
+    journals: Vec<WebhookJournal>,
 }
 
-impl Orders {
+impl CommandQueue {
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
-        self.orders.is_empty() && self.journals.is_empty()
+        self.commands.is_empty() && self.journals.is_empty()
     }
 }
 
-impl Desk {
+impl StoreHandle {
     /// Orders that a session's events be taken out of the store, and tells how many there were.
     ///
     /// # Errors
@@ -128,9 +128,9 @@ impl Desk {
         &self,
         product: ProductId,
         session: SessionId,
-    ) -> impl Future<Output = Result<u64, Unwritable>> + use<> {
-        let erased = self.order(|answer| Order::Erase { product, session, answer });
-        async { erased.await.map_err(|_| Unwritable) }
+    ) -> impl Future<Output = Result<u64, StoreUnwritable>> + use<> {
+        let erased = self.submit(|answer| StoreCommand::Erase { product, session, answer });
+        async { erased.await.map_err(|_| StoreUnwritable) }
     }
 
     /// Keeps a webhook, or changes what is kept of one but its position. On the disk when it returns.
@@ -138,9 +138,12 @@ impl Desk {
     /// # Errors
     ///
     /// When the store cannot be written now, or is being closed.
-    pub(crate) fn register(&self, webhook: Registration) -> impl Future<Output = Result<(), Unwritable>> + use<> {
-        let registered = self.order(|answer| Order::Register { webhook: Box::new(webhook), answer });
-        async { registered.await.map_err(|_| Unwritable) }
+    pub(crate) fn register(
+        &self,
+        webhook: WebhookRegistration,
+    ) -> impl Future<Output = Result<(), StoreUnwritable>> + use<> {
+        let registered = self.submit(|answer| StoreCommand::Register { webhook: Box::new(webhook), answer });
+        async { registered.await.map_err(|_| StoreUnwritable) }
     }
 
     /// Forgets a webhook, what is owed to it and its dead letters.
@@ -148,10 +151,10 @@ impl Desk {
     /// # Errors
     ///
     /// When the store cannot be written now, or is being closed. Some of it may be gone.
-    pub(crate) fn unregister(&self, id: &str) -> impl Future<Output = Result<(), Unwritable>> + use<> {
+    pub(crate) fn unregister(&self, id: &str) -> impl Future<Output = Result<(), StoreUnwritable>> + use<> {
         let id = id.into();
-        let forgotten = self.order(|answer| Order::Unregister { id, answer });
-        async { forgotten.await.map_err(|_| Unwritable) }
+        let removed = self.submit(|answer| StoreCommand::Unregister { id, answer });
+        async { removed.await.map_err(|_| StoreUnwritable) }
     }
 
     /// Writes down what has happened to a webhook, in one transaction with what else there is to commit.
@@ -160,18 +163,22 @@ impl Desk {
     ///
     /// The changes come back when the webhook is not registered, and when the store cannot be written now, or is being closed:
     /// none of them is written, or all of them are and nobody knows; they may be written again in any case. None come back from a writing thread that has died.
-    pub(crate) fn journal(&self, id: &Arc<str>, changes: Changes) -> impl Future<Output = Result<(), Changes>> + use<> {
+    pub(crate) fn journal(
+        &self,
+        id: &Arc<str>,
+        changes: WebhookChanges,
+    ) -> impl Future<Output = Result<(), WebhookChanges>> + use<> {
         let (answer, written) = oneshot::channel();
-        let journal = Journal { id: Arc::clone(id), changes, answer };
-        let mut orders = self.orders();
+        let journal = WebhookJournal { id: Arc::clone(id), changes, answer };
+        let mut queue = self.commands();
         if self.is_stopping() {
-            journal.refuse();
+            journal.reject();
         } else {
-            orders.journals.push(journal);
+            queue.journals.push(journal);
         }
-        drop(orders);
-        self.there_is_work();
-        async { written.await.unwrap_or_else(|_| Err(Changes::default())) }
+        drop(queue);
+        self.wake_writer();
+        async { written.await.unwrap_or_else(|_| Err(WebhookChanges::default())) }
     }
 
     /// A webhook's dead letters in this state, newest first, with their numbers: `before` one of these, or the newest. At
@@ -183,13 +190,13 @@ impl Desk {
     pub(crate) fn dead_letters(
         &self,
         id: &str,
-        letters: Letters,
+        state: DeadLetterState,
         before: Option<u64>,
-        most: usize,
-    ) -> impl Future<Output = Result<Vec<(u64, DeadLetter)>, Unreadable>> + use<> {
-        let (id, page) = (id.into(), Page { letters, before, most });
-        let found = self.order(|answer| Order::DeadLetters { id, page, answer });
-        async { found.await.map_err(|_| Unreadable) }
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(u64, DeadLetter)>, StoreUnreadable>> + use<> {
+        let (id, query) = (id.into(), DeadLetterQuery { state, before, limit });
+        let found = self.submit(|answer| StoreCommand::ListDeadLetters { id, query, answer });
+        async { found.await.map_err(|_| StoreUnreadable) }
     }
 
     /// Marks a webhook's dead letters as waiting to be delivered again, the oldest event first, and returns how many were not.
@@ -197,14 +204,18 @@ impl Desk {
     /// # Errors
     ///
     /// When the store cannot be written now, or is being closed. Some of them may be marked.
-    pub(crate) fn requeue(&self, id: &str, which: Which) -> impl Future<Output = Result<u64, Unwritable>> + use<> {
-        let left = match which {
-            Which::All => Left::All { through: None },
-            Which::These(events) => Left::These(events.into()),
+    pub(crate) fn requeue(
+        &self,
+        id: &str,
+        which: DeadLetterSelection,
+    ) -> impl Future<Output = Result<u64, StoreUnwritable>> + use<> {
+        let remaining = match which {
+            DeadLetterSelection::All => RemainingRequeue::All { through: None },
+            DeadLetterSelection::Events(events) => RemainingRequeue::Events(events.into()),
         };
         let id = id.into();
-        let marked = self.order(|answer| Order::Requeue { id, left, marked: 0, answer });
-        async { marked.await.map_err(|_| Unwritable) }
+        let marked = self.submit(|answer| StoreCommand::Requeue { id, remaining, marked: 0, answer });
+        async { marked.await.map_err(|_| StoreUnwritable) }
     }
 
     /// A webhook's dead letters behind a place that wait to be delivered again, in the order of their places. At most `most`,
@@ -213,15 +224,15 @@ impl Desk {
     /// # Errors
     ///
     /// When the store cannot be read now, or is being closed.
-    pub(crate) fn requeued(
+    pub(crate) fn requeued_dead_letters(
         &self,
         id: &str,
         after: u64,
-        most: usize,
-    ) -> impl Future<Output = Result<Vec<DeadLetter>, Unreadable>> + use<> {
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<DeadLetter>, StoreUnreadable>> + use<> {
         let id = id.into();
-        let found = self.order(|answer| Order::Requeued { id, after, most, answer });
-        async { found.await.map_err(|_| Unreadable) }
+        let found = self.submit(|answer| StoreCommand::ListRequeued { id, after, limit, answer });
+        async { found.await.map_err(|_| StoreUnreadable) }
     }
 
     /// Keeps the log of one more product: the one that is kept of it already, if there is one.
@@ -229,14 +240,15 @@ impl Desk {
     /// # Errors
     ///
     /// When the store cannot be written now, or is being closed.
-    pub(crate) fn adopt(
+    pub(crate) fn add_product(
         &self,
         product: ProductId,
-        bounds: Bounds,
+        bounds: MemoryBounds,
         metrics: LogMetrics,
-    ) -> impl Future<Output = Result<Adopted, Unwritable>> + use<> {
-        let adopted = self.order(|answer| Order::Adopt { product: Box::new((product, bounds, metrics)), answer });
-        async { adopted.await.map_err(|_| Unwritable) }
+    ) -> impl Future<Output = Result<AddedProduct, StoreUnwritable>> + use<> {
+        let adopted =
+            self.submit(|answer| StoreCommand::AddProduct { product: Box::new((product, bounds, metrics)), answer });
+        async { adopted.await.map_err(|_| StoreUnwritable) }
     }
 
     /// Keeps a product's log no longer, once all of it is kept.
@@ -244,43 +256,46 @@ impl Desk {
     /// # Errors
     ///
     /// When the store cannot be written now, or is being closed: it then goes on keeping the log.
-    pub(crate) fn release(&self, product: ProductId) -> impl Future<Output = Result<(), Unwritable>> + use<> {
-        let released = self.order(|answer| Order::Release { product, answer });
-        async { released.await.map_err(|_| Unwritable) }
+    pub(crate) fn remove_product(
+        &self,
+        product: ProductId,
+    ) -> impl Future<Output = Result<(), StoreUnwritable>> + use<> {
+        let released = self.submit(|answer| StoreCommand::RemoveProduct { product, answer });
+        async { released.await.map_err(|_| StoreUnwritable) }
     }
 
     /// Leaves an order for the writing thread, unless the store is being closed.
-    fn order<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> oneshot::Receiver<T> {
+    fn submit<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> StoreCommand) -> oneshot::Receiver<T> {
         let (answer, answered) = oneshot::channel();
-        let mut orders = self.orders();
+        let mut queue = self.commands();
         // Looked at while nobody can take orders: one that comes after the last look is refused, and none is forgotten.
         if !self.is_stopping() {
-            orders.orders.push_back(order(answer));
+            queue.commands.push_back(command(answer));
         }
-        drop(orders);
-        self.there_is_work();
+        drop(queue);
+        self.wake_writer();
         answered
     }
 
     /// The oldest order.
-    pub(crate) fn take_order(&self) -> Option<Order> {
-        self.orders().orders.pop_front()
+    pub(crate) fn take_command(&self) -> Option<StoreCommand> {
+        self.commands().commands.pop_front()
     }
 
     /// Puts back what is left of an order: the next one to be taken.
-    pub(crate) fn put_back(&self, order: Order) {
-        self.orders().orders.push_front(order);
+    pub(crate) fn return_command(&self, command: StoreCommand) {
+        self.commands().commands.push_front(command);
     }
 
     /// Everything that is to be written down of webhooks.
-    pub(crate) fn take_journals(&self) -> Vec<Journal> {
-        mem::take(&mut self.orders().journals)
+    pub(crate) fn take_journals(&self) -> Vec<WebhookJournal> {
+        mem::take(&mut self.commands().journals)
     }
 
     /// Refuses everything that waits.
-    pub(crate) fn refuse_orders(&self) {
-        let refused = mem::take(&mut *self.orders());
-        refused.journals.into_iter().for_each(Journal::refuse);
-        drop(refused.orders); // who asked is told that it cannot be done
+    pub(crate) fn reject_commands(&self) {
+        let refused = mem::take(&mut *self.commands());
+        refused.journals.into_iter().for_each(WebhookJournal::reject);
+        drop(refused.commands); // who asked is told that it cannot be done
     }
 }

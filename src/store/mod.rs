@@ -31,25 +31,28 @@ use std::{
 };
 
 use self::{
-    reader::Reader,
-    sqlite::{File, FileError, IN_MEMORY, Portion, Sync},
-    writer::Writer,
+    reader::StoreReader,
+    sqlite::{AppendBatch, FileError, IN_MEMORY_PATH, StoreFile, SyncMode},
+    writer::StoreWriter,
 };
 use crate::{
-    error_chain::with_causes,
+    error_chain::error_chain,
     event::ProductId,
-    log::{Bounds, Log, epoch_after, reserved},
+    log::{Log, MemoryBounds, epoch_after, first_span_of_epoch},
     metrics::Metrics,
 };
 
-pub(crate) use self::reader::Wanted;
-pub(crate) use self::sqlite::Kept;
-pub(crate) use self::webhook_rows::{Changes, Fate, KeptWebhook, Letters, Notice, Notices, Owed, Registration, Which};
-pub(crate) use crate::log::backing::{CatchUp, Desk, Unreadable, Unwritable};
+pub(crate) use self::reader::ReadRequest;
+pub(crate) use self::sqlite::PersistedLog;
+pub(crate) use self::webhook_rows::{
+    DeadLetterSelection, DeadLetterState, DeliveryChange, OwedDelivery, StoredWebhook, WebhookChanges, WebhookNotice,
+    WebhookNotices, WebhookRegistration,
+};
+pub(crate) use crate::log::backing::{CatchUp, StoreHandle, StoreUnreadable, StoreUnwritable};
 
 /// Where the store is and how much it keeps.
 #[derive(Clone, Debug)]
-pub(crate) struct Settings {
+pub(crate) struct StoreSettings {
     /// The directory, which belongs to one process.
     pub(crate) directory: PathBuf,
     /// How long an event is kept.
@@ -67,10 +70,10 @@ pub(crate) struct Settings {
 /// A store at work. Holds the directory until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Store {
-    desk: Arc<Desk>,
+    handle: Arc<StoreHandle>,
     threads: Vec<JoinHandle<()>>,
-    writer: Option<JoinHandle<Writer>>,
-    webhooks: Vec<KeptWebhook>,
+    writer: Option<JoinHandle<StoreWriter>>,
+    webhooks: Vec<StoredWebhook>,
     _lock: Option<fs::File>,
 }
 
@@ -82,34 +85,34 @@ impl Store {
     /// When the directory cannot be used, belongs to another process, or holds a file that is not ours, and when there are no
     /// threads to be had.
     pub(crate) fn open(
-        settings: Settings,
-        bounds: Bounds,
+        settings: StoreSettings,
+        bounds: MemoryBounds,
         products: &[ProductId],
         metrics: &Metrics,
     ) -> Result<(Self, Vec<Arc<Log>>), StoreError> {
         let directory = &settings.directory;
         let unusable = |source| StoreError::Directory { directory: directory.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(unusable)?;
-        let lock = take(directory)?;
+        let lock = lock_directory(directory)?;
         let path = directory.join(FILE_NAME);
-        let (begun, is_new_for_old) = match begin(&path, products) {
+        let (opened, is_replacement) = match open_file(&path, products) {
             Err(error @ FileError::Damaged { .. }) => {
-                set_aside(&path, &with_causes(&error)).map_err(unusable)?;
-                (begin(&path, products), true)
+                set_aside(&path, &error_chain(&error)).map_err(unusable)?;
+                (open_file(&path, products), true)
             }
-            begun => (begun, false),
+            opened => (opened, false),
         };
-        let (file, found, webhooks) =
-            begun.map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
-        let desk = Desk::new(path, settings.max_concurrent_replays);
-        let log = |(product, kept, epoch): Found| {
-            let (desk, metrics) = (Arc::clone(&desk), metrics.log(&product));
-            Arc::new(Log::restored(product, bounds, kept, epoch, is_new_for_old, desk, metrics))
+        let (file, products_found, webhooks) =
+            opened.map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
+        let handle = StoreHandle::new(path, settings.max_concurrent_replays);
+        let log = |(product, persisted, epoch): ReservedProduct| {
+            let (handle, metrics) = (Arc::clone(&handle), metrics.log(&product));
+            Arc::new(Log::restored(product, bounds, persisted, epoch, is_replacement, handle, metrics))
         };
-        let logs: Vec<_> = found.into_iter().map(log).collect();
+        let logs: Vec<_> = products_found.into_iter().map(log).collect();
         let was_left_open = file.was_left_open();
-        let writer = Writer::new(Arc::clone(&desk), logs.clone(), file, settings, metrics.store().clone());
-        let mut store = Self { desk, threads: Vec::new(), writer: None, webhooks, _lock: Some(lock) };
+        let writer = StoreWriter::new(Arc::clone(&handle), logs.clone(), file, settings, metrics.store().clone());
+        let mut store = Self { handle, threads: Vec::new(), writer: None, webhooks, _lock: Some(lock) };
         store.start(writer, was_left_open)?;
         Ok((store, logs))
     }
@@ -120,42 +123,46 @@ impl Store {
     /// # Errors
     ///
     /// When there is no memory or no thread.
-    pub(crate) fn in_memory(settings: Settings, logs: Vec<Arc<Log>>, metrics: &Metrics) -> Result<Self, StoreError> {
-        let file = File::in_memory().map_err(|source| StoreError::Memory(Box::new(source)))?;
-        let desk = Desk::new(PathBuf::from(IN_MEMORY), settings.max_concurrent_replays);
-        let writer = Writer::new(Arc::clone(&desk), logs, file, settings, metrics.store().clone());
-        let mut store = Self { desk, threads: Vec::new(), writer: None, webhooks: Vec::new(), _lock: None };
+    pub(crate) fn in_memory(
+        settings: StoreSettings,
+        logs: Vec<Arc<Log>>,
+        metrics: &Metrics,
+    ) -> Result<Self, StoreError> {
+        let file = StoreFile::in_memory().map_err(|source| StoreError::Memory(Box::new(source)))?;
+        let handle = StoreHandle::new(PathBuf::from(IN_MEMORY_PATH), settings.max_concurrent_replays);
+        let writer = StoreWriter::new(Arc::clone(&handle), logs, file, settings, metrics.store().clone());
+        let mut store = Self { handle, threads: Vec::new(), writer: None, webhooks: Vec::new(), _lock: None };
         store.start_writer(writer)?;
         Ok(store)
     }
 
     /// The webhooks that were kept, with what is owed to them, for the first who asks.
-    pub(crate) fn take_webhooks(&mut self) -> Vec<KeptWebhook> {
+    pub(crate) fn take_webhooks(&mut self) -> Vec<StoredWebhook> {
         mem::take(&mut self.webhooks)
     }
 
-    fn start(&mut self, writer: Writer, was_left_open: bool) -> Result<(), StoreError> {
+    fn start(&mut self, writer: StoreWriter, was_left_open: bool) -> Result<(), StoreError> {
         if was_left_open {
             tracing::warn!("the store was not closed in order; it is being checked");
-            self.desk.checks(true);
-            self.spawn("log-check", check)?;
+            self.handle.set_checking(true);
+            self.spawn("log-check", check_file)?;
         }
-        for _ in 0..READING_THREADS {
-            self.spawn("log-reader", Desk::answer_questions)?;
+        for _ in 0..READER_THREADS {
+            self.spawn("log-reader", StoreHandle::serve_reads)?;
         }
         self.spawn("log-syncer", syncer::run)?;
         self.start_writer(writer)
     }
 
-    fn start_writer(&mut self, writer: Writer) -> Result<(), StoreError> {
+    fn start_writer(&mut self, writer: StoreWriter) -> Result<(), StoreError> {
         let thread = thread::Builder::new().name("log-writer".to_owned()).spawn(|| writer.run());
         self.writer = Some(thread.map_err(StoreError::Thread)?);
         Ok(())
     }
 
-    fn spawn(&mut self, name: &str, work: impl FnOnce(&Desk) + Send + 'static) -> Result<(), StoreError> {
-        let desk = Arc::clone(&self.desk);
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || work(&desk));
+    fn spawn(&mut self, name: &str, work: impl FnOnce(&StoreHandle) + Send + 'static) -> Result<(), StoreError> {
+        let handle = Arc::clone(&self.handle);
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || work(&handle));
         self.threads.push(thread.map_err(StoreError::Thread)?);
         Ok(())
     }
@@ -163,19 +170,19 @@ impl Store {
     /// Ends as `kill -9` would end it.
     #[cfg(test)]
     pub(crate) fn crash(&self) {
-        self.desk.crash();
+        self.handle.crash();
     }
 
     /// What others need of it.
-    pub(crate) fn desk(&self) -> &Arc<Desk> {
-        &self.desk
+    pub(crate) fn handle(&self) -> &Arc<StoreHandle> {
+        &self.handle
     }
 }
 
 impl Drop for Store {
     /// Keeps what is not kept yet, closes the file, and ends the threads. Blocks until that is done.
     fn drop(&mut self) {
-        self.desk.stop();
+        self.handle.stop();
         for thread in self.threads.drain(..) {
             let name = thread.thread().name().unwrap_or_default().to_owned();
             if thread.join().is_err() {
@@ -191,55 +198,60 @@ impl Drop for Store {
 }
 
 /// Opens the file, and reserves an epoch for each product: on disk before its first id is shown.
-fn begin(path: &Path, products: &[ProductId]) -> Result<(File, Vec<Found>, Vec<KeptWebhook>), FileError> {
-    let mut file = File::open(path)?;
-    let webhooks = of_products(file.webhooks()?, products);
-    let mut found = Vec::new();
+fn open_file(
+    path: &Path,
+    products: &[ProductId],
+) -> Result<(StoreFile, Vec<ReservedProduct>, Vec<StoredWebhook>), FileError> {
+    let mut file = StoreFile::open(path)?;
+    let webhooks = retain_configured(file.webhooks()?, products);
+    let mut restored = Vec::new();
     for product in products {
-        let (kept, epoch) = reserve(&mut file, product)?;
-        found.push((product.clone(), kept, epoch));
+        let (persisted, epoch) = reserve_epoch(&mut file, product)?;
+        restored.push((product.clone(), persisted, epoch));
     }
-    Ok((file, found, webhooks))
+    Ok((file, restored, webhooks))
 }
 
 /// What the file has of a product, and an epoch for it, which is on the disk.
-fn reserve(file: &mut File, product: &ProductId) -> Result<(Kept, u64), FileError> {
-    let kept = file.product(product)?;
-    let epoch = epoch_after(kept.highest_epoch);
-    let spans = [reserved(kept.newest, epoch)];
-    let first = kept.newest + 1;
-    let portion = Portion { number: kept.number, first, entries: &[], spans: &spans, missing: &[] };
-    file.write(&[portion], Sync::Full, unix_ms())?;
-    Ok((kept, epoch))
+fn reserve_epoch(file: &mut StoreFile, product: &ProductId) -> Result<(PersistedLog, u64), FileError> {
+    let persisted = file.find_or_add_product(product)?;
+    let epoch = epoch_after(persisted.highest_epoch);
+    let spans = [first_span_of_epoch(persisted.newest, epoch)];
+    let first = persisted.newest + 1;
+    let batch =
+        AppendBatch { product_number: persisted.product_number, first, entries: &[], spans: &spans, holes: &[] };
+    file.append(&[batch], SyncMode::Full, unix_ms())?;
+    Ok((persisted, epoch))
 }
 
 /// The webhooks of these products. The others wait in the file for theirs to be configured again.
-fn of_products(kept: Vec<KeptWebhook>, products: &[ProductId]) -> Vec<KeptWebhook> {
-    let (ours, others): (Vec<_>, Vec<_>) = kept.into_iter().partition(|webhook| products.contains(&webhook.product));
-    for KeptWebhook { id, product, .. } in others {
+fn retain_configured(stored: Vec<StoredWebhook>, products: &[ProductId]) -> Vec<StoredWebhook> {
+    let (configured, orphaned): (Vec<_>, Vec<_>) =
+        stored.into_iter().partition(|webhook| products.contains(&webhook.product));
+    for StoredWebhook { id, product, .. } in orphaned {
         tracing::warn!(webhook = id, %product, "the webhook's product is not configured: it gets nothing, and is kept");
     }
-    ours
+    configured
 }
 
 /// A product, what the file has of it, and the epoch reserved for it.
-type Found = (ProductId, Kept, u64);
+type ReservedProduct = (ProductId, PersistedLog, u64);
 
 /// Makes this process the only one that uses the directory.
-fn take(directory: &Path) -> Result<fs::File, StoreError> {
+fn lock_directory(directory: &Path) -> Result<fs::File, StoreError> {
     let path = directory.join(LOCK_NAME);
     let unusable = |source| StoreError::Directory { directory: directory.to_owned(), source };
     let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(unusable)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Taken { directory: directory.to_owned() }),
+        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { directory: directory.to_owned() }),
         Err(TryLockError::Error(source)) => Err(unusable(source)),
     }
 }
 
 /// Moves a damaged file out of the way, for whoever may want to save something from it.
 fn set_aside(path: &Path, damage: &str) -> io::Result<()> {
-    let kept_as = File::set_aside(path, unix_ms())?;
+    let kept_as = StoreFile::set_aside(path, unix_ms())?;
     tracing::error!(
         file = %path.display(),
         kept_as = %kept_as.display(),
@@ -249,16 +261,16 @@ fn set_aside(path: &Path, damage: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn check(desk: &Desk) {
-    let generation = desk.generation();
-    let checked = Reader::open(desk.path()).and_then(|reader| {
-        let handle = reader.interrupt_handle();
+fn check_file(handle: &StoreHandle) {
+    let generation = handle.generation();
+    let checked = StoreReader::open(handle.path()).and_then(|reader| {
+        let interrupt = reader.interrupt_handle();
         thread::scope(|scope| {
             let (done, watch) = std::sync::mpsc::channel::<()>();
             scope.spawn(move || {
-                while watch.recv_timeout(CHECK_PAUSE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-                    if desk.is_stopping() {
-                        handle.interrupt();
+                while watch.recv_timeout(STOP_POLL_INTERVAL) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    if handle.is_stopping() {
+                        interrupt.interrupt();
                     }
                 }
             });
@@ -269,14 +281,14 @@ fn check(desk: &Desk) {
     });
     match checked {
         Ok(()) => tracing::info!("the store is whole"),
-        Err(_) if desk.is_stopping() => {}
+        Err(_) if handle.is_stopping() => {}
         Err(FileError::Damaged { source, .. }) => {
             tracing::error!(damage = %source, "the check has found damage");
-            desk.is_damaged(generation);
+            handle.report_damage(generation);
         }
-        Err(error) => tracing::error!(problem = with_causes(&error), "the store could not be checked"),
+        Err(error) => tracing::error!(problem = error_chain(&error), "the store could not be checked"),
     }
-    desk.checks(false);
+    handle.set_checking(false);
 }
 
 fn unix_ms() -> u64 {
@@ -298,7 +310,7 @@ pub(crate) enum StoreError {
     },
     /// Another process has the directory.
     #[error("log.data_dir: {} is in use by another autoplay-relay; give each its own directory", directory.display())]
-    Taken {
+    Locked {
         /// The directory.
         directory: PathBuf,
     },
@@ -324,7 +336,7 @@ const FILE_NAME: &str = "relay.db";
 const LOCK_NAME: &str = "relay.lock";
 
 /// Enough to keep a disk busy; more would take the processors from live delivery.
-const READING_THREADS: usize = 2;
+const READER_THREADS: usize = 2;
 
 /// How often a check looks whether the relay is leaving.
-const CHECK_PAUSE: Duration = Duration::from_millis(100);
+const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);

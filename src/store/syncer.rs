@@ -11,38 +11,38 @@
 
 use std::{fs, io, time::Duration};
 
-use super::sqlite::{self, File, FileError};
-use crate::{error_chain::with_causes, log::backing::Desk};
+use super::sqlite::{self, FileError, StoreFile};
+use crate::{error_chain::error_chain, log::backing::StoreHandle};
 
 /// Syncs until the store is stopped.
-pub(super) fn run(desk: &Desk) {
-    while !desk.wait_for_stop(SYNC_EVERY) {
-        if desk.take_unsynced()
-            && let Err(error) = sync(desk)
+pub(super) fn run(handle: &StoreHandle) {
+    while !handle.wait_for_stop(SYNC_INTERVAL) {
+        if handle.take_unsynced()
+            && let Err(error) = sync(handle)
         {
             tracing::error!(%error, "the store's commits may not have reached the disk");
-            desk.could_not_sync();
+            handle.report_sync_failure();
         }
-        if sqlite::wal_bytes(desk.path()) > sqlite::WAL_BYTES {
-            checkpoint(desk);
+        if sqlite::wal_bytes(handle.path()) > sqlite::CHECKPOINT_WAL_BYTES {
+            checkpoint(handle);
         }
     }
 }
 
 /// Moves the write-ahead log into the database, as far as possible. If it is not, nothing is lost: that is tried again.
-pub(super) fn checkpoint(desk: &Desk) {
-    let generation = desk.generation();
-    let Err(error) = File::checkpoint(desk.path()) else { return };
-    tracing::warn!(problem = with_causes(&error), "the store's write-ahead log cannot be moved into the database yet");
+pub(super) fn checkpoint(handle: &StoreHandle) {
+    let generation = handle.generation();
+    let Err(error) = StoreFile::checkpoint(handle.path()) else { return };
+    tracing::warn!(problem = error_chain(&error), "the store's write-ahead log cannot be moved into the database yet");
     match error {
-        FileError::Damaged { .. } => desk.is_damaged(generation),
-        error if error.is_passing() => {}
-        _ => desk.could_not_sync(),
+        FileError::Damaged { .. } => handle.report_damage(generation),
+        error if error.is_transient() => {}
+        _ => handle.report_sync_failure(),
     }
 }
 
-fn sync(desk: &Desk) -> io::Result<()> {
-    match fs::File::open(sqlite::wal_path(desk.path())) {
+fn sync(handle: &StoreHandle) -> io::Result<()> {
+    match fs::File::open(sqlite::wal_path(handle.path())) {
         Ok(wal) => wal.sync_data(),
         // The writer has just closed the file, which syncs it, or has set it aside.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -51,4 +51,4 @@ fn sync(desk: &Desk) -> io::Result<()> {
 }
 
 /// A power cut costs what came within this time at the most.
-const SYNC_EVERY: Duration = Duration::from_secs(1);
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);

@@ -7,14 +7,14 @@ use std::{path::PathBuf, sync::Arc};
 use tokio::sync::oneshot;
 
 use super::{
-    commands::{Journal, Order},
-    webhook_rows::Changes,
+    commands::{StoreCommand, WebhookJournal},
+    webhook_rows::WebhookChanges,
 };
-use crate::log::backing::Desk;
+use crate::log::backing::StoreHandle;
 
 /// What somebody has asked for.
 #[derive(Debug)]
-pub(crate) enum Asked {
+pub(crate) enum TakenCommand {
     /// To keep a webhook, which begins at this place.
     Register {
         /// The place.
@@ -23,35 +23,35 @@ pub(crate) enum Asked {
         answer: oneshot::Sender<()>,
     },
     /// For dead letters behind this place. Refused already.
-    Letters(u64),
+    ListRequeued(u64),
     /// To write down changes. Refused already.
-    Journal(Changes),
+    Journal(WebhookChanges),
     /// Something else. Refused already.
     Other,
 }
 
 /// Has readers open the file anew while that cannot be done, or lets them again.
-pub(crate) fn cannot_be_read(desk: &Desk, is_so: bool) {
-    desk.is_replaced();
-    desk.has_failed(is_so);
+pub(crate) fn set_unreadable(handle: &StoreHandle, is_unreadable: bool) {
+    handle.mark_replaced();
+    handle.set_failed(is_unreadable);
 }
 
 /// Its desk.
-pub(crate) fn desk() -> Arc<Desk> {
-    Desk::new(PathBuf::from(super::IN_MEMORY), 4)
+pub(crate) fn idle_handle() -> Arc<StoreHandle> {
+    StoreHandle::new(PathBuf::from(super::IN_MEMORY_PATH), 4)
 }
 
 /// The oldest order, or journal if there is none.
-pub(crate) fn take(desk: &Desk) -> Option<Asked> {
-    if let Some(order) = desk.take_order() {
-        return Some(match order {
-            Order::Register { webhook, answer } => Asked::Register { position: webhook.position, answer },
-            Order::Requeued { after, .. } => Asked::Letters(after),
-            _ => Asked::Other,
+pub(crate) fn take_command(handle: &StoreHandle) -> Option<TakenCommand> {
+    if let Some(command) = handle.take_command() {
+        return Some(match command {
+            StoreCommand::Register { webhook, answer } => TakenCommand::Register { position: webhook.position, answer },
+            StoreCommand::ListRequeued { after, .. } => TakenCommand::ListRequeued(after),
+            _ => TakenCommand::Other,
         });
     }
-    let journal = desk.take_journals().pop()?;
+    let journal = handle.take_journals().pop()?;
     let changes = journal.changes.clone();
-    Journal::refuse(journal);
-    Some(Asked::Journal(changes))
+    WebhookJournal::reject(journal);
+    Some(TakenCommand::Journal(changes))
 }

@@ -8,32 +8,32 @@ use std::time::Duration;
 /// clients that lost the same peer do not come back together.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
-    first: Duration,
-    cap: Duration,
-    attempts: u32,
+    initial: Duration,
+    max: Duration,
+    failures: u32,
 }
 
 impl Backoff {
     /// Waits with ceilings from `first` to `cap`.
-    pub(crate) fn new(first: Duration, cap: Duration) -> Self {
-        Self { first, cap, attempts: 0 }
+    pub(crate) fn new(initial: Duration, max: Duration) -> Self {
+        Self { initial, max, failures: 0 }
     }
 
     /// The next wait.
-    pub(crate) fn next(&mut self, random: &mut fastrand::Rng) -> Duration {
+    pub(crate) fn next_delay(&mut self, random: &mut fastrand::Rng) -> Duration {
         let ceiling = self.ceiling();
-        self.attempts = self.attempts.saturating_add(1);
+        self.failures = self.failures.saturating_add(1);
         ceiling.mul_f64(random.f64())
     }
 
     /// Begins anew, after a success that has proved itself.
     pub(crate) fn reset(&mut self) {
-        self.attempts = 0;
+        self.failures = 0;
     }
 
     fn ceiling(&self) -> Duration {
-        let doubled = 2_u32.checked_pow(self.attempts).and_then(|factor| self.first.checked_mul(factor));
-        doubled.map_or(self.cap, |wait| wait.min(self.cap))
+        let doubled = 2_u32.checked_pow(self.failures).and_then(|factor| self.initial.checked_mul(factor));
+        doubled.map_or(self.max, |wait| wait.min(self.max))
     }
 }
 
@@ -48,7 +48,7 @@ mod tests {
         for _ in 0..1000 {
             let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
             for longest in &mut longest {
-                *longest = backoff.next(&mut random).max(*longest);
+                *longest = backoff.next_delay(&mut random).max(*longest);
             }
         }
         let ceilings = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0].map(Duration::from_secs_f64);
@@ -62,7 +62,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(2);
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
         for _ in 0..100 {
-            backoff.next(&mut random);
+            backoff.next_delay(&mut random);
         }
         assert_eq!(backoff.ceiling(), Duration::from_secs(30));
         backoff.reset();

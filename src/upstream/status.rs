@@ -11,12 +11,12 @@ use std::{
 
 /// The shared board of one upstream.
 #[derive(Debug)]
-pub(crate) struct UpstreamStatus(Mutex<UpstreamFacts>);
+pub(crate) struct UpstreamStatus(Mutex<UpstreamSnapshot>);
 
 impl UpstreamStatus {
     /// An upstream that is about to be connected for the first time.
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(UpstreamFacts {
+        Self(Mutex::new(UpstreamSnapshot {
             state: UpstreamState::Connecting,
             since: SystemTime::now(),
             last_event: None,
@@ -27,42 +27,42 @@ impl UpstreamStatus {
     }
 
     /// The facts at this moment.
-    pub(crate) fn facts(&self) -> UpstreamFacts {
+    pub(crate) fn snapshot(&self) -> UpstreamSnapshot {
         self.lock().clone()
     }
 
     /// Notes a new state, and what led to it if that is a problem.
-    pub(crate) fn enter(&self, state: UpstreamState, problem: Option<String>) {
-        let mut facts = self.lock();
-        if facts.state != state {
-            facts.state = state;
-            facts.since = SystemTime::now();
+    pub(crate) fn set_state(&self, state: UpstreamState, problem: Option<String>) {
+        let mut snapshot = self.lock();
+        if snapshot.state != state {
+            snapshot.state = state;
+            snapshot.since = SystemTime::now();
         }
         if state != UpstreamState::Connecting {
-            facts.problem = problem;
+            snapshot.problem = problem;
         }
     }
 
     /// Notes an event and how long it was on its way, if known.
-    pub(crate) fn event(&self, at: SystemTime, lag: Option<Duration>) {
-        let mut facts = self.lock();
-        facts.last_event = Some(at);
-        facts.lag = lag.or(facts.lag);
+    pub(crate) fn record_event(&self, at: SystemTime, lag: Option<Duration>) {
+        let mut snapshot = self.lock();
+        snapshot.last_event = Some(at);
+        snapshot.lag = lag.or(snapshot.lag);
     }
 
     /// Notes a heartbeat.
-    pub(crate) fn heartbeat(&self, at: SystemTime) {
+    pub(crate) fn record_heartbeat(&self, at: SystemTime) {
         self.lock().last_heartbeat = Some(at);
     }
 
-    fn lock(&self) -> MutexGuard<'_, UpstreamFacts> {
+    fn lock(&self) -> MutexGuard<'_, UpstreamSnapshot> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What is known of an upstream.
 #[derive(Clone, Debug)]
-pub(crate) struct UpstreamFacts {
+pub(crate) struct UpstreamSnapshot {
     /// What it is doing.
     pub(crate) state: UpstreamState,
     /// Since when.

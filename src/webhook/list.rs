@@ -2,8 +2,8 @@
 //!
 //! May use: `delivery`, `log`, the registry and its workers.
 
-use super::{DeliveryState, Listed, Page, WebhookError, Webhooks, worker::Order};
-use crate::{store::Letters, webhook_delivery::DeadLetter};
+use super::{DeliveryPage, DeliveryState, ListedDelivery, WebhookError, Webhooks, worker::WebhookCommand};
+use crate::{store::DeadLetterState, webhook_delivery::DeadLetter};
 
 impl Webhooks {
     /// Deliveries of one state, newest first: at most `most` of those behind the mark `before`, which is that of a page's
@@ -17,26 +17,29 @@ impl Webhooks {
         id: &str,
         state: DeliveryState,
         before: Option<u64>,
-        most: usize,
-    ) -> Result<Page, WebhookError> {
-        let letters_before = before.filter(|mark| *mark >= LETTERS).map(|mark| mark - LETTERS);
+        limit: usize,
+    ) -> Result<DeliveryPage, WebhookError> {
+        let letter_cursor =
+            before.filter(|cursor| *cursor >= LETTER_CURSOR_BASE).map(|cursor| cursor - LETTER_CURSOR_BASE);
         match state {
-            DeliveryState::Delivered => self.listed(id, state, before, most).await,
-            DeliveryState::Dead => self.letters(id, Letters::Dead, before, most).await,
-            DeliveryState::Pending if letters_before.is_some() => {
-                self.letters(id, Letters::Requeued, letters_before.filter(|it| *it > 0), most).await.map(Page::marked)
-            }
+            DeliveryState::Delivered => self.worker_deliveries(id, state, before, limit).await,
+            DeliveryState::Dead => self.dead_letters(id, DeadLetterState::Dead, before, limit).await,
+            DeliveryState::Pending if letter_cursor.is_some() => self
+                .dead_letters(id, DeadLetterState::Requeued, letter_cursor.filter(|it| *it > 0), limit)
+                .await
+                .map(DeliveryPage::with_letter_cursor),
             DeliveryState::Pending => {
-                let mut page = self.listed(id, state, before, most).await?;
-                if page.next.is_none() {
+                let mut page = self.worker_deliveries(id, state, before, limit).await?;
+                if page.next_cursor.is_none() {
                     // What is delivered again comes behind what never was.
-                    let room = most.saturating_sub(page.deliveries.len()).max(1);
-                    let again = self.letters(id, Letters::Requeued, None, room).await?.marked();
-                    match page.deliveries.len() + again.deliveries.len() > most {
-                        true => page.next = Some(LETTERS),
+                    let remaining = limit.saturating_sub(page.deliveries.len()).max(1);
+                    let requeued =
+                        self.dead_letters(id, DeadLetterState::Requeued, None, remaining).await?.with_letter_cursor();
+                    match page.deliveries.len() + requeued.deliveries.len() > limit {
+                        true => page.next_cursor = Some(LETTER_CURSOR_BASE),
                         false => {
-                            page.deliveries.extend(again.deliveries);
-                            page.next = again.next;
+                            page.deliveries.extend(requeued.deliveries);
+                            page.next_cursor = requeued.next_cursor;
                         }
                     }
                 }
@@ -45,44 +48,60 @@ impl Webhooks {
         }
     }
 
-    async fn listed(
+    async fn worker_deliveries(
         &self,
         id: &str,
         state: DeliveryState,
         before: Option<u64>,
-        most: usize,
-    ) -> Result<Page, WebhookError> {
-        self.order(id, |answer| Order::List { state, before, most, answer }).await
+        limit: usize,
+    ) -> Result<DeliveryPage, WebhookError> {
+        self.send_command(id, |reply| WebhookCommand::List { state, before, limit, reply }).await
     }
 
-    async fn letters(&self, id: &str, which: Letters, before: Option<u64>, most: usize) -> Result<Page, WebhookError> {
-        self.known(id)?;
-        let letters = self.desk().dead_letters(id, which, before, most).await.map_err(|_| WebhookError::Store)?;
+    async fn dead_letters(
+        &self,
+        id: &str,
+        which: DeadLetterState,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<DeliveryPage, WebhookError> {
+        self.handle(id)?;
+        let letters =
+            self.store().dead_letters(id, which, before, limit).await.map_err(|_| WebhookError::StoreUnavailable)?;
         // Fewer than were asked for may be all that fits one page.
         let next = match letters.last() {
-            Some((last, _)) => self.letter_before(id, which, *last).await?,
+            Some((last, _)) => self.next_letter_cursor(id, which, *last).await?,
             None => None,
         };
         let listed = |letter: DeadLetter| match which {
-            Letters::Dead => Listed::Dead(letter),
-            Letters::Requeued => Listed::Pending(letter.delivery, None),
+            DeadLetterState::Dead => ListedDelivery::Dead(letter),
+            DeadLetterState::Requeued => ListedDelivery::Pending(letter.delivery, None),
         };
-        Ok(Page { deliveries: letters.into_iter().map(|(_, letter)| listed(letter)).collect(), next })
+        Ok(DeliveryPage {
+            deliveries: letters.into_iter().map(|(_, letter)| listed(letter)).collect(),
+            next_cursor: next,
+        })
     }
 
     /// The mark behind which a page begins that follows the letter `last`, if there are more.
-    async fn letter_before(&self, id: &str, which: Letters, last: u64) -> Result<Option<u64>, WebhookError> {
-        let more = self.desk().dead_letters(id, which, Some(last), 1).await.map_err(|_| WebhookError::Store)?;
+    async fn next_letter_cursor(
+        &self,
+        id: &str,
+        which: DeadLetterState,
+        last: u64,
+    ) -> Result<Option<u64>, WebhookError> {
+        let more =
+            self.store().dead_letters(id, which, Some(last), 1).await.map_err(|_| WebhookError::StoreUnavailable)?;
         Ok((!more.is_empty()).then_some(last))
     }
 }
 
-impl Page {
+impl DeliveryPage {
     /// The same with a mark that tells letters from what never was one.
-    fn marked(self) -> Self {
-        Self { next: self.next.map(|mark| mark + LETTERS), ..self }
+    fn with_letter_cursor(self) -> Self {
+        Self { next_cursor: self.next_cursor.map(|cursor| cursor + LETTER_CURSOR_BASE), ..self }
     }
 }
 
 /// Marks in lists from here on are those of letters: no place is as high.
-const LETTERS: u64 = 1 << 62;
+const LETTER_CURSOR_BASE: u64 = 1 << 62;

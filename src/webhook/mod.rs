@@ -30,35 +30,35 @@ use std::{
 
 use tokio::time::Instant;
 
-pub(crate) use self::registry::{Ground, Webhooks};
-pub(crate) use crate::store::Which;
+pub(crate) use self::registry::{WebhookDependencies, Webhooks};
+pub(crate) use crate::store::DeadLetterSelection;
 use crate::{
-    config::Webhook,
+    config::WebhookConfig,
     event::{Kind, Only, Scope},
     webhook_delivery::{DeadLetter, Delivery, EndpointState},
 };
 
 /// A webhook as operators see it.
 #[derive(Clone, Debug)]
-pub(crate) struct View {
+pub(crate) struct WebhookSummary {
     /// As it was registered.
-    pub(crate) webhook: Arc<Webhook>,
+    pub(crate) webhook: Arc<WebhookConfig>,
     /// By whom.
-    pub(crate) source: Source,
+    pub(crate) source: WebhookSource,
     /// How it stands.
-    pub(crate) facts: Facts,
+    pub(crate) status: WebhookStatus,
 }
 
 /// Who has registered a webhook.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Source {
+pub(crate) enum WebhookSource {
     /// The configuration: the API cannot change it.
     File,
     /// The admin API.
     Api,
 }
 
-impl Source {
+impl WebhookSource {
     /// As it stands in the admin API.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -70,7 +70,7 @@ impl Source {
 
 /// How a webhook stands.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Facts {
+pub(crate) struct WebhookStatus {
     /// Its endpoint.
     pub(crate) state: EndpointState,
     /// Until when it is throttled, or when it is probed next, in Unix milliseconds.
@@ -98,16 +98,16 @@ pub(crate) enum DeliveryState {
 
 /// Some deliveries of one state, newest first.
 #[derive(Debug)]
-pub(crate) struct Page {
+pub(crate) struct DeliveryPage {
     /// The deliveries.
-    pub(crate) deliveries: Vec<Listed>,
+    pub(crate) deliveries: Vec<ListedDelivery>,
     /// Set if there are more: where they begin.
-    pub(crate) next: Option<u64>,
+    pub(crate) next_cursor: Option<u64>,
 }
 
 /// A delivery in a list.
 #[derive(Debug)]
-pub(crate) enum Listed {
+pub(crate) enum ListedDelivery {
     /// It is owed, and due at this time, in Unix milliseconds; none while it waits for its turn or is under way.
     Pending(Delivery, Option<u64>),
     /// It was accepted.
@@ -118,11 +118,11 @@ pub(crate) enum Listed {
 
 /// What an answer, or the lack of one, means for a delivery.
 #[derive(Clone, Debug, PartialEq)]
-enum Verdict {
+enum Disposition {
     /// 2xx: it is delivered.
     Accepted,
     /// Try again, but not before this has passed if the receiver asks for that.
-    Again { after: Option<Duration> },
+    Retry { after: Option<Duration> },
     /// 4xx: never again.
     Refused,
     /// 410: never again, and nothing else either.
@@ -148,28 +148,28 @@ pub(crate) enum WebhookError {
     Unknown,
     /// There is one of this id already.
     #[error("there is a webhook of this id already")]
-    Taken,
+    AlreadyExists,
     /// There are as many as there may be.
-    #[error("there are {} webhooks already; remove one", registry::MOST_WEBHOOKS)]
+    #[error("there are {} webhooks already; remove one", registry::MAX_WEBHOOKS)]
     TooMany,
     /// The relay has no such product.
     #[error("is none of this relay's products; add it to [[upstreams]]")]
     UnknownProduct,
     /// A webhook stays with its product.
     #[error("cannot be changed; register another webhook")]
-    OtherProduct,
+    ProductChanged,
     /// The file declares it.
     #[error("the configuration file declares this webhook; change it there")]
-    FromFile,
+    DeclaredInFile,
     /// The store cannot be written or read now.
     #[error("the store cannot be used now; try again")]
-    Store,
+    StoreUnavailable,
     /// The relay is leaving.
     #[error("the relay is leaving")]
-    Leaving,
+    ShuttingDown,
 }
 
-impl Webhook {
+impl WebhookConfig {
     /// Which of its product's events it gets.
     pub(crate) fn scope(&self) -> Scope {
         let kinds = match &self.types {

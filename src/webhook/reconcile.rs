@@ -10,39 +10,40 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{self, Instant};
 use tracing::{error, info, warn};
 
-use super::{Source, Webhooks, context::WayOut, definition::Definition, worker::Order};
+use super::{WebhookSource, Webhooks, context::EgressPolicy, definition::Definition, worker::WebhookCommand};
 use crate::{
-    config::{Network, Webhook},
+    config::{Network, WebhookConfig},
     event::ProductId,
     fanout::Fanout,
-    outbound::egress_guard::Guard,
-    store::KeptWebhook,
+    outbound::egress_guard::EgressGuard,
+    store::StoredWebhook,
 };
 
 impl Webhooks {
     /// Has the webhooks of the file be those that it declares now. One that is declared no more goes with what it is owed and its
     /// dead letters, as by `DELETE`; one that is changed keeps its place; the file wins over the API for the same id.
-    pub(crate) async fn declare(&self, declared: &[Webhook]) {
-        let _alone = self.registry.lock().await;
-        let deadline = Instant::now() + PATIENCE;
-        let mut declared: BTreeMap<&str, &Webhook> = declared.iter().map(|it| (it.id.as_str(), it)).collect();
-        for (id, registered) in self.all() {
-            let definition = registered.board.definition();
-            let is_going = registered.removed.is_cancelled();
+    pub(crate) async fn reconcile(&self, declared: &[WebhookConfig]) {
+        let _guard = self.changes.lock().await;
+        let deadline = Instant::now() + CONFIG_RELOAD_TIMEOUT;
+        let mut declared: BTreeMap<&str, &WebhookConfig> = declared.iter().map(|it| (it.id.as_str(), it)).collect();
+        for (id, handle) in self.handles() {
+            let definition = handle.shared.definition();
+            let is_going = handle.removed.is_cancelled();
             match declared.get(id.as_str()) {
                 Some(webhook) if !is_going && definition.webhook.product_id == webhook.product_id => {
                     let webhook = declared
                         .remove(id.as_str())
-                        .filter(|webhook| definition.source != Source::File || **webhook != *definition.webhook);
+                        .filter(|webhook| definition.source != WebhookSource::File || **webhook != *definition.webhook);
                     if let Some(webhook) = webhook {
-                        self.redefine(&id, definition.followed_by(webhook.clone(), Source::File), deadline).await;
+                        self.redefine(&id, definition.replaced_by(webhook.clone(), WebhookSource::File), deadline)
+                            .await;
                     }
                 }
                 Some(_) => {
                     if !is_going {
                         warn!(webhook = id, "the webhook has another product now: it begins anew there");
                     }
-                    if time::timeout_at(deadline, self.end(&registered)).await.is_err() {
+                    if time::timeout_at(deadline, self.begin_removal(&handle)).await.is_err() {
                         error!(
                             webhook = id,
                             "the webhook's former self cannot be taken out of the store: reload again"
@@ -50,70 +51,76 @@ impl Webhooks {
                         declared.remove(id.as_str());
                     }
                 }
-                None if definition.source == Source::File && !is_going => {
-                    let pending = registered.board.facts().pending;
+                None if definition.source == WebhookSource::File && !is_going => {
+                    let pending = handle.shared.status().pending;
                     warn!(webhook = id, pending, "the webhook is declared no more: what it was owed is forgotten");
-                    drop(self.end(&registered)); // carried out though nobody waits
+                    drop(self.begin_removal(&handle)); // carried out though nobody waits
                 }
                 None => {}
             }
         }
         for webhook in declared.into_values() {
             info!(webhook = webhook.id, "the webhook is registered by the file");
-            self.spawn(Definition::new(webhook.clone(), Source::File), None, Vec::new(), None);
+            self.spawn_worker(Definition::new(webhook.clone(), WebhookSource::File), None, Vec::new(), None);
         }
     }
 
     /// Begins to serve one more product, and its webhooks that the store has kept.
-    pub(crate) async fn adopt(&self, fanout: Arc<Fanout>, declared: &[Webhook], kept: Vec<KeptWebhook>) {
-        let _alone = self.registry.lock().await;
-        self.serve(fanout);
+    pub(crate) async fn resume_product(
+        &self,
+        fanout: Arc<Fanout>,
+        declared: &[WebhookConfig],
+        kept: Vec<StoredWebhook>,
+    ) {
+        let _guard = self.changes.lock().await;
+        self.add_product(fanout);
         let kept: Vec<_> = kept.into_iter().filter(|kept| self.get(&kept.id).is_none()).collect();
         let ids: Vec<&str> = kept.iter().map(|kept| kept.id.as_str()).collect();
-        let declared: Vec<Webhook> = declared.iter().filter(|it| ids.contains(&it.id.as_str())).cloned().collect();
-        self.resume(&declared, kept);
+        let declared: Vec<WebhookConfig> =
+            declared.iter().filter(|it| ids.contains(&it.id.as_str())).cloned().collect();
+        self.restore(&declared, kept);
     }
 
     /// Serves a product no longer. With a store that outlives the process, its webhooks finish what is under way, and wait there for
     /// the product to come back; without one, there is nothing to wait for.
-    pub(crate) async fn lay_aside(&self, product: &ProductId) {
-        let _alone = self.registry.lock().await;
-        self.serve_no_more(product);
-        let concerned = self.all().into_iter();
-        let concerned = concerned.filter(|(_, it)| it.board.definition().webhook.product_id == *product);
-        let concerned: Vec<_> = concerned.collect();
-        for (id, registered) in &concerned {
+    pub(crate) async fn suspend_product(&self, product: &ProductId) {
+        let _guard = self.changes.lock().await;
+        self.remove_product(product);
+        let affected = self.handles().into_iter();
+        let affected = affected.filter(|(_, it)| it.shared.definition().webhook.product_id == *product);
+        let affected: Vec<_> = affected.collect();
+        for (id, handle) in &affected {
             warn!(webhook = id, %product, "the webhook's product is configured no more: it gets nothing");
             match self.is_durable() {
-                true => registered.laid_aside.cancel(),
-                false => registered.removed.cancel(),
+                true => handle.suspended.cancel(),
+                false => handle.removed.cancel(),
             }
         }
-        let all_gone = async {
-            for (_, registered) in &concerned {
-                registered.gone.cancelled().await;
+        let all_ended = async {
+            for (_, handle) in &affected {
+                handle.ended.cancelled().await;
             }
         };
         // Longer than a worker takes to leave.
-        if time::timeout(LEAVING, all_gone).await.is_err() {
+        if time::timeout(SUSPEND_TIMEOUT, all_ended).await.is_err() {
             error!(%product, "the product's webhooks have not ended in time");
         }
     }
 
     /// From now on, webhooks may reach these networks, and trust these roots.
-    pub(crate) async fn equip(&self, allow_networks: &[Network], tls: rustls::ClientConfig) {
-        self.set_way_out(WayOut { guard: Arc::new(Guard::new(allow_networks)), tls });
-        let deadline = Instant::now() + PATIENCE;
-        for (id, _) in self.all() {
+    pub(crate) async fn set_egress(&self, allow_networks: &[Network], tls: rustls::ClientConfig) {
+        self.replace_egress_policy(EgressPolicy { guard: Arc::new(EgressGuard::new(allow_networks)), tls });
+        let deadline = Instant::now() + CONFIG_RELOAD_TIMEOUT;
+        for (id, _) in self.handles() {
             // One that has gone meanwhile needs nothing.
-            let _ = time::timeout_at(deadline, self.order(&id, Order::Equip)).await;
+            let _ = time::timeout_at(deadline, self.send_command(&id, WebhookCommand::ReplaceSender)).await;
         }
     }
 
     /// The order is given in any case; its outcome is waited for until `deadline`.
     async fn redefine(&self, id: &str, definition: Definition, deadline: Instant) {
-        let order = self.order(id, |answer| Order::Redefine(Box::new(definition), answer));
-        match time::timeout_at(deadline, order).await {
+        let command = self.send_command(id, |reply| WebhookCommand::Redefine(Box::new(definition), reply));
+        match time::timeout_at(deadline, command).await {
             Ok(Ok(Ok(()))) => info!(webhook = id, "the webhook is changed by the file"),
             // It is the same in the file at the next start.
             _ => warn!(webhook = id, "the webhook is changed by the file, but the store could not be told yet"),
@@ -122,7 +129,7 @@ impl Webhooks {
 }
 
 /// How long all of them together may keep a reload waiting for the store.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CONFIG_RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Attempts under way may take ten seconds, and two more to be written down.
-const LEAVING: Duration = Duration::from_secs(15);
+const SUSPEND_TIMEOUT: Duration = Duration::from_secs(15);

@@ -17,19 +17,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use super::{
-    Now, Source, View, WebhookError, Which,
-    context::{Tools, WayOut},
-    definition::{Definition, Former, Remembered},
-    status::Board,
-    worker::{Order, Start, Worker},
+    DeadLetterSelection, Now, WebhookError, WebhookSource, WebhookSummary,
+    context::{EgressPolicy, WebhookContext},
+    definition::{Definition, PreviousSecret, RestoredDefinition},
+    status::SharedStatus,
+    worker::{WebhookCommand, Worker, WorkerInit},
 };
 use crate::{
-    config::{Network, Webhook},
+    config::{Network, WebhookConfig},
     event::{ProductId, SessionId},
     fanout::Fanout,
     metrics::Metrics,
-    outbound::egress_guard::Guard,
-    store::{Desk, KeptWebhook, Owed, Unwritable},
+    outbound::egress_guard::EgressGuard,
+    store::{OwedDelivery, StoreHandle, StoreUnwritable, StoredWebhook},
     webhook_delivery::Attempt,
 };
 
@@ -37,42 +37,42 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Webhooks {
     products: Mutex<HashMap<ProductId, Arc<Fanout>>>,
-    tools: Arc<Tools>,
+    context: Arc<WebhookContext>,
     metrics: Arc<Metrics>,
     runtime: Handle,
-    registered: Arc<Mutex<BTreeMap<String, Registered>>>,
+    handles: Arc<Mutex<BTreeMap<String, WorkerHandle>>>,
     /// Held by whoever registers, changes or removes one: these take their time.
-    pub(super) registry: tokio::sync::Mutex<()>,
+    pub(super) changes: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// Cancelled when a worker ends by itself, which none does.
-    broken: CancellationToken,
+    worker_failed: CancellationToken,
 }
 
 /// One webhook and the way to its worker.
 #[derive(Clone, Debug)]
-pub(super) struct Registered {
-    pub(super) board: Arc<Board>,
-    orders: mpsc::Sender<Order>,
+pub(super) struct WorkerHandle {
+    pub(super) shared: Arc<SharedStatus>,
+    commands: mpsc::Sender<WebhookCommand>,
     /// Tells the worker to finish what is under way and end, and leave everything in the store.
-    pub(super) laid_aside: CancellationToken,
+    pub(super) suspended: CancellationToken,
     /// Tells the worker to end where it stands, and for good.
     pub(super) removed: CancellationToken,
     /// Cancelled when it has ended, and nothing is left of the webhook that is not in the store.
-    pub(super) gone: CancellationToken,
+    pub(super) ended: CancellationToken,
 }
 
 /// What webhooks stand on.
 #[derive(Debug)]
-pub(crate) struct Ground<'a> {
+pub(crate) struct WebhookDependencies<'a> {
     /// Of each product.
     pub(crate) fanouts: Vec<Arc<Fanout>>,
     /// Where outboxes are kept.
-    pub(crate) desk: Arc<Desk>,
+    pub(crate) store: Arc<StoreHandle>,
     /// Whether that outlives the process.
     pub(crate) is_durable: bool,
     /// Bytes of owed events that one webhook may hold where nothing else keeps them.
-    pub(crate) memory_bytes: u64,
+    pub(crate) max_memory_bytes: u64,
     /// Networks that may be reached although they are not public.
     pub(crate) allow_networks: &'a [Network],
     /// Whom to trust.
@@ -83,35 +83,42 @@ pub(crate) struct Ground<'a> {
 
 impl Webhooks {
     /// Starts a worker for each webhook that the configuration declares or that the store has kept, on the present runtime.
-    pub(crate) fn start(ground: Ground<'_>, declared: &[Webhook], kept: Vec<KeptWebhook>) -> Self {
-        let tools = Tools {
-            desk: ground.desk,
-            is_durable: ground.is_durable,
-            memory_bytes: ground.memory_bytes,
-            way_out: RwLock::new(WayOut { guard: Arc::new(Guard::new(ground.allow_networks)), tls: ground.tls }),
+    pub(crate) fn start(
+        dependencies: WebhookDependencies<'_>,
+        declared: &[WebhookConfig],
+        kept: Vec<StoredWebhook>,
+    ) -> Self {
+        let context = WebhookContext {
+            store: dependencies.store,
+            is_durable: dependencies.is_durable,
+            max_memory_bytes: dependencies.max_memory_bytes,
+            egress: RwLock::new(EgressPolicy {
+                guard: Arc::new(EgressGuard::new(dependencies.allow_networks)),
+                tls: dependencies.tls,
+            }),
         };
         let webhooks = Self {
             products: Mutex::new(
-                ground.fanouts.into_iter().map(|fanout| (fanout.log().product().clone(), fanout)).collect(),
+                dependencies.fanouts.into_iter().map(|fanout| (fanout.log().product().clone(), fanout)).collect(),
             ),
-            tools: Arc::new(tools),
-            metrics: ground.metrics,
+            context: Arc::new(context),
+            metrics: dependencies.metrics,
             runtime: Handle::current(),
-            registered: Arc::default(),
-            registry: tokio::sync::Mutex::default(),
+            handles: Arc::default(),
+            changes: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
-            broken: CancellationToken::new(),
+            worker_failed: CancellationToken::new(),
         };
-        webhooks.resume(declared, kept);
+        webhooks.restore(declared, kept);
         webhooks
     }
 
-    pub(super) fn resume(&self, declared: &[Webhook], kept: Vec<KeptWebhook>) {
-        let mut declared: BTreeMap<&str, &Webhook> = declared.iter().map(|it| (it.id.as_str(), it)).collect();
-        for KeptWebhook { id, product, definition, position, owed } in kept {
-            let remembered = match Remembered::parse(&definition) {
-                Ok(remembered) => remembered,
+    pub(super) fn restore(&self, declared: &[WebhookConfig], kept: Vec<StoredWebhook>) {
+        let mut declared: BTreeMap<&str, &WebhookConfig> = declared.iter().map(|it| (it.id.as_str(), it)).collect();
+        for StoredWebhook { id, product, definition, position, owed } in kept {
+            let restored = match RestoredDefinition::from_stored(&definition) {
+                Ok(restored) => restored,
                 Err(problem) => {
                     error!(
                         webhook = id,
@@ -120,107 +127,109 @@ impl Webhooks {
                     continue;
                 }
             };
-            let Remembered { webhook, disabled, throttled_until, former } = remembered;
+            let RestoredDefinition { webhook, disabled, throttled_until, previous_secret: previous } = restored;
             let (webhook, source) = match (declared.remove(id.as_str()), webhook) {
-                (Some(webhook), _) => (webhook.clone(), Source::File),
-                (None, Some(webhook)) => (webhook, Source::Api),
+                (Some(webhook), _) => (webhook.clone(), WebhookSource::File),
+                (None, Some(webhook)) => (webhook, WebhookSource::Api),
                 (None, None) => {
                     warn!(
                         webhook = id,
                         pending = owed.len(),
                         "the webhook is declared no more: what it was owed is forgotten"
                     );
-                    drop(self.tools.desk.unregister(&id)); // carried out though nobody waits
+                    drop(self.context.store.unregister(&id)); // carried out though nobody waits
                     continue;
                 }
             };
-            let definition = Definition { disabled, throttled_until, former, ..Definition::new(webhook, source) };
+            let definition =
+                Definition { disabled, throttled_until, previous_secret: previous, ..Definition::new(webhook, source) };
             if definition.webhook.product_id == product {
-                self.spawn(definition, Some(position), owed, None);
+                self.spawn_worker(definition, Some(position), owed, None);
             } else {
                 warn!(webhook = id, "the webhook has another product now: it begins anew there");
-                drop(self.tools.desk.unregister(&id)); // carried out though nobody waits
-                self.spawn(definition, None, Vec::new(), None);
+                drop(self.context.store.unregister(&id)); // carried out though nobody waits
+                self.spawn_worker(definition, None, Vec::new(), None);
             }
         }
         for webhook in declared.into_values() {
-            self.spawn(Definition::new(webhook.clone(), Source::File), None, Vec::new(), None);
+            self.spawn_worker(Definition::new(webhook.clone(), WebhookSource::File), None, Vec::new(), None);
         }
     }
 
     /// Starts a worker at `position`, or with what comes from now on.
-    pub(super) fn spawn(
+    pub(super) fn spawn_worker(
         &self,
         definition: Definition,
         position: Option<u64>,
-        owed: Vec<Owed>,
-        registered: Option<oneshot::Sender<Result<(), Unwritable>>>,
+        owed: Vec<OwedDelivery>,
+        on_registered: Option<oneshot::Sender<Result<(), StoreUnwritable>>>,
     ) {
         let id = definition.webhook.id.clone();
         let Some(fanout) = self.fanout(&definition.webhook.product_id) else {
             error!(webhook = id, "the webhook's product is none of this relay's; add it to [[upstreams]]");
             return;
         };
-        let board = Arc::new(Board::new(definition));
-        let (orders, inbox) = mpsc::channel(MOST_ORDERS);
-        let start = Start {
-            board: Arc::clone(&board),
-            position: position.unwrap_or_else(|| fanout.log().newest()),
+        let shared = Arc::new(SharedStatus::new(definition));
+        let (commands, inbox) = mpsc::channel(MAX_QUEUED_COMMANDS);
+        let init = WorkerInit {
+            shared: Arc::clone(&shared),
+            position: position.unwrap_or_else(|| fanout.log().newest_position()),
             fanout,
-            orders: inbox,
+            commands: inbox,
             owed,
             metrics: self.metrics.webhook(&id),
-            registered,
+            on_registered,
         };
-        let worker = Worker::new(Arc::clone(&self.tools), start);
-        let (removed, gone, stop) = (CancellationToken::new(), CancellationToken::new(), self.stop.child_token());
-        let registered =
-            Registered { board, orders, laid_aside: stop.clone(), removed: removed.clone(), gone: gone.clone() };
-        self.registered().insert(id.clone(), registered);
-        let (leaving, broken, tools) = (self.stop.clone(), self.broken.clone(), Arc::clone(&self.tools));
-        let (registered, metrics) = (Arc::clone(&self.registered), Arc::clone(&self.metrics));
+        let worker = Worker::new(Arc::clone(&self.context), init);
+        let (removed, ended, stop) = (CancellationToken::new(), CancellationToken::new(), self.stop.child_token());
+        let handle =
+            WorkerHandle { shared, commands, suspended: stop.clone(), removed: removed.clone(), ended: ended.clone() };
+        self.lock_handles().insert(id.clone(), handle);
+        let (shutdown, worker_failed, context) =
+            (self.stop.clone(), self.worker_failed.clone(), Arc::clone(&self.context));
+        let (handles, metrics) = (Arc::clone(&self.handles), Arc::clone(&self.metrics));
         let task = async move {
-            let panicked = broken.drop_guard();
+            let failure_guard = worker_failed.drop_guard();
             Box::pin(worker.run(stop.clone(), removed.clone())).await;
-            let is_gone = match removed.is_cancelled() {
-                true => tools.unregister(&id, &leaving).await,
-                false => !leaving.is_cancelled(), // laid aside
+            let is_finished = match removed.is_cancelled() {
+                true => context.unregister(&id, &shutdown).await,
+                false => !shutdown.is_cancelled(), // laid aside
             };
-            if is_gone {
-                lock(&registered).remove(&id);
-                metrics.forget_webhook(&id);
-                gone.cancel();
+            if is_finished {
+                lock(&handles).remove(&id);
+                metrics.remove_webhook(&id);
+                ended.cancel();
             }
-            panicked.disarm();
+            failure_guard.disarm();
         };
         self.tasks.spawn_on(task, &self.runtime);
     }
 
     /// Waits until a worker has ended by itself.
-    pub(crate) async fn broken(&self) {
-        self.broken.cancelled().await;
+    pub(crate) async fn worker_failed(&self) {
+        self.worker_failed.cancelled().await;
     }
 
     /// Finishes what is under way, writes everything down, and ends every worker.
-    pub(crate) async fn leave(&self) {
+    pub(crate) async fn shut_down(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
 
     /// Where outboxes are kept: the store of the logs, where these are kept, too.
-    pub(crate) fn desk(&self) -> &Arc<Desk> {
-        &self.tools.desk
+    pub(crate) fn store(&self) -> &Arc<StoreHandle> {
+        &self.context.store
     }
 
     /// All of them, by id.
-    pub(crate) fn list(&self) -> Vec<View> {
-        self.registered().values().map(View::of).collect()
+    pub(crate) fn list(&self) -> Vec<WebhookSummary> {
+        self.lock_handles().values().map(WebhookSummary::of).collect()
     }
 
     /// One of them.
-    pub(crate) fn get(&self, id: &str) -> Option<View> {
-        self.registered().get(id).map(View::of)
+    pub(crate) fn get(&self, id: &str) -> Option<WebhookSummary> {
+        self.lock_handles().get(id).map(WebhookSummary::of)
     }
 
     /// Registers a webhook, which gets events from now on.
@@ -228,30 +237,30 @@ impl Webhooks {
     /// # Errors
     ///
     /// When the id is taken, the product unknown, or the store cannot be written.
-    pub(crate) async fn create(&self, webhook: Webhook) -> Result<View, WebhookError> {
-        let _alone = self.registry.lock().await;
+    pub(crate) async fn create(&self, webhook: WebhookConfig) -> Result<WebhookSummary, WebhookError> {
+        let _guard = self.changes.lock().await;
         let id = webhook.id.clone();
         if self.get(&id).is_some() {
-            return Err(WebhookError::Taken);
+            return Err(WebhookError::AlreadyExists);
         }
         if self.fanout(&webhook.product_id).is_none() {
             return Err(WebhookError::UnknownProduct);
         }
-        if self.registered().len() >= MOST_WEBHOOKS {
+        if self.lock_handles().len() >= MAX_WEBHOOKS {
             return Err(WebhookError::TooMany);
         }
-        let (written, is_written) = oneshot::channel();
-        self.spawn(Definition::new(webhook, Source::Api), None, Vec::new(), Some(written));
-        match is_written.await {
+        let (reply, stored) = oneshot::channel();
+        self.spawn_worker(Definition::new(webhook, WebhookSource::Api), None, Vec::new(), Some(reply));
+        match stored.await {
             Ok(Ok(())) => {
                 info!(webhook = id, "the webhook is registered");
-                self.get(&id).ok_or(WebhookError::Leaving)
+                self.get(&id).ok_or(WebhookError::ShuttingDown)
             }
-            Ok(Err(Unwritable)) => {
-                drop(self.end(&self.known(&id)?));
-                Err(WebhookError::Store)
+            Ok(Err(StoreUnwritable)) => {
+                drop(self.begin_removal(&self.handle(&id)?));
+                Err(WebhookError::StoreUnavailable)
             }
-            Err(_) => Err(WebhookError::Leaving),
+            Err(_) => Err(WebhookError::ShuttingDown),
         }
     }
 
@@ -260,17 +269,17 @@ impl Webhooks {
     /// # Errors
     ///
     /// When there is none of this id, the file declares it, the product is another, or the store cannot be written.
-    pub(crate) async fn change(&self, webhook: Webhook) -> Result<View, WebhookError> {
-        let _alone = self.registry.lock().await;
+    pub(crate) async fn update(&self, webhook: WebhookConfig) -> Result<WebhookSummary, WebhookError> {
+        let _guard = self.changes.lock().await;
         let id = webhook.id.clone();
-        let known = self.editable(&id)?.board.definition();
-        if known.webhook.product_id != webhook.product_id {
-            return Err(WebhookError::OtherProduct);
+        let current = self.editable_handle(&id)?.shared.definition();
+        if current.webhook.product_id != webhook.product_id {
+            return Err(WebhookError::ProductChanged);
         }
-        let definition = known.followed_by(webhook, Source::Api);
-        let written = self.order(&id, |answer| Order::Redefine(Box::new(definition), answer)).await?;
+        let definition = current.replaced_by(webhook, WebhookSource::Api);
+        let stored = self.send_command(&id, |reply| WebhookCommand::Redefine(Box::new(definition), reply)).await?;
         info!(webhook = id, "the webhook is changed");
-        written.map_err(|Unwritable| WebhookError::Store)?;
+        stored.map_err(|StoreUnwritable| WebhookError::StoreUnavailable)?;
         self.get(&id).ok_or(WebhookError::Unknown)
     }
 
@@ -285,21 +294,22 @@ impl Webhooks {
     ///
     /// Once begun, it is carried out whether or not anybody waits.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), WebhookError> {
-        let _alone = self.registry.lock().await;
-        let registered = self.editable(id)?;
-        if registered.orders.is_closed() && !registered.removed.is_cancelled() {
-            return Err(WebhookError::Leaving); // its worker has left already
+        let _guard = self.changes.lock().await;
+        let handle = self.editable_handle(id)?;
+        if handle.commands.is_closed() && !handle.removed.is_cancelled() {
+            return Err(WebhookError::ShuttingDown); // its worker has left already
         }
-        let gone = time::timeout(PATIENCE, self.end(&registered)).await;
-        let unfinished = if self.stop.is_cancelled() { WebhookError::Leaving } else { WebhookError::Store };
-        gone.map_err(|_| unfinished)?;
+        let ended = time::timeout(REMOVE_TIMEOUT, self.begin_removal(&handle)).await;
+        let unfinished =
+            if self.stop.is_cancelled() { WebhookError::ShuttingDown } else { WebhookError::StoreUnavailable };
+        ended.map_err(|_| unfinished)?;
         info!(webhook = id, "the webhook is removed, with what it is owed and its dead letters");
         Ok(())
     }
 
-    pub(super) fn end(&self, registered: &Registered) -> impl Future<Output = ()> + use<> {
-        registered.removed.cancel();
-        registered.gone.clone().cancelled_owned()
+    pub(super) fn begin_removal(&self, handle: &WorkerHandle) -> impl Future<Output = ()> + use<> {
+        handle.removed.cancel();
+        handle.ended.clone().cancelled_owned()
     }
 
     /// Makes a webhook active, whatever it was.
@@ -307,8 +317,8 @@ impl Webhooks {
     /// # Errors
     ///
     /// When there is none of this id.
-    pub(crate) async fn enable(&self, id: &str) -> Result<View, WebhookError> {
-        self.order(id, Order::Enable).await?;
+    pub(crate) async fn enable(&self, id: &str) -> Result<WebhookSummary, WebhookError> {
+        self.send_command(id, WebhookCommand::Enable).await?;
         self.get(id).ok_or(WebhookError::Unknown)
     }
 
@@ -317,8 +327,8 @@ impl Webhooks {
     /// # Errors
     ///
     /// When there is none of this id.
-    pub(crate) async fn disable(&self, id: &str) -> Result<View, WebhookError> {
-        self.order(id, Order::Disable).await?;
+    pub(crate) async fn disable(&self, id: &str) -> Result<WebhookSummary, WebhookError> {
+        self.send_command(id, WebhookCommand::Disable).await?;
         self.get(id).ok_or(WebhookError::Unknown)
     }
 
@@ -328,7 +338,7 @@ impl Webhooks {
     ///
     /// When there is none of this id.
     pub(crate) async fn test(&self, id: &str) -> Result<Attempt, WebhookError> {
-        self.order(id, Order::Test).await
+        self.send_command(id, WebhookCommand::Test).await
     }
 
     /// Puts dead letters back into the queue, and returns how many.
@@ -336,19 +346,20 @@ impl Webhooks {
     /// # Errors
     ///
     /// When there is none of this id, or the store cannot be written.
-    pub(crate) async fn redeliver(&self, id: &str, which: Which) -> Result<u64, WebhookError> {
-        self.known(id)?;
-        let requeued = self.tools.desk.requeue(id, which).await.map_err(|Unwritable| WebhookError::Store)?;
+    pub(crate) async fn redeliver(&self, id: &str, which: DeadLetterSelection) -> Result<u64, WebhookError> {
+        self.handle(id)?;
+        let requeued =
+            self.context.store.requeue(id, which).await.map_err(|StoreUnwritable| WebhookError::StoreUnavailable)?;
         info!(webhook = id, deliveries = requeued, "dead letters are to be delivered again");
         Ok(requeued)
     }
 
     /// Forgets what is owed to any webhook of a session's events, and what it got of them.
     pub(crate) async fn erase(&self, product: &ProductId, session: &SessionId) {
-        let concerned = |view: &View| view.webhook.product_id == *product;
-        for view in self.list().into_iter().filter(concerned) {
+        let affected = |view: &WebhookSummary| view.webhook.product_id == *product;
+        for view in self.list().into_iter().filter(affected) {
             // One that has been removed meanwhile has forgotten everything.
-            let _ = self.order(&view.webhook.id, |answer| Order::Erase(session.clone(), answer)).await;
+            let _ = self.send_command(&view.webhook.id, |reply| WebhookCommand::Erase(session.clone(), reply)).await;
         }
     }
 
@@ -357,15 +368,15 @@ impl Webhooks {
     /// # Errors
     ///
     /// When there is none of this id, or the relay is leaving.
-    pub(super) async fn order<T>(
+    pub(super) async fn send_command<T>(
         &self,
         id: &str,
-        order: impl FnOnce(oneshot::Sender<T>) -> Order,
+        command: impl FnOnce(oneshot::Sender<T>) -> WebhookCommand,
     ) -> Result<T, WebhookError> {
-        let orders = self.known(id)?.orders;
-        let (answer, answered) = oneshot::channel();
-        orders.send(order(answer)).await.map_err(|_| WebhookError::Leaving)?;
-        answered.await.map_err(|_| WebhookError::Leaving)
+        let commands = self.handle(id)?.commands;
+        let (reply, response) = oneshot::channel();
+        commands.send(command(reply)).await.map_err(|_| WebhookError::ShuttingDown)?;
+        response.await.map_err(|_| WebhookError::ShuttingDown)
     }
 
     /// One of them, and the way to it.
@@ -373,60 +384,60 @@ impl Webhooks {
     /// # Errors
     ///
     /// When there is none of this id.
-    pub(super) fn known(&self, id: &str) -> Result<Registered, WebhookError> {
-        self.registered().get(id).cloned().ok_or(WebhookError::Unknown)
+    pub(super) fn handle(&self, id: &str) -> Result<WorkerHandle, WebhookError> {
+        self.lock_handles().get(id).cloned().ok_or(WebhookError::Unknown)
     }
 
     /// Every one there is, and the way to it.
-    pub(super) fn all(&self) -> Vec<(String, Registered)> {
-        self.registered().iter().map(|(id, registered)| (id.clone(), registered.clone())).collect()
+    pub(super) fn handles(&self) -> Vec<(String, WorkerHandle)> {
+        self.lock_handles().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect()
     }
 
     /// Whether what they are owed outlives the process.
     pub(super) fn is_durable(&self) -> bool {
-        self.tools.is_durable
+        self.context.is_durable
     }
 
-    pub(super) fn serve(&self, fanout: Arc<Fanout>) {
+    pub(super) fn add_product(&self, fanout: Arc<Fanout>) {
         lock(&self.products).insert(fanout.log().product().clone(), fanout);
     }
 
-    pub(super) fn serve_no_more(&self, product: &ProductId) {
+    pub(super) fn remove_product(&self, product: &ProductId) {
         lock(&self.products).remove(product);
     }
 
-    pub(super) fn set_way_out(&self, way_out: WayOut) {
-        *self.tools.way_out.write().unwrap_or_else(PoisonError::into_inner) = way_out;
+    pub(super) fn replace_egress_policy(&self, policy: EgressPolicy) {
+        *self.context.egress.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     fn fanout(&self, product: &ProductId) -> Option<Arc<Fanout>> {
         lock(&self.products).get(product).map(Arc::clone)
     }
 
-    fn editable(&self, id: &str) -> Result<Registered, WebhookError> {
-        let registered = self.known(id)?;
-        match registered.board.definition().source {
-            Source::Api => Ok(registered),
-            Source::File => Err(WebhookError::FromFile),
+    fn editable_handle(&self, id: &str) -> Result<WorkerHandle, WebhookError> {
+        let handle = self.handle(id)?;
+        match handle.shared.definition().source {
+            WebhookSource::Api => Ok(handle),
+            WebhookSource::File => Err(WebhookError::DeclaredInFile),
         }
     }
 
-    fn registered(&self) -> MutexGuard<'_, BTreeMap<String, Registered>> {
-        lock(&self.registered)
+    fn lock_handles(&self) -> MutexGuard<'_, BTreeMap<String, WorkerHandle>> {
+        lock(&self.handles)
     }
 }
 
 impl Definition {
     /// The definition when the webhook is changed. A former secret signs beside a new one for a while.
-    pub(super) fn followed_by(&self, webhook: Webhook, source: Source) -> Self {
-        let former = match self.webhook.secret == webhook.secret {
-            true => self.former.clone(),
-            false => Some(Former {
+    pub(super) fn replaced_by(&self, webhook: WebhookConfig, source: WebhookSource) -> Self {
+        let previous = match self.webhook.secret == webhook.secret {
+            true => self.previous_secret.clone(),
+            false => Some(PreviousSecret {
                 secret: self.webhook.secret.clone(),
-                until: Now::read().unix_ms.saturating_add(GRACE.as_millis() as u64),
+                until: Now::read().unix_ms.saturating_add(SECRET_ROTATION_OVERLAP.as_millis() as u64),
             }),
         };
-        Self { webhook: Arc::new(webhook), source, former, ..self.clone() }
+        Self { webhook: Arc::new(webhook), source, previous_secret: previous, ..self.clone() }
     }
 }
 
@@ -435,22 +446,22 @@ fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
     map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl View {
-    fn of(registered: &Registered) -> Self {
-        let definition = registered.board.definition();
-        let facts = registered.board.facts();
-        Self { webhook: Arc::clone(&definition.webhook), source: definition.source, facts }
+impl WebhookSummary {
+    fn of(handle: &WorkerHandle) -> Self {
+        let definition = handle.shared.definition();
+        let facts = handle.shared.status();
+        Self { webhook: Arc::clone(&definition.webhook), source: definition.source, status: facts }
     }
 }
 
 /// How long a secret signs beside its successor: a receiver's deploy, and the night before it.
-const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+const SECRET_ROTATION_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long an operator waits for the store.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Each has a worker and connections of its own.
-pub(super) const MOST_WEBHOOKS: usize = 1000;
+pub(super) const MAX_WEBHOOKS: usize = 1000;
 
 /// Orders that wait for one worker; whoever gives more waits, too.
-const MOST_ORDERS: usize = 16;
+const MAX_QUEUED_COMMANDS: usize = 16;

@@ -13,7 +13,7 @@ use base64::{
 };
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue, USER_AGENT};
 
-use crate::{config::Secret, outbound::client::AGENT};
+use crate::{config::Secret, outbound::client::RELAY_USER_AGENT};
 
 /// Signs with one webhook's secret, and with the one before it while a rotation lasts.
 #[derive(Debug)]
@@ -28,11 +28,11 @@ pub(super) struct Signer {
 impl Signer {
     /// A signer with `current`; `former` only adds a second signature to the list of Standard Webhooks, because the
     /// connector's own headers have room for one.
-    pub(super) fn new(current: &Secret, former: Option<&Secret>) -> Self {
+    pub(super) fn new(current: &Secret, previous: Option<&Secret>) -> Self {
         Self {
             current: current.clone(),
             connector_key: Key::new(HMAC_SHA256, current.expose().as_bytes()),
-            standard_keys: [Some(current), former].into_iter().flatten().map(standard_key).collect(),
+            standard_keys: [Some(current), previous].into_iter().flatten().map(standard_key).collect(),
         }
     }
 
@@ -46,7 +46,7 @@ impl Signer {
         authorization.set_sensitive(true);
         Ok(HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-            (USER_AGENT, HeaderValue::from_static(AGENT)),
+            (USER_AGENT, HeaderValue::from_static(RELAY_USER_AGENT)),
             (AUTHORIZATION, authorization),
             (CONNECTOR_SIGNATURE, HeaderValue::try_from(self.connector_signature(body))?),
             (WEBHOOK_ID, HeaderValue::from_str(id)?),
@@ -86,13 +86,13 @@ fn standard_tag(key: &Key, id: &str, timestamp: u64, body: &[u8]) -> Tag {
 /// empty key, which anyone could sign with, is never made.
 fn standard_key(secret: &Secret) -> Key {
     let text = secret.expose();
-    let decoded = text.strip_prefix("whsec_").and_then(|rest| LENIENT.decode(rest).ok());
+    let decoded = text.strip_prefix("whsec_").and_then(|rest| LENIENT_BASE64.decode(rest).ok());
     let key = decoded.filter(|key| !key.is_empty()).unwrap_or_else(|| text.as_bytes().to_vec());
     Key::new(HMAC_SHA256, &key)
 }
 
 /// Base64 as the libraries of Standard Webhooks read it: the padding may be missing.
-const LENIENT: GeneralPurpose = GeneralPurpose::new(
+const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)

@@ -16,14 +16,14 @@ use super::*;
 use crate::config::{AllowAnonymous, Environment};
 
 /// A relay that listens nowhere, and its admin side.
-struct Stage {
+struct AdminHarness {
     config: Config,
     relay: Arc<Relay>,
-    doors: Doors,
+    routes: ListenerRoutes,
     router: Router,
 }
 
-impl Stage {
+impl AdminHarness {
     fn new() -> Self {
         Self::with("")
     }
@@ -33,12 +33,12 @@ impl Stage {
         let text = format!("{settings}[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'");
         let config = Config::parse(&text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
-        let (logs, mut store) = assemble::logs(&config, &metrics).unwrap();
+        let (logs, mut store) = assemble::open_logs(&config, &metrics).unwrap();
         let relay = Arc::new(assemble::relay(&config, logs, &store, 1, &metrics));
-        let webhooks = Arc::new(assemble::webhooks(&config, &relay, &mut store).unwrap());
+        let webhooks = Arc::new(assemble::start_webhooks(&config, &relay, &mut store).unwrap());
         let admin = Arc::new(assemble::admin(&config, &relay, &webhooks, Vec::new(), Arc::default()));
-        let doors = Doors::new(&config, &relay, &admin);
-        Self { router: crate::http::admin::router(admin, routes::guard(&config)), config, relay, doors }
+        let routes = ListenerRoutes::new(&config, &relay, &admin);
+        Self { router: crate::http::admin::router(admin, routes::host_guard(&config)), config, relay, routes }
     }
 
     fn turn_wheel(&self, stop: &CancellationToken) -> JoinHandle<()> {
@@ -46,7 +46,7 @@ impl Stage {
         tokio::spawn(async move { wheel.run(stop).await })
     }
 
-    fn run_lane(&self, stop: &CancellationToken) -> JoinHandle<()> {
+    fn run_shard(&self, stop: &CancellationToken) -> JoinHandle<()> {
         let (relay, stop) = (Arc::clone(&self.relay), stop.clone());
         tokio::spawn(async move { relay.shards.run([&Handle::current()].into_iter(), &relay.wheel, stop).await })
     }
@@ -62,46 +62,46 @@ impl Stage {
 
 #[tokio::test(start_paused = true)]
 async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute() {
-    let mut stage = Stage::new();
+    let mut harness = AdminHarness::new();
     let stop = CancellationToken::new();
-    let (wheel, lane) = (stage.turn_wheel(&stop), stage.run_lane(&stop));
+    let (wheel, shard) = (harness.turn_wheel(&stop), harness.run_shard(&stop));
     tokio::time::sleep(Duration::from_secs(300)).await;
-    assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
+    assert_eq!(harness.get("/healthz").await.0, StatusCode::OK);
     stop.cancel();
     wheel.await.unwrap();
-    lane.await.unwrap();
+    shard.await.unwrap();
     tokio::time::advance(Duration::from_secs(29)).await;
-    assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
+    assert_eq!(harness.get("/healthz").await.0, StatusCode::OK);
     tokio::time::advance(Duration::from_secs(2)).await;
-    assert_eq!(stage.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(harness.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_turns_bad_when_a_lane_has_stood_still_for_half_a_minute_though_the_main_loop_turns() {
-    let mut stage = Stage::new();
-    let (stop, stop_lane) = (CancellationToken::new(), CancellationToken::new());
-    let (wheel, lane) = (stage.turn_wheel(&stop), stage.run_lane(&stop_lane));
+async fn health_turns_bad_when_a_shard_has_stood_still_for_half_a_minute_though_the_main_loop_turns() {
+    let mut harness = AdminHarness::new();
+    let (stop, stop_shard) = (CancellationToken::new(), CancellationToken::new());
+    let (wheel, shard) = (harness.turn_wheel(&stop), harness.run_shard(&stop_shard));
     tokio::time::sleep(Duration::from_secs(300)).await;
-    assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
-    stop_lane.cancel();
-    lane.await.unwrap();
+    assert_eq!(harness.get("/healthz").await.0, StatusCode::OK);
+    stop_shard.cancel();
+    shard.await.unwrap();
     tokio::time::sleep(Duration::from_secs(28)).await;
-    assert_eq!(stage.get("/healthz").await.0, StatusCode::OK);
+    assert_eq!(harness.get("/healthz").await.0, StatusCode::OK);
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert_eq!(stage.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(harness.get("/healthz").await.0, StatusCode::SERVICE_UNAVAILABLE);
     stop.cancel();
     wheel.await.unwrap();
 }
 
 #[tokio::test]
 async fn a_relay_is_not_ready_while_a_log_is_recovering() {
-    let mut stage = Stage::new();
-    let log = Arc::clone(&stage.relay.products.iter().next().unwrap().log);
+    let mut harness = AdminHarness::new();
+    let log = Arc::clone(&harness.relay.products.iter().next().unwrap().log);
     let ready = r#"{"degraded":false,"status":"ready","upstreams":{}}"#.to_owned();
-    assert_eq!(stage.get("/readyz").await, (StatusCode::OK, ready.clone()));
-    log.recovers();
+    assert_eq!(harness.get("/readyz").await, (StatusCode::OK, ready.clone()));
+    log.begin_recovery();
     let recovering = r#"{"degraded":false,"status":"recovering","upstreams":{}}"#.to_owned();
-    assert_eq!(stage.get("/readyz").await, (StatusCode::SERVICE_UNAVAILABLE, recovering));
-    log.has_recovered();
-    assert_eq!(stage.get("/readyz").await, (StatusCode::OK, ready));
+    assert_eq!(harness.get("/readyz").await, (StatusCode::SERVICE_UNAVAILABLE, recovering));
+    log.finish_replay();
+    assert_eq!(harness.get("/readyz").await, (StatusCode::OK, ready));
 }

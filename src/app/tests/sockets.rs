@@ -20,16 +20,16 @@ use crate::{
 };
 
 /// A public listener whose peers the kernel never gives up.
-struct House {
+struct WebSocketHarness {
     relay: Arc<Relay>,
     tls: Option<Arc<rustls::ClientConfig>>,
     address: SocketAddr,
-    stop: Stops,
-    lanes: CancellationToken,
+    stop: StopTokens,
+    stop_shards: CancellationToken,
     tasks: JoinSet<()>,
 }
 
-impl House {
+impl WebSocketHarness {
     fn open(is_secure: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut text = "[server]\nlisten = '127.0.0.1:0'\nwrite_timeout = '300ms'\n".to_owned();
@@ -40,27 +40,29 @@ impl House {
             client(&files.cert_file, "http/1.1")
         });
         text.push_str("[auth]\nallow_anonymous = true\n");
-        let Stage { config, relay, doors, .. } = Stage::with(&text);
-        let read = |files| Certificate::read(files, &relay.metrics).unwrap();
+        let AdminHarness { config, relay, routes, .. } = AdminHarness::with(&text);
+        let read = |files| ServedCertificate::read(files, &relay.metrics).unwrap();
         let certificate = config.server.tls.as_ref().map(read);
-        let listener = Listener::bind(config.server.listen, FAR_AWAY).unwrap();
-        let (address, stop, lanes) = (listener.address(), Stops::default(), CancellationToken::new());
+        let listener = Listener::bind(config.server.listen, WEBSOCKET_TEST_NEVER_REACHED).unwrap();
+        let (address, stop, stop_shards) = (listener.address(), StopTokens::default(), CancellationToken::new());
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_public(&config, &relay, listener, certificate.as_deref(), &doors, &stop));
+        tasks.spawn(serve_public(&config, &relay, listener, certificate.as_deref(), &routes, &stop));
         // One token ends these three in the relay, too.
-        let (wheel, end) = (Arc::clone(&relay.wheel), lanes.clone());
+        let (wheel, end) = (Arc::clone(&relay.wheel), stop_shards.clone());
         tasks.spawn(async move { wheel.run(end).await });
-        let (fanout, end) = (Arc::clone(&product(&relay).fanout), lanes.clone());
+        let (fanout, end) = (Arc::clone(&product(&relay).fanout), stop_shards.clone());
         tasks.spawn(async move { fanout.run(end).await });
-        let (writing, end) = (Arc::clone(&relay), lanes.clone());
-        tasks.spawn(async move { writing.shards.run([&Handle::current()].into_iter(), &writing.wheel, end).await });
-        Self { relay, tls, address, stop, lanes, tasks }
+        let (relay_of_shard, end) = (Arc::clone(&relay), stop_shards.clone());
+        tasks.spawn(async move {
+            relay_of_shard.shards.run([&Handle::current()].into_iter(), &relay_of_shard.wheel, end).await
+        });
+        Self { relay, tls, address, stop, stop_shards, tasks }
     }
 
     /// Events are in the log, more than sockets hold.
-    fn fill(&self) {
+    fn fill_log(&self) {
         let log = &product(&self.relay).log;
-        log.numbered_by(Numbering::Own);
+        log.set_numbering(Numbering::Own);
         let payload = Bytes::from(format!("\"{}\"", "x".repeat(8000)));
         for _ in 0..1500 {
             let (kind, payload, received) = (Kind::new("x"), payload.clone(), Instant::now());
@@ -69,7 +71,7 @@ impl House {
     }
 
     /// A WebSocket that gets everything, of whose answer the head has been read.
-    async fn socket(&self) -> Either<TcpStream, Box<TlsStream<TcpStream>>> {
+    async fn connect(&self) -> Either<TcpStream, Box<TlsStream<TcpStream>>> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let mut socket = match &self.tls {
             None => Either::Left(stream),
@@ -81,51 +83,51 @@ impl House {
         socket.write_all(UPGRADE).await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            head.push(timeout(PATIENCE, socket.read_u8()).await.unwrap().unwrap());
+            head.push(timeout(WEBSOCKET_TEST_TIMEOUT, socket.read_u8()).await.unwrap().unwrap());
         }
         assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
         socket
     }
 
-    fn gone(&self, reason: &'static str) -> u64 {
+    fn disconnects(&self, reason: &'static str) -> u64 {
         self.relay.metrics.disconnects(Transport::WebSocket, reason).get()
     }
 
     async fn close(mut self) {
-        self.lanes.cancel();
+        self.stop_shards.cancel();
         self.stop.serving.cancel();
-        end(&mut self.tasks).await.unwrap();
+        join_all(&mut self.tasks).await.unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_websocket_that_takes_nothing_is_given_up_by_the_relay_itself_with_tls_and_without() {
     for is_secure in [false, true] {
-        let house = House::open(is_secure);
-        house.fill();
-        let _takes_nothing = house.socket().await;
+        let harness = WebSocketHarness::open(is_secure);
+        harness.fill_log();
+        let _takes_nothing = harness.connect().await;
         let begin = Instant::now();
-        while house.gone("stalled") == 0 {
-            assert!(begin.elapsed() < PATIENCE, "nobody notices: TLS {is_secure}");
+        while harness.disconnects("stalled") == 0 {
+            assert!(begin.elapsed() < WEBSOCKET_TEST_TIMEOUT, "nobody notices: TLS {is_secure}");
             sleep(Duration::from_millis(10)).await;
         }
-        house.close().await;
+        harness.close().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_websocket_that_comes_when_the_lanes_have_ended_is_closed_with_1012() {
-    let mut house = House::open(false);
-    house.lanes.cancel();
-    assert!(house.tasks.join_next().await.unwrap().is_ok(), "the lane has ended");
-    let mut socket = house.socket().await;
-    house.relay.subscribers.dismiss_all(Leave::Drain);
+async fn a_websocket_that_comes_when_the_shards_have_ended_is_closed_with_1012() {
+    let mut harness = WebSocketHarness::open(false);
+    harness.stop_shards.cancel();
+    assert!(harness.tasks.join_next().await.unwrap().is_ok(), "the lane has ended");
+    let mut socket = harness.connect().await;
+    harness.relay.subscribers.disconnect_all(DisconnectReason::Drain);
     let mut close = [0; 4];
-    timeout(PATIENCE, socket.read_exact(&mut close)).await.unwrap().unwrap();
+    timeout(WEBSOCKET_TEST_TIMEOUT, socket.read_exact(&mut close)).await.unwrap().unwrap();
     assert_eq!(close, [0x88, 2, 0x03, 0xF4], "1012, which a handshake follows");
     socket.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xF4]).await.unwrap();
-    assert_eq!(timeout(PATIENCE, socket.read(&mut close)).await.unwrap().unwrap(), 0);
-    house.close().await;
+    assert_eq!(timeout(WEBSOCKET_TEST_TIMEOUT, socket.read(&mut close)).await.unwrap().unwrap(), 0);
+    harness.close().await;
 }
 
 fn product(relay: &Relay) -> Arc<Product> {
@@ -136,6 +138,6 @@ const UPGRADE: &[u8] =
     b"GET /ws/p?last_event_id=0 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-const FAR_AWAY: Duration = Duration::from_secs(3600);
+const WEBSOCKET_TEST_NEVER_REACHED: Duration = Duration::from_secs(3600);
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const WEBSOCKET_TEST_TIMEOUT: Duration = Duration::from_secs(15);

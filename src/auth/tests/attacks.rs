@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn read_with(jwt: &Jwt, token: &str) -> Result<Claimed, Refusal> {
-    Verifier::new(jwt).read(token.as_bytes(), NOW).map(|(claimed, _)| claimed)
+fn verify_with(jwt: &JwtConfig, token: &str) -> Result<VerifiedClaims, TokenError> {
+    TokenVerifier::new(jwt).verify(token.as_bytes(), NOW).map(|(claimed, _)| claimed)
 }
 
 #[test]
@@ -24,66 +24,74 @@ fn a_key_that_a_token_brings_along_counts_for_nothing() {
         for (algorithm, name, keys, _) in &pairs {
             let mut head = brought.clone();
             head["alg"] = json!(name);
-            let token = signed(&head.to_string(), GOOD, by_own);
-            let refusal = read_with(&public(*algorithm, &[&keys[0], &keys[1]]), &token).unwrap_err();
-            assert!(matches!(refusal, Refusal::Signature | Refusal::Malformed), "{head}: {refusal:?}");
+            let token = sign_token(&head.to_string(), GOOD_CLAIMS, by_own);
+            let refusal = verify_with(&public_key_config(*algorithm, &[&keys[0], &keys[1]]), &token).unwrap_err();
+            assert!(matches!(refusal, TokenError::Signature | TokenError::Malformed), "{head}: {refusal:?}");
         }
         let mut head = brought.clone();
         head["alg"] = json!("HS256");
         for key in [b"".as_slice(), b"\0", &der, point] {
-            let token = signed(&head.to_string(), GOOD, |text| hmac_of(key, text));
-            assert!(matches!(read(&token), Err(Refusal::Signature | Refusal::Malformed)), "{head}");
+            let token = sign_token(&head.to_string(), GOOD_CLAIMS, |text| hmac_of(key, text));
+            assert!(matches!(verify(&token), Err(TokenError::Signature | TokenError::Malformed)), "{head}");
         }
     }
     let octets = json!({"alg": "HS256", "jwk": {"kty": "oct", "k": BASE64.encode("own")}}).to_string();
-    assert_eq!(read(&signed(&octets, GOOD, |text| hmac_of(b"own", text))), Err(Refusal::Signature));
+    assert_eq!(verify(&sign_token(&octets, GOOD_CLAIMS, |text| hmac_of(b"own", text))), Err(TokenError::Signature));
 }
 
 #[test]
 fn signatures_of_nothing_open_nothing() {
     // The order of P-256: a signature of it, or of zeros, once passed careless verifiers.
-    const ORDER: [u8; 32] = [
+    const P256_ORDER: [u8; 32] = [
         0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad,
         0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
     ];
     for (algorithm, name, [_, key], sign) in key_pairs() {
         let head = json!({ "alg": name }).to_string();
-        let good = sign(&unsigned(&head, GOOD));
+        let good = sign(&unsigned(&head, GOOD_CLAIMS));
         let tagged = [[0x30, 0x44, 2, 0x20].as_slice(), &good[..32], &[2, 0x20], &good[32..64]].concat();
         for signature in [
             Vec::new(),
             vec![0; good.len()],
             vec![0xff; good.len()],
             vec![1; good.len()],
-            [ORDER, ORDER].concat(),
+            [P256_ORDER, P256_ORDER].concat(),
             [good.as_slice(), &[0]].concat(),
             good[1..].to_vec(),
             tagged, // as OpenSSL writes it, which is not as a token has it
         ] {
-            let token = signed(&head, GOOD, |_| signature.clone());
-            assert_eq!(read_with(&public(algorithm, &[&key]), &token), Err(Refusal::Signature), "{name} {signature:?}");
+            let token = sign_token(&head, GOOD_CLAIMS, |_| signature.clone());
+            assert_eq!(
+                verify_with(&public_key_config(algorithm, &[&key]), &token),
+                Err(TokenError::Signature),
+                "{name} {signature:?}"
+            );
         }
-        assert!(read_with(&public(algorithm, &[&key]), &signed(&head, GOOD, |_| good.clone())).is_ok(), "{name}");
+        assert!(
+            verify_with(&public_key_config(algorithm, &[&key]), &sign_token(&head, GOOD_CLAIMS, |_| good.clone()))
+                .is_ok(),
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn an_end_that_is_no_number_in_sight_is_none() {
-    let with = |exp: &str| read(&hs256(&format!(r#"{{"exp":{exp},"product_id":"p"}}"#)));
+    let with = |exp: &str| verify(&hs256_token(&format!(r#"{{"exp":{exp},"product_id":"p"}}"#)));
     for exp in ["-1", "-1e300", "-0.0", "0", "1e-300", "-9223372036854775809", "1800000000.4999"] {
-        assert_eq!(with(exp), Err(Refusal::Expired), "{exp}");
+        assert_eq!(with(exp), Err(TokenError::Expired), "{exp}");
     }
     for exp in
         ["1e400", "-1e400", "NaN", "Infinity", "0x7fffffff", "1800000100.", "+1800000100", "01800000100", "1.8e9e", ""]
     {
-        assert_eq!(with(exp), Err(Refusal::Malformed), "{exp}");
+        assert_eq!(with(exp), Err(TokenError::Malformed), "{exp}");
     }
     for exp in [r#""1800000100""#, r#""never""#, "null", "[]", "{}", "[1800000100]", "true"] {
-        assert!(matches!(with(exp), Err(Refusal::Claim("exp") | Refusal::Malformed)), "{exp}");
+        assert!(matches!(with(exp), Err(TokenError::Claim("exp") | TokenError::Malformed)), "{exp}");
     }
     for exp in ["18446744073709551616", "9007199254740993", "1e300"] {
         // However far away, it is an end, and a stream under it has one.
-        let far = with(exp).map(|claimed| scoped(claimed, [0; 32], b"").farewell());
+        let far = with(exp).map(|claimed| grant_for_claims(claimed, [0; 32], b"").stream_expiry());
         assert!(matches!(far, Ok(Some(_))), "{exp}: {far:?}");
     }
 }
@@ -92,25 +100,25 @@ fn an_end_that_is_no_number_in_sight_is_none() {
 fn no_claim_may_stand_there_twice() {
     let good = json!({"exp": 1_800_000_100, "nbf": 1, "aud": "a", "product_id": "p", "session_id": "s", "type": "t",
                       "permissions": ["subscribe"]});
-    assert!(read(&hs256(&good.to_string())).is_ok());
+    assert!(verify(&hs256_token(&good.to_string())).is_ok());
     for (name, value) in good.as_object().unwrap() {
         let text = good.to_string();
         let (first, last) = (format!(r#"{{"{name}":{value},{}"#, &text[1..]), text.replacen('}', "", 1));
         for twice in [first, format!(r#"{last},"{name}":{value}}}"#)] {
-            assert_eq!(read(&hs256(&twice)), Err(Refusal::Malformed), "{twice}");
+            assert_eq!(verify(&hs256_token(&twice)), Err(TokenError::Malformed), "{twice}");
         }
     }
 }
 
 #[test]
 fn whatever_is_not_a_token_in_compact_form_is_none() {
-    let good = hs256(GOOD);
+    let good = hs256_token(GOOD_CLAIMS);
     let parts: Vec<_> = good.split('.').collect();
     let (head, claims, signature) = (parts[0], parts[1], parts[2]);
     for at in 0..=good.len() {
         for white in [" ", "\t", "\n", "\r\n", "\u{0}", "=", "."] {
             let token = format!("{}{white}{}", &good[..at], &good[at..]);
-            assert!(read(&token).is_err(), "{token:?}");
+            assert!(verify(&token).is_err(), "{token:?}");
         }
     }
     for (at, byte) in good.bytes().enumerate() {
@@ -118,7 +126,7 @@ fn whatever_is_not_a_token_in_compact_form_is_none() {
             let mut token = good.clone().into_bytes();
             token[at] = *other;
             let token = String::from_utf8(token).unwrap();
-            assert!(read(&token).is_err(), "{token}");
+            assert!(verify(&token).is_err(), "{token}");
         }
     }
     let encrypted = json!({"alg": "dir", "enc": "A256GCM"}).to_string();
@@ -128,18 +136,18 @@ fn whatever_is_not_a_token_in_compact_form_is_none() {
         format!("{}.{claims}.{signature}", BASE64.encode(&encrypted)),
         json!({"payload": claims, "protected": head, "signature": signature}).to_string(),
         json,
-        format!("{}.", unsigned(r#"{"alg":"none"}"#, GOOD)),
-        format!("{}.{signature}", unsigned(r#"{"alg":"none"}"#, GOOD)),
-        hs256(&format!("\u{feff}{GOOD}")),
-        hs256(&format!("{GOOD}{GOOD}")),
-        hs256(&format!(r#"{{"exp":1800000001,"product_id":{}"p"{}}}"#, "[".repeat(2000), "]".repeat(2000))),
+        format!("{}.", unsigned(r#"{"alg":"none"}"#, GOOD_CLAIMS)),
+        format!("{}.{signature}", unsigned(r#"{"alg":"none"}"#, GOOD_CLAIMS)),
+        hs256_token(&format!("\u{feff}{GOOD_CLAIMS}")),
+        hs256_token(&format!("{GOOD_CLAIMS}{GOOD_CLAIMS}")),
+        hs256_token(&format!(r#"{{"exp":1800000001,"product_id":{}"p"{}}}"#, "[".repeat(2000), "]".repeat(2000))),
     ] {
-        assert!(read(&token).is_err(), "{token}");
+        assert!(verify(&token).is_err(), "{token}");
     }
     let padded = |bytes: usize| {
         let claims = format!(r#"{{"exp":1800000001,"product_id":"p","x":"{}"}}"#, "x".repeat(bytes));
-        let token = hs256(&claims);
-        (token.len(), read(&token).map(|_| ()))
+        let token = hs256_token(&claims);
+        (token.len(), verify(&token).map(|_| ()))
     };
     let longest = (5900..6200).map(padded).rfind(|(length, _)| *length <= 8192).unwrap();
     assert!(longest.0 > 8180 && longest.1.is_ok(), "{longest:?}");

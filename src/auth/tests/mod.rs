@@ -17,36 +17,36 @@ use proptest::{collection::btree_set, option, prelude::*};
 use serde_json::{Value, json};
 
 use super::{
-    claims::Claimed,
-    token::{Refusal, Verifier},
+    claims::VerifiedClaims,
+    token::{TokenError, TokenVerifier},
     *,
 };
 use crate::{
-    config::{Jwt, Permission, Permissions, PublicKey, PublicKeyAlgorithm, Secret, Verification},
+    config::{JwtConfig, JwtVerification, Permission, Permissions, PublicKey, PublicKeyAlgorithm, Secret},
     event::{Kind, ProductId, SessionId},
 };
 
 const SECRET: &str = "hush-hush-hush-hush-hush-hush-32";
-const PREVIOUS: &str = "rust-rust-rust-rust-rust-rust-32";
+const PREVIOUS_SECRET: &str = "rust-rust-rust-rust-rust-rust-32";
 
 /// The time of all tests here.
 const NOW: f64 = 1_800_000_000.5;
 
-fn shared(audience: Option<&str>) -> Jwt {
-    let verification = Verification::Shared {
+fn shared_secret_config(audience: Option<&str>) -> JwtConfig {
+    let verification = JwtVerification::SharedSecret {
         secret: Secret::inline(SECRET.to_owned()),
-        previous_secret: Some(Secret::inline(PREVIOUS.to_owned())),
+        previous_secret: Some(Secret::inline(PREVIOUS_SECRET.to_owned())),
     };
-    jwt(verification, audience)
+    jwt_config(verification, audience)
 }
 
-fn public(algorithm: PublicKeyAlgorithm, keys: &[&[u8]]) -> Jwt {
-    let keys = keys.iter().map(|der| PublicKey::of_der(der)).collect();
-    jwt(Verification::Public { algorithm, public_key_file: "keys.pem".into(), keys }, None)
+fn public_key_config(algorithm: PublicKeyAlgorithm, keys: &[&[u8]]) -> JwtConfig {
+    let keys = keys.iter().map(|der| PublicKey::from_der(der)).collect();
+    jwt_config(JwtVerification::PublicKeys { algorithm, public_key_file: "keys.pem".into(), keys }, None)
 }
 
-fn jwt(verification: Verification, audience: Option<&str>) -> Jwt {
-    Jwt { verification, audience: audience.map(str::to_owned), allow_query_token: false, cookie_name: None }
+fn jwt_config(verification: JwtVerification, audience: Option<&str>) -> JwtConfig {
+    JwtConfig { verification, audience: audience.map(str::to_owned), allow_query_token: false, cookie_name: None }
 }
 
 fn unsigned(head: &str, claims: &str) -> String {
@@ -58,31 +58,31 @@ fn hmac_of(key: &[u8], text: &str) -> Vec<u8> {
 }
 
 /// A token of this head and these claims, with whatever signs.
-fn signed(head: &str, claims: &str, sign: impl Fn(&str) -> Vec<u8>) -> String {
+fn sign_token(head: &str, claims: &str, sign: impl Fn(&str) -> Vec<u8>) -> String {
     let text = unsigned(head, claims);
     let signature = BASE64.encode(sign(&text));
     format!("{text}.{signature}")
 }
 
-fn hs256(claims: &str) -> String {
-    signed(r#"{"alg":"HS256"}"#, claims, |text| hmac_of(SECRET.as_bytes(), text))
+fn hs256_token(claims: &str) -> String {
+    sign_token(r#"{"alg":"HS256"}"#, claims, |text| hmac_of(SECRET.as_bytes(), text))
 }
 
-fn with_head(head: &str) -> String {
-    signed(head, GOOD, |text| hmac_of(SECRET.as_bytes(), text))
+fn token_with_header(head: &str) -> String {
+    sign_token(head, GOOD_CLAIMS, |text| hmac_of(SECRET.as_bytes(), text))
 }
 
-const GOOD: &str = r#"{"exp":1800000001,"product_id":"p"}"#;
+const GOOD_CLAIMS: &str = r#"{"exp":1800000001,"product_id":"p"}"#;
 
-fn read(token: &str) -> Result<Claimed, Refusal> {
-    Verifier::new(&shared(None)).read(token.as_bytes(), NOW).map(|(claimed, _)| claimed)
+fn verify(token: &str) -> Result<VerifiedClaims, TokenError> {
+    TokenVerifier::new(&shared_secret_config(None)).verify(token.as_bytes(), NOW).map(|(claimed, _)| claimed)
 }
 
 /// What the claims come to, with an end and a product beside them.
-fn claimed(more: &Value) -> Result<Claimed, Refusal> {
+fn verify_claims(more: &Value) -> Result<VerifiedClaims, TokenError> {
     let mut claims = json!({"exp": 1_800_000_100, "product_id": "p"});
     claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    read(&hs256(&claims.to_string()))
+    verify(&hs256_token(&claims.to_string()))
 }
 
 fn sessions(names: &[&str]) -> Only<SessionId> {
@@ -91,35 +91,35 @@ fn sessions(names: &[&str]) -> Only<SessionId> {
 
 #[test]
 fn a_good_token_grants_what_it_says() {
-    let least = read(&hs256(GOOD)).unwrap();
-    assert_eq!(least.limits, Scope::EVERYTHING);
+    let least = verify(&hs256_token(GOOD_CLAIMS)).unwrap();
+    assert_eq!(least.scope, Scope::EVERYTHING);
     assert_eq!(least.permissions, BTreeSet::from([Permission::Subscribe]));
     assert!(least.seconds_left > 0.4 && least.seconds_left < 0.6, "{least:?}");
     let more = json!({"product_id": ["p", "q"], "session_id": "s", "type": ["summary", "own"], "permissions": ["publish"],
                       "nbf": 1_800_000_000, "iat": "whatever", "sub": 7});
-    let more = claimed(&more).unwrap();
+    let more = verify_claims(&more).unwrap();
     assert_eq!(more.products, ["p", "q"].map(|name| ProductId::new(name).unwrap()).into());
-    assert_eq!(more.limits.sessions, sessions(&["s"]));
-    assert_eq!(more.limits.kinds, Only::These([Kind::Summary, Kind::new("own")].into()));
+    assert_eq!(more.scope.sessions, sessions(&["s"]));
+    assert_eq!(more.scope.kinds, Only::These([Kind::Summary, Kind::new("own")].into()));
     assert_eq!(more.permissions, BTreeSet::from([Permission::Publish]));
-    let fraction = claimed(&json!({"exp": 1_800_000_000.75})).unwrap();
+    let fraction = verify_claims(&json!({"exp": 1_800_000_000.75})).unwrap();
     assert!(fraction.seconds_left < 0.3, "{fraction:?}");
-    let for_ever = claimed(&json!({"exp": 1e300})).unwrap();
-    assert!(scoped(for_ever, [0; 32], b"").farewell().is_some());
+    let for_ever = verify_claims(&json!({"exp": 1e300})).unwrap();
+    assert!(grant_for_claims(for_ever, [0; 32], b"").stream_expiry().is_some());
 }
 
 #[test]
 fn the_previous_secret_still_counts_and_what_a_head_says_of_keys_does_not() {
-    let old = signed(r#"{"alg":"HS256"}"#, GOOD, |text| hmac_of(PREVIOUS.as_bytes(), text));
-    assert!(read(&old).is_ok());
+    let old = sign_token(r#"{"alg":"HS256"}"#, GOOD_CLAIMS, |text| hmac_of(PREVIOUS_SECRET.as_bytes(), text));
+    assert!(verify(&old).is_ok());
     for head in [
         r#"{"alg":"HS256","kid":"../../../dev/null"}"#,
         r#"{"alg":"HS256","kid":"' OR 1=1 --","typ":"JWT"}"#,
         r#"{"alg":"HS256","jku":"https://evil.test/keys","x5u":"https://evil.test/x"}"#,
     ] {
-        assert!(read(&with_head(head)).is_ok(), "{head}");
-        let empty = signed(head, GOOD, |text| hmac_of(b"", text));
-        assert_eq!(read(&empty), Err(Refusal::Signature), "{head}");
+        assert!(verify(&token_with_header(head)).is_ok(), "{head}");
+        let empty = sign_token(head, GOOD_CLAIMS, |text| hmac_of(b"", text));
+        assert_eq!(verify(&empty), Err(TokenError::Signature), "{head}");
     }
 }
 
@@ -127,11 +127,11 @@ fn the_previous_secret_still_counts_and_what_a_head_says_of_keys_does_not() {
 fn no_trick_of_the_head_opens() {
     for algorithm in ["none", "None", "NONE", "nOnE", "", "HS384", "HS512", "RS256", "ES256", "hs256", "HS256 "] {
         let head = json!({ "alg": algorithm }).to_string();
-        for token in [format!("{}.", unsigned(&head, GOOD)), with_head(&head)] {
+        for token in [format!("{}.", unsigned(&head, GOOD_CLAIMS)), token_with_header(&head)] {
             assert!(
-                matches!(read(&token), Err(Refusal::Malformed | Refusal::Algorithm)),
+                matches!(verify(&token), Err(TokenError::Malformed | TokenError::Algorithm)),
                 "{algorithm:?}: {:?}",
-                read(&token)
+                verify(&token)
             );
         }
     }
@@ -146,24 +146,24 @@ fn no_trick_of_the_head_opens() {
         "HS256",
         r#"{"alg":"HS256","crit":"exp"}"#,
     ] {
-        assert_eq!(read(&with_head(head)), Err(Refusal::Malformed), "{head}");
+        assert_eq!(verify(&token_with_header(head)), Err(TokenError::Malformed), "{head}");
     }
     for head in [
         r#"{"alg":"HS256","crit":["exp"]}"#,
         r#"{"alg":"HS256","crit":[]}"#,
         r#"{"crit":["b64"],"b64":false,"alg":"HS256"}"#,
     ] {
-        assert_eq!(read(&with_head(head)), Err(Refusal::Critical), "{head}");
+        assert_eq!(verify(&token_with_header(head)), Err(TokenError::CriticalExtension), "{head}");
     }
 }
 
 #[test]
 fn damaged_tokens_do_not_open() {
-    let good = hs256(GOOD);
+    let good = hs256_token(GOOD_CLAIMS);
     let mut parts = good.split('.');
     let (head, claims, signature) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
     for end in 0..good.len() {
-        assert!(read(&good[..end]).is_err(), "cut at {end}");
+        assert!(verify(&good[..end]).is_err(), "cut at {end}");
     }
     for token in [
         format!("{head}.{claims}."),
@@ -175,33 +175,36 @@ fn damaged_tokens_do_not_open() {
         format!(" {good}"),
         format!("{claims}.{head}.{signature}"),
         "..".to_owned(),
-        hs256("not json"),
-        hs256("null"),
-        hs256("\u{0}"),
+        hs256_token("not json"),
+        hs256_token("null"),
+        hs256_token("\u{0}"),
     ] {
-        assert!(read(&token).is_err(), "{token}");
+        assert!(verify(&token).is_err(), "{token}");
     }
     assert_eq!(
-        read(&hs256(&format!(r#"{{"exp":1800000001,"product_id":"p","x":"{}"}}"#, "x".repeat(8192)))),
-        Err(Refusal::TooLong)
+        verify(&hs256_token(&format!(r#"{{"exp":1800000001,"product_id":"p","x":"{}"}}"#, "x".repeat(8192)))),
+        Err(TokenError::TooLong)
     );
-    assert_eq!(Verifier::new(&shared(None)).read(b"\xff.\xff.\xff", NOW).err(), Some(Refusal::Malformed));
+    assert_eq!(
+        TokenVerifier::new(&shared_secret_config(None)).verify(b"\xff.\xff.\xff", NOW).err(),
+        Some(TokenError::Malformed)
+    );
 }
 
 #[test]
 fn a_token_counts_from_its_beginning_until_before_its_end() {
     for (claims, refusal) in [
-        (json!({"exp": 1_800_000_000}), Refusal::Expired),
-        (json!({"exp": 1_800_000_000.5}), Refusal::Expired),
-        (json!({"exp": 0}), Refusal::Expired),
-        (json!({"exp": -1}), Refusal::Expired),
-        (json!({"nbf": 1_800_000_001}), Refusal::NotYet),
-        (json!({"nbf": 1e300}), Refusal::NotYet),
+        (json!({"exp": 1_800_000_000}), TokenError::Expired),
+        (json!({"exp": 1_800_000_000.5}), TokenError::Expired),
+        (json!({"exp": 0}), TokenError::Expired),
+        (json!({"exp": -1}), TokenError::Expired),
+        (json!({"nbf": 1_800_000_001}), TokenError::NotYetValid),
+        (json!({"nbf": 1e300}), TokenError::NotYetValid),
     ] {
-        assert_eq!(claimed(&claims), Err(refusal), "{claims}");
+        assert_eq!(verify_claims(&claims), Err(refusal), "{claims}");
     }
-    assert_eq!(read(&hs256(r#"{"product_id":"p"}"#)), Err(Refusal::Claim("exp")));
-    assert_eq!(read(&hs256(r#"{"exp":1800000001}"#)), Err(Refusal::Claim("product_id")));
+    assert_eq!(verify(&hs256_token(r#"{"product_id":"p"}"#)), Err(TokenError::Claim("exp")));
+    assert_eq!(verify(&hs256_token(r#"{"exp":1800000001}"#)), Err(TokenError::Claim("product_id")));
 }
 
 #[test]
@@ -209,8 +212,8 @@ fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
     for name in ["exp", "nbf"] {
         for value in [json!("1800000100"), json!(null), json!([1_800_000_100]), json!(true), json!({})] {
             // Some of these already stop the library.
-            let refusal = claimed(&json!({ name: value })).unwrap_err();
-            assert!(matches!(refusal, Refusal::Claim(_) | Refusal::Malformed), "{name} {value}: {refusal:?}");
+            let refusal = verify_claims(&json!({ name: value })).unwrap_err();
+            assert!(matches!(refusal, TokenError::Claim(_) | TokenError::Malformed), "{name} {value}: {refusal:?}");
         }
     }
     for name in ["product_id", "session_id", "type", "permissions", "aud"] {
@@ -218,7 +221,7 @@ fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
             [json!(null), json!([]), json!(7), json!(true), json!({}), json!(["a", 7]), json!([null]), json!([["a"]])]
         {
             assert!(
-                matches!(claimed(&json!({ name: value })), Err(Refusal::Claim(it)) if it == name),
+                matches!(verify_claims(&json!({ name: value })), Err(TokenError::Claim(it)) if it == name),
                 "{name} {value}"
             );
         }
@@ -234,22 +237,25 @@ fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
         ("permissions", json!(["Subscribe"])),
         ("permissions", json!(["*"])),
     ] {
-        assert!(matches!(claimed(&json!({ name: value })), Err(Refusal::Claim(it)) if it == name), "{name} {value}");
+        assert!(
+            matches!(verify_claims(&json!({ name: value })), Err(TokenError::Claim(it)) if it == name),
+            "{name} {value}"
+        );
     }
     for twice in [
         r#"{"exp":1,"exp":1800000100,"product_id":"p"}"#,
         r#"{"exp":1800000100,"product_id":"p","session_id":"a","session_id":"b"}"#,
         r#"{"exp":1800000100,"product_id":"p","type":"a","\u0074ype":"b"}"#,
     ] {
-        assert_eq!(read(&hs256(twice)), Err(Refusal::Malformed), "{twice}");
+        assert_eq!(verify(&hs256_token(twice)), Err(TokenError::Malformed), "{twice}");
     }
 }
 
 #[test]
 fn a_star_is_no_wildcard_in_claims() {
-    let grant = scoped(claimed(&json!({"product_id": "*"})).unwrap(), [0; 32], b"");
+    let grant = grant_for_claims(verify_claims(&json!({"product_id": "*"})).unwrap(), [0; 32], b"");
     assert_eq!(grant.check(&ProductId::new("p").unwrap(), Permission::Subscribe), Err(Denial::Forbidden));
-    let grant = scoped(claimed(&json!({"session_id": "*", "type": ["*"]})).unwrap(), [0; 32], b"");
+    let grant = grant_for_claims(verify_claims(&json!({"session_id": "*", "type": ["*"]})).unwrap(), [0; 32], b"");
     assert_eq!(grant.narrow(Scope { sessions: sessions(&["s"]), kinds: Only::Everything }), Err(Denial::Forbidden));
 }
 
@@ -257,27 +263,29 @@ fn a_star_is_no_wildcard_in_claims() {
 fn the_audience_is_checked_where_one_is_configured() {
     let read = |audience, claim: Value| {
         let claims = json!({"exp": 1_800_000_100, "product_id": "p", "aud": claim}).to_string();
-        Verifier::new(&shared(audience)).read(hs256(&claims).as_bytes(), NOW).err()
+        TokenVerifier::new(&shared_secret_config(audience)).verify(hs256_token(&claims).as_bytes(), NOW).err()
     };
     assert_eq!(read(Some("relay"), json!("relay")), None);
     assert_eq!(read(Some("relay"), json!(["other", "relay"])), None);
     for wrong in [json!("other"), json!("Relay"), json!(["other"]), json!("relay "), json!("relay,other")] {
-        assert_eq!(read(Some("relay"), wrong.clone()), Some(Refusal::Audience), "{wrong}");
+        assert_eq!(read(Some("relay"), wrong.clone()), Some(TokenError::Audience), "{wrong}");
         assert_eq!(read(None, wrong), None);
     }
-    assert_eq!(read(Some("relay"), json!({"relay": 1})), Some(Refusal::Claim("aud")));
-    let missing = Verifier::new(&shared(Some("relay"))).read(hs256(GOOD).as_bytes(), NOW).map(|_| ());
-    assert_eq!(missing.err(), Some(Refusal::Audience));
+    assert_eq!(read(Some("relay"), json!({"relay": 1})), Some(TokenError::Claim("aud")));
+    let missing = TokenVerifier::new(&shared_secret_config(Some("relay")))
+        .verify(hs256_token(GOOD_CLAIMS).as_bytes(), NOW)
+        .map(|_| ());
+    assert_eq!(missing.err(), Some(TokenError::Audience));
 }
 
 fn der_of(key: &impl AsDer<PublicKeyX509Der<'static>>) -> Vec<u8> {
     key.as_der().unwrap().as_ref().to_vec()
 }
 
-type Sign = Box<dyn Fn(&str) -> Vec<u8>>;
+type SignFn = Box<dyn Fn(&str) -> Vec<u8>>;
 
 /// Each algorithm with two public keys, and a signature by the second.
-fn key_pairs() -> Vec<(PublicKeyAlgorithm, &'static str, [Vec<u8>; 2], Sign)> {
+fn key_pairs() -> Vec<(PublicKeyAlgorithm, &'static str, [Vec<u8>; 2], SignFn)> {
     let ed = [(); 2].map(|()| Ed25519KeyPair::generate().unwrap());
     let ec = [(); 2].map(|()| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
     let rsa = [(); 2].map(|()| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
@@ -308,32 +316,34 @@ fn key_pairs() -> Vec<(PublicKeyAlgorithm, &'static str, [Vec<u8>; 2], Sign)> {
 fn signatures_with_private_keys_are_accepted_for_any_of_the_public_keys() {
     for (algorithm, name, [first, second], sign) in key_pairs() {
         let head = json!({ "alg": name, "kid": "other" }).to_string();
-        let token = signed(&head, GOOD, &sign);
-        let read = |keys: &[&[u8]], token: &str| Verifier::new(&public(algorithm, keys)).read(token.as_bytes(), NOW);
+        let token = sign_token(&head, GOOD_CLAIMS, &sign);
+        let read = |keys: &[&[u8]], token: &str| {
+            TokenVerifier::new(&public_key_config(algorithm, keys)).verify(token.as_bytes(), NOW)
+        };
         assert!(read(&[&second], &token).is_ok(), "{name}");
         assert!(read(&[&first, &second], &token).is_ok(), "{name}");
-        assert_eq!(read(&[&first], &token), Err(Refusal::Signature), "{name}");
-        let other_claims = BASE64.encode(GOOD.replace("\"p\"", "\"q\""));
+        assert_eq!(read(&[&first], &token), Err(TokenError::Signature), "{name}");
+        let other_claims = BASE64.encode(GOOD_CLAIMS.replace("\"p\"", "\"q\""));
         let parts: Vec<_> = token.split('.').collect();
         let forged = format!("{}.{other_claims}.{}", parts[0], parts[2]);
-        assert_eq!(read(&[&second], &forged), Err(Refusal::Signature), "{name}");
-        let expired = signed(&head, r#"{"exp":1800000000,"product_id":"p"}"#, &sign);
-        assert_eq!(read(&[&first, &second], &expired), Err(Refusal::Expired), "{name}");
+        assert_eq!(read(&[&second], &forged), Err(TokenError::Signature), "{name}");
+        let expired = sign_token(&head, r#"{"exp":1800000000,"product_id":"p"}"#, &sign);
+        assert_eq!(read(&[&first, &second], &expired), Err(TokenError::Expired), "{name}");
     }
 }
 
 #[test]
 fn a_public_key_is_no_secret() {
     for (algorithm, name, [key, _], _) in key_pairs() {
-        let verifier = Verifier::new(&public(algorithm, &[&key]));
+        let verifier = TokenVerifier::new(&public_key_config(algorithm, &[&key]));
         let base64 = STANDARD.encode(&key);
         let lines: Vec<_> = base64.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
         let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
         for secret in [pem.as_bytes(), pem.trim_end().as_bytes(), &key, base64.as_bytes(), b""] {
             for head in [json!({"alg": "HS256"}), json!({ "alg": name })] {
-                let token = signed(&head.to_string(), GOOD, |text| hmac_of(secret, text));
-                let refusal = verifier.read(token.as_bytes(), NOW).unwrap_err();
-                assert!(matches!(refusal, Refusal::Algorithm | Refusal::Signature), "{name}: {refusal:?}");
+                let token = sign_token(&head.to_string(), GOOD_CLAIMS, |text| hmac_of(secret, text));
+                let refusal = verifier.verify(token.as_bytes(), NOW).unwrap_err();
+                assert!(matches!(refusal, TokenError::Algorithm | TokenError::Signature), "{name}: {refusal:?}");
             }
         }
     }
@@ -341,46 +351,52 @@ fn a_public_key_is_no_secret() {
 
 #[test]
 fn a_minted_token_is_accepted_with_its_limits() {
-    let order = Order {
+    let spec = TokenSpec {
         product: ProductId::new("p").unwrap(),
         sessions: [SessionId::new("s").unwrap()].into(),
         kinds: BTreeSet::new(),
         ttl: Duration::from_secs(60),
     };
-    let token = mint(&Secret::inline(SECRET.to_owned()), Some("relay"), &order).unwrap();
-    let (read, _) = Verifier::new(&shared(Some("relay"))).read(token.as_bytes(), token::now()).unwrap();
+    let token = mint(&Secret::inline(SECRET.to_owned()), Some("relay"), &spec).unwrap();
+    let (read, _) =
+        TokenVerifier::new(&shared_secret_config(Some("relay"))).verify(token.as_bytes(), token::unix_now()).unwrap();
     assert_eq!(read.products, [ProductId::new("p").unwrap()].into());
-    assert_eq!(read.limits, Scope { sessions: sessions(&["s"]), kinds: Only::Everything });
+    assert_eq!(read.scope, Scope { sessions: sessions(&["s"]), kinds: Only::Everything });
     assert!(read.seconds_left > 55.0 && read.seconds_left < 61.1, "{read:?}");
 }
 
 #[test]
 fn a_token_is_told_from_others_by_what_is_signed_and_never_taken_for_a_key() {
-    let holder = |token: &[u8]| scoped(claimed(&json!({"exp": NOW + 60.0})).unwrap(), [0; 32], token).holder;
+    let holder =
+        |token: &[u8]| grant_for_claims(verify_claims(&json!({"exp": NOW + 60.0})).unwrap(), [0; 32], token).holder;
     assert_eq!(holder(b"head.claims.signature"), holder(b"head.claims.otherwise"));
     assert_ne!(holder(b"head.claims.signature"), holder(b"head.others.signature"));
-    assert!(matches!(holder(b"head.claims.signature"), Holder::Token(_)));
+    assert!(matches!(holder(b"head.claims.signature"), CredentialHolder::Token(_)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn streams_end_spread_over_the_last_fifth_of_the_time_left_with_time_for_a_goodbye() {
-    let grant = scoped(claimed(&json!({"exp": NOW + 1000.0})).unwrap(), [0; 32], b"");
+    let grant = grant_for_claims(verify_claims(&json!({"exp": NOW + 1000.0})).unwrap(), [0; 32], b"");
     tokio::time::advance(Duration::from_secs(500)).await;
     let left = |at: Instant| (at - Instant::now()).as_secs_f64();
-    let begins: Vec<f64> = (0..2000).map(|_| left(grant.farewell().unwrap().begins)).collect();
+    let begins: Vec<f64> = (0..2000).map(|_| left(grant.stream_expiry().unwrap().disconnect_at)).collect();
     assert!(begins.iter().all(|left| (399.9..=498.501).contains(left)));
     assert!(begins.iter().any(|left| *left < 410.0) && begins.iter().any(|left| *left > 490.0), "they are spread");
-    assert!((499.9..=500.0).contains(&left(grant.farewell().unwrap().ends)));
+    assert!((499.9..=500.0).contains(&left(grant.stream_expiry().unwrap().expires_at)));
     tokio::time::advance(Duration::from_secs(498)).await;
-    let begins: Vec<f64> = (0..2000).map(|_| left(grant.farewell().unwrap().begins)).collect();
+    let begins: Vec<f64> = (0..2000).map(|_| left(grant.stream_expiry().unwrap().disconnect_at)).collect();
     assert!(begins.iter().all(|left| (1.599..=1.801).contains(left)), "a tenth of two seconds");
     tokio::time::advance(Duration::from_secs(3)).await;
-    assert_eq!(grant.farewell().unwrap().begins, Instant::now());
+    assert_eq!(grant.stream_expiry().unwrap().disconnect_at, Instant::now());
 }
 
-fn granted(limits: Scope, permissions: Permissions) -> Grant {
+fn grant_with(limits: Scope, permissions: Permissions) -> Grant {
     let products = BTreeSet::from([ProductId::new("p").unwrap()]);
-    scoped(Claimed { products, permissions, limits, audience: Box::default(), seconds_left: 60.0 }, [0; 32], b"")
+    grant_for_claims(
+        VerifiedClaims { products, permissions, scope: limits, audience: Box::default(), seconds_left: 60.0 },
+        [0; 32],
+        b"",
+    )
 }
 
 fn scope() -> impl Strategy<Value = Scope> {
@@ -398,10 +414,10 @@ fn events() -> Vec<(Option<SessionId>, Kind)> {
     sessions.flat_map(|session| kinds().map(|kind| (session.clone(), kind))).collect()
 }
 
-fn is_within<T: Ord>(wished: &Only<T>, limit: &Only<T>) -> bool {
-    match (wished, limit) {
+fn subset_of<T: Ord>(requested: &Only<T>, limit: &Only<T>) -> bool {
+    match (requested, limit) {
         (_, Only::Everything) | (Only::Everything, _) => true,
-        (Only::These(wished), Only::These(limit)) => wished.iter().all(|value| limit.contains(value)),
+        (Only::These(requested), Only::These(limit)) => requested.iter().all(|value| limit.contains(value)),
     }
 }
 
@@ -410,15 +426,15 @@ proptest! {
 
     /// 35 events for each of 30 000 pairs: a million of them, and each is seen if it is granted and asked for, and only then.
     #[test]
-    fn what_is_seen_is_what_is_both_asked_for_and_granted(limits in scope(), wished in scope()) {
-        let grant = granted(limits.clone(), BTreeSet::from([Permission::Subscribe]));
-        let may_ask = is_within(&wished.sessions, &limits.sessions) && is_within(&wished.kinds, &limits.kinds);
-        match grant.narrow(wished.clone()) {
+    fn what_is_seen_is_what_is_both_asked_for_and_granted(limits in scope(), requested in scope()) {
+        let grant = grant_with(limits.clone(), BTreeSet::from([Permission::Subscribe]));
+        let may_ask = subset_of(&requested.sessions, &limits.sessions) && subset_of(&requested.kinds, &limits.kinds);
+        match grant.narrow(requested.clone()) {
             Err(denial) => prop_assert!(!may_ask && denial == Denial::Forbidden),
             Ok(seen) => {
                 prop_assert!(may_ask);
                 for (session, kind) in events() {
-                    let both = limits.includes(session.as_ref(), &kind) && wished.includes(session.as_ref(), &kind);
+                    let both = limits.includes(session.as_ref(), &kind) && requested.includes(session.as_ref(), &kind);
                     prop_assert_eq!(seen.includes(session.as_ref(), &kind), both);
                 }
                 // Asking again for what one has changes nothing.
@@ -429,14 +445,14 @@ proptest! {
 
     #[test]
     fn what_may_be_published_is_within_the_limits(limits in scope()) {
-        let grant = granted(limits.clone(), BTreeSet::from([Permission::Publish]));
+        let grant = grant_with(limits.clone(), BTreeSet::from([Permission::Publish]));
         for (session, kind) in events() {
             let has_session = match &limits.sessions {
                 Only::Everything => true,
                 Only::These(sessions) => session.as_ref().is_some_and(|session| sessions.contains(session)),
             };
             let is_within = has_session && limits.kinds.admits(&kind);
-            prop_assert_eq!(grant.may_publish(session.as_ref(), &kind).is_ok(), is_within);
+            prop_assert_eq!(grant.check_publish(session.as_ref(), &kind).is_ok(), is_within);
         }
     }
 }

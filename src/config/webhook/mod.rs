@@ -14,18 +14,18 @@ pub(crate) use self::json::{FieldError, WebhookJson};
 
 use super::{
     address::HttpUrl,
-    entry::Entry,
+    entry::ConfigEntry,
     findings::quoted,
-    reader::{Section, report_repeated_texts},
-    secret::{Rule, Secret, SecretEntries},
-    upstream::{Upstream, product_id},
+    reader::{Section, report_duplicate_texts},
+    secret::{Secret, SecretEntries, SecretRule},
+    upstream::{UpstreamConfig, parse_product_id},
     values,
 };
 use crate::event::{Only, ProductId, SessionId};
 
 /// A receiver, which events it gets, and how hard it is tried.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Webhook {
+pub(crate) struct WebhookConfig {
     /// Its name in logs, metrics and the admin API.
     pub(crate) id: String,
     /// The product whose events it gets.
@@ -51,7 +51,7 @@ pub(crate) struct Webhook {
 }
 
 /// The connector's own.
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// With the waits below: some twenty minutes, longer than a receiver's deploy.
 const DEFAULT_MAX_RETRIES: u32 = 8;
 /// A restarted process is back by then.
@@ -61,24 +61,26 @@ const DEFAULT_MAX_BACKOFF: Duration = Duration::from_secs(5 * 60);
 /// Keeps a receiver of 50 ms busy with 300 events a second, and one that hangs cheap.
 const DEFAULT_MAX_IN_FLIGHT: usize = 16;
 /// Whoever needs longer should answer 202 and work afterwards.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+const MAX_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// With the longest waits, more than any retention.
-const MOST_RETRIES: u32 = 100;
+const MAX_WEBHOOK_RETRIES: u32 = 100;
 /// Sockets are shared with subscribers.
-const MOST_IN_FLIGHT: u32 = 1024;
+const MAX_IN_FLIGHT_ATTEMPTS: u32 = 1024;
 /// It stands in URLs, labels and file names.
-const LONGEST_ID: usize = 64;
+const MAX_WEBHOOK_ID_BYTES: usize = 64;
 
-impl Webhook {
+impl WebhookConfig {
     /// Reads all tables. Each needs a product that there is.
-    pub(super) fn read_all(root: &mut Section<'_>, upstreams: &[Upstream]) -> Vec<Self> {
+    pub(super) fn read_all(root: &mut Section<'_>, upstreams: &[UpstreamConfig]) -> Vec<Self> {
         let mut sections = root.tables("webhooks");
         // The secret also travels as a bearer token, as it does from the connector.
-        let secret = |section: &mut Section<'_>| SecretEntries::of(section, "secret").required(section, Rule::Header);
-        let webhooks = sections.iter_mut().filter_map(|section| Self::read(section, secret)).collect();
-        report_repeated_texts(&mut sections, "id");
+        let read_secret = |section: &mut Section<'_>| {
+            SecretEntries::lookup(section, "secret").read_required(section, SecretRule::Header)
+        };
+        let webhooks = sections.iter_mut().filter_map(|section| Self::read(section, read_secret)).collect();
+        report_duplicate_texts(&mut sections, "id");
         // An upstream with a finding of its own may be the one that is meant.
-        if root.reading().accepts("upstreams") {
+        if root.context().accepts("upstreams") {
             sections.iter_mut().for_each(|section| check_product(section, upstreams));
         }
         sections.into_iter().for_each(Section::finish);
@@ -86,17 +88,18 @@ impl Webhook {
     }
 
     /// Reads one table, its secret by `secret`.
-    fn read(section: &mut Section<'_>, secret: impl FnOnce(&mut Section<'_>) -> Option<Secret>) -> Option<Self> {
-        let id = section.entry("id").required(webhook_id);
-        let product_id = section.entry("product_id").required(product_id);
+    fn read(section: &mut Section<'_>, read_secret: impl FnOnce(&mut Section<'_>) -> Option<Secret>) -> Option<Self> {
+        let id = section.entry("id").required(parse_webhook_id);
+        let product_id = section.entry("product_id").required(parse_product_id);
         let url = section.entry("url").required(HttpUrl::parse);
-        let secret = secret(section);
-        let types = only(&section.entry("types"), event_type).unwrap_or_else(default_types);
-        let session_ids = only(&section.entry("session_ids"), session_id).unwrap_or(Only::Everything);
-        let timeout = section.entry("timeout").duration_within(values::SHORTEST..=LONGEST_TIMEOUT);
-        let max_retries = section.entry("max_retries").number(0..=MOST_RETRIES);
-        let (initial_backoff, max_backoff) = backoff(&section.entry("initial_backoff"), &section.entry("max_backoff"));
-        let max_in_flight = section.entry("max_in_flight").number(1..=MOST_IN_FLIGHT);
+        let secret = read_secret(section);
+        let types = read_filter(&section.entry("types"), parse_event_type).unwrap_or_else(default_types);
+        let session_ids = read_filter(&section.entry("session_ids"), parse_session_id).unwrap_or(Only::Everything);
+        let timeout = section.entry("timeout").duration_within(values::MIN_DURATION..=MAX_ATTEMPT_TIMEOUT);
+        let max_retries = section.entry("max_retries").number(0..=MAX_WEBHOOK_RETRIES);
+        let (initial_backoff, max_backoff) =
+            read_backoff(&section.entry("initial_backoff"), &section.entry("max_backoff"));
+        let max_in_flight = section.entry("max_in_flight").number(1..=MAX_IN_FLIGHT_ATTEMPTS);
         Some(Self {
             id: id?,
             product_id: product_id?,
@@ -104,7 +107,7 @@ impl Webhook {
             secret: secret?,
             types,
             session_ids,
-            timeout: timeout.unwrap_or(DEFAULT_TIMEOUT),
+            timeout: timeout.unwrap_or(DEFAULT_ATTEMPT_TIMEOUT),
             max_retries: max_retries.unwrap_or(DEFAULT_MAX_RETRIES),
             initial_backoff,
             max_backoff,
@@ -113,27 +116,27 @@ impl Webhook {
     }
 }
 
-fn check_product(section: &mut Section<'_>, upstreams: &[Upstream]) {
+fn check_product(section: &mut Section<'_>, upstreams: &[UpstreamConfig]) {
     let product = section.entry("product_id");
     let is_known = |text| upstreams.iter().any(|upstream| upstream.product_id.as_str() == text);
-    if product.is_accepted() && product.given_text().is_some_and(|text| !is_known(text)) {
+    if product.is_free_of_findings() && product.non_empty_text().is_some_and(|text| !is_known(text)) {
         product.report("is none of [[upstreams]]; add its upstream");
     }
 }
 
-fn backoff(initial: &Entry<'_>, max: &Entry<'_>) -> (Duration, Duration) {
-    let first = initial.duration(values::SHORTEST).unwrap_or(DEFAULT_INITIAL_BACKOFF);
-    let cap = max.duration(values::SHORTEST).unwrap_or(DEFAULT_MAX_BACKOFF);
-    if first > cap && initial.is_accepted() && max.is_accepted() {
-        let (first, cap) = (values::duration_text(first), values::duration_text(cap));
+fn read_backoff(initial: &ConfigEntry<'_>, max: &ConfigEntry<'_>) -> (Duration, Duration) {
+    let first = initial.duration(values::MIN_DURATION).unwrap_or(DEFAULT_INITIAL_BACKOFF);
+    let cap = max.duration(values::MIN_DURATION).unwrap_or(DEFAULT_MAX_BACKOFF);
+    if first > cap && initial.is_free_of_findings() && max.is_free_of_findings() {
+        let (first, cap) = (values::format_duration(first), values::format_duration(cap));
         max.report(format!("is {cap}, but must be at least initial_backoff, {first}"));
     }
     (first, cap)
 }
 
 /// A list as a limit, if there is a list: an empty one limits nothing.
-fn only<T: Ord>(entry: &Entry<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Option<Only<T>> {
-    let listed: BTreeSet<T> = entry.each(parse)?.into_iter().collect();
+fn read_filter<T: Ord>(entry: &ConfigEntry<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Option<Only<T>> {
+    let listed: BTreeSet<T> = entry.parse_list(parse)?.into_iter().collect();
     Some(if listed.is_empty() { Only::Everything } else { Only::These(listed) })
 }
 
@@ -142,10 +145,13 @@ fn default_types() -> Only<String> {
     Only::These(BTreeSet::from(["actions".to_owned()]))
 }
 
-fn webhook_id(text: &str) -> Result<String, String> {
+fn parse_webhook_id(text: &str) -> Result<String, String> {
     let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    if text.len() > LONGEST_ID || !text.bytes().all(is_id_byte) {
-        return Err(format!("{} is not an id; use up to {LONGEST_ID} letters, digits, _, . and -", quoted(text)));
+    if text.len() > MAX_WEBHOOK_ID_BYTES || !text.bytes().all(is_id_byte) {
+        return Err(format!(
+            "{} is not an id; use up to {MAX_WEBHOOK_ID_BYTES} letters, digits, _, . and -",
+            quoted(text)
+        ));
     }
     // Clients take such a segment out of a URL's path.
     if matches!(text, "." | "..") {
@@ -154,11 +160,11 @@ fn webhook_id(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn event_type(text: &str) -> Result<String, String> {
+fn parse_event_type(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
-fn session_id(text: &str) -> Result<SessionId, String> {
+fn parse_session_id(text: &str) -> Result<SessionId, String> {
     SessionId::new(text).map_err(|error| error.to_string())
 }
 

@@ -7,200 +7,204 @@ use std::{
 
 use super::*;
 use crate::{
-    event::{GapReason, Start},
+    event::{GapReason, StartPosition},
     fanout::{
-        Item,
-        tests::{Stage, scope},
+        SubscriptionItem,
+        tests::{FanoutHarness, scope},
     },
 };
 
 /// Counts calls.
 #[derive(Default)]
-struct Calls(AtomicUsize);
+struct ShardWakeCounter(AtomicUsize);
 
-impl Wake for Calls {
+impl Wake for ShardWakeCounter {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, SeqCst);
     }
 }
 
 /// A lane with followers of these scopes, which have been polled.
-fn lane(stage: &Stage, scopes: &[(&[&str], &[&str])]) -> (Followers, Vec<Subscription>, Arc<Calls>) {
-    let calls = Arc::new(Calls::default());
-    let mut followers = Followers::new(&stage.fanout, 0, Waker::from(Arc::clone(&calls)));
+fn shard_with(
+    harness: &FanoutHarness,
+    scopes: &[(&[&str], &[&str])],
+) -> (ShardIndex, Vec<Subscription>, Arc<ShardWakeCounter>) {
+    let wakes = Arc::new(ShardWakeCounter::default());
+    let mut shard_index = ShardIndex::new(&harness.fanout, 0, Waker::from(Arc::clone(&wakes)));
     let join = |(number, (sessions, kinds)): (usize, &(&[&str], &[&str]))| {
-        let mut subscription = stage.subscribe(scope(sessions, kinds), &Start::Now).subscription;
-        followers.join(number, &mut subscription);
+        let mut subscription = harness.subscribe(scope(sessions, kinds), &StartPosition::Now).subscription;
+        shard_index.add(number, &mut subscription);
         subscription
     };
     let subscriptions = scopes.iter().enumerate().map(join).collect();
-    (followers, subscriptions, calls)
+    (shard_index, subscriptions, wakes)
 }
 
-fn news(events: &[Arc<Event>]) -> impl ExactSizeIterator<Item = (Option<&SessionId>, &Kind)> {
+fn keys(events: &[Arc<Event>]) -> impl ExactSizeIterator<Item = (Option<&SessionId>, &Kind)> {
     events.iter().map(|event| (event.session(), event.kind()))
 }
 
-fn places(events: &[Arc<Event>]) -> Vec<u64> {
-    events.iter().map(|event| event.place()).collect()
+fn positions(events: &[Arc<Event>]) -> Vec<u64> {
+    events.iter().map(|event| event.position()).collect()
 }
 
 #[test]
 fn an_event_is_left_once_for_all_whom_it_concerns_and_not_where_it_concerns_nobody() {
-    let mut stage = Stage::new(100);
-    let (followers, _subscriptions, calls) = lane(&stage, &[(&["a"], &[]), (&["a", "b"], &["k"]), (&["c"], &["k"])]);
+    let mut harness = FanoutHarness::new(100);
+    let (shard_index, _subscriptions, wakes) =
+        shard_with(&harness, &[(&["a"], &[]), (&["a", "b"], &["k"]), (&["c"], &["k"])]);
     for (session, kind) in [("a", "k"), ("b", "x"), ("d", "k"), ("", "k"), ("c", "k")] {
-        stage.append(session, kind);
+        harness.append(session, kind);
     }
-    stage.show_all();
-    stage.append("a", "x");
-    stage.show_all();
-    assert_eq!(calls.0.load(SeqCst), 1, "called once until it looks");
-    assert_eq!(followers.position(), None, "something waits");
+    harness.dispatch_all();
+    harness.append("a", "x");
+    harness.dispatch_all();
+    assert_eq!(wakes.0.load(SeqCst), 1, "called once until it looks");
+    assert_eq!(shard_index.position(), None, "something waits");
     let mut events = Vec::new();
-    assert_eq!(followers.take(&mut events), Arrived::Events);
+    assert_eq!(shard_index.take_queued(&mut events), QueueContents::Events);
     // The second is for a lane that listens to its session, though nobody there wants its kind.
-    assert_eq!(places(&events), [1, 2, 5, 6]);
-    let mut concerned = vec![Vec::new(); events.len()];
-    followers.concerned(news(&events), |at, number| concerned[at].push(number));
-    concerned.iter_mut().for_each(|numbers| numbers.sort_unstable());
-    assert_eq!(concerned, [vec![0, 1], vec![], vec![2], vec![0]]);
-    assert_eq!(followers.position(), Some(6));
-    stage.append("a", "x");
-    stage.show_all();
-    assert_eq!(calls.0.load(SeqCst), 2);
+    assert_eq!(positions(&events), [1, 2, 5, 6]);
+    let mut interested = vec![Vec::new(); events.len()];
+    shard_index.for_each_interested(keys(&events), |at, number| interested[at].push(number));
+    interested.iter_mut().for_each(|numbers| numbers.sort_unstable());
+    assert_eq!(interested, [vec![0, 1], vec![], vec![2], vec![0]]);
+    assert_eq!(shard_index.position(), Some(6));
+    harness.append("a", "x");
+    harness.dispatch_all();
+    assert_eq!(wakes.0.load(SeqCst), 2);
 }
 
 #[test]
 fn a_burst_visits_nobody_once_for_each_of_its_events() {
-    let mut stage = Stage::new(10_000);
+    let mut harness = FanoutHarness::new(10_000);
     let scopes: [(&[&str], &[&str]); 5] =
         [(&[], &[]), (&["a"], &[]), (&["a"], &["l"]), (&[], &["k"]), (&["a", "b"], &["k", "l"])];
-    let (followers, _subscriptions, _) = lane(&stage, &scopes);
+    let (shard_index, _subscriptions, _) = shard_with(&harness, &scopes);
     for _ in 0..100 {
         for (session, kind) in [("c", "k"), ("a", "k"), ("b", "k"), ("a", "l")] {
-            stage.append(session, kind);
+            harness.append(session, kind);
         }
     }
-    stage.show_all();
+    harness.dispatch_all();
     let mut events = Vec::new();
-    assert_eq!(followers.take(&mut events), Arrived::Events);
+    assert_eq!(shard_index.take_queued(&mut events), QueueContents::Events);
     assert_eq!(events.len(), 400);
     let mut visits = Vec::new();
-    followers.concerned(news(&events), |at, number| visits.push((number, at)));
+    shard_index.for_each_interested(keys(&events), |at, number| visits.push((number, at)));
     visits.sort_unstable();
     // Each with its first, and at most once for each session and kind.
     assert_eq!(visits, [(0, 0), (1, 1), (1, 3), (2, 3), (3, 0), (4, 1), (4, 2), (4, 3)]);
 }
 
 #[test]
-fn of_more_than_is_kept_for_a_lane_only_those_concerned_hear_and_look_into_the_log_from_their_first() {
-    let mut stage = Stage::new(100_000);
-    let (followers, _subscriptions, _) =
-        lane(&stage, &[(&["a"], &[]), (&["b"], &[]), (&["quiet"], &[]), (&[], &["x"])]);
-    stage.append("nobody's", "k");
-    (0..MOST_EVENTS).for_each(|_| stage.append("a", "k"));
-    stage.append("b", "k");
-    stage.append("b", "x");
-    stage.append("a", "k");
-    stage.show_all();
-    assert_eq!(followers.position(), None);
+fn when_a_shard_queue_overflows_only_matching_subscribers_resync_from_their_first_event() {
+    let mut harness = FanoutHarness::new(100_000);
+    let (shard_index, _subscriptions, _) =
+        shard_with(&harness, &[(&["a"], &[]), (&["b"], &[]), (&["quiet"], &[]), (&[], &["x"])]);
+    harness.append("nobody's", "k");
+    (0..MAX_QUEUED_EVENTS).for_each(|_| harness.append("a", "k"));
+    harness.append("b", "k");
+    harness.append("b", "x");
+    harness.append("a", "k");
+    harness.dispatch_all();
+    assert_eq!(shard_index.position(), None);
     let mut events = Vec::new();
-    let Arrived::Marks(marks) = followers.take(&mut events) else { panic!("they are too many") };
+    let QueueContents::Marks(marks) = shard_index.take_queued(&mut events) else { panic!("they are too many") };
     assert!(events.is_empty());
-    let most = MOST_EVENTS as u64;
-    let mut looks = Vec::new();
-    let of_marks = marks.iter().map(|mark| (mark.session.as_ref(), &mark.kind));
-    followers.concerned(of_marks, |at, number| looks.push((number, marks[at].place)));
-    looks.sort_unstable();
-    assert_eq!(looks, [(0, 2), (1, most + 2), (1, most + 3), (3, most + 3)]);
-    stage.append("a", "x");
-    stage.show_all();
-    assert_eq!(followers.take(&mut events), Arrived::Events, "from then on it is as before");
-    assert_eq!(places(&events), [most + 5]);
+    let most = MAX_QUEUED_EVENTS as u64;
+    let mut resyncs = Vec::new();
+    let mark_keys = marks.iter().map(|mark| (mark.session.as_ref(), &mark.kind));
+    shard_index.for_each_interested(mark_keys, |at, number| resyncs.push((number, marks[at].position)));
+    resyncs.sort_unstable();
+    assert_eq!(resyncs, [(0, 2), (1, most + 2), (1, most + 3), (3, most + 3)]);
+    harness.append("a", "x");
+    harness.dispatch_all();
+    assert_eq!(shard_index.take_queued(&mut events), QueueContents::Events, "from then on it is as before");
+    assert_eq!(positions(&events), [most + 5]);
 }
 
 #[test]
 fn more_sessions_than_can_be_marked_are_looked_for_by_everybody() {
-    let mut stage = Stage::new(100_000);
-    let (followers, _subscriptions, _) = lane(&stage, &[(&[], &[])]);
-    stage.append("a", "k");
-    (0..2 * MOST_EVENTS).for_each(|number| stage.append(&format!("s{number}"), "k"));
-    stage.show_all();
-    assert_eq!(followers.take(&mut Vec::new()), Arrived::Torn(1));
+    let mut harness = FanoutHarness::new(100_000);
+    let (shard_index, _subscriptions, _) = shard_with(&harness, &[(&[], &[])]);
+    harness.append("a", "k");
+    (0..2 * MAX_QUEUED_EVENTS).for_each(|number| harness.append(&format!("s{number}"), "k"));
+    harness.dispatch_all();
+    assert_eq!(shard_index.take_queued(&mut Vec::new()), QueueContents::Overflowed(1));
 }
 
 #[test]
 fn a_gap_is_looked_for_by_everybody_from_the_first_that_waits() {
-    let mut stage = Stage::new(100);
-    let (followers, _subscriptions, _) = lane(&stage, &[(&["a"], &[])]);
-    stage.append("b", "k");
-    stage.append("a", "k");
-    stage.fanout.log().append_gap(GapReason::UpstreamReconnect);
-    stage.show_all();
-    assert_eq!(followers.take(&mut Vec::new()), Arrived::Torn(2));
+    let mut harness = FanoutHarness::new(100);
+    let (shard_index, _subscriptions, _) = shard_with(&harness, &[(&["a"], &[])]);
+    harness.append("b", "k");
+    harness.append("a", "k");
+    harness.fanout.log().append_gap(GapReason::UpstreamReconnect);
+    harness.dispatch_all();
+    assert_eq!(shard_index.take_queued(&mut Vec::new()), QueueContents::Overflowed(2));
 }
 
 #[test]
-fn a_mark_from_before_a_lane_took_somebody_in_is_no_mark_any_more() {
-    let mut stage = Stage::new(100);
-    stage.append("a", "k");
-    stage.show_all();
-    let mut followers = Followers::new(&stage.fanout, 0, Waker::noop().clone());
-    let mut subscription = stage.subscribe(scope(&[], &[]), &Start::Oldest).subscription;
-    let listener = Arc::clone(&subscription.listener);
-    stage.append("a", "k");
-    stage.show_all();
-    assert_eq!(listener.shown(), Some(2));
-    followers.join(0, &mut subscription);
-    assert_eq!(listener.shown(), None, "operators would take it for somebody who takes nothing");
+fn a_pending_position_from_before_a_shard_took_over_is_cleared() {
+    let mut harness = FanoutHarness::new(100);
+    harness.append("a", "k");
+    harness.dispatch_all();
+    let mut shard_index = ShardIndex::new(&harness.fanout, 0, Waker::noop().clone());
+    let mut subscription = harness.subscribe(scope(&[], &[]), &StartPosition::Oldest).subscription;
+    let signal = Arc::clone(&subscription.signal);
+    harness.append("a", "k");
+    harness.dispatch_all();
+    assert_eq!(signal.pending_position(), Some(2));
+    shard_index.add(0, &mut subscription);
+    assert_eq!(signal.pending_position(), None, "operators would take it for somebody who takes nothing");
 }
 
 #[test]
-fn who_leaves_a_lane_leaves_nothing_behind_and_the_others_go_on() {
-    let mut stage = Stage::new(100);
+fn a_subscriber_that_leaves_a_shard_leaves_nothing_behind_and_the_others_go_on() {
+    let mut harness = FanoutHarness::new(100);
     let scopes: [(&[&str], &[&str]); 6] =
         [(&["a"], &[]), (&["a"], &["k"]), (&[], &["k"]), (&[], &["k", "l"]), (&[], &[]), (&[], &[])];
-    let (mut followers, subscriptions, _) = lane(&stage, &scopes);
+    let (mut shard_index, subscriptions, _) = shard_with(&harness, &scopes);
     let mut events = Vec::new();
     for (number, subscription) in subscriptions.iter().enumerate() {
-        stage.append("a", "k");
-        stage.show_all();
+        harness.append("a", "k");
+        harness.dispatch_all();
         events.clear();
-        assert_eq!(followers.take(&mut events), Arrived::Events);
-        let mut concerned = Vec::new();
-        followers.concerned(news(&events), |_, number| concerned.push(number));
-        concerned.sort_unstable();
-        assert_eq!(concerned, (number..scopes.len()).collect::<Vec<_>>());
-        followers.leave(number, subscription.scope());
+        assert_eq!(shard_index.take_queued(&mut events), QueueContents::Events);
+        let mut interested = Vec::new();
+        shard_index.for_each_interested(keys(&events), |_, number| interested.push(number));
+        interested.sort_unstable();
+        assert_eq!(interested, (number..scopes.len()).collect::<Vec<_>>());
+        shard_index.remove(number, subscription.scope());
     }
-    stage.append("a", "k");
-    stage.show_all();
-    assert_eq!(followers.position(), Some(scopes.len() as u64 + 1), "nothing is left where nobody listens");
-    let audience = stage.fanout.audience();
-    let interests = &audience.interests;
-    assert!(interests.sessions.is_empty() && interests.kinds.is_empty() && interests.everything == 0);
-    assert!(audience.listeners.is_empty());
+    harness.append("a", "k");
+    harness.dispatch_all();
+    assert_eq!(shard_index.position(), Some(scopes.len() as u64 + 1), "nothing is left where nobody listens");
+    let registry = harness.fanout.registry();
+    let shard_bitmap = &registry.shard_bitmap;
+    assert!(shard_bitmap.sessions.is_empty() && shard_bitmap.kinds.is_empty() && shard_bitmap.everything == 0);
+    assert!(registry.subscribers.is_empty());
 }
 
 #[test]
 fn who_looks_into_the_log_late_has_no_gap_when_others_events_have_been_evicted() {
-    let mut stage = Stage::new(16);
-    let (followers, mut subscriptions, _) = lane(&stage, &[(&["a"], &[])]);
+    let mut harness = FanoutHarness::new(16);
+    let (shard_index, mut subscriptions, _) = shard_with(&harness, &[(&["a"], &[])]);
     let subscription = &mut subscriptions[0];
     let mut context = Context::from_waker(Waker::noop());
     for _ in 0..3 {
         for _ in 0..100 {
-            stage.append("b", "x");
-            stage.show_all();
+            harness.append("b", "x");
+            harness.dispatch_all();
         }
-        stage.append("a", "x");
-        stage.show_all();
+        harness.append("a", "x");
+        harness.dispatch_all();
         let mut events = Vec::new();
-        followers.take(&mut events);
-        subscription.look_into_the_log(events[0].place());
+        shard_index.take_queued(&mut events);
+        subscription.resync_from(events[0].position());
         match subscription.poll_next(&mut context) {
-            Poll::Ready(Item::Event { event, .. }) => assert_eq!(event.place(), events[0].place()),
+            Poll::Ready(SubscriptionItem::Event { event, .. }) => assert_eq!(event.position(), events[0].position()),
             other => panic!("not its event: {other:?}"),
         }
         assert!(subscription.poll_next(&mut context).is_pending());

@@ -35,117 +35,117 @@ use hyper::{
 use serde::Serialize;
 
 use self::{
-    register::Streamed,
-    webhooks::{MAX_BODY_BYTES, Standing, only},
+    register::StreamRegistrations,
+    webhooks::{MAX_ADMIN_BODY_BYTES, WebhookStatusView, with_allowed_methods},
 };
-use super::{Relay, admission::Subscribers, host_guard::Guard, problem::Problem, public};
+use super::{Relay, admission::Subscribers, host_guard::HostGuard, problem::Problem, public};
 use crate::{
-    auth::{self, SoleKey},
-    config::duration_text,
+    auth::{self, ListenerKey},
+    config::format_duration,
     event::ProductId,
-    rejected::Rejected,
-    timer_wheel::Wheel,
-    upstream::status::{UpstreamFacts, UpstreamState, UpstreamStatus},
+    rejected::RejectedFrames,
+    timer_wheel::TimerWheel,
+    upstream::status::{UpstreamSnapshot, UpstreamState, UpstreamStatus},
     webhook::Webhooks,
 };
 
 /// What the admin routes share.
 #[derive(Clone, Debug)]
-pub(crate) struct Admin {
+pub(crate) struct AdminState {
     /// The public side.
     pub(crate) relay: Arc<Relay>,
     /// What the upstreams say of themselves.
     pub(crate) upstreams: Vec<(ProductId, Arc<UpstreamStatus>)>,
     /// The key of the API.
-    pub(crate) key: SoleKey,
+    pub(crate) key: ListenerKey,
     /// Operators who look on.
-    pub(crate) onlookers: Arc<Subscribers>,
+    pub(crate) operator_tails: Arc<Subscribers>,
     /// The timer of the admin side's connections.
-    pub(crate) wheel: Arc<Wheel>,
+    pub(crate) wheel: Arc<TimerWheel>,
     /// Who is pushed to.
     pub(crate) webhooks: Arc<Webhooks>,
     /// What the upstreams sent that could not be understood.
-    pub(crate) rejected: Arc<Rejected>,
+    pub(crate) rejected: Arc<RejectedFrames>,
     /// Which products were registered for streaming.
-    pub(crate) streamed: Arc<Streamed>,
+    pub(crate) stream_registrations: Arc<StreamRegistrations>,
     /// When the relay was started.
     pub(crate) started: SystemTime,
 }
 
 /// The routes of the admin listener. Without a key, `guard` keeps web pages out.
-pub(crate) fn router(admin: Arc<Admin>, guard: Guard) -> Router {
-    let needs_key = middleware::from_fn_with_state(Arc::clone(&admin), demand_key);
+pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
+    let key_layer = middleware::from_fn_with_state(Arc::clone(&admin), require_key);
     let no_head = || async { Problem::method_not_allowed("GET") };
     let api = Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/subscribers", get(subscribers::list))
-        .route("/api/v1/subscribers/{id}", only(delete(subscribers::disconnect), "DELETE"))
-        .route("/api/v1/stream/{product_id}", only(get(operator_stream::watch).head(no_head), "GET"))
-        .route("/api/v1/events/{product_id}", only(delete(erase::erase), "DELETE"))
+        .route("/api/v1/subscribers/{id}", with_allowed_methods(delete(subscribers::disconnect), "DELETE"))
+        .route("/api/v1/stream/{product_id}", with_allowed_methods(get(operator_stream::tail).head(no_head), "GET"))
+        .route("/api/v1/events/{product_id}", with_allowed_methods(delete(erase::erase), "DELETE"))
         .route("/api/v1/rejected", get(rejected::list))
-        .route("/products", only(post(register::register), "POST"))
+        .route("/products", with_allowed_methods(post(register::register), "POST"))
         .merge(webhooks::routes())
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .route_layer(needs_key);
-    let demands_key = admin.key.is_set();
-    let router = finish(probes().merge(console::routes()).merge(api), admin);
-    let router = match demands_key {
+        .layer(DefaultBodyLimit::max(MAX_ADMIN_BODY_BYTES))
+        .route_layer(key_layer);
+    let requires_key = admin.key.is_set();
+    let router = with_fallbacks(probes().merge(console::routes()).merge(api), admin);
+    let router = match requires_key {
         true => router,
-        false => router.layer(middleware::from_fn_with_state(Arc::new(guard), Guard::check)),
+        false => router.layer(middleware::from_fn_with_state(Arc::new(guard), HostGuard::check)),
     };
-    router.layer(middleware::map_response(public::middleware::declared))
+    router.layer(middleware::map_response(public::middleware::with_nosniff))
 }
 
 /// The routes of the probe listener: nothing but health and metrics.
-pub(crate) fn probe_router(admin: Arc<Admin>) -> Router {
-    finish(probes(), admin).layer(middleware::map_response(public::middleware::declared))
+pub(crate) fn probe_router(admin: Arc<AdminState>) -> Router {
+    with_fallbacks(probes(), admin).layer(middleware::map_response(public::middleware::with_nosniff))
 }
 
-fn probes() -> Router<Arc<Admin>> {
+fn probes() -> Router<Arc<AdminState>> {
     Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).route("/metrics", get(metrics))
 }
 
-fn finish(router: Router<Arc<Admin>>, admin: Arc<Admin>) -> Router {
+fn with_fallbacks(router: Router<Arc<AdminState>>, admin: Arc<AdminState>) -> Router {
     router
         .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET, HEAD") })
         .fallback(|| async { Problem::not_found("no such route") })
         .with_state(admin)
 }
 
-async fn demand_key(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
+async fn require_key(State(admin): State<Arc<AdminState>>, request: Request, next: Next) -> Response {
     let headers = request.headers();
-    let offered = match headers.get("x-admin-key") {
+    let presented_key = match headers.get("x-admin-key") {
         Some(key) => Some(key.as_bytes()),
-        None => headers.get(AUTHORIZATION).and_then(|value| auth::bearer(value.as_bytes())),
+        None => headers.get(AUTHORIZATION).and_then(|value| auth::bearer_token(value.as_bytes())),
     };
-    match admin.key.check(offered) {
+    match admin.key.check(presented_key) {
         Ok(()) => next.run(request).await,
         Err(denial) => Problem::from(denial).into_response(),
     }
 }
 
 /// Alive as long as the wheel of the public runtime turns, and every lane with it.
-async fn healthz(State(admin): State<Arc<Admin>>) -> Response {
+async fn healthz(State(admin): State<Arc<AdminState>>) -> Response {
     let wheel = &admin.relay.wheel;
-    let standstill = wheel.standstill().max(admin.relay.shards.standstill(wheel));
-    if standstill < STANDSTILL_LIMIT {
+    let standstill = wheel.stalled_for().max(admin.relay.shards.longest_stall(wheel));
+    if standstill < MAX_HEALTHY_STANDSTILL {
         return Json(serde_json::json!({ "status": "ok" })).into_response();
     }
-    let detail = format!("the main loop, or a lane, has stood still for {}", text(standstill));
+    let detail = format!("the main loop, or a lane, has stood still for {}", format_to_millis(standstill));
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
 }
 
 /// Ready while listening and not leaving, once every log is whole. One that keeps less than it promises still serves.
-async fn readyz(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> Response {
+async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
-    let mut wants = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "require");
-    let unknown = wants.clone().find(|(_, value)| value != "upstream");
+    let mut requirements = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "require");
+    let unknown = requirements.clone().find(|(_, value)| value != "upstream");
     if let Some((_, value)) = unknown {
         return Problem::bad_request(format!("require={value} is not known; only require=upstream is")).into_response();
     }
-    let requires_upstream = wants.next().is_some();
+    let requires_upstream = requirements.next().is_some();
     let upstreams: BTreeMap<_, _> =
-        admin.upstreams.iter().map(|(product, status)| (product.as_str(), status.facts().state)).collect();
+        admin.upstreams.iter().map(|(product, status)| (product.as_str(), status.snapshot().state)).collect();
     let is_draining = admin.relay.is_draining.load(Ordering::SeqCst);
     let all_connected = upstreams.values().all(|state| *state == UpstreamState::Connected);
     let state = match () {
@@ -161,7 +161,7 @@ async fn readyz(State(admin): State<Arc<Admin>>, RawQuery(query): RawQuery) -> R
         .into_response()
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {
     let metrics = &admin.relay.metrics;
     metrics.store().degraded.set(admin.relay.is_degraded().into());
     match metrics.render() {
@@ -173,51 +173,55 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
     }
 }
 
-async fn status(State(admin): State<Arc<Admin>>) -> Response {
+async fn status(State(admin): State<Arc<AdminState>>) -> Response {
     let mut log = BTreeMap::new();
     for product in &*admin.relay.products {
-        let facts = product.log.facts();
+        let facts = product.log.stats();
         log.insert(
             product.id.as_str().to_owned(),
-            LogStatus {
+            LogView {
                 events: facts.events,
                 bytes: facts.bytes,
-                disk: facts.shelf.map(|(events, bytes)| DiskStatus { events, bytes }),
-                oldest: facts.oldest.map(|id| id.to_string()),
-                newest: facts.newest.map(|id| id.to_string()),
+                disk: facts.stored.map(|(events, bytes)| DiskView { events, bytes }),
+                oldest: facts.oldest_id.map(|id| id.to_string()),
+                newest: facts.newest_id.map(|id| id.to_string()),
             },
         );
     }
     let count = admin.relay.subscribers.count();
     let webhooks = admin.webhooks.list();
-    let status = Status {
+    let status = StatusView {
         version: env!("CARGO_PKG_VERSION"),
-        started_at: time(admin.started),
-        uptime: text(admin.started.elapsed().unwrap_or_default()),
-        upstreams: admin.upstreams.iter().map(|(product, status)| UpstreamView::new(product, status.facts())).collect(),
+        started_at: rfc3339(admin.started),
+        uptime: format_to_millis(admin.started.elapsed().unwrap_or_default()),
+        upstreams: admin
+            .upstreams
+            .iter()
+            .map(|(product, status)| UpstreamView::new(product, status.snapshot()))
+            .collect(),
         subscribers: count.into_iter().map(|(product, count)| (product.as_str().to_owned(), count)).collect(),
         log,
         store: admin
             .relay
             .store
             .as_ref()
-            .map(|store| StoreStatus { degraded: store.is_degraded(), recovering: store.is_recovering() }),
-        webhooks: webhooks.iter().map(Standing::new).collect(),
+            .map(|store| StoreView { degraded: store.is_degraded(), recovering: store.is_recovering() }),
+        webhooks: webhooks.iter().map(WebhookStatusView::new).collect(),
     };
     Json(status).into_response()
 }
 
 /// The answer of `/api/v1/status`.
 #[derive(Serialize)]
-struct Status<'a> {
+struct StatusView<'a> {
     version: &'static str,
     started_at: String,
     uptime: String,
     upstreams: Vec<UpstreamView>,
     subscribers: BTreeMap<String, BTreeMap<&'static str, usize>>,
-    log: BTreeMap<String, LogStatus>,
-    store: Option<StoreStatus>,
-    webhooks: Vec<Standing<'a>>,
+    log: BTreeMap<String, LogView>,
+    store: Option<StoreView>,
+    webhooks: Vec<WebhookStatusView<'a>>,
 }
 
 #[derive(Serialize)]
@@ -232,14 +236,14 @@ struct UpstreamView {
 }
 
 impl UpstreamView {
-    fn new(product: &ProductId, facts: UpstreamFacts) -> Self {
+    fn new(product: &ProductId, facts: UpstreamSnapshot) -> Self {
         Self {
             product_id: product.as_str().to_owned(),
             state: facts.state.as_str(),
-            since: time(facts.since),
-            last_event: facts.last_event.map(time),
-            last_heartbeat: facts.last_heartbeat.map(time),
-            lag: facts.lag.map(text),
+            since: rfc3339(facts.since),
+            last_event: facts.last_event.map(rfc3339),
+            last_heartbeat: facts.last_heartbeat.map(rfc3339),
+            lag: facts.lag.map(format_to_millis),
             problem: facts.problem,
         }
     }
@@ -247,46 +251,46 @@ impl UpstreamView {
 
 /// `events` and `bytes` are those in memory.
 #[derive(Serialize)]
-struct LogStatus {
+struct LogView {
     events: usize,
     bytes: u64,
-    disk: Option<DiskStatus>,
+    disk: Option<DiskView>,
     oldest: Option<String>,
     newest: Option<String>,
 }
 
 #[derive(Serialize)]
-struct DiskStatus {
+struct DiskView {
     events: u64,
     bytes: u64,
 }
 
 #[derive(Serialize)]
-struct StoreStatus {
+struct StoreView {
     degraded: bool,
     recovering: bool,
 }
 
 /// RFC 3339 in UTC.
-pub(super) fn time(at: SystemTime) -> String {
+pub(super) fn rfc3339(at: SystemTime) -> String {
     humantime::format_rfc3339_millis(at).to_string()
 }
 
 /// The same of Unix milliseconds.
-pub(super) fn unix_time(milliseconds: u64) -> String {
-    time(SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds.min(LATEST_TIME)))
+pub(super) fn rfc3339_from_unix(milliseconds: u64) -> String {
+    rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds.min(MAX_RFC3339_UNIX_MILLIS)))
 }
 
 /// As durations stand in the configuration, to the millisecond.
-fn text(duration: Duration) -> String {
-    duration_text(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+fn format_to_millis(duration: Duration) -> String {
+    format_duration(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// The last millisecond of the year 9999: later ones cannot be written.
-const LATEST_TIME: u64 = 253_402_300_799_999;
+const MAX_RFC3339_UNIX_MILLIS: u64 = 253_402_300_799_999;
 
 /// A runtime that has not turned for this long will not serve anybody.
-const STANDSTILL_LIMIT: Duration = Duration::from_secs(30);
+const MAX_HEALTHY_STANDSTILL: Duration = Duration::from_secs(30);
 
 /// As `/readyz` says it.
 const READY: &str = "ready";

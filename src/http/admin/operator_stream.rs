@@ -13,15 +13,15 @@ use axum::{
 };
 use hyper::{HeaderMap, StatusCode};
 
-use super::Admin;
+use super::AdminState;
 use crate::{
-    auth::{Holder, OPERATOR},
+    auth::{ADMIN_KEY_NAME, CredentialHolder},
     event::ProductId,
     http::{
         problem::Problem,
         public::{
-            request::{Wish, accepts_event_stream},
-            sse::{self, Side},
+            request::{SubscriptionRequest, accepts_event_stream},
+            sse::{self, SubscriptionSource},
         },
     },
     net::Connection,
@@ -32,8 +32,8 @@ use crate::{
 /// # Errors
 ///
 /// 404, 406, 400 in this order; 503 when too many look on, and while the relay is leaving.
-pub(in crate::http) async fn watch(
-    State(admin): State<Arc<Admin>>,
+pub(in crate::http) async fn tail(
+    State(admin): State<Arc<AdminState>>,
     Extension(connection): Extension<Connection>,
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
@@ -45,20 +45,20 @@ pub(in crate::http) async fn watch(
     if !accepts_event_stream(&headers) {
         return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "this is a text/event-stream, which Accept excludes"));
     }
-    let wish = Wish::read(&query.unwrap_or_default(), &headers)?;
-    let side = Side {
-        subscribers: &admin.onlookers,
+    let request = SubscriptionRequest::parse(&query.unwrap_or_default(), &headers)?;
+    let source = SubscriptionSource {
+        subscribers: &admin.operator_tails,
         wheel: &admin.wheel,
-        key: OPERATOR.into(),
-        holder: Holder::Key(OPERATOR.into()),
+        key: ADMIN_KEY_NAME.into(),
+        holder: CredentialHolder::Key(ADMIN_KEY_NAME.into()),
         proof: admin.key.proof(),
         max_age: None,
-        farewell: None,
+        expiry: None,
         shards: None, // they are on the other runtime
-        is_onlooker: true,
+        is_operator_tail: true,
     };
-    sse::answer(&admin.relay, &side, &product, wish, &connection, &headers)
+    sse::open_stream(&admin.relay, &source, &product, request, &connection, &headers)
 }
 
 /// Those who may look on at one time: some consoles.
-pub(crate) const MOST_ONLOOKERS: usize = 64;
+pub(crate) const MAX_OPERATOR_TAILS: usize = 64;

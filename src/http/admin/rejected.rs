@@ -11,17 +11,17 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::{Admin, time};
+use super::{AdminState, rfc3339};
 use crate::rejected::RejectedFrame;
 
 /// All that are kept, newest first.
-pub(in crate::http) async fn list(State(admin): State<Arc<Admin>>) -> Response {
+pub(in crate::http) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
     let frames = admin.rejected.list();
-    Json(List { rejected: frames.iter().map(|frame| RejectedView::new(frame)).collect() }).into_response()
+    Json(RejectedListView { rejected: frames.iter().map(|frame| RejectedView::new(frame)).collect() }).into_response()
 }
 
 #[derive(Serialize)]
-struct List<'a> {
+struct RejectedListView<'a> {
     rejected: Vec<RejectedView<'a>>,
 }
 
@@ -41,7 +41,7 @@ impl<'a> RejectedView<'a> {
         Self {
             product_id: frame.product.as_str(),
             reason: frame.reason.as_str(),
-            at: time(frame.at),
+            at: rfc3339(frame.at),
             bytes: content.map(|content| content.bytes),
             excerpt: content.and_then(|content| content.excerpt.as_deref()),
         }
@@ -51,21 +51,21 @@ impl<'a> RejectedView<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{envelope::Rejection, event::ProductId, rejected::Rejected};
+    use crate::{envelope::Rejection, event::ProductId, rejected::RejectedFrames};
 
     #[test]
     fn a_frame_is_shown_with_what_is_kept_of_it() {
-        let rejected = Rejected::default();
+        let rejected = RejectedFrames::default();
         let product = ProductId::new("p").unwrap();
         let shown = || serde_json::to_value(RejectedView::new(&rejected.list()[0])).unwrap();
-        rejected.keep(&product, Rejection::NotAnObject, Some(b"[\"\xff\"]"));
+        rejected.record(&product, Rejection::NotAnObject, Some(b"[\"\xff\"]"));
         let frame = shown();
         assert!(frame["at"].as_str().is_some_and(|at| at.starts_with("20") && at.ends_with('Z')), "{frame}");
         let expected = serde_json::json!({ "product_id": "p", "reason": "not_an_object", "at": frame["at"], "bytes": 5,
             "excerpt": "[\"\u{fffd}\"]" });
         assert_eq!(frame, expected);
-        let other = Rejected::default();
-        other.keep(&product, Rejection::TooLarge, None);
+        let other = RejectedFrames::default();
+        other.record(&product, Rejection::TooLarge, None);
         let frame = serde_json::to_value(RejectedView::new(&other.list()[0])).unwrap();
         assert!(frame["bytes"].is_null() && frame["excerpt"].is_null(), "{frame}");
     }

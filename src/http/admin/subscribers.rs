@@ -13,12 +13,12 @@ use axum::{
 use hyper::StatusCode;
 use serde::Serialize;
 
-use super::{Admin, time};
+use super::{AdminState, rfc3339};
 use crate::{
     event::ProductId,
     http::{
         Relay,
-        admission::{Leave, Subscriber},
+        admission::{AdmittedSubscriber, DisconnectReason},
         problem::Problem,
     },
 };
@@ -29,18 +29,19 @@ use crate::{
 ///
 /// 400 for a limit or cursor that is none.
 pub(in crate::http) async fn list(
-    State(admin): State<Arc<Admin>>,
+    State(admin): State<Arc<AdminState>>,
     RawQuery(query): RawQuery,
-) -> Result<Json<List>, Problem> {
-    let (after, most) = wish(&query.unwrap_or_default())?;
+) -> Result<Json<SubscriberPageView>, Problem> {
+    let (after, limit) = parse_page_query(&query.unwrap_or_default())?;
     // One more than asked for tells whether there is a next page.
-    let mut found = admin.relay.subscribers.list(after, most + 1);
-    let has_more = found.len() > most;
-    found.truncate(most);
+    let mut found = admin.relay.subscribers.list(after, limit + 1);
+    let has_more = found.len() > limit;
+    found.truncate(limit);
     let next = found.last().filter(|_| has_more).map(|(number, _)| number.to_string());
-    let newest = newest(&admin.relay);
-    let view = |(number, subscriber): &(u64, Arc<Subscriber>)| SubscriberView::new(*number, subscriber, &newest);
-    Ok(Json(List { subscribers: found.iter().map(view).collect(), next }))
+    let newest = newest_positions(&admin.relay);
+    let view =
+        |(number, subscriber): &(u64, Arc<AdmittedSubscriber>)| SubscriberView::new(*number, subscriber, &newest);
+    Ok(Json(SubscriberPageView { subscribers: found.iter().map(view).collect(), next }))
 }
 
 /// Sends one away. It gets what it has coming up to this moment, and may come back.
@@ -49,24 +50,24 @@ pub(in crate::http) async fn list(
 ///
 /// 404 when it is not connected.
 pub(in crate::http) async fn disconnect(
-    State(admin): State<Arc<Admin>>,
+    State(admin): State<Arc<AdminState>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Problem> {
     let number = path.ok().and_then(|Path(id)| id.parse().ok());
-    match number.is_some_and(|number| admin.relay.subscribers.dismiss(number, Leave::Kicked)) {
+    match number.is_some_and(|number| admin.relay.subscribers.disconnect(number, DisconnectReason::Kicked)) {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::not_found("no such subscriber is connected")),
     }
 }
 
 /// The newest place of each product.
-fn newest(relay: &Relay) -> HashMap<ProductId, u64> {
-    relay.products.iter().map(|product| (product.id.clone(), product.log.newest())).collect()
+fn newest_positions(relay: &Relay) -> HashMap<ProductId, u64> {
+    relay.products.iter().map(|product| (product.id.clone(), product.log.newest_position())).collect()
 }
 
 /// The number behind which a page begins, and how many may be on it.
-fn wish(query: &str) -> Result<(u64, usize), Problem> {
-    let (mut after, mut most) = (0, DEFAULT_SUBSCRIBERS);
+fn parse_page_query(query: &str) -> Result<(u64, usize), Problem> {
+    let (mut after, mut limit) = (0, DEFAULT_SUBSCRIBERS_PER_PAGE);
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*key {
             "after" => {
@@ -75,19 +76,20 @@ fn wish(query: &str) -> Result<(u64, usize), Problem> {
                 after = number?;
             }
             "limit" => {
-                let number = value.parse().ok().filter(|number| (1..=MOST_SUBSCRIBERS).contains(number));
-                let refusal = || Problem::bad_request(format!("limit must be a number from 1 to {MOST_SUBSCRIBERS}"));
-                most = number.ok_or_else(refusal)?;
+                let number = value.parse().ok().filter(|number| (1..=MAX_SUBSCRIBERS_PER_PAGE).contains(number));
+                let refusal =
+                    || Problem::bad_request(format!("limit must be a number from 1 to {MAX_SUBSCRIBERS_PER_PAGE}"));
+                limit = number.ok_or_else(refusal)?;
             }
             _ => {}
         }
     }
-    Ok((after, most))
+    Ok((after, limit))
 }
 
 /// The answer of `/api/v1/subscribers`.
 #[derive(Serialize)]
-pub(in crate::http) struct List {
+pub(in crate::http) struct SubscriberPageView {
     subscribers: Vec<SubscriberView>,
     next: Option<String>,
 }
@@ -104,23 +106,23 @@ struct SubscriberView {
 }
 
 impl SubscriberView {
-    fn new(number: u64, subscriber: &Subscriber, newest: &HashMap<ProductId, u64>) -> Self {
-        let newcomer = subscriber.newcomer();
+    fn new(number: u64, subscriber: &AdmittedSubscriber, newest: &HashMap<ProductId, u64>) -> Self {
+        let newcomer = subscriber.request();
         let newest = newest.get(&newcomer.product).copied().unwrap_or_default();
         Self {
             id: number.to_string(),
             key: newcomer.key.to_string(),
             transport: newcomer.transport.as_str(),
             product_id: newcomer.product.as_str().to_owned(),
-            since: time(subscriber.since()),
+            since: rfc3339(subscriber.connected_at()),
             address: newcomer.address.to_canonical().to_string(),
-            behind: subscriber.behind(newest),
+            behind: subscriber.entries_behind(newest),
         }
     }
 }
 
 /// As many as a screen takes.
-const DEFAULT_SUBSCRIBERS: usize = 100;
+const DEFAULT_SUBSCRIBERS_PER_PAGE: usize = 100;
 
 /// A page is in memory as a whole until it is sent.
-const MOST_SUBSCRIBERS: usize = 1000;
+const MAX_SUBSCRIBERS_PER_PAGE: usize = 1000;

@@ -17,44 +17,50 @@ use axum::{
 use hyper::{StatusCode, header::LOCATION};
 use serde::Serialize;
 
-use super::{Admin, deliveries, unix_time};
+use super::{AdminState, deliveries, rfc3339_from_unix};
 use crate::{
-    config::{Webhook, WebhookJson},
+    config::{WebhookConfig, WebhookJson},
     http::problem::Problem,
-    webhook::{Facts, Source, View, WebhookError},
+    webhook::{WebhookError, WebhookSource, WebhookStatus, WebhookSummary},
     webhook_delivery::Attempt,
 };
 
 /// The routes of webhooks.
-pub(in crate::http) fn routes() -> Router<Arc<Admin>> {
+pub(in crate::http) fn routes() -> Router<Arc<AdminState>> {
     Router::new()
-        .route("/api/v1/webhooks", only(get(list).post(create), "GET, HEAD, POST"))
-        .route("/api/v1/webhooks/{id}", only(get(show).put(change).delete(remove), "GET, HEAD, PUT, DELETE"))
-        .route("/api/v1/webhooks/{id}/enable", only(post(enable), "POST"))
-        .route("/api/v1/webhooks/{id}/disable", only(post(disable), "POST"))
-        .route("/api/v1/webhooks/{id}/test", only(post(test), "POST"))
+        .route("/api/v1/webhooks", with_allowed_methods(get(list).post(create), "GET, HEAD, POST"))
+        .route(
+            "/api/v1/webhooks/{id}",
+            with_allowed_methods(get(read).put(change).delete(remove), "GET, HEAD, PUT, DELETE"),
+        )
+        .route("/api/v1/webhooks/{id}/enable", with_allowed_methods(post(enable), "POST"))
+        .route("/api/v1/webhooks/{id}/disable", with_allowed_methods(post(disable), "POST"))
+        .route("/api/v1/webhooks/{id}/test", with_allowed_methods(post(test), "POST"))
         .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
-        .route("/api/v1/webhooks/{id}/redeliver", only(post(deliveries::redeliver), "POST"))
+        .route("/api/v1/webhooks/{id}/redeliver", with_allowed_methods(post(deliveries::redeliver), "POST"))
 }
 
 /// A route that says which methods it knows.
-pub(in crate::http) fn only(route: MethodRouter<Arc<Admin>>, methods: &'static str) -> MethodRouter<Arc<Admin>> {
+pub(in crate::http) fn with_allowed_methods(
+    route: MethodRouter<Arc<AdminState>>,
+    methods: &'static str,
+) -> MethodRouter<Arc<AdminState>> {
     route.fallback(move || async move { Problem::method_not_allowed(methods) })
 }
 
 /// The segment of the path that names a webhook.
-pub(in crate::http) type Named = Result<Path<String>, PathRejection>;
+pub(in crate::http) type WebhookIdPath = Result<Path<String>, PathRejection>;
 
 /// The body of a request.
-pub(in crate::http) type Sent = Result<Bytes, BytesRejection>;
+pub(in crate::http) type RequestBody = Result<Bytes, BytesRejection>;
 
 /// The id in the path.
 ///
 /// # Errors
 ///
 /// 404: no webhook has an id that is not UTF-8.
-pub(in crate::http) fn id(named: Named) -> Result<String, Problem> {
-    named.map(|Path(id)| id).map_err(|_| WebhookError::Unknown.into())
+pub(in crate::http) fn webhook_id(path: WebhookIdPath) -> Result<String, Problem> {
+    path.map(|Path(id)| id).map_err(|_| WebhookError::Unknown.into())
 }
 
 /// The body, whatever type it is said to have: as for `curl -d`, and web pages are kept out by other means.
@@ -62,56 +68,61 @@ pub(in crate::http) fn id(named: Named) -> Result<String, Problem> {
 /// # Errors
 ///
 /// 413, and 400 when it breaks off.
-pub(in crate::http) fn body(sent: Sent) -> Result<Bytes, Problem> {
-    sent.map_err(|rejection| match rejection.status() {
+pub(in crate::http) fn read_body(request_body: RequestBody) -> Result<Bytes, Problem> {
+    request_body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {MAX_BODY_BYTES} bytes"))
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {MAX_ADMIN_BODY_BYTES} bytes"))
         }
         _ => Problem::bad_request("the body breaks off"),
     })
 }
 
-async fn list(State(admin): State<Arc<Admin>>) -> Response {
+async fn list(State(admin): State<Arc<AdminState>>) -> Response {
     let views = admin.webhooks.list();
     let webhooks = views.iter().map(WebhookView::new).collect();
-    Json(List { webhooks }).into_response()
+    Json(WebhookListView { webhooks }).into_response()
 }
 
-async fn create(State(admin): State<Arc<Admin>>, sent: Sent) -> Result<Response, Problem> {
-    let webhook = Webhook::from_json(&body(sent)?, None).map_err(Problem::invalid)?;
+async fn create(State(admin): State<Arc<AdminState>>, request_body: RequestBody) -> Result<Response, Problem> {
+    let webhook = WebhookConfig::from_json(&read_body(request_body)?, None).map_err(Problem::invalid)?;
     let view = admin.webhooks.create(webhook).await?;
     let location = format!("/api/v1/webhooks/{}", view.webhook.id);
-    Ok((StatusCode::CREATED, [(LOCATION, location)], answer(&view)).into_response())
+    Ok((StatusCode::CREATED, [(LOCATION, location)], webhook_json(&view)).into_response())
 }
 
-async fn show(State(admin): State<Arc<Admin>>, named: Named) -> Result<Response, Problem> {
-    Ok(answer(&known(&admin, &id(named)?)?))
+async fn read(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Result<Response, Problem> {
+    Ok(webhook_json(&find_webhook(&admin, &webhook_id(path)?)?))
 }
 
-async fn change(State(admin): State<Arc<Admin>>, named: Named, sent: Sent) -> Result<Response, Problem> {
-    let known = known(&admin, &id(named)?)?;
-    if known.source == Source::File {
-        return Err(WebhookError::FromFile.into());
+async fn change(
+    State(admin): State<Arc<AdminState>>,
+    path: WebhookIdPath,
+    request_body: RequestBody,
+) -> Result<Response, Problem> {
+    let existing = find_webhook(&admin, &webhook_id(path)?)?;
+    if existing.source == WebhookSource::File {
+        return Err(WebhookError::DeclaredInFile.into());
     }
-    let webhook = Webhook::from_json(&body(sent)?, Some(&known.webhook)).map_err(Problem::invalid)?;
-    Ok(answer(&admin.webhooks.change(webhook).await?))
+    let webhook =
+        WebhookConfig::from_json(&read_body(request_body)?, Some(&existing.webhook)).map_err(Problem::invalid)?;
+    Ok(webhook_json(&admin.webhooks.update(webhook).await?))
 }
 
-async fn remove(State(admin): State<Arc<Admin>>, named: Named) -> Result<StatusCode, Problem> {
-    admin.webhooks.remove(&id(named)?).await?;
+async fn remove(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Result<StatusCode, Problem> {
+    admin.webhooks.remove(&webhook_id(path)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn enable(State(admin): State<Arc<Admin>>, named: Named) -> Result<Response, Problem> {
-    Ok(answer(&admin.webhooks.enable(&id(named)?).await?))
+async fn enable(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Result<Response, Problem> {
+    Ok(webhook_json(&admin.webhooks.enable(&webhook_id(path)?).await?))
 }
 
-async fn disable(State(admin): State<Arc<Admin>>, named: Named) -> Result<Response, Problem> {
-    Ok(answer(&admin.webhooks.disable(&id(named)?).await?))
+async fn disable(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Result<Response, Problem> {
+    Ok(webhook_json(&admin.webhooks.disable(&webhook_id(path)?).await?))
 }
 
-async fn test(State(admin): State<Arc<Admin>>, named: Named) -> Result<Response, Problem> {
-    let attempt = admin.webhooks.test(&id(named)?).await?;
+async fn test(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Result<Response, Problem> {
+    let attempt = admin.webhooks.test(&webhook_id(path)?).await?;
     Ok(Json(TestView::new(&attempt)).into_response())
 }
 
@@ -120,16 +131,16 @@ async fn test(State(admin): State<Arc<Admin>>, named: Named) -> Result<Response,
 /// # Errors
 ///
 /// 404.
-pub(in crate::http) fn known(admin: &Admin, id: &str) -> Result<View, Problem> {
+pub(in crate::http) fn find_webhook(admin: &AdminState, id: &str) -> Result<WebhookSummary, Problem> {
     admin.webhooks.get(id).ok_or_else(|| WebhookError::Unknown.into())
 }
 
-fn answer(view: &View) -> Response {
+fn webhook_json(view: &WebhookSummary) -> Response {
     Json(WebhookView::new(view)).into_response()
 }
 
 #[derive(Serialize)]
-struct List<'a> {
+struct WebhookListView<'a> {
     webhooks: Vec<WebhookView<'a>>,
 }
 
@@ -144,26 +155,26 @@ struct WebhookView<'a> {
 }
 
 impl<'a> WebhookView<'a> {
-    fn new(view: &'a View) -> Self {
+    fn new(view: &'a WebhookSummary) -> Self {
         let source = view.source.as_str();
-        Self { webhook: view.webhook.to_json(), source, facts: FactsView::new(&view.facts) }
+        Self { webhook: view.webhook.to_json(), source, facts: FactsView::new(&view.status) }
     }
 }
 
 /// A webhook in the status of the relay.
 #[derive(Serialize)]
-pub(in crate::http) struct Standing<'a> {
+pub(in crate::http) struct WebhookStatusView<'a> {
     id: &'a str,
     product_id: &'a str,
     #[serde(flatten)]
     facts: FactsView<'a>,
 }
 
-impl<'a> Standing<'a> {
+impl<'a> WebhookStatusView<'a> {
     /// How this one stands.
-    pub(in crate::http) fn new(view: &'a View) -> Self {
-        let Webhook { id, product_id, .. } = &*view.webhook;
-        Self { id, product_id: product_id.as_str(), facts: FactsView::new(&view.facts) }
+    pub(in crate::http) fn new(view: &'a WebhookSummary) -> Self {
+        let WebhookConfig { id, product_id, .. } = &*view.webhook;
+        Self { id, product_id: product_id.as_str(), facts: FactsView::new(&view.status) }
     }
 }
 
@@ -179,13 +190,13 @@ struct FactsView<'a> {
 }
 
 impl<'a> FactsView<'a> {
-    fn new(facts: &'a Facts) -> Self {
+    fn new(facts: &'a WebhookStatus) -> Self {
         Self {
             state: facts.state.as_str(),
-            until: facts.until.map(unix_time),
+            until: facts.until.map(rfc3339_from_unix),
             problem: facts.problem.as_deref(),
             pending: facts.pending,
-            oldest_pending_at: facts.oldest_pending.map(unix_time),
+            oldest_pending_at: facts.oldest_pending.map(rfc3339_from_unix),
             dead: facts.dead,
         }
     }
@@ -209,7 +220,7 @@ impl<'a> TestView<'a> {
 }
 
 /// A thousand ids, or a webhook with as many sessions.
-pub(in crate::http) const MAX_BODY_BYTES: usize = 64 * 1024;
+pub(in crate::http) const MAX_ADMIN_BODY_BYTES: usize = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -218,14 +229,20 @@ mod tests {
     use super::*;
     use crate::webhook_delivery::{EndpointState, Outcome};
 
-    fn view(facts: Facts) -> View {
+    fn view(facts: WebhookStatus) -> WebhookSummary {
         let body = r#"{"id":"crm","product_id":"p","url":"http://h/","secret":"sesame","types":["actions"]}"#;
-        let webhook = Webhook::from_json(body.as_bytes(), None).unwrap();
-        View { webhook: Arc::new(webhook), source: Source::Api, facts }
+        let webhook = WebhookConfig::from_json(body.as_bytes(), None).unwrap();
+        WebhookSummary { webhook: Arc::new(webhook), source: WebhookSource::Api, status: facts }
     }
 
-    const QUIET: Facts =
-        Facts { state: EndpointState::Active, until: None, problem: None, pending: 0, oldest_pending: None, dead: 0 };
+    const IDLE_FACTS: WebhookStatus = WebhookStatus {
+        state: EndpointState::Active,
+        until: None,
+        problem: None,
+        pending: 0,
+        oldest_pending: None,
+        dead: 0,
+    };
 
     #[test]
     fn a_webhook_is_shown_with_all_its_fields_and_without_its_secret() {
@@ -234,19 +251,19 @@ mod tests {
             + r#""timeout":"10s","max_retries":8,"initial_backoff":"2s","max_backoff":"5m","max_in_flight":16,"#
             + r#""secret":"********","source":"api","state":"active","until":null,"problem":null,"pending":0,"#
             + r#""oldest_pending_at":null,"dead":0}"#;
-        assert_eq!(serde_json::to_string(&WebhookView::new(&view(QUIET))).unwrap(), expected);
+        assert_eq!(serde_json::to_string(&WebhookView::new(&view(IDLE_FACTS))).unwrap(), expected);
     }
 
     #[test]
     fn what_is_shown_can_be_sent_back() {
-        let view = view(Facts { problem: Some("it said 410".to_owned()), until: Some(1), ..QUIET });
+        let view = view(WebhookStatus { problem: Some("it said 410".to_owned()), until: Some(1), ..IDLE_FACTS });
         let shown = serde_json::to_vec(&WebhookView::new(&view)).unwrap();
-        assert_eq!(Webhook::from_json(&shown, Some(&view.webhook)).as_ref(), Ok(&*view.webhook));
+        assert_eq!(WebhookConfig::from_json(&shown, Some(&view.webhook)).as_ref(), Ok(&*view.webhook));
     }
 
     #[test]
     fn the_status_tells_how_it_stands() {
-        let facts = Facts {
+        let facts = WebhookStatus {
             state: EndpointState::Open,
             until: Some(1_800_000_000_123),
             problem: Some("5 failures in a row".to_owned()),
@@ -256,16 +273,16 @@ mod tests {
         };
         let expected = json!({ "id": "crm", "product_id": "p", "state": "open", "until": "2027-01-15T08:00:00.123Z",
             "problem": "5 failures in a row", "pending": 7, "oldest_pending_at": "2027-01-15T07:59:59.000Z", "dead": 2 });
-        assert_eq!(serde_json::to_value(Standing::new(&view(facts))).unwrap(), expected);
+        assert_eq!(serde_json::to_value(WebhookStatusView::new(&view(facts))).unwrap(), expected);
     }
 
     #[test]
     fn a_test_tells_an_error_only_if_there_is_one() {
         let mut attempt =
             Attempt { at: 1, duration_ms: 12, outcome: Outcome::Accepted, status: Some(204), error: None };
-        let told = |attempt: &Attempt| serde_json::to_string(&TestView::new(attempt)).unwrap();
-        assert_eq!(told(&attempt), r#"{"outcome":"accepted","status":204,"duration_ms":12}"#);
+        let to_json = |attempt: &Attempt| serde_json::to_string(&TestView::new(attempt)).unwrap();
+        assert_eq!(to_json(&attempt), r#"{"outcome":"accepted","status":204,"duration_ms":12}"#);
         attempt = Attempt { outcome: Outcome::Dns, status: None, error: Some("no address".into()), ..attempt };
-        assert_eq!(told(&attempt), r#"{"outcome":"dns","status":null,"duration_ms":12,"error":"no address"}"#);
+        assert_eq!(to_json(&attempt), r#"{"outcome":"dns","status":null,"duration_ms":12,"error":"no address"}"#);
     }
 }

@@ -2,62 +2,62 @@
 
 use super::*;
 use crate::{
-    auth::SoleKey,
+    auth::ListenerKey,
     config::{AllowAnonymous, Config, Environment},
 };
 
-fn newcomer(proof: Arc<Proof>) -> Newcomer {
-    Newcomer {
+fn request(proof: Arc<CredentialProof>) -> AdmissionRequest {
+    AdmissionRequest {
         product: ProductId::new("p").unwrap(),
         transport: Transport::Sse,
         key: "a".into(),
-        holder: Holder::Key("a".into()),
+        holder: CredentialHolder::Key("a".into()),
         proof,
         address: [192, 0, 2, 1].into(),
         listener: Arc::default(),
-        cut: None,
+        forced_close: None,
     }
 }
 
-fn subscribers(most: usize, access: &Arc<Access>) -> Arc<Subscribers> {
-    Subscribers::new(Limits::at_most(most), Arc::clone(access), Arc::new(Metrics::new().unwrap()))
+fn subscribers(max: usize, access: &Arc<Access>) -> Arc<Subscribers> {
+    Subscribers::new(AdmissionLimits::at_most(max), Arc::clone(access), Arc::new(Metrics::new().unwrap()))
 }
 
 #[test]
-fn who_takes_a_seat_by_rules_that_have_gone_is_told_to_leave() {
-    let (old, new) = (SoleKey::new(Some("one")), SoleKey::new(Some("two")));
-    let subscribers = subscribers(10, &Arc::new(old.access()));
-    let early = subscribers.admit(newcomer(old.proof())).unwrap();
-    assert_eq!(early.dismissed(), None);
-    subscribers.judge_by(&Arc::new(new.access()));
-    assert_eq!(early.dismissed(), Some(Leave::Revoked));
-    let late = subscribers.admit(newcomer(old.proof())).unwrap(); // it was let in before
-    assert_eq!(late.dismissed(), Some(Leave::Revoked));
-    assert_eq!(subscribers.admit(newcomer(new.proof())).unwrap().dismissed(), None);
+fn a_subscriber_admitted_by_rules_that_have_gone_is_disconnected() {
+    let (old, new) = (ListenerKey::new(Some("one")), ListenerKey::new(Some("two")));
+    let subscribers = subscribers(10, &Arc::new(old.to_access()));
+    let early = subscribers.admit(request(old.proof())).unwrap();
+    assert_eq!(early.disconnect_reason(), None);
+    subscribers.set_access(&Arc::new(new.to_access()));
+    assert_eq!(early.disconnect_reason(), Some(DisconnectReason::Revoked));
+    let late = subscribers.admit(request(old.proof())).unwrap(); // it was let in before
+    assert_eq!(late.disconnect_reason(), Some(DisconnectReason::Revoked));
+    assert_eq!(subscribers.admit(request(new.proof())).unwrap().disconnect_reason(), None);
 }
 
 #[test]
 fn a_limit_that_comes_later_counts_those_who_are_there_and_sends_nobody_away() {
-    let key = SoleKey::new(None);
-    let subscribers = subscribers(10, &Arc::new(key.access()));
-    let admit = || subscribers.admit(newcomer(key.proof())).map(|seat| (seat.dismissed(), seat));
-    let seats: Vec<_> = (0..3).map(|_| admit().unwrap()).collect();
-    let limit = |lines: &str| {
+    let key = ListenerKey::new(None);
+    let subscribers = subscribers(10, &Arc::new(key.to_access()));
+    let admit = || subscribers.admit(request(key.proof())).map(|permit| (permit.disconnect_reason(), permit));
+    let permits: Vec<_> = (0..3).map(|_| admit().unwrap()).collect();
+    let set_limits = |lines: &str| {
         let text = format!("[server]\n{lines}");
         let config = Config::parse(&text, "f", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
-        subscribers.limit(Limits::new(&config.server));
+        subscribers.set_limits(AdmissionLimits::new(&config.server));
     };
     for (lines, reason) in [
         ("max_subscribers = 3", ShedReason::MaxSubscribers),
         ("max_subscribers_per_ip = 3", ShedReason::PerIp),
         ("max_subscribers_per_key = 2", ShedReason::PerKey),
     ] {
-        limit(lines);
+        set_limits(lines);
         assert_eq!(admit().err(), Some(reason));
     }
-    assert!(seats.iter().all(|(_, seat)| seat.dismissed().is_none()));
-    drop(seats);
-    limit("max_subscribers = 1\nmax_subscribers_per_ip = 1\nmax_subscribers_per_key = 1");
+    assert!(permits.iter().all(|(_, permit)| permit.disconnect_reason().is_none()));
+    drop(permits);
+    set_limits("max_subscribers = 1\nmax_subscribers_per_ip = 1\nmax_subscribers_per_key = 1");
     let again = admit().unwrap();
     assert!(admit().is_err());
     drop(again);

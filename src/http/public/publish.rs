@@ -32,7 +32,7 @@ use crate::{
     event::Draft,
     http::{
         Product, Relay,
-        memory_quota::{Held, Room},
+        memory_quota::{MemoryQuota, QuotaPermit},
         problem::Problem,
     },
     net::Connection,
@@ -51,26 +51,26 @@ pub(crate) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (grant, product) = relay.receive_for(path, &query.unwrap_or_default(), &headers, Permission::Publish)?;
-    if product.log.is_numbered_elsewhere() {
-        return Err(elsewhere(&product));
+    let (grant, product) = relay.authorize(path, &query.unwrap_or_default(), &headers, Permission::Publish)?;
+    if product.log.is_numbered_by_upstream() {
+        return Err(numbered_elsewhere(&product));
     }
-    relay.admits_newcomers()?;
-    let most = product.max_publish_bytes;
-    if body.size_hint().lower() > most as u64 {
-        return Err(too_large(most));
+    relay.ensure_not_draining()?;
+    let max_bytes = product.max_publish_bytes;
+    if body.size_hint().lower() > max_bytes as u64 {
+        return Err(too_large(max_bytes));
     }
-    let mut room = relay.bodies.0.enter(relay.client_address(connection.peer.ip(), &headers));
-    let draft = read(&product, &grant, gather(body, most, &mut room).await?)?;
+    let mut permit = relay.body_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
+    let draft = parse_draft(&product, &grant, read_body(body, max_bytes, &mut permit).await?)?;
     // The body may have taken its time: its publisher may not publish any more, the product be gone, webhooks have left.
-    relay.still_admits(&grant, &product.id, Permission::Publish)?;
-    relay.still_serves(&product)?;
-    relay.admits_newcomers()?;
+    relay.ensure_still_granted(&grant, &product.id, Permission::Publish)?;
+    relay.ensure_still_served(&product)?;
+    relay.ensure_not_draining()?;
     // From here to the log nothing waits: a client that is gone by now has published all the same.
-    let appended = product.log.publish(draft).map_err(|_| elsewhere(&product))?;
-    drop(room); // from here on it counts in the log
-    product.published.inc();
-    let durable = product.log.is_durable(appended.place).await;
+    let appended = product.log.publish(draft).map_err(|_| numbered_elsewhere(&product))?;
+    drop(permit); // from here on it counts in the log
+    product.published_events.inc();
+    let durable = product.log.wait_durable(appended.position).await;
     let answer = Json(serde_json::json!({ "id": appended.id.to_string(), "durable": durable }));
     Ok((StatusCode::ACCEPTED, [(CACHE_CONTROL, "no-store")], answer).into_response())
 }
@@ -80,14 +80,14 @@ pub(crate) async fn publish(
 /// # Errors
 ///
 /// 400, 403 and 413.
-fn read(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, Problem> {
-    let draft = envelope::published(body, &product.id, Instant::now())
+fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, Problem> {
+    let draft = envelope::parse_published(body, &product.id, Instant::now())
         .map_err(|rejection| Problem::bad_request(format!("{}: {rejection}", rejection.as_str())))?;
     // With the product's name added, it would be more than a relay behind this one takes.
     if draft.payload.len() > product.max_publish_bytes {
         return Err(too_large(product.max_publish_bytes));
     }
-    grant.may_publish(draft.session.as_ref(), &draft.kind)?;
+    grant.check_publish(draft.session.as_ref(), &draft.kind)?;
     Ok(draft)
 }
 
@@ -96,52 +96,52 @@ fn read(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, Problem>
 /// # Errors
 ///
 /// 413; 408 when it does not come in time; 503 when there is no room for it; 400 when it breaks off.
-async fn gather(mut body: Body, most: usize, room: &mut Held) -> Result<Bytes, Problem> {
+async fn read_body(mut body: Body, max_bytes: usize, permit: &mut QuotaPermit) -> Result<Bytes, Problem> {
     let all = async {
-        let mut gathered = BytesMut::new();
+        let mut bytes = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Problem::bad_request("the body breaks off"))?;
             let Ok(piece) = frame.into_data() else { continue };
-            if gathered.len() + piece.len() > most {
-                return Err(too_large(most));
+            if bytes.len() + piece.len() > max_bytes {
+                return Err(too_large(max_bytes));
             }
-            room.grow_to((gathered.len() + piece.len()) / UNIT_BYTES + 1).await?;
-            gathered.extend_from_slice(&piece);
+            permit.grow_to((bytes.len() + piece.len()) / BODY_QUOTA_UNIT_BYTES + 1).await?;
+            bytes.extend_from_slice(&piece);
         }
-        Ok(gathered.freeze())
+        Ok(bytes.freeze())
     };
     let late = || Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time");
-    timeout(BODY_TIMEOUT, all).await.unwrap_or_else(|_| Err(late()))
+    timeout(PUBLISH_BODY_TIMEOUT, all).await.unwrap_or_else(|_| Err(late()))
 }
 
-fn too_large(most: usize) -> Problem {
-    let detail = format!("an event may have {most} bytes here");
+fn too_large(max_bytes: usize) -> Problem {
+    let detail = format!("an event may have {max_bytes} bytes here");
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
 }
 
 /// An id of this log's would not be known to the others behind the same upstream.
-fn elsewhere(product: &Product) -> Problem {
+fn numbered_elsewhere(product: &Product) -> Problem {
     Problem::forbidden(format!("this relay passes on what another one numbers: publish at {}", product.upstream))
 }
 
 /// Room for the bodies that are being received.
 #[derive(Clone, Debug)]
-pub(crate) struct Bodies(Room);
+pub(crate) struct BodyQuota(MemoryQuota);
 
-impl Default for Bodies {
+impl Default for BodyQuota {
     fn default() -> Self {
-        Self(Room::new(ROOM_UNITS, ROOM_UNITS / 4))
+        Self(MemoryQuota::new(BODY_QUOTA_UNITS, BODY_QUOTA_UNITS / 4))
     }
 }
 
 /// Enough for the largest body over a bad mobile link, short against a client that sends it byte by byte.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+const PUBLISH_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Room is given in pieces of this size.
-const UNIT_BYTES: usize = 1024;
+const BODY_QUOTA_UNIT_BYTES: usize = 1024;
 
 /// 64 MiB of bodies at one time: as much as one event can have, or tens of thousands of the usual size.
-const ROOM_UNITS: u32 = 64 * 1024;
+const BODY_QUOTA_UNITS: u32 = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -156,9 +156,9 @@ mod tests {
     use super::*;
 
     /// A body that sends a byte every ten seconds, for ever.
-    struct Slow(Pin<Box<tokio::time::Sleep>>);
+    struct DrippingBody(Pin<Box<tokio::time::Sleep>>);
 
-    impl http_body::Body for Slow {
+    impl http_body::Body for DrippingBody {
         type Data = Bytes;
         type Error = Infallible;
 
@@ -176,31 +176,35 @@ mod tests {
         result.map_or_else(|problem| problem.into_response().status().as_u16(), |_| 200)
     }
 
-    fn held(bodies: &Bodies, last: u8) -> Held {
-        bodies.0.enter([192, 0, 2, last].into())
+    fn permit_for(bodies: &BodyQuota, last: u8) -> QuotaPermit {
+        bodies.0.permit_for([192, 0, 2, last].into())
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_drips_is_given_up() {
         let began = Instant::now();
-        let slow = Body::new(Slow(Box::pin(tokio::time::sleep(Duration::ZERO))));
-        assert_eq!(status(gather(slow, 1000, &mut held(&Bodies::default(), 1)).await), 408);
-        assert_eq!(began.elapsed().as_secs(), BODY_TIMEOUT.as_secs());
+        let slow = Body::new(DrippingBody(Box::pin(tokio::time::sleep(Duration::ZERO))));
+        assert_eq!(status(read_body(slow, 1000, &mut permit_for(&BodyQuota::default(), 1)).await), 408);
+        assert_eq!(began.elapsed().as_secs(), PUBLISH_BODY_TIMEOUT.as_secs());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bodies_have_room_for_what_has_come_and_each_address_a_quarter_of_it() {
-        let bodies = Bodies::default();
-        let share = ROOM_UNITS as usize / 4 * UNIT_BYTES;
+    async fn bodies_have_quota_for_what_has_come_and_each_address_a_quarter_of_it() {
+        let bodies = BodyQuota::default();
+        let share = BODY_QUOTA_UNITS as usize / 4 * BODY_QUOTA_UNIT_BYTES;
         let body = |bytes: usize| Body::from(vec![b' '; bytes]);
-        let mut rooms: Vec<_> = (0..4).map(|last| held(&bodies, last)).collect();
-        for room in &mut rooms {
-            assert_eq!(status(gather(body(share - 1), share, room).await), 200);
+        let mut permits: Vec<_> = (0..4).map(|last| permit_for(&bodies, last)).collect();
+        for permit in &mut permits {
+            assert_eq!(status(read_body(body(share - 1), share, permit).await), 200);
         }
-        assert_eq!(status(gather(body(1), share, &mut held(&bodies, 1)).await), 503);
-        assert_eq!(status(gather(body(1), share, &mut held(&bodies, 9)).await), 503, "there is an end to it for all");
-        rooms.pop();
-        assert_eq!(status(gather(body(1), share, &mut held(&bodies, 1)).await), 503);
-        assert_eq!(status(gather(body(1), share, &mut held(&bodies, 9)).await), 200);
+        assert_eq!(status(read_body(body(1), share, &mut permit_for(&bodies, 1)).await), 503);
+        assert_eq!(
+            status(read_body(body(1), share, &mut permit_for(&bodies, 9)).await),
+            503,
+            "there is an end to it for all"
+        );
+        permits.pop();
+        assert_eq!(status(read_body(body(1), share, &mut permit_for(&bodies, 1)).await), 503);
+        assert_eq!(status(read_body(body(1), share, &mut permit_for(&bodies, 9)).await), 200);
     }
 }

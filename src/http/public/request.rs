@@ -9,28 +9,28 @@ use std::collections::BTreeSet;
 use hyper::{HeaderMap, header::ACCEPT};
 
 use crate::{
-    event::{Kind, Only, Scope, SessionId, Start},
+    event::{Kind, Only, Scope, SessionId, StartPosition},
     http::problem::Problem,
 };
 
 /// The query of a subscription.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Wish {
+pub(crate) struct SubscriptionRequest {
     /// Which events.
     pub(crate) scope: Scope,
     /// Where to begin.
-    pub(crate) start: Start,
+    pub(crate) start: StartPosition,
 }
 
-impl Wish {
+impl SubscriptionRequest {
     /// Reads the query, and the `Last-Event-ID` header, which wins over it.
     ///
     /// # Errors
     ///
     /// 400 for an empty or too long filter; never for an id.
-    pub(crate) fn read(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
         let (mut sessions, mut kinds) = (BTreeSet::new(), BTreeSet::new());
-        let mut start = Start::Now;
+        let mut start = StartPosition::Now;
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*key {
                 "session_id" => {
@@ -41,7 +41,7 @@ impl Wish {
                 "type" => {
                     kinds.insert(Kind::new(&value));
                 }
-                "last_event_id" => start = Start::parse(value.as_bytes()),
+                "last_event_id" => start = StartPosition::parse(value.as_bytes()),
                 _ => {} // EventSource wrappers add cache busters and the like
             }
         }
@@ -49,14 +49,14 @@ impl Wish {
             return Err(Problem::bad_request(format!("at most {MAX_FILTER_VALUES} session_id and type values")));
         }
         if let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) {
-            start = Start::parse(id.as_bytes());
+            start = StartPosition::parse(id.as_bytes());
         }
-        Ok(Self { scope: Scope { sessions: only(sessions), kinds: only(kinds) }, start })
+        Ok(Self { scope: Scope { sessions: only_or_everything(sessions), kinds: only_or_everything(kinds) }, start })
     }
 }
 
 /// The limit that a list of values stands for; no value, no limit.
-pub(in crate::http) fn only<T>(values: BTreeSet<T>) -> Only<T> {
+pub(in crate::http) fn only_or_everything<T>(values: BTreeSet<T>) -> Only<T> {
     if values.is_empty() { Only::Everything } else { Only::These(values) }
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
         let Some(specificity) = MEDIA_RANGES.iter().position(|known| media.eq_ignore_ascii_case(known)) else {
             continue;
         };
-        let is_refused = parts.any(is_zero_quality);
+        let is_refused = parts.any(zero_quality);
         if best.is_none_or(|(known, _)| specificity > known) {
             best = Some((specificity, !is_refused));
         }
@@ -80,7 +80,7 @@ pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
 }
 
 /// `q=0`, `q=0.0`, `q=0.00` or `q=0.000`.
-fn is_zero_quality(parameter: &[u8]) -> bool {
+fn zero_quality(parameter: &[u8]) -> bool {
     let Some(value) = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q=")) else {
         return false;
     };
@@ -134,61 +134,61 @@ mod tests {
         }
     }
 
-    fn wish(query: &str, last_event_id: Option<&'static str>) -> Result<Wish, u16> {
+    fn parsed(query: &str, last_event_id: Option<&'static str>) -> Result<SubscriptionRequest, u16> {
         let mut headers = HeaderMap::new();
         if let Some(id) = last_event_id {
             headers.insert("last-event-id", id.parse().unwrap());
         }
-        Wish::read(query, &headers)
+        SubscriptionRequest::parse(query, &headers)
             .map_err(|problem| axum::response::IntoResponse::into_response(problem).status().as_u16())
     }
 
     #[test]
     fn filters_are_read_from_the_query_percent_decoded() {
-        let wish = wish("session_id=a%2Fb&session_id=%C3%A4+b&type=summary&cache=1", None).unwrap();
+        let requested = parsed("session_id=a%2Fb&session_id=%C3%A4+b&type=summary&cache=1", None).unwrap();
         let sessions = ["a/b", "ä b"].map(|session| SessionId::new(session).unwrap());
-        assert_eq!(wish.scope.sessions, Only::These(sessions.into()));
-        assert_eq!(wish.scope.kinds, Only::These([Kind::Summary].into()));
-        assert_eq!(wish.start, Start::Now);
+        assert_eq!(requested.scope.sessions, Only::These(sessions.into()));
+        assert_eq!(requested.scope.kinds, Only::These([Kind::Summary].into()));
+        assert_eq!(requested.start, StartPosition::Now);
     }
 
     #[test]
     fn no_filter_means_everything_and_an_empty_one_is_refused() {
-        let wish_of_all = wish("", None).unwrap();
-        assert_eq!((wish_of_all.scope.sessions, wish_of_all.scope.kinds), (Only::Everything, Only::Everything));
+        let unfiltered = parsed("", None).unwrap();
+        assert_eq!((unfiltered.scope.sessions, unfiltered.scope.kinds), (Only::Everything, Only::Everything));
         for query in ["session_id=", "type=", "session_id=a&session_id", "session_id=a%0Ab"] {
-            assert_eq!(wish(query, None), Err(400), "{query}");
+            assert_eq!(parsed(query, None), Err(400), "{query}");
         }
     }
 
     #[test]
     fn a_thousand_filter_values_are_the_most() {
         let query = |values: usize| (0..values).map(|value| format!("session_id=s{value}&")).collect::<String>();
-        assert!(wish(&query(1000), None).is_ok());
-        assert_eq!(wish(&query(1001), None), Err(400));
-        assert_eq!(wish(&(query(1000) + "type=x"), None), Err(400));
+        assert!(parsed(&query(1000), None).is_ok());
+        assert_eq!(parsed(&query(1001), None), Err(400));
+        assert_eq!(parsed(&(query(1000) + "type=x"), None), Err(400));
     }
 
     #[test]
     fn the_header_wins_over_the_query_and_no_id_is_an_error() {
-        let id = |epoch, sequence| Start::After(EventId::new(epoch, sequence));
+        let id = |epoch, sequence| StartPosition::After(EventId::new(epoch, sequence));
         for (query, header, start) in [
             ("last_event_id=1-2", None, id(1, 2)),
             ("last_event_id=1-2", Some("3-4"), id(3, 4)),
             ("last_event_id=1-2", Some(""), id(1, 2)),
-            ("last_event_id=0", None, Start::Oldest),
-            ("last_event_id=", None, Start::Now),
-            ("", Some("0"), Start::Oldest),
-            ("", Some("nonsense"), Start::Malformed),
-            ("", Some("01-2"), Start::Malformed),
-            ("", Some("1-2-3"), Start::Malformed),
-            ("", Some("+1-2"), Start::Malformed),
-            ("", Some("1-99999999999999999999"), Start::Malformed),
-            ("last_event_id=%FF", None, Start::Malformed),
+            ("last_event_id=0", None, StartPosition::Oldest),
+            ("last_event_id=", None, StartPosition::Now),
+            ("", Some("0"), StartPosition::Oldest),
+            ("", Some("nonsense"), StartPosition::Malformed),
+            ("", Some("01-2"), StartPosition::Malformed),
+            ("", Some("1-2-3"), StartPosition::Malformed),
+            ("", Some("+1-2"), StartPosition::Malformed),
+            ("", Some("1-99999999999999999999"), StartPosition::Malformed),
+            ("last_event_id=%FF", None, StartPosition::Malformed),
         ] {
-            assert_eq!(wish(query, header).unwrap().start, start, "{query} {header:?}");
+            assert_eq!(parsed(query, header).unwrap().start, start, "{query} {header:?}");
         }
         let long = "1".repeat(200);
-        assert_eq!(wish(&format!("last_event_id={long}"), None).unwrap().start, Start::Malformed);
+        assert_eq!(parsed(&format!("last_event_id={long}"), None).unwrap().start, StartPosition::Malformed);
     }
 }

@@ -8,34 +8,34 @@ use tokio::time::Instant;
 use super::*;
 use crate::event::{Draft, Event, EventId, GapReason, Kind, ProductId};
 
-const ALL: Limits = Limits { entries: usize::MAX, bytes: usize::MAX };
+const ALL: ReadLimits = ReadLimits { entries: usize::MAX, bytes: usize::MAX };
 
 fn ring(events: usize) -> Ring {
-    Ring::new(Bounds { events, bytes: u64::MAX }, 0)
+    Ring::new(MemoryBounds { events, bytes: u64::MAX }, 0)
 }
 
 /// Pushes an event of each session; "-" stands for none, "!" for a gap.
 fn push(ring: &mut Ring, sessions: &str) {
     for session in sessions.split_whitespace() {
-        let place = ring.newest() + 1;
-        let id = EventId::new(1, place);
+        let position = ring.newest_position() + 1;
+        let id = EventId::new(1, position);
         if session == "!" {
             let product = ProductId::new("p").unwrap();
             let reason = GapReason::UpstreamReconnect;
-            ring.push(Entry::Gap(Arc::new(Gap { product, reason, place, id, after: None, before: None })));
+            ring.push(Entry::Gap(Arc::new(Gap { product, reason, position, id, after: None, before: None })));
             continue;
         }
         let draft = Draft {
-            kind: Kind::new(if place.is_multiple_of(2) { "even" } else { "odd" }),
+            kind: Kind::new(if position.is_multiple_of(2) { "even" } else { "odd" }),
             session: (session != "-").then(|| SessionId::new(session).unwrap()),
             forwarded_at: None,
             payload: Bytes::from_static(b"0123456789"),
             received: Instant::now(),
         };
-        ring.push(Entry::Event(Arc::new(Event::new(id, place, draft))));
+        ring.push(Entry::Event(Arc::new(Event::new(id, position, draft))));
         ring.evict(u64::MAX);
     }
-    ring.shown(ring.newest());
+    ring.mark_dispatched(ring.newest_position());
     ring.evict(u64::MAX);
 }
 
@@ -47,29 +47,30 @@ fn only(sessions: &str) -> Scope {
 const EVERYTHING: Scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
 
 /// What one reading gives, how far it goes, and whether that is the end.
-fn read(ring: &Ring, after: u64, scope: &Scope, limits: Limits) -> (Vec<u64>, u64, bool) {
-    let mut handover = VecDeque::new();
-    let Found::Taken { through, reached_end } = ring.read_after(after, scope, limits, &mut handover) else {
+fn read(ring: &Ring, after: u64, scope: &Scope, limits: ReadLimits) -> (Vec<u64>, u64, bool) {
+    let mut read_buffer = VecDeque::new();
+    let RingRead::Entries { read_through, reached_end } = ring.read_after(after, scope, limits, &mut read_buffer)
+    else {
         panic!("something is gone");
     };
-    let places = handover.iter().map(|entry| match entry {
-        Entry::Event(event) => event.place(),
-        Entry::Gap(gap) => gap.place,
+    let positions = read_buffer.iter().map(|entry| match entry {
+        Entry::Event(event) => event.position(),
+        Entry::Gap(gap) => gap.position,
         Entry::Erased => panic!("nobody sees what is erased"),
     });
-    (places.collect(), through, reached_end)
+    (positions.collect(), read_through, reached_end)
 }
 
 /// Whether something that the reader may see is gone.
 fn misses(ring: &Ring, after: u64, scope: &Scope) -> bool {
-    let mut handover = VecDeque::new();
-    let is_gone = matches!(ring.read_after(after, scope, ALL, &mut handover), Found::Gone);
-    assert!(!is_gone || handover.is_empty(), "first the gap, then what comes after it");
+    let mut read_buffer = VecDeque::new();
+    let is_gone = matches!(ring.read_after(after, scope, ALL, &mut read_buffer), RingRead::Evicted);
+    assert!(!is_gone || read_buffer.is_empty(), "first the gap, then what comes after it");
     is_gone
 }
 
 #[test]
-fn a_reader_gets_what_is_behind_its_place_and_ends_at_the_newest() {
+fn a_reader_gets_what_is_after_its_position_and_ends_at_the_newest() {
     let mut ring = ring(100);
     push(&mut ring, "a b - a ! b");
     assert_eq!(read(&ring, 2, &EVERYTHING, ALL), (vec![3, 4, 5, 6], 6, true));
@@ -99,14 +100,16 @@ fn a_limit_ends_a_reading_where_the_next_one_goes_on() {
             (whole, _, true) => whole,
             (_, _, false) => (1..=3000).collect(), // more than one reading walks over
         };
-        for limits in [Limits { entries: 7, ..ALL }, Limits { bytes: 100, ..ALL }, Limits { bytes: 0, ..ALL }] {
+        for limits in
+            [ReadLimits { entries: 7, ..ALL }, ReadLimits { bytes: 100, ..ALL }, ReadLimits { bytes: 0, ..ALL }]
+        {
             let (mut at, mut found) = (0, Vec::new());
             loop {
-                let (more, through, reached_end) = read(&ring, at, &scope, limits);
+                let (more, read_through, reached_end) = read(&ring, at, &scope, limits);
                 assert!(more.len() <= limits.entries);
                 found.extend(more);
-                assert!(through > at || reached_end, "it moves");
-                at = through;
+                assert!(read_through > at || reached_end, "it moves");
+                at = read_through;
                 if reached_end {
                     break;
                 }
@@ -120,7 +123,7 @@ fn a_limit_ends_a_reading_where_the_next_one_goes_on() {
 fn eviction_is_missed_by_whom_it_concerns_and_by_nobody_else() {
     let mut ring = ring(4);
     push(&mut ring, "a b a c   b b a -");
-    assert_eq!((ring.evicted_through(), ring.newest()), (4, 8));
+    assert_eq!((ring.evicted_through(), ring.newest_position()), (4, 8));
     let misses = |after, scope: &Scope| misses(&ring, after, scope);
     assert!(misses(3, &EVERYTHING));
     assert!(!misses(4, &EVERYTHING));
@@ -153,21 +156,28 @@ fn what_the_fanout_has_not_seen_and_what_the_store_has_not_got_is_kept_a_little_
     let mut ring = ring(16);
     push(&mut ring, &"a ".repeat(100));
     assert_eq!((ring.len(), ring.evicted_through()), (16, 84));
-    let append = |ring: &mut Ring, kept_through| {
+    let append = |ring: &mut Ring, persisted_through| {
         ring.push(Entry::Erased);
-        ring.evict(kept_through)
+        ring.evict(persisted_through)
     };
     for _ in 101..=2000 {
         append(&mut ring, u64::MAX);
     }
-    assert_eq!((ring.len(), ring.newest()), (16 + UNSHOWN_ENTRIES, 2000), "but not without a bound");
-    ring.shown(1990);
+    assert_eq!(
+        (ring.len(), ring.newest_position()),
+        (16 + UNDISPATCHED_EXCESS_ENTRIES, 2000),
+        "but not without a bound"
+    );
+    ring.mark_dispatched(1990);
     assert_eq!((ring.evict(u64::MAX), ring.len()), (1984, 16));
-    let gone = (2001..=100_000).map(|place| {
-        ring.shown(place - 1);
+    let gone = (2001..=100_000).map(|position| {
+        ring.mark_dispatched(position - 1);
         append(&mut ring, 1990)
     });
-    assert_eq!((gone.last(), ring.len()), (Some(100_000 - 16 - UNKEPT_ENTRIES as u64), 16 + UNKEPT_ENTRIES));
+    assert_eq!(
+        (gone.last(), ring.len()),
+        (Some(100_000 - 16 - UNPERSISTED_EXCESS_ENTRIES as u64), 16 + UNPERSISTED_EXCESS_ENTRIES)
+    );
     assert_eq!(ring.evict(100_000), 99_984, "what is kept goes at once");
 }
 
@@ -192,14 +202,18 @@ fn an_erasure_makes_no_gap_of_what_was_seen_before_it() {
     assert_eq!(read(&ring, 1, &only("a"), ALL).0, [6], "what went since was of others");
     ring.erase(&SessionId::new("a").unwrap());
     assert_eq!(read(&ring, 1, &only("a"), ALL), (vec![], 6, true));
-    assert!(matches!(ring.read_after(0, &only("a"), ALL, &mut VecDeque::new()), Found::Gone));
+    assert!(matches!(ring.read_after(0, &only("a"), ALL, &mut VecDeque::new()), RingRead::Evicted));
     push(&mut ring, "b b b b");
-    assert_eq!((ring.sessions.len(), ring.erased.len()), (1, 0), "nothing is kept of sessions without entries");
+    assert_eq!(
+        (ring.sessions.len(), ring.erased_sessions.len()),
+        (1, 0),
+        "nothing is kept of sessions without entries"
+    );
 }
 
 #[test]
 fn bytes_bound_the_ring_and_one_entry_is_always_kept() {
-    let mut ring = Ring::new(Bounds { events: 100, bytes: 1 }, 0);
+    let mut ring = Ring::new(MemoryBounds { events: 100, bytes: 1 }, 0);
     push(&mut ring, "a b c");
     assert_eq!((ring.len(), ring.evicted_through()), (1, 2));
     assert!(ring.bytes() > 1);

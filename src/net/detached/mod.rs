@@ -14,52 +14,52 @@ use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 use tokio_rustls::server::TlsStream;
 
-use super::{Guarded, Place, Socket};
+use super::{AcceptedSocket, ConnectionPermit, DeadlineSocket};
 
 /// A TLS session without its socket.
-pub(crate) type Session = Box<ServerConnection>;
+pub(crate) type TlsSession = Box<ServerConnection>;
 
 /// What can be taken apart once hyper has let go of it.
-pub(super) trait Release {
+pub(super) trait Detachable {
     /// The socket, without deadlines, and the session above it.
-    fn release(self) -> (Socket, Option<Session>);
+    fn into_detached(self) -> (AcceptedSocket, Option<TlsSession>);
 }
 
-impl Release for Guarded {
-    fn release(self) -> (Socket, Option<Session>) {
+impl Detachable for DeadlineSocket {
+    fn into_detached(self) -> (AcceptedSocket, Option<TlsSession>) {
         (self.into_socket(), None)
     }
 }
 
-impl Release for TlsStream<Guarded> {
-    fn release(self) -> (Socket, Option<Session>) {
-        let (guarded, session) = self.into_inner();
-        (guarded.into_socket(), Some(Box::new(session)))
+impl Detachable for TlsStream<DeadlineSocket> {
+    fn into_detached(self) -> (AcceptedSocket, Option<TlsSession>) {
+        let (socket, session) = self.into_inner();
+        (socket.into_socket(), Some(Box::new(session)))
     }
 }
 
 /// What a stream is written to.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub(crate) struct DetachedConnection {
     socket: TcpStream,
-    session: Option<Session>,
+    session: Option<TlsSession>,
     /// Among the connections of the listener, as long as the socket is open.
-    _place: Place,
+    _permit: ConnectionPermit,
 }
 
 /// What became of a write.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Written {
     /// Bytes of the caller's that need not be offered again.
-    pub(crate) taken: usize,
+    pub(crate) accepted_bytes: usize,
     /// Bytes that the socket took; with TLS, records.
-    pub(crate) sent: usize,
+    pub(crate) sent_bytes: usize,
 }
 
-impl Wire {
+impl DetachedConnection {
     /// What hyper has let go of, once the socket belongs to the runtime of this thread.
-    pub(crate) fn new(Socket { stream, place }: Socket, session: Option<Session>) -> Self {
-        Self { socket: stream, session, _place: place }
+    pub(crate) fn new(AcceptedSocket { stream, permit }: AcceptedSocket, session: Option<TlsSession>) -> Self {
+        Self { socket: stream, session, _permit: permit }
     }
 
     /// The socket, to wait for.
@@ -68,7 +68,7 @@ impl Wire {
     }
 
     /// Whether records wait for the socket that are made of what was taken, or answer the peer.
-    pub(crate) fn owes(&self) -> bool {
+    pub(crate) fn has_unsent_records(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.wants_write())
     }
 
@@ -80,22 +80,22 @@ impl Wire {
     pub(crate) fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Written> {
         let Some(session) = &mut self.session else {
             let sent = send(&self.socket, slices)?;
-            return Ok(Written { taken: sent, sent });
+            return Ok(Written { accepted_bytes: sent, sent_bytes: sent });
         };
-        let mut sent = flush(session, &self.socket)?;
+        let mut sent = send_records(session, &self.socket)?;
         if session.wants_write() {
-            return Ok(Written { taken: 0, sent });
+            return Ok(Written { accepted_bytes: 0, sent_bytes: sent });
         }
         let taken = session.writer().write_vectored(slices)?;
         if taken == 0 && slices.iter().any(|slice| !slice.is_empty()) {
             return Err(ErrorKind::WriteZero.into()); // a session that takes nothing with nothing owed never will
         }
-        match flush(session, &self.socket) {
+        match send_records(session, &self.socket) {
             Ok(bytes) => sent += bytes,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
-        Ok(Written { taken, sent })
+        Ok(Written { accepted_bytes: taken, sent_bytes: sent })
     }
 
     /// Takes from the socket what the peer has sent, and forgets it: so many bytes, none when it has hung up. `was_asked` tells
@@ -104,25 +104,25 @@ impl Wire {
     /// # Errors
     ///
     /// The socket's, and what breaks TLS; `WouldBlock` when there is nothing.
-    pub(crate) fn try_hear(&mut self, was_asked: &mut bool) -> io::Result<usize> {
+    pub(crate) fn try_discard_input(&mut self, polled_socket: &mut bool) -> io::Result<usize> {
         let Self { socket, session, .. } = self;
         socket.try_io(Interest::READABLE, || {
-            *was_asked = true;
+            *polled_socket = true;
             let mut socket = &*SockRef::from(&*socket);
             match session {
                 None => socket.read(&mut [0; 512]),
-                Some(session) => hear(session, &mut socket),
+                Some(session) => discard_records(session, &mut socket),
             }
         })
     }
 }
 
-impl Drop for Wire {
+impl Drop for DetachedConnection {
     /// Whoever ends a TLS connection says so (RFC 8446, section 6.1), if the socket takes it.
     fn drop(&mut self) {
         if let Some(session) = &mut self.session {
             session.send_close_notify();
-            let _ = flush(session, &self.socket);
+            let _ = send_records(session, &self.socket);
         }
     }
 }
@@ -132,10 +132,10 @@ impl Drop for Wire {
 /// # Errors
 ///
 /// The socket's; `WouldBlock` when it took nothing.
-fn flush(session: &mut ServerConnection, socket: &TcpStream) -> io::Result<usize> {
+fn send_records(session: &mut ServerConnection, socket: &TcpStream) -> io::Result<usize> {
     let mut sent = 0;
     while session.wants_write() {
-        match session.write_tls(&mut Records(socket)) {
+        match session.write_tls(&mut TlsRecordSink(socket)) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(bytes) => sent += bytes,
             Err(error) if error.kind() == ErrorKind::WouldBlock && sent > 0 => break,
@@ -146,7 +146,7 @@ fn flush(session: &mut ServerConnection, socket: &TcpStream) -> io::Result<usize
 }
 
 /// Reads records and forgets what they say.
-fn hear(session: &mut ServerConnection, socket: &mut impl Read) -> io::Result<usize> {
+fn discard_records(session: &mut ServerConnection, socket: &mut impl Read) -> io::Result<usize> {
     let bytes = session.read_tls(socket)?;
     let state = session.process_new_packets().map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
     while let Ok(1..) = session.reader().read(&mut [0; 512]) {}
@@ -161,9 +161,9 @@ fn send(socket: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
 }
 
 /// Where rustls writes its records to.
-struct Records<'a>(&'a TcpStream);
+struct TlsRecordSink<'a>(&'a TcpStream);
 
-impl Write for Records<'_> {
+impl Write for TlsRecordSink<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.try_write(bytes)
     }

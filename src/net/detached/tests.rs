@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::net::{
-    Tls,
+    ReloadableTls,
     tests::{certificate, client},
 };
 
@@ -19,8 +19,8 @@ proptest! {
 
     #[test]
     fn what_was_taken_arrives_whole_and_in_order(lengths in vec(vec(0_usize..40_000, 1..5), 1..12), reads in vec(1_usize..60_000, 1..8)) {
-        within(async {
-            let (mut wire, mut client) = pair().await;
+        run_with_timeout(async {
+            let (mut connection, mut client) = tls_pair().await;
             let mut sent = Vec::new();
             let reader = std::thread::spawn(move || {
                 let (mut arrived, mut sizes) = (Vec::new(), reads.into_iter().cycle());
@@ -32,26 +32,26 @@ proptest! {
             });
             for pieces in lengths {
                 let pieces: Vec<Vec<u8>> = pieces.into_iter().map(|length| bytes(sent.len(), length)).collect();
-                let whole = pieces.concat();
+                let expected = pieces.concat();
                 let mut taken = 0;
-                while taken < whole.len() || wire.owes() {
+                while taken < expected.len() || connection.has_unsent_records() {
                     // From where it stopped, in as many slices as there were.
                     let (mut slices, mut before) = (Vec::new(), taken);
                     for piece in &pieces {
                         slices.push(IoSlice::new(&piece[before.min(piece.len())..]));
                         before = before.saturating_sub(piece.len());
                     }
-                    match wire.try_write(&slices) {
-                        Ok(written) => taken += written.taken,
+                    match connection.try_write(&slices) {
+                        Ok(written) => taken += written.accepted_bytes,
                         Err(error) => {
                             assert_eq!(error.kind(), ErrorKind::WouldBlock);
-                            wire.socket().writable().await.unwrap();
+                            connection.socket().writable().await.unwrap();
                         }
                     }
                 }
-                sent.extend_from_slice(&whole);
+                sent.extend_from_slice(&expected);
             }
-            drop(wire);
+            drop(connection);
             assert!(reader.join().unwrap() == sent, "what arrived is not what was taken");
         });
     }
@@ -59,26 +59,29 @@ proptest! {
 
 #[test]
 fn a_socket_that_is_full_takes_nothing_and_nothing_is_lost() {
-    within(async {
-        let (mut wire, mut client) = pair().await;
+    run_with_timeout(async {
+        let (mut connection, mut client) = tls_pair().await;
         let piece = bytes(0, 10_000);
         let (mut taken, mut sent) = (0, 0);
         let error = loop {
-            match wire.try_write(&[IoSlice::new(&piece[taken % piece.len()..])]) {
-                Ok(written) => (taken, sent) = (taken + written.taken, sent + written.sent),
+            match connection.try_write(&[IoSlice::new(&piece[taken % piece.len()..])]) {
+                Ok(written) => (taken, sent) = (taken + written.accepted_bytes, sent + written.sent_bytes),
                 Err(error) => break error,
             }
         };
-        assert_eq!((error.kind(), wire.owes()), (ErrorKind::WouldBlock, true));
-        assert!(taken + MOST_OWED > sent && sent + MOST_OWED > taken, "{taken} taken, {sent} sent");
+        assert_eq!((error.kind(), connection.has_unsent_records()), (ErrorKind::WouldBlock, true));
+        assert!(
+            taken + MAX_UNSENT_RECORD_BYTES > sent && sent + MAX_UNSENT_RECORD_BYTES > taken,
+            "{taken} taken, {sent} sent"
+        );
         let reader = std::thread::spawn(move || {
             let mut arrived = vec![0; taken];
             client.read_exact(&mut arrived).map(|()| arrived)
         });
-        while wire.owes() {
-            wire.socket().writable().await.unwrap();
-            match wire.try_write(&[]) {
-                Ok(written) => assert_eq!(written.taken, 0),
+        while connection.has_unsent_records() {
+            connection.socket().writable().await.unwrap();
+            match connection.try_write(&[]) {
+                Ok(written) => assert_eq!(written.accepted_bytes, 0),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         }
@@ -89,41 +92,41 @@ fn a_socket_that_is_full_takes_nothing_and_nothing_is_lost() {
 
 #[test]
 fn what_the_client_says_is_counted_and_forgotten_until_it_hangs_up() {
-    within(async {
-        for ends_with_a_word in [true, false] {
-            let (mut wire, mut client) = pair().await;
-            assert_eq!(wire.try_hear(&mut false).unwrap_err().kind(), ErrorKind::WouldBlock);
+    run_with_timeout(async {
+        for sends_close_notify in [true, false] {
+            let (mut connection, mut client) = tls_pair().await;
+            assert_eq!(connection.try_discard_input(&mut false).unwrap_err().kind(), ErrorKind::WouldBlock);
             client.write_all(&bytes(0, 50_000)).unwrap();
-            let mut heard = 0;
-            while heard < 50_000 {
-                heard += hear_more(&mut wire).await.unwrap();
+            let mut discarded = 0;
+            while discarded < 50_000 {
+                discarded += discard_more(&mut connection).await.unwrap();
             }
-            assert!(heard < 51_000, "{heard}");
-            if ends_with_a_word {
+            assert!(discarded < 51_000, "{discarded}");
+            if sends_close_notify {
                 client.conn.send_close_notify();
                 client.flush().unwrap();
             } else {
                 client.sock.shutdown(Shutdown::Write).unwrap();
             }
-            assert_eq!(hear_more(&mut wire).await.unwrap(), 0);
-            assert_eq!(hear_more(&mut wire).await.unwrap(), 0, "it stays so");
+            assert_eq!(discard_more(&mut connection).await.unwrap(), 0);
+            assert_eq!(discard_more(&mut connection).await.unwrap(), 0, "it stays so");
         }
     });
 }
 
 #[test]
 fn a_broken_record_is_an_error_and_its_sender_is_told() {
-    within(async {
-        let (mut wire, mut client) = pair().await;
+    run_with_timeout(async {
+        let (mut connection, mut client) = tls_pair().await;
         client.sock.write_all(&[23, 3, 3, 0, 20]).unwrap();
         client.sock.write_all(&[0; 20]).unwrap();
         let error = loop {
-            if let Err(error) = hear_more(&mut wire).await {
+            if let Err(error) = discard_more(&mut connection).await {
                 break error;
             }
         };
         assert_eq!(error.kind(), ErrorKind::InvalidData);
-        drop(wire);
+        drop(connection);
         let told = client.read(&mut [0]).unwrap_err().to_string();
         assert!(told.contains("BadRecordMac"), "{told}");
     });
@@ -131,30 +134,30 @@ fn a_broken_record_is_an_error_and_its_sender_is_told() {
 
 #[test]
 fn new_keys_that_the_client_asks_for_are_answered_and_the_stream_goes_on() {
-    within(async {
-        let (mut wire, mut client) = pair().await;
+    run_with_timeout(async {
+        let (mut connection, mut client) = tls_pair().await;
         client.conn.refresh_traffic_keys().unwrap();
         client.flush().unwrap();
-        assert!(hear_more(&mut wire).await.unwrap() > 0);
-        while wire.owes() {
-            assert_eq!(wire.try_write(&[]).unwrap().taken, 0);
+        assert!(discard_more(&mut connection).await.unwrap() > 0);
+        while connection.has_unsent_records() {
+            assert_eq!(connection.try_write(&[]).unwrap().accepted_bytes, 0);
         }
-        let written = wire.try_write(&[IoSlice::new(b"on"), IoSlice::new(b"ward")]).unwrap();
-        assert_eq!((written.taken, wire.owes()), (6, false));
+        let written = connection.try_write(&[IoSlice::new(b"on"), IoSlice::new(b"ward")]).unwrap();
+        assert_eq!((written.accepted_bytes, connection.has_unsent_records()), (6, false));
         let mut arrived = [0; 6];
         client.read_exact(&mut arrived).unwrap();
         assert_eq!(&arrived, b"onward");
         client.write_all(b"!").unwrap();
-        assert!(hear_more(&mut wire).await.unwrap() > 0, "with the new keys, too");
+        assert!(discard_more(&mut connection).await.unwrap() > 0, "with the new keys, too");
     });
 }
 
 #[test]
 fn whoever_ends_a_connection_says_so() {
-    within(async {
-        let (mut wire, mut client) = pair().await;
-        assert_eq!(wire.try_write(&[IoSlice::new(b"last")]).unwrap().taken, 4);
-        drop(wire);
+    run_with_timeout(async {
+        let (mut connection, mut client) = tls_pair().await;
+        assert_eq!(connection.try_write(&[IoSlice::new(b"last")]).unwrap().accepted_bytes, 4);
+        drop(connection);
         let mut arrived = Vec::new();
         // An end without a word is an error to rustls.
         client.read_to_end(&mut arrived).unwrap();
@@ -164,45 +167,46 @@ fn whoever_ends_a_connection_says_so() {
 
 #[test]
 fn without_tls_bytes_are_sent_as_they_are() {
-    within(async {
+    run_with_timeout(async {
         let (server, mut client) = sockets();
         server.writable().await.unwrap(); // its runtime finds out
-        let mut wire = Wire::new(Socket { stream: server, place: Place::of_nobody() }, None);
-        let written = wire.try_write(&[IoSlice::new(b"a"), IoSlice::new(b"bc")]).unwrap();
-        assert_eq!((written, wire.owes()), (Written { taken: 3, sent: 3 }, false));
+        let mut connection =
+            DetachedConnection::new(AcceptedSocket { stream: server, permit: ConnectionPermit::uncounted() }, None);
+        let written = connection.try_write(&[IoSlice::new(b"a"), IoSlice::new(b"bc")]).unwrap();
+        assert_eq!((written, connection.has_unsent_records()), (Written { accepted_bytes: 3, sent_bytes: 3 }, false));
         let mut arrived = [0; 3];
         client.read_exact(&mut arrived).unwrap();
         assert_eq!(&arrived, b"abc");
         client.write_all(b"what?").unwrap();
-        assert_eq!(hear_more(&mut wire).await.unwrap(), 5);
+        assert_eq!(discard_more(&mut connection).await.unwrap(), 5);
         drop(client);
-        assert_eq!(hear_more(&mut wire).await.unwrap(), 0);
+        assert_eq!(discard_more(&mut connection).await.unwrap(), 0);
     });
 }
 
 /// Waits for what the client says next.
-async fn hear_more(wire: &mut Wire) -> io::Result<usize> {
+async fn discard_more(connection: &mut DetachedConnection) -> io::Result<usize> {
     loop {
-        match wire.try_hear(&mut false) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => wire.socket().readable().await?,
-            heard => return heard,
+        match connection.try_discard_input(&mut false) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => connection.socket().readable().await?,
+            discarded => return discarded,
         }
     }
 }
 
 /// A connection that has shaken hands, as hyper lets go of it, and its client, which blocks.
-async fn pair() -> (Wire, StreamOwned<ClientConnection, StdStream>) {
+async fn tls_pair() -> (DetachedConnection, StreamOwned<ClientConnection, StdStream>) {
     let (server, client) = sockets();
     let (stream, session, client) = shake_hands(server, client).await;
-    (Wire::new(Socket { stream, place: Place::of_nobody() }, Some(session)), client)
+    (DetachedConnection::new(AcceptedSocket { stream, permit: ConnectionPermit::uncounted() }, Some(session)), client)
 }
 
 /// Makes TLS of two sockets that are connected.
 pub(crate) async fn shake_hands(
     server: TcpStream,
     client: StdStream,
-) -> (TcpStream, Session, StreamOwned<ClientConnection, StdStream>) {
-    let (tls, trusting) = identity();
+) -> (TcpStream, TlsSession, StreamOwned<ClientConnection, StdStream>) {
+    let (tls, trusting) = shared_identity();
     let client = std::thread::spawn(move || {
         let name = ServerName::from(client.peer_addr().unwrap().ip());
         let mut client = StreamOwned::new(ClientConnection::new(trusting, name).unwrap(), client);
@@ -216,11 +220,11 @@ pub(crate) async fn shake_hands(
 }
 
 /// What a listener shows, and what a client that trusts it is configured with.
-fn identity() -> (Arc<Tls>, Arc<ClientConfig>) {
-    static IDENTITY: LazyLock<(Arc<Tls>, Arc<ClientConfig>)> = LazyLock::new(|| {
+fn shared_identity() -> (Arc<ReloadableTls>, Arc<ClientConfig>) {
+    static IDENTITY: LazyLock<(Arc<ReloadableTls>, Arc<ClientConfig>)> = LazyLock::new(|| {
         let folder = tempfile::tempdir().unwrap();
         let files = certificate(folder.path());
-        (Arc::new(Tls::new(&files.read().unwrap()).unwrap()), client(&files.cert_file, "http/1.1"))
+        (Arc::new(ReloadableTls::new(&files.read().unwrap()).unwrap()), client(&files.cert_file, "http/1.1"))
     });
     IDENTITY.clone()
 }
@@ -228,7 +232,7 @@ fn identity() -> (Arc<Tls>, Arc<ClientConfig>) {
 fn sockets() -> (TcpStream, StdStream) {
     let listener = StdListener::bind("127.0.0.1:0").unwrap();
     let client = StdStream::connect(listener.local_addr().unwrap()).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(DETACHED_TEST_TIMEOUT)).unwrap();
     let (server, _) = listener.accept().unwrap();
     server.set_nonblocking(true).unwrap();
     (TcpStream::from_std(server).unwrap(), client)
@@ -239,12 +243,12 @@ fn bytes(from: usize, length: usize) -> Vec<u8> {
     (from..from + length).map(|n| (n ^ (n >> 8) ^ (n >> 15)) as u8).collect()
 }
 
-fn within(work: impl Future<Output = ()>) {
+fn run_with_timeout(work: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async { timeout(PATIENCE, work).await.expect("it comes to its end") });
+    runtime.block_on(async { timeout(DETACHED_TEST_TIMEOUT, work).await.expect("it comes to its end") });
 }
 
 /// What rustls may hold: a record's worth, and what makes records of it.
-const MOST_OWED: usize = 20_000;
+const MAX_UNSENT_RECORD_BYTES: usize = 20_000;
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const DETACHED_TEST_TIMEOUT: Duration = Duration::from_secs(15);

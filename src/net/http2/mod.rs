@@ -25,18 +25,18 @@ use tokio::io::AsyncWrite;
 use tracing::debug;
 
 use super::{
-    Manners, NOT_SENT_BYTES, READ_BUFFER_BYTES, shutdown::Graceful, stream_deadline::PatientExecutor,
-    write_coalescing::Cork,
+    ConnectionSettings, NOTSENT_LOWAT_BYTES, READ_BUFFER_BYTES, shutdown::GracefulConnection,
+    stream_deadline::DeadlineExecutor, write_coalescing::Cork,
 };
 use crate::timer_wheel::Alarm;
 
 /// Small buffers, and pings to find dead peers.
-pub(super) fn builder(executor: PatientExecutor) -> Builder<PatientExecutor> {
+pub(super) fn builder(executor: DeadlineExecutor) -> Builder<DeadlineExecutor> {
     let mut builder = Builder::new(executor);
     builder
         .timer(TokioTimer::new())
-        .max_send_buf_size(NOT_SENT_BYTES as usize)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(NOTSENT_LOWAT_BYTES as usize)
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
         .max_header_list_size(READ_BUFFER_BYTES as u32)
         .initial_connection_window_size(REQUEST_WINDOW_BYTES)
         .initial_stream_window_size(REQUEST_WINDOW_BYTES)
@@ -46,50 +46,50 @@ pub(super) fn builder(executor: PatientExecutor) -> Builder<PatientExecutor> {
 }
 
 /// A connection with an end for its idleness.
-pub(super) struct Http2<C, I> {
+pub(super) struct Http2Connection<C, I> {
     /// In a box: it is much larger than its HTTP/1.1 sister, and rarer.
     connection: Pin<Box<C>>,
     cork: Cork<I>,
     /// It has been woken, and has let the streams that were woken with it have their say first.
-    has_waited: bool,
-    streams: Arc<Streams>,
+    has_yielded: bool,
+    streams: Arc<OpenStreams>,
     alarm: Alarm,
     head_timeout: Duration,
     /// Tick at which it has been idle for too long, while it is.
     idle_due: Option<u64>,
-    is_ending: bool,
+    is_shutting_down: bool,
 }
 
-impl<C: Graceful, I: AsyncWrite + Unpin> Http2<C, I> {
+impl<C: GracefulConnection, I: AsyncWrite + Unpin> Http2Connection<C, I> {
     /// A connection over what this is the cork of.
-    pub(super) fn new(connection: C, cork: Cork<I>, streams: Arc<Streams>, manners: &Manners) -> Self {
+    pub(super) fn new(connection: C, cork: Cork<I>, streams: Arc<OpenStreams>, settings: &ConnectionSettings) -> Self {
         Self {
             connection: Box::pin(connection),
             cork,
-            has_waited: false,
+            has_yielded: false,
             streams,
-            alarm: Alarm::new(&manners.wheel),
-            head_timeout: manners.head_timeout,
+            alarm: Alarm::new(&settings.wheel),
+            head_timeout: settings.head_timeout,
             idle_due: None,
-            is_ending: false,
+            is_shutting_down: false,
         }
     }
 
     /// Ready when it has been told to end, and has not.
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        if self.streams.are_open(context.waker()) {
+        if self.streams.any_open(context.waker()) {
             self.idle_due = None;
             return Poll::Pending;
         }
-        let due = *self.idle_due.get_or_insert_with(|| self.alarm.wheel().after(self.head_timeout));
-        if self.alarm.wheel().now() < due {
+        let due = *self.idle_due.get_or_insert_with(|| self.alarm.wheel().tick_after(self.head_timeout));
+        if self.alarm.wheel().current_tick() < due {
             self.alarm.set(due, context.waker());
             return Poll::Pending;
         }
-        if self.is_ending {
+        if self.is_shutting_down {
             return Poll::Ready(Ok(()));
         }
-        self.as_mut().end_gracefully();
+        self.as_mut().start_graceful_shutdown();
         self.idle_due = None;
         context.waker().wake_by_ref(); // to send what that takes
         Poll::Pending
@@ -100,20 +100,20 @@ impl<C: Graceful, I: AsyncWrite + Unpin> Http2<C, I> {
     }
 }
 
-impl<C: Graceful, I: AsyncWrite + Unpin> Future for Http2<C, I> {
+impl<C: GracefulConnection, I: AsyncWrite + Unpin> Future for Http2Connection<C, I> {
     type Output = Result<(), hyper::Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let are_several = self.streams.are_several();
-        if are_several && !std::mem::replace(&mut self.has_waited, true) {
+        let has_several = self.streams.has_several();
+        if has_several && !std::mem::replace(&mut self.has_yielded, true) {
             // The first of the streams that an event has woken has woken this: it goes behind the others.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        self.has_waited = false;
-        self.cork.put(are_several);
+        self.has_yielded = false;
+        self.cork.set_corked(has_several);
         let ended = self.connection.as_mut().poll(context);
-        let written = self.cork.poll_pull(context); // also at the end: to h2 all of it has been written
+        let written = self.cork.poll_flush_held(context); // also at the end: to h2 all of it has been written
         if ended.is_ready() {
             return ended;
         }
@@ -125,34 +125,34 @@ impl<C: Graceful, I: AsyncWrite + Unpin> Future for Http2<C, I> {
     }
 }
 
-impl<C: Graceful, I: AsyncWrite + Unpin> Graceful for Http2<C, I> {
-    fn end_gracefully(mut self: Pin<&mut Self>) {
-        self.is_ending = true;
-        self.connection.as_mut().end_gracefully();
+impl<C: GracefulConnection, I: AsyncWrite + Unpin> GracefulConnection for Http2Connection<C, I> {
+    fn start_graceful_shutdown(mut self: Pin<&mut Self>) {
+        self.is_shutting_down = true;
+        self.connection.as_mut().start_graceful_shutdown();
     }
 }
 
 /// How many streams are open on a connection.
 #[derive(Debug, Default)]
-pub(super) struct Streams {
+pub(super) struct OpenStreams {
     count: AtomicUsize,
     waker: AtomicWaker,
 }
 
-impl Streams {
+impl OpenStreams {
     /// One more, until what is returned is dropped.
-    pub(super) fn open(self: &Arc<Self>) -> Open {
+    pub(super) fn open(self: &Arc<Self>) -> OpenStreamGuard {
         self.count.fetch_add(1, SeqCst);
-        Open(Arc::clone(self))
+        OpenStreamGuard(Arc::clone(self))
     }
 
     /// Whether there is more than one.
-    fn are_several(&self) -> bool {
+    fn has_several(&self) -> bool {
         self.count.load(SeqCst) > 1
     }
 
     /// Whether there are any; `waker` is woken when the last one ends.
-    fn are_open(&self, waker: &Waker) -> bool {
+    fn any_open(&self, waker: &Waker) -> bool {
         self.waker.register(waker); // before the look: no end goes unseen
         self.count.load(SeqCst) > 0
     }
@@ -160,9 +160,9 @@ impl Streams {
 
 /// An open stream.
 #[derive(Debug)]
-pub(super) struct Open(Arc<Streams>);
+pub(super) struct OpenStreamGuard(Arc<OpenStreams>);
 
-impl Drop for Open {
+impl Drop for OpenStreamGuard {
     fn drop(&mut self) {
         if self.0.count.fetch_sub(1, SeqCst) == 1 {
             self.0.waker.wake();
@@ -174,7 +174,7 @@ impl Drop for Open {
 const REQUEST_WINDOW_BYTES: u32 = 64 * 1024;
 
 /// A browser opens some fifty streams for as many tabs.
-const MAX_STREAMS: u32 = 128;
+const MAX_STREAMS_PER_CONNECTION: u32 = 128;
 
 /// Dead HTTP/2 peers are found by ping; nothing else tells on a connection without traffic.
 const PING_INTERVAL: Duration = Duration::from_secs(30);

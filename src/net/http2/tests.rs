@@ -5,18 +5,18 @@ use std::task::ready;
 use super::*;
 use crate::{
     net::{
-        tests::{Bell, patient},
+        tests::{WakeFlag, lenient_settings},
         write_coalescing::{
-            Corked, cork,
-            tests::{Pipe, writes},
+            CorkedIo, cork,
+            tests::{ScriptedTransport, writes},
         },
     },
-    timer_wheel::Wheel,
+    timer_wheel::TimerWheel,
 };
 
 #[test]
 fn one_stream_is_written_for_at_once_and_several_are_together() {
-    let mut connection = Case::new(Pipe::default(), |corked, context| {
+    let mut connection = Http2Harness::new(ScriptedTransport::default(), |corked, context| {
         for _ in 0..2 {
             ready!(Pin::new(&mut *corked).poll_write(context, &[b'x'; 10])).unwrap();
         }
@@ -24,21 +24,21 @@ fn one_stream_is_written_for_at_once_and_several_are_together() {
     });
     let _first = connection.streams.open();
     assert!(connection.poll().is_pending());
-    assert_eq!((connection.writes(), connection.has_rung()), (vec![10, 10], false));
+    assert_eq!((connection.writes(), connection.take_woken()), (vec![10, 10], false));
     let _second = connection.streams.open();
     for turn in 1..3 {
         assert!(connection.poll().is_pending());
-        assert_eq!((connection.writes().len(), connection.has_rung()), (1 + turn, true), "behind the others first");
+        assert_eq!((connection.writes().len(), connection.take_woken()), (1 + turn, true), "behind the others first");
         assert!(connection.poll().is_pending());
-        assert_eq!((connection.writes().split_off(1 + turn), connection.has_rung()), (vec![20], false));
+        assert_eq!((connection.writes().split_off(1 + turn), connection.take_woken()), (vec![20], false));
     }
 }
 
 #[test]
 fn what_no_room_was_for_is_written_later_though_the_streams_have_gone() {
-    let mut is_said = false;
-    let mut connection = Case::new(Pipe::that_takes([4, 0]), move |corked, context| {
-        if !std::mem::replace(&mut is_said, true) {
+    let mut has_written = false;
+    let mut connection = Http2Harness::new(ScriptedTransport::accepting([4, 0]), move |corked, context| {
+        if !std::mem::replace(&mut has_written, true) {
             ready!(Pin::new(corked).poll_write(context, &[b'x'; 10])).unwrap();
         }
         Poll::Pending
@@ -53,7 +53,7 @@ fn what_no_room_was_for_is_written_later_though_the_streams_have_gone() {
 
 #[test]
 fn what_a_connection_has_said_at_its_end_is_written() {
-    let mut connection = Case::new(Pipe::default(), |corked, context| {
+    let mut connection = Http2Harness::new(ScriptedTransport::default(), |corked, context| {
         ready!(Pin::new(corked).poll_write(context, &[b'x'; 10])).unwrap();
         Poll::Ready(Ok(()))
     });
@@ -64,7 +64,7 @@ fn what_a_connection_has_said_at_its_end_is_written() {
 
 #[test]
 fn a_connection_whose_socket_fails_behind_its_back_has_ended() {
-    let mut connection = Case::new(Pipe::that_is_shut(), |corked, context| {
+    let mut connection = Http2Harness::new(ScriptedTransport::shut_down(), |corked, context| {
         ready!(Pin::new(corked).poll_write(context, &[b'x'; 10])).unwrap();
         Poll::Pending
     });
@@ -73,28 +73,33 @@ fn a_connection_whose_socket_fails_behind_its_back_has_ended() {
 }
 
 /// A connection on which this is said at each turn.
-struct Case<F> {
-    http2: Http2<Speaker<F>, Pipe>,
-    streams: Arc<Streams>,
-    bell: Arc<Bell>,
+struct Http2Harness<F> {
+    http2: Http2Connection<ScriptedConnection<F>, ScriptedTransport>,
+    streams: Arc<OpenStreams>,
+    wake_flag: Arc<WakeFlag>,
 }
 
-impl<F: Say> Case<F> {
-    fn new(pipe: Pipe, say: F) -> Self {
+impl<F: PollScript> Http2Harness<F> {
+    fn new(pipe: ScriptedTransport, script: F) -> Self {
         let (corked, cork) = cork(pipe);
-        let streams = Arc::new(Streams::default());
-        let http2 = Http2::new(Speaker { corked, say }, cork, Arc::clone(&streams), &patient(&Wheel::new()));
-        Self { http2, streams, bell: Arc::default() }
+        let streams = Arc::new(OpenStreams::default());
+        let http2 = Http2Connection::new(
+            ScriptedConnection { corked, script },
+            cork,
+            Arc::clone(&streams),
+            &lenient_settings(&TimerWheel::new()),
+        );
+        Self { http2, streams, wake_flag: Arc::default() }
     }
 
     fn poll(&mut self) -> Poll<Result<(), hyper::Error>> {
-        let waker = Waker::from(Arc::clone(&self.bell));
+        let waker = Waker::from(Arc::clone(&self.wake_flag));
         Pin::new(&mut self.http2).poll(&mut Context::from_waker(&waker))
     }
 
     /// Whether it has woken itself since this was asked last.
-    fn has_rung(&self) -> bool {
-        self.bell.0.swap(false, SeqCst)
+    fn take_woken(&self) -> bool {
+        self.wake_flag.0.swap(false, SeqCst)
     }
 
     fn writes(&self) -> Vec<usize> {
@@ -102,24 +107,30 @@ impl<F: Say> Case<F> {
     }
 }
 
-struct Speaker<F> {
-    corked: Corked<Pipe>,
-    say: F,
+struct ScriptedConnection<F> {
+    corked: CorkedIo<ScriptedTransport>,
+    script: F,
 }
 
-trait Say: FnMut(&mut Corked<Pipe>, &mut Context<'_>) -> Poll<Result<(), hyper::Error>> + Unpin {}
+trait PollScript:
+    FnMut(&mut CorkedIo<ScriptedTransport>, &mut Context<'_>) -> Poll<Result<(), hyper::Error>> + Unpin
+{
+}
 
-impl<F: FnMut(&mut Corked<Pipe>, &mut Context<'_>) -> Poll<Result<(), hyper::Error>> + Unpin> Say for F {}
+impl<F: FnMut(&mut CorkedIo<ScriptedTransport>, &mut Context<'_>) -> Poll<Result<(), hyper::Error>> + Unpin> PollScript
+    for F
+{
+}
 
-impl<F: Say> Future for Speaker<F> {
+impl<F: PollScript> Future for ScriptedConnection<F> {
     type Output = Result<(), hyper::Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { corked, say } = &mut *self;
-        say(corked, context)
+        let Self { corked, script } = &mut *self;
+        script(corked, context)
     }
 }
 
-impl<F: Say> Graceful for Speaker<F> {
-    fn end_gracefully(self: Pin<&mut Self>) {}
+impl<F: PollScript> GracefulConnection for ScriptedConnection<F> {
+    fn start_graceful_shutdown(self: Pin<&mut Self>) {}
 }

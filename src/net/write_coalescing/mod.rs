@@ -24,34 +24,34 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What a connection of HTTP/2 reads from and writes to.
 #[derive(Debug)]
-pub(super) struct Corked<I>(Arc<Mutex<Transport<I>>>);
+pub(super) struct CorkedIo<I>(Arc<Mutex<CorkedTransport<I>>>);
 
 /// The hand on the cork.
 #[derive(Debug)]
-pub(super) struct Cork<I>(Arc<Mutex<Transport<I>>>);
+pub(super) struct Cork<I>(Arc<Mutex<CorkedTransport<I>>>);
 
 #[derive(Debug)]
-struct Transport<I> {
+struct CorkedTransport<I> {
     io: I,
     /// What is to be written before anything else; nothing between two polls, unless the socket is full.
     held: Vec<u8>,
     /// So much of it has been written.
-    written: usize,
+    written_bytes: usize,
     is_corked: bool,
     /// A flush has been asked for and not been done.
     owes_flush: bool,
 }
 
 /// A transport, and who says when it writes. Until that has been said, it writes at once.
-pub(super) fn cork<I>(io: I) -> (Corked<I>, Cork<I>) {
-    let transport = Transport { io, held: Vec::new(), written: 0, is_corked: false, owes_flush: false };
+pub(super) fn cork<I>(io: I) -> (CorkedIo<I>, Cork<I>) {
+    let transport = CorkedTransport { io, held: Vec::new(), written_bytes: 0, is_corked: false, owes_flush: false };
     let transport = Arc::new(Mutex::new(transport));
-    (Corked(Arc::clone(&transport)), Cork(transport))
+    (CorkedIo(Arc::clone(&transport)), Cork(transport))
 }
 
 impl<I: AsyncWrite + Unpin> Cork<I> {
     /// Whether what is written from now on is held.
-    pub(super) fn put(&self, is_corked: bool) {
+    pub(super) fn set_corked(&self, is_corked: bool) {
         lock(&self.0).is_corked = is_corked;
     }
 
@@ -60,7 +60,7 @@ impl<I: AsyncWrite + Unpin> Cork<I> {
     /// # Errors
     ///
     /// The transport's own.
-    pub(super) fn poll_pull(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_flush_held(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut transport = lock(&self.0);
         if !transport.held.is_empty() || transport.owes_flush {
             ready!(transport.poll_flush(context))?;
@@ -70,17 +70,17 @@ impl<I: AsyncWrite + Unpin> Cork<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> Transport<I> {
+impl<I: AsyncWrite + Unpin> CorkedTransport<I> {
     fn poll_write(&mut self, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let bytes = slices.iter().map(|slice| slice.len()).sum();
-        let is_held = self.is_corked && bytes <= MOST_HELD;
-        if !is_held || self.held.len() + bytes > MOST_HELD {
+        let is_held = self.is_corked && bytes <= MAX_HELD_BYTES;
+        if !is_held || self.held.len() + bytes > MAX_HELD_BYTES {
             ready!(self.poll_drain(context))?;
         }
         if !is_held {
             return Pin::new(&mut self.io).poll_write_vectored(context, slices);
         }
-        self.held.reserve_exact(MOST_HELD - self.held.len()); // at once: what grows leaves holes behind
+        self.held.reserve_exact(MAX_HELD_BYTES - self.held.len()); // at once: what grows leaves holes behind
         for slice in slices {
             self.held.extend_from_slice(slice);
         }
@@ -88,14 +88,14 @@ impl<I: AsyncWrite + Unpin> Transport<I> {
     }
 
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(rest) = self.held.get(self.written..).filter(|rest| !rest.is_empty()) {
+        while let Some(rest) = self.held.get(self.written_bytes..).filter(|rest| !rest.is_empty()) {
             match ready!(Pin::new(&mut self.io).poll_write(context, rest))? {
                 0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
-                bytes => self.written += bytes,
+                bytes => self.written_bytes += bytes,
             }
         }
         self.held.clear();
-        self.written = 0;
+        self.written_bytes = 0;
         Poll::Ready(Ok(()))
     }
 
@@ -107,13 +107,13 @@ impl<I: AsyncWrite + Unpin> Transport<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Corked<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for CorkedIo<I> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut lock(&self.0).io).poll_read(context, buffer)
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Corked<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for CorkedIo<I> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         lock(&self.0).poll_write(context, &[IoSlice::new(bytes)])
     }
@@ -147,9 +147,9 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Corked<I> {
     }
 }
 
-fn lock<I>(transport: &Mutex<Transport<I>>) -> MutexGuard<'_, Transport<I>> {
+fn lock<I>(transport: &Mutex<CorkedTransport<I>>) -> MutexGuard<'_, CorkedTransport<I>> {
     transport.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One record of TLS, and half of what the kernel takes unsent.
-const MOST_HELD: usize = 16 * 1024;
+const MAX_HELD_BYTES: usize = 16 * 1024;

@@ -10,20 +10,20 @@ proptest! {
     /// Each step is done once, as by a caller who gives up what is pending: nothing that was accepted may depend on being asked for again.
     #[test]
     fn what_is_accepted_arrives_in_order_and_nothing_is_left_behind_what_is_done(
-        steps in prop::collection::vec(step(), 1..60),
+        steps in prop::collection::vec(any_step(), 1..60),
         takes in prop::collection::vec(prop_oneof![2 => Just(0), 1 => 1_usize..50, 2 => 1000_usize..20_000], 0..60),
     ) {
-        let (mut corked, hand) = cork(Pipe::that_takes(takes));
-        let (mut accepted, mut is_corked, mut asked_for) = (0, false, 0);
+        let (mut corked, handle) = cork(ScriptedTransport::accepting(takes));
+        let (mut accepted, mut is_corked, mut flushed) = (0, false, 0);
         for step in steps {
             let mut is_all_out = false;
             let done = match step {
-                Step::Cork(put) => {
-                    hand.put(put);
-                    is_corked = put;
+                CorkStep::SetCorked(corked_now) => {
+                    handle.set_corked(corked_now);
+                    is_corked = corked_now;
                     true
                 }
-                Step::Write(lengths) => match write(&mut corked, accepted, &lengths) {
+                CorkStep::Write(lengths) => match write(&mut corked, accepted, &lengths) {
                     Poll::Ready(bytes) => {
                         accepted += bytes;
                         prop_assert!(bytes > 0);
@@ -32,121 +32,125 @@ proptest! {
                     }
                     Poll::Pending => false,
                 },
-                Step::Flush => {
+                CorkStep::Flush => {
                     let is_done = flush(&mut corked);
                     prop_assert!(is_done || !is_corked, "no need to wait for what the pull does");
-                    asked_for = if is_done { accepted } else { asked_for };
+                    flushed = if is_done { accepted } else { flushed };
                     is_all_out = is_done && !is_corked;
                     is_done
                 }
-                Step::Pull => {
-                    is_all_out = pull(&hand);
-                    prop_assert!(!is_all_out || lock(&hand.0).io.arrived >= asked_for, "a flush is owed");
-                    prop_assert!(!is_all_out || lock(&hand.0).held.capacity() == 0, "whoever sleeps keeps no buffer");
+                CorkStep::FlushHeld => {
+                    is_all_out = flush_held(&handle);
+                    prop_assert!(!is_all_out || lock(&handle.0).io.flushed_bytes >= flushed, "a flush is owed");
+                    prop_assert!(!is_all_out || lock(&handle.0).held.capacity() == 0, "whoever sleeps keeps no buffer");
                     is_all_out
                 }
             };
-            let mut transport = lock(&hand.0);
+            let mut transport = lock(&handle.0);
             let is_awaited = transport.io.waker.take().is_some();
             prop_assert!(done || is_awaited, "nobody would go on");
-            prop_assert!(transport.held.capacity() <= MOST_HELD);
-            prop_assert_eq!(transport.io.taken.len() + transport.held.len() - transport.written, accepted);
+            prop_assert!(transport.held.capacity() <= MAX_HELD_BYTES);
+            prop_assert_eq!(transport.io.taken.len() + transport.held.len() - transport.written_bytes, accepted);
             prop_assert!(!is_all_out || transport.io.taken.len() == accepted, "something is held");
         }
         while !shutdown(&mut corked) {}
-        let transport = lock(&hand.0);
+        let transport = lock(&handle.0);
         prop_assert_eq!(&transport.io.taken, &text(0, accepted));
-        prop_assert_eq!(transport.io.arrived, accepted);
+        prop_assert_eq!(transport.io.flushed_bytes, accepted);
     }
 }
 
 #[test]
 fn what_is_held_goes_out_in_one_write_at_the_pull_and_not_before() {
-    let (mut corked, hand) = cork(Pipe::default());
-    hand.put(true);
+    let (mut corked, handle) = cork(ScriptedTransport::default());
+    handle.set_corked(true);
     for frame in 0..100 {
         assert_eq!(write(&mut corked, frame * 100, &[9, 91]), Poll::Ready(100));
         assert!(flush(&mut corked));
     }
-    assert!(writes(&hand).is_empty());
-    assert!(pull(&hand));
-    assert_eq!((writes(&hand), lock(&hand.0).io.arrived), (vec![100 * 100], 100 * 100), "and the flush is made good");
-    assert!(pull(&hand));
-    assert_eq!((writes(&hand).len(), lock(&hand.0).io.flushes), (1, 1), "there is nothing to do any more");
+    assert!(writes(&handle).is_empty());
+    assert!(flush_held(&handle));
+    assert_eq!(
+        (writes(&handle), lock(&handle.0).io.flushed_bytes),
+        (vec![100 * 100], 100 * 100),
+        "and the flush is made good"
+    );
+    assert!(flush_held(&handle));
+    assert_eq!((writes(&handle).len(), lock(&handle.0).io.flushes), (1, 1), "there is nothing to do any more");
 }
 
 #[test]
 fn more_than_may_be_held_goes_out_in_pieces_of_at_most_that() {
-    let (mut corked, hand) = cork(Pipe::default());
-    hand.put(true);
+    let (mut corked, handle) = cork(ScriptedTransport::default());
+    handle.set_corked(true);
     for frame in 0..10 {
         assert_eq!(write(&mut corked, frame * 4096, &[4096]), Poll::Ready(4096));
     }
-    assert!(pull(&hand));
-    assert_eq!(writes(&hand), [MOST_HELD, MOST_HELD, 2 * 4096]);
+    assert!(flush_held(&handle));
+    assert_eq!(writes(&handle), [MAX_HELD_BYTES, MAX_HELD_BYTES, 2 * 4096]);
 }
 
 #[test]
 fn a_write_larger_than_may_be_held_goes_through_uncopied_behind_what_is() {
-    let (mut corked, hand) = cork(Pipe::default());
-    hand.put(true);
-    assert_eq!(write(&mut corked, 0, &[9, MOST_HELD]), Poll::Ready(9 + MOST_HELD));
-    assert_eq!((writes(&hand), lock(&hand.0).held.capacity()), (vec![9 + MOST_HELD], 0));
-    assert_eq!(write(&mut corked, 9 + MOST_HELD, &[5]), Poll::Ready(5));
-    assert_eq!(write(&mut corked, 14 + MOST_HELD, &[MOST_HELD + 1]), Poll::Ready(MOST_HELD + 1));
-    assert_eq!(writes(&hand), [9 + MOST_HELD, 5, MOST_HELD + 1]);
+    let (mut corked, handle) = cork(ScriptedTransport::default());
+    handle.set_corked(true);
+    assert_eq!(write(&mut corked, 0, &[9, MAX_HELD_BYTES]), Poll::Ready(9 + MAX_HELD_BYTES));
+    assert_eq!((writes(&handle), lock(&handle.0).held.capacity()), (vec![9 + MAX_HELD_BYTES], 0));
+    assert_eq!(write(&mut corked, 9 + MAX_HELD_BYTES, &[5]), Poll::Ready(5));
+    assert_eq!(write(&mut corked, 14 + MAX_HELD_BYTES, &[MAX_HELD_BYTES + 1]), Poll::Ready(MAX_HELD_BYTES + 1));
+    assert_eq!(writes(&handle), [9 + MAX_HELD_BYTES, 5, MAX_HELD_BYTES + 1]);
     assert!(flush(&mut corked));
-    assert_eq!(lock(&hand.0).io.flushes, 0);
-    assert!(pull(&hand));
-    let transport = lock(&hand.0);
+    assert_eq!(lock(&handle.0).io.flushes, 0);
+    assert!(flush_held(&handle));
+    let transport = lock(&handle.0);
     assert_eq!(
         (transport.io.flushes, &transport.io.taken),
-        (1, &text(0, 15 + 2 * MOST_HELD)),
+        (1, &text(0, 15 + 2 * MAX_HELD_BYTES)),
         "that flush is made good"
     );
 }
 
 #[test]
 fn without_the_cork_nothing_is_held() {
-    let (mut corked, hand) = cork(Pipe::default());
+    let (mut corked, handle) = cork(ScriptedTransport::default());
     assert_eq!(write(&mut corked, 0, &[100]), Poll::Ready(100));
     assert!(flush(&mut corked));
-    hand.put(true);
-    hand.put(false);
+    handle.set_corked(true);
+    handle.set_corked(false);
     assert_eq!(write(&mut corked, 100, &[9, 91]), Poll::Ready(100));
     assert!(flush(&mut corked));
-    let transport = lock(&hand.0);
+    let transport = lock(&handle.0);
     assert_eq!((&transport.io.writes[..], transport.io.flushes, transport.held.capacity()), (&[100, 100][..], 2, 0));
 }
 
 #[test]
 fn a_shutdown_writes_what_is_held_before() {
-    let (mut corked, hand) = cork(Pipe::that_takes([0, 60]));
-    hand.put(true);
+    let (mut corked, handle) = cork(ScriptedTransport::accepting([0, 60]));
+    handle.set_corked(true);
     assert_eq!(write(&mut corked, 0, &[100]), Poll::Ready(100));
     assert!(!shutdown(&mut corked));
-    assert!(!lock(&hand.0).io.is_shut);
+    assert!(!lock(&handle.0).io.is_shut);
     assert!(shutdown(&mut corked));
-    let transport = lock(&hand.0);
-    assert_eq!((transport.io.arrived, transport.io.is_shut), (100, true));
+    let transport = lock(&handle.0);
+    assert_eq!((transport.io.flushed_bytes, transport.io.is_shut), (100, true));
 }
 
 #[test]
 fn a_transport_that_is_closed_is_an_error_of_the_pull() {
-    let (mut corked, hand) = cork(Pipe::that_is_shut());
-    hand.put(true);
+    let (mut corked, handle) = cork(ScriptedTransport::shut_down());
+    handle.set_corked(true);
     assert_eq!(write(&mut corked, 0, &[100]), Poll::Ready(100));
-    let pulled = hand.poll_pull(&mut Context::from_waker(Waker::noop()));
+    let pulled = handle.poll_flush_held(&mut Context::from_waker(Waker::noop()));
     assert!(matches!(pulled, Poll::Ready(Err(error)) if error.kind() == ErrorKind::WriteZero));
 }
 
 /// A transport that takes what it is told to take.
 #[derive(Debug, Default)]
-pub(in crate::net) struct Pipe {
-    takes: VecDeque<usize>,
+pub(in crate::net) struct ScriptedTransport {
+    capacities: VecDeque<usize>,
     taken: Vec<u8>,
     /// So much of that has been flushed.
-    arrived: usize,
+    flushed_bytes: usize,
     writes: Vec<usize>,
     flushes: usize,
     /// Whoever was told "not now" last.
@@ -154,34 +158,34 @@ pub(in crate::net) struct Pipe {
     is_shut: bool,
 }
 
-impl Pipe {
+impl ScriptedTransport {
     /// What it takes at each of its next calls, where zero stands for "not now"; after these, everything.
-    pub(in crate::net) fn that_takes(takes: impl Into<VecDeque<usize>>) -> Self {
-        Self { takes: takes.into(), ..Self::default() }
+    pub(in crate::net) fn accepting(takes: impl Into<VecDeque<usize>>) -> Self {
+        Self { capacities: takes.into(), ..Self::default() }
     }
 
-    pub(in crate::net) fn that_is_shut() -> Self {
+    pub(in crate::net) fn shut_down() -> Self {
         Self { is_shut: true, ..Self::default() }
     }
 
-    fn poll_take(&mut self, context: &Context<'_>) -> Poll<usize> {
-        match self.takes.pop_front() {
+    fn poll_capacity(&mut self, context: &Context<'_>) -> Poll<usize> {
+        match self.capacities.pop_front() {
             Some(0) => {
                 self.waker = Some(context.waker().clone());
                 Poll::Pending
             }
-            most => Poll::Ready(most.unwrap_or(usize::MAX)),
+            capacity => Poll::Ready(capacity.unwrap_or(usize::MAX)),
         }
     }
 }
 
-impl AsyncRead for Pipe {
+impl AsyncRead for ScriptedTransport {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Poll::Pending
     }
 }
 
-impl AsyncWrite for Pipe {
+impl AsyncWrite for ScriptedTransport {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
@@ -194,9 +198,9 @@ impl AsyncWrite for Pipe {
         if self.is_shut {
             return Poll::Ready(Ok(0));
         }
-        let most = ready!(self.poll_take(context));
+        let capacity = ready!(self.poll_capacity(context));
         let offered = slices.iter().flat_map(|slice| slice.to_vec()).collect::<Vec<_>>();
-        let bytes = most.min(offered.len());
+        let bytes = capacity.min(offered.len());
         self.taken.extend(&offered[..bytes]);
         self.writes.push(bytes);
         Poll::Ready(Ok(bytes))
@@ -207,34 +211,34 @@ impl AsyncWrite for Pipe {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_take(context));
+        ready!(self.poll_capacity(context));
         self.flushes += 1;
-        self.arrived = self.taken.len();
+        self.flushed_bytes = self.taken.len();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_take(context));
+        ready!(self.poll_capacity(context));
         self.is_shut = true;
         Poll::Ready(Ok(()))
     }
 }
 
 #[derive(Clone, Debug)]
-enum Step {
-    Cork(bool),
+enum CorkStep {
+    SetCorked(bool),
     Write(Vec<usize>),
     Flush,
-    Pull,
+    FlushHeld,
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let length = || prop_oneof![1_usize..200, 1000_usize..9000, MOST_HELD - 5..MOST_HELD + 5];
+fn any_step() -> impl Strategy<Value = CorkStep> {
+    let length = || prop_oneof![1_usize..200, 1000_usize..9000, MAX_HELD_BYTES - 5..MAX_HELD_BYTES + 5];
     prop_oneof![
-        2 => any::<bool>().prop_map(Step::Cork),
-        6 => prop::collection::vec(length(), 1..3).prop_map(Step::Write),
-        2 => Just(Step::Flush),
-        2 => Just(Step::Pull),
+        2 => any::<bool>().prop_map(CorkStep::SetCorked),
+        6 => prop::collection::vec(length(), 1..3).prop_map(CorkStep::Write),
+        2 => Just(CorkStep::Flush),
+        2 => Just(CorkStep::FlushHeld),
     ]
 }
 
@@ -243,7 +247,7 @@ fn text(from: usize, length: usize) -> Vec<u8> {
     (from..from + length).map(|at| ((at * 31) ^ (at >> 8)) as u8).collect()
 }
 
-fn write(corked: &mut Corked<Pipe>, from: usize, lengths: &[usize]) -> Poll<usize> {
+fn write(corked: &mut CorkedIo<ScriptedTransport>, from: usize, lengths: &[usize]) -> Poll<usize> {
     let bytes = text(from, lengths.iter().sum());
     let context = &mut Context::from_waker(Waker::noop());
     let corked = Pin::new(corked);
@@ -258,23 +262,23 @@ fn write(corked: &mut Corked<Pipe>, from: usize, lengths: &[usize]) -> Poll<usiz
     .map(Result::unwrap)
 }
 
-fn flush(corked: &mut Corked<Pipe>) -> bool {
-    is_done(Pin::new(corked).poll_flush(&mut Context::from_waker(Waker::noop())))
+fn flush(corked: &mut CorkedIo<ScriptedTransport>) -> bool {
+    completed(Pin::new(corked).poll_flush(&mut Context::from_waker(Waker::noop())))
 }
 
-fn shutdown(corked: &mut Corked<Pipe>) -> bool {
-    is_done(Pin::new(corked).poll_shutdown(&mut Context::from_waker(Waker::noop())))
+fn shutdown(corked: &mut CorkedIo<ScriptedTransport>) -> bool {
+    completed(Pin::new(corked).poll_shutdown(&mut Context::from_waker(Waker::noop())))
 }
 
-fn pull(hand: &Cork<Pipe>) -> bool {
-    is_done(hand.poll_pull(&mut Context::from_waker(Waker::noop())))
+fn flush_held(handle: &Cork<ScriptedTransport>) -> bool {
+    completed(handle.poll_flush_held(&mut Context::from_waker(Waker::noop())))
 }
 
-fn is_done(polled: Poll<io::Result<()>>) -> bool {
+fn completed(polled: Poll<io::Result<()>>) -> bool {
     polled.map(Result::unwrap).is_ready()
 }
 
 /// How many bytes it has taken at each write.
-pub(in crate::net) fn writes(hand: &Cork<Pipe>) -> Vec<usize> {
-    lock(&hand.0).io.writes.clone()
+pub(in crate::net) fn writes(handle: &Cork<ScriptedTransport>) -> Vec<usize> {
+    lock(&handle.0).io.writes.clone()
 }

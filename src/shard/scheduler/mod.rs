@@ -23,117 +23,117 @@ use tokio::net::TcpStream;
 use tracing::{debug, error};
 
 use super::{
-    Follower, Given, Lent,
-    placement::{Bell, Call, Newcomer, Shard},
-    product_group::{Flock, News},
+    DeliveryOutcome, ShardSubscriber, WriteScratch,
+    placement::{GroupWaker, PendingSubscriber, ShardMailbox, SubscriberWaker},
+    product_group::{EventLocation, ProductGroup},
 };
 use crate::{
     http::Product,
-    net::Socket,
-    timer_wheel::{Alarm, Wheel},
+    net::AcceptedSocket,
+    timer_wheel::{Alarm, TimerWheel},
 };
 
 /// The subscribers of one shard, in the hands of its task.
-pub(super) struct Crowd {
-    shard: Arc<Shard>,
-    members: Slab<Member>,
+pub(super) struct ShardScheduler {
+    mailbox: Arc<ShardMailbox>,
+    slots: Slab<SubscriberSlot>,
     /// Those that are to be polled.
-    due: VecDeque<usize>,
+    run_queue: VecDeque<usize>,
     /// Those who are to be let in.
-    newcomers: VecDeque<Newcomer>,
-    flocks: Slab<Flock>,
+    pending: VecDeque<PendingSubscriber>,
+    groups: Slab<ProductGroup>,
     /// Flocks that have something to give.
-    giving: VecDeque<usize>,
+    delivery_queue: VecDeque<usize>,
     /// Change places with the lists in the inbox, so that none is ever allocated anew.
     woken: Vec<usize>,
-    called: Vec<usize>,
-    lent: Lent,
-    pulse: Alarm,
-    pulse_due: u64,
+    signaled: Vec<usize>,
+    scratch: WriteScratch,
+    liveness_alarm: Alarm,
+    liveness_due: u64,
 }
 
-struct Member {
-    follower: Box<dyn Follower>,
-    flock: usize,
+struct SubscriberSlot {
+    subscriber: Box<dyn ShardSubscriber>,
+    group: usize,
     /// The first of its flock's arrivals that is for it, if it is concerned.
-    first: Option<usize>,
-    is_due: bool,
-    bell: Arc<Bell>,
+    first_event: Option<usize>,
+    is_queued: bool,
+    waker: Arc<SubscriberWaker>,
 }
 
-impl Crowd {
+impl ShardScheduler {
     /// Nobody yet.
-    pub(super) fn new(shard: &Arc<Shard>, write_timeout: Duration, wheel: &Arc<Wheel>) -> Self {
+    pub(super) fn new(mailbox: &Arc<ShardMailbox>, write_timeout: Duration, wheel: &Arc<TimerWheel>) -> Self {
         Self {
-            shard: Arc::clone(shard),
-            members: Slab::new(),
-            due: VecDeque::new(),
-            newcomers: VecDeque::new(),
-            flocks: Slab::new(),
-            giving: VecDeque::new(),
+            mailbox: Arc::clone(mailbox),
+            slots: Slab::new(),
+            run_queue: VecDeque::new(),
+            pending: VecDeque::new(),
+            groups: Slab::new(),
+            delivery_queue: VecDeque::new(),
             woken: Vec::new(),
-            called: Vec::new(),
-            lent: Lent { pieces: VecDeque::new(), bytes: 0, write_timeout },
-            pulse: Alarm::new(wheel),
-            pulse_due: 0,
+            signaled: Vec::new(),
+            scratch: WriteScratch { batch: VecDeque::new(), written_bytes: 0, write_timeout },
+            liveness_alarm: Alarm::new(wheel),
+            liveness_due: 0,
         }
     }
 
     /// Whether nobody is here.
     pub(super) fn is_empty(&self) -> bool {
-        self.members.is_empty() && self.newcomers.is_empty()
+        self.slots.is_empty() && self.pending.is_empty()
     }
 
     /// Does some of what there is to do. `context` is woken when there is more.
-    pub(super) fn turn(&mut self, context: &Context<'_>) {
-        self.shard.waker.register(context.waker());
-        self.beat(context);
+    pub(super) fn run_turn(&mut self, context: &Context<'_>) {
+        self.mailbox.waker.register(context.waker());
+        self.record_liveness(context);
         // In this order: who has been told to leave before an event came does not get it.
-        self.look_for_arrivals();
-        let is_more = self.look_into_the_inbox();
-        self.lent.bytes = 0;
-        self.poll_some();
-        self.lent.bytes = 0;
-        self.give_some();
-        if is_more || !self.due.is_empty() || !self.giving.is_empty() {
+        self.collect_events();
+        let has_more = self.collect_wakeups();
+        self.scratch.written_bytes = 0;
+        self.poll_ready();
+        self.scratch.written_bytes = 0;
+        self.deliver_queued();
+        if has_more || !self.run_queue.is_empty() || !self.delivery_queue.is_empty() {
             context.waker().wake_by_ref();
         }
     }
 
     /// Shows once a second that the lane is alive.
-    fn beat(&mut self, context: &Context<'_>) {
-        let now = self.pulse.wheel().now();
-        if now >= self.pulse_due {
-            self.shard.beat.store(now, Ordering::Relaxed);
-            self.pulse_due = self.pulse.wheel().after(PULSE);
-            self.pulse.set(self.pulse_due, context.waker());
+    fn record_liveness(&mut self, context: &Context<'_>) {
+        let now = self.liveness_alarm.wheel().current_tick();
+        if now >= self.liveness_due {
+            self.mailbox.last_turn_tick.store(now, Ordering::Relaxed);
+            self.liveness_due = self.liveness_alarm.wheel().tick_after(LIVENESS_INTERVAL);
+            self.liveness_alarm.set(self.liveness_due, context.waker());
         }
     }
 
-    fn look_for_arrivals(&mut self) {
-        std::mem::swap(&mut self.shard.inbox().called, &mut self.called);
-        for number in self.called.drain(..) {
-            let Some(flock) = self.flocks.get_mut(number) else { continue };
-            flock.is_called = true;
-            if !std::mem::replace(&mut flock.is_listed, true) {
-                self.giving.push_back(number);
+    fn collect_events(&mut self) {
+        std::mem::swap(&mut self.mailbox.inbox().signaled, &mut self.signaled);
+        for key in self.signaled.drain(..) {
+            let Some(group) = self.groups.get_mut(key) else { continue };
+            group.is_signaled = true;
+            if !std::mem::replace(&mut group.is_queued, true) {
+                self.delivery_queue.push_back(key);
             }
         }
-        let Self { giving, flocks, members, due, .. } = self;
-        for number in &*giving {
-            let Some(flock) = flocks.get_mut(*number) else { continue };
-            flock.look(|number, news| {
-                let Some(member) = members.get_mut(number) else { return false };
-                match news {
-                    News::InTheLog(place) => {
-                        if member.follower.look_into_the_log(place) == Given::Look {
-                            member.is_to_be_polled(number, due);
+        let Self { delivery_queue, groups, slots, run_queue, .. } = self;
+        for key in &*delivery_queue {
+            let Some(group) = groups.get_mut(*key) else { continue };
+            group.take_events(|key, location| {
+                let Some(slot) = slots.get_mut(key) else { return false };
+                match location {
+                    EventLocation::Log(position) => {
+                        if slot.subscriber.fall_back_to_log(position) == DeliveryOutcome::NeedsPoll {
+                            slot.schedule(key, run_queue);
                         }
                         false
                     }
-                    News::Arrived(_) if member.first.is_some() => false,
-                    News::Arrived(at) => {
-                        member.first = Some(at);
+                    EventLocation::Queue(_) if slot.first_event.is_some() => false,
+                    EventLocation::Queue(index) => {
+                        slot.first_event = Some(index);
                         true
                     }
                 }
@@ -142,113 +142,113 @@ impl Crowd {
     }
 
     /// Takes what others have left, but for arrivals; whether there is more.
-    fn look_into_the_inbox(&mut self) -> bool {
-        let is_called = {
-            let mut inbox = self.shard.inbox();
+    fn collect_wakeups(&mut self) -> bool {
+        let is_signaled = {
+            let mut inbox = self.mailbox.inbox();
             std::mem::swap(&mut inbox.woken, &mut self.woken);
-            self.newcomers.extend(inbox.newcomers.drain(..));
-            !inbox.called.is_empty()
+            self.pending.extend(inbox.pending.drain(..));
+            !inbox.signaled.is_empty()
         };
-        for number in self.woken.drain(..) {
-            if let Some(member) = self.members.get_mut(number) {
-                member.bell.has_rung.store(false, Ordering::SeqCst);
-                member.is_to_be_polled(number, &mut self.due);
+        for key in self.woken.drain(..) {
+            if let Some(slot) = self.slots.get_mut(key) {
+                slot.waker.is_queued.store(false, Ordering::SeqCst);
+                slot.schedule(key, &mut self.run_queue);
             }
         }
-        for _ in 0..TURN {
-            match self.newcomers.pop_front() {
-                Some(newcomer) => self.let_in(newcomer),
+        for _ in 0..MAX_SUBSCRIBERS_PER_TURN {
+            match self.pending.pop_front() {
+                Some(subscriber) => self.attach(subscriber),
                 None => break,
             }
         }
-        is_called || !self.newcomers.is_empty()
+        is_signaled || !self.pending.is_empty()
     }
 
-    fn let_in(&mut self, Newcomer { socket, place, introduce }: Newcomer) {
+    fn attach(&mut self, PendingSubscriber { socket, permit, factory }: PendingSubscriber) {
         let socket = match TcpStream::from_std(socket) {
-            Ok(stream) => Socket { stream, place },
+            Ok(stream) => AcceptedSocket { stream, permit },
             Err(error) => {
                 debug!(%error, "connection ended");
-                self.shard.size.fetch_sub(1, Ordering::Relaxed);
+                self.mailbox.load.fetch_sub(1, Ordering::Relaxed);
                 return;
             }
         };
-        let mut follower = introduce(socket);
-        let flock = self.flock_of(follower.product());
-        let place = self.members.vacant_entry();
-        let number = place.key();
-        if let Some(flock) = self.flocks.get_mut(flock) {
-            flock.join(number, follower.subscription());
+        let mut subscriber = factory(socket);
+        let group_key = self.group_of(subscriber.product());
+        let entry = self.slots.vacant_entry();
+        let key = entry.key();
+        if let Some(group) = self.groups.get_mut(group_key) {
+            group.join(key, subscriber.subscription());
         }
-        let bell = Bell::new(&self.shard, number);
-        place.insert(Member { follower, flock, first: None, is_due: true, bell });
-        self.due.push_back(number);
+        let waker = SubscriberWaker::new(&self.mailbox, key);
+        entry.insert(SubscriberSlot { subscriber, group: group_key, first_event: None, is_queued: true, waker });
+        self.run_queue.push_back(key);
     }
 
     /// The number of a product's flock, which it begins with the first of its subscribers.
-    fn flock_of(&mut self, product: &Arc<Product>) -> usize {
+    fn group_of(&mut self, product: &Arc<Product>) -> usize {
         // By another configuration it is another `Product`, but its events are the same.
         let is_same = |known: &Product| Arc::ptr_eq(&known.fanout, &product.fanout);
-        let known = self.flocks.iter().find(|(_, flock)| is_same(&flock.product));
-        known.map(|(number, _)| number).unwrap_or_else(|| {
-            let place = self.flocks.vacant_entry();
-            let number = place.key();
-            let waker = Waker::from(Arc::new(Call::new(&self.shard, number)));
-            place.insert(Flock::new(product, self.shard.lane, waker));
-            number
+        let known = self.groups.iter().find(|(_, group)| is_same(&group.product));
+        known.map(|(key, _)| key).unwrap_or_else(|| {
+            let entry = self.groups.vacant_entry();
+            let key = entry.key();
+            let waker = Waker::from(Arc::new(GroupWaker::new(&self.mailbox, key)));
+            entry.insert(ProductGroup::new(product, self.mailbox.shard, waker));
+            key
         })
     }
 
     /// Has some of those that are due do their work.
-    fn poll_some(&mut self) {
-        for _ in 0..TURN {
-            if self.lent.bytes > TURN_BYTES {
+    fn poll_ready(&mut self) {
+        for _ in 0..MAX_SUBSCRIBERS_PER_TURN {
+            if self.scratch.written_bytes > MAX_BYTES_PER_TURN {
                 return;
             }
-            let Some(number) = self.due.pop_front() else { return };
-            let Some(member) = self.members.get_mut(number) else { continue };
-            member.is_due = false;
-            if let Some(flock) = self.flocks.get_mut(member.flock) {
-                member.follower.subscription().has_arrived(flock.through());
+            let Some(key) = self.run_queue.pop_front() else { return };
+            let Some(slot) = self.slots.get_mut(key) else { continue };
+            slot.is_queued = false;
+            if let Some(group) = self.groups.get_mut(slot.group) {
+                slot.subscriber.subscription().advance_to(group.advance_delivered_through());
             }
-            let waker = Waker::from(Arc::clone(&member.bell));
+            let waker = Waker::from(Arc::clone(&slot.waker));
             let mut context = Context::from_waker(&waker);
-            let flock = self.flocks.get_mut(member.flock);
+            let group = self.groups.get_mut(slot.group);
             let poll = || {
-                let polled = member.follower.poll(&mut context, &mut self.lent);
-                let wish = member.follower.wish().zip(flock);
-                let has_wished = wish.is_some();
-                if let Some((scope, flock)) = wish {
-                    flock.change_scope(number, member.follower.subscription(), scope);
+                let polled = slot.subscriber.poll(&mut context, &mut self.scratch);
+                let rescope = slot.subscriber.take_requested_scope().zip(group);
+                let has_rescoped = rescope.is_some();
+                if let Some((scope, group)) = rescope {
+                    group.change_scope(key, slot.subscriber.subscription(), scope);
                 }
-                (polled.is_ready(), has_wished)
+                (polled.is_ready(), has_rescoped)
             };
-            match shielded(poll) {
+            match catch_panic(poll) {
                 Some((false, false)) => {}
-                Some((false, true)) => member.is_to_be_polled(number, &mut self.due),
-                Some((true, _)) => self.remove(number),
+                Some((false, true)) => slot.schedule(key, &mut self.run_queue),
+                Some((true, _)) => self.remove(key),
                 None => {
-                    member.fails();
-                    self.remove(number);
+                    slot.mark_panicked();
+                    self.remove(key);
                 }
             }
         }
     }
 
     /// Gives some of those who are concerned what has arrived.
-    fn give_some(&mut self) {
-        let mut most = TURN;
-        while most > 0
-            && let Some(number) = self.giving.pop_front()
+    fn deliver_queued(&mut self) {
+        let mut budget = MAX_SUBSCRIBERS_PER_TURN;
+        while budget > 0
+            && let Some(key) = self.delivery_queue.pop_front()
         {
-            most = self.give(number, most);
-            let Some(flock) = self.flocks.get_mut(number) else { continue };
-            flock.ledgers.flush();
-            let is_done = flock.is_done();
-            flock.is_listed = flock.is_called || !is_done;
-            if flock.is_listed {
-                self.giving.push_back(number); // the other products have their turn
-                if most > 0 && is_done {
+            budget = self.deliver_group(key, budget);
+            let Some(group) = self.groups.get_mut(key) else { continue };
+            group.metrics.flush();
+            let is_done = group.finish_batch();
+            group.is_queued = group.is_signaled || !is_done;
+            if group.is_queued {
+                self.delivery_queue.push_back(key); // the other products have their turn
+                if budget > 0 && is_done {
                     return; // it is called: what has arrived is looked for at the next turn
                 }
             }
@@ -256,71 +256,71 @@ impl Crowd {
     }
 
     /// Gives what has arrived for one flock to so many, and returns how many of these were not there.
-    fn give(&mut self, number: usize, most: usize) -> usize {
-        for left in (0..most).rev() {
-            if self.lent.bytes > TURN_BYTES {
+    fn deliver_group(&mut self, key: usize, budget: usize) -> usize {
+        for remaining in (0..budget).rev() {
+            if self.scratch.written_bytes > MAX_BYTES_PER_TURN {
                 return 0;
             }
-            let Some(flock) = self.flocks.get_mut(number) else { return left };
-            let Some(concerned) = flock.concerned.pop_front() else { return left };
+            let Some(group) = self.groups.get_mut(key) else { return remaining };
+            let Some(recipient) = group.recipients.pop_front() else { return remaining };
             // Under the number of one that has gone may be another one, even of another product.
-            let member = self.members.get_mut(concerned).filter(|member| member.flock == number);
-            let Some(member) = member else { continue };
-            let Some(first) = member.first.take() else { continue };
-            let (arrivals, ledgers) = flock.arrivals(first);
-            let give = || match member.is_due {
-                true => member.follower.look_into_the_log(arrivals.place()),
-                false => member.follower.give(arrivals, &mut self.lent, ledgers),
+            let slot = self.slots.get_mut(recipient).filter(|slot| slot.group == key);
+            let Some(slot) = slot else { continue };
+            let Some(first) = slot.first_event.take() else { continue };
+            let (queued, metrics) = group.queued_from(first);
+            let deliver = || match slot.is_queued {
+                true => slot.subscriber.fall_back_to_log(queued.first_position()),
+                false => slot.subscriber.deliver(queued, &mut self.scratch, metrics),
             };
-            match shielded(give) {
-                Some(Given::Done) => {}
-                Some(Given::Look) => member.is_to_be_polled(concerned, &mut self.due),
-                Some(Given::Ended) => self.remove(concerned),
+            match catch_panic(deliver) {
+                Some(DeliveryOutcome::Handled) => {}
+                Some(DeliveryOutcome::NeedsPoll) => slot.schedule(recipient, &mut self.run_queue),
+                Some(DeliveryOutcome::Ended) => self.remove(recipient),
                 None => {
-                    member.fails();
-                    self.remove(concerned);
+                    slot.mark_panicked();
+                    self.remove(recipient);
                 }
             }
         }
         0
     }
 
-    fn remove(&mut self, number: usize) {
-        self.lent.pieces.clear();
-        self.shard.size.fetch_sub(1, Ordering::Relaxed);
-        let Some(mut member) = self.members.try_remove(number) else { return };
-        let Some(flock) = self.flocks.get_mut(member.flock) else { return };
-        if flock.leave(number, member.follower.subscription().scope()) {
-            self.flocks.try_remove(member.flock);
+    fn remove(&mut self, key: usize) {
+        self.scratch.batch.clear();
+        self.mailbox.load.fetch_sub(1, Ordering::Relaxed);
+        let Some(mut slot) = self.slots.try_remove(key) else { return };
+        let Some(group) = self.groups.get_mut(slot.group) else { return };
+        if group.leave(key, slot.subscriber.subscription().scope()) {
+            self.groups.try_remove(slot.group);
         }
     }
 }
 
-impl Member {
-    fn is_to_be_polled(&mut self, number: usize, due: &mut VecDeque<usize>) {
-        if !std::mem::replace(&mut self.is_due, true) {
-            due.push_back(number);
+impl SubscriberSlot {
+    fn schedule(&mut self, key: usize, run_queue: &mut VecDeque<usize>) {
+        if !std::mem::replace(&mut self.is_queued, true) {
+            run_queue.push_back(key);
         }
     }
 
     /// Its work has panicked: it ends.
-    fn fails(&mut self) {
-        self.follower.fails();
+    fn mark_panicked(&mut self) {
+        self.subscriber.mark_panicked();
     }
 }
 
 /// Does the work of one subscriber. A mistake in it ends that one, whose client comes back, and no other.
-fn shielded<T>(work: impl FnOnce() -> T) -> Option<T> {
+fn catch_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work))
         .inspect_err(|_| error!("a subscriber was cut off: its work panicked; please report the panic above"))
         .ok()
 }
 
 /// Subscribers in one turn: what else the thread has to do waits for no more than twice as many.
-const TURN: usize = 32;
+const MAX_SUBSCRIBERS_PER_TURN: usize = 32;
 
 /// Bytes written after which a turn is over.
-const TURN_BYTES: usize = 512 * 1024;
+const MAX_BYTES_PER_TURN: usize = 512 * 1024;
 
 /// Between two signs of life.
-const PULSE: Duration = Duration::from_secs(1);
+const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);

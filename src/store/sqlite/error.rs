@@ -18,7 +18,7 @@ pub(crate) enum FileError {
         /// Which file.
         path: PathBuf,
         /// How it showed.
-        source: Fault,
+        source: FileFault,
     },
     /// It is a database, but not one of ours. It has not been changed.
     #[error("{path} is no store of this relay: its application id is {found}")]
@@ -40,19 +40,19 @@ pub(crate) enum FileError {
     },
     /// Anything else: no room, no access, a failing disk, a lock. Trying again later may help.
     #[error("cannot {doing} {path}")]
-    Trouble {
+    Unavailable {
         /// What was to be done to it.
         doing: &'static str,
         /// Which file.
         path: PathBuf,
         /// What came in the way.
-        source: Fault,
+        source: FileFault,
     },
 }
 
 /// What went wrong, before it is known in which file and during what.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Fault {
+pub(crate) enum FileFault {
     /// SQLite, or a value of a type or range that we never write.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
@@ -61,7 +61,7 @@ pub(crate) enum Fault {
     Io(#[from] io::Error),
     /// A stored value that we never write, or a finding of SQLite's own check.
     #[error("{0}")]
-    Found(Box<str>),
+    Damage(Box<str>),
     /// What was asked for cannot be done.
     #[error("{0}")]
     Refused(&'static str),
@@ -80,15 +80,15 @@ pub(crate) enum Fault {
 
 impl FileError {
     /// Whether it may go by itself and leaves the file as it was.
-    pub(in crate::store) fn is_passing(&self) -> bool {
-        matches!(self, Self::Trouble { source, .. } if source.is_passing())
+    pub(in crate::store) fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { source, .. } if source.is_transient())
     }
 }
 
-impl Fault {
+impl FileFault {
     /// A stored value that we never write.
-    pub(in crate::store) fn found(what: &str) -> Self {
-        Self::Found(what.into())
+    pub(in crate::store) fn damage(what: &str) -> Self {
+        Self::Damage(what.into())
     }
 
     /// The error for whoever uses the file, when it happened while `doing` something to `path`.
@@ -98,24 +98,24 @@ impl Fault {
             Self::Foreign(found) => FileError::Foreign { path, found },
             Self::Newer { found, known } => FileError::NewerVersion { path, found, known },
             source if source.is_damage() => FileError::Damaged { path, source },
-            source => FileError::Trouble { doing, path, source },
+            source => FileError::Unavailable { doing, path, source },
         }
     }
 
     /// Whether it may go by itself and leaves the file as it was: somebody was in the way, or there was no room.
-    pub(in crate::store) fn is_passing(&self) -> bool {
-        let passing = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked, ErrorCode::DiskFull];
+    pub(in crate::store) fn is_transient(&self) -> bool {
+        let transient = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked, ErrorCode::DiskFull];
         match self {
-            Self::Sqlite(error) => error.sqlite_error_code().is_some_and(|code| passing.contains(&code)),
+            Self::Sqlite(error) => error.sqlite_error_code().is_some_and(|code| transient.contains(&code)),
             Self::Refused(_) => true,
-            Self::Io(_) | Self::Found(_) | Self::Foreign(_) | Self::Newer { .. } => false,
+            Self::Io(_) | Self::Damage(_) | Self::Foreign(_) | Self::Newer { .. } => false,
         }
     }
 
     fn is_damage(&self) -> bool {
         match self {
             Self::Sqlite(error) => shows_damage(error),
-            Self::Found(_) => true,
+            Self::Damage(_) => true,
             Self::Io(_) | Self::Refused(_) | Self::Foreign(_) | Self::Newer { .. } => false,
         }
     }

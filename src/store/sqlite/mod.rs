@@ -32,29 +32,29 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, Row, TransactionBehavior, config::DbConfig};
 
-use self::schema::{Identity, bits, signed};
+use self::schema::{SchemaIdentity, read_bits, signed};
 pub(crate) use self::{
-    append::Portion,
-    dead_letters::{Bound, Lost, STEP},
-    error::{Fault, FileError},
-    expire_owed::Expired,
-    products::Kept,
-    webhooks::Counts,
+    append::AppendBatch,
+    dead_letters::{DEAD_LETTER_STEP_ROWS, DeadLetterBound, RetiredDeadLetters},
+    error::{FileError, FileFault},
+    expire_owed::ExpiredDeliveries,
+    products::PersistedLog,
+    webhooks::DeadLetterCounts,
 };
-use super::webhook_rows::Changes;
+use super::webhook_rows::WebhookChanges;
 use crate::event::EventId;
 
 /// The connection that writes.
 #[derive(Debug)]
-pub(crate) struct File {
+pub(crate) struct StoreFile {
     connection: Connection,
     path: PathBuf,
-    sync: Sync,
+    sync: SyncMode,
     was_left_open: bool,
     needs_scrub: bool,
 }
 
-impl File {
+impl StoreFile {
     /// Opens the file, or creates it for its owner alone, and marks it as open. An empty file is a new one.
     ///
     /// # Errors
@@ -64,16 +64,16 @@ impl File {
         Self::try_open(path).map_err(|fault| fault.at(path, "open"))
     }
 
-    fn try_open(path: &Path) -> Result<Self, Fault> {
-        create(path)?;
+    fn try_open(path: &Path) -> Result<Self, FileFault> {
+        create_private(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags)?;
         schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
         // A file that turns out to be another's keeps its write-ahead log when it is closed.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         let version = match schema::identify(&connection)? {
-            Identity::Fresh => 0,
-            Identity::Ours(version) => version,
+            SchemaIdentity::Fresh => 0,
+            SchemaIdentity::Ours(version) => version,
         };
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         schema::configure_writer(&connection)?;
@@ -81,8 +81,8 @@ impl File {
         let state = "SELECT is_open, needs_scrub FROM state";
         let (was_left_open, needs_scrub) = connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let path = path.to_owned();
-        let mut file = Self { connection, path, sync: Sync::Normal, was_left_open, needs_scrub };
-        file.commit(Sync::Full, |connection| set_open(connection, true))?;
+        let mut file = Self { connection, path, sync: SyncMode::Normal, was_left_open, needs_scrub };
+        file.in_transaction(SyncMode::Full, |connection| set_open(connection, true))?;
         Ok(file)
     }
 
@@ -92,10 +92,10 @@ impl File {
     ///
     /// When there is no memory.
     pub(crate) fn in_memory() -> Result<Self, FileError> {
-        let path = PathBuf::from(IN_MEMORY);
+        let path = PathBuf::from(IN_MEMORY_PATH);
         match Self::try_in_memory() {
             Ok(connection) => {
-                Ok(Self { connection, path, sync: Sync::Normal, was_left_open: false, needs_scrub: false })
+                Ok(Self { connection, path, sync: SyncMode::Normal, was_left_open: false, needs_scrub: false })
             }
             Err(fault) => Err(fault.at(&path, "open")),
         }
@@ -103,10 +103,10 @@ impl File {
 
     /// Whether it is such a store.
     pub(crate) fn is_in_memory(&self) -> bool {
-        self.path.as_os_str() == IN_MEMORY
+        self.path.as_os_str() == IN_MEMORY_PATH
     }
 
-    fn try_in_memory() -> Result<Connection, Fault> {
+    fn try_in_memory() -> Result<Connection, FileFault> {
         let mut connection = Connection::open_in_memory()?;
         schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
         connection.pragma_update(None, "secure_delete", true)?;
@@ -129,8 +129,8 @@ impl File {
     /// # Errors
     ///
     /// When one cannot be written; then none is.
-    pub(crate) fn write(&mut self, portions: &[Portion<'_>], sync: Sync, now: u64) -> Result<(), FileError> {
-        self.write_all(portions, [], sync, now).map(drop)
+    pub(crate) fn append(&mut self, batches: &[AppendBatch<'_>], sync: SyncMode, now: u64) -> Result<(), FileError> {
+        self.append_with_journals(batches, [], sync, now).map(drop)
     }
 
     /// Writes portions of the logs, and then what has happened to webhooks, in one transaction, at `now` in Unix milliseconds.
@@ -139,22 +139,22 @@ impl File {
     /// # Errors
     ///
     /// When some of it cannot be written; then nothing is.
-    pub(crate) fn write_all<'a>(
+    pub(crate) fn append_with_journals<'a>(
         &mut self,
-        portions: &[Portion<'_>],
-        journals: impl IntoIterator<Item = (&'a str, &'a Changes)>,
-        sync: Sync,
+        batches: &[AppendBatch<'_>],
+        journals: impl IntoIterator<Item = (&'a str, &'a WebhookChanges)>,
+        sync: SyncMode,
         now: u64,
     ) -> Result<bool, FileError> {
-        let written = self.commit(sync, |connection| {
-            for portion in portions {
-                portion.write(connection, signed(now))?;
+        let written = self.in_transaction(sync, |connection| {
+            for batch in batches {
+                batch.write(connection, signed(now))?;
             }
             let mut has_changed = false;
             for (id, changes) in journals {
                 has_changed |= webhooks::write_journal(connection, id, changes)?;
             }
-            if sync == Sync::Full {
+            if sync == SyncMode::Full {
                 set_synced(connection, now)?;
             }
             Ok(has_changed)
@@ -168,7 +168,7 @@ impl File {
     ///
     /// When it may not be.
     pub(crate) fn sync(&mut self, now: u64) -> Result<(), FileError> {
-        let synced = self.commit(Sync::Full, |connection| set_synced(connection, now));
+        let synced = self.in_transaction(SyncMode::Full, |connection| set_synced(connection, now));
         synced.map_err(|fault| fault.at(&self.path, "sync"))
     }
 
@@ -182,7 +182,7 @@ impl File {
         Self::try_checkpoint(path).map_err(|fault| fault.at(path, "checkpoint"))
     }
 
-    fn try_checkpoint(path: &Path) -> Result<(), Fault> {
+    fn try_checkpoint(path: &Path) -> Result<(), FileFault> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         // Should everybody else have closed it meanwhile, the log is left to whoever opens it next.
@@ -198,8 +198,8 @@ impl File {
     ///
     /// When the mark could not be made, or SQLite cannot close.
     pub(crate) fn close(mut self) -> Result<(), FileError> {
-        let marked = self.commit(Sync::Full, |connection| set_open(connection, false));
-        let closed = self.connection.close().map_err(|(_, error)| Fault::from(error));
+        let marked = self.in_transaction(SyncMode::Full, |connection| set_open(connection, false));
+        let closed = self.connection.close().map_err(|(_, error)| FileFault::from(error));
         marked.and(closed).map_err(|fault| fault.at(&self.path, "close"))
     }
 
@@ -220,23 +220,27 @@ impl File {
     ///
     /// When a rename fails. Calling it again moves what is left, under another name.
     pub(crate) fn set_aside(path: &Path, now: u64) -> io::Result<PathBuf> {
-        let mut name = now;
-        while is_taken(&aside(path, name))? {
-            name += 1;
+        let mut stamp = now;
+        while any_exists(&damaged_path(path, stamp))? {
+            stamp += 1;
         }
         // The database goes first: without it, what stays behind after a crash is not mistaken for a store.
-        for suffix in SUFFIXES {
-            match fs::rename(with(path, suffix), with(&aside(path, name), suffix)) {
+        for suffix in FILE_SUFFIXES {
+            match fs::rename(with_suffix(path, suffix), with_suffix(&damaged_path(path, stamp), suffix)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
             }
         }
         sync_directory(path)?;
-        Ok(aside(path, name))
+        Ok(damaged_path(path, stamp))
     }
 
     /// Does `work` in one transaction, which is undone if any of it fails.
-    fn commit<T>(&mut self, sync: Sync, work: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, Fault> {
+    fn in_transaction<T>(
+        &mut self,
+        sync: SyncMode,
+        work: impl FnOnce(&Connection) -> Result<T, FileFault>,
+    ) -> Result<T, FileFault> {
         if sync != self.sync {
             self.connection.pragma_update(None, "synchronous", sync.as_pragma())?;
             self.sync = sync;
@@ -261,18 +265,18 @@ pub(crate) fn wal_bytes(path: &Path) -> u64 {
 }
 
 /// Once the write-ahead log is larger, it is moved into the database. SQLite cuts it back to this when it begins anew.
-pub(crate) const WAL_BYTES: u64 = 4 << 20;
+pub(crate) const CHECKPOINT_WAL_BYTES: u64 = 4 << 20;
 
 /// What a commit waits for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Sync {
+pub(crate) enum SyncMode {
     /// The operating system has it.
     Normal,
     /// The disk has it, and everything before it.
     Full,
 }
 
-impl Sync {
+impl SyncMode {
     fn as_pragma(self) -> &'static str {
         match self {
             Self::Normal => "NORMAL",
@@ -283,9 +287,9 @@ impl Sync {
 
 /// What one step of retention has taken away.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Retired {
+pub(crate) struct RetentionStep {
     /// Of which product.
-    pub(crate) number: u32,
+    pub(crate) product_number: u32,
     /// Everything up to this place is gone now.
     pub(crate) evicted_through: u64,
     /// Rows.
@@ -293,26 +297,26 @@ pub(crate) struct Retired {
     /// Bytes of their payloads, sessions and kinds.
     pub(crate) bytes: u64,
     /// What that means to webhooks.
-    pub(crate) expired: Vec<Expired>,
+    pub(crate) expired: Vec<ExpiredDeliveries>,
 }
 
 /// What there was of a session that has been erased.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Erased {
+pub(crate) struct ErasedSession {
     /// Events.
     pub(crate) events: u64,
     /// Bytes of their payloads, sessions and kinds.
     pub(crate) bytes: u64,
     /// Events of which there were only dead letters.
-    pub(crate) letters: u64,
+    pub(crate) dead_letters: u64,
 }
 
-fn set_open(connection: &Connection, is_open: bool) -> Result<(), Fault> {
+fn set_open(connection: &Connection, is_open: bool) -> Result<(), FileFault> {
     connection.execute("UPDATE state SET is_open = ?1, syncs = syncs + 1", [is_open])?;
     Ok(())
 }
 
-fn set_synced(connection: &Connection, now: u64) -> Result<(), Fault> {
+fn set_synced(connection: &Connection, now: u64) -> Result<(), FileFault> {
     // A commit that changes nothing writes nothing and waits for nothing: the time alone may be that of the last one.
     let mut update = connection.prepare_cached("UPDATE state SET synced_at = ?1, syncs = syncs + 1")?;
     update.execute([signed(now)])?;
@@ -324,12 +328,12 @@ fn set_synced(connection: &Connection, now: u64) -> Result<(), Fault> {
 /// # Errors
 ///
 /// When it cannot be one that we wrote.
-pub(super) fn read_id(row: &Row<'_>, column: usize) -> Result<EventId, Fault> {
-    Ok(EventId { epoch: bits(row, column)?, sequence: bits(row, column + 1)?, suffix: row.get(column + 2)? })
+pub(super) fn read_event_id(row: &Row<'_>, column: usize) -> Result<EventId, FileFault> {
+    Ok(EventId { epoch: read_bits(row, column)?, sequence: read_bits(row, column + 1)?, suffix: row.get(column + 2)? })
 }
 
 /// Creates the file for its owner alone, unless it is there. SQLite gives those beside it the same mode.
-fn create(path: &Path) -> io::Result<()> {
+fn create_private(path: &Path) -> io::Result<()> {
     // Never opens one that is there: closing it would release the locks that SQLite holds on it for a reader.
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -337,13 +341,13 @@ fn create(path: &Path) -> io::Result<()> {
     }
 }
 
-fn aside(path: &Path, name: u64) -> PathBuf {
-    with(path, &format!(".damaged-{name}"))
+fn damaged_path(path: &Path, stamp: u64) -> PathBuf {
+    with_suffix(path, &format!(".damaged-{stamp}"))
 }
 
-fn is_taken(path: &Path) -> io::Result<bool> {
-    for suffix in SUFFIXES {
-        match fs::symlink_metadata(with(path, suffix)) {
+fn any_exists(path: &Path) -> io::Result<bool> {
+    for suffix in FILE_SUFFIXES {
+        match fs::symlink_metadata(with_suffix(path, suffix)) {
             Ok(_) => return Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -352,7 +356,7 @@ fn is_taken(path: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-fn with(path: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()
@@ -365,10 +369,10 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Stands where a path would.
-pub(crate) const IN_MEMORY: &str = ":memory:";
+pub(crate) const IN_MEMORY_PATH: &str = ":memory:";
 
 /// The database, its write-ahead log and that one's index.
-const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+const FILE_SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
 /// Holds the inner pages of the table and its indices, and what a few commits change.
 const WRITER_CACHE_KIBIBYTES: i64 = 4 << 10;

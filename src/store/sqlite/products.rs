@@ -5,21 +5,21 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
-    File, FileError, Sync,
-    error::Fault,
-    read_id,
-    schema::{address, bits, count},
+    FileError, StoreFile, SyncMode,
+    error::FileFault,
+    read_event_id,
+    schema::{entry_key, read_bits, read_unsigned},
 };
 use crate::{
     event::ProductId,
-    log::{Missing, Span},
+    log::{Hole, IdSpan},
 };
 
 /// What the file holds of one product.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Kept {
+pub(crate) struct PersistedLog {
     /// By what the file knows it.
-    pub(crate) number: u32,
+    pub(crate) product_number: u32,
     /// Place of the newest entry ever written or declared missing, 0 before the first.
     pub(crate) newest: u64,
     /// Retention has removed everything up to this place.
@@ -31,26 +31,26 @@ pub(crate) struct Kept {
     /// The highest epoch of any span there ever was, 0 for none.
     pub(crate) highest_epoch: u64,
     /// By place.
-    pub(crate) spans: Vec<Span>,
+    pub(crate) spans: Vec<IdSpan>,
     /// By their first place.
-    pub(crate) missing: Vec<Missing>,
+    pub(crate) holes: Vec<Hole>,
 }
 
-impl File {
+impl StoreFile {
     /// What the file holds of this product, to which it gives a number if it has none.
     ///
     /// # Errors
     ///
     /// When the file cannot be read or written.
-    pub(crate) fn product(&mut self, id: &ProductId) -> Result<Kept, FileError> {
-        let known = self.commit(Sync::Normal, |connection| match read_product(connection, id)? {
-            Some(kept) => Ok(kept),
+    pub(crate) fn find_or_add_product(&mut self, id: &ProductId) -> Result<PersistedLog, FileError> {
+        let persisted = self.in_transaction(SyncMode::Normal, |connection| match read_product(connection, id)? {
+            Some(persisted) => Ok(persisted),
             None => {
                 insert_product(connection, id)?;
-                read_product(connection, id)?.ok_or_else(|| Fault::found("a product's row is gone"))
+                read_product(connection, id)?.ok_or_else(|| FileFault::damage("a product's row is gone"))
             }
         });
-        known.map_err(|fault| fault.at(&self.path, "look up a product in"))
+        persisted.map_err(|fault| fault.at(&self.path, "look up a product in"))
     }
 
     /// By which number the file knows a product, if it does.
@@ -58,8 +58,8 @@ impl File {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub(crate) fn number_of(&self, product: &ProductId) -> Result<Option<u32>, FileError> {
-        number_of(&self.connection, product).map_err(|fault| fault.at(&self.path, "look up a product in"))
+    pub(crate) fn product_number(&self, product: &ProductId) -> Result<Option<u32>, FileError> {
+        product_number(&self.connection, product).map_err(|fault| fault.at(&self.path, "look up a product in"))
     }
 }
 
@@ -68,7 +68,7 @@ impl File {
 /// # Errors
 ///
 /// When the file cannot be read.
-pub(super) fn number_of(connection: &Connection, product: &ProductId) -> Result<Option<u32>, Fault> {
+pub(super) fn product_number(connection: &Connection, product: &ProductId) -> Result<Option<u32>, FileFault> {
     let mut statement = connection.prepare_cached("SELECT number FROM products WHERE id = ?1")?;
     Ok(statement.query_row([product.as_str()], |row| row.get(0)).optional()?)
 }
@@ -78,34 +78,36 @@ pub(super) fn number_of(connection: &Connection, product: &ProductId) -> Result<
 /// # Errors
 ///
 /// When the file cannot be written.
-pub(super) fn insert_product(connection: &Connection, id: &ProductId) -> Result<(), Fault> {
+pub(super) fn insert_product(connection: &Connection, id: &ProductId) -> Result<(), FileFault> {
     let number: i64 =
         connection.query_row("SELECT coalesce(max(number), 0) + 1 FROM products", [], |row| row.get(0))?;
     let number = u32::try_from(number).unwrap_or(u32::MAX);
-    address(number, 0)?;
+    entry_key(number, 0)?;
     connection.execute("INSERT INTO products VALUES (?1, ?2, 0, 0, 0, 0, 0)", params![number, id.as_str()])?;
     Ok(())
 }
 
-fn read_product(connection: &Connection, id: &ProductId) -> Result<Option<Kept>, Fault> {
+fn read_product(connection: &Connection, id: &ProductId) -> Result<Option<PersistedLog>, FileFault> {
     let mut statement = connection.prepare_cached(
         "SELECT number, newest, evicted_through, events, bytes, highest_epoch FROM products WHERE id = ?1",
     )?;
     let mut rows = statement.query([id.as_str()])?;
     let Some(row) = rows.next()? else { return Ok(None) };
-    let number = row.get(0)?;
-    let spans = "SELECT place, epoch, sequence, suffix FROM spans WHERE product = ?1 ORDER BY place";
-    let missing = "SELECT first, last FROM missing WHERE product = ?1 ORDER BY first";
-    Ok(Some(Kept {
-        number,
-        newest: count(row, 1)?,
-        evicted_through: count(row, 2)?,
-        events: count(row, 3)?,
-        bytes: count(row, 4)?,
-        highest_epoch: bits(row, 5)?,
-        spans: read_all(connection, spans, number, |row| Ok(Span { place: count(row, 0)?, id: read_id(row, 1)? }))?,
-        missing: read_all(connection, missing, number, |row| {
-            Ok(Missing { first: count(row, 0)?, last: count(row, 1)? })
+    let product_number = row.get(0)?;
+    let select_spans = "SELECT place, epoch, sequence, suffix FROM spans WHERE product = ?1 ORDER BY place";
+    let select_holes = "SELECT first, last FROM missing WHERE product = ?1 ORDER BY first";
+    Ok(Some(PersistedLog {
+        product_number,
+        newest: read_unsigned(row, 1)?,
+        evicted_through: read_unsigned(row, 2)?,
+        events: read_unsigned(row, 3)?,
+        bytes: read_unsigned(row, 4)?,
+        highest_epoch: read_bits(row, 5)?,
+        spans: read_all(connection, select_spans, product_number, |row| {
+            Ok(IdSpan { first_position: read_unsigned(row, 0)?, first_id: read_event_id(row, 1)? })
+        })?,
+        holes: read_all(connection, select_holes, product_number, |row| {
+            Ok(Hole { first: read_unsigned(row, 0)?, last: read_unsigned(row, 1)? })
         })?,
     }))
 }
@@ -113,8 +115,8 @@ fn read_product(connection: &Connection, id: &ProductId) -> Result<Option<Kept>,
 fn read_all<T>(
     connection: &Connection,
     query: &str,
-    number: u32,
-    read: impl FnMut(&Row<'_>) -> Result<T, Fault>,
-) -> Result<Vec<T>, Fault> {
-    connection.prepare_cached(query)?.query_and_then([number], read)?.collect()
+    product_number: u32,
+    read: impl FnMut(&Row<'_>) -> Result<T, FileFault>,
+) -> Result<Vec<T>, FileFault> {
+    connection.prepare_cached(query)?.query_and_then([product_number], read)?.collect()
 }

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, Row, TransactionBehavior, config::DbConfig};
 
-use super::{WAL_BYTES, error::Fault};
+use super::{CHECKPOINT_WAL_BYTES, error::FileFault};
 
 /// Says that a SQLite file is ours: "apRl".
 pub(in crate::store) const APPLICATION_ID: i64 = 0x6170_526C;
@@ -165,7 +165,7 @@ FROM products CROSS JOIN entries ON entry BETWEEN number << 40 AND (number << 40
 
 /// What an opened file is.
 #[derive(Debug, Eq, PartialEq)]
-pub(in crate::store) enum Identity {
+pub(in crate::store) enum SchemaIdentity {
     /// Nothing has been put into it yet.
     Fresh,
     /// Ours, with the schema of this version.
@@ -177,17 +177,17 @@ pub(in crate::store) enum Identity {
 /// # Errors
 ///
 /// `Foreign` and `Newer` for a file to leave alone, others when it cannot be read.
-pub(in crate::store) fn identify(connection: &Connection) -> Result<Identity, Fault> {
+pub(in crate::store) fn identify(connection: &Connection) -> Result<SchemaIdentity, FileFault> {
     let application_id: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     // A crash between the switch to WAL and the first migration leaves a header and nothing else.
     let is_blank = (application_id, version, tables) == (0, 0, 0);
     match usize::try_from(version) {
-        _ if is_blank => Ok(Identity::Fresh),
-        _ if application_id != APPLICATION_ID => Err(Fault::Foreign(application_id)),
-        Ok(known) if known <= MIGRATIONS.len() => Ok(Identity::Ours(known)),
-        _ => Err(Fault::Newer { found: version, known: MIGRATIONS.len() as i64 }),
+        _ if is_blank => Ok(SchemaIdentity::Fresh),
+        _ if application_id != APPLICATION_ID => Err(FileFault::Foreign(application_id)),
+        Ok(known) if known <= MIGRATIONS.len() => Ok(SchemaIdentity::Ours(known)),
+        _ => Err(FileFault::Newer { found: version, known: MIGRATIONS.len() as i64 }),
     }
 }
 
@@ -196,12 +196,12 @@ pub(in crate::store) fn identify(connection: &Connection) -> Result<Identity, Fa
 /// # Errors
 ///
 /// When a script fails; the file keeps the version before it.
-pub(super) fn migrate(connection: &mut Connection, version: usize, scripts: &[&str]) -> Result<(), Fault> {
-    for (made, script) in (1_i64..).zip(scripts).skip(version) {
+pub(super) fn migrate(connection: &mut Connection, version: usize, scripts: &[&str]) -> Result<(), FileFault> {
+    for (next_version, script) in (1_i64..).zip(scripts).skip(version) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(script)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", made)?;
+        transaction.pragma_update(None, "user_version", next_version)?;
         transaction.commit()?;
     }
     Ok(())
@@ -212,9 +212,9 @@ pub(super) fn migrate(connection: &mut Connection, version: usize, scripts: &[&s
 /// # Errors
 ///
 /// When SQLite refuses one.
-pub(in crate::store) fn configure(connection: &Connection, cache_kibibytes: i64) -> Result<(), Fault> {
+pub(in crate::store) fn configure(connection: &Connection, cache_kibibytes: i64) -> Result<(), FileFault> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
@@ -229,15 +229,15 @@ pub(in crate::store) fn configure(connection: &Connection, cache_kibibytes: i64)
 /// # Errors
 ///
 /// When SQLite refuses one, or cannot write the file.
-pub(super) fn configure_writer(connection: &Connection) -> Result<(), Fault> {
+pub(super) fn configure_writer(connection: &Connection) -> Result<(), FileFault> {
     // Only a file that is still empty takes on a page size.
-    connection.pragma_update(None, "page_size", PAGE_BYTES)?;
+    connection.pragma_update(None, "page_size", DATABASE_PAGE_BYTES)?;
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
-        return Err(Fault::Refused("its file system does not support a write-ahead log"));
+        return Err(FileFault::Refused("its file system does not support a write-ahead log"));
     }
     connection.pragma_update(None, "synchronous", "NORMAL")?;
-    connection.pragma_update(None, "journal_size_limit", WAL_BYTES.cast_signed())?;
+    connection.pragma_update(None, "journal_size_limit", CHECKPOINT_WAL_BYTES.cast_signed())?;
     // Left to the syncer: nothing that is committed waits for it.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     // From the first write on, as what retention takes away is no longer there to be erased later.
@@ -250,19 +250,19 @@ pub(super) fn configure_writer(connection: &Connection) -> Result<(), Fault> {
 /// # Errors
 ///
 /// When the product's number or the place is beyond what the key has room for.
-pub(in crate::store) fn address(number: u32, place: u64) -> Result<i64, Fault> {
-    if number > MAX_NUMBER {
-        return Err(Fault::Refused("a product's number is beyond 4194303"));
+pub(in crate::store) fn entry_key(product_number: u32, position: u64) -> Result<i64, FileFault> {
+    if product_number > MAX_PRODUCT_NUMBER {
+        return Err(FileFault::Refused("a product's number is beyond 4194303"));
     }
-    if place > MAX_PLACE {
-        return Err(Fault::Refused("an entry's place is beyond 1099511627775"));
+    if position > MAX_POSITION {
+        return Err(FileFault::Refused("an entry's place is beyond 1099511627775"));
     }
-    Ok((i64::from(number) << PLACE_BITS) | place.cast_signed())
+    Ok((i64::from(product_number) << POSITION_BITS) | position.cast_signed())
 }
 
 /// The place of the entry with this primary key.
-pub(in crate::store) fn place_of(entry: i64) -> u64 {
-    entry.cast_unsigned() & MAX_PLACE
+pub(in crate::store) fn position_of(key: i64) -> u64 {
+    key.cast_unsigned() & MAX_POSITION
 }
 
 /// A column that holds a count, a place or a time.
@@ -270,9 +270,9 @@ pub(in crate::store) fn place_of(entry: i64) -> u64 {
 /// # Errors
 ///
 /// When it is none or negative.
-pub(in crate::store) fn count(row: &Row<'_>, column: usize) -> Result<u64, Fault> {
+pub(in crate::store) fn read_unsigned(row: &Row<'_>, column: usize) -> Result<u64, FileFault> {
     let value: i64 = row.get(column)?;
-    u64::try_from(value).map_err(|_| Fault::found("a count is negative"))
+    u64::try_from(value).map_err(|_| FileFault::damage("a count is negative"))
 }
 
 /// A column that holds an epoch or a sequence.
@@ -280,8 +280,8 @@ pub(in crate::store) fn count(row: &Row<'_>, column: usize) -> Result<u64, Fault
 /// # Errors
 ///
 /// When it holds no integer.
-pub(in crate::store) fn bits(row: &Row<'_>, column: usize) -> Result<u64, Fault> {
-    row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(Fault::from)
+pub(in crate::store) fn read_bits(row: &Row<'_>, column: usize) -> Result<u64, FileFault> {
+    row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(FileFault::from)
 }
 
 /// A number as it is stored, or the largest that can be.
@@ -289,19 +289,19 @@ pub(in crate::store) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-const PLACE_BITS: u32 = 40;
+const POSITION_BITS: u32 = 40;
 
 /// 35 years of a thousand entries a second.
-pub(in crate::store) const MAX_PLACE: u64 = (1 << PLACE_BITS) - 1;
+pub(in crate::store) const MAX_POSITION: u64 = (1 << POSITION_BITS) - 1;
 
 /// Leaves the key's sign alone, with a bit to spare.
-pub(in crate::store) const MAX_NUMBER: u32 = (1 << 22) - 1;
+pub(in crate::store) const MAX_PRODUCT_NUMBER: u32 = (1 << 22) - 1;
 
 /// A few events of usual size to a page.
-const PAGE_BYTES: i64 = 8192;
+const DATABASE_PAGE_BYTES: i64 = 8192;
 
 /// Readers and the writer do not wait for each other; recovery and an operator's own writing are short.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// More than there are statements, so that each is prepared once.
-const STATEMENTS: usize = 64;
+const STATEMENT_CACHE_CAPACITY: usize = 64;

@@ -27,7 +27,7 @@ use crate::{
 
 /// A webhook that is to be kept, or changed.
 #[derive(Clone, Debug)]
-pub(crate) struct Registration {
+pub(crate) struct WebhookRegistration {
     /// Its id.
     pub(crate) id: Arc<str>,
     /// Whose events it gets.
@@ -40,12 +40,12 @@ pub(crate) struct Registration {
     /// Where it begins if it is new; one that is known keeps its place.
     pub(crate) position: u64,
     /// Where it is told what happens to what is owed to it.
-    pub(crate) notices: Arc<Notices>,
+    pub(crate) notices: Arc<WebhookNotices>,
 }
 
 /// A webhook as it is found after a start.
 #[derive(Debug)]
-pub(crate) struct KeptWebhook {
+pub(crate) struct StoredWebhook {
     /// Its id.
     pub(crate) id: String,
     /// Whose events it gets.
@@ -55,12 +55,12 @@ pub(crate) struct KeptWebhook {
     /// Everything up to this place is settled, owed or dead.
     pub(crate) position: u64,
     /// What is owed up to there, by place.
-    pub(crate) owed: Vec<Owed>,
+    pub(crate) owed: Vec<OwedDelivery>,
 }
 
 /// A delivery that is owed although the webhook has passed its place.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Owed {
+pub(crate) struct OwedDelivery {
     /// What is owed.
     pub(crate) delivery: Delivery,
     /// Not to be tried before this, in Unix milliseconds; none if it has not been tried.
@@ -69,9 +69,9 @@ pub(crate) struct Owed {
 
 /// What has become of a delivery.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Fate {
+pub(crate) enum DeliveryChange {
     /// It is owed still.
-    Owed(Owed),
+    Owed(OwedDelivery),
     /// It is settled for good: accepted, erased, or gone. A dead letter of the same place goes with it, requeued or not.
     Settled,
     /// It has been given up.
@@ -80,25 +80,25 @@ pub(crate) enum Fate {
 
 /// What has happened to one webhook since the last time it was written down.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Changes {
+pub(crate) struct WebhookChanges {
     /// It has passed everything up to this place.
     pub(crate) position: u64,
     /// By place.
-    pub(crate) fates: BTreeMap<u64, Fate>,
+    pub(crate) deliveries: BTreeMap<u64, DeliveryChange>,
 }
 
 /// Which dead letters are to be delivered again.
 #[derive(Clone, Debug)]
-pub(crate) enum Which {
+pub(crate) enum DeadLetterSelection {
     /// All there are.
     All,
     /// These, as far as they are dead letters.
-    These(Vec<EventId>),
+    Events(Vec<EventId>),
 }
 
 /// Which of the dead letters are listed: those that stay, or those that are to be delivered again.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Letters {
+pub(crate) enum DeadLetterState {
     /// Dead.
     Dead,
     /// Waiting to be delivered again.
@@ -107,14 +107,14 @@ pub(crate) enum Letters {
 
 /// Where the store leaves word for one webhook's worker.
 #[derive(Debug, Default)]
-pub(crate) struct Notices {
-    waiting: Mutex<Notice>,
-    bell: Notify,
+pub(crate) struct WebhookNotices {
+    pending: Mutex<WebhookNotice>,
+    notify: Notify,
 }
 
 /// What has happened to one webhook's part of the store. Counts are those of the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Notice {
+pub(crate) struct WebhookNotice {
     /// What was owed up to this place is dead: it has been owed for longer than events are kept.
     pub(crate) expired_through: u64,
     /// Dead letters, those that wait to be delivered again not among them.
@@ -128,18 +128,18 @@ pub(crate) struct Notice {
     pub(crate) is_replaced: bool,
 }
 
-impl Notices {
+impl WebhookNotices {
     /// Leaves word.
-    pub(super) fn tell(&self, change: impl FnOnce(&mut Notice)) {
-        change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        self.bell.notify_one();
+    pub(super) fn update(&self, change: impl FnOnce(&mut WebhookNotice)) {
+        change(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
+        self.notify.notify_one();
     }
 
     /// What there is to know. What is counted since the last look begins anew.
-    pub(crate) fn take(&self) -> Notice {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let notice = *waiting;
-        (waiting.lost, waiting.is_replaced) = (0, false);
+    pub(crate) fn take(&self) -> WebhookNotice {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let notice = *pending;
+        (pending.lost, pending.is_replaced) = (0, false);
         notice
     }
 
@@ -148,7 +148,7 @@ impl Notices {
     /// # Cancel safety
     ///
     /// Dropping the future loses nothing.
-    pub(crate) async fn told(&self) {
-        self.bell.notified().await;
+    pub(crate) async fn changed(&self) {
+        self.notify.notified().await;
     }
 }

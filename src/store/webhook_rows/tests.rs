@@ -3,15 +3,15 @@
 use super::*;
 use crate::{
     event::{Kind, Only, SessionId},
-    webhook_delivery::{Attempt, DeadReason, Outcome},
+    webhook_delivery::{Attempt, DeadLetterReason, Outcome},
 };
 
 /// Gets everything there is.
 pub(in crate::store) const EVERYTHING: Scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
 
 /// A webhook of product `p` that begins behind `position` and gets everything.
-pub(in crate::store) fn webhook(id: &str, position: u64) -> Registration {
-    Registration {
+pub(in crate::store) fn webhook(id: &str, position: u64) -> WebhookRegistration {
+    WebhookRegistration {
         id: id.into(),
         product: ProductId::new("p").unwrap(),
         scope: EVERYTHING,
@@ -22,17 +22,17 @@ pub(in crate::store) fn webhook(id: &str, position: u64) -> Registration {
 }
 
 /// What is owed of the event at `place` of session `s`, tried once.
-pub(in crate::store) fn owed(place: u64) -> Owed {
-    Owed { delivery: delivery(place, "s"), next_attempt_at: Some(place + 1000) }
+pub(in crate::store) fn owed(position: u64) -> OwedDelivery {
+    OwedDelivery { delivery: delivery(position, "s"), next_attempt_at: Some(position + 1000) }
 }
 
 /// The delivery of the event at `place` under the id 7-`place`; no session for an empty text.
-pub(in crate::store) fn delivery(place: u64, session: &str) -> Delivery {
-    let error = place.is_multiple_of(2).then(|| "nobody \"listens\"".into());
+pub(in crate::store) fn delivery(position: u64, session: &str) -> Delivery {
+    let error = position.is_multiple_of(2).then(|| "nobody \"listens\"".into());
     let attempt = Attempt { at: 5, duration_ms: 6, outcome: Outcome::Failed, status: Some(503), error };
     Delivery {
-        place,
-        event_id: EventId::new(7, place),
+        position,
+        event_id: EventId::new(7, position),
         kind: Kind::Actions,
         session: (!session.is_empty()).then(|| SessionId::new(session).unwrap()),
         created_at: 4,
@@ -41,31 +41,37 @@ pub(in crate::store) fn delivery(place: u64, session: &str) -> Delivery {
 }
 
 /// A dead letter of session `s` that died at `place`.
-pub(in crate::store) fn letter(place: u64, payload: &[u8]) -> DeadLetter {
-    let (reason, payload) = (DeadReason::Exhausted, payload.to_vec().into());
-    DeadLetter { delivery: delivery(place, "s"), reason, died_at: place, payload }
+pub(in crate::store) fn dead_letter(position: u64, payload: &[u8]) -> DeadLetter {
+    let (reason, payload) = (DeadLetterReason::Exhausted, payload.to_vec().into());
+    DeadLetter { delivery: delivery(position, "s"), reason, died_at: position, payload }
 }
 
 /// A position, and what has become of deliveries.
-pub(in crate::store) fn changes(position: u64, fates: impl IntoIterator<Item = Fate>) -> Changes {
-    let place = |fate: &Fate| match fate {
-        Fate::Owed(owed) => owed.delivery.place,
-        Fate::Dead(letter) => letter.delivery.place,
-        Fate::Settled => panic!("nobody knows its place: see `settled`"),
+pub(in crate::store) fn changes(position: u64, deliveries: impl IntoIterator<Item = DeliveryChange>) -> WebhookChanges {
+    let position_of = |change: &DeliveryChange| match change {
+        DeliveryChange::Owed(owed) => owed.delivery.position,
+        DeliveryChange::Dead(letter) => letter.delivery.position,
+        DeliveryChange::Settled => panic!("nobody knows its place: see `settled`"),
     };
-    Changes { position, fates: fates.into_iter().map(|fate| (place(&fate), fate)).collect() }
+    WebhookChanges {
+        position,
+        deliveries: deliveries.into_iter().map(|change| (position_of(&change), change)).collect(),
+    }
 }
 
 /// That these have been settled.
-pub(in crate::store) fn settled(places: impl IntoIterator<Item = u64>) -> Changes {
-    Changes { position: 0, fates: places.into_iter().map(|place| (place, Fate::Settled)).collect() }
+pub(in crate::store) fn settled(positions: impl IntoIterator<Item = u64>) -> WebhookChanges {
+    WebhookChanges {
+        position: 0,
+        deliveries: positions.into_iter().map(|position| (position, DeliveryChange::Settled)).collect(),
+    }
 }
 
 #[test]
 fn a_notice_counts_losses_since_the_last_look_and_keeps_the_rest() {
-    let notices = Notices::default();
-    notices.tell(|notice| (notice.dead, notice.lost, notice.is_replaced) = (3, 2, true));
-    notices.tell(|notice| notice.lost += 1);
-    assert_eq!(notices.take(), Notice { dead: 3, lost: 3, is_replaced: true, ..Notice::default() });
-    assert_eq!(notices.take(), Notice { dead: 3, ..Notice::default() });
+    let notices = WebhookNotices::default();
+    notices.update(|notice| (notice.dead, notice.lost, notice.is_replaced) = (3, 2, true));
+    notices.update(|notice| notice.lost += 1);
+    assert_eq!(notices.take(), WebhookNotice { dead: 3, lost: 3, is_replaced: true, ..WebhookNotice::default() });
+    assert_eq!(notices.take(), WebhookNotice { dead: 3, ..WebhookNotice::default() });
 }

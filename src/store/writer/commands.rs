@@ -4,85 +4,85 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{MOST_OBEYING, State, Writer, retention::SCRUB_EVERY};
+use super::{MAX_COMMAND_TIME, StoreWriter, WriterState, retention::SCRUB_INTERVAL};
 use crate::{
     event::{ProductId, SessionId},
-    log::{Bounds, Log},
+    log::{Log, MemoryBounds},
     metrics::LogMetrics,
     store::{
-        commands::{Adopted, Left, Order},
-        reserve,
-        sqlite::{FileError, STEP},
+        commands::{AddedProduct, RemainingRequeue, StoreCommand},
+        reserve_epoch,
+        sqlite::{DEAD_LETTER_STEP_ROWS, FileError},
         unix_ms,
     },
 };
 
-impl Writer {
+impl StoreWriter {
     /// Carries out orders, for a while: what comes meanwhile is to be committed, too.
-    pub(super) fn obey(&mut self) -> Result<(), FileError> {
-        if matches!(self.state, State::Failed { .. }) {
-            self.desk.refuse_orders();
+    pub(super) fn execute_commands(&mut self) -> Result<(), FileError> {
+        if matches!(self.state, WriterState::Failed { .. }) {
+            self.handle.reject_commands();
             return Ok(());
         }
         let began = Instant::now();
-        while began.elapsed() < MOST_OBEYING
-            && let Some(order) = self.desk.take_order()
+        while began.elapsed() < MAX_COMMAND_TIME
+            && let Some(command) = self.handle.take_command()
         {
-            self.desk.writes();
-            let writes = order.writes();
-            if let Some(rest) = self.carry_out(order)? {
-                self.desk.put_back(rest);
+            self.handle.begin_write();
+            let is_write = command.is_write();
+            if let Some(remainder) = self.execute(command)? {
+                self.handle.return_command(remainder);
             }
-            if writes {
-                self.desk.is_unsynced();
+            if is_write {
+                self.handle.mark_unsynced();
             }
         }
         Ok(())
     }
 
     /// Does what is ordered, or a part of it, and returns the rest. Who asked may have left by then.
-    fn carry_out(&mut self, order: Order) -> Result<Option<Order>, FileError> {
-        let State::Open(file) = &mut self.state else { return Ok(Some(order)) };
-        match order {
-            Order::Erase { product, session, answer } => {
+    fn execute(&mut self, command: StoreCommand) -> Result<Option<StoreCommand>, FileError> {
+        let WriterState::Open(file) = &mut self.state else { return Ok(Some(command)) };
+        match command {
+            StoreCommand::Erase { product, session, answer } => {
                 if let Some(erased) = self.erase(&product, &session)? {
                     let _ = answer.send(erased);
                 }
             }
-            Order::Register { webhook, answer } => {
+            StoreCommand::Register { webhook, answer } => {
                 self.webhooks.register(file, *webhook, unix_ms())?;
                 let _ = answer.send(());
             }
-            Order::Unregister { id, answer } => {
+            StoreCommand::Unregister { id, answer } => {
                 if !file.unregister(&id, unix_ms())? {
-                    return Ok(Some(Order::Unregister { id, answer }));
+                    return Ok(Some(StoreCommand::Unregister { id, answer }));
                 }
                 self.webhooks.unregister(&id);
                 let _ = answer.send(());
             }
-            Order::Requeue { id, left, marked, answer } => {
-                let (now_marked, left) = self.requeue(&id, left)?;
-                let marked = marked + now_marked;
-                if let Some(left) = left {
-                    return Ok(Some(Order::Requeue { id, left, marked, answer }));
+            StoreCommand::Requeue { id, remaining, marked, answer } => {
+                let (newly_marked, remaining) = self.requeue_step(&id, remaining)?;
+                let marked = marked + newly_marked;
+                if let Some(remaining) = remaining {
+                    return Ok(Some(StoreCommand::Requeue { id, remaining, marked, answer }));
                 }
                 let _ = answer.send(marked);
             }
-            Order::DeadLetters { id, page, answer } => {
-                let _ = answer.send(file.dead_letters(&id, page.letters, page.before, page.most)?);
+            StoreCommand::ListDeadLetters { id, query, answer } => {
+                let _ = answer.send(file.dead_letters(&id, query.state, query.before, query.limit)?);
             }
-            Order::Requeued { id, after, most, answer } => {
-                let _ = answer.send(file.requeued(&id, after, most)?);
+            StoreCommand::ListRequeued { id, after, limit, answer } => {
+                let _ = answer.send(file.requeued_dead_letters(&id, after, limit)?);
             }
-            Order::Adopt { product, answer } => {
+            StoreCommand::AddProduct { product, answer } => {
                 let (product, bounds, metrics) = *product;
-                if let Some(adopted) = self.adopt(product, bounds, metrics)? {
-                    let _ = answer.send(adopted);
+                if let Some(added) = self.add_product(product, bounds, metrics)? {
+                    let _ = answer.send(added);
                 }
             }
-            Order::Release { product, answer } => {
+            StoreCommand::RemoveProduct { product, answer } => {
                 if self.logs.iter().any(|log| *log.product() == product && log.backlog() > 0) {
-                    return Ok(Some(Order::Release { product, answer }));
+                    return Ok(Some(StoreCommand::RemoveProduct { product, answer }));
                 }
                 self.logs.retain(|log| *log.product() != product);
                 let _ = answer.send(());
@@ -94,54 +94,67 @@ impl Writer {
     /// Takes a session's events out of the file, and tells how many there were that are not in memory alone. None for a product
     /// that is not ours.
     fn erase(&mut self, product: &ProductId, session: &SessionId) -> Result<Option<u64>, FileError> {
-        let State::Open(file) = &mut self.state else { return Ok(None) };
+        let WriterState::Open(file) = &mut self.state else { return Ok(None) };
         let Some(log) = self.logs.iter().find(|log| log.product() == product) else { return Ok(None) };
-        let Some(number) = file.number_of(product)? else { return Ok(Some(0)) };
-        let erased = file.erase(number, session, log.in_memory_from())?;
-        log.has_been_erased(erased.events, erased.bytes);
-        self.webhooks.tell_counts(file)?;
+        let Some(number) = file.product_number(product)? else { return Ok(Some(0)) };
+        let erased = file.erase(number, session, log.memory_evicted_through())?;
+        log.mark_erased(erased.events, erased.bytes);
+        self.webhooks.report_counts(file)?;
         if !self.is_in_memory {
             let now = Instant::now();
-            self.scrub_at.get_or_insert(self.scrubbed.map_or(now, |last| now.max(last + SCRUB_EVERY)));
+            self.scrub_at.get_or_insert(self.last_scrubbed.map_or(now, |last| now.max(last + SCRUB_INTERVAL)));
         }
-        Ok(Some(erased.events + erased.letters))
+        Ok(Some(erased.events + erased.dead_letters))
     }
 
     /// Goes on with the log of a product, or begins it, under an epoch that is on the disk before its first id is shown.
-    fn adopt(&mut self, product: ProductId, bounds: Bounds, metrics: LogMetrics) -> Result<Option<Adopted>, FileError> {
-        let State::Open(file) = &mut self.state else { return Ok(None) };
+    fn add_product(
+        &mut self,
+        product: ProductId,
+        bounds: MemoryBounds,
+        metrics: LogMetrics,
+    ) -> Result<Option<AddedProduct>, FileError> {
+        let WriterState::Open(file) = &mut self.state else { return Ok(None) };
         let mut webhooks = file.webhooks()?;
         webhooks.retain(|webhook| webhook.product == product);
         if let Some(log) = self.logs.iter().find(|log| *log.product() == product) {
-            return Ok(Some(Adopted { log: Arc::clone(log), webhooks }));
+            return Ok(Some(AddedProduct { log: Arc::clone(log), webhooks }));
         }
         let log = if self.is_in_memory {
             Log::new(product, bounds, metrics)
         } else {
-            let (kept, epoch) = reserve(file, &product)?;
-            Log::restored(product, bounds, kept, epoch, false, Arc::clone(&self.desk), metrics)
+            let (persisted, epoch) = reserve_epoch(file, &product)?;
+            Log::restored(product, bounds, persisted, epoch, false, Arc::clone(&self.handle), metrics)
         };
         let log = Arc::new(log);
         self.logs.push(Arc::clone(&log));
-        Ok(Some(Adopted { log, webhooks }))
+        Ok(Some(AddedProduct { log, webhooks }))
     }
 
     /// Marks some of the dead letters that are to be delivered again, and returns how many, and what is left.
-    fn requeue(&mut self, id: &str, left: Left) -> Result<(u64, Option<Left>), FileError> {
-        let State::Open(file) = &mut self.state else { return Ok((0, None)) };
-        let requeued = match left {
-            Left::All { through } => {
-                let through = through.map_or_else(|| file.newest_letter(), Ok)?;
-                let marked = file.requeue_some(id, through)?;
-                (marked, (marked == u64::from(STEP)).then_some(Left::All { through: Some(through) }))
+    fn requeue_step(
+        &mut self,
+        id: &str,
+        remaining: RemainingRequeue,
+    ) -> Result<(u64, Option<RemainingRequeue>), FileError> {
+        let WriterState::Open(file) = &mut self.state else { return Ok((0, None)) };
+        let requeued = match remaining {
+            RemainingRequeue::All { through } => {
+                let through = through.map_or_else(|| file.newest_dead_letter(), Ok)?;
+                let marked = file.requeue_through(id, through)?;
+                (
+                    marked,
+                    (marked == u64::from(DEAD_LETTER_STEP_ROWS))
+                        .then_some(RemainingRequeue::All { through: Some(through) }),
+                )
             }
-            Left::These(mut events) => {
-                let now = events.len().min(STEP as usize);
-                let now: Vec<_> = events.drain(..now).collect();
-                (file.requeue_these(id, &now)?, (!events.is_empty()).then_some(Left::These(events)))
+            RemainingRequeue::Events(mut events) => {
+                let batch_len = events.len().min(DEAD_LETTER_STEP_ROWS as usize);
+                let batch: Vec<_> = events.drain(..batch_len).collect();
+                (file.requeue_events(id, &batch)?, (!events.is_empty()).then_some(RemainingRequeue::Events(events)))
             }
         };
-        self.webhooks.tell_counts(file)?;
+        self.webhooks.report_counts(file)?;
         Ok(requeued)
     }
 }

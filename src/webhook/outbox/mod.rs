@@ -39,37 +39,37 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use self::{
-    circuit_breaker::{Chance, Endpoint, Gate, LONGEST_WAIT},
-    delivered::Delivered,
-    item::{Claim, Item, Row, Stage, Turn},
-    journal::Journal,
-    redelivery::Walk,
-    session_queues::{Heads, Lanes},
+    circuit_breaker::{BackoffContext, CircuitBreaker, MAX_RETRY_DELAY, SendPermission},
+    delivered::DeliveredHistory,
+    item::{DeliveryStage, ItemKind, NextAttempt, OutboxItem, RowState},
+    journal::OutboxJournal,
+    redelivery::RedeliveryScan,
+    session_queues::{QueueHeads, SessionQueues},
 };
-use super::{Now, Verdict};
+use super::{Disposition, Now};
 use crate::{
     event::{Event, SessionId},
-    store::{Changes, Owed},
-    webhook_delivery::{Attempt, DeadLetter, DeadReason, Delivery, EndpointState},
+    store::{OwedDelivery, WebhookChanges},
+    webhook_delivery::{Attempt, DeadLetter, DeadLetterReason, Delivery, EndpointState},
 };
 
 /// Deliveries that are owed to one webhook at one time where the store has their events: some 20 MiB for each webhook that is so
 /// far behind. What comes behind waits in the log.
-pub(super) const MOST_OWED: u64 = 65_536;
+pub(super) const MAX_OWED_DELIVERIES: u64 = 65_536;
 /// Events that are held although the store has them. Enough that a webhook that keeps up reads nothing again.
-const MOST_HELD: usize = 256;
+const MAX_LOADED_EVENTS: usize = 256;
 /// Bytes of them.
-const MOST_HELD_BYTES: usize = 4 << 20;
+const MAX_LOADED_BYTES: usize = 4 << 20;
 /// Heads of lanes whose events are loaded before there is a slot. A page of the store brings about as many.
-const MOST_AHEAD: usize = 64;
+const MAX_PRELOADED_HEADS: usize = 64;
 /// A retry's event is loaded so long before it is due. Longer than a read takes.
-const SOON: Duration = Duration::from_secs(1);
+const PRELOAD_LEAD_TIME: Duration = Duration::from_secs(1);
 /// After an event could not be read. Longer than the pause after each such event, so that a few of them leave time for others.
-const UNREADABLE: Duration = Duration::from_secs(10);
+const UNREADABLE_EVENT_DELAY: Duration = Duration::from_secs(10);
 
 /// How hard a webhook is tried, and where what it is owed can be read again.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Policy {
+pub(super) struct DeliveryPolicy {
     /// Attempts after the first.
     pub(super) max_retries: u32,
     /// The wait before the first retry, which doubles from there.
@@ -79,39 +79,39 @@ pub(super) struct Policy {
     /// Deliveries that are under way, or settled and not yet written down.
     pub(super) max_in_flight: usize,
     /// Where events are.
-    pub(super) keeping: Keeping,
+    pub(super) event_storage: EventStorage,
 }
 
 /// Where the events are that are owed.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Keeping {
+pub(super) enum EventStorage {
     /// In the store: few need to be held here.
     InStore,
     /// Here alone. Beyond so many bytes the oldest becomes a dead letter.
     InMemory {
         /// Bytes of events, all overhead included.
-        most_bytes: u64,
+        max_bytes: u64,
     },
 }
 
 /// What one webhook is owed.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    policy: Policy,
-    position: u64,
+    policy: DeliveryPolicy,
+    cursor: u64,
     /// The latest moment that anybody has told.
-    seen: Now,
+    clock: Now,
     /// Everything to deliver, by place.
-    items: BTreeMap<u64, Item>,
+    items: BTreeMap<u64, OutboxItem>,
     /// Those of them that are dead letters, delivered again.
-    letters: BTreeSet<u64>,
-    walk: Walk,
-    lanes: Lanes,
-    heads: Heads,
-    endpoint: Endpoint,
-    journal: Journal,
-    delivered: Delivered,
-    tally: Tally,
+    redeliveries: BTreeSet<u64>,
+    redelivery_scan: RedeliveryScan,
+    session_queues: SessionQueues,
+    queue_heads: QueueHeads,
+    breaker: CircuitBreaker,
+    journal: OutboxJournal,
+    delivered: DeliveredHistory,
+    counts: OutboxCounts,
     /// The last attempt that began was a retry.
     was_retry: bool,
     /// The store has made dead letters up to this place.
@@ -121,17 +121,17 @@ pub(super) struct Outbox {
 
 /// Counts over all items.
 #[derive(Clone, Copy, Debug, Default)]
-struct Tally {
+struct OutboxCounts {
     owed: u64,
-    running: usize,
-    running_retries: usize,
-    held: usize,
-    held_bytes: usize,
+    in_flight: usize,
+    in_flight_retries: usize,
+    loaded: usize,
+    loaded_bytes: usize,
 }
 
 /// How an endpoint stands, and why.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Standing {
+pub(super) struct EndpointStatus {
     /// In one word.
     pub(super) state: EndpointState,
     /// Until when it is throttled, or when it is probed next.
@@ -142,20 +142,20 @@ pub(super) struct Standing {
 
 impl Outbox {
     /// The outbox of a webhook that has come to `position`, and is owed these before it.
-    pub(super) fn new(policy: Policy, position: u64, owed: Vec<Owed>, now: Now) -> Self {
+    pub(super) fn new(policy: DeliveryPolicy, cursor: u64, owed: Vec<OwedDelivery>, now: Now) -> Self {
         let mut outbox = Self {
             policy,
-            position,
-            seen: now,
+            cursor,
+            clock: now,
             items: BTreeMap::new(),
-            letters: BTreeSet::new(),
-            walk: Walk::default(),
-            lanes: Lanes::default(),
-            heads: Heads::default(),
-            endpoint: Endpoint::default(),
-            journal: Journal::new(position),
-            delivered: Delivered::default(),
-            tally: Tally::default(),
+            redeliveries: BTreeSet::new(),
+            redelivery_scan: RedeliveryScan::default(),
+            session_queues: SessionQueues::default(),
+            queue_heads: QueueHeads::default(),
+            breaker: CircuitBreaker::default(),
+            journal: OutboxJournal::new(cursor),
+            delivered: DeliveredHistory::default(),
+            counts: OutboxCounts::default(),
             was_retry: false,
             expired_through: 0,
             random: Rng::new(),
@@ -164,125 +164,126 @@ impl Outbox {
         outbox
     }
 
-    fn restore(&mut self, owed: Owed) {
-        let turn = owed.next_attempt_at.map_or(Turn::Fresh, |at| Turn::Retry(Some(self.instant_of(at))));
-        let mut item = Item::new(owed.delivery, None, Claim::Owed);
-        item.row = Row::There;
-        item.spent = u32::try_from(item.delivery.attempts.len()).unwrap_or(u32::MAX);
-        self.admit(item, turn);
+    fn restore(&mut self, owed: OwedDelivery) {
+        let next_attempt =
+            owed.next_attempt_at.map_or(NextAttempt::Fresh, |at| NextAttempt::Retry(Some(self.instant_of(at))));
+        let mut item = OutboxItem::new(owed.delivery, None, ItemKind::Owed);
+        item.row = RowState::Present;
+        item.attempts_spent = u32::try_from(item.delivery.attempts.len()).unwrap_or(u32::MAX);
+        self.insert_item(item, next_attempt);
     }
 
     /// Goes on under another policy.
-    pub(super) fn change(&mut self, policy: Policy) {
+    pub(super) fn set_policy(&mut self, policy: DeliveryPolicy) {
         self.policy = policy;
     }
 
     /// Whether another event may be taken.
-    pub(super) fn has_room(&self) -> bool {
-        self.is_in_memory() || self.tally.owed < MOST_OWED
+    pub(super) fn has_capacity(&self) -> bool {
+        self.is_in_memory() || self.counts.owed < MAX_OWED_DELIVERIES
     }
 
     /// Takes over an event that is owed, behind everything so far, and passes its place. One that has been passed is left.
-    pub(super) fn take(&mut self, event: Arc<Event>, now: Now) {
-        self.seen = now;
-        let place = event.place();
-        if place <= self.position {
+    pub(super) fn enqueue(&mut self, event: Arc<Event>, now: Now) {
+        self.clock = now;
+        let position = event.position();
+        if position <= self.cursor {
             return;
         }
-        self.position = place;
+        self.cursor = position;
         let delivery = Delivery {
-            place,
+            position,
             event_id: event.id(),
             kind: event.kind().clone(),
             session: event.session().cloned(),
             created_at: now.unix_ms_before(event.received().unwrap_or(now.instant)),
             attempts: Vec::new(),
         };
-        let event = (self.is_in_memory() || self.has_spare(1)).then_some(event);
-        self.admit(Item::new(delivery, event, Claim::Owed), Turn::Fresh);
-        self.journal.touch(place, false);
-        self.shed();
+        let event = (self.is_in_memory() || self.has_load_budget(1)).then_some(event);
+        self.insert_item(OutboxItem::new(delivery, event, ItemKind::Owed), NextAttempt::Fresh);
+        self.journal.mark_dirty(position, false);
+        self.enforce_memory_limit();
     }
 
     /// Notes that everything up to `place` has been taken or is not for this webhook.
-    pub(super) fn pass(&mut self, place: u64) {
-        self.position = self.position.max(place);
+    pub(super) fn advance_to(&mut self, position: u64) {
+        self.cursor = self.cursor.max(position);
     }
 
     /// Everything up to this place has been passed.
-    pub(super) fn position(&self) -> u64 {
-        self.position
+    pub(super) fn cursor(&self) -> u64 {
+        self.cursor
     }
 
     /// How the endpoint stands.
-    pub(super) fn standing(&self) -> Standing {
-        self.endpoint.standing(self.seen.instant)
+    pub(super) fn endpoint_status(&self) -> EndpointStatus {
+        self.breaker.status(self.clock.instant)
     }
 
     /// How many deliveries are owed, without those of dead letters; and when the oldest of their events came, in Unix milliseconds.
     pub(super) fn owed(&self) -> (u64, Option<u64>) {
-        (self.tally.owed, self.owed_items().next().map(|item| item.delivery.created_at))
+        (self.counts.owed, self.owed_items().next().map(|item| item.delivery.created_at))
     }
 
     /// Deliveries that are owed, newest first: at most `most` before the place `before`; with when each is due, in Unix
     /// milliseconds, unless it waits for its turn or is under way.
-    pub(super) fn pending(&self, before: Option<u64>, most: usize, now: Now) -> Vec<(Delivery, Option<u64>)> {
+    pub(super) fn pending(&self, before: Option<u64>, limit: usize, now: Now) -> Vec<(Delivery, Option<u64>)> {
         let items = self.items.range(..before.unwrap_or(u64::MAX)).rev().map(|(_, item)| item);
-        let owed = items.filter(|item| item.claim == Claim::Owed).take(most);
-        owed.map(|item| (item.delivery.clone(), self.due_of(item, now))).collect()
+        let owed = items.filter(|item| item.item_kind == ItemKind::Owed).take(limit);
+        owed.map(|item| (item.delivery.clone(), self.due_at(item, now))).collect()
     }
 
     /// The delivery at `place` that is owed, or a dead letter on its way.
     #[cfg(test)]
-    fn get(&self, place: u64) -> Option<&Delivery> {
-        let item = self.items.get(&place)?;
-        matches!(item.claim, Claim::Owed | Claim::Letter).then_some(&item.delivery)
+    fn get(&self, position: u64) -> Option<&Delivery> {
+        let item = self.items.get(&position)?;
+        matches!(item.item_kind, ItemKind::Owed | ItemKind::Redelivery).then_some(&item.delivery)
     }
 
     /// Deliveries that were accepted, newest first, each with its number: at most `most` before the number `before`.
-    pub(super) fn delivered(&self, before: Option<u64>, most: usize) -> Vec<(u64, Delivery)> {
-        self.delivered.list(before, most)
+    pub(super) fn delivered(&self, before: Option<u64>, limit: usize) -> Vec<(u64, Delivery)> {
+        self.delivered.list(before, limit)
     }
 
     /// What is owed, oldest first. Few others stand between: what is under way, and letters.
-    fn owed_items(&self) -> impl Iterator<Item = &Item> {
-        self.items.values().filter(|item| item.claim == Claim::Owed)
+    fn owed_items(&self) -> impl Iterator<Item = &OutboxItem> {
+        self.items.values().filter(|item| item.item_kind == ItemKind::Owed)
     }
 
     /// When an item is due, in Unix milliseconds, if that is known.
-    fn due_of(&self, item: &Item, now: Now) -> Option<u64> {
+    fn due_at(&self, item: &OutboxItem, now: Now) -> Option<u64> {
         let own = match item.stage {
-            Stage::Blocked | Stage::Running { .. } => return None,
-            Stage::Idle(Turn::Fresh | Turn::Retry(None)) => now.instant,
-            Stage::Idle(Turn::Retry(Some(due))) => due.max(now.instant),
+            DeliveryStage::Blocked | DeliveryStage::InFlight { .. } => return None,
+            DeliveryStage::Idle(NextAttempt::Fresh | NextAttempt::Retry(None)) => now.instant,
+            DeliveryStage::Idle(NextAttempt::Retry(Some(due))) => due.max(now.instant),
         };
-        let standing = self.endpoint.standing(now.instant);
-        let due = match standing.state {
+        let status = self.breaker.status(now.instant);
+        let due = match status.state {
             EndpointState::Active => own,
-            EndpointState::Throttled => own.max(standing.until?),
-            EndpointState::Open if self.heads.oldest() == Some(item.delivery.place) => standing.until?,
+            EndpointState::Throttled => own.max(status.until?),
+            EndpointState::Open if self.queue_heads.oldest() == Some(item.delivery.position) => status.until?,
             EndpointState::Open | EndpointState::Disabled => return None,
         };
         Some(unix_ms_of(due, now))
     }
 
     fn is_in_memory(&self) -> bool {
-        matches!(self.policy.keeping, Keeping::InMemory { .. })
+        matches!(self.policy.event_storage, EventStorage::InMemory { .. })
     }
 
     /// Whether few enough events are held for another one: of the bound, one part in `share` is for this use.
-    fn has_spare(&self, share: usize) -> bool {
-        self.tally.held < MOST_HELD / share && self.tally.held_bytes < MOST_HELD_BYTES / share
+    fn has_load_budget(&self, share: usize) -> bool {
+        self.counts.loaded < MAX_LOADED_EVENTS / share && self.counts.loaded_bytes < MAX_LOADED_BYTES / share
     }
 
     fn instant_of(&self, unix_ms: u64) -> Instant {
-        let wait = Duration::from_millis(unix_ms.saturating_sub(self.seen.unix_ms));
-        self.seen.instant + wait.min(LONGEST_WAIT)
+        let wait = Duration::from_millis(unix_ms.saturating_sub(self.clock.unix_ms));
+        self.clock.instant + wait.min(MAX_RETRY_DELAY)
     }
 
-    fn chance(&mut self) -> (&mut Endpoint, Chance<'_>) {
-        let chance = Chance { now: self.seen.instant, policy: self.policy, random: &mut self.random };
-        (&mut self.endpoint, chance)
+    fn breaker_with_backoff(&mut self) -> (&mut CircuitBreaker, BackoffContext<'_>) {
+        let backoff = BackoffContext { now: self.clock.instant, policy: self.policy, random: &mut self.random };
+        (&mut self.breaker, backoff)
     }
 }
 
@@ -295,101 +296,101 @@ fn unix_ms_of(instant: Instant, now: Now) -> u64 {
 /// How items come, move and go. Everything that is counted or found by an index is kept right here.
 impl Outbox {
     /// Lines an item up in its lane.
-    fn admit(&mut self, item: Item, turn: Turn) {
-        let place = item.delivery.place;
-        if self.items.contains_key(&place) {
+    fn insert_item(&mut self, item: OutboxItem, next_attempt: NextAttempt) {
+        let position = item.delivery.position;
+        if self.items.contains_key(&position) {
             return;
         }
-        let is_first = self.lanes.join(item.delivery.session.as_ref(), place);
-        self.count(place, item.claim, true);
+        let is_head = self.session_queues.enqueue(item.delivery.session.as_ref(), position);
+        self.update_counts(position, item.item_kind, true);
         if let Some(event) = &item.event {
-            self.tally.hold(event, true);
+            self.counts.count_loaded(event, true);
         }
-        self.items.insert(place, item);
-        if is_first {
-            self.move_to(place, Stage::Idle(turn));
+        self.items.insert(position, item);
+        if is_head {
+            self.set_stage(position, DeliveryStage::Idle(next_attempt));
         }
     }
 
     /// Moves an item from one stage to another.
-    fn move_to(&mut self, place: u64, stage: Stage) {
-        let Some(item) = self.items.get_mut(&place) else { return };
-        let former = std::mem::replace(&mut item.stage, stage);
-        let is_held = item.event.is_some();
-        match former {
-            Stage::Blocked => {}
-            Stage::Idle(turn) => self.heads.remove(place, turn, is_held),
-            Stage::Running { is_retry } => self.tally.run(is_retry, false),
+    fn set_stage(&mut self, position: u64, stage: DeliveryStage) {
+        let Some(item) = self.items.get_mut(&position) else { return };
+        let previous = std::mem::replace(&mut item.stage, stage);
+        let is_loaded = item.event.is_some();
+        match previous {
+            DeliveryStage::Blocked => {}
+            DeliveryStage::Idle(next_attempt) => self.queue_heads.remove(position, next_attempt, is_loaded),
+            DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, false),
         }
         match stage {
-            Stage::Blocked => {}
-            Stage::Idle(turn) => self.heads.insert(place, turn, is_held),
-            Stage::Running { is_retry } => self.tally.run(is_retry, true),
+            DeliveryStage::Blocked => {}
+            DeliveryStage::Idle(next_attempt) => self.queue_heads.insert(position, next_attempt, is_loaded),
+            DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, true),
         }
     }
 
     /// Holds an item's event, or no longer.
-    fn set_event(&mut self, place: u64, event: Option<Arc<Event>>) {
-        let Some(stage) = self.items.get(&place).map(|item| item.stage) else { return };
-        self.move_to(place, Stage::Blocked);
-        if let Some(item) = self.items.get_mut(&place) {
-            let former = std::mem::replace(&mut item.event, event);
-            former.iter().for_each(|event| self.tally.hold(event, false));
-            item.event.iter().for_each(|event| self.tally.hold(event, true));
+    fn set_event(&mut self, position: u64, event: Option<Arc<Event>>) {
+        let Some(stage) = self.items.get(&position).map(|item| item.stage) else { return };
+        self.set_stage(position, DeliveryStage::Blocked);
+        if let Some(item) = self.items.get_mut(&position) {
+            let previous = std::mem::replace(&mut item.event, event);
+            previous.iter().for_each(|event| self.counts.count_loaded(event, false));
+            item.event.iter().for_each(|event| self.counts.count_loaded(event, true));
         }
-        self.move_to(place, stage);
+        self.set_stage(position, stage);
     }
 
     /// Gives an item another reason to be here.
-    fn set_claim(&mut self, place: u64, claim: Claim) {
-        let Some(item) = self.items.get_mut(&place) else { return };
-        let former = std::mem::replace(&mut item.claim, claim);
-        self.count(place, former, false);
-        self.count(place, claim, true);
+    fn set_item_kind(&mut self, position: u64, item_kind: ItemKind) {
+        let Some(item) = self.items.get_mut(&position) else { return };
+        let previous = std::mem::replace(&mut item.item_kind, item_kind);
+        self.update_counts(position, previous, false);
+        self.update_counts(position, item_kind, true);
     }
 
-    fn count(&mut self, place: u64, claim: Claim, is_new: bool) {
-        match claim {
-            Claim::Owed => self.tally.owed = if is_new { self.tally.owed + 1 } else { self.tally.owed - 1 },
-            Claim::Letter if is_new => drop(self.letters.insert(place)),
-            Claim::Letter => drop(self.letters.remove(&place)),
-            Claim::Expired | Claim::Erased => {}
+    fn update_counts(&mut self, position: u64, item_kind: ItemKind, is_added: bool) {
+        match item_kind {
+            ItemKind::Owed => self.counts.owed = if is_added { self.counts.owed + 1 } else { self.counts.owed - 1 },
+            ItemKind::Redelivery if is_added => drop(self.redeliveries.insert(position)),
+            ItemKind::Redelivery => drop(self.redeliveries.remove(&position)),
+            ItemKind::Expired | ItemKind::Erased => {}
         }
     }
 
     /// Takes an item out; the next of its lane becomes first.
-    fn remove(&mut self, place: u64) -> Option<Item> {
-        self.move_to(place, Stage::Blocked);
-        let item = self.items.remove(&place)?;
-        self.count(place, item.claim, false);
+    fn remove_item(&mut self, position: u64) -> Option<OutboxItem> {
+        self.set_stage(position, DeliveryStage::Blocked);
+        let item = self.items.remove(&position)?;
+        self.update_counts(position, item.item_kind, false);
         if let Some(event) = &item.event {
-            self.tally.hold(event, false);
+            self.counts.count_loaded(event, false);
         }
-        self.journal.forget(place);
-        if let Some(next) = self.lanes.leave(item.delivery.session.as_ref(), place) {
-            let turn = self.items.get(&next).map_or(Turn::Fresh, Item::turn);
-            self.move_to(next, Stage::Idle(turn));
+        self.journal.clear_dirty(position);
+        if let Some(next) = self.session_queues.dequeue(item.delivery.session.as_ref(), position) {
+            let next_attempt = self.items.get(&next).map_or(NextAttempt::Fresh, OutboxItem::next_attempt);
+            self.set_stage(next, DeliveryStage::Idle(next_attempt));
         }
         Some(item)
     }
 }
 
-impl Tally {
-    fn run(&mut self, is_retry: bool, begins: bool) {
+impl OutboxCounts {
+    fn count_in_flight(&mut self, is_retry: bool, begins: bool) {
         let retries = usize::from(is_retry);
         if begins {
-            (self.running, self.running_retries) = (self.running + 1, self.running_retries + retries);
+            (self.in_flight, self.in_flight_retries) = (self.in_flight + 1, self.in_flight_retries + retries);
         } else {
-            (self.running, self.running_retries) = (self.running - 1, self.running_retries - retries);
+            (self.in_flight, self.in_flight_retries) = (self.in_flight - 1, self.in_flight_retries - retries);
         }
     }
 
-    fn hold(&mut self, event: &Event, begins: bool) {
+    fn count_loaded(&mut self, event: &Event, begins: bool) {
         let bytes = event.size_bytes();
         if begins {
-            (self.held, self.held_bytes) = (self.held + 1, self.held_bytes + bytes);
+            (self.loaded, self.loaded_bytes) = (self.loaded + 1, self.loaded_bytes + bytes);
         } else {
-            (self.held, self.held_bytes) = (self.held - 1, self.held_bytes - bytes);
+            (self.loaded, self.loaded_bytes) = (self.loaded - 1, self.loaded_bytes - bytes);
         }
     }
 }

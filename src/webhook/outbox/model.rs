@@ -11,13 +11,13 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     event::{EventId, Kind},
-    store::Fate,
+    store::DeliveryChange,
     webhook_delivery::Outcome,
 };
 
 /// One entry of the log.
 #[derive(Clone, Copy, Debug)]
-struct Sent {
+struct ModelEntry {
     /// 0 is none.
     session: usize,
     /// It is for this webhook.
@@ -27,27 +27,27 @@ struct Sent {
 
 /// The store, as far as it concerns one webhook.
 #[derive(Debug, Default)]
-struct Shelf {
-    position: u64,
-    owed: BTreeMap<u64, Owed>,
+struct ModelStore {
+    cursor: u64,
+    owed: BTreeMap<u64, OwedDelivery>,
     /// Dead letters, and whether they are to be delivered again.
-    letters: BTreeMap<u64, (DeadLetter, bool)>,
+    dead_letters: BTreeMap<u64, (DeadLetter, bool)>,
     expired_through: u64,
 }
 
-impl Shelf {
-    fn apply(&mut self, changes: &Changes) {
-        self.position = self.position.max(changes.position);
-        for (place, fate) in &changes.fates {
-            assert!(*place <= changes.position, "an exception behind the position");
+impl ModelStore {
+    fn apply(&mut self, changes: &WebhookChanges) {
+        self.cursor = self.cursor.max(changes.position);
+        for (position, fate) in &changes.deliveries {
+            assert!(*position <= changes.position, "an exception behind the position");
             match fate {
                 // Written before word of the expiry had come.
-                Fate::Owed(_) if *place <= self.expired_through => {}
-                Fate::Owed(owed) => drop(self.owed.insert(*place, owed.clone())),
-                Fate::Settled => drop((self.owed.remove(place), self.letters.remove(place))),
-                Fate::Dead(letter) => {
-                    self.owed.remove(place);
-                    self.letters.insert(*place, (letter.clone(), false));
+                DeliveryChange::Owed(_) if *position <= self.expired_through => {}
+                DeliveryChange::Owed(owed) => drop(self.owed.insert(*position, owed.clone())),
+                DeliveryChange::Settled => drop((self.owed.remove(position), self.dead_letters.remove(position))),
+                DeliveryChange::Dead(dead_letter) => {
+                    self.owed.remove(position);
+                    self.dead_letters.insert(*position, (dead_letter.clone(), false));
                 }
             }
         }
@@ -56,34 +56,34 @@ impl Shelf {
 
 /// An attempt under way.
 #[derive(Clone, Copy, Debug)]
-struct Attempted {
-    place: u64,
-    began_open: bool,
+struct RunningAttempt {
+    position: u64,
+    is_probe: bool,
     /// At an endpoint that is the webhook's no longer.
-    is_former: bool,
+    is_superseded: bool,
 }
 
 /// The whole world around one outbox.
-struct World {
+struct OutboxModel {
     seed: u64,
     rng: Rng,
     base: Now,
     elapsed: u64,
     payload: Bytes,
-    policy: Policy,
+    policy: DeliveryPolicy,
     /// In one batch.
-    most_fates: usize,
+    max_batch_rows: usize,
     outbox: Outbox,
-    log: Vec<Sent>,
+    log: Vec<ModelEntry>,
     /// Encoded once: that is what takes time here.
     events: Vec<Arc<Event>>,
-    shelf: Shelf,
-    flying: Option<Changes>,
-    untold: bool,
+    store: ModelStore,
+    committing: Option<WebhookChanges>,
+    has_unreported_expiry: bool,
     /// In this life.
-    has_expired: bool,
-    running: Vec<Attempted>,
-    is_down: bool,
+    store_has_expired: bool,
+    in_flight: Vec<RunningAttempt>,
+    is_receiver_down: bool,
     /// What the receiver has accepted, in order; and in which life each was accepted last.
     accepted: Vec<u64>,
     last_life: BTreeMap<u64, usize>,
@@ -91,25 +91,25 @@ struct World {
     lost_answers: BTreeSet<u64>,
     lost_with_file: BTreeSet<u64>,
     /// Dead letters that were counted as lost, because the store could not be written for too long.
-    counted: u64,
+    counted_lost: u64,
     /// Per life: how many it may leave to be delivered twice, and how many were.
     lives: Vec<(usize, usize)>,
     is_degraded: bool,
 }
 
-impl World {
+impl OutboxModel {
     fn begin(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let base = Now { instant: Instant::now(), unix_ms: 1_700_000_000_000 };
-        let in_memory = Keeping::InMemory { most_bytes: rng.u64(1 << 10..4 << 20) };
-        let keeping = if rng.u32(0..5) == 0 { in_memory } else { Keeping::InStore };
+        let in_memory = EventStorage::InMemory { max_bytes: rng.u64(1 << 10..4 << 20) };
+        let keeping = if rng.u32(0..5) == 0 { in_memory } else { EventStorage::InStore };
         let policy = policy(&mut rng, keeping);
         // So large that the store's events are not all held, or so small that they are.
         let filling = if rng.u32(0..10) == 0 { 96 << 10 } else { 40 };
         let mut outbox = Outbox::new(policy, 0, Vec::new(), base);
         outbox.random = Rng::with_seed(seed);
-        let most_fates = if rng.bool() { rng.usize(1..20) } else { 1000 };
-        outbox.journal.most_fates = most_fates;
+        let max_batch_rows = if rng.bool() { rng.usize(1..20) } else { 1000 };
+        outbox.journal.max_batch_rows = max_batch_rows;
         Self {
             seed,
             rng,
@@ -117,22 +117,22 @@ impl World {
             elapsed: 0,
             payload: Bytes::from(format!("{{\"x\":\"{}\"}}", "x".repeat(filling))),
             policy,
-            most_fates,
+            max_batch_rows,
             outbox,
             log: Vec::new(),
             events: Vec::new(),
-            shelf: Shelf::default(),
-            flying: None,
-            untold: false,
-            has_expired: false,
-            running: Vec::new(),
-            is_down: false,
+            store: ModelStore::default(),
+            committing: None,
+            has_unreported_expiry: false,
+            store_has_expired: false,
+            in_flight: Vec::new(),
+            is_receiver_down: false,
             accepted: Vec::new(),
             last_life: BTreeMap::new(),
             ever_dead: BTreeSet::new(),
             lost_answers: BTreeSet::new(),
             lost_with_file: BTreeSet::new(),
-            counted: 0,
+            counted_lost: 0,
             lives: vec![(policy.max_in_flight, 0)],
             is_degraded: false,
         }
@@ -143,74 +143,79 @@ impl World {
         Now { instant: self.base.instant + elapsed, unix_ms: self.base.unix_ms + self.elapsed }
     }
 
-    fn sent(&self, place: u64) -> Sent {
-        self.log[place as usize - 1]
+    fn entry(&self, position: u64) -> ModelEntry {
+        self.log[position as usize - 1]
     }
 
-    fn event(&self, place: u64) -> Arc<Event> {
-        Arc::clone(&self.events[place as usize - 1])
+    fn event(&self, position: u64) -> Arc<Event> {
+        Arc::clone(&self.events[position as usize - 1])
     }
 
     fn append(&mut self, count: usize) {
         for _ in 0..count {
             let session = self.rng.usize(0..SESSIONS.len());
-            self.log.push(Sent { session, is_ours: self.rng.u32(0..5) > 0, is_erased: false });
-            let (place, name) = (self.log.len() as u64, SESSIONS[session]);
+            self.log.push(ModelEntry { session, is_ours: self.rng.u32(0..5) > 0, is_erased: false });
+            let (position, name) = (self.log.len() as u64, SESSIONS[session]);
             let session = (session > 0).then(|| SessionId::new(name).unwrap());
-            let id = EventId::new(7, place);
-            self.events.push(Arc::new(Event::restored(id, place, Kind::Actions, session, &self.payload)));
+            let id = EventId::new(7, position);
+            self.events.push(Arc::new(Event::restored(id, position, Kind::Actions, session, &self.payload)));
         }
     }
 
-    fn take(&mut self, most: usize) {
-        for _ in 0..most {
-            let place = self.outbox.position() + 1;
-            if place > self.log.len() as u64 || !self.outbox.has_room() {
+    fn enqueue(&mut self, limit: usize) {
+        for _ in 0..limit {
+            let position = self.outbox.cursor() + 1;
+            if position > self.log.len() as u64 || !self.outbox.has_capacity() {
                 return;
             }
-            let sent = self.sent(place);
-            if sent.is_ours && !sent.is_erased {
-                self.take_one(place);
+            let entry = self.entry(position);
+            if entry.is_ours && !entry.is_erased {
+                self.enqueue_one(position);
             }
-            self.outbox.pass(place);
+            self.outbox.advance_to(position);
         }
     }
 
-    fn take_one(&mut self, place: u64) {
+    fn enqueue_one(&mut self, position: u64) {
         let before: Vec<u64> = self.outbox.items.keys().copied().collect();
-        self.outbox.take(self.event(place), self.now());
+        self.outbox.enqueue(self.event(position), self.now());
         if self.outbox.is_in_memory() {
             let items = &self.outbox.items;
-            self.ever_dead.extend(before.into_iter().chain([place]).filter(|place| !items.contains_key(place)));
+            self.ever_dead
+                .extend(before.into_iter().chain([position]).filter(|position| !items.contains_key(position)));
         }
     }
 
     fn load(&mut self) {
-        while let Some(place) = self.outbox.wants() {
+        while let Some(position) = self.outbox.next_to_load() {
             if self.rng.u32(0..10) == 0 {
-                self.outbox.cannot_be_read(place, self.now());
-                let others = self.outbox.wants();
-                assert!(others != Some(place) || self.outbox.endpoint.is_open(), "seed {}: {place} again", self.seed);
+                self.outbox.defer_unreadable(position, self.now());
+                let others = self.outbox.next_to_load();
+                assert!(
+                    others != Some(position) || self.outbox.breaker.is_open(),
+                    "seed {}: {position} again",
+                    self.seed
+                );
                 return;
             }
-            let page = place..(place + self.rng.u64(1..9)).min(self.log.len() as u64 + 1);
-            for place in page {
-                if self.sent(place).is_erased {
-                    self.outbox.is_gone(place);
-                } else if self.sent(place).is_ours {
-                    self.outbox.load(&self.event(place));
+            let page = position..(position + self.rng.u64(1..9)).min(self.log.len() as u64 + 1);
+            for position in page {
+                if self.entry(position).is_erased {
+                    self.outbox.discard_unreadable(position);
+                } else if self.entry(position).is_ours {
+                    self.outbox.load(&self.event(position));
                 }
             }
-            assert_ne!(self.outbox.wants(), Some(place), "seed {}: {place} was loaded", self.seed);
+            assert_ne!(self.outbox.next_to_load(), Some(position), "seed {}: {position} was loaded", self.seed);
         }
     }
 
-    fn send(&mut self, most: usize) {
-        for _ in 0..most {
+    fn send(&mut self, limit: usize) {
+        for _ in 0..limit {
             let now = self.now();
-            let before = self.outbox.endpoint.standing(now.instant).state;
+            let before = self.outbox.breaker.status(now.instant).state;
             let Some(event) = self.outbox.next(now) else {
-                let due = self.outbox.due();
+                let due = self.outbox.next_due_at();
                 assert!(due.is_none_or(|due| due > now.instant), "seed {}: due, and nothing comes", self.seed);
                 return;
             };
@@ -219,202 +224,208 @@ impl World {
     }
 
     fn begin_attempt(&mut self, event: &Event, state: EndpointState) {
-        let (seed, place) = (self.seed, event.place());
-        let is_shut = matches!(state, EndpointState::Disabled | EndpointState::Throttled);
-        assert!(!is_shut, "seed {seed}: {place} is sent to an endpoint that is {state:?}");
-        let began_open = state == EndpointState::Open;
-        let probes = self.running.iter().filter(|attempt| attempt.began_open).count();
-        assert!(!began_open || probes == 0 || !self.outbox.endpoint.is_open(), "seed {seed}: two probes");
-        let session = self.sent(place).session;
-        for other in &self.running {
-            let same = other.place == place || session > 0 && self.sent(other.place).session == session;
-            assert!(!same, "seed {seed}: {place} runs beside {} of its session", other.place);
+        let (seed, position) = (self.seed, event.position());
+        let is_closed_to_sends = matches!(state, EndpointState::Disabled | EndpointState::Throttled);
+        assert!(!is_closed_to_sends, "seed {seed}: {position} is sent to an endpoint that is {state:?}");
+        let is_probe = state == EndpointState::Open;
+        let probes = self.in_flight.iter().filter(|attempt| attempt.is_probe).count();
+        assert!(!is_probe || probes == 0 || !self.outbox.breaker.is_open(), "seed {seed}: two probes");
+        let session = self.entry(position).session;
+        for other in &self.in_flight {
+            let is_same_session =
+                other.position == position || session > 0 && self.entry(other.position).session == session;
+            assert!(!is_same_session, "seed {seed}: {position} runs beside {} of its session", other.position);
         }
         assert!(event.payload() == self.payload, "seed {seed}: other bytes");
-        self.running.push(Attempted { place, began_open, is_former: false });
-        assert!(self.running.len() <= self.lives.last().unwrap().0, "seed {seed}: too many in flight");
+        self.in_flight.push(RunningAttempt { position, is_probe, is_superseded: false });
+        assert!(self.in_flight.len() <= self.lives.last().unwrap().0, "seed {seed}: too many in flight");
     }
 
-    fn accept(&mut self, place: u64) {
+    fn accept(&mut self, position: u64) {
         let life = self.lives.len() - 1;
-        if let Some(before) = self.last_life.insert(place, life) {
-            let is_excused = self.lost_answers.contains(&place);
-            assert!(is_excused || before < life, "seed {}: {place} is delivered twice", self.seed);
+        if let Some(before) = self.last_life.insert(position, life) {
+            let is_excused = self.lost_answers.contains(&position);
+            assert!(is_excused || before < life, "seed {}: {position} is delivered twice", self.seed);
             if !is_excused {
                 self.lives[before].1 += 1;
                 let (most, twice) = self.lives[before];
                 assert!(twice <= most, "seed {}: {twice} twice after a crash with {most} in flight", self.seed);
             }
         }
-        self.accepted.push(place);
+        self.accepted.push(position);
     }
 
     fn answer(&mut self) {
-        if self.running.is_empty() {
+        if self.in_flight.is_empty() {
             return;
         }
-        let attempt = self.running.swap_remove(self.rng.usize(0..self.running.len()));
-        let again = Verdict::Again { after: None };
+        let attempt = self.in_flight.swap_remove(self.rng.usize(0..self.in_flight.len()));
+        let again = Disposition::Retry { after: None };
         let (status, verdict) = match self.rng.u32(0..100) {
-            _ if self.is_down => (503, again),
-            0..55 => (200, Verdict::Accepted),
+            _ if self.is_receiver_down => (503, again),
+            0..55 => (200, Disposition::Accepted),
             55..70 => (500, again),
             70..80 => (0, again), // accepted, but nobody hears of it
-            80..88 => (400, Verdict::Refused),
-            88..95 => (429, Verdict::Again { after: Some(Duration::from_millis(self.rng.u64(1..30_000))) }),
-            95..98 => (0, Verdict::Forbidden),
-            _ => (410, Verdict::Gone),
+            80..88 => (400, Disposition::Refused),
+            88..95 => (429, Disposition::Retry { after: Some(Duration::from_millis(self.rng.u64(1..30_000))) }),
+            95..98 => (0, Disposition::Forbidden),
+            _ => (410, Disposition::Gone),
         };
         self.settle(attempt, status, &verdict);
     }
 
-    fn settle(&mut self, attempted: Attempted, status: u16, verdict: &Verdict) {
-        let Attempted { place, is_former, .. } = attempted;
-        let is_lost_answer = status == 0 && *verdict != Verdict::Forbidden;
-        if *verdict == Verdict::Accepted || is_lost_answer {
-            self.accept(place);
+    fn settle(&mut self, attempted: RunningAttempt, status: u16, verdict: &Disposition) {
+        let RunningAttempt { position, is_superseded, .. } = attempted;
+        let is_lost_answer = status == 0 && *verdict != Disposition::Forbidden;
+        if *verdict == Disposition::Accepted || is_lost_answer {
+            self.accept(position);
         }
         if is_lost_answer {
-            self.lost_answers.insert(place);
+            self.lost_answers.insert(position);
         }
-        if is_former {
+        if is_superseded {
             let now = self.now().instant;
-            let before = self.outbox.endpoint.standing(now);
-            self.outbox.settle_former(place, attempt(status), verdict, self.now());
-            let (is_open, after) = (self.outbox.get(place).is_some(), self.outbox.endpoint.standing(now));
+            let before = self.outbox.breaker.status(now);
+            self.outbox.settle_former(position, attempt(status), verdict, self.now());
+            let (is_open, after) = (self.outbox.get(position).is_some(), self.outbox.breaker.status(now));
             assert_eq!(before, after, "seed {}: the present endpoint has heard it", self.seed);
-            assert!(!is_open || *verdict != Verdict::Accepted, "seed {}: {place} is accepted", self.seed);
+            assert!(!is_open || *verdict != Disposition::Accepted, "seed {}: {position} is accepted", self.seed);
         } else {
-            self.outbox.settle(place, attempt(status), verdict, self.now());
+            self.outbox.settle(position, attempt(status), verdict, self.now());
         }
         // Others of its session have gone on, whether the dead letter is ever written or not.
-        if *verdict != Verdict::Accepted && self.outbox.get(place).is_none() {
-            self.ever_dead.insert(place);
+        if *verdict != Disposition::Accepted && self.outbox.get(position).is_none() {
+            self.ever_dead.insert(position);
         }
     }
 
     /// Begins to write down.
-    fn write(&mut self, everything: bool) {
-        if self.flying.is_none() {
-            self.flying = if everything { self.outbox.all_changes() } else { self.outbox.changes() };
+    fn begin_commit(&mut self, everything: bool) {
+        if self.committing.is_none() {
+            self.committing =
+                if everything { self.outbox.take_all_changes() } else { self.outbox.take_urgent_changes() };
         }
-        assert!(self.flying.is_none() || self.outbox.all_changes().is_none(), "seed {}: two batches", self.seed);
+        assert!(
+            self.committing.is_none() || self.outbox.take_all_changes().is_none(),
+            "seed {}: two batches",
+            self.seed
+        );
     }
 
-    fn land(&mut self, succeeds: bool) {
-        let Some(changes) = self.flying.take() else { return };
+    fn finish_commit(&mut self, succeeds: bool) {
+        let Some(changes) = self.committing.take() else { return };
         if succeeds {
             self.commit(&changes);
-            self.outbox.committed();
+            self.outbox.record_commit();
             // Slots were free that should not have been, until everything is written.
-            self.is_degraded &= self.outbox.journal.has_any(self.outbox.position);
+            self.is_degraded &= self.outbox.journal.has_changes(self.outbox.cursor);
         } else {
             if self.rng.bool() {
                 self.commit(&changes); // although it is reported as failed
             }
             self.is_degraded = true;
-            self.outbox.not_committed(changes);
+            self.outbox.record_commit_failure(changes);
         }
     }
 
     /// The store takes very long to write, and nobody waits for that.
-    fn hang(&mut self) {
+    fn stall_store(&mut self) {
         self.is_degraded = true;
-        self.outbox.cannot_be_written();
-        assert_eq!(self.outbox.journal.slots(), 0, "seed {}", self.seed);
+        self.outbox.mark_store_degraded();
+        assert_eq!(self.outbox.journal.occupied_slots(), 0, "seed {}", self.seed);
     }
 
-    fn commit(&mut self, changes: &Changes) {
-        let dead = changes.fates.iter().filter(|(_, fate)| matches!(fate, Fate::Dead(_)));
-        self.ever_dead.extend(dead.map(|(place, _)| *place));
-        self.shelf.apply(changes);
+    fn commit(&mut self, changes: &WebhookChanges) {
+        let dead = changes.deliveries.iter().filter(|(_, fate)| matches!(fate, DeliveryChange::Dead(_)));
+        self.ever_dead.extend(dead.map(|(position, _)| *position));
+        self.store.apply(changes);
     }
 
     /// Everything is written down, and the store knows what the outbox knows.
-    fn check_written(&mut self) {
-        self.land(true);
-        self.tell();
+    fn commit_all_and_check(&mut self) {
+        self.finish_commit(true);
+        self.report_expiry();
         let mut batches = 0..self.log.len() * 3 + 10;
         while batches.next().is_some() {
-            self.write(true);
-            if self.flying.is_none() {
+            self.begin_commit(true);
+            if self.committing.is_none() {
                 break;
             }
-            self.land(true);
+            self.finish_commit(true);
         }
         assert!(!batches.is_empty(), "seed {}: there is always something to write", self.seed);
         let pending = self.outbox.pending(None, usize::MAX, self.now());
-        let mut pending: Vec<u64> = pending.iter().map(|(delivery, _)| delivery.place).collect();
+        let mut pending: Vec<u64> = pending.iter().map(|(delivery, _)| delivery.position).collect();
         pending.reverse();
-        let owed: Vec<u64> = self.shelf.owed.keys().copied().collect();
+        let owed: Vec<u64> = self.store.owed.keys().copied().collect();
         assert_eq!(owed, pending, "seed {}: the store does not know what is owed", self.seed);
-        assert_eq!(self.shelf.position, self.outbox.position(), "seed {}", self.seed);
-        let oldest = self.shelf.owed.values().next().map(|owed| owed.delivery.created_at);
+        assert_eq!(self.store.cursor, self.outbox.cursor(), "seed {}", self.seed);
+        let oldest = self.store.owed.values().next().map(|owed| owed.delivery.created_at);
         assert_eq!(self.outbox.owed(), (owed.len() as u64, oldest), "seed {}", self.seed);
     }
 
     fn crash(&mut self) {
-        if let Some(changes) = self.flying.take()
+        if let Some(changes) = self.committing.take()
             && self.rng.bool()
         {
             self.commit(&changes);
         }
-        for attempt in std::mem::take(&mut self.running) {
+        for attempt in std::mem::take(&mut self.in_flight) {
             if self.rng.bool() {
-                self.accept(attempt.place);
+                self.accept(attempt.position);
             }
         }
         // What the store expires before it hears of an acceptance is dead there until it is told otherwise.
-        if self.is_degraded || self.has_expired {
+        if self.is_degraded || self.store_has_expired {
             self.lives.last_mut().unwrap().0 = usize::MAX;
         }
         self.lives.push((self.policy.max_in_flight, 0));
-        (self.untold, self.has_expired) = (false, false);
-        let owed = self.shelf.owed.values().cloned().collect();
-        self.counted += self.outbox.take_lost();
-        self.outbox = Outbox::new(self.policy, self.shelf.position, owed, self.now());
+        (self.has_unreported_expiry, self.store_has_expired) = (false, false);
+        let owed = self.store.owed.values().cloned().collect();
+        self.counted_lost += self.outbox.take_lost_count();
+        self.outbox = Outbox::new(self.policy, self.store.cursor, owed, self.now());
         self.outbox.random = Rng::with_seed(self.seed);
-        self.outbox.journal.most_fates = self.most_fates;
+        self.outbox.journal.max_batch_rows = self.max_batch_rows;
         self.is_degraded = false;
     }
 
     fn reload(&mut self) {
-        self.policy = policy(&mut self.rng, self.policy.keeping);
-        self.outbox.change(self.policy);
-        let most = &mut self.lives.last_mut().unwrap().0;
-        *most = (*most).max(self.policy.max_in_flight);
+        self.policy = policy(&mut self.rng, self.policy.event_storage);
+        self.outbox.set_policy(self.policy);
+        let limit = &mut self.lives.last_mut().unwrap().0;
+        *limit = (*limit).max(self.policy.max_in_flight);
     }
 
     /// The webhook has another endpoint from now on, or an operator says that this one is well.
     fn enable(&mut self) {
         self.outbox.enable();
-        for attempt in &mut self.running {
-            (attempt.began_open, attempt.is_former) = (false, true);
+        for attempt in &mut self.in_flight {
+            (attempt.is_probe, attempt.is_superseded) = (false, true);
         }
     }
 
     /// The store makes dead letters of what has been owed for too long; the outbox hears of it, sooner or later.
     fn expire(&mut self) {
-        let through = self.rng.u64(0..=self.log.len() as u64).max(self.shelf.expired_through);
-        for place in 1..=through {
-            let sent = self.sent(place);
-            let is_owed = self.shelf.owed.remove(&place).is_some() || place > self.shelf.position && sent.is_ours;
-            if is_owed && !sent.is_erased {
-                let event = self.event(place);
+        let expired_through = self.rng.u64(0..=self.log.len() as u64).max(self.store.expired_through);
+        for position in 1..=expired_through {
+            let entry = self.entry(position);
+            let is_owed = self.store.owed.remove(&position).is_some() || position > self.store.cursor && entry.is_ours;
+            if is_owed && !entry.is_erased {
+                let event = self.event(position);
                 let delivery = delivery_of(&event);
-                let (reason, payload) = (DeadReason::Expired, event.payload());
-                self.shelf.letters.insert(place, (DeadLetter { delivery, reason, died_at: 0, payload }, false));
-                self.ever_dead.insert(place);
+                let (reason, payload) = (DeadLetterReason::Expired, event.payload());
+                self.store.dead_letters.insert(position, (DeadLetter { delivery, reason, died_at: 0, payload }, false));
+                self.ever_dead.insert(position);
             }
         }
-        self.shelf.position = self.shelf.position.max(through);
-        self.shelf.expired_through = through;
-        (self.untold, self.has_expired) = (true, true);
+        self.store.cursor = self.store.cursor.max(expired_through);
+        self.store.expired_through = expired_through;
+        (self.has_unreported_expiry, self.store_has_expired) = (true, true);
     }
 
-    fn tell(&mut self) {
-        if std::mem::take(&mut self.untold) {
-            self.outbox.expire(self.shelf.expired_through);
+    fn report_expiry(&mut self) {
+        if std::mem::take(&mut self.has_unreported_expiry) {
+            self.outbox.expire_through(self.store.expired_through);
         }
     }
 
@@ -422,22 +433,22 @@ impl World {
         let erased = self.rng.usize(1..SESSIONS.len());
         let session = SessionId::new(SESSIONS[erased]).unwrap();
         self.log.iter_mut().filter(|sent| sent.session == erased).for_each(|sent| sent.is_erased = true);
-        self.shelf.owed.retain(|_, owed| owed.delivery.session.as_ref() != Some(&session));
-        self.shelf.letters.retain(|_, (letter, _)| letter.delivery.session.as_ref() != Some(&session));
+        self.store.owed.retain(|_, owed| owed.delivery.session.as_ref() != Some(&session));
+        self.store.dead_letters.retain(|_, (letter, _)| letter.delivery.session.as_ref() != Some(&session));
         self.outbox.erase(&session);
-        let shown = self.outbox.delivered(None, usize::MAX);
-        assert!(shown.iter().all(|(_, delivery)| !self.sent(delivery.place).is_erased), "seed {}", self.seed);
+        let delivered = self.outbox.delivered(None, usize::MAX);
+        assert!(delivered.iter().all(|(_, delivery)| !self.entry(delivery.position).is_erased), "seed {}", self.seed);
     }
 
     fn requeue(&mut self) {
-        self.shelf.letters.values_mut().for_each(|(_, is_requeued)| *is_requeued = true);
-        self.outbox.walk_anew();
+        self.store.dead_letters.values_mut().for_each(|(_, is_requeued)| *is_requeued = true);
+        self.outbox.restart_redelivery_scan();
     }
 
     fn redeliver(&mut self) {
-        self.tell();
-        if let Some(after) = self.outbox.wants_letters_behind() {
-            let behind = self.shelf.letters.range(after + 1..).map(|(_, letter)| letter);
+        self.report_expiry();
+        if let Some(after) = self.outbox.next_redelivery_after() {
+            let behind = self.store.dead_letters.range(after + 1..).map(|(_, letter)| letter);
             let letters = behind.filter(|(_, is_requeued)| *is_requeued).map(|(letter, _)| letter.clone());
             let letters = letters.take(self.rng.usize(1..40)).collect();
             self.outbox.redeliver(letters, self.now());
@@ -445,20 +456,20 @@ impl World {
     }
 
     /// The file is lost, with all dead letters.
-    fn replace(&mut self) {
-        self.land(false);
-        self.tell();
-        self.lost_with_file.extend(self.shelf.letters.keys());
-        let expired_through = self.shelf.expired_through;
-        self.shelf = Shelf { expired_through, ..Shelf::default() };
+    fn lose_store_file(&mut self) {
+        self.finish_commit(false);
+        self.report_expiry();
+        self.lost_with_file.extend(self.store.dead_letters.keys());
+        let expired_through = self.store.expired_through;
+        self.store = ModelStore { expired_through, ..ModelStore::default() };
         self.is_degraded = true;
-        self.outbox.rewrite();
+        self.outbox.rewrite_all();
         // A crash before the next commit would be one of the file, too.
-        self.check_written();
+        self.commit_all_and_check();
     }
 
     fn advance(&mut self) {
-        let due = self.outbox.due().map(|due| due - self.base.instant);
+        let due = self.outbox.next_due_at().map(|due| due - self.base.instant);
         self.elapsed = match due {
             Some(due) if self.rng.bool() => self.elapsed.max(due.as_millis() as u64 + 1),
             _ => self.elapsed + self.rng.u64(0..3000),
@@ -472,20 +483,20 @@ impl World {
                 self.append(count);
             }
             80..250 => {
-                let most = self.rng.usize(1..20);
-                self.take(most);
+                let limit = self.rng.usize(1..20);
+                self.enqueue(limit);
             }
             250..430 => {
-                let most = self.rng.usize(1..10);
-                self.send(most);
+                let limit = self.rng.usize(1..10);
+                self.send(limit);
             }
             430..640 => self.answer(),
             640..720 => self.load(),
-            720..790 => self.write(false),
-            790..805 => self.write(true),
+            720..790 => self.begin_commit(false),
+            790..805 => self.begin_commit(true),
             805..870 => {
                 let succeeds = self.rng.u32(0..10) > 0;
-                self.land(succeeds);
+                self.finish_commit(succeeds);
             }
             870..920 => self.advance(),
             920..930 => self.crash(),
@@ -493,79 +504,85 @@ impl World {
             937..942 => self.outbox.disable("an operator said so"),
             942..955 => self.enable(),
             955..960 => self.expire(),
-            960..970 => self.tell(),
+            960..970 => self.report_expiry(),
             970..974 => self.erase(),
             974..978 => self.requeue(),
             978..985 => self.redeliver(),
-            985 => self.hang(),
-            986..992 => self.is_down = !self.is_down,
-            992..994 => self.replace(),
-            _ => self.check_written(),
+            985 => self.stall_store(),
+            986..992 => self.is_receiver_down = !self.is_receiver_down,
+            992..994 => self.lose_store_file(),
+            _ => self.commit_all_and_check(),
         }
     }
 
     /// The receiver is well again: everything goes out, in a bounded number of steps.
     fn drain(&mut self) {
         self.outbox.enable();
-        let most_steps = 200 + 4 * self.log.len();
-        for _ in 0..most_steps {
+        let max_steps = 200 + 4 * self.log.len();
+        for _ in 0..max_steps {
             self.requeue();
             self.redeliver();
-            self.take(usize::MAX);
+            self.enqueue(usize::MAX);
             self.load();
             self.send(usize::MAX);
-            for attempt in std::mem::take(&mut self.running) {
-                self.settle(attempt, 200, &Verdict::Accepted);
+            for attempt in std::mem::take(&mut self.in_flight) {
+                self.settle(attempt, 200, &Disposition::Accepted);
             }
-            self.land(true);
+            self.finish_commit(true);
             while self.outbox.journal.is_due() {
-                self.write(false);
-                self.land(true);
+                self.begin_commit(false);
+                self.finish_commit(true);
             }
-            self.tell();
+            self.report_expiry();
             self.advance();
             // A dead letter may still be on its way to the store.
-            let is_written = self.flying.is_none() && !self.outbox.journal.has_any(self.outbox.position);
-            if self.outbox.items.is_empty() && self.shelf.letters.is_empty() && is_written {
+            let is_written = self.committing.is_none() && !self.outbox.journal.has_changes(self.outbox.cursor);
+            if self.outbox.items.is_empty() && self.store.dead_letters.is_empty() && is_written {
                 break;
             }
         }
         let left: Vec<_> = self.outbox.items.keys().collect();
-        assert!(left.is_empty(), "seed {}: stuck: {left:?}, {:?}", self.seed, self.outbox.standing());
-        assert!(self.shelf.letters.is_empty(), "seed {}: dead for ever", self.seed);
-        self.take(usize::MAX);
-        self.check_written();
+        assert!(left.is_empty(), "seed {}: stuck: {left:?}, {:?}", self.seed, self.outbox.endpoint_status());
+        assert!(self.store.dead_letters.is_empty(), "seed {}: dead for ever", self.seed);
+        self.enqueue(usize::MAX);
+        self.commit_all_and_check();
     }
 
-    fn check(&mut self) {
-        self.counted += self.outbox.take_lost();
-        for (index, sent) in self.log.iter().enumerate() {
-            let place = index as u64 + 1;
-            let is_settled = self.accepted.contains(&place) || self.lost_with_file.contains(&place) || sent.is_erased;
-            let is_counted = sent.is_ours && !is_settled && self.counted > 0;
-            self.counted -= u64::from(is_counted);
-            assert!(!sent.is_ours || is_settled || is_counted, "seed {}: {place} is lost", self.seed);
+    fn check_deliveries(&mut self) {
+        self.counted_lost += self.outbox.take_lost_count();
+        for (index, entry) in self.log.iter().enumerate() {
+            let position = index as u64 + 1;
+            let is_settled =
+                self.accepted.contains(&position) || self.lost_with_file.contains(&position) || entry.is_erased;
+            let is_counted = entry.is_ours && !is_settled && self.counted_lost > 0;
+            self.counted_lost -= u64::from(is_counted);
+            assert!(!entry.is_ours || is_settled || is_counted, "seed {}: {position} is lost", self.seed);
         }
         let mut seen = BTreeSet::new();
         let mut latest = [0; SESSIONS.len()];
-        for place in self.accepted.iter().filter(|place| seen.insert(**place) && !self.ever_dead.contains(place)) {
-            let session = self.sent(*place).session;
-            let is_in_order = session == 0 || latest[session] < *place;
-            assert!(is_in_order, "seed {}: {place} after {} of its session", self.seed, latest[session]);
-            latest[session] = *place;
+        for position in
+            self.accepted.iter().filter(|position| seen.insert(**position) && !self.ever_dead.contains(position))
+        {
+            let session = self.entry(*position).session;
+            let is_in_order = session == 0 || latest[session] < *position;
+            assert!(is_in_order, "seed {}: {position} after {} of its session", self.seed, latest[session]);
+            latest[session] = *position;
         }
-        let held = self.outbox.tally;
-        assert!(held.held == 0 && held.held_bytes == 0 && held.running == 0 && held.running_retries == 0, "{held:?}");
+        let held = self.outbox.counts;
+        assert!(
+            held.loaded == 0 && held.loaded_bytes == 0 && held.in_flight == 0 && held.in_flight_retries == 0,
+            "{held:?}"
+        );
     }
 }
 
-fn policy(rng: &mut Rng, keeping: Keeping) -> Policy {
-    Policy {
+fn policy(rng: &mut Rng, keeping: EventStorage) -> DeliveryPolicy {
+    DeliveryPolicy {
         max_retries: rng.u32(0..6),
         initial_backoff: Duration::from_millis(rng.u64(1..3000)),
         max_backoff: Duration::from_millis(rng.u64(3000..60_000)),
         max_in_flight: rng.usize(1..9),
-        keeping,
+        event_storage: keeping,
     }
 }
 
@@ -581,7 +598,7 @@ fn attempt(status: u16) -> Attempt {
 
 fn delivery_of(event: &Event) -> Delivery {
     Delivery {
-        place: event.place(),
+        position: event.position(),
         event_id: event.id(),
         kind: event.kind().clone(),
         session: event.session().cloned(),
@@ -591,9 +608,9 @@ fn delivery_of(event: &Event) -> Delivery {
 }
 
 /// Tells the seed also of what panics inside the outbox.
-struct Named(u64);
+struct SeedReporter(u64);
 
-impl Drop for Named {
+impl Drop for SeedReporter {
     fn drop(&mut self) {
         if std::thread::panicking() {
             println!("AUTOPLAY_RELAY_SEED={} begins with what failed", self.0);
@@ -606,13 +623,13 @@ fn everything_owed_is_delivered_in_order_or_accounted_for_through_failures_and_c
     let schedules = if std::env::var_os("AUTOPLAY_RELAY_LONG").is_some() { 20_000 } else { 300 };
     let first: u64 = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     for seed in first..first + schedules {
-        let mut world = World::begin(seed);
-        let _named = Named(seed);
-        for _ in 0..world.rng.usize(10..500) {
-            world.step();
+        let mut model = OutboxModel::begin(seed);
+        let _seed_reporter = SeedReporter(seed);
+        for _ in 0..model.rng.usize(10..500) {
+            model.step();
         }
-        world.drain();
-        world.check();
+        model.drain();
+        model.check_deliveries();
     }
 }
 

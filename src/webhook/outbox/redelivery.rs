@@ -15,47 +15,51 @@ use std::collections::{HashSet, VecDeque};
 use super::*;
 
 /// Dead letters that are under way, or could be, at one time; and of one session. A thousand of them do not crowd out what is new.
-const MOST_LETTERS: usize = 16;
+const MAX_ACTIVE_REDELIVERIES: usize = 16;
 /// All that are here, those that wait for their next attempt among them: of so many sessions that fail, none keeps the others
 /// waiting.
-const MOST_LETTERS_HERE: usize = 256;
+const MAX_LOADED_REDELIVERIES: usize = 256;
 /// Bytes of them, and one more: as much as dead letters that wait for the store may take.
-const MOST_LETTER_BYTES: usize = 16 << 20;
+const MAX_REDELIVERY_BYTES: usize = 16 << 20;
 /// Sessions that one walk leaves behind; then it begins anew.
-const MOST_LEFT: usize = 1000;
+const MAX_SKIPPED_SESSIONS: usize = 1000;
 /// Longer than any answer of a store that works is on its way.
-const STALE: Duration = Duration::from_secs(5);
+const RECENT_REDELIVERY_WINDOW: Duration = Duration::from_secs(5);
 
 /// Where the walk stands.
 #[derive(Debug, Default)]
-pub(super) struct Walk {
+pub(super) struct RedeliveryScan {
     /// Everything up to here has been looked at.
-    through: u64,
+    scanned_position: u64,
     /// Sessions of which something has been left behind.
-    left: HashSet<SessionId>,
+    skipped_sessions: HashSet<SessionId>,
     /// Something has been taken since it began.
-    has_taken: bool,
+    has_enqueued: bool,
     /// Taken not long ago, and when: an answer that was on its way meanwhile may still name them.
-    taken: VecDeque<(Instant, u64)>,
+    recently_enqueued: VecDeque<(Instant, u64)>,
 }
 
 impl Outbox {
     /// How many dead letters are here to be delivered again.
-    pub(in crate::webhook) fn letters(&self) -> u64 {
-        self.letters.len() as u64
+    pub(in crate::webhook) fn redelivery_count(&self) -> u64 {
+        self.redeliveries.len() as u64
     }
 
     /// The place behind which to ask for dead letters, if there is room for any.
-    pub(in crate::webhook) fn wants_letters_behind(&self) -> Option<u64> {
-        self.has_room_for_letters().then_some(self.walk.through)
+    pub(in crate::webhook) fn next_redelivery_after(&self) -> Option<u64> {
+        self.has_redelivery_capacity().then_some(self.redelivery_scan.scanned_position)
     }
 
-    fn has_room_for_letters(&self) -> bool {
-        let here = || self.letters.iter().filter_map(|place| self.items.get(place));
-        let bytes: usize = here().filter_map(|item| item.event.as_ref()).map(|event| event.size_bytes()).sum();
-        let waits = |item: &Item| matches!(item.stage, Stage::Blocked | Stage::Idle(Turn::Retry(Some(_))));
-        let active = here().filter(|item| !waits(item)).count();
-        self.letters.len() < MOST_LETTERS_HERE && bytes < MOST_LETTER_BYTES && active < MOST_LETTERS
+    fn has_redelivery_capacity(&self) -> bool {
+        let redeliveries = || self.redeliveries.iter().filter_map(|position| self.items.get(position));
+        let bytes: usize = redeliveries().filter_map(|item| item.event.as_ref()).map(|event| event.size_bytes()).sum();
+        let is_waiting = |item: &OutboxItem| {
+            matches!(item.stage, DeliveryStage::Blocked | DeliveryStage::Idle(NextAttempt::Retry(Some(_))))
+        };
+        let active = redeliveries().filter(|item| !is_waiting(item)).count();
+        self.redeliveries.len() < MAX_LOADED_REDELIVERIES
+            && bytes < MAX_REDELIVERY_BYTES
+            && active < MAX_ACTIVE_REDELIVERIES
     }
 
     /// Takes dead letters for another delivery, as far as there is room: those that wait behind the place that was asked for, by
@@ -63,86 +67,97 @@ impl Outbox {
     /// not know better. Word of an expiry comes first: else one of these may have just been accepted.
     ///
     /// Tells whether it is worth asking again soon: not if a whole walk has found nothing.
-    pub(in crate::webhook) fn redeliver(&mut self, letters: Vec<DeadLetter>, now: Now) -> bool {
-        self.seen = now;
-        let is_at_end = letters.is_empty();
-        let has_found = !is_at_end || self.walk.has_taken;
-        while self.walk.taken.pop_front_if(|(at, _)| *at + STALE < now.instant).is_some() {}
-        for letter in letters {
-            let (place, session) = (letter.delivery.place, letter.delivery.session.clone());
-            let is_known = self.items.contains_key(&place) || self.journal.is_open(place);
-            if !is_known && !self.may_be_taken(place, session.as_ref()) {
-                self.walk.left.extend(session);
+    pub(in crate::webhook) fn redeliver(&mut self, dead_letters: Vec<DeadLetter>, now: Now) -> bool {
+        self.clock = now;
+        let is_at_end = dead_letters.is_empty();
+        let has_found = !is_at_end || self.redelivery_scan.has_enqueued;
+        while self
+            .redelivery_scan
+            .recently_enqueued
+            .pop_front_if(|(at, _)| *at + RECENT_REDELIVERY_WINDOW < now.instant)
+            .is_some()
+        {}
+        for dead_letter in dead_letters {
+            let (position, session) = (dead_letter.delivery.position, dead_letter.delivery.session.clone());
+            let is_known = self.items.contains_key(&position) || self.journal.is_unwritten(position);
+            if !is_known && !self.may_redeliver(position, session.as_ref()) {
+                self.redelivery_scan.skipped_sessions.extend(session);
             } else if !is_known {
-                if !self.has_room_for_letters() {
+                if !self.has_redelivery_capacity() {
                     return has_found;
                 }
-                self.take_letter(letter);
+                self.enqueue_redelivery(dead_letter);
             }
-            self.walk.through = place;
+            self.redelivery_scan.scanned_position = position;
         }
-        if is_at_end || self.walk.left.len() > MOST_LEFT {
-            self.walk_anew();
+        if is_at_end || self.redelivery_scan.skipped_sessions.len() > MAX_SKIPPED_SESSIONS {
+            self.restart_redelivery_scan();
         }
         has_found
     }
 
     /// Notes that there are others, which may stand before those that have been looked at. What has been asked for is void.
-    pub(in crate::webhook) fn walk_anew(&mut self) {
-        self.walk = Walk { taken: std::mem::take(&mut self.walk.taken), ..Walk::default() };
+    pub(in crate::webhook) fn restart_redelivery_scan(&mut self) {
+        self.redelivery_scan = RedeliveryScan {
+            recently_enqueued: std::mem::take(&mut self.redelivery_scan.recently_enqueued),
+            ..RedeliveryScan::default()
+        };
     }
 
     /// Whether it is the turn of a letter: none of its session has been left behind, or holds it up.
-    fn may_be_taken(&self, place: u64, session: Option<&SessionId>) -> bool {
-        if self.walk.taken.iter().any(|(_, taken)| *taken == place) {
+    fn may_redeliver(&self, position: u64, session: Option<&SessionId>) -> bool {
+        if self.redelivery_scan.recently_enqueued.iter().any(|(_, enqueued)| *enqueued == position) {
             return false; // it may be settled already
         }
         let Some(session) = session else { return true };
-        let head = self.lanes.head(session).and_then(|head| self.items.get(&head));
-        let is_held_up = head.is_some_and(|head| matches!(head.stage, Stage::Idle(Turn::Retry(Some(_)))));
-        !is_held_up && !self.walk.left.contains(session) && self.letters_of(session).count() < MOST_LETTERS
+        let head = self.session_queues.head(session).and_then(|head| self.items.get(&head));
+        let is_head_waiting =
+            head.is_some_and(|head| matches!(head.stage, DeliveryStage::Idle(NextAttempt::Retry(Some(_)))));
+        !is_head_waiting
+            && !self.redelivery_scan.skipped_sessions.contains(session)
+            && self.redeliveries_of(session).count() < MAX_ACTIVE_REDELIVERIES
     }
 
     /// The letters of a session that are here.
-    fn letters_of<'a>(&'a self, session: &'a SessionId) -> impl Iterator<Item = &'a Item> {
-        let letters = self.letters.iter().filter_map(|place| self.items.get(place));
-        letters.filter(move |item| item.delivery.session.as_ref() == Some(session))
+    fn redeliveries_of<'a>(&'a self, session: &'a SessionId) -> impl Iterator<Item = &'a OutboxItem> {
+        let redeliveries = self.redeliveries.iter().filter_map(|position| self.items.get(position));
+        redeliveries.filter(move |item| item.delivery.session.as_ref() == Some(session))
     }
 
-    fn take_letter(&mut self, letter: DeadLetter) {
-        let DeadLetter { delivery, payload, .. } = letter;
-        let place = delivery.place;
+    fn enqueue_redelivery(&mut self, dead_letter: DeadLetter) {
+        let DeadLetter { delivery, payload, .. } = dead_letter;
+        let position = delivery.position;
         let (id, kind, session) = (delivery.event_id, delivery.kind.clone(), delivery.session.clone());
-        let event = Arc::new(Event::restored(id, place, kind, session.clone(), &payload));
-        self.walk.taken.push_back((self.seen.instant, place));
-        self.walk.has_taken = true;
-        self.admit(Item::new(delivery, Some(event), Claim::Letter), Turn::Fresh);
+        let event = Arc::new(Event::restored(id, position, kind, session.clone(), &payload));
+        self.redelivery_scan.recently_enqueued.push_back((self.clock.instant, position));
+        self.redelivery_scan.has_enqueued = true;
+        self.insert_item(OutboxItem::new(delivery, Some(event), ItemKind::Redelivery), NextAttempt::Fresh);
         if let Some(session) = session {
-            self.step_ahead(&session, place);
+            self.move_before_head(&session, position);
         }
     }
 
     /// Lets an item go before the head of its lane, if it is older and the head has not been tried.
-    fn step_ahead(&mut self, session: &SessionId, place: u64) {
-        let head = self.lanes.head(session).and_then(|head| self.items.get(&head));
-        let Some(head) = head.filter(|head| head.stage == Stage::Idle(Turn::Fresh)) else { return };
-        let head = head.delivery.place;
-        if place < head {
-            self.lanes.lead(session, place);
-            self.move_to(head, Stage::Blocked);
-            self.move_to(place, Stage::Idle(Turn::Fresh));
+    fn move_before_head(&mut self, session: &SessionId, position: u64) {
+        let head = self.session_queues.head(session).and_then(|head| self.items.get(&head));
+        let Some(head) = head.filter(|head| head.stage == DeliveryStage::Idle(NextAttempt::Fresh)) else { return };
+        let head = head.delivery.position;
+        if position < head {
+            self.session_queues.move_to_front(session, position);
+            self.set_stage(head, DeliveryStage::Blocked);
+            self.set_stage(position, DeliveryStage::Idle(NextAttempt::Fresh));
         }
     }
 
     /// Leaves the letters of a session whose first delivery waits for its next attempt: the store has them.
-    pub(super) fn leave_letters(&mut self, session: &SessionId) {
-        let blocked = self.letters_of(session).filter(|item| item.stage == Stage::Blocked);
-        let blocked: Vec<u64> = blocked.map(|item| item.delivery.place).collect();
+    pub(super) fn drop_blocked_redeliveries(&mut self, session: &SessionId) {
+        let blocked = self.redeliveries_of(session).filter(|item| item.stage == DeliveryStage::Blocked);
+        let blocked: Vec<u64> = blocked.map(|item| item.delivery.position).collect();
         if !blocked.is_empty() {
-            self.walk.left.insert(session.clone());
+            self.redelivery_scan.skipped_sessions.insert(session.clone());
         }
-        for place in blocked {
-            self.remove(place);
+        for position in blocked {
+            self.remove_item(position);
         }
     }
 }

@@ -8,33 +8,33 @@ use std::collections::{BTreeSet, HashMap};
 
 use tokio::time::Instant;
 
-use super::item::Turn;
+use super::item::NextAttempt;
 use crate::event::SessionId;
 
 /// The order within sessions.
 #[derive(Debug, Default)]
-pub(super) struct Lanes {
-    by_session: HashMap<SessionId, Lane>,
+pub(super) struct SessionQueues {
+    by_session: HashMap<SessionId, SessionQueue>,
 }
 
 /// The deliveries of one session, by place.
 #[derive(Debug)]
-struct Lane {
+struct SessionQueue {
     head: u64,
     behind: BTreeSet<u64>,
 }
 
-impl Lanes {
+impl SessionQueues {
     /// Lines up, and tells whether that is as the first.
-    pub(super) fn join(&mut self, session: Option<&SessionId>, place: u64) -> bool {
+    pub(super) fn enqueue(&mut self, session: Option<&SessionId>, position: u64) -> bool {
         let Some(session) = session else { return true };
         match self.by_session.get_mut(session) {
-            Some(lane) => {
-                lane.behind.insert(place);
+            Some(queue) => {
+                queue.behind.insert(position);
                 false
             }
             None => {
-                self.by_session.insert(session.clone(), Lane { head: place, behind: BTreeSet::new() });
+                self.by_session.insert(session.clone(), SessionQueue { head: position, behind: BTreeSet::new() });
                 true
             }
         }
@@ -42,28 +42,28 @@ impl Lanes {
 
     /// The first of a session.
     pub(super) fn head(&self, session: &SessionId) -> Option<u64> {
-        self.by_session.get(session).map(|lane| lane.head)
+        self.by_session.get(session).map(|queue| queue.head)
     }
 
     /// Puts one that is behind before the head.
-    pub(super) fn lead(&mut self, session: &SessionId, place: u64) {
-        let Some(lane) = self.by_session.get_mut(session) else { return };
-        if lane.behind.remove(&place) {
-            lane.behind.insert(std::mem::replace(&mut lane.head, place));
+    pub(super) fn move_to_front(&mut self, session: &SessionId, position: u64) {
+        let Some(queue) = self.by_session.get_mut(session) else { return };
+        if queue.behind.remove(&position) {
+            queue.behind.insert(std::mem::replace(&mut queue.head, position));
         }
     }
 
     /// Leaves, and tells who is the first now if that has changed.
-    pub(super) fn leave(&mut self, session: Option<&SessionId>, place: u64) -> Option<u64> {
+    pub(super) fn dequeue(&mut self, session: Option<&SessionId>, position: u64) -> Option<u64> {
         let session = session?;
-        let lane = self.by_session.get_mut(session)?;
-        if lane.head != place {
-            lane.behind.remove(&place);
+        let queue = self.by_session.get_mut(session)?;
+        if queue.head != position {
+            queue.behind.remove(&position);
             return None;
         }
-        match lane.behind.pop_first() {
+        match queue.behind.pop_first() {
             Some(next) => {
-                lane.head = next;
+                queue.head = next;
                 Some(next)
             }
             None => {
@@ -74,68 +74,68 @@ impl Lanes {
     }
 
     /// Everyone of a session.
-    pub(super) fn members(&self, session: &SessionId) -> Vec<u64> {
-        let lane = self.by_session.get(session);
-        lane.map(|lane| std::iter::once(lane.head).chain(lane.behind.iter().copied()).collect()).unwrap_or_default()
+    pub(super) fn positions(&self, session: &SessionId) -> Vec<u64> {
+        let queue = self.by_session.get(session);
+        queue.map(|queue| std::iter::once(queue.head).chain(queue.behind.iter().copied()).collect()).unwrap_or_default()
     }
 }
 
 /// The first of every lane, as far as they are not under way.
 #[derive(Debug, Default)]
-pub(super) struct Heads {
+pub(super) struct QueueHeads {
     all: BTreeSet<u64>,
-    held: Queue,
-    bare: Queue,
+    loaded: AttemptQueue,
+    unloaded: AttemptQueue,
 }
 
 /// Those whose event is held, or those whose event is not.
 #[derive(Debug, Default)]
-struct Queue {
+struct AttemptQueue {
     fresh: BTreeSet<u64>,
     retries: BTreeSet<(Option<Instant>, u64)>,
 }
 
-impl Queue {
-    fn insert(&mut self, place: u64, turn: Turn) {
-        match turn {
-            Turn::Fresh => self.fresh.insert(place),
-            Turn::Retry(due) => self.retries.insert((due, place)),
+impl AttemptQueue {
+    fn insert(&mut self, position: u64, next_attempt: NextAttempt) {
+        match next_attempt {
+            NextAttempt::Fresh => self.fresh.insert(position),
+            NextAttempt::Retry(due) => self.retries.insert((due, position)),
         };
     }
 
-    fn remove(&mut self, place: u64, turn: Turn) {
-        match turn {
-            Turn::Fresh => self.fresh.remove(&place),
-            Turn::Retry(due) => self.retries.remove(&(due, place)),
+    fn remove(&mut self, position: u64, next_attempt: NextAttempt) {
+        match next_attempt {
+            NextAttempt::Fresh => self.fresh.remove(&position),
+            NextAttempt::Retry(due) => self.retries.remove(&(due, position)),
         };
     }
 
-    fn due_by(&self, when: Instant) -> impl Iterator<Item = u64> {
-        self.retries.range(..=(Some(when), u64::MAX)).map(|(_, place)| *place)
+    fn retries_due_by(&self, deadline: Instant) -> impl Iterator<Item = u64> {
+        self.retries.range(..=(Some(deadline), u64::MAX)).map(|(_, position)| *position)
     }
 
-    fn release(&mut self) -> Vec<u64> {
-        let places: Vec<u64> = self.retries.iter().map(|(_, place)| *place).collect();
-        self.retries = places.iter().map(|place| (None, *place)).collect();
-        places
+    fn make_retries_due(&mut self) -> Vec<u64> {
+        let positions: Vec<u64> = self.retries.iter().map(|(_, position)| *position).collect();
+        self.retries = positions.iter().map(|position| (None, *position)).collect();
+        positions
     }
 }
 
-impl Heads {
+impl QueueHeads {
     /// Another one.
-    pub(super) fn insert(&mut self, place: u64, turn: Turn, is_held: bool) {
-        self.all.insert(place);
-        self.queue(is_held).insert(place, turn);
+    pub(super) fn insert(&mut self, position: u64, next_attempt: NextAttempt, is_loaded: bool) {
+        self.all.insert(position);
+        self.queue_mut(is_loaded).insert(position, next_attempt);
     }
 
     /// One less.
-    pub(super) fn remove(&mut self, place: u64, turn: Turn, is_held: bool) {
-        self.all.remove(&place);
-        self.queue(is_held).remove(place, turn);
+    pub(super) fn remove(&mut self, position: u64, next_attempt: NextAttempt, is_loaded: bool) {
+        self.all.remove(&position);
+        self.queue_mut(is_loaded).remove(position, next_attempt);
     }
 
-    fn queue(&mut self, is_held: bool) -> &mut Queue {
-        if is_held { &mut self.held } else { &mut self.bare }
+    fn queue_mut(&mut self, is_loaded: bool) -> &mut AttemptQueue {
+        if is_loaded { &mut self.loaded } else { &mut self.unloaded }
     }
 
     /// The oldest.
@@ -144,49 +144,49 @@ impl Heads {
     }
 
     /// The oldest that has not been tried and can be sent.
-    pub(super) fn fresh(&self) -> Option<u64> {
-        self.held.fresh.first().copied()
+    pub(super) fn oldest_fresh(&self) -> Option<u64> {
+        self.loaded.fresh.first().copied()
     }
 
     /// The retry that has been due for the longest and can be sent.
-    pub(super) fn retry(&self, now: Instant) -> Option<u64> {
-        self.held.due_by(now).next()
+    pub(super) fn first_due_retry(&self, now: Instant) -> Option<u64> {
+        self.loaded.retries_due_by(now).next()
     }
 
     /// How many could be sent as their first attempt.
-    pub(super) fn held_fresh(&self) -> usize {
-        self.held.fresh.len()
+    pub(super) fn loaded_fresh_count(&self) -> usize {
+        self.loaded.fresh.len()
     }
 
     /// How many retries could be sent by then, as far as `most`.
-    pub(super) fn held_retries(&self, when: Instant, most: usize) -> usize {
-        self.held.due_by(when).take(most).count()
+    pub(super) fn loaded_retry_count(&self, deadline: Instant, limit: usize) -> usize {
+        self.loaded.retries_due_by(deadline).take(limit).count()
     }
 
     /// The oldest that has not been tried and must be loaded first.
-    pub(super) fn bare_fresh(&self) -> Option<u64> {
-        self.bare.fresh.first().copied()
+    pub(super) fn first_unloaded_fresh(&self) -> Option<u64> {
+        self.unloaded.fresh.first().copied()
     }
 
     /// The retry that is due first, by then, and must be loaded first.
-    pub(super) fn bare_retry(&self, when: Instant) -> Option<u64> {
-        self.bare.due_by(when).next()
+    pub(super) fn first_unloaded_retry(&self, deadline: Instant) -> Option<u64> {
+        self.unloaded.retries_due_by(deadline).next()
     }
 
     /// When something comes due: what is held at any time, what must be loaded only if that is still to come.
-    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        if !self.held.fresh.is_empty() {
+    pub(super) fn next_due_at(&self, now: Instant) -> Option<Instant> {
+        if !self.loaded.fresh.is_empty() {
             return Some(now);
         }
-        let held = self.held.retries.first().map(|(due, _)| due.unwrap_or(now));
-        let bare = self.bare.retries.range((Some(now), u64::MAX)..).find_map(|(due, _)| *due);
-        held.into_iter().chain(bare).min()
+        let next_loaded = self.loaded.retries.first().map(|(due, _)| due.unwrap_or(now));
+        let next_unloaded = self.unloaded.retries.range((Some(now), u64::MAX)..).find_map(|(due, _)| *due);
+        next_loaded.into_iter().chain(next_unloaded).min()
     }
 
     /// Makes every retry due at once, and tells which there are. What each costs here, its failed attempt has paid for.
-    pub(super) fn release(&mut self) -> Vec<u64> {
-        let mut places = self.held.release();
-        places.append(&mut self.bare.release());
-        places
+    pub(super) fn make_retries_due(&mut self) -> Vec<u64> {
+        let mut positions = self.loaded.make_retries_due();
+        positions.append(&mut self.unloaded.make_retries_due());
+        positions
     }
 }

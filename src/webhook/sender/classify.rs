@@ -12,14 +12,14 @@ use hyper_util::client::legacy;
 use rustls::CertificateError;
 
 use crate::{
-    outbound::{client::retry_after, egress_guard::EgressError},
-    webhook::Verdict,
+    outbound::{client::parse_retry_after, egress_guard::EgressError},
+    webhook::Disposition,
     webhook_delivery::Outcome,
 };
 
 /// How an attempt went, and what is to be done.
 #[derive(Debug, PartialEq)]
-pub(super) struct Judgement {
+pub(super) struct Classification {
     /// How it went.
     pub(super) outcome: Outcome,
     /// What was answered, if anything.
@@ -27,68 +27,68 @@ pub(super) struct Judgement {
     /// What went wrong, if anything.
     pub(super) error: Option<String>,
     /// What is to be done.
-    pub(super) verdict: Verdict,
+    pub(super) disposition: Disposition,
 }
 
-impl Judgement {
+impl Classification {
     /// Judges the head of an answer.
-    pub(super) fn of_answer(status: StatusCode, headers: &HeaderMap) -> Self {
-        let again = || Verdict::Again { after: retry_after(headers).map(|wait| wait.min(MAX_RETRY_AFTER)) };
-        let (outcome, verdict) = match status.as_u16() {
-            200..=299 => (Outcome::Accepted, Verdict::Accepted),
-            408 | 425 | 429 => (Outcome::Refused, again()),
-            410 => (Outcome::Refused, Verdict::Gone),
-            400..=499 => (Outcome::Refused, Verdict::Refused),
-            _ => (Outcome::Failed, again()),
+    pub(super) fn of_response(status: StatusCode, headers: &HeaderMap) -> Self {
+        let retry = || Disposition::Retry { after: parse_retry_after(headers).map(|wait| wait.min(MAX_RETRY_AFTER)) };
+        let (outcome, disposition) = match status.as_u16() {
+            200..=299 => (Outcome::Accepted, Disposition::Accepted),
+            408 | 425 | 429 => (Outcome::Refused, retry()),
+            410 => (Outcome::Refused, Disposition::Gone),
+            400..=499 => (Outcome::Refused, Disposition::Refused),
+            _ => (Outcome::Failed, retry()),
         };
-        let error = (outcome != Outcome::Accepted).then(|| answered(status));
-        Self { outcome, status: Some(status), error, verdict }
+        let error = (outcome != Outcome::Accepted).then(|| describe_status(status));
+        Self { outcome, status: Some(status), error, disposition }
     }
 
     /// Judges why there is no answer.
-    pub(super) fn of_failure(failure: &legacy::Error) -> Self {
-        let Some(error) = find::<EgressError>(failure) else {
-            return Self::again(Outcome::Connect, lost(failure));
+    pub(super) fn of_error(failure: &legacy::Error) -> Self {
+        let Some(error) = find_in_chain::<EgressError>(failure) else {
+            return Self::retry(Outcome::Connect, describe_lost_connection(failure));
         };
         match error {
-            EgressError::Dns(_) => Self::again(Outcome::Dns, error.to_string()),
-            EgressError::Connect(..) => Self::again(Outcome::Connect, error.to_string()),
-            EgressError::Timeout => Self::again(Outcome::Timeout, error.to_string()),
+            EgressError::Dns(_) => Self::retry(Outcome::Dns, error.to_string()),
+            EgressError::Connect(..) => Self::retry(Outcome::Connect, error.to_string()),
+            EgressError::Timeout => Self::retry(Outcome::Timeout, error.to_string()),
             EgressError::Refused(_) => Self {
                 outcome: Outcome::EgressRefused,
                 status: None,
                 error: Some(error.to_string()),
-                verdict: Verdict::Forbidden,
+                disposition: Disposition::Forbidden,
             },
         }
     }
 
     /// The deadline has passed.
     pub(super) fn timeout(timeout: Duration) -> Self {
-        Self::again(Outcome::Timeout, format!("no complete answer within {} s", timeout.as_secs_f64()))
+        Self::retry(Outcome::Timeout, format!("no complete answer within {} s", timeout.as_secs_f64()))
     }
 
     /// The connection was lost behind the answer's head.
-    pub(super) fn broken() -> Self {
-        Self::again(Outcome::Connect, "the connection was lost in the middle of the answer".to_owned())
+    pub(super) fn truncated() -> Self {
+        Self::retry(Outcome::Connect, "the connection was lost in the middle of the answer".to_owned())
     }
 
     /// The request could not be made.
     pub(super) fn unsendable() -> Self {
-        Self::again(Outcome::Failed, "the secret or the event's id cannot stand in a request header".to_owned())
+        Self::retry(Outcome::Failed, "the secret or the event's id cannot stand in a request header".to_owned())
     }
 
     /// The same with the status that was seen before.
-    pub(super) fn after(self, status: StatusCode) -> Self {
+    pub(super) fn with_status(self, status: StatusCode) -> Self {
         Self { status: Some(status), ..self }
     }
 
-    fn again(outcome: Outcome, error: String) -> Self {
-        Self { outcome, status: None, error: Some(error), verdict: Verdict::Again { after: None } }
+    fn retry(outcome: Outcome, error: String) -> Self {
+        Self { outcome, status: None, error: Some(error), disposition: Disposition::Retry { after: None } }
     }
 }
 
-fn answered(status: StatusCode) -> String {
+fn describe_status(status: StatusCode) -> String {
     let hint = if status.is_redirection() {
         "; redirects are not followed, so write the address it leads to as the webhook's url"
     } else {
@@ -100,14 +100,14 @@ fn answered(status: StatusCode) -> String {
 }
 
 /// What has become of a connection that was dialled.
-fn lost(failure: &legacy::Error) -> String {
-    if let Some(error) = find::<rustls::Error>(failure) {
-        return tls(error);
+fn describe_lost_connection(failure: &legacy::Error) -> String {
+    if let Some(error) = find_in_chain::<rustls::Error>(failure) {
+        return describe_tls_error(error);
     }
     if failure.is_connect() {
         return "no TLS on the connection: it was lost on the way".to_owned();
     }
-    match find::<hyper::Error>(failure) {
+    match find_in_chain::<hyper::Error>(failure) {
         Some(error) if error.is_parse() => "the answer is not HTTP".to_owned(),
         Some(error) if error.is_incomplete_message() => "the connection was closed before the answer".to_owned(),
         _ => "the connection was lost before the answer".to_owned(),
@@ -115,16 +115,16 @@ fn lost(failure: &legacy::Error) -> String {
 }
 
 /// Why there is no TLS. The library's own text can repeat names out of the receiver's certificate.
-fn tls(error: &rustls::Error) -> String {
+fn describe_tls_error(error: &rustls::Error) -> String {
     let reason = match error {
-        rustls::Error::InvalidCertificate(reason) => certificate(reason),
+        rustls::Error::InvalidCertificate(reason) => describe_certificate_error(reason),
         rustls::Error::AlertReceived(alert) => return format!("no TLS on the connection: the receiver said {alert:?}"),
         _ => return "no TLS on the connection: the receiver speaks another protocol or version".to_owned(),
     };
     format!("the receiver's certificate {reason}")
 }
 
-fn certificate(error: &CertificateError) -> &'static str {
+fn describe_certificate_error(error: &CertificateError) -> &'static str {
     match error {
         CertificateError::UnknownIssuer => {
             "is signed by nobody this relay trusts; give its root as egress.ca_file if it is to be trusted"
@@ -138,7 +138,7 @@ fn certificate(error: &CertificateError) -> &'static str {
 }
 
 /// The first error of this type, from the outermost inwards.
-fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+fn find_in_chain<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {

@@ -25,38 +25,48 @@ use hyper::{
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 
-use self::{classify::Judgement, transport::Transport};
-use super::{Verdict, signature::Signer};
+use self::{classify::Classification, transport::EndpointClient};
+use super::{Disposition, signature::Signer};
 use crate::{
-    config::{Secret, Webhook},
-    outbound::egress_guard::{Connector, Guard},
+    config::{Secret, WebhookConfig},
+    outbound::egress_guard::{EgressConnector, EgressGuard},
     webhook_delivery::Attempt,
 };
 
 /// Sends to one endpoint, over connections of its own, which close when it is dropped.
 #[derive(Debug)]
-pub(super) struct Sender {
+pub(super) struct WebhookSender {
     url: Uri,
     timeout: Duration,
     signer: Signer,
-    transport: Transport,
+    client: EndpointClient,
 }
 
-impl Sender {
+impl WebhookSender {
     /// A sender to `webhook` that reaches what `guard` lets through, and speaks TLS as `tls` says (without ALPN).
     ///
     /// While its secret is being rotated, `former` signs beside it.
-    pub(super) fn new(webhook: &Webhook, former: Option<&Secret>, guard: Arc<Guard>, tls: &ClientConfig) -> Self {
-        Self::over(Connector::new(guard, webhook.timeout), webhook, former, tls)
+    pub(super) fn new(
+        webhook: &WebhookConfig,
+        previous: Option<&Secret>,
+        guard: Arc<EgressGuard>,
+        tls: &ClientConfig,
+    ) -> Self {
+        Self::with_connector(EgressConnector::new(guard, webhook.timeout), webhook, previous, tls)
     }
 
     /// A sender that dials with `connector`.
-    pub(super) fn over(connector: Connector, webhook: &Webhook, former: Option<&Secret>, tls: &ClientConfig) -> Self {
+    pub(super) fn with_connector(
+        connector: EgressConnector,
+        webhook: &WebhookConfig,
+        previous: Option<&Secret>,
+        tls: &ClientConfig,
+    ) -> Self {
         Self {
             url: webhook.url.as_uri().clone(),
             timeout: webhook.timeout,
-            signer: Signer::new(&webhook.secret, former),
-            transport: Transport::new(connector, tls, webhook.timeout, webhook.max_in_flight),
+            signer: Signer::new(&webhook.secret, previous),
+            client: EndpointClient::new(connector, tls, webhook.timeout, webhook.max_in_flight),
         }
     }
 
@@ -65,21 +75,21 @@ impl Sender {
     /// # Cancel safety
     ///
     /// Dropping the future ends the attempt; whether the receiver has got it is not known then.
-    pub(super) async fn send(&self, id: &str, payload: Bytes) -> (Attempt, Verdict) {
+    pub(super) async fn send(&self, id: &str, payload: Bytes) -> (Attempt, Disposition) {
         let began = Instant::now();
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let judgement = match self.request(id, at.as_secs(), payload) {
+        let classification = match self.request(id, at.as_secs(), payload) {
             Ok(request) => self.exchange(request, began + self.timeout).await,
-            Err(_) => Judgement::unsendable(),
+            Err(_) => Classification::unsendable(),
         };
         let attempt = Attempt {
             at: milliseconds(at),
             duration_ms: milliseconds(began.elapsed()),
-            outcome: judgement.outcome,
-            status: judgement.status.map(|status| status.as_u16()),
-            error: judgement.error.map(String::into_boxed_str),
+            outcome: classification.outcome,
+            status: classification.status.map(|status| status.as_u16()),
+            error: classification.error.map(String::into_boxed_str),
         };
-        (attempt, judgement.verdict)
+        (attempt, classification.disposition)
     }
 
     fn request(&self, id: &str, timestamp: u64, payload: Bytes) -> Result<Request<Full<Bytes>>, InvalidHeaderValue> {
@@ -91,30 +101,30 @@ impl Sender {
         Ok(request)
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Judgement {
-        let response = match timeout_at(deadline, self.transport.send(request)).await {
+    async fn exchange(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Classification {
+        let response = match timeout_at(deadline, self.client.send(request)).await {
             Ok(Ok(response)) => response,
-            Ok(Err(failure)) => return Judgement::of_failure(&failure),
-            Err(_) => return Judgement::timeout(self.timeout),
+            Ok(Err(failure)) => return Classification::of_error(&failure),
+            Err(_) => return Classification::timeout(self.timeout),
         };
         let status = response.status();
-        let judgement = Judgement::of_answer(status, response.headers());
-        let body = timeout_at(deadline, read_some(response.into_body())).await;
+        let classification = Classification::of_response(status, response.headers());
+        let body = timeout_at(deadline, read_bounded(response.into_body())).await;
         match body {
             // By its head it is no success, and the rest cannot make it one.
-            _ if !status.is_success() => judgement,
-            Ok(Ok(())) => judgement,
-            Ok(Err(_)) => Judgement::broken().after(status),
-            Err(_) => Judgement::timeout(self.timeout).after(status),
+            _ if !status.is_success() => classification,
+            Ok(Ok(())) => classification,
+            Ok(Err(_)) => Classification::truncated().with_status(status),
+            Err(_) => Classification::timeout(self.timeout).with_status(status),
         }
     }
 }
 
 /// Reads the body so that its connection can be used again, but not for ever: of a long one, the rest goes with the
 /// connection.
-async fn read_some(mut body: Incoming) -> Result<(), hyper::Error> {
+async fn read_bounded(mut body: Incoming) -> Result<(), hyper::Error> {
     let mut read = 0;
-    while read < MOST_READ && !body.is_end_stream() {
+    while read < MAX_RESPONSE_BYTES && !body.is_end_stream() {
         match body.frame().await {
             Some(frame) => read += frame?.data_ref().map_or(0, Bytes::len),
             None => break,
@@ -128,4 +138,4 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 /// Receivers say "ok". Nobody reads more.
-const MOST_READ: usize = 16 * 1024;
+const MAX_RESPONSE_BYTES: usize = 16 * 1024;

@@ -26,34 +26,39 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tower::Service;
 
-use crate::outbound::egress_guard::{Connector, EgressError};
+use crate::outbound::egress_guard::{EgressConnector, EgressError};
 
 /// A client with connections of its own, which close when it is dropped.
-pub(super) struct Transport {
-    client: Client<Bounded<HttpsConnector<Connector>>, Full<Bytes>>,
-    _tasks: DropGuard,
+pub(super) struct EndpointClient {
+    client: Client<TimeoutConnector<HttpsConnector<EgressConnector>>, Full<Bytes>>,
+    _connection_tasks: DropGuard,
 }
 
-impl Transport {
+impl EndpointClient {
     /// A client that keeps up to `connections` idle ones, and gives each `patience` to be made.
-    pub(super) fn new(connector: Connector, tls: &ClientConfig, patience: Duration, connections: usize) -> Self {
+    pub(super) fn new(
+        connector: EgressConnector,
+        tls: &ClientConfig,
+        connect_timeout: Duration,
+        max_idle: usize,
+    ) -> Self {
         let tasks = CancellationToken::new();
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls.clone())
             .https_or_http()
             .enable_all_versions()
             .wrap_connector(connector);
-        let client = Client::builder(Tasks(tasks.clone()))
+        let client = Client::builder(CancellableExecutor(tasks.clone()))
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(connections)
-            .http1_max_buf_size(LARGEST_HEAD)
-            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .pool_max_idle_per_host(max_idle)
+            .http1_max_buf_size(MAX_RESPONSE_HEAD_BYTES)
+            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
-            .build(Bounded { connector, patience });
-        Self { client, _tasks: tasks.drop_guard() }
+            .build(TimeoutConnector { connector, connect_timeout });
+        Self { client, _connection_tasks: tasks.drop_guard() }
     }
 
     /// Sends the request, and returns when the head of the answer is there.
@@ -68,7 +73,7 @@ impl Transport {
     }
 }
 
-impl fmt::Debug for Transport {
+impl fmt::Debug for EndpointClient {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("Transport")
     }
@@ -77,12 +82,12 @@ impl fmt::Debug for Transport {
 /// Bounds connection and TLS together. The attempt's own deadline does not: the pool goes on with a connection that it
 /// has begun when another one gets free first, and a receiver that hangs in TLS could collect those.
 #[derive(Clone)]
-struct Bounded<C> {
+struct TimeoutConnector<C> {
     connector: C,
-    patience: Duration,
+    connect_timeout: Duration,
 }
 
-impl<C> Service<Uri> for Bounded<C>
+impl<C> Service<Uri> for TimeoutConnector<C>
 where
     C: Service<Uri, Error = BoxError>,
     C::Future: Send + 'static,
@@ -96,16 +101,16 @@ where
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
-        let connected = timeout(self.patience, self.connector.call(url));
+        let connected = timeout(self.connect_timeout, self.connector.call(url));
         Box::pin(async move { connected.await.unwrap_or_else(|_| Err(EgressError::Timeout.into())) })
     }
 }
 
 /// Runs the tasks of connections until their client is dropped.
 #[derive(Clone)]
-struct Tasks(CancellationToken);
+struct CancellableExecutor(CancellationToken);
 
-impl<F> Executor<F> for Tasks
+impl<F> Executor<F> for CancellableExecutor
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
@@ -119,13 +124,13 @@ type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Common servers close what has been idle for 5 s, and a request that is written into a closing connection is a failed
 /// attempt: whether the receiver has got it cannot be known.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Far beyond any head. Bounds what a receiver can make us keep.
-const LARGEST_HEAD: usize = 64 * 1024;
+const MAX_RESPONSE_HEAD_BYTES: usize = 64 * 1024;
 
 /// No more of an answer is read than this, so no more needs to be under way.
-const STREAM_WINDOW: u32 = 16 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 16 * 1024;
 
 /// A connection that all attempts share must not fail one after the other when its far side is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(5);

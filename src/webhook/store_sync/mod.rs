@@ -29,106 +29,111 @@ use tokio::{
 use super::{Now, definition::Definition, outbox::Outbox};
 use crate::{
     event::{ProductId, Scope},
-    store::{Changes, Desk, Notice, Notices, Registration, Unreadable, Unwritable},
+    store::{
+        StoreHandle, StoreUnreadable, StoreUnwritable, WebhookChanges, WebhookNotice, WebhookNotices,
+        WebhookRegistration,
+    },
     webhook_delivery::DeadLetter,
 };
 
 /// What one webhook has out at the store.
-pub(super) struct Records {
+pub(super) struct StoreSync {
     id: Arc<str>,
     product: ProductId,
     scope: Scope,
-    text: String,
+    definition: String,
     /// Where it begins in a store that does not know it: what it has come to since is still to be written down.
-    begins_at: u64,
+    initial_position: u64,
     /// The store has it, since this process runs.
     is_registered: bool,
-    desk: Arc<Desk>,
-    notices: Arc<Notices>,
+    store: Arc<StoreHandle>,
+    notices: Arc<WebhookNotices>,
     /// The definition is not in the store as it is.
-    is_redefined: bool,
-    registering: Out<Result<(), Unwritable>>,
+    needs_registration: bool,
+    registering: InFlight<Result<(), StoreUnwritable>>,
     register_at: Instant,
-    waiting: Vec<oneshot::Sender<Result<(), Unwritable>>>,
-    journal: Out<Result<(), Changes>>,
+    registration_waiters: Vec<oneshot::Sender<Result<(), StoreUnwritable>>>,
+    journal: InFlight<Result<(), WebhookChanges>>,
     journal_at: Instant,
     /// When what can wait is written, too.
-    all_at: Instant,
-    letters: Out<Result<Vec<DeadLetter>, Unreadable>>,
+    full_journal_at: Instant,
+    dead_letters: InFlight<Result<Vec<DeadLetter>, StoreUnreadable>>,
     /// They have come, and wait for what else there is to know.
-    come: Option<Vec<DeadLetter>>,
-    letters_at: Instant,
+    received_letters: Option<Vec<DeadLetter>>,
+    dead_letters_at: Instant,
 }
 
-type Out<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+type InFlight<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
-impl Records {
+impl StoreSync {
     /// The records of a webhook that begins at `position`, and whose definition is still to be written; `waiting` is told when
     /// it is.
     pub(super) fn new(
         definition: &Definition,
         position: u64,
-        desk: Arc<Desk>,
-        notices: Arc<Notices>,
-        waiting: Option<oneshot::Sender<Result<(), Unwritable>>>,
+        store: Arc<StoreHandle>,
+        notices: Arc<WebhookNotices>,
+        waiter: Option<oneshot::Sender<Result<(), StoreUnwritable>>>,
     ) -> Self {
         let now = Instant::now();
         Self {
             id: definition.webhook.id.as_str().into(),
             product: definition.webhook.product_id.clone(),
             scope: definition.webhook.scope(),
-            text: definition.to_text(),
-            begins_at: position,
+            definition: definition.to_stored(),
+            initial_position: position,
             is_registered: false,
-            desk,
+            store,
             notices,
-            is_redefined: true,
+            needs_registration: true,
             registering: None,
             register_at: now,
-            waiting: waiting.into_iter().collect(),
+            registration_waiters: waiter.into_iter().collect(),
             journal: None,
             journal_at: now,
-            all_at: now,
-            letters: None,
-            come: None,
-            letters_at: now,
+            full_journal_at: now,
+            dead_letters: None,
+            received_letters: None,
+            dead_letters_at: now,
         }
     }
 
     /// Notes that the definition is another.
-    pub(super) fn redefined(&mut self, definition: &Definition) {
-        (self.scope, self.text) = (definition.webhook.scope(), definition.to_text());
-        (self.is_redefined, self.register_at) = (true, Instant::now());
+    pub(super) fn set_definition(&mut self, definition: &Definition) {
+        (self.scope, self.definition) = (definition.webhook.scope(), definition.to_stored());
+        (self.needs_registration, self.register_at) = (true, Instant::now());
     }
 
     /// Has `answer` told when the definition is in the store as it is from now on.
-    pub(super) fn tell_when_registered(&mut self, answer: oneshot::Sender<Result<(), Unwritable>>) {
-        self.waiting.push(answer);
-        self.is_redefined = true;
+    pub(super) fn notify_when_registered(&mut self, reply: oneshot::Sender<Result<(), StoreUnwritable>>) {
+        self.registration_waiters.push(reply);
+        self.needs_registration = true;
     }
 
     /// Begins to write down what is to be written. Nothing that has not been committed is called passed.
-    pub(super) fn write_down(&mut self, outbox: &mut Outbox, committed: u64) {
+    pub(super) fn start_writes(&mut self, outbox: &mut Outbox, committed: u64) {
         let now = Instant::now();
-        if self.is_redefined && self.registering.is_none() && now >= self.register_at {
-            self.is_redefined = false;
-            self.registering = Some(Box::pin(self.desk.register(self.registration())));
+        if self.needs_registration && self.registering.is_none() && now >= self.register_at {
+            self.needs_registration = false;
+            self.registering = Some(Box::pin(self.store.register(self.registration())));
         }
         // The store is degraded. What is not committed is not called passed: after a crash, other events would stand there.
-        let is_ahead = committed < outbox.position();
-        if is_ahead || self.desk.is_degraded() {
-            outbox.cannot_be_written();
+        let is_ahead = committed < outbox.cursor();
+        if is_ahead || self.store.is_degraded() {
+            outbox.mark_store_degraded();
         }
         if !self.is_registered || self.journal.is_some() || now < self.journal_at {
             return;
         }
         if is_ahead {
-            self.journal_at = now + AGAIN;
+            self.journal_at = now + JOURNAL_RETRY_DELAY;
             return;
         }
-        let changes = if now >= self.all_at { outbox.all_changes() } else { outbox.changes() };
-        self.all_at = if now >= self.all_at { now + LAZY } else { self.all_at };
-        self.journal = changes.map(|changes| Box::pin(self.desk.journal(&self.id, changes)) as _);
+        let changes =
+            if now >= self.full_journal_at { outbox.take_all_changes() } else { outbox.take_urgent_changes() };
+        self.full_journal_at =
+            if now >= self.full_journal_at { now + POSITION_WRITE_INTERVAL } else { self.full_journal_at };
+        self.journal = changes.map(|changes| Box::pin(self.store.journal(&self.id, changes)) as _);
     }
 
     /// Whether a journal is on its way.
@@ -136,42 +141,45 @@ impl Records {
         self.journal.is_some()
     }
 
-    fn registration(&self) -> Registration {
-        Registration {
+    fn registration(&self) -> WebhookRegistration {
+        WebhookRegistration {
             id: Arc::clone(&self.id),
             product: self.product.clone(),
             scope: self.scope.clone(),
-            definition: self.text.clone(),
-            position: self.begins_at,
+            definition: self.definition.clone(),
+            position: self.initial_position,
             notices: Arc::clone(&self.notices),
         }
     }
 
     /// Hands over dead letters that have come to be delivered again, and asks for others, now and then: they come on top of what
     /// is owed. The outbox has heard before what the store had to tell by then.
-    pub(super) fn redeliver(&mut self, outbox: &mut Outbox, notice: &Notice) {
-        if let Some(letters) = self.come.take() {
-            let is_worth_it = outbox.redeliver(letters, Now::read());
-            self.letters_at = Instant::now() + if is_worth_it { LETTERS_EVERY } else { LETTERS_AGAIN };
+    pub(super) fn redeliver(&mut self, outbox: &mut Outbox, notice: &WebhookNotice) {
+        if let Some(dead_letters) = self.received_letters.take() {
+            let took_any = outbox.redeliver(dead_letters, Now::read());
+            self.dead_letters_at = Instant::now() + if took_any { REDELIVERY_INTERVAL } else { REDELIVERY_RETRY_DELAY };
         }
-        let is_due = notice.requeued > outbox.letters() && self.letters.is_none() && Instant::now() >= self.letters_at;
-        if let Some(after) = outbox.wants_letters_behind().filter(|_| is_due) {
-            self.letters = Some(Box::pin(self.desk.requeued(&self.id, after, LETTERS_AT_A_TIME)));
+        let is_due = notice.requeued > outbox.redelivery_count()
+            && self.dead_letters.is_none()
+            && Instant::now() >= self.dead_letters_at;
+        if let Some(after) = outbox.next_redelivery_after().filter(|_| is_due) {
+            self.dead_letters = Some(Box::pin(self.store.requeued_dead_letters(&self.id, after, MAX_REDELIVERY_BATCH)));
         }
     }
 
     /// Forgets the dead letters that are on their way: they are asked for again.
-    pub(super) fn forget_letters(&mut self) {
-        (self.letters, self.come) = (None, None);
+    pub(super) fn discard_dead_letters(&mut self) {
+        (self.dead_letters, self.received_letters) = (None, None);
     }
 
     /// When there is something to ask for or to write, though nothing else happens.
-    pub(super) fn due(&self, outbox: &Outbox, notice: &Notice) -> Option<Instant> {
+    pub(super) fn due(&self, outbox: &Outbox, notice: &WebhookNotice) -> Option<Instant> {
         let now = Instant::now();
-        let letters = (notice.requeued > outbox.letters() && self.letters.is_none()).then_some(self.letters_at);
-        let register = (self.is_redefined && self.registering.is_none()).then_some(self.register_at);
-        let journal = Some(self.journal_at).filter(|at| *at > now);
-        [letters.filter(|at| *at > now), register, journal].into_iter().flatten().min()
+        let dead_letters_due = (notice.requeued > outbox.redelivery_count() && self.dead_letters.is_none())
+            .then_some(self.dead_letters_at);
+        let registration_due = (self.needs_registration && self.registering.is_none()).then_some(self.register_at);
+        let journal_due = Some(self.journal_at).filter(|at| *at > now);
+        [dead_letters_due.filter(|at| *at > now), registration_due, journal_due].into_iter().flatten().min()
     }
 
     /// Waits for an answer of the store, and deals with it.
@@ -179,99 +187,99 @@ impl Records {
     /// # Cancel safety
     ///
     /// Dropping the future loses nothing.
-    pub(super) async fn next(&mut self, outbox: &mut Outbox) {
+    pub(super) async fn handle_reply(&mut self, outbox: &mut Outbox) {
         let now = Instant::now();
-        match poll_fn(|context| self.poll(context)).await {
-            Answer::Journal(Ok(())) => outbox.committed(),
-            Answer::Journal(Err(changes)) => {
-                outbox.not_committed(changes);
-                self.journal_at = now + AGAIN;
+        match poll_fn(|context| self.poll_reply(context)).await {
+            StoreReply::Journal(Ok(())) => outbox.record_commit(),
+            StoreReply::Journal(Err(changes)) => {
+                outbox.record_commit_failure(changes);
+                self.journal_at = now + JOURNAL_RETRY_DELAY;
             }
-            Answer::Registered(registered) => self.registered(registered),
-            Answer::Letters(letters) => self.come = Some(letters.unwrap_or_default()),
+            StoreReply::Registered(registered) => self.handle_registered(registered),
+            StoreReply::DeadLetters(dead_letters) => self.received_letters = Some(dead_letters.unwrap_or_default()),
         }
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Answer> {
-        if let Poll::Ready(written) = poll_out(&mut self.journal, context) {
-            return Poll::Ready(Answer::Journal(written));
+    fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<StoreReply> {
+        if let Poll::Ready(written) = poll_in_flight(&mut self.journal, context) {
+            return Poll::Ready(StoreReply::Journal(written));
         }
-        if let Poll::Ready(registered) = poll_out(&mut self.registering, context) {
-            return Poll::Ready(Answer::Registered(registered));
+        if let Poll::Ready(registered) = poll_in_flight(&mut self.registering, context) {
+            return Poll::Ready(StoreReply::Registered(registered));
         }
-        poll_out(&mut self.letters, context).map(Answer::Letters)
+        poll_in_flight(&mut self.dead_letters, context).map(StoreReply::DeadLetters)
     }
 
-    fn registered(&mut self, registered: Result<(), Unwritable>) {
+    fn handle_registered(&mut self, registered: Result<(), StoreUnwritable>) {
         self.is_registered |= registered.is_ok();
         if registered.is_err() {
-            (self.is_redefined, self.register_at) = (true, Instant::now() + REGISTER_AGAIN);
+            (self.needs_registration, self.register_at) = (true, Instant::now() + REGISTER_RETRY_DELAY);
         }
         // What was redefined meanwhile is still on its way.
-        if registered.is_err() || !self.is_redefined {
-            for waiting in self.waiting.drain(..) {
-                let _ = waiting.send(registered); // who asked may have left
+        if registered.is_err() || !self.needs_registration {
+            for waiter in self.registration_waiters.drain(..) {
+                let _ = waiter.send(registered); // who asked may have left
             }
         }
     }
 
     /// Writes down everything there is, unless the store is not to be had.
-    pub(super) async fn close(&mut self, outbox: &mut Outbox, committed: u64) {
+    pub(super) async fn flush(&mut self, outbox: &mut Outbox, committed: u64) {
         let now = Instant::now();
-        (self.register_at, self.journal_at, self.all_at) = (now, now, now);
+        (self.register_at, self.journal_at, self.full_journal_at) = (now, now, now);
         let write = async {
             loop {
-                self.write_down(outbox, committed);
+                self.start_writes(outbox, committed);
                 if self.journal.is_none() && self.registering.is_none() {
                     return; // what could not be written is delivered twice
                 }
-                self.next(outbox).await;
+                self.handle_reply(outbox).await;
             }
         };
-        let _ = time::timeout(CLOSING, write).await;
+        let _ = time::timeout(FINAL_FLUSH_TIMEOUT, write).await;
     }
 }
 
-impl fmt::Debug for Records {
+impl fmt::Debug for StoreSync {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Records").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
 /// What the store has to say.
-enum Answer {
-    Journal(Result<(), Changes>),
-    Registered(Result<(), Unwritable>),
-    Letters(Result<Vec<DeadLetter>, Unreadable>),
+enum StoreReply {
+    Journal(Result<(), WebhookChanges>),
+    Registered(Result<(), StoreUnwritable>),
+    DeadLetters(Result<Vec<DeadLetter>, StoreUnreadable>),
 }
 
 /// Polls what is out, which is then no longer.
-fn poll_out<T>(out: &mut Out<T>, context: &mut Context<'_>) -> Poll<T> {
-    let Some(future) = out else { return Poll::Pending };
+fn poll_in_flight<T>(in_flight: &mut InFlight<T>, context: &mut Context<'_>) -> Poll<T> {
+    let Some(future) = in_flight else { return Poll::Pending };
     let polled = future.as_mut().poll(context);
     if polled.is_ready() {
-        *out = None;
+        *in_flight = None;
     }
     polled
 }
 
 /// How long the position may wait to be written when nothing else is.
-const LAZY: Duration = Duration::from_secs(1);
+const POSITION_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After a journal that could not be written.
-const AGAIN: Duration = Duration::from_millis(50);
+const JOURNAL_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// After a definition that could not be written.
-const REGISTER_AGAIN: Duration = Duration::from_secs(1);
+const REGISTER_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Between two helpings of dead letters: with the number that is under way at one time, some sixty a second.
-const LETTERS_EVERY: Duration = Duration::from_millis(250);
+const REDELIVERY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// After all that wait have been looked at, and none could be taken: those before them fail.
-const LETTERS_AGAIN: Duration = Duration::from_secs(1);
+const REDELIVERY_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// More than the outbox takes at one time, as it leaves some.
-const LETTERS_AT_A_TIME: usize = 48;
+const MAX_REDELIVERY_BATCH: usize = 48;
 
 /// For the last journal.
-const CLOSING: Duration = Duration::from_secs(2);
+const FINAL_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);

@@ -23,31 +23,31 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{
-    DeliveryState, Listed, Now, Page, Verdict,
-    context::Tools,
+    DeliveryPage, DeliveryState, Disposition, ListedDelivery, Now,
+    context::WebhookContext,
     definition::Definition,
     outbox::Outbox,
-    reader::{Read, Reader, Reloaded, Reloader},
+    reader::{EventReloader, ReadItem, Reloaded, WebhookReader},
     sample,
-    sender::Sender,
-    status::Board,
-    store_sync::Records,
+    sender::WebhookSender,
+    status::SharedStatus,
+    store_sync::StoreSync,
 };
 use crate::{
     event::SessionId,
     fanout::Fanout,
     metrics::WebhookMetrics,
-    store::{Notice, Notices, Owed, Unwritable},
+    store::{OwedDelivery, StoreUnwritable, WebhookNotice, WebhookNotices},
     webhook_delivery::Attempt,
 };
 
 /// An operator's order.
 #[derive(Debug)]
-pub(super) enum Order {
+pub(super) enum WebhookCommand {
     /// Goes on under another definition; answered when that is in the store.
-    Redefine(Box<Definition>, oneshot::Sender<Result<(), Unwritable>>),
+    Redefine(Box<Definition>, oneshot::Sender<Result<(), StoreUnwritable>>),
     /// Goes on with a new sender: what it may reach, or whom to trust, has changed.
-    Equip(oneshot::Sender<()>),
+    ReplaceSender(oneshot::Sender<()>),
     /// Makes it active.
     Enable(oneshot::Sender<()>),
     /// Holds it back.
@@ -55,7 +55,7 @@ pub(super) enum Order {
     /// Sends a sample.
     Test(oneshot::Sender<Attempt>),
     /// Lists deliveries that are owed, or were accepted.
-    List { state: DeliveryState, before: Option<u64>, most: usize, answer: oneshot::Sender<Page> },
+    List { state: DeliveryState, before: Option<u64>, limit: usize, reply: oneshot::Sender<DeliveryPage> },
     /// Forgets a session.
     Erase(SessionId, oneshot::Sender<()>),
 }
@@ -63,138 +63,138 @@ pub(super) enum Order {
 /// The task of one webhook.
 #[derive(Debug)]
 pub(super) struct Worker {
-    board: Arc<Board>,
-    tools: Arc<Tools>,
+    shared: Arc<SharedStatus>,
+    context: Arc<WebhookContext>,
     metrics: WebhookMetrics,
-    orders: mpsc::Receiver<Order>,
+    commands: mpsc::Receiver<WebhookCommand>,
     outbox: Outbox,
-    reader: Reader,
-    reloader: Reloader,
+    reader: WebhookReader,
+    reloader: EventReloader,
     reload_at: Instant,
-    sender: Arc<Sender>,
+    sender: Arc<WebhookSender>,
     /// Counts the endpoints there have been; one that an operator has enabled is another.
-    endpoint: u64,
-    attempts: JoinSet<Ended>,
+    endpoint_generation: u64,
+    attempts: JoinSet<FinishedAttempt>,
     samples: JoinSet<()>,
-    notices: Arc<Notices>,
-    notice: Notice,
-    records: Records,
-    is_leaving: bool,
+    notices: Arc<WebhookNotices>,
+    notice: WebhookNotice,
+    store_sync: StoreSync,
+    is_draining: bool,
 }
 
 /// An attempt that has ended.
 #[derive(Debug)]
-struct Ended {
-    place: u64,
+struct FinishedAttempt {
+    position: u64,
     /// At which of the endpoints there have been.
-    endpoint: u64,
+    endpoint_generation: u64,
     attempt: Attempt,
-    verdict: Verdict,
+    disposition: Disposition,
 }
 
 /// What a worker begins with.
 #[derive(Debug)]
-pub(super) struct Start {
+pub(super) struct WorkerInit {
     /// What is known of it to all.
-    pub(super) board: Arc<Board>,
+    pub(super) shared: Arc<SharedStatus>,
     /// Its product's fan-out.
     pub(super) fanout: Arc<Fanout>,
     /// Where orders come from.
-    pub(super) orders: mpsc::Receiver<Order>,
+    pub(super) commands: mpsc::Receiver<WebhookCommand>,
     /// How far it has come.
     pub(super) position: u64,
     /// What is owed before that.
-    pub(super) owed: Vec<Owed>,
+    pub(super) owed: Vec<OwedDelivery>,
     /// Where it is counted.
     pub(super) metrics: WebhookMetrics,
     /// Who waits for its definition to be in the store.
-    pub(super) registered: Option<oneshot::Sender<Result<(), Unwritable>>>,
+    pub(super) on_registered: Option<oneshot::Sender<Result<(), StoreUnwritable>>>,
 }
 
 impl Worker {
     /// A worker that has done nothing yet.
-    pub(super) fn new(tools: Arc<Tools>, start: Start) -> Self {
-        let definition = start.board.definition();
+    pub(super) fn new(context: Arc<WebhookContext>, init: WorkerInit) -> Self {
+        let definition = init.shared.definition();
         let now = Now::read();
-        let mut outbox = Outbox::new(tools.policy(&definition.webhook), start.position, start.owed, now);
+        let mut outbox = Outbox::new(context.policy(&definition.webhook), init.position, init.owed, now);
         if let Some(problem) = &definition.disabled {
             outbox.disable(problem);
         }
         if let Some(until) = definition.throttled_until {
             outbox.throttle(until);
         }
-        let notices = Arc::new(Notices::default());
+        let notices = Arc::new(WebhookNotices::default());
         let scope = definition.webhook.scope();
         Self {
-            reader: Reader::new(Arc::clone(&start.fanout), Arc::clone(&tools.desk), scope, start.position),
-            reloader: Reloader::new(start.fanout),
+            reader: WebhookReader::new(Arc::clone(&init.fanout), Arc::clone(&context.store), scope, init.position),
+            reloader: EventReloader::new(init.fanout),
             reload_at: now.instant,
-            sender: Arc::new(tools.sender(&definition)),
-            endpoint: 0,
-            records: Records::new(
+            sender: Arc::new(context.build_sender(&definition)),
+            endpoint_generation: 0,
+            store_sync: StoreSync::new(
                 &definition,
-                start.position,
-                Arc::clone(&tools.desk),
+                init.position,
+                Arc::clone(&context.store),
                 Arc::clone(&notices),
-                start.registered,
+                init.on_registered,
             ),
-            board: start.board,
-            tools,
-            metrics: start.metrics,
-            orders: start.orders,
+            shared: init.shared,
+            context,
+            metrics: init.metrics,
+            commands: init.commands,
             outbox,
             attempts: JoinSet::new(),
             samples: JoinSet::new(),
             notices,
-            notice: Notice::default(),
-            is_leaving: false,
+            notice: WebhookNotice::default(),
+            is_draining: false,
         }
     }
 
     /// Works until `stop`, and then finishes what is under way. Ends at once when `removed`.
     pub(super) async fn run(self, stop: CancellationToken, removed: CancellationToken) {
-        removed.run_until_cancelled(self.work(stop)).await;
+        removed.run_until_cancelled(self.run_until_stopped(stop)).await;
     }
 
-    async fn work(mut self, stop: CancellationToken) {
+    async fn run_until_stopped(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
-            self.begin();
+            self.start_due_work();
             stop.run_until_cancelled(self.step()).await;
         }
-        self.leave().await;
+        self.drain().await;
     }
 
     /// Begins whatever can begin.
-    fn begin(&mut self) {
+    fn start_due_work(&mut self) {
         let now = Now::read();
-        self.read_notices(); // first: what follows relies on it
-        self.send(now);
-        self.outbox.pass(self.reader.passed());
-        self.metrics.lost.inc_by(self.outbox.take_lost());
-        self.records.write_down(&mut self.outbox, self.reader.committed());
-        self.records.redeliver(&mut self.outbox, &self.notice);
-        self.show(now);
+        self.apply_notice(); // first: what follows relies on it
+        self.send_due(now);
+        self.outbox.advance_to(self.reader.passed_position());
+        self.metrics.lost.inc_by(self.outbox.take_lost_count());
+        self.store_sync.start_writes(&mut self.outbox, self.reader.committed_position());
+        self.store_sync.redeliver(&mut self.outbox, &self.notice);
+        self.publish_status(now);
     }
 
-    fn show(&mut self, now: Now) {
-        let unread = if self.outbox.has_room() { 0 } else { self.reader.behind() };
-        if let Some(changed) = self.board.show(&self.outbox, &self.notice, unread, now, &self.metrics) {
+    fn publish_status(&mut self, now: Now) {
+        let unread = if self.outbox.has_capacity() { 0 } else { self.reader.lag() };
+        if let Some(changed) = self.shared.publish(&self.outbox, &self.notice, unread, now, &self.metrics) {
             self.redefine(changed);
         }
     }
 
-    fn send(&mut self, now: Now) {
+    fn send_due(&mut self, now: Now) {
         while let Some(event) = self.outbox.next(now) {
-            if event.place() > self.reader.committed() && !self.outbox.last_was_retry() {
+            if event.position() > self.reader.committed_position() && !self.outbox.last_was_retry() {
                 self.metrics.undurable.inc();
             }
-            let (sender, endpoint) = (Arc::clone(&self.sender), self.endpoint);
-            let duration = self.metrics.duration.clone();
+            let (sender, endpoint_generation) = (Arc::clone(&self.sender), self.endpoint_generation);
+            let duration = self.metrics.attempt_seconds.clone();
             self.attempts.spawn(async move {
                 let began = Instant::now();
-                let (attempt, verdict) = sender.send(&event.id().to_string(), event.payload()).await;
+                let (attempt, disposition) = sender.send(&event.id().to_string(), event.payload()).await;
                 duration.observe(began.elapsed().as_secs_f64());
-                Ended { place: event.place(), endpoint, attempt, verdict }
+                FinishedAttempt { position: event.position(), endpoint_generation, attempt, disposition }
             });
         }
     }
@@ -206,16 +206,16 @@ impl Worker {
     /// What has not been dealt with waits for the next call.
     async fn step(&mut self) {
         let wake_at = self.wake_at();
-        let wanted = self.outbox.wants().filter(|_| Instant::now() >= self.reload_at);
+        let requested = self.outbox.next_to_load().filter(|_| Instant::now() >= self.reload_at);
         tokio::select! {
             biased;
-            Some(order) = self.orders.recv() => self.obey(order),
-            Some(ended) = self.attempts.join_next() => self.settle(ended),
+            Some(command) = self.commands.recv() => self.execute(command),
+            Some(finished) = self.attempts.join_next() => self.settle(finished),
             Some(_) = self.samples.join_next() => {}
-            () = self.records.next(&mut self.outbox) => {}
-            () = self.notices.told() => {}
-            reloaded = reload(&mut self.reloader, wanted) => self.load(reloaded),
-            read = self.reader.next(), if self.outbox.has_room() => self.take(read),
+            () = self.store_sync.handle_reply(&mut self.outbox) => {}
+            () = self.notices.changed() => {}
+            reloaded = reload_requested(&mut self.reloader, requested) => self.handle_reloaded(reloaded),
+            read = self.reader.next(), if self.outbox.has_capacity() => self.handle_read(read),
             () = time::sleep_until(wake_at) => {}
         }
     }
@@ -224,18 +224,18 @@ impl Worker {
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let reload_at = Some(self.reload_at).filter(|at| *at > now);
-        let due = self.outbox.due().filter(|_| self.may_send());
-        let soonest = [due, reload_at, self.records.due(&self.outbox, &self.notice)].into_iter().flatten().min();
-        soonest.unwrap_or(now + IDLE).min(now + IDLE)
+        let due = self.outbox.next_due_at().filter(|_| self.may_send());
+        let soonest = [due, reload_at, self.store_sync.due(&self.outbox, &self.notice)].into_iter().flatten().min();
+        soonest.unwrap_or(now + WORKER_POLL_INTERVAL).min(now + WORKER_POLL_INTERVAL)
     }
 
-    fn settle(&mut self, ended: Result<Ended, JoinError>) {
-        match ended {
-            Ok(Ended { place, endpoint, attempt, verdict }) => {
-                self.metrics.attempt(attempt.outcome);
-                match endpoint == self.endpoint {
-                    true => self.outbox.settle(place, attempt, &verdict, Now::read()),
-                    false => self.outbox.settle_former(place, attempt, &verdict, Now::read()),
+    fn settle(&mut self, finished: Result<FinishedAttempt, JoinError>) {
+        match finished {
+            Ok(FinishedAttempt { position, endpoint_generation, attempt, disposition }) => {
+                self.metrics.record_attempt(attempt.outcome);
+                match endpoint_generation == self.endpoint_generation {
+                    true => self.outbox.settle(position, attempt, &disposition, Now::read()),
+                    false => self.outbox.settle_former(position, attempt, &disposition, Now::read()),
                 }
             }
             Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
@@ -243,149 +243,155 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, read: Read) {
+    fn handle_read(&mut self, read: ReadItem) {
         match read {
-            Read::Event(event) => {
-                let known_through = self.outbox.position().max(self.notice.expired_through);
-                if event.place() > known_through {
-                    self.outbox.take(event, Now::read());
+            ReadItem::Event(event) => {
+                let known_through = self.outbox.cursor().max(self.notice.expired_through);
+                if event.position() > known_through {
+                    self.outbox.enqueue(event, Now::read());
                 }
             }
             // What the store has expired are dead letters.
-            Read::Lost { is_evicted: true, .. } if self.tools.is_durable => {}
-            Read::Lost { places, .. } => self.lost(places, "events are gone that may have been for the webhook"),
-        }
-    }
-
-    fn load(&mut self, (place, reloaded): (u64, Reloaded)) {
-        match reloaded {
-            Reloaded::Events(events) => events.iter().for_each(|event| self.outbox.load(event)),
-            Reloaded::Expired { through } => self.outbox.expire(through),
-            Reloaded::Erased => drop(self.outbox.is_gone(place)),
-            Reloaded::Lost if self.outbox.is_gone(place) => self.lost(1, "an event that is owed has not been kept"),
-            Reloaded::Lost => {}
-            Reloaded::Unreadable => {
-                self.outbox.cannot_be_read(place, Now::read());
-                self.reload_at = Instant::now() + RELOAD_AGAIN;
+            ReadItem::Lost { is_evicted: true, .. } if self.context.is_durable => {}
+            ReadItem::Lost { positions: places, .. } => {
+                self.report_lost(places, "events are gone that may have been for the webhook")
             }
         }
     }
 
-    fn lost(&self, events: u64, what: &'static str) {
-        error!(webhook = self.board.definition().webhook.id, events, "{what}");
+    fn handle_reloaded(&mut self, (position, reloaded): (u64, Reloaded)) {
+        match reloaded {
+            Reloaded::Events(events) => events.iter().for_each(|event| self.outbox.load(event)),
+            Reloaded::Expired { through } => self.outbox.expire_through(through),
+            Reloaded::Erased => drop(self.outbox.discard_unreadable(position)),
+            Reloaded::Lost if self.outbox.discard_unreadable(position) => {
+                self.report_lost(1, "an event that is owed has not been kept")
+            }
+            Reloaded::Lost => {}
+            Reloaded::Unreadable => {
+                self.outbox.defer_unreadable(position, Now::read());
+                self.reload_at = Instant::now() + RELOAD_RETRY_DELAY;
+            }
+        }
+    }
+
+    fn report_lost(&self, events: u64, what: &'static str) {
+        error!(webhook = self.shared.definition().webhook.id, events, "{what}");
         self.metrics.lost.inc_by(events);
     }
 
-    fn read_notices(&mut self) {
+    fn apply_notice(&mut self) {
         let notice = self.notices.take();
         if notice.is_replaced {
-            self.outbox.rewrite();
+            self.outbox.rewrite_all();
         }
         if notice.expired_through > self.notice.expired_through {
-            self.outbox.expire(notice.expired_through);
+            self.outbox.expire_through(notice.expired_through);
         }
         if notice.requeued > self.notice.requeued {
-            self.outbox.walk_anew();
-            self.records.forget_letters();
+            self.outbox.restart_redelivery_scan();
+            self.store_sync.discard_dead_letters();
         }
         self.metrics.lost.inc_by(notice.lost);
         self.notice = notice;
     }
 
-    fn obey(&mut self, order: Order) {
+    fn execute(&mut self, command: WebhookCommand) {
         // Whoever gave an order may have left.
-        match order {
-            Order::Redefine(definition, answer) => {
-                self.records.tell_when_registered(answer);
+        match command {
+            WebhookCommand::Redefine(definition, reply) => {
+                self.store_sync.notify_when_registered(reply);
                 self.redefine(*definition);
             }
-            Order::Equip(answer) => {
-                self.sender = Arc::new(self.tools.sender(&self.board.definition()));
-                let _ = answer.send(());
+            WebhookCommand::ReplaceSender(reply) => {
+                self.sender = Arc::new(self.context.build_sender(&self.shared.definition()));
+                let _ = reply.send(());
             }
-            Order::Enable(answer) => {
+            WebhookCommand::Enable(reply) => {
                 // What has been asked before says nothing of what the operator has just put right.
-                self.endpoint += 1;
+                self.endpoint_generation += 1;
                 self.outbox.enable();
-                self.begin();
-                let _ = answer.send(());
+                self.start_due_work();
+                let _ = reply.send(());
             }
-            Order::Disable(answer) => {
+            WebhookCommand::Disable(reply) => {
                 self.outbox.disable("by an operator");
-                self.begin();
-                let _ = answer.send(());
+                self.start_due_work();
+                let _ = reply.send(());
             }
-            Order::Test(answer) => self.test(answer),
-            Order::List { state, before, most, answer } => {
-                let _ = answer.send(self.list(state, before, most));
+            WebhookCommand::Test(reply) => self.send_test(reply),
+            WebhookCommand::List { state, before, limit, reply } => {
+                let _ = reply.send(self.list_deliveries(state, before, limit));
             }
-            Order::Erase(session, answer) => {
+            WebhookCommand::Erase(session, reply) => {
                 self.outbox.erase(&session);
                 // What has been read, but not taken, may hold something of it.
-                self.reader.narrow(self.board.definition().webhook.scope());
-                self.records.forget_letters();
-                let _ = answer.send(());
+                self.reader.resubscribe(self.shared.definition().webhook.scope());
+                self.store_sync.discard_dead_letters();
+                let _ = reply.send(());
             }
         }
     }
 
     fn redefine(&mut self, definition: Definition) {
-        let before = self.board.definition();
-        let (webhook, former) = (&definition.webhook, &definition.former);
+        let before = self.shared.definition();
+        let (webhook, previous) = (&definition.webhook, &definition.previous_secret);
         if before.webhook.scope() != webhook.scope() {
-            self.reader.narrow(webhook.scope());
+            self.reader.resubscribe(webhook.scope());
         }
         if before.webhook.url != webhook.url {
-            self.endpoint += 1;
+            self.endpoint_generation += 1;
             if definition.disabled.is_none() {
                 self.outbox.enable();
             }
         }
-        if before.webhook != *webhook || before.former != *former {
-            self.outbox.change(self.tools.policy(webhook));
-            self.sender = Arc::new(self.tools.sender(&definition));
+        if before.webhook != *webhook || before.previous_secret != *previous {
+            self.outbox.set_policy(self.context.policy(webhook));
+            self.sender = Arc::new(self.context.build_sender(&definition));
         }
-        self.records.redefined(&definition);
-        self.board.redefine(definition);
+        self.store_sync.set_definition(&definition);
+        self.shared.redefine(definition);
     }
 
-    fn test(&mut self, answer: oneshot::Sender<Attempt>) {
+    fn send_test(&mut self, reply: oneshot::Sender<Attempt>) {
         let sender = Arc::clone(&self.sender);
-        let (id, payload) = sample::event(&self.board.definition().webhook.product_id);
+        let (id, payload) = sample::event(&self.shared.definition().webhook.product_id);
         self.samples.spawn(async move {
             let (attempt, _) = sender.send(&id, payload).await;
-            let _ = answer.send(attempt);
+            let _ = reply.send(attempt);
         });
     }
 
-    fn list(&self, state: DeliveryState, before: Option<u64>, most: usize) -> Page {
+    fn list_deliveries(&self, state: DeliveryState, before: Option<u64>, limit: usize) -> DeliveryPage {
         match state {
             DeliveryState::Delivered => {
-                let delivered = self.outbox.delivered(before, most);
-                let next = delivered.last().map(|(number, _)| *number).filter(|_| delivered.len() == most);
-                let deliveries = delivered.into_iter().map(|(_, delivery)| Listed::Delivered(delivery)).collect();
-                Page { deliveries, next }
+                let delivered = self.outbox.delivered(before, limit);
+                let next = delivered.last().map(|(number, _)| *number).filter(|_| delivered.len() == limit);
+                let deliveries =
+                    delivered.into_iter().map(|(_, delivery)| ListedDelivery::Delivered(delivery)).collect();
+                DeliveryPage { deliveries, next_cursor: next }
             }
             DeliveryState::Pending | DeliveryState::Dead => {
-                let pending = self.outbox.pending(before, most, Now::read());
-                let next = pending.last().map(|(delivery, _)| delivery.place).filter(|_| pending.len() == most);
-                let deliveries = pending.into_iter().map(|(delivery, due)| Listed::Pending(delivery, due)).collect();
-                Page { deliveries, next }
+                let pending = self.outbox.pending(before, limit, Now::read());
+                let next = pending.last().map(|(delivery, _)| delivery.position).filter(|_| pending.len() == limit);
+                let deliveries =
+                    pending.into_iter().map(|(delivery, due)| ListedDelivery::Pending(delivery, due)).collect();
+                DeliveryPage { deliveries, next_cursor: next }
             }
         }
     }
 }
 
 /// Reads `wanted` again, if anything is.
-async fn reload(reloader: &mut Reloader, wanted: Option<u64>) -> (u64, Reloaded) {
-    match wanted {
-        Some(place) => (place, reloader.reload(place).await),
+async fn reload_requested(reloader: &mut EventReloader, requested: Option<u64>) -> (u64, Reloaded) {
+    match requested {
+        Some(position) => (position, reloader.reload(position).await),
         None => pending().await,
     }
 }
 
 /// How often it looks around when nothing happens.
-const IDLE: Duration = Duration::from_secs(1);
+const WORKER_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After the store could not be read.
-const RELOAD_AGAIN: Duration = Duration::from_secs(1);
+const RELOAD_RETRY_DELAY: Duration = Duration::from_secs(1);

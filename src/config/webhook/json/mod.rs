@@ -15,14 +15,14 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use toml::de::DeTable;
 
-use super::Webhook;
+use super::WebhookConfig;
 use crate::{
     config::{
         environment::Environment,
         reader::Section,
-        reading::Reading,
-        secret::{MASK, Rule, Secret},
-        values::duration_text,
+        reading::ParseContext,
+        secret::{MASK, Secret, SecretRule},
+        values::format_duration,
     },
     event::Only,
 };
@@ -59,24 +59,24 @@ pub(crate) struct WebhookJson<'a> {
     secret: &'a str,
 }
 
-impl Webhook {
+impl WebhookConfig {
     /// Reads a body of the admin API. With `known`, the body changes that webhook: its id and product stay, and so does its
     /// secret unless there is a new one; other fields that are missing have their defaults again.
     ///
     /// # Errors
     ///
     /// All that is wrong, by field.
-    pub(crate) fn from_json(body: &[u8], known: Option<&Self>) -> Result<Self, Vec<FieldError>> {
-        let Object(mut fields) = serde_json::from_slice(body).map_err(|error| vec![not_an_object(&error)])?;
-        if known.is_some() {
+    pub(crate) fn from_json(body: &[u8], existing: Option<&Self>) -> Result<Self, Vec<FieldError>> {
+        let JsonObject(mut fields) = serde_json::from_slice(body).map_err(|error| vec![parse_error(&error)])?;
+        if existing.is_some() {
             // An answer may be sent back as it is.
-            fields.retain(|(name, _)| !READ_ONLY.contains(&name.as_str()));
+            fields.retain(|(name, _)| !READ_ONLY_FIELDS.contains(&name.as_str()));
         }
-        let mut body = Body::new(fields);
-        if let Some(known) = known {
-            body.completed_by(known);
+        let mut body = WebhookBody::new(fields);
+        if let Some(existing) = existing {
+            body.fill_fixed_fields(existing);
         }
-        body.read(known)
+        body.read(existing)
     }
 
     /// The webhook for an answer: its secret masked.
@@ -104,19 +104,19 @@ impl Webhook {
             id: &self.id,
             product_id: self.product_id.as_str(),
             url: self.url.to_string(),
-            types: listed(&self.types, String::as_str),
-            session_ids: listed(&self.session_ids, |session| session.as_str()),
-            timeout: duration_text(self.timeout),
+            types: only_to_list(&self.types, String::as_str),
+            session_ids: only_to_list(&self.session_ids, |session| session.as_str()),
+            timeout: format_duration(self.timeout),
             max_retries: self.max_retries,
-            initial_backoff: duration_text(self.initial_backoff),
-            max_backoff: duration_text(self.max_backoff),
+            initial_backoff: format_duration(self.initial_backoff),
+            max_backoff: format_duration(self.max_backoff),
             max_in_flight: self.max_in_flight,
             secret,
         }
     }
 }
 
-fn listed<'a, T>(only: &'a Only<T>, text: impl Fn(&'a T) -> &'a str) -> Vec<&'a str> {
+fn only_to_list<'a, T>(only: &'a Only<T>, text: impl Fn(&'a T) -> &'a str) -> Vec<&'a str> {
     match only {
         Only::Everything => Vec::new(),
         Only::These(these) => these.iter().map(text).collect(),
@@ -124,19 +124,19 @@ fn listed<'a, T>(only: &'a Only<T>, text: impl Fn(&'a T) -> &'a str) -> Vec<&'a 
 }
 
 /// A body on its way to a table, and what is wrong with it so far.
-struct Body {
+struct WebhookBody {
     table: toml::Table,
     errors: Vec<FieldError>,
-    told: BTreeSet<String>,
+    reported_fields: BTreeSet<String>,
 }
 
-impl Body {
+impl WebhookBody {
     fn new(fields: Vec<(String, Value)>) -> Self {
-        let mut body = Self { table: toml::Table::new(), errors: Vec::new(), told: BTreeSet::new() };
+        let mut body = Self { table: toml::Table::new(), errors: Vec::new(), reported_fields: BTreeSet::new() };
         for (name, value) in fields {
-            let value = body.value(&name, value);
+            let value = body.into_toml_value(&name, value);
             if body.table.contains_key(&name) {
-                body.complain(&name, "is given twice");
+                body.report(&name, "is given twice");
             }
             body.table.insert(name, value);
         }
@@ -144,26 +144,26 @@ impl Body {
     }
 
     /// Puts in what stays.
-    fn completed_by(&mut self, known: &Webhook) {
-        for (field, stays) in [("id", known.id.as_str()), ("product_id", known.product_id.as_str())] {
-            let given = self.table.insert(field.to_owned(), stays.into());
-            if given.is_some_and(|given| given.as_str() != Some(stays)) {
-                self.complain(field, "cannot be changed; register another webhook");
+    fn fill_fixed_fields(&mut self, existing: &WebhookConfig) {
+        for (field, fixed) in [("id", existing.id.as_str()), ("product_id", existing.product_id.as_str())] {
+            let given = self.table.insert(field.to_owned(), fixed.into());
+            if given.is_some_and(|given| given.as_str() != Some(fixed)) {
+                self.report(field, "cannot be changed; register another webhook");
             }
         }
     }
 
-    fn read(mut self, known: Option<&Webhook>) -> Result<Webhook, Vec<FieldError>> {
+    fn read(mut self, existing: Option<&WebhookConfig>) -> Result<WebhookConfig, Vec<FieldError>> {
         let text = self.table.to_string();
         // What was written here can be read here; should it not, no word of it is repeated.
         let document = DeTable::parse(&text).map_err(|_| vec![FieldError::new("", "cannot be read")])?;
         let environment = Environment::default();
-        let reading = Reading::new("", &text, &environment);
-        let mut section = Section::root(&reading, document.get_ref());
-        let webhook = Webhook::read(&mut section, |section| secret(section, known));
+        let context = ParseContext::new("", &text, &environment);
+        let mut section = Section::root(&context, document.get_ref());
+        let webhook = WebhookConfig::read(&mut section, |section| read_secret(section, existing));
         section.finish();
-        if let Err(findings) = reading.finish() {
-            findings.into_fields().for_each(|(field, message)| self.complain(&field, &message));
+        if let Err(findings) = context.finish() {
+            findings.into_fields().for_each(|(field, message)| self.report(&field, &message));
         }
         match webhook {
             Some(webhook) if self.errors.is_empty() => Ok(webhook),
@@ -172,20 +172,22 @@ impl Body {
     }
 
     /// Keeps an error, the first of each field: what is found later may be of what was put in its place.
-    fn complain(&mut self, field: &str, message: &str) {
-        if self.told.insert(field.to_owned()) {
+    fn report(&mut self, field: &str, message: &str) {
+        if self.reported_fields.insert(field.to_owned()) {
             self.errors.push(FieldError::new(field, message));
         }
     }
 
     /// The value as TOML has it. Of what is nested deeper than any field is, only the kind.
-    fn value(&mut self, field: &str, value: Value) -> toml::Value {
-        let Value::Array(elements) = value else { return self.scalar(field, &value) };
+    fn into_toml_value(&mut self, field: &str, value: Value) -> toml::Value {
+        let Value::Array(elements) = value else { return self.scalar_to_toml(field, &value) };
         let elements = elements.iter().enumerate();
-        toml::Value::Array(elements.map(|(index, value)| self.scalar(&format!("{field}[{index}]"), value)).collect())
+        toml::Value::Array(
+            elements.map(|(index, value)| self.scalar_to_toml(&format!("{field}[{index}]"), value)).collect(),
+        )
     }
 
-    fn scalar(&mut self, field: &str, value: &Value) -> toml::Value {
+    fn scalar_to_toml(&mut self, field: &str, value: &Value) -> toml::Value {
         match value {
             Value::Bool(value) => (*value).into(),
             Value::String(text) => text.as_str().into(),
@@ -196,7 +198,7 @@ impl Body {
             Value::Array(_) => toml::Value::Array(Vec::new()),
             Value::Object(_) => toml::Value::Table(toml::Table::new()),
             Value::Null => {
-                self.complain(field, "must not be null; leave it out instead");
+                self.report(field, "must not be null; leave it out instead");
                 toml::Value::Table(toml::Table::new())
             }
         }
@@ -204,16 +206,16 @@ impl Body {
 }
 
 /// The secret as it stands. The API has no other form of it: naming a variable or a file would let its callers read the relay's.
-fn secret(section: &mut Section<'_>, known: Option<&Webhook>) -> Option<Secret> {
+fn read_secret(section: &mut Section<'_>, existing: Option<&WebhookConfig>) -> Option<Secret> {
     let entry = section.entry("secret");
-    match known {
+    match existing {
         // A form that was filled from an answer comes back with the mask, or empty.
-        Some(known) if entry.given_text() == Some(MASK) || !entry.is_given() => Some(known.secret.clone()),
-        _ => Secret::from_entry(&entry, Rule::Header),
+        Some(existing) if entry.non_empty_text() == Some(MASK) || !entry.is_given() => Some(existing.secret.clone()),
+        _ => Secret::from_entry(&entry, SecretRule::Header),
     }
 }
 
-fn not_an_object(error: &serde_json::Error) -> FieldError {
+fn parse_error(error: &serde_json::Error) -> FieldError {
     // The place alone: the parser's words may repeat the body's.
     let message = match error.classify() {
         serde_json::error::Category::Data => "must be a JSON object".to_owned(),
@@ -223,31 +225,31 @@ fn not_an_object(error: &serde_json::Error) -> FieldError {
 }
 
 /// The fields of an object in the order of the text, repeated ones, too.
-struct Object(Vec<(String, Value)>);
+struct JsonObject(Vec<(String, Value)>);
 
-impl<'de> Deserialize<'de> for Object {
+impl<'de> Deserialize<'de> for JsonObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(ObjectVisitor)
+        deserializer.deserialize_map(JsonObjectVisitor)
     }
 }
 
-struct ObjectVisitor;
+struct JsonObjectVisitor;
 
-impl<'de> Visitor<'de> for ObjectVisitor {
-    type Value = Object;
+impl<'de> Visitor<'de> for JsonObjectVisitor {
+    type Value = JsonObject;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JsonObject, A::Error> {
         let mut fields = Vec::new();
         while let Some(field) = map.next_entry()? {
             fields.push(field);
         }
-        Ok(Object(fields))
+        Ok(JsonObject(fields))
     }
 }
 
 /// What an answer shows beside the fields that can be set.
-const READ_ONLY: [&str; 7] = ["source", "state", "until", "problem", "pending", "oldest_pending_at", "dead"];
+const READ_ONLY_FIELDS: [&str; 7] = ["source", "state", "until", "problem", "pending", "oldest_pending_at", "dead"];

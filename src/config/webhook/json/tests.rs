@@ -22,25 +22,25 @@ fn with(field: &str, value: Value) -> Value {
     body
 }
 
-fn read(body: &Value, known: Option<&Webhook>) -> Result<Webhook, Vec<FieldError>> {
-    Webhook::from_json(body.to_string().as_bytes(), known)
+fn read(body: &Value, existing: Option<&WebhookConfig>) -> Result<WebhookConfig, Vec<FieldError>> {
+    WebhookConfig::from_json(body.to_string().as_bytes(), existing)
 }
 
-fn created() -> Webhook {
+fn minimal_webhook() -> WebhookConfig {
     read(&minimal(), None).unwrap()
 }
 
 /// The fields that are complained of.
-fn refused(body: &Value, known: Option<&Webhook>) -> Vec<String> {
-    let errors = read(body, known).unwrap_err();
+fn refused_fields(body: &Value, existing: Option<&WebhookConfig>) -> Vec<String> {
+    let errors = read(body, existing).unwrap_err();
     assert!(errors.iter().all(|error| !error.message.contains("hush")), "{errors:?}");
     errors.into_iter().map(|error| error.field).collect()
 }
 
 #[test]
 fn what_the_file_demands_and_what_it_leaves_out_holds_here_too() {
-    assert_eq!(refused(&json!({}), None), ["id", "product_id", "url", "secret"]);
-    let webhook = created();
+    assert_eq!(refused_fields(&json!({}), None), ["id", "product_id", "url", "secret"]);
+    let webhook = minimal_webhook();
     assert_eq!(webhook.types, Only::These(["actions".to_owned()].into()));
     assert_eq!(webhook.session_ids, Only::Everything);
     assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
@@ -83,10 +83,10 @@ fn every_field_has_its_own_error_and_all_are_told_at_once() {
         ("max_in_flight", json!(0)),
     ] {
         let key = field.split('[').next().unwrap();
-        assert_eq!(refused(&with(key, value.clone()), None), [field], "{value}");
+        assert_eq!(refused_fields(&with(key, value.clone()), None), [field], "{value}");
     }
     let body = json!({ "id": "a b", "url": "hush", "types": [1], "max_retries": null, "more": [{}] });
-    let mut fields = refused(&body, None);
+    let mut fields = refused_fields(&body, None);
     fields.sort();
     assert_eq!(fields, ["id", "max_retries", "more", "product_id", "secret", "types[0]", "url"]);
 }
@@ -94,64 +94,64 @@ fn every_field_has_its_own_error_and_all_are_told_at_once() {
 #[test]
 fn nothing_of_the_relays_own_can_be_named() {
     for field in ["secret_env", "secret_file", "url_env", "source", "state"] {
-        let fields = refused(&with(field, json!("/etc/hostname")), None);
+        let fields = refused_fields(&with(field, json!("/etc/hostname")), None);
         assert_eq!(fields, [field]);
     }
     let mut body = with("secret_env", json!("PATH"));
     body.as_object_mut().unwrap().remove("secret");
-    assert_eq!(refused(&body, None), ["secret", "secret_env"]);
-    assert_eq!(refused(&body, Some(&created())), ["secret_env"]);
+    assert_eq!(refused_fields(&body, None), ["secret", "secret_env"]);
+    assert_eq!(refused_fields(&body, Some(&minimal_webhook())), ["secret_env"]);
 }
 
 #[test]
 fn a_body_that_is_no_object_is_an_error_of_the_whole() {
     for body in ["", "hush", "[]", "\"hush\"", "7", "null", "{\"id\":\"hush\"", "{} {}", "{\"id\":\"\u{1}\"}"] {
-        let errors = Webhook::from_json(body.as_bytes(), None).unwrap_err();
+        let errors = WebhookConfig::from_json(body.as_bytes(), None).unwrap_err();
         assert_eq!(errors.len(), 1, "{body}: {errors:?}");
         assert_eq!(errors[0].field, "", "{body}");
         assert!(!errors[0].message.contains("hush"), "{errors:?}");
     }
-    assert_eq!(Webhook::from_json(b"\xff", None).unwrap_err()[0].field, "");
+    assert_eq!(WebhookConfig::from_json(b"\xff", None).unwrap_err()[0].field, "");
     let deep = [b"{\"x\":".as_slice(), &[b'['; 100_000]].concat();
-    assert_eq!(Webhook::from_json(&deep, None).unwrap_err()[0].field, "");
+    assert_eq!(WebhookConfig::from_json(&deep, None).unwrap_err()[0].field, "");
 }
 
 #[test]
 fn a_field_given_twice_is_an_error() {
     let body = minimal().to_string().replace("\"id\"", "\"id\":\"other\",\"id\"");
-    assert_eq!(Webhook::from_json(body.as_bytes(), None).unwrap_err(), [FieldError::new("id", "is given twice")]);
+    assert_eq!(WebhookConfig::from_json(body.as_bytes(), None).unwrap_err(), [FieldError::new("id", "is given twice")]);
 }
 
 #[test]
 fn a_change_keeps_id_product_and_secret_and_replaces_the_rest() {
-    let known = read(&with("max_retries", json!(3)), None).unwrap();
+    let existing = read(&with("max_retries", json!(3)), None).unwrap();
     for secret in [None, Some(MASK), Some("")] {
         let mut body = json!({ "url": "https://other/", "types": ["summary"] });
         if let Some(secret) = secret {
             body["secret"] = secret.into();
         }
-        let changed = read(&body, Some(&known)).unwrap();
-        let expected = Webhook {
+        let changed = read(&body, Some(&existing)).unwrap();
+        let expected = WebhookConfig {
             url: HttpUrl::parse("https://other/").unwrap(),
             types: Only::These(["summary".to_owned()].into()),
             max_retries: 8,
-            ..known.clone()
+            ..existing.clone()
         };
         assert_eq!(changed, expected, "{secret:?}");
     }
-    let changed = read(&with("secret", json!("new")), Some(&known)).unwrap();
+    let changed = read(&with("secret", json!("new")), Some(&existing)).unwrap();
     assert_eq!(changed.secret.expose(), "new");
-    assert_eq!(refused(&json!({}), Some(&known)), ["url"]);
-    assert_eq!(refused(&with("id", json!("other")), Some(&known)), ["id"]);
-    assert_eq!(refused(&with("product_id", json!(null)), Some(&known)), ["product_id"]);
-    assert_eq!(refused(&with("more", json!(1)), Some(&known)), ["more"]);
-    assert_eq!(refused(&with("secret", json!(7)), Some(&known)), ["secret"]);
+    assert_eq!(refused_fields(&json!({}), Some(&existing)), ["url"]);
+    assert_eq!(refused_fields(&with("id", json!("other")), Some(&existing)), ["id"]);
+    assert_eq!(refused_fields(&with("product_id", json!(null)), Some(&existing)), ["product_id"]);
+    assert_eq!(refused_fields(&with("more", json!(1)), Some(&existing)), ["more"]);
+    assert_eq!(refused_fields(&with("secret", json!(7)), Some(&existing)), ["secret"]);
 }
 
 #[test]
 fn an_answer_has_the_documented_fields_and_can_be_sent_back() {
-    let known = read(&with("session_ids", json!(["b", "a"])), None).unwrap();
-    let mut answer = serde_json::to_value(known.to_json()).unwrap();
+    let existing = read(&with("session_ids", json!(["b", "a"])), None).unwrap();
+    let mut answer = serde_json::to_value(existing.to_json()).unwrap();
     assert_eq!(
         answer,
         json!({ "id": "crm", "product_id": "p", "url": "https://h/e?key=hush", "types": ["actions"],
@@ -160,10 +160,10 @@ fn an_answer_has_the_documented_fields_and_can_be_sent_back() {
             "secret": MASK })
     );
     for anything in [json!(null), json!({ "any": "thing" }), json!("text")] {
-        for field in READ_ONLY {
+        for field in READ_ONLY_FIELDS {
             answer[field] = anything.clone();
         }
-        assert_eq!(read(&answer, Some(&known)).unwrap(), known);
+        assert_eq!(read(&answer, Some(&existing)).unwrap(), existing);
     }
 }
 
@@ -175,7 +175,7 @@ fn a_secret_is_in_the_store_and_nowhere_else() {
     assert!(webhook.to_stored().contains("sesame"));
 }
 
-fn limit<T: Ord>(values: Vec<T>) -> Only<T> {
+fn only_of<T: Ord>(values: Vec<T>) -> Only<T> {
     if values.is_empty() { Only::Everything } else { Only::These(values.into_iter().collect()) }
 }
 
@@ -190,15 +190,15 @@ prop_compose! {
         times in prop::array::uniform3(1_u64..600_000_000_000),
         max_retries in 0_u32..=100,
         max_in_flight in 1_usize..=1024,
-    ) -> Webhook {
+    ) -> WebhookConfig {
         let [timeout, one, other] = times.map(Duration::from_nanos);
-        Webhook {
+        WebhookConfig {
             id,
             product_id: ProductId::new(&product).unwrap(),
             url: HttpUrl::parse(&url).unwrap(),
             secret: Secret::inline(secret),
-            types: limit(types),
-            session_ids: limit(sessions.iter().map(|session| SessionId::new(session).unwrap()).collect()),
+            types: only_of(types),
+            session_ids: only_of(sessions.iter().map(|session| SessionId::new(session).unwrap()).collect()),
             timeout,
             max_retries,
             initial_backoff: one.min(other),
@@ -211,20 +211,20 @@ prop_compose! {
 proptest! {
     #[test]
     fn what_is_stored_reads_back_the_same(webhook in webhooks()) {
-        prop_assert_eq!(Webhook::from_stored(&webhook.to_stored()), Ok(webhook.clone()));
+        prop_assert_eq!(WebhookConfig::from_stored(&webhook.to_stored()), Ok(webhook.clone()));
         // And so does a change by what an answer shows.
         let answer = serde_json::to_vec(&webhook.to_json()).unwrap();
-        prop_assert_eq!(Webhook::from_json(&answer, Some(&webhook)), Ok(webhook));
+        prop_assert_eq!(WebhookConfig::from_json(&answer, Some(&webhook)), Ok(webhook));
     }
 
     #[test]
     fn no_body_makes_it_panic(body in "\\PC*", value in "[\\PC\0-\u{1f}]{0,30}") {
-        let _ = Webhook::from_json(body.as_bytes(), None);
+        let _ = WebhookConfig::from_json(body.as_bytes(), None);
         for field in ["id", "url", "types", "timeout", &value] {
             let mut body = with(field, json!(value));
             let _ = read(&body, None);
             body[field] = json!([value]);
-            let _ = read(&body, Some(&created()));
+            let _ = read(&body, Some(&minimal_webhook()));
         }
     }
 }

@@ -19,14 +19,14 @@ use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    Admin, unix_time,
-    webhooks::{Named, Sent, body, id, known},
+    AdminState, rfc3339_from_unix,
+    webhooks::{RequestBody, WebhookIdPath, find_webhook, read_body, webhook_id},
 };
 use crate::{
     config::FieldError,
     event::EventId,
     http::problem::Problem,
-    webhook::{DeliveryState, Listed, Which},
+    webhook::{DeadLetterSelection, DeliveryState, ListedDelivery},
     webhook_delivery::{Attempt, DeadLetter, Delivery},
 };
 
@@ -36,15 +36,15 @@ use crate::{
 ///
 /// 400, 404; 503 when the store cannot be read.
 pub(in crate::http) async fn list(
-    State(admin): State<Arc<Admin>>,
-    named: Named,
+    State(admin): State<Arc<AdminState>>,
+    path: WebhookIdPath,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let id = known(&admin, &id(named)?)?.webhook.id.clone();
-    let wish = Wish::read(&query.unwrap_or_default())?;
-    let page = admin.webhooks.deliveries(&id, wish.state, wish.before, wish.most).await?;
+    let id = find_webhook(&admin, &webhook_id(path)?)?.webhook.id.clone();
+    let request = DeliveryQuery::read(&query.unwrap_or_default())?;
+    let page = admin.webhooks.deliveries(&id, request.state, request.before, request.limit).await?;
     let deliveries = page.deliveries.iter().map(DeliveryView::new).collect();
-    Ok(Json(List { deliveries, next: page.next.map(|next| next.to_string()) }).into_response())
+    Ok(Json(DeliveryPageView { deliveries, next: page.next_cursor.map(|next| next.to_string()) }).into_response())
 }
 
 /// Puts dead letters back into the queue.
@@ -53,64 +53,64 @@ pub(in crate::http) async fn list(
 ///
 /// 404, 413, 422; 503 when the store cannot be written.
 pub(in crate::http) async fn redeliver(
-    State(admin): State<Arc<Admin>>,
-    named: Named,
-    sent: Sent,
+    State(admin): State<Arc<AdminState>>,
+    path: WebhookIdPath,
+    sent: RequestBody,
 ) -> Result<Response, Problem> {
-    let id = known(&admin, &id(named)?)?.webhook.id.clone();
-    let which = which(&body(sent)?).map_err(Problem::invalid)?;
-    let requeued = admin.webhooks.redeliver(&id, which).await?;
+    let id = find_webhook(&admin, &webhook_id(path)?)?.webhook.id.clone();
+    let selection = parse_selection(&read_body(sent)?).map_err(Problem::invalid)?;
+    let requeued = admin.webhooks.redeliver(&id, selection).await?;
     Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "requeued": requeued }))).into_response())
 }
 
 /// What is to be listed.
 #[derive(Debug, PartialEq)]
-struct Wish {
+struct DeliveryQuery {
     state: DeliveryState,
     before: Option<u64>,
-    most: usize,
+    limit: usize,
 }
 
-impl Wish {
+impl DeliveryQuery {
     /// Reads a query. What is owed is of most interest.
     ///
     /// # Errors
     ///
     /// 400 for a state, limit or cursor that is none.
     fn read(query: &str) -> Result<Self, Problem> {
-        let (mut state, mut before, mut most) = (DeliveryState::Pending, None, DEFAULT_DELIVERIES);
+        let (mut state, mut before, mut limit) = (DeliveryState::Pending, None, DEFAULT_DELIVERIES_PER_PAGE);
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*key {
-                "state" => state = delivery_state(&value)?,
-                "after" => before = Some(cursor(&value)?),
-                "limit" => most = limit(&value)?,
+                "state" => state = parse_state(&value)?,
+                "after" => before = Some(parse_cursor(&value)?),
+                "limit" => limit = parse_limit(&value)?,
                 _ => {}
             }
         }
-        Ok(Self { state, before, most })
+        Ok(Self { state, before, limit })
     }
 }
 
-fn delivery_state(text: &str) -> Result<DeliveryState, Problem> {
+fn parse_state(text: &str) -> Result<DeliveryState, Problem> {
     match text {
         "pending" => Ok(DeliveryState::Pending),
         "delivered" => Ok(DeliveryState::Delivered),
         "dead" => Ok(DeliveryState::Dead),
-        _ => Err(Problem::bad_request(format!("state is unknown; {STATES}"))),
+        _ => Err(Problem::bad_request(format!("state is unknown; {STATE_HINT}"))),
     }
 }
 
-fn cursor(text: &str) -> Result<u64, Problem> {
+fn parse_cursor(text: &str) -> Result<u64, Problem> {
     text.parse().map_err(|_| Problem::bad_request("after must be the next of the page before"))
 }
 
-fn limit(text: &str) -> Result<usize, Problem> {
-    let number = text.parse().ok().filter(|number| (1..=MOST_DELIVERIES).contains(number));
-    number.ok_or_else(|| Problem::bad_request(format!("limit must be a number from 1 to {MOST_DELIVERIES}")))
+fn parse_limit(text: &str) -> Result<usize, Problem> {
+    let number = text.parse().ok().filter(|number| (1..=MAX_DELIVERIES_PER_REQUEST).contains(number));
+    number.ok_or_else(|| Problem::bad_request(format!("limit must be a number from 1 to {MAX_DELIVERIES_PER_REQUEST}")))
 }
 
 /// Which dead letters a body means: `{"delivery_ids":[…]}` or `{"state":"dead"}`.
-fn which(body: &[u8]) -> Result<Which, Vec<FieldError>> {
+fn parse_selection(body: &[u8]) -> Result<DeadLetterSelection, Vec<FieldError>> {
     let error = |field: &str, message: &str| vec![FieldError::new(field, message)];
     let Ok(Value::Object(mut fields)) = serde_json::from_slice(body) else {
         return Err(error("", "must be a JSON object"));
@@ -120,31 +120,31 @@ fn which(body: &[u8]) -> Result<Which, Vec<FieldError>> {
     let unknown: Vec<_> = unknown.collect();
     match (ids, state) {
         _ if !unknown.is_empty() => Err(unknown),
-        (Some(ids), None) => event_ids(&ids).map(Which::These),
-        (None, Some(Value::String(state))) if state == "dead" => Ok(Which::All),
+        (Some(ids), None) => parse_event_ids(&ids).map(DeadLetterSelection::Events),
+        (None, Some(Value::String(state))) if state == "dead" => Ok(DeadLetterSelection::All),
         (None, Some(_)) => Err(error("state", "must be \"dead\": nothing else can be delivered again")),
         _ => Err(error("", "must have either delivery_ids or state")),
     }
 }
 
-fn event_ids(ids: &Value) -> Result<Vec<EventId>, Vec<FieldError>> {
+fn parse_event_ids(ids: &Value) -> Result<Vec<EventId>, Vec<FieldError>> {
     let error = |message: String| vec![FieldError::new("delivery_ids", message)];
     let ids = ids.as_array().ok_or_else(|| error("must be a list of ids".to_owned()))?;
-    if ids.len() > MOST_DELIVERIES {
-        return Err(error(format!("must be {MOST_DELIVERIES} at the most")));
+    if ids.len() > MAX_DELIVERIES_PER_REQUEST {
+        return Err(error(format!("must be {MAX_DELIVERIES_PER_REQUEST} at the most")));
     }
-    let (mut known, mut errors) = (Vec::new(), Vec::new());
+    let (mut parsed, mut errors) = (Vec::new(), Vec::new());
     for (index, id) in ids.iter().enumerate() {
         match id.as_str().and_then(EventId::parse) {
-            Some(id) => known.push(id),
+            Some(id) => parsed.push(id),
             None => errors.push(FieldError::new(format!("delivery_ids[{index}]"), "must be the id of a delivery")),
         }
     }
-    if errors.is_empty() { Ok(known) } else { Err(errors) }
+    if errors.is_empty() { Ok(parsed) } else { Err(errors) }
 }
 
 #[derive(Serialize)]
-struct List<'a> {
+struct DeliveryPageView<'a> {
     deliveries: Vec<DeliveryView<'a>>,
     next: Option<String>,
 }
@@ -170,22 +170,22 @@ struct DeliveryView<'a> {
 }
 
 impl<'a> DeliveryView<'a> {
-    fn new(listed: &'a Listed) -> Self {
+    fn new(listed: &'a ListedDelivery) -> Self {
         match listed {
-            Listed::Pending(delivery, due) => {
-                Self { next_attempt_at: due.map(unix_time), ..Self::of(delivery, "pending") }
+            ListedDelivery::Pending(delivery, due) => {
+                Self { next_attempt_at: due.map(rfc3339_from_unix), ..Self::of(delivery, "pending") }
             }
-            Listed::Delivered(delivery) => Self::of(delivery, "delivered"),
-            Listed::Dead(letter) => Self::dead(letter),
+            ListedDelivery::Delivered(delivery) => Self::of(delivery, "delivered"),
+            ListedDelivery::Dead(dead_letter) => Self::dead(dead_letter),
         }
     }
 
-    fn dead(letter: &'a DeadLetter) -> Self {
+    fn dead(dead_letter: &'a DeadLetter) -> Self {
         Self {
-            reason: Some(letter.reason.as_str()),
-            died_at: Some(unix_time(letter.died_at)),
-            payload: payload(&letter.payload),
-            ..Self::of(&letter.delivery, "dead")
+            reason: Some(dead_letter.reason.as_str()),
+            died_at: Some(rfc3339_from_unix(dead_letter.died_at)),
+            payload: payload_json(&dead_letter.payload),
+            ..Self::of(&dead_letter.delivery, "dead")
         }
     }
 
@@ -197,7 +197,7 @@ impl<'a> DeliveryView<'a> {
             kind: delivery.kind.as_str(),
             session_id: delivery.session.as_ref().map(|session| session.as_str()),
             state,
-            created_at: unix_time(delivery.created_at),
+            created_at: rfc3339_from_unix(delivery.created_at),
             next_attempt_at: None,
             attempts: delivery.attempts.iter().map(AttemptView::new).collect(),
             reason: None,
@@ -219,12 +219,18 @@ struct AttemptView<'a> {
 impl<'a> AttemptView<'a> {
     fn new(attempt: &'a Attempt) -> Self {
         let Attempt { at, duration_ms, outcome, status, .. } = *attempt;
-        Self { at: unix_time(at), duration_ms, outcome: outcome.as_str(), status, error: attempt.error.as_deref() }
+        Self {
+            at: rfc3339_from_unix(at),
+            duration_ms,
+            outcome: outcome.as_str(),
+            status,
+            error: attempt.error.as_deref(),
+        }
     }
 }
 
 /// The payload's own text, or a text of it if it is no JSON.
-fn payload(bytes: &[u8]) -> Option<Box<RawValue>> {
+fn payload_json(bytes: &[u8]) -> Option<Box<RawValue>> {
     let text = String::from_utf8_lossy(bytes);
     RawValue::from_string(text.clone().into_owned())
         .or_else(|_| RawValue::from_string(Value::from(text).to_string()))
@@ -232,9 +238,9 @@ fn payload(bytes: &[u8]) -> Option<Box<RawValue>> {
 }
 
 /// As many as a screen takes.
-const DEFAULT_DELIVERIES: usize = 100;
+const DEFAULT_DELIVERIES_PER_PAGE: usize = 100;
 
 /// A page is in memory as a whole until it is sent.
-const MOST_DELIVERIES: usize = 1000;
+const MAX_DELIVERIES_PER_REQUEST: usize = 1000;
 
-const STATES: &str = "ask for state=pending, state=delivered or state=dead";
+const STATE_HINT: &str = "ask for state=pending, state=delivered or state=dead";

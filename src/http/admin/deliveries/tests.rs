@@ -5,21 +5,21 @@ use serde_json::json;
 use super::*;
 use crate::{
     event::{Kind, SessionId},
-    webhook_delivery::{DeadReason, Outcome},
+    webhook_delivery::{DeadLetterReason, Outcome},
 };
 
-fn wish(query: &str) -> Result<Wish, u16> {
-    Wish::read(query).map_err(|problem| problem.into_response().status().as_u16())
+fn parse(query: &str) -> Result<DeliveryQuery, u16> {
+    DeliveryQuery::read(query).map_err(|problem| problem.into_response().status().as_u16())
 }
 
 #[test]
 fn a_query_names_a_state_and_perhaps_a_limit_and_a_cursor() {
-    let plain = |state| Wish { state, before: None, most: 100 };
-    assert_eq!(wish("state=pending"), Ok(plain(DeliveryState::Pending)));
-    assert_eq!(wish("state=delivered&cache=1"), Ok(plain(DeliveryState::Delivered)));
-    let bounded = Wish { before: Some(7), most: 1000, ..plain(DeliveryState::Dead) };
-    assert_eq!(wish("limit=1000&after=7&state=dead"), Ok(bounded));
-    assert_eq!(wish(""), Ok(plain(DeliveryState::Pending)));
+    let plain = |state| DeliveryQuery { state, before: None, limit: 100 };
+    assert_eq!(parse("state=pending"), Ok(plain(DeliveryState::Pending)));
+    assert_eq!(parse("state=delivered&cache=1"), Ok(plain(DeliveryState::Delivered)));
+    let bounded = DeliveryQuery { before: Some(7), limit: 1000, ..plain(DeliveryState::Dead) };
+    assert_eq!(parse("limit=1000&after=7&state=dead"), Ok(bounded));
+    assert_eq!(parse(""), Ok(plain(DeliveryState::Pending)));
     for query in [
         "state=",
         "state=Dead",
@@ -31,22 +31,26 @@ fn a_query_names_a_state_and_perhaps_a_limit_and_a_cursor() {
         "state=dead&after=-1",
         "state=dead&after=1-1",
     ] {
-        assert_eq!(wish(query), Err(400), "{query}");
+        assert_eq!(parse(query), Err(400), "{query}");
     }
 }
 
 #[test]
 fn a_body_means_all_dead_letters_or_those_it_names() {
-    assert!(matches!(which(br#"{"state":"dead"}"#), Ok(Which::All)));
-    let Ok(Which::These(ids)) = which(br#"{"delivery_ids":["7-1","7-2.3"]}"#) else { panic!("ids are named") };
+    assert!(matches!(parse_selection(br#"{"state":"dead"}"#), Ok(DeadLetterSelection::All)));
+    let Ok(DeadLetterSelection::Events(ids)) = parse_selection(br#"{"delivery_ids":["7-1","7-2.3"]}"#) else {
+        panic!("ids are named")
+    };
     assert_eq!(ids, [EventId::new(7, 1), EventId::parse("7-2.3").unwrap()]);
-    assert!(matches!(which(br#"{"delivery_ids":[]}"#), Ok(Which::These(ids)) if ids.is_empty()));
+    assert!(
+        matches!(parse_selection(br#"{"delivery_ids":[]}"#), Ok(DeadLetterSelection::Events(ids)) if ids.is_empty())
+    );
 }
 
 #[test]
 fn a_body_that_means_nothing_is_told_what_is_wrong_with_it() {
     let many = |count: usize| json!({ "delivery_ids": vec!["1-1"; count] }).to_string();
-    assert!(which(many(1000).as_bytes()).is_ok());
+    assert!(parse_selection(many(1000).as_bytes()).is_ok());
     for (body, fields) in [
         ("", &[""][..]),
         ("[]", &[""]),
@@ -59,7 +63,7 @@ fn a_body_that_means_nothing_is_told_what_is_wrong_with_it() {
         (r#"{"delivery_ids":["1-1","x",7,"01-1"]}"#, &["delivery_ids[1]", "delivery_ids[2]", "delivery_ids[3]"]),
         (&many(1001), &["delivery_ids"]),
     ] {
-        let errors = which(body.as_bytes()).unwrap_err();
+        let errors = parse_selection(body.as_bytes()).unwrap_err();
         assert!(errors.iter().map(|error| error.field.as_str()).eq(fields.iter().copied()), "{errors:?}");
     }
 }
@@ -73,7 +77,7 @@ fn delivery() -> Delivery {
         error: error.map(Into::into),
     };
     Delivery {
-        place: 3,
+        position: 3,
         event_id: EventId::new(7, 3),
         kind: Kind::Summary,
         session: Some(SessionId::new("s1").unwrap()),
@@ -82,7 +86,7 @@ fn delivery() -> Delivery {
     }
 }
 
-fn shown(listed: &Listed) -> Value {
+fn shown(listed: &ListedDelivery) -> Value {
     serde_json::to_value(DeliveryView::new(listed)).unwrap()
 }
 
@@ -93,26 +97,26 @@ fn a_delivery_is_shown_with_its_attempts() {
             { "at": "2027-01-15T08:00:00.000Z", "duration_ms": 5, "outcome": "failed", "status": 500, "error": null },
             { "at": "2027-01-15T08:00:00.000Z", "duration_ms": 5, "outcome": "failed", "status": null, "error": "reset" },
         ] });
-    assert_eq!(shown(&Listed::Pending(delivery(), Some(1_800_000_002_000))), expected);
-    let waiting = shown(&Listed::Pending(delivery(), None));
+    assert_eq!(shown(&ListedDelivery::Pending(delivery(), Some(1_800_000_002_000))), expected);
+    let waiting = shown(&ListedDelivery::Pending(delivery(), None));
     assert_eq!(waiting["next_attempt_at"], Value::Null);
-    let delivered = shown(&Listed::Delivered(Delivery { session: None, ..delivery() }));
+    let delivered = shown(&ListedDelivery::Delivered(Delivery { session: None, ..delivery() }));
     assert_eq!((&delivered["state"], &delivered["session_id"]), (&json!("delivered"), &Value::Null));
 }
 
 #[test]
 fn a_dead_letter_is_shown_with_its_reason_and_payload() {
-    let letter = |payload: &'static [u8]| {
-        let (delivery, reason) = (delivery(), DeadReason::Exhausted);
-        Listed::Dead(DeadLetter { delivery, reason, died_at: 1_800_000_000_000, payload: payload.into() })
+    let dead_letter = |payload: &'static [u8]| {
+        let (delivery, reason) = (delivery(), DeadLetterReason::Exhausted);
+        ListedDelivery::Dead(DeadLetter { delivery, reason, died_at: 1_800_000_000_000, payload: payload.into() })
     };
-    let dead = shown(&letter(br#"{"type":"summary"}"#));
+    let dead = shown(&dead_letter(br#"{"type":"summary"}"#));
     assert_eq!((&dead["state"], &dead["reason"]), (&json!("dead"), &json!("exhausted")));
     assert_eq!((&dead["died_at"], &dead["next_attempt_at"]), (&json!("2027-01-15T08:00:00.000Z"), &Value::Null));
     // Its own text: no number is rounded, no field is moved.
     let text = r#"{"type":"a","n":1.00000000000000000001,"a":1}"#;
-    let letter_of_text = letter(text.as_bytes());
-    let page = List { deliveries: vec![DeliveryView::new(&letter_of_text)], next: None };
+    let dead_letter_with_text = dead_letter(text.as_bytes());
+    let page = DeliveryPageView { deliveries: vec![DeliveryView::new(&dead_letter_with_text)], next: None };
     assert!(serde_json::to_string(&page).unwrap().contains(&format!(r#""payload":{text}"#)));
-    assert_eq!(shown(&letter(b"no \"json\"\xff"))["payload"], json!("no \"json\"\u{fffd}"));
+    assert_eq!(shown(&dead_letter(b"no \"json\"\xff"))["payload"], json!("no \"json\"\u{fffd}"));
 }

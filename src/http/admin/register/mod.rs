@@ -22,23 +22,23 @@ use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Admin,
-    webhooks::{Sent, body},
+    AdminState,
+    webhooks::{RequestBody, read_body},
 };
 use crate::{
-    config::{FieldError, Webhook},
+    config::{FieldError, WebhookConfig},
     event::ProductId,
     http::problem::Problem,
-    webhook::{Source, View, WebhookError},
+    webhook::{WebhookError, WebhookSource, WebhookSummary},
 };
 
 /// The products that were registered for streaming. There is nothing else to remember of that, and a restart forgets it: the
 /// call is then answered by 201 once more.
 #[derive(Debug, Default)]
-pub(crate) struct Streamed(Mutex<BTreeSet<ProductId>>);
+pub(crate) struct StreamRegistrations(Mutex<BTreeSet<ProductId>>);
 
-impl Streamed {
-    fn products(&self) -> MutexGuard<'_, BTreeSet<ProductId>> {
+impl StreamRegistrations {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<ProductId>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -48,32 +48,36 @@ impl Streamed {
 /// # Errors
 ///
 /// 409 for one that is registered, unless `force_reregister` is true; 413, 422; 503 when the store cannot be written.
-pub(in crate::http) async fn register(State(admin): State<Arc<Admin>>, sent: Sent) -> Result<Response, Problem> {
-    let Registration { product, is_forced, mode } = Registration::read(&body(sent)?).map_err(Problem::invalid)?;
+pub(in crate::http) async fn register(
+    State(admin): State<Arc<AdminState>>,
+    request_body: RequestBody,
+) -> Result<Response, Problem> {
+    let RegistrationRequest { product, is_forced, mode } =
+        RegistrationRequest::read(&read_body(request_body)?).map_err(Problem::invalid)?;
     if !admin.relay.products.contains_key(&product) {
         return Err(WebhookError::UnknownProduct.into());
     }
-    let former = Former::of(admin.webhooks.get(product.as_str()), &product);
-    let is_registered = former == Former::Registered || admin.streamed.products().contains(&product);
+    let existing = ExistingWebhook::of(admin.webhooks.get(product.as_str()), &product);
+    let is_registered = existing == ExistingWebhook::Registered || admin.stream_registrations.lock().contains(&product);
     if is_registered && !is_forced {
         return Err(Problem::conflict("this product is registered; to replace that, send force_reregister: true"));
     }
-    let answer = mode.answer(&product);
+    let answer = mode.to_json(&product);
     match mode {
-        Mode::Push(webhook) => {
-            match former {
-                Former::None => admin.webhooks.create(*webhook).await?,
-                Former::Registered => admin.webhooks.change(*webhook).await?,
-                Former::OfTheFile => return Err(WebhookError::FromFile.into()),
-                Former::OfAnotherProduct => return Err(WebhookError::Taken.into()),
+        RegistrationMode::Push(webhook) => {
+            match existing {
+                ExistingWebhook::None => admin.webhooks.create(*webhook).await?,
+                ExistingWebhook::Registered => admin.webhooks.update(*webhook).await?,
+                ExistingWebhook::FromConfig => return Err(WebhookError::DeclaredInFile.into()),
+                ExistingWebhook::OtherProduct => return Err(WebhookError::AlreadyExists.into()),
             };
-            admin.streamed.products().remove(&product);
+            admin.stream_registrations.lock().remove(&product);
         }
-        Mode::Stream => {
-            if former == Former::Registered {
+        RegistrationMode::Stream => {
+            if existing == ExistingWebhook::Registered {
                 admin.webhooks.remove(product.as_str()).await?;
             }
-            admin.streamed.products().insert(product);
+            admin.stream_registrations.lock().insert(product);
         }
     }
     Ok((StatusCode::CREATED, Json(answer)).into_response())
@@ -81,23 +85,23 @@ pub(in crate::http) async fn register(State(admin): State<Arc<Admin>>, sent: Sen
 
 /// What is there under the product's name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Former {
+enum ExistingWebhook {
     /// No webhook.
     None,
     /// One that a registration has made, or could have.
     Registered,
     /// One that the file declares: no registration, but in the way of one for push.
-    OfTheFile,
+    FromConfig,
     /// One for another product, in the same way.
-    OfAnotherProduct,
+    OtherProduct,
 }
 
-impl Former {
-    fn of(view: Option<View>, product: &ProductId) -> Self {
+impl ExistingWebhook {
+    fn of(view: Option<WebhookSummary>, product: &ProductId) -> Self {
         match view {
             None => Self::None,
-            Some(view) if view.source == Source::File => Self::OfTheFile,
-            Some(view) if view.webhook.product_id != *product => Self::OfAnotherProduct,
+            Some(view) if view.source == WebhookSource::File => Self::FromConfig,
+            Some(view) if view.webhook.product_id != *product => Self::OtherProduct,
             Some(_) => Self::Registered,
         }
     }
@@ -105,24 +109,24 @@ impl Former {
 
 /// What a call asks for.
 #[derive(Debug, PartialEq)]
-struct Registration {
+struct RegistrationRequest {
     product: ProductId,
     is_forced: bool,
-    mode: Mode,
+    mode: RegistrationMode,
 }
 
 /// How the product's events are to go out.
 #[derive(Debug, PartialEq)]
-enum Mode {
+enum RegistrationMode {
     /// To those who subscribe.
     Stream,
     /// To this webhook, too.
-    Push(Box<Webhook>),
+    Push(Box<WebhookConfig>),
 }
 
-impl Mode {
+impl RegistrationMode {
     /// The JSON that a 201 brings; never a secret.
-    fn answer(&self, product: &ProductId) -> Value {
+    fn to_json(&self, product: &ProductId) -> Value {
         match self {
             Self::Stream => json!({ "status": "registered", "product_id": product.as_str(), "mode": "sse" }),
             Self::Push(webhook) => {
@@ -133,7 +137,7 @@ impl Mode {
     }
 }
 
-impl Registration {
+impl RegistrationRequest {
     /// Reads a body in any of the connector's forms. Fields that mean nothing here are let through.
     ///
     /// # Errors
@@ -144,41 +148,41 @@ impl Registration {
         let Ok(Value::Object(fields)) = serde_json::from_slice(body) else {
             return Err(error("", "must be a JSON object".to_owned()));
         };
-        let product = match given(fields.get("product_id")) {
+        let product = match non_empty(fields.get("product_id")) {
             None => Err("is required".to_owned()),
             Some(Value::String(text)) => ProductId::new(text).map_err(|error| error.to_string()),
             Some(_) => Err("must be text".to_owned()),
         };
         let product = product.map_err(|message| error("product_id", message))?;
-        let is_forced = match given(fields.get("force_reregister")) {
+        let is_forced = match non_empty(fields.get("force_reregister")) {
             None => false,
             Some(Value::Bool(is_forced)) => *is_forced,
             Some(_) => return Err(error("force_reregister", "must be true or false".to_owned())),
         };
-        let mode = Form { fields: &fields }.mode(&product)?;
+        let mode = RegistrationForm { fields: &fields }.mode(&product)?;
         Ok(Self { product, is_forced, mode })
     }
 }
 
 /// The fields of a body, and where in them something stands.
 #[derive(Clone, Copy)]
-struct Form<'a> {
+struct RegistrationForm<'a> {
     fields: &'a Map<String, Value>,
 }
 
-impl<'a> Form<'a> {
+impl<'a> RegistrationForm<'a> {
     /// `event_stream` with its mode, or `webhook`, which is push in older words.
-    fn mode(self, product: &ProductId) -> Result<Mode, Vec<FieldError>> {
+    fn mode(self, product: &ProductId) -> Result<RegistrationMode, Vec<FieldError>> {
         let error = |field: &str, message: &str| Err(vec![FieldError::new(field, message)]);
-        let config = given(self.fields.get("integration_config"));
+        let config = non_empty(self.fields.get("integration_config"));
         if config.is_some_and(|config| !config.is_object()) {
             return error("integration_config", "must be an object");
         }
-        match given(self.fields.get("integration_type")).map(Value::as_str) {
+        match non_empty(self.fields.get("integration_type")).map(Value::as_str) {
             Some(Some("webhook")) => self.push(product, "forward_url"),
-            Some(Some("event_stream")) => match self.at("integration_config.mode").and_then(Value::as_str) {
+            Some(Some("event_stream")) => match self.lookup("integration_config.mode").and_then(Value::as_str) {
                 Some("push") => self.push(product, "integration_config.url"),
-                Some("sse") => Ok(Mode::Stream),
+                Some("sse") => Ok(RegistrationMode::Stream),
                 _ => error("integration_config.mode", "must be \"push\" or \"sse\""),
             },
             _ => error("integration_type", "must be \"event_stream\" or \"webhook\""),
@@ -186,48 +190,49 @@ impl<'a> Form<'a> {
     }
 
     /// The webhook that the connector would push to. `url` is where a URL is missed if there is none.
-    fn push(self, product: &ProductId, url: &'static str) -> Result<Mode, Vec<FieldError>> {
-        let url = self.first(&["integration_config.url", "forward_url"]).unwrap_or((url, &Value::Null));
+    fn push(self, product: &ProductId, url: &'static str) -> Result<RegistrationMode, Vec<FieldError>> {
+        let url = self.first_given(&["integration_config.url", "forward_url"]).unwrap_or((url, &Value::Null));
         let secrets = ["integration_config.secret", "forward_secret", "webhook_secret"];
-        let secret = self.first(&secrets).unwrap_or(("integration_config.secret", &Value::Null));
+        let secret = self.first_given(&secrets).unwrap_or(("integration_config.secret", &Value::Null));
         let mut body = Map::new();
         body.extend(["id", "product_id"].map(|key| (key.to_owned(), product.as_str().into())));
         body.insert("types".to_owned(), json!(["actions"]));
         let given = [("url", url.1), ("secret", secret.1)].into_iter().filter(|(_, value)| !value.is_null());
         body.extend(given.map(|(key, value)| (key.to_owned(), value.clone())));
-        let webhook = Webhook::from_json(Value::Object(body).to_string().as_bytes(), None);
-        let webhook = webhook
-            .map_err(|errors| errors.into_iter().map(|error| renamed(error, url.0, secret.0)).collect::<Vec<_>>())?;
-        Ok(Mode::Push(Box::new(webhook)))
+        let webhook = WebhookConfig::from_json(Value::Object(body).to_string().as_bytes(), None);
+        let webhook = webhook.map_err(|errors| {
+            errors.into_iter().map(|error| in_caller_terms(error, url.0, secret.0)).collect::<Vec<_>>()
+        })?;
+        Ok(RegistrationMode::Push(Box::new(webhook)))
     }
 
     /// The first of these that is given, with its name.
-    fn first(self, paths: &[&'static str]) -> Option<(&'static str, &'a Value)> {
-        paths.iter().find_map(|path| Some((*path, self.at(path)?)))
+    fn first_given(self, paths: &[&'static str]) -> Option<(&'static str, &'a Value)> {
+        paths.iter().find_map(|path| Some((*path, self.lookup(path)?)))
     }
 
     /// What is given at the top or in `integration_config`.
-    fn at(self, path: &str) -> Option<&'a Value> {
+    fn lookup(self, path: &str) -> Option<&'a Value> {
         match path.split_once('.') {
-            Some((outer, inner)) => given(self.fields.get(outer)?.get(inner)),
-            None => given(self.fields.get(path)),
+            Some((outer, inner)) => non_empty(self.fields.get(outer)?.get(inner)),
+            None => non_empty(self.fields.get(path)),
         }
     }
 }
 
 /// The SDK sends empty texts for what it has not.
-fn given(value: Option<&Value>) -> Option<&Value> {
+fn non_empty(value: Option<&Value>) -> Option<&Value> {
     value.filter(|value| !value.is_null() && value.as_str() != Some(""))
 }
 
 /// A webhook's error in the words of the caller.
-fn renamed(error: FieldError, url: &str, secret: &str) -> FieldError {
+fn in_caller_terms(error: FieldError, url: &str, secret: &str) -> FieldError {
     match error.field.as_str() {
         "url" => FieldError::new(url, error.message),
         "secret" => FieldError::new(secret, error.message),
         "id" => {
-            let way_out = "to push, register a webhook of another id by POST /api/v1/webhooks";
-            FieldError::new("product_id", format!("{}; {way_out}", error.message))
+            let hint = "to push, register a webhook of another id by POST /api/v1/webhooks";
+            FieldError::new("product_id", format!("{}; {hint}", error.message))
         }
         _ => error,
     }

@@ -3,15 +3,15 @@
 use super::*;
 use crate::event::Only;
 
-fn read(body: &Value) -> Result<Registration, Vec<FieldError>> {
-    Registration::read(body.to_string().as_bytes())
+fn read(body: &Value) -> Result<RegistrationRequest, Vec<FieldError>> {
+    RegistrationRequest::read(body.to_string().as_bytes())
 }
 
 /// The webhook that this body makes.
-fn pushed(body: &Value) -> Webhook {
+fn pushed(body: &Value) -> WebhookConfig {
     match read(body).unwrap().mode {
-        Mode::Push(webhook) => *webhook,
-        Mode::Stream => panic!("{body} asks for push"),
+        RegistrationMode::Push(webhook) => *webhook,
+        RegistrationMode::Stream => panic!("{body} asks for push"),
     }
 }
 
@@ -59,7 +59,7 @@ fn the_source_secret_signs_where_there_is_no_other() {
 fn streaming_needs_nothing_but_a_product() {
     let body = from_the_sdk("event_stream", &json!({ "mode": "sse" }), "", "");
     let registration = read(&body).unwrap();
-    assert_eq!((registration.mode, registration.is_forced), (Mode::Stream, false));
+    assert_eq!((registration.mode, registration.is_forced), (RegistrationMode::Stream, false));
     let body = json!({ "product_id": "any product!", "integration_type": "event_stream", "force_reregister": true,
         "integration_config": { "mode": "sse" } });
     assert!(read(&body).unwrap().is_forced);
@@ -103,24 +103,24 @@ fn what_is_wrong_is_told_in_the_callers_words() {
 
 #[test]
 fn an_answer_names_what_was_made_and_no_secret() {
-    let Registration { product, mode, .. } = read(&push()).unwrap();
-    let answer = mode.answer(&product);
+    let RegistrationRequest { product, mode, .. } = read(&push()).unwrap();
+    let answer = mode.to_json(&product);
     assert_eq!((&answer["mode"], &answer["webhook_id"]), (&json!("push"), &json!("prod_abc")));
     assert!(!answer.to_string().contains("hush") && !answer.to_string().contains("of-the-source"), "{answer}");
-    assert_eq!(Mode::Stream.answer(&product)["mode"], "sse");
+    assert_eq!(RegistrationMode::Stream.to_json(&product)["mode"], "sse");
 }
 
 #[test]
 fn only_a_webhook_of_the_api_and_of_the_same_product_is_a_registration() {
-    use crate::webhook::Facts;
+    use crate::webhook::WebhookStatus;
     use crate::webhook_delivery::EndpointState;
     let (state, until, problem, oldest_pending) = (EndpointState::Active, None, None, None);
-    let facts = Facts { state, until, problem, pending: 0, oldest_pending, dead: 0 };
+    let facts = WebhookStatus { state, until, problem, pending: 0, oldest_pending, dead: 0 };
     let webhook = Arc::new(pushed(&push()));
-    let view = |source| Some(View { webhook: Arc::clone(&webhook), source, facts: facts.clone() });
+    let view = |source| Some(WebhookSummary { webhook: Arc::clone(&webhook), source, status: facts.clone() });
     let (own, other) = (webhook.product_id.clone(), ProductId::new("other").unwrap());
-    assert_eq!(Former::of(None, &own), Former::None);
-    assert_eq!(Former::of(view(Source::Api), &own), Former::Registered);
-    assert_eq!(Former::of(view(Source::File), &own), Former::OfTheFile);
-    assert_eq!(Former::of(view(Source::Api), &other), Former::OfAnotherProduct);
+    assert_eq!(ExistingWebhook::of(None, &own), ExistingWebhook::None);
+    assert_eq!(ExistingWebhook::of(view(WebhookSource::Api), &own), ExistingWebhook::Registered);
+    assert_eq!(ExistingWebhook::of(view(WebhookSource::File), &own), ExistingWebhook::FromConfig);
+    assert_eq!(ExistingWebhook::of(view(WebhookSource::Api), &other), ExistingWebhook::OtherProduct);
 }

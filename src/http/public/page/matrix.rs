@@ -16,23 +16,23 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     auth::{Access, Credential, Grant},
-    config::{Auth, Jwt, Permission, Secret, Verification},
+    config::{AuthConfig, JwtConfig, JwtVerification, Permission, Secret},
     event::{Draft, GapReason, Kind, ProductId, SessionId},
-    log::{Bounds, Log, Numbering},
+    log::{Log, MemoryBounds, Numbering},
     metrics::Metrics,
 };
 
 #[tokio::test(start_paused = true)]
 async fn a_million_times_what_is_seen_is_what_is_granted_and_asked_for() {
     let is_long = std::env::var_os("AUTOPLAY_RELAY_LONG").is_some();
-    let (schedules, least_pairs) = if is_long { (1500, 2_000_000) } else { (100, 100_000) };
+    let (schedules, min_pairs) = if is_long { (1500, 2_000_000) } else { (100, 100_000) };
     let first: u64 = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    let mut judged = Judged::default();
+    let mut judged = MatrixTally::default();
     for seed in first..first + schedules {
         Schedule::new(seed).run(&mut judged).await;
     }
-    let Judged { pairs, seen, refused, changes, notices } = judged;
-    assert!(pairs >= least_pairs, "{judged:?}");
+    let MatrixTally { pairs, seen, refused, changes, notices } = judged;
+    assert!(pairs >= min_pairs, "{judged:?}");
     // Were nothing ever seen or refused, the rest would prove nothing.
     assert!(
         seen > pairs / 50 && pairs > seen * 2 && [refused, changes, notices].iter().all(|it| *it > 50),
@@ -42,7 +42,7 @@ async fn a_million_times_what_is_seen_is_what_is_granted_and_asked_for() {
 
 /// How much has been looked at.
 #[derive(Debug, Default)]
-struct Judged {
+struct MatrixTally {
     /// Each event that came while somebody read that product, times who read.
     pairs: usize,
     /// Those of them that were to be seen.
@@ -55,16 +55,16 @@ struct Judged {
 }
 
 /// A limit in names; none is no limit.
-type Names = Option<BTreeSet<&'static str>>;
+type NameFilter = Option<BTreeSet<&'static str>>;
 
 /// What a token grants or a request asks for.
 #[derive(Clone, Debug)]
-struct Limits {
-    sessions: Names,
-    kinds: Names,
+struct ScopeModel {
+    sessions: NameFilter,
+    kinds: NameFilter,
 }
 
-impl Limits {
+impl ScopeModel {
     fn random(rng: &mut Rng) -> Self {
         let mut some = |names: &[&'static str]| {
             let few = 1 + rng.usize(..3);
@@ -74,32 +74,32 @@ impl Limits {
     }
 
     /// What is asked for, often within what is granted.
-    fn wished(&self, rng: &mut Rng) -> Self {
-        let mut wished = Self::random(rng);
+    fn random_request(&self, rng: &mut Rng) -> Self {
+        let mut requested = Self::random(rng);
         if rng.bool() {
-            let within = |wished: &mut Names, granted: &Names| {
+            let within = |wished: &mut NameFilter, granted: &NameFilter| {
                 if let (Some(wished), Some(granted)) = (wished, granted) {
                     *wished = granted.iter().copied().take(wished.len()).collect();
                 }
             };
-            within(&mut wished.sessions, &self.sessions);
-            within(&mut wished.kinds, &self.kinds);
+            within(&mut requested.sessions, &self.sessions);
+            within(&mut requested.kinds, &self.kinds);
         }
-        wished
+        requested
     }
 
     /// What is to be seen; none where more is asked for than is granted.
-    fn narrowed(&self, wished: &Self) -> Option<Self> {
-        let both = |granted: &Names, wished: &Names| match (granted, wished) {
+    fn narrowed(&self, requested: &Self) -> Option<Self> {
+        let both = |granted: &NameFilter, wished: &NameFilter| match (granted, wished) {
             (granted, None) => Some(granted.clone()),
             (None, wished) => Some(wished.clone()),
             (Some(granted), Some(wished)) => wished.is_subset(granted).then(|| Some(wished.clone())),
         };
-        Some(Self { sessions: both(&self.sessions, &wished.sessions)?, kinds: both(&self.kinds, &wished.kinds)? })
+        Some(Self { sessions: both(&self.sessions, &requested.sessions)?, kinds: both(&self.kinds, &requested.kinds)? })
     }
 
     fn admits(&self, (session, kind): (&str, &str)) -> bool {
-        let is_in = |names: &Names, name: &str| names.as_ref().is_none_or(|names| names.contains(name));
+        let is_in = |names: &NameFilter, name: &str| names.as_ref().is_none_or(|names| names.contains(name));
         is_in(&self.sessions, session) && is_in(&self.kinds, kind)
     }
 
@@ -111,30 +111,30 @@ impl Limits {
     }
 
     fn scope(&self) -> Scope {
-        Wish::read(&self.query(), &HeaderMap::new()).unwrap().scope
+        SubscriptionRequest::parse(&self.query(), &HeaderMap::new()).unwrap().scope
     }
 }
 
 /// One product, with its fan-out run by hand.
-struct Stage {
+struct ProductHarness {
     id: ProductId,
     fanout: Arc<Fanout>,
-    running: Pin<Box<dyn Future<Output = ()>>>,
+    fanout_task: Pin<Box<dyn Future<Output = ()>>>,
     /// Session and kind of each event; the first is at place 1.
     sent: Vec<(&'static str, &'static str)>,
     shown: usize,
 }
 
-impl Stage {
+impl ProductHarness {
     fn new(name: &str) -> Self {
         let id = ProductId::new(name).unwrap();
-        let bounds = Bounds { events: 10_000, bytes: u64::MAX };
+        let bounds = MemoryBounds { events: 10_000, bytes: u64::MAX };
         let log = Log::new(id.clone(), bounds, Metrics::new().unwrap().log(&id));
-        log.numbered_by(Numbering::Own);
+        log.set_numbering(Numbering::Own);
         let fanout = Arc::new(Fanout::new(Arc::new(log), 1));
-        let of_task = Arc::clone(&fanout);
-        let running = Box::pin(unconstrained(async move { of_task.run(CancellationToken::new()).await }));
-        Self { id, fanout, running, sent: Vec::new(), shown: 0 }
+        let task_fanout = Arc::clone(&fanout);
+        let fanout_task = Box::pin(unconstrained(async move { task_fanout.run(CancellationToken::new()).await }));
+        Self { id, fanout, fanout_task, sent: Vec::new(), shown: 0 }
     }
 
     fn append(&mut self, session: &'static str, kind: &'static str) {
@@ -145,23 +145,23 @@ impl Stage {
         self.fanout.log().append(draft);
     }
 
-    fn show(&mut self) {
-        let _ = self.running.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop()));
+    fn run_fanout(&mut self) {
+        let _ = self.fanout_task.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop()));
         self.shown = self.sent.len();
     }
 
     /// Places behind `from`, up to `to`, that these limits admit.
-    fn due(&self, limits: &Limits, from: usize, to: usize) -> impl Iterator<Item = String> {
+    fn expected_payloads(&self, limits: &ScopeModel, from: usize, to: usize) -> impl Iterator<Item = String> {
         let places = (from + 1..=to).filter(|place| limits.admits(self.sent[place - 1]));
         places.map(|place| format!("{} {place}", self.id))
     }
 }
 
 /// A subscriber, and what it must have seen.
-struct Reader {
+struct ModelReader {
     product: usize,
-    granted: Limits,
-    limits: Limits,
+    granted: ScopeModel,
+    limits: ScopeModel,
     grant: Grant,
     subscription: Subscription,
     began: usize,
@@ -172,13 +172,13 @@ struct Reader {
     expected_notices: usize,
 }
 
-impl Reader {
-    fn read(&mut self, most: usize) {
+impl ModelReader {
+    fn read(&mut self, max: usize) {
         let mut context = Context::from_waker(std::task::Waker::noop());
-        for _ in 0..most {
+        for _ in 0..max {
             match self.subscription.poll_next(&mut context) {
-                Poll::Ready(Item::Event { event, .. }) => self.seen.push(text(&event)),
-                Poll::Ready(Item::Gap(gap)) => {
+                Poll::Ready(SubscriptionItem::Event { event, .. }) => self.seen.push(text(&event)),
+                Poll::Ready(SubscriptionItem::Gap(gap)) => {
                     assert_eq!(gap.reason, GapReason::UnknownId);
                     self.notices += 1;
                 }
@@ -196,33 +196,33 @@ struct Schedule {
     seed: u64,
     rng: Rng,
     access: Access,
-    stages: Vec<Stage>,
-    readers: Vec<Reader>,
+    harnesses: Vec<ProductHarness>,
+    readers: Vec<ModelReader>,
 }
 
 impl Schedule {
     fn new(seed: u64) -> Self {
         let secret = Secret::inline(SECRET.to_owned());
-        let verification = Verification::Shared { secret, previous_secret: None };
-        let jwt = Jwt { verification, audience: None, allow_query_token: false, cookie_name: None };
+        let verification = JwtVerification::SharedSecret { secret, previous_secret: None };
+        let jwt = JwtConfig { verification, audience: None, allow_query_token: false, cookie_name: None };
         let (anonymous_permissions, keys) = (BTreeSet::from([Permission::Subscribe]), Vec::new());
-        let auth = Auth { allow_anonymous: false, anonymous_permissions, admin_key: None, keys, jwt: Some(jwt) };
-        let stages = PRODUCTS.map(Stage::new).into();
-        Self { seed, rng: Rng::with_seed(seed), access: Access::new(&auth), stages, readers: Vec::new() }
+        let auth = AuthConfig { allow_anonymous: false, anonymous_permissions, admin_key: None, keys, jwt: Some(jwt) };
+        let harnesses = PRODUCTS.map(ProductHarness::new).into();
+        Self { seed, rng: Rng::with_seed(seed), access: Access::new(&auth), harnesses, readers: Vec::new() }
     }
 
-    async fn run(mut self, judged: &mut Judged) {
+    async fn run(mut self, judged: &mut MatrixTally) {
         for _ in 0..600 {
             match self.rng.u8(..100) {
                 0..55 => {
-                    let at = self.rng.usize(..self.stages.len());
+                    let at = self.rng.usize(..self.harnesses.len());
                     let (session, kind) =
                         (SESSIONS[self.rng.usize(..SESSIONS.len())], KINDS[self.rng.usize(..KINDS.len())]);
-                    self.stages[at].append(session, kind);
+                    self.harnesses[at].append(session, kind);
                 }
                 55..70 => {
-                    let at = self.rng.usize(..self.stages.len());
-                    self.stages[at].show();
+                    let at = self.rng.usize(..self.harnesses.len());
+                    self.harnesses[at].run_fanout();
                 }
                 70..80 => self.subscribe(judged),
                 80..92 => self.read(),
@@ -230,14 +230,14 @@ impl Schedule {
                 _ => self.page(judged).await,
             }
         }
-        self.judge(judged);
+        self.check_readers(judged);
     }
 
     /// A token of random claims, and what the relay makes of it.
-    fn grant(&mut self) -> (BTreeSet<&'static str>, Limits, bool, Grant) {
+    fn grant(&mut self) -> (BTreeSet<&'static str>, ScopeModel, bool, Grant) {
         let rng = &mut self.rng;
         let products: BTreeSet<_> = (0..1 + rng.usize(..2)).map(|_| PRODUCTS[rng.usize(..PRODUCTS.len())]).collect();
-        let granted = Limits::random(rng);
+        let granted = ScopeModel::random(rng);
         let permissions =
             [None, Some(json!(["subscribe"])), Some(json!(["publish", "subscribe"])), Some(json!(["publish"]))];
         let permissions = permissions[rng.usize(..permissions.len())].clone();
@@ -253,48 +253,51 @@ impl Schedule {
         granted.kinds.iter().for_each(|names| claim("type", names));
         permissions.into_iter().for_each(|it| claims["permissions"] = it);
         let token = signed(&claims);
-        let grant = self.access.identify(Some(&Credential::Token(token.as_bytes().into())));
+        let grant = self.access.authenticate(Some(&Credential::TokenOnly(token.as_bytes().into())));
         (products, granted, may_subscribe, grant.unwrap_or_else(|_| panic!("seed {}: {claims}", self.seed)))
     }
 
     /// Somebody asks for something, and is told so far whether that is allowed.
-    fn ask(&mut self, judged: &mut Judged) -> Option<(usize, Limits, Limits, Grant, Wish, usize, bool)> {
+    fn ask(
+        &mut self,
+        judged: &mut MatrixTally,
+    ) -> Option<(usize, ScopeModel, ScopeModel, Grant, SubscriptionRequest, usize, bool)> {
         let (products, granted, may_subscribe, grant) = self.grant();
-        let product = self.rng.usize(..self.stages.len());
+        let product = self.rng.usize(..self.harnesses.len());
         let is_open = products.contains(PRODUCTS[product]) && may_subscribe;
-        let stage = &self.stages[product];
-        assert_eq!(grant.check(&stage.id, Permission::Subscribe).is_ok(), is_open, "seed {}", self.seed);
-        let wished = granted.wished(&mut self.rng);
-        let place = self.rng.usize(..=stage.sent.len());
+        let harness = &self.harnesses[product];
+        assert_eq!(grant.check(&harness.id, Permission::Subscribe).is_ok(), is_open, "seed {}", self.seed);
+        let asked = granted.random_request(&mut self.rng);
+        let position = self.rng.usize(..=harness.sent.len());
         let (id, from, is_foreign) = match self.rng.u8(..8) {
-            0..3 => (String::new(), stage.shown, false),
+            0..3 => (String::new(), harness.shown, false),
             3 => ("0".to_owned(), 0, false),
             4 => ("1-1".to_owned(), 0, true),
             5 => ("s1".to_owned(), 0, true),
-            _ => (stage.fanout.log().id(place as u64).unwrap().to_string(), place, false),
+            _ => (harness.fanout.log().id_at(position as u64).unwrap().to_string(), position, false),
         };
-        let (mut query, mut headers) = (wished.query(), HeaderMap::new());
+        let (mut query, mut headers) = (asked.query(), HeaderMap::new());
         if self.rng.bool() {
             headers.insert("last-event-id", id.parse().unwrap());
         } else {
             let _ = write!(query, "&last_event_id={id}");
         }
-        let mut wish = Wish::read(&query, &headers).unwrap();
-        let limits = granted.narrowed(&wished);
-        let narrowed = grant.narrow(wish.scope);
-        assert_eq!(narrowed.is_ok(), limits.is_some(), "seed {}: {granted:?} {wished:?}", self.seed);
+        let mut request = SubscriptionRequest::parse(&query, &headers).unwrap();
+        let limits = granted.narrowed(&asked);
+        let narrowed = grant.narrow(request.scope);
+        assert_eq!(narrowed.is_ok(), limits.is_some(), "seed {}: {granted:?} {asked:?}", self.seed);
         let (Some(limits), Ok(scope), true) = (limits, narrowed, is_open) else {
             judged.refused += 1;
             return None;
         };
-        wish.scope = scope;
-        Some((product, granted, limits, grant, wish, from, is_foreign))
+        request.scope = scope;
+        Some((product, granted, limits, grant, request, from, is_foreign))
     }
 
-    fn subscribe(&mut self, judged: &mut Judged) {
-        let Some((product, granted, limits, grant, wish, from, is_foreign)) = self.ask(judged) else { return };
-        let subscription = self.stages[product].fanout.subscribe(Arc::default(), wish.scope, &wish.start);
-        self.readers.push(Reader {
+    fn subscribe(&mut self, judged: &mut MatrixTally) {
+        let Some((product, granted, limits, grant, request, from, is_foreign)) = self.ask(judged) else { return };
+        let subscription = self.harnesses[product].fanout.subscribe(Arc::default(), request.scope, &request.start);
+        self.readers.push(ModelReader {
             product,
             granted,
             limits,
@@ -310,24 +313,24 @@ impl Schedule {
     }
 
     fn read(&mut self) {
-        let most = self.rng.usize(1..60);
+        let max = self.rng.usize(1..60);
         let Some(reader) = self.rng.choice(&mut self.readers) else { return };
-        reader.read(most);
+        reader.read(max);
     }
 
     /// As a WebSocket does when its client asks for another filter.
-    fn change(&mut self, judged: &mut Judged) {
+    fn change(&mut self, judged: &mut MatrixTally) {
         let Some(reader) = self.rng.choice(&mut self.readers) else { return };
-        let wished = reader.granted.wished(&mut self.rng);
-        let limits = reader.granted.narrowed(&wished);
-        match (reader.grant.narrow(wished.scope()), limits) {
+        let asked = reader.granted.random_request(&mut self.rng);
+        let limits = reader.granted.narrowed(&asked);
+        match (reader.grant.narrow(asked.scope()), limits) {
             (Err(_), None) => judged.refused += 1,
             (Ok(scope), Some(limits)) => {
                 // What the old filter had still to give is judged by the new one.
-                let stands = usize::try_from(reader.subscription.returned_through()).unwrap();
-                let due = self.stages[reader.product].due(&reader.limits, reader.from, stands);
+                let position = usize::try_from(reader.subscription.returned_through()).unwrap();
+                let due = self.harnesses[reader.product].expected_payloads(&reader.limits, reader.from, position);
                 reader.expected.extend(due);
-                reader.from = reader.from.max(stands);
+                reader.from = reader.from.max(position);
                 reader.limits = limits;
                 reader.subscription.change_scope(scope);
                 judged.changes += 1;
@@ -337,42 +340,42 @@ impl Schedule {
     }
 
     /// All pages from somewhere on, one behind the other.
-    async fn page(&mut self, judged: &mut Judged) {
-        let Some((product, _, limits, _, wish, from, is_foreign)) = self.ask(judged) else { return };
-        let most = self.rng.usize(1..50);
-        let stage = &mut self.stages[product];
-        stage.show();
-        let (mut start, from) = match wish.start {
-            Start::Now => (Start::Oldest, 0),
+    async fn page(&mut self, judged: &mut MatrixTally) {
+        let Some((product, _, limits, _, request, from, is_foreign)) = self.ask(judged) else { return };
+        let max = self.rng.usize(1..50);
+        let harness = &mut self.harnesses[product];
+        harness.run_fanout();
+        let (mut start, from) = match request.start {
+            StartPosition::Now => (StartPosition::Oldest, 0),
             start => (start, from),
         };
         let (mut seen, mut notices) = (Vec::new(), 0);
         loop {
-            let page = Page::read(&stage.fanout, wish.scope.clone(), &start, most).await.unwrap();
-            if page.is_blank() {
+            let page = EventPage::read(&harness.fanout, request.scope.clone(), &start, max).await.unwrap();
+            if page.is_empty() {
                 break;
             }
             notices += usize::from(page.gap.is_some());
             seen.extend(page.events.iter().map(|event| text(event)));
-            start = Start::After(page.next.unwrap());
+            start = StartPosition::After(page.next.unwrap());
         }
-        let expected: Vec<_> = stage.due(&limits, from, stage.sent.len()).collect();
+        let expected: Vec<_> = harness.expected_payloads(&limits, from, harness.sent.len()).collect();
         assert_eq!((&seen, notices), (&expected, usize::from(is_foreign)), "seed {}: pages, {limits:?}", self.seed);
-        judged.pairs += stage.sent.len() - from;
+        judged.pairs += harness.sent.len() - from;
         judged.seen += seen.len();
         judged.notices += notices;
     }
 
-    fn judge(mut self, judged: &mut Judged) {
-        self.stages.iter_mut().for_each(Stage::show);
+    fn check_readers(mut self, judged: &mut MatrixTally) {
+        self.harnesses.iter_mut().for_each(ProductHarness::run_fanout);
         for mut reader in self.readers {
             reader.read(usize::MAX);
-            let stage = &self.stages[reader.product];
-            reader.expected.extend(stage.due(&reader.limits, reader.from, stage.sent.len()));
+            let harness = &self.harnesses[reader.product];
+            reader.expected.extend(harness.expected_payloads(&reader.limits, reader.from, harness.sent.len()));
             let limits = (&reader.granted, &reader.limits);
             assert_eq!(reader.seen, reader.expected, "seed {}: {limits:?}", self.seed);
             assert_eq!(reader.notices, reader.expected_notices, "seed {}", self.seed);
-            judged.pairs += stage.sent.len() - reader.began;
+            judged.pairs += harness.sent.len() - reader.began;
             judged.seen += reader.seen.len();
             judged.notices += reader.notices;
         }

@@ -12,22 +12,27 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 
-use super::subscriber::{Events, Fault};
-use crate::net::{Connection, Patience};
+use super::subscriber::{SseSubscriber, StreamFault};
+use crate::net::{Connection, Http2StreamState};
 
 /// What one subscriber receives, piece by piece.
 #[derive(Debug)]
 pub(super) struct EventBody {
     first: Option<Bytes>,
-    events: Events,
+    subscriber: SseSubscriber,
     connection: Connection,
-    patience: Option<Arc<Patience>>,
+    stream_state: Option<Arc<Http2StreamState>>,
 }
 
 impl EventBody {
     /// A body that begins with `first`.
-    pub(super) fn new(first: Bytes, events: Events, connection: &Connection, patience: Option<Arc<Patience>>) -> Self {
-        Self { first: Some(first), events, connection: connection.clone(), patience }
+    pub(super) fn new(
+        first: Bytes,
+        subscriber: SseSubscriber,
+        connection: &Connection,
+        stream_state: Option<Arc<Http2StreamState>>,
+    ) -> Self {
+        Self { first: Some(first), subscriber, connection: connection.clone(), stream_state }
     }
 }
 
@@ -41,10 +46,10 @@ impl http_body::Body for EventBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let bytes = match self.first.take() {
             Some(first) => Poll::Ready(Some(first)),
-            None => self.events.poll_next(context).map(|piece| piece.map(|piece| piece.frame())),
+            None => self.subscriber.poll_next(context).map(|frame| frame.map(|piece| piece.into_bytes())),
         };
-        if let Some(patience) = &self.patience {
-            patience.asked(bytes.is_pending());
+        if let Some(stream_state) = &self.stream_state {
+            stream_state.record_body_poll(bytes.is_pending());
         }
         bytes.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -52,8 +57,10 @@ impl http_body::Body for EventBody {
 
 impl Drop for EventBody {
     fn drop(&mut self) {
-        if self.connection.fate.is_stalled() || self.patience.as_ref().is_some_and(|patience| patience.is_stalled()) {
-            self.events.fails(Fault::Stalled);
+        if self.connection.state.is_stalled()
+            || self.stream_state.as_ref().is_some_and(|patience| patience.is_stalled())
+        {
+            self.subscriber.record_fault(StreamFault::Stalled);
         }
     }
 }

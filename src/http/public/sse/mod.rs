@@ -23,20 +23,20 @@ use hyper::{
 };
 
 use self::h2_body::EventBody;
-pub(crate) use self::{on_shard::Stream, subscriber::Events};
-use super::request::{Wish, accepts_event_stream};
+pub(crate) use self::{on_shard::SseConnection, subscriber::SseSubscriber};
+use super::request::{SubscriptionRequest, accepts_event_stream};
 use crate::{
-    auth::{Farewell, Grant, Holder, Proof},
+    auth::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
     http::{
         Product, Relay,
         admission::Subscribers,
-        problem::{Problem, SHED_WAIT, spread},
+        problem::{Problem, SHED_RETRY_AFTER, jittered},
     },
     metrics::ShedReason,
-    net::{Connection, Patience, Wire},
-    shard::{Follower, Shards},
+    net::{Connection, DetachedConnection, Http2StreamState},
+    shard::{ShardPlacement, ShardSubscriber},
     sse,
-    timer_wheel::Wheel,
+    timer_wheel::TimerWheel,
 };
 
 /// Answers one subscriber.
@@ -53,14 +53,14 @@ pub(crate) async fn stream(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let query = query.unwrap_or_default();
-    let (grant, product) = relay.receive(path, &query, &headers)?;
+    let (grant, product) = relay.authorize_subscribe(path, &query, &headers)?;
     if !accepts_event_stream(&headers) {
         return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "this is a text/event-stream, which Accept excludes"));
     }
-    let mut wish = Wish::read(&query, &headers)?;
-    wish.scope = grant.narrow(wish.scope)?;
-    let side = Side::public(&relay, &grant, can_hand_over(version));
-    answer(&relay, &side, &product, wish, &connection, &headers)
+    let mut requested = SubscriptionRequest::parse(&query, &headers)?;
+    requested.scope = grant.narrow(requested.scope)?;
+    let source = SubscriptionSource::public(&relay, &grant, supports_detach(version));
+    open_stream(&relay, &source, &product, requested, &connection, &headers)
 }
 
 /// Answers whoever may have what it wishes for.
@@ -68,36 +68,40 @@ pub(crate) async fn stream(
 /// # Errors
 ///
 /// 429 or 503 past a limit, which browsers do not see.
-pub(crate) fn answer(
+pub(crate) fn open_stream(
     relay: &Relay,
-    side: &Side<'_>,
+    source: &SubscriptionSource<'_>,
     product: &Arc<Product>,
-    wish: Wish,
+    requested: SubscriptionRequest,
     connection: &Connection,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
     // Who writes to a socket of its own sees for itself when the time is over.
-    let patience = Patience::of_stream();
-    let cut = side.shards.is_none().then(|| connection.cut(patience.as_deref()));
-    let events = match Events::open(relay, side, product, wish, connection.peer.ip(), headers, cut) {
-        Ok(events) => events,
-        Err(reason) => return shed(reason, headers),
-    };
-    let first = sse::encode_retry(spread(RETRY));
-    let body = match side.shards {
+    let stream_state = Http2StreamState::current();
+    let forced_close = source.shards.is_none().then(|| connection.forced_close(stream_state.as_deref()));
+    let subscriber =
+        match SseSubscriber::admit(relay, source, product, requested, connection.peer.ip(), headers, forced_close) {
+            Ok(events) => events,
+            Err(reason) => return shed(reason, headers),
+        };
+    let first = sse::encode_retry(jittered(SSE_RETRY_DELAY));
+    let body = match source.shards {
         Some(shards) => {
-            let (shards, home) = (Arc::clone(shards), product.lane);
-            let scope = events.scope().clone();
-            connection.hand_over(first, move |socket, session| {
-                let introduce = |socket| Box::new(Stream::new(Wire::new(socket, session), events)) as Box<dyn Follower>;
+            let (shards, home_shard) = (Arc::clone(shards), product.home_shard);
+            let scope = subscriber.scope().clone();
+            connection.detach(first, move |socket, session| {
+                let factory = |socket| {
+                    Box::new(SseConnection::new(DetachedConnection::new(socket, session), subscriber))
+                        as Box<dyn ShardSubscriber>
+                };
                 // Its client, which comes back whatever the end, needs no more if it is too late for a lane.
-                drop(shards.take(socket, &scope, home, Box::new(introduce)));
+                drop(shards.take(socket, &scope, home_shard, Box::new(factory)));
             })
         }
-        None => Body::new(EventBody::new(first, events, connection, patience)),
+        None => Body::new(EventBody::new(first, subscriber, connection, stream_state)),
     };
-    let mut response = event_stream(body);
-    if side.shards.is_some() {
+    let mut response = event_stream_response(body);
+    if source.shards.is_some() {
         // It is the last answer on its connection (RFC 9112, section 9.6).
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -106,29 +110,29 @@ pub(crate) fn answer(
 
 /// What differs between the listeners that a stream is asked of.
 #[derive(Debug)]
-pub(crate) struct Side<'a> {
+pub(crate) struct SubscriptionSource<'a> {
     /// Where it gets its seat.
     pub(crate) subscribers: &'a Arc<Subscribers>,
     /// The timer of its runtime.
-    pub(crate) wheel: &'a Arc<Wheel>,
+    pub(crate) wheel: &'a Arc<TimerWheel>,
     /// The name of its key.
     pub(crate) key: Arc<str>,
     /// Whom it is counted for.
-    pub(crate) holder: Holder,
+    pub(crate) holder: CredentialHolder,
     /// What it was let in for.
-    pub(crate) proof: Arc<Proof>,
+    pub(crate) proof: Arc<CredentialProof>,
     /// About the age at which it ends.
     pub(crate) max_age: Option<Duration>,
     /// When it has to end, if it has to.
-    pub(crate) farewell: Option<Farewell>,
+    pub(crate) expiry: Option<StreamExpiry>,
     /// Who writes the stream, if it is not to be hyper.
-    pub(crate) shards: Option<&'a Arc<Shards>>,
+    pub(crate) shards: Option<&'a Arc<ShardPlacement>>,
     /// An operator looks on: it is not counted as a subscriber, and leaves at once when it is to.
-    pub(crate) is_onlooker: bool,
+    pub(crate) is_operator_tail: bool,
 }
 
-impl<'a> Side<'a> {
-    fn public(relay: &'a Relay, grant: &Grant, can_hand_over: bool) -> Self {
+impl<'a> SubscriptionSource<'a> {
+    fn public(relay: &'a Relay, grant: &Grant, can_detach: bool) -> Self {
         Self {
             subscribers: &relay.subscribers,
             wheel: &relay.wheel,
@@ -136,21 +140,21 @@ impl<'a> Side<'a> {
             holder: grant.holder.clone(),
             proof: Arc::clone(&grant.proof),
             max_age: relay.max_connection_age,
-            farewell: grant.farewell(),
-            shards: can_hand_over.then_some(&relay.shards),
-            is_onlooker: false,
+            expiry: grant.stream_expiry(),
+            shards: can_detach.then_some(&relay.shards),
+            is_operator_tail: false,
         }
     }
 }
 
 /// Whether the socket can be taken out of hyper while it answers a request of this version: on HTTP/1.0 there are no chunks, on
 /// HTTP/2 there are other streams.
-fn can_hand_over(version: Version) -> bool {
+fn supports_detach(version: Version) -> bool {
     version == Version::HTTP_11
 }
 
 /// The head of every event stream, and of what stands for one.
-fn event_stream(body: Body) -> Response {
+fn event_stream_response(body: Body) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -167,7 +171,7 @@ fn event_stream(body: Body) -> Response {
 /// What everybody else gets: 429 or 503.
 pub(crate) fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
     if headers.contains_key("sec-fetch-mode") {
-        let mut response = event_stream(Body::from(sse::encode_retry(spread(SHED_WAIT))));
+        let mut response = event_stream_response(Body::from(sse::encode_retry(jittered(SHED_RETRY_AFTER))));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return Ok(response);
     }
@@ -175,4 +179,4 @@ pub(crate) fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, 
 }
 
 /// A restarted relay is back within seconds; those who lost it should be, too.
-const RETRY: Duration = Duration::from_secs(2);
+const SSE_RETRY_DELAY: Duration = Duration::from_secs(2);

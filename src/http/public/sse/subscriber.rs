@@ -13,66 +13,66 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 use tokio::time::Instant;
 
-use super::{RETRY, Side};
+use super::{SSE_RETRY_DELAY, SubscriptionSource};
 use crate::{
     event::{Event, Scope},
-    fanout::{Item, Listener, Subscription},
+    fanout::{SubscriberSignal, Subscription, SubscriptionItem},
     http::{
         Product, Relay,
-        admission::{Leave, Newcomer, Seat},
-        problem::spread,
-        public::request::Wish,
+        admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
+        problem::jittered,
+        public::request::SubscriptionRequest,
     },
     metrics::{ShedReason, Transport},
-    net::Cut,
+    net::ForcedClose,
     sse,
-    timer_wheel::{Alarm, Wheel},
+    timer_wheel::{Alarm, TimerWheel},
 };
 
 /// What one subscriber receives.
 #[derive(Debug)]
-pub(crate) struct Events {
+pub(crate) struct SseSubscriber {
     subscription: Subscription,
-    seat: Seat,
+    permit: AdmissionPermit,
     product: Arc<Product>,
-    is_onlooker: bool,
-    fault: Option<Fault>,
+    is_operator_tail: bool,
+    fault: Option<StreamFault>,
     /// Ends it while nothing is asked of it; where its socket is its own, that is not needed.
-    cut: Option<Arc<Cut>>,
+    forced_close: Option<Arc<ForcedClose>>,
     alarm: Alarm,
     /// Place of the last entry it gets, once it has been told to leave.
-    leave_after: Option<u64>,
-    has_left: bool,
+    disconnect_after: Option<u64>,
+    is_finished: bool,
     /// A relay asks: it has not been told yet that the replay is at its end.
     owes_end_of_replay: bool,
     /// Ticks of silence after which there is a heartbeat.
     heartbeat_ticks: u64,
     heartbeat_due: u64,
-    leave_due: u64,
+    rotation_due: u64,
     /// None where there is no token whose time may be over.
-    term: Option<Box<Term>>,
+    token_expiry: Option<Box<TokenExpiry>>,
     /// The tick at which it is over for whoever takes nothing, too.
-    ends_due: u64,
+    end_due: u64,
 }
 
 /// The time of a token.
 #[derive(Debug)]
-struct Term {
+struct TokenExpiry {
     /// When it is over, and the tick at which its subscriber is woken for that.
-    over: Instant,
-    over_due: u64,
+    expires_at: Instant,
+    expiry_due: u64,
 }
 
 /// What ended a stream that was not told to end.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Fault {
+pub(super) enum StreamFault {
     /// The client took nothing for too long.
     Stalled,
     /// The relay has made a mistake.
     Error,
 }
 
-impl Fault {
+impl StreamFault {
     /// As it stands in metric labels.
     fn as_str(self) -> &'static str {
         match self {
@@ -82,207 +82,219 @@ impl Fault {
     }
 }
 
-impl Events {
+impl SseSubscriber {
     /// Gives a newcomer a seat, and a place in the log.
     ///
     /// # Errors
     ///
     /// Which limit it would go past.
-    pub(crate) fn open(
+    pub(crate) fn admit(
         relay: &Relay,
-        side: &Side<'_>,
+        source: &SubscriptionSource<'_>,
         product: &Arc<Product>,
-        wish: Wish,
+        requested: SubscriptionRequest,
         peer: IpAddr,
         headers: &HeaderMap,
-        cut: Option<Arc<Cut>>,
+        forced_close: Option<Arc<ForcedClose>>,
     ) -> Result<Self, ShedReason> {
-        relay.admits_newcomers()?;
-        let listener = Arc::new(Listener::default());
-        let seat = side.subscribers.admit(Newcomer {
+        relay.ensure_not_draining()?;
+        let listener = Arc::new(SubscriberSignal::default());
+        let permit = source.subscribers.admit(AdmissionRequest {
             product: product.id.clone(),
             transport: Transport::Sse,
-            key: Arc::clone(&side.key),
-            holder: side.holder.clone(),
-            proof: Arc::clone(&side.proof),
+            key: Arc::clone(&source.key),
+            holder: source.holder.clone(),
+            proof: Arc::clone(&source.proof),
             address: relay.client_address(peer, headers),
             listener: Arc::clone(&listener),
-            cut: cut.clone(),
+            forced_close: forced_close.clone(),
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
-            seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
+            permit.disconnect(DisconnectReason::Drain); // it was let in at the very moment of closing
         }
-        if relay.still_serves(product).is_err() {
-            seat.dismiss(Leave::Removed); // the same, of its product
+        if relay.ensure_still_served(product).is_err() {
+            permit.disconnect(DisconnectReason::Removed); // the same, of its product
         }
-        let subscription = product.fanout.subscribe(listener, wish.scope, &wish.start);
-        if !side.is_onlooker {
+        let subscription = product.fanout.subscribe(listener, requested.scope, &requested.start);
+        if !source.is_operator_tail {
             product.sse.subscribers.inc();
         }
-        let wheel = side.wheel;
+        let wheel = source.wheel;
         // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
-        let within = |at: Instant| wheel.within(at.saturating_duration_since(Instant::now()));
-        let ends_due = side.farewell.map_or(u64::MAX, |farewell| within(farewell.ends));
-        if let Some(cut) = &cut {
-            cut.at(ends_due);
+        let tick_at = |at: Instant| wheel.tick_within(at.saturating_duration_since(Instant::now()));
+        let end_due = source.expiry.map_or(u64::MAX, |farewell| tick_at(farewell.expires_at));
+        if let Some(forced_close) = &forced_close {
+            forced_close.schedule_at(end_due);
         }
-        let term = side.farewell.map(|it| Box::new(Term { over: it.begins, over_due: within(it.begins) }));
-        let age = side.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
+        let token_expiry = source
+            .expiry
+            .map(|it| Box::new(TokenExpiry { expires_at: it.disconnect_at, expiry_due: tick_at(it.disconnect_at) }));
+        let age = source.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
-            seat,
+            permit,
             product: Arc::clone(product),
-            is_onlooker: side.is_onlooker,
+            is_operator_tail: source.is_operator_tail,
             fault: None,
-            cut,
+            forced_close,
             alarm: Alarm::new(wheel),
-            leave_after: None,
-            has_left: false,
+            disconnect_after: None,
+            is_finished: false,
             owes_end_of_replay: headers.get("autoplay-relay").is_some_and(|value| value.as_bytes() == b"follow"),
-            heartbeat_ticks: wheel.after(heartbeat_interval) - wheel.now(),
-            heartbeat_due: wheel.after(heartbeat_interval),
-            leave_due: age.map_or(u64::MAX, |age| wheel.after(age)),
-            term,
-            ends_due,
+            heartbeat_ticks: wheel.tick_after(heartbeat_interval) - wheel.current_tick(),
+            heartbeat_due: wheel.tick_after(heartbeat_interval),
+            rotation_due: age.map_or(u64::MAX, |age| wheel.tick_after(age)),
+            token_expiry,
+            end_due,
         })
     }
 
     /// What is to be sent next, none when the stream is at its end.
-    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Piece>> {
-        let piece = self.poll_piece(context);
-        if let Poll::Ready(Some(_)) = &piece {
-            self.has_spoken();
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<SseFrame>> {
+        let frame = self.poll_frame(context);
+        if let Poll::Ready(Some(_)) = &frame {
+            self.reset_heartbeat();
         }
-        piece
+        frame
     }
 
-    fn poll_piece(&mut self, context: &mut Context<'_>) -> Poll<Option<Piece>> {
-        if self.has_left {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<SseFrame>> {
+        if self.is_finished {
             return Poll::Ready(None);
         }
         if self.has_expired() {
             // At once, whatever is still in the log: it is there for whoever comes back with a new token.
-            self.seat.dismiss(Leave::Expired);
-            return self.leave();
+            self.permit.disconnect(DisconnectReason::Expired);
+            return self.finish();
         }
-        if self.seat.dismissed().is_some_and(Leave::is_at_once) {
-            return self.leave();
+        if self.permit.disconnect_reason().is_some_and(DisconnectReason::is_immediate) {
+            return self.finish();
         }
-        self.heed_dismissal();
-        if self.is_onlooker && self.leave_after.is_some() {
-            return self.leave(); // the fan-out may be gone before it
+        self.apply_disconnect();
+        if self.is_operator_tail && self.disconnect_after.is_some() {
+            return self.finish(); // the fan-out may be gone before it
         }
         if self
-            .leave_after
+            .disconnect_after
             .is_some_and(|last| self.subscription.has_passed(last) || self.subscription.reads_from_store())
         {
-            return self.leave(); // what is in the store is there for whoever comes back
+            return self.finish(); // what is in the store is there for whoever comes back
         }
         if let Poll::Ready(item) = self.subscription.poll_next(context) {
-            return Poll::Ready(Some(self.piece(item)));
+            return Poll::Ready(Some(self.frame_for(item)));
         }
-        self.note_position();
+        self.record_progress();
         // Again, now that whoever dismisses it knows whom to wake.
-        self.heed_dismissal();
-        let has_everything = |last| self.is_onlooker || self.subscription.has_passed(last);
-        if self.leave_after.is_some_and(has_everything) {
-            return self.leave();
+        self.apply_disconnect();
+        let is_delivered = |last| self.is_operator_tail || self.subscription.has_passed(last);
+        if self.disconnect_after.is_some_and(is_delivered) {
+            return self.finish();
         }
         // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
         // So does a relay that asks, until the log it reads has caught up itself.
-        let looks_again = self.leave_after.is_some() || self.subscription.must_look_again() || self.owes_end_of_replay;
-        let is_end = self.owes_end_of_replay && self.subscription.is_at_end() && self.product.log.has_caught_up();
-        if is_end || self.alarm.wheel().now() >= self.heartbeat_due {
-            return Poll::Ready(Some(Piece::Seldom(self.heartbeat())));
+        let must_recheck =
+            self.disconnect_after.is_some() || self.subscription.must_poll_again() || self.owes_end_of_replay;
+        let is_end = self.owes_end_of_replay && self.subscription.is_caught_up() && self.product.log.has_caught_up();
+        if is_end || self.alarm.wheel().current_tick() >= self.heartbeat_due {
+            return Poll::Ready(Some(SseFrame::Control(self.encode_heartbeat())));
         }
-        let due = self.heartbeat_due.min(self.leave_due).min(self.term.as_ref().map_or(u64::MAX, |term| term.over_due));
-        let due = if looks_again { due.min(self.alarm.wheel().after(Duration::ZERO)) } else { due };
+        let due = self
+            .heartbeat_due
+            .min(self.rotation_due)
+            .min(self.token_expiry.as_ref().map_or(u64::MAX, |term| term.expiry_due));
+        let due = if must_recheck { due.min(self.alarm.wheel().tick_after(Duration::ZERO)) } else { due };
         self.alarm.set(due, context.waker());
         Poll::Pending
     }
 
     /// Whether its token's time is over. The clock is asked, too: the wheel could stand still.
     fn has_expired(&self) -> bool {
-        self.term.as_ref().is_some_and(|term| self.wheel().now() >= term.over_due || Instant::now() >= term.over)
+        self.token_expiry
+            .as_ref()
+            .is_some_and(|term| self.wheel().current_tick() >= term.expiry_due || Instant::now() >= term.expires_at)
     }
 
     /// From now on it is silent.
-    pub(super) fn has_spoken(&mut self) {
-        self.heartbeat_due = self.wheel().now() + self.heartbeat_ticks;
+    pub(super) fn reset_heartbeat(&mut self) {
+        self.heartbeat_due = self.wheel().current_tick() + self.heartbeat_ticks;
     }
 
     /// Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
-    fn heed_dismissal(&mut self) {
-        if self.alarm.wheel().now() >= self.leave_due {
-            self.seat.dismiss(Leave::Rotated);
+    fn apply_disconnect(&mut self) {
+        if self.alarm.wheel().current_tick() >= self.rotation_due {
+            self.permit.disconnect(DisconnectReason::Rotated);
         }
-        if self.leave_after.is_none() && self.seat.dismissed().is_some() {
-            self.leave_after = Some(self.product.log.newest());
-            if self.subscription.is_told_by_lane() {
-                self.subscription.look_into_the_log(0); // its lane may be long at giving to others
+        if self.disconnect_after.is_none() && self.permit.disconnect_reason().is_some() {
+            self.disconnect_after = Some(self.product.log.newest_position());
+            if self.subscription.is_on_shard() {
+                self.subscription.resync_from(0); // its lane may be long at giving to others
             }
         }
     }
 
     /// One last line: when to come back.
-    fn leave(&mut self) -> Poll<Option<Piece>> {
-        self.has_left = true;
-        Poll::Ready(Some(Piece::Seldom(sse::encode_retry(spread(RETRY)))))
+    fn finish(&mut self) -> Poll<Option<SseFrame>> {
+        self.is_finished = true;
+        Poll::Ready(Some(SseFrame::Control(sse::encode_retry(jittered(SSE_RETRY_DELAY)))))
     }
 
-    fn piece(&mut self, item: Item) -> Piece {
+    fn frame_for(&mut self, item: SubscriptionItem) -> SseFrame {
         match item {
-            Item::Event { event, received } => {
-                self.seat.stands_at(event.place());
-                if !self.is_onlooker {
+            SubscriptionItem::Event { event, received } => {
+                self.permit.record_position(event.position());
+                if !self.is_operator_tail {
                     self.product.sse.delivered.inc();
                     if let Some(received) = received {
                         self.product.sse.lag.observe(received.elapsed().as_secs_f64());
                     }
                 }
-                Piece::Event(event)
+                SseFrame::Event(event)
             }
-            Item::Gap(gap) => {
-                self.seat.stands_at(gap.place);
-                Piece::Seldom(sse::encode_gap(gap.id, &gap.notice()))
+            SubscriptionItem::Gap(gap) => {
+                self.permit.record_position(gap.position);
+                SseFrame::Control(sse::encode_gap(gap.id, &gap.notice_json()))
             }
         }
     }
 
     /// Tells its seat where it stands when it falls asleep.
-    fn note_position(&self) {
-        match self.subscription.is_at_end() {
-            true => self.seat.has_nothing_to_get(),
-            false => self.seat.stands_at(self.subscription.returned_through()),
+    fn record_progress(&self) {
+        match self.subscription.is_caught_up() {
+            true => self.permit.record_caught_up(),
+            false => self.permit.record_position(self.subscription.returned_through()),
         }
     }
 
     /// Moves the client's id on where the log has moved past what its filter let through. To a relay, the first one says that
     /// what comes from now on is news.
-    fn heartbeat(&mut self) -> Bytes {
+    fn encode_heartbeat(&mut self) -> Bytes {
         let log = &self.product.log;
-        let is_replaying = !self.subscription.is_at_end() || log.is_replaying() || log.is_recovering();
+        let is_replaying = !self.subscription.is_caught_up() || log.is_replaying() || log.is_recovering();
         if self.owes_end_of_replay && is_replaying {
             return sse::encode_keep_alive();
         }
         self.owes_end_of_replay = false;
-        sse::encode_heartbeat(self.subscription.move_on())
+        sse::encode_heartbeat(self.subscription.advance_last_id())
     }
 
     /// While its socket takes nothing: whether it has to go all the same. If not, `context` is woken when that may have changed,
     /// and at tick `due`.
-    pub(super) fn must_go(&mut self, due: u64, context: &Context<'_>) -> bool {
-        self.subscription.wake_later(context);
-        if self.seat.dismissed().is_some_and(|leave| leave == Leave::Kicked || leave.is_at_once()) {
-            self.ends_due = self.ends_due.min(self.wheel().after(MOMENT));
+    pub(super) fn check_end(&mut self, due: u64, context: &Context<'_>) -> bool {
+        self.subscription.register_waker(context);
+        if self
+            .permit
+            .disconnect_reason()
+            .is_some_and(|reason| reason == DisconnectReason::Kicked || reason.is_immediate())
+        {
+            self.end_due = self.end_due.min(self.wheel().tick_after(FINAL_WRITE_GRACE));
         }
-        self.alarm.set(due.min(self.ends_due), context.waker());
-        self.wheel().now() >= self.ends_due
+        self.alarm.set(due.min(self.end_due), context.waker());
+        self.wheel().current_tick() >= self.end_due
     }
 
     /// The timer.
-    pub(super) fn wheel(&self) -> &Wheel {
+    pub(super) fn wheel(&self) -> &TimerWheel {
         self.alarm.wheel()
     }
 
@@ -302,98 +314,101 @@ impl Events {
     }
 
     /// It has not come to its end in the way it was told.
-    pub(super) fn fails(&mut self, fault: Fault) {
+    pub(super) fn record_fault(&mut self, fault: StreamFault) {
         self.fault = Some(fault);
     }
 }
 
 /// How the lane's task gives a follower what arrives, as long as it has everything.
-impl Events {
+impl SseSubscriber {
     /// Whether there is nothing else to be said to it than what arrives.
-    pub(super) fn is_following(&self) -> bool {
-        self.subscription.is_at_end() && self.leave_after.is_none() && !self.has_left && !self.owes_end_of_replay
+    pub(super) fn is_caught_up(&self) -> bool {
+        self.subscription.is_caught_up()
+            && self.disconnect_after.is_none()
+            && !self.is_finished
+            && !self.owes_end_of_replay
     }
 
     /// It is to be polled, and looks into the log, from `place` on.
-    pub(super) fn look_into_the_log(&mut self, place: u64) {
-        self.subscription.look_into_the_log(place);
+    pub(super) fn fall_back_to_log(&mut self, position: u64) {
+        self.subscription.resync_from(position);
     }
 
     /// Whether its token's time is over at this moment.
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        self.term.as_ref().is_some_and(|term| now >= term.over)
+    pub(super) fn is_token_expired(&self, now: Instant) -> bool {
+        self.token_expiry.as_ref().is_some_and(|term| now >= term.expires_at)
     }
 
     /// Gives it an event, if that is for it.
-    pub(super) fn take(&mut self, event: &Event) -> bool {
-        self.subscription.take(event)
+    pub(super) fn accept(&mut self, event: &Event) -> bool {
+        self.subscription.accept(event)
     }
 
     /// Whether an event is within what it may see.
-    pub(super) fn may_see(&self, event: &Event) -> bool {
+    pub(super) fn includes(&self, event: &Event) -> bool {
         self.scope().includes(event.session(), event.kind())
     }
 
     /// The place of the last entry that it has been given, or may not see.
-    pub(super) fn place(&self) -> u64 {
+    pub(super) fn position(&self) -> u64 {
         self.subscription.returned_through()
     }
 
     /// Its socket could not take all of what it has been given.
-    pub(super) fn is_stuck(&self) {
-        self.seat.stands_at(self.place());
+    pub(super) fn record_backlog(&self) {
+        self.permit.record_position(self.position());
     }
 }
 
 /// Something to send.
 #[derive(Debug)]
-pub(super) enum Piece {
+pub(super) enum SseFrame {
     /// An event.
     Event(Arc<Event>),
     /// A frame of another kind, or a line.
-    Seldom(Bytes),
+    Control(Bytes),
 }
 
-impl Piece {
+impl SseFrame {
     /// Its bytes.
-    pub(super) fn frame(self) -> Bytes {
+    pub(super) fn into_bytes(self) -> Bytes {
         match self {
             Self::Event(event) => event.wire(),
-            Self::Seldom(bytes) => bytes,
+            Self::Control(bytes) => bytes,
         }
     }
 
     /// Its bytes as a chunk of an HTTP/1.1 body.
-    pub(super) fn chunk(self) -> Bytes {
+    pub(super) fn into_chunk(self) -> Bytes {
         match self {
-            Self::Event(event) => event.chunk().clone(),
-            Self::Seldom(bytes) => sse::encode_chunk(&bytes),
+            Self::Event(event) => event.http1_chunk().clone(),
+            Self::Control(bytes) => sse::encode_http1_chunk(&bytes),
         }
     }
 }
 
-impl Drop for Events {
+impl Drop for SseSubscriber {
     fn drop(&mut self) {
         if self.has_expired() {
-            self.seat.dismiss(Leave::Expired); // nobody asked it for its last bytes
+            self.permit.disconnect(DisconnectReason::Expired); // nobody asked it for its last bytes
         }
-        if let Some(cut) = &self.cut {
-            cut.lift();
+        if let Some(forced_close) = &self.forced_close {
+            forced_close.cancel();
         }
-        let reason = match self.seat.dismissed() {
+        let reason = match self.permit.disconnect_reason() {
             _ if let Some(fault) = self.fault => fault.as_str(),
-            Some(leave) => leave.as_str(),
+            Some(reason) => reason.as_str(),
             None => "client",
         };
-        if !self.is_onlooker {
+        if !self.is_operator_tail {
             self.product.metrics.disconnects(Transport::Sse, reason).inc();
             self.product.sse.subscribers.dec();
         }
-        if matches!(self.fault, Some(Fault::Stalled)) {
+        if matches!(self.fault, Some(StreamFault::Stalled)) {
             tracing::debug!(product = %self.product.id, "subscriber took nothing for the write time-out");
         }
     }
 }
 
 /// What whoever is sent away may take to make room for its last bytes.
-const MOMENT: Duration = Duration::from_millis(700);
+const FINAL_WRITE_GRACE: Duration = Duration::from_millis(700);

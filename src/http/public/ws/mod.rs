@@ -27,19 +27,19 @@ use hyper::{
     },
 };
 
-pub(crate) use self::message::Envelopes;
+pub(crate) use self::message::WsMessageCache;
 #[cfg(any(test, fuzzing))]
-pub(crate) use self::message::{encode_subscribed, parse};
+pub(crate) use self::message::{encode_subscribed, parse_subscribe};
 use self::{
-    socket::{Alone, Session},
-    subscriber::Visitor,
+    socket::{WsConnection, WsConnectionTask},
+    subscriber::WsSubscriber,
 };
-use super::request::Wish;
+use super::request::SubscriptionRequest;
 use crate::{
     config,
     http::{Relay, problem::Problem},
-    net::{Connection, Switched},
-    shard::Follower,
+    net::{Connection, UpgradedConnection},
+    shard::ShardSubscriber,
 };
 
 /// Answers one subscriber.
@@ -58,27 +58,29 @@ pub(crate) async fn socket(
     let upgrade = hyper::upgrade::on(&mut request);
     let (query, headers) = (query.unwrap_or_default(), request.headers());
     check_origin(headers, &origins)?;
-    let (grant, product) = relay.receive(path, &query, headers)?;
+    let (grant, product) = relay.authorize_subscribe(path, &query, headers)?;
     let key = match Handshake::read(request.version(), headers) {
         Handshake::Key(key) => key,
         Handshake::Refused(problem) => return Err(problem),
         Handshake::UpgradeRequired => return Ok(upgrade_required(request.version())),
     };
-    let wish = Wish::read(&query, headers)?;
-    let scope = grant.narrow(wish.scope)?;
-    let visitor = Visitor::admit(&relay, &product, grant, scope, &wish.start, &connection, headers)?;
-    let (shards, home) = (Arc::clone(&relay.shards), product.lane);
-    connection.go_on(upgrade, move |switched| async move {
+    let requested = SubscriptionRequest::parse(&query, headers)?;
+    let scope = grant.narrow(requested.scope)?;
+    let subscriber = WsSubscriber::admit(&relay, &product, grant, scope, &requested.start, &connection, headers)?;
+    let (shards, home_shard) = (Arc::clone(&relay.shards), product.home_shard);
+    connection.spawn_upgraded(upgrade, move |switched| async move {
         match switched {
-            Switched::Plain(socket) => {
-                let (socket, guard) = socket.part();
-                let scope = visitor.scope().clone();
-                let introduce = |socket| Box::new(Session::new(guard(socket), visitor)) as Box<dyn Follower>;
-                if let Some(late) = shards.take(socket, &scope, home, Box::new(introduce)) {
-                    shards.see_off(late).await;
+            UpgradedConnection::Plain(socket) => {
+                let (socket, with_deadlines) = socket.into_parts();
+                let scope = subscriber.scope().clone();
+                let factory = |socket| {
+                    Box::new(WsConnection::new(with_deadlines(socket), subscriber)) as Box<dyn ShardSubscriber>
+                };
+                if let Some(late) = shards.take(socket, &scope, home_shard, Box::new(factory)) {
+                    shards.finish_off_shard(late).await;
                 }
             }
-            Switched::Encrypted(stream) => Alone::new(stream, visitor).await,
+            UpgradedConnection::Encrypted(stream) => WsConnectionTask::new(stream, subscriber).await,
         }
     });
     Ok(switching_protocols(&key))
@@ -121,16 +123,17 @@ enum Handshake {
 impl Handshake {
     /// Reads the client's half of the handshake (RFC 6455, section 4.2.1).
     fn read(version: Version, headers: &HeaderMap) -> Self {
-        let is_asked = has_token(headers, &CONNECTION, "upgrade") && has_token(headers, &UPGRADE, "websocket");
-        if !is_asked
+        let asks_for_upgrade =
+            lists_token(headers, &CONNECTION, "upgrade") && lists_token(headers, &UPGRADE, "websocket");
+        if !asks_for_upgrade
             || version != Version::HTTP_11
-            || headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != VERSION)
+            || headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != WEBSOCKET_VERSION)
         {
             return Self::UpgradeRequired;
         }
         let key = headers
             .get(SEC_WEBSOCKET_KEY)
-            .filter(|key| BASE64.decode(key.as_bytes()).is_ok_and(|nonce| nonce.len() == KEY_BYTES));
+            .filter(|key| BASE64.decode(key.as_bytes()).is_ok_and(|nonce| nonce.len() == HANDSHAKE_KEY_BYTES));
         match key {
             Some(key) => Self::Key(key.clone()),
             None => Self::Refused(Problem::bad_request("Sec-WebSocket-Key is not 16 bytes in base64")),
@@ -139,7 +142,7 @@ impl Handshake {
 }
 
 /// Whether a list of tokens holds one.
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+fn lists_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let lists = headers.get_all(name).iter().filter_map(|list| list.to_str().ok());
     lists.flat_map(|list| list.split(',')).any(|found| found.trim().eq_ignore_ascii_case(token))
 }
@@ -152,7 +155,7 @@ fn upgrade_required(version: Version) -> Response {
     };
     let mut response = Problem::new(StatusCode::UPGRADE_REQUIRED, detail).into_response();
     let headers = response.headers_mut();
-    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(VERSION));
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(WEBSOCKET_VERSION));
     // HTTP/2 knows neither of these fields, and a message that has one is malformed (RFC 9113, section 8.2.2).
     if version != Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -169,28 +172,28 @@ fn switching_protocols(key: &HeaderValue) -> Response {
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
     // Base64 can always stand in a header.
-    if let Ok(accept) = HeaderValue::try_from(accept(key.as_bytes())) {
+    if let Ok(accept) = HeaderValue::try_from(accept_key(key.as_bytes())) {
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
     response
 }
 
 /// Proof that the key was understood; nothing depends on its strength.
-fn accept(key: &[u8]) -> String {
+fn accept_key(key: &[u8]) -> String {
     let mut digest = Digest::new(&SHA1_FOR_LEGACY_USE_ONLY);
     digest.update(key);
-    digest.update(GUID);
+    digest.update(HANDSHAKE_GUID);
     BASE64.encode(digest.finish())
 }
 
 /// The one version there is.
-const VERSION: &str = "13";
+const WEBSOCKET_VERSION: &str = "13";
 
 /// Of `Sec-WebSocket-Key`, decoded.
-const KEY_BYTES: usize = 16;
+const HANDSHAKE_KEY_BYTES: usize = 16;
 
 /// What RFC 6455 has appended to the key.
-const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+const HANDSHAKE_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 #[cfg(test)]
 mod tests {
@@ -198,7 +201,7 @@ mod tests {
 
     #[test]
     fn the_proof_is_that_of_the_rfcs_example() {
-        assert_eq!(accept(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]

@@ -10,96 +10,105 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::socket::{Session, write_once};
+use super::socket::{WsConnection, poll_write_once};
 use crate::{
     event::{Event, Scope},
     fanout::Subscription,
     http::Product,
-    net::Guarded,
-    shard::{Arrivals, Follower, Given, Ledgers, Lent, MOST_BYTES, MOST_PIECES, advance},
+    net::DeadlineSocket,
+    shard::{
+        DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents, ShardSubscriber,
+        WriteScratch, advance,
+    },
 };
 
-impl Follower for Session<Guarded> {
+impl ShardSubscriber for WsConnection<DeadlineSocket> {
     fn product(&self) -> &Arc<Product> {
-        self.visitor.product()
+        self.subscriber.product()
     }
 
     fn subscription(&mut self) -> &mut Subscription {
-        self.visitor.subscription()
+        self.subscriber.subscription()
     }
 
-    fn wish(&mut self) -> Option<Scope> {
-        self.visitor.wish()
+    fn take_requested_scope(&mut self) -> Option<Scope> {
+        self.subscriber.take_requested_scope()
     }
 
-    fn poll(&mut self, context: &mut Context<'_>, lent: &mut Lent) -> Poll<()> {
-        self.socket.get_mut().ration(READS);
-        self.run(context, &mut lent.pieces, &mut lent.bytes)
+    fn poll(&mut self, context: &mut Context<'_>, scratch: &mut WriteScratch) -> Poll<()> {
+        self.socket.get_mut().set_read_budget(SOCKET_READS_PER_POLL);
+        self.run(context, &mut scratch.batch, &mut scratch.written_bytes)
     }
 
     /// Written as its lane keeps it.
-    fn give(&mut self, arrivals: Arrivals<'_>, lent: &mut Lent, ledgers: &mut Ledgers) -> Given {
-        if !self.is_following || self.visitor.is_over() {
-            return self.look_into_the_log(arrivals.place());
+    fn deliver(
+        &mut self,
+        queued: QueuedEvents<'_>,
+        scratch: &mut WriteScratch,
+        metrics: &mut MetricsBuffers,
+    ) -> DeliveryOutcome {
+        if !self.is_caught_up || self.subscriber.is_token_expired() {
+            return self.fall_back_to_log(queued.first_position());
         }
-        let Arrivals { events, messages } = arrivals;
-        let (now, before) = (Instant::now(), self.visitor.place());
-        let mut slices = [IoSlice::new(&[]); MOST_PIECES];
-        let (mut count, mut bytes, mut is_all) = (0, 0, true);
+        let QueuedEvents { events, messages } = queued;
+        let (now, before) = (Instant::now(), self.subscriber.position());
+        let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
+        let (mut count, mut bytes, mut is_complete) = (0, 0, true);
         for (event, message) in events.iter().zip(&mut *messages) {
-            let Some(slice) = slices.get_mut(count).filter(|_| bytes < MOST_BYTES) else {
-                is_all = false;
+            let Some(slice) = slices.get_mut(count).filter(|_| bytes < MAX_BATCH_BYTES) else {
+                is_complete = false;
                 break;
             };
-            if self.visitor.take(event) {
-                let message = message.get_or_insert_with(|| self.visitor.product().envelopes.of(event));
+            if self.subscriber.accept(event) {
+                let message = message.get_or_insert_with(|| self.subscriber.product().ws_messages.get_or_encode(event));
                 *slice = IoSlice::new(message);
                 (count, bytes) = (count + 1, bytes + message.len());
-                ledgers.ws.note(event, now);
+                metrics.ws.record_delivery(event, now);
             }
         }
         if count == 0 {
-            return Given::Done;
+            return DeliveryOutcome::Handled;
         }
         // If the socket is full, it is polled, and waits for room then.
-        let written = match write_once(
+        let written = match poll_write_once(
             self.socket.get_mut(),
             &mut Context::from_waker(Waker::noop()),
             slices.split_at(count).0,
         ) {
             Poll::Ready(Ok(written)) => written,
-            Poll::Ready(Err(_)) => return Given::Ended,
+            Poll::Ready(Err(_)) => return DeliveryOutcome::Ended,
             Poll::Pending => 0,
         };
-        lent.bytes += written;
-        self.visitor.has_spoken();
+        scratch.written_bytes += written;
+        self.subscriber.reset_heartbeat();
         if written < bytes {
-            let through = self.visitor.place();
-            let is_taken = |it: &Event| it.place() > before && it.place() <= through && self.visitor.may_see(it);
-            let taken = events.iter().zip(messages).filter(|(event, _)| is_taken(event));
-            self.rest.extend(taken.filter_map(|(_, message)| message.clone()));
-            advance(&mut self.rest, written);
+            let last = self.subscriber.position();
+            let was_accepted =
+                |it: &Event| it.position() > before && it.position() <= last && self.subscriber.includes(it);
+            let taken = events.iter().zip(messages).filter(|(event, _)| was_accepted(event));
+            self.unwritten.extend(taken.filter_map(|(_, message)| message.clone()));
+            advance(&mut self.unwritten, written);
         }
-        if self.rest.is_empty() && is_all {
-            return Given::Done;
+        if self.unwritten.is_empty() && is_complete {
+            return DeliveryOutcome::Handled;
         }
-        self.look_into_the_log(0);
-        Given::Look
+        self.fall_back_to_log(0);
+        DeliveryOutcome::NeedsPoll
     }
 
-    fn look_into_the_log(&mut self, place: u64) -> Given {
-        self.is_following = false;
-        self.visitor.subscription().look_into_the_log(place);
+    fn fall_back_to_log(&mut self, position: u64) -> DeliveryOutcome {
+        self.is_caught_up = false;
+        self.subscriber.subscription().resync_from(position);
         match self.is_idle {
-            true => Given::Look,
-            false => Given::Done, // it is polled in any case, once its socket can be written, or the client has answered
+            true => DeliveryOutcome::NeedsPoll,
+            false => DeliveryOutcome::Handled, // it is polled in any case, once its socket can be written, or the client has answered
         }
     }
 
-    fn fails(&mut self) {
-        self.visitor.blame();
+    fn mark_panicked(&mut self) {
+        self.subscriber.mark_faulty();
     }
 }
 
 /// Reads of the socket after which others have their turn.
-const READS: u8 = 4;
+const SOCKET_READS_PER_POLL: u8 = 4;

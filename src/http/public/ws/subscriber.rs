@@ -15,39 +15,39 @@ use tokio::time::Instant;
 use super::message;
 use crate::{
     auth::Grant,
-    event::{Event, Scope, Start},
-    fanout::{Item, Listener, Subscription},
+    event::{Event, Scope, StartPosition},
+    fanout::{SubscriberSignal, Subscription, SubscriptionItem},
     http::{
         Product, Relay,
-        admission::{Leave, Newcomer, Seat},
+        admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
     },
     metrics::{ShedReason, Transport},
     net::Connection,
-    timer_wheel::{Alarm, Wheel},
+    timer_wheel::{Alarm, TimerWheel},
 };
 
 /// A subscriber with a seat. Counted when it comes, and when it is dropped.
 #[derive(Debug)]
-pub(super) struct Visitor {
+pub(super) struct WsSubscriber {
     subscription: Subscription,
-    seat: Seat,
+    permit: AdmissionPermit,
     product: Arc<Product>,
     grant: Grant,
     connection: Connection,
     alarm: Alarm,
     /// What it has asked for and its lane is still to look for.
-    wish: Option<Scope>,
+    requested_scope: Option<Scope>,
     /// Place of the last entry it gets, once it has been told to leave.
-    leave_after: Option<u64>,
+    disconnect_after: Option<u64>,
     /// The time, read once for all messages that are handed over at one wake-up.
-    clock: Option<Instant>,
+    batch_time: Option<Instant>,
     /// Ticks of silence after which there is a heartbeat.
     heartbeat_ticks: u64,
     heartbeat_due: u64,
     /// Its connection is old.
     rotation_due: u64,
     /// When its token is over, and the tick at which it is woken for that.
-    over: Option<Instant>,
+    expires_at: Option<Instant>,
     expiry_due: u64,
     /// By then it is gone.
     end_due: u64,
@@ -55,7 +55,7 @@ pub(super) struct Visitor {
     is_faulty: bool,
 }
 
-impl Visitor {
+impl WsSubscriber {
     /// Gives a newcomer a seat, and a place in the log.
     ///
     /// # Errors
@@ -66,13 +66,13 @@ impl Visitor {
         product: &Arc<Product>,
         grant: Grant,
         scope: Scope,
-        start: &Start,
+        start: &StartPosition,
         connection: &Connection,
         headers: &HeaderMap,
     ) -> Result<Self, ShedReason> {
-        relay.admits_newcomers()?;
-        let listener = Arc::new(Listener::default());
-        let seat = relay.subscribers.admit(Newcomer {
+        relay.ensure_not_draining()?;
+        let listener = Arc::new(SubscriberSignal::default());
+        let permit = relay.subscribers.admit(AdmissionRequest {
             product: product.id.clone(),
             transport: Transport::WebSocket,
             key: Arc::clone(&grant.key),
@@ -80,36 +80,36 @@ impl Visitor {
             proof: Arc::clone(&grant.proof),
             address: relay.client_address(connection.peer.ip(), headers),
             listener: Arc::clone(&listener),
-            cut: None,
+            forced_close: None,
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
-            seat.dismiss(Leave::Drain); // it was let in at the very moment of closing
+            permit.disconnect(DisconnectReason::Drain); // it was let in at the very moment of closing
         }
-        if relay.still_serves(product).is_err() {
-            seat.dismiss(Leave::Removed); // the same, of its product
+        if relay.ensure_still_served(product).is_err() {
+            permit.disconnect(DisconnectReason::Removed); // the same, of its product
         }
         let subscription = product.fanout.subscribe(listener, scope, start);
         product.ws.subscribers.inc();
         let wheel = &relay.wheel;
         // Spread for the same reasons as over SSE.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
-        let farewell = grant.farewell();
+        let expiry = grant.stream_expiry();
         let age = relay.max_connection_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
-            seat,
+            permit,
             product: Arc::clone(product),
             connection: connection.clone(),
             alarm: Alarm::new(wheel),
-            wish: None,
-            leave_after: None,
-            clock: None,
-            heartbeat_ticks: wheel.after(heartbeat_interval) - wheel.now(),
-            heartbeat_due: wheel.after(heartbeat_interval),
-            rotation_due: age.map_or(u64::MAX, |age| wheel.after(age)),
-            over: farewell.map(|farewell| farewell.begins),
-            expiry_due: farewell.map_or(u64::MAX, |farewell| before(farewell.begins, wheel)),
-            end_due: farewell.map_or(u64::MAX, |farewell| before(farewell.ends, wheel)),
+            requested_scope: None,
+            disconnect_after: None,
+            batch_time: None,
+            heartbeat_ticks: wheel.tick_after(heartbeat_interval) - wheel.current_tick(),
+            heartbeat_due: wheel.tick_after(heartbeat_interval),
+            rotation_due: age.map_or(u64::MAX, |age| wheel.tick_after(age)),
+            expires_at: expiry.map(|farewell| farewell.disconnect_at),
+            expiry_due: expiry.map_or(u64::MAX, |farewell| tick_before(farewell.disconnect_at, wheel)),
+            end_due: expiry.map_or(u64::MAX, |farewell| tick_before(farewell.expires_at, wheel)),
             grant,
             is_faulty: false,
         })
@@ -117,121 +117,122 @@ impl Visitor {
 
     /// The next message for it, in its frame.
     pub(super) fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
-        if self.wish.is_some() {
+        if self.requested_scope.is_some() {
             return Poll::Pending;
         }
         let Poll::Ready(item) = self.subscription.poll_next(context) else {
-            self.clock = None;
-            match self.subscription.is_at_end() {
-                true => self.seat.has_nothing_to_get(),
-                false => self.seat.stands_at(self.subscription.returned_through()),
+            self.batch_time = None;
+            match self.subscription.is_caught_up() {
+                true => self.permit.record_caught_up(),
+                false => self.permit.record_position(self.subscription.returned_through()),
             }
             return Poll::Pending;
         };
         let message = match item {
-            Item::Event { event, received } => {
+            SubscriptionItem::Event { event, received } => {
                 self.product.ws.delivered.inc();
-                self.seat.stands_at(event.place());
+                self.permit.record_position(event.position());
                 if let Some(received) = received {
-                    let now = *self.clock.get_or_insert_with(Instant::now);
+                    let now = *self.batch_time.get_or_insert_with(Instant::now);
                     self.product.ws.lag.observe(now.saturating_duration_since(received).as_secs_f64());
                 }
-                self.product.envelopes.of(&event)
+                self.product.ws_messages.get_or_encode(&event)
             }
-            Item::Gap(gap) => {
-                self.seat.stands_at(gap.place);
-                message::frame(&[message::encode_gap(&gap).as_bytes()])
+            SubscriptionItem::Gap(gap) => {
+                self.permit.record_position(gap.position);
+                message::text_frame(&[message::encode_gap(&gap).as_bytes()])
             }
         };
-        self.has_spoken();
+        self.reset_heartbeat();
         Poll::Ready(message)
     }
 
     /// A heartbeat, if it is time for one. Moves the client's id on where the log has moved past what its filter let through.
-    pub(super) fn heartbeat(&mut self) -> Option<Bytes> {
+    pub(super) fn take_heartbeat(&mut self) -> Option<Bytes> {
         if self.now() < self.heartbeat_due {
             return None;
         }
-        self.has_spoken();
-        Some(message::frame(&[message::encode_heartbeat(self.subscription.move_on()).as_bytes()]))
+        self.reset_heartbeat();
+        Some(message::text_frame(&[message::encode_heartbeat(self.subscription.advance_last_id()).as_bytes()]))
     }
 
     /// Does what the client asks for, and answers it.
-    pub(super) fn obey(&mut self, text: &[u8]) -> Bytes {
-        let wished = message::parse(text);
-        let scope = wished.and_then(|wished| self.grant.narrow(wished).map_err(|denial| denial.to_string()));
+    pub(super) fn handle_subscribe(&mut self, text: &[u8]) -> Bytes {
+        let requested = message::parse_subscribe(text);
+        let scope = requested.and_then(|wished| self.grant.narrow(wished).map_err(|denial| denial.to_string()));
         let answer = match scope {
             Ok(scope) => {
                 let answer = message::encode_subscribed(&scope);
-                match self.subscription.is_told_by_lane() {
-                    true => self.wish = Some(scope),
+                match self.subscription.is_on_shard() {
+                    true => self.requested_scope = Some(scope),
                     false => self.subscription.change_scope(scope),
                 }
                 answer
             }
             Err(title) => message::encode_error(&title),
         };
-        message::frame(&[answer.as_bytes()])
+        message::text_frame(&[answer.as_bytes()])
     }
 
     /// Why it has to leave, if it has.
-    pub(super) fn must_leave(&mut self) -> Option<Leave> {
+    pub(super) fn check_disconnect(&mut self) -> Option<DisconnectReason> {
         let now = self.now();
         // The clock is asked, too: the wheel could stand still.
-        if now >= self.expiry_due || self.is_over() {
-            self.seat.dismiss(Leave::Expired);
+        if now >= self.expiry_due || self.is_token_expired() {
+            self.permit.disconnect(DisconnectReason::Expired);
         }
         if now >= self.rotation_due {
-            self.seat.dismiss(Leave::Rotated);
+            self.permit.disconnect(DisconnectReason::Rotated);
         }
-        let leave = self.seat.dismissed()?;
+        let reason = self.permit.disconnect_reason()?;
         // Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
-        if self.leave_after.is_none() {
-            self.leave_after = Some(self.product.log.newest());
-            if self.subscription.is_told_by_lane() {
-                self.subscription.look_into_the_log(0); // its lane may be long at giving to others
+        if self.disconnect_after.is_none() {
+            self.disconnect_after = Some(self.product.log.newest_position());
+            if self.subscription.is_on_shard() {
+                self.subscription.resync_from(0); // its lane may be long at giving to others
             }
         }
-        Some(leave)
+        Some(reason)
     }
 
     /// Whether somebody who has to leave has been given what there is; what is in the store is there for whoever comes back.
-    pub(super) fn has_everything(&self) -> bool {
-        self.leave_after.is_some_and(|last| self.subscription.has_passed(last) || self.subscription.reads_from_store())
+    pub(super) fn has_delivered_all(&self) -> bool {
+        self.disconnect_after
+            .is_some_and(|last| self.subscription.has_passed(last) || self.subscription.reads_from_store())
     }
 
     /// Wakes `context` when there is something to send, or to heed.
-    pub(super) fn wake_when_due(&self, also: u64, context: &Context<'_>) {
+    pub(super) fn wake_when_due(&self, other_due: u64, context: &Context<'_>) {
         // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
-        let looks_again = self.leave_after.is_some() || self.subscription.must_look_again();
-        let next_tick = self.alarm.wheel().after(Duration::ZERO);
-        let due = self.heartbeat_due.min(self.rotation_due).min(self.expiry_due).min(also);
-        self.alarm.set(if looks_again { due.min(next_tick) } else { due }, context.waker());
+        let must_recheck = self.disconnect_after.is_some() || self.subscription.must_poll_again();
+        let next_tick = self.alarm.wheel().tick_after(Duration::ZERO);
+        let due = self.heartbeat_due.min(self.rotation_due).min(self.expiry_due).min(other_due);
+        self.alarm.set(if must_recheck { due.min(next_tick) } else { due }, context.waker());
     }
 
     /// Wakes `context` when it has to leave, while it takes nothing.
-    pub(super) fn wake_to_leave(&self, also: u64, context: &Context<'_>) {
-        self.subscription.wake_later(context);
-        self.alarm.set(self.expiry_due.min(also), context.waker());
+    pub(super) fn wake_for_disconnect(&self, other_due: u64, context: &Context<'_>) {
+        self.subscription.register_waker(context);
+        self.alarm.set(self.expiry_due.min(other_due), context.waker());
     }
 
     /// The tick it is.
     pub(super) fn now(&self) -> u64 {
-        self.alarm.wheel().now()
+        self.alarm.wheel().current_tick()
     }
 
     /// The tick some time from now, or the last one of its token.
-    pub(super) fn after_or_end(&self, wait: Duration) -> u64 {
-        self.after(wait).min(self.end_due)
+    pub(super) fn tick_after_or_end(&self, wait: Duration) -> u64 {
+        self.tick_after(wait).min(self.end_due)
     }
 
     /// The tick some time from now.
-    pub(super) fn after(&self, wait: Duration) -> u64 {
-        self.alarm.wheel().after(wait)
+    pub(super) fn tick_after(&self, wait: Duration) -> u64 {
+        self.alarm.wheel().tick_after(wait)
     }
 
     /// From now on it is silent.
-    pub(super) fn has_spoken(&mut self) {
+    pub(super) fn reset_heartbeat(&mut self) {
         self.heartbeat_due = self.now() + self.heartbeat_ticks;
     }
 
@@ -251,52 +252,52 @@ impl Visitor {
     }
 
     /// What it has asked for since it was asked last.
-    pub(super) fn wish(&mut self) -> Option<Scope> {
-        self.wish.take()
+    pub(super) fn take_requested_scope(&mut self) -> Option<Scope> {
+        self.requested_scope.take()
     }
 
     /// Whether there is nothing else to be said to it than what arrives.
-    pub(super) fn is_following(&self) -> bool {
-        self.subscription.is_at_end() && self.leave_after.is_none() && self.wish.is_none()
+    pub(super) fn is_caught_up(&self) -> bool {
+        self.subscription.is_caught_up() && self.disconnect_after.is_none() && self.requested_scope.is_none()
     }
 
     /// Whether its token's time is over at this moment.
-    pub(super) fn is_over(&self) -> bool {
-        self.over.is_some_and(|over| Instant::now() >= over)
+    pub(super) fn is_token_expired(&self) -> bool {
+        self.expires_at.is_some_and(|over| Instant::now() >= over)
     }
 
     /// Gives it an event, if that is for it.
-    pub(super) fn take(&mut self, event: &Event) -> bool {
-        self.subscription.take(event)
+    pub(super) fn accept(&mut self, event: &Event) -> bool {
+        self.subscription.accept(event)
     }
 
     /// Whether an event is within what it may see.
-    pub(super) fn may_see(&self, event: &Event) -> bool {
+    pub(super) fn includes(&self, event: &Event) -> bool {
         self.scope().includes(event.session(), event.kind())
     }
 
     /// The place of the last entry that it has been given, or may not see.
-    pub(super) fn place(&self) -> u64 {
+    pub(super) fn position(&self) -> u64 {
         self.subscription.returned_through()
     }
 
     /// Its socket could not take all of what it has been given.
-    pub(super) fn is_stuck(&self) {
-        self.seat.stands_at(self.subscription.returned_through());
+    pub(super) fn record_backlog(&self) {
+        self.permit.record_position(self.subscription.returned_through());
     }
 
     /// It has broken the protocol.
-    pub(super) fn blame(&mut self) {
+    pub(super) fn mark_faulty(&mut self) {
         self.is_faulty = true;
     }
 }
 
-impl Drop for Visitor {
+impl Drop for WsSubscriber {
     fn drop(&mut self) {
-        let is_stalled = self.connection.fate.is_stalled();
-        let reason = match self.seat.dismissed() {
+        let is_stalled = self.connection.state.is_stalled();
+        let reason = match self.permit.disconnect_reason() {
             _ if is_stalled => "stalled",
-            Some(leave) => leave.as_str(),
+            Some(reason) => reason.as_str(),
             None if self.is_faulty => "error",
             None => "client",
         };
@@ -309,9 +310,9 @@ impl Drop for Visitor {
 }
 
 /// A tick that is not later than `end`: the wheel itself rounds up, and turns a little late.
-fn before(end: Instant, wheel: &Wheel) -> u64 {
-    wheel.after(end.saturating_duration_since(Instant::now()).saturating_sub(ROUNDING))
+fn tick_before(end: Instant, wheel: &TimerWheel) -> u64 {
+    wheel.tick_after(end.saturating_duration_since(Instant::now()).saturating_sub(TICK_ROUNDING))
 }
 
 /// Two ticks of the wheel, and one for its being late.
-const ROUNDING: Duration = Duration::from_millis(300);
+const TICK_ROUNDING: Duration = Duration::from_millis(300);

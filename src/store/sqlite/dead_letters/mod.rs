@@ -10,38 +10,38 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, Row, ToSql, params};
 
 use super::{
-    File, FileError, Sync,
-    error::Fault,
-    schema::{count, signed},
+    FileError, StoreFile, SyncMode,
+    error::FileFault,
+    schema::{read_unsigned, signed},
     webhooks::{read_delivery, write_attempts},
 };
 use crate::{
     event::{EventId, SessionId},
-    store::webhook_rows::Letters,
-    webhook_delivery::{DeadLetter, DeadReason},
+    store::webhook_rows::DeadLetterState,
+    webhook_delivery::{DeadLetter, DeadLetterReason},
 };
 
 /// Dead letters of one webhook that have gone beyond a bound.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Lost {
+pub(crate) struct RetiredDeadLetters {
     /// Whose.
     pub(crate) id: String,
     /// How many.
-    pub(crate) letters: u64,
+    pub(crate) dead_letters: u64,
     /// Beyond which.
-    pub(crate) bound: Bound,
+    pub(crate) bound: DeadLetterBound,
 }
 
 /// A bound of dead letters.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) enum Bound {
+pub(crate) enum DeadLetterBound {
     /// How long one is kept.
     Age,
     /// How much of the file all of them may take.
     Bytes,
 }
 
-impl Bound {
+impl DeadLetterBound {
     /// The key that sets it.
     pub(crate) fn key(self) -> &'static str {
         match self {
@@ -51,7 +51,7 @@ impl Bound {
     }
 }
 
-impl File {
+impl StoreFile {
     /// A webhook's dead letters with their numbers, the newest first, at most `most` of them and not many bytes, but one if
     /// there is one: those before this number, if there is one.
     ///
@@ -61,16 +61,16 @@ impl File {
     pub(crate) fn dead_letters(
         &self,
         id: &str,
-        letters: Letters,
+        state: DeadLetterState,
         before: Option<u64>,
-        most: usize,
+        limit: usize,
     ) -> Result<Vec<(u64, DeadLetter)>, FileError> {
         let query = "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, number, died_at, \
                      reason, payload FROM dead_letters INDEXED BY dead_by_number \
                      WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = ?2 AND number < ?3 \
                      ORDER BY number DESC LIMIT ?4";
-        let of = (letters == Letters::Requeued, before.map_or(i64::MAX, signed), signed(most as u64));
-        let page = read_page(&self.connection, query, params![id, of.0, of.1, of.2]);
+        let filter = (state == DeadLetterState::Requeued, before.map_or(i64::MAX, signed), signed(limit as u64));
+        let page = read_page(&self.connection, query, params![id, filter.0, filter.1, filter.2]);
         page.map_err(|fault| fault.at(&self.path, "list dead letters of"))
     }
 
@@ -80,14 +80,19 @@ impl File {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub(crate) fn requeued(&self, id: &str, after: u64, most: usize) -> Result<Vec<DeadLetter>, FileError> {
+    pub(crate) fn requeued_dead_letters(
+        &self,
+        id: &str,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, FileError> {
         let query = "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, number, died_at, \
                      reason, payload FROM dead_letters INDEXED BY dead_by_state \
                      WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 1 \
                      AND place > ?2 ORDER BY place LIMIT ?3";
-        let page = read_page(&self.connection, query, params![id, signed(after), signed(most as u64)]);
+        let page = read_page(&self.connection, query, params![id, signed(after), signed(limit as u64)]);
         let page = page.map_err(|fault| fault.at(&self.path, "list dead letters of"))?;
-        Ok(page.into_iter().map(|(_, letter)| letter).collect())
+        Ok(page.into_iter().map(|(_, dead_letter)| dead_letter).collect())
     }
 
     /// The highest number of any dead letter.
@@ -95,9 +100,9 @@ impl File {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub(crate) fn newest_letter(&self) -> Result<u64, FileError> {
+    pub(crate) fn newest_dead_letter(&self) -> Result<u64, FileError> {
         let query = "SELECT ifnull(max(number), 0) FROM dead_letters";
-        let newest: Result<u64, Fault> = self.connection.query_row_and_then(query, [], |row| count(row, 0));
+        let newest: Result<u64, FileFault> = self.connection.query_row_and_then(query, [], |row| read_unsigned(row, 0));
         newest.map_err(|fault| fault.at(&self.path, "count dead letters in"))
     }
 
@@ -107,13 +112,13 @@ impl File {
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub(crate) fn requeue_some(&mut self, id: &str, through: u64) -> Result<u64, FileError> {
+    pub(crate) fn requeue_through(&mut self, id: &str, through: u64) -> Result<u64, FileError> {
         let update = "UPDATE dead_letters SET requeued = 1 WHERE number IN ( \
                           SELECT number FROM dead_letters INDEXED BY dead_by_state \
                           WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 0 \
                           AND number <= ?2 ORDER BY place LIMIT ?3)";
-        let marked = self.commit(Sync::Normal, |connection| {
-            Ok(connection.prepare_cached(update)?.execute(params![id, signed(through), STEP])?)
+        let marked = self.in_transaction(SyncMode::Normal, |connection| {
+            Ok(connection.prepare_cached(update)?.execute(params![id, signed(through), DEAD_LETTER_STEP_ROWS])?)
         });
         marked.map(|marked| marked as u64).map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
     }
@@ -123,11 +128,11 @@ impl File {
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub(crate) fn requeue_these(&mut self, id: &str, events: &[EventId]) -> Result<u64, FileError> {
+    pub(crate) fn requeue_events(&mut self, id: &str, events: &[EventId]) -> Result<u64, FileError> {
         let update = "UPDATE dead_letters INDEXED BY dead_by_sequence SET requeued = 1 \
                       WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) \
                       AND sequence = ?2 AND epoch = ?3 AND suffix = ?4 AND requeued = 0";
-        let marked = self.commit(Sync::Normal, |connection| {
+        let marked = self.in_transaction(SyncMode::Normal, |connection| {
             let mut statement = connection.prepare_cached(update)?;
             let mut marked = 0;
             for EventId { epoch, sequence, suffix } in events {
@@ -145,20 +150,28 @@ impl File {
     /// # Errors
     ///
     /// When the file cannot be read or written; then nothing has gone.
-    pub(crate) fn lose_letters(&mut self, oldest_died_at: u64, most_bytes: u64) -> Result<Vec<Lost>, FileError> {
-        let lost = self.try_lose(signed(oldest_died_at), most_bytes);
-        lost.map_err(|fault| fault.at(&self.path, "bound dead letters of"))
+    pub(crate) fn retire_dead_letters(
+        &mut self,
+        oldest_died_at: u64,
+        max_bytes: u64,
+    ) -> Result<Vec<RetiredDeadLetters>, FileError> {
+        let retired = self.try_retire_dead_letters(signed(oldest_died_at), max_bytes);
+        retired.map_err(|fault| fault.at(&self.path, "bound dead letters of"))
     }
 
-    fn try_lose(&mut self, oldest_died_at: i64, most_bytes: u64) -> Result<Vec<Lost>, Fault> {
-        let excess = bytes(&self.connection)?.saturating_sub(most_bytes);
-        let (last, lost) = beyond(&self.connection, oldest_died_at, excess)?;
-        if !lost.is_empty() {
-            self.commit(Sync::Normal, |connection| {
+    fn try_retire_dead_letters(
+        &mut self,
+        oldest_died_at: i64,
+        max_bytes: u64,
+    ) -> Result<Vec<RetiredDeadLetters>, FileFault> {
+        let excess = dead_letter_bytes(&self.connection)?.saturating_sub(max_bytes);
+        let (last, retired) = find_excess(&self.connection, oldest_died_at, excess)?;
+        if !retired.is_empty() {
+            self.in_transaction(SyncMode::Normal, |connection| {
                 Ok(connection.prepare_cached("DELETE FROM dead_letters WHERE number <= ?1")?.execute([last])?)
             })?;
         }
-        Ok(lost)
+        Ok(retired)
     }
 }
 
@@ -167,33 +180,37 @@ impl File {
 /// # Errors
 ///
 /// When the file cannot be read.
-pub(super) fn bytes(connection: &Connection) -> Result<u64, Fault> {
+pub(super) fn dead_letter_bytes(connection: &Connection) -> Result<u64, FileFault> {
     let mut statement = connection.prepare_cached("SELECT ifnull(sum(dead_bytes), 0) FROM webhooks")?;
-    statement.query_row([], |row| row.get(0)).map(|bytes: i64| bytes.max(0).cast_unsigned()).map_err(Fault::from)
+    statement.query_row([], |row| row.get(0)).map(|bytes: i64| bytes.max(0).cast_unsigned()).map_err(FileFault::from)
 }
 
 /// The first few of the oldest that are too old, or that make up for `excess` bytes: the last one's number, and whose they are.
-fn beyond(connection: &Connection, oldest_died_at: i64, excess: u64) -> Result<(i64, Vec<Lost>), Fault> {
+fn find_excess(
+    connection: &Connection,
+    oldest_died_at: i64,
+    excess: u64,
+) -> Result<(i64, Vec<RetiredDeadLetters>), FileFault> {
     let mut statement = connection.prepare_cached(
         "SELECT number, died_at, bytes, (SELECT id FROM webhooks WHERE number = webhook) \
          FROM dead_letters ORDER BY number LIMIT ?1",
     )?;
-    let mut rows = statement.query([STEP])?;
+    let mut rows = statement.query([DEAD_LETTER_STEP_ROWS])?;
     let (mut last, mut freed) = (0, 0);
-    let mut lost: BTreeMap<(String, Bound), u64> = BTreeMap::new();
+    let mut retired: BTreeMap<(String, DeadLetterBound), u64> = BTreeMap::new();
     while let Some(row) = rows.next()? {
         let is_old = row.get::<_, i64>(1)? < oldest_died_at;
         if !is_old && freed >= excess {
             break;
         }
-        freed += count(row, 2)?;
+        freed += read_unsigned(row, 2)?;
         last = row.get(0)?;
         let id: Option<String> = row.get(3)?;
-        let bound = if is_old { Bound::Age } else { Bound::Bytes };
-        *lost.entry((id.unwrap_or_default(), bound)).or_default() += 1;
+        let bound = if is_old { DeadLetterBound::Age } else { DeadLetterBound::Bytes };
+        *retired.entry((id.unwrap_or_default(), bound)).or_default() += 1;
     }
-    let lost = lost.into_iter().map(|((id, bound), letters)| Lost { id, letters, bound });
-    Ok((last, lost.collect()))
+    let retired = retired.into_iter().map(|((id, bound), dead_letters)| RetiredDeadLetters { id, dead_letters, bound });
+    Ok((last, retired.collect()))
 }
 
 /// Writes a dead letter where there is none of its place, within the caller's transaction.
@@ -201,15 +218,20 @@ fn beyond(connection: &Connection, oldest_died_at: i64, excess: u64) -> Result<(
 /// # Errors
 ///
 /// When it cannot be written.
-pub(super) fn write(connection: &Connection, webhook: i64, place: u64, letter: &DeadLetter) -> Result<(), Fault> {
-    let DeadLetter { delivery, reason, died_at, payload } = letter;
+pub(super) fn insert_dead_letter(
+    connection: &Connection,
+    webhook: i64,
+    position: u64,
+    dead_letter: &DeadLetter,
+) -> Result<(), FileFault> {
+    let DeadLetter { delivery, reason, died_at, payload } = dead_letter;
     let mut insert = connection.prepare_cached(
         "INSERT INTO dead_letters (webhook, place, epoch, sequence, suffix, kind, session, created_at, died_at, \
          reason, requeued, attempts, payload) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 0, ?11, ?12)",
     )?;
     insert.execute(params![
         webhook,
-        signed(place),
+        signed(position),
         delivery.event_id.epoch.cast_signed(),
         delivery.event_id.sequence.cast_signed(),
         delivery.event_id.suffix,
@@ -224,34 +246,39 @@ pub(super) fn write(connection: &Connection, webhook: i64, place: u64, letter: &
     Ok(())
 }
 
-fn read_page(connection: &Connection, query: &str, of: &[&dyn ToSql]) -> Result<Vec<(u64, DeadLetter)>, Fault> {
+fn read_page(
+    connection: &Connection,
+    query: &str,
+    parameters: &[&dyn ToSql],
+) -> Result<Vec<(u64, DeadLetter)>, FileFault> {
     let mut statement = connection.prepare_cached(query)?;
-    let mut rows = statement.query(of)?;
+    let mut rows = statement.query(parameters)?;
     let (mut page, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        let letter = read_letter(row)?;
-        bytes += letter.payload.len();
-        if !page.is_empty() && bytes > PAGE_BYTES {
+        let dead_letter = read_dead_letter(row)?;
+        bytes += dead_letter.payload.len();
+        if !page.is_empty() && bytes > DEAD_LETTER_PAGE_BYTES {
             break;
         }
-        page.push((count(row, 8)?, letter));
+        page.push((read_unsigned(row, 8)?, dead_letter));
     }
     Ok(page)
 }
 
-fn read_letter(row: &Row<'_>) -> Result<DeadLetter, Fault> {
+fn read_dead_letter(row: &Row<'_>) -> Result<DeadLetter, FileFault> {
     let reason = row.get_ref(10)?.as_str().map_err(rusqlite::Error::from)?;
     let payload = row.get_ref(11)?.as_blob().map_err(rusqlite::Error::from)?;
     Ok(DeadLetter {
         delivery: read_delivery(row)?,
-        reason: DeadReason::parse(reason).ok_or_else(|| Fault::found("a dead letter's reason is unknown"))?,
-        died_at: count(row, 9)?,
+        reason: DeadLetterReason::parse(reason)
+            .ok_or_else(|| FileFault::damage("a dead letter's reason is unknown"))?,
+        died_at: read_unsigned(row, 9)?,
         payload: payload.to_vec().into(),
     })
 }
 
 /// Rows that one step changes: some milliseconds.
-pub(crate) const STEP: u32 = 256;
+pub(crate) const DEAD_LETTER_STEP_ROWS: u32 = 256;
 
 /// Payloads of one page.
-const PAGE_BYTES: usize = 1 << 20;
+const DEAD_LETTER_PAGE_BYTES: usize = 1 << 20;

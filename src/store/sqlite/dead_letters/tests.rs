@@ -3,12 +3,12 @@ use crate::{
     event::ProductId,
     store::{
         sqlite::{
-            tests::{event, file_of_one, session},
+            tests::{event, file_with_product, session},
             webhooks::tests::journal,
         },
         webhook_rows::{
-            Fate, Registration,
-            tests::{changes, letter, owed, webhook},
+            DeliveryChange, WebhookRegistration,
+            tests::{changes, dead_letter, owed, webhook},
         },
     },
 };
@@ -16,29 +16,29 @@ use crate::{
 const NO_BOUND: u64 = u64::MAX;
 
 /// A file with one webhook and its dead letters.
-fn file_with(letters: impl IntoIterator<Item = DeadLetter>) -> (tempfile::TempDir, File) {
-    let (directory, mut file) = file_of_one();
+fn file_with(letters: impl IntoIterator<Item = DeadLetter>) -> (tempfile::TempDir, StoreFile) {
+    let (directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
-    bury(&mut file, "w", letters);
+    insert_dead_letters(&mut file, "w", letters);
     (directory, file)
 }
 
-fn bury(file: &mut File, id: &str, letters: impl IntoIterator<Item = DeadLetter>) {
+fn insert_dead_letters(file: &mut StoreFile, id: &str, letters: impl IntoIterator<Item = DeadLetter>) {
     for letter in letters {
-        journal(file, id, &changes(0, [Fate::Dead(letter)]));
+        journal(file, id, &changes(0, [DeliveryChange::Dead(letter)]));
     }
 }
 
-fn places(page: &[(u64, DeadLetter)]) -> Vec<u64> {
-    page.iter().map(|(_, letter)| letter.delivery.place).collect()
+fn positions(page: &[(u64, DeadLetter)]) -> Vec<u64> {
+    page.iter().map(|(_, letter)| letter.delivery.position).collect()
 }
 
-fn counts(file: &File) -> Vec<(u64, u64)> {
-    file.counts().unwrap().into_iter().map(|counts| (counts.dead, counts.requeued)).collect()
+fn counts(file: &StoreFile) -> Vec<(u64, u64)> {
+    file.dead_letter_counts().unwrap().into_iter().map(|counts| (counts.dead, counts.requeued)).collect()
 }
 
 /// What the counters say must be what the rows make up.
-fn assert_counters_fit(file: &File) {
+fn assert_counters_fit(file: &StoreFile) {
     let query = "SELECT count(*) FROM webhooks WHERE (dead, requeued, dead_bytes) IS NOT ( \
                      SELECT ifnull(sum(1 - dead_letters.requeued), 0), ifnull(sum(dead_letters.requeued), 0), \
                      ifnull(sum(bytes), 0) FROM dead_letters WHERE webhook = webhooks.number)";
@@ -47,17 +47,17 @@ fn assert_counters_fit(file: &File) {
 
 #[test]
 fn dead_letters_are_listed_newest_first_page_by_page_as_they_were() {
-    let letters = [30, 10, 20].map(|place| letter(place, format!("\0payload of {place}").as_bytes()));
+    let letters = [30, 10, 20].map(|position| dead_letter(position, format!("\0payload of {position}").as_bytes()));
     let (_directory, file) = file_with(letters.clone());
-    let page = file.dead_letters("w", Letters::Dead, None, 2).unwrap();
-    assert_eq!(places(&page), [20, 10], "in the order of their deaths");
-    let next = file.dead_letters("w", Letters::Dead, Some(page[1].0), 2).unwrap();
+    let page = file.dead_letters("w", DeadLetterState::Dead, None, 2).unwrap();
+    assert_eq!(positions(&page), [20, 10], "in the order of their deaths");
+    let next = file.dead_letters("w", DeadLetterState::Dead, Some(page[1].0), 2).unwrap();
     assert_eq!(
         next.into_iter().chain(page).map(|(_, it)| it).collect::<Vec<_>>(),
         [0, 2, 1].map(|at| letters[at].clone())
     );
-    assert!(file.dead_letters("w", Letters::Requeued, None, 2).unwrap().is_empty());
-    assert!(file.dead_letters("nobody", Letters::Dead, None, 2).unwrap().is_empty());
+    assert!(file.dead_letters("w", DeadLetterState::Requeued, None, 2).unwrap().is_empty());
+    assert!(file.dead_letters("nobody", DeadLetterState::Dead, None, 2).unwrap().is_empty());
 }
 
 #[test]
@@ -66,45 +66,51 @@ fn a_page_has_about_a_mebibyte_and_one_letter_whatever_its_size() {
         [3 << 20, 600 << 10, 300 << 10, 100 << 10]
             .iter()
             .zip(1..)
-            .map(|(bytes, place)| letter(place, &vec![b'x'; *bytes])),
+            .map(|(bytes, position)| dead_letter(position, &vec![b'x'; *bytes])),
     );
-    let list = |file: &File, before| places(&file.dead_letters("w", Letters::Dead, before, 100).unwrap());
+    let list =
+        |file: &StoreFile, before| positions(&file.dead_letters("w", DeadLetterState::Dead, before, 100).unwrap());
     assert_eq!((list(&file, None), list(&file, Some(2))), (vec![4, 3, 2], vec![1]));
-    file.requeue_some("w", NO_BOUND).unwrap();
-    let requeued = file.requeued("w", 0, 100).unwrap();
-    assert_eq!(requeued.iter().map(|it| it.delivery.place).collect::<Vec<_>>(), [1]);
+    file.requeue_through("w", NO_BOUND).unwrap();
+    let requeued = file.requeued_dead_letters("w", 0, 100).unwrap();
+    assert_eq!(requeued.iter().map(|it| it.delivery.position).collect::<Vec<_>>(), [1]);
 }
 
 #[test]
-fn some_or_all_are_requeued_once_in_the_order_of_their_places() {
-    let (_directory, mut file) = file_with([5, 3, 4, 1].map(|place| letter(place, b"x")));
+fn some_or_all_are_requeued_once_in_the_order_of_their_positions() {
+    let (_directory, mut file) = file_with([5, 3, 4, 1].map(|position| dead_letter(position, b"x")));
     file.register(&webhook("other", 0), 1).unwrap();
-    bury(&mut file, "other", [letter(3, b"x")]);
+    insert_dead_letters(&mut file, "other", [dead_letter(3, b"x")]);
     let ids = [EventId::new(7, 3), EventId::new(8, 4), EventId::new(7, 5), EventId::new(7, 99)];
-    assert_eq!(file.requeue_these("w", &ids).unwrap(), 2);
-    assert_eq!(file.requeue_these("w", &ids).unwrap(), 0, "once");
+    assert_eq!(file.requeue_events("w", &ids).unwrap(), 2);
+    assert_eq!(file.requeue_events("w", &ids).unwrap(), 0, "once");
     assert_eq!(counts(&file), [(2, 2), (1, 0)]);
-    let through = file.newest_letter().unwrap();
-    bury(&mut file, "w", [letter(9, b"x")]);
-    assert_eq!(file.requeue_some("w", through).unwrap(), 2, "not what has died since");
-    let requeued: Vec<u64> = file.requeued("w", 0, 9).unwrap().iter().map(|it| it.delivery.place).collect();
+    let through = file.newest_dead_letter().unwrap();
+    insert_dead_letters(&mut file, "w", [dead_letter(9, b"x")]);
+    assert_eq!(file.requeue_through("w", through).unwrap(), 2, "not what has died since");
+    let requeued: Vec<u64> =
+        file.requeued_dead_letters("w", 0, 9).unwrap().iter().map(|it| it.delivery.position).collect();
     assert_eq!(requeued, [1, 3, 4, 5]);
-    assert_eq!(places(&file.dead_letters("w", Letters::Dead, None, 9).unwrap()), [9]);
+    assert_eq!(positions(&file.dead_letters("w", DeadLetterState::Dead, None, 9).unwrap()), [9]);
     assert_counters_fit(&file);
 }
 
 #[test]
 fn those_that_are_too_old_are_lost_and_no_others() {
-    let (_directory, mut file) = file_with((1..=300).map(|place| letter(place, b"x")));
+    let (_directory, mut file) = file_with((1..=300).map(|position| dead_letter(position, b"x")));
     file.register(&webhook("other", 0), 1).unwrap();
-    bury(&mut file, "other", [letter(280, b"x"), letter(400, b"x")]);
-    file.requeue_these("w", &[EventId::new(7, 1)]).unwrap();
-    assert_eq!(file.lose_letters(1, NO_BOUND).unwrap(), []);
-    let lost = |id: &str, letters| Lost { id: id.to_owned(), letters, bound: Bound::Age };
-    assert_eq!(file.lose_letters(290, NO_BOUND).unwrap(), [lost("w", 256)], "a small step, requeued or not");
-    assert_eq!(file.lose_letters(290, NO_BOUND).unwrap(), [lost("w", 33)]);
-    assert_eq!(file.lose_letters(301, NO_BOUND).unwrap(), [lost("other", 1), lost("w", 11)]);
-    assert_eq!(file.lose_letters(301, NO_BOUND).unwrap(), []);
+    insert_dead_letters(&mut file, "other", [dead_letter(280, b"x"), dead_letter(400, b"x")]);
+    file.requeue_events("w", &[EventId::new(7, 1)]).unwrap();
+    assert_eq!(file.retire_dead_letters(1, NO_BOUND).unwrap(), []);
+    let lost = |id: &str, letters| RetiredDeadLetters {
+        id: id.to_owned(),
+        dead_letters: letters,
+        bound: DeadLetterBound::Age,
+    };
+    assert_eq!(file.retire_dead_letters(290, NO_BOUND).unwrap(), [lost("w", 256)], "a small step, requeued or not");
+    assert_eq!(file.retire_dead_letters(290, NO_BOUND).unwrap(), [lost("w", 33)]);
+    assert_eq!(file.retire_dead_letters(301, NO_BOUND).unwrap(), [lost("other", 1), lost("w", 11)]);
+    assert_eq!(file.retire_dead_letters(301, NO_BOUND).unwrap(), []);
     assert_eq!(counts(&file), [(0, 0), (1, 0)]);
     assert_counters_fit(&file);
 }
@@ -112,12 +118,12 @@ fn those_that_are_too_old_are_lost_and_no_others() {
 #[test]
 fn the_oldest_beyond_the_bound_in_bytes_are_lost_and_not_more() {
     for bytes in [30, 3000, 30_000] {
-        let (_directory, mut file) = file_with((1..=100).map(|place| letter(place, &vec![b'x'; bytes])));
-        let all = super::bytes(file.connection()).unwrap();
+        let (_directory, mut file) = file_with((1..=100).map(|position| dead_letter(position, &vec![b'x'; bytes])));
+        let all = super::dead_letter_bytes(file.connection()).unwrap();
         assert!(all >= 100 * bytes as u64);
-        assert_eq!(file.lose_letters(0, all).unwrap(), []);
-        let lost = file.lose_letters(0, all * 9 / 10).unwrap();
-        assert_eq!(lost, [Lost { id: "w".to_owned(), letters: 10, bound: Bound::Bytes }]);
+        assert_eq!(file.retire_dead_letters(0, all).unwrap(), []);
+        let lost = file.retire_dead_letters(0, all * 9 / 10).unwrap();
+        assert_eq!(lost, [RetiredDeadLetters { id: "w".to_owned(), dead_letters: 10, bound: DeadLetterBound::Bytes }]);
         let oldest = "SELECT min(place), count(*) FROM dead_letters";
         assert_eq!(file.connection().query_row(oldest, [], |row| Ok((row.get(0)?, row.get(1)?))), Ok((11, 90)));
         assert_counters_fit(&file);
@@ -127,30 +133,34 @@ fn the_oldest_beyond_the_bound_in_bytes_are_lost_and_not_more() {
 #[test]
 fn what_dead_letters_take_of_the_file_does_not_drive_out_events() {
     let (_directory, mut file) = file_with([]);
-    let entries: Vec<_> = (1..=100).map(|place| event(place, "s", "k", &[b'x'; 1000])).collect();
-    file.write_one(1, 1, &entries, 1);
+    let entries: Vec<_> = (1..=100).map(|position| event(position, "s", "k", &[b'x'; 1000])).collect();
+    file.append_one(1, 1, &entries, 1);
     let bound = 300 << 10;
     assert_eq!(file.retire(0, bound, 1).unwrap(), None);
-    bury(&mut file, "w", (101..=900).map(|place| letter(place, &[b'x'; 3000])));
+    insert_dead_letters(&mut file, "w", (101..=900).map(|position| dead_letter(position, &[b'x'; 3000])));
     assert_eq!(file.retire(0, bound + (100 << 10), 1).unwrap(), None, "their indices aside");
 }
 
 #[test]
 fn erasing_a_session_takes_what_webhooks_have_of_it_and_counts_each_event_once() {
     let (_directory, mut file) = file_with([]);
-    for webhook in [webhook("v", 0), Registration { product: ProductId::new("q").unwrap(), ..webhook("q", 0) }] {
+    for webhook in [webhook("v", 0), WebhookRegistration { product: ProductId::new("q").unwrap(), ..webhook("q", 0) }] {
         file.register(&webhook, 1).unwrap();
     }
-    file.write_one(1, 1, &[event(1, "s", "k", b"a"), event(2, "t", "k", b"b")], 1);
-    let mut foreign = letter(2, b"b");
+    file.append_one(1, 1, &[event(1, "s", "k", b"a"), event(2, "t", "k", b"b")], 1);
+    let mut foreign = dead_letter(2, b"b");
     foreign.delivery.session = Some(session("t"));
     // 1 is kept, too; 8 and 9 are gone from the log, 20 is in memory alone.
-    let fates = || [1, 8, 9, 20].map(|place| Fate::Dead(letter(place, b"<payload>")));
-    journal(&mut file, "w", &changes(30, fates().into_iter().chain([Fate::Owed(owed(21)), Fate::Dead(foreign)])));
-    journal(&mut file, "v", &changes(30, fates()));
-    journal(&mut file, "q", &changes(30, fates()));
+    let deliveries = || [1, 8, 9, 20].map(|position| DeliveryChange::Dead(dead_letter(position, b"<payload>")));
+    journal(
+        &mut file,
+        "w",
+        &changes(30, deliveries().into_iter().chain([DeliveryChange::Owed(owed(21)), DeliveryChange::Dead(foreign)])),
+    );
+    journal(&mut file, "v", &changes(30, deliveries()));
+    journal(&mut file, "q", &changes(30, deliveries()));
     let erased = file.erase(1, &session("s"), 19).unwrap();
-    assert_eq!((erased.events, erased.letters), (1, 2));
+    assert_eq!((erased.events, erased.dead_letters), (1, 2));
     assert_eq!(counts(&file), [(1, 0), (0, 0), (4, 0)]);
     assert!(file.webhooks().unwrap().iter().all(|webhook| webhook.owed.is_empty()));
     assert_counters_fit(&file);
@@ -162,22 +172,24 @@ fn erasing_a_session_takes_what_webhooks_have_of_it_and_counts_each_event_once()
 
 #[test]
 fn an_erased_session_leaves_no_byte_of_its_dead_letters_once_the_file_is_scrubbed() {
-    let mark = |place: u64, of: &str| {
-        let mut letter = letter(place, format!("<{of} payload>").repeat(1 + place as usize % 90).as_bytes());
-        letter.delivery.session = Some(session(of));
+    let marked_letter = |position: u64, session_id: &str| {
+        let mut letter =
+            dead_letter(position, format!("<{session_id} payload>").repeat(1 + position as usize % 90).as_bytes());
+        letter.delivery.session = Some(session(session_id));
         letter
     };
-    let (_directory, mut file) =
-        file_with((1..=300).map(|place| mark(place, if place % 3 == 0 { "other" } else { "victim" })));
+    let (_directory, mut file) = file_with(
+        (1..=300).map(|position| marked_letter(position, if position % 3 == 0 { "other" } else { "victim" })),
+    );
     let mut owed = owed(301);
     owed.delivery.session = Some(session("victim"));
-    journal(&mut file, "w", &changes(301, [Fate::Owed(owed)]));
-    assert_eq!(file.erase(1, &session("victim"), NO_BOUND).unwrap().letters, 200);
+    journal(&mut file, "w", &changes(301, [DeliveryChange::Owed(owed)]));
+    assert_eq!(file.erase(1, &session("victim"), NO_BOUND).unwrap().dead_letters, 200);
     file.scrub().unwrap();
-    let stands = |text: &[u8]| {
+    let file_contains = |text: &[u8]| {
         let everything = crate::store::sqlite::tests::bytes_of(file.path()).into_iter().flatten();
         everything.into_iter().any(|bytes| bytes.windows(text.len()).any(|it| it == text))
     };
-    assert!(!stands(b"victim") && stands(b"other payload"));
+    assert!(!file_contains(b"victim") && file_contains(b"other payload"));
     assert_eq!(counts(&file), [(100, 0)]);
 }

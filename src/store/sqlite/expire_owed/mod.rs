@@ -8,19 +8,19 @@ mod tests;
 use rusqlite::{Connection, Row, params};
 
 use super::{
-    error::Fault,
-    schema::{address, count, place_of, signed},
+    error::FileFault,
+    schema::{entry_key, position_of, read_unsigned, signed},
     webhooks::read_scope,
 };
 use crate::event::{Kind, Only, Scope, SessionId};
 
 /// What one webhook was owed for too long.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Expired {
+pub(crate) struct ExpiredDeliveries {
     /// Whose.
     pub(crate) id: String,
     /// New dead letters.
-    pub(crate) letters: u64,
+    pub(crate) dead_letters: u64,
     /// What was owed although the file never had the event: gone.
     pub(crate) lost: u64,
 }
@@ -31,13 +31,13 @@ pub(crate) struct Expired {
 /// # Errors
 ///
 /// When the file cannot be read.
-pub(super) fn concerned(connection: &Connection, product: u32, through: u64) -> Result<u64, Fault> {
+pub(super) fn count_affected_webhooks(connection: &Connection, product: u32, through: u64) -> Result<u64, FileFault> {
     let mut statement = connection.prepare_cached(
         "SELECT count(*) FROM webhooks WHERE product = ?1 \
          AND (position < ?2 OR EXISTS (SELECT 1 FROM owed WHERE webhook = number AND place <= ?2))",
     )?;
     let mut rows = statement.query(params![product, signed(through)])?;
-    rows.next()?.map_or(Ok(0), |row| count(row, 0))
+    rows.next()?.map_or(Ok(0), |row| read_unsigned(row, 0))
 }
 
 /// Makes dead letters of what is owed of a product's entries up to `through`, at `now`; every webhook has passed them then.
@@ -46,20 +46,25 @@ pub(super) fn concerned(connection: &Connection, product: u32, through: u64) -> 
 /// # Errors
 ///
 /// When some of it cannot be written; the caller undoes the rest.
-pub(super) fn expire(connection: &Connection, product: u32, through: u64, now: i64) -> Result<Vec<Expired>, Fault> {
+pub(super) fn expire_owed(
+    connection: &Connection,
+    product: u32,
+    through: u64,
+    now: i64,
+) -> Result<Vec<ExpiredDeliveries>, FileFault> {
     let mut statement = connection.prepare_cached(
         "SELECT number, id, scope, position FROM webhooks WHERE product = ?1 \
          AND (position < ?2 OR EXISTS (SELECT 1 FROM owed WHERE webhook = number AND place <= ?2))",
     )?;
-    let concerned = statement.query_and_then(params![product, signed(through)], Webhook::read)?;
-    let webhooks: Result<Vec<Webhook>, Fault> = concerned.collect();
+    let affected = statement.query_and_then(params![product, signed(through)], ExpiringWebhook::read)?;
+    let webhooks: Result<Vec<ExpiringWebhook>, FileFault> = affected.collect();
     let mut expired = Vec::new();
     for webhook in webhooks? {
-        let letters = webhook.bury_owed(connection, product, through, now)?;
-        let letters = letters + webhook.bury_ahead(connection, product, through, now)?;
-        let (had, lost) = webhook.forget_owed(connection, through)?;
-        if letters > 0 || had || webhook.position < through {
-            expired.push(Expired { id: webhook.id, letters, lost });
+        let dead_letters = webhook.insert_owed_dead_letters(connection, product, through, now)?;
+        let dead_letters = dead_letters + webhook.insert_unreached_dead_letters(connection, product, through, now)?;
+        let (had_owed, lost) = webhook.delete_owed(connection, through)?;
+        if dead_letters > 0 || had_owed || webhook.position < through {
+            expired.push(ExpiredDeliveries { id: webhook.id, dead_letters, lost });
         }
     }
     let mut update =
@@ -68,21 +73,27 @@ pub(super) fn expire(connection: &Connection, product: u32, through: u64, now: i
     Ok(expired)
 }
 
-struct Webhook {
+struct ExpiringWebhook {
     number: i64,
     id: String,
     scope: Scope,
     position: u64,
 }
 
-impl Webhook {
-    fn read(row: &Row<'_>) -> Result<Self, Fault> {
+impl ExpiringWebhook {
+    fn read(row: &Row<'_>) -> Result<Self, FileFault> {
         let scope = read_scope(row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?)?;
-        Ok(Self { number: row.get(0)?, id: row.get(1)?, scope, position: count(row, 3)? })
+        Ok(Self { number: row.get(0)?, id: row.get(1)?, scope, position: read_unsigned(row, 3)? })
     }
 
     /// What it has passed and not settled. What is a dead letter already, and waits to be delivered again, stays that.
-    fn bury_owed(&self, connection: &Connection, product: u32, through: u64, now: i64) -> Result<u64, Fault> {
+    fn insert_owed_dead_letters(
+        &self,
+        connection: &Connection,
+        product: u32,
+        through: u64,
+        now: i64,
+    ) -> Result<u64, FileFault> {
         let mut insert = connection.prepare_cached(
             "INSERT INTO dead_letters (webhook, place, epoch, sequence, suffix, kind, session, created_at, died_at, \
              reason, requeued, attempts, payload) \
@@ -92,16 +103,22 @@ impl Webhook {
              WHERE webhook = ?2 AND place <= ?3 \
              ON CONFLICT (webhook, place) DO NOTHING",
         )?;
-        Ok(insert.execute(params![address(product, 0)?, self.number, signed(through), now])? as u64)
+        Ok(insert.execute(params![entry_key(product, 0)?, self.number, signed(through), now])? as u64)
     }
 
     /// What it has not come to. What it has settled before its turn is owed no more, or is a dead letter already.
-    fn bury_ahead(&self, connection: &Connection, product: u32, through: u64, now: i64) -> Result<u64, Fault> {
+    fn insert_unreached_dead_letters(
+        &self,
+        connection: &Connection,
+        product: u32,
+        through: u64,
+        now: i64,
+    ) -> Result<u64, FileFault> {
         if self.position >= through {
             return Ok(0);
         }
-        let range = [address(product, self.position)?, address(product, through)?];
-        let mut heads = connection.prepare_cached(
+        let range = [entry_key(product, self.position)?, entry_key(product, through)?];
+        let mut headers = connection.prepare_cached(
             "SELECT entry, kind, session FROM entries WHERE entry > ?1 AND entry <= ?2 AND payload IS NOT NULL",
         )?;
         let mut insert = connection.prepare_cached(
@@ -111,19 +128,19 @@ impl Webhook {
              FROM entries WHERE entry = ?3 \
              ON CONFLICT (webhook, place) DO NOTHING",
         )?;
-        let mut rows = heads.query(range)?;
-        let mut letters = 0;
+        let mut rows = headers.query(range)?;
+        let mut dead_letters = 0;
         while let Some(row) = rows.next()? {
             let entry: i64 = row.get(0)?;
-            if self.is_admitted(row)? {
-                letters += insert.execute(params![self.number, signed(place_of(entry)), entry, now])?;
+            if self.admits_row(row)? {
+                dead_letters += insert.execute(params![self.number, signed(position_of(entry)), entry, now])?;
             }
         }
-        Ok(letters as u64)
+        Ok(dead_letters as u64)
     }
 
     /// As [`Scope::admits`] says, of a row with a kind and a session.
-    fn is_admitted(&self, row: &Row<'_>) -> Result<bool, Fault> {
+    fn admits_row(&self, row: &Row<'_>) -> Result<bool, FileFault> {
         let kind = Kind::new(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?);
         let of_session = match &self.scope.sessions {
             Only::Everything => true,
@@ -136,14 +153,14 @@ impl Webhook {
     }
 
     /// Tells whether anything was owed, and how much of it has not become a dead letter, because there was no event any more.
-    fn forget_owed(&self, connection: &Connection, through: u64) -> Result<(bool, u64), Fault> {
+    fn delete_owed(&self, connection: &Connection, through: u64) -> Result<(bool, u64), FileFault> {
         let key = params![self.number, signed(through)];
         let mut lost = connection.prepare_cached(
             "SELECT count(*) FROM owed WHERE webhook = ?1 AND place <= ?2 AND NOT EXISTS ( \
                  SELECT 1 FROM dead_letters WHERE webhook = owed.webhook AND place = owed.place)",
         )?;
         let mut rows = lost.query(key)?;
-        let lost = rows.next()?.map_or(Ok(0), |row| count(row, 0))?;
+        let lost = rows.next()?.map_or(Ok(0), |row| read_unsigned(row, 0))?;
         let mut delete = connection.prepare_cached("DELETE FROM owed WHERE webhook = ?1 AND place <= ?2")?;
         Ok((delete.execute(key)? > 0, lost))
     }

@@ -12,14 +12,14 @@ mod tests;
 use rusqlite::{Connection, params};
 
 use super::{
-    Erased, File, FileError, Retired, Sync, dead_letters,
-    error::Fault,
+    ErasedSession, FileError, RetentionStep, StoreFile, SyncMode, dead_letters,
+    error::FileFault,
     expire_owed,
-    schema::{MAX_PLACE, address, count, place_of, signed},
+    schema::{MAX_POSITION, entry_key, position_of, read_unsigned, signed},
 };
 use crate::event::SessionId;
 
-impl File {
+impl StoreFile {
     /// Takes away some of the oldest entries if the oldest of all was kept before `oldest_kept_at`, in Unix
     /// milliseconds, or if the file uses more than `most_bytes` beside dead letters; none when there is nothing to do. What is
     /// owed of them is dead from `now` on. One small step: call it again.
@@ -30,22 +30,27 @@ impl File {
     pub(crate) fn retire(
         &mut self,
         oldest_kept_at: u64,
-        most_bytes: u64,
+        max_bytes: u64,
         now: u64,
-    ) -> Result<Option<Retired>, FileError> {
-        let retired = self.try_retire(signed(oldest_kept_at), most_bytes, signed(now));
+    ) -> Result<Option<RetentionStep>, FileError> {
+        let retired = self.try_retire(signed(oldest_kept_at), max_bytes, signed(now));
         retired.map_err(|fault| fault.at(&self.path, "retire entries of"))
     }
 
-    fn try_retire(&mut self, oldest_kept_at: i64, most_bytes: u64, now: i64) -> Result<Option<Retired>, Fault> {
-        let usage = Usage::read(&self.connection)?;
-        let Some(oldest) = Oldest::find(&self.connection)? else { return Ok(None) };
-        let excess = usage.bytes.saturating_sub(most_bytes);
+    fn try_retire(
+        &mut self,
+        oldest_kept_at: i64,
+        max_bytes: u64,
+        now: i64,
+    ) -> Result<Option<RetentionStep>, FileFault> {
+        let usage = FileUsage::read(&self.connection)?;
+        let Some(oldest) = OldestEntry::find(&self.connection)? else { return Ok(None) };
+        let excess = usage.bytes.saturating_sub(max_bytes);
         if excess == 0 && oldest.kept_at >= oldest_kept_at {
             return Ok(None);
         }
-        let retired = self.commit(Sync::Normal, |connection| {
-            let cut = oldest.cut(connection, oldest_kept_at, excess, usage.page_bytes)?;
+        let retired = self.in_transaction(SyncMode::Normal, |connection| {
+            let cut = oldest.find_cut(connection, oldest_kept_at, excess, usage.page_bytes)?;
             oldest.retire(connection, &cut, now)
         });
         retired.map(Some)
@@ -57,7 +62,7 @@ impl File {
     ///
     /// When the file cannot be read.
     pub(crate) fn used_bytes(&self) -> Result<u64, FileError> {
-        let usage = Usage::read(&self.connection).map_err(|fault| fault.at(&self.path, "measure"))?;
+        let usage = FileUsage::read(&self.connection).map_err(|fault| fault.at(&self.path, "measure"))?;
         Ok(usage.bytes)
     }
 
@@ -68,11 +73,16 @@ impl File {
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub(crate) fn erase(&mut self, number: u32, session: &SessionId, in_memory_from: u64) -> Result<Erased, FileError> {
-        let erased = self.commit(Sync::Normal, |connection| {
-            let letters = erase_owed(connection, number, session, in_memory_from)?;
-            let (events, bytes) = erase_rows(connection, number, session)?;
-            Ok(Erased { events, bytes, letters })
+    pub(crate) fn erase(
+        &mut self,
+        number: u32,
+        session: &SessionId,
+        in_memory_from: u64,
+    ) -> Result<ErasedSession, FileError> {
+        let erased = self.in_transaction(SyncMode::Normal, |connection| {
+            let dead_letters = erase_owed(connection, number, session, in_memory_from)?;
+            let (events, bytes) = erase_entries(connection, number, session)?;
+            Ok(ErasedSession { events, bytes, dead_letters })
         });
         erased.map_err(|fault| fault.at(&self.path, "erase a session in"))
     }
@@ -84,12 +94,15 @@ impl File {
     ///
     /// When there is no room, or a reader is in the way. What is kept is kept in any case.
     pub(crate) fn scrub(&mut self) -> Result<(), FileError> {
-        let done = |connection: &Connection| Ok(connection.execute("UPDATE state SET needs_scrub = 0", [])?);
-        let scrubbed = self.vacuum().and_then(|()| self.empty_wal()).and_then(|()| self.commit(Sync::Normal, done));
+        let mark_scrubbed = |connection: &Connection| Ok(connection.execute("UPDATE state SET needs_scrub = 0", [])?);
+        let scrubbed = self
+            .vacuum()
+            .and_then(|()| self.truncate_wal())
+            .and_then(|()| self.in_transaction(SyncMode::Normal, mark_scrubbed));
         scrubbed.map(drop).map_err(|fault| fault.at(&self.path, "scrub"))
     }
 
-    fn vacuum(&self) -> Result<(), Fault> {
+    fn vacuum(&self) -> Result<(), FileFault> {
         // The copy may be larger than memory. It holds nothing that has been deleted, and lies beside the file: there is room
         // for the one place that is sure to be writable.
         self.connection.pragma_update(None, "temp_store", "FILE")?;
@@ -98,45 +111,45 @@ impl File {
         }
         let vacuumed = self.connection.execute_batch("VACUUM");
         self.connection.pragma_update(None, "temp_store", "MEMORY")?;
-        vacuumed.map_err(Fault::from)
+        vacuumed.map_err(FileFault::from)
     }
 
     /// Moves everything from the write-ahead log into the file and cuts it to nothing.
-    fn empty_wal(&self) -> Result<(), Fault> {
+    fn truncate_wal(&self) -> Result<(), FileFault> {
         let is_busy: bool = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if is_busy { Err(Fault::Refused("a reader keeps the write-ahead log in use")) } else { Ok(()) }
+        if is_busy { Err(FileFault::Refused("a reader keeps the write-ahead log in use")) } else { Ok(()) }
     }
 }
 
 /// How much of the file is in use, dead letters aside.
-struct Usage {
+struct FileUsage {
     bytes: u64,
     page_bytes: u64,
 }
 
-impl Usage {
-    fn read(connection: &Connection) -> Result<Self, Fault> {
+impl FileUsage {
+    fn read(connection: &Connection) -> Result<Self, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT (page_count - freelist_count) * page_size, page_size \
              FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
         )?;
         let mut rows = statement.query([])?;
-        let row = rows.next()?.ok_or_else(|| Fault::found("the page count is gone"))?;
-        let bytes = count(row, 0)?.saturating_sub(dead_letters::bytes(connection)?);
-        Ok(Self { bytes, page_bytes: count(row, 1)? })
+        let row = rows.next()?.ok_or_else(|| FileFault::damage("the page count is gone"))?;
+        let bytes = read_unsigned(row, 0)?.saturating_sub(dead_letters::dead_letter_bytes(connection)?);
+        Ok(Self { bytes, page_bytes: read_unsigned(row, 1)? })
     }
 }
 
 /// The oldest row of the product whose oldest row is the oldest.
-struct Oldest {
-    number: u32,
+struct OldestEntry {
+    product_number: u32,
     evicted_through: u64,
     kept_at: i64,
 }
 
-impl Oldest {
+impl OldestEntry {
     /// One look at the index for each product.
-    fn find(connection: &Connection) -> Result<Option<Self>, Fault> {
+    fn find(connection: &Connection) -> Result<Option<Self>, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT number, evicted_through, kept_at FROM products CROSS JOIN entries ON entry = ( \
                  SELECT min(entry) FROM entries \
@@ -145,71 +158,88 @@ impl Oldest {
         )?;
         let mut rows = statement.query([])?;
         let Some(row) = rows.next()? else { return Ok(None) };
-        Ok(Some(Self { number: row.get(0)?, evicted_through: count(row, 1)?, kept_at: row.get(2)? }))
+        Ok(Some(Self { product_number: row.get(0)?, evicted_through: read_unsigned(row, 1)?, kept_at: row.get(2)? }))
     }
 
     /// What to take away: rows that are too old, and as many as make up for `excess` bytes, but not more.
-    fn cut(&self, connection: &Connection, oldest_kept_at: i64, excess: u64, page_bytes: u64) -> Result<Cut, Fault> {
+    fn find_cut(
+        &self,
+        connection: &Connection,
+        oldest_kept_at: i64,
+        excess: u64,
+        page_bytes: u64,
+    ) -> Result<RetentionCut, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT entry, kept_at, ifnull(octet_length(session), 0), ifnull(octet_length(kind), 0), \
                     ifnull(octet_length(payload), 0) \
              FROM entries WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3",
         )?;
-        let (first, last) = (address(self.number, self.evicted_through)?, address(self.number, MAX_PLACE)?);
+        let (first, last) =
+            (entry_key(self.product_number, self.evicted_through)?, entry_key(self.product_number, MAX_POSITION)?);
         // Each may become a dead letter of each webhook that is not ahead of it.
-        let concerned = expire_owed::concerned(connection, self.number, self.through_step(connection)?)?;
-        let most = (STEP / (1 + concerned)).max(1);
-        let mut rows = statement.query(params![first, last, signed(most)])?;
-        let mut cut = Cut { last: first, events: 0, bytes: 0 };
+        let affected_webhooks =
+            expire_owed::count_affected_webhooks(connection, self.product_number, self.step_end(connection)?)?;
+        let max_rows = (RETENTION_STEP_ROWS / (1 + affected_webhooks)).max(1);
+        let mut rows = statement.query(params![first, last, signed(max_rows)])?;
+        let mut cut = RetentionCut { last: first, events: 0, bytes: 0 };
         let mut freed = 0;
         while let Some(row) = rows.next()? {
             let kept_at: i64 = row.get(1)?;
             if freed >= excess && kept_at >= oldest_kept_at {
                 break;
             }
-            let (session, kind, payload) = (count(row, 2)?, count(row, 3)?, count(row, 4)?);
+            let (session, kind, payload) = (read_unsigned(row, 2)?, read_unsigned(row, 3)?, read_unsigned(row, 4)?);
             freed += footprint(session * 2 + kind + payload + ROW_OVERHEAD_BYTES, page_bytes);
-            cut = Cut { last: row.get(0)?, events: cut.events + 1, bytes: cut.bytes + session + kind + payload };
+            cut =
+                RetentionCut { last: row.get(0)?, events: cut.events + 1, bytes: cut.bytes + session + kind + payload };
         }
         Ok(cut)
     }
 
     /// The place of the last row that one step may take away.
-    fn through_step(&self, connection: &Connection) -> Result<u64, Fault> {
+    fn step_end(&self, connection: &Connection) -> Result<u64, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT ifnull(max(entry), ?1) FROM ( \
                  SELECT entry FROM entries WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3)",
         )?;
-        let (first, last) = (address(self.number, self.evicted_through)?, address(self.number, MAX_PLACE)?);
-        Ok(place_of(statement.query_row(params![first, last, signed(STEP)], |row| row.get(0))?))
+        let (first, last) =
+            (entry_key(self.product_number, self.evicted_through)?, entry_key(self.product_number, MAX_POSITION)?);
+        Ok(position_of(statement.query_row(params![first, last, signed(RETENTION_STEP_ROWS)], |row| row.get(0))?))
     }
 
-    fn retire(&self, connection: &Connection, cut: &Cut, now: i64) -> Result<Retired, Fault> {
-        let first = address(self.number, self.evicted_through)?;
-        let evicted_through = self.place_before_rest(connection, cut.last)?;
-        let expired = expire_owed::expire(connection, self.number, evicted_through, now)?;
+    fn retire(&self, connection: &Connection, cut: &RetentionCut, now: i64) -> Result<RetentionStep, FileFault> {
+        let first = entry_key(self.product_number, self.evicted_through)?;
+        let evicted_through = self.position_before_rest(connection, cut.last)?;
+        let expired = expire_owed::expire_owed(connection, self.product_number, evicted_through, now)?;
         let mut delete = connection.prepare_cached("DELETE FROM entries WHERE entry > ?1 AND entry <= ?2")?;
         delete.execute([first, cut.last])?;
         let mut update = connection.prepare_cached(
             "UPDATE products SET evicted_through = ?2, events = events - ?3, bytes = bytes - ?4 WHERE number = ?1",
         )?;
-        update.execute(params![self.number, signed(evicted_through), signed(cut.events), signed(cut.bytes)])?;
-        forget_missing(connection, self.number, evicted_through)?;
-        forget_spans(connection, self.number, evicted_through)?;
-        Ok(Retired { number: self.number, evicted_through, events: cut.events, bytes: cut.bytes, expired })
+        update.execute(params![self.product_number, signed(evicted_through), signed(cut.events), signed(cut.bytes)])?;
+        delete_holes(connection, self.product_number, evicted_through)?;
+        delete_spans(connection, self.product_number, evicted_through)?;
+        Ok(RetentionStep {
+            product_number: self.product_number,
+            evicted_through,
+            events: cut.events,
+            bytes: cut.bytes,
+            expired,
+        })
     }
 
     /// The place before the first row behind `last`: holes between them are no more worth knowing of.
-    fn place_before_rest(&self, connection: &Connection, last: i64) -> Result<u64, Fault> {
+    fn position_before_rest(&self, connection: &Connection, last: i64) -> Result<u64, FileFault> {
         let mut statement =
             connection.prepare_cached("SELECT min(entry) FROM entries WHERE entry > ?1 AND entry <= ?2")?;
-        let rest: Option<i64> = statement.query_row([last, address(self.number, MAX_PLACE)?], |row| row.get(0))?;
-        Ok(place_of(rest.map_or(last, |entry| entry - 1)))
+        let rest: Option<i64> =
+            statement.query_row([last, entry_key(self.product_number, MAX_POSITION)?], |row| row.get(0))?;
+        Ok(position_of(rest.map_or(last, |entry| entry - 1)))
     }
 }
 
 /// The rows up to `last`, an entry's key.
-struct Cut {
+struct RetentionCut {
     last: i64,
     events: u64,
     bytes: u64,
@@ -223,32 +253,37 @@ fn footprint(row_bytes: u64, page_bytes: u64) -> u64 {
     }
 }
 
-fn forget_missing(connection: &Connection, number: u32, evicted_through: u64) -> Result<(), Fault> {
+fn delete_holes(connection: &Connection, product_number: u32, evicted_through: u64) -> Result<(), FileFault> {
     let mut delete = connection.prepare_cached("DELETE FROM missing WHERE product = ?1 AND last <= ?2")?;
-    delete.execute(params![number, signed(evicted_through)])?;
+    delete.execute(params![product_number, signed(evicted_through)])?;
     Ok(())
 }
 
 /// Forgets what ids the places that are gone had, except the newest: they tell an old id from an unknown one.
-fn forget_spans(connection: &Connection, number: u32, evicted_through: u64) -> Result<(), Fault> {
+fn delete_spans(connection: &Connection, number: u32, evicted_through: u64) -> Result<(), FileFault> {
     // The newest span that begins no later than the first place kept is the one that place is in.
     let mut delete = connection.prepare_cached(
         "DELETE FROM spans WHERE product = ?1 AND place < ( \
              SELECT place FROM spans WHERE product = ?1 AND place <= ?2 + 1 ORDER BY place DESC LIMIT 1 OFFSET ?3)",
     )?;
-    delete.execute(params![number, signed(evicted_through), EVICTED_SPANS])?;
+    delete.execute(params![number, signed(evicted_through), MAX_EVICTED_SPANS])?;
     Ok(())
 }
 
 /// Deletes what webhooks have of a session, and returns how many events there were that are nowhere else.
-fn erase_owed(connection: &Connection, number: u32, session: &SessionId, in_memory_from: u64) -> Result<u64, Fault> {
-    let of = params![session.as_str(), number];
-    let letters = connection.query_row_and_then(
+fn erase_owed(
+    connection: &Connection,
+    number: u32,
+    session: &SessionId,
+    in_memory_from: u64,
+) -> Result<u64, FileFault> {
+    let parameters = params![session.as_str(), number];
+    let dead_letters = connection.query_row_and_then(
         "SELECT count(DISTINCT place) FROM dead_letters INDEXED BY dead_by_session \
          WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2) AND place <= ?3 \
          AND NOT EXISTS (SELECT 1 FROM entries WHERE entry = ?4 + place)",
-        params![session.as_str(), number, signed(in_memory_from), address(number, 0)?],
-        |row| count(row, 0),
+        params![session.as_str(), number, signed(in_memory_from), entry_key(number, 0)?],
+        |row| read_unsigned(row, 0),
     )?;
     for statement in [
         // Overwritten where they are, as below.
@@ -259,14 +294,14 @@ fn erase_owed(connection: &Connection, number: u32, session: &SessionId, in_memo
         "DELETE FROM owed INDEXED BY owed_by_session \
          WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
     ] {
-        connection.execute(statement, of)?;
+        connection.execute(statement, parameters)?;
     }
-    Ok(letters)
+    Ok(dead_letters)
 }
 
 /// Deletes the rows of a session and returns how many there were.
-fn erase_rows(connection: &Connection, number: u32, session: &SessionId) -> Result<(u64, u64), Fault> {
-    let rows = params![session.as_str(), address(number, 0)?, address(number, MAX_PLACE)?];
+fn erase_entries(connection: &Connection, number: u32, session: &SessionId) -> Result<(u64, u64), FileFault> {
+    let rows = params![session.as_str(), entry_key(number, 0)?, entry_key(number, MAX_POSITION)?];
     let (events, bytes): (i64, i64) = connection.query_row(
         "SELECT count(*), ifnull(sum(octet_length(session) + octet_length(kind) + octet_length(payload)), 0) \
          FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
@@ -288,10 +323,10 @@ fn erase_rows(connection: &Connection, number: u32, session: &SessionId) -> Resu
 }
 
 /// Rows that one step deletes: some milliseconds.
-const STEP: u64 = 512;
+const RETENTION_STEP_ROWS: u64 = 512;
 
 /// Evicted spans that stay. Each is a time at which ids did not follow one another, such as a restart.
-const EVICTED_SPANS: i64 = 4096;
+const MAX_EVICTED_SPANS: i64 = 4096;
 
 /// What SQLite and the columns of fixed size add to a row and its place in the index.
 const ROW_OVERHEAD_BYTES: u64 = 64;

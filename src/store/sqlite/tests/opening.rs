@@ -12,18 +12,18 @@ fn foreign_file(path: &Path, application_id: i64) -> Connection {
 
 #[test]
 fn an_empty_file_and_one_with_only_a_header_are_fresh() {
-    let (_directory, path) = place_for_file();
+    let (_directory, path) = temporary_path();
     fs::write(&path, b"").unwrap();
-    File::open(&path).unwrap().close().unwrap();
+    StoreFile::open(&path).unwrap().close().unwrap();
     fs::remove_file(&path).unwrap();
     Connection::open(&path).unwrap().pragma_update(None, "journal_mode", "WAL").unwrap();
     assert!(fs::metadata(&path).unwrap().len() > 0);
-    File::open(&path).unwrap().close().unwrap();
+    StoreFile::open(&path).unwrap().close().unwrap();
 }
 
 #[test]
 fn the_settings_are_in_force() {
-    let (_directory, file) = file_of_one();
+    let (_directory, file) = file_with_product();
     let setting = |name: &str| file.connection.pragma_query_value(None, name, |row| row.get::<_, Value>(0)).unwrap();
     assert_eq!(setting("journal_mode"), Value::Text("wal".into()));
     for (name, value) in [
@@ -44,7 +44,7 @@ fn the_settings_are_in_force() {
 
 #[test]
 fn migrations_are_applied_in_order_and_keep_what_is_there() {
-    let (_directory, path) = place_for_file();
+    let (_directory, path) = temporary_path();
     let mut connection = Connection::open(&path).unwrap();
     let scripts = ["CREATE TABLE a (x)", "ALTER TABLE a ADD COLUMN y DEFAULT 5", "CREATE TABLE b (x); nonsense"];
     schema::migrate(&mut connection, 0, &scripts[..1]).unwrap();
@@ -60,11 +60,11 @@ fn migrations_are_applied_in_order_and_keep_what_is_there() {
 
 #[test]
 fn a_newer_version_is_refused_and_left_alone() {
-    let (_directory, path) = place_for_file();
-    File::open(&path).unwrap().close().unwrap();
+    let (_directory, path) = temporary_path();
+    StoreFile::open(&path).unwrap().close().unwrap();
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let before = bytes_of(&path).swap_remove(0);
-    for refused in [File::open(&path).unwrap_err(), Reader::open(&path).unwrap_err()] {
+    for refused in [StoreFile::open(&path).unwrap_err(), StoreReader::open(&path).unwrap_err()] {
         assert!(matches!(refused, FileError::NewerVersion { found: 7, known: 1, .. }), "{refused:?}");
         assert!(refused.to_string().ends_with("version 7, the newest known here is 1"), "{refused}");
     }
@@ -74,16 +74,16 @@ fn a_newer_version_is_refused_and_left_alone() {
 #[test]
 fn a_foreign_file_is_refused_and_left_alone() {
     for application_id in [0, 42] {
-        let (_directory, path) = place_for_file();
+        let (_directory, path) = temporary_path();
         // Its last commits are in its write-ahead log, as after a crash.
         let other = foreign_file(&path, application_id);
         let copy = path.with_file_name("copy.db");
         for suffix in ["", "-wal"] {
-            fs::copy(with(&path, suffix), with(&copy, suffix)).unwrap();
+            fs::copy(with_suffix(&path, suffix), with_suffix(&copy, suffix)).unwrap();
         }
         drop(other);
         let before = bytes_of(&copy);
-        let refused = File::open(&copy).unwrap_err();
+        let refused = StoreFile::open(&copy).unwrap_err();
         assert!(matches!(refused, FileError::Foreign { found, .. } if found == application_id), "{refused:?}");
         assert_eq!(bytes_of(&copy)[..2], before[..2]);
     }
@@ -92,37 +92,37 @@ fn a_foreign_file_is_refused_and_left_alone() {
 #[test]
 fn what_is_no_database_is_damaged() {
     for garbage in [&b"xy"[..], &[b'x'; 20_000], b"SQLite format 3\0 and then something else"] {
-        let (_directory, path) = place_for_file();
+        let (_directory, path) = temporary_path();
         fs::write(&path, garbage).unwrap();
-        let error = File::open(&path).unwrap_err();
+        let error = StoreFile::open(&path).unwrap_err();
         assert!(matches!(error, FileError::Damaged { .. }), "{error:?}");
-        assert!(matches!(Reader::open(&path), Err(FileError::Damaged { .. })));
+        assert!(matches!(StoreReader::open(&path), Err(FileError::Damaged { .. })));
         assert_eq!(fs::read(&path).unwrap(), garbage);
     }
 }
 
 #[test]
 fn a_truncated_file_is_damaged() {
-    let (_directory, mut file) = file_of_one();
-    for place in 1..200 {
-        file.write_one(1, place, &[event(place, "s", "k", &[b'x'; 1000])], 1);
+    let (_directory, mut file) = file_with_product();
+    for position in 1..200 {
+        file.append_one(1, position, &[event(position, "s", "k", &[b'x'; 1000])], 1);
     }
     let path = file.path().to_owned();
     file.close().unwrap();
     let bytes = fs::read(&path).unwrap();
     for length in [50, 5000, 8192, bytes.len() / 2, bytes.len() - 8192] {
         fs::write(&path, &bytes[..length]).unwrap();
-        let error = File::open(&path).err().or_else(|| Reader::open(&path).unwrap().check().err()).unwrap();
+        let error = StoreFile::open(&path).err().or_else(|| StoreReader::open(&path).unwrap().check().err()).unwrap();
         assert!(matches!(error, FileError::Damaged { .. }), "{length}: {error:?}");
     }
 }
 
 #[test]
-fn a_file_that_cannot_be_opened_is_trouble() {
-    let (directory, path) = place_for_file();
-    assert!(matches!(File::open(directory.path()), Err(FileError::Trouble { .. })));
-    assert!(matches!(File::open(&path.join("x")), Err(FileError::Trouble { .. })));
-    assert!(matches!(Reader::open(&path), Err(FileError::Trouble { .. })));
+fn a_file_that_cannot_be_opened_is_unavailable() {
+    let (directory, path) = temporary_path();
+    assert!(matches!(StoreFile::open(directory.path()), Err(FileError::Unavailable { .. })));
+    assert!(matches!(StoreFile::open(&path.join("x")), Err(FileError::Unavailable { .. })));
+    assert!(matches!(StoreReader::open(&path), Err(FileError::Unavailable { .. })));
     fs::write(&path, b"").unwrap();
-    assert!(matches!(Reader::open(&path), Err(FileError::Trouble { source: Fault::Refused(_), .. })));
+    assert!(matches!(StoreReader::open(&path), Err(FileError::Unavailable { source: FileFault::Refused(_), .. })));
 }

@@ -10,22 +10,22 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, Row, params};
 
 use super::{
-    File, FileError, Sync, dead_letters,
-    error::Fault,
-    products::{insert_product, number_of},
-    read_id,
-    schema::{address, count, signed},
+    FileError, StoreFile, SyncMode, dead_letters,
+    error::FileFault,
+    products::{insert_product, product_number},
+    read_event_id,
+    schema::{entry_key, read_unsigned, signed},
     set_synced,
 };
 use crate::{
     event::{Kind, Only, ProductId, Scope, SessionId},
-    store::webhook_rows::{Changes, Fate, KeptWebhook, Owed, Registration},
+    store::webhook_rows::{DeliveryChange, OwedDelivery, StoredWebhook, WebhookChanges, WebhookRegistration},
     webhook_delivery::{Attempt, Delivery},
 };
 
 /// How a webhook stands in the file once it is registered.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Registered {
+pub(crate) struct RegistrationOutcome {
     /// The file had none of this id and product.
     pub(crate) is_new: bool,
     /// Dead letters and what was owed to one of the same id and another product: gone.
@@ -36,7 +36,7 @@ pub(crate) struct Registered {
 
 /// How many dead letters a webhook has.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Counts {
+pub(crate) struct DeadLetterCounts {
     /// Whose.
     pub(crate) id: String,
     /// Those that stay.
@@ -45,16 +45,20 @@ pub(crate) struct Counts {
     pub(crate) requeued: u64,
 }
 
-impl File {
+impl StoreFile {
     /// Keeps a webhook, or changes what is kept of it but its position. On the disk when it returns.
     ///
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub(crate) fn register(&mut self, webhook: &Registration, now: u64) -> Result<Registered, FileError> {
-        let registered = self.commit(Sync::Full, |connection| {
+    pub(crate) fn register(
+        &mut self,
+        webhook: &WebhookRegistration,
+        now: u64,
+    ) -> Result<RegistrationOutcome, FileError> {
+        let registered = self.in_transaction(SyncMode::Full, |connection| {
             set_synced(connection, now)?;
-            register(connection, webhook)
+            upsert_webhook(connection, webhook)
         });
         registered.map_err(|fault| fault.at(&self.path, "register a webhook in"))
     }
@@ -66,15 +70,15 @@ impl File {
     ///
     /// When the file cannot be written.
     pub(crate) fn unregister(&mut self, id: &str, now: u64) -> Result<bool, FileError> {
-        let forgotten = self.commit(Sync::Full, |connection| {
-            set_synced(connection, now)?;
-            match find(connection, id)? {
-                Some(webhook) => {
-                    Ok(forget_some(connection, webhook.number)? == 0 && forget(connection, webhook.number)?)
+        let forgotten =
+            self.in_transaction(SyncMode::Full, |connection| {
+                set_synced(connection, now)?;
+                match find_webhook(connection, id)? {
+                    Some(webhook) => Ok(delete_some_rows(connection, webhook.number)? == 0
+                        && delete_webhook(connection, webhook.number)?),
+                    None => Ok(true),
                 }
-                None => Ok(true),
-            }
-        });
+            });
         forgotten.map_err(|fault| fault.at(&self.path, "unregister a webhook in"))
     }
 
@@ -83,7 +87,7 @@ impl File {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub(crate) fn webhooks(&self) -> Result<Vec<KeptWebhook>, FileError> {
+    pub(crate) fn webhooks(&self) -> Result<Vec<StoredWebhook>, FileError> {
         read_webhooks(&self.connection).map_err(|fault| fault.at(&self.path, "read webhooks from"))
     }
 
@@ -92,13 +96,13 @@ impl File {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub(crate) fn counts(&self) -> Result<Vec<Counts>, FileError> {
-        read_counts(&self.connection).map_err(|fault| fault.at(&self.path, "count dead letters in"))
+    pub(crate) fn dead_letter_counts(&self) -> Result<Vec<DeadLetterCounts>, FileError> {
+        read_dead_letter_counts(&self.connection).map_err(|fault| fault.at(&self.path, "count dead letters in"))
     }
 }
 
 /// What the file knows of one webhook by itself.
-struct Known {
+struct WebhookRow {
     number: i64,
     product: u32,
     position: u64,
@@ -106,83 +110,92 @@ struct Known {
     has_dead: bool,
 }
 
-fn find(connection: &Connection, id: &str) -> Result<Option<Known>, Fault> {
+fn find_webhook(connection: &Connection, id: &str) -> Result<Option<WebhookRow>, FileFault> {
     let mut statement = connection
         .prepare_cached("SELECT number, product, position, dead + requeued > 0 FROM webhooks WHERE id = ?1")?;
     let mut rows = statement.query([id])?;
     let Some(row) = rows.next()? else { return Ok(None) };
-    Ok(Some(Known { number: row.get(0)?, product: row.get(1)?, position: count(row, 2)?, has_dead: row.get(3)? }))
+    Ok(Some(WebhookRow {
+        number: row.get(0)?,
+        product: row.get(1)?,
+        position: read_unsigned(row, 2)?,
+        has_dead: row.get(3)?,
+    }))
 }
 
-fn register(connection: &Connection, webhook: &Registration) -> Result<Registered, Fault> {
-    if number_of(connection, &webhook.product)?.is_none() {
+fn upsert_webhook(connection: &Connection, webhook: &WebhookRegistration) -> Result<RegistrationOutcome, FileFault> {
+    if product_number(connection, &webhook.product)?.is_none() {
         insert_product(connection, &webhook.product)?;
     }
-    let product = number_of(connection, &webhook.product)?.ok_or_else(|| Fault::found("a product's row is gone"))?;
+    let product =
+        product_number(connection, &webhook.product)?.ok_or_else(|| FileFault::damage("a product's row is gone"))?;
     let scope = write_scope(&webhook.scope)?;
-    let known = find(connection, &webhook.id)?;
-    if let Some(Known { number, position, .. }) = known.as_ref().filter(|known| known.product == product) {
+    let existing = find_webhook(connection, &webhook.id)?;
+    if let Some(WebhookRow { number, position, .. }) = existing.as_ref().filter(|known| known.product == product) {
         let mut update =
             connection.prepare_cached("UPDATE webhooks SET scope = ?2, definition = ?3 WHERE number = ?1")?;
         update.execute(params![number, scope, webhook.definition])?;
-        return Ok(Registered { is_new: false, forgotten: 0, position: *position });
+        return Ok(RegistrationOutcome { is_new: false, forgotten: 0, position: *position });
     }
     // Places mean nothing in another product's log.
-    let forgotten = known.map(|known| forget_all(connection, known.number)).transpose()?.unwrap_or(0);
+    let forgotten = existing.map(|known| delete_webhook_and_rows(connection, known.number)).transpose()?.unwrap_or(0);
     let mut insert = connection.prepare_cached(
         "INSERT INTO webhooks (id, product, scope, definition, position, dead, requeued, dead_bytes) \
          VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0)",
     )?;
     // What has been shown to others and is not in the file yet may never be. Then other events stand there.
-    let position = webhook.position.min(newest(connection, product)?);
+    let position = webhook.position.min(newest_position(connection, product)?);
     insert.execute(params![&*webhook.id, product, scope, webhook.definition, signed(position)])?;
-    Ok(Registered { is_new: true, forgotten, position })
+    Ok(RegistrationOutcome { is_new: true, forgotten, position })
 }
 
 /// The place up to which the file has a product's log.
-fn newest(connection: &Connection, product: u32) -> Result<u64, Fault> {
+fn newest_position(connection: &Connection, product: u32) -> Result<u64, FileFault> {
     let mut statement = connection.prepare_cached("SELECT newest FROM products WHERE number = ?1")?;
     let mut rows = statement.query([product])?;
-    rows.next()?.map_or(Ok(0), |row| count(row, 0))
+    rows.next()?.map_or(Ok(0), |row| read_unsigned(row, 0))
 }
 
-fn forget_all(connection: &Connection, number: i64) -> Result<u64, Fault> {
+fn delete_webhook_and_rows(connection: &Connection, number: i64) -> Result<u64, FileFault> {
     let mut forgotten = 0;
     loop {
-        match forget_some(connection, number)? {
+        match delete_some_rows(connection, number)? {
             0 => break,
             some => forgotten += some,
         }
     }
-    forget(connection, number)?;
+    delete_webhook(connection, number)?;
     Ok(forgotten)
 }
 
 /// Forgets some of what a webhook has, and returns how much that was.
-fn forget_some(connection: &Connection, number: i64) -> Result<u64, Fault> {
+fn delete_some_rows(connection: &Connection, number: i64) -> Result<u64, FileFault> {
     let mut forgotten = 0;
     for delete in [
         "DELETE FROM dead_letters WHERE number IN (SELECT number FROM dead_letters WHERE webhook = ?1 LIMIT ?2)",
         "DELETE FROM owed WHERE webhook = ?1 AND place IN (SELECT place FROM owed WHERE webhook = ?1 LIMIT ?2)",
     ] {
-        forgotten += connection.prepare_cached(delete)?.execute(params![number, dead_letters::STEP])?;
+        forgotten +=
+            connection.prepare_cached(delete)?.execute(params![number, dead_letters::DEAD_LETTER_STEP_ROWS])?;
     }
     Ok(forgotten as u64)
 }
 
 /// Forgets a webhook that has nothing any more.
-fn forget(connection: &Connection, number: i64) -> Result<bool, Fault> {
+fn delete_webhook(connection: &Connection, number: i64) -> Result<bool, FileFault> {
     connection.execute("DELETE FROM webhooks WHERE number = ?1", [number])?;
     Ok(true)
 }
 
-fn read_counts(connection: &Connection) -> Result<Vec<Counts>, Fault> {
+fn read_dead_letter_counts(connection: &Connection) -> Result<Vec<DeadLetterCounts>, FileFault> {
     let mut statement = connection.prepare_cached("SELECT id, dead, requeued FROM webhooks")?;
-    let read = |row: &Row<'_>| Ok(Counts { id: row.get(0)?, dead: count(row, 1)?, requeued: count(row, 2)? });
+    let read = |row: &Row<'_>| {
+        Ok(DeadLetterCounts { id: row.get(0)?, dead: read_unsigned(row, 1)?, requeued: read_unsigned(row, 2)? })
+    };
     statement.query_and_then([], read)?.collect()
 }
 
-fn read_webhooks(connection: &Connection) -> Result<Vec<KeptWebhook>, Fault> {
+fn read_webhooks(connection: &Connection) -> Result<Vec<StoredWebhook>, FileFault> {
     let mut statement = connection.prepare(
         "SELECT webhooks.number, webhooks.id, products.id, definition, position \
          FROM webhooks JOIN products ON products.number = product ORDER BY webhooks.number",
@@ -191,40 +204,40 @@ fn read_webhooks(connection: &Connection) -> Result<Vec<KeptWebhook>, Fault> {
     let mut webhooks = Vec::new();
     while let Some(row) = rows.next()? {
         let product = row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?;
-        webhooks.push(KeptWebhook {
+        webhooks.push(StoredWebhook {
             id: row.get(1)?,
-            product: ProductId::new(product).map_err(|_| Fault::found("a product's id is none"))?,
+            product: ProductId::new(product).map_err(|_| FileFault::damage("a product's id is none"))?,
             definition: row.get(3)?,
-            position: count(row, 4)?,
+            position: read_unsigned(row, 4)?,
             owed: read_owed(connection, row.get(0)?)?,
         });
     }
     Ok(webhooks)
 }
 
-fn read_owed(connection: &Connection, number: i64) -> Result<Vec<Owed>, Fault> {
+fn read_owed(connection: &Connection, number: i64) -> Result<Vec<OwedDelivery>, FileFault> {
     let mut statement = connection.prepare_cached(
         "SELECT place, epoch, sequence, suffix, kind, session, created_at, attempts, next_attempt_at \
          FROM owed WHERE webhook = ?1 ORDER BY place",
     )?;
     let read = |row: &Row<'_>| {
         let next_attempt_at = row.get::<_, Option<i64>>(8)?.map(i64::cast_unsigned);
-        Ok(Owed { delivery: read_delivery(row)?, next_attempt_at })
+        Ok(OwedDelivery { delivery: read_delivery(row)?, next_attempt_at })
     };
     statement.query_and_then([number], read)?.collect()
 }
 
 /// The delivery that stands in a row's first eight columns: place, three of the id, kind, session, time, attempts.
-pub(super) fn read_delivery(row: &Row<'_>) -> Result<Delivery, Fault> {
+pub(super) fn read_delivery(row: &Row<'_>) -> Result<Delivery, FileFault> {
     let session = row.get_ref(5)?.as_str_or_null().map_err(rusqlite::Error::from)?;
     Ok(Delivery {
-        place: count(row, 0)?,
-        event_id: read_id(row, 1)?,
+        position: read_unsigned(row, 0)?,
+        event_id: read_event_id(row, 1)?,
         kind: Kind::new(row.get_ref(4)?.as_str().map_err(rusqlite::Error::from)?),
-        session: session.map(SessionId::new).transpose().map_err(|_| Fault::found("a session's name is none"))?,
-        created_at: count(row, 6)?,
+        session: session.map(SessionId::new).transpose().map_err(|_| FileFault::damage("a session's name is none"))?,
+        created_at: read_unsigned(row, 6)?,
         attempts: serde_json::from_str(row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?)
-            .map_err(|_| Fault::found("a delivery's attempts are none"))?,
+            .map_err(|_| FileFault::damage("a delivery's attempts are none"))?,
     })
 }
 
@@ -233,8 +246,8 @@ pub(super) fn read_delivery(row: &Row<'_>) -> Result<Delivery, Fault> {
 /// # Errors
 ///
 /// Never, as far as anybody knows.
-pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, Fault> {
-    serde_json::to_string(attempts).map_err(|_| Fault::Refused("attempts have no text"))
+pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, FileFault> {
+    serde_json::to_string(attempts).map_err(|_| FileFault::Refused("attempts have no text"))
 }
 
 /// Writes what has happened to a webhook, within the caller's transaction. Tells whether its dead letters have changed. Of one
@@ -243,21 +256,21 @@ pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, Fault> {
 /// # Errors
 ///
 /// When some of it cannot be written; the caller undoes the rest.
-pub(super) fn write_journal(connection: &Connection, id: &str, changes: &Changes) -> Result<bool, Fault> {
-    let Some(webhook) = find(connection, id)? else { return Ok(false) };
+pub(super) fn write_journal(connection: &Connection, id: &str, changes: &WebhookChanges) -> Result<bool, FileFault> {
+    let Some(webhook) = find_webhook(connection, id)? else { return Ok(false) };
     if changes.position > webhook.position {
         let mut update = connection.prepare_cached("UPDATE webhooks SET position = ?2 WHERE number = ?1")?;
         update.execute(params![webhook.number, signed(changes.position)])?;
     }
     let mut has_changed = false;
-    for (place, fate) in &changes.fates {
-        has_changed |= match fate {
-            Fate::Settled => webhook.settle(connection, *place)?,
-            _ if webhook.is_erased(connection, *place)? => webhook.settle(connection, *place)?,
-            Fate::Owed(owed) => webhook.owe(connection, *place, owed)?,
-            Fate::Dead(letter) => {
-                webhook.settle(connection, *place)?;
-                dead_letters::write(connection, webhook.number, *place, letter)?;
+    for (position, change) in &changes.deliveries {
+        has_changed |= match change {
+            DeliveryChange::Settled => webhook.delete_delivery(connection, *position)?,
+            _ if webhook.event_is_erased(connection, *position)? => webhook.delete_delivery(connection, *position)?,
+            DeliveryChange::Owed(owed) => webhook.upsert_owed(connection, *position, owed)?,
+            DeliveryChange::Dead(dead_letter) => {
+                webhook.delete_delivery(connection, *position)?;
+                dead_letters::insert_dead_letter(connection, webhook.number, *position, dead_letter)?;
                 true
             }
         };
@@ -265,10 +278,10 @@ pub(super) fn write_journal(connection: &Connection, id: &str, changes: &Changes
     Ok(has_changed)
 }
 
-impl Known {
+impl WebhookRow {
     /// Tells whether a dead letter has gone with it.
-    fn settle(&self, connection: &Connection, place: u64) -> Result<bool, Fault> {
-        let key = params![self.number, signed(place)];
+    fn delete_delivery(&self, connection: &Connection, position: u64) -> Result<bool, FileFault> {
+        let key = params![self.number, signed(position)];
         connection.prepare_cached("DELETE FROM owed WHERE webhook = ?1 AND place = ?2")?.execute(key)?;
         // Most webhooks have none: then nobody looks for one.
         let delete = "DELETE FROM dead_letters WHERE webhook = ?1 AND place = ?2";
@@ -276,15 +289,15 @@ impl Known {
     }
 
     /// What retention has taken away is dead already, whether or not the worker has heard of it.
-    fn owe(&self, connection: &Connection, place: u64, owed: &Owed) -> Result<bool, Fault> {
-        let Owed { delivery, next_attempt_at } = owed;
+    fn upsert_owed(&self, connection: &Connection, position: u64, owed: &OwedDelivery) -> Result<bool, FileFault> {
+        let OwedDelivery { delivery, next_attempt_at } = owed;
         let mut upsert = connection.prepare_cached(
             "INSERT OR REPLACE INTO owed \
              SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 FROM products WHERE number = ?11 AND evicted_through < ?2",
         )?;
         upsert.execute(params![
             self.number,
-            signed(place),
+            signed(position),
             delivery.event_id.epoch.cast_signed(),
             delivery.event_id.sequence.cast_signed(),
             delivery.event_id.suffix,
@@ -300,13 +313,13 @@ impl Known {
 
     /// Whether the event of a place has been erased since the worker took it: what should be in the file and is not. Then the
     /// worker's copy must not bring it back.
-    fn is_erased(&self, connection: &Connection, place: u64) -> Result<bool, Fault> {
+    fn event_is_erased(&self, connection: &Connection, position: u64) -> Result<bool, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT 1 FROM products WHERE number = ?1 AND ?2 > evicted_through AND ?2 <= newest \
              AND NOT EXISTS (SELECT 1 FROM entries WHERE entry = ?3) \
              AND NOT EXISTS (SELECT 1 FROM missing WHERE product = ?1 AND ?2 BETWEEN first AND last)",
         )?;
-        Ok(statement.exists(params![self.product, signed(place), address(self.product, place)?])?)
+        Ok(statement.exists(params![self.product, signed(position), entry_key(self.product, position)?])?)
     }
 }
 
@@ -317,13 +330,15 @@ struct ScopeText {
     kinds: Option<BTreeSet<String>>,
 }
 
-fn write_scope(scope: &Scope) -> Result<String, Fault> {
-    let text =
-        ScopeText { sessions: texts(&scope.sessions, SessionId::as_str), kinds: texts(&scope.kinds, Kind::as_str) };
-    serde_json::to_string(&text).map_err(|_| Fault::Refused("a scope has no text"))
+fn write_scope(scope: &Scope) -> Result<String, FileFault> {
+    let text = ScopeText {
+        sessions: limit_as_texts(&scope.sessions, SessionId::as_str),
+        kinds: limit_as_texts(&scope.kinds, Kind::as_str),
+    };
+    serde_json::to_string(&text).map_err(|_| FileFault::Refused("a scope has no text"))
 }
 
-fn texts<T>(only: &Only<T>, text: impl Fn(&T) -> &str) -> Option<BTreeSet<String>> {
+fn limit_as_texts<T>(only: &Only<T>, text: impl Fn(&T) -> &str) -> Option<BTreeSet<String>> {
     match only {
         Only::Everything => None,
         Only::These(these) => Some(these.iter().map(|it| text(it).to_owned()).collect()),
@@ -335,10 +350,10 @@ fn texts<T>(only: &Only<T>, text: impl Fn(&T) -> &str) -> Option<BTreeSet<String
 /// # Errors
 ///
 /// When it has not.
-pub(super) fn read_scope(text: &str) -> Result<Scope, Fault> {
-    let text: ScopeText = serde_json::from_str(text).map_err(|_| Fault::found("a webhook's scope is none"))?;
+pub(super) fn read_scope(text: &str) -> Result<Scope, FileFault> {
+    let text: ScopeText = serde_json::from_str(text).map_err(|_| FileFault::damage("a webhook's scope is none"))?;
     let sessions = text.sessions.map(|these| these.iter().map(|it| SessionId::new(it)).collect::<Result<_, _>>());
-    let sessions = sessions.transpose().map_err(|_| Fault::found("a session's name is none"))?;
+    let sessions = sessions.transpose().map_err(|_| FileFault::damage("a session's name is none"))?;
     let kinds = text.kinds.map(|these| these.iter().map(|it| Kind::new(it)).collect());
     Ok(Scope {
         sessions: sessions.map_or(Only::Everything, Only::These),

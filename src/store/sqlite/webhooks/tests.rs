@@ -1,58 +1,61 @@
 use super::*;
 use crate::{
     event::EventId,
-    log::Missing,
+    log::Hole,
     store::{
         sqlite::{
-            Portion,
-            tests::{event, file_of_one, product},
+            AppendBatch,
+            tests::{event, file_with_product, product},
         },
-        webhook_rows::tests::{changes, letter, owed, settled, webhook},
+        webhook_rows::tests::{changes, dead_letter, owed, settled, webhook},
     },
 };
 
 /// Writes down what has happened to a webhook, and tells whether its dead letters have changed.
-pub(in crate::store::sqlite) fn journal(file: &mut File, id: &str, changes: &Changes) -> bool {
-    file.write_all(&[], [(id, changes)], Sync::Normal, 1).unwrap()
+pub(in crate::store::sqlite) fn journal(file: &mut StoreFile, id: &str, changes: &WebhookChanges) -> bool {
+    file.append_with_journals(&[], [(id, changes)], SyncMode::Normal, 1).unwrap()
 }
 
 /// The one webhook there is.
-fn kept(file: &File) -> KeptWebhook {
+fn stored_webhook(file: &StoreFile) -> StoredWebhook {
     let mut webhooks = file.webhooks().unwrap();
     assert_eq!(webhooks.len(), 1);
     webhooks.remove(0)
 }
 
-fn counts(file: &File) -> Vec<(u64, u64)> {
-    file.counts().unwrap().into_iter().map(|counts| (counts.dead, counts.requeued)).collect()
+fn counts(file: &StoreFile) -> Vec<(u64, u64)> {
+    file.dead_letter_counts().unwrap().into_iter().map(|counts| (counts.dead, counts.requeued)).collect()
 }
 
-fn all(file: &File, id: &str) -> Vec<u64> {
-    let letters = file.dead_letters(id, crate::store::Letters::Dead, None, 1000).unwrap();
-    letters.into_iter().map(|(_, letter)| letter.delivery.place).collect()
+fn dead_positions(file: &StoreFile, id: &str) -> Vec<u64> {
+    let letters = file.dead_letters(id, crate::store::DeadLetterState::Dead, None, 1000).unwrap();
+    letters.into_iter().map(|(_, letter)| letter.delivery.position).collect()
 }
 
 #[test]
 fn a_webhook_is_found_again_as_it_was_registered_with_what_is_owed_to_it() {
-    let (_directory, mut file) = file_of_one();
+    let (_directory, mut file) = file_with_product();
     let registered = file.register(&webhook("w", 0), 1).unwrap();
-    assert_eq!(registered, Registered { is_new: true, forgotten: 0, position: 0 });
+    assert_eq!(registered, RegistrationOutcome { is_new: true, forgotten: 0, position: 0 });
     let mut untried = owed(6);
     (untried.next_attempt_at, untried.delivery.session) = (None, None);
     untried.delivery.attempts.clear();
-    journal(&mut file, "w", &changes(7, [Fate::Owed(untried.clone()), Fate::Owed(owed(4))]));
+    journal(&mut file, "w", &changes(7, [DeliveryChange::Owed(untried.clone()), DeliveryChange::Owed(owed(4))]));
     let path = file.path().to_owned();
     drop(file); // as a crash would leave it
-    let kept = kept(&File::open(&path).unwrap());
-    assert_eq!((&*kept.id, &kept.product, &*kept.definition, kept.position), ("w", &product("p"), "about w", 7));
-    assert_eq!(kept.owed, [owed(4), untried]);
+    let stored = stored_webhook(&StoreFile::open(&path).unwrap());
+    assert_eq!(
+        (&*stored.id, &stored.product, &*stored.definition, stored.position),
+        ("w", &product("p"), "about w", 7)
+    );
+    assert_eq!(stored.owed, [owed(4), untried]);
 }
 
 #[test]
 fn a_new_webhook_stands_no_further_than_the_file_has_the_log() {
-    let (_directory, mut file) = file_of_one();
-    let entries: Vec<_> = (1..=5).map(|place| event(place, "s", "k", b"a")).collect();
-    file.write_one(1, 1, &entries, 1);
+    let (_directory, mut file) = file_with_product();
+    let entries: Vec<_> = (1..=5).map(|position| event(position, "s", "k", b"a")).collect();
+    file.append_one(1, 1, &entries, 1);
     for (position, expected) in [(4, 4), (9, 5)] {
         let id = format!("at {position}");
         assert_eq!(file.register(&webhook(&id, position), 1).unwrap().position, expected);
@@ -62,129 +65,132 @@ fn a_new_webhook_stands_no_further_than_the_file_has_the_log() {
 }
 
 #[test]
-fn a_webhook_that_is_changed_keeps_its_place() {
-    let (_directory, mut file) = file_of_one();
+fn a_webhook_that_is_changed_keeps_its_position() {
+    let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 3), 1).unwrap();
-    journal(&mut file, "w", &changes(5, [Fate::Owed(owed(4))]));
-    let changed = Registration { definition: "new".to_owned(), ..webhook("w", 90) };
+    journal(&mut file, "w", &changes(5, [DeliveryChange::Owed(owed(4))]));
+    let changed = WebhookRegistration { definition: "new".to_owned(), ..webhook("w", 90) };
     let registered = file.register(&changed, 1).unwrap();
-    assert_eq!(registered, Registered { is_new: false, forgotten: 0, position: 5 });
-    let kept = kept(&file);
-    assert_eq!((&*kept.definition, kept.position, kept.owed), ("new", 5, vec![owed(4)]));
+    assert_eq!(registered, RegistrationOutcome { is_new: false, forgotten: 0, position: 5 });
+    let stored = stored_webhook(&file);
+    assert_eq!((&*stored.definition, stored.position, stored.owed), ("new", 5, vec![owed(4)]));
 }
 
 #[test]
 fn a_webhook_that_becomes_another_products_begins_anew() {
-    let (_directory, mut file) = file_of_one();
+    let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 3), 1).unwrap();
-    journal(&mut file, "w", &changes(5, [Fate::Owed(owed(4)), Fate::Dead(letter(5, b"x"))]));
-    let other = Registration { product: product("q"), ..webhook("w", 0) };
+    journal(&mut file, "w", &changes(5, [DeliveryChange::Owed(owed(4)), DeliveryChange::Dead(dead_letter(5, b"x"))]));
+    let other = WebhookRegistration { product: product("q"), ..webhook("w", 0) };
     let registered = file.register(&other, 1).unwrap();
-    assert_eq!(registered, Registered { is_new: true, forgotten: 2, position: 0 });
-    let kept = kept(&file);
-    assert_eq!((kept.product, kept.position, kept.owed), (product("q"), 0, Vec::new()));
+    assert_eq!(registered, RegistrationOutcome { is_new: true, forgotten: 2, position: 0 });
+    let stored = stored_webhook(&file);
+    assert_eq!((stored.product, stored.position, stored.owed), (product("q"), 0, Vec::new()));
     assert_eq!(counts(&file), [(0, 0)]);
 }
 
 #[test]
 fn a_position_never_goes_back() {
-    let (_directory, mut file) = file_of_one();
+    let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 3), 1).unwrap();
     for (position, expected) in [(9, 9), (4, 9), (0, 9), (10, 10)] {
         journal(&mut file, "w", &settled([]));
         journal(&mut file, "w", &changes(position, []));
-        assert_eq!(kept(&file).position, expected);
+        assert_eq!(stored_webhook(&file).position, expected);
     }
 }
 
 #[test]
 fn a_delivery_is_owed_then_settled_or_dead_and_dead_once() {
-    let (_directory, mut file) = file_of_one();
+    let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
-    assert!(!journal(&mut file, "w", &changes(3, [1, 2, 3].map(|place| Fate::Owed(owed(place))))));
-    let later = Owed { next_attempt_at: Some(1), ..owed(2) };
-    journal(&mut file, "w", &changes(3, [Fate::Owed(later.clone())]));
-    assert_eq!(kept(&file).owed, [owed(1), later, owed(3)]);
+    assert!(!journal(&mut file, "w", &changes(3, [1, 2, 3].map(|position| DeliveryChange::Owed(owed(position))))));
+    let later = OwedDelivery { next_attempt_at: Some(1), ..owed(2) };
+    journal(&mut file, "w", &changes(3, [DeliveryChange::Owed(later.clone())]));
+    assert_eq!(stored_webhook(&file).owed, [owed(1), later, owed(3)]);
     assert!(!journal(&mut file, "w", &settled([1])), "there were no dead letters");
-    assert!(journal(&mut file, "w", &changes(3, [Fate::Dead(letter(2, b"two"))])));
-    assert_eq!((kept(&file).owed, all(&file, "w"), counts(&file)), (vec![owed(3)], vec![2], vec![(1, 0)]));
-    file.requeue_some("w", u64::MAX).unwrap();
+    assert!(journal(&mut file, "w", &changes(3, [DeliveryChange::Dead(dead_letter(2, b"two"))])));
+    assert_eq!(
+        (stored_webhook(&file).owed, dead_positions(&file, "w"), counts(&file)),
+        (vec![owed(3)], vec![2], vec![(1, 0)])
+    );
+    file.requeue_through("w", u64::MAX).unwrap();
     assert_eq!(counts(&file), [(0, 1)]);
-    assert!(journal(&mut file, "w", &changes(3, [Fate::Dead(letter(2, b"again"))])));
-    assert_eq!((all(&file, "w"), counts(&file)), (vec![2], vec![(1, 0)]));
+    assert!(journal(&mut file, "w", &changes(3, [DeliveryChange::Dead(dead_letter(2, b"again"))])));
+    assert_eq!((dead_positions(&file, "w"), counts(&file)), (vec![2], vec![(1, 0)]));
     assert!(journal(&mut file, "w", &settled([2, 3])));
-    assert_eq!((kept(&file).owed, counts(&file)), (vec![], vec![(0, 0)]));
+    assert_eq!((stored_webhook(&file).owed, counts(&file)), (vec![], vec![(0, 0)]));
 }
 
 #[test]
 fn what_retention_has_taken_is_owed_no_more_whatever_a_worker_says() {
-    let (_directory, mut file) = file_of_one();
+    let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 2), 1).unwrap();
-    file.write_one(1, 1, &[event(1, "s", "k", b"a"), event(2, "s", "k", b"b")], 1);
+    file.append_one(1, 1, &[event(1, "s", "k", b"a"), event(2, "s", "k", b"b")], 1);
     file.retire(2, u64::MAX, 2).unwrap().unwrap();
-    journal(&mut file, "w", &changes(3, [2, 3].map(|place| Fate::Owed(owed(place)))));
-    assert_eq!(kept(&file).owed, [owed(3)]);
+    journal(&mut file, "w", &changes(3, [2, 3].map(|position| DeliveryChange::Owed(owed(position)))));
+    assert_eq!(stored_webhook(&file).owed, [owed(3)]);
 }
 
 #[test]
 fn what_has_been_erased_does_not_come_back_with_a_workers_copy_of_it() {
-    let (_directory, mut file) = file_of_one();
+    let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
-    let missing = [Missing { first: 4, last: 4 }];
-    let entries = [1, 2, 3].map(|place| event(place, "s", "k", b"a"));
-    let portion = Portion { number: 1, first: 1, entries: &entries, spans: &[], missing: &missing };
-    file.write(&[portion], Sync::Normal, 1).unwrap();
+    let missing = [Hole { first: 4, last: 4 }];
+    let entries = [1, 2, 3].map(|position| event(position, "s", "k", b"a"));
+    let batch = AppendBatch { product_number: 1, first: 1, entries: &entries, spans: &[], holes: &missing };
+    file.append(&[batch], SyncMode::Normal, 1).unwrap();
     let session = SessionId::new("s").unwrap();
     file.erase(1, &session, 0).unwrap();
     // At 4 the store has lost an event that the worker has got, and it has not come to 5 yet.
-    let dead = [2, 3, 4, 5].map(|place| Fate::Dead(letter(place, b"a")));
-    journal(&mut file, "w", &changes(1, dead.into_iter().chain([Fate::Owed(owed(1))])));
-    assert_eq!((kept(&file).owed, all(&file, "w")), (vec![], vec![5, 4]));
+    let dead = [2, 3, 4, 5].map(|position| DeliveryChange::Dead(dead_letter(position, b"a")));
+    journal(&mut file, "w", &changes(1, dead.into_iter().chain([DeliveryChange::Owed(owed(1))])));
+    assert_eq!((stored_webhook(&file).owed, dead_positions(&file, "w")), (vec![], vec![5, 4]));
 }
 
 #[test]
 fn journals_and_entries_are_one_transaction() {
-    let (_directory, mut file) = file_of_one();
+    let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
     let entries = [event(1, "s", "k", b"a")];
-    let portion = |number| Portion { number, first: 1, entries: &entries, spans: &[], missing: &[] };
-    let (owed, position) = (changes(0, [Fate::Owed(owed(1))]), changes(1, []));
-    let journals = [("w", &owed), ("nobody", &position), ("w", &position)];
-    file.write_all(&[portion(9)], journals, Sync::Normal, 1).unwrap_err();
-    assert_eq!((kept(&file).position, kept(&file).owed.len()), (0, 0));
+    let batch = |number| AppendBatch { product_number: number, first: 1, entries: &entries, spans: &[], holes: &[] };
+    let (owed, advanced) = (changes(0, [DeliveryChange::Owed(owed(1))]), changes(1, []));
+    let journals = [("w", &owed), ("nobody", &advanced), ("w", &advanced)];
+    file.append_with_journals(&[batch(9)], journals, SyncMode::Normal, 1).unwrap_err();
+    assert_eq!((stored_webhook(&file).position, stored_webhook(&file).owed.len()), (0, 0));
     // One of which the last part fails: what came before it is undone.
     file.connection()
         .execute_batch(
             "CREATE TEMP TRIGGER t BEFORE UPDATE OF position ON webhooks BEGIN SELECT RAISE(ABORT, 'no'); END",
         )
         .unwrap();
-    file.write_all(&[portion(1)], journals, Sync::Normal, 1).unwrap_err();
+    file.append_with_journals(&[batch(1)], journals, SyncMode::Normal, 1).unwrap_err();
     file.connection().execute_batch("DROP TRIGGER t").unwrap();
-    assert_eq!((kept(&file).owed.len(), file.product(&product("p")).unwrap().newest), (0, 0));
-    file.write_all(&[portion(1)], journals, Sync::Normal, 1).unwrap();
-    let newest = file.product(&product("p")).unwrap().newest;
-    assert_eq!((kept(&file).position, kept(&file).owed.len(), newest), (1, 1, 1));
+    assert_eq!((stored_webhook(&file).owed.len(), file.find_or_add_product(&product("p")).unwrap().newest), (0, 0));
+    file.append_with_journals(&[batch(1)], journals, SyncMode::Normal, 1).unwrap();
+    let newest = file.find_or_add_product(&product("p")).unwrap().newest;
+    assert_eq!((stored_webhook(&file).position, stored_webhook(&file).owed.len(), newest), (1, 1, 1));
 }
 
 #[test]
 fn a_webhook_is_forgotten_a_part_at_a_time_and_the_others_stay() {
-    let (_directory, mut file) = file_of_one();
+    let (_directory, mut file) = file_with_product();
     for id in ["w", "other"] {
         file.register(&webhook(id, 0), 1).unwrap();
-        let fates = (1..=300).map(|place| Fate::Owed(owed(place)));
-        let dead = (301..=900).map(|place| Fate::Dead(letter(place, b"x")));
-        journal(&mut file, id, &changes(900, fates.chain(dead)));
+        let deliveries = (1..=300).map(|position| DeliveryChange::Owed(owed(position)));
+        let dead = (301..=900).map(|position| DeliveryChange::Dead(dead_letter(position, b"x")));
+        journal(&mut file, id, &changes(900, deliveries.chain(dead)));
     }
     let mut steps = 0;
     while !file.unregister("w", 1).unwrap() {
         steps += 1;
     }
     assert!(steps >= 3, "{steps}");
-    let other = kept(&file);
+    let other = stored_webhook(&file);
     assert_eq!((&*other.id, other.owed.len(), counts(&file)), ("other", 300, vec![(600, 0)]));
-    assert!(all(&file, "w").is_empty());
+    assert!(dead_positions(&file, "w").is_empty());
     assert!(file.unregister("w", 1).unwrap(), "it is gone");
-    journal(&mut file, "w", &changes(3, [Fate::Owed(owed(2))]));
+    journal(&mut file, "w", &changes(3, [DeliveryChange::Owed(owed(2))]));
     assert_eq!(file.webhooks().unwrap().len(), 1, "what its worker says comes too late");
 }
 
@@ -199,16 +205,16 @@ fn a_scope_reads_back_as_it_was_written() {
     ] {
         assert_eq!(read_scope(&write_scope(&scope).unwrap()).unwrap(), scope);
     }
-    assert!(matches!(read_scope("[]"), Err(Fault::Found(_))));
+    assert!(matches!(read_scope("[]"), Err(FileFault::Damage(_))));
 }
 
 #[test]
 fn ids_of_other_epochs_read_back_bit_for_bit() {
-    let (_directory, mut file) = file_of_one();
+    let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
     let mut strange = owed(1);
     strange.delivery.event_id = EventId { epoch: u64::MAX, sequence: u64::MAX, suffix: u32::MAX };
     strange.delivery.kind = Kind::new("odd \0 kind");
-    journal(&mut file, "w", &changes(1, [Fate::Owed(strange.clone())]));
-    assert_eq!(kept(&file).owed, [strange]);
+    journal(&mut file, "w", &changes(1, [DeliveryChange::Owed(strange.clone())]));
+    assert_eq!(stored_webhook(&file).owed, [strange]);
 }

@@ -15,54 +15,54 @@ use std::{
 use tracing::{error, warn};
 
 use crate::store::{
-    sqlite::{Bound, Counts, Expired, File, FileError, Lost},
-    webhook_rows::Registration,
+    sqlite::{DeadLetterBound, DeadLetterCounts, ExpiredDeliveries, FileError, RetiredDeadLetters, StoreFile},
+    webhook_rows::WebhookRegistration,
 };
 
 /// The registered webhooks, by id.
 #[derive(Debug, Default)]
-pub(super) struct Registry {
-    webhooks: BTreeMap<Arc<str>, Known>,
+pub(super) struct RegisteredWebhooks {
+    webhooks: BTreeMap<Arc<str>, WebhookEntry>,
     /// Of each webhook and kind: as few as there are webhooks in the file.
-    news: BTreeMap<(String, News), Sum>,
+    incidents: BTreeMap<(String, DeliveryIncident), IncidentTally>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct WebhookEntry {
     /// With the position that the file has.
-    registration: Registration,
+    registration: WebhookRegistration,
     /// What it has been told of its dead letters.
-    told: Option<(u64, u64)>,
+    reported_counts: Option<(u64, u64)>,
 }
 
 /// What operators are to know of a webhook's deliveries.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum News {
+enum DeliveryIncident {
     /// They were owed for too long.
     Expired,
     /// They were as well, and the file never had the events.
-    Unkept,
+    NeverPersisted,
     /// They were dead letters beyond a bound.
-    Lost(Bound),
+    DeadLettersRetired(DeadLetterBound),
 }
 
 /// How much of that has happened.
 #[derive(Debug)]
-struct Sum {
+struct IncidentTally {
     /// Since it was logged last.
     deliveries: u64,
     /// When that was.
-    logged: Instant,
+    logged_at: Instant,
 }
 
-impl News {
+impl DeliveryIncident {
     fn log(self, webhook: &str, deliveries: u64) {
         match self {
             Self::Expired => warn!(webhook, deliveries, "owed for longer than events are kept: dead letters now"),
-            Self::Unkept => {
+            Self::NeverPersisted => {
                 error!(webhook, deliveries, "owed for longer than events are kept, and never in the store: lost");
             }
-            Self::Lost(bound) => {
+            Self::DeadLettersRetired(bound) => {
                 error!(
                     webhook,
                     dead_letters = deliveries,
@@ -74,14 +74,14 @@ impl News {
     }
 }
 
-impl Registry {
+impl RegisteredWebhooks {
     /// Whether there is none.
     pub(super) fn is_empty(&self) -> bool {
         self.webhooks.is_empty()
     }
 
     /// Whether the file has this one.
-    pub(super) fn has(&self, id: &str) -> bool {
+    pub(super) fn contains(&self, id: &str) -> bool {
         self.webhooks.contains_key(id)
     }
 
@@ -92,8 +92,8 @@ impl Registry {
     /// When the file cannot be written; then nothing has changed.
     pub(super) fn register(
         &mut self,
-        file: &mut File,
-        mut registration: Registration,
+        file: &mut StoreFile,
+        mut registration: WebhookRegistration,
         now: u64,
     ) -> Result<(), FileError> {
         let registered = file.register(&registration, now)?;
@@ -106,8 +106,8 @@ impl Registry {
             );
         }
         registration.position = registered.position;
-        self.webhooks.insert(Arc::clone(&registration.id), Known { registration, told: None });
-        self.tell_counts(file)
+        self.webhooks.insert(Arc::clone(&registration.id), WebhookEntry { registration, reported_counts: None });
+        self.report_counts(file)
     }
 
     /// Forgets a webhook.
@@ -116,9 +116,9 @@ impl Registry {
     }
 
     /// Notes how far a webhook has come.
-    pub(super) fn has_passed(&mut self, id: &str, position: u64) {
-        if let Some(known) = self.webhooks.get_mut(id) {
-            known.registration.position = known.registration.position.max(position);
+    pub(super) fn advance_position(&mut self, id: &str, position: u64) {
+        if let Some(webhook) = self.webhooks.get_mut(id) {
+            webhook.registration.position = webhook.registration.position.max(position);
         }
     }
 
@@ -127,24 +127,24 @@ impl Registry {
     /// # Errors
     ///
     /// When the file cannot be read.
-    pub(super) fn tell_counts(&mut self, file: &File) -> Result<(), FileError> {
-        for Counts { id, dead, requeued } in file.counts()? {
-            let Some(known) = self.webhooks.get_mut(&*id) else { continue };
-            if known.told.replace((dead, requeued)) != Some((dead, requeued)) {
-                known.registration.notices.tell(|notice| (notice.dead, notice.requeued) = (dead, requeued));
+    pub(super) fn report_counts(&mut self, file: &StoreFile) -> Result<(), FileError> {
+        for DeadLetterCounts { id, dead, requeued } in file.dead_letter_counts()? {
+            let Some(webhook) = self.webhooks.get_mut(&*id) else { continue };
+            if webhook.reported_counts.replace((dead, requeued)) != Some((dead, requeued)) {
+                webhook.registration.notices.update(|notice| (notice.dead, notice.requeued) = (dead, requeued));
             }
         }
         Ok(())
     }
 
     /// Tells that what was owed up to a place is dead.
-    pub(super) fn has_expired(&mut self, through: u64, expired: &[Expired]) {
-        for Expired { id, letters, lost } in expired {
-            self.has_news(id, News::Expired, *letters);
-            self.has_news(id, News::Unkept, *lost);
-            let Some(known) = self.webhooks.get_mut(&**id) else { continue };
-            known.registration.position = known.registration.position.max(through);
-            known.registration.notices.tell(|notice| {
+    pub(super) fn record_expired(&mut self, through: u64, expired: &[ExpiredDeliveries]) {
+        for ExpiredDeliveries { id, dead_letters: letters, lost } in expired {
+            self.record_incident(id, DeliveryIncident::Expired, *letters);
+            self.record_incident(id, DeliveryIncident::NeverPersisted, *lost);
+            let Some(webhook) = self.webhooks.get_mut(&**id) else { continue };
+            webhook.registration.position = webhook.registration.position.max(through);
+            webhook.registration.notices.update(|notice| {
                 notice.expired_through = notice.expired_through.max(through);
                 notice.lost += lost;
             });
@@ -152,40 +152,41 @@ impl Registry {
     }
 
     /// Tells that dead letters have gone beyond their bounds.
-    pub(super) fn has_lost(&mut self, lost: &[Lost]) {
-        for Lost { id, letters, bound } in lost {
-            self.has_news(id, News::Lost(*bound), *letters);
-            if let Some(known) = self.webhooks.get(&**id) {
-                known.registration.notices.tell(|notice| notice.lost += letters);
+    pub(super) fn record_retired_dead_letters(&mut self, retired: &[RetiredDeadLetters]) {
+        for RetiredDeadLetters { id, dead_letters: letters, bound } in retired {
+            self.record_incident(id, DeliveryIncident::DeadLettersRetired(*bound), *letters);
+            if let Some(webhook) = self.webhooks.get(&**id) {
+                webhook.registration.notices.update(|notice| notice.lost += letters);
             }
         }
     }
 
     /// Logs what is news at once, and adds up what is not.
-    fn has_news(&mut self, id: &str, news: News, deliveries: u64) {
+    fn record_incident(&mut self, id: &str, incident: DeliveryIncident, deliveries: u64) {
         if deliveries == 0 {
             return;
         }
-        match self.news.get_mut(&(id.to_owned(), news)) {
-            Some(sum) => sum.deliveries += deliveries,
+        match self.incidents.get_mut(&(id.to_owned(), incident)) {
+            Some(tally) => tally.deliveries += deliveries,
             None => {
-                news.log(id, deliveries);
-                self.news.insert((id.to_owned(), news), Sum { deliveries: 0, logged: Instant::now() });
+                incident.log(id, deliveries);
+                self.incidents
+                    .insert((id.to_owned(), incident), IncidentTally { deliveries: 0, logged_at: Instant::now() });
             }
         }
     }
 
     /// Logs what has added up since it was logged last, if that is some time ago; of what has not happened since, nothing is
     /// remembered. Called every second at least.
-    pub(super) fn log_sums(&mut self) {
-        self.news.retain(|(id, news), sum| {
-            if sum.logged.elapsed() < LOG_EVERY {
+    pub(super) fn log_tallies(&mut self) {
+        self.incidents.retain(|(id, incident), tally| {
+            if tally.logged_at.elapsed() < INCIDENT_LOG_INTERVAL {
                 return true;
             }
-            let has_happened = sum.deliveries > 0;
+            let has_happened = tally.deliveries > 0;
             if has_happened {
-                news.log(id, std::mem::take(&mut sum.deliveries));
-                sum.logged = Instant::now();
+                incident.log(id, std::mem::take(&mut tally.deliveries));
+                tally.logged_at = Instant::now();
             }
             has_happened
         });
@@ -197,18 +198,18 @@ impl Registry {
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub(super) fn restore(&mut self, file: &mut File, now: u64) -> Result<(), FileError> {
-        for known in self.webhooks.values_mut() {
-            let registered = file.register(&known.registration, now)?;
-            known.registration.position = known.registration.position.max(registered.position);
-            known.told = None;
+    pub(super) fn restore(&mut self, file: &mut StoreFile, now: u64) -> Result<(), FileError> {
+        for webhook in self.webhooks.values_mut() {
+            let registered = file.register(&webhook.registration, now)?;
+            webhook.registration.position = webhook.registration.position.max(registered.position);
+            webhook.reported_counts = None;
             if registered.is_new {
-                known.registration.notices.tell(|notice| notice.is_replaced = true);
+                webhook.registration.notices.update(|notice| notice.is_replaced = true);
             }
         }
-        self.tell_counts(file)
+        self.report_counts(file)
     }
 }
 
 /// Between two lines of one kind about one webhook: what goes on for hours must not fill the log.
-const LOG_EVERY: Duration = Duration::from_secs(60);
+const INCIDENT_LOG_INTERVAL: Duration = Duration::from_secs(60);

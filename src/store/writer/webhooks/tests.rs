@@ -1,30 +1,37 @@
 use super::*;
 
 /// Lets so much time pass for what has been logged.
-fn pass(registry: &mut Registry, time: Duration) {
-    for sum in registry.news.values_mut() {
-        sum.logged = sum.logged.checked_sub(time).unwrap();
+fn let_time_pass(webhooks: &mut RegisteredWebhooks, time: Duration) {
+    for tally in webhooks.incidents.values_mut() {
+        tally.logged_at = tally.logged_at.checked_sub(time).unwrap();
     }
 }
 
-fn unlogged(registry: &Registry) -> Vec<(&str, News, u64)> {
-    registry.news.iter().map(|((id, news), sum)| (&**id, *news, sum.deliveries)).collect()
+fn unlogged(webhooks: &RegisteredWebhooks) -> Vec<(&str, DeliveryIncident, u64)> {
+    webhooks.incidents.iter().map(|((id, incident), tally)| (&**id, *incident, tally.deliveries)).collect()
 }
 
 #[test]
 fn what_happens_over_and_over_is_logged_once_a_minute_with_its_sum() {
-    let mut registry = Registry::default();
+    let mut webhooks = RegisteredWebhooks::default();
     for _ in 0..50 {
-        registry.has_expired(9, &[Expired { id: "w".to_owned(), letters: 5, lost: 0 }]);
-        registry.has_lost(&[Lost { id: "w".to_owned(), letters: 2, bound: Bound::Bytes }]);
-        registry.log_sums();
+        webhooks.record_expired(9, &[ExpiredDeliveries { id: "w".to_owned(), dead_letters: 5, lost: 0 }]);
+        webhooks.record_retired_dead_letters(&[RetiredDeadLetters {
+            id: "w".to_owned(),
+            dead_letters: 2,
+            bound: DeadLetterBound::Bytes,
+        }]);
+        webhooks.log_tallies();
     }
-    let all_but_the_first = [("w", News::Expired, 245), ("w", News::Lost(Bound::Bytes), 98)];
-    assert_eq!(unlogged(&registry), all_but_the_first);
-    pass(&mut registry, LOG_EVERY);
-    registry.log_sums();
-    assert_eq!(unlogged(&registry), all_but_the_first.map(|(id, news, _)| (id, news, 0)), "logged");
-    pass(&mut registry, LOG_EVERY);
-    registry.log_sums();
-    assert_eq!(unlogged(&registry), [], "and news again when it happens again");
+    let all_but_the_first = [
+        ("w", DeliveryIncident::Expired, 245),
+        ("w", DeliveryIncident::DeadLettersRetired(DeadLetterBound::Bytes), 98),
+    ];
+    assert_eq!(unlogged(&webhooks), all_but_the_first);
+    let_time_pass(&mut webhooks, INCIDENT_LOG_INTERVAL);
+    webhooks.log_tallies();
+    assert_eq!(unlogged(&webhooks), all_but_the_first.map(|(id, incident, _)| (id, incident, 0)), "logged");
+    let_time_pass(&mut webhooks, INCIDENT_LOG_INTERVAL);
+    webhooks.log_tallies();
+    assert_eq!(unlogged(&webhooks), [], "and news again when it happens again");
 }

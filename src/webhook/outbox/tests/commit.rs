@@ -4,59 +4,59 @@ use super::*;
 
 #[test]
 fn a_batch_has_a_bound_and_its_position_stays_before_what_is_left() {
-    let mut bench = Bench::new(2);
-    bench.take_many(1..=2500);
-    assert_eq!(bench.sent(), [1, 2]);
-    (1..=2).for_each(|place| bench.accept(place));
-    let batch = |bench: &mut Bench| {
-        let changes = bench.commit();
-        (changes.position, changes.fates.len(), bench.sent().len())
+    let mut harness = OutboxHarness::new(2);
+    harness.enqueue_many(1..=2500);
+    assert_eq!(harness.send_all(), [1, 2]);
+    (1..=2).for_each(|position| harness.accept(position));
+    let batch = |harness: &mut OutboxHarness| {
+        let changes = harness.commit();
+        (changes.position, changes.deliveries.len(), harness.send_all().len())
     };
-    assert_eq!(batch(&mut bench), (1002, 1000, 0), "what is settled keeps its slots until all is written");
-    assert_eq!(batch(&mut bench), (2002, 1000, 0));
-    assert_eq!(batch(&mut bench), (2500, 498, 2), "now their slots are free");
-    assert_eq!(bench.outbox.all_changes(), None);
+    assert_eq!(batch(&mut harness), (1002, 1000, 0), "what is settled keeps its slots until all is written");
+    assert_eq!(batch(&mut harness), (2002, 1000, 0));
+    assert_eq!(batch(&mut harness), (2500, 498, 2), "now their slots are free");
+    assert_eq!(harness.outbox.take_all_changes(), None);
 }
 
 #[test]
 fn a_batch_has_a_bound_on_the_payloads_of_dead_letters() {
-    let mut bench = Bench::new(16);
-    for place in 1..=5 {
-        bench.outbox.take(event(place, "", 600 << 10), bench.now());
+    let mut harness = OutboxHarness::new(16);
+    for position in 1..=5 {
+        harness.outbox.enqueue(event(position, "", 600 << 10), harness.now());
     }
-    for place in bench.sent() {
-        bench.settle(place, 400, &Verdict::Refused);
+    for position in harness.send_all() {
+        harness.settle(position, 400, &Disposition::Refused);
     }
-    let places = |changes: Changes| (changes.position, changes.fates.into_keys().collect::<Vec<_>>());
-    assert_eq!(places(bench.commit()), (2, vec![1, 2]));
-    assert_eq!(places(bench.commit()), (4, vec![3, 4]));
-    assert_eq!(places(bench.commit()), (5, vec![5]));
+    let positions = |changes: WebhookChanges| (changes.position, changes.deliveries.into_keys().collect::<Vec<_>>());
+    assert_eq!(positions(harness.commit()), (2, vec![1, 2]));
+    assert_eq!(positions(harness.commit()), (4, vec![3, 4]));
+    assert_eq!(positions(harness.commit()), (5, vec![5]));
 }
 
 #[test]
 fn while_nothing_can_be_written_slots_are_free() {
-    let mut bench = Bench::new(2);
-    bench.take_many(1..=8);
-    assert_eq!(bench.sent(), [1, 2]);
-    bench.accept(1);
-    let hangs = bench.outbox.changes().unwrap();
-    bench.accept(2);
-    assert_eq!(bench.sent(), NONE);
-    bench.outbox.cannot_be_written();
-    assert_eq!(bench.sent(), [3, 4]);
-    bench.outbox.not_committed(hangs);
-    (3..=4).for_each(|place| bench.accept(place));
-    assert_eq!((bench.sent(), bench.commit().position), (vec![], 8), "and held again once it can be written");
+    let mut harness = OutboxHarness::new(2);
+    harness.enqueue_many(1..=8);
+    assert_eq!(harness.send_all(), [1, 2]);
+    harness.accept(1);
+    let stalled = harness.outbox.take_urgent_changes().unwrap();
+    harness.accept(2);
+    assert_eq!(harness.send_all(), NO_POSITIONS);
+    harness.outbox.mark_store_degraded();
+    assert_eq!(harness.send_all(), [3, 4]);
+    harness.outbox.record_commit_failure(stalled);
+    (3..=4).for_each(|position| harness.accept(position));
+    assert_eq!((harness.send_all(), harness.commit().position), (vec![], 8), "and held again once it can be written");
 }
 
 #[test]
 fn a_commit_that_was_done_although_it_was_reported_as_failed_leaves_no_row_behind() {
-    let mut bench = Bench::new(4);
-    bench.take_many(1..=2);
-    let written = bench.outbox.all_changes().unwrap();
-    assert_eq!(bench.sent(), [1, 2]);
-    bench.accept(1);
-    bench.outbox.not_committed(written);
-    bench.accept(2);
-    assert_eq!(bench.commit().fates, [(1, Fate::Settled), (2, Fate::Settled)].into());
+    let mut harness = OutboxHarness::new(4);
+    harness.enqueue_many(1..=2);
+    let changes = harness.outbox.take_all_changes().unwrap();
+    assert_eq!(harness.send_all(), [1, 2]);
+    harness.accept(1);
+    harness.outbox.record_commit_failure(changes);
+    harness.accept(2);
+    assert_eq!(harness.commit().deliveries, [(1, DeliveryChange::Settled), (2, DeliveryChange::Settled)].into());
 }

@@ -17,9 +17,9 @@ use tokio::{
 
 /// What a receiver does when it has written its answer.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Then {
+pub(super) enum AfterAnswer {
     /// Waits for the next request.
-    GoOn,
+    KeepOpen,
     /// Closes the connection.
     Close,
     /// Throws the connection away.
@@ -45,25 +45,25 @@ impl Received {
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct ReceiverLog {
     connections: usize,
     closed: usize,
     requests: Vec<Received>,
 }
 
 /// Answers every request the same way, until it is dropped.
-pub(super) struct Receiver {
+pub(super) struct ScriptedReceiver {
     pub(super) address: SocketAddr,
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<ReceiverLog>>,
     _tasks: JoinSet<()>,
 }
 
-impl Receiver {
-    pub(super) async fn new(answer: impl Into<Bytes>, then: Then) -> Self {
-        Self::on(Ipv4Addr::LOCALHOST, answer, then).await
+impl ScriptedReceiver {
+    pub(super) async fn new(answer: impl Into<Bytes>, then: AfterAnswer) -> Self {
+        Self::bind(Ipv4Addr::LOCALHOST, answer, then).await
     }
 
-    pub(super) async fn on(host: Ipv4Addr, answer: impl Into<Bytes>, then: Then) -> Self {
+    pub(super) async fn bind(host: Ipv4Addr, answer: impl Into<Bytes>, then: AfterAnswer) -> Self {
         let listener = TcpListener::bind((host, 0)).await.unwrap();
         let (address, seen, answer) = (listener.local_addr().unwrap(), Arc::default(), answer.into());
         let mut tasks = JoinSet::new();
@@ -100,7 +100,7 @@ impl Receiver {
     }
 }
 
-async fn accept(listener: TcpListener, seen: Arc<Mutex<Seen>>, answer: Bytes, then: Then) {
+async fn accept(listener: TcpListener, seen: Arc<Mutex<ReceiverLog>>, answer: Bytes, then: AfterAnswer) {
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
@@ -113,7 +113,7 @@ async fn accept(listener: TcpListener, seen: Arc<Mutex<Seen>>, answer: Bytes, th
     }
 }
 
-async fn serve(mut stream: TcpStream, seen: &Mutex<Seen>, answer: &[u8], then: Then) {
+async fn serve(mut stream: TcpStream, seen: &Mutex<ReceiverLog>, answer: &[u8], then: AfterAnswer) {
     let mut buffer = Vec::new();
     while let Some(request) = read_request(&mut stream, &mut buffer).await {
         seen.lock().unwrap().requests.push(request);
@@ -121,11 +121,11 @@ async fn serve(mut stream: TcpStream, seen: &Mutex<Seen>, answer: &[u8], then: T
             return;
         }
         match then {
-            Then::GoOn => {}
-            Then::Close => return,
-            Then::Reset => return SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap(),
-            Then::Hang => while stream.read_u8().await.is_ok() {},
-            Then::Endless => while stream.write_all(&chunk()).await.is_ok() {},
+            AfterAnswer::KeepOpen => {}
+            AfterAnswer::Close => return,
+            AfterAnswer::Reset => return SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap(),
+            AfterAnswer::Hang => while stream.read_u8().await.is_ok() {},
+            AfterAnswer::Endless => while stream.write_all(&chunk()).await.is_ok() {},
         }
     }
 }
@@ -140,18 +140,18 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Re
         if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
             break at + 4;
         }
-        more(stream, buffer).await?;
+        read_more(stream, buffer).await?;
     };
     let head = String::from_utf8(buffer.drain(..head_end).collect()).unwrap();
     let mut request = Received { head, body: Bytes::new() };
     let length: usize = request.header("content-length").unwrap().parse().unwrap();
     while buffer.len() < length {
-        more(stream, buffer).await?;
+        read_more(stream, buffer).await?;
     }
     request.body = buffer.drain(..length).collect();
     Some(request)
 }
 
-async fn more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
+async fn read_more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
     stream.read_buf(buffer).await.ok().filter(|read| *read > 0).map(|_| ())
 }

@@ -20,18 +20,18 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 
 /// A certificate for `receiver.test` that is its own root, and its key.
-struct Identity(tempfile::TempDir);
+struct TestCertificate(tempfile::TempDir);
 
-impl Identity {
+impl TestCertificate {
     fn new() -> Self {
-        let identity = Self(tempfile::tempdir().unwrap());
+        let certificate = Self(tempfile::tempdir().unwrap());
         let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout key.pem \
                          -out certificate.pem -subj /CN=hush -addext subjectAltName=DNS:receiver.test \
                          -addext basicConstraints=critical,CA:FALSE";
         let words = arguments.split_ascii_whitespace();
-        let done = Command::new("openssl").args(words).current_dir(identity.0.path()).output().unwrap();
+        let done = Command::new("openssl").args(words).current_dir(certificate.0.path()).output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        identity
+        certificate
     }
 
     fn certificate(&self) -> PathBuf {
@@ -51,45 +51,45 @@ impl Identity {
 
 /// What a receiver has seen: the server name of each connection, version and body of each request.
 #[derive(Default)]
-struct Seen {
+struct TlsReceiverLog {
     names: Vec<Option<String>>,
     requests: Vec<(Version, Bytes)>,
 }
 
 /// Answers every request with 200, over what the client has chosen among `protocols`.
-struct Receiver {
+struct TlsReceiver {
     address: SocketAddr,
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<TlsReceiverLog>>,
     _tasks: JoinSet<()>,
 }
 
-impl Receiver {
-    async fn new(identity: &Identity, protocols: &[&str]) -> Self {
+impl TlsReceiver {
+    async fn new(certificate: &TestCertificate, protocols: &[&str]) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(identity.server(protocols)));
+        let acceptor = TlsAcceptor::from(Arc::new(certificate.server(protocols)));
         let (address, seen, mut tasks) = (listener.local_addr().unwrap(), Arc::default(), JoinSet::new());
         let seen_by_tasks = Arc::clone(&seen);
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let stream = listener.accept().await.unwrap().0;
-                connections.spawn(serve(acceptor.clone(), stream, Arc::clone(&seen_by_tasks)));
+                connections.spawn(serve_tls(acceptor.clone(), stream, Arc::clone(&seen_by_tasks)));
             }
         });
         Self { address, seen, _tasks: tasks }
     }
 
     /// A sender that finds this receiver under `host`, and trusts `root` besides the platform's.
-    fn sender(&self, host: &str, root: Option<&Identity>) -> Sender {
+    fn sender(&self, host: &str, root: Option<&TestCertificate>) -> WebhookSender {
         let webhook = webhook(&format!("https://{host}:{}/events?token=hush", self.address.port()), "");
         let resolver = Resolver::Stub(Arc::new(|_| vec![Ipv4Addr::LOCALHOST.into()]));
-        let connector = Connector::new(guard(&["127.0.0.1"]), webhook.timeout).with_resolver(resolver);
-        let root = root.map(Identity::certificate);
-        Sender::over(connector, &webhook, None, &client::tls(root.as_deref()).unwrap())
+        let connector = EgressConnector::new(guard(&["127.0.0.1"]), webhook.timeout).with_resolver(resolver);
+        let root = root.map(TestCertificate::certificate);
+        WebhookSender::with_connector(connector, &webhook, None, &client::tls_client_config(root.as_deref()).unwrap())
     }
 }
 
-async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, seen: Arc<Mutex<Seen>>) {
+async fn serve_tls(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, seen: Arc<Mutex<TlsReceiverLog>>) {
     let Ok(stream) = acceptor.accept(stream).await else { return };
     let connection = &stream.get_ref().1;
     let is_h2 = connection.alpn_protocol() == Some(b"h2");
@@ -112,12 +112,12 @@ async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, seen: Arc<M
 
 #[tokio::test]
 async fn http2_is_spoken_where_it_is_offered_and_its_connection_is_shared() {
-    let identity = Identity::new();
-    let receiver = Receiver::new(&identity, &["h2", "http/1.1"]).await;
-    let sender = receiver.sender("receiver.test", Some(&identity));
-    assert_eq!(post(&sender).await.1, Verdict::Accepted);
+    let certificate = TestCertificate::new();
+    let receiver = TlsReceiver::new(&certificate, &["h2", "http/1.1"]).await;
+    let sender = receiver.sender("receiver.test", Some(&certificate));
+    assert_eq!(post(&sender).await.1, Disposition::Accepted);
     let (one, other) = tokio::join!(post(&sender), post(&sender));
-    assert_eq!((one.1, other.1), (Verdict::Accepted, Verdict::Accepted));
+    assert_eq!((one.1, other.1), (Disposition::Accepted, Disposition::Accepted));
     let seen = receiver.seen.lock().unwrap();
     assert_eq!(seen.requests, vec![(Version::HTTP_2, Bytes::from_static(BODY)); 3]);
     assert_eq!(seen.names, [Some("receiver.test".to_owned())]);
@@ -125,24 +125,24 @@ async fn http2_is_spoken_where_it_is_offered_and_its_connection_is_shared() {
 
 #[tokio::test]
 async fn http_1_is_spoken_elsewhere() {
-    let identity = Identity::new();
+    let certificate = TestCertificate::new();
     for protocols in [&["http/1.1"][..], &[]] {
-        let receiver = Receiver::new(&identity, protocols).await;
-        let sender = receiver.sender("receiver.test", Some(&identity));
-        assert_eq!(post(&sender).await.1, Verdict::Accepted);
+        let receiver = TlsReceiver::new(&certificate, protocols).await;
+        let sender = receiver.sender("receiver.test", Some(&certificate));
+        assert_eq!(post(&sender).await.1, Disposition::Accepted);
         assert_eq!(receiver.seen.lock().unwrap().requests, [(Version::HTTP_11, Bytes::from_static(BODY))]);
     }
 }
 
 #[tokio::test]
 async fn a_certificate_that_does_not_prove_the_host_is_refused_with_the_reason() {
-    let identity = Identity::new();
-    let receiver = Receiver::new(&identity, &["h2"]).await;
+    let certificate = TestCertificate::new();
+    let receiver = TlsReceiver::new(&certificate, &["h2"]).await;
     for (host, root, reason) in
-        [("receiver.test", None, "egress.ca_file"), ("other.test", Some(&identity), "is for another name")]
+        [("receiver.test", None, "egress.ca_file"), ("other.test", Some(&certificate), "is for another name")]
     {
-        let (attempt, verdict) = post(&receiver.sender(host, root)).await;
-        assert_eq!((attempt.outcome, attempt.status, verdict), (Outcome::Connect, None, AGAIN), "{host}");
+        let (attempt, disposition) = post(&receiver.sender(host, root)).await;
+        assert_eq!((attempt.outcome, attempt.status, disposition), (Outcome::Connect, None, PLAIN_RETRY), "{host}");
         let error = attempt.error.unwrap();
         assert!(error.contains(reason) && !error.contains("receiver.test"), "{error}");
     }
@@ -158,8 +158,8 @@ async fn a_receiver_that_speaks_no_tls_is_tried_again() {
         tokio::io::AsyncWriteExt::write_all(&mut stream, OK.as_bytes()).await.unwrap();
         stream
     };
-    let ((attempt, verdict), _open) = tokio::join!(post(&sender), answers);
-    assert_eq!((attempt.outcome, verdict), (Outcome::Connect, AGAIN));
+    let ((attempt, disposition), _open) = tokio::join!(post(&sender), answers);
+    assert_eq!((attempt.outcome, disposition), (Outcome::Connect, PLAIN_RETRY));
     assert!(attempt.error.unwrap().starts_with("no TLS on the connection"));
 }
 
@@ -167,15 +167,15 @@ async fn a_receiver_that_speaks_no_tls_is_tried_again() {
 async fn a_connection_lost_in_tls_is_tried_again() {
     let closing = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let sender = sender(&format!("https://{}/", closing.local_addr().unwrap()), "");
-    let ((attempt, verdict), _) = tokio::join!(post(&sender), async { drop(closing.accept().await) });
-    assert_eq!((attempt.outcome, verdict), (Outcome::Connect, AGAIN));
+    let ((attempt, disposition), _) = tokio::join!(post(&sender), async { drop(closing.accept().await) });
+    assert_eq!((attempt.outcome, disposition), (Outcome::Connect, PLAIN_RETRY));
     assert_eq!(attempt.error.as_deref(), Some("no TLS on the connection: it was lost on the way"));
 }
 
 #[tokio::test]
 async fn a_receiver_that_hangs_in_tls_costs_the_timeout() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sender = sender(&format!("https://{}/", silent.local_addr().unwrap()), IMPATIENT);
-    let (attempt, verdict) = post(&sender).await;
-    assert_eq!((attempt.outcome, verdict), (Outcome::Timeout, AGAIN));
+    let sender = sender(&format!("https://{}/", silent.local_addr().unwrap()), SHORT_TIMEOUT);
+    let (attempt, disposition) = post(&sender).await;
+    assert_eq!((attempt.outcome, disposition), (Outcome::Timeout, PLAIN_RETRY));
 }

@@ -124,7 +124,7 @@ const NAMES: &[(&str, &str)] = &[
 struct Canary {
     port: u16,
     hosts: Vec<IpAddr>,
-    guests: Arc<Mutex<Vec<SocketAddr>>>,
+    peers: Arc<Mutex<Vec<SocketAddr>>>,
     tasks: JoinSet<()>,
 }
 
@@ -138,14 +138,14 @@ impl Canary {
         let mut canary = Self {
             port,
             hosts: loopback.into_iter().flatten().collect(),
-            guests: Arc::default(),
+            peers: Arc::default(),
             tasks: JoinSet::new(),
         };
         for listener in [Some(four), six].into_iter().flatten() {
-            let guests = Arc::clone(&canary.guests);
+            let peers = Arc::clone(&canary.peers);
             canary.tasks.spawn(async move {
                 while let Ok((_, guest)) = listener.accept().await {
-                    guests.lock().unwrap().push(guest);
+                    peers.lock().unwrap().push(guest);
                 }
             });
         }
@@ -153,14 +153,14 @@ impl Canary {
     }
 
     /// How many connections have come. One more of its own shows that a listener is alive and has seen all before it.
-    async fn reached(&self) -> usize {
+    async fn connection_count(&self) -> usize {
         for host in &self.hosts {
             let sentinel = TcpStream::connect((*host, self.port)).await.unwrap().local_addr().unwrap();
-            while !self.guests.lock().unwrap().contains(&sentinel) {
+            while !self.peers.lock().unwrap().contains(&sentinel) {
                 tokio::task::yield_now().await;
             }
         }
-        self.guests.lock().unwrap().len() - self.hosts.len()
+        self.peers.lock().unwrap().len() - self.hosts.len()
     }
 }
 
@@ -176,7 +176,7 @@ fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// A resolver that gives these addresses, call by call, and begins anew at their end; it counts the calls.
-fn resolver(answers: &[&[&str]]) -> (Resolver, Arc<AtomicUsize>) {
+fn stub_resolver(answers: &[&[&str]]) -> (Resolver, Arc<AtomicUsize>) {
     let parsed = |answer: &&[&str]| answer.iter().map(|text| text.parse().unwrap()).collect();
     let answers: Vec<Vec<IpAddr>> = answers.iter().map(parsed).collect();
     let (calls, counted) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -188,10 +188,10 @@ fn resolver(answers: &[&[&str]]) -> (Resolver, Arc<AtomicUsize>) {
     (Resolver::Stub(Arc::new(resolve)), counted)
 }
 
-fn sender_with(resolver: Resolver, url: &str, allow: &[&str], keys: &str) -> Sender {
+fn sender_with(resolver: Resolver, url: &str, allow: &[&str], keys: &str) -> WebhookSender {
     let webhook = webhook(url, keys);
-    let connector = Connector::new(guard(allow), webhook.timeout).with_resolver(resolver);
-    Sender::over(connector, &webhook, None, &tls())
+    let connector = EgressConnector::new(guard(allow), webhook.timeout).with_resolver(resolver);
+    WebhookSender::with_connector(connector, &webhook, None, &tls())
 }
 
 #[tokio::test]
@@ -201,13 +201,14 @@ async fn no_spelling_of_an_inner_address_is_reached() {
     let mut wrong = Vec::new();
     for url in SPELLINGS {
         let webhook = webhook(&url.replace("PORT", &canary.port.to_string()), "timeout = '2s'");
-        let (attempt, verdict) = Sender::new(&webhook, None, Arc::clone(&guard), &tls).send("7-1", Bytes::new()).await;
-        let is_refused = attempt.outcome == Outcome::EgressRefused && verdict == Verdict::Forbidden;
+        let (attempt, disposition) =
+            WebhookSender::new(&webhook, None, Arc::clone(&guard), &tls).send("7-1", Bytes::new()).await;
+        let is_refused = attempt.outcome == Outcome::EgressRefused && disposition == Disposition::Forbidden;
         if !is_refused && attempt.outcome != Outcome::Dns {
             wrong.push((url, attempt));
         }
     }
-    assert_eq!((canary.reached().await, wrong), (0, Vec::new()));
+    assert_eq!((canary.connection_count().await, wrong), (0, Vec::new()));
 }
 
 #[tokio::test]
@@ -215,13 +216,13 @@ async fn no_name_leads_to_an_inner_address() {
     let canary = Canary::new();
     for (url, address) in NAMES {
         let url = url.replace("PORT", &canary.port.to_string());
-        let sender = sender_with(resolver(&[&[address]]).0, &url, &[], "timeout = '2s'");
-        let (attempt, verdict) = post(&sender).await;
-        assert_eq!((attempt.outcome, verdict), (Outcome::EgressRefused, Verdict::Forbidden), "{url} {address}");
+        let sender = sender_with(stub_resolver(&[&[address]]).0, &url, &[], "timeout = '2s'");
+        let (attempt, disposition) = post(&sender).await;
+        assert_eq!((attempt.outcome, disposition), (Outcome::EgressRefused, Disposition::Forbidden), "{url} {address}");
         let error = attempt.error.unwrap();
         assert!(error.starts_with(address) && error.contains("egress.allow_networks"), "{error}");
     }
-    assert_eq!(canary.reached().await, 0);
+    assert_eq!(canary.connection_count().await, 0);
 }
 
 #[tokio::test]
@@ -230,21 +231,21 @@ async fn one_inner_address_among_public_ones_is_enough_to_refuse() {
     let url = format!("http://mixed.test:{}/", canary.port);
     for answer in [&["127.0.0.2", "127.0.0.1"][..], &["127.0.0.1", "127.0.0.2"], &["127.0.0.2", "::1", "127.0.0.2"]] {
         // 127.0.0.2 stands for what is public: it is let through, and the canary would hear of it.
-        let sender = sender_with(resolver(&[answer]).0, &url, &["127.0.0.2"], "");
-        assert_eq!(post(&sender).await.1, Verdict::Forbidden, "{answer:?}");
+        let sender = sender_with(stub_resolver(&[answer]).0, &url, &["127.0.0.2"], "");
+        assert_eq!(post(&sender).await.1, Disposition::Forbidden, "{answer:?}");
     }
-    assert_eq!(canary.reached().await, 0);
+    assert_eq!(canary.connection_count().await, 0);
 }
 
 #[tokio::test]
 async fn a_name_that_changes_its_address_is_dialled_where_it_was_checked() {
-    let receiver = Receiver::on(Ipv4Addr::new(127, 0, 0, 2), OK, Then::Close).await;
+    let receiver = ScriptedReceiver::bind(Ipv4Addr::new(127, 0, 0, 2), OK, AfterAnswer::Close).await;
     let url = format!("http://rebinding.test:{}/", receiver.address.port());
-    let (resolver, calls) = resolver(&[&["127.0.0.2"], &["127.0.0.1"]]);
+    let (resolver, calls) = stub_resolver(&[&["127.0.0.2"], &["127.0.0.1"]]);
     for round in 0..6 {
         // Each with a connection of its own, so that each has to resolve the name.
         let sender = sender_with(resolver.clone(), &url, &["127.0.0.2"], "");
-        let expected = if round % 2 == 0 { Verdict::Accepted } else { Verdict::Forbidden };
+        let expected = if round % 2 == 0 { Disposition::Accepted } else { Disposition::Forbidden };
         assert_eq!(post(&sender).await.1, expected, "{round}");
         assert_eq!(calls.load(Ordering::SeqCst), round + 1, "one question for one connection");
     }
@@ -253,35 +254,35 @@ async fn a_name_that_changes_its_address_is_dialled_where_it_was_checked() {
 
 #[tokio::test]
 async fn an_allowed_network_is_reached_by_every_spelling_of_it() {
-    let receiver = Receiver::new(OK, Then::GoOn).await;
+    let receiver = ScriptedReceiver::new(OK, AfterAnswer::KeepOpen).await;
     for host in ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::ffff:127.0.0.1]"] {
         let url = format!("http://{host}:{}/", receiver.address.port());
         let webhook = webhook(&url, "");
         // What `localhost` is besides depends on the machine.
-        let sender = Sender::new(&webhook, None, guard(&["127.0.0.1", "::1"]), &tls());
-        assert_eq!(post(&sender).await.1, Verdict::Accepted, "{host}");
+        let sender = WebhookSender::new(&webhook, None, guard(&["127.0.0.1", "::1"]), &tls());
+        assert_eq!(post(&sender).await.1, Disposition::Accepted, "{host}");
     }
 }
 
 #[tokio::test]
 async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
-    let receiver = Receiver::on(Ipv4Addr::new(127, 0, 0, 2), OK, Then::GoOn).await;
+    let receiver = ScriptedReceiver::bind(Ipv4Addr::new(127, 0, 0, 2), OK, AfterAnswer::KeepOpen).await;
     let port = receiver.address.port();
-    let _deaf = Deaf::new(port);
-    let (resolver, _) = resolver(&[&["127.0.0.3", "127.0.0.4", "127.0.0.2"]]);
+    let _deaf = UnresponsiveListener::new(port);
+    let (resolver, _) = stub_resolver(&[&["127.0.0.3", "127.0.0.4", "127.0.0.2"]]);
     let sender = sender_with(resolver, &format!("http://two.test:{port}/"), &["127.0.0.0/8"], "timeout = '3s'");
-    let (attempt, verdict) = post(&sender).await;
-    assert_eq!(verdict, Verdict::Accepted, "{attempt:?}");
+    let (attempt, disposition) = post(&sender).await;
+    assert_eq!(disposition, Disposition::Accepted, "{attempt:?}");
     assert!(attempt.duration_ms >= 1000, "the first address was waited for: {}", attempt.duration_ms);
 }
 
 /// Takes no connection on 127.0.0.3: its queue is full.
-struct Deaf {
+struct UnresponsiveListener {
     _listener: Socket,
     _waiting: Vec<Socket>,
 }
 
-impl Deaf {
+impl UnresponsiveListener {
     fn new(port: u16) -> Self {
         let address = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 3), port)).into();
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();

@@ -32,33 +32,33 @@ use futures_sink::Sink;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_websockets::{CloseCode, Error, Limits, Message, ServerBuilder, WebSocketStream};
 
-use super::subscriber::Visitor;
+use super::subscriber::WsSubscriber;
 use crate::{
-    http::admission::Leave,
-    shard::{MOST_BYTES, MOST_PIECES, advance, slices},
+    http::admission::DisconnectReason,
+    shard::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, advance, io_slices},
 };
 
 /// A subscriber and its socket.
 #[derive(Debug)]
-pub(super) struct Session<S> {
+pub(super) struct WsConnection<S> {
     pub(super) socket: WebSocketStream<S>,
-    pub(super) visitor: Visitor,
-    phase: Phase,
+    pub(super) subscriber: WsSubscriber,
+    phase: WsPhase,
     /// Frames that the socket has not taken yet.
-    pub(super) rest: VecDeque<Bytes>,
+    pub(super) unwritten: VecDeque<Bytes>,
     /// It has everything, and can take more.
-    pub(super) is_following: bool,
+    pub(super) is_caught_up: bool,
     /// It waits for nothing but what there will be for it.
     pub(super) is_idle: bool,
     /// The tick at which the connection is cut, if it has not ended by then.
-    cut_due: u64,
+    close_due: u64,
     /// The tick at which the client's next message is read.
-    next_message: u64,
+    next_message_due: u64,
 }
 
 /// How far a session has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Phase {
+enum WsPhase {
     /// Messages go both ways.
     Open,
     /// A close frame is on its way; the client's own is awaited.
@@ -70,23 +70,23 @@ enum Phase {
 
 /// What came of one step.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Step {
+enum WsStep {
     /// Something: there may be more to do.
-    Done,
+    Progressed,
     /// Nothing: the task will be woken.
     Waiting,
     /// The connection is at its end.
-    Over,
+    Closed,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
     /// A session on a socket that has just been upgraded.
-    pub(super) fn new(socket: S, visitor: Visitor) -> Self {
-        let limits = Limits::default().max_payload_len(Some(LARGEST_MESSAGE));
+    pub(super) fn new(socket: S, subscriber: WsSubscriber) -> Self {
+        let limits = Limits::default().max_payload_len(Some(MAX_CLIENT_MESSAGE_BYTES));
         let socket = ServerBuilder::new().limits(limits).serve(socket);
-        let (phase, cut_due) = (Phase::Open, u64::MAX);
-        let (rest, is_following, is_idle) = (VecDeque::new(), false, false);
-        Self { socket, visitor, phase, rest, is_following, is_idle, cut_due, next_message: 0 }
+        let (phase, close_due) = (WsPhase::Open, u64::MAX);
+        let (unwritten, is_caught_up, is_idle) = (VecDeque::new(), false, false);
+        Self { socket, subscriber, phase, unwritten, is_caught_up, is_idle, close_due, next_message_due: 0 }
     }
 
     /// Does what there is to do, and tells whether it has ended. `pieces` is empty before and after; `bytes` counts what is
@@ -94,64 +94,64 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     pub(super) fn run(
         &mut self,
         context: &mut Context<'_>,
-        pieces: &mut VecDeque<Bytes>,
+        batch: &mut VecDeque<Bytes>,
         bytes: &mut usize,
     ) -> Poll<()> {
-        (self.is_following, self.is_idle) = (false, false);
-        let most = *bytes + TURN_BYTES;
-        for _ in 0..STEPS {
-            if *bytes > most {
+        (self.is_caught_up, self.is_idle) = (false, false);
+        let budget_end = *bytes + MAX_HANDOVER_BYTES_PER_POLL;
+        for _ in 0..MAX_STEPS_PER_POLL {
+            if *bytes > budget_end {
                 break;
             }
-            match self.step(context, pieces, bytes) {
-                Step::Done => {}
-                Step::Waiting => return Poll::Pending,
-                Step::Over => return Poll::Ready(()),
+            match self.step(context, batch, bytes) {
+                WsStep::Progressed => {}
+                WsStep::Waiting => return Poll::Pending,
+                WsStep::Closed => return Poll::Ready(()),
             }
         }
         context.waker().wake_by_ref(); // others are to have their turn
         Poll::Pending
     }
 
-    fn step(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>, bytes: &mut usize) -> Step {
-        if self.visitor.now() >= self.cut_due {
-            return Step::Over;
+    fn step(&mut self, context: &mut Context<'_>, batch: &mut VecDeque<Bytes>, handed_over: &mut usize) -> WsStep {
+        if self.subscriber.now() >= self.close_due {
+            return WsStep::Closed;
         }
-        let leave = self.visitor.must_leave();
-        let is_urgent = leave.is_some_and(Leave::is_urgent);
-        if let Some(leave) = leave.filter(|_| is_urgent) {
-            self.end_within(closing_time(leave));
+        let reason = self.subscriber.check_disconnect();
+        let is_urgent = reason.is_some_and(DisconnectReason::is_urgent);
+        if let Some(reason) = reason.filter(|_| is_urgent) {
+            self.close_within(close_timeout(reason));
         }
         match self.flush(context) {
             Poll::Ready(true) => {}
-            Poll::Ready(false) => return Step::Over,
-            Poll::Pending => return self.wait_for_room(context),
+            Poll::Ready(false) => return WsStep::Closed,
+            Poll::Pending => return self.wait_for_writable(context),
         }
         match self.phase {
-            Phase::Closing => return self.await_close(context),
-            Phase::Lingering => return self.linger(context),
-            Phase::Open => {}
+            WsPhase::Closing => return self.await_close(context),
+            WsPhase::Lingering => return self.linger(context),
+            WsPhase::Open => {}
         }
-        if let Some(leave) = leave.filter(|_| is_urgent || self.visitor.has_everything()) {
-            self.close(close_code(leave));
-            return Step::Done;
+        if let Some(reason) = reason.filter(|_| is_urgent || self.subscriber.has_delivered_all()) {
+            self.close(close_code(reason));
+            return WsStep::Progressed;
         }
-        let read = self.read(context, bytes);
-        if read == Step::Over || self.phase != Phase::Open {
+        let read = self.read_message(context, handed_over);
+        if read == WsStep::Closed || self.phase != WsPhase::Open {
             return read;
         }
-        match (read, self.hand_over(context, pieces, bytes)) {
-            (_, Step::Over) => Step::Over,
-            (Step::Waiting, Step::Waiting) => self.idle(context),
-            _ => Step::Done,
+        match (read, self.send_queued(context, batch, handed_over)) {
+            (_, WsStep::Closed) => WsStep::Closed,
+            (WsStep::Waiting, WsStep::Waiting) => self.go_idle(context),
+            _ => WsStep::Progressed,
         }
     }
 
     /// Writes what is left of earlier writes, and then what the codec has to say. Whether the socket still takes something.
     fn flush(&mut self, context: &mut Context<'_>) -> Poll<bool> {
-        if !self.rest.is_empty() {
-            match ready!(write(self.socket.get_mut(), context, &mut self.rest)) {
-                Ok(()) => self.rest = VecDeque::new(), // who sleeps needs no room for it
+        if !self.unwritten.is_empty() {
+            match ready!(poll_write_batch(self.socket.get_mut(), context, &mut self.unwritten)) {
+                Ok(()) => self.unwritten = VecDeque::new(), // who sleeps needs no room for it
                 Err(_) => return Poll::Ready(false),
             }
         }
@@ -160,207 +160,214 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     /// The socket is full. Its own deadline looks after a client that takes nothing; the task must only hear of what ends the
     /// session before that.
-    fn wait_for_room(&mut self, context: &Context<'_>) -> Step {
-        self.visitor.is_stuck();
-        self.visitor.wake_to_leave(self.cut_due, context);
+    fn wait_for_writable(&mut self, context: &Context<'_>) -> WsStep {
+        self.subscriber.record_backlog();
+        self.subscriber.wake_for_disconnect(self.close_due, context);
         // Again, now that whoever dismisses it knows whom to wake.
-        if self.cut_due == u64::MAX
-            && let Some(leave) = self.visitor.must_leave().filter(|leave| leave.is_urgent())
+        if self.close_due == u64::MAX
+            && let Some(reason) = self.subscriber.check_disconnect().filter(|leave| leave.is_urgent())
         {
-            self.end_within(closing_time(leave));
-            self.visitor.wake_to_leave(self.cut_due, context);
+            self.close_within(close_timeout(reason));
+            self.subscriber.wake_for_disconnect(self.close_due, context);
         }
-        Step::Waiting
+        WsStep::Waiting
     }
 
     /// Takes one message of the client.
-    fn read(&mut self, context: &mut Context<'_>, bytes: &mut usize) -> Step {
-        if self.visitor.now() < self.next_message {
-            return Step::Waiting;
+    fn read_message(&mut self, context: &mut Context<'_>, handed_over: &mut usize) -> WsStep {
+        if self.subscriber.now() < self.next_message_due {
+            return WsStep::Waiting;
         }
         match Pin::new(&mut self.socket).poll_next(context) {
-            Poll::Pending => Step::Waiting,
-            Poll::Ready(None) => Step::Over,
+            Poll::Pending => WsStep::Waiting,
+            Poll::Ready(None) => WsStep::Closed,
             Poll::Ready(Some(Ok(message))) => {
-                self.heed(message, bytes);
-                Step::Done
+                self.handle_message(message, handed_over);
+                WsStep::Progressed
             }
-            Poll::Ready(Some(Err(Error::Io(_)))) => Step::Over,
+            Poll::Ready(Some(Err(Error::Io(_)))) => WsStep::Closed,
             Poll::Ready(Some(Err(error))) => {
-                self.visitor.blame();
+                self.subscriber.mark_faulty();
                 // Of the rest the codec has told the client itself; it does not tell of a message in fragments.
                 if matches!(error, Error::PayloadTooLong { .. }) {
                     self.close(CloseCode::MESSAGE_TOO_BIG);
                 }
-                self.phase = Phase::Lingering;
-                self.end_soon();
-                Step::Done
+                self.phase = WsPhase::Lingering;
+                self.start_close_timeout();
+                WsStep::Progressed
             }
         }
     }
 
     /// Pings have been answered by the codec, and so has a close.
-    fn heed(&mut self, message: Message, bytes: &mut usize) {
+    fn handle_message(&mut self, message: Message, handed_over: &mut usize) {
         if message.is_text() {
             // One a tick: a client that floods waits for its own messages, and nobody else does.
-            self.next_message = self.visitor.after(Duration::ZERO);
+            self.next_message_due = self.subscriber.tick_after(Duration::ZERO);
             let text = message.into_payload();
-            *bytes += text.len() * OBEYING; // the turn is over the sooner
-            let answer = self.visitor.obey(&text);
-            self.say(answer);
+            *handed_over += text.len() * FILTER_COST_FACTOR; // the turn is over the sooner
+            let answer = self.subscriber.handle_subscribe(&text);
+            self.queue_frame(answer);
         } else if message.is_binary() {
-            self.visitor.blame();
+            self.subscriber.mark_faulty();
             self.close(CloseCode::UNSUPPORTED_DATA);
         } else if message.is_close() {
-            self.phase = Phase::Closing;
-            self.end_soon();
+            self.phase = WsPhase::Closing;
+            self.start_close_timeout();
         }
     }
 
     /// Takes what there is for the client, up to a hand-over, and writes it.
-    fn hand_over(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>, bytes: &mut usize) -> Step {
-        if !self.rest.is_empty() {
-            return Step::Waiting; // an answer goes before it
+    fn send_queued(
+        &mut self,
+        context: &mut Context<'_>,
+        batch: &mut VecDeque<Bytes>,
+        handed_over: &mut usize,
+    ) -> WsStep {
+        if !self.unwritten.is_empty() {
+            return WsStep::Waiting; // an answer goes before it
         }
         let mut taken = 0;
-        while taken < MOST_BYTES && pieces.len() < MOST_PIECES {
-            let Poll::Ready(message) = self.visitor.poll_message(context) else { break };
+        while taken < MAX_BATCH_BYTES && batch.len() < MAX_BATCH_BUFFERS {
+            let Poll::Ready(message) = self.subscriber.poll_message(context) else { break };
             taken += message.len();
-            pieces.push_back(message);
+            batch.push_back(message);
         }
-        *bytes += taken;
-        match self.write(context, pieces) {
-            Ok(()) if taken > 0 => Step::Done,
-            Ok(()) => Step::Waiting,
-            Err(_) => Step::Over,
+        *handed_over += taken;
+        match self.write_batch(context, batch) {
+            Ok(()) if taken > 0 => WsStep::Progressed,
+            Ok(()) => WsStep::Waiting,
+            Err(_) => WsStep::Closed,
         }
     }
 
     /// Writes pieces, and keeps what the socket does not take.
-    fn write(&mut self, context: &mut Context<'_>, pieces: &mut VecDeque<Bytes>) -> io::Result<()> {
-        match write(self.socket.get_mut(), context, pieces) {
+    fn write_batch(&mut self, context: &mut Context<'_>, batch: &mut VecDeque<Bytes>) -> io::Result<()> {
+        match poll_write_batch(self.socket.get_mut(), context, batch) {
             Poll::Ready(written) => written,
             Poll::Pending => {
-                self.rest.extend(pieces.drain(..));
+                self.unwritten.extend(batch.drain(..));
                 Ok(())
             }
         }
     }
 
     /// There is nothing to do: a heartbeat is due, or the task sleeps.
-    fn idle(&mut self, context: &Context<'_>) -> Step {
+    fn go_idle(&mut self, context: &Context<'_>) -> WsStep {
         // Again, now that whoever dismisses it knows whom to wake.
-        if self.visitor.must_leave().is_some_and(Leave::is_urgent) || self.visitor.has_everything() {
-            return Step::Done;
+        if self.subscriber.check_disconnect().is_some_and(DisconnectReason::is_urgent)
+            || self.subscriber.has_delivered_all()
+        {
+            return WsStep::Progressed;
         }
-        if let Some(heartbeat) = self.visitor.heartbeat() {
-            self.say(heartbeat);
-            return Step::Done;
+        if let Some(heartbeat) = self.subscriber.take_heartbeat() {
+            self.queue_frame(heartbeat);
+            return WsStep::Progressed;
         }
-        (self.is_following, self.is_idle) = (self.visitor.is_following(), true);
-        let is_delayed = self.visitor.now() < self.next_message;
-        self.visitor.wake_when_due(if is_delayed { self.next_message } else { u64::MAX }, context);
-        Step::Waiting
+        (self.is_caught_up, self.is_idle) = (self.subscriber.is_caught_up(), true);
+        let is_delayed = self.subscriber.now() < self.next_message_due;
+        self.subscriber.wake_when_due(if is_delayed { self.next_message_due } else { u64::MAX }, context);
+        WsStep::Waiting
     }
 
     /// Waits for the client's close frame.
-    fn await_close(&mut self, context: &mut Context<'_>) -> Step {
+    fn await_close(&mut self, context: &mut Context<'_>) -> WsStep {
         match Pin::new(&mut self.socket).poll_next(context) {
             Poll::Pending => {
-                self.visitor.wake_to_leave(self.cut_due, context);
-                Step::Waiting
+                self.subscriber.wake_for_disconnect(self.close_due, context);
+                WsStep::Waiting
             }
-            Poll::Ready(None | Some(Err(Error::Io(_)))) => Step::Over,
-            Poll::Ready(Some(Ok(_))) => Step::Done,
+            Poll::Ready(None | Some(Err(Error::Io(_)))) => WsStep::Closed,
+            Poll::Ready(Some(Ok(_))) => WsStep::Progressed,
             Poll::Ready(Some(Err(_))) => {
-                self.phase = Phase::Lingering;
-                Step::Done
+                self.phase = WsPhase::Lingering;
+                WsStep::Progressed
             }
         }
     }
 
     /// Reads what the client still sends, without looking at it.
-    fn linger(&mut self, context: &mut Context<'_>) -> Step {
+    fn linger(&mut self, context: &mut Context<'_>) -> WsStep {
         let socket = self.socket.get_mut();
         if let Poll::Ready(Err(_)) = Pin::new(&mut *socket).poll_shutdown(context) {
-            return Step::Over;
+            return WsStep::Closed;
         }
-        let mut space = [0; LINGERING_BYTES];
-        let mut buffer = ReadBuf::new(&mut space);
+        let mut storage = [0; LINGER_BUFFER_BYTES];
+        let mut buffer = ReadBuf::new(&mut storage);
         match Pin::new(socket).poll_read(context, &mut buffer) {
-            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => Step::Done,
-            Poll::Ready(_) => Step::Over,
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => WsStep::Progressed,
+            Poll::Ready(_) => WsStep::Closed,
             Poll::Pending => {
-                self.visitor.wake_to_leave(self.cut_due, context);
-                Step::Waiting
+                self.subscriber.wake_for_disconnect(self.close_due, context);
+                WsStep::Waiting
             }
         }
     }
 
     /// Has a frame written at the next step, which is the first of what is written then.
-    fn say(&mut self, frame: Bytes) {
-        self.rest.push_back(frame);
+    fn queue_frame(&mut self, frame: Bytes) {
+        self.unwritten.push_back(frame);
     }
 
     /// Tells the client that the session is over.
     fn close(&mut self, code: CloseCode) {
-        self.phase = Phase::Closing;
-        self.end_soon();
+        self.phase = WsPhase::Closing;
+        self.start_close_timeout();
         // The codec may have said it already, and refuses a second one.
         let _ = Pin::new(&mut self.socket).start_send(Message::close(Some(code), ""));
     }
 
     /// From now on the client has a moment, whatever it does, and none past its token's end.
-    fn end_soon(&mut self) {
-        self.end_within(CLOSING_TIME);
+    fn start_close_timeout(&mut self) {
+        self.close_within(CLOSE_HANDSHAKE_TIMEOUT);
     }
 
-    fn end_within(&mut self, time: Duration) {
-        if self.cut_due == u64::MAX {
-            self.cut_due = self.visitor.after_or_end(time);
+    fn close_within(&mut self, time: Duration) {
+        if self.close_due == u64::MAX {
+            self.close_due = self.subscriber.tick_after_or_end(time);
         }
     }
 }
 
 /// A session that no lane looks after, as a future that ends with it.
 #[derive(Debug)]
-pub(super) struct Alone<S> {
-    session: Session<S>,
-    pieces: VecDeque<Bytes>,
+pub(super) struct WsConnectionTask<S> {
+    connection: WsConnection<S>,
+    batch: VecDeque<Bytes>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Alone<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> WsConnectionTask<S> {
     /// A session on what has just been upgraded.
-    pub(super) fn new(socket: S, visitor: Visitor) -> Self {
-        Self { session: Session::new(socket, visitor), pieces: VecDeque::new() }
+    pub(super) fn new(socket: S, subscriber: WsSubscriber) -> Self {
+        Self { connection: WsConnection::new(socket, subscriber), batch: VecDeque::new() }
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Future for Alone<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for WsConnectionTask<S> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let Self { session, pieces } = &mut *self;
-        session.run(context, pieces, &mut 0)
+        let Self { connection, batch } = &mut *self;
+        connection.run(context, batch, &mut 0)
     }
 }
 
 /// Writes pieces until the socket is full; what it does not take stays.
-fn write<S: AsyncWrite + Unpin>(
+fn poll_write_batch<S: AsyncWrite + Unpin>(
     socket: &mut S,
     context: &mut Context<'_>,
-    pieces: &mut VecDeque<Bytes>,
+    batch: &mut VecDeque<Bytes>,
 ) -> Poll<io::Result<()>> {
-    while !pieces.is_empty() {
-        let (slices, used) = slices(pieces);
-        let written = ready!(write_once(socket, context, slices.split_at(used).0))?;
-        advance(pieces, written);
+    while !batch.is_empty() {
+        let (slices, used) = io_slices(batch);
+        let written = ready!(poll_write_once(socket, context, slices.split_at(used).0))?;
+        advance(batch, written);
     }
     Poll::Ready(Ok(()))
 }
 
 /// Writes what the socket takes at once of this, which is not nothing.
-pub(super) fn write_once<S: AsyncWrite + Unpin>(
+pub(super) fn poll_write_once<S: AsyncWrite + Unpin>(
     socket: &mut S,
     context: &mut Context<'_>,
     slices: &[IoSlice<'_>],
@@ -378,32 +385,32 @@ pub(super) fn write_once<S: AsyncWrite + Unpin>(
 }
 
 /// What the client is told: to come back, or that it may not.
-fn close_code(leave: Leave) -> CloseCode {
-    if leave.is_urgent() { CloseCode::POLICY_VIOLATION } else { CloseCode::SERVICE_RESTART }
+fn close_code(reason: DisconnectReason) -> CloseCode {
+    if reason.is_urgent() { CloseCode::POLICY_VIOLATION } else { CloseCode::SERVICE_RESTART }
 }
 
 /// What the closing handshake may take.
-fn closing_time(leave: Leave) -> Duration {
-    if leave.is_at_once() { CLOSING_TIME_AT_ONCE } else { CLOSING_TIME }
+fn close_timeout(reason: DisconnectReason) -> Duration {
+    if reason.is_immediate() { IMMEDIATE_CLOSE_TIMEOUT } else { CLOSE_HANDSHAKE_TIMEOUT }
 }
 
 /// A filter of a thousand values has room in it.
-const LARGEST_MESSAGE: usize = 64 * 1024;
+const MAX_CLIENT_MESSAGE_BYTES: usize = 64 * 1024;
 
 /// What a closing handshake may take: less than those who drain are given to leave, after which the wheel stands still.
-const CLOSING_TIME: Duration = Duration::from_millis(1500);
+const CLOSE_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The same for a stream that is to be gone within a second, whatever its client does.
-const CLOSING_TIME_AT_ONCE: Duration = Duration::from_millis(700);
+const IMMEDIATE_CLOSE_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Of what is thrown away, at a time.
-const LINGERING_BYTES: usize = 4 * 1024;
+const LINGER_BUFFER_BYTES: usize = 4 * 1024;
 
 /// Handed over in one poll, after which others have their turn.
-const TURN_BYTES: usize = 4 * MOST_BYTES;
+const MAX_HANDOVER_BYTES_PER_POLL: usize = 4 * MAX_BATCH_BYTES;
 
 /// A byte of a filter is as much work as so many that are written.
-const OBEYING: usize = 8;
+const FILTER_COST_FACTOR: usize = 8;
 
 /// In one poll.
-const STEPS: usize = 16;
+const MAX_STEPS_PER_POLL: usize = 16;

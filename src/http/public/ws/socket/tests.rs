@@ -17,11 +17,11 @@ use tokio::{
 
 use super::*;
 use crate::{
-    event::{Scope, Start},
-    fanout::Followers,
+    event::{Scope, StartPosition},
+    fanout::ShardIndex,
     http::tests::{product, publish, relay},
-    net::tests::guarded,
-    shard::{Follower, Given, Lent},
+    net::tests::deadline_socket,
+    shard::{DeliveryOutcome, ShardSubscriber, WriteScratch},
 };
 
 #[tokio::test]
@@ -33,55 +33,62 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
     let (stream, _) = listener.accept().await.unwrap();
     SockRef::from(&client).set_recv_buffer_size(8 * 1024).unwrap();
     SockRef::from(&stream).set_send_buffer_size(8 * 1024).unwrap();
-    let (socket, connection) = guarded(stream, &relay.wheel);
-    let grant = relay.access.identify(None).unwrap();
-    let visitor =
-        Visitor::admit(&relay, &product, grant, Scope::EVERYTHING, &Start::Now, &connection, &HeaderMap::new());
-    let mut session = Session::new(socket, visitor.unwrap());
-    let mut followers = Followers::new(&product.fanout, 0, Waker::noop().clone());
-    followers.join(0, session.subscription());
-    let bell = Arc::new(Bell::default());
-    let mut lent = Lent { pieces: VecDeque::new(), bytes: 0, write_timeout: Duration::MAX };
-    let mut poll = |session: &mut Session<_>| {
-        bell.0.store(false, Ordering::SeqCst);
-        lent.bytes = 0;
-        let polled = session.poll(&mut Context::from_waker(&Waker::from(Arc::clone(&bell))), &mut lent);
+    let (socket, net_connection) = deadline_socket(stream, &relay.wheel);
+    let grant = relay.access.authenticate(None).unwrap();
+    let subscriber = WsSubscriber::admit(
+        &relay,
+        &product,
+        grant,
+        Scope::EVERYTHING,
+        &StartPosition::Now,
+        &net_connection,
+        &HeaderMap::new(),
+    );
+    let mut connection = WsConnection::new(socket, subscriber.unwrap());
+    let mut index = ShardIndex::new(&product.fanout, 0, Waker::noop().clone());
+    index.add(0, connection.subscription());
+    let woken = Arc::new(WokenFlag::default());
+    let mut scratch = WriteScratch { batch: VecDeque::new(), written_bytes: 0, write_timeout: Duration::MAX };
+    let mut poll = |connection: &mut WsConnection<_>| {
+        woken.0.store(false, Ordering::SeqCst);
+        scratch.written_bytes = 0;
+        let polled = connection.poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))), &mut scratch);
         assert!(polled.is_pending(), "the session goes on");
         // Nothing is to be done, and neither the session nor its socket has asked to be polled again.
-        !bell.0.load(Ordering::SeqCst)
+        !woken.0.load(Ordering::SeqCst)
     };
-    while !(poll(&mut session) && session.is_idle) {
+    while !(poll(&mut connection) && connection.is_idle) {
         yield_now().await;
     }
-    let behind = || relay.subscribers.list(0, 1)[0].1.behind(product.log.newest());
+    let entries_behind = || relay.subscribers.list(0, 1)[0].1.entries_behind(product.log.newest_position());
     publish(&relay, "one", "first");
-    assert_eq!(session.look_into_the_log(1), Given::Look);
-    while !(poll(&mut session) && session.is_idle) {
+    assert_eq!(connection.fall_back_to_log(1), DeliveryOutcome::NeedsPoll);
+    while !(poll(&mut connection) && connection.is_idle) {
         yield_now().await;
     }
     let (pings, mut sent) = (PING.repeat(100), 0);
-    while !poll(&mut session) || session.is_idle {
+    while !poll(&mut connection) || connection.is_idle {
         sent += client.try_write(pings.split_at(sent % pings.len()).1).unwrap_or(0); // it is full at times
         yield_now().await;
     }
-    for (place, text) in [(2, "second"), (3, "third")] {
+    for (position, text) in [(2, "second"), (3, "third")] {
         publish(&relay, "one", text);
-        assert_eq!(session.look_into_the_log(place), Given::Done);
+        assert_eq!(connection.fall_back_to_log(position), DeliveryOutcome::Handled);
     }
-    assert_eq!(behind(), 2);
+    assert_eq!(entries_behind(), 2);
     let mut seen = Vec::new();
-    while !(poll(&mut session) && session.is_idle && seen.windows(6).any(|it| it == b"third}")) {
+    while !(poll(&mut connection) && connection.is_idle && seen.windows(6).any(|it| it == b"third}")) {
         let _ = client.try_read_buf(&mut seen);
         yield_now().await;
     }
-    assert_eq!(behind(), 0);
+    assert_eq!(entries_behind(), 0);
 }
 
 /// Whether it has rung.
 #[derive(Default)]
-struct Bell(AtomicBool);
+struct WokenFlag(AtomicBool);
 
-impl Wake for Bell {
+impl Wake for WokenFlag {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::SeqCst);
     }
