@@ -5,7 +5,11 @@
 //! the relay: compiled with the feature `micro` only.
 //!
 //! May use: `envelope`, `event`, `fanout`, `log`, `metrics`, `sse`.
-#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "it reads what it has written itself")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "it reads what it has written itself"
+)]
 
 use std::{
     hint::black_box,
@@ -68,7 +72,11 @@ pub fn decode_and_classify(stream: &[u8], events: usize) -> impl FnMut() -> Batc
     })
 }
 
-fn run_decoder(stream: &[u8], events: usize, mut take: impl FnMut(Frame, Instant)) -> impl FnMut() -> Batch {
+fn run_decoder(
+    stream: &[u8],
+    events: usize,
+    mut take: impl FnMut(Frame, Instant),
+) -> impl FnMut() -> Batch {
     let stream = Bytes::copy_from_slice(stream);
     let mut decoder = Decoder::new(MAX_EVENT_BYTES);
     move || {
@@ -193,11 +201,14 @@ pub fn deliver_to_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
 /// Wake, by a mark: from the mark to the waker.
 pub fn wake_subscriber() -> impl FnMut() -> Batch {
     let (wakes, waker) = BenchWakeCounter::new();
-    let listeners: [SubscriberSignal; BATCH_SIZE] = std::array::from_fn(|_| SubscriberSignal::default());
+    let listeners: [SubscriberSignal; BATCH_SIZE] =
+        std::array::from_fn(|_| SubscriberSignal::default());
     move || {
         let before = wakes.0.load(SeqCst);
         listeners.iter().for_each(|listener| listener.take_pending_and_register(&waker));
-        let batch = Batch::of(BATCH_SIZE, || listeners.iter().for_each(|listener| black_box(listener).mark_pending(1)));
+        let batch = Batch::of(BATCH_SIZE, || {
+            listeners.iter().for_each(|listener| black_box(listener).mark_pending(1))
+        });
         assert_eq!(wakes.0.load(SeqCst), before + BATCH_SIZE);
         batch
     }
@@ -208,12 +219,14 @@ pub fn wake_shard(stream: &[u8]) -> impl FnMut() -> Batch {
     let (wakes, waker) = BenchWakeCounter::new();
     let mut bench = FanoutBench::new(stream);
     let fanout = Arc::new(Fanout::new(Arc::new(log()), BATCH_SIZE));
-    let shards: [_; BATCH_SIZE] = std::array::from_fn(|shard| ShardIndex::new(&fanout, shard, waker.clone()));
+    let shards: [_; BATCH_SIZE] =
+        std::array::from_fn(|shard| ShardIndex::new(&fanout, shard, waker.clone()));
     let event = event(&bench.append_next().0[0]);
     move || {
         let before = wakes.0.load(SeqCst);
-        let batch =
-            Batch::of(BATCH_SIZE, || (0..BATCH_SIZE).for_each(|shard| fanout.push_and_wake(shard, black_box(&event))));
+        let batch = Batch::of(BATCH_SIZE, || {
+            (0..BATCH_SIZE).for_each(|shard| fanout.push_and_wake(shard, black_box(&event)))
+        });
         assert_eq!(wakes.0.load(SeqCst), before + BATCH_SIZE);
         shards.iter().for_each(|shard| drop(shard.take_queued(&mut Vec::new())));
         batch

@@ -34,7 +34,13 @@ impl Event {
     }
 
     /// An event as it comes back from where it was kept.
-    pub(crate) fn restored(id: EventId, position: u64, kind: Kind, session: Option<SessionId>, payload: &[u8]) -> Self {
+    pub(crate) fn restored(
+        id: EventId,
+        position: u64,
+        kind: Kind,
+        session: Option<SessionId>,
+        payload: &[u8],
+    ) -> Self {
         let EncodedEvent { chunk, frame, payload } = sse::encode_event(id, payload);
         Self { id, position, kind, session, chunk, frame, payload, received: None }
     }
@@ -188,7 +194,8 @@ pub(crate) enum GapReason {
 
 impl GapReason {
     /// Every reason, for metrics that show a zero before the first.
-    pub(crate) const ALL: [Self; 4] = [Self::UpstreamReconnect, Self::Evicted, Self::UnknownId, Self::NotKept];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::UpstreamReconnect, Self::Evicted, Self::UnknownId, Self::NotKept];
 
     /// As it stands in gap notices and metric labels.
     pub(crate) fn as_str(self) -> &'static str {
@@ -230,10 +237,16 @@ impl EventId {
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (epoch, rest) = text.split_once('-')?;
         let (sequence, suffix) = match rest.split_once('.') {
-            Some((sequence, suffix)) => (sequence, u32::try_from(canonical_number(suffix)?).ok().filter(|it| *it > 0)?),
+            Some((sequence, suffix)) => {
+                (sequence, u32::try_from(canonical_number(suffix)?).ok().filter(|it| *it > 0)?)
+            }
             None => (rest, 0),
         };
-        Some(Self { epoch: canonical_number(epoch)?, sequence: canonical_number(sequence)?, suffix })
+        Some(Self {
+            epoch: canonical_number(epoch)?,
+            sequence: canonical_number(sequence)?,
+            suffix,
+        })
     }
 }
 
@@ -346,7 +359,8 @@ pub(crate) struct Scope {
 
 impl Scope {
     /// No limit.
-    pub(crate) const EVERYTHING: Self = Self { sessions: Only::Everything, kinds: Only::Everything };
+    pub(crate) const EVERYTHING: Self =
+        Self { sessions: Only::Everything, kinds: Only::Everything };
 
     /// Whether the subscriber sees this entry. A gap passes every filter.
     pub(crate) fn admits(&self, entry: &Entry) -> bool {
@@ -475,7 +489,11 @@ mod tests {
         assert_eq!(gap.notice_json(), notice);
         gap.after = Some("1-2".into());
         gap.before = Some(EventId::new(7, 4));
-        assert!(gap.notice_json().ends_with(r#""after":"1-2","before":"7-4"}"#), "{}", gap.notice_json());
+        assert!(
+            gap.notice_json().ends_with(r#""after":"1-2","before":"7-4"}"#),
+            "{}",
+            gap.notice_json()
+        );
     }
 
     #[test]
@@ -491,11 +509,27 @@ mod tests {
     #[test]
     fn an_id_reads_back_as_it_is_written() {
         let longest = EventId { epoch: u64::MAX, sequence: u64::MAX, suffix: u32::MAX };
-        for id in [EventId::new(0, 0), EventId::new(u64::MAX, 1), EventId { suffix: 1, ..EventId::new(7, 3) }, longest]
-        {
+        for id in [
+            EventId::new(0, 0),
+            EventId::new(u64::MAX, 1),
+            EventId { suffix: 1, ..EventId::new(7, 3) },
+            longest,
+        ] {
             assert_eq!(EventId::parse(&id.to_string()), Some(id));
         }
-        for text in ["7", "7-", "-3", "7-3.", "7-3.0", "7-3.01", "7-3.1.1", "7-3.4294967296", "07-3", "7-+3", " 7-3"] {
+        for text in [
+            "7",
+            "7-",
+            "-3",
+            "7-3.",
+            "7-3.0",
+            "7-3.01",
+            "7-3.1.1",
+            "7-3.4294967296",
+            "07-3",
+            "7-+3",
+            " 7-3",
+        ] {
             assert_eq!(EventId::parse(text), None, "{text}");
         }
     }

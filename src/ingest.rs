@@ -41,7 +41,9 @@ impl Ingest {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
             let newest = || self.log.newest_id();
-            let Some(arrival) = stop.run_until_cancelled(self.upstream.next(newest)).await else { break };
+            let Some(arrival) = stop.run_until_cancelled(self.upstream.next(newest)).await else {
+                break;
+            };
             match arrival {
                 Arrival::Frame { frame, received } => self.on_frame(frame, received),
                 Arrival::TooLarge => self.reject(Rejection::TooLarge, None),
@@ -76,7 +78,9 @@ impl Ingest {
     fn on_frame(&self, frame: Frame, received: Instant) {
         // Only a relay gives ids, and what comes without one of its own is not the event before it.
         let carries_id = self.upstream.is_relay() && frame.has_own_id;
-        let id = carries_id.then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse)).flatten();
+        let id = carries_id
+            .then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse))
+            .flatten();
         let payload = frame.data.clone();
         match envelope::classify(frame, self.log.product(), received) {
             Ok(Envelope::Event(draft)) => self.append(draft, id),

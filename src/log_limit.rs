@@ -18,7 +18,9 @@ impl LogRateLimit {
     /// Whether it may be said now; if so, it counts as said.
     pub(crate) fn allow(&mut self) -> bool {
         let now = Instant::now();
-        let is_due = self.last_logged.is_none_or(|told| now.saturating_duration_since(told) >= REPEATED_LOG_INTERVAL);
+        let is_due = self
+            .last_logged
+            .is_none_or(|told| now.saturating_duration_since(told) >= REPEATED_LOG_INTERVAL);
         if is_due {
             self.last_logged = Some(now);
         }

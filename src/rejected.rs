@@ -41,8 +41,12 @@ pub(crate) struct RejectedPayload {
 impl RejectedFrames {
     /// Keeps a frame that was skipped just now. `payload` is none where no frame is at hand.
     pub(crate) fn record(&self, product: &ProductId, reason: Rejection, payload: Option<&[u8]>) {
-        let content = payload.map(|payload| RejectedPayload { bytes: payload.len(), excerpt: Some(excerpt(payload)) });
-        let frame = RejectedFrame { product: product.clone(), reason, at: SystemTime::now(), content };
+        let content = payload.map(|payload| RejectedPayload {
+            bytes: payload.len(),
+            excerpt: Some(excerpt(payload)),
+        });
+        let frame =
+            RejectedFrame { product: product.clone(), reason, at: SystemTime::now(), content };
         let mut frames = self.by_product.entry(product.clone()).or_default();
         if frames.len() >= MAX_REJECTED_FRAMES {
             frames.pop_front();
@@ -52,8 +56,11 @@ impl RejectedFrames {
 
     /// All that are kept, newest first.
     pub(crate) fn list(&self) -> Vec<Arc<RejectedFrame>> {
-        let mut frames: Vec<_> =
-            self.by_product.iter().flat_map(|frames| frames.iter().rev().cloned().collect::<Vec<_>>()).collect();
+        let mut frames: Vec<_> = self
+            .by_product
+            .iter()
+            .flat_map(|frames| frames.iter().rev().cloned().collect::<Vec<_>>())
+            .collect();
         // Stable: those of one moment stay in the order in which they came.
         frames.sort_by_key(|frame| std::cmp::Reverse(frame.at));
         frames
@@ -63,7 +70,8 @@ impl RejectedFrames {
     pub(crate) fn erase(&self, product: &ProductId) {
         let Some(mut frames) = self.by_product.get_mut(product) else { return };
         for frame in frames.iter_mut() {
-            let content = frame.content.as_ref().map(|content| RejectedPayload { excerpt: None, ..*content });
+            let content =
+                frame.content.as_ref().map(|content| RejectedPayload { excerpt: None, ..*content });
             *frame = Arc::new(RejectedFrame { product: product.clone(), content, ..**frame });
         }
     }
@@ -71,10 +79,12 @@ impl RejectedFrames {
 
 /// The beginning of a payload. A letter that the cut would break is left out.
 fn excerpt(payload: &[u8]) -> Box<str> {
-    let is_inside = |at: usize| payload.get(at).is_some_and(|byte| byte & 0b1100_0000 == 0b1000_0000);
+    let is_inside =
+        |at: usize| payload.get(at).is_some_and(|byte| byte & 0b1100_0000 == 0b1000_0000);
     let max_end = MAX_EXCERPT_BYTES.min(payload.len());
     // A letter has four bytes at the most; where more follow, it is none.
-    let end = (max_end.saturating_sub(3)..=max_end).rev().find(|at| !is_inside(*at)).unwrap_or(max_end);
+    let end =
+        (max_end.saturating_sub(3)..=max_end).rev().find(|at| !is_inside(*at)).unwrap_or(max_end);
     String::from_utf8_lossy(payload.get(..end).unwrap_or_default()).into()
 }
 
@@ -102,7 +112,9 @@ mod tests {
         let (of_a, of_b): (Vec<_>, Vec<_>) =
             rejected.list().into_iter().partition(|frame| frame.product == product("a"));
         assert_eq!((of_a.len(), of_b.len()), (100, 100));
-        let excerpts = of_a.iter().map(|frame| frame.content.as_ref().unwrap().excerpt.as_deref().unwrap().to_owned());
+        let excerpts = of_a
+            .iter()
+            .map(|frame| frame.content.as_ref().unwrap().excerpt.as_deref().unwrap().to_owned());
         assert!(excerpts.eq((50..150).rev().map(|n| n.to_string())));
         assert!(rejected.list().is_sorted_by(|newer, older| newer.at >= older.at));
         assert_eq!((of_b[0].reason, &of_b[0].content), (Rejection::TooLarge, &None));
@@ -134,7 +146,8 @@ mod tests {
         rejected.erase(&product("nobody"));
         for frame in rejected.list() {
             let excerpt = (frame.product == product("b")).then(|| "{}".into());
-            let content = (frame.reason == Rejection::NoType).then_some(RejectedPayload { bytes: 2, excerpt });
+            let content = (frame.reason == Rejection::NoType)
+                .then_some(RejectedPayload { bytes: 2, excerpt });
             assert_eq!(frame.content, content, "{frame:?}");
         }
     }

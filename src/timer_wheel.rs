@@ -34,7 +34,11 @@ impl TimerWheel {
     pub(crate) fn new() -> Arc<Self> {
         let slots = (0..SLOT_COUNT).map(|_| Vec::new()).collect();
         // Tick 0 is left out: it stands for "never" in an entry.
-        Arc::new(Self { started: Instant::now(), current_tick: AtomicU64::new(1), slots: Mutex::new(slots) })
+        Arc::new(Self {
+            started: Instant::now(),
+            current_tick: AtomicU64::new(1),
+            slots: Mutex::new(slots),
+        })
     }
 
     /// Turns the wheel until `stop`.
@@ -51,7 +55,8 @@ impl TimerWheel {
 
     /// How long it has not turned, to the tick: whether the runtime it turns on is alive.
     pub(crate) fn stalled_for(&self) -> Duration {
-        let turned_for = TICK.saturating_mul(u32::try_from(self.current_tick() - 1).unwrap_or(u32::MAX));
+        let turned_for =
+            TICK.saturating_mul(u32::try_from(self.current_tick() - 1).unwrap_or(u32::MAX));
         self.started.elapsed().saturating_sub(turned_for)
     }
 
@@ -63,7 +68,9 @@ impl TimerWheel {
     /// The first tick that is `wait` or more from now.
     pub(crate) fn tick_after(&self, wait: Duration) -> u64 {
         let ticks = wait.as_millis().div_ceil(TICK.as_millis());
-        self.current_tick().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(1)
+        self.current_tick()
+            .saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+            .saturating_add(1)
     }
 
     /// The last tick that is `wait` or less from now, for what must not come late.
@@ -225,16 +232,23 @@ mod tests {
     fn what_must_not_come_late_is_due_at_a_tick_before_its_time() {
         let wheel = TimerWheel::new();
         for (wait, ticks) in [(0, 0), (99, 0), (100, 1), (250, 2)] {
-            assert_eq!(wheel.tick_within(Duration::from_millis(wait)) - wheel.current_tick(), ticks, "{wait} ms");
+            assert_eq!(
+                wheel.tick_within(Duration::from_millis(wait)) - wheel.current_tick(),
+                ticks,
+                "{wait} ms"
+            );
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_alarm_wakes_once_and_no_earlier_than_it_is_due() {
         let (wheel, stop, task) = running_wheel();
-        for wait in
-            [Duration::from_millis(1), Duration::from_secs(1), Duration::from_secs(30), Duration::from_secs(600)]
-        {
+        for wait in [
+            Duration::from_millis(1),
+            Duration::from_secs(1),
+            Duration::from_secs(30),
+            Duration::from_secs(600),
+        ] {
             let (counter, waker) = wake_counter();
             let alarm = Alarm::new(&wheel);
             let due = wheel.tick_after(wait);

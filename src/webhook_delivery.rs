@@ -62,8 +62,15 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Every outcome, for metrics that show a zero before the first.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Accepted, Self::Refused, Self::Failed, Self::Timeout, Self::Connect, Self::Dns, Self::EgressRefused];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Accepted,
+        Self::Refused,
+        Self::Failed,
+        Self::Timeout,
+        Self::Connect,
+        Self::Dns,
+        Self::EgressRefused,
+    ];
 
     /// As it stands in metric labels and in the admin API.
     pub(crate) fn as_str(self) -> &'static str {

@@ -74,12 +74,18 @@ impl App {
             ReloadTrigger::Change(loaded) => *loaded,
         };
         let was_good = self.relay.metrics.last_reload_succeeded();
-        let AcceptedConfig { config, difference, client, tls } = match self.validate(watch, loaded).await {
+        let AcceptedConfig { config, difference, client, tls } = match self
+            .validate(watch, loaded)
+            .await
+        {
             Ok(accepted) => accepted,
             Err(error) => {
                 self.relay.metrics.record_reload(false);
                 let problem = error_chain(&error).replace('\n', "; ");
-                error!(problem, "the new configuration is refused as a whole, and the old one stays in force");
+                error!(
+                    problem,
+                    "the new configuration is refused as a whole, and the old one stays in force"
+                );
                 return;
             }
         };
@@ -88,12 +94,17 @@ impl App {
         let ConfigDiff { applied: changed, restart_required: waiting } = difference;
         let is_notable = is_requested || !was_good || !changed.is_empty();
         match changed.is_empty() {
-            _ if !is_notable => debug!("the configuration's files were read again: nothing has changed"),
+            _ if !is_notable => {
+                debug!("the configuration's files were read again: nothing has changed")
+            }
             true => info!(changed = "nothing", "configuration reloaded"),
             false => info!(changed = changed.join(", "), "configuration reloaded"),
         }
         if !waiting.is_empty() {
-            warn!(keys = waiting.join(", "), "these keys cannot be changed while the relay runs: restart it");
+            warn!(
+                keys = waiting.join(", "),
+                "these keys cannot be changed while the relay runs: restart it"
+            );
         }
     }
 
@@ -111,7 +122,12 @@ impl App {
     }
 
     /// Brings a configuration into force. Whether all of it is: the store may be in the way of a product that comes.
-    async fn apply(&mut self, mut config: Config, client: &EventStreamClient, tls: rustls::ClientConfig) -> bool {
+    async fn apply(
+        &mut self,
+        mut config: Config,
+        client: &EventStreamClient,
+        tls: rustls::ClientConfig,
+    ) -> bool {
         let before = std::mem::replace(&mut self.config, config.clone());
         let removed = self.remove_products(&config);
         self.apply_access(&config);
@@ -123,7 +139,12 @@ impl App {
             self.webhooks.suspend_product(product).await;
             self.relay.metrics.remove_product(product);
             self.admin.rejected.erase(product);
-            if timeout(CONFIG_RELOAD_STORE_TIMEOUT, self.store.handle().remove_product(product.clone())).await.is_err()
+            if timeout(
+                CONFIG_RELOAD_STORE_TIMEOUT,
+                self.store.handle().remove_product(product.clone()),
+            )
+            .await
+            .is_err()
             {
                 warn!(%product, "the store cannot be written now: it keeps what is left of the product's events when it can");
             }
@@ -138,7 +159,10 @@ impl App {
         config.webhooks.retain(|webhook| !absent.contains(&webhook.product_id));
         self.webhooks.reconcile(&config.webhooks).await;
         self.config = config;
-        self.admin = Arc::new(AdminState { upstreams: self.product_tasks.statuses(), ..(*self.admin).clone() });
+        self.admin = Arc::new(AdminState {
+            upstreams: self.product_tasks.statuses(),
+            ..(*self.admin).clone()
+        });
         self.routes.replace(&self.config, &self.relay, &self.admin);
         if let Some(certificate) = self.certificate.clone() {
             // It looks at its files by itself; who asks for a reload does not wait for that. Whether they fit has been judged.
@@ -149,9 +173,15 @@ impl App {
 
     /// Takes away the products that are configured no more; their subscribers leave at once.
     fn remove_products(&self, config: &Config) -> Vec<ProductId> {
-        let is_configured = |id: &ProductId| config.upstreams.iter().any(|upstream| upstream.product_id == *id);
-        let removed: Vec<_> =
-            self.relay.products.iter().map(|it| it.key().clone()).filter(|id| !is_configured(id)).collect();
+        let is_configured =
+            |id: &ProductId| config.upstreams.iter().any(|upstream| upstream.product_id == *id);
+        let removed: Vec<_> = self
+            .relay
+            .products
+            .iter()
+            .map(|it| it.key().clone())
+            .filter(|id| !is_configured(id))
+            .collect();
         for id in &removed {
             self.relay.products.remove(id);
             self.relay.subscribers.disconnect_product(id, DisconnectReason::Removed);
@@ -164,9 +194,9 @@ impl App {
     fn apply_access(&mut self, config: &Config) {
         let server = &config.server;
         for upstream in &config.upstreams {
-            self.relay
-                .products
-                .alter(&upstream.product_id, |_, existing| assemble::reconfigured_product(server, upstream, existing));
+            self.relay.products.alter(&upstream.product_id, |_, existing| {
+                assemble::reconfigured_product(server, upstream, existing)
+            });
         }
         let access = Arc::new(Access::new(&config.auth));
         self.relay = Arc::new(Relay {
@@ -180,7 +210,12 @@ impl App {
         let key = ListenerKey::new(config.auth.admin_key.as_ref().map(Secret::expose));
         let operator_access = Arc::new(key.to_access());
         let upstreams = self.product_tasks.statuses();
-        self.admin = Arc::new(AdminState { relay: Arc::clone(&self.relay), upstreams, key, ..(*self.admin).clone() });
+        self.admin = Arc::new(AdminState {
+            relay: Arc::clone(&self.relay),
+            upstreams,
+            key,
+            ..(*self.admin).clone()
+        });
         self.routes.replace(config, &self.relay, &self.admin);
         self.relay.subscribers.set_limits(AdmissionLimits::new(server));
         self.relay.metrics.set_max_subscribers(server.max_subscribers);
@@ -190,11 +225,17 @@ impl App {
     }
 
     /// Brings in the products that are new, and returns those for which that is not possible now.
-    async fn add_products(&mut self, config: &Config, client: &EventStreamClient) -> Vec<ProductId> {
+    async fn add_products(
+        &mut self,
+        config: &Config,
+        client: &EventStreamClient,
+    ) -> Vec<ProductId> {
         let mut absent = Vec::new();
         for upstream in &config.upstreams {
             let product = &upstream.product_id;
-            if !self.relay.products.contains_key(product) && !self.add_product(config, upstream, client).await {
+            if !self.relay.products.contains_key(product)
+                && !self.add_product(config, upstream, client).await
+            {
                 error!(%product, "the store cannot be written now, so the product is not served: reload again");
                 absent.push(product.clone());
             }
@@ -202,12 +243,29 @@ impl App {
         absent
     }
 
-    async fn add_product(&mut self, config: &Config, upstream: &UpstreamConfig, client: &EventStreamClient) -> bool {
+    async fn add_product(
+        &mut self,
+        config: &Config,
+        upstream: &UpstreamConfig,
+        client: &EventStreamClient,
+    ) -> bool {
         let (id, metrics) = (&upstream.product_id, &self.relay.metrics);
-        let adopted = self.store.handle().add_product(id.clone(), assemble::bounds(&config.log), metrics.log(id));
-        let Ok(Ok(adopted)) = timeout(CONFIG_RELOAD_STORE_TIMEOUT, adopted).await else { return false };
+        let adopted = self.store.handle().add_product(
+            id.clone(),
+            assemble::bounds(&config.log),
+            metrics.log(id),
+        );
+        let Ok(Ok(adopted)) = timeout(CONFIG_RELOAD_STORE_TIMEOUT, adopted).await else {
+            return false;
+        };
         let index_and_shards = (self.relay.products.len(), self.shard_threads.runtimes().count());
-        let product = Arc::new(assemble::product(&config.server, upstream, adopted.log, index_and_shards, metrics));
+        let product = Arc::new(assemble::product(
+            &config.server,
+            upstream,
+            adopted.log,
+            index_and_shards,
+            metrics,
+        ));
         let fanout = Arc::clone(&product.fanout);
         self.relay.products.insert(id.clone(), product);
         self.product_tasks.start(upstream, &self.relay, client);
@@ -217,7 +275,9 @@ impl App {
 }
 
 /// Reads the roots of trust, for upstreams and for webhooks.
-fn load_trust_roots(ca_file: Option<&Path>) -> Result<(EventStreamClient, rustls::ClientConfig), TlsError> {
+fn load_trust_roots(
+    ca_file: Option<&Path>,
+) -> Result<(EventStreamClient, rustls::ClientConfig), TlsError> {
     Ok((EventStreamClient::new(ca_file)?, client::tls_client_config(ca_file)?))
 }
 

@@ -30,10 +30,14 @@ use crate::{
 
 /// The log of each product, and the store. Without a directory the logs are in memory alone, and the store keeps in memory
 /// what webhooks need.
-pub(super) fn open_logs(config: &Config, metrics: &Metrics) -> Result<(Vec<Arc<Log>>, Store), StoreError> {
+pub(super) fn open_logs(
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<(Vec<Arc<Log>>, Store), StoreError> {
     let log_config = &config.log;
     let bounds = bounds(log_config);
-    let products: Vec<ProductId> = config.upstreams.iter().map(|upstream| upstream.product_id.clone()).collect();
+    let products: Vec<ProductId> =
+        config.upstreams.iter().map(|upstream| upstream.product_id.clone()).collect();
     let settings = StoreSettings {
         directory: log_config.data_dir.clone().unwrap_or_default(),
         retention: log_config.retention,
@@ -53,7 +57,11 @@ pub(super) fn open_logs(config: &Config, metrics: &Metrics) -> Result<(Vec<Arc<L
 }
 
 /// The webhooks that the file declares, and those that the store has kept.
-pub(super) fn start_webhooks(config: &Config, relay: &Relay, store: &mut Store) -> Result<Webhooks, TlsError> {
+pub(super) fn start_webhooks(
+    config: &Config,
+    relay: &Relay,
+    store: &mut Store,
+) -> Result<Webhooks, TlsError> {
     let stored = store.take_webhooks();
     let dependencies = WebhookDependencies {
         fanouts: relay.products.iter().map(|product| Arc::clone(&product.fanout)).collect(),
@@ -78,7 +86,9 @@ pub(super) fn relay(
     let server = &config.server;
     let products = DashMap::new();
     for (index, log) in logs.into_iter().enumerate() {
-        let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.product_id == *log.product()) else {
+        let Some(upstream) =
+            config.upstreams.iter().find(|upstream| upstream.product_id == *log.product())
+        else {
             continue;
         };
         let product = product(server, upstream, log, (index, shard_count), metrics);
@@ -89,7 +99,11 @@ pub(super) fn relay(
     Relay {
         products: Arc::new(products),
         credential_sources: CredentialSources::new(&config.auth, &server.cors_allowed_origins),
-        subscribers: Subscribers::new(AdmissionLimits::new(server), Arc::clone(&access), Arc::clone(metrics)),
+        subscribers: Subscribers::new(
+            AdmissionLimits::new(server),
+            Arc::clone(&access),
+            Arc::clone(metrics),
+        ),
         access,
         shards: ShardPlacement::new(shard_count, server.write_timeout),
         page_quota: PageQuota::default(),

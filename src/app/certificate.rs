@@ -42,7 +42,10 @@ impl ServedCertificate {
     /// # Errors
     ///
     /// When they are no pair, or TLS cannot be set up.
-    pub(super) fn read(files: &TlsFiles, metrics: &Arc<Metrics>) -> Result<Arc<Self>, CertificateError> {
+    pub(super) fn read(
+        files: &TlsFiles,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Arc<Self>, CertificateError> {
         let served = files.read()?;
         let tls = Arc::new(ReloadableTls::new(&served)?);
         let certificate = Self {
@@ -51,7 +54,9 @@ impl ServedCertificate {
             metrics: Arc::clone(metrics),
             state: Mutex::new(CertificateState { served, refused: None }),
         };
-        certificate.report_expiry(&certificate.state.lock().unwrap_or_else(PoisonError::into_inner).served);
+        certificate.report_expiry(
+            &certificate.state.lock().unwrap_or_else(PoisonError::into_inner).served,
+        );
         Ok(Arc::new(certificate))
     }
 
@@ -69,7 +74,9 @@ impl ServedCertificate {
             Ok(identity) if identity.has_same_contents(&state.served) => state.refused = None,
             Ok(identity) => match self.tls.replace(&identity) {
                 Ok(()) => {
-                    info!("the certificate has been replaced; standing connections keep the former one");
+                    info!(
+                        "the certificate has been replaced; standing connections keep the former one"
+                    );
                     self.report_expiry(&identity);
                     *state = CertificateState { served: identity, refused: None };
                 }
@@ -103,7 +110,9 @@ impl ServedCertificate {
         let file = self.files.cert_file.display();
         match identity.not_after > SystemTime::now() {
             true => info!(%not_after, %file, "the certificate that is served"),
-            false => warn!(%not_after, %file, "the certificate has ended, and clients refuse it; renew it"),
+            false => {
+                warn!(%not_after, %file, "the certificate has ended, and clients refuse it; renew it")
+            }
         }
     }
 }

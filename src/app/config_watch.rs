@@ -80,7 +80,11 @@ impl ConfigWatcher {
     /// # Errors
     ///
     /// When that would let strangers in, because a part of `new` waits for a restart.
-    pub(crate) fn plan_reload(&self, current: &Config, new: Config) -> Result<(Config, ConfigDiff), Findings> {
+    pub(crate) fn plan_reload(
+        &self,
+        current: &Config,
+        new: Config,
+    ) -> Result<(Config, ConfigDiff), Findings> {
         self.source.plan_reload(current, new)
     }
 
@@ -178,7 +182,10 @@ mod tests {
         fs::write(&file, "two").unwrap();
         let read = timeout(CONFIG_POLL_INTERVAL * 3, watcher.changed()).await.expect("it is seen");
         assert_eq!(key(read), "two");
-        assert!(timeout(CONFIG_POLL_INTERVAL * 10, watcher.changed()).await.is_err(), "each change is read once");
+        assert!(
+            timeout(CONFIG_POLL_INTERVAL * 10, watcher.changed()).await.is_err(),
+            "each change is read once"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,8 @@ pub(super) fn max_connections(config: &Config) -> usize {
     let requested = config.server.max_subscribers.saturating_add(NON_SUBSCRIBER_CONNECTIONS);
     let Some(files) = raise_descriptor_limit() else { return requested };
     let in_flight: usize = config.webhooks.iter().map(|webhook| webhook.max_in_flight).sum();
-    let budget = connection_budget(files, RESERVED_DESCRIPTORS + config.upstreams.len() + in_flight);
+    let budget =
+        connection_budget(files, RESERVED_DESCRIPTORS + config.upstreams.len() + in_flight);
     if budget < config.server.max_subscribers {
         info!(
             open_files = files,

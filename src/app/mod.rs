@@ -87,16 +87,27 @@ impl App {
         let server = &config.server;
         let listener = Listener::bind(server.listen, server.write_timeout)?;
         let admin_listener = Listener::bind(server.admin_listen, server.write_timeout)?;
-        let probe_listener = server.probe_listen.map(|at| Listener::bind(at, server.write_timeout)).transpose()?;
+        let probe_listener =
+            server.probe_listen.map(|at| Listener::bind(at, server.write_timeout)).transpose()?;
         let (address, admin_address) = (listener.address(), admin_listener.address());
         let probe_address = probe_listener.as_ref().map(Listener::address);
 
         let stop = StopTokens::default();
         let metrics = Arc::new(Metrics::new()?);
-        let certificate = server.tls.as_ref().map(|files| ServedCertificate::read(files, &metrics)).transpose()?;
+        let certificate = server
+            .tls
+            .as_ref()
+            .map(|files| ServedCertificate::read(files, &metrics))
+            .transpose()?;
         let (logs, mut store) = assemble::open_logs(&config, &metrics)?;
         let shard_threads = ShardThreads::start().map_err(AppError::ShardThreads)?;
-        let relay = Arc::new(assemble::relay(&config, logs, &store, shard_threads.runtimes().count(), &metrics));
+        let relay = Arc::new(assemble::relay(
+            &config,
+            logs,
+            &store,
+            shard_threads.runtimes().count(),
+            &metrics,
+        ));
         let webhooks = Arc::new(assemble::start_webhooks(&config, &relay, &mut store)?);
         let mut serving = JoinSet::new();
         let wheel = Arc::clone(&relay.wheel);
@@ -109,9 +120,22 @@ impl App {
         for upstream in &config.upstreams {
             product_tasks.start(upstream, &relay, &client);
         }
-        let admin = Arc::new(assemble::admin(&config, &relay, &webhooks, product_tasks.statuses(), rejected));
+        let admin = Arc::new(assemble::admin(
+            &config,
+            &relay,
+            &webhooks,
+            product_tasks.statuses(),
+            rejected,
+        ));
         let routes = ListenerRoutes::new(&config, &relay, &admin);
-        serving.spawn(serve_public(&config, &relay, listener, certificate.as_deref(), &routes, &stop));
+        serving.spawn(serve_public(
+            &config,
+            &relay,
+            listener,
+            certificate.as_deref(),
+            &routes,
+            &stop,
+        ));
         if let Some(certificate) = &certificate {
             serving.spawn(Arc::clone(certificate).watch(stop.serving.clone()));
         }
@@ -154,7 +178,11 @@ impl App {
     /// # Errors
     ///
     /// When a part of the relay ended although nobody asked for that, or leaving was cut short.
-    pub(crate) async fn run(mut self, mut signals: Signals, mut watch: Option<ConfigWatcher>) -> Result<(), AppError> {
+    pub(crate) async fn run(
+        mut self,
+        mut signals: Signals,
+        mut watch: Option<ConfigWatcher>,
+    ) -> Result<(), AppError> {
         let outcome = self.serve(&mut signals, watch.as_mut()).await;
         signals.absorb_repeats().await;
         info!("leaving; a second signal ends the process at once");
@@ -164,7 +192,11 @@ impl App {
         }
     }
 
-    async fn serve(&mut self, signals: &mut Signals, mut watch: Option<&mut ConfigWatcher>) -> Result<(), AppError> {
+    async fn serve(
+        &mut self,
+        signals: &mut Signals,
+        mut watch: Option<&mut ConfigWatcher>,
+    ) -> Result<(), AppError> {
         loop {
             let trigger = tokio::select! {
                 biased;
@@ -220,7 +252,10 @@ impl App {
         if !matches!(joined, Ok(Ok(()))) {
             return Err(AppError::Ended { part: "the admin server", cause: joined.err() });
         }
-        serving_ended.map_err(|cause| AppError::Ended { part: "a part of the public side", cause: Some(cause) })?;
+        serving_ended.map_err(|cause| AppError::Ended {
+            part: "a part of the public side",
+            cause: Some(cause),
+        })?;
         info!("left");
         Ok(())
     }
@@ -240,9 +275,14 @@ async fn join_all(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
 }
 
 /// Streams are written where they are woken.
-fn run_shards(relay: &Relay, shard_threads: &ShardThreads, stop: &StopTokens) -> impl Future<Output = ()> + use<> {
+fn run_shards(
+    relay: &Relay,
+    shard_threads: &ShardThreads,
+    stop: &StopTokens,
+) -> impl Future<Output = ()> + use<> {
     let runtimes: Vec<Handle> = shard_threads.runtimes().cloned().collect();
-    let (shards, wheel, stop) = (Arc::clone(&relay.shards), Arc::clone(&relay.wheel), stop.serving.clone());
+    let (shards, wheel, stop) =
+        (Arc::clone(&relay.shards), Arc::clone(&relay.wheel), stop.serving.clone());
     async move { shards.run(runtimes.iter(), &wheel, stop).await }
 }
 
@@ -281,7 +321,10 @@ fn start_admin(
     wheel: Arc<TimerWheel>,
     stop: &StopTokens,
 ) -> Result<thread::JoinHandle<()>, AppError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AppError::AdminThread)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AppError::AdminThread)?;
     let settings = connection_settings(config, &wheel);
     let stop_admin = stop.admin.clone();
     let ended = stop.admin_ended.clone().drop_guard();

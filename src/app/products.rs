@@ -53,27 +53,41 @@ struct ProductTask {
 
 impl ProductTasks {
     /// None yet.
-    pub(super) fn new(shard_threads: &ShardThreads, rejected: Arc<RejectedFrames>, stop: &StopTokens) -> Self {
+    pub(super) fn new(
+        shard_threads: &ShardThreads,
+        rejected: Arc<RejectedFrames>,
+        stop: &StopTokens,
+    ) -> Self {
         let shard_runtimes = shard_threads.runtimes().cloned().collect();
-        let (by_product, tasks, failed) = (BTreeMap::new(), JoinSet::new(), CancellationToken::new());
+        let (by_product, tasks, failed) =
+            (BTreeMap::new(), JoinSet::new(), CancellationToken::new());
         Self { by_product, tasks, shard_runtimes, rejected, stop: stop.clone(), failed }
     }
 
     /// Begins to bring a product its events, if there is such a product.
-    pub(super) fn start(&mut self, upstream: &config::UpstreamConfig, relay: &Relay, client: &EventStreamClient) {
+    pub(super) fn start(
+        &mut self,
+        upstream: &config::UpstreamConfig,
+        relay: &Relay,
+        client: &EventStreamClient,
+    ) {
         let id = upstream.product_id.clone();
-        let Some(product) = relay.products.get(&id).map(|product| Arc::clone(&product)) else { return };
+        let Some(product) = relay.products.get(&id).map(|product| Arc::clone(&product)) else {
+            return;
+        };
         let Some(runtime) = self.shard_runtimes.get(product.home_shard) else { return };
         let (status, metrics) = (Arc::new(UpstreamStatus::new()), relay.metrics.upstream(&id));
         let (settings_sender, settings) =
             watch::channel(UpstreamSettings { upstream: upstream.clone(), client: client.clone() });
         let has_past = product.log.has_prior_entries();
         let random = fastrand::Rng::new();
-        let upstream = Upstream::new(settings, has_past, Arc::clone(&status), metrics.clone(), random);
+        let upstream =
+            Upstream::new(settings, has_past, Arc::clone(&status), metrics.clone(), random);
         let (log, rejected) = (Arc::clone(&product.log), Arc::clone(&self.rejected));
         let ingest = Ingest { upstream, log, metrics, status: Arc::clone(&status), rejected };
         let ended = CancellationToken::new();
-        let (stop_ingest, stop_fanout) = (self.stop.ingest.child_token(), self.stop.serving.child_token());
+        let (stop_ingest, stop_fanout) =
+            (self.stop.ingest.child_token(), self.stop.serving.child_token());
         let task = ProductTask {
             settings: settings_sender,
             status,

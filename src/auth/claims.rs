@@ -54,13 +54,21 @@ impl TokenClaims {
     /// # Errors
     ///
     /// The first claim that is not as it must be.
-    pub(super) fn verify(&self, now: f64, audience: Option<&str>) -> Result<VerifiedClaims, TokenError> {
+    pub(super) fn verify(
+        &self,
+        now: f64,
+        audience: Option<&str>,
+    ) -> Result<VerifiedClaims, TokenError> {
         let exp = parse_number("exp", self.exp.as_ref())?.ok_or(TokenError::Claim("exp"))?;
         let nbf = parse_number("nbf", self.nbf.as_ref())?;
         let token_audience = parse_texts("aud", self.aud.as_ref())?;
-        let products = parse_set("product_id", self.product_id.as_ref(), |text| ProductId::new(text).ok())?;
-        let sessions = parse_set("session_id", self.session_id.as_ref(), |text| SessionId::new(text).ok())?;
-        let kinds = parse_set("type", self.kind.as_ref(), |text| (!text.is_empty()).then(|| Kind::new(text)))?;
+        let products =
+            parse_set("product_id", self.product_id.as_ref(), |text| ProductId::new(text).ok())?;
+        let sessions =
+            parse_set("session_id", self.session_id.as_ref(), |text| SessionId::new(text).ok())?;
+        let kinds = parse_set("type", self.kind.as_ref(), |text| {
+            (!text.is_empty()).then(|| Kind::new(text))
+        })?;
         let permissions = self.parse_permissions()?;
         if exp <= now {
             return Err(TokenError::Expired);
@@ -68,7 +76,8 @@ impl TokenClaims {
         if nbf.is_some_and(|nbf| nbf > now) {
             return Err(TokenError::NotYetValid);
         }
-        let token_audience: Box<[Box<str>]> = token_audience.unwrap_or_default().into_iter().map(Box::from).collect();
+        let token_audience: Box<[Box<str>]> =
+            token_audience.unwrap_or_default().into_iter().map(Box::from).collect();
         if !audience_matches(audience, &token_audience) {
             return Err(TokenError::Audience);
         }
@@ -107,7 +116,10 @@ fn parse_number(name: &'static str, claim: Option<&Value>) -> Result<Option<f64>
 }
 
 /// A text or a list of one text or more. An empty list could be meant as nothing or as everything.
-fn parse_texts<'a>(name: &'static str, claim: Option<&'a Value>) -> Result<Option<Vec<&'a str>>, TokenError> {
+fn parse_texts<'a>(
+    name: &'static str,
+    claim: Option<&'a Value>,
+) -> Result<Option<Vec<&'a str>>, TokenError> {
     let texts = match claim {
         None => return Ok(None),
         Some(Value::String(text)) => Some(vec![text.as_str()]),

@@ -80,7 +80,11 @@ impl Grant {
     /// # Errors
     ///
     /// [`Denial::Forbidden`] outside the limits; an event of no session is outside of any limit to sessions.
-    pub(crate) fn check_publish(&self, session: Option<&SessionId>, kind: &Kind) -> Result<(), Denial> {
+    pub(crate) fn check_publish(
+        &self,
+        session: Option<&SessionId>,
+        kind: &Kind,
+    ) -> Result<(), Denial> {
         if self.scope.includes(session, kind) { Ok(()) } else { Err(Denial::Forbidden) }
     }
 
@@ -102,7 +106,8 @@ impl Grant {
         let spread = remaining
             .mul_f64(1.0 - EARLIEST_DISCONNECT_FRACTION)
             .saturating_sub(CLOSE_HANDSHAKE_ALLOWANCE.min(remaining.mul_f64(MAX_CLOSE_FRACTION)));
-        let disconnect_at = now + remaining.mul_f64(EARLIEST_DISCONNECT_FRACTION) + spread.mul_f64(fastrand::f64());
+        let disconnect_at =
+            now + remaining.mul_f64(EARLIEST_DISCONNECT_FRACTION) + spread.mul_f64(fastrand::f64());
         Some(StreamExpiry { disconnect_at: disconnect_at.min(expires_at.max(now)), expires_at })
     }
 }
@@ -130,7 +135,9 @@ fn narrow_limit<T: Clone + Ord>(limit: &Only<T>, requested: Only<T>) -> Result<O
     match (limit, requested) {
         (Only::Everything, requested) => Ok(requested),
         (Only::These(_), Only::Everything) => Ok(limit.clone()),
-        (Only::These(granted), Only::These(requested)) if requested.is_subset(granted) => Ok(Only::These(requested)),
+        (Only::These(granted), Only::These(requested)) if requested.is_subset(granted) => {
+            Ok(Only::These(requested))
+        }
         (Only::These(_), Only::These(_)) => Err(Denial::Forbidden),
     }
 }

@@ -68,7 +68,11 @@ impl Access {
             is_anonymous: true,
             proof: Arc::new(CredentialProof::Anonymous),
         });
-        Self { keys: keys.collect(), token_verifier: auth.jwt.as_ref().map(TokenVerifier::new), anonymous }
+        Self {
+            keys: keys.collect(),
+            token_verifier: auth.jwt.as_ref().map(TokenVerifier::new),
+            anonymous,
+        }
     }
 
     /// What whoever holds this credential may do. A bad credential is no better where none is needed.
@@ -76,7 +80,10 @@ impl Access {
     /// # Errors
     ///
     /// [`Denial::Unauthenticated`] when the credential is neither key nor token, or there is none and one is needed.
-    pub(crate) fn authenticate(&self, credential: Option<&Credential<'_>>) -> Result<Grant, Denial> {
+    pub(crate) fn authenticate(
+        &self,
+        credential: Option<&Credential<'_>>,
+    ) -> Result<Grant, Denial> {
         match credential {
             None => self.anonymous.clone(),
             Some(Credential::KeyOrToken(text)) => {
@@ -100,14 +107,22 @@ impl Access {
     }
 
     /// Whether whoever has shown this would be let in today. The same key under another name is the same key.
-    pub(crate) fn still_grants(&self, proof: &CredentialProof, product: &ProductId, permission: Permission) -> bool {
+    pub(crate) fn still_grants(
+        &self,
+        proof: &CredentialProof,
+        product: &ProductId,
+        permission: Permission,
+    ) -> bool {
         let grant = match proof {
             CredentialProof::Anonymous => self.anonymous.as_ref(),
             CredentialProof::Key(fingerprint) => {
                 self.keys.iter().rfind(|(key, _)| key == fingerprint).map(|(_, grant)| grant)
             }
             CredentialProof::Token { signed_by, audience } => {
-                return self.token_verifier.as_ref().is_some_and(|tokens| tokens.still_accepts(signed_by, audience));
+                return self
+                    .token_verifier
+                    .as_ref()
+                    .is_some_and(|tokens| tokens.still_accepts(signed_by, audience));
             }
         };
         grant.is_some_and(|grant| grant.check(product, permission).is_ok())

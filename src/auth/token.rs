@@ -11,7 +11,8 @@ use std::{
 };
 
 use jsonwebtoken::{
-    Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind,
+    Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
+    errors::ErrorKind,
 };
 use serde::Serialize;
 
@@ -60,12 +61,15 @@ impl TokenVerifier {
     /// The rules of the configuration.
     pub(super) fn new(jwt: &JwtConfig) -> Self {
         let name = jwt.verification.algorithm_name();
-        let with_fingerprint =
-            |key: &[u8], make: fn(&[u8]) -> DecodingKey| (make(key), fingerprint(&[name.as_bytes(), key].concat()));
+        let with_fingerprint = |key: &[u8], make: fn(&[u8]) -> DecodingKey| {
+            (make(key), fingerprint(&[name.as_bytes(), key].concat()))
+        };
         let (algorithm, keys) = match &jwt.verification {
             JwtVerification::SharedSecret { secret, previous_secret } => {
                 let secrets = [Some(secret), previous_secret.as_ref()].into_iter().flatten();
-                let keys = secrets.map(|secret| with_fingerprint(secret.expose().as_bytes(), DecodingKey::from_secret));
+                let keys = secrets.map(|secret| {
+                    with_fingerprint(secret.expose().as_bytes(), DecodingKey::from_secret)
+                });
                 (Algorithm::HS256, keys.collect())
             }
             JwtVerification::PublicKeys { algorithm, keys, .. } => {
@@ -74,10 +78,20 @@ impl TokenVerifier {
                     PublicKeyAlgorithm::Es256 => (Algorithm::ES256, DecodingKey::from_ec_der),
                     PublicKeyAlgorithm::Rs256 => (Algorithm::RS256, DecodingKey::from_rsa_der),
                 };
-                (algorithm, keys.iter().map(PublicKey::as_der).map(|key| with_fingerprint(key, from_der)).collect())
+                (
+                    algorithm,
+                    keys.iter()
+                        .map(PublicKey::as_der)
+                        .map(|key| with_fingerprint(key, from_der))
+                        .collect(),
+                )
             }
         };
-        Self { keys, validation: signature_only_validation(algorithm), audience: jwt.audience.clone() }
+        Self {
+            keys,
+            validation: signature_only_validation(algorithm),
+            audience: jwt.audience.clone(),
+        }
     }
 
     /// What a token grants at `now`, in Unix seconds, and the fingerprint of the key that it is signed with.
@@ -85,7 +99,11 @@ impl TokenVerifier {
     /// # Errors
     ///
     /// Why it grants nothing.
-    pub(super) fn verify(&self, token: &[u8], now: f64) -> Result<(VerifiedClaims, [u8; 32]), TokenError> {
+    pub(super) fn verify(
+        &self,
+        token: &[u8],
+        now: f64,
+    ) -> Result<(VerifiedClaims, [u8; 32]), TokenError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::TooLong);
         }
@@ -95,7 +113,9 @@ impl TokenVerifier {
         let mut error = TokenError::Signature;
         for (key, fingerprint) in &self.keys {
             match decode::<TokenClaims>(token, key, &self.validation) {
-                Ok(token) => return Ok((token.claims.verify(now, self.audience.as_deref())?, *fingerprint)),
+                Ok(token) => {
+                    return Ok((token.claims.verify(now, self.audience.as_deref())?, *fingerprint));
+                }
                 Err(cause) => error = classify_error(cause.kind()),
             }
             if error != TokenError::Signature {
@@ -107,7 +127,8 @@ impl TokenVerifier {
 
     /// Whether a token that was good would be so today, its end aside.
     pub(super) fn still_accepts(&self, signed_by: &[u8; 32], audience: &[Box<str>]) -> bool {
-        self.keys.iter().any(|(_, known)| known == signed_by) && audience_matches(self.audience.as_deref(), audience)
+        self.keys.iter().any(|(_, known)| known == signed_by)
+            && audience_matches(self.audience.as_deref(), audience)
     }
 }
 
@@ -178,7 +199,11 @@ pub(crate) fn mint(
         permissions: [Permission::Subscribe.name()],
         aud: audience,
     };
-    encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret.expose().as_bytes()))
+    encode(
+        &Header::new(Algorithm::HS256),
+        &claims,
+        &EncodingKey::from_secret(secret.expose().as_bytes()),
+    )
 }
 
 /// The time in Unix seconds. Before 1970 it is 1970.

@@ -37,7 +37,9 @@ pub(super) fn run(_: &DemoArgs) -> Result<(), CliError> {
         let simulator = BackgroundServer::start(loopback, options).map_err(serve_error)?;
         let receiver = SampleReceiver::new(DEMO_SECRET, print_line);
         let router = receiver.router();
-        let receiver = BackgroundServer::serve(loopback, router, |stopped| async move { receiver.run(stopped).await });
+        let receiver = BackgroundServer::serve(loopback, router, |stopped| async move {
+            receiver.run(stopped).await
+        });
         let receiver = receiver.map_err(serve_error)?;
         let outcome = run_relay(simulator.address, receiver.address, signals).await;
         // In the order of the events' way: what is under way to the receiver is answered before that leaves.
@@ -47,9 +49,20 @@ pub(super) fn run(_: &DemoArgs) -> Result<(), CliError> {
     })
 }
 
-async fn run_relay(upstream: SocketAddr, receiver: SocketAddr, signals: Signals) -> Result<(), CliError> {
-    let text = DEMO_CONFIG.replace("UPSTREAM", &upstream.to_string()).replace("RECEIVER", &receiver.to_string());
-    let config = Config::parse(&text, "embedded default", &Environment::from_process(), AllowAnonymous::OnLoopback)?;
+async fn run_relay(
+    upstream: SocketAddr,
+    receiver: SocketAddr,
+    signals: Signals,
+) -> Result<(), CliError> {
+    let text = DEMO_CONFIG
+        .replace("UPSTREAM", &upstream.to_string())
+        .replace("RECEIVER", &receiver.to_string());
+    let config = Config::parse(
+        &text,
+        "embedded default",
+        &Environment::from_process(),
+        AllowAnonymous::OnLoopback,
+    )?;
     let app = App::start(config)?;
     print_line(&greeting(app.address(), app.admin_address()));
     Ok(app.run(signals, None).await?)

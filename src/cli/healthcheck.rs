@@ -23,10 +23,16 @@ pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
     }
     let url = &readiness_url(url);
     block_on(async {
-        let client = EventStreamClient::new(None).map_err(|error| CliError::Other(error_chain(&error)))?;
+        let client =
+            EventStreamClient::new(None).map_err(|error| CliError::Other(error_chain(&error)))?;
         let reply = timeout(HEALTHCHECK_TIMEOUT, client.get(url, HeaderMap::new())).await;
         let exchange = reply
-            .map_err(|_| CliError::Other(format!("{url}: no answer within {} s", HEALTHCHECK_TIMEOUT.as_secs())))?
+            .map_err(|_| {
+                CliError::Other(format!(
+                    "{url}: no answer within {} s",
+                    HEALTHCHECK_TIMEOUT.as_secs()
+                ))
+            })?
             .map_err(|error| CliError::Other(format!("{url}: {}", error_chain(&error))))?;
         match exchange.response.status() {
             StatusCode::OK => Ok(()),

@@ -112,7 +112,8 @@ impl CliError {
 fn init_logging(format: LogFormat) -> Result<(), CliError> {
     let levels = std::env::var("RUST_LOG").ok().filter(|levels| !levels.trim().is_empty());
     let levels = levels.unwrap_or_else(|| "info".to_owned());
-    let levels: Targets = levels.parse().map_err(|error| CliError::Usage(format!("RUST_LOG: {error}")))?;
+    let levels: Targets =
+        levels.parse().map_err(|error| CliError::Usage(format!("RUST_LOG: {error}")))?;
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let registry = tracing_subscriber::registry().with(levels);
     match format {

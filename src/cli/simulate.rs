@@ -47,7 +47,10 @@ pub(super) struct SimulateArgs {
 
 pub(super) fn run(args: SimulateArgs) -> Result<(), CliError> {
     if !(args.rate > 0.0 && args.rate <= MAX_EVENT_RATE) {
-        return Err(CliError::Usage(format!("--rate {}: must be above 0 and at most {MAX_EVENT_RATE}", args.rate)));
+        return Err(CliError::Usage(format!(
+            "--rate {}: must be above 0 and at most {MAX_EVENT_RATE}",
+            args.rate
+        )));
     }
     if args.sessions == 0 || args.sessions > MAX_SIMULATED_SESSIONS {
         return Err(CliError::Usage(format!(
@@ -75,8 +78,8 @@ pub(super) fn run(args: SimulateArgs) -> Result<(), CliError> {
     };
     block_on(async {
         let mut signals = Signals::listen()?;
-        let server =
-            BackgroundServer::start(args.listen, options).map_err(|error| CliError::Other(error_chain(&error)))?;
+        let server = BackgroundServer::start(args.listen, options)
+            .map_err(|error| CliError::Other(error_chain(&error)))?;
         info!(listen = %server.address, "simulating");
         signals.shutdown_requested().await;
         signals.absorb_repeats().await;
@@ -104,7 +107,11 @@ impl BackgroundServer {
     /// When the address cannot be had.
     pub(super) fn start(listen: SocketAddr, options: SimulationOptions) -> Result<Self, BindError> {
         let simulator = Arc::new(Simulator::new(options));
-        Self::serve(listen, simulator.router(), |stopped| async move { simulator.run(stopped).await })
+        Self::serve(
+            listen,
+            simulator.router(),
+            |stopped| async move { simulator.run(stopped).await },
+        )
     }
 
     /// Binds the address and serves these routes, while what `run` makes goes on until it is stopped.
@@ -136,7 +143,9 @@ impl BackgroundServer {
         tasks.spawn(async move { wheel.run(stopped).await });
         let stopped = stop.clone();
         tasks.spawn(async move {
-            if let Err(error) = net::serve(listener, Routes::new(router), settings, stopped, |_| {}).await {
+            if let Err(error) =
+                net::serve(listener, Routes::new(router), settings, stopped, |_| {}).await
+            {
                 tracing::error!(%error, %address, "cannot serve what is simulated");
             }
         });

@@ -42,13 +42,17 @@ pub(super) struct TailArgs {
 
 pub(super) fn run(args: TailArgs) -> Result<(), CliError> {
     if !matches!(args.url.scheme_str(), Some("http" | "https")) {
-        return Err(CliError::Usage(format!("{}: write http://host:port/stream/product", args.url)));
+        return Err(CliError::Usage(format!(
+            "{}: write http://host:port/stream/product",
+            args.url
+        )));
     }
     block_on(follow(args))
 }
 
 async fn follow(args: TailArgs) -> Result<(), CliError> {
-    let client = EventStreamClient::new(None).map_err(|error| CliError::Other(error_chain(&error)))?;
+    let client =
+        EventStreamClient::new(None).map_err(|error| CliError::Other(error_chain(&error)))?;
     let mut target = StreamTarget {
         url: with_filter_query(&args.url, &args.sessions, &args.kinds)?,
         token: args.token.map(Secret::inline),
@@ -63,8 +67,14 @@ async fn follow(args: TailArgs) -> Result<(), CliError> {
         match client.open(&target, MAX_TAIL_EVENT_BYTES).await {
             Ok(mut stream) => {
                 let opened = Instant::now();
-                if !print_stream(&mut stream, &mut target.last_event_id, &mut retry_delay, &mut remaining, args.json)
-                    .await
+                if !print_stream(
+                    &mut stream,
+                    &mut target.last_event_id,
+                    &mut retry_delay,
+                    &mut remaining,
+                    args.json,
+                )
+                .await
                 {
                     return Ok(());
                 }
@@ -154,8 +164,13 @@ fn readable_line(frame: &Frame) -> Option<String> {
     let kind = field("type");
     let detail = match kind {
         "actions" => {
-            let actions = data.get("actions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-            let titles = actions.iter().filter_map(|action| action.get("title").and_then(Value::as_str));
+            let actions = data
+                .get("actions")
+                .and_then(Value::as_array)
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            let titles =
+                actions.iter().filter_map(|action| action.get("title").and_then(Value::as_str));
             titles.collect::<Vec<_>>().join(" · ")
         }
         "summary" => field("summary").to_owned(),
@@ -183,8 +198,10 @@ fn with_filter_query(url: &Uri, sessions: &[String], kinds: &[String]) -> Result
     query.extend_pairs(kinds.iter().map(|kind| ("type", kind)));
     let query = query.finish();
     let mut parts = url.clone().into_parts();
-    let path = if query.is_empty() { url.path().to_owned() } else { format!("{}?{query}", url.path()) };
-    parts.path_and_query = Some(path.parse().map_err(|error| CliError::Usage(format!("{url}: {error}")))?);
+    let path =
+        if query.is_empty() { url.path().to_owned() } else { format!("{}?{query}", url.path()) };
+    parts.path_and_query =
+        Some(path.parse().map_err(|error| CliError::Usage(format!("{url}: {error}")))?);
     Uri::from_parts(parts).map_err(|error| CliError::Usage(format!("{url}: {error}")))
 }
 

@@ -35,21 +35,30 @@ pub(super) struct TokenArgs {
 pub(super) fn run(args: TokenArgs) -> Result<(), CliError> {
     let TokenArgs { config: file, product, sessions, kinds, ttl } = args;
     let config = Config::load(&file, &Environment::from_process(), AllowAnonymous::Anywhere)?;
-    let (secret, audience) =
-        signing_secret(&config).map_err(|message| CliError::Usage(format!("{}: {message}", file.display())))?;
+    let (secret, audience) = signing_secret(&config)
+        .map_err(|message| CliError::Usage(format!("{}: {message}", file.display())))?;
     if !config.upstreams.iter().any(|upstream| upstream.product_id == product) {
         tracing::warn!(%product, "the configuration has no upstream for this product");
     }
-    let spec = TokenSpec { product, sessions: BTreeSet::from_iter(sessions), kinds: BTreeSet::from_iter(kinds), ttl };
-    let token =
-        auth::mint(secret, audience, &spec).map_err(|error| CliError::Other(format!("cannot sign: {error}")))?;
+    let spec = TokenSpec {
+        product,
+        sessions: BTreeSet::from_iter(sessions),
+        kinds: BTreeSet::from_iter(kinds),
+        ttl,
+    };
+    let token = auth::mint(secret, audience, &spec)
+        .map_err(|error| CliError::Other(format!("cannot sign: {error}")))?;
     print_line(&token);
     Ok(())
 }
 
 /// What a token is signed with, and for which audience.
 fn signing_secret(config: &Config) -> Result<(&Secret, Option<&str>), String> {
-    let jwt = config.auth.jwt.as_ref().ok_or("[auth.jwt] is missing; scoped tokens are signed with its secret")?;
+    let jwt = config
+        .auth
+        .jwt
+        .as_ref()
+        .ok_or("[auth.jwt] is missing; scoped tokens are signed with its secret")?;
     match &jwt.verification {
         JwtVerification::SharedSecret { secret, .. } => Ok((secret, jwt.audience.as_deref())),
         JwtVerification::PublicKeys { .. } => {
@@ -74,6 +83,7 @@ fn parse_kind(text: &str) -> Result<Kind, String> {
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {
-    parse_duration(text)
-        .and_then(|ttl| if ttl.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(ttl) })
+    parse_duration(text).and_then(|ttl| {
+        if ttl.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(ttl) }
+    })
 }

@@ -25,7 +25,9 @@ impl HttpUrl {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         const NOT_A_URL: &str = "is not a URL; write e.g. https://example.com/events";
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err("must be a URL in visible ASCII; write anything else percent-encoded".to_owned());
+            return Err(
+                "must be a URL in visible ASCII; write anything else percent-encoded".to_owned()
+            );
         }
         // The parser drops a fragment without a word.
         if text.contains('#') {
@@ -39,7 +41,10 @@ impl HttpUrl {
             return Err("must be a URL that starts with http:// or https://".to_owned());
         }
         if authority.as_str().contains('@') {
-            return Err("must be a URL without a user name or password; give those as the token or secret".to_owned());
+            return Err(
+                "must be a URL without a user name or password; give those as the token or secret"
+                    .to_owned(),
+            );
         }
         HostAndPort::parse(authority.as_str()).map_err(|_| NOT_A_URL.to_owned())?;
         Ok(Self(uri))
@@ -100,8 +105,15 @@ impl HostAndPort {
     ///
     /// What to write instead: not a host, or a port out of range.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let refused = || format!("{} is not a host; write a name or name:port, without a scheme or path", quoted(text));
-        let host_end = text.find(']').map_or_else(|| text.find(':').unwrap_or(text.len()), |bracket| bracket + 1);
+        let refused = || {
+            format!(
+                "{} is not a host; write a name or name:port, without a scheme or path",
+                quoted(text)
+            )
+        };
+        let host_end = text
+            .find(']')
+            .map_or_else(|| text.find(':').unwrap_or(text.len()), |bracket| bracket + 1);
         let (host, rest) = text.split_at_checked(host_end).ok_or_else(refused)?;
         let port = match rest.strip_prefix(':') {
             Some(digits) => Some(digits.parse().ok().filter(|port| *port > 0).ok_or_else(refused)?),
@@ -146,19 +158,26 @@ impl Origin {
     /// What to write instead: `*`, no scheme, or anything behind the host.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text == "*" {
-            let message =
-                "\"*\" would let every web page read the events; list the origins, e.g. https://app.example.com";
+            let message = "\"*\" would let every web page read the events; list the origins, e.g. https://app.example.com";
             return Err(message.to_owned());
         }
-        let refused =
-            || format!("{} is not an origin; write scheme://host, e.g. https://app.example.com", quoted(text));
+        let refused = || {
+            format!(
+                "{} is not an origin; write scheme://host, e.g. https://app.example.com",
+                quoted(text)
+            )
+        };
         let (scheme, rest) = text.split_once("://").ok_or_else(refused)?;
         if rest.contains(['/', '?', '#']) {
-            return Err(format!("{} must end after the host and port: an origin has no path", quoted(text)));
+            return Err(format!(
+                "{} must end after the host and port: an origin has no path",
+                quoted(text)
+            ));
         }
         let scheme_is_valid = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
             && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-        let mut host = HostAndPort::parse(rest).ok().filter(|_| scheme_is_valid).ok_or_else(refused)?;
+        let mut host =
+            HostAndPort::parse(rest).ok().filter(|_| scheme_is_valid).ok_or_else(refused)?;
         let scheme = scheme.to_ascii_lowercase();
         if matches!((scheme.as_str(), host.port), ("https", Some(443)) | ("http", Some(80))) {
             host.port = None;
@@ -249,10 +268,14 @@ mod tests {
         assert_eq!(text("Relay.Internal"), Ok("relay.internal".to_owned()));
         assert_eq!(text("relay:8080"), Ok("relay:8080".to_owned()));
         assert_eq!(text("[::1]:80"), Ok("[::1]:80".to_owned()));
-        for refused in
-            ["", ":80", "a:", "a:b", "a:0", "a:65536", "a/b", "http://a", "::1", "[a]", "a]b", "é]:1", "a b", ".a", "*"]
-        {
-            assert!(HostAndPort::parse(refused).unwrap_err().contains("is not a host"), "{refused}");
+        for refused in [
+            "", ":80", "a:", "a:b", "a:0", "a:65536", "a/b", "http://a", "::1", "[a]", "a]b",
+            "é]:1", "a b", ".a", "*",
+        ] {
+            assert!(
+                HostAndPort::parse(refused).unwrap_err().contains("is not a host"),
+                "{refused}"
+            );
         }
     }
 
@@ -271,9 +294,16 @@ mod tests {
         for text in ["https://a/", "https://a/b", "https://a?b"] {
             assert!(Origin::parse(text).unwrap_err().contains("no path"), "{text}");
         }
-        for text in
-            ["", "null", "app.example.com", "https://", "://a", "1x://a", "https://*.example.com", "https://u@a"]
-        {
+        for text in [
+            "",
+            "null",
+            "app.example.com",
+            "https://",
+            "://a",
+            "1x://a",
+            "https://*.example.com",
+            "https://u@a",
+        ] {
             assert!(Origin::parse(text).unwrap_err().contains("is not an origin"), "{text}");
         }
     }

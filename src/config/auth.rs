@@ -83,7 +83,10 @@ impl AuthConfig {
     /// Reads the section; `default_anonymous` differs by the way the relay is started.
     pub(super) fn read(section: &mut Section<'_>, default_anonymous: bool) -> Self {
         Self {
-            allow_anonymous: section.entry("allow_anonymous").boolean().unwrap_or(default_anonymous),
+            allow_anonymous: section
+                .entry("allow_anonymous")
+                .boolean()
+                .unwrap_or(default_anonymous),
             anonymous_permissions: read_permissions(&section.entry("anonymous_permissions")),
             admin_key: SecretEntries::lookup(section, "admin_key").read(SecretRule::Header),
             keys: StaticKeyConfig::read_all(section),
@@ -100,7 +103,12 @@ impl StaticKeyConfig {
             let entries = SecretEntries::lookup(section, "key");
             let secret = entries.read_required(section, SecretRule::Header);
             // Two names for one key: nobody could tell whose request it was, nor revoke one of them.
-            secrets.extend(entries.entry().cloned().zip(secret.as_ref().map(|secret| secret.expose().to_owned())));
+            secrets.extend(
+                entries
+                    .entry()
+                    .cloned()
+                    .zip(secret.as_ref().map(|secret| secret.expose().to_owned())),
+            );
             keys.extend(Self::read(section, secret));
         }
         report_duplicate_texts(&mut sections, "name");
@@ -164,7 +172,9 @@ mod tests {
 
     #[test]
     fn a_key_opens_the_listed_products_or_all() {
-        let products = |list: &str| parsed(&with_key(&format!("products = {list}"))).auth.keys.remove(0).products;
+        let products = |list: &str| {
+            parsed(&with_key(&format!("products = {list}"))).auth.keys.remove(0).products
+        };
         assert_eq!(products("['*']"), Only::Everything);
         let both = ["a", "b"].map(|name| ProductId::new(name).unwrap());
         assert_eq!(products("['b', 'a', 'b']"), Only::These(BTreeSet::from(both)));
@@ -172,17 +182,30 @@ mod tests {
 
     #[test]
     fn a_key_without_products_or_with_more_than_the_star_is_found() {
-        assert!(findings(&with_key("products = []")).contains("auth.keys[0].products: must list one product"));
+        assert!(
+            findings(&with_key("products = []"))
+                .contains("auth.keys[0].products: must list one product")
+        );
         assert!(findings(&with_key("")).contains("auth.keys[0].products: must list one product"));
-        assert!(findings(&with_key("products = ['*', 'a']")).contains("auth.keys[0].products: \"*\" stands for all"));
-        assert!(findings(&with_key("products = ['']")).contains("auth.keys[0].products[0]: must not be empty"));
-        assert!(findings(&with_key("products = ['a', 1]")).contains("auth.keys[0].products[1]: must be text"));
+        assert!(
+            findings(&with_key("products = ['*', 'a']"))
+                .contains("auth.keys[0].products: \"*\" stands for all")
+        );
+        assert!(
+            findings(&with_key("products = ['']"))
+                .contains("auth.keys[0].products[0]: must not be empty")
+        );
+        assert!(
+            findings(&with_key("products = ['a', 1]"))
+                .contains("auth.keys[0].products[1]: must be text")
+        );
     }
 
     #[test]
     fn a_key_may_subscribe_unless_its_permissions_say_otherwise() {
-        let permissions =
-            |line: &str| parsed(&with_key(&format!("products = ['*']\n{line}"))).auth.keys.remove(0).permissions;
+        let permissions = |line: &str| {
+            parsed(&with_key(&format!("products = ['*']\n{line}"))).auth.keys.remove(0).permissions
+        };
         assert_eq!(permissions(""), BTreeSet::from([Permission::Subscribe]));
         assert_eq!(permissions("permissions = ['publish']"), BTreeSet::from([Permission::Publish]));
     }
@@ -190,10 +213,12 @@ mod tests {
     #[test]
     fn permissions_that_are_unknown_or_none_are_found() {
         let found = findings(&with_key("products = ['*']\npermissions = ['subscribe', 'admin']"));
-        let expected =
-            "relay.toml:5: auth.keys[0].permissions[1]: \"admin\" is not a permission; write subscribe or publish";
+        let expected = "relay.toml:5: auth.keys[0].permissions[1]: \"admin\" is not a permission; write subscribe or publish";
         assert_eq!(found, expected);
-        assert!(findings("[auth]\nanonymous_permissions = []").contains("auth.anonymous_permissions: must list"));
+        assert!(
+            findings("[auth]\nanonymous_permissions = []")
+                .contains("auth.anonymous_permissions: must list")
+        );
     }
 
     #[test]

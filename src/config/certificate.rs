@@ -46,9 +46,11 @@ impl TlsFiles {
         let key_pem = pem::read_pem_file(&self.key_file).map_err(key_error)?;
 
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&cert_pem).collect();
-        let chain = chain.map_err(|_| cert_error(format!("{cert_file} is not PEM as it must be")))?;
+        let chain =
+            chain.map_err(|_| cert_error(format!("{cert_file} is not PEM as it must be")))?;
         let leaf = chain.first().ok_or_else(|| {
-            let hint = "write the server's certificate in PEM, and behind it those that lead to its root";
+            let hint =
+                "write the server's certificate in PEM, and behind it those that lead to its root";
             cert_error(format!("{cert_file} holds no CERTIFICATE block; {hint}"))
         })?;
         let not_after = not_after(leaf).map_err(|error| {
@@ -118,8 +120,17 @@ impl TlsIdentityError {
 fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, rustls::Error> {
     let parsed = ParsedCertificate::try_from(certificate)?;
     let end_of_time = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
-    match verify_server_cert_signed_by_trust_anchor(&parsed, &RootCertStore::empty(), &[], end_of_time, &[]) {
-        Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+    match verify_server_cert_signed_by_trust_anchor(
+        &parsed,
+        &RootCertStore::empty(),
+        &[],
+        end_of_time,
+        &[],
+    ) {
+        Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+            not_after,
+            ..
+        })) => {
             let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(not_after.as_secs()));
             end.ok_or_else(|| CertificateError::BadEncoding.into())
         }
@@ -143,14 +154,23 @@ pub(super) mod tests {
     /// Files of a certificate that openssl has made with these options, and of its key.
     pub(in crate::config) fn generate_certificate(options: &str) -> (TempDir, TlsFiles) {
         let folder = tempfile::tempdir().unwrap();
-        let arguments = format!("req -x509 -nodes -keyout key.pem -out cert.pem -subj /CN=localhost {options}");
-        let done = Command::new("openssl").args(arguments.split_whitespace()).current_dir(&folder).output().unwrap();
+        let arguments =
+            format!("req -x509 -nodes -keyout key.pem -out cert.pem -subj /CN=localhost {options}");
+        let done = Command::new("openssl")
+            .args(arguments.split_whitespace())
+            .current_dir(&folder)
+            .output()
+            .unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        let files = TlsFiles { cert_file: folder.path().join("cert.pem"), key_file: folder.path().join("key.pem") };
+        let files = TlsFiles {
+            cert_file: folder.path().join("cert.pem"),
+            key_file: folder.path().join("key.pem"),
+        };
         (folder, files)
     }
 
-    pub(in crate::config) const P256_OPTIONS: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 30";
+    pub(in crate::config) const P256_OPTIONS: &str =
+        "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 30";
 
     fn read_error(files: &TlsFiles) -> String {
         files.read().unwrap_err().to_string()
@@ -172,25 +192,53 @@ pub(super) mod tests {
         }
         let (_folder, files) = generate_certificate(&P256_OPTIONS.replace("30", "400000"));
         let end = files.read().unwrap().not_after;
-        assert!(end > SystemTime::now() + day * 365 * 1000, "written as another type of time since 2050: {end:?}");
+        assert!(
+            end > SystemTime::now() + day * 365 * 1000,
+            "written as another type of time since 2050: {end:?}"
+        );
     }
 
     #[test]
     fn what_is_wrong_is_told_with_the_key_and_the_file() {
-        let ((one, files), (other, _)) = (generate_certificate(P256_OPTIONS), generate_certificate(P256_OPTIONS));
+        let ((one, files), (other, _)) =
+            (generate_certificate(P256_OPTIONS), generate_certificate(P256_OPTIONS));
         let swapped = TlsFiles { key_file: other.path().join("key.pem"), ..files.clone() };
         let found = read_error(&swapped);
-        assert!(found.starts_with("server.tls_key_file: ") && found.contains("holds another key than"), "{found}");
-        let reversed = TlsFiles { cert_file: files.key_file.clone(), key_file: files.cert_file.clone() };
-        assert!(read_error(&reversed).starts_with("server.tls_cert_file: "), "{}", read_error(&reversed));
-        assert!(read_error(&reversed).contains("key.pem holds no CERTIFICATE block"), "{}", read_error(&reversed));
+        assert!(
+            found.starts_with("server.tls_key_file: ") && found.contains("holds another key than"),
+            "{found}"
+        );
+        let reversed =
+            TlsFiles { cert_file: files.key_file.clone(), key_file: files.cert_file.clone() };
+        assert!(
+            read_error(&reversed).starts_with("server.tls_cert_file: "),
+            "{}",
+            read_error(&reversed)
+        );
+        assert!(
+            read_error(&reversed).contains("key.pem holds no CERTIFICATE block"),
+            "{}",
+            read_error(&reversed)
+        );
         let keyless = TlsFiles { key_file: files.cert_file.clone(), ..files.clone() };
-        assert!(read_error(&keyless).contains("cert.pem holds no private key"), "{}", read_error(&keyless));
+        assert!(
+            read_error(&keyless).contains("cert.pem holds no private key"),
+            "{}",
+            read_error(&keyless)
+        );
         let gone = TlsFiles { key_file: one.path().join("none"), ..files.clone() };
-        assert!(read_error(&gone).contains("server.tls_key_file: cannot read"), "{}", read_error(&gone));
+        assert!(
+            read_error(&gone).contains("server.tls_key_file: cannot read"),
+            "{}",
+            read_error(&gone)
+        );
         std::fs::write(&files.cert_file, "x".repeat(2 << 20)).unwrap();
         assert!(read_error(&files).contains("larger than 1 MiB"));
-        std::fs::write(&files.cert_file, "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n").unwrap();
+        std::fs::write(
+            &files.cert_file,
+            "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+        )
+        .unwrap();
         assert!(read_error(&files).contains("the first certificate in "), "{}", read_error(&files));
     }
 

@@ -45,7 +45,14 @@ impl Config {
             ),
             auth: merge_auth(&self.auth, new.auth, &mut diff),
             log: merge_log(&self.log, new.log, &mut diff),
-            webhooks: merge_tables("webhooks", &self.webhooks, new.webhooks, |it| &it.id, merge_webhook, &mut diff),
+            webhooks: merge_tables(
+                "webhooks",
+                &self.webhooks,
+                new.webhooks,
+                |it| &it.id,
+                merge_webhook,
+                &mut diff,
+            ),
             egress: merge_egress(&self.egress, new.egress, &mut diff),
         };
         (next, diff)
@@ -62,7 +69,13 @@ impl ConfigDiff {
     }
 
     /// A key that cannot.
-    fn keep_current<T: Clone + PartialEq>(&mut self, key: &str, old: &T, new: &T, display: impl Fn(&T) -> String) -> T {
+    fn keep_current<T: Clone + PartialEq>(
+        &mut self,
+        key: &str,
+        old: &T,
+        new: &T,
+        display: impl Fn(&T) -> String,
+    ) -> T {
         if old != new {
             self.restart_required.push(format!("{key} (in force: {})", display(old)));
         }
@@ -79,16 +92,45 @@ fn merge_server(old: &ServerConfig, new: ServerConfig, diff: &mut ConfigDiff) ->
             &new.admin_listen,
             ToString::to_string,
         ),
-        probe_listen: diff.keep_current("server.probe_listen", &old.probe_listen, &new.probe_listen, optional_text),
+        probe_listen: diff.keep_current(
+            "server.probe_listen",
+            &old.probe_listen,
+            &new.probe_listen,
+            optional_text,
+        ),
         allowed_hosts: diff.take_new("server.allowed_hosts", &old.allowed_hosts, new.allowed_hosts),
-        trusted_proxies: diff.take_new("server.trusted_proxies", &old.trusted_proxies, new.trusted_proxies),
-        heartbeat_interval: diff.take_new("server.heartbeat_interval", &old.heartbeat_interval, new.heartbeat_interval),
-        write_timeout: diff
-            .keep_current("server.write_timeout", &old.write_timeout, &new.write_timeout, |it| format_duration(*it)),
-        head_timeout: diff
-            .keep_current("server.head_timeout", &old.head_timeout, &new.head_timeout, |it| format_duration(*it)),
-        max_publish_bytes: diff.take_new("server.max_publish_bytes", &old.max_publish_bytes, new.max_publish_bytes),
-        max_connection_age: diff.take_new("server.max_connection_age", &old.max_connection_age, new.max_connection_age),
+        trusted_proxies: diff.take_new(
+            "server.trusted_proxies",
+            &old.trusted_proxies,
+            new.trusted_proxies,
+        ),
+        heartbeat_interval: diff.take_new(
+            "server.heartbeat_interval",
+            &old.heartbeat_interval,
+            new.heartbeat_interval,
+        ),
+        write_timeout: diff.keep_current(
+            "server.write_timeout",
+            &old.write_timeout,
+            &new.write_timeout,
+            |it| format_duration(*it),
+        ),
+        head_timeout: diff.keep_current(
+            "server.head_timeout",
+            &old.head_timeout,
+            &new.head_timeout,
+            |it| format_duration(*it),
+        ),
+        max_publish_bytes: diff.take_new(
+            "server.max_publish_bytes",
+            &old.max_publish_bytes,
+            new.max_publish_bytes,
+        ),
+        max_connection_age: diff.take_new(
+            "server.max_connection_age",
+            &old.max_connection_age,
+            new.max_connection_age,
+        ),
         max_connects_per_second: diff.take_new(
             "server.max_connects_per_second",
             &old.max_connects_per_second,
@@ -105,7 +147,11 @@ fn merge_server(old: &ServerConfig, new: ServerConfig, diff: &mut ConfigDiff) ->
             &new.max_concurrent_replays,
             ToString::to_string,
         ),
-        max_subscribers: diff.take_new("server.max_subscribers", &old.max_subscribers, new.max_subscribers),
+        max_subscribers: diff.take_new(
+            "server.max_subscribers",
+            &old.max_subscribers,
+            new.max_subscribers,
+        ),
         max_subscribers_per_ip: diff.take_new(
             "server.max_subscribers_per_ip",
             &old.max_subscribers_per_ip,
@@ -117,16 +163,27 @@ fn merge_server(old: &ServerConfig, new: ServerConfig, diff: &mut ConfigDiff) ->
             &old.cors_allowed_origins,
             new.cors_allowed_origins,
         ),
-        tls: diff.keep_current("server.tls_cert_file, server.tls_key_file", &old.tls, &new.tls, |tls| {
-            let files = tls.as_ref().map(|tls| format!("{}, {}", tls.cert_file.display(), tls.key_file.display()));
-            files.unwrap_or_else(none_text)
-        }),
+        tls: diff.keep_current(
+            "server.tls_cert_file, server.tls_key_file",
+            &old.tls,
+            &new.tls,
+            |tls| {
+                let files = tls
+                    .as_ref()
+                    .map(|tls| format!("{}, {}", tls.cert_file.display(), tls.key_file.display()));
+                files.unwrap_or_else(none_text)
+            },
+        ),
     }
 }
 
 fn merge_auth(old: &AuthConfig, new: AuthConfig, diff: &mut ConfigDiff) -> AuthConfig {
     AuthConfig {
-        allow_anonymous: diff.take_new("auth.allow_anonymous", &old.allow_anonymous, new.allow_anonymous),
+        allow_anonymous: diff.take_new(
+            "auth.allow_anonymous",
+            &old.allow_anonymous,
+            new.allow_anonymous,
+        ),
         anonymous_permissions: diff.take_new(
             "auth.anonymous_permissions",
             &old.anonymous_permissions,
@@ -143,9 +200,17 @@ fn merge_auth(old: &AuthConfig, new: AuthConfig, diff: &mut ConfigDiff) -> AuthC
 
 fn merge_jwt(old: &JwtConfig, new: JwtConfig, diff: &mut ConfigDiff) -> JwtConfig {
     JwtConfig {
-        verification: diff.take_new("auth.jwt: algorithm or keys", &old.verification, new.verification),
+        verification: diff.take_new(
+            "auth.jwt: algorithm or keys",
+            &old.verification,
+            new.verification,
+        ),
         audience: diff.take_new("auth.jwt.audience", &old.audience, new.audience),
-        allow_query_token: diff.take_new("auth.jwt.allow_query_token", &old.allow_query_token, new.allow_query_token),
+        allow_query_token: diff.take_new(
+            "auth.jwt.allow_query_token",
+            &old.allow_query_token,
+            new.allow_query_token,
+        ),
         cookie_name: diff.take_new("auth.jwt.cookie_name", &old.cookie_name, new.cookie_name),
     }
 }
@@ -162,13 +227,31 @@ fn merge_log(old: &LogConfig, new: LogConfig, diff: &mut ConfigDiff) -> LogConfi
         dead_letter_bytes,
     } = new;
     let bytes = |bytes: &u64| format_size(*bytes);
-    let directory = |path: &Option<PathBuf>| path.as_ref().map_or_else(none_text, |it| it.display().to_string());
+    let directory = |path: &Option<PathBuf>| {
+        path.as_ref().map_or_else(none_text, |it| it.display().to_string())
+    };
     LogConfig {
-        memory_events: diff.keep_current("log.memory_events", &old.memory_events, &memory_events, ToString::to_string),
-        memory_bytes: diff.keep_current("log.memory_bytes", &old.memory_bytes, &memory_bytes, bytes),
+        memory_events: diff.keep_current(
+            "log.memory_events",
+            &old.memory_events,
+            &memory_events,
+            ToString::to_string,
+        ),
+        memory_bytes: diff.keep_current(
+            "log.memory_bytes",
+            &old.memory_bytes,
+            &memory_bytes,
+            bytes,
+        ),
         data_dir: diff.keep_current("log.data_dir", &old.data_dir, &data_dir, directory),
-        retention: diff.keep_current("log.retention", &old.retention, &retention, |it| format_duration(*it)),
-        retention_bytes: diff.keep_current("log.retention_bytes", &old.retention_bytes, &retention_bytes, bytes),
+        retention: diff
+            .keep_current("log.retention", &old.retention, &retention, |it| format_duration(*it)),
+        retention_bytes: diff.keep_current(
+            "log.retention_bytes",
+            &old.retention_bytes,
+            &retention_bytes,
+            bytes,
+        ),
         dead_letter_retention: diff.keep_current(
             "log.dead_letter_retention",
             &old.dead_letter_retention,
@@ -186,12 +269,21 @@ fn merge_log(old: &LogConfig, new: LogConfig, diff: &mut ConfigDiff) -> LogConfi
 
 fn merge_egress(old: &EgressConfig, new: EgressConfig, diff: &mut ConfigDiff) -> EgressConfig {
     EgressConfig {
-        allow_networks: diff.take_new("egress.allow_networks", &old.allow_networks, new.allow_networks),
+        allow_networks: diff.take_new(
+            "egress.allow_networks",
+            &old.allow_networks,
+            new.allow_networks,
+        ),
         ca_file: diff.take_new("egress.ca_file", &old.ca_file, new.ca_file),
     }
 }
 
-fn merge_upstream(at: &str, old: &UpstreamConfig, new: UpstreamConfig, diff: &mut ConfigDiff) -> UpstreamConfig {
+fn merge_upstream(
+    at: &str,
+    old: &UpstreamConfig,
+    new: UpstreamConfig,
+    diff: &mut ConfigDiff,
+) -> UpstreamConfig {
     UpstreamConfig {
         url: diff.take_new(&format!("{at}.url"), &old.url, new.url),
         token: diff.take_new(&format!("{at}.token"), &old.token, new.token),
@@ -200,16 +292,30 @@ fn merge_upstream(at: &str, old: &UpstreamConfig, new: UpstreamConfig, diff: &mu
             &old.heartbeat_timeout,
             new.heartbeat_timeout,
         ),
-        max_event_bytes: diff.take_new(&format!("{at}.max_event_bytes"), &old.max_event_bytes, new.max_event_bytes),
+        max_event_bytes: diff.take_new(
+            &format!("{at}.max_event_bytes"),
+            &old.max_event_bytes,
+            new.max_event_bytes,
+        ),
         product_id: new.product_id,
     }
 }
 
-fn merge_key(at: &str, old: &StaticKeyConfig, new: StaticKeyConfig, diff: &mut ConfigDiff) -> StaticKeyConfig {
+fn merge_key(
+    at: &str,
+    old: &StaticKeyConfig,
+    new: StaticKeyConfig,
+    diff: &mut ConfigDiff,
+) -> StaticKeyConfig {
     diff.take_new(at, old, new)
 }
 
-fn merge_webhook(at: &str, old: &WebhookConfig, new: WebhookConfig, diff: &mut ConfigDiff) -> WebhookConfig {
+fn merge_webhook(
+    at: &str,
+    old: &WebhookConfig,
+    new: WebhookConfig,
+    diff: &mut ConfigDiff,
+) -> WebhookConfig {
     diff.take_new(at, old, new)
 }
 
@@ -223,7 +329,8 @@ fn merge_tables<T>(
     diff: &mut ConfigDiff,
 ) -> Vec<T> {
     let unlisted = old.iter().filter(|old| new.iter().all(|new| name(new) != name(old)));
-    let removed: Vec<String> = unlisted.map(|old| format!("{array}[{}] removed", name(old))).collect();
+    let removed: Vec<String> =
+        unlisted.map(|old| format!("{array}[{}] removed", name(old))).collect();
     let next = new.into_iter().map(|new| {
         let at = format!("{array}[{}]", name(&new));
         match old.iter().find(|old| name(old) == name(&new)) {
@@ -261,19 +368,27 @@ mod tests {
     #[test]
     fn what_can_be_changed_is_as_the_new_one_has_it() {
         let old = format!("[server]\nmax_subscribers = 5\n{UPSTREAM}");
-        let new = "[server]\nmax_subscribers = 6\n[[upstreams]]\nproduct_id = 'q'\nurl = 'https://c/q'\n";
+        let new =
+            "[server]\nmax_subscribers = 6\n[[upstreams]]\nproduct_id = 'q'\nurl = 'https://c/q'\n";
         let (next, diff) = diff_between(&old, new);
         assert_eq!(next, parsed(new));
-        assert_eq!(diff.applied, ["server.max_subscribers", "upstreams[q] added", "upstreams[p] removed"]);
+        assert_eq!(
+            diff.applied,
+            ["server.max_subscribers", "upstreams[q] added", "upstreams[p] removed"]
+        );
         assert!(diff.restart_required.is_empty());
     }
 
     #[test]
     fn what_waits_for_a_restart_is_as_the_old_one_has_it_and_stays_named() {
         let old = "[server]\nlisten = '127.0.0.1:1'\n[log]\nmemory_bytes = '1MiB'\n";
-        let new = "[server]\nlisten = '127.0.0.1:2'\ndrain_window = '1s'\n[log]\nmemory_bytes = '2MiB'\n";
+        let new =
+            "[server]\nlisten = '127.0.0.1:2'\ndrain_window = '1s'\n[log]\nmemory_bytes = '2MiB'\n";
         let (next, diff) = diff_between(old, new);
-        assert_eq!((next.server.listen, next.log.memory_bytes), (parsed(old).server.listen, 1 << 20));
+        assert_eq!(
+            (next.server.listen, next.log.memory_bytes),
+            (parsed(old).server.listen, 1 << 20)
+        );
         assert_eq!(diff.applied, ["server.drain_window"]);
         assert_eq!(
             diff.restart_required,
@@ -286,7 +401,9 @@ mod tests {
 
     #[test]
     fn tables_are_known_by_their_names_and_no_value_is_told() {
-        let key = |name: &str, key: &str| format!("[[auth.keys]]\nname = '{name}'\nkey = '{key}'\nproducts = ['*']\n");
+        let key = |name: &str, key: &str| {
+            format!("[[auth.keys]]\nname = '{name}'\nkey = '{key}'\nproducts = ['*']\n")
+        };
         let old = format!("{}{}{UPSTREAM}token = 'hush'", key("a", "hush1"), key("b", "hush2"));
         let new = format!("{}{}{UPSTREAM}token = 'hush3'", key("b", "hush4"), key("a", "hush1"));
         let (_, diff) = diff_between(&old, &new);
@@ -295,7 +412,10 @@ mod tests {
 
     #[test]
     fn the_same_twice_is_no_difference() {
-        let text = format!("[auth]\nadmin_key = 'hush'\n[auth.jwt]\nsecret = '{}'\n{UPSTREAM}", "x".repeat(32));
+        let text = format!(
+            "[auth]\nadmin_key = 'hush'\n[auth.jwt]\nsecret = '{}'\n{UPSTREAM}",
+            "x".repeat(32)
+        );
         assert_eq!(diff_between(&text, &text), (parsed(&text), ConfigDiff::default()));
     }
 }

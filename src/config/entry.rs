@@ -126,13 +126,17 @@ impl<'a> ConfigEntry<'a> {
             RawConfigValue::Toml(_) | RawConfigValue::EnvNotUtf8 => None,
         };
         let (min, max) = (u64::from(*range.start()), u64::from(*range.end()));
-        let fitting = number.filter(|number| (min..=max).contains(number)).and_then(|number| T::try_from(number).ok());
+        let fitting = number
+            .filter(|number| (min..=max).contains(number))
+            .and_then(|number| T::try_from(number).ok());
         fitting.or_else(|| self.reject(&format!("must be a whole number from {min} to {max}")))
     }
 
     /// As [`Entry::number`] from 0 on, where 0 (and absent) stands for no limit.
     pub(super) fn limit<T: TryFrom<u64>>(&self) -> Option<T> {
-        self.number::<u64>(0..=u32::MAX).filter(|limit| *limit > 0).and_then(|limit| T::try_from(limit).ok())
+        self.number::<u64>(0..=u32::MAX)
+            .filter(|limit| *limit > 0)
+            .and_then(|limit| T::try_from(limit).ok())
     }
 
     /// The value as a duration of at least this length and at most [`values::LONGEST`].
@@ -147,7 +151,8 @@ impl<'a> ConfigEntry<'a> {
         if range.contains(&duration) {
             return Some(duration);
         }
-        let (min, max) = (values::format_duration(*range.start()), values::format_duration(*range.end()));
+        let (min, max) =
+            (values::format_duration(*range.start()), values::format_duration(*range.end()));
         self.reject(&format!("must be from {min} to {max}"))
     }
 
@@ -164,7 +169,9 @@ impl<'a> ConfigEntry<'a> {
 
     /// The values of a list, each an entry of its own: an array of the file, or a variable's text between commas.
     pub(super) fn list_items(&self) -> Option<Vec<Self>> {
-        let item = |index, location, raw| Self::new(self.context, format!("{}[{index}]", self.key), location, raw);
+        let item = |index, location, raw| {
+            Self::new(self.context, format!("{}[{index}]", self.key), location, raw)
+        };
         match self.raw {
             RawConfigValue::Absent => None,
             RawConfigValue::EnvText(text) if text.trim().is_empty() => Some(Vec::new()),
@@ -172,7 +179,9 @@ impl<'a> ConfigEntry<'a> {
                 let parts = text.split(',').map(str::trim).enumerate();
                 Some(
                     parts
-                        .map(|(index, part)| item(index, self.location.clone(), RawConfigValue::EnvText(part)))
+                        .map(|(index, part)| {
+                            item(index, self.location.clone(), RawConfigValue::EnvText(part))
+                        })
                         .collect(),
                 )
             }
@@ -192,7 +201,10 @@ impl<'a> ConfigEntry<'a> {
     }
 
     /// The values of a list, each as `parse` makes of its text. A bad one is reported and left out.
-    pub(super) fn parse_list<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
+    pub(super) fn parse_list<T>(
+        &self,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
         let items = self.list_items()?;
         Some(items.iter().filter_map(|item| item.parse_with(&parse)).collect())
     }
@@ -204,7 +216,9 @@ impl<'a> ConfigEntry<'a> {
             self.context.record_dependency(path);
             let opened = File::open(path).and_then(|file| file.metadata());
             match opened {
-                Ok(metadata) if metadata.is_dir() => Err(format!("{} is a directory, not a file", path.display())),
+                Ok(metadata) if metadata.is_dir() => {
+                    Err(format!("{} is a directory, not a file", path.display()))
+                }
                 Ok(metadata) => pem::check_size(metadata.len(), path).map(|()| path.to_owned()),
                 Err(error) => Err(format!("cannot read {}: {error}", path.display())),
             }
@@ -259,7 +273,11 @@ mod tests {
         read_entry_with(text, &Environment::default(), read)
     }
 
-    fn read_entry_with<T>(text: &str, environment: &Environment, read: impl Fn(&ConfigEntry<'_>) -> T) -> (T, String) {
+    fn read_entry_with<T>(
+        text: &str,
+        environment: &Environment,
+        read: impl Fn(&ConfigEntry<'_>) -> T,
+    ) -> (T, String) {
         let document = DeTable::parse(text).unwrap();
         let context = ParseContext::new("f", text, environment);
         let value = read(&Section::root(&context, document.get_ref()).entry("x"));
@@ -276,7 +294,10 @@ mod tests {
             read_entry("x = 5", |x| x.text("a name").map(str::to_owned)),
             (None, "f:1: x: must be a name in quotes, not a whole number".into())
         );
-        assert_eq!(read_entry("x = 'a'", |x| x.boolean()), (None, "f:1: x: must be true or false".into()));
+        assert_eq!(
+            read_entry("x = 'a'", |x| x.boolean()),
+            (None, "f:1: x: must be true or false".into())
+        );
         assert_eq!(
             read_entry("x = 'a'", |x| x.list_items().is_some()).1,
             "f:1: x: must be a list in square brackets, not text"
@@ -288,8 +309,13 @@ mod tests {
     #[test]
     fn a_number_out_of_its_range_or_with_a_sign_or_fraction_is_found() {
         let message = "f:1: x: must be a whole number from 1 to 255";
-        for text in ["x = 0", "x = 256", "x = -1", "x = 1.0", "x = '1'", "x = 99999999999999999999"] {
-            assert_eq!(read_entry(text, |x| x.number::<u8>(1..=255)), (None, message.to_owned()), "{text}");
+        for text in ["x = 0", "x = 256", "x = -1", "x = 1.0", "x = '1'", "x = 99999999999999999999"]
+        {
+            assert_eq!(
+                read_entry(text, |x| x.number::<u8>(1..=255)),
+                (None, message.to_owned()),
+                "{text}"
+            );
         }
         assert_eq!(read_entry("x = 0xff", |x| x.number::<u8>(1..=255)), (Some(255), String::new()));
         assert_eq!(read_entry("x = 1_0", |x| x.number::<u8>(1..=255)), (Some(10), String::new()));
@@ -305,21 +331,28 @@ mod tests {
     fn a_variable_takes_the_place_of_the_files_value() {
         assert_eq!(read_override("true", |x| x.boolean()), (Some(true), String::new()));
         assert_eq!(read_override("12", |x| x.number::<u32>(0..=20)), (Some(12), String::new()));
-        assert_eq!(read_override("yes", |x| x.boolean()).1, "AUTOPLAY_RELAY__X: x: must be true or false");
+        assert_eq!(
+            read_override("yes", |x| x.boolean()).1,
+            "AUTOPLAY_RELAY__X: x: must be true or false"
+        );
     }
 
     #[test]
     fn a_variables_list_is_separated_by_commas_and_empty_is_no_element() {
         let parse = |text: &str| Ok(text.to_owned());
-        assert_eq!(read_override("a, b", |x| x.parse_list(parse)).0, Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(
+            read_override("a, b", |x| x.parse_list(parse)).0,
+            Some(vec!["a".to_owned(), "b".to_owned()])
+        );
         assert_eq!(read_override("", |x| x.parse_list(parse)).0, Some(Vec::new()));
     }
 
     #[test]
     fn a_bad_element_is_found_at_its_own_line() {
         let text = "x = [\n'1',\n2,\n'z']";
-        let (values, found) =
-            read_entry(text, |x| x.parse_list(|text| text.parse::<u8>().map_err(|error| error.to_string())));
+        let (values, found) = read_entry(text, |x| {
+            x.parse_list(|text| text.parse::<u8>().map_err(|error| error.to_string()))
+        });
         assert_eq!(values, Some(vec![1]));
         assert_eq!(
             found,
@@ -330,7 +363,8 @@ mod tests {
     #[test]
     fn a_variable_that_is_no_text_is_found() {
         let environment = Environment::with_bytes("AUTOPLAY_RELAY__X", b"\xff");
-        let (none, found) = read_entry_with("", &environment, |x| x.text("text").map(str::to_owned));
+        let (none, found) =
+            read_entry_with("", &environment, |x| x.text("text").map(str::to_owned));
         assert_eq!((none, found.as_str()), (None, "AUTOPLAY_RELAY__X: x: is not UTF-8 text"));
     }
 
@@ -339,7 +373,10 @@ mod tests {
         let (none, found) = read_entry("x = '/no/such/file'", |x| x.readable_path());
         assert_eq!(none, None);
         assert!(found.starts_with("f:1: x: cannot read /no/such/file: "), "{found}");
-        assert_eq!(read_entry("x = '/'", |x| x.readable_path()).1, "f:1: x: / is a directory, not a file");
+        assert_eq!(
+            read_entry("x = '/'", |x| x.readable_path()).1,
+            "f:1: x: / is a directory, not a file"
+        );
         assert_eq!(read_entry("x = ''", |x| x.readable_path()), (None, String::new()));
     }
 }

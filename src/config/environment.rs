@@ -35,8 +35,9 @@ impl Environment {
 
     /// Keeps a value that is no text as such: it is nobody's fault unless somebody asks for it.
     fn from_os_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
-        let text =
-            |(name, value): (OsString, OsString)| (name.to_string_lossy().into_owned(), value.into_string().ok());
+        let text = |(name, value): (OsString, OsString)| {
+            (name.to_string_lossy().into_owned(), value.into_string().ok())
+        };
         Self(variables.map(text).collect())
     }
 }

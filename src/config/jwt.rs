@@ -89,7 +89,8 @@ impl JwtConfig {
             previous_secret: SecretEntries::lookup(&mut section, "previous_secret"),
             public_key_file: section.entry("public_key_file"),
         };
-        let (audience, query_token) = (section.entry("audience"), section.entry("allow_query_token"));
+        let (audience, query_token) =
+            (section.entry("audience"), section.entry("allow_query_token"));
         let cookie_entry = section.entry("cookie_name");
         if !section.is_present() {
             return None;
@@ -117,7 +118,9 @@ impl JwtVerificationEntries<'_> {
 
     fn read_shared_secret(&self, section: &mut Section<'_>) -> Option<JwtVerification> {
         if self.public_key_file.is_given() {
-            self.public_key_file.report("has no use with HS256; remove it, or set algorithm to EdDSA, ES256 or RS256");
+            self.public_key_file.report(
+                "has no use with HS256; remove it, or set algorithm to EdDSA, ES256 or RS256",
+            );
         }
         let secret = self.secret.read_required(section, SecretRule::Hmac);
         let previous_secret = self.previous_secret.read(SecretRule::Hmac);
@@ -125,7 +128,9 @@ impl JwtVerificationEntries<'_> {
     }
 
     fn read_public_keys(&self, algorithm: PublicKeyAlgorithm) -> Option<JwtVerification> {
-        for unused in [&self.secret, &self.previous_secret].into_iter().filter_map(SecretEntries::entry) {
+        for unused in
+            [&self.secret, &self.previous_secret].into_iter().filter_map(SecretEntries::entry)
+        {
             unused.report("has no use with a public key; remove it, or set algorithm to HS256");
         }
         if !self.public_key_file.is_given() {
@@ -151,7 +156,8 @@ fn parse_algorithm(text: &str) -> Result<Option<PublicKeyAlgorithm>, String> {
 
 /// A token in the sense of RFC 9110, section 5.6.2, which is what RFC 6265 asks of a cookie's name.
 fn parse_cookie_name(text: &str) -> Result<String, String> {
-    let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_token_byte =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if text.bytes().all(is_token_byte) {
         Ok(text.to_owned())
     } else {
@@ -171,15 +177,20 @@ mod tests {
     #[test]
     fn without_the_section_there_are_no_scoped_tokens() {
         assert_eq!(parsed("").auth.jwt, None);
-        let empty = [("AUTOPLAY_RELAY__AUTH__JWT__SECRET", ""), ("AUTOPLAY_RELAY__AUTH__JWT__ALLOW_QUERY_TOKEN", "")];
+        let empty = [
+            ("AUTOPLAY_RELAY__AUTH__JWT__SECRET", ""),
+            ("AUTOPLAY_RELAY__AUTH__JWT__ALLOW_QUERY_TOKEN", ""),
+        ];
         assert_eq!(parsed_with("", &empty.into_iter().collect()).auth.jwt, None);
     }
 
     #[test]
     fn the_environment_alone_can_give_the_section() {
-        let environment = [("AUTOPLAY_RELAY__AUTH__JWT__SECRET", "hush-hush-hush-hush-hush-hush-32")];
+        let environment =
+            [("AUTOPLAY_RELAY__AUTH__JWT__SECRET", "hush-hush-hush-hush-hush-hush-32")];
         let jwt = parsed_with("", &environment.into_iter().collect()).auth.jwt.unwrap();
-        let JwtVerification::SharedSecret { secret, previous_secret: None } = jwt.verification else {
+        let JwtVerification::SharedSecret { secret, previous_secret: None } = jwt.verification
+        else {
             panic!("HS256 is the default")
         };
         assert_eq!(secret.expose(), "hush-hush-hush-hush-hush-hush-32");
@@ -187,22 +198,35 @@ mod tests {
 
     #[test]
     fn hs256_needs_a_secret_of_32_bytes_and_no_public_key() {
-        let expected = "relay.toml:1: auth.jwt.secret: is required, as it is or as secret_env or secret_file";
+        let expected =
+            "relay.toml:1: auth.jwt.secret: is required, as it is or as secret_env or secret_file";
         assert_eq!(findings("[auth.jwt]"), expected);
-        let short = findings("[auth.jwt]\nsecret = 'hush-hush-hush-hush-hush-hush-h'\nprevious_secret = 'hush'");
+        let short = findings(
+            "[auth.jwt]\nsecret = 'hush-hush-hush-hush-hush-hush-h'\nprevious_secret = 'hush'",
+        );
         assert_eq!(short.matches("must have 32 bytes or more").count(), 2, "{short}");
         assert!(!short.contains("hush"));
         let found = findings(&format!("[auth.jwt]\n{SECRET}\npublic_key_file = '/no/key'"));
-        assert!(found.starts_with("relay.toml:3: auth.jwt.public_key_file: has no use with HS256"), "{found}");
+        assert!(
+            found.starts_with("relay.toml:3: auth.jwt.public_key_file: has no use with HS256"),
+            "{found}"
+        );
     }
 
     /// A file of the keys that this repository keeps for its tests.
     fn test_key_path(name: &str) -> String {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/jwt").join(name).display().to_string()
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/data/jwt")
+            .join(name)
+            .display()
+            .to_string()
     }
 
     fn jwt_section(algorithm: &str, file: &str) -> String {
-        format!("[auth.jwt]\nalgorithm = '{algorithm}'\npublic_key_file = '{}'", test_key_path(file))
+        format!(
+            "[auth.jwt]\nalgorithm = '{algorithm}'\npublic_key_file = '{}'",
+            test_key_path(file)
+        )
     }
 
     #[test]
@@ -215,14 +239,25 @@ mod tests {
         ] {
             let verification = parsed(&jwt_section(name, file)).auth.jwt.unwrap().verification;
             assert_eq!(verification.algorithm_name(), name);
-            let JwtVerification::PublicKeys { algorithm, public_key_file, keys: read } = verification else {
+            let JwtVerification::PublicKeys { algorithm, public_key_file, keys: read } =
+                verification
+            else {
                 panic!("{name} has public keys")
             };
-            assert_eq!((algorithm, public_key_file, read.len()), (expected, test_key_path(file).into(), count));
+            assert_eq!(
+                (algorithm, public_key_file, read.len()),
+                (expected, test_key_path(file).into(), count)
+            );
             let found = findings(&format!("{}\n{SECRET}", jwt_section(name, file)));
-            assert!(found.starts_with("relay.toml:4: auth.jwt.secret: has no use with a public key"), "{found}");
+            assert!(
+                found.starts_with("relay.toml:4: auth.jwt.secret: has no use with a public key"),
+                "{found}"
+            );
         }
-        assert!(findings("[auth.jwt]\nalgorithm = 'ES256'").contains("auth.jwt.public_key_file: is required"));
+        assert!(
+            findings("[auth.jwt]\nalgorithm = 'ES256'")
+                .contains("auth.jwt.public_key_file: is required")
+        );
         let found = findings("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '/no/key'");
         assert!(found.contains("cannot read /no/key"), "{found}");
     }
@@ -243,7 +278,11 @@ mod tests {
             assert!(found.contains(expected) && found.contains(&test_key_path(file)), "{found}");
         }
         let private = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(&private, "-----BEGIN PRIVATE KEY-----\naHVzaA==\n-----END PRIVATE KEY-----\n").unwrap();
+        std::fs::write(
+            &private,
+            "-----BEGIN PRIVATE KEY-----\naHVzaA==\n-----END PRIVATE KEY-----\n",
+        )
+        .unwrap();
         let found = findings(&jwt_section("ES256", private.path().to_str().unwrap()));
         assert!(found.contains("holds a private key") && !found.contains("aHVzaA"), "{found}");
         std::fs::write(&private, "x".repeat(2 << 20)).unwrap();
@@ -255,7 +294,10 @@ mod tests {
     fn other_algorithms_are_refused() {
         for name in ["none", "HS512", "hs256"] {
             let found = findings(&format!("[auth.jwt]\nalgorithm = '{name}'\n{SECRET}"));
-            assert!(found.contains("auth.jwt.algorithm") && found.contains("is not supported"), "{found}");
+            assert!(
+                found.contains("auth.jwt.algorithm") && found.contains("is not supported"),
+                "{found}"
+            );
         }
     }
 

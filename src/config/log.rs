@@ -64,15 +64,28 @@ impl LogConfig {
                 .entry("memory_events")
                 .number(MIN_MEMORY_EVENTS..=u32::MAX)
                 .unwrap_or(DEFAULT_MEMORY_EVENTS),
-            memory_bytes: read_size(&mut section, "memory_bytes", MIN_MEMORY_BYTES, DEFAULT_MEMORY_BYTES),
+            memory_bytes: read_size(
+                &mut section,
+                "memory_bytes",
+                MIN_MEMORY_BYTES,
+                DEFAULT_MEMORY_BYTES,
+            ),
             data_dir: section.entry("data_dir").optional(|text| Ok(PathBuf::from(text))),
-            retention: section.entry("retention").duration(values::MIN_DURATION).unwrap_or(DEFAULT_RETENTION),
+            retention: section
+                .entry("retention")
+                .duration(values::MIN_DURATION)
+                .unwrap_or(DEFAULT_RETENTION),
             retention_bytes: read_size(&mut section, "retention_bytes", 1, DEFAULT_RETENTION_BYTES),
             dead_letter_retention: section
                 .entry("dead_letter_retention")
                 .duration(values::MIN_DURATION)
                 .unwrap_or(DEFAULT_DEAD_LETTER_RETENTION),
-            dead_letter_bytes: read_size(&mut section, "dead_letter_bytes", 1, DEFAULT_DEAD_LETTER_BYTES),
+            dead_letter_bytes: read_size(
+                &mut section,
+                "dead_letter_bytes",
+                1,
+                DEFAULT_DEAD_LETTER_BYTES,
+            ),
         };
         section.finish();
         log
@@ -83,7 +96,10 @@ impl EgressConfig {
     /// Reads the section.
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let egress = Self {
-            allow_networks: section.entry("allow_networks").parse_list(Network::parse).unwrap_or_default(),
+            allow_networks: section
+                .entry("allow_networks")
+                .parse_list(Network::parse)
+                .unwrap_or_default(),
             ca_file: section.entry("ca_file").readable_path(),
         };
         section.finish();
@@ -135,7 +151,10 @@ mod tests {
     #[test]
     fn an_empty_data_dir_is_memory_only() {
         assert_eq!(parsed("[log]\ndata_dir = ''").log.data_dir, None);
-        assert_eq!(parsed("[log]\ndata_dir = '/data'").log.data_dir.as_deref(), Some(Path::new("/data")));
+        assert_eq!(
+            parsed("[log]\ndata_dir = '/data'").log.data_dir.as_deref(),
+            Some(Path::new("/data"))
+        );
     }
 
     #[test]
@@ -145,9 +164,13 @@ mod tests {
             ("AUTOPLAY_RELAY__LOG__DATA_DIR", ""),
             ("AUTOPLAY_RELAY__EGRESS__ALLOW_NETWORKS", "10.0.0.0/8, ::1"),
         ];
-        let config = parsed_with("[log]\ndata_dir = '/data'\nmemory_events = 20", &environment.into_iter().collect());
+        let config = parsed_with(
+            "[log]\ndata_dir = '/data'\nmemory_events = 20",
+            &environment.into_iter().collect(),
+        );
         assert_eq!((config.log.memory_events, config.log.data_dir), (16, None));
-        let networks: Vec<String> = config.egress.allow_networks.iter().map(ToString::to_string).collect();
+        let networks: Vec<String> =
+            config.egress.allow_networks.iter().map(ToString::to_string).collect();
         assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
     }
 }

@@ -48,23 +48,37 @@ impl MaskedToml {
         self.heading("[server]");
         self.line("listen", server.listen.to_string());
         self.line("admin_listen", server.admin_listen.to_string());
-        self.line("probe_listen", server.probe_listen.map(|address| address.to_string()).unwrap_or_default());
+        self.line(
+            "probe_listen",
+            server.probe_listen.map(|address| address.to_string()).unwrap_or_default(),
+        );
         self.line("allowed_hosts", to_strings(&server.allowed_hosts));
         self.line("trusted_proxies", to_strings(&server.trusted_proxies));
         self.line("heartbeat_interval", format_duration(server.heartbeat_interval));
         self.line("write_timeout", format_duration(server.write_timeout));
         self.line("head_timeout", format_duration(server.head_timeout));
         self.line("max_publish_bytes", format_size(server.max_publish_bytes));
-        self.line("max_connection_age", format_duration(server.max_connection_age.unwrap_or_default()));
+        self.line(
+            "max_connection_age",
+            format_duration(server.max_connection_age.unwrap_or_default()),
+        );
         self.line("max_connects_per_second", server.max_connects_per_second.unwrap_or_default());
-        self.line("max_subscribers_per_key", toml_integer(server.max_subscribers_per_key.unwrap_or_default()));
+        self.line(
+            "max_subscribers_per_key",
+            toml_integer(server.max_subscribers_per_key.unwrap_or_default()),
+        );
         self.line("max_concurrent_replays", toml_integer(server.max_concurrent_replays));
         self.line("max_subscribers", toml_integer(server.max_subscribers));
-        self.line("max_subscribers_per_ip", toml_integer(server.max_subscribers_per_ip.unwrap_or_default()));
+        self.line(
+            "max_subscribers_per_ip",
+            toml_integer(server.max_subscribers_per_ip.unwrap_or_default()),
+        );
         self.line("drain_window", format_duration(server.drain_window));
-        let origins: Vec<&str> = server.cors_allowed_origins.iter().map(|origin| origin.as_str()).collect();
+        let origins: Vec<&str> =
+            server.cors_allowed_origins.iter().map(|origin| origin.as_str()).collect();
         self.line("cors_allowed_origins", origins);
-        let files = server.tls.as_ref().map(|TlsFiles { cert_file, key_file }| (cert_file, key_file));
+        let files =
+            server.tls.as_ref().map(|TlsFiles { cert_file, key_file }| (cert_file, key_file));
         self.line("tls_cert_file", path_text(files.map(|(cert, _)| cert)));
         self.line("tls_key_file", path_text(files.map(|(_, key)| key)));
     }
@@ -132,7 +146,10 @@ impl MaskedToml {
         self.line("url", webhook.url.masked());
         self.secret("secret", Some(&webhook.secret));
         self.line("types", only_to_list(&webhook.types, &[], String::as_str));
-        self.line("session_ids", only_to_list(&webhook.session_ids, &[], |session| session.as_str()));
+        self.line(
+            "session_ids",
+            only_to_list(&webhook.session_ids, &[], |session| session.as_str()),
+        );
         self.line("timeout", format_duration(webhook.timeout));
         self.line("max_retries", webhook.max_retries);
         self.line("initial_backoff", format_duration(webhook.initial_backoff));
@@ -176,7 +193,11 @@ fn to_strings<T: ToString>(values: &[T]) -> Vec<String> {
     values.iter().map(ToString::to_string).collect()
 }
 
-fn only_to_list<'a, T>(only: &'a Only<T>, everything: &[&'a str], text: impl Fn(&'a T) -> &'a str) -> Vec<&'a str> {
+fn only_to_list<'a, T>(
+    only: &'a Only<T>,
+    everything: &[&'a str],
+    text: impl Fn(&'a T) -> &'a str,
+) -> Vec<&'a str> {
     match only {
         Only::Everything => everything.to_vec(),
         Only::These(these) => these.iter().map(text).collect(),

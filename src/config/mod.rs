@@ -104,7 +104,11 @@ impl Config {
     /// # Errors
     ///
     /// All that is wrong, or that the file cannot be read.
-    pub(crate) fn load(path: &Path, environment: &Environment, anonymous: AllowAnonymous) -> Result<Self, Findings> {
+    pub(crate) fn load(
+        path: &Path,
+        environment: &Environment,
+        anonymous: AllowAnonymous,
+    ) -> Result<Self, Findings> {
         Self::load_tracking_files(path, environment, anonymous, &mut BTreeSet::new())
     }
 
@@ -117,7 +121,8 @@ impl Config {
     ) -> Result<Self, Findings> {
         files.insert(path.to_owned());
         let file = path.display().to_string();
-        let unreadable = |message| Finding { location: ConfigLocation::File(file.clone()), key: None, message };
+        let unreadable =
+            |message| Finding { location: ConfigLocation::File(file.clone()), key: None, message };
         let text = read_config_file(path).map_err(unreadable)?;
         Self::parse_tracking_files(&text, &file, environment, anonymous, files)
     }
@@ -144,14 +149,16 @@ impl Config {
         files: &mut BTreeSet<PathBuf>,
     ) -> Result<Self, Findings> {
         /// A file says whom to let in, and a server is reached from outside.
-        const FILE_DEFAULTS: StartDefaults = StartDefaults { listen: server::DEFAULT_LISTEN, allow_anonymous: false };
+        const FILE_DEFAULTS: StartDefaults =
+            StartDefaults { listen: server::DEFAULT_LISTEN, allow_anonymous: false };
         let (document, errors) = DeTable::parse_recoverable(text);
         let context = ParseContext::new(file, text, environment);
         context.report_syntax_errors(&errors);
         if let Some(findings) = context.findings() {
             return Err(findings);
         }
-        let config = Self::read(Section::root(&context, document.get_ref()), &FILE_DEFAULTS, anonymous);
+        let config =
+            Self::read(Section::root(&context, document.get_ref()), &FILE_DEFAULTS, anonymous);
         files.extend(context.dependencies());
         context.finish().map(|()| config)
     }
@@ -161,10 +168,15 @@ impl Config {
     /// # Errors
     ///
     /// All that is wrong, or how to start when nothing says which way.
-    pub(crate) fn from_environment(environment: &Environment, anonymous: AllowAnonymous) -> Result<Self, Findings> {
+    pub(crate) fn from_environment(
+        environment: &Environment,
+        anonymous: AllowAnonymous,
+    ) -> Result<Self, Findings> {
         /// Only its own pod reaches a sidecar, and nobody is there to hand out keys.
-        const SIDECAR_DEFAULTS: StartDefaults =
-            StartDefaults { listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080), allow_anonymous: true };
+        const SIDECAR_DEFAULTS: StartDefaults = StartDefaults {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
+            allow_anonymous: true,
+        };
         let context = ParseContext::new("environment", "", environment);
         let empty = DeTable::new();
         let mut config = Self::read(Section::root(&context, &empty), &SIDECAR_DEFAULTS, anonymous);
@@ -193,7 +205,12 @@ impl Config {
         config
     }
 
-    fn check_anonymous(&self, server: &mut Section<'_>, auth: &mut Section<'_>, anonymous: AllowAnonymous) {
+    fn check_anonymous(
+        &self,
+        server: &mut Section<'_>,
+        auth: &mut Section<'_>,
+        anonymous: AllowAnonymous,
+    ) {
         let listen = server.entry("listen");
         let is_open = self.auth.allow_anonymous && !binds_loopback(self.server.listen);
         if is_open && anonymous == AllowAnonymous::OnLoopback && listen.is_free_of_findings() {
@@ -212,7 +229,9 @@ impl Config {
         // A key that was given but is unfit has a finding of its own.
         if is_open && listen.is_free_of_findings() && auth.context().accepts("auth.admin_key") {
             let address = self.server.admin_listen;
-            listen.report(format!("{address} can be reached from outside; set auth.admin_key, or listen on 127.0.0.1"));
+            listen.report(format!(
+                "{address} can be reached from outside; set auth.admin_key, or listen on 127.0.0.1"
+            ));
         }
     }
 }
@@ -227,7 +246,8 @@ impl Config {
                 "auth.allow_anonymous would be true on the server.listen in force, which others can reach: restart",
             );
         }
-        let is_admin_open = self.auth.admin_key.is_none() && !binds_loopback(self.server.admin_listen);
+        let is_admin_open =
+            self.auth.admin_key.is_none() && !binds_loopback(self.server.admin_listen);
         is_admin_open.then_some(
             "auth.admin_key would be none on the server.admin_listen in force, which others can reach: restart",
         )
@@ -237,7 +257,8 @@ impl Config {
 /// What a file of the configuration holds; or why it is not read. A mistaken path may lead to anything.
 fn read_config_file(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_CONFIG_TEXT_BYTES + 1).read_to_end(&mut bytes));
+    let read = File::open(path)
+        .and_then(|file| file.take(MAX_CONFIG_TEXT_BYTES + 1).read_to_end(&mut bytes));
     match read {
         Ok(_) if bytes.len() as u64 > MAX_CONFIG_TEXT_BYTES => {
             Err("is larger than 4 MiB; name the relay's own configuration; one of that size is not read".to_owned())

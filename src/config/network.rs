@@ -25,8 +25,14 @@ impl Network {
     ///
     /// What to write instead: not an address, a prefix longer than it, or host bits that are set.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
-        let invalid = || format!("{} is not a network; write an address and a prefix, e.g. 10.0.0.0/8", quoted(text));
+        let (address, prefix) =
+            text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let invalid = || {
+            format!(
+                "{} is not a network; write an address and a prefix, e.g. 10.0.0.0/8",
+                quoted(text)
+            )
+        };
         let written: IpAddr = address.parse().map_err(|_| invalid())?;
         let written_width = AddressBits::of(written).width;
         let prefix = match prefix {
@@ -45,9 +51,11 @@ impl Network {
 
     /// Whether the address lies inside.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
-        let (network, address) = (AddressBits::of(self.first), AddressBits::of(address.to_canonical()));
+        let (network, address) =
+            (AddressBits::of(self.first), AddressBits::of(address.to_canonical()));
         let host_bits = network.width.saturating_sub(self.prefix);
-        network.width == address.width && network.without_host_bits(host_bits) == address.without_host_bits(host_bits)
+        network.width == address.width
+            && network.without_host_bits(host_bits) == address.without_host_bits(host_bits)
     }
 
     /// The network with IPv4 in its own form; none if bits beyond the prefix are set.
@@ -58,7 +66,8 @@ impl Network {
         let prefix = written_prefix.checked_sub(dropped)?;
         let bits = AddressBits::of(first);
         let host_bits = bits.width - prefix;
-        let has_host_bits = bits.without_host_bits(host_bits).checked_shl(host_bits).unwrap_or(0) != bits.value;
+        let has_host_bits =
+            bits.without_host_bits(host_bits).checked_shl(host_bits).unwrap_or(0) != bits.value;
         (!has_host_bits).then_some(Self { first, prefix })
     }
 }
@@ -137,11 +146,21 @@ mod tests {
             assert!(Network::parse(text).unwrap_err().contains("host bits"), "{text}");
         }
         for text in ["10.0.0.0/33", "::/129", "::ffff:10.0.0.0/130"] {
-            assert!(Network::parse(text).unwrap_err().contains("longer than its address"), "{text}");
+            assert!(
+                Network::parse(text).unwrap_err().contains("longer than its address"),
+                "{text}"
+            );
         }
-        for text in
-            ["", "/8", "10.0.0.0/", "10.0.0.0/+8", "10.0.0.0/8/8", "example.com", "10.0.0/8", "10.0.0.0/999999999999"]
-        {
+        for text in [
+            "",
+            "/8",
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "10.0.0.0/8/8",
+            "example.com",
+            "10.0.0/8",
+            "10.0.0.0/999999999999",
+        ] {
             assert!(Network::parse(text).unwrap_err().contains("is not a network"), "{text}");
         }
     }

@@ -11,7 +11,8 @@ use std::{fs::File, io::Read, path::Path};
 /// Why it is not read, with its name.
 pub(crate) fn read_pem_file(path: &Path) -> Result<Vec<u8>, String> {
     let mut contents = Vec::new();
-    let result = File::open(path).and_then(|file| file.take(MAX_PEM_BYTES + 1).read_to_end(&mut contents));
+    let result =
+        File::open(path).and_then(|file| file.take(MAX_PEM_BYTES + 1).read_to_end(&mut contents));
     match result {
         Ok(_) => check_size(contents.len() as u64, path).map(|()| contents),
         Err(error) => Err(format!("cannot read {}: {error}", path.display())),
@@ -24,7 +25,12 @@ pub(crate) fn read_pem_file(path: &Path) -> Result<Vec<u8>, String> {
 ///
 /// That it is too large, with its name.
 pub(super) fn check_size(bytes: u64, path: &Path) -> Result<(), String> {
-    let too_large = || format!("{} is larger than 1 MiB; name a file of certificates or keys alone", path.display());
+    let too_large = || {
+        format!(
+            "{} is larger than 1 MiB; name a file of certificates or keys alone",
+            path.display()
+        )
+    };
     (bytes <= MAX_PEM_BYTES).then_some(()).ok_or_else(too_large)
 }
 

@@ -8,7 +8,8 @@
 use std::path::Path;
 
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, VerificationAlgorithm,
+    ECDSA_P256_SHA256_FIXED, ED25519, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256,
+    VerificationAlgorithm,
 };
 use rustls::pki_types::pem::{PemObject, SectionKind};
 
@@ -30,16 +31,22 @@ impl PublicKey {
 /// # Errors
 ///
 /// What is wrong with it: no key, too many, a key for something else, a private one.
-pub(super) fn read_public_keys(path: &Path, algorithm: PublicKeyAlgorithm) -> Result<Vec<PublicKey>, String> {
+pub(super) fn read_public_keys(
+    path: &Path,
+    algorithm: PublicKeyAlgorithm,
+) -> Result<Vec<PublicKey>, String> {
     let file = path.display();
     let pem = pem::read_pem_file(path)?;
     let mut keys = Vec::new();
     for block in <(SectionKind, Vec<u8>)>::pem_slice_iter(&pem) {
         let number = keys.len() + 1;
-        let (kind, der) = block.map_err(|_| format!("{file}: key {number} is not PEM as it must be"))?;
+        let (kind, der) =
+            block.map_err(|_| format!("{file}: key {number} is not PEM as it must be"))?;
         match kind {
             SectionKind::PublicKey => {
-                keys.push(check_key(der, algorithm).map_err(|it| format!("{file}: key {number} {it}"))?);
+                keys.push(
+                    check_key(der, algorithm).map_err(|it| format!("{file}: key {number} {it}"))?,
+                );
             }
             SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey => {
                 return Err(format!("{file} holds a private key; only public keys belong there"));

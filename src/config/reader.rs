@@ -60,7 +60,9 @@ impl<'a> Section<'a> {
                 let location = self.context.location_at(typed.span().start);
                 ConfigEntry::new(self.context, key, location, RawConfigValue::Toml(value.get_ref()))
             }
-            None => ConfigEntry::new(self.context, key, self.location.clone(), RawConfigValue::Absent),
+            None => {
+                ConfigEntry::new(self.context, key, self.location.clone(), RawConfigValue::Absent)
+            }
         }
     }
 
@@ -87,7 +89,10 @@ impl<'a> Section<'a> {
         let key = self.register_key(name);
         let mut section = Section {
             context: self.context,
-            override_prefix: self.override_prefix.as_ref().map(|prefix| format!("{prefix}{}__", name.to_uppercase())),
+            override_prefix: self
+                .override_prefix
+                .as_ref()
+                .map(|prefix| format!("{prefix}{}__", name.to_uppercase())),
             path: key,
             table: None,
             location: self.location.clone(),
@@ -97,7 +102,11 @@ impl<'a> Section<'a> {
             section.location = self.context.location_at(typed.span().start);
             section.table = value.get_ref().as_table();
             if section.table.is_none() {
-                let message = format!("must be a table, [{}], not {}", section.path, toml_kind(value.get_ref()));
+                let message = format!(
+                    "must be a table, [{}], not {}",
+                    section.path,
+                    toml_kind(value.get_ref())
+                );
                 self.context.report(section.location.clone(), Some(&section.path), message);
             }
         }
@@ -116,13 +125,18 @@ impl<'a> Section<'a> {
             return Vec::new();
         };
         let elements = array.iter().enumerate();
-        elements.filter_map(|(index, element)| self.table_element(&format!("{key}[{index}]"), element)).collect()
+        elements
+            .filter_map(|(index, element)| self.table_element(&format!("{key}[{index}]"), element))
+            .collect()
     }
 
     /// Ends the section: reports every key in it that nobody asked for.
     pub(super) fn finish(self) {
-        let unknown =
-            self.table.into_iter().flatten().filter(|(typed, _)| !self.known_keys.contains(typed.get_ref().as_ref()));
+        let unknown = self
+            .table
+            .into_iter()
+            .flatten()
+            .filter(|(typed, _)| !self.known_keys.contains(typed.get_ref().as_ref()));
         for (typed, _) in unknown {
             let known = self.known_keys.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
             let message = format!("unknown key; known here are {known}");
@@ -165,11 +179,15 @@ pub(super) fn report_duplicate_texts(sections: &mut [Section<'_>], name: &str) {
 }
 
 /// Reports every value that an entry before it has already. The value itself is not shown: it may be a secret.
-pub(super) fn report_duplicates<'a, T: Ord>(values: impl IntoIterator<Item = (ConfigEntry<'a>, T)>) {
+pub(super) fn report_duplicates<'a, T: Ord>(
+    values: impl IntoIterator<Item = (ConfigEntry<'a>, T)>,
+) {
     let mut first_by_value: BTreeMap<T, ConfigEntry<'a>> = BTreeMap::new();
     for (entry, value) in values {
         match first_by_value.get(&value) {
-            Some(first) => entry.report(format!("is the same as {}; each needs its own", first.key())),
+            Some(first) => {
+                entry.report(format!("is the same as {}; each needs its own", first.key()))
+            }
             None => drop(first_by_value.insert(value, entry)),
         }
     }
@@ -208,7 +226,8 @@ mod tests {
 
     #[test]
     fn known_keys_and_variables_are_no_findings() {
-        let environment = [("AUTOPLAY_RELAY__AUTH__JWT__AUDIENCE", "x"), ("AUTOPLAY_RELAY_CONFIG", "x")];
+        let environment =
+            [("AUTOPLAY_RELAY__AUTH__JWT__AUDIENCE", "x"), ("AUTOPLAY_RELAY_CONFIG", "x")];
         let text = "server.listen = 1\n[auth.jwt]\naudience = 'x'\n[[upstreams]]\nurl = ''\n";
         assert_eq!(findings_for(text, &environment.into_iter().collect()), "");
     }
@@ -225,7 +244,9 @@ mod tests {
 
     #[test]
     fn a_variable_that_names_no_key_is_found() {
-        for name in ["AUTOPLAY_RELAY__SERVER__LISEN", "AUTOPLAY_RELAY__UPSTREAMS", "AUTOPLAY_RELAY__"] {
+        for name in
+            ["AUTOPLAY_RELAY__SERVER__LISEN", "AUTOPLAY_RELAY__UPSTREAMS", "AUTOPLAY_RELAY__"]
+        {
             let findings = findings_for("", &[(name, "hidden")].into_iter().collect());
             assert!(findings.starts_with(&format!("{name}: names no key of")), "{findings}");
             assert!(!findings.contains("hidden"), "{findings}");
@@ -239,13 +260,15 @@ mod tests {
                         relay.toml:4: upstreams[1]: must be a table, not text";
         assert_eq!(findings_for(text, &Environment::default()), expected);
         let single = "[upstreams]\nurl = ''\n";
-        let expected = "relay.toml:1: upstreams: must be an array of tables: write [[upstreams]] before each";
+        let expected =
+            "relay.toml:1: upstreams: must be an array of tables: write [[upstreams]] before each";
         assert_eq!(findings_for(single, &Environment::default()), expected);
     }
 
     #[test]
     fn broken_toml_is_found_by_line_without_its_content() {
-        let findings = findings_for("[server]\nlisten = hidden_token\nx = \n", &Environment::default());
+        let findings =
+            findings_for("[server]\nlisten = hidden_token\nx = \n", &Environment::default());
         assert!(findings.starts_with("relay.toml:2: not valid TOML: "), "{findings}");
         assert!(findings.contains("relay.toml:3: not valid TOML: "), "{findings}");
         assert!(!findings.contains("hidden"), "{findings}");

@@ -44,13 +44,18 @@ impl Secret {
     }
 
     /// A secret from a variable that is not the override of a key; unset and empty are none.
-    pub(super) fn from_variable(context: &ParseContext<'_>, name: &str, rule: SecretRule) -> Option<Self> {
+    pub(super) fn from_variable(
+        context: &ParseContext<'_>,
+        name: &str,
+        rule: SecretRule,
+    ) -> Option<Self> {
         let checked = match context.variable(name) {
             EnvVariable::Unset | EnvVariable::Text("") => return None,
             EnvVariable::Text(text) => rule.check(text).map(|()| text.to_owned()),
             EnvVariable::NotUtf8 => Err("is not UTF-8 text".to_owned()),
         };
-        let refused = |message| context.report(ConfigLocation::Variable(name.to_owned()), None, message);
+        let refused =
+            |message| context.report(ConfigLocation::Variable(name.to_owned()), None, message);
         checked.map_err(refused).ok().map(Self)
     }
 }
@@ -79,7 +84,9 @@ pub(super) enum SecretRule {
 impl SecretRule {
     fn check(self, text: &str) -> Result<(), String> {
         match self {
-            _ if text == MASK => Err("is the mask that stands for a secret, not a secret".to_owned()),
+            _ if text == MASK => {
+                Err("is the mask that stands for a secret, not a secret".to_owned())
+            }
             Self::Header if !text.bytes().all(|byte| byte.is_ascii_graphic()) => {
                 Err("must be visible ASCII without spaces: it travels in an HTTP header".to_owned())
             }
@@ -118,10 +125,16 @@ impl<'a> SecretEntries<'a> {
     }
 
     /// As [`SecretEntries::read`], where none is a finding.
-    pub(super) fn read_required(&self, section: &mut Section<'_>, rule: SecretRule) -> Option<Secret> {
+    pub(super) fn read_required(
+        &self,
+        section: &mut Section<'_>,
+        rule: SecretRule,
+    ) -> Option<Secret> {
         let name = &self.name;
         if self.entries.is_empty() {
-            section.entry(name).report(format!("is required, as it is or as {name}_env or {name}_file"));
+            section
+                .entry(name)
+                .report(format!("is required, as it is or as {name}_env or {name}_file"));
         }
         self.read(rule)
     }
@@ -172,13 +185,18 @@ impl SecretForm {
 
 fn read_variable(context: &ParseContext<'_>, name: &str) -> Result<Secret, String> {
     // What doesn't look like a name is not repeated: it may be the secret itself, typed under the wrong key.
-    let looks_like_a_name = name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
+    let looks_like_a_name =
+        name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
     let display_name = if looks_like_a_name { quoted(name) } else { "a variable".to_owned() };
     match context.variable(name) {
-        EnvVariable::Text("") => Err(format!("names {display_name}, which is empty in the environment")),
+        EnvVariable::Text("") => {
+            Err(format!("names {display_name}, which is empty in the environment"))
+        }
         EnvVariable::Text(text) => Ok(Secret(text.to_owned())),
         EnvVariable::NotUtf8 => Err(format!("names {display_name}, which is not UTF-8 text")),
-        EnvVariable::Unset => Err(format!("names {display_name}, which is not set in the environment")),
+        EnvVariable::Unset => {
+            Err(format!("names {display_name}, which is not set in the environment"))
+        }
     }
 }
 
@@ -187,15 +205,19 @@ fn read_secret_file(path: &Path) -> Result<Secret, String> {
     const MAX_SECRET_FILE_BYTES: u64 = 64 * 1024;
     let shown = path.display();
     let mut bytes = Vec::new();
-    let result = File::open(path).and_then(|file| file.take(MAX_SECRET_FILE_BYTES + 1).read_to_end(&mut bytes));
+    let result = File::open(path)
+        .and_then(|file| file.take(MAX_SECRET_FILE_BYTES + 1).read_to_end(&mut bytes));
     result.map_err(|error| format!("cannot read {shown}: {error}"))?;
     if bytes.len() as u64 > MAX_SECRET_FILE_BYTES {
         return Err(format!("{shown} is larger than 64 KiB; name a file of the secret alone"));
     }
     // Its bytes are not said, and so neither is where they are no text.
-    let text = String::from_utf8(bytes).map_err(|_| format!("cannot read {shown}: it is not UTF-8 text"))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| format!("cannot read {shown}: it is not UTF-8 text"))?;
     // Editors and `echo` end a file with one line end; more than that is the operator's own.
-    let line = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+    let line = text
+        .strip_suffix('\n')
+        .map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     if line.is_empty() {
         return Err(format!("{shown} is empty"));
     }
@@ -214,7 +236,8 @@ mod tests {
         let document = DeTable::parse(text).unwrap();
         let context = ParseContext::new("f", text, environment);
         let secret =
-            SecretEntries::lookup(&mut Section::root(&context, document.get_ref()), "token").read(SecretRule::Header);
+            SecretEntries::lookup(&mut Section::root(&context, document.get_ref()), "token")
+                .read(SecretRule::Header);
         context.finish().map(|()| secret).map_err(|findings| findings.to_string())
     }
 
@@ -227,7 +250,8 @@ mod tests {
 
     impl TempSecretFile {
         fn create(name: &str, content: &[u8]) -> Self {
-            let path = std::env::temp_dir().join(format!("relay-secret-{}-{name}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("relay-secret-{}-{name}", std::process::id()));
             std::fs::write(&path, content).unwrap();
             Self(path)
         }
@@ -246,21 +270,30 @@ mod tests {
     #[test]
     fn a_secret_prints_as_a_mask() {
         let secret = read_token("token = 'hush'", &Environment::default()).unwrap().unwrap();
-        assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "******** ******** Some(********)");
+        assert_eq!(
+            format!("{secret} {secret:?} {:?}", Some(&secret)),
+            "******** ******** Some(********)"
+        );
         assert_eq!(secret.expose(), "hush");
     }
 
     #[test]
     fn the_empty_text_counts_as_not_given() {
-        assert_eq!(read_token("token = ''\ntoken_env = ''\ntoken_file = ''", &Environment::default()), Ok(None));
-        let secret =
-            read_token("token = ''\ntoken_env = 'T'", &environment([("T", "a"), ("AUTOPLAY_RELAY__TOKEN", "")]));
+        assert_eq!(
+            read_token("token = ''\ntoken_env = ''\ntoken_file = ''", &Environment::default()),
+            Ok(None)
+        );
+        let secret = read_token(
+            "token = ''\ntoken_env = 'T'",
+            &environment([("T", "a"), ("AUTOPLAY_RELAY__TOKEN", "")]),
+        );
         assert_eq!(secret.unwrap().unwrap().expose(), "a");
     }
 
     #[test]
     fn two_ways_at_once_are_found() {
-        let found = read_token("token = 'hush'\ntoken_env = 'T'", &environment([("T", "hush")])).unwrap_err();
+        let found = read_token("token = 'hush'\ntoken_env = 'T'", &environment([("T", "hush")]))
+            .unwrap_err();
         assert_eq!(found, "f:2: token_env: give only one of token, token_env and token_file");
     }
 
@@ -269,10 +302,14 @@ mod tests {
         let written = "token = 'a'\ntoken_env = 'UNSET'";
         let plain = read_token(written, &environment([("AUTOPLAY_RELAY__TOKEN", "b")]));
         assert_eq!(plain.unwrap().unwrap().expose(), "b");
-        let named = read_token(written, &environment([("AUTOPLAY_RELAY__TOKEN_ENV", "T"), ("T", "c")]));
+        let named =
+            read_token(written, &environment([("AUTOPLAY_RELAY__TOKEN_ENV", "T"), ("T", "c")]));
         assert_eq!(named.unwrap().unwrap().expose(), "c");
         let file = TempSecretFile::create("override", b"d");
-        let filed = read_token(written, &environment([("AUTOPLAY_RELAY__TOKEN_FILE", file.0.to_str().unwrap())]));
+        let filed = read_token(
+            written,
+            &environment([("AUTOPLAY_RELAY__TOKEN_FILE", file.0.to_str().unwrap())]),
+        );
         assert_eq!(filed.unwrap().unwrap().expose(), "d");
     }
 
@@ -283,7 +320,9 @@ mod tests {
         let found = read_token("token_env = 'T'", &environment([("T", "")])).unwrap_err();
         assert_eq!(found, "f:1: token_env: names \"T\", which is empty in the environment");
         assert!(
-            read_token("token_env = 'T'", &Environment::with_bytes("T", b"\xff")).unwrap_err().contains("not UTF-8")
+            read_token("token_env = 'T'", &Environment::with_bytes("T", b"\xff"))
+                .unwrap_err()
+                .contains("not UTF-8")
         );
     }
 
@@ -291,10 +330,17 @@ mod tests {
     fn one_line_end_is_trimmed_from_a_file() {
         for (content, expected) in [("hush\n", "hush"), ("hush\r\n", "hush"), ("hush", "hush")] {
             let file = TempSecretFile::create("trim", content.as_bytes());
-            assert_eq!(read_token(&file.toml(), &Environment::default()).unwrap().unwrap().expose(), expected);
+            assert_eq!(
+                read_token(&file.toml(), &Environment::default()).unwrap().unwrap().expose(),
+                expected
+            );
         }
         let file = TempSecretFile::create("twice", b"hush\n\n");
-        assert!(read_token(&file.toml(), &Environment::default()).unwrap_err().contains("visible ASCII"));
+        assert!(
+            read_token(&file.toml(), &Environment::default())
+                .unwrap_err()
+                .contains("visible ASCII")
+        );
     }
 
     #[test]
@@ -303,7 +349,8 @@ mod tests {
         assert!(found.starts_with("f:1: token_file: cannot read /no/such: "), "{found}");
         let split = ["x".repeat(64 * 1024), "ü".to_owned()].concat(); // the bound lies within a character
         let large = [("large", &[b'x'; 70_000][..]), ("large", split.as_bytes())];
-        for (name, content) in [("empty", &b"\n"[..]), ("bytes", b"\xff")].into_iter().chain(large) {
+        for (name, content) in [("empty", &b"\n"[..]), ("bytes", b"\xff")].into_iter().chain(large)
+        {
             let file = TempSecretFile::create(name, content);
             let found = read_token(&file.toml(), &Environment::default()).unwrap_err();
             assert!(found.contains(file.0.to_str().unwrap()), "{found}");
@@ -315,7 +362,10 @@ mod tests {
     fn no_finding_repeats_a_secret() {
         let token = ["'hush hush'", "'hüsh'", "['hush']", "\"hush\\u0007\"", "{ hush = 'hush' }"];
         let mut texts: Vec<String> = token.iter().map(|value| format!("token = {value}")).collect();
-        texts.extend(["token_env = 'hush'", "token = 'hush'\ntoken_file = 'x'", "tokn = 'hush'"].map(str::to_owned));
+        texts.extend(
+            ["token_env = 'hush'", "token = 'hush'\ntoken_file = 'x'", "tokn = 'hush'"]
+                .map(str::to_owned),
+        );
         for text in &texts {
             let document = DeTable::parse(text).unwrap();
             let environment = Environment::default();
@@ -330,6 +380,8 @@ mod tests {
 
     #[test]
     fn the_mask_is_no_secret() {
-        assert!(read_token("token = '********'", &Environment::default()).unwrap_err().contains("mask"));
+        assert!(
+            read_token("token = '********'", &Environment::default()).unwrap_err().contains("mask")
+        );
     }
 }

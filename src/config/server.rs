@@ -58,7 +58,8 @@ pub(crate) struct ServerConfig {
 }
 
 /// All interfaces: in a container, the usual place, nobody could reach anything narrower.
-pub(super) const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
+pub(super) const DEFAULT_LISTEN: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
 /// Loopback, since it is open without an admin key.
 const DEFAULT_ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 /// The connector's own: under the minute after which most proxies cut a silent connection.
@@ -84,15 +85,28 @@ impl ServerConfig {
     /// Reads the section; `default_listen` differs by the way the relay is started.
     pub(super) fn read(section: &mut Section<'_>, default_listen: SocketAddr) -> Self {
         let server = Self {
-            listen: section.entry("listen").parse_with(parse_socket_address).unwrap_or(default_listen),
+            listen: section
+                .entry("listen")
+                .parse_with(parse_socket_address)
+                .unwrap_or(default_listen),
             admin_listen: section
                 .entry("admin_listen")
                 .parse_with(parse_socket_address)
                 .unwrap_or(DEFAULT_ADMIN_LISTEN),
             probe_listen: section.entry("probe_listen").optional(parse_socket_address),
-            allowed_hosts: section.entry("allowed_hosts").parse_list(HostAndPort::parse).unwrap_or_default(),
-            trusted_proxies: section.entry("trusted_proxies").parse_list(Network::parse).unwrap_or_default(),
-            heartbeat_interval: read_timeout(section, "heartbeat_interval", DEFAULT_HEARTBEAT_INTERVAL),
+            allowed_hosts: section
+                .entry("allowed_hosts")
+                .parse_list(HostAndPort::parse)
+                .unwrap_or_default(),
+            trusted_proxies: section
+                .entry("trusted_proxies")
+                .parse_list(Network::parse)
+                .unwrap_or_default(),
+            heartbeat_interval: read_timeout(
+                section,
+                "heartbeat_interval",
+                DEFAULT_HEARTBEAT_INTERVAL,
+            ),
             write_timeout: read_timeout(section, "write_timeout", DEFAULT_WRITE_TIMEOUT),
             head_timeout: read_timeout(section, "head_timeout", DEFAULT_HEAD_TIMEOUT),
             max_publish_bytes: section
@@ -105,11 +119,21 @@ impl ServerConfig {
                 .filter(|age| !age.is_zero()),
             max_connects_per_second: section.entry("max_connects_per_second").limit(),
             max_subscribers_per_key: section.entry("max_subscribers_per_key").limit(),
-            max_concurrent_replays: read_count(section, "max_concurrent_replays", DEFAULT_MAX_CONCURRENT_REPLAYS),
+            max_concurrent_replays: read_count(
+                section,
+                "max_concurrent_replays",
+                DEFAULT_MAX_CONCURRENT_REPLAYS,
+            ),
             max_subscribers: read_count(section, "max_subscribers", DEFAULT_MAX_SUBSCRIBERS),
             max_subscribers_per_ip: section.entry("max_subscribers_per_ip").limit(),
-            drain_window: section.entry("drain_window").duration(Duration::ZERO).unwrap_or(DEFAULT_DRAIN_WINDOW),
-            cors_allowed_origins: section.entry("cors_allowed_origins").parse_list(Origin::parse).unwrap_or_default(),
+            drain_window: section
+                .entry("drain_window")
+                .duration(Duration::ZERO)
+                .unwrap_or(DEFAULT_DRAIN_WINDOW),
+            cors_allowed_origins: section
+                .entry("cors_allowed_origins")
+                .parse_list(Origin::parse)
+                .unwrap_or_default(),
             tls: read_tls_files(&section.entry("tls_cert_file"), &section.entry("tls_key_file")),
         };
         server.check_listeners_differ(section);
@@ -122,17 +146,23 @@ impl ServerConfig {
             ("admin_listen", Some(self.admin_listen)),
             ("probe_listen", self.probe_listen),
         ];
-        let configured = listeners.iter().filter_map(|(name, address)| address.map(|address| (*name, address)));
+        let configured =
+            listeners.iter().filter_map(|(name, address)| address.map(|address| (*name, address)));
         let mut earlier: Vec<(&str, SocketAddr)> = Vec::new();
         for (name, address) in configured {
             let entry = section.entry(name);
-            if let Some((other, _)) = earlier.iter().find(|(_, other)| addresses_clash(*other, address)) {
+            if let Some((other, _)) =
+                earlier.iter().find(|(_, other)| addresses_clash(*other, address))
+            {
                 let other = section.entry(other);
                 // A default is blamed for nothing, and neither is what a bad address has been replaced by.
-                let (at_fault, conflicting) = if entry.is_given() { (&entry, &other) } else { (&other, &entry) };
+                let (at_fault, conflicting) =
+                    if entry.is_given() { (&entry, &other) } else { (&other, &entry) };
                 if entry.is_free_of_findings() && other.is_free_of_findings() {
-                    at_fault
-                        .report(format!("clashes with {}: listeners need addresses of their own", conflicting.key()));
+                    at_fault.report(format!(
+                        "clashes with {}: listeners need addresses of their own",
+                        conflicting.key()
+                    ));
                 }
             }
             earlier.push((name, address));
@@ -175,7 +205,9 @@ fn read_count(section: &mut Section<'_>, name: &str, default: usize) -> usize {
 }
 
 fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| format!("{} is not an address; write IP:port, e.g. 127.0.0.1:8080", quoted(text)))
+    text.parse().map_err(|_| {
+        format!("{} is not an address; write IP:port, e.g. 127.0.0.1:8080", quoted(text))
+    })
 }
 
 #[cfg(test)]
@@ -225,7 +257,10 @@ mod tests {
         let text = "[server]\nmax_connection_age = '0s'\nmax_connects_per_second = 0\nmax_subscribers_per_ip = 9";
         let server = parsed(text).server;
         assert_eq!((server.max_connection_age, server.max_connects_per_second), (None, None));
-        assert_eq!((server.max_subscribers_per_key, server.max_subscribers_per_ip), (None, Some(9)));
+        assert_eq!(
+            (server.max_subscribers_per_key, server.max_subscribers_per_ip),
+            (None, Some(9))
+        );
         let text = "[server]\nmax_connection_age = '1h'";
         assert_eq!(parsed(text).server.max_connection_age, Some(Duration::from_secs(3600)));
     }
@@ -233,16 +268,18 @@ mod tests {
     #[test]
     fn listeners_must_differ_unless_the_port_is_zero() {
         let text = "[server]\nlisten = '127.0.0.1:9090'";
-        let expected =
-            "relay.toml:2: server.listen: clashes with server.admin_listen: listeners need addresses of their own";
+        let expected = "relay.toml:2: server.listen: clashes with server.admin_listen: listeners need addresses of their own";
         assert_eq!(findings(text), expected);
         let text = "[server]\nlisten = '0.0.0.0:80'\nprobe_listen = '127.0.0.1:80'";
         assert!(
-            findings(text).starts_with("relay.toml:3: server.probe_listen: clashes with server.listen"),
+            findings(text)
+                .starts_with("relay.toml:3: server.probe_listen: clashes with server.listen"),
             "{}",
             findings(text)
         );
-        parsed("[server]\nlisten = '127.0.0.1:0'\nadmin_listen = '127.0.0.1:0'\nprobe_listen = '127.0.0.1:0'");
+        parsed(
+            "[server]\nlisten = '127.0.0.1:0'\nadmin_listen = '127.0.0.1:0'\nprobe_listen = '127.0.0.1:0'",
+        );
         parsed("[server]\nlisten = '127.0.0.1:80'\nprobe_listen = '127.0.0.2:80'");
     }
 
@@ -251,26 +288,41 @@ mod tests {
         let (_folder, files) = generate_certificate(P256_OPTIONS);
         let readable = &files.cert_file;
         let expected = "relay.toml:1: server.tls_key_file: is required with server.tls_cert_file; give both or neither";
-        assert_eq!(findings(&format!("[server]\ntls_cert_file = '{}'", readable.display())), expected);
+        assert_eq!(
+            findings(&format!("[server]\ntls_cert_file = '{}'", readable.display())),
+            expected
+        );
         assert!(
             findings(&format!("[server]\ntls_key_file = '{}'", readable.display()))
                 .contains("server.tls_cert_file: is req")
         );
         let both = |cert: &Path, key: &Path| {
-            format!("[server]\ntls_cert_file = '{}'\ntls_key_file = '{}'", cert.display(), key.display())
+            format!(
+                "[server]\ntls_cert_file = '{}'\ntls_key_file = '{}'",
+                cert.display(),
+                key.display()
+            )
         };
-        assert_eq!(parsed(&both(&files.cert_file, &files.key_file)).server.tls, Some(files.clone()));
+        assert_eq!(
+            parsed(&both(&files.cert_file, &files.key_file)).server.tls,
+            Some(files.clone())
+        );
         let found = findings(&both(&files.key_file, &files.key_file));
         assert!(
-            found.starts_with("relay.toml:2: server.tls_cert_file: ") && found.contains("no CERTIFICATE"),
+            found.starts_with("relay.toml:2: server.tls_cert_file: ")
+                && found.contains("no CERTIFICATE"),
             "{found}"
         );
         let found = findings(&both(&files.cert_file, &files.cert_file));
         assert!(
-            found.starts_with("relay.toml:3: server.tls_key_file: ") && found.contains("no private key"),
+            found.starts_with("relay.toml:3: server.tls_key_file: ")
+                && found.contains("no private key"),
             "{found}"
         );
         let missing = findings("[server]\ntls_cert_file = '/no/cert'\ntls_key_file = '/no/key'");
-        assert!(missing.contains("cannot read /no/cert") && missing.contains("cannot read /no/key"), "{missing}");
+        assert!(
+            missing.contains("cannot read /no/cert") && missing.contains("cannot read /no/key"),
+            "{missing}"
+        );
     }
 }

@@ -27,7 +27,9 @@ const KEY_NAME: &str = "upstream-token";
 /// The one upstream that the environment names.
 pub(super) fn upstream(context: &ParseContext<'_>) -> Option<UpstreamConfig> {
     let token = Secret::from_variable(context, TOKEN_VARIABLE, SecretRule::Header);
-    let report = |message: String| context.report(ConfigLocation::Variable(URL_VARIABLE.to_owned()), None, message);
+    let report = |message: String| {
+        context.report(ConfigLocation::Variable(URL_VARIABLE.to_owned()), None, message)
+    };
     let checked = match context.variable(URL_VARIABLE) {
         EnvVariable::Unset | EnvVariable::Text("") => {
             Err("is not set and there is no configuration file; give --config FILE, or set it to the stream's URL"
@@ -38,7 +40,10 @@ pub(super) fn upstream(context: &ParseContext<'_>) -> Option<UpstreamConfig> {
     };
     let url = checked.map_err(report).ok()?;
     let Some(segment) = url.last_segment() else {
-        report("must end in the product's id, as in https://connector.example.com/stream/prod_abc".to_owned());
+        report(
+            "must end in the product's id, as in https://connector.example.com/stream/prod_abc"
+                .to_owned(),
+        );
         return None;
     };
     let report_product = |message| report(format!("must end in the product's id, which {message}"));
@@ -63,7 +68,8 @@ mod tests {
 
     fn start<const N: usize>(variables: [(&str, &str); N]) -> Result<Config, String> {
         let environment: Environment = variables.into_iter().collect();
-        Config::from_environment(&environment, AllowAnonymous::OnLoopback).map_err(|findings| findings.to_string())
+        Config::from_environment(&environment, AllowAnonymous::OnLoopback)
+            .map_err(|findings| findings.to_string())
     }
 
     const URL: (&str, &str) = (URL_VARIABLE, "https://c.example.com/stream/prod%20abc?x=1");
@@ -87,30 +93,44 @@ mod tests {
     fn without_a_token_there_is_no_key() {
         for config in [start([URL]), start([URL, (TOKEN_VARIABLE, "")])] {
             let config = config.unwrap();
-            assert_eq!((config.upstreams[0].token.as_ref(), config.auth.keys.as_slice()), (None, [].as_slice()));
+            assert_eq!(
+                (config.upstreams[0].token.as_ref(), config.auth.keys.as_slice()),
+                (None, [].as_slice())
+            );
         }
     }
 
     #[test]
     fn without_a_url_both_ways_to_start_are_named() {
         for found in [start([]).unwrap_err(), start([(URL_VARIABLE, "")]).unwrap_err()] {
-            assert!(found.contains("--config FILE") && found.starts_with("AUTOPLAY_STREAM_URL: "), "{found}");
+            assert!(
+                found.contains("--config FILE") && found.starts_with("AUTOPLAY_STREAM_URL: "),
+                "{found}"
+            );
         }
     }
 
     #[test]
     fn a_url_without_a_product_is_found() {
         for url in ["https://h", "https://h/", "https://h/stream/", "https://h/%00"] {
-            assert!(start([(URL_VARIABLE, url)]).unwrap_err().contains("must end in the product's id"), "{url}");
+            assert!(
+                start([(URL_VARIABLE, url)]).unwrap_err().contains("must end in the product's id"),
+                "{url}"
+            );
         }
-        assert!(start([(URL_VARIABLE, "h/p")]).unwrap_err().starts_with("AUTOPLAY_STREAM_URL: is not a URL"));
+        assert!(
+            start([(URL_VARIABLE, "h/p")])
+                .unwrap_err()
+                .starts_with("AUTOPLAY_STREAM_URL: is not a URL")
+        );
     }
 
     #[test]
     fn a_token_unfit_for_a_header_is_found_without_being_shown() {
         let found = start([URL, (TOKEN_VARIABLE, "hush hush")]).unwrap_err();
         assert!(
-            found.starts_with("AUTOPLAY_APP_UNKEY_TOKEN: must be visible ASCII") && !found.contains("hush"),
+            found.starts_with("AUTOPLAY_APP_UNKEY_TOKEN: must be visible ASCII")
+                && !found.contains("hush"),
             "{found}"
         );
     }
@@ -120,8 +140,14 @@ mod tests {
         let listen = ("AUTOPLAY_RELAY__SERVER__LISTEN", "0.0.0.0:80");
         let found = start([URL, TOKEN, listen]).unwrap_err();
         assert!(found.starts_with("AUTOPLAY_RELAY__SERVER__LISTEN: server.listen: "), "{found}");
-        let config = start([URL, TOKEN, listen, ("AUTOPLAY_RELAY__AUTH__ALLOW_ANONYMOUS", "false")]).unwrap();
+        let config =
+            start([URL, TOKEN, listen, ("AUTOPLAY_RELAY__AUTH__ALLOW_ANONYMOUS", "false")])
+                .unwrap();
         assert_eq!((config.server.listen.port(), config.auth.allow_anonymous), (80, false));
-        assert!(start([URL, ("AUTOPLAY_RELAY__X", "")]).unwrap_err().starts_with("AUTOPLAY_RELAY__X: names no key"));
+        assert!(
+            start([URL, ("AUTOPLAY_RELAY__X", "")])
+                .unwrap_err()
+                .starts_with("AUTOPLAY_RELAY__X: names no key")
+        );
     }
 }

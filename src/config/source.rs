@@ -38,7 +38,12 @@ impl ConfigSource {
     /// Reads all of it.
     pub(crate) fn read(&self) -> ConfigSnapshot {
         let mut dependencies = BTreeSet::new();
-        let config = Config::load_tracking_files(&self.path, &self.environment, self.anonymous, &mut dependencies);
+        let config = Config::load_tracking_files(
+            &self.path,
+            &self.environment,
+            self.anonymous,
+            &mut dependencies,
+        );
         ConfigSnapshot { config, dependencies }
     }
 
@@ -47,7 +52,11 @@ impl ConfigSource {
     /// # Errors
     ///
     /// When that would let strangers in, because a part of `new` waits for a restart.
-    pub(crate) fn plan_reload(&self, running: &Config, new: Config) -> Result<(Config, ConfigDiff), Findings> {
+    pub(crate) fn plan_reload(
+        &self,
+        running: &Config,
+        new: Config,
+    ) -> Result<(Config, ConfigDiff), Findings> {
         let (next, diff) = running.merge_reload(new);
         match next.exposure_error(self.anonymous) {
             None => Ok((next, diff)),

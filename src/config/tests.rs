@@ -16,11 +16,17 @@ pub(super) fn parsed_with(text: &str, environment: &Environment) -> Config {
 
 /// What is wrong with this text; without variables.
 pub(super) fn findings(text: &str) -> String {
-    attempt(text, &Environment::default(), AllowAnonymous::OnLoopback).expect_err("something is wrong")
+    attempt(text, &Environment::default(), AllowAnonymous::OnLoopback)
+        .expect_err("something is wrong")
 }
 
-fn attempt(text: &str, environment: &Environment, anonymous: AllowAnonymous) -> Result<Config, String> {
-    Config::parse(text, "relay.toml", environment, anonymous).map_err(|findings| findings.to_string())
+fn attempt(
+    text: &str,
+    environment: &Environment,
+    anonymous: AllowAnonymous,
+) -> Result<Config, String> {
+    Config::parse(text, "relay.toml", environment, anonymous)
+        .map_err(|findings| findings.to_string())
 }
 
 /// The block of section 2 of the interface, word for word.
@@ -129,7 +135,10 @@ fn the_documented_sample_gives_the_documented_upstream_and_webhook() {
     assert_eq!(upstream.product_id, product("prod_abc"));
     assert_eq!(upstream.url.to_string(), "https://connector.example.com/stream/prod_abc");
     assert_eq!(upstream.token.as_ref().unwrap().expose(), "hush-upstream");
-    assert_eq!((upstream.heartbeat_timeout, upstream.max_event_bytes), (Duration::from_secs(75), 1_048_576));
+    assert_eq!(
+        (upstream.heartbeat_timeout, upstream.max_event_bytes),
+        (Duration::from_secs(75), 1_048_576)
+    );
     let [webhook] = config.webhooks.as_slice() else { panic!("one webhook") };
     assert_eq!((webhook.id.as_str(), &webhook.product_id), ("crm", &product("prod_abc")));
     assert_eq!(webhook.url.to_string(), "https://crm.example.com/events");
@@ -137,14 +146,20 @@ fn the_documented_sample_gives_the_documented_upstream_and_webhook() {
     assert_eq!(webhook.types, Only::These(BTreeSet::from(["actions".to_owned()])));
     assert_eq!(webhook.session_ids, Only::Everything);
     assert_eq!((webhook.timeout, webhook.max_retries), (Duration::from_secs(10), 8));
-    assert_eq!((webhook.initial_backoff, webhook.max_backoff), (Duration::from_secs(2), Duration::from_secs(300)));
+    assert_eq!(
+        (webhook.initial_backoff, webhook.max_backoff),
+        (Duration::from_secs(2), Duration::from_secs(300))
+    );
     assert_eq!(webhook.max_in_flight, 16);
 }
 
 #[test]
 fn the_documented_sample_gives_the_documented_access() {
     let auth = parsed_with(SAMPLE, &sample_environment()).auth;
-    assert_eq!((auth.allow_anonymous, auth.anonymous_permissions), (false, BTreeSet::from([Permission::Subscribe])));
+    assert_eq!(
+        (auth.allow_anonymous, auth.anonymous_permissions),
+        (false, BTreeSet::from([Permission::Subscribe]))
+    );
     assert_eq!(auth.admin_key.unwrap().expose(), "hush-admin");
     let [key] = auth.keys.as_slice() else { panic!("one key") };
     assert_eq!((key.name.as_str(), key.key.expose()), ("agent-a", "hush-agent"));
@@ -184,12 +199,24 @@ fn upstreams_alone_give_the_documented_defaults() {
         tls: None,
     };
     assert_eq!(server, expected);
-    assert_eq!(upstreams, [UpstreamConfig::new(product("p"), HttpUrl::parse("http://h/p").unwrap(), None)]);
-    assert_eq!((upstreams[0].heartbeat_timeout, upstreams[0].max_event_bytes), (seconds(75), 1_048_576));
+    assert_eq!(
+        upstreams,
+        [UpstreamConfig::new(product("p"), HttpUrl::parse("http://h/p").unwrap(), None)]
+    );
+    assert_eq!(
+        (upstreams[0].heartbeat_timeout, upstreams[0].max_event_bytes),
+        (seconds(75), 1_048_576)
+    );
     let anonymous_permissions = BTreeSet::from([Permission::Subscribe]);
     assert_eq!(
         auth,
-        AuthConfig { allow_anonymous: false, anonymous_permissions, admin_key: None, keys: vec![], jwt: None }
+        AuthConfig {
+            allow_anonymous: false,
+            anonymous_permissions,
+            admin_key: None,
+            keys: vec![],
+            jwt: None
+        }
     );
     let expected = LogConfig {
         memory_events: 65_536,
@@ -201,7 +228,10 @@ fn upstreams_alone_give_the_documented_defaults() {
         dead_letter_bytes: 268_435_456,
     };
     assert_eq!(log, expected);
-    assert_eq!((webhooks, egress), (vec![], EgressConfig { allow_networks: vec![], ca_file: None }));
+    assert_eq!(
+        (webhooks, egress),
+        (vec![], EgressConfig { allow_networks: vec![], ca_file: None })
+    );
 }
 
 #[test]
@@ -217,7 +247,8 @@ fn the_masked_sample_is_toml_without_a_secret() {
 
 #[test]
 fn the_masked_output_reads_back_as_what_it_shows() {
-    let (_folder, pair) = certificate::tests::generate_certificate(certificate::tests::P256_OPTIONS);
+    let (_folder, pair) =
+        certificate::tests::generate_certificate(certificate::tests::P256_OPTIONS);
     let keys = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&keys, RFC_8410_KEY).unwrap();
     let rare = format!(
@@ -236,7 +267,11 @@ fn the_masked_output_reads_back_as_what_it_shows() {
         let mut filled = masked.clone();
         while filled.contains("********") {
             number += 1;
-            filled = filled.replacen("********", &format!("a-secret-that-is-long-enough-for-hs256-{number}"), 1);
+            filled = filled.replacen(
+                "********",
+                &format!("a-secret-that-is-long-enough-for-hs256-{number}"),
+                1,
+            );
         }
         assert_eq!(parsed(&filled).to_masked_toml(), masked);
     }
@@ -259,14 +294,23 @@ fn anonymous_subscribers_need_loopback_or_the_flag() {
     let outside = "[server]\nlisten = '0.0.0.0:80'\n[auth]\nallow_anonymous = true";
     let found = findings(outside);
     assert!(found.starts_with("relay.toml:2: server.listen: 0.0.0.0:80 can be reached"), "{found}");
-    assert!(found.contains("auth.allow_anonymous") && found.contains("--allow-anonymous"), "{found}");
-    assert!(attempt(outside, &Environment::default(), AllowAnonymous::Anywhere).unwrap().auth.allow_anonymous);
+    assert!(
+        found.contains("auth.allow_anonymous") && found.contains("--allow-anonymous"),
+        "{found}"
+    );
+    assert!(
+        attempt(outside, &Environment::default(), AllowAnonymous::Anywhere)
+            .unwrap()
+            .auth
+            .allow_anonymous
+    );
     for loopback in ["127.0.0.1:80", "127.9.9.9:80", "[::1]:80", "[::ffff:127.0.0.1]:80"] {
         assert!(parsed(&outside.replace("0.0.0.0:80", loopback)).auth.allow_anonymous);
     }
     // The default listen is not loopback either.
     assert!(
-        findings("[auth]\nallow_anonymous = true").starts_with("relay.toml:2: auth.allow_anonymous: 0.0.0.0:8080 can")
+        findings("[auth]\nallow_anonymous = true")
+            .starts_with("relay.toml:2: auth.allow_anonymous: 0.0.0.0:8080 can")
     );
 }
 
@@ -280,7 +324,11 @@ fn the_flag_alone_lets_nobody_in() {
 fn without_an_admin_key_the_admin_listener_is_on_loopback() {
     let outside = "[server]\nadmin_listen = '0.0.0.0:9090'\n";
     let found = findings(outside);
-    assert!(found.starts_with("relay.toml:2: server.admin_listen: ") && found.contains("auth.admin_key"), "{found}");
+    assert!(
+        found.starts_with("relay.toml:2: server.admin_listen: ")
+            && found.contains("auth.admin_key"),
+        "{found}"
+    );
     parsed(&format!("{outside}[auth]\nadmin_key = 'hush'"));
 }
 
@@ -290,21 +338,32 @@ fn a_bad_value_is_told_once_and_not_again_by_a_rule_across_sections() {
         "[server]\nlisten = 'x'\nadmin_listen = '0.0.0.0:1'\n[auth]\nallow_anonymous = true\nadmin_key_env = 'NO'",
     );
     assert_eq!(found.lines().count(), 2, "{found}");
-    assert!(found.contains("server.listen: \"x\"") && found.contains("auth.admin_key_env: names \"NO\""), "{found}");
+    assert!(
+        found.contains("server.listen: \"x\"")
+            && found.contains("auth.admin_key_env: names \"NO\""),
+        "{found}"
+    );
 }
 
 #[test]
 fn a_finding_in_a_variable_names_the_variable() {
-    let environment =
-        [("AUTOPLAY_RELAY__SERVER__WRITE_TIMEOUT", "30"), ("AUTOPLAY_RELAY__SERVER__TRUSTED_PROXIES", "::1,x")];
-    let found = attempt("", &environment.into_iter().collect(), AllowAnonymous::OnLoopback).unwrap_err();
+    let environment = [
+        ("AUTOPLAY_RELAY__SERVER__WRITE_TIMEOUT", "30"),
+        ("AUTOPLAY_RELAY__SERVER__TRUSTED_PROXIES", "::1,x"),
+    ];
+    let found =
+        attempt("", &environment.into_iter().collect(), AllowAnonymous::OnLoopback).unwrap_err();
     let (proxies, timeout) = found.split_once('\n').unwrap();
     assert!(
-        proxies.starts_with("AUTOPLAY_RELAY__SERVER__TRUSTED_PROXIES: server.trusted_proxies[1]: \"x\" is not"),
+        proxies.starts_with(
+            "AUTOPLAY_RELAY__SERVER__TRUSTED_PROXIES: server.trusted_proxies[1]: \"x\" is not"
+        ),
         "{found}"
     );
     assert!(
-        timeout.starts_with("AUTOPLAY_RELAY__SERVER__WRITE_TIMEOUT: server.write_timeout: \"30\" is not a duration"),
+        timeout.starts_with(
+            "AUTOPLAY_RELAY__SERVER__WRITE_TIMEOUT: server.write_timeout: \"30\" is not a duration"
+        ),
         "{found}"
     );
 }
@@ -317,16 +376,20 @@ fn every_scalar_key_of_the_named_sections_can_be_overridden() {
     for line in keys.lines() {
         if line.starts_with('[') {
             section = line.trim_matches(['[', ']']).replace('.', "__").to_uppercase();
-        } else if let Some((key, _)) =
-            line.split_once(" = ").filter(|_| ["SERVER", "AUTH", "AUTH__JWT", "LOG", "EGRESS"].contains(&&*section))
+        } else if let Some((key, _)) = line
+            .split_once(" = ")
+            .filter(|_| ["SERVER", "AUTH", "AUTH__JWT", "LOG", "EGRESS"].contains(&&*section))
         {
             let name = format!("AUTOPLAY_RELAY__{section}__{}", key.to_uppercase());
             // No key takes these bytes, and every known one is told so by its own name.
-            let found = attempt("", &Environment::with_bytes(&name, b"\xff"), AllowAnonymous::OnLoopback).unwrap_err();
+            let found =
+                attempt("", &Environment::with_bytes(&name, b"\xff"), AllowAnonymous::OnLoopback)
+                    .unwrap_err();
             assert!(
-                found
-                    .lines()
-                    .any(|line| line.starts_with(&format!("{name}: {}.", section.to_lowercase().replace("__", ".")))),
+                found.lines().any(|line| line.starts_with(&format!(
+                    "{name}: {}.",
+                    section.to_lowercase().replace("__", ".")
+                ))),
                 "{found}"
             );
             overridden += 1;
@@ -342,7 +405,9 @@ fn a_file_is_loaded_by_its_path_and_an_unreadable_one_is_found() {
     let config = Config::load(&path, &Environment::default(), AllowAnonymous::OnLoopback);
     std::fs::remove_file(&path).unwrap();
     assert_eq!(config.unwrap().server.listen.port(), 1);
-    let found = Config::load(&path, &Environment::default(), AllowAnonymous::OnLoopback).unwrap_err().to_string();
+    let found = Config::load(&path, &Environment::default(), AllowAnonymous::OnLoopback)
+        .unwrap_err()
+        .to_string();
     assert!(found.starts_with(&format!("{}: cannot read it: ", path.display())), "{found}");
 }
 
@@ -356,7 +421,10 @@ fn no_more_of_a_file_is_read_than_a_configuration_may_have() {
     // The bound is within a character, which is no reason to call it something else.
     std::fs::write(&file, format!("#{}", "\u{e9}".repeat(max_bytes / 2))).unwrap();
     let found = load().unwrap_err().to_string();
-    assert!(found.starts_with(&format!("{}: is larger than 4 MiB; ", file.path().display())), "{found}");
+    assert!(
+        found.starts_with(&format!("{}: is larger than 4 MiB; ", file.path().display())),
+        "{found}"
+    );
     std::fs::write(&file, b"\xff").unwrap();
     assert!(load().unwrap_err().to_string().ends_with("cannot read it: it is not UTF-8 text"));
 }
@@ -369,15 +437,21 @@ fn a_file_cut_short_anywhere_is_read_or_found_wrong_without_a_panic_or_a_secret(
     assert!(parsed(&inline).auth.jwt.is_some());
     let ends = (0..inline.len()).filter(|end| inline.is_char_boundary(*end)).step_by(3);
     for end in ends {
-        let found =
-            attempt(&inline[..end], &Environment::default(), AllowAnonymous::OnLoopback).err().unwrap_or_default();
+        let found = attempt(&inline[..end], &Environment::default(), AllowAnonymous::OnLoopback)
+            .err()
+            .unwrap_or_default();
         assert!(!found.contains("hush"), "{found}");
     }
 }
 
 #[test]
 fn a_mistake_in_one_key_does_not_hide_a_repeat_of_another() {
-    let found =
-        findings("[[upstreams]]\nproduct_id = 'a'\nurl = 'x'\n[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h'");
-    assert!(found.contains("upstreams[0].url") && found.contains("upstreams[1].product_id: is the same"), "{found}");
+    let found = findings(
+        "[[upstreams]]\nproduct_id = 'a'\nurl = 'x'\n[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h'",
+    );
+    assert!(
+        found.contains("upstreams[0].url")
+            && found.contains("upstreams[1].product_id: is the same"),
+        "{found}"
+    );
 }

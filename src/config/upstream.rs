@@ -38,7 +38,8 @@ const DEFAULT_MAX_EVENT_BYTES: u64 = 1 << 20;
 impl UpstreamConfig {
     /// An upstream with the defaults for all that is not given.
     pub(super) fn new(product_id: ProductId, url: HttpUrl, token: Option<Secret>) -> Self {
-        let (heartbeat_timeout, max_event_bytes) = (DEFAULT_HEARTBEAT_TIMEOUT, DEFAULT_MAX_EVENT_BYTES);
+        let (heartbeat_timeout, max_event_bytes) =
+            (DEFAULT_HEARTBEAT_TIMEOUT, DEFAULT_MAX_EVENT_BYTES);
         Self { product_id, url, token, heartbeat_timeout, max_event_bytes }
     }
 
@@ -78,17 +79,14 @@ mod tests {
 
     #[test]
     fn product_and_url_are_required() {
-        let expected =
-            "relay.toml:2: upstreams[0].product_id: is required\nrelay.toml:2: upstreams[0].url: is required";
+        let expected = "relay.toml:2: upstreams[0].product_id: is required\nrelay.toml:2: upstreams[0].url: is required";
         assert_eq!(findings("\n[[upstreams]]\n"), expected);
     }
 
     #[test]
     fn two_upstreams_of_one_product_are_found() {
-        let text =
-            "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\n[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/b'";
-        let expected =
-            "relay.toml:5: upstreams[1].product_id: is the same as upstreams[0].product_id; each needs its own";
+        let text = "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\n[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/b'";
+        let expected = "relay.toml:5: upstreams[1].product_id: is the same as upstreams[0].product_id; each needs its own";
         assert_eq!(findings(text), expected);
     }
 
@@ -97,22 +95,36 @@ mod tests {
         let text = "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\n";
         assert_eq!(parsed(text).upstreams[0].token, None);
         let found = findings(&format!("{text}token = 'hush hush'"));
-        assert!(found.starts_with("relay.toml:4: upstreams[0].token: must be visible ASCII"), "{found}");
+        assert!(
+            found.starts_with("relay.toml:4: upstreams[0].token: must be visible ASCII"),
+            "{found}"
+        );
     }
 
     #[test]
     fn timeouts_and_sizes_have_bounds() {
-        let text =
-            "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\nheartbeat_timeout = '0s'\nmax_event_bytes = '65MiB'";
+        let text = "[[upstreams]]\nproduct_id = 'a'\nurl = 'http://h/a'\nheartbeat_timeout = '0s'\nmax_event_bytes = '65MiB'";
         let found = findings(text);
-        assert!(found.contains("relay.toml:4: upstreams[0].heartbeat_timeout: must be from 1ns to 3650d"), "{found}");
-        assert!(found.contains("relay.toml:5: upstreams[0].max_event_bytes: must be from 1KiB to 64MiB"), "{found}");
+        assert!(
+            found.contains(
+                "relay.toml:4: upstreams[0].heartbeat_timeout: must be from 1ns to 3650d"
+            ),
+            "{found}"
+        );
+        assert!(
+            found
+                .contains("relay.toml:5: upstreams[0].max_event_bytes: must be from 1KiB to 64MiB"),
+            "{found}"
+        );
     }
 
     #[test]
     fn a_url_with_user_information_is_found_without_being_shown() {
         let found = findings("[[upstreams]]\nproduct_id = ''\nurl = 'http://u:hush@h/'");
         assert!(found.contains("upstreams[0].url: must be a URL without a user name"), "{found}");
-        assert!(found.contains("upstreams[0].product_id: is required") && !found.contains("hush"), "{found}");
+        assert!(
+            found.contains("upstreams[0].product_id: is required") && !found.contains("hush"),
+            "{found}"
+        );
     }
 }

@@ -50,14 +50,19 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if has_unit && duration <= MAX_DURATION => Ok(duration),
         Ok(_) if has_unit => Err(format!("{} is longer than ten years", quoted(text))),
-        _ => Err(format!("{} is not a duration; write a number with a unit, e.g. 30s, 5m or 24h", quoted(text))),
+        _ => Err(format!(
+            "{} is not a duration; write a number with a unit, e.g. 30s, 5m or 24h",
+            quoted(text)
+        )),
     }
 }
 
 /// A duration in the words of [`duration`]: `75s`, `5m`, `500ms`.
 pub(crate) fn format_duration(duration: Duration) -> String {
     let nanoseconds = duration.as_nanos();
-    let fitting = DURATION_UNITS.iter().find(|(_, unit)| nanoseconds > 0 && nanoseconds.is_multiple_of(*unit));
+    let fitting = DURATION_UNITS
+        .iter()
+        .find(|(_, unit)| nanoseconds > 0 && nanoseconds.is_multiple_of(*unit));
     fitting.map_or_else(|| "0s".to_owned(), |(name, unit)| format!("{}{name}", nanoseconds / unit))
 }
 

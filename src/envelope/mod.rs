@@ -51,7 +51,11 @@ fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<GapReason
 /// # Errors
 ///
 /// Why the frame cannot be understood; nothing of it is used then.
-pub(crate) fn classify(frame: Frame, product: &ProductId, received: Instant) -> Result<Envelope, Rejection> {
+pub(crate) fn classify(
+    frame: Frame,
+    product: &ProductId,
+    received: Instant,
+) -> Result<Envelope, Rejection> {
     match &*frame.event {
         b"heartbeat" => Ok(Envelope::Heartbeat),
         b"gap" => Ok(Envelope::Gap(serde_json::from_slice(&frame.data).unwrap_or_default())),
@@ -64,12 +68,20 @@ pub(crate) fn classify(frame: Frame, product: &ProductId, received: Instant) -> 
 /// # Errors
 ///
 /// Why the payload cannot be understood.
-pub(crate) fn parse_draft(payload: Bytes, product: &ProductId, received: Instant) -> Result<Draft, Rejection> {
+pub(crate) fn parse_draft(
+    payload: Bytes,
+    product: &ProductId,
+    received: Instant,
+) -> Result<Draft, Rejection> {
     parse_payload(payload, product, received).map(|(draft, _)| draft)
 }
 
 /// The same, and whether the payload itself names the product.
-fn parse_payload(payload: Bytes, product: &ProductId, received: Instant) -> Result<(Draft, bool), Rejection> {
+fn parse_payload(
+    payload: Bytes,
+    product: &ProductId,
+    received: Instant,
+) -> Result<(Draft, bool), Rejection> {
     if payload.contains(&0) {
         return Err(Rejection::ControlCharacter);
     }
@@ -81,7 +93,8 @@ fn parse_payload(payload: Bytes, product: &ProductId, received: Instant) -> Resu
             Err(_) => Err(Rejection::InvalidJson),
         };
     }
-    let fields: PayloadFields<'_> = serde_json::from_str(text).map_err(|_| Rejection::InvalidJson)?;
+    let fields: PayloadFields<'_> =
+        serde_json::from_str(text).map_err(|_| Rejection::InvalidJson)?;
     let kind = fields.kind.text().filter(|kind| !kind.is_empty()).ok_or(Rejection::NoType)?;
     if sse::breaks_framing(kind.as_bytes()) {
         return Err(Rejection::ControlCharacter);
@@ -96,7 +109,10 @@ fn parse_payload(payload: Bytes, product: &ProductId, received: Instant) -> Resu
         None => None,
     };
     let kind = Kind::new(kind);
-    Ok((Draft { kind, session, forwarded_at: fields.forwarded_at, payload, received }, names_product))
+    Ok((
+        Draft { kind, session, forwarded_at: fields.forwarded_at, payload, received },
+        names_product,
+    ))
 }
 
 /// Why a frame was not understood. The stream goes on.
@@ -207,7 +223,8 @@ impl<'de> Visitor<'de> for PayloadFieldsVisitor {
                 "forwarded_at" => {
                     // Read on its own: a number beyond f64 is no reason to refuse the event.
                     let value: &RawValue = map.next_value()?;
-                    fields.forwarded_at = value.get().parse().ok().filter(|seconds: &f64| seconds.is_finite());
+                    fields.forwarded_at =
+                        value.get().parse().ok().filter(|seconds: &f64| seconds.is_finite());
                     continue;
                 }
                 _ => {
@@ -297,7 +314,11 @@ mod tests {
     use super::*;
 
     fn parse(payload: &[u8]) -> Result<Draft, Rejection> {
-        parse_draft(Bytes::copy_from_slice(payload), &ProductId::new("prod_abc").unwrap(), Instant::now())
+        parse_draft(
+            Bytes::copy_from_slice(payload),
+            &ProductId::new("prod_abc").unwrap(),
+            Instant::now(),
+        )
     }
 
     #[test]
@@ -330,7 +351,10 @@ mod tests {
     #[test]
     fn escapes_in_names_and_values_mean_the_same() {
         let draft = parse(br#"{"\u0074ype":"act\u0069ons","session_id":"a\u002fb"}"#).unwrap();
-        assert_eq!((draft.kind, draft.session), (Kind::Actions, Some(SessionId::new("a/b").unwrap())));
+        assert_eq!(
+            (draft.kind, draft.session),
+            (Kind::Actions, Some(SessionId::new("a/b").unwrap()))
+        );
     }
 
     #[test]
@@ -364,7 +388,9 @@ mod tests {
     #[test]
     fn a_deeply_nested_payload_is_read_without_recursion() {
         let depth = 100_000;
-        let nested = [b"{\"type\":\"a\",\"x\":".as_slice(), &vec![b'['; depth], &vec![b']'; depth], b"}"].concat();
+        let nested =
+            [b"{\"type\":\"a\",\"x\":".as_slice(), &vec![b'['; depth], &vec![b']'; depth], b"}"]
+                .concat();
         assert!(parse(&nested).is_ok());
     }
 

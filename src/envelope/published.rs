@@ -17,7 +17,11 @@ use crate::event::{Draft, ProductId};
 /// # Errors
 ///
 /// Why it cannot be understood.
-pub(crate) fn parse_published(body: Bytes, product: &ProductId, received: Instant) -> Result<Draft, Rejection> {
+pub(crate) fn parse_published(
+    body: Bytes,
+    product: &ProductId,
+    received: Instant,
+) -> Result<Draft, Rejection> {
     let (mut draft, names_product) = parse_payload(body, product, received)?;
     // A text cannot hold CR or LF as they are, so they stand between tokens: a frame must have one line.
     if draft.payload.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
@@ -48,7 +52,8 @@ fn strip_white_space(json: &[u8]) -> Vec<u8> {
 /// A JSON object that does not name its product, with the name: in the place of a null, or as its first member.
 fn insert_product_id(object: &str, product: &ProductId) -> Result<String, Rejection> {
     let name = serde_json::to_string(product.as_str()).map_err(|_| Rejection::InvalidJson)?;
-    let members: ProductIdMember<'_> = serde_json::from_str(object).map_err(|_| Rejection::InvalidJson)?;
+    let members: ProductIdMember<'_> =
+        serde_json::from_str(object).map_err(|_| Rejection::InvalidJson)?;
     let (before, member, after) = match members.product_id {
         Some(null) => {
             let at = null.get().as_ptr().addr() - object.as_ptr().addr();
@@ -85,7 +90,8 @@ mod tests {
 
     fn publish(body: &str) -> Result<String, Rejection> {
         let product = ProductId::new(PRODUCT).unwrap();
-        let draft = parse_published(Bytes::copy_from_slice(body.as_bytes()), &product, Instant::now())?;
+        let draft =
+            parse_published(Bytes::copy_from_slice(body.as_bytes()), &product, Instant::now())?;
         Ok(String::from_utf8(draft.payload.to_vec()).unwrap())
     }
 
@@ -105,8 +111,14 @@ mod tests {
         for (body, expected) in [
             (r#"{"type":"a"}"#, r#"{"product_id":"p \"1","type":"a"}"#),
             (r#" { "type" : "a" } "#, r#" {"product_id":"p \"1", "type" : "a" } "#),
-            (r#"{"type":"a","product_id": null ,"x":null}"#, r#"{"type":"a","product_id": "p \"1" ,"x":null}"#),
-            (r#"{"x":{"product_id":null},"type":"a"}"#, r#"{"product_id":"p \"1","x":{"product_id":null},"type":"a"}"#),
+            (
+                r#"{"type":"a","product_id": null ,"x":null}"#,
+                r#"{"type":"a","product_id": "p \"1" ,"x":null}"#,
+            ),
+            (
+                r#"{"x":{"product_id":null},"type":"a"}"#,
+                r#"{"product_id":"p \"1","x":{"product_id":null},"type":"a"}"#,
+            ),
             (r#"{"product\u005fid":null,"type":"a"}"#, r#"{"product\u005fid":"p \"1","type":"a"}"#),
         ] {
             assert_eq!(publish(body).as_deref(), Ok(expected));
@@ -115,9 +127,9 @@ mod tests {
 
     #[test]
     fn a_body_of_several_lines_is_written_on_one() {
-        let body =
-            "\r\n{\n  \"type\": \"a b\\\\\",\r\n\t\"n\": [ 1.50 , -0, 1E400 ],\n \"s\" : \"\\\" { , } \\n\"\n}\n";
-        let expected = r#"{"product_id":"p \"1","type":"a b\\","n":[1.50,-0,1E400],"s":"\" { , } \n"}"#;
+        let body = "\r\n{\n  \"type\": \"a b\\\\\",\r\n\t\"n\": [ 1.50 , -0, 1E400 ],\n \"s\" : \"\\\" { , } \\n\"\n}\n";
+        let expected =
+            r#"{"product_id":"p \"1","type":"a b\\","n":[1.50,-0,1E400],"s":"\" { , } \n"}"#;
         assert_eq!(publish(body).as_deref(), Ok(expected));
     }
 
@@ -176,11 +188,18 @@ mod tests {
     fn members() -> impl Strategy<Value = Vec<Vec<String>>> {
         let number = "-?(0|[1-9][0-9]{0,25})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,2})?";
         let text = any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap());
-        let plain = prop_oneof![number.prop_map(String::from), text, Just("true".to_owned()), Just("null".to_owned())];
+        let plain = prop_oneof![
+            number.prop_map(String::from),
+            text,
+            Just("true".to_owned()),
+            Just("null".to_owned())
+        ];
         let value = plain.prop_map(|token| vec![token]).prop_recursive(3, 12, 4, |inner| {
             prop::collection::vec(inner, 0..4).prop_map(|values| {
                 let listed = values.into_iter().enumerate();
-                let inside = listed.flat_map(|(n, value)| (n > 0).then(|| ",".to_owned()).into_iter().chain(value));
+                let inside = listed.flat_map(|(n, value)| {
+                    (n > 0).then(|| ",".to_owned()).into_iter().chain(value)
+                });
                 ["[".to_owned()].into_iter().chain(inside).chain(["]".to_owned()]).collect()
             })
         });
@@ -188,7 +207,10 @@ mod tests {
     }
 
     fn spaces() -> impl Strategy<Value = Vec<String>> {
-        prop::collection::vec(prop_oneof![3 => Just(String::new()), 1 => "[ \t]{1,2}", 1 => "[ \r\n\t]{1,3}"], 1..30)
+        prop::collection::vec(
+            prop_oneof![3 => Just(String::new()), 1 => "[ \t]{1,2}", 1 => "[ \r\n\t]{1,3}"],
+            1..30,
+        )
     }
 
     const PRODUCT: &str = "p \"1";

@@ -49,7 +49,8 @@ impl<T> Default for ScopeIndex<T> {
 impl<T: Clone> ScopeIndex<T> {
     /// Puts somebody into the places of a scope.
     pub(super) fn insert(&mut self, scope: &Scope, key: usize, value: &T) {
-        let indexed = |kinds: &Only<Kind>| IndexedSubscriber { value: value.clone(), kinds: kinds.clone() };
+        let indexed =
+            |kinds: &Only<Kind>| IndexedSubscriber { value: value.clone(), kinds: kinds.clone() };
         match scope {
             Scope { sessions: Only::These(sessions), kinds } => {
                 for session in sessions {
@@ -58,7 +59,10 @@ impl<T: Clone> ScopeIndex<T> {
             }
             Scope { kinds: Only::These(kinds), .. } => {
                 for kind in kinds {
-                    self.kinds.entry(kind.clone()).or_default().insert(key, indexed(&Only::Everything));
+                    self.kinds
+                        .entry(kind.clone())
+                        .or_default()
+                        .insert(key, indexed(&Only::Everything));
                 }
             }
             _ => {
@@ -71,7 +75,9 @@ impl<T: Clone> ScopeIndex<T> {
     pub(super) fn remove(&mut self, scope: &Scope, key: usize) {
         match scope {
             Scope { sessions: Only::These(sessions), .. } => {
-                sessions.iter().for_each(|session| remove_from_bucket(&mut self.sessions, session, key));
+                sessions
+                    .iter()
+                    .for_each(|session| remove_from_bucket(&mut self.sessions, session, key));
             }
             Scope { kinds: Only::These(kinds), .. } => {
                 kinds.iter().for_each(|kind| remove_from_bucket(&mut self.kinds, kind, key));
@@ -90,7 +96,8 @@ impl<T: Clone> ScopeIndex<T> {
         buckets: BucketFilter,
         mut visit: impl FnMut(usize, &T),
     ) {
-        let of_session = session.filter(|_| buckets.session).and_then(|session| self.sessions.get(session));
+        let of_session =
+            session.filter(|_| buckets.session).and_then(|session| self.sessions.get(session));
         let of_kind = if buckets.kind { self.kinds.get(kind) } else { None };
         let of_everything = buckets.everything.then_some(&self.everything);
         for (key, indexed) in [of_session, of_kind, of_everything].into_iter().flatten().flatten() {
@@ -129,7 +136,11 @@ impl<T: Clone> ScopeIndex<T> {
 }
 
 /// Takes somebody out of a place, and the place away with the last one.
-fn remove_from_bucket<K: Eq + std::hash::Hash, T>(buckets: &mut HashMap<K, Bucket<T>>, at: &K, key: usize) {
+fn remove_from_bucket<K: Eq + std::hash::Hash, T>(
+    buckets: &mut HashMap<K, Bucket<T>>,
+    at: &K,
+    key: usize,
+) {
     if let Some(bucket) = buckets.get_mut(at) {
         bucket.remove(&key);
         if bucket.is_empty() {

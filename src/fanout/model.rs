@@ -43,7 +43,8 @@ impl RelayInstance {
             max_concurrent_replays: 4,
         };
         let bounds = MemoryBounds { events: 16, bytes: u64::MAX };
-        let (store, logs) = Store::open(settings, bounds, &[product], &Metrics::new().unwrap()).unwrap();
+        let (store, logs) =
+            Store::open(settings, bounds, &[product], &Metrics::new().unwrap()).unwrap();
         let log = Arc::clone(&logs[0]);
         log.set_numbering(Numbering::Own);
         let fanout = Arc::new(Fanout::new(log, 1));
@@ -63,12 +64,19 @@ impl RelayInstance {
         let session = (event.session > 0).then(|| SessionId::new(SESSIONS[event.session]).unwrap());
         let kind = Kind::new(KINDS[event.kind]);
         let payload = Bytes::from(payload);
-        self.fanout.log().append(Draft { kind, session, forwarded_at: None, payload, received: Instant::now() });
+        self.fanout.log().append(Draft {
+            kind,
+            session,
+            forwarded_at: None,
+            payload,
+            received: Instant::now(),
+        });
     }
 
     fn dispatch(&mut self, batches: usize) {
         for _ in 0..batches {
-            let tail = std::pin::pin!(self.fanout.log().tail(self.position, DISPATCH_BATCH_ENTRIES));
+            let tail =
+                std::pin::pin!(self.fanout.log().tail(self.position, DISPATCH_BATCH_ENTRIES));
             let mut context = std::task::Context::from_waker(Waker::noop());
             let Poll::Ready((first, entries)) = tail.poll(&mut context) else { return };
             self.position = self.fanout.dispatch(self.position, first, &entries);
@@ -114,10 +122,18 @@ struct ModelClient {
 
 impl ModelClient {
     fn scope(&self) -> Scope {
-        let sessions = self.sessions.iter().map(|session| SessionId::new(SESSIONS[*session]).unwrap()).collect();
+        let sessions = self
+            .sessions
+            .iter()
+            .map(|session| SessionId::new(SESSIONS[*session]).unwrap())
+            .collect();
         let kinds = self.kinds.iter().map(|kind| Kind::new(KINDS[*kind])).collect();
         Scope {
-            sessions: if self.sessions.is_empty() { Only::Everything } else { Only::These(sessions) },
+            sessions: if self.sessions.is_empty() {
+                Only::Everything
+            } else {
+                Only::These(sessions)
+            },
             kinds: if self.kinds.is_empty() { Only::Everything } else { Only::These(kinds) },
         }
     }
@@ -152,16 +168,22 @@ impl ModelClient {
                     Poll::Pending if subscription.is_caught_up() => Poll::Ready(None),
                     Poll::Pending => {
                         // As the wheel does for who must look again.
-                        while subscription.must_poll_again() && tick.poll_tick(context).is_ready() {}
+                        while subscription.must_poll_again() && tick.poll_tick(context).is_ready() {
+                        }
                         Poll::Pending
                     }
                 }
             });
             match item.await {
                 Some(SubscriptionItem::Event { event, .. }) => {
-                    let payload: serde_json::Value = serde_json::from_slice(&event.payload()).unwrap();
+                    let payload: serde_json::Value =
+                        serde_json::from_slice(&event.payload()).unwrap();
                     let number = payload["number"].as_u64().unwrap() as usize;
-                    assert_eq!(*names.entry(event.id()).or_insert(number), number, "seed {seed}: an id is used twice");
+                    assert_eq!(
+                        *names.entry(event.id()).or_insert(number),
+                        number,
+                        "seed {seed}: an id is used twice"
+                    );
                     self.got.push(ReceivedItem::Entry(number));
                     self.last_id = Some(event.id());
                 }
@@ -197,11 +219,23 @@ impl ModelClient {
                         self.kinds
                     );
                     if let Some(next) = next {
-                        assert!(*number >= next, "seed {seed}: event {number} again or out of order: {:?}", self.got);
+                        assert!(
+                            *number >= next,
+                            "seed {seed}: event {number} again or out of order: {:?}",
+                            self.got
+                        );
                         let is_false = announced && *number == next;
-                        assert!(!is_false, "seed {seed}: nothing is missing before {number}: {:?}", self.got);
+                        assert!(
+                            !is_false,
+                            "seed {seed}: nothing is missing before {number}: {:?}",
+                            self.got
+                        );
                         // A gap in the log tells of what a crash has taken right before it.
-                        self.assert_nothing_lost(&sent[next..*number], announced || entry.is_gap, seed);
+                        self.assert_nothing_lost(
+                            &sent[next..*number],
+                            announced || entry.is_gap,
+                            seed,
+                        );
                     }
                     (next, announced) = (Some(number + 1), false);
                 }
@@ -241,7 +275,9 @@ async fn run_schedule(seed: u64) {
             35..50 => relay.dispatch(rng.usize(1..9)),
             50..60 => {
                 relay.dispatch(usize::MAX); // so that the model knows what is news to it
-                let some = |rng: &mut Rng, max_items| (0..rng.usize(0..3)).map(|_| rng.usize(1..max_items)).collect();
+                let some = |rng: &mut Rng, max_items| {
+                    (0..rng.usize(0..3)).map(|_| rng.usize(1..max_items)).collect()
+                };
                 let wants_oldest = rng.u32(0..4) == 0;
                 let mut client = ModelClient {
                     sessions: some(&mut rng, 5),
@@ -251,7 +287,10 @@ async fn run_schedule(seed: u64) {
                     last_id: relay.fanout.log().newest_id(),
                     got: Vec::new(),
                 };
-                client.connect(&relay, if wants_oldest { &StartPosition::Oldest } else { &StartPosition::Now });
+                client.connect(
+                    &relay,
+                    if wants_oldest { &StartPosition::Oldest } else { &StartPosition::Now },
+                );
                 clients.push(client);
             }
             60..85 if !clients.is_empty() => {
@@ -297,7 +336,8 @@ async fn run_schedule(seed: u64) {
 #[tokio::test]
 async fn delivered_and_announced_is_sent_through_restarts_and_crashes() {
     let schedules = if std::env::var_os("AUTOPLAY_RELAY_LONG").is_some() { 5000 } else { 150 };
-    let first: u64 = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let first: u64 =
+        std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     for seed in first..first + schedules {
         run_schedule(seed).await;
     }

@@ -108,8 +108,10 @@ impl Subscription {
         match self.fanout.log().resolve_start(start, may_wait) {
             ResolvedStart::NotYetKnown if self.awaited_start.is_some() => return,
             ResolvedStart::NotYetKnown => {
-                self.awaited_start =
-                    Some(Box::new(AwaitedStart { start: start.clone(), until: Instant::now() + UNKNOWN_ID_WAIT }));
+                self.awaited_start = Some(Box::new(AwaitedStart {
+                    start: start.clone(),
+                    until: Instant::now() + UNKNOWN_ID_WAIT,
+                }));
                 return;
             }
             ResolvedStart::Now => self.skips_history = true,
@@ -135,7 +137,8 @@ impl Subscription {
     /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the store has behind it. Nobody
     /// tells it when that can be read again: see [`Subscription::must_look_again`].
     pub(super) fn resume_after(&mut self, position: u64) {
-        (self.cursor, self.skips_history, self.is_lagging) = (position, false, position < self.live_after);
+        (self.cursor, self.skips_history, self.is_lagging) =
+            (position, false, position < self.live_after);
         self.read_failure_policy = ReadFailurePolicy::RetryLater { not_before: None };
     }
 
@@ -174,7 +177,10 @@ impl Subscription {
         }
         match self.is_lagging || self.is_waiting_for_log() {
             true => drop(self.signal.take_pending()), // it looks into the log in any case
-            false => self.is_lagging = self.take_pending(self.fanout.dispatched_through.load(Ordering::SeqCst)),
+            false => {
+                self.is_lagging =
+                    self.take_pending(self.fanout.dispatched_through.load(Ordering::SeqCst))
+            }
         }
     }
 
@@ -193,7 +199,8 @@ impl Subscription {
 
     /// Gives it an event that has arrived, if that is for it and it does not have it. It must be at the end of what it knew.
     pub(crate) fn accept(&mut self, event: &Event) -> bool {
-        let is_for_it = event.position() > self.cursor && self.scope.includes(event.session(), event.kind());
+        let is_for_it =
+            event.position() > self.cursor && self.scope.includes(event.session(), event.kind());
         if is_for_it {
             self.cursor = event.position();
             self.last_delivered = Some((event.position(), event.id()));
@@ -248,7 +255,8 @@ impl Subscription {
                         self.cursor = chunk.through;
                     }
                     Err(_)
-                        if let ReadFailurePolicy::RetryLater { not_before: until } = &mut self.read_failure_policy =>
+                        if let ReadFailurePolicy::RetryLater { not_before: until } =
+                            &mut self.read_failure_policy =>
                     {
                         *until = Some(Instant::now() + STORE_RETRY_INTERVAL);
                         self.catch_up = None; // others may have its turn meanwhile
@@ -318,7 +326,10 @@ impl Subscription {
 
     /// Whether there was nothing more to see when [`Subscription::poll_next`] returned pending.
     pub(crate) fn is_caught_up(&self) -> bool {
-        !self.is_lagging && !self.is_waiting_for_log() && self.read_buffer.is_empty() && self.pending_gap.is_none()
+        !self.is_lagging
+            && !self.is_waiting_for_log()
+            && self.read_buffer.is_empty()
+            && self.pending_gap.is_none()
     }
 
     /// Whether the fan-out has shown it something behind the cursor. If not, the waker is called when it does.
@@ -349,7 +360,12 @@ impl Subscription {
 
     /// Takes one hand-over from the log and moves the cursor over it, or finds out why there is none.
     fn read_log(&mut self) {
-        match self.fanout.log().read_after(self.cursor, &self.scope, READ_BUFFER_LIMITS, &mut self.read_buffer) {
+        match self.fanout.log().read_after(
+            self.cursor,
+            &self.scope,
+            READ_BUFFER_LIMITS,
+            &mut self.read_buffer,
+        ) {
             ReadOutcome::Entries { read_through, reached_end } => {
                 self.catch_up = None;
                 self.wants_oldest = false;
@@ -370,7 +386,8 @@ impl Subscription {
     /// Goes on behind what is gone, and announces that. Of what was in the log before it came, one that asked for what is
     /// kept has asked for no more than that; what came since is another matter.
     fn skip_or_announce(&mut self, reason: GapReason, lost_through: u64) {
-        let asked_for_kept_only = mem::take(&mut self.wants_oldest) && lost_through <= self.live_after;
+        let asked_for_kept_only =
+            mem::take(&mut self.wants_oldest) && lost_through <= self.live_after;
         match reason == GapReason::Evicted && asked_for_kept_only {
             true => self.cursor = lost_through,
             false => self.announce_gap(reason, lost_through),
@@ -402,7 +419,11 @@ impl Subscription {
     /// Moves the subscriber's id on to where the log has moved past what it has been given; the id, if it has.
     pub(crate) fn advance_last_id(&mut self) -> Option<EventId> {
         let given = self.last_delivered.map_or(0, |(position, _)| position);
-        let id = self.fanout.log().id_at(self.cursor).filter(|_| self.cursor > given && self.is_caught_up())?;
+        let id = self
+            .fanout
+            .log()
+            .id_at(self.cursor)
+            .filter(|_| self.cursor > given && self.is_caught_up())?;
         self.last_delivered = Some((self.cursor, id));
         Some(id)
     }
@@ -422,8 +443,8 @@ impl Subscription {
     pub(crate) fn has_passed(&self, position: u64) -> bool {
         let is_delivered = self.last_delivered.is_some_and(|(given, _)| given >= position);
         let is_past_it = self.cursor >= position && self.is_caught_up();
-        let has_nothing_to_get =
-            self.awaited_start.is_some() || (self.is_held_back && self.fanout.log().is_recovering());
+        let has_nothing_to_get = self.awaited_start.is_some()
+            || (self.is_held_back && self.fanout.log().is_recovering());
         is_delivered || is_past_it || has_nothing_to_get
     }
 }

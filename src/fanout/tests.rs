@@ -39,7 +39,13 @@ impl FanoutHarness {
     pub(super) fn append(&self, session: &str, kind: &str) {
         let payload = Bytes::from(format!("{session} {kind}"));
         let session = (!session.is_empty()).then(|| SessionId::new(session).unwrap());
-        let draft = Draft { kind: Kind::new(kind), session, forwarded_at: None, payload, received: Instant::now() };
+        let draft = Draft {
+            kind: Kind::new(kind),
+            session,
+            forwarded_at: None,
+            payload,
+            received: Instant::now(),
+        };
         self.fanout.log().append(draft);
     }
 
@@ -66,7 +72,13 @@ impl FanoutHarness {
     pub(super) fn subscribe(&self, scope: Scope, start: &StartPosition) -> FanoutReader {
         let wake_counter = Arc::new(FanoutWakeCounter::default());
         let subscription = self.fanout.subscribe(Arc::default(), scope, start);
-        FanoutReader { subscription, wake_counter, seen: Vec::new(), is_on_shard: false, is_following: false }
+        FanoutReader {
+            subscription,
+            wake_counter,
+            seen: Vec::new(),
+            is_on_shard: false,
+            is_following: false,
+        }
     }
 }
 
@@ -101,7 +113,9 @@ impl FanoutReader {
         let mut context = Context::from_waker(&waker);
         for _ in 0..max_items {
             match self.subscription.poll_next(&mut context) {
-                Poll::Ready(SubscriptionItem::Event { event, .. }) => self.seen.push(Ok(event.position())),
+                Poll::Ready(SubscriptionItem::Event { event, .. }) => {
+                    self.seen.push(Ok(event.position()))
+                }
                 Poll::Ready(SubscriptionItem::Gap(gap)) => self.seen.push(Err(gap)),
                 Poll::Pending => return,
             }
@@ -122,7 +136,8 @@ impl FanoutReader {
 }
 
 pub(super) fn scope(sessions: &[&str], kinds: &[&str]) -> Scope {
-    let sessions: BTreeSet<_> = sessions.iter().map(|session| SessionId::new(session).unwrap()).collect();
+    let sessions: BTreeSet<_> =
+        sessions.iter().map(|session| SessionId::new(session).unwrap()).collect();
     let kinds: BTreeSet<_> = kinds.iter().map(|kind| Kind::new(kind)).collect();
     Scope {
         sessions: if sessions.is_empty() { Only::Everything } else { Only::These(sessions) },
@@ -156,7 +171,11 @@ fn an_event_wakes_its_receivers_once_and_nobody_else() {
     assert_eq!((of_kind.events(), both.events()), (vec![4, 5], vec![4, 5]));
     harness.append("c", "x");
     harness.dispatch_all();
-    assert_eq!([mine.wakes(), of_kind.wakes(), both.wakes()], [1, 1, 1], "others' events wake nobody");
+    assert_eq!(
+        [mine.wakes(), of_kind.wakes(), both.wakes()],
+        [1, 1, 1],
+        "others' events wake nobody"
+    );
     assert_eq!(all.wakes(), 2);
 }
 
@@ -178,7 +197,12 @@ fn ten_thousand_listeners_to_other_sessions_are_not_even_looked_at() {
     };
     let Entry::Event(event) = &entries[0] else { panic!("an event was appended") };
     let (session, kind) = (event.session(), event.kind());
-    harness.fanout.registry().subscribers.for_each_match(session, kind, BucketFilter::ALL, |_, _| visited += 1);
+    harness.fanout.registry().subscribers.for_each_match(
+        session,
+        kind,
+        BucketFilter::ALL,
+        |_, _| visited += 1,
+    );
     assert_eq!(visited, 1);
     drop(readers);
     assert!(harness.fanout.registry().subscribers.is_empty(), "who leaves leaves nothing behind");
@@ -221,7 +245,11 @@ fn a_subscriber_that_was_not_looking_while_its_events_were_evicted_is_told() {
     assert_eq!((reader.gaps().len(), gap.reason), (1, GapReason::Evicted));
     let log = harness.fanout.log();
     assert_eq!((gap.id, gap.before), (log.id_at(28).unwrap(), log.id_at(29)));
-    assert_eq!(gap.after.as_deref(), Some(&*log.id_at(1).unwrap().to_string()), "the last id it has");
+    assert_eq!(
+        gap.after.as_deref(),
+        Some(&*log.id_at(1).unwrap().to_string()),
+        "the last id it has"
+    );
 }
 
 #[test]
@@ -439,7 +467,9 @@ impl FanoutShardHarness {
             QueueContents::Events => {}
             QueueContents::Marks(_) => unreachable!("so much is not appended"),
             QueueContents::Overflowed(position) => {
-                return self.shard_index.for_each(|number| readers[number].reader.resync_from(position));
+                return self
+                    .shard_index
+                    .for_each(|number| readers[number].reader.resync_from(position));
             }
         }
         let mut first = vec![None; readers.len()];
@@ -453,7 +483,8 @@ impl FanoutShardHarness {
                 reader.resync_from(self.queued[first].position());
                 continue;
             }
-            let given = self.queued[first..].iter().filter(|event| reader.subscription.accept(event));
+            let given =
+                self.queued[first..].iter().filter(|event| reader.subscription.accept(event));
             reader.seen.extend(given.map(|event| Ok(event.position())));
         }
     }
@@ -532,13 +563,21 @@ proptest! {
     }
 }
 
-fn admits(scope: &Scope, entries: &[Option<(usize, usize)>], at: u64, sessions: &[&str], kinds: &[&str]) -> bool {
+fn admits(
+    scope: &Scope,
+    entries: &[Option<(usize, usize)>],
+    at: u64,
+    sessions: &[&str],
+    kinds: &[&str],
+) -> bool {
     let Some((session, kind)) = entries[at as usize - 1] else {
         return true;
     };
     let session = match &scope.sessions {
         Only::Everything => true,
-        Only::These(wanted) => SessionId::new(sessions[session]).is_ok_and(|session| wanted.contains(&session)),
+        Only::These(wanted) => {
+            SessionId::new(sessions[session]).is_ok_and(|session| wanted.contains(&session))
+        }
     };
     session && scope.kinds.admits(&Kind::new(kinds[kind]))
 }

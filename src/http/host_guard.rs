@@ -32,7 +32,11 @@ pub(crate) struct HostGuard {
 
 impl HostGuard {
     /// Lets a request through if its host and origin are known.
-    pub(crate) async fn check(State(guard): State<std::sync::Arc<Self>>, request: Request, next: Next) -> Response {
+    pub(crate) async fn check(
+        State(guard): State<std::sync::Arc<Self>>,
+        request: Request,
+        next: Next,
+    ) -> Response {
         match guard.verify(request.uri(), request.headers()) {
             Ok(()) => next.run(request).await,
             Err(problem) => problem.into_response(),
@@ -47,7 +51,8 @@ impl HostGuard {
     pub(super) fn verify(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         // HTTP/2 has the authority in place of Host.
         let host = uri.authority().map(|authority| authority.as_str().as_bytes());
-        let host = host.or_else(|| headers.get(HOST).map(|host| host.as_bytes())).unwrap_or_default();
+        let host =
+            host.or_else(|| headers.get(HOST).map(|host| host.as_bytes())).unwrap_or_default();
         if !self.is_own_host(host) {
             return Err(Problem::forbidden(
                 "Host is not an address, localhost or in server.allowed_hosts, and no credential is demanded here",
@@ -71,17 +76,24 @@ impl HostGuard {
         let Ok(origin) = std::str::from_utf8(origin) else {
             return false;
         };
-        let is_listed = self.allowed_origins.iter().any(|allowed| allowed.as_str().eq_ignore_ascii_case(origin));
-        is_listed || origin.split_once("://").is_some_and(|(_, host)| self.is_own_host(host.as_bytes()))
+        let is_listed = self
+            .allowed_origins
+            .iter()
+            .any(|allowed| allowed.as_str().eq_ignore_ascii_case(origin));
+        is_listed
+            || origin.split_once("://").is_some_and(|(_, host)| self.is_own_host(host.as_bytes()))
     }
 
     fn is_own_host(&self, host: &[u8]) -> bool {
-        let Some(host) = std::str::from_utf8(host).ok().and_then(|host| HostAndPort::parse(host).ok()) else {
+        let Some(host) =
+            std::str::from_utf8(host).ok().and_then(|host| HostAndPort::parse(host).ok())
+        else {
             return false;
         };
         let name = host.host().trim_start_matches('[').trim_end_matches(']');
         let is_listed = self.allowed_hosts.iter().any(|allowed| {
-            allowed.host().eq_ignore_ascii_case(name) && (allowed.port().is_none() || allowed.port() == host.port())
+            allowed.host().eq_ignore_ascii_case(name)
+                && (allowed.port().is_none() || allowed.port() == host.port())
         });
         is_listed || name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
     }
@@ -90,9 +102,11 @@ impl HostGuard {
 /// Whether a browser says that it loads this for a page of another origin. Following a link there is what people do; a form that
 /// is sent by anything but GET has an `Origin`.
 fn loaded_cross_site(headers: &HeaderMap) -> bool {
-    let has_value =
-        |name: &str, values: &[&[u8]]| headers.get_all(name).iter().any(|value| values.contains(&value.as_bytes()));
-    has_value("sec-fetch-site", &[b"cross-site", b"same-site"]) && !has_value("sec-fetch-mode", &[b"navigate"])
+    let has_value = |name: &str, values: &[&[u8]]| {
+        headers.get_all(name).iter().any(|value| values.contains(&value.as_bytes()))
+    };
+    has_value("sec-fetch-site", &[b"cross-site", b"same-site"])
+        && !has_value("sec-fetch-mode", &[b"navigate"])
 }
 
 #[cfg(test)]
@@ -101,7 +115,10 @@ mod tests {
 
     fn admits(host: Option<&str>, origin: Option<&str>) -> bool {
         let guard = HostGuard {
-            allowed_hosts: vec![HostAndPort::parse("relay.internal").unwrap(), HostAndPort::parse("other:81").unwrap()],
+            allowed_hosts: vec![
+                HostAndPort::parse("relay.internal").unwrap(),
+                HostAndPort::parse("other:81").unwrap(),
+            ],
             allowed_origins: vec![Origin::parse("https://app.example.com").unwrap()],
         };
         let mut headers = HeaderMap::new();
@@ -116,13 +133,26 @@ mod tests {
 
     #[test]
     fn hosts_that_no_stranger_can_point_here_are_own_hosts() {
-        for host in
-            ["127.0.0.1", "127.0.0.1:8080", "[::1]:8080", "LOCALHOST:1", "10.1.2.3", "Relay.internal:99", "other:81"]
-        {
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "LOCALHOST:1",
+            "10.1.2.3",
+            "Relay.internal:99",
+            "other:81",
+        ] {
             assert!(admits(Some(host), None), "{host}");
         }
-        for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "other:82", "other", "", "a b"]
-        {
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "other:82",
+            "other",
+            "",
+            "a b",
+        ] {
             assert!(!admits(Some(host), None), "{host}");
         }
         assert!(!admits(None, None));
@@ -130,14 +160,21 @@ mod tests {
 
     #[test]
     fn origins_are_own_hosts_or_listed() {
-        for origin in
-            ["http://127.0.0.1:3000", "http://localhost:5173", "https://app.example.com", "http://relay.internal"]
-        {
+        for origin in [
+            "http://127.0.0.1:3000",
+            "http://localhost:5173",
+            "https://app.example.com",
+            "http://relay.internal",
+        ] {
             assert!(admits(Some("localhost"), Some(origin)), "{origin}");
         }
-        for origin in
-            ["null", "https://evil.example", "http://app.example.com", "https://app.example.com.evil.example", ""]
-        {
+        for origin in [
+            "null",
+            "https://evil.example",
+            "http://app.example.com",
+            "https://app.example.com.evil.example",
+            "",
+        ] {
             assert!(!admits(Some("localhost"), Some(origin)), "{origin}");
         }
     }
@@ -145,7 +182,8 @@ mod tests {
     #[test]
     fn the_authority_of_http2_counts_as_host() {
         let guard = HostGuard { allowed_hosts: Vec::new(), allowed_origins: Vec::new() };
-        let admits = |uri: &'static str| guard.verify(&Uri::from_static(uri), &HeaderMap::new()).is_ok();
+        let admits =
+            |uri: &'static str| guard.verify(&Uri::from_static(uri), &HeaderMap::new()).is_ok();
         assert!(admits("http://127.0.0.1:8080/stream/p"));
         assert!(!admits("http://evil.example/stream/p"));
     }

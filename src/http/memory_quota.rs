@@ -41,7 +41,13 @@ impl MemoryQuota {
     pub(super) fn permit_for(&self, address: IpAddr) -> QuotaPermit {
         let share = || Arc::new(Semaphore::new(self.0.share_per_address as usize));
         let share = Arc::clone(&self.0.shares.entry(address).or_insert_with(share));
-        QuotaPermit { quota: Arc::clone(&self.0), address, share, held_of_share: 0, held_of_total: 0 }
+        QuotaPermit {
+            quota: Arc::clone(&self.0),
+            address,
+            share,
+            held_of_share: 0,
+            held_of_total: 0,
+        }
     }
 }
 
@@ -111,7 +117,11 @@ mod tests {
     const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
-    async fn acquired(quota: &MemoryQuota, address: IpAddr, units: usize) -> Result<QuotaPermit, QuotaExhausted> {
+    async fn acquired(
+        quota: &MemoryQuota,
+        address: IpAddr,
+        units: usize,
+    ) -> Result<QuotaPermit, QuotaExhausted> {
         let mut permit = quota.permit_for(address);
         permit.grow_to(units).await.map(|()| permit)
     }
@@ -119,7 +129,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_address_leaves_the_others_their_quota_and_no_trace() {
         let quota = MemoryQuota::new(10, 4);
-        let stalled = [acquired(&quota, A, 3).await.unwrap(), acquired(&quota, A, 1).await.unwrap()];
+        let stalled =
+            [acquired(&quota, A, 3).await.unwrap(), acquired(&quota, A, 1).await.unwrap()];
         let began = Instant::now();
         assert_eq!(acquired(&quota, A, 1).await.unwrap_err(), QuotaExhausted);
         assert_eq!(began.elapsed(), QUOTA_WAIT_TIMEOUT, "not for ever");

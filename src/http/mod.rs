@@ -43,8 +43,8 @@ use self::{
     host_guard::HostGuard,
     problem::Problem,
     public::{
-        credential::CredentialSources, middleware::PublicMiddleware, page::PageQuota, publish::BodyQuota,
-        ws::WsMessageCache,
+        credential::CredentialSources, middleware::PublicMiddleware, page::PageQuota,
+        publish::BodyQuota, ws::WsMessageCache,
     },
 };
 use crate::{
@@ -141,7 +141,12 @@ impl Relay {
     /// # Errors
     ///
     /// [`Denial::Unauthenticated`] when it may not.
-    fn ensure_still_granted(&self, grant: &Grant, product: &ProductId, permission: Permission) -> Result<(), Denial> {
+    fn ensure_still_granted(
+        &self,
+        grant: &Grant,
+        product: &ProductId,
+        permission: Permission,
+    ) -> Result<(), Denial> {
         grant.check_not_expired()?;
         match self.subscribers.access().still_grants(&grant.proof, product, permission) {
             true => Ok(()),
@@ -155,7 +160,10 @@ impl Relay {
     ///
     /// 404 when it has.
     fn ensure_still_served(&self, product: &Product) -> Result<(), Problem> {
-        let is_served = self.products.get(&product.id).is_some_and(|known| Arc::ptr_eq(&known.log, &product.log));
+        let is_served = self
+            .products
+            .get(&product.id)
+            .is_some_and(|known| Arc::ptr_eq(&known.log, &product.log));
         if is_served { Ok(()) } else { Err(Problem::not_found("no such product")) }
     }
 
@@ -196,7 +204,9 @@ impl Relay {
         headers: &HeaderMap,
         permission: Permission,
     ) -> Result<(Grant, Arc<Product>), Problem> {
-        let grant = self.access.authenticate(self.credential_sources.credential(query, headers).as_ref())?;
+        let grant = self
+            .access
+            .authenticate(self.credential_sources.credential(query, headers).as_ref())?;
         let product = self.authorized_product(path, &grant, permission)?;
         Ok((grant, product))
     }
@@ -212,7 +222,8 @@ impl Relay {
         grant: &Grant,
         permission: Permission,
     ) -> Result<Arc<Product>, Problem> {
-        let Path(name) = path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
+        let Path(name) =
+            path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
         let unknown = || Problem::not_found("no such product");
         let id = ProductId::new(&name).map_err(|_| unknown())?;
         grant.check(&id, permission)?;
@@ -221,9 +232,11 @@ impl Relay {
 
     /// The client's address: the peer's, or what trusted proxies say before they pass it on.
     fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let is_trusted = |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
+        let is_trusted =
+            |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
         let mut client = peer;
-        let hops = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
+        let hops =
+            headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
         let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
         for hop in hops.into_iter().rev() {
             // From the right: each hop was written by the proxy after it, so belief ends with the first untrusted one.
@@ -253,7 +266,8 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<HostGuard>, origins: &[Ori
     let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
     let socket = get(public::ws::socket).head(|| async { Problem::method_not_allowed("GET") });
     let has_cookie = relay.credential_sources.accepts_cookie();
-    let public_middleware = Arc::new(PublicMiddleware { guard, metrics: Arc::clone(&relay.metrics) });
+    let public_middleware =
+        Arc::new(PublicMiddleware { guard, metrics: Arc::clone(&relay.metrics) });
     let router = Router::new()
         .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
         .route("/stream/{product_id}", stream)

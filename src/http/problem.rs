@@ -9,7 +9,9 @@ use std::time::Duration;
 use axum::response::{IntoResponse, Response};
 use hyper::{
     StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{
+        ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    },
 };
 
 use super::memory_quota::QuotaExhausted;
@@ -58,7 +60,10 @@ impl Problem {
 
     /// 422: a body that was read, but says what cannot be.
     pub(crate) fn invalid(errors: Vec<FieldError>) -> Self {
-        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the body is not as it must be; see errors");
+        let problem = Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "the body is not as it must be; see errors",
+        );
         Self { errors: errors.into(), ..problem }
     }
 
@@ -68,8 +73,13 @@ impl Problem {
     }
 
     /// 429 or 503, with the time to wait.
-    pub(crate) fn retry_later(status: StatusCode, detail: impl Into<String>, retry_after: Duration) -> Self {
-        Self::new(status, detail).with_header(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)))
+    pub(crate) fn retry_later(
+        status: StatusCode,
+        detail: impl Into<String>,
+        retry_after: Duration,
+    ) -> Self {
+        Self::new(status, detail)
+            .with_header(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)))
     }
 
     fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
@@ -96,7 +106,9 @@ impl From<WebhookError> for Problem {
             WebhookError::AlreadyExists | WebhookError::DeclaredInFile | WebhookError::TooMany => {
                 Self::conflict(message)
             }
-            WebhookError::UnknownProduct | WebhookError::ProductChanged => Self::invalid_field("product_id", message),
+            WebhookError::UnknownProduct | WebhookError::ProductChanged => {
+                Self::invalid_field("product_id", message)
+            }
             WebhookError::StoreUnavailable | WebhookError::ShuttingDown => {
                 Self::retry_later(StatusCode::SERVICE_UNAVAILABLE, message, STORE_RETRY_AFTER)
             }
@@ -106,7 +118,8 @@ impl From<WebhookError> for Problem {
 
 impl From<QuotaExhausted> for Problem {
     fn from(_: QuotaExhausted) -> Self {
-        let detail = "too much is being sent and received at this moment, by all or by your address";
+        let detail =
+            "too much is being sent and received at this moment, by all or by your address";
         Self::retry_later(StatusCode::SERVICE_UNAVAILABLE, detail, jittered(SHED_RETRY_AFTER))
     }
 }
@@ -114,13 +127,19 @@ impl From<QuotaExhausted> for Problem {
 impl From<ShedReason> for Problem {
     fn from(reason: ShedReason) -> Self {
         let (status, detail) = match reason {
-            ShedReason::PerIp => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers from this address"),
-            ShedReason::PerKey => (StatusCode::TOO_MANY_REQUESTS, "too many subscribers with this key"),
-            ShedReason::ConnectRate => (StatusCode::SERVICE_UNAVAILABLE, "too many subscribers at this moment"),
-            ShedReason::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the relay is shutting down"),
-            ShedReason::MaxSubscribers | ShedReason::NoFileDescriptor | ShedReason::MaxConnections => {
-                (StatusCode::SERVICE_UNAVAILABLE, "the relay is full")
+            ShedReason::PerIp => {
+                (StatusCode::TOO_MANY_REQUESTS, "too many subscribers from this address")
             }
+            ShedReason::PerKey => {
+                (StatusCode::TOO_MANY_REQUESTS, "too many subscribers with this key")
+            }
+            ShedReason::ConnectRate => {
+                (StatusCode::SERVICE_UNAVAILABLE, "too many subscribers at this moment")
+            }
+            ShedReason::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the relay is shutting down"),
+            ShedReason::MaxSubscribers
+            | ShedReason::NoFileDescriptor
+            | ShedReason::MaxConnections => (StatusCode::SERVICE_UNAVAILABLE, "the relay is full"),
         };
         Self::retry_later(status, detail, jittered(SHED_RETRY_AFTER))
     }
@@ -176,7 +195,11 @@ mod tests {
         ] {
             let label = format!("{error:?}");
             let problem = Problem::from(error);
-            assert_eq!((problem.status.as_u16(), problem.header.is_some()), (status, status == 503), "{label}");
+            assert_eq!(
+                (problem.status.as_u16(), problem.header.is_some()),
+                (status, status == 503),
+                "{label}"
+            );
             let fields: Vec<_> = problem.errors.iter().map(|error| error.field.as_str()).collect();
             assert_eq!(fields, if status == 422 { &["product_id"][..] } else { &[] }, "{label}");
         }

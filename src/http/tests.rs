@@ -20,14 +20,19 @@ use crate::{
 /// A relay of these products that lets everybody in.
 pub(crate) fn relay<const N: usize>(names: [&str; N]) -> Relay {
     let text = "[server]\nlisten = '127.0.0.1:0'\n[[upstreams]]\nproduct_id = 'one'\nurl = 'http://127.0.0.1:1/stream/p'\n[auth]\nallow_anonymous = true";
-    let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
+    let config =
+        Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
     let metrics = Arc::new(Metrics::new().unwrap());
     let access = Arc::new(Access::new(&config.auth));
     let products = names.map(|name| open_product(name, &metrics)).map(|it| (it.id.clone(), it));
     Relay {
         products: Arc::new(DashMap::from_iter(products)),
         credential_sources: CredentialSources::new(&config.auth, &[]),
-        subscribers: Subscribers::new(AdmissionLimits::at_most(1000), Arc::clone(&access), Arc::clone(&metrics)),
+        subscribers: Subscribers::new(
+            AdmissionLimits::at_most(1000),
+            Arc::clone(&access),
+            Arc::clone(&metrics),
+        ),
         access,
         shards: ShardPlacement::new(1, Duration::from_secs(30)),
         page_quota: PageQuota::default(),
@@ -73,7 +78,13 @@ pub(crate) fn publish(relay: &Relay, name: &str, text: &str) {
     let product = product(relay, name);
     let payload = Bytes::copy_from_slice(text.as_bytes());
     let received = Instant::now();
-    product.log.append(Draft { kind: Kind::new("x"), session: None, forwarded_at: None, payload, received });
+    product.log.append(Draft {
+        kind: Kind::new("x"),
+        session: None,
+        forwarded_at: None,
+        payload,
+        received,
+    });
     let run = pin!(product.fanout.run(CancellationToken::new()));
     assert!(run.poll(&mut Context::from_waker(Waker::noop())).is_pending());
 }

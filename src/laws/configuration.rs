@@ -37,7 +37,8 @@ fn parse(text: &str, anonymous: AllowAnonymous) -> Result<Config, String> {
     ]
     .into_iter()
     .collect();
-    Config::parse(text, "relay.toml", &environment, anonymous).map_err(|findings| findings.to_string())
+    Config::parse(text, "relay.toml", &environment, anonymous)
+        .map_err(|findings| findings.to_string())
 }
 
 /// What `check` prints is read again as the same, once there are secrets again.
@@ -51,7 +52,8 @@ fn check_masked(config: &Config, text: &str) {
     for (number, piece) in pieces.enumerate() {
         filled += &format!("a-secret-that-is-long-enough-for-hs256-{number}{piece}");
     }
-    let reparsed = parse(&filled, AllowAnonymous::Anywhere).unwrap_or_else(|found| panic!("{found}\n{filled}"));
+    let reparsed = parse(&filled, AllowAnonymous::Anywhere)
+        .unwrap_or_else(|found| panic!("{found}\n{filled}"));
     assert_eq!(reparsed.to_masked_toml(), masked);
 }
 
@@ -68,9 +70,11 @@ fn count_secrets_in_table(table: &DeTable<'_>) -> usize {
             url.split_once('?').map_or(0, |(_, query)| query.matches(SECRET).count())
         }
         DeValue::Table(table) => count_secrets_in_table(table),
-        DeValue::Array(values) => {
-            values.iter().filter_map(|value| value.get_ref().as_table()).map(count_secrets_in_table).sum()
-        }
+        DeValue::Array(values) => values
+            .iter()
+            .filter_map(|value| value.get_ref().as_table())
+            .map(count_secrets_in_table)
+            .sum(),
         _ => 0,
     };
     table.iter().map(|(key, value)| count_in_entry(key.get_ref(), value.get_ref())).sum()

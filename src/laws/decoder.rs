@@ -16,7 +16,11 @@ pub fn decoder(input: &[u8]) {
     let (first, second) = stream.split_at(cut.min(stream.len()));
     assert_eq!(decode_chunks([first, b"", second], max_event_bytes), expected, "in two pieces");
     for size in [1, cut + 2] {
-        assert_eq!(decode_chunks(stream.chunks(size), max_event_bytes), expected, "in pieces of {size}");
+        assert_eq!(
+            decode_chunks(stream.chunks(size), max_event_bytes),
+            expected,
+            "in pieces of {size}"
+        );
     }
     if stream.len() <= max_event_bytes {
         assert_eq!(expected, reference_decode(stream));
@@ -31,17 +35,28 @@ pub fn decoder(input: &[u8]) {
 fn check_frame(frame: &Frame, max_event_bytes: usize) {
     assert!(frame.data.len() <= max_event_bytes);
     assert!(!sse::breaks_framing(&frame.id));
-    assert!(!frame.event.contains(&b'\n') && !frame.event.contains(&b'\r') && !frame.data.contains(&b'\r'));
+    assert!(
+        !frame.event.contains(&b'\n')
+            && !frame.event.contains(&b'\r')
+            && !frame.data.contains(&b'\r')
+    );
     let encoded = sse::encode_event("7-42", &frame.data);
     assert_eq!(encoded.payload, frame.data);
     let wire = encoded.chunk.slice(encoded.frame);
     assert_eq!(sse::encode_http1_chunk(&wire), encoded.chunk);
-    let again =
-        Frame { event: Bytes::new(), data: frame.data.clone(), id: Bytes::from_static(b"7-42"), has_own_id: true };
+    let again = Frame {
+        event: Bytes::new(),
+        data: frame.data.clone(),
+        id: Bytes::from_static(b"7-42"),
+        has_own_id: true,
+    };
     assert_eq!(decode_chunks([&*wire], max_event_bytes), [Decoded::Frame(again)]);
 }
 
-fn decode_chunks<'a>(chunks: impl IntoIterator<Item = &'a [u8]>, max_event_bytes: usize) -> Vec<Decoded> {
+fn decode_chunks<'a>(
+    chunks: impl IntoIterator<Item = &'a [u8]>,
+    max_event_bytes: usize,
+) -> Vec<Decoded> {
     let mut decoder = Decoder::new(max_event_bytes);
     let mut decoded = Vec::new();
     for chunk in chunks {
@@ -56,12 +71,18 @@ fn decode_chunks<'a>(chunks: impl IntoIterator<Item = &'a [u8]>, max_event_bytes
 /// The standard, word for word and without a thought for speed or bounds.
 fn reference_decode(stream: &[u8]) -> Vec<Decoded> {
     let mut decoded = Vec::new();
-    let (mut data, mut event, mut id, mut has_own_id) = (None::<Vec<u8>>, Vec::new(), Vec::new(), false);
+    let (mut data, mut event, mut id, mut has_own_id) =
+        (None::<Vec<u8>>, Vec::new(), Vec::new(), false);
     for line in lines(stream.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(stream)) {
         if line.is_empty() {
             let (event, has_own_id) = (std::mem::take(&mut event), std::mem::take(&mut has_own_id));
             if let Some(data) = data.take() {
-                let frame = Frame { event: event.into(), data: data.into(), id: id.clone().into(), has_own_id };
+                let frame = Frame {
+                    event: event.into(),
+                    data: data.into(),
+                    id: id.clone().into(),
+                    has_own_id,
+                };
                 decoded.push(Decoded::Frame(frame));
             }
             continue;
@@ -78,7 +99,9 @@ fn reference_decode(stream: &[u8]) -> Vec<Decoded> {
             b"id" if !value.contains(&0) => (id, has_own_id) = (value.to_vec(), true),
             b"retry" if !value.is_empty() && value.iter().all(u8::is_ascii_digit) => {
                 let digits = String::from_utf8(value.to_vec()).unwrap();
-                decoded.extend(digits.parse().ok().map(|wait| Decoded::Retry(Duration::from_millis(wait))));
+                decoded.extend(
+                    digits.parse().ok().map(|wait| Decoded::Retry(Duration::from_millis(wait))),
+                );
             }
             _ => {}
         }

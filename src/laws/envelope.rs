@@ -17,7 +17,12 @@ pub fn envelope(input: &[u8]) {
     let (payload, now) = (Bytes::copy_from_slice(input), Instant::now());
     let value: Option<Value> = serde_json::from_slice(input).ok();
     for event in ["", "gap", "heartbeat"] {
-        let frame = Frame { event: event.into(), data: payload.clone(), id: Bytes::new(), has_own_id: false };
+        let frame = Frame {
+            event: event.into(),
+            data: payload.clone(),
+            id: Bytes::new(),
+            has_own_id: false,
+        };
         let classified = envelope::classify(frame, &product, now);
         assert!(event.is_empty() || classified.is_ok(), "a notice is never refused");
     }
@@ -32,8 +37,15 @@ pub fn envelope(input: &[u8]) {
 
 fn check_draft(draft: &Draft, input: &[u8], value: Option<&Value>, product: &ProductId) {
     assert_eq!(draft.payload, input);
-    assert!(!draft.kind.as_str().is_empty() && !sse::breaks_framing(draft.kind.as_str().as_bytes()));
-    assert!(draft.session.as_ref().is_none_or(|session| !sse::breaks_framing(session.as_str().as_bytes())));
+    assert!(
+        !draft.kind.as_str().is_empty() && !sse::breaks_framing(draft.kind.as_str().as_bytes())
+    );
+    assert!(
+        draft
+            .session
+            .as_ref()
+            .is_none_or(|session| !sse::breaks_framing(session.as_str().as_bytes()))
+    );
     assert!(draft.forwarded_at.is_none_or(f64::is_finite));
     let Some(value) = value else { return }; // such as numbers beyond all measure, which pass through
     assert_eq!(value["type"].as_str(), Some(draft.kind.as_str()));
@@ -43,15 +55,23 @@ fn check_draft(draft: &Draft, input: &[u8], value: Option<&Value>, product: &Pro
 }
 
 fn check_rejection(rejection: Rejection, input: &[u8], value: Option<&Value>, product: &ProductId) {
-    let breaks = |name: &str, value: &Value| value[name].as_str().is_some_and(|it| sse::breaks_framing(it.as_bytes()));
+    let breaks = |name: &str, value: &Value| {
+        value[name].as_str().is_some_and(|it| sse::breaks_framing(it.as_bytes()))
+    };
     let Some(value) = value else { return };
     let is_justified = match rejection {
         Rejection::InvalidUtf8 | Rejection::TooLarge => false,
-        Rejection::InvalidJson => ["type", "product_id", "session_id"].iter().any(|name| value.get(name).is_some()),
+        Rejection::InvalidJson => {
+            ["type", "product_id", "session_id"].iter().any(|name| value.get(name).is_some())
+        }
         Rejection::NotAnObject => !value.is_object(),
         Rejection::NoType => value["type"].as_str().is_none_or(str::is_empty),
-        Rejection::WrongProduct => !value["product_id"].is_null() && value["product_id"] != product.as_str(),
-        Rejection::ControlCharacter => input.contains(&0) || breaks("type", value) || breaks("session_id", value),
+        Rejection::WrongProduct => {
+            !value["product_id"].is_null() && value["product_id"] != product.as_str()
+        }
+        Rejection::ControlCharacter => {
+            input.contains(&0) || breaks("type", value) || breaks("session_id", value)
+        }
     };
     assert!(is_justified, "{rejection:?}");
 }

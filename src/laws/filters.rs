@@ -10,7 +10,10 @@ use serde_json::Value;
 
 use crate::{
     event::{Kind, Only, Scope, SessionId, StartPosition},
-    http::{MAX_FILTER_VALUES, SubscriptionRequest, accepts_event_stream, encode_subscribed, parse_subscribe},
+    http::{
+        MAX_FILTER_VALUES, SubscriptionRequest, accepts_event_stream, encode_subscribed,
+        parse_subscribe,
+    },
 };
 
 /// A wish that is read is one that can be had, and written down again it is the same.
@@ -27,8 +30,12 @@ pub fn filters(input: &[u8]) {
         headers.insert(ACCEPT, value);
         accepts_event_stream(&headers);
         if let Ok(request) = from_query {
-            let start = if input.is_empty() { request.start.clone() } else { StartPosition::parse(input) };
-            assert_eq!(SubscriptionRequest::parse(&text, &headers).unwrap(), SubscriptionRequest { start, ..request });
+            let start =
+                if input.is_empty() { request.start.clone() } else { StartPosition::parse(input) };
+            assert_eq!(
+                SubscriptionRequest::parse(&text, &headers).unwrap(),
+                SubscriptionRequest { start, ..request }
+            );
         }
     }
     if let Ok(scope) = parse_subscribe(input) {
@@ -50,10 +57,14 @@ fn check_scope(scope: &Scope) {
 
 fn values(scope: &Scope) -> (Vec<&str>, Vec<&str>) {
     fn all<T>(only: &Only<T>) -> impl Iterator<Item = &T> {
-        let values: Option<&BTreeSet<T>> = if let Only::These(values) = only { Some(values) } else { None };
+        let values: Option<&BTreeSet<T>> =
+            if let Only::These(values) = only { Some(values) } else { None };
         values.into_iter().flatten()
     }
-    (all(&scope.sessions).map(SessionId::as_str).collect(), all(&scope.kinds).map(Kind::as_str).collect())
+    (
+        all(&scope.sessions).map(SessionId::as_str).collect(),
+        all(&scope.kinds).map(Kind::as_str).collect(),
+    )
 }
 
 /// A query that asks for this.

@@ -14,8 +14,9 @@ pub fn ids(input: &[u8]) {
         StartPosition::Malformed => {}
     }
     if let Some((numbers, _)) = input.split_first_chunk::<20>() {
-        let number =
-            |range: std::ops::Range<usize>| numbers[range].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let number = |range: std::ops::Range<usize>| {
+            numbers[range].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+        };
         let suffix = u32::try_from(number(16..20)).unwrap();
         let id = EventId { epoch: number(0..8), sequence: number(8..16), suffix };
         assert_eq!(StartPosition::parse(id.to_string().as_bytes()), StartPosition::After(id));
@@ -24,7 +25,8 @@ pub fn ids(input: &[u8]) {
 }
 
 fn check_log(text: &str) {
-    let requested: Vec<_> = text.split_whitespace().take(MAX_IDS).filter_map(EventId::parse).collect();
+    let requested: Vec<_> =
+        text.split_whitespace().take(MAX_IDS).filter_map(EventId::parse).collect();
     let (mut ids, mut appended) = (IdSpans::default(), Vec::new());
     for id in &requested {
         let newest = appended.len() as u64;
@@ -36,16 +38,28 @@ fn check_log(text: &str) {
     }
     let newest = appended.len() as u64;
     for (position, id) in (1..).zip(&appended) {
-        assert_eq!((ids.id_at(position), ids.find(*id, newest)), (Some(*id), IdLookup::At(position)));
+        assert_eq!(
+            (ids.id_at(position), ids.find(*id, newest)),
+            (Some(*id), IdLookup::At(position))
+        );
     }
     for id in requested {
-        for near in [id, EventId { sequence: id.sequence.wrapping_add(1), ..id }, EventId { suffix: 1, ..id }] {
+        for near in [
+            id,
+            EventId { sequence: id.sequence.wrapping_add(1), ..id },
+            EventId { suffix: 1, ..id },
+        ] {
             if let IdLookup::At(position) | IdLookup::After(position) = ids.find(near, newest) {
                 assert!(position <= newest, "{near}");
-                let before =
-                    appended.get((position as usize).wrapping_sub(1)).filter(|before| before.epoch == near.epoch);
+                let before = appended
+                    .get((position as usize).wrapping_sub(1))
+                    .filter(|before| before.epoch == near.epoch);
                 let next = appended.get(position as usize).filter(|next| next.epoch == near.epoch);
-                assert!(before.is_none_or(|before| *before <= near) && next.is_none_or(|next| near < *next), "{near}");
+                assert!(
+                    before.is_none_or(|before| *before <= near)
+                        && next.is_none_or(|next| near < *next),
+                    "{near}"
+                );
             }
         }
     }

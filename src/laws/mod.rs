@@ -4,7 +4,12 @@
 //! hand, is its corpus, which `cargo test` goes through. No part of the relay: compiled for tests and for fuzzing only.
 //!
 //! May use: `config`, `envelope`, `event`, `http`, `log`, `sse`.
-#![allow(clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "a broken law is told by a panic")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a broken law is told by a panic"
+)]
 
 mod configuration;
 mod decoder;
@@ -12,7 +17,9 @@ mod envelope;
 mod filters;
 mod ids;
 
-pub use self::{configuration::configuration, decoder::decoder, envelope::envelope, filters::filters, ids::ids};
+pub use self::{
+    configuration::configuration, decoder::decoder, envelope::envelope, filters::filters, ids::ids,
+};
 
 #[cfg(test)]
 mod tests {

@@ -105,7 +105,11 @@ impl StoreHandle {
 
     /// Lets a reader catch up.
     pub(crate) fn catch_up(self: &Arc<Self>) -> CatchUp {
-        CatchUp { handle: Arc::clone(self), permit: self.replay_permits.permit(), state: CatchUpState::Idle }
+        CatchUp {
+            handle: Arc::clone(self),
+            permit: self.replay_permits.permit(),
+            state: CatchUpState::Idle,
+        }
     }
 
     /// Tells the writer that a log has something for it. Costs next to nothing while it is awake.
@@ -125,7 +129,8 @@ impl StoreHandle {
     /// Whether the store keeps less than it promises: it has failed, or a write takes far too long.
     pub(crate) fn is_degraded(&self) -> bool {
         let since = self.write_began_ms.load(SeqCst);
-        let is_slow = since > 0 && self.elapsed_ms().saturating_sub(since) > SLOW_WRITE.as_millis() as u64;
+        let is_slow =
+            since > 0 && self.elapsed_ms().saturating_sub(since) > SLOW_WRITE.as_millis() as u64;
         is_slow || self.has_failed.load(SeqCst)
     }
 
@@ -203,7 +208,9 @@ impl StoreHandle {
 
     /// Whether orders wait.
     pub(crate) fn has_pending_work(&self) -> bool {
-        self.is_damaged.load(SeqCst) || self.sync_failed.load(SeqCst) || !lock(&self.commands).is_empty()
+        self.is_damaged.load(SeqCst)
+            || self.sync_failed.load(SeqCst)
+            || !lock(&self.commands).is_empty()
     }
 
     /// Whether the threads are to end.
@@ -272,13 +279,18 @@ impl StoreHandle {
                 continue;
             }
             let generation = self.generation();
-            if reader.as_ref().is_some_and(|(opened_generation, _)| *opened_generation != generation) {
+            if reader
+                .as_ref()
+                .is_some_and(|(opened_generation, _)| *opened_generation != generation)
+            {
                 reader = None;
             }
             let mut chunk = self.read_chunk(&mut reader, generation, &request);
             for _ in 0..READ_RETRIES {
                 // What is passing, such as a file too many, must not cost a client all that it has missed.
-                if matches!(&chunk, Err(FileError::Unavailable { .. })) && generation == self.generation() {
+                if matches!(&chunk, Err(FileError::Unavailable { .. }))
+                    && generation == self.generation()
+                {
                     reader = None;
                     std::thread::sleep(READ_RETRY_DELAY);
                     chunk = self.read_chunk(&mut reader, generation, &request);
@@ -307,15 +319,17 @@ impl StoreHandle {
             None if self.has_failed.load(SeqCst) => {
                 Err(FileFault::Refused("it is out of order").at(&self.path, "read entries from"))
             }
-            None => {
-                StoreReader::open(&self.path).and_then(|opened| reader.insert((generation, opened)).1.fetch(request))
-            }
+            None => StoreReader::open(&self.path)
+                .and_then(|opened| reader.insert((generation, opened)).1.fetch(request)),
         }
     }
 
     fn report_read_failure(&self, error: &FileError, generation: u64) {
         let problem = error_chain(error);
-        tracing::error!(problem, "the store cannot be read: streams get a gap instead, webhooks try again");
+        tracing::error!(
+            problem,
+            "the store cannot be read: streams get a gap instead, webhooks try again"
+        );
         if matches!(error, FileError::Damaged { .. }) {
             self.report_damage(generation);
         }
@@ -375,10 +389,16 @@ impl CatchUp {
     /// # Cancel safety
     ///
     /// Nothing is lost between calls. While it waits for its turn, it must be called again every now and then.
-    pub(crate) fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<StoredChunk, u64>>> {
+    pub(crate) fn poll_chunk(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<StoredChunk, u64>>> {
         if let CatchUpState::AwaitingPermit(request) = &self.state {
             ready!(self.permit.poll_acquire(context));
-            let (through, chunk) = (request.through, self.handle.submit_read(request.clone(), self.permit.begin_use()));
+            let (through, chunk) = (
+                request.through,
+                self.handle.submit_read(request.clone(), self.permit.begin_use()),
+            );
             self.state = CatchUpState::AwaitingChunk { through, chunk };
         }
         let CatchUpState::AwaitingChunk { through, chunk } = &mut self.state else {

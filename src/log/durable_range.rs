@@ -51,7 +51,12 @@ pub(crate) enum DurableSegment {
 
 impl DurableRange {
     /// A shelf as it was found.
-    pub(crate) fn new(product_number: u32, evicted_through: u64, newest: u64, holes: Vec<Hole>) -> Self {
+    pub(crate) fn new(
+        product_number: u32,
+        evicted_through: u64,
+        newest: u64,
+        holes: Vec<Hole>,
+    ) -> Self {
         Self {
             product_number,
             evicted_through,
@@ -131,7 +136,8 @@ impl DurableRange {
 
     /// Whether the entry at `place` has been committed, as opposed to waiting for that or being lost.
     pub(crate) fn has_committed(&self, position: u64) -> bool {
-        let in_hole = || self.holes.iter().any(|range| (range.first..=range.last).contains(&position));
+        let in_hole =
+            || self.holes.iter().any(|range| (range.first..=range.last).contains(&position));
         position <= self.persisted_through && !in_hole()
     }
 
@@ -196,7 +202,10 @@ mod tests {
             assert_eq!(durable.segment_after(position), segment, "{position}");
         }
         durable.record_retention(100, 10, 10);
-        assert_eq!((durable.segment_after(93), durable.holes.len()), (DurableSegment::Evicted(100), 0));
+        assert_eq!(
+            (durable.segment_after(93), durable.holes.len()),
+            (DurableSegment::Evicted(100), 0)
+        );
     }
 
     #[test]
@@ -208,7 +217,11 @@ mod tests {
         assert_eq!(durable.unacknowledged_holes(), [Hole { first: 11, last: 13 }]);
         durable.record_commit(14, 20, 7, 700);
         assert_eq!(
-            (durable.unacknowledged_holes().len(), durable.segment_after(11), durable.segment_after(13)),
+            (
+                durable.unacknowledged_holes().len(),
+                durable.segment_after(11),
+                durable.segment_after(13)
+            ),
             (0, DurableSegment::Hole(13), DurableSegment::Persisted(20))
         );
         assert!(!durable.record_memory_eviction(20));
@@ -239,7 +252,10 @@ mod tests {
     fn a_lost_store_has_again_what_is_in_memory() {
         let mut durable = DurableRange::new(1, 5, 100, Vec::new());
         assert!(durable.record_total_loss(80));
-        assert_eq!((durable.persisted_through, durable.segment_after(5)), (80, DurableSegment::Hole(80)));
+        assert_eq!(
+            (durable.persisted_through, durable.segment_after(5)),
+            (80, DurableSegment::Hole(80))
+        );
         assert_eq!(durable.unacknowledged_holes(), [Hole { first: 1, last: 80 }]);
         let mut empty = DurableRange::new(1, 0, 0, Vec::new());
         assert!(!empty.record_total_loss(0), "there was nothing to lose");

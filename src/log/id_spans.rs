@@ -37,13 +37,18 @@ impl IdSpan {
     fn id_before(&self) -> Option<EventId> {
         match self.first_id.suffix.checked_sub(1) {
             Some(suffix) => Some(EventId { suffix, ..self.first_id }),
-            None => Some(EventId { sequence: self.first_id.sequence.checked_sub(1)?, ..self.first_id }),
+            None => {
+                Some(EventId { sequence: self.first_id.sequence.checked_sub(1)?, ..self.first_id })
+            }
         }
     }
 
     /// The id at a place of this span, which must not lie before it.
     fn id_at(&self, position: u64) -> EventId {
-        EventId { sequence: self.first_id.sequence.saturating_add(position - self.first_position), ..self.first_id }
+        EventId {
+            sequence: self.first_id.sequence.saturating_add(position - self.first_position),
+            ..self.first_id
+        }
     }
 }
 
@@ -73,7 +78,9 @@ impl IdSpans {
     /// Notes that `id` stands at `place`, behind everything so far.
     pub(crate) fn append(&mut self, position: u64, id: EventId) {
         let continues_span = self.spans.back().is_some_and(|last| {
-            last.first_id.suffix == 0 && position > last.first_position && last.id_at(position) == id // an id with a suffix is a span by itself
+            last.first_id.suffix == 0
+                && position > last.first_position
+                && last.id_at(position) == id // an id with a suffix is a span by itself
         });
         if !continues_span {
             self.begin_span(IdSpan { first_position: position, first_id: id });
@@ -82,7 +89,9 @@ impl IdSpans {
 
     /// Begins a span. One that has no entry yet, because it was only prepared, makes way.
     pub(crate) fn begin_span(&mut self, span: IdSpan) {
-        while let Some(unused) = self.spans.pop_back_if(|last| last.first_position >= span.first_position) {
+        while let Some(unused) =
+            self.spans.pop_back_if(|last| last.first_position >= span.first_position)
+        {
             self.by_id.remove(&unused.first_id);
         }
         self.spans.push_back(span);
@@ -96,9 +105,11 @@ impl IdSpans {
     /// The id at a place, none before the first span remembered. At the place before everything, the one before the first
     /// entry's where there is such an entry.
     pub(crate) fn id_at(&self, position: u64) -> Option<EventId> {
-        let first = self.spans.iter().take_while(|span| position == 0 && span.first_position <= 1).last();
-        let before_first =
-            first.filter(|first| first.first_position == 1 && first.first_id.suffix == 0).and_then(IdSpan::id_before);
+        let first =
+            self.spans.iter().take_while(|span| position == 0 && span.first_position <= 1).last();
+        let before_first = first
+            .filter(|first| first.first_position == 1 && first.first_id.suffix == 0)
+            .and_then(IdSpan::id_before);
         before_first.or_else(|| self.span_at(position).map(|span| span.id_at(position)))
     }
 
@@ -123,16 +134,25 @@ impl IdSpans {
 
     /// Where an id stands in a log whose newest entry is at `newest`.
     pub(crate) fn find(&self, id: EventId, newest: u64) -> IdLookup {
-        let below = self.by_id.range(..=id).next_back().filter(|(first, _)| first.epoch == id.epoch);
+        let below =
+            self.by_id.range(..=id).next_back().filter(|(first, _)| first.epoch == id.epoch);
         if let Some((first, position)) = below {
-            return self.find_in(IdSpan { first_position: *position, first_id: *first }, id, newest);
+            return self.find_in(
+                IdSpan { first_position: *position, first_id: *first },
+                id,
+                newest,
+            );
         }
-        let Some((first, position)) = self.by_id.range(id..).next().filter(|(first, _)| first.epoch == id.epoch) else {
+        let Some((first, position)) =
+            self.by_id.range(id..).next().filter(|(first, _)| first.epoch == id.epoch)
+        else {
             return IdLookup::UnknownEpoch;
         };
         let before = position.saturating_sub(1);
-        let precedes = IdSpan { first_position: *position, first_id: *first }.id_before() == Some(id);
-        let begins_log = before == 0 || self.spans.front().is_some_and(|oldest| oldest.first_position == *position);
+        let precedes =
+            IdSpan { first_position: *position, first_id: *first }.id_before() == Some(id);
+        let begins_log = before == 0
+            || self.spans.front().is_some_and(|oldest| oldest.first_position == *position);
         match (precedes, begins_log) {
             (true, true) => IdLookup::At(before),
             (_, false) => IdLookup::After(before),
@@ -154,11 +174,16 @@ impl IdSpans {
     /// Whether an entry with this id, or one of its epoch after it, stands here already.
     pub(crate) fn has_passed(&self, id: EventId, newest: u64) -> bool {
         let end_of_epoch = EventId { sequence: u64::MAX, suffix: u32::MAX, ..id };
-        let last = self.by_id.range(..=end_of_epoch).next_back().filter(|(first, _)| first.epoch == id.epoch);
+        let last = self
+            .by_id
+            .range(..=end_of_epoch)
+            .next_back()
+            .filter(|(first, _)| first.epoch == id.epoch);
         last.is_some_and(|(first, position)| {
             let next = self.spans.partition_point(|span| span.first_position <= *position);
             let end = self.spans.get(next).map_or(newest, |next| next.first_position - 1);
-            end >= *position && IdSpan { first_position: *position, first_id: *first }.id_at(end) >= id
+            end >= *position
+                && IdSpan { first_position: *position, first_id: *first }.id_at(end) >= id
         })
     }
 
@@ -253,7 +278,10 @@ mod tests {
         ids.begin_span(IdSpan { first_position: 6, first_id: id("8-6") });
         assert!(!ids.has_passed(id("8-6"), 5));
         ids.append(6, id("7-6"));
-        assert_eq!((ids.id_at(6), ids.find(id("8-6"), 6)), (Some(id("7-6")), IdLookup::UnknownEpoch));
+        assert_eq!(
+            (ids.id_at(6), ids.find(id("8-6"), 6)),
+            (Some(id("7-6")), IdLookup::UnknownEpoch)
+        );
     }
 
     #[test]
@@ -271,7 +299,11 @@ mod tests {
         let first = 10_000 - MAX_SPANS as u64 + 1;
         let before = (first - 1, EventId::new(1, first * 2 - 1));
         for position in [0, 1, first - 1] {
-            assert_eq!((ids.id_at(position), ids.first_resumable(position)), (None, Some(before)), "{position}");
+            assert_eq!(
+                (ids.id_at(position), ids.first_resumable(position)),
+                (None, Some(before)),
+                "{position}"
+            );
         }
         assert_eq!(ids.find(before.1, 10_000), IdLookup::At(before.0));
         assert_eq!(ids.find(EventId::new(1, first * 2 - 2), 10_000), IdLookup::TooOld);
@@ -280,9 +312,12 @@ mod tests {
 
     #[test]
     fn the_position_before_an_entry_of_a_relays_own_has_an_id_too() {
-        for (first, before) in
-            [("7-40.1", (8, "7-40")), ("7-40.2", (8, "7-40.1")), ("7-40", (8, "7-39")), ("7-0", (9, "7-0"))]
-        {
+        for (first, before) in [
+            ("7-40.1", (8, "7-40")),
+            ("7-40.2", (8, "7-40.1")),
+            ("7-40", (8, "7-39")),
+            ("7-0", (9, "7-0")),
+        ] {
             let ids = IdSpans::restored([IdSpan { first_position: 9, first_id: id(first) }]);
             assert_eq!(ids.first_resumable(3), Some((before.0, id(before.1))), "{first}");
             assert_eq!(ids.find(id(before.1), 9), IdLookup::At(before.0), "{first}");

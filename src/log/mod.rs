@@ -99,8 +99,10 @@ impl Log {
     /// An empty log that keeps what fits within `bounds`, in memory alone.
     pub(crate) fn new(product: ProductId, bounds: MemoryBounds, metrics: LogMetrics) -> Self {
         let epoch = epoch_after(0);
-        let ids = IdSpans::restored([IdSpan { first_position: 0, first_id: EventId::new(epoch, 0) }]);
-        let (numbering, link) = (Numbering::Undecided, UpstreamLink::Disconnected { since: Instant::now() });
+        let ids =
+            IdSpans::restored([IdSpan { first_position: 0, first_id: EventId::new(epoch, 0) }]);
+        let (numbering, link) =
+            (Numbering::Undecided, UpstreamLink::Disconnected { since: Instant::now() });
         let state = LogState {
             ring: Ring::new(bounds, 0),
             ids,
@@ -127,7 +129,8 @@ impl Log {
         let numbering = infer_numbering(kept.newest, ids.id_at(kept.newest));
         let link = UpstreamLink::Disconnected { since: Instant::now() };
         ids.begin_span(first_span_of_epoch(kept.newest, epoch));
-        let mut durable = DurableRange::new(kept.product_number, kept.evicted_through, kept.newest, kept.holes);
+        let mut durable =
+            DurableRange::new(kept.product_number, kept.evicted_through, kept.newest, kept.holes);
         (durable.events, durable.bytes) = (kept.events, kept.bytes);
         metrics.set_store_usage(durable.events, durable.bytes);
         let ring = Ring::new(bounds, kept.newest);
@@ -179,7 +182,8 @@ impl Log {
 
     fn append_with_own_id(&self, state: MutexGuard<'_, LogState>, draft: Draft) -> Appended {
         let id = state.next_own_id(self.epoch);
-        let position = self.push(state, id, |position| Entry::Event(Arc::new(Event::new(id, position, draft))));
+        let position = self
+            .push(state, id, |position| Entry::Event(Arc::new(Event::new(id, position, draft))));
         Appended { id, position }
     }
 
@@ -187,7 +191,9 @@ impl Log {
     pub(crate) fn append_numbered(&self, draft: Draft, id: EventId) {
         let state = self.state();
         if !state.ids.has_passed(id, state.ring.newest_position()) {
-            self.push(state, id, |position| Entry::Event(Arc::new(Event::new(id, position, draft))));
+            self.push(state, id, |position| {
+                Entry::Event(Arc::new(Event::new(id, position, draft)))
+            });
         }
     }
 
@@ -203,7 +209,12 @@ impl Log {
     /// Writes down a gap that the upstream has announced, unless it is here already. One of which the upstream says that it
     /// stands before everything, because it does not know the id that it was asked for, is new wherever it stands: it gets
     /// an id of this log's if need be.
-    pub(crate) fn append_numbered_gap(&self, reason: GapReason, id: Option<EventId>, after: Option<Box<str>>) {
+    pub(crate) fn append_numbered_gap(
+        &self,
+        reason: GapReason,
+        id: Option<EventId>,
+        after: Option<Box<str>>,
+    ) {
         let state = self.state();
         let newest = state.ring.newest_position();
         let id = match id {
@@ -214,7 +225,13 @@ impl Log {
         self.push_gap(state, reason, id, after);
     }
 
-    fn push_gap(&self, state: MutexGuard<'_, LogState>, reason: GapReason, id: EventId, after: Option<Box<str>>) {
+    fn push_gap(
+        &self,
+        state: MutexGuard<'_, LogState>,
+        reason: GapReason,
+        id: EventId,
+        after: Option<Box<str>>,
+    ) {
         self.metrics.record_gap(reason);
         let product = self.product.clone();
         self.push(state, id, |position| {
@@ -222,7 +239,12 @@ impl Log {
         });
     }
 
-    fn push(&self, mut state: MutexGuard<'_, LogState>, id: EventId, entry: impl FnOnce(u64) -> Entry) -> u64 {
+    fn push(
+        &self,
+        mut state: MutexGuard<'_, LogState>,
+        id: EventId,
+        entry: impl FnOnce(u64) -> Entry,
+    ) -> u64 {
         let position = state.ring.newest_position() + 1;
         state.ids.append(position, id);
         state.ring.push(entry(position));
@@ -260,7 +282,9 @@ impl Log {
 
     fn notify_persisted(&self, state: &LogState) {
         let persisted_through = state.persisted_through();
-        self.persisted.send_if_modified(|current| mem::replace(current, persisted_through) != persisted_through);
+        self.persisted.send_if_modified(|current| {
+            mem::replace(current, persisted_through) != persisted_through
+        });
     }
 
     /// Waits until there is something behind `place`, and returns the entries there, at most `most` of them, with the
@@ -313,7 +337,11 @@ impl Log {
     pub(crate) fn set_numbering(&self, numbering: Numbering) {
         let mut state = self.state();
         state.numbering = numbering;
-        state.link = if numbering == Numbering::Upstream { UpstreamLink::Replaying } else { UpstreamLink::Live };
+        state.link = if numbering == Numbering::Upstream {
+            UpstreamLink::Replaying
+        } else {
+            UpstreamLink::Live
+        };
     }
 
     /// Notes that the connection to the upstream is lost.
@@ -385,7 +413,9 @@ impl Log {
         let mut state = self.state();
         let places = state.ring.erase(session);
         self.metrics.set_memory_usage(state.ring.len(), state.ring.bytes());
-        let in_store = |position: &&u64| state.durable.as_ref().is_some_and(|shelf| shelf.contains(**position));
+        let in_store = |position: &&u64| {
+            state.durable.as_ref().is_some_and(|shelf| shelf.contains(**position))
+        };
         (places.len() - places.iter().filter(in_store).count()) as u64
     }
 
@@ -427,7 +457,8 @@ impl LogState {
     /// The id of the next entry of this log's own: behind one of the upstream's that one's with a suffix.
     fn next_own_id(&self, epoch: u64) -> EventId {
         let newest = self.ring.newest_position();
-        match self.ids.id_at(newest).filter(|_| self.numbering == Numbering::Upstream && newest > 0) {
+        match self.ids.id_at(newest).filter(|_| self.numbering == Numbering::Upstream && newest > 0)
+        {
             Some(last) => EventId { suffix: last.suffix.saturating_add(1), ..last },
             None => EventId::new(epoch, newest + 1),
         }

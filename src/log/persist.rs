@@ -41,12 +41,20 @@ impl Log {
         if entries.is_empty() && holes.is_empty() {
             return None;
         }
-        let mut batch =
-            UnpersistedBatch { product_number: durable.product_number, first, entries, spans: Vec::new(), holes };
+        let mut batch = UnpersistedBatch {
+            product_number: durable.product_number,
+            first,
+            entries,
+            spans: Vec::new(),
+            holes,
+        };
         durable.claimed_through = batch.last();
         // Those that began in a missing range, too; and the first of all, which may begin before the first place.
-        let unacknowledged_from =
-            if durable.acknowledged_through() == 0 { 0 } else { durable.acknowledged_through() + 1 };
+        let unacknowledged_from = if durable.acknowledged_through() == 0 {
+            0
+        } else {
+            durable.acknowledged_through() + 1
+        };
         batch.spans = ids.spans_between(unacknowledged_from, batch.last());
         Some(batch)
     }
@@ -55,11 +63,12 @@ impl Log {
     pub(crate) fn mark_persisted(&self, batch: &UnpersistedBatch) {
         let mut state = self.state();
         let Some(durable) = &mut state.durable else { return };
-        let (events, bytes) = batch.entries.iter().fold((0, 0), |(events, bytes), entry| match entry {
-            Entry::Event(event) => (events + 1, bytes + event.content_bytes()),
-            Entry::Gap(_) => (events + 1, bytes),
-            Entry::Erased => (events, bytes),
-        });
+        let (events, bytes) =
+            batch.entries.iter().fold((0, 0), |(events, bytes), entry| match entry {
+                Entry::Event(event) => (events + 1, bytes + event.content_bytes()),
+                Entry::Gap(_) => (events + 1, bytes),
+                Entry::Erased => (events, bytes),
+            });
         durable.record_commit(batch.first, batch.last(), events, bytes);
         self.metrics.set_store_usage(durable.events, durable.bytes);
         self.enforce_bounds(&mut state);
@@ -89,7 +98,9 @@ impl Log {
         let mut state = self.state();
         let memory_evicted_through = state.ring.evicted_through();
         let Some(durable) = &mut state.durable else { return true };
-        if durable.product_number != kept.product_number || kept.newest < durable.acknowledged_through() {
+        if durable.product_number != kept.product_number
+            || kept.newest < durable.acknowledged_through()
+        {
             return false;
         }
         let evicted_through = durable.evicted_through.max(kept.evicted_through);

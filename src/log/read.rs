@@ -4,7 +4,9 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use super::{Log, LogState, Numbering, ReadLimits, durable_range::DurableSegment, id_spans::IdLookup, ring};
+use super::{
+    Log, LogState, Numbering, ReadLimits, durable_range::DurableSegment, id_spans::IdLookup, ring,
+};
 use crate::{
     event::{Entry, EventId, Gap, GapReason, Scope, StartPosition},
     store::{ReadRequest, StoreHandle},
@@ -31,8 +33,12 @@ impl Log {
             return ReadOutcome::Lost { reason: GapReason::Evicted, lost_through: evicted_through };
         };
         match durable.segment_after(position) {
-            DurableSegment::Evicted(through) => ReadOutcome::Lost { reason: GapReason::Evicted, lost_through: through },
-            DurableSegment::Hole(through) => ReadOutcome::Lost { reason: GapReason::NotKept, lost_through: through },
+            DurableSegment::Evicted(through) => {
+                ReadOutcome::Lost { reason: GapReason::Evicted, lost_through: through }
+            }
+            DurableSegment::Hole(through) => {
+                ReadOutcome::Lost { reason: GapReason::NotKept, lost_through: through }
+            }
             DurableSegment::Persisted(through) => ReadOutcome::InStore {
                 store: Arc::clone(store),
                 request: ReadRequest {
@@ -55,7 +61,9 @@ impl Log {
         let id = match start {
             StartPosition::Now => return ResolvedStart::Now,
             StartPosition::Oldest => return ResolvedStart::BeforeOldest(oldest),
-            StartPosition::Malformed => return ResolvedStart::Lost(self.unknown_id_gap(&state, None)),
+            StartPosition::Malformed => {
+                return ResolvedStart::Lost(self.unknown_id_gap(&state, None));
+            }
             StartPosition::After(id) => *id,
         };
         let newest = state.ring.newest_position();
@@ -65,7 +73,8 @@ impl Log {
             (IdLookup::After(position), Numbering::Upstream) => ResolvedStart::After(position),
             // Given by a relay behind this one.
             (IdLookup::After(position), _)
-                if id.suffix > 0 && state.ids.id_at(position) == Some(EventId { suffix: 0, ..id }) =>
+                if id.suffix > 0
+                    && state.ids.id_at(position) == Some(EventId { suffix: 0, ..id }) =>
             {
                 ResolvedStart::After(position)
             }
@@ -74,7 +83,9 @@ impl Log {
                 ResolvedStart::Lost(self.gap_through(&state, GapReason::Evicted, Some(id), oldest))
             }
             (_, Numbering::Upstream) if may_wait => ResolvedStart::NotYetKnown,
-            (_, Numbering::Undecided) if may_wait && self.created_at.elapsed() < NUMBERING_DECISION_TIMEOUT => {
+            (_, Numbering::Undecided)
+                if may_wait && self.created_at.elapsed() < NUMBERING_DECISION_TIMEOUT =>
+            {
                 ResolvedStart::NotYetKnown
             }
             _ => ResolvedStart::Lost(self.unknown_id_gap(&state, Some(id))),
@@ -89,7 +100,12 @@ impl Log {
 
     /// The notice for a reader whose next entries up to `through` are gone; `after` is the last id it has, if any. It goes on
     /// behind the notice's place.
-    pub(crate) fn lost_gap(&self, reason: GapReason, after: Option<EventId>, lost_through: u64) -> Gap {
+    pub(crate) fn lost_gap(
+        &self,
+        reason: GapReason,
+        after: Option<EventId>,
+        lost_through: u64,
+    ) -> Gap {
         if reason == GapReason::Evicted {
             self.metrics.record_gap(reason); // others are counted once, where they arise
         }
@@ -103,10 +119,24 @@ impl Log {
 
     /// The notice that everything up to `place` is gone. Where nobody remembers the id of that place any more, it reaches up to
     /// one that has an id: who came back with any other would get the notice, and what follows it, again and again.
-    fn gap_through(&self, state: &LogState, reason: GapReason, after: Option<EventId>, position: u64) -> Gap {
+    fn gap_through(
+        &self,
+        state: &LogState,
+        reason: GapReason,
+        after: Option<EventId>,
+        position: u64,
+    ) -> Gap {
         let after = after.map(|id| id.to_string().into());
-        let (position, id) = state.ids.first_resumable(position).unwrap_or((position, EventId::new(self.epoch, 0)));
-        Gap { product: self.product.clone(), reason, position, id, after, before: state.id_after(position) }
+        let (position, id) =
+            state.ids.first_resumable(position).unwrap_or((position, EventId::new(self.epoch, 0)));
+        Gap {
+            product: self.product.clone(),
+            reason,
+            position,
+            id,
+            after,
+            before: state.id_after(position),
+        }
     }
 
     /// A gap of this log as it is announced now: with the id after it, if there is one by now.

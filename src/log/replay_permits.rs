@@ -63,7 +63,10 @@ impl ReplayPermits {
 impl PermitQueue {
     /// Takes back the turns that lie idle. Everybody who waits calls this every now and then: once in a while is enough.
     fn reclaim_idle(&mut self, now: Instant) {
-        if self.last_reclaim.is_some_and(|last| now.duration_since(last) < REPLAY_PERMIT_IDLE_TIMEOUT / 4) {
+        if self
+            .last_reclaim
+            .is_some_and(|last| now.duration_since(last) < REPLAY_PERMIT_IDLE_TIMEOUT / 4)
+        {
             return;
         }
         self.last_reclaim = Some(now);
@@ -71,7 +74,9 @@ impl PermitQueue {
         {
             self.visited += self.held.len();
         }
-        self.held.retain(|_, idle| idle.is_none_or(|since| now.duration_since(since) < REPLAY_PERMIT_IDLE_TIMEOUT));
+        self.held.retain(|_, idle| {
+            idle.is_none_or(|since| now.duration_since(since) < REPLAY_PERMIT_IDLE_TIMEOUT)
+        });
     }
 
     /// Gives the turns that are free to those who have waited longest, who are to be woken.
@@ -87,7 +92,13 @@ impl PermitQueue {
     }
 
     /// Whether the ticket of this number, which gets a new one when it joins the queue, has a turn.
-    fn try_acquire(&mut self, number: &mut u64, capacity: usize, now: Instant, waker: &Waker) -> bool {
+    fn try_acquire(
+        &mut self,
+        number: &mut u64,
+        capacity: usize,
+        now: Instant,
+        waker: &Waker,
+    ) -> bool {
         if self.held.contains_key(number) {
             return true;
         }
@@ -251,7 +262,11 @@ mod tests {
     async fn a_permit_is_not_kept_for_one_that_waits_but_does_not_come() {
         let (pool, wakes) = (ReplayPermits::new(1), Arc::new(WakeCounter::default()));
         let (mut first, mut stalled, mut last) = (pool.permit(), pool.permit(), pool.permit());
-        assert!(acquires(&mut first, &wakes) && !acquires(&mut stalled, &wakes) && !acquires(&mut last, &wakes));
+        assert!(
+            acquires(&mut first, &wakes)
+                && !acquires(&mut stalled, &wakes)
+                && !acquires(&mut last, &wakes)
+        );
         drop(first);
         assert_eq!(wakes.0.load(SeqCst), 1);
         assert!(!acquires(&mut last, &wakes), "it is the other's");
@@ -265,8 +280,15 @@ mod tests {
         let (pool, wakes) = (ReplayPermits::new(CAPACITY), Arc::new(WakeCounter::default()));
         let mut permits: Vec<_> = (0..20_000).map(|_| pool.permit()).collect();
         for round in 0..10 {
-            let acquired = permits.iter_mut().filter_map(|permit| acquires(permit, &wakes).then_some(())).count();
-            assert_eq!((acquired, pool.queue().visited), (CAPACITY, CAPACITY * (round + 1)), "one look for all");
+            let acquired = permits
+                .iter_mut()
+                .filter_map(|permit| acquires(permit, &wakes).then_some(()))
+                .count();
+            assert_eq!(
+                (acquired, pool.queue().visited),
+                (CAPACITY, CAPACITY * (round + 1)),
+                "one look for all"
+            );
             tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT / 4).await;
         }
         permits.drain(..CAPACITY);

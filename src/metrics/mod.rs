@@ -10,8 +10,8 @@ mod webhooks;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 pub(crate) use self::webhooks::WebhookMetrics;
@@ -62,8 +62,10 @@ impl Metrics {
             .gauge("build_info", "Always 1; the label tells the version.", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
-        let degraded =
-            families.unlabelled_gauge("log_degraded", "1 while the log keeps less than it promises, else 0.")?;
+        let degraded = families.unlabelled_gauge(
+            "log_degraded",
+            "1 while the log keeps less than it promises, else 0.",
+        )?;
         let store_bytes = families.unlabelled_gauge(
             "log_store_bytes",
             "Bytes of the store's file that are in use, dead letters aside; 0 without log.data_dir.",
@@ -76,8 +78,10 @@ impl Metrics {
             "config_reload_success",
             "1 while the configuration that was read last is in force, 0 while it is refused.",
         )?;
-        let max_subscribers = families
-            .unlabelled_gauge("max_subscribers", "server.max_subscribers: how many may be connected at one time.")?;
+        let max_subscribers = families.unlabelled_gauge(
+            "max_subscribers",
+            "server.max_subscribers: how many may be connected at one time.",
+        )?;
         let commit_options = HistogramOpts::new(
             metric_name("log_commit_seconds"),
             "Time a commit of the durable log takes, in seconds.",
@@ -204,8 +208,8 @@ impl Metrics {
     /// The handles of one product's upstream.
     pub(crate) fn upstream(&self, product: &ProductId) -> UpstreamMetrics {
         let product = product.as_str();
-        let [connected, refused, failed] =
-            CONNECT_OUTCOMES.map(|outcome| self.upstream_connects.with_label_values(&[product, outcome]));
+        let [connected, refused, failed] = CONNECT_OUTCOMES
+            .map(|outcome| self.upstream_connects.with_label_values(&[product, outcome]));
         let events = |kind: &Kind| self.upstream_events.with_label_values(&[product, kind.label()]);
         UpstreamMetrics {
             connected: self.upstream_connected.with_label_values(&[product]),
@@ -218,8 +222,9 @@ impl Metrics {
             summary: events(&Kind::Summary),
             usertour_trigger: events(&Kind::UsertourTrigger),
             other: events(&Kind::Other("".into())),
-            rejected: Rejection::ALL
-                .map(|reason| self.upstream_rejected.with_label_values(&[product, reason.as_str()])),
+            rejected: Rejection::ALL.map(|reason| {
+                self.upstream_rejected.with_label_values(&[product, reason.as_str()])
+            }),
             lag: self.upstream_lag.with_label_values(&[product]),
         }
     }
@@ -227,14 +232,17 @@ impl Metrics {
     /// The handles of one product's log.
     pub(crate) fn log(&self, product: &ProductId) -> LogMetrics {
         let product = product.as_str();
-        let tiers = |family: &IntGaugeVec| LOG_TIERS.map(|tier| family.with_label_values(&[product, tier]));
-        let ([events, events_on_disk], [bytes, bytes_on_disk]) = (tiers(&self.log_events), tiers(&self.log_bytes));
+        let tiers =
+            |family: &IntGaugeVec| LOG_TIERS.map(|tier| family.with_label_values(&[product, tier]));
+        let ([events, events_on_disk], [bytes, bytes_on_disk]) =
+            (tiers(&self.log_events), tiers(&self.log_bytes));
         LogMetrics {
             events,
             bytes,
             events_on_disk,
             bytes_on_disk,
-            gaps: GapReason::ALL.map(|reason| self.gaps.with_label_values(&[product, reason.as_str()])),
+            gaps: GapReason::ALL
+                .map(|reason| self.gaps.with_label_values(&[product, reason.as_str()])),
         }
     }
 
@@ -261,7 +269,9 @@ impl Metrics {
     /// The handles of one product's subscribers over one transport.
     pub(crate) fn deliveries(&self, product: &ProductId, transport: Transport) -> DeliveryMetrics {
         DeliveryMetrics {
-            subscribers: self.subscribers.with_label_values(&[product.as_str(), transport.as_str()]),
+            subscribers: self
+                .subscribers
+                .with_label_values(&[product.as_str(), transport.as_str()]),
             delivered: self.delivered(product, transport),
             lag: self.delivery_lag.with_label_values(&[transport.as_str()]),
         }
@@ -473,13 +483,23 @@ struct FamilyBuilder<'a> {
 }
 
 impl FamilyBuilder<'_> {
-    fn counter(&self, suffix: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    fn counter(
+        &self,
+        suffix: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
         let family = IntCounterVec::new(Opts::new(metric_name(suffix), help), labels)?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
     }
 
-    fn gauge(&self, suffix: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    fn gauge(
+        &self,
+        suffix: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
         let family = IntGaugeVec::new(Opts::new(metric_name(suffix), help), labels)?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
@@ -491,7 +511,12 @@ impl FamilyBuilder<'_> {
         Ok(family)
     }
 
-    fn timestamp(&self, suffix: &str, help: &str, label: &str) -> Result<GaugeVec, prometheus::Error> {
+    fn timestamp(
+        &self,
+        suffix: &str,
+        help: &str,
+        label: &str,
+    ) -> Result<GaugeVec, prometheus::Error> {
         let family = GaugeVec::new(Opts::new(metric_name(suffix), help), &[label])?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
@@ -538,5 +563,7 @@ const COMMIT_BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
 /// From a wake-up on an idle machine to a subscriber that is about to be cut off.
-const DELIVERY_LAG_BUCKETS: &[f64] =
-    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+const DELIVERY_LAG_BUCKETS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+    30.0,
+];

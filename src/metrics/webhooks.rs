@@ -2,7 +2,9 @@
 //!
 //! May use: `delivery`.
 
-use prometheus::{Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+};
 
 use crate::webhook_delivery::{EndpointState, Outcome};
 
@@ -66,14 +68,16 @@ impl WebhookFamilies {
     /// The handles of one webhook.
     pub(super) fn handles(&self, webhook: &str) -> WebhookMetrics {
         WebhookMetrics {
-            attempts: Outcome::ALL.map(|outcome| self.attempts.with_label_values(&[webhook, outcome.as_str()])),
+            attempts: Outcome::ALL
+                .map(|outcome| self.attempts.with_label_values(&[webhook, outcome.as_str()])),
             attempt_seconds: self.attempt_seconds.with_label_values(&[webhook]),
             pending: self.pending.with_label_values(&[webhook]),
             dead: self.dead.with_label_values(&[webhook]),
             oldest_pending: self.oldest_pending.with_label_values(&[webhook]),
             lost: self.lost.with_label_values(&[webhook]),
             undurable: self.undurable.with_label_values(&[webhook]),
-            state: EndpointState::ALL.map(|state| self.state.with_label_values(&[webhook, state.as_str()])),
+            state: EndpointState::ALL
+                .map(|state| self.state.with_label_values(&[webhook, state.as_str()])),
         }
     }
 
@@ -123,7 +127,13 @@ impl WebhookMetrics {
     }
 
     /// Shows how the webhook stands; `oldest_pending` is in Unix milliseconds.
-    pub(crate) fn record_status(&self, state: EndpointState, pending: u64, dead: u64, oldest_pending: Option<u64>) {
+    pub(crate) fn record_status(
+        &self,
+        state: EndpointState,
+        pending: u64,
+        dead: u64,
+        oldest_pending: Option<u64>,
+    ) {
         self.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
         self.dead.set(i64::try_from(dead).unwrap_or(i64::MAX));
         self.oldest_pending.set(oldest_pending.unwrap_or_default() as f64 / 1000.0);
@@ -134,4 +144,5 @@ impl WebhookMetrics {
 }
 
 /// From a receiver next door to the longest time-out that is of use.
-const ATTEMPT_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const ATTEMPT_BUCKETS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

@@ -36,14 +36,19 @@ impl ConnectionPermit {
 impl ConnectionLimit {
     /// So many, and a few more.
     pub(super) fn new(max_connections: usize) -> Self {
-        let semaphore = |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
-        Self { within_limit: semaphore(max_connections), over_limit: semaphore(MAX_OVER_LIMIT_CONNECTIONS) }
+        let semaphore =
+            |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        Self {
+            within_limit: semaphore(max_connections),
+            over_limit: semaphore(MAX_OVER_LIMIT_CONNECTIONS),
+        }
     }
 
     /// A place, and whether it is one of those beyond the limit. None if these are taken, too.
     pub(super) fn try_acquire(&self) -> Option<(ConnectionPermit, bool)> {
         let take = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).try_acquire_owned().ok();
-        let connection_permit = |permit, is_over_limit| (ConnectionPermit { _permit: permit }, is_over_limit);
+        let connection_permit =
+            |permit, is_over_limit| (ConnectionPermit { _permit: permit }, is_over_limit);
         let regular = take(&self.within_limit).map(|permit| connection_permit(permit, false));
         regular.or_else(|| take(&self.over_limit).map(|permit| connection_permit(permit, true)))
     }
@@ -87,11 +92,13 @@ mod tests {
     #[test]
     fn beyond_the_limit_a_few_are_told_and_the_others_turned_away_until_somebody_leaves() {
         let connection_limit = ConnectionLimit::new(2);
-        let over_limit_flag =
-            |acquired: &Option<(ConnectionPermit, bool)>| acquired.as_ref().map(|(_, is_surplus)| *is_surplus);
+        let over_limit_flag = |acquired: &Option<(ConnectionPermit, bool)>| {
+            acquired.as_ref().map(|(_, is_surplus)| *is_surplus)
+        };
         let mut regular: Vec<_> = (0..2).map(|_| connection_limit.try_acquire()).collect();
         assert!(regular.iter().all(|place| over_limit_flag(place) == Some(false)));
-        let surplus: Vec<_> = (0..MAX_OVER_LIMIT_CONNECTIONS).map(|_| connection_limit.try_acquire()).collect();
+        let surplus: Vec<_> =
+            (0..MAX_OVER_LIMIT_CONNECTIONS).map(|_| connection_limit.try_acquire()).collect();
         assert!(surplus.iter().all(|place| over_limit_flag(place) == Some(true)));
         assert!(connection_limit.try_acquire().is_none());
         regular.pop();

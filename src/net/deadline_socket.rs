@@ -45,12 +45,26 @@ pub(crate) struct DeadlineSocket {
 }
 
 impl DeadlineSocket {
-    pub(super) fn new(socket: AcceptedSocket, settings: &ConnectionSettings, state: Arc<ConnectionState>) -> Self {
+    pub(super) fn new(
+        socket: AcceptedSocket,
+        settings: &ConnectionSettings,
+        state: Arc<ConnectionState>,
+    ) -> Self {
         let AcceptedSocket { stream, permit } = socket;
         let alarm = Alarm::new(&settings.wheel);
         let head_due = settings.wheel.tick_after(settings.head_timeout);
         let (read_ahead, write_timeout) = (Bytes::new(), settings.write_timeout);
-        Self { stream, read_ahead, read_budget: None, permit, alarm, head_due, write_timeout, write_due: None, state }
+        Self {
+            stream,
+            read_ahead,
+            read_budget: None,
+            permit,
+            alarm,
+            head_due,
+            write_timeout,
+            write_due: None,
+            state,
+        }
     }
 
     /// The socket, without deadlines.
@@ -65,7 +79,17 @@ impl DeadlineSocket {
 
     /// The socket, and what guards it again once it belongs to another runtime.
     pub(crate) fn into_parts(self) -> (AcceptedSocket, impl FnOnce(AcceptedSocket) -> Self + Send) {
-        let Self { stream, permit, read_ahead, read_budget, alarm, head_due, write_timeout, write_due, state } = self;
+        let Self {
+            stream,
+            permit,
+            read_ahead,
+            read_budget,
+            alarm,
+            head_due,
+            write_timeout,
+            write_due,
+            state,
+        } = self;
         let rebuild = move |AcceptedSocket { stream, permit }| Self {
             stream,
             permit,
@@ -103,7 +127,9 @@ impl DeadlineSocket {
                 Poll::Ready(result.map_err(|error| self.record_stall(error)))
             }
             Poll::Pending => {
-                let due = *self.write_due.get_or_insert_with(|| self.alarm.wheel().tick_after(self.write_timeout));
+                let due = *self
+                    .write_due
+                    .get_or_insert_with(|| self.alarm.wheel().tick_after(self.write_timeout));
                 if self.alarm.wheel().current_tick() >= due {
                     return Poll::Ready(Err(self.record_stall(io::ErrorKind::TimedOut.into())));
                 }
@@ -157,7 +183,11 @@ impl AsyncRead for DeadlineSocket {
 }
 
 impl AsyncWrite for DeadlineSocket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.apply_write_deadline(written, context)
     }

@@ -30,7 +30,11 @@ pub(crate) struct ForcedClose {
 impl ForcedClose {
     /// None.
     pub(crate) fn new(wheel: &Arc<TimerWheel>) -> Arc<Self> {
-        Arc::new(Self { wheel: Arc::clone(wheel), tick: AtomicU64::new(NEVER_TICK), waker: AtomicWaker::new() })
+        Arc::new(Self {
+            wheel: Arc::clone(wheel),
+            tick: AtomicU64::new(NEVER_TICK),
+            waker: AtomicWaker::new(),
+        })
     }
 
     /// Cuts it off at this tick, unless it is to be cut off before.

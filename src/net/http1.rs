@@ -19,12 +19,17 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{ConnectionState, READ_BUFFER_BYTES, detached::Detachable, shutdown::GracefulConnection};
+use super::{
+    ConnectionState, READ_BUFFER_BYTES, detached::Detachable, shutdown::GracefulConnection,
+};
 
 /// Small buffers and a time-out for each head.
 pub(super) fn builder(head_timeout: Duration) -> Builder {
     let mut builder = Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(head_timeout).max_buf_size(READ_BUFFER_BYTES);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_timeout)
+        .max_buf_size(READ_BUFFER_BYTES);
     builder
 }
 

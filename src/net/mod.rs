@@ -240,7 +240,9 @@ pub(crate) async fn serve(
                 None => on_shed(ShedConnection::MaxConnections),
             },
             // The peer was gone before it was its turn: the next one may be waiting.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => debug!(%error, "connection ended"),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                debug!(%error, "connection ended")
+            }
             Err(error) if out_of_descriptors(&error) && reserve.release() => {
                 if reserve.throttle.allow() {
                     warn!(%error, "no file is left for connections; newcomers are turned away (shed_total counts them)");
@@ -291,7 +293,12 @@ struct ConnectionTasks {
 
 impl ConnectionServer {
     /// Serves one connection to its end.
-    async fn serve_peer(self: Arc<Self>, socket: AcceptedSocket, peer: SocketAddr, is_over_limit: bool) {
+    async fn serve_peer(
+        self: Arc<Self>,
+        socket: AcceptedSocket,
+        peer: SocketAddr,
+        is_over_limit: bool,
+    ) {
         let state = Arc::new(ConnectionState::new(&self.settings.wheel));
         let tasks = Arc::clone(&self.tasks);
         let connection = Connection { peer, state, is_over_limit, tasks };
@@ -305,9 +312,14 @@ impl ConnectionServer {
         }
     }
 
-    async fn serve_plain(&self, socket: AcceptedSocket, connection: Connection) -> Result<(), hyper::Error> {
+    async fn serve_plain(
+        &self,
+        socket: AcceptedSocket,
+        connection: Connection,
+    ) -> Result<(), hyper::Error> {
         let first_bytes = timeout(self.settings.head_timeout, speaks_http2(&socket.stream));
-        let Some(Ok(Ok(is_http2))) = self.tasks.shutdown.run_until_graceful(first_bytes).await else {
+        let Some(Ok(Ok(is_http2))) = self.tasks.shutdown.run_until_graceful(first_bytes).await
+        else {
             return Ok(());
         };
         let io = DeadlineSocket::new(socket, &self.settings, Arc::clone(&connection.state));
@@ -325,7 +337,8 @@ impl ConnectionServer {
     ) -> Result<(), hyper::Error> {
         let shutdown = &self.tasks.shutdown;
         // Before the first byte there is nothing in memory but the socket.
-        let first_byte = timeout(self.settings.head_timeout, async { socket.stream.peek(&mut [0]).await });
+        let first_byte =
+            timeout(self.settings.head_timeout, async { socket.stream.peek(&mut [0]).await });
         let Some(Ok(Ok(1))) = shutdown.run_until_graceful(first_byte).await else {
             return Ok(());
         };
@@ -350,10 +363,14 @@ impl ConnectionServer {
         I: AsyncRead + AsyncWrite + Detachable + Unpin + Send + 'static,
     {
         let state = Arc::clone(&connection.state);
-        let service = service_fn(move |request| dispatch(self.routes.current(), connection.clone(), request));
+        let service =
+            service_fn(move |request| dispatch(self.routes.current(), connection.clone(), request));
         let builder = http1::builder(self.settings.head_timeout);
         let connection = builder.serve_connection(TokioIo::new(io), service).with_upgrades();
-        self.tasks.shutdown.drive(Pin::new(&mut http1::Http1Connection::new(connection, state))).await
+        self.tasks
+            .shutdown
+            .drive(Pin::new(&mut http1::Http1Connection::new(connection, state)))
+            .await
     }
 
     async fn serve_http2<I>(&self, io: I, connection: Connection) -> Result<(), hyper::Error>
@@ -361,11 +378,16 @@ impl ConnectionServer {
         I: AsyncRead + AsyncWrite + Unpin,
     {
         let streams = Arc::new(OpenStreams::default());
-        let executor = DeadlineExecutor::new(&self.tasks.tracker, &self.settings, Arc::clone(&streams));
-        let service = service_fn(move |request| dispatch(self.routes.current(), connection.clone(), request));
+        let executor =
+            DeadlineExecutor::new(&self.tasks.tracker, &self.settings, Arc::clone(&streams));
+        let service =
+            service_fn(move |request| dispatch(self.routes.current(), connection.clone(), request));
         let (io, cork) = cork(io);
         let connection = http2::builder(executor).serve_connection(TokioIo::new(io), service);
-        self.tasks.shutdown.drive(Pin::new(&mut Http2Connection::new(connection, cork, streams, &self.settings))).await
+        self.tasks
+            .shutdown
+            .drive(Pin::new(&mut Http2Connection::new(connection, cork, streams, &self.settings)))
+            .await
     }
 }
 
@@ -406,7 +428,8 @@ async fn dispatch(
 /// of the body to it. hyper takes the last of several codings, and sees to a length beside one (RFC 9112, section 6.1).
 fn ambiguous_framing(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let is_plain = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    let is_plain =
+        codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
     !is_plain || codings.next().is_some()
 }
 

@@ -88,7 +88,11 @@ pub(super) struct DeadlineExecutor {
 
 impl DeadlineExecutor {
     /// Counts the streams of its connection in `streams`.
-    pub(super) fn new(tasks: &TaskTracker, settings: &ConnectionSettings, streams: Arc<OpenStreams>) -> Self {
+    pub(super) fn new(
+        tasks: &TaskTracker,
+        settings: &ConnectionSettings,
+        streams: Arc<OpenStreams>,
+    ) -> Self {
         let wheel = Arc::clone(&settings.wheel);
         Self { tasks: tasks.clone(), wheel, write_timeout: settings.write_timeout, streams }
     }

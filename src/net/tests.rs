@@ -52,7 +52,10 @@ async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
         let state = timeout(NET_TEST_TIMEOUT, states.recv()).await.unwrap().unwrap();
         let begin = Instant::now();
         while !state.is_stalled() {
-            assert!(begin.elapsed() < NET_TEST_TIMEOUT, "nobody notices: TLS {is_secure}, {protocol}");
+            assert!(
+                begin.elapsed() < NET_TEST_TIMEOUT,
+                "nobody notices: TLS {is_secure}, {protocol}"
+            );
             sleep(Duration::from_millis(10)).await;
         }
     }
@@ -70,7 +73,8 @@ async fn what_many_streams_of_a_connection_get_at_once_goes_out_in_few_writes() 
         }
     });
     many.await.unwrap();
-    let one = tokio::spawn(async { assert_eq!(Http2BroadcastHarness::new(1).await.publish().await, 1) });
+    let one =
+        tokio::spawn(async { assert_eq!(Http2BroadcastHarness::new(1).await.publish().await, 1) });
     one.await.unwrap();
 }
 
@@ -102,10 +106,16 @@ async fn who_sends_without_end_is_read_from_a_ration_at_a_time() {
     };
     assert_eq!(read(), Poll::Ready(b"more".to_vec()));
     assert_eq!((read(), read()), (Poll::Ready(vec![b'x'; 10]), Poll::Ready(vec![b'x'; 10])));
-    assert_eq!((read(), wake_flag.0.load(Ordering::SeqCst)), (Poll::Pending, true), "it goes on at its next turn");
+    assert_eq!(
+        (read(), wake_flag.0.load(Ordering::SeqCst)),
+        (Poll::Pending, true),
+        "it goes on at its next turn"
+    );
     socket.set_read_budget(1);
     let mut buffer = [0; 10];
-    assert!(Pin::new(&mut socket).poll_read(&mut context, &mut ReadBuf::new(&mut buffer)).is_ready());
+    assert!(
+        Pin::new(&mut socket).poll_read(&mut context, &mut ReadBuf::new(&mut buffer)).is_ready()
+    );
 }
 
 /// Whether it has rung.
@@ -132,23 +142,30 @@ impl Http2BroadcastHarness {
         let routes = Routes::new(Router::new().fallback(move |request: AxumRequest| {
             let name = request.uri().path().to_owned();
             let events = BroadcastStream::new(source.subscribe());
-            async { Body::from_stream(events.map(move |event| event.map(|event| [name.as_bytes(), &event].concat()))) }
+            async {
+                Body::from_stream(
+                    events.map(move |event| event.map(|event| [name.as_bytes(), &event].concat())),
+                )
+            }
         }));
         let (wheel, tasks) = (TimerWheel::new(), Arc::<ConnectionTasks>::default());
         let state = Arc::new(ConnectionState::new(&wheel));
         let peer = ([127, 0, 0, 1], 1).into();
-        let connection = Connection { peer, state, is_over_limit: false, tasks: Arc::clone(&tasks) };
+        let connection =
+            Connection { peer, state, is_over_limit: false, tasks: Arc::clone(&tasks) };
         let server = ConnectionServer { routes, settings: lenient_settings(&wheel), tasks };
         let (near, far) = duplex(1 << 20);
         let writes = Arc::new(AtomicUsize::new(0));
         let io = WriteCountingIo { io: far, writes: Arc::clone(&writes) };
         tokio::spawn(async move { server.serve_http2(io, connection).await });
-        let client = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near));
+        let client =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near));
         let (mut client, driver) = client.await.unwrap();
         tokio::spawn(driver);
         let mut bodies = Vec::new();
         for stream in 0..streams {
-            let request = Request::get(format!("http://relay/{stream}")).body(Body::empty()).unwrap();
+            let request =
+                Request::get(format!("http://relay/{stream}")).body(Body::empty()).unwrap();
             bodies.push(client.send_request(request).await.unwrap().into_body());
         }
         Self { publisher, writes, bodies }
@@ -163,7 +180,8 @@ impl Http2BroadcastHarness {
             let expected = [format!("/{stream}").as_bytes(), &event].concat();
             let mut received = Vec::new();
             while received.len() < expected.len() {
-                let frame = timeout(NET_TEST_TIMEOUT, body.frame()).await.unwrap().unwrap().unwrap();
+                let frame =
+                    timeout(NET_TEST_TIMEOUT, body.frame()).await.unwrap().unwrap().unwrap();
                 received.extend(frame.into_data().unwrap());
             }
             assert_eq!(received, expected);
@@ -189,7 +207,11 @@ impl AsyncRead for WriteCountingIo {
 }
 
 impl AsyncWrite for WriteCountingIo {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(context, &[io::IoSlice::new(bytes)])
     }
 
@@ -216,10 +238,14 @@ impl AsyncWrite for WriteCountingIo {
 }
 
 /// A listener that answers every request with more than any socket takes, and tells what becomes of its connection.
-fn serve_endless_body(tls: Option<Arc<ReloadableTls>>) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<ConnectionState>>) {
+fn serve_endless_body(
+    tls: Option<Arc<ReloadableTls>>,
+) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<ConnectionState>>) {
     let (state_sender, states) = mpsc::unbounded_channel();
     let routes = Routes::new(Router::new().fallback(move |request: AxumRequest| {
-        state_sender.send(Arc::clone(&request.extensions().get::<Connection>().unwrap().state)).unwrap();
+        state_sender
+            .send(Arc::clone(&request.extensions().get::<Connection>().unwrap().state))
+            .unwrap();
         let pieces = std::iter::repeat_n(Bytes::from_static(&[b'x'; 1024]), 16 << 10);
         async { Body::from_stream(tokio_stream::iter(pieces.map(Ok::<_, Infallible>))) }
     }));
@@ -251,7 +277,10 @@ pub(super) fn lenient_settings(wheel: &Arc<TimerWheel>) -> ConnectionSettings {
 }
 
 /// A socket of the test's own as a listener would guard it, and its connection.
-pub(crate) fn deadline_socket(stream: TcpStream, wheel: &Arc<TimerWheel>) -> (DeadlineSocket, Connection) {
+pub(crate) fn deadline_socket(
+    stream: TcpStream,
+    wheel: &Arc<TimerWheel>,
+) -> (DeadlineSocket, Connection) {
     let (peer, state) = (stream.peer_addr().unwrap(), Arc::new(ConnectionState::new(wheel)));
     let socket = DeadlineSocket::new(
         AcceptedSocket { stream, permit: ConnectionPermit::uncounted() },
@@ -265,7 +294,11 @@ pub(crate) fn deadline_socket(stream: TcpStream, wheel: &Arc<TimerWheel>) -> (De
 pub(crate) fn certificate(folder: &Path) -> TlsFiles {
     let arguments = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -keyout key.pem -out cert.pem \
                      -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
-    let done = Command::new("openssl").args(arguments.split_whitespace()).current_dir(folder).output().unwrap();
+    let done = Command::new("openssl")
+        .args(arguments.split_whitespace())
+        .current_dir(folder)
+        .output()
+        .unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     TlsFiles { cert_file: folder.join("cert.pem"), key_file: folder.join("key.pem") }
 }
@@ -275,7 +308,9 @@ pub(crate) fn client(root: &Path, protocol: &str) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(root).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
     Arc::new(config)

@@ -58,7 +58,9 @@ impl ReloadableTls {
         I: AsyncRead + AsyncWrite + Unpin,
     {
         let config = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        let limit_buffer = |session: &mut rustls::ServerConnection| session.set_buffer_limit(Some(TLS_BUFFER_BYTES));
+        let limit_buffer = |session: &mut rustls::ServerConnection| {
+            session.set_buffer_limit(Some(TLS_BUFFER_BYTES))
+        };
         TlsAcceptor::from(config).accept_with(socket, limit_buffer).await
     }
 }
@@ -72,8 +74,10 @@ pub(super) fn negotiated_http2(stream: &TlsStream<DeadlineSocket>) -> bool {
 fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, rustls::Error> {
     let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
     let resolver = SingleCertAndKey::from(Arc::clone(&identity.key));
-    let mut config =
-        builder.with_protocol_versions(&[&TLS13, &TLS12])?.with_no_client_auth().with_cert_resolver(Arc::new(resolver));
+    let mut config = builder
+        .with_protocol_versions(&[&TLS13, &TLS12])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = [ALPN_HTTP2, ALPN_HTTP1].map(<[u8]>::to_vec).into();
     config.ticketer = Ticketer::new()?;
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -14,8 +14,8 @@ use hyper::{
     body::Incoming,
     client::conn::http1,
     header::{
-        ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, LOCATION,
-        RETRY_AFTER, USER_AGENT,
+        ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap,
+        HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT,
     },
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -67,7 +67,11 @@ impl EventStreamClient {
     /// # Errors
     ///
     /// Why there is no stream; [`OpenError::is_permanent`] and [`OpenError::retry_after`] say what to do.
-    pub(crate) async fn open(&self, target: &StreamTarget, max_event_bytes: usize) -> Result<EventStream, OpenError> {
+    pub(crate) async fn open(
+        &self,
+        target: &StreamTarget,
+        max_event_bytes: usize,
+    ) -> Result<EventStream, OpenError> {
         timeout(OPEN_TIMEOUT, self.open_following_redirects(target, max_event_bytes))
             .await
             .map_err(|_| OpenError::Timeout)?
@@ -87,7 +91,10 @@ impl EventStreamClient {
                 headers.insert(AUTHORIZATION, bearer_header(token)?);
             }
             if let Some(id) = &target.last_event_id {
-                headers.insert("last-event-id", HeaderValue::from_str(id).map_err(|_| OpenError::Header)?);
+                headers.insert(
+                    "last-event-id",
+                    HeaderValue::from_str(id).map_err(|_| OpenError::Header)?,
+                );
             }
             if target.is_relay {
                 headers.insert(RELAY_HEADER, HeaderValue::from_static("follow"));
@@ -125,10 +132,13 @@ impl EventStreamClient {
             let _ = connection.await;
         });
         let path = url.path_and_query().map_or("/", |path| path.as_str());
-        let mut request = Request::get(path).body(Empty::<Bytes>::new()).map_err(|_| OpenError::Header)?;
+        let mut request =
+            Request::get(path).body(Empty::<Bytes>::new()).map_err(|_| OpenError::Header)?;
         *request.headers_mut() = headers;
         let host = url.authority().map_or("", |authority| authority.as_str());
-        request.headers_mut().insert(HOST, HeaderValue::from_str(host).map_err(|_| OpenError::Header)?);
+        request
+            .headers_mut()
+            .insert(HOST, HeaderValue::from_str(host).map_err(|_| OpenError::Header)?);
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(RELAY_USER_AGENT));
         let response = sender.send_request(request).await.map_err(OpenError::Http)?;
         Ok(Exchange { response, connection_task })
@@ -158,7 +168,11 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     fn into_stream(self, max_event_bytes: usize) -> EventStream {
-        let is_relay = self.response.headers().get(RELAY_HEADER).is_some_and(|value| value.as_bytes() == b"resume");
+        let is_relay = self
+            .response
+            .headers()
+            .get(RELAY_HEADER)
+            .is_some_and(|value| value.as_bytes() == b"resume");
         EventStream {
             is_relay,
             body: self.response.into_body(),
@@ -180,7 +194,8 @@ fn require_event_stream(response: &Response<Incoming>) -> Result<(), OpenError> 
     if status != StatusCode::OK {
         return Err(OpenError::Status { status, retry_after: parse_retry_after(headers) });
     }
-    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type =
+        headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case(EVENT_STREAM) {
         return Err(OpenError::ContentType { found: essence.chars().take(80).collect() });
@@ -212,7 +227,10 @@ impl EventStream {
     /// # Cancel safety
     ///
     /// Dropping the future loses nothing; the patience begins anew.
-    pub(crate) async fn next(&mut self, idle_timeout: Duration) -> Result<Option<Decoded>, StreamError> {
+    pub(crate) async fn next(
+        &mut self,
+        idle_timeout: Duration,
+    ) -> Result<Option<Decoded>, StreamError> {
         loop {
             if let Some(decoded) = self.decoder.next() {
                 return Ok(Some(decoded));
@@ -352,8 +370,10 @@ fn root_certificates(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> 
     }
     roots.add_parsable_certificates(native.certs);
     if let Some(path) = ca_file {
-        let unreadable =
-            |reason: String| TlsError::CaFile { path: path.display().to_string(), source: io::Error::other(reason) };
+        let unreadable = |reason: String| TlsError::CaFile {
+            path: path.display().to_string(),
+            source: io::Error::other(reason),
+        };
         let pem = pem_contents(path).map_err(unreadable)?;
         for certificate in CertificateDer::pem_slice_iter(&pem) {
             let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
@@ -364,7 +384,8 @@ fn root_certificates(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> 
 }
 
 fn bearer_header(token: &Secret) -> Result<HeaderValue, OpenError> {
-    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose())).map_err(|_| OpenError::Header)?;
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
+        .map_err(|_| OpenError::Header)?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -379,7 +400,9 @@ pub(crate) fn parse_retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 fn same_origin(one: &Uri, other: &Uri) -> bool {
-    let port = |url: &Uri| url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
+    let port = |url: &Uri| {
+        url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 })
+    };
     let same_host = match (one.host(), other.host()) {
         (Some(one), Some(other)) => one.eq_ignore_ascii_case(other),
         _ => false,
@@ -428,7 +451,9 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(tls_client_config(Some(file.path())).is_ok());
         file.as_file().set_len(2 << 20).unwrap();
-        let Err(TlsError::CaFile { source, .. }) = tls_client_config(Some(file.path())) else { panic!("it is read") };
+        let Err(TlsError::CaFile { source, .. }) = tls_client_config(Some(file.path())) else {
+            panic!("it is read")
+        };
         assert!(source.to_string().contains("is larger than 1 MiB"), "{source}");
     }
 }

@@ -63,7 +63,9 @@ pub(crate) enum EgressError {
     #[error("the name of its host cannot be resolved: {0}")]
     Dns(#[source] io::Error),
     /// The host has an address that webhooks may not reach.
-    #[error("{0} is not a public address; add its network to egress.allow_networks to let webhooks reach it")]
+    #[error(
+        "{0} is not a public address; add its network to egress.allow_networks to let webhooks reach it"
+    )]
     Refused(IpAddr),
     /// No address of the host takes a connection.
     #[error("cannot connect to {0}: {1}")]
@@ -100,7 +102,10 @@ impl EgressConnector {
         for (tried, address) in addresses.iter().enumerate() {
             match timeout(self.dial_timeout(addresses.len() - tried), self.dial(*address)).await {
                 Ok(Ok(stream)) => {
-                    return Ok(TokioIo::new(IdleTimeoutStream::new(stream, self.attempt_timeout + MAX_EGRESS_IDLE)));
+                    return Ok(TokioIo::new(IdleTimeoutStream::new(
+                        stream,
+                        self.attempt_timeout + MAX_EGRESS_IDLE,
+                    )));
                 }
                 Ok(Err(error)) => failure = EgressError::Connect(*address, error),
                 Err(_) => failure = EgressError::Connect(*address, io::ErrorKind::TimedOut.into()),
@@ -122,7 +127,9 @@ impl EgressConnector {
     /// The last one has what is left of the caller's patience.
     fn dial_timeout(&self, remaining: usize) -> Duration {
         match u32::try_from(remaining) {
-            Ok(remaining) if remaining > 1 => MAX_DIAL_PER_ADDRESS.min(self.attempt_timeout / remaining),
+            Ok(remaining) if remaining > 1 => {
+                MAX_DIAL_PER_ADDRESS.min(self.attempt_timeout / remaining)
+            }
             _ => Duration::MAX,
         }
     }
@@ -161,11 +168,14 @@ impl Resolver {
     async fn resolve(&self, url: &Uri) -> io::Result<Vec<SocketAddr>> {
         let host = url.host().unwrap_or_default();
         let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-        let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
+        let port =
+            url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
         match self {
             Self::System => Ok(tokio::net::lookup_host((host, port)).await?.collect()),
             #[cfg(test)]
-            Self::Stub(stub) => Ok(stub(host).into_iter().map(|address| SocketAddr::new(address, port)).collect()),
+            Self::Stub(stub) => {
+                Ok(stub(host).into_iter().map(|address| SocketAddr::new(address, port)).collect())
+            }
         }
     }
 }

@@ -33,9 +33,15 @@ impl<S: Unpin> IdleTimeoutStream<S> {
     }
 
     /// What has come of an operation; an error if it must wait and has waited long enough.
-    fn fail_if_idle<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn fail_if_idle<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        polled: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         match polled {
-            Poll::Pending => self.deadline.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => {
+                self.deadline.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+            }
             polled => polled,
         }
     }
@@ -57,7 +63,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for IdleTimeoutStream<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for IdleTimeoutStream<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.fail_if_idle(context, written)
     }
@@ -109,7 +119,10 @@ mod tests {
             }
         });
         let began = Instant::now();
-        let error = IdleTimeoutStream::new(near, TEST_IDLE_TIMEOUT).write_all(&[b'x'; 4096]).await.unwrap_err();
+        let error = IdleTimeoutStream::new(near, TEST_IDLE_TIMEOUT)
+            .write_all(&[b'x'; 4096])
+            .await
+            .unwrap_err();
         assert_eq!((error.kind(), began.elapsed().as_secs()), (io::ErrorKind::TimedOut, 15));
     }
 

@@ -21,7 +21,8 @@ pub(crate) fn routes_publicly(address: IpAddr) -> bool {
 pub(crate) fn embedded_ipv4(address: IpAddr) -> Option<IpAddr> {
     let IpAddr::V6(address) = address else { return None };
     let bits = address.to_bits();
-    let is_in = |network, prefix| matches_prefix(bits, u128::BITS, Ipv6Addr::to_bits(network), prefix);
+    let is_in =
+        |network, prefix| matches_prefix(bits, u128::BITS, Ipv6Addr::to_bits(network), prefix);
     let inner = if is_in(V4_MAPPED, 96) || is_in(NAT64, 96) {
         bits
     } else if is_in(SIX_TO_FOUR, 16) {
@@ -35,14 +36,17 @@ pub(crate) fn embedded_ipv4(address: IpAddr) -> Option<IpAddr> {
 
 fn v4_routes_publicly(address: Ipv4Addr) -> bool {
     let bits = u128::from(address.to_bits());
-    let is_in =
-        |(network, prefix): &(Ipv4Addr, u32)| matches_prefix(bits, u32::BITS, network.to_bits().into(), *prefix);
+    let is_in = |(network, prefix): &(Ipv4Addr, u32)| {
+        matches_prefix(bits, u32::BITS, network.to_bits().into(), *prefix)
+    };
     !SPECIAL_V4.iter().any(is_in)
 }
 
 fn v6_routes_publicly(address: Ipv6Addr) -> bool {
     let bits = address.to_bits();
-    let is_in = |(network, prefix): &(Ipv6Addr, u32)| matches_prefix(bits, u128::BITS, network.to_bits(), *prefix);
+    let is_in = |(network, prefix): &(Ipv6Addr, u32)| {
+        matches_prefix(bits, u128::BITS, network.to_bits(), *prefix)
+    };
     is_in(&GLOBAL_UNICAST) && !SPECIAL_V6.iter().any(is_in)
 }
 
@@ -69,10 +73,10 @@ const SPECIAL_V6: [(Ipv6Addr, u32); 3] = [
 ];
 
 const SPECIAL_V4: [(Ipv4Addr, u32); 16] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),        // this host: Linux dials 0.0.0.0 as loopback
-    (Ipv4Addr::new(10, 0, 0, 0), 8),       // private
-    (Ipv4Addr::new(100, 64, 0, 0), 10),    // carriers' NAT, and Alibaba's metadata
-    (Ipv4Addr::new(127, 0, 0, 0), 8),      // loopback
+    (Ipv4Addr::new(0, 0, 0, 0), 8), // this host: Linux dials 0.0.0.0 as loopback
+    (Ipv4Addr::new(10, 0, 0, 0), 8), // private
+    (Ipv4Addr::new(100, 64, 0, 0), 10), // carriers' NAT, and Alibaba's metadata
+    (Ipv4Addr::new(127, 0, 0, 0), 8), // loopback
     (Ipv4Addr::new(168, 63, 129, 16), 32), // Azure's wire server: a public number, answered by the own host
     (Ipv4Addr::new(169, 254, 0, 0), 16),   // link-local, and most clouds' metadata
     (Ipv4Addr::new(172, 16, 0, 0), 12),    // private
@@ -96,7 +100,8 @@ mod tests {
     }
 
     #[test]
-    fn the_first_and_the_last_address_of_every_special_network_are_refused_and_their_neighbours_are_not() {
+    fn the_first_and_the_last_address_of_every_special_network_are_refused_and_their_neighbours_are_not()
+     {
         let networks = [
             ("0.0.0.0", "0.255.255.255", "1.0.0.0"),
             ("10.0.0.0", "10.255.255.255", "11.0.0.0"),
@@ -181,9 +186,13 @@ mod tests {
         for text in ["::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1"] {
             assert!(text_routes_publicly(text), "{text}");
         }
-        for text in
-            ["::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::10.0.0.1", "2002:7f00:1::1", "2002:a9fe:a9fe::"]
-        {
+        for text in [
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::10.0.0.1",
+            "2002:7f00:1::1",
+            "2002:a9fe:a9fe::",
+        ] {
             assert!(!text_routes_publicly(text), "{text}");
         }
     }

@@ -90,10 +90,17 @@ impl ShardPlacement {
 
     /// Looks after one that has come too late for any lane, until it has gone: it has been told to leave, as has everybody by then. The
     /// wheel may stand still already: one that takes nothing ends with its listener.
-    pub(crate) async fn finish_off_shard(&self, PendingSubscriber { socket, permit, factory }: PendingSubscriber) {
+    pub(crate) async fn finish_off_shard(
+        &self,
+        PendingSubscriber { socket, permit, factory }: PendingSubscriber,
+    ) {
         let Ok(stream) = TcpStream::from_std(socket) else { return };
         let mut subscriber = factory(AcceptedSocket { stream, permit });
-        let mut scratch = WriteScratch { batch: VecDeque::new(), written_bytes: 0, write_timeout: self.write_timeout };
+        let mut scratch = WriteScratch {
+            batch: VecDeque::new(),
+            written_bytes: 0,
+            write_timeout: self.write_timeout,
+        };
         poll_fn(|context| {
             scratch.written_bytes = 0;
             subscriber.poll(context, &mut scratch)
@@ -103,7 +110,11 @@ impl ShardPlacement {
 
     /// How long the lane that is worst off has not had a turn, as seen from the wheel.
     pub(crate) fn longest_stall(&self, wheel: &TimerWheel) -> Duration {
-        let oldest_turn = self.mailboxes.iter().map(|mailbox| mailbox.last_turn_tick.load(Ordering::Relaxed)).min();
+        let oldest_turn = self
+            .mailboxes
+            .iter()
+            .map(|mailbox| mailbox.last_turn_tick.load(Ordering::Relaxed))
+            .min();
         let ticks = wheel.current_tick().saturating_sub(oldest_turn.unwrap_or(u64::MAX));
         TICK.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
@@ -118,7 +129,11 @@ impl ShardPlacement {
         let mut tasks = JoinSet::new();
         for (mailbox, thread) in self.mailboxes.iter().zip(threads) {
             // Its own turns are what keeps it from holding a thread for long.
-            let task = unconstrained(Arc::clone(mailbox).run(self.write_timeout, Arc::clone(wheel), shutdown.clone()));
+            let task = unconstrained(Arc::clone(mailbox).run(
+                self.write_timeout,
+                Arc::clone(wheel),
+                shutdown.clone(),
+            ));
             tasks.spawn_on(task, thread);
         }
         tasks.join_all().await;
@@ -155,7 +170,8 @@ pub(crate) struct PendingSubscriber {
 }
 
 /// Makes a subscriber of what it came with and its socket, once that belongs to its lane.
-pub(crate) type SubscriberFactory = Box<dyn FnOnce(AcceptedSocket) -> Box<dyn ShardSubscriber> + Send>;
+pub(crate) type SubscriberFactory =
+    Box<dyn FnOnce(AcceptedSocket) -> Box<dyn ShardSubscriber> + Send>;
 
 impl fmt::Debug for PendingSubscriber {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -197,7 +213,12 @@ impl ShardMailbox {
         }
     }
 
-    async fn run(self: Arc<Self>, write_timeout: Duration, wheel: Arc<TimerWheel>, shutdown: CancellationToken) {
+    async fn run(
+        self: Arc<Self>,
+        write_timeout: Duration,
+        wheel: Arc<TimerWheel>,
+        shutdown: CancellationToken,
+    ) {
         let mut scheduler = ShardScheduler::new(&self, write_timeout, &wheel);
         let run_until_shutdown = poll_fn(|context| {
             scheduler.run_turn(context);

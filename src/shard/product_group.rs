@@ -49,7 +49,10 @@ impl ProductGroup {
             recipients: VecDeque::new(),
             is_signaled: false,
             is_queued: false,
-            metrics: MetricsBuffers { sse: MetricsBuffer::new(&product.sse), ws: MetricsBuffer::new(&product.ws) },
+            metrics: MetricsBuffers {
+                sse: MetricsBuffer::new(&product.sse),
+                ws: MetricsBuffer::new(&product.ws),
+            },
         }
     }
 
@@ -67,7 +70,12 @@ impl ProductGroup {
     }
 
     /// One of them wants something else from now on, and looks into the log for it.
-    pub(super) fn change_scope(&mut self, key: usize, subscription: &mut Subscription, scope: Scope) {
+    pub(super) fn change_scope(
+        &mut self,
+        key: usize,
+        subscription: &mut Subscription,
+        scope: Scope,
+    ) {
         self.index.change_scope(key, subscription, scope);
     }
 
@@ -98,12 +106,16 @@ impl ProductGroup {
                 Some(position)
             }
         };
-        self.delivered_through = self.delivered_through.max(first.unwrap_or_default().saturating_sub(1));
-        let position_of = |event_index: usize| events.get(event_index).map_or(0, |event| event.position());
+        self.delivered_through =
+            self.delivered_through.max(first.unwrap_or_default().saturating_sub(1));
+        let position_of =
+            |event_index: usize| events.get(event_index).map_or(0, |event| event.position());
         let targets = events.iter().map(|event| (event.session(), event.kind()));
         // A relay before this one may still be telling what was, which is not for who asked for news.
         if first.is_some_and(|first| first <= self.product.log.history_through()) {
-            index.for_each_interested(targets, |event_index, key| fall_back(key, position_of(event_index)));
+            index.for_each_interested(targets, |event_index, key| {
+                fall_back(key, position_of(event_index))
+            });
             return events.clear();
         }
         messages.resize(events.len(), None);
@@ -140,7 +152,8 @@ impl ProductGroup {
     /// The place up to which everything has been given, to those who have not been told to look into the log.
     pub(super) fn advance_delivered_through(&mut self) -> u64 {
         if !self.is_signaled && self.recipients.is_empty() {
-            self.delivered_through = self.delivered_through.max(self.index.position().unwrap_or_default());
+            self.delivered_through =
+                self.delivered_through.max(self.index.position().unwrap_or_default());
         }
         self.delivered_through
     }

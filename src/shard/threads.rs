@@ -48,7 +48,10 @@ impl ShardThreads {
 
 impl ShardThread {
     fn start(number: usize, shutdown: CancellationToken) -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().event_interval(POLLS_PER_IO_CHECK).build()?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .event_interval(POLLS_PER_IO_CHECK)
+            .build()?;
         let handle = runtime.handle().clone();
         let run = move || {
             runtime.block_on(shutdown.cancelled_owned());

@@ -9,7 +9,8 @@ use bytes::{Buf, Bytes};
 /// The first pieces, as a socket takes them, and how many these are.
 pub(crate) fn io_slices(batch: &VecDeque<Bytes>) -> ([IoSlice<'_>; MAX_BATCH_BUFFERS], usize) {
     let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
-    let used = batch.iter().zip(&mut slices).map(|(buffer, slice)| *slice = IoSlice::new(buffer)).count();
+    let used =
+        batch.iter().zip(&mut slices).map(|(buffer, slice)| *slice = IoSlice::new(buffer)).count();
     (slices, used)
 }
 

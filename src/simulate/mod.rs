@@ -64,7 +64,8 @@ pub(crate) struct Simulator {
 impl Simulator {
     /// A connector that is silent until it runs.
     pub(crate) fn new(options: SimulationOptions) -> Simulator {
-        let connector = SimulatedConnector::new(&options.products, options.token.as_deref(), options.heartbeat);
+        let connector =
+            SimulatedConnector::new(&options.products, options.token.as_deref(), options.heartbeat);
         Simulator { options, connector: Arc::new(connector) }
     }
 

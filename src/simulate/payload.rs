@@ -138,7 +138,9 @@ impl StreamPayload<'_> {
     /// The text that may grow.
     fn padding_target(&mut self) -> Option<&mut String> {
         match self {
-            StreamPayload::Actions { actions, .. } => actions.last_mut().map(|action| &mut action.description),
+            StreamPayload::Actions { actions, .. } => {
+                actions.last_mut().map(|action| &mut action.description)
+            }
             StreamPayload::Summary { summary, .. } => Some(summary),
             StreamPayload::UsertourTrigger { reason, .. } => Some(reason.get_or_insert_default()),
         }
@@ -226,7 +228,10 @@ mod tests {
             let mut payload = batch(&who, 2);
             payload.pad_to(bytes, &mut Rng::with_seed(bytes as u64));
             let length = payload.encode().len();
-            assert!(length >= bytes.max(natural) && length <= bytes.max(natural) + 16, "{length} for {bytes}");
+            assert!(
+                length >= bytes.max(natural) && length <= bytes.max(natural) + 16,
+                "{length} for {bytes}"
+            );
         }
     }
 
@@ -234,14 +239,20 @@ mod tests {
     fn actions_follow_one_another_between_the_last_batch_and_now() {
         let who = test_identity();
         let now = 1_700_000_000.123_456_7;
-        for (since, seed) in [(None, 1), (Some(now - 3.0), 2), (Some(now - 4000.0), 3), (Some(now), 4)] {
+        for (since, seed) in
+            [(None, 1), (Some(now - 3.0), 2), (Some(now - 4000.0), 3), (Some(now), 4)]
+        {
             let mut payload = batch_since(&who, 5, since);
             payload.set_times(now, &mut Rng::with_seed(seed));
-            let StreamPayload::Actions { forwarded_at, actions, .. } = payload else { panic!("a batch stays a batch") };
+            let StreamPayload::Actions { forwarded_at, actions, .. } = payload else {
+                panic!("a batch stays a batch")
+            };
             assert_eq!(forwarded_at, now);
             let mut at = since.unwrap_or(now - 60.0);
             for action in &actions {
-                assert!(at <= action.timestamp_start && action.timestamp_start <= action.timestamp_end);
+                assert!(
+                    at <= action.timestamp_start && action.timestamp_start <= action.timestamp_end
+                );
                 at = action.timestamp_end;
             }
             assert!(at <= now && now - actions[0].timestamp_start <= 5.0 * SECONDS_PER_ACTION);
@@ -253,7 +264,9 @@ mod tests {
         let who = test_identity();
         let mut payload = batch_since(&who, 3, Some(2000.0));
         payload.set_times(1000.0, &mut Rng::with_seed(1));
-        let StreamPayload::Actions { actions, .. } = payload else { panic!("a batch stays a batch") };
+        let StreamPayload::Actions { actions, .. } = payload else {
+            panic!("a batch stays a batch")
+        };
         assert!(actions.iter().all(|action| action.timestamp_end <= 1000.0));
     }
 
@@ -283,6 +296,13 @@ mod tests {
             who,
         };
         let actions: Vec<_> = (0..count as u64).map(action).collect();
-        StreamPayload::Actions { product_id: "prod_abc", who, count, forwarded_at: 0.0, actions, since }
+        StreamPayload::Actions {
+            product_id: "prod_abc",
+            who,
+            count,
+            forwarded_at: 0.0,
+            actions,
+            since,
+        }
     }
 }

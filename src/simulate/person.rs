@@ -92,7 +92,8 @@ impl Person {
         let Person { identity, visit, batches_left, last_batch_at, .. } = self;
         *batches_left = batches_left.saturating_sub(1);
         let leaving = *batches_left == 0;
-        let mut actions: Vec<_> = (0..rng.usize(1..=MAX_BATCH)).map(|_| visit.act(identity, rng)).collect();
+        let mut actions: Vec<_> =
+            (0..rng.usize(1..=MAX_BATCH)).map(|_| visit.act(identity, rng)).collect();
         if leaving && actions.len() < MAX_BATCH {
             actions.push(visit.leave(identity));
         }
@@ -125,7 +126,9 @@ impl Person {
 fn visitor_identity(rng: &mut Rng) -> UserIdentity {
     let known = customer_identity(rng);
     match rng.u8(..20) {
-        0..=1 => UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None },
+        0..=1 => {
+            UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None }
+        }
         2..=6 => UserIdentity { user_id: None, email: None, ..known },
         7..=9 => UserIdentity { email: None, ..known },
         _ => known,
@@ -167,7 +170,9 @@ mod tests {
             let mut person = Person::customer(&mut rng);
             let mut last = String::new();
             while !person.has_left() {
-                if let StreamPayload::Actions { actions, .. } = person.next_payload(100, 0.0, "prod_abc", &mut rng) {
+                if let StreamPayload::Actions { actions, .. } =
+                    person.next_payload(100, 0.0, "prod_abc", &mut rng)
+                {
                     assert!(actions.len() <= MAX_BATCH);
                     last = actions.last().unwrap().title.clone();
                 }
@@ -180,7 +185,8 @@ mod tests {
     #[test]
     fn a_visitor_without_a_session_is_never_sent_on_a_tour() {
         let mut rng = Rng::with_seed(2);
-        let identity = UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None };
+        let identity =
+            UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None };
         let mut nobody = Person::new(identity, &mut rng);
         for turn in 0..1000 {
             assert!(!matches!(

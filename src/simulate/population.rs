@@ -21,7 +21,12 @@ pub(crate) struct Population {
 
 impl Population {
     /// A crowd of `sessions` people, at least one, whose payloads have about `payload_bytes` bytes at least.
-    pub(crate) fn new(seed: u64, product: &str, sessions: usize, payload_bytes: usize) -> Population {
+    pub(crate) fn new(
+        seed: u64,
+        product: &str,
+        sessions: usize,
+        payload_bytes: usize,
+    ) -> Population {
         let mut rng = Rng::with_seed(seed ^ stable_hash(product));
         // The first one is known by name, because a demo tells that story first, and a tour needs a session.
         let mut people = vec![Person::customer(&mut rng)];
@@ -54,7 +59,9 @@ fn pick_person<'a>(people: &'a mut [Person], turn: u64, rng: &mut Rng) -> &'a mu
 
 /// FNV-1a, written here because it must be the same in every build: the standard library's hashes promise no such thing.
 fn stable_hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// Events that tell mainly of the first person.
@@ -76,7 +83,10 @@ mod tests {
         let mut late = Population::new(7, "prod_abc", 20, 700);
         for turn in 0..500 {
             let early = without_times(&early.next_payload(NOW + f64::from(turn)));
-            assert_eq!(early, without_times(&late.next_payload(1_800_000_000.123 + 17.1 * f64::from(turn))));
+            assert_eq!(
+                early,
+                without_times(&late.next_payload(1_800_000_000.123 + 17.1 * f64::from(turn)))
+            );
         }
     }
 
@@ -99,7 +109,8 @@ mod tests {
     #[test]
     fn the_first_twenty_events_show_every_kind() {
         for (seed, sessions) in (0..200).flat_map(|seed| [(seed, 1), (seed, 20), (seed, 3000)]) {
-            let kinds: BTreeSet<String> = payloads(seed, sessions, 20).iter().map(|it| text(it, "type")).collect();
+            let kinds: BTreeSet<String> =
+                payloads(seed, sessions, 20).iter().map(|it| text(it, "type")).collect();
             assert_eq!(
                 Vec::from_iter(kinds),
                 ["actions", "summary", "usertour_trigger"],
@@ -116,19 +127,44 @@ mod tests {
             match text(&payload, "type").as_str() {
                 "actions" => check_actions(&payload),
                 "summary" => {
-                    assert!(text_or_null(&payload["session_id"]) && !text(&payload, "summary").is_empty());
-                    assert!(payload["replaces"].as_u64().unwrap() > 0 && payload["forwarded_at"].is_f64());
+                    assert!(
+                        text_or_null(&payload["session_id"])
+                            && !text(&payload, "summary").is_empty()
+                    );
+                    assert!(
+                        payload["replaces"].as_u64().unwrap() > 0
+                            && payload["forwarded_at"].is_f64()
+                    );
                 }
                 "usertour_trigger" => {
-                    assert!(text(&payload, "session_id").starts_with("ps_") && !text(&payload, "flow_id").is_empty());
+                    assert!(
+                        text(&payload, "session_id").starts_with("ps_")
+                            && !text(&payload, "flow_id").is_empty()
+                    );
                     assert!(payload.get("forwarded_at").is_none());
-                    assert!(["reason", "user_id"].iter().all(|key| payload.get(key).is_none_or(Value::is_string)));
+                    assert!(
+                        ["reason", "user_id"]
+                            .iter()
+                            .all(|key| payload.get(key).is_none_or(Value::is_string))
+                    );
                 }
                 other => panic!("unknown type {other}"),
             }
-            seen.extend(payload.as_object().unwrap().iter().map(|(key, value)| format!("{key} {}", value.is_null())));
+            seen.extend(
+                payload
+                    .as_object()
+                    .unwrap()
+                    .iter()
+                    .map(|(key, value)| format!("{key} {}", value.is_null())),
+            );
         }
-        for expected in ["session_id true", "user_id true", "email true", "email false", "conversation_id false"] {
+        for expected in [
+            "session_id true",
+            "user_id true",
+            "email true",
+            "email false",
+            "conversation_id false",
+        ] {
             assert!(seen.contains(expected), "never seen: {expected}");
         }
         assert!(!seen.contains("conversation_id true"));
@@ -146,7 +182,9 @@ mod tests {
         let mut population = Population::new(5, "prod_abc", 20, 0);
         let mut reached: BTreeMap<String, (u64, f64)> = BTreeMap::new();
         for turn in 0..3000 {
-            let payload: Value = serde_json::from_str(&population.next_payload(NOW + 0.2 * f64::from(turn))).unwrap();
+            let payload: Value =
+                serde_json::from_str(&population.next_payload(NOW + 0.2 * f64::from(turn)))
+                    .unwrap();
             let Some(session) = payload["session_id"].as_str() else {
                 continue;
             };
@@ -162,13 +200,17 @@ mod tests {
 
     #[test]
     fn about_as_many_sessions_are_active_as_asked_for_and_new_ones_arrive() {
-        let sessions_in =
-            |events: &[Value]| events.iter().filter_map(|it| it["session_id"].as_str()).collect::<BTreeSet<_>>().len();
+        let sessions_in = |events: &[Value]| {
+            events.iter().filter_map(|it| it["session_id"].as_str()).collect::<BTreeSet<_>>().len()
+        };
         for sessions in [1, 20, 100] {
             let events = payloads(6, sessions, sessions * 200);
             let later_window = &events[sessions * 100..sessions * 108]; // nearly everyone's turn, hardly anyone left
             let active = sessions_in(later_window);
-            assert!(active <= sessions * 3 / 2 + 1 && active >= sessions / 2, "{active} of {sessions} are active");
+            assert!(
+                active <= sessions * 3 / 2 + 1 && active >= sessions / 2,
+                "{active} of {sessions} are active"
+            );
             assert!(sessions_in(&events) > sessions * 2, "nobody new among {sessions}");
         }
     }
@@ -178,14 +220,20 @@ mod tests {
         let mut population = Population::new(8, "prod_abc", 20, 4096);
         for _ in 0..300 {
             let payload = population.next_payload(NOW);
-            assert!((4096..4096 + 512).contains(&payload.len()), "{} bytes: {payload}", payload.len());
+            assert!(
+                (4096..4096 + 512).contains(&payload.len()),
+                "{} bytes: {payload}",
+                payload.len()
+            );
             serde_json::from_str::<Value>(&payload).unwrap();
         }
     }
 
     fn payloads(seed: u64, sessions: usize, count: usize) -> Vec<Value> {
         let mut population = Population::new(seed, "prod_abc", sessions, 0);
-        (0..count).map(|turn| serde_json::from_str(&population.next_payload(NOW + turn as f64)).unwrap()).collect()
+        (0..count)
+            .map(|turn| serde_json::from_str(&population.next_payload(NOW + turn as f64)).unwrap())
+            .collect()
     }
 
     fn check_actions(payload: &Value) {
@@ -193,7 +241,10 @@ mod tests {
         assert!((1..=5).contains(&actions.len()) && payload["count"] == actions.len());
         let forwarded_at = payload["forwarded_at"].as_f64().unwrap();
         for action in actions {
-            assert!(["pageview", "click", "focus", "type", "submit", "blur"].contains(&text(action, "type").as_str()));
+            assert!(
+                ["pageview", "click", "focus", "type", "submit", "blur"]
+                    .contains(&text(action, "type").as_str())
+            );
             assert!(!text(action, "title").is_empty() && !text(action, "description").is_empty());
             assert!(text(action, "raw_url").starts_with(&text(action, "canonical_url")));
             assert!(action["index"].is_u64() && action["timestamp_start"].is_f64());
@@ -216,7 +267,8 @@ mod tests {
     fn without_times(payload: &str) -> Value {
         let mut payload: Value = serde_json::from_str(payload).unwrap();
         payload.as_object_mut().unwrap().remove("forwarded_at");
-        for action in payload.get_mut("actions").and_then(Value::as_array_mut).into_iter().flatten() {
+        for action in payload.get_mut("actions").and_then(Value::as_array_mut).into_iter().flatten()
+        {
             action["timestamp_start"].take();
             action["timestamp_end"].take();
         }

@@ -70,7 +70,12 @@ enum ReceiverRoute {
 impl SampleReceiver {
     /// A receiver that shares this secret with the relay. Its first outage begins now.
     pub(crate) fn new(secret: &str, print: PrintLine) -> Arc<Self> {
-        Arc::new(Self { secret: secret.to_owned(), started: Instant::now(), print, stats: Default::default() })
+        Arc::new(Self {
+            secret: secret.to_owned(),
+            started: Instant::now(),
+            print,
+            stats: Default::default(),
+        })
     }
 
     /// What to serve.
@@ -99,7 +104,9 @@ impl SampleReceiver {
             (self.print)(&format!("{} refused a delivery: {problem}", route.path()));
             return StatusCode::UNAUTHORIZED;
         }
-        let Ok(payload) = serde_json::from_slice::<ReceivedEvent>(body) else { return StatusCode::BAD_REQUEST };
+        let Ok(payload) = serde_json::from_slice::<ReceivedEvent>(body) else {
+            return StatusCode::BAD_REQUEST;
+        };
         let in_outage = matches!(route, ReceiverRoute::Flaky) && outage_at(self.started.elapsed());
         let lines = self.lock_stats(route).record(route, &payload, in_outage);
         lines.iter().for_each(|line| {
@@ -113,15 +120,21 @@ impl SampleReceiver {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let key = hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_bytes());
         let hex = header("x-connector-signature").and_then(|value| value.strip_prefix("sha256="));
-        if !hex.is_some_and(|hex| constant_time_eq(hex, &hex_encode(hmac::sign(&key, body).as_ref()))) {
+        if !hex
+            .is_some_and(|hex| constant_time_eq(hex, &hex_encode(hmac::sign(&key, body).as_ref())))
+        {
             return Err("X-Connector-Signature does not fit");
         }
-        let (Some(id), Some(timestamp)) = (header("webhook-id"), header("webhook-timestamp")) else {
+        let (Some(id), Some(timestamp)) = (header("webhook-id"), header("webhook-timestamp"))
+        else {
             return Err("webhook-id or webhook-timestamp is missing");
         };
         // An old request may be one that somebody has overheard and sends again.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        if !timestamp.parse::<u64>().is_ok_and(|then| then.abs_diff(now) <= TIMESTAMP_TOLERANCE.as_secs()) {
+        if !timestamp
+            .parse::<u64>()
+            .is_ok_and(|then| then.abs_diff(now) <= TIMESTAMP_TOLERANCE.as_secs())
+        {
             return Err("webhook-timestamp is not of now");
         }
         let mut signed = hmac::Context::with_key(&key);
@@ -147,15 +160,24 @@ impl SampleReceiver {
 
 impl RouteStats {
     /// Enters a delivery that was well signed, and returns what is to be told at once.
-    fn record(&mut self, route: ReceiverRoute, payload: &ReceivedEvent, in_outage: bool) -> Vec<String> {
+    fn record(
+        &mut self,
+        route: ReceiverRoute,
+        payload: &ReceivedEvent,
+        in_outage: bool,
+    ) -> Vec<String> {
         let mut lines = Vec::new();
         let path = route.path();
         if in_outage != self.was_failing {
             self.was_failing = in_outage;
             let seconds = OUTAGE_DURATION.as_secs();
             lines.push(match in_outage {
-                true => format!("{path} answers 503 for up to {seconds} s: watch its deliveries wait"),
-                false => format!("{path} is back: what waited comes now, in order within each session"),
+                true => {
+                    format!("{path} answers 503 for up to {seconds} s: watch its deliveries wait")
+                }
+                false => {
+                    format!("{path} is back: what waited comes now, in order within each session")
+                }
             });
         }
         if in_outage {
@@ -167,20 +189,25 @@ impl RouteStats {
             self.printed += 1;
             let ReceivedEvent { kind, product_id, session_id } = payload;
             let session = session_id.as_deref().unwrap_or("none");
-            lines.push(format!("{path} got {kind} of {product_id}, session {session}; both signatures fit"));
+            lines.push(format!(
+                "{path} got {kind} of {product_id}, session {session}; both signatures fit"
+            ));
         }
         lines
     }
 
     /// What came since the last summary, if anything did. Begins a new one.
     fn take_summary(&mut self, route: ReceiverRoute) -> Option<String> {
-        let (accepted, failed) = (std::mem::take(&mut self.accepted), std::mem::take(&mut self.failed));
+        let (accepted, failed) =
+            (std::mem::take(&mut self.accepted), std::mem::take(&mut self.failed));
         let total: usize = accepted.values().sum();
         if total + failed == 0 {
             return None;
         }
-        let mut line = format!("{} in {} s: {total} accepted", route.path(), SUMMARY_INTERVAL.as_secs());
-        let kinds: Vec<_> = accepted.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        let mut line =
+            format!("{} in {} s: {total} accepted", route.path(), SUMMARY_INTERVAL.as_secs());
+        let kinds: Vec<_> =
+            accepted.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
         if !kinds.is_empty() {
             line += &format!(" ({})", kinds.join(", "));
         }
@@ -200,11 +227,19 @@ impl ReceiverRoute {
     }
 }
 
-async fn good(State(receiver): State<Arc<SampleReceiver>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+async fn good(
+    State(receiver): State<Arc<SampleReceiver>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
     receiver.receive(ReceiverRoute::Good, &headers, &body)
 }
 
-async fn flaky(State(receiver): State<Arc<SampleReceiver>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+async fn flaky(
+    State(receiver): State<Arc<SampleReceiver>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> StatusCode {
     receiver.receive(ReceiverRoute::Flaky, &headers, &body)
 }
 
@@ -228,12 +263,16 @@ fn hex_encode(bytes: &[u8]) -> String {
 /// RFC 4648, section 4.
 fn base64_encode(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let letter = |bits: u32| LETTERS.get((bits & 63) as usize).map_or('=', |letter| char::from(*letter));
+    let letter =
+        |bits: u32| LETTERS.get((bits & 63) as usize).map_or('=', |letter| char::from(*letter));
     let mut text = String::new();
     for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0_u32, |bits, byte| (bits << 8) | u32::from(*byte)) << (8 * (3 - group.len()));
+        let bits = group.iter().fold(0_u32, |bits, byte| (bits << 8) | u32::from(*byte))
+            << (8 * (3 - group.len()));
         let shifts = [18, 12, 6, 0].into_iter().enumerate();
-        text.extend(shifts.map(|(nth, shift)| if nth <= group.len() { letter(bits >> shift) } else { '=' }));
+        text.extend(
+            shifts.map(|(nth, shift)| if nth <= group.len() { letter(bits >> shift) } else { '=' }),
+        );
     }
     text
 }
@@ -270,10 +309,14 @@ mod tests {
             ("webhook-timestamp", timestamp.to_string()),
             ("webhook-signature", signature),
         ];
-        fields.into_iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+        fields
+            .into_iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+            .collect()
     }
 
-    const CONNECTOR_SIGNATURE: &str = "42e9b69ce83dda70baa1bb996e0b0741aac54ba773cabb5aaf65cda798439150";
+    const CONNECTOR_SIGNATURE: &str =
+        "42e9b69ce83dda70baa1bb996e0b0741aac54ba773cabb5aaf65cda798439150";
 
     fn now() -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
@@ -285,18 +328,25 @@ mod tests {
         assert_eq!(receiver.verify_signatures(&signed(now()), BODY), Ok(()));
         assert!(receiver.verify_signatures(&signed(now()), b"{}").is_err());
         assert!(receiver.verify_signatures(&signed(now() - 301), BODY).is_err(), "too old");
-        for name in ["x-connector-signature", "webhook-id", "webhook-timestamp", "webhook-signature"] {
+        for name in
+            ["x-connector-signature", "webhook-id", "webhook-timestamp", "webhook-signature"]
+        {
             let mut headers = signed(now());
             headers.insert(name, "v1,AAAA".parse().unwrap());
             assert!(receiver.verify_signatures(&headers, BODY).is_err(), "{name} is wrong");
             headers.remove(name);
-            assert_eq!(receiver.receive(ReceiverRoute::Good, &headers, BODY), 401, "{name} is missing");
+            assert_eq!(
+                receiver.receive(ReceiverRoute::Good, &headers, BODY),
+                401,
+                "{name} is missing"
+            );
         }
     }
 
     #[test]
     fn base64_is_that_of_the_rfc() {
-        let vectors = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")];
+        let vectors =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")];
         for (plain, encoded) in vectors {
             assert_eq!(base64_encode(plain.as_bytes()), encoded);
         }
@@ -321,14 +371,21 @@ mod tests {
     fn the_first_are_told_one_by_one_and_then_there_are_summaries() {
         let mut stats = RouteStats::default();
         let payload: ReceivedEvent = serde_json::from_slice(BODY).unwrap();
-        let printed: usize = (0..10).map(|_| stats.record(ReceiverRoute::Good, &payload, false).len()).sum();
+        let printed: usize =
+            (0..10).map(|_| stats.record(ReceiverRoute::Good, &payload, false).len()).sum();
         assert_eq!(printed, MAX_SINGLE_LINES);
-        assert_eq!(stats.take_summary(ReceiverRoute::Good).as_deref(), Some("/good in 10 s: 10 accepted (10 actions)"));
+        assert_eq!(
+            stats.take_summary(ReceiverRoute::Good).as_deref(),
+            Some("/good in 10 s: 10 accepted (10 actions)")
+        );
         assert_eq!(stats.take_summary(ReceiverRoute::Good), None);
         assert_eq!(stats.record(ReceiverRoute::Flaky, &payload, true).len(), 1, "that it fails");
         assert_eq!(stats.record(ReceiverRoute::Flaky, &payload, true).len(), 0);
         assert_eq!(stats.record(ReceiverRoute::Flaky, &payload, false).len(), 1, "that it is back");
         let summary = stats.take_summary(ReceiverRoute::Flaky);
-        assert_eq!(summary.as_deref(), Some("/flaky in 10 s: 1 accepted (1 actions), 2 answered 503"));
+        assert_eq!(
+            summary.as_deref(),
+            Some("/flaky in 10 s: 1 accepted (1 actions), 2 answered 503")
+        );
     }
 }

@@ -135,7 +135,10 @@ pub(crate) const SAMPLE_TEXTS: [SampleText; 8] = [
     SampleText { text: "quarterly revenue", query: "q=quarterly+revenue" },
     SampleText { text: "churn by region", query: "q=churn+by+region" },
     SampleText { text: "Müller & Söhne", query: "q=M%C3%BCller+%26+S%C3%B6hne" },
-    SampleText { text: "東京オフィス", query: "q=%E6%9D%B1%E4%BA%AC%E3%82%AA%E3%83%95%E3%82%A3%E3%82%B9" },
+    SampleText {
+        text: "東京オフィス",
+        query: "q=%E6%9D%B1%E4%BA%AC%E3%82%AA%E3%83%95%E3%82%A3%E3%82%B9",
+    },
     SampleText { text: "informe de métricas", query: "q=informe+de+m%C3%A9tricas" },
     SampleText { text: "the \"new\" pricing", query: "q=the+%22new%22+pricing" },
     SampleText { text: "Launch 🚀 week", query: "q=Launch+%F0%9F%9A%80+week" },
@@ -143,12 +146,25 @@ pub(crate) const SAMPLE_TEXTS: [SampleText; 8] = [
 ];
 
 /// First names; they appear in email addresses only, so they are plain.
-pub(crate) const FIRST_NAMES: [&str; 12] =
-    ["ada", "bela", "chen", "dora", "emeka", "fatima", "goran", "hana", "ines", "jonas", "kavya", "liam"];
+pub(crate) const FIRST_NAMES: [&str; 12] = [
+    "ada", "bela", "chen", "dora", "emeka", "fatima", "goran", "hana", "ines", "jonas", "kavya",
+    "liam",
+];
 
 /// Last names, as plain as the first ones.
-pub(crate) const LAST_NAMES: [&str; 11] =
-    ["abebe", "brandt", "costa", "dubois", "eriksen", "fischer", "garcia", "haddad", "ivanova", "jensen", "kobayashi"];
+pub(crate) const LAST_NAMES: [&str; 11] = [
+    "abebe",
+    "brandt",
+    "costa",
+    "dubois",
+    "eriksen",
+    "fischer",
+    "garcia",
+    "haddad",
+    "ivanova",
+    "jensen",
+    "kobayashi",
+];
 
 /// Sentences that make a payload longer. Plain ASCII without quotation marks, so each byte is one byte of JSON too.
 pub(crate) const FILLER_SENTENCES: [&str; 8] = [
@@ -169,7 +185,11 @@ mod tests {
     #[test]
     fn every_page_has_something_of_each_kind() {
         for page in &PAGES {
-            assert!(!page.buttons.is_empty() && !page.fields.is_empty() && !page.queries.is_empty(), "{}", page.path);
+            assert!(
+                !page.buttons.is_empty() && !page.fields.is_empty() && !page.queries.is_empty(),
+                "{}",
+                page.path
+            );
             assert!(page.path.starts_with('/') && !page.path.contains('?'), "{}", page.path);
             assert!(page.flow_id.starts_with("tour_") && !page.reason.is_empty(), "{}", page.path);
         }
@@ -179,7 +199,11 @@ mod tests {
     fn a_byte_of_prose_is_a_byte_of_json() {
         for sentence in FILLER_SENTENCES {
             assert!(sentence.is_ascii());
-            assert_eq!(serde_json::to_string(sentence).unwrap().len(), sentence.len() + 2, "{sentence}");
+            assert_eq!(
+                serde_json::to_string(sentence).unwrap().len(),
+                sentence.len() + 2,
+                "{sentence}"
+            );
         }
     }
 }

@@ -48,7 +48,11 @@ pub(crate) struct SimulatedConnector {
 
 impl SimulatedConnector {
     /// A connector for these products. Without a token it lets everybody in.
-    pub(crate) fn new(products: &[String], token: Option<&str>, heartbeat: Duration) -> SimulatedConnector {
+    pub(crate) fn new(
+        products: &[String],
+        token: Option<&str>,
+        heartbeat: Duration,
+    ) -> SimulatedConnector {
         SimulatedConnector {
             clients_by_product: products
                 .iter()
@@ -81,7 +85,9 @@ async fn stream(
     product: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    connector.token.check(headers.get(AUTHORIZATION).and_then(|value| auth::bearer_token(value.as_bytes())))?;
+    connector
+        .token
+        .check(headers.get(AUTHORIZATION).and_then(|value| auth::bearer_token(value.as_bytes())))?;
     let unknown = || Problem::not_found("this product is not registered");
     let Path(product) = product.map_err(|_| unknown())?;
     let clients = connector.clients(&product).ok_or_else(unknown)?;
@@ -111,7 +117,10 @@ impl http_body::Body for SimulatedStreamBody {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let body = self.get_mut();
         // The heartbeat first: a queue that is never empty must not silence it.
         if body.heartbeat.poll_tick(context).is_ready() {
@@ -139,10 +148,19 @@ mod tests {
         assert_eq!(next(&mut body).await, "event");
         tokio::time::advance(Duration::from_secs(300)).await;
         assert_eq!(next(&mut body).await, sse::encode_heartbeat(None::<&str>));
-        assert_eq!(next(&mut body).await, "event", "what was missed of the heartbeats is not made up for");
+        assert_eq!(
+            next(&mut body).await,
+            "event",
+            "what was missed of the heartbeats is not made up for"
+        );
     }
 
     async fn next(body: &mut SimulatedStreamBody) -> Bytes {
-        poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await.unwrap().unwrap().into_data().unwrap()
+        poll_fn(|context| Pin::new(&mut *body).poll_frame(context))
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap()
     }
 }

@@ -19,7 +19,8 @@ const HEARTBEAT: &str = "event: heartbeat\ndata:\n\n";
 
 #[tokio::test]
 async fn only_get_on_a_registered_stream_with_the_token_is_answered_by_a_stream() {
-    let router = Simulator::new(SimulationOptions { token: Some("s3cret".into()), ..options() }).router();
+    let router =
+        Simulator::new(SimulationOptions { token: Some("s3cret".into()), ..options() }).router();
     let cases = [
         (Method::GET, "/stream/prod_abc", "Bearer s3cret", StatusCode::OK),
         (Method::GET, "/stream/prod_abc", "bearer s3cret", StatusCode::OK),
@@ -45,10 +46,17 @@ async fn only_get_on_a_registered_stream_with_the_token_is_answered_by_a_stream(
         if status == StatusCode::OK {
             assert_eq!(headers["content-type"], "text/event-stream");
         } else if method != Method::HEAD {
-            check_problem(&headers, status, &response.into_body().collect().await.unwrap().to_bytes());
+            check_problem(
+                &headers,
+                status,
+                &response.into_body().collect().await.unwrap().to_bytes(),
+            );
         }
         assert_eq!(headers.contains_key("www-authenticate"), status == StatusCode::UNAUTHORIZED);
-        assert_eq!(headers.get("allow").is_some_and(|it| it == "GET"), status == StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(
+            headers.get("allow").is_some_and(|it| it == "GET"),
+            status == StatusCode::METHOD_NOT_ALLOWED
+        );
     }
 }
 
@@ -69,12 +77,15 @@ async fn a_stream_is_data_lines_with_the_payloads_of_its_product() {
         products: vec!["prod_abc".into(), "prod_xyz".into()],
         ..options()
     });
-    let mut streams =
-        [("prod_abc", harness.connect("prod_abc").await), ("prod_xyz", harness.connect("prod_xyz").await)];
+    let mut streams = [
+        ("prod_abc", harness.connect("prod_abc").await),
+        ("prod_xyz", harness.connect("prod_xyz").await),
+    ];
     for (product, body) in &mut streams {
         for _ in 0..20 {
             let frame = next_frame(body).await.unwrap();
-            let line = frame.strip_prefix("data: ").and_then(|rest| rest.strip_suffix("\n\n")).unwrap();
+            let line =
+                frame.strip_prefix("data: ").and_then(|rest| rest.strip_suffix("\n\n")).unwrap();
             assert!(!line.contains(['\n', '\r']), "{line}");
             assert_eq!(serde_json::from_str::<Value>(line).unwrap()["product_id"], *product);
         }
@@ -98,17 +109,22 @@ async fn heartbeats_come_at_their_interval_whatever_else_is_sent() {
 #[tokio::test(start_paused = true)]
 async fn without_traffic_a_stream_is_heartbeats_only() {
     let simulator = Simulator::new(options());
-    let mut body = send_request(&simulator.router(), Method::GET, "/stream/prod_abc", "").await.into_body();
+    let mut body =
+        send_request(&simulator.router(), Method::GET, "/stream/prod_abc", "").await.into_body();
     assert!(timeout(Duration::from_secs(29), next_frame(&mut body)).await.is_err());
     assert_eq!(next_frame(&mut body).await.unwrap(), HEARTBEAT);
 }
 
 #[tokio::test(start_paused = true)]
 async fn events_come_at_the_rate_asked_for_and_evenly() {
-    for (rate, seconds) in [(0.1, 100.0), (5.0, 20.0), (300.0, 10.0), (1000.0, 2.0), (1500.0, 2.0), (40_000.0, 0.5)] {
+    for (rate, seconds) in
+        [(0.1, 100.0), (5.0, 20.0), (300.0, 10.0), (1000.0, 2.0), (1500.0, 2.0), (40_000.0, 0.5)]
+    {
         let mut pace = EventPacer::new(rate);
         let (start, mut events, mut most_at_once) = (Instant::now(), 0, 0);
-        while let Ok(due) = timeout(Duration::from_secs_f64(seconds) - start.elapsed(), pace.tick()).await {
+        while let Ok(due) =
+            timeout(Duration::from_secs_f64(seconds) - start.elapsed(), pace.tick()).await
+        {
             events += due;
             most_at_once = due.max(most_at_once);
             if start.elapsed().as_secs_f64() >= seconds {
@@ -117,8 +133,14 @@ async fn events_come_at_the_rate_asked_for_and_evenly() {
         }
         let expected = rate * seconds;
         let first_tick_is_at_zero = (rate / 1000.0).max(1.0);
-        assert!((f64::from(events) - expected).abs() <= first_tick_is_at_zero + 1.0, "{events} at {rate} a second");
-        assert!(f64::from(most_at_once) <= first_tick_is_at_zero.ceil(), "{most_at_once} at once at {rate} a second");
+        assert!(
+            (f64::from(events) - expected).abs() <= first_tick_is_at_zero + 1.0,
+            "{events} at {rate} a second"
+        );
+        assert!(
+            f64::from(most_at_once) <= first_tick_is_at_zero.ceil(),
+            "{most_at_once} at once at {rate} a second"
+        );
     }
 }
 
@@ -162,7 +184,9 @@ async fn stopping_ends_the_streams_and_refuses_new_ones() {
     let mut body = harness.connect("prod_abc").await;
     next_frame(&mut body).await.unwrap();
     harness.stop.cancel();
-    timeout(Duration::from_secs(5), async { while next_frame(&mut body).await.is_some() {} }).await.unwrap();
+    timeout(Duration::from_secs(5), async { while next_frame(&mut body).await.is_some() {} })
+        .await
+        .unwrap();
     harness.task.await.unwrap();
     assert_eq!(
         send_request(&harness.router, Method::GET, "/stream/prod_abc", "").await.status(),
@@ -196,7 +220,8 @@ impl SimulatorHarness {
     }
 
     async fn connect(&self, product: &str) -> Body {
-        let response = send_request(&self.router, Method::GET, &format!("/stream/{product}"), "").await;
+        let response =
+            send_request(&self.router, Method::GET, &format!("/stream/{product}"), "").await;
         assert_eq!(response.status(), StatusCode::OK);
         response.into_body()
     }
@@ -214,7 +239,12 @@ fn options() -> SimulationOptions {
     }
 }
 
-async fn send_request(router: &Router, method: Method, path: &str, authorization: &str) -> Response {
+async fn send_request(
+    router: &Router,
+    method: Method,
+    path: &str,
+    authorization: &str,
+) -> Response {
     let mut request = Request::builder().method(method).uri(path).header("last-event-id", "17");
     if !authorization.is_empty() {
         request = request.header("authorization", authorization);
@@ -230,6 +260,12 @@ async fn next_frame(body: &mut Body) -> Option<String> {
 fn check_problem(headers: &HeaderMap, status: StatusCode, body: &[u8]) {
     assert_eq!(headers["content-type"], "application/problem+json");
     let problem: Value = serde_json::from_slice(body).unwrap();
-    assert_eq!((&problem["type"], &problem["status"]), (&"about:blank".into(), &status.as_u16().into()));
-    assert!(!problem["title"].as_str().unwrap().is_empty() && !problem["detail"].as_str().unwrap().is_empty());
+    assert_eq!(
+        (&problem["type"], &problem["status"]),
+        (&"about:blank".into(), &status.as_u16().into())
+    );
+    assert!(
+        !problem["title"].as_str().unwrap().is_empty()
+            && !problem["detail"].as_str().unwrap().is_empty()
+    );
 }

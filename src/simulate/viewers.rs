@@ -33,7 +33,10 @@ struct ConnectedClient {
 impl ConnectorClients {
     /// Nobody yet.
     pub(crate) fn new(product: &str) -> ConnectorClients {
-        ConnectorClients { product: product.to_owned(), queues: Mutex::new(ClientQueues::Open(Vec::new())) }
+        ConnectorClients {
+            product: product.to_owned(),
+            queues: Mutex::new(ClientQueues::Open(Vec::new())),
+        }
     }
 
     /// A queue of every frame from now on, or nothing once closed. It ends when the audience is closed.
@@ -74,7 +77,11 @@ impl ConnectedClient {
             Ok(()) => true,
             Err(TrySendError::Full(_)) => {
                 if self.lost_frames == 0 {
-                    warn!(product, queue = CLIENT_QUEUE_FRAMES, "a client reads too slowly and loses events");
+                    warn!(
+                        product,
+                        queue = CLIENT_QUEUE_FRAMES,
+                        "a client reads too slowly and loses events"
+                    );
                 }
                 self.lost_frames += 1;
                 true
@@ -130,7 +137,9 @@ mod tests {
         drop(connected.try_connect());
         let _stays = connected.try_connect();
         connected.broadcast(&frame(1));
-        let ClientQueues::Open(clients) = &*connected.lock_queues() else { panic!("nobody closed the doors") };
+        let ClientQueues::Open(clients) = &*connected.lock_queues() else {
+            panic!("nobody closed the doors")
+        };
         assert_eq!(clients.len(), 1);
     }
 

@@ -59,24 +59,25 @@ impl Visit {
 
     /// What the person does next.
     pub(crate) fn act<'a>(&mut self, who: &'a UserIdentity, rng: &mut Rng) -> Action<'a> {
-        let (kind, title, description) = match mem::replace(&mut self.next_action, NextAction::Anything) {
-            NextAction::Land => {
-                self.query = rng.bool().then(|| *pick(self.page.queries, rng));
-                self.open(self.page)
-            }
-            NextAction::OpenPage(page) => {
-                let linked_deeper = rng.u8(..4) == 0;
-                self.query = linked_deeper.then(|| *pick(page.queries, rng));
-                self.open(page)
-            }
-            NextAction::TypeInto(field) => self.write(field, rng),
-            NextAction::FinishField(field) => self.finish(field, rng),
-            NextAction::Anything => match rng.u8(..10) {
-                0..=2 => self.follow_link(rng),
-                3..=6 => self.click(rng),
-                _ => self.focus(rng),
-            },
-        };
+        let (kind, title, description) =
+            match mem::replace(&mut self.next_action, NextAction::Anything) {
+                NextAction::Land => {
+                    self.query = rng.bool().then(|| *pick(self.page.queries, rng));
+                    self.open(self.page)
+                }
+                NextAction::OpenPage(page) => {
+                    let linked_deeper = rng.u8(..4) == 0;
+                    self.query = linked_deeper.then(|| *pick(page.queries, rng));
+                    self.open(page)
+                }
+                NextAction::TypeInto(field) => self.write(field, rng),
+                NextAction::FinishField(field) => self.finish(field, rng),
+                NextAction::Anything => match rng.u8(..10) {
+                    0..=2 => self.follow_link(rng),
+                    3..=6 => self.click(rng),
+                    _ => self.focus(rng),
+                },
+            };
         self.record(who, kind, title, description)
     }
 
@@ -122,21 +123,30 @@ impl Visit {
     fn follow_link(&mut self, rng: &mut Rng) -> ActionText {
         let page = pick(&PAGES, rng);
         self.next_action = NextAction::OpenPage(page);
-        let description = format!("{} clicked {} link on the {} page", self.noun, page.name, self.page.name);
+        let description =
+            format!("{} clicked {} link on the {} page", self.noun, page.name, self.page.name);
         ("click", format!("Click {} link", page.name), description)
     }
 
     fn click(&mut self, rng: &mut Rng) -> ActionText {
         let button = *pick(self.page.buttons, rng);
         add_mention(&mut self.unsummarized.controls, button);
-        let description = format!("{} clicked {button} button on the {} page", self.noun, self.page.name);
+        let description =
+            format!("{} clicked {button} button on the {} page", self.noun, self.page.name);
         ("click", format!("Click {button} button"), description)
     }
 
     fn focus(&mut self, rng: &mut Rng) -> ActionText {
         let field = *pick(self.page.fields, rng);
-        self.next_action = if rng.u8(..4) == 0 { NextAction::FinishField(field) } else { NextAction::TypeInto(field) };
-        let description = format!("{} put the cursor into the {field} field on the {} page", self.noun, self.page.name);
+        self.next_action = if rng.u8(..4) == 0 {
+            NextAction::FinishField(field)
+        } else {
+            NextAction::TypeInto(field)
+        };
+        let description = format!(
+            "{} put the cursor into the {field} field on the {} page",
+            self.noun, self.page.name
+        );
         ("focus", format!("Focus {field} field"), description)
     }
 
@@ -147,14 +157,18 @@ impl Visit {
         }
         self.next_action = NextAction::FinishField(field);
         add_mention(&mut self.unsummarized.controls, field);
-        let description =
-            format!("{} typed “{}” into the {field} field on the {} page", self.noun, writing.text, self.page.name);
+        let description = format!(
+            "{} typed “{}” into the {field} field on the {} page",
+            self.noun, writing.text, self.page.name
+        );
         ("type", format!("Type in {field} field"), description)
     }
 
     fn finish(&mut self, field: &'static str, rng: &mut Rng) -> ActionText {
-        let (kind, verb, did) = if rng.bool() { ("submit", "Submit", "submitted") } else { ("blur", "Leave", "left") };
-        let description = format!("{} {did} the {field} field on the {} page", self.noun, self.page.name);
+        let (kind, verb, did) =
+            if rng.bool() { ("submit", "Submit", "submitted") } else { ("blur", "Leave", "left") };
+        let description =
+            format!("{} {did} the {field} field on the {} page", self.noun, self.page.name);
         (kind, format!("{verb} {field} field"), description)
     }
 
@@ -170,7 +184,9 @@ impl Visit {
         self.index += 1;
         self.unsummarized.actions += 1;
         let canonical_url = format!("{ORIGIN}{}", self.page.path);
-        let raw_url = self.query.map_or_else(|| canonical_url.clone(), |query| format!("{canonical_url}?{query}"));
+        let raw_url = self
+            .query
+            .map_or_else(|| canonical_url.clone(), |query| format!("{canonical_url}?{query}"));
         Action {
             index,
             kind,
@@ -216,7 +232,8 @@ const MAX_MENTIONS: usize = 4;
 mod tests {
     use super::*;
 
-    const NOBODY: UserIdentity = UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None };
+    const NOBODY: UserIdentity =
+        UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None };
 
     #[test]
     fn a_visit_begins_with_a_page_and_every_link_leads_to_one() {
@@ -240,7 +257,9 @@ mod tests {
             let kind = visit.act(&NOBODY, &mut rng).kind;
             match kind {
                 "type" => assert_eq!(before, "focus"),
-                "submit" | "blur" => assert!(before == "focus" || before == "type", "{kind} after {before}"),
+                "submit" | "blur" => {
+                    assert!(before == "focus" || before == "type", "{kind} after {before}")
+                }
                 _ => assert!(before != "focus" && before != "type", "{kind} after {before}"),
             }
             before = kind;

@@ -119,9 +119,14 @@ impl Decoder {
         }
         match &*name {
             b"data" | b"event" | b"id" if line.overlong => self.data_buffer = DataBuffer::TooLarge,
-            b"data" => self.data_buffer = mem::take(&mut self.data_buffer).with_line(value, self.max_event_bytes),
+            b"data" => {
+                self.data_buffer =
+                    mem::take(&mut self.data_buffer).with_line(value, self.max_event_bytes)
+            }
             b"event" => self.event = value,
-            b"id" if memchr(0, &value).is_none() => (self.last_event_id, self.has_own_id) = (value, true),
+            b"id" if memchr(0, &value).is_none() => {
+                (self.last_event_id, self.has_own_id) = (value, true)
+            }
             b"retry" => return reconnection_time(&value).map(Decoded::Retry),
             _ => {} // a comment, or a field that the standard does not know
         }
@@ -134,8 +139,12 @@ impl Decoder {
         let (id, has_own_id) = (self.last_event_id.clone(), mem::take(&mut self.has_own_id));
         match mem::take(&mut self.data_buffer) {
             DataBuffer::None => None,
-            DataBuffer::OneLine(data) => Some(Decoded::Frame(Frame { event, data, id, has_own_id })),
-            DataBuffer::Lines(lines) => Some(Decoded::Frame(Frame { event, data: lines.freeze(), id, has_own_id })),
+            DataBuffer::OneLine(data) => {
+                Some(Decoded::Frame(Frame { event, data, id, has_own_id }))
+            }
+            DataBuffer::Lines(lines) => {
+                Some(Decoded::Frame(Frame { event, data: lines.freeze(), id, has_own_id }))
+            }
             DataBuffer::TooLarge => Some(Decoded::TooLarge),
         }
     }
@@ -168,7 +177,9 @@ impl DataBuffer {
                 lines.extend_from_slice(&first);
                 Self::Lines(append_line(lines, &line))
             }
-            Self::Lines(lines) if lines.len() + 1 + line.len() <= max_bytes => Self::Lines(append_line(lines, &line)),
+            Self::Lines(lines) if lines.len() + 1 + line.len() <= max_bytes => {
+                Self::Lines(append_line(lines, &line))
+            }
             _ => Self::TooLarge,
         }
     }

@@ -23,7 +23,12 @@ fn frames(stream: &[u8]) -> Vec<Decoded> {
 
 fn frame(event: &str, data: &str, id: &str) -> Decoded {
     let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-    Decoded::Frame(Frame { event: bytes(event), data: bytes(data), id: bytes(id), has_own_id: !id.is_empty() })
+    Decoded::Frame(Frame {
+        event: bytes(event),
+        data: bytes(data),
+        id: bytes(id),
+        has_own_id: !id.is_empty(),
+    })
 }
 
 /// Cases of web-platform-tests, as data: `tests/data/eventsource-format.json` names the source of each.
@@ -74,7 +79,12 @@ fn an_id_stays_in_force_and_is_told_from_one_of_the_events_own() {
         other => panic!("{other:?}"),
     });
     let bytes = Bytes::from_static;
-    assert!(ids.eq([(bytes(b"1"), true), (bytes(b"1"), false), (bytes(b"2"), false), (bytes(b"2"), true)]));
+    assert!(ids.eq([
+        (bytes(b"1"), true),
+        (bytes(b"1"), false),
+        (bytes(b"2"), false),
+        (bytes(b"2"), true)
+    ]));
 }
 
 #[test]
@@ -89,9 +99,12 @@ fn an_event_past_the_bound_is_skipped_and_the_next_one_is_not() {
     let endless = [b"data: ".as_slice(), &[b'x'; 5000], b"\n\n"].concat();
     let lines = b"data: 12345\ndata: 12345\n\n".to_vec();
     let fits = frame("", "xxxxxxxxxx", "");
-    for (stream, expected) in
-        [(one_more, Decoded::TooLarge), (endless, Decoded::TooLarge), (lines, Decoded::TooLarge), (exactly, fits)]
-    {
+    for (stream, expected) in [
+        (one_more, Decoded::TooLarge),
+        (endless, Decoded::TooLarge),
+        (lines, Decoded::TooLarge),
+        (exactly, fits),
+    ] {
         let stream = [stream, b"data: after\n\n".to_vec()].concat();
         let bytewise: Vec<&[u8]> = stream.chunks(1).collect();
         for pieces in [vec![stream.as_slice()], bytewise] {

@@ -14,7 +14,9 @@ use std::{collections::VecDeque, mem, sync::Arc};
 
 use tokio::sync::oneshot;
 
-use super::webhook_rows::{DeadLetterSelection, DeadLetterState, StoredWebhook, WebhookChanges, WebhookRegistration};
+use super::webhook_rows::{
+    DeadLetterSelection, DeadLetterState, StoredWebhook, WebhookChanges, WebhookRegistration,
+};
 use crate::{
     event::{EventId, ProductId, SessionId},
     log::{
@@ -37,11 +39,23 @@ pub(crate) enum StoreCommand {
     /// Mark dead letters as waiting to be delivered again, and tell how many.
     Requeue { id: Box<str>, remaining: RemainingRequeue, marked: u64, answer: oneshot::Sender<u64> },
     /// List dead letters.
-    ListDeadLetters { id: Box<str>, query: DeadLetterQuery, answer: oneshot::Sender<Vec<(u64, DeadLetter)>> },
+    ListDeadLetters {
+        id: Box<str>,
+        query: DeadLetterQuery,
+        answer: oneshot::Sender<Vec<(u64, DeadLetter)>>,
+    },
     /// List those behind this place that wait to be delivered again.
-    ListRequeued { id: Box<str>, after: u64, limit: usize, answer: oneshot::Sender<Vec<DeadLetter>> },
+    ListRequeued {
+        id: Box<str>,
+        after: u64,
+        limit: usize,
+        answer: oneshot::Sender<Vec<DeadLetter>>,
+    },
     /// Keep the log of one more product.
-    AddProduct { product: Box<(ProductId, MemoryBounds, LogMetrics)>, answer: oneshot::Sender<AddedProduct> },
+    AddProduct {
+        product: Box<(ProductId, MemoryBounds, LogMetrics)>,
+        answer: oneshot::Sender<AddedProduct>,
+    },
     /// Keep a product's log no longer, once all of it is kept. What is in the file stays there until retention takes it.
     RemoveProduct { product: ProductId, answer: oneshot::Sender<()> },
 }
@@ -142,7 +156,8 @@ impl StoreHandle {
         &self,
         webhook: WebhookRegistration,
     ) -> impl Future<Output = Result<(), StoreUnwritable>> + use<> {
-        let registered = self.submit(|answer| StoreCommand::Register { webhook: Box::new(webhook), answer });
+        let registered =
+            self.submit(|answer| StoreCommand::Register { webhook: Box::new(webhook), answer });
         async { registered.await.map_err(|_| StoreUnwritable) }
     }
 
@@ -151,7 +166,10 @@ impl StoreHandle {
     /// # Errors
     ///
     /// When the store cannot be written now, or is being closed. Some of it may be gone.
-    pub(crate) fn unregister(&self, id: &str) -> impl Future<Output = Result<(), StoreUnwritable>> + use<> {
+    pub(crate) fn unregister(
+        &self,
+        id: &str,
+    ) -> impl Future<Output = Result<(), StoreUnwritable>> + use<> {
         let id = id.into();
         let removed = self.submit(|answer| StoreCommand::Unregister { id, answer });
         async { removed.await.map_err(|_| StoreUnwritable) }
@@ -214,7 +232,8 @@ impl StoreHandle {
             DeadLetterSelection::Events(events) => RemainingRequeue::Events(events.into()),
         };
         let id = id.into();
-        let marked = self.submit(|answer| StoreCommand::Requeue { id, remaining, marked: 0, answer });
+        let marked =
+            self.submit(|answer| StoreCommand::Requeue { id, remaining, marked: 0, answer });
         async { marked.await.map_err(|_| StoreUnwritable) }
     }
 
@@ -246,8 +265,10 @@ impl StoreHandle {
         bounds: MemoryBounds,
         metrics: LogMetrics,
     ) -> impl Future<Output = Result<AddedProduct, StoreUnwritable>> + use<> {
-        let adopted =
-            self.submit(|answer| StoreCommand::AddProduct { product: Box::new((product, bounds, metrics)), answer });
+        let adopted = self.submit(|answer| StoreCommand::AddProduct {
+            product: Box::new((product, bounds, metrics)),
+            answer,
+        });
         async { adopted.await.map_err(|_| StoreUnwritable) }
     }
 
@@ -265,7 +286,10 @@ impl StoreHandle {
     }
 
     /// Leaves an order for the writing thread, unless the store is being closed.
-    fn submit<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> StoreCommand) -> oneshot::Receiver<T> {
+    fn submit<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> StoreCommand,
+    ) -> oneshot::Receiver<T> {
         let (answer, answered) = oneshot::channel();
         let mut queue = self.commands();
         // Looked at while nobody can take orders: one that comes after the last look is refused, and none is forgotten.

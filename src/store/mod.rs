@@ -45,8 +45,8 @@ use crate::{
 pub(crate) use self::reader::ReadRequest;
 pub(crate) use self::sqlite::PersistedLog;
 pub(crate) use self::webhook_rows::{
-    DeadLetterSelection, DeadLetterState, DeliveryChange, OwedDelivery, StoredWebhook, WebhookChanges, WebhookNotice,
-    WebhookNotices, WebhookRegistration,
+    DeadLetterSelection, DeadLetterState, DeliveryChange, OwedDelivery, StoredWebhook,
+    WebhookChanges, WebhookNotice, WebhookNotices, WebhookRegistration,
 };
 pub(crate) use crate::log::backing::{CatchUp, StoreHandle, StoreUnreadable, StoreUnwritable};
 
@@ -102,17 +102,32 @@ impl Store {
             }
             opened => (opened, false),
         };
-        let (file, products_found, webhooks) =
-            opened.map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
+        let (file, products_found, webhooks) = opened
+            .map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
         let handle = StoreHandle::new(path, settings.max_concurrent_replays);
         let log = |(product, persisted, epoch): ReservedProduct| {
             let (handle, metrics) = (Arc::clone(&handle), metrics.log(&product));
-            Arc::new(Log::restored(product, bounds, persisted, epoch, is_replacement, handle, metrics))
+            Arc::new(Log::restored(
+                product,
+                bounds,
+                persisted,
+                epoch,
+                is_replacement,
+                handle,
+                metrics,
+            ))
         };
         let logs: Vec<_> = products_found.into_iter().map(log).collect();
         let was_left_open = file.was_left_open();
-        let writer = StoreWriter::new(Arc::clone(&handle), logs.clone(), file, settings, metrics.store().clone());
-        let mut store = Self { handle, threads: Vec::new(), writer: None, webhooks, _lock: Some(lock) };
+        let writer = StoreWriter::new(
+            Arc::clone(&handle),
+            logs.clone(),
+            file,
+            settings,
+            metrics.store().clone(),
+        );
+        let mut store =
+            Self { handle, threads: Vec::new(), writer: None, webhooks, _lock: Some(lock) };
         store.start(writer, was_left_open)?;
         Ok((store, logs))
     }
@@ -129,9 +144,12 @@ impl Store {
         metrics: &Metrics,
     ) -> Result<Self, StoreError> {
         let file = StoreFile::in_memory().map_err(|source| StoreError::Memory(Box::new(source)))?;
-        let handle = StoreHandle::new(PathBuf::from(IN_MEMORY_PATH), settings.max_concurrent_replays);
-        let writer = StoreWriter::new(Arc::clone(&handle), logs, file, settings, metrics.store().clone());
-        let mut store = Self { handle, threads: Vec::new(), writer: None, webhooks: Vec::new(), _lock: None };
+        let handle =
+            StoreHandle::new(PathBuf::from(IN_MEMORY_PATH), settings.max_concurrent_replays);
+        let writer =
+            StoreWriter::new(Arc::clone(&handle), logs, file, settings, metrics.store().clone());
+        let mut store =
+            Self { handle, threads: Vec::new(), writer: None, webhooks: Vec::new(), _lock: None };
         store.start_writer(writer)?;
         Ok(store)
     }
@@ -160,7 +178,11 @@ impl Store {
         Ok(())
     }
 
-    fn spawn(&mut self, name: &str, work: impl FnOnce(&StoreHandle) + Send + 'static) -> Result<(), StoreError> {
+    fn spawn(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&StoreHandle) + Send + 'static,
+    ) -> Result<(), StoreError> {
         let handle = Arc::clone(&self.handle);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || work(&handle));
         self.threads.push(thread.map_err(StoreError::Thread)?);
@@ -213,13 +235,21 @@ fn open_file(
 }
 
 /// What the file has of a product, and an epoch for it, which is on the disk.
-fn reserve_epoch(file: &mut StoreFile, product: &ProductId) -> Result<(PersistedLog, u64), FileError> {
+fn reserve_epoch(
+    file: &mut StoreFile,
+    product: &ProductId,
+) -> Result<(PersistedLog, u64), FileError> {
     let persisted = file.find_or_add_product(product)?;
     let epoch = epoch_after(persisted.highest_epoch);
     let spans = [first_span_of_epoch(persisted.newest, epoch)];
     let first = persisted.newest + 1;
-    let batch =
-        AppendBatch { product_number: persisted.product_number, first, entries: &[], spans: &spans, holes: &[] };
+    let batch = AppendBatch {
+        product_number: persisted.product_number,
+        first,
+        entries: &[],
+        spans: &spans,
+        holes: &[],
+    };
     file.append(&[batch], SyncMode::Full, unix_ms())?;
     Ok((persisted, epoch))
 }
@@ -241,10 +271,18 @@ type ReservedProduct = (ProductId, PersistedLog, u64);
 fn lock_directory(directory: &Path) -> Result<fs::File, StoreError> {
     let path = directory.join(LOCK_NAME);
     let unusable = |source| StoreError::Directory { directory: directory.to_owned(), source };
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(unusable)?;
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(unusable)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Locked { directory: directory.to_owned() }),
+        Err(TryLockError::WouldBlock) => {
+            Err(StoreError::Locked { directory: directory.to_owned() })
+        }
         Err(TryLockError::Error(source)) => Err(unusable(source)),
     }
 }
@@ -268,7 +306,9 @@ fn check_file(handle: &StoreHandle) {
         thread::scope(|scope| {
             let (done, watch) = std::sync::mpsc::channel::<()>();
             scope.spawn(move || {
-                while watch.recv_timeout(STOP_POLL_INTERVAL) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                while watch.recv_timeout(STOP_POLL_INTERVAL)
+                    == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+                {
                     if handle.is_stopping() {
                         interrupt.interrupt();
                     }
@@ -286,7 +326,9 @@ fn check_file(handle: &StoreHandle) {
             tracing::error!(damage = %source, "the check has found damage");
             handle.report_damage(generation);
         }
-        Err(error) => tracing::error!(problem = error_chain(&error), "the store could not be checked"),
+        Err(error) => {
+            tracing::error!(problem = error_chain(&error), "the store could not be checked")
+        }
     }
     handle.set_checking(false);
 }

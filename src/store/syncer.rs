@@ -33,7 +33,10 @@ pub(super) fn run(handle: &StoreHandle) {
 pub(super) fn checkpoint(handle: &StoreHandle) {
     let generation = handle.generation();
     let Err(error) = StoreFile::checkpoint(handle.path()) else { return };
-    tracing::warn!(problem = error_chain(&error), "the store's write-ahead log cannot be moved into the database yet");
+    tracing::warn!(
+        problem = error_chain(&error),
+        "the store's write-ahead log cannot be moved into the database yet"
+    );
     match error {
         FileError::Damaged { .. } => handle.report_damage(generation),
         error if error.is_transient() => {}

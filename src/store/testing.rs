@@ -45,7 +45,9 @@ pub(crate) fn idle_handle() -> Arc<StoreHandle> {
 pub(crate) fn take_command(handle: &StoreHandle) -> Option<TakenCommand> {
     if let Some(command) = handle.take_command() {
         return Some(match command {
-            StoreCommand::Register { webhook, answer } => TakenCommand::Register { position: webhook.position, answer },
+            StoreCommand::Register { webhook, answer } => {
+                TakenCommand::Register { position: webhook.position, answer }
+            }
             StoreCommand::ListRequeued { after, .. } => TakenCommand::ListRequeued(after),
             _ => TakenCommand::Other,
         });

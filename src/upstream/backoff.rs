@@ -32,7 +32,8 @@ impl Backoff {
     }
 
     fn ceiling(&self) -> Duration {
-        let doubled = 2_u32.checked_pow(self.failures).and_then(|factor| self.initial.checked_mul(factor));
+        let doubled =
+            2_u32.checked_pow(self.failures).and_then(|factor| self.initial.checked_mul(factor));
         doubled.map_or(self.max, |wait| wait.min(self.max))
     }
 }
@@ -51,9 +52,13 @@ mod tests {
                 *longest = backoff.next_delay(&mut random).max(*longest);
             }
         }
-        let ceilings = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0].map(Duration::from_secs_f64);
+        let ceilings =
+            [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0].map(Duration::from_secs_f64);
         for (longest, ceiling) in longest.into_iter().zip(ceilings) {
-            assert!(longest <= ceiling && longest > ceiling.mul_f64(0.9), "{longest:?} of {ceiling:?}");
+            assert!(
+                longest <= ceiling && longest > ceiling.mul_f64(0.9),
+                "{longest:?} of {ceiling:?}"
+            );
         }
     }
 

@@ -105,7 +105,12 @@ impl Upstream {
         let settings = settings_updates.borrow_and_update().upstream.clone();
         let url = settings.url.as_uri().clone();
         Self {
-            target: StreamTarget { url, token: settings.token.clone(), last_event_id: None, is_relay: false },
+            target: StreamTarget {
+                url,
+                token: settings.token.clone(),
+                last_event_id: None,
+                is_relay: false,
+            },
             settings_updates,
             settings,
             status,
@@ -168,7 +173,10 @@ impl Upstream {
     /// Closes the stream that stands, and returns when it is closed.
     pub(crate) async fn close(mut self) {
         self.metrics.connected.set(0);
-        let ended = mem::replace(&mut self.connection, UpstreamConnection::Waiting { until: Instant::now() });
+        let ended = mem::replace(
+            &mut self.connection,
+            UpstreamConnection::Waiting { until: Instant::now() },
+        );
         if let UpstreamConnection::Streaming { stream, .. } = ended {
             stream.close().await;
         }
@@ -184,11 +192,15 @@ impl Upstream {
             self.target.is_relay = false; // that is found out again
         }
         let keeps_stream =
-            config::UpstreamConfig { token: self.settings.token.clone(), ..old_settings } == self.settings;
+            config::UpstreamConfig { token: self.settings.token.clone(), ..old_settings }
+                == self.settings;
         if keeps_stream && matches!(self.connection, UpstreamConnection::Streaming { .. }) {
             return None;
         }
-        let ended = mem::replace(&mut self.connection, UpstreamConnection::Waiting { until: Instant::now() });
+        let ended = mem::replace(
+            &mut self.connection,
+            UpstreamConnection::Waiting { until: Instant::now() },
+        );
         let UpstreamConnection::Streaming { stream, .. } = ended else { return None };
         stream.close().await;
         self.metrics.connected.set(0);
@@ -229,7 +241,11 @@ impl Upstream {
         self.status.set_state(UpstreamState::Connected, None);
         info!(product = %self.settings.product_id, "upstream connected");
         let is_reconnect = mem::replace(&mut self.has_streamed, true);
-        Some(if self.target.is_relay { Arrival::Resumed } else { Arrival::Connected { is_reconnect } })
+        Some(if self.target.is_relay {
+            Arrival::Resumed
+        } else {
+            Arrival::Connected { is_reconnect }
+        })
     }
 
     /// A relay that is asked for a part of its events gives ids with holes, and where they began is forgotten soon.
@@ -246,21 +262,26 @@ impl Upstream {
         let problem = error_chain(error);
         if error.is_permanent() {
             self.metrics.connects_refused.inc();
-            let wait = REFUSED_RETRY_INTERVAL + REFUSED_RETRY_INTERVAL.mul_f64(self.random.f64() / 10.0);
+            let wait =
+                REFUSED_RETRY_INTERVAL + REFUSED_RETRY_INTERVAL.mul_f64(self.random.f64() / 10.0);
             error!(%product, problem, retry_in = ?wait, "upstream refuses the connection: check product_id, url and token");
             self.status.set_state(UpstreamState::Refused, Some(problem));
             self.connection = UpstreamConnection::Waiting { until: Instant::now() + wait };
             return;
         }
         self.metrics.connects_failed.inc();
-        let wait = self.backoff.next_delay(&mut self.random).max(error.retry_after().unwrap_or_default());
+        let wait =
+            self.backoff.next_delay(&mut self.random).max(error.retry_after().unwrap_or_default());
         warn!(%product, problem, retry_in = ?wait, "upstream connection failed");
         self.enter_backoff(wait, problem);
     }
 
     /// Closes a stream that ended, and settles when to try again.
     async fn handle_disconnect(&mut self, problem: String) {
-        let ended = mem::replace(&mut self.connection, UpstreamConnection::Waiting { until: Instant::now() });
+        let ended = mem::replace(
+            &mut self.connection,
+            UpstreamConnection::Waiting { until: Instant::now() },
+        );
         let mut lasted = Duration::ZERO;
         if let UpstreamConnection::Streaming { stream, since } = ended {
             lasted = since.elapsed();
@@ -332,12 +353,22 @@ mod tests {
 
     fn upstream() -> Upstream {
         let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
-        let config = Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
-        let settings =
-            UpstreamSettings { upstream: config.upstreams[0].clone(), client: EventStreamClient::new(None).unwrap() };
+        let config =
+            Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback)
+                .unwrap();
+        let settings = UpstreamSettings {
+            upstream: config.upstreams[0].clone(),
+            client: EventStreamClient::new(None).unwrap(),
+        };
         let metrics = Metrics::new().unwrap().upstream(&settings.upstream.product_id);
         let (_, settings_updates) = watch::channel(settings);
-        Upstream::new(settings_updates, false, Arc::new(UpstreamStatus::new()), metrics, fastrand::Rng::with_seed(1))
+        Upstream::new(
+            settings_updates,
+            false,
+            Arc::new(UpstreamStatus::new()),
+            metrics,
+            fastrand::Rng::with_seed(1),
+        )
     }
 
     fn status_error(status: u16, retry_after: Option<u64>) -> OpenError {
@@ -362,13 +393,21 @@ mod tests {
                 assert!((60.0..=66.0).contains(&delay_until_next_attempt(&upstream).as_secs_f64()));
             }
             assert_eq!(upstream.status.snapshot().state, UpstreamState::Refused);
-            assert_eq!((upstream.metrics.connects_refused.get(), upstream.metrics.connects_failed.get()), (50, 0));
+            assert_eq!(
+                (upstream.metrics.connects_refused.get(), upstream.metrics.connects_failed.get()),
+                (50, 0)
+            );
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_may_mend_itself_is_tried_again_within_half_a_minute() {
-        for error in [status_error(500, None), status_error(429, None), status_error(204, None), OpenError::Timeout] {
+        for error in [
+            status_error(500, None),
+            status_error(429, None),
+            status_error(204, None),
+            OpenError::Timeout,
+        ] {
             let mut upstream = upstream();
             let waits = (0..50).map(|_| {
                 upstream.schedule_retry(&error);
@@ -384,7 +423,9 @@ mod tests {
 
     #[test]
     fn a_query_filters_when_it_names_types_or_sessions() {
-        assert!(["type=actions", "a=1&session_id=s", "%74ype=actions"].into_iter().all(asks_for_subset));
+        assert!(
+            ["type=actions", "a=1&session_id=s", "%74ype=actions"].into_iter().all(asks_for_subset)
+        );
         assert!(!["", "types=a", "token=type", "last_event_id=0"].into_iter().any(asks_for_subset));
     }
 
@@ -403,7 +444,8 @@ mod tests {
         for _ in 0..20 {
             upstream.reconnect_delay(Duration::from_secs(29));
         }
-        let delays: Vec<_> = (0..50).map(|_| upstream.reconnect_delay(Duration::from_secs(29))).collect();
+        let delays: Vec<_> =
+            (0..50).map(|_| upstream.reconnect_delay(Duration::from_secs(29))).collect();
         assert!(delays.iter().any(|wait| *wait > MAX_RECONNECT_BACKOFF / 2));
         assert!(upstream.reconnect_delay(Duration::from_secs(30)) <= INITIAL_RECONNECT_BACKOFF);
     }

@@ -43,7 +43,8 @@ impl WebhookContext {
     /// A sender for this definition.
     pub(super) fn build_sender(&self, definition: &Definition) -> WebhookSender {
         let previous = definition.previous_secret.as_ref().map(|previous| &previous.secret);
-        let EgressPolicy { guard, tls } = self.egress.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let EgressPolicy { guard, tls } =
+            self.egress.read().unwrap_or_else(PoisonError::into_inner).clone();
         WebhookSender::new(&definition.webhook, previous, guard, &tls)
     }
 

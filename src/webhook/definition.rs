@@ -52,7 +52,13 @@ pub(super) struct RestoredDefinition {
 impl Definition {
     /// One that has just been registered.
     pub(super) fn new(webhook: WebhookConfig, source: WebhookSource) -> Self {
-        Self { webhook: Arc::new(webhook), source, disabled: None, throttled_until: None, previous_secret: None }
+        Self {
+            webhook: Arc::new(webhook),
+            source,
+            disabled: None,
+            throttled_until: None,
+            previous_secret: None,
+        }
     }
 
     /// The text that [`Remembered::parse`] reads.
@@ -78,17 +84,31 @@ impl RestoredDefinition {
     ///
     /// When it is nothing that was written there.
     pub(super) fn from_stored(text: &str) -> Result<Self, String> {
-        let stored: StoredDefinition = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let stored: StoredDefinition =
+            serde_json::from_str(text).map_err(|error| error.to_string())?;
         let join_errors = |errors: Vec<FieldError>| {
-            let problems: Vec<_> =
-                errors.into_iter().map(|error| format!("{} {}", error.field, error.message)).collect();
+            let problems: Vec<_> = errors
+                .into_iter()
+                .map(|error| format!("{} {}", error.field, error.message))
+                .collect();
             problems.join(", ")
         };
-        let webhook =
-            stored.webhook.as_deref().map(|text| WebhookConfig::from_stored(text).map_err(join_errors)).transpose()?;
-        let previous = |it: StoredSecret| PreviousSecret { secret: Secret::inline(it.secret), until: it.until };
+        let webhook = stored
+            .webhook
+            .as_deref()
+            .map(|text| WebhookConfig::from_stored(text).map_err(join_errors))
+            .transpose()?;
+        let previous = |it: StoredSecret| PreviousSecret {
+            secret: Secret::inline(it.secret),
+            until: it.until,
+        };
         let StoredDefinition { disabled, throttled_until, .. } = stored;
-        Ok(Self { webhook, disabled, throttled_until, previous_secret: stored.former.map(previous) })
+        Ok(Self {
+            webhook,
+            disabled,
+            throttled_until,
+            previous_secret: stored.former.map(previous),
+        })
     }
 }
 

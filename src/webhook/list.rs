@@ -2,7 +2,9 @@
 //!
 //! May use: `delivery`, `log`, the registry and its workers.
 
-use super::{DeliveryPage, DeliveryState, ListedDelivery, WebhookError, Webhooks, worker::WebhookCommand};
+use super::{
+    DeliveryPage, DeliveryState, ListedDelivery, WebhookError, Webhooks, worker::WebhookCommand,
+};
 use crate::{store::DeadLetterState, webhook_delivery::DeadLetter};
 
 impl Webhooks {
@@ -19,13 +21,21 @@ impl Webhooks {
         before: Option<u64>,
         limit: usize,
     ) -> Result<DeliveryPage, WebhookError> {
-        let letter_cursor =
-            before.filter(|cursor| *cursor >= LETTER_CURSOR_BASE).map(|cursor| cursor - LETTER_CURSOR_BASE);
+        let letter_cursor = before
+            .filter(|cursor| *cursor >= LETTER_CURSOR_BASE)
+            .map(|cursor| cursor - LETTER_CURSOR_BASE);
         match state {
             DeliveryState::Delivered => self.worker_deliveries(id, state, before, limit).await,
-            DeliveryState::Dead => self.dead_letters(id, DeadLetterState::Dead, before, limit).await,
+            DeliveryState::Dead => {
+                self.dead_letters(id, DeadLetterState::Dead, before, limit).await
+            }
             DeliveryState::Pending if letter_cursor.is_some() => self
-                .dead_letters(id, DeadLetterState::Requeued, letter_cursor.filter(|it| *it > 0), limit)
+                .dead_letters(
+                    id,
+                    DeadLetterState::Requeued,
+                    letter_cursor.filter(|it| *it > 0),
+                    limit,
+                )
                 .await
                 .map(DeliveryPage::with_letter_cursor),
             DeliveryState::Pending => {
@@ -33,8 +43,10 @@ impl Webhooks {
                 if page.next_cursor.is_none() {
                     // What is delivered again comes behind what never was.
                     let remaining = limit.saturating_sub(page.deliveries.len()).max(1);
-                    let requeued =
-                        self.dead_letters(id, DeadLetterState::Requeued, None, remaining).await?.with_letter_cursor();
+                    let requeued = self
+                        .dead_letters(id, DeadLetterState::Requeued, None, remaining)
+                        .await?
+                        .with_letter_cursor();
                     match page.deliveries.len() + requeued.deliveries.len() > limit {
                         true => page.next_cursor = Some(LETTER_CURSOR_BASE),
                         false => {
@@ -66,8 +78,11 @@ impl Webhooks {
         limit: usize,
     ) -> Result<DeliveryPage, WebhookError> {
         self.handle(id)?;
-        let letters =
-            self.store().dead_letters(id, which, before, limit).await.map_err(|_| WebhookError::StoreUnavailable)?;
+        let letters = self
+            .store()
+            .dead_letters(id, which, before, limit)
+            .await
+            .map_err(|_| WebhookError::StoreUnavailable)?;
         // Fewer than were asked for may be all that fits one page.
         let next = match letters.last() {
             Some((last, _)) => self.next_letter_cursor(id, which, *last).await?,
@@ -90,8 +105,11 @@ impl Webhooks {
         which: DeadLetterState,
         last: u64,
     ) -> Result<Option<u64>, WebhookError> {
-        let more =
-            self.store().dead_letters(id, which, Some(last), 1).await.map_err(|_| WebhookError::StoreUnavailable)?;
+        let more = self
+            .store()
+            .dead_letters(id, which, Some(last), 1)
+            .await
+            .map_err(|_| WebhookError::StoreUnavailable)?;
         Ok((!more.is_empty()).then_some(last))
     }
 }

@@ -10,7 +10,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{self, Instant};
 use tracing::{error, info, warn};
 
-use super::{WebhookSource, Webhooks, context::EgressPolicy, definition::Definition, worker::WebhookCommand};
+use super::{
+    WebhookSource, Webhooks, context::EgressPolicy, definition::Definition, worker::WebhookCommand,
+};
 use crate::{
     config::{Network, WebhookConfig},
     event::ProductId,
@@ -25,23 +27,33 @@ impl Webhooks {
     pub(crate) async fn reconcile(&self, declared: &[WebhookConfig]) {
         let _guard = self.changes.lock().await;
         let deadline = Instant::now() + CONFIG_RELOAD_TIMEOUT;
-        let mut declared: BTreeMap<&str, &WebhookConfig> = declared.iter().map(|it| (it.id.as_str(), it)).collect();
+        let mut declared: BTreeMap<&str, &WebhookConfig> =
+            declared.iter().map(|it| (it.id.as_str(), it)).collect();
         for (id, handle) in self.handles() {
             let definition = handle.shared.definition();
             let is_going = handle.removed.is_cancelled();
             match declared.get(id.as_str()) {
-                Some(webhook) if !is_going && definition.webhook.product_id == webhook.product_id => {
-                    let webhook = declared
-                        .remove(id.as_str())
-                        .filter(|webhook| definition.source != WebhookSource::File || **webhook != *definition.webhook);
+                Some(webhook)
+                    if !is_going && definition.webhook.product_id == webhook.product_id =>
+                {
+                    let webhook = declared.remove(id.as_str()).filter(|webhook| {
+                        definition.source != WebhookSource::File || **webhook != *definition.webhook
+                    });
                     if let Some(webhook) = webhook {
-                        self.redefine(&id, definition.replaced_by(webhook.clone(), WebhookSource::File), deadline)
-                            .await;
+                        self.redefine(
+                            &id,
+                            definition.replaced_by(webhook.clone(), WebhookSource::File),
+                            deadline,
+                        )
+                        .await;
                     }
                 }
                 Some(_) => {
                     if !is_going {
-                        warn!(webhook = id, "the webhook has another product now: it begins anew there");
+                        warn!(
+                            webhook = id,
+                            "the webhook has another product now: it begins anew there"
+                        );
                     }
                     if time::timeout_at(deadline, self.begin_removal(&handle)).await.is_err() {
                         error!(
@@ -53,7 +65,10 @@ impl Webhooks {
                 }
                 None if definition.source == WebhookSource::File && !is_going => {
                     let pending = handle.shared.status().pending;
-                    warn!(webhook = id, pending, "the webhook is declared no more: what it was owed is forgotten");
+                    warn!(
+                        webhook = id,
+                        pending, "the webhook is declared no more: what it was owed is forgotten"
+                    );
                     drop(self.begin_removal(&handle)); // carried out though nobody waits
                 }
                 None => {}
@@ -61,7 +76,12 @@ impl Webhooks {
         }
         for webhook in declared.into_values() {
             info!(webhook = webhook.id, "the webhook is registered by the file");
-            self.spawn_worker(Definition::new(webhook.clone(), WebhookSource::File), None, Vec::new(), None);
+            self.spawn_worker(
+                Definition::new(webhook.clone(), WebhookSource::File),
+                None,
+                Vec::new(),
+                None,
+            );
         }
     }
 
@@ -87,7 +107,8 @@ impl Webhooks {
         let _guard = self.changes.lock().await;
         self.remove_product(product);
         let affected = self.handles().into_iter();
-        let affected = affected.filter(|(_, it)| it.shared.definition().webhook.product_id == *product);
+        let affected =
+            affected.filter(|(_, it)| it.shared.definition().webhook.product_id == *product);
         let affected: Vec<_> = affected.collect();
         for (id, handle) in &affected {
             warn!(webhook = id, %product, "the webhook's product is configured no more: it gets nothing");
@@ -109,21 +130,30 @@ impl Webhooks {
 
     /// From now on, webhooks may reach these networks, and trust these roots.
     pub(crate) async fn set_egress(&self, allow_networks: &[Network], tls: rustls::ClientConfig) {
-        self.replace_egress_policy(EgressPolicy { guard: Arc::new(EgressGuard::new(allow_networks)), tls });
+        self.replace_egress_policy(EgressPolicy {
+            guard: Arc::new(EgressGuard::new(allow_networks)),
+            tls,
+        });
         let deadline = Instant::now() + CONFIG_RELOAD_TIMEOUT;
         for (id, _) in self.handles() {
             // One that has gone meanwhile needs nothing.
-            let _ = time::timeout_at(deadline, self.send_command(&id, WebhookCommand::ReplaceSender)).await;
+            let _ =
+                time::timeout_at(deadline, self.send_command(&id, WebhookCommand::ReplaceSender))
+                    .await;
         }
     }
 
     /// The order is given in any case; its outcome is waited for until `deadline`.
     async fn redefine(&self, id: &str, definition: Definition, deadline: Instant) {
-        let command = self.send_command(id, |reply| WebhookCommand::Redefine(Box::new(definition), reply));
+        let command =
+            self.send_command(id, |reply| WebhookCommand::Redefine(Box::new(definition), reply));
         match time::timeout_at(deadline, command).await {
             Ok(Ok(Ok(()))) => info!(webhook = id, "the webhook is changed by the file"),
             // It is the same in the file at the next start.
-            _ => warn!(webhook = id, "the webhook is changed by the file, but the store could not be told yet"),
+            _ => warn!(
+                webhook = id,
+                "the webhook is changed by the file, but the store could not be told yet"
+            ),
         }
     }
 }

@@ -99,7 +99,11 @@ impl Webhooks {
         };
         let webhooks = Self {
             products: Mutex::new(
-                dependencies.fanouts.into_iter().map(|fanout| (fanout.log().product().clone(), fanout)).collect(),
+                dependencies
+                    .fanouts
+                    .into_iter()
+                    .map(|fanout| (fanout.log().product().clone(), fanout))
+                    .collect(),
             ),
             context: Arc::new(context),
             metrics: dependencies.metrics,
@@ -115,19 +119,26 @@ impl Webhooks {
     }
 
     pub(super) fn restore(&self, declared: &[WebhookConfig], kept: Vec<StoredWebhook>) {
-        let mut declared: BTreeMap<&str, &WebhookConfig> = declared.iter().map(|it| (it.id.as_str(), it)).collect();
+        let mut declared: BTreeMap<&str, &WebhookConfig> =
+            declared.iter().map(|it| (it.id.as_str(), it)).collect();
         for StoredWebhook { id, product, definition, position, owed } in kept {
             let restored = match RestoredDefinition::from_stored(&definition) {
                 Ok(restored) => restored,
                 Err(problem) => {
                     error!(
                         webhook = id,
-                        problem, "what the store has of the webhook cannot be understood; it is left alone"
+                        problem,
+                        "what the store has of the webhook cannot be understood; it is left alone"
                     );
                     continue;
                 }
             };
-            let RestoredDefinition { webhook, disabled, throttled_until, previous_secret: previous } = restored;
+            let RestoredDefinition {
+                webhook,
+                disabled,
+                throttled_until,
+                previous_secret: previous,
+            } = restored;
             let (webhook, source) = match (declared.remove(id.as_str()), webhook) {
                 (Some(webhook), _) => (webhook.clone(), WebhookSource::File),
                 (None, Some(webhook)) => (webhook, WebhookSource::Api),
@@ -141,8 +152,12 @@ impl Webhooks {
                     continue;
                 }
             };
-            let definition =
-                Definition { disabled, throttled_until, previous_secret: previous, ..Definition::new(webhook, source) };
+            let definition = Definition {
+                disabled,
+                throttled_until,
+                previous_secret: previous,
+                ..Definition::new(webhook, source)
+            };
             if definition.webhook.product_id == product {
                 self.spawn_worker(definition, Some(position), owed, None);
             } else {
@@ -152,7 +167,12 @@ impl Webhooks {
             }
         }
         for webhook in declared.into_values() {
-            self.spawn_worker(Definition::new(webhook.clone(), WebhookSource::File), None, Vec::new(), None);
+            self.spawn_worker(
+                Definition::new(webhook.clone(), WebhookSource::File),
+                None,
+                Vec::new(),
+                None,
+            );
         }
     }
 
@@ -166,7 +186,10 @@ impl Webhooks {
     ) {
         let id = definition.webhook.id.clone();
         let Some(fanout) = self.fanout(&definition.webhook.product_id) else {
-            error!(webhook = id, "the webhook's product is none of this relay's; add it to [[upstreams]]");
+            error!(
+                webhook = id,
+                "the webhook's product is none of this relay's; add it to [[upstreams]]"
+            );
             return;
         };
         let shared = Arc::new(SharedStatus::new(definition));
@@ -181,9 +204,15 @@ impl Webhooks {
             on_registered,
         };
         let worker = Worker::new(Arc::clone(&self.context), init);
-        let (removed, ended, stop) = (CancellationToken::new(), CancellationToken::new(), self.stop.child_token());
-        let handle =
-            WorkerHandle { shared, commands, suspended: stop.clone(), removed: removed.clone(), ended: ended.clone() };
+        let (removed, ended, stop) =
+            (CancellationToken::new(), CancellationToken::new(), self.stop.child_token());
+        let handle = WorkerHandle {
+            shared,
+            commands,
+            suspended: stop.clone(),
+            removed: removed.clone(),
+            ended: ended.clone(),
+        };
         self.lock_handles().insert(id.clone(), handle);
         let (shutdown, worker_failed, context) =
             (self.stop.clone(), self.worker_failed.clone(), Arc::clone(&self.context));
@@ -237,7 +266,10 @@ impl Webhooks {
     /// # Errors
     ///
     /// When the id is taken, the product unknown, or the store cannot be written.
-    pub(crate) async fn create(&self, webhook: WebhookConfig) -> Result<WebhookSummary, WebhookError> {
+    pub(crate) async fn create(
+        &self,
+        webhook: WebhookConfig,
+    ) -> Result<WebhookSummary, WebhookError> {
         let _guard = self.changes.lock().await;
         let id = webhook.id.clone();
         if self.get(&id).is_some() {
@@ -250,7 +282,12 @@ impl Webhooks {
             return Err(WebhookError::TooMany);
         }
         let (reply, stored) = oneshot::channel();
-        self.spawn_worker(Definition::new(webhook, WebhookSource::Api), None, Vec::new(), Some(reply));
+        self.spawn_worker(
+            Definition::new(webhook, WebhookSource::Api),
+            None,
+            Vec::new(),
+            Some(reply),
+        );
         match stored.await {
             Ok(Ok(())) => {
                 info!(webhook = id, "the webhook is registered");
@@ -269,7 +306,10 @@ impl Webhooks {
     /// # Errors
     ///
     /// When there is none of this id, the file declares it, the product is another, or the store cannot be written.
-    pub(crate) async fn update(&self, webhook: WebhookConfig) -> Result<WebhookSummary, WebhookError> {
+    pub(crate) async fn update(
+        &self,
+        webhook: WebhookConfig,
+    ) -> Result<WebhookSummary, WebhookError> {
         let _guard = self.changes.lock().await;
         let id = webhook.id.clone();
         let current = self.editable_handle(&id)?.shared.definition();
@@ -277,7 +317,9 @@ impl Webhooks {
             return Err(WebhookError::ProductChanged);
         }
         let definition = current.replaced_by(webhook, WebhookSource::Api);
-        let stored = self.send_command(&id, |reply| WebhookCommand::Redefine(Box::new(definition), reply)).await?;
+        let stored = self
+            .send_command(&id, |reply| WebhookCommand::Redefine(Box::new(definition), reply))
+            .await?;
         info!(webhook = id, "the webhook is changed");
         stored.map_err(|StoreUnwritable| WebhookError::StoreUnavailable)?;
         self.get(&id).ok_or(WebhookError::Unknown)
@@ -300,8 +342,11 @@ impl Webhooks {
             return Err(WebhookError::ShuttingDown); // its worker has left already
         }
         let ended = time::timeout(REMOVE_TIMEOUT, self.begin_removal(&handle)).await;
-        let unfinished =
-            if self.stop.is_cancelled() { WebhookError::ShuttingDown } else { WebhookError::StoreUnavailable };
+        let unfinished = if self.stop.is_cancelled() {
+            WebhookError::ShuttingDown
+        } else {
+            WebhookError::StoreUnavailable
+        };
         ended.map_err(|_| unfinished)?;
         info!(webhook = id, "the webhook is removed, with what it is owed and its dead letters");
         Ok(())
@@ -346,10 +391,18 @@ impl Webhooks {
     /// # Errors
     ///
     /// When there is none of this id, or the store cannot be written.
-    pub(crate) async fn redeliver(&self, id: &str, which: DeadLetterSelection) -> Result<u64, WebhookError> {
+    pub(crate) async fn redeliver(
+        &self,
+        id: &str,
+        which: DeadLetterSelection,
+    ) -> Result<u64, WebhookError> {
         self.handle(id)?;
-        let requeued =
-            self.context.store.requeue(id, which).await.map_err(|StoreUnwritable| WebhookError::StoreUnavailable)?;
+        let requeued = self
+            .context
+            .store
+            .requeue(id, which)
+            .await
+            .map_err(|StoreUnwritable| WebhookError::StoreUnavailable)?;
         info!(webhook = id, deliveries = requeued, "dead letters are to be delivered again");
         Ok(requeued)
     }
@@ -359,7 +412,11 @@ impl Webhooks {
         let affected = |view: &WebhookSummary| view.webhook.product_id == *product;
         for view in self.list().into_iter().filter(affected) {
             // One that has been removed meanwhile has forgotten everything.
-            let _ = self.send_command(&view.webhook.id, |reply| WebhookCommand::Erase(session.clone(), reply)).await;
+            let _ = self
+                .send_command(&view.webhook.id, |reply| {
+                    WebhookCommand::Erase(session.clone(), reply)
+                })
+                .await;
         }
     }
 
@@ -434,7 +491,9 @@ impl Definition {
             true => self.previous_secret.clone(),
             false => Some(PreviousSecret {
                 secret: self.webhook.secret.clone(),
-                until: Now::read().unix_ms.saturating_add(SECRET_ROTATION_OVERLAP.as_millis() as u64),
+                until: Now::read()
+                    .unix_ms
+                    .saturating_add(SECRET_ROTATION_OVERLAP.as_millis() as u64),
             }),
         };
         Self { webhook: Arc::new(webhook), source, previous_secret: previous, ..self.clone() }

@@ -11,7 +11,9 @@ use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
 };
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue, USER_AGENT};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue, USER_AGENT,
+};
 
 use crate::{config::Secret, outbound::client::RELAY_USER_AGENT};
 
@@ -32,7 +34,11 @@ impl Signer {
         Self {
             current: current.clone(),
             connector_key: Key::new(HMAC_SHA256, current.expose().as_bytes()),
-            standard_keys: [Some(current), previous].into_iter().flatten().map(standard_key).collect(),
+            standard_keys: [Some(current), previous]
+                .into_iter()
+                .flatten()
+                .map(standard_key)
+                .collect(),
         }
     }
 
@@ -41,7 +47,12 @@ impl Signer {
     /// # Errors
     ///
     /// When the secret or the id cannot stand in a header, which the configuration refuses.
-    pub(super) fn headers(&self, id: &str, timestamp: u64, body: &[u8]) -> Result<HeaderMap, InvalidHeaderValue> {
+    pub(super) fn headers(
+        &self,
+        id: &str,
+        timestamp: u64,
+        body: &[u8],
+    ) -> Result<HeaderMap, InvalidHeaderValue> {
         let mut authorization = HeaderValue::try_from(format!("Bearer {}", self.current.expose()))?;
         authorization.set_sensitive(true);
         Ok(HeaderMap::from_iter([
@@ -51,7 +62,10 @@ impl Signer {
             (CONNECTOR_SIGNATURE, HeaderValue::try_from(self.connector_signature(body))?),
             (WEBHOOK_ID, HeaderValue::from_str(id)?),
             (WEBHOOK_TIMESTAMP, HeaderValue::from(timestamp)),
-            (WEBHOOK_SIGNATURE, HeaderValue::try_from(self.standard_signatures(id, timestamp, body))?),
+            (
+                WEBHOOK_SIGNATURE,
+                HeaderValue::try_from(self.standard_signatures(id, timestamp, body))?,
+            ),
         ]))
     }
 
@@ -66,7 +80,8 @@ impl Signer {
 
     /// A receiver that knows any one of the secrets finds its signature in the list.
     fn standard_signatures(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
-        let signed = |key: &Key| format!("v1,{}", STANDARD.encode(standard_tag(key, id, timestamp, body)));
+        let signed =
+            |key: &Key| format!("v1,{}", STANDARD.encode(standard_tag(key, id, timestamp, body)));
         self.standard_keys.iter().map(signed).collect::<Vec<_>>().join(" ")
     }
 }
@@ -113,7 +128,9 @@ mod tests {
 
     fn headers(current: &str, former: Option<&str>, id: &str) -> HeaderMap {
         let former = former.map(|text| Secret::inline(text.to_owned()));
-        Signer::new(&Secret::inline(current.to_owned()), former.as_ref()).headers(id, 1_614_265_330, BODY).unwrap()
+        Signer::new(&Secret::inline(current.to_owned()), former.as_ref())
+            .headers(id, 1_614_265_330, BODY)
+            .unwrap()
     }
 
     fn standard(current: &str) -> String {
@@ -147,15 +164,22 @@ mod tests {
     #[test]
     fn a_secret_that_is_no_base64_signs_with_its_bytes() {
         assert_eq!(standard("plain-secret"), "v1,89a4Mtkax0hnYMEMJ6cY0f3Fdnx9xYiuP6EtZ7xSzWk=");
-        assert_eq!(standard("whsec_not*base64!"), "v1,9RIv5v/hZVh6WDkqjiL9YrSO60L9K1zwXCPcn+UiNso=");
+        assert_eq!(
+            standard("whsec_not*base64!"),
+            "v1,9RIv5v/hZVh6WDkqjiL9YrSO60L9K1zwXCPcn+UiNso="
+        );
         assert_ne!(standard("whsec_"), standard("whsec_not*base64!"));
-        let empty_key = STANDARD.encode(standard_tag(&Key::new(HMAC_SHA256, b""), "1-2", 1_614_265_330, BODY));
+        let empty_key =
+            STANDARD.encode(standard_tag(&Key::new(HMAC_SHA256, b""), "1-2", 1_614_265_330, BODY));
         assert_ne!(standard("whsec_"), format!("v1,{empty_key}"));
     }
 
     #[test]
     fn padding_does_not_matter() {
-        assert_eq!(standard("whsec_aHVzaC1odXNoIQ=="), "v1,dE+bdhmgS3lqmgqb+c2pax5T9hsfw6UZAUjr4QUTqrs=");
+        assert_eq!(
+            standard("whsec_aHVzaC1odXNoIQ=="),
+            "v1,dE+bdhmgS3lqmgqb+c2pax5T9hsfw6UZAUjr4QUTqrs="
+        );
         assert_eq!(standard("whsec_aHVzaC1odXNoIQ"), standard("whsec_aHVzaC1odXNoIQ=="));
     }
 

@@ -28,7 +28,14 @@ impl SharedStatus {
     pub(super) fn new(definition: Definition) -> Self {
         let problem = definition.disabled.clone();
         let state = if problem.is_some() { EndpointState::Disabled } else { EndpointState::Active };
-        let status = WebhookStatus { state, until: None, problem, pending: 0, oldest_pending: None, dead: 0 };
+        let status = WebhookStatus {
+            state,
+            until: None,
+            problem,
+            pending: 0,
+            oldest_pending: None,
+            dead: 0,
+        };
         Self(Mutex::new(PublishedStatus { definition: Arc::new(definition), status }))
     }
 
@@ -91,12 +98,14 @@ impl Definition {
             EndpointState::Throttled => standing.until.map(|at| now.unix_ms_at(at)),
             _ => None,
         };
-        let throttled_until = throttled_until.filter(|until| *until > now.unix_ms + MIN_PERSISTED_THROTTLE_MS);
+        let throttled_until =
+            throttled_until.filter(|until| *until > now.unix_ms + MIN_PERSISTED_THROTTLE_MS);
         // The two clocks do not run quite alike; and a wait that is over is none.
-        let is_longer =
-            throttled_until.unwrap_or_default() > self.throttled_until.unwrap_or_default() + MIN_PERSISTED_THROTTLE_MS;
+        let is_longer = throttled_until.unwrap_or_default()
+            > self.throttled_until.unwrap_or_default() + MIN_PERSISTED_THROTTLE_MS;
         let is_shorter = self.throttled_until.is_some() && standing.state == EndpointState::Active;
-        let is_over = self.previous_secret.as_ref().is_some_and(|previous| previous.until <= now.unix_ms);
+        let is_over =
+            self.previous_secret.as_ref().is_some_and(|previous| previous.until <= now.unix_ms);
         if disabled == self.disabled && !is_over && !is_longer && !is_shorter {
             return None;
         }
@@ -111,18 +120,30 @@ fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
     let problem = status.problem.as_deref().unwrap_or_default();
     if before.status.state != status.state {
         match status.state {
-            EndpointState::Active => info!(webhook, pending = status.pending, "the webhook is active"),
-            EndpointState::Throttled => warn!(webhook, problem, "the webhook is throttled: its receiver asks to wait"),
+            EndpointState::Active => {
+                info!(webhook, pending = status.pending, "the webhook is active")
+            }
+            EndpointState::Throttled => {
+                warn!(webhook, problem, "the webhook is throttled: its receiver asks to wait")
+            }
             EndpointState::Open => {
-                warn!(webhook, problem, "the webhook is held back: its receiver fails; it is probed now and then");
+                warn!(
+                    webhook,
+                    problem,
+                    "the webhook is held back: its receiver fails; it is probed now and then"
+                );
             }
             EndpointState::Disabled => {
-                warn!(webhook, problem, "the webhook is disabled: what it is owed waits until it is enabled");
+                warn!(
+                    webhook,
+                    problem, "the webhook is disabled: what it is owed waits until it is enabled"
+                );
             }
         }
     }
     // The first, and then each time they have doubled: a receiver that refuses everything must not fill the log.
-    if status.dead > before.status.dead && status.dead.ilog2() > before.status.dead.checked_ilog2().unwrap_or_default()
+    if status.dead > before.status.dead
+        && status.dead.ilog2() > before.status.dead.checked_ilog2().unwrap_or_default()
         || (status.dead > 0 && before.status.dead == 0)
     {
         warn!(

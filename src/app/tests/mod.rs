@@ -30,15 +30,25 @@ impl AdminHarness {
 
     /// One of a product, with these settings.
     fn with(settings: &str) -> Self {
-        let text = format!("{settings}[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'");
-        let config = Config::parse(&text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
+        let text = format!(
+            "{settings}[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'"
+        );
+        let config =
+            Config::parse(&text, "test", &Environment::default(), AllowAnonymous::OnLoopback)
+                .unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
         let (logs, mut store) = assemble::open_logs(&config, &metrics).unwrap();
         let relay = Arc::new(assemble::relay(&config, logs, &store, 1, &metrics));
         let webhooks = Arc::new(assemble::start_webhooks(&config, &relay, &mut store).unwrap());
-        let admin = Arc::new(assemble::admin(&config, &relay, &webhooks, Vec::new(), Arc::default()));
+        let admin =
+            Arc::new(assemble::admin(&config, &relay, &webhooks, Vec::new(), Arc::default()));
         let routes = ListenerRoutes::new(&config, &relay, &admin);
-        Self { router: crate::http::admin::router(admin, routes::host_guard(&config)), config, relay, routes }
+        Self {
+            router: crate::http::admin::router(admin, routes::host_guard(&config)),
+            config,
+            relay,
+            routes,
+        }
     }
 
     fn turn_wheel(&self, stop: &CancellationToken) -> JoinHandle<()> {
@@ -48,7 +58,9 @@ impl AdminHarness {
 
     fn run_shard(&self, stop: &CancellationToken) -> JoinHandle<()> {
         let (relay, stop) = (Arc::clone(&self.relay), stop.clone());
-        tokio::spawn(async move { relay.shards.run([&Handle::current()].into_iter(), &relay.wheel, stop).await })
+        tokio::spawn(async move {
+            relay.shards.run([&Handle::current()].into_iter(), &relay.wheel, stop).await
+        })
     }
 
     async fn get(&mut self, path: &str) -> (StatusCode, String) {
@@ -77,7 +89,8 @@ async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute()
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_turns_bad_when_a_shard_has_stood_still_for_half_a_minute_though_the_main_loop_turns() {
+async fn health_turns_bad_when_a_shard_has_stood_still_for_half_a_minute_though_the_main_loop_turns()
+ {
     let mut harness = AdminHarness::new();
     let (stop, stop_shard) = (CancellationToken::new(), CancellationToken::new());
     let (wheel, shard) = (harness.turn_wheel(&stop), harness.run_shard(&stop_shard));

@@ -44,9 +44,17 @@ impl WebSocketHarness {
         let read = |files| ServedCertificate::read(files, &relay.metrics).unwrap();
         let certificate = config.server.tls.as_ref().map(read);
         let listener = Listener::bind(config.server.listen, WEBSOCKET_TEST_NEVER_REACHED).unwrap();
-        let (address, stop, stop_shards) = (listener.address(), StopTokens::default(), CancellationToken::new());
+        let (address, stop, stop_shards) =
+            (listener.address(), StopTokens::default(), CancellationToken::new());
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_public(&config, &relay, listener, certificate.as_deref(), &routes, &stop));
+        tasks.spawn(serve_public(
+            &config,
+            &relay,
+            listener,
+            certificate.as_deref(),
+            &routes,
+            &stop,
+        ));
         // One token ends these three in the relay, too.
         let (wheel, end) = (Arc::clone(&relay.wheel), stop_shards.clone());
         tasks.spawn(async move { wheel.run(end).await });
@@ -54,7 +62,10 @@ impl WebSocketHarness {
         tasks.spawn(async move { fanout.run(end).await });
         let (relay_of_shard, end) = (Arc::clone(&relay), stop_shards.clone());
         tasks.spawn(async move {
-            relay_of_shard.shards.run([&Handle::current()].into_iter(), &relay_of_shard.wheel, end).await
+            relay_of_shard
+                .shards
+                .run([&Handle::current()].into_iter(), &relay_of_shard.wheel, end)
+                .await
         });
         Self { relay, tls, address, stop, stop_shards, tasks }
     }
@@ -77,7 +88,9 @@ impl WebSocketHarness {
             None => Either::Left(stream),
             Some(config) => {
                 let connector = TlsConnector::from(Arc::clone(config));
-                Either::Right(Box::new(connector.connect(self.address.ip().into(), stream).await.unwrap()))
+                Either::Right(Box::new(
+                    connector.connect(self.address.ip().into(), stream).await.unwrap(),
+                ))
             }
         };
         socket.write_all(UPGRADE).await.unwrap();

@@ -13,7 +13,8 @@ fn a_key_that_a_token_brings_along_counts_for_nothing() {
     let point = &der[der.len() - 64..];
     let jwk = json!({"kty": "EC", "crv": "P-256", "x": BASE64.encode(&point[..32]), "y": BASE64.encode(&point[32..])});
     let pairs = key_pairs();
-    let by_own = |text: &str| own.sign(&SystemRandom::new(), text.as_bytes()).unwrap().as_ref().to_vec();
+    let by_own =
+        |text: &str| own.sign(&SystemRandom::new(), text.as_bytes()).unwrap().as_ref().to_vec();
     for brought in [
         json!({ "jwk": jwk }),
         json!({"jku": "https://evil.test/jwks.json", "kid": "1"}),
@@ -25,31 +26,44 @@ fn a_key_that_a_token_brings_along_counts_for_nothing() {
             let mut head = brought.clone();
             head["alg"] = json!(name);
             let token = sign_token(&head.to_string(), GOOD_CLAIMS, by_own);
-            let refusal = verify_with(&public_key_config(*algorithm, &[&keys[0], &keys[1]]), &token).unwrap_err();
-            assert!(matches!(refusal, TokenError::Signature | TokenError::Malformed), "{head}: {refusal:?}");
+            let refusal =
+                verify_with(&public_key_config(*algorithm, &[&keys[0], &keys[1]]), &token)
+                    .unwrap_err();
+            assert!(
+                matches!(refusal, TokenError::Signature | TokenError::Malformed),
+                "{head}: {refusal:?}"
+            );
         }
         let mut head = brought.clone();
         head["alg"] = json!("HS256");
         for key in [b"".as_slice(), b"\0", &der, point] {
             let token = sign_token(&head.to_string(), GOOD_CLAIMS, |text| hmac_of(key, text));
-            assert!(matches!(verify(&token), Err(TokenError::Signature | TokenError::Malformed)), "{head}");
+            assert!(
+                matches!(verify(&token), Err(TokenError::Signature | TokenError::Malformed)),
+                "{head}"
+            );
         }
     }
-    let octets = json!({"alg": "HS256", "jwk": {"kty": "oct", "k": BASE64.encode("own")}}).to_string();
-    assert_eq!(verify(&sign_token(&octets, GOOD_CLAIMS, |text| hmac_of(b"own", text))), Err(TokenError::Signature));
+    let octets =
+        json!({"alg": "HS256", "jwk": {"kty": "oct", "k": BASE64.encode("own")}}).to_string();
+    assert_eq!(
+        verify(&sign_token(&octets, GOOD_CLAIMS, |text| hmac_of(b"own", text))),
+        Err(TokenError::Signature)
+    );
 }
 
 #[test]
 fn signatures_of_nothing_open_nothing() {
     // The order of P-256: a signature of it, or of zeros, once passed careless verifiers.
     const P256_ORDER: [u8; 32] = [
-        0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad,
-        0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+        0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc,
+        0xe6, 0xfa, 0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
     ];
     for (algorithm, name, [_, key], sign) in key_pairs() {
         let head = json!({ "alg": name }).to_string();
         let good = sign(&unsigned(&head, GOOD_CLAIMS));
-        let tagged = [[0x30, 0x44, 2, 0x20].as_slice(), &good[..32], &[2, 0x20], &good[32..64]].concat();
+        let tagged =
+            [[0x30, 0x44, 2, 0x20].as_slice(), &good[..32], &[2, 0x20], &good[32..64]].concat();
         for signature in [
             Vec::new(),
             vec![0; good.len()],
@@ -68,8 +82,11 @@ fn signatures_of_nothing_open_nothing() {
             );
         }
         assert!(
-            verify_with(&public_key_config(algorithm, &[&key]), &sign_token(&head, GOOD_CLAIMS, |_| good.clone()))
-                .is_ok(),
+            verify_with(
+                &public_key_config(algorithm, &[&key]),
+                &sign_token(&head, GOOD_CLAIMS, |_| good.clone())
+            )
+            .is_ok(),
             "{name}"
         );
     }
@@ -81,13 +98,25 @@ fn an_end_that_is_no_number_in_sight_is_none() {
     for exp in ["-1", "-1e300", "-0.0", "0", "1e-300", "-9223372036854775809", "1800000000.4999"] {
         assert_eq!(with(exp), Err(TokenError::Expired), "{exp}");
     }
-    for exp in
-        ["1e400", "-1e400", "NaN", "Infinity", "0x7fffffff", "1800000100.", "+1800000100", "01800000100", "1.8e9e", ""]
-    {
+    for exp in [
+        "1e400",
+        "-1e400",
+        "NaN",
+        "Infinity",
+        "0x7fffffff",
+        "1800000100.",
+        "+1800000100",
+        "01800000100",
+        "1.8e9e",
+        "",
+    ] {
         assert_eq!(with(exp), Err(TokenError::Malformed), "{exp}");
     }
     for exp in [r#""1800000100""#, r#""never""#, "null", "[]", "{}", "[1800000100]", "true"] {
-        assert!(matches!(with(exp), Err(TokenError::Claim("exp") | TokenError::Malformed)), "{exp}");
+        assert!(
+            matches!(with(exp), Err(TokenError::Claim("exp") | TokenError::Malformed)),
+            "{exp}"
+        );
     }
     for exp in ["18446744073709551616", "9007199254740993", "1e300"] {
         // However far away, it is an end, and a stream under it has one.
@@ -103,7 +132,8 @@ fn no_claim_may_stand_there_twice() {
     assert!(verify(&hs256_token(&good.to_string())).is_ok());
     for (name, value) in good.as_object().unwrap() {
         let text = good.to_string();
-        let (first, last) = (format!(r#"{{"{name}":{value},{}"#, &text[1..]), text.replacen('}', "", 1));
+        let (first, last) =
+            (format!(r#"{{"{name}":{value},{}"#, &text[1..]), text.replacen('}', "", 1));
         for twice in [first, format!(r#"{last},"{name}":{value}}}"#)] {
             assert_eq!(verify(&hs256_token(&twice)), Err(TokenError::Malformed), "{twice}");
         }
@@ -130,7 +160,9 @@ fn whatever_is_not_a_token_in_compact_form_is_none() {
         }
     }
     let encrypted = json!({"alg": "dir", "enc": "A256GCM"}).to_string();
-    let json = json!({"payload": claims, "signatures": [{"protected": head, "signature": signature}]}).to_string();
+    let json =
+        json!({"payload": claims, "signatures": [{"protected": head, "signature": signature}]})
+            .to_string();
     for token in [
         format!("{}..{}.{claims}.{signature}", BASE64.encode(&encrypted), BASE64.encode([0; 12])),
         format!("{}.{claims}.{signature}", BASE64.encode(&encrypted)),
@@ -140,12 +172,17 @@ fn whatever_is_not_a_token_in_compact_form_is_none() {
         format!("{}.{signature}", unsigned(r#"{"alg":"none"}"#, GOOD_CLAIMS)),
         hs256_token(&format!("\u{feff}{GOOD_CLAIMS}")),
         hs256_token(&format!("{GOOD_CLAIMS}{GOOD_CLAIMS}")),
-        hs256_token(&format!(r#"{{"exp":1800000001,"product_id":{}"p"{}}}"#, "[".repeat(2000), "]".repeat(2000))),
+        hs256_token(&format!(
+            r#"{{"exp":1800000001,"product_id":{}"p"{}}}"#,
+            "[".repeat(2000),
+            "]".repeat(2000)
+        )),
     ] {
         assert!(verify(&token).is_err(), "{token}");
     }
     let padded = |bytes: usize| {
-        let claims = format!(r#"{{"exp":1800000001,"product_id":"p","x":"{}"}}"#, "x".repeat(bytes));
+        let claims =
+            format!(r#"{{"exp":1800000001,"product_id":"p","x":"{}"}}"#, "x".repeat(bytes));
         let token = hs256_token(&claims);
         (token.len(), verify(&token).map(|_| ()))
     };

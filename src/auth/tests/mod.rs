@@ -10,9 +10,14 @@ use aws_lc_rs::{
     hmac,
     rand::SystemRandom,
     rsa::KeySize,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair},
+    signature::{
+        ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256,
+        RsaKeyPair,
+    },
 };
-use base64::{Engine, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use base64::{
+    Engine, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD as BASE64,
+};
 use proptest::{collection::btree_set, option, prelude::*};
 use serde_json::{Value, json};
 
@@ -22,7 +27,9 @@ use super::{
     *,
 };
 use crate::{
-    config::{JwtConfig, JwtVerification, Permission, Permissions, PublicKey, PublicKeyAlgorithm, Secret},
+    config::{
+        JwtConfig, JwtVerification, Permission, Permissions, PublicKey, PublicKeyAlgorithm, Secret,
+    },
     event::{Kind, ProductId, SessionId},
 };
 
@@ -42,11 +49,19 @@ fn shared_secret_config(audience: Option<&str>) -> JwtConfig {
 
 fn public_key_config(algorithm: PublicKeyAlgorithm, keys: &[&[u8]]) -> JwtConfig {
     let keys = keys.iter().map(|der| PublicKey::from_der(der)).collect();
-    jwt_config(JwtVerification::PublicKeys { algorithm, public_key_file: "keys.pem".into(), keys }, None)
+    jwt_config(
+        JwtVerification::PublicKeys { algorithm, public_key_file: "keys.pem".into(), keys },
+        None,
+    )
 }
 
 fn jwt_config(verification: JwtVerification, audience: Option<&str>) -> JwtConfig {
-    JwtConfig { verification, audience: audience.map(str::to_owned), allow_query_token: false, cookie_name: None }
+    JwtConfig {
+        verification,
+        audience: audience.map(str::to_owned),
+        allow_query_token: false,
+        cookie_name: None,
+    }
 }
 
 fn unsigned(head: &str, claims: &str) -> String {
@@ -75,7 +90,9 @@ fn token_with_header(head: &str) -> String {
 const GOOD_CLAIMS: &str = r#"{"exp":1800000001,"product_id":"p"}"#;
 
 fn verify(token: &str) -> Result<VerifiedClaims, TokenError> {
-    TokenVerifier::new(&shared_secret_config(None)).verify(token.as_bytes(), NOW).map(|(claimed, _)| claimed)
+    TokenVerifier::new(&shared_secret_config(None))
+        .verify(token.as_bytes(), NOW)
+        .map(|(claimed, _)| claimed)
 }
 
 /// What the claims come to, with an end and a product beside them.
@@ -110,7 +127,9 @@ fn a_good_token_grants_what_it_says() {
 
 #[test]
 fn the_previous_secret_still_counts_and_what_a_head_says_of_keys_does_not() {
-    let old = sign_token(r#"{"alg":"HS256"}"#, GOOD_CLAIMS, |text| hmac_of(PREVIOUS_SECRET.as_bytes(), text));
+    let old = sign_token(r#"{"alg":"HS256"}"#, GOOD_CLAIMS, |text| {
+        hmac_of(PREVIOUS_SECRET.as_bytes(), text)
+    });
     assert!(verify(&old).is_ok());
     for head in [
         r#"{"alg":"HS256","kid":"../../../dev/null"}"#,
@@ -125,7 +144,9 @@ fn the_previous_secret_still_counts_and_what_a_head_says_of_keys_does_not() {
 
 #[test]
 fn no_trick_of_the_head_opens() {
-    for algorithm in ["none", "None", "NONE", "nOnE", "", "HS384", "HS512", "RS256", "ES256", "hs256", "HS256 "] {
+    for algorithm in
+        ["none", "None", "NONE", "nOnE", "", "HS384", "HS512", "RS256", "ES256", "hs256", "HS256 "]
+    {
         let head = json!({ "alg": algorithm }).to_string();
         for token in [format!("{}.", unsigned(&head, GOOD_CLAIMS)), token_with_header(&head)] {
             assert!(
@@ -161,7 +182,8 @@ fn no_trick_of_the_head_opens() {
 fn damaged_tokens_do_not_open() {
     let good = hs256_token(GOOD_CLAIMS);
     let mut parts = good.split('.');
-    let (head, claims, signature) = (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
+    let (head, claims, signature) =
+        (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap());
     for end in 0..good.len() {
         assert!(verify(&good[..end]).is_err(), "cut at {end}");
     }
@@ -182,7 +204,10 @@ fn damaged_tokens_do_not_open() {
         assert!(verify(&token).is_err(), "{token}");
     }
     assert_eq!(
-        verify(&hs256_token(&format!(r#"{{"exp":1800000001,"product_id":"p","x":"{}"}}"#, "x".repeat(8192)))),
+        verify(&hs256_token(&format!(
+            r#"{{"exp":1800000001,"product_id":"p","x":"{}"}}"#,
+            "x".repeat(8192)
+        ))),
         Err(TokenError::TooLong)
     );
     assert_eq!(
@@ -210,16 +235,28 @@ fn a_token_counts_from_its_beginning_until_before_its_end() {
 #[test]
 fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
     for name in ["exp", "nbf"] {
-        for value in [json!("1800000100"), json!(null), json!([1_800_000_100]), json!(true), json!({})] {
+        for value in
+            [json!("1800000100"), json!(null), json!([1_800_000_100]), json!(true), json!({})]
+        {
             // Some of these already stop the library.
             let refusal = verify_claims(&json!({ name: value })).unwrap_err();
-            assert!(matches!(refusal, TokenError::Claim(_) | TokenError::Malformed), "{name} {value}: {refusal:?}");
+            assert!(
+                matches!(refusal, TokenError::Claim(_) | TokenError::Malformed),
+                "{name} {value}: {refusal:?}"
+            );
         }
     }
     for name in ["product_id", "session_id", "type", "permissions", "aud"] {
-        for value in
-            [json!(null), json!([]), json!(7), json!(true), json!({}), json!(["a", 7]), json!([null]), json!([["a"]])]
-        {
+        for value in [
+            json!(null),
+            json!([]),
+            json!(7),
+            json!(true),
+            json!({}),
+            json!(["a", 7]),
+            json!([null]),
+            json!([["a"]]),
+        ] {
             assert!(
                 matches!(verify_claims(&json!({ name: value })), Err(TokenError::Claim(it)) if it == name),
                 "{name} {value}"
@@ -254,20 +291,34 @@ fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
 #[test]
 fn a_star_is_no_wildcard_in_claims() {
     let grant = grant_for_claims(verify_claims(&json!({"product_id": "*"})).unwrap(), [0; 32], b"");
-    assert_eq!(grant.check(&ProductId::new("p").unwrap(), Permission::Subscribe), Err(Denial::Forbidden));
-    let grant = grant_for_claims(verify_claims(&json!({"session_id": "*", "type": ["*"]})).unwrap(), [0; 32], b"");
-    assert_eq!(grant.narrow(Scope { sessions: sessions(&["s"]), kinds: Only::Everything }), Err(Denial::Forbidden));
+    assert_eq!(
+        grant.check(&ProductId::new("p").unwrap(), Permission::Subscribe),
+        Err(Denial::Forbidden)
+    );
+    let grant = grant_for_claims(
+        verify_claims(&json!({"session_id": "*", "type": ["*"]})).unwrap(),
+        [0; 32],
+        b"",
+    );
+    assert_eq!(
+        grant.narrow(Scope { sessions: sessions(&["s"]), kinds: Only::Everything }),
+        Err(Denial::Forbidden)
+    );
 }
 
 #[test]
 fn the_audience_is_checked_where_one_is_configured() {
     let read = |audience, claim: Value| {
         let claims = json!({"exp": 1_800_000_100, "product_id": "p", "aud": claim}).to_string();
-        TokenVerifier::new(&shared_secret_config(audience)).verify(hs256_token(&claims).as_bytes(), NOW).err()
+        TokenVerifier::new(&shared_secret_config(audience))
+            .verify(hs256_token(&claims).as_bytes(), NOW)
+            .err()
     };
     assert_eq!(read(Some("relay"), json!("relay")), None);
     assert_eq!(read(Some("relay"), json!(["other", "relay"])), None);
-    for wrong in [json!("other"), json!("Relay"), json!(["other"]), json!("relay "), json!("relay,other")] {
+    for wrong in
+        [json!("other"), json!("Relay"), json!(["other"]), json!("relay "), json!("relay,other")]
+    {
         assert_eq!(read(Some("relay"), wrong.clone()), Some(TokenError::Audience), "{wrong}");
         assert_eq!(read(None, wrong), None);
     }
@@ -301,12 +352,19 @@ fn key_pairs() -> Vec<(PublicKeyAlgorithm, &'static str, [Vec<u8>; 2], SignFn)> 
         signature
     };
     vec![
-        (PublicKeyAlgorithm::EdDsa, "EdDSA", ed_ders, Box::new(move |text| ed.sign(text.as_bytes()).as_ref().to_vec())),
+        (
+            PublicKeyAlgorithm::EdDsa,
+            "EdDSA",
+            ed_ders,
+            Box::new(move |text| ed.sign(text.as_bytes()).as_ref().to_vec()),
+        ),
         (
             PublicKeyAlgorithm::Es256,
             "ES256",
             ec_ders,
-            Box::new(move |text| ec.sign(&SystemRandom::new(), text.as_bytes()).unwrap().as_ref().to_vec()),
+            Box::new(move |text| {
+                ec.sign(&SystemRandom::new(), text.as_bytes()).unwrap().as_ref().to_vec()
+            }),
         ),
         (PublicKeyAlgorithm::Rs256, "RS256", rsa_ders, Box::new(by_rsa)),
     ]
@@ -337,13 +395,19 @@ fn a_public_key_is_no_secret() {
     for (algorithm, name, [key, _], _) in key_pairs() {
         let verifier = TokenVerifier::new(&public_key_config(algorithm, &[&key]));
         let base64 = STANDARD.encode(&key);
-        let lines: Vec<_> = base64.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-        let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
+        let lines: Vec<_> =
+            base64.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let pem =
+            format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
         for secret in [pem.as_bytes(), pem.trim_end().as_bytes(), &key, base64.as_bytes(), b""] {
             for head in [json!({"alg": "HS256"}), json!({ "alg": name })] {
-                let token = sign_token(&head.to_string(), GOOD_CLAIMS, |text| hmac_of(secret, text));
+                let token =
+                    sign_token(&head.to_string(), GOOD_CLAIMS, |text| hmac_of(secret, text));
                 let refusal = verifier.verify(token.as_bytes(), NOW).unwrap_err();
-                assert!(matches!(refusal, TokenError::Algorithm | TokenError::Signature), "{name}: {refusal:?}");
+                assert!(
+                    matches!(refusal, TokenError::Algorithm | TokenError::Signature),
+                    "{name}: {refusal:?}"
+                );
             }
         }
     }
@@ -358,8 +422,9 @@ fn a_minted_token_is_accepted_with_its_limits() {
         ttl: Duration::from_secs(60),
     };
     let token = mint(&Secret::inline(SECRET.to_owned()), Some("relay"), &spec).unwrap();
-    let (read, _) =
-        TokenVerifier::new(&shared_secret_config(Some("relay"))).verify(token.as_bytes(), token::unix_now()).unwrap();
+    let (read, _) = TokenVerifier::new(&shared_secret_config(Some("relay")))
+        .verify(token.as_bytes(), token::unix_now())
+        .unwrap();
     assert_eq!(read.products, [ProductId::new("p").unwrap()].into());
     assert_eq!(read.scope, Scope { sessions: sessions(&["s"]), kinds: Only::Everything });
     assert!(read.seconds_left > 55.0 && read.seconds_left < 61.1, "{read:?}");
@@ -367,8 +432,9 @@ fn a_minted_token_is_accepted_with_its_limits() {
 
 #[test]
 fn a_token_is_told_from_others_by_what_is_signed_and_never_taken_for_a_key() {
-    let holder =
-        |token: &[u8]| grant_for_claims(verify_claims(&json!({"exp": NOW + 60.0})).unwrap(), [0; 32], token).holder;
+    let holder = |token: &[u8]| {
+        grant_for_claims(verify_claims(&json!({"exp": NOW + 60.0})).unwrap(), [0; 32], token).holder
+    };
     assert_eq!(holder(b"head.claims.signature"), holder(b"head.claims.otherwise"));
     assert_ne!(holder(b"head.claims.signature"), holder(b"head.others.signature"));
     assert!(matches!(holder(b"head.claims.signature"), CredentialHolder::Token(_)));
@@ -376,15 +442,21 @@ fn a_token_is_told_from_others_by_what_is_signed_and_never_taken_for_a_key() {
 
 #[tokio::test(start_paused = true)]
 async fn streams_end_spread_over_the_last_fifth_of_the_time_left_with_time_for_a_goodbye() {
-    let grant = grant_for_claims(verify_claims(&json!({"exp": NOW + 1000.0})).unwrap(), [0; 32], b"");
+    let grant =
+        grant_for_claims(verify_claims(&json!({"exp": NOW + 1000.0})).unwrap(), [0; 32], b"");
     tokio::time::advance(Duration::from_secs(500)).await;
     let left = |at: Instant| (at - Instant::now()).as_secs_f64();
-    let begins: Vec<f64> = (0..2000).map(|_| left(grant.stream_expiry().unwrap().disconnect_at)).collect();
+    let begins: Vec<f64> =
+        (0..2000).map(|_| left(grant.stream_expiry().unwrap().disconnect_at)).collect();
     assert!(begins.iter().all(|left| (399.9..=498.501).contains(left)));
-    assert!(begins.iter().any(|left| *left < 410.0) && begins.iter().any(|left| *left > 490.0), "they are spread");
+    assert!(
+        begins.iter().any(|left| *left < 410.0) && begins.iter().any(|left| *left > 490.0),
+        "they are spread"
+    );
     assert!((499.9..=500.0).contains(&left(grant.stream_expiry().unwrap().expires_at)));
     tokio::time::advance(Duration::from_secs(498)).await;
-    let begins: Vec<f64> = (0..2000).map(|_| left(grant.stream_expiry().unwrap().disconnect_at)).collect();
+    let begins: Vec<f64> =
+        (0..2000).map(|_| left(grant.stream_expiry().unwrap().disconnect_at)).collect();
     assert!(begins.iter().all(|left| (1.599..=1.801).contains(left)), "a tenth of two seconds");
     tokio::time::advance(Duration::from_secs(3)).await;
     assert_eq!(grant.stream_expiry().unwrap().disconnect_at, Instant::now());
@@ -393,7 +465,13 @@ async fn streams_end_spread_over_the_last_fifth_of_the_time_left_with_time_for_a
 fn grant_with(limits: Scope, permissions: Permissions) -> Grant {
     let products = BTreeSet::from([ProductId::new("p").unwrap()]);
     grant_for_claims(
-        VerifiedClaims { products, permissions, scope: limits, audience: Box::default(), seconds_left: 60.0 },
+        VerifiedClaims {
+            products,
+            permissions,
+            scope: limits,
+            audience: Box::default(),
+            seconds_left: 60.0,
+        },
         [0; 32],
         b"",
     )
@@ -401,23 +479,34 @@ fn grant_with(limits: Scope, permissions: Permissions) -> Grant {
 
 fn scope() -> impl Strategy<Value = Scope> {
     let session = (0..5_u8).prop_map(|n| SessionId::new(&format!("s{n}")).unwrap());
-    let kind = prop_oneof![Just(Kind::Actions), Just(Kind::Summary), Just(Kind::new("a")), Just(Kind::new("b"))];
-    let sessions = option::of(btree_set(session, 1..5)).prop_map(|it| it.map_or(Only::Everything, Only::These));
-    let kinds = option::of(btree_set(kind, 1..5)).prop_map(|it| it.map_or(Only::Everything, Only::These));
+    let kind = prop_oneof![
+        Just(Kind::Actions),
+        Just(Kind::Summary),
+        Just(Kind::new("a")),
+        Just(Kind::new("b"))
+    ];
+    let sessions = option::of(btree_set(session, 1..5))
+        .prop_map(|it| it.map_or(Only::Everything, Only::These));
+    let kinds =
+        option::of(btree_set(kind, 1..5)).prop_map(|it| it.map_or(Only::Everything, Only::These));
     (sessions, kinds).prop_map(|(sessions, kinds)| Scope { sessions, kinds })
 }
 
 /// Every event there is: of each session or none, of each kind.
 fn events() -> Vec<(Option<SessionId>, Kind)> {
-    let sessions = (0..7_u8).map(|n| (n > 0).then(|| SessionId::new(&format!("s{}", n - 1)).unwrap()));
-    let kinds = || [Kind::Actions, Kind::Summary, Kind::UsertourTrigger, Kind::new("a"), Kind::new("b")];
+    let sessions =
+        (0..7_u8).map(|n| (n > 0).then(|| SessionId::new(&format!("s{}", n - 1)).unwrap()));
+    let kinds =
+        || [Kind::Actions, Kind::Summary, Kind::UsertourTrigger, Kind::new("a"), Kind::new("b")];
     sessions.flat_map(|session| kinds().map(|kind| (session.clone(), kind))).collect()
 }
 
 fn subset_of<T: Ord>(requested: &Only<T>, limit: &Only<T>) -> bool {
     match (requested, limit) {
         (_, Only::Everything) | (Only::Everything, _) => true,
-        (Only::These(requested), Only::These(limit)) => requested.iter().all(|value| limit.contains(value)),
+        (Only::These(requested), Only::These(limit)) => {
+            requested.iter().all(|value| limit.contains(value))
+        }
     }
 }
 

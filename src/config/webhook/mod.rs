@@ -77,7 +77,8 @@ impl WebhookConfig {
         let read_secret = |section: &mut Section<'_>| {
             SecretEntries::lookup(section, "secret").read_required(section, SecretRule::Header)
         };
-        let webhooks = sections.iter_mut().filter_map(|section| Self::read(section, read_secret)).collect();
+        let webhooks =
+            sections.iter_mut().filter_map(|section| Self::read(section, read_secret)).collect();
         report_duplicate_texts(&mut sections, "id");
         // An upstream with a finding of its own may be the one that is meant.
         if root.context().accepts("upstreams") {
@@ -88,14 +89,20 @@ impl WebhookConfig {
     }
 
     /// Reads one table, its secret by `secret`.
-    fn read(section: &mut Section<'_>, read_secret: impl FnOnce(&mut Section<'_>) -> Option<Secret>) -> Option<Self> {
+    fn read(
+        section: &mut Section<'_>,
+        read_secret: impl FnOnce(&mut Section<'_>) -> Option<Secret>,
+    ) -> Option<Self> {
         let id = section.entry("id").required(parse_webhook_id);
         let product_id = section.entry("product_id").required(parse_product_id);
         let url = section.entry("url").required(HttpUrl::parse);
         let secret = read_secret(section);
-        let types = read_filter(&section.entry("types"), parse_event_type).unwrap_or_else(default_types);
-        let session_ids = read_filter(&section.entry("session_ids"), parse_session_id).unwrap_or(Only::Everything);
-        let timeout = section.entry("timeout").duration_within(values::MIN_DURATION..=MAX_ATTEMPT_TIMEOUT);
+        let types =
+            read_filter(&section.entry("types"), parse_event_type).unwrap_or_else(default_types);
+        let session_ids = read_filter(&section.entry("session_ids"), parse_session_id)
+            .unwrap_or(Only::Everything);
+        let timeout =
+            section.entry("timeout").duration_within(values::MIN_DURATION..=MAX_ATTEMPT_TIMEOUT);
         let max_retries = section.entry("max_retries").number(0..=MAX_WEBHOOK_RETRIES);
         let (initial_backoff, max_backoff) =
             read_backoff(&section.entry("initial_backoff"), &section.entry("max_backoff"));
@@ -119,7 +126,8 @@ impl WebhookConfig {
 fn check_product(section: &mut Section<'_>, upstreams: &[UpstreamConfig]) {
     let product = section.entry("product_id");
     let is_known = |text| upstreams.iter().any(|upstream| upstream.product_id.as_str() == text);
-    if product.is_free_of_findings() && product.non_empty_text().is_some_and(|text| !is_known(text)) {
+    if product.is_free_of_findings() && product.non_empty_text().is_some_and(|text| !is_known(text))
+    {
         product.report("is none of [[upstreams]]; add its upstream");
     }
 }
@@ -135,7 +143,10 @@ fn read_backoff(initial: &ConfigEntry<'_>, max: &ConfigEntry<'_>) -> (Duration, 
 }
 
 /// A list as a limit, if there is a list: an empty one limits nothing.
-fn read_filter<T: Ord>(entry: &ConfigEntry<'_>, parse: impl Fn(&str) -> Result<T, String>) -> Option<Only<T>> {
+fn read_filter<T: Ord>(
+    entry: &ConfigEntry<'_>,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<Only<T>> {
     let listed: BTreeSet<T> = entry.parse_list(parse)?.into_iter().collect();
     Some(if listed.is_empty() { Only::Everything } else { Only::These(listed) })
 }
@@ -183,13 +194,17 @@ mod tests {
         tests::findings(&format!("{text}\n{UPSTREAM}"))
     }
 
-    const MINIMAL: &str = "[[webhooks]]\nid = 'crm'\nproduct_id = 'p'\nurl = 'https://h/e'\nsecret = 'hush'\n";
+    const MINIMAL: &str =
+        "[[webhooks]]\nid = 'crm'\nproduct_id = 'p'\nurl = 'https://h/e'\nsecret = 'hush'\n";
 
     #[test]
     fn what_has_no_default_is_required() {
         let found = findings("[[webhooks]]");
         for key in ["id", "product_id", "url", "secret"] {
-            assert!(found.contains(&format!("relay.toml:1: webhooks[0].{key}: is required")), "{found}");
+            assert!(
+                found.contains(&format!("relay.toml:1: webhooks[0].{key}: is required")),
+                "{found}"
+            );
         }
         assert_eq!(found.lines().count(), 4, "{found}");
     }
@@ -233,7 +248,10 @@ mod tests {
     #[test]
     fn a_product_without_an_upstream_is_found() {
         let found = findings(&MINIMAL.replace("'p'", "'q'"));
-        assert_eq!(found, "relay.toml:3: webhooks[0].product_id: is none of [[upstreams]]; add its upstream");
+        assert_eq!(
+            found,
+            "relay.toml:3: webhooks[0].product_id: is none of [[upstreams]]; add its upstream"
+        );
     }
 
     #[test]
@@ -244,6 +262,9 @@ mod tests {
             assert!(findings(&with_id(id)).contains("webhooks[0].id: "), "{id}");
         }
         let found = findings(&format!("{MINIMAL}{MINIMAL}"));
-        assert_eq!(found, "relay.toml:7: webhooks[1].id: is the same as webhooks[0].id; each needs its own");
+        assert_eq!(
+            found,
+            "relay.toml:7: webhooks[1].id: is the same as webhooks[0].id; each needs its own"
+        );
     }
 }

@@ -88,7 +88,9 @@ impl ShardQueueState {
         }
         let marks = self.resync_marks.get_or_insert_default();
         for event in self.events.drain(..).chain([Arc::clone(event)]) {
-            marks.entry((event.session().cloned(), event.kind().clone())).or_insert(event.position());
+            marks
+                .entry((event.session().cloned(), event.kind().clone()))
+                .or_insert(event.position());
         }
         if marks.len() > MAX_QUEUED_EVENTS {
             self.overflow(event.position());
@@ -161,7 +163,12 @@ impl ShardIndex {
     }
 
     /// From now on, it is what another scope shows that arrives for this one. It looks into the log first.
-    pub(crate) fn change_scope(&mut self, number: usize, subscription: &mut Subscription, scope: Scope) {
+    pub(crate) fn change_scope(
+        &mut self,
+        number: usize,
+        subscription: &mut Subscription,
+        scope: Scope,
+    ) {
         self.remove(number, subscription.scope());
         subscription.change_scope(scope);
         self.add(number, subscription);
@@ -204,14 +211,19 @@ impl ShardIndex {
     ) {
         if keys.len() == 1 {
             return keys.for_each(|(session, kind)| {
-                self.index.for_each_match(session, kind, BucketFilter::ALL, |number, ()| visit(0, number));
+                self.index.for_each_match(session, kind, BucketFilter::ALL, |number, ()| {
+                    visit(0, number)
+                });
             });
         }
         // A burst for ten thousand is not to be ten million visits.
         let (mut kinds, mut pairs) = (HashSet::new(), HashSet::new());
         for (at, (session, kind)) in keys.enumerate() {
-            let buckets =
-                BucketFilter { session: pairs.insert((session, kind)), kind: kinds.insert(kind), everything: at == 0 };
+            let buckets = BucketFilter {
+                session: pairs.insert((session, kind)),
+                kind: kinds.insert(kind),
+                everything: at == 0,
+            };
             self.index.for_each_match(session, kind, buckets, |number, ()| visit(at, number));
         }
     }
@@ -247,7 +259,9 @@ impl ShardBitmap {
         let bit = shard_bit(shard);
         match scope {
             Scope { sessions: Only::These(sessions), .. } => {
-                sessions.iter().for_each(|session| *self.sessions.entry(session.clone()).or_default() |= bit);
+                sessions
+                    .iter()
+                    .for_each(|session| *self.sessions.entry(session.clone()).or_default() |= bit);
             }
             Scope { kinds: Only::These(kinds), .. } => {
                 kinds.iter().for_each(|kind| *self.kinds.entry(kind.clone()).or_default() |= bit);
@@ -267,7 +281,10 @@ impl ShardBitmap {
                     .for_each(|it| clear_bit(&mut self.sessions, it, bit));
             }
             Scope { kinds: Only::These(kinds), .. } => {
-                kinds.iter().filter(|it| !remaining.has_kind(it)).for_each(|it| clear_bit(&mut self.kinds, it, bit));
+                kinds
+                    .iter()
+                    .filter(|it| !remaining.has_kind(it))
+                    .for_each(|it| clear_bit(&mut self.kinds, it, bit));
             }
             _ if !remaining.has_everything() => self.everything &= !bit,
             _ => {}
@@ -278,7 +295,9 @@ impl ShardBitmap {
     pub(super) fn shards_for(&self, event: &Event) -> u64 {
         let of_session = event.session().and_then(|session| self.sessions.get(session));
         let of_kind = self.kinds.get(event.kind());
-        self.everything | of_session.copied().unwrap_or_default() | of_kind.copied().unwrap_or_default()
+        self.everything
+            | of_session.copied().unwrap_or_default()
+            | of_kind.copied().unwrap_or_default()
     }
 }
 

@@ -32,7 +32,8 @@ fn shard_with(
     let wakes = Arc::new(ShardWakeCounter::default());
     let mut shard_index = ShardIndex::new(&harness.fanout, 0, Waker::from(Arc::clone(&wakes)));
     let join = |(number, (sessions, kinds)): (usize, &(&[&str], &[&str]))| {
-        let mut subscription = harness.subscribe(scope(sessions, kinds), &StartPosition::Now).subscription;
+        let mut subscription =
+            harness.subscribe(scope(sessions, kinds), &StartPosition::Now).subscription;
         shard_index.add(number, &mut subscription);
         subscription
     };
@@ -110,17 +111,24 @@ fn when_a_shard_queue_overflows_only_matching_subscribers_resync_from_their_firs
     harness.dispatch_all();
     assert_eq!(shard_index.position(), None);
     let mut events = Vec::new();
-    let QueueContents::Marks(marks) = shard_index.take_queued(&mut events) else { panic!("they are too many") };
+    let QueueContents::Marks(marks) = shard_index.take_queued(&mut events) else {
+        panic!("they are too many")
+    };
     assert!(events.is_empty());
     let most = MAX_QUEUED_EVENTS as u64;
     let mut resyncs = Vec::new();
     let mark_keys = marks.iter().map(|mark| (mark.session.as_ref(), &mark.kind));
-    shard_index.for_each_interested(mark_keys, |at, number| resyncs.push((number, marks[at].position)));
+    shard_index
+        .for_each_interested(mark_keys, |at, number| resyncs.push((number, marks[at].position)));
     resyncs.sort_unstable();
     assert_eq!(resyncs, [(0, 2), (1, most + 2), (1, most + 3), (3, most + 3)]);
     harness.append("a", "x");
     harness.dispatch_all();
-    assert_eq!(shard_index.take_queued(&mut events), QueueContents::Events, "from then on it is as before");
+    assert_eq!(
+        shard_index.take_queued(&mut events),
+        QueueContents::Events,
+        "from then on it is as before"
+    );
     assert_eq!(positions(&events), [most + 5]);
 }
 
@@ -157,14 +165,24 @@ fn a_pending_position_from_before_a_shard_took_over_is_cleared() {
     harness.dispatch_all();
     assert_eq!(signal.pending_position(), Some(2));
     shard_index.add(0, &mut subscription);
-    assert_eq!(signal.pending_position(), None, "operators would take it for somebody who takes nothing");
+    assert_eq!(
+        signal.pending_position(),
+        None,
+        "operators would take it for somebody who takes nothing"
+    );
 }
 
 #[test]
 fn a_subscriber_that_leaves_a_shard_leaves_nothing_behind_and_the_others_go_on() {
     let mut harness = FanoutHarness::new(100);
-    let scopes: [(&[&str], &[&str]); 6] =
-        [(&["a"], &[]), (&["a"], &["k"]), (&[], &["k"]), (&[], &["k", "l"]), (&[], &[]), (&[], &[])];
+    let scopes: [(&[&str], &[&str]); 6] = [
+        (&["a"], &[]),
+        (&["a"], &["k"]),
+        (&[], &["k"]),
+        (&[], &["k", "l"]),
+        (&[], &[]),
+        (&[], &[]),
+    ];
     let (mut shard_index, subscriptions, _) = shard_with(&harness, &scopes);
     let mut events = Vec::new();
     for (number, subscription) in subscriptions.iter().enumerate() {
@@ -180,10 +198,18 @@ fn a_subscriber_that_leaves_a_shard_leaves_nothing_behind_and_the_others_go_on()
     }
     harness.append("a", "k");
     harness.dispatch_all();
-    assert_eq!(shard_index.position(), Some(scopes.len() as u64 + 1), "nothing is left where nobody listens");
+    assert_eq!(
+        shard_index.position(),
+        Some(scopes.len() as u64 + 1),
+        "nothing is left where nobody listens"
+    );
     let registry = harness.fanout.registry();
     let shard_bitmap = &registry.shard_bitmap;
-    assert!(shard_bitmap.sessions.is_empty() && shard_bitmap.kinds.is_empty() && shard_bitmap.everything == 0);
+    assert!(
+        shard_bitmap.sessions.is_empty()
+            && shard_bitmap.kinds.is_empty()
+            && shard_bitmap.everything == 0
+    );
     assert!(registry.subscribers.is_empty());
 }
 
@@ -204,7 +230,9 @@ fn who_looks_into_the_log_late_has_no_gap_when_others_events_have_been_evicted()
         shard_index.take_queued(&mut events);
         subscription.resync_from(events[0].position());
         match subscription.poll_next(&mut context) {
-            Poll::Ready(SubscriptionItem::Event { event, .. }) => assert_eq!(event.position(), events[0].position()),
+            Poll::Ready(SubscriptionItem::Event { event, .. }) => {
+                assert_eq!(event.position(), events[0].position())
+            }
             other => panic!("not its event: {other:?}"),
         }
         assert!(subscription.poll_next(&mut context).is_pending());

@@ -33,16 +33,23 @@ pub(in crate::http) async fn erase(
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<serde_json::Value>, Problem> {
-    let Path(name) = path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
+    let Path(name) =
+        path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
     let sessions = parse_sessions(&query.unwrap_or_default())?;
-    let product = ProductId::new(&name).ok().and_then(|id| Some(Arc::clone(&*admin.relay.products.get(&id)?)));
+    let product = ProductId::new(&name)
+        .ok()
+        .and_then(|id| Some(Arc::clone(&*admin.relay.products.get(&id)?)));
     let product = product.ok_or_else(|| Problem::not_found("no such product"))?;
     let count = sessions.len();
     let erased = erase_all(&admin, &product, sessions).await;
     // Whose events is nobody's business any more.
     match &erased {
-        Ok(events) => tracing::info!(product = %product.id, sessions = count, events, "erased on request"),
-        Err(_) => tracing::warn!(product = %product.id, sessions = count, "erased in memory, but not in the store"),
+        Ok(events) => {
+            tracing::info!(product = %product.id, sessions = count, events, "erased on request")
+        }
+        Err(_) => {
+            tracing::warn!(product = %product.id, sessions = count, "erased in memory, but not in the store")
+        }
     }
     erased.map(|erased| Json(serde_json::json!({ "erased": erased })))
 }
@@ -54,7 +61,8 @@ pub(in crate::http) async fn erase(
 /// 400 when there is none, when one cannot be a session's name, and when there are too many.
 fn parse_sessions(query: &str) -> Result<BTreeSet<SessionId>, Problem> {
     let values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "session_id");
-    let sessions: Result<BTreeSet<_>, _> = values.map(|(_, value)| SessionId::new(&value)).collect();
+    let sessions: Result<BTreeSet<_>, _> =
+        values.map(|(_, value)| SessionId::new(&value)).collect();
     let sessions = sessions.map_err(|error| Problem::bad_request(format!("session_id {error}")))?;
     match sessions.len() {
         0 => Err(Problem::bad_request("session_id is missing: whose events are to be erased?")),
@@ -66,13 +74,18 @@ fn parse_sessions(query: &str) -> Result<BTreeSet<SessionId>, Problem> {
 /// Erases sessions in memory, of webhooks and in the store, and returns how many events there were, each counted once.
 ///
 /// A client that leaves before it is answered may leave some of it undone. It has no 200, so it has to ask again.
-async fn erase_all(admin: &AdminState, product: &Product, sessions: BTreeSet<SessionId>) -> Result<u64, Problem> {
+async fn erase_all(
+    admin: &AdminState,
+    product: &Product,
+    sessions: BTreeSet<SessionId>,
+) -> Result<u64, Problem> {
     let mut erased: u64 = sessions.iter().map(|session| product.log.erase(session)).sum();
     product.ws_messages.clear();
     admin.rejected.erase(&product.id);
     erase_from_webhooks(admin, product, &sessions).await;
     let store = admin.webhooks.store();
-    let erasures: Vec<_> = sessions.iter().map(|session| store.erase(product.id.clone(), session.clone())).collect();
+    let erasures: Vec<_> =
+        sessions.iter().map(|session| store.erase(product.id.clone(), session.clone())).collect();
     for erasure in erasures {
         erased += erasure.await.map_err(|_| {
             let detail =
@@ -86,7 +99,11 @@ async fn erase_all(admin: &AdminState, product: &Product, sessions: BTreeSet<Ses
     Ok(erased)
 }
 
-async fn erase_from_webhooks(admin: &AdminState, product: &Product, sessions: &BTreeSet<SessionId>) {
+async fn erase_from_webhooks(
+    admin: &AdminState,
+    product: &Product,
+    sessions: &BTreeSet<SessionId>,
+) {
     for session in sessions {
         admin.webhooks.erase(&product.id, session).await;
     }

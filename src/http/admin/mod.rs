@@ -79,8 +79,14 @@ pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
     let api = Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/subscribers", get(subscribers::list))
-        .route("/api/v1/subscribers/{id}", with_allowed_methods(delete(subscribers::disconnect), "DELETE"))
-        .route("/api/v1/stream/{product_id}", with_allowed_methods(get(operator_stream::tail).head(no_head), "GET"))
+        .route(
+            "/api/v1/subscribers/{id}",
+            with_allowed_methods(delete(subscribers::disconnect), "DELETE"),
+        )
+        .route(
+            "/api/v1/stream/{product_id}",
+            with_allowed_methods(get(operator_stream::tail).head(no_head), "GET"),
+        )
         .route("/api/v1/events/{product_id}", with_allowed_methods(delete(erase::erase), "DELETE"))
         .route("/api/v1/rejected", get(rejected::list))
         .route("/products", with_allowed_methods(post(register::register), "POST"))
@@ -98,11 +104,15 @@ pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
 
 /// The routes of the probe listener: nothing but health and metrics.
 pub(crate) fn probe_router(admin: Arc<AdminState>) -> Router {
-    with_fallbacks(probes(), admin).layer(middleware::map_response(public::middleware::with_nosniff))
+    with_fallbacks(probes(), admin)
+        .layer(middleware::map_response(public::middleware::with_nosniff))
 }
 
 fn probes() -> Router<Arc<AdminState>> {
-    Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).route("/metrics", get(metrics))
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
 }
 
 fn with_fallbacks(router: Router<Arc<AdminState>>, admin: Arc<AdminState>) -> Router {
@@ -112,7 +122,11 @@ fn with_fallbacks(router: Router<Arc<AdminState>>, admin: Arc<AdminState>) -> Ro
         .with_state(admin)
 }
 
-async fn require_key(State(admin): State<Arc<AdminState>>, request: Request, next: Next) -> Response {
+async fn require_key(
+    State(admin): State<Arc<AdminState>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let headers = request.headers();
     let presented_key = match headers.get("x-admin-key") {
         Some(key) => Some(key.as_bytes()),
@@ -131,21 +145,29 @@ async fn healthz(State(admin): State<Arc<AdminState>>) -> Response {
     if standstill < MAX_HEALTHY_STANDSTILL {
         return Json(serde_json::json!({ "status": "ok" })).into_response();
     }
-    let detail = format!("the main loop, or a lane, has stood still for {}", format_to_millis(standstill));
+    let detail =
+        format!("the main loop, or a lane, has stood still for {}", format_to_millis(standstill));
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
 }
 
 /// Ready while listening and not leaving, once every log is whole. One that keeps less than it promises still serves.
 async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
-    let mut requirements = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "require");
+    let mut requirements =
+        form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "require");
     let unknown = requirements.clone().find(|(_, value)| value != "upstream");
     if let Some((_, value)) = unknown {
-        return Problem::bad_request(format!("require={value} is not known; only require=upstream is")).into_response();
+        return Problem::bad_request(format!(
+            "require={value} is not known; only require=upstream is"
+        ))
+        .into_response();
     }
     let requires_upstream = requirements.next().is_some();
-    let upstreams: BTreeMap<_, _> =
-        admin.upstreams.iter().map(|(product, status)| (product.as_str(), status.snapshot().state)).collect();
+    let upstreams: BTreeMap<_, _> = admin
+        .upstreams
+        .iter()
+        .map(|(product, status)| (product.as_str(), status.snapshot().state))
+        .collect();
     let is_draining = admin.relay.is_draining.load(Ordering::SeqCst);
     let all_connected = upstreams.values().all(|state| *state == UpstreamState::Connected);
     let state = match () {
@@ -154,10 +176,16 @@ async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery)
         () if requires_upstream && !all_connected => "upstream_not_connected",
         () => READY,
     };
-    let upstreams: BTreeMap<_, _> = upstreams.into_iter().map(|(product, state)| (product, state.as_str())).collect();
+    let upstreams: BTreeMap<_, _> =
+        upstreams.into_iter().map(|(product, state)| (product, state.as_str())).collect();
     let code = if state == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let is_degraded = admin.relay.is_degraded();
-    (code, Json(serde_json::json!({ "status": state, "degraded": is_degraded, "upstreams": upstreams })))
+    (
+        code,
+        Json(
+            serde_json::json!({ "status": state, "degraded": is_degraded, "upstreams": upstreams }),
+        ),
+    )
         .into_response()
 }
 
@@ -165,10 +193,12 @@ async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {
     let metrics = &admin.relay.metrics;
     metrics.store().degraded.set(admin.relay.is_degraded().into());
     match metrics.render() {
-        Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT))], body).into_response(),
+        Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT))], body)
+            .into_response(),
         Err(error) => {
             tracing::error!(%error, "cannot write the metrics");
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot write the metrics").into_response()
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot write the metrics")
+                .into_response()
         }
     }
 }
@@ -199,13 +229,15 @@ async fn status(State(admin): State<Arc<AdminState>>) -> Response {
             .iter()
             .map(|(product, status)| UpstreamView::new(product, status.snapshot()))
             .collect(),
-        subscribers: count.into_iter().map(|(product, count)| (product.as_str().to_owned(), count)).collect(),
+        subscribers: count
+            .into_iter()
+            .map(|(product, count)| (product.as_str().to_owned(), count))
+            .collect(),
         log,
-        store: admin
-            .relay
-            .store
-            .as_ref()
-            .map(|store| StoreView { degraded: store.is_degraded(), recovering: store.is_recovering() }),
+        store: admin.relay.store.as_ref().map(|store| StoreView {
+            degraded: store.is_degraded(),
+            recovering: store.is_recovering(),
+        }),
         webhooks: webhooks.iter().map(WebhookStatusView::new).collect(),
     };
     Json(status).into_response()
@@ -278,7 +310,9 @@ pub(super) fn rfc3339(at: SystemTime) -> String {
 
 /// The same of Unix milliseconds.
 pub(super) fn rfc3339_from_unix(milliseconds: u64) -> String {
-    rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds.min(MAX_RFC3339_UNIX_MILLIS)))
+    rfc3339(
+        SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds.min(MAX_RFC3339_UNIX_MILLIS)),
+    )
 }
 
 /// As durations stand in the configuration, to the millisecond.

@@ -43,7 +43,10 @@ pub(in crate::http) async fn tail(
     let product = product.and_then(|id| Some(Arc::clone(&*admin.relay.products.get(&id)?)));
     let product = product.ok_or_else(|| Problem::not_found("no such product"))?;
     if !accepts_event_stream(&headers) {
-        return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "this is a text/event-stream, which Accept excludes"));
+        return Err(Problem::new(
+            StatusCode::NOT_ACCEPTABLE,
+            "this is a text/event-stream, which Accept excludes",
+        ));
     }
     let request = SubscriptionRequest::parse(&query.unwrap_or_default(), &headers)?;
     let source = SubscriptionSource {

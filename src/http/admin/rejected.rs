@@ -17,7 +17,10 @@ use crate::rejected::RejectedFrame;
 /// All that are kept, newest first.
 pub(in crate::http) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
     let frames = admin.rejected.list();
-    Json(RejectedListView { rejected: frames.iter().map(|frame| RejectedView::new(frame)).collect() }).into_response()
+    Json(RejectedListView {
+        rejected: frames.iter().map(|frame| RejectedView::new(frame)).collect(),
+    })
+    .into_response()
 }
 
 #[derive(Serialize)]
@@ -60,7 +63,10 @@ mod tests {
         let shown = || serde_json::to_value(RejectedView::new(&rejected.list()[0])).unwrap();
         rejected.record(&product, Rejection::NotAnObject, Some(b"[\"\xff\"]"));
         let frame = shown();
-        assert!(frame["at"].as_str().is_some_and(|at| at.starts_with("20") && at.ends_with('Z')), "{frame}");
+        assert!(
+            frame["at"].as_str().is_some_and(|at| at.starts_with("20") && at.ends_with('Z')),
+            "{frame}"
+        );
         let expected = serde_json::json!({ "product_id": "p", "reason": "not_an_object", "at": frame["at"], "bytes": 5,
             "excerpt": "[\"\u{fffd}\"]" });
         assert_eq!(frame, expected);

@@ -39,8 +39,9 @@ pub(in crate::http) async fn list(
     found.truncate(limit);
     let next = found.last().filter(|_| has_more).map(|(number, _)| number.to_string());
     let newest = newest_positions(&admin.relay);
-    let view =
-        |(number, subscriber): &(u64, Arc<AdmittedSubscriber>)| SubscriberView::new(*number, subscriber, &newest);
+    let view = |(number, subscriber): &(u64, Arc<AdmittedSubscriber>)| {
+        SubscriberView::new(*number, subscriber, &newest)
+    };
     Ok(Json(SubscriberPageView { subscribers: found.iter().map(view).collect(), next }))
 }
 
@@ -54,7 +55,9 @@ pub(in crate::http) async fn disconnect(
     path: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Problem> {
     let number = path.ok().and_then(|Path(id)| id.parse().ok());
-    match number.is_some_and(|number| admin.relay.subscribers.disconnect(number, DisconnectReason::Kicked)) {
+    match number
+        .is_some_and(|number| admin.relay.subscribers.disconnect(number, DisconnectReason::Kicked))
+    {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::not_found("no such subscriber is connected")),
     }
@@ -62,7 +65,11 @@ pub(in crate::http) async fn disconnect(
 
 /// The newest place of each product.
 fn newest_positions(relay: &Relay) -> HashMap<ProductId, u64> {
-    relay.products.iter().map(|product| (product.id.clone(), product.log.newest_position())).collect()
+    relay
+        .products
+        .iter()
+        .map(|product| (product.id.clone(), product.log.newest_position()))
+        .collect()
 }
 
 /// The number behind which a page begins, and how many may be on it.
@@ -71,14 +78,21 @@ fn parse_page_query(query: &str) -> Result<(u64, usize), Problem> {
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*key {
             "after" => {
-                let number =
-                    value.parse().map_err(|_| Problem::bad_request("after must be the next of the page before"));
+                let number = value
+                    .parse()
+                    .map_err(|_| Problem::bad_request("after must be the next of the page before"));
                 after = number?;
             }
             "limit" => {
-                let number = value.parse().ok().filter(|number| (1..=MAX_SUBSCRIBERS_PER_PAGE).contains(number));
-                let refusal =
-                    || Problem::bad_request(format!("limit must be a number from 1 to {MAX_SUBSCRIBERS_PER_PAGE}"));
+                let number = value
+                    .parse()
+                    .ok()
+                    .filter(|number| (1..=MAX_SUBSCRIBERS_PER_PAGE).contains(number));
+                let refusal = || {
+                    Problem::bad_request(format!(
+                        "limit must be a number from 1 to {MAX_SUBSCRIBERS_PER_PAGE}"
+                    ))
+                };
                 limit = number.ok_or_else(refusal)?;
             }
             _ => {}

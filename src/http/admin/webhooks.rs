@@ -37,7 +37,10 @@ pub(in crate::http) fn routes() -> Router<Arc<AdminState>> {
         .route("/api/v1/webhooks/{id}/disable", with_allowed_methods(post(disable), "POST"))
         .route("/api/v1/webhooks/{id}/test", with_allowed_methods(post(test), "POST"))
         .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
-        .route("/api/v1/webhooks/{id}/redeliver", with_allowed_methods(post(deliveries::redeliver), "POST"))
+        .route(
+            "/api/v1/webhooks/{id}/redeliver",
+            with_allowed_methods(post(deliveries::redeliver), "POST"),
+        )
 }
 
 /// A route that says which methods it knows.
@@ -70,9 +73,10 @@ pub(in crate::http) fn webhook_id(path: WebhookIdPath) -> Result<String, Problem
 /// 413, and 400 when it breaks off.
 pub(in crate::http) fn read_body(request_body: RequestBody) -> Result<Bytes, Problem> {
     request_body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {MAX_ADMIN_BODY_BYTES} bytes"))
-        }
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is over {MAX_ADMIN_BODY_BYTES} bytes"),
+        ),
         _ => Problem::bad_request("the body breaks off"),
     })
 }
@@ -83,14 +87,21 @@ async fn list(State(admin): State<Arc<AdminState>>) -> Response {
     Json(WebhookListView { webhooks }).into_response()
 }
 
-async fn create(State(admin): State<Arc<AdminState>>, request_body: RequestBody) -> Result<Response, Problem> {
-    let webhook = WebhookConfig::from_json(&read_body(request_body)?, None).map_err(Problem::invalid)?;
+async fn create(
+    State(admin): State<Arc<AdminState>>,
+    request_body: RequestBody,
+) -> Result<Response, Problem> {
+    let webhook =
+        WebhookConfig::from_json(&read_body(request_body)?, None).map_err(Problem::invalid)?;
     let view = admin.webhooks.create(webhook).await?;
     let location = format!("/api/v1/webhooks/{}", view.webhook.id);
     Ok((StatusCode::CREATED, [(LOCATION, location)], webhook_json(&view)).into_response())
 }
 
-async fn read(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Result<Response, Problem> {
+async fn read(
+    State(admin): State<Arc<AdminState>>,
+    path: WebhookIdPath,
+) -> Result<Response, Problem> {
     Ok(webhook_json(&find_webhook(&admin, &webhook_id(path)?)?))
 }
 
@@ -103,25 +114,37 @@ async fn change(
     if existing.source == WebhookSource::File {
         return Err(WebhookError::DeclaredInFile.into());
     }
-    let webhook =
-        WebhookConfig::from_json(&read_body(request_body)?, Some(&existing.webhook)).map_err(Problem::invalid)?;
+    let webhook = WebhookConfig::from_json(&read_body(request_body)?, Some(&existing.webhook))
+        .map_err(Problem::invalid)?;
     Ok(webhook_json(&admin.webhooks.update(webhook).await?))
 }
 
-async fn remove(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Result<StatusCode, Problem> {
+async fn remove(
+    State(admin): State<Arc<AdminState>>,
+    path: WebhookIdPath,
+) -> Result<StatusCode, Problem> {
     admin.webhooks.remove(&webhook_id(path)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn enable(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Result<Response, Problem> {
+async fn enable(
+    State(admin): State<Arc<AdminState>>,
+    path: WebhookIdPath,
+) -> Result<Response, Problem> {
     Ok(webhook_json(&admin.webhooks.enable(&webhook_id(path)?).await?))
 }
 
-async fn disable(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Result<Response, Problem> {
+async fn disable(
+    State(admin): State<Arc<AdminState>>,
+    path: WebhookIdPath,
+) -> Result<Response, Problem> {
     Ok(webhook_json(&admin.webhooks.disable(&webhook_id(path)?).await?))
 }
 
-async fn test(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Result<Response, Problem> {
+async fn test(
+    State(admin): State<Arc<AdminState>>,
+    path: WebhookIdPath,
+) -> Result<Response, Problem> {
     let attempt = admin.webhooks.test(&webhook_id(path)?).await?;
     Ok(Json(TestView::new(&attempt)).into_response())
 }
@@ -131,7 +154,10 @@ async fn test(State(admin): State<Arc<AdminState>>, path: WebhookIdPath) -> Resu
 /// # Errors
 ///
 /// 404.
-pub(in crate::http) fn find_webhook(admin: &AdminState, id: &str) -> Result<WebhookSummary, Problem> {
+pub(in crate::http) fn find_webhook(
+    admin: &AdminState,
+    id: &str,
+) -> Result<WebhookSummary, Problem> {
     admin.webhooks.get(id).ok_or_else(|| WebhookError::Unknown.into())
 }
 
@@ -256,9 +282,16 @@ mod tests {
 
     #[test]
     fn what_is_shown_can_be_sent_back() {
-        let view = view(WebhookStatus { problem: Some("it said 410".to_owned()), until: Some(1), ..IDLE_FACTS });
+        let view = view(WebhookStatus {
+            problem: Some("it said 410".to_owned()),
+            until: Some(1),
+            ..IDLE_FACTS
+        });
         let shown = serde_json::to_vec(&WebhookView::new(&view)).unwrap();
-        assert_eq!(WebhookConfig::from_json(&shown, Some(&view.webhook)).as_ref(), Ok(&*view.webhook));
+        assert_eq!(
+            WebhookConfig::from_json(&shown, Some(&view.webhook)).as_ref(),
+            Ok(&*view.webhook)
+        );
     }
 
     #[test]
@@ -278,11 +311,24 @@ mod tests {
 
     #[test]
     fn a_test_tells_an_error_only_if_there_is_one() {
-        let mut attempt =
-            Attempt { at: 1, duration_ms: 12, outcome: Outcome::Accepted, status: Some(204), error: None };
+        let mut attempt = Attempt {
+            at: 1,
+            duration_ms: 12,
+            outcome: Outcome::Accepted,
+            status: Some(204),
+            error: None,
+        };
         let to_json = |attempt: &Attempt| serde_json::to_string(&TestView::new(attempt)).unwrap();
         assert_eq!(to_json(&attempt), r#"{"outcome":"accepted","status":204,"duration_ms":12}"#);
-        attempt = Attempt { outcome: Outcome::Dns, status: None, error: Some("no address".into()), ..attempt };
-        assert_eq!(to_json(&attempt), r#"{"outcome":"dns","status":null,"duration_ms":12,"error":"no address"}"#);
+        attempt = Attempt {
+            outcome: Outcome::Dns,
+            status: None,
+            error: Some("no address".into()),
+            ..attempt
+        };
+        assert_eq!(
+            to_json(&attempt),
+            r#"{"outcome":"dns","status":null,"duration_ms":12,"error":"no address"}"#
+        );
     }
 }

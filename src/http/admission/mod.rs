@@ -72,7 +72,11 @@ struct ConnectWindow {
 
 impl Subscribers {
     /// Nobody yet, within these limits. `access` judges whether they may stay.
-    pub(crate) fn new(limits: AdmissionLimits, access: Arc<Access>, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(crate) fn new(
+        limits: AdmissionLimits,
+        access: Arc<Access>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             rules: RwLock::new(AdmissionRules { limits, access }),
             admitted: AtomicUsize::new(0),
@@ -91,7 +95,10 @@ impl Subscribers {
     /// # Errors
     ///
     /// Which limit it would go past; nothing is taken then.
-    pub(crate) fn admit(self: &Arc<Self>, request: AdmissionRequest) -> Result<AdmissionPermit, ShedReason> {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        request: AdmissionRequest,
+    ) -> Result<AdmissionPermit, ShedReason> {
         let permit = self.try_admit(request);
         if let Err(reason) = &permit {
             self.metrics.shed(*reason).inc();
@@ -99,12 +106,15 @@ impl Subscribers {
         permit
     }
 
-    fn try_admit(self: &Arc<Self>, request: AdmissionRequest) -> Result<AdmissionPermit, ShedReason> {
+    fn try_admit(
+        self: &Arc<Self>,
+        request: AdmissionRequest,
+    ) -> Result<AdmissionPermit, ShedReason> {
         let AdmissionLimits { total, per_address, per_key, per_second } = self.rules().limits;
         // Everybody is counted, also where there is no limit: there may be one soon.
-        let admitted = self
-            .admitted
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |current| (current < total).then(|| current + 1));
+        let admitted = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |current| {
+            (current < total).then(|| current + 1)
+        });
         let Ok(_) = admitted else { return Err(ShedReason::MaxSubscribers) };
         if !try_increment(&self.by_address, request.address, per_address) {
             self.admitted.fetch_sub(1, Ordering::SeqCst);
@@ -152,7 +162,8 @@ impl Subscribers {
 
     /// Tells those of one product to leave.
     pub(crate) fn disconnect_product(&self, product: &ProductId, reason: DisconnectReason) {
-        let subscribers = self.by_id.iter().filter(|subscriber| subscriber.request.product == *product);
+        let subscribers =
+            self.by_id.iter().filter(|subscriber| subscriber.request.product == *product);
         subscribers.for_each(|subscriber| subscriber.disconnect(reason));
     }
 
@@ -211,7 +222,8 @@ impl Subscribers {
 
     /// Those with the lowest numbers behind `after`, `most` of them, in order.
     pub(crate) fn list(&self, after: u64, max: usize) -> Vec<(u64, Arc<AdmittedSubscriber>)> {
-        let mut ids: Vec<u64> = self.by_id.iter().map(|seat| *seat.key()).filter(|it| *it > after).collect();
+        let mut ids: Vec<u64> =
+            self.by_id.iter().map(|seat| *seat.key()).filter(|it| *it > after).collect();
         if ids.len() > max {
             ids.select_nth_unstable(max);
             ids.truncate(max);
@@ -261,7 +273,11 @@ impl AdmissionLimits {
 }
 
 /// Counts one more under `key`, unless there are `most` already.
-fn try_increment<K: Eq + std::hash::Hash>(counts: &DashMap<K, usize>, key: K, max: Option<usize>) -> bool {
+fn try_increment<K: Eq + std::hash::Hash>(
+    counts: &DashMap<K, usize>,
+    key: K,
+    max: Option<usize>,
+) -> bool {
     let mut count = counts.entry(key).or_default();
     let is_admitted = max.is_none_or(|most| *count < most);
     if is_admitted {
@@ -325,7 +341,11 @@ impl AdmittedSubscriber {
     pub(crate) fn entries_behind(&self, newest: u64) -> u64 {
         let position = match self.position.load(Ordering::Relaxed) {
             // It was at the end when it fell asleep. A mark since then that it does not look at is one it cannot take.
-            CAUGHT_UP => self.request.listener.pending_position().map_or(newest, |place| place.saturating_sub(1)),
+            CAUGHT_UP => self
+                .request
+                .listener
+                .pending_position()
+                .map_or(newest, |place| place.saturating_sub(1)),
             position => position,
         };
         newest.saturating_sub(position)
@@ -341,12 +361,18 @@ impl AdmittedSubscriber {
 
     /// Tells it to leave. The first word counts, unless it may go on for a while after that and must not after this one.
     pub(crate) fn disconnect(&self, reason: DisconnectReason) {
-        let _ = self.disconnect_reason.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |current| {
-            let is_urgent = DisconnectReason::ALL.into_iter().any(|known| known as u8 == current && known.is_urgent());
-            (current == DisconnectReason::NONE_YET || (reason.is_urgent() && !is_urgent)).then_some(reason as u8)
-        });
+        let _ =
+            self.disconnect_reason.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |current| {
+                let is_urgent = DisconnectReason::ALL
+                    .into_iter()
+                    .any(|known| known as u8 == current && known.is_urgent());
+                (current == DisconnectReason::NONE_YET || (reason.is_urgent() && !is_urgent))
+                    .then_some(reason as u8)
+            });
         self.request.listener.wake();
-        if let Some(forced_close) = self.request.forced_close.as_ref().filter(|_| reason.is_urgent()) {
+        if let Some(forced_close) =
+            self.request.forced_close.as_ref().filter(|_| reason.is_urgent())
+        {
             forced_close.schedule_soon();
         }
     }
@@ -378,9 +404,9 @@ impl AdmissionPermit {
 
     /// Why its holder has been told to leave, if it has.
     pub(crate) fn disconnect_reason(&self) -> Option<DisconnectReason> {
-        DisconnectReason::ALL
-            .into_iter()
-            .find(|reason| *reason as u8 == self.subscriber.disconnect_reason.load(Ordering::SeqCst))
+        DisconnectReason::ALL.into_iter().find(|reason| {
+            *reason as u8 == self.subscriber.disconnect_reason.load(Ordering::SeqCst)
+        })
     }
 }
 
@@ -414,7 +440,8 @@ pub(crate) enum DisconnectReason {
 
 impl DisconnectReason {
     const NONE_YET: u8 = 0;
-    const ALL: [Self; 6] = [Self::Drain, Self::Rotated, Self::Expired, Self::Kicked, Self::Revoked, Self::Removed];
+    const ALL: [Self; 6] =
+        [Self::Drain, Self::Rotated, Self::Expired, Self::Kicked, Self::Revoked, Self::Removed];
 
     /// Whether it must not get another event. Who is only to go elsewhere gets what there is first.
     pub(crate) fn is_urgent(self) -> bool {

@@ -20,7 +20,11 @@ fn request(proof: Arc<CredentialProof>) -> AdmissionRequest {
 }
 
 fn subscribers(max: usize, access: &Arc<Access>) -> Arc<Subscribers> {
-    Subscribers::new(AdmissionLimits::at_most(max), Arc::clone(access), Arc::new(Metrics::new().unwrap()))
+    Subscribers::new(
+        AdmissionLimits::at_most(max),
+        Arc::clone(access),
+        Arc::new(Metrics::new().unwrap()),
+    )
 }
 
 #[test]
@@ -40,11 +44,14 @@ fn a_subscriber_admitted_by_rules_that_have_gone_is_disconnected() {
 fn a_limit_that_comes_later_counts_those_who_are_there_and_sends_nobody_away() {
     let key = ListenerKey::new(None);
     let subscribers = subscribers(10, &Arc::new(key.to_access()));
-    let admit = || subscribers.admit(request(key.proof())).map(|permit| (permit.disconnect_reason(), permit));
+    let admit = || {
+        subscribers.admit(request(key.proof())).map(|permit| (permit.disconnect_reason(), permit))
+    };
     let permits: Vec<_> = (0..3).map(|_| admit().unwrap()).collect();
     let set_limits = |lines: &str| {
         let text = format!("[server]\n{lines}");
-        let config = Config::parse(&text, "f", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
+        let config =
+            Config::parse(&text, "f", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
         subscribers.set_limits(AdmissionLimits::new(&config.server));
     };
     for (lines, reason) in [

@@ -43,28 +43,41 @@ impl CredentialSources {
     }
 
     /// The credential that counts, if there is one.
-    pub(in crate::http) fn credential<'a>(&self, query: &'a str, headers: &'a HeaderMap) -> Option<Credential<'a>> {
+    pub(in crate::http) fn credential<'a>(
+        &self,
+        query: &'a str,
+        headers: &'a HeaderMap,
+    ) -> Option<Credential<'a>> {
         if let Some(value) = headers.get(AUTHORIZATION) {
-            return Some(Credential::KeyOrToken(auth::bearer_token(value.as_bytes()).unwrap_or_default().into()));
+            return Some(Credential::KeyOrToken(
+                auth::bearer_token(value.as_bytes()).unwrap_or_default().into(),
+            ));
         }
-        let in_cookie = || self.cookie_token(headers).map(|token| Credential::TokenOnly(token.into()));
+        let in_cookie =
+            || self.cookie_token(headers).map(|token| Credential::TokenOnly(token.into()));
         in_cookie().or_else(|| self.query_token(query).map(Credential::TokenOnly))
     }
 
     /// The token in the cookie, if the page that has the browser send it is one of ours.
     fn cookie_token<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
         let name = self.cookie_name.as_ref()?;
-        let pairs = headers.get_all(COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
-        let values = pairs.filter_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        let pairs = headers
+            .get_all(COOKIE)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
+        let values = pairs
+            .filter_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="));
         // A browser may send two of a name, of two paths or domains: the first is the more specific one (RFC 6265, 5.4).
         let value = values.map(<[u8]>::trim_ascii).find(|value| !value.is_empty())?;
-        let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+        let value =
+            value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
         self.is_from_trusted_page(headers).then_some(value)
     }
 
     /// The token in the query. Where none is allowed, it is a bad one: who sends it must not be taken for nobody.
     fn query_token<'a>(&self, query: &'a str) -> Option<Cow<'a, [u8]>> {
-        let (_, token) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "access_token")?;
+        let (_, token) =
+            form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "access_token")?;
         if !self.allow_query_token {
             return Some(Cow::Borrowed(&[]));
         }
@@ -79,10 +92,12 @@ impl CredentialSources {
         let mut origins = headers.get_all(ORIGIN).iter().peekable();
         if origins.peek().is_none() {
             let mut sites = headers.get_all("sec-fetch-site").iter();
-            return sites.all(|site| [b"none".as_slice(), b"same-origin"].contains(&site.as_bytes()));
+            return sites
+                .all(|site| [b"none".as_slice(), b"same-origin"].contains(&site.as_bytes()));
         }
         let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let is_own = |origin: &str| lists_origin(&self.origins, origin) || origin_matches_host(origin, host);
+        let is_own =
+            |origin: &str| lists_origin(&self.origins, origin) || origin_matches_host(origin, host);
         origins.all(|origin| origin.to_str().is_ok_and(is_own))
     }
 }
@@ -99,7 +114,8 @@ pub(in crate::http) fn origin_matches_host(origin: &str, host: &str) -> bool {
         Some(("https", _)) => 443,
         _ => return false,
     };
-    let page = origin.split_once("://").and_then(|(_, authority)| HostAndPort::parse(authority).ok());
+    let page =
+        origin.split_once("://").and_then(|(_, authority)| HostAndPort::parse(authority).ok());
     let (Some(page), Ok(own)) = (page, HostAndPort::parse(host)) else { return false };
     let port = |at: &HostAndPort| at.port().unwrap_or(default_port);
     page.host().eq_ignore_ascii_case(own.host()) && port(&page) == port(&own)

@@ -51,10 +51,15 @@ impl PublicMiddleware {
     }
 
     fn rejection(&self, request: &Request) -> Option<Response> {
-        if let Some(Err(problem)) = self.guard.as_ref().map(|guard| guard.verify(request.uri(), request.headers())) {
+        if let Some(Err(problem)) =
+            self.guard.as_ref().map(|guard| guard.verify(request.uri(), request.headers()))
+        {
             return Some(problem.into_response());
         }
-        let is_over_limit = request.extensions().get::<Connection>().is_some_and(|connection| connection.is_over_limit);
+        let is_over_limit = request
+            .extensions()
+            .get::<Connection>()
+            .is_some_and(|connection| connection.is_over_limit);
         is_over_limit.then(|| self.shed(request))
     }
 
@@ -72,7 +77,10 @@ impl PublicMiddleware {
 
 /// HTTP/2 has the authority in place of `Host` (RFC 9113, section 8.3.1); what is behind this looks at one of them only.
 fn set_host_from_authority(request: &mut Request) {
-    let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    let authority = request
+        .uri()
+        .authority()
+        .and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     if let Some(authority) = authority {
         request.headers_mut().insert(HOST, authority);
     }

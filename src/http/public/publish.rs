@@ -51,7 +51,8 @@ pub(crate) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let (grant, product) = relay.authorize(path, &query.unwrap_or_default(), &headers, Permission::Publish)?;
+    let (grant, product) =
+        relay.authorize(path, &query.unwrap_or_default(), &headers, Permission::Publish)?;
     if product.log.is_numbered_by_upstream() {
         return Err(numbered_elsewhere(&product));
     }
@@ -60,7 +61,8 @@ pub(crate) async fn publish(
     if body.size_hint().lower() > max_bytes as u64 {
         return Err(too_large(max_bytes));
     }
-    let mut permit = relay.body_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
+    let mut permit =
+        relay.body_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
     let draft = parse_draft(&product, &grant, read_body(body, max_bytes, &mut permit).await?)?;
     // The body may have taken its time: its publisher may not publish any more, the product be gone, webhooks have left.
     relay.ensure_still_granted(&grant, &product.id, Permission::Publish)?;
@@ -81,8 +83,10 @@ pub(crate) async fn publish(
 ///
 /// 400, 403 and 413.
 fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, Problem> {
-    let draft = envelope::parse_published(body, &product.id, Instant::now())
-        .map_err(|rejection| Problem::bad_request(format!("{}: {rejection}", rejection.as_str())))?;
+    let draft =
+        envelope::parse_published(body, &product.id, Instant::now()).map_err(|rejection| {
+            Problem::bad_request(format!("{}: {rejection}", rejection.as_str()))
+        })?;
     // With the product's name added, it would be more than a relay behind this one takes.
     if draft.payload.len() > product.max_publish_bytes {
         return Err(too_large(product.max_publish_bytes));
@@ -96,7 +100,11 @@ fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, P
 /// # Errors
 ///
 /// 413; 408 when it does not come in time; 503 when there is no room for it; 400 when it breaks off.
-async fn read_body(mut body: Body, max_bytes: usize, permit: &mut QuotaPermit) -> Result<Bytes, Problem> {
+async fn read_body(
+    mut body: Body,
+    max_bytes: usize,
+    permit: &mut QuotaPermit,
+) -> Result<Bytes, Problem> {
     let all = async {
         let mut bytes = BytesMut::new();
         while let Some(frame) = body.frame().await {
@@ -121,7 +129,10 @@ fn too_large(max_bytes: usize) -> Problem {
 
 /// An id of this log's would not be known to the others behind the same upstream.
 fn numbered_elsewhere(product: &Product) -> Problem {
-    Problem::forbidden(format!("this relay passes on what another one numbers: publish at {}", product.upstream))
+    Problem::forbidden(format!(
+        "this relay passes on what another one numbers: publish at {}",
+        product.upstream
+    ))
 }
 
 /// Room for the bodies that are being received.
@@ -184,7 +195,10 @@ mod tests {
     async fn a_body_that_drips_is_given_up() {
         let began = Instant::now();
         let slow = Body::new(DrippingBody(Box::pin(tokio::time::sleep(Duration::ZERO))));
-        assert_eq!(status(read_body(slow, 1000, &mut permit_for(&BodyQuota::default(), 1)).await), 408);
+        assert_eq!(
+            status(read_body(slow, 1000, &mut permit_for(&BodyQuota::default(), 1)).await),
+            408
+        );
         assert_eq!(began.elapsed().as_secs(), PUBLISH_BODY_TIMEOUT.as_secs());
     }
 

@@ -35,9 +35,14 @@ impl SubscriptionRequest {
             match &*key {
                 "session_id" => {
                     let session = SessionId::new(&value);
-                    sessions.insert(session.map_err(|error| Problem::bad_request(format!("session_id {error}")))?);
+                    sessions
+                        .insert(session.map_err(|error| {
+                            Problem::bad_request(format!("session_id {error}"))
+                        })?);
                 }
-                "type" if value.is_empty() => return Err(Problem::bad_request("type must not be empty")),
+                "type" if value.is_empty() => {
+                    return Err(Problem::bad_request("type must not be empty"));
+                }
                 "type" => {
                     kinds.insert(Kind::new(&value));
                 }
@@ -46,12 +51,20 @@ impl SubscriptionRequest {
             }
         }
         if sessions.len() + kinds.len() > MAX_FILTER_VALUES {
-            return Err(Problem::bad_request(format!("at most {MAX_FILTER_VALUES} session_id and type values")));
+            return Err(Problem::bad_request(format!(
+                "at most {MAX_FILTER_VALUES} session_id and type values"
+            )));
         }
         if let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) {
             start = StartPosition::parse(id.as_bytes());
         }
-        Ok(Self { scope: Scope { sessions: only_or_everything(sessions), kinds: only_or_everything(kinds) }, start })
+        Ok(Self {
+            scope: Scope {
+                sessions: only_or_everything(sessions),
+                kinds: only_or_everything(kinds),
+            },
+            start,
+        })
     }
 }
 
@@ -64,11 +77,17 @@ pub(in crate::http) fn only_or_everything<T>(values: BTreeSet<T>) -> Only<T> {
 pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
     let mut best: Option<(usize, bool)> = None;
     let mut has_ranges = false;
-    for range in headers.get_all(ACCEPT).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')) {
+    for range in headers
+        .get_all(ACCEPT)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+    {
         let mut parts = range.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
         let media = parts.next().unwrap_or_default();
         has_ranges |= !media.is_empty();
-        let Some(specificity) = MEDIA_RANGES.iter().position(|known| media.eq_ignore_ascii_case(known)) else {
+        let Some(specificity) =
+            MEDIA_RANGES.iter().position(|known| media.eq_ignore_ascii_case(known))
+        else {
             continue;
         };
         let is_refused = parts.any(zero_quality);
@@ -81,7 +100,8 @@ pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
 
 /// `q=0`, `q=0.0`, `q=0.00` or `q=0.000`.
 fn zero_quality(parameter: &[u8]) -> bool {
-    let Some(value) = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q=")) else {
+    let Some(value) = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="))
+    else {
         return false;
     };
     let text = std::str::from_utf8(value).unwrap_or_default();
@@ -134,18 +154,23 @@ mod tests {
         }
     }
 
-    fn parsed(query: &str, last_event_id: Option<&'static str>) -> Result<SubscriptionRequest, u16> {
+    fn parsed(
+        query: &str,
+        last_event_id: Option<&'static str>,
+    ) -> Result<SubscriptionRequest, u16> {
         let mut headers = HeaderMap::new();
         if let Some(id) = last_event_id {
             headers.insert("last-event-id", id.parse().unwrap());
         }
-        SubscriptionRequest::parse(query, &headers)
-            .map_err(|problem| axum::response::IntoResponse::into_response(problem).status().as_u16())
+        SubscriptionRequest::parse(query, &headers).map_err(|problem| {
+            axum::response::IntoResponse::into_response(problem).status().as_u16()
+        })
     }
 
     #[test]
     fn filters_are_read_from_the_query_percent_decoded() {
-        let requested = parsed("session_id=a%2Fb&session_id=%C3%A4+b&type=summary&cache=1", None).unwrap();
+        let requested =
+            parsed("session_id=a%2Fb&session_id=%C3%A4+b&type=summary&cache=1", None).unwrap();
         let sessions = ["a/b", "ä b"].map(|session| SessionId::new(session).unwrap());
         assert_eq!(requested.scope.sessions, Only::These(sessions.into()));
         assert_eq!(requested.scope.kinds, Only::These([Kind::Summary].into()));
@@ -155,7 +180,10 @@ mod tests {
     #[test]
     fn no_filter_means_everything_and_an_empty_one_is_refused() {
         let unfiltered = parsed("", None).unwrap();
-        assert_eq!((unfiltered.scope.sessions, unfiltered.scope.kinds), (Only::Everything, Only::Everything));
+        assert_eq!(
+            (unfiltered.scope.sessions, unfiltered.scope.kinds),
+            (Only::Everything, Only::Everything)
+        );
         for query in ["session_id=", "type=", "session_id=a&session_id", "session_id=a%0Ab"] {
             assert_eq!(parsed(query, None), Err(400), "{query}");
         }
@@ -163,7 +191,9 @@ mod tests {
 
     #[test]
     fn a_thousand_filter_values_are_the_most() {
-        let query = |values: usize| (0..values).map(|value| format!("session_id=s{value}&")).collect::<String>();
+        let query = |values: usize| {
+            (0..values).map(|value| format!("session_id=s{value}&")).collect::<String>()
+        };
         assert!(parsed(&query(1000), None).is_ok());
         assert_eq!(parsed(&query(1001), None), Err(400));
         assert_eq!(parsed(&(query(1000) + "type=x"), None), Err(400));
@@ -189,6 +219,9 @@ mod tests {
             assert_eq!(parsed(query, header).unwrap().start, start, "{query} {header:?}");
         }
         let long = "1".repeat(200);
-        assert_eq!(parsed(&format!("last_event_id={long}"), None).unwrap().start, StartPosition::Malformed);
+        assert_eq!(
+            parsed(&format!("last_event_id={long}"), None).unwrap().start,
+            StartPosition::Malformed
+        );
     }
 }

@@ -104,7 +104,11 @@ impl Ring {
                     // A session without a chain may have had entries that are long gone.
                     let unknown = self.evicted_through;
                     let new_chain = || Chain { positions: VecDeque::new(), lost_through: unknown };
-                    self.sessions.entry(session.clone()).or_insert_with(new_chain).positions.push_back(position);
+                    self.sessions
+                        .entry(session.clone())
+                        .or_insert_with(new_chain)
+                        .positions
+                        .push_back(position);
                 }
             }
             Entry::Erased => {}
@@ -126,8 +130,12 @@ impl Ring {
         while self.entries.len() > 1 {
             let next = self.evicted_through + 1;
             let (entries, bytes) = match () {
-                () if next > persisted_through => (UNPERSISTED_EXCESS_ENTRIES, UNPERSISTED_EXCESS_BYTES),
-                () if next > self.dispatched_through => (UNDISPATCHED_EXCESS_ENTRIES, UNDISPATCHED_EXCESS_BYTES),
+                () if next > persisted_through => {
+                    (UNPERSISTED_EXCESS_ENTRIES, UNPERSISTED_EXCESS_BYTES)
+                }
+                () if next > self.dispatched_through => {
+                    (UNDISPATCHED_EXCESS_ENTRIES, UNDISPATCHED_EXCESS_BYTES)
+                }
                 () => (0, 0),
             };
             let is_over = self.entries.len() > self.bounds.events.saturating_add(entries)
@@ -150,7 +158,8 @@ impl Ring {
         for position in &positions {
             let offset = self.offset(*position);
             if let Some(entry) = offset.checked_sub(1).and_then(|at| self.entries.get_mut(at)) {
-                self.bytes = self.bytes.saturating_sub(entry_bytes(entry)) + entry_bytes(&Entry::Erased);
+                self.bytes =
+                    self.bytes.saturating_sub(entry_bytes(entry)) + entry_bytes(&Entry::Erased);
                 *entry = Entry::Erased;
             }
         }
@@ -166,7 +175,9 @@ impl Ring {
             Entry::Erased => self.erased_sessions.remove(&self.evicted_through),
             Entry::Event(event) => event.session().cloned(),
         };
-        let Some((session, chain)) = session.and_then(|it| self.sessions.get_mut(&it).map(|chain| (it, chain))) else {
+        let Some((session, chain)) =
+            session.and_then(|it| self.sessions.get_mut(&it).map(|chain| (it, chain)))
+        else {
             return;
         };
         if let Entry::Event(_) = entry {
@@ -179,7 +190,8 @@ impl Ring {
 
     /// At most `most` entries behind `place`, whatever they are, and the place of the first.
     pub(crate) fn entries_after(&self, position: u64, max_entries: usize) -> (u64, Vec<Entry>) {
-        let entries = self.entries.range(self.offset(position)..).take(max_entries).cloned().collect();
+        let entries =
+            self.entries.range(self.offset(position)..).take(max_entries).cloned().collect();
         (position.max(self.evicted_through) + 1, entries)
     }
 
@@ -195,24 +207,30 @@ impl Ring {
             return RingRead::Evicted;
         }
         let position = position.max(self.evicted_through);
-        let mut collector = RingCollector { scope, limits, read_buffer, bytes: 0, read_through: position };
+        let mut collector =
+            RingCollector { scope, limits, read_buffer, bytes: 0, read_through: position };
         let pending = self.newest_position().saturating_sub(position);
         let reached_end = match &scope.sessions {
             Only::These(sessions) if pending > sessions.len() as u64 => {
                 let positions = self.chain_positions(position, sessions, limits.entries);
                 let all = positions.len() < limits.entries;
-                collector
-                    .collect(positions.into_iter().filter_map(|position| Some((position, self.entry_at(position)?))))
-                    && all
+                collector.collect(
+                    positions
+                        .into_iter()
+                        .filter_map(|position| Some((position, self.entry_at(position)?))),
+                ) && all
             }
             _ => {
                 let all = pending <= MAX_SCAN_ENTRIES as u64;
-                collector
-                    .collect((position + 1..).zip(self.entries.range(self.offset(position)..)).take(MAX_SCAN_ENTRIES))
-                    && all
+                collector.collect(
+                    (position + 1..)
+                        .zip(self.entries.range(self.offset(position)..))
+                        .take(MAX_SCAN_ENTRIES),
+                ) && all
             }
         };
-        let read_through = if reached_end { self.newest_position() } else { collector.read_through };
+        let read_through =
+            if reached_end { self.newest_position() } else { collector.read_through };
         RingRead::Entries { read_through, reached_end }
     }
 
@@ -224,15 +242,23 @@ impl Ring {
         match &scope.sessions {
             Only::Everything => true,
             Only::These(sessions) => {
-                let lost = |session| self.sessions.get(session).is_none_or(|chain| chain.lost_through > position);
+                let lost = |session| {
+                    self.sessions.get(session).is_none_or(|chain| chain.lost_through > position)
+                };
                 self.gaps.lost_through > position || sessions.iter().any(lost)
             }
         }
     }
 
     /// The first `most` places behind `place` that hold an entry of these sessions, or a gap.
-    fn chain_positions(&self, position: u64, sessions: &BTreeSet<SessionId>, max_entries: usize) -> Vec<u64> {
-        let chains = sessions.iter().filter_map(|session| self.sessions.get(session)).chain([&self.gaps]);
+    fn chain_positions(
+        &self,
+        position: u64,
+        sessions: &BTreeSet<SessionId>,
+        max_entries: usize,
+    ) -> Vec<u64> {
+        let chains =
+            sessions.iter().filter_map(|session| self.sessions.get(session)).chain([&self.gaps]);
         let mut positions: Vec<u64> =
             chains.flat_map(|chain| chain.positions_after(position).take(max_entries)).collect();
         positions.sort_unstable();
@@ -278,7 +304,8 @@ impl RingCollector<'_> {
         for (position, entry) in scan {
             if self.scope.admits(entry) {
                 let bytes = self.bytes + entry.wire_bytes();
-                let is_full = self.read_buffer.len() >= self.limits.entries || bytes > self.limits.bytes;
+                let is_full =
+                    self.read_buffer.len() >= self.limits.entries || bytes > self.limits.bytes;
                 if is_full && !self.read_buffer.is_empty() {
                     return false;
                 }

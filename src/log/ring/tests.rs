@@ -22,7 +22,14 @@ fn push(ring: &mut Ring, sessions: &str) {
         if session == "!" {
             let product = ProductId::new("p").unwrap();
             let reason = GapReason::UpstreamReconnect;
-            ring.push(Entry::Gap(Arc::new(Gap { product, reason, position, id, after: None, before: None })));
+            ring.push(Entry::Gap(Arc::new(Gap {
+                product,
+                reason,
+                position,
+                id,
+                after: None,
+                before: None,
+            })));
             continue;
         }
         let draft = Draft {
@@ -40,7 +47,8 @@ fn push(ring: &mut Ring, sessions: &str) {
 }
 
 fn only(sessions: &str) -> Scope {
-    let sessions = sessions.split_whitespace().map(|session| SessionId::new(session).unwrap()).collect();
+    let sessions =
+        sessions.split_whitespace().map(|session| SessionId::new(session).unwrap()).collect();
     Scope { sessions: Only::These(sessions), kinds: Only::Everything }
 }
 
@@ -49,7 +57,8 @@ const EVERYTHING: Scope = Scope { sessions: Only::Everything, kinds: Only::Every
 /// What one reading gives, how far it goes, and whether that is the end.
 fn read(ring: &Ring, after: u64, scope: &Scope, limits: ReadLimits) -> (Vec<u64>, u64, bool) {
     let mut read_buffer = VecDeque::new();
-    let RingRead::Entries { read_through, reached_end } = ring.read_after(after, scope, limits, &mut read_buffer)
+    let RingRead::Entries { read_through, reached_end } =
+        ring.read_after(after, scope, limits, &mut read_buffer)
     else {
         panic!("something is gone");
     };
@@ -100,9 +109,11 @@ fn a_limit_ends_a_reading_where_the_next_one_goes_on() {
             (whole, _, true) => whole,
             (_, _, false) => (1..=3000).collect(), // more than one reading walks over
         };
-        for limits in
-            [ReadLimits { entries: 7, ..ALL }, ReadLimits { bytes: 100, ..ALL }, ReadLimits { bytes: 0, ..ALL }]
-        {
+        for limits in [
+            ReadLimits { entries: 7, ..ALL },
+            ReadLimits { bytes: 100, ..ALL },
+            ReadLimits { bytes: 0, ..ALL },
+        ] {
             let (mut at, mut found) = (0, Vec::new());
             loop {
                 let (more, read_through, reached_end) = read(&ring, at, &scope, limits);

@@ -58,7 +58,10 @@ pub(crate) struct Written {
 
 impl DetachedConnection {
     /// What hyper has let go of, once the socket belongs to the runtime of this thread.
-    pub(crate) fn new(AcceptedSocket { stream, permit }: AcceptedSocket, session: Option<TlsSession>) -> Self {
+    pub(crate) fn new(
+        AcceptedSocket { stream, permit }: AcceptedSocket,
+        session: Option<TlsSession>,
+    ) -> Self {
         Self { socket: stream, session, _permit: permit }
     }
 
@@ -148,7 +151,9 @@ fn send_records(session: &mut ServerConnection, socket: &TcpStream) -> io::Resul
 /// Reads records and forgets what they say.
 fn discard_records(session: &mut ServerConnection, socket: &mut impl Read) -> io::Result<usize> {
     let bytes = session.read_tls(socket)?;
-    let state = session.process_new_packets().map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+    let state = session
+        .process_new_packets()
+        .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
     while let Ok(1..) = session.reader().read(&mut [0; 512]) {}
     Ok(if state.peer_has_closed() { 0 } else { bytes })
 }

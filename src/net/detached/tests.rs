@@ -65,7 +65,9 @@ fn a_socket_that_is_full_takes_nothing_and_nothing_is_lost() {
         let (mut taken, mut sent) = (0, 0);
         let error = loop {
             match connection.try_write(&[IoSlice::new(&piece[taken % piece.len()..])]) {
-                Ok(written) => (taken, sent) = (taken + written.accepted_bytes, sent + written.sent_bytes),
+                Ok(written) => {
+                    (taken, sent) = (taken + written.accepted_bytes, sent + written.sent_bytes)
+                }
                 Err(error) => break error,
             }
         };
@@ -95,7 +97,10 @@ fn what_the_client_says_is_counted_and_forgotten_until_it_hangs_up() {
     run_with_timeout(async {
         for sends_close_notify in [true, false] {
             let (mut connection, mut client) = tls_pair().await;
-            assert_eq!(connection.try_discard_input(&mut false).unwrap_err().kind(), ErrorKind::WouldBlock);
+            assert_eq!(
+                connection.try_discard_input(&mut false).unwrap_err().kind(),
+                ErrorKind::WouldBlock
+            );
             client.write_all(&bytes(0, 50_000)).unwrap();
             let mut discarded = 0;
             while discarded < 50_000 {
@@ -170,10 +175,15 @@ fn without_tls_bytes_are_sent_as_they_are() {
     run_with_timeout(async {
         let (server, mut client) = sockets();
         server.writable().await.unwrap(); // its runtime finds out
-        let mut connection =
-            DetachedConnection::new(AcceptedSocket { stream: server, permit: ConnectionPermit::uncounted() }, None);
+        let mut connection = DetachedConnection::new(
+            AcceptedSocket { stream: server, permit: ConnectionPermit::uncounted() },
+            None,
+        );
         let written = connection.try_write(&[IoSlice::new(b"a"), IoSlice::new(b"bc")]).unwrap();
-        assert_eq!((written, connection.has_unsent_records()), (Written { accepted_bytes: 3, sent_bytes: 3 }, false));
+        assert_eq!(
+            (written, connection.has_unsent_records()),
+            (Written { accepted_bytes: 3, sent_bytes: 3 }, false)
+        );
         let mut arrived = [0; 3];
         client.read_exact(&mut arrived).unwrap();
         assert_eq!(&arrived, b"abc");
@@ -188,7 +198,9 @@ fn without_tls_bytes_are_sent_as_they_are() {
 async fn discard_more(connection: &mut DetachedConnection) -> io::Result<usize> {
     loop {
         match connection.try_discard_input(&mut false) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => connection.socket().readable().await?,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                connection.socket().readable().await?
+            }
             discarded => return discarded,
         }
     }
@@ -198,7 +210,13 @@ async fn discard_more(connection: &mut DetachedConnection) -> io::Result<usize> 
 async fn tls_pair() -> (DetachedConnection, StreamOwned<ClientConnection, StdStream>) {
     let (server, client) = sockets();
     let (stream, session, client) = shake_hands(server, client).await;
-    (DetachedConnection::new(AcceptedSocket { stream, permit: ConnectionPermit::uncounted() }, Some(session)), client)
+    (
+        DetachedConnection::new(
+            AcceptedSocket { stream, permit: ConnectionPermit::uncounted() },
+            Some(session),
+        ),
+        client,
+    )
 }
 
 /// Makes TLS of two sockets that are connected.
@@ -224,7 +242,10 @@ fn shared_identity() -> (Arc<ReloadableTls>, Arc<ClientConfig>) {
     static IDENTITY: LazyLock<(Arc<ReloadableTls>, Arc<ClientConfig>)> = LazyLock::new(|| {
         let folder = tempfile::tempdir().unwrap();
         let files = certificate(folder.path());
-        (Arc::new(ReloadableTls::new(&files.read().unwrap()).unwrap()), client(&files.cert_file, "http/1.1"))
+        (
+            Arc::new(ReloadableTls::new(&files.read().unwrap()).unwrap()),
+            client(&files.cert_file, "http/1.1"),
+        )
     });
     IDENTITY.clone()
 }
@@ -244,8 +265,11 @@ fn bytes(from: usize, length: usize) -> Vec<u8> {
 }
 
 fn run_with_timeout(work: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async { timeout(DETACHED_TEST_TIMEOUT, work).await.expect("it comes to its end") });
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        timeout(DETACHED_TEST_TIMEOUT, work).await.expect("it comes to its end")
+    });
 }
 
 /// What rustls may hold: a record's worth, and what makes records of it.

@@ -62,7 +62,12 @@ pub(super) struct Http2Connection<C, I> {
 
 impl<C: GracefulConnection, I: AsyncWrite + Unpin> Http2Connection<C, I> {
     /// A connection over what this is the cork of.
-    pub(super) fn new(connection: C, cork: Cork<I>, streams: Arc<OpenStreams>, settings: &ConnectionSettings) -> Self {
+    pub(super) fn new(
+        connection: C,
+        cork: Cork<I>,
+        streams: Arc<OpenStreams>,
+        settings: &ConnectionSettings,
+    ) -> Self {
         Self {
             connection: Box::pin(connection),
             cork,
@@ -81,7 +86,8 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> Http2Connection<C, I> {
             self.idle_due = None;
             return Poll::Pending;
         }
-        let due = *self.idle_due.get_or_insert_with(|| self.alarm.wheel().tick_after(self.head_timeout));
+        let due =
+            *self.idle_due.get_or_insert_with(|| self.alarm.wheel().tick_after(self.head_timeout));
         if self.alarm.wheel().current_tick() < due {
             self.alarm.set(due, context.waker());
             return Poll::Pending;

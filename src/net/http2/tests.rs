@@ -28,21 +28,29 @@ fn one_stream_is_written_for_at_once_and_several_are_together() {
     let _second = connection.streams.open();
     for turn in 1..3 {
         assert!(connection.poll().is_pending());
-        assert_eq!((connection.writes().len(), connection.take_woken()), (1 + turn, true), "behind the others first");
+        assert_eq!(
+            (connection.writes().len(), connection.take_woken()),
+            (1 + turn, true),
+            "behind the others first"
+        );
         assert!(connection.poll().is_pending());
-        assert_eq!((connection.writes().split_off(1 + turn), connection.take_woken()), (vec![20], false));
+        assert_eq!(
+            (connection.writes().split_off(1 + turn), connection.take_woken()),
+            (vec![20], false)
+        );
     }
 }
 
 #[test]
 fn what_no_room_was_for_is_written_later_though_the_streams_have_gone() {
     let mut has_written = false;
-    let mut connection = Http2Harness::new(ScriptedTransport::accepting([4, 0]), move |corked, context| {
-        if !std::mem::replace(&mut has_written, true) {
-            ready!(Pin::new(corked).poll_write(context, &[b'x'; 10])).unwrap();
-        }
-        Poll::Pending
-    });
+    let mut connection =
+        Http2Harness::new(ScriptedTransport::accepting([4, 0]), move |corked, context| {
+            if !std::mem::replace(&mut has_written, true) {
+                ready!(Pin::new(corked).poll_write(context, &[b'x'; 10])).unwrap();
+            }
+            Poll::Pending
+        });
     let streams = [connection.streams.open(), connection.streams.open()];
     assert!(connection.poll().is_pending() && connection.poll().is_pending());
     assert_eq!(connection.writes(), [4]);
@@ -117,8 +125,10 @@ trait PollScript:
 {
 }
 
-impl<F: FnMut(&mut CorkedIo<ScriptedTransport>, &mut Context<'_>) -> Poll<Result<(), hyper::Error>> + Unpin> PollScript
-    for F
+impl<
+    F: FnMut(&mut CorkedIo<ScriptedTransport>, &mut Context<'_>) -> Poll<Result<(), hyper::Error>>
+        + Unpin,
+> PollScript for F
 {
 }
 

@@ -44,7 +44,13 @@ struct CorkedTransport<I> {
 
 /// A transport, and who says when it writes. Until that has been said, it writes at once.
 pub(super) fn cork<I>(io: I) -> (CorkedIo<I>, Cork<I>) {
-    let transport = CorkedTransport { io, held: Vec::new(), written_bytes: 0, is_corked: false, owes_flush: false };
+    let transport = CorkedTransport {
+        io,
+        held: Vec::new(),
+        written_bytes: 0,
+        is_corked: false,
+        owes_flush: false,
+    };
     let transport = Arc::new(Mutex::new(transport));
     (CorkedIo(Arc::clone(&transport)), Cork(transport))
 }
@@ -71,7 +77,11 @@ impl<I: AsyncWrite + Unpin> Cork<I> {
 }
 
 impl<I: AsyncWrite + Unpin> CorkedTransport<I> {
-    fn poll_write(&mut self, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        &mut self,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let bytes = slices.iter().map(|slice| slice.len()).sum();
         let is_held = self.is_corked && bytes <= MAX_HELD_BYTES;
         if !is_held || self.held.len() + bytes > MAX_HELD_BYTES {
@@ -108,13 +118,21 @@ impl<I: AsyncWrite + Unpin> CorkedTransport<I> {
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for CorkedIo<I> {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut lock(&self.0).io).poll_read(context, buffer)
     }
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for CorkedIo<I> {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         lock(&self.0).poll_write(context, &[IoSlice::new(bytes)])
     }
 

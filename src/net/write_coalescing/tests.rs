@@ -76,7 +76,11 @@ fn what_is_held_goes_out_in_one_write_at_the_pull_and_not_before() {
         "and the flush is made good"
     );
     assert!(flush_held(&handle));
-    assert_eq!((writes(&handle).len(), lock(&handle.0).io.flushes), (1, 1), "there is nothing to do any more");
+    assert_eq!(
+        (writes(&handle).len(), lock(&handle.0).io.flushes),
+        (1, 1),
+        "there is nothing to do any more"
+    );
 }
 
 #[test]
@@ -97,7 +101,10 @@ fn a_write_larger_than_may_be_held_goes_through_uncopied_behind_what_is() {
     assert_eq!(write(&mut corked, 0, &[9, MAX_HELD_BYTES]), Poll::Ready(9 + MAX_HELD_BYTES));
     assert_eq!((writes(&handle), lock(&handle.0).held.capacity()), (vec![9 + MAX_HELD_BYTES], 0));
     assert_eq!(write(&mut corked, 9 + MAX_HELD_BYTES, &[5]), Poll::Ready(5));
-    assert_eq!(write(&mut corked, 14 + MAX_HELD_BYTES, &[MAX_HELD_BYTES + 1]), Poll::Ready(MAX_HELD_BYTES + 1));
+    assert_eq!(
+        write(&mut corked, 14 + MAX_HELD_BYTES, &[MAX_HELD_BYTES + 1]),
+        Poll::Ready(MAX_HELD_BYTES + 1)
+    );
     assert_eq!(writes(&handle), [9 + MAX_HELD_BYTES, 5, MAX_HELD_BYTES + 1]);
     assert!(flush(&mut corked));
     assert_eq!(lock(&handle.0).io.flushes, 0);
@@ -120,7 +127,10 @@ fn without_the_cork_nothing_is_held() {
     assert_eq!(write(&mut corked, 100, &[9, 91]), Poll::Ready(100));
     assert!(flush(&mut corked));
     let transport = lock(&handle.0);
-    assert_eq!((&transport.io.writes[..], transport.io.flushes, transport.held.capacity()), (&[100, 100][..], 2, 0));
+    assert_eq!(
+        (&transport.io.writes[..], transport.io.flushes, transport.held.capacity()),
+        (&[100, 100][..], 2, 0)
+    );
 }
 
 #[test]
@@ -180,13 +190,21 @@ impl ScriptedTransport {
 }
 
 impl AsyncRead for ScriptedTransport {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Poll::Pending
     }
 }
 
 impl AsyncWrite for ScriptedTransport {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
 
@@ -233,7 +251,8 @@ enum CorkStep {
 }
 
 fn any_step() -> impl Strategy<Value = CorkStep> {
-    let length = || prop_oneof![1_usize..200, 1000_usize..9000, MAX_HELD_BYTES - 5..MAX_HELD_BYTES + 5];
+    let length =
+        || prop_oneof![1_usize..200, 1000_usize..9000, MAX_HELD_BYTES - 5..MAX_HELD_BYTES + 5];
     prop_oneof![
         2 => any::<bool>().prop_map(CorkStep::SetCorked),
         6 => prop::collection::vec(length(), 1..3).prop_map(CorkStep::Write),

@@ -63,7 +63,11 @@ struct SubscriberSlot {
 
 impl ShardScheduler {
     /// Nobody yet.
-    pub(super) fn new(mailbox: &Arc<ShardMailbox>, write_timeout: Duration, wheel: &Arc<TimerWheel>) -> Self {
+    pub(super) fn new(
+        mailbox: &Arc<ShardMailbox>,
+        write_timeout: Duration,
+        wheel: &Arc<TimerWheel>,
+    ) -> Self {
         Self {
             mailbox: Arc::clone(mailbox),
             slots: Slab::new(),
@@ -126,7 +130,8 @@ impl ShardScheduler {
                 let Some(slot) = slots.get_mut(key) else { return false };
                 match location {
                     EventLocation::Log(position) => {
-                        if slot.subscriber.fall_back_to_log(position) == DeliveryOutcome::NeedsPoll {
+                        if slot.subscriber.fall_back_to_log(position) == DeliveryOutcome::NeedsPoll
+                        {
                             slot.schedule(key, run_queue);
                         }
                         false
@@ -181,7 +186,13 @@ impl ShardScheduler {
             group.join(key, subscriber.subscription());
         }
         let waker = SubscriberWaker::new(&self.mailbox, key);
-        entry.insert(SubscriberSlot { subscriber, group: group_key, first_event: None, is_queued: true, waker });
+        entry.insert(SubscriberSlot {
+            subscriber,
+            group: group_key,
+            first_event: None,
+            is_queued: true,
+            waker,
+        });
         self.run_queue.push_back(key);
     }
 
@@ -312,7 +323,9 @@ impl SubscriberSlot {
 /// Does the work of one subscriber. A mistake in it ends that one, whose client comes back, and no other.
 fn catch_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work))
-        .inspect_err(|_| error!("a subscriber was cut off: its work panicked; please report the panic above"))
+        .inspect_err(|_| {
+            error!("a subscriber was cut off: its work panicked; please report the panic above")
+        })
         .ok()
 }
 

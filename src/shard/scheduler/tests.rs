@@ -34,7 +34,8 @@ struct SchedulerHarness {
 impl SchedulerHarness {
     fn new() -> Self {
         let relay = relay(PRODUCTS);
-        let scheduler = ShardScheduler::new(&Arc::new(ShardMailbox::new(0)), WRITE_TIMEOUT, &relay.wheel);
+        let scheduler =
+            ShardScheduler::new(&Arc::new(ShardMailbox::new(0)), WRITE_TIMEOUT, &relay.wheel);
         Self { relay, scheduler }
     }
 
@@ -51,7 +52,13 @@ impl SchedulerHarness {
         client
     }
 
-    async fn attach(&mut self, name: &str, scope: Scope, socket: std::net::TcpStream, session: Option<TlsSession>) {
+    async fn attach(
+        &mut self,
+        name: &str,
+        scope: Scope,
+        socket: std::net::TcpStream,
+        session: Option<TlsSession>,
+    ) {
         let source = SubscriptionSource {
             subscribers: &self.relay.subscribers,
             wheel: &self.relay.wheel,
@@ -65,14 +72,26 @@ impl SchedulerHarness {
         };
         let requested = SubscriptionRequest { scope, start: StartPosition::Now };
         let (product, peer) = (product(&self.relay, name), Ipv4Addr::LOCALHOST.into());
-        let subscriber =
-            SseSubscriber::admit(&self.relay, &source, &product, requested, peer, &HeaderMap::new(), None).unwrap();
+        let subscriber = SseSubscriber::admit(
+            &self.relay,
+            &source,
+            &product,
+            requested,
+            peer,
+            &HeaderMap::new(),
+            None,
+        )
+        .unwrap();
         let factory = |socket| {
             Box::new(SseConnection::new(DetachedConnection::new(socket, session), subscriber))
                 as Box<dyn ShardSubscriber>
         };
         let factory = Box::new(factory);
-        self.scheduler.attach(PendingSubscriber { socket, permit: ConnectionPermit::uncounted(), factory });
+        self.scheduler.attach(PendingSubscriber {
+            socket,
+            permit: ConnectionPermit::uncounted(),
+            factory,
+        });
         yield_now().await; // the runtime finds out that its socket can be written
         self.scheduler.poll_ready();
     }
@@ -142,7 +161,10 @@ async fn what_concerned_nobody_any_more_is_not_left_lying() {
     let mut harness = SchedulerHarness::new();
     let gone = harness.subscribe("one").await;
     let _other = harness
-        .subscribe_with_scope("one", Scope { kinds: Only::These([Kind::new("y")].into()), ..Scope::EVERYTHING })
+        .subscribe_with_scope(
+            "one",
+            Scope { kinds: Only::These([Kind::new("y")].into()), ..Scope::EVERYTHING },
+        )
         .await;
     publish(&harness.relay, "one", "first");
     harness.scheduler.remove(0);

@@ -55,7 +55,9 @@ impl StoreReader {
         connection.pragma_update(None, "query_only", true)?;
         match schema::identify(&connection)? {
             SchemaIdentity::Ours(version) if version == schema::MIGRATIONS.len() => Ok(connection),
-            SchemaIdentity::Ours(_) | SchemaIdentity::Fresh => Err(FileFault::Refused("its writer has not set it up")),
+            SchemaIdentity::Ours(_) | SchemaIdentity::Fresh => {
+                Err(FileFault::Refused("its writer has not set it up"))
+            }
         }
     }
 
@@ -93,7 +95,9 @@ impl StoreReader {
     fn evicted_through(&self, request: &ReadRequest) -> Result<u64, FileFault> {
         let mut product = self.connection.prepare_cached(SELECT_PRODUCT)?;
         let mut rows = product.query(params![request.product_number, request.product.as_str()])?;
-        let row = rows.next()?.ok_or(FileFault::Refused("it does not know the product under this number"))?;
+        let row = rows
+            .next()?
+            .ok_or(FileFault::Refused("it does not know the product under this number"))?;
         if read_unsigned(row, 1)? < request.through {
             return Err(FileFault::Refused("it has not got what is asked for"));
         }
@@ -111,7 +115,12 @@ impl StoreReader {
     }
 
     /// Looks at the first `most` rows in the range, or fewer if they are too many to take, and returns how many.
-    fn scan_range(&self, range: (i64, i64), limit: usize, chunk: &mut ChunkBuilder<'_>) -> Result<usize, FileFault> {
+    fn scan_range(
+        &self,
+        range: (i64, i64),
+        limit: usize,
+        chunk: &mut ChunkBuilder<'_>,
+    ) -> Result<usize, FileFault> {
         let mut headers = self.connection.prepare_cached(SELECT_HEADERS)?;
         let mut rows = headers.query(params![range.0, range.1, limit as i64])?;
         let mut rows_read = 0;
@@ -125,14 +134,20 @@ impl StoreReader {
     }
 
     /// Looks at rows by their keys, unless they are too many to take.
-    fn read_rows(&self, keys: &BTreeSet<i64>, chunk: &mut ChunkBuilder<'_>) -> Result<(), FileFault> {
+    fn read_rows(
+        &self,
+        keys: &BTreeSet<i64>,
+        chunk: &mut ChunkBuilder<'_>,
+    ) -> Result<(), FileFault> {
         let mut header = self.connection.prepare_cached(SELECT_HEADER)?;
         for key in keys {
             if chunk.is_full {
                 break;
             }
             let mut rows = header.query([key])?;
-            let row = rows.next()?.ok_or_else(|| FileFault::damage("an index names a row that is not there"))?;
+            let row = rows
+                .next()?
+                .ok_or_else(|| FileFault::damage("an index names a row that is not there"))?;
             chunk.add_row(row)?;
         }
         Ok(())
@@ -164,7 +179,8 @@ impl StoreReader {
     }
 
     fn try_check(&self) -> Result<(), FileFault> {
-        let finding: String = self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        let finding: String =
+            self.connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if finding == "ok" { Ok(()) } else { Err(FileFault::Damage(finding.into())) }
     }
 
@@ -230,9 +246,14 @@ struct FirstKeys {
 
 impl FirstKeys {
     /// Adds a session's entries, or the gaps, as far as they belong to the first.
-    fn add(&mut self, list: &mut CachedStatement<'_>, session: Option<&SessionId>) -> Result<(), FileFault> {
+    fn add(
+        &mut self,
+        list: &mut CachedStatement<'_>,
+        session: Option<&SessionId>,
+    ) -> Result<(), FileFault> {
         let (after, through) = self.range;
-        let mut rows = list.query(params![after, through, self.limit as i64, session.map(SessionId::as_str)])?;
+        let mut rows =
+            list.query(params![after, through, self.limit as i64, session.map(SessionId::as_str)])?;
         while let Some(row) = rows.next()? {
             self.keys.insert(row.get(0)?);
         }
@@ -260,7 +281,14 @@ struct ChunkBuilder<'a> {
 
 impl<'a> ChunkBuilder<'a> {
     fn new(request: &'a ReadRequest, payload: CachedStatement<'a>) -> Self {
-        Self { request, payload, entries: Vec::new(), bytes: 0, through: request.after, is_full: false }
+        Self {
+            request,
+            payload,
+            entries: Vec::new(),
+            bytes: 0,
+            through: request.after,
+            is_full: false,
+        }
     }
 
     /// Takes the entry of a row if the scope admits it and it fits.
@@ -292,12 +320,27 @@ impl<'a> ChunkBuilder<'a> {
         match header {
             RowHeader::Gap { reason, after } => {
                 let (product, id) = (self.request.product.clone(), read_event_id(row, 1)?);
-                Ok(Some(Entry::Gap(Arc::new(Gap { product, reason, position, id, after, before: None }))))
+                Ok(Some(Entry::Gap(Arc::new(Gap {
+                    product,
+                    reason,
+                    position,
+                    id,
+                    after,
+                    before: None,
+                }))))
             }
             RowHeader::Event { kind, session } => {
                 let mut rows = self.payload.query([row.get::<_, i64>(0)?])?;
-                let payload = rows.next()?.ok_or_else(|| FileFault::damage("a row is gone while it is read"))?;
-                let event = Event::restored(read_event_id(row, 1)?, position, kind, session, read_payload(payload)?);
+                let payload = rows
+                    .next()?
+                    .ok_or_else(|| FileFault::damage("a row is gone while it is read"))?;
+                let event = Event::restored(
+                    read_event_id(row, 1)?,
+                    position,
+                    kind,
+                    session,
+                    read_payload(payload)?,
+                );
                 Ok(Some(Entry::Event(Arc::new(event))))
             }
         }
@@ -321,7 +364,8 @@ impl RowHeader {
     /// Reads a row of [`HEAD`] or [`HEADS`].
     fn read(row: &Row<'_>) -> Result<Self, FileFault> {
         if let Some(reason) = row.get_ref(4)?.as_str_or_null().map_err(rusqlite::Error::from)? {
-            let reason = GapReason::parse(reason).ok_or_else(|| FileFault::damage("a gap's reason is unknown"))?;
+            let reason = GapReason::parse(reason)
+                .ok_or_else(|| FileFault::damage("a gap's reason is unknown"))?;
             return Ok(Self::Gap { reason, after: row.get(5)? });
         }
         let kind = row.get_ref(6)?.as_str_or_null().map_err(rusqlite::Error::from)?;
@@ -329,7 +373,8 @@ impl RowHeader {
         let session = session.map(SessionId::new).transpose();
         Ok(Self::Event {
             kind: Kind::new(kind.ok_or_else(|| FileFault::damage("an event has no kind"))?),
-            session: session.map_err(|error| FileFault::Damage(format!("a session's name {error}").into()))?,
+            session: session
+                .map_err(|error| FileFault::Damage(format!("a session's name {error}").into()))?,
         })
     }
 
@@ -338,7 +383,9 @@ impl RowHeader {
         let Self::Event { kind, session } = self else { return true };
         let of_session = match &scope.sessions {
             Only::Everything => true,
-            Only::These(sessions) => session.as_ref().is_some_and(|session| sessions.contains(session)),
+            Only::These(sessions) => {
+                session.as_ref().is_some_and(|session| sessions.contains(session))
+            }
         };
         of_session && scope.kinds.admits(kind)
     }
@@ -354,15 +401,15 @@ fn read_payload<'a>(row: &'a Row<'_>) -> Result<&'a [u8], FileFault> {
     }
 }
 
-const SELECT_PRODUCT: &str = "SELECT evicted_through, newest FROM products WHERE number = ?1 AND id = ?2";
+const SELECT_PRODUCT: &str =
+    "SELECT evicted_through, newest FROM products WHERE number = ?1 AND id = ?2";
 
 const SELECT_HOLES: &str = "SELECT 1 FROM missing WHERE product = ?1 AND last > ?2 AND first <= ?3";
 
 const SELECT_HEADERS: &str = "SELECT entry, epoch, sequence, suffix, gap, after, kind, session FROM entries \
                      WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3";
 
-const SELECT_HEADER: &str =
-    "SELECT entry, epoch, sequence, suffix, gap, after, kind, session FROM entries WHERE entry = ?1";
+const SELECT_HEADER: &str = "SELECT entry, epoch, sequence, suffix, gap, after, kind, session FROM entries WHERE entry = ?1";
 
 /// Apart from the rest of its row, so that the pages of a long one are read only if it is wanted.
 const SELECT_PAYLOAD: &str = "SELECT payload FROM entries WHERE entry = ?1";

@@ -59,25 +59,37 @@ fn position_of(entry: &Entry) -> u64 {
 fn plan(reader: &StoreReader, query: &str) -> String {
     let mut statement = reader.connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
     let parameters = statement.parameter_count();
-    let rows = statement.query_map(rusqlite::params_from_iter(vec![1; parameters]), |row| row.get::<_, String>(3));
+    let rows = statement
+        .query_map(rusqlite::params_from_iter(vec![1; parameters]), |row| row.get::<_, String>(3));
     rows.unwrap().map(Result::unwrap).collect::<Vec<_>>().join("; ")
 }
 
 #[test]
 fn every_query_follows_an_index() {
     let (_directory, _file, reader) = stored(&[]);
-    assert_eq!(plan(&reader, SELECT_HEADERS), "SEARCH entries USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)");
+    assert_eq!(
+        plan(&reader, SELECT_HEADERS),
+        "SEARCH entries USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"
+    );
     assert_eq!(plan(&reader, SELECT_HEADER), "SEARCH entries USING INTEGER PRIMARY KEY (rowid=?)");
     assert_eq!(plan(&reader, SELECT_PAYLOAD), "SEARCH entries USING INTEGER PRIMARY KEY (rowid=?)");
-    assert_eq!(plan(&reader, SELECT_GAP_KEYS), "SEARCH entries USING COVERING INDEX gaps (entry>? AND entry<?)");
-    let by_session = "SEARCH entries USING COVERING INDEX by_session (session=? AND rowid>? AND rowid<?)";
+    assert_eq!(
+        plan(&reader, SELECT_GAP_KEYS),
+        "SEARCH entries USING COVERING INDEX gaps (entry>? AND entry<?)"
+    );
+    let by_session =
+        "SEARCH entries USING COVERING INDEX by_session (session=? AND rowid>? AND rowid<?)";
     assert_eq!(plan(&reader, SELECT_SESSION_KEYS), by_session);
 }
 
 #[test]
 fn a_full_chunk_ends_before_the_next_entry_and_the_last_at_the_end() {
-    let (_directory, _file, reader) =
-        stored(&[event(1, "s", "k", b"1"), Entry::Erased, event(3, "s", "k", b"2"), event(4, "s", "k", b"3")]);
+    let (_directory, _file, reader) = stored(&[
+        event(1, "s", "k", b"1"),
+        Entry::Erased,
+        event(3, "s", "k", b"2"),
+        event(4, "s", "k", b"3"),
+    ]);
     for session_filter in [Only::Everything, sessions(&["s"])] {
         let mut request = request_for(session_filter, Only::Everything, limits(2));
         let chunk = reader.fetch(&request).unwrap();
@@ -95,20 +107,31 @@ fn a_full_chunk_ends_before_the_next_entry_and_the_last_at_the_end() {
 fn one_entry_is_returned_however_low_the_limits() {
     let (_directory, _file, reader) = stored(&[event(1, "s", "k", b"1"), event(2, "s", "k", b"2")]);
     for session_filter in [Only::Everything, sessions(&["s"])] {
-        let chunk =
-            reader.fetch(&request_for(session_filter, Only::Everything, ReadLimits { entries: 0, bytes: 0 })).unwrap();
+        let chunk = reader
+            .fetch(&request_for(
+                session_filter,
+                Only::Everything,
+                ReadLimits { entries: 0, bytes: 0 },
+            ))
+            .unwrap();
         assert_eq!((positions(&chunk), chunk.through), (vec![1], 1));
     }
 }
 
 #[test]
 fn bytes_are_limited_as_they_are_on_the_wire() {
-    let entries: Vec<Entry> = (1..=3).map(|position| event(position, "s", "k", b"a\nb\nc\nd")).collect();
+    let entries: Vec<Entry> =
+        (1..=3).map(|position| event(position, "s", "k", b"a\nb\nc\nd")).collect();
     let (_directory, _file, reader) = stored(&entries);
     let two = entries[0].wire_bytes() * 2;
     for (bytes, count) in [(two, 2), (two - 1, 1)] {
-        let chunk =
-            reader.fetch(&request_for(Only::Everything, Only::Everything, ReadLimits { entries: 9, bytes })).unwrap();
+        let chunk = reader
+            .fetch(&request_for(
+                Only::Everything,
+                Only::Everything,
+                ReadLimits { entries: 9, bytes },
+            ))
+            .unwrap();
         assert_eq!((positions(&chunk).len(), chunk.through), (count, count as u64));
     }
 }
@@ -136,13 +159,22 @@ fn another_products_entries_are_not_seen() {
     let reader = StoreReader::open(file.path()).unwrap();
     for session_filter in [Only::Everything, sessions(&["s"])] {
         for through in [1000, 1_000_000] {
-            let request = ReadRequest { through, ..request_for(session_filter.clone(), Only::Everything, limits(5)) };
+            let request = ReadRequest {
+                through,
+                ..request_for(session_filter.clone(), Only::Everything, limits(5))
+            };
             let chunk = reader.fetch(&request).unwrap();
             assert_eq!((positions(&chunk), chunk.through), (vec![], through));
         }
     }
-    let beyond = ReadRequest { product_number: 1 << 22, ..request_for(Only::Everything, Only::Everything, limits(5)) };
-    assert!(matches!(reader.fetch(&beyond), Err(FileError::Unavailable { source: FileFault::Refused(_), .. })));
+    let beyond = ReadRequest {
+        product_number: 1 << 22,
+        ..request_for(Only::Everything, Only::Everything, limits(5))
+    };
+    assert!(matches!(
+        reader.fetch(&beyond),
+        Err(FileError::Unavailable { source: FileFault::Refused(_), .. })
+    ));
 }
 
 #[test]
@@ -162,14 +194,16 @@ fn values_that_nobody_wrote_are_damage() {
     ] {
         let (_directory, file, reader) = stored(&[event(1, "s", "k", b"x")]);
         file.connection().execute(&format!("UPDATE entries SET {change}"), []).unwrap();
-        let error = reader.fetch(&request_for(Only::Everything, Only::Everything, limits(5))).unwrap_err();
+        let error =
+            reader.fetch(&request_for(Only::Everything, Only::Everything, limits(5))).unwrap_err();
         assert!(matches!(error, FileError::Damaged { .. }), "{change}: {error:?}");
     }
 }
 
 #[test]
 fn a_page_that_is_overwritten_is_found() {
-    let entries: Vec<Entry> = (1..=500).map(|position| event(position, "s", "k", &[b'x'; 500])).collect();
+    let entries: Vec<Entry> =
+        (1..=500).map(|position| event(position, "s", "k", &[b'x'; 500])).collect();
     let (_directory, file, reader) = stored(&entries);
     reader.check().unwrap();
     drop(reader);
@@ -181,7 +215,8 @@ fn a_page_that_is_overwritten_is_found() {
     std::fs::write(&path, bytes).unwrap();
     let reader = StoreReader::open(&path).unwrap();
     assert!(matches!(reader.check(), Err(FileError::Damaged { source: FileFault::Damage(_), .. })));
-    let error = reader.fetch(&request_for(Only::Everything, Only::Everything, limits(1000))).unwrap_err();
+    let error =
+        reader.fetch(&request_for(Only::Everything, Only::Everything, limits(1000))).unwrap_err();
     assert!(matches!(error, FileError::Damaged { source: FileFault::Sqlite(_), .. }), "{error:?}");
 }
 
@@ -194,15 +229,22 @@ fn payloads_that_are_not_admitted_are_not_read() {
     file.close().unwrap();
     // With a broken chain of overflow pages, whoever reads the first payload fails.
     let bytes: Vec<u8> = std::fs::read(&path).unwrap();
-    let overflows = bytes.chunks(8192).position(|page| page[4..].iter().all(|it| *it == b'x')).unwrap();
+    let overflows =
+        bytes.chunks(8192).position(|page| page[4..].iter().all(|it| *it == b'x')).unwrap();
     let mut broken = bytes;
     broken[overflows * 8192..overflows * 8192 + 4].fill(0xFF);
     std::fs::write(&path, broken).unwrap();
     let reader = StoreReader::open(&path).unwrap();
     for session_filter in [Only::Everything, sessions(&["s"])] {
-        let chunk = reader.fetch(&request_for(session_filter.clone(), only([Kind::new("small")]), limits(5))).unwrap();
+        let chunk = reader
+            .fetch(&request_for(session_filter.clone(), only([Kind::new("small")]), limits(5)))
+            .unwrap();
         assert_eq!(positions(&chunk), [2]);
-        assert!(reader.fetch(&request_for(session_filter, only([Kind::new("big")]), limits(5))).is_err());
+        assert!(
+            reader
+                .fetch(&request_for(session_filter, only([Kind::new("big")]), limits(5)))
+                .is_err()
+        );
     }
 }
 
@@ -210,7 +252,8 @@ fn payloads_that_are_not_admitted_are_not_read() {
 fn a_reader_can_be_interrupted_and_used_again() {
     let (_directory, _file, reader) = stored(&[event(1, "s", "k", b"x")]);
     let interrupt = reader.interrupt_handle();
-    let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    let endless =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
     std::thread::scope(|scope| {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         // Repeated, as one that comes before the query does nothing.
@@ -225,7 +268,12 @@ fn a_reader_can_be_interrupted_and_used_again() {
         assert!(reader.connection.query_row(endless, [], |row| row.get::<_, i64>(0)).is_err());
         drop(stop);
     });
-    assert_eq!(positions(&reader.fetch(&request_for(Only::Everything, Only::Everything, limits(5))).unwrap()), [1]);
+    assert_eq!(
+        positions(
+            &reader.fetch(&request_for(Only::Everything, Only::Everything, limits(5))).unwrap()
+        ),
+        [1]
+    );
 }
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];

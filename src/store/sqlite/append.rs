@@ -47,7 +47,12 @@ impl AppendBatch<'_> {
         let mut statement = connection.prepare_cached(
             "UPDATE products SET newest = max(newest, ?2), events = events + ?3, bytes = bytes + ?4 WHERE number = ?1",
         )?;
-        match statement.execute(params![self.product_number, signed(newest), signed(events), signed(bytes)])? {
+        match statement.execute(params![
+            self.product_number,
+            signed(newest),
+            signed(events),
+            signed(bytes)
+        ])? {
             1 => Ok(()),
             _ => Err(FileFault::Refused("the product has no row")),
         }
@@ -85,25 +90,37 @@ impl AppendBatch<'_> {
     }
 
     fn write_spans(&self, connection: &Connection) -> Result<(), FileFault> {
-        let Some(highest) = self.spans.iter().map(|span| span.first_id.epoch).max() else { return Ok(()) };
-        let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO spans VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        let Some(highest) = self.spans.iter().map(|span| span.first_id.epoch).max() else {
+            return Ok(());
+        };
+        let mut insert = connection
+            .prepare_cached("INSERT OR REPLACE INTO spans VALUES (?1, ?2, ?3, ?4, ?5)")?;
         for IdSpan { first_position: position, first_id: id } in self.spans {
             entry_key(self.product_number, *position)?;
             let (epoch, sequence) = (id.epoch.cast_signed(), id.sequence.cast_signed());
-            insert.execute(params![self.product_number, signed(*position), epoch, sequence, id.suffix])?;
+            insert.execute(params![
+                self.product_number,
+                signed(*position),
+                epoch,
+                sequence,
+                id.suffix
+            ])?;
         }
-        let mut select = connection.prepare_cached("SELECT highest_epoch FROM products WHERE number = ?1")?;
+        let mut select =
+            connection.prepare_cached("SELECT highest_epoch FROM products WHERE number = ?1")?;
         let known_epoch: i64 = select.query_row([self.product_number], |row| row.get(0))?;
         // Not SQL's max: an epoch may be beyond i64.
         if highest > known_epoch.cast_unsigned() {
-            let mut update = connection.prepare_cached("UPDATE products SET highest_epoch = ?2 WHERE number = ?1")?;
+            let mut update = connection
+                .prepare_cached("UPDATE products SET highest_epoch = ?2 WHERE number = ?1")?;
             update.execute(params![self.product_number, highest.cast_signed()])?;
         }
         Ok(())
     }
 
     fn write_holes(&self, connection: &Connection) -> Result<(), FileFault> {
-        let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO missing VALUES (?1, ?2, ?3)")?;
+        let mut insert =
+            connection.prepare_cached("INSERT OR REPLACE INTO missing VALUES (?1, ?2, ?3)")?;
         for Hole { first, last } in self.holes {
             if first > last {
                 return Err(FileFault::Refused("a missing range ends before it begins"));
@@ -115,17 +132,36 @@ impl AppendBatch<'_> {
 }
 
 /// Returns the bytes its row counts for.
-fn write_event(row: &mut CachedStatement<'_>, key: i64, now: i64, event: &Event) -> Result<u64, FileFault> {
+fn write_event(
+    row: &mut CachedStatement<'_>,
+    key: i64,
+    now: i64,
+    event: &Event,
+) -> Result<u64, FileFault> {
     let EventId { epoch, sequence, suffix } = event.id();
-    let (kind, session, payload) = (event.kind().as_str(), event.session().map(|it| it.as_str()), event.payload());
+    let (kind, session, payload) =
+        (event.kind().as_str(), event.session().map(|it| it.as_str()), event.payload());
     let (epoch, sequence) = (epoch.cast_signed(), sequence.cast_signed());
     row.execute(params![key, epoch, sequence, suffix, now, kind, session, &*payload])?;
     Ok((kind.len() + session.map_or(0, str::len) + payload.len()) as u64)
 }
 
-fn write_gap(row: &mut CachedStatement<'_>, key: i64, now: i64, gap: &Gap) -> Result<(), FileFault> {
+fn write_gap(
+    row: &mut CachedStatement<'_>,
+    key: i64,
+    now: i64,
+    gap: &Gap,
+) -> Result<(), FileFault> {
     let EventId { epoch, sequence, suffix } = gap.id;
     let (epoch, sequence) = (epoch.cast_signed(), sequence.cast_signed());
-    row.execute(params![key, epoch, sequence, suffix, now, gap.reason.as_str(), gap.after.as_deref()])?;
+    row.execute(params![
+        key,
+        epoch,
+        sequence,
+        suffix,
+        now,
+        gap.reason.as_str(),
+        gap.after.as_deref()
+    ])?;
     Ok(())
 }

@@ -29,7 +29,9 @@ pub(crate) enum FileError {
         found: i64,
     },
     /// A newer relay has written it. It has not been changed.
-    #[error("{path} is from a newer version: its schema has version {found}, the newest known here is {known}")]
+    #[error(
+        "{path} is from a newer version: its schema has version {found}, the newest known here is {known}"
+    )]
     NewerVersion {
         /// Which file.
         path: PathBuf,
@@ -106,7 +108,9 @@ impl FileFault {
     pub(in crate::store) fn is_transient(&self) -> bool {
         let transient = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked, ErrorCode::DiskFull];
         match self {
-            Self::Sqlite(error) => error.sqlite_error_code().is_some_and(|code| transient.contains(&code)),
+            Self::Sqlite(error) => {
+                error.sqlite_error_code().is_some_and(|code| transient.contains(&code))
+            }
             Self::Refused(_) => true,
             Self::Io(_) | Self::Damage(_) | Self::Foreign(_) | Self::Newer { .. } => false,
         }
@@ -127,6 +131,9 @@ fn shows_damage(error: &rusqlite::Error) -> bool {
     match error {
         E::FromSqlConversionFailure(..) | E::InvalidColumnType(..) => true,
         E::IntegralValueOutOfRange(..) | E::Utf8Error(..) | E::QueryReturnedNoRows => true,
-        other => matches!(other.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)),
+        other => matches!(
+            other.sqlite_error_code(),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+        ),
     }
 }

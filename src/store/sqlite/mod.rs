@@ -79,9 +79,11 @@ impl StoreFile {
         schema::configure_writer(&connection)?;
         schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
         let state = "SELECT is_open, needs_scrub FROM state";
-        let (was_left_open, needs_scrub) = connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let (was_left_open, needs_scrub) =
+            connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let path = path.to_owned();
-        let mut file = Self { connection, path, sync: SyncMode::Normal, was_left_open, needs_scrub };
+        let mut file =
+            Self { connection, path, sync: SyncMode::Normal, was_left_open, needs_scrub };
         file.in_transaction(SyncMode::Full, |connection| set_open(connection, true))?;
         Ok(file)
     }
@@ -94,9 +96,13 @@ impl StoreFile {
     pub(crate) fn in_memory() -> Result<Self, FileError> {
         let path = PathBuf::from(IN_MEMORY_PATH);
         match Self::try_in_memory() {
-            Ok(connection) => {
-                Ok(Self { connection, path, sync: SyncMode::Normal, was_left_open: false, needs_scrub: false })
-            }
+            Ok(connection) => Ok(Self {
+                connection,
+                path,
+                sync: SyncMode::Normal,
+                was_left_open: false,
+                needs_scrub: false,
+            }),
             Err(fault) => Err(fault.at(&path, "open")),
         }
     }
@@ -129,7 +135,12 @@ impl StoreFile {
     /// # Errors
     ///
     /// When one cannot be written; then none is.
-    pub(crate) fn append(&mut self, batches: &[AppendBatch<'_>], sync: SyncMode, now: u64) -> Result<(), FileError> {
+    pub(crate) fn append(
+        &mut self,
+        batches: &[AppendBatch<'_>],
+        sync: SyncMode,
+        now: u64,
+    ) -> Result<(), FileError> {
         self.append_with_journals(batches, [], sync, now).map(drop)
     }
 
@@ -207,7 +218,9 @@ impl StoreFile {
     /// by then would count as written.
     pub(crate) fn abandon(self) {
         // Without it, SQLite would move the write-ahead log into the database, and delete it.
-        if let Err(error) = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
+        if let Err(error) =
+            self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        {
             tracing::debug!(%error, "the file is closed as usual");
         }
     }
@@ -226,7 +239,10 @@ impl StoreFile {
         }
         // The database goes first: without it, what stays behind after a crash is not mistaken for a store.
         for suffix in FILE_SUFFIXES {
-            match fs::rename(with_suffix(path, suffix), with_suffix(&damaged_path(path, stamp), suffix)) {
+            match fs::rename(
+                with_suffix(path, suffix),
+                with_suffix(&damaged_path(path, stamp), suffix),
+            ) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
             }
@@ -245,7 +261,8 @@ impl StoreFile {
             self.connection.pragma_update(None, "synchronous", sync.as_pragma())?;
             self.sync = sync;
         }
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = work(&transaction)?;
         transaction.commit()?;
         Ok(done)
@@ -318,7 +335,8 @@ fn set_open(connection: &Connection, is_open: bool) -> Result<(), FileFault> {
 
 fn set_synced(connection: &Connection, now: u64) -> Result<(), FileFault> {
     // A commit that changes nothing writes nothing and waits for nothing: the time alone may be that of the last one.
-    let mut update = connection.prepare_cached("UPDATE state SET synced_at = ?1, syncs = syncs + 1")?;
+    let mut update =
+        connection.prepare_cached("UPDATE state SET synced_at = ?1, syncs = syncs + 1")?;
     update.execute([signed(now)])?;
     Ok(())
 }
@@ -329,7 +347,11 @@ fn set_synced(connection: &Connection, now: u64) -> Result<(), FileFault> {
 ///
 /// When it cannot be one that we wrote.
 pub(super) fn read_event_id(row: &Row<'_>, column: usize) -> Result<EventId, FileFault> {
-    Ok(EventId { epoch: read_bits(row, column)?, sequence: read_bits(row, column + 1)?, suffix: row.get(column + 2)? })
+    Ok(EventId {
+        epoch: read_bits(row, column)?,
+        sequence: read_bits(row, column + 1)?,
+        suffix: row.get(column + 2)?,
+    })
 }
 
 /// Creates the file for its owner alone, unless it is there. SQLite gives those beside it the same mode.

@@ -42,12 +42,18 @@ impl StoreFile {
     /// # Errors
     ///
     /// When the file cannot be read or written.
-    pub(crate) fn find_or_add_product(&mut self, id: &ProductId) -> Result<PersistedLog, FileError> {
-        let persisted = self.in_transaction(SyncMode::Normal, |connection| match read_product(connection, id)? {
-            Some(persisted) => Ok(persisted),
-            None => {
-                insert_product(connection, id)?;
-                read_product(connection, id)?.ok_or_else(|| FileFault::damage("a product's row is gone"))
+    pub(crate) fn find_or_add_product(
+        &mut self,
+        id: &ProductId,
+    ) -> Result<PersistedLog, FileError> {
+        let persisted = self.in_transaction(SyncMode::Normal, |connection| {
+            match read_product(connection, id)? {
+                Some(persisted) => Ok(persisted),
+                None => {
+                    insert_product(connection, id)?;
+                    read_product(connection, id)?
+                        .ok_or_else(|| FileFault::damage("a product's row is gone"))
+                }
             }
         });
         persisted.map_err(|fault| fault.at(&self.path, "look up a product in"))
@@ -59,7 +65,8 @@ impl StoreFile {
     ///
     /// When the file cannot be read.
     pub(crate) fn product_number(&self, product: &ProductId) -> Result<Option<u32>, FileError> {
-        product_number(&self.connection, product).map_err(|fault| fault.at(&self.path, "look up a product in"))
+        product_number(&self.connection, product)
+            .map_err(|fault| fault.at(&self.path, "look up a product in"))
     }
 }
 
@@ -68,7 +75,10 @@ impl StoreFile {
 /// # Errors
 ///
 /// When the file cannot be read.
-pub(super) fn product_number(connection: &Connection, product: &ProductId) -> Result<Option<u32>, FileFault> {
+pub(super) fn product_number(
+    connection: &Connection,
+    product: &ProductId,
+) -> Result<Option<u32>, FileFault> {
     let mut statement = connection.prepare_cached("SELECT number FROM products WHERE id = ?1")?;
     Ok(statement.query_row([product.as_str()], |row| row.get(0)).optional()?)
 }
@@ -80,21 +90,29 @@ pub(super) fn product_number(connection: &Connection, product: &ProductId) -> Re
 /// When the file cannot be written.
 pub(super) fn insert_product(connection: &Connection, id: &ProductId) -> Result<(), FileFault> {
     let number: i64 =
-        connection.query_row("SELECT coalesce(max(number), 0) + 1 FROM products", [], |row| row.get(0))?;
+        connection
+            .query_row("SELECT coalesce(max(number), 0) + 1 FROM products", [], |row| row.get(0))?;
     let number = u32::try_from(number).unwrap_or(u32::MAX);
     entry_key(number, 0)?;
-    connection.execute("INSERT INTO products VALUES (?1, ?2, 0, 0, 0, 0, 0)", params![number, id.as_str()])?;
+    connection.execute(
+        "INSERT INTO products VALUES (?1, ?2, 0, 0, 0, 0, 0)",
+        params![number, id.as_str()],
+    )?;
     Ok(())
 }
 
-fn read_product(connection: &Connection, id: &ProductId) -> Result<Option<PersistedLog>, FileFault> {
+fn read_product(
+    connection: &Connection,
+    id: &ProductId,
+) -> Result<Option<PersistedLog>, FileFault> {
     let mut statement = connection.prepare_cached(
         "SELECT number, newest, evicted_through, events, bytes, highest_epoch FROM products WHERE id = ?1",
     )?;
     let mut rows = statement.query([id.as_str()])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     let product_number = row.get(0)?;
-    let select_spans = "SELECT place, epoch, sequence, suffix FROM spans WHERE product = ?1 ORDER BY place";
+    let select_spans =
+        "SELECT place, epoch, sequence, suffix FROM spans WHERE product = ?1 ORDER BY place";
     let select_holes = "SELECT first, last FROM missing WHERE product = ?1 ORDER BY first";
     Ok(Some(PersistedLog {
         product_number,

@@ -178,9 +178,11 @@ pub(in crate::store) enum SchemaIdentity {
 ///
 /// `Foreign` and `Newer` for a file to leave alone, others when it cannot be read.
 pub(in crate::store) fn identify(connection: &Connection) -> Result<SchemaIdentity, FileFault> {
-    let application_id: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let application_id: i64 =
+        connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     // A crash between the switch to WAL and the first migration leaves a header and nothing else.
     let is_blank = (application_id, version, tables) == (0, 0, 0);
     match usize::try_from(version) {
@@ -196,7 +198,11 @@ pub(in crate::store) fn identify(connection: &Connection) -> Result<SchemaIdenti
 /// # Errors
 ///
 /// When a script fails; the file keeps the version before it.
-pub(super) fn migrate(connection: &mut Connection, version: usize, scripts: &[&str]) -> Result<(), FileFault> {
+pub(super) fn migrate(
+    connection: &mut Connection,
+    version: usize,
+    scripts: &[&str],
+) -> Result<(), FileFault> {
     for (next_version, script) in (1_i64..).zip(scripts).skip(version) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(script)?;
@@ -212,7 +218,10 @@ pub(super) fn migrate(connection: &mut Connection, version: usize, scripts: &[&s
 /// # Errors
 ///
 /// When SQLite refuses one.
-pub(in crate::store) fn configure(connection: &Connection, cache_kibibytes: i64) -> Result<(), FileFault> {
+pub(in crate::store) fn configure(
+    connection: &Connection,
+    cache_kibibytes: i64,
+) -> Result<(), FileFault> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
@@ -232,7 +241,8 @@ pub(in crate::store) fn configure(connection: &Connection, cache_kibibytes: i64)
 pub(super) fn configure_writer(connection: &Connection) -> Result<(), FileFault> {
     // Only a file that is still empty takes on a page size.
     connection.pragma_update(None, "page_size", DATABASE_PAGE_BYTES)?;
-    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    let mode: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
         return Err(FileFault::Refused("its file system does not support a write-ahead log"));
     }

@@ -7,7 +7,8 @@ use crate::{
 };
 
 /// Gets everything there is.
-pub(in crate::store) const EVERYTHING: Scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
+pub(in crate::store) const EVERYTHING: Scope =
+    Scope { sessions: Only::Everything, kinds: Only::Everything };
 
 /// A webhook of product `p` that begins behind `position` and gets everything.
 pub(in crate::store) fn webhook(id: &str, position: u64) -> WebhookRegistration {
@@ -29,7 +30,8 @@ pub(in crate::store) fn owed(position: u64) -> OwedDelivery {
 /// The delivery of the event at `place` under the id 7-`place`; no session for an empty text.
 pub(in crate::store) fn delivery(position: u64, session: &str) -> Delivery {
     let error = position.is_multiple_of(2).then(|| "nobody \"listens\"".into());
-    let attempt = Attempt { at: 5, duration_ms: 6, outcome: Outcome::Failed, status: Some(503), error };
+    let attempt =
+        Attempt { at: 5, duration_ms: 6, outcome: Outcome::Failed, status: Some(503), error };
     Delivery {
         position,
         event_id: EventId::new(7, position),
@@ -47,7 +49,10 @@ pub(in crate::store) fn dead_letter(position: u64, payload: &[u8]) -> DeadLetter
 }
 
 /// A position, and what has become of deliveries.
-pub(in crate::store) fn changes(position: u64, deliveries: impl IntoIterator<Item = DeliveryChange>) -> WebhookChanges {
+pub(in crate::store) fn changes(
+    position: u64,
+    deliveries: impl IntoIterator<Item = DeliveryChange>,
+) -> WebhookChanges {
     let position_of = |change: &DeliveryChange| match change {
         DeliveryChange::Owed(owed) => owed.delivery.position,
         DeliveryChange::Dead(letter) => letter.delivery.position,
@@ -63,7 +68,10 @@ pub(in crate::store) fn changes(position: u64, deliveries: impl IntoIterator<Ite
 pub(in crate::store) fn settled(positions: impl IntoIterator<Item = u64>) -> WebhookChanges {
     WebhookChanges {
         position: 0,
-        deliveries: positions.into_iter().map(|position| (position, DeliveryChange::Settled)).collect(),
+        deliveries: positions
+            .into_iter()
+            .map(|position| (position, DeliveryChange::Settled))
+            .collect(),
     }
 }
 
@@ -72,6 +80,9 @@ fn a_notice_counts_losses_since_the_last_look_and_keeps_the_rest() {
     let notices = WebhookNotices::default();
     notices.update(|notice| (notice.dead, notice.lost, notice.is_replaced) = (3, 2, true));
     notices.update(|notice| notice.lost += 1);
-    assert_eq!(notices.take(), WebhookNotice { dead: 3, lost: 3, is_replaced: true, ..WebhookNotice::default() });
+    assert_eq!(
+        notices.take(),
+        WebhookNotice { dead: 3, lost: 3, is_replaced: true, ..WebhookNotice::default() }
+    );
     assert_eq!(notices.take(), WebhookNotice { dead: 3, ..WebhookNotice::default() });
 }

@@ -69,7 +69,8 @@ impl StoreWriter {
                 let _ = answer.send(marked);
             }
             StoreCommand::ListDeadLetters { id, query, answer } => {
-                let _ = answer.send(file.dead_letters(&id, query.state, query.before, query.limit)?);
+                let _ =
+                    answer.send(file.dead_letters(&id, query.state, query.before, query.limit)?);
             }
             StoreCommand::ListRequeued { id, after, limit, answer } => {
                 let _ = answer.send(file.requeued_dead_letters(&id, after, limit)?);
@@ -93,16 +94,24 @@ impl StoreWriter {
 
     /// Takes a session's events out of the file, and tells how many there were that are not in memory alone. None for a product
     /// that is not ours.
-    fn erase(&mut self, product: &ProductId, session: &SessionId) -> Result<Option<u64>, FileError> {
+    fn erase(
+        &mut self,
+        product: &ProductId,
+        session: &SessionId,
+    ) -> Result<Option<u64>, FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(None) };
-        let Some(log) = self.logs.iter().find(|log| log.product() == product) else { return Ok(None) };
+        let Some(log) = self.logs.iter().find(|log| log.product() == product) else {
+            return Ok(None);
+        };
         let Some(number) = file.product_number(product)? else { return Ok(Some(0)) };
         let erased = file.erase(number, session, log.memory_evicted_through())?;
         log.mark_erased(erased.events, erased.bytes);
         self.webhooks.report_counts(file)?;
         if !self.is_in_memory {
             let now = Instant::now();
-            self.scrub_at.get_or_insert(self.last_scrubbed.map_or(now, |last| now.max(last + SCRUB_INTERVAL)));
+            self.scrub_at.get_or_insert(
+                self.last_scrubbed.map_or(now, |last| now.max(last + SCRUB_INTERVAL)),
+            );
         }
         Ok(Some(erased.events + erased.dead_letters))
     }
@@ -124,7 +133,15 @@ impl StoreWriter {
             Log::new(product, bounds, metrics)
         } else {
             let (persisted, epoch) = reserve_epoch(file, &product)?;
-            Log::restored(product, bounds, persisted, epoch, false, Arc::clone(&self.handle), metrics)
+            Log::restored(
+                product,
+                bounds,
+                persisted,
+                epoch,
+                false,
+                Arc::clone(&self.handle),
+                metrics,
+            )
         };
         let log = Arc::new(log);
         self.logs.push(Arc::clone(&log));
@@ -151,7 +168,10 @@ impl StoreWriter {
             RemainingRequeue::Events(mut events) => {
                 let batch_len = events.len().min(DEAD_LETTER_STEP_ROWS as usize);
                 let batch: Vec<_> = events.drain(..batch_len).collect();
-                (file.requeue_events(id, &batch)?, (!events.is_empty()).then_some(RemainingRequeue::Events(events)))
+                (
+                    file.requeue_events(id, &batch)?,
+                    (!events.is_empty()).then_some(RemainingRequeue::Events(events)),
+                )
             }
         };
         self.webhooks.report_counts(file)?;

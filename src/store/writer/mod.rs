@@ -102,8 +102,10 @@ impl StoreWriter {
         self.handle.register_writer();
         while !self.handle.is_stopping() {
             let is_open = matches!(self.state, WriterState::Open(_));
-            let has_work =
-                || self.handle.has_pending_work() || (is_open && self.logs.iter().any(|log| log.backlog() > 0));
+            let has_work = || {
+                self.handle.has_pending_work()
+                    || (is_open && self.logs.iter().any(|log| log.backlog() > 0))
+            };
             self.handle.park_until_work(self.max_park(), has_work);
             if !self.handle.is_stopping() {
                 thread::sleep(self.group_commit_delay());
@@ -132,9 +134,9 @@ impl StoreWriter {
     fn max_park(&self) -> Duration {
         match &self.state {
             WriterState::Failed { retry_at } => retry_at.saturating_duration_since(Instant::now()),
-            WriterState::Open(_) if self.may_retire => {
-                RETENTION_INTERVAL.saturating_sub(self.last_retired.elapsed()).max(GROUP_COMMIT_DELAY)
-            }
+            WriterState::Open(_) if self.may_retire => RETENTION_INTERVAL
+                .saturating_sub(self.last_retired.elapsed())
+                .max(GROUP_COMMIT_DELAY),
             WriterState::Open(_) => MAX_PARK,
         }
     }
@@ -162,7 +164,10 @@ impl StoreWriter {
             self.replace("found by a reader or by the check");
         }
         if self.handle.take_sync_failure() && matches!(self.state, WriterState::Open(_)) {
-            self.fail(&FileFault::Refused("its write-ahead log cannot be synced").at(self.handle.path(), "sync"));
+            self.fail(
+                &FileFault::Refused("its write-ahead log cannot be synced")
+                    .at(self.handle.path(), "sync"),
+            );
         }
         if let WriterState::Failed { retry_at } = self.state
             && (Instant::now() >= retry_at || self.handle.is_stopping())
@@ -191,13 +196,15 @@ impl StoreWriter {
         }
         for _ in 0..MAX_COMMITS_PER_ROUND {
             let logs = self.logs.iter();
-            let unpersisted: Vec<_> =
-                logs.filter_map(|log| Some((Arc::clone(log), log.next_unpersisted(MAX_BATCH_ENTRIES)?))).collect();
+            let unpersisted: Vec<_> = logs
+                .filter_map(|log| Some((Arc::clone(log), log.next_unpersisted(MAX_BATCH_ENTRIES)?)))
+                .collect();
             let journals = self.take_registered_journals();
             if unpersisted.is_empty() && journals.is_empty() {
                 return Ok(());
             }
-            let has_more = unpersisted.iter().any(|(_, unkept)| unkept.entries.len() == MAX_BATCH_ENTRIES);
+            let has_more =
+                unpersisted.iter().any(|(_, unkept)| unkept.entries.len() == MAX_BATCH_ENTRIES);
             let committed = self.commit(&unpersisted, &journals);
             if committed.is_err() {
                 journals.into_iter().for_each(WebhookJournal::reject);
@@ -242,7 +249,8 @@ impl StoreWriter {
         let began = Instant::now();
         #[cfg(test)]
         self.script.before_commit(batches.len() + journals.len())?;
-        let has_changed = file.append_with_journals(&batches, changes, SyncMode::Normal, unix_ms())?;
+        let has_changed =
+            file.append_with_journals(&batches, changes, SyncMode::Normal, unix_ms())?;
         #[cfg(test)]
         self.script.after_commit()?;
         self.metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
@@ -272,14 +280,17 @@ impl StoreWriter {
     }
 
     fn reopen(&mut self) {
-        let opened = if self.is_in_memory { self.reopen_in_memory() } else { self.reopen_on_disk() };
+        let opened =
+            if self.is_in_memory { self.reopen_in_memory() } else { self.reopen_on_disk() };
         match opened {
             Ok(file) => {
                 self.state = WriterState::Open(Box::new(file));
                 self.handle.set_failed(false);
                 info!("the store can be written again");
             }
-            Err(error @ FileError::Damaged { .. }) if !self.is_in_memory => self.replace(&error_chain(&error)),
+            Err(error @ FileError::Damaged { .. }) if !self.is_in_memory => {
+                self.replace(&error_chain(&error))
+            }
             Err(error) => {
                 tracing::debug!(problem = error_chain(&error), "the store still cannot be written");
                 self.state = WriterState::Failed { retry_at: Instant::now() + REOPEN_DELAY };
@@ -301,7 +312,8 @@ impl StoreWriter {
         match (is_other_store, is_empty) {
             (false, _) => {}
             (true, false) => {
-                return Err(FileFault::damage("another store has taken its place").at(self.handle.path(), "open"));
+                return Err(FileFault::damage("another store has taken its place")
+                    .at(self.handle.path(), "open"));
             }
             (true, true) => {
                 error!(file = %self.handle.path().display(), "the store is gone: what it kept cannot be replayed");
@@ -355,8 +367,13 @@ impl StoreWriter {
             let product_number = file.find_or_add_product(log.product())?.product_number;
             let (next, spans) = log.mark_store_lost(product_number);
             let lost = (next > 1).then_some(Hole { first: 1, last: next - 1 });
-            let batch =
-                AppendBatch { product_number, first: next, entries: &[], spans: &spans, holes: lost.as_slice() };
+            let batch = AppendBatch {
+                product_number,
+                first: next,
+                entries: &[],
+                spans: &spans,
+                holes: lost.as_slice(),
+            };
             #[cfg(test)]
             self.script.before_commit(1)?;
             file.append(&[batch], SyncMode::Full, unix_ms())?;
@@ -384,7 +401,8 @@ impl StoreWriter {
 }
 
 fn append_batch(unpersisted: &UnpersistedBatch) -> AppendBatch<'_> {
-    let UnpersistedBatch { product_number: number, first, entries, spans, holes: missing } = unpersisted;
+    let UnpersistedBatch { product_number: number, first, entries, spans, holes: missing } =
+        unpersisted;
     AppendBatch { product_number: *number, first: *first, entries, spans, holes: missing }
 }
 

@@ -70,8 +70,11 @@ impl StoreWriter {
     fn retire_step(&mut self) -> Result<bool, FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(false) };
         let (now, settings) = (unix_ms(), &self.settings);
-        let retired =
-            file.retire(now.saturating_sub(milliseconds(settings.retention)), settings.retention_bytes, now)?;
+        let retired = file.retire(
+            now.saturating_sub(milliseconds(settings.retention)),
+            settings.retention_bytes,
+            now,
+        )?;
         if let Some(retired) = &retired {
             let log = self.logs.iter().find(|log| log.product_number() == retired.product_number);
             if let Some(log) = log {
@@ -80,9 +83,12 @@ impl StoreWriter {
             self.webhooks.record_expired(retired.evicted_through, &retired.expired);
         }
         let oldest_died_at = now.saturating_sub(milliseconds(settings.dead_letter_retention));
-        let retired_letters = file.retire_dead_letters(oldest_died_at, settings.dead_letter_bytes)?;
+        let retired_letters =
+            file.retire_dead_letters(oldest_died_at, settings.dead_letter_bytes)?;
         self.webhooks.record_retired_dead_letters(&retired_letters);
-        if !retired_letters.is_empty() || retired.as_ref().is_some_and(|retired| !retired.expired.is_empty()) {
+        if !retired_letters.is_empty()
+            || retired.as_ref().is_some_and(|retired| !retired.expired.is_empty())
+        {
             self.webhooks.report_counts(file)?;
         }
         Ok(retired.is_some() || !retired_letters.is_empty())

@@ -68,7 +68,8 @@ impl CircuitBreaker {
 
     /// When the gate is another one although nothing else has happened.
     pub(super) fn next_change_at(&self, now: Instant) -> Option<Instant> {
-        let probe = self.open.as_ref().filter(|open| open.probe.is_none()).map(|open| open.next_probe);
+        let probe =
+            self.open.as_ref().filter(|open| open.probe.is_none()).map(|open| open.next_probe);
         let throttle = self.throttled_until.filter(|until| *until > now);
         throttle.or(probe).filter(|_| !self.is_disabled)
     }
@@ -102,7 +103,8 @@ impl CircuitBreaker {
         }
         self.problem = Some(describe_problem(attempt));
         if let Some(retry_after) = retry_after.filter(|after| !after.is_zero()) {
-            self.throttled_until = self.throttled_until.max(Some(backoff.now + retry_after.min(MAX_RETRY_DELAY)));
+            self.throttled_until =
+                self.throttled_until.max(Some(backoff.now + retry_after.min(MAX_RETRY_DELAY)));
         }
         if self.open.is_some() {
             return self.record_no_answer(position, backoff);
@@ -123,7 +125,8 @@ impl CircuitBreaker {
         if let Some(open) = self.open.as_mut().filter(|open| open.probe == Some(position)) {
             open.probe = None;
             open.failed_probes = open.failed_probes.saturating_add(1);
-            open.next_probe = backoff.now + backoff.delay_after(open.failed_probes.saturating_add(1));
+            open.next_probe =
+                backoff.now + backoff.delay_after(open.failed_probes.saturating_add(1));
         }
     }
 
@@ -156,7 +159,9 @@ impl CircuitBreaker {
         let (state, until) = match &self.open {
             _ if self.is_disabled => (EndpointState::Disabled, None),
             _ if self.is_throttled(now) => (EndpointState::Throttled, self.throttled_until),
-            Some(open) => (EndpointState::Open, Some(open.next_probe).filter(|_| open.probe.is_none())),
+            Some(open) => {
+                (EndpointState::Open, Some(open.next_probe).filter(|_| open.probe.is_none()))
+            }
             None => (EndpointState::Active, None),
         };
         let problem = self.problem.clone().filter(|_| state != EndpointState::Active);

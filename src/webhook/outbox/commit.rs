@@ -36,7 +36,8 @@ impl Outbox {
     /// Notes that these could not be written. They come again, with what has happened since.
     pub(in crate::webhook) fn record_commit_failure(&mut self, changes: WebhookChanges) {
         let items = &self.items;
-        let is_owed = |position| items.get(&position).is_some_and(|item| item.item_kind == ItemKind::Owed);
+        let is_owed =
+            |position| items.get(&position).is_some_and(|item| item.item_kind == ItemKind::Owed);
         for position in self.journal.record_commit_failure(changes, is_owed) {
             if let Some(item) = self.items.get_mut(&position) {
                 item.row = RowState::Uncertain;
@@ -52,7 +53,9 @@ impl Outbox {
     /// Notes that the store has forgotten everything.
     pub(in crate::webhook) fn rewrite_all(&mut self) {
         self.journal.rewrite_all();
-        for (position, item) in self.items.iter_mut().filter(|(_, item)| item.item_kind == ItemKind::Owed) {
+        for (position, item) in
+            self.items.iter_mut().filter(|(_, item)| item.item_kind == ItemKind::Owed)
+        {
             item.row = RowState::Absent;
             self.journal.mark_dirty(*position, true);
         }

@@ -81,7 +81,14 @@ pub(super) enum RowState {
 impl OutboxItem {
     /// A delivery that has not been tried here.
     pub(super) fn new(delivery: Delivery, event: Option<Arc<Event>>, item_kind: ItemKind) -> Self {
-        Self { delivery, event, stage: DeliveryStage::Blocked, item_kind, row: RowState::Absent, attempts_spent: 0 }
+        Self {
+            delivery,
+            event,
+            stage: DeliveryStage::Blocked,
+            item_kind,
+            row: RowState::Absent,
+            attempts_spent: 0,
+        }
     }
 
     /// When it may be sent, now that it is the first of its lane.

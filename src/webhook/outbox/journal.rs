@@ -101,12 +101,21 @@ impl OutboxJournal {
 
     /// Slots of what is settled and may be forgotten by a crash.
     pub(super) fn occupied_slots(&self) -> usize {
-        self.occupied_slots + self.committing.as_ref().map_or(0, |committing| committing.occupied_slots)
+        self.occupied_slots
+            + self.committing.as_ref().map_or(0, |committing| committing.occupied_slots)
     }
 
     /// Whether the store has, or is about to have, a row of this place, of which it says itself that there is `row`.
-    pub(super) fn row_state(&self, position: u64, known: RowState, item_kind: ItemKind) -> RowState {
-        let is_committing = self.committing.as_ref().is_some_and(|committing| committing.new_rows.contains(&position));
+    pub(super) fn row_state(
+        &self,
+        position: u64,
+        known: RowState,
+        item_kind: ItemKind,
+    ) -> RowState {
+        let is_committing = self
+            .committing
+            .as_ref()
+            .is_some_and(|committing| committing.new_rows.contains(&position));
         if is_committing || item_kind != ItemKind::Owed { RowState::Present } else { known }
     }
 
@@ -147,7 +156,9 @@ impl OutboxJournal {
         {
             let Some((position, _)) = self.dead_letters.first_key_value() else { return };
             let position = *position;
-            let is_lost = self.remove_dead_letter(position).is_some_and(|unwritten_letter| !unwritten_letter.has_row);
+            let is_lost = self
+                .remove_dead_letter(position)
+                .is_some_and(|unwritten_letter| !unwritten_letter.has_row);
             self.lost_dead_letters += u64::from(is_lost);
         }
     }
@@ -163,7 +174,8 @@ impl OutboxJournal {
         self.settled.contains(&position)
             || self.dead_letters.contains_key(&position)
             || committing.is_some_and(|committing| {
-                committing.settled.contains(&position) || committing.dead_letters.contains_key(&position)
+                committing.settled.contains(&position)
+                    || committing.dead_letters.contains_key(&position)
             })
     }
 
@@ -174,7 +186,8 @@ impl OutboxJournal {
 
     /// Whether there is anything, and no batch is on its way.
     pub(super) fn has_changes(&self, cursor: u64) -> bool {
-        let has_fates = !(self.dirty.is_empty() && self.settled.is_empty() && self.dead_letters.is_empty());
+        let has_fates =
+            !(self.dirty.is_empty() && self.settled.is_empty() && self.dead_letters.is_empty());
         self.committing.is_none() && (self.is_urgent || has_fates || cursor > self.committed_cursor)
     }
 
@@ -188,7 +201,8 @@ impl OutboxJournal {
         let deferred = self.first_deferred();
         let cursor = deferred.map_or(cursor, |rest| cursor.min(rest.saturating_sub(1)));
         let slots = if deferred.is_none() { std::mem::take(&mut self.occupied_slots) } else { 0 };
-        let mut committing = CommittingBatch { cursor, occupied_slots: slots, ..CommittingBatch::default() };
+        let mut committing =
+            CommittingBatch { cursor, occupied_slots: slots, ..CommittingBatch::default() };
         let mut fates = BTreeMap::new();
         let deferred_dirty = deferred.map(|rest| self.dirty.split_off(&rest)).unwrap_or_default();
         for position in std::mem::replace(&mut self.dirty, deferred_dirty) {
@@ -198,10 +212,13 @@ impl OutboxJournal {
             }
             fates.insert(position, DeliveryChange::Owed(owed));
         }
-        let deferred_settled = deferred.map(|rest| self.settled.split_off(&rest)).unwrap_or_default();
+        let deferred_settled =
+            deferred.map(|rest| self.settled.split_off(&rest)).unwrap_or_default();
         committing.settled = std::mem::replace(&mut self.settled, deferred_settled);
-        fates.extend(committing.settled.iter().map(|position| (*position, DeliveryChange::Settled)));
-        let deferred_dead_letters = deferred.map(|rest| self.dead_letters.split_off(&rest)).unwrap_or_default();
+        fates
+            .extend(committing.settled.iter().map(|position| (*position, DeliveryChange::Settled)));
+        let deferred_dead_letters =
+            deferred.map(|rest| self.dead_letters.split_off(&rest)).unwrap_or_default();
         for (position, UnwrittenDeadLetter { dead_letter: letter, has_row }) in
             std::mem::replace(&mut self.dead_letters, deferred_dead_letters)
         {
@@ -261,7 +278,9 @@ impl OutboxJournal {
         for (position, fate) in changes.deliveries {
             match fate {
                 DeliveryChange::Owed(_) if is_owed(position) => self.mark_dirty(position, true),
-                DeliveryChange::Settled if !self.dead_letters.contains_key(&position) => self.settle(position),
+                DeliveryChange::Settled if !self.dead_letters.contains_key(&position) => {
+                    self.settle(position)
+                }
                 DeliveryChange::Dead(letter) if !self.is_unwritten(position) => {
                     self.insert_dead_letter(
                         letter,
@@ -279,7 +298,9 @@ impl OutboxJournal {
     pub(super) fn rewrite_all(&mut self) {
         (self.committed_cursor, self.is_urgent) = (0, true);
         self.settled.clear();
-        self.dead_letters.values_mut().for_each(|unwritten_letter| unwritten_letter.has_row = false);
+        self.dead_letters
+            .values_mut()
+            .for_each(|unwritten_letter| unwritten_letter.has_row = false);
     }
 
     /// Forgets the dead letters of a session, also the one that is just being written.
@@ -294,7 +315,9 @@ impl OutboxJournal {
             .map(|(position, _)| *position)
             .collect();
         let committing = self.committing.iter().flat_map(|committing| &committing.dead_letters);
-        let committing = committing.filter(|(_, (of, _))| of.as_ref() == Some(session)).map(|(position, _)| *position);
+        let committing = committing
+            .filter(|(_, (of, _))| of.as_ref() == Some(session))
+            .map(|(position, _)| *position);
         for position in unwritten.into_iter().chain(committing.collect::<Vec<u64>>()) {
             self.settle(position);
         }

@@ -142,7 +142,12 @@ pub(super) struct EndpointStatus {
 
 impl Outbox {
     /// The outbox of a webhook that has come to `position`, and is owed these before it.
-    pub(super) fn new(policy: DeliveryPolicy, cursor: u64, owed: Vec<OwedDelivery>, now: Now) -> Self {
+    pub(super) fn new(
+        policy: DeliveryPolicy,
+        cursor: u64,
+        owed: Vec<OwedDelivery>,
+        now: Now,
+    ) -> Self {
         let mut outbox = Self {
             policy,
             cursor,
@@ -165,8 +170,9 @@ impl Outbox {
     }
 
     fn restore(&mut self, owed: OwedDelivery) {
-        let next_attempt =
-            owed.next_attempt_at.map_or(NextAttempt::Fresh, |at| NextAttempt::Retry(Some(self.instant_of(at))));
+        let next_attempt = owed
+            .next_attempt_at
+            .map_or(NextAttempt::Fresh, |at| NextAttempt::Retry(Some(self.instant_of(at))));
         let mut item = OutboxItem::new(owed.delivery, None, ItemKind::Owed);
         item.row = RowState::Present;
         item.attempts_spent = u32::try_from(item.delivery.attempts.len()).unwrap_or(u32::MAX);
@@ -227,7 +233,12 @@ impl Outbox {
 
     /// Deliveries that are owed, newest first: at most `most` before the place `before`; with when each is due, in Unix
     /// milliseconds, unless it waits for its turn or is under way.
-    pub(super) fn pending(&self, before: Option<u64>, limit: usize, now: Now) -> Vec<(Delivery, Option<u64>)> {
+    pub(super) fn pending(
+        &self,
+        before: Option<u64>,
+        limit: usize,
+        now: Now,
+    ) -> Vec<(Delivery, Option<u64>)> {
         let items = self.items.range(..before.unwrap_or(u64::MAX)).rev().map(|(_, item)| item);
         let owed = items.filter(|item| item.item_kind == ItemKind::Owed).take(limit);
         owed.map(|item| (item.delivery.clone(), self.due_at(item, now))).collect()
@@ -261,7 +272,9 @@ impl Outbox {
         let due = match status.state {
             EndpointState::Active => own,
             EndpointState::Throttled => own.max(status.until?),
-            EndpointState::Open if self.queue_heads.oldest() == Some(item.delivery.position) => status.until?,
+            EndpointState::Open if self.queue_heads.oldest() == Some(item.delivery.position) => {
+                status.until?
+            }
             EndpointState::Open | EndpointState::Disabled => return None,
         };
         Some(unix_ms_of(due, now))
@@ -273,7 +286,8 @@ impl Outbox {
 
     /// Whether few enough events are held for another one: of the bound, one part in `share` is for this use.
     fn has_load_budget(&self, share: usize) -> bool {
-        self.counts.loaded < MAX_LOADED_EVENTS / share && self.counts.loaded_bytes < MAX_LOADED_BYTES / share
+        self.counts.loaded < MAX_LOADED_EVENTS / share
+            && self.counts.loaded_bytes < MAX_LOADED_BYTES / share
     }
 
     fn instant_of(&self, unix_ms: u64) -> Instant {
@@ -282,7 +296,11 @@ impl Outbox {
     }
 
     fn breaker_with_backoff(&mut self) -> (&mut CircuitBreaker, BackoffContext<'_>) {
-        let backoff = BackoffContext { now: self.clock.instant, policy: self.policy, random: &mut self.random };
+        let backoff = BackoffContext {
+            now: self.clock.instant,
+            policy: self.policy,
+            random: &mut self.random,
+        };
         (&mut self.breaker, backoff)
     }
 }
@@ -319,12 +337,16 @@ impl Outbox {
         let is_loaded = item.event.is_some();
         match previous {
             DeliveryStage::Blocked => {}
-            DeliveryStage::Idle(next_attempt) => self.queue_heads.remove(position, next_attempt, is_loaded),
+            DeliveryStage::Idle(next_attempt) => {
+                self.queue_heads.remove(position, next_attempt, is_loaded)
+            }
             DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, false),
         }
         match stage {
             DeliveryStage::Blocked => {}
-            DeliveryStage::Idle(next_attempt) => self.queue_heads.insert(position, next_attempt, is_loaded),
+            DeliveryStage::Idle(next_attempt) => {
+                self.queue_heads.insert(position, next_attempt, is_loaded)
+            }
             DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, true),
         }
     }
@@ -351,7 +373,10 @@ impl Outbox {
 
     fn update_counts(&mut self, position: u64, item_kind: ItemKind, is_added: bool) {
         match item_kind {
-            ItemKind::Owed => self.counts.owed = if is_added { self.counts.owed + 1 } else { self.counts.owed - 1 },
+            ItemKind::Owed => {
+                self.counts.owed =
+                    if is_added { self.counts.owed + 1 } else { self.counts.owed - 1 }
+            }
             ItemKind::Redelivery if is_added => drop(self.redeliveries.insert(position)),
             ItemKind::Redelivery => drop(self.redeliveries.remove(&position)),
             ItemKind::Expired | ItemKind::Erased => {}
@@ -368,7 +393,8 @@ impl Outbox {
         }
         self.journal.clear_dirty(position);
         if let Some(next) = self.session_queues.dequeue(item.delivery.session.as_ref(), position) {
-            let next_attempt = self.items.get(&next).map_or(NextAttempt::Fresh, OutboxItem::next_attempt);
+            let next_attempt =
+                self.items.get(&next).map_or(NextAttempt::Fresh, OutboxItem::next_attempt);
             self.set_stage(next, DeliveryStage::Idle(next_attempt));
         }
         Some(item)
@@ -379,9 +405,11 @@ impl OutboxCounts {
     fn count_in_flight(&mut self, is_retry: bool, begins: bool) {
         let retries = usize::from(is_retry);
         if begins {
-            (self.in_flight, self.in_flight_retries) = (self.in_flight + 1, self.in_flight_retries + retries);
+            (self.in_flight, self.in_flight_retries) =
+                (self.in_flight + 1, self.in_flight_retries + retries);
         } else {
-            (self.in_flight, self.in_flight_retries) = (self.in_flight - 1, self.in_flight_retries - retries);
+            (self.in_flight, self.in_flight_retries) =
+                (self.in_flight - 1, self.in_flight_retries - retries);
         }
     }
 

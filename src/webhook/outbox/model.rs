@@ -44,7 +44,9 @@ impl ModelStore {
                 // Written before word of the expiry had come.
                 DeliveryChange::Owed(_) if *position <= self.expired_through => {}
                 DeliveryChange::Owed(owed) => drop(self.owed.insert(*position, owed.clone())),
-                DeliveryChange::Settled => drop((self.owed.remove(position), self.dead_letters.remove(position))),
+                DeliveryChange::Settled => {
+                    drop((self.owed.remove(position), self.dead_letters.remove(position)))
+                }
                 DeliveryChange::Dead(dead_letter) => {
                     self.owed.remove(position);
                     self.dead_letters.insert(*position, (dead_letter.clone(), false));
@@ -154,11 +156,21 @@ impl OutboxModel {
     fn append(&mut self, count: usize) {
         for _ in 0..count {
             let session = self.rng.usize(0..SESSIONS.len());
-            self.log.push(ModelEntry { session, is_ours: self.rng.u32(0..5) > 0, is_erased: false });
+            self.log.push(ModelEntry {
+                session,
+                is_ours: self.rng.u32(0..5) > 0,
+                is_erased: false,
+            });
             let (position, name) = (self.log.len() as u64, SESSIONS[session]);
             let session = (session > 0).then(|| SessionId::new(name).unwrap());
             let id = EventId::new(7, position);
-            self.events.push(Arc::new(Event::restored(id, position, Kind::Actions, session, &self.payload)));
+            self.events.push(Arc::new(Event::restored(
+                id,
+                position,
+                Kind::Actions,
+                session,
+                &self.payload,
+            )));
         }
     }
 
@@ -181,8 +193,12 @@ impl OutboxModel {
         self.outbox.enqueue(self.event(position), self.now());
         if self.outbox.is_in_memory() {
             let items = &self.outbox.items;
-            self.ever_dead
-                .extend(before.into_iter().chain([position]).filter(|position| !items.contains_key(position)));
+            self.ever_dead.extend(
+                before
+                    .into_iter()
+                    .chain([position])
+                    .filter(|position| !items.contains_key(position)),
+            );
         }
     }
 
@@ -206,7 +222,12 @@ impl OutboxModel {
                     self.outbox.load(&self.event(position));
                 }
             }
-            assert_ne!(self.outbox.next_to_load(), Some(position), "seed {}: {position} was loaded", self.seed);
+            assert_ne!(
+                self.outbox.next_to_load(),
+                Some(position),
+                "seed {}: {position} was loaded",
+                self.seed
+            );
         }
     }
 
@@ -216,7 +237,11 @@ impl OutboxModel {
             let before = self.outbox.breaker.status(now.instant).state;
             let Some(event) = self.outbox.next(now) else {
                 let due = self.outbox.next_due_at();
-                assert!(due.is_none_or(|due| due > now.instant), "seed {}: due, and nothing comes", self.seed);
+                assert!(
+                    due.is_none_or(|due| due > now.instant),
+                    "seed {}: due, and nothing comes",
+                    self.seed
+                );
                 return;
             };
             self.begin_attempt(&event, before);
@@ -225,31 +250,53 @@ impl OutboxModel {
 
     fn begin_attempt(&mut self, event: &Event, state: EndpointState) {
         let (seed, position) = (self.seed, event.position());
-        let is_closed_to_sends = matches!(state, EndpointState::Disabled | EndpointState::Throttled);
-        assert!(!is_closed_to_sends, "seed {seed}: {position} is sent to an endpoint that is {state:?}");
+        let is_closed_to_sends =
+            matches!(state, EndpointState::Disabled | EndpointState::Throttled);
+        assert!(
+            !is_closed_to_sends,
+            "seed {seed}: {position} is sent to an endpoint that is {state:?}"
+        );
         let is_probe = state == EndpointState::Open;
         let probes = self.in_flight.iter().filter(|attempt| attempt.is_probe).count();
-        assert!(!is_probe || probes == 0 || !self.outbox.breaker.is_open(), "seed {seed}: two probes");
+        assert!(
+            !is_probe || probes == 0 || !self.outbox.breaker.is_open(),
+            "seed {seed}: two probes"
+        );
         let session = self.entry(position).session;
         for other in &self.in_flight {
-            let is_same_session =
-                other.position == position || session > 0 && self.entry(other.position).session == session;
-            assert!(!is_same_session, "seed {seed}: {position} runs beside {} of its session", other.position);
+            let is_same_session = other.position == position
+                || session > 0 && self.entry(other.position).session == session;
+            assert!(
+                !is_same_session,
+                "seed {seed}: {position} runs beside {} of its session",
+                other.position
+            );
         }
         assert!(event.payload() == self.payload, "seed {seed}: other bytes");
         self.in_flight.push(RunningAttempt { position, is_probe, is_superseded: false });
-        assert!(self.in_flight.len() <= self.lives.last().unwrap().0, "seed {seed}: too many in flight");
+        assert!(
+            self.in_flight.len() <= self.lives.last().unwrap().0,
+            "seed {seed}: too many in flight"
+        );
     }
 
     fn accept(&mut self, position: u64) {
         let life = self.lives.len() - 1;
         if let Some(before) = self.last_life.insert(position, life) {
             let is_excused = self.lost_answers.contains(&position);
-            assert!(is_excused || before < life, "seed {}: {position} is delivered twice", self.seed);
+            assert!(
+                is_excused || before < life,
+                "seed {}: {position} is delivered twice",
+                self.seed
+            );
             if !is_excused {
                 self.lives[before].1 += 1;
                 let (most, twice) = self.lives[before];
-                assert!(twice <= most, "seed {}: {twice} twice after a crash with {most} in flight", self.seed);
+                assert!(
+                    twice <= most,
+                    "seed {}: {twice} twice after a crash with {most} in flight",
+                    self.seed
+                );
             }
         }
         self.accepted.push(position);
@@ -267,7 +314,10 @@ impl OutboxModel {
             55..70 => (500, again),
             70..80 => (0, again), // accepted, but nobody hears of it
             80..88 => (400, Disposition::Refused),
-            88..95 => (429, Disposition::Retry { after: Some(Duration::from_millis(self.rng.u64(1..30_000))) }),
+            88..95 => (
+                429,
+                Disposition::Retry { after: Some(Duration::from_millis(self.rng.u64(1..30_000))) },
+            ),
             95..98 => (0, Disposition::Forbidden),
             _ => (410, Disposition::Gone),
         };
@@ -287,9 +337,14 @@ impl OutboxModel {
             let now = self.now().instant;
             let before = self.outbox.breaker.status(now);
             self.outbox.settle_former(position, attempt(status), verdict, self.now());
-            let (is_open, after) = (self.outbox.get(position).is_some(), self.outbox.breaker.status(now));
+            let (is_open, after) =
+                (self.outbox.get(position).is_some(), self.outbox.breaker.status(now));
             assert_eq!(before, after, "seed {}: the present endpoint has heard it", self.seed);
-            assert!(!is_open || *verdict != Disposition::Accepted, "seed {}: {position} is accepted", self.seed);
+            assert!(
+                !is_open || *verdict != Disposition::Accepted,
+                "seed {}: {position} is accepted",
+                self.seed
+            );
         } else {
             self.outbox.settle(position, attempt(status), verdict, self.now());
         }
@@ -302,8 +357,11 @@ impl OutboxModel {
     /// Begins to write down.
     fn begin_commit(&mut self, everything: bool) {
         if self.committing.is_none() {
-            self.committing =
-                if everything { self.outbox.take_all_changes() } else { self.outbox.take_urgent_changes() };
+            self.committing = if everything {
+                self.outbox.take_all_changes()
+            } else {
+                self.outbox.take_urgent_changes()
+            };
         }
         assert!(
             self.committing.is_none() || self.outbox.take_all_changes().is_none(),
@@ -336,7 +394,8 @@ impl OutboxModel {
     }
 
     fn commit(&mut self, changes: &WebhookChanges) {
-        let dead = changes.deliveries.iter().filter(|(_, fate)| matches!(fate, DeliveryChange::Dead(_)));
+        let dead =
+            changes.deliveries.iter().filter(|(_, fate)| matches!(fate, DeliveryChange::Dead(_)));
         self.ever_dead.extend(dead.map(|(position, _)| *position));
         self.store.apply(changes);
     }
@@ -406,15 +465,20 @@ impl OutboxModel {
 
     /// The store makes dead letters of what has been owed for too long; the outbox hears of it, sooner or later.
     fn expire(&mut self) {
-        let expired_through = self.rng.u64(0..=self.log.len() as u64).max(self.store.expired_through);
+        let expired_through =
+            self.rng.u64(0..=self.log.len() as u64).max(self.store.expired_through);
         for position in 1..=expired_through {
             let entry = self.entry(position);
-            let is_owed = self.store.owed.remove(&position).is_some() || position > self.store.cursor && entry.is_ours;
+            let is_owed = self.store.owed.remove(&position).is_some()
+                || position > self.store.cursor && entry.is_ours;
             if is_owed && !entry.is_erased {
                 let event = self.event(position);
                 let delivery = delivery_of(&event);
                 let (reason, payload) = (DeadLetterReason::Expired, event.payload());
-                self.store.dead_letters.insert(position, (DeadLetter { delivery, reason, died_at: 0, payload }, false));
+                self.store.dead_letters.insert(
+                    position,
+                    (DeadLetter { delivery, reason, died_at: 0, payload }, false),
+                );
                 self.ever_dead.insert(position);
             }
         }
@@ -432,12 +496,21 @@ impl OutboxModel {
     fn erase(&mut self) {
         let erased = self.rng.usize(1..SESSIONS.len());
         let session = SessionId::new(SESSIONS[erased]).unwrap();
-        self.log.iter_mut().filter(|sent| sent.session == erased).for_each(|sent| sent.is_erased = true);
+        self.log
+            .iter_mut()
+            .filter(|sent| sent.session == erased)
+            .for_each(|sent| sent.is_erased = true);
         self.store.owed.retain(|_, owed| owed.delivery.session.as_ref() != Some(&session));
-        self.store.dead_letters.retain(|_, (letter, _)| letter.delivery.session.as_ref() != Some(&session));
+        self.store
+            .dead_letters
+            .retain(|_, (letter, _)| letter.delivery.session.as_ref() != Some(&session));
         self.outbox.erase(&session);
         let delivered = self.outbox.delivered(None, usize::MAX);
-        assert!(delivered.iter().all(|(_, delivery)| !self.entry(delivery.position).is_erased), "seed {}", self.seed);
+        assert!(
+            delivered.iter().all(|(_, delivery)| !self.entry(delivery.position).is_erased),
+            "seed {}",
+            self.seed
+        );
     }
 
     fn requeue(&mut self) {
@@ -449,7 +522,8 @@ impl OutboxModel {
         self.report_expiry();
         if let Some(after) = self.outbox.next_redelivery_after() {
             let behind = self.store.dead_letters.range(after + 1..).map(|(_, letter)| letter);
-            let letters = behind.filter(|(_, is_requeued)| *is_requeued).map(|(letter, _)| letter.clone());
+            let letters =
+                behind.filter(|(_, is_requeued)| *is_requeued).map(|(letter, _)| letter.clone());
             let letters = letters.take(self.rng.usize(1..40)).collect();
             self.outbox.redeliver(letters, self.now());
         }
@@ -536,13 +610,19 @@ impl OutboxModel {
             self.report_expiry();
             self.advance();
             // A dead letter may still be on its way to the store.
-            let is_written = self.committing.is_none() && !self.outbox.journal.has_changes(self.outbox.cursor);
+            let is_written =
+                self.committing.is_none() && !self.outbox.journal.has_changes(self.outbox.cursor);
             if self.outbox.items.is_empty() && self.store.dead_letters.is_empty() && is_written {
                 break;
             }
         }
         let left: Vec<_> = self.outbox.items.keys().collect();
-        assert!(left.is_empty(), "seed {}: stuck: {left:?}, {:?}", self.seed, self.outbox.endpoint_status());
+        assert!(
+            left.is_empty(),
+            "seed {}: stuck: {left:?}, {:?}",
+            self.seed,
+            self.outbox.endpoint_status()
+        );
         assert!(self.store.dead_letters.is_empty(), "seed {}: dead for ever", self.seed);
         self.enqueue(usize::MAX);
         self.commit_all_and_check();
@@ -552,25 +632,39 @@ impl OutboxModel {
         self.counted_lost += self.outbox.take_lost_count();
         for (index, entry) in self.log.iter().enumerate() {
             let position = index as u64 + 1;
-            let is_settled =
-                self.accepted.contains(&position) || self.lost_with_file.contains(&position) || entry.is_erased;
+            let is_settled = self.accepted.contains(&position)
+                || self.lost_with_file.contains(&position)
+                || entry.is_erased;
             let is_counted = entry.is_ours && !is_settled && self.counted_lost > 0;
             self.counted_lost -= u64::from(is_counted);
-            assert!(!entry.is_ours || is_settled || is_counted, "seed {}: {position} is lost", self.seed);
+            assert!(
+                !entry.is_ours || is_settled || is_counted,
+                "seed {}: {position} is lost",
+                self.seed
+            );
         }
         let mut seen = BTreeSet::new();
         let mut latest = [0; SESSIONS.len()];
-        for position in
-            self.accepted.iter().filter(|position| seen.insert(**position) && !self.ever_dead.contains(position))
+        for position in self
+            .accepted
+            .iter()
+            .filter(|position| seen.insert(**position) && !self.ever_dead.contains(position))
         {
             let session = self.entry(*position).session;
             let is_in_order = session == 0 || latest[session] < *position;
-            assert!(is_in_order, "seed {}: {position} after {} of its session", self.seed, latest[session]);
+            assert!(
+                is_in_order,
+                "seed {}: {position} after {} of its session",
+                self.seed, latest[session]
+            );
             latest[session] = *position;
         }
         let held = self.outbox.counts;
         assert!(
-            held.loaded == 0 && held.loaded_bytes == 0 && held.in_flight == 0 && held.in_flight_retries == 0,
+            held.loaded == 0
+                && held.loaded_bytes == 0
+                && held.in_flight == 0
+                && held.in_flight_retries == 0,
             "{held:?}"
         );
     }
@@ -621,7 +715,8 @@ impl Drop for SeedReporter {
 #[test]
 fn everything_owed_is_delivered_in_order_or_accounted_for_through_failures_and_crashes() {
     let schedules = if std::env::var_os("AUTOPLAY_RELAY_LONG").is_some() { 20_000 } else { 300 };
-    let first: u64 = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let first: u64 =
+        std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     for seed in first..first + schedules {
         let mut model = OutboxModel::begin(seed);
         let _seed_reporter = SeedReporter(seed);

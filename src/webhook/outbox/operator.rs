@@ -33,7 +33,10 @@ impl Outbox {
             self.journal.settle(position);
         }
         self.expired_through = expired_through;
-        let items = self.items.range(..=expired_through).filter(|(_, item)| item.item_kind == ItemKind::Owed);
+        let items = self
+            .items
+            .range(..=expired_through)
+            .filter(|(_, item)| item.item_kind == ItemKind::Owed);
         for position in items.map(|(position, _)| *position).collect::<Vec<u64>>() {
             self.journal.expire(position);
             self.remove_unless_in_flight(position, ItemKind::Expired);

@@ -51,10 +51,17 @@ impl Outbox {
     }
 
     fn has_redelivery_capacity(&self) -> bool {
-        let redeliveries = || self.redeliveries.iter().filter_map(|position| self.items.get(position));
-        let bytes: usize = redeliveries().filter_map(|item| item.event.as_ref()).map(|event| event.size_bytes()).sum();
+        let redeliveries =
+            || self.redeliveries.iter().filter_map(|position| self.items.get(position));
+        let bytes: usize = redeliveries()
+            .filter_map(|item| item.event.as_ref())
+            .map(|event| event.size_bytes())
+            .sum();
         let is_waiting = |item: &OutboxItem| {
-            matches!(item.stage, DeliveryStage::Blocked | DeliveryStage::Idle(NextAttempt::Retry(Some(_))))
+            matches!(
+                item.stage,
+                DeliveryStage::Blocked | DeliveryStage::Idle(NextAttempt::Retry(Some(_)))
+            )
         };
         let active = redeliveries().filter(|item| !is_waiting(item)).count();
         self.redeliveries.len() < MAX_LOADED_REDELIVERIES
@@ -67,7 +74,11 @@ impl Outbox {
     /// not know better. Word of an expiry comes first: else one of these may have just been accepted.
     ///
     /// Tells whether it is worth asking again soon: not if a whole walk has found nothing.
-    pub(in crate::webhook) fn redeliver(&mut self, dead_letters: Vec<DeadLetter>, now: Now) -> bool {
+    pub(in crate::webhook) fn redeliver(
+        &mut self,
+        dead_letters: Vec<DeadLetter>,
+        now: Now,
+    ) -> bool {
         self.clock = now;
         let is_at_end = dead_letters.is_empty();
         let has_found = !is_at_end || self.redelivery_scan.has_enqueued;
@@ -78,8 +89,10 @@ impl Outbox {
             .is_some()
         {}
         for dead_letter in dead_letters {
-            let (position, session) = (dead_letter.delivery.position, dead_letter.delivery.session.clone());
-            let is_known = self.items.contains_key(&position) || self.journal.is_unwritten(position);
+            let (position, session) =
+                (dead_letter.delivery.position, dead_letter.delivery.session.clone());
+            let is_known =
+                self.items.contains_key(&position) || self.journal.is_unwritten(position);
             if !is_known && !self.may_redeliver(position, session.as_ref()) {
                 self.redelivery_scan.skipped_sessions.extend(session);
             } else if !is_known {
@@ -106,20 +119,25 @@ impl Outbox {
 
     /// Whether it is the turn of a letter: none of its session has been left behind, or holds it up.
     fn may_redeliver(&self, position: u64, session: Option<&SessionId>) -> bool {
-        if self.redelivery_scan.recently_enqueued.iter().any(|(_, enqueued)| *enqueued == position) {
+        if self.redelivery_scan.recently_enqueued.iter().any(|(_, enqueued)| *enqueued == position)
+        {
             return false; // it may be settled already
         }
         let Some(session) = session else { return true };
         let head = self.session_queues.head(session).and_then(|head| self.items.get(&head));
-        let is_head_waiting =
-            head.is_some_and(|head| matches!(head.stage, DeliveryStage::Idle(NextAttempt::Retry(Some(_)))));
+        let is_head_waiting = head.is_some_and(|head| {
+            matches!(head.stage, DeliveryStage::Idle(NextAttempt::Retry(Some(_))))
+        });
         !is_head_waiting
             && !self.redelivery_scan.skipped_sessions.contains(session)
             && self.redeliveries_of(session).count() < MAX_ACTIVE_REDELIVERIES
     }
 
     /// The letters of a session that are here.
-    fn redeliveries_of<'a>(&'a self, session: &'a SessionId) -> impl Iterator<Item = &'a OutboxItem> {
+    fn redeliveries_of<'a>(
+        &'a self,
+        session: &'a SessionId,
+    ) -> impl Iterator<Item = &'a OutboxItem> {
         let redeliveries = self.redeliveries.iter().filter_map(|position| self.items.get(position));
         redeliveries.filter(move |item| item.delivery.session.as_ref() == Some(session))
     }
@@ -127,11 +145,15 @@ impl Outbox {
     fn enqueue_redelivery(&mut self, dead_letter: DeadLetter) {
         let DeadLetter { delivery, payload, .. } = dead_letter;
         let position = delivery.position;
-        let (id, kind, session) = (delivery.event_id, delivery.kind.clone(), delivery.session.clone());
+        let (id, kind, session) =
+            (delivery.event_id, delivery.kind.clone(), delivery.session.clone());
         let event = Arc::new(Event::restored(id, position, kind, session.clone(), &payload));
         self.redelivery_scan.recently_enqueued.push_back((self.clock.instant, position));
         self.redelivery_scan.has_enqueued = true;
-        self.insert_item(OutboxItem::new(delivery, Some(event), ItemKind::Redelivery), NextAttempt::Fresh);
+        self.insert_item(
+            OutboxItem::new(delivery, Some(event), ItemKind::Redelivery),
+            NextAttempt::Fresh,
+        );
         if let Some(session) = session {
             self.move_before_head(&session, position);
         }
@@ -140,7 +162,10 @@ impl Outbox {
     /// Lets an item go before the head of its lane, if it is older and the head has not been tried.
     fn move_before_head(&mut self, session: &SessionId, position: u64) {
         let head = self.session_queues.head(session).and_then(|head| self.items.get(&head));
-        let Some(head) = head.filter(|head| head.stage == DeliveryStage::Idle(NextAttempt::Fresh)) else { return };
+        let Some(head) = head.filter(|head| head.stage == DeliveryStage::Idle(NextAttempt::Fresh))
+        else {
+            return;
+        };
         let head = head.delivery.position;
         if position < head {
             self.session_queues.move_to_front(session, position);
@@ -151,7 +176,8 @@ impl Outbox {
 
     /// Leaves the letters of a session whose first delivery waits for its next attempt: the store has them.
     pub(super) fn drop_blocked_redeliveries(&mut self, session: &SessionId) {
-        let blocked = self.redeliveries_of(session).filter(|item| item.stage == DeliveryStage::Blocked);
+        let blocked =
+            self.redeliveries_of(session).filter(|item| item.stage == DeliveryStage::Blocked);
         let blocked: Vec<u64> = blocked.map(|item| item.delivery.position).collect();
         if !blocked.is_empty() {
             self.redelivery_scan.skipped_sessions.insert(session.clone());

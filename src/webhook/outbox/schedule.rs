@@ -17,7 +17,9 @@ impl Outbox {
         let soon = self.clock.instant + PRELOAD_LEAD_TIME;
         match self.breaker.next_change_at(self.clock.instant) {
             Some(change_at) if change_at > soon => return None,
-            None if self.breaker.permission(self.clock.instant) == SendPermission::Denied => return None,
+            None if self.breaker.permission(self.clock.instant) == SendPermission::Denied => {
+                return None;
+            }
             _ if self.breaker.is_open() => {
                 return self.queue_heads.oldest().filter(|position| !self.is_loaded(*position));
             }
@@ -28,7 +30,10 @@ impl Outbox {
             .first_unloaded_fresh()
             .filter(|_| self.is_worth_loading(self.queue_heads.loaded_fresh_count()));
         let loaded_retries = self.queue_heads.loaded_retry_count(soon, MAX_PRELOADED_HEADS);
-        let retry = self.queue_heads.first_unloaded_retry(soon).filter(|_| self.is_worth_loading(loaded_retries));
+        let retry = self
+            .queue_heads
+            .first_unloaded_retry(soon)
+            .filter(|_| self.is_worth_loading(loaded_retries));
         fresh.into_iter().chain(retry).min()
     }
 
@@ -44,16 +49,22 @@ impl Outbox {
     /// Holds an event, if it is owed, not held yet, and wanted or one of few.
     pub(in crate::webhook) fn load(&mut self, event: &Arc<Event>) {
         let position = event.position();
-        let Some(item) = self.items.get(&position).filter(|item| item.event.is_none()) else { return };
+        let Some(item) = self.items.get(&position).filter(|item| item.event.is_none()) else {
+            return;
+        };
         let soon = self.clock.instant + PRELOAD_LEAD_TIME;
         let is_wanted = match item.stage {
-            DeliveryStage::Idle(NextAttempt::Fresh) => self.is_worth_loading(self.queue_heads.loaded_fresh_count()),
+            DeliveryStage::Idle(NextAttempt::Fresh) => {
+                self.is_worth_loading(self.queue_heads.loaded_fresh_count())
+            }
             DeliveryStage::Idle(NextAttempt::Retry(due)) if due.is_none_or(|due| due <= soon) => {
-                self.is_worth_loading(self.queue_heads.loaded_retry_count(soon, MAX_PRELOADED_HEADS))
+                self.is_worth_loading(
+                    self.queue_heads.loaded_retry_count(soon, MAX_PRELOADED_HEADS),
+                )
             }
-            DeliveryStage::Idle(NextAttempt::Retry(_)) | DeliveryStage::Blocked | DeliveryStage::InFlight { .. } => {
-                false
-            }
+            DeliveryStage::Idle(NextAttempt::Retry(_))
+            | DeliveryStage::Blocked
+            | DeliveryStage::InFlight { .. } => false,
         };
         if is_wanted || self.has_load_budget(1) || self.next_to_load() == Some(position) {
             self.set_event(position, Some(Arc::clone(event)));
@@ -114,7 +125,8 @@ impl Outbox {
 
     /// Retries and first attempts take turns while both wait, and retries have no more than half of the slots then.
     fn pick_head(&self) -> Option<u64> {
-        let (fresh, retry) = (self.queue_heads.oldest_fresh(), self.queue_heads.first_due_retry(self.clock.instant));
+        let (fresh, retry) =
+            (self.queue_heads.oldest_fresh(), self.queue_heads.first_due_retry(self.clock.instant));
         let max_retries_in_flight = (self.policy.max_in_flight / 2).max(1);
         let may_retry = !self.was_retry && self.counts.in_flight_retries < max_retries_in_flight;
         if may_retry { retry.or(fresh) } else { fresh.or(retry) }
@@ -138,7 +150,13 @@ impl Outbox {
     }
 
     /// Notes how an attempt went.
-    pub(in crate::webhook) fn settle(&mut self, position: u64, attempt: Attempt, verdict: &Disposition, now: Now) {
+    pub(in crate::webhook) fn settle(
+        &mut self,
+        position: u64,
+        attempt: Attempt,
+        verdict: &Disposition,
+        now: Now,
+    ) {
         self.clock = now;
         if !self.items.get(&position).is_some_and(OutboxItem::is_in_flight) {
             return;
@@ -147,14 +165,17 @@ impl Outbox {
         let Some(item) = self.items.get_mut(&position) else { return };
         item.spend_attempt(attempt);
         let is_exhausted = item.attempts_spent > self.policy.max_retries;
-        let can_retry = matches!(item.item_kind, ItemKind::Owed | ItemKind::Redelivery) && !is_exhausted;
+        let can_retry =
+            matches!(item.item_kind, ItemKind::Owed | ItemKind::Redelivery) && !is_exhausted;
         let outcome = match verdict {
             Disposition::Retry { after: retry_after } if can_retry => {
                 return self.schedule_retry(position, *retry_after);
             }
             Disposition::Accepted => FinalOutcome::Accepted,
             Disposition::Retry { .. } => FinalOutcome::Dead(DeadLetterReason::Exhausted),
-            Disposition::Refused | Disposition::Gone => FinalOutcome::Dead(DeadLetterReason::Refused),
+            Disposition::Refused | Disposition::Gone => {
+                FinalOutcome::Dead(DeadLetterReason::Refused)
+            }
             Disposition::Forbidden => FinalOutcome::Dead(DeadLetterReason::EgressRefused),
         };
         self.finish(position, outcome);
@@ -170,7 +191,9 @@ impl Outbox {
         now: Now,
     ) {
         self.clock = now;
-        let Some(item) = self.items.get_mut(&position).filter(|item| item.is_in_flight()) else { return };
+        let Some(item) = self.items.get_mut(&position).filter(|item| item.is_in_flight()) else {
+            return;
+        };
         item.record_attempt(attempt);
         let (item_kind, next_attempt) = (item.item_kind, item.next_attempt());
         if *verdict == Disposition::Accepted {
@@ -194,20 +217,29 @@ impl Outbox {
             }
             Disposition::Forbidden => endpoint.record_no_answer(position, &mut backoff),
             Disposition::Gone => endpoint.disable(&circuit_breaker::describe_problem(attempt)),
-            Disposition::Accepted | Disposition::Refused if endpoint.record_answer() => self.make_retries_due(),
+            Disposition::Accepted | Disposition::Refused if endpoint.record_answer() => {
+                self.make_retries_due()
+            }
             Disposition::Accepted | Disposition::Refused => {}
         }
     }
 
     /// Lets an item wait for its next attempt.
     fn schedule_retry(&mut self, position: u64, retry_after: Option<Duration>) {
-        let Some((spent, item_kind)) = self.items.get(&position).map(|item| (item.attempts_spent, item.item_kind))
+        let Some((spent, item_kind)) =
+            self.items.get(&position).map(|item| (item.attempts_spent, item.item_kind))
         else {
             return;
         };
-        let delay =
-            self.breaker_with_backoff().1.delay_after(spent).max(retry_after.unwrap_or_default().min(MAX_RETRY_DELAY));
-        self.set_stage(position, DeliveryStage::Idle(NextAttempt::Retry(Some(self.clock.instant + delay))));
+        let delay = self
+            .breaker_with_backoff()
+            .1
+            .delay_after(spent)
+            .max(retry_after.unwrap_or_default().min(MAX_RETRY_DELAY));
+        self.set_stage(
+            position,
+            DeliveryStage::Idle(NextAttempt::Retry(Some(self.clock.instant + delay))),
+        );
         // Retries must not keep new events from being held.
         if item_kind == ItemKind::Owed && !self.is_in_memory() && !self.has_load_budget(2) {
             self.set_event(position, None);
@@ -236,8 +268,10 @@ impl Outbox {
                 self.delivered.push(item.delivery);
             }
             (_, FinalOutcome::Dead(reason)) => {
-                self.journal
-                    .record_dead_letter(item.into_dead_letter(reason, self.clock.unix_ms), row == RowState::Present);
+                self.journal.record_dead_letter(
+                    item.into_dead_letter(reason, self.clock.unix_ms),
+                    row == RowState::Present,
+                );
             }
         }
     }

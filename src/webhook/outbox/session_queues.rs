@@ -34,7 +34,10 @@ impl SessionQueues {
                 false
             }
             None => {
-                self.by_session.insert(session.clone(), SessionQueue { head: position, behind: BTreeSet::new() });
+                self.by_session.insert(
+                    session.clone(),
+                    SessionQueue { head: position, behind: BTreeSet::new() },
+                );
                 true
             }
         }
@@ -76,7 +79,9 @@ impl SessionQueues {
     /// Everyone of a session.
     pub(super) fn positions(&self, session: &SessionId) -> Vec<u64> {
         let queue = self.by_session.get(session);
-        queue.map(|queue| std::iter::once(queue.head).chain(queue.behind.iter().copied()).collect()).unwrap_or_default()
+        queue
+            .map(|queue| std::iter::once(queue.head).chain(queue.behind.iter().copied()).collect())
+            .unwrap_or_default()
     }
 }
 
@@ -179,7 +184,8 @@ impl QueueHeads {
             return Some(now);
         }
         let next_loaded = self.loaded.retries.first().map(|(due, _)| due.unwrap_or(now));
-        let next_unloaded = self.unloaded.retries.range((Some(now), u64::MAX)..).find_map(|(due, _)| *due);
+        let next_unloaded =
+            self.unloaded.retries.range((Some(now), u64::MAX)..).find_map(|(due, _)| *due);
         next_loaded.into_iter().chain(next_unloaded).min()
     }
 

@@ -52,8 +52,14 @@ pub(super) enum ReadItem {
 
 impl WebhookReader {
     /// Reads what `scope` admits behind `place`.
-    pub(super) fn new(fanout: Arc<Fanout>, store: Arc<StoreHandle>, scope: Scope, position: u64) -> Self {
-        let subscription = fanout.subscribe_after(Arc::new(SubscriberSignal::default()), scope, position);
+    pub(super) fn new(
+        fanout: Arc<Fanout>,
+        store: Arc<StoreHandle>,
+        scope: Scope,
+        position: u64,
+    ) -> Self {
+        let subscription =
+            fanout.subscribe_after(Arc::new(SubscriberSignal::default()), scope, position);
         let persisted = fanout.log().watch_persisted();
         Self { fanout, store, subscription, persisted, uncommitted: None }
     }
@@ -99,9 +105,14 @@ impl WebhookReader {
             let before = self.subscription.returned_through();
             match self.next_item().await {
                 SubscriptionItem::Event { event, .. } => self.uncommitted = Some(event),
-                SubscriptionItem::Gap(gap) if matches!(gap.reason, GapReason::Evicted | GapReason::NotKept) => {
+                SubscriptionItem::Gap(gap)
+                    if matches!(gap.reason, GapReason::Evicted | GapReason::NotKept) =>
+                {
                     let is_evicted = gap.reason == GapReason::Evicted;
-                    return ReadItem::Lost { is_evicted, positions: gap.position.saturating_sub(before) };
+                    return ReadItem::Lost {
+                        is_evicted,
+                        positions: gap.position.saturating_sub(before),
+                    };
                 }
                 SubscriptionItem::Gap(_) => {}
             }
@@ -185,15 +196,26 @@ impl EventReloader {
             && let Some(chunk) = ready!(catch_up.poll_chunk(context))
         {
             return Poll::Ready(match chunk {
-                Ok(chunk) if chunk.evicted_through >= position => Reloaded::Expired { through: chunk.evicted_through },
+                Ok(chunk) if chunk.evicted_through >= position => {
+                    Reloaded::Expired { through: chunk.evicted_through }
+                }
                 Ok(chunk) => reloaded_from(position, chunk.entries),
                 Err(_) => Reloaded::Unreadable,
             });
         }
         let everything = Scope { sessions: Only::Everything, kinds: Only::Everything };
         let mut entries = VecDeque::new();
-        let limits = if self.single_event_only { ReadLimits { entries: 1, ..RELOAD_LIMITS } } else { RELOAD_LIMITS };
-        match self.fanout.log().read_after(position.saturating_sub(1), &everything, limits, &mut entries) {
+        let limits = if self.single_event_only {
+            ReadLimits { entries: 1, ..RELOAD_LIMITS }
+        } else {
+            RELOAD_LIMITS
+        };
+        match self.fanout.log().read_after(
+            position.saturating_sub(1),
+            &everything,
+            limits,
+            &mut entries,
+        ) {
             ReadOutcome::Entries { .. } => Poll::Ready(reloaded_from(position, entries)),
             ReadOutcome::Lost { reason: GapReason::Evicted, lost_through: through } => {
                 Poll::Ready(Reloaded::Expired { through })

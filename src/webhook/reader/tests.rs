@@ -21,7 +21,8 @@ async fn store_with(directory: &tempfile::TempDir, events: u64) -> (Store, Arc<F
         dead_letter_bytes: 1 << 30,
         max_concurrent_replays: 4,
     };
-    let (product, bounds) = (ProductId::new("p").unwrap(), MemoryBounds { events: 16, bytes: u64::MAX });
+    let (product, bounds) =
+        (ProductId::new("p").unwrap(), MemoryBounds { events: 16, bytes: u64::MAX });
     let (store, logs) = Store::open(settings, bounds, &[product], &metrics).unwrap();
     let fanout = Arc::new(Fanout::new(Arc::clone(&logs[0]), 1));
     let running = Arc::clone(&fanout);
@@ -29,7 +30,13 @@ async fn store_with(directory: &tempfile::TempDir, events: u64) -> (Store, Arc<F
     let mut persisted = logs[0].watch_persisted();
     for position in 1..=events {
         let (payload, received) = (Bytes::from_static(b"{}"), Instant::now());
-        logs[0].append(Draft { kind: Kind::Actions, session: None, forwarded_at: None, payload, received });
+        logs[0].append(Draft {
+            kind: Kind::Actions,
+            session: None,
+            forwarded_at: None,
+            payload,
+            received,
+        });
         while position % 40 == 0 && *persisted.borrow_and_update() < position {
             persisted.changed().await.unwrap();
         }

@@ -33,7 +33,9 @@ pub(super) struct Classification {
 impl Classification {
     /// Judges the head of an answer.
     pub(super) fn of_response(status: StatusCode, headers: &HeaderMap) -> Self {
-        let retry = || Disposition::Retry { after: parse_retry_after(headers).map(|wait| wait.min(MAX_RETRY_AFTER)) };
+        let retry = || Disposition::Retry {
+            after: parse_retry_after(headers).map(|wait| wait.min(MAX_RETRY_AFTER)),
+        };
         let (outcome, disposition) = match status.as_u16() {
             200..=299 => (Outcome::Accepted, Disposition::Accepted),
             408 | 425 | 429 => (Outcome::Refused, retry()),
@@ -65,17 +67,26 @@ impl Classification {
 
     /// The deadline has passed.
     pub(super) fn timeout(timeout: Duration) -> Self {
-        Self::retry(Outcome::Timeout, format!("no complete answer within {} s", timeout.as_secs_f64()))
+        Self::retry(
+            Outcome::Timeout,
+            format!("no complete answer within {} s", timeout.as_secs_f64()),
+        )
     }
 
     /// The connection was lost behind the answer's head.
     pub(super) fn truncated() -> Self {
-        Self::retry(Outcome::Connect, "the connection was lost in the middle of the answer".to_owned())
+        Self::retry(
+            Outcome::Connect,
+            "the connection was lost in the middle of the answer".to_owned(),
+        )
     }
 
     /// The request could not be made.
     pub(super) fn unsendable() -> Self {
-        Self::retry(Outcome::Failed, "the secret or the event's id cannot stand in a request header".to_owned())
+        Self::retry(
+            Outcome::Failed,
+            "the secret or the event's id cannot stand in a request header".to_owned(),
+        )
     }
 
     /// The same with the status that was seen before.
@@ -84,7 +95,12 @@ impl Classification {
     }
 
     fn retry(outcome: Outcome, error: String) -> Self {
-        Self { outcome, status: None, error: Some(error), disposition: Disposition::Retry { after: None } }
+        Self {
+            outcome,
+            status: None,
+            error: Some(error),
+            disposition: Disposition::Retry { after: None },
+        }
     }
 }
 
@@ -95,7 +111,9 @@ fn describe_status(status: StatusCode) -> String {
         ""
     };
     // The reason is the one that the code has everywhere, not the receiver's.
-    format!("answered {} {}", status.as_u16(), status.canonical_reason().unwrap_or_default()).trim_end().to_owned()
+    format!("answered {} {}", status.as_u16(), status.canonical_reason().unwrap_or_default())
+        .trim_end()
+        .to_owned()
         + hint
 }
 
@@ -109,7 +127,9 @@ fn describe_lost_connection(failure: &legacy::Error) -> String {
     }
     match find_in_chain::<hyper::Error>(failure) {
         Some(error) if error.is_parse() => "the answer is not HTTP".to_owned(),
-        Some(error) if error.is_incomplete_message() => "the connection was closed before the answer".to_owned(),
+        Some(error) if error.is_incomplete_message() => {
+            "the connection was closed before the answer".to_owned()
+        }
         _ => "the connection was lost before the answer".to_owned(),
     }
 }
@@ -118,8 +138,13 @@ fn describe_lost_connection(failure: &legacy::Error) -> String {
 fn describe_tls_error(error: &rustls::Error) -> String {
     let reason = match error {
         rustls::Error::InvalidCertificate(reason) => describe_certificate_error(reason),
-        rustls::Error::AlertReceived(alert) => return format!("no TLS on the connection: the receiver said {alert:?}"),
-        _ => return "no TLS on the connection: the receiver speaks another protocol or version".to_owned(),
+        rustls::Error::AlertReceived(alert) => {
+            return format!("no TLS on the connection: the receiver said {alert:?}");
+        }
+        _ => {
+            return "no TLS on the connection: the receiver speaks another protocol or version"
+                .to_owned();
+        }
     };
     format!("the receiver's certificate {reason}")
 }
@@ -130,8 +155,12 @@ fn describe_certificate_error(error: &CertificateError) -> &'static str {
             "is signed by nobody this relay trusts; give its root as egress.ca_file if it is to be trusted"
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "has expired",
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "is not valid yet",
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => "is for another name",
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "is not valid yet"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "is for another name"
+        }
         CertificateError::Revoked => "is revoked",
         _ => "cannot be trusted",
     }

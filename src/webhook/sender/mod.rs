@@ -92,7 +92,12 @@ impl WebhookSender {
         (attempt, classification.disposition)
     }
 
-    fn request(&self, id: &str, timestamp: u64, payload: Bytes) -> Result<Request<Full<Bytes>>, InvalidHeaderValue> {
+    fn request(
+        &self,
+        id: &str,
+        timestamp: u64,
+        payload: Bytes,
+    ) -> Result<Request<Full<Bytes>>, InvalidHeaderValue> {
         let headers = self.signer.headers(id, timestamp, &payload)?;
         let mut request = Request::new(Full::new(payload));
         *request.method_mut() = Method::POST;

@@ -68,7 +68,10 @@ impl EndpointClient {
     /// # Errors
     ///
     /// When there is no connection, or it is lost before the answer.
-    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, legacy::Error> {
+    pub(super) async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, legacy::Error> {
         self.client.request(request).await
     }
 }
@@ -102,7 +105,9 @@ where
 
     fn call(&mut self, url: Uri) -> Self::Future {
         let connected = timeout(self.connect_timeout, self.connector.call(url));
-        Box::pin(async move { connected.await.unwrap_or_else(|_| Err(EgressError::Timeout.into())) })
+        Box::pin(
+            async move { connected.await.unwrap_or_else(|_| Err(EgressError::Timeout.into())) },
+        )
     }
 }
 

@@ -30,8 +30,8 @@ use super::{Now, definition::Definition, outbox::Outbox};
 use crate::{
     event::{ProductId, Scope},
     store::{
-        StoreHandle, StoreUnreadable, StoreUnwritable, WebhookChanges, WebhookNotice, WebhookNotices,
-        WebhookRegistration,
+        StoreHandle, StoreUnreadable, StoreUnwritable, WebhookChanges, WebhookNotice,
+        WebhookNotices, WebhookRegistration,
     },
     webhook_delivery::DeadLetter,
 };
@@ -105,7 +105,10 @@ impl StoreSync {
     }
 
     /// Has `answer` told when the definition is in the store as it is from now on.
-    pub(super) fn notify_when_registered(&mut self, reply: oneshot::Sender<Result<(), StoreUnwritable>>) {
+    pub(super) fn notify_when_registered(
+        &mut self,
+        reply: oneshot::Sender<Result<(), StoreUnwritable>>,
+    ) {
         self.registration_waiters.push(reply);
         self.needs_registration = true;
     }
@@ -129,10 +132,16 @@ impl StoreSync {
             self.journal_at = now + JOURNAL_RETRY_DELAY;
             return;
         }
-        let changes =
-            if now >= self.full_journal_at { outbox.take_all_changes() } else { outbox.take_urgent_changes() };
-        self.full_journal_at =
-            if now >= self.full_journal_at { now + POSITION_WRITE_INTERVAL } else { self.full_journal_at };
+        let changes = if now >= self.full_journal_at {
+            outbox.take_all_changes()
+        } else {
+            outbox.take_urgent_changes()
+        };
+        self.full_journal_at = if now >= self.full_journal_at {
+            now + POSITION_WRITE_INTERVAL
+        } else {
+            self.full_journal_at
+        };
         self.journal = changes.map(|changes| Box::pin(self.store.journal(&self.id, changes)) as _);
     }
 
@@ -157,13 +166,18 @@ impl StoreSync {
     pub(super) fn redeliver(&mut self, outbox: &mut Outbox, notice: &WebhookNotice) {
         if let Some(dead_letters) = self.received_letters.take() {
             let took_any = outbox.redeliver(dead_letters, Now::read());
-            self.dead_letters_at = Instant::now() + if took_any { REDELIVERY_INTERVAL } else { REDELIVERY_RETRY_DELAY };
+            self.dead_letters_at = Instant::now()
+                + if took_any { REDELIVERY_INTERVAL } else { REDELIVERY_RETRY_DELAY };
         }
         let is_due = notice.requeued > outbox.redelivery_count()
             && self.dead_letters.is_none()
             && Instant::now() >= self.dead_letters_at;
         if let Some(after) = outbox.next_redelivery_after().filter(|_| is_due) {
-            self.dead_letters = Some(Box::pin(self.store.requeued_dead_letters(&self.id, after, MAX_REDELIVERY_BATCH)));
+            self.dead_letters = Some(Box::pin(self.store.requeued_dead_letters(
+                &self.id,
+                after,
+                MAX_REDELIVERY_BATCH,
+            )));
         }
     }
 
@@ -175,11 +189,16 @@ impl StoreSync {
     /// When there is something to ask for or to write, though nothing else happens.
     pub(super) fn due(&self, outbox: &Outbox, notice: &WebhookNotice) -> Option<Instant> {
         let now = Instant::now();
-        let dead_letters_due = (notice.requeued > outbox.redelivery_count() && self.dead_letters.is_none())
-            .then_some(self.dead_letters_at);
-        let registration_due = (self.needs_registration && self.registering.is_none()).then_some(self.register_at);
+        let dead_letters_due = (notice.requeued > outbox.redelivery_count()
+            && self.dead_letters.is_none())
+        .then_some(self.dead_letters_at);
+        let registration_due =
+            (self.needs_registration && self.registering.is_none()).then_some(self.register_at);
         let journal_due = Some(self.journal_at).filter(|at| *at > now);
-        [dead_letters_due.filter(|at| *at > now), registration_due, journal_due].into_iter().flatten().min()
+        [dead_letters_due.filter(|at| *at > now), registration_due, journal_due]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Waits for an answer of the store, and deals with it.
@@ -196,7 +215,9 @@ impl StoreSync {
                 self.journal_at = now + JOURNAL_RETRY_DELAY;
             }
             StoreReply::Registered(registered) => self.handle_registered(registered),
-            StoreReply::DeadLetters(dead_letters) => self.received_letters = Some(dead_letters.unwrap_or_default()),
+            StoreReply::DeadLetters(dead_letters) => {
+                self.received_letters = Some(dead_letters.unwrap_or_default())
+            }
         }
     }
 
@@ -213,7 +234,8 @@ impl StoreSync {
     fn handle_registered(&mut self, registered: Result<(), StoreUnwritable>) {
         self.is_registered |= registered.is_ok();
         if registered.is_err() {
-            (self.needs_registration, self.register_at) = (true, Instant::now() + REGISTER_RETRY_DELAY);
+            (self.needs_registration, self.register_at) =
+                (true, Instant::now() + REGISTER_RETRY_DELAY);
         }
         // What was redefined meanwhile is still on its way.
         if registered.is_err() || !self.needs_registration {

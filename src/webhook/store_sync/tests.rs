@@ -26,8 +26,10 @@ impl StoreSyncHarness {
     fn new(position: u64) -> Self {
         let store = testing::idle_handle();
         let text = r#"{"id":"w","product_id":"p","url":"https://example.com/","secret":"s"}"#;
-        let definition = Definition::new(WebhookConfig::from_stored(text).unwrap(), WebhookSource::Api);
-        let store_sync = StoreSync::new(&definition, position, Arc::clone(&store), Arc::default(), None);
+        let definition =
+            Definition::new(WebhookConfig::from_stored(text).unwrap(), WebhookSource::Api);
+        let store_sync =
+            StoreSync::new(&definition, position, Arc::clone(&store), Arc::default(), None);
         Self { store, store_sync, outbox: Outbox::new(POLICY, position, Vec::new(), Now::read()) }
     }
 
@@ -52,7 +54,13 @@ impl StoreSyncHarness {
     }
 
     fn accept(&mut self, position: u64) {
-        let attempt = Attempt { at: 0, duration_ms: 1, outcome: Outcome::Accepted, status: Some(200), error: None };
+        let attempt = Attempt {
+            at: 0,
+            duration_ms: 1,
+            outcome: Outcome::Accepted,
+            status: Some(200),
+            error: None,
+        };
         self.outbox.settle(position, attempt, &Disposition::Accepted, Now::read());
     }
 
@@ -72,15 +80,21 @@ async fn nothing_is_written_down_before_the_store_has_the_webhook() {
         harness.tick();
         time::advance(POSITION_WRITE_INTERVAL).await;
     }
-    let Some(TakenCommand::Register { position, answer }) = testing::take_command(&harness.store) else {
+    let Some(TakenCommand::Register { position, answer }) = testing::take_command(&harness.store)
+    else {
         panic!("it is registered")
     };
-    assert_eq!((position, testing::take_command(&harness.store).is_none()), (3, true), "and nothing else");
+    assert_eq!(
+        (position, testing::take_command(&harness.store).is_none()),
+        (3, true),
+        "and nothing else"
+    );
     drop(answer); // it could not be
     harness.tick();
     time::advance(REGISTER_RETRY_DELAY).await;
     harness.tick();
-    let Some(TakenCommand::Register { position, answer }) = testing::take_command(&harness.store) else {
+    let Some(TakenCommand::Register { position, answer }) = testing::take_command(&harness.store)
+    else {
         panic!("again")
     };
     assert_eq!(
@@ -91,7 +105,9 @@ async fn nothing_is_written_down_before_the_store_has_the_webhook() {
     answer.send(()).unwrap();
     harness.tick();
     harness.tick();
-    let Some(TakenCommand::Journal(changes)) = testing::take_command(&harness.store) else { panic!("now it is") };
+    let Some(TakenCommand::Journal(changes)) = testing::take_command(&harness.store) else {
+        panic!("now it is")
+    };
     assert_eq!((changes.position, changes.deliveries.into_keys().collect()), (7, vec![4, 5, 6, 7]));
 }
 
@@ -153,8 +169,12 @@ async fn dead_letters_are_asked_for_behind_those_that_were_looked_at_and_not_if_
         created_at: 0,
         attempts: Vec::new(),
     };
-    let dead_letter =
-        DeadLetter { delivery, reason: DeadLetterReason::Refused, died_at: 0, payload: Bytes::from_static(b"{}") };
+    let dead_letter = DeadLetter {
+        delivery,
+        reason: DeadLetterReason::Refused,
+        died_at: 0,
+        payload: Bytes::from_static(b"{}"),
+    };
     harness.outbox.redeliver(vec![dead_letter], Now::read());
     harness.store_sync.redeliver(&mut harness.outbox, &notice(1));
     assert!(

@@ -15,13 +15,20 @@ impl Worker {
         self.is_draining = true;
         if time::timeout(ATTEMPT_DRAIN_TIMEOUT, self.finish_attempts()).await.is_err() {
             let webhook = &self.shared.definition().webhook.id;
-            error!(webhook, attempts = self.attempts.len(), "attempts are cut off: it is not known how they went");
+            error!(
+                webhook,
+                attempts = self.attempts.len(),
+                "attempts are cut off: it is not known how they went"
+            );
         }
         self.publish_status(Now::read()); // what has been heard last of the endpoint is to be kept, too
         self.store_sync.flush(&mut self.outbox, self.reader.committed_position()).await;
         let owed = self.outbox.owed().0;
         if owed > 0 && !self.context.is_durable {
-            self.report_lost(owed, "deliveries are lost: without log.data_dir they do not outlive the relay");
+            self.report_lost(
+                owed,
+                "deliveries are lost: without log.data_dir they do not outlive the relay",
+            );
         }
     }
 

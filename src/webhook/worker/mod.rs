@@ -55,7 +55,12 @@ pub(super) enum WebhookCommand {
     /// Sends a sample.
     Test(oneshot::Sender<Attempt>),
     /// Lists deliveries that are owed, or were accepted.
-    List { state: DeliveryState, before: Option<u64>, limit: usize, reply: oneshot::Sender<DeliveryPage> },
+    List {
+        state: DeliveryState,
+        before: Option<u64>,
+        limit: usize,
+        reply: oneshot::Sender<DeliveryPage>,
+    },
     /// Forgets a session.
     Erase(SessionId, oneshot::Sender<()>),
 }
@@ -116,7 +121,8 @@ impl Worker {
     pub(super) fn new(context: Arc<WebhookContext>, init: WorkerInit) -> Self {
         let definition = init.shared.definition();
         let now = Now::read();
-        let mut outbox = Outbox::new(context.policy(&definition.webhook), init.position, init.owed, now);
+        let mut outbox =
+            Outbox::new(context.policy(&definition.webhook), init.position, init.owed, now);
         if let Some(problem) = &definition.disabled {
             outbox.disable(problem);
         }
@@ -126,7 +132,12 @@ impl Worker {
         let notices = Arc::new(WebhookNotices::default());
         let scope = definition.webhook.scope();
         Self {
-            reader: WebhookReader::new(Arc::clone(&init.fanout), Arc::clone(&context.store), scope, init.position),
+            reader: WebhookReader::new(
+                Arc::clone(&init.fanout),
+                Arc::clone(&context.store),
+                scope,
+                init.position,
+            ),
             reloader: EventReloader::new(init.fanout),
             reload_at: now.instant,
             sender: Arc::new(context.build_sender(&definition)),
@@ -178,23 +189,33 @@ impl Worker {
 
     fn publish_status(&mut self, now: Now) {
         let unread = if self.outbox.has_capacity() { 0 } else { self.reader.lag() };
-        if let Some(changed) = self.shared.publish(&self.outbox, &self.notice, unread, now, &self.metrics) {
+        if let Some(changed) =
+            self.shared.publish(&self.outbox, &self.notice, unread, now, &self.metrics)
+        {
             self.redefine(changed);
         }
     }
 
     fn send_due(&mut self, now: Now) {
         while let Some(event) = self.outbox.next(now) {
-            if event.position() > self.reader.committed_position() && !self.outbox.last_was_retry() {
+            if event.position() > self.reader.committed_position() && !self.outbox.last_was_retry()
+            {
                 self.metrics.undurable.inc();
             }
-            let (sender, endpoint_generation) = (Arc::clone(&self.sender), self.endpoint_generation);
+            let (sender, endpoint_generation) =
+                (Arc::clone(&self.sender), self.endpoint_generation);
             let duration = self.metrics.attempt_seconds.clone();
             self.attempts.spawn(async move {
                 let began = Instant::now();
-                let (attempt, disposition) = sender.send(&event.id().to_string(), event.payload()).await;
+                let (attempt, disposition) =
+                    sender.send(&event.id().to_string(), event.payload()).await;
                 duration.observe(began.elapsed().as_secs_f64());
-                FinishedAttempt { position: event.position(), endpoint_generation, attempt, disposition }
+                FinishedAttempt {
+                    position: event.position(),
+                    endpoint_generation,
+                    attempt,
+                    disposition,
+                }
             });
         }
     }
@@ -225,7 +246,10 @@ impl Worker {
         let now = Instant::now();
         let reload_at = Some(self.reload_at).filter(|at| *at > now);
         let due = self.outbox.next_due_at().filter(|_| self.may_send());
-        let soonest = [due, reload_at, self.store_sync.due(&self.outbox, &self.notice)].into_iter().flatten().min();
+        let soonest = [due, reload_at, self.store_sync.due(&self.outbox, &self.notice)]
+            .into_iter()
+            .flatten()
+            .min();
         soonest.unwrap_or(now + WORKER_POLL_INTERVAL).min(now + WORKER_POLL_INTERVAL)
     }
 
@@ -235,7 +259,9 @@ impl Worker {
                 self.metrics.record_attempt(attempt.outcome);
                 match endpoint_generation == self.endpoint_generation {
                     true => self.outbox.settle(position, attempt, &disposition, Now::read()),
-                    false => self.outbox.settle_former(position, attempt, &disposition, Now::read()),
+                    false => {
+                        self.outbox.settle_former(position, attempt, &disposition, Now::read())
+                    }
                 }
             }
             Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
@@ -362,20 +388,35 @@ impl Worker {
         });
     }
 
-    fn list_deliveries(&self, state: DeliveryState, before: Option<u64>, limit: usize) -> DeliveryPage {
+    fn list_deliveries(
+        &self,
+        state: DeliveryState,
+        before: Option<u64>,
+        limit: usize,
+    ) -> DeliveryPage {
         match state {
             DeliveryState::Delivered => {
                 let delivered = self.outbox.delivered(before, limit);
-                let next = delivered.last().map(|(number, _)| *number).filter(|_| delivered.len() == limit);
-                let deliveries =
-                    delivered.into_iter().map(|(_, delivery)| ListedDelivery::Delivered(delivery)).collect();
+                let next = delivered
+                    .last()
+                    .map(|(number, _)| *number)
+                    .filter(|_| delivered.len() == limit);
+                let deliveries = delivered
+                    .into_iter()
+                    .map(|(_, delivery)| ListedDelivery::Delivered(delivery))
+                    .collect();
                 DeliveryPage { deliveries, next_cursor: next }
             }
             DeliveryState::Pending | DeliveryState::Dead => {
                 let pending = self.outbox.pending(before, limit, Now::read());
-                let next = pending.last().map(|(delivery, _)| delivery.position).filter(|_| pending.len() == limit);
-                let deliveries =
-                    pending.into_iter().map(|(delivery, due)| ListedDelivery::Pending(delivery, due)).collect();
+                let next = pending
+                    .last()
+                    .map(|(delivery, _)| delivery.position)
+                    .filter(|_| pending.len() == limit);
+                let deliveries = pending
+                    .into_iter()
+                    .map(|(delivery, due)| ListedDelivery::Pending(delivery, due))
+                    .collect();
                 DeliveryPage { deliveries, next_cursor: next }
             }
         }

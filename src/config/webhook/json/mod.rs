@@ -67,7 +67,8 @@ impl WebhookConfig {
     ///
     /// All that is wrong, by field.
     pub(crate) fn from_json(body: &[u8], existing: Option<&Self>) -> Result<Self, Vec<FieldError>> {
-        let JsonObject(mut fields) = serde_json::from_slice(body).map_err(|error| vec![parse_error(&error)])?;
+        let JsonObject(mut fields) =
+            serde_json::from_slice(body).map_err(|error| vec![parse_error(&error)])?;
         if existing.is_some() {
             // An answer may be sent back as it is.
             fields.retain(|(name, _)| !READ_ONLY_FIELDS.contains(&name.as_str()));
@@ -132,7 +133,11 @@ struct WebhookBody {
 
 impl WebhookBody {
     fn new(fields: Vec<(String, Value)>) -> Self {
-        let mut body = Self { table: toml::Table::new(), errors: Vec::new(), reported_fields: BTreeSet::new() };
+        let mut body = Self {
+            table: toml::Table::new(),
+            errors: Vec::new(),
+            reported_fields: BTreeSet::new(),
+        };
         for (name, value) in fields {
             let value = body.into_toml_value(&name, value);
             if body.table.contains_key(&name) {
@@ -145,7 +150,9 @@ impl WebhookBody {
 
     /// Puts in what stays.
     fn fill_fixed_fields(&mut self, existing: &WebhookConfig) {
-        for (field, fixed) in [("id", existing.id.as_str()), ("product_id", existing.product_id.as_str())] {
+        for (field, fixed) in
+            [("id", existing.id.as_str()), ("product_id", existing.product_id.as_str())]
+        {
             let given = self.table.insert(field.to_owned(), fixed.into());
             if given.is_some_and(|given| given.as_str() != Some(fixed)) {
                 self.report(field, "cannot be changed; register another webhook");
@@ -156,7 +163,8 @@ impl WebhookBody {
     fn read(mut self, existing: Option<&WebhookConfig>) -> Result<WebhookConfig, Vec<FieldError>> {
         let text = self.table.to_string();
         // What was written here can be read here; should it not, no word of it is repeated.
-        let document = DeTable::parse(&text).map_err(|_| vec![FieldError::new("", "cannot be read")])?;
+        let document =
+            DeTable::parse(&text).map_err(|_| vec![FieldError::new("", "cannot be read")])?;
         let environment = Environment::default();
         let context = ParseContext::new("", &text, &environment);
         let mut section = Section::root(&context, document.get_ref());
@@ -183,7 +191,9 @@ impl WebhookBody {
         let Value::Array(elements) = value else { return self.scalar_to_toml(field, &value) };
         let elements = elements.iter().enumerate();
         toml::Value::Array(
-            elements.map(|(index, value)| self.scalar_to_toml(&format!("{field}[{index}]"), value)).collect(),
+            elements
+                .map(|(index, value)| self.scalar_to_toml(&format!("{field}[{index}]"), value))
+                .collect(),
         )
     }
 
@@ -210,7 +220,9 @@ fn read_secret(section: &mut Section<'_>, existing: Option<&WebhookConfig>) -> O
     let entry = section.entry("secret");
     match existing {
         // A form that was filled from an answer comes back with the mask, or empty.
-        Some(existing) if entry.non_empty_text() == Some(MASK) || !entry.is_given() => Some(existing.secret.clone()),
+        Some(existing) if entry.non_empty_text() == Some(MASK) || !entry.is_given() => {
+            Some(existing.secret.clone())
+        }
         _ => Secret::from_entry(&entry, SecretRule::Header),
     }
 }
@@ -252,4 +264,5 @@ impl<'de> Visitor<'de> for JsonObjectVisitor {
 }
 
 /// What an answer shows beside the fields that can be set.
-const READ_ONLY_FIELDS: [&str; 7] = ["source", "state", "until", "problem", "pending", "oldest_pending_at", "dead"];
+const READ_ONLY_FIELDS: [&str; 7] =
+    ["source", "state", "until", "problem", "pending", "oldest_pending_at", "dead"];

@@ -85,7 +85,8 @@ fn every_field_has_its_own_error_and_all_are_told_at_once() {
         let key = field.split('[').next().unwrap();
         assert_eq!(refused_fields(&with(key, value.clone()), None), [field], "{value}");
     }
-    let body = json!({ "id": "a b", "url": "hush", "types": [1], "max_retries": null, "more": [{}] });
+    let body =
+        json!({ "id": "a b", "url": "hush", "types": [1], "max_retries": null, "more": [{}] });
     let mut fields = refused_fields(&body, None);
     fields.sort();
     assert_eq!(fields, ["id", "max_retries", "more", "product_id", "secret", "types[0]", "url"]);
@@ -105,7 +106,17 @@ fn nothing_of_the_relays_own_can_be_named() {
 
 #[test]
 fn a_body_that_is_no_object_is_an_error_of_the_whole() {
-    for body in ["", "hush", "[]", "\"hush\"", "7", "null", "{\"id\":\"hush\"", "{} {}", "{\"id\":\"\u{1}\"}"] {
+    for body in [
+        "",
+        "hush",
+        "[]",
+        "\"hush\"",
+        "7",
+        "null",
+        "{\"id\":\"hush\"",
+        "{} {}",
+        "{\"id\":\"\u{1}\"}",
+    ] {
         let errors = WebhookConfig::from_json(body.as_bytes(), None).unwrap_err();
         assert_eq!(errors.len(), 1, "{body}: {errors:?}");
         assert_eq!(errors[0].field, "", "{body}");
@@ -119,7 +130,10 @@ fn a_body_that_is_no_object_is_an_error_of_the_whole() {
 #[test]
 fn a_field_given_twice_is_an_error() {
     let body = minimal().to_string().replace("\"id\"", "\"id\":\"other\",\"id\"");
-    assert_eq!(WebhookConfig::from_json(body.as_bytes(), None).unwrap_err(), [FieldError::new("id", "is given twice")]);
+    assert_eq!(
+        WebhookConfig::from_json(body.as_bytes(), None).unwrap_err(),
+        [FieldError::new("id", "is given twice")]
+    );
 }
 
 #[test]

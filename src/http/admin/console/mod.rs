@@ -8,7 +8,9 @@
 use std::sync::Arc;
 
 use axum::{Router, response::IntoResponse, routing::get};
-use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY};
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
+};
 
 use super::AdminState;
 

@@ -44,7 +44,8 @@ pub(in crate::http) async fn list(
     let request = DeliveryQuery::read(&query.unwrap_or_default())?;
     let page = admin.webhooks.deliveries(&id, request.state, request.before, request.limit).await?;
     let deliveries = page.deliveries.iter().map(DeliveryView::new).collect();
-    Ok(Json(DeliveryPageView { deliveries, next: page.next_cursor.map(|next| next.to_string()) }).into_response())
+    Ok(Json(DeliveryPageView { deliveries, next: page.next_cursor.map(|next| next.to_string()) })
+        .into_response())
 }
 
 /// Puts dead letters back into the queue.
@@ -78,7 +79,8 @@ impl DeliveryQuery {
     ///
     /// 400 for a state, limit or cursor that is none.
     fn read(query: &str) -> Result<Self, Problem> {
-        let (mut state, mut before, mut limit) = (DeliveryState::Pending, None, DEFAULT_DELIVERIES_PER_PAGE);
+        let (mut state, mut before, mut limit) =
+            (DeliveryState::Pending, None, DEFAULT_DELIVERIES_PER_PAGE);
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*key {
                 "state" => state = parse_state(&value)?,
@@ -105,8 +107,13 @@ fn parse_cursor(text: &str) -> Result<u64, Problem> {
 }
 
 fn parse_limit(text: &str) -> Result<usize, Problem> {
-    let number = text.parse().ok().filter(|number| (1..=MAX_DELIVERIES_PER_REQUEST).contains(number));
-    number.ok_or_else(|| Problem::bad_request(format!("limit must be a number from 1 to {MAX_DELIVERIES_PER_REQUEST}")))
+    let number =
+        text.parse().ok().filter(|number| (1..=MAX_DELIVERIES_PER_REQUEST).contains(number));
+    number.ok_or_else(|| {
+        Problem::bad_request(format!(
+            "limit must be a number from 1 to {MAX_DELIVERIES_PER_REQUEST}"
+        ))
+    })
 }
 
 /// Which dead letters a body means: `{"delivery_ids":[…]}` or `{"state":"dead"}`.
@@ -116,13 +123,17 @@ fn parse_selection(body: &[u8]) -> Result<DeadLetterSelection, Vec<FieldError>> 
         return Err(error("", "must be a JSON object"));
     };
     let (ids, state) = (fields.remove("delivery_ids"), fields.remove("state"));
-    let unknown = fields.keys().map(|field| FieldError::new(field, "unknown key; known are delivery_ids, state"));
+    let unknown = fields
+        .keys()
+        .map(|field| FieldError::new(field, "unknown key; known are delivery_ids, state"));
     let unknown: Vec<_> = unknown.collect();
     match (ids, state) {
         _ if !unknown.is_empty() => Err(unknown),
         (Some(ids), None) => parse_event_ids(&ids).map(DeadLetterSelection::Events),
         (None, Some(Value::String(state))) if state == "dead" => Ok(DeadLetterSelection::All),
-        (None, Some(_)) => Err(error("state", "must be \"dead\": nothing else can be delivered again")),
+        (None, Some(_)) => {
+            Err(error("state", "must be \"dead\": nothing else can be delivered again"))
+        }
         _ => Err(error("", "must have either delivery_ids or state")),
     }
 }
@@ -137,7 +148,10 @@ fn parse_event_ids(ids: &Value) -> Result<Vec<EventId>, Vec<FieldError>> {
     for (index, id) in ids.iter().enumerate() {
         match id.as_str().and_then(EventId::parse) {
             Some(id) => parsed.push(id),
-            None => errors.push(FieldError::new(format!("delivery_ids[{index}]"), "must be the id of a delivery")),
+            None => errors.push(FieldError::new(
+                format!("delivery_ids[{index}]"),
+                "must be the id of a delivery",
+            )),
         }
     }
     if errors.is_empty() { Ok(parsed) } else { Err(errors) }
@@ -172,9 +186,10 @@ struct DeliveryView<'a> {
 impl<'a> DeliveryView<'a> {
     fn new(listed: &'a ListedDelivery) -> Self {
         match listed {
-            ListedDelivery::Pending(delivery, due) => {
-                Self { next_attempt_at: due.map(rfc3339_from_unix), ..Self::of(delivery, "pending") }
-            }
+            ListedDelivery::Pending(delivery, due) => Self {
+                next_attempt_at: due.map(rfc3339_from_unix),
+                ..Self::of(delivery, "pending")
+            },
             ListedDelivery::Delivered(delivery) => Self::of(delivery, "delivered"),
             ListedDelivery::Dead(dead_letter) => Self::dead(dead_letter),
         }

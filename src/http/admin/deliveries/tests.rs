@@ -38,7 +38,9 @@ fn a_query_names_a_state_and_perhaps_a_limit_and_a_cursor() {
 #[test]
 fn a_body_means_all_dead_letters_or_those_it_names() {
     assert!(matches!(parse_selection(br#"{"state":"dead"}"#), Ok(DeadLetterSelection::All)));
-    let Ok(DeadLetterSelection::Events(ids)) = parse_selection(br#"{"delivery_ids":["7-1","7-2.3"]}"#) else {
+    let Ok(DeadLetterSelection::Events(ids)) =
+        parse_selection(br#"{"delivery_ids":["7-1","7-2.3"]}"#)
+    else {
         panic!("ids are named")
     };
     assert_eq!(ids, [EventId::new(7, 1), EventId::parse("7-2.3").unwrap()]);
@@ -60,11 +62,17 @@ fn a_body_that_means_nothing_is_told_what_is_wrong_with_it() {
         (r#"{"state":["dead"]}"#, &["state"]),
         (r#"{"state":"dead","more":1}"#, &["more"]),
         (r#"{"delivery_ids":"1-1"}"#, &["delivery_ids"]),
-        (r#"{"delivery_ids":["1-1","x",7,"01-1"]}"#, &["delivery_ids[1]", "delivery_ids[2]", "delivery_ids[3]"]),
+        (
+            r#"{"delivery_ids":["1-1","x",7,"01-1"]}"#,
+            &["delivery_ids[1]", "delivery_ids[2]", "delivery_ids[3]"],
+        ),
         (&many(1001), &["delivery_ids"]),
     ] {
         let errors = parse_selection(body.as_bytes()).unwrap_err();
-        assert!(errors.iter().map(|error| error.field.as_str()).eq(fields.iter().copied()), "{errors:?}");
+        assert!(
+            errors.iter().map(|error| error.field.as_str()).eq(fields.iter().copied()),
+            "{errors:?}"
+        );
     }
 }
 
@@ -101,22 +109,36 @@ fn a_delivery_is_shown_with_its_attempts() {
     let waiting = shown(&ListedDelivery::Pending(delivery(), None));
     assert_eq!(waiting["next_attempt_at"], Value::Null);
     let delivered = shown(&ListedDelivery::Delivered(Delivery { session: None, ..delivery() }));
-    assert_eq!((&delivered["state"], &delivered["session_id"]), (&json!("delivered"), &Value::Null));
+    assert_eq!(
+        (&delivered["state"], &delivered["session_id"]),
+        (&json!("delivered"), &Value::Null)
+    );
 }
 
 #[test]
 fn a_dead_letter_is_shown_with_its_reason_and_payload() {
     let dead_letter = |payload: &'static [u8]| {
         let (delivery, reason) = (delivery(), DeadLetterReason::Exhausted);
-        ListedDelivery::Dead(DeadLetter { delivery, reason, died_at: 1_800_000_000_000, payload: payload.into() })
+        ListedDelivery::Dead(DeadLetter {
+            delivery,
+            reason,
+            died_at: 1_800_000_000_000,
+            payload: payload.into(),
+        })
     };
     let dead = shown(&dead_letter(br#"{"type":"summary"}"#));
     assert_eq!((&dead["state"], &dead["reason"]), (&json!("dead"), &json!("exhausted")));
-    assert_eq!((&dead["died_at"], &dead["next_attempt_at"]), (&json!("2027-01-15T08:00:00.000Z"), &Value::Null));
+    assert_eq!(
+        (&dead["died_at"], &dead["next_attempt_at"]),
+        (&json!("2027-01-15T08:00:00.000Z"), &Value::Null)
+    );
     // Its own text: no number is rounded, no field is moved.
     let text = r#"{"type":"a","n":1.00000000000000000001,"a":1}"#;
     let dead_letter_with_text = dead_letter(text.as_bytes());
-    let page = DeliveryPageView { deliveries: vec![DeliveryView::new(&dead_letter_with_text)], next: None };
+    let page = DeliveryPageView {
+        deliveries: vec![DeliveryView::new(&dead_letter_with_text)],
+        next: None,
+    };
     assert!(serde_json::to_string(&page).unwrap().contains(&format!(r#""payload":{text}"#)));
     assert_eq!(shown(&dead_letter(b"no \"json\"\xff"))["payload"], json!("no \"json\"\u{fffd}"));
 }

@@ -58,9 +58,12 @@ pub(in crate::http) async fn register(
         return Err(WebhookError::UnknownProduct.into());
     }
     let existing = ExistingWebhook::of(admin.webhooks.get(product.as_str()), &product);
-    let is_registered = existing == ExistingWebhook::Registered || admin.stream_registrations.lock().contains(&product);
+    let is_registered = existing == ExistingWebhook::Registered
+        || admin.stream_registrations.lock().contains(&product);
     if is_registered && !is_forced {
-        return Err(Problem::conflict("this product is registered; to replace that, send force_reregister: true"));
+        return Err(Problem::conflict(
+            "this product is registered; to replace that, send force_reregister: true",
+        ));
     }
     let answer = mode.to_json(&product);
     match mode {
@@ -128,7 +131,9 @@ impl RegistrationMode {
     /// The JSON that a 201 brings; never a secret.
     fn to_json(&self, product: &ProductId) -> Value {
         match self {
-            Self::Stream => json!({ "status": "registered", "product_id": product.as_str(), "mode": "sse" }),
+            Self::Stream => {
+                json!({ "status": "registered", "product_id": product.as_str(), "mode": "sse" })
+            }
             Self::Push(webhook) => {
                 let (product, id) = (product.as_str(), &webhook.id);
                 json!({ "status": "registered", "product_id": product, "mode": "push", "webhook_id": id })
@@ -180,28 +185,42 @@ impl<'a> RegistrationForm<'a> {
         }
         match non_empty(self.fields.get("integration_type")).map(Value::as_str) {
             Some(Some("webhook")) => self.push(product, "forward_url"),
-            Some(Some("event_stream")) => match self.lookup("integration_config.mode").and_then(Value::as_str) {
-                Some("push") => self.push(product, "integration_config.url"),
-                Some("sse") => Ok(RegistrationMode::Stream),
-                _ => error("integration_config.mode", "must be \"push\" or \"sse\""),
-            },
+            Some(Some("event_stream")) => {
+                match self.lookup("integration_config.mode").and_then(Value::as_str) {
+                    Some("push") => self.push(product, "integration_config.url"),
+                    Some("sse") => Ok(RegistrationMode::Stream),
+                    _ => error("integration_config.mode", "must be \"push\" or \"sse\""),
+                }
+            }
             _ => error("integration_type", "must be \"event_stream\" or \"webhook\""),
         }
     }
 
     /// The webhook that the connector would push to. `url` is where a URL is missed if there is none.
-    fn push(self, product: &ProductId, url: &'static str) -> Result<RegistrationMode, Vec<FieldError>> {
-        let url = self.first_given(&["integration_config.url", "forward_url"]).unwrap_or((url, &Value::Null));
+    fn push(
+        self,
+        product: &ProductId,
+        url: &'static str,
+    ) -> Result<RegistrationMode, Vec<FieldError>> {
+        let url = self
+            .first_given(&["integration_config.url", "forward_url"])
+            .unwrap_or((url, &Value::Null));
         let secrets = ["integration_config.secret", "forward_secret", "webhook_secret"];
-        let secret = self.first_given(&secrets).unwrap_or(("integration_config.secret", &Value::Null));
+        let secret =
+            self.first_given(&secrets).unwrap_or(("integration_config.secret", &Value::Null));
         let mut body = Map::new();
         body.extend(["id", "product_id"].map(|key| (key.to_owned(), product.as_str().into())));
         body.insert("types".to_owned(), json!(["actions"]));
-        let given = [("url", url.1), ("secret", secret.1)].into_iter().filter(|(_, value)| !value.is_null());
+        let given = [("url", url.1), ("secret", secret.1)]
+            .into_iter()
+            .filter(|(_, value)| !value.is_null());
         body.extend(given.map(|(key, value)| (key.to_owned(), value.clone())));
         let webhook = WebhookConfig::from_json(Value::Object(body).to_string().as_bytes(), None);
         let webhook = webhook.map_err(|errors| {
-            errors.into_iter().map(|error| in_caller_terms(error, url.0, secret.0)).collect::<Vec<_>>()
+            errors
+                .into_iter()
+                .map(|error| in_caller_terms(error, url.0, secret.0))
+                .collect::<Vec<_>>()
         })?;
         Ok(RegistrationMode::Push(Box::new(webhook)))
     }

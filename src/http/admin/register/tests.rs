@@ -22,7 +22,12 @@ fn push() -> Value {
 }
 
 /// As `post_register_product_cli` of the SDK sends it.
-fn from_the_sdk(integration_type: &str, integration_config: &Value, forward_url: &str, forward_secret: &str) -> Value {
+fn from_the_sdk(
+    integration_type: &str,
+    integration_config: &Value,
+    forward_url: &str,
+    forward_secret: &str,
+) -> Value {
     json!({ "product_id": "prod_abc", "contact_email": "a@b.c", "webhook_secret": "of-the-source",
         "integration_type": integration_type, "integration_config": integration_config,
         "forward_url": forward_url, "forward_secret": forward_secret, "force_reregister": false })
@@ -32,7 +37,10 @@ fn from_the_sdk(integration_type: &str, integration_config: &Value, forward_url:
 fn push_makes_a_webhook_with_the_name_of_its_product() {
     let webhook = pushed(&push());
     assert_eq!((webhook.id.as_str(), webhook.product_id.as_str()), ("prod_abc", "prod_abc"));
-    assert_eq!((webhook.url.to_string().as_str(), webhook.secret.expose()), ("https://h/e", "hush"));
+    assert_eq!(
+        (webhook.url.to_string().as_str(), webhook.secret.expose()),
+        ("https://h/e", "hush")
+    );
     assert_eq!(webhook.types, Only::These(["actions".to_owned()].into()));
     assert_eq!((webhook.max_retries, webhook.max_in_flight), (8, 16));
 }
@@ -74,7 +82,8 @@ fn what_is_wrong_is_told_in_the_callers_words() {
     };
     let mut forced = push();
     forced["force_reregister"] = "yes".into();
-    let without_secrets = json!({ "product_id": "p", "integration_type": "webhook", "forward_url": "https://h/" });
+    let without_secrets =
+        json!({ "product_id": "p", "integration_type": "webhook", "forward_url": "https://h/" });
     for (body, fields) in [
         (json!([]), &[""][..]),
         (json!({}), &["product_id"]),
@@ -91,12 +100,18 @@ fn what_is_wrong_is_told_in_the_callers_words() {
         (with("/integration_config/url", json!(["hush"])), &["integration_config.url"]),
         (with("/integration_config/secret", json!("hush hush")), &["integration_config.secret"]),
         (from_the_sdk("webhook", &json!({}), "", ""), &["forward_url"]),
-        (from_the_sdk("webhook", &json!({}), "hush", "hush hush"), &["forward_secret", "forward_url"]),
+        (
+            from_the_sdk("webhook", &json!({}), "hush", "hush hush"),
+            &["forward_secret", "forward_url"],
+        ),
         (without_secrets, &["integration_config.secret"]),
         (forced, &["force_reregister"]),
     ] {
         let errors = read(&body).unwrap_err();
-        assert!(errors.iter().map(|error| error.field.as_str()).eq(fields.iter().copied()), "{body}: {errors:?}");
+        assert!(
+            errors.iter().map(|error| error.field.as_str()).eq(fields.iter().copied()),
+            "{body}: {errors:?}"
+        );
         assert!(!format!("{errors:?}").contains("hush"), "{errors:?}");
     }
 }
@@ -106,7 +121,10 @@ fn an_answer_names_what_was_made_and_no_secret() {
     let RegistrationRequest { product, mode, .. } = read(&push()).unwrap();
     let answer = mode.to_json(&product);
     assert_eq!((&answer["mode"], &answer["webhook_id"]), (&json!("push"), &json!("prod_abc")));
-    assert!(!answer.to_string().contains("hush") && !answer.to_string().contains("of-the-source"), "{answer}");
+    assert!(
+        !answer.to_string().contains("hush") && !answer.to_string().contains("of-the-source"),
+        "{answer}"
+    );
     assert_eq!(RegistrationMode::Stream.to_json(&product)["mode"], "sse");
 }
 
@@ -117,10 +135,15 @@ fn only_a_webhook_of_the_api_and_of_the_same_product_is_a_registration() {
     let (state, until, problem, oldest_pending) = (EndpointState::Active, None, None, None);
     let facts = WebhookStatus { state, until, problem, pending: 0, oldest_pending, dead: 0 };
     let webhook = Arc::new(pushed(&push()));
-    let view = |source| Some(WebhookSummary { webhook: Arc::clone(&webhook), source, status: facts.clone() });
+    let view = |source| {
+        Some(WebhookSummary { webhook: Arc::clone(&webhook), source, status: facts.clone() })
+    };
     let (own, other) = (webhook.product_id.clone(), ProductId::new("other").unwrap());
     assert_eq!(ExistingWebhook::of(None, &own), ExistingWebhook::None);
     assert_eq!(ExistingWebhook::of(view(WebhookSource::Api), &own), ExistingWebhook::Registered);
     assert_eq!(ExistingWebhook::of(view(WebhookSource::File), &own), ExistingWebhook::FromConfig);
-    assert_eq!(ExistingWebhook::of(view(WebhookSource::Api), &other), ExistingWebhook::OtherProduct);
+    assert_eq!(
+        ExistingWebhook::of(view(WebhookSource::Api), &other),
+        ExistingWebhook::OtherProduct
+    );
 }

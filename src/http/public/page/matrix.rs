@@ -26,7 +26,8 @@ use crate::{
 async fn a_million_times_what_is_seen_is_what_is_granted_and_asked_for() {
     let is_long = std::env::var_os("AUTOPLAY_RELAY_LONG").is_some();
     let (schedules, min_pairs) = if is_long { (1500, 2_000_000) } else { (100, 100_000) };
-    let first: u64 = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let first: u64 =
+        std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     let mut judged = MatrixTally::default();
     for seed in first..first + schedules {
         Schedule::new(seed).run(&mut judged).await;
@@ -35,7 +36,9 @@ async fn a_million_times_what_is_seen_is_what_is_granted_and_asked_for() {
     assert!(pairs >= min_pairs, "{judged:?}");
     // Were nothing ever seen or refused, the rest would prove nothing.
     assert!(
-        seen > pairs / 50 && pairs > seen * 2 && [refused, changes, notices].iter().all(|it| *it > 50),
+        seen > pairs / 50
+            && pairs > seen * 2
+            && [refused, changes, notices].iter().all(|it| *it > 50),
         "{judged:?}"
     );
 }
@@ -93,13 +96,20 @@ impl ScopeModel {
         let both = |granted: &NameFilter, wished: &NameFilter| match (granted, wished) {
             (granted, None) => Some(granted.clone()),
             (None, wished) => Some(wished.clone()),
-            (Some(granted), Some(wished)) => wished.is_subset(granted).then(|| Some(wished.clone())),
+            (Some(granted), Some(wished)) => {
+                wished.is_subset(granted).then(|| Some(wished.clone()))
+            }
         };
-        Some(Self { sessions: both(&self.sessions, &requested.sessions)?, kinds: both(&self.kinds, &requested.kinds)? })
+        Some(Self {
+            sessions: both(&self.sessions, &requested.sessions)?,
+            kinds: both(&self.kinds, &requested.kinds)?,
+        })
     }
 
     fn admits(&self, (session, kind): (&str, &str)) -> bool {
-        let is_in = |names: &NameFilter, name: &str| names.as_ref().is_none_or(|names| names.contains(name));
+        let is_in = |names: &NameFilter, name: &str| {
+            names.as_ref().is_none_or(|names| names.contains(name))
+        };
         is_in(&self.sessions, session) && is_in(&self.kinds, kind)
     }
 
@@ -133,7 +143,8 @@ impl ProductHarness {
         log.set_numbering(Numbering::Own);
         let fanout = Arc::new(Fanout::new(Arc::new(log), 1));
         let task_fanout = Arc::clone(&fanout);
-        let fanout_task = Box::pin(unconstrained(async move { task_fanout.run(CancellationToken::new()).await }));
+        let fanout_task =
+            Box::pin(unconstrained(async move { task_fanout.run(CancellationToken::new()).await }));
         Self { id, fanout, fanout_task, sent: Vec::new(), shown: 0 }
     }
 
@@ -141,7 +152,13 @@ impl ProductHarness {
         self.sent.push((session, kind));
         let payload = Bytes::from(format!("{} {}", self.id, self.sent.len()));
         let session = (!session.is_empty()).then(|| SessionId::new(session).unwrap());
-        let draft = Draft { kind: Kind::new(kind), session, forwarded_at: None, payload, received: Instant::now() };
+        let draft = Draft {
+            kind: Kind::new(kind),
+            session,
+            forwarded_at: None,
+            payload,
+            received: Instant::now(),
+        };
         self.fanout.log().append(draft);
     }
 
@@ -151,7 +168,12 @@ impl ProductHarness {
     }
 
     /// Places behind `from`, up to `to`, that these limits admit.
-    fn expected_payloads(&self, limits: &ScopeModel, from: usize, to: usize) -> impl Iterator<Item = String> {
+    fn expected_payloads(
+        &self,
+        limits: &ScopeModel,
+        from: usize,
+        to: usize,
+    ) -> impl Iterator<Item = String> {
         let places = (from + 1..=to).filter(|place| limits.admits(self.sent[place - 1]));
         places.map(|place| format!("{} {place}", self.id))
     }
@@ -204,11 +226,24 @@ impl Schedule {
     fn new(seed: u64) -> Self {
         let secret = Secret::inline(SECRET.to_owned());
         let verification = JwtVerification::SharedSecret { secret, previous_secret: None };
-        let jwt = JwtConfig { verification, audience: None, allow_query_token: false, cookie_name: None };
+        let jwt =
+            JwtConfig { verification, audience: None, allow_query_token: false, cookie_name: None };
         let (anonymous_permissions, keys) = (BTreeSet::from([Permission::Subscribe]), Vec::new());
-        let auth = AuthConfig { allow_anonymous: false, anonymous_permissions, admin_key: None, keys, jwt: Some(jwt) };
+        let auth = AuthConfig {
+            allow_anonymous: false,
+            anonymous_permissions,
+            admin_key: None,
+            keys,
+            jwt: Some(jwt),
+        };
         let harnesses = PRODUCTS.map(ProductHarness::new).into();
-        Self { seed, rng: Rng::with_seed(seed), access: Access::new(&auth), harnesses, readers: Vec::new() }
+        Self {
+            seed,
+            rng: Rng::with_seed(seed),
+            access: Access::new(&auth),
+            harnesses,
+            readers: Vec::new(),
+        }
     }
 
     async fn run(mut self, judged: &mut MatrixTally) {
@@ -216,8 +251,10 @@ impl Schedule {
             match self.rng.u8(..100) {
                 0..55 => {
                     let at = self.rng.usize(..self.harnesses.len());
-                    let (session, kind) =
-                        (SESSIONS[self.rng.usize(..SESSIONS.len())], KINDS[self.rng.usize(..KINDS.len())]);
+                    let (session, kind) = (
+                        SESSIONS[self.rng.usize(..SESSIONS.len())],
+                        KINDS[self.rng.usize(..KINDS.len())],
+                    );
                     self.harnesses[at].append(session, kind);
                 }
                 55..70 => {
@@ -236,12 +273,19 @@ impl Schedule {
     /// A token of random claims, and what the relay makes of it.
     fn grant(&mut self) -> (BTreeSet<&'static str>, ScopeModel, bool, Grant) {
         let rng = &mut self.rng;
-        let products: BTreeSet<_> = (0..1 + rng.usize(..2)).map(|_| PRODUCTS[rng.usize(..PRODUCTS.len())]).collect();
+        let products: BTreeSet<_> =
+            (0..1 + rng.usize(..2)).map(|_| PRODUCTS[rng.usize(..PRODUCTS.len())]).collect();
         let granted = ScopeModel::random(rng);
-        let permissions =
-            [None, Some(json!(["subscribe"])), Some(json!(["publish", "subscribe"])), Some(json!(["publish"]))];
+        let permissions = [
+            None,
+            Some(json!(["subscribe"])),
+            Some(json!(["publish", "subscribe"])),
+            Some(json!(["publish"])),
+        ];
         let permissions = permissions[rng.usize(..permissions.len())].clone();
-        let may_subscribe = permissions.as_ref().is_none_or(|it| it.as_array().unwrap().contains(&json!("subscribe")));
+        let may_subscribe = permissions
+            .as_ref()
+            .is_none_or(|it| it.as_array().unwrap().contains(&json!("subscribe")));
         let mut claims = json!({"exp": 4_000_000_000_u64});
         let mut claim = |name: &str, names: &BTreeSet<&str>| {
             // One is as good as an array of one.
@@ -254,7 +298,12 @@ impl Schedule {
         permissions.into_iter().for_each(|it| claims["permissions"] = it);
         let token = signed(&claims);
         let grant = self.access.authenticate(Some(&Credential::TokenOnly(token.as_bytes().into())));
-        (products, granted, may_subscribe, grant.unwrap_or_else(|_| panic!("seed {}: {claims}", self.seed)))
+        (
+            products,
+            granted,
+            may_subscribe,
+            grant.unwrap_or_else(|_| panic!("seed {}: {claims}", self.seed)),
+        )
     }
 
     /// Somebody asks for something, and is told so far whether that is allowed.
@@ -266,7 +315,12 @@ impl Schedule {
         let product = self.rng.usize(..self.harnesses.len());
         let is_open = products.contains(PRODUCTS[product]) && may_subscribe;
         let harness = &self.harnesses[product];
-        assert_eq!(grant.check(&harness.id, Permission::Subscribe).is_ok(), is_open, "seed {}", self.seed);
+        assert_eq!(
+            grant.check(&harness.id, Permission::Subscribe).is_ok(),
+            is_open,
+            "seed {}",
+            self.seed
+        );
         let asked = granted.random_request(&mut self.rng);
         let position = self.rng.usize(..=harness.sent.len());
         let (id, from, is_foreign) = match self.rng.u8(..8) {
@@ -274,7 +328,9 @@ impl Schedule {
             3 => ("0".to_owned(), 0, false),
             4 => ("1-1".to_owned(), 0, true),
             5 => ("s1".to_owned(), 0, true),
-            _ => (harness.fanout.log().id_at(position as u64).unwrap().to_string(), position, false),
+            _ => {
+                (harness.fanout.log().id_at(position as u64).unwrap().to_string(), position, false)
+            }
         };
         let (mut query, mut headers) = (asked.query(), HeaderMap::new());
         if self.rng.bool() {
@@ -295,8 +351,12 @@ impl Schedule {
     }
 
     fn subscribe(&mut self, judged: &mut MatrixTally) {
-        let Some((product, granted, limits, grant, request, from, is_foreign)) = self.ask(judged) else { return };
-        let subscription = self.harnesses[product].fanout.subscribe(Arc::default(), request.scope, &request.start);
+        let Some((product, granted, limits, grant, request, from, is_foreign)) = self.ask(judged)
+        else {
+            return;
+        };
+        let subscription =
+            self.harnesses[product].fanout.subscribe(Arc::default(), request.scope, &request.start);
         self.readers.push(ModelReader {
             product,
             granted,
@@ -328,7 +388,11 @@ impl Schedule {
             (Ok(scope), Some(limits)) => {
                 // What the old filter had still to give is judged by the new one.
                 let position = usize::try_from(reader.subscription.returned_through()).unwrap();
-                let due = self.harnesses[reader.product].expected_payloads(&reader.limits, reader.from, position);
+                let due = self.harnesses[reader.product].expected_payloads(
+                    &reader.limits,
+                    reader.from,
+                    position,
+                );
                 reader.expected.extend(due);
                 reader.from = reader.from.max(position);
                 reader.limits = limits;
@@ -341,7 +405,9 @@ impl Schedule {
 
     /// All pages from somewhere on, one behind the other.
     async fn page(&mut self, judged: &mut MatrixTally) {
-        let Some((product, _, limits, _, request, from, is_foreign)) = self.ask(judged) else { return };
+        let Some((product, _, limits, _, request, from, is_foreign)) = self.ask(judged) else {
+            return;
+        };
         let max = self.rng.usize(1..50);
         let harness = &mut self.harnesses[product];
         harness.run_fanout();
@@ -351,7 +417,8 @@ impl Schedule {
         };
         let (mut seen, mut notices) = (Vec::new(), 0);
         loop {
-            let page = EventPage::read(&harness.fanout, request.scope.clone(), &start, max).await.unwrap();
+            let page =
+                EventPage::read(&harness.fanout, request.scope.clone(), &start, max).await.unwrap();
             if page.is_empty() {
                 break;
             }
@@ -359,8 +426,14 @@ impl Schedule {
             seen.extend(page.events.iter().map(|event| text(event)));
             start = StartPosition::After(page.next.unwrap());
         }
-        let expected: Vec<_> = harness.expected_payloads(&limits, from, harness.sent.len()).collect();
-        assert_eq!((&seen, notices), (&expected, usize::from(is_foreign)), "seed {}: pages, {limits:?}", self.seed);
+        let expected: Vec<_> =
+            harness.expected_payloads(&limits, from, harness.sent.len()).collect();
+        assert_eq!(
+            (&seen, notices),
+            (&expected, usize::from(is_foreign)),
+            "seed {}: pages, {limits:?}",
+            self.seed
+        );
         judged.pairs += harness.sent.len() - from;
         judged.seen += seen.len();
         judged.notices += notices;
@@ -371,7 +444,11 @@ impl Schedule {
         for mut reader in self.readers {
             reader.read(usize::MAX);
             let harness = &self.harnesses[reader.product];
-            reader.expected.extend(harness.expected_payloads(&reader.limits, reader.from, harness.sent.len()));
+            reader.expected.extend(harness.expected_payloads(
+                &reader.limits,
+                reader.from,
+                harness.sent.len(),
+            ));
             let limits = (&reader.granted, &reader.limits);
             assert_eq!(reader.seen, reader.expected, "seed {}: {limits:?}", self.seed);
             assert_eq!(reader.notices, reader.expected_notices, "seed {}", self.seed);
@@ -383,8 +460,10 @@ impl Schedule {
 }
 
 fn signed(claims: &Value) -> String {
-    let text = format!("{}.{}", BASE64.encode(r#"{"alg":"HS256"}"#), BASE64.encode(claims.to_string()));
-    let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()), text.as_bytes());
+    let text =
+        format!("{}.{}", BASE64.encode(r#"{"alg":"HS256"}"#), BASE64.encode(claims.to_string()));
+    let signature =
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()), text.as_bytes());
     format!("{text}.{}", BASE64.encode(signature))
 }
 

@@ -71,7 +71,8 @@ pub(crate) async fn page(
     let scope = grant.narrow(requested.scope)?;
     let max_events = parse_limit(&query)?;
     relay.ensure_not_draining()?;
-    let mut permit = relay.page_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
+    let mut permit =
+        relay.page_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
     permit.grow_to(1).await?;
     let start = match requested.start {
         StartPosition::Now => StartPosition::Oldest, // who listens to news only would never be given any
@@ -122,7 +123,14 @@ impl PageBody {
     ) -> Self {
         let send_due = wheel.tick_after(PAGE_SEND_TIMEOUT);
         forced_close.schedule_at(send_due);
-        Self { json: json.into(), stream_state, forced_close, wheel: Arc::clone(wheel), send_due, _permit: permit }
+        Self {
+            json: json.into(),
+            stream_state,
+            forced_close,
+            wheel: Arc::clone(wheel),
+            send_due,
+            _permit: permit,
+        }
     }
 }
 
@@ -174,7 +182,9 @@ fn parse_limit(query: &str) -> Result<usize, Problem> {
     let given = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "limit");
     given.map(|(_, value)| value).try_fold(DEFAULT_PAGE_EVENTS, |_, value| {
         let number = value.parse().ok().filter(|number| (1..=MAX_PAGE_EVENTS).contains(number));
-        number.ok_or_else(|| Problem::bad_request(format!("limit must be a number from 1 to {MAX_PAGE_EVENTS}")))
+        number.ok_or_else(|| {
+            Problem::bad_request(format!("limit must be a number from 1 to {MAX_PAGE_EVENTS}"))
+        })
     })
 }
 
@@ -204,14 +214,18 @@ impl EventPage {
         max_events: usize,
     ) -> Result<Self, Problem> {
         let newest = fanout.log().newest_position();
-        let mut subscription = fanout.subscribe(Arc::new(SubscriberSignal::default()), scope, start);
+        let mut subscription =
+            fanout.subscribe(Arc::new(SubscriberSignal::default()), scope, start);
         let mut page = Self { gap: None, events: Vec::new(), bytes: 0, next: None, max_events };
         let give_up_at = Instant::now() + PAGE_WAIT_TIMEOUT;
         // Nobody is told of a turn at the store that has come free, of an id that has arrived from the relay before this
         // one, or of others' events that the fan-out has passed.
-        while timeout(PAGE_POLL_INTERVAL, poll_fn(|context| page.poll_fill(&mut subscription, newest, context)))
-            .await
-            .is_err()
+        while timeout(
+            PAGE_POLL_INTERVAL,
+            poll_fn(|context| page.poll_fill(&mut subscription, newest, context)),
+        )
+        .await
+        .is_err()
         {
             if Instant::now() < give_up_at {
                 continue;
@@ -224,7 +238,10 @@ impl EventPage {
                 break;
             }
         }
-        page.next = page.next.or_else(|| subscription.last_delivered_id()).or_else(|| fanout.log().id_at(0));
+        page.next = page
+            .next
+            .or_else(|| subscription.last_delivered_id())
+            .or_else(|| fanout.log().id_at(0));
         Ok(page)
     }
 
@@ -232,16 +249,25 @@ impl EventPage {
     ///
     /// Everything up to `newest`, the end of the log when it was asked for, belongs to what there is: a client that has seen
     /// or sent an event finds it here.
-    fn poll_fill(&mut self, subscription: &mut Subscription, newest: u64, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_fill(
+        &mut self,
+        subscription: &mut Subscription,
+        newest: u64,
+        context: &mut Context<'_>,
+    ) -> Poll<()> {
         while self.events.len() < self.max_events {
             match subscription.poll_next(context) {
-                Poll::Ready(SubscriptionItem::Event { event, .. }) if self.has_room_for(&event) => self.push(event),
+                Poll::Ready(SubscriptionItem::Event { event, .. }) if self.has_room_for(&event) => {
+                    self.push(event)
+                }
                 Poll::Ready(SubscriptionItem::Gap(gap)) if self.is_empty() => {
                     self.next = Some(gap.id);
                     self.gap = Some(gap);
                 }
                 // It does not belong here: the next page begins with it.
-                Poll::Ready(SubscriptionItem::Event { .. } | SubscriptionItem::Gap(_)) => return Poll::Ready(()),
+                Poll::Ready(SubscriptionItem::Event { .. } | SubscriptionItem::Gap(_)) => {
+                    return Poll::Ready(());
+                }
                 Poll::Pending if subscription.is_caught_up() && subscription.has_passed(newest) => {
                     // So that what the filter hides is not looked at again.
                     self.next = subscription.advance_last_id().or(self.next);
@@ -274,15 +300,22 @@ impl EventPage {
     /// 503 when that is nothing: an empty page would say that there is nothing more.
     fn ensure_not_empty(&self) -> Result<(), Problem> {
         if self.is_empty() {
-            let detail = "the relay is still catching up and does not know yet what follows this id";
-            return Err(Problem::retry_later(StatusCode::SERVICE_UNAVAILABLE, detail, PAGE_WAIT_TIMEOUT));
+            let detail =
+                "the relay is still catching up and does not know yet what follows this id";
+            return Err(Problem::retry_later(
+                StatusCode::SERVICE_UNAVAILABLE,
+                detail,
+                PAGE_WAIT_TIMEOUT,
+            ));
         }
         Ok(())
     }
 
     /// The page as it is sent: payloads byte for byte, for they are JSON as they are.
     fn into_json(self) -> Vec<u8> {
-        let mut json = Vec::with_capacity(self.bytes + self.events.len() * EVENT_OVERHEAD_BYTES + PAGE_OVERHEAD_BYTES);
+        let mut json = Vec::with_capacity(
+            self.bytes + self.events.len() * EVENT_OVERHEAD_BYTES + PAGE_OVERHEAD_BYTES,
+        );
         json.extend_from_slice(br#"{"events":["#);
         for (n, event) in self.events.iter().enumerate() {
             let comma = if n > 0 { "," } else { "" };
@@ -362,12 +395,20 @@ mod tests {
         let start = StartPosition::After(EventId::new(1, 1));
         let problem = EventPage::read(&fanout, ALL, &start, 10).await.unwrap_err().into_response();
         assert_eq!(problem.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert!((PAGE_WAIT_TIMEOUT..PAGE_WAIT_TIMEOUT * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+        assert!(
+            (PAGE_WAIT_TIMEOUT..PAGE_WAIT_TIMEOUT * 2).contains(&began.elapsed()),
+            "{:?}",
+            began.elapsed()
+        );
         let body = to_bytes(problem.into_body(), usize::MAX).await.unwrap();
         assert!(String::from_utf8_lossy(&body).contains("catching up"), "{body:?}");
         fanout.log().finish_replay();
         let page = EventPage::read(&fanout, ALL, &start, 10).await.unwrap();
-        assert_eq!(page.gap.map(|gap| gap.reason), Some(GapReason::UnknownId), "now it is known not to come");
+        assert_eq!(
+            page.gap.map(|gap| gap.reason),
+            Some(GapReason::UnknownId),
+            "now it is known not to come"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -379,7 +420,13 @@ mod tests {
         });
         let forced_close = ForcedClose::new(&wheel);
         let permit = PageQuota::default().0.permit_for([192, 0, 2, 1].into());
-        let body = PageBody::new(vec![b' '; PAGE_CHUNK_BYTES * 10], permit, &wheel, Arc::clone(&forced_close), None);
+        let body = PageBody::new(
+            vec![b' '; PAGE_CHUNK_BYTES * 10],
+            permit,
+            &wheel,
+            Arc::clone(&forced_close),
+            None,
+        );
         let mut body = Box::pin(body);
         let due = forced_close.due_tick(std::task::Waker::noop());
         assert_eq!(due, wheel.tick_after(PAGE_SEND_TIMEOUT), "while it is blocked");
@@ -409,13 +456,26 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let _ = timeout(Duration::from_secs(1), fanout.run(CancellationToken::new())).await;
         };
-        let (page, ()) = tokio::join!(EventPage::read(&fanout, ALL, &StartPosition::Oldest, 10), late);
-        assert_eq!(page.unwrap().gap.map(|gap| gap.position), Some(1), "it was in the log before anybody asked");
+        let (page, ()) =
+            tokio::join!(EventPage::read(&fanout, ALL, &StartPosition::Oldest, 10), late);
+        assert_eq!(
+            page.unwrap().gap.map(|gap| gap.position),
+            Some(1),
+            "it was in the log before anybody asked"
+        );
         fanout.log().append_gap(GapReason::UpstreamReconnect);
         let began = Instant::now();
         let newest_shown = StartPosition::After(fanout.log().id_at(1).unwrap());
         let page = EventPage::read(&fanout, ALL, &newest_shown, 10).await.unwrap();
-        assert_eq!((page.gap, page.next), (None, fanout.log().id_at(1)), "nobody has shown it anything else");
-        assert!((PAGE_WAIT_TIMEOUT..PAGE_WAIT_TIMEOUT * 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+        assert_eq!(
+            (page.gap, page.next),
+            (None, fanout.log().id_at(1)),
+            "nobody has shown it anything else"
+        );
+        assert!(
+            (PAGE_WAIT_TIMEOUT..PAGE_WAIT_TIMEOUT * 2).contains(&began.elapsed()),
+            "{:?}",
+            began.elapsed()
+        );
     }
 }

@@ -46,7 +46,10 @@ impl http_body::Body for EventBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let bytes = match self.first.take() {
             Some(first) => Poll::Ready(Some(first)),
-            None => self.subscriber.poll_next(context).map(|frame| frame.map(|piece| piece.into_bytes())),
+            None => self
+                .subscriber
+                .poll_next(context)
+                .map(|frame| frame.map(|piece| piece.into_bytes())),
         };
         if let Some(stream_state) = &self.stream_state {
             stream_state.record_body_poll(bytes.is_pending());

@@ -55,7 +55,10 @@ pub(crate) async fn stream(
     let query = query.unwrap_or_default();
     let (grant, product) = relay.authorize_subscribe(path, &query, &headers)?;
     if !accepts_event_stream(&headers) {
-        return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "this is a text/event-stream, which Accept excludes"));
+        return Err(Problem::new(
+            StatusCode::NOT_ACCEPTABLE,
+            "this is a text/event-stream, which Accept excludes",
+        ));
     }
     let mut requested = SubscriptionRequest::parse(&query, &headers)?;
     requested.scope = grant.narrow(requested.scope)?;
@@ -78,12 +81,20 @@ pub(crate) fn open_stream(
 ) -> Result<Response, Problem> {
     // Who writes to a socket of its own sees for itself when the time is over.
     let stream_state = Http2StreamState::current();
-    let forced_close = source.shards.is_none().then(|| connection.forced_close(stream_state.as_deref()));
-    let subscriber =
-        match SseSubscriber::admit(relay, source, product, requested, connection.peer.ip(), headers, forced_close) {
-            Ok(events) => events,
-            Err(reason) => return shed(reason, headers),
-        };
+    let forced_close =
+        source.shards.is_none().then(|| connection.forced_close(stream_state.as_deref()));
+    let subscriber = match SseSubscriber::admit(
+        relay,
+        source,
+        product,
+        requested,
+        connection.peer.ip(),
+        headers,
+        forced_close,
+    ) {
+        Ok(events) => events,
+        Err(reason) => return shed(reason, headers),
+    };
     let first = sse::encode_retry(jittered(SSE_RETRY_DELAY));
     let body = match source.shards {
         Some(shards) => {
@@ -91,8 +102,10 @@ pub(crate) fn open_stream(
             let scope = subscriber.scope().clone();
             connection.detach(first, move |socket, session| {
                 let factory = |socket| {
-                    Box::new(SseConnection::new(DetachedConnection::new(socket, session), subscriber))
-                        as Box<dyn ShardSubscriber>
+                    Box::new(SseConnection::new(
+                        DetachedConnection::new(socket, session),
+                        subscriber,
+                    )) as Box<dyn ShardSubscriber>
                 };
                 // Its client, which comes back whatever the end, needs no more if it is too late for a lane.
                 drop(shards.take(socket, &scope, home_shard, Box::new(factory)));
@@ -171,7 +184,8 @@ fn event_stream_response(body: Body) -> Response {
 /// What everybody else gets: 429 or 503.
 pub(crate) fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
     if headers.contains_key("sec-fetch-mode") {
-        let mut response = event_stream_response(Body::from(sse::encode_retry(jittered(SHED_RETRY_AFTER))));
+        let mut response =
+            event_stream_response(Body::from(sse::encode_retry(jittered(SHED_RETRY_AFTER))));
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return Ok(response);
     }

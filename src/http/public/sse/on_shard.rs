@@ -20,8 +20,8 @@ use crate::{
     http::Product,
     net::{DetachedConnection, Written},
     shard::{
-        DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents, ShardSubscriber,
-        WriteScratch, advance, io_slices,
+        DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents,
+        ShardSubscriber, WriteScratch, advance, io_slices,
     },
     sse,
 };
@@ -92,7 +92,11 @@ impl SseConnection {
     }
 
     /// Writes what is left of an earlier write, if anything is. Whether the stream goes on, once all of it is written.
-    fn flush_unwritten(&mut self, context: &mut Context<'_>, scratch: &mut WriteScratch) -> Poll<bool> {
+    fn flush_unwritten(
+        &mut self,
+        context: &mut Context<'_>,
+        scratch: &mut WriteScratch,
+    ) -> Poll<bool> {
         let Some(unwritten) = &mut self.unwritten else { return Poll::Ready(true) };
         loop {
             let ready = match write_batch(&mut self.connection, &mut unwritten.buffers) {
@@ -103,7 +107,8 @@ impl SseConnection {
                 Ok(sent) => {
                     scratch.written_bytes += sent;
                     if sent > 0 {
-                        unwritten.write_due = self.subscriber.wheel().tick_after(scratch.write_timeout);
+                        unwritten.write_due =
+                            self.subscriber.wheel().tick_after(scratch.write_timeout);
                     }
                     self.connection.socket().poll_write_ready(context)
                 }
@@ -250,17 +255,26 @@ impl ShardSubscriber for SseConnection {
         self.subscriber.reset_heartbeat();
         if taken < bytes || self.connection.has_unsent_records() {
             let last = self.subscriber.position();
-            let was_accepted =
-                |it: &&Arc<Event>| it.position() > before && it.position() <= last && self.subscriber.includes(it);
-            let mut unwritten =
-                queued.events.iter().filter(was_accepted).map(|event| event.http1_chunk().clone()).collect();
+            let was_accepted = |it: &&Arc<Event>| {
+                it.position() > before && it.position() <= last && self.subscriber.includes(it)
+            };
+            let mut unwritten = queued
+                .events
+                .iter()
+                .filter(was_accepted)
+                .map(|event| event.http1_chunk().clone())
+                .collect();
             advance(&mut unwritten, taken);
             self.keep_unwritten(unwritten, scratch.write_timeout);
         }
         if !is_complete {
             self.fall_back_to_log(0);
         }
-        if is_complete && self.unwritten.is_none() { DeliveryOutcome::Handled } else { DeliveryOutcome::NeedsPoll }
+        if is_complete && self.unwritten.is_none() {
+            DeliveryOutcome::Handled
+        } else {
+            DeliveryOutcome::NeedsPoll
+        }
     }
 
     fn fall_back_to_log(&mut self, position: u64) -> DeliveryOutcome {
@@ -278,7 +292,10 @@ impl ShardSubscriber for SseConnection {
 }
 
 /// Writes pieces until the socket is full, and returns how many bytes it took; what was not taken stays.
-fn write_batch(connection: &mut DetachedConnection, batch: &mut VecDeque<Bytes>) -> io::Result<usize> {
+fn write_batch(
+    connection: &mut DetachedConnection,
+    batch: &mut VecDeque<Bytes>,
+) -> io::Result<usize> {
     let mut total = 0;
     while !batch.is_empty() || connection.has_unsent_records() {
         let (slices, used) = io_slices(batch);

@@ -127,9 +127,12 @@ impl SseSubscriber {
         if let Some(forced_close) = &forced_close {
             forced_close.schedule_at(end_due);
         }
-        let token_expiry = source
-            .expiry
-            .map(|it| Box::new(TokenExpiry { expires_at: it.disconnect_at, expiry_due: tick_at(it.disconnect_at) }));
+        let token_expiry = source.expiry.map(|it| {
+            Box::new(TokenExpiry {
+                expires_at: it.disconnect_at,
+                expiry_due: tick_at(it.disconnect_at),
+            })
+        });
         let age = source.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
@@ -141,7 +144,9 @@ impl SseSubscriber {
             alarm: Alarm::new(wheel),
             disconnect_after: None,
             is_finished: false,
-            owes_end_of_replay: headers.get("autoplay-relay").is_some_and(|value| value.as_bytes() == b"follow"),
+            owes_end_of_replay: headers
+                .get("autoplay-relay")
+                .is_some_and(|value| value.as_bytes() == b"follow"),
             heartbeat_ticks: wheel.tick_after(heartbeat_interval) - wheel.current_tick(),
             heartbeat_due: wheel.tick_after(heartbeat_interval),
             rotation_due: age.map_or(u64::MAX, |age| wheel.tick_after(age)),
@@ -175,10 +180,9 @@ impl SseSubscriber {
         if self.is_operator_tail && self.disconnect_after.is_some() {
             return self.finish(); // the fan-out may be gone before it
         }
-        if self
-            .disconnect_after
-            .is_some_and(|last| self.subscription.has_passed(last) || self.subscription.reads_from_store())
-        {
+        if self.disconnect_after.is_some_and(|last| {
+            self.subscription.has_passed(last) || self.subscription.reads_from_store()
+        }) {
             return self.finish(); // what is in the store is there for whoever comes back
         }
         if let Poll::Ready(item) = self.subscription.poll_next(context) {
@@ -193,9 +197,12 @@ impl SseSubscriber {
         }
         // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
         // So does a relay that asks, until the log it reads has caught up itself.
-        let must_recheck =
-            self.disconnect_after.is_some() || self.subscription.must_poll_again() || self.owes_end_of_replay;
-        let is_end = self.owes_end_of_replay && self.subscription.is_caught_up() && self.product.log.has_caught_up();
+        let must_recheck = self.disconnect_after.is_some()
+            || self.subscription.must_poll_again()
+            || self.owes_end_of_replay;
+        let is_end = self.owes_end_of_replay
+            && self.subscription.is_caught_up()
+            && self.product.log.has_caught_up();
         if is_end || self.alarm.wheel().current_tick() >= self.heartbeat_due {
             return Poll::Ready(Some(SseFrame::Control(self.encode_heartbeat())));
         }
@@ -203,16 +210,17 @@ impl SseSubscriber {
             .heartbeat_due
             .min(self.rotation_due)
             .min(self.token_expiry.as_ref().map_or(u64::MAX, |term| term.expiry_due));
-        let due = if must_recheck { due.min(self.alarm.wheel().tick_after(Duration::ZERO)) } else { due };
+        let due =
+            if must_recheck { due.min(self.alarm.wheel().tick_after(Duration::ZERO)) } else { due };
         self.alarm.set(due, context.waker());
         Poll::Pending
     }
 
     /// Whether its token's time is over. The clock is asked, too: the wheel could stand still.
     fn has_expired(&self) -> bool {
-        self.token_expiry
-            .as_ref()
-            .is_some_and(|term| self.wheel().current_tick() >= term.expiry_due || Instant::now() >= term.expires_at)
+        self.token_expiry.as_ref().is_some_and(|term| {
+            self.wheel().current_tick() >= term.expiry_due || Instant::now() >= term.expires_at
+        })
     }
 
     /// From now on it is silent.
@@ -270,7 +278,8 @@ impl SseSubscriber {
     /// what comes from now on is news.
     fn encode_heartbeat(&mut self) -> Bytes {
         let log = &self.product.log;
-        let is_replaying = !self.subscription.is_caught_up() || log.is_replaying() || log.is_recovering();
+        let is_replaying =
+            !self.subscription.is_caught_up() || log.is_replaying() || log.is_recovering();
         if self.owes_end_of_replay && is_replaying {
             return sse::encode_keep_alive();
         }

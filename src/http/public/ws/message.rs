@@ -56,7 +56,13 @@ impl WsMessageCache {
 /// `{"id":"…","event":"message","data":…}`. The payload is known to be JSON, and stands in it byte for byte.
 fn encode_event(event: &Event) -> Bytes {
     let (id, payload) = (event.id().to_string(), event.payload());
-    text_frame(&[b"{\"id\":\"", id.as_bytes(), b"\",\"event\":\"message\",\"data\":", &payload, b"}"])
+    text_frame(&[
+        b"{\"id\":\"",
+        id.as_bytes(),
+        b"\",\"event\":\"message\",\"data\":",
+        &payload,
+        b"}",
+    ])
 }
 
 /// A text message in one frame, not masked: as a server sends it (RFC 6455, section 5.2).
@@ -124,11 +130,12 @@ fn filter_values<T>(only: &Only<T>, as_str: impl Fn(&T) -> &str) -> Vec<&str> {
 ///
 /// What is wrong with the message, for the client to read.
 pub(crate) fn parse_subscribe(text: &[u8]) -> Result<Scope, String> {
-    let filter =
-        parse_object(text).and_then(|message: SubscribeMessage<'_>| parse_object(message.subscribe.get().as_bytes()));
+    let filter = parse_object(text)
+        .and_then(|message: SubscribeMessage<'_>| parse_object(message.subscribe.get().as_bytes()));
     let RequestedFilter { session_ids, types } =
         filter.ok_or(r#"not understood; write {"subscribe":{"session_ids":[…],"types":[…]}}"#)?;
-    let sessions: Result<BTreeSet<_>, _> = session_ids.iter().map(|session| SessionId::new(session)).collect();
+    let sessions: Result<BTreeSet<_>, _> =
+        session_ids.iter().map(|session| SessionId::new(session)).collect();
     let sessions = sessions.map_err(|error| format!("session_ids: a value {error}"))?;
     if types.iter().any(String::is_empty) {
         return Err("types: a value must not be empty".to_owned());
@@ -207,8 +214,13 @@ mod tests {
 
     fn event(position: u64, payload: &str) -> Event {
         let payload = Bytes::from(payload.to_owned());
-        let draft =
-            Draft { kind: Kind::new("k"), session: None, forwarded_at: None, payload, received: Instant::now() };
+        let draft = Draft {
+            kind: Kind::new("k"),
+            session: None,
+            forwarded_at: None,
+            payload,
+            received: Instant::now(),
+        };
         Event::new(EventId::new(7, position), position, draft)
     }
 
@@ -243,7 +255,10 @@ mod tests {
         let message = cache.get_or_encode(&first);
         assert_eq!(cache.get_or_encode(&first).as_ptr(), message.as_ptr());
         let later = event(3 + MESSAGE_CACHE_SLOTS as u64, r#"{"a":1}"#);
-        assert_eq!(cache.get_or_encode(&later), text_frame(&[br#"{"id":"7-67","event":"message","data":{"a":1}}"#]));
+        assert_eq!(
+            cache.get_or_encode(&later),
+            text_frame(&[br#"{"id":"7-67","event":"message","data":{"a":1}}"#])
+        );
         assert_eq!(cache.get_or_encode(&first), message);
         let large = event(4, &format!("\"{}\"", "x".repeat(MAX_CACHED_PAYLOAD_BYTES)));
         assert_ne!(
@@ -276,22 +291,32 @@ mod tests {
             (&gap["id"], &gap["event"], &gap["data"]["product_id"]),
             (&json!("7-3"), &json!("gap"), &json!("p\""))
         );
-        assert_eq!(encode_heartbeat(Some(EventId::new(7, 3))), r#"{"id":"7-3","event":"heartbeat"}"#);
+        assert_eq!(
+            encode_heartbeat(Some(EventId::new(7, 3))),
+            r#"{"id":"7-3","event":"heartbeat"}"#
+        );
         assert_eq!(encode_heartbeat(None), r#"{"event":"heartbeat"}"#);
         assert_eq!(encode_error("a \"b\""), r#"{"event":"error","data":{"title":"a \"b\""}}"#);
         let everything = parse_subscribe(br#"{"subscribe":{}}"#).unwrap();
-        assert_eq!(encode_subscribed(&everything), r#"{"event":"subscribed","data":{"session_ids":[],"types":[]}}"#);
-        let some = parse_subscribe(br#"{"subscribe":{"types":["x","actions"],"session_ids":["\"s\"","s"]}}"#).unwrap();
+        assert_eq!(
+            encode_subscribed(&everything),
+            r#"{"event":"subscribed","data":{"session_ids":[],"types":[]}}"#
+        );
+        let some = parse_subscribe(
+            br#"{"subscribe":{"types":["x","actions"],"session_ids":["\"s\"","s"]}}"#,
+        )
+        .unwrap();
         let some: Value = serde_json::from_str(&encode_subscribed(&some)).unwrap();
-        assert_eq!(some["data"], json!({ "session_ids": ["\"s\"", "s"], "types": ["actions", "x"] }));
+        assert_eq!(
+            some["data"],
+            json!({ "session_ids": ["\"s\"", "s"], "types": ["actions", "x"] })
+        );
     }
 
     #[test]
     fn whatever_is_not_a_filter_is_refused() {
-        let too_many =
-            json!({ "subscribe": { "types": (0..=MAX_FILTER_VALUES).map(|n| n.to_string()).collect::<Vec<_>>() } });
-        let largest =
-            json!({ "subscribe": { "types": (0..MAX_FILTER_VALUES).map(|n| n.to_string()).collect::<Vec<_>>() } });
+        let too_many = json!({ "subscribe": { "types": (0..=MAX_FILTER_VALUES).map(|n| n.to_string()).collect::<Vec<_>>() } });
+        let largest = json!({ "subscribe": { "types": (0..MAX_FILTER_VALUES).map(|n| n.to_string()).collect::<Vec<_>>() } });
         assert!(parse_subscribe(largest.to_string().as_bytes()).is_ok());
         for text in [
             "",

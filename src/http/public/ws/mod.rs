@@ -66,7 +66,15 @@ pub(crate) async fn socket(
     };
     let requested = SubscriptionRequest::parse(&query, headers)?;
     let scope = grant.narrow(requested.scope)?;
-    let subscriber = WsSubscriber::admit(&relay, &product, grant, scope, &requested.start, &connection, headers)?;
+    let subscriber = WsSubscriber::admit(
+        &relay,
+        &product,
+        grant,
+        scope,
+        &requested.start,
+        &connection,
+        headers,
+    )?;
     let (shards, home_shard) = (Arc::clone(&relay.shards), product.home_shard);
     connection.spawn_upgraded(upgrade, move |switched| async move {
         match switched {
@@ -74,13 +82,16 @@ pub(crate) async fn socket(
                 let (socket, with_deadlines) = socket.into_parts();
                 let scope = subscriber.scope().clone();
                 let factory = |socket| {
-                    Box::new(WsConnection::new(with_deadlines(socket), subscriber)) as Box<dyn ShardSubscriber>
+                    Box::new(WsConnection::new(with_deadlines(socket), subscriber))
+                        as Box<dyn ShardSubscriber>
                 };
                 if let Some(late) = shards.take(socket, &scope, home_shard, Box::new(factory)) {
                     shards.finish_off_shard(late).await;
                 }
             }
-            UpgradedConnection::Encrypted(stream) => WsConnectionTask::new(stream, subscriber).await,
+            UpgradedConnection::Encrypted(stream) => {
+                WsConnectionTask::new(stream, subscriber).await
+            }
         }
     });
     Ok(switching_protocols(&key))
@@ -96,7 +107,9 @@ fn check_origin(headers: &HeaderMap, listed: &[config::Origin]) -> Result<(), Pr
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let is_known = |origin: &HeaderValue| {
         // Brought into one form: a browser leaves the scheme's own port out, a client in front of a proxy may not.
-        let Some(origin) = origin.to_str().ok().and_then(|origin| config::Origin::parse(origin).ok()) else {
+        let Some(origin) =
+            origin.to_str().ok().and_then(|origin| config::Origin::parse(origin).ok())
+        else {
             return false;
         };
         let scheme = origin.as_str().split_once("://").map_or("", |(scheme, _)| scheme);
@@ -105,7 +118,9 @@ fn check_origin(headers: &HeaderMap, listed: &[config::Origin]) -> Result<(), Pr
     };
     match headers.get_all(ORIGIN).iter().all(is_known) {
         true => Ok(()),
-        false => Err(Problem::forbidden("Origin is neither this host nor in server.cors_allowed_origins")),
+        false => Err(Problem::forbidden(
+            "Origin is neither this host nor in server.cors_allowed_origins",
+        )),
     }
 }
 
@@ -123,20 +138,22 @@ enum Handshake {
 impl Handshake {
     /// Reads the client's half of the handshake (RFC 6455, section 4.2.1).
     fn read(version: Version, headers: &HeaderMap) -> Self {
-        let asks_for_upgrade =
-            lists_token(headers, &CONNECTION, "upgrade") && lists_token(headers, &UPGRADE, "websocket");
+        let asks_for_upgrade = lists_token(headers, &CONNECTION, "upgrade")
+            && lists_token(headers, &UPGRADE, "websocket");
         if !asks_for_upgrade
             || version != Version::HTTP_11
             || headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != WEBSOCKET_VERSION)
         {
             return Self::UpgradeRequired;
         }
-        let key = headers
-            .get(SEC_WEBSOCKET_KEY)
-            .filter(|key| BASE64.decode(key.as_bytes()).is_ok_and(|nonce| nonce.len() == HANDSHAKE_KEY_BYTES));
+        let key = headers.get(SEC_WEBSOCKET_KEY).filter(|key| {
+            BASE64.decode(key.as_bytes()).is_ok_and(|nonce| nonce.len() == HANDSHAKE_KEY_BYTES)
+        });
         match key {
             Some(key) => Self::Key(key.clone()),
-            None => Self::Refused(Problem::bad_request("Sec-WebSocket-Key is not 16 bytes in base64")),
+            None => {
+                Self::Refused(Problem::bad_request("Sec-WebSocket-Key is not 16 bytes in base64"))
+            }
         }
     }
 }
@@ -150,8 +167,12 @@ fn lists_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 /// 426: how to ask instead.
 fn upgrade_required(version: Version) -> Response {
     let detail = match version {
-        Version::HTTP_11 => "this is a WebSocket: ask with Upgrade: websocket and Sec-WebSocket-Version: 13",
-        _ => "this is a WebSocket, which is opened over HTTP/1.1 and no other: ask there with Upgrade: websocket",
+        Version::HTTP_11 => {
+            "this is a WebSocket: ask with Upgrade: websocket and Sec-WebSocket-Version: 13"
+        }
+        _ => {
+            "this is a WebSocket, which is opened over HTTP/1.1 and no other: ask there with Upgrade: websocket"
+        }
     };
     let mut response = Problem::new(StatusCode::UPGRADE_REQUIRED, detail).into_response();
     let headers = response.headers_mut();
@@ -208,7 +229,10 @@ mod tests {
     fn over_http2_nobody_is_told_to_upgrade() {
         let has = |version| upgrade_required(version).headers().contains_key(UPGRADE);
         assert!(has(Version::HTTP_11) && has(Version::HTTP_10));
-        assert!(!has(Version::HTTP_2) && !upgrade_required(Version::HTTP_2).headers().contains_key(CONNECTION));
+        assert!(
+            !has(Version::HTTP_2)
+                && !upgrade_required(Version::HTTP_2).headers().contains_key(CONNECTION)
+        );
     }
 
     #[test]
@@ -222,19 +246,36 @@ mod tests {
             }
             check_origin(&headers, &listed).is_ok()
         };
-        for origin in ["http://relay:81", "HTTPS://Relay:81", "https://app.example.com", "https://app.example.com:443"]
-        {
+        for origin in [
+            "http://relay:81",
+            "HTTPS://Relay:81",
+            "https://app.example.com",
+            "https://app.example.com:443",
+        ] {
             assert!(admits("relay:81", &[origin]), "{origin}");
         }
         assert!(admits("relay:81", &[]));
         assert!(admits("relay", &["https://relay"]) && admits("relay:443", &["https://relay"]));
-        let foreign = ["http://relay", "http://relay:82", "http://relay.example", "http://app.example.com", "null", ""];
-        for origin in
-            foreign.into_iter().chain(["http://127.0.0.1", "http://localhost", "file://", "http://relay:81/x"])
-        {
+        let foreign = [
+            "http://relay",
+            "http://relay:82",
+            "http://relay.example",
+            "http://app.example.com",
+            "null",
+            "",
+        ];
+        for origin in foreign.into_iter().chain([
+            "http://127.0.0.1",
+            "http://localhost",
+            "file://",
+            "http://relay:81/x",
+        ]) {
             assert!(!admits("relay:81", &[origin]), "{origin}");
         }
-        assert!(!admits("relay:81", &["http://relay:81", "http://evil.example"]), "each of several counts");
+        assert!(
+            !admits("relay:81", &["http://relay:81", "http://evil.example"]),
+            "each of several counts"
+        );
         assert!(!admits("", &["http://"]) && !admits("a b", &["http://a b"]));
     }
 }

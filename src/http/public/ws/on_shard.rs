@@ -17,8 +17,8 @@ use crate::{
     http::Product,
     net::DeadlineSocket,
     shard::{
-        DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents, ShardSubscriber,
-        WriteScratch, advance,
+        DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents,
+        ShardSubscriber, WriteScratch, advance,
     },
 };
 
@@ -60,7 +60,9 @@ impl ShardSubscriber for WsConnection<DeadlineSocket> {
                 break;
             };
             if self.subscriber.accept(event) {
-                let message = message.get_or_insert_with(|| self.subscriber.product().ws_messages.get_or_encode(event));
+                let message = message.get_or_insert_with(|| {
+                    self.subscriber.product().ws_messages.get_or_encode(event)
+                });
                 *slice = IoSlice::new(message);
                 (count, bytes) = (count + 1, bytes + message.len());
                 metrics.ws.record_delivery(event, now);
@@ -83,8 +85,9 @@ impl ShardSubscriber for WsConnection<DeadlineSocket> {
         self.subscriber.reset_heartbeat();
         if written < bytes {
             let last = self.subscriber.position();
-            let was_accepted =
-                |it: &Event| it.position() > before && it.position() <= last && self.subscriber.includes(it);
+            let was_accepted = |it: &Event| {
+                it.position() > before && it.position() <= last && self.subscriber.includes(it)
+            };
             let taken = events.iter().zip(messages).filter(|(event, _)| was_accepted(event));
             self.unwritten.extend(taken.filter_map(|(_, message)| message.clone()));
             advance(&mut self.unwritten, written);

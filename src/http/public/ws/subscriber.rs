@@ -108,7 +108,8 @@ impl WsSubscriber {
             heartbeat_due: wheel.tick_after(heartbeat_interval),
             rotation_due: age.map_or(u64::MAX, |age| wheel.tick_after(age)),
             expires_at: expiry.map(|farewell| farewell.disconnect_at),
-            expiry_due: expiry.map_or(u64::MAX, |farewell| tick_before(farewell.disconnect_at, wheel)),
+            expiry_due: expiry
+                .map_or(u64::MAX, |farewell| tick_before(farewell.disconnect_at, wheel)),
             end_due: expiry.map_or(u64::MAX, |farewell| tick_before(farewell.expires_at, wheel)),
             grant,
             is_faulty: false,
@@ -134,7 +135,10 @@ impl WsSubscriber {
                 self.permit.record_position(event.position());
                 if let Some(received) = received {
                     let now = *self.batch_time.get_or_insert_with(Instant::now);
-                    self.product.ws.lag.observe(now.saturating_duration_since(received).as_secs_f64());
+                    self.product
+                        .ws
+                        .lag
+                        .observe(now.saturating_duration_since(received).as_secs_f64());
                 }
                 self.product.ws_messages.get_or_encode(&event)
             }
@@ -153,13 +157,16 @@ impl WsSubscriber {
             return None;
         }
         self.reset_heartbeat();
-        Some(message::text_frame(&[message::encode_heartbeat(self.subscription.advance_last_id()).as_bytes()]))
+        Some(message::text_frame(&[
+            message::encode_heartbeat(self.subscription.advance_last_id()).as_bytes()
+        ]))
     }
 
     /// Does what the client asks for, and answers it.
     pub(super) fn handle_subscribe(&mut self, text: &[u8]) -> Bytes {
         let requested = message::parse_subscribe(text);
-        let scope = requested.and_then(|wished| self.grant.narrow(wished).map_err(|denial| denial.to_string()));
+        let scope = requested
+            .and_then(|wished| self.grant.narrow(wished).map_err(|denial| denial.to_string()));
         let answer = match scope {
             Ok(scope) => {
                 let answer = message::encode_subscribed(&scope);
@@ -197,8 +204,9 @@ impl WsSubscriber {
 
     /// Whether somebody who has to leave has been given what there is; what is in the store is there for whoever comes back.
     pub(super) fn has_delivered_all(&self) -> bool {
-        self.disconnect_after
-            .is_some_and(|last| self.subscription.has_passed(last) || self.subscription.reads_from_store())
+        self.disconnect_after.is_some_and(|last| {
+            self.subscription.has_passed(last) || self.subscription.reads_from_store()
+        })
     }
 
     /// Wakes `context` when there is something to send, or to heed.
@@ -258,7 +266,9 @@ impl WsSubscriber {
 
     /// Whether there is nothing else to be said to it than what arrives.
     pub(super) fn is_caught_up(&self) -> bool {
-        self.subscription.is_caught_up() && self.disconnect_after.is_none() && self.requested_scope.is_none()
+        self.subscription.is_caught_up()
+            && self.disconnect_after.is_none()
+            && self.requested_scope.is_none()
     }
 
     /// Whether its token's time is over at this moment.

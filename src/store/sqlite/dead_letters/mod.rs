@@ -69,7 +69,11 @@ impl StoreFile {
                      reason, payload FROM dead_letters INDEXED BY dead_by_number \
                      WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = ?2 AND number < ?3 \
                      ORDER BY number DESC LIMIT ?4";
-        let filter = (state == DeadLetterState::Requeued, before.map_or(i64::MAX, signed), signed(limit as u64));
+        let filter = (
+            state == DeadLetterState::Requeued,
+            before.map_or(i64::MAX, signed),
+            signed(limit as u64),
+        );
         let page = read_page(&self.connection, query, params![id, filter.0, filter.1, filter.2]);
         page.map_err(|fault| fault.at(&self.path, "list dead letters of"))
     }
@@ -90,7 +94,8 @@ impl StoreFile {
                      reason, payload FROM dead_letters INDEXED BY dead_by_state \
                      WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 1 \
                      AND place > ?2 ORDER BY place LIMIT ?3";
-        let page = read_page(&self.connection, query, params![id, signed(after), signed(limit as u64)]);
+        let page =
+            read_page(&self.connection, query, params![id, signed(after), signed(limit as u64)]);
         let page = page.map_err(|fault| fault.at(&self.path, "list dead letters of"))?;
         Ok(page.into_iter().map(|(_, dead_letter)| dead_letter).collect())
     }
@@ -102,7 +107,8 @@ impl StoreFile {
     /// When the file cannot be read.
     pub(crate) fn newest_dead_letter(&self) -> Result<u64, FileError> {
         let query = "SELECT ifnull(max(number), 0) FROM dead_letters";
-        let newest: Result<u64, FileFault> = self.connection.query_row_and_then(query, [], |row| read_unsigned(row, 0));
+        let newest: Result<u64, FileFault> =
+            self.connection.query_row_and_then(query, [], |row| read_unsigned(row, 0));
         newest.map_err(|fault| fault.at(&self.path, "count dead letters in"))
     }
 
@@ -118,9 +124,15 @@ impl StoreFile {
                           WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) AND requeued = 0 \
                           AND number <= ?2 ORDER BY place LIMIT ?3)";
         let marked = self.in_transaction(SyncMode::Normal, |connection| {
-            Ok(connection.prepare_cached(update)?.execute(params![id, signed(through), DEAD_LETTER_STEP_ROWS])?)
+            Ok(connection.prepare_cached(update)?.execute(params![
+                id,
+                signed(through),
+                DEAD_LETTER_STEP_ROWS
+            ])?)
         });
-        marked.map(|marked| marked as u64).map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
+        marked
+            .map(|marked| marked as u64)
+            .map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
     }
 
     /// Marks a webhook's dead letters of these events as waiting to be delivered again, and returns how many were not.
@@ -128,7 +140,11 @@ impl StoreFile {
     /// # Errors
     ///
     /// When the file cannot be written.
-    pub(crate) fn requeue_events(&mut self, id: &str, events: &[EventId]) -> Result<u64, FileError> {
+    pub(crate) fn requeue_events(
+        &mut self,
+        id: &str,
+        events: &[EventId],
+    ) -> Result<u64, FileError> {
         let update = "UPDATE dead_letters INDEXED BY dead_by_sequence SET requeued = 1 \
                       WHERE webhook = (SELECT number FROM webhooks WHERE id = ?1) \
                       AND sequence = ?2 AND epoch = ?3 AND suffix = ?4 AND requeued = 0";
@@ -136,11 +152,18 @@ impl StoreFile {
             let mut statement = connection.prepare_cached(update)?;
             let mut marked = 0;
             for EventId { epoch, sequence, suffix } in events {
-                marked += statement.execute(params![id, sequence.cast_signed(), epoch.cast_signed(), suffix])?;
+                marked += statement.execute(params![
+                    id,
+                    sequence.cast_signed(),
+                    epoch.cast_signed(),
+                    suffix
+                ])?;
             }
             Ok(marked)
         });
-        marked.map(|marked| marked as u64).map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
+        marked
+            .map(|marked| marked as u64)
+            .map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
     }
 
     /// Deletes some of the oldest dead letters if the oldest of all died before this, in Unix milliseconds, or if all of them
@@ -168,7 +191,9 @@ impl StoreFile {
         let (last, retired) = find_excess(&self.connection, oldest_died_at, excess)?;
         if !retired.is_empty() {
             self.in_transaction(SyncMode::Normal, |connection| {
-                Ok(connection.prepare_cached("DELETE FROM dead_letters WHERE number <= ?1")?.execute([last])?)
+                Ok(connection
+                    .prepare_cached("DELETE FROM dead_letters WHERE number <= ?1")?
+                    .execute([last])?)
             })?;
         }
         Ok(retired)
@@ -181,8 +206,12 @@ impl StoreFile {
 ///
 /// When the file cannot be read.
 pub(super) fn dead_letter_bytes(connection: &Connection) -> Result<u64, FileFault> {
-    let mut statement = connection.prepare_cached("SELECT ifnull(sum(dead_bytes), 0) FROM webhooks")?;
-    statement.query_row([], |row| row.get(0)).map(|bytes: i64| bytes.max(0).cast_unsigned()).map_err(FileFault::from)
+    let mut statement =
+        connection.prepare_cached("SELECT ifnull(sum(dead_bytes), 0) FROM webhooks")?;
+    statement
+        .query_row([], |row| row.get(0))
+        .map(|bytes: i64| bytes.max(0).cast_unsigned())
+        .map_err(FileFault::from)
 }
 
 /// The first few of the oldest that are too old, or that make up for `excess` bytes: the last one's number, and whose they are.
@@ -209,7 +238,11 @@ fn find_excess(
         let bound = if is_old { DeadLetterBound::Age } else { DeadLetterBound::Bytes };
         *retired.entry((id.unwrap_or_default(), bound)).or_default() += 1;
     }
-    let retired = retired.into_iter().map(|((id, bound), dead_letters)| RetiredDeadLetters { id, dead_letters, bound });
+    let retired = retired.into_iter().map(|((id, bound), dead_letters)| RetiredDeadLetters {
+        id,
+        dead_letters,
+        bound,
+    });
     Ok((last, retired.collect()))
 }
 

@@ -23,7 +23,11 @@ fn file_with(letters: impl IntoIterator<Item = DeadLetter>) -> (tempfile::TempDi
     (directory, file)
 }
 
-fn insert_dead_letters(file: &mut StoreFile, id: &str, letters: impl IntoIterator<Item = DeadLetter>) {
+fn insert_dead_letters(
+    file: &mut StoreFile,
+    id: &str,
+    letters: impl IntoIterator<Item = DeadLetter>,
+) {
     for letter in letters {
         journal(file, id, &changes(0, [DeliveryChange::Dead(letter)]));
     }
@@ -34,7 +38,11 @@ fn positions(page: &[(u64, DeadLetter)]) -> Vec<u64> {
 }
 
 fn counts(file: &StoreFile) -> Vec<(u64, u64)> {
-    file.dead_letter_counts().unwrap().into_iter().map(|counts| (counts.dead, counts.requeued)).collect()
+    file.dead_letter_counts()
+        .unwrap()
+        .into_iter()
+        .map(|counts| (counts.dead, counts.requeued))
+        .collect()
 }
 
 /// What the counters say must be what the rows make up.
@@ -47,7 +55,8 @@ fn assert_counters_fit(file: &StoreFile) {
 
 #[test]
 fn dead_letters_are_listed_newest_first_page_by_page_as_they_were() {
-    let letters = [30, 10, 20].map(|position| dead_letter(position, format!("\0payload of {position}").as_bytes()));
+    let letters = [30, 10, 20]
+        .map(|position| dead_letter(position, format!("\0payload of {position}").as_bytes()));
     let (_directory, file) = file_with(letters.clone());
     let page = file.dead_letters("w", DeadLetterState::Dead, None, 2).unwrap();
     assert_eq!(positions(&page), [20, 10], "in the order of their deaths");
@@ -68,8 +77,9 @@ fn a_page_has_about_a_mebibyte_and_one_letter_whatever_its_size() {
             .zip(1..)
             .map(|(bytes, position)| dead_letter(position, &vec![b'x'; *bytes])),
     );
-    let list =
-        |file: &StoreFile, before| positions(&file.dead_letters("w", DeadLetterState::Dead, before, 100).unwrap());
+    let list = |file: &StoreFile, before| {
+        positions(&file.dead_letters("w", DeadLetterState::Dead, before, 100).unwrap())
+    };
     assert_eq!((list(&file, None), list(&file, Some(2))), (vec![4, 3, 2], vec![1]));
     file.requeue_through("w", NO_BOUND).unwrap();
     let requeued = file.requeued_dead_letters("w", 0, 100).unwrap();
@@ -78,7 +88,8 @@ fn a_page_has_about_a_mebibyte_and_one_letter_whatever_its_size() {
 
 #[test]
 fn some_or_all_are_requeued_once_in_the_order_of_their_positions() {
-    let (_directory, mut file) = file_with([5, 3, 4, 1].map(|position| dead_letter(position, b"x")));
+    let (_directory, mut file) =
+        file_with([5, 3, 4, 1].map(|position| dead_letter(position, b"x")));
     file.register(&webhook("other", 0), 1).unwrap();
     insert_dead_letters(&mut file, "other", [dead_letter(3, b"x")]);
     let ids = [EventId::new(7, 3), EventId::new(8, 4), EventId::new(7, 5), EventId::new(7, 99)];
@@ -88,8 +99,12 @@ fn some_or_all_are_requeued_once_in_the_order_of_their_positions() {
     let through = file.newest_dead_letter().unwrap();
     insert_dead_letters(&mut file, "w", [dead_letter(9, b"x")]);
     assert_eq!(file.requeue_through("w", through).unwrap(), 2, "not what has died since");
-    let requeued: Vec<u64> =
-        file.requeued_dead_letters("w", 0, 9).unwrap().iter().map(|it| it.delivery.position).collect();
+    let requeued: Vec<u64> = file
+        .requeued_dead_letters("w", 0, 9)
+        .unwrap()
+        .iter()
+        .map(|it| it.delivery.position)
+        .collect();
     assert_eq!(requeued, [1, 3, 4, 5]);
     assert_eq!(positions(&file.dead_letters("w", DeadLetterState::Dead, None, 9).unwrap()), [9]);
     assert_counters_fit(&file);
@@ -107,7 +122,11 @@ fn those_that_are_too_old_are_lost_and_no_others() {
         dead_letters: letters,
         bound: DeadLetterBound::Age,
     };
-    assert_eq!(file.retire_dead_letters(290, NO_BOUND).unwrap(), [lost("w", 256)], "a small step, requeued or not");
+    assert_eq!(
+        file.retire_dead_letters(290, NO_BOUND).unwrap(),
+        [lost("w", 256)],
+        "a small step, requeued or not"
+    );
     assert_eq!(file.retire_dead_letters(290, NO_BOUND).unwrap(), [lost("w", 33)]);
     assert_eq!(file.retire_dead_letters(301, NO_BOUND).unwrap(), [lost("other", 1), lost("w", 11)]);
     assert_eq!(file.retire_dead_letters(301, NO_BOUND).unwrap(), []);
@@ -118,14 +137,25 @@ fn those_that_are_too_old_are_lost_and_no_others() {
 #[test]
 fn the_oldest_beyond_the_bound_in_bytes_are_lost_and_not_more() {
     for bytes in [30, 3000, 30_000] {
-        let (_directory, mut file) = file_with((1..=100).map(|position| dead_letter(position, &vec![b'x'; bytes])));
+        let (_directory, mut file) =
+            file_with((1..=100).map(|position| dead_letter(position, &vec![b'x'; bytes])));
         let all = super::dead_letter_bytes(file.connection()).unwrap();
         assert!(all >= 100 * bytes as u64);
         assert_eq!(file.retire_dead_letters(0, all).unwrap(), []);
         let lost = file.retire_dead_letters(0, all * 9 / 10).unwrap();
-        assert_eq!(lost, [RetiredDeadLetters { id: "w".to_owned(), dead_letters: 10, bound: DeadLetterBound::Bytes }]);
+        assert_eq!(
+            lost,
+            [RetiredDeadLetters {
+                id: "w".to_owned(),
+                dead_letters: 10,
+                bound: DeadLetterBound::Bytes
+            }]
+        );
         let oldest = "SELECT min(place), count(*) FROM dead_letters";
-        assert_eq!(file.connection().query_row(oldest, [], |row| Ok((row.get(0)?, row.get(1)?))), Ok((11, 90)));
+        assert_eq!(
+            file.connection().query_row(oldest, [], |row| Ok((row.get(0)?, row.get(1)?))),
+            Ok((11, 90))
+        );
         assert_counters_fit(&file);
     }
 }
@@ -133,29 +163,43 @@ fn the_oldest_beyond_the_bound_in_bytes_are_lost_and_not_more() {
 #[test]
 fn what_dead_letters_take_of_the_file_does_not_drive_out_events() {
     let (_directory, mut file) = file_with([]);
-    let entries: Vec<_> = (1..=100).map(|position| event(position, "s", "k", &[b'x'; 1000])).collect();
+    let entries: Vec<_> =
+        (1..=100).map(|position| event(position, "s", "k", &[b'x'; 1000])).collect();
     file.append_one(1, 1, &entries, 1);
     let bound = 300 << 10;
     assert_eq!(file.retire(0, bound, 1).unwrap(), None);
-    insert_dead_letters(&mut file, "w", (101..=900).map(|position| dead_letter(position, &[b'x'; 3000])));
+    insert_dead_letters(
+        &mut file,
+        "w",
+        (101..=900).map(|position| dead_letter(position, &[b'x'; 3000])),
+    );
     assert_eq!(file.retire(0, bound + (100 << 10), 1).unwrap(), None, "their indices aside");
 }
 
 #[test]
 fn erasing_a_session_takes_what_webhooks_have_of_it_and_counts_each_event_once() {
     let (_directory, mut file) = file_with([]);
-    for webhook in [webhook("v", 0), WebhookRegistration { product: ProductId::new("q").unwrap(), ..webhook("q", 0) }] {
+    for webhook in [
+        webhook("v", 0),
+        WebhookRegistration { product: ProductId::new("q").unwrap(), ..webhook("q", 0) },
+    ] {
         file.register(&webhook, 1).unwrap();
     }
     file.append_one(1, 1, &[event(1, "s", "k", b"a"), event(2, "t", "k", b"b")], 1);
     let mut foreign = dead_letter(2, b"b");
     foreign.delivery.session = Some(session("t"));
     // 1 is kept, too; 8 and 9 are gone from the log, 20 is in memory alone.
-    let deliveries = || [1, 8, 9, 20].map(|position| DeliveryChange::Dead(dead_letter(position, b"<payload>")));
+    let deliveries =
+        || [1, 8, 9, 20].map(|position| DeliveryChange::Dead(dead_letter(position, b"<payload>")));
     journal(
         &mut file,
         "w",
-        &changes(30, deliveries().into_iter().chain([DeliveryChange::Owed(owed(21)), DeliveryChange::Dead(foreign)])),
+        &changes(
+            30,
+            deliveries()
+                .into_iter()
+                .chain([DeliveryChange::Owed(owed(21)), DeliveryChange::Dead(foreign)]),
+        ),
     );
     journal(&mut file, "v", &changes(30, deliveries()));
     journal(&mut file, "q", &changes(30, deliveries()));
@@ -166,21 +210,24 @@ fn erasing_a_session_takes_what_webhooks_have_of_it_and_counts_each_event_once()
     assert_counters_fit(&file);
     assert!(
         file.needs_scrub()
-            || file.connection().query_row("SELECT needs_scrub FROM state", [], |row| row.get(0)) == Ok(true)
+            || file.connection().query_row("SELECT needs_scrub FROM state", [], |row| row.get(0))
+                == Ok(true)
     );
 }
 
 #[test]
 fn an_erased_session_leaves_no_byte_of_its_dead_letters_once_the_file_is_scrubbed() {
     let marked_letter = |position: u64, session_id: &str| {
-        let mut letter =
-            dead_letter(position, format!("<{session_id} payload>").repeat(1 + position as usize % 90).as_bytes());
+        let mut letter = dead_letter(
+            position,
+            format!("<{session_id} payload>").repeat(1 + position as usize % 90).as_bytes(),
+        );
         letter.delivery.session = Some(session(session_id));
         letter
     };
-    let (_directory, mut file) = file_with(
-        (1..=300).map(|position| marked_letter(position, if position % 3 == 0 { "other" } else { "victim" })),
-    );
+    let (_directory, mut file) = file_with((1..=300).map(|position| {
+        marked_letter(position, if position % 3 == 0 { "other" } else { "victim" })
+    }));
     let mut owed = owed(301);
     owed.delivery.session = Some(session("victim"));
     journal(&mut file, "w", &changes(301, [DeliveryChange::Owed(owed)]));

@@ -31,7 +31,11 @@ pub(crate) struct ExpiredDeliveries {
 /// # Errors
 ///
 /// When the file cannot be read.
-pub(super) fn count_affected_webhooks(connection: &Connection, product: u32, through: u64) -> Result<u64, FileFault> {
+pub(super) fn count_affected_webhooks(
+    connection: &Connection,
+    product: u32,
+    through: u64,
+) -> Result<u64, FileFault> {
     let mut statement = connection.prepare_cached(
         "SELECT count(*) FROM webhooks WHERE product = ?1 \
          AND (position < ?2 OR EXISTS (SELECT 1 FROM owed WHERE webhook = number AND place <= ?2))",
@@ -56,19 +60,21 @@ pub(super) fn expire_owed(
         "SELECT number, id, scope, position FROM webhooks WHERE product = ?1 \
          AND (position < ?2 OR EXISTS (SELECT 1 FROM owed WHERE webhook = number AND place <= ?2))",
     )?;
-    let affected = statement.query_and_then(params![product, signed(through)], ExpiringWebhook::read)?;
+    let affected =
+        statement.query_and_then(params![product, signed(through)], ExpiringWebhook::read)?;
     let webhooks: Result<Vec<ExpiringWebhook>, FileFault> = affected.collect();
     let mut expired = Vec::new();
     for webhook in webhooks? {
         let dead_letters = webhook.insert_owed_dead_letters(connection, product, through, now)?;
-        let dead_letters = dead_letters + webhook.insert_unreached_dead_letters(connection, product, through, now)?;
+        let dead_letters = dead_letters
+            + webhook.insert_unreached_dead_letters(connection, product, through, now)?;
         let (had_owed, lost) = webhook.delete_owed(connection, through)?;
         if dead_letters > 0 || had_owed || webhook.position < through {
             expired.push(ExpiredDeliveries { id: webhook.id, dead_letters, lost });
         }
     }
-    let mut update =
-        connection.prepare_cached("UPDATE webhooks SET position = ?2 WHERE product = ?1 AND position < ?2")?;
+    let mut update = connection
+        .prepare_cached("UPDATE webhooks SET position = ?2 WHERE product = ?1 AND position < ?2")?;
     update.execute(params![product, signed(through)])?;
     Ok(expired)
 }
@@ -103,7 +109,8 @@ impl ExpiringWebhook {
              WHERE webhook = ?2 AND place <= ?3 \
              ON CONFLICT (webhook, place) DO NOTHING",
         )?;
-        Ok(insert.execute(params![entry_key(product, 0)?, self.number, signed(through), now])? as u64)
+        Ok(insert.execute(params![entry_key(product, 0)?, self.number, signed(through), now])?
+            as u64)
     }
 
     /// What it has not come to. What it has settled before its turn is owed no more, or is a dead letter already.
@@ -133,7 +140,8 @@ impl ExpiringWebhook {
         while let Some(row) = rows.next()? {
             let entry: i64 = row.get(0)?;
             if self.admits_row(row)? {
-                dead_letters += insert.execute(params![self.number, signed(position_of(entry)), entry, now])?;
+                dead_letters +=
+                    insert.execute(params![self.number, signed(position_of(entry)), entry, now])?;
             }
         }
         Ok(dead_letters as u64)
@@ -146,7 +154,9 @@ impl ExpiringWebhook {
             Only::Everything => true,
             Only::These(these) => {
                 let session = row.get_ref(2)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-                session.and_then(|it| SessionId::new(it).ok()).is_some_and(|session| these.contains(&session))
+                session
+                    .and_then(|it| SessionId::new(it).ok())
+                    .is_some_and(|session| these.contains(&session))
             }
         };
         Ok(of_session && self.scope.kinds.admits(&kind))
@@ -161,7 +171,8 @@ impl ExpiringWebhook {
         )?;
         let mut rows = lost.query(key)?;
         let lost = rows.next()?.map_or(Ok(0), |row| read_unsigned(row, 0))?;
-        let mut delete = connection.prepare_cached("DELETE FROM owed WHERE webhook = ?1 AND place <= ?2")?;
+        let mut delete =
+            connection.prepare_cached("DELETE FROM owed WHERE webhook = ?1 AND place <= ?2")?;
         Ok((delete.execute(key)? > 0, lost))
     }
 }

@@ -54,16 +54,30 @@ fn what_goes_although_it_is_owed_is_a_dead_letter_with_its_payload_and_attempts(
     append_events(&mut file, 1..=10, 50);
     append_events(&mut file, 11..=12, 60);
     // 1, 3 and 4 are delivered; 2 and 11 have been tried; 6 and after have not been looked at.
-    journal(&mut file, "w", &changes(5, [DeliveryChange::Owed(owed(2)), DeliveryChange::Owed(owed(11))]));
+    journal(
+        &mut file,
+        "w",
+        &changes(5, [DeliveryChange::Owed(owed(2)), DeliveryChange::Owed(owed(11))]),
+    );
     let retired = file.retire(60, u64::MAX, 99).unwrap().unwrap();
-    assert_eq!(retired.expired, [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 6, lost: 0 }]);
+    assert_eq!(
+        retired.expired,
+        [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 6, lost: 0 }]
+    );
     let letters = dead_letters(&file, "w");
     assert_eq!(positions(&letters), [2, 6, 7, 8, 9, 10]);
-    let expired = |letter: &DeadLetter| (letter.reason, letter.died_at) == (DeadLetterReason::Expired, 99);
+    let expired =
+        |letter: &DeadLetter| (letter.reason, letter.died_at) == (DeadLetterReason::Expired, 99);
     assert!(letters.iter().all(expired));
-    assert_eq!((&letters[0].delivery, &*letters[0].payload), (&owed(2).delivery, &b"payload 2"[..]));
+    assert_eq!(
+        (&letters[0].delivery, &*letters[0].payload),
+        (&owed(2).delivery, &b"payload 2"[..])
+    );
     let ahead = &letters[1].delivery;
-    assert_eq!((ahead.created_at, ahead.attempts.len(), &*letters[1].payload), (50, 0, &b"payload 6"[..]));
+    assert_eq!(
+        (ahead.created_at, ahead.attempts.len(), &*letters[1].payload),
+        (50, 0, &b"payload 6"[..])
+    );
     assert_eq!(
         (ahead.event_id, &ahead.kind, &ahead.session),
         (owed(6).delivery.event_id, &Kind::Actions, &Some(session("s")))
@@ -71,14 +85,20 @@ fn what_goes_although_it_is_owed_is_a_dead_letter_with_its_payload_and_attempts(
     assert_eq!(webhook_position(&file, "w"), 10);
     assert_eq!(file.webhooks().unwrap()[0].owed, [owed(11)]);
     let retired = file.retire(61, u64::MAX, 100).unwrap().unwrap();
-    assert_eq!(retired.expired, [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 2, lost: 0 }]);
+    assert_eq!(
+        retired.expired,
+        [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 2, lost: 0 }]
+    );
     assert_eq!(webhook_position(&file, "w"), 12);
 }
 
 #[test]
 fn what_has_been_delivered_or_is_nobodys_just_goes() {
     let (_directory, mut file) = file_with_product();
-    let other = WebhookRegistration { product: crate::event::ProductId::new("q").unwrap(), ..webhook("q", 0) };
+    let other = WebhookRegistration {
+        product: crate::event::ProductId::new("q").unwrap(),
+        ..webhook("q", 0)
+    };
     for webhook in [webhook("w", 0), other] {
         file.register(&webhook, 1).unwrap();
     }
@@ -93,12 +113,25 @@ fn what_has_been_delivered_or_is_nobodys_just_goes() {
 #[test]
 fn only_what_a_webhook_would_have_got_becomes_its_dead_letter() {
     let (_directory, mut file) = file_with_product();
-    let sessions = |these: &[&str]| Only::These(these.iter().map(|it| session(it)).collect::<BTreeSet<_>>());
+    let sessions =
+        |these: &[&str]| Only::These(these.iter().map(|it| session(it)).collect::<BTreeSet<_>>());
     let scopes = [
-        ("everything", Scope { sessions: Only::Everything, kinds: Only::Everything }, &[1, 2, 4, 5][..]),
+        (
+            "everything",
+            Scope { sessions: Only::Everything, kinds: Only::Everything },
+            &[1, 2, 4, 5][..],
+        ),
         ("session", Scope { sessions: sessions(&["a"]), kinds: Only::Everything }, &[1, 4]),
-        ("kind", Scope { sessions: Only::Everything, kinds: Only::These([Kind::Actions].into()) }, &[1, 2]),
-        ("both", Scope { sessions: sessions(&["b"]), kinds: Only::These([Kind::Summary].into()) }, &[]),
+        (
+            "kind",
+            Scope { sessions: Only::Everything, kinds: Only::These([Kind::Actions].into()) },
+            &[1, 2],
+        ),
+        (
+            "both",
+            Scope { sessions: sessions(&["b"]), kinds: Only::These([Kind::Summary].into()) },
+            &[],
+        ),
     ];
     for (id, scope, _) in &scopes {
         file.register(&WebhookRegistration { scope: scope.clone(), ..webhook(id, 0) }, 1).unwrap();
@@ -113,7 +146,11 @@ fn only_what_a_webhook_would_have_got_becomes_its_dead_letter() {
     file.append_one(1, 1, &entries, 1);
     while file.retire(2, u64::MAX, 3).unwrap().is_some() {}
     for (id, _, expected) in scopes {
-        assert_eq!((positions(&dead_letters(&file, id)), webhook_position(&file, id)), (expected.to_vec(), 5), "{id}");
+        assert_eq!(
+            (positions(&dead_letters(&file, id)), webhook_position(&file, id)),
+            (expected.to_vec(), 5),
+            "{id}"
+        );
     }
 }
 
@@ -122,11 +159,18 @@ fn what_is_a_dead_letter_already_stays_the_one_it_is() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
     append_events(&mut file, 1..=3, 50);
-    journal(&mut file, "w", &changes(3, [1, 2].map(|position| DeliveryChange::Dead(dead_letter(position, b"own")))));
+    journal(
+        &mut file,
+        "w",
+        &changes(3, [1, 2].map(|position| DeliveryChange::Dead(dead_letter(position, b"own")))),
+    );
     file.requeue_events("w", &[owed(1).delivery.event_id]).unwrap();
     journal(&mut file, "w", &changes(3, [DeliveryChange::Owed(owed(1))])); // delivered again, and not yet accepted
     let retired = file.retire(60, u64::MAX, 99).unwrap().unwrap();
-    assert_eq!(retired.expired, [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 0, lost: 0 }]);
+    assert_eq!(
+        retired.expired,
+        [ExpiredDeliveries { id: "w".to_owned(), dead_letters: 0, lost: 0 }]
+    );
     assert_eq!(dead_letters(&file, "w"), [dead_letter(2, b"own")]);
     assert_eq!(file.requeued_dead_letters("w", 0, 9).unwrap(), [dead_letter(1, b"own")]);
     assert!(file.webhooks().unwrap()[0].owed.is_empty());
@@ -138,16 +182,24 @@ fn what_is_owed_of_events_that_were_never_kept_is_lost_with_those_around_it() {
     file.register(&webhook("w", 0), 1).unwrap();
     append_events(&mut file, 1..=1, 50);
     let missing = [Hole { first: 2, last: 3 }];
-    let batch = AppendBatch { product_number: 1, first: 2, entries: &[], spans: &[], holes: &missing };
+    let batch =
+        AppendBatch { product_number: 1, first: 2, entries: &[], spans: &[], holes: &missing };
     file.append(&[batch], SyncMode::Normal, 50).unwrap();
     append_events(&mut file, 4..=4, 60);
-    journal(&mut file, "w", &changes(4, [1, 3, 4].map(|position| DeliveryChange::Owed(owed(position)))));
+    journal(
+        &mut file,
+        "w",
+        &changes(4, [1, 3, 4].map(|position| DeliveryChange::Owed(owed(position)))),
+    );
     let retired = file.retire(60, u64::MAX, 99).unwrap().unwrap();
     assert_eq!(
         (retired.evicted_through, retired.expired),
         (3, vec![ExpiredDeliveries { id: "w".to_owned(), dead_letters: 1, lost: 1 }])
     );
-    assert_eq!((positions(&dead_letters(&file, "w")), &file.webhooks().unwrap()[0].owed), (vec![1], &vec![owed(4)]));
+    assert_eq!(
+        (positions(&dead_letters(&file, "w")), &file.webhooks().unwrap()[0].owed),
+        (vec![1], &vec![owed(4)])
+    );
 }
 
 #[test]

@@ -62,7 +62,8 @@ impl StoreFile {
     ///
     /// When the file cannot be read.
     pub(crate) fn used_bytes(&self) -> Result<u64, FileError> {
-        let usage = FileUsage::read(&self.connection).map_err(|fault| fault.at(&self.path, "measure"))?;
+        let usage =
+            FileUsage::read(&self.connection).map_err(|fault| fault.at(&self.path, "measure"))?;
         Ok(usage.bytes)
     }
 
@@ -94,7 +95,9 @@ impl StoreFile {
     ///
     /// When there is no room, or a reader is in the way. What is kept is kept in any case.
     pub(crate) fn scrub(&mut self) -> Result<(), FileError> {
-        let mark_scrubbed = |connection: &Connection| Ok(connection.execute("UPDATE state SET needs_scrub = 0", [])?);
+        let mark_scrubbed = |connection: &Connection| {
+            Ok(connection.execute("UPDATE state SET needs_scrub = 0", [])?)
+        };
         let scrubbed = self
             .vacuum()
             .and_then(|()| self.truncate_wal())
@@ -116,8 +119,13 @@ impl StoreFile {
 
     /// Moves everything from the write-ahead log into the file and cuts it to nothing.
     fn truncate_wal(&self) -> Result<(), FileFault> {
-        let is_busy: bool = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if is_busy { Err(FileFault::Refused("a reader keeps the write-ahead log in use")) } else { Ok(()) }
+        let is_busy: bool =
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if is_busy {
+            Err(FileFault::Refused("a reader keeps the write-ahead log in use"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -135,7 +143,8 @@ impl FileUsage {
         )?;
         let mut rows = statement.query([])?;
         let row = rows.next()?.ok_or_else(|| FileFault::damage("the page count is gone"))?;
-        let bytes = read_unsigned(row, 0)?.saturating_sub(dead_letters::dead_letter_bytes(connection)?);
+        let bytes =
+            read_unsigned(row, 0)?.saturating_sub(dead_letters::dead_letter_bytes(connection)?);
         Ok(Self { bytes, page_bytes: read_unsigned(row, 1)? })
     }
 }
@@ -158,7 +167,11 @@ impl OldestEntry {
         )?;
         let mut rows = statement.query([])?;
         let Some(row) = rows.next()? else { return Ok(None) };
-        Ok(Some(Self { product_number: row.get(0)?, evicted_through: read_unsigned(row, 1)?, kept_at: row.get(2)? }))
+        Ok(Some(Self {
+            product_number: row.get(0)?,
+            evicted_through: read_unsigned(row, 1)?,
+            kept_at: row.get(2)?,
+        }))
     }
 
     /// What to take away: rows that are too old, and as many as make up for `excess` bytes, but not more.
@@ -174,11 +187,16 @@ impl OldestEntry {
                     ifnull(octet_length(payload), 0) \
              FROM entries WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3",
         )?;
-        let (first, last) =
-            (entry_key(self.product_number, self.evicted_through)?, entry_key(self.product_number, MAX_POSITION)?);
+        let (first, last) = (
+            entry_key(self.product_number, self.evicted_through)?,
+            entry_key(self.product_number, MAX_POSITION)?,
+        );
         // Each may become a dead letter of each webhook that is not ahead of it.
-        let affected_webhooks =
-            expire_owed::count_affected_webhooks(connection, self.product_number, self.step_end(connection)?)?;
+        let affected_webhooks = expire_owed::count_affected_webhooks(
+            connection,
+            self.product_number,
+            self.step_end(connection)?,
+        )?;
         let max_rows = (RETENTION_STEP_ROWS / (1 + affected_webhooks)).max(1);
         let mut rows = statement.query(params![first, last, signed(max_rows)])?;
         let mut cut = RetentionCut { last: first, events: 0, bytes: 0 };
@@ -188,10 +206,14 @@ impl OldestEntry {
             if freed >= excess && kept_at >= oldest_kept_at {
                 break;
             }
-            let (session, kind, payload) = (read_unsigned(row, 2)?, read_unsigned(row, 3)?, read_unsigned(row, 4)?);
+            let (session, kind, payload) =
+                (read_unsigned(row, 2)?, read_unsigned(row, 3)?, read_unsigned(row, 4)?);
             freed += footprint(session * 2 + kind + payload + ROW_OVERHEAD_BYTES, page_bytes);
-            cut =
-                RetentionCut { last: row.get(0)?, events: cut.events + 1, bytes: cut.bytes + session + kind + payload };
+            cut = RetentionCut {
+                last: row.get(0)?,
+                events: cut.events + 1,
+                bytes: cut.bytes + session + kind + payload,
+            };
         }
         Ok(cut)
     }
@@ -202,21 +224,38 @@ impl OldestEntry {
             "SELECT ifnull(max(entry), ?1) FROM ( \
                  SELECT entry FROM entries WHERE entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3)",
         )?;
-        let (first, last) =
-            (entry_key(self.product_number, self.evicted_through)?, entry_key(self.product_number, MAX_POSITION)?);
-        Ok(position_of(statement.query_row(params![first, last, signed(RETENTION_STEP_ROWS)], |row| row.get(0))?))
+        let (first, last) = (
+            entry_key(self.product_number, self.evicted_through)?,
+            entry_key(self.product_number, MAX_POSITION)?,
+        );
+        Ok(position_of(
+            statement
+                .query_row(params![first, last, signed(RETENTION_STEP_ROWS)], |row| row.get(0))?,
+        ))
     }
 
-    fn retire(&self, connection: &Connection, cut: &RetentionCut, now: i64) -> Result<RetentionStep, FileFault> {
+    fn retire(
+        &self,
+        connection: &Connection,
+        cut: &RetentionCut,
+        now: i64,
+    ) -> Result<RetentionStep, FileFault> {
         let first = entry_key(self.product_number, self.evicted_through)?;
         let evicted_through = self.position_before_rest(connection, cut.last)?;
-        let expired = expire_owed::expire_owed(connection, self.product_number, evicted_through, now)?;
-        let mut delete = connection.prepare_cached("DELETE FROM entries WHERE entry > ?1 AND entry <= ?2")?;
+        let expired =
+            expire_owed::expire_owed(connection, self.product_number, evicted_through, now)?;
+        let mut delete =
+            connection.prepare_cached("DELETE FROM entries WHERE entry > ?1 AND entry <= ?2")?;
         delete.execute([first, cut.last])?;
         let mut update = connection.prepare_cached(
             "UPDATE products SET evicted_through = ?2, events = events - ?3, bytes = bytes - ?4 WHERE number = ?1",
         )?;
-        update.execute(params![self.product_number, signed(evicted_through), signed(cut.events), signed(cut.bytes)])?;
+        update.execute(params![
+            self.product_number,
+            signed(evicted_through),
+            signed(cut.events),
+            signed(cut.bytes)
+        ])?;
         delete_holes(connection, self.product_number, evicted_through)?;
         delete_spans(connection, self.product_number, evicted_through)?;
         Ok(RetentionStep {
@@ -230,10 +269,10 @@ impl OldestEntry {
 
     /// The place before the first row behind `last`: holes between them are no more worth knowing of.
     fn position_before_rest(&self, connection: &Connection, last: i64) -> Result<u64, FileFault> {
-        let mut statement =
-            connection.prepare_cached("SELECT min(entry) FROM entries WHERE entry > ?1 AND entry <= ?2")?;
-        let rest: Option<i64> =
-            statement.query_row([last, entry_key(self.product_number, MAX_POSITION)?], |row| row.get(0))?;
+        let mut statement = connection
+            .prepare_cached("SELECT min(entry) FROM entries WHERE entry > ?1 AND entry <= ?2")?;
+        let rest: Option<i64> = statement
+            .query_row([last, entry_key(self.product_number, MAX_POSITION)?], |row| row.get(0))?;
         Ok(position_of(rest.map_or(last, |entry| entry - 1)))
     }
 }
@@ -253,14 +292,23 @@ fn footprint(row_bytes: u64, page_bytes: u64) -> u64 {
     }
 }
 
-fn delete_holes(connection: &Connection, product_number: u32, evicted_through: u64) -> Result<(), FileFault> {
-    let mut delete = connection.prepare_cached("DELETE FROM missing WHERE product = ?1 AND last <= ?2")?;
+fn delete_holes(
+    connection: &Connection,
+    product_number: u32,
+    evicted_through: u64,
+) -> Result<(), FileFault> {
+    let mut delete =
+        connection.prepare_cached("DELETE FROM missing WHERE product = ?1 AND last <= ?2")?;
     delete.execute(params![product_number, signed(evicted_through)])?;
     Ok(())
 }
 
 /// Forgets what ids the places that are gone had, except the newest: they tell an old id from an unknown one.
-fn delete_spans(connection: &Connection, number: u32, evicted_through: u64) -> Result<(), FileFault> {
+fn delete_spans(
+    connection: &Connection,
+    number: u32,
+    evicted_through: u64,
+) -> Result<(), FileFault> {
     // The newest span that begins no later than the first place kept is the one that place is in.
     let mut delete = connection.prepare_cached(
         "DELETE FROM spans WHERE product = ?1 AND place < ( \
@@ -300,7 +348,11 @@ fn erase_owed(
 }
 
 /// Deletes the rows of a session and returns how many there were.
-fn erase_entries(connection: &Connection, number: u32, session: &SessionId) -> Result<(u64, u64), FileFault> {
+fn erase_entries(
+    connection: &Connection,
+    number: u32,
+    session: &SessionId,
+) -> Result<(u64, u64), FileFault> {
     let rows = params![session.as_str(), entry_key(number, 0)?, entry_key(number, MAX_POSITION)?];
     let (events, bytes): (i64, i64) = connection.query_row(
         "SELECT count(*), ifnull(sum(octet_length(session) + octet_length(kind) + octet_length(payload)), 0) \
@@ -314,8 +366,10 @@ fn erase_entries(connection: &Connection, number: u32, session: &SessionId) -> R
          WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
         rows,
     )?;
-    connection
-        .execute("DELETE FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3", rows)?;
+    connection.execute(
+        "DELETE FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
+        rows,
+    )?;
     connection.execute("UPDATE state SET needs_scrub = 1", [])?;
     let counters = "UPDATE products SET events = events - ?2, bytes = bytes - ?3 WHERE number = ?1";
     connection.execute(counters, params![number, events, bytes])?;

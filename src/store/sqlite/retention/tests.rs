@@ -22,8 +22,15 @@ fn retire_all(file: &mut StoreFile, oldest_kept_at: u64, max_bytes: u64) -> Vec<
     std::iter::from_fn(|| file.retire(oldest_kept_at, max_bytes, 0).unwrap()).collect()
 }
 
-fn write_events(file: &mut StoreFile, number: u32, positions: std::ops::RangeInclusive<u64>, bytes: usize, now: u64) {
-    let entries: Vec<Entry> = positions.clone().map(|position| event(position, "s", "k", &vec![b'x'; bytes])).collect();
+fn write_events(
+    file: &mut StoreFile,
+    number: u32,
+    positions: std::ops::RangeInclusive<u64>,
+    bytes: usize,
+    now: u64,
+) {
+    let entries: Vec<Entry> =
+        positions.clone().map(|position| event(position, "s", "k", &vec![b'x'; bytes])).collect();
     file.append_one(number, *positions.start(), &entries, now);
 }
 
@@ -71,8 +78,10 @@ fn the_product_with_the_oldest_entry_is_first() {
     write_events(&mut file, 2, 1..=3, 10, 10);
     write_events(&mut file, 2, 4..=4, 10, 30); // as old as may be gone, and in the way of nobody
     write_events(&mut file, 3, 1..=1, 10, 40);
-    let order: Vec<_> =
-        retire_all(&mut file, 31, NO_BOUND).iter().map(|it| (it.product_number, it.evicted_through)).collect();
+    let order: Vec<_> = retire_all(&mut file, 31, NO_BOUND)
+        .iter()
+        .map(|it| (it.product_number, it.evicted_through))
+        .collect();
     assert_eq!(order, [(2, 4), (1, 2)]);
     assert_eq!(file.find_or_add_product(&product("r")).unwrap().events, 1);
 }
@@ -113,10 +122,14 @@ fn room_that_is_free_is_used_again() {
         write_events(&mut file, 1, round * 100 + 1..=round * 100 + 100, 1000, round);
         retire_all(&mut file, round.saturating_sub(2), NO_BOUND);
         if round == 5 {
-            longest = file.connection().pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0)).unwrap();
+            longest = file
+                .connection()
+                .pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0))
+                .unwrap();
         }
     }
-    let pages: i64 = file.connection().pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+    let pages: i64 =
+        file.connection().pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
     assert!(pages <= longest + 4, "{pages} after {longest}");
 }
 
@@ -126,7 +139,13 @@ fn holes_behind_what_goes_are_forgotten_with_it() {
     let entries = [event(1, "s", "k", b"a"), Entry::Erased, gap(3, GapReason::NotKept, None)];
     let missing = [Hole { first: 4, last: 6 }, Hole { first: 8, last: 9 }];
     file.append(
-        &[AppendBatch { product_number: 1, first: 1, entries: &entries, spans: &[], holes: &missing }],
+        &[AppendBatch {
+            product_number: 1,
+            first: 1,
+            entries: &entries,
+            spans: &[],
+            holes: &missing,
+        }],
         SyncMode::Normal,
         10,
     )
@@ -135,7 +154,13 @@ fn holes_behind_what_goes_are_forgotten_with_it() {
     let retired = file.retire(20, NO_BOUND, 0).unwrap().unwrap();
     assert_eq!(
         retired,
-        RetentionStep { product_number: 1, evicted_through: 6, events: 2, bytes: 3, expired: Vec::new() }
+        RetentionStep {
+            product_number: 1,
+            evicted_through: 6,
+            events: 2,
+            bytes: 3,
+            expired: Vec::new()
+        }
     );
     let kept = file.find_or_add_product(&product("p")).unwrap();
     assert_eq!((kept.evicted_through, kept.holes), (6, missing[1..].to_vec()));
@@ -212,7 +237,10 @@ fn scrubbing_removes_the_copies_that_moving_rows_has_left() {
     let (_directory, mut file) = file_with_product();
     file.find_or_add_product(&product("q")).unwrap();
     erase_victims(&mut file, &[1, 2], &["victim-a", "victim-b", "victim-c"], 100);
-    assert!(occurrences(&file, b"victim") > 0, "SQLite leaves no copies any more: scrubbing has become needless");
+    assert!(
+        occurrences(&file, b"victim") > 0,
+        "SQLite leaves no copies any more: scrubbing has become needless"
+    );
     file.scrub().unwrap();
     assert_eq!(occurrences(&file, b"victim"), 0);
     for id in ["p", "q"] {
@@ -228,7 +256,11 @@ fn scrubbing_reports_a_reader_in_the_way_and_can_be_repeated() {
     let reader = Connection::open(file.path()).unwrap();
     reader.execute_batch("BEGIN; SELECT * FROM products").unwrap();
     reader.query_row("SELECT count(*) FROM entries", [], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(file.erase(1, &session("s"), 0).unwrap().events, 5, "nobody waits for a reader to be rid of them");
+    assert_eq!(
+        file.erase(1, &session("s"), 0).unwrap().events,
+        5,
+        "nobody waits for a reader to be rid of them"
+    );
     assert!(matches!(file.scrub(), Err(FileError::Unavailable { .. })));
     reader.execute_batch("COMMIT").unwrap();
     let path = file.path().to_owned();
@@ -256,9 +288,12 @@ fn a_session_is_erased_in_one_product_only() {
 
 #[test]
 fn a_step_is_smaller_only_for_webhooks_that_may_lose_something_by_it() {
-    for (behind, owed_some, expected_rows) in
-        [(0, 0, RETENTION_STEP_ROWS), (3, 0, RETENTION_STEP_ROWS / 4), (0, 3, RETENTION_STEP_ROWS / 4), (600, 0, 1)]
-    {
+    for (behind, owed_some, expected_rows) in [
+        (0, 0, RETENTION_STEP_ROWS),
+        (3, 0, RETENTION_STEP_ROWS / 4),
+        (0, 3, RETENTION_STEP_ROWS / 4),
+        (600, 0, 1),
+    ] {
         let (_directory, mut file) = file_with_product();
         write_events(&mut file, 1, 1..=1000, 10, 50);
         for number in 0..100 + behind + owed_some {

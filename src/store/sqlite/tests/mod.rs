@@ -36,14 +36,25 @@ pub(in crate::store) fn session(id: &str) -> SessionId {
 }
 
 /// An event at `place` under the id 7-`place`; no session for an empty text.
-pub(in crate::store) fn event(position: u64, session_id: &str, kind: &str, payload: &[u8]) -> Entry {
+pub(in crate::store) fn event(
+    position: u64,
+    session_id: &str,
+    kind: &str,
+    payload: &[u8],
+) -> Entry {
     event_as(EventId::new(7, position), position, session_id, kind, payload)
 }
 
 fn event_as(id: EventId, position: u64, session_id: &str, kind: &str, payload: &[u8]) -> Entry {
     let session = (!session_id.is_empty()).then(|| session(session_id));
     let payload = payload.to_vec().into();
-    let draft = Draft { kind: Kind::new(kind), session, forwarded_at: None, payload, received: Instant::now() };
+    let draft = Draft {
+        kind: Kind::new(kind),
+        session,
+        forwarded_at: None,
+        payload,
+        received: Instant::now(),
+    };
     Entry::Event(Arc::new(Event::new(id, position, draft)))
 }
 
@@ -52,12 +63,22 @@ pub(in crate::store) fn gap(position: u64, reason: GapReason, after: Option<&str
     Entry::Gap(Arc::new(Gap { product, reason, position, id, after, before: None }))
 }
 
-pub(in crate::store) fn append_batch(number: u32, first: u64, entries: &[Entry]) -> AppendBatch<'_> {
+pub(in crate::store) fn append_batch(
+    number: u32,
+    first: u64,
+    entries: &[Entry],
+) -> AppendBatch<'_> {
     AppendBatch { product_number: number, first, entries, spans: &[], holes: &[] }
 }
 
 impl StoreFile {
-    pub(in crate::store) fn append_one(&mut self, number: u32, first: u64, entries: &[Entry], now: u64) {
+    pub(in crate::store) fn append_one(
+        &mut self,
+        number: u32,
+        first: u64,
+        entries: &[Entry],
+        now: u64,
+    ) {
         self.append(&[append_batch(number, first, entries)], SyncMode::Normal, now).unwrap();
     }
 
@@ -74,8 +95,10 @@ impl StoreFile {
         let persisted = self.find_or_add_product(&product(id)).unwrap();
         let query = "SELECT count(*), ifnull(sum(ifnull(length(payload), 0) + ifnull(octet_length(session), 0) \
                      + ifnull(octet_length(kind), 0)), 0) FROM entries WHERE entry >> 40 = ?1";
-        let (events, bytes): (i64, i64) =
-            self.connection.query_row(query, [persisted.product_number], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let (events, bytes): (i64, i64) = self
+            .connection
+            .query_row(query, [persisted.product_number], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap();
         assert_eq!((persisted.events as i64, persisted.bytes as i64), (events, bytes));
     }
 }
@@ -103,9 +126,17 @@ fn read_back(path: &Path, number: u32) -> Vec<Entry> {
     let scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
     let limits = ReadLimits { entries: 1000, bytes: usize::MAX };
     let newest = "SELECT newest FROM products WHERE number = ?1";
-    let through: i64 = Connection::open(path).unwrap().query_row(newest, [number], |row| row.get(0)).unwrap();
+    let through: i64 =
+        Connection::open(path).unwrap().query_row(newest, [number], |row| row.get(0)).unwrap();
     let through = through.cast_unsigned();
-    let request = ReadRequest { product: product("p"), product_number: number, after: 0, through, scope, limits };
+    let request = ReadRequest {
+        product: product("p"),
+        product_number: number,
+        after: 0,
+        through,
+        scope,
+        limits,
+    };
     StoreReader::open(path).unwrap().fetch(&request).unwrap().entries
 }
 
@@ -129,7 +160,8 @@ fn every_kind_of_entry_reads_back_as_it_was_written() {
         event(8, &"long ".repeat(5000), "usertour_trigger", b"\xFF\0not text"),
     ];
     file.append_one(1, 1, &entries, 5);
-    let written: Vec<String> = entries.iter().filter(|it| !matches!(it, Entry::Erased)).map(visible_facts).collect();
+    let written: Vec<String> =
+        entries.iter().filter(|it| !matches!(it, Entry::Erased)).map(visible_facts).collect();
     assert_eq!(read_back(file.path(), 1).iter().map(visible_facts).collect::<Vec<_>>(), written);
     file.assert_counters_fit("p");
     StoreReader::open(file.path()).unwrap().check().unwrap();
@@ -146,7 +178,13 @@ fn the_facts_about_a_product_survive_reopening() {
     let missing = [Hole { first: 4, last: 6 }, Hole { first: 9, last: 9 }];
     let entries = [event(1, "s", "k", b"abc"), Entry::Erased, gap(3, GapReason::NotKept, None)];
     file.append(
-        &[AppendBatch { product_number: 2, first: 1, entries: &entries, spans: &spans, holes: &missing }],
+        &[AppendBatch {
+            product_number: 2,
+            first: 1,
+            entries: &entries,
+            spans: &spans,
+            holes: &missing,
+        }],
         SyncMode::Full,
         1,
     )
@@ -181,7 +219,8 @@ fn an_epoch_is_reserved_without_entries_and_again_at_the_same_position() {
     let (_directory, mut file) = file_with_product();
     for epoch in [9, 8] {
         let spans = [IdSpan { first_position: 1, first_id: EventId::new(epoch, 1) }];
-        let reserved = AppendBatch { product_number: 1, first: 1, entries: &[], spans: &spans, holes: &[] };
+        let reserved =
+            AppendBatch { product_number: 1, first: 1, entries: &[], spans: &spans, holes: &[] };
         file.append(&[reserved], SyncMode::Full, 1).unwrap();
         let kept = file.find_or_add_product(&product("p")).unwrap();
         assert_eq!((kept.newest, kept.highest_epoch, kept.spans), (0, 9, spans.to_vec()));
@@ -193,7 +232,8 @@ fn a_missing_range_may_grow() {
     let (_directory, mut file) = file_with_product();
     for last in [3, 5] {
         let missing = [Hole { first: 2, last }];
-        let lost = AppendBatch { product_number: 1, first: 2, entries: &[], spans: &[], holes: &missing };
+        let lost =
+            AppendBatch { product_number: 1, first: 2, entries: &[], spans: &[], holes: &missing };
         file.append(&[lost], SyncMode::Normal, 1).unwrap();
         let kept = file.find_or_add_product(&product("p")).unwrap();
         assert_eq!((kept.newest, kept.holes), (last, missing.to_vec()));
@@ -229,7 +269,10 @@ fn numbers_beyond_the_key_are_refused() {
         AppendBatch { holes: &backwards, ..nothing },
     ] {
         let refused = file.append(&[beyond], SyncMode::Normal, 1);
-        assert!(matches!(refused, Err(FileError::Unavailable { source: FileFault::Refused(_), .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(FileError::Unavailable { source: FileFault::Refused(_), .. })),
+            "{refused:?}"
+        );
     }
     file.append_one(1, (1 << 40) - 2, &entries, 1);
     let last_number = "INSERT INTO products VALUES (4194303, 'last', 0, 0, 0, 0, 0)";
@@ -255,7 +298,9 @@ fn a_file_that_was_not_closed_says_so_once() {
 #[test]
 fn a_sync_is_noted() {
     let (_directory, mut file) = file_with_product();
-    let synced_at = |file: &StoreFile| file.connection.query_row("SELECT synced_at FROM state", [], |row| row.get(0));
+    let synced_at = |file: &StoreFile| {
+        file.connection.query_row("SELECT synced_at FROM state", [], |row| row.get(0))
+    };
     file.sync(1234).unwrap();
     assert_eq!(synced_at(&file), Ok(1234));
     file.append(&[], SyncMode::Normal, 1235).unwrap();
@@ -277,14 +322,19 @@ fn a_sync_at_the_time_of_the_one_before_reaches_the_disk_too() {
     let path = file.path.clone();
     drop(file);
     let reopened = StoreFile::open(&path).unwrap();
-    assert!(wal(&reopened).is_some_and(|bytes| !bytes.is_empty()), "marking an open file as open is a commit, too");
+    assert!(
+        wal(&reopened).is_some_and(|bytes| !bytes.is_empty()),
+        "marking an open file as open is a commit, too"
+    );
 }
 
 #[test]
 fn a_commit_waits_for_the_disk_only_when_it_is_told_to() {
     let (_directory, mut file) = file_with_product();
     let synchronous_level = |connection: &Connection| {
-        connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0)).map_err(FileFault::from)
+        connection
+            .pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0))
+            .map_err(FileFault::from)
     };
     for (sync, expected) in [(SyncMode::Normal, 1), (SyncMode::Full, 2), (SyncMode::Normal, 1)] {
         assert_eq!(file.in_transaction(sync, synchronous_level).unwrap(), expected);
@@ -305,7 +355,9 @@ fn only_the_owner_may_read_the_files() {
 fn setting_aside_keeps_every_byte_and_overwrites_nothing() {
     let (_directory, path) = temporary_path();
     for (round, suffixes) in
-        [&FILE_SUFFIXES[..], &FILE_SUFFIXES[..1], &FILE_SUFFIXES[1..2], &FILE_SUFFIXES[..]].into_iter().enumerate()
+        [&FILE_SUFFIXES[..], &FILE_SUFFIXES[..1], &FILE_SUFFIXES[1..2], &FILE_SUFFIXES[..]]
+            .into_iter()
+            .enumerate()
     {
         for suffix in suffixes {
             fs::write(with_suffix(&path, suffix), format!("{round}{suffix}")).unwrap();
@@ -315,13 +367,21 @@ fn setting_aside_keeps_every_byte_and_overwrites_nothing() {
         assert_eq!(bytes_of(&path), [None, None, None]);
     }
     for (round, suffixes) in
-        [&FILE_SUFFIXES[..], &FILE_SUFFIXES[..1], &FILE_SUFFIXES[1..2], &FILE_SUFFIXES[..]].into_iter().enumerate()
+        [&FILE_SUFFIXES[..], &FILE_SUFFIXES[..1], &FILE_SUFFIXES[1..2], &FILE_SUFFIXES[..]]
+            .into_iter()
+            .enumerate()
     {
         for suffix in FILE_SUFFIXES {
             let mut text = String::new();
-            let name = with_suffix(&path.with_file_name(format!("relay.db.damaged-{}", 99 + round)), suffix);
+            let name = with_suffix(
+                &path.with_file_name(format!("relay.db.damaged-{}", 99 + round)),
+                suffix,
+            );
             let is_there = fs::File::open(name).map(|mut it| it.read_to_string(&mut text)).is_ok();
-            assert_eq!(is_there.then_some(text), suffixes.contains(&suffix).then(|| format!("{round}{suffix}")));
+            assert_eq!(
+                is_there.then_some(text),
+                suffixes.contains(&suffix).then(|| format!("{round}{suffix}"))
+            );
         }
     }
 }
@@ -330,12 +390,17 @@ fn setting_aside_keeps_every_byte_and_overwrites_nothing() {
 fn the_view_shows_entries_as_people_read_them() {
     let (_directory, mut file) = file_with_product();
     let id = EventId { epoch: u64::MAX, sequence: 2, suffix: 3 };
-    let entries = [event(1, "s", "actions", b"{}"), event_as(id, 2, "", "k", b"x"), gap(3, GapReason::NotKept, None)];
+    let entries = [
+        event(1, "s", "actions", b"{}"),
+        event_as(id, 2, "", "k", b"x"),
+        gap(3, GapReason::NotKept, None),
+    ];
     file.append_one(1, 1, &entries, 1_700_000_000_123);
     let mut statement = file.connection.prepare("SELECT * FROM log").unwrap();
     let columns = ["product", "id", "time", "type", "session", "gap", "payload"];
     assert_eq!(statement.column_names().collect::<Vec<_>>(), columns);
-    let rows = statement.query_map([], |row| (0..7).map(|column| row.get::<_, Option<String>>(column)).collect());
+    let rows = statement
+        .query_map([], |row| (0..7).map(|column| row.get::<_, Option<String>>(column)).collect());
     let rows: Vec<Vec<Option<String>>> = rows.unwrap().map(Result::unwrap).collect();
     let text = |row: [&str; 7]| row.map(|it| (!it.is_empty()).then(|| it.to_owned())).to_vec();
     let time = "2023-11-14T22:13:20.123Z";
@@ -348,7 +413,8 @@ fn the_view_shows_entries_as_people_read_them() {
 fn a_reader_neither_stops_the_writer_nor_sees_half_a_commit() {
     let (_directory, mut file) = file_with_product();
     file.append_one(1, 1, &[event(1, "s", "k", b"a")], 1);
-    let reader = Connection::open_with_flags(file.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let reader =
+        Connection::open_with_flags(file.path(), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let rows = || reader.query_row("SELECT count(*) FROM entries", [], |row| row.get::<_, i64>(0));
     reader.execute_batch("BEGIN").unwrap();
     assert_eq!(rows(), Ok(1));

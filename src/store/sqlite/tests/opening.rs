@@ -24,7 +24,9 @@ fn an_empty_file_and_one_with_only_a_header_are_fresh() {
 #[test]
 fn the_settings_are_in_force() {
     let (_directory, file) = file_with_product();
-    let setting = |name: &str| file.connection.pragma_query_value(None, name, |row| row.get::<_, Value>(0)).unwrap();
+    let setting = |name: &str| {
+        file.connection.pragma_query_value(None, name, |row| row.get::<_, Value>(0)).unwrap()
+    };
     assert_eq!(setting("journal_mode"), Value::Text("wal".into()));
     for (name, value) in [
         ("page_size", 8192),
@@ -46,7 +48,11 @@ fn the_settings_are_in_force() {
 fn migrations_are_applied_in_order_and_keep_what_is_there() {
     let (_directory, path) = temporary_path();
     let mut connection = Connection::open(&path).unwrap();
-    let scripts = ["CREATE TABLE a (x)", "ALTER TABLE a ADD COLUMN y DEFAULT 5", "CREATE TABLE b (x); nonsense"];
+    let scripts = [
+        "CREATE TABLE a (x)",
+        "ALTER TABLE a ADD COLUMN y DEFAULT 5",
+        "CREATE TABLE b (x); nonsense",
+    ];
     schema::migrate(&mut connection, 0, &scripts[..1]).unwrap();
     connection.execute("INSERT INTO a VALUES (4)", []).unwrap();
     schema::migrate(&mut connection, 1, &scripts[..2]).unwrap();
@@ -65,8 +71,14 @@ fn a_newer_version_is_refused_and_left_alone() {
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let before = bytes_of(&path).swap_remove(0);
     for refused in [StoreFile::open(&path).unwrap_err(), StoreReader::open(&path).unwrap_err()] {
-        assert!(matches!(refused, FileError::NewerVersion { found: 7, known: 1, .. }), "{refused:?}");
-        assert!(refused.to_string().ends_with("version 7, the newest known here is 1"), "{refused}");
+        assert!(
+            matches!(refused, FileError::NewerVersion { found: 7, known: 1, .. }),
+            "{refused:?}"
+        );
+        assert!(
+            refused.to_string().ends_with("version 7, the newest known here is 1"),
+            "{refused}"
+        );
     }
     assert_eq!(bytes_of(&path).swap_remove(0), before);
 }
@@ -84,7 +96,10 @@ fn a_foreign_file_is_refused_and_left_alone() {
         drop(other);
         let before = bytes_of(&copy);
         let refused = StoreFile::open(&copy).unwrap_err();
-        assert!(matches!(refused, FileError::Foreign { found, .. } if found == application_id), "{refused:?}");
+        assert!(
+            matches!(refused, FileError::Foreign { found, .. } if found == application_id),
+            "{refused:?}"
+        );
         assert_eq!(bytes_of(&copy)[..2], before[..2]);
     }
 }
@@ -112,7 +127,10 @@ fn a_truncated_file_is_damaged() {
     let bytes = fs::read(&path).unwrap();
     for length in [50, 5000, 8192, bytes.len() / 2, bytes.len() - 8192] {
         fs::write(&path, &bytes[..length]).unwrap();
-        let error = StoreFile::open(&path).err().or_else(|| StoreReader::open(&path).unwrap().check().err()).unwrap();
+        let error = StoreFile::open(&path)
+            .err()
+            .or_else(|| StoreReader::open(&path).unwrap().check().err())
+            .unwrap();
         assert!(matches!(error, FileError::Damaged { .. }), "{length}: {error:?}");
     }
 }
@@ -124,5 +142,8 @@ fn a_file_that_cannot_be_opened_is_unavailable() {
     assert!(matches!(StoreFile::open(&path.join("x")), Err(FileError::Unavailable { .. })));
     assert!(matches!(StoreReader::open(&path), Err(FileError::Unavailable { .. })));
     fs::write(&path, b"").unwrap();
-    assert!(matches!(StoreReader::open(&path), Err(FileError::Unavailable { source: FileFault::Refused(_), .. })));
+    assert!(matches!(
+        StoreReader::open(&path),
+        Err(FileError::Unavailable { source: FileFault::Refused(_), .. })
+    ));
 }

@@ -19,7 +19,9 @@ use super::{
 };
 use crate::{
     event::{Kind, Only, ProductId, Scope, SessionId},
-    store::webhook_rows::{DeliveryChange, OwedDelivery, StoredWebhook, WebhookChanges, WebhookRegistration},
+    store::webhook_rows::{
+        DeliveryChange, OwedDelivery, StoredWebhook, WebhookChanges, WebhookRegistration,
+    },
     webhook_delivery::{Attempt, Delivery},
 };
 
@@ -70,15 +72,14 @@ impl StoreFile {
     ///
     /// When the file cannot be written.
     pub(crate) fn unregister(&mut self, id: &str, now: u64) -> Result<bool, FileError> {
-        let forgotten =
-            self.in_transaction(SyncMode::Full, |connection| {
-                set_synced(connection, now)?;
-                match find_webhook(connection, id)? {
-                    Some(webhook) => Ok(delete_some_rows(connection, webhook.number)? == 0
-                        && delete_webhook(connection, webhook.number)?),
-                    None => Ok(true),
-                }
-            });
+        let forgotten = self.in_transaction(SyncMode::Full, |connection| {
+            set_synced(connection, now)?;
+            match find_webhook(connection, id)? {
+                Some(webhook) => Ok(delete_some_rows(connection, webhook.number)? == 0
+                    && delete_webhook(connection, webhook.number)?),
+                None => Ok(true),
+            }
+        });
         forgotten.map_err(|fault| fault.at(&self.path, "unregister a webhook in"))
     }
 
@@ -97,7 +98,8 @@ impl StoreFile {
     ///
     /// When the file cannot be read.
     pub(crate) fn dead_letter_counts(&self) -> Result<Vec<DeadLetterCounts>, FileError> {
-        read_dead_letter_counts(&self.connection).map_err(|fault| fault.at(&self.path, "count dead letters in"))
+        read_dead_letter_counts(&self.connection)
+            .map_err(|fault| fault.at(&self.path, "count dead letters in"))
     }
 }
 
@@ -111,8 +113,9 @@ struct WebhookRow {
 }
 
 fn find_webhook(connection: &Connection, id: &str) -> Result<Option<WebhookRow>, FileFault> {
-    let mut statement = connection
-        .prepare_cached("SELECT number, product, position, dead + requeued > 0 FROM webhooks WHERE id = ?1")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT number, product, position, dead + requeued > 0 FROM webhooks WHERE id = ?1",
+    )?;
     let mut rows = statement.query([id])?;
     let Some(row) = rows.next()? else { return Ok(None) };
     Ok(Some(WebhookRow {
@@ -123,22 +126,30 @@ fn find_webhook(connection: &Connection, id: &str) -> Result<Option<WebhookRow>,
     }))
 }
 
-fn upsert_webhook(connection: &Connection, webhook: &WebhookRegistration) -> Result<RegistrationOutcome, FileFault> {
+fn upsert_webhook(
+    connection: &Connection,
+    webhook: &WebhookRegistration,
+) -> Result<RegistrationOutcome, FileFault> {
     if product_number(connection, &webhook.product)?.is_none() {
         insert_product(connection, &webhook.product)?;
     }
-    let product =
-        product_number(connection, &webhook.product)?.ok_or_else(|| FileFault::damage("a product's row is gone"))?;
+    let product = product_number(connection, &webhook.product)?
+        .ok_or_else(|| FileFault::damage("a product's row is gone"))?;
     let scope = write_scope(&webhook.scope)?;
     let existing = find_webhook(connection, &webhook.id)?;
-    if let Some(WebhookRow { number, position, .. }) = existing.as_ref().filter(|known| known.product == product) {
-        let mut update =
-            connection.prepare_cached("UPDATE webhooks SET scope = ?2, definition = ?3 WHERE number = ?1")?;
+    if let Some(WebhookRow { number, position, .. }) =
+        existing.as_ref().filter(|known| known.product == product)
+    {
+        let mut update = connection
+            .prepare_cached("UPDATE webhooks SET scope = ?2, definition = ?3 WHERE number = ?1")?;
         update.execute(params![number, scope, webhook.definition])?;
         return Ok(RegistrationOutcome { is_new: false, forgotten: 0, position: *position });
     }
     // Places mean nothing in another product's log.
-    let forgotten = existing.map(|known| delete_webhook_and_rows(connection, known.number)).transpose()?.unwrap_or(0);
+    let forgotten = existing
+        .map(|known| delete_webhook_and_rows(connection, known.number))
+        .transpose()?
+        .unwrap_or(0);
     let mut insert = connection.prepare_cached(
         "INSERT INTO webhooks (id, product, scope, definition, position, dead, requeued, dead_bytes) \
          VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0)",
@@ -151,7 +162,8 @@ fn upsert_webhook(connection: &Connection, webhook: &WebhookRegistration) -> Res
 
 /// The place up to which the file has a product's log.
 fn newest_position(connection: &Connection, product: u32) -> Result<u64, FileFault> {
-    let mut statement = connection.prepare_cached("SELECT newest FROM products WHERE number = ?1")?;
+    let mut statement =
+        connection.prepare_cached("SELECT newest FROM products WHERE number = ?1")?;
     let mut rows = statement.query([product])?;
     rows.next()?.map_or(Ok(0), |row| read_unsigned(row, 0))
 }
@@ -175,8 +187,9 @@ fn delete_some_rows(connection: &Connection, number: i64) -> Result<u64, FileFau
         "DELETE FROM dead_letters WHERE number IN (SELECT number FROM dead_letters WHERE webhook = ?1 LIMIT ?2)",
         "DELETE FROM owed WHERE webhook = ?1 AND place IN (SELECT place FROM owed WHERE webhook = ?1 LIMIT ?2)",
     ] {
-        forgotten +=
-            connection.prepare_cached(delete)?.execute(params![number, dead_letters::DEAD_LETTER_STEP_ROWS])?;
+        forgotten += connection
+            .prepare_cached(delete)?
+            .execute(params![number, dead_letters::DEAD_LETTER_STEP_ROWS])?;
     }
     Ok(forgotten as u64)
 }
@@ -190,7 +203,11 @@ fn delete_webhook(connection: &Connection, number: i64) -> Result<bool, FileFaul
 fn read_dead_letter_counts(connection: &Connection) -> Result<Vec<DeadLetterCounts>, FileFault> {
     let mut statement = connection.prepare_cached("SELECT id, dead, requeued FROM webhooks")?;
     let read = |row: &Row<'_>| {
-        Ok(DeadLetterCounts { id: row.get(0)?, dead: read_unsigned(row, 1)?, requeued: read_unsigned(row, 2)? })
+        Ok(DeadLetterCounts {
+            id: row.get(0)?,
+            dead: read_unsigned(row, 1)?,
+            requeued: read_unsigned(row, 2)?,
+        })
     };
     statement.query_and_then([], read)?.collect()
 }
@@ -206,7 +223,8 @@ fn read_webhooks(connection: &Connection) -> Result<Vec<StoredWebhook>, FileFaul
         let product = row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?;
         webhooks.push(StoredWebhook {
             id: row.get(1)?,
-            product: ProductId::new(product).map_err(|_| FileFault::damage("a product's id is none"))?,
+            product: ProductId::new(product)
+                .map_err(|_| FileFault::damage("a product's id is none"))?,
             definition: row.get(3)?,
             position: read_unsigned(row, 4)?,
             owed: read_owed(connection, row.get(0)?)?,
@@ -234,7 +252,10 @@ pub(super) fn read_delivery(row: &Row<'_>) -> Result<Delivery, FileFault> {
         position: read_unsigned(row, 0)?,
         event_id: read_event_id(row, 1)?,
         kind: Kind::new(row.get_ref(4)?.as_str().map_err(rusqlite::Error::from)?),
-        session: session.map(SessionId::new).transpose().map_err(|_| FileFault::damage("a session's name is none"))?,
+        session: session
+            .map(SessionId::new)
+            .transpose()
+            .map_err(|_| FileFault::damage("a session's name is none"))?,
         created_at: read_unsigned(row, 6)?,
         attempts: serde_json::from_str(row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?)
             .map_err(|_| FileFault::damage("a delivery's attempts are none"))?,
@@ -256,21 +277,33 @@ pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, FileFault> 
 /// # Errors
 ///
 /// When some of it cannot be written; the caller undoes the rest.
-pub(super) fn write_journal(connection: &Connection, id: &str, changes: &WebhookChanges) -> Result<bool, FileFault> {
+pub(super) fn write_journal(
+    connection: &Connection,
+    id: &str,
+    changes: &WebhookChanges,
+) -> Result<bool, FileFault> {
     let Some(webhook) = find_webhook(connection, id)? else { return Ok(false) };
     if changes.position > webhook.position {
-        let mut update = connection.prepare_cached("UPDATE webhooks SET position = ?2 WHERE number = ?1")?;
+        let mut update =
+            connection.prepare_cached("UPDATE webhooks SET position = ?2 WHERE number = ?1")?;
         update.execute(params![webhook.number, signed(changes.position)])?;
     }
     let mut has_changed = false;
     for (position, change) in &changes.deliveries {
         has_changed |= match change {
             DeliveryChange::Settled => webhook.delete_delivery(connection, *position)?,
-            _ if webhook.event_is_erased(connection, *position)? => webhook.delete_delivery(connection, *position)?,
+            _ if webhook.event_is_erased(connection, *position)? => {
+                webhook.delete_delivery(connection, *position)?
+            }
             DeliveryChange::Owed(owed) => webhook.upsert_owed(connection, *position, owed)?,
             DeliveryChange::Dead(dead_letter) => {
                 webhook.delete_delivery(connection, *position)?;
-                dead_letters::insert_dead_letter(connection, webhook.number, *position, dead_letter)?;
+                dead_letters::insert_dead_letter(
+                    connection,
+                    webhook.number,
+                    *position,
+                    dead_letter,
+                )?;
                 true
             }
         };
@@ -282,14 +315,21 @@ impl WebhookRow {
     /// Tells whether a dead letter has gone with it.
     fn delete_delivery(&self, connection: &Connection, position: u64) -> Result<bool, FileFault> {
         let key = params![self.number, signed(position)];
-        connection.prepare_cached("DELETE FROM owed WHERE webhook = ?1 AND place = ?2")?.execute(key)?;
+        connection
+            .prepare_cached("DELETE FROM owed WHERE webhook = ?1 AND place = ?2")?
+            .execute(key)?;
         // Most webhooks have none: then nobody looks for one.
         let delete = "DELETE FROM dead_letters WHERE webhook = ?1 AND place = ?2";
         Ok(self.has_dead && connection.prepare_cached(delete)?.execute(key)? > 0)
     }
 
     /// What retention has taken away is dead already, whether or not the worker has heard of it.
-    fn upsert_owed(&self, connection: &Connection, position: u64, owed: &OwedDelivery) -> Result<bool, FileFault> {
+    fn upsert_owed(
+        &self,
+        connection: &Connection,
+        position: u64,
+        owed: &OwedDelivery,
+    ) -> Result<bool, FileFault> {
         let OwedDelivery { delivery, next_attempt_at } = owed;
         let mut upsert = connection.prepare_cached(
             "INSERT OR REPLACE INTO owed \
@@ -319,7 +359,11 @@ impl WebhookRow {
              AND NOT EXISTS (SELECT 1 FROM entries WHERE entry = ?3) \
              AND NOT EXISTS (SELECT 1 FROM missing WHERE product = ?1 AND ?2 BETWEEN first AND last)",
         )?;
-        Ok(statement.exists(params![self.product, signed(position), entry_key(self.product, position)?])?)
+        Ok(statement.exists(params![
+            self.product,
+            signed(position),
+            entry_key(self.product, position)?
+        ])?)
     }
 }
 
@@ -351,9 +395,13 @@ fn limit_as_texts<T>(only: &Only<T>, text: impl Fn(&T) -> &str) -> Option<BTreeS
 ///
 /// When it has not.
 pub(super) fn read_scope(text: &str) -> Result<Scope, FileFault> {
-    let text: ScopeText = serde_json::from_str(text).map_err(|_| FileFault::damage("a webhook's scope is none"))?;
-    let sessions = text.sessions.map(|these| these.iter().map(|it| SessionId::new(it)).collect::<Result<_, _>>());
-    let sessions = sessions.transpose().map_err(|_| FileFault::damage("a session's name is none"))?;
+    let text: ScopeText =
+        serde_json::from_str(text).map_err(|_| FileFault::damage("a webhook's scope is none"))?;
+    let sessions = text
+        .sessions
+        .map(|these| these.iter().map(|it| SessionId::new(it)).collect::<Result<_, _>>());
+    let sessions =
+        sessions.transpose().map_err(|_| FileFault::damage("a session's name is none"))?;
     let kinds = text.kinds.map(|these| these.iter().map(|it| Kind::new(it)).collect());
     Ok(Scope {
         sessions: sessions.map_or(Only::Everything, Only::These),

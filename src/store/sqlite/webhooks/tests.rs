@@ -12,7 +12,11 @@ use crate::{
 };
 
 /// Writes down what has happened to a webhook, and tells whether its dead letters have changed.
-pub(in crate::store::sqlite) fn journal(file: &mut StoreFile, id: &str, changes: &WebhookChanges) -> bool {
+pub(in crate::store::sqlite) fn journal(
+    file: &mut StoreFile,
+    id: &str,
+    changes: &WebhookChanges,
+) -> bool {
     file.append_with_journals(&[], [(id, changes)], SyncMode::Normal, 1).unwrap()
 }
 
@@ -24,7 +28,11 @@ fn stored_webhook(file: &StoreFile) -> StoredWebhook {
 }
 
 fn counts(file: &StoreFile) -> Vec<(u64, u64)> {
-    file.dead_letter_counts().unwrap().into_iter().map(|counts| (counts.dead, counts.requeued)).collect()
+    file.dead_letter_counts()
+        .unwrap()
+        .into_iter()
+        .map(|counts| (counts.dead, counts.requeued))
+        .collect()
 }
 
 fn dead_positions(file: &StoreFile, id: &str) -> Vec<u64> {
@@ -40,7 +48,11 @@ fn a_webhook_is_found_again_as_it_was_registered_with_what_is_owed_to_it() {
     let mut untried = owed(6);
     (untried.next_attempt_at, untried.delivery.session) = (None, None);
     untried.delivery.attempts.clear();
-    journal(&mut file, "w", &changes(7, [DeliveryChange::Owed(untried.clone()), DeliveryChange::Owed(owed(4))]));
+    journal(
+        &mut file,
+        "w",
+        &changes(7, [DeliveryChange::Owed(untried.clone()), DeliveryChange::Owed(owed(4))]),
+    );
     let path = file.path().to_owned();
     drop(file); // as a crash would leave it
     let stored = stored_webhook(&StoreFile::open(&path).unwrap());
@@ -80,7 +92,11 @@ fn a_webhook_that_is_changed_keeps_its_position() {
 fn a_webhook_that_becomes_another_products_begins_anew() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 3), 1).unwrap();
-    journal(&mut file, "w", &changes(5, [DeliveryChange::Owed(owed(4)), DeliveryChange::Dead(dead_letter(5, b"x"))]));
+    journal(
+        &mut file,
+        "w",
+        &changes(5, [DeliveryChange::Owed(owed(4)), DeliveryChange::Dead(dead_letter(5, b"x"))]),
+    );
     let other = WebhookRegistration { product: product("q"), ..webhook("w", 0) };
     let registered = file.register(&other, 1).unwrap();
     assert_eq!(registered, RegistrationOutcome { is_new: true, forgotten: 2, position: 0 });
@@ -104,7 +120,11 @@ fn a_position_never_goes_back() {
 fn a_delivery_is_owed_then_settled_or_dead_and_dead_once() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
-    assert!(!journal(&mut file, "w", &changes(3, [1, 2, 3].map(|position| DeliveryChange::Owed(owed(position))))));
+    assert!(!journal(
+        &mut file,
+        "w",
+        &changes(3, [1, 2, 3].map(|position| DeliveryChange::Owed(owed(position))))
+    ));
     let later = OwedDelivery { next_attempt_at: Some(1), ..owed(2) };
     journal(&mut file, "w", &changes(3, [DeliveryChange::Owed(later.clone())]));
     assert_eq!(stored_webhook(&file).owed, [owed(1), later, owed(3)]);
@@ -128,7 +148,11 @@ fn what_retention_has_taken_is_owed_no_more_whatever_a_worker_says() {
     file.register(&webhook("w", 2), 1).unwrap();
     file.append_one(1, 1, &[event(1, "s", "k", b"a"), event(2, "s", "k", b"b")], 1);
     file.retire(2, u64::MAX, 2).unwrap().unwrap();
-    journal(&mut file, "w", &changes(3, [2, 3].map(|position| DeliveryChange::Owed(owed(position)))));
+    journal(
+        &mut file,
+        "w",
+        &changes(3, [2, 3].map(|position| DeliveryChange::Owed(owed(position)))),
+    );
     assert_eq!(stored_webhook(&file).owed, [owed(3)]);
 }
 
@@ -138,7 +162,8 @@ fn what_has_been_erased_does_not_come_back_with_a_workers_copy_of_it() {
     file.register(&webhook("w", 0), 1).unwrap();
     let missing = [Hole { first: 4, last: 4 }];
     let entries = [1, 2, 3].map(|position| event(position, "s", "k", b"a"));
-    let batch = AppendBatch { product_number: 1, first: 1, entries: &entries, spans: &[], holes: &missing };
+    let batch =
+        AppendBatch { product_number: 1, first: 1, entries: &entries, spans: &[], holes: &missing };
     file.append(&[batch], SyncMode::Normal, 1).unwrap();
     let session = SessionId::new("s").unwrap();
     file.erase(1, &session, 0).unwrap();
@@ -153,7 +178,13 @@ fn journals_and_entries_are_one_transaction() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
     let entries = [event(1, "s", "k", b"a")];
-    let batch = |number| AppendBatch { product_number: number, first: 1, entries: &entries, spans: &[], holes: &[] };
+    let batch = |number| AppendBatch {
+        product_number: number,
+        first: 1,
+        entries: &entries,
+        spans: &[],
+        holes: &[],
+    };
     let (owed, advanced) = (changes(0, [DeliveryChange::Owed(owed(1))]), changes(1, []));
     let journals = [("w", &owed), ("nobody", &advanced), ("w", &advanced)];
     file.append_with_journals(&[batch(9)], journals, SyncMode::Normal, 1).unwrap_err();
@@ -166,10 +197,16 @@ fn journals_and_entries_are_one_transaction() {
         .unwrap();
     file.append_with_journals(&[batch(1)], journals, SyncMode::Normal, 1).unwrap_err();
     file.connection().execute_batch("DROP TRIGGER t").unwrap();
-    assert_eq!((stored_webhook(&file).owed.len(), file.find_or_add_product(&product("p")).unwrap().newest), (0, 0));
+    assert_eq!(
+        (stored_webhook(&file).owed.len(), file.find_or_add_product(&product("p")).unwrap().newest),
+        (0, 0)
+    );
     file.append_with_journals(&[batch(1)], journals, SyncMode::Normal, 1).unwrap();
     let newest = file.find_or_add_product(&product("p")).unwrap().newest;
-    assert_eq!((stored_webhook(&file).position, stored_webhook(&file).owed.len(), newest), (1, 1, 1));
+    assert_eq!(
+        (stored_webhook(&file).position, stored_webhook(&file).owed.len(), newest),
+        (1, 1, 1)
+    );
 }
 
 #[test]
@@ -196,7 +233,8 @@ fn a_webhook_is_forgotten_a_part_at_a_time_and_the_others_stay() {
 
 #[test]
 fn a_scope_reads_back_as_it_was_written() {
-    let these = |texts: &[&str]| Only::These(texts.iter().map(|it| SessionId::new(it).unwrap()).collect());
+    let these =
+        |texts: &[&str]| Only::These(texts.iter().map(|it| SessionId::new(it).unwrap()).collect());
     let kinds = Only::These([Kind::Actions, Kind::new("odd \" kind")].into());
     for scope in [
         Scope { sessions: Only::Everything, kinds: Only::Everything },

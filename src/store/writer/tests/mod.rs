@@ -87,7 +87,8 @@ impl DiskScript {
 }
 
 fn disk_error() -> FileError {
-    FileFault::from(io::Error::other("the disk says no")).at(Path::new("relay.db"), "write entries to")
+    FileFault::from(io::Error::other("the disk says no"))
+        .at(Path::new("relay.db"), "write entries to")
 }
 
 /// A writer and the log it keeps, in a directory of their own.
@@ -102,13 +103,21 @@ impl WriterHarness {
     fn new(memory_events: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("relay.db");
-        let (metrics, bounds) = (Metrics::new().unwrap(), MemoryBounds { events: memory_events, bytes: u64::MAX });
+        let (metrics, bounds) =
+            (Metrics::new().unwrap(), MemoryBounds { events: memory_events, bytes: u64::MAX });
         let mut file = StoreFile::open(&path).unwrap();
         let persisted = file.find_or_add_product(&product()).unwrap();
         let handle = StoreHandle::new(path, 4);
         let epoch = epoch_after(persisted.highest_epoch);
-        let log =
-            Log::restored(product(), bounds, persisted, epoch, false, Arc::clone(&handle), metrics.log(&product()));
+        let log = Log::restored(
+            product(),
+            bounds,
+            persisted,
+            epoch,
+            false,
+            Arc::clone(&handle),
+            metrics.log(&product()),
+        );
         log.set_numbering(Numbering::Own);
         let settings = StoreSettings {
             directory: directory.path().to_owned(),
@@ -119,7 +128,13 @@ impl WriterHarness {
             max_concurrent_replays: 4,
         };
         let log = Arc::new(log);
-        let writer = StoreWriter::new(handle, vec![Arc::clone(&log)], file, settings, metrics.store().clone());
+        let writer = StoreWriter::new(
+            handle,
+            vec![Arc::clone(&log)],
+            file,
+            settings,
+            metrics.store().clone(),
+        );
         Self { _directory: directory, writer, log, metrics }
     }
 
@@ -182,7 +197,8 @@ impl WriterHarness {
         let path = self.writer.handle.path().clone();
         drop(self.writer);
         let kept = || StoreFile::open(&path).unwrap().find_or_add_product(&product()).unwrap();
-        let (epoch, bounds) = (epoch_after(kept().highest_epoch), MemoryBounds { events: 16, bytes: u64::MAX });
+        let (epoch, bounds) =
+            (epoch_after(kept().highest_epoch), MemoryBounds { events: 16, bytes: u64::MAX });
         let (handle, metrics) = (StoreHandle::new(path.clone(), 4), self.metrics.log(&product()));
         (kept(), Log::restored(product(), bounds, kept(), epoch, false, handle, metrics))
     }
@@ -203,7 +219,9 @@ fn tail(log: &Log, mut position: u64) -> Vec<Entry> {
     let mut all = Vec::new();
     loop {
         let tail = std::pin::pin!(log.tail(position, 100));
-        let Poll::Ready((_, entries)) = tail.poll(&mut Context::from_waker(Waker::noop())) else { return all };
+        let Poll::Ready((_, entries)) = tail.poll(&mut Context::from_waker(Waker::noop())) else {
+            return all;
+        };
         position += entries.len() as u64;
         all.extend(entries);
     }
@@ -249,15 +267,28 @@ fn after_an_error_the_file_is_opened_anew_and_gets_everything_that_is_in_memory(
     harness.script_commits([ScriptedCommit::FailBefore]);
     harness.append(30);
     harness.writer.run_round();
-    assert!(harness.writer.handle.is_degraded() && matches!(harness.writer.state, WriterState::Failed { .. }));
+    assert!(
+        harness.writer.handle.is_degraded()
+            && matches!(harness.writer.state, WriterState::Failed { .. })
+    );
     harness.append(30);
     harness.writer.run_round();
-    assert_eq!(harness.writer.script.steps(), [WriterStep::Commit], "the file is left alone for a while");
+    assert_eq!(
+        harness.writer.script.steps(),
+        [WriterStep::Commit],
+        "the file is left alone for a while"
+    );
     harness.retry_round();
     let steps = [WriterStep::Commit, WriterStep::Open, WriterStep::Commit];
-    assert_eq!((harness.writer.handle.is_degraded(), harness.writer.script.steps()), (false, steps.to_vec()));
+    assert_eq!(
+        (harness.writer.handle.is_degraded(), harness.writer.script.steps()),
+        (false, steps.to_vec())
+    );
     assert!(harness.rows().into_iter().eq(1..=60));
-    assert_eq!((harness.log.stats().stored.map(|(events, _)| events), harness.not_kept_gaps()), (Some(60), Some(0.0)));
+    assert_eq!(
+        (harness.log.stats().stored.map(|(events, _)| events), harness.not_kept_gaps()),
+        (Some(60), Some(0.0))
+    );
 }
 
 #[test]
@@ -290,7 +321,8 @@ fn what_leaves_memory_while_the_store_fails_is_one_gap_in_memory_and_in_the_file
     // Sixteen, and as many again as are held for a store that does not keep up.
     harness.append(200);
     tail(&harness.log, 0);
-    let first_in_memory = (1..).find(|position| harness.read(*position) == "in memory").unwrap() + 1;
+    let first_in_memory =
+        (1..).find(|position| harness.read(*position) == "in memory").unwrap() + 1;
     assert!(first_in_memory > 20);
     assert_eq!(
         (harness.read(0), harness.read(9), harness.read(10), harness.not_kept_gaps()),
@@ -319,7 +351,10 @@ fn what_had_been_kept_by_a_commit_reported_as_failed_is_not_missing_though_it_ha
     tail(&harness.log, 0);
     assert_eq!(harness.read(0), "not_kept", "as far as anybody knows");
     harness.retry_round();
-    assert_eq!((harness.read(0), harness.read(19), harness.read(20)), ("in store", "in store", "not_kept"));
+    assert_eq!(
+        (harness.read(0), harness.read(19), harness.read(20)),
+        ("in store", "in store", "not_kept")
+    );
     assert!(harness.rows().starts_with(&(1..=20).collect::<Vec<_>>()));
 }
 
@@ -365,7 +400,10 @@ fn a_store_that_is_lost_while_the_relay_runs_is_begun_anew_and_goes_on_with_the_
         tail(&harness.log, 0);
         assert_eq!((harness.read(0), harness.not_kept_gaps()), ("not_kept", Some(1.0)));
         let rows = harness.rows();
-        assert!(rows.len() >= 16 && rows.iter().copied().eq(51 - rows.len() as u64..=50), "{rows:?}");
+        assert!(
+            rows.len() >= 16 && rows.iter().copied().eq(51 - rows.len() as u64..=50),
+            "{rows:?}"
+        );
         harness.append(1);
         harness.writer.run_round();
         let (kept, next) = harness.restart();
@@ -375,7 +413,11 @@ fn a_store_that_is_lost_while_the_relay_runs_is_begun_anew_and_goes_on_with_the_
             ResolvedStart::After(position) => position,
             other => panic!("{id} is {other:?}"),
         };
-        assert_eq!((position_of(in_memory), position_of(lost)), (50, 3), "both are ids of this log");
+        assert_eq!(
+            (position_of(in_memory), position_of(lost)),
+            (50, 3),
+            "both are ids of this log"
+        );
     }
 }
 
@@ -401,7 +443,8 @@ fn a_file_with_another_store_is_set_aside() {
     harness.retry_round();
     harness.writer.run_round();
     assert!(harness.rows().into_iter().eq(1..=20));
-    let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|it| it.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        fs::read_dir(path.parent().unwrap()).unwrap().map(|it| it.unwrap().file_name()).collect();
     assert!(names.iter().any(|name| name.to_string_lossy().contains("damaged")), "{names:?}");
 }
 
@@ -414,7 +457,10 @@ fn a_stop_writes_a_long_backlog_to_its_end() {
     harness.writer.run().close();
     assert_eq!(log.backlog(), 0);
     let mut file = StoreFile::open(&path).unwrap();
-    assert_eq!((file.was_left_open(), file.find_or_add_product(&product()).unwrap().newest), (false, 20_000));
+    assert_eq!(
+        (file.was_left_open(), file.find_or_add_product(&product()).unwrap().newest),
+        (false, 20_000)
+    );
 }
 
 #[test]
@@ -429,9 +475,16 @@ fn what_is_committed_is_synced_elsewhere_and_a_sync_that_failed_is_not_repeated(
     harness.append(1);
     harness.writer.run_round();
     assert!(harness.writer.handle.is_degraded());
-    assert_eq!(harness.writer.script.steps(), [WriterStep::Commit], "not even by another commit on the same file");
+    assert_eq!(
+        harness.writer.script.steps(),
+        [WriterStep::Commit],
+        "not even by another commit on the same file"
+    );
     harness.retry_round();
-    assert_eq!(harness.writer.script.steps(), [WriterStep::Commit, WriterStep::Open, WriterStep::Commit]);
+    assert_eq!(
+        harness.writer.script.steps(),
+        [WriterStep::Commit, WriterStep::Open, WriterStep::Commit]
+    );
     assert_eq!((harness.rows(), harness.writer.handle.is_degraded()), (vec![1, 2], false));
 }
 
@@ -450,7 +503,11 @@ fn the_write_ahead_log_is_bounded_whether_or_not_the_syncer_keeps_up() {
     syncer::checkpoint(&harness.writer.handle);
     harness.append(1);
     harness.writer.run_round();
-    assert!(sqlite::wal_bytes(&path) <= sqlite::CHECKPOINT_WAL_BYTES, "begun anew: {}", sqlite::wal_bytes(&path));
+    assert!(
+        sqlite::wal_bytes(&path) <= sqlite::CHECKPOINT_WAL_BYTES,
+        "begun anew: {}",
+        sqlite::wal_bytes(&path)
+    );
 }
 
 #[test]
@@ -469,11 +526,17 @@ fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
         catch_up.request(request);
         let mut answer = None;
         wait_until("it is answered", || {
-            catch_up.poll_chunk(&mut Context::from_waker(Waker::noop())).map(|it| answer = it).is_ready()
+            catch_up
+                .poll_chunk(&mut Context::from_waker(Waker::noop()))
+                .map(|it| answer = it)
+                .is_ready()
         });
         answer.unwrap()
     };
-    assert_eq!(ask(ReadRequest { after: 0, through: 10, ..harness.request() }).unwrap().entries.len(), 10);
+    assert_eq!(
+        ask(ReadRequest { after: 0, through: 10, ..harness.request() }).unwrap().entries.len(),
+        10
+    );
     harness.script_commits([ScriptedCommit::FailBefore]); // the new file is begun, and then the disk fails
     harness.writer.replace("says the test");
     harness.retry_round();
@@ -490,7 +553,9 @@ fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
 fn many_erasures_do_not_hold_up_what_comes_meanwhile() {
     let mut harness = WriterHarness::new(1000);
     let erased: Vec<_> = (0..5000)
-        .map(|number| harness.writer.handle.erase(product(), SessionId::new(&format!("s{number}")).unwrap()))
+        .map(|number| {
+            harness.writer.handle.erase(product(), SessionId::new(&format!("s{number}")).unwrap())
+        })
         .collect();
     let mut rounds = 0;
     while harness.writer.handle.has_pending_work() {

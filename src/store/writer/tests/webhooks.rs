@@ -6,8 +6,8 @@ use crate::{
     store::{
         Store,
         webhook_rows::{
-            DeadLetterSelection, DeadLetterState, DeliveryChange, OwedDelivery, WebhookChanges, WebhookNotice,
-            WebhookRegistration,
+            DeadLetterSelection, DeadLetterState, DeliveryChange, OwedDelivery, WebhookChanges,
+            WebhookNotice, WebhookRegistration,
             tests::{changes, dead_letter, delivery, owed, settled, webhook},
         },
     },
@@ -39,7 +39,11 @@ impl WriterHarness {
     fn dead_positions(&mut self, id: &str, state: DeadLetterState) -> Vec<u64> {
         let listed = self.writer.handle.dead_letters(id, state, None, 1000);
         self.writer.run_round();
-        expect_ready(listed).unwrap().into_iter().map(|(_, letter)| letter.delivery.position).collect()
+        expect_ready(listed)
+            .unwrap()
+            .into_iter()
+            .map(|(_, letter)| letter.delivery.position)
+            .collect()
     }
 
     fn requeue(&mut self, id: &str, which: DeadLetterSelection) -> u64 {
@@ -65,7 +69,10 @@ impl WriterHarness {
 }
 
 fn dead_letters_at(positions: impl IntoIterator<Item = u64>) -> Vec<DeliveryChange> {
-    positions.into_iter().map(|position| DeliveryChange::Dead(dead_letter(position, b"{}"))).collect()
+    positions
+        .into_iter()
+        .map(|position| DeliveryChange::Dead(dead_letter(position, b"{}")))
+        .collect()
 }
 
 #[test]
@@ -75,18 +82,34 @@ fn a_webhook_goes_through_all_commands_and_is_told_its_counts() {
     harness.register(&webhook);
     assert_eq!(webhook.notices.take(), WebhookNotice::default());
     harness
-        .journal("w", changes(9, dead_letters_at(2..=5).into_iter().chain([DeliveryChange::Owed(owed(7))])))
+        .journal(
+            "w",
+            changes(9, dead_letters_at(2..=5).into_iter().chain([DeliveryChange::Owed(owed(7))])),
+        )
         .unwrap();
     assert_eq!(harness.stored_webhook("w"), Some((9, vec![7])));
     assert_eq!(webhook.notices.take(), WebhookNotice { dead: 4, ..WebhookNotice::default() });
-    assert_eq!(harness.requeue("w", DeadLetterSelection::Events(vec![EventId::new(7, 4), EventId::new(7, 7)])), 1);
-    assert_eq!(webhook.notices.take(), WebhookNotice { dead: 3, requeued: 1, ..WebhookNotice::default() });
     assert_eq!(
-        (harness.dead_positions("w", DeadLetterState::Dead), harness.dead_positions("w", DeadLetterState::Requeued)),
+        harness.requeue(
+            "w",
+            DeadLetterSelection::Events(vec![EventId::new(7, 4), EventId::new(7, 7)])
+        ),
+        1
+    );
+    assert_eq!(
+        webhook.notices.take(),
+        WebhookNotice { dead: 3, requeued: 1, ..WebhookNotice::default() }
+    );
+    assert_eq!(
+        (
+            harness.dead_positions("w", DeadLetterState::Dead),
+            harness.dead_positions("w", DeadLetterState::Requeued)
+        ),
         (vec![5, 3, 2], vec![4])
     );
     let _ = harness.writer.handle.take_unsynced();
-    let requeued = [0, 3, 4].map(|after| harness.writer.handle.requeued_dead_letters("w", after, 9));
+    let requeued =
+        [0, 3, 4].map(|after| harness.writer.handle.requeued_dead_letters("w", after, 9));
     harness.writer.run_round();
     let requeued = requeued.map(|these| expect_ready(these).unwrap());
     assert_eq!(requeued, [vec![dead_letter(4, b"{}")], vec![dead_letter(4, b"{}")], vec![]]);
@@ -97,9 +120,15 @@ fn a_webhook_goes_through_all_commands_and_is_told_its_counts() {
     harness.writer.run_round();
     harness.writer.run_round();
     expect_ready(gone).unwrap();
-    assert_eq!((harness.stored_webhook("w"), harness.dead_positions("w", DeadLetterState::Dead)), (None, vec![]));
+    assert_eq!(
+        (harness.stored_webhook("w"), harness.dead_positions("w", DeadLetterState::Dead)),
+        (None, vec![])
+    );
     harness.journal("w", changes(9, dead_letters_at([8]))).unwrap_err();
-    assert!(harness.writer.webhooks.is_empty() && harness.dead_positions("w", DeadLetterState::Dead).is_empty());
+    assert!(
+        harness.writer.webhooks.is_empty()
+            && harness.dead_positions("w", DeadLetterState::Dead).is_empty()
+    );
 }
 
 #[test]
@@ -115,7 +144,10 @@ fn what_is_written_down_of_a_webhook_that_the_file_does_not_have_comes_back() {
     assert_eq!((expect_ready(early), expect_ready(other)), (Err(what.clone()), Ok(())));
     expect_ready(registered).unwrap();
     harness.journal("new", what).unwrap();
-    assert_eq!((harness.stored_webhook("new"), harness.stored_webhook("old")), (Some((9, vec![5])), Some((9, vec![]))));
+    assert_eq!(
+        (harness.stored_webhook("new"), harness.stored_webhook("old")),
+        (Some((9, vec![5])), Some((9, vec![])))
+    );
 }
 
 #[test]
@@ -131,7 +163,10 @@ fn many_are_requeued_in_steps_between_which_what_comes_is_committed() {
         assert_eq!(harness.log.backlog(), 0);
     }
     assert_eq!(expect_ready(requeued).unwrap(), 2000);
-    assert_eq!(webhook.notices.take(), WebhookNotice { requeued: 2000, ..WebhookNotice::default() });
+    assert_eq!(
+        webhook.notices.take(),
+        WebhookNotice { requeued: 2000, ..WebhookNotice::default() }
+    );
 }
 
 #[test]
@@ -141,11 +176,18 @@ fn all_that_waits_is_one_commit_with_what_the_log_has() {
     harness.register(&webhook("v", 0));
     harness.append(10);
     let handle = Arc::clone(&harness.writer.handle);
-    let journals = ["w", "v", "w"].map(|id| handle.journal(&id.into(), changes(7, [DeliveryChange::Owed(owed(5))])));
+    let journals = ["w", "v", "w"]
+        .map(|id| handle.journal(&id.into(), changes(7, [DeliveryChange::Owed(owed(5))])));
     harness.writer.run_round();
     journals.into_iter().for_each(|journal| expect_ready(journal).unwrap());
-    assert_eq!((harness.writer.script.steps(), harness.log.backlog()), (vec![WriterStep::Commit], 0));
-    assert_eq!((harness.stored_webhook("w"), harness.stored_webhook("v")), (Some((7, vec![5])), Some((7, vec![5]))));
+    assert_eq!(
+        (harness.writer.script.steps(), harness.log.backlog()),
+        (vec![WriterStep::Commit], 0)
+    );
+    assert_eq!(
+        (harness.stored_webhook("w"), harness.stored_webhook("v")),
+        (Some((7, vec![5])), Some((7, vec![5])))
+    );
 }
 
 #[test]
@@ -167,14 +209,20 @@ fn changes_that_could_not_be_committed_come_back_and_nothing_has_changed() {
         .is_err()
     );
     harness.retry_round();
-    assert_eq!((harness.stored_webhook("w"), webhook.notices.take()), (Some((0, vec![])), WebhookNotice::default()));
+    assert_eq!(
+        (harness.stored_webhook("w"), webhook.notices.take()),
+        (Some((0, vec![])), WebhookNotice::default())
+    );
     harness.script_commits([ScriptedCommit::FailAfter]);
     assert_eq!(harness.journal("w", what.clone()), Err(what.clone()), "nobody knows");
     harness.retry_round();
     harness.journal("w", what).unwrap();
     assert_eq!((harness.stored_webhook("w"), webhook.notices.take().dead), (Some((7, vec![5])), 1));
     harness.writer.handle.stop();
-    assert!(expect_ready(harness.writer.handle.journal(&"w".into(), changes(8, []))).is_err(), "too late");
+    assert!(
+        expect_ready(harness.writer.handle.journal(&"w".into(), changes(8, []))).is_err(),
+        "too late"
+    );
     assert!(matches!(expect_ready(harness.writer.handle.unregister("w")), Err(StoreUnwritable)));
 }
 
@@ -182,10 +230,17 @@ fn changes_that_could_not_be_committed_come_back_and_nothing_has_changed() {
 fn who_waits_for_a_commit_alone_does_not_wait_for_more() {
     let mut harness = WriterHarness::new(1000);
     harness.writer.last_round_ended = Instant::now() - Duration::from_secs(1);
-    assert_eq!(harness.writer.group_commit_delay(), GROUP_COMMIT_DELAY, "without webhooks, nobody waits for commits");
+    assert_eq!(
+        harness.writer.group_commit_delay(),
+        GROUP_COMMIT_DELAY,
+        "without webhooks, nobody waits for commits"
+    );
     harness.register(&webhook("w", 0));
     assert!(harness.writer.group_commit_delay() <= WEBHOOK_GROUP_COMMIT_DELAY);
-    assert!(harness.writer.group_commit_delay() > Duration::ZERO, "not a commit for each of those who come together");
+    assert!(
+        harness.writer.group_commit_delay() > Duration::ZERO,
+        "not a commit for each of those who come together"
+    );
     harness.writer.last_round_ended = Instant::now() - WEBHOOK_GROUP_COMMIT_DELAY;
     assert_eq!(harness.writer.group_commit_delay(), Duration::ZERO);
     // And a journal alone wakes the writer.
@@ -203,7 +258,10 @@ fn a_long_backlog_is_written_in_one_round_where_webhooks_wait_for_it_too() {
     harness.register(&webhook("w", 0));
     harness.append(2 * MAX_BATCH_ENTRIES + 1);
     harness.writer.run_round();
-    assert_eq!((harness.log.backlog(), harness.writer.script.steps()), (0, vec![WriterStep::Commit; 3]));
+    assert_eq!(
+        (harness.log.backlog(), harness.writer.script.steps()),
+        (0, vec![WriterStep::Commit; 3])
+    );
 }
 
 #[test]
@@ -249,12 +307,16 @@ fn dead_letters_beyond_their_bounds_are_lost_and_counted() {
     let mut deliveries = dead_letters_at(1..=20);
     for change in &mut deliveries {
         let DeliveryChange::Dead(letter) = change else { continue };
-        letter.died_at = if letter.delivery.position <= 5 { unix_ms() - 3_700_000 } else { unix_ms() };
+        letter.died_at =
+            if letter.delivery.position <= 5 { unix_ms() - 3_700_000 } else { unix_ms() };
     }
     harness.journal("w", changes(20, deliveries)).unwrap();
     harness.writer.settings.dead_letter_retention = Duration::from_secs(3600);
     harness.retire();
-    assert_eq!(webhook.notices.take(), WebhookNotice { dead: 15, lost: 5, ..WebhookNotice::default() });
+    assert_eq!(
+        webhook.notices.take(),
+        WebhookNotice { dead: 15, lost: 5, ..WebhookNotice::default() }
+    );
     harness.writer.settings.dead_letter_bytes = 0;
     harness.retire();
     assert_eq!(webhook.notices.take(), WebhookNotice { lost: 15, ..WebhookNotice::default() });
@@ -266,13 +328,21 @@ fn erasing_a_session_takes_its_dead_letters_too() {
     let webhook = webhook("w", 0);
     harness.register(&webhook);
     harness.append(10);
-    harness.journal("w", changes(10, dead_letters_at([3]).into_iter().chain([DeliveryChange::Owed(owed(4))]))).unwrap();
+    harness
+        .journal(
+            "w",
+            changes(10, dead_letters_at([3]).into_iter().chain([DeliveryChange::Owed(owed(4))])),
+        )
+        .unwrap();
     let session = SessionId::new("s").unwrap();
     assert_eq!(harness.log.erase(&session), 0, "the store has them");
     let erased = harness.writer.handle.erase(product(), session);
     harness.writer.run_round();
     assert_eq!(expect_ready(erased).unwrap(), 10, "the one that is dead, too, is one of them");
-    assert_eq!((webhook.notices.take(), harness.stored_webhook("w")), (WebhookNotice::default(), Some((10, vec![]))));
+    assert_eq!(
+        (webhook.notices.take(), harness.stored_webhook("w")),
+        (WebhookNotice::default(), Some((10, vec![])))
+    );
 }
 
 #[test]
@@ -284,7 +354,13 @@ fn a_file_that_is_begun_anew_has_the_webhooks_again_and_they_are_told() {
             harness.register(&webhook);
             harness.append(events);
             harness
-                .journal("w", changes(17, dead_letters_at([3]).into_iter().chain([DeliveryChange::Owed(owed(5))])))
+                .journal(
+                    "w",
+                    changes(
+                        17,
+                        dead_letters_at([3]).into_iter().chain([DeliveryChange::Owed(owed(5))]),
+                    ),
+                )
                 .unwrap();
             if is_damaged {
                 harness.writer.replace("says the test");
@@ -300,7 +376,10 @@ fn a_file_that_is_begun_anew_has_the_webhooks_again_and_they_are_told() {
                 Some((0, vec![])),
                 "{is_damaged} {events}: no further than there is a log"
             );
-            assert_eq!(webhook.notices.take(), WebhookNotice { is_replaced: true, ..WebhookNotice::default() });
+            assert_eq!(
+                webhook.notices.take(),
+                WebhookNotice { is_replaced: true, ..WebhookNotice::default() }
+            );
             harness.journal("w", changes(17, [])).unwrap(); // as the worker then does
             assert_eq!(harness.stored_webhook("w"), Some((17, vec![])));
             harness.writer.fail(&disk_error());
@@ -328,10 +407,17 @@ fn a_log_tells_how_far_it_is_kept_and_nobody_waits_in_vain() {
     harness.retry_round();
     assert_eq!(*kept.borrow_and_update(), 210);
     harness.writer.replace("says the test");
-    assert!((missing_through..210).contains(&*kept.borrow_and_update()), "what is in memory is to be kept again");
+    assert!(
+        (missing_through..210).contains(&*kept.borrow_and_update()),
+        "what is in memory is to be kept again"
+    );
     harness.writer.run_round();
     assert_eq!(*kept.borrow_and_update(), 210);
-    let log = Log::new(product(), MemoryBounds { events: 16, bytes: u64::MAX }, harness.metrics.log(&product()));
+    let log = Log::new(
+        product(),
+        MemoryBounds { events: 16, bytes: u64::MAX },
+        harness.metrics.log(&product()),
+    );
     append(&log);
     assert_eq!(*log.watch_persisted().borrow(), u64::MAX, "without a store");
 }
@@ -339,7 +425,8 @@ fn a_log_tells_how_far_it_is_kept_and_nobody_waits_in_vain() {
 /// A store without a directory, and the log beside it.
 fn in_memory_store(dead_letter_bytes: u64) -> (Store, Arc<Log>) {
     let metrics = Metrics::new().unwrap();
-    let log = Log::new(product(), MemoryBounds { events: 16, bytes: u64::MAX }, metrics.log(&product()));
+    let log =
+        Log::new(product(), MemoryBounds { events: 16, bytes: u64::MAX }, metrics.log(&product()));
     let (log, hour) = (Arc::new(log), Duration::from_secs(3600));
     let settings = StoreSettings {
         directory: "/nonexistent".into(),
@@ -354,7 +441,10 @@ fn in_memory_store(dead_letter_bytes: u64) -> (Store, Arc<Log>) {
 
 /// A dead letter of now.
 fn fresh_dead_letter(position: u64) -> DeliveryChange {
-    DeliveryChange::Dead(crate::webhook_delivery::DeadLetter { died_at: unix_ms(), ..dead_letter(position, b"{}") })
+    DeliveryChange::Dead(crate::webhook_delivery::DeadLetter {
+        died_at: unix_ms(),
+        ..dead_letter(position, b"{}")
+    })
 }
 
 #[tokio::test]
@@ -364,15 +454,23 @@ async fn without_a_directory_the_same_commands_are_carried_out_in_memory() {
     handle.register(webhook.clone()).await.unwrap();
     (0..40).for_each(|_| append(&log));
     tail(&log, 0); // 16 or so stay
-    let deliveries = [1, 2, 40].map(fresh_dead_letter).into_iter().chain([DeliveryChange::Owed(owed(5))]);
+    let deliveries =
+        [1, 2, 40].map(fresh_dead_letter).into_iter().chain([DeliveryChange::Owed(owed(5))]);
     handle.journal(&"w".into(), changes(40, deliveries)).await.unwrap();
     assert_eq!(webhook.notices.take(), WebhookNotice { dead: 3, ..WebhookNotice::default() });
     assert_eq!(handle.requeue("w", DeadLetterSelection::All).await.unwrap(), 3);
     assert_eq!(handle.requeued_dead_letters("w", 0, 9).await.unwrap().len(), 3);
-    assert_eq!(handle.dead_letters("w", DeadLetterState::Requeued, None, 9).await.unwrap().len(), 3);
+    assert_eq!(
+        handle.dead_letters("w", DeadLetterState::Requeued, None, 9).await.unwrap().len(),
+        3
+    );
     let session = SessionId::new("s").unwrap();
     let in_memory = log.erase(&session);
-    assert_eq!(in_memory + handle.erase(product(), session).await.unwrap(), in_memory + 2, "40 was one of the former");
+    assert_eq!(
+        in_memory + handle.erase(product(), session).await.unwrap(),
+        in_memory + 2,
+        "40 was one of the former"
+    );
     assert_eq!(handle.requeued_dead_letters("w", 0, 9).await.unwrap(), []);
     handle.unregister("w").await.unwrap();
     assert!(!handle.is_degraded() && !handle.is_recovering());
@@ -386,9 +484,15 @@ async fn dead_letters_in_memory_are_bounded_too() {
     let (store, _log) = in_memory_store(2000);
     let webhook = webhook("w", 0);
     store.handle().register(webhook.clone()).await.unwrap();
-    store.handle().journal(&"w".into(), changes(40, (1..=40).map(fresh_dead_letter))).await.unwrap();
+    store
+        .handle()
+        .journal(&"w".into(), changes(40, (1..=40).map(fresh_dead_letter)))
+        .await
+        .unwrap();
     while webhook.notices.take().dead > 10 {
-        tokio::time::timeout(Duration::from_secs(15), webhook.notices.changed()).await.expect("it is told");
+        tokio::time::timeout(Duration::from_secs(15), webhook.notices.changed())
+            .await
+            .expect("it is told");
     }
     let left = store.handle().dead_letters("w", DeadLetterState::Dead, None, 100).await.unwrap();
     assert!((4..=10).contains(&left.len()) && left[0].1.delivery.position == 40, "{}", left.len());
@@ -401,7 +505,8 @@ async fn a_store_in_memory_that_fails_is_begun_anew_with_its_webhooks() {
     let settings = WriterHarness::new(16).writer.settings;
     drop(store);
     let handle = StoreHandle::new(sqlite::IN_MEMORY_PATH.into(), 1);
-    let mut writer = StoreWriter::new(Arc::clone(&handle), vec![], file, settings, metrics.store().clone());
+    let mut writer =
+        StoreWriter::new(Arc::clone(&handle), vec![], file, settings, metrics.store().clone());
     let webhook = webhook("w", 4);
     for again in [false, true] {
         let registered = handle.register(webhook.clone());
@@ -421,8 +526,12 @@ async fn a_store_in_memory_that_fails_is_begun_anew_with_its_webhooks() {
 }
 
 /// What the next life of a relay finds in a directory, with these products.
-fn open_store(directory: &Path, products: &[ProductId]) -> (Store, Vec<crate::store::StoredWebhook>) {
-    let settings = StoreSettings { directory: directory.to_owned(), ..WriterHarness::new(16).writer.settings };
+fn open_store(
+    directory: &Path,
+    products: &[ProductId],
+) -> (Store, Vec<crate::store::StoredWebhook>) {
+    let settings =
+        StoreSettings { directory: directory.to_owned(), ..WriterHarness::new(16).writer.settings };
     let bounds = MemoryBounds { events: 16, bytes: u64::MAX };
     let (mut store, _) = Store::open(settings, bounds, products, &Metrics::new().unwrap()).unwrap();
     let webhooks = store.take_webhooks();
@@ -437,16 +546,24 @@ async fn after_a_crash_webhooks_are_found_with_what_was_committed_if_their_produ
     assert!(found.is_empty());
     let handle = Arc::clone(store.handle());
     handle.register(webhook("w", 2)).await.unwrap();
-    handle.journal(&"w".into(), changes(9, [fresh_dead_letter(6), DeliveryChange::Owed(owed(7))])).await.unwrap();
+    handle
+        .journal(&"w".into(), changes(9, [fresh_dead_letter(6), DeliveryChange::Owed(owed(7))]))
+        .await
+        .unwrap();
     store.crash();
     drop(store);
     let other = ProductId::new("other").unwrap();
     let (store, found) = open_store(directory.path(), std::slice::from_ref(&other));
     assert!(found.is_empty(), "nobody is there to deliver it");
-    store.handle().register(WebhookRegistration { product: other.clone(), ..webhook("o", 0) }).await.unwrap();
+    store
+        .handle()
+        .register(WebhookRegistration { product: other.clone(), ..webhook("o", 0) })
+        .await
+        .unwrap();
     drop(store);
     let (store, found) = open_store(directory.path(), &[product(), other]);
-    let found: Vec<_> = found.into_iter().map(|it| (it.id, it.definition, it.position, it.owed)).collect();
+    let found: Vec<_> =
+        found.into_iter().map(|it| (it.id, it.definition, it.position, it.owed)).collect();
     let about = |id: &str| (id.to_owned(), format!("about {id}"));
     let ((w, of_w), (o, of_o)) = (about("w"), about("o"));
     assert_eq!(found, [(w, of_w, 9, vec![owed(7)]), (o, of_o, 0, vec![])]);

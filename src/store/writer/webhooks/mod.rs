@@ -15,7 +15,10 @@ use std::{
 use tracing::{error, warn};
 
 use crate::store::{
-    sqlite::{DeadLetterBound, DeadLetterCounts, ExpiredDeliveries, FileError, RetiredDeadLetters, StoreFile},
+    sqlite::{
+        DeadLetterBound, DeadLetterCounts, ExpiredDeliveries, FileError, RetiredDeadLetters,
+        StoreFile,
+    },
     webhook_rows::WebhookRegistration,
 };
 
@@ -58,9 +61,15 @@ struct IncidentTally {
 impl DeliveryIncident {
     fn log(self, webhook: &str, deliveries: u64) {
         match self {
-            Self::Expired => warn!(webhook, deliveries, "owed for longer than events are kept: dead letters now"),
+            Self::Expired => {
+                warn!(webhook, deliveries, "owed for longer than events are kept: dead letters now")
+            }
             Self::NeverPersisted => {
-                error!(webhook, deliveries, "owed for longer than events are kept, and never in the store: lost");
+                error!(
+                    webhook,
+                    deliveries,
+                    "owed for longer than events are kept, and never in the store: lost"
+                );
             }
             Self::DeadLettersRetired(bound) => {
                 error!(
@@ -106,7 +115,10 @@ impl RegisteredWebhooks {
             );
         }
         registration.position = registered.position;
-        self.webhooks.insert(Arc::clone(&registration.id), WebhookEntry { registration, reported_counts: None });
+        self.webhooks.insert(
+            Arc::clone(&registration.id),
+            WebhookEntry { registration, reported_counts: None },
+        );
         self.report_counts(file)
     }
 
@@ -131,7 +143,10 @@ impl RegisteredWebhooks {
         for DeadLetterCounts { id, dead, requeued } in file.dead_letter_counts()? {
             let Some(webhook) = self.webhooks.get_mut(&*id) else { continue };
             if webhook.reported_counts.replace((dead, requeued)) != Some((dead, requeued)) {
-                webhook.registration.notices.update(|notice| (notice.dead, notice.requeued) = (dead, requeued));
+                webhook
+                    .registration
+                    .notices
+                    .update(|notice| (notice.dead, notice.requeued) = (dead, requeued));
             }
         }
         Ok(())
@@ -170,8 +185,10 @@ impl RegisteredWebhooks {
             Some(tally) => tally.deliveries += deliveries,
             None => {
                 incident.log(id, deliveries);
-                self.incidents
-                    .insert((id.to_owned(), incident), IncidentTally { deliveries: 0, logged_at: Instant::now() });
+                self.incidents.insert(
+                    (id.to_owned(), incident),
+                    IncidentTally { deliveries: 0, logged_at: Instant::now() },
+                );
             }
         }
     }

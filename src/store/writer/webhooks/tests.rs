@@ -8,14 +8,21 @@ fn let_time_pass(webhooks: &mut RegisteredWebhooks, time: Duration) {
 }
 
 fn unlogged(webhooks: &RegisteredWebhooks) -> Vec<(&str, DeliveryIncident, u64)> {
-    webhooks.incidents.iter().map(|((id, incident), tally)| (&**id, *incident, tally.deliveries)).collect()
+    webhooks
+        .incidents
+        .iter()
+        .map(|((id, incident), tally)| (&**id, *incident, tally.deliveries))
+        .collect()
 }
 
 #[test]
 fn what_happens_over_and_over_is_logged_once_a_minute_with_its_sum() {
     let mut webhooks = RegisteredWebhooks::default();
     for _ in 0..50 {
-        webhooks.record_expired(9, &[ExpiredDeliveries { id: "w".to_owned(), dead_letters: 5, lost: 0 }]);
+        webhooks.record_expired(
+            9,
+            &[ExpiredDeliveries { id: "w".to_owned(), dead_letters: 5, lost: 0 }],
+        );
         webhooks.record_retired_dead_letters(&[RetiredDeadLetters {
             id: "w".to_owned(),
             dead_letters: 2,
@@ -30,7 +37,11 @@ fn what_happens_over_and_over_is_logged_once_a_minute_with_its_sum() {
     assert_eq!(unlogged(&webhooks), all_but_the_first);
     let_time_pass(&mut webhooks, INCIDENT_LOG_INTERVAL);
     webhooks.log_tallies();
-    assert_eq!(unlogged(&webhooks), all_but_the_first.map(|(id, incident, _)| (id, incident, 0)), "logged");
+    assert_eq!(
+        unlogged(&webhooks),
+        all_but_the_first.map(|(id, incident, _)| (id, incident, 0)),
+        "logged"
+    );
     let_time_pass(&mut webhooks, INCIDENT_LOG_INTERVAL);
     webhooks.log_tallies();
     assert_eq!(unlogged(&webhooks), [], "and news again when it happens again");

@@ -12,7 +12,11 @@ fn a_batch_has_a_bound_and_its_position_stays_before_what_is_left() {
         let changes = harness.commit();
         (changes.position, changes.deliveries.len(), harness.send_all().len())
     };
-    assert_eq!(batch(&mut harness), (1002, 1000, 0), "what is settled keeps its slots until all is written");
+    assert_eq!(
+        batch(&mut harness),
+        (1002, 1000, 0),
+        "what is settled keeps its slots until all is written"
+    );
     assert_eq!(batch(&mut harness), (2002, 1000, 0));
     assert_eq!(batch(&mut harness), (2500, 498, 2), "now their slots are free");
     assert_eq!(harness.outbox.take_all_changes(), None);
@@ -27,7 +31,9 @@ fn a_batch_has_a_bound_on_the_payloads_of_dead_letters() {
     for position in harness.send_all() {
         harness.settle(position, 400, &Disposition::Refused);
     }
-    let positions = |changes: WebhookChanges| (changes.position, changes.deliveries.into_keys().collect::<Vec<_>>());
+    let positions = |changes: WebhookChanges| {
+        (changes.position, changes.deliveries.into_keys().collect::<Vec<_>>())
+    };
     assert_eq!(positions(harness.commit()), (2, vec![1, 2]));
     assert_eq!(positions(harness.commit()), (4, vec![3, 4]));
     assert_eq!(positions(harness.commit()), (5, vec![5]));
@@ -46,7 +52,11 @@ fn while_nothing_can_be_written_slots_are_free() {
     assert_eq!(harness.send_all(), [3, 4]);
     harness.outbox.record_commit_failure(stalled);
     (3..=4).for_each(|position| harness.accept(position));
-    assert_eq!((harness.send_all(), harness.commit().position), (vec![], 8), "and held again once it can be written");
+    assert_eq!(
+        (harness.send_all(), harness.commit().position),
+        (vec![], 8),
+        "and held again once it can be written"
+    );
 }
 
 #[test]
@@ -58,5 +68,8 @@ fn a_commit_that_was_done_although_it_was_reported_as_failed_leaves_no_row_behin
     harness.accept(1);
     harness.outbox.record_commit_failure(changes);
     harness.accept(2);
-    assert_eq!(harness.commit().deliveries, [(1, DeliveryChange::Settled), (2, DeliveryChange::Settled)].into());
+    assert_eq!(
+        harness.commit().deliveries,
+        [(1, DeliveryChange::Settled), (2, DeliveryChange::Settled)].into()
+    );
 }

@@ -81,7 +81,9 @@ impl OutboxHarness {
 
     /// Until something is due, in milliseconds.
     fn ms_until_due(&self) -> Option<u64> {
-        self.outbox.next_due_at().map(|due| due.saturating_duration_since(self.now().instant).as_millis() as u64)
+        self.outbox
+            .next_due_at()
+            .map(|due| due.saturating_duration_since(self.now().instant).as_millis() as u64)
     }
 
     /// Goes on to when something is due, and sends it.
@@ -141,7 +143,11 @@ fn a_slot_is_free_when_its_settlement_is_committed_or_could_not_be() {
 #[test]
 fn retries_and_first_attempts_share_the_slots_while_both_wait() {
     for (slots, retries) in [(8, 4), (3, 1), (2, 1)] {
-        let mut harness = OutboxHarness::with(DeliveryPolicy { max_in_flight: slots, max_retries: 100, ..POLICY });
+        let mut harness = OutboxHarness::with(DeliveryPolicy {
+            max_in_flight: slots,
+            max_retries: 100,
+            ..POLICY
+        });
         let mut next = 1;
         for _ in 0..20 {
             harness.enqueue(next, "");
@@ -161,7 +167,8 @@ fn retries_and_first_attempts_share_the_slots_while_both_wait() {
 
 #[test]
 fn with_one_slot_retries_and_first_attempts_take_turns() {
-    let mut harness = OutboxHarness::with(DeliveryPolicy { max_in_flight: 1, max_retries: 100, ..POLICY });
+    let mut harness =
+        OutboxHarness::with(DeliveryPolicy { max_in_flight: 1, max_retries: 100, ..POLICY });
     harness.enqueue_many(1..=10);
     let mut sent = Vec::new();
     for _ in 0..10 {
@@ -170,7 +177,11 @@ fn with_one_slot_retries_and_first_attempts_take_turns() {
         harness.outbox.enable();
         sent.extend(positions);
     }
-    assert_eq!(sent, [1, 1, 2, 1, 3, 1, 4, 1, 5, 1], "retries by their time, the others by their place");
+    assert_eq!(
+        sent,
+        [1, 1, 2, 1, 3, 1, 4, 1, 5, 1],
+        "retries by their time, the others by their place"
+    );
 }
 
 #[test]
@@ -181,13 +192,21 @@ fn waits_double_within_a_tenth_up_to_the_longest_and_all_attempts_are_spent_once
     for expected in [2000, 4000, 8000, 10_000] {
         harness.fail(1);
         let wait = harness.ms_until_due().unwrap();
-        assert!(wait >= expected * 9 / 10 && wait <= expected * 11 / 10 && wait <= 10_000, "{wait} of {expected}");
-        assert_eq!(harness.outbox.pending(None, 9, harness.now())[0].1, Some(harness.now().unix_ms + wait));
+        assert!(
+            wait >= expected * 9 / 10 && wait <= expected * 11 / 10 && wait <= 10_000,
+            "{wait} of {expected}"
+        );
+        assert_eq!(
+            harness.outbox.pending(None, 9, harness.now())[0].1,
+            Some(harness.now().unix_ms + wait)
+        );
         assert_eq!(harness.send_all_when_due(), [1]);
     }
     harness.fail(1);
     let changes = harness.commit();
-    let Some(DeliveryChange::Dead(letter)) = changes.deliveries.get(&1) else { panic!("{changes:?}") };
+    let Some(DeliveryChange::Dead(letter)) = changes.deliveries.get(&1) else {
+        panic!("{changes:?}")
+    };
     assert_eq!((letter.reason, letter.delivery.attempts.len()), (DeadLetterReason::Exhausted, 5));
     assert_eq!(letter.payload, event(1, "a", 10).payload());
     assert_eq!(harness.outbox.owed(), (0, None));
@@ -209,7 +228,10 @@ fn refusals_are_dead_letters_at_once_with_their_reason() {
             matches!(&changes.deliveries[&1], DeliveryChange::Dead(letter) if letter.reason == reason),
             "{changes:?}"
         );
-        assert_eq!(harness.endpoint_state() == EndpointState::Disabled, verdict == Disposition::Gone);
+        assert_eq!(
+            harness.endpoint_state() == EndpointState::Disabled,
+            verdict == Disposition::Gone
+        );
     }
 }
 
@@ -225,7 +247,10 @@ fn a_disabled_endpoint_gets_nothing_until_it_is_enabled_and_then_everything_at_o
     assert_eq!((status.state, status.until), (EndpointState::Disabled, None));
     assert_eq!(status.problem.as_deref(), Some("answered 410"));
     harness.elapsed += 1_000_000;
-    assert_eq!((harness.send_all(), harness.outbox.next_due_at(), harness.outbox.next_to_load()), (vec![], None, None));
+    assert_eq!(
+        (harness.send_all(), harness.outbox.next_due_at(), harness.outbox.next_to_load()),
+        (vec![], None, None)
+    );
     harness.outbox.enable();
     assert_eq!(harness.send_all(), [2, 4]);
     harness.outbox.disable("an operator said so");
@@ -239,12 +264,19 @@ fn a_throttled_endpoint_gets_nothing_until_the_latest_time_it_has_asked_for() {
     let now = harness.now();
     (0..3).for_each(|_| drop(harness.outbox.next(now)));
     for (position, seconds) in [(1, 60), (2, 30), (3, 90)] {
-        harness.settle(position, 429, &Disposition::Retry { after: Some(Duration::from_secs(seconds)) });
+        harness.settle(
+            position,
+            429,
+            &Disposition::Retry { after: Some(Duration::from_secs(seconds)) },
+        );
         assert_eq!(harness.send_all(), NO_POSITIONS);
         assert_eq!(harness.ms_until_due(), Some(1000 * seconds.max(60)));
     }
     let status = harness.outbox.endpoint_status();
-    assert_eq!((status.state, status.problem.as_deref()), (EndpointState::Throttled, Some("answered 429")));
+    assert_eq!(
+        (status.state, status.problem.as_deref()),
+        (EndpointState::Throttled, Some("answered 429"))
+    );
     assert_eq!(harness.outbox.pending(None, 1, now)[0].1, Some(now.unix_ms + 90_000));
     harness.elapsed = 89_999;
     assert_eq!(harness.send_all(), NO_POSITIONS);
@@ -259,7 +291,11 @@ fn five_failures_of_one_delivery_hold_nobody_back() {
     harness.enqueue(1, "poison");
     for _ in 0..20 {
         assert_eq!(
-            if harness.ms_until_due() == Some(0) { harness.send_all() } else { harness.send_all_when_due() },
+            if harness.ms_until_due() == Some(0) {
+                harness.send_all()
+            } else {
+                harness.send_all_when_due()
+            },
             [1]
         );
         harness.fail(1);
@@ -284,7 +320,10 @@ fn an_acceptance_between_failures_begins_their_count_anew() {
 fn an_open_endpoint_is_probed_with_the_oldest_at_growing_intervals() {
     let mut harness = OutboxHarness::with_open_breaker(16);
     let status = harness.outbox.endpoint_status();
-    assert_eq!((status.state, status.problem.as_deref()), (EndpointState::Open, Some("answered 503")));
+    assert_eq!(
+        (status.state, status.problem.as_deref()),
+        (EndpointState::Open, Some("answered 503"))
+    );
     for expected in [2000, 4000, 8000] {
         assert_eq!(harness.send_all(), NO_POSITIONS);
         let wait = harness.ms_until_due().unwrap();
@@ -293,7 +332,8 @@ fn an_open_endpoint_is_probed_with_the_oldest_at_growing_intervals() {
         assert_eq!(harness.outbox.next_due_at(), None, "while the probe is under way");
         harness.fail(1);
     }
-    let attempts: Vec<usize> = (1..=7).map(|position| harness.outbox.get(position).unwrap().attempts.len()).collect();
+    let attempts: Vec<usize> =
+        (1..=7).map(|position| harness.outbox.get(position).unwrap().attempts.len()).collect();
     assert_eq!(attempts, [4, 1, 1, 1, 1, 0, 0]);
     assert_eq!(harness.send_all_when_due(), [1]);
     harness.fail(1);
@@ -323,7 +363,10 @@ fn a_throttled_endpoint_that_was_open_is_open_again_afterwards() {
     let mut harness = OutboxHarness::with_open_breaker(16);
     harness.send_all_when_due();
     harness.settle(1, 503, &Disposition::Retry { after: Some(Duration::from_secs(60)) });
-    assert_eq!((harness.endpoint_state(), harness.ms_until_due()), (EndpointState::Throttled, Some(60_000)));
+    assert_eq!(
+        (harness.endpoint_state(), harness.ms_until_due()),
+        (EndpointState::Throttled, Some(60_000))
+    );
     harness.elapsed += 60_000;
     assert_eq!(harness.send_all(), [1], "a probe");
     assert_eq!(harness.endpoint_state(), EndpointState::Open);
@@ -341,7 +384,10 @@ fn only_exceptions_are_written_and_only_what_should_not_wait_asks_for_it() {
     harness.send_all();
     harness.accept(1);
     let changes = harness.outbox.take_urgent_changes().unwrap();
-    assert_eq!((changes.position, changes.deliveries.keys().copied().collect::<Vec<_>>()), (9, vec![2, 3]));
+    assert_eq!(
+        (changes.position, changes.deliveries.keys().copied().collect::<Vec<_>>()),
+        (9, vec![2, 3])
+    );
     harness.fail(2);
     harness.accept(3);
     assert_eq!(
@@ -376,13 +422,19 @@ fn what_could_not_be_written_comes_again_under_what_has_happened_since() {
     let changes = harness.commit();
     assert_eq!(changes.deliveries.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4]);
     assert!(matches!(&changes.deliveries[&1], DeliveryChange::Dead(_)));
-    assert_eq!(changes.deliveries[&2], DeliveryChange::Settled, "there may be a row of it all the same");
+    assert_eq!(
+        changes.deliveries[&2],
+        DeliveryChange::Settled,
+        "there may be a row of it all the same"
+    );
     assert!(matches!(&changes.deliveries[&4], DeliveryChange::Owed(_)));
 }
 
 #[test]
 fn dead_letters_that_cannot_be_written_are_bounded_and_those_lost_are_counted() {
-    for (bytes, kept_count) in [(10, MAX_UNWRITTEN_DEAD_LETTERS), (1 << 20, MAX_UNWRITTEN_DEAD_LETTER_BYTES >> 20)] {
+    for (bytes, kept_count) in
+        [(10, MAX_UNWRITTEN_DEAD_LETTERS), (1 << 20, MAX_UNWRITTEN_DEAD_LETTER_BYTES >> 20)]
+    {
         let mut harness = OutboxHarness::new(1);
         let count = kept_count as u64 + 20;
         for position in 1..=count {
@@ -393,7 +445,9 @@ fn dead_letters_that_cannot_be_written_are_bounded_and_those_lost_are_counted() 
             harness.outbox.record_commit_failure(changes);
         }
         assert_eq!((harness.outbox.take_lost_count(), harness.outbox.take_lost_count()), (20, 0));
-        let batches = std::iter::from_fn(|| Some(harness.commit()).filter(|changes| !changes.deliveries.is_empty()));
+        let batches = std::iter::from_fn(|| {
+            Some(harness.commit()).filter(|changes| !changes.deliveries.is_empty())
+        });
         assert!(batches.flat_map(|changes| changes.deliveries.into_keys()).eq(21..=count));
     }
 }
@@ -446,7 +500,8 @@ fn of_what_the_store_has_few_are_loaded_at_once_and_the_rest_in_time() {
     let mut delivered = Vec::new();
     while harness.outbox.owed().0 > 0 {
         while let Some(position) = harness.outbox.next_to_load() {
-            (position..position + 10).for_each(|position| harness.outbox.load(&event(position, "", 10)));
+            (position..position + 10)
+                .for_each(|position| harness.outbox.load(&event(position, "", 10)));
             assert!(harness.outbox.counts.loaded <= MAX_LOADED_EVENTS + MAX_PRELOADED_HEADS);
         }
         let sent = harness.send_all();
@@ -486,8 +541,10 @@ fn in_memory_the_oldest_that_is_not_under_way_is_given_up_for_what_is_new() {
     assert_eq!(
         changes.deliveries[&2].clone(),
         match &changes.deliveries[&2] {
-            DeliveryChange::Dead(letter) =>
-                DeliveryChange::Dead(DeadLetter { payload: event(2, "a", 1000).payload(), ..letter.clone() }),
+            DeliveryChange::Dead(letter) => DeliveryChange::Dead(DeadLetter {
+                payload: event(2, "a", 1000).payload(),
+                ..letter.clone()
+            }),
             other => panic!("{other:?}"),
         }
     );
@@ -504,7 +561,10 @@ fn dead_letters_go_again_in_their_order_but_never_before_a_head_that_has_begun()
     let now = harness.now();
     assert_eq!(harness.outbox.next(now).unwrap().position(), 7);
     harness.commit();
-    harness.outbox.redeliver(vec![dead_letter(3, "begun"), dead_letter(4, "fresh"), dead_letter(4, "fresh")], now);
+    harness.outbox.redeliver(
+        vec![dead_letter(3, "begun"), dead_letter(4, "fresh"), dead_letter(4, "fresh")],
+        now,
+    );
     assert_eq!((harness.outbox.owed().0, harness.outbox.redelivery_count()), (3, 2));
     assert_eq!(harness.outbox.pending(None, 9, now).len(), 3);
     assert_eq!(harness.send_all(), [4]);
@@ -516,22 +576,31 @@ fn dead_letters_go_again_in_their_order_but_never_before_a_head_that_has_begun()
     assert_eq!(harness.outbox.redelivery_count(), 0, "the store does not know yet");
     let changes = harness.commit();
     assert_eq!(changes.deliveries[&4], DeliveryChange::Settled);
-    assert!(matches!(&changes.deliveries[&3], DeliveryChange::Dead(letter) if letter.delivery.attempts.len() == 2));
+    assert!(
+        matches!(&changes.deliveries[&3], DeliveryChange::Dead(letter) if letter.delivery.attempts.len() == 2)
+    );
 }
 
 #[test]
 fn a_redelivery_has_all_attempts_anew_and_is_never_written_as_owed() {
     let mut harness = OutboxHarness::new(16);
-    harness.outbox.redeliver((1..=40).map(|position| dead_letter(position, "a")).collect(), harness.now());
+    harness
+        .outbox
+        .redeliver((1..=40).map(|position| dead_letter(position, "a")).collect(), harness.now());
     assert_eq!(harness.send_all(), [1]);
     for _ in 0..POLICY.max_retries {
         harness.fail(1);
-        assert_eq!((harness.outbox.take_urgent_changes(), harness.outbox.take_all_changes()), (None, None));
+        assert_eq!(
+            (harness.outbox.take_urgent_changes(), harness.outbox.take_all_changes()),
+            (None, None)
+        );
         assert_eq!(harness.send_all_when_due(), [1]);
     }
     harness.fail(1);
     let changes = harness.commit();
-    assert!(matches!(&changes.deliveries[&1], DeliveryChange::Dead(letter) if letter.delivery.attempts.len() == 6));
+    assert!(
+        matches!(&changes.deliveries[&1], DeliveryChange::Dead(letter) if letter.delivery.attempts.len() == 6)
+    );
 }
 
 #[test]
@@ -587,7 +656,12 @@ fn an_erased_session_leaves_no_record_whatever_comes_of_what_is_under_way() {
         assert_eq!(harness.send_all(), [2, 5]);
         harness.outbox.erase(&SessionId::new("a").unwrap());
         assert_eq!(harness.outbox.owed().0, 1);
-        let of_b: Vec<u64> = harness.outbox.delivered(None, 9).iter().map(|(_, delivery)| delivery.position).collect();
+        let of_b: Vec<u64> = harness
+            .outbox
+            .delivered(None, 9)
+            .iter()
+            .map(|(_, delivery)| delivery.position)
+            .collect();
         assert_eq!(of_b, [3]);
         harness.settle(2, 200, &verdict);
         let changes = harness.commit();
@@ -624,11 +698,15 @@ fn the_last_thousand_deliveries_are_listed_newest_first_and_the_last_hundred_att
     }
     let all = harness.outbox.delivered(None, usize::MAX);
     assert_eq!((all.len(), all[0].0, all[0].1.position, all[999].0), (1000, 1100, 1100, 101));
-    let page: Vec<u64> = harness.outbox.delivered(Some(1000), 2).into_iter().map(|(number, _)| number).collect();
+    let page: Vec<u64> =
+        harness.outbox.delivered(Some(1000), 2).into_iter().map(|(number, _)| number).collect();
     assert_eq!(page, [999, 998]);
     let mut item = OutboxItem::new(all[0].1.clone(), None, ItemKind::Owed);
     (0..150).for_each(|at| item.record_attempt(attempt(503, at)));
-    assert_eq!((item.delivery.attempts.len(), item.delivery.attempts[0].at), (MAX_KEPT_ATTEMPTS, 50));
+    assert_eq!(
+        (item.delivery.attempts.len(), item.delivery.attempts[0].at),
+        (MAX_KEPT_ATTEMPTS, 50)
+    );
 }
 
 #[test]
@@ -638,8 +716,12 @@ fn what_is_owed_is_listed_newest_first_with_when_it_is_due() {
         harness.enqueue(position, session);
     }
     harness.send_all();
-    let due: Vec<_> =
-        harness.outbox.pending(None, 9, harness.now()).into_iter().map(|it| (it.0.position, it.1)).collect();
+    let due: Vec<_> = harness
+        .outbox
+        .pending(None, 9, harness.now())
+        .into_iter()
+        .map(|it| (it.0.position, it.1))
+        .collect();
     assert_eq!(due, [(3, Some(1_000_000)), (2, None), (1, None)]);
     assert_eq!(harness.outbox.pending(Some(3), 1, harness.now())[0].0.position, 2);
 }
@@ -649,11 +731,16 @@ fn a_delivery_is_as_old_as_its_event_if_that_is_known() {
     let mut harness = OutboxHarness::new(1);
     harness.elapsed = 5000;
     harness.enqueue(1, "");
-    let (payload, received) = (Bytes::from_static(b"{}"), harness.base.instant + Duration::from_secs(2));
+    let (payload, received) =
+        (Bytes::from_static(b"{}"), harness.base.instant + Duration::from_secs(2));
     let draft = Draft { kind: Kind::Actions, session: None, forwarded_at: None, payload, received };
     harness.outbox.enqueue(Arc::new(Event::new(EventId::new(7, 2), 2, draft)), harness.now());
-    let created: Vec<u64> =
-        harness.outbox.pending(None, 9, harness.now()).iter().map(|(delivery, _)| delivery.created_at).collect();
+    let created: Vec<u64> = harness
+        .outbox
+        .pending(None, 9, harness.now())
+        .iter()
+        .map(|(delivery, _)| delivery.created_at)
+        .collect();
     assert_eq!(created, [1_002_000, 1_005_000]);
 }
 

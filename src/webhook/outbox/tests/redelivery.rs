@@ -10,7 +10,8 @@ impl StoredDeadLetters {
     fn serve_scan(&self, harness: &mut OutboxHarness, limit: usize) -> bool {
         let now = harness.now();
         let Some(after) = harness.outbox.next_redelivery_after() else { return true };
-        let dead_letters = self.0.range(after + 1..).take(limit).map(|(_, dead_letter)| dead_letter.clone());
+        let dead_letters =
+            self.0.range(after + 1..).take(limit).map(|(_, dead_letter)| dead_letter.clone());
         harness.outbox.redeliver(dead_letters.collect(), now)
     }
 
@@ -26,9 +27,12 @@ impl StoredDeadLetters {
 #[test]
 fn a_session_that_fails_keeps_no_dead_letter_of_another_from_being_delivered() {
     let mut harness = OutboxHarness::new(16);
-    let sessions = (1..=60).map(|position| (position, "fails")).chain((61..=65).map(|position| (position, "well")));
-    let mut stored =
-        StoredDeadLetters(sessions.map(|(position, session)| (position, dead_letter(position, session))).collect());
+    let sessions = (1..=60)
+        .map(|position| (position, "fails"))
+        .chain((61..=65).map(|position| (position, "well")));
+    let mut stored = StoredDeadLetters(
+        sessions.map(|(position, session)| (position, dead_letter(position, session))).collect(),
+    );
     let mut accepted = Vec::new();
     for _ in 0..12 {
         stored.serve_scan(&mut harness, 48);
@@ -54,12 +58,17 @@ fn a_session_that_fails_keeps_no_dead_letter_of_another_from_being_delivered() {
 #[test]
 fn dead_letters_of_a_session_are_delivered_in_order_whatever_fails_and_however_they_come() {
     for seed in 0..200 {
-        let (mut harness, mut rng) =
-            (OutboxHarness::with(DeliveryPolicy { max_retries: u32::MAX, ..POLICY }), Rng::with_seed(seed));
+        let (mut harness, mut rng) = (
+            OutboxHarness::with(DeliveryPolicy { max_retries: u32::MAX, ..POLICY }),
+            Rng::with_seed(seed),
+        );
         let names = ["", "a", "b", "c", "d", "e", "f", "g"];
         let session = |position: u64| names[(position * 7 / 3 % 8) as usize];
-        let mut stored =
-            StoredDeadLetters((1..=150).map(|position| (position, dead_letter(position, session(position)))).collect());
+        let mut stored = StoredDeadLetters(
+            (1..=150)
+                .map(|position| (position, dead_letter(position, session(position))))
+                .collect(),
+        );
         let (mut accepted, mut in_flight) = (Vec::new(), Vec::new());
         for turn in 0.. {
             assert!(turn < 10_000, "seed {seed}: {} are never delivered", stored.0.len());
@@ -70,7 +79,10 @@ fn dead_letters_of_a_session_are_delivered_in_order_whatever_fails_and_however_t
             stored.serve_scan(&mut harness, rng.usize(1..49));
             in_flight.extend(harness.send_all());
             for _ in 0..rng.usize(0..8) {
-                let Some(nth) = (!in_flight.is_empty()).then(|| rng.usize(0..in_flight.len())) else { break };
+                let Some(nth) = (!in_flight.is_empty()).then(|| rng.usize(0..in_flight.len()))
+                else {
+                    break;
+                };
                 let position = in_flight.swap_remove(nth);
                 let fails = rng.u32(0..10) < if session(position) == "a" { 9 } else { 2 };
                 if fails {
@@ -87,7 +99,8 @@ fn dead_letters_of_a_session_are_delivered_in_order_whatever_fails_and_however_t
         }
         assert_eq!(accepted.len(), 150, "seed {seed}: each once");
         for name in &names[1..] {
-            let of: Vec<u64> = accepted.iter().copied().filter(|position| session(*position) == *name).collect();
+            let of: Vec<u64> =
+                accepted.iter().copied().filter(|position| session(*position) == *name).collect();
             assert!(of.is_sorted(), "seed {seed}: {name}: {of:?}");
         }
     }

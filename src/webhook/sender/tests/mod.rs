@@ -19,8 +19,11 @@ use crate::{
 /// A webhook to `url`, with further keys.
 fn webhook(url: &str, keys: &str) -> WebhookConfig {
     let upstream = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://connector/p'\ntoken = 't'\n";
-    let text = format!("{upstream}[[webhooks]]\nid = 'crm'\nproduct_id = 'p'\nsecret = 'hush'\nurl = '{url}'\n{keys}");
-    let config = Config::parse(&text, "relay.toml", &Environment::default(), AllowAnonymous::OnLoopback);
+    let text = format!(
+        "{upstream}[[webhooks]]\nid = 'crm'\nproduct_id = 'p'\nsecret = 'hush'\nurl = '{url}'\n{keys}"
+    );
+    let config =
+        Config::parse(&text, "relay.toml", &Environment::default(), AllowAnonymous::OnLoopback);
     config.expect("the test's configuration is valid").webhooks.remove(0)
 }
 
@@ -46,7 +49,11 @@ async fn post(sender: &WebhookSender) -> (Attempt, Disposition) {
 }
 
 /// How one attempt goes with a receiver that answers this.
-async fn attempt_against(answer: impl Into<Bytes>, then: AfterAnswer, keys: &str) -> (Attempt, Disposition) {
+async fn attempt_against(
+    answer: impl Into<Bytes>,
+    then: AfterAnswer,
+    keys: &str,
+) -> (Attempt, Disposition) {
     let receiver = ScriptedReceiver::new(answer, then).await;
     post(&sender(&receiver.url(), keys)).await
 }
@@ -81,7 +88,11 @@ async fn every_status_has_its_verdict() {
     for (status, outcome, disposition) in table {
         let answer = format!("HTTP/1.1 {status} \"hush\"\r\nConnection: close\r\n\r\n");
         let (attempt, found) = attempt_against(answer, AfterAnswer::Close, "").await;
-        assert_eq!((attempt.status, attempt.outcome, found), (Some(status), outcome, disposition), "{status}");
+        assert_eq!(
+            (attempt.status, attempt.outcome, found),
+            (Some(status), outcome, disposition),
+            "{status}"
+        );
         assert!(attempt.error.is_none_or(|error| error.contains(&status.to_string())));
     }
 }
@@ -97,7 +108,9 @@ async fn a_request_is_signed_and_carries_the_payload_byte_for_byte() {
     assert_eq!(timestamp, (attempt.at / 1000).to_string());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     assert!(now - timestamp.parse::<u64>().unwrap() < 60);
-    let signed = Signer::new(&Secret::inline("hush".to_owned()), None).headers("7-1", attempt.at / 1000, BODY).unwrap();
+    let signed = Signer::new(&Secret::inline("hush".to_owned()), None)
+        .headers("7-1", attempt.at / 1000, BODY)
+        .unwrap();
     for (name, value) in &signed {
         assert_eq!(request.header(name.as_str()), value.to_str().ok(), "{name}");
     }
@@ -154,7 +167,10 @@ async fn a_receiver_that_hangs_costs_the_timeout_and_a_connection() {
     let receiver = ScriptedReceiver::new("", AfterAnswer::Hang).await;
     let sender = sender(&receiver.url(), SHORT_TIMEOUT);
     let (attempt, disposition) = post(&sender).await;
-    assert_eq!((attempt.outcome, attempt.status, disposition), (Outcome::Timeout, None, PLAIN_RETRY));
+    assert_eq!(
+        (attempt.outcome, attempt.status, disposition),
+        (Outcome::Timeout, None, PLAIN_RETRY)
+    );
     assert!((300..3000).contains(&attempt.duration_ms), "{}", attempt.duration_ms);
     assert_eq!(attempt.error.as_deref(), Some("no complete answer within 0.3 s"));
     receiver.all_closed().await;
@@ -162,7 +178,9 @@ async fn a_receiver_that_hangs_costs_the_timeout_and_a_connection() {
 
 #[tokio::test]
 async fn a_connection_lost_before_the_answer_is_tried_again() {
-    for (answer, then) in [("", AfterAnswer::Reset), ("", AfterAnswer::Close), ("HTTP/1.1 200 O", AfterAnswer::Close)] {
+    for (answer, then) in
+        [("", AfterAnswer::Reset), ("", AfterAnswer::Close), ("HTTP/1.1 200 O", AfterAnswer::Close)]
+    {
         let (attempt, disposition) = attempt_against(answer, then, "").await;
         assert_eq!(
             (attempt.outcome, attempt.status, disposition),
@@ -181,7 +199,11 @@ async fn a_success_counts_only_with_its_whole_body() {
         (AfterAnswer::Hang, Outcome::Timeout),
     ] {
         let (attempt, disposition) = attempt_against(TRUNCATED, then, SHORT_TIMEOUT).await;
-        assert_eq!((attempt.outcome, attempt.status, disposition), (outcome, Some(200), PLAIN_RETRY), "{then:?}");
+        assert_eq!(
+            (attempt.outcome, attempt.status, disposition),
+            (outcome, Some(200), PLAIN_RETRY),
+            "{then:?}"
+        );
     }
 }
 
@@ -190,14 +212,21 @@ async fn a_failure_is_one_by_its_head() {
     for then in [AfterAnswer::Close, AfterAnswer::Hang] {
         let answer = "HTTP/1.1 410 Gone\r\nContent-Length: 10\r\n\r\nok";
         let (attempt, disposition) = attempt_against(answer, then, SHORT_TIMEOUT).await;
-        assert_eq!((attempt.outcome, disposition), (Outcome::Refused, Disposition::Gone), "{then:?}");
+        assert_eq!(
+            (attempt.outcome, disposition),
+            (Outcome::Refused, Disposition::Gone),
+            "{then:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn of_an_endless_body_the_beginning_is_enough() {
-    let receiver =
-        ScriptedReceiver::new("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", AfterAnswer::Endless).await;
+    let receiver = ScriptedReceiver::new(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        AfterAnswer::Endless,
+    )
+    .await;
     let sender = sender(&receiver.url(), "timeout = '60s'");
     let (attempt, disposition) = post(&sender).await;
     assert_eq!((attempt.outcome, disposition), (Outcome::Accepted, Disposition::Accepted));
@@ -224,7 +253,10 @@ async fn nothing_is_decompressed() {
 async fn redirects_are_not_followed_and_the_error_says_so() {
     let elsewhere = ScriptedReceiver::new(OK, AfterAnswer::KeepOpen).await;
     for status in [301, 302, 303, 307, 308] {
-        let answer = format!("HTTP/1.1 {status} X\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n", elsewhere.url());
+        let answer = format!(
+            "HTTP/1.1 {status} X\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n",
+            elsewhere.url()
+        );
         let (attempt, disposition) = attempt_against(answer, AfterAnswer::KeepOpen, "").await;
         assert_eq!((attempt.outcome, disposition), (Outcome::Failed, PLAIN_RETRY));
         assert!(attempt.error.unwrap().contains("redirects are not followed"));
@@ -235,7 +267,8 @@ async fn redirects_are_not_followed_and_the_error_says_so() {
 #[tokio::test]
 async fn retry_after_is_honoured_in_both_forms_and_capped() {
     let retry_after = async |value: &str| {
-        let answer = format!("HTTP/1.1 429 Too Many\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n");
+        let answer =
+            format!("HTTP/1.1 429 Too Many\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n");
         match attempt_against(answer, AfterAnswer::KeepOpen, "").await.1 {
             Disposition::Retry { after } => after,
             disposition => panic!("{disposition:?}"),
@@ -243,34 +276,49 @@ async fn retry_after_is_honoured_in_both_forms_and_capped() {
     };
     assert_eq!(retry_after("7").await, Some(Duration::from_secs(7)));
     assert_eq!(retry_after("86400").await, Some(Duration::from_secs(3600)));
-    let soon = retry_after(&httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600))).await.unwrap();
+    let soon = retry_after(&httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600)))
+        .await
+        .unwrap();
     assert!((500..=600).contains(&soon.as_secs()), "{soon:?}");
-    let far = retry_after(&httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(86_400))).await;
+    let far =
+        retry_after(&httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(86_400)))
+            .await;
     assert_eq!(far, Some(Duration::from_secs(3600)));
     assert_eq!(retry_after("soon").await, None);
 }
 
 #[tokio::test]
 async fn what_is_not_http_is_tried_again() {
-    let (attempt, disposition) = attempt_against("SSH-2.0-hush\r\n\r\n", AfterAnswer::Close, "").await;
-    assert_eq!((attempt.outcome, attempt.status, disposition), (Outcome::Connect, None, PLAIN_RETRY));
+    let (attempt, disposition) =
+        attempt_against("SSH-2.0-hush\r\n\r\n", AfterAnswer::Close, "").await;
+    assert_eq!(
+        (attempt.outcome, attempt.status, disposition),
+        (Outcome::Connect, None, PLAIN_RETRY)
+    );
     assert_eq!(attempt.error.as_deref(), Some("the answer is not HTTP"));
 }
 
 #[tokio::test]
 async fn where_nobody_listens_the_error_names_the_address() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let (attempt, disposition) = post(&sender(&format!("http://{address}/events?token=hush"), "")).await;
+    let (attempt, disposition) =
+        post(&sender(&format!("http://{address}/events?token=hush"), "")).await;
     assert_eq!((attempt.outcome, disposition), (Outcome::Connect, PLAIN_RETRY));
-    assert!(attempt.error.unwrap().contains(&format!("cannot connect to {address}: Connection refused")));
+    assert!(
+        attempt
+            .error
+            .unwrap()
+            .contains(&format!("cannot connect to {address}: Connection refused"))
+    );
 }
 
 #[tokio::test]
 async fn a_name_without_an_address_is_tried_again() {
     let webhook = webhook("http://nobody.test/", "");
-    let connector =
-        EgressConnector::new(guard(&[]), webhook.timeout).with_resolver(Resolver::Stub(Arc::new(|_| Vec::new())));
-    let (attempt, disposition) = post(&WebhookSender::with_connector(connector, &webhook, None, &tls())).await;
+    let connector = EgressConnector::new(guard(&[]), webhook.timeout)
+        .with_resolver(Resolver::Stub(Arc::new(|_| Vec::new())));
+    let (attempt, disposition) =
+        post(&WebhookSender::with_connector(connector, &webhook, None, &tls())).await;
     assert_eq!((attempt.outcome, attempt.status, disposition), (Outcome::Dns, None, PLAIN_RETRY));
 }
 

@@ -65,7 +65,8 @@ impl ScriptedReceiver {
 
     pub(super) async fn bind(host: Ipv4Addr, answer: impl Into<Bytes>, then: AfterAnswer) -> Self {
         let listener = TcpListener::bind((host, 0)).await.unwrap();
-        let (address, seen, answer) = (listener.local_addr().unwrap(), Arc::default(), answer.into());
+        let (address, seen, answer) =
+            (listener.local_addr().unwrap(), Arc::default(), answer.into());
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, Arc::clone(&seen), answer, then));
         Self { address, seen, _tasks: tasks }
@@ -100,7 +101,12 @@ impl ScriptedReceiver {
     }
 }
 
-async fn accept(listener: TcpListener, seen: Arc<Mutex<ReceiverLog>>, answer: Bytes, then: AfterAnswer) {
+async fn accept(
+    listener: TcpListener,
+    seen: Arc<Mutex<ReceiverLog>>,
+    answer: Bytes,
+    then: AfterAnswer,
+) {
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
@@ -123,7 +129,9 @@ async fn serve(mut stream: TcpStream, seen: &Mutex<ReceiverLog>, answer: &[u8], 
         match then {
             AfterAnswer::KeepOpen => {}
             AfterAnswer::Close => return,
-            AfterAnswer::Reset => return SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap(),
+            AfterAnswer::Reset => {
+                return SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            }
             AfterAnswer::Hang => while stream.read_u8().await.is_ok() {},
             AfterAnswer::Endless => while stream.write_all(&chunk()).await.is_ok() {},
         }

@@ -29,7 +29,8 @@ impl TestCertificate {
                          -out certificate.pem -subj /CN=hush -addext subjectAltName=DNS:receiver.test \
                          -addext basicConstraints=critical,CA:FALSE";
         let words = arguments.split_ascii_whitespace();
-        let done = Command::new("openssl").args(words).current_dir(certificate.0.path()).output().unwrap();
+        let done =
+            Command::new("openssl").args(words).current_dir(certificate.0.path()).output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         certificate
     }
@@ -42,9 +43,12 @@ impl TestCertificate {
         let chain = vec![CertificateDer::from_pem_file(self.certificate()).unwrap()];
         let key = PrivateKeyDer::from_pem_file(self.0.path().join("key.pem")).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let mut config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        config.alpn_protocols =
+            protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         config
     }
 }
@@ -67,7 +71,8 @@ impl TlsReceiver {
     async fn new(certificate: &TestCertificate, protocols: &[&str]) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(certificate.server(protocols)));
-        let (address, seen, mut tasks) = (listener.local_addr().unwrap(), Arc::default(), JoinSet::new());
+        let (address, seen, mut tasks) =
+            (listener.local_addr().unwrap(), Arc::default(), JoinSet::new());
         let seen_by_tasks = Arc::clone(&seen);
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -81,15 +86,26 @@ impl TlsReceiver {
 
     /// A sender that finds this receiver under `host`, and trusts `root` besides the platform's.
     fn sender(&self, host: &str, root: Option<&TestCertificate>) -> WebhookSender {
-        let webhook = webhook(&format!("https://{host}:{}/events?token=hush", self.address.port()), "");
+        let webhook =
+            webhook(&format!("https://{host}:{}/events?token=hush", self.address.port()), "");
         let resolver = Resolver::Stub(Arc::new(|_| vec![Ipv4Addr::LOCALHOST.into()]));
-        let connector = EgressConnector::new(guard(&["127.0.0.1"]), webhook.timeout).with_resolver(resolver);
+        let connector =
+            EgressConnector::new(guard(&["127.0.0.1"]), webhook.timeout).with_resolver(resolver);
         let root = root.map(TestCertificate::certificate);
-        WebhookSender::with_connector(connector, &webhook, None, &client::tls_client_config(root.as_deref()).unwrap())
+        WebhookSender::with_connector(
+            connector,
+            &webhook,
+            None,
+            &client::tls_client_config(root.as_deref()).unwrap(),
+        )
     }
 }
 
-async fn serve_tls(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, seen: Arc<Mutex<TlsReceiverLog>>) {
+async fn serve_tls(
+    acceptor: TlsAcceptor,
+    stream: tokio::net::TcpStream,
+    seen: Arc<Mutex<TlsReceiverLog>>,
+) {
     let Ok(stream) = acceptor.accept(stream).await else { return };
     let connection = &stream.get_ref().1;
     let is_h2 = connection.alpn_protocol() == Some(b"h2");
@@ -130,7 +146,10 @@ async fn http_1_is_spoken_elsewhere() {
         let receiver = TlsReceiver::new(&certificate, protocols).await;
         let sender = receiver.sender("receiver.test", Some(&certificate));
         assert_eq!(post(&sender).await.1, Disposition::Accepted);
-        assert_eq!(receiver.seen.lock().unwrap().requests, [(Version::HTTP_11, Bytes::from_static(BODY))]);
+        assert_eq!(
+            receiver.seen.lock().unwrap().requests,
+            [(Version::HTTP_11, Bytes::from_static(BODY))]
+        );
     }
 }
 
@@ -138,11 +157,16 @@ async fn http_1_is_spoken_elsewhere() {
 async fn a_certificate_that_does_not_prove_the_host_is_refused_with_the_reason() {
     let certificate = TestCertificate::new();
     let receiver = TlsReceiver::new(&certificate, &["h2"]).await;
-    for (host, root, reason) in
-        [("receiver.test", None, "egress.ca_file"), ("other.test", Some(&certificate), "is for another name")]
-    {
+    for (host, root, reason) in [
+        ("receiver.test", None, "egress.ca_file"),
+        ("other.test", Some(&certificate), "is for another name"),
+    ] {
         let (attempt, disposition) = post(&receiver.sender(host, root)).await;
-        assert_eq!((attempt.outcome, attempt.status, disposition), (Outcome::Connect, None, PLAIN_RETRY), "{host}");
+        assert_eq!(
+            (attempt.outcome, attempt.status, disposition),
+            (Outcome::Connect, None, PLAIN_RETRY),
+            "{host}"
+        );
         let error = attempt.error.unwrap();
         assert!(error.contains(reason) && !error.contains("receiver.test"), "{error}");
     }
@@ -167,7 +191,8 @@ async fn a_receiver_that_speaks_no_tls_is_tried_again() {
 async fn a_connection_lost_in_tls_is_tried_again() {
     let closing = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let sender = sender(&format!("https://{}/", closing.local_addr().unwrap()), "");
-    let ((attempt, disposition), _) = tokio::join!(post(&sender), async { drop(closing.accept().await) });
+    let ((attempt, disposition), _) =
+        tokio::join!(post(&sender), async { drop(closing.accept().await) });
     assert_eq!((attempt.outcome, disposition), (Outcome::Connect, PLAIN_RETRY));
     assert_eq!(attempt.error.as_deref(), Some("no TLS on the connection: it was lost on the way"));
 }

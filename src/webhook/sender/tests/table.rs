@@ -134,7 +134,8 @@ impl Canary {
         let port = four.local_addr().unwrap().port();
         // A machine may have no IPv6.
         let six = listener(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).ok();
-        let loopback = [Some(Ipv4Addr::LOCALHOST.into()), six.as_ref().map(|_| Ipv6Addr::LOCALHOST.into())];
+        let loopback =
+            [Some(Ipv4Addr::LOCALHOST.into()), six.as_ref().map(|_| Ipv6Addr::LOCALHOST.into())];
         let mut canary = Self {
             port,
             hosts: loopback.into_iter().flatten().collect(),
@@ -155,7 +156,8 @@ impl Canary {
     /// How many connections have come. One more of its own shows that a listener is alive and has seen all before it.
     async fn connection_count(&self) -> usize {
         for host in &self.hosts {
-            let sentinel = TcpStream::connect((*host, self.port)).await.unwrap().local_addr().unwrap();
+            let sentinel =
+                TcpStream::connect((*host, self.port)).await.unwrap().local_addr().unwrap();
             while !self.peers.lock().unwrap().contains(&sentinel) {
                 tokio::task::yield_now().await;
             }
@@ -201,9 +203,11 @@ async fn no_spelling_of_an_inner_address_is_reached() {
     let mut wrong = Vec::new();
     for url in SPELLINGS {
         let webhook = webhook(&url.replace("PORT", &canary.port.to_string()), "timeout = '2s'");
-        let (attempt, disposition) =
-            WebhookSender::new(&webhook, None, Arc::clone(&guard), &tls).send("7-1", Bytes::new()).await;
-        let is_refused = attempt.outcome == Outcome::EgressRefused && disposition == Disposition::Forbidden;
+        let (attempt, disposition) = WebhookSender::new(&webhook, None, Arc::clone(&guard), &tls)
+            .send("7-1", Bytes::new())
+            .await;
+        let is_refused =
+            attempt.outcome == Outcome::EgressRefused && disposition == Disposition::Forbidden;
         if !is_refused && attempt.outcome != Outcome::Dns {
             wrong.push((url, attempt));
         }
@@ -218,7 +222,11 @@ async fn no_name_leads_to_an_inner_address() {
         let url = url.replace("PORT", &canary.port.to_string());
         let sender = sender_with(stub_resolver(&[&[address]]).0, &url, &[], "timeout = '2s'");
         let (attempt, disposition) = post(&sender).await;
-        assert_eq!((attempt.outcome, disposition), (Outcome::EgressRefused, Disposition::Forbidden), "{url} {address}");
+        assert_eq!(
+            (attempt.outcome, disposition),
+            (Outcome::EgressRefused, Disposition::Forbidden),
+            "{url} {address}"
+        );
         let error = attempt.error.unwrap();
         assert!(error.starts_with(address) && error.contains("egress.allow_networks"), "{error}");
     }
@@ -229,7 +237,11 @@ async fn no_name_leads_to_an_inner_address() {
 async fn one_inner_address_among_public_ones_is_enough_to_refuse() {
     let canary = Canary::new();
     let url = format!("http://mixed.test:{}/", canary.port);
-    for answer in [&["127.0.0.2", "127.0.0.1"][..], &["127.0.0.1", "127.0.0.2"], &["127.0.0.2", "::1", "127.0.0.2"]] {
+    for answer in [
+        &["127.0.0.2", "127.0.0.1"][..],
+        &["127.0.0.1", "127.0.0.2"],
+        &["127.0.0.2", "::1", "127.0.0.2"],
+    ] {
         // 127.0.0.2 stands for what is public: it is let through, and the canary would hear of it.
         let sender = sender_with(stub_resolver(&[answer]).0, &url, &["127.0.0.2"], "");
         assert_eq!(post(&sender).await.1, Disposition::Forbidden, "{answer:?}");
@@ -239,7 +251,8 @@ async fn one_inner_address_among_public_ones_is_enough_to_refuse() {
 
 #[tokio::test]
 async fn a_name_that_changes_its_address_is_dialled_where_it_was_checked() {
-    let receiver = ScriptedReceiver::bind(Ipv4Addr::new(127, 0, 0, 2), OK, AfterAnswer::Close).await;
+    let receiver =
+        ScriptedReceiver::bind(Ipv4Addr::new(127, 0, 0, 2), OK, AfterAnswer::Close).await;
     let url = format!("http://rebinding.test:{}/", receiver.address.port());
     let (resolver, calls) = stub_resolver(&[&["127.0.0.2"], &["127.0.0.1"]]);
     for round in 0..6 {
@@ -266,14 +279,24 @@ async fn an_allowed_network_is_reached_by_every_spelling_of_it() {
 
 #[tokio::test]
 async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
-    let receiver = ScriptedReceiver::bind(Ipv4Addr::new(127, 0, 0, 2), OK, AfterAnswer::KeepOpen).await;
+    let receiver =
+        ScriptedReceiver::bind(Ipv4Addr::new(127, 0, 0, 2), OK, AfterAnswer::KeepOpen).await;
     let port = receiver.address.port();
     let _deaf = UnresponsiveListener::new(port);
     let (resolver, _) = stub_resolver(&[&["127.0.0.3", "127.0.0.4", "127.0.0.2"]]);
-    let sender = sender_with(resolver, &format!("http://two.test:{port}/"), &["127.0.0.0/8"], "timeout = '3s'");
+    let sender = sender_with(
+        resolver,
+        &format!("http://two.test:{port}/"),
+        &["127.0.0.0/8"],
+        "timeout = '3s'",
+    );
     let (attempt, disposition) = post(&sender).await;
     assert_eq!(disposition, Disposition::Accepted, "{attempt:?}");
-    assert!(attempt.duration_ms >= 1000, "the first address was waited for: {}", attempt.duration_ms);
+    assert!(
+        attempt.duration_ms >= 1000,
+        "the first address was waited for: {}",
+        attempt.duration_ms
+    );
 }
 
 /// Takes no connection on 127.0.0.3: its queue is full.

@@ -86,7 +86,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         let socket = ServerBuilder::new().limits(limits).serve(socket);
         let (phase, close_due) = (WsPhase::Open, u64::MAX);
         let (unwritten, is_caught_up, is_idle) = (VecDeque::new(), false, false);
-        Self { socket, subscriber, phase, unwritten, is_caught_up, is_idle, close_due, next_message_due: 0 }
+        Self {
+            socket,
+            subscriber,
+            phase,
+            unwritten,
+            is_caught_up,
+            is_idle,
+            close_due,
+            next_message_due: 0,
+        }
     }
 
     /// Does what there is to do, and tells whether it has ended. `pieces` is empty before and after; `bytes` counts what is
@@ -113,7 +122,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         Poll::Pending
     }
 
-    fn step(&mut self, context: &mut Context<'_>, batch: &mut VecDeque<Bytes>, handed_over: &mut usize) -> WsStep {
+    fn step(
+        &mut self,
+        context: &mut Context<'_>,
+        batch: &mut VecDeque<Bytes>,
+        handed_over: &mut usize,
+    ) -> WsStep {
         if self.subscriber.now() >= self.close_due {
             return WsStep::Closed;
         }
@@ -165,7 +179,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         self.subscriber.wake_for_disconnect(self.close_due, context);
         // Again, now that whoever dismisses it knows whom to wake.
         if self.close_due == u64::MAX
-            && let Some(reason) = self.subscriber.check_disconnect().filter(|leave| leave.is_urgent())
+            && let Some(reason) =
+                self.subscriber.check_disconnect().filter(|leave| leave.is_urgent())
         {
             self.close_within(close_timeout(reason));
             self.subscriber.wake_for_disconnect(self.close_due, context);
@@ -242,7 +257,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
     }
 
     /// Writes pieces, and keeps what the socket does not take.
-    fn write_batch(&mut self, context: &mut Context<'_>, batch: &mut VecDeque<Bytes>) -> io::Result<()> {
+    fn write_batch(
+        &mut self,
+        context: &mut Context<'_>,
+        batch: &mut VecDeque<Bytes>,
+    ) -> io::Result<()> {
         match poll_write_batch(self.socket.get_mut(), context, batch) {
             Poll::Ready(written) => written,
             Poll::Pending => {
@@ -266,7 +285,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
         (self.is_caught_up, self.is_idle) = (self.subscriber.is_caught_up(), true);
         let is_delayed = self.subscriber.now() < self.next_message_due;
-        self.subscriber.wake_when_due(if is_delayed { self.next_message_due } else { u64::MAX }, context);
+        self.subscriber
+            .wake_when_due(if is_delayed { self.next_message_due } else { u64::MAX }, context);
         WsStep::Waiting
     }
 

@@ -48,11 +48,13 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
     let mut index = ShardIndex::new(&product.fanout, 0, Waker::noop().clone());
     index.add(0, connection.subscription());
     let woken = Arc::new(WokenFlag::default());
-    let mut scratch = WriteScratch { batch: VecDeque::new(), written_bytes: 0, write_timeout: Duration::MAX };
+    let mut scratch =
+        WriteScratch { batch: VecDeque::new(), written_bytes: 0, write_timeout: Duration::MAX };
     let mut poll = |connection: &mut WsConnection<_>| {
         woken.0.store(false, Ordering::SeqCst);
         scratch.written_bytes = 0;
-        let polled = connection.poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))), &mut scratch);
+        let polled = connection
+            .poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))), &mut scratch);
         assert!(polled.is_pending(), "the session goes on");
         // Nothing is to be done, and neither the session nor its socket has asked to be polled again.
         !woken.0.load(Ordering::SeqCst)
@@ -60,7 +62,8 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
     while !(poll(&mut connection) && connection.is_idle) {
         yield_now().await;
     }
-    let entries_behind = || relay.subscribers.list(0, 1)[0].1.entries_behind(product.log.newest_position());
+    let entries_behind =
+        || relay.subscribers.list(0, 1)[0].1.entries_behind(product.log.newest_position());
     publish(&relay, "one", "first");
     assert_eq!(connection.fall_back_to_log(1), DeliveryOutcome::NeedsPoll);
     while !(poll(&mut connection) && connection.is_idle) {
@@ -77,7 +80,10 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
     }
     assert_eq!(entries_behind(), 2);
     let mut seen = Vec::new();
-    while !(poll(&mut connection) && connection.is_idle && seen.windows(6).any(|it| it == b"third}")) {
+    while !(poll(&mut connection)
+        && connection.is_idle
+        && seen.windows(6).any(|it| it == b"third}"))
+    {
         let _ = client.try_read_buf(&mut seen);
         yield_now().await;
     }
