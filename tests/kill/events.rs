@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::common::{
-    connector::Connector,
+    connector::{Connector, Link},
     events::{event_of, number},
     relay::Relay,
     store::DataDir,
@@ -72,7 +72,8 @@ fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announ
         });
         let relay = data.relay(&connector);
         let seen = seen.into_iter().max_by_key(|seen| seen.frames.len()).unwrap();
-        history.check(&relay, &connector, &seen, killed_at, &format!("seed {seed}, life {life}"));
+        // Held until the relay is gone: one that is let go connects again, and the next life would be taken for that.
+        let _link = history.check(&relay, &connector, &seen, killed_at, &format!("seed {seed}, life {life}"));
         relay.stop();
     }
     let relay = data.relay(&connector);
@@ -104,7 +105,7 @@ struct History {
 
 impl History {
     /// Holds what the next life has against what was seen of the one before.
-    fn check(&mut self, relay: &Relay, connector: &Connector, seen: &Seen, killed_at: Instant, life: &str) {
+    fn check(&mut self, relay: &Relay, connector: &Connector, seen: &Seen, killed_at: Instant, life: &str) -> Link {
         for frame in &seen.frames {
             self.name(frame, life);
         }
@@ -117,7 +118,7 @@ impl History {
         let (must_be_kept, is_kept) = (must_be_kept.count(), of_this_life.len());
         assert!(is_kept >= must_be_kept, "{life}: {is_kept} of {must_be_kept} are kept");
         // A client that had an id that was not kept is told that its place is not known, one that had the last kept is not.
-        let _link = relay.reconnect(connector);
+        let link = relay.reconnect(connector);
         for frame in seen.frames.iter().skip(is_kept.saturating_sub(2)).take(6) {
             let is_known = number(&frame.data) < begin + is_kept;
             let mut resumed = relay.resume(frame.id());
@@ -137,6 +138,7 @@ impl History {
         eprintln!("{life}: {} seen, {must_be_kept} promised, {is_kept} kept, {lost} lost", seen.frames.len());
         self.sent = self.sent.max(begin + is_kept);
         self.kept.extend(kept);
+        link
     }
 
     /// Notes what this id stands for; the number of the event, if it is one.
