@@ -14,13 +14,13 @@
 //!
 //! Runs only under `cargo bench`; as a test it does nothing.
 
-#[path = "../fanout/payload.rs"]
-#[allow(dead_code, clippy::indexing_slicing, reason = "each bench uses its own part")]
-mod payload;
+#[path = "../support/mod.rs"] // each bench compiles its own copy
+mod support;
 
 use std::time::{Duration, Instant};
 
 use autoplay_relay::micro::{self, Batch};
+use support::payload;
 
 fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {

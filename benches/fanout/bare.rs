@@ -16,10 +16,10 @@ use mio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::{
+use crate::support::{
     Result,
     payload::{PRODUCT, Template},
-    target::Pace,
+    target::kind::Pace,
 };
 
 /// Relays what comes from `upstream` until that ends.

@@ -1,21 +1,10 @@
-//! The relay itself, as its users run it.
+//! What a relay finds when it starts: its configuration, and its store.
 
-use std::{
-    env, fs,
-    net::SocketAddr,
-    path::PathBuf,
-    process::{Command, Stdio},
-    sync::Arc,
-};
+use std::{fs, net::SocketAddr, path::PathBuf};
 
-use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{
-    Target,
-    spawn::{follow, line_in_time},
-};
-use crate::{Result, payload::PRODUCT, tls};
+use crate::support::{Result, payload::PRODUCT, tls};
 
 /// What a relay finds when it starts, and finds again when it is started anew.
 #[derive(Debug)]
@@ -29,38 +18,6 @@ pub(super) struct Home {
     memory_events: Option<usize>,
     /// Whether it speaks TLS.
     is_secure: bool,
-}
-
-/// Starts one on what it has kept, under whatever `BENCH_RELAY_UNDER` names (valgrind, say).
-pub(super) fn start(home: Home) -> Result<Target> {
-    let binary = env!("CARGO_BIN_EXE_autoplay-relay");
-    let under = env::var(UNDER).unwrap_or_default();
-    let mut words = under.split_whitespace().chain([binary]);
-    let mut command = Command::new(words.next().unwrap_or(binary));
-    command.args(words);
-    for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AUTOPLAY")) {
-        command.env_remove(name);
-    }
-    command
-        .args(["serve", "--log-format", "json", "--config"])
-        .arg(home.config())
-        .env("RUST_LOG", "info")
-        .stderr(Stdio::piped());
-    let mut child = command.spawn()?;
-    let complaints = Arc::default();
-    let log = child.stderr.take().ok_or("the relay has no log")?;
-    let line = follow(log, &complaints, |line| line.contains(r#""message":"serving""#));
-    let serving: Value = serde_json::from_str(&line_in_time(&mut child, &line, &complaints)?)?;
-    let address = |field: &str| -> Result<SocketAddr> {
-        let text = serving[field].as_str().ok_or_else(|| format!("no {field} in {serving}"))?;
-        Ok(text.parse()?)
-    };
-    let (listen, admin) = (address("listen")?, address("admin_listen")?);
-    let mut target = Target::of(child, complaints);
-    target.address = listen;
-    target.admin = Some(admin);
-    target.home = Some(home);
-    Ok(target)
 }
 
 impl Home {
@@ -89,7 +46,7 @@ impl Home {
         Ok(self)
     }
 
-    fn config(&self) -> PathBuf {
+    pub(super) fn config(&self) -> PathBuf {
         self.config.path().join("relay.toml")
     }
 
@@ -133,5 +90,3 @@ allow_anonymous = true
 pub(super) fn data_dir() -> Result<TempDir> {
     Ok(tempfile::Builder::new().prefix("bench-data-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)
 }
-
-const UNDER: &str = "BENCH_RELAY_UNDER";

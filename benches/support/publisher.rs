@@ -9,7 +9,7 @@ use std::{
 
 use memchr::memmem;
 
-use crate::{
+use crate::support::{
     Result,
     payload::{Series, Template, session_name},
 };

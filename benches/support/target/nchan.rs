@@ -9,10 +9,10 @@ use std::{
 };
 
 use super::{
-    Target,
+    running::Target,
     spawn::{follow, free_port, listening_in_time},
 };
-use crate::{Result, publisher::Publishing};
+use crate::support::{Result, publisher::Publishing};
 
 /// What is not installed.
 pub(super) fn missing() -> Option<&'static str> {

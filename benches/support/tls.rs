@@ -15,7 +15,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
-use crate::Result;
+use crate::support::Result;
 
 /// Makes the certificate, and its key.
 ///

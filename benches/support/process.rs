@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::Result;
+use crate::support::Result;
 
 /// A process and all that it has started and that those have, itself first.
 pub(crate) fn family(pid: u32) -> Vec<u32> {

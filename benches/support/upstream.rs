@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
+use crate::support::{
     Result,
     payload::{PRODUCT, Series, Template},
 };

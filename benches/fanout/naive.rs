@@ -29,8 +29,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::{Stream, StreamExt, wrappers::BroadcastStream};
 
-use super::Naive;
-use crate::{Result, payload::PRODUCT, tls};
+use crate::support::{Result, payload::PRODUCT, target::kind::Naive, tls};
 
 /// Relays what comes from `upstream` until that ends.
 pub(crate) fn run(upstream: SocketAddr, naive: Naive) -> Result<()> {

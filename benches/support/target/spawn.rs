@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Result, process};
+use crate::support::{Result, process};
 
 /// What a process has complained of.
 pub(super) type Complaints = Arc<Mutex<Vec<String>>>;

@@ -62,3 +62,8 @@ const PER_DOUBLING: usize = 64;
 
 /// Enough for every `u32`.
 const BUCKETS: usize = (u32::BITS as usize - 5) * PER_DOUBLING;
+
+/// A part of a histogram of microseconds, in milliseconds.
+pub(crate) fn millis(histogram: &Histogram, part: f64) -> f64 {
+    histogram.quantile(part) as f64 / 1000.0
+}

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::Result;
+use crate::support::Result;
 
 /// All samples of one moment.
 #[derive(Debug)]
