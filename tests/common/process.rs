@@ -124,6 +124,14 @@ impl Process {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// Returns how many of them are sockets. The descriptors it keeps in reserve are not: they are opened a moment after it serves.
+    pub(crate) fn open_sockets(&self) -> usize {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        // One that is closed meanwhile has no target any more.
+        let targets = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+    }
+
     /// Sends both signals at once, as near as a shell can.
     pub(crate) fn two_signals(&self, first: &str, second: &str) {
         let id = self.child.id();

@@ -262,7 +262,7 @@ async fn who_answers_no_ping_and_asks_nothing_is_ended_too() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("head_timeout = '600ms'").start();
     let _link = connector.stream(); // no other socket of the relay comes and goes from here on
-    let without_it = relay.process.open_files();
+    let without_it = relay.process.open_sockets();
     let is_deaf = Arc::new(AtomicBool::new(false));
     let socket = TcpStream::connect(relay.public).await.unwrap();
     let socket = Deafening { socket, is_deaf: Arc::clone(&is_deaf) };
@@ -272,7 +272,7 @@ async fn who_answers_no_ping_and_asks_nothing_is_ended_too() {
     assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 404);
     is_deaf.store(true, Ordering::SeqCst);
     // It had been accepted: there was an answer.
-    wait::until("its socket is closed", || relay.process.open_files() <= without_it);
+    wait::until("its socket is closed", || relay.process.open_sockets() <= without_it);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
