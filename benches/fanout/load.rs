@@ -1,26 +1,28 @@
 //! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one `read` a wake-up. Those who speak TLS or
 //! HTTP/2 are in `load/streams.rs`.
 
+mod books;
 mod streams;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
+use self::books::{Books, MOST_PENDING, Shared};
 use crate::{
-    Result,
-    payload::{PRODUCT, Series, now_us, session_name},
+    request::request,
     response::Response,
+    support::{
+        Result,
+        payload::{Series, now_us, session_name},
+        target::kind::{Door, Way},
+    },
     tally::{Ledger, Resume, Tally},
-    target::{Door, Way},
 };
 
 /// Who listens to what.
@@ -48,23 +50,6 @@ pub(crate) struct Load {
     threads: Vec<JoinHandle<std::result::Result<Books, String>>>,
 }
 
-/// What one thread has seen.
-#[derive(Debug)]
-struct Books {
-    tally: Tally,
-    ledgers: Vec<Ledger>,
-}
-
-/// What the threads tell, and are told.
-#[derive(Debug, Default)]
-struct Shared {
-    connected: AtomicUsize,
-    caught_up: AtomicU64,
-    received: AtomicU64,
-    failure: Mutex<Option<String>>,
-    stop: AtomicBool,
-}
-
 impl Audience {
     /// Deliveries when nothing is lost.
     pub(crate) fn deliveries(&self) -> u64 {
@@ -88,27 +73,6 @@ impl Audience {
         let behind = self.measured_from - 1 - self.after();
         let ledger = Ledger::new(number, self.own_session.then(|| session_name(number)), self.resume, behind);
         ledger.at(door, self.may_miss)
-    }
-}
-
-/// What a subscriber asks for.
-pub(crate) fn request(door: Door, session: Option<&str>, resume: Option<Resume>) -> String {
-    let session = session.map(|session| format!("session_id={session}"));
-    let resume = resume.map(|resume| format!("last_event_id={resume}"));
-    let query: Vec<String> = session.into_iter().chain(resume).collect();
-    let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
-    let target = door.address;
-    match door.way {
-        Way::Sse | Way::Tls => {
-            format!("GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n")
-        }
-        Way::WebSocket => format!(
-            "GET /ws/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        ),
-        // There it is no text: hyper writes it.
-        Way::Http2 => format!("http://{target}/stream/{PRODUCT}{query}"),
-        Way::TlsHttp2 => format!("https://{target}/stream/{PRODUCT}{query}"),
     }
 }
 
@@ -323,9 +287,6 @@ impl Crowd {
 
 /// Few, so that the load takes little of the machine from what it measures.
 const THREADS: usize = 2;
-
-/// Handshakes under way, for each thread: well within the backlog of any target.
-const MOST_PENDING: usize = 128;
 
 const READ_BYTES: usize = 256 * 1024;
 

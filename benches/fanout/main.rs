@@ -21,7 +21,7 @@
 //! | h2, tls, tls-h2 | the relay with its log in memory, whose subscribers come by HTTP/2 with prior knowledge, by HTTP/1.1 over TLS, by HTTP/2 over TLS |
 //! | naive-h2, naive-tls, naive-tls-h2 | naive by the same ways: hyper-util's auto builder, before it tokio-rustls |
 //!
-//! Each has a file in `target/`; what is not the same work is said above the tables. `--only` names those that take turns within each
+//! Each has a file in `../support/target/`, but `bare` and `naive`, which stand here; what is not the same work is said above the tables. `--only` names those that take turns within each
 //! pair, `--all` all of them; without either these are relay and bare. So `--pairs 5 --only relay,durable A C` tells what the store costs
 //! those who listen. R and S need a store: they run against durable, whatever else is named, and U against relay and durable.
 //! The ways by TLS and HTTP/2 are measured in A, A5 and B. `benches/results.sh` runs everything once and writes `benches/RESULTS.md`; `benches/callgrind.sh` counts instructions (with K).
@@ -73,32 +73,28 @@
     reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"
 )]
 
-mod histogram;
+mod bare;
 mod load;
-mod metrics;
+mod naive;
 mod options;
-mod payload;
-mod process;
-mod publisher;
+mod outcome;
 mod reader;
 mod report;
+mod request;
 mod response;
 mod rig;
 mod scenario;
+#[path = "../support/mod.rs"] // each bench compiles its own copy
+mod support;
 mod tally;
-mod target;
-mod tls;
-mod upstream;
 mod visitors;
 
-use std::{error::Error, process::ExitCode};
+use std::process::ExitCode;
 
 use options::{Command, Options};
-use report::{Outcome, Report, Trial};
-use target::Kind;
-
-/// Whatever goes wrong ends the run with a sentence.
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+use outcome::Outcome;
+use report::{Report, Trial};
+use support::{Result, process, target::kind::Kind};
 
 fn main() -> ExitCode {
     let command = match Command::read(std::env::args().skip(1)) {
@@ -110,8 +106,8 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Nothing => return ExitCode::SUCCESS,
-        Command::Bare { upstream, pace } => target::bare::run(upstream, pace).map(|()| ExitCode::SUCCESS),
-        Command::Naive { upstream, naive } => target::naive::run(upstream, naive).map(|()| ExitCode::SUCCESS),
+        Command::Bare { upstream, pace } => bare::run(upstream, pace).map(|()| ExitCode::SUCCESS),
+        Command::Naive { upstream, naive } => naive::run(upstream, naive).map(|()| ExitCode::SUCCESS),
         Command::Measure(options) => measure(&options),
     };
     outcome.unwrap_or_else(|error| {

@@ -3,9 +3,14 @@
 use std::net::SocketAddr;
 
 use crate::{
-    Result,
-    scenario::{Scenario, Size},
-    target::{BARE, Kind, NAIVE, Naive, Pace},
+    scenario::{Scenario, size::Size},
+    support::{
+        Result,
+        target::{
+            kind::{Kind, Naive, Pace},
+            start::{BARE, NAIVE},
+        },
+    },
 };
 
 /// What this process is to do.
@@ -73,7 +78,7 @@ impl Command {
                 "--pairs" => options.pairs = value(&argument, arguments.next())?,
                 "--only" => options.kinds = list(&argument, arguments.next())?,
                 _ if !is_bench && argument.starts_with('-') => return Ok(Self::Nothing), // the test harness' own
-                name => options.scenarios.push(name.parse()?),
+                name => options.scenarios.push(name.parse().map_err(|problem| format!("{problem}\n{USAGE}"))?),
             }
         }
         if options.scenarios.is_empty() {

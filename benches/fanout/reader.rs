@@ -9,12 +9,10 @@ use std::{
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    Result,
-    load::request,
-    payload::now_us,
+    request::request,
     response::Response,
+    support::{Result, payload::now_us, target::kind::Door},
     tally::{Ledger, Tally},
-    target::Door,
 };
 
 /// A connection on which the question has been asked.

@@ -9,15 +9,21 @@ use std::{
 };
 
 use crate::{
-    Result,
     load::{Audience, Load},
-    metrics::Metrics,
-    payload::{PRODUCT, Series},
-    process,
-    publisher::Publisher,
-    report::Outcome,
-    target::{Door, Kind, Pace, Restart, Target},
-    upstream::{Flood, Stream, Upstream},
+    outcome::Outcome,
+    support::{
+        Result,
+        metrics::Metrics,
+        payload::{PRODUCT, Series},
+        process,
+        publisher::Publisher,
+        target::{
+            kind::{Door, Kind, Pace},
+            running::Target,
+            start::Restart,
+        },
+        upstream::{Flood, Stream, Upstream},
+    },
 };
 
 /// A target with its events' source connected.

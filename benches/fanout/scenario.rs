@@ -6,17 +6,21 @@ mod counted;
 mod decode;
 mod idle;
 mod sessions;
+pub(crate) mod size;
 mod stalled;
 mod steps;
 mod store;
 
-use std::{str::FromStr, time::Duration};
+use std::str::FromStr;
 
 use self::{
-    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle, sessions::Sessions,
+    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle, sessions::Sessions, size::Size,
     stalled::Stalled, steps::Steps, store::Store,
 };
-use crate::{Result, histogram::Histogram, options::USAGE, report::Outcome, target::Kind};
+use crate::{
+    outcome::Outcome,
+    support::{Result, target::kind::Kind},
+};
 
 /// One kind of work.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -45,15 +49,6 @@ pub(crate) enum Scenario {
     K,
     /// The same, and some more.
     K2,
-}
-
-/// How large.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Size {
-    /// As the goals have it.
-    Full,
-    /// Enough to see a loss.
-    Quick,
 }
 
 impl Scenario {
@@ -123,30 +118,6 @@ impl FromStr for Scenario {
             .into_iter()
             .chain([Self::K, Self::K2])
             .find(named)
-            .ok_or_else(|| format!("there is no scenario {text:?}\n{USAGE}"))
+            .ok_or_else(|| format!("there is no scenario {text:?}"))
     }
 }
-
-impl Size {
-    fn choose<T>(self, full: T, quick: T) -> T {
-        match self {
-            Self::Full => full,
-            Self::Quick => quick,
-        }
-    }
-}
-
-fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
-}
-
-/// A part of a histogram of microseconds, in milliseconds.
-pub(crate) fn millis(histogram: &Histogram, part: f64) -> f64 {
-    histogram.quantile(part) as f64 / 1000.0
-}
-
-/// Sessions where nobody asks for one.
-const SESSIONS: usize = 1000;
-
-/// For what a connect leaves behind.
-const SETTLE: Duration = Duration::from_secs(1);

@@ -6,10 +6,12 @@ use std::{
 };
 
 use crate::{
-    histogram::Histogram,
-    payload::{Template, now_us, number},
     response::Block,
-    target::Door,
+    support::{
+        histogram::Histogram,
+        payload::{Template, now_us, number},
+        target::kind::Door,
+    },
 };
 
 /// Where somebody comes back to.

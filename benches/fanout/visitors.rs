@@ -9,7 +9,11 @@ use std::{
 
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
-use crate::{Result, histogram::Histogram, load::request, payload::now_us, response::Response, target::Door};
+use crate::{
+    request::request,
+    response::Response,
+    support::{Result, histogram::Histogram, payload::now_us, target::kind::Door},
+};
 
 /// How many come.
 #[derive(Clone, Copy, Debug)]

@@ -14,13 +14,13 @@
 //!
 //! Runs only under `cargo bench`; as a test it does nothing.
 
-#[path = "../fanout/payload.rs"]
-#[allow(dead_code, clippy::indexing_slicing, reason = "each bench uses its own part")]
-mod payload;
+#[path = "../support/mod.rs"] // each bench compiles its own copy
+mod support;
 
 use std::time::{Duration, Instant};
 
 use autoplay_relay::bench_support::{self, Batch};
+use support::payload;
 
 fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
@@ -34,18 +34,18 @@ fn main() {
     measure("append: to a full log, one evicted", bench_support::append_to_full(&few));
     measure("append: to a log that grows", bench_support::append_to_growing(&few));
     let listeners = [
-        measure("index: shown to one of 1 000 by a mark, which wakes it", bench_support::notify_subscribers(&few)),
-        measure("index: the same, one of 10 000", bench_support::notify_subscribers(&many)),
+        measure("index: shown to one of 1 000 by a mark, which wakes it", bench_support::show_to_listeners(&few)),
+        measure("index: the same, one of 10 000", bench_support::show_to_listeners(&many)),
     ];
     let followers = [
-        measure("index: shown to a lane, and one of its 1 000 found", bench_support::notify_shard_subscribers(&few)),
-        measure("index: the same, one of 10 000", bench_support::notify_shard_subscribers(&many)),
+        measure("index: shown to a lane, and one of its 1 000 found", bench_support::show_to_followers(&few)),
+        measure("index: the same, one of 10 000", bench_support::show_to_followers(&many)),
     ];
-    measure("wake: a mark, to its waker", bench_support::wake_subscriber());
-    measure("wake: an event left for a lane, to its waker", bench_support::wake_shard(&few));
+    measure("wake: a mark, to its waker", bench_support::wake_listener());
+    measure("wake: an event left for a lane, to its waker", bench_support::wake_lane(&few));
     measure("wake: a mark, to another thread and back", bench_support::wake_thread_and_back());
     measure("hand-over: one who was woken takes its frame from the log", bench_support::take_from_log(&few));
-    measure("hand-over: a follower is given a frame", bench_support::deliver_to_shard_subscribers(&few));
+    measure("hand-over: a follower is given a frame", bench_support::give_to_followers(&few));
     let growth = |[few, many]: [f64; 2]| many / few;
     let (listeners, followers) = (growth(listeners), growth(followers));
     println!(

@@ -17,7 +17,7 @@
 //! | D | B again, beside a receiver that refuses every connection, and beside one that takes them and never answers |
 //!
 //! Payloads are of 1 KiB, of 1 000 sessions; webhooks have `max_in_flight = 64`. Everything shares the machine and its loopback, so
-//! the numbers are for comparing, not for promising. Pieces of `benches/fanout` do the same work here as there; its head says how to
+//! the numbers are for comparing, not for promising. `benches/support` does the same work here as there; the head of `benches/fanout` says how to
 //! read CPU, latency and memory.
 //!
 //! Exits with 1 when a delivery was lost, damaged, out of order or came twice, or the relay complained of anything but the receivers
@@ -27,46 +27,20 @@
     reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"
 )]
 
-#[path = "../fanout/histogram.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod histogram;
-#[path = "../fanout/metrics.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod metrics;
-#[path = "../fanout/payload.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod payload;
-#[path = "../fanout/process.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod process;
-#[path = "../fanout/publisher.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod publisher;
 mod rig;
 mod sink;
-#[path = "../fanout/target/mod.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod target;
-#[path = "../fanout/tls.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod tls;
-#[path = "../fanout/upstream.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod upstream;
+#[path = "../support/mod.rs"] // each bench compiles its own copy
+mod support;
 
 use std::{
-    error::Error,
     net::{SocketAddr, TcpListener},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use payload::Series;
 use rig::Rig;
 use sink::Sink;
-
-/// Whatever goes wrong ends the run with a sentence.
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+use support::{Result, payload::Series, process};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -7,13 +7,15 @@ use std::{
 };
 
 use crate::{
-    Result,
-    metrics::Metrics,
-    payload::{PRODUCT, Series},
-    process,
     sink::Sink,
-    target::Target,
-    upstream::{Stream, Upstream},
+    support::{
+        Result,
+        metrics::Metrics,
+        payload::{PRODUCT, Series},
+        process,
+        target::running::Target,
+        upstream::{Stream, Upstream},
+    },
 };
 
 /// A relay with its upstream connected.

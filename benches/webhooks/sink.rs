@@ -15,7 +15,7 @@ use std::{
 use mio::{Events, Interest, Poll, Token, net::TcpListener, net::TcpStream};
 use socket2::{Domain, Socket, Type};
 
-use crate::{
+use crate::support::{
     Result,
     histogram::Histogram,
     payload::{Template, now_us},

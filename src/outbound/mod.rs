@@ -1,4 +1,7 @@
-//! TODO header
+//! Connections that the relay opens: to upstreams and to webhook receivers.
+//!
+//! `client` opens event streams, `egress_guard` checks each address before it is dialled,
+//! `networks` knows the special ones, and `idle_timeout` ends a connection that has gone silent.
 
 pub(crate) mod client;
 pub(crate) mod egress_guard;

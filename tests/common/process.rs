@@ -4,10 +4,12 @@ use std::{
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     thread,
     time::Instant,
 };
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::wait;
 
@@ -26,6 +28,7 @@ impl Process {
 
     /// The same by another command, which the binary's path is appended to, and which becomes it.
     pub(crate) fn start_by(command: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        allow_files();
         let mut words = command.split_whitespace().chain([env!("CARGO_BIN_EXE_autoplay-relay")]);
         let mut child = Command::new(words.next().unwrap())
             .args(words)
@@ -121,6 +124,14 @@ impl Process {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// Returns how many of them are sockets. The descriptors it keeps in reserve are not: they are opened a moment after it serves.
+    pub(crate) fn open_sockets(&self) -> usize {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        // One that is closed meanwhile has no target any more.
+        let targets = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+    }
+
     /// Sends both signals at once, as near as a shell can.
     pub(crate) fn two_signals(&self, first: &str, second: &str) {
         let id = self.child.id();
@@ -152,6 +163,17 @@ impl Drop for Process {
             eprintln!("stderr of the binary:\n{}", self.stderr.whole());
         }
     }
+}
+
+/// Raises this process's limit on open files as far as it may go, and returns it: tests that run side by side have sockets
+/// by the hundred.
+pub(crate) fn allow_files() -> u64 {
+    static LIMIT: LazyLock<u64> = LazyLock::new(|| {
+        let most = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
+        most.unwrap_or(u64::MAX)
+    });
+    *LIMIT
 }
 
 /// How a command went.

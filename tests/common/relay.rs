@@ -300,6 +300,16 @@ impl Relay {
         wait::until(&format!("the upstream is {state}"), || self.upstream_state(PRODUCT) == state);
     }
 
+    /// Returns how many newcomers have been turned away for this reason.
+    pub(crate) fn shed(&self, reason: &str) -> f64 {
+        self.metrics().value("autoplay_relay_shed_total", &[("reason", reason)]).unwrap()
+    }
+
+    /// Waits until this many newcomers have been turned away for this reason.
+    pub(crate) fn wait_for_shed(&self, reason: &str, count: f64) {
+        self.wait_for_metric("autoplay_relay_shed_total", &[("reason", reason)], count);
+    }
+
     /// How many gaps of a reason have been counted.
     pub(crate) fn gaps(&self, reason: &str) -> f64 {
         let labels = [("product_id", PRODUCT), ("reason", reason)];

@@ -20,13 +20,16 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{Books, MOST_PENDING, Shared, request};
+use super::books::{Books, MOST_PENDING, Shared};
 use crate::{
-    Result,
-    payload::now_us,
+    request::request,
     response::Response,
-    target::{Door, Way},
-    tls,
+    support::{
+        Result,
+        payload::now_us,
+        target::kind::{Door, Way},
+        tls,
+    },
 };
 
 /// Connects, reads and checks until told to stop.

@@ -2,14 +2,17 @@
 
 use std::thread;
 
-use super::{SESSIONS, SETTLE, Size, micros, millis};
+use super::size::{SESSIONS, SETTLE, Size, micros};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
-    report::Outcome,
+    outcome::Outcome,
     rig::Rig,
-    target::{Kind, Pace},
+    support::{
+        Result,
+        histogram::millis,
+        payload::Series,
+        target::kind::{Kind, Pace},
+    },
     visitors::Visiting,
 };
 

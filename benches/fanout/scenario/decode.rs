@@ -2,17 +2,20 @@
 
 use std::{thread, time::Instant};
 
-use super::{SESSIONS, SETTLE, Size, millis};
+use super::size::{SESSIONS, SETTLE, Size};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
+    outcome::Outcome,
     reader::Reader,
-    report::Outcome,
     rig::Rig,
+    support::{
+        Result,
+        histogram::millis,
+        payload::Series,
+        target::kind::{Kind, Pace},
+        upstream::Flood,
+    },
     tally::{Ledger, Resume, Tally},
-    target::{Kind, Pace},
-    upstream::Flood,
 };
 
 /// One upstream, and at most one subscriber, of one session among a thousand.

@@ -2,15 +2,18 @@
 
 use std::{thread, time::Duration};
 
-use super::{SESSIONS, SETTLE, Size, micros, millis};
+use super::size::{SESSIONS, SETTLE, Size, micros};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
-    process,
-    report::Outcome,
+    outcome::Outcome,
     rig::Rig,
-    target::{Kind, Pace},
+    support::{
+        Result,
+        histogram::millis,
+        payload::Series,
+        process,
+        target::kind::{Kind, Pace},
+    },
 };
 
 /// Very many who hear nothing, and then a little.

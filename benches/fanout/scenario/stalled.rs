@@ -5,16 +5,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{SESSIONS, SETTLE, Size};
+use super::size::{SESSIONS, SETTLE, Size};
 use crate::{
-    Result,
-    payload::Series,
-    process,
+    outcome::Outcome,
     reader::Reader,
-    report::Outcome,
     rig::Rig,
+    support::{
+        Result,
+        payload::Series,
+        process,
+        target::kind::{Kind, Pace},
+    },
     tally::{Ledger, Resume, Tally},
-    target::{Kind, Pace},
 };
 
 /// Some who listen and stall, and as many who come back and stall, each at another place of the store.

@@ -2,15 +2,18 @@
 
 use std::thread;
 
-use super::{SESSIONS, SETTLE, Size, millis};
+use super::size::{SESSIONS, SETTLE, Size};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
-    report::Outcome,
+    outcome::Outcome,
     rig::Rig,
+    support::{
+        Result,
+        histogram::millis,
+        payload::Series,
+        target::kind::{Kind, Pace},
+    },
     tally::Tally,
-    target::{Kind, Pace},
 };
 
 /// Every event to all, more of them from step to step, up to the first that is not clean. Then far more than that.

@@ -2,17 +2,20 @@
 
 use std::{thread, time::Instant};
 
-use super::{SESSIONS, SETTLE, Size, micros, millis};
+use super::size::{SESSIONS, SETTLE, Size, micros};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::{PAYLOAD_BYTES, Series, session_name},
-    process::{self, Peak},
+    outcome::{Outcome, median},
     reader::Reader,
-    report::{Outcome, median},
     rig::Rig,
+    support::{
+        Result,
+        histogram::millis,
+        payload::{PAYLOAD_BYTES, Series, session_name},
+        process::{self, Peak},
+        target::kind::{Kind, Pace},
+    },
     tally::{Ledger, Resume, Tally},
-    target::{Kind, Pace},
 };
 
 /// A store that is filled, found again by a new process, and read: by one, and by very many at once.

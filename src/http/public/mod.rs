@@ -1,4 +1,7 @@
-//! TODO header
+//! The routes of the public listener: streams, WebSockets, pages and publishing.
+//!
+//! `request` reads a filter and a resume position, `credential` and `cors` judge the caller,
+//! `middleware` wraps every answer, and each transport has a folder of its own.
 
 pub(crate) mod cors;
 pub(crate) mod credential;
