@@ -107,7 +107,9 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Nothing => return ExitCode::SUCCESS,
         Command::Bare { upstream, pace } => bare::run(upstream, pace).map(|()| ExitCode::SUCCESS),
-        Command::Naive { upstream, naive } => naive::run(upstream, naive).map(|()| ExitCode::SUCCESS),
+        Command::Naive { upstream, naive } => {
+            naive::run(upstream, naive).map(|()| ExitCode::SUCCESS)
+        }
         Command::Measure(options) => measure(&options),
     };
     outcome.unwrap_or_else(|error| {

@@ -65,8 +65,12 @@ impl Command {
             return Ok(Self::Naive { upstream, naive: value(NAIVE, arguments.next())? });
         }
         let mut is_bench = false;
-        let mut options =
-            Options { scenarios: Vec::new(), kinds: vec![Kind::Relay, Kind::Bare], pairs: 1, size: Size::Full };
+        let mut options = Options {
+            scenarios: Vec::new(),
+            kinds: vec![Kind::Relay, Kind::Bare],
+            pairs: 1,
+            size: Size::Full,
+        };
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--bench" => is_bench = true,
@@ -78,7 +82,9 @@ impl Command {
                 "--pairs" => options.pairs = value(&argument, arguments.next())?,
                 "--only" => options.kinds = list(&argument, arguments.next())?,
                 _ if !is_bench && argument.starts_with('-') => return Ok(Self::Nothing), // the test harness' own
-                name => options.scenarios.push(name.parse().map_err(|problem| format!("{problem}\n{USAGE}"))?),
+                name => options
+                    .scenarios
+                    .push(name.parse().map_err(|problem| format!("{problem}\n{USAGE}"))?),
             }
         }
         if options.scenarios.is_empty() {
@@ -91,7 +97,10 @@ impl Command {
     }
 
     fn bare(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
-        Ok(Self::Bare { upstream: value(BARE, arguments.next())?, pace: value(BARE, arguments.next())? })
+        Ok(Self::Bare {
+            upstream: value(BARE, arguments.next())?,
+            pace: value(BARE, arguments.next())?,
+        })
     }
 }
 

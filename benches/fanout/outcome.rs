@@ -55,7 +55,9 @@ impl Outcome {
     pub(crate) fn limit(&mut self, name: &'static str, value: f64, most: f64) {
         self.note(name, value);
         if value > most {
-            self.faults.words.push(format!("{name}: {value:.1}, and {most} at the most is promised"));
+            self.faults
+                .words
+                .push(format!("{name}: {value:.1}, and {most} at the most is promised"));
         }
     }
 

@@ -17,7 +17,9 @@ pub(crate) fn request(door: Door, session: Option<&str>, resume: Option<Resume>)
     let target = door.address;
     match door.way {
         Way::Sse | Way::Tls => {
-            format!("GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n")
+            format!(
+                "GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n"
+            )
         }
         Way::WebSocket => format!(
             "GET /ws/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\

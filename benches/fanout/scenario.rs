@@ -14,8 +14,8 @@ mod store;
 use std::str::FromStr;
 
 use self::{
-    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle, sessions::Sessions, size::Size,
-    stalled::Stalled, steps::Steps, store::Store,
+    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle,
+    sessions::Sessions, size::Size, stalled::Stalled, steps::Steps, store::Store,
 };
 use crate::{
     outcome::Outcome,

@@ -121,16 +121,18 @@ fn no_files_import_each_other_in_a_circle() {
         arrows.keys().map(|start| (*start, reachable(&arrows, start))).collect();
     let mut circles = BTreeSet::new();
     for (start, targets) in &reached {
-        let back = targets.iter().filter(|target| {
-            reached.get(*target).is_some_and(|back| back.contains(start))
-        });
+        let back = targets
+            .iter()
+            .filter(|target| reached.get(*target).is_some_and(|back| back.contains(start)));
         let circle: BTreeSet<String> = back.map(|path| path.join("::")).collect();
         if circle.len() > 1 {
             circles.insert(circle);
         }
     }
     let known = |circle: &BTreeSet<String>| {
-        KNOWN_CIRCLES.iter().any(|known| circle.iter().map(String::as_str).eq(known.iter().copied()))
+        KNOWN_CIRCLES
+            .iter()
+            .any(|known| circle.iter().map(String::as_str).eq(known.iter().copied()))
     };
     let new: Vec<_> = circles.iter().filter(|circle| !known(circle)).collect();
     assert!(new.is_empty(), "{new:#?}");

@@ -57,7 +57,10 @@ fn constants_say_what_they_bound() {
             if let Item::Const(item) = item {
                 let name = item.ident.to_string();
                 // `MAX_` is the field's prefix, and patience says neither whose nor for what.
-                if name.starts_with("MOST") || name.starts_with("LONGEST") || name.contains("PATIENCE") {
+                if name.starts_with("MOST")
+                    || name.starts_with("LONGEST")
+                    || name.contains("PATIENCE")
+                {
                     wrong.push(format!("{}: {name}", module.file));
                 }
             }

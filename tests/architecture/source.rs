@@ -60,7 +60,8 @@ impl Crate {
         let mut path = path.to_vec();
         // A re-export of a re-export is followed, too; longer chains do not occur.
         for _ in 0..8 {
-            let length = (0..=path.len()).rev().find(|length| self.0.contains_key(&path[..*length]));
+            let length =
+                (0..=path.len()).rev().find(|length| self.0.contains_key(&path[..*length]));
             let (module, rest) = path.split_at(length.unwrap_or(0));
             let reexports = &self.0[module].reexports;
             let Some(name) = rest.first() else { break };
@@ -70,13 +71,16 @@ impl Crate {
             }
         }
         let length = (0..=path.len()).rev().find(|length| self.0.contains_key(&path[..*length]));
-        let (found, _) = self.0.get_key_value(&path[..length.unwrap_or(0)]).expect("the root is there");
+        let (found, _) =
+            self.0.get_key_value(&path[..length.unwrap_or(0)]).expect("the root is there");
         found
     }
 
     fn add(&mut self, path: Vec<String>, file: &Path, is_for_tests: bool) {
-        let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        let mut code = syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let text =
+            fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let mut code =
+            syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         for item in &code.items {
             if let Item::Mod(ItemMod { content: None, ident, attrs, .. }) = item {
                 let child: Vec<_> = path.iter().cloned().chain([ident.to_string()]).collect();
@@ -147,7 +151,8 @@ impl<'ast> Visit<'ast> for Names<'_> {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        let segments: Vec<_> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        let segments: Vec<_> =
+            path.segments.iter().map(|segment| segment.ident.to_string()).collect();
         // A lone `self` or `super` names no module.
         if let Some(path) = self.below_crate(&segments).filter(|_| segments.len() > 1) {
             self.paths.insert(path);

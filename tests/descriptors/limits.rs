@@ -17,7 +17,8 @@ use crate::common::{
 };
 
 #[test]
-fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are_served_when_there_is_room_again() {
+fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are_served_when_there_is_room_again()
+ {
     const CROWD: usize = 300;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
@@ -33,7 +34,9 @@ fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are
     wait::until("all but a few are closed at once", || {
         crowd.iter_mut().filter_map(|wire| closed(wire).then_some(())).count() >= CROWD - 15
     });
-    relay.process.log_line("no file is left for connections; newcomers are turned away (shed_total counts them)");
+    relay.process.log_line(
+        "no file is left for connections; newcomers are turned away (shed_total counts them)",
+    );
     for n in 1..20 {
         link.event(event(n));
         assert_eq!(seated.numbers(1), [n]);
@@ -51,9 +54,11 @@ fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are
 }
 
 #[test]
-fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and_subscribers_go_on() {
+fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and_subscribers_go_on()
+{
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '60s'").start();
+    let relay =
+        Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '60s'").start();
     let mut link = connector.stream();
     let mut seated = relay.subscribe();
     let passing_by: Vec<Wire> = (0..PASSING_BY + 1).map(|_| Wire::connect(relay.public)).collect();
@@ -63,7 +68,10 @@ fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and
         let head = wire.head();
         (head.status() == 503).then_some(head)
     });
-    assert!(answer.field("retry-after").is_some() && answer.field("connection") == Some("close"), "{answer:?}");
+    assert!(
+        answer.field("retry-after").is_some() && answer.field("connection") == Some("close"),
+        "{answer:?}"
+    );
     let mut browser = Wire::connect(relay.public);
     browser.send(http::request(relay.public, "GET", STREAM, &[("Sec-Fetch-Mode", "cors")]));
     let answer = String::from_utf8(browser.rest()).unwrap();
@@ -75,7 +83,10 @@ fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and
     let mut beyond = Wire::connect(relay.public);
     assert_eq!(beyond.rest(), b"", "closed without a word");
     relay.wait_for_shed("max_connections", 3.0);
-    assert!(being_told.iter_mut().all(|wire| wire.look(Instant::now()) == http::Look::Nothing), "these may still ask");
+    assert!(
+        being_told.iter_mut().all(|wire| wire.look(Instant::now()) == http::Look::Nothing),
+        "these may still ask"
+    );
     link.event(event(1));
     assert_eq!(seated.numbers(1), [1]);
     drop((passing_by, being_told));
@@ -86,10 +97,12 @@ fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and
 #[test]
 fn places_that_one_address_has_taken_with_idle_connections_are_free_again_after_the_head_timeout() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '2s'").start();
+    let relay =
+        Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '2s'").start();
     let mut link = connector.stream();
     let mut seated = relay.subscribe();
-    let mut idle: Vec<Wire> = (0..PASSING_BY + 1 + SURPLUS).map(|_| Wire::connect(relay.public)).collect();
+    let mut idle: Vec<Wire> =
+        (0..PASSING_BY + 1 + SURPLUS).map(|_| Wire::connect(relay.public)).collect();
     wait::until("all places are taken", || {
         Wire::connect(relay.public);
         relay.shed("max_connections") > 0.0
@@ -102,13 +115,17 @@ fn places_that_one_address_has_taken_with_idle_connections_are_free_again_after_
     });
     link.event(event(1));
     assert_eq!((seated.numbers(1), newcomer.numbers(1)), (vec![1], vec![1]));
-    wait::until("they are all closed", || idle.iter_mut().all(|wire| wire.look(Instant::now()) == http::Look::End));
+    wait::until("they are all closed", || {
+        idle.iter_mut().all(|wire| wire.look(Instant::now()) == http::Look::End)
+    });
 }
 
 #[test]
 fn what_the_limit_on_files_leaves_to_subscribers_is_all_there_is_and_the_relay_keeps_the_rest() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("head_timeout = '60s'").start_by("prlimit --nofile=400:400");
+    let relay = Setup::behind(&connector)
+        .server("head_timeout = '60s'")
+        .start_by("prlimit --nofile=400:400");
     let line = relay.process.log_line(TOO_FEW_FILES);
     assert_eq!((line["level"].as_str(), line["connections"].as_u64()), (Some("INFO"), Some(200)));
     let link = connector.stream();

@@ -10,7 +10,8 @@
     reason = "a test states its expectations by panicking, and its helpers do as well"
 )]
 
-#[path = "../common/mod.rs"] // each binary compiles its own copy; Cargo would take a file beside this one for a binary
+#[path = "../common/mod.rs"]
+// each binary compiles its own copy; Cargo would take a file beside this one for a binary
 mod common;
 
 mod access;

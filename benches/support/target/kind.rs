@@ -124,14 +124,16 @@ impl Kind {
             Self::Relay | Self::Durable => None,
             Self::Http2 | Self::TlsHttp2 => Some("the relay again; 100 streams on each connection"),
             Self::Tls => Some("the relay again; its own certificate on P-256, TLS 1.3"),
-            Self::NaiveHttp2 | Self::NaiveTls | Self::NaiveTlsHttp2 => {
-                Some("naive again, with hyper-util's auto builder, and tokio-rustls as it comes for TLS")
+            Self::NaiveHttp2 | Self::NaiveTls | Self::NaiveTlsHttp2 => Some(
+                "naive again, with hyper-util's auto builder, and tokio-rustls as it comes for TLS",
+            ),
+            Self::WebSocket => {
+                Some("the relay again; frames have no chunks around them, payloads stand in JSON")
             }
-            Self::WebSocket => Some("the relay again; frames have no chunks around them, payloads stand in JSON"),
             Self::Bare => Some("parses no HTTP, keeps nothing, checks nobody, announces nothing"),
-            Self::Naive => {
-                Some("keeps 1 024 events for all to share, and skips what a slow subscriber has not read of them")
-            }
+            Self::Naive => Some(
+                "keeps 1 024 events for all to share, and skips what a slow subscriber has not read of them",
+            ),
             Self::Nchan => Some(nchan::DIFFERENCE),
             Self::Pushpin => Some(pushpin::DIFFERENCE),
         }
@@ -200,7 +202,10 @@ impl FromStr for Naive {
     type Err = ();
 
     fn from_str(text: &str) -> std::result::Result<Self, ()> {
-        [Self::Plain, Self::Auto, Self::Tls].into_iter().find(|naive| naive.to_string() == text).ok_or(())
+        [Self::Plain, Self::Auto, Self::Tls]
+            .into_iter()
+            .find(|naive| naive.to_string() == text)
+            .ok_or(())
     }
 }
 

@@ -23,7 +23,9 @@ pub(super) fn start(home: Home) -> Result<Target> {
     let mut words = under.split_whitespace().chain([binary]);
     let mut command = Command::new(words.next().unwrap_or(binary));
     command.args(words);
-    for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AUTOPLAY")) {
+    for (name, _) in
+        env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AUTOPLAY"))
+    {
         command.env_remove(name);
     }
     command

@@ -58,7 +58,11 @@ impl Target {
 
     /// The files that it keeps.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
-        let data = self.home.as_ref().and_then(|home| home.data.as_ref()).ok_or("the target keeps no files")?;
+        let data = self
+            .home
+            .as_ref()
+            .and_then(|home| home.data.as_ref())
+            .ok_or("the target keeps no files")?;
         fs::read_dir(data)?.map(|entry| Ok(entry?.path())).collect()
     }
 

@@ -30,12 +30,16 @@ impl Target {
     /// Starts one that reads from `upstream`, or is published to.
     pub(crate) fn start(kind: Kind, upstream: SocketAddr, pace: Pace) -> Result<Self> {
         match kind {
-            Kind::Relay | Kind::WebSocket | Kind::Http2 => relay::start(Home::new(upstream, None, "")?),
+            Kind::Relay | Kind::WebSocket | Kind::Http2 => {
+                relay::start(Home::new(upstream, None, "")?)
+            }
             Kind::Tls | Kind::TlsHttp2 => relay::start(Home::secure(upstream)?),
             Kind::Durable => Self::durable(upstream, ""),
             Kind::Bare => Self::own(&[BARE, &upstream.to_string(), &pace.to_string()]),
             Kind::Naive => Self::own(&[NAIVE, &upstream.to_string(), &Naive::Plain.to_string()]),
-            Kind::NaiveHttp2 => Self::own(&[NAIVE, &upstream.to_string(), &Naive::Auto.to_string()]),
+            Kind::NaiveHttp2 => {
+                Self::own(&[NAIVE, &upstream.to_string(), &Naive::Auto.to_string()])
+            }
             Kind::NaiveTls | Kind::NaiveTlsHttp2 => {
                 tls::issue()?;
                 Self::own(&[NAIVE, &upstream.to_string(), &Naive::Tls.to_string()])
@@ -57,7 +61,8 @@ impl Target {
 
     /// Starts this executable as another process, which prints its address.
     fn own(arguments: &[&str]) -> Result<Self> {
-        let mut child = Command::new(env::current_exe()?).args(arguments).stdout(Stdio::piped()).spawn()?;
+        let mut child =
+            Command::new(env::current_exe()?).args(arguments).stdout(Stdio::piped()).spawn()?;
         let complaints = Arc::default();
         let output = child.stdout.take().ok_or("the target has no output")?;
         let line = follow(output, &complaints, |line| line.parse::<SocketAddr>().is_ok());

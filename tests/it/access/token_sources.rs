@@ -19,7 +19,9 @@ fn a_token_in_the_query_counts_where_that_is_allowed_and_a_key_never_does() {
     for bad in ["key-of-agent-a", "key-of-all", "", "x.y.z"] {
         relay.get(&format!("{STREAM}?access_token={bad}"), &[]).problem(401);
     }
-    relay.get(&format!("{STREAM}?access_token={token}"), &[("Authorization", "Bearer wrong")]).problem(401);
+    relay
+        .get(&format!("{STREAM}?access_token={token}"), &[("Authorization", "Bearer wrong")])
+        .problem(401);
     let elsewhere = alone("", "");
     elsewhere.get(&format!("{STREAM}?access_token={token}"), &[]).problem(401);
     open(&elsewhere, &format!("{STREAM}?access_token={token}"), "Bearer key-of-agent-a");
@@ -27,8 +29,10 @@ fn a_token_in_the_query_counts_where_that_is_allowed_and_a_key_never_does() {
 
 #[test]
 fn a_cookie_counts_from_own_and_listed_pages_only() {
-    let relay =
-        alone("cookie_name = '__Secure-relay'", "cors_allowed_origins = ['https://app.test', 'https://two.test:81']");
+    let relay = alone(
+        "cookie_name = '__Secure-relay'",
+        "cors_allowed_origins = ['https://app.test', 'https://two.test:81']",
+    );
     let cookie = format!("theme=dark; __Secure-relay={}; x=y", token(&json!({})));
     let status = |fields: &[(&str, &str)]| {
         let fields = [fields, &[("Cookie", &cookie), ("Host", "relay.test")]].concat();
@@ -67,11 +71,16 @@ fn a_cookie_carries_no_key_and_a_bad_header_is_not_made_up_for() {
     let status = |path: &str, fields: &[(&str, &str)]| http::status(relay.public, path, fields);
     assert_eq!(status(STREAM, &[("Cookie", &good)]), 200);
     assert_eq!(status(STREAM, &[("Cookie", "a=b"), ("Cookie", &good)]), 200);
-    for cookie in ["relay=key-of-all", "relay=x.y.z", "xrelay=key-of-all", &good.replace("relay=", "Relay=")] {
+    for cookie in
+        ["relay=key-of-all", "relay=x.y.z", "xrelay=key-of-all", &good.replace("relay=", "Relay=")]
+    {
         assert_eq!(status(STREAM, &[("Cookie", cookie)]), 401, "{cookie}");
     }
     assert_eq!(status(STREAM, &[("Cookie", &good), ("Authorization", "Bearer wrong")]), 401);
-    assert_eq!(status(STREAM, &[("Cookie", "relay=x.y.z"), ("Authorization", "Bearer key-of-all")]), 200);
+    assert_eq!(
+        status(STREAM, &[("Cookie", "relay=x.y.z"), ("Authorization", "Bearer key-of-all")]),
+        200
+    );
     let in_query = format!("{STREAM}?access_token={}", token(&json!({})));
     assert_eq!(status(&in_query, &[("Cookie", "relay=x.y.z")]), 401);
     assert_eq!(status(&format!("{STREAM}?access_token=x.y.z"), &[("Cookie", &good)]), 200);
@@ -86,7 +95,8 @@ fn what_pages_may_read_is_marked_exactly() {
         let relay = alone(jwt_lines, lines);
         let authorization = bearer(&json!({}));
         let ask = |method: &str, path: &str, origin: Option<&str>, authorization: &str| {
-            let mut fields = vec![("Authorization", authorization), ("Access-Control-Request-Method", "POST")];
+            let mut fields =
+                vec![("Authorization", authorization), ("Access-Control-Request-Method", "POST")];
             fields.extend(origin.map(|origin| ("Origin", origin)));
             http::ask(relay.public, method, path, &fields)
         };
@@ -105,7 +115,11 @@ fn what_pages_may_read_is_marked_exactly() {
             ] {
                 let answer = ask(method, path, origin, authorization);
                 let what = format!("{method} {path} {origin:?} {with_cookie:?}: {answer:?}");
-                assert_eq!(answer.field("access-control-allow-origin"), origin.filter(|_| is_listed), "{what}");
+                assert_eq!(
+                    answer.field("access-control-allow-origin"),
+                    origin.filter(|_| is_listed),
+                    "{what}"
+                );
                 assert_eq!(
                     answer.field("access-control-allow-credentials"),
                     with_cookie.filter(|_| is_listed),
@@ -124,7 +138,10 @@ fn what_pages_may_read_is_marked_exactly() {
         let preflight = ask("OPTIONS", "/events/prod_abc", Some("https://app.test"), "");
         assert!(matches!(preflight.status(), 200 | 204));
         let methods = preflight.field("access-control-allow-methods").unwrap();
-        assert!(methods.contains("GET") && methods.contains("POST") && !methods.contains("DELETE"), "{methods}");
+        assert!(
+            methods.contains("GET") && methods.contains("POST") && !methods.contains("DELETE"),
+            "{methods}"
+        );
         assert_eq!(preflight.field("access-control-max-age"), Some("7200"));
     }
 }

@@ -23,10 +23,16 @@ fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pa
     let mut live = open(&relay, STREAM, &both);
     let mut one = open(&relay, &format!("{STREAM}?session_id=s2"), &both);
     let mut all = open(&relay, STREAM, &bearer(&json!({})));
-    for (n, (kind, session)) in
-        [("summary", "s1"), ("actions", "s1"), ("summary", "s2"), ("summary", "s3"), ("own", "s2"), ("summary", "s1")]
-            .into_iter()
-            .enumerate()
+    for (n, (kind, session)) in [
+        ("summary", "s1"),
+        ("actions", "s1"),
+        ("summary", "s2"),
+        ("summary", "s3"),
+        ("own", "s2"),
+        ("summary", "s1"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         link.event(event_like(kind, session, n));
     }
@@ -52,9 +58,13 @@ fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pa
 fn asking_for_more_than_is_granted_is_403() {
     let relay = alone("", "");
     let limited = bearer(&json!({"session_id": ["s1", "s2"], "type": ["summary"]}));
-    for query in
-        ["session_id=s3", "session_id=s1&session_id=s3", "type=actions", "type=summary&type=actions", "session_id=S1"]
-    {
+    for query in [
+        "session_id=s3",
+        "session_id=s1&session_id=s3",
+        "type=actions",
+        "type=summary&type=actions",
+        "session_id=S1",
+    ] {
         for path in [STREAM, PAGES] {
             relay.get(&format!("{path}?{query}"), &[("Authorization", &limited)]).problem(403);
         }
@@ -70,7 +80,8 @@ fn asking_for_more_than_is_granted_is_403() {
 
 #[test]
 fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_without_the_token() {
-    let setup = setup("audience = 'relay'", "").auth(&format!("allow_anonymous = true\n{}", jwt("audience = 'relay'")));
+    let setup = setup("audience = 'relay'", "")
+        .auth(&format!("allow_anonymous = true\n{}", jwt("audience = 'relay'")));
     let mut relay = setup.start_with(&[("RUST_LOG", "debug")]);
     let of = |claims: serde_json::Value| {
         let mut all = json!({"aud": "relay"});
@@ -97,7 +108,8 @@ fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_wi
     let expected = answer(&relay.get(STREAM, &[("Authorization", "Bearer ")]).problem(401));
     for token in &bad {
         for path in [STREAM, PAGES, "/stream/prod_nothing"] {
-            let refused = relay.get(path, &[("Authorization", &format!("Bearer {token}"))]).problem(401);
+            let refused =
+                relay.get(path, &[("Authorization", &format!("Bearer {token}"))]).problem(401);
             assert_eq!(answer(&refused), expected, "{token}");
         }
     }
@@ -116,7 +128,13 @@ fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_wi
     ] {
         assert!(log.contains(reason), "{reason} in the log");
     }
-    for secret in bad.iter().skip(1).chain([&good]).flat_map(|token| token.split('.')).filter(|part| part.len() > 5) {
+    for secret in bad
+        .iter()
+        .skip(1)
+        .chain([&good])
+        .flat_map(|token| token.split('.'))
+        .filter(|part| part.len() > 5)
+    {
         assert!(!log.contains(secret), "{secret} in the log");
     }
     assert!(!log.contains(SECRET));
@@ -172,7 +190,10 @@ fn each_token_is_counted_by_itself_for_the_limit_per_key() {
     let _others = [open(&relay, STREAM, &other), open(&relay, STREAM, &other)];
     relay.get(STREAM, &[("Authorization", &other)]).problem(429);
     let listed = relay.ask_admin("/api/v1/subscribers").json();
-    assert!(listed["subscribers"].as_array().unwrap().iter().all(|it| it["key"] == "token"), "{listed}");
+    assert!(
+        listed["subscribers"].as_array().unwrap().iter().all(|it| it["key"] == "token"),
+        "{listed}"
+    );
     drop(seated);
     relay.wait_for_subscribers(2.0);
     open(&relay, STREAM, &one);
@@ -183,7 +204,9 @@ fn a_stream_that_ends_with_its_token_is_the_last_answer_on_its_connection() {
     let (_connector, _link, relay) = behind("", "");
     let mut first = open(&relay, STREAM, &bearer(&json!({"exp": now() + 1.0})));
     assert_eq!(first.rest().1, Ending::Proper);
-    wait::until("the connection is closed", || first.wire.rest().is_empty() && first.wire.is_at_end());
+    wait::until("the connection is closed", || {
+        first.wire.rest().is_empty() && first.wire.is_at_end()
+    });
 }
 
 #[test]

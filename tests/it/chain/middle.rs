@@ -25,7 +25,10 @@ fn who_waits_for_history_is_let_go_at_once_when_the_leaf_leaves() {
     for subscriber in &mut waiting {
         let (rest, ending) = subscriber.rest();
         let rest = String::from_utf8(rest).unwrap();
-        assert!(ending == Ending::Proper && rest.starts_with("retry: ") && !rest.contains("data"), "{ending:?} {rest}");
+        assert!(
+            ending == Ending::Proper && rest.starts_with("retry: ") && !rest.contains("data"),
+            "{ending:?} {rest}"
+        );
     }
     assert_eq!(leaf.process.exit_code(), Some(0));
     assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
@@ -69,7 +72,8 @@ fn a_relay_in_the_middle_that_has_a_log_ends_no_replay_before_its_own() {
     let edge = Connector::new();
     let directory = tempfile::tempdir().unwrap();
     let log = format!("data_dir = '{}'", directory.path().display());
-    let middle = Setup::behind_relay(edge.address).server("heartbeat_interval = '300ms'").log(&log).start();
+    let middle =
+        Setup::behind_relay(edge.address).server("heartbeat_interval = '300ms'").log(&log).start();
     let mut link = edge.found_as_relay();
     send(&mut link, 1..3);
     link.heartbeat();

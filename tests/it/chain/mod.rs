@@ -39,7 +39,11 @@ fn nowhere() -> std::net::SocketAddr {
 }
 
 /// Sends events, and returns them as a subscriber of the edge gets them.
-fn publish(link: &mut Link, at_edge: &mut Subscriber, numbers: std::ops::Range<usize>) -> Vec<Frame> {
+fn publish(
+    link: &mut Link,
+    at_edge: &mut Subscriber,
+    numbers: std::ops::Range<usize>,
+) -> Vec<Frame> {
     numbers
         .map(|n| {
             link.event(event(n));

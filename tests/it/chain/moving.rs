@@ -81,7 +81,9 @@ fn three_in_a_row_are_as_good_as_one() {
     let leaf = leaf_behind(&to_middle, "");
     let (mut at_edge, mut at_leaf) = (edge.subscribe(), leaf.subscribe());
     let mut same = |link: &mut Link, numbers| {
-        publish(link, &mut at_edge, numbers).iter().for_each(|frame| assert_eq!(at_leaf.event(), *frame));
+        publish(link, &mut at_edge, numbers)
+            .iter()
+            .for_each(|frame| assert_eq!(at_leaf.event(), *frame));
     };
     same(&mut link, 0..5);
     to_edge.cut();

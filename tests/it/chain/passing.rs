@@ -43,7 +43,9 @@ fn a_leaf_hands_on_the_edges_bytes_with_the_edges_ids() {
         let id = Frame::parse(block).id.unwrap();
         let mut resumed = [edge.resume(&id), leaf.resume(&id)];
         for expected in &blocks[n + 1..] {
-            resumed.iter_mut().for_each(|subscriber| assert_eq!(payload_of(subscriber), *expected, "behind {id}"));
+            resumed.iter_mut().for_each(|subscriber| {
+                assert_eq!(payload_of(subscriber), *expected, "behind {id}")
+            });
         }
     }
     assert_eq!(leaf.all_gaps(), 0.0);
@@ -55,7 +57,8 @@ fn an_outage_of_the_connector_is_one_gap_with_the_same_id_wherever_it_is_read() 
     let edge = Relay::behind(&connector);
     let mut link = connector.stream();
     let leaf = leaf_of(&edge);
-    let (mut at_edge, mut at_leaf, mut other) = (edge.subscribe(), leaf.subscribe(), leaf.subscribe());
+    let (mut at_edge, mut at_leaf, mut other) =
+        (edge.subscribe(), leaf.subscribe(), leaf.subscribe());
     link.event(event(1));
     let before = at_edge.event();
     assert_eq!((at_leaf.event(), other.event()), (before.clone(), before.clone()));
@@ -130,12 +133,21 @@ fn at_an_edge_an_id_from_the_future_is_unknown_at_once() {
     let frames = publish(&mut link, &mut at_edge, 0..3);
     let (epoch, _) = frames[0].id().split_once('-').unwrap();
     let begin = Instant::now();
-    for id in [format!("{epoch}-1000"), format!("{epoch}-1000.1"), format!("9{epoch}-1"), "not an id".to_owned()] {
+    for id in [
+        format!("{epoch}-1000"),
+        format!("{epoch}-1000.1"),
+        format!("9{epoch}-1"),
+        "not an id".to_owned(),
+    ] {
         let mut resumed = edge.resume(&id);
         assert_eq!(resumed.gap().reason(), "unknown_id", "{id}");
         assert_eq!(resumed.numbers(3), [0, 1, 2], "{id}");
     }
     wait::assert_within(Duration::ZERO, begin); // a leaf would wait that long for each of them
     let of_a_leaf = format!("{}.1", frames[1].id());
-    assert_eq!(edge.resume(&of_a_leaf).numbers(1), [2], "a leaf's own entry stands behind the id before it");
+    assert_eq!(
+        edge.resume(&of_a_leaf).numbers(1),
+        [2],
+        "a leaf's own entry stands behind the id before it"
+    );
 }

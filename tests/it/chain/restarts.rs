@@ -12,8 +12,12 @@ use crate::common::{
 };
 
 /// How a relay is ended, and what it keeps on disk.
-const ENDINGS: [(&str, Kept); 4] =
-    [("TERM", Kept::InMemory), ("KILL", Kept::InMemory), ("TERM", Kept::OnDisk), ("KILL", Kept::OnDisk)];
+const ENDINGS: [(&str, Kept); 4] = [
+    ("TERM", Kept::InMemory),
+    ("KILL", Kept::InMemory),
+    ("TERM", Kept::OnDisk),
+    ("KILL", Kept::OnDisk),
+];
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kept {
@@ -31,7 +35,9 @@ fn a_leaf_that_is_started_anew_loses_nothing_even_for_who_comes_before_it_has_ca
         let directory = tempfile::tempdir().unwrap();
         let log = match kept {
             Kept::InMemory => String::new(),
-            Kept::OnDisk => format!("memory_events = 16\ndata_dir = '{}'", directory.path().display()),
+            Kept::OnDisk => {
+                format!("memory_events = 16\ndata_dir = '{}'", directory.path().display())
+            }
         };
         let mut leaf = leaf_behind(&bridge, &log);
         let (mut at_edge, mut at_leaf) = (edge.subscribe(), leaf.subscribe());
@@ -52,12 +58,17 @@ fn a_leaf_that_is_started_anew_loses_nothing_even_for_who_comes_before_it_has_ca
         leaf.wait_for_end_of_replay();
         publish(&mut link, &mut at_edge, 60..63);
         for (n, subscriber) in seen.into_iter().zip(&mut resumed) {
-            assert!(subscriber.numbers(62 - n).into_iter().eq(n + 1..63), "{signal} {kept:?} behind {n}");
+            assert!(
+                subscriber.numbers(62 - n).into_iter().eq(n + 1..63),
+                "{signal} {kept:?} behind {n}"
+            );
         }
         let first = newcomer.numbers(1)[0];
         match (signal, kept) {
             (_, Kept::InMemory) => assert_eq!(first, 60, "{signal}: no history for newcomers"),
-            ("TERM", Kept::OnDisk) => assert_eq!(first, 50, "what comes to a log with a past is news"),
+            ("TERM", Kept::OnDisk) => {
+                assert_eq!(first, 50, "what comes to a log with a past is news")
+            }
             _ => assert!(first <= 50, "the same, and what the log had not kept yet"),
         }
         assert!(newcomer.numbers(62 - first).into_iter().eq(first + 1..63));
@@ -126,7 +137,10 @@ fn an_edge_that_has_forgotten_everything_is_one_gap_and_its_new_ids_go_on() {
     let after = publish(&mut link, &mut at_edge, 5..8);
     bridge.lead_to(edge.public);
     let gap = at_leaf.gap();
-    assert_eq!((gap.reason().as_str(), &gap.json()["after"]), ("unknown_id", &before[4].id().into()));
+    assert_eq!(
+        (gap.reason().as_str(), &gap.json()["after"]),
+        ("unknown_id", &before[4].id().into())
+    );
     let (epoch, _) = after[0].id().split_once('-').unwrap();
     assert_eq!(gap.id(), format!("{epoch}-0"), "as the edge has it: the place before everything");
     after.iter().for_each(|frame| assert_eq!(at_leaf.event(), *frame));

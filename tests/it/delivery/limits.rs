@@ -35,7 +35,8 @@ fn many_who_come_at_one_moment_do_not_get_past_the_limit_together() {
     let request = http::request(relay.public, "GET", STREAM, &[]);
     let mut wires: Vec<Wire> = (0..CROWD).map(|_| Wire::connect(relay.public)).collect();
     wires.iter_mut().for_each(|wire| wire.send(&request));
-    let let_in = wires.iter_mut().map(|wire| wire.head().status()).filter(|status| *status == 200).count();
+    let let_in =
+        wires.iter_mut().map(|wire| wire.head().status()).filter(|status| *status == 200).count();
     assert_eq!(let_in, 5);
     relay.wait_for_shed("max_subscribers", (CROWD - 5) as f64);
 }
@@ -61,12 +62,14 @@ fn a_browser_past_a_limit_gets_200_a_retry_line_and_a_close() {
 
 #[test]
 fn beyond_max_subscribers_per_ip_newcomers_are_429() {
-    let relay = limited("max_subscribers_per_ip = 2\ntrusted_proxies = ['127.0.0.0/8', '10.0.0.0/8']");
+    let relay =
+        limited("max_subscribers_per_ip = 2\ntrusted_proxies = ['127.0.0.0/8', '10.0.0.0/8']");
     let from = |hops: &str| http::status(relay.public, STREAM, &[("X-Forwarded-For", hops)]);
     let stay = |hops: &str| Subscriber::open(relay.public, STREAM, &[("X-Forwarded-For", hops)]);
     let _two = [stay("198.51.100.1"), stay("10.9.9.9, 198.51.100.1, 10.1.2.3")];
     assert_eq!(from("198.51.100.1"), 429);
-    let answer = relay.get(STREAM, &[("X-Forwarded-For", "203.0.113.5, 198.51.100.1")]).problem(429);
+    let answer =
+        relay.get(STREAM, &[("X-Forwarded-For", "203.0.113.5, 198.51.100.1")]).problem(429);
     assert!(
         answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1,
         "what the client wrote itself is not believed"
@@ -187,7 +190,9 @@ fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
     let relay = limited("head_timeout = '600ms'");
     let mut wire = Wire::connect(relay.public);
     let begin = Instant::now();
-    let head = b"GET /stream/prod_abc HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Filler: ".iter().chain([b'x'; 200].iter());
+    let head = b"GET /stream/prod_abc HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Filler: "
+        .iter()
+        .chain([b'x'; 200].iter());
     for byte in head {
         if wire.socket.write_all(&[*byte]).is_err() {
             break;
@@ -205,11 +210,17 @@ fn a_head_beyond_all_measure_is_refused() {
     let relay = limited("");
     for (length, is_read_whole) in [(17_000, true), (100_000, false)] {
         let mut wire = Wire::connect(relay.public);
-        let head = format!("GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n", "x".repeat(length));
+        let head = format!(
+            "GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n",
+            "x".repeat(length)
+        );
         // The relay need not take all of it before it closes.
         let _ = wire.socket.write_all(head.as_bytes());
         let answer = String::from_utf8(wire.rest()).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 431 ") || (answer.is_empty() && !is_read_whole), "{length}: {answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 431 ") || (answer.is_empty() && !is_read_whole),
+            "{length}: {answer}"
+        );
     }
     relay.subscribe();
 }

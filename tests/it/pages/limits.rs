@@ -28,10 +28,12 @@ fn pages_are_opened_by_the_keys_of_the_stream() {
     let refused = relay.get(&format!("{PAGES}?limit=x"), &[]).problem(401);
     assert_eq!(refused.field("www-authenticate"), Some("Bearer"));
     relay.get(&format!("{PAGES}?access_token=key-of-agent-a"), &[]).problem(401);
-    let elsewhere = relay.get(PAGES, &[("Authorization", "Bearer key-of-agent-a"), ("Accept", "text/html")]);
+    let elsewhere =
+        relay.get(PAGES, &[("Authorization", "Bearer key-of-agent-a"), ("Accept", "text/html")]);
     assert_eq!(elsewhere.status(), 200, "JSON is all there is");
     for method in ["PATCH", "PUT", "DELETE", "OPTIONS"] {
-        let refused = http::ask(relay.public, method, PAGES, &[("Content-Length", "0")]).problem(405);
+        let refused =
+            http::ask(relay.public, method, PAGES, &[("Content-Length", "0")]).problem(405);
         assert_eq!(refused.field("allow"), Some("GET, POST"), "{method}");
     }
     let head = http::ask(relay.public, "HEAD", PAGES, &[]);
@@ -86,7 +88,11 @@ fn two_hundred_who_do_not_read_their_pages_cost_no_more_than_sixteen_pages() {
     let grown = resident() - before;
     assert!(grown < 64e6, "{grown} bytes for 200 clients");
     drop((served, waiting));
-    assert_eq!(Page::get(&relay, "?limit=1").events.len(), 1, "a place is free when its client has left");
+    assert_eq!(
+        Page::get(&relay, "?limit=1").events.len(),
+        1,
+        "a place is free when its client has left"
+    );
 }
 
 #[test]
@@ -100,7 +106,10 @@ fn one_address_that_does_not_read_its_pages_leaves_the_others_theirs() {
     let waiting: Vec<_> = (0..16).map(|_| stalled_at(&relay, 1)).collect();
     relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.1")]).problem(503); // behind all of them
     let asked = Instant::now();
-    assert_eq!(Page::read(&relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.2")])).events.len(), 100);
+    assert_eq!(
+        Page::read(&relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.2")])).events.len(),
+        100
+    );
     wait::assert_within(Duration::ZERO, asked); // a page has 30 s
     drop((served, waiting));
 }
@@ -114,7 +123,12 @@ fn stalled(relay: &Relay, count: usize) -> Vec<Wire> {
 fn stalled_at(relay: &Relay, last: usize) -> Wire {
     let mut wire = Wire::connect(relay.public);
     let address = format!("192.0.2.{last}");
-    wire.send(http::request(relay.public, "GET", &format!("{PAGES}?limit=1000"), &[("X-Forwarded-For", &address)]));
+    wire.send(http::request(
+        relay.public,
+        "GET",
+        &format!("{PAGES}?limit=1000"),
+        &[("X-Forwarded-For", &address)],
+    ));
     wire
 }
 

@@ -19,7 +19,9 @@ async fn a_new_certificate_is_shown_to_newcomers_and_standing_streams_go_on() {
     assert_eq!(before.ask(scene.relay.public, STREAM, &[]).status(), 200);
     let (mut client, _) = scene.http2().await;
     let mut stream = subscribe(&mut client, scene.relay.public).await;
-    let ends = |relay: &Relay| relay.metrics().value("autoplay_relay_certificate_not_after_timestamp_seconds", &[]);
+    let ends = |relay: &Relay| {
+        relay.metrics().value("autoplay_relay_certificate_not_after_timestamp_seconds", &[])
+    };
     let former_end = ends(&scene.relay).unwrap();
     // One that has a ticket of its last connection.
     let knowing = scene.authority.client(&["http/1.1"]);
@@ -55,7 +57,10 @@ fn a_pair_that_is_none_is_refused_whole_and_taken_once_it_is_one() {
     authority.replace_file("relay.pem", "next.pem"); // its key is still to come
     let line = scene.relay.process.log_line(REFUSED);
     let error = line["error"].as_str().unwrap();
-    assert!(error.contains("server.tls_key_file: ") && error.contains("holds another key"), "{error}");
+    assert!(
+        error.contains("server.tls_key_file: ") && error.contains("holds another key"),
+        "{error}"
+    );
     assert_eq!(shown(), former);
     authority.replace_file("relay.key", "next.key");
     wait::until("the pair is taken", || shown() == authority.certificate("next"));
@@ -74,7 +79,8 @@ fn a_pair_that_is_none_is_refused_whole_and_taken_once_it_is_one() {
     authority.issue_as("third", "IP:127.0.0.1", "-days 9");
     authority.replace("relay", "third");
     wait::until("the third is taken", || shown() == authority.certificate("third"));
-    let refusals = scene.relay.process.stderr.so_far().iter().filter(|line| line.contains(REFUSED)).count();
+    let refusals =
+        scene.relay.process.stderr.so_far().iter().filter(|line| line.contains(REFUSED)).count();
     assert!(refusals <= 4, "told once for each reason: {refusals}");
 }
 
@@ -84,15 +90,24 @@ fn a_certificate_behind_links_as_kubernetes_writes_them_is_replaced() {
     for (folder, name) in [("..1", "one"), ("..2", "two")] {
         authority.issue_as(name, "IP:127.0.0.1", "-days 2");
         std::fs::create_dir(authority.path(folder)).unwrap();
-        std::fs::rename(authority.path(&format!("{name}.pem")), authority.path(&format!("{folder}/tls.crt"))).unwrap();
-        std::fs::rename(authority.path(&format!("{name}.key")), authority.path(&format!("{folder}/tls.key"))).unwrap();
+        std::fs::rename(
+            authority.path(&format!("{name}.pem")),
+            authority.path(&format!("{folder}/tls.crt")),
+        )
+        .unwrap();
+        std::fs::rename(
+            authority.path(&format!("{name}.key")),
+            authority.path(&format!("{folder}/tls.key")),
+        )
+        .unwrap();
     }
     let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, authority.path(name)).unwrap();
     link("..1", "..data");
     link("..data/tls.crt", "tls.crt");
     link("..data/tls.key", "tls.key");
     let connector = Connector::new();
-    let setup = Setup::behind(&connector).with_tls(&authority.path("tls.crt"), &authority.path("tls.key"));
+    let setup =
+        Setup::behind(&connector).with_tls(&authority.path("tls.crt"), &authority.path("tls.key"));
     let relay = setup.start();
     let shown = || Secure::connect(relay.public, &authority.client(&[])).certificate();
     let former = shown();
@@ -106,13 +121,21 @@ fn a_certificate_that_has_ended_is_served_and_warned_of() {
     let authority = Authority::new();
     authority.issue_as("relay", "IP:127.0.0.1", "-days 0");
     let connector = Connector::new();
-    let setup = Setup::behind(&connector).with_tls(&authority.path("relay.pem"), &authority.path("relay.key"));
+    let setup = Setup::behind(&connector)
+        .with_tls(&authority.path("relay.pem"), &authority.path("relay.key"));
     let relay = setup.start();
     let line = relay.process.log_line("the certificate has ended, and clients refuse it; renew it");
     assert_eq!(line["level"], "WARN");
-    let refused = || Secure::try_connect(relay.public, &authority.client(&[])).err().map(|error| error.to_string());
+    let refused = || {
+        Secure::try_connect(relay.public, &authority.client(&[]))
+            .err()
+            .map(|error| error.to_string())
+    };
     wait::until("clients refuse it", || refused().is_some_and(|error| error.contains("xpired")));
-    let ended = relay.metrics().value("autoplay_relay_certificate_not_after_timestamp_seconds", &[]).unwrap();
+    let ended = relay
+        .metrics()
+        .value("autoplay_relay_certificate_not_after_timestamp_seconds", &[])
+        .unwrap();
     assert!((0.0..60.0).contains(&(crate::common::token::now() - ended)), "{ended}");
 }
 
@@ -126,8 +149,9 @@ fn files_that_are_no_pair_are_a_configuration_error_that_names_file_and_key() {
         let done = Process::run(&[command, "--config", file.to_str().unwrap()], &[]);
         let Finished { code, stdout, stderr } = &done;
         assert_eq!((*code, stdout.as_str()), (Some(2), ""), "{done:?}");
-        let names_all =
-            ["server.tls_key_file: ", "two.key", "one.pem", "holds another key"].iter().all(|it| stderr.contains(it));
+        let names_all = ["server.tls_key_file: ", "two.key", "one.pem", "holds another key"]
+            .iter()
+            .all(|it| stderr.contains(it));
         assert!(names_all, "{stderr}");
     }
     let good = Setup::new().with_tls(&authority.path("one.pem"), &authority.path("one.key"));
@@ -137,4 +161,5 @@ fn files_that_are_no_pair_are_a_configuration_error_that_names_file_and_key() {
     assert!(!done.stdout.contains("PRIVATE"), "the file's name, not what is in it");
 }
 
-const REFUSED: &str = "the new certificate is refused, and tried again; the former one is still served";
+const REFUSED: &str =
+    "the new certificate is refused, and tried again; the former one is still served";

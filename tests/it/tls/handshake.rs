@@ -19,7 +19,10 @@ fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
     let beginnings: [&[u8]; 4] = [b"", &hello[..1], &hello[..hello.len() / 2], &hello];
     let in_time = |what: &str, begin: Instant| {
         let after = begin.elapsed();
-        assert!((Duration::from_millis(400)..Duration::from_secs(5)).contains(&after), "{what} after {after:?}");
+        assert!(
+            (Duration::from_millis(400)..Duration::from_secs(5)).contains(&after),
+            "{what} after {after:?}"
+        );
     };
     thread::scope(|scope| {
         for beginning in beginnings {
@@ -45,7 +48,8 @@ fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
             let mut wire = Wire::connect(to);
             for byte in &hello {
                 if wire.socket.write_all(&[*byte]).is_err()
-                    || wire.look(Instant::now() + Duration::from_millis(20)) == crate::common::http::Look::End
+                    || wire.look(Instant::now() + Duration::from_millis(20))
+                        == crate::common::http::Look::End
                 {
                     break;
                 }

@@ -36,7 +36,8 @@ impl Scene {
         let authority = Authority::new();
         authority.issue_as("relay", "IP:127.0.0.1,DNS:localhost", "-days 2");
         let connector = Connector::new();
-        let setup = Setup::new().upstream(PRODUCT, &connector.url(PRODUCT), &format!("token = '{TOKEN}'"));
+        let setup =
+            Setup::new().upstream(PRODUCT, &connector.url(PRODUCT), &format!("token = '{TOKEN}'"));
         let setup = setup.with_tls(&authority.path("relay.pem"), &authority.path("relay.key"));
         let relay = setup.server(server).start();
         let link = connector.stream();
@@ -49,7 +50,9 @@ impl Scene {
     }
 
     /// A connection for HTTP/2.
-    async fn http2(&self) -> (http2::SendRequest<Empty<bytes::Bytes>>, tokio::task::JoinHandle<()>) {
+    async fn http2(
+        &self,
+    ) -> (http2::SendRequest<Empty<bytes::Bytes>>, tokio::task::JoinHandle<()>) {
         let stream = connect(self.relay.public, self.authority.client(&["h2"])).await;
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.initial_stream_window_size(1 << 30).initial_connection_window_size(1 << 30);
@@ -92,14 +95,16 @@ async fn next_number(body: &mut Body) -> usize {
             }
             continue;
         }
-        let frame = timeout(PATIENCE, body.incoming.frame()).await.expect("more comes").unwrap().unwrap();
+        let frame =
+            timeout(PATIENCE, body.incoming.frame()).await.expect("more comes").unwrap().unwrap();
         body.buffer.extend_from_slice(&frame.into_data().unwrap());
     }
 }
 
 /// What a client sends first.
 fn hello(config: &Arc<ClientConfig>) -> Vec<u8> {
-    let mut connection = ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();
+    let mut connection =
+        ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();
     let mut hello = Vec::new();
     connection.write_tls(&mut hello).unwrap();
     hello

@@ -24,7 +24,11 @@ fn the_protocol_is_what_alpn_says_and_http1_without_it() {
         secure.stream.conn.alpn_protocol().map(|name| String::from_utf8(name.to_vec()).unwrap())
     };
     assert_eq!(protocol(&["h2", "http/1.1"]).as_deref(), Some("h2"));
-    assert_eq!(protocol(&["http/1.1", "h2"]).as_deref(), Some("h2"), "the faster one, if both will do");
+    assert_eq!(
+        protocol(&["http/1.1", "h2"]).as_deref(),
+        Some("h2"),
+        "the faster one, if both will do"
+    );
     assert_eq!(protocol(&["http/1.1"]).as_deref(), Some("http/1.1"));
     assert_eq!(protocol(&[]), None);
     let strange = Secure::try_connect(scene.relay.public, &scene.authority.client(&["spdy/3"]));
@@ -59,7 +63,11 @@ fn a_websocket_opens_over_tls() {
     let own = format!("https://{}", scene.relay.public);
     let fields: Vec<_> = UPGRADE.iter().chain(&[("Origin", own.as_str())]).copied().collect();
     assert_eq!(secure.ask(scene.relay.public, SOCKET, &fields).status(), 101);
-    scene.relay.wait_for_metric("autoplay_relay_subscribers", &[("product_id", PRODUCT), ("transport", "ws")], 1.0);
+    scene.relay.wait_for_metric(
+        "autoplay_relay_subscribers",
+        &[("product_id", PRODUCT), ("transport", "ws")],
+        1.0,
+    );
     scene.link.event(event(3));
     secure.through(event(3).as_bytes());
 }
@@ -70,7 +78,8 @@ fn the_answer_to_a_filter_goes_before_what_it_shows_over_tls_too() {
     (0..3).for_each(|n| scene.link.event(event(n)));
     scene.relay.wait_for_events(3);
     let mut secure = scene.secure();
-    let head = http::request(scene.relay.public, "GET", &format!("{SOCKET}?last_event_id=0"), &UPGRADE);
+    let head =
+        http::request(scene.relay.public, "GET", &format!("{SOCKET}?last_event_id=0"), &UPGRADE);
     let filter = websocket::frame(TEXT, true, br#"{"subscribe":{"types":[]}}"#);
     secure.stream.write_all(&[head.as_bytes(), &filter].concat()).unwrap();
     assert_eq!(Head::parse(&secure.through(b"\r\n\r\n")).status(), 101);
@@ -114,7 +123,8 @@ fn who_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
     assert_eq!(slow.ask(to, STREAM, &[]).status(), 200);
     scene.relay.wait_for_subscribers(1.0);
     // From one that fits into a record with others to one that takes a dozen; far more, all in all, than sockets hold.
-    let sessions: Vec<_> = [10, 1000, 16_000, 17_000, 40_000, 200_000].map(|length| "x".repeat(length)).into();
+    let sessions: Vec<_> =
+        [10, 1000, 16_000, 17_000, 40_000, 200_000].map(|length| "x".repeat(length)).into();
     let sent: Vec<_> = (0..EVENTS).map(|n| event_of(&sessions[n % sessions.len()], n)).collect();
     thread::scope(|scope| {
         let link = &mut scene.link;
@@ -163,7 +173,9 @@ fn a_relay_behind_an_https_relay_and_tail_and_healthcheck_trust_its_root() {
     let mut scene = Scene::new("");
     let root = scene.authority.root();
     let url = format!("https://{}{STREAM}", scene.relay.public);
-    let leaf = Setup::new().upstream(PRODUCT, &url, "").more(&format!("[egress]\nca_file = '{}'\n", root.display()));
+    let leaf = Setup::new()
+        .upstream(PRODUCT, &url, "")
+        .more(&format!("[egress]\nca_file = '{}'\n", root.display()));
     let leaf = leaf.start();
     leaf.wait_for_upstream("connected");
     leaf.wait_for_end_of_replay();
@@ -177,7 +189,11 @@ fn a_relay_behind_an_https_relay_and_tail_and_healthcheck_trust_its_root() {
     let line: serde_json::Value = serde_json::from_str(tail.stdout.whole().trim()).unwrap();
     assert_eq!(number(line["data"].to_string().as_bytes()), 9);
     let healthcheck = |url: &str| Process::run(&["healthcheck", "--url", url], &trusting);
-    assert_eq!(healthcheck(&format!("http://{}/readyz", scene.relay.admin)).code, Some(0), "operators need no TLS");
+    assert_eq!(
+        healthcheck(&format!("http://{}/readyz", scene.relay.admin)).code,
+        Some(0),
+        "operators need no TLS"
+    );
     let answered = healthcheck(&format!("https://{}/readyz", scene.relay.public));
     assert!(answered.stderr.contains("404"), "it came through TLS: {answered:?}");
 }

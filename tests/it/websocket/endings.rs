@@ -47,7 +47,11 @@ fn a_drain_closes_with_1012_behind_everything_that_is_in_the_log() {
     assert!(behind.numbers(EVENTS).into_iter().eq(0..EVENTS));
     assert_eq!(behind.close_code(), 1012);
     mute.wire.rest();
-    assert!(begin.elapsed() < Duration::from_secs(4), "who does not answer is cut off: {:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(4),
+        "who does not answer is cut off: {:?}",
+        begin.elapsed()
+    );
     assert_eq!(relay.process.exit_code(), Some(0));
 }
 
@@ -87,8 +91,10 @@ fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() 
     let mut stream = relay.subscribe();
     let session = "x".repeat(8000);
     std::thread::scope(|scope| {
-        let readers: Vec<_> =
-            others.iter_mut().map(|other| scope.spawn(|| other.numbers(EVENTS).into_iter().eq(0..EVENTS))).collect();
+        let readers: Vec<_> = others
+            .iter_mut()
+            .map(|other| scope.spawn(|| other.numbers(EVENTS).into_iter().eq(0..EVENTS)))
+            .collect();
         let stream = scope.spawn(|| stream.numbers(EVENTS).into_iter().eq(0..EVENTS));
         (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
         assert!(readers.into_iter().all(|reader| reader.join().unwrap()) && stream.join().unwrap());

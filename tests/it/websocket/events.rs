@@ -80,16 +80,23 @@ fn gaps_come_in_their_place_and_an_unknown_id_is_told() {
     let mut link = relay.reconnect(&connector);
     link.event(event(1));
     let gap = socket.item();
-    assert_eq!((&gap["event"], &gap["data"]["reason"]), (&json!("gap"), &json!("upstream_reconnect")));
+    assert_eq!(
+        (&gap["event"], &gap["data"]["reason"]),
+        (&json!("gap"), &json!("upstream_reconnect"))
+    );
     assert_eq!((&gap["data"]["type"], &gap["data"]["after"]), (&json!("gap"), &id));
     assert!(gap["id"].is_string());
     let next = socket.event();
     assert_eq!(websocket::number(&next), 1);
-    let mut resumed = relay.socket(&format!("{SOCKET}?last_event_id={}", gap["id"].as_str().unwrap()));
+    let mut resumed =
+        relay.socket(&format!("{SOCKET}?last_event_id={}", gap["id"].as_str().unwrap()));
     assert_eq!(resumed.numbers(1), [1]);
     let mut stranger = relay.socket(&format!("{SOCKET}?last_event_id=nonsense"));
     let gap = stranger.item();
-    assert_eq!((&gap["data"]["reason"], &gap["data"]["after"]), (&json!("unknown_id"), &Value::Null));
+    assert_eq!(
+        (&gap["data"]["reason"], &gap["data"]["after"]),
+        (&json!("unknown_id"), &Value::Null)
+    );
     assert_eq!(stranger.numbers(1), [0]);
 }
 

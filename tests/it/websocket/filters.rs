@@ -35,10 +35,15 @@ fn a_new_filter_takes_over_where_the_old_one_stood() {
     publish("summary", "b", 3);
     assert_eq!(socket.numbers(1), [3]);
     socket.say(r#"{"subscribe":{}}"#);
-    assert_eq!(socket.message(), json!({ "event": "subscribed", "data": { "session_ids": [], "types": [] } }));
+    assert_eq!(
+        socket.message(),
+        json!({ "event": "subscribed", "data": { "session_ids": [], "types": [] } })
+    );
     publish("actions", "c", 4);
     assert_eq!(socket.numbers(1), [4]);
-    for wrong in ["{}", "no", r#"{"subscribe":{"types":[""]}}"#, r#"{"subscribe":{"session_ids":"a"}}"#] {
+    for wrong in
+        ["{}", "no", r#"{"subscribe":{"types":[""]}}"#, r#"{"subscribe":{"session_ids":"a"}}"#]
+    {
         socket.say(wrong);
         let error = socket.message();
         assert_eq!(error["event"], "error");

@@ -10,7 +10,11 @@ use crate::common::{PRODUCT, relay::Relay};
 const DISCONNECTS: &str = "autoplay_relay_subscriber_disconnects_total";
 
 fn wait_for_sockets(relay: &Relay, count: f64) {
-    relay.wait_for_metric("autoplay_relay_subscribers", &[("product_id", PRODUCT), ("transport", "ws")], count);
+    relay.wait_for_metric(
+        "autoplay_relay_subscribers",
+        &[("product_id", PRODUCT), ("transport", "ws")],
+        count,
+    );
 }
 
 fn wait_for_disconnects(relay: &Relay, reason: &str, count: f64) {

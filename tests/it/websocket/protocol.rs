@@ -38,13 +38,17 @@ fn who_breaks_the_protocol_is_told_how() {
         (
             "over 64 KiB in two",
             1009,
-            [websocket::frame(TEXT, false, &kib_64), websocket::frame(CONTINUATION, true, b" ")].concat(),
+            [websocket::frame(TEXT, false, &kib_64), websocket::frame(CONTINUATION, true, b" ")]
+                .concat(),
         ),
         (
             "far over 64 KiB in many",
             1009,
-            [websocket::frame(TEXT, false, b""), websocket::frame(CONTINUATION, false, &[b' '; 1000]).repeat(100)]
-                .concat(),
+            [
+                websocket::frame(TEXT, false, b""),
+                websocket::frame(CONTINUATION, false, &[b' '; 1000]).repeat(100),
+            ]
+            .concat(),
         ),
         ("no mask", 1002, vec![0x81, 1, b'x']),
         ("a reserved bit", 1002, websocket::frame(TEXT | 0x40, true, b"x")),
@@ -69,17 +73,24 @@ fn who_breaks_the_protocol_is_told_how() {
 fn a_page_of_another_site_is_refused_whatever_it_shows() {
     let auth = format!("{KEYS}\n");
     let connector = Connector::new();
-    let relay =
-        Setup::behind(&connector).server("cors_allowed_origins = ['https://app.example.com']").auth(&auth).start();
+    let relay = Setup::behind(&connector)
+        .server("cors_allowed_origins = ['https://app.example.com']")
+        .auth(&auth)
+        .start();
     let own = format!("http://{}", relay.public);
     let token = ("Authorization", "Bearer key-of-agent-a");
     for origin in [&own, "https://app.example.com"] {
         let (head, _wire) = websocket::ask(relay.public, SOCKET, &[("Origin", origin), token]);
         assert_eq!(head.status(), 101, "{origin}");
     }
-    for origin in
-        ["https://evil.example", "http://app.example.com", "null", "http://127.0.0.1:1", "http://localhost", ""]
-    {
+    for origin in [
+        "https://evil.example",
+        "http://app.example.com",
+        "null",
+        "http://127.0.0.1:1",
+        "http://localhost",
+        "",
+    ] {
         for fields in [&[("Origin", origin), token][..], &[("Origin", origin)]] {
             let (head, _wire) = websocket::ask(relay.public, SOCKET, fields);
             assert_eq!(head.status(), 403, "{origin:?}");
@@ -88,14 +99,19 @@ fn a_page_of_another_site_is_refused_whatever_it_shows() {
     }
     let rebound = [("Host", "evil.example"), ("Origin", "http://evil.example")];
     let anonymous = Setup::behind(&connector).start();
-    assert_eq!(websocket::ask(anonymous.public, SOCKET, &rebound).0.status(), 403, "a host that is not the relay's");
+    assert_eq!(
+        websocket::ask(anonymous.public, SOCKET, &rebound).0.status(),
+        403,
+        "a host that is not the relay's"
+    );
 }
 
 #[test]
 fn what_is_wrong_is_said_before_the_upgrade() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).auth(KEYS).start();
-    let ask = |path: &str, fields: &[(&str, &str)]| websocket::ask(relay.public, path, fields).0.status();
+    let ask =
+        |path: &str, fields: &[(&str, &str)]| websocket::ask(relay.public, path, fields).0.status();
     let token = [("Authorization", "Bearer key-of-agent-a")];
     assert_eq!(ask(SOCKET, &[]), 401);
     assert_eq!(ask(SOCKET, &[("Authorization", "Bearer wrong")]), 401);
@@ -106,8 +122,15 @@ fn what_is_wrong_is_said_before_the_upgrade() {
     assert_eq!(ask(&format!("{SOCKET}?type="), &token), 400);
     assert_eq!(ask(SOCKET, &token), 101);
     let plain = http::get(relay.public, SOCKET, &token).problem(426);
-    assert_eq!((plain.field("upgrade"), plain.field("connection")), (Some("websocket"), Some("upgrade")));
-    assert_eq!(http::get(relay.public, SOCKET, &[]).status(), 401, "whoever may not is told no more");
+    assert_eq!(
+        (plain.field("upgrade"), plain.field("connection")),
+        (Some("websocket"), Some("upgrade"))
+    );
+    assert_eq!(
+        http::get(relay.public, SOCKET, &[]).status(),
+        401,
+        "whoever may not is told no more"
+    );
     for method in ["POST", "HEAD"] {
         assert_eq!(http::ask(relay.public, method, SOCKET, &token).status(), 405);
     }
@@ -115,7 +138,8 @@ fn what_is_wrong_is_said_before_the_upgrade() {
         let fields = UPGRADE.iter().chain(&token).filter(|field| field.0 != name).chain(instead);
         http::get(relay.public, SOCKET, &fields.copied().collect::<Vec<_>>())
     };
-    let other_version = without("Sec-WebSocket-Version", &[("Sec-WebSocket-Version", "8")]).problem(426);
+    let other_version =
+        without("Sec-WebSocket-Version", &[("Sec-WebSocket-Version", "8")]).problem(426);
     assert_eq!(other_version.field("sec-websocket-version"), Some("13"));
     for field in ["Connection", "Upgrade", "Sec-WebSocket-Version"] {
         without(field, &[]).problem(426);
