@@ -1,8 +1,9 @@
 //! What `benches/micro` measures: steps on the way of an event, each alone.
 //!
-//! In: a stream of the upstream with one event of each session. Out: closures that do a [`Batch`] of one step and take its time. What
-//! must be made ready for it, put back or looked over is outside that time, and a step that has not done its work panics. No part of
-//! the relay: compiled with the feature `micro` only.
+//! In: a stream of the upstream with one event of each session. Out: closures that do a [`Batch`]
+//! of one step and take its time. What must be made ready for it, put back or looked over is
+//! outside that time, and a step that has not done its work panics. No part of the relay: compiled
+//! with the feature `micro` only.
 //!
 //! May use: `envelope`, `event`, `fanout`, `log`, `metrics`, `sse`.
 #![allow(
@@ -123,7 +124,8 @@ pub fn append_to_growing(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Appends the next events, and returns them as the fan-out finds them in the log: what it has not seen would not be evicted.
+/// Appends the next events, and returns them as the fan-out finds them in the log: what it has not
+/// seen would not be evicted.
 fn append(log: &Log, events: &mut BenchEvents) -> (Batch, Vec<Entry>) {
     let drafts: Vec<_> = events.next_numbers().map(|number| events.draft(number)).collect();
     let batch = Batch::of(BATCH_SIZE, || {
@@ -140,19 +142,22 @@ fn append(log: &Log, events: &mut BenchEvents) -> (Batch, Vec<Entry>) {
     (batch, entries)
 }
 
-/// Index, by marks: an event is shown to the one of as many listeners as there are events in the stream that it concerns, who wakes.
+/// Index, by marks: an event is shown to the one of as many listeners as there are events in the
+/// stream that it concerns, who wakes.
 pub fn notify_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     move || bench.notify_and_take().0
 }
 
-/// Hand-over, from the log: one that has been woken takes its event, as bytes to be written, and finds that there is no more.
+/// Hand-over, from the log: one that has been woken takes its event, as bytes to be written, and
+/// finds that there is no more.
 pub fn take_from_log(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     move || bench.notify_and_take().1
 }
 
-/// Index, on a lane: an event is shown, left for the lane and taken there, and the one follower found that it concerns.
+/// Index, on a lane: an event is shown, left for the lane and taken there, and the one follower
+/// found that it concerns.
 pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     let mut shard_index = ShardIndex::new(&bench.fanout, 0, Waker::from(Arc::clone(&bench.wakes)));
@@ -179,7 +184,8 @@ pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Hand-over, on a lane: one that follows is given an event that has arrived, as bytes to be written.
+/// Hand-over, on a lane: one that follows is given an event that has arrived, as bytes to be
+/// written.
 pub fn deliver_to_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     let all = |_| bench.fanout.subscribe(Arc::default(), Scope::EVERYTHING, &StartPosition::Now);
@@ -402,10 +408,12 @@ impl Wake for Unpark {
     }
 }
 
-/// In a batch: so many that taking the time is none of it, so few that what they touch has not left the cache.
+/// In a batch: so many that taking the time is none of it, so few that what they touch has not left
+/// the cache.
 const BATCH_SIZE: usize = 64;
 
-/// Between two events in the stream that come one after the other; shares no factor with the numbers of sessions.
+/// Between two events in the stream that come one after the other; shares no factor with the
+/// numbers of sessions.
 const STRIDE: usize = 7919;
 
 /// What comes from a socket at a time.
@@ -413,5 +421,6 @@ const READ_BYTES: usize = 16 * 1024;
 
 const MAX_EVENT_BYTES: usize = 1 << 20;
 
-/// Entries in a log that is full: some that fit into the 64 MiB it has where the configuration says nothing.
+/// Entries in a log that is full: some that fit into the 64 MiB it has where the configuration says
+/// nothing.
 const FULL_LOG_EVENTS: usize = 768 * BATCH_SIZE;

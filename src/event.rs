@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use crate::sse::{self, EncodedEvent};
 
-/// One event of a product's log, in the form it is sent. Shared by reference; its bytes are copied once, when it gets its id.
+/// One event of a product's log, in the form it is sent. Shared by reference; its bytes are copied
+/// once, when it gets its id.
 #[derive(Debug)]
 pub(crate) struct Event {
     id: EventId,
@@ -26,7 +27,8 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    /// Encodes a draft under the id and at the place it has been given: the one copy of its payload.
+    /// Encodes a draft under the id and at the place it has been given: the one copy of its
+    /// payload.
     pub(crate) fn new(id: EventId, position: u64, draft: Draft) -> Self {
         let Draft { kind, session, received, .. } = draft;
         let EncodedEvent { chunk, frame, payload } = sse::encode_event(id, &draft.payload);
@@ -215,13 +217,15 @@ impl GapReason {
 
 /// Names an entry for ever: `<epoch>-<sequence>`, opaque to clients. Ordered within an epoch.
 ///
-/// A relay behind a relay keeps that one's ids. An entry of its own then takes the id before it with a suffix:
-/// `<epoch>-<sequence>.<suffix>`.
+/// A relay behind a relay keeps that one's ids. An entry of its own then takes the id before it
+/// with a suffix: `<epoch>-<sequence>.<suffix>`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct EventId {
-    /// Which life of the log: about the Unix milliseconds at its start, and never that of another life.
+    /// Which life of the log: about the Unix milliseconds at its start, and never that of another
+    /// life.
     pub(crate) epoch: u64,
-    /// Grows with every entry. 0 is the place before everything: an id to resume from, never an entry's own.
+    /// Grows with every entry. 0 is the place before everything: an id to resume from, never an
+    /// entry's own.
     pub(crate) sequence: u64,
     /// 0 for none.
     pub(crate) suffix: u32,
@@ -281,7 +285,8 @@ pub(crate) enum StartPosition {
 }
 
 impl StartPosition {
-    /// What a `Last-Event-ID` asks for. Never an error: a browser's `EventSource` would give up for good.
+    /// What a `Last-Event-ID` asks for. Never an error: a browser's `EventSource` would give up for
+    /// good.
     pub(crate) fn parse(last_event_id: &[u8]) -> Self {
         match std::str::from_utf8(last_event_id) {
             Ok("") => Self::Now,
@@ -297,7 +302,8 @@ impl StartPosition {
 /// Longer ids than this are malformed whatever they hold, and are not sent back in a notice.
 const MAX_LAST_EVENT_ID_BYTES: usize = 128;
 
-/// What a payload's `type` says. The connector's own kinds are named; any other passes through under its text.
+/// What a payload's `type` says. The connector's own kinds are named; any other passes through
+/// under its text.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Kind {
     /// A batch of UI actions of one session.
@@ -381,7 +387,8 @@ impl Scope {
     }
 }
 
-/// A limit on what is seen. In the configuration an empty list may mean everything; in here it says so.
+/// A limit on what is seen. In the configuration an empty list may mean everything; in here it says
+/// so.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Only<T> {
     /// No limit.
@@ -426,7 +433,8 @@ impl fmt::Display for ProductId {
     }
 }
 
-/// Names a visitor's session: exact text of any length, but never one that could break a frame. Not for logs or metrics.
+/// Names a visitor's session: exact text of any length, but never one that could break a frame. Not
+/// for logs or metrics.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct SessionId(Arc<str>);
 

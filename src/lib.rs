@@ -1,6 +1,7 @@
 //! One upstream connection per Autoplay product, re-broadcast to many subscribers.
 //!
-//! An event is written once, in the form it will be sent, at the moment it gets its id; after that it is only pointed at.
+//! An event is written once, in the form it will be sent, at the moment it gets its id; after that
+//! it is only pointed at.
 //!
 //! ```text
 //!  upstream ─► sse ─► envelope ─► ingest ─► log ═► fanout ─┬─► http: sse, ws, pages
@@ -11,7 +12,8 @@
 //!  around: config · auth · client · net · wheel · backoff · causes · throttle · status · lanes · delivery · rejected · metrics · reload · shutdown · app · cli
 //! ```
 //!
-//! `ARCHITECTURE.md` walks through the rooms. The library exists for the binary beside it: [`main`] is all of its interface.
+//! `ARCHITECTURE.md` walks through the rooms. The library exists for the binary beside it: [`main`]
+//! is all of its interface.
 
 mod app;
 mod auth;

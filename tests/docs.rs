@@ -1,4 +1,5 @@
-//! What the pages say: configurations that are shown are accepted, references are what the program has, links lead somewhere.
+//! What the pages say: configurations that are shown are accepted, references are what the program
+//! has, links lead somewhere.
 //!
 //! `AUTOPLAY_RELAY_WRITE=1 cargo test --test docs` writes the references anew.
 #![allow(
@@ -169,7 +170,8 @@ fn blocks(page: &str, language: &str) -> Vec<String> {
         .collect()
 }
 
-/// A part that is shown, with the upstream that it is a part beside, and the credential that it is of no use without.
+/// A part that is shown, with the upstream that it is a part beside, and the credential that it is
+/// of no use without.
 fn whole(block: &str) -> String {
     let mut text = block.to_owned();
     if !block.contains("[[upstreams]]") {
@@ -178,7 +180,8 @@ fn whole(block: &str) -> String {
     text
 }
 
-/// What `check` says of a configuration whose variables and files are all there: exit code, what it prints, what it finds.
+/// What `check` says of a configuration whose variables and files are all there: exit code, what it
+/// prints, what it finds.
 fn check(text: &str, authority: &Authority) -> (Option<i32>, String, String) {
     let mut variables = Vec::new();
     let with_files = text.lines().map(|line| {

@@ -1,8 +1,9 @@
 //! The reference: the least that could be called a relay, and what it cannot do without.
 //!
-//! One thread, one `epoll`; each event is framed once and written to every subscriber it is for, with one `write`. It believes
-//! its upstream, parses no HTTP beyond the session in a request line, keeps no history, sends no heartbeat, serves
-//! no metrics, and holds whatever a slow reader has not taken, without bound. So it is the floor that the machine sets, and no server.
+//! One thread, one `epoll`; each event is framed once and written to every subscriber it is for,
+//! with one `write`. It believes its upstream, parses no HTTP beyond the session in a request line,
+//! keeps no history, sends no heartbeat, serves no metrics, and holds whatever a slow reader has
+//! not taken, without bound. So it is the floor that the machine sets, and no server.
 
 use std::{
     collections::HashMap,
@@ -251,7 +252,8 @@ impl Wish {
 }
 
 impl Guest {
-    /// Writes, or keeps for later what the socket does not take. Those who have gone are noticed when they are read.
+    /// Writes, or keeps for later what the socket does not take. Those who have gone are noticed
+    /// when they are read.
     fn write(&mut self, bytes: &[u8]) {
         if !self.backlog.is_empty() {
             return self.backlog.extend_from_slice(bytes);

@@ -1,5 +1,5 @@
-//! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one `read` a wake-up. Those who speak TLS or
-//! HTTP/2 are in `load/streams.rs`.
+//! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one
+//! `read` a wake-up. Those who speak TLS or HTTP/2 are in `load/streams.rs`.
 
 mod books;
 mod streams;
@@ -38,7 +38,8 @@ pub(crate) struct Audience {
     pub(crate) measured_from: u64,
     /// Whether they may miss events, if they are told so in that place.
     pub(crate) may_miss: bool,
-    /// Where all of them come back to, who listen to everything then. They have caught up when they are given what is measured.
+    /// Where all of them come back to, who listen to everything then. They have caught up when they
+    /// are given what is measured.
     pub(crate) resume: Option<Resume>,
 }
 
@@ -301,7 +302,8 @@ impl Crowd {
             if member.response.has_ended() {
                 return self.ended(nth);
             }
-            // Edge-triggered: a short read has emptied the socket, and what comes later is a new event.
+            // Edge-triggered: a short read has emptied the socket, and what comes later is a new
+            // event.
             if length < buffer.len() {
                 return Ok(());
             }

@@ -1,7 +1,9 @@
-//! The obvious server: axum, one broadcast channel, and each subscriber's filter applied by the subscriber.
+//! The obvious server: axum, one broadcast channel, and each subscriber's filter applied by the
+//! subscriber.
 //!
-//! What one would write in an hour, with nothing done badly on purpose. Each subscriber is woken for each event, looks whether
-//! it is of its session, and formats it for itself. Who has not read an event before 1 024 others came loses it, and is not told.
+//! What one would write in an hour, with nothing done badly on purpose. Each subscriber is woken
+//! for each event, looks whether it is of its session, and formats it for itself. Who has not read
+//! an event before 1 024 others came loses it, and is not told.
 
 use std::{
     convert::Infallible,

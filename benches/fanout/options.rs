@@ -50,7 +50,8 @@ pub(crate) struct Options {
 }
 
 impl Command {
-    /// Reads the arguments behind the program's name. Cargo adds `--bench`, and leaves it out when it runs tests.
+    /// Reads the arguments behind the program's name. Cargo adds `--bench`, and leaves it out when
+    /// it runs tests.
     ///
     /// # Errors
     ///
@@ -81,7 +82,8 @@ impl Command {
                 "--all" => options.kinds = Kind::ALL.to_vec(),
                 "--pairs" => options.pairs = value(&argument, arguments.next())?,
                 "--only" => options.kinds = list(&argument, arguments.next())?,
-                _ if !is_bench && argument.starts_with('-') => return Ok(Self::Nothing), // the test harness' own
+                // the test harness' own
+                _ if !is_bench && argument.starts_with('-') => return Ok(Self::Nothing),
                 name => options
                     .scenarios
                     .push(name.parse().map_err(|problem| format!("{problem}\n{USAGE}"))?),

@@ -30,7 +30,8 @@ impl Reader {
         Self::begin(TcpStream::connect(target.address)?, target, ledger)
     }
 
-    /// Connects with a window so small that the target's socket is soon full, asks, and reads the head.
+    /// Connects with a window so small that the target's socket is soon full, asks, and reads the
+    /// head.
     pub(crate) fn stall(target: Door, mut ledger: Ledger) -> Result<Self> {
         ledger.comes();
         let socket = Socket::new(Domain::for_address(target.address), Type::STREAM, None)?;
@@ -51,7 +52,8 @@ impl Reader {
         Ok(Self { stream, response: Response::new(), ledger })
     }
 
-    /// Reads until it has so many events in all, into a book of its own. Returns how long that has taken since it came.
+    /// Reads until it has so many events in all, into a book of its own. Returns how long that has
+    /// taken since it came.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! What a subscriber reads: an HTTP/1.1 head, then the blocks of an event stream, in chunks or not, or the frames of a
-//! WebSocket, which are shown as the same blocks. However it is cut.
+//! What a subscriber reads: an HTTP/1.1 head, then the blocks of an event stream, in chunks or not,
+//! or the frames of a WebSocket, which are shown as the same blocks. However it is cut.
 //!
 //! Whole blocks are read where they lie; only what is unfinished at the end of a read is kept.
 
@@ -186,7 +186,8 @@ fn read_blocks(bytes: &[u8], see: &mut impl FnMut(Block<'_>)) -> usize {
     used
 }
 
-/// Shows every whole message and returns where the last frame ends. The relay sends each message in one frame.
+/// Shows every whole message and returns where the last frame ends. The relay sends each message in
+/// one frame.
 fn read_frames(
     bytes: &[u8],
     see: &mut impl FnMut(Block<'_>),

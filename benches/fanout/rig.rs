@@ -112,7 +112,8 @@ impl Rig {
         Ok((process::family_cpu(pid)?.saturating_sub(before), done))
     }
 
-    /// Sends the whole series and waits until everybody has it. Returns how late the upstream was at the worst.
+    /// Sends the whole series and waits until everybody has it. Returns how late the upstream was
+    /// at the worst.
     pub(crate) fn send_all(
         &mut self,
         load: &Load,
@@ -165,8 +166,8 @@ impl Rig {
         Ok((last, done))
     }
 
-    /// Sends events of the series as fast as the target's store takes them, so that none leaves memory before it is kept.
-    /// Returns when all are in the store.
+    /// Sends events of the series as fast as the target's store takes them, so that none leaves
+    /// memory before it is kept. Returns when all are in the store.
     pub(crate) fn pour(&mut self, series: Series, events: RangeInclusive<u64>) -> Result<()> {
         let (first, last) = events.into_inner();
         let before = self.kept()?;
@@ -259,12 +260,14 @@ impl Rig {
     }
 }
 
-/// What the machine has worked for neither this process nor the target, which this process has started.
+/// What the machine has worked for neither this process nor the target, which this process has
+/// started.
 fn others_cpu() -> Result<Duration> {
     Ok(process::machine_cpu()?.saturating_sub(process::family_cpu(std::process::id())?))
 }
 
-/// Events on the way into the store: many commits' worth, and a fraction of what the relay holds in memory.
+/// Events on the way into the store: many commits' worth, and a fraction of what the relay holds in
+/// memory.
 const MOST_UNKEPT: u64 = 16_384;
 
 /// Events in one write of the upstream.

@@ -56,8 +56,8 @@ impl Scenario {
     pub(crate) const ALL: [Self; 10] =
         [Self::A, Self::A5, Self::B, Self::C, Self::D, Self::L, Self::E, Self::U, Self::R, Self::S];
 
-    /// Which of these targets it runs against. Where the store is what is measured, that is the one which has one; TLS and HTTP/2 are
-    /// measured where everybody listens from beginning to end.
+    /// Which of these targets it runs against. Where the store is what is measured, that is the one
+    /// which has one; TLS and HTTP/2 are measured where everybody listens from beginning to end.
     pub(crate) fn kinds(self, wanted: &[Kind]) -> Vec<Kind> {
         match self {
             Self::R | Self::S => vec![Kind::Durable],

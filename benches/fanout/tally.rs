@@ -70,7 +70,8 @@ struct Misses {
 }
 
 impl Ledger {
-    /// A subscriber who has seen nothing and comes now, or comes back and is `behind` by so many events.
+    /// A subscriber who has seen nothing and comes now, or comes back and is `behind` by so many
+    /// events.
     pub(crate) fn new(
         number: usize,
         session: Option<String>,
@@ -209,7 +210,8 @@ impl Tally {
     /// Enters what `ledger`'s subscriber received.
     pub(crate) fn enter(&mut self, ledger: &mut Ledger, block: Block<'_>, now_us: u64) {
         match block.name {
-            None if block.data.is_none() && !ledger.is_strict => {} // a comment, or the time before reconnecting
+            // a comment, or the time before reconnecting
+            None if block.data.is_none() && !ledger.is_strict => {}
             None => self.event(ledger, block, now_us),
             Some(b"gap") if ledger.gap() => self.gaps += 1,
             Some(b"gap") => self.faults.gaps += 1,

@@ -134,7 +134,8 @@ impl Street {
         Ok(())
     }
 
-    /// Those whose time is up leave, but not before they were answered or it has taken far too long.
+    /// Those whose time is up leave, but not before they were answered or it has taken far too
+    /// long.
     fn send_home(&mut self, now: Instant) {
         while let Some(&(until, token)) = self.leaving.front() {
             let is_waiting = |visitor: &Visitor| !visitor.response.has_begun();

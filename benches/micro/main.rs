@@ -1,16 +1,20 @@
-//! What single steps on the way of an event cost: decode, append, index, wake and hand-over, each alone and on one thread.
+//! What single steps on the way of an event cost: decode, append, index, wake and hand-over, each
+//! alone and on one thread.
 //!
 //! ```text
 //! cargo bench --features micro --bench micro
 //! ```
 //!
-//! Events are those of `benches/fanout`, 1 KiB each, of 1 000 sessions where nothing else is said. `src/bench_support.rs` has the steps and says what belongs to each. A step is done in batches of
-//! some sixty for a second; the table has the median of the batches and the least of them, for one. What the least and the
-//! median have between them is what the machine did beside; compare medians of runs on a quiet one.
+//! Events are those of `benches/fanout`, 1 KiB each, of 1 000 sessions where nothing else is said.
+//! `src/bench_support.rs` has the steps and says what belongs to each. A step is done in batches of
+//! some sixty for a second; the table has the median of the batches and the least of them, for one.
+//! What the least and the median have between them is what the machine did beside; compare medians
+//! of runs on a quiet one.
 //!
-//! What is left out: the write into a socket. Nearly all of it is the kernel's, and scenario A of `benches/fanout` measures it whole.
-//! And what lies between the steps, above all the caches: here each step finds them as it has left them. So the sum of the steps is
-//! less than what an event costs.
+//! What is left out: the write into a socket. Nearly all of it is the kernel's, and scenario A of
+//! `benches/fanout` measures it whole. And what lies between the steps, above all the caches: here
+//! each step finds them as it has left them. So the sum of the steps is less than what an event
+//! costs.
 //!
 //! Runs only under `cargo bench`; as a test it does nothing.
 

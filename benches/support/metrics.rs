@@ -33,8 +33,8 @@ impl Metrics {
         self.sum(&format!("{histogram}_sum")) / self.sum(&format!("{histogram}_count"))
     }
 
-    /// The value that this part of a histogram without labels does not exceed, as if values were spread evenly within a
-    /// bucket; infinite when it lies beyond the last.
+    /// The value that this part of a histogram without labels does not exceed, as if values were
+    /// spread evenly within a bucket; infinite when it lies beyond the last.
     pub(crate) fn quantile(&self, histogram: &str, part: f64) -> f64 {
         let rank = part * self.sum(&format!("{histogram}_count"));
         let (mut from, mut below) = (0.0, 0.0);

@@ -1,4 +1,5 @@
-//! The events: batches of actions as the connector sends them, 1 KiB each, with a number and a time at fixed places.
+//! The events: batches of actions as the connector sends them, 1 KiB each, with a number and a time
+//! at fixed places.
 
 use std::{
     ops::Range,
@@ -48,7 +49,8 @@ impl Series {
     }
 }
 
-/// The finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+/// The finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+/// 2014).
 fn mix(value: u64) -> u64 {
     let value = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -48,7 +48,8 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
 pub(crate) fn machine_cpu() -> Result<Duration> {
     let stat = fs::read_to_string("/proc/stat")?;
     let mut fields = stat.split_whitespace().skip(1).map_while(|field| field.parse::<u64>().ok());
-    // user, nice, system; then idle and waiting for disks, which are no work; then interrupts, hard and soft.
+    // user, nice, system; then idle and waiting for disks, which are no work; then interrupts, hard
+    // and soft.
     let tasks: u64 = fields.by_ref().take(3).sum();
     let interrupts: u64 = fields.skip(2).take(2).sum();
     Ok(of_ticks(tasks + interrupts))
@@ -58,7 +59,8 @@ fn of_ticks(ticks: u64) -> Duration {
     Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
 }
 
-/// Memory that a process and its family have for themselves, in KiB. What they share among them is not in it.
+/// Memory that a process and its family have for themselves, in KiB. What they share among them is
+/// not in it.
 pub(crate) fn private_kib(pid: u32) -> Result<f64> {
     family(pid).into_iter().map(own_private_kib).sum()
 }
@@ -84,7 +86,8 @@ impl Peak {
         let thread = thread::spawn(move || {
             let mut highest = 0.0;
             loop {
-                let now = private_kib(pid).unwrap_or(0.0); // who measures the rest will find it gone
+                // who measures the rest will find it gone
+                let now = private_kib(pid).unwrap_or(0.0);
                 highest = f64::max(highest, now);
                 if is_over.recv_timeout(BETWEEN_LOOKS) != Err(RecvTimeoutError::Timeout) {
                     return highest;
@@ -108,8 +111,8 @@ pub(crate) fn written_bytes(pid: u32) -> Result<f64> {
     Ok(written.ok_or("no write_bytes in /proc/PID/io")?.parse()?)
 }
 
-/// Has the kernel forget what it holds of a file, so that the next who reads it waits for the disk. What is not written
-/// back yet stays.
+/// Has the kernel forget what it holds of a file, so that the next who reads it waits for the disk.
+/// What is not written back yet stays.
 pub(crate) fn drop_from_cache(file: &Path) -> Result<()> {
     let mut argument = std::ffi::OsString::from("if=");
     argument.push(file);
@@ -133,7 +136,8 @@ pub(crate) fn kernel_buffer_kib() -> Result<f64> {
     Ok(pages * PAGE_KIB)
 }
 
-/// Memory of all kernel objects of the machine (sockets, files, `epoll` entries among them), in KiB.
+/// Memory of all kernel objects of the machine (sockets, files, `epoll` entries among them), in
+/// KiB.
 pub(crate) fn kernel_object_kib() -> Result<f64> {
     let meminfo = fs::read_to_string("/proc/meminfo")?;
     let slab = meminfo.lines().find(|line| line.starts_with("SUnreclaim:"));

@@ -48,8 +48,8 @@ impl Publisher {
         Ok(Self { publishing, stream, template: Template::new() })
     }
 
-    /// Publishes these events of the series, `per_second` of them, each to its session or to all. Returns by how much the one
-    /// that was most behind its time was late.
+    /// Publishes these events of the series, `per_second` of them, each to its session or to all.
+    /// Returns by how much the one that was most behind its time was late.
     ///
     /// # Errors
     ///

@@ -1,6 +1,7 @@
 //! The certificate of those targets that speak TLS, and who trusts it.
 //!
-//! It lies beside the build, made anew by `openssl` for each target, so that load and target find it without being told where.
+//! It lies beside the build, made anew by `openssl` for each target, so that load and target find
+//! it without being told where.
 
 use std::{
     fs,

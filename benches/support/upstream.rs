@@ -67,8 +67,8 @@ impl Upstream {
 }
 
 impl Stream {
-    /// Sends these events of the series, `per_second` of them, each in a write of its own. Returns by how much the one
-    /// that was most behind its time was late.
+    /// Sends these events of the series, `per_second` of them, each in a write of its own. Returns
+    /// by how much the one that was most behind its time was late.
     ///
     /// # Errors
     ///
@@ -115,9 +115,10 @@ impl Stream {
             .map_err(|error| format!("the target does not take events: {error}"))?)
     }
 
-    /// Sends these events as they come due, `per_second` of them, as the connector does: what the target does not take waits in
-    /// a queue of 256 events, and what finds that full is dropped. The events of a millisecond come due together, a millisecond behind those
-    /// before them or later.
+    /// Sends these events as they come due, `per_second` of them, as the connector does: what the
+    /// target does not take waits in a queue of 256 events, and what finds that full is dropped.
+    /// The events of a millisecond come due together, a millisecond behind those before them or
+    /// later.
     ///
     /// # Errors
     ///
@@ -139,7 +140,8 @@ impl Stream {
                 let due = start + Duration::from_secs_f64(nth as f64 / per_second);
                 queue.write_to(&mut self.client)?;
                 thread::sleep(due.saturating_duration_since(Instant::now()));
-                // Who was not woken in time goes on later: making up for it would be a burst that no connector has sent.
+                // Who was not woken in time goes on later: making up for it would be a burst that
+                // no connector has sent.
                 start += due.elapsed();
                 flood.late += due.elapsed();
                 queue.write_to(&mut self.client)?;

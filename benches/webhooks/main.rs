@@ -1,4 +1,5 @@
-//! What webhooks cost: the real relay with a store, pushing to the least that can accept a delivery, in the same run.
+//! What webhooks cost: the real relay with a store, pushing to the least that can accept a
+//! delivery, in the same run.
 //!
 //! ```text
 //! upstream (this process) ──frames──► relay (a process of its own, with a store) ──POST──► sink (this process)
@@ -16,12 +17,14 @@
 //! | C | memory with 100 000 events queued for a receiver that is down (`--million`: a million), and how fast they come when it is back |
 //! | D | B again, beside a receiver that refuses every connection, and beside one that takes them and never answers |
 //!
-//! Payloads are of 1 KiB, of 1 000 sessions; webhooks have `max_in_flight = 64`. Everything shares the machine and its loopback, so
-//! the numbers are for comparing, not for promising. `benches/support` does the same work here as there; the head of `benches/fanout` says how to
+//! Payloads are of 1 KiB, of 1 000 sessions; webhooks have `max_in_flight = 64`. Everything shares
+//! the machine and its loopback, so the numbers are for comparing, not for promising.
+//! `benches/support` does the same work here as there; the head of `benches/fanout` says how to
 //! read CPU, latency and memory.
 //!
-//! Exits with 1 when a delivery was lost, damaged, out of order or came twice, or the relay complained of anything but the receivers
-//! that were meant to fail; never because something was slow. Needs Linux (`/proc`). As a test it does nothing.
+//! Exits with 1 when a delivery was lost, damaged, out of order or came twice, or the relay
+//! complained of anything but the receivers that were meant to fail; never because something was
+//! slow. Needs Linux (`/proc`). As a test it does nothing.
 #![allow(
     clippy::indexing_slicing,
     reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"

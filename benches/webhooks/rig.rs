@@ -156,7 +156,8 @@ max_backoff = "1s"
 
 const EGRESS: &str = "\n[egress]\nallow_networks = [\"127.0.0.0/8\"]\n";
 
-/// Events that have been sent and not been taken: many commits' worth, and a fraction of what the relay holds in memory.
+/// Events that have been sent and not been taken: many commits' worth, and a fraction of what the
+/// relay holds in memory.
 const ON_THE_WAY: u64 = 8192;
 
 /// Events in one write.

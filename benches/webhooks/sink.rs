@@ -1,4 +1,5 @@
-//! The receiver: the least that can accept a delivery. One thread, `epoll`, HTTP/1.1 with keep-alive, always 200.
+//! The receiver: the least that can accept a delivery. One thread, `epoll`, HTTP/1.1 with
+//! keep-alive, always 200.
 
 use std::{
     collections::HashMap,
@@ -42,7 +43,8 @@ struct Books {
 /// What came, as it should be and as it should not.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
-    /// From the moment before the upstream wrote the event to the moment its first byte could be read here, in microseconds.
+    /// From the moment before the upstream wrote the event to the moment its first byte could be
+    /// read here, in microseconds.
     pub(crate) latency: Histogram,
     /// The newest event of each session.
     newest: HashMap<Vec<u8>, u64>,

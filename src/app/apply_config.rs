@@ -6,9 +6,10 @@
 //! products that go ─► keys, limits, routes ─► streams of revoked keys ─► upstreams ─► products that come ─► webhooks
 //! ```
 //!
-//! What takes no time comes first: whoever may not listen any more is gone before anybody waits for the store.
+//! What takes no time comes first: whoever may not listen any more is gone before anybody waits for
+//! the store.
 //!
-//! May use: everything.
+//! May use: `auth`, `config`, `error_chain`, `event`, `http`, `outbound`.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -91,7 +92,7 @@ impl App {
         };
         let is_complete = self.apply(config, &client, tls).await;
         self.relay.metrics.record_reload(is_complete);
-        let ConfigDiff { applied: changed, restart_required: waiting } = difference;
+        let ConfigDiff { applied: changed, restart_required: waiting, .. } = difference;
         let is_notable = is_requested || !was_good || !changed.is_empty();
         match changed.is_empty() {
             _ if !is_notable => {
@@ -108,7 +109,8 @@ impl App {
         }
     }
 
-    /// Holds a configuration against everything that could stand against it, so that it is taken as a whole or not at all.
+    /// Holds a configuration against everything that could stand against it, so that it is taken as
+    /// a whole or not at all.
     async fn validate(
         &self,
         watch: &ConfigWatcher,
@@ -121,7 +123,8 @@ impl App {
         Ok(AcceptedConfig { config, difference, client, tls })
     }
 
-    /// Brings a configuration into force. Whether all of it is: the store may be in the way of a product that comes.
+    /// Brings a configuration into force. Whether all of it is: the store may be in the way of a
+    /// product that comes.
     async fn apply(
         &mut self,
         mut config: Config,
@@ -165,7 +168,8 @@ impl App {
         });
         self.routes.replace(&self.config, &self.relay, &self.admin);
         if let Some(certificate) = self.certificate.clone() {
-            // It looks at its files by itself; who asks for a reload does not wait for that. Whether they fit has been judged.
+            // It looks at its files by itself; who asks for a reload does not wait for that.
+            // Whether they fit has been judged.
             let _ = spawn_blocking(move || certificate.reload()).await;
         }
         absent.is_empty()
@@ -219,7 +223,8 @@ impl App {
         self.routes.replace(config, &self.relay, &self.admin);
         self.relay.subscribers.set_limits(AdmissionLimits::new(server));
         self.relay.metrics.set_max_subscribers(server.max_subscribers);
-        // Behind the doors: who was let in by the old ones meanwhile is judged here, or when it takes its seat.
+        // Behind the doors: who was let in by the old ones meanwhile is judged here, or when it
+        // takes its seat.
         self.relay.subscribers.set_access(&access);
         self.admin.operator_tails.set_access(&operator_access);
     }

@@ -1,6 +1,7 @@
 //! Builds the rooms that a configuration asks for.
 //!
-//! May use: everything.
+//! May use: `auth`, `config`, `event`, `fanout`, `http`, `log`, `metrics`, `outbound`, `rejected`,
+//! `shard`, `store`, `timer_wheel`, `webhook`.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -28,8 +29,8 @@ use crate::{
     webhook::{WebhookDependencies, Webhooks},
 };
 
-/// The log of each product, and the store. Without a directory the logs are in memory alone, and the store keeps in memory
-/// what webhooks need.
+/// The log of each product, and the store. Without a directory the logs are in memory alone, and
+/// the store keeps in memory what webhooks need.
 pub(super) fn open_logs(
     config: &Config,
     metrics: &Metrics,

@@ -1,7 +1,8 @@
 //! The certificate that is served, and the files it comes from.
 //!
-//! What replaces files often does so behind symbolic links (Kubernetes), or one file after the other (certbot): so their contents are
-//! looked at again and again, and a pair that is none, or not yet, leaves what is served as it is.
+//! What replaces files often does so behind symbolic links (Kubernetes), or one file after the
+//! other (certbot): so their contents are looked at again and again, and a pair that is none, or
+//! not yet, leaves what is served as it is.
 //!
 //! May use: `config`, `metrics`, `net`.
 
@@ -65,8 +66,8 @@ impl ServedCertificate {
         &self.tls
     }
 
-    /// Reads the files again, and serves what is in them if that is another pair. Streams that stand go on. Blocks as long as the
-    /// file system does.
+    /// Reads the files again, and serves what is in them if that is another pair. Streams that
+    /// stand go on. Blocks as long as the file system does.
     pub(super) fn reload(&self) {
         let read = self.files.read();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,5 +129,6 @@ pub(crate) enum CertificateError {
     Setup(#[from] rustls::Error),
 }
 
-/// Two small files are read in less than a millisecond, and a certificate is replaced days before its end.
+/// Two small files are read in less than a millisecond, and a certificate is replaced days before
+/// its end.
 const CERTIFICATE_POLL_INTERVAL: Duration = Duration::from_secs(2);

@@ -1,8 +1,9 @@
 //! Notices that the configuration may have changed, and reads it again.
 //!
-//! In: the configuration file and every file that it names, looked at every other second. Out: what they say, once that has been
-//! the same for two looks: a file that is being written is not read by halves. What is looked at is their content, so a symbolic
-//! link that points elsewhere (how Kubernetes mounts secrets) is seen like anything else. Nothing here blocks the runtime.
+//! In: the configuration file and every file that it names, looked at every other second. Out: what
+//! they say, once that has been the same for two looks: a file that is being written is not read by
+//! halves. What is looked at is their content, so a symbolic link that points elsewhere (how
+//! Kubernetes mounts secrets) is seen like anything else. Nothing here blocks the runtime.
 //!
 //! May use: `config`.
 
@@ -35,7 +36,8 @@ pub(crate) struct ConfigWatcher {
 type ContentDigest = [u8; 32];
 
 impl ConfigWatcher {
-    /// Begins to look at these files, and at those that are named later. What has changed since the configuration in force was read is noticed, too.
+    /// Begins to look at these files, and at those that are named later. What has changed since the
+    /// configuration in force was read is noticed, too.
     pub(crate) fn new(source: ConfigSource, files: BTreeSet<PathBuf>) -> Self {
         Self {
             source: Arc::new(source),
@@ -66,7 +68,8 @@ impl ConfigWatcher {
 
     /// Reads the files as they are.
     pub(crate) async fn read(&mut self) -> Result<Config, Findings> {
-        // Before they are read: what changes meanwhile is found to differ at the next look, and read again.
+        // Before they are read: what changes meanwhile is found to differ at the next look, and
+        // read again.
         let digest = self.digest().await;
         let source = Arc::clone(&self.source);
         let loaded = run_blocking(move || source.read()).await;

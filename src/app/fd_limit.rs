@@ -7,8 +7,9 @@ use tracing::info;
 
 use crate::config::Config;
 
-/// Raises the limit on open files as far as this process may, and returns how many connections the public listener may hold: what
-/// `server.max_subscribers` asks for and some more, or what the limit leaves beside what the relay itself has to open.
+/// Raises the limit on open files as far as this process may, and returns how many connections the
+/// public listener may hold: what `server.max_subscribers` asks for and some more, or what the
+/// limit leaves beside what the relay itself has to open.
 pub(super) fn max_connections(config: &Config) -> usize {
     let requested = config.server.max_subscribers.saturating_add(NON_SUBSCRIBER_CONNECTIONS);
     let Some(files) = raise_descriptor_limit() else { return requested };
@@ -31,8 +32,8 @@ fn connection_budget(files: usize, reserved: usize) -> usize {
     files.saturating_sub(reserved).max(files / 2)
 }
 
-/// The limit on open files after it has been raised to the most that is allowed; none if there is none. The lower default is for
-/// programs that use `select`, and this is none of them.
+/// The limit on open files after it has been raised to the most that is allowed; none if there is
+/// none. The lower default is for programs that use `select`, and this is none of them.
 fn raise_descriptor_limit() -> Option<usize> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -43,10 +44,12 @@ fn raise_descriptor_limit() -> Option<usize> {
     files.map(|files| usize::try_from(files).unwrap_or(usize::MAX))
 }
 
-/// Connections that are no subscribers': who publishes, polls, has just come, or is being told that there is no seat.
+/// Connections that are no subscribers': who publishes, polls, has just come, or is being told that
+/// there is no seat.
 const NON_SUBSCRIBER_CONNECTIONS: usize = 1024;
 
-/// The store's files, runtimes, the other listeners and their clients, and those beyond the limit who are being told.
+/// The store's files, runtimes, the other listeners and their clients, and those beyond the limit
+/// who are being told.
 const RESERVED_DESCRIPTORS: usize = 128 + 2 * super::MAX_ADMIN_CONNECTIONS;
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! Builds the rooms, connects them, owns their tasks, and takes them down in order.
 //!
 //! Decides nothing about events. May use: everything.
+//!
+//! May use: `config`, `http`, `metrics`, `net`, `outbound`, `rejected`, `shard`, `shutdown`,
+//! `store`, `timer_wheel`, `webhook`.
 
 mod apply_config;
 mod assemble;
@@ -82,7 +85,8 @@ impl App {
     ///
     /// # Errors
     ///
-    /// When an address cannot be had, or TLS or the admin thread cannot be set up. What was started is ended again.
+    /// When an address cannot be had, or TLS or the admin thread cannot be set up. What was started
+    /// is ended again.
     pub(crate) fn start(config: Config) -> Result<Self, AppError> {
         let server = &config.server;
         let listener = Listener::bind(server.listen, server.write_timeout)?;
@@ -172,8 +176,8 @@ impl App {
         self.admin_address
     }
 
-    /// Serves until a signal says to leave; a second one ends the process at once. Where `watch` sees the configuration change, or a
-    /// signal asks for it, it goes on by the new one.
+    /// Serves until a signal says to leave; a second one ends the process at once. Where `watch`
+    /// sees the configuration change, or a signal asks for it, it goes on by the new one.
     ///
     /// # Errors
     ///
@@ -231,8 +235,8 @@ impl App {
         }
     }
 
-    /// Not ready, newcomers shed, subscribers gone one by one while events still come, then the upstreams, then what webhooks
-    /// have under way, then the rest.
+    /// Not ready, newcomers shed, subscribers gone one by one while events still come, then the
+    /// upstreams, then what webhooks have under way, then the rest.
     async fn shut_down(mut self) -> Result<(), AppError> {
         self.relay.is_draining.store(true, Ordering::SeqCst);
         self.relay.subscribers.drain(self.config.server.drain_window).await;
@@ -314,7 +318,8 @@ fn serve_public(
     }
 }
 
-/// Serves the admin side on a thread and runtime of its own, so that it answers whatever the public side does.
+/// Serves the admin side on a thread and runtime of its own, so that it answers whatever the public
+/// side does.
 fn start_admin(
     config: &Config,
     listeners: Vec<(Listener, Routes)>,

@@ -1,9 +1,10 @@
 //! The tasks that bring each product its events.
 //!
-//! In: upstreams that come, change and go. Out: one task for each product, on its lane, in which the upstream's loop and the fan-out
-//! take turns, so that an event wakes those of its own lane on the thread it came in on. What was told to end is waited for.
+//! In: upstreams that come, change and go. Out: one task for each product, on its lane, in which
+//! the upstream's loop and the fan-out take turns, so that an event wakes those of its own lane on
+//! the thread it came in on. What was told to end is waited for.
 //!
-//! May use: `client`, `config`, `event`, `http` (products), `ingest`, `lanes`, `rejected`, `status`, `upstream`.
+//! May use: `config`, `event`, `http`, `ingest`, `outbound`, `rejected`, `shard`, `upstream`.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,9 +1,10 @@
 //! One value of the configuration, before and while it is understood.
 //!
-//! In: what the file or a variable has for a key. Out: a checked value, or a finding and nothing.
-//! A finding names the kind of a wrong value, never its text: only a key's own parser knows whether that is harmless.
+//! In: what the file or a variable has for a key. Out: a checked value, or a finding and nothing. A
+//! finding names the kind of a wrong value, never its text: only a key's own parser knows whether
+//! that is harmless.
 //!
-//! May use: `findings`, `pem`, `reading`, `values`.
+//! May use: no other module.
 
 use std::fs::File;
 use std::ops::RangeInclusive;
@@ -167,7 +168,8 @@ impl<'a> ConfigEntry<'a> {
         self.reject(&format!("must be from {min} to {max}"))
     }
 
-    /// The values of a list, each an entry of its own: an array of the file, or a variable's text between commas.
+    /// The values of a list, each an entry of its own: an array of the file, or a variable's text
+    /// between commas.
     pub(super) fn list_items(&self) -> Option<Vec<Self>> {
         let item = |index, location, raw| {
             Self::new(self.context, format!("{}[{index}]", self.key), location, raw)
@@ -209,7 +211,8 @@ impl<'a> ConfigEntry<'a> {
         Some(items.iter().filter_map(|item| item.parse_with(&parse)).collect())
     }
 
-    /// The path of a file of certificates or keys that is there to be read; the empty text stands for none.
+    /// The path of a file of certificates or keys that is there to be read; the empty text stands
+    /// for none.
     pub(super) fn readable_path(&self) -> Option<PathBuf> {
         self.optional(|text| {
             let path = Path::new(text);

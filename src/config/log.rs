@@ -2,7 +2,7 @@
 //!
 //! In: the sections. Out: [`Log`] and [`Egress`].
 //!
-//! May use: `entry`, `network`, `reader`, `values`.
+//! May use: no other module.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! Starting without a file: a sidecar that is told a stream and a token, and nothing else.
 //!
-//! In: `AUTOPLAY_STREAM_URL` and `AUTOPLAY_APP_UNKEY_TOKEN`. Out: the upstream, and the key that goes with its token.
+//! In: `AUTOPLAY_STREAM_URL` and `AUTOPLAY_APP_UNKEY_TOKEN`. Out: the upstream, and the key that
+//! goes with its token.
 //!
-//! May use: `address`, `auth`, `environment`, `findings`, `reading`, `secret`, `upstream`.
+//! May use: `event`.
 
 use std::collections::BTreeSet;
 

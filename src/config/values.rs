@@ -3,7 +3,7 @@
 //! In: what an operator typed. Out: [`Duration`]s and numbers of bytes, and the same as text again.
 //! The admin API speaks the same grammar, so it asks here, too.
 //!
-//! May use: `findings` (to quote).
+//! May use: no other module.
 
 use std::time::Duration;
 

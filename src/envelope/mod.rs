@@ -1,9 +1,11 @@
 //! What a frame is: heartbeat, gap notice, or a payload with its kind, session and time.
 //!
-//! Reads only what the relay acts on; every other field, known or not, passes through untouched. Work and memory are
-//! linear in the payload, whatever it nests.
+//! Reads only what the relay acts on; every other field, known or not, passes through untouched.
+//! Work and memory are linear in the payload, whatever it nests.
 //!
 //! Touches no runtime and no disk. May use: `event`, `sse`.
+//!
+//! May use: `event`, `sse`.
 
 mod published;
 

@@ -1,9 +1,10 @@
 //! One subscriber's cursor: catches up from the log, then follows it.
 //!
-//! New, slow and returning subscribers differ only in where the cursor stands. Nothing here grows with traffic: a
-//! subscription holds one small hand-over of entries, and everything else stays in the log.
+//! New, slow and returning subscribers differ only in where the cursor stands. Nothing here grows
+//! with traffic: a subscription holds one small hand-over of entries, and everything else stays in
+//! the log.
 //!
-//! May use: `event`, `log`, the fan-out's index.
+//! May use: `event`, `log`, `store`.
 
 use std::{
     collections::VecDeque,
@@ -22,7 +23,8 @@ use crate::{
     store::CatchUp,
 };
 
-/// A subscriber's view of one product: entries within its scope, in order, none twice, and a notice for each gap.
+/// A subscriber's view of one product: entries within its scope, in order, none twice, and a notice
+/// for each gap.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     fanout: Arc<Fanout>,
@@ -40,7 +42,8 @@ pub(crate) struct Subscription {
     skips_history: bool,
     /// It asked for news only, and the log was still getting history when it looked.
     is_held_back: bool,
-    /// It asked for what is kept, and has not looked yet: what was evicted of the time before it came is not missing.
+    /// It asked for what is kept, and has not looked yet: what was evicted of the time before it
+    /// came is not missing.
     wants_oldest: bool,
     /// Set while what comes next is in the store.
     catch_up: Option<Box<CatchUp>>,
@@ -58,7 +61,8 @@ pub(crate) struct Subscription {
 enum ReadFailurePolicy {
     /// It is announced as a gap: a client is not to wait for a disk.
     AnnounceGap,
-    /// It is asked for again at this time. What is kept for the reader is not to be given up because a disk was busy.
+    /// It is asked for again at this time. What is kept for the reader is not to be given up
+    /// because a disk was busy.
     RetryLater {
         /// None before the first time.
         not_before: Option<Instant>,
@@ -134,8 +138,9 @@ impl Subscription {
         self.is_lagging = self.cursor < self.live_after || self.is_lagging;
     }
 
-    /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the store has behind it. Nobody
-    /// tells it when that can be read again: see [`Subscription::must_look_again`].
+    /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the
+    /// store has behind it. Nobody tells it when that can be read again: see
+    /// [`Subscription::must_look_again`].
     pub(super) fn resume_after(&mut self, position: u64) {
         (self.cursor, self.skips_history, self.is_lagging) =
             (position, false, position < self.live_after);
@@ -147,8 +152,9 @@ impl Subscription {
         !self.is_indexed
     }
 
-    /// Goes on with another scope, from where it stands. What has been returned is not returned again, and what comes behind that is
-    /// judged by the new scope alone. One whose lane tells it what has arrived must join that again, see `Followers::change_scope`.
+    /// Goes on with another scope, from where it stands. What has been returned is not returned
+    /// again, and what comes behind that is judged by the new scope alone. One whose lane tells it
+    /// what has arrived must join that again, see `Followers::change_scope`.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
         self.read_buffer.clear();
@@ -169,8 +175,8 @@ impl Subscription {
         &self.scope
     }
 
-    /// From now on its lane tells it what arrives. Under the lock of the audience: whatever has been shown until now has left a
-    /// mark, and nothing is shown to it from now on.
+    /// From now on its lane tells it what arrives. Under the lock of the audience: whatever has
+    /// been shown until now has left a mark, and nothing is shown to it from now on.
     pub(super) fn move_to_shard(&mut self, registry: &mut SubscriberRegistry) {
         if std::mem::take(&mut self.is_indexed) {
             registry.subscribers.remove(&self.scope, self.signal.key());
@@ -184,20 +190,24 @@ impl Subscription {
         }
     }
 
-    /// The entry at `place`, or one behind it, may be for it: it is to be polled, and looks into the log.
+    /// The entry at `place`, or one behind it, may be for it: it is to be polled, and looks into
+    /// the log.
     pub(crate) fn resync_from(&mut self, position: u64) {
-        self.advance_to(position.saturating_sub(1)); // what lies before it has been given to it, or was for others
+        // what lies before it has been given to it, or was for others
+        self.advance_to(position.saturating_sub(1));
         self.is_lagging = true;
     }
 
-    /// Everything up to `position` that is for it has arrived, and been given to it if it had everything before that.
+    /// Everything up to `position` that is for it has arrived, and been given to it if it had
+    /// everything before that.
     pub(crate) fn advance_to(&mut self, position: u64) {
         if self.is_caught_up() {
             self.cursor = self.cursor.max(position);
         }
     }
 
-    /// Gives it an event that has arrived, if that is for it and it does not have it. It must be at the end of what it knew.
+    /// Gives it an event that has arrived, if that is for it and it does not have it. It must be at
+    /// the end of what it knew.
     pub(crate) fn accept(&mut self, event: &Event) -> bool {
         let is_for_it =
             event.position() > self.cursor && self.scope.includes(event.session(), event.kind());
@@ -279,7 +289,8 @@ impl Subscription {
         Poll::Pending
     }
 
-    /// Whether it stands anywhere in the log, and nothing but news is to come to who asked for news.
+    /// Whether it stands anywhere in the log, and nothing but news is to come to who asked for
+    /// news.
     fn poll_located(&mut self) -> bool {
         let log = self.fanout.log();
         if let Some(awaited) = &mut self.awaited_start {
@@ -302,7 +313,8 @@ impl Subscription {
         !self.is_held_back
     }
 
-    /// Has `context` woken at the next mark, or when its holder is told to leave, without looking for anything.
+    /// Has `context` woken at the next mark, or when its holder is told to leave, without looking
+    /// for anything.
     pub(crate) fn register_waker(&self, context: &Context<'_>) {
         self.signal.register_waker(context.waker());
     }
@@ -314,7 +326,8 @@ impl Subscription {
             || self.catch_up.as_ref().is_some_and(|it| it.is_waiting_for_permit())
     }
 
-    /// Whether there was nothing for it yet when it looked: its id was not here, or history had not come to its end.
+    /// Whether there was nothing for it yet when it looked: its id was not here, or history had not
+    /// come to its end.
     fn is_waiting_for_log(&self) -> bool {
         self.awaited_start.is_some() || self.is_held_back
     }
@@ -332,9 +345,11 @@ impl Subscription {
             && self.pending_gap.is_none()
     }
 
-    /// Whether the fan-out has shown it something behind the cursor. If not, the waker is called when it does.
+    /// Whether the fan-out has shown it something behind the cursor. If not, the waker is called
+    /// when it does.
     fn poll_pending(&mut self, context: &Context<'_>) -> bool {
-        // In this order: what is shown after the position was read either leaves a mark to see now or calls the waker.
+        // In this order: what is shown after the position was read either leaves a mark to see now
+        // or calls the waker.
         self.signal.register_waker(context.waker());
         if !self.is_indexed {
             return false;
@@ -343,7 +358,8 @@ impl Subscription {
         self.take_pending(position)
     }
 
-    /// Takes the mark, which was left before `position` was written or is behind it. Whether there was one.
+    /// Takes the mark, which was left before `position` was written or is behind it. Whether there
+    /// was one.
     fn take_pending(&mut self, position: u64) -> bool {
         match self.signal.take_pending() {
             0 => {
@@ -358,7 +374,8 @@ impl Subscription {
         }
     }
 
-    /// Takes one hand-over from the log and moves the cursor over it, or finds out why there is none.
+    /// Takes one hand-over from the log and moves the cursor over it, or finds out why there is
+    /// none.
     fn read_log(&mut self) {
         match self.fanout.log().read_after(
             self.cursor,
@@ -383,8 +400,9 @@ impl Subscription {
         }
     }
 
-    /// Goes on behind what is gone, and announces that. Of what was in the log before it came, one that asked for what is
-    /// kept has asked for no more than that; what came since is another matter.
+    /// Goes on behind what is gone, and announces that. Of what was in the log before it came, one
+    /// that asked for what is kept has asked for no more than that; what came since is another
+    /// matter.
     fn skip_or_announce(&mut self, reason: GapReason, lost_through: u64) {
         let asked_for_kept_only =
             mem::take(&mut self.wants_oldest) && lost_through <= self.live_after;
@@ -416,7 +434,8 @@ impl Subscription {
         SubscriptionItem::Gap(gap)
     }
 
-    /// Moves the subscriber's id on to where the log has moved past what it has been given; the id, if it has.
+    /// Moves the subscriber's id on to where the log has moved past what it has been given; the id,
+    /// if it has.
     pub(crate) fn advance_last_id(&mut self) -> Option<EventId> {
         let given = self.last_delivered.map_or(0, |(position, _)| position);
         let id = self
@@ -439,7 +458,8 @@ impl Subscription {
         (self.read_buffer.len(), self.read_buffer.iter().map(Entry::wire_bytes).sum())
     }
 
-    /// Whether it has been given everything up to `place`, or may not see it. While it waits there is nothing for it.
+    /// Whether it has been given everything up to `place`, or may not see it. While it waits there
+    /// is nothing for it.
     pub(crate) fn has_passed(&self, position: u64) -> bool {
         let is_delivered = self.last_delivered.is_some_and(|(given, _)| given >= position);
         let is_past_it = self.cursor >= position && self.is_caught_up();
@@ -471,14 +491,16 @@ pub(crate) enum SubscriptionItem {
     Event {
         /// The event itself, shared.
         event: Arc<Event>,
-        /// When its last byte came from the upstream, if that was while the subscriber was there; else it is replayed.
+        /// When its last byte came from the upstream, if that was while the subscriber was there;
+        /// else it is replayed.
         received: Option<Instant>,
     },
     /// Events may be missing here.
     Gap(Gap),
 }
 
-/// One hand-over: enough to fill a write, little enough that a stalled subscriber pins next to nothing.
+/// One hand-over: enough to fill a write, little enough that a stalled subscriber pins next to
+/// nothing.
 const READ_BUFFER_LIMITS: ReadLimits = ReadLimits { entries: 16, bytes: 32 * 1024 };
 
 /// Readings in one poll that find nothing; each looks at some thousand entries.
@@ -487,5 +509,6 @@ const MAX_LOG_READS_PER_POLL: usize = 16;
 /// Between two questions of a reader that waits for what the store cannot give now.
 const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a client's id may be ahead of a relay that has caught up with the relay before it, or has given up waiting for it.
+/// How long a client's id may be ahead of a relay that has caught up with the relay before it, or
+/// has given up waiting for it.
 const UNKNOWN_ID_WAIT: Duration = Duration::from_secs(5);

@@ -1,4 +1,5 @@
-//! The seam between catching up and following, against a model: every subscriber sees precisely what its scope admits.
+//! The seam between catching up and following, against a model: every subscriber sees precisely
+//! what its scope admits.
 
 use std::{
     collections::BTreeSet,
@@ -312,7 +313,8 @@ fn a_stalled_subscriber_holds_one_handover_and_nobody_waits_for_it() {
     let mut stalled = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
     let mut other = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
     for round in 0..500 {
-        // Appending and showing are plain calls: there is nothing in them that could wait for a subscriber.
+        // Appending and showing are plain calls: there is nothing in them that could wait for a
+        // subscriber.
         (0..20).for_each(|_| harness.append(&"s".repeat(1000), "x"));
         harness.dispatch_all();
         other.read(20);
@@ -366,7 +368,8 @@ fn a_resume_from_before_everything_names_the_id_it_came_with() {
     assert_eq!(reader.gaps()[0].after.as_deref(), Some(&*before_everything.to_string()));
 }
 
-/// Seconds until one whose id does not come is told so; none if it is still waiting after five minutes.
+/// Seconds until one whose id does not come is told so; none if it is still waiting after five
+/// minutes.
 async fn seconds_until_gap(harness: &FanoutHarness) -> Option<u32> {
     let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::After(EventId::new(1, 1)));
     for seconds in 0..300 {
@@ -493,8 +496,9 @@ impl FanoutShardHarness {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// delivered + announced = sent: whatever a scope admits and is not seen lies in a range that a gap announces, order
-    /// is kept, nothing comes twice, and nothing that the scope hides is seen; to a lane's followers as to others.
+    /// delivered + announced = sent: whatever a scope admits and is not seen lies in a range that a
+    /// gap announces, order is kept, nothing comes twice, and nothing that the scope hides is seen;
+    /// to a lane's followers as to others.
     #[test]
     fn a_resume_seam_has_no_hole_and_no_duplicate(steps in proptest::collection::vec(step(), 1..300)) {
         let sessions = ["", "a", "b", "c", "d"];
@@ -543,7 +547,8 @@ proptest! {
         harness.dispatch_all();
         shard.deliver_queued(&mut readers, &[]);
         for Expectation { mut reader, scope, after } in readers {
-            (0..2).for_each(|_| shard.read(&mut reader, 1000)); // the first time it comes to its end
+            // the first time it comes to its end
+            (0..2).for_each(|_| shard.read(&mut reader, 1000));
             let mut covered = after;
             for item in &reader.seen {
                 let (from, to, announced) = match item {
@@ -585,8 +590,8 @@ fn admits(
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Whatever is appended, shown and read in between: what comes is what the filter of the moment admits, in order, once; for one
-    /// that its lane tells what arrives as for others.
+    /// Whatever is appended, shown and read in between: what comes is what the filter of the moment
+    /// admits, in order, once; for one that its lane tells what arrives as for others.
     #[test]
     fn a_scope_that_changes_loses_and_repeats_nothing(
         steps in prop::collection::vec((0_u8..7, 0_usize..4), 1..80),
@@ -640,7 +645,8 @@ proptest! {
         harness.dispatch_all();
         shard.deliver_queued(&mut readers, &[]);
         let [Expectation { mut reader, .. }] = readers;
-        (0..2).for_each(|_| shard.read(&mut reader, usize::MAX)); // the first time it comes to its end
+        // the first time it comes to its end
+        (0..2).for_each(|_| shard.read(&mut reader, usize::MAX));
         expected.extend(due(&appended, &scopes[current], from));
         prop_assert_eq!(reader.events(), expected);
         drop(reader);

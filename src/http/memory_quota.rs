@@ -1,9 +1,10 @@
 //! Room for what clients send and are sent, with a share of it for each address.
 //!
-//! In: who needs how much. Out: that much, given back when its holder is dropped. Who finds none left waits a moment, in the
-//! order they come; a client that stalls holds up those of its own address, and leaves the others theirs.
+//! In: who needs how much. Out: that much, given back when its holder is dropped. Who finds none
+//! left waits a moment, in the order they come; a client that stalls holds up those of its own
+//! address, and leaves the others theirs.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -62,8 +63,8 @@ pub(super) struct QuotaPermit {
 }
 
 impl QuotaPermit {
-    /// Waits until it holds `units`, or what there is if that is less: who needs more than a share has the whole of one, and who
-    /// needs more than all has all.
+    /// Waits until it holds `units`, or what there is if that is less: who needs more than a share
+    /// has the whole of one, and who needs more than all has all.
     ///
     /// # Errors
     ///

@@ -2,8 +2,7 @@
 //!
 //! In: requests. Out: views of the log. Knows nothing of where events come from.
 //!
-//! May use: `auth`, `config`, `delivery`, `envelope`, `event`, `fanout`, `log`, `metrics`, `net`, `rejected`, `sse`, `status`, `webhook`,
-//! `wheel`.
+//! May use: `auth`, `config`, `event`, `fanout`, `log`, `metrics`, `shard`, `store`, `timer_wheel`.
 
 pub(crate) mod admin;
 pub(crate) mod admission;
@@ -59,8 +58,9 @@ use crate::{
     timer_wheel::TimerWheel,
 };
 
-/// What the routes of the public listener share. Another configuration is another `Relay`, for the requests that come from then
-/// on; what stands, such as products and subscribers, is the same in both.
+/// What the routes of the public listener share. Another configuration is another `Relay`, for the
+/// requests that come from then on; what stands, such as products and subscribers, is the same in
+/// both.
 #[derive(Clone, Debug)]
 pub(crate) struct Relay {
     /// What there is to listen to.
@@ -167,7 +167,8 @@ impl Relay {
         if is_served { Ok(()) } else { Err(Problem::not_found("no such product")) }
     }
 
-    /// Whether something of the past is not there yet: of a file that is being checked, or of the relay before this one.
+    /// Whether something of the past is not there yet: of a file that is being checked, or of the
+    /// relay before this one.
     fn is_recovering(&self) -> bool {
         let is_checking = self.store.as_ref().is_some_and(|store| store.is_recovering());
         is_checking || self.products.iter().any(|product| product.log.is_recovering())
@@ -239,7 +240,8 @@ impl Relay {
             headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
         let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
         for hop in hops.into_iter().rev() {
-            // From the right: each hop was written by the proxy after it, so belief ends with the first untrusted one.
+            // From the right: each hop was written by the proxy after it, so belief ends with the
+            // first untrusted one.
             let Some(address) = parse_forwarded_address(hop) else { break };
             if !is_trusted(client) {
                 break;

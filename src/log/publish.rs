@@ -1,6 +1,7 @@
-//! The log as publishers see it: a door beside the upstream's, and word of when what came in by it is safe.
+//! The log as publishers see it: a door beside the upstream's, and word of when what came in by it
+//! is safe.
 //!
-//! May use: `event`, the log's own state.
+//! May use: `event`.
 
 use tokio::time::{Duration, MissedTickBehavior, interval, timeout};
 
@@ -40,8 +41,8 @@ impl Log {
         Ok(self.append_with_own_id(state, draft))
     }
 
-    /// Waits until the entry at `place` is in the store. False without a store, and as soon as the store keeps less than it
-    /// promises, or has lost the entry.
+    /// Waits until the entry at `place` is in the store. False without a store, and as soon as the
+    /// store keeps less than it promises, or has lost the entry.
     ///
     /// # Cancel safety
     ///

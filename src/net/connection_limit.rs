@@ -1,9 +1,9 @@
 //! How many connections there may be, and the last file descriptor.
 //!
-//! Whoever comes when all places are taken is still let in to be told so, as long as there is one of a few more places for that;
-//! everybody beyond is turned away without a word.
+//! Whoever comes when all places are taken is still let in to be told so, as long as there is one
+//! of a few more places for that; everybody beyond is turned away without a word.
 //!
-//! May use: `throttle`.
+//! May use: `log_limit`.
 
 use std::{fs::File, sync::Arc};
 
@@ -54,8 +54,9 @@ impl ConnectionLimit {
     }
 }
 
-/// A file descriptor that is kept for the moment when there is no other: given up, it lets in one connection, which is closed at
-/// once. So newcomers are turned away instead of waiting for what may never come.
+/// A file descriptor that is kept for the moment when there is no other: given up, it lets in one
+/// connection, which is closed at once. So newcomers are turned away instead of waiting for what
+/// may never come.
 #[derive(Debug)]
 pub(super) struct ReserveDescriptor {
     file: Option<File>,

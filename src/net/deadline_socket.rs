@@ -1,6 +1,7 @@
-//! A socket with deadlines: hyper has none before the first byte, and none for a peer that takes nothing.
+//! A socket with deadlines: hyper has none before the first byte, and none for a peer that takes
+//! nothing.
 //!
-//! May use: `wheel`.
+//! May use: `timer_wheel`.
 
 use std::{
     io,
@@ -26,13 +27,15 @@ pub(crate) struct AcceptedSocket {
     pub(crate) permit: ConnectionPermit,
 }
 
-/// A connection's socket with deadlines. Reading fails when no request came in time, writing when the peer takes nothing for too long.
+/// A connection's socket with deadlines. Reading fails when no request came in time, writing when
+/// the peer takes nothing for too long.
 #[derive(Debug)]
 pub(crate) struct DeadlineSocket {
     stream: TcpStream,
     /// What has been read from it before, and not been looked at.
     read_ahead: Bytes,
-    /// Reads that are left until somebody sets it anew; whoever owns it may have as many as there are.
+    /// Reads that are left until somebody sets it anew; whoever owns it may have as many as there
+    /// are.
     read_budget: Option<u8>,
     permit: ConnectionPermit,
     alarm: Alarm,
@@ -74,7 +77,8 @@ impl DeadlineSocket {
 
     /// Whoever reads gets this first.
     pub(super) fn unread(&mut self, read_ahead: &[u8]) {
-        self.read_ahead = Bytes::copy_from_slice(read_ahead); // the rest of hyper's buffer is not kept with it
+        // the rest of hyper's buffer is not kept with it
+        self.read_ahead = Bytes::copy_from_slice(read_ahead);
     }
 
     /// The socket, and what guards it again once it belongs to another runtime.
@@ -104,18 +108,20 @@ impl DeadlineSocket {
         (AcceptedSocket { stream, permit }, rebuild)
     }
 
-    /// Allows so many reads until it is called again: a peer that sends without end is not to keep a thread for itself.
+    /// Allows so many reads until it is called again: a peer that sends without end is not to keep
+    /// a thread for itself.
     pub(crate) fn set_read_budget(&mut self, reads: u8) {
         self.read_budget = Some(reads);
     }
 
-    /// From now on the peer has this time for a request: what came before, such as a TLS handshake, had its own.
+    /// From now on the peer has this time for a request: what came before, such as a TLS handshake,
+    /// had its own.
     pub(super) fn restart_head_deadline(&mut self, head_timeout: Duration) {
         self.head_due = self.alarm.wheel().tick_after(head_timeout);
     }
 
-    /// Judges a write: progress lifts the deadline, a full socket sets it, and past it the peer counts as stalled. What its
-    /// exchange has been given as an end is no fault of the peer's.
+    /// Judges a write: progress lifts the deadline, a full socket sets it, and past it the peer
+    /// counts as stalled. What its exchange has been given as an end is no fault of the peer's.
     fn apply_write_deadline(
         &mut self,
         written: Poll<io::Result<usize>>,

@@ -1,14 +1,15 @@
 //! Taking a connection's socket out of hyper, once the head of an answer has been sent.
 //!
-//! hyper keeps two buffers and the state of a parser for each connection, and passes every frame through both. A stream that
-//! lasts for hours needs none of that after its head. So hyper reads the request and writes the head, and from then on the body
-//! is written by whoever has taken the socket, and the TLS session above it.
+//! hyper keeps two buffers and the state of a parser for each connection, and passes every frame
+//! through both. A stream that lasts for hours needs none of that after its head. So hyper reads
+//! the request and writes the head, and from then on the body is written by whoever has taken the
+//! socket, and the TLS session above it.
 //!
 //! ```text
 //! nobody asks ─► hyper asks for the body's second piece: the head and the first are in its buffer ─► hyper flushes: they are sent
 //! ```
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     convert::Infallible,
@@ -93,7 +94,8 @@ impl http_body::Body for DetachingBody {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        // Nobody is woken: the connection is taken apart within the same poll, or the next in which its socket takes the head.
+        // Nobody is woken: the connection is taken apart within the same poll, or the next in which
+        // its socket takes the head.
         self.state.detach.mark_buffered();
         Poll::Pending
     }
@@ -101,7 +103,8 @@ impl http_body::Body for DetachingBody {
 
 impl Drop for DetachingBody {
     fn drop(&mut self) {
-        // hyper does not send it, or no more of it: whoever waits for the socket is to give back what it holds.
+        // hyper does not send it, or no more of it: whoever waits for the socket is to give back
+        // what it holds.
         drop(self.state.detach.take());
     }
 }

@@ -1,10 +1,10 @@
 //! An end for whoever takes nothing.
 //!
-//! While a peer takes nothing, nothing is asked of the body that is sent to it: it cannot see that its time is over. Whoever
-//! guards the socket (`guarded`) or the HTTP/2 stream (`patience`) looks here while it is blocked, and only then: who reads
-//! gets a proper end from the body itself.
+//! While a peer takes nothing, nothing is asked of the body that is sent to it: it cannot see that
+//! its time is over. Whoever guards the socket (`guarded`) or the HTTP/2 stream (`patience`) looks
+//! here while it is blocked, and only then: who reads gets a proper end from the body itself.
 //!
-//! May use: `wheel`.
+//! May use: `timer_wheel`.
 
 use std::{
     sync::{
@@ -60,7 +60,8 @@ impl ForcedClose {
     }
 }
 
-/// Far longer than who reads needs to make room, far shorter than an operator waits for somebody to be gone.
+/// Far longer than who reads needs to make room, far shorter than an operator waits for somebody to
+/// be gone.
 const FORCED_CLOSE_DELAY: Duration = Duration::from_millis(700);
 
 /// A tick that never comes.

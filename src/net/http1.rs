@@ -1,6 +1,6 @@
 //! HTTP/1.1 on one connection, until it ends or its socket is given away.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     convert::Infallible,
@@ -58,7 +58,8 @@ where
             return Poll::Ready(ended);
         }
         let Some(continuation) = self.state.detach.take_ready() else { return Poll::Pending };
-        // What the client has sent beyond its request is of no use: nothing else is answered on this connection.
+        // What the client has sent beyond its request is of no use: nothing else is answered on
+        // this connection.
         if let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) {
             let (socket, session) = parts.io.into_inner().into_detached();
             continuation(socket, session);

@@ -1,6 +1,6 @@
 //! A socket that listens, with what its connections inherit.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -16,7 +16,8 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Binds `address`. A peer that acknowledges nothing for `write_timeout` is given up by the kernel, too.
+    /// Binds `address`. A peer that acknowledges nothing for `write_timeout` is given up by the
+    /// kernel, too.
     ///
     /// # Errors
     ///

@@ -1,9 +1,11 @@
-//! Listening: sockets with bounded buffers, one accept loop for HTTP/1.1 and HTTP/2, with TLS or without, deadlines on every wait.
+//! Listening: sockets with bounded buffers, one accept loop for HTTP/1.1 and HTTP/2, with TLS or
+//! without, deadlines on every wait.
 //!
-//! In: connections. Out: requests to a router, each with a [`Connection`] among its extensions. A peer that sends no
-//! request in time, or takes no bytes in time, is cut off; see `guarded` (the socket) and `patience` (an HTTP/2 stream).
+//! In: connections. Out: requests to a router, each with a [`Connection`] among its extensions. A
+//! peer that sends no request in time, or takes no bytes in time, is cut off; see `guarded` (the
+//! socket) and `patience` (an HTTP/2 stream).
 //!
-//! May use: `config` (the certificate), `throttle`, `wheel`.
+//! May use: `timer_wheel`.
 
 mod connection_limit;
 mod deadline_socket;
@@ -70,8 +72,8 @@ pub(crate) use self::listener::{BindError, Listener};
 pub(crate) use self::stream_deadline::Http2StreamState;
 pub(crate) use self::tls::ReloadableTls;
 
-/// What a listener answers with. Another router may take its place: requests that come from then on are answered by that one, on
-/// connections that stand, too.
+/// What a listener answers with. Another router may take its place: requests that come from then on
+/// are answered by that one, on connections that stand, too.
 #[derive(Clone, Debug)]
 pub(crate) struct Routes(Arc<RwLock<Router>>);
 
@@ -94,7 +96,8 @@ impl Routes {
 /// How a listener treats its peers.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionSettings {
-    /// For the first byte, for TLS, and for the rest of a request's head, each; and without a request, for the next one.
+    /// For the first byte, for TLS, and for the rest of a request's head, each; and without a
+    /// request, for the next one.
     pub(crate) head_timeout: Duration,
     /// A socket or stream that takes nothing for this long is closed.
     pub(crate) write_timeout: Duration,
@@ -128,8 +131,9 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Takes the socket out of hyper: the answer must have the body that is returned, which begins with `first`, and `heir`
-    /// writes all that follows, in chunks, and ends the connection. If the connection is lost before that, `heir` is dropped.
+    /// Takes the socket out of hyper: the answer must have the body that is returned, which begins
+    /// with `first`, and `heir` writes all that follows, in chunks, and ends the connection. If the
+    /// connection is lost before that, `heir` is dropped.
     pub(crate) fn detach(
         &self,
         first: Bytes,
@@ -139,13 +143,15 @@ impl Connection {
         Body::new(DetachingBody { first: Some(first), state: Arc::clone(&self.state) })
     }
 
-    /// What ends the exchange that is running if its peer takes nothing: the connection, or on HTTP/2 its stream alone.
+    /// What ends the exchange that is running if its peer takes nothing: the connection, or on
+    /// HTTP/2 its stream alone.
     pub(crate) fn forced_close(&self, stream: Option<&Http2StreamState>) -> Arc<ForcedClose> {
         Arc::clone(stream.map_or(&self.state.forced_close, Http2StreamState::forced_close))
     }
 
-    /// Goes on with this connection's socket in another protocol, once the answer to the request has been sent. What
-    /// `work` returns belongs to the listener: it is waited for when that ends, and dropped if it has not ended by itself a few seconds later.
+    /// Goes on with this connection's socket in another protocol, once the answer to the request
+    /// has been sent. What `work` returns belongs to the listener: it is waited for when that ends,
+    /// and dropped if it has not ended by itself a few seconds later.
     pub(crate) fn spawn_upgraded<W: Future<Output = ()> + Send + 'static>(
         &self,
         upgrade: OnUpgrade,
@@ -211,7 +217,8 @@ impl ConnectionState {
     }
 }
 
-/// Serves `routes` on `listener` until `stop`; then lets running exchanges end, for a few seconds at most.
+/// Serves `routes` on `listener` until `stop`; then lets running exchanges end, for a few seconds
+/// at most.
 ///
 /// `turned_away` is called for each connection that is closed as soon as it has come.
 ///
@@ -304,7 +311,8 @@ impl ConnectionServer {
         let connection = Connection { peer, state, is_over_limit, tasks };
         let ended = match &self.settings.tls {
             None => self.serve_plain(socket, connection).await,
-            // In a box: it is much the larger of the two, and would be so for each connection without TLS, too.
+            // In a box: it is much the larger of the two, and would be so for each connection
+            // without TLS, too.
             Some(tls) => Box::pin(self.serve_tls(tls, socket, connection)).await,
         };
         if let Err(error) = ended {
@@ -391,8 +399,9 @@ impl ConnectionServer {
     }
 }
 
-/// Whether the peer begins with HTTP/2's preface (RFC 9113, section 3.4). Takes no byte off the socket: what hyper's own
-/// detection has read, its HTTP/1.1 reader makes room for once more, in a second buffer of 8 KiB.
+/// Whether the peer begins with HTTP/2's preface (RFC 9113, section 3.4). Takes no byte off the
+/// socket: what hyper's own detection has read, its HTTP/1.1 reader makes room for once more, in a
+/// second buffer of 8 KiB.
 async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     let mut start = [0; HTTP2_PREFACE.len()];
     loop {
@@ -424,8 +433,9 @@ async fn dispatch(
     result
 }
 
-/// Whether a proxy in front may have understood the body's framing in another way, so that what follows on the connection may be part
-/// of the body to it. hyper takes the last of several codings, and sees to a length beside one (RFC 9112, section 6.1).
+/// Whether a proxy in front may have understood the body's framing in another way, so that what
+/// follows on the connection may be part of the body to it. hyper takes the last of several
+/// codings, and sees to a length beside one (RFC 9112, section 6.1).
 fn ambiguous_framing(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_plain =
@@ -433,7 +443,8 @@ fn ambiguous_framing(headers: &HeaderMap) -> bool {
     !is_plain || codings.next().is_some()
 }
 
-/// What may wait unsent before a socket counts as full: bytes beyond it would only grow old in the kernel.
+/// What may wait unsent before a socket counts as full: bytes beyond it would only grow old in the
+/// kernel.
 const NOTSENT_LOWAT_BYTES: u32 = 32 * 1024;
 
 /// The largest request head, and what hyper gathers for one write.

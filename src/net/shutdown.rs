@@ -1,9 +1,10 @@
 //! Telling ten thousand connections to end, at no cost to them before.
 //!
-//! A connection's task is woken for every event. Polling a cancellation token takes a lock that all tasks share, at each of
-//! these wake-ups; here, a task polls its two once, to be woken by them, and then reads one number.
+//! A connection's task is woken for every event. Polling a cancellation token takes a lock that all
+//! tasks share, at each of these wake-ups; here, a task polls its two once, to be woken by them,
+//! and then reads one number.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     error::Error,
@@ -81,8 +82,8 @@ impl ShutdownSignal {
         let (mut is_registered, mut is_notified) = (false, false);
         poll_fn(move |context| {
             if !is_registered {
-                // Once is enough: the task, and so its waker, stays the same. The number is read after this, and written
-                // before the tokens are cancelled: no change goes unseen.
+                // Once is enough: the task, and so its waker, stays the same. The number is read
+                // after this, and written before the tokens are cancelled: no change goes unseen.
                 is_registered = true;
                 let _ = (graceful.as_mut().poll(context), aborted.as_mut().poll(context));
             }
@@ -100,8 +101,8 @@ impl ShutdownSignal {
     }
 }
 
-/// A connection that can be told to end with the exchange that is running on it. hyper-util has such a trait, but not for
-/// connections that may be upgraded.
+/// A connection that can be told to end with the exchange that is running on it. hyper-util has
+/// such a trait, but not for connections that may be upgraded.
 pub(super) trait GracefulConnection: Future<Output = Result<(), hyper::Error>> {
     /// Tells it.
     fn start_graceful_shutdown(self: Pin<&mut Self>);

@@ -1,12 +1,13 @@
 //! The write deadline of one HTTP/2 stream.
 //!
-//! While a stream's window is used up, hyper polls the stream's future but not the body inside it: it holds one piece that it
-//! cannot send, and asks for no other. So a poll after which the body waits for events is an idle stream, and one after
-//! which it does not is a blocked one, making progress only if the body was asked. A stream that is blocked without
-//! progress for the write time-out, or until its time is over, is dropped, which resets it; its neighbours go on, as far as the connection's own window
-//! lets them.
+//! While a stream's window is used up, hyper polls the stream's future but not the body inside it:
+//! it holds one piece that it cannot send, and asks for no other. So a poll after which the body
+//! waits for events is an idle stream, and one after which it does not is a blocked one, making
+//! progress only if the body was asked. A stream that is blocked without progress for the write
+//! time-out, or until its time is over, is dropped, which resets it; its neighbours go on, as far
+//! as the connection's own window lets them.
 //!
-//! May use: `wheel`.
+//! May use: `timer_wheel`.
 
 use std::{
     future::Future,
@@ -58,7 +59,8 @@ impl Http2StreamState {
         &self.forced_close
     }
 
-    /// The patience with the stream that is being answered; none on HTTP/1.1, where the socket itself has a deadline.
+    /// The patience with the stream that is being answered; none on HTTP/1.1, where the socket
+    /// itself has a deadline.
     pub(crate) fn current() -> Option<Arc<Self>> {
         let state = CURRENT_STREAM.try_with(Arc::clone).ok()?;
         state.has_body.store(true, Ordering::Relaxed);
@@ -77,7 +79,8 @@ impl Http2StreamState {
     }
 }
 
-/// Runs the streams of one HTTP/2 connection, each under its deadline, owned by the listener's tracker.
+/// Runs the streams of one HTTP/2 connection, each under its deadline, owned by the listener's
+/// tracker.
 #[derive(Clone, Debug)]
 pub(super) struct DeadlineExecutor {
     tasks: TaskTracker,

@@ -24,7 +24,8 @@ pub(crate) use super::detached::tests::shake_hands;
 use super::*;
 use crate::config::TlsFiles;
 
-/// The kernel has a time-out of its own, which would hide that the one for the socket is missing: here it is out of reach.
+/// The kernel has a time-out of its own, which would hide that the one for the socket is missing:
+/// here it is out of reach.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -61,7 +62,8 @@ async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
     }
 }
 
-/// On a worker, whoever was woken last runs first, as in the relay: the connection before the streams that were woken with the one that woke it.
+/// On a worker, whoever was woken last runs first, as in the relay: the connection before the
+/// streams that were woken with the one that woke it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_many_streams_of_a_connection_get_at_once_goes_out_in_few_writes() {
     let many = tokio::spawn(async {
@@ -237,7 +239,8 @@ impl AsyncWrite for WriteCountingIo {
     }
 }
 
-/// A listener that answers every request with more than any socket takes, and tells what becomes of its connection.
+/// A listener that answers every request with more than any socket takes, and tells what becomes of
+/// its connection.
 fn serve_endless_body(
     tls: Option<Arc<ReloadableTls>>,
 ) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<ConnectionState>>) {
@@ -318,7 +321,8 @@ pub(crate) fn client(root: &Path, protocol: &str) -> Arc<ClientConfig> {
 
 const HTTP1_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
 
-/// The preface, the largest windows, for streams (RFC 9113, section 6.5) and for the connection, and requests for `/`.
+/// The preface, the largest windows, for streams (RFC 9113, section 6.5) and for the connection,
+/// and requests for `/`.
 fn http2_requests(streams: u8) -> Vec<u8> {
     let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7F\xFF\xFF\xFF";
     let window = b"\0\0\x04\x08\0\0\0\0\0\x7F\xFE\0\0";

@@ -1,9 +1,10 @@
 //! TLS for a listener, with a certificate that can be replaced while it serves.
 //!
-//! In: a certificate and its key. Out: a TLS stream over a guarded socket, and whether its client has chosen HTTP/2. The deadlines are
-//! those of the socket below: a peer that takes nothing is found there, whatever it does not take.
+//! In: a certificate and its key. Out: a TLS stream over a guarded socket, and whether its client
+//! has chosen HTTP/2. The deadlines are those of the socket below: a peer that takes nothing is
+//! found there, whatever it does not take.
 //!
-//! May use: `config` (the identity).
+//! May use: `config`.
 
 use std::{
     io,
@@ -37,7 +38,8 @@ impl ReloadableTls {
         Ok(Self(Mutex::new(server_config(identity)?)))
     }
 
-    /// Shows this certificate from now on. Tickets of the former one open nothing any more, so everybody who comes sees this one.
+    /// Shows this certificate from now on. Tickets of the former one open nothing any more, so
+    /// everybody who comes sees this one.
     ///
     /// # Errors
     ///
@@ -70,7 +72,8 @@ pub(super) fn negotiated_http2(stream: &TlsStream<DeadlineSocket>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2)
 }
 
-/// TLS 1.2 and 1.3. Who comes again resumes by a ticket that it keeps itself: nothing is kept here for anybody who has gone.
+/// TLS 1.2 and 1.3. Who comes again resumes by a ticket that it keeps itself: nothing is kept here
+/// for anybody who has gone.
 fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, rustls::Error> {
     let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
     let resolver = SingleCertAndKey::from(Arc::clone(&identity.key));

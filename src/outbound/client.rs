@@ -1,9 +1,10 @@
 //! Opening an event stream over HTTP, and reading it frame by frame.
 //!
-//! In: where from and with which token. Out: decoded frames, or why there are none. One exchange is one connection, closed
-//! with it: whoever opens another stream after dropping this one never holds two.
+//! In: where from and with which token. Out: decoded frames, or why there are none. One exchange is
+//! one connection, closed with it: whoever opens another stream after dropping this one never holds
+//! two.
 //!
-//! May use: `config` (secrets, files of certificates), `sse`.
+//! May use: `config`, `sse`.
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
@@ -42,11 +43,13 @@ pub(crate) struct EventStreamClient {
 }
 
 impl EventStreamClient {
-    /// A client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and those in `ca_file`.
+    /// A client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and those
+    /// in `ca_file`.
     ///
     /// # Errors
     ///
-    /// When `ca_file` cannot be read as PEM certificates. A platform without roots is none: `http` still works.
+    /// When `ca_file` cannot be read as PEM certificates. A platform without roots is none: `http`
+    /// still works.
     pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, TlsError> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
@@ -62,11 +65,13 @@ impl EventStreamClient {
 
     /// Opens an event stream that lets through events of up to `max_event_bytes`.
     ///
-    /// Redirects are followed a few times; the token goes no further than the origin it was meant for.
+    /// Redirects are followed a few times; the token goes no further than the origin it was meant
+    /// for.
     ///
     /// # Errors
     ///
-    /// Why there is no stream; [`OpenError::is_permanent`] and [`OpenError::retry_after`] say what to do.
+    /// Why there is no stream; [`OpenError::is_permanent`] and [`OpenError::retry_after`] say what
+    /// to do.
     pub(crate) async fn open(
         &self,
         target: &StreamTarget,
@@ -154,7 +159,8 @@ pub(crate) struct StreamTarget {
     pub(crate) token: Option<Secret>,
     /// Where to go on.
     pub(crate) last_event_id: Option<String>,
-    /// A relay is known to be there. It is told that a relay asks, and says when its replay is at its end.
+    /// A relay is known to be there. It is told that a relay asks, and says when its replay is at
+    /// its end.
     pub(crate) is_relay: bool,
 }
 
@@ -218,7 +224,8 @@ pub(crate) struct EventStream {
 }
 
 impl EventStream {
-    /// What the peer sends next; none when it has been silent for `patience`: not even a comment came.
+    /// What the peer sends next; none when it has been silent for `patience`: not even a comment
+    /// came.
     ///
     /// # Errors
     ///
@@ -246,7 +253,8 @@ impl EventStream {
         }
     }
 
-    /// Whether the peer is a relay: it keeps events, gives them ids, and goes on behind a `Last-Event-ID`.
+    /// Whether the peer is a relay: it keeps events, gives them ids, and goes on behind a
+    /// `Last-Event-ID`.
     pub(crate) fn is_relay(&self) -> bool {
         self.is_relay
     }
@@ -348,7 +356,8 @@ pub(crate) enum TlsError {
     Setup(#[from] rustls::Error),
 }
 
-/// TLS as a client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and those in `ca_file`.
+/// TLS as a client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and
+/// those in `ca_file`.
 ///
 /// # Errors
 ///

@@ -1,10 +1,11 @@
 //! Which addresses webhooks may reach, and the connector that dials no others.
 //!
-//! In: a URL. Out: a connection to an address that was checked after the name was resolved, or why there is none.
-//! The check sits in the connector because a URL can hold an address in so many spellings that only what is dialled can
-//! be judged; and what was checked is what is dialled, because a name may resolve differently a moment later.
+//! In: a URL. Out: a connection to an address that was checked after the name was resolved, or why
+//! there is none. The check sits in the connector because a URL can hold an address in so many
+//! spellings that only what is dialled can be judged; and what was checked is what is dialled,
+//! because a name may resolve differently a moment later.
 //!
-//! May use: `config` (networks).
+//! May use: `config`.
 
 use std::{
     fmt,
@@ -47,7 +48,8 @@ impl EgressGuard {
             || super::networks::routes_publicly(address)
     }
 
-    /// Lets all addresses of a name through or none: a name with a public and an inner address is no honest one.
+    /// Lets all addresses of a name through or none: a name with a public and an inner address is
+    /// no honest one.
     fn check(&self, addresses: &[SocketAddr]) -> Result<(), EgressError> {
         match addresses.iter().find(|address| !self.allows(address.ip())) {
             Some(refused) => Err(EgressError::Refused(refused.ip())),
@@ -117,12 +119,14 @@ impl EgressConnector {
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        // What the kernel still holds of an attempt that has ended is not worth a socket for longer than that.
+        // What the kernel still holds of an attempt that has ended is not worth a socket for longer
+        // than that.
         SockRef::from(&stream).set_tcp_user_timeout(Some(self.attempt_timeout))?;
         Ok(stream)
     }
 
-    /// The time for one address while `left` are to be tried: one that doesn't answer must not use up that of the others.
+    /// The time for one address while `left` are to be tried: one that doesn't answer must not use
+    /// up that of the others.
     ///
     /// The last one has what is left of the caller's patience.
     fn dial_timeout(&self, remaining: usize) -> Duration {
@@ -156,7 +160,8 @@ pub(crate) type StubLookup = dyn Fn(&str) -> Vec<IpAddr> + Send + Sync;
 /// Where addresses come from.
 #[derive(Clone)]
 pub(crate) enum Resolver {
-    /// The operating system, which also knows the older spellings of an address: `127.1`, `0x7f.1`, `2130706433`.
+    /// The operating system, which also knows the older spellings of an address: `127.1`, `0x7f.1`,
+    /// `2130706433`.
     System,
     /// A test.
     #[cfg(test)]
@@ -189,5 +194,6 @@ impl fmt::Debug for Resolver {
 /// How long a connection may wait for the next request. The pool closes it before.
 const MAX_EGRESS_IDLE: Duration = Duration::from_secs(5);
 
-/// Two lost SYNs are sent again within this; an address that answers later is tried again with the next attempt.
+/// Two lost SYNs are sent again within this; an address that answers later is tried again with the
+/// next attempt.
 const MAX_DIAL_PER_ADDRESS: Duration = Duration::from_secs(3);

@@ -1,8 +1,11 @@
 //! A connection that ends when its far side has been silent for longer than any attempt lasts.
 //!
-//! In: a stream. Out: the same stream, with errors where it would wait for ever. hyper writes what it holds of a request
-//! before it closes a connection, even when nobody waits for the answer any more: a receiver that reads a byte now and then
-//! would keep one more connection with each attempt. After its deadline an attempt reads nothing, so silence finds them all.
+//! In: a stream. Out: the same stream, with errors where it would wait for ever. hyper writes what
+//! it holds of a request before it closes a connection, even when nobody waits for the answer any
+//! more: a receiver that reads a byte now and then would keep one more connection with each
+//! attempt. After its deadline an attempt reads nothing, so silence finds them all.
+//!
+//! May use: no other module.
 
 use std::{
     future::Future,

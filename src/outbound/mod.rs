@@ -2,6 +2,8 @@
 //!
 //! `client` opens event streams, `egress_guard` checks each address before it is dialled,
 //! `networks` knows the special ones, and `idle_timeout` ends a connection that has gone silent.
+//!
+//! May use: no other module.
 
 pub(crate) mod client;
 pub(crate) mod egress_guard;

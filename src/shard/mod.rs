@@ -1,9 +1,9 @@
-//! What a lane does for its subscribers: one task that gives each event to all whom it concerns, and looks after everything else that
-//! their sockets, the timer and the operators want of them.
+//! What a lane does for its subscribers: one task that gives each event to all whom it concerns,
+//! and looks after everything else that their sockets, the timer and the operators want of them.
 //!
 //! In: subscribers with sockets of their own (`sse`, `ws`), as [`Follower`]s. Out: what they write.
 //!
-//! May use: `event`, `fanout`, `metrics`, `net` (the socket), `wheel`.
+//! May use: `event`, `fanout`, `http`.
 
 mod placement;
 mod product_group;
@@ -33,8 +33,8 @@ use crate::{
 
 /// A subscriber with a socket of its own, in the hands of its lane's task.
 ///
-/// It is following when it has everything and its socket has taken it. Then it is given what arrives; otherwise it finds that in the
-/// log.
+/// It is following when it has everything and its socket has taken it. Then it is given what
+/// arrives; otherwise it finds that in the log.
 pub(crate) trait ShardSubscriber: Send {
     /// The product that it listens to.
     fn product(&self) -> &Arc<Product>;
@@ -42,11 +42,12 @@ pub(crate) trait ShardSubscriber: Send {
     /// Where it stands in the log, and what it may see.
     fn subscription(&mut self) -> &mut Subscription;
 
-    /// What it wants to see from now on, if it has asked for something else since it was asked last. It gets nothing until that has
-    /// been done, and must be polled then.
+    /// What it wants to see from now on, if it has asked for something else since it was asked
+    /// last. It gets nothing until that has been done, and must be polled then.
     fn take_requested_scope(&mut self) -> Option<Scope>;
 
-    /// Does what there is to do, and tells whether it has ended. If it has not, `context` is woken when there is more.
+    /// Does what there is to do, and tells whether it has ended. If it has not, `context` is woken
+    /// when there is more.
     fn poll(&mut self, context: &mut Context<'_>, scratch: &mut WriteScratch) -> Poll<()>;
 
     /// Gives it what is for it of what has arrived.
@@ -68,7 +69,8 @@ pub(crate) trait ShardSubscriber: Send {
 #[derive(Debug)]
 pub(crate) struct QueuedEvents<'a> {
     pub(crate) events: &'a [Arc<Event>],
-    /// What each of them is as a WebSocket message, once somebody has needed that: all of a lane borrow it then, and count nothing.
+    /// What each of them is as a WebSocket message, once somebody has needed that: all of a lane
+    /// borrow it then, and count nothing.
     pub(crate) messages: &'a mut [Option<Bytes>],
 }
 

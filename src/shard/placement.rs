@@ -1,14 +1,15 @@
 //! The tasks that write to subscribers: a few, each with many.
 //!
-//! A task for each subscriber would cost a wake-up, a place in a queue and a turn for every delivery. Here, an event wakes each task
-//! once, and the task goes through those of its own that are concerned.
+//! A task for each subscriber would cost a wake-up, a place in a queue and a turn for every
+//! delivery. Here, an event wakes each task once, and the task goes through those of its own that
+//! are concerned.
 //!
 //! ```text
 //! fan-out ─ calls a flock ────────────────────────────► called: [ 0 ]      ─┐
 //! wheel, socket, a word to leave ─ rings one's bell       ► woken: [ 7, 31 ] ─┴─► the shard's task: `crowd`
 //! ```
 //!
-//! May use: `event`, `net` (the socket), `wheel`.
+//! May use: `event`, `net`, `timer_wheel`.
 
 use std::{
     collections::VecDeque,
@@ -53,11 +54,12 @@ impl ShardPlacement {
         Arc::new(Self { mailboxes, write_timeout })
     }
 
-    /// Goes on with a subscriber whose answer has been sent; `home` is the lane of its product. One that comes when the lanes have ended
-    /// is returned, and goes when it is dropped.
+    /// Goes on with a subscriber whose answer has been sent; `home` is the lane of its product. One
+    /// that comes when the lanes have ended is returned, and goes when it is dropped.
     ///
-    /// An event that goes to everybody goes to every lane in any case, so those who get everything are spread evenly. One that goes
-    /// to a single session costs less if nobody else need be woken, so those who listen to few stay at home while there is room.
+    /// An event that goes to everybody goes to every lane in any case, so those who get everything
+    /// are spread evenly. One that goes to a single session costs less if nobody else need be
+    /// woken, so those who listen to few stay at home while there is room.
     pub(crate) fn take(
         &self,
         socket: AcceptedSocket,
@@ -78,7 +80,8 @@ impl ShardPlacement {
             false => None,
         };
         let mailbox = mailbox.or_else(|| self.mailboxes.iter().min_by_key(load))?;
-        // The socket belongs to the runtime it was accepted on; the shard registers it with its own.
+        // The socket belongs to the runtime it was accepted on; the shard registers it with its
+        // own.
         match stream.into_std() {
             Ok(socket) => mailbox.push(PendingSubscriber { socket, permit, factory: introduce }),
             Err(error) => {
@@ -88,8 +91,9 @@ impl ShardPlacement {
         }
     }
 
-    /// Looks after one that has come too late for any lane, until it has gone: it has been told to leave, as has everybody by then. The
-    /// wheel may stand still already: one that takes nothing ends with its listener.
+    /// Looks after one that has come too late for any lane, until it has gone: it has been told to
+    /// leave, as has everybody by then. The wheel may stand still already: one that takes nothing
+    /// ends with its listener.
     pub(crate) async fn finish_off_shard(
         &self,
         PendingSubscriber { socket, permit, factory }: PendingSubscriber,

@@ -1,6 +1,6 @@
 //! The subscribers of one product on one lane, and what has arrived for them.
 //!
-//! May use: `event`, `fanout`, `metrics`.
+//! May use: `event`, `fanout`, `http`, `metrics`.
 
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
@@ -79,8 +79,8 @@ impl ProductGroup {
         self.index.change_scope(key, subscription, scope);
     }
 
-    /// Takes what has arrived, once what came before has been given. Visits each whom something is for, and is told whether that is
-    /// to be given to it.
+    /// Takes what has arrived, once what came before has been given. Visits each whom something is
+    /// for, and is told whether that is to be given to it.
     pub(super) fn take_events(&mut self, mut visit: impl FnMut(usize, EventLocation) -> bool) {
         let Self { index, events, messages, recipients, .. } = self;
         if !recipients.is_empty() || !std::mem::take(&mut self.is_signaled) {
@@ -111,7 +111,8 @@ impl ProductGroup {
         let position_of =
             |event_index: usize| events.get(event_index).map_or(0, |event| event.position());
         let targets = events.iter().map(|event| (event.session(), event.kind()));
-        // A relay before this one may still be telling what was, which is not for who asked for news.
+        // A relay before this one may still be telling what was, which is not for who asked for
+        // news.
         if first.is_some_and(|first| first <= self.product.log.history_through()) {
             index.for_each_interested(targets, |event_index, key| {
                 fall_back(key, position_of(event_index))
@@ -149,7 +150,8 @@ impl ProductGroup {
         self.recipients.is_empty()
     }
 
-    /// The place up to which everything has been given, to those who have not been told to look into the log.
+    /// The place up to which everything has been given, to those who have not been told to look
+    /// into the log.
     pub(super) fn advance_delivered_through(&mut self) -> u64 {
         if !self.is_signaled && self.recipients.is_empty() {
             self.delivered_through =

@@ -1,17 +1,19 @@
 //! The threads that events take: each with a runtime of its own, whose tasks never move to another.
 //!
-//! On tokio's threads that share their work, each event wakes a second thread to see whether there is more to do, and the state of
-//! ten thousand streams goes back and forth between the caches of two. Here what belongs together stays together: the upstream of a
-//! product, its fan-out, and the streams that it wakes. Whatever may compute for longer is on the runtime beside.
+//! On tokio's threads that share their work, each event wakes a second thread to see whether there
+//! is more to do, and the state of ten thousand streams goes back and forth between the caches of
+//! two. Here what belongs together stays together: the upstream of a product, its fan-out, and the
+//! streams that it wakes. Whatever may compute for longer is on the runtime beside.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{io, thread};
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
-/// All lanes. They end when this is dropped, which waits for them: what runs on them must have ended before.
+/// All lanes. They end when this is dropped, which waits for them: what runs on them must have
+/// ended before.
 #[derive(Debug)]
 pub(crate) struct ShardThreads {
     shutdown: CancellationToken,
@@ -76,7 +78,8 @@ impl Drop for ShardThreads {
 /// A set of lanes fits into one number.
 const MAX_SHARDS: usize = 64;
 
-/// Polls of tasks after which the sockets are looked at again: a turn of a shard takes some hundred microseconds.
+/// Polls of tasks after which the sockets are looked at again: a turn of a shard takes some hundred
+/// microseconds.
 const POLLS_PER_IO_CHECK: u32 = 8;
 
 #[cfg(test)]

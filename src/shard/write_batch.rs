@@ -1,6 +1,6 @@
 //! Several pieces in one write.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{collections::VecDeque, io::IoSlice};
 

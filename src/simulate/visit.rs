@@ -1,8 +1,9 @@
 //! One person's way through the imaginary product.
 //!
-//! In: random numbers. Out: what the person does next, and what there is to say about it when it is summed up.
+//! In: random numbers. Out: what the person does next, and what there is to say about it when it is
+//! summed up.
 //!
-//! May use: `site`, `payload`.
+//! May use: no other module.
 
 use std::mem;
 

@@ -1,4 +1,5 @@
-//! For tests of those who ask the store for something: one that does nothing by itself, and one that cannot be read.
+//! For tests of those who ask the store for something: one that does nothing by itself, and one
+//! that cannot be read.
 //!
 //! May use: the desk, the orders.
 

@@ -1,11 +1,13 @@
 //! How long to wait before the next attempt: exponential growth with full jitter.
 //!
 //! Pure: the caller brings the randomness and does the waiting.
+//!
+//! May use: no other module.
 
 use std::time::Duration;
 
-/// Growing waits. Each is drawn evenly between nothing and a ceiling that doubles from `first` to `cap`, so that many
-/// clients that lost the same peer do not come back together.
+/// Growing waits. Each is drawn evenly between nothing and a ceiling that doubles from `first` to
+/// `cap`, so that many clients that lost the same peer do not come back together.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     initial: Duration,

@@ -1,17 +1,19 @@
 //! One supervised connection to the connector of one product.
 //!
-//! In: frames. Out: frames, and a word whenever the stream stands. Never holds two connections: the old one is closed before
-//! the next attempt. An upstream that turns out to be a relay is asked again, for what comes behind the log's last id.
+//! In: frames. Out: frames, and a word whenever the stream stands. Never holds two connections: the
+//! old one is closed before the next attempt. An upstream that turns out to be a relay is asked
+//! again, for what comes behind the log's last id.
 //!
-//! Its settings may change at any time. Another token counts from the next attempt, which comes at once if none stands; anything
-//! else ends the stream that stands, and the next attempt follows when that is closed.
+//! Its settings may change at any time. Another token counts from the next attempt, which comes at
+//! once if none stands; anything else ends the stream that stands, and the next attempt follows
+//! when that is closed.
 //!
 //! ```text
 //! connecting ──► connected ──► backing_off ──► connecting …      lost, silent, 5xx, 429: 0.5 s to 30 s, full jitter
 //!          └───► refused ────────────────────► connecting …      400, 401, 403, 404: once a minute, loudly
 //! ```
 //!
-//! May use: `backoff`, `causes`, `client`, `config`, `event`, `metrics`, `sse`, `status`.
+//! May use: `config`, `error_chain`, `event`, `metrics`, `outbound`, `sse`.
 
 pub(crate) mod backoff;
 pub(crate) mod status;
@@ -94,7 +96,8 @@ pub(crate) enum Arrival {
 }
 
 impl Upstream {
-    /// An upstream that is not connected. `has_streamed` tells that it was before; `random` spreads the waits.
+    /// An upstream that is not connected. `has_streamed` tells that it was before; `random` spreads
+    /// the waits.
     pub(crate) fn new(
         mut settings_updates: watch::Receiver<UpstreamSettings>,
         has_streamed: bool,
@@ -123,8 +126,8 @@ impl Upstream {
         }
     }
 
-    /// Waits for what comes next, connecting as often as it takes. `newest` is the last id of the log, behind which a relay
-    /// is asked to go on.
+    /// Waits for what comes next, connecting as often as it takes. `newest` is the last id of the
+    /// log, behind which a relay is asked to go on.
     ///
     /// # Cancel safety
     ///
@@ -182,7 +185,8 @@ impl Upstream {
         }
     }
 
-    /// Takes over the settings that are wanted. A stream that stands stays, unless it would be another one by these.
+    /// Takes over the settings that are wanted. A stream that stands stays, unless it would be
+    /// another one by these.
     async fn apply_settings(&mut self) -> Option<Arrival> {
         let new_settings = self.settings_updates.borrow_and_update().upstream.clone();
         let old_settings = mem::replace(&mut self.settings, new_settings);
@@ -217,7 +221,8 @@ impl Upstream {
     async fn connect(&mut self, newest_id: Option<EventId>) -> Option<Arrival> {
         self.status.set_state(UpstreamState::Connecting, None);
         let asked_to_resume = self.target.is_relay;
-        // A log that is empty wants everything that the relay keeps: its own clients come back with ids from there.
+        // A log that is empty wants everything that the relay keeps: its own clients come back with
+        // ids from there.
         let resume_from = newest_id.map_or_else(|| "0".to_owned(), |id| id.to_string());
         self.target.last_event_id = asked_to_resume.then_some(resume_from);
         let max_event_bytes = usize::try_from(self.settings.max_event_bytes).unwrap_or(usize::MAX);
@@ -248,7 +253,8 @@ impl Upstream {
         })
     }
 
-    /// A relay that is asked for a part of its events gives ids with holes, and where they began is forgotten soon.
+    /// A relay that is asked for a part of its events gives ids with holes, and where they began is
+    /// forgotten soon.
     fn warn_of_filter(&self) {
         if asks_for_subset(self.settings.url.as_uri().query().unwrap_or_default()) {
             let product = &self.settings.product_id;
@@ -335,7 +341,8 @@ const INITIAL_RECONNECT_BACKOFF: Duration = Duration::from_millis(500);
 /// Long enough for a connector in trouble, short enough that its return is noticed.
 const MAX_RECONNECT_BACKOFF: Duration = Duration::from_secs(30);
 
-/// A connection that lasted this long was a success; a shorter one may be a connector that crashes on every client.
+/// A connection that lasted this long was a success; a shorter one may be a connector that crashes
+/// on every client.
 const STABLE_CONNECTION_AGE: Duration = Duration::from_secs(30);
 
 /// What only a person can mend is tried at most once a minute.

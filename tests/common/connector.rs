@@ -17,8 +17,8 @@ use super::{
 
 /// Accepts connections one by one, when the test asks for it.
 ///
-/// Holds the relay to "never more than one connection per product": accepting a second one for the same path while the
-/// first is still open is a failure.
+/// Holds the relay to "never more than one connection per product": accepting a second one for the
+/// same path while the first is still open is a failure.
 pub(crate) struct Connector {
     listener: TcpListener,
     pub(crate) address: SocketAddr,
@@ -59,7 +59,8 @@ impl Connector {
         link
     }
 
-    /// The first two connections of a relay that finds a relay: it asks once, learns that, and asks again.
+    /// The first two connections of a relay that finds a relay: it asks once, learns that, and asks
+    /// again.
     pub(crate) fn found_as_relay(&self) -> Link {
         let asked = self.stream_as_relay();
         assert_eq!(
@@ -105,7 +106,8 @@ impl Connector {
     }
 }
 
-/// Whether the relay has not closed its side. It sends nothing after its request, so a byte to read is an end.
+/// Whether the relay has not closed its side. It sends nothing after its request, so a byte to read
+/// is an end.
 fn is_open(socket: &TcpStream) -> bool {
     socket.set_nonblocking(true).unwrap();
     let peeked = socket.peek(&mut [0]);

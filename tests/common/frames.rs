@@ -1,4 +1,5 @@
-//! HTTP/2 as a client writes it by hand, frame by frame (RFC 9113), so that it can also be written wrongly.
+//! HTTP/2 as a client writes it by hand, frame by frame (RFC 9113), so that it can also be written
+//! wrongly.
 
 use std::{
     io::Write,

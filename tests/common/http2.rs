@@ -64,7 +64,8 @@ impl Http2Subscriber {
         }
     }
 
-    /// Takes one frame, and answers it as the standard demands: what was taken makes room for as much.
+    /// Takes one frame, and answers it as the standard demands: what was taken makes room for as
+    /// much.
     fn take_frame(&mut self) {
         let taken = self.connection.next().expect("the connection goes on");
         let answer = match taken.kind {

@@ -13,7 +13,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::wait;
 
-/// A running command of the binary. Killed when dropped; what it wrote to stderr is shown when the test fails.
+/// A running command of the binary. Killed when dropped; what it wrote to stderr is shown when the
+/// test fails.
 pub(crate) struct Process {
     child: Child,
     pub(crate) stdout: Lines,
@@ -21,7 +22,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `autoplay-relay` with these arguments, and nothing in its environment but these variables.
+    /// Starts `autoplay-relay` with these arguments, and nothing in its environment but these
+    /// variables.
     pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         Self::start_by("", arguments, environment)
     }
@@ -139,7 +141,8 @@ impl Process {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
-    /// Returns how many of them are sockets. The descriptors it keeps in reserve are not: they are opened a moment after it serves.
+    /// Returns how many of them are sockets. The descriptors it keeps in reserve are not: they are
+    /// opened a moment after it serves.
     pub(crate) fn open_sockets(&self) -> usize {
         let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
         // One that is closed meanwhile has no target any more.
@@ -185,8 +188,8 @@ impl Drop for Process {
     }
 }
 
-/// Raises this process's limit on open files as far as it may go, and returns it: tests that run side by side have sockets
-/// by the hundred.
+/// Raises this process's limit on open files as far as it may go, and returns it: tests that run
+/// side by side have sockets by the hundred.
 pub(crate) fn allow_files() -> u64 {
     static LIMIT: LazyLock<u64> = LazyLock::new(|| {
         let most = getrlimit(Resource::Nofile).maximum;

@@ -1,7 +1,7 @@
 //! A receiver of webhooks that does what the test says, byte by byte.
 //!
-//! It can go away and come back: while it is stopped, a second socket that never listens keeps the port from everybody else,
-//! so that the relay is refused and nobody is given the port by chance.
+//! It can go away and come back: while it is stopped, a second socket that never listens keeps the
+//! port from everybody else, so that the relay is refused and nobody is given the port by chance.
 
 use std::{
     collections::BTreeMap,
@@ -379,7 +379,8 @@ fn head(status: u16, fields: &str, length: usize) -> String {
     format!("HTTP/1.1 {status} As the test says\r\n{fields}{length}\r\n")
 }
 
-/// Waits until the peer has gone; it sends nothing before it has an answer. Always false: nothing more can be done.
+/// Waits until the peer has gone; it sends nothing before it has an answer. Always false: nothing
+/// more can be done.
 fn is_left(socket: &TcpStream) -> bool {
     let _ = socket.set_read_timeout(None);
     let _ = socket.peek(&mut [0]);

@@ -99,7 +99,8 @@ impl Setup {
         format!("[server]\n{server}\n{upstreams}\n[auth]\n{auth}\n[log]\n{log}\n{more}\n")
     }
 
-    /// Puts this in the place of a relay's configuration, at once as an editor does, without asking for a reload.
+    /// Puts this in the place of a relay's configuration, at once as an editor does, without asking
+    /// for a reload.
     pub(crate) fn replace(&self, relay: &Relay) {
         let file = relay.file();
         std::fs::write(file.with_extension("new"), self.text()).unwrap();
@@ -341,7 +342,8 @@ impl Relay {
             .sum()
     }
 
-    /// Waits for the first heartbeat of the upstream: a relay sends one when its replay is at its end.
+    /// Waits for the first heartbeat of the upstream: a relay sends one when its replay is at its
+    /// end.
     pub(crate) fn wait_for_end_of_replay(&self) {
         let name = "autoplay_relay_upstream_last_heartbeat_timestamp_seconds";
         let labels = [("product_id", PRODUCT)];

@@ -31,7 +31,8 @@ impl DataDir {
         Self { _directory: None, path: path.to_owned() }
     }
 
-    /// A relay behind this connector that keeps its log here, and so little in memory that it must read the store.
+    /// A relay behind this connector that keeps its log here, and so little in memory that it must
+    /// read the store.
     pub(crate) fn relay(&self, connector: &Connector) -> Relay {
         self.setup(connector, "").start()
     }

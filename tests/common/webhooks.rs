@@ -21,7 +21,8 @@ pub(crate) const SECRET: &str = "secret-of-the-test";
 pub(crate) const WHSEC: (&str, &[u8]) =
     ("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3", b"0123456789abcdef01234567");
 
-/// A table for a webhook to this receiver. What `lines` has replaces the default, which is to try again soon and for ever.
+/// A table for a webhook to this receiver. What `lines` has replaces the default, which is to try
+/// again soon and for ever.
 pub(crate) fn table(id: &str, receiver: &Receiver, lines: &str) -> String {
     let defaults = [
         ("product_id", format!("'{PRODUCT}'")),
@@ -133,7 +134,8 @@ pub(crate) fn outcomes(delivery: &Value) -> Vec<String> {
     attempts.map(|attempt| attempt["outcome"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Checks what the connector's own receivers check, and what those of Standard Webhooks do. `key` is what the latter sign with.
+/// Checks what the connector's own receivers check, and what those of Standard Webhooks do. `key`
+/// is what the latter sign with.
 pub(crate) fn assert_signed(request: &Request, secret: &str, key: &[u8]) {
     let hex: String =
         mac(secret.as_bytes(), &request.body).iter().map(|byte| format!("{byte:02x}")).collect();

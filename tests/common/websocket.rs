@@ -1,4 +1,5 @@
-//! A WebSocket client as RFC 6455 has it, written by hand, so that it shares no line with the relay's.
+//! A WebSocket client as RFC 6455 has it, written by hand, so that it shares no line with the
+//! relay's.
 
 use std::{
     net::SocketAddr,
@@ -177,7 +178,8 @@ impl Socket {
         assert!(!self.wire.is_at_end(), "the connection has ended");
     }
 
-    /// The code with which the relay closes; what comes before is passed over. Answers, and waits for the connection's end.
+    /// The code with which the relay closes; what comes before is passed over. Answers, and waits
+    /// for the connection's end.
     pub(crate) fn close_code(&mut self) -> u16 {
         let code = self.close_code_unanswered();
         // It may be gone already, if it was the client that had broken the protocol.

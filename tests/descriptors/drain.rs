@@ -50,7 +50,8 @@ fn a_crowd_leaves_evenly_over_the_window_while_events_come_and_misses_nothing_wh
     let mut link = connector.stream();
     relay.wait_for_upstream("connected");
     link.event(event(sent));
-    let kept = last_ids.iter().map(|(next, _)| *next).max().unwrap(); // what the last to go has seen, at least, is kept
+    // what the last to go has seen, at least, is kept
+    let kept = last_ids.iter().map(|(next, _)| *next).max().unwrap();
     for (next, id) in last_ids.iter().step_by(25) {
         let mut subscriber = relay.resume(id);
         let mut next = *next;
@@ -117,7 +118,8 @@ impl Crowd {
         }
     }
 
-    /// In no half second more than twice the mean, and everybody told to come back at a time of its own.
+    /// In no half second more than twice the mean, and everybody told to come back at a time of its
+    /// own.
     fn left_evenly(&self, leaving: Instant) {
         let mut halves = vec![0; 2 * WINDOW_SECONDS + 8];
         for member in &self.members {
@@ -156,7 +158,8 @@ impl Member {
         received.rsplit_once("retry: ").unwrap().1.split_once('\n').unwrap().0
     }
 
-    /// Checks that every event came in order, and returns the number of the next one and the last id.
+    /// Checks that every event came in order, and returns the number of the next one and the last
+    /// id.
     fn check(&self) -> (usize, String) {
         let received = std::str::from_utf8(&self.received).unwrap();
         let mut next = 0;

@@ -1,4 +1,5 @@
-//! Connections by the thousand, and descriptors that run out: newcomers are turned away, subscribers go on.
+//! Connections by the thousand, and descriptors that run out: newcomers are turned away,
+//! subscribers go on.
 
 use std::{
     io::Write,

@@ -1,4 +1,5 @@
-//! Connections by the thousand, for which the process of the test needs descriptors by the thousand.
+//! Connections by the thousand, for which the process of the test needs descriptors by the
+//! thousand.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,

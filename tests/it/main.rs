@@ -1,7 +1,9 @@
-//! Black-box tests: the real binary between a scripted connector and recording clients, in one process of tests.
+//! Black-box tests: the real binary between a scripted connector and recording clients, in one
+//! process of tests.
 //!
-//! Folders are subjects. A test that needs a process of its own stands in another binary: `kill` for what is timed to the
-//! millisecond, `descriptors` for connections by the thousand, `architecture` and `docs` for what reads the repository.
+//! Folders are subjects. A test that needs a process of its own stands in another binary: `kill`
+//! for what is timed to the millisecond, `descriptors` for connections by the thousand,
+//! `architecture` and `docs` for what reads the repository.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,

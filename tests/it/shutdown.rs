@@ -78,7 +78,8 @@ fn who_is_told_to_leave_still_gets_everything_that_is_in_the_log() {
     let mut relay = Relay::behind(&connector); // its drain window is no time at all
     let mut link = connector.stream();
     let mut behind = relay.subscribe();
-    // Far more than sockets take in, so that the subscriber, which does not read yet, is behind the log.
+    // Far more than sockets take in, so that the subscriber, which does not read yet, is behind the
+    // log.
     let session = "x".repeat(8000);
     (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
     let labels = [("product_id", PRODUCT), ("tier", "memory")];

@@ -1,4 +1,5 @@
-//! `kill -9` in mid-delivery: what was received 50 ms before it is delivered after the restart, little of it twice.
+//! `kill -9` in mid-delivery: what was received 50 ms before it is delivered after the restart,
+//! little of it twice.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -51,11 +52,13 @@ fn what_was_received_50_ms_before_a_kill_is_delivered_after_it_in_order_and_litt
     relay.stop();
 }
 
-/// Takes a moment for each request, so that there is always something under way when the kill comes.
+/// Takes a moment for each request, so that there is always something under way when the kill
+/// comes.
 fn slowly(seed: u64) -> impl FnMut(&Request) -> Answer + Send {
     let mut random = fastrand::Rng::with_seed(seed);
     move |_| {
-        // The script has the receiver to itself, so this is what it takes for all of them, one after the other.
+        // The script has the receiver to itself, so this is what it takes for all of them, one
+        // after the other.
         thread::sleep(Duration::from_micros(random.u64(0..800)));
         Answer::Status([200, 202, 204][random.usize(0..3)])
     }
@@ -65,7 +68,8 @@ fn slowly(seed: u64) -> impl FnMut(&Request) -> Answer + Send {
 #[derive(Default)]
 struct History {
     sent: usize,
-    /// What was promised and has not been looked for yet: seen by a subscriber 50 ms before the kill.
+    /// What was promised and has not been looked for yet: seen by a subscriber 50 ms before the
+    /// kill.
     promised: Vec<usize>,
     /// Requests that have been looked at.
     checked: usize,
@@ -146,7 +150,8 @@ fn follow(subscriber: &mut Subscriber) -> Vec<(usize, Instant)> {
     seen
 }
 
-/// What comes for the first time is in order within its session; a second time it may come when it will.
+/// What comes for the first time is in order within its session; a second time it may come when it
+/// will.
 fn assert_first_deliveries_in_order(requests: &[Arc<Request>], life: &str) {
     let mut newest = HashMap::<String, usize>::new();
     let mut known = HashSet::new();

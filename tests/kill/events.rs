@@ -1,4 +1,5 @@
-//! `kill -9` under load: whatever was received 50 ms before it is there afterwards, and every loss is announced.
+//! `kill -9` under load: whatever was received 50 ms before it is there afterwards, and every loss
+//! is announced.
 
 use std::{
     collections::HashMap,
@@ -47,7 +48,8 @@ fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announ
                 .collect();
             let (is_over, seen_by_all, sent) = (&is_over, &seen_by_all, &mut history.sent);
             let sender = scope.spawn(move || {
-                // As fast as is sensible: never far ahead of who reads, so that what comes is what was just received.
+                // As fast as is sensible: never far ahead of who reads, so that what comes is what
+                // was just received.
                 let begin = *sent;
                 while !is_over.load(Ordering::SeqCst) {
                     let slowest =
@@ -74,7 +76,8 @@ fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announ
         });
         let relay = data.relay(&connector);
         let seen = seen.into_iter().max_by_key(|seen| seen.frames.len()).unwrap();
-        // Held until the relay is gone: one that is let go connects again, and the next life would be taken for that.
+        // Held until the relay is gone: one that is let go connects again, and the next life would
+        // be taken for that.
         let _link = history.check(
             &relay,
             &connector,
@@ -139,7 +142,8 @@ impl History {
             seen.at.iter().filter(|at| killed_at.duration_since(**at) >= Duration::from_millis(50));
         let (must_be_kept, is_kept) = (must_be_kept.count(), of_this_life.len());
         assert!(is_kept >= must_be_kept, "{life}: {is_kept} of {must_be_kept} are kept");
-        // A client that had an id that was not kept is told that its place is not known, one that had the last kept is not.
+        // A client that had an id that was not kept is told that its place is not known, one that
+        // had the last kept is not.
         let link = relay.reconnect(connector);
         for frame in seen.frames.iter().skip(is_kept.saturating_sub(2)).take(6) {
             let is_known = number(&frame.data) < begin + is_kept;

@@ -1,4 +1,5 @@
-//! `kill -9` under load, and what the next life of the relay has kept. Alone, so that 50 ms are not spent on other tests.
+//! `kill -9` under load, and what the next life of the relay has kept. Alone, so that 50 ms are not
+//! spent on other tests.
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,

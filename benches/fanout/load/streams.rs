@@ -1,4 +1,5 @@
-//! Subscribers over TLS or HTTP/2: on each thread of the load a runtime of its own, and on it a task for each stream.
+//! Subscribers over TLS or HTTP/2: on each thread of the load a runtime of its own, and on it a
+//! task for each stream.
 
 use std::{
     ops::Range,

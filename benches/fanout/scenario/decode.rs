@@ -1,4 +1,5 @@
-//! U: what one upstream costs, at a rate that only decoding, keeping and indexing can be the limit of.
+//! U: what one upstream costs, at a rate that only decoding, keeping and indexing can be the limit
+//! of.
 
 use std::{thread, time::Instant};
 
@@ -127,7 +128,8 @@ impl Decode {
         outcome.note("kept, events/s", tally.received as f64 / flood.seconds);
         outcome.note("ranges told as not kept", tally.gaps as f64);
         outcome.note("events told as missing", tally.missed as f64);
-        // What the upstream itself dropped where the store has a gap is told with it: exact where it dropped nothing.
+        // What the upstream itself dropped where the store has a gap is told with it: exact where
+        // it dropped nothing.
         let untold = flood.sent.saturating_sub(tally.received + tally.missed);
         outcome.note("events missing without a word", untold as f64);
         outcome.faults.lost += untold;

@@ -16,7 +16,8 @@ use crate::{
     tally::Tally,
 };
 
-/// Each event for one. Once with a tenth of the subscribers, to see what those cost who get nothing.
+/// Each event for one. Once with a tenth of the subscribers, to see what those cost who get
+/// nothing.
 pub(super) struct Sessions {
     subscribers: usize,
     per_second: u64,

@@ -19,7 +19,8 @@ use crate::{
     tally::{Ledger, Resume, Tally},
 };
 
-/// Some who listen and stall, and as many who come back and stall, each at another place of the store.
+/// Some who listen and stall, and as many who come back and stall, each at another place of the
+/// store.
 pub(super) struct Stalled {
     subscribers: usize,
     events: u64,
@@ -135,7 +136,8 @@ impl Stalled {
     }
 }
 
-/// One of them reads after all, and must find everything in its place. Returns the epoch of its ids.
+/// One of them reads after all, and must find everything in its place. Returns the epoch of its
+/// ids.
 fn read_on(reader: &mut Reader, events: u64, outcome: &mut Outcome) -> Result<u64> {
     let mut tally = Tally::untimed();
     reader.read_until(events, &mut tally)?;
@@ -143,7 +145,8 @@ fn read_on(reader: &mut Reader, events: u64, outcome: &mut Outcome) -> Result<u6
     Ok(reader.epoch())
 }
 
-/// Those who come back get their turn at the store one after the other, and lose it when they do not use it.
+/// Those who come back get their turn at the store one after the other, and lose it when they do
+/// not use it.
 fn wait_until_stalled(rig: &Rig) -> Result<()> {
     let (mut delivered, mut since) = (0.0, Instant::now());
     while since.elapsed() < STANDSTILL {

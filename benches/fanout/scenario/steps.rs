@@ -16,7 +16,8 @@ use crate::{
     tally::Tally,
 };
 
-/// Every event to all, more of them from step to step, up to the first that is not clean. Then far more than that.
+/// Every event to all, more of them from step to step, up to the first that is not clean. Then far
+/// more than that.
 pub(super) struct Steps {
     subscribers: usize,
     offers: &'static [u64],
@@ -93,8 +94,8 @@ impl Steps {
         Ok(outcome)
     }
 
-    /// Far too much, for a relay that keeps little: all that is missing is told. With the memory that is usual, the whole
-    /// machine is too slow to get that far.
+    /// Far too much, for a relay that keeps little: all that is missing is told. With the memory
+    /// that is usual, the whole machine is too slow to get that far.
     fn go_beyond(&self, kind: Kind, outcome: &mut Outcome) -> Result<()> {
         let step = self.offer(Rig::forgetful(kind, FEW)?, kind, BEYOND, self.beyond, outcome)?;
         outcome.note("offered beyond, events/s", BEYOND as f64);

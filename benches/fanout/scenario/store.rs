@@ -18,7 +18,8 @@ use crate::{
     tally::{Ledger, Resume, Tally},
 };
 
-/// A store that is filled, found again by a new process, and read: by one, and by very many at once.
+/// A store that is filled, found again by a new process, and read: by one, and by very many at
+/// once.
 pub(super) struct Store {
     events: u64,
     /// Of these, what one reader reads.
@@ -94,7 +95,8 @@ impl Store {
         Ok(())
     }
 
-    /// When the first event comes to somebody who asks for old ones. Returns the epoch of their ids.
+    /// When the first event comes to somebody who asks for old ones. Returns the epoch of their
+    /// ids.
     fn look(&self, rig: &Rig, outcome: &mut Outcome) -> Result<u64> {
         let (_, epoch) = first_event(rig, self.back(0, 0, None), outcome)?;
         let middle = self.events / 2;

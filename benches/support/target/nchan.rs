@@ -1,4 +1,5 @@
-//! nginx with nchan, Debian's packages `nginx-core` and `libnginx-mod-nchan`: one channel for everything, or one for each session.
+//! nginx with nchan, Debian's packages `nginx-core` and `libnginx-mod-nchan`: one channel for
+//! everything, or one for each session.
 
 use std::{
     fs,

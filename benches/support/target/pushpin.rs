@@ -1,4 +1,5 @@
-//! Pushpin, Debian's package `pushpin`: a proxy that holds what an origin tells it to hold, and has messages published.
+//! Pushpin, Debian's package `pushpin`: a proxy that holds what an origin tells it to hold, and has
+//! messages published.
 
 use std::{
     fs,
@@ -65,7 +66,8 @@ fn serves(address: SocketAddr) -> Result<bool> {
     Ok(stream.read_exact(&mut status).is_ok() && status == *b"HTTP/1.1 200")
 }
 
-/// Debian's defaults, but for places and the limit on messages. Without Debian's service for it, it runs its own `zurl`.
+/// Debian's defaults, but for places and the limit on messages. Without Debian's service for it, it
+/// runs its own `zurl`.
 fn configuration(home: &Path, address: SocketAddr, control: SocketAddr) -> String {
     let (home, port) = (home.display(), control.port());
     format!(

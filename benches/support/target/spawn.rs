@@ -17,7 +17,8 @@ use crate::support::{Result, process};
 /// What a process has complained of.
 pub(super) type Complaints = Arc<Mutex<Vec<String>>>;
 
-/// Reads lines to their end on a thread of its own; hands over the first that is looked for, keeps the first few complaints.
+/// Reads lines to their end on a thread of its own; hands over the first that is looked for, keeps
+/// the first few complaints.
 pub(super) fn follow(
     output: impl Read + Send + 'static,
     complaints: &Complaints,
@@ -94,7 +95,8 @@ fn not_started(
     format!("the target did not start:\n{said}").into()
 }
 
-/// Ends a process and all that it has started: who has children must tell them, and is given a moment for it.
+/// Ends a process and all that it has started: who has children must tell them, and is given a
+/// moment for it.
 pub(super) fn end(child: &mut Child) {
     let family = process::family(child.id());
     if family.len() > 1 {

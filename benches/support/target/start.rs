@@ -49,7 +49,8 @@ impl Target {
         }
     }
 
-    /// Starts a relay with a store that reads from `upstream`, with further tables in its configuration.
+    /// Starts a relay with a store that reads from `upstream`, with further tables in its
+    /// configuration.
     pub(crate) fn durable(upstream: SocketAddr, tables: &str) -> Result<Self> {
         relay::start(Home::new(upstream, Some(data_dir()?), tables)?)
     }
@@ -72,8 +73,8 @@ impl Target {
         Ok(target)
     }
 
-    /// Ends it in order and starts it again on what it has kept. The upstream must take it back. What it has complained of
-    /// so far goes into `remarks`.
+    /// Ends it in order and starts it again on what it has kept. The upstream must take it back.
+    /// What it has complained of so far goes into `remarks`.
     ///
     /// # Errors
     ///

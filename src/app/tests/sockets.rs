@@ -1,5 +1,6 @@
-//! WebSockets as the public listener serves them, where a whole process would hide what is looked at: the kernel has a write deadline
-//! of its own, and hardly anybody comes at the moment at which lanes end.
+//! WebSockets as the public listener serves them, where a whole process would hide what is looked
+//! at: the kernel has a write deadline of its own, and hardly anybody comes at the moment at which
+//! lanes end.
 
 use bytes::Bytes;
 use tokio::{

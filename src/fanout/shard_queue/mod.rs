@@ -1,14 +1,16 @@
-//! A fan-out's way to one lane: events are left there once, however many of the lane's streams they are for.
+//! A fan-out's way to one lane: events are left there once, however many of the lane's streams they
+//! are for.
 //!
 //! ```text
 //! fan-out ─ which lanes listen? ─► arrivals of lane 0 ─┐ one wake-up, until they are taken
 //!                               └► arrivals of lane 1 ─┴─► the lane's task: followers, found in an index of its own
 //! ```
 //!
-//! A follower that has everything is given what has arrived; one that has not is told to look into the log, and so are those concerned
-//! when more has arrived than is kept here: then only the first place for each session and kind is, as a mark.
+//! A follower that has everything is given what has arrived; one that has not is told to look into
+//! the log, and so are those concerned when more has arrived than is kept here: then only the first
+//! place for each session and kind is, as a mark.
 //!
-//! May use: `event`, the fan-out and its index.
+//! May use: `event`.
 
 #[cfg(test)]
 mod tests;
@@ -162,7 +164,8 @@ impl ShardIndex {
         self.fanout.registry().shard_bitmap.remove(scope, self.shard, &self.index);
     }
 
-    /// From now on, it is what another scope shows that arrives for this one. It looks into the log first.
+    /// From now on, it is what another scope shows that arrives for this one. It looks into the log
+    /// first.
     pub(crate) fn change_scope(
         &mut self,
         number: usize,
@@ -195,15 +198,16 @@ impl ShardIndex {
         }
     }
 
-    /// The place up to which everything has been taken, or was for nobody here; none while something waits.
+    /// The place up to which everything has been taken, or was for nobody here; none while
+    /// something waits.
     pub(crate) fn position(&self) -> Option<u64> {
         // In this order: what lies before the position was left there before that was written.
         let position = self.fanout.dispatched_through.load(Ordering::SeqCst);
         self.queue()?.lock().is_empty().then_some(position)
     }
 
-    /// Visits the numbers of those who may see something of this session and kind, for each in `news`, with which of these it is. Who
-    /// has been visited for an earlier one may be left out.
+    /// Visits the numbers of those who may see something of this session and kind, for each in
+    /// `news`, with which of these it is. Who has been visited for an earlier one may be left out.
     pub(crate) fn for_each_interested<'a>(
         &self,
         keys: impl ExactSizeIterator<Item = (Option<&'a SessionId>, &'a Kind)>,
@@ -324,7 +328,8 @@ pub(super) fn shards_in(mut bits: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Events of one product that wait for a lane, or marks in their place. While the lane gives what it has taken, it holds as many.
+/// Events of one product that wait for a lane, or marks in their place. While the lane gives what
+/// it has taken, it holds as many.
 const MAX_QUEUED_EVENTS: usize = 1024;
 
 /// Their bytes.

@@ -1,10 +1,10 @@
 //! `DELETE /api/v1/events/{product_id}`: a person's right to be forgotten.
 //!
-//! In: sessions. Out: how many of their events there were. Memory first, then what is owed to webhooks, then the store: what the
-//! store's writer is given after that is erased already, and what it was given before is in the file by the time it comes to
-//! the order.
+//! In: sessions. Out: how many of their events there were. Memory first, then what is owed to
+//! webhooks, then the store: what the store's writer is given after that is erased already, and
+//! what it was given before is in the file by the time it comes to the order.
 //!
-//! May use: `event`, `log`, `rejected`, `webhook`.
+//! May use: `event`.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -71,9 +71,11 @@ fn parse_sessions(query: &str) -> Result<BTreeSet<SessionId>, Problem> {
     }
 }
 
-/// Erases sessions in memory, of webhooks and in the store, and returns how many events there were, each counted once.
+/// Erases sessions in memory, of webhooks and in the store, and returns how many events there were,
+/// each counted once.
 ///
-/// A client that leaves before it is answered may leave some of it undone. It has no 200, so it has to ask again.
+/// A client that leaves before it is answered may leave some of it undone. It has no 200, so it has
+/// to ask again.
 async fn erase_all(
     admin: &AdminState,
     product: &Product,
@@ -93,7 +95,8 @@ async fn erase_all(
             Problem::retry_later(StatusCode::SERVICE_UNAVAILABLE, detail, STORE_RETRY_AFTER)
         })?;
     }
-    // What was on its way to subscribers, and what webhooks have read from the store, in the meantime.
+    // What was on its way to subscribers, and what webhooks have read from the store, in the
+    // meantime.
     product.ws_messages.clear();
     erase_from_webhooks(admin, product, &sessions).await;
     Ok(erased)

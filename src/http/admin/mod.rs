@@ -1,10 +1,10 @@
 //! The admin side: is it alive, is it ready, what is it doing; and the routes of `audience`,
 //! `console`, `erasure`, `products`, `rejected`, `watch`, `webhooks`.
 //!
-//! Served on a runtime of its own, so that it answers while the public side is saturated. The probe listener has the same
-//! routes without the API.
+//! Served on a runtime of its own, so that it answers while the public side is saturated. The probe
+//! listener has the same routes without the API.
 //!
-//! May use: `auth`, `http`, `metrics`, `rejected`, `status`, `webhook`, `wheel`.
+//! May use: `auth`, `config`, `event`, `rejected`, `timer_wheel`, `upstream`, `webhook`.
 
 mod console;
 pub(crate) mod deliveries;
@@ -150,7 +150,8 @@ async fn healthz(State(admin): State<Arc<AdminState>>) -> Response {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
 }
 
-/// Ready while listening and not leaving, once every log is whole. One that keeps less than it promises still serves.
+/// Ready while listening and not leaving, once every log is whole. One that keeps less than it
+/// promises still serves.
 async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     let mut requirements =

@@ -28,7 +28,8 @@ struct RejectedListView<'a> {
     rejected: Vec<RejectedView<'a>>,
 }
 
-/// A frame in an answer. `bytes` and `excerpt` are null for one that was too large: it was skipped while it came.
+/// A frame in an answer. `bytes` and `excerpt` are null for one that was too large: it was skipped
+/// while it came.
 #[derive(Serialize)]
 struct RejectedView<'a> {
     product_id: &'a str,

@@ -1,8 +1,9 @@
 //! `/api/v1/subscribers`: who is connected, and sending one away.
 //!
-//! In: requests. Out: pages of subscribers in the order in which they came; a word to one that it is to leave.
+//! In: requests. Out: pages of subscribers in the order in which they came; a word to one that it
+//! is to leave.
 //!
-//! May use: `event`, the subscribers.
+//! May use: `event`.
 
 use std::{collections::HashMap, sync::Arc};
 

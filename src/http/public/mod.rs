@@ -2,6 +2,8 @@
 //!
 //! `request` reads a filter and a resume position, `credential` and `cors` judge the caller,
 //! `middleware` wraps every answer, and each transport has a folder of its own.
+//!
+//! May use: no other module.
 
 pub(crate) mod cors;
 pub(crate) mod credential;

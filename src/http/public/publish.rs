@@ -1,15 +1,17 @@
 //! `POST /events/{product_id}`: an event from somebody else than the upstream.
 //!
-//! In: a request with one JSON object. Out: the event in the log, behind everything so far, and its id. From there it goes the
-//! way of all events. The answer waits for the store, the event's readers do not.
+//! In: a request with one JSON object. Out: the event in the log, behind everything so far, and its
+//! id. From there it goes the way of all events. The answer waits for the store, the event's
+//! readers do not.
 //!
 //! ```text
 //! who asks ─► what is announced ─► body, with room for each piece ─► envelope ─► log ─► 202 once the store has it
 //! ```
 //!
-//! Room is taken for what has come, not for what is announced: who announces much and sends nothing takes none.
+//! Room is taken for what has come, not for what is announced: who announces much and sends nothing
+//! takes none.
 //!
-//! May use: `auth`, `config`, `envelope`, `event`, `log`, `net`.
+//! May use: `auth`, `config`, `envelope`, `event`, `net`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -64,7 +66,8 @@ pub(crate) async fn publish(
     let mut permit =
         relay.body_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
     let draft = parse_draft(&product, &grant, read_body(body, max_bytes, &mut permit).await?)?;
-    // The body may have taken its time: its publisher may not publish any more, the product be gone, webhooks have left.
+    // The body may have taken its time: its publisher may not publish any more, the product be
+    // gone, webhooks have left.
     relay.ensure_still_granted(&grant, &product.id, Permission::Publish)?;
     relay.ensure_still_served(&product)?;
     relay.ensure_not_draining()?;
@@ -99,7 +102,8 @@ fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, P
 ///
 /// # Errors
 ///
-/// 413; 408 when it does not come in time; 503 when there is no room for it; 400 when it breaks off.
+/// 413; 408 when it does not come in time; 503 when there is no room for it; 400 when it breaks
+/// off.
 async fn read_body(
     mut body: Body,
     max_bytes: usize,
@@ -145,13 +149,15 @@ impl Default for BodyQuota {
     }
 }
 
-/// Enough for the largest body over a bad mobile link, short against a client that sends it byte by byte.
+/// Enough for the largest body over a bad mobile link, short against a client that sends it byte by
+/// byte.
 const PUBLISH_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Room is given in pieces of this size.
 const BODY_QUOTA_UNIT_BYTES: usize = 1024;
 
-/// 64 MiB of bodies at one time: as much as one event can have, or tens of thousands of the usual size.
+/// 64 MiB of bodies at one time: as much as one event can have, or tens of thousands of the usual
+/// size.
 const BODY_QUOTA_UNITS: u32 = 64 * 1024;
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! A connection that has left hyper: its socket, and the TLS session above it if there is one.
 //!
-//! In: bytes to be sent. Out: how many were taken, at once or not at all: whoever writes waits for the socket himself.
+//! In: bytes to be sent. Out: how many were taken, at once or not at all: whoever writes waits for
+//! the socket himself.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -91,7 +92,8 @@ impl DetachedConnection {
         }
         let taken = session.writer().write_vectored(slices)?;
         if taken == 0 && slices.iter().any(|slice| !slice.is_empty()) {
-            return Err(ErrorKind::WriteZero.into()); // a session that takes nothing with nothing owed never will
+            // a session that takes nothing with nothing owed never will
+            return Err(ErrorKind::WriteZero.into());
         }
         match send_records(session, &self.socket) {
             Ok(bytes) => sent += bytes,
@@ -101,8 +103,9 @@ impl DetachedConnection {
         Ok(Written { accepted_bytes: taken, sent_bytes: sent })
     }
 
-    /// Takes from the socket what the peer has sent, and forgets it: so many bytes, none when it has hung up. `was_asked` tells
-    /// whether the socket was looked at, and not only what is known of it.
+    /// Takes from the socket what the peer has sent, and forgets it: so many bytes, none when it
+    /// has hung up. `was_asked` tells whether the socket was looked at, and not only what is known
+    /// of it.
     ///
     /// # Errors
     ///

@@ -1,9 +1,10 @@
 //! HTTP/2 on one connection: an end for one on which nothing is asked.
 //!
-//! hyper keeps a connection without streams as long as it answers pings. Here it is told to end (GOAWAY) when there has been no stream
-//! for the time that a request may take to come, and ended when it has not gone after the same time once more.
+//! hyper keeps a connection without streams as long as it answers pings. Here it is told to end
+//! (GOAWAY) when there has been no stream for the time that a request may take to come, and ended
+//! when it has not gone after the same time once more.
 //!
-//! May use: `wheel`.
+//! May use: `timer_wheel`.
 
 #[cfg(test)]
 mod tests;
@@ -112,14 +113,16 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> Future for Http2Connection<C,
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let has_several = self.streams.has_several();
         if has_several && !std::mem::replace(&mut self.has_yielded, true) {
-            // The first of the streams that an event has woken has woken this: it goes behind the others.
+            // The first of the streams that an event has woken has woken this: it goes behind the
+            // others.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         self.has_yielded = false;
         self.cork.set_corked(has_several);
         let ended = self.connection.as_mut().poll(context);
-        let written = self.cork.poll_flush_held(context); // also at the end: to h2 all of it has been written
+        // also at the end: to h2 all of it has been written
+        let written = self.cork.poll_flush_held(context);
         if ended.is_ready() {
             return ended;
         }

@@ -1,14 +1,15 @@
 //! Few writes for what many streams of one HTTP/2 connection have to say.
 //!
-//! h2 writes each frame of data with a call of its own, and flushes behind it. An event for a hundred streams of a connection would be a
-//! hundred writes, which cost more than all else that is done for them. So while there is more than one stream, what h2 writes within one poll is
-//! held, and written when the poll is over:
+//! h2 writes each frame of data with a call of its own, and flushes behind it. An event for a
+//! hundred streams of a connection would be a hundred writes, which cost more than all else that is
+//! done for them. So while there is more than one stream, what h2 writes within one poll is held,
+//! and written when the poll is over:
 //!
 //! ```text
 //! event ─► streams' tasks, one after the other ─► h2: frames ─► held, 16 KiB at most ─ poll is over ─► TLS or socket
 //! ```
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -33,7 +34,8 @@ pub(super) struct Cork<I>(Arc<Mutex<CorkedTransport<I>>>);
 #[derive(Debug)]
 struct CorkedTransport<I> {
     io: I,
-    /// What is to be written before anything else; nothing between two polls, unless the socket is full.
+    /// What is to be written before anything else; nothing between two polls, unless the socket is
+    /// full.
     held: Vec<u8>,
     /// So much of it has been written.
     written_bytes: usize,
@@ -90,7 +92,8 @@ impl<I: AsyncWrite + Unpin> CorkedTransport<I> {
         if !is_held {
             return Pin::new(&mut self.io).poll_write_vectored(context, slices);
         }
-        self.held.reserve_exact(MAX_HELD_BYTES - self.held.len()); // at once: what grows leaves holes behind
+        // at once: what grows leaves holes behind
+        self.held.reserve_exact(MAX_HELD_BYTES - self.held.len());
         for slice in slices {
             self.held.extend_from_slice(slice);
         }

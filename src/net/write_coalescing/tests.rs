@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use super::*;
 
 proptest! {
-    /// Each step is done once, as by a caller who gives up what is pending: nothing that was accepted may depend on being asked for again.
+    /// Each step is done once, as by a caller who gives up what is pending: nothing that was
+    /// accepted may depend on being asked for again.
     #[test]
     fn what_is_accepted_arrives_in_order_and_nothing_is_left_behind_what_is_done(
         steps in prop::collection::vec(any_step(), 1..60),
@@ -169,7 +170,8 @@ pub(in crate::net) struct ScriptedTransport {
 }
 
 impl ScriptedTransport {
-    /// What it takes at each of its next calls, where zero stands for "not now"; after these, everything.
+    /// What it takes at each of its next calls, where zero stands for "not now"; after these,
+    /// everything.
     pub(in crate::net) fn accepting(takes: impl Into<VecDeque<usize>>) -> Self {
         Self { capacities: takes.into(), ..Self::default() }
     }

@@ -5,7 +5,7 @@
 //! wheel, socket, a word to leave ─ rings a bell ► due: [ 7, 40 ] ──────────► poll 7, 40
 //! ```
 //!
-//! May use: `event`, `net` (the socket), `wheel`.
+//! May use: `http`, `net`, `timer_wheel`.
 
 #[cfg(test)]
 mod tests;
@@ -266,7 +266,8 @@ impl ShardScheduler {
         }
     }
 
-    /// Gives what has arrived for one flock to so many, and returns how many of these were not there.
+    /// Gives what has arrived for one flock to so many, and returns how many of these were not
+    /// there.
     fn deliver_group(&mut self, key: usize, budget: usize) -> usize {
         for remaining in (0..budget).rev() {
             if self.scratch.written_bytes > MAX_BYTES_PER_TURN {
@@ -320,7 +321,8 @@ impl SubscriberSlot {
     }
 }
 
-/// Does the work of one subscriber. A mistake in it ends that one, whose client comes back, and no other.
+/// Does the work of one subscriber. A mistake in it ends that one, whose client comes back, and no
+/// other.
 fn catch_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work))
         .inspect_err(|_| {

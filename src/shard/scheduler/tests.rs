@@ -131,7 +131,8 @@ async fn the_number_of_one_who_has_gone_stands_for_nobody_of_another_product() {
     publish(&harness.relay, "one", "first");
     harness.scheduler.collect_events();
     harness.scheduler.deliver_queued();
-    // Some wait for the next turn. One of them goes, and who comes gets its number, and something of its own.
+    // Some wait for the next turn. One of them goes, and who comes gets its number, and something
+    // of its own.
     let group = harness.scheduler.groups.iter().next().unwrap().0;
     let waiting = *harness.scheduler.groups[group].recipients.front().unwrap();
     harness.scheduler.remove(waiting);

@@ -6,9 +6,10 @@
 //!                 gaps ───────┴─ places, merged and cut ─ rows by key
 //! ```
 //!
-//! A reading sees one state of the file, and neither waits for the writer nor keeps it waiting. It waits for the disk.
+//! A reading sees one state of the file, and neither waits for the writer nor keeps it waiting. It
+//! waits for the disk.
 //!
-//! May use: `event`, `log`'s shared words, `log::store::file`.
+//! May use: `event`, `log`.
 
 #[cfg(test)]
 mod tests;
@@ -90,8 +91,9 @@ impl StoreReader {
         Ok(StoredChunk { evicted_through, ..chunk.finish(rows_read == limit) })
     }
 
-    /// How far retention has come. A file that was, or has been, set aside may know the product under another number, or has
-    /// not got what is asked for: it must not look as if there was nothing.
+    /// How far retention has come. A file that was, or has been, set aside may know the product
+    /// under another number, or has not got what is asked for: it must not look as if there was
+    /// nothing.
     fn evicted_through(&self, request: &ReadRequest) -> Result<u64, FileFault> {
         let mut product = self.connection.prepare_cached(SELECT_PRODUCT)?;
         let mut rows = product.query(params![request.product_number, request.product.as_str()])?;
@@ -104,7 +106,8 @@ impl StoreReader {
         read_unsigned(row, 0)
     }
 
-    /// Of what the log has asked for, nothing was missing at the time. If it is now, the file has been begun anew meanwhile.
+    /// Of what the log has asked for, nothing was missing at the time. If it is now, the file has
+    /// been begun anew meanwhile.
     fn require_persisted(&self, request: &ReadRequest) -> Result<(), FileFault> {
         let mut select_holes = self.connection.prepare_cached(SELECT_HOLES)?;
         let (after, through) = (signed(request.after), signed(request.through));
@@ -114,7 +117,8 @@ impl StoreReader {
         }
     }
 
-    /// Looks at the first `most` rows in the range, or fewer if they are too many to take, and returns how many.
+    /// Looks at the first `most` rows in the range, or fewer if they are too many to take, and
+    /// returns how many.
     fn scan_range(
         &self,
         range: (i64, i64),
@@ -173,7 +177,8 @@ impl StoreReader {
     ///
     /// # Errors
     ///
-    /// `Damaged` with the first finding, others when it cannot be read or [`Reader::interrupt_handle`] has been used.
+    /// `Damaged` with the first finding, others when it cannot be read or
+    /// [`Reader::interrupt_handle`] has been used.
     pub(crate) fn check(&self) -> Result<(), FileError> {
         self.try_check().map_err(|fault| fault.at(&self.path, "check"))
     }
@@ -216,8 +221,8 @@ impl ReadRequest {
         ))
     }
 
-    /// Rows to look at, at the most. One more than may be returned tells whether there is more, unless a filter on
-    /// kinds leaves out some of them.
+    /// Rows to look at, at the most. One more than may be returned tells whether there is more,
+    /// unless a filter on kinds leaves out some of them.
     fn max_rows(&self) -> usize {
         match &self.scope.kinds {
             Only::Everything => self.limits.entries.saturating_add(1).clamp(2, MAX_ROWS_PER_READ),
@@ -233,7 +238,8 @@ pub(crate) struct StoredChunk {
     pub(crate) entries: Vec<Entry>,
     /// Everything that the scope admits up to this place is in `entries`. Always beyond `after`.
     pub(crate) through: u64,
-    /// Retention had taken everything up to this place by then. If that is beyond `after`, entries may be missing.
+    /// Retention had taken everything up to this place by then. If that is beyond `after`, entries
+    /// may be missing.
     pub(crate) evicted_through: u64,
 }
 

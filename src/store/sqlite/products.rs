@@ -1,6 +1,6 @@
 //! What the file holds of each product as a whole.
 //!
-//! May use: `event`, `log`'s shared words.
+//! May use: `event`, `log`.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 

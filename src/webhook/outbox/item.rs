@@ -1,6 +1,6 @@
 //! One thing to deliver, and where it stands on its way.
 //!
-//! May use: `delivery`, `event`.
+//! May use: `event`, `webhook_delivery`.
 
 use std::sync::Arc;
 

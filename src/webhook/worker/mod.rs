@@ -1,14 +1,14 @@
 //! One webhook's task: reads what is owed, has it sent, and has it written down how that went.
 //!
-//! What is decided is decided by the outbox; here is the waiting. It shares nothing with other webhooks but the log and the
-//! store.
+//! What is decided is decided by the outbox; here is the waiting. It shares nothing with other
+//! webhooks but the log and the store.
 //!
 //! ```text
 //! reader ──► outbox ──► attempts (a task each) ──► outbox ──► journal ──► store
 //!               ▲ orders of operators, notices of the store, the clock
 //! ```
 //!
-//! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhook's own rooms.
+//! May use: `event`, `fanout`, `metrics`, `store`, `webhook_delivery`.
 
 mod drain;
 

@@ -1,5 +1,6 @@
-//! Random tokens ask for random things, over SSE, over WebSocket and in pages: what comes is what is both granted and asked for,
-//! and all of it. `src/http/public/page/matrix.rs` does the same inside, a million times.
+//! Random tokens ask for random things, over SSE, over WebSocket and in pages: what comes is what
+//! is both granted and asked for, and all of it. `src/http/public/page/matrix.rs` does the same
+//! inside, a million times.
 
 use std::collections::BTreeSet;
 
@@ -97,7 +98,8 @@ struct Stage {
 }
 
 impl Stage {
-    /// What these limits admit of the log behind a place: events by their number, gaps by their reason.
+    /// What these limits admit of the log behind a place: events by their number, gaps by their
+    /// reason.
     fn due(&self, limits: &Limits, from: usize) -> Vec<String> {
         let entries = self.log.iter().enumerate().skip(from);
         let due = entries.filter_map(|(at, entry)| match entry {
@@ -211,7 +213,8 @@ impl World {
         }
     }
 
-    /// So many events in each product and then a gap, which everybody is told of: the end of what is to come.
+    /// So many events in each product and then a gap, which everybody is told of: the end of what
+    /// is to come.
     fn publish(&mut self, events: usize) {
         for stage in &mut self.stages {
             for _ in 0..events {

@@ -113,7 +113,8 @@ fn no_token_is_written_down_in_whatever_place_it_came() {
     let lines = jwt("allow_query_token = true\ncookie_name = 'relay'");
     let mut relay = Setup::behind(&connector).auth(&lines).start_with(&[("RUST_LOG", "trace")]);
     let mut link = connector.stream();
-    // Each place has its own token; the last ones are refused, which is what logs like to tell about.
+    // Each place has its own token; the last ones are refused, which is what logs like to tell
+    // about.
     let session = json!({"session_id": "session-nobody-may-see"});
     let tokens: Vec<_> =
         (0..9).map(|n| token(&json!({"exp": now() + 100.0 + f64::from(n), "sub": n}))).collect();

@@ -1,4 +1,5 @@
-//! WebSocket subscribers under scoped tokens: what they see whatever they ask for, and how they are ended.
+//! WebSocket subscribers under scoped tokens: what they see whatever they ask for, and how they are
+//! ended.
 
 use std::time::Duration;
 

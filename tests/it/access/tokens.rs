@@ -1,4 +1,5 @@
-//! Scoped tokens from outside: what their holders see, where tokens may come from, and when streams under them end.
+//! Scoped tokens from outside: what their holders see, where tokens may come from, and when streams
+//! under them end.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,8 @@ fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pa
     {
         link.event(event_like(kind, session, n));
     }
-    link.event(format!(r#"{{"type":"summary","product_id":"{PRODUCT}","count":6}}"#)); // of no session
+    // of no session
+    link.event(format!(r#"{{"type":"summary","product_id":"{PRODUCT}","count":6}}"#));
     assert_eq!(all.numbers(7), [0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(live.numbers(3), [0, 2, 5]);
     assert_eq!(one.numbers(1), [2]);

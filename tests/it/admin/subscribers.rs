@@ -1,4 +1,5 @@
-//! Who is connected: seen by operators, sent away by them, and what they see of the stream themselves.
+//! Who is connected: seen by operators, sent away by them, and what they see of the stream
+//! themselves.
 
 use std::time::{Duration, Instant};
 

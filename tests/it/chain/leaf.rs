@@ -224,7 +224,8 @@ fn what_the_edge_no_longer_had_is_a_gap_for_who_had_not_seen_it() {
 fn a_gap_up_to_the_oldest_id_remembered_is_told_once() {
     let (edge, leaf) = edge_and_leaf();
     let mut link = edge.found_as_relay();
-    // As an edge gives them that is asked for some types only: each hole begins a span, of which 4096 are remembered.
+    // As an edge gives them that is asked for some types only: each hole begins a span, of which
+    // 4096 are remembered.
     (1..5001).for_each(|n| link.event_as(&format!("7-{}", 2 * n), event(n)));
     link.heartbeat();
     leaf.wait_for_end_of_replay();

@@ -1,4 +1,5 @@
-//! A relay between an edge and a leaf: when its own replay ends, and how long subscribers wait for history.
+//! A relay between an edge and a leaf: when its own replay ends, and how long subscribers wait for
+//! history.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! Relays in a row: one edge behind the connector, leaves behind the edge, clients that move between them.
+//! Relays in a row: one edge behind the connector, leaves behind the edge, clients that move
+//! between them.
 
 use std::time::{Duration, Instant};
 

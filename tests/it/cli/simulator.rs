@@ -144,7 +144,8 @@ fn timeless(mut value: Value) -> Value {
     value
 }
 
-/// Whether the two are the same sequence but for where they begin: nobody can join at the very first event.
+/// Whether the two are the same sequence but for where they begin: nobody can join at the very
+/// first event.
 fn are_parts_of_one(one: &[Value], other: &[Value]) -> bool {
     let begins_later = |early: &[Value], late: &[Value]| {
         (0..early.len() - LEAST_OVERLAP)

@@ -11,7 +11,8 @@ use crate::common::{
     subscriber::Subscriber,
 };
 
-/// So many on two lanes that one event takes each lane several turns: who comes meanwhile may get the number of one who has gone.
+/// So many on two lanes that one event takes each lane several turns: who comes meanwhile may get
+/// the number of one who has gone.
 #[test]
 fn products_get_their_own_events_and_all_of_them_while_subscribers_come_and_go() {
     let connectors = [Connector::new(), Connector::new()];

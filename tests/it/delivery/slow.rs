@@ -53,7 +53,8 @@ fn who_reads_slowly_but_reads_is_not_disconnected() {
         for n in 0..EVENTS {
             assert_eq!(number(&slow.event().data), n);
             if n % 150 == 149 {
-                // The script of this reader: each pause is far shorter than the time-out, all together longer.
+                // The script of this reader: each pause is far shorter than the time-out, all
+                // together longer.
                 std::thread::sleep(std::time::Duration::from_millis(300));
             }
         }

@@ -1,4 +1,5 @@
-//! Bytes that no honest client sends: slow ones, too many, and requests that two readers would understand differently.
+//! Bytes that no honest client sends: slow ones, too many, and requests that two readers would
+//! understand differently.
 
 use std::{
     io::Write,
@@ -109,7 +110,8 @@ fn heads_beyond_all_measure_are_refused_in_whatever_way_they_are() {
     });
 }
 
-/// Behind a proxy that takes the first of two requests for one with a longer body, the second would be run in somebody else's name.
+/// Behind a proxy that takes the first of two requests for one with a longer body, the second would
+/// be run in somebody else's name.
 #[test]
 fn a_request_hidden_in_the_body_of_another_never_runs() {
     let connector = Connector::new();
@@ -196,7 +198,8 @@ fn a_request_hidden_in_the_body_of_another_never_runs() {
     });
 }
 
-/// The request line, the lines' ends and what stands beside a body in order: one way to read it, and both requests are seen.
+/// The request line, the lines' ends and what stands beside a body in order: one way to read it,
+/// and both requests are seen.
 #[test]
 fn two_requests_in_one_piece_are_two() {
     let connector = Connector::new();
@@ -224,7 +227,8 @@ fn unfinished_head(to: SocketAddr) -> Vec<u8> {
     frames::frame(HEADERS, 0, 1, &head)
 }
 
-/// Connections on which these bytes come one by one; what is left of them when all bytes have come, or nobody wants them any more.
+/// Connections on which these bytes come one by one; what is left of them when all bytes have come,
+/// or nobody wants them any more.
 fn drip(to: SocketAddr, bytes: &[u8], count: usize) -> Vec<Wire> {
     let mut wires: Vec<_> = (0..count).map(|_| Wire::connect(to)).collect();
     let begin = Instant::now();

@@ -48,7 +48,8 @@ fn a_head_that_goes_on_for_ever_is_not_listened_to() {
 fn a_head_that_grows_when_it_is_unpacked_is_refused_and_takes_no_memory() {
     const BOMBS: usize = 50;
     let scene = Scene::new("");
-    // A field of 3 KiB goes into the table (RFC 7541, section 6.2.1), and is then named by one byte each: 14 MiB in all.
+    // A field of 3 KiB goes into the table (RFC 7541, section 6.2.1), and is then named by one byte
+    // each: 14 MiB in all.
     let name = [&[0x40, 3][..], b"x-a", &[0x7F, 0x81, 0x17], &[b'b'; 3072]].concat();
     scene.endure(|to| {
         for _ in 0..BOMBS {

@@ -237,7 +237,8 @@ fn a_page_never_crosses_a_gap() {
     }
 }
 
-/// Breaks the upstream's connection, and returns the next one, once the relay has written down the gap.
+/// Breaks the upstream's connection, and returns the next one, once the relay has written down the
+/// gap.
 fn lose(relay: &Relay, connector: &Connector, link: Link, gaps: f64) -> Link {
     link.reset();
     let link = connector.stream();

@@ -1,4 +1,5 @@
-//! Another configuration while the relay runs: how it is noticed, what comes of it, and who has to leave.
+//! Another configuration while the relay runs: how it is noticed, what comes of it, and who has to
+//! leave.
 
 use std::{
     fs,
@@ -53,7 +54,8 @@ fn disconnects(relay: &Relay, transport: &str, reason: &str) -> f64 {
         .unwrap_or_default()
 }
 
-/// Checks that streams opened by `revoked` end within a second of the reload to `auth`, and those by `kept` go on.
+/// Checks that streams opened by `revoked` end within a second of the reload to `auth`, and those
+/// by `kept` go on.
 fn ends_streams(before: &str, revoked: &str, kept: &str, after: &str) {
     let connector = Connector::new();
     let (relay, mut link) = behind(&connector, before);

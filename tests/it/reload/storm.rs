@@ -1,4 +1,5 @@
-//! A hundred reloads under load: nothing is lost, nothing comes twice, nobody is dropped, and no product is asked for twice.
+//! A hundred reloads under load: nothing is lost, nothing comes twice, nobody is dropped, and no
+//! product is asked for twice.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -51,7 +52,8 @@ fn storm(reloads: usize, with: impl Fn(Setup) -> Setup) {
             link.event(event(LAST));
             sent
         });
-        // The other product's upstream changes each time. Its connector fails if there are two connections at once.
+        // The other product's upstream changes each time. Its connector fails if there are two
+        // connections at once.
         let accepting = scope.spawn(|| {
             let (mut links, mut last) = (0, None);
             while !is_over.load(Ordering::SeqCst) {
@@ -101,7 +103,8 @@ fn storm(reloads: usize, with: impl Fn(Setup) -> Setup) {
     });
 }
 
-/// The configuration after so many reloads: each differs from the one before in all that can be changed.
+/// The configuration after so many reloads: each differs from the one before in all that can be
+/// changed.
 fn configuration(
     n: usize,
     connector: &Connector,

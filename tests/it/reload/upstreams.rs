@@ -1,4 +1,5 @@
-//! Upstreams that change while the relay runs: never two connections for one product, and no gap that need not be.
+//! Upstreams that change while the relay runs: never two connections for one product, and no gap
+//! that need not be.
 
 use std::time::{Duration, Instant};
 
@@ -104,7 +105,8 @@ fn of_other(n: usize) -> String {
     event(n).replace(PRODUCT, OTHER)
 }
 
-/// A product comes, goes and comes back, with a webhook that the API has registered. Returns what is kept of it when it is back.
+/// A product comes, goes and comes back, with a webhook that the API has registered. Returns what
+/// is kept of it when it is back.
 fn comes_goes_and_comes_back(log: &str) -> Vec<usize> {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let path = format!("/stream/{OTHER}");

@@ -1,4 +1,5 @@
-//! A disk without room: live delivery goes on, the loss is announced, and with room again all is well by itself.
+//! A disk without room: live delivery goes on, the loss is announced, and with room again all is
+//! well by itself.
 
 use std::{fs, path::Path, process::Command};
 
@@ -161,7 +162,8 @@ fn send(
     frames.collect()
 }
 
-/// Checks that everything but one range, which begins with `lost`, is there and announced, and returns where it goes on.
+/// Checks that everything but one range, which begins with `lost`, is there and announced, and
+/// returns where it goes on.
 fn announced_between(relay: &Relay, frames: &[Frame], lost: usize) -> usize {
     let mut resumed = relay.resume(frames[10].id());
     frames[11..lost].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));

@@ -84,7 +84,8 @@ fn with_one_life_after_the_other_no_id_comes_twice() {
     let relay = data.relay(&connector);
     let mut all = relay.resume("0");
     let mut seen = Vec::new();
-    // Two outages are among them: while the log is empty, there is nothing that could have a gap behind it.
+    // Two outages are among them: while the log is empty, there is nothing that could have a gap
+    // behind it.
     while seen.len() < ids.len() + 2 {
         seen.push(all.item().id.unwrap());
     }

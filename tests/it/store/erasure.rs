@@ -157,7 +157,8 @@ fn however_fresh_an_event_is_it_is_erased_and_counted_once() {
     let mut link = connector.stream();
     let mut subscriber = relay.subscribe();
     for round in 0..60 {
-        // Some are in the store by now, some are on their way, some the store's writer has not taken yet.
+        // Some are in the store by now, some are on their way, some the store's writer has not
+        // taken yet.
         (0..3).for_each(|n| link.event(event_of(MINE, n)));
         subscriber.numbers(3);
         std::thread::sleep(Duration::from_micros(200 * (round % 30)));

@@ -63,7 +63,8 @@ fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
 fn first_byte_handshake_and_request_have_a_time_each() {
     let scene = Scene::new("head_timeout = '2s'");
     let (to, config) = (scene.relay.public, scene.authority.client(&["http/1.1"]));
-    let a_while = || thread::sleep(Duration::from_millis(1300)); // two of them are more than one has
+    // two of them are more than one has
+    let a_while = || thread::sleep(Duration::from_millis(1300));
     let mut socket = TcpStream::connect(to).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut connection = ClientConnection::new(config, to.ip().into()).unwrap();

@@ -1,4 +1,5 @@
-//! HTTPS: who is served by which protocol, the certificate while it is replaced, and peers that stall on the way.
+//! HTTPS: who is served by which protocol, the certificate while it is replaced, and peers that
+//! stall on the way.
 
 use std::{io::Write, thread, time::Duration};
 
@@ -122,7 +123,8 @@ fn who_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
     let mut slow = scene.secure();
     assert_eq!(slow.ask(to, STREAM, &[]).status(), 200);
     scene.relay.wait_for_subscribers(1.0);
-    // From one that fits into a record with others to one that takes a dozen; far more, all in all, than sockets hold.
+    // From one that fits into a record with others to one that takes a dozen; far more, all in all,
+    // than sockets hold.
     let sessions: Vec<_> =
         [10, 1000, 16_000, 17_000, 40_000, 200_000].map(|length| "x".repeat(length)).into();
     let sent: Vec<_> = (0..EVENTS).map(|n| event_of(&sessions[n % sessions.len()], n)).collect();
@@ -133,7 +135,8 @@ fn who_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
             let seen = slow.through(event.as_bytes()).len();
             assert!(seen < event.len() + FRAMING, "event {n} comes behind what is not its own");
             if n % 60 == 59 {
-                // The script of this reader: each pause is far shorter than the time-out, all together are longer.
+                // The script of this reader: each pause is far shorter than the time-out, all
+                // together are longer.
                 thread::sleep(Duration::from_millis(500));
             }
         }

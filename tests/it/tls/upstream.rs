@@ -70,8 +70,8 @@ fn a_certificate_for_another_host_is_not_trusted() {
     wait_for_failure(&relay);
 }
 
-/// Waits until a connection is counted as failed. The state tells less: the first wait may be over within a millisecond, and
-/// then the relay connects to a server that accepts no more.
+/// Waits until a connection is counted as failed. The state tells less: the first wait may be over
+/// within a millisecond, and then the relay connects to a server that accepts no more.
 fn wait_for_failure(relay: &Relay) {
     let failed = [("product_id", PRODUCT), ("outcome", "failed")];
     wait::until("a connection has failed", || {

@@ -1,4 +1,5 @@
-//! From the connector's bytes to the subscriber's: payloads are unchanged, and what cannot be understood is counted.
+//! From the connector's bytes to the subscriber's: payloads are unchanged, and what cannot be
+//! understood is counted.
 
 use std::{fs, path::Path, time::Duration};
 

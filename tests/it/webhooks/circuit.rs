@@ -1,4 +1,5 @@
-//! How an endpoint stands: disabled, open, active again; and what was given up, delivered after all.
+//! How an endpoint stands: disabled, open, active again; and what was given up, delivered after
+//! all.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
@@ -127,7 +128,8 @@ fn after_failures_of_one_delivery_after_the_other_a_single_one_probes_until_the_
         let mut link = connector.stream();
         publish(&relay, &mut link, (0..60).map(|n| event_of(&format!("s{n}"), n)));
         relay.wait_for_webhook("hook", "open");
-        // What was under way when it opened comes to its end; from then on the oldest alone is tried.
+        // What was under way when it opened comes to its end; from then on the oldest alone is
+        // tried.
         let oldest_alone = || {
             let requests = receiver.requests();
             let last = &requests[requests.len().saturating_sub(4)..];

@@ -1,4 +1,5 @@
-//! Deliveries to receivers that behave: what they get, byte by byte, what they do not get, and what the relay tells of it.
+//! Deliveries to receivers that behave: what they get, byte by byte, what they do not get, and what
+//! the relay tells of it.
 
 use std::time::Duration;
 

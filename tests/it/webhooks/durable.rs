@@ -26,7 +26,8 @@ fn events(numbers: Range<usize>) -> impl Iterator<Item = String> {
     numbers.map(|n| event_of(&session(n), n))
 }
 
-/// Checks that these events, and no others, were accepted once each and in order within each session.
+/// Checks that these events, and no others, were accepted once each and in order within each
+/// session.
 fn assert_all_once(receiver: &Receiver, numbers: Range<usize>) {
     let mut expected = BTreeMap::<_, Vec<_>>::new();
     numbers.for_each(|n| expected.entry(session(n)).or_default().push(n));
@@ -199,7 +200,8 @@ fn what_is_owed_beyond_retention_is_a_dead_letter_and_can_still_be_delivered() {
     let setup = setup(&data, &connector, &receiver, "retention_bytes = '1MiB'");
     let relay = setup.start();
     let mut link = connector.stream();
-    // A dead letter that is not of the retention: the receiver says that it is gone, and everything else waits.
+    // A dead letter that is not of the retention: the receiver says that it is gone, and everything
+    // else waits.
     publish(&relay, &mut link, [event_of("gone", 9999)]);
     relay.wait_for_webhook("hook", "disabled");
     receiver.now(|_| Answer::Status(200));
@@ -267,7 +269,8 @@ fn in_memory_alone_what_is_owed_beyond_its_bounds_is_a_dead_letter() {
     receiver.now(|_| Answer::Status(200));
     for begin in (0..100).step_by(4) {
         publish(&relay, &mut link, (begin..begin + 4).map(large));
-        // No faster than the webhook takes them: the log keeps sixteen events, and what has left it unseen is lost.
+        // No faster than the webhook takes them: the log keeps sixteen events, and what has left it
+        // unseen is lost.
         let owed = begin as u64 + 5;
         wait::until("none has got lost", || {
             let view = relay.webhook("hook");
@@ -298,7 +301,8 @@ fn a_receiver_that_is_down_while_very_many_events_arrive_gets_them_all_in_order(
         let frames =
             (begin..begin + STEP).map(|n| format!("data: {}\n\n", event_of(&session(n), n)));
         link.send(frames.collect::<String>());
-        // Not further ahead of the witness than a store on a busy machine can follow: none must leave memory unkept.
+        // Not further ahead of the witness than a store on a busy machine can follow: none must
+        // leave memory unkept.
         witness.wait_for_accepted((begin + STEP).saturating_sub(4 * STEP));
     }
     witness.wait_for_accepted(events);

@@ -1,4 +1,5 @@
-//! Receivers that fail, each in its way: what is tried again, what is given up, and who is not held up by it.
+//! Receivers that fail, each in its way: what is tried again, what is given up, and who is not held
+//! up by it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -165,7 +166,8 @@ fn of_an_endless_body_little_is_read_and_none_is_decompressed() {
     assert_eq!(outcomes(&delivery), ["accepted"]);
     let duration = delivery["attempts"][0]["duration_ms"].as_u64().unwrap();
     assert!(duration < 4000, "it does not wait for an end: {duration} ms");
-    // What the kernel's buffers on both sides hold is all that can be more than the 16 KiB that are read.
+    // What the kernel's buffers on both sides hold is all that can be more than the 16 KiB that are
+    // read.
     wait::holds("no more is taken", Duration::from_millis(200), || receiver.poured() < 16 << 20);
     // No gzip at all: whoever wanted to decompress it would have to give up.
     let bomb =

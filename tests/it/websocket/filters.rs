@@ -97,7 +97,8 @@ fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
     let mut socket = relay.socket(&format!("{SOCKET}?session_id=a"));
-    // Each filter admits session a; so each of its events comes exactly once, whatever happens in between.
+    // Each filter admits session a; so each of its events comes exactly once, whatever happens in
+    // between.
     let mut of_a = Vec::new();
     let mut last = None;
     std::thread::scope(|scope| {
@@ -105,7 +106,8 @@ fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
             for n in 0..EVENTS {
                 link.event(event_of(["a", "b", "c"][n % 3], n));
                 if n.is_multiple_of(100) {
-                    std::thread::sleep(Duration::from_millis(40)); // the pace of the script: changes come in between
+                    // the pace of the script: changes come in between
+                    std::thread::sleep(Duration::from_millis(40));
                 }
             }
         });

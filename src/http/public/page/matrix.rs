@@ -1,8 +1,9 @@
-//! Who may see what, against an oracle that knows only names: random tokens ask for random things of random products, live,
-//! behind an id, in pages and through changes of the filter. What is seen is what is both granted and asked for – nothing else,
-//! and all of it.
+//! Who may see what, against an oracle that knows only names: random tokens ask for random things
+//! of random products, live, behind an id, in pages and through changes of the filter. What is seen
+//! is what is both granted and asked for – nothing else, and all of it.
 //!
-//! Each schedule is known by its seed. `tests/token_matrix.rs` does the same from outside, with fewer.
+//! Each schedule is known by its seed. `tests/token_matrix.rs` does the same from outside, with
+//! fewer.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 

@@ -4,7 +4,7 @@
 //!
 //! Also answers operators who look on (`watch`).
 //!
-//! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
+//! May use: `auth`, `metrics`, `net`, `shard`, `sse`, `timer_wheel`.
 
 mod h2_body;
 mod on_shard;
@@ -107,7 +107,8 @@ pub(crate) fn open_stream(
                         subscriber,
                     )) as Box<dyn ShardSubscriber>
                 };
-                // Its client, which comes back whatever the end, needs no more if it is too late for a lane.
+                // Its client, which comes back whatever the end, needs no more if it is too late
+                // for a lane.
                 drop(shards.take(socket, &scope, home_shard, Box::new(factory)));
             })
         }
@@ -160,8 +161,8 @@ impl<'a> SubscriptionSource<'a> {
     }
 }
 
-/// Whether the socket can be taken out of hyper while it answers a request of this version: on HTTP/1.0 there are no chunks, on
-/// HTTP/2 there are other streams.
+/// Whether the socket can be taken out of hyper while it answers a request of this version: on
+/// HTTP/1.0 there are no chunks, on HTTP/2 there are other streams.
 fn supports_detach(version: Version) -> bool {
     version == Version::HTTP_11
 }
@@ -177,7 +178,8 @@ fn event_stream_response(body: Body) -> Response {
     response
 }
 
-/// Turns a subscriber away. A browser's `EventSource` gives up for good on any status but 200, so it gets one.
+/// Turns a subscriber away. A browser's `EventSource` gives up for good on any status but 200, so
+/// it gets one.
 ///
 /// # Errors
 ///

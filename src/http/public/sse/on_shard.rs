@@ -1,6 +1,6 @@
 //! A stream on a socket of its own: pieces gathered into one write, and everything that can end it.
 //!
-//! May use: `event`, `net` (the socket), `sse`, `wheel`.
+//! May use: `event`, `fanout`, `net`, `shard`, `sse`.
 
 use std::{
     collections::VecDeque,
@@ -91,7 +91,8 @@ impl SseConnection {
         false
     }
 
-    /// Writes what is left of an earlier write, if anything is. Whether the stream goes on, once all of it is written.
+    /// Writes what is left of an earlier write, if anything is. Whether the stream goes on, once
+    /// all of it is written.
     fn flush_unwritten(
         &mut self,
         context: &mut Context<'_>,
@@ -133,8 +134,8 @@ impl SseConnection {
         }
     }
 
-    /// Whether the client has ended the connection. What it sends otherwise is not looked at; one that does not stop is not
-    /// read any more, and its end shows when it is written to.
+    /// Whether the client has ended the connection. What it sends otherwise is not looked at; one
+    /// that does not stop is not read any more, and its end shows when it is written to.
     fn check_peer_closed(&mut self, context: &mut Context<'_>) -> bool {
         for _ in 0..MAX_READS_PER_POLL {
             if self.ignored_bytes >= MAX_IGNORED_BYTES {
@@ -145,7 +146,8 @@ impl SseConnection {
                 Ok(0) => return true,
                 Ok(bytes) => self.ignored_bytes += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    // Nothing has happened since its waker was left there: that is where it still is.
+                    // Nothing has happened since its waker was left there: that is where it still
+                    // is.
                     if !is_notified && !self.must_register_read {
                         return false;
                     }
@@ -291,7 +293,8 @@ impl ShardSubscriber for SseConnection {
     }
 }
 
-/// Writes pieces until the socket is full, and returns how many bytes it took; what was not taken stays.
+/// Writes pieces until the socket is full, and returns how many bytes it took; what was not taken
+/// stays.
 fn write_batch(
     connection: &mut DetachedConnection,
     batch: &mut VecDeque<Bytes>,

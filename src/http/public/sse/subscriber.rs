@@ -1,6 +1,7 @@
-//! What one SSE subscriber receives, without its socket: events and gaps as the log has them, heartbeats in between, and an end.
+//! What one SSE subscriber receives, without its socket: events and gaps as the log has them,
+//! heartbeats in between, and an end.
 //!
-//! May use: `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
+//! May use: `event`, `fanout`, `metrics`, `net`, `sse`, `timer_wheel`.
 
 use std::{
     net::IpAddr,
@@ -110,7 +111,8 @@ impl SseSubscriber {
             forced_close: forced_close.clone(),
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
-            permit.disconnect(DisconnectReason::Drain); // it was let in at the very moment of closing
+            // it was let in at the very moment of closing
+            permit.disconnect(DisconnectReason::Drain);
         }
         if relay.ensure_still_served(product).is_err() {
             permit.disconnect(DisconnectReason::Removed); // the same, of its product
@@ -120,7 +122,8 @@ impl SseSubscriber {
             product.sse.subscribers.inc();
         }
         let wheel = source.wheel;
-        // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
+        // Each a little earlier than the interval: ten thousand subscribers of one event must not
+        // all be idle in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
         let tick_at = |at: Instant| wheel.tick_within(at.saturating_duration_since(Instant::now()));
         let end_due = source.expiry.map_or(u64::MAX, |farewell| tick_at(farewell.expires_at));
@@ -169,7 +172,8 @@ impl SseSubscriber {
             return Poll::Ready(None);
         }
         if self.has_expired() {
-            // At once, whatever is still in the log: it is there for whoever comes back with a new token.
+            // At once, whatever is still in the log: it is there for whoever comes back with a new
+            // token.
             self.permit.disconnect(DisconnectReason::Expired);
             return self.finish();
         }
@@ -195,8 +199,9 @@ impl SseSubscriber {
         if self.disconnect_after.is_some_and(is_delivered) {
             return self.finish();
         }
-        // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
-        // So does a relay that asks, until the log it reads has caught up itself.
+        // Who is leaving waits for the fan-out to come to the end of the log, which takes it no
+        // longer than a tick. So does a relay that asks, until the log it reads has caught up
+        // itself.
         let must_recheck = self.disconnect_after.is_some()
             || self.subscription.must_poll_again()
             || self.owes_end_of_replay;
@@ -228,7 +233,8 @@ impl SseSubscriber {
         self.heartbeat_due = self.wheel().current_tick() + self.heartbeat_ticks;
     }
 
-    /// Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
+    /// Who is dismissed still gets what is in the log at that moment: memory is gone with the
+    /// process.
     fn apply_disconnect(&mut self) {
         if self.alarm.wheel().current_tick() >= self.rotation_due {
             self.permit.disconnect(DisconnectReason::Rotated);
@@ -274,8 +280,8 @@ impl SseSubscriber {
         }
     }
 
-    /// Moves the client's id on where the log has moved past what its filter let through. To a relay, the first one says that
-    /// what comes from now on is news.
+    /// Moves the client's id on where the log has moved past what its filter let through. To a
+    /// relay, the first one says that what comes from now on is news.
     fn encode_heartbeat(&mut self) -> Bytes {
         let log = &self.product.log;
         let is_replaying =
@@ -287,8 +293,8 @@ impl SseSubscriber {
         sse::encode_heartbeat(self.subscription.advance_last_id())
     }
 
-    /// While its socket takes nothing: whether it has to go all the same. If not, `context` is woken when that may have changed,
-    /// and at tick `due`.
+    /// While its socket takes nothing: whether it has to go all the same. If not, `context` is
+    /// woken when that may have changed, and at tick `due`.
     pub(super) fn check_end(&mut self, due: u64, context: &Context<'_>) -> bool {
         self.subscription.register_waker(context);
         if self

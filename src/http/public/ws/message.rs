@@ -1,6 +1,8 @@
 //! The messages of both directions, in JSON.
 //!
 //! Pure but for [`Envelopes`], which keeps what has been encoded lately. May use: `event`.
+//!
+//! May use: `event`.
 
 use std::{
     collections::BTreeSet,
@@ -16,10 +18,12 @@ use crate::{
     http::public::request::{MAX_FILTER_VALUES, only_or_everything},
 };
 
-/// The newest events of a product, as subscribers get them. All who follow share one encoding, and so do those who stall on it.
+/// The newest events of a product, as subscribers get them. All who follow share one encoding, and
+/// so do those who stall on it.
 ///
-/// Kept beside the log and not in its events: what they take in memory is counted when they are appended, and half of
-/// `log.memory_bytes` for a second form of each would be a bad bargain for whoever has no WebSocket subscribers.
+/// Kept beside the log and not in its events: what they take in memory is counted when they are
+/// appended, and half of `log.memory_bytes` for a second form of each would be a bad bargain for
+/// whoever has no WebSocket subscribers.
 #[derive(Debug)]
 pub(crate) struct WsMessageCache([Mutex<Option<(EventId, Bytes)>>; MESSAGE_CACHE_SLOTS]);
 
@@ -53,7 +57,8 @@ impl WsMessageCache {
     }
 }
 
-/// `{"id":"…","event":"message","data":…}`. The payload is known to be JSON, and stands in it byte for byte.
+/// `{"id":"…","event":"message","data":…}`. The payload is known to be JSON, and stands in it byte
+/// for byte.
 fn encode_event(event: &Event) -> Bytes {
     let (id, payload) = (event.id().to_string(), event.payload());
     text_frame(&[
@@ -201,7 +206,8 @@ const MAX_FRAME_HEADER_BYTES: usize = 10;
 /// What subscribers who follow are apart; whoever is further behind has its own copy.
 const MESSAGE_CACHE_SLOTS: usize = 64;
 
-/// With this, they take a mebibyte a product at the most. Copying a larger one is little beside writing it.
+/// With this, they take a mebibyte a product at the most. Copying a larger one is little beside
+/// writing it.
 const MAX_CACHED_PAYLOAD_BYTES: usize = 16 * 1024;
 
 #[cfg(test)]

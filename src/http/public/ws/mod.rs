@@ -1,9 +1,10 @@
 //! `GET /ws/{product_id}`: a subscription over WebSocket (RFC 6455).
 //!
-//! In: a request to upgrade. Out: an answer that does, and a session on the connection's socket. Everything is checked before
-//! the upgrade, so whoever is turned away gets the same problem as over SSE.
+//! In: a request to upgrade. Out: an answer that does, and a session on the connection's socket.
+//! Everything is checked before the upgrade, so whoever is turned away gets the same problem as
+//! over SSE.
 //!
-//! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`, `wheel`.
+//! May use: `config`, `net`, `shard`.
 
 mod message;
 pub(crate) mod on_shard;
@@ -97,8 +98,9 @@ pub(crate) async fn socket(
     Ok(switching_protocols(&key))
 }
 
-/// A page of another site may open a WebSocket as its visitor, with the visitor's cookies, and no preflight asks before. So any
-/// `Origin` must be this host or listed, whatever the credential. Browsers always send one.
+/// A page of another site may open a WebSocket as its visitor, with the visitor's cookies, and no
+/// preflight asks before. So any `Origin` must be this host or listed, whatever the credential.
+/// Browsers always send one.
 ///
 /// # Errors
 ///
@@ -106,7 +108,8 @@ pub(crate) async fn socket(
 fn check_origin(headers: &HeaderMap, listed: &[config::Origin]) -> Result<(), Problem> {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let is_known = |origin: &HeaderValue| {
-        // Brought into one form: a browser leaves the scheme's own port out, a client in front of a proxy may not.
+        // Brought into one form: a browser leaves the scheme's own port out, a client in front of a
+        // proxy may not.
         let Some(origin) =
             origin.to_str().ok().and_then(|origin| config::Origin::parse(origin).ok())
         else {
@@ -177,7 +180,8 @@ fn upgrade_required(version: Version) -> Response {
     let mut response = Problem::new(StatusCode::UPGRADE_REQUIRED, detail).into_response();
     let headers = response.headers_mut();
     headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(WEBSOCKET_VERSION));
-    // HTTP/2 knows neither of these fields, and a message that has one is malformed (RFC 9113, section 8.2.2).
+    // HTTP/2 knows neither of these fields, and a message that has one is malformed (RFC 9113,
+    // section 8.2.2).
     if version != Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));

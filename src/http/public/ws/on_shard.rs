@@ -1,6 +1,6 @@
 //! A session on a socket of its own, as its lane sees it.
 //!
-//! May use: `event`, `fanout`, `net`.
+//! May use: `event`, `fanout`, `net`, `shard`.
 
 use std::{
     io::IoSlice,
@@ -104,7 +104,8 @@ impl ShardSubscriber for WsConnection<DeadlineSocket> {
         self.subscriber.subscription().resync_from(position);
         match self.is_idle {
             true => DeliveryOutcome::NeedsPoll,
-            false => DeliveryOutcome::Handled, // it is polled in any case, once its socket can be written, or the client has answered
+            // it is polled in any case, once its socket can be written, or the client has answered
+            false => DeliveryOutcome::Handled,
         }
     }
 

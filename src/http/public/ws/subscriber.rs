@@ -1,6 +1,7 @@
-//! One WebSocket subscriber without its socket: what it may see, where it stands, and when it has to leave.
+//! One WebSocket subscriber without its socket: what it may see, where it stands, and when it has
+//! to leave.
 //!
-//! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `wheel`.
+//! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `timer_wheel`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -83,7 +84,8 @@ impl WsSubscriber {
             forced_close: None,
         })?;
         if relay.is_draining.load(Ordering::SeqCst) {
-            permit.disconnect(DisconnectReason::Drain); // it was let in at the very moment of closing
+            // it was let in at the very moment of closing
+            permit.disconnect(DisconnectReason::Drain);
         }
         if relay.ensure_still_served(product).is_err() {
             permit.disconnect(DisconnectReason::Removed); // the same, of its product
@@ -151,7 +153,8 @@ impl WsSubscriber {
         Poll::Ready(message)
     }
 
-    /// A heartbeat, if it is time for one. Moves the client's id on where the log has moved past what its filter let through.
+    /// A heartbeat, if it is time for one. Moves the client's id on where the log has moved past
+    /// what its filter let through.
     pub(super) fn take_heartbeat(&mut self) -> Option<Bytes> {
         if self.now() < self.heartbeat_due {
             return None;
@@ -192,7 +195,8 @@ impl WsSubscriber {
             self.permit.disconnect(DisconnectReason::Rotated);
         }
         let reason = self.permit.disconnect_reason()?;
-        // Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
+        // Who is dismissed still gets what is in the log at that moment: memory is gone with the
+        // process.
         if self.disconnect_after.is_none() {
             self.disconnect_after = Some(self.product.log.newest_position());
             if self.subscription.is_on_shard() {
@@ -202,7 +206,8 @@ impl WsSubscriber {
         Some(reason)
     }
 
-    /// Whether somebody who has to leave has been given what there is; what is in the store is there for whoever comes back.
+    /// Whether somebody who has to leave has been given what there is; what is in the store is
+    /// there for whoever comes back.
     pub(super) fn has_delivered_all(&self) -> bool {
         self.disconnect_after.is_some_and(|last| {
             self.subscription.has_passed(last) || self.subscription.reads_from_store()
@@ -211,7 +216,8 @@ impl WsSubscriber {
 
     /// Wakes `context` when there is something to send, or to heed.
     pub(super) fn wake_when_due(&self, other_due: u64, context: &Context<'_>) {
-        // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
+        // Who is leaving waits for the fan-out to come to the end of the log, which takes it no
+        // longer than a tick.
         let must_recheck = self.disconnect_after.is_some() || self.subscription.must_poll_again();
         let next_tick = self.alarm.wheel().tick_after(Duration::ZERO);
         let due = self.heartbeat_due.min(self.rotation_due).min(self.expiry_due).min(other_due);

@@ -1,7 +1,8 @@
-//! The registered webhooks as the writer knows them: whom to tell what, and what a file that is begun anew must have again.
-//! What happens to dead letters is logged at once when it is news, and then in sums.
+//! The registered webhooks as the writer knows them: whom to tell what, and what a file that is
+//! begun anew must have again. What happens to dead letters is logged at once when it is news, and
+//! then in sums.
 //!
-//! May use: the outbox's words, the file.
+//! May use: no other module.
 
 #[cfg(test)]
 mod tests;
@@ -193,8 +194,8 @@ impl RegisteredWebhooks {
         }
     }
 
-    /// Logs what has added up since it was logged last, if that is some time ago; of what has not happened since, nothing is
-    /// remembered. Called every second at least.
+    /// Logs what has added up since it was logged last, if that is some time ago; of what has not
+    /// happened since, nothing is remembered. Called every second at least.
     pub(super) fn log_tallies(&mut self) {
         self.incidents.retain(|(id, incident), tally| {
             if tally.logged_at.elapsed() < INCIDENT_LOG_INTERVAL {
@@ -209,8 +210,9 @@ impl RegisteredWebhooks {
         });
     }
 
-    /// Has all of them in a file that may have been begun anew, or have got a commit that was reported as failed. Those that it
-    /// did not know are told that everything has to be written again.
+    /// Has all of them in a file that may have been begun anew, or have got a commit that was
+    /// reported as failed. Those that it did not know are told that everything has to be written
+    /// again.
     ///
     /// # Errors
     ///

@@ -4,15 +4,18 @@
 //! flush ─► read one message ─► hand over up to 32 KiB ─► flush …      nothing to do: heartbeat, or wait
 //! ```
 //!
-//! Nothing is read, from the log or from the client, before everything that was handed over is written: so a client that
-//! takes nothing pins one hand-over, and one that sends pings and takes no answer gets no further.
+//! Nothing is read, from the log or from the client, before everything that was handed over is
+//! written: so a client that takes nothing pins one hand-over, and one that sends pings and takes
+//! no answer gets no further.
 //!
-//! The codec reads, answers pings and closes. What the relay has to say is in its frames already, which all who get it share, and
-//! goes to the socket beside the codec, whenever that has nothing to send itself.
+//! The codec reads, answers pings and closes. What the relay has to say is in its frames already,
+//! which all who get it share, and goes to the socket beside the codec, whenever that has nothing
+//! to send itself.
 //!
-//! On a socket of its own it belongs to a lane, which gives it what arrives; with TLS it is a task by itself.
+//! On a socket of its own it belongs to a lane, which gives it what arrives; with TLS it is a task
+//! by itself.
 //!
-//! May use: nothing.
+//! May use: `shard`.
 
 #[cfg(test)]
 mod tests;
@@ -63,8 +66,8 @@ enum WsPhase {
     Open,
     /// A close frame is on its way; the client's own is awaited.
     Closing,
-    /// The client was told what it did wrong, and may still be sending. Closing the socket on that would be a reset, which may
-    /// overtake the close frame.
+    /// The client was told what it did wrong, and may still be sending. Closing the socket on that
+    /// would be a reset, which may overtake the close frame.
     Lingering,
 }
 
@@ -98,8 +101,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// Does what there is to do, and tells whether it has ended. `pieces` is empty before and after; `bytes` counts what is
-    /// handed over.
+    /// Does what there is to do, and tells whether it has ended. `pieces` is empty before and
+    /// after; `bytes` counts what is handed over.
     pub(super) fn run(
         &mut self,
         context: &mut Context<'_>,
@@ -161,7 +164,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// Writes what is left of earlier writes, and then what the codec has to say. Whether the socket still takes something.
+    /// Writes what is left of earlier writes, and then what the codec has to say. Whether the
+    /// socket still takes something.
     fn flush(&mut self, context: &mut Context<'_>) -> Poll<bool> {
         if !self.unwritten.is_empty() {
             match ready!(poll_write_batch(self.socket.get_mut(), context, &mut self.unwritten)) {
@@ -172,8 +176,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         Pin::new(&mut self.socket).poll_flush(context).map(|flushed| flushed.is_ok())
     }
 
-    /// The socket is full. Its own deadline looks after a client that takes nothing; the task must only hear of what ends the
-    /// session before that.
+    /// The socket is full. Its own deadline looks after a client that takes nothing; the task must
+    /// only hear of what ends the session before that.
     fn wait_for_writable(&mut self, context: &Context<'_>) -> WsStep {
         self.subscriber.record_backlog();
         self.subscriber.wake_for_disconnect(self.close_due, context);
@@ -203,7 +207,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
             Poll::Ready(Some(Err(Error::Io(_)))) => WsStep::Closed,
             Poll::Ready(Some(Err(error))) => {
                 self.subscriber.mark_faulty();
-                // Of the rest the codec has told the client itself; it does not tell of a message in fragments.
+                // Of the rest the codec has told the client itself; it does not tell of a message
+                // in fragments.
                 if matches!(error, Error::PayloadTooLong { .. }) {
                     self.close(CloseCode::MESSAGE_TOO_BIG);
                 }
@@ -417,7 +422,8 @@ fn close_timeout(reason: DisconnectReason) -> Duration {
 /// A filter of a thousand values has room in it.
 const MAX_CLIENT_MESSAGE_BYTES: usize = 64 * 1024;
 
-/// What a closing handshake may take: less than those who drain are given to leave, after which the wheel stands still.
+/// What a closing handshake may take: less than those who drain are given to leave, after which the
+/// wheel stands still.
 const CLOSE_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The same for a stream that is to be gone within a second, whatever its client does.

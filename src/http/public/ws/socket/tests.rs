@@ -56,7 +56,8 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
         let polled = connection
             .poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))), &mut scratch);
         assert!(polled.is_pending(), "the session goes on");
-        // Nothing is to be done, and neither the session nor its socket has asked to be polled again.
+        // Nothing is to be done, and neither the session nor its socket has asked to be polled
+        // again.
         !woken.0.load(Ordering::SeqCst)
     };
     while !(poll(&mut connection) && connection.is_idle) {
@@ -71,7 +72,8 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
     }
     let (pings, mut sent) = (PING.repeat(100), 0);
     while !poll(&mut connection) || connection.is_idle {
-        sent += client.try_write(pings.split_at(sent % pings.len()).1).unwrap_or(0); // it is full at times
+        // it is full at times
+        sent += client.try_write(pings.split_at(sent % pings.len()).1).unwrap_or(0);
         yield_now().await;
     }
     for (position, text) in [(2, "second"), (3, "third")] {
