@@ -213,7 +213,7 @@ pub fn wake_subscriber() -> impl FnMut() -> Batch {
         let before = wakes.0.load(SeqCst);
         listeners.iter().for_each(|listener| listener.take_pending_and_register(&waker));
         let batch = Batch::of(BATCH_SIZE, || {
-            listeners.iter().for_each(|listener| black_box(listener).mark_pending(1))
+            listeners.iter().for_each(|listener| black_box(listener).mark_pending(1));
         });
         assert_eq!(wakes.0.load(SeqCst), before + BATCH_SIZE);
         batch
@@ -231,7 +231,7 @@ pub fn wake_shard(stream: &[u8]) -> impl FnMut() -> Batch {
     move || {
         let before = wakes.0.load(SeqCst);
         let batch = Batch::of(BATCH_SIZE, || {
-            (0..BATCH_SIZE).for_each(|shard| fanout.push_and_wake(shard, black_box(&event)))
+            (0..BATCH_SIZE).for_each(|shard| fanout.push_and_wake(shard, black_box(&event)));
         });
         assert_eq!(wakes.0.load(SeqCst), before + BATCH_SIZE);
         shards.iter().for_each(|shard| drop(shard.take_queued(&mut Vec::new())));

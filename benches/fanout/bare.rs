@@ -194,7 +194,7 @@ impl Room {
                 match wish {
                     Wish::Everything => self.everything.push(number),
                     Wish::Session(session) => {
-                        self.by_session.entry(session).or_default().push(number)
+                        self.by_session.entry(session).or_default().push(number);
                     }
                 }
             }

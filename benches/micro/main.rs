@@ -40,25 +40,28 @@ fn main() {
     let listeners = [
         measure(
             "index: shown to one of 1 000 by a mark, which wakes it",
-            bench_support::show_to_listeners(&few),
+            bench_support::notify_subscribers(&few),
         ),
-        measure("index: the same, one of 10 000", bench_support::show_to_listeners(&many)),
+        measure("index: the same, one of 10 000", bench_support::notify_subscribers(&many)),
     ];
     let followers = [
         measure(
             "index: shown to a lane, and one of its 1 000 found",
-            bench_support::show_to_followers(&few),
+            bench_support::notify_shard_subscribers(&few),
         ),
-        measure("index: the same, one of 10 000", bench_support::show_to_followers(&many)),
+        measure("index: the same, one of 10 000", bench_support::notify_shard_subscribers(&many)),
     ];
-    measure("wake: a mark, to its waker", bench_support::wake_listener());
-    measure("wake: an event left for a lane, to its waker", bench_support::wake_lane(&few));
+    measure("wake: a mark, to its waker", bench_support::wake_subscriber());
+    measure("wake: an event left for a lane, to its waker", bench_support::wake_shard(&few));
     measure("wake: a mark, to another thread and back", bench_support::wake_thread_and_back());
     measure(
         "hand-over: one who was woken takes its frame from the log",
         bench_support::take_from_log(&few),
     );
-    measure("hand-over: a follower is given a frame", bench_support::give_to_followers(&few));
+    measure(
+        "hand-over: a follower is given a frame",
+        bench_support::deliver_to_shard_subscribers(&few),
+    );
     let growth = |[few, many]: [f64; 2]| many / few;
     let (listeners, followers) = (growth(listeners), growth(followers));
     println!(

@@ -96,7 +96,7 @@ impl App {
         let is_notable = is_requested || !was_good || !changed.is_empty();
         match changed.is_empty() {
             _ if !is_notable => {
-                debug!("the configuration's files were read again: nothing has changed")
+                debug!("the configuration's files were read again: nothing has changed");
             }
             true => info!(changed = "nothing", "configuration reloaded"),
             false => info!(changed = changed.join(", "), "configuration reloaded"),

@@ -112,7 +112,7 @@ impl ServedCertificate {
         match identity.not_after > SystemTime::now() {
             true => info!(%not_after, %file, "the certificate that is served"),
             false => {
-                warn!(%not_after, %file, "the certificate has ended, and clients refuse it; renew it")
+                warn!(%not_after, %file, "the certificate has ended, and clients refuse it; renew it");
             }
         }
     }

@@ -41,7 +41,7 @@ pub(super) fn run(_: &DemoArgs) -> Result<(), CliError> {
         let receiver = SampleReceiver::new(DEMO_SECRET, print_line);
         let router = receiver.router();
         let receiver = BackgroundServer::serve(loopback, router, |stopped| async move {
-            receiver.run(stopped).await
+            receiver.run(stopped).await;
         });
         let receiver = receiver.map_err(serve_error)?;
         let outcome = run_relay(simulator.address, receiver.address, signals).await;

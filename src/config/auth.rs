@@ -1,6 +1,6 @@
 //! `[auth]`: who may do what.
 //!
-//! In: the section with its keys and its `[auth.jwt]`. Out: [`Auth`].
+//! In: the section with its keys and its `[auth.jwt]`. Out: [`AuthConfig`].
 //!
 //! May use: `event`.
 

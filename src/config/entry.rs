@@ -93,12 +93,12 @@ impl<'a> ConfigEntry<'a> {
         self.text("text").and_then(|text| self.or_report(parse(text)))
     }
 
-    /// As [`Entry::parsed`], where the empty text stands for none.
+    /// As [`ConfigEntry::parse_with`], where the empty text stands for none.
     pub(super) fn optional<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         if self.is_given() { self.parse_with(parse) } else { None }
     }
 
-    /// As [`Entry::parsed`], where none is a finding.
+    /// As [`ConfigEntry::parse_with`], where none is a finding.
     pub(super) fn required<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         if self.is_given() { self.parse_with(parse) } else { self.reject("is required") }
     }
@@ -133,14 +133,14 @@ impl<'a> ConfigEntry<'a> {
         fitting.or_else(|| self.reject(&format!("must be a whole number from {min} to {max}")))
     }
 
-    /// As [`Entry::number`] from 0 on, where 0 (and absent) stands for no limit.
+    /// As [`ConfigEntry::number`] from 0 on, where 0 (and absent) stands for no limit.
     pub(super) fn limit<T: TryFrom<u64>>(&self) -> Option<T> {
         self.number::<u64>(0..=u32::MAX)
             .filter(|limit| *limit > 0)
             .and_then(|limit| T::try_from(limit).ok())
     }
 
-    /// The value as a duration of at least this length and at most [`values::LONGEST`].
+    /// The value as a duration of at least this length and at most [`values::MAX_DURATION`].
     pub(super) fn duration(&self, min: Duration) -> Option<Duration> {
         self.duration_within(min..=values::MAX_DURATION)
     }
@@ -271,7 +271,7 @@ mod tests {
     use crate::config::{environment::Environment, reader::Section};
     use toml::de::DeTable;
 
-    /// What `read` makes of `x`, and what was found.
+    /// What `read_entry` makes of `x`, and what was found.
     fn read_entry<T>(text: &str, read: impl Fn(&ConfigEntry<'_>) -> T) -> (T, String) {
         read_entry_with(text, &Environment::default(), read)
     }

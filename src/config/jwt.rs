@@ -1,6 +1,7 @@
 //! `[auth.jwt]`: scoped tokens, and how they are checked.
 //!
-//! In: the section, if there is one. Out: [`Jwt`], where each algorithm has just what it needs.
+//! In: the section, if there is one. Out: [`JwtConfig`], where each algorithm has just what it
+//! needs.
 //!
 //! May use: no other module.
 

@@ -1,6 +1,6 @@
 //! `[log]` and `[egress]`: what is kept, and what may be reached.
 //!
-//! In: the sections. Out: [`Log`] and [`Egress`].
+//! In: the sections. Out: [`LogConfig`] and [`EgressConfig`].
 //!
 //! May use: no other module.
 

@@ -122,7 +122,7 @@ impl MaskedToml {
                 self.secret("previous_secret", previous_secret.as_ref());
             }
             JwtVerification::PublicKeys { public_key_file, .. } => {
-                self.line("public_key_file", path_text(Some(public_key_file)))
+                self.line("public_key_file", path_text(Some(public_key_file)));
             }
         }
         self.line("audience", jwt.audience.as_deref().unwrap_or_default());

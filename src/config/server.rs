@@ -1,6 +1,6 @@
 //! `[server]`: where the relay listens and what it bears.
 //!
-//! In: the section. Out: [`Server`], with 0 and "" turned into "none" where they mean that.
+//! In: the section. Out: [`ServerConfig`], with 0 and "" turned into "none" where they mean that.
 //!
 //! May use: no other module.
 

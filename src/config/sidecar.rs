@@ -29,7 +29,7 @@ const KEY_NAME: &str = "upstream-token";
 pub(super) fn upstream(context: &ParseContext<'_>) -> Option<UpstreamConfig> {
     let token = Secret::from_variable(context, TOKEN_VARIABLE, SecretRule::Header);
     let report = |message: String| {
-        context.report(ConfigLocation::Variable(URL_VARIABLE.to_owned()), None, message)
+        context.report(ConfigLocation::Variable(URL_VARIABLE.to_owned()), None, message);
     };
     let checked = match context.variable(URL_VARIABLE) {
         EnvVariable::Unset | EnvVariable::Text("") => {

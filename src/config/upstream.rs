@@ -1,6 +1,6 @@
 //! `[[upstreams]]`: the connectors, or other relays, that events come from.
 //!
-//! In: the array of tables. Out: [`Upstream`]s with one product each.
+//! In: the array of tables. Out: [`UpstreamConfig`]s with one product each.
 //!
 //! May use: `event`.
 

@@ -52,7 +52,7 @@ pub(crate) use self::{
 pub(crate) struct Fanout {
     log: Arc<Log>,
     /// Every entry up to here has been shown to the listeners. Written by [`Fanout::run`] alone,
-    /// while it holds `audience`.
+    /// while it holds `registry`.
     dispatched_through: AtomicU64,
     registry: Mutex<SubscriberRegistry>,
     /// One for each lane.

@@ -4,7 +4,7 @@
 //! with traffic: a subscription holds one small hand-over of entries, and everything else stays in
 //! the log.
 //!
-//! May use: `event`, `log`, `store`.
+//! May use: `deliver_event`, `log`, `store`.
 
 use std::{
     collections::VecDeque,
@@ -77,7 +77,7 @@ struct AwaitedStart {
 }
 
 impl Subscription {
-    /// A subscription at `start`; entries behind `position` will be shown to its `listener`.
+    /// A subscription at `start`; entries behind `position` will be shown to its `signal`.
     pub(super) fn new(
         fanout: Arc<Fanout>,
         signal: Arc<SubscriberSignal>,
@@ -140,7 +140,7 @@ impl Subscription {
 
     /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the
     /// store has behind it. Nobody tells it when that can be read again: see
-    /// [`Subscription::must_look_again`].
+    /// [`Subscription::must_poll_again`].
     pub(super) fn resume_after(&mut self, position: u64) {
         (self.cursor, self.skips_history, self.is_lagging) =
             (position, false, position < self.live_after);
@@ -154,7 +154,7 @@ impl Subscription {
 
     /// Goes on with another scope, from where it stands. What has been returned is not returned
     /// again, and what comes behind that is judged by the new scope alone. One whose lane tells it
-    /// what has arrived must join that again, see `Followers::change_scope`.
+    /// what has arrived must join that again, see `ShardIndex::change_scope`.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
         self.read_buffer.clear();
@@ -185,7 +185,7 @@ impl Subscription {
             true => drop(self.signal.take_pending()), // it looks into the log in any case
             false => {
                 self.is_lagging =
-                    self.take_pending(self.fanout.dispatched_through.load(Ordering::SeqCst))
+                    self.take_pending(self.fanout.dispatched_through.load(Ordering::SeqCst));
             }
         }
     }

@@ -28,7 +28,7 @@ struct QuotaState {
 }
 
 impl MemoryQuota {
-    /// Room for `most`, of which one address has `share` at the most.
+    /// Room for `capacity`, of which one address has `share_per_address` at the most.
     pub(super) fn new(capacity: u32, share_per_address: u32) -> Self {
         Self(Arc::new(QuotaState {
             total: Semaphore::new(capacity as usize),
@@ -68,7 +68,7 @@ impl QuotaPermit {
     ///
     /// # Errors
     ///
-    /// [`Full`] when that takes too long; what it holds already stays.
+    /// [`QuotaExhausted`] when that takes too long; what it holds already stays.
     pub(super) async fn grow_to(&mut self, units: usize) -> Result<(), QuotaExhausted> {
         timeout(QUOTA_WAIT_TIMEOUT, self.acquire(u32::try_from(units).unwrap_or(u32::MAX)))
             .await

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! subscription ──► CatchUp ──► queue ──► reading threads ──► chunk        one question per reader at a time
-//! log, erasure, webhooks ──► signal, orders ──► the writing thread       see `orders`
+//! log, erasure, webhooks ──► signal, orders ──► the writing thread       see `commands`
 //! ```
 //!
 //! May use: `error_chain`, `store`.

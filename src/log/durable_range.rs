@@ -119,7 +119,7 @@ impl DurableRange {
     }
 
     /// Notes that the store as a whole is gone, and that it can have again only what comes behind
-    /// `in_memory_from`. Tells whether anything is lost by that.
+    /// `memory_evicted_through`. Tells whether anything is lost by that.
     pub(crate) fn record_total_loss(&mut self, memory_evicted_through: u64) -> bool {
         self.holes.clear();
         let is_loss = memory_evicted_through > self.evicted_through;

@@ -361,7 +361,7 @@ impl Log {
         self.state().numbering == Numbering::Undecided
     }
 
-    /// Notes that what comes from now on is history, until [`Log::has_recovered`] says otherwise.
+    /// Notes that what comes from now on is history, until [`Log::finish_replay`] says otherwise.
     pub(crate) fn begin_recovery(&self) {
         self.history_through.store(u64::MAX, Ordering::SeqCst);
     }

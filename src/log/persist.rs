@@ -61,7 +61,7 @@ impl Log {
         Some(batch)
     }
 
-    /// Notes that what [`Log::unkept`] has given is in the store.
+    /// Notes that what [`Log::next_unpersisted`] has given is in the store.
     pub(crate) fn mark_persisted(&self, batch: &UnpersistedBatch) {
         let mut state = self.state();
         let Some(durable) = &mut state.durable else { return };

@@ -32,7 +32,7 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// [`NumberedElsewhere`], from the moment at which that is known.
+    /// [`NumberedByUpstream`], from the moment at which that is known.
     pub(crate) fn publish(&self, draft: Draft) -> Result<Appended, NumberedByUpstream> {
         let state = self.state();
         if state.numbering == Numbering::Upstream {
@@ -41,8 +41,8 @@ impl Log {
         Ok(self.append_with_own_id(state, draft))
     }
 
-    /// Waits until the entry at `place` is in the store. False without a store, and as soon as the
-    /// store keeps less than it promises, or has lost the entry.
+    /// Waits until the entry at `position` is in the store. False without a store, and as soon as
+    /// the store keeps less than it promises, or has lost the entry.
     ///
     /// # Cancel safety
     ///

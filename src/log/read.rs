@@ -99,8 +99,8 @@ impl Log {
         self.gap_through(state, GapReason::UnknownId, after, state.evicted_through())
     }
 
-    /// The notice for a reader whose next entries up to `through` are gone; `after` is the last id
-    /// it has, if any. It goes on behind the notice's place.
+    /// The notice for a reader whose next entries up to `lost_through` are gone; `after` is the
+    /// last id it has, if any. It goes on behind the notice's place.
     pub(crate) fn lost_gap(
         &self,
         reason: GapReason,
@@ -166,7 +166,7 @@ pub(crate) enum ResolvedStart {
 /// What a reader finds behind its place.
 #[derive(Debug)]
 pub(crate) enum ReadOutcome {
-    /// It has now been given, or may not see, everything up to `through`.
+    /// It has now been given, or may not see, everything up to `lost_through`.
     Entries {
         /// The place it has come to.
         read_through: u64,
@@ -180,7 +180,7 @@ pub(crate) enum ReadOutcome {
         /// For what.
         request: ReadRequest,
     },
-    /// Everything up to `through` is gone.
+    /// Everything up to `lost_through` is gone.
     Lost {
         /// Why.
         reason: GapReason,

@@ -1,10 +1,11 @@
 //! Whose turn it is to read from the store: so many readers at one time, the others in the order
 //! they came.
 //!
-//! A reader keeps its turn until it has caught up, or until it has had its answer for [`PATIENCE`]
-//! without asking again: one whose socket has stalled must not hold up the queue. While a question
-//! of its is out, the turn is in use, however slow the disk is. A turn that comes free is given to
-//! the first in the queue at once: as long as anybody waits, all turns are taken.
+//! A reader keeps its turn until it has caught up, or until it has had its answer for
+//! [`REPLAY_PERMIT_IDLE_TIMEOUT`] without asking again: one whose socket has stalled must not hold
+//! up the queue. While a question of its is out, the turn is in use, however slow the disk is. A
+//! turn that comes free is given to the first in the queue at once: as long as anybody waits, all
+//! turns are taken.
 //!
 //! May use: no other module.
 
@@ -39,7 +40,7 @@ struct PermitQueue {
 }
 
 impl ReplayPermits {
-    /// Turns for `most` readers at one time.
+    /// Turns for `capacity` readers at one time.
     pub(crate) fn new(capacity: usize) -> Arc<Self> {
         Arc::new(Self { capacity: capacity.max(1), queue: Mutex::default() })
     }

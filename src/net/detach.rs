@@ -37,7 +37,7 @@ pub(super) struct DetachState {
 type Continuation = Box<dyn FnOnce(AcceptedSocket, Option<TlsSession>) + Send>;
 
 impl DetachState {
-    /// The socket is to be given to `heir` once the answer's head has been sent.
+    /// The socket is to be given to `take_ready` once the answer's head has been sent.
     pub(super) fn arm(&self, continuation: Continuation) {
         *self.continuation.lock().unwrap_or_else(PoisonError::into_inner) = Some(continuation);
     }

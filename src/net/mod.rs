@@ -248,7 +248,7 @@ pub(crate) async fn serve(
             },
             // The peer was gone before it was its turn: the next one may be waiting.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
-                debug!(%error, "connection ended")
+                debug!(%error, "connection ended");
             }
             Err(error) if out_of_descriptors(&error) && reserve.release() => {
                 if reserve.throttle.allow() {

@@ -4,7 +4,7 @@
 //! has chosen HTTP/2. The deadlines are those of the socket below: a peer that takes nothing is
 //! found there, whatever it does not take.
 //!
-//! May use: `config`.
+//! May use: `server_config`.
 
 use std::{
     io,
@@ -61,7 +61,7 @@ impl ReloadableTls {
     {
         let config = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let limit_buffer = |session: &mut rustls::ServerConnection| {
-            session.set_buffer_limit(Some(TLS_BUFFER_BYTES))
+            session.set_buffer_limit(Some(TLS_BUFFER_BYTES));
         };
         TlsAcceptor::from(config).accept_with(socket, limit_buffer).await
     }

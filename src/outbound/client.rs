@@ -70,8 +70,8 @@ impl EventStreamClient {
     ///
     /// # Errors
     ///
-    /// Why there is no stream; [`OpenError::is_permanent`] and [`OpenError::retry_after`] say what
-    /// to do.
+    /// Why there is no stream; [`OpenError::is_permanent`] and [`OpenError::retry_after`] say
+    /// what to do.
     pub(crate) async fn open(
         &self,
         target: &StreamTarget,
@@ -431,7 +431,7 @@ fn redirect_target(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
     matches!(to.scheme_str(), Some("http" | "https")).then_some(to)
 }
 
-/// A relay answers `resume`, and a relay that asks another one says `follow`.
+/// A relay answers `resume`, and a relay that asks another one says `open_following_redirects`.
 const RELAY_HEADER: &str = "autoplay-relay";
 
 const EVENT_STREAM: &str = "text/event-stream";

@@ -86,7 +86,7 @@ pub(crate) struct EgressConnector {
 }
 
 impl EgressConnector {
-    /// A connector behind `guard` whose caller waits for `patience` and no longer.
+    /// A connector behind `guard` whose caller waits for `attempt_timeout` and no longer.
     pub(crate) fn new(guard: Arc<EgressGuard>, attempt_timeout: Duration) -> Self {
         Self { guard, resolver: Resolver::System, attempt_timeout }
     }

@@ -30,7 +30,7 @@ pub(crate) struct IdleTimeoutStream<S> {
 }
 
 impl<S: Unpin> IdleTimeoutStream<S> {
-    /// The stream, which ends `patience` after it has last been heard of.
+    /// The stream, which ends `idle_timeout` after it has last been heard of.
     pub(crate) fn new(stream: S, idle_timeout: Duration) -> Self {
         Self { stream, idle_timeout, deadline: Box::pin(sleep(idle_timeout)) }
     }

@@ -1,7 +1,8 @@
 //! What a lane does for its subscribers: one task that gives each event to all whom it concerns,
 //! and looks after everything else that their sockets, the timer and the operators want of them.
 //!
-//! In: subscribers with sockets of their own (`sse`, `ws`), as [`Follower`]s. Out: what they write.
+//! In: subscribers with sockets of their own (`sse`, `ws`), as [`ShardSubscriber`]s. Out: what they
+//! write.
 //!
 //! May use: `event`, `fanout`, `http`.
 
@@ -58,7 +59,8 @@ pub(crate) trait ShardSubscriber: Send {
         metrics: &mut MetricsBuffers,
     ) -> DeliveryOutcome;
 
-    /// It does not have everything any more: what there is, from `place` on, it finds in the log.
+    /// It does not have everything any more: what there is, from `first_position` on, it finds in
+    /// the log.
     fn fall_back_to_log(&mut self, position: u64) -> DeliveryOutcome;
 
     /// Its work has panicked: it ends.

@@ -97,7 +97,7 @@ impl ProductGroup {
             QueueContents::Marks(marks) => {
                 let targets = marks.iter().map(|mark| (mark.session.as_ref(), &mark.kind));
                 index.for_each_interested(targets, |mark_index, key| {
-                    marks.get(mark_index).into_iter().for_each(|it| fall_back(key, it.position))
+                    marks.get(mark_index).into_iter().for_each(|it| fall_back(key, it.position));
                 });
                 marks.first().map(|mark| mark.position)
             }
@@ -115,7 +115,7 @@ impl ProductGroup {
         // news.
         if first.is_some_and(|first| first <= self.product.log.history_through()) {
             index.for_each_interested(targets, |event_index, key| {
-                fall_back(key, position_of(event_index))
+                fall_back(key, position_of(event_index));
             });
             return events.clear();
         }

@@ -105,8 +105,8 @@ impl StreamPayload<'_> {
     /// Makes the JSON at least `bytes` long by adding prose to its last description, summary or
     /// reason.
     ///
-    /// To be called before [`Payload::stamp`]: it counts the times in their shortest form, so that
-    /// what is added does not depend on the clock.
+    /// To be called before [`StreamPayload::set_times`]: it counts the times in their shortest
+    /// form, so that what is added does not depend on the clock.
     pub(crate) fn pad_to(&mut self, bytes: usize, rng: &mut Rng) {
         if bytes == 0 {
             return; // spares the encoding

@@ -115,7 +115,7 @@ impl Person {
 
     fn offer_tour<'a>(&'a self, product_id: &'a str, rng: &mut Rng) -> StreamPayload<'a> {
         let (flow_id, reason) = self.visit.tour();
-        // `due` asks for one
+        // `due_event` asks for one
         let session_id = self.identity.session_id.as_deref().unwrap_or_default();
         let reason = rng.bool().then(|| reason.to_owned());
         let user_id = self.identity.user_id.as_deref().filter(|_| rng.bool());

@@ -7,7 +7,7 @@
 //! | route | answers |
 //! |---|---|
 //! | `POST /good` | 200 |
-//! | `POST /flaky` | 503 for [`OUTAGE`] at the beginning of each [`ROUND`], 200 otherwise |
+//! | `POST /flaky` | 503 for [`OUTAGE_DURATION`] at the beginning of each [`OUTAGE_PERIOD`], 200 otherwise |
 //!
 //! Both answer 401 to what is not signed as the contract has it. That each checks for itself, with
 //! code of its own, is the point: it is what somebody who receives webhooks has to write.
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::problem::Problem;
 
-/// Serve [`Receiver::router`] while [`Receiver::run`] tells what came.
+/// Serve [`SampleReceiver::router`] while [`SampleReceiver::run`] tells what came.
 pub(crate) struct SampleReceiver {
     secret: String,
     started: Instant,

@@ -25,8 +25,8 @@ enum ClientQueues {
 }
 
 struct ConnectedClient {
-    /// Holds [`QUEUE`] frames. When it is full, new frames are lost to this client alone; the log
-    /// says how many.
+    /// Holds [`CLIENT_QUEUE_FRAMES`] frames. When it is full, new frames are lost to this client
+    /// alone; the log says how many.
     queue: mpsc::Sender<Bytes>,
     lost_frames: u64,
 }

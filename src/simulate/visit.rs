@@ -259,7 +259,7 @@ mod tests {
             match kind {
                 "type" => assert_eq!(before, "focus"),
                 "submit" | "blur" => {
-                    assert!(before == "focus" || before == "type", "{kind} after {before}")
+                    assert!(before == "focus" || before == "type", "{kind} after {before}");
                 }
                 _ => assert!(before != "focus" && before != "type", "{kind} after {before}"),
             }

@@ -128,11 +128,11 @@ impl Decoder {
             b"data" | b"event" | b"id" if line.overlong => self.data_buffer = DataBuffer::TooLarge,
             b"data" => {
                 self.data_buffer =
-                    mem::take(&mut self.data_buffer).with_line(value, self.max_event_bytes)
+                    mem::take(&mut self.data_buffer).with_line(value, self.max_event_bytes);
             }
             b"event" => self.event = value,
             b"id" if memchr(0, &value).is_none() => {
-                (self.last_event_id, self.has_own_id) = (value, true)
+                (self.last_event_id, self.has_own_id) = (value, true);
             }
             b"retry" => return reconnection_time(&value).map(Decoded::Retry),
             _ => {} // a comment, or a field that the standard does not know
@@ -239,7 +239,7 @@ pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
 
 /// The frame of an event, blank line included, within the framing of an HTTP/1.1 chunk (RFC 9112,
 /// section 7.1): who writes to a socket directly needs one write for it. A payload that spans
-/// several lines takes as many `data` lines.
+/// several lines takes as many `data_buffer` lines.
 ///
 /// The payload must not hold CR: the decoder never returns one.
 pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> EncodedEvent {
@@ -311,8 +311,8 @@ pub(crate) fn encode_gap(id: impl Display, notice: &str) -> Bytes {
     format!("id: {id}\nevent: gap\ndata: {notice}\n\n").into()
 }
 
-/// A reconnection time, without a blank line of its own: a block without `data` would be logged as
-/// an error by the SDK.
+/// A reconnection time, without a blank line of its own: a block without `data_buffer` would be
+/// logged as an error by the SDK.
 pub(crate) fn encode_retry(wait: Duration) -> Bytes {
     format!("retry: {}\n", wait.as_millis()).into()
 }

@@ -205,7 +205,7 @@ impl StoreHandle {
     }
 
     /// A webhook's dead letters in this state, newest first, with their numbers: `before` one of
-    /// these, or the newest. At most `most`, and about 1 MiB of payloads.
+    /// these, or the newest. At most `limit`, and about 1 MiB of payloads.
     ///
     /// # Errors
     ///
@@ -244,7 +244,7 @@ impl StoreHandle {
     }
 
     /// A webhook's dead letters behind a place that wait to be delivered again, in the order of
-    /// their places. At most `most`, and about 1 MiB of payloads, but one if there is one.
+    /// their places. At most `limit`, and about 1 MiB of payloads, but one if there is one.
     ///
     /// # Errors
     ///

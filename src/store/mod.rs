@@ -331,7 +331,7 @@ fn check_file(handle: &StoreHandle) {
             handle.report_damage(generation);
         }
         Err(error) => {
-            tracing::error!(problem = error_chain(&error), "the store could not be checked")
+            tracing::error!(problem = error_chain(&error), "the store could not be checked");
         }
     }
     handle.set_checking(false);

@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-/// Growing waits. Each is drawn evenly between nothing and a ceiling that doubles from `first` to
-/// `cap`, so that many clients that lost the same peer do not come back together.
+/// Growing waits. Each is drawn evenly between nothing and a ceiling that doubles from `initial` to
+/// `max`, so that many clients that lost the same peer do not come back together.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     initial: Duration,
@@ -16,7 +16,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Waits with ceilings from `first` to `cap`.
+    /// Waits with ceilings from `initial` to `max`.
     pub(crate) fn new(initial: Duration, max: Duration) -> Self {
         Self { initial, max, failures: 0 }
     }

@@ -43,7 +43,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Upstream {
     settings_updates: watch::Receiver<UpstreamSettings>,
-    /// Those of `wanted` that are in force.
+    /// Those of `settings_updates` that are in force.
     settings: config::UpstreamConfig,
     target: StreamTarget,
     status: Arc<UpstreamStatus>,

@@ -62,7 +62,7 @@ impl Definition {
         }
     }
 
-    /// The text that [`Remembered::parse`] reads.
+    /// The text that [`RestoredDefinition::from_stored`] reads.
     pub(super) fn to_stored(&self) -> String {
         let stored = StoredDefinition {
             webhook: (self.source == WebhookSource::Api).then(|| self.webhook.to_stored()),
@@ -79,7 +79,7 @@ impl Definition {
 }
 
 impl RestoredDefinition {
-    /// Reads what [`Definition::to_text`] has written.
+    /// Reads what [`Definition::to_stored`] has written.
     ///
     /// # Errors
     ///

@@ -123,10 +123,10 @@ fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
     if before.status.state != status.state {
         match status.state {
             EndpointState::Active => {
-                info!(webhook, pending = status.pending, "the webhook is active")
+                info!(webhook, pending = status.pending, "the webhook is active");
             }
             EndpointState::Throttled => {
-                warn!(webhook, problem, "the webhook is throttled: its receiver asks to wait")
+                warn!(webhook, problem, "the webhook is throttled: its receiver asks to wait");
             }
             EndpointState::Open => {
                 warn!(

@@ -1,4 +1,10 @@
 //! What holds for the whole source: the direction of imports, names, and the width of lines.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test states its expectations by panicking, and its helpers do as well"
+)]
 
 mod imports;
 mod names;

@@ -32,7 +32,7 @@ impl Bridge {
         let state = Arc::new(State { target, sockets, is_blocked: AtomicBool::new(false) });
         let shared = Arc::clone(&state);
         thread::spawn(move || {
-            listener.incoming().flatten().for_each(|socket| shared.connect(socket))
+            listener.incoming().flatten().for_each(|socket| shared.connect(socket));
         });
         Self { address, state }
     }

@@ -153,7 +153,7 @@ impl History {
                 match next {
                     Some(next) => assert_eq!(resumed.item(), *next, "{life}"),
                     None => {
-                        assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "{life}")
+                        assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "{life}");
                     }
                 }
             } else {

@@ -59,7 +59,7 @@ impl AdminHarness {
     fn run_shard(&self, stop: &CancellationToken) -> JoinHandle<()> {
         let (relay, stop) = (Arc::clone(&self.relay), stop.clone());
         tokio::spawn(async move {
-            relay.shards.run([&Handle::current()].into_iter(), &relay.wheel, stop).await
+            relay.shards.run([&Handle::current()].into_iter(), &relay.wheel, stop).await;
         })
     }
 

@@ -66,7 +66,7 @@ impl WebSocketHarness {
             relay_of_shard
                 .shards
                 .run([&Handle::current()].into_iter(), &relay_of_shard.wheel, end)
-                .await
+                .await;
         });
         Self { relay, tls, address, stop, stop_shards, tasks }
     }

@@ -1,6 +1,6 @@
 //! `[[webhooks]]`: receivers that events are pushed to.
 //!
-//! In: the array of tables. Out: [`Webhook`]s; an empty list of types or sessions has become
+//! In: the array of tables. Out: [`WebhookConfig`]s; an empty list of types or sessions has become
 //! "everything". `json` takes them from the admin API by the same rules.
 //!
 //! May use: `event`.

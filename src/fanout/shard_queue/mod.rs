@@ -53,7 +53,7 @@ impl ShardQueue {
         self.lock().push(event);
     }
 
-    /// Has everybody on the lane look into the log for what is there from `place` on.
+    /// Has everybody on the lane look into the log for what is there from `position` on.
     pub(super) fn overflow(&self, position: u64) {
         self.lock().overflow(position);
     }
@@ -216,7 +216,7 @@ impl ShardIndex {
         if keys.len() == 1 {
             return keys.for_each(|(session, kind)| {
                 self.index.for_each_match(session, kind, BucketFilter::ALL, |number, ()| {
-                    visit(0, number)
+                    visit(0, number);
                 });
             });
         }

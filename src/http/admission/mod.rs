@@ -323,7 +323,7 @@ pub(crate) struct AdmissionRequest {
 pub(crate) struct AdmittedSubscriber {
     request: AdmissionRequest,
     connected_at: SystemTime,
-    /// Place of the last entry that it has been given; [`NOTHING_TO_GET`] while it sleeps at the
+    /// Place of the last entry that it has been given; [`CAUGHT_UP`] while it sleeps at the
     /// end.
     position: AtomicU64,
     disconnect_reason: AtomicU8,

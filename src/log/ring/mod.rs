@@ -50,7 +50,7 @@ struct Chain {
 /// What one reading found.
 #[derive(Debug)]
 pub(crate) enum RingRead {
-    /// The reader has now been given, or may not see, everything up to `through`.
+    /// The reader has now been given, or may not see, everything up to `read_through`.
     Entries {
         /// The place it has come to.
         read_through: u64,
@@ -62,7 +62,7 @@ pub(crate) enum RingRead {
 }
 
 impl Ring {
-    /// An empty ring whose next entry is the one behind `newest`.
+    /// An empty ring whose next entry is the one behind `newest_position`.
     pub(crate) fn new(bounds: MemoryBounds, newest: u64) -> Self {
         Self {
             bounds,
@@ -128,7 +128,7 @@ impl Ring {
     ///
     /// What the fan-out has not seen may go past the bounds for a moment: were it gone before,
     /// nobody could tell any more whom it concerned. So may what the store has not got yet, which
-    /// is what comes after `kept_through`.
+    /// is what comes after `persisted_through`.
     pub(crate) fn evict(&mut self, persisted_through: u64) -> u64 {
         while self.entries.len() > 1 {
             let next = self.evicted_through + 1;

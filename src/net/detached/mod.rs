@@ -104,8 +104,8 @@ impl DetachedConnection {
     }
 
     /// Takes from the socket what the peer has sent, and forgets it: so many bytes, none when it
-    /// has hung up. `was_asked` tells whether the socket was looked at, and not only what is known
-    /// of it.
+    /// has hung up. `body_polled` tells whether the socket was looked at, and not only what is
+    /// known of it.
     ///
     /// # Errors
     ///

@@ -66,7 +66,7 @@ fn a_socket_that_is_full_takes_nothing_and_nothing_is_lost() {
         let error = loop {
             match connection.try_write(&[IoSlice::new(&piece[taken % piece.len()..])]) {
                 Ok(written) => {
-                    (taken, sent) = (taken + written.accepted_bytes, sent + written.sent_bytes)
+                    (taken, sent) = (taken + written.accepted_bytes, sent + written.sent_bytes);
                 }
                 Err(error) => break error,
             }
@@ -199,7 +199,7 @@ async fn discard_more(connection: &mut DetachedConnection) -> io::Result<usize> 
     loop {
         match connection.try_discard_input(&mut false) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                connection.socket().readable().await?
+                connection.socket().readable().await?;
             }
             discarded => return discarded,
         }
@@ -268,7 +268,7 @@ fn run_with_timeout(work: impl Future<Output = ()>) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        timeout(DETACHED_TEST_TIMEOUT, work).await.expect("it comes to its end")
+        timeout(DETACHED_TEST_TIMEOUT, work).await.expect("it comes to its end");
     });
 }
 

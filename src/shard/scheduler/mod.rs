@@ -326,7 +326,7 @@ impl SubscriberSlot {
 fn catch_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work))
         .inspect_err(|_| {
-            error!("a subscriber was cut off: its work panicked; please report the panic above")
+            error!("a subscriber was cut off: its work panicked; please report the panic above");
         })
         .ok()
 }

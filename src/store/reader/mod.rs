@@ -66,7 +66,7 @@ impl StoreReader {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or [`Reader::interrupt_handle`] has been used.
+    /// When the file cannot be read, or [`StoreReader::interrupt_handle`] has been used.
     pub(crate) fn fetch(&self, request: &ReadRequest) -> Result<StoredChunk, FileError> {
         self.try_fetch(request).map_err(|fault| fault.at(&self.path, "read entries from"))
     }
@@ -117,7 +117,7 @@ impl StoreReader {
         }
     }
 
-    /// Looks at the first `most` rows in the range, or fewer if they are too many to take, and
+    /// Looks at the first `limit` rows in the range, or fewer if they are too many to take, and
     /// returns how many.
     fn scan_range(
         &self,
@@ -157,7 +157,7 @@ impl StoreReader {
         Ok(())
     }
 
-    /// Keys of the first `most` entries in the range that are of these sessions, or gaps.
+    /// Keys of the first `limit` entries in the range that are of these sessions, or gaps.
     fn keys_of_sessions(
         &self,
         sessions: &BTreeSet<SessionId>,
@@ -178,7 +178,7 @@ impl StoreReader {
     /// # Errors
     ///
     /// `Damaged` with the first finding, others when it cannot be read or
-    /// [`Reader::interrupt_handle`] has been used.
+    /// [`StoreReader::interrupt_handle`] has been used.
     pub(crate) fn check(&self) -> Result<(), FileError> {
         self.try_check().map_err(|fault| fault.at(&self.path, "check"))
     }
@@ -236,7 +236,7 @@ impl ReadRequest {
 pub(crate) struct StoredChunk {
     /// In order.
     pub(crate) entries: Vec<Entry>,
-    /// Everything that the scope admits up to this place is in `entries`. Always beyond `after`.
+    /// Everything that the scope admits up to this place is in `keys`. Always beyond `after`.
     pub(crate) through: u64,
     /// Retention had taken everything up to this place by then. If that is beyond `after`, entries
     /// may be missing.
@@ -367,7 +367,7 @@ enum RowHeader {
 }
 
 impl RowHeader {
-    /// Reads a row of [`HEAD`] or [`HEADS`].
+    /// Reads a row of [`SELECT_HEADER`] or [`SELECT_HEADERS`].
     fn read(row: &Row<'_>) -> Result<Self, FileFault> {
         if let Some(reason) = row.get_ref(4)?.as_str_or_null().map_err(rusqlite::Error::from)? {
             let reason = GapReason::parse(reason)
@@ -397,7 +397,7 @@ impl RowHeader {
     }
 }
 
-/// Reads a row of [`PAYLOAD`].
+/// Reads a row of [`SELECT_PAYLOAD`].
 fn read_payload<'a>(row: &'a Row<'_>) -> Result<&'a [u8], FileFault> {
     let payload = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
     // The decoder lets none through, and the encoder would write a broken frame.

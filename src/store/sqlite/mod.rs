@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A commit survives the end of the process at once, and the end of the machine once the
-//! write-ahead log has been synced: by the syncer, or by a commit with [`Sync::Full`]. Every call
-//! waits for the disk: it belongs on a thread of its own.
+//! write-ahead log has been synced: by the syncer, or by a commit with
+//! [`SyncMode::Full`]. Every call waits for the disk: it belongs on a thread of its own.
 //!
 //! May use: `event`.
 
@@ -127,7 +127,7 @@ impl StoreFile {
         self.was_left_open
     }
 
-    /// Whether copies of what was erased may be left in the file: see [`File::scrub`].
+    /// Whether copies of what was erased may be left in the file: see [`StoreFile::scrub`].
     pub(crate) fn needs_scrub(&self) -> bool {
         self.needs_scrub
     }

@@ -291,7 +291,7 @@ impl StoreWriter {
                 info!("the store can be written again");
             }
             Err(error @ FileError::Damaged { .. }) if !self.is_in_memory => {
-                self.replace(&error_chain(&error))
+                self.replace(&error_chain(&error));
             }
             Err(error) => {
                 tracing::debug!(problem = error_chain(&error), "the store still cannot be written");

@@ -6,7 +6,7 @@ use super::*;
 
 impl Outbox {
     /// What is to be written down, if anything is that should not wait, or the first part of it.
-    /// One at a time: [`Outbox::committed`] or [`Outbox::not_committed`] follows.
+    /// One at a time: [`Outbox::record_commit`] or [`Outbox::record_commit_failure`] follows.
     pub(in crate::webhook) fn take_urgent_changes(&mut self) -> Option<WebhookChanges> {
         self.journal.is_due().then(|| self.take_batch())
     }

@@ -72,7 +72,7 @@ struct CommittingBatch {
 }
 
 impl OutboxJournal {
-    /// The journal of a webhook whose store says that it has come to `position`.
+    /// The journal of a webhook whose store says that it has come to `cursor`.
     pub(super) fn new(cursor: u64) -> Self {
         Self { committed_cursor: cursor, max_batch_rows: MAX_BATCH_ROWS, ..Self::default() }
     }
@@ -109,7 +109,7 @@ impl OutboxJournal {
     }
 
     /// Whether the store has, or is about to have, a row of this place, of which it says itself
-    /// that there is `row`.
+    /// that there is `row_state`.
     pub(super) fn row_state(
         &self,
         position: u64,
@@ -287,7 +287,7 @@ impl OutboxJournal {
             match fate {
                 DeliveryChange::Owed(_) if is_owed(position) => self.mark_dirty(position, true),
                 DeliveryChange::Settled if !self.dead_letters.contains_key(&position) => {
-                    self.settle(position)
+                    self.settle(position);
                 }
                 DeliveryChange::Dead(letter) if !self.is_unwritten(position) => {
                     self.insert_dead_letter(

@@ -146,7 +146,7 @@ pub(super) struct EndpointStatus {
 }
 
 impl Outbox {
-    /// The outbox of a webhook that has come to `position`, and is owed these before it.
+    /// The outbox of a webhook that has come to `cursor`, and is owed these before it.
     pub(super) fn new(
         policy: DeliveryPolicy,
         cursor: u64,
@@ -347,14 +347,14 @@ impl Outbox {
         match previous {
             DeliveryStage::Blocked => {}
             DeliveryStage::Idle(next_attempt) => {
-                self.queue_heads.remove(position, next_attempt, is_loaded)
+                self.queue_heads.remove(position, next_attempt, is_loaded);
             }
             DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, false),
         }
         match stage {
             DeliveryStage::Blocked => {}
             DeliveryStage::Idle(next_attempt) => {
-                self.queue_heads.insert(position, next_attempt, is_loaded)
+                self.queue_heads.insert(position, next_attempt, is_loaded);
             }
             DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, true),
         }

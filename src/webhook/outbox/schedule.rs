@@ -135,8 +135,8 @@ impl Outbox {
         if may_retry { retry.or(fresh) } else { fresh.or(retry) }
     }
 
-    /// When to call [`Outbox::next`] and [`Outbox::wants`] although nothing else has happened:
-    /// something comes due, or the endpoint's standing changes.
+    /// When to call [`Outbox::next`] and [`Outbox::next_to_load`] although nothing else has
+    /// happened: something comes due, or the endpoint's standing changes.
     pub(in crate::webhook) fn next_due_at(&self) -> Option<Instant> {
         let now = self.clock.instant;
         let next_change = self.breaker.next_change_at(now);
@@ -217,12 +217,12 @@ impl Outbox {
         let (endpoint, mut backoff) = self.breaker_with_backoff();
         match verdict {
             Disposition::Retry { after: retry_after } => {
-                endpoint.record_failure(position, attempt, *retry_after, &mut backoff)
+                endpoint.record_failure(position, attempt, *retry_after, &mut backoff);
             }
             Disposition::Forbidden => endpoint.record_no_answer(position, &mut backoff),
             Disposition::Gone => endpoint.disable(&circuit_breaker::describe_problem(attempt)),
             Disposition::Accepted | Disposition::Refused if endpoint.record_answer() => {
-                self.make_retries_due()
+                self.make_retries_due();
             }
             Disposition::Accepted | Disposition::Refused => {}
         }

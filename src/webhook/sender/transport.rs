@@ -35,7 +35,8 @@ pub(super) struct EndpointClient {
 }
 
 impl EndpointClient {
-    /// A client that keeps up to `connections` idle ones, and gives each `patience` to be made.
+    /// A client that keeps up to `connections` idle ones, and gives each `connect_timeout` to be
+    /// made.
     pub(super) fn new(
         connector: EgressConnector,
         tls: &ClientConfig,

@@ -70,7 +70,7 @@ type InFlight<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
 impl StoreSync {
     /// The records of a webhook that begins at `position`, and whose definition is still to be
-    /// written; `waiting` is told when it is.
+    /// written; `registration_waiters` is told when it is.
     pub(super) fn new(
         definition: &Definition,
         position: u64,
@@ -222,7 +222,7 @@ impl StoreSync {
             }
             StoreReply::Registered(registered) => self.handle_registered(registered),
             StoreReply::DeadLetters(dead_letters) => {
-                self.received_letters = Some(dead_letters.unwrap_or_default())
+                self.received_letters = Some(dead_letters.unwrap_or_default());
             }
         }
     }

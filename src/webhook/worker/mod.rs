@@ -260,7 +260,7 @@ impl Worker {
                 match endpoint_generation == self.endpoint_generation {
                     true => self.outbox.settle(position, attempt, &disposition, Now::read()),
                     false => {
-                        self.outbox.settle_former(position, attempt, &disposition, Now::read())
+                        self.outbox.settle_former(position, attempt, &disposition, Now::read());
                     }
                 }
             }
@@ -280,7 +280,7 @@ impl Worker {
             // What the store has expired are dead letters.
             ReadItem::Lost { is_evicted: true, .. } if self.context.is_durable => {}
             ReadItem::Lost { positions: places, .. } => {
-                self.report_lost(places, "events are gone that may have been for the webhook")
+                self.report_lost(places, "events are gone that may have been for the webhook");
             }
         }
     }
@@ -291,7 +291,7 @@ impl Worker {
             Reloaded::Expired { through } => self.outbox.expire_through(through),
             Reloaded::Erased => drop(self.outbox.discard_unreadable(position)),
             Reloaded::Lost if self.outbox.discard_unreadable(position) => {
-                self.report_lost(1, "an event that is owed has not been kept")
+                self.report_lost(1, "an event that is owed has not been kept");
             }
             Reloaded::Lost => {}
             Reloaded::Unreadable => {

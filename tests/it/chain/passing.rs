@@ -45,7 +45,7 @@ fn a_leaf_hands_on_the_edges_bytes_with_the_edges_ids() {
         let mut resumed = [edge.resume(&id), leaf.resume(&id)];
         for expected in &blocks[n + 1..] {
             resumed.iter_mut().for_each(|subscriber| {
-                assert_eq!(payload_of(subscriber), *expected, "behind {id}")
+                assert_eq!(payload_of(subscriber), *expected, "behind {id}");
             });
         }
     }

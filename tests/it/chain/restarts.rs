@@ -67,7 +67,7 @@ fn a_leaf_that_is_started_anew_loses_nothing_even_for_who_comes_before_it_has_ca
         match (signal, kept) {
             (_, Kept::InMemory) => assert_eq!(first, 60, "{signal}: no history for newcomers"),
             ("TERM", Kept::OnDisk) => {
-                assert_eq!(first, 50, "what comes to a log with a past is news")
+                assert_eq!(first, 50, "what comes to a log with a past is news");
             }
             _ => assert!(first <= 50, "the same, and what the log had not kept yet"),
         }

@@ -79,7 +79,7 @@ fn a_store_of_a_newer_version_and_a_database_of_somebody_else_are_left_as_they_a
     relay.publish(&mut link, 0..5);
     relay.stop();
     let sql = |text: &str| {
-        rusqlite::Connection::open(data.database()).unwrap().execute_batch(text).unwrap()
+        rusqlite::Connection::open(data.database()).unwrap().execute_batch(text).unwrap();
     };
     sql("PRAGMA user_version = 99");
     unchanged(&data, "newer version");

@@ -343,7 +343,7 @@ fn the_demo_pushes_to_its_sample_receiver_which_finds_both_signatures_good() {
     ];
     let mut demo = Process::start(&["--log-format", "json", "demo"], &environment);
     let says = |what: &str, words: &str| {
-        demo.stdout.first(what, |line| line.contains(words).then_some(()))
+        demo.stdout.first(what, |line| line.contains(words).then_some(()));
     };
     says("a delivery with good signatures", "/good got ");
     says("the outage of the other", "/flaky answers 503");

@@ -1,7 +1,7 @@
 //! One webhook as JSON: what the admin API takes and shows, and what is kept of those it has
 //! registered.
 //!
-//! In: a request's body, or a text of the store. Out: a [`Webhook`], or all that is wrong with it,
+//! In: a request's body, or a text of the store. Out: a [`WebhookConfig`], or all that is wrong with it,
 //! by field. No rule stands here: the body is turned into the table that the file would have, and
 //! read as that.
 //!
@@ -89,13 +89,13 @@ impl WebhookConfig {
         self.json(MASK)
     }
 
-    /// The webhook for the store, with its secret: what [`Webhook::from_stored`] reads.
+    /// The webhook for the store, with its secret: what [`WebhookConfig::from_stored`] reads.
     pub(crate) fn to_stored(&self) -> String {
         // Texts and numbers can always be written.
         serde_json::to_string(&self.json(self.secret.expose())).unwrap_or_default()
     }
 
-    /// Reads what [`Webhook::to_stored`] has written.
+    /// Reads what [`WebhookConfig::to_stored`] has written.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl WebhookBody {
             reported_fields: BTreeSet::new(),
         };
         for (name, value) in fields {
-            let value = body.into_toml_value(&name, value);
+            let value = body.convert_value(&name, value);
             if body.table.contains_key(&name) {
                 body.report(&name, "is given twice");
             }
@@ -192,7 +192,7 @@ impl WebhookBody {
     }
 
     /// The value as TOML has it. Of what is nested deeper than any field is, only the kind.
-    fn into_toml_value(&mut self, field: &str, value: Value) -> toml::Value {
+    fn convert_value(&mut self, field: &str, value: Value) -> toml::Value {
         let Value::Array(elements) = value else { return self.scalar_to_toml(field, &value) };
         let elements = elements.iter().enumerate();
         toml::Value::Array(

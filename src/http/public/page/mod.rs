@@ -262,7 +262,7 @@ impl EventPage {
         while self.events.len() < self.max_events {
             match subscription.poll_next(context) {
                 Poll::Ready(SubscriptionItem::Event { event, .. }) if self.has_room_for(&event) => {
-                    self.push(event)
+                    self.push(event);
                 }
                 Poll::Ready(SubscriptionItem::Gap(gap)) if self.is_empty() => {
                     self.next = Some(gap.id);

@@ -344,7 +344,7 @@ impl SseSubscriber {
             && !self.owes_end_of_replay
     }
 
-    /// It is to be polled, and looks into the log, from `place` on.
+    /// It is to be polled, and looks into the log, from `position` on.
     pub(super) fn fall_back_to_log(&mut self, position: u64) {
         self.subscription.resync_from(position);
     }

@@ -1,6 +1,6 @@
 //! The messages of both directions, in JSON.
 //!
-//! Pure but for [`Envelopes`], which keeps what has been encoded lately. May use: `event`.
+//! Pure but for [`WsMessageCache`], which keeps what has been encoded lately. May use: `event`.
 //!
 //! May use: `event`.
 

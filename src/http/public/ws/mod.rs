@@ -91,7 +91,7 @@ pub(crate) async fn socket(
                 }
             }
             UpgradedConnection::Encrypted(stream) => {
-                WsConnectionTask::new(stream, subscriber).await
+                WsConnectionTask::new(stream, subscriber).await;
             }
         }
     });

@@ -79,7 +79,7 @@ impl StoreFile {
     }
 
     /// A webhook's dead letters behind a place that wait to be delivered again, in the order of
-    /// their places, bounded as [`File::dead_letters`] is.
+    /// their places, bounded as [`StoreFile::dead_letters`] is.
     ///
     /// # Errors
     ///
@@ -113,7 +113,8 @@ impl StoreFile {
     }
 
     /// Marks some of a webhook's dead letters up to a number as waiting to be delivered again, the
-    /// oldest event first, and returns how many. Less than [`STEP`] if there are no more.
+    /// oldest event first, and returns how many. Less than [`DEAD_LETTER_STEP_ROWS`] if there are
+    /// no more.
     ///
     /// # Errors
     ///
@@ -168,7 +169,7 @@ impl StoreFile {
     }
 
     /// Deletes some of the oldest dead letters if the oldest of all died before this, in Unix
-    /// milliseconds, or if all of them take more than `most_bytes`, and tells whose they were;
+    /// milliseconds, or if all of them take more than `max_bytes`, and tells whose they were;
     /// nothing when there is nothing to do. One small step: call it again.
     ///
     /// # Errors

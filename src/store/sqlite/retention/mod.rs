@@ -23,7 +23,7 @@ use crate::event::SessionId;
 
 impl StoreFile {
     /// Takes away some of the oldest entries if the oldest of all was kept before `oldest_kept_at`,
-    /// in Unix milliseconds, or if the file uses more than `most_bytes` beside dead letters; none
+    /// in Unix milliseconds, or if the file uses more than `max_bytes` beside dead letters; none
     /// when there is nothing to do. What is owed of them is dead from `now` on. One small step:
     /// call it again.
     ///
@@ -59,8 +59,8 @@ impl StoreFile {
         retired.map(Some)
     }
 
-    /// Bytes of the file that are in use, dead letters aside: what [`File::retire`] holds against
-    /// its bound.
+    /// Bytes of the file that are in use, dead letters aside: what [`StoreFile::retire`] holds
+    /// against its bound.
     ///
     /// # Errors
     ///
@@ -73,9 +73,9 @@ impl StoreFile {
 
     /// Deletes a session's events and what webhooks have of them, all or none, and returns how much
     /// there was. Of the dead letters, those count whose event is neither here nor behind
-    /// `in_memory_from`. No reading finds them any more. But the write-ahead log has them until it
-    /// begins anew, and even with `secure_delete` SQLite leaves parts of rows where it has moved
-    /// them from one page to another: [`File::scrub`] removes those.
+    /// `memory_evicted_through`. No reading finds them any more. But the write-ahead log has them
+    /// until it begins anew, and even with `secure_delete` SQLite leaves parts of rows where it has
+    /// moved them from one page to another: [`StoreFile::scrub`] removes those.
     ///
     /// # Errors
     ///

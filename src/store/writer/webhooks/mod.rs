@@ -63,7 +63,10 @@ impl DeliveryIncident {
     fn log(self, webhook: &str, deliveries: u64) {
         match self {
             Self::Expired => {
-                warn!(webhook, deliveries, "owed for longer than events are kept: dead letters now")
+                warn!(
+                    webhook,
+                    deliveries, "owed for longer than events are kept: dead letters now"
+                );
             }
             Self::NeverPersisted => {
                 error!(

@@ -101,7 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// Does what there is to do, and tells whether it has ended. `pieces` is empty before and
+    /// Does what there is to do, and tells whether it has ended. `batch` is empty before and
     /// after; `bytes` counts what is handed over.
     pub(super) fn run(
         &mut self,
