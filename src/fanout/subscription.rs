@@ -4,7 +4,7 @@
 //! with traffic: a subscription holds one small hand-over of entries, and everything else stays in
 //! the log.
 //!
-//! May use: `deliver_event`, `log`, `store`.
+//! May use: `event`, `log`, `store`.
 
 use std::{
     collections::VecDeque,

@@ -1,9 +1,9 @@
-//! Keeping web pages out where no credential is demanded.
+//! Keeps web pages of other sites out where no credential is demanded.
 //!
 //! A page on the open web can make its visitor's browser call a relay on loopback, by DNS rebinding
 //! or directly. The browser then sends the page's host in `Host` or its origin in `Origin`; both
-//! must be known. What a page loads without asking whether it may read it, such as an image or a
-//! script, brings no `Origin`, but says so in `Sec-Fetch-Site`.
+//! must be known. A resource that a page loads without reading it, such as an image or a script,
+//! brings no `Origin`, but says so in `Sec-Fetch-Site`.
 //!
 //! May use: `config`.
 

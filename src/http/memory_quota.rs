@@ -1,8 +1,8 @@
-//! Room for what clients send and are sent, with a share of it for each address.
+//! Bounds the memory of pages and publish bodies, with a share for each client address.
 //!
-//! In: who needs how much. Out: that much, given back when its holder is dropped. Who finds none
-//! left waits a moment, in the order they come; a client that stalls holds up those of its own
-//! address, and leaves the others theirs.
+//! In: a demand for a number of units. Out: a permit, returned when its holder is dropped. A
+//! request that finds no units left waits a moment, in order of arrival; a client that stalls holds
+//! up the requests of its own address only.
 //!
 //! May use: no other module.
 

@@ -1,7 +1,7 @@
 //! Errors as clients see them: `application/problem+json` (RFC 9457).
 //!
-//! The one place that turns errors into status codes: the client learns what to change, the log
-//! what broke.
+//! This file alone turns errors into status codes: the client learns what to change, the log what
+//! broke.
 //!
 //! May use: `auth`, `config`, `metrics`, `webhook`.
 

@@ -1,9 +1,9 @@
-//! Where readers ask for what is only in the store, and where the writer is told that there is
-//! work.
+//! What a log and its readers need of the store: reads of what memory no longer holds, the writer's
+//! wake-up, and the store's health.
 //!
 //! ```text
-//! subscription ──► CatchUp ──► queue ──► reading threads ──► chunk        one question per reader at a time
-//! log, erasure, webhooks ──► signal, orders ──► the writing thread       see `commands`
+//! subscription ──► catch-up ──► queue ──► reader threads ──► chunk      one request per reader at a time
+//! log, erasure, webhooks ──► signal, commands ──► the writer's thread   see `commands`
 //! ```
 //!
 //! May use: `error_chain`, `store`.

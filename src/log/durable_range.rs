@@ -1,11 +1,9 @@
-//! What the store has of one log, as far as the log itself must know.
+//! The durable range of one log: what the store has of it, as far as the log must know.
 //!
 //! ```text
-//! places    1 ──── 40 │ 41 ──── 90 │ 91 ── 95 │ 96 ──── 120 │ 121 ────
-//!           evicted   │ kept       │ missing  │ kept        │ not kept yet: in the ring alone
+//! positions 1 ──── 40 │ 41 ──── 90 │ 91 ── 95 │ 96 ──── 120 │ 121 ────
+//!           evicted   │ persisted  │ hole     │ persisted   │ not persisted: in the ring alone
 //! ```
-//!
-//! Pure. May use: nothing.
 //!
 //! May use: no other module.
 

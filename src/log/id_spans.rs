@@ -1,14 +1,12 @@
-//! Which id stands at which place of a log, and where an id stands.
+//! Converts positions to ids and back, by spans of ids that follow one another.
 //!
 //! ```text
-//! places   1 ───── 100 │ 101 ──── 140 │ 141    │ 142 ────
-//! ids      7-1 … 7-100 │ 9-101 … 9-140│ 9-140.1│ 9-143 …      four spans: a restart, an own entry, a hole
+//! positions 1 ───── 100 │ 101 ──── 140 │ 141    │ 142 ────
+//! ids       7-1 … 7-100 │ 9-101 … 9-140│ 9-140.1│ 9-143 …   four spans: a restart, an own entry, a hole
 //! ```
 //!
-//! A relay that numbers by itself has one span for each of its lives. Behind another relay a hole
-//! in that one's ids begins a new one. Within an epoch ids only grow.
-//!
-//! Pure. May use: `event`.
+//! A relay that numbers its own entries has one span for each of its lives. Behind another relay a
+//! hole in that relay's ids begins another span. Within an epoch ids only grow.
 //!
 //! May use: `event`.
 

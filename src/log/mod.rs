@@ -1,9 +1,8 @@
-//! The log of one product: numbers what comes, keeps the newest in memory and, where there is one,
-//! everything in the store, and shows it to whoever asks.
+//! The log of one product: numbers entries, keeps the newest in memory, and reads them back.
 //!
-//! In: drafts and gaps, in the upstream's order. Out: entries by place, as often as anybody reads.
-//! Appending never waits: the store takes what it keeps out of the memory, when it comes round to
-//! it.
+//! In: drafts and gaps, in the upstream's order. Out: entries by position, as often as a reader
+//! asks. Appending never waits: the store's writer takes entries out of memory in its own time,
+//! where a store is configured.
 //!
 //! May use: `event`, `log_limit`, `metrics`, `store`.
 

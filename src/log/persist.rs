@@ -1,5 +1,5 @@
-//! The log as the store's writer sees it: a reader that takes everything, once, and says when it is
-//! safe.
+//! The log as the store's writer sees it: hands out each uncommitted entry once, and records
+//! commits.
 //!
 //! May use: `event`, `store`.
 

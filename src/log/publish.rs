@@ -1,5 +1,4 @@
-//! The log as publishers see it: a door beside the upstream's, and word of when what came in by it
-//! is safe.
+//! The log as publishers see it: appends an event, and reports when it is committed.
 //!
 //! May use: `event`.
 

@@ -1,4 +1,4 @@
-//! The log as its readers see it: where an id stands, and what comes behind a place.
+//! The log as its readers see it: finds the position of an id, and reads what follows a position.
 //!
 //! May use: `event`, `store`.
 

@@ -1,11 +1,11 @@
-//! Whose turn it is to read from the store: so many readers at one time, the others in the order
-//! they came.
+//! Permits for reading from the store: a bounded number of readers at a time, the others in FIFO
+//! order.
 //!
-//! A reader keeps its turn until it has caught up, or until it has had its answer for
-//! [`REPLAY_PERMIT_IDLE_TIMEOUT`] without asking again: one whose socket has stalled must not hold
-//! up the queue. While a question of its is out, the turn is in use, however slow the disk is. A
-//! turn that comes free is given to the first in the queue at once: as long as anybody waits, all
-//! turns are taken.
+//! A reader keeps its permit until it has caught up, or has had its answer for
+//! [`REPLAY_PERMIT_IDLE_TIMEOUT`] without asking again, because a reader whose socket has stalled
+//! must not hold up the queue. While a read is under way the permit is in use, however slow the
+//! disk is. A permit that is returned goes to the head of the queue at once: while a reader waits,
+//! all permits are taken.
 //!
 //! May use: no other module.
 

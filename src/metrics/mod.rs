@@ -3,7 +3,7 @@
 //! Labels come from the configuration or from a fixed list, never from traffic. Names are
 //! interface.
 //!
-//! May use: `envelope`, `record_event`.
+//! May use: `envelope`, `event`.
 
 mod removal;
 mod webhooks;

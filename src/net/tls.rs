@@ -4,7 +4,7 @@
 //! has chosen HTTP/2. The deadlines are those of the socket below: a peer that takes nothing is
 //! found there, whatever it does not take.
 //!
-//! May use: `server_config`.
+//! May use: `config`.
 
 use std::{
     io,

@@ -1,12 +1,12 @@
-//! What the writing thread is asked for beside keeping what the logs have: erasures, products that
-//! come and go, and everything that webhooks need.
+//! Commands for the writer beside persisting the logs: erasures, products that are added or
+//! removed, and everything that webhooks need.
 //!
 //! ```text
-//! admin API, webhooks ──► orders ───► one after the other, behind what has been committed by then
-//! workers ──────────────► journals ─► all that wait in one transaction, with what the logs have for the store
+//! admin API, webhooks ──► commands ─► one after the other, after what has been committed by then
+//! workers ──────────────► journals ─► all that wait in one transaction, with the logs' entries
 //! ```
 //!
-//! Each is carried out whether or not anybody waits for the answer.
+//! A command is executed even if its caller no longer waits for the answer.
 //!
 //! May use: `event`, `log`, `metrics`, `webhook_delivery`.
 

@@ -1,14 +1,14 @@
 //! The durable store of all logs: one SQLite file, one thread that writes it, a few that read it.
 //!
-//! Nothing here is waited for by ingest or live delivery. The writer is a reader of the logs: it
-//! takes what has gathered every few milliseconds, commits it in one transaction, and tells each
-//! log what is safe.
+//! Ingest and live delivery never wait for the store. Its writer reads the logs: every few
+//! milliseconds it takes what has gathered, commits it in one transaction, and tells each log what
+//! is persisted.
 //!
 //! ```text
-//! open: lock the directory, open or replace the file, reserve an epoch for each product ──► start: threads ──► stop
+//! open: lock the directory, open or replace the file, reserve an epoch per product ──► start ──► stop
 //! ```
 //!
-//! What is owed to webhooks is kept beside the events. Without a file, the same code keeps it in
+//! What webhooks are owed stands beside the events. Without a file, the same code keeps it in
 //! memory.
 //!
 //! May use: `error_chain`, `event`, `log`, `metrics`.

@@ -1,13 +1,12 @@
-//! The thread that brings to the disk what the writer has committed, so that a commit never waits
-//! for it.
+//! The thread that brings committed data to the disk, so that a commit never waits for the disk.
 //!
 //! ```text
-//! each second    commits since the last one?   sync the write-ahead log        a power cut costs what came since
-//!                the log has grown?            move what is in it into the database
+//! each second    commits since the last round?   sync the write-ahead log     a power cut costs what came since
+//!                has the log grown?              move its content into the database
 //! ```
 //!
-//! SQLite itself would do both within some commit, and everything that comes would wait for the
-//! disk with it.
+//! SQLite itself would do both within some commit, and every event of that moment would wait for
+//! the disk.
 //!
 //! May use: `error_chain`, `log`.
 

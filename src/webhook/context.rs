@@ -1,4 +1,4 @@
-//! What all workers share: the store, the guard, the roots of trust.
+//! What all workers share: the store, the egress guard, the roots of trust.
 //!
 //! May use: `config`, `outbound`, `store`.
 

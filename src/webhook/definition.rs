@@ -1,8 +1,7 @@
-//! What is kept of a webhook beside its deliveries: as it was registered, and what has become of
-//! that since.
+//! What is stored of a webhook beside its deliveries: its registration and its endpoint's state.
 //!
-//! In: a webhook of the file or of the API. Out: a text for the store, and back. What the file
-//! declares is not kept: it is in the file, with its secret.
+//! In: a webhook of the configuration file or of the API. Out: a text for the store, and back. A
+//! webhook that the configuration file declares is not stored: the file has it, with its secret.
 //!
 //! May use: `config`.
 

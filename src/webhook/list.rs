@@ -1,5 +1,4 @@
-//! Deliveries in pages: what is owed and was accepted is the worker's, dead letters are the
-//! store's.
+//! Pages of deliveries: the worker knows owed and accepted ones, the store the dead letters.
 //!
 //! May use: `store`, `webhook_delivery`.
 

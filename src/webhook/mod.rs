@@ -1,10 +1,10 @@
 //! The connector's push mode, durable: every registered webhook, each with a worker of its own.
 //!
-//! In: what the configuration and operators register. Out: what is known of each. Nothing here
-//! touches the events.
+//! In: registrations of the configuration and of operators. Out: each webhook's status. This module
+//! does not touch the events.
 //!
 //! ```text
-//! log ─► fanout ─► subscription ─► worker ─► outbox ─► sender ─► receiver        one worker per webhook, nothing shared
+//! log ─► fanout ─► subscription ─► worker ─► outbox ─► sender ─► receiver    one worker per webhook
 //!                                    └─► store: position and exceptions
 //! ```
 //!

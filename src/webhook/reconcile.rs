@@ -1,8 +1,8 @@
-//! What another configuration means for the webhooks that there are.
+//! Applies another configuration to the registered webhooks.
 //!
-//! In: what the file declares now, products that come and go, what may be reached. Out: workers
-//! that do as it says. Each of these may be called again with the same: it then does what could not
-//! be done before, and nothing else.
+//! In: the webhooks that the file declares now, products that are added or removed, the egress
+//! policy. Out: workers that follow them. Each step may be repeated with the same input: it then
+//! does what could not be done before, and nothing else.
 //!
 //! May use: `config`, `event`, `fanout`, `outbound`, `store`.
 

@@ -1,5 +1,5 @@
-//! Who is registered: starts a worker for each webhook, passes operators' orders on, ends what is
-//! removed.
+//! The registry of webhooks: starts a worker for each, passes operators' commands on, ends removed
+//! ones.
 //!
 //! May use: `config`, `event`, `fanout`, `metrics`, `outbound`, `store`, `webhook_delivery`.
 

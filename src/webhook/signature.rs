@@ -1,7 +1,7 @@
-//! The headers that prove where a delivery comes from: the connector's, and those of Standard
+//! The headers that prove the origin of a delivery: the connector's, and those of Standard
 //! Webhooks.
 //!
-//! In: the event id, the time and the body of one attempt. Out: all headers it is sent with.
+//! In: the event id, the time and the body of one attempt. Out: all headers that it is sent with.
 //!
 //! May use: `config`, `outbound`.
 

@@ -1,5 +1,5 @@
-//! What is known of one webhook by those who ask: its definition, how it stands, what it owes. Its
-//! worker writes it.
+//! The status of one webhook for its readers: definition, endpoint state, counts. Its worker writes
+//! it.
 //!
 //! May use: `metrics`, `store`, `webhook_delivery`.
 

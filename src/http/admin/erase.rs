@@ -1,8 +1,8 @@
-//! `DELETE /api/v1/events/{product_id}`: a person's right to be forgotten.
+//! `DELETE /api/v1/events/{product_id}`: erasure of sessions (the right to be forgotten).
 //!
-//! In: sessions. Out: how many of their events there were. Memory first, then what is owed to
-//! webhooks, then the store: what the store's writer is given after that is erased already, and
-//! what it was given before is in the file by the time it comes to the order.
+//! In: sessions. Out: the number of their events. Memory comes first, then what webhooks are owed,
+//! then the store: an entry that the store's writer takes after that is erased already, and an
+//! entry that it took before is in the file when the writer executes the command.
 //!
 //! May use: `event`.
 

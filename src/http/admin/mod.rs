@@ -1,8 +1,7 @@
-//! The admin side: is it alive, is it ready, what is it doing; and the routes of `audience`,
-//! `console`, `erasure`, `products`, `rejected`, `watch`, `webhooks`.
+//! The admin router: health, readiness, status, metrics, and the routes of this folder.
 //!
-//! Served on a runtime of its own, so that it answers while the public side is saturated. The probe
-//! listener has the same routes without the API.
+//! The admin side has a runtime of its own, so that it answers while the public side is saturated.
+//! The probe listener has the same routes without the API.
 //!
 //! May use: `auth`, `config`, `event`, `rejected`, `timer_wheel`, `upstream`, `webhook`.
 

@@ -1,4 +1,4 @@
-//! `/api/v1/rejected`: the last upstream frames that could not be understood.
+//! `/api/v1/rejected`: the latest upstream frames that were rejected.
 //!
 //! May use: `rejected`.
 

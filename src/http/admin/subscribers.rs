@@ -1,7 +1,7 @@
-//! `/api/v1/subscribers`: who is connected, and sending one away.
+//! `/api/v1/subscribers`: lists the subscribers and disconnects one.
 //!
-//! In: requests. Out: pages of subscribers in the order in which they came; a word to one that it
-//! is to leave.
+//! In: requests. Out: pages of subscribers in the order of their admission; a disconnect reason for
+//! one of them.
 //!
 //! May use: `event`.
 

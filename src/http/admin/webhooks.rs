@@ -1,7 +1,7 @@
-//! `/api/v1/webhooks`: who is registered, and the orders of operators.
+//! `/api/v1/webhooks`: lists, registers and changes webhooks, and carries the operators' commands.
 //!
-//! In: requests. Out: what the registry says, as JSON. What a webhook may be is `config`'s
-//! business, what becomes of it `webhook`'s.
+//! In: requests. Out: the registry's answers as JSON. `config` decides what a valid webhook is, and
+//! `webhook` what happens to it.
 //!
 //! May use: `config`, `webhook`, `webhook_delivery`.
 

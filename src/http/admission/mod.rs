@@ -1,7 +1,7 @@
-//! Who is connected, and letting nobody in beyond the limits.
+//! Admission of subscribers: the limits, and the list of the subscribers that are connected.
 //!
-//! In: requests that have passed every check. Out: a seat for each, given back when its holder
-//! leaves. Telling a subscriber to leave is one mark and one wake-up.
+//! In: requests that have passed every other check. Out: a permit each, returned when its holder is
+//! dropped. To disconnect a subscriber takes one mark and one wake-up.
 //!
 //! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`.
 

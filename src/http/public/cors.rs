@@ -1,4 +1,4 @@
-//! Which pages may read what comes from here (the Fetch standard's CORS protocol).
+//! CORS answers: which pages may read the relay's responses (Fetch standard, CORS protocol).
 //!
 //! May use: `config`.
 

@@ -1,8 +1,7 @@
-//! Where a request carries its credential.
+//! Finds the credential of a request.
 //!
-//! In: query and headers. Out: the one credential that counts, and what may be in its place. The
-//! header wins over the cookie, and the cookie over the query; what wins and is bad is not made up
-//! for by another.
+//! In: query and headers. Out: the one credential that counts. The header wins over the cookie, and
+//! the cookie over the query; a bad credential that wins is not replaced by another.
 //!
 //! May use: `auth`, `config`.
 

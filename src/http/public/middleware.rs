@@ -1,9 +1,11 @@
-//! What every request passes before its route, and every answer after it.
+//! The one layer around every public route: checks before it, headers after it.
 //!
-//! One layer for all of it: each layer of a router is cloned, boxed and dropped with every request.
+//! One layer for all of it, because each layer of a router is cloned, boxed and dropped with every
+//! request.
 //!
-//! In: requests. Out: those that may go on. Who comes when there is no place for another connection
-//! hears that the relay is full, in the way that each of them bears, and the connection ends.
+//! In: requests. Out: the requests that may go on. A client that arrives beyond the connection
+//! limit is told that the relay is full, in the form that its kind understands, and the connection
+//! ends.
 //!
 //! May use: `metrics`, `net`.
 

@@ -1,15 +1,15 @@
-//! `POST /events/{product_id}`: an event from somebody else than the upstream.
+//! `POST /events/{product_id}`: an event from a client instead of the upstream.
 //!
-//! In: a request with one JSON object. Out: the event in the log, behind everything so far, and its
-//! id. From there it goes the way of all events. The answer waits for the store, the event's
+//! In: a request with one JSON object. Out: the event in the log, after everything so far, and its
+//! id. From there the event goes the way of all events. The answer waits for the store; the event's
 //! readers do not.
 //!
 //! ```text
-//! who asks ─► what is announced ─► body, with room for each piece ─► envelope ─► log ─► 202 once the store has it
+//! credential ─► announced length ─► body, a quota for each piece ─► envelope ─► log ─► 202 after the commit
 //! ```
 //!
-//! Room is taken for what has come, not for what is announced: who announces much and sends nothing
-//! takes none.
+//! Quota is taken for bytes that have arrived, not for bytes that are announced: a client that
+//! announces much and sends nothing takes none.
 //!
 //! May use: `auth`, `config`, `envelope`, `event`, `net`.
 

@@ -1,4 +1,4 @@
-//! What a subscriber's request asks for: media type, filter, place to begin.
+//! Parses what a subscriber asks for: media type, filter, position to start from.
 //!
 //! Pure: headers and query in, checked values out.
 //!

@@ -1,12 +1,12 @@
-//! The newest entries in memory, and for each session the places of its own.
+//! The newest entries in memory, and for each session the chain of its positions.
 //!
 //! ```text
 //! entries   [ 41 ][ 42 ][ 43 ][ 44 ][ 45 ]      evicted_through = 40
-//! session a   41          43                    lost_through = 37: its newest entry that is gone
+//! session a   41          43                    lost_through = 37: its newest entry that was evicted
 //! gaps                          44
 //! ```
 //!
-//! A reader of a few sessions walks their chains, not the ring, so its work follows what it
+//! A reader of a few sessions walks their chains instead of the ring, so its work follows what it
 //! receives.
 //!
 //! May use: `event`.

@@ -1,13 +1,13 @@
-//! Reading entries back from the store's file, beside the connection that writes it.
+//! Reads entries back from the store's file, on a connection of its own beside the writer's.
 //!
 //! ```text
-//! any session     one walk over the rows; payloads are read of those that are admitted
+//! any session     one pass over the rows; payloads are read of admitted rows only
 //! few sessions    by_session ─┐
-//!                 gaps ───────┴─ places, merged and cut ─ rows by key
+//!                 gaps ───────┴─ positions, merged and cut ─ rows by key
 //! ```
 //!
-//! A reading sees one state of the file, and neither waits for the writer nor keeps it waiting. It
-//! waits for the disk.
+//! A read sees one state of the file; it neither waits for the writer nor delays it. It waits for
+//! the disk.
 //!
 //! May use: `event`, `log`.
 

@@ -1,4 +1,4 @@
-//! Writing a part of one product's log: the hot path of the store.
+//! Appends a batch of one product's entries to the file: the hot path of the store.
 //!
 //! May use: `event`, `log`.
 

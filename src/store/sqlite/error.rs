@@ -1,4 +1,4 @@
-//! What can go wrong with the store's file, sorted by what its owner can do about it.
+//! Errors of the store's file, sorted by what its owner can do about them.
 //!
 //! May use: no other module.
 

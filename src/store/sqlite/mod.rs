@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A commit survives the end of the process at once, and the end of the machine once the
-//! write-ahead log has been synced: by the syncer, or by a commit with
-//! [`SyncMode::Full`]. Every call waits for the disk: it belongs on a thread of its own.
+//! write-ahead log has been synced: by the syncer, or by a commit with [`SyncMode::Full`]. Every
+//! call waits for the disk and belongs on a thread of its own.
 //!
 //! May use: `event`.
 

@@ -1,4 +1,4 @@
-//! What the file holds of each product as a whole.
+//! The file's row per product: number, counters and ranges.
 //!
 //! May use: `event`, `log`.
 

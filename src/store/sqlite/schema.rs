@@ -5,19 +5,21 @@
 //! entries       entry = number << 40 | place, id, kept_at, …, payload
 //!               session -> entry           index, of events with a session
 //!               entry                      index, of gaps
-//! spans         product, place, id         which ids the places from here on have
-//! missing       product, first, last       places that should have been kept
-//! webhooks      number, id, product, position, …      one row per webhook, with counters of its dead letters
-//! owed          webhook, place, id, attempts, …       what is owed although the webhook has passed it; payload: see entries
-//! dead_letters  number, webhook, place, …, payload    what was given up, in the order of that; `requeued` once it is to be
+//! spans         product, place, id         the ids of the positions from here on
+//! missing       product, first, last       holes: positions that were never persisted
+//! webhooks      number, id, product, position, …      one row per webhook, with counters of dead letters
+//! owed          webhook, place, id, attempts, …       owed although the webhook has passed the position
+//! dead_letters  number, webhook, place, …, payload    given up, in that order; `requeued` if to be
 //!                                                     delivered again
-//! state         is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk change something
+//! state         is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk
+//!                                          change something
 //! log           view of all entries, for people
 //! ```
 //!
-//! Triggers keep the counters of dead letters, so that they are right whoever deletes one. `bytes`
-//! of a dead letter are those of the file that it takes, as `dead_letter_bytes` bounds them: whole
-//! pages for a large one, an even share of one for others.
+//! A column `place` holds a position: columns keep the names of the first release of the format.
+//! Triggers keep the counters of dead letters right whichever statement deletes one. `bytes` of a
+//! dead letter are the bytes of the file that it takes, as `dead_letter_bytes` bounds them: whole
+//! pages for a large one, an even share of a page for others.
 //!
 //! Epochs and sequences are `u64` and stand in SQLite's `i64` bit for bit. Times are Unix
 //! milliseconds.

@@ -1,13 +1,13 @@
-//! What the store keeps for webhooks: who they are, how far each has come, what is owed before
-//! that, and dead letters.
+//! What webhooks exchange with the store: registrations, positions, owed deliveries and dead
+//! letters.
 //!
-//! A webhook is a reader with a durable position. Everything up to it is settled, except what is
-//! owed or dead; everything behind it is owed if the webhook's scope admits it. Position and
-//! exceptions change in one transaction.
+//! A webhook is a reader with a durable position. Every event up to the position is settled, except
+//! what is owed or dead; every event behind it is owed if the webhook's scope admits it. Position
+//! and exceptions change in one transaction.
 //!
 //! ```text
-//! worker ── changes ──► desk ──► writer ──► file        every few milliseconds, in one transaction
-//! worker ◄── notices ─────────── writer                 what retention has done meanwhile
+//! worker ── changes ──► store handle ──► writer ──► file      every few milliseconds, one transaction
+//! worker ◄── notices ─────────────────── writer               what retention has done meanwhile
 //! ```
 //!
 //! May use: `event`, `webhook_delivery`.

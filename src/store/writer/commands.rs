@@ -1,4 +1,4 @@
-//! What the writer does with an order, a small step at a time.
+//! Executes the writer's commands, a small step at a time.
 //!
 //! May use: `event`, `log`, `metrics`.
 

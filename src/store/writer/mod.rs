@@ -1,10 +1,12 @@
-//! The thread that writes the store: takes what has gathered in the logs and in the webhooks'
-//! journals, commits it, takes the oldest away.
+//! The store's writer: commits what has gathered in the logs and in the webhooks' journals,
+//! executes commands, and applies retention.
 //!
 //! ```text
-//! asleep ── there is work ──► gather ──► commit ──► orders ──► retention ──► asleep            syncing: see `syncer`
-//! gather: 6 ms; where webhooks wait for commits, what is left of 2 ms since the last round: nothing for who comes alone
-//! a failed write: the file is closed, and opened anew a second later; meanwhile events stay in memory as long as they can
+//! parked ── work ──► gather ──► commit ──► commands ──► retention ──► parked      syncing: see `syncer`
+//! gather: 6 ms; where webhooks wait for commits, the rest of 2 ms since the last round, so that a
+//!         single event waits for nothing
+//! a failed write: the file is closed and opened anew a second later; meanwhile events stay in memory
+//!         as long as its bounds allow
 //! ```
 //!
 //! May use: `error_chain`, `log`, `metrics`.

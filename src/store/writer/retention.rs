@@ -1,4 +1,4 @@
-//! What the writer takes away: what is too old or too much, and what erasing has left.
+//! The writer's share of retention: entries that are too old or too many, and what erasure left.
 //!
 //! May use: `error_chain`.
 

@@ -1,4 +1,4 @@
-//! How an endpoint stands: whether anything may be sent to it now.
+//! The circuit breaker of one endpoint: decides whether a delivery may be sent now.
 //!
 //! ```text
 //!            5 failures in a row, each of another delivery

@@ -1,4 +1,4 @@
-//! What is written down, and what comes of it.
+//! Takes changes to commit out of the outbox, and applies the outcome of the commit.
 //!
 //! May use: no other module.
 

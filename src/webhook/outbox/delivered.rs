@@ -1,4 +1,4 @@
-//! The last deliveries that were accepted, to be looked at.
+//! The latest accepted deliveries, for operators to look at.
 //!
 //! May use: `event`, `webhook_delivery`.
 

@@ -1,4 +1,4 @@
-//! One thing to deliver, and where it stands on its way.
+//! One delivery, and its state.
 //!
 //! May use: `event`, `webhook_delivery`.
 

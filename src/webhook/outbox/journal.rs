@@ -1,8 +1,7 @@
-//! What a crash must not forget: how far the webhook has come, and what is an exception before
-//! that.
+//! What a crash must not forget: the webhook's position, and the exceptions before it.
 //!
-//! In: what has become of each delivery. Out: batches of changes for the store, one at a time. What
-//! a batch costs, what has happened since the last one has paid for.
+//! In: the outcome of each delivery. Out: batches of changes for the store, one at a time. The work
+//! of a batch is bounded by what has happened since the last one.
 //!
 //! May use: `event`, `store`, `webhook_delivery`.
 

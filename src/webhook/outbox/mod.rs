@@ -1,19 +1,19 @@
-//! What one webhook is owed, in which order it is tried, and how its endpoint stands: a state
-//! machine without I/O.
+//! The outbox of one webhook: what it is owed, in which order deliveries are tried, and the state
+//! of its endpoint. A state machine without I/O.
 //!
-//! In: events as they are read, answers, orders of operators, the time. Out: what to send next, and
-//! what to write down.
+//! In: events as they are read, answers, commands of operators, the time. Out: the next delivery to
+//! send, and changes to commit.
 //!
 //! ```text
-//!            take                   next                  settle
-//! log ─────────────► lane ─ head ─────────► running ─┬─ accepted ──► delivered (the last 1000)
-//!        one lane per  ▲                             ├─ retry ─────► waiting ──┐
-//!        session       └─────────────────────────────┴─────────────────────────┘
-//!                                                    └─ given up ──► dead letter (in the store)
+//!            take                    next                  settle
+//! log ─────────────► queue ─ head ─────────► running ─┬─ accepted ──► delivered (the last 1000)
+//!       one queue per ▲                               ├─ retry ─────► waiting ──┐
+//!       session       └───────────────────────────────┴─────────────────────────┘
+//!                                                     └─ given up ──► dead letter (in the store)
 //! ```
 //!
-//! Every step takes logarithmic time, however much is owed. What releases, expires or erases many
-//! at once has been paid for by each of them.
+//! Every step takes logarithmic time, however much is owed. A step that releases, expires or erases
+//! many deliveries has been paid for by the arrival of each of them.
 //!
 //! May use: `event`, `store`, `webhook_delivery`.
 

@@ -1,7 +1,7 @@
-//! The outbox against a model: everything is accepted, dead, erased or expired in the end, in
+//! The outbox against a model: every delivery is accepted, dead, erased or expired in the end, in
 //! order, and never twice without a reason.
 //!
-//! Random schedules of events, answers, commits that succeed or fail, crashes, reloads and orders
+//! Random schedules of events, answers, commits that succeed or fail, crashes, reloads and commands
 //! of operators; each is known by its seed.
 
 use std::collections::{BTreeMap, BTreeSet};

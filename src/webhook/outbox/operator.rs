@@ -1,4 +1,4 @@
-//! What operators and the store order: enable, disable, erase, expire.
+//! Commands of operators and of the store: enable, disable, erase, expire.
 //!
 //! May use: no other module.
 

@@ -1,14 +1,14 @@
-//! Dead letters that are delivered again: a walk over those that wait for it in the store, by
-//! place, again and again.
+//! The redelivery scan: passes over the dead letters that wait in the store, by position,
+//! repeatedly.
 //!
 //! ```text
-//! store   a1 a2 b1 a3 c1 …      a1 fails and waits: a2, a3 are left for a later walk, b1 and c1 are taken
+//! store   a1 a2 b1 a3 c1 …   a1 fails and waits: a2, a3 are left for a later scan, b1 and c1 are taken
 //!               through ─┘
 //! ```
 //!
-//! A session whose first delivery waits for its next attempt has no other letters here, so that it
-//! keeps no other session's from coming. Once one of a session is left, those behind it are, too,
-//! until the next walk: they keep their order.
+//! A session whose first delivery waits for its next attempt has no other dead letters in memory,
+//! so that it does not displace other sessions. Once one dead letter of a session is left for
+//! later, the following ones are too, until the next scan: they keep their order.
 //!
 //! May use: no other module.
 

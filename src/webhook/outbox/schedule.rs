@@ -1,4 +1,4 @@
-//! What is sent next, which events must be at hand for that, and what an answer means.
+//! Chooses the next delivery, names the payloads that must be loaded for it, and applies an answer.
 //!
 //! May use: no other module.
 

@@ -1,6 +1,6 @@
-//! Who is first in each session, and who may be sent of those.
+//! The head of each session's queue, and which heads may be sent.
 //!
-//! A delivery without a session has a lane of its own and is always first. Everything is found in
+//! A delivery without a session has a queue of its own and is always its head. Every lookup takes
 //! logarithmic time.
 //!
 //! May use: `event`.

@@ -1,8 +1,8 @@
-//! What one webhook reads from the log: events in order once they are committed, and single ones
+//! One webhook's reader of the log: events in order once they are committed, and single events
 //! again.
 //!
-//! While the store is degraded nothing is committed: then events are given as soon as they are
-//! shown.
+//! While the store is degraded nothing is committed; the reader then returns events as soon as they
+//! are dispatched.
 //!
 //! May use: `event`, `fanout`, `log`, `store`.
 

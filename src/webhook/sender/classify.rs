@@ -1,7 +1,7 @@
-//! What an answer, or the lack of one, means.
+//! Classifies an answer, or its absence.
 //!
-//! In: a status and headers, or an error of the transport. Out: outcome, verdict, and a text for
-//! the operator. The text never repeats what the receiver wrote, nor the URL's path and query,
+//! In: a status and headers, or an error of the transport. Out: outcome, disposition, and a text
+//! for the operator. The text never repeats what the receiver wrote, nor the URL's path and query,
 //! which may hold a secret. Pure.
 //!
 //! May use: `outbound`, `webhook_delivery`.

@@ -1,7 +1,7 @@
-//! One attempt: signs the body, posts it, and judges the answer.
+//! One attempt: signs the body, posts it, and classifies the answer.
 //!
-//! In: an event id and the payload. Out: how it went, and what to do. Redirects are not followed,
-//! nothing is decompressed, and of the answer's body only the beginning is read.
+//! In: an event id and the payload. Out: the attempt's outcome. Redirects are not followed, nothing
+//! is decompressed, and only the beginning of the answer's body is read.
 //!
 //! May use: `config`, `outbound`, `webhook_delivery`.
 

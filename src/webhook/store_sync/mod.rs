@@ -1,9 +1,9 @@
 //! One webhook's side of the store: its definition, its journal, and dead letters on their way
 //! back.
 //!
-//! At most one question or order of each kind is out. What cannot be written is written later.
-//! Nothing is written down of a webhook that the store does not have yet: its registration comes
-//! first.
+//! At most one request or command of each kind is under way. What cannot be committed is committed
+//! later. Nothing is committed for a webhook that the store does not have yet: its registration
+//! comes first.
 //!
 //! ```text
 //! outbox ── changes ──► journal ──► committed | not committed: they come again

@@ -1,4 +1,4 @@
-//! What a worker still does when the relay leaves.
+//! What a worker still does during shutdown.
 //!
 //! May use: no other module.
 

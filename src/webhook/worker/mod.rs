@@ -1,11 +1,10 @@
-//! One webhook's task: reads what is owed, has it sent, and has it written down how that went.
+//! One webhook's task: reads what is owed, has it sent, and has the outcome committed.
 //!
-//! What is decided is decided by the outbox; here is the waiting. It shares nothing with other
-//! webhooks but the log and the store.
+//! The outbox decides; the worker waits. Workers share the log and the store, and nothing else.
 //!
 //! ```text
 //! reader ──► outbox ──► attempts (a task each) ──► outbox ──► journal ──► store
-//!               ▲ orders of operators, notices of the store, the clock
+//!               ▲ commands of operators, notices of the store, the clock
 //! ```
 //!
 //! May use: `event`, `fanout`, `metrics`, `store`, `webhook_delivery`.

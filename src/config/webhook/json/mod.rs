@@ -1,9 +1,9 @@
 //! One webhook as JSON: what the admin API takes and shows, and what is kept of those it has
 //! registered.
 //!
-//! In: a request's body, or a text of the store. Out: a [`WebhookConfig`], or all that is wrong with it,
-//! by field. No rule stands here: the body is turned into the table that the file would have, and
-//! read as that.
+//! In: a request's body, or a text of the store. Out: a [`WebhookConfig`], or all that is wrong
+//! with it, by field. No rule stands here: the body is turned into the table that the file would
+//! have, and read as that.
 //!
 //! May use: `event`.
 

@@ -1,8 +1,9 @@
-//! `GET /` on the admin listener: the console, a page that watches the relay.
+//! The console: the page at `GET /` of the admin listener, from which an operator watches the
+//! relay.
 //!
-//! In: requests for the page and its files, which are part of the program. Out: these, with a
-//! policy under which a browser runs, shows and asks nothing but the relay itself. They hold no
-//! secrets and need no key; what the page then asks of the API does.
+//! In: requests for the page and its files, which are part of the program. Out: the files, under a
+//! content security policy that lets a browser run, show and load nothing but the relay itself. The
+//! files hold no secrets and need no key; the API calls that the page makes do.
 //!
 //! May use: no other module.
 

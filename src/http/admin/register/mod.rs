@@ -1,8 +1,7 @@
-//! `POST /products`: the connector's registration call, so that what registers there registers here
-//! by another URL.
+//! `POST /products`: the connector's registration call, for clients that register by another URL.
 //!
-//! In: the forms that the connector takes. Out: a webhook that has the product's name (push), or a
-//! note that the product is registered (stream: whoever may, subscribes anyway).
+//! In: the request forms that the connector takes. Out: a webhook with the product's name (push),
+//! or a note that the product is registered (stream, which needs no registration here).
 //!
 //! May use: `config`, `event`, `webhook`.
 

@@ -1,16 +1,16 @@
-//! `GET /events/{product_id}`: a piece of the log, for those who ask every now and then.
+//! `GET /events/{product_id}`: one page of the log, for clients that poll.
 //!
-//! In: a request. Out: what a subscriber at the same place would be given, as far as it is there,
-//! with the place at which to go on. A page never crosses a gap: the gap is announced before the
-//! page's first event, or ends the page.
+//! In: a request. Out: the entries that a subscriber at the same position would get, as far as they
+//! are there, with the position to go on from. A page never crosses a gap: the gap is announced
+//! before the page's first event, or ends the page.
 //!
 //! ```text
 //! log     e1 e2 e3 ╳ e4 e5            ╳ a gap
 //! pages  [e1 e2 e3][╳ e4 e5][ ]       the last one says how far the log has moved on
 //! ```
 //!
-//! A page is in memory as a whole until it is sent, so there are only so many at one time, a
-//! quarter of them for one address; further clients wait a moment.
+//! A page is in memory as a whole until it is sent. The number of pages at one time is therefore
+//! bounded, with a quarter for one address; further clients wait a moment.
 //!
 //! May use: `config`, `event`, `fanout`, `net`, `timer_wheel`.
 

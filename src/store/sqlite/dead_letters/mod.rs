@@ -1,4 +1,4 @@
-//! Dead letters in the file: written, listed, marked to be delivered again, and bounded.
+//! Dead letters in the file: inserted, listed, requeued and bounded.
 //!
 //! May use: `event`, `webhook_delivery`.
 

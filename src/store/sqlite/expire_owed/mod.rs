@@ -1,5 +1,5 @@
-//! What retention is about to take away although it is owed to a webhook becomes a dead letter, in
-//! the same transaction.
+//! Turns owed deliveries into dead letters in the transaction in which retention deletes their
+//! events.
 //!
 //! May use: `event`.
 

@@ -1,10 +1,9 @@
-//! Taking entries out of the store: the oldest when there are too many or too old, and one
-//! session's on request.
+//! Deletes entries from the file: the oldest when there are too many or too old, and one session's
+//! on request.
 //!
-//! Retention goes in small steps, so that the writer's thread gets back to writing between them;
-//! the rest takes its time. What goes although it is owed to a webhook becomes a dead letter: see
-//! `expiry`. Dead letters have a bound of their own, so what they take of the file does not count
-//! here.
+//! Retention goes in small steps, so that the writer's thread gets back to writing between them. An
+//! owed entry that retention deletes becomes a dead letter: see `expire_owed`. Dead letters have a
+//! bound of their own, so their part of the file does not count here.
 //!
 //! May use: `event`.
 

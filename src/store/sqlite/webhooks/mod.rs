@@ -1,5 +1,4 @@
-//! What the file keeps of webhooks before they give anything up: who they are, how far each has
-//! come, what is owed to it.
+//! The file's rows of webhooks: registration, position, and what each is owed.
 //!
 //! May use: `event`, `webhook_delivery`.
 

@@ -1,6 +1,6 @@
-//! The registered webhooks as the writer knows them: whom to tell what, and what a file that is
-//! begun anew must have again. What happens to dead letters is logged at once when it is news, and
-//! then in sums.
+//! The registered webhooks as the writer knows them: where to send notices, and what a file that is
+//! begun anew must hold again. Losses of deliveries are logged at once the first time, then in
+//! sums.
 //!
 //! May use: no other module.
 
