@@ -5,6 +5,8 @@
 //!
 //! May use: `event`, `fanout`, `metrics`, `net` (the socket), `wheel`.
 
+mod mailbox;
+mod metrics_buffers;
 mod placement;
 mod product_group;
 mod scheduler;
@@ -22,7 +24,7 @@ use bytes::Bytes;
 
 pub(crate) use self::placement::ShardPlacement;
 pub(crate) use self::{
-    product_group::MetricsBuffers,
+    metrics_buffers::MetricsBuffers,
     write_batch::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, advance, io_slices},
 };
 use crate::{

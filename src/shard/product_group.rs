@@ -5,15 +5,12 @@
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
 use bytes::Bytes;
-use prometheus::{IntCounter, local::LocalHistogram};
-use tokio::time::Instant;
 
-use super::QueuedEvents;
+use super::{QueuedEvents, metrics_buffers::MetricsBuffers};
 use crate::{
     event::{Event, Scope},
     fanout::{QueueContents, ShardIndex, Subscription},
     http::Product,
-    metrics::DeliveryMetrics,
 };
 
 /// Those who follow one product.
@@ -49,10 +46,7 @@ impl ProductGroup {
             recipients: VecDeque::new(),
             is_signaled: false,
             is_queued: false,
-            metrics: MetricsBuffers {
-                sse: MetricsBuffer::new(&product.sse),
-                ws: MetricsBuffer::new(&product.ws),
-            },
+            metrics: MetricsBuffers::new(product),
         }
     }
 
@@ -166,54 +160,4 @@ pub(super) enum EventLocation {
     Log(u64),
     /// From this number on among the arrivals.
     Queue(usize),
-}
-
-/// What has been delivered in each way, until it is told to everybody.
-#[derive(Debug)]
-pub(crate) struct MetricsBuffers {
-    pub(crate) sse: MetricsBuffer,
-    pub(crate) ws: MetricsBuffer,
-}
-
-impl MetricsBuffers {
-    /// Tells it.
-    pub(super) fn flush(&mut self) {
-        self.sse.flush();
-        self.ws.flush();
-    }
-}
-
-/// What has been delivered in one way.
-#[derive(Debug)]
-pub(crate) struct MetricsBuffer {
-    delivered_count: u64,
-    lag: LocalHistogram,
-    delivered: IntCounter,
-}
-
-impl MetricsBuffer {
-    fn new(metrics: &DeliveryMetrics) -> Self {
-        Self { delivered_count: 0, lag: metrics.lag.local(), delivered: metrics.delivered.clone() }
-    }
-
-    /// An event that is delivered at `now`, as soon as it has come.
-    pub(crate) fn record_delivery(&mut self, event: &Event, now: Instant) {
-        self.delivered_count += 1;
-        if let Some(received) = event.received() {
-            self.lag.observe(now.saturating_duration_since(received).as_secs_f64());
-        }
-    }
-
-    fn flush(&mut self) {
-        if self.delivered_count > 0 {
-            self.delivered.inc_by(std::mem::take(&mut self.delivered_count));
-            self.lag.flush();
-        }
-    }
-}
-
-impl Drop for MetricsBuffer {
-    fn drop(&mut self) {
-        self.flush();
-    }
 }

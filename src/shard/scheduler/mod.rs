@@ -12,19 +12,21 @@ mod tests;
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use slab::Slab;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::{
     DeliveryOutcome, ShardSubscriber, WriteScratch,
-    placement::{GroupWaker, PendingSubscriber, ShardMailbox, SubscriberWaker},
+    mailbox::{GroupWaker, PendingSubscriber, ShardMailbox, SubscriberWaker},
     product_group::{EventLocation, ProductGroup},
 };
 use crate::{
@@ -32,6 +34,28 @@ use crate::{
     net::AcceptedSocket,
     timer_wheel::{Alarm, TimerWheel},
 };
+
+/// Runs one shard.
+pub(super) async fn run(
+    mailbox: Arc<ShardMailbox>,
+    write_timeout: Duration,
+    wheel: Arc<TimerWheel>,
+    shutdown: CancellationToken,
+) {
+    let mut scheduler = ShardScheduler::new(&mailbox, write_timeout, &wheel);
+    let run_until_shutdown = poll_fn(|context| {
+        scheduler.run_turn(context);
+        Poll::<()>::Pending
+    });
+    shutdown.run_until_cancelled(run_until_shutdown).await;
+    mailbox.inbox().is_closed = true;
+    let run_until_empty = poll_fn(|context| {
+        scheduler.run_turn(context);
+        if scheduler.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    });
+    // Whoever takes nothing now is cut off.
+    let _ = timeout(SHARD_SHUTDOWN_GRACE, run_until_empty).await;
+}
 
 /// The subscribers of one shard, in the hands of its task.
 pub(super) struct ShardScheduler {
@@ -337,3 +361,6 @@ const MAX_BYTES_PER_TURN: usize = 512 * 1024;
 
 /// Between two signs of life.
 const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What they may take to end once the relay does.
+const SHARD_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
