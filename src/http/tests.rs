@@ -2,19 +2,30 @@
 
 use std::{
     pin::pin,
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use dashmap::DashMap;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{admission::AdmissionLimits, *};
+use super::{
+    admission::{AdmissionLimits, Subscribers},
+    public::{credential::CredentialSources, page::PageQuota, publish::BodyQuota},
+    state::{Product, Relay},
+};
 use crate::{
+    auth::Access,
     config::{AllowAnonymous, Config, Environment},
-    event::{Draft, Kind},
-    log::{MemoryBounds, Numbering},
-    metrics::Transport,
+    event::{Draft, Kind, ProductId},
+    fanout::Fanout,
+    log::{Log, MemoryBounds, Numbering},
+    metrics::{Metrics, Transport},
+    shard::ShardPlacement,
+    timer_wheel::TimerWheel,
 };
 
 /// A relay of these products that lets everybody in.

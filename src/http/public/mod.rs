@@ -1,4 +1,6 @@
-//! TODO header
+//! Routes of the public listener.
+//!
+//! May use: `config`, `metrics`.
 
 pub(crate) mod cors;
 pub(crate) mod credential;
@@ -8,3 +10,46 @@ pub(crate) mod publish;
 pub(crate) mod request;
 pub(crate) mod sse;
 pub(crate) mod ws;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::Extension,
+    middleware::{from_fn_with_state, map_response},
+    routing::get,
+};
+
+use self::middleware::PublicMiddleware;
+use super::{host_guard::HostGuard, problem::Problem, state::Relay};
+use crate::config::Origin;
+
+/// The routes of the public listener.
+pub(crate) fn router(relay: Arc<Relay>, guard: Option<HostGuard>, origins: &[Origin]) -> Router {
+    // HEAD would otherwise be answered by a stream that nobody reads.
+    let stream = get(sse::stream).head(|| async { Problem::method_not_allowed("GET") });
+    // Nor would anybody read the page.
+    let events = get(page::page)
+        .post(publish::publish)
+        .head(|| async { Problem::method_not_allowed("GET, POST") });
+    let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
+    let socket = get(ws::socket).head(|| async { Problem::method_not_allowed("GET") });
+    let has_cookie = relay.credential_sources.accepts_cookie();
+    let public_middleware =
+        Arc::new(PublicMiddleware { guard, metrics: Arc::clone(&relay.metrics) });
+    let router = Router::new()
+        .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
+        .route("/stream/{product_id}", stream)
+        .route("/events/{product_id}", events)
+        .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
+        .fallback(|| async { Problem::not_found("no such route") })
+        .with_state(relay)
+        .layer(from_fn_with_state(public_middleware, PublicMiddleware::handle));
+    match origins.is_empty() {
+        true => router,
+        // A preflight is answered before the front, and so is declared here.
+        false => router
+            .layer(cors::layer(origins, has_cookie))
+            .layer(map_response(middleware::with_nosniff)),
+    }
+}

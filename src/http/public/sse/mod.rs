@@ -28,9 +28,9 @@ use super::request::{SubscriptionRequest, accepts_event_stream};
 use crate::{
     auth::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
     http::{
-        Product, Relay,
         admission::Subscribers,
         problem::{Problem, SHED_RETRY_AFTER, jittered},
+        state::{Product, Relay},
     },
     metrics::ShedReason,
     net::{Connection, DetachedConnection, Http2StreamState},

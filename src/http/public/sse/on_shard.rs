@@ -17,7 +17,7 @@ use super::subscriber::{SseSubscriber, StreamFault};
 use crate::{
     event::{Event, Scope},
     fanout::Subscription,
-    http::Product,
+    http::state::Product,
     net::{DetachedConnection, Written},
     shard::{
         DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents,

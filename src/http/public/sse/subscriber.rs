@@ -18,10 +18,10 @@ use crate::{
     event::{Event, Scope},
     fanout::{SubscriberSignal, Subscription, SubscriptionItem},
     http::{
-        Product, Relay,
         admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
         problem::jittered,
         public::request::SubscriptionRequest,
+        state::{Product, Relay},
     },
     metrics::{ShedReason, Transport},
     net::ForcedClose,

@@ -5,7 +5,7 @@
 //!
 //! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`, `wheel`.
 
-mod message;
+pub(in crate::http) mod message;
 pub(crate) mod on_shard;
 mod socket;
 mod subscriber;
@@ -27,9 +27,6 @@ use hyper::{
     },
 };
 
-pub(crate) use self::message::WsMessageCache;
-#[cfg(any(test, fuzzing))]
-pub(crate) use self::message::{encode_subscribed, parse_subscribe};
 use self::{
     socket::{WsConnection, WsConnectionTask},
     subscriber::WsSubscriber,
@@ -37,7 +34,7 @@ use self::{
 use super::request::SubscriptionRequest;
 use crate::{
     config,
-    http::{Relay, problem::Problem},
+    http::{problem::Problem, state::Relay},
     net::{Connection, UpgradedConnection},
     shard::ShardSubscriber,
 };

@@ -14,7 +14,7 @@ use super::socket::{WsConnection, poll_write_once};
 use crate::{
     event::{Event, Scope},
     fanout::Subscription,
-    http::Product,
+    http::state::Product,
     net::DeadlineSocket,
     shard::{
         DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents,

@@ -18,8 +18,8 @@ use crate::{
     event::{Event, Scope, StartPosition},
     fanout::{SubscriberSignal, Subscription, SubscriptionItem},
     http::{
-        Product, Relay,
         admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
+        state::{Product, Relay},
     },
     metrics::{ShedReason, Transport},
     net::Connection,
