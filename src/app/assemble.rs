@@ -11,7 +11,7 @@ use crate::{
     auth::{Access, ListenerKey},
     config::{self, Config, Secret, ServerConfig, UpstreamConfig},
     event::ProductId,
-    fanout::Fanout,
+    feed::Feed,
     http::{
         Product, Relay,
         admin::{AdminState, operator_stream::MAX_OPERATOR_TAILS},
@@ -64,7 +64,7 @@ pub(super) fn start_webhooks(
 ) -> Result<Webhooks, TlsError> {
     let stored = store.take_webhooks();
     let dependencies = WebhookDependencies {
-        fanouts: relay.products.iter().map(|product| Arc::clone(&product.fanout)).collect(),
+        fanouts: relay.products.iter().map(|product| Arc::clone(&product.feed.fanout)).collect(),
         store: Arc::clone(store.handle()),
         is_durable: config.log.data_dir.is_some(),
         max_memory_bytes: config.log.memory_bytes,
@@ -92,7 +92,7 @@ pub(super) fn relay(
             continue;
         };
         let product = product(server, upstream, log, (index, shard_count), metrics);
-        products.insert(product.id.clone(), Arc::new(product));
+        products.insert(product.feed.id.clone(), Arc::new(product));
     }
     let access = Arc::new(Access::new(&config.auth));
     metrics.set_max_subscribers(server.max_subscribers);
@@ -128,18 +128,12 @@ pub(super) fn product(
 ) -> Product {
     let id = log.product().clone();
     Product {
-        fanout: Arc::new(Fanout::new(Arc::clone(&log), shard_count)),
-        log,
-        home_shard: index % shard_count,
-        sse: metrics.deliveries(&id, Transport::Sse),
-        ws: metrics.deliveries(&id, Transport::WebSocket),
+        feed: Arc::new(Feed::new(log, shard_count, index % shard_count, metrics)),
         ws_messages: Arc::default(),
         paged_events: metrics.delivered(&id, Transport::Page),
         published_events: metrics.published(&id),
         max_publish_bytes: max_publish_bytes(server, upstream),
         upstream: upstream.url.origin(),
-        metrics: Arc::clone(metrics),
-        id,
     }
 }
 

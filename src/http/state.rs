@@ -28,9 +28,8 @@ use crate::{
     auth::{Access, Denial, Grant},
     config::{Network, Permission},
     event::ProductId,
-    fanout::Fanout,
-    log::Log,
-    metrics::{DeliveryMetrics, Metrics, ShedReason},
+    feed::Feed,
+    metrics::{Metrics, ShedReason},
     shard::ShardPlacement,
     store::StoreHandle,
     timer_wheel::TimerWheel,
@@ -73,18 +72,8 @@ pub(crate) struct Relay {
 /// One product as the public side sees it.
 #[derive(Clone, Debug)]
 pub(crate) struct Product {
-    /// Its name.
-    pub(crate) id: ProductId,
-    /// What has been kept.
-    pub(crate) log: Arc<Log>,
-    /// Who is told of what comes.
-    pub(crate) fanout: Arc<Fanout>,
-    /// The number of the lane on which its events come in.
-    pub(crate) home_shard: usize,
-    /// The handles of its SSE subscribers.
-    pub(crate) sse: DeliveryMetrics,
-    /// The handles of its WebSocket subscribers.
-    pub(crate) ws: DeliveryMetrics,
+    /// What its deliverers share.
+    pub(crate) feed: Arc<Feed>,
     /// Its newest events as WebSocket subscribers get them.
     pub(crate) ws_messages: Arc<WsMessageCache>,
     /// Payloads given in pages.
@@ -95,8 +84,6 @@ pub(crate) struct Product {
     pub(crate) max_publish_bytes: usize,
     /// Scheme, host and port of its upstream.
     pub(crate) upstream: String,
-    /// All families, for what is counted rarely.
-    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Relay {
@@ -136,18 +123,18 @@ impl Relay {
     /// # Errors
     ///
     /// 404 when it has.
-    pub(in crate::http) fn ensure_still_served(&self, product: &Product) -> Result<(), Problem> {
+    pub(in crate::http) fn ensure_still_served(&self, feed: &Feed) -> Result<(), Problem> {
         let is_served = self
             .products
-            .get(&product.id)
-            .is_some_and(|known| Arc::ptr_eq(&known.log, &product.log));
+            .get(&feed.id)
+            .is_some_and(|known| Arc::ptr_eq(&known.feed.log, &feed.log));
         if is_served { Ok(()) } else { Err(Problem::not_found("no such product")) }
     }
 
     /// Whether something of the past is not there yet: of a file that is being checked, or of the relay before this one.
     pub(in crate::http) fn is_recovering(&self) -> bool {
         let is_checking = self.store.as_ref().is_some_and(|store| store.is_recovering());
-        is_checking || self.products.iter().any(|product| product.log.is_recovering())
+        is_checking || self.products.iter().any(|product| product.feed.log.is_recovering())
     }
 
     /// Whether the log keeps less than it promises.

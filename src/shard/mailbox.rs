@@ -49,6 +49,18 @@ pub(crate) struct PendingSubscriber {
 pub(crate) type SubscriberFactory =
     Box<dyn FnOnce(AcceptedSocket) -> Box<dyn ShardSubscriber> + Send>;
 
+#[cfg(test)]
+impl PendingSubscriber {
+    /// Returns a subscriber that a test attaches itself.
+    pub(crate) fn new(
+        socket: std::net::TcpStream,
+        permit: ConnectionPermit,
+        factory: SubscriberFactory,
+    ) -> Self {
+        Self { socket, permit, factory }
+    }
+}
+
 impl fmt::Debug for PendingSubscriber {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Newcomer").field("socket", &self.socket).finish_non_exhaustive()

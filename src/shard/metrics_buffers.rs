@@ -5,7 +5,7 @@
 use prometheus::{IntCounter, local::LocalHistogram};
 use tokio::time::Instant;
 
-use crate::{event::Event, http::Product, metrics::DeliveryMetrics};
+use crate::{event::Event, feed::Feed, metrics::DeliveryMetrics};
 
 /// What has been delivered in each way, until it is told to everybody.
 #[derive(Debug)]
@@ -15,8 +15,8 @@ pub(crate) struct MetricsBuffers {
 }
 
 impl MetricsBuffers {
-    pub(super) fn new(product: &Product) -> Self {
-        Self { sse: MetricsBuffer::new(&product.sse), ws: MetricsBuffer::new(&product.ws) }
+    pub(super) fn new(feed: &Feed) -> Self {
+        Self { sse: MetricsBuffer::new(&feed.sse), ws: MetricsBuffer::new(&feed.ws) }
     }
 
     /// Tells it.

@@ -23,6 +23,8 @@ use std::{
 use bytes::Bytes;
 
 pub(crate) use self::placement::ShardPlacement;
+#[cfg(test)]
+pub(crate) use self::{mailbox::PendingSubscriber, scheduler::testing::SteppedScheduler};
 pub(crate) use self::{
     metrics_buffers::MetricsBuffers,
     write_batch::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, advance, io_slices},
@@ -30,7 +32,7 @@ pub(crate) use self::{
 use crate::{
     event::{Event, Scope},
     fanout::Subscription,
-    http::Product,
+    feed::Feed,
 };
 
 /// A subscriber with a socket of its own, in the hands of its lane's task.
@@ -39,7 +41,7 @@ use crate::{
 /// log.
 pub(crate) trait ShardSubscriber: Send {
     /// The product that it listens to.
-    fn product(&self) -> &Arc<Product>;
+    fn feed(&self) -> &Arc<Feed>;
 
     /// Where it stands in the log, and what it may see.
     fn subscription(&mut self) -> &mut Subscription;

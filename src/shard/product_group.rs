@@ -10,13 +10,13 @@ use super::{QueuedEvents, metrics_buffers::MetricsBuffers};
 use crate::{
     event::{Event, Scope},
     fanout::{QueueContents, ShardIndex, Subscription},
-    http::Product,
+    feed::Feed,
 };
 
 /// Those who follow one product.
 #[derive(Debug)]
 pub(super) struct ProductGroup {
-    pub(super) product: Arc<Product>,
+    pub(super) feed: Arc<Feed>,
     index: ShardIndex,
     len: usize,
     delivered_through: u64,
@@ -35,10 +35,10 @@ pub(super) struct ProductGroup {
 
 impl ProductGroup {
     /// Nobody yet; `waker` is called when something has arrived.
-    pub(super) fn new(product: &Arc<Product>, shard: usize, waker: Waker) -> Self {
+    pub(super) fn new(feed: &Arc<Feed>, shard: usize, waker: Waker) -> Self {
         Self {
-            product: Arc::clone(product),
-            index: ShardIndex::new(&product.fanout, shard, waker),
+            feed: Arc::clone(feed),
+            index: ShardIndex::new(&feed.fanout, shard, waker),
             len: 0,
             delivered_through: 0,
             events: Vec::new(),
@@ -46,7 +46,7 @@ impl ProductGroup {
             recipients: VecDeque::new(),
             is_signaled: false,
             is_queued: false,
-            metrics: MetricsBuffers::new(product),
+            metrics: MetricsBuffers::new(feed),
         }
     }
 
@@ -106,7 +106,7 @@ impl ProductGroup {
             |event_index: usize| events.get(event_index).map_or(0, |event| event.position());
         let targets = events.iter().map(|event| (event.session(), event.kind()));
         // A relay before this one may still be telling what was, which is not for who asked for news.
-        if first.is_some_and(|first| first <= self.product.log.history_through()) {
+        if first.is_some_and(|first| first <= self.feed.log.history_through()) {
             index.for_each_interested(targets, |event_index, key| {
                 fall_back(key, position_of(event_index))
             });

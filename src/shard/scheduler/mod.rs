@@ -8,7 +8,7 @@
 //! May use: `event`, `net` (the socket), `wheel`.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod testing;
 
 use std::{
     collections::VecDeque,
@@ -30,7 +30,7 @@ use super::{
     product_group::{EventLocation, ProductGroup},
 };
 use crate::{
-    http::Product,
+    feed::Feed,
     net::AcceptedSocket,
     timer_wheel::{Alarm, TimerWheel},
 };
@@ -203,7 +203,7 @@ impl ShardScheduler {
             }
         };
         let mut subscriber = factory(socket);
-        let group_key = self.group_of(subscriber.product());
+        let group_key = self.group_of(subscriber.feed());
         let entry = self.slots.vacant_entry();
         let key = entry.key();
         if let Some(group) = self.groups.get_mut(group_key) {
@@ -221,15 +221,15 @@ impl ShardScheduler {
     }
 
     /// The number of a product's flock, which it begins with the first of its subscribers.
-    fn group_of(&mut self, product: &Arc<Product>) -> usize {
+    fn group_of(&mut self, feed: &Arc<Feed>) -> usize {
         // By another configuration it is another `Product`, but its events are the same.
-        let is_same = |known: &Product| Arc::ptr_eq(&known.fanout, &product.fanout);
-        let known = self.groups.iter().find(|(_, group)| is_same(&group.product));
+        let is_same = |known: &Feed| Arc::ptr_eq(&known.fanout, &feed.fanout);
+        let known = self.groups.iter().find(|(_, group)| is_same(&group.feed));
         known.map(|(key, _)| key).unwrap_or_else(|| {
             let entry = self.groups.vacant_entry();
             let key = entry.key();
             let waker = Waker::from(Arc::new(GroupWaker::new(&self.mailbox, key)));
-            entry.insert(ProductGroup::new(product, self.mailbox.shard, waker));
+            entry.insert(ProductGroup::new(feed, self.mailbox.shard, waker));
             key
         })
     }
@@ -364,3 +364,14 @@ const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What they may take to end once the relay does.
 const SHARD_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_mistake_in_the_work_of_one_stream_is_told_and_no_others() {
+        assert_eq!(catch_panic(|| 7), Some(7));
+        assert_eq!(catch_panic(|| panic!("a mistake")), None::<u8>);
+    }
+}

@@ -9,6 +9,8 @@
 mod h2_body;
 mod on_shard;
 mod subscriber;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
@@ -86,7 +88,7 @@ pub(crate) fn open_stream(
     let subscriber = match SseSubscriber::admit(
         relay,
         source,
-        product,
+        &product.feed,
         requested,
         connection.peer.ip(),
         headers,
@@ -98,7 +100,7 @@ pub(crate) fn open_stream(
     let first = sse::encode_retry(jittered(SSE_RETRY_DELAY));
     let body = match source.shards {
         Some(shards) => {
-            let (shards, home_shard) = (Arc::clone(shards), product.home_shard);
+            let (shards, home_shard) = (Arc::clone(shards), product.feed.home_shard);
             let scope = subscriber.scope().clone();
             connection.detach(first, move |socket, session| {
                 let factory = |socket| {

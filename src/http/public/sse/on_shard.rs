@@ -17,7 +17,7 @@ use super::subscriber::{SseSubscriber, StreamFault};
 use crate::{
     event::{Event, Scope},
     fanout::Subscription,
-    http::state::Product,
+    feed::Feed,
     net::{DetachedConnection, Written},
     shard::{
         DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents,
@@ -167,8 +167,8 @@ impl SseConnection {
 }
 
 impl ShardSubscriber for SseConnection {
-    fn product(&self) -> &Arc<Product> {
-        self.subscriber.product()
+    fn feed(&self) -> &Arc<Feed> {
+        self.subscriber.feed()
     }
 
     fn subscription(&mut self) -> &mut Subscription {

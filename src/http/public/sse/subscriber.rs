@@ -17,11 +17,12 @@ use super::{SSE_RETRY_DELAY, SubscriptionSource};
 use crate::{
     event::{Event, Scope},
     fanout::{SubscriberSignal, Subscription, SubscriptionItem},
+    feed::Feed,
     http::{
         admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
         problem::jittered,
         public::request::SubscriptionRequest,
-        state::{Product, Relay},
+        state::Relay,
     },
     metrics::{ShedReason, Transport},
     net::ForcedClose,
@@ -34,7 +35,7 @@ use crate::{
 pub(crate) struct SseSubscriber {
     subscription: Subscription,
     permit: AdmissionPermit,
-    product: Arc<Product>,
+    feed: Arc<Feed>,
     is_operator_tail: bool,
     fault: Option<StreamFault>,
     /// Ends it while nothing is asked of it; where its socket is its own, that is not needed.
@@ -91,7 +92,7 @@ impl SseSubscriber {
     pub(crate) fn admit(
         relay: &Relay,
         source: &SubscriptionSource<'_>,
-        product: &Arc<Product>,
+        feed: &Arc<Feed>,
         requested: SubscriptionRequest,
         peer: IpAddr,
         headers: &HeaderMap,
@@ -100,7 +101,7 @@ impl SseSubscriber {
         relay.ensure_not_draining()?;
         let listener = Arc::new(SubscriberSignal::default());
         let permit = source.subscribers.admit(AdmissionRequest {
-            product: product.id.clone(),
+            product: feed.id.clone(),
             transport: Transport::Sse,
             key: Arc::clone(&source.key),
             holder: source.holder.clone(),
@@ -112,12 +113,12 @@ impl SseSubscriber {
         if relay.is_draining.load(Ordering::SeqCst) {
             permit.disconnect(DisconnectReason::Drain); // it was let in at the very moment of closing
         }
-        if relay.ensure_still_served(product).is_err() {
+        if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed); // the same, of its product
         }
-        let subscription = product.fanout.subscribe(listener, requested.scope, &requested.start);
+        let subscription = feed.fanout.subscribe(listener, requested.scope, &requested.start);
         if !source.is_operator_tail {
-            product.sse.subscribers.inc();
+            feed.sse.subscribers.inc();
         }
         let wheel = source.wheel;
         // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
@@ -137,7 +138,7 @@ impl SseSubscriber {
         Ok(Self {
             subscription,
             permit,
-            product: Arc::clone(product),
+            feed: Arc::clone(feed),
             is_operator_tail: source.is_operator_tail,
             fault: None,
             forced_close,
@@ -202,7 +203,7 @@ impl SseSubscriber {
             || self.owes_end_of_replay;
         let is_end = self.owes_end_of_replay
             && self.subscription.is_caught_up()
-            && self.product.log.has_caught_up();
+            && self.feed.log.has_caught_up();
         if is_end || self.alarm.wheel().current_tick() >= self.heartbeat_due {
             return Poll::Ready(Some(SseFrame::Control(self.encode_heartbeat())));
         }
@@ -234,7 +235,7 @@ impl SseSubscriber {
             self.permit.disconnect(DisconnectReason::Rotated);
         }
         if self.disconnect_after.is_none() && self.permit.disconnect_reason().is_some() {
-            self.disconnect_after = Some(self.product.log.newest_position());
+            self.disconnect_after = Some(self.feed.log.newest_position());
             if self.subscription.is_on_shard() {
                 self.subscription.resync_from(0); // its lane may be long at giving to others
             }
@@ -252,9 +253,9 @@ impl SseSubscriber {
             SubscriptionItem::Event { event, received } => {
                 self.permit.record_position(event.position());
                 if !self.is_operator_tail {
-                    self.product.sse.delivered.inc();
+                    self.feed.sse.delivered.inc();
                     if let Some(received) = received {
-                        self.product.sse.lag.observe(received.elapsed().as_secs_f64());
+                        self.feed.sse.lag.observe(received.elapsed().as_secs_f64());
                     }
                 }
                 SseFrame::Event(event)
@@ -277,7 +278,7 @@ impl SseSubscriber {
     /// Moves the client's id on where the log has moved past what its filter let through. To a relay, the first one says that
     /// what comes from now on is news.
     fn encode_heartbeat(&mut self) -> Bytes {
-        let log = &self.product.log;
+        let log = &self.feed.log;
         let is_replaying =
             !self.subscription.is_caught_up() || log.is_replaying() || log.is_recovering();
         if self.owes_end_of_replay && is_replaying {
@@ -308,8 +309,8 @@ impl SseSubscriber {
     }
 
     /// The product it is of.
-    pub(super) fn product(&self) -> &Arc<Product> {
-        &self.product
+    pub(super) fn feed(&self) -> &Arc<Feed> {
+        &self.feed
     }
 
     /// Its place in the log.
@@ -410,11 +411,11 @@ impl Drop for SseSubscriber {
             None => "client",
         };
         if !self.is_operator_tail {
-            self.product.metrics.disconnects(Transport::Sse, reason).inc();
-            self.product.sse.subscribers.dec();
+            self.feed.metrics.disconnects(Transport::Sse, reason).inc();
+            self.feed.sse.subscribers.dec();
         }
         if matches!(self.fault, Some(StreamFault::Stalled)) {
-            tracing::debug!(product = %self.product.id, "subscriber took nothing for the write time-out");
+            tracing::debug!(product = %self.feed.id, "subscriber took nothing for the write time-out");
         }
     }
 }

@@ -72,7 +72,7 @@ pub(crate) async fn socket(
         &connection,
         headers,
     )?;
-    let (shards, home_shard) = (Arc::clone(&relay.shards), product.home_shard);
+    let (shards, home_shard) = (Arc::clone(&relay.shards), product.feed.home_shard);
     connection.spawn_upgraded(upgrade, move |switched| async move {
         match switched {
             UpgradedConnection::Plain(socket) => {

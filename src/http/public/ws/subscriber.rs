@@ -12,11 +12,12 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 use tokio::time::Instant;
 
-use super::message;
+use super::message::{self, WsMessageCache};
 use crate::{
     auth::Grant,
     event::{Event, Scope, StartPosition},
     fanout::{SubscriberSignal, Subscription, SubscriptionItem},
+    feed::Feed,
     http::{
         admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
         state::{Product, Relay},
@@ -31,7 +32,8 @@ use crate::{
 pub(super) struct WsSubscriber {
     subscription: Subscription,
     permit: AdmissionPermit,
-    product: Arc<Product>,
+    feed: Arc<Feed>,
+    messages: Arc<WsMessageCache>,
     grant: Grant,
     connection: Connection,
     alarm: Alarm,
@@ -70,10 +72,11 @@ impl WsSubscriber {
         connection: &Connection,
         headers: &HeaderMap,
     ) -> Result<Self, ShedReason> {
+        let feed = &product.feed;
         relay.ensure_not_draining()?;
         let listener = Arc::new(SubscriberSignal::default());
         let permit = relay.subscribers.admit(AdmissionRequest {
-            product: product.id.clone(),
+            product: feed.id.clone(),
             transport: Transport::WebSocket,
             key: Arc::clone(&grant.key),
             holder: grant.holder.clone(),
@@ -85,11 +88,11 @@ impl WsSubscriber {
         if relay.is_draining.load(Ordering::SeqCst) {
             permit.disconnect(DisconnectReason::Drain); // it was let in at the very moment of closing
         }
-        if relay.ensure_still_served(product).is_err() {
+        if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed); // the same, of its product
         }
-        let subscription = product.fanout.subscribe(listener, scope, start);
-        product.ws.subscribers.inc();
+        let subscription = feed.fanout.subscribe(listener, scope, start);
+        feed.ws.subscribers.inc();
         let wheel = &relay.wheel;
         // Spread for the same reasons as over SSE.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
@@ -98,7 +101,8 @@ impl WsSubscriber {
         Ok(Self {
             subscription,
             permit,
-            product: Arc::clone(product),
+            feed: Arc::clone(&product.feed),
+            messages: Arc::clone(&product.ws_messages),
             connection: connection.clone(),
             alarm: Alarm::new(wheel),
             requested_scope: None,
@@ -131,16 +135,13 @@ impl WsSubscriber {
         };
         let message = match item {
             SubscriptionItem::Event { event, received } => {
-                self.product.ws.delivered.inc();
+                self.feed.ws.delivered.inc();
                 self.permit.record_position(event.position());
                 if let Some(received) = received {
                     let now = *self.batch_time.get_or_insert_with(Instant::now);
-                    self.product
-                        .ws
-                        .lag
-                        .observe(now.saturating_duration_since(received).as_secs_f64());
+                    self.feed.ws.lag.observe(now.saturating_duration_since(received).as_secs_f64());
                 }
-                self.product.ws_messages.get_or_encode(&event)
+                self.messages.get_or_encode(&event)
             }
             SubscriptionItem::Gap(gap) => {
                 self.permit.record_position(gap.position);
@@ -194,7 +195,7 @@ impl WsSubscriber {
         let reason = self.permit.disconnect_reason()?;
         // Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
         if self.disconnect_after.is_none() {
-            self.disconnect_after = Some(self.product.log.newest_position());
+            self.disconnect_after = Some(self.feed.log.newest_position());
             if self.subscription.is_on_shard() {
                 self.subscription.resync_from(0); // its lane may be long at giving to others
             }
@@ -245,8 +246,13 @@ impl WsSubscriber {
     }
 
     /// The product it listens to.
-    pub(super) fn product(&self) -> &Arc<Product> {
-        &self.product
+    pub(super) fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    /// An event's message, in its frame.
+    pub(super) fn message_for(&self, event: &Event) -> Bytes {
+        self.messages.get_or_encode(event)
     }
 
     /// Where it stands.
@@ -311,10 +317,10 @@ impl Drop for WsSubscriber {
             None if self.is_faulty => "error",
             None => "client",
         };
-        self.product.metrics.disconnects(Transport::WebSocket, reason).inc();
-        self.product.ws.subscribers.dec();
+        self.feed.metrics.disconnects(Transport::WebSocket, reason).inc();
+        self.feed.ws.subscribers.dec();
         if is_stalled {
-            tracing::debug!(product = %self.product.id, "subscriber took nothing for the write time-out");
+            tracing::debug!(product = %self.feed.id, "subscriber took nothing for the write time-out");
         }
     }
 }

@@ -3,39 +3,37 @@
 use std::{
     io::{ErrorKind, Read},
     net::{Ipv4Addr, TcpListener},
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use hyper::HeaderMap;
 use socket2::SockRef;
-use tokio::task::yield_now;
+use tokio::{net::TcpStream, task::yield_now};
 
-use super::*;
+use super::{SseConnection, SseSubscriber, SubscriptionSource};
 use crate::{
     auth::{CredentialHolder, CredentialProof},
     event::{Kind, Only, Scope, StartPosition},
     http::{
-        Relay,
-        public::{
-            request::SubscriptionRequest,
-            sse::{SseConnection, SseSubscriber, SubscriptionSource},
-        },
+        public::request::SubscriptionRequest,
+        state::Relay,
         tests::{product, publish, relay},
     },
     net::{ConnectionPermit, DetachedConnection, TlsSession, tests::shake_hands},
+    shard::{PendingSubscriber, ShardSubscriber, SteppedScheduler},
 };
 
 /// A lane and two products on it.
 struct SchedulerHarness {
     relay: Relay,
-    scheduler: ShardScheduler,
+    scheduler: SteppedScheduler,
 }
 
 impl SchedulerHarness {
     fn new() -> Self {
         let relay = relay(PRODUCTS);
-        let scheduler =
-            ShardScheduler::new(&Arc::new(ShardMailbox::new(0)), WRITE_TIMEOUT, &relay.wheel);
+        let scheduler = SteppedScheduler::new(WRITE_TIMEOUT, &relay.wheel);
         Self { relay, scheduler }
     }
 
@@ -75,7 +73,7 @@ impl SchedulerHarness {
         let subscriber = SseSubscriber::admit(
             &self.relay,
             &source,
-            &product,
+            &product.feed,
             requested,
             peer,
             &HeaderMap::new(),
@@ -87,11 +85,11 @@ impl SchedulerHarness {
                 as Box<dyn ShardSubscriber>
         };
         let factory = Box::new(factory);
-        self.scheduler.attach(PendingSubscriber {
+        self.scheduler.attach(PendingSubscriber::new(
             socket,
-            permit: ConnectionPermit::uncounted(),
+            ConnectionPermit::uncounted(),
             factory,
-        });
+        ));
         yield_now().await; // the runtime finds out that its socket can be written
         self.scheduler.poll_ready();
     }
@@ -125,25 +123,24 @@ fn payloads_of(bytes: &[u8]) -> Vec<String> {
 async fn the_number_of_one_who_has_gone_stands_for_nobody_of_another_product() {
     let mut harness = SchedulerHarness::new();
     let mut clients = Vec::new();
-    for _ in 0..MAX_SUBSCRIBERS_PER_TURN + 8 {
+    for _ in 0..SteppedScheduler::MAX_SUBSCRIBERS_PER_TURN + 8 {
         clients.push(harness.subscribe("one").await);
     }
     publish(&harness.relay, "one", "first");
     harness.scheduler.collect_events();
     harness.scheduler.deliver_queued();
     // Some wait for the next turn. One of them goes, and who comes gets its number, and something of its own.
-    let group = harness.scheduler.groups.iter().next().unwrap().0;
-    let waiting = *harness.scheduler.groups[group].recipients.front().unwrap();
+    let (group, waiting) = harness.scheduler.first_recipient();
     harness.scheduler.remove(waiting);
     let second_client = harness.subscribe("two").await;
-    assert_ne!(harness.scheduler.slots[waiting].group, group);
+    assert_ne!(harness.scheduler.group_of_slot(waiting), group);
     publish(&harness.relay, "two", "hello");
     harness.scheduler.collect_events();
     harness.scheduler.deliver_queued();
     assert_eq!(payloads(&second_client), ["hello"]);
     let others = clients.iter().filter(|client| client.peek(&mut [0]).is_ok_and(|bytes| bytes > 0));
     let got: Vec<_> = others.map(payloads).collect();
-    assert_eq!(got, vec![["first"]; MAX_SUBSCRIBERS_PER_TURN + 7]);
+    assert_eq!(got, vec![["first"]; SteppedScheduler::MAX_SUBSCRIBERS_PER_TURN + 7]);
 }
 
 #[tokio::test]
@@ -151,9 +148,9 @@ async fn what_has_been_given_is_not_kept_for_the_next_to_come() {
     let mut harness = SchedulerHarness::new();
     let client = harness.subscribe("one").await;
     publish(&harness.relay, "one", "first");
-    harness.scheduler.run_turn(&Context::from_waker(Waker::noop()));
+    harness.scheduler.run_turn();
     assert_eq!(payloads(&client), ["first"]);
-    assert!(harness.scheduler.groups.iter().all(|(_, flock)| flock.holds_no_events()));
+    assert!(harness.scheduler.holds_no_events());
 }
 
 #[tokio::test]
@@ -192,7 +189,7 @@ async fn what_tls_has_taken_is_sent_once_there_is_room_though_nothing_else_happe
         let payload = |number| format!("{number}{}", "x".repeat(5000));
         for number in 0..count {
             publish(&harness.relay, "one", &payload(number));
-            harness.scheduler.run_turn(&Context::from_waker(Waker::noop()));
+            harness.scheduler.run_turn();
         }
         let mut seen = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(15);
@@ -203,17 +200,11 @@ async fn what_tls_has_taken_is_sent_once_there_is_room_though_nothing_else_happe
                 seen.extend_from_slice(&buffer[..bytes]);
             }
             yield_now().await;
-            harness.scheduler.run_turn(&Context::from_waker(Waker::noop()));
+            harness.scheduler.run_turn();
         }
         let expected: Vec<_> = (0..count).map(payload).collect();
         assert_eq!(payloads_of(&seen), expected);
     }
-}
-
-#[tokio::test]
-async fn a_mistake_in_the_work_of_one_stream_is_told_and_no_others() {
-    assert_eq!(catch_panic(|| 7), Some(7));
-    assert_eq!(catch_panic(|| panic!("a mistake")), None::<u8>);
 }
 
 const PRODUCTS: [&str; 2] = ["one", "two"];
