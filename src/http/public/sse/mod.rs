@@ -6,6 +6,7 @@
 //!
 //! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
+mod frame;
 mod h2_body;
 mod on_shard;
 mod subscriber;

@@ -2,29 +2,27 @@
 //!
 //! May use: `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
+mod admit;
+
 use std::{
-    net::IpAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use hyper::HeaderMap;
 use tokio::time::Instant;
 
-use super::{SSE_RETRY_DELAY, SubscriptionSource};
+use super::{SSE_RETRY_DELAY, frame::SseFrame};
 use crate::{
     event::{Event, Scope},
-    fanout::{SubscriberSignal, Subscription, SubscriptionItem},
+    fanout::{Subscription, SubscriptionItem},
     feed::Feed,
     http::{
-        admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
+        admission::{AdmissionPermit, DisconnectReason},
         problem::jittered,
-        public::request::SubscriptionRequest,
-        state::Relay,
     },
-    metrics::{ShedReason, Transport},
+    metrics::Transport,
     net::ForcedClose,
     sse,
     timer_wheel::{Alarm, TimerWheel},
@@ -84,78 +82,6 @@ impl StreamFault {
 }
 
 impl SseSubscriber {
-    /// Gives a newcomer a seat, and a place in the log.
-    ///
-    /// # Errors
-    ///
-    /// Which limit it would go past.
-    pub(crate) fn admit(
-        relay: &Relay,
-        source: &SubscriptionSource<'_>,
-        feed: &Arc<Feed>,
-        requested: SubscriptionRequest,
-        peer: IpAddr,
-        headers: &HeaderMap,
-        forced_close: Option<Arc<ForcedClose>>,
-    ) -> Result<Self, ShedReason> {
-        relay.ensure_not_draining()?;
-        let listener = Arc::new(SubscriberSignal::default());
-        let permit = source.subscribers.admit(AdmissionRequest {
-            product: feed.id.clone(),
-            transport: Transport::Sse,
-            key: Arc::clone(&source.key),
-            holder: source.holder.clone(),
-            proof: Arc::clone(&source.proof),
-            address: relay.client_address(peer, headers),
-            listener: Arc::clone(&listener),
-            forced_close: forced_close.clone(),
-        })?;
-        if relay.is_draining.load(Ordering::SeqCst) {
-            permit.disconnect(DisconnectReason::Drain); // it was let in at the very moment of closing
-        }
-        if relay.ensure_still_served(feed).is_err() {
-            permit.disconnect(DisconnectReason::Removed); // the same, of its product
-        }
-        let subscription = feed.fanout.subscribe(listener, requested.scope, &requested.start);
-        if !source.is_operator_tail {
-            feed.sse.subscribers.inc();
-        }
-        let wheel = source.wheel;
-        // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
-        let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
-        let tick_at = |at: Instant| wheel.tick_within(at.saturating_duration_since(Instant::now()));
-        let end_due = source.expiry.map_or(u64::MAX, |farewell| tick_at(farewell.expires_at));
-        if let Some(forced_close) = &forced_close {
-            forced_close.schedule_at(end_due);
-        }
-        let token_expiry = source.expiry.map(|it| {
-            Box::new(TokenExpiry {
-                expires_at: it.disconnect_at,
-                expiry_due: tick_at(it.disconnect_at),
-            })
-        });
-        let age = source.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
-        Ok(Self {
-            subscription,
-            permit,
-            feed: Arc::clone(feed),
-            is_operator_tail: source.is_operator_tail,
-            fault: None,
-            forced_close,
-            alarm: Alarm::new(wheel),
-            disconnect_after: None,
-            is_finished: false,
-            owes_end_of_replay: headers
-                .get("autoplay-relay")
-                .is_some_and(|value| value.as_bytes() == b"follow"),
-            heartbeat_ticks: wheel.tick_after(heartbeat_interval) - wheel.current_tick(),
-            heartbeat_due: wheel.tick_after(heartbeat_interval),
-            rotation_due: age.map_or(u64::MAX, |age| wheel.tick_after(age)),
-            token_expiry,
-            end_due,
-        })
-    }
-
     /// What is to be sent next, none when the stream is at its end.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<SseFrame>> {
         let frame = self.poll_frame(context);
@@ -367,33 +293,6 @@ impl SseSubscriber {
     /// Its socket could not take all of what it has been given.
     pub(super) fn record_backlog(&self) {
         self.permit.record_position(self.position());
-    }
-}
-
-/// Something to send.
-#[derive(Debug)]
-pub(super) enum SseFrame {
-    /// An event.
-    Event(Arc<Event>),
-    /// A frame of another kind, or a line.
-    Control(Bytes),
-}
-
-impl SseFrame {
-    /// Its bytes.
-    pub(super) fn into_bytes(self) -> Bytes {
-        match self {
-            Self::Event(event) => event.wire(),
-            Self::Control(bytes) => bytes,
-        }
-    }
-
-    /// Its bytes as a chunk of an HTTP/1.1 body.
-    pub(super) fn into_chunk(self) -> Bytes {
-        match self {
-            Self::Event(event) => event.http1_chunk().clone(),
-            Self::Control(bytes) => sse::encode_http1_chunk(&bytes),
-        }
     }
 }
 
