@@ -1,6 +1,7 @@
 //! One product as its deliverers see it: log, fan-out and counters.
 //!
-//! In: entries that the upstream or a publisher appends. Out: subscriptions, for shards, pages and webhooks.
+//! In: entries that ingest or a publisher appends. Out: subscriptions, for shards and HTTP routes.
+//! Reloading the configuration replaces an `http::Product` and keeps its feed.
 //!
 //! May use: `event`, `fanout`, `log`, `metrics`.
 
@@ -16,19 +17,19 @@ use crate::{
 /// One product: its log, its fan-out and the counters of its deliveries.
 #[derive(Debug)]
 pub(crate) struct Feed {
-    /// Its name.
+    /// Product that the entries belong to.
     pub(crate) id: ProductId,
-    /// What has been kept.
+    /// Entries, in memory and in the store.
     pub(crate) log: Arc<Log>,
-    /// Who is told of what comes.
+    /// Subscriptions to the log, and their wake-ups.
     pub(crate) fanout: Arc<Fanout>,
-    /// The number of the lane on which its events come in.
+    /// Index of the shard thread that runs the product's ingest and fan-out.
     pub(crate) home_shard: usize,
-    /// The handles of its SSE subscribers.
+    /// Metrics of the SSE subscribers.
     pub(crate) sse: DeliveryMetrics,
-    /// The handles of its WebSocket subscribers.
+    /// Metrics of the WebSocket subscribers.
     pub(crate) ws: DeliveryMetrics,
-    /// All families, for what is counted rarely.
+    /// All metric families, for counters that are looked up by label: disconnects.
     pub(crate) metrics: Arc<Metrics>,
 }
 

@@ -1,6 +1,14 @@
-//! The public side: subscribers, and what all of its routes share.
+//! HTTP: the public listener's routes, and the admin and probe listeners'.
 //!
-//! In: requests. Out: views of the log. Knows nothing of where events come from.
+//! In: requests. Out: subscriptions, pages, problems (RFC 9457). Events reach this module through
+//! `feed`; it does not know their upstream.
+//!
+//! ```text
+//! public/   router, credentials, requests; SSE, WebSocket, pages, publishing
+//! admin/    admin API, operator tails, console
+//! state     what public routes share: Relay, Product      admission   limits, permits
+//! problem   problem details      memory_quota   shares per address      host_guard   Host checks
+//! ```
 //!
 //! May use: `auth`, `config`, `delivery`, `envelope`, `event`, `fanout`, `log`, `metrics`, `net`, `rejected`, `sse`, `status`, `webhook`,
 //! `wheel`.

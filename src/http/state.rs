@@ -1,4 +1,6 @@
-//! State that the routes of the public listener share.
+//! State that the routes of the public listener share, and the checks they have in common.
+//!
+//! In: a request's path, query and headers. Out: a grant and a product, or the problem to answer.
 //!
 //! May use: `auth`, `config`, `event`, `fanout`, `log`, `metrics`, `shard`, `store`, `timer_wheel`.
 
@@ -35,63 +37,65 @@ use crate::{
     timer_wheel::TimerWheel,
 };
 
-/// What the routes of the public listener share. Another configuration is another `Relay`, for the requests that come from then
-/// on; what stands, such as products and subscribers, is the same in both.
+/// State of the public listener under one configuration.
+///
+/// A reload builds another `Relay` for later requests and never changes this one. Both share the
+/// parts that outlive a configuration: products, subscribers, shards, wheel and store.
 #[derive(Clone, Debug)]
 pub(crate) struct Relay {
-    /// What there is to listen to.
+    /// Products by id.
     pub(crate) products: Arc<DashMap<ProductId, Arc<Product>>>,
-    /// Who may.
+    /// Keys and token rules.
     pub(crate) access: Arc<Access>,
-    /// Where it is looked for who asks.
+    /// Places in a request where a credential may be.
     pub(crate) credential_sources: CredentialSources,
-    /// Who does.
+    /// Admission of subscribers, and the list of those admitted.
     pub(crate) subscribers: Arc<Subscribers>,
-    /// Who writes their streams.
+    /// Shards that write to subscribers with sockets of their own.
     pub(crate) shards: Arc<ShardPlacement>,
-    /// Pages that are being sent.
+    /// Quota of pages in memory.
     pub(crate) page_quota: PageQuota,
-    /// What publishers are sending.
+    /// Quota of published bodies in memory.
     pub(crate) body_quota: BodyQuota,
-    /// The timer of all connections.
+    /// Timer of all public connections.
     pub(crate) wheel: Arc<TimerWheel>,
-    /// A connection silent for this long gets a heartbeat.
+    /// Silence after which a subscriber gets a heartbeat.
     pub(crate) heartbeat_interval: Duration,
-    /// Streams end at about this age.
+    /// Age at about which streams are rotated.
     pub(crate) max_connection_age: Option<Duration>,
-    /// Proxies whose word on the client's address counts.
+    /// Proxies whose `X-Forwarded-For` is believed.
     pub(crate) trusted_proxies: Vec<Network>,
-    /// Set while the relay is leaving.
+    /// Set when graceful shutdown begins; new subscribers are shed from then on.
     pub(crate) is_draining: Arc<AtomicBool>,
-    /// The store behind the logs, if there is one.
+    /// Store of the logs; `None` without `log.data_dir`.
     pub(crate) store: Option<Arc<StoreHandle>>,
-    /// Where those who are turned away are counted.
+    /// All metric families.
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// One product as the public side sees it.
+/// One product under one configuration: its feed, and settings and metrics of the public routes.
 #[derive(Clone, Debug)]
 pub(crate) struct Product {
-    /// What its deliverers share.
+    /// Log, fan-out and delivery metrics; the same for every configuration.
     pub(crate) feed: Arc<Feed>,
-    /// Its newest events as WebSocket subscribers get them.
+    /// WebSocket messages of the newest events.
     pub(crate) ws_messages: Arc<WsMessageCache>,
-    /// Payloads given in pages.
+    /// Counter of the events returned in pages.
     pub(crate) paged_events: IntCounter,
-    /// Payloads that publishers have added.
+    /// Counter of the events appended by publishers.
     pub(crate) published_events: IntCounter,
-    /// The largest payload that publishers may send.
+    /// Largest body that a publisher may send.
     pub(crate) max_publish_bytes: usize,
-    /// Scheme, host and port of its upstream.
+    /// Scheme, host and port of the upstream.
     pub(crate) upstream: String,
 }
 
 impl Relay {
-    /// Whether newcomers are let in at all.
+    /// Checks that new subscribers are admitted at all.
     ///
     /// # Errors
     ///
-    /// [`ShedReason::Draining`] while the relay is leaving.
+    /// [`ShedReason::Draining`], counted, once graceful shutdown has begun.
     pub(in crate::http) fn ensure_not_draining(&self) -> Result<(), ShedReason> {
         if !self.is_draining.load(Ordering::SeqCst) {
             return Ok(());
@@ -100,11 +104,13 @@ impl Relay {
         Err(ShedReason::Draining)
     }
 
-    /// Whether whoever has been let in still may: its token may be over by now, or the keys others.
+    /// Checks that a grant still holds after a wait: its token may have expired meanwhile, or a
+    /// reload may have removed the key.
     ///
     /// # Errors
     ///
-    /// [`Denial::Unauthenticated`] when it may not.
+    /// [`Denial`] of an expired token; [`Denial::Unauthenticated`] if the credential no longer
+    /// grants the permission.
     pub(in crate::http) fn ensure_still_granted(
         &self,
         grant: &Grant,
@@ -112,17 +118,20 @@ impl Relay {
         permission: Permission,
     ) -> Result<(), Denial> {
         grant.check_not_expired()?;
+        // By the rules in force now, not by `self.access`, which a reload may have replaced.
         match self.subscribers.access().still_grants(&grant.proof, product, permission) {
             true => Ok(()),
             false => Err(Denial::Unauthenticated),
         }
     }
 
-    /// Whether this product has not been taken away since somebody asked for it.
+    /// Checks that the product has not been removed by a reload since the request was routed.
+    ///
+    /// The log identifies the product: one that was removed and added again has another log.
     ///
     /// # Errors
     ///
-    /// 404 when it has.
+    /// 404 if the product has been removed.
     pub(in crate::http) fn ensure_still_served(&self, feed: &Feed) -> Result<(), Problem> {
         let is_served = self
             .products
@@ -131,22 +140,23 @@ impl Relay {
         if is_served { Ok(()) } else { Err(Problem::not_found("no such product")) }
     }
 
-    /// Whether something of the past is not there yet: of a file that is being checked, or of the relay before this one.
+    /// Returns whether some history is not available yet: a store file is being checked, or an
+    /// upstream relay is still replaying.
     pub(in crate::http) fn is_recovering(&self) -> bool {
         let is_checking = self.store.as_ref().is_some_and(|store| store.is_recovering());
         is_checking || self.products.iter().any(|product| product.feed.log.is_recovering())
     }
 
-    /// Whether the log keeps less than it promises.
+    /// Returns whether the store persists less than the configuration promises.
     pub(in crate::http) fn is_degraded(&self) -> bool {
         self.store.as_ref().is_some_and(|store| store.is_degraded())
     }
 
-    /// Who asks, and the product it wants to read.
+    /// Authenticates a request to subscribe and finds its product.
     ///
     /// # Errors
     ///
-    /// 401, 403, 404 or 400 in this order.
+    /// As [`Relay::authorize`].
     pub(in crate::http) fn authorize_subscribe(
         &self,
         path: Result<Path<String>, PathRejection>,
@@ -156,11 +166,13 @@ impl Relay {
         self.authorize(path, query, headers, Permission::Subscribe)
     }
 
-    /// Who asks, and the product it asks for, with this in mind.
+    /// Authenticates a request and finds the product in its path, for one permission.
     ///
     /// # Errors
     ///
-    /// 401, 403, 404 or 400 in this order.
+    /// 401 without a valid credential; then 400 for a path that is not UTF-8, 404 for a name that
+    /// no product can have, 403 without the permission, 404 for an unknown product. So only a
+    /// holder of the permission learns whether a product exists.
     pub(in crate::http) fn authorize(
         &self,
         path: Result<Path<String>, PathRejection>,
@@ -175,11 +187,7 @@ impl Relay {
         Ok((grant, product))
     }
 
-    /// The product a path names, if the grant has the permission there.
-    ///
-    /// # Errors
-    ///
-    /// 400, 403 or 404.
+    /// Returns the product in the path if the grant has the permission for it.
     fn authorized_product(
         &self,
         path: Result<Path<String>, PathRejection>,
@@ -194,7 +202,7 @@ impl Relay {
         self.products.get(&id).map(|product| Arc::clone(&product)).ok_or_else(unknown)
     }
 
-    /// The client's address: the peer's, or what trusted proxies say before they pass it on.
+    /// Returns the client's address: the peer's, or the one that trusted proxies report.
     pub(in crate::http) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let is_trusted =
             |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
@@ -203,7 +211,8 @@ impl Relay {
             headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
         let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
         for hop in hops.into_iter().rev() {
-            // From the right: each hop was written by the proxy after it, so belief ends with the first untrusted one.
+            // From the right: each hop was written by the proxy after it, so the first untrusted
+            // address is the client's; the client itself may have written the hops before it.
             let Some(address) = parse_forwarded_address(hop) else { break };
             if !is_trusted(client) {
                 break;
@@ -214,7 +223,7 @@ impl Relay {
     }
 }
 
-/// An address as proxies write it: with or without a port.
+/// Parses an address as proxies write it, with or without a port.
 fn parse_forwarded_address(hop: &str) -> Option<IpAddr> {
     hop.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
 }

@@ -1,4 +1,17 @@
-//! Mailbox of one shard: new subscribers and wake-ups from other threads.
+//! Mailbox of one shard: new subscribers and wake-ups from any thread.
+//!
+//! A task per subscriber would cost a wake-up, a queue entry and a scheduling turn for every
+//! delivery. Here an event wakes the shard's task once, and the task visits the subscribers that
+//! the event concerns.
+//!
+//! ```text
+//! ShardPlacement ─ new subscriber ─────────────────► pending: [ … ]   ─┐
+//! wheel, socket, admission ─ SubscriberWaker ──────► woken: [ 7, 31 ] ─┼─► task of the shard
+//! fan-out ─ GroupWaker, once until events are taken ► signaled: [ 0 ] ─┘
+//! ```
+//!
+//! The lists need no bound of their own. A subscriber is in `woken` once at most (and a removed
+//! one once more), a group in `signaled` once per batch, and admission limits the subscribers.
 //!
 //! May use: `net`.
 
@@ -16,36 +29,38 @@ use atomic_waker::AtomicWaker;
 use super::ShardSubscriber;
 use crate::net::{AcceptedSocket, ConnectionPermit};
 
-/// What others leave for one task.
+/// Mailbox of one shard's task.
 #[derive(Debug)]
 pub(super) struct ShardMailbox {
     pub(super) shard: usize,
     inbox: Mutex<MailboxContents>,
     pub(super) waker: AtomicWaker,
-    /// Subscribers that it has, or is about to have.
+    /// Subscribers on the shard and in `pending`.
     pub(super) load: AtomicUsize,
-    /// The tick of its last sign of life.
+    /// Tick of the wheel at the task's last sign of life.
     pub(super) last_turn_tick: AtomicU64,
 }
 
+/// Lists that the task takes at its next turn.
 #[derive(Debug, Default)]
 pub(super) struct MailboxContents {
     pub(super) pending: Vec<PendingSubscriber>,
-    /// Those whose bell has rung.
+    /// Slot keys of woken subscribers.
     pub(super) woken: Vec<usize>,
-    /// Flocks for which something has arrived.
+    /// Keys of the product groups for which events are queued.
     pub(super) signaled: Vec<usize>,
+    /// Set once the shard accepts no more subscribers.
     pub(super) is_closed: bool,
 }
 
-/// A subscriber on its way to its lane.
+/// A subscriber on its way to its shard.
 pub(crate) struct PendingSubscriber {
     pub(super) socket: std::net::TcpStream,
     pub(super) permit: ConnectionPermit,
     pub(super) factory: SubscriberFactory,
 }
 
-/// Makes a subscriber of what it came with and its socket, once that belongs to its lane.
+/// Builds a subscriber around its socket, once the socket is registered with the shard's runtime.
 pub(crate) type SubscriberFactory =
     Box<dyn FnOnce(AcceptedSocket) -> Box<dyn ShardSubscriber> + Send>;
 
@@ -63,7 +78,10 @@ impl PendingSubscriber {
 
 impl fmt::Debug for PendingSubscriber {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Newcomer").field("socket", &self.socket).finish_non_exhaustive()
+        formatter
+            .debug_struct("PendingSubscriber")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
     }
 }
 
@@ -78,10 +96,12 @@ impl ShardMailbox {
         }
     }
 
+    /// Adds a subscriber, or returns it if the shard has closed its mailbox.
     pub(super) fn push(&self, subscriber: PendingSubscriber) -> Option<PendingSubscriber> {
         let mut subscriber = Some(subscriber);
         self.post(|inbox| {
             if !inbox.is_closed {
+                // Relaxed: an estimate, see `ShardPlacement::take`.
                 self.load.fetch_add(1, Ordering::Relaxed);
                 inbox.pending.extend(subscriber.take());
             }
@@ -89,12 +109,16 @@ impl ShardMailbox {
         subscriber
     }
 
-    /// Leaves something for the task, which need be woken for the first only.
+    /// Changes the lists, and wakes the task if they were empty.
+    ///
+    /// One wake-up is enough: the task registers its waker before it takes the lists under the same
+    /// lock, and at the end of a turn wakes itself if a list has been filled meanwhile.
     fn post(&self, change: impl FnOnce(&mut MailboxContents)) {
         let mut inbox = self.inbox();
         let was_empty = inbox.is_empty();
         change(&mut inbox);
         let is_first = was_empty && !inbox.is_empty();
+        // Unlocked first: the woken thread takes the same lock at once.
         drop(inbox);
         if is_first {
             self.waker.wake();
@@ -102,7 +126,7 @@ impl ShardMailbox {
     }
 
     pub(super) fn inbox(&self) -> MutexGuard<'_, MailboxContents> {
-        // A list is whole after each change.
+        // Each change leaves the lists consistent, so a poisoned lock is safe to use.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -113,17 +137,19 @@ impl MailboxContents {
     }
 }
 
-/// Tells a shard which of its subscribers has something to do.
+/// Waker of one subscriber: adds its slot key to the shard's mailbox.
 #[derive(Debug)]
 pub(super) struct SubscriberWaker {
     mailbox: Arc<ShardMailbox>,
-    /// Of the subscriber; of another one after it has gone, which does no harm.
+    /// Slot key of the subscriber. After its removal the key may belong to another subscriber,
+    /// which then is polled once for nothing.
     key: usize,
+    /// Whether the key is in the mailbox.
     pub(super) is_queued: AtomicBool,
 }
 
 impl SubscriberWaker {
-    /// The bell of a subscriber.
+    /// Returns the waker of the subscriber in slot `key`.
     pub(super) fn new(mailbox: &Arc<ShardMailbox>, key: usize) -> Arc<Self> {
         Arc::new(Self { mailbox: Arc::clone(mailbox), key, is_queued: AtomicBool::new(false) })
     }
@@ -135,13 +161,19 @@ impl Wake for SubscriberWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        // SeqCst, as is the task's `store(false)`: that store must come before the reads of the
+        // poll that follows it, and Release does not order a store before a later load. A wake-up
+        // that finds `true` here is therefore seen by the poll that is still to come.
         if !self.is_queued.swap(true, Ordering::SeqCst) {
             self.mailbox.post(|inbox| inbox.woken.push(self.key));
         }
     }
 }
 
-/// Tells a shard for which of its flocks something has arrived.
+/// Waker of one product group: adds its key to the shard's mailbox.
+///
+/// The fan-out's shard queue calls it once until the queued events are taken, so it needs no flag
+/// against duplicates.
 #[derive(Debug)]
 pub(super) struct GroupWaker {
     mailbox: Arc<ShardMailbox>,
@@ -149,7 +181,7 @@ pub(super) struct GroupWaker {
 }
 
 impl GroupWaker {
-    /// The call of a flock.
+    /// Returns the waker of the product group `key`.
     pub(super) fn new(mailbox: &Arc<ShardMailbox>, key: usize) -> Self {
         Self { mailbox: Arc::clone(mailbox), key }
     }

@@ -1,4 +1,6 @@
-//! Delivery metrics of one product group, kept on the shard's thread between two flushes.
+//! Thread-local delivery metrics: counted on the shard's thread, flushed after each batch.
+//!
+//! Shared counters would be an atomic operation per delivery, on cache lines that all shards write.
 //!
 //! May use: `event`, `metrics`.
 
@@ -7,10 +9,12 @@ use tokio::time::Instant;
 
 use crate::{event::Event, feed::Feed, metrics::DeliveryMetrics};
 
-/// What has been delivered in each way, until it is told to everybody.
+/// Delivery metrics of one product group for each transport, not yet flushed.
 #[derive(Debug)]
 pub(crate) struct MetricsBuffers {
+    /// Deliveries over Server-Sent Events.
     pub(crate) sse: MetricsBuffer,
+    /// Deliveries over WebSocket.
     pub(crate) ws: MetricsBuffer,
 }
 
@@ -19,14 +23,14 @@ impl MetricsBuffers {
         Self { sse: MetricsBuffer::new(&feed.sse), ws: MetricsBuffer::new(&feed.ws) }
     }
 
-    /// Tells it.
+    /// Adds the buffered values to the shared metrics.
     pub(super) fn flush(&mut self) {
         self.sse.flush();
         self.ws.flush();
     }
 }
 
-/// What has been delivered in one way.
+/// Delivery metrics of one transport; flushed when dropped.
 #[derive(Debug)]
 pub(crate) struct MetricsBuffer {
     delivered_count: u64,
@@ -39,7 +43,7 @@ impl MetricsBuffer {
         Self { delivered_count: 0, lag: metrics.lag.local(), delivered: metrics.delivered.clone() }
     }
 
-    /// An event that is delivered at `now`, as soon as it has come.
+    /// Records the delivery of a live event at `now`.
     pub(crate) fn record_delivery(&mut self, event: &Event, now: Instant) {
         self.delivered_count += 1;
         if let Some(received) = event.received() {

@@ -1,4 +1,13 @@
-//! Routes of the public listener.
+//! Public listener: its router, and a module for each route.
+//!
+//! ```text
+//! GET  /stream/{product_id}   sse       Server-Sent Events
+//! GET  /ws/{product_id}       ws        WebSocket
+//! GET  /events/{product_id}   page      one page of events
+//! POST /events/{product_id}   publish   appends an event
+//! ```
+//!
+//! Requests pass `cors`, then `middleware`, then `credential` and `request`.
 //!
 //! May use: `config`, `metrics`.
 
@@ -24,11 +33,11 @@ use self::middleware::PublicMiddleware;
 use super::{host_guard::HostGuard, problem::Problem, state::Relay};
 use crate::config::Origin;
 
-/// The routes of the public listener.
+/// Builds the router of the public listener.
 pub(crate) fn router(relay: Arc<Relay>, guard: Option<HostGuard>, origins: &[Origin]) -> Router {
-    // HEAD would otherwise be answered by a stream that nobody reads.
+    // axum answers HEAD by running the GET handler. Here that would open a stream without a reader.
     let stream = get(sse::stream).head(|| async { Problem::method_not_allowed("GET") });
-    // Nor would anybody read the page.
+    // A HEAD request would take a page out of the quota and throw it away.
     let events = get(page::page)
         .post(publish::publish)
         .head(|| async { Problem::method_not_allowed("GET, POST") });
@@ -47,7 +56,7 @@ pub(crate) fn router(relay: Arc<Relay>, guard: Option<HostGuard>, origins: &[Ori
         .layer(from_fn_with_state(public_middleware, PublicMiddleware::handle));
     match origins.is_empty() {
         true => router,
-        // A preflight is answered before the front, and so is declared here.
+        // The CORS layer answers preflights before the middleware, so `nosniff` is set again here.
         false => router
             .layer(cors::layer(origins, has_cookie))
             .layer(map_response(middleware::with_nosniff)),

@@ -1,5 +1,8 @@
 //! First half of a turn: from the mailbox to the run queue and the delivery queue.
 //!
+//! In: the mailbox's lists, and the batches of the signaled product groups. Out: attached
+//! subscribers, scheduled slots, recipients.
+//!
 //! May use: `feed`, `net`.
 
 use std::{
@@ -22,6 +25,7 @@ use crate::{
 };
 
 impl ShardScheduler {
+    /// Takes the batches of the signaled groups and records which slots they concern.
     pub(super) fn collect_events(&mut self) {
         std::mem::swap(&mut self.mailbox.inbox().signaled, &mut self.signaled);
         for key in self.signaled.drain(..) {
@@ -32,6 +36,8 @@ impl ShardScheduler {
             }
         }
         let Self { delivery_queue, groups, slots, run_queue, .. } = self;
+        // Of all queued groups, not only of those just signaled: a group whose batch was still in
+        // delivery when its signal came takes the next batch here once it is done.
         for key in &*delivery_queue {
             let Some(group) = groups.get_mut(*key) else { continue };
             group.take_events(|key, location| {
@@ -44,6 +50,7 @@ impl ShardScheduler {
                         }
                         false
                     }
+                    // Already a recipient: delivery continues to the batch's end by itself.
                     EventLocation::Queue(_) if slot.first_event.is_some() => false,
                     EventLocation::Queue(index) => {
                         slot.first_event = Some(index);
@@ -54,16 +61,20 @@ impl ShardScheduler {
         }
     }
 
-    /// Takes what others have left, but for arrivals; whether there is more.
+    /// Schedules the woken slots, attaches new subscribers, and returns whether the mailbox or
+    /// `pending` has more.
     pub(super) fn collect_wakeups(&mut self) -> bool {
         let is_signaled = {
             let mut inbox = self.mailbox.inbox();
             std::mem::swap(&mut inbox.woken, &mut self.woken);
             self.pending.extend(inbox.pending.drain(..));
+            // Signals since `collect_events` stay in the mailbox, which is then not empty: `post`
+            // wakes nobody for a later entry, so this turn must wake itself.
             !inbox.signaled.is_empty()
         };
         for key in self.woken.drain(..) {
             if let Some(slot) = self.slots.get_mut(key) {
+                // Before the poll; SeqCst: see `SubscriberWaker::wake_by_ref`.
                 slot.waker.is_queued.store(false, Ordering::SeqCst);
                 slot.schedule(key, &mut self.run_queue);
             }
@@ -77,6 +88,7 @@ impl ShardScheduler {
         is_signaled || !self.pending.is_empty()
     }
 
+    /// Adds a subscriber to its group and schedules its first poll.
     pub(super) fn attach(
         &mut self,
         PendingSubscriber { socket, permit, factory }: PendingSubscriber,
@@ -107,9 +119,10 @@ impl ShardScheduler {
         self.run_queue.push_back(key);
     }
 
-    /// The number of a product's flock, which it begins with the first of its subscribers.
+    /// Returns the key of a product's group, which the first subscriber creates.
     fn group_of(&mut self, feed: &Arc<Feed>) -> usize {
-        // By another configuration it is another `Product`, but its events are the same.
+        // The fan-out identifies the product: a product that is removed and comes again under the
+        // same id has another one.
         let is_same = |known: &Feed| Arc::ptr_eq(&known.fanout, &feed.fanout);
         let known = self.groups.iter().find(|(_, group)| is_same(&group.feed));
         known.map(|(key, _)| key).unwrap_or_else(|| {

@@ -8,17 +8,17 @@ use bytes::Bytes;
 
 use crate::{event::Event, sse};
 
-/// Something to send.
+/// One frame to send.
 #[derive(Debug)]
 pub(super) enum SseFrame {
     /// An event.
     Event(Arc<Event>),
-    /// A frame of another kind, or a line.
+    /// An encoded gap, heartbeat or `retry:` line.
     Control(Bytes),
 }
 
 impl SseFrame {
-    /// Its bytes.
+    /// Returns the frame's bytes, for hyper.
     pub(super) fn into_bytes(self) -> Bytes {
         match self {
             Self::Event(event) => event.wire(),
@@ -26,7 +26,9 @@ impl SseFrame {
         }
     }
 
-    /// Its bytes as a chunk of an HTTP/1.1 body.
+    /// Returns the frame as a chunk of an HTTP/1.1 body (RFC 9112, section 7.1).
+    ///
+    /// An event's chunk framing lies around it in memory already, so this copies nothing.
     pub(super) fn into_chunk(self) -> Bytes {
         match self {
             Self::Event(event) => event.http1_chunk().clone(),

@@ -1,4 +1,4 @@
-//! One lane, turned by hand.
+//! SSE connections on one shard, whose turns the tests run step by step.
 
 use std::{
     io::{ErrorKind, Read},
@@ -24,7 +24,7 @@ use crate::{
     shard::{PendingSubscriber, ShardSubscriber, SteppedScheduler},
 };
 
-/// A lane and two products on it.
+/// A shard and two products on it.
 struct SchedulerHarness {
     relay: Relay,
     scheduler: SteppedScheduler,
@@ -37,12 +37,12 @@ impl SchedulerHarness {
         Self { relay, scheduler }
     }
 
-    /// Lets in a follower, and has it get everything there is.
+    /// Attaches a subscriber of everything and polls it once.
     async fn subscribe(&mut self, name: &str) -> std::net::TcpStream {
         self.subscribe_with_scope(name, Scope::EVERYTHING).await
     }
 
-    /// The same, of one that wants some of it.
+    /// Attaches a subscriber of `scope` and polls it once.
     async fn subscribe_with_scope(&mut self, name: &str, scope: Scope) -> std::net::TcpStream {
         let (socket, client) = connected_sockets();
         client.set_nonblocking(true).unwrap();
@@ -90,12 +90,12 @@ impl SchedulerHarness {
             ConnectionPermit::uncounted(),
             factory,
         ));
-        yield_now().await; // the runtime finds out that its socket can be written
+        yield_now().await; // the runtime learns that the socket is writable
         self.scheduler.poll_ready();
     }
 }
 
-/// Two that are connected; the first does not block.
+/// Returns two connected sockets; the first is non-blocking.
 fn connected_sockets() -> (std::net::TcpStream, std::net::TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -104,7 +104,7 @@ fn connected_sockets() -> (std::net::TcpStream, std::net::TcpStream) {
     (socket, client)
 }
 
-/// The payloads that have come.
+/// Returns the payloads that the client has received, and panics if the stream has ended.
 fn payloads(mut client: impl Read) -> Vec<String> {
     let mut bytes = Vec::new();
     match client.read_to_end(&mut bytes) {
@@ -120,7 +120,7 @@ fn payloads_of(bytes: &[u8]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_number_of_one_who_has_gone_stands_for_nobody_of_another_product() {
+async fn a_reused_slot_key_gets_no_event_of_the_previous_subscribers_product() {
     let mut harness = SchedulerHarness::new();
     let mut clients = Vec::new();
     for _ in 0..SteppedScheduler::MAX_SUBSCRIBERS_PER_TURN + 8 {
@@ -129,7 +129,8 @@ async fn the_number_of_one_who_has_gone_stands_for_nobody_of_another_product() {
     publish(&harness.relay, "one", "first");
     harness.scheduler.collect_events();
     harness.scheduler.deliver_queued();
-    // Some wait for the next turn. One of them goes, and who comes gets its number, and something of its own.
+    // Some recipients wait for the next turn. One is removed, and a subscriber of the other product
+    // gets its slot key, and an event of its own.
     let (group, waiting) = harness.scheduler.first_recipient();
     harness.scheduler.remove(waiting);
     let second_client = harness.subscribe("two").await;
@@ -144,7 +145,7 @@ async fn the_number_of_one_who_has_gone_stands_for_nobody_of_another_product() {
 }
 
 #[tokio::test]
-async fn what_has_been_given_is_not_kept_for_the_next_to_come() {
+async fn delivered_events_are_not_retained_until_the_next_event() {
     let mut harness = SchedulerHarness::new();
     let client = harness.subscribe("one").await;
     publish(&harness.relay, "one", "first");
@@ -154,7 +155,7 @@ async fn what_has_been_given_is_not_kept_for_the_next_to_come() {
 }
 
 #[tokio::test]
-async fn what_concerned_nobody_any_more_is_not_left_lying() {
+async fn a_batch_whose_recipients_are_gone_does_not_hold_up_the_next_event() {
     let mut harness = SchedulerHarness::new();
     let gone = harness.subscribe("one").await;
     let _other = harness
@@ -167,7 +168,7 @@ async fn what_concerned_nobody_any_more_is_not_left_lying() {
     harness.scheduler.remove(0);
     drop(gone);
     harness.scheduler.collect_events();
-    // Before the lane is done with that, somebody comes, and something for it.
+    // Before the shard has finished that batch, a subscriber comes, and an event for it.
     let client = harness.subscribe("one").await;
     publish(&harness.relay, "one", "second");
     harness.scheduler.collect_events();
@@ -175,13 +176,13 @@ async fn what_concerned_nobody_any_more_is_not_left_lying() {
     assert_eq!(payloads(&client), ["second"]);
 }
 
-/// TLS takes more than its socket does: then there is nothing left to write, and something to send.
+/// A TLS session accepts more than its socket: then nothing is left to write, but records to send.
 #[tokio::test]
-async fn what_tls_has_taken_is_sent_once_there_is_room_though_nothing_else_happens() {
+async fn records_that_tls_holds_are_sent_once_the_socket_has_room_and_without_another_event() {
     for count in 1..=40 {
         let mut harness = SchedulerHarness::new();
         let (socket, client) = connected_sockets();
-        SockRef::from(&socket).set_send_buffer_size(1).unwrap(); // the least there is
+        SockRef::from(&socket).set_send_buffer_size(1).unwrap(); // the kernel's minimum
         let socket = TcpStream::from_std(socket).unwrap();
         let (socket, session, mut client) = shake_hands(socket, client).await;
         client.sock.set_nonblocking(true).unwrap();

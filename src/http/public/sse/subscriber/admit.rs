@@ -1,4 +1,4 @@
-//! Admission of one SSE subscriber.
+//! Admission of one SSE subscriber: its permit, its subscription and its deadlines.
 //!
 //! May use: `auth`, `fanout`, `feed`, `http`, `metrics`, `net`, `timer_wheel`.
 
@@ -25,11 +25,11 @@ use crate::{
 };
 
 impl SseSubscriber {
-    /// Gives a newcomer a seat, and a place in the log.
+    /// Admits a subscriber and registers its subscription.
     ///
     /// # Errors
     ///
-    /// Which limit it would go past.
+    /// The limit that the subscriber would exceed, or [`ShedReason::Draining`].
     pub(crate) fn admit(
         relay: &Relay,
         source: &SubscriptionSource<'_>,
@@ -51,19 +51,24 @@ impl SseSubscriber {
             listener: Arc::clone(&listener),
             forced_close: forced_close.clone(),
         })?;
+        // Permit first, flag second, while shutdown sets the flag first and walks the permits second:
+        // SeqCst, so that at least one side sees the other.
         if relay.is_draining.load(Ordering::SeqCst) {
-            permit.disconnect(DisconnectReason::Drain); // it was let in at the very moment of closing
+            permit.disconnect(DisconnectReason::Drain);
         }
+        // Likewise: a reload removes the product first and disconnects its subscribers second.
         if relay.ensure_still_served(feed).is_err() {
-            permit.disconnect(DisconnectReason::Removed); // the same, of its product
+            permit.disconnect(DisconnectReason::Removed);
         }
         let subscription = feed.fanout.subscribe(listener, requested.scope, &requested.start);
         if !source.is_operator_tail {
             feed.sse.subscribers.inc();
         }
         let wheel = source.wheel;
-        // Each a little earlier than the interval: ten thousand subscribers of one event must not all be idle in one tick.
+        // Up to a tenth earlier than the interval: ten thousand subscribers of one event must not
+        // all get their heartbeats in one tick.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
+        // Rounded down, so that the stream ends at the token's end or a little before.
         let tick_at = |at: Instant| wheel.tick_within(at.saturating_duration_since(Instant::now()));
         let end_due = source.expiry.map_or(u64::MAX, |farewell| tick_at(farewell.expires_at));
         if let Some(forced_close) = &forced_close {
@@ -75,6 +80,7 @@ impl SseSubscriber {
                 expiry_due: tick_at(it.disconnect_at),
             })
         });
+        // Between 0.8 and 1.2 of the configured age, so that rotations do not come in waves.
         let age = source.max_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,

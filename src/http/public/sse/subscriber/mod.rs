@@ -1,4 +1,14 @@
-//! What one SSE subscriber receives, without its socket: events and gaps as the log has them, heartbeats in between, and an end.
+//! SSE subscriber without a socket: events and gaps in the log's order, heartbeats, and the end.
+//!
+//! In: items of a [`Subscription`], ticks of the wheel, disconnect reasons. Out: [`SseFrame`]s, for
+//! [`SseConnection`](super::SseConnection) or for hyper's body.
+//!
+//! ```text
+//! poll_frame: expired, revoked, removed? ─► end at once
+//!             other reason? ─► the log up to its newest entry, then the end
+//!             item ─► frame      heartbeat due? ─► heartbeat      else alarm, Pending
+//! end: one last `retry:` line, then `None`
+//! ```
 //!
 //! May use: `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
 
@@ -28,7 +38,7 @@ use crate::{
     timer_wheel::{Alarm, TimerWheel},
 };
 
-/// What one subscriber receives.
+/// Life cycle of one SSE subscriber: permit, subscription, heartbeats, token expiry, disconnect.
 #[derive(Debug)]
 pub(crate) struct SseSubscriber {
     subscription: Subscription,
@@ -36,43 +46,44 @@ pub(crate) struct SseSubscriber {
     feed: Arc<Feed>,
     is_operator_tail: bool,
     fault: Option<StreamFault>,
-    /// Ends it while nothing is asked of it; where its socket is its own, that is not needed.
+    /// Ends a stream whose body hyper does not poll. `None` on a shard, which polls a full socket's
+    /// subscriber at its deadlines.
     forced_close: Option<Arc<ForcedClose>>,
     alarm: Alarm,
-    /// Place of the last entry it gets, once it has been told to leave.
+    /// Position of the last entry to deliver, once there is a disconnect reason.
     disconnect_after: Option<u64>,
     is_finished: bool,
-    /// A relay asks: it has not been told yet that the replay is at its end.
+    /// The client is a relay and has not received the heartbeat that ends its replay.
     owes_end_of_replay: bool,
-    /// Ticks of silence after which there is a heartbeat.
+    /// Heartbeat interval in ticks.
     heartbeat_ticks: u64,
     heartbeat_due: u64,
     rotation_due: u64,
-    /// None where there is no token whose time may be over.
+    /// `None` without a token that expires.
     token_expiry: Option<Box<TokenExpiry>>,
-    /// The tick at which it is over for whoever takes nothing, too.
+    /// Tick at which the stream ends even if the client accepts nothing.
     end_due: u64,
 }
 
-/// The time of a token.
+/// Expiry of the subscriber's token.
 #[derive(Debug)]
 struct TokenExpiry {
-    /// When it is over, and the tick at which its subscriber is woken for that.
     expires_at: Instant,
+    /// Tick at which the subscriber is woken for it.
     expiry_due: u64,
 }
 
-/// What ended a stream that was not told to end.
+/// Fault that ends a stream without a disconnect reason.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum StreamFault {
-    /// The client took nothing for too long.
+    /// The client accepted nothing for `write_timeout`.
     Stalled,
-    /// The relay has made a mistake.
+    /// The subscriber's work has panicked.
     Error,
 }
 
 impl StreamFault {
-    /// As it stands in metric labels.
+    /// Returns the value of the metric label `reason`.
     fn as_str(self) -> &'static str {
         match self {
             Self::Stalled => "stalled",
@@ -82,7 +93,7 @@ impl StreamFault {
 }
 
 impl SseSubscriber {
-    /// What is to be sent next, none when the stream is at its end.
+    /// Returns the next frame, or `None` at the end of the stream.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<SseFrame>> {
         let frame = self.poll_frame(context);
         if let Poll::Ready(Some(_)) = &frame {
@@ -96,7 +107,7 @@ impl SseSubscriber {
             return Poll::Ready(None);
         }
         if self.has_expired() {
-            // At once, whatever is still in the log: it is there for whoever comes back with a new token.
+            // At once: what is still in the log stays there for a client with a new token.
             self.permit.disconnect(DisconnectReason::Expired);
             return self.finish();
         }
@@ -105,25 +116,26 @@ impl SseSubscriber {
         }
         self.apply_disconnect();
         if self.is_operator_tail && self.disconnect_after.is_some() {
-            return self.finish(); // the fan-out may be gone before it
+            return self.finish(); // the fan-out may have ended: nothing would move the position on
         }
         if self.disconnect_after.is_some_and(|last| {
             self.subscription.has_passed(last) || self.subscription.reads_from_store()
         }) {
-            return self.finish(); // what is in the store is there for whoever comes back
+            return self.finish(); // entries in the store outlive the process: resume finds them
         }
         if let Poll::Ready(item) = self.subscription.poll_next(context) {
             return Poll::Ready(Some(self.frame_for(item)));
         }
         self.record_progress();
-        // Again, now that whoever dismisses it knows whom to wake.
+        // A second time: `poll_next` has registered the waker, so a disconnect is either seen here
+        // or wakes the task.
         self.apply_disconnect();
         let is_delivered = |last| self.is_operator_tail || self.subscription.has_passed(last);
         if self.disconnect_after.is_some_and(is_delivered) {
             return self.finish();
         }
-        // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
-        // So does a relay that asks, until the log it reads has caught up itself.
+        // Nothing wakes the subscriber when the fan-out reaches the end of the log without an entry
+        // for it, nor when the log has caught up with its own upstream relay: check every tick.
         let must_recheck = self.disconnect_after.is_some()
             || self.subscription.must_poll_again()
             || self.owes_end_of_replay;
@@ -143,19 +155,20 @@ impl SseSubscriber {
         Poll::Pending
     }
 
-    /// Whether its token's time is over. The clock is asked, too: the wheel could stand still.
+    /// Returns whether the token has expired. Reads the clock as well, for the wheel may stall.
     fn has_expired(&self) -> bool {
         self.token_expiry.as_ref().is_some_and(|term| {
             self.wheel().current_tick() >= term.expiry_due || Instant::now() >= term.expires_at
         })
     }
 
-    /// From now on it is silent.
+    /// Restarts the heartbeat interval.
     pub(super) fn reset_heartbeat(&mut self) {
         self.heartbeat_due = self.wheel().current_tick() + self.heartbeat_ticks;
     }
 
-    /// Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
+    /// Turns a disconnect reason into the last position to deliver: the log's newest entry at that
+    /// moment, because entries in memory are lost with the process.
     fn apply_disconnect(&mut self) {
         if self.alarm.wheel().current_tick() >= self.rotation_due {
             self.permit.disconnect(DisconnectReason::Rotated);
@@ -163,12 +176,13 @@ impl SseSubscriber {
         if self.disconnect_after.is_none() && self.permit.disconnect_reason().is_some() {
             self.disconnect_after = Some(self.feed.log.newest_position());
             if self.subscription.is_on_shard() {
-                self.subscription.resync_from(0); // its lane may be long at giving to others
+                // The shard may still be delivering to others; the log has the entries already.
+                self.subscription.resync_from(0);
             }
         }
     }
 
-    /// One last line: when to come back.
+    /// Ends the stream with one last line: the reconnection delay.
     fn finish(&mut self) -> Poll<Option<SseFrame>> {
         self.is_finished = true;
         Poll::Ready(Some(SseFrame::Control(sse::encode_retry(jittered(SSE_RETRY_DELAY)))))
@@ -193,7 +207,7 @@ impl SseSubscriber {
         }
     }
 
-    /// Tells its seat where it stands when it falls asleep.
+    /// Records the position in the permit, for the admin API, before the subscriber sleeps.
     fn record_progress(&self) {
         match self.subscription.is_caught_up() {
             true => self.permit.record_caught_up(),
@@ -201,8 +215,10 @@ impl SseSubscriber {
         }
     }
 
-    /// Moves the client's id on where the log has moved past what its filter let through. To a relay, the first one says that
-    /// what comes from now on is news.
+    /// Returns a heartbeat, with an id if the log has moved past entries outside the scope.
+    ///
+    /// For a relay the first heartbeat ends the replay: what follows is live. Comments keep the
+    /// connection alive until then.
     fn encode_heartbeat(&mut self) -> Bytes {
         let log = &self.feed.log;
         let is_replaying =
@@ -214,9 +230,11 @@ impl SseSubscriber {
         sse::encode_heartbeat(self.subscription.advance_last_id())
     }
 
-    /// While its socket takes nothing: whether it has to go all the same. If not, `context` is woken when that may have changed,
-    /// and at tick `due`.
+    /// Returns whether the stream must end although its socket is full.
+    ///
+    /// If not, `context` is woken at tick `due`, at the end of the token, and on a disconnect.
     pub(super) fn check_end(&mut self, due: u64, context: &Context<'_>) -> bool {
+        // Before the reason is read: a disconnect after that read wakes the task.
         self.subscription.register_waker(context);
         if self
             .permit
@@ -229,35 +247,36 @@ impl SseSubscriber {
         self.wheel().current_tick() >= self.end_due
     }
 
-    /// The timer.
+    /// Returns the timer wheel.
     pub(super) fn wheel(&self) -> &TimerWheel {
         self.alarm.wheel()
     }
 
-    /// The product it is of.
+    /// Returns the product that the subscriber is subscribed to.
     pub(super) fn feed(&self) -> &Arc<Feed> {
         &self.feed
     }
 
-    /// Its place in the log.
+    /// Returns the position in the log and the scope.
     pub(super) fn subscription(&mut self) -> &mut Subscription {
         &mut self.subscription
     }
 
-    /// What it may see.
+    /// Returns the scope.
     pub(super) fn scope(&self) -> &Scope {
         self.subscription.scope()
     }
 
-    /// It has not come to its end in the way it was told.
+    /// Records a fault, which takes precedence over a disconnect reason.
     pub(super) fn record_fault(&mut self, fault: StreamFault) {
         self.fault = Some(fault);
     }
 }
 
-/// How the lane's task gives a follower what arrives, as long as it has everything.
+/// Methods for delivery on a shard.
 impl SseSubscriber {
-    /// Whether there is nothing else to be said to it than what arrives.
+    /// Returns whether queued events may be delivered directly: the log holds nothing for the
+    /// subscriber, and no end or end-of-replay heartbeat is due.
     pub(super) fn is_caught_up(&self) -> bool {
         self.subscription.is_caught_up()
             && self.disconnect_after.is_none()
@@ -265,32 +284,32 @@ impl SseSubscriber {
             && !self.owes_end_of_replay
     }
 
-    /// It is to be polled, and looks into the log, from `place` on.
+    /// Makes the next poll re-read the log from `position`.
     pub(super) fn fall_back_to_log(&mut self, position: u64) {
         self.subscription.resync_from(position);
     }
 
-    /// Whether its token's time is over at this moment.
+    /// Returns whether the token has expired at `now`.
     pub(super) fn is_token_expired(&self, now: Instant) -> bool {
         self.token_expiry.as_ref().is_some_and(|term| now >= term.expires_at)
     }
 
-    /// Gives it an event, if that is for it.
+    /// Moves the position over an event and returns whether the event is for the subscriber.
     pub(super) fn accept(&mut self, event: &Event) -> bool {
         self.subscription.accept(event)
     }
 
-    /// Whether an event is within what it may see.
+    /// Returns whether the scope admits an event.
     pub(super) fn includes(&self, event: &Event) -> bool {
         self.scope().includes(event.session(), event.kind())
     }
 
-    /// The place of the last entry that it has been given, or may not see.
+    /// Returns the position up to which the subscriber has every entry of its scope.
     pub(super) fn position(&self) -> u64 {
         self.subscription.returned_through()
     }
 
-    /// Its socket could not take all of what it has been given.
+    /// Records in the permit that the socket did not accept everything.
     pub(super) fn record_backlog(&self) {
         self.permit.record_position(self.position());
     }
@@ -299,7 +318,8 @@ impl SseSubscriber {
 impl Drop for SseSubscriber {
     fn drop(&mut self) {
         if self.has_expired() {
-            self.permit.disconnect(DisconnectReason::Expired); // nobody asked it for its last bytes
+            // A blocked body is dropped without another poll, which would have set the reason.
+            self.permit.disconnect(DisconnectReason::Expired);
         }
         if let Some(forced_close) = &self.forced_close {
             forced_close.cancel();
@@ -319,5 +339,6 @@ impl Drop for SseSubscriber {
     }
 }
 
-/// What whoever is sent away may take to make room for its last bytes.
+/// Time for a full socket to accept the last bytes of a kicked, revoked or removed subscriber, which
+/// must be gone within a second.
 const FINAL_WRITE_GRACE: Duration = Duration::from_millis(700);
