@@ -28,6 +28,7 @@ mod envelope;
 mod error_chain;
 mod event;
 mod fanout;
+mod feed;
 mod http;
 mod ingest;
 #[cfg(any(test, fuzzing))]

@@ -271,7 +271,7 @@ impl App {
             index_and_shards,
             metrics,
         ));
-        let fanout = Arc::clone(&product.fanout);
+        let fanout = Arc::clone(&product.feed.fanout);
         self.relay.products.insert(id.clone(), product);
         self.product_tasks.start(upstream, &self.relay, client);
         self.webhooks.resume_product(fanout, &config.webhooks, adopted.webhooks).await;

@@ -76,15 +76,15 @@ impl ProductTasks {
         let Some(product) = relay.products.get(&id).map(|product| Arc::clone(&product)) else {
             return;
         };
-        let Some(runtime) = self.shard_runtimes.get(product.home_shard) else { return };
+        let Some(runtime) = self.shard_runtimes.get(product.feed.home_shard) else { return };
         let (status, metrics) = (Arc::new(UpstreamStatus::new()), relay.metrics.upstream(&id));
         let (settings_sender, settings) =
             watch::channel(UpstreamSettings { upstream: upstream.clone(), client: client.clone() });
-        let has_past = product.log.has_prior_entries();
+        let has_past = product.feed.log.has_prior_entries();
         let random = fastrand::Rng::new();
         let upstream =
             Upstream::new(settings, has_past, Arc::clone(&status), metrics.clone(), random);
-        let (log, rejected) = (Arc::clone(&product.log), Arc::clone(&self.rejected));
+        let (log, rejected) = (Arc::clone(&product.feed.log), Arc::clone(&self.rejected));
         let ingest = Ingest { upstream, log, metrics, status: Arc::clone(&status), rejected };
         let ended = CancellationToken::new();
         let (stop_ingest, stop_fanout) =
@@ -99,7 +99,7 @@ impl ProductTasks {
         let failed = self.failed.clone();
         let work = async move {
             let (unexpected, _ended) = (failed.drop_guard(), ended.drop_guard());
-            tokio::join!(ingest.run(stop_ingest), product.fanout.run(stop_fanout.clone()));
+            tokio::join!(ingest.run(stop_ingest), product.feed.fanout.run(stop_fanout.clone()));
             if stop_fanout.is_cancelled() {
                 unexpected.disarm();
             }

@@ -43,7 +43,7 @@ impl ListenerRoutes {
 
 fn public_router(config: &Config, relay: &Arc<Relay>) -> Router {
     let guard = relay.access.allows_anonymous().then(|| host_guard(config));
-    http::router(Arc::clone(relay), guard, &config.server.cors_allowed_origins)
+    http::public::router(Arc::clone(relay), guard, &config.server.cors_allowed_origins)
 }
 
 /// Keeps web pages out where no credential is demanded.

@@ -109,7 +109,7 @@ async fn health_turns_bad_when_a_shard_has_stood_still_for_half_a_minute_though_
 #[tokio::test]
 async fn a_relay_is_not_ready_while_a_log_is_recovering() {
     let mut harness = AdminHarness::new();
-    let log = Arc::clone(&harness.relay.products.iter().next().unwrap().log);
+    let log = Arc::clone(&harness.relay.products.iter().next().unwrap().feed.log);
     let ready = r#"{"degraded":false,"status":"ready","upstreams":{}}"#.to_owned();
     assert_eq!(harness.get("/readyz").await, (StatusCode::OK, ready.clone()));
     log.begin_recovery();

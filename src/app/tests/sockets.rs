@@ -59,7 +59,7 @@ impl WebSocketHarness {
         // One token ends these three in the relay, too.
         let (wheel, end) = (Arc::clone(&relay.wheel), stop_shards.clone());
         tasks.spawn(async move { wheel.run(end).await });
-        let (fanout, end) = (Arc::clone(&product(&relay).fanout), stop_shards.clone());
+        let (fanout, end) = (Arc::clone(&product(&relay).feed.fanout), stop_shards.clone());
         tasks.spawn(async move { fanout.run(end).await });
         let (relay_of_shard, end) = (Arc::clone(&relay), stop_shards.clone());
         tasks.spawn(async move {
@@ -73,7 +73,7 @@ impl WebSocketHarness {
 
     /// Events are in the log, more than sockets hold.
     fn fill_log(&self) {
-        let log = &product(&self.relay).log;
+        let log = &product(&self.relay).feed.log;
         log.set_numbering(Numbering::Own);
         let payload = Bytes::from(format!("\"{}\"", "x".repeat(8000)));
         for _ in 0..1500 {

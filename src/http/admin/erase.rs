@@ -45,10 +45,10 @@ pub(in crate::http) async fn erase(
     // Whose events is nobody's business any more.
     match &erased {
         Ok(events) => {
-            tracing::info!(product = %product.id, sessions = count, events, "erased on request");
+            tracing::info!(product = %product.feed.id, sessions = count, events, "erased on request")
         }
         Err(_) => {
-            tracing::warn!(product = %product.id, sessions = count, "erased in memory, but not in the store");
+            tracing::warn!(product = %product.feed.id, sessions = count, "erased in memory, but not in the store")
         }
     }
     erased.map(|erased| Json(serde_json::json!({ "erased": erased })))
@@ -81,13 +81,15 @@ async fn erase_all(
     product: &Product,
     sessions: BTreeSet<SessionId>,
 ) -> Result<u64, Problem> {
-    let mut erased: u64 = sessions.iter().map(|session| product.log.erase(session)).sum();
+    let mut erased: u64 = sessions.iter().map(|session| product.feed.log.erase(session)).sum();
     product.ws_messages.clear();
-    admin.rejected.erase(&product.id);
+    admin.rejected.erase(&product.feed.id);
     erase_from_webhooks(admin, product, &sessions).await;
     let store = admin.webhooks.store();
-    let erasures: Vec<_> =
-        sessions.iter().map(|session| store.erase(product.id.clone(), session.clone())).collect();
+    let erasures: Vec<_> = sessions
+        .iter()
+        .map(|session| store.erase(product.feed.id.clone(), session.clone()))
+        .collect();
     for erasure in erasures {
         erased += erasure.await.map_err(|_| {
             let detail =
@@ -108,7 +110,7 @@ async fn erase_from_webhooks(
     sessions: &BTreeSet<SessionId>,
 ) {
     for session in sessions {
-        admin.webhooks.erase(&product.id, session).await;
+        admin.webhooks.erase(&product.feed.id, session).await;
     }
 }
 

@@ -206,9 +206,9 @@ async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {
 async fn status(State(admin): State<Arc<AdminState>>) -> Response {
     let mut log = BTreeMap::new();
     for product in &*admin.relay.products {
-        let facts = product.log.stats();
+        let facts = product.feed.log.stats();
         log.insert(
-            product.id.as_str().to_owned(),
+            product.feed.id.as_str().to_owned(),
             LogView {
                 events: facts.events,
                 bytes: facts.bytes,

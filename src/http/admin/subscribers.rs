@@ -69,7 +69,7 @@ fn newest_positions(relay: &Relay) -> HashMap<ProductId, u64> {
     relay
         .products
         .iter()
-        .map(|product| (product.id.clone(), product.log.newest_position()))
+        .map(|product| (product.feed.id.clone(), product.feed.log.newest_position()))
         .collect()
 }
 

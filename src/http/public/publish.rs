@@ -55,7 +55,7 @@ pub(crate) async fn publish(
 ) -> Result<Response, Problem> {
     let (grant, product) =
         relay.authorize(path, &query.unwrap_or_default(), &headers, Permission::Publish)?;
-    if product.log.is_numbered_by_upstream() {
+    if product.feed.log.is_numbered_by_upstream() {
         return Err(numbered_elsewhere(&product));
     }
     relay.ensure_not_draining()?;
@@ -68,14 +68,14 @@ pub(crate) async fn publish(
     let draft = parse_draft(&product, &grant, read_body(body, max_bytes, &mut permit).await?)?;
     // The body may have taken its time: its publisher may not publish any more, the product be
     // gone, webhooks have left.
-    relay.ensure_still_granted(&grant, &product.id, Permission::Publish)?;
-    relay.ensure_still_served(&product)?;
+    relay.ensure_still_granted(&grant, &product.feed.id, Permission::Publish)?;
+    relay.ensure_still_served(&product.feed)?;
     relay.ensure_not_draining()?;
     // From here to the log nothing waits: a client that is gone by now has published all the same.
-    let appended = product.log.publish(draft).map_err(|_| numbered_elsewhere(&product))?;
+    let appended = product.feed.log.publish(draft).map_err(|_| numbered_elsewhere(&product))?;
     drop(permit); // from here on it counts in the log
     product.published_events.inc();
-    let durable = product.log.wait_durable(appended.position).await;
+    let durable = product.feed.log.wait_durable(appended.position).await;
     let answer = Json(serde_json::json!({ "id": appended.id.to_string(), "durable": durable }));
     Ok((StatusCode::ACCEPTED, [(CACHE_CONTROL, "no-store")], answer).into_response())
 }
@@ -87,7 +87,7 @@ pub(crate) async fn publish(
 /// 400, 403 and 413.
 fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, Problem> {
     let draft =
-        envelope::parse_published(body, &product.id, Instant::now()).map_err(|rejection| {
+        envelope::parse_published(body, &product.feed.id, Instant::now()).map_err(|rejection| {
             Problem::bad_request(format!("{}: {rejection}", rejection.as_str()))
         })?;
     // With the product's name added, it would be more than a relay behind this one takes.

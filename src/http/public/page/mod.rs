@@ -80,9 +80,9 @@ pub(crate) async fn page(
         StartPosition::Now => StartPosition::Oldest,
         start => start,
     };
-    let page = EventPage::read(&product.fanout, scope, &start, max_events).await?;
+    let page = EventPage::read(&product.feed.fanout, scope, &start, max_events).await?;
     // It may have waited, for a place and for the log.
-    relay.ensure_still_granted(&grant, &product.id, Permission::Subscribe)?;
+    relay.ensure_still_granted(&grant, &product.feed.id, Permission::Subscribe)?;
     product.paged_events.inc_by(page.events.len() as u64);
     let stream_state = Http2StreamState::current();
     let forced_close = connection.forced_close(stream_state.as_deref());

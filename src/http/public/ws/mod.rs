@@ -6,7 +6,7 @@
 //!
 //! May use: `config`, `net`, `shard`.
 
-mod message;
+pub(in crate::http) mod message;
 pub(crate) mod on_shard;
 mod socket;
 mod subscriber;
@@ -28,9 +28,6 @@ use hyper::{
     },
 };
 
-pub(crate) use self::message::WsMessageCache;
-#[cfg(any(test, fuzzing))]
-pub(crate) use self::message::{encode_subscribed, parse_subscribe};
 use self::{
     socket::{WsConnection, WsConnectionTask},
     subscriber::WsSubscriber,
@@ -38,7 +35,7 @@ use self::{
 use super::request::SubscriptionRequest;
 use crate::{
     config,
-    http::{Relay, problem::Problem},
+    http::{problem::Problem, state::Relay},
     net::{Connection, UpgradedConnection},
     shard::ShardSubscriber,
 };
@@ -76,7 +73,7 @@ pub(crate) async fn socket(
         &connection,
         headers,
     )?;
-    let (shards, home_shard) = (Arc::clone(&relay.shards), product.home_shard);
+    let (shards, home_shard) = (Arc::clone(&relay.shards), product.feed.home_shard);
     connection.spawn_upgraded(upgrade, move |switched| async move {
         match switched {
             UpgradedConnection::Plain(socket) => {

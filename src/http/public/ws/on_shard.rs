@@ -1,6 +1,6 @@
 //! A session on a socket of its own, as its lane sees it.
 //!
-//! May use: `event`, `fanout`, `net`, `shard`.
+//! May use: `event`, `fanout`, `feed`, `net`, `shard`.
 
 use std::{
     io::IoSlice,
@@ -14,7 +14,7 @@ use super::socket::{WsConnection, poll_write_once};
 use crate::{
     event::{Event, Scope},
     fanout::Subscription,
-    http::Product,
+    feed::Feed,
     net::DeadlineSocket,
     shard::{
         DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents,
@@ -23,8 +23,8 @@ use crate::{
 };
 
 impl ShardSubscriber for WsConnection<DeadlineSocket> {
-    fn product(&self) -> &Arc<Product> {
-        self.subscriber.product()
+    fn feed(&self) -> &Arc<Feed> {
+        self.subscriber.feed()
     }
 
     fn subscription(&mut self) -> &mut Subscription {
@@ -60,9 +60,7 @@ impl ShardSubscriber for WsConnection<DeadlineSocket> {
                 break;
             };
             if self.subscriber.accept(event) {
-                let message = message.get_or_insert_with(|| {
-                    self.subscriber.product().ws_messages.get_or_encode(event)
-                });
+                let message = message.get_or_insert_with(|| self.subscriber.message_for(event));
                 *slice = IoSlice::new(message);
                 (count, bytes) = (count + 1, bytes + message.len());
                 metrics.ws.record_delivery(event, now);

@@ -1,7 +1,7 @@
 //! One WebSocket subscriber without its socket: what it may see, where it stands, and when it has
 //! to leave.
 //!
-//! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `timer_wheel`.
+//! May use: `auth`, `event`, `fanout`, `feed`, `metrics`, `net`, `timer_wheel`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -13,14 +13,15 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 use tokio::time::Instant;
 
-use super::message;
+use super::message::{self, WsMessageCache};
 use crate::{
     auth::Grant,
     event::{Event, Scope, StartPosition},
     fanout::{SubscriberSignal, Subscription, SubscriptionItem},
+    feed::Feed,
     http::{
-        Product, Relay,
         admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
+        state::{Product, Relay},
     },
     metrics::{ShedReason, Transport},
     net::Connection,
@@ -32,7 +33,8 @@ use crate::{
 pub(super) struct WsSubscriber {
     subscription: Subscription,
     permit: AdmissionPermit,
-    product: Arc<Product>,
+    feed: Arc<Feed>,
+    messages: Arc<WsMessageCache>,
     grant: Grant,
     connection: Connection,
     alarm: Alarm,
@@ -71,10 +73,11 @@ impl WsSubscriber {
         connection: &Connection,
         headers: &HeaderMap,
     ) -> Result<Self, ShedReason> {
+        let feed = &product.feed;
         relay.ensure_not_draining()?;
         let listener = Arc::new(SubscriberSignal::default());
         let permit = relay.subscribers.admit(AdmissionRequest {
-            product: product.id.clone(),
+            product: feed.id.clone(),
             transport: Transport::WebSocket,
             key: Arc::clone(&grant.key),
             holder: grant.holder.clone(),
@@ -87,11 +90,11 @@ impl WsSubscriber {
             // it was let in at the very moment of closing
             permit.disconnect(DisconnectReason::Drain);
         }
-        if relay.ensure_still_served(product).is_err() {
+        if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed); // the same, of its product
         }
-        let subscription = product.fanout.subscribe(listener, scope, start);
-        product.ws.subscribers.inc();
+        let subscription = feed.fanout.subscribe(listener, scope, start);
+        feed.ws.subscribers.inc();
         let wheel = &relay.wheel;
         // Spread for the same reasons as over SSE.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
@@ -100,7 +103,8 @@ impl WsSubscriber {
         Ok(Self {
             subscription,
             permit,
-            product: Arc::clone(product),
+            feed: Arc::clone(&product.feed),
+            messages: Arc::clone(&product.ws_messages),
             connection: connection.clone(),
             alarm: Alarm::new(wheel),
             requested_scope: None,
@@ -133,16 +137,13 @@ impl WsSubscriber {
         };
         let message = match item {
             SubscriptionItem::Event { event, received } => {
-                self.product.ws.delivered.inc();
+                self.feed.ws.delivered.inc();
                 self.permit.record_position(event.position());
                 if let Some(received) = received {
                     let now = *self.batch_time.get_or_insert_with(Instant::now);
-                    self.product
-                        .ws
-                        .lag
-                        .observe(now.saturating_duration_since(received).as_secs_f64());
+                    self.feed.ws.lag.observe(now.saturating_duration_since(received).as_secs_f64());
                 }
-                self.product.ws_messages.get_or_encode(&event)
+                self.messages.get_or_encode(&event)
             }
             SubscriptionItem::Gap(gap) => {
                 self.permit.record_position(gap.position);
@@ -198,7 +199,7 @@ impl WsSubscriber {
         // Who is dismissed still gets what is in the log at that moment: memory is gone with the
         // process.
         if self.disconnect_after.is_none() {
-            self.disconnect_after = Some(self.product.log.newest_position());
+            self.disconnect_after = Some(self.feed.log.newest_position());
             if self.subscription.is_on_shard() {
                 self.subscription.resync_from(0); // its lane may be long at giving to others
             }
@@ -251,8 +252,13 @@ impl WsSubscriber {
     }
 
     /// The product it listens to.
-    pub(super) fn product(&self) -> &Arc<Product> {
-        &self.product
+    pub(super) fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    /// An event's message, in its frame.
+    pub(super) fn message_for(&self, event: &Event) -> Bytes {
+        self.messages.get_or_encode(event)
     }
 
     /// Where it stands.
@@ -317,10 +323,10 @@ impl Drop for WsSubscriber {
             None if self.is_faulty => "error",
             None => "client",
         };
-        self.product.metrics.disconnects(Transport::WebSocket, reason).inc();
-        self.product.ws.subscribers.dec();
+        self.feed.metrics.disconnects(Transport::WebSocket, reason).inc();
+        self.feed.ws.subscribers.dec();
         if is_stalled {
-            tracing::debug!(product = %self.product.id, "subscriber took nothing for the write time-out");
+            tracing::debug!(product = %self.feed.id, "subscriber took nothing for the write time-out");
         }
     }
 }

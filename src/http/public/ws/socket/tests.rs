@@ -45,7 +45,7 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
         &HeaderMap::new(),
     );
     let mut connection = WsConnection::new(socket, subscriber.unwrap());
-    let mut index = ShardIndex::new(&product.fanout, 0, Waker::noop().clone());
+    let mut index = ShardIndex::new(&product.feed.fanout, 0, Waker::noop().clone());
     index.add(0, connection.subscription());
     let woken = Arc::new(WokenFlag::default());
     let mut scratch =
@@ -64,7 +64,7 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
         yield_now().await;
     }
     let entries_behind =
-        || relay.subscribers.list(0, 1)[0].1.entries_behind(product.log.newest_position());
+        || relay.subscribers.list(0, 1)[0].1.entries_behind(product.feed.log.newest_position());
     publish(&relay, "one", "first");
     assert_eq!(connection.fall_back_to_log(1), DeliveryOutcome::NeedsPoll);
     while !(poll(&mut connection) && connection.is_idle) {

@@ -1,50 +1,48 @@
-//! One lane, turned by hand.
+//! SSE connections on one shard, whose turns the tests run step by step.
 
 use std::{
     io::{ErrorKind, Read},
     net::{Ipv4Addr, TcpListener},
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use hyper::HeaderMap;
 use socket2::SockRef;
-use tokio::task::yield_now;
+use tokio::{net::TcpStream, task::yield_now};
 
-use super::*;
+use super::{SseConnection, SseSubscriber, SubscriptionSource};
 use crate::{
     auth::{CredentialHolder, CredentialProof},
     event::{Kind, Only, Scope, StartPosition},
     http::{
-        Relay,
-        public::{
-            request::SubscriptionRequest,
-            sse::{SseConnection, SseSubscriber, SubscriptionSource},
-        },
+        public::request::SubscriptionRequest,
+        state::Relay,
         tests::{product, publish, relay},
     },
     net::{ConnectionPermit, DetachedConnection, TlsSession, tests::shake_hands},
+    shard::{PendingSubscriber, ShardSubscriber, SteppedScheduler},
 };
 
-/// A lane and two products on it.
+/// A shard and two products on it.
 struct SchedulerHarness {
     relay: Relay,
-    scheduler: ShardScheduler,
+    scheduler: SteppedScheduler,
 }
 
 impl SchedulerHarness {
     fn new() -> Self {
         let relay = relay(PRODUCTS);
-        let scheduler =
-            ShardScheduler::new(&Arc::new(ShardMailbox::new(0)), WRITE_TIMEOUT, &relay.wheel);
+        let scheduler = SteppedScheduler::new(WRITE_TIMEOUT, &relay.wheel);
         Self { relay, scheduler }
     }
 
-    /// Lets in a follower, and has it get everything there is.
+    /// Attaches a subscriber of everything and polls it once.
     async fn subscribe(&mut self, name: &str) -> std::net::TcpStream {
         self.subscribe_with_scope(name, Scope::EVERYTHING).await
     }
 
-    /// The same, of one that wants some of it.
+    /// Attaches a subscriber of `scope` and polls it once.
     async fn subscribe_with_scope(&mut self, name: &str, scope: Scope) -> std::net::TcpStream {
         let (socket, client) = connected_sockets();
         client.set_nonblocking(true).unwrap();
@@ -75,7 +73,7 @@ impl SchedulerHarness {
         let subscriber = SseSubscriber::admit(
             &self.relay,
             &source,
-            &product,
+            &product.feed,
             requested,
             peer,
             &HeaderMap::new(),
@@ -87,17 +85,17 @@ impl SchedulerHarness {
                 as Box<dyn ShardSubscriber>
         };
         let factory = Box::new(factory);
-        self.scheduler.attach(PendingSubscriber {
+        self.scheduler.attach(PendingSubscriber::new(
             socket,
-            permit: ConnectionPermit::uncounted(),
+            ConnectionPermit::uncounted(),
             factory,
-        });
-        yield_now().await; // the runtime finds out that its socket can be written
+        ));
+        yield_now().await; // the runtime learns that the socket is writable
         self.scheduler.poll_ready();
     }
 }
 
-/// Two that are connected; the first does not block.
+/// Returns two connected sockets; the first is non-blocking.
 fn connected_sockets() -> (std::net::TcpStream, std::net::TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -106,7 +104,7 @@ fn connected_sockets() -> (std::net::TcpStream, std::net::TcpStream) {
     (socket, client)
 }
 
-/// The payloads that have come.
+/// Returns the payloads that the client has received, and panics if the stream has ended.
 fn payloads(mut client: impl Read) -> Vec<String> {
     let mut bytes = Vec::new();
     match client.read_to_end(&mut bytes) {
@@ -122,43 +120,42 @@ fn payloads_of(bytes: &[u8]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_number_of_one_who_has_gone_stands_for_nobody_of_another_product() {
+async fn a_reused_slot_key_gets_no_event_of_the_previous_subscribers_product() {
     let mut harness = SchedulerHarness::new();
     let mut clients = Vec::new();
-    for _ in 0..MAX_SUBSCRIBERS_PER_TURN + 8 {
+    for _ in 0..SteppedScheduler::MAX_SUBSCRIBERS_PER_TURN + 8 {
         clients.push(harness.subscribe("one").await);
     }
     publish(&harness.relay, "one", "first");
     harness.scheduler.collect_events();
     harness.scheduler.deliver_queued();
-    // Some wait for the next turn. One of them goes, and who comes gets its number, and something
-    // of its own.
-    let group = harness.scheduler.groups.iter().next().unwrap().0;
-    let waiting = *harness.scheduler.groups[group].recipients.front().unwrap();
+    // Some recipients wait for the next turn. One is removed, and a subscriber of the other product
+    // gets its slot key, and an event of its own.
+    let (group, waiting) = harness.scheduler.first_recipient();
     harness.scheduler.remove(waiting);
     let second_client = harness.subscribe("two").await;
-    assert_ne!(harness.scheduler.slots[waiting].group, group);
+    assert_ne!(harness.scheduler.group_of_slot(waiting), group);
     publish(&harness.relay, "two", "hello");
     harness.scheduler.collect_events();
     harness.scheduler.deliver_queued();
     assert_eq!(payloads(&second_client), ["hello"]);
     let others = clients.iter().filter(|client| client.peek(&mut [0]).is_ok_and(|bytes| bytes > 0));
     let got: Vec<_> = others.map(payloads).collect();
-    assert_eq!(got, vec![["first"]; MAX_SUBSCRIBERS_PER_TURN + 7]);
+    assert_eq!(got, vec![["first"]; SteppedScheduler::MAX_SUBSCRIBERS_PER_TURN + 7]);
 }
 
 #[tokio::test]
-async fn what_has_been_given_is_not_kept_for_the_next_to_come() {
+async fn delivered_events_are_not_retained_until_the_next_event() {
     let mut harness = SchedulerHarness::new();
     let client = harness.subscribe("one").await;
     publish(&harness.relay, "one", "first");
-    harness.scheduler.run_turn(&Context::from_waker(Waker::noop()));
+    harness.scheduler.run_turn();
     assert_eq!(payloads(&client), ["first"]);
-    assert!(harness.scheduler.groups.iter().all(|(_, flock)| flock.holds_no_events()));
+    assert!(harness.scheduler.holds_no_events());
 }
 
 #[tokio::test]
-async fn what_concerned_nobody_any_more_is_not_left_lying() {
+async fn a_batch_whose_recipients_are_gone_does_not_hold_up_the_next_event() {
     let mut harness = SchedulerHarness::new();
     let gone = harness.subscribe("one").await;
     let _other = harness
@@ -171,7 +168,7 @@ async fn what_concerned_nobody_any_more_is_not_left_lying() {
     harness.scheduler.remove(0);
     drop(gone);
     harness.scheduler.collect_events();
-    // Before the lane is done with that, somebody comes, and something for it.
+    // Before the shard has finished that batch, a subscriber comes, and an event for it.
     let client = harness.subscribe("one").await;
     publish(&harness.relay, "one", "second");
     harness.scheduler.collect_events();
@@ -179,13 +176,13 @@ async fn what_concerned_nobody_any_more_is_not_left_lying() {
     assert_eq!(payloads(&client), ["second"]);
 }
 
-/// TLS takes more than its socket does: then there is nothing left to write, and something to send.
+/// A TLS session accepts more than its socket: then nothing is left to write, but records to send.
 #[tokio::test]
-async fn what_tls_has_taken_is_sent_once_there_is_room_though_nothing_else_happens() {
+async fn records_that_tls_holds_are_sent_once_the_socket_has_room_and_without_another_event() {
     for count in 1..=40 {
         let mut harness = SchedulerHarness::new();
         let (socket, client) = connected_sockets();
-        SockRef::from(&socket).set_send_buffer_size(1).unwrap(); // the least there is
+        SockRef::from(&socket).set_send_buffer_size(1).unwrap(); // the kernel's minimum
         let socket = TcpStream::from_std(socket).unwrap();
         let (socket, session, mut client) = shake_hands(socket, client).await;
         client.sock.set_nonblocking(true).unwrap();
@@ -193,7 +190,7 @@ async fn what_tls_has_taken_is_sent_once_there_is_room_though_nothing_else_happe
         let payload = |number| format!("{number}{}", "x".repeat(5000));
         for number in 0..count {
             publish(&harness.relay, "one", &payload(number));
-            harness.scheduler.run_turn(&Context::from_waker(Waker::noop()));
+            harness.scheduler.run_turn();
         }
         let mut seen = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(15);
@@ -204,17 +201,11 @@ async fn what_tls_has_taken_is_sent_once_there_is_room_though_nothing_else_happe
                 seen.extend_from_slice(&buffer[..bytes]);
             }
             yield_now().await;
-            harness.scheduler.run_turn(&Context::from_waker(Waker::noop()));
+            harness.scheduler.run_turn();
         }
         let expected: Vec<_> = (0..count).map(payload).collect();
         assert_eq!(payloads_of(&seen), expected);
     }
-}
-
-#[tokio::test]
-async fn a_mistake_in_the_work_of_one_stream_is_told_and_no_others() {
-    assert_eq!(catch_panic(|| 7), Some(7));
-    assert_eq!(catch_panic(|| panic!("a mistake")), None::<u8>);
 }
 
 const PRODUCTS: [&str; 2] = ["one", "two"];
