@@ -17,25 +17,25 @@ mod bench_support;
 mod index;
 #[cfg(test)]
 mod model;
+mod shard_bitmap;
+mod shard_index;
 mod shard_queue;
+mod signal;
 mod subscription;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::Waker,
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
 };
 
-use atomic_waker::AtomicWaker;
 use tokio_util::sync::CancellationToken;
 
 use self::{
     index::{BucketFilter, ScopeIndex},
-    shard_queue::{ShardBitmap, ShardQueue, shards_in},
+    shard_bitmap::{ShardBitmap, shards_in},
+    shard_queue::ShardQueue,
 };
 use crate::{
     event::{Entry, Scope, StartPosition},
@@ -43,7 +43,9 @@ use crate::{
 };
 
 pub(crate) use self::{
-    shard_queue::{QueueContents, ShardIndex},
+    shard_index::ShardIndex,
+    shard_queue::QueueContents,
+    signal::SubscriberSignal,
     subscription::{Subscription, SubscriptionItem},
 };
 
@@ -172,48 +174,6 @@ impl Fanout {
     fn registry(&self) -> MutexGuard<'_, SubscriberRegistry> {
         // Insertions and removals are each whole: a panic elsewhere does not spoil the index.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One subscription as the fan-out sees it.
-#[derive(Debug, Default)]
-pub(crate) struct SubscriberSignal {
-    /// The first entry shown to it that it has not looked for, 0 for none.
-    pending: AtomicU64,
-    waker: AtomicWaker,
-}
-
-impl SubscriberSignal {
-    /// Tells it that the entry at `place` is for it.
-    fn notify(&self, position: u64) {
-        if self.pending.compare_exchange(0, position, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-            self.waker.wake();
-        }
-    }
-
-    /// Has its task look around, without a mark.
-    pub(crate) fn wake(&self) {
-        self.waker.wake();
-    }
-
-    /// The first entry shown to it that it has not looked for, if there is one.
-    pub(crate) fn pending_position(&self) -> Option<u64> {
-        Some(self.pending.load(Ordering::SeqCst)).filter(|position| *position > 0)
-    }
-
-    /// Has `waker` called at the next mark.
-    fn register_waker(&self, waker: &Waker) {
-        self.waker.register(waker);
-    }
-
-    /// What it is known by, as long as it is there.
-    fn key(self: &Arc<Self>) -> usize {
-        Arc::as_ptr(self).addr()
-    }
-
-    /// Takes the mark away and returns it.
-    fn take_pending(&self) -> u64 {
-        self.pending.swap(0, Ordering::SeqCst)
     }
 }
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     event::{GapReason, StartPosition},
     fanout::{
-        SubscriptionItem,
+        ShardIndex, Subscription, SubscriptionItem,
         tests::{FanoutHarness, scope},
     },
 };

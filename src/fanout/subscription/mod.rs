@@ -6,20 +6,21 @@
 //!
 //! May use: `event`, `log`, `store`.
 
+mod on_shard;
+mod read;
+mod start;
+
 use std::{
     collections::VecDeque,
-    mem,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{Fanout, SubscriberRegistry, SubscriberSignal};
+use super::{Fanout, SubscriberSignal};
 use crate::{
-    event::{Entry, Event, EventId, Gap, GapReason, Scope, StartPosition},
-    log::{ReadLimits, ReadOutcome, ResolvedStart},
+    event::{Entry, Event, EventId, Gap, Scope, StartPosition},
     store::CatchUp,
 };
 
@@ -107,54 +108,8 @@ impl Subscription {
         subscription
     }
 
-    /// Puts the cursor where `start` stands in the log.
-    fn resolve_start(&mut self, start: &StartPosition, may_wait: bool) {
-        match self.fanout.log().resolve_start(start, may_wait) {
-            ResolvedStart::NotYetKnown if self.awaited_start.is_some() => return,
-            ResolvedStart::NotYetKnown => {
-                self.awaited_start = Some(Box::new(AwaitedStart {
-                    start: start.clone(),
-                    until: Instant::now() + UNKNOWN_ID_WAIT,
-                }));
-                return;
-            }
-            ResolvedStart::Now => self.skips_history = true,
-            ResolvedStart::After(position) => {
-                self.cursor = position;
-                if let StartPosition::After(id) = start {
-                    self.last_delivered = Some((position, *id));
-                }
-            }
-            ResolvedStart::BeforeOldest(position) => {
-                self.cursor = position;
-                self.wants_oldest = true;
-            }
-            ResolvedStart::Lost(gap) => {
-                self.cursor = gap.position;
-                self.pending_gap = Some(Box::new(gap));
-            }
-        }
-        self.awaited_start = None;
-        self.is_lagging = self.cursor < self.live_after || self.is_lagging;
-    }
-
-    /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the
-    /// store has behind it. Nobody tells it when that can be read again: see
-    /// [`Subscription::must_poll_again`].
-    pub(super) fn resume_after(&mut self, position: u64) {
-        (self.cursor, self.skips_history, self.is_lagging) =
-            (position, false, position < self.live_after);
-        self.read_failure_policy = ReadFailurePolicy::RetryLater { not_before: None };
-    }
-
-    /// Whether its lane tells it what has arrived.
-    pub(crate) fn is_on_shard(&self) -> bool {
-        !self.is_indexed
-    }
-
-    /// Goes on with another scope, from where it stands. What has been returned is not returned
-    /// again, and what comes behind that is judged by the new scope alone. One whose lane tells it
-    /// what has arrived must join that again, see `ShardIndex::change_scope`.
+    /// Goes on with another scope, from where it stands. What has been returned is not returned again, and what comes behind that is
+    /// judged by the new scope alone. One whose lane tells it what has arrived must join that again, see `Followers::change_scope`.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
         self.read_buffer.clear();
@@ -173,49 +128,6 @@ impl Subscription {
     /// What it may see.
     pub(crate) fn scope(&self) -> &Scope {
         &self.scope
-    }
-
-    /// From now on its lane tells it what arrives. Under the lock of the audience: whatever has
-    /// been shown until now has left a mark, and nothing is shown to it from now on.
-    pub(super) fn move_to_shard(&mut self, registry: &mut SubscriberRegistry) {
-        if std::mem::take(&mut self.is_indexed) {
-            registry.subscribers.remove(&self.scope, self.signal.key());
-        }
-        match self.is_lagging || self.is_waiting_for_log() {
-            true => drop(self.signal.take_pending()), // it looks into the log in any case
-            false => {
-                self.is_lagging =
-                    self.take_pending(self.fanout.dispatched_through.load(Ordering::SeqCst));
-            }
-        }
-    }
-
-    /// The entry at `place`, or one behind it, may be for it: it is to be polled, and looks into
-    /// the log.
-    pub(crate) fn resync_from(&mut self, position: u64) {
-        // what lies before it has been given to it, or was for others
-        self.advance_to(position.saturating_sub(1));
-        self.is_lagging = true;
-    }
-
-    /// Everything up to `position` that is for it has arrived, and been given to it if it had
-    /// everything before that.
-    pub(crate) fn advance_to(&mut self, position: u64) {
-        if self.is_caught_up() {
-            self.cursor = self.cursor.max(position);
-        }
-    }
-
-    /// Gives it an event that has arrived, if that is for it and it does not have it. It must be at
-    /// the end of what it knew.
-    pub(crate) fn accept(&mut self, event: &Event) -> bool {
-        let is_for_it =
-            event.position() > self.cursor && self.scope.includes(event.session(), event.kind());
-        if is_for_it {
-            self.cursor = event.position();
-            self.last_delivered = Some((event.position(), event.id()));
-        }
-        is_for_it
     }
 
     /// The place up to which everything within the scope has been returned.
@@ -251,32 +163,7 @@ impl Subscription {
             if !self.poll_located() || self.read_failure_policy.is_backing_off() {
                 return Poll::Pending;
             }
-            if let Some(catch_up) = &mut self.catch_up
-                && let Some(chunk) = ready!(catch_up.poll_chunk(context))
-            {
-                match chunk {
-                    // Retention was faster.
-                    Ok(chunk) if chunk.evicted_through > self.cursor => {
-                        self.skip_or_announce(GapReason::Evicted, chunk.evicted_through);
-                    }
-                    Ok(chunk) => {
-                        self.wants_oldest = false;
-                        self.read_buffer.extend(chunk.entries);
-                        self.cursor = chunk.through;
-                    }
-                    Err(_)
-                        if let ReadFailurePolicy::RetryLater { not_before: until } =
-                            &mut self.read_failure_policy =>
-                    {
-                        *until = Some(Instant::now() + STORE_RETRY_INTERVAL);
-                        self.catch_up = None; // others may have its turn meanwhile
-                    }
-                    Err(unread_through) => {
-                        self.fanout.log().count_unreadable();
-                        self.announce_gap(GapReason::NotKept, unread_through);
-                    }
-                }
-                self.is_lagging = true;
+            if ready!(self.poll_store(context)) {
                 continue;
             }
             if !self.is_lagging && !self.poll_pending(context) {
@@ -289,32 +176,7 @@ impl Subscription {
         Poll::Pending
     }
 
-    /// Whether it stands anywhere in the log, and nothing but news is to come to who asked for
-    /// news.
-    fn poll_located(&mut self) -> bool {
-        let log = self.fanout.log();
-        if let Some(awaited) = &mut self.awaited_start {
-            if log.is_behind_upstream() {
-                awaited.until = Instant::now() + UNKNOWN_ID_WAIT;
-            }
-            let may_wait = Instant::now() < awaited.until;
-            let start = awaited.start.clone();
-            self.resolve_start(&start, may_wait);
-            self.is_lagging = true;
-            return self.awaited_start.is_none();
-        }
-        if self.skips_history {
-            let history_through = log.history_through();
-            self.is_held_back = history_through == u64::MAX;
-            if !self.is_held_back {
-                self.cursor = self.cursor.max(history_through);
-            }
-        }
-        !self.is_held_back
-    }
-
-    /// Has `context` woken at the next mark, or when its holder is told to leave, without looking
-    /// for anything.
+    /// Has `context` woken at the next mark, or when its holder is told to leave, without looking for anything.
     pub(crate) fn register_waker(&self, context: &Context<'_>) {
         self.signal.register_waker(context.waker());
     }
@@ -372,55 +234,6 @@ impl Subscription {
                 true
             }
         }
-    }
-
-    /// Takes one hand-over from the log and moves the cursor over it, or finds out why there is
-    /// none.
-    fn read_log(&mut self) {
-        match self.fanout.log().read_after(
-            self.cursor,
-            &self.scope,
-            READ_BUFFER_LIMITS,
-            &mut self.read_buffer,
-        ) {
-            ReadOutcome::Entries { read_through, reached_end } => {
-                self.catch_up = None;
-                self.wants_oldest = false;
-                self.cursor = read_through;
-                self.is_lagging = !reached_end;
-            }
-            ReadOutcome::InStore { store, request } => {
-                self.catch_up.get_or_insert_with(|| Box::new(store.catch_up())).request(request);
-                self.is_lagging = true;
-            }
-            ReadOutcome::Lost { reason, lost_through } => {
-                self.skip_or_announce(reason, lost_through);
-                self.is_lagging = true;
-            }
-        }
-    }
-
-    /// Goes on behind what is gone, and announces that. Of what was in the log before it came, one
-    /// that asked for what is kept has asked for no more than that; what came since is another
-    /// matter.
-    fn skip_or_announce(&mut self, reason: GapReason, lost_through: u64) {
-        let asked_for_kept_only =
-            mem::take(&mut self.wants_oldest) && lost_through <= self.live_after;
-        match reason == GapReason::Evicted && asked_for_kept_only {
-            true => self.cursor = lost_through,
-            false => self.announce_gap(reason, lost_through),
-        }
-    }
-
-    /// Announces that everything up to `through` is gone, and goes on behind the notice.
-    fn announce_gap(&mut self, reason: GapReason, lost_through: u64) {
-        let after = match reason {
-            GapReason::NotKept => self.fanout.log().id_at(self.cursor),
-            _ => self.last_delivered.map(|(_, id)| id),
-        };
-        let gap = self.fanout.log().lost_gap(reason, after, lost_through);
-        self.cursor = gap.position;
-        self.pending_gap = Some(Box::new(gap));
     }
 
     fn deliver_event(&mut self, event: Arc<Event>) -> SubscriptionItem {
@@ -499,16 +312,5 @@ pub(crate) enum SubscriptionItem {
     Gap(Gap),
 }
 
-/// One hand-over: enough to fill a write, little enough that a stalled subscriber pins next to
-/// nothing.
-const READ_BUFFER_LIMITS: ReadLimits = ReadLimits { entries: 16, bytes: 32 * 1024 };
-
 /// Readings in one poll that find nothing; each looks at some thousand entries.
 const MAX_LOG_READS_PER_POLL: usize = 16;
-
-/// Between two questions of a reader that waits for what the store cannot give now.
-const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long a client's id may be ahead of a relay that has caught up with the relay before it, or
-/// has given up waiting for it.
-const UNKNOWN_ID_WAIT: Duration = Duration::from_secs(5);
