@@ -48,7 +48,10 @@ fn no_credential_or_a_bad_one_is_401_and_told_how_to_do_better() {
     ];
     for authorization in bad {
         let answer = relay.get(STREAM, &[("Authorization", authorization)]).problem(401);
-        assert!(answer.field("www-authenticate").is_some_and(|way| way.starts_with("Bearer")), "{authorization}");
+        assert!(
+            answer.field("www-authenticate").is_some_and(|way| way.starts_with("Bearer")),
+            "{authorization}"
+        );
     }
     let answer = relay.get(STREAM, &[]).problem(401);
     assert_eq!(answer.field("www-authenticate"), Some("Bearer"));
@@ -98,8 +101,14 @@ fn without_credentials_only_own_hosts_are_answered() {
     for host in &good {
         open_with(&relay, &[("Host", host)]);
     }
-    let foreign =
-        ["evil.test", "localhost.evil.test", "127.0.0.1.evil.test", "relay.test.evil", "with-port.test:1", ""];
+    let foreign = [
+        "evil.test",
+        "localhost.evil.test",
+        "127.0.0.1.evil.test",
+        "relay.test.evil",
+        "with-port.test:1",
+        "",
+    ];
     for host in foreign {
         relay.get(STREAM, &[("Host", host)]).problem(403);
         relay.get("/nothing", &[("Host", host)]).problem(403);
@@ -108,12 +117,20 @@ fn without_credentials_only_own_hosts_are_answered() {
 
 #[test]
 fn without_credentials_only_pages_of_own_hosts_or_listed_origins_are_answered() {
-    let relay = anonymous("cors_allowed_origins = ['https://app.test']\nallowed_hosts = ['relay.test']");
-    for origin in ["https://app.test", "http://localhost:3000", "http://127.0.0.1:9", "https://relay.test"] {
+    let relay =
+        anonymous("cors_allowed_origins = ['https://app.test']\nallowed_hosts = ['relay.test']");
+    for origin in
+        ["https://app.test", "http://localhost:3000", "http://127.0.0.1:9", "https://relay.test"]
+    {
         open_with(&relay, &[("Origin", origin)]);
     }
-    for origin in ["https://evil.test", "null", "https://app.test.evil.test", "http://app.test", "https://app.test:444"]
-    {
+    for origin in [
+        "https://evil.test",
+        "null",
+        "https://app.test.evil.test",
+        "http://app.test",
+        "https://app.test:444",
+    ] {
         relay.get(STREAM, &[("Origin", origin)]).problem(403);
     }
 }
@@ -134,7 +151,10 @@ fn without_credentials_nothing_is_loaded_by_pages_that_do_not_say_which_they_are
         let link = [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "navigate")];
         assert_eq!(http::get(relay.admin, "/api/v1/status", &link).status(), 200);
         open_with(&relay, &link);
-        open_with(&relay, &[("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "cors"), ("Origin", "https://app.test")]);
+        open_with(
+            &relay,
+            &[("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "cors"), ("Origin", "https://app.test")],
+        );
     }
     for site in ["same-origin", "none"] {
         open_with(&relay, &[("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "cors")]);
@@ -161,10 +181,17 @@ fn nothing_that_is_answered_is_to_be_taken_for_something_else() {
         (relay.probe.unwrap(), "GET", "/nothing", &[]),
     ] {
         let answer = http::ask(to, method, path, fields);
-        assert_eq!(answer.field("x-content-type-options"), Some("nosniff"), "{method} {path}: {answer:?}");
+        assert_eq!(
+            answer.field("x-content-type-options"),
+            Some("nosniff"),
+            "{method} {path}: {answer:?}"
+        );
     }
-    let streams = [open_with(&relay, &[]), Subscriber::open(relay.admin, "/api/v1/stream/prod_abc", &[])];
-    assert!(streams.iter().all(|stream| stream.head.field("x-content-type-options") == Some("nosniff")));
+    let streams =
+        [open_with(&relay, &[]), Subscriber::open(relay.admin, "/api/v1/stream/prod_abc", &[])];
+    assert!(
+        streams.iter().all(|stream| stream.head.field("x-content-type-options") == Some("nosniff"))
+    );
 }
 
 #[test]
@@ -178,7 +205,11 @@ fn an_admin_listener_without_a_key_keeps_web_pages_out_of_every_route() {
     for path in ["/metrics", "/healthz", "/readyz"] {
         assert_eq!(http::get(relay.admin, path, &[("Host", "localhost")]).status(), 200, "{path}");
         let elsewhere = [("Host", "pod.cluster.test"), ("Origin", "https://evil.test")];
-        assert_eq!(http::get(probe, path, &elsewhere).status(), 200, "{path} of the probe listener");
+        assert_eq!(
+            http::get(probe, path, &elsewhere).status(),
+            200,
+            "{path} of the probe listener"
+        );
     }
 }
 
@@ -186,20 +217,29 @@ fn an_admin_listener_without_a_key_keeps_web_pages_out_of_every_route() {
 fn where_a_credential_is_demanded_host_and_origin_do_not_matter() {
     let relay = with_keys("admin_key = 'the-admin-key-of-this-test'");
     let authorization = bearer("key-of-agent-a");
-    let elsewhere = [("Host", "relay.example.com"), ("Origin", "https://evil.test"), ("Authorization", &authorization)];
+    let elsewhere = [
+        ("Host", "relay.example.com"),
+        ("Origin", "https://evil.test"),
+        ("Authorization", &authorization),
+    ];
     open_with(&relay, &elsewhere);
     assert_eq!(http::get(relay.admin, "/metrics", &elsewhere[..2]).status(), 200);
 }
 
 #[test]
 fn pages_of_listed_origins_may_read_and_no_others() {
-    let relay = with_keys_and("", "cors_allowed_origins = ['https://app.test', 'https://two.test']");
+    let relay =
+        with_keys_and("", "cors_allowed_origins = ['https://app.test', 'https://two.test']");
     let authorization = bearer("key-of-agent-a");
     let of = |origin| {
-        let subscriber = open_with(&relay, &[("Origin", origin), ("Authorization", &authorization)]);
+        let subscriber =
+            open_with(&relay, &[("Origin", origin), ("Authorization", &authorization)]);
         let head = &subscriber.head;
         assert_eq!(head.field("access-control-allow-credentials"), None);
-        (head.field("access-control-allow-origin").map(str::to_owned), head.field("vary").map(str::to_owned))
+        (
+            head.field("access-control-allow-origin").map(str::to_owned),
+            head.field("vary").map(str::to_owned),
+        )
     };
     for origin in ["https://app.test", "https://two.test"] {
         let (allowed, vary) = of(origin);
@@ -208,7 +248,11 @@ fn pages_of_listed_origins_may_read_and_no_others() {
     }
     assert_eq!(of("https://evil.test").0, None);
     let denied = relay.get(STREAM, &[("Origin", "https://app.test")]).problem(401);
-    assert_eq!(denied.field("access-control-allow-origin"), Some("https://app.test"), "pages may read why not");
+    assert_eq!(
+        denied.field("access-control-allow-origin"),
+        Some("https://app.test"),
+        "pages may read why not"
+    );
 }
 
 #[test]
@@ -256,11 +300,26 @@ fn the_admin_api_asks_for_its_key() {
 #[test]
 fn nothing_of_the_admin_side_is_on_the_public_listener() {
     let relay = with_keys("admin_key = 'the-admin-key-of-this-test'");
-    let keys = [("X-Admin-Key", "the-admin-key-of-this-test"), ("Authorization", "Bearer the-admin-key-of-this-test")];
-    for path in ["/", "/healthz", "/readyz", "/metrics", "/products", "/api/v1/status", "/api/v1/subscribers"]
-        .into_iter()
-        .chain(["/api/v1/webhooks", "/api/v1/rejected", "/api/v1/stream/prod_abc", "/api/v1/events/prod_abc"])
-    {
+    let keys = [
+        ("X-Admin-Key", "the-admin-key-of-this-test"),
+        ("Authorization", "Bearer the-admin-key-of-this-test"),
+    ];
+    for path in [
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/products",
+        "/api/v1/status",
+        "/api/v1/subscribers",
+    ]
+    .into_iter()
+    .chain([
+        "/api/v1/webhooks",
+        "/api/v1/rejected",
+        "/api/v1/stream/prod_abc",
+        "/api/v1/events/prod_abc",
+    ]) {
         for method in ["GET", "POST", "DELETE"] {
             http::ask(relay.public, method, path, &keys).problem(404);
         }

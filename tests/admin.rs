@@ -43,7 +43,9 @@ fn a_relay_is_healthy_and_ready_before_its_upstream_answers_unless_that_is_requi
 #[test]
 fn every_upstream_must_be_connected_when_upstreams_are_required() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).upstream("prod_xyz", "http://127.0.0.1:1/stream/prod_xyz", "").start();
+    let relay = Setup::behind(&connector)
+        .upstream("prod_xyz", "http://127.0.0.1:1/stream/prod_xyz", "")
+        .start();
     let _link = connector.stream();
     relay.wait_for_upstream("connected");
     let ready = relay.ask_admin("/readyz?require=upstream");
@@ -68,12 +70,17 @@ fn what_is_kept_where_stands_in_the_status() {
     let mut link = connector.stream();
     let frames = publish(&relay, &mut link, (0..20).map(event));
     for (tier, events) in [("disk", 20.0), ("memory", 16.0)] {
-        relay.wait_for_metric("autoplay_relay_log_events", &[("product_id", PRODUCT), ("tier", tier)], events);
+        relay.wait_for_metric(
+            "autoplay_relay_log_events",
+            &[("product_id", PRODUCT), ("tier", tier)],
+            events,
+        );
     }
     let status = relay.status();
     assert_eq!(status["store"], json!({ "degraded": false, "recovering": false }));
     let log = &status["log"][PRODUCT];
-    let bytes = frames.iter().map(|frame| frame.data.len() + "s1".len() + "actions".len()).sum::<usize>();
+    let bytes =
+        frames.iter().map(|frame| frame.data.len() + "s1".len() + "actions".len()).sum::<usize>();
     assert_eq!(log["disk"], json!({ "events": 20, "bytes": bytes }));
     assert_eq!((&log["events"], log["oldest"].as_str()), (&16.into(), Some(frames[0].id())));
     assert_eq!(relay.ask_admin("/readyz").json()["degraded"], false);
@@ -127,13 +134,26 @@ fn what_has_not_happened_yet_is_counted_as_0_and_not_missing() {
     let relay = Relay::behind(&connector);
     let metrics = relay.metrics();
     for transport in ["sse", "ws"] {
-        for reason in ["client", "stalled", "drain", "expired", "revoked", "rotated", "kicked", "error", "removed"] {
+        for reason in [
+            "client", "stalled", "drain", "expired", "revoked", "rotated", "kicked", "error",
+            "removed",
+        ] {
             let labels = [("transport", transport), ("reason", reason)];
-            assert_eq!(metrics.value("autoplay_relay_subscriber_disconnects_total", &labels), Some(0.0), "{labels:?}");
+            assert_eq!(
+                metrics.value("autoplay_relay_subscriber_disconnects_total", &labels),
+                Some(0.0),
+                "{labels:?}"
+            );
         }
     }
-    for reason in ["max_subscribers", "per_ip", "per_key", "connect_rate", "draining", "no_file_descriptor"] {
-        assert_eq!(metrics.value("autoplay_relay_shed_total", &[("reason", reason)]), Some(0.0), "{reason}");
+    for reason in
+        ["max_subscribers", "per_ip", "per_key", "connect_rate", "draining", "no_file_descriptor"]
+    {
+        assert_eq!(
+            metrics.value("autoplay_relay_shed_total", &[("reason", reason)]),
+            Some(0.0),
+            "{reason}"
+        );
     }
 }
 
@@ -151,12 +171,18 @@ fn the_counters_count_what_happened() {
     let product = [("product_id", PRODUCT)];
     let sse = [("product_id", PRODUCT), ("transport", "sse")];
     relay.wait_for_metric("autoplay_relay_delivered_events_total", &sse, 10.0);
-    relay.wait_for_metric("autoplay_relay_delivery_lag_seconds_count", &[("transport", "sse")], 5.0);
+    relay.wait_for_metric(
+        "autoplay_relay_delivery_lag_seconds_count",
+        &[("transport", "sse")],
+        5.0,
+    );
     relay.wait_for_subscribers(2.0);
     let metrics = relay.metrics();
     let memory = [("product_id", PRODUCT), ("tier", "memory")];
     assert_eq!(metrics.value("autoplay_relay_log_events", &memory), Some(5.0));
-    assert!(metrics.value("autoplay_relay_log_bytes", &memory).is_some_and(|bytes| bytes > 5.0 * 70.0));
+    assert!(
+        metrics.value("autoplay_relay_log_bytes", &memory).is_some_and(|bytes| bytes > 5.0 * 70.0)
+    );
     assert_eq!(metrics.value("autoplay_relay_log_degraded", &[]), Some(0.0));
     let actions = [("product_id", PRODUCT), ("type", "actions")];
     assert_eq!(metrics.value("autoplay_relay_upstream_events_total", &actions), Some(5.0));
@@ -180,10 +206,16 @@ fn the_status_says_what_the_relay_is_doing() {
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert!(status["uptime"].is_string(), "{status}");
     let upstream = &status["upstreams"][0];
-    assert_eq!((&upstream["product_id"], &upstream["state"]), (&PRODUCT.into(), &"connected".into()));
+    assert_eq!(
+        (&upstream["product_id"], &upstream["state"]),
+        (&PRODUCT.into(), &"connected".into())
+    );
     for field in ["since", "last_event", "last_heartbeat"] {
         let time = upstream[field].as_str().unwrap();
-        assert!(time.starts_with("20") && time.ends_with('Z'), "RFC 3339 in UTC: {field} is {time}");
+        assert!(
+            time.starts_with("20") && time.ends_with('Z'),
+            "RFC 3339 in UTC: {field} is {time}"
+        );
     }
     let lag = upstream["lag"].as_str().unwrap();
     assert!(lag.ends_with('s'), "a duration as in the configuration: {lag}");
@@ -202,7 +234,9 @@ fn the_probe_listener_has_health_and_metrics_and_nothing_else() {
         assert_eq!(http::get(probe, path, &[]).status(), 200, "{path}");
     }
     assert!(http::get(probe, "/metrics", &[]).text().contains("autoplay_relay_build_info"));
-    for path in ["/", "/api/v1/status", "/api/v1/subscribers", "/products", STREAM, "/events/prod_abc"] {
+    for path in
+        ["/", "/api/v1/status", "/api/v1/subscribers", "/products", STREAM, "/events/prod_abc"]
+    {
         http::get(probe, path, &[]).problem(404);
     }
 }
@@ -211,13 +245,22 @@ fn the_probe_listener_has_health_and_metrics_and_nothing_else() {
 fn the_console_is_open_and_may_run_and_load_nothing_but_its_own_files() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).auth("admin_key = 'the-admin-key-of-this-test'").start();
-    let files = [("/", "text/html"), ("/console/console.css", "text/css"), ("/console/console.js", "text/javascript")];
+    let files = [
+        ("/", "text/html"),
+        ("/console/console.css", "text/css"),
+        ("/console/console.js", "text/javascript"),
+    ];
     for (path, kind) in files {
         let answer = relay.ask_admin(path);
         assert_eq!(answer.status(), 200, "{path}");
         assert!(answer.field("content-type").unwrap().starts_with(kind), "{path}");
         let policy = answer.field("content-security-policy").unwrap();
-        for rule in ["default-src 'none'", "script-src 'self'", "connect-src 'self'", "frame-ancestors 'none'"] {
+        for rule in [
+            "default-src 'none'",
+            "script-src 'self'",
+            "connect-src 'self'",
+            "frame-ancestors 'none'",
+        ] {
             assert!(policy.split("; ").any(|part| part == rule), "{path}: {rule} in {policy}");
         }
         assert!(!policy.contains("unsafe"), "{policy}");

@@ -65,7 +65,9 @@ fn imports_point_one_way() {
             if used == room {
                 continue;
             }
-            if rank(&used) > rank(&room) && !OPEN.contains(&(&room, &used)) || STRANGERS.contains(&(&room, &used)) {
+            if rank(&used) > rank(&room) && !OPEN.contains(&(&room, &used))
+                || STRANGERS.contains(&(&room, &used))
+            {
                 wrong.push(format!("{}: {room} uses {used}", file.display()));
             }
         }
@@ -76,11 +78,19 @@ fn imports_point_one_way() {
 
 #[test]
 fn what_is_pure_touches_no_runtime_and_no_disk() {
-    for file in ["sse/mod.rs", "envelope/mod.rs", "envelope/published.rs", "upstream/backoff.rs", "event.rs"] {
+    for file in [
+        "sse/mod.rs",
+        "envelope/mod.rs",
+        "envelope/published.rs",
+        "upstream/backoff.rs",
+        "event.rs",
+    ] {
         let room = file;
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
         let text = fs::read_to_string(&file).expect("a source file can be read");
-        for forbidden in ["tokio::sync", "tokio::task", "tokio::net", "std::fs", "std::net", "hyper", "axum"] {
+        for forbidden in
+            ["tokio::sync", "tokio::task", "tokio::net", "std::fs", "std::net", "hyper", "axum"]
+        {
             assert!(!text.contains(forbidden), "{room} uses {forbidden}");
         }
     }
@@ -95,9 +105,11 @@ fn every_test_that_the_page_on_security_names_is_there() {
     for word in page.split('`').skip(1).step_by(2) {
         if [".rs", ".py"].iter().any(|ending| word.ends_with(ending)) {
             file = word.to_owned();
-            text = fs::read_to_string(root.join(word)).unwrap_or_else(|error| panic!("{word}: {error}"));
+            text = fs::read_to_string(root.join(word))
+                .unwrap_or_else(|error| panic!("{word}: {error}"));
         } else if word.matches('_').count() > 2 && word == word.to_lowercase() {
-            let is_there = ["fn", "def"].iter().any(|keyword| text.contains(&format!("{keyword} {word}(")));
+            let is_there =
+                ["fn", "def"].iter().any(|keyword| text.contains(&format!("{keyword} {word}(")));
             assert!(is_there, "{word} in {file}");
             named += 1;
         }
@@ -125,14 +137,25 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 /// `src/log/ring/mod.rs` and `src/log/mod.rs` are the room `log`.
 fn room_of(file: &Path) -> String {
-    let inside = file.strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).expect("it is in src");
-    let first = inside.components().next().expect("it has a name").as_os_str().to_string_lossy().into_owned();
+    let inside =
+        file.strip_prefix(concat!(env!("CARGO_MANIFEST_DIR"), "/src")).expect("it is in src");
+    let first = inside
+        .components()
+        .next()
+        .expect("it has a name")
+        .as_os_str()
+        .to_string_lossy()
+        .into_owned();
     first.trim_end_matches(".rs").to_owned()
 }
 
 /// Every room named by `crate::room`, in import lists of several levels, too.
 fn used_rooms(text: &str) -> BTreeSet<String> {
-    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code: String = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n");
     let mut rooms = BTreeSet::new();
     for (at, marker) in code.match_indices("crate::") {
         let rest = &code[at + marker.len()..];

@@ -51,7 +51,9 @@ fn a_leaf_hands_on_the_edges_bytes_with_the_edges_ids() {
         let id = Frame::parse(block).id.unwrap();
         let mut resumed = [edge.resume(&id), leaf.resume(&id)];
         for expected in &blocks[n + 1..] {
-            resumed.iter_mut().for_each(|subscriber| assert_eq!(payload_of(subscriber), *expected, "behind {id}"));
+            resumed.iter_mut().for_each(|subscriber| {
+                assert_eq!(payload_of(subscriber), *expected, "behind {id}")
+            });
         }
     }
     assert_eq!(leaf.all_gaps(), 0.0);
@@ -63,7 +65,8 @@ fn an_outage_of_the_connector_is_one_gap_with_the_same_id_wherever_it_is_read() 
     let edge = Relay::behind(&connector);
     let mut link = connector.stream();
     let leaf = leaf_of(&edge);
-    let (mut at_edge, mut at_leaf, mut other) = (edge.subscribe(), leaf.subscribe(), leaf.subscribe());
+    let (mut at_edge, mut at_leaf, mut other) =
+        (edge.subscribe(), leaf.subscribe(), leaf.subscribe());
     link.event(event(1));
     let before = at_edge.event();
     assert_eq!((at_leaf.event(), other.event()), (before.clone(), before.clone()));
@@ -130,8 +133,12 @@ fn a_cut_between_leaf_and_edge_loses_nothing_and_is_no_gap() {
 }
 
 /// How a relay is ended, and what it keeps on disk.
-const ENDINGS: [(&str, Kept); 4] =
-    [("TERM", Kept::InMemory), ("KILL", Kept::InMemory), ("TERM", Kept::OnDisk), ("KILL", Kept::OnDisk)];
+const ENDINGS: [(&str, Kept); 4] = [
+    ("TERM", Kept::InMemory),
+    ("KILL", Kept::InMemory),
+    ("TERM", Kept::OnDisk),
+    ("KILL", Kept::OnDisk),
+];
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Kept {
@@ -149,7 +156,9 @@ fn a_leaf_that_is_started_anew_loses_nothing_even_for_who_comes_before_it_has_ca
         let directory = tempfile::tempdir().unwrap();
         let log = match kept {
             Kept::InMemory => String::new(),
-            Kept::OnDisk => format!("memory_events = 16\ndata_dir = '{}'", directory.path().display()),
+            Kept::OnDisk => {
+                format!("memory_events = 16\ndata_dir = '{}'", directory.path().display())
+            }
         };
         let mut leaf = leaf_behind(&bridge, &log);
         let (mut at_edge, mut at_leaf) = (edge.subscribe(), leaf.subscribe());
@@ -170,12 +179,17 @@ fn a_leaf_that_is_started_anew_loses_nothing_even_for_who_comes_before_it_has_ca
         leaf.wait_for_end_of_replay();
         publish(&mut link, &mut at_edge, 60..63);
         for (n, subscriber) in seen.into_iter().zip(&mut resumed) {
-            assert!(subscriber.numbers(62 - n).into_iter().eq(n + 1..63), "{signal} {kept:?} behind {n}");
+            assert!(
+                subscriber.numbers(62 - n).into_iter().eq(n + 1..63),
+                "{signal} {kept:?} behind {n}"
+            );
         }
         let first = newcomer.numbers(1)[0];
         match (signal, kept) {
             (_, Kept::InMemory) => assert_eq!(first, 60, "{signal}: no history for newcomers"),
-            ("TERM", Kept::OnDisk) => assert_eq!(first, 50, "what comes to a log with a past is news"),
+            ("TERM", Kept::OnDisk) => {
+                assert_eq!(first, 50, "what comes to a log with a past is news")
+            }
             _ => assert!(first <= 50, "the same, and what the log had not kept yet"),
         }
         assert!(newcomer.numbers(62 - first).into_iter().eq(first + 1..63));
@@ -244,7 +258,10 @@ fn an_edge_that_has_forgotten_everything_is_one_gap_and_its_new_ids_go_on() {
     let after = publish(&mut link, &mut at_edge, 5..8);
     bridge.lead_to(edge.public);
     let gap = at_leaf.gap();
-    assert_eq!((gap.reason().as_str(), &gap.json()["after"]), ("unknown_id", &before[4].id().into()));
+    assert_eq!(
+        (gap.reason().as_str(), &gap.json()["after"]),
+        ("unknown_id", &before[4].id().into())
+    );
     let (epoch, _) = after[0].id().split_once('-').unwrap();
     assert_eq!(gap.id(), format!("{epoch}-0"), "as the edge has it: the place before everything");
     after.iter().for_each(|frame| assert_eq!(at_leaf.event(), *frame));
@@ -332,14 +349,23 @@ fn at_an_edge_an_id_from_the_future_is_unknown_at_once() {
     let frames = publish(&mut link, &mut at_edge, 0..3);
     let (epoch, _) = frames[0].id().split_once('-').unwrap();
     let begin = Instant::now();
-    for id in [format!("{epoch}-1000"), format!("{epoch}-1000.1"), format!("9{epoch}-1"), "not an id".to_owned()] {
+    for id in [
+        format!("{epoch}-1000"),
+        format!("{epoch}-1000.1"),
+        format!("9{epoch}-1"),
+        "not an id".to_owned(),
+    ] {
         let mut resumed = edge.resume(&id);
         assert_eq!(resumed.gap().reason(), "unknown_id", "{id}");
         assert_eq!(resumed.numbers(3), [0, 1, 2], "{id}");
     }
     wait::assert_within(Duration::ZERO, begin); // a leaf would wait that long for each of them
     let of_a_leaf = format!("{}.1", frames[1].id());
-    assert_eq!(edge.resume(&of_a_leaf).numbers(1), [2], "a leaf's own entry stands behind the id before it");
+    assert_eq!(
+        edge.resume(&of_a_leaf).numbers(1),
+        [2],
+        "a leaf's own entry stands behind the id before it"
+    );
 }
 
 #[test]
@@ -353,7 +379,9 @@ fn three_in_a_row_are_as_good_as_one() {
     let leaf = leaf_behind(&to_middle, "");
     let (mut at_edge, mut at_leaf) = (edge.subscribe(), leaf.subscribe());
     let mut same = |link: &mut Link, numbers| {
-        publish(link, &mut at_edge, numbers).iter().for_each(|frame| assert_eq!(at_leaf.event(), *frame));
+        publish(link, &mut at_edge, numbers)
+            .iter()
+            .for_each(|frame| assert_eq!(at_leaf.event(), *frame));
     };
     same(&mut link, 0..5);
     to_edge.cut();
@@ -430,7 +458,11 @@ fn nowhere() -> std::net::SocketAddr {
 }
 
 /// Sends events, and returns them as a subscriber of the edge gets them.
-fn publish(link: &mut Link, at_edge: &mut Subscriber, numbers: std::ops::Range<usize>) -> Vec<Frame> {
+fn publish(
+    link: &mut Link,
+    at_edge: &mut Subscriber,
+    numbers: std::ops::Range<usize>,
+) -> Vec<Frame> {
     numbers
         .map(|n| {
             link.event(event(n));

@@ -28,7 +28,10 @@ fn check_prints_the_effective_configuration_with_secrets_masked() {
         .server("heartbeat_interval = '90s'");
     let (_directory, file) = setup.write();
     let file = file.to_str().unwrap();
-    let done = Process::run(&["check", "--config", file], &[("AUTOPLAY_RELAY__SERVER__WRITE_TIMEOUT", "7s")]);
+    let done = Process::run(
+        &["check", "--config", file],
+        &[("AUTOPLAY_RELAY__SERVER__WRITE_TIMEOUT", "7s")],
+    );
     assert_eq!(done.code, Some(0), "{done:?}");
     let printed: toml::Table = done.stdout.parse().expect("what it prints is a configuration");
     let server = printed["server"].as_table().unwrap();
@@ -43,15 +46,15 @@ fn check_prints_the_effective_configuration_with_secrets_masked() {
 fn everything_wrong_with_a_configuration_is_told_at_once_by_file_line_and_key() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("relay.toml");
-    let text =
-        "[server]\nlisten = 'nonsense'\nhead_timeout = '10'\ncolour = 'blue'\n\n[[upstreams]]\nurl = 'ftp://x/'\n";
+    let text = "[server]\nlisten = 'nonsense'\nhead_timeout = '10'\ncolour = 'blue'\n\n[[upstreams]]\nurl = 'ftp://x/'\n";
     std::fs::write(&file, text).unwrap();
     let file = file.to_str().unwrap();
     for command in ["check", "serve"] {
         let done = Process::run(&[command, "--config", file], &[]);
         assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{done:?}");
         let finding = |line: usize, key: &str| {
-            let found = done.stderr.lines().any(|found| found.contains(&format!("{file}:{line}: {key}: ")));
+            let found =
+                done.stderr.lines().any(|found| found.contains(&format!("{file}:{line}: {key}: ")));
             assert!(found, "line {line}, {key} in:\n{}", done.stderr);
         };
         finding(2, "server.listen");
@@ -102,8 +105,14 @@ fn anonymous_subscribers_on_an_open_address_need_a_word_on_the_command_line() {
     let file = file.to_str().unwrap();
     let done = Process::run(&["serve", "--config", file], &[]);
     assert_eq!(done.code, Some(2), "{done:?}");
-    assert!(done.stderr.contains("auth.allow_anonymous") && done.stderr.contains("--allow-anonymous"), "{done:?}");
-    Relay::of(Process::start(&["--log-format", "json", "serve", "--config", file, "--allow-anonymous"], &[]));
+    assert!(
+        done.stderr.contains("auth.allow_anonymous") && done.stderr.contains("--allow-anonymous"),
+        "{done:?}"
+    );
+    Relay::of(Process::start(
+        &["--log-format", "json", "serve", "--config", file, "--allow-anonymous"],
+        &[],
+    ));
 }
 
 #[test]
@@ -134,7 +143,8 @@ fn the_environment_alone_makes_a_sidecar() {
     assert_eq!(link.request.field("authorization"), Some(format!("Bearer {TOKEN}").as_str()));
     let mut anonymous = relay.subscribe_to("/stream/prod%20x");
     let with_token = format!("Bearer {TOKEN}");
-    let mut sdk = Subscriber::open(relay.public, "/stream/prod%20x", &[("Authorization", &with_token)]);
+    let mut sdk =
+        Subscriber::open(relay.public, "/stream/prod%20x", &[("Authorization", &with_token)]);
     link.event(r#"{"type":"summary","count":3}"#);
     assert_eq!((anonymous.numbers(1), sdk.numbers(1)), (vec![3], vec![3]));
     relay.get("/stream/prod%20x", &[("Authorization", "Bearer x")]).problem(401);
@@ -144,14 +154,18 @@ fn the_environment_alone_makes_a_sidecar() {
 fn healthcheck_says_by_its_exit_code_whether_the_relay_is_ready() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
-    let check =
-        |path: &str| Process::run(&["healthcheck", "--url", &format!("http://{}{path}", relay.admin)], &[]).code;
+    let check = |path: &str| {
+        Process::run(&["healthcheck", "--url", &format!("http://{}{path}", relay.admin)], &[]).code
+    };
     assert_eq!(check("/readyz"), Some(0));
     assert_eq!(check("/healthz"), Some(0));
     assert_eq!(check("/readyz?require=upstream"), Some(1));
     assert_eq!(check("/nothing"), Some(1));
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    assert_eq!(Process::run(&["healthcheck", "--url", &format!("http://{free}/readyz")], &[]).code, Some(1));
+    assert_eq!(
+        Process::run(&["healthcheck", "--url", &format!("http://{free}/readyz")], &[]).code,
+        Some(1)
+    );
     assert_eq!(Process::run(&["healthcheck", "--url", "readyz"], &[]).code, Some(2));
 }
 
@@ -159,8 +173,9 @@ fn healthcheck_says_by_its_exit_code_whether_the_relay_is_ready() {
 fn an_address_without_a_path_is_asked_whether_it_is_ready_and_not_for_the_console() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("drain_window = '6s'").start();
-    let check =
-        |path: &str| Process::run(&["healthcheck", "--url", &format!("http://{}{path}", relay.admin)], &[]).code;
+    let check = |path: &str| {
+        Process::run(&["healthcheck", "--url", &format!("http://{}{path}", relay.admin)], &[]).code
+    };
     assert_eq!([check(""), check("/")], [Some(0); 2]);
     let _subscribers: Vec<Subscriber> = (0..12).map(|_| relay.subscribe()).collect();
     relay.wait_for_subscribers(12.0);
@@ -176,7 +191,8 @@ fn tail_json_prints_a_line_for_each_block() {
     let relay = Setup::behind(&connector).server("heartbeat_interval = '500ms'").start();
     let mut link = connector.stream();
     let url = format!("http://{}{STREAM}", relay.public);
-    let tail = Process::start(&["tail", &url, "--json", "--type", "actions", "--session-id", "s1"], &[]);
+    let tail =
+        Process::start(&["tail", &url, "--json", "--type", "actions", "--session-id", "s1"], &[]);
     let heartbeat = json(&tail.stdout.wait_for(1)[0]);
     assert_eq!(heartbeat, serde_json::json!({"id": null, "event": "heartbeat", "data": null}));
     let mut subscriber = relay.subscribe();
@@ -185,8 +201,9 @@ fn tail_json_prints_a_line_for_each_block() {
     link.event(event(4));
     (0..2).for_each(|_| drop(subscriber.event()));
     let id = subscriber.event().id.unwrap();
-    let line =
-        tail.stdout.first("the event is printed", |line| Some(json(line)).filter(|line| line["event"] == "message"));
+    let line = tail.stdout.first("the event is printed", |line| {
+        Some(json(line)).filter(|line| line["event"] == "message")
+    });
     assert_eq!(line, serde_json::json!({"id": id, "event": "message", "data": json(&event(4))}));
 }
 
@@ -194,7 +211,10 @@ fn tail_json_prints_a_line_for_each_block() {
 fn tail_reconnects_and_resumes_behind_the_last_id() {
     let connector = Connector::new();
     let url = connector.url(PRODUCT);
-    let tail = Process::start(&["tail", &url, "--token", "key-of-tail", "--last-event-id", "5-1", "--json"], &[]);
+    let tail = Process::start(
+        &["tail", &url, "--token", "key-of-tail", "--last-event-id", "5-1", "--json"],
+        &[],
+    );
     let mut link = connector.stream();
     assert_eq!(link.request.field("authorization"), Some("Bearer key-of-tail"));
     assert_eq!(link.request.field("last-event-id"), Some("5-1"));
@@ -211,20 +231,25 @@ fn tail_reconnects_and_resumes_behind_the_last_id() {
     let link = connector.accept();
     assert_eq!(link.request.field("last-event-id"), Some("5-7"));
     let lines = tail.stdout.so_far();
-    assert_eq!(json(&lines[1]), serde_json::json!({"id": "5-3", "event": "message", "data": json(&event(3))}));
+    assert_eq!(
+        json(&lines[1]),
+        serde_json::json!({"id": "5-3", "event": "message", "data": json(&event(3))})
+    );
 }
 
 #[test]
 fn tail_ends_with_0_after_as_many_events_as_it_is_to_count() {
     let connector = Connector::new();
-    let mut tail = Process::start(&["tail", &connector.url(PRODUCT), "--json", "--count", "2"], &[]);
+    let mut tail =
+        Process::start(&["tail", &connector.url(PRODUCT), "--json", "--count", "2"], &[]);
     let mut link = connector.stream();
     link.send(format!("event: heartbeat\ndata:\n\ndata: {}\n\n", event(1)));
     link.reset();
     let mut link = connector.stream();
     link.send(format!("event: gap\ndata: {{}}\n\ndata: {}\n\ndata: {}\n\n", event(2), event(3)));
     assert_eq!(tail.exit_code(), Some(0));
-    let names: Vec<_> = tail.stdout.so_far().iter().map(|line| json(line)["event"].clone()).collect();
+    let names: Vec<_> =
+        tail.stdout.so_far().iter().map(|line| json(line)["event"].clone()).collect();
     assert_eq!(names, ["heartbeat", "message", "gap", "message"]);
 }
 
@@ -245,7 +270,9 @@ fn tail_prints_a_readable_line_without_control_characters() {
     let tail = Process::start(&["tail", &connector.url(PRODUCT)], &[]);
     let mut link = connector.stream();
     link.heartbeat();
-    link.event(r#"{"type":"summary","session_id":"ps_1","summary":"bought \u001b[31mred\u0007 shoes"}"#);
+    link.event(
+        r#"{"type":"summary","session_id":"ps_1","summary":"bought \u001b[31mred\u0007 shoes"}"#,
+    );
     let line = tail.stdout.wait_for(1)[0].clone();
     assert!(line.contains("summary") && line.contains("ps_1") && line.contains("shoes"), "{line}");
     assert!(!line.chars().any(char::is_control), "{line:?}");
@@ -253,8 +280,10 @@ fn tail_prints_a_readable_line_without_control_characters() {
 
 #[test]
 fn demo_starts_and_what_it_tells_to_try_works() {
-    let environment =
-        [("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"), ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0")];
+    let environment = [
+        ("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"),
+        ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0"),
+    ];
     let mut demo = Process::start(&["--log-format", "json", "demo"], &environment);
     let relay = demo.log_line("serving")["listen"].as_str().unwrap().to_owned();
     let url = demo.stdout.first("a stream to curl", |line| {
@@ -303,12 +332,14 @@ fn global_options_stand_before_or_after_the_command() {
 fn rust_log_sets_the_level_and_nonsense_in_it_is_2() {
     let (_directory, file) = Setup::new().write();
     let arguments = ["serve", "--config", file.to_str().unwrap()];
-    let Finished { code, stderr, .. } = Process::run(&arguments, &[("RUST_LOG", "autoplay_relay=loud")]);
+    let Finished { code, stderr, .. } =
+        Process::run(&arguments, &[("RUST_LOG", "autoplay_relay=loud")]);
     assert_eq!(code, Some(2), "{stderr}");
     assert!(stderr.contains("RUST_LOG"), "{stderr}");
     let connector = Connector::new();
     let (_directory, file) = Setup::behind(&connector).write();
-    let mut quiet = Process::start(&["serve", "--config", file.to_str().unwrap()], &[("RUST_LOG", "warn")]);
+    let mut quiet =
+        Process::start(&["serve", "--config", file.to_str().unwrap()], &[("RUST_LOG", "warn")]);
     let _link = connector.stream();
     quiet.signal("TERM");
     assert_eq!((quiet.exit_code(), quiet.stderr.whole().as_str()), (Some(0), ""));
@@ -317,13 +348,26 @@ fn rust_log_sets_the_level_and_nonsense_in_it_is_2() {
 #[test]
 fn unknown_routes_of_the_simulator_and_its_token_are_as_the_connector_has_them() {
     let simulator = Process::start(
-        &["--log-format", "json", "simulate", "--listen", "127.0.0.1:0", "--product", "prod_1", "--token", "t0ken"],
+        &[
+            "--log-format",
+            "json",
+            "simulate",
+            "--listen",
+            "127.0.0.1:0",
+            "--product",
+            "prod_1",
+            "--token",
+            "t0ken",
+        ],
         &[],
     );
     let address = common::process::address(&simulator.log_line("simulating"), "listen").unwrap();
     let token = [("Authorization", "Bearer t0ken")];
     assert_eq!(http::get(address, "/stream/prod_1", &[]).status(), 401);
-    assert_eq!(http::get(address, "/stream/prod_1", &[("Authorization", "Bearer x")]).status(), 401);
+    assert_eq!(
+        http::get(address, "/stream/prod_1", &[("Authorization", "Bearer x")]).status(),
+        401
+    );
     assert_eq!(http::get(address, "/stream/prod_2", &token).status(), 404);
     assert_eq!(http::status(address, "/stream/prod_1", &token), 200);
 }

@@ -32,7 +32,8 @@ fn a_crowd_leaves_evenly_over_the_window_while_events_come_and_misses_nothing_wh
     let directory = tempfile::tempdir().unwrap();
     let data = format!("data_dir = '{}'", directory.path().display());
     let connector = Connector::new();
-    let setup = Setup::behind(&connector).log(&data).server(&format!("drain_window = '{WINDOW_SECONDS}s'"));
+    let setup =
+        Setup::behind(&connector).log(&data).server(&format!("drain_window = '{WINDOW_SECONDS}s'"));
     let mut relay = setup.start();
     let mut link = connector.stream();
     let mut crowd = Crowd::connect(relay.public);
@@ -138,7 +139,10 @@ impl Crowd {
         }
         let mean = CROWD / (2 * WINDOW_SECONDS);
         assert!(halves.iter().all(|left| *left <= 2 * mean), "{halves:?}");
-        assert!(halves[0] > 0 && halves[2 * WINDOW_SECONDS - 1] > 0, "over the whole window: {halves:?}");
+        assert!(
+            halves[0] > 0 && halves[2 * WINDOW_SECONDS - 1] > 0,
+            "over the whole window: {halves:?}"
+        );
         let waits: BTreeSet<&str> = self.members.iter().map(Member::last_retry).collect();
         assert!(waits.len() > 500, "{} different waits", waits.len());
     }
@@ -172,7 +176,8 @@ impl Member {
         let mut last_id = None;
         // Each event is small enough to stand in one chunk.
         for block in received.split("id: ").skip(1) {
-            let frame = Frame::parse(format!("id: {}\n\n", block.split_once("\n\n").unwrap().0).as_bytes());
+            let frame =
+                Frame::parse(format!("id: {}\n\n", block.split_once("\n\n").unwrap().0).as_bytes());
             assert_eq!(number(&frame.data), next);
             next += 1;
             last_id = frame.id;

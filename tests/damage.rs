@@ -86,7 +86,9 @@ fn a_store_of_a_newer_version_and_a_database_of_somebody_else_are_left_as_they_a
     let mut link = connector.stream();
     relay.publish(&mut link, 0..5);
     relay.stop();
-    let sql = |text: &str| rusqlite::Connection::open(data.database()).unwrap().execute_batch(text).unwrap();
+    let sql = |text: &str| {
+        rusqlite::Connection::open(data.database()).unwrap().execute_batch(text).unwrap()
+    };
     sql("PRAGMA user_version = 99");
     unchanged(&data, "newer version");
     fs::remove_file(data.database()).unwrap();
@@ -129,8 +131,15 @@ fn a_store_that_cannot_be_opened_for_damage_is_set_aside_and_the_relay_serves() 
         let mut link = relay.reconnect(&connector);
         let mut resumed = relay.resume(frames[3].id());
         let notice = resumed.gap().json();
-        assert_eq!((&notice["reason"], &notice["after"]), (&"unknown_id".into(), &frames[3].id().into()));
-        assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "what was there is known to be gone");
+        assert_eq!(
+            (&notice["reason"], &notice["after"]),
+            (&"unknown_id".into(), &frames[3].id().into())
+        );
+        assert_eq!(
+            resumed.gap().json()["reason"],
+            "upstream_reconnect",
+            "what was there is known to be gone"
+        );
         let after = relay.publish(&mut link, 300..350);
         after.iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
         assert!(frames.iter().all(|old| after.iter().all(|new| new.id != old.id)));
@@ -158,7 +167,10 @@ fn damage_that_a_reader_comes_upon_is_a_gap_for_it_and_a_new_store_for_all() {
         assert_eq!(frame, frames[next]);
         next += 1;
     };
-    assert_eq!((&gap["reason"], gap["after"].as_str()), (&"not_kept".into(), Some(frames[next - 1].id())));
+    assert_eq!(
+        (&gap["reason"], gap["after"].as_str()),
+        (&"not_kept".into(), Some(frames[next - 1].id()))
+    );
     assert!(next > 500, "what lies before the damage can be read");
     assert_eq!(relay.process.log_line(SET_ASIDE)["level"], "ERROR");
     relay.wait_until_kept(16); // the new one has what was in memory
@@ -179,7 +191,10 @@ fn damage_that_a_reader_comes_upon_is_a_gap_for_it_and_a_new_store_for_all() {
 fn damage_that_the_check_finds_after_an_unclean_end_is_a_gap_as_well() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let (relay, frames) = damaged_in_the_middle(&connector, &data, Stop::ByKill);
-    assert_eq!(relay.process.log_line("the store was not closed in order; it is being checked")["level"], "WARN");
+    assert_eq!(
+        relay.process.log_line("the store was not closed in order; it is being checked")["level"],
+        "WARN"
+    );
     assert_eq!(relay.process.log_line(SET_ASIDE)["level"], "ERROR");
     assert_eq!(data.set_aside().len(), 1);
     let mut link = relay.reconnect(&connector);
@@ -189,7 +204,11 @@ fn damage_that_the_check_finds_after_an_unclean_end_is_a_gap_as_well() {
     assert_eq!((&notice["reason"], &notice["after"]), (&"not_kept".into(), &frames[3].id().into()));
     let outage = resumed.gap();
     assert_eq!(notice["before"], outage.id());
-    assert_eq!(outage.json()["after"], frames.last().unwrap().id(), "what ids there were is still known");
+    assert_eq!(
+        outage.json()["after"],
+        frames.last().unwrap().id(),
+        "what ids there were is still known"
+    );
     live.iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
     assert_eq!(relay.gaps("not_kept"), 1.0);
 }
@@ -222,8 +241,10 @@ fn while_a_damaged_store_is_replaced_live_delivery_has_no_hole_and_what_is_in_me
     let mut resumed = relay.resume(frames[3].id());
     let notice = resumed.gap().json();
     assert_eq!((&notice["reason"], &notice["after"]), (&"not_kept".into(), &frames[3].id().into()));
-    let first =
-        live.iter().position(|frame| frame.id() == notice["before"]).expect("it goes on within what came since");
+    let first = live
+        .iter()
+        .position(|frame| frame.id() == notice["before"])
+        .expect("it goes on within what came since");
     assert!(live.len() - first > 200, "the new store begins with what was in memory");
     live[first..].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
     relay.stop();
@@ -232,7 +253,11 @@ fn while_a_damaged_store_is_replaced_live_delivery_has_no_hole_and_what_is_in_me
     let mut resumed = relay.resume(live[first].id());
     live[first + 1..].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
     let mut resumed = relay.resume(frames[3].id());
-    assert_eq!(resumed.gap().json()["reason"], "not_kept", "the loss is known in the next life, too");
+    assert_eq!(
+        resumed.gap().json()["reason"],
+        "not_kept",
+        "the loss is known in the next life, too"
+    );
     assert_eq!(resumed.event(), live[first]);
 }
 
@@ -286,8 +311,12 @@ fn refused(setup: &Setup) -> String {
 fn assert_refused(finished: &Finished) -> String {
     assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{finished:?}");
     let lines: Vec<_> = finished.stderr.lines().collect();
-    assert!(lines.len() == 1 && lines[0].starts_with("autoplay-relay: log.data_dir: "), "{lines:#?}");
+    assert!(
+        lines.len() == 1 && lines[0].starts_with("autoplay-relay: log.data_dir: "),
+        "{lines:#?}"
+    );
     lines[0].to_owned()
 }
 
-const SET_ASIDE: &str = "the store is damaged: set aside, and a new one begun; what it kept cannot be replayed";
+const SET_ASIDE: &str =
+    "the store is damaged: set aside, and a new one begun; what it kept cannot be replayed";

@@ -25,7 +25,14 @@ fn every_fixture_goes_through_byte_for_byte() {
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
     let mut subscriber = relay.subscribe();
-    for name in ["actions", "actions_anonymous", "actions_minimal", "summary", "unknown_type", "usertour_trigger"] {
+    for name in [
+        "actions",
+        "actions_anonymous",
+        "actions_minimal",
+        "summary",
+        "unknown_type",
+        "usertour_trigger",
+    ] {
         let payload = fixture(&format!("{name}.json"));
         let payload = payload.trim_ascii();
         link.event(payload);
@@ -57,7 +64,10 @@ fn the_recorded_stream_goes_through_whole() {
     assert!(payloads >= 6, "{payloads}");
     let last_heartbeat = "autoplay_relay_upstream_last_heartbeat_timestamp_seconds";
     wait::until("the heartbeat is seen", || {
-        relay.metrics().value(last_heartbeat, &[("product_id", PRODUCT)]).is_some_and(|seconds| seconds > 1.7e9)
+        relay
+            .metrics()
+            .value(last_heartbeat, &[("product_id", PRODUCT)])
+            .is_some_and(|seconds| seconds > 1.7e9)
     });
 }
 
@@ -69,8 +79,9 @@ fn lines_may_end_in_any_of_three_ways_and_arrive_in_any_pieces() {
     let mut subscriber = relay.subscribe();
     let (one, two) = (r#"{"type":"a","text":"é🔎"}"#, r#"{"type":"b"}"#);
     for end in ["\n", "\r", "\r\n"] {
-        let stream =
-            format!(": hello{end}data: {one}{end}{end}event: heartbeat{end}data:{end}{end}data:{two}{end}{end}");
+        let stream = format!(
+            ": hello{end}data: {one}{end}{end}event: heartbeat{end}data:{end}{end}data:{two}{end}{end}"
+        );
         for byte in stream.as_bytes() {
             // Without Nagle's algorithm each is a segment of its own.
             link.send([*byte]);
@@ -114,11 +125,22 @@ fn names_of_events_ids_and_unknown_fields_are_not_passed_on() {
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
     let mut subscriber = relay.subscribe();
-    for fields in ["event: message\n", "event: something_new\n", "event\n", "id: 77\n", "x: y\nretry: 5\n", ":c\n"] {
+    for fields in [
+        "event: message\n",
+        "event: something_new\n",
+        "event\n",
+        "id: 77\n",
+        "x: y\nretry: 5\n",
+        ":c\n",
+    ] {
         link.send(format!("{fields}data: {}\n\n", event(1)));
         let block = String::from_utf8(subscriber.block()).unwrap();
         assert!(block.starts_with("id: ") && !block.starts_with("id: 77\n"), "{block}");
-        assert_eq!(block.split_once('\n').unwrap().1, format!("data: {}\n\n", event(1)), "{fields:?}");
+        assert_eq!(
+            block.split_once('\n').unwrap().1,
+            format!("data: {}\n\n", event(1)),
+            "{fields:?}"
+        );
     }
 }
 
@@ -147,11 +169,15 @@ fn new_types_and_fields_pass_and_are_counted_as_other() {
         link.event(payload);
         assert_eq!(subscriber.event().data, payload.as_bytes());
     }
-    for (kind, count) in [("other", 1.0), ("actions", 1.0), ("summary", 1.0), ("usertour_trigger", 0.0)] {
+    for (kind, count) in
+        [("other", 1.0), ("actions", 1.0), ("summary", 1.0), ("usertour_trigger", 0.0)]
+    {
         let labels = [("product_id", PRODUCT), ("type", kind)];
         relay.wait_for_metric("autoplay_relay_upstream_events_total", &labels, count);
     }
-    let lag = relay.metrics().value("autoplay_relay_upstream_lag_seconds_count", &[("product_id", PRODUCT)]);
+    let lag = relay
+        .metrics()
+        .value("autoplay_relay_upstream_lag_seconds_count", &[("product_id", PRODUCT)]);
     assert_eq!(lag, Some(0.0), "a forwarded_at that is no number is not counted");
 }
 
@@ -178,7 +204,10 @@ fn what_is_not_understood_is_counted_by_its_reason_and_the_stream_goes_on() {
     let mut link = connector.stream();
     let mut subscriber = relay.subscribe();
     let cases: [(&str, &[&[u8]]); 6] = [
-        ("invalid_utf8", &[b"{\"type\":\"a\",\"x\":\"\xff\"}", b"\xc3", b"{\"type\":\"\xed\xa0\x80\"}"]),
+        (
+            "invalid_utf8",
+            &[b"{\"type\":\"a\",\"x\":\"\xff\"}", b"\xc3", b"{\"type\":\"\xed\xa0\x80\"}"],
+        ),
         (
             "invalid_json",
             &[
@@ -193,7 +222,13 @@ fn what_is_not_understood_is_counted_by_its_reason_and_the_stream_goes_on() {
         ),
         ("not_an_object", &[b"[]", b"1", b"\"text\"", b"null", b"[{\"type\":\"a\"}]"]),
         ("no_type", &[b"{}", b"{\"type\":1}", b"{\"type\":null}", b"{\"x\":{\"type\":\"a\"}}"]),
-        ("wrong_product", &[b"{\"type\":\"a\",\"product_id\":\"prod_xyz\"}", b"{\"type\":\"a\",\"product_id\":1}"]),
+        (
+            "wrong_product",
+            &[
+                b"{\"type\":\"a\",\"product_id\":\"prod_xyz\"}",
+                b"{\"type\":\"a\",\"product_id\":1}",
+            ],
+        ),
         (
             "control_character",
             &[
@@ -215,7 +250,10 @@ fn what_is_not_understood_is_counted_by_its_reason_and_the_stream_goes_on() {
     let in_all: usize = cases.iter().map(|(_, payloads)| payloads.len()).sum();
     assert_eq!(rejected_in_all(&relay), in_all as f64);
     let connects = [("product_id", PRODUCT), ("outcome", "connected")];
-    assert_eq!(relay.metrics().value("autoplay_relay_upstream_connects_total", &connects), Some(1.0));
+    assert_eq!(
+        relay.metrics().value("autoplay_relay_upstream_connects_total", &connects),
+        Some(1.0)
+    );
 }
 
 #[test]
@@ -306,8 +344,15 @@ fn rejected(relay: &Relay, reason: &str) -> f64 {
 }
 
 fn rejected_in_all(relay: &Relay) -> f64 {
-    let reasons =
-        ["invalid_utf8", "invalid_json", "not_an_object", "no_type", "wrong_product", "too_large", "control_character"];
+    let reasons = [
+        "invalid_utf8",
+        "invalid_json",
+        "not_an_object",
+        "no_type",
+        "wrong_product",
+        "too_large",
+        "control_character",
+    ];
     reasons.iter().map(|reason| rejected(relay, reason)).sum()
 }
 

@@ -154,7 +154,12 @@ fn fill(file: &Path) {
 }
 
 /// Sends events with payloads of about this size, and sees that each is delivered at once.
-fn send(link: &mut Link, subscriber: &mut Subscriber, numbers: std::ops::Range<usize>, bytes: usize) -> Vec<Frame> {
+fn send(
+    link: &mut Link,
+    subscriber: &mut Subscriber,
+    numbers: std::ops::Range<usize>,
+    bytes: usize,
+) -> Vec<Frame> {
     let session = "s".repeat(bytes);
     let frames = numbers.map(|n| {
         link.event(event_of(&session, n));
@@ -170,7 +175,10 @@ fn announced_between(relay: &Relay, frames: &[Frame], lost: usize) -> usize {
     let mut resumed = relay.resume(frames[10].id());
     frames[11..lost].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
     let notice = resumed.gap().json();
-    assert_eq!((&notice["reason"], &notice["after"]), (&"not_kept".into(), &frames[lost - 1].id().into()));
+    assert_eq!(
+        (&notice["reason"], &notice["after"]),
+        (&"not_kept".into(), &frames[lost - 1].id().into())
+    );
     let first = frames.iter().position(|frame| frame.id() == notice["before"]).unwrap();
     frames[first..].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
     first
@@ -188,7 +196,6 @@ fn stored(relay: &Relay) -> f64 {
     relay.metrics().value("autoplay_relay_log_events", &labels).unwrap()
 }
 
-const FAILED: &str =
-    "the store cannot be written: events are delivered, but kept in memory alone; tried again every second";
+const FAILED: &str = "the store cannot be written: events are delivered, but kept in memory alone; tried again every second";
 
 const RECOVERED: &str = "the store can be written again";

@@ -60,7 +60,10 @@ fn after_a_restart_everything_is_there_and_the_time_between_is_one_gap_in_its_pl
     assert_eq!(relay.gaps("upstream_reconnect"), 1.0);
     let (old, new) = (epoch(&before[0]), epoch(&gap));
     assert!(new > old, "each life has an epoch of its own");
-    assert!(before.iter().all(|frame| epoch(frame) == old) && after.iter().all(|frame| epoch(frame) == new));
+    assert!(
+        before.iter().all(|frame| epoch(frame) == old)
+            && after.iter().all(|frame| epoch(frame) == new)
+    );
     relay.stop();
     drop(link);
 
@@ -110,7 +113,9 @@ fn filters_hold_where_store_and_memory_meet() {
     let mut all = relay.subscribe();
     let kind = |n: usize| ["actions", "summary", "x"][n % 3];
     let session = |n: usize| ["a", "b", "c", "d"][n % 4];
-    let publish = |link: &mut common::connector::Link, all: &mut Subscriber, numbers: std::ops::Range<usize>| {
+    let publish = |link: &mut common::connector::Link,
+                   all: &mut Subscriber,
+                   numbers: std::ops::Range<usize>| {
         numbers
             .map(|n| {
                 link.event(event_like(kind(n), session(n), n));
@@ -127,7 +132,11 @@ fn filters_hold_where_store_and_memory_meet() {
                 let mut resumed = Subscriber::open(relay.public, &path, &[("Last-Event-ID", id)]);
                 for (n, frame) in frames.iter().enumerate().skip(from.map_or(0, |from| from + 1)) {
                     if gap_at == Some(n) {
-                        assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "{query} from {from:?}");
+                        assert_eq!(
+                            resumed.gap().json()["reason"],
+                            "upstream_reconnect",
+                            "{query} from {from:?}"
+                        );
                     }
                     if admits(session(n), kind(n)) {
                         assert_eq!(&resumed.event(), frame, "{query} from {from:?}");
@@ -144,7 +153,10 @@ fn filters_hold_where_store_and_memory_meet() {
     let mut all = relay.subscribe();
     frames.extend(publish(&mut link, &mut all, 300..330));
     check(&relay, &frames, Some(300));
-    assert_eq!((relay.gaps("evicted"), relay.gaps("unknown_id"), relay.gaps("not_kept")), (0.0, 0.0, 0.0));
+    assert_eq!(
+        (relay.gaps("evicted"), relay.gaps("unknown_id"), relay.gaps("not_kept")),
+        (0.0, 0.0, 0.0)
+    );
 }
 
 /// Queries, and which sessions and types they let through.
@@ -216,7 +228,8 @@ fn a_stalled_reader_that_wakes_up_late_finds_in_the_store_what_has_left_memory()
 }
 
 #[test]
-fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_none_for_who_wants_what_is_kept() {
+fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_none_for_who_wants_what_is_kept()
+ {
     const EVENTS: usize = 2000;
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.setup(&connector, "retention_bytes = '1MiB'").start();
@@ -228,7 +241,11 @@ fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_non
             all.event()
         })
         .collect();
-    let kept = || relay.metrics().value("autoplay_relay_log_events", &[("product_id", PRODUCT), ("tier", "disk")]);
+    let kept = || {
+        relay
+            .metrics()
+            .value("autoplay_relay_log_events", &[("product_id", PRODUCT), ("tier", "disk")])
+    };
     wait::until("much is gone", || kept().is_some_and(|kept| (1.0..200.0).contains(&kept)));
     let count = wait::value("retention has come to rest", || {
         let before = kept()?;
@@ -251,8 +268,13 @@ fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_non
     assert_eq!(relay.gaps("evicted"), 1.0);
     relay.stop();
     let used = "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size";
-    let used = rusqlite::Connection::open(data.database()).unwrap().query_row(used, [], |row| row.get::<_, i64>(0));
-    assert!(used.as_ref().is_ok_and(|used| *used <= 1 << 20), "of the 24 MiB that there were: {used:?}");
+    let used = rusqlite::Connection::open(data.database())
+        .unwrap()
+        .query_row(used, [], |row| row.get::<_, i64>(0));
+    assert!(
+        used.as_ref().is_ok_and(|used| *used <= 1 << 20),
+        "of the 24 MiB that there were: {used:?}"
+    );
     let relay = data.setup(&connector, "retention_bytes = '1MiB'").start();
     let mut resumed = relay.resume(frames[3].id());
     assert_eq!(resumed.gap().json()["reason"], "evicted", "also in the next life");
@@ -290,7 +312,10 @@ fn an_id_of_a_store_that_was_lost_is_not_known() {
     for frame in &frames {
         let mut resumed = relay.resume(frame.id());
         let notice = resumed.gap().json();
-        assert_eq!((&notice["reason"], &notice["after"]), (&"unknown_id".into(), &frame.id().into()));
+        assert_eq!(
+            (&notice["reason"], &notice["after"]),
+            (&"unknown_id".into(), &frame.id().into())
+        );
         assert_eq!(notice["before"], after[0].id());
         assert_eq!(resumed.numbers(5), [0, 1, 2, 3, 4]);
     }
@@ -322,7 +347,10 @@ fn what_a_power_cut_has_taken_is_not_known_and_its_ids_do_not_come_again() {
     assert!(epoch(&new) > epoch(&frames[0]));
     let mut last = relay.resume(frames[99].id());
     let notice = last.gap().json();
-    assert_eq!((&notice["reason"], &notice["after"]), (&"unknown_id".into(), &frames[99].id().into()));
+    assert_eq!(
+        (&notice["reason"], &notice["after"]),
+        (&"unknown_id".into(), &frames[99].id().into())
+    );
     assert_eq!(last.numbers(kept).len(), kept);
     let mut known = relay.resume(frames[kept - 1].id());
     assert_eq!(known.gap().json()["reason"], "upstream_reconnect");
@@ -352,7 +380,10 @@ fn nobody_else_can_look_into_the_store_and_its_size_is_told() {
     assert_eq!(metrics.value("autoplay_relay_log_degraded", &[]), Some(0.0));
     let in_use = || relay.metrics().value("autoplay_relay_log_store_bytes", &[]).unwrap();
     wait::until("the store's size holds its events", || (bytes..1e6).contains(&in_use()));
-    assert_eq!(relay.metrics().value("autoplay_relay_log_retention_bytes", &[]), Some(f64::from(1 << 30)));
+    assert_eq!(
+        relay.metrics().value("autoplay_relay_log_retention_bytes", &[]),
+        Some(f64::from(1 << 30))
+    );
     assert_eq!(relay.resume("0").numbers(50).len(), 50);
     relay.stop();
     assert_eq!(data.names(), ["relay.db", "relay.lock"], "a store that is closed is one file");

@@ -41,24 +41,46 @@ fn what_is_erased_is_seen_by_nobody_counted_once_and_no_gap() {
             assert_eq!(Page::all_events(&relay, "0", limit), others, "{keeping:?}");
         }
         let of_mine = Page::get(&relay, &format!("?session_id={MINE}"));
-        assert_eq!((of_mine.events.len(), of_mine.gap, of_mine.next.as_str()), (0, None, frames[119].id()));
+        assert_eq!(
+            (of_mine.events.len(), of_mine.gap, of_mine.next.as_str()),
+            (0, None, frames[119].id())
+        );
         // Ids stay good, those of the erased too.
         for from in [0, 1, 50, 90, 117] {
             let mut resumed = relay.resume(frames[from].id());
             let rest: Vec<_> = frames[from + 1..].iter().filter(|frame| !is_mine(frame)).collect();
-            assert!(rest.iter().all(|frame| resumed.item() == **frame), "{keeping:?} behind {from}");
+            assert!(
+                rest.iter().all(|frame| resumed.item() == **frame),
+                "{keeping:?} behind {from}"
+            );
         }
         let path = format!("{STREAM}?session_id={MINE}&last_event_id={}", frames[0].id());
         relay.subscribe_to(&path).expect_nothing(Duration::from_millis(100));
         assert_eq!(erase(&relay, &format!("session_id={MINE}")), 0, "{keeping:?}: nothing is left");
 
         let later = publish(&relay, &mut link, [event_of(MINE, 120), event_of("other", 121)]);
-        assert_eq!((live.item(), live.item()), (later[0].clone(), later[1].clone()), "nobody saw anything else");
-        assert_eq!(live_of_mine.item(), later[0], "{keeping:?}: what comes later is another matter");
-        assert_eq!(Page::get(&relay, &format!("?session_id={MINE}")).events, later[..1], "{keeping:?}");
+        assert_eq!(
+            (live.item(), live.item()),
+            (later[0].clone(), later[1].clone()),
+            "nobody saw anything else"
+        );
+        assert_eq!(
+            live_of_mine.item(),
+            later[0],
+            "{keeping:?}: what comes later is another matter"
+        );
+        assert_eq!(
+            Page::get(&relay, &format!("?session_id={MINE}")).events,
+            later[..1],
+            "{keeping:?}"
+        );
         for reason in ["evicted", "not_kept", "unknown_id", "upstream_reconnect"] {
             let labels = [("product_id", PRODUCT), ("reason", reason)];
-            assert_eq!(relay.metrics().value("autoplay_relay_gaps_total", &labels), Some(0.0), "{keeping:?} {reason}");
+            assert_eq!(
+                relay.metrics().value("autoplay_relay_gaps_total", &labels),
+                Some(0.0),
+                "{keeping:?} {reason}"
+            );
         }
     }
 }
@@ -72,12 +94,27 @@ fn several_sessions_are_erased_at_once_and_no_other_product_is_touched() {
         let relay = setup.upstream("prod_xyz", &elsewhere.url("prod_xyz"), "").start();
         let mut link = connector.stream();
         let mut link_elsewhere = elsewhere.stream();
-        let frames = publish(&relay, &mut link, (0..60).map(|n| event_of(["a b", "ä/&", "a", "b"][n % 4], n)));
+        let frames = publish(
+            &relay,
+            &mut link,
+            (0..60).map(|n| event_of(["a b", "ä/&", "a", "b"][n % 4], n)),
+        );
         let mut witness = relay.subscribe_to("/stream/prod_xyz");
         link_elsewhere.event(r#"{"type":"actions","session_id":"a b","count":0}"#);
         witness.event();
-        assert_eq!(erase(&relay, "session_id=a+b&session_id=%C3%A4%2F%26&session_id=nobody&session_id=a%20b"), 30);
-        let rest: Vec<_> = frames.into_iter().enumerate().filter(|(n, _)| n % 4 > 1).map(|(_, frame)| frame).collect();
+        assert_eq!(
+            erase(
+                &relay,
+                "session_id=a+b&session_id=%C3%A4%2F%26&session_id=nobody&session_id=a%20b"
+            ),
+            30
+        );
+        let rest: Vec<_> = frames
+            .into_iter()
+            .enumerate()
+            .filter(|(n, _)| n % 4 > 1)
+            .map(|(_, frame)| frame)
+            .collect();
         assert_eq!(Page::all_events(&relay, "0", ""), rest, "{keeping:?}");
         let elsewhere = Page::read(&relay.get("/events/prod_xyz", &[]));
         assert_eq!(elsewhere.numbers(), [0], "{keeping:?}");
@@ -98,7 +135,9 @@ fn nothing_of_it_comes_back_with_a_restart_or_lies_in_any_file() {
         assert!(files_with(directory.path(), SECRET) > 0);
         assert_eq!(erase(&relay, &format!("session_id={MINE}")), 40);
         // What SQLite has copied elsewhere goes a moment after the answer.
-        wait::until("its name is gone, which indices hold, too", || files_with(directory.path(), MINE) == 0);
+        wait::until("its name is gone, which indices hold, too", || {
+            files_with(directory.path(), MINE) == 0
+        });
         assert_eq!(files_with(directory.path(), SECRET), 0);
         assert_eq!(relay.status()["log"][PRODUCT]["disk"]["events"], 80);
         relay.process.signal(signal);
@@ -111,7 +150,8 @@ fn nothing_of_it_comes_back_with_a_restart_or_lies_in_any_file() {
         assert_eq!(Page::all_events(&relay, "0", ""), others, "{signal}");
         let mut resumed = relay.resume(frames[1].id());
         assert!(others[1..].iter().all(|frame| resumed.item() == *frame), "{signal}");
-        let of_mine = Page::get(&relay, &format!("?session_id={MINE}&last_event_id={}", frames[1].id()));
+        let of_mine =
+            Page::get(&relay, &format!("?session_id={MINE}&last_event_id={}", frames[1].id()));
         assert_eq!((of_mine.events.len(), of_mine.gap), (0, None), "{signal}");
         assert_eq!(erase(&relay, &format!("session_id={MINE}")), 0, "{signal}");
     }
@@ -176,7 +216,11 @@ fn a_store_that_cannot_be_written_says_so_and_the_erasure_can_be_repeated() {
 fn expect_degraded(relay: &Relay, is_degraded: bool) {
     relay.wait_for_metric("autoplay_relay_log_degraded", &[], f64::from(u8::from(is_degraded)));
     let ready = relay.ask_admin("/readyz");
-    assert_eq!((ready.status(), &ready.json()["degraded"]), (200, &is_degraded.into()), "it serves all the same");
+    assert_eq!(
+        (ready.status(), &ready.json()["degraded"]),
+        (200, &is_degraded.into()),
+        "it serves all the same"
+    );
     assert_eq!(relay.status()["store"]["degraded"], is_degraded);
 }
 
@@ -184,13 +228,21 @@ fn expect_degraded(relay: &Relay, is_degraded: bool) {
 fn an_erasure_must_name_whom_and_what_and_needs_the_key() {
     let connector = Connector::new();
     let key = "an-admin-key-of-the-test";
-    let setup = Setup::behind(&connector).auth(&format!("allow_anonymous = true\nadmin_key = '{key}'"));
+    let setup =
+        Setup::behind(&connector).auth(&format!("allow_anonymous = true\nadmin_key = '{key}'"));
     let relay = setup.start();
-    let as_admin = |method, path: &str| http::ask(relay.admin, method, path, &[("X-Admin-Key", key)]);
+    let as_admin =
+        |method, path: &str| http::ask(relay.admin, method, path, &[("X-Admin-Key", key)]);
     let path = "/api/v1/events/prod_abc";
-    for query in
-        ["", "?", "?session_id=", "?session_id", "?session=a", "?session_id=a&session_id=", "?session_id=a%0Ab"]
-    {
+    for query in [
+        "",
+        "?",
+        "?session_id=",
+        "?session_id",
+        "?session=a",
+        "?session_id=a&session_id=",
+        "?session_id=a%0Ab",
+    ] {
         as_admin("DELETE", &format!("{path}{query}")).problem(400);
     }
     let too_many = (0..1001).map(|n| format!("session_id=s{n}&")).collect::<String>();
@@ -200,12 +252,16 @@ fn an_erasure_must_name_whom_and_what_and_needs_the_key() {
     let by_get = as_admin("GET", &format!("{path}?session_id=a")).problem(405);
     assert_eq!(by_get.field("allow"), Some("DELETE"));
     http::ask(relay.admin, "DELETE", &format!("{path}?session_id=a"), &[]).problem(401);
-    http::ask(relay.admin, "DELETE", &format!("{path}?session_id=a"), &[("X-Admin-Key", "wrong")]).problem(401);
+    http::ask(relay.admin, "DELETE", &format!("{path}?session_id=a"), &[("X-Admin-Key", "wrong")])
+        .problem(401);
     http::ask(relay.public, "DELETE", &format!("{path}?session_id=a"), &[]).problem(404);
     let nobody = as_admin("DELETE", &format!("{path}?session_id=a"));
     assert_eq!((nobody.status(), nobody.json()), (200, serde_json::json!({ "erased": 0 })));
     let line = relay.process.log_line("erased on request");
-    assert_eq!((&line["product"], &line["sessions"], &line["events"]), (&"prod_abc".into(), &1.into(), &0.into()));
+    assert_eq!(
+        (&line["product"], &line["sessions"], &line["events"]),
+        (&"prod_abc".into(), &1.into(), &0.into())
+    );
 }
 
 #[test]
@@ -231,7 +287,10 @@ fn filled(keeping: Keeping) -> (Relay, Link, Vec<Frame>, TempDir) {
 /// Every third event is of the session that wants to be forgotten.
 fn mixed() -> impl Iterator<Item = String> {
     (0..120).map(|n| match n % 3 {
-        0 => event_of(MINE, n).replace("\"count\"", &format!("\"note\":\"{SECRET}{}\",\"count\"", "x".repeat(n * 50))),
+        0 => event_of(MINE, n).replace(
+            "\"count\"",
+            &format!("\"note\":\"{SECRET}{}\",\"count\"", "x".repeat(n * 50)),
+        ),
         _ => event_of(["", "hers", "his"][n % 3], n),
     })
 }
@@ -260,6 +319,12 @@ fn ask(relay: &Relay, method: &str, query: &str) -> Answer {
 /// In how many files under a directory these bytes stand.
 fn files_with(directory: &Path, text: &str) -> usize {
     let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let has_it = |path: &Path| std::fs::read(path).unwrap().windows(text.len()).any(|it| it == text.as_bytes());
-    entries.map(|path| if path.is_dir() { files_with(&path, text) } else { usize::from(has_it(&path)) }).sum()
+    let has_it = |path: &Path| {
+        std::fs::read(path).unwrap().windows(text.len()).any(|it| it == text.as_bytes())
+    };
+    entries
+        .map(
+            |path| if path.is_dir() { files_with(&path, text) } else { usize::from(has_it(&path)) },
+        )
+        .sum()
 }

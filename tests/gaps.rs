@@ -30,7 +30,11 @@ fn a_gap_passes_every_filter() {
     }
     let path = "/stream/prod_abc?type=summary";
     let mut resumed = Subscriber::open(relay.public, path, &[("Last-Event-ID", &ids[0])]);
-    assert_eq!(resumed.gap().json()["reason"], "evicted", "a summary may have been among what is gone");
+    assert_eq!(
+        resumed.gap().json()["reason"],
+        "evicted",
+        "a summary may have been among what is gone"
+    );
     let mut live = relay.subscribe_to("/stream/prod_abc?session_id=nobody&type=nothing");
     link.reset();
     let mut link = connector.stream();
@@ -56,7 +60,10 @@ fn an_outage_is_one_gap_for_those_connected_and_those_who_resume_across_it_and_n
     let mut link = connector.stream();
     let gap = connected.gap();
     let notice = gap.json();
-    assert_eq!((notice["reason"].as_str(), notice["product_id"].as_str()), (Some("upstream_reconnect"), Some(PRODUCT)));
+    assert_eq!(
+        (notice["reason"].as_str(), notice["product_id"].as_str()),
+        (Some("upstream_reconnect"), Some(PRODUCT))
+    );
     assert_eq!(notice["after"], before.id());
     assert_eq!(other.gap().id, gap.id);
     let mut newcomer = relay.subscribe();
@@ -131,5 +138,7 @@ fn a_gap_that_the_upstream_itself_announces_is_a_gap_and_no_payload() {
 /// How many gaps of a reason have been counted.
 fn gaps(relay: &Relay, reason: &str) -> f64 {
     let labels = [("product_id", PRODUCT), ("reason", reason)];
-    wait::value("the counter is there", || relay.metrics().value("autoplay_relay_gaps_total", &labels))
+    wait::value("the counter is there", || {
+        relay.metrics().value("autoplay_relay_gaps_total", &labels)
+    })
 }

@@ -34,7 +34,8 @@ fn whoever_is_slow_in_whatever_way_is_closed_and_subscribers_notice_nothing() {
     let relay = setup(&connector).server("head_timeout = '700ms'").start();
     let mut canaries = Canaries::of(&relay, &connector);
     let to = relay.public;
-    let half_an_http2_head = [frames::PREFACE, &frames::settings(&[]), &unfinished_head(to)].concat();
+    let half_an_http2_head =
+        [frames::PREFACE, &frames::settings(&[]), &unfinished_head(to)].concat();
     let head = format!("GET {STREAM} HTTP/1.1\r\nHost: {to}\r\nX-Filler: {}", "x".repeat(1000));
     let ways: [&[u8]; 4] = [b"", head.as_bytes(), frames::PREFACE, &half_an_http2_head];
     canaries.during(&relay, || {
@@ -80,7 +81,10 @@ fn bodies_that_come_byte_by_byte_keep_nobody_from_publishing() {
         slow.iter_mut().for_each(|wire| wire.send(&head));
         for _ in 0..20 {
             slow.iter_mut().for_each(|wire| wire.send("{"));
-            assert_eq!(http::ask_with(to, "POST", "/events/prod_xyz", &[], ANOTHER_EVENT).status(), 202);
+            assert_eq!(
+                http::ask_with(to, "POST", "/events/prod_xyz", &[], ANOTHER_EVENT).status(),
+                202
+            );
         }
     });
 }
@@ -104,7 +108,11 @@ fn heads_beyond_all_measure_are_refused_in_whatever_way_they_are() {
             let mut wire = Wire::connect(to);
             let _ = wire.socket.write_all(head.as_bytes()); // it need not take all of it
             let answer = String::from_utf8(wire.rest()).unwrap();
-            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{}: {answer}", &head[..40]);
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{}: {answer}",
+                &head[..40]
+            );
         }
     });
 }
@@ -116,24 +124,40 @@ fn a_request_hidden_in_the_body_of_another_never_runs() {
     let relay = setup(&connector).start();
     let mut canaries = Canaries::of(&relay, &connector);
     let to = relay.public;
-    let hidden = http::request(to, "POST", PAGES, &[("Content-Length", &HIDDEN.len().to_string())]) + HIDDEN;
+    let hidden =
+        http::request(to, "POST", PAGES, &[("Content-Length", &HIDDEN.len().to_string())]) + HIDDEN;
     let length = hidden.len();
     let beginnings: Vec<(&str, String)> = vec![
         (
             "both, the length first",
-            format!("Content-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", length + 5),
+            format!(
+                "Content-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                length + 5
+            ),
         ),
         (
             "both, the length last",
-            format!("Transfer-Encoding: chunked\r\nContent-Length: {}\r\n\r\n0\r\n\r\n", length + 5),
+            format!(
+                "Transfer-Encoding: chunked\r\nContent-Length: {}\r\n\r\n0\r\n\r\n",
+                length + 5
+            ),
         ),
         (
             "both, another case",
-            format!("content-length: {}\r\ntransfer-encoding: CHUNKED\r\n\r\n0\r\n\r\n", length + 5),
+            format!(
+                "content-length: {}\r\ntransfer-encoding: CHUNKED\r\n\r\n0\r\n\r\n",
+                length + 5
+            ),
         ),
-        ("identity, then chunked", "Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into()),
+        (
+            "identity, then chunked",
+            "Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(),
+        ),
         ("chunked, then identity", "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n".into()),
-        ("chunked on two lines", "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n".into()),
+        (
+            "chunked on two lines",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n".into(),
+        ),
         ("not quite chunked", "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n".into()),
         ("chunked behind a vertical tab", "Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n".into()),
         ("a space before the colon", "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n".into()),
@@ -146,13 +170,25 @@ fn a_request_hidden_in_the_body_of_another_never_runs() {
         ("a folded field", "X: y\r\n Content-Length: 5\r\n\r\n".into()),
         ("a bare CR", "X: y\rContent-Length: 5\r\n\r\n".into()),
         ("NUL", "X: y\0\r\n\r\n".into()),
-        ("a chunk beyond numbers", "Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n\r\n".into()),
+        (
+            "a chunk beyond numbers",
+            "Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n\r\n".into(),
+        ),
         ("a chunk with a sign", "Transfer-Encoding: chunked\r\n\r\n-0\r\n\r\n".into()),
         ("a chunk with a prefix", "Transfer-Encoding: chunked\r\n\r\n0x0\r\n\r\n".into()),
-        ("a chunk longer than it says", "Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n".into()),
+        (
+            "a chunk longer than it says",
+            "Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n".into(),
+        ),
         ("an extension with LF", "Transfer-Encoding: chunked\r\n\r\n0;\n\r\n\r\n".into()),
-        ("an extension without end", format!("Transfer-Encoding: chunked\r\n\r\n0;{}\r\n\r\n", "x".repeat(60_000))),
-        ("trailers without end", format!("Transfer-Encoding: chunked\r\n\r\n0\r\n{}\r\n", "X: y\r\n".repeat(9_000))),
+        (
+            "an extension without end",
+            format!("Transfer-Encoding: chunked\r\n\r\n0;{}\r\n\r\n", "x".repeat(60_000)),
+        ),
+        (
+            "trailers without end",
+            format!("Transfer-Encoding: chunked\r\n\r\n0\r\n{}\r\n", "X: y\r\n".repeat(9_000)),
+        ),
     ];
     canaries.during(&relay, || {
         for path in [PAGES, "/events/prod_none", "/nothing"] {
@@ -175,7 +211,9 @@ fn two_requests_in_one_piece_are_two() {
     let relay = setup(&connector).start();
     let _link = connector.stream();
     let body = event(7);
-    let post = http::request(relay.public, "POST", PAGES, &[("Content-Length", &body.len().to_string())]) + &body;
+    let post =
+        http::request(relay.public, "POST", PAGES, &[("Content-Length", &body.len().to_string())])
+            + &body;
     for request in [post.clone(), post.replace("\r\n", "\n")] {
         let mut wire = Wire::connect(relay.public);
         wire.send(request.repeat(2));
@@ -199,11 +237,17 @@ fn drip(to: SocketAddr, bytes: &[u8], count: usize) -> Vec<Wire> {
     let mut wires: Vec<_> = (0..count).map(|_| Wire::connect(to)).collect();
     let begin = Instant::now();
     for byte in bytes {
-        wires.retain_mut(|wire| wire.socket.write_all(&[*byte]).is_ok() && wire.look(Instant::now()) != Look::End);
+        wires.retain_mut(|wire| {
+            wire.socket.write_all(&[*byte]).is_ok() && wire.look(Instant::now()) != Look::End
+        });
         if wires.is_empty() {
             break;
         }
-        assert!(begin.elapsed() < wait::PATIENCE, "{} of {count} are still listened to", wires.len());
+        assert!(
+            begin.elapsed() < wait::PATIENCE,
+            "{} of {count} are still listened to",
+            wires.len()
+        );
     }
     wires
 }
@@ -213,7 +257,11 @@ fn assert_closed(wires: Vec<Wire>, count: usize) {
     let begin = Instant::now();
     let left = wires.len();
     wires.into_iter().for_each(|mut wire| drop(wire.rest()));
-    assert!(begin.elapsed() < Duration::from_secs(5), "{left} of {count} after {:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{left} of {count} after {:?}",
+        begin.elapsed()
+    );
 }
 
 /// A relay to which everybody may publish.

@@ -15,9 +15,9 @@ use common::{
     canaries::Canaries,
     connector::Connector,
     frames::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR, Farewell, Frames,
-        HEADER_TABLE_SIZE, HEADERS, INITIAL_WINDOW_SIZE, PING, PROTOCOL_ERROR, RST_STREAM, WINDOW_UPDATE, field, frame,
-        head, settings,
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, FLOW_CONTROL_ERROR,
+        Farewell, Frames, HEADER_TABLE_SIZE, HEADERS, INITIAL_WINDOW_SIZE, PING, PROTOCOL_ERROR,
+        RST_STREAM, WINDOW_UPDATE, field, frame, head, settings,
     },
     page::PAGES,
     relay::{Relay, Setup},
@@ -38,10 +38,16 @@ fn who_opens_streams_only_to_reset_them_is_sent_away() {
 fn a_head_that_goes_on_for_ever_is_not_listened_to() {
     let scene = Scene::new("");
     scene.endure(|to| {
-        for (piece, count) in [(Vec::new(), 200), (field("x-a", "b"), 200), (field("x-a", "b"), 20_000)] {
+        for (piece, count) in
+            [(Vec::new(), 200), (field("x-a", "b"), 200), (field("x-a", "b"), 20_000)]
+        {
             let begin = frame(HEADERS, END_STREAM, 1, &head(to, "GET", STREAM));
             let flood = [begin, frame(CONTINUATION, 0, 1, &piece).repeat(count)].concat();
-            assert_eq!(flood_with(to, &flood), Farewell::GoAway(ENHANCE_YOUR_CALM), "{count} of {piece:?}");
+            assert_eq!(
+                flood_with(to, &flood),
+                Farewell::GoAway(ENHANCE_YOUR_CALM),
+                "{count} of {piece:?}"
+            );
         }
     });
 }

@@ -73,22 +73,30 @@ async fn errors_and_shedding_are_answered_over_http2() {
     assert_eq!(seated.status(), 200);
     assert_eq!(subscribe(&mut client, relay.public).await.status(), 503);
     let request = get(&format!("http://{}/stream/nothing", relay.public));
-    assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 404);
+    assert_eq!(
+        timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(),
+        404
+    );
     let request = get(&format!("http://evil.test{STREAM}"));
-    assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 403);
+    assert_eq!(
+        timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(),
+        403
+    );
     let request = get(&format!("http://{}{SOCKET}", relay.public));
     let response = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
     assert_eq!(response.status(), 426);
     for of_http1 in ["upgrade", "connection"] {
         assert!(response.headers().get(of_http1).is_none(), "{of_http1}");
     }
-    let problem = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    let problem =
+        timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
     assert!(String::from_utf8_lossy(&problem).contains("HTTP/1.1"), "{problem:?}");
     let mut browser = get(&format!("http://{}{STREAM}", relay.public));
     browser.headers_mut().insert("sec-fetch-mode", "cors".parse().unwrap());
     let response = timeout(PATIENCE, client.send_request(browser)).await.unwrap().unwrap();
     assert_eq!(response.status(), 200);
-    let whole = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    let whole =
+        timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
     assert!(whole.starts_with(b"retry: "));
 }
 
@@ -96,7 +104,9 @@ async fn errors_and_shedding_are_answered_over_http2() {
 async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on() {
     const EVENTS: usize = 200;
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("write_timeout = '1s'\nheartbeat_interval = '10s'").start();
+    let relay = Setup::behind(&connector)
+        .server("write_timeout = '1s'\nheartbeat_interval = '10s'")
+        .start();
     let mut link = connector.stream();
     let mut client = connect(relay.public).await;
     let mut stalled = subscribe(&mut client, relay.public).await.into_body();
@@ -176,13 +186,15 @@ async fn a_stream_that_stalls_while_it_catches_up_is_reset_though_nothing_new_co
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_operator_ends_it() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).auth(&format!("allow_anonymous = true\n{}", jwt(""))).start();
+    let relay =
+        Setup::behind(&connector).auth(&format!("allow_anonymous = true\n{}", jwt(""))).start();
     let mut link = connector.stream();
     let mut client = connect(relay.public).await;
     let mut request = get(&format!("http://{}{STREAM}", relay.public));
     let authorization = bearer(&serde_json::json!({"exp": now() + 3.0})).parse().unwrap();
     request.headers_mut().insert("authorization", authorization);
-    let expiring = timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().into_body();
+    let expiring =
+        timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().into_body();
     let kicked = subscribe(&mut client, relay.public).await.into_body();
     let mut neighbour = Body::of(subscribe(&mut client, relay.public).await);
     neighbour.through(b"\n").await;
@@ -191,9 +203,15 @@ async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_opera
         link.event(event_of(&session, n));
         assert_eq!(neighbour.number().await, n);
     }
-    let id = relay.ask_admin("/api/v1/subscribers").json()["subscribers"][1]["id"].as_str().unwrap().to_owned();
+    let id = relay.ask_admin("/api/v1/subscribers").json()["subscribers"][1]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let sent_away = Instant::now();
-    assert_eq!(http::ask(relay.admin, "DELETE", &format!("/api/v1/subscribers/{id}"), &[]).status(), 204);
+    assert_eq!(
+        http::ask(relay.admin, "DELETE", &format!("/api/v1/subscribers/{id}"), &[]).status(),
+        204
+    );
     let gone = |reason| [("transport", "sse"), ("reason", reason)];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &gone("kicked"), 1.0);
     wait::assert_within(Duration::from_secs(1), sent_away);
@@ -230,7 +248,8 @@ async fn an_http2_peer_whose_socket_takes_nothing_is_disconnected() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_http2_stream_is_not_taken_for_a_stalled_one() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("write_timeout = '300ms'\nhead_timeout = '300ms'").start();
+    let relay =
+        Setup::behind(&connector).server("write_timeout = '300ms'\nhead_timeout = '300ms'").start();
     let mut link = connector.stream();
     let mut client = connect(relay.public).await;
     let mut body = Body::of(subscribe(&mut client, relay.public).await);
@@ -249,7 +268,8 @@ async fn a_connection_is_ended_when_nothing_has_been_asked_on_it_for_the_head_ti
     let relay = Setup::behind(&connector).server("head_timeout = '600ms'").start();
     let mut link = connector.stream();
     let socket = TcpStream::connect(relay.public).await.unwrap();
-    let (mut client, connection) = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket)).await.unwrap();
+    let (mut client, connection) =
+        Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket)).await.unwrap();
     let mut driver = tokio::spawn(connection);
     let mut body = Body::of(subscribe(&mut client, relay.public).await);
     body.through(b"\n").await;
@@ -261,7 +281,11 @@ async fn a_connection_is_ended_when_nothing_has_been_asked_on_it_for_the_head_ti
     drop(body);
     let ended = timeout(PATIENCE, driver).await.expect("the connection ends").unwrap();
     ended.expect("in order, by GOAWAY");
-    assert!((Duration::from_millis(400)..Duration::from_secs(5)).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    assert!(
+        (Duration::from_millis(400)..Duration::from_secs(5)).contains(&begin.elapsed()),
+        "{:?}",
+        begin.elapsed()
+    );
     drop(client); // it was not this side that ended it
 }
 
@@ -274,10 +298,14 @@ async fn who_answers_no_ping_and_asks_nothing_is_ended_too() {
     let is_deaf = Arc::new(AtomicBool::new(false));
     let socket = TcpStream::connect(relay.public).await.unwrap();
     let socket = Deafening { socket, is_deaf: Arc::clone(&is_deaf) };
-    let (mut client, connection) = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket)).await.unwrap();
+    let (mut client, connection) =
+        Builder::new(TokioExecutor::new()).handshake(TokioIo::new(socket)).await.unwrap();
     let _driver = tokio::spawn(connection);
     let request = get(&format!("http://{}/nothing", relay.public));
-    assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 404);
+    assert_eq!(
+        timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(),
+        404
+    );
     is_deaf.store(true, Ordering::SeqCst);
     // It had been accepted: there was an answer.
     wait::until("its socket is closed", || relay.process.open_files() <= without_it);
@@ -293,7 +321,10 @@ async fn a_head_beyond_all_measure_is_431_and_the_connection_stays() {
         let name = hyper::header::HeaderName::try_from(format!("x-{n}")).unwrap();
         request.headers_mut().insert(name, "x".repeat(4000).parse().unwrap());
     }
-    assert_eq!(timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(), 431);
+    assert_eq!(
+        timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap().status(),
+        431
+    );
     assert_eq!(subscribe(&mut client, relay.public).await.status(), 200);
 }
 
@@ -305,7 +336,8 @@ async fn a_drain_ends_http2_streams_in_order() {
     let response = subscribe(&mut client, relay.public).await;
     relay.wait_for_subscribers(1.0);
     relay.process.signal("TERM");
-    let whole = timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
+    let whole =
+        timeout(PATIENCE, response.into_body().collect()).await.unwrap().unwrap().to_bytes();
     let whole = String::from_utf8(whole.to_vec()).unwrap();
     assert_eq!(whole.matches("retry: ").count(), 2, "{whole:?}");
     assert_eq!(relay.process.exit_code(), Some(0));
@@ -321,7 +353,10 @@ async fn connect(to: SocketAddr) -> SendRequest<Empty<Bytes>> {
 }
 
 async fn subscribe(client: &mut SendRequest<Empty<Bytes>>, to: SocketAddr) -> Response<Incoming> {
-    timeout(PATIENCE, client.send_request(get(&format!("http://{to}{STREAM}")))).await.unwrap().unwrap()
+    timeout(PATIENCE, client.send_request(get(&format!("http://{to}{STREAM}"))))
+        .await
+        .unwrap()
+        .unwrap()
 }
 
 fn get(url: &str) -> Request<Empty<Bytes>> {
@@ -335,7 +370,11 @@ struct Deafening {
 }
 
 impl AsyncRead for Deafening {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.is_deaf.load(Ordering::SeqCst) {
             return Poll::Pending;
         }
@@ -344,7 +383,11 @@ impl AsyncRead for Deafening {
 }
 
 impl AsyncWrite for Deafening {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(context, bytes)
     }
 
@@ -374,7 +417,11 @@ impl Body {
             if let Some(at) = self.buffer.windows(mark.len()).position(|window| window == mark) {
                 return self.buffer.drain(..at + mark.len()).collect();
             }
-            let frame = timeout(PATIENCE, self.incoming.frame()).await.expect("more comes").unwrap().unwrap();
+            let frame = timeout(PATIENCE, self.incoming.frame())
+                .await
+                .expect("more comes")
+                .unwrap()
+                .unwrap();
             self.buffer.extend_from_slice(&frame.into_data().unwrap());
         }
     }

@@ -43,7 +43,11 @@ fn the_protocol_is_what_alpn_says_and_http1_without_it() {
         secure.stream.conn.alpn_protocol().map(|name| String::from_utf8(name.to_vec()).unwrap())
     };
     assert_eq!(protocol(&["h2", "http/1.1"]).as_deref(), Some("h2"));
-    assert_eq!(protocol(&["http/1.1", "h2"]).as_deref(), Some("h2"), "the faster one, if both will do");
+    assert_eq!(
+        protocol(&["http/1.1", "h2"]).as_deref(),
+        Some("h2"),
+        "the faster one, if both will do"
+    );
     assert_eq!(protocol(&["http/1.1"]).as_deref(), Some("http/1.1"));
     assert_eq!(protocol(&[]), None);
     let strange = Secure::try_connect(scene.relay.public, &scene.authority.client(&["spdy/3"]));
@@ -78,7 +82,11 @@ fn a_websocket_opens_over_tls() {
     let own = format!("https://{}", scene.relay.public);
     let fields: Vec<_> = UPGRADE.iter().chain(&[("Origin", own.as_str())]).copied().collect();
     assert_eq!(secure.ask(scene.relay.public, SOCKET, &fields).status(), 101);
-    scene.relay.wait_for_metric("autoplay_relay_subscribers", &[("product_id", PRODUCT), ("transport", "ws")], 1.0);
+    scene.relay.wait_for_metric(
+        "autoplay_relay_subscribers",
+        &[("product_id", PRODUCT), ("transport", "ws")],
+        1.0,
+    );
     scene.link.event(event(3));
     secure.through(event(3).as_bytes());
 }
@@ -89,7 +97,8 @@ fn the_answer_to_a_filter_goes_before_what_it_shows_over_tls_too() {
     (0..3).for_each(|n| scene.link.event(event(n)));
     scene.relay.wait_for_events(3);
     let mut secure = scene.secure();
-    let head = http::request(scene.relay.public, "GET", &format!("{SOCKET}?last_event_id=0"), &UPGRADE);
+    let head =
+        http::request(scene.relay.public, "GET", &format!("{SOCKET}?last_event_id=0"), &UPGRADE);
     let filter = websocket::frame(TEXT, true, br#"{"subscribe":{"types":[]}}"#);
     secure.stream.write_all(&[head.as_bytes(), &filter].concat()).unwrap();
     assert_eq!(Head::parse(&secure.through(b"\r\n\r\n")).status(), 101);
@@ -104,7 +113,9 @@ async fn a_new_certificate_is_shown_to_newcomers_and_standing_streams_go_on() {
     assert_eq!(before.ask(scene.relay.public, STREAM, &[]).status(), 200);
     let (mut client, _) = scene.http2().await;
     let mut stream = subscribe(&mut client, scene.relay.public).await;
-    let ends = |relay: &Relay| relay.metrics().value("autoplay_relay_certificate_not_after_timestamp_seconds", &[]);
+    let ends = |relay: &Relay| {
+        relay.metrics().value("autoplay_relay_certificate_not_after_timestamp_seconds", &[])
+    };
     let former_end = ends(&scene.relay).unwrap();
     // One that has a ticket of its last connection.
     let knowing = scene.authority.client(&["http/1.1"]);
@@ -140,7 +151,10 @@ fn a_pair_that_is_none_is_refused_whole_and_taken_once_it_is_one() {
     authority.replace_file("relay.pem", "next.pem"); // its key is still to come
     let line = scene.relay.process.log_line(REFUSED);
     let error = line["error"].as_str().unwrap();
-    assert!(error.contains("server.tls_key_file: ") && error.contains("holds another key"), "{error}");
+    assert!(
+        error.contains("server.tls_key_file: ") && error.contains("holds another key"),
+        "{error}"
+    );
     assert_eq!(shown(), former);
     authority.replace_file("relay.key", "next.key");
     wait::until("the pair is taken", || shown() == authority.certificate("next"));
@@ -159,7 +173,8 @@ fn a_pair_that_is_none_is_refused_whole_and_taken_once_it_is_one() {
     authority.issue_as("third", "IP:127.0.0.1", "-days 9");
     authority.replace("relay", "third");
     wait::until("the third is taken", || shown() == authority.certificate("third"));
-    let refusals = scene.relay.process.stderr.so_far().iter().filter(|line| line.contains(REFUSED)).count();
+    let refusals =
+        scene.relay.process.stderr.so_far().iter().filter(|line| line.contains(REFUSED)).count();
     assert!(refusals <= 4, "told once for each reason: {refusals}");
 }
 
@@ -169,15 +184,24 @@ fn a_certificate_behind_links_as_kubernetes_writes_them_is_replaced() {
     for (folder, name) in [("..1", "one"), ("..2", "two")] {
         authority.issue_as(name, "IP:127.0.0.1", "-days 2");
         std::fs::create_dir(authority.path(folder)).unwrap();
-        std::fs::rename(authority.path(&format!("{name}.pem")), authority.path(&format!("{folder}/tls.crt"))).unwrap();
-        std::fs::rename(authority.path(&format!("{name}.key")), authority.path(&format!("{folder}/tls.key"))).unwrap();
+        std::fs::rename(
+            authority.path(&format!("{name}.pem")),
+            authority.path(&format!("{folder}/tls.crt")),
+        )
+        .unwrap();
+        std::fs::rename(
+            authority.path(&format!("{name}.key")),
+            authority.path(&format!("{folder}/tls.key")),
+        )
+        .unwrap();
     }
     let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, authority.path(name)).unwrap();
     link("..1", "..data");
     link("..data/tls.crt", "tls.crt");
     link("..data/tls.key", "tls.key");
     let connector = Connector::new();
-    let setup = Setup::behind(&connector).with_tls(&authority.path("tls.crt"), &authority.path("tls.key"));
+    let setup =
+        Setup::behind(&connector).with_tls(&authority.path("tls.crt"), &authority.path("tls.key"));
     let relay = setup.start();
     let shown = || Secure::connect(relay.public, &authority.client(&[])).certificate();
     let former = shown();
@@ -191,13 +215,21 @@ fn a_certificate_that_has_ended_is_served_and_warned_of() {
     let authority = Authority::new();
     authority.issue_as("relay", "IP:127.0.0.1", "-days 0");
     let connector = Connector::new();
-    let setup = Setup::behind(&connector).with_tls(&authority.path("relay.pem"), &authority.path("relay.key"));
+    let setup = Setup::behind(&connector)
+        .with_tls(&authority.path("relay.pem"), &authority.path("relay.key"));
     let relay = setup.start();
     let line = relay.process.log_line("the certificate has ended, and clients refuse it; renew it");
     assert_eq!(line["level"], "WARN");
-    let refused = || Secure::try_connect(relay.public, &authority.client(&[])).err().map(|error| error.to_string());
+    let refused = || {
+        Secure::try_connect(relay.public, &authority.client(&[]))
+            .err()
+            .map(|error| error.to_string())
+    };
     wait::until("clients refuse it", || refused().is_some_and(|error| error.contains("xpired")));
-    let ended = relay.metrics().value("autoplay_relay_certificate_not_after_timestamp_seconds", &[]).unwrap();
+    let ended = relay
+        .metrics()
+        .value("autoplay_relay_certificate_not_after_timestamp_seconds", &[])
+        .unwrap();
     assert!((0.0..60.0).contains(&(common::token::now() - ended)), "{ended}");
 }
 
@@ -211,8 +243,9 @@ fn files_that_are_no_pair_are_a_configuration_error_that_names_file_and_key() {
         let done = Process::run(&[command, "--config", file.to_str().unwrap()], &[]);
         let Finished { code, stdout, stderr } = &done;
         assert_eq!((*code, stdout.as_str()), (Some(2), ""), "{done:?}");
-        let names_all =
-            ["server.tls_key_file: ", "two.key", "one.pem", "holds another key"].iter().all(|it| stderr.contains(it));
+        let names_all = ["server.tls_key_file: ", "two.key", "one.pem", "holds another key"]
+            .iter()
+            .all(|it| stderr.contains(it));
         assert!(names_all, "{stderr}");
     }
     let good = Setup::new().with_tls(&authority.path("one.pem"), &authority.path("one.key"));
@@ -230,7 +263,10 @@ fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
     let beginnings: [&[u8]; 4] = [b"", &hello[..1], &hello[..hello.len() / 2], &hello];
     let in_time = |what: &str, begin: Instant| {
         let after = begin.elapsed();
-        assert!((Duration::from_millis(400)..Duration::from_secs(5)).contains(&after), "{what} after {after:?}");
+        assert!(
+            (Duration::from_millis(400)..Duration::from_secs(5)).contains(&after),
+            "{what} after {after:?}"
+        );
     };
     thread::scope(|scope| {
         for beginning in beginnings {
@@ -256,7 +292,8 @@ fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
             let mut wire = Wire::connect(to);
             for byte in &hello {
                 if wire.socket.write_all(&[*byte]).is_err()
-                    || wire.look(Instant::now() + Duration::from_millis(20)) == common::http::Look::End
+                    || wire.look(Instant::now() + Duration::from_millis(20))
+                        == common::http::Look::End
                 {
                     break;
                 }
@@ -348,7 +385,8 @@ fn who_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
     assert_eq!(slow.ask(to, STREAM, &[]).status(), 200);
     scene.relay.wait_for_subscribers(1.0);
     // From one that fits into a record with others to one that takes a dozen; far more, all in all, than sockets hold.
-    let sessions: Vec<_> = [10, 1000, 16_000, 17_000, 40_000, 200_000].map(|length| "x".repeat(length)).into();
+    let sessions: Vec<_> =
+        [10, 1000, 16_000, 17_000, 40_000, 200_000].map(|length| "x".repeat(length)).into();
     let sent: Vec<_> = (0..EVENTS).map(|n| event_of(&sessions[n % sessions.len()], n)).collect();
     thread::scope(|scope| {
         let link = &mut scene.link;
@@ -397,7 +435,9 @@ fn a_relay_behind_an_https_relay_and_tail_and_healthcheck_trust_its_root() {
     let mut scene = Scene::new("");
     let root = scene.authority.root();
     let url = format!("https://{}{STREAM}", scene.relay.public);
-    let leaf = Setup::new().upstream(PRODUCT, &url, "").more(&format!("[egress]\nca_file = '{}'\n", root.display()));
+    let leaf = Setup::new()
+        .upstream(PRODUCT, &url, "")
+        .more(&format!("[egress]\nca_file = '{}'\n", root.display()));
     let leaf = leaf.start();
     leaf.wait_for_upstream("connected");
     leaf.wait_for_end_of_replay();
@@ -411,7 +451,11 @@ fn a_relay_behind_an_https_relay_and_tail_and_healthcheck_trust_its_root() {
     let line: serde_json::Value = serde_json::from_str(tail.stdout.whole().trim()).unwrap();
     assert_eq!(number(line["data"].to_string().as_bytes()), 9);
     let healthcheck = |url: &str| Process::run(&["healthcheck", "--url", url], &trusting);
-    assert_eq!(healthcheck(&format!("http://{}/readyz", scene.relay.admin)).code, Some(0), "operators need no TLS");
+    assert_eq!(
+        healthcheck(&format!("http://{}/readyz", scene.relay.admin)).code,
+        Some(0),
+        "operators need no TLS"
+    );
     let answered = healthcheck(&format!("https://{}/readyz", scene.relay.public));
     assert!(answered.stderr.contains("404"), "it came through TLS: {answered:?}");
 }
@@ -444,7 +488,8 @@ impl Scene {
         let authority = Authority::new();
         authority.issue_as("relay", "IP:127.0.0.1,DNS:localhost", "-days 2");
         let connector = Connector::new();
-        let setup = Setup::new().upstream(PRODUCT, &connector.url(PRODUCT), &format!("token = '{TOKEN}'"));
+        let setup =
+            Setup::new().upstream(PRODUCT, &connector.url(PRODUCT), &format!("token = '{TOKEN}'"));
         let setup = setup.with_tls(&authority.path("relay.pem"), &authority.path("relay.key"));
         let relay = setup.server(server).start();
         let link = connector.stream();
@@ -457,7 +502,9 @@ impl Scene {
     }
 
     /// A connection for HTTP/2.
-    async fn http2(&self) -> (http2::SendRequest<Empty<bytes::Bytes>>, tokio::task::JoinHandle<()>) {
+    async fn http2(
+        &self,
+    ) -> (http2::SendRequest<Empty<bytes::Bytes>>, tokio::task::JoinHandle<()>) {
         let stream = connect(self.relay.public, self.authority.client(&["h2"])).await;
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.initial_stream_window_size(1 << 30).initial_connection_window_size(1 << 30);
@@ -500,17 +547,20 @@ async fn next_number(body: &mut Body) -> usize {
             }
             continue;
         }
-        let frame = timeout(PATIENCE, body.incoming.frame()).await.expect("more comes").unwrap().unwrap();
+        let frame =
+            timeout(PATIENCE, body.incoming.frame()).await.expect("more comes").unwrap().unwrap();
         body.buffer.extend_from_slice(&frame.into_data().unwrap());
     }
 }
 
 /// What a client sends first.
 fn hello(config: &Arc<ClientConfig>) -> Vec<u8> {
-    let mut connection = ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();
+    let mut connection =
+        ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();
     let mut hello = Vec::new();
     connection.write_tls(&mut hello).unwrap();
     hello
 }
 
-const REFUSED: &str = "the new certificate is refused, and tried again; the former one is still served";
+const REFUSED: &str =
+    "the new certificate is refused, and tried again; the former one is still served";

@@ -59,7 +59,8 @@ fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announ
                 // As fast as is sensible: never far ahead of who reads, so that what comes is what was just received.
                 let begin = *sent;
                 while !is_over.load(Ordering::SeqCst) {
-                    let slowest = seen_by_all.iter().map(|count| count.load(Ordering::SeqCst)).min().unwrap();
+                    let slowest =
+                        seen_by_all.iter().map(|count| count.load(Ordering::SeqCst)).min().unwrap();
                     thread::sleep(Duration::from_micros(200));
                     if *sent - begin > slowest + 64 {
                         continue;
@@ -76,7 +77,8 @@ fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announ
             relay.process.kill_dash_nine();
             is_over.store(true, Ordering::SeqCst);
             sender.join().unwrap();
-            let seen: Vec<Seen> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+            let seen: Vec<Seen> =
+                readers.into_iter().map(|reader| reader.join().unwrap()).collect();
             (killed_at, seen)
         });
         let relay = data.relay(&connector);
@@ -85,7 +87,10 @@ fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announ
         relay.stop();
     }
     let relay = data.relay(&connector);
-    assert!(everything(&relay, "0").starts_with(&history.kept), "seed {seed}: what was kept once stays as it was");
+    assert!(
+        everything(&relay, "0").starts_with(&history.kept),
+        "seed {seed}: what was kept once stays as it was"
+    );
 }
 
 /// Reads until the stream breaks off.
@@ -113,7 +118,14 @@ struct History {
 
 impl History {
     /// Holds what the next life has against what was seen of the one before.
-    fn check(&mut self, relay: &Relay, connector: &Connector, seen: &Seen, killed_at: Instant, life: &str) {
+    fn check(
+        &mut self,
+        relay: &Relay,
+        connector: &Connector,
+        seen: &Seen,
+        killed_at: Instant,
+        life: &str,
+    ) {
         for frame in &seen.frames {
             self.name(frame, life);
         }
@@ -121,8 +133,12 @@ impl History {
         let of_this_life: Vec<usize> = kept.iter().filter_map(|it| self.name(it, life)).collect();
         // In order, without a hole and nothing twice: from the first one seen on.
         let begin = seen.frames.first().map_or(self.sent, |frame| number(&frame.data));
-        assert!(of_this_life.iter().copied().eq(begin..begin + of_this_life.len()), "{life}: {of_this_life:?}");
-        let must_be_kept = seen.at.iter().filter(|at| killed_at.duration_since(**at) >= Duration::from_millis(50));
+        assert!(
+            of_this_life.iter().copied().eq(begin..begin + of_this_life.len()),
+            "{life}: {of_this_life:?}"
+        );
+        let must_be_kept =
+            seen.at.iter().filter(|at| killed_at.duration_since(**at) >= Duration::from_millis(50));
         let (must_be_kept, is_kept) = (must_be_kept.count(), of_this_life.len());
         assert!(is_kept >= must_be_kept, "{life}: {is_kept} of {must_be_kept} are kept");
         // A client that had an id that was not kept is told that its place is not known, one that had the last kept is not.
@@ -134,16 +150,25 @@ impl History {
                 let next = kept.iter().skip_while(|it| it.id != frame.id).nth(1);
                 match next {
                     Some(next) => assert_eq!(resumed.item(), *next, "{life}"),
-                    None => assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "{life}"),
+                    None => {
+                        assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "{life}")
+                    }
                 }
             } else {
                 let notice = resumed.gap().json();
-                assert_eq!((&notice["reason"], &notice["after"]), (&"unknown_id".into(), &frame.id().into()), "{life}");
+                assert_eq!(
+                    (&notice["reason"], &notice["after"]),
+                    (&"unknown_id".into(), &frame.id().into()),
+                    "{life}"
+                );
                 assert_eq!(resumed.item(), *self.kept.first().unwrap_or(&kept[0]), "{life}");
             }
         }
         let lost = seen.frames.len().saturating_sub(is_kept);
-        eprintln!("{life}: {} seen, {must_be_kept} promised, {is_kept} kept, {lost} lost", seen.frames.len());
+        eprintln!(
+            "{life}: {} seen, {must_be_kept} promised, {is_kept} kept, {lost} lost",
+            seen.frames.len()
+        );
         self.sent = self.sent.max(begin + is_kept);
         self.kept.extend(kept);
     }
@@ -162,7 +187,8 @@ impl History {
 
 /// Everything that is kept behind an id: to the newest, before the connector is back.
 fn everything(relay: &Relay, id: &str) -> Vec<Frame> {
-    let newest = relay.status()["log"]["prod_abc"]["newest"].as_str().unwrap_or_default().to_owned();
+    let newest =
+        relay.status()["log"]["prod_abc"]["newest"].as_str().unwrap_or_default().to_owned();
     let mut all = relay.resume(id);
     let mut frames: Vec<Frame> = Vec::new();
     while frames.last().and_then(|frame| frame.id.as_deref()).unwrap_or_default() != newest {

@@ -24,9 +24,12 @@ use common::{
 fn products_get_their_own_events_and_all_of_them_while_subscribers_come_and_go() {
     let connectors = [Connector::new(), Connector::new()];
     let both = PRODUCTS.iter().zip(&connectors);
-    let relay = both.fold(Setup::new(), |setup, (product, it)| setup.upstream(product, &it.url(product), "")).start();
+    let relay = both
+        .fold(Setup::new(), |setup, (product, it)| setup.upstream(product, &it.url(product), ""))
+        .start();
     let mut links = connectors.each_ref().map(Connector::stream);
-    let mut crowds = PRODUCTS.map(|product| (0..CROWD).map(|_| follow(&relay, product)).collect::<Vec<_>>());
+    let mut crowds =
+        PRODUCTS.map(|product| (0..CROWD).map(|_| follow(&relay, product)).collect::<Vec<_>>());
     let is_over = AtomicBool::new(false);
     let visit = |product| {
         while !is_over.load(Ordering::SeqCst) {
@@ -39,12 +42,15 @@ fn products_get_their_own_events_and_all_of_them_while_subscribers_come_and_go()
     };
     thread::scope(|scope| {
         let visit = &visit;
-        let visitors: Vec<_> =
-            (0..VISITORS).map(|turn| scope.spawn(move || visit(PRODUCTS[turn % PRODUCTS.len()]))).collect();
+        let visitors: Vec<_> = (0..VISITORS)
+            .map(|turn| scope.spawn(move || visit(PRODUCTS[turn % PRODUCTS.len()])))
+            .collect();
         let readers = PRODUCTS.into_iter().zip(&mut crowds).map(|(product, crowd)| {
             scope.spawn(move || {
                 for n in 0..EVENTS {
-                    crowd.iter_mut().for_each(|follower| assert_eq!(next(follower, product), n, "{product}"));
+                    crowd
+                        .iter_mut()
+                        .for_each(|follower| assert_eq!(next(follower, product), n, "{product}"));
                 }
             })
         });
@@ -68,7 +74,8 @@ fn publish(link: &mut Link, product: &str, number: usize) {
 }
 
 fn next(subscriber: &mut Subscriber, product: &str) -> usize {
-    let event: serde_json::Value = serde_json::from_slice(subscriber.event().data.as_ref()).unwrap();
+    let event: serde_json::Value =
+        serde_json::from_slice(subscriber.event().data.as_ref()).unwrap();
     assert_eq!(event["of"], product, "another product's event");
     event["number"].as_u64().unwrap() as usize
 }

@@ -26,7 +26,11 @@ fn a_connector_is_never_asked_to_go_on_nor_told_that_a_relay_asks() {
     let mut subscriber = relay.subscribe();
     for n in 0..4 {
         let mut link = connector.stream();
-        assert_eq!((link.request.field("last-event-id"), link.request.field("autoplay-relay")), (None, None), "{n}");
+        assert_eq!(
+            (link.request.field("last-event-id"), link.request.field("autoplay-relay")),
+            (None, None),
+            "{n}"
+        );
         link.event_as(&format!("7-{n}"), event(n)); // ids of a connector mean nothing
         if n > 0 {
             subscriber.gap();
@@ -102,7 +106,10 @@ fn what_an_edge_says_under_no_id_takes_the_one_before_it_with_a_suffix() {
     let gap = subscriber.gap();
     assert_eq!((gap.id(), gap.json()["reason"].as_str()), ("7-3.1", Some("upstream_reconnect")));
     let frames: Vec<_> = (0..4).map(|_| subscriber.event()).collect();
-    assert!(frames.iter().map(|frame| frame.id()).eq(["7-3.2", "7-4", "7-5", "7-5.1"]), "{frames:?}");
+    assert!(
+        frames.iter().map(|frame| frame.id()).eq(["7-3.2", "7-4", "7-5", "7-5.1"]),
+        "{frames:?}"
+    );
     for (id, rest) in [("7-3.1", 0), ("7-3.2", 1), ("7-3.3", 1), ("7-4", 2), ("7-5", 3)] {
         let mut resumed = leaf.resume(id);
         for frame in &frames[rest..] {
@@ -187,11 +194,19 @@ fn an_id_that_never_comes_is_unknown_after_a_while_and_one_that_is_none_at_once(
     for id in ["not an id", "7", "7-3.0", "7-03", &long] {
         let mut malformed = leaf.resume(id);
         let gap = malformed.gap().json();
-        assert_eq!((&gap["reason"], &gap["after"]), (&"unknown_id".into(), &serde_json::Value::Null), "{id}");
+        assert_eq!(
+            (&gap["reason"], &gap["after"]),
+            (&"unknown_id".into(), &serde_json::Value::Null),
+            "{id}"
+        );
         assert_eq!(gap["before"], "7-1");
         assert_eq!(malformed.numbers(3), [1, 2, 3]);
     }
-    assert!(begin.elapsed() < Duration::from_secs(3), "malformed ids wait for nothing: {:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(3),
+        "malformed ids wait for nothing: {:?}",
+        begin.elapsed()
+    );
     for subscriber in &mut waiting {
         assert_eq!(subscriber.gap().json()["reason"], "unknown_id");
         assert_eq!(subscriber.numbers(3), [1, 2, 3]);
@@ -306,7 +321,10 @@ fn an_upstream_that_is_a_relay_no_longer_repeats_nothing_any_more() {
     let mut link = edge.stream();
     assert_eq!(asked(&link).0, Some("7-3"), "it could not know");
     let gap = subscriber.gap();
-    assert_eq!((&gap.json()["reason"], &gap.json()["after"]), (&"upstream_reconnect".into(), &"7-3".into()));
+    assert_eq!(
+        (&gap.json()["reason"], &gap.json()["after"]),
+        (&"upstream_reconnect".into(), &"7-3".into())
+    );
     link.event(event(4));
     let own = subscriber.event();
     assert!(!own.id().starts_with("7-"));
@@ -335,7 +353,10 @@ fn who_waits_for_history_is_let_go_at_once_when_the_leaf_leaves() {
     for subscriber in &mut waiting {
         let (rest, ending) = subscriber.rest();
         let rest = String::from_utf8(rest).unwrap();
-        assert!(ending == Ending::Proper && rest.starts_with("retry: ") && !rest.contains("data"), "{ending:?} {rest}");
+        assert!(
+            ending == Ending::Proper && rest.starts_with("retry: ") && !rest.contains("data"),
+            "{ending:?} {rest}"
+        );
     }
     assert_eq!(leaf.process.exit_code(), Some(0));
     assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
@@ -379,7 +400,8 @@ fn a_relay_in_the_middle_that_has_a_log_ends_no_replay_before_its_own() {
     let edge = Connector::new();
     let directory = tempfile::tempdir().unwrap();
     let log = format!("data_dir = '{}'", directory.path().display());
-    let middle = Setup::behind_relay(edge.address).server("heartbeat_interval = '300ms'").log(&log).start();
+    let middle =
+        Setup::behind_relay(edge.address).server("heartbeat_interval = '300ms'").log(&log).start();
     let mut link = edge.found_as_relay();
     send(&mut link, 1..3);
     link.heartbeat();

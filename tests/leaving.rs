@@ -59,7 +59,10 @@ fn subscribers_leave_within_the_window_with_a_retry_line_and_a_proper_end() {
         ends.into_iter().map(|end| end.join().unwrap()).collect()
     });
     let (first, last) = (ended.iter().min().unwrap(), ended.iter().max().unwrap());
-    assert!(*last - *first > Duration::from_millis(500), "they leave spread over the window: {ended:?}");
+    assert!(
+        *last - *first > Duration::from_millis(500),
+        "they leave spread over the window: {ended:?}"
+    );
     assert!(*last < Duration::from_secs(4), "{ended:?}");
     assert_eq!(relay.process.exit_code(), Some(0));
     assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
@@ -111,7 +114,10 @@ fn while_draining_events_still_come_and_newcomers_are_turned_away() {
     assert!(wait >= 1);
     let browser = relay.get(STREAM, &[("Sec-Fetch-Mode", "cors")]);
     assert_eq!((browser.status(), browser.field("content-type")), (200, Some("text/event-stream")));
-    assert!(browser.text().starts_with("retry: ") && !browser.text().contains("\n\n"), "{browser:?}");
+    assert!(
+        browser.text().starts_with("retry: ") && !browser.text().contains("\n\n"),
+        "{browser:?}"
+    );
     assert_eq!(browser.field("connection"), Some("close"));
     relay.wait_for_metric("autoplay_relay_shed_total", &[("reason", "draining")], 2.0);
 
@@ -136,7 +142,9 @@ fn those_who_leave_are_counted_as_drained() {
     let drained = [("transport", "sse"), ("reason", "drain")];
     let count = wait::value("the first few have left", || {
         let metrics = relay.metrics();
-        metrics.value("autoplay_relay_subscriber_disconnects_total", &drained).filter(|count| *count >= 3.0)
+        metrics
+            .value("autoplay_relay_subscriber_disconnects_total", &drained)
+            .filter(|count| *count >= 3.0)
     });
     assert!(count <= 10.0);
 }
@@ -188,7 +196,8 @@ fn an_upstream_that_does_not_answer_does_not_keep_the_relay_from_leaving() {
 #[test]
 fn a_stalled_subscriber_does_not_keep_the_relay_from_leaving() {
     let connector = Connector::new();
-    let mut relay = Setup::behind(&connector).server("drain_window = '500ms'\nwrite_timeout = '1h'").start();
+    let mut relay =
+        Setup::behind(&connector).server("drain_window = '500ms'\nwrite_timeout = '1h'").start();
     let mut link = connector.stream();
     let _stalled = relay.subscribe();
     let large = common::events::event_of(&"x".repeat(8000), 1);

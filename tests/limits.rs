@@ -45,7 +45,8 @@ fn many_who_come_at_one_moment_do_not_get_past_the_limit_together() {
     let request = http::request(relay.public, "GET", STREAM, &[]);
     let mut wires: Vec<Wire> = (0..CROWD).map(|_| Wire::connect(relay.public)).collect();
     wires.iter_mut().for_each(|wire| wire.send(&request));
-    let let_in = wires.iter_mut().map(|wire| wire.head().status()).filter(|status| *status == 200).count();
+    let let_in =
+        wires.iter_mut().map(|wire| wire.head().status()).filter(|status| *status == 200).count();
     assert_eq!(let_in, 5);
     assert_shed(&relay, "max_subscribers", (CROWD - 5) as f64);
 }
@@ -71,12 +72,14 @@ fn a_browser_past_a_limit_gets_200_a_retry_line_and_a_close() {
 
 #[test]
 fn beyond_max_subscribers_per_ip_newcomers_are_429() {
-    let relay = limited("max_subscribers_per_ip = 2\ntrusted_proxies = ['127.0.0.0/8', '10.0.0.0/8']");
+    let relay =
+        limited("max_subscribers_per_ip = 2\ntrusted_proxies = ['127.0.0.0/8', '10.0.0.0/8']");
     let from = |hops: &str| http::status(relay.public, STREAM, &[("X-Forwarded-For", hops)]);
     let stay = |hops: &str| Subscriber::open(relay.public, STREAM, &[("X-Forwarded-For", hops)]);
     let _two = [stay("198.51.100.1"), stay("10.9.9.9, 198.51.100.1, 10.1.2.3")];
     assert_eq!(from("198.51.100.1"), 429);
-    let answer = relay.get(STREAM, &[("X-Forwarded-For", "203.0.113.5, 198.51.100.1")]).problem(429);
+    let answer =
+        relay.get(STREAM, &[("X-Forwarded-For", "203.0.113.5, 198.51.100.1")]).problem(429);
     assert!(
         answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1,
         "what the client wrote itself is not believed"
@@ -197,7 +200,9 @@ fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
     let relay = limited("head_timeout = '600ms'");
     let mut wire = Wire::connect(relay.public);
     let begin = Instant::now();
-    let head = b"GET /stream/prod_abc HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Filler: ".iter().chain([b'x'; 200].iter());
+    let head = b"GET /stream/prod_abc HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Filler: "
+        .iter()
+        .chain([b'x'; 200].iter());
     for byte in head {
         if wire.socket.write_all(&[*byte]).is_err() {
             break;
@@ -215,17 +220,24 @@ fn a_head_beyond_all_measure_is_refused() {
     let relay = limited("");
     for (length, is_read_whole) in [(17_000, true), (100_000, false)] {
         let mut wire = Wire::connect(relay.public);
-        let head = format!("GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n", "x".repeat(length));
+        let head = format!(
+            "GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n",
+            "x".repeat(length)
+        );
         // The relay need not take all of it before it closes.
         let _ = wire.socket.write_all(head.as_bytes());
         let answer = String::from_utf8(wire.rest()).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 431 ") || (answer.is_empty() && !is_read_whole), "{length}: {answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 431 ") || (answer.is_empty() && !is_read_whole),
+            "{length}: {answer}"
+        );
     }
     relay.subscribe();
 }
 
 #[test]
-fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are_served_when_there_is_room_again() {
+fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are_served_when_there_is_room_again()
+ {
     const CROWD: usize = 300;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
@@ -241,7 +253,9 @@ fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are
     wait::until("all but a few are closed at once", || {
         crowd.iter_mut().filter_map(|wire| closed(wire).then_some(())).count() >= CROWD - 15
     });
-    relay.process.log_line("no file is left for connections; newcomers are turned away (shed_total counts them)");
+    relay.process.log_line(
+        "no file is left for connections; newcomers are turned away (shed_total counts them)",
+    );
     for n in 1..20 {
         link.event(event(n));
         assert_eq!(seated.numbers(1), [n]);
@@ -259,9 +273,11 @@ fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are
 }
 
 #[test]
-fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and_subscribers_go_on() {
+fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and_subscribers_go_on()
+{
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '60s'").start();
+    let relay =
+        Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '60s'").start();
     let mut link = connector.stream();
     let mut seated = relay.subscribe();
     let passing_by: Vec<Wire> = (0..PASSING_BY + 1).map(|_| Wire::connect(relay.public)).collect();
@@ -271,7 +287,10 @@ fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and
         let head = wire.head();
         (head.status() == 503).then_some(head)
     });
-    assert!(answer.field("retry-after").is_some() && answer.field("connection") == Some("close"), "{answer:?}");
+    assert!(
+        answer.field("retry-after").is_some() && answer.field("connection") == Some("close"),
+        "{answer:?}"
+    );
     let mut browser = Wire::connect(relay.public);
     browser.send(http::request(relay.public, "GET", STREAM, &[("Sec-Fetch-Mode", "cors")]));
     let answer = String::from_utf8(browser.rest()).unwrap();
@@ -283,7 +302,10 @@ fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and
     let mut beyond = Wire::connect(relay.public);
     assert_eq!(beyond.rest(), b"", "closed without a word");
     assert_shed(&relay, "max_connections", 3.0);
-    assert!(being_told.iter_mut().all(|wire| wire.look(Instant::now()) == http::Look::Nothing), "these may still ask");
+    assert!(
+        being_told.iter_mut().all(|wire| wire.look(Instant::now()) == http::Look::Nothing),
+        "these may still ask"
+    );
     link.event(event(1));
     assert_eq!(seated.numbers(1), [1]);
     drop((passing_by, being_told));
@@ -294,10 +316,12 @@ fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and
 #[test]
 fn places_that_one_address_has_taken_with_idle_connections_are_free_again_after_the_head_timeout() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '2s'").start();
+    let relay =
+        Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '2s'").start();
     let mut link = connector.stream();
     let mut seated = relay.subscribe();
-    let mut idle: Vec<Wire> = (0..PASSING_BY + 1 + SURPLUS).map(|_| Wire::connect(relay.public)).collect();
+    let mut idle: Vec<Wire> =
+        (0..PASSING_BY + 1 + SURPLUS).map(|_| Wire::connect(relay.public)).collect();
     wait::until("all places are taken", || {
         Wire::connect(relay.public);
         shed(&relay, "max_connections") > 0.0
@@ -310,13 +334,17 @@ fn places_that_one_address_has_taken_with_idle_connections_are_free_again_after_
     });
     link.event(event(1));
     assert_eq!((seated.numbers(1), newcomer.numbers(1)), (vec![1], vec![1]));
-    wait::until("they are all closed", || idle.iter_mut().all(|wire| wire.look(Instant::now()) == http::Look::End));
+    wait::until("they are all closed", || {
+        idle.iter_mut().all(|wire| wire.look(Instant::now()) == http::Look::End)
+    });
 }
 
 #[test]
 fn what_the_limit_on_files_leaves_to_subscribers_is_all_there_is_and_the_relay_keeps_the_rest() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("head_timeout = '60s'").start_by("prlimit --nofile=400:400");
+    let relay = Setup::behind(&connector)
+        .server("head_timeout = '60s'")
+        .start_by("prlimit --nofile=400:400");
     let line = relay.process.log_line(TOO_FEW_FILES);
     assert_eq!((line["level"].as_str(), line["connections"].as_u64()), (Some("INFO"), Some(200)));
     let link = connector.stream();

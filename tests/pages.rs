@@ -52,7 +52,10 @@ fn peculiar(number: usize) -> String {
         3 => format!("\"large\":\"{}\"", "x".repeat(3000)),
         _ => "\"number\":123456789012345678901234567890".to_owned(),
     };
-    format!(r#"{{"type":"actions","product_id":"{PRODUCT}","session_id":"s{}","count":{number}, {rest} }}"#, number % 3)
+    format!(
+        r#"{{"type":"actions","product_id":"{PRODUCT}","session_id":"s{}","count":{number}, {rest} }}"#,
+        number % 3
+    )
 }
 
 #[test]
@@ -83,7 +86,8 @@ fn a_filter_lets_through_its_own_and_next_is_behind_what_it_hides() {
         let relay = setup.start();
         let mut link = connector.stream();
         let kind = |n| if n % 3 == 0 { "summary" } else { "actions" };
-        let payloads = (0..120).map(|n| event_like(kind(n), ["mine", "hers", "other", "other"][n % 4], n));
+        let payloads =
+            (0..120).map(|n| event_like(kind(n), ["mine", "hers", "other", "other"][n % 4], n));
         let frames = publish(&relay, &mut link, payloads);
         keeping.expect_kept(&relay, 120);
         let is_mine = |n: &usize| n.is_multiple_of(4);
@@ -92,17 +96,27 @@ fn a_filter_lets_through_its_own_and_next_is_behind_what_it_hides() {
         let numbers = |query: &str| -> Vec<usize> {
             let pages = Page::all(&relay, "0", query);
             let is_at_end = pages.last().is_some_and(|page| page.next == frames[119].id());
-            assert!(is_at_end || query.contains("limit"), "{query}: the last page says how far the log has moved on");
+            assert!(
+                is_at_end || query.contains("limit"),
+                "{query}: the last page says how far the log has moved on"
+            );
             pages.iter().flat_map(Page::numbers).collect()
         };
         for limit in ["", "&limit=4", "&limit=1"] {
             let check = |query: &str, expected: Vec<usize>| {
-                assert_eq!(numbers(&format!("{query}{limit}")), expected, "{keeping:?} {query}{limit}");
+                assert_eq!(
+                    numbers(&format!("{query}{limit}")),
+                    expected,
+                    "{keeping:?} {query}{limit}"
+                );
             };
             check("session_id=mine", (0..120).filter(is_mine).collect());
             check("session_id=mine&session_id=hers", (0..120).filter(is_hers_or_mine).collect());
             check("type=summary", (0..120).filter(is_summary).collect());
-            check("type=summary&session_id=mine", (0..120).filter(|n| is_mine(n) && is_summary(n)).collect());
+            check(
+                "type=summary&session_id=mine",
+                (0..120).filter(|n| is_mine(n) && is_summary(n)).collect(),
+            );
         }
     }
 }
@@ -117,13 +131,23 @@ fn a_filter_that_hides_everything_moves_on_and_loses_nothing_of_what_comes() {
         let frames = publish(&relay, &mut link, (0..60).map(event));
         for filter in ["session_id=mine", "type=summary"] {
             let page = Page::get(&relay, &format!("?{filter}"));
-            assert_eq!((page.events.len(), page.gap, page.next.as_str()), (0, None, frames[59].id()), "{keeping:?}");
+            assert_eq!(
+                (page.events.len(), page.gap, page.next.as_str()),
+                (0, None, frames[59].id()),
+                "{keeping:?}"
+            );
         }
-        let behind_others = Page::get(&relay, &format!("?session_id=mine&last_event_id={}", frames[20].id()));
+        let behind_others =
+            Page::get(&relay, &format!("?session_id=mine&last_event_id={}", frames[20].id()));
         assert_eq!((behind_others.events.len(), behind_others.next.as_str()), (0, frames[59].id()));
         let mine = publish(&relay, &mut link, [event_of("mine", 60), event_of("other", 61)]);
-        let page = Page::get(&relay, &format!("?session_id=mine&last_event_id={}", behind_others.next));
-        assert_eq!((&page.events[..], page.next.as_str()), (&mine[..1], mine[1].id()), "{keeping:?}");
+        let page =
+            Page::get(&relay, &format!("?session_id=mine&last_event_id={}", behind_others.next));
+        assert_eq!(
+            (&page.events[..], page.next.as_str()),
+            (&mine[..1], mine[1].id()),
+            "{keeping:?}"
+        );
     }
 }
 
@@ -135,7 +159,10 @@ fn at_the_end_polling_repeats_nothing_and_loses_nothing() {
         let relay = setup.start();
         // Nothing has ever come: even that is a place to go on from.
         let empty = Page::get(&relay, "");
-        assert!(empty.events.is_empty() && empty.gap.is_none() && empty.next.ends_with("-0"), "{empty:?}");
+        assert!(
+            empty.events.is_empty() && empty.gap.is_none() && empty.next.ends_with("-0"),
+            "{empty:?}"
+        );
         let mut link = connector.stream();
         let mut next = empty.next;
         for round in 0..3 {
@@ -199,7 +226,11 @@ fn a_page_never_crosses_a_gap() {
         assert_eq!(pages.len(), 3, "{keeping:?} {pages:?}");
         assert_eq!((&pages[0].events, &pages[0].gap), (&before, &None));
         assert_eq!(pages[0].next, before[2].id(), "the gap is the next page's");
-        assert_eq!((pages[1].events.len(), &pages[1].gap), (0, &Some(first.json())), "a second gap ends the page, too");
+        assert_eq!(
+            (pages[1].events.len(), &pages[1].gap),
+            (0, &Some(first.json())),
+            "a second gap ends the page, too"
+        );
         assert_eq!(pages[1].next, first.id());
         assert_eq!((&pages[2].events, &pages[2].gap), (&after, &Some(second.json())));
         assert_eq!(pages[2].next, after[36].id());
@@ -210,7 +241,10 @@ fn a_page_never_crosses_a_gap() {
         assert_eq!((shortest[2].numbers(), shortest[3].numbers()), (vec![3], vec![4]));
         let of_nobody = Page::all(&relay, "0", "session_id=nobody");
         assert_eq!(of_nobody.len(), 2, "a gap passes every filter: {of_nobody:?}");
-        assert_eq!((&of_nobody[1].gap, of_nobody[1].next.as_str()), (&Some(second.json()), after[36].id()));
+        assert_eq!(
+            (&of_nobody[1].gap, of_nobody[1].next.as_str()),
+            (&Some(second.json()), after[36].id())
+        );
     }
 }
 
@@ -237,13 +271,23 @@ fn who_comes_too_late_is_told_before_the_first_event() {
     let pages = Page::all(&relay, frames[3].id(), "limit=10");
     assert_eq!(pages.len(), 2);
     let gap = pages[0].gap.as_ref().unwrap();
-    assert_eq!((&gap["type"], &gap["reason"], &gap["product_id"]), (&"gap".into(), &"evicted".into(), &PRODUCT.into()));
-    assert_eq!((gap["after"].as_str(), gap["before"].as_str()), (Some(frames[3].id()), Some(frames[34].id())));
+    assert_eq!(
+        (&gap["type"], &gap["reason"], &gap["product_id"]),
+        (&"gap".into(), &"evicted".into(), &PRODUCT.into())
+    );
+    assert_eq!(
+        (gap["after"].as_str(), gap["before"].as_str()),
+        (Some(frames[3].id()), Some(frames[34].id()))
+    );
     assert_eq!((&pages[0].events[..], &pages[1].gap), (&frames[34..44], &None));
     assert_eq!(pages[1].events, frames[44..]);
     for from in ["", "?last_event_id=0"] {
         let kept = Page::get(&relay, from);
-        assert_eq!((&kept.events[..], kept.gap), (&frames[34..], None), "who asks for what is kept misses nothing");
+        assert_eq!(
+            (&kept.events[..], kept.gap),
+            (&frames[34..], None),
+            "who asks for what is kept misses nothing"
+        );
     }
 }
 
@@ -257,7 +301,11 @@ fn an_unknown_id_is_answered_by_a_gap_and_everything_kept() {
         relay.wait_for_upstream("connected");
         for (id, after) in [("7-7", Some("7-7")), ("nonsense", None)] {
             let page = Page::get(&relay, &format!("?last_event_id={id}"));
-            assert_eq!((page.reason(), page.events.len()), (Some("unknown_id"), 0), "{keeping:?} {id}");
+            assert_eq!(
+                (page.reason(), page.events.len()),
+                (Some("unknown_id"), 0),
+                "{keeping:?} {id}"
+            );
             let gap = page.gap.unwrap();
             assert_eq!((gap["after"].as_str(), &gap["before"]), (after, &serde_json::Value::Null));
             let again = Page::get(&relay, &format!("?last_event_id={}", page.next));
@@ -265,8 +313,9 @@ fn an_unknown_id_is_answered_by_a_gap_and_everything_kept() {
         }
         let frames = publish(&relay, &mut link, (0..30).map(event));
         for id in ["7-7", "nonsense"] {
-            let by_header =
-                Page::read(&relay.get(&format!("{PAGES}?limit=20&last_event_id=0"), &[("Last-Event-ID", id)]));
+            let by_header = Page::read(
+                &relay.get(&format!("{PAGES}?limit=20&last_event_id=0"), &[("Last-Event-ID", id)]),
+            );
             assert_eq!(
                 (by_header.reason(), &by_header.events[..]),
                 (Some("unknown_id"), &frames[..20]),
@@ -329,9 +378,14 @@ fn after_a_restart_pages_go_on_where_they_were() {
     wait_for_gaps(&relay, 1.0);
     let after = publish(&relay, &mut link, (40..60).map(event));
     let pages = Page::all(&relay, &second.next, "");
-    assert_eq!((pages.len(), pages[0].reason(), &pages[0].events), (1, Some("upstream_reconnect"), &after));
+    assert_eq!(
+        (pages.len(), pages[0].reason(), &pages[0].events),
+        (1, Some("upstream_reconnect"), &after)
+    );
     let everything = Page::all(&relay, "0", "");
-    assert!(everything.into_iter().flat_map(|page| page.events).eq(before.into_iter().chain(after)));
+    assert!(
+        everything.into_iter().flat_map(|page| page.events).eq(before.into_iter().chain(after))
+    );
 }
 
 #[test]
@@ -350,10 +404,12 @@ fn pages_are_opened_by_the_keys_of_the_stream() {
     let refused = relay.get(&format!("{PAGES}?limit=x"), &[]).problem(401);
     assert_eq!(refused.field("www-authenticate"), Some("Bearer"));
     relay.get(&format!("{PAGES}?access_token=key-of-agent-a"), &[]).problem(401);
-    let elsewhere = relay.get(PAGES, &[("Authorization", "Bearer key-of-agent-a"), ("Accept", "text/html")]);
+    let elsewhere =
+        relay.get(PAGES, &[("Authorization", "Bearer key-of-agent-a"), ("Accept", "text/html")]);
     assert_eq!(elsewhere.status(), 200, "JSON is all there is");
     for method in ["PATCH", "PUT", "DELETE", "OPTIONS"] {
-        let refused = http::ask(relay.public, method, PAGES, &[("Content-Length", "0")]).problem(405);
+        let refused =
+            http::ask(relay.public, method, PAGES, &[("Content-Length", "0")]).problem(405);
         assert_eq!(refused.field("allow"), Some("GET, POST"), "{method}");
     }
     let head = http::ask(relay.public, "HEAD", PAGES, &[]);
@@ -408,7 +464,11 @@ fn two_hundred_who_do_not_read_their_pages_cost_no_more_than_sixteen_pages() {
     let grown = resident() - before;
     assert!(grown < 64e6, "{grown} bytes for 200 clients");
     drop((served, waiting));
-    assert_eq!(Page::get(&relay, "?limit=1").events.len(), 1, "a place is free when its client has left");
+    assert_eq!(
+        Page::get(&relay, "?limit=1").events.len(),
+        1,
+        "a place is free when its client has left"
+    );
 }
 
 #[test]
@@ -422,7 +482,10 @@ fn one_address_that_does_not_read_its_pages_leaves_the_others_theirs() {
     let waiting: Vec<_> = (0..16).map(|_| stalled_at(&relay, 1)).collect();
     relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.1")]).problem(503); // behind all of them
     let asked = Instant::now();
-    assert_eq!(Page::read(&relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.2")])).events.len(), 100);
+    assert_eq!(
+        Page::read(&relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.2")])).events.len(),
+        100
+    );
     wait::assert_within(Duration::ZERO, asked); // a page has 30 s
     drop((served, waiting));
 }
@@ -436,7 +499,12 @@ fn stalled(relay: &Relay, count: usize) -> Vec<Wire> {
 fn stalled_at(relay: &Relay, last: usize) -> Wire {
     let mut wire = Wire::connect(relay.public);
     let address = format!("192.0.2.{last}");
-    wire.send(http::request(relay.public, "GET", &format!("{PAGES}?limit=1000"), &[("X-Forwarded-For", &address)]));
+    wire.send(http::request(
+        relay.public,
+        "GET",
+        &format!("{PAGES}?limit=1000"),
+        &[("X-Forwarded-For", &address)],
+    ));
     wire
 }
 

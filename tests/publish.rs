@@ -47,7 +47,11 @@ fn what_is_published_reaches_subscribers_pages_and_who_resumes_under_the_id_of_t
     assert_eq!(Page::read(&relay.get(PAGES, &[KEY])).numbers(), [1, 2, 3]);
     let metric = |name: &str| relay.metrics().value(name, &[("product_id", PRODUCT)]);
     assert_eq!(metric("autoplay_relay_published_events_total"), Some(1.0));
-    assert_eq!(metric("autoplay_relay_upstream_events_total"), Some(2.0), "of actions, from the upstream");
+    assert_eq!(
+        metric("autoplay_relay_upstream_events_total"),
+        Some(2.0),
+        "of actions, from the upstream"
+    );
 }
 
 #[test]
@@ -102,7 +106,9 @@ fn what_is_not_understood_is_400_with_the_reason() {
 fn who_may_not_publish_is_told_so() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
-    let post = |path: &str, fields: &[(&str, &str)]| http::ask_with(relay.public, "POST", path, fields, &event(1));
+    let post = |path: &str, fields: &[(&str, &str)]| {
+        http::ask_with(relay.public, "POST", path, fields, &event(1))
+    };
     post(PAGES, &[]).problem(401);
     post(PAGES, &[("Authorization", "Bearer wrong")]).problem(401);
     post(PAGES, &[("Authorization", "Bearer key-of-agent-a")]).problem(403);
@@ -118,7 +124,8 @@ fn where_no_credential_is_demanded_web_pages_are_kept_out() {
     let connector = Connector::new();
     let anonymous = "allow_anonymous = true\nanonymous_permissions = ['publish']";
     let relay = Setup::behind(&connector).auth(anonymous).start();
-    let post = |fields: &[(&str, &str)]| http::ask_with(relay.public, "POST", PAGES, fields, &event(1));
+    let post =
+        |fields: &[(&str, &str)]| http::ask_with(relay.public, "POST", PAGES, fields, &event(1));
     assert_eq!(post(&[]).status(), 202);
     post(&[("Origin", "https://evil.test")]).problem(403);
     post(&[("Host", "evil.test")]).problem(403);
@@ -148,7 +155,10 @@ fn over_the_smaller_limit_it_is_413_and_no_more_is_read() {
 fn a_body_announced_too_large_is_refused_before_it_is_sent() {
     let connector = Connector::new();
     let relay = setup(&connector).server("max_publish_bytes = '1KiB'").start();
-    assert_eq!(begin(&relay, "Content-Length: 99999999999\r\nExpect: 100-continue\r\n").head().status(), 413);
+    assert_eq!(
+        begin(&relay, "Content-Length: 99999999999\r\nExpect: 100-continue\r\n").head().status(),
+        413
+    );
     let mut wire = begin(&relay, "Transfer-Encoding: chunked\r\n");
     wire.send(format!("400\r\n{}\r\n", " ".repeat(1024)));
     wire.send("1\r\n \r\n");
@@ -187,7 +197,14 @@ fn what_many_publish_at_once_is_in_one_order_for_all_and_in_each_publishers_own(
                 for n in 0..EACH {
                     let body = event_of(&publisher.to_string(), publisher * EACH + n);
                     let length = body.len().to_string();
-                    wire.send(http::request(relay.public, "POST", PAGES, &[KEY, ("Content-Length", &length)]) + &body);
+                    wire.send(
+                        http::request(
+                            relay.public,
+                            "POST",
+                            PAGES,
+                            &[KEY, ("Content-Length", &length)],
+                        ) + &body,
+                    );
                 }
                 for _ in 0..EACH {
                     let head = wire.head();
@@ -200,13 +217,17 @@ fn what_many_publish_at_once_is_in_one_order_for_all_and_in_each_publishers_own(
             let mut frames = (0..PUBLISHERS * EACH).map(|_| subscriber.event());
             frames.by_ref().map(|frame| (frame.id().to_owned(), number(&frame.data))).collect()
         };
-        let readers: Vec<_> = subscribers.into_iter().map(|it| scope.spawn(move || read(it))).collect();
+        let readers: Vec<_> =
+            subscribers.into_iter().map(|it| scope.spawn(move || read(it))).collect();
         readers.into_iter().map(|reader| reader.join().unwrap()).collect()
     });
     assert!(orders.iter().all(|order| *order == orders[0]), "one order for all");
     for publisher in 0..PUBLISHERS {
         let own = orders[0].iter().map(|(_, n)| *n).filter(|n| n / EACH == publisher);
-        assert!(own.eq(publisher * EACH..(publisher + 1) * EACH), "publisher {publisher} in its own order");
+        assert!(
+            own.eq(publisher * EACH..(publisher + 1) * EACH),
+            "publisher {publisher} in its own order"
+        );
     }
 }
 
@@ -217,8 +238,11 @@ fn what_was_answered_as_durable_is_there_after_a_kill() {
     for life in 0..3 {
         let mut relay = data.setup(&connector, "").auth(KEYS).start();
         let kept = relay.get(&format!("{PAGES}?limit=1000"), &[KEY]);
-        let kept: Vec<_> =
-            Page::read(&kept).events.iter().map(|frame| (frame.id().to_owned(), number(&frame.data))).collect();
+        let kept: Vec<_> = Page::read(&kept)
+            .events
+            .iter()
+            .map(|frame| (frame.id().to_owned(), number(&frame.data)))
+            .collect();
         assert!(promised.iter().all(|it| kept.contains(it)), "life {life}: {promised:?} {kept:?}");
         let count = AtomicUsize::new(0);
         let answered: Vec<_> = thread::scope(|scope| {
@@ -256,13 +280,17 @@ fn while_the_store_fails_it_is_not_durable_and_not_waited_for() {
     relay.process.limit_file_size(Some(0));
     // The first one is waited for until the store is seen to fail.
     assert_eq!(publish(&relay, &event(1)).json()["durable"], false);
-    wait::until("it is degraded", || relay.metrics().value("autoplay_relay_log_degraded", &[]) == Some(1.0));
+    wait::until("it is degraded", || {
+        relay.metrics().value("autoplay_relay_log_degraded", &[]) == Some(1.0)
+    });
     let asked = Instant::now();
     assert_eq!(publish(&relay, &event(2)).json()["durable"], false);
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     assert_eq!(subscriber.numbers(3), [0, 1, 2], "live delivery does not wait");
     relay.process.limit_file_size(None);
-    wait::until("it is well again", || relay.metrics().value("autoplay_relay_log_degraded", &[]) == Some(0.0));
+    wait::until("it is well again", || {
+        relay.metrics().value("autoplay_relay_log_degraded", &[]) == Some(0.0)
+    });
     assert_eq!(publish(&relay, &event(3)).json()["durable"], true);
 }
 
@@ -278,7 +306,10 @@ fn a_relay_behind_a_relay_names_the_one_to_publish_at() {
     let refused = |leaf: &Relay| {
         let problem = publish(leaf, &event(2)).problem(403).json();
         let place = format!("http://{}", edge.address);
-        assert!(problem["detail"].as_str().unwrap().ends_with(&format!("publish at {place}")), "{problem}");
+        assert!(
+            problem["detail"].as_str().unwrap().ends_with(&format!("publish at {place}")),
+            "{problem}"
+        );
     };
     refused(&leaf);
     link.end();
@@ -331,7 +362,9 @@ fn who_announces_much_and_sends_nothing_takes_no_room() {
     // More than all the room there is.
     let lines = "Content-Length: 1048576\r\nExpect: 100-continue\r\n";
     let mut silent: Vec<_> = (0..80).map(|_| begin(&relay, lines)).collect();
-    silent.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 100, "each body is awaited"));
+    silent
+        .iter_mut()
+        .for_each(|wire| assert_eq!(wire.head().status(), 100, "each body is awaited"));
     let asked = Instant::now();
     assert_eq!(publish(&relay, &event(1)).status(), 202);
     wait::assert_within(Duration::ZERO, asked); // a body has 30 s
@@ -347,7 +380,8 @@ fn one_address_whose_bodies_do_not_end_leaves_the_others_their_room() {
     // Each a mebibyte but one byte, a quarter of all the room together.
     let endless: Vec<_> = (0..16)
         .map(|_| {
-            let mut wire = begin(&relay, "Content-Length: 1048576\r\nX-Forwarded-For: 192.0.2.1\r\n");
+            let mut wire =
+                begin(&relay, "Content-Length: 1048576\r\nX-Forwarded-For: 192.0.2.1\r\n");
             wire.send(&most);
             wire
         })

@@ -18,7 +18,8 @@ use common::{
 fn a_redirect_to_the_same_origin_carries_the_token() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
-    for location in ["/elsewhere?x=1".to_owned(), format!("http://{}/absolute", connector.address)] {
+    for location in ["/elsewhere?x=1".to_owned(), format!("http://{}/absolute", connector.address)]
+    {
         connector.accept().refuse("307 Temporary Redirect", &format!("Location: {location}\r\n"));
         let mut link = connector.accept();
         assert!(location.ends_with(link.request.path()), "{:?}", link.request);
@@ -60,7 +61,9 @@ fn redirects_without_end_or_aim_are_failures() {
     relay.wait_for_metric("autoplay_relay_upstream_connects_total", &outcome("failed"), 2.0);
     for n in 0..20 {
         connector.accept().refuse("302 Found", &format!("Location: /{n}\r\n"));
-        if relay.metrics().value("autoplay_relay_upstream_connects_total", &outcome("failed")) == Some(3.0) {
+        if relay.metrics().value("autoplay_relay_upstream_connects_total", &outcome("failed"))
+            == Some(3.0)
+        {
             return;
         }
     }

@@ -80,7 +80,14 @@ fn what_cannot_be_registered_is_told_by_field() {
         (json!({ "product_id": PRODUCT }), "integration_type"),
     ] {
         let problem = register(&relay, &body).problem(422);
-        assert!(problem.json()["errors"].as_array().unwrap().iter().any(|error| error["field"] == field), "{body}");
+        assert!(
+            problem.json()["errors"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|error| error["field"] == field),
+            "{body}"
+        );
         assert!(!problem.text().contains("hush"), "{}", problem.text());
     }
 }
@@ -109,7 +116,13 @@ fn push(url: &str, secret: &str) -> Value {
 }
 
 fn register(relay: &Relay, body: &Value) -> Answer {
-    http::ask_with(relay.admin, "POST", "/products", &[("Content-Type", "application/json")], &body.to_string())
+    http::ask_with(
+        relay.admin,
+        "POST",
+        "/products",
+        &[("Content-Type", "application/json")],
+        &body.to_string(),
+    )
 }
 
 /// The webhook that a registration has made.

@@ -22,13 +22,17 @@ fn frames_that_were_not_understood_are_listed_newest_first_with_what_they_held()
     let (relay, mut link) = relay();
     assert_eq!(relay.ask_admin("/api/v1/rejected").json(), json!({ "rejected": [] }));
     let long = format!("[\"{}\"]", "ä".repeat(400));
-    for payload in ["{", "{\"product_id\":\"prod_abc\"}", "{\"type\":\"a\",\"product_id\":\"other\"}", &long] {
+    for payload in
+        ["{", "{\"product_id\":\"prod_abc\"}", "{\"type\":\"a\",\"product_id\":\"other\"}", &long]
+    {
         link.event(payload);
     }
     link.event(format!("{{\"type\":\"a\",\"x\":\"{}\"}}", "x".repeat(2000)));
     let rejected = rejected(&relay, &mut link);
-    let told: Vec<_> =
-        rejected.iter().map(|frame| (frame["reason"].as_str().unwrap(), frame["bytes"].as_u64())).collect();
+    let told: Vec<_> = rejected
+        .iter()
+        .map(|frame| (frame["reason"].as_str().unwrap(), frame["bytes"].as_u64()))
+        .collect();
     let expected = [
         ("too_large", None),
         ("not_an_object", Some(804)),
@@ -42,7 +46,10 @@ fn frames_that_were_not_understood_are_listed_newest_first_with_what_they_held()
     assert!(long.starts_with(excerpt) && excerpt.len() == 512, "{excerpt}");
     for frame in &rejected {
         assert_eq!(frame["product_id"], PRODUCT);
-        assert!(frame["at"].as_str().is_some_and(|at| at.starts_with("20") && at.ends_with('Z')), "{frame}");
+        assert!(
+            frame["at"].as_str().is_some_and(|at| at.starts_with("20") && at.ends_with('Z')),
+            "{frame}"
+        );
     }
 }
 
@@ -65,7 +72,10 @@ fn an_erasure_takes_what_they_held() {
     let answer = relay.ask_admin("/api/v1/rejected");
     assert!(!answer.text().contains("mine"), "{}", answer.text());
     let frame = &answer.json()["rejected"][0];
-    assert_eq!((&frame["reason"], &frame["bytes"], &frame["excerpt"]), (&json!("no_type"), &json!(21), &Value::Null));
+    assert_eq!(
+        (&frame["reason"], &frame["bytes"], &frame["excerpt"]),
+        (&json!("no_type"), &json!(21), &Value::Null)
+    );
 }
 
 fn relay() -> (Relay, Link) {

@@ -55,7 +55,10 @@ fn behind(connector: &Connector, auth: &str) -> (Relay, Link) {
 
 fn disconnects(relay: &Relay, transport: &str, reason: &str) -> f64 {
     let labels = [("transport", transport), ("reason", reason)];
-    relay.metrics().value("autoplay_relay_subscriber_disconnects_total", &labels).unwrap_or_default()
+    relay
+        .metrics()
+        .value("autoplay_relay_subscriber_disconnects_total", &labels)
+        .unwrap_or_default()
 }
 
 /// Checks that streams opened by `revoked` end within a second of the reload to `auth`, and those by `kept` go on.
@@ -73,7 +76,10 @@ fn ends_streams(before: &str, revoked: &str, kept: &str, after: &str) {
     wait::assert_within(Duration::from_secs(1), reloaded);
     link.event(event(2));
     assert_eq!((neighbour.numbers(2), other.numbers(2)), (vec![1, 2], vec![1, 2]));
-    assert_eq!((disconnects(&relay, "sse", "revoked"), disconnects(&relay, "ws", "revoked")), (1.0, 1.0));
+    assert_eq!(
+        (disconnects(&relay, "sse", "revoked"), disconnects(&relay, "ws", "revoked")),
+        (1.0, 1.0)
+    );
     assert_eq!(relay.get(STREAM, &[("Authorization", revoked)]).status(), 401);
     open(&relay, kept);
     connector.expect_nobody(Duration::from_millis(100));
@@ -88,11 +94,17 @@ fn streams_of_a_key_that_is_gone_end_within_a_second_and_others_go_on() {
 #[test]
 fn streams_of_a_key_that_has_another_secret_now_end() {
     let (a, b) = (key("a", "key-of-a", ""), key("b", "key-of-b", ""));
-    ends_streams(&format!("{a}{b}"), "Bearer key-of-a", "Bearer key-of-b", &format!("{}{b}", key("a", "new", "")));
+    ends_streams(
+        &format!("{a}{b}"),
+        "Bearer key-of-a",
+        "Bearer key-of-b",
+        &format!("{}{b}", key("a", "new", "")),
+    );
 }
 
 #[test]
-fn streams_of_tokens_end_when_their_secret_is_accepted_no_more_and_stay_while_it_is_the_previous_one() {
+fn streams_of_tokens_end_when_their_secret_is_accepted_no_more_and_stay_while_it_is_the_previous_one()
+ {
     let (b, token) = (key("b", "key-of-b", ""), bearer(&json!({})));
     let rotated = format!("{b}[auth.jwt]\nsecret = 'another-secret-of-32-bytes-or-more'\n");
     ends_streams(&format!("{b}{}", jwt("")), &token, "Bearer key-of-b", &rotated);
@@ -113,16 +125,23 @@ fn streams_of_tokens_end_when_they_are_for_another_audience() {
 }
 
 #[test]
-fn a_key_that_loses_its_product_or_its_permission_loses_its_streams_and_one_that_is_renamed_keeps_them() {
-    for lost in
-        ["products = ['prod_other']\npermissions = ['subscribe']", "products = ['*']\npermissions = ['publish']"]
-    {
+fn a_key_that_loses_its_product_or_its_permission_loses_its_streams_and_one_that_is_renamed_keeps_them()
+ {
+    for lost in [
+        "products = ['prod_other']\npermissions = ['subscribe']",
+        "products = ['*']\npermissions = ['publish']",
+    ] {
         let connector = Connector::new();
-        let (relay, mut link) =
-            behind(&connector, &format!("{}{}", key("a", "key-of-a", ""), key("b", "key-of-b", "")));
-        let (mut loses, mut keeps) = (open(&relay, "Bearer key-of-a"), open(&relay, "Bearer key-of-b"));
+        let (relay, mut link) = behind(
+            &connector,
+            &format!("{}{}", key("a", "key-of-a", ""), key("b", "key-of-b", "")),
+        );
+        let (mut loses, mut keeps) =
+            (open(&relay, "Bearer key-of-a"), open(&relay, "Bearer key-of-b"));
         let lost = format!("[[auth.keys]]\nname = 'a'\nkey = 'key-of-a'\n{lost}\n");
-        Setup::behind(&connector).auth(&format!("{lost}{}", key("new-name", "key-of-b", ""))).reload(&relay);
+        Setup::behind(&connector)
+            .auth(&format!("{lost}{}", key("new-name", "key-of-b", "")))
+            .reload(&relay);
         loses.rest();
         link.event(event(1));
         assert_eq!(keeps.numbers(1), [1]);
@@ -158,7 +177,8 @@ fn another_admin_key_opens_the_admin_side_and_ends_the_streams_of_those_who_look
 #[test]
 fn a_stalled_stream_of_a_revoked_key_ends_as_well() {
     let connector = Connector::new();
-    let (relay, mut link) = behind(&connector, &format!("{}{}", key("a", "key-of-a", ""), key("b", "key-of-b", "")));
+    let (relay, mut link) =
+        behind(&connector, &format!("{}{}", key("a", "key-of-a", ""), key("b", "key-of-b", "")));
     let _takes_nothing = (open(&relay, "Bearer key-of-a"), socket(&relay, "Bearer key-of-a"));
     let large = format!(r#"{{"type":"actions","text":"{}"}}"#, "x".repeat(20_000));
     (0..1000).for_each(|_| link.event(&large));
@@ -178,13 +198,19 @@ fn limits_change_for_newcomers_and_nobody_who_is_there_has_to_go() {
     let relay = setup("").start();
     let mut link = connector.stream();
     let mut there = [relay.subscribe(), relay.subscribe()];
-    for (limit, status) in
-        [("max_subscribers = 2", 503), ("max_subscribers_per_ip = 2", 429), ("max_subscribers_per_key = 1", 429)]
-    {
+    for (limit, status) in [
+        ("max_subscribers = 2", 503),
+        ("max_subscribers_per_ip = 2", 429),
+        ("max_subscribers_per_key = 1", 429),
+    ] {
         setup(limit).reload(&relay);
         assert_eq!(relay.get(STREAM, &[]).status(), status, "{limit}");
         let most = if limit == "max_subscribers = 2" { 2.0 } else { 100_000.0 };
-        assert_eq!(relay.metrics().value("autoplay_relay_max_subscribers", &[]), Some(most), "{limit}");
+        assert_eq!(
+            relay.metrics().value("autoplay_relay_max_subscribers", &[]),
+            Some(most),
+            "{limit}"
+        );
     }
     setup("max_subscribers_per_ip = 3").reload(&relay);
     let third = relay.subscribe();
@@ -215,12 +241,16 @@ fn streams_from_before_and_after_a_change_of_their_product_all_get_every_event()
 #[test]
 fn pages_of_other_origins_are_let_in_also_on_a_connection_that_stands() {
     let connector = Connector::new();
-    let setup = |origins: &str| Setup::behind(&connector).server(&format!("cors_allowed_origins = [{origins}]"));
+    let setup = |origins: &str| {
+        Setup::behind(&connector).server(&format!("cors_allowed_origins = [{origins}]"))
+    };
     let relay = setup("").start();
     let (origin, path) = ([("Origin", "https://app.example.com")], format!("/events/{PRODUCT}"));
     let mut wire = http::Wire::connect(relay.public);
     let mut ask = || {
-        wire.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: https://app.example.com\r\n\r\n"));
+        wire.send(format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: https://app.example.com\r\n\r\n"
+        ));
         let head = wire.head();
         wire.body(head.field("content-length").unwrap().parse().unwrap());
         (head.status(), head.field("access-control-allow-origin").map(str::to_owned))
@@ -237,10 +267,13 @@ fn pages_of_other_origins_are_let_in_also_on_a_connection_that_stands() {
 #[test]
 fn a_bad_file_is_refused_whole_and_the_old_one_stays_in_force_until_it_is_mended() {
     let connector = Connector::new();
-    let (relay, mut link) = behind(&connector, &format!("{}{}", key("a", "key-of-a", ""), key("b", "key-of-b", "")));
+    let (relay, mut link) =
+        behind(&connector, &format!("{}{}", key("a", "key-of-a", ""), key("b", "key-of-b", "")));
     let mut stream = open(&relay, "Bearer key-of-a");
     assert_eq!(relay.metrics().value(SUCCESS, &[]), Some(1.0));
-    let bad = Setup::behind(&connector).auth(&key("b", "key-of-b", "")).server("max_subscribers = 'many'");
+    let bad = Setup::behind(&connector)
+        .auth(&key("b", "key-of-b", ""))
+        .server("max_subscribers = 'many'");
     bad.reload(&relay);
     assert_eq!(relay.metrics().value(SUCCESS, &[]), Some(0.0));
     let refused = relay.outcomes_of_reloads().pop().unwrap();
@@ -280,9 +313,11 @@ fn a_file_that_changes_is_noticed_without_a_signal_and_so_is_a_secret_that_kuber
     };
     mount("..1", "key-of-a\n");
     symlink("..data/key", secrets.path().join("key")).unwrap();
-    let a = key("a", "", "").replace("key = ''", &format!("key_file = '{}'", secrets.path().join("key").display()));
+    let a = key("a", "", "")
+        .replace("key = ''", &format!("key_file = '{}'", secrets.path().join("key").display()));
     let (relay, mut link) = behind(&connector, &format!("{a}{}", key("b", "key-of-b", "")));
-    let (mut stream, mut neighbour) = (open(&relay, "Bearer key-of-a"), open(&relay, "Bearer key-of-b"));
+    let (mut stream, mut neighbour) =
+        (open(&relay, "Bearer key-of-a"), open(&relay, "Bearer key-of-b"));
     mount("..2", "other-key-of-a\n");
     stream.rest();
     open(&relay, "Bearer other-key-of-a");
@@ -305,9 +340,13 @@ fn what_waits_for_a_restart_is_named_with_what_is_in_force_and_the_rest_comes_in
     let (relay, _link) = behind(&connector, &key("a", "key-of-a", ""));
     let setup = Setup::behind(&connector).auth(&key("b", "key-of-b", ""));
     setup.server("write_timeout = '7s'").log("memory_events = 1000").reload(&relay);
-    let line = relay.process.log_line("these keys cannot be changed while the relay runs: restart it");
+    let line =
+        relay.process.log_line("these keys cannot be changed while the relay runs: restart it");
     assert_eq!(line["level"], "WARN");
-    assert_eq!(line["keys"], "server.write_timeout (in force: 30s), log.memory_events (in force: 65536)");
+    assert_eq!(
+        line["keys"],
+        "server.write_timeout (in force: 30s), log.memory_events (in force: 65536)"
+    );
     let told = relay.outcomes_of_reloads().pop().unwrap();
     assert_eq!(told["changed"], "auth.keys[b] added, auth.keys[a] removed");
     open(&relay, "Bearer key-of-b");
@@ -316,8 +355,9 @@ fn what_waits_for_a_restart_is_named_with_what_is_in_force_and_the_rest_comes_in
 #[test]
 fn what_would_let_strangers_in_because_a_listener_waits_for_a_restart_is_refused() {
     let connector = Connector::new();
-    let setup =
-        |listen: &str, auth: &str| Setup::behind(&connector).server(&format!("listen = '{listen}:0'")).auth(auth);
+    let setup = |listen: &str, auth: &str| {
+        Setup::behind(&connector).server(&format!("listen = '{listen}:0'")).auth(auth)
+    };
     let relay = setup("0.0.0.0", &key("a", "key-of-a", "")).start();
     setup("127.0.0.1", "allow_anonymous = true").reload(&relay);
     let refused = relay.outcomes_of_reloads().pop().unwrap();
@@ -333,12 +373,15 @@ fn a_relay_on_environment_alone_says_that_there_is_nothing_to_read_again() {
         ("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0".to_owned()),
         ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0".to_owned()),
     ];
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let environment: Vec<_> =
+        environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let relay = Relay::of(Process::start(&["--log-format", "json", "serve"], &environment));
     let mut link = connector.stream();
     let mut stream = relay.subscribe();
     relay.process.signal("HUP");
-    relay.process.stderr.first("it is said", |line| line.contains("no configuration file to read again").then_some(()));
+    relay.process.stderr.first("it is said", |line| {
+        line.contains("no configuration file to read again").then_some(())
+    });
     link.event(event(1));
     assert_eq!(stream.numbers(1), [1]);
 }

@@ -73,38 +73,64 @@ fn storm(reloads: usize, with: impl Fn(Setup) -> Setup) {
             drop(last);
             links
         });
-        let on_streams = streams.into_iter().map(|mut it| scope.spawn(move || numbers_of(|| it.numbers(1)[0])));
+        let on_streams =
+            streams.into_iter().map(|mut it| scope.spawn(move || numbers_of(|| it.numbers(1)[0])));
         let on_streams: Vec<_> = on_streams.collect();
-        let on_sockets = sockets.into_iter().map(|mut it| scope.spawn(move || numbers_of(|| it.numbers(1)[0])));
+        let on_sockets =
+            sockets.into_iter().map(|mut it| scope.spawn(move || numbers_of(|| it.numbers(1)[0])));
         let on_sockets: Vec<_> = on_sockets.collect();
         for n in 1..=reloads {
             setup(n).reload(&relay);
         }
         is_over.store(true, Ordering::SeqCst);
         let sent = sending.join().unwrap();
-        for numbers in on_streams.into_iter().chain(on_sockets).map(|reader| reader.join().unwrap()) {
-            assert!(numbers.iter().copied().eq(0..sent), "lost or doubled: {} of {sent}", numbers.len());
+        for numbers in on_streams.into_iter().chain(on_sockets).map(|reader| reader.join().unwrap())
+        {
+            assert!(
+                numbers.iter().copied().eq(0..sent),
+                "lost or doubled: {} of {sent}",
+                numbers.len()
+            );
         }
         assert!(accepting.join().unwrap() >= 2, "the other product has been connected anew");
         let pushed = receiver.wait_for_accepted(sent + 1);
         let pushed: Vec<_> = pushed.iter().map(|request| request.number()).collect();
-        assert!(pushed.iter().copied().eq((0..sent).chain([LAST])), "the webhook got {} of {sent}", pushed.len());
+        assert!(
+            pushed.iter().copied().eq((0..sent).chain([LAST])),
+            "the webhook got {} of {sent}",
+            pushed.len()
+        );
     });
     assert_eq!(connector.open_paths().len(), 1, "the stream has stood all the time");
     let outcomes = relay.outcomes_of_reloads();
     assert!(outcomes.iter().all(|outcome| outcome["level"] == "INFO") && outcomes.len() >= reloads);
-    wait::until("all is in force", || relay.metrics().value("autoplay_relay_config_reload_success", &[]) == Some(1.0));
+    wait::until("all is in force", || {
+        relay.metrics().value("autoplay_relay_config_reload_success", &[]) == Some(1.0)
+    });
 }
 
 /// The configuration after so many reloads: each differs from the one before in all that can be changed.
-fn configuration(n: usize, connector: &Connector, restless: &Connector, receiver: &Receiver) -> Setup {
+fn configuration(
+    n: usize,
+    connector: &Connector,
+    restless: &Connector,
+    receiver: &Receiver,
+) -> Setup {
     let is_odd = n % 2 == 1;
     let either = |one: &'static str, other: &'static str| if is_odd { one } else { other };
-    let product = |id: &str| format!("[[auth.keys]]\nname = '{id}'\nkey = 'key-of-{id}'\nproducts = ['{PRODUCT}']\n");
-    let keys = format!("{}{}", product(either("all", "everybody")).replace("everybody'\np", "all'\np"), product("odd"));
+    let product = |id: &str| {
+        format!("[[auth.keys]]\nname = '{id}'\nkey = 'key-of-{id}'\nproducts = ['{PRODUCT}']\n")
+    };
+    let keys = format!(
+        "{}{}",
+        product(either("all", "everybody")).replace("everybody'\np", "all'\np"),
+        product("odd")
+    );
     let keys = keys.replace("key-of-everybody", "key-of-all");
     let jwt = match is_odd {
-        true => format!("[auth.jwt]\nsecret = 'another-secret-of-32-bytes-or-more'\nprevious_secret = '{SECRET}'\n"),
+        true => format!(
+            "[auth.jwt]\nsecret = 'another-secret-of-32-bytes-or-more'\nprevious_secret = '{SECRET}'\n"
+        ),
         false => jwt(""),
     };
     let auth = format!("{keys}{jwt}");
@@ -116,10 +142,15 @@ fn configuration(n: usize, connector: &Connector, restless: &Connector, receiver
         either("", "'https://app.example.com'"),
     );
     let webhooks = table("crm", receiver, &format!("timeout = '{}s'", 10 + n % 2));
-    let coming = if is_odd { table("now-and-then", receiver, "types = ['none']") } else { String::new() };
+    let coming =
+        if is_odd { table("now-and-then", receiver, "types = ['none']") } else { String::new() };
     let token = format!("token = 'token-{n}'");
     let setup = Setup::new().upstream(PRODUCT, &connector.url(PRODUCT), &token);
-    let setup = setup.upstream("restless", &restless.url("restless"), &format!("heartbeat_timeout = '{}s'", 75 + n));
+    let setup = setup.upstream(
+        "restless",
+        &restless.url("restless"),
+        &format!("heartbeat_timeout = '{}s'", 75 + n),
+    );
     let setup = match is_odd {
         true => setup.upstream("passing", &format!("http://127.0.0.1:1/{n}"), ""),
         false => setup,

@@ -63,13 +63,16 @@ fn an_upstream_that_refuses_is_tried_at_once_with_another_token() {
 #[test]
 fn another_url_or_timeout_or_size_ends_the_old_connection_before_the_new_one_and_is_a_gap() {
     let (connector, second) = (Connector::new(), Connector::new());
-    let setup = |at: &Connector, lines: &str| Setup::new().upstream(PRODUCT, &at.url(PRODUCT), lines);
+    let setup =
+        |at: &Connector, lines: &str| Setup::new().upstream(PRODUCT, &at.url(PRODUCT), lines);
     let relay = setup(&connector, "").start();
     let mut link = connector.stream();
     let mut stream = relay.subscribe();
     link.event(event(0));
     assert_eq!(stream.numbers(1), [0]);
-    for (n, lines) in ["heartbeat_timeout = '70s'", "max_event_bytes = '2MiB'"].into_iter().enumerate() {
+    for (n, lines) in
+        ["heartbeat_timeout = '70s'", "max_event_bytes = '2MiB'"].into_iter().enumerate()
+    {
         setup(&connector, lines).reload(&relay);
         let mut next = connector.stream(); // which fails if the one before is open
         assert_eq!(stream.gap().reason(), "upstream_reconnect");
@@ -120,14 +123,18 @@ fn comes_goes_and_comes_back(log: &str) -> Vec<usize> {
 
     two_products(&connector, log).reload(&relay);
     let mut other = connector.stream();
-    let (mut stream, mut socket) = (relay.subscribe_to(&path), relay.socket(&format!("/ws/{OTHER}")));
+    let (mut stream, mut socket) =
+        (relay.subscribe_to(&path), relay.socket(&format!("/ws/{OTHER}")));
     let webhook = json!({"id": "w", "product_id": OTHER, "url": format!("http://{}/", receiver.address), "secret": "s", "types": []});
     assert_eq!(relay.call("POST", "/api/v1/webhooks", &webhook).status(), 201);
     other.event(of_other(1));
     assert_eq!((stream.numbers(1), socket.numbers(1)), (vec![1], vec![1]));
     assert_eq!(receiver.wait_for_accepted(1)[0].number(), 1);
     let body = of_other(2);
-    assert_eq!(http::ask_with(relay.public, "POST", &format!("/events/{OTHER}"), &[], &body).status(), 401);
+    assert_eq!(
+        http::ask_with(relay.public, "POST", &format!("/events/{OTHER}"), &[], &body).status(),
+        401
+    );
     assert_eq!(relay.status()["upstreams"].as_array().unwrap().len(), 2);
     relay.wait_until_settled("w");
 
@@ -141,7 +148,10 @@ fn comes_goes_and_comes_back(log: &str) -> Vec<usize> {
     let scrape = relay.ask_admin("/metrics").text();
     assert!(!scrape.contains(OTHER), "{scrape}");
     let labels = [("transport", "sse"), ("reason", "removed")];
-    assert_eq!(relay.metrics().value("autoplay_relay_subscriber_disconnects_total", &labels), Some(1.0));
+    assert_eq!(
+        relay.metrics().value("autoplay_relay_subscriber_disconnects_total", &labels),
+        Some(1.0)
+    );
     assert_eq!(relay.status()["upstreams"].as_array().unwrap().len(), 1);
     assert_eq!(relay.call("GET", "/api/v1/webhooks/w", &Value::Null).status(), 404);
     link.event(event(7));
@@ -158,7 +168,12 @@ fn comes_goes_and_comes_back(log: &str) -> Vec<usize> {
         frame = stream.item();
     }
     assert_eq!(number(&frame.data), 3);
-    assert_eq!(relay.call("DELETE", &format!("/api/v1/events/{OTHER}?session_id=nobody"), &Value::Null).status(), 200);
+    assert_eq!(
+        relay
+            .call("DELETE", &format!("/api/v1/events/{OTHER}?session_id=nobody"), &Value::Null)
+            .status(),
+        200
+    );
     let is_durable = !log.is_empty();
     if is_durable {
         assert_eq!(receiver.wait_for_accepted(2)[1].number(), 3, "its webhook has waited for it");
@@ -183,13 +198,20 @@ fn numbers(relay: &Relay) -> Vec<usize> {
 
 #[test]
 fn a_product_that_goes_is_404_and_one_that_comes_is_served_at_once() {
-    assert_eq!(comes_goes_and_comes_back(""), [3], "without a store nothing is kept of what has gone");
+    assert_eq!(
+        comes_goes_and_comes_back(""),
+        [3],
+        "without a store nothing is kept of what has gone"
+    );
 }
 
 #[test]
 fn with_a_store_a_product_that_comes_back_goes_on_where_it_was() {
     let directory = tempfile::tempdir().unwrap();
-    assert_eq!(comes_goes_and_comes_back(&format!("data_dir = '{}'", directory.path().display())), [1, 3]);
+    assert_eq!(
+        comes_goes_and_comes_back(&format!("data_dir = '{}'", directory.path().display())),
+        [1, 3]
+    );
 }
 
 #[test]
@@ -221,7 +243,8 @@ fn what_publishers_may_send_follows_the_upstream() {
     let relay = setup("1KiB").start();
     let _link = connector.stream();
     let body = format!(r#"{{"type":"own","text":"{}"}}"#, "x".repeat(2000));
-    let publish = || http::ask_with(relay.public, "POST", &format!("/events/{PRODUCT}"), &[], &body).status();
+    let publish =
+        || http::ask_with(relay.public, "POST", &format!("/events/{PRODUCT}"), &[], &body).status();
     assert_eq!(publish(), 413);
     setup("4KiB").reload(&relay);
     assert_eq!(publish(), 202);

@@ -28,7 +28,8 @@ fn a_webhook_that_comes_gets_events_from_then_on_and_one_that_goes_gets_no_more(
     setup(&table("crm", &receiver, "")).reload(&relay);
     assert_eq!(relay.webhook("crm")["source"], "file");
     relay.publish(&mut link, 2..4);
-    let numbers: Vec<_> = receiver.wait_for_accepted(2).iter().map(|request| request.number()).collect();
+    let numbers: Vec<_> =
+        receiver.wait_for_accepted(2).iter().map(|request| request.number()).collect();
     assert_eq!(numbers, [2, 3]);
 
     receiver.now(|_| Answer::Status(503));
@@ -48,7 +49,8 @@ fn a_webhook_that_comes_gets_events_from_then_on_and_one_that_goes_gets_no_more(
 
 #[test]
 fn a_webhook_that_is_changed_keeps_its_place_and_signs_with_its_former_secret_for_a_while() {
-    let (connector, first, second) = (Connector::new(), Receiver::answering(503), Receiver::accepting());
+    let (connector, first, second) =
+        (Connector::new(), Receiver::answering(503), Receiver::accepting());
     let setup = |table: &str| Setup::behind(&connector).more(&format!("{table}{LOOPBACK}"));
     let relay = setup(&table("crm", &first, "")).start();
     let mut link = connector.stream();
@@ -58,7 +60,8 @@ fn a_webhook_that_is_changed_keeps_its_place_and_signs_with_its_former_secret_fo
     setup(&table("crm", &second, &lines)).reload(&relay);
     let pushed = second.wait_for_accepted(5);
     assert!(pushed.iter().map(|request| request.number()).eq(0..5));
-    let signatures = ["another-secret", SECRET].map(|secret| signature(&pushed[0], secret.as_bytes()));
+    let signatures =
+        ["another-secret", SECRET].map(|secret| signature(&pushed[0], secret.as_bytes()));
     assert_eq!(pushed[0].field("webhook-signature"), signatures.join(" "));
 }
 
@@ -73,7 +76,10 @@ fn the_file_wins_over_the_api_for_the_same_id_and_others_of_the_api_stay() {
         assert_eq!(relay.call("POST", "/api/v1/webhooks", &body).status(), 201);
     }
     setup(&table("mine", &receiver, "timeout = '7s'")).reload(&relay);
-    assert_eq!((&relay.webhook("mine")["source"], &relay.webhook("mine")["timeout"]), (&json!("file"), &json!("7s")));
+    assert_eq!(
+        (&relay.webhook("mine")["source"], &relay.webhook("mine")["timeout"]),
+        (&json!("file"), &json!("7s"))
+    );
     assert_eq!(relay.webhook("yours")["source"], "api");
     relay.publish(&mut link, 0..1);
     receiver.wait_for_accepted(2);
@@ -82,7 +88,9 @@ fn the_file_wins_over_the_api_for_the_same_id_and_others_of_the_api_stay() {
 #[test]
 fn what_webhooks_may_reach_follows_the_file() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
-    let setup = |egress: &str| Setup::behind(&connector).more(&format!("{}{egress}", table("crm", &receiver, "")));
+    let setup = |egress: &str| {
+        Setup::behind(&connector).more(&format!("{}{egress}", table("crm", &receiver, "")))
+    };
     let relay = setup("").start();
     let mut link = connector.stream();
     let reaches = || relay.tell_webhook("crm", "test").json()["status"] == 200;

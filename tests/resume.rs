@@ -158,7 +158,10 @@ fn an_id_that_the_log_does_not_know_is_answered_by_a_gap_and_everything_kept() {
         assert!(resumed.numbers(5).into_iter().eq(0..5), "{id}");
         assert_eq!(gaps(&relay, "unknown_id"), (n + 1) as f64);
         let mut again = relay.resume(gap.id());
-        assert!(again.numbers(5).into_iter().eq(0..5), "the id of the gap repeats neither it nor an event");
+        assert!(
+            again.numbers(5).into_iter().eq(0..5),
+            "the id of the gap repeats neither it nor an event"
+        );
     }
 }
 
@@ -169,7 +172,10 @@ fn before_anything_was_kept_an_unknown_id_has_nothing_before_it() {
     let mut link = connector.stream();
     let mut resumed = relay.resume("1-1");
     let gap = resumed.gap();
-    assert_eq!((&gap.json()["after"], &gap.json()["before"]), (&"1-1".into(), &serde_json::Value::Null));
+    assert_eq!(
+        (&gap.json()["after"], &gap.json()["before"]),
+        (&"1-1".into(), &serde_json::Value::Null)
+    );
     link.event(event(0));
     assert_eq!(resumed.numbers(1), [0]);
     let mut again = relay.resume(gap.id());
@@ -186,7 +192,10 @@ fn a_reader_whose_next_events_are_gone_is_told_between_which_ids() {
     let gap = resumed.gap();
     let notice = gap.json();
     assert_eq!(notice["reason"], "evicted");
-    assert_eq!((notice["after"].as_str(), notice["before"].as_str()), (Some(frames[3].id()), Some(frames[34].id())));
+    assert_eq!(
+        (notice["after"].as_str(), notice["before"].as_str()),
+        (Some(frames[3].id()), Some(frames[34].id()))
+    );
     for frame in &frames[34..] {
         assert_eq!(resumed.event(), *frame);
     }
@@ -215,7 +224,10 @@ fn what_went_for_lack_of_bytes_is_a_gap_as_well() {
         .collect();
     let mut resumed = relay.resume(frames[0].id());
     let gap = resumed.gap().json();
-    assert_eq!((gap["reason"].as_str(), gap["after"].as_str()), (Some("evicted"), Some(frames[0].id())));
+    assert_eq!(
+        (gap["reason"].as_str(), gap["after"].as_str()),
+        (Some("evicted"), Some(frames[0].id()))
+    );
     let first = resumed.event();
     assert_eq!(gap["before"].as_str(), Some(first.id()));
     let first = number(&first.data);
@@ -246,8 +258,11 @@ fn a_session_whose_events_are_all_kept_has_no_gap_though_others_lost_theirs() {
     let mut resumed = Subscriber::open(relay.public, path, &[("Last-Event-ID", frames[0].id())]);
     assert_eq!(resumed.event(), frames[3]);
     assert_eq!(gaps(&relay, "evicted"), 0.0);
-    let mut other =
-        Subscriber::open(relay.public, "/stream/prod_abc?session_id=other", &[("Last-Event-ID", frames[0].id())]);
+    let mut other = Subscriber::open(
+        relay.public,
+        "/stream/prod_abc?session_id=other",
+        &[("Last-Event-ID", frames[0].id())],
+    );
     assert_eq!(other.gap().json()["reason"], "evicted", "whose events did go is told");
 }
 
@@ -317,7 +332,10 @@ fn an_unknown_id_with_a_filter_gets_the_gap_and_only_what_the_filter_lets_throug
     assert!(all.numbers(19).into_iter().eq(1..20));
     let mut resumed = Subscriber::open(relay.public, MINE, &[("Last-Event-ID", "7-7")]);
     let gap = resumed.gap();
-    assert_eq!((&gap.json()["reason"], &gap.json()["before"]), (&"unknown_id".into(), &first.id().into()));
+    assert_eq!(
+        (&gap.json()["reason"], &gap.json()["before"]),
+        (&"unknown_id".into(), &first.id().into())
+    );
     assert_eq!(resumed.numbers(4), [0, 5, 10, 15]);
 }
 
@@ -340,5 +358,7 @@ fn publish(relay: &Relay, link: &mut Link, numbers: std::ops::Range<usize>) -> V
 /// How many gaps of a reason have been counted.
 fn gaps(relay: &Relay, reason: &str) -> f64 {
     let labels = [("product_id", PRODUCT), ("reason", reason)];
-    wait::value("the counter is there", || relay.metrics().value("autoplay_relay_gaps_total", &labels))
+    wait::value("the counter is there", || {
+        relay.metrics().value("autoplay_relay_gaps_total", &labels)
+    })
 }

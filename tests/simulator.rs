@@ -25,7 +25,8 @@ use serde_json::Value;
 fn the_same_seed_makes_the_same_events_but_for_their_times() {
     let simulators = [simulate("7"), simulate("7"), simulate("8")];
     let events: Vec<Vec<Value>> = std::thread::scope(|scope| {
-        let readers: Vec<_> = simulators.iter().map(|simulator| scope.spawn(|| events(simulator, 800))).collect();
+        let readers: Vec<_> =
+            simulators.iter().map(|simulator| scope.spawn(|| events(simulator, 800))).collect();
         readers.into_iter().map(|reader| reader.join().unwrap()).collect()
     });
     assert!(are_parts_of_one(&events[0], &events[1]), "the same seed");
@@ -35,7 +36,8 @@ fn the_same_seed_makes_the_same_events_but_for_their_times() {
 #[test]
 fn every_type_of_payload_comes_and_a_relay_takes_all_of_them() {
     let (_simulator, address) = simulate("1");
-    let relay = Setup::new().upstream("prod_1", &format!("http://{address}/stream/prod_1"), "").start();
+    let relay =
+        Setup::new().upstream("prod_1", &format!("http://{address}/stream/prod_1"), "").start();
     let mut subscriber = relay.subscribe_to("/stream/prod_1");
     let mut kinds = BTreeSet::new();
     for _ in 0..1500 {
@@ -51,7 +53,8 @@ fn every_type_of_payload_comes_and_a_relay_takes_all_of_them() {
         assert!(kinds.contains(kind), "{kind} in {kinds:?}");
     }
     let metrics = relay.metrics();
-    let rejected = |reason| metrics.value("autoplay_relay_upstream_rejected_total", &[("reason", reason)]);
+    let rejected =
+        |reason| metrics.value("autoplay_relay_upstream_rejected_total", &[("reason", reason)]);
     assert_eq!(
         (rejected("invalid_json"), rejected("no_type"), rejected("wrong_product")),
         (Some(0.0), Some(0.0), Some(0.0))
@@ -105,7 +108,9 @@ fn simulate(seed: &str) -> Simulator {
 /// The next events of a simulator, without what tells the time.
 fn events(simulator: &Simulator, count: usize) -> Vec<Value> {
     let blocks = blocks(simulator, count, |block| block.starts_with("data: "));
-    let payloads = blocks.iter().map(|block| serde_json::from_str(block.strip_prefix("data: ").unwrap()).unwrap());
+    let payloads = blocks
+        .iter()
+        .map(|block| serde_json::from_str(block.strip_prefix("data: ").unwrap()).unwrap());
     payloads.map(timeless).collect()
 }
 
@@ -119,8 +124,12 @@ fn blocks(simulator: &Simulator, count: usize, is_wanted: impl Fn(&str) -> bool)
         wire.decode(&mut framing, &mut body);
         let text = String::from_utf8_lossy(&body);
         let (whole, _) = text.rsplit_once("\n\n").unwrap_or_default();
-        let found: Vec<_> =
-            whole.split("\n\n").filter(|block| is_wanted(block)).take(count).map(str::to_owned).collect();
+        let found: Vec<_> = whole
+            .split("\n\n")
+            .filter(|block| is_wanted(block))
+            .take(count)
+            .map(str::to_owned)
+            .collect();
         if found.len() == count {
             return found;
         }
@@ -132,7 +141,9 @@ fn blocks(simulator: &Simulator, count: usize, is_wanted: impl Fn(&str) -> bool)
 fn timeless(mut value: Value) -> Value {
     match &mut value {
         Value::Object(fields) => {
-            fields.retain(|name, _| !matches!(name.as_str(), "forwarded_at" | "timestamp_start" | "timestamp_end"));
+            fields.retain(|name, _| {
+                !matches!(name.as_str(), "forwarded_at" | "timestamp_start" | "timestamp_end")
+            });
             fields.values_mut().for_each(|field| *field = timeless(field.take()));
         }
         Value::Array(items) => items.iter_mut().for_each(|item| *item = timeless(item.take())),
@@ -144,7 +155,8 @@ fn timeless(mut value: Value) -> Value {
 /// Whether the two are the same sequence but for where they begin: nobody can join at the very first event.
 fn are_parts_of_one(one: &[Value], other: &[Value]) -> bool {
     let begins_later = |early: &[Value], late: &[Value]| {
-        (0..early.len() - LEAST_OVERLAP).any(|shift| early[shift..].iter().zip(late).all(|(a, b)| a == b))
+        (0..early.len() - LEAST_OVERLAP)
+            .any(|shift| early[shift..].iter().zip(late).all(|(a, b)| a == b))
     };
     begins_later(one, other) || begins_later(other, one)
 }

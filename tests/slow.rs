@@ -90,7 +90,10 @@ fn a_stalled_reader_that_wakes_up_late_is_told_of_what_it_missed() {
         let frame = subscriber.item();
         if frame.event.as_deref() == Some("gap") {
             let notice = frame.json();
-            assert_eq!((&notice["reason"], notice["after"].as_str()), (&"evicted".into(), last_id.as_deref()));
+            assert_eq!(
+                (&notice["reason"], notice["after"].as_str()),
+                (&"evicted".into(), last_id.as_deref())
+            );
             let first = subscriber.event();
             assert_eq!(notice["before"].as_str(), Some(first.id()));
             assert!(number(&first.data) > next, "events were missed");
@@ -105,5 +108,8 @@ fn a_stalled_reader_that_wakes_up_late_is_told_of_what_it_missed() {
     }
     assert!(notices >= 1);
     let labels = [("product_id", PRODUCT), ("reason", "evicted")];
-    assert_eq!(relay.metrics().value("autoplay_relay_gaps_total", &labels), Some(f64::from(notices)));
+    assert_eq!(
+        relay.metrics().value("autoplay_relay_gaps_total", &labels),
+        Some(f64::from(notices))
+    );
 }

@@ -37,7 +37,9 @@ fn a_token_limits_a_socket_at_its_beginning_in_the_replay_and_through_every_chan
         publish(kind, session, n);
     }
     assert_eq!(socket.numbers(2), [0, 3]);
-    for more in [r#"{"session_ids":["s3"]}"#, r#"{"session_ids":["s1","s3"]}"#, r#"{"types":["actions"]}"#] {
+    for more in
+        [r#"{"session_ids":["s3"]}"#, r#"{"session_ids":["s1","s3"]}"#, r#"{"types":["actions"]}"#]
+    {
         socket.say(&format!(r#"{{"subscribe":{more}}}"#));
         assert_eq!(socket.message()["event"], "error", "{more}");
     }
@@ -49,14 +51,20 @@ fn a_token_limits_a_socket_at_its_beginning_in_the_replay_and_through_every_chan
     assert_eq!(socket.numbers(1), [5]);
     socket.say(r#"{"subscribe":{}}"#);
     let granted = json!({"session_ids": ["s1", "s2"], "types": ["summary", "own"]});
-    assert_eq!(socket.message()["data"], granted, "asking for nothing gets the limit, not everything");
+    assert_eq!(
+        socket.message()["data"],
+        granted,
+        "asking for nothing gets the limit, not everything"
+    );
     publish("actions", "s2", 6);
     publish("own", "s1", 7);
     assert_eq!(socket.numbers(1), [7]);
     let mut replayed = open(&relay, &format!("{SOCKET}?last_event_id=0"), &token);
     assert_eq!(replayed.numbers(5), [0, 3, 4, 5, 7]);
-    for path in ["?session_id=s3", "?type=actions", "?session_id=s1&session_id=s3&last_event_id=0"] {
-        let (head, _) = websocket::ask(relay.public, &format!("{SOCKET}{path}"), &[("Authorization", &token)]);
+    for path in ["?session_id=s3", "?type=actions", "?session_id=s1&session_id=s3&last_event_id=0"]
+    {
+        let (head, _) =
+            websocket::ask(relay.public, &format!("{SOCKET}{path}"), &[("Authorization", &token)]);
         assert_eq!(head.status(), 403, "{path}");
     }
 }
@@ -80,7 +88,8 @@ fn a_socket_is_closed_with_1008_before_its_token_is_over() {
 #[test]
 fn a_token_that_is_over_ends_also_a_socket_that_is_leaving_and_takes_nothing() {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).server("max_connection_age = '500ms'").auth(&jwt("")).start();
+    let relay =
+        Setup::behind(&connector).server("max_connection_age = '500ms'").auth(&jwt("")).start();
     let mut link = connector.stream();
     let _takes_nothing = open(&relay, SOCKET, &bearer(&json!({"exp": now() + 3.0})));
     let session = "x".repeat(8000);
@@ -101,7 +110,8 @@ fn an_operator_sees_a_socket_and_ends_it_with_1008() {
     assert_eq!(socket.numbers(1), [0]);
     let mut listed = Value::Null;
     common::wait::until("it has everything", || {
-        listed = http::get(relay.admin, "/api/v1/subscribers", &[]).json()["subscribers"][0].clone();
+        listed =
+            http::get(relay.admin, "/api/v1/subscribers", &[]).json()["subscribers"][0].clone();
         listed["behind"] == 0
     });
     assert_eq!((&listed["transport"], &listed["key"]), (&json!("ws"), &json!("token")));
@@ -109,7 +119,9 @@ fn an_operator_sees_a_socket_and_ends_it_with_1008() {
     assert_eq!(http::ask(relay.admin, "DELETE", &path, &[]).status(), 204);
     assert_eq!(socket.close_code(), 1008);
     // Once the closing handshake is over.
-    common::wait::until("it is known no more", || http::ask(relay.admin, "DELETE", &path, &[]).status() == 404);
+    common::wait::until("it is known no more", || {
+        http::ask(relay.admin, "DELETE", &path, &[]).status() == 404
+    });
 }
 
 #[test]

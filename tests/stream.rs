@@ -74,7 +74,8 @@ fn an_http_1_0_proxy_gets_the_same_bytes_without_chunks() {
 fn retry_is_jittered_per_connection() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
-    let retries: std::collections::BTreeSet<String> = (0..12).map(|_| relay.subscribe().retry).collect();
+    let retries: std::collections::BTreeSet<String> =
+        (0..12).map(|_| relay.subscribe().retry).collect();
     assert!(retries.len() > 1, "{retries:?}");
 }
 
@@ -105,9 +106,12 @@ fn session_filters_let_through_exactly_their_sessions() {
     let mut two = relay.subscribe_to("/stream/prod_abc?session_id=a&session_id=b%20b");
     let mut prefix = relay.subscribe_to("/stream/prod_abc?session_id=A&session_id=a%20");
     let mut all = relay.subscribe();
-    let without = format!(r#"{{"type":"actions","product_id":"{PRODUCT}","session_id":null,"count":2}}"#);
+    let without =
+        format!(r#"{{"type":"actions","product_id":"{PRODUCT}","session_id":null,"count":2}}"#);
     let absent = format!(r#"{{"type":"actions","product_id":"{PRODUCT}","count":3}}"#);
-    for payload in [event_of("a", 0), event_of("b b", 1), without, absent, event_of("c", 4), event_of("a", 5)] {
+    for payload in
+        [event_of("a", 0), event_of("b b", 1), without, absent, event_of("c", 4), event_of("a", 5)]
+    {
         link.event(payload);
     }
     assert_eq!(all.numbers(6), [0, 1, 2, 3, 4, 5]);
@@ -125,10 +129,15 @@ fn type_filters_let_through_exactly_their_types() {
     let mut summaries = relay.subscribe_to("/stream/prod_abc?type=summary");
     let mut two = relay.subscribe_to("/stream/prod_abc?type=actions&type=goal_reached");
     let mut of_session = relay.subscribe_to("/stream/prod_abc?type=summary&session_id=b");
-    for (n, (kind, session)) in
-        [("actions", "a"), ("summary", "a"), ("goal_reached", "b"), ("summary", "b"), ("usertour_trigger", "b")]
-            .into_iter()
-            .enumerate()
+    for (n, (kind, session)) in [
+        ("actions", "a"),
+        ("summary", "a"),
+        ("goal_reached", "b"),
+        ("summary", "b"),
+        ("usertour_trigger", "b"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         link.event(event_like(kind, session, n));
     }
@@ -156,7 +165,11 @@ fn a_heartbeat_moves_the_id_on_over_events_that_the_filter_hides_and_only_then()
     let mut all = relay.subscribe();
     link.event(event_of("mine", 0));
     assert_eq!(filtered.numbers(1), [0]);
-    assert_eq!(filtered.block(), b"event: heartbeat\ndata:\n\n", "the client has the newest id already");
+    assert_eq!(
+        filtered.block(),
+        b"event: heartbeat\ndata:\n\n",
+        "the client has the newest id already"
+    );
     link.event(event_of("other", 1));
     assert_eq!(all.numbers(1), [0]);
     let hidden = all.event();
@@ -170,8 +183,11 @@ fn a_heartbeat_moves_the_id_on_over_events_that_the_filter_hides_and_only_then()
     assert_eq!(moved.id(), hidden.id());
     assert_eq!(filtered.block(), b"event: heartbeat\ndata:\n\n", "the id is given once");
     link.event(event_of("mine", 2));
-    let mut resumed =
-        Subscriber::open(relay.public, "/stream/prod_abc?session_id=mine", &[("Last-Event-ID", moved.id())]);
+    let mut resumed = Subscriber::open(
+        relay.public,
+        "/stream/prod_abc?session_id=mine",
+        &[("Last-Event-ID", moved.id())],
+    );
     assert_eq!(resumed.numbers(1), [2]);
 }
 
@@ -202,8 +218,10 @@ fn two_thousand_events_reach_twenty_subscribers_in_order_and_none_is_lost() {
     let mut link = connector.stream();
     let mut subscribers: Vec<Subscriber> = (0..20).map(|_| relay.subscribe()).collect();
     std::thread::scope(|scope| {
-        let readers: Vec<_> =
-            subscribers.iter_mut().map(|subscriber| scope.spawn(move || subscriber.numbers(EVENTS))).collect();
+        let readers: Vec<_> = subscribers
+            .iter_mut()
+            .map(|subscriber| scope.spawn(move || subscriber.numbers(EVENTS)))
+            .collect();
         let mut burst = String::new();
         for n in 0..EVENTS {
             burst += &format!("data: {}\n\n", event(n));
@@ -238,8 +256,12 @@ fn the_last_event_id_header_wins_over_the_query() {
 fn other_methods_are_405_and_told_which_one_is_allowed() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     for method in ["POST", "PUT", "DELETE", "PATCH"] {
-        let answer = http::ask(relay.public, method, STREAM, &[("Content-Length", "0")]).problem(405);
-        assert!(answer.field("allow").is_some_and(|allow| allow.contains("GET")), "{method}: {answer:?}");
+        let answer =
+            http::ask(relay.public, method, STREAM, &[("Content-Length", "0")]).problem(405);
+        assert!(
+            answer.field("allow").is_some_and(|allow| allow.contains("GET")),
+            "{method}: {answer:?}"
+        );
     }
 }
 
@@ -247,7 +269,10 @@ fn other_methods_are_405_and_told_which_one_is_allowed() {
 fn head_is_405_as_well_for_a_stream_has_no_end_to_describe() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     let answer = http::ask(relay.public, "HEAD", STREAM, &[]);
-    assert_eq!((answer.status(), answer.field("content-type")), (405, Some("application/problem+json")));
+    assert_eq!(
+        (answer.status(), answer.field("content-type")),
+        (405, Some("application/problem+json"))
+    );
     assert_eq!(answer.field("allow"), Some("GET"));
 }
 
@@ -262,10 +287,17 @@ fn what_is_not_there_is_404() {
 #[test]
 fn an_accept_that_excludes_event_streams_is_406() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
-    for accept in ["application/json", "text/event-stream;q=0", "text/html, image/*", "text/event-stream; q=0.0, */*"] {
+    for accept in [
+        "application/json",
+        "text/event-stream;q=0",
+        "text/html, image/*",
+        "text/event-stream; q=0.0, */*",
+    ] {
         relay.get(STREAM, &[("Accept", accept)]).problem(406);
     }
-    for accept in ["*/*", "text/event-stream", "text/*;q=0.1", "application/json, text/event-stream"] {
+    for accept in
+        ["*/*", "text/event-stream", "text/*;q=0.1", "application/json, text/event-stream"]
+    {
         Subscriber::open(relay.public, STREAM, &[("Accept", accept)]);
     }
 }
@@ -276,7 +308,8 @@ fn filters_that_mean_nothing_are_400() {
     relay.get("/stream/prod_abc?session_id=", &[]).problem(400);
     relay.get("/stream/prod_abc?type=", &[]).problem(400);
     relay.get("/stream/prod_abc?session_id=a&session_id=", &[]).problem(400);
-    let sessions = |count| (0..count).map(|n| format!("session_id={n}")).collect::<Vec<_>>().join("&");
+    let sessions =
+        |count| (0..count).map(|n| format!("session_id={n}")).collect::<Vec<_>>().join("&");
     relay.get(&format!("{STREAM}?{}", sessions(1001)), &[]).problem(400);
     relay.get(&format!("{STREAM}?{}&type=x", sessions(1000)), &[]).problem(400);
     relay.subscribe_to(&format!("{STREAM}?{}", sessions(1000)));
@@ -286,7 +319,8 @@ fn filters_that_mean_nothing_are_400() {
 fn no_id_whatever_it_is_ends_a_stream_with_400() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     let long = "9".repeat(5000);
-    for id in ["", "x", "-", "1-", "-1", "1-1-1", "18446744073709551616-1", "1 1", "\u{fc}", &long] {
+    for id in ["", "x", "-", "1-", "-1", "1-1-1", "18446744073709551616-1", "1 1", "\u{fc}", &long]
+    {
         Subscriber::open(relay.public, STREAM, &[("Last-Event-ID", id)]);
     }
     for id in ["", "%00", "%FF", "%0A%0D", "0-0", "-0"] {

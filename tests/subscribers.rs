@@ -32,7 +32,8 @@ fn everybody_who_is_connected_is_listed_with_what_is_known_of_them() {
     let subscribers = listed["subscribers"].as_array().unwrap();
     assert_eq!((subscribers.len(), &listed["next"]), (2, &Value::Null));
     for subscriber in subscribers {
-        let known = ["key", "transport", "product_id", "address"].map(|field| subscriber[field].as_str().unwrap());
+        let known = ["key", "transport", "product_id", "address"]
+            .map(|field| subscriber[field].as_str().unwrap());
         assert_eq!(known, ["agent-a", "sse", PRODUCT, "127.0.0.1"]);
         let since = subscriber["since"].as_str().unwrap();
         assert!(since.starts_with("20") && since.ends_with('Z'), "{since}");
@@ -144,7 +145,8 @@ fn without_the_admin_key_nobody_is_seen_sent_away_or_looked_on() {
     let relay = setup(&Connector::new()).start();
     for (method, path) in [("GET", LIST), ("DELETE", "/api/v1/subscribers/1"), ("GET", WATCH)] {
         http::ask(relay.admin, method, path, &[]).problem(401);
-        http::ask(relay.admin, method, path, &[("Authorization", "Bearer key-of-all")]).problem(401);
+        http::ask(relay.admin, method, path, &[("Authorization", "Bearer key-of-all")])
+            .problem(401);
     }
     relay.get(LIST, &[]).problem(404);
     let open = Setup::behind(&Connector::new()).start();
@@ -154,7 +156,8 @@ fn without_the_admin_key_nobody_is_seen_sent_away_or_looked_on() {
 #[test]
 fn an_operator_sees_the_stream_and_is_no_subscriber() {
     let connector = Connector::new();
-    let relay = setup(&connector).server("max_subscribers = 1\nheartbeat_interval = '500ms'").start();
+    let relay =
+        setup(&connector).server("max_subscribers = 1\nheartbeat_interval = '500ms'").start();
     let mut link = connector.stream();
     let mut seated = open(&relay, "");
     let mut onlooker = watch(&relay, "");
@@ -168,7 +171,8 @@ fn an_operator_sees_the_stream_and_is_no_subscriber() {
     assert_eq!(again.event(), frames[1]);
     assert_eq!(onlooker.frame().event.as_deref(), Some("heartbeat"), "its own timer turns");
     assert_eq!(list(&relay, "")["subscribers"].as_array().unwrap().len(), 1);
-    let metric = |name: &str| relay.metrics().value(name, &[("product_id", PRODUCT), ("transport", "sse")]);
+    let metric =
+        |name: &str| relay.metrics().value(name, &[("product_id", PRODUCT), ("transport", "sse")]);
     assert_eq!(metric("autoplay_relay_subscribers"), Some(1.0));
     assert_eq!(metric("autoplay_relay_delivered_events_total"), Some(2.0));
     drop([onlooker, narrow, again]);
@@ -209,7 +213,11 @@ fn setup(connector: &Connector) -> Setup {
 }
 
 fn open(relay: &Relay, query: &str) -> Subscriber {
-    Subscriber::open(relay.public, &format!("{STREAM}{query}"), &[("Authorization", "Bearer key-of-agent-a")])
+    Subscriber::open(
+        relay.public,
+        &format!("{STREAM}{query}"),
+        &[("Authorization", "Bearer key-of-agent-a")],
+    )
 }
 
 fn watch(relay: &Relay, query: &str) -> Subscriber {

@@ -46,7 +46,8 @@ fn the_root_may_also_come_from_ssl_cert_file() {
     let authority = Authority::new();
     let server = TlsServer::new(&authority, "IP:127.0.0.1");
     let root = authority.root();
-    let relay = server.setup("127.0.0.1", None).start_with(&[("SSL_CERT_FILE", root.to_str().unwrap())]);
+    let relay =
+        server.setup("127.0.0.1", None).start_with(&[("SSL_CERT_FILE", root.to_str().unwrap())]);
     let mut stream = server.accept().expect("a request over TLS");
     read_head(&mut stream);
     stream.write_all(STREAM_HEAD.as_bytes()).unwrap();
@@ -60,7 +61,10 @@ fn an_unknown_authority_is_not_trusted_and_sees_no_token() {
     let other = Authority::new();
     for root in [None, Some(other.root())] {
         let relay = server.relay("127.0.0.1", root.as_deref());
-        assert!(server.accept().is_none(), "no request comes over a connection that cannot be trusted");
+        assert!(
+            server.accept().is_none(),
+            "no request comes over a connection that cannot be trusted"
+        );
         relay.wait_for_upstream("backing_off");
         let failed = [("product_id", PRODUCT), ("outcome", "failed")];
         let count = relay.metrics().value("autoplay_relay_upstream_connects_total", &failed);
@@ -85,7 +89,10 @@ fn a_redirect_from_https_to_http_goes_without_the_token() {
     let _relay = server.relay("127.0.0.1", Some(&authority.root()));
     let mut stream = server.accept().expect("a request over TLS");
     read_head(&mut stream);
-    let answer = format!("HTTP/1.1 302 Found\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n", plain.url("moved"));
+    let answer = format!(
+        "HTTP/1.1 302 Found\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n",
+        plain.url("moved")
+    );
     stream.write_all(answer.as_bytes()).unwrap();
     assert_eq!(plain.accept().request.field("authorization"), None);
 }
@@ -112,7 +119,10 @@ impl TlsServer {
     }
 
     fn setup(&self, host: &str, root: Option<&Path>) -> Setup {
-        let url = format!("https://{host}:{}/stream/{PRODUCT}", self.listener.local_addr().unwrap().port());
+        let url = format!(
+            "https://{host}:{}/stream/{PRODUCT}",
+            self.listener.local_addr().unwrap().port()
+        );
         let setup = Setup::new().upstream(PRODUCT, &url, &format!("token = '{TOKEN}'"));
         match root {
             Some(root) => setup.more(&format!("[egress]\nca_file = '{}'\n", root.display())),

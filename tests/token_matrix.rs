@@ -27,7 +27,8 @@ use serde_json::{Value, json};
 #[test]
 fn hundreds_of_random_tokens_see_what_is_granted_and_asked_for_and_nothing_else() {
     let rounds = if std::env::var_os("AUTOPLAY_RELAY_LONG").is_some() { 20 } else { 1 };
-    let first: u64 = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let first: u64 =
+        std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
     for seed in first..first + rounds {
         println!("seed {seed}"); // shown if it fails
         World::new(seed).run();
@@ -57,7 +58,9 @@ impl Limits {
     fn wished(&self, rng: &mut Rng) -> Self {
         let mut wished = Self::random(rng);
         if rng.u8(..4) > 0 {
-            for (wished, granted) in [(&mut wished.sessions, &self.sessions), (&mut wished.kinds, &self.kinds)] {
+            for (wished, granted) in
+                [(&mut wished.sessions, &self.sessions), (&mut wished.kinds, &self.kinds)]
+            {
                 if let (Some(wished), Some(granted)) = (wished, granted) {
                     *wished = granted.iter().copied().take(wished.len()).collect();
                 }
@@ -71,13 +74,19 @@ impl Limits {
         let both = |granted: &Names, wished: &Names| match (granted, wished) {
             (granted, None) => Some(granted.clone()),
             (None, wished) => Some(wished.clone()),
-            (Some(granted), Some(wished)) => wished.is_subset(granted).then(|| Some(wished.clone())),
+            (Some(granted), Some(wished)) => {
+                wished.is_subset(granted).then(|| Some(wished.clone()))
+            }
         };
-        Some(Self { sessions: both(&self.sessions, &wished.sessions)?, kinds: both(&self.kinds, &wished.kinds)? })
+        Some(Self {
+            sessions: both(&self.sessions, &wished.sessions)?,
+            kinds: both(&self.kinds, &wished.kinds)?,
+        })
     }
 
     fn admits(&self, session: &str, kind: &str) -> bool {
-        let is_in = |names: &Names, name: &str| names.as_ref().is_none_or(|names| names.contains(name));
+        let is_in =
+            |names: &Names, name: &str| names.as_ref().is_none_or(|names| names.contains(name));
         is_in(&self.sessions, session) && is_in(&self.kinds, kind)
     }
 
@@ -126,7 +135,10 @@ impl Guest {
     }
 
     fn fields(&self) -> Vec<(&str, &str)> {
-        [("Authorization", self.authorization.as_str())].into_iter().filter(|(_, it)| !it.is_empty()).collect()
+        [("Authorization", self.authorization.as_str())]
+            .into_iter()
+            .filter(|(_, it)| !it.is_empty())
+            .collect()
     }
 }
 
@@ -140,11 +152,14 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         let connector = Connector::new();
-        let setup = PRODUCTS.iter().fold(Setup::new().auth(&jwt("allow_query_token = true")), |setup, product| {
-            setup.upstream(product, &connector.url(product), "")
-        });
+        let setup = PRODUCTS
+            .iter()
+            .fold(Setup::new().auth(&jwt("allow_query_token = true")), |setup, product| {
+                setup.upstream(product, &connector.url(product), "")
+            });
         let relay = setup.start();
-        let stages = PRODUCTS.map(|product| Stage { product, link: None, log: Vec::new(), ids: Vec::new() });
+        let stages =
+            PRODUCTS.map(|product| Stage { product, link: None, log: Vec::new(), ids: Vec::new() });
         let mut world = Self { rng: Rng::with_seed(seed), connector, relay, stages: stages.into() };
         world.connect();
         world
@@ -154,12 +169,19 @@ impl World {
         self.publish(150);
         let streams = self.guests("stream", 60);
         let sockets = self.guests("ws", 60);
-        let mut streams: Vec<_> = streams.into_iter().map(|guest| (self.stream(&guest), guest)).collect();
-        let mut sockets: Vec<_> = sockets.into_iter().map(|guest| (self.socket(&guest), guest)).collect();
+        let mut streams: Vec<_> =
+            streams.into_iter().map(|guest| (self.stream(&guest), guest)).collect();
+        let mut sockets: Vec<_> =
+            sockets.into_iter().map(|guest| (self.socket(&guest), guest)).collect();
         assert!(streams.len() > 15 && sockets.len() > 15, "{} {}", streams.len(), sockets.len());
         self.publish(150);
         for (stream, guest) in &mut streams {
-            assert_eq!(seen_by(stream, guest.due(&self.stages).len()), guest.due(&self.stages), "{}", guest.path);
+            assert_eq!(
+                seen_by(stream, guest.due(&self.stages).len()),
+                guest.due(&self.stages),
+                "{}",
+                guest.path
+            );
         }
         self.hear(&mut sockets);
         for _ in 0..2 {
@@ -191,7 +213,8 @@ impl World {
     fn connect(&mut self) {
         for _ in 0..self.stages.iter().filter(|stage| stage.link.is_none()).count() {
             let link = self.connector.stream();
-            let stage = self.stages.iter_mut().find(|stage| link.request.path().ends_with(stage.product));
+            let stage =
+                self.stages.iter_mut().find(|stage| link.request.path().ends_with(stage.product));
             stage.unwrap().link = Some(link);
         }
     }
@@ -200,8 +223,10 @@ impl World {
     fn publish(&mut self, events: usize) {
         for stage in &mut self.stages {
             for _ in 0..events {
-                let (session, kind) = (self.rng.choice(SESSIONS).unwrap(), self.rng.choice(KINDS).unwrap());
-                let mut event = json!({"type": kind, "product_id": stage.product, "count": stage.log.len()});
+                let (session, kind) =
+                    (self.rng.choice(SESSIONS).unwrap(), self.rng.choice(KINDS).unwrap());
+                let mut event =
+                    json!({"type": kind, "product_id": stage.product, "count": stage.log.len()});
                 if !session.is_empty() {
                     event["session_id"] = json!(session);
                 }
@@ -215,7 +240,8 @@ impl World {
         for stage in &mut self.stages {
             let all = format!("Bearer {}", token(&json!({"product_id": stage.product})));
             let path = format!("/stream/{}?last_event_id=0", stage.product);
-            let mut witness = Subscriber::open(self.relay.public, &path, &[("Authorization", &all)]);
+            let mut witness =
+                Subscriber::open(self.relay.public, &path, &[("Authorization", &all)]);
             stage.ids = stage.log.iter().map(|_| witness.item().id().to_owned()).collect();
         }
     }
@@ -228,8 +254,10 @@ impl World {
     fn guest(&mut self, route: &str) -> Option<Guest> {
         let rng = &mut self.rng;
         let granted = Limits::random(rng);
-        let products: BTreeSet<_> = (0..rng.usize(1..4)).map(|_| *rng.choice(&PRODUCTS).unwrap()).collect();
-        let permissions = [json!(["subscribe"]), json!(["publish", "subscribe"]), json!(["publish"])];
+        let products: BTreeSet<_> =
+            (0..rng.usize(1..4)).map(|_| *rng.choice(&PRODUCTS).unwrap()).collect();
+        let permissions =
+            [json!(["subscribe"]), json!(["publish", "subscribe"]), json!(["publish"])];
         let permissions = &permissions[*rng.choice(&[0, 0, 0, 1, 1, 2]).unwrap()];
         let mut claims = json!({"product_id": products, "permissions": permissions});
         let [sessions, kinds] = granted.lists();
@@ -263,7 +291,8 @@ impl World {
         }
         let path = format!("/{route}/{}?{}", stage.product, query.finish());
         let may_subscribe = permissions.as_array().unwrap().contains(&json!("subscribe"));
-        let limits = granted.narrowed(&wished).filter(|_| may_subscribe && products.contains(stage.product));
+        let limits =
+            granted.narrowed(&wished).filter(|_| may_subscribe && products.contains(stage.product));
         let limits = limits.or_else(|| {
             let fields = [("Authorization", authorization.as_str())];
             let fields: &[_] = if authorization.is_empty() { &[] } else { &fields };
@@ -287,7 +316,8 @@ impl World {
 
     /// Another filter for each, where its token allows that.
     fn change(&mut self, sockets: &mut [(Socket, Guest)]) {
-        let wishes: Vec<_> = sockets.iter().map(|(_, guest)| guest.granted.wished(&mut self.rng)).collect();
+        let wishes: Vec<_> =
+            sockets.iter().map(|(_, guest)| guest.granted.wished(&mut self.rng)).collect();
         for ((socket, _), wished) in sockets.iter_mut().zip(&wishes) {
             let [sessions, kinds] = wished.lists();
             socket.ask_for(&sessions, &kinds);
@@ -299,7 +329,12 @@ impl World {
                 Some(limits) => {
                     let [sessions, kinds] = limits.lists();
                     let data = json!({"session_ids": sessions, "types": kinds});
-                    assert_eq!(in_order(&answer["data"]), in_order(&data), "{wished:?} of {}", guest.path);
+                    assert_eq!(
+                        in_order(&answer["data"]),
+                        in_order(&data),
+                        "{wished:?} of {}",
+                        guest.path
+                    );
                     guest.limits = limits;
                 }
             }

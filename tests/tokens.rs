@@ -31,10 +31,16 @@ fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pa
     let mut live = open(&relay, STREAM, &both);
     let mut one = open(&relay, &format!("{STREAM}?session_id=s2"), &both);
     let mut all = open(&relay, STREAM, &bearer(&json!({})));
-    for (n, (kind, session)) in
-        [("summary", "s1"), ("actions", "s1"), ("summary", "s2"), ("summary", "s3"), ("own", "s2"), ("summary", "s1")]
-            .into_iter()
-            .enumerate()
+    for (n, (kind, session)) in [
+        ("summary", "s1"),
+        ("actions", "s1"),
+        ("summary", "s2"),
+        ("summary", "s3"),
+        ("own", "s2"),
+        ("summary", "s1"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         link.event(event_like(kind, session, n));
     }
@@ -60,9 +66,13 @@ fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pa
 fn asking_for_more_than_is_granted_is_403() {
     let relay = alone("", "");
     let limited = bearer(&json!({"session_id": ["s1", "s2"], "type": ["summary"]}));
-    for query in
-        ["session_id=s3", "session_id=s1&session_id=s3", "type=actions", "type=summary&type=actions", "session_id=S1"]
-    {
+    for query in [
+        "session_id=s3",
+        "session_id=s1&session_id=s3",
+        "type=actions",
+        "type=summary&type=actions",
+        "session_id=S1",
+    ] {
         for path in [STREAM, PAGES] {
             relay.get(&format!("{path}?{query}"), &[("Authorization", &limited)]).problem(403);
         }
@@ -78,7 +88,8 @@ fn asking_for_more_than_is_granted_is_403() {
 
 #[test]
 fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_without_the_token() {
-    let setup = setup("audience = 'relay'", "").auth(&format!("allow_anonymous = true\n{}", jwt("audience = 'relay'")));
+    let setup = setup("audience = 'relay'", "")
+        .auth(&format!("allow_anonymous = true\n{}", jwt("audience = 'relay'")));
     let mut relay = setup.start_with(&[("RUST_LOG", "debug")]);
     let of = |claims: serde_json::Value| {
         let mut all = json!({"aud": "relay"});
@@ -105,7 +116,8 @@ fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_wi
     let expected = answer(&relay.get(STREAM, &[("Authorization", "Bearer ")]).problem(401));
     for token in &bad {
         for path in [STREAM, PAGES, "/stream/prod_nothing"] {
-            let refused = relay.get(path, &[("Authorization", &format!("Bearer {token}"))]).problem(401);
+            let refused =
+                relay.get(path, &[("Authorization", &format!("Bearer {token}"))]).problem(401);
             assert_eq!(answer(&refused), expected, "{token}");
         }
     }
@@ -124,7 +136,13 @@ fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_wi
     ] {
         assert!(log.contains(reason), "{reason} in the log");
     }
-    for secret in bad.iter().skip(1).chain([&good]).flat_map(|token| token.split('.')).filter(|part| part.len() > 5) {
+    for secret in bad
+        .iter()
+        .skip(1)
+        .chain([&good])
+        .flat_map(|token| token.split('.'))
+        .filter(|part| part.len() > 5)
+    {
         assert!(!log.contains(secret), "{secret} in the log");
     }
     assert!(!log.contains(SECRET));
@@ -180,7 +198,10 @@ fn each_token_is_counted_by_itself_for_the_limit_per_key() {
     let _others = [open(&relay, STREAM, &other), open(&relay, STREAM, &other)];
     relay.get(STREAM, &[("Authorization", &other)]).problem(429);
     let listed = relay.ask_admin("/api/v1/subscribers").json();
-    assert!(listed["subscribers"].as_array().unwrap().iter().all(|it| it["key"] == "token"), "{listed}");
+    assert!(
+        listed["subscribers"].as_array().unwrap().iter().all(|it| it["key"] == "token"),
+        "{listed}"
+    );
     drop(seated);
     relay.wait_for_subscribers(2.0);
     open(&relay, STREAM, &one);
@@ -191,7 +212,9 @@ fn a_stream_that_ends_with_its_token_is_the_last_answer_on_its_connection() {
     let (_connector, _link, relay) = behind("", "");
     let mut first = open(&relay, STREAM, &bearer(&json!({"exp": now() + 1.0})));
     assert_eq!(first.rest().1, Ending::Proper);
-    wait::until("the connection is closed", || first.wire.rest().is_empty() && first.wire.is_at_end());
+    wait::until("the connection is closed", || {
+        first.wire.rest().is_empty() && first.wire.is_at_end()
+    });
 }
 
 #[test]
@@ -249,7 +272,9 @@ fn a_token_in_the_query_counts_where_that_is_allowed_and_a_key_never_does() {
     for bad in ["key-of-agent-a", "key-of-all", "", "x.y.z"] {
         relay.get(&format!("{STREAM}?access_token={bad}"), &[]).problem(401);
     }
-    relay.get(&format!("{STREAM}?access_token={token}"), &[("Authorization", "Bearer wrong")]).problem(401);
+    relay
+        .get(&format!("{STREAM}?access_token={token}"), &[("Authorization", "Bearer wrong")])
+        .problem(401);
     let elsewhere = alone("", "");
     elsewhere.get(&format!("{STREAM}?access_token={token}"), &[]).problem(401);
     open(&elsewhere, &format!("{STREAM}?access_token={token}"), "Bearer key-of-agent-a");
@@ -257,8 +282,10 @@ fn a_token_in_the_query_counts_where_that_is_allowed_and_a_key_never_does() {
 
 #[test]
 fn a_cookie_counts_from_own_and_listed_pages_only() {
-    let relay =
-        alone("cookie_name = '__Secure-relay'", "cors_allowed_origins = ['https://app.test', 'https://two.test:81']");
+    let relay = alone(
+        "cookie_name = '__Secure-relay'",
+        "cors_allowed_origins = ['https://app.test', 'https://two.test:81']",
+    );
     let cookie = format!("theme=dark; __Secure-relay={}; x=y", token(&json!({})));
     let status = |fields: &[(&str, &str)]| {
         let fields = [fields, &[("Cookie", &cookie), ("Host", "relay.test")]].concat();
@@ -297,11 +324,16 @@ fn a_cookie_carries_no_key_and_a_bad_header_is_not_made_up_for() {
     let status = |path: &str, fields: &[(&str, &str)]| http::status(relay.public, path, fields);
     assert_eq!(status(STREAM, &[("Cookie", &good)]), 200);
     assert_eq!(status(STREAM, &[("Cookie", "a=b"), ("Cookie", &good)]), 200);
-    for cookie in ["relay=key-of-all", "relay=x.y.z", "xrelay=key-of-all", &good.replace("relay=", "Relay=")] {
+    for cookie in
+        ["relay=key-of-all", "relay=x.y.z", "xrelay=key-of-all", &good.replace("relay=", "Relay=")]
+    {
         assert_eq!(status(STREAM, &[("Cookie", cookie)]), 401, "{cookie}");
     }
     assert_eq!(status(STREAM, &[("Cookie", &good), ("Authorization", "Bearer wrong")]), 401);
-    assert_eq!(status(STREAM, &[("Cookie", "relay=x.y.z"), ("Authorization", "Bearer key-of-all")]), 200);
+    assert_eq!(
+        status(STREAM, &[("Cookie", "relay=x.y.z"), ("Authorization", "Bearer key-of-all")]),
+        200
+    );
     let in_query = format!("{STREAM}?access_token={}", token(&json!({})));
     assert_eq!(status(&in_query, &[("Cookie", "relay=x.y.z")]), 401);
     assert_eq!(status(&format!("{STREAM}?access_token=x.y.z"), &[("Cookie", &good)]), 200);
@@ -316,7 +348,8 @@ fn what_pages_may_read_is_marked_exactly() {
         let relay = alone(jwt_lines, lines);
         let authorization = bearer(&json!({}));
         let ask = |method: &str, path: &str, origin: Option<&str>, authorization: &str| {
-            let mut fields = vec![("Authorization", authorization), ("Access-Control-Request-Method", "POST")];
+            let mut fields =
+                vec![("Authorization", authorization), ("Access-Control-Request-Method", "POST")];
             fields.extend(origin.map(|origin| ("Origin", origin)));
             http::ask(relay.public, method, path, &fields)
         };
@@ -335,7 +368,11 @@ fn what_pages_may_read_is_marked_exactly() {
             ] {
                 let answer = ask(method, path, origin, authorization);
                 let what = format!("{method} {path} {origin:?} {with_cookie:?}: {answer:?}");
-                assert_eq!(answer.field("access-control-allow-origin"), origin.filter(|_| is_listed), "{what}");
+                assert_eq!(
+                    answer.field("access-control-allow-origin"),
+                    origin.filter(|_| is_listed),
+                    "{what}"
+                );
                 assert_eq!(
                     answer.field("access-control-allow-credentials"),
                     with_cookie.filter(|_| is_listed),
@@ -354,7 +391,10 @@ fn what_pages_may_read_is_marked_exactly() {
         let preflight = ask("OPTIONS", "/events/prod_abc", Some("https://app.test"), "");
         assert!(matches!(preflight.status(), 200 | 204));
         let methods = preflight.field("access-control-allow-methods").unwrap();
-        assert!(methods.contains("GET") && methods.contains("POST") && !methods.contains("DELETE"), "{methods}");
+        assert!(
+            methods.contains("GET") && methods.contains("POST") && !methods.contains("DELETE"),
+            "{methods}"
+        );
         assert_eq!(preflight.field("access-control-max-age"), Some("7200"));
     }
 }
@@ -384,11 +424,16 @@ fn the_command_mints_what_the_relay_accepts() {
     );
     assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{done:?}");
     let token = done.stdout.trim_end();
-    assert!(token.lines().count() == 1 && token.split('.').count() == 3, "the token alone: {token}");
+    assert!(
+        token.lines().count() == 1 && token.split('.').count() == 3,
+        "the token alone: {token}"
+    );
     let relay = setup.start();
     let authorization = format!("Bearer {token}");
     open(&relay, &format!("{STREAM}?session_id=s2"), &authorization);
-    relay.get(&format!("{STREAM}?session_id=s3"), &[("Authorization", &authorization)]).problem(403);
+    relay
+        .get(&format!("{STREAM}?session_id=s3"), &[("Authorization", &authorization)])
+        .problem(403);
     relay.get(&format!("{STREAM}?type=actions"), &[("Authorization", &authorization)]).problem(403);
     for (arguments, told) in [
         (["--product", "", "--ttl", "1h"], "must not be empty"),
@@ -397,7 +442,8 @@ fn the_command_mints_what_the_relay_accepts() {
         (["--product", PRODUCT, "--type", ""], "must not be empty"),
         (["--product", PRODUCT, "--session-id", ""], "must not be empty"),
     ] {
-        let done = Process::run(&[["token", "--config", file].as_slice(), &arguments].concat(), &[]);
+        let done =
+            Process::run(&[["token", "--config", file].as_slice(), &arguments].concat(), &[]);
         assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{arguments:?}: {done:?}");
         assert!(done.stderr.contains(told), "{arguments:?}: {done:?}");
     }
@@ -411,7 +457,8 @@ fn without_a_secret_no_token_can_be_minted() {
         (String::new(), "[auth.jwt] is missing"),
     ] {
         let (_directory, file) = Setup::new().auth(&auth).write();
-        let done = Process::run(&["token", "--config", file.to_str().unwrap(), "--product", PRODUCT], &[]);
+        let done =
+            Process::run(&["token", "--config", file.to_str().unwrap(), "--product", PRODUCT], &[]);
         assert_eq!((done.code, done.stdout.as_str()), (Some(2), ""), "{done:?}");
         assert!(done.stderr.contains(told) && done.stderr.lines().count() == 1, "{}", done.stderr);
     }
@@ -420,12 +467,14 @@ fn without_a_secret_no_token_can_be_minted() {
 #[test]
 fn a_wrong_key_file_ends_the_start_with_file_and_key() {
     let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/jwt/mixed.pub.pem");
-    let (_directory, file) =
-        Setup::new().auth(&format!("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '{keys}'")).write();
+    let (_directory, file) = Setup::new()
+        .auth(&format!("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '{keys}'"))
+        .write();
     let done = Process::run(&["serve", "--config", file.to_str().unwrap()], &[]);
     assert_eq!(done.code, Some(2), "{done:?}");
     assert!(
-        done.stderr.contains("auth.jwt.public_key_file") && done.stderr.contains(&format!("{keys}: key 2")),
+        done.stderr.contains("auth.jwt.public_key_file")
+            && done.stderr.contains(&format!("{keys}: key 2")),
         "{}",
         done.stderr
     );

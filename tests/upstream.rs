@@ -52,7 +52,8 @@ fn proxies_of_the_environment_are_not_asked() {
     let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
     proxy.set_nonblocking(true).unwrap();
     let url = format!("http://{}", proxy.local_addr().unwrap());
-    let names = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    let names =
+        ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     let _relay = Setup::behind(&connector).start_with(&names.map(|name| (name, url.as_str())));
     assert_eq!(connector.accept().request.first_line, "GET /stream/prod_abc HTTP/1.1");
     assert_eq!(proxy.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "nobody has come");
@@ -119,18 +120,26 @@ fn early_hints_and_http_1_0_are_understood() {
 
 #[test]
 fn answers_that_may_pass_are_tried_again() {
-    for status in
-        ["500 Internal Server Error", "502 Bad Gateway", "429 Too Many Requests", "418 Teapot", "204 No Content"]
-    {
+    for status in [
+        "500 Internal Server Error",
+        "502 Bad Gateway",
+        "429 Too Many Requests",
+        "418 Teapot",
+        "204 No Content",
+    ] {
         let connector = Connector::new();
         let relay = Relay::behind(&connector);
         connector.accept().refuse(status, "");
         let _link = connector.stream();
         relay.wait_for_upstream("connected");
         let metrics = relay.metrics();
-        let connects = |kind| metrics.value("autoplay_relay_upstream_connects_total", &outcome(kind));
+        let connects =
+            |kind| metrics.value("autoplay_relay_upstream_connects_total", &outcome(kind));
         assert_eq!((connects("failed"), connects("connected")), (Some(1.0), Some(1.0)), "{status}");
-        assert_eq!(metrics.value("autoplay_relay_upstream_connected", &[("product_id", PRODUCT)]), Some(1.0));
+        assert_eq!(
+            metrics.value("autoplay_relay_upstream_connected", &[("product_id", PRODUCT)]),
+            Some(1.0)
+        );
     }
 }
 
@@ -155,7 +164,10 @@ fn a_retry_after_may_be_a_date() {
     let _relay = Relay::behind(&connector);
     let link = connector.accept();
     let until = SystemTime::now() + Duration::from_secs(3);
-    link.refuse("503 Service Unavailable", &format!("Retry-After: {}\r\n", httpdate::fmt_http_date(until)));
+    link.refuse(
+        "503 Service Unavailable",
+        &format!("Retry-After: {}\r\n", httpdate::fmt_http_date(until)),
+    );
     let _link = connector.stream();
     // The date has whole seconds.
     assert!(SystemTime::now() >= until - Duration::from_millis(1100));
@@ -188,8 +200,14 @@ fn what_only_a_person_can_mend_is_refused_and_not_tried_again_soon() {
         assert_eq!((ready.status(), &ready.json()["upstreams"][PRODUCT]), (200, &"refused".into()));
         assert_eq!(relay.ask_admin("/readyz?require=upstream").status(), 503);
         let metrics = relay.metrics();
-        assert_eq!(metrics.value("autoplay_relay_upstream_connects_total", &outcome("refused")), Some(1.0));
-        assert_eq!(metrics.value("autoplay_relay_upstream_connected", &[("product_id", PRODUCT)]), Some(0.0));
+        assert_eq!(
+            metrics.value("autoplay_relay_upstream_connects_total", &outcome("refused")),
+            Some(1.0)
+        );
+        assert_eq!(
+            metrics.value("autoplay_relay_upstream_connected", &[("product_id", PRODUCT)]),
+            Some(0.0)
+        );
         relay.subscribe();
     }
     // The backoff after other failures is half a second at the most for a first attempt.
@@ -248,7 +266,10 @@ fn heartbeats_comments_and_bytes_of_an_unfinished_event_are_signs_of_life() {
     }
     assert!(link.is_open());
     relay.wait_for_metric("autoplay_relay_upstream_connects_total", &outcome("connected"), 1.0);
-    assert_eq!(relay.metrics().value("autoplay_relay_gaps_total", &[("reason", "upstream_reconnect")]), Some(0.0));
+    assert_eq!(
+        relay.metrics().value("autoplay_relay_gaps_total", &[("reason", "upstream_reconnect")]),
+        Some(0.0)
+    );
 }
 
 #[test]
@@ -258,9 +279,11 @@ fn each_upstream_has_a_stream_of_its_own() {
         .upstream("prod_a", &connector.url("prod_a"), "token = 'token-a'")
         .upstream("prod_b", &connector.url("prod_b"), "token = 'token-b'")
         .start();
-    let (mut a, mut b) = (relay.subscribe_to("/stream/prod_a"), relay.subscribe_to("/stream/prod_b"));
+    let (mut a, mut b) =
+        (relay.subscribe_to("/stream/prod_a"), relay.subscribe_to("/stream/prod_b"));
     let (one, two) = (connector.stream(), connector.stream());
-    let (mut link_a, mut link_b) = if one.request.path().ends_with("a") { (one, two) } else { (two, one) };
+    let (mut link_a, mut link_b) =
+        if one.request.path().ends_with("a") { (one, two) } else { (two, one) };
     assert_eq!(link_a.request.field("authorization"), Some("Bearer token-a"));
     assert_eq!(link_b.request.field("authorization"), Some("Bearer token-b"));
     link_b.event(r#"{"type":"actions","count":2}"#);
@@ -272,7 +295,10 @@ fn each_upstream_has_a_stream_of_its_own() {
     b.gap();
     link_a.event(r#"{"type":"actions","count":3}"#);
     assert_eq!(a.numbers(1), [3], "the other product's outage is not its own");
-    assert_eq!(relay.metrics().value("autoplay_relay_upstream_connected", &[("product_id", "prod_a")]), Some(1.0));
+    assert_eq!(
+        relay.metrics().value("autoplay_relay_upstream_connected", &[("product_id", "prod_a")]),
+        Some(1.0)
+    );
 }
 
 #[test]
@@ -300,7 +326,8 @@ fn subscribers_are_served_while_the_upstream_is_not_there() {
     relay.wait_for_upstream("backing_off");
     let answer = http::get(relay.public, "/stream/nothing", &[]);
     assert_eq!(answer.status(), 404);
-    let mut late = common::subscriber::Subscriber::open(relay.public, STREAM, &[("Last-Event-ID", "0")]);
+    let mut late =
+        common::subscriber::Subscriber::open(relay.public, STREAM, &[("Last-Event-ID", "0")]);
     assert_eq!(late.event().id.unwrap(), id);
 }
 

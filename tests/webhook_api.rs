@@ -84,7 +84,8 @@ fn what_cannot_be_is_told_field_by_field() {
     let body = json!({ "id": "a b", "url": "ftp://hush/", "secret": "hush hush", "types": ["actions", ""],
         "timeout": 5, "max_in_flight": 0, "secret_env": "PATH" });
     let expected =
-        ["id", "max_in_flight", "product_id", "secret", "secret_env", "timeout", "types[1]", "url"].map(str::to_owned);
+        ["id", "max_in_flight", "product_id", "secret", "secret_env", "timeout", "types[1]", "url"]
+            .map(str::to_owned);
     let problem = send(&relay, "POST", WEBHOOKS, &body).problem(422);
     assert_eq!(fields(&problem), expected.into());
     assert!(!problem.text().contains("hush"), "{}", problem.text());
@@ -131,7 +132,8 @@ fn a_body_has_a_bound_and_a_route_says_its_methods() {
 #[test]
 fn nothing_is_open_without_the_admin_key() {
     let connector = Connector::new();
-    let relay = setup(&connector).auth("allow_anonymous = true\nadmin_key = 'key-of-the-operator'").start();
+    let relay =
+        setup(&connector).auth("allow_anonymous = true\nadmin_key = 'key-of-the-operator'").start();
     for path in [WEBHOOKS, &of(""), &of("/deliveries?state=dead"), "/api/v1/rejected"] {
         get(&relay, path).problem(401);
         let key = [("X-Admin-Key", "key-of-the-operator")];
@@ -171,7 +173,12 @@ fn what_the_file_declares_is_shown_and_held_but_not_changed() {
     assert_eq!((&shown["source"], &shown["secret"]), (&json!("file"), &json!("********")));
     for (method, path) in [("PUT", of("")), ("DELETE", of("")), ("POST", WEBHOOKS.to_owned())] {
         let problem = send(&relay, method, &path, &webhook("http://h/")).problem(409);
-        assert_eq!(method == "POST", !problem.text().contains("configuration file"), "{}", problem.text());
+        assert_eq!(
+            method == "POST",
+            !problem.text().contains("configuration file"),
+            "{}",
+            problem.text()
+        );
     }
     assert_eq!(send(&relay, "POST", &of("/disable"), &Value::Null).json()["state"], "disabled");
     assert_eq!(send(&relay, "POST", &of("/enable"), &Value::Null).json()["state"], "active");
@@ -185,7 +192,11 @@ fn an_operator_holds_a_webhook_and_the_status_says_so() {
     assert_eq!((disabled.status(), &disabled.json()["state"]), (200, &json!("disabled")));
     let standing = relay.status()["webhooks"][0].clone();
     assert_eq!((&standing["id"], &standing["product_id"]), (&json!("crm"), &json!(PRODUCT)));
-    assert_eq!((&standing["state"], standing["problem"].is_string()), (&json!("disabled"), true), "{standing}");
+    assert_eq!(
+        (&standing["state"], standing["problem"].is_string()),
+        (&json!("disabled"), true),
+        "{standing}"
+    );
     for field in ["until", "pending", "dead", "oldest_pending_at"] {
         assert!(standing.get(field).is_some(), "{field} of {standing}");
     }
@@ -219,7 +230,10 @@ fn a_test_tells_what_the_receiver_answered() {
     send(&relay, "POST", WEBHOOKS, &webhook(&receiver("204 No Content")));
     let tested = send(&relay, "POST", &of("/test"), &Value::Null);
     let answer = tested.json();
-    assert_eq!((tested.status(), &answer["outcome"], &answer["status"]), (200, &json!("accepted"), &json!(204)));
+    assert_eq!(
+        (tested.status(), &answer["outcome"], &answer["status"]),
+        (200, &json!("accepted"), &json!(204))
+    );
     assert!(answer["duration_ms"].is_u64() && answer.get("error").is_none(), "{answer}");
     send(&relay, "PUT", &of(""), &webhook("http://127.0.0.1:1/"));
     let answer = send(&relay, "POST", &of("/test"), &Value::Null).json();
@@ -231,7 +245,8 @@ fn a_test_tells_what_the_receiver_answered() {
 fn dead_letters_are_listed_page_by_page_and_delivered_again() {
     let (relay, mut link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook(&receiver("400 Bad Request")));
-    let ids: Vec<_> = relay.publish(&mut link, 0..7).iter().map(|frame| frame.id().to_owned()).collect();
+    let ids: Vec<_> =
+        relay.publish(&mut link, 0..7).iter().map(|frame| frame.id().to_owned()).collect();
     wait_for_dead(&relay, 7);
     let newest_first: Vec<_> = ids.iter().rev().cloned().collect();
     for limit in [1, 3, 7, 1000] {
@@ -246,13 +261,20 @@ fn dead_letters_are_listed_page_by_page_and_delivered_again() {
     let attempt = &letter["attempts"][0];
     assert_eq!((&attempt["outcome"], &attempt["status"]), (&json!("refused"), &json!(400)));
     for time in [&letter["created_at"], &letter["died_at"], &attempt["at"]] {
-        assert!(time.as_str().is_some_and(|time| time.starts_with("20") && time.ends_with('Z')), "{letter}");
+        assert!(
+            time.as_str().is_some_and(|time| time.starts_with("20") && time.ends_with('Z')),
+            "{letter}"
+        );
     }
 
     send(&relay, "PUT", &of(""), &webhook(&receiver("200 OK")));
     let two = json!({ "delivery_ids": [ids[1], ids[4], "1-1"] });
     let requeued = send(&relay, "POST", &of("/redeliver"), &two);
-    assert_eq!((requeued.status(), requeued.json()), (202, json!({ "requeued": 2 })), "as far as they are dead");
+    assert_eq!(
+        (requeued.status(), requeued.json()),
+        (202, json!({ "requeued": 2 })),
+        "as far as they are dead"
+    );
     wait_for_dead(&relay, 5);
     let requeued = send(&relay, "POST", &of("/redeliver"), &json!({ "state": "dead" }));
     assert_eq!((requeued.status(), requeued.json()), (202, json!({ "requeued": 5 })));
@@ -265,7 +287,8 @@ fn what_is_held_back_is_listed_as_pending() {
     let (relay, mut link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook("http://127.0.0.1:1/"));
     send(&relay, "POST", &of("/disable"), &Value::Null);
-    let ids: Vec<_> = relay.publish(&mut link, 0..5).iter().map(|frame| frame.id().to_owned()).collect();
+    let ids: Vec<_> =
+        relay.publish(&mut link, 0..5).iter().map(|frame| frame.id().to_owned()).collect();
     wait::until("all are owed", || get(&relay, &of("")).json()["pending"] == 5);
     assert_eq!(all_ids(&relay, "pending", 2), ids.into_iter().rev().collect::<Vec<_>>());
     assert!(get(&relay, &of("")).json()["oldest_pending_at"].is_string());
@@ -275,9 +298,16 @@ fn what_is_held_back_is_listed_as_pending() {
 fn a_question_or_order_that_means_nothing_is_refused() {
     let (relay, _link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook("http://h/"));
-    for query in ["?state=", "?state=lost", "?state=dead&limit=0", "?state=dead&limit=1001", "?state=dead&after=x"] {
+    for query in [
+        "?state=",
+        "?state=lost",
+        "?state=dead&limit=0",
+        "?state=dead&limit=1001",
+        "?state=dead&after=x",
+    ] {
         let problem = get(&relay, &of(&format!("/deliveries{query}"))).problem(400);
-        let names_all = ["pending", "delivered", "dead"].iter().all(|state| problem.text().contains(state));
+        let names_all =
+            ["pending", "delivered", "dead"].iter().all(|state| problem.text().contains(state));
         assert_eq!(names_all, !query.contains("=dead"), "{}", problem.text());
     }
     for (body, field) in [
@@ -295,7 +325,8 @@ fn a_question_or_order_that_means_nothing_is_refused() {
 fn what_was_registered_is_there_after_a_restart() {
     let connector = Connector::new();
     let directory = tempfile::tempdir().unwrap();
-    let setup = setup(&connector).log(&format!("data_dir = '{}'", directory.path().join("data").display()));
+    let setup =
+        setup(&connector).log(&format!("data_dir = '{}'", directory.path().join("data").display()));
     let relay = setup.start();
     let _link = connector.stream();
     let mut body = webhook("http://127.0.0.1:1/?key=of-the-receiver");
@@ -363,7 +394,8 @@ fn all_ids(relay: &Relay, state: &str, limit: usize) -> Vec<String> {
     let mut ids = Vec::new();
     let mut after = String::new();
     loop {
-        let page = get(relay, &of(&format!("/deliveries?state={state}&limit={limit}{after}"))).json();
+        let page =
+            get(relay, &of(&format!("/deliveries?state={state}&limit={limit}{after}"))).json();
         let deliveries = page["deliveries"].as_array().unwrap();
         assert!(deliveries.len() <= limit);
         ids.extend(deliveries.iter().map(|delivery| delivery["id"].as_str().unwrap().to_owned()));
@@ -381,9 +413,11 @@ fn receiver(status: &'static str) -> String {
     thread::spawn(move || {
         for socket in listener.incoming() {
             let mut wire = Wire::of(socket.unwrap());
-            let length = wire.head().field("content-length").map_or(0, |length| length.parse().unwrap());
+            let length =
+                wire.head().field("content-length").map_or(0, |length| length.parse().unwrap());
             wire.body(length);
-            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let answer =
+                format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
             let _ = wire.socket.write_all(answer.as_bytes());
         }
     });

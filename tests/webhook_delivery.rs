@@ -45,18 +45,28 @@ fn every_payload_arrives_byte_for_byte_and_signed_as_the_contract_has_it() {
         let payloads = FIXTURES.map(|fixture| fixture.trim().to_owned());
         let frames = publish(&relay, &mut link, payloads.clone());
         let requests = receiver.wait_for(2 * FIXTURES.len());
-        for (id, secret, key) in [("plain", SECRET, SECRET.as_bytes()), ("standard", WHSEC.0, WHSEC.1)] {
+        for (id, secret, key) in
+            [("plain", SECRET, SECRET.as_bytes()), ("standard", WHSEC.0, WHSEC.1)]
+        {
             let path = format!("/hooks/{id}");
             for (payload, frame) in payloads.iter().zip(&frames) {
                 let of_event = |request: &&_| is(request, &path, frame.id());
-                let request = requests.iter().map(AsRef::as_ref).find(of_event).expect("every event comes to both");
+                let request = requests
+                    .iter()
+                    .map(AsRef::as_ref)
+                    .find(of_event)
+                    .expect("every event comes to both");
                 assert_eq!(request.head.first_line, format!("POST {path} HTTP/1.1"));
                 assert_eq!(String::from_utf8_lossy(&request.body), *payload, "{keeping:?}");
                 assert_eq!(request.field("content-type"), "application/json");
                 assert_eq!(request.field("host"), receiver.address.to_string());
                 let agent = concat!("autoplay-relay/", env!("CARGO_PKG_VERSION"));
                 assert_eq!(request.field("user-agent"), agent);
-                assert_eq!(request.head.field("accept-encoding"), None, "an answer is not decompressed");
+                assert_eq!(
+                    request.head.field("accept-encoding"),
+                    None,
+                    "an answer is not decompressed"
+                );
                 let timestamp: u64 = request.field("webhook-timestamp").parse().unwrap();
                 assert!(request.unix_seconds.abs_diff(timestamp) <= 2, "{timestamp}");
                 assert_signed(request, secret, key);
@@ -85,7 +95,8 @@ fn a_webhook_gets_the_types_and_sessions_it_asks_for_and_neither_gap_nor_heartbe
     let mut link = connector.stream();
     let kind = |n: usize| ["actions", "summary", "x"][n % 3];
     let session = |n: usize| ["a", "b", "c", "d"][n % 4];
-    let events = |numbers: std::ops::Range<usize>| numbers.map(move |n| event_like(kind(n), session(n), n));
+    let events =
+        |numbers: std::ops::Range<usize>| numbers.map(move |n| event_like(kind(n), session(n), n));
     publish(&relay, &mut link, events(0..24));
     link.heartbeat();
     link.end();
@@ -99,7 +110,8 @@ fn a_webhook_gets_the_types_and_sessions_it_asks_for_and_neither_gap_nor_heartbe
         ("both", |kind, session| kind != "summary" && (session == "a" || session == "b")),
         ("nobody", |_, _| false),
     ];
-    let expected = |admits: Admits| (0..48).filter(|n| admits(kind(*n), session(*n))).collect::<Vec<_>>();
+    let expected =
+        |admits: Admits| (0..48).filter(|n| admits(kind(*n), session(*n))).collect::<Vec<_>>();
     receiver.wait_for(hooks.iter().map(|(_, admits)| expected(*admits).len()).sum());
     for (id, admits) in hooks {
         relay.wait_until_settled(id);
@@ -126,7 +138,10 @@ fn every_attempt_has_the_same_body_and_id_and_a_time_and_signature_of_its_own() 
     relay.wait_until_settled("hook");
     let requests = receiver.requests();
     for request in &requests {
-        assert_eq!((request.id(), request.body.as_slice()), (frames[0].id(), frames[0].data.as_slice()));
+        assert_eq!(
+            (request.id(), request.body.as_slice()),
+            (frames[0].id(), frames[0].data.as_slice())
+        );
         assert_signed(request, SECRET, SECRET.as_bytes());
     }
     assert!(requests.is_sorted_by_key(|request| timestamp(request)));
@@ -144,24 +159,37 @@ fn what_is_listed_is_what_happened() {
         let lines = "max_retries = 1\nmax_in_flight = 4\ntypes = ['actions']\nsession_ids = ['good', 'bad', 'slow']";
         let relay = setup.more(&(table("hook", &receiver, lines) + LOOPBACK)).start();
         let mut link = connector.stream();
-        let payloads = [event_of("good", 0), event_of("bad", 1), event_of("slow", 2), event_of("slow", 3)];
+        let payloads =
+            [event_of("good", 0), event_of("bad", 1), event_of("slow", 2), event_of("slow", 3)];
         let frames = publish(&relay, &mut link, payloads);
         receiver.wait_for(3);
         let dead = relay.wait_for_deliveries("hook", "dead", 1).remove(0);
         let delivered = relay.wait_for_deliveries("hook", "delivered", 1).remove(0);
         let pending = relay.wait_for_deliveries("hook", "pending", 2);
-        for (delivery, n, session) in
-            [(&delivered, 0, "good"), (&dead, 1, "bad"), (&pending[1], 2, "slow"), (&pending[0], 3, "slow")]
-        {
+        for (delivery, n, session) in [
+            (&delivered, 0, "good"),
+            (&dead, 1, "bad"),
+            (&pending[1], 2, "slow"),
+            (&pending[0], 3, "slow"),
+        ] {
             assert_eq!(delivery["event_id"], frames[n].id(), "newest first");
-            assert_eq!((&delivery["type"], &delivery["session_id"]), (&"actions".into(), &session.into()));
+            assert_eq!(
+                (&delivery["type"], &delivery["session_id"]),
+                (&"actions".into(), &session.into())
+            );
             assert!(delivery["id"].is_string() && is_time(&delivery["created_at"]), "{delivery}");
             assert!(delivery.get("next_attempt_at").is_some(), "{delivery}");
         }
-        assert_eq!((outcomes(&dead), outcomes(&delivered)), (vec!["refused".to_owned()], vec!["accepted".to_owned()]));
+        assert_eq!(
+            (outcomes(&dead), outcomes(&delivered)),
+            (vec!["refused".to_owned()], vec!["accepted".to_owned()])
+        );
         for (delivery, status) in [(&delivered, 200), (&dead, 400)] {
             let attempt = &delivery["attempts"][0];
-            assert_eq!((&attempt["status"], &delivery["next_attempt_at"]), (&status.into(), &Value::Null));
+            assert_eq!(
+                (&attempt["status"], &delivery["next_attempt_at"]),
+                (&status.into(), &Value::Null)
+            );
             assert!(is_time(&attempt["at"]) && attempt["duration_ms"].is_u64(), "{attempt}");
         }
         let view = relay.webhook("hook");
@@ -174,11 +202,16 @@ fn what_is_listed_is_what_happened() {
         for (name, value) in expected.as_object().unwrap() {
             assert_eq!(view[name], *value, "{keeping:?}: {name} of {view}");
         }
-        assert_eq!(relay.ask_admin("/api/v1/webhooks").json()["webhooks"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            relay.ask_admin("/api/v1/webhooks").json()["webhooks"].as_array().unwrap().len(),
+            1
+        );
         let of_hook = [("webhook", "hook")];
         relay.wait_for_metric("autoplay_relay_webhook_pending", &of_hook, 2.0);
         relay.wait_for_metric("autoplay_relay_webhook_dead", &of_hook, 1.0);
-        let oldest = relay.metrics().value("autoplay_relay_webhook_oldest_pending_timestamp_seconds", &of_hook);
+        let oldest = relay
+            .metrics()
+            .value("autoplay_relay_webhook_oldest_pending_timestamp_seconds", &of_hook);
         assert!(oldest.is_some_and(|oldest| oldest > 1.0e9), "{oldest:?}");
     }
 }
@@ -193,13 +226,16 @@ fn by_session(request: &Request) -> Answer {
 
 /// RFC 3339, in UTC.
 fn is_time(value: &Value) -> bool {
-    value.as_str().is_some_and(|time| time.len() >= 20 && time.ends_with('Z') && time.as_bytes()[10] == b'T')
+    value
+        .as_str()
+        .is_some_and(|time| time.len() >= 20 && time.ends_with('Z') && time.as_bytes()[10] == b'T')
 }
 
 #[test]
 fn no_secret_is_shown_anywhere() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(401));
-    let mut relay = Setup::behind(&connector).more(&(table("hook", &receiver, "") + LOOPBACK)).start();
+    let mut relay =
+        Setup::behind(&connector).more(&(table("hook", &receiver, "") + LOOPBACK)).start();
     let mut link = connector.stream();
     publish(&relay, &mut link, [event(0)]);
     relay.wait_for_dead("hook", 1);
@@ -218,8 +254,7 @@ fn a_new_secret_signs_beside_the_old_one() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let relay = Setup::behind(&connector).more(LOOPBACK).start();
     let mut link = connector.stream();
-    let definition =
-        |secret: &str| json!({ "id": "hook", "product_id": PRODUCT, "url": url(&receiver, "hook"), "secret": secret });
+    let definition = |secret: &str| json!({ "id": "hook", "product_id": PRODUCT, "url": url(&receiver, "hook"), "secret": secret });
     let created = relay.call("POST", "/api/v1/webhooks", &definition(SECRET));
     assert_eq!((created.status(), &created.json()["source"]), (201, &"api".into()));
     publish(&relay, &mut link, [event(0)]);
@@ -228,12 +263,17 @@ fn a_new_secret_signs_beside_the_old_one() {
     assert_eq!((changed.status(), &changed.json()["secret"]), (200, &"********".into()));
     publish(&relay, &mut link, [event(1)]);
     let request = &receiver.wait_for(2)[1];
-    let mut signatures: Vec<_> = request.field("webhook-signature").split(' ').map(str::to_owned).collect();
+    let mut signatures: Vec<_> =
+        request.field("webhook-signature").split(' ').map(str::to_owned).collect();
     let mut expected = vec![signature(request, SECRET.as_bytes()), signature(request, WHSEC.1)];
     signatures.sort_unstable();
     expected.sort_unstable();
     assert_eq!(signatures, expected);
-    assert_eq!(request.field("authorization"), format!("Bearer {}", WHSEC.0), "the connector's headers know one alone");
+    assert_eq!(
+        request.field("authorization"),
+        format!("Bearer {}", WHSEC.0),
+        "the connector's headers know one alone"
+    );
     let removed = relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null);
     assert_eq!((removed.status(), relay.ask_admin("/api/v1/webhooks/hook").status()), (204, 404));
     publish(&relay, &mut link, [event(2)]);
@@ -246,7 +286,10 @@ fn a_test_sends_a_signed_sample_and_tells_how_it_went() {
     let relay = Setup::behind(&connector).more(&(table("hook", &receiver, "") + LOOPBACK)).start();
     let answer = relay.tell_webhook("hook", "test");
     let told = answer.json();
-    assert_eq!((answer.status(), &told["outcome"], &told["status"]), (200, &"accepted".into(), &202.into()));
+    assert_eq!(
+        (answer.status(), &told["outcome"], &told["status"]),
+        (200, &"accepted".into(), &202.into())
+    );
     assert!(told["duration_ms"].is_u64(), "{told}");
     let request = &receiver.wait_for(1)[0];
     assert_signed(request, SECRET, SECRET.as_bytes());
@@ -255,7 +298,11 @@ fn a_test_sends_a_signed_sample_and_tells_how_it_went() {
     receiver.now(|_| Answer::Status(503));
     let told = relay.tell_webhook("hook", "test").json();
     assert_eq!((&told["outcome"], &told["status"]), (&"failed".into(), &503.into()));
-    assert_eq!((receiver.count(), &relay.webhook("hook")["pending"]), (2, &0.into()), "a sample is not tried again");
+    assert_eq!(
+        (receiver.count(), &relay.webhook("hook")["pending"]),
+        (2, &0.into()),
+        "a sample is not tried again"
+    );
 }
 
 #[test]
@@ -267,11 +314,18 @@ fn what_is_erased_is_delivered_to_nobody_and_no_dead_letter_of_it_is_kept() {
         let mut link = connector.stream();
         publish(&relay, &mut link, (0..20).map(|n| event_of(["mine", "other"][n % 2], n)));
         relay.wait_for_dead("hook", 20);
-        let erased = relay.call("DELETE", &format!("/api/v1/events/{PRODUCT}?session_id=mine"), &Value::Null);
+        let erased = relay.call(
+            "DELETE",
+            &format!("/api/v1/events/{PRODUCT}?session_id=mine"),
+            &Value::Null,
+        );
         assert_eq!(erased.status(), 200);
         relay.wait_for_dead("hook", 10);
         let left = relay.deliveries("hook", "dead");
-        assert!(left.len() == 10 && left.iter().all(|letter| letter["session_id"] == "other"), "{keeping:?} {left:?}");
+        assert!(
+            left.len() == 10 && left.iter().all(|letter| letter["session_id"] == "other"),
+            "{keeping:?} {left:?}"
+        );
         relay.tell_webhook("hook", "enable"); // whatever the refusals have led to
         receiver.now(|_| Answer::Status(500));
         publish(&relay, &mut link, (20..22).map(|n| event_of(["mine", "other"][n % 2], n)));
@@ -280,16 +334,24 @@ fn what_is_erased_is_delivered_to_nobody_and_no_dead_letter_of_it_is_kept() {
         relay.wait_for_pending("hook", 1);
         receiver.now(|_| Answer::Status(200));
         relay.wait_until_settled("hook");
-        assert_eq!(receiver.accepted_by_session(), [("other".to_owned(), vec![21])].into(), "{keeping:?}");
+        assert_eq!(
+            receiver.accepted_by_session(),
+            [("other".to_owned(), vec![21])].into(),
+            "{keeping:?}"
+        );
     }
 }
 
 #[test]
 fn the_demo_pushes_to_its_sample_receiver_which_finds_both_signatures_good() {
-    let environment =
-        [("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"), ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0")];
+    let environment = [
+        ("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"),
+        ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0"),
+    ];
     let mut demo = Process::start(&["--log-format", "json", "demo"], &environment);
-    let says = |what: &str, words: &str| demo.stdout.first(what, |line| line.contains(words).then_some(()));
+    let says = |what: &str, words: &str| {
+        demo.stdout.first(what, |line| line.contains(words).then_some(()))
+    };
     says("a delivery with good signatures", "/good got ");
     says("the outage of the other", "/flaky answers 503");
     let curl = demo.stdout.first("what is owed to look at", |line| {
@@ -300,7 +362,11 @@ fn the_demo_pushes_to_its_sample_receiver_which_finds_both_signatures_good() {
     let admin = admin.parse().unwrap();
     wait::until("deliveries that wait", || {
         let page = http::get(admin, &format!("/{path}"), &[]).json();
-        page["deliveries"].as_array().unwrap().iter().any(|delivery| outcomes(delivery).contains(&"failed".to_owned()))
+        page["deliveries"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|delivery| outcomes(delivery).contains(&"failed".to_owned()))
     });
     demo.signal("INT");
     assert_eq!(demo.exit_code(), Some(0));

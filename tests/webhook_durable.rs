@@ -85,7 +85,8 @@ fn what_arrives_while_the_receiver_is_down_is_delivered_after_a_restart_in_order
 #[test]
 fn after_a_clean_restart_nothing_comes_twice_and_attempts_are_remembered() {
     let (connector, data) = (Connector::new(), DataDir::new());
-    let receiver = Receiver::new(|request| Answer::Status(if request.session() == "bad" { 500 } else { 200 }));
+    let receiver =
+        Receiver::new(|request| Answer::Status(if request.session() == "bad" { 500 } else { 200 }));
     let patient = table("hook", &receiver, "max_backoff = '1s'");
     let setup = data.setup(&connector, "").more(&(patient + LOOPBACK));
     let mut relay = setup.start();
@@ -136,7 +137,15 @@ fn a_webhook_that_the_api_registered_is_there_after_a_restart_and_goes_on_where_
     let relay = setup.start();
     let view = relay.webhook("hook");
     assert_eq!((&view["source"], &view["secret"]), (&"api".into(), &"********".into()));
-    for name in ["url", "types", "timeout", "max_retries", "initial_backoff", "max_backoff", "max_in_flight"] {
+    for name in [
+        "url",
+        "types",
+        "timeout",
+        "max_retries",
+        "initial_backoff",
+        "max_backoff",
+        "max_in_flight",
+    ] {
         assert_eq!(view[name], definition[name], "{name}");
     }
     receiver.start();
@@ -148,7 +157,11 @@ fn a_webhook_that_the_api_registered_is_there_after_a_restart_and_goes_on_where_
     assert_eq!(relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null).status(), 204);
     relay.stop();
     let relay = setup.start();
-    assert_eq!(relay.ask_admin("/api/v1/webhooks/hook").status(), 404, "what is deleted does not come back");
+    assert_eq!(
+        relay.ask_admin("/api/v1/webhooks/hook").status(),
+        404,
+        "what is deleted does not come back"
+    );
 }
 
 #[test]
@@ -165,10 +178,17 @@ fn a_webhook_of_the_file_keeps_its_place_when_its_lines_change_and_the_file_wins
     assert_eq!(relay.call("POST", "/api/v1/webhooks", &taken).status(), 409);
     let changed = relay.call("PUT", "/api/v1/webhooks/hook", &taken).status();
     let removed = relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null).status();
-    assert!((400..500).contains(&changed) && (400..500).contains(&removed), "{changed} {removed}: not editable");
+    assert!(
+        (400..500).contains(&changed) && (400..500).contains(&removed),
+        "{changed} {removed}: not editable"
+    );
     relay.stop();
     receiver.start();
-    let elsewhere = table("hook", &receiver, &format!("url = '{}'\nmax_in_flight = 2", url(&receiver, "elsewhere")));
+    let elsewhere = table(
+        "hook",
+        &receiver,
+        &format!("url = '{}'\nmax_in_flight = 2", url(&receiver, "elsewhere")),
+    );
     let relay = data.setup(&connector, "").more(&(elsewhere + LOOPBACK)).start();
     assert_eq!(relay.webhook("hook")["source"], "file");
     receiver.wait_for_accepted(40);
@@ -194,10 +214,11 @@ fn what_is_owed_beyond_retention_is_a_dead_letter_and_can_still_be_delivered() {
     // Four mebibytes, of which the store keeps one.
     publish(&relay, &mut link, (0..EVENTS).map(large));
     // What retention moves between two looks is in neither list, or in both.
-    let (dead, pending) = wait::value("the oldest have been given up, and nothing is dropped silently", || {
-        let lists = (relay.deliveries("hook", "dead"), relay.deliveries("hook", "pending"));
-        (lists.1.len() < 300 && lists.0.len() + lists.1.len() == EVENTS + 1).then_some(lists)
-    });
+    let (dead, pending) =
+        wait::value("the oldest have been given up, and nothing is dropped silently", || {
+            let lists = (relay.deliveries("hook", "dead"), relay.deliveries("hook", "pending"));
+            (lists.1.len() < 300 && lists.0.len() + lists.1.len() == EVENTS + 1).then_some(lists)
+        });
     assert_eq!(outcomes(&dead[0]), [] as [&str; 0], "it was not even tried");
     assert!(sequence(&dead[0]) < sequence(pending.last().unwrap()), "the oldest go first");
     relay.stop();
@@ -209,13 +230,21 @@ fn what_is_owed_beyond_retention_is_a_dead_letter_and_can_still_be_delivered() {
     assert!(letters >= dead.len(), "what was given up was not delivered by itself");
     assert_eq!(relay.redeliver("hook", &json!({ "state": "dead" })), letters as u64);
     let accepted = receiver.wait_for_accepted(EVENTS + 1);
-    let mut numbers: Vec<_> = accepted.iter().map(|request| request.number()).filter(|n| *n < EVENTS).collect();
+    let mut numbers: Vec<_> =
+        accepted.iter().map(|request| request.number()).filter(|n| *n < EVENTS).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (0..EVENTS).collect::<Vec<_>>());
     let is_whole = |body: &[u8], n: usize| String::from_utf8_lossy(body) == large(n);
-    assert!(accepted.iter().all(|request| request.number() == 9999 || is_whole(&request.body, request.number())));
+    assert!(
+        accepted
+            .iter()
+            .all(|request| request.number() == 9999 || is_whole(&request.body, request.number()))
+    );
     relay.wait_for_dead("hook", 0);
-    assert_eq!(relay.metrics().value("autoplay_relay_webhook_lost_total", &[("webhook", "hook")]), Some(0.0));
+    assert_eq!(
+        relay.metrics().value("autoplay_relay_webhook_lost_total", &[("webhook", "hook")]),
+        Some(0.0)
+    );
 }
 
 /// The second part of the event's id, which counts.
@@ -236,7 +265,10 @@ fn large(number: usize) -> String {
 fn in_memory_alone_what_is_owed_beyond_its_bounds_is_a_dead_letter() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(410));
     let bounds = "memory_bytes = '64KiB'\nmemory_events = 16";
-    let relay = Setup::behind(&connector).log(bounds).more(&(table("hook", &receiver, "") + LOOPBACK)).start();
+    let relay = Setup::behind(&connector)
+        .log(bounds)
+        .more(&(table("hook", &receiver, "") + LOOPBACK))
+        .start();
     let mut link = connector.stream();
     publish(&relay, &mut link, [event_of("gone", 9999)]);
     relay.wait_for_webhook("hook", "disabled");
@@ -250,7 +282,8 @@ fn in_memory_alone_what_is_owed_beyond_its_bounds_is_a_dead_letter() {
     relay.tell_webhook("hook", "enable");
     relay.wait_until_settled("hook");
     relay.redeliver("hook", &json!({ "state": "dead" }));
-    let mut numbers: Vec<_> = receiver.wait_for_accepted(101).iter().map(|request| request.number()).collect();
+    let mut numbers: Vec<_> =
+        receiver.wait_for_accepted(101).iter().map(|request| request.number()).collect();
     numbers.sort_unstable();
     assert!(numbers.into_iter().eq((0..100).chain([9999])));
 }
@@ -266,24 +299,37 @@ fn a_receiver_that_is_down_while_very_many_events_arrive_gets_them_all_in_order(
     let mut link = connector.stream();
     receiver.stop();
     for begin in (0..events).step_by(STEP) {
-        let frames = (begin..begin + STEP).map(|n| format!("data: {}\n\n", event_of(&session(n), n)));
+        let frames =
+            (begin..begin + STEP).map(|n| format!("data: {}\n\n", event_of(&session(n), n)));
         link.send(frames.collect::<String>());
         // Not further ahead of the witness than a store on a busy machine can follow: none must leave memory unkept.
         witness.wait_for_accepted((begin + STEP).saturating_sub(4 * STEP));
     }
     witness.wait_for_accepted(events);
     relay.wait_for_pending("hook", events as u64);
-    assert_eq!(relay.webhook("hook")["dead"], 0, "an outage of the whole endpoint spends no delivery's attempts");
+    assert_eq!(
+        relay.webhook("hook")["dead"],
+        0,
+        "an outage of the whole endpoint spends no delivery's attempts"
+    );
     receiver.start();
     receiver.wait_for_accepted(events);
-    wait::until("both are settled", || ["hook", "witness"].iter().all(|id| relay.webhook(id)["pending"] == 0));
+    wait::until("both are settled", || {
+        ["hook", "witness"].iter().all(|id| relay.webhook(id)["pending"] == 0)
+    });
     for receiver in [&receiver, &witness] {
         assert_all_once(receiver, 0..events);
     }
     assert_eq!(relay.webhook("hook")["state"], "active");
-    assert_eq!(relay.deliveries("hook", "delivered").len(), 1000, "of what was delivered, the last are listed");
+    assert_eq!(
+        relay.deliveries("hook", "delivered").len(),
+        1000,
+        "of what was delivered, the last are listed"
+    );
     assert_eq!(relay.gaps("not_kept"), 0.0);
-    wait::holds("nothing comes again", Duration::from_millis(200), || receiver.count() == receiver.accepted().len());
+    wait::holds("nothing comes again", Duration::from_millis(200), || {
+        receiver.count() == receiver.accepted().len()
+    });
 }
 
 /// Events in one write.

@@ -50,7 +50,13 @@ fn a_receiver_that_is_gone_disables_its_webhook_and_what_comes_waits_until_it_is
         publish(&relay, &mut link, events(0..30));
         relay.wait_for_pending("hook", 30);
         wait::holds("nothing is sent", Duration::from_millis(300), || receiver.count() == 1);
-        let logged = relay.process.stderr.so_far().into_iter().filter(|line| line.contains("disabled")).count();
+        let logged = relay
+            .process
+            .stderr
+            .so_far()
+            .into_iter()
+            .filter(|line| line.contains("disabled"))
+            .count();
         assert!(logged > 0, "{keeping:?}: the log says so");
         assert_eq!(relay.deliveries("hook", "pending").len(), 30);
         let enabled = relay.tell_webhook("hook", "enable");
@@ -106,7 +112,9 @@ fn what_the_former_url_answers_late_says_nothing_of_the_present_one() {
 #[test]
 fn what_a_receiver_answers_late_says_nothing_once_an_operator_has_enabled_it() {
     let (connector, receiver) = (Connector::new(), Receiver::new(|_| Answer::HeldThen(410)));
-    let relay = Setup::behind(&connector).more(&(table("hook", &receiver, "max_retries = 0") + LOOPBACK)).start();
+    let relay = Setup::behind(&connector)
+        .more(&(table("hook", &receiver, "max_retries = 0") + LOOPBACK))
+        .start();
     let mut link = connector.stream();
     publish(&relay, &mut link, [event_of("a", 0)]);
     receiver.wait_for(1);
@@ -138,7 +146,11 @@ fn after_failures_of_one_delivery_after_the_other_a_single_one_probes_until_the_
         // Nothing is given up meanwhile, and the last of them are taken sooner or later.
         let waiting = relay.wait_for_deliveries("hook", "pending", 60);
         let oldest = waiting.last().unwrap()["event_id"].as_str().unwrap().to_owned();
-        assert_eq!(receiver.requests().last().unwrap().id(), oldest, "{keeping:?}: {probed} is not the oldest");
+        assert_eq!(
+            receiver.requests().last().unwrap().id(),
+            oldest,
+            "{keeping:?}: {probed} is not the oldest"
+        );
         let spent = || -> Vec<usize> {
             let attempts = |delivery: &Value| delivery["attempts"].as_array().unwrap().len();
             relay.deliveries("hook", "pending").iter().rev().skip(1).map(attempts).collect()
@@ -150,7 +162,8 @@ fn after_failures_of_one_delivery_after_the_other_a_single_one_probes_until_the_
         receiver.now(|_| Answer::Status(200));
         relay.wait_until_settled("hook");
         relay.wait_for_webhook("hook", "active");
-        let mut accepted: Vec<_> = receiver.accepted().iter().map(|request| request.number()).collect();
+        let mut accepted: Vec<_> =
+            receiver.accepted().iter().map(|request| request.number()).collect();
         accepted.sort_unstable();
         assert_eq!(accepted, (0..=60).collect::<Vec<_>>(), "{keeping:?}");
         assert_eq!(relay.webhook("hook")["dead"], 0);
@@ -160,7 +173,8 @@ fn after_failures_of_one_delivery_after_the_other_a_single_one_probes_until_the_
 #[test]
 fn failures_of_one_delivery_alone_open_nothing() {
     let (connector, data) = (Connector::new(), DataDir::new());
-    let receiver = Receiver::new(|request| Answer::Status(if request.number() == 0 { 500 } else { 200 }));
+    let receiver =
+        Receiver::new(|request| Answer::Status(if request.number() == 0 { 500 } else { 200 }));
     let relay = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK)).start();
     let mut link = connector.stream();
     publish(&relay, &mut link, [event_of("bad", 0)]);
@@ -198,8 +212,10 @@ fn dead_letters_are_delivered_again_singly_and_all_at_once_in_order() {
         // Sessions die side by side; within each, the newest is the first.
         for (nth, session) in SESSIONS.iter().enumerate() {
             let of_session = letters.iter().filter(|letter| letter["session_id"] == *session);
-            let ids: Vec<_> = of_session.map(|letter| letter["event_id"].as_str().unwrap()).collect();
-            let expected: Vec<_> = frames.iter().skip(nth).step_by(3).rev().map(|frame| frame.id()).collect();
+            let ids: Vec<_> =
+                of_session.map(|letter| letter["event_id"].as_str().unwrap()).collect();
+            let expected: Vec<_> =
+                frames.iter().skip(nth).step_by(3).rev().map(|frame| frame.id()).collect();
             assert_eq!(ids, expected, "{keeping:?}");
         }
         relay.tell_webhook("hook", "enable"); // whatever the refusals have led to
@@ -207,14 +223,22 @@ fn dead_letters_are_delivered_again_singly_and_all_at_once_in_order() {
         let before = receiver.count();
 
         // Number 7, by the name that the list gives it.
-        let seventh = letters.iter().find(|letter| letter["event_id"] == frames[7].id()).unwrap()["id"].clone();
+        let seventh =
+            letters.iter().find(|letter| letter["event_id"] == frames[7].id()).unwrap()["id"]
+                .clone();
         assert_eq!(relay.redeliver("hook", &json!({ "delivery_ids": [seventh, "1-1"] })), 1);
         let again = receiver.wait_for(before + 1).pop().unwrap();
-        assert_eq!((again.id(), again.body.as_slice()), (frames[7].id(), frames[7].data.as_slice()));
+        assert_eq!(
+            (again.id(), again.body.as_slice()),
+            (frames[7].id(), frames[7].data.as_slice())
+        );
         relay.wait_for_dead("hook", 29);
         let delivered = relay.wait_for_deliveries("hook", "delivered", 1).remove(0);
         let last = outcomes(&delivered).pop();
-        assert_eq!((&delivered["event_id"], last.as_deref()), (&frames[7].id().into(), Some("accepted")));
+        assert_eq!(
+            (&delivered["event_id"], last.as_deref()),
+            (&frames[7].id().into(), Some("accepted"))
+        );
 
         assert_eq!(relay.redeliver("hook", &json!({ "state": "dead" })), 29);
         receiver.wait_for(before + 30);

@@ -28,7 +28,8 @@ use serde_json::json;
 /// A relay with one webhook to this receiver.
 fn relay_to(receiver: &Receiver, lines: &str) -> (Connector, Relay, Link) {
     let connector = Connector::new();
-    let relay = Setup::behind(&connector).more(&(table("hook", receiver, lines) + LOOPBACK)).start();
+    let relay =
+        Setup::behind(&connector).more(&(table("hook", receiver, lines) + LOOPBACK)).start();
     let link = connector.stream();
     (connector, relay, link)
 }
@@ -36,7 +37,9 @@ fn relay_to(receiver: &Receiver, lines: &str) -> (Connector, Relay, Link) {
 #[test]
 fn every_status_has_the_consequence_that_the_interface_names() {
     // Every webhook has a path of its own at the receiver, which is the status it is answered with.
-    let by_path = |request: &Request| Answer::Status(request.head.path().rsplit('/').next().unwrap().parse().unwrap());
+    let by_path = |request: &Request| {
+        Answer::Status(request.head.path().rsplit('/').next().unwrap().parse().unwrap())
+    };
     let (connector, receiver) = (Connector::new(), Receiver::new(by_path));
     let consequences: [(&[u16], &str, usize, &str); 4] = [
         (&[200, 201, 202, 204, 299], "delivered", 1, "accepted"),
@@ -45,7 +48,8 @@ fn every_status_has_the_consequence_that_the_interface_names() {
         (&[301, 302, 303, 307, 308, 304, 500, 501, 502, 503, 504, 599], "dead", 3, "failed"),
     ];
     let all = || consequences.iter().flat_map(|(statuses, ..)| *statuses);
-    let tables: String = all().map(|status| table(&status.to_string(), &receiver, "max_retries = 2")).collect();
+    let tables: String =
+        all().map(|status| table(&status.to_string(), &receiver, "max_retries = 2")).collect();
     let relay = Setup::behind(&connector).more(&(tables + LOOPBACK)).start();
     let mut link = connector.stream();
     publish(&relay, &mut link, [event(0)]);
@@ -54,12 +58,26 @@ fn every_status_has_the_consequence_that_the_interface_names() {
             let id = status.to_string();
             let delivery = relay.wait_for_deliveries(&id, state, 1).remove(0);
             assert_eq!(outcomes(&delivery), vec![outcome; attempts], "{status}");
-            assert!(delivery["attempts"].as_array().unwrap().iter().all(|attempt| attempt["status"] == *status));
+            assert!(
+                delivery["attempts"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .all(|attempt| attempt["status"] == *status)
+            );
             wait::until("it is counted", || relay.attempts(&id, outcome) == attempts as f64);
             let view = relay.webhook(&id);
-            let (expected, dead) = (if *status == 410 { "disabled" } else { "active" }, u64::from(state == "dead"));
-            assert_eq!((&view["state"], &view["pending"], &view["dead"]), (&expected.into(), &0.into(), &dead.into()));
-            let of_hook = receiver.requests().into_iter().filter(|it| it.head.path() == format!("/hooks/{id}")).count();
+            let (expected, dead) =
+                (if *status == 410 { "disabled" } else { "active" }, u64::from(state == "dead"));
+            assert_eq!(
+                (&view["state"], &view["pending"], &view["dead"]),
+                (&expected.into(), &0.into(), &dead.into())
+            );
+            let of_hook = receiver
+                .requests()
+                .into_iter()
+                .filter(|it| it.head.path() == format!("/hooks/{id}"))
+                .count();
             assert_eq!(of_hook, attempts, "{status}");
         }
     }
@@ -95,9 +113,16 @@ fn whatever_happens_to_the_connection_it_is_an_attempt_and_the_next_one_delivers
         publish(&relay, &mut link, [event(0)]);
         let delivery = relay.wait_for_deliveries("hook", "delivered", 1).remove(0);
         assert_eq!(outcomes(&delivery), [outcome, outcome, "accepted"], "{what}");
-        let durations = delivery["attempts"].as_array().unwrap().iter().map(|it| it["duration_ms"].as_u64().unwrap());
+        let durations = delivery["attempts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| it["duration_ms"].as_u64().unwrap());
         for duration in durations.take(if outcome == "timeout" { 2 } else { 0 }) {
-            assert!((400..5000).contains(&duration), "{what}: the deadline is for everything, {duration} ms");
+            assert!(
+                (400..5000).contains(&duration),
+                "{what}: the deadline is for everything, {duration} ms"
+            );
         }
         assert_eq!(relay.attempts("hook", outcome), 2.0, "{what}");
         assert_eq!(receiver.count(), 3, "{what}");
@@ -122,7 +147,10 @@ fn a_receiver_that_is_not_there_or_resets_at_once_is_tried_until_it_is() {
     let delivery = relay.wait_for_deliveries("hook", "delivered", 1).remove(0);
     let outcomes = outcomes(&delivery);
     let (last, before) = outcomes.split_last().unwrap();
-    assert!(last == "accepted" && before.iter().all(|outcome| outcome == "connect"), "{outcomes:?}");
+    assert!(
+        last == "accepted" && before.iter().all(|outcome| outcome == "connect"),
+        "{outcomes:?}"
+    );
     assert_eq!(receiver.count(), 1);
 }
 
@@ -148,7 +176,8 @@ fn of_an_endless_body_little_is_read_and_none_is_decompressed() {
     // What the kernel's buffers on both sides hold is all that can be more than the 16 KiB that are read.
     wait::holds("no more is taken", Duration::from_millis(200), || receiver.poured() < 16 << 20);
     // No gzip at all: whoever wanted to decompress it would have to give up.
-    let bomb = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot a zip".to_vec();
+    let bomb =
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot a zip".to_vec();
     receiver.now(move |_| Answer::Raw(bomb.clone()));
     publish(&relay, &mut link, [event(1)]);
     let newest = relay.wait_for_deliveries("hook", "delivered", 2).remove(0);
@@ -162,8 +191,8 @@ fn sessions_keep_their_order_and_one_that_fails_holds_up_no_other() {
         let receiver = Receiver::new(move |request| {
             let nth = tries.entry((request.session(), request.number())).or_default();
             *nth += 1;
-            let fails =
-                request.session() == "bad" && *nth <= 10 || request.session() == "s1" && *nth <= request.number() % 3;
+            let fails = request.session() == "bad" && *nth <= 10
+                || request.session() == "s1" && *nth <= request.number() % 3;
             Answer::Status(if fails { 500 } else { 200 })
         });
         let connector = Connector::new();
@@ -173,8 +202,11 @@ fn sessions_keep_their_order_and_one_that_fails_holds_up_no_other() {
         let mut link = connector.stream();
         let sessions = ["bad", "s1", "s2", "s3"];
         publish(&relay, &mut link, (0..80).map(|n| event_of(sessions[n % 4], n)));
-        let others = || receiver.accepted_by_session().into_iter().filter(|(name, _)| name != "bad");
-        wait::until("the others are through", || others().map(|(_, numbers)| numbers.len()).sum::<usize>() == 60);
+        let others =
+            || receiver.accepted_by_session().into_iter().filter(|(name, _)| name != "bad");
+        wait::until("the others are through", || {
+            others().map(|(_, numbers)| numbers.len()).sum::<usize>() == 60
+        });
         let of_bad = receiver.accepted_by_session().get("bad").map_or(0, Vec::len);
         assert!(of_bad < 20, "{keeping:?}: the others have waited for it");
         receiver.now(|_| Answer::Status(200));
@@ -187,7 +219,8 @@ fn sessions_keep_their_order_and_one_that_fails_holds_up_no_other() {
         assert_eq!(receiver.accepted_by_session(), expected, "{keeping:?}");
         // Nothing of a session is even tried before what comes before it is settled.
         for session in sessions {
-            let tried = receiver.requests().into_iter().filter(|request| request.session() == session);
+            let tried =
+                receiver.requests().into_iter().filter(|request| request.session() == session);
             let numbers: Vec<_> = tried.map(|request| request.number()).collect();
             assert!(numbers.is_sorted(), "{keeping:?} {session}: {numbers:?}");
         }
@@ -196,7 +229,8 @@ fn sessions_keep_their_order_and_one_that_fails_holds_up_no_other() {
 
 #[test]
 fn what_is_given_up_lets_the_next_of_its_session_go() {
-    let receiver = Receiver::new(|request| Answer::Status(if request.number() % 2 == 0 { 422 } else { 200 }));
+    let receiver =
+        Receiver::new(|request| Answer::Status(if request.number() % 2 == 0 { 422 } else { 200 }));
     let (_connector, relay, mut link) = relay_to(&receiver, "");
     publish(&relay, &mut link, (0..10).map(event));
     receiver.wait_for(10);
@@ -210,8 +244,10 @@ fn what_is_given_up_lets_the_next_of_its_session_go() {
 
 #[test]
 fn a_webhook_whose_receiver_hangs_holds_up_no_other() {
-    let (connector, good, hanging) = (Connector::new(), Receiver::accepting(), Receiver::new(|_| Answer::Hang));
-    let tables = table("hanging", &hanging, "timeout = '60s'\nmax_in_flight = 2") + &table("good", &good, "");
+    let (connector, good, hanging) =
+        (Connector::new(), Receiver::accepting(), Receiver::new(|_| Answer::Hang));
+    let tables = table("hanging", &hanging, "timeout = '60s'\nmax_in_flight = 2")
+        + &table("good", &good, "");
     let relay = Setup::behind(&connector).more(&(tables + LOOPBACK)).start();
     let mut link = connector.stream();
     publish(&relay, &mut link, (0..5).map(|n| event_of(&format!("s{n}"), n)));
@@ -228,8 +264,9 @@ fn what_the_egress_guard_refuses_is_dead_at_once_and_says_which_key_to_set() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let by_name = format!("url = 'http://localhost:{}/'", receiver.address.port());
     let mapped = format!("url = 'http://[::ffff:127.0.0.1]:{}/'", receiver.address.port());
-    let tables =
-        table("literal", &receiver, "") + &table("name", &receiver, &by_name) + &table("mapped", &receiver, &mapped);
+    let tables = table("literal", &receiver, "")
+        + &table("name", &receiver, &by_name)
+        + &table("mapped", &receiver, &mapped);
     let relay = Setup::behind(&connector).more(&tables).start();
     let mut link = connector.stream();
     publish(&relay, &mut link, [event(0)]);
@@ -237,8 +274,14 @@ fn what_the_egress_guard_refuses_is_dead_at_once_and_says_which_key_to_set() {
         let letter = relay.wait_for_deliveries(id, "dead", 1).remove(0);
         assert_eq!(outcomes(&letter), ["egress_refused"], "{id}");
         assert_eq!(letter["attempts"][0]["status"], json!(null));
-        assert!(letter.to_string().contains("egress.allow_networks"), "{id}: the error names the key: {letter}");
-        assert_eq!((relay.attempts(id, "egress_refused"), &relay.webhook(id)["state"]), (1.0, &"active".into()));
+        assert!(
+            letter.to_string().contains("egress.allow_networks"),
+            "{id}: the error names the key: {letter}"
+        );
+        assert_eq!(
+            (relay.attempts(id, "egress_refused"), &relay.webhook(id)["state"]),
+            (1.0, &"active".into())
+        );
     }
     assert_eq!(receiver.connections(), 0);
 }
@@ -246,7 +289,8 @@ fn what_the_egress_guard_refuses_is_dead_at_once_and_says_which_key_to_set() {
 #[test]
 fn retry_after_in_seconds_and_as_a_date_is_waited_for_by_the_whole_endpoint() {
     let in_seconds: fn() -> String = || "2".to_owned();
-    let as_date: fn() -> String = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
+    let as_date: fn() -> String =
+        || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
     for (status, value) in [(429, in_seconds), (503, in_seconds), (429, as_date)] {
         let mut asks = true;
         let receiver = Receiver::new(move |_| match std::mem::take(&mut asks) {
@@ -274,7 +318,8 @@ fn retry_after_in_seconds_and_as_a_date_is_waited_for_by_the_whole_endpoint() {
 fn what_is_owed_in_memory_alone_is_delivered_before_the_relay_leaves() {
     for most in [1, 4] {
         let receiver = Receiver::new(|_| Answer::Held);
-        let (_connector, mut relay, mut link) = relay_to(&receiver, &format!("max_in_flight = {most}"));
+        let (_connector, mut relay, mut link) =
+            relay_to(&receiver, &format!("max_in_flight = {most}"));
         publish(&relay, &mut link, (0..40).map(|number| event_of(&format!("s{number}"), number)));
         receiver.wait_for(most);
         relay.wait_for_pending("hook", 40);
@@ -307,7 +352,8 @@ fn what_a_receiver_has_asked_for_is_kept_across_a_restart() {
 
 #[test]
 fn an_attempt_that_is_under_way_when_the_relay_is_told_to_leave_is_finished() {
-    let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
+    let (connector, data, receiver) =
+        (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
     let mut relay = setup.start();
     let mut link = connector.stream();

@@ -90,7 +90,9 @@ impl History {
         let is_over = Arc::new(AtomicBool::new(false));
         let (over, mut sent) = (Arc::clone(&is_over), self.sent);
         let sender = thread::spawn(move || {
-            while !over.load(Ordering::SeqCst) && link.try_event(event_of(SESSIONS[sent % SESSIONS.len()], sent)) {
+            while !over.load(Ordering::SeqCst)
+                && link.try_event(event_of(SESSIONS[sent % SESSIONS.len()], sent))
+            {
                 sent += 1;
                 thread::sleep(Duration::from_micros(300)); // the pace, not a wait
             }
@@ -103,7 +105,8 @@ impl History {
         self.sent = sender.join().unwrap() + 1;
         let seen = reader.join().unwrap();
         let is_promised = |at: &Instant| killed_at.duration_since(*at) >= Duration::from_millis(50);
-        self.promised.extend(seen.into_iter().filter(|(_, at)| is_promised(at)).map(|(number, _)| number));
+        self.promised
+            .extend(seen.into_iter().filter(|(_, at)| is_promised(at)).map(|(number, _)| number));
     }
 
     /// Waits until the relay owes nothing, and holds what came against what was promised.
@@ -112,17 +115,31 @@ impl History {
         let requests = receiver.requests();
         let new = &requests[self.checked..];
         let accepted: HashSet<usize> = requests.iter().map(|request| request.number()).collect();
-        let missing: Vec<_> = self.promised.iter().filter(|number| !accepted.contains(number)).collect();
-        assert!(missing.is_empty(), "{life}: {} of {} are missing: {missing:?}", missing.len(), self.promised.len());
+        let missing: Vec<_> =
+            self.promised.iter().filter(|number| !accepted.contains(number)).collect();
+        assert!(
+            missing.is_empty(),
+            "{life}: {} of {} are missing: {missing:?}",
+            missing.len(),
+            self.promised.len()
+        );
         let mut twice = 0;
         for request in new {
             let known = self.bodies.entry(request.id().to_owned());
             twice += usize::from(matches!(known, std::collections::hash_map::Entry::Occupied(_)));
-            assert_eq!(*known.or_insert_with(|| request.body.clone()), request.body, "{life}: an id has one body");
+            assert_eq!(
+                *known.or_insert_with(|| request.body.clone()),
+                request.body,
+                "{life}: an id has one body"
+            );
         }
         assert!(twice <= MAX_IN_FLIGHT, "{life}: {twice} came twice");
         assert_first_deliveries_in_order(&requests, life);
-        eprintln!("{life}: {} came, {} were promised, {twice} twice", new.len(), self.promised.len());
+        eprintln!(
+            "{life}: {} came, {} were promised, {twice} twice",
+            new.len(),
+            self.promised.len()
+        );
         (self.checked, self.promised) = (requests.len(), Vec::new());
     }
 }

@@ -29,12 +29,12 @@ fn tell_to_leave(relay: &Relay) {
 
 #[test]
 fn a_webhook_that_is_deleted_while_the_relay_leaves_is_deleted() {
-    let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
+    let (connector, data, receiver) =
+        (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
     let setup = data.setup(&connector, "").more(LOOPBACK);
     let mut relay = setup.start();
     let mut link = connector.stream();
-    let hook =
-        json!({ "id": "hook", "product_id": PRODUCT, "url": url(&receiver, "hook"), "secret": "s", "types": [] });
+    let hook = json!({ "id": "hook", "product_id": PRODUCT, "url": url(&receiver, "hook"), "secret": "s", "types": [] });
     assert_eq!(relay.call("POST", "/api/v1/webhooks", &hook).status(), 201);
     publish(&relay, &mut link, [event(0)]);
     receiver.wait_for(1);
@@ -48,7 +48,8 @@ fn a_webhook_that_is_deleted_while_the_relay_leaves_is_deleted() {
 
 #[test]
 fn what_a_receiver_says_of_itself_while_the_relay_leaves_is_kept() {
-    let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::HeldThen(410)));
+    let (connector, data, receiver) =
+        (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::HeldThen(410)));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
     let mut relay = setup.start();
     let mut link = connector.stream();
@@ -66,10 +67,15 @@ fn what_a_receiver_says_of_itself_while_the_relay_leaves_is_kept() {
 #[test]
 fn what_could_be_sent_but_is_not_any_more_costs_a_relay_that_leaves_nothing() {
     let (connector, data) = (Connector::new(), DataDir::new());
-    let receiver = Receiver::new(|it| if it.session() == "hangs" { Answer::Hang } else { Answer::Held });
+    let receiver =
+        Receiver::new(|it| if it.session() == "hangs" { Answer::Hang } else { Answer::Held });
     let relay = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK)).start();
     let mut link = connector.stream();
-    publish(&relay, &mut link, [event_of("hangs", 0), event_of("goes on", 1), event_of("goes on", 2)]);
+    publish(
+        &relay,
+        &mut link,
+        [event_of("hangs", 0), event_of("goes on", 1), event_of("goes on", 2)],
+    );
     receiver.wait_for(2);
     tell_to_leave(&relay);
     receiver.release();

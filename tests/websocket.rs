@@ -23,7 +23,11 @@ use serde_json::{Value, json};
 const DISCONNECTS: &str = "autoplay_relay_subscriber_disconnects_total";
 
 fn wait_for_sockets(relay: &Relay, count: f64) {
-    relay.wait_for_metric("autoplay_relay_subscribers", &[("product_id", PRODUCT), ("transport", "ws")], count);
+    relay.wait_for_metric(
+        "autoplay_relay_subscribers",
+        &[("product_id", PRODUCT), ("transport", "ws")],
+        count,
+    );
 }
 
 fn wait_for_disconnects(relay: &Relay, reason: &str, count: f64) {
@@ -100,16 +104,23 @@ fn gaps_come_in_their_place_and_an_unknown_id_is_told() {
     let mut link = relay.reconnect(&connector);
     link.event(event(1));
     let gap = socket.item();
-    assert_eq!((&gap["event"], &gap["data"]["reason"]), (&json!("gap"), &json!("upstream_reconnect")));
+    assert_eq!(
+        (&gap["event"], &gap["data"]["reason"]),
+        (&json!("gap"), &json!("upstream_reconnect"))
+    );
     assert_eq!((&gap["data"]["type"], &gap["data"]["after"]), (&json!("gap"), &id));
     assert!(gap["id"].is_string());
     let next = socket.event();
     assert_eq!(websocket::number(&next), 1);
-    let mut resumed = relay.socket(&format!("{SOCKET}?last_event_id={}", gap["id"].as_str().unwrap()));
+    let mut resumed =
+        relay.socket(&format!("{SOCKET}?last_event_id={}", gap["id"].as_str().unwrap()));
     assert_eq!(resumed.numbers(1), [1]);
     let mut stranger = relay.socket(&format!("{SOCKET}?last_event_id=nonsense"));
     let gap = stranger.item();
-    assert_eq!((&gap["data"]["reason"], &gap["data"]["after"]), (&json!("unknown_id"), &Value::Null));
+    assert_eq!(
+        (&gap["data"]["reason"], &gap["data"]["after"]),
+        (&json!("unknown_id"), &Value::Null)
+    );
     assert_eq!(stranger.numbers(1), [0]);
 }
 
@@ -155,10 +166,15 @@ fn a_new_filter_takes_over_where_the_old_one_stood() {
     publish("summary", "b", 3);
     assert_eq!(socket.numbers(1), [3]);
     socket.say(r#"{"subscribe":{}}"#);
-    assert_eq!(socket.message(), json!({ "event": "subscribed", "data": { "session_ids": [], "types": [] } }));
+    assert_eq!(
+        socket.message(),
+        json!({ "event": "subscribed", "data": { "session_ids": [], "types": [] } })
+    );
     publish("actions", "c", 4);
     assert_eq!(socket.numbers(1), [4]);
-    for wrong in ["{}", "no", r#"{"subscribe":{"types":[""]}}"#, r#"{"subscribe":{"session_ids":"a"}}"#] {
+    for wrong in
+        ["{}", "no", r#"{"subscribe":{"types":[""]}}"#, r#"{"subscribe":{"session_ids":"a"}}"#]
+    {
         socket.say(wrong);
         let error = socket.message();
         assert_eq!(error["event"], "error");
@@ -295,13 +311,17 @@ fn who_breaks_the_protocol_is_told_how() {
         (
             "over 64 KiB in two",
             1009,
-            [websocket::frame(TEXT, false, &kib_64), websocket::frame(CONTINUATION, true, b" ")].concat(),
+            [websocket::frame(TEXT, false, &kib_64), websocket::frame(CONTINUATION, true, b" ")]
+                .concat(),
         ),
         (
             "far over 64 KiB in many",
             1009,
-            [websocket::frame(TEXT, false, b""), websocket::frame(CONTINUATION, false, &[b' '; 1000]).repeat(100)]
-                .concat(),
+            [
+                websocket::frame(TEXT, false, b""),
+                websocket::frame(CONTINUATION, false, &[b' '; 1000]).repeat(100),
+            ]
+            .concat(),
         ),
         ("no mask", 1002, vec![0x81, 1, b'x']),
         ("a reserved bit", 1002, websocket::frame(TEXT | 0x40, true, b"x")),
@@ -326,17 +346,24 @@ fn who_breaks_the_protocol_is_told_how() {
 fn a_page_of_another_site_is_refused_whatever_it_shows() {
     let auth = format!("{KEYS}\n");
     let connector = Connector::new();
-    let relay =
-        Setup::behind(&connector).server("cors_allowed_origins = ['https://app.example.com']").auth(&auth).start();
+    let relay = Setup::behind(&connector)
+        .server("cors_allowed_origins = ['https://app.example.com']")
+        .auth(&auth)
+        .start();
     let own = format!("http://{}", relay.public);
     let token = ("Authorization", "Bearer key-of-agent-a");
     for origin in [&own, "https://app.example.com"] {
         let (head, _wire) = websocket::ask(relay.public, SOCKET, &[("Origin", origin), token]);
         assert_eq!(head.status(), 101, "{origin}");
     }
-    for origin in
-        ["https://evil.example", "http://app.example.com", "null", "http://127.0.0.1:1", "http://localhost", ""]
-    {
+    for origin in [
+        "https://evil.example",
+        "http://app.example.com",
+        "null",
+        "http://127.0.0.1:1",
+        "http://localhost",
+        "",
+    ] {
         for fields in [&[("Origin", origin), token][..], &[("Origin", origin)]] {
             let (head, _wire) = websocket::ask(relay.public, SOCKET, fields);
             assert_eq!(head.status(), 403, "{origin:?}");
@@ -345,14 +372,19 @@ fn a_page_of_another_site_is_refused_whatever_it_shows() {
     }
     let rebound = [("Host", "evil.example"), ("Origin", "http://evil.example")];
     let anonymous = Setup::behind(&connector).start();
-    assert_eq!(websocket::ask(anonymous.public, SOCKET, &rebound).0.status(), 403, "a host that is not the relay's");
+    assert_eq!(
+        websocket::ask(anonymous.public, SOCKET, &rebound).0.status(),
+        403,
+        "a host that is not the relay's"
+    );
 }
 
 #[test]
 fn what_is_wrong_is_said_before_the_upgrade() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).auth(KEYS).start();
-    let ask = |path: &str, fields: &[(&str, &str)]| websocket::ask(relay.public, path, fields).0.status();
+    let ask =
+        |path: &str, fields: &[(&str, &str)]| websocket::ask(relay.public, path, fields).0.status();
     let token = [("Authorization", "Bearer key-of-agent-a")];
     assert_eq!(ask(SOCKET, &[]), 401);
     assert_eq!(ask(SOCKET, &[("Authorization", "Bearer wrong")]), 401);
@@ -363,8 +395,15 @@ fn what_is_wrong_is_said_before_the_upgrade() {
     assert_eq!(ask(&format!("{SOCKET}?type="), &token), 400);
     assert_eq!(ask(SOCKET, &token), 101);
     let plain = http::get(relay.public, SOCKET, &token).problem(426);
-    assert_eq!((plain.field("upgrade"), plain.field("connection")), (Some("websocket"), Some("upgrade")));
-    assert_eq!(http::get(relay.public, SOCKET, &[]).status(), 401, "whoever may not is told no more");
+    assert_eq!(
+        (plain.field("upgrade"), plain.field("connection")),
+        (Some("websocket"), Some("upgrade"))
+    );
+    assert_eq!(
+        http::get(relay.public, SOCKET, &[]).status(),
+        401,
+        "whoever may not is told no more"
+    );
     for method in ["POST", "HEAD"] {
         assert_eq!(http::ask(relay.public, method, SOCKET, &token).status(), 405);
     }
@@ -372,7 +411,8 @@ fn what_is_wrong_is_said_before_the_upgrade() {
         let fields = UPGRADE.iter().chain(&token).filter(|field| field.0 != name).chain(instead);
         http::get(relay.public, SOCKET, &fields.copied().collect::<Vec<_>>())
     };
-    let other_version = without("Sec-WebSocket-Version", &[("Sec-WebSocket-Version", "8")]).problem(426);
+    let other_version =
+        without("Sec-WebSocket-Version", &[("Sec-WebSocket-Version", "8")]).problem(426);
     assert_eq!(other_version.field("sec-websocket-version"), Some("13"));
     for field in ["Connection", "Upgrade", "Sec-WebSocket-Version"] {
         without(field, &[]).problem(426);
@@ -422,7 +462,11 @@ fn a_drain_closes_with_1012_behind_everything_that_is_in_the_log() {
     assert!(behind.numbers(EVENTS).into_iter().eq(0..EVENTS));
     assert_eq!(behind.close_code(), 1012);
     mute.wire.rest();
-    assert!(begin.elapsed() < Duration::from_secs(4), "who does not answer is cut off: {:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() < Duration::from_secs(4),
+        "who does not answer is cut off: {:?}",
+        begin.elapsed()
+    );
     assert_eq!(relay.process.exit_code(), Some(0));
 }
 
@@ -433,7 +477,9 @@ fn while_draining_newcomers_are_turned_away() {
     let mut sockets: Vec<_> = (0..6).map(|_| relay.socket(SOCKET)).collect();
     relay.process.signal("TERM");
     relay.process.log_line("leaving; a second signal ends the process at once");
-    common::wait::until("newcomers are turned away", || websocket::ask(relay.public, SOCKET, &[]).0.status() == 503);
+    common::wait::until("newcomers are turned away", || {
+        websocket::ask(relay.public, SOCKET, &[]).0.status() == 503
+    });
     for socket in &mut sockets {
         assert_eq!(socket.close_code(), 1012);
     }
@@ -460,8 +506,10 @@ fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() 
     let mut stream = relay.subscribe();
     let session = "x".repeat(8000);
     std::thread::scope(|scope| {
-        let readers: Vec<_> =
-            others.iter_mut().map(|other| scope.spawn(|| other.numbers(EVENTS).into_iter().eq(0..EVENTS))).collect();
+        let readers: Vec<_> = others
+            .iter_mut()
+            .map(|other| scope.spawn(|| other.numbers(EVENTS).into_iter().eq(0..EVENTS)))
+            .collect();
         let stream = scope.spawn(|| stream.numbers(EVENTS).into_iter().eq(0..EVENTS));
         (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
         assert!(readers.into_iter().all(|reader| reader.join().unwrap()) && stream.join().unwrap());

@@ -86,7 +86,12 @@ impl Audience {
 
     fn ledger(&self, number: usize, door: Door) -> Ledger {
         let behind = self.measured_from - 1 - self.after();
-        let ledger = Ledger::new(number, self.own_session.then(|| session_name(number)), self.resume, behind);
+        let ledger = Ledger::new(
+            number,
+            self.own_session.then(|| session_name(number)),
+            self.resume,
+            behind,
+        );
         ledger.at(door, self.may_miss)
     }
 }
@@ -100,7 +105,9 @@ pub(crate) fn request(door: Door, session: Option<&str>, resume: Option<Resume>)
     let target = door.address;
     match door.way {
         Way::Sse | Way::Tls => {
-            format!("GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n")
+            format!(
+                "GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n"
+            )
         }
         Way::WebSocket => format!(
             "GET /ws/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -130,11 +137,14 @@ impl Load {
             thread::spawn(move || {
                 let done = match target.way {
                     Way::Sse | Way::WebSocket => Crowd::of(books).attend(target, &shared),
-                    Way::Http2 | Way::Tls | Way::TlsHttp2 => streams::attend(target, books, &shared),
+                    Way::Http2 | Way::Tls | Way::TlsHttp2 => {
+                        streams::attend(target, books, &shared)
+                    }
                 };
                 done.map_err(|error| {
                     let failure = error.to_string();
-                    *shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.clone());
+                    *shared.failure.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(failure.clone());
                     failure
                 })
             })
@@ -146,7 +156,9 @@ impl Load {
         })?;
         let connected = load.shared.connected.load(Ordering::Relaxed);
         if connected < audience.subscribers {
-            return Err(format!("only {connected} of {} subscribers got in", audience.subscribers).into());
+            return Err(
+                format!("only {connected} of {} subscribers got in", audience.subscribers).into()
+            );
         }
         Ok(load)
     }
@@ -163,7 +175,8 @@ impl Load {
     pub(crate) fn wait_for_caught_up(&self) -> Result<()> {
         let missed = self.audience.deliveries_through(self.audience.measured_from - 1);
         self.wait(|shared| {
-            let is_done = shared.caught_up.load(Ordering::Relaxed) == self.audience.subscribers as u64;
+            let is_done =
+                shared.caught_up.load(Ordering::Relaxed) == self.audience.subscribers as u64;
             // What is live does not show that the others still come.
             (shared.received.load(Ordering::Relaxed).min(missed), is_done)
         })
@@ -174,7 +187,9 @@ impl Load {
         let (mut number, mut since) = (0, Instant::now());
         loop {
             let (now, is_done) = look(&self.shared);
-            if let Some(failure) = &*self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(failure) =
+                &*self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner)
+            {
                 return Err(format!("a subscriber failed: {failure}").into());
             }
             if now != number {
@@ -204,7 +219,9 @@ impl Load {
             let books = thread.join().map_err(|_| "a thread of the load panicked")??;
             tally.merge(&books.tally);
             for ledger in &books.ledgers {
-                let expected = per_session.as_ref().map_or(series.events - after, |counts| counts[ledger.number]);
+                let expected = per_session
+                    .as_ref()
+                    .map_or(series.events - after, |counts| counts[ledger.number]);
                 ledger.close(expected, &mut tally.faults);
             }
         }
@@ -250,15 +267,21 @@ impl Crowd {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 result => result?,
             }
-            let (received, caught_up, pending) = (self.tally.received, self.tally.caught_up_us.count(), self.pending);
+            let (received, caught_up, pending) =
+                (self.tally.received, self.tally.caught_up_us.count(), self.pending);
             for event in &events {
                 self.turn(event.token().0, target, &mut buffer)?;
             }
             shared.received.fetch_add(self.tally.received - received, Ordering::Relaxed);
-            shared.caught_up.fetch_add(self.tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
+            shared
+                .caught_up
+                .fetch_add(self.tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
             shared.connected.fetch_add(pending - self.pending, Ordering::Relaxed);
         }
-        Ok(Books { tally: self.tally, ledgers: self.members.into_iter().map(|member| member.ledger).collect() })
+        Ok(Books {
+            tally: self.tally,
+            ledgers: self.members.into_iter().map(|member| member.ledger).collect(),
+        })
     }
 
     /// Begins connections, a bounded number at a time.
@@ -266,10 +289,21 @@ impl Crowd {
         while self.pending < MOST_PENDING {
             let Some(mut ledger) = self.waiting.pop() else { break };
             ledger.comes();
-            let mut stream = TcpStream::connect(target.address).map_err(|error| format!("cannot connect: {error}"))?;
+            let mut stream = TcpStream::connect(target.address)
+                .map_err(|error| format!("cannot connect: {error}"))?;
             let token = Token(self.members.len());
-            poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-            self.members.push(Member { stream, has_asked: false, is_over: false, response: Response::new(), ledger });
+            poll.registry().register(
+                &mut stream,
+                token,
+                Interest::READABLE | Interest::WRITABLE,
+            )?;
+            self.members.push(Member {
+                stream,
+                has_asked: false,
+                is_over: false,
+                response: Response::new(),
+                ledger,
+            });
             self.pending += 1;
         }
         Ok(())
@@ -281,7 +315,10 @@ impl Crowd {
         if !member.has_asked {
             let request = request(target, member.ledger.session.as_deref(), member.ledger.resume);
             // So small that it fits whole into an empty socket.
-            member.stream.write_all(request.as_bytes()).map_err(|error| format!("cannot ask: {error}"))?;
+            member
+                .stream
+                .write_all(request.as_bytes())
+                .map_err(|error| format!("cannot ask: {error}"))?;
             member.has_asked = true;
         }
         loop {

@@ -110,8 +110,12 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Nothing => return ExitCode::SUCCESS,
-        Command::Bare { upstream, pace } => target::bare::run(upstream, pace).map(|()| ExitCode::SUCCESS),
-        Command::Naive { upstream, naive } => target::naive::run(upstream, naive).map(|()| ExitCode::SUCCESS),
+        Command::Bare { upstream, pace } => {
+            target::bare::run(upstream, pace).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Naive { upstream, naive } => {
+            target::naive::run(upstream, naive).map(|()| ExitCode::SUCCESS)
+        }
         Command::Measure(options) => measure(&options),
     };
     outcome.unwrap_or_else(|error| {

@@ -39,7 +39,11 @@ impl Metrics {
         let rank = part * self.sum(&format!("{histogram}_count"));
         let (mut from, mut below) = (0.0, 0.0);
         for (name, count) in self.samples(&format!("{histogram}_bucket{{")) {
-            let to = name.split('"').nth(1).and_then(|le| le.trim_start_matches('+').parse().ok()).unwrap_or(f64::NAN);
+            let to = name
+                .split('"')
+                .nth(1)
+                .and_then(|le| le.trim_start_matches('+').parse().ok())
+                .unwrap_or(f64::NAN);
             if count >= rank {
                 return from + (to - from) * (rank - below) / (count - below);
             }

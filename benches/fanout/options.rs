@@ -60,8 +60,12 @@ impl Command {
             return Ok(Self::Naive { upstream, naive: value(NAIVE, arguments.next())? });
         }
         let mut is_bench = false;
-        let mut options =
-            Options { scenarios: Vec::new(), kinds: vec![Kind::Relay, Kind::Bare], pairs: 1, size: Size::Full };
+        let mut options = Options {
+            scenarios: Vec::new(),
+            kinds: vec![Kind::Relay, Kind::Bare],
+            pairs: 1,
+            size: Size::Full,
+        };
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--bench" => is_bench = true,
@@ -86,7 +90,10 @@ impl Command {
     }
 
     fn bare(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
-        Ok(Self::Bare { upstream: value(BARE, arguments.next())?, pace: value(BARE, arguments.next())? })
+        Ok(Self::Bare {
+            upstream: value(BARE, arguments.next())?,
+            pace: value(BARE, arguments.next())?,
+        })
     }
 }
 

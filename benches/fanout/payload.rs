@@ -69,7 +69,8 @@ pub(crate) struct Template {
 impl Template {
     /// The only one there is.
     pub(crate) fn new() -> Self {
-        let mut text = format!(r#"{{"type": "actions", "product_id": "{PRODUCT}", "session_id": ""#);
+        let mut text =
+            format!(r#"{{"type": "actions", "product_id": "{PRODUCT}", "session_id": ""#);
         let place = |text: &mut String, filling: &str, then: &str| {
             let start = text.len();
             text.push_str(filling);
@@ -80,7 +81,11 @@ impl Template {
         let session = place(&mut text, "s00000", r#"", "forwarded_at": "#);
         let forwarded_at = place(&mut text, "1700000000.000000", r#", "sequence": ""#);
         let sequence = place(&mut text, "000000000000", r#"", "sent_us": ""#);
-        let sent = place(&mut text, "000000000000", r#"", "user_id": "user_2481", "count": 2, "actions": ["#);
+        let sent = place(
+            &mut text,
+            "000000000000",
+            r#"", "user_id": "user_2481", "count": 2, "actions": ["#,
+        );
         text.push_str(ACTION);
         text.push_str(", ");
         text.push_str(ACTION);
@@ -94,7 +99,8 @@ impl Template {
     /// Writes the frame of one event, sent now, into `frame`.
     pub(crate) fn write(&mut self, sequence: u64, session: usize, frame: &mut Vec<u8>) {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let forwarded_at = format!("{:010}.{:06}", since_1970.as_secs(), since_1970.subsec_micros());
+        let forwarded_at =
+            format!("{:010}.{:06}", since_1970.as_secs(), since_1970.subsec_micros());
         self.bytes[self.session.clone()].copy_from_slice(session_name(session).as_bytes());
         self.bytes[self.forwarded_at.clone()].copy_from_slice(forwarded_at.as_bytes());
         self.bytes[self.sequence.clone()].copy_from_slice(format!("{sequence:012}").as_bytes());

@@ -20,7 +20,8 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
         let threads = fs::read_dir(format!("/proc/{member}/task")).into_iter().flatten().flatten();
         for thread in threads {
             let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            family.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+            family
+                .extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
         }
     }
     family
@@ -112,7 +113,11 @@ pub(crate) fn written_bytes(pid: u32) -> Result<f64> {
 pub(crate) fn drop_from_cache(file: &Path) -> Result<()> {
     let mut argument = std::ffi::OsString::from("if=");
     argument.push(file);
-    let dd = Command::new("dd").arg(argument).args(["iflag=nocache", "count=0"]).stderr(Stdio::null()).status()?;
+    let dd = Command::new("dd")
+        .arg(argument)
+        .args(["iflag=nocache", "count=0"])
+        .stderr(Stdio::null())
+        .status()?;
     match dd.success() {
         true => Ok(()),
         false => Err(format!("dd cannot drop {} from the page cache: {dd}", file.display()).into()),

@@ -37,7 +37,8 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// Connects, where connections are kept.
     pub(crate) fn open(publishing: Publishing) -> Result<Self> {
-        let stream = publishing.is_kept_alive.then(|| TcpStream::connect(publishing.address)).transpose()?;
+        let stream =
+            publishing.is_kept_alive.then(|| TcpStream::connect(publishing.address)).transpose()?;
         if let Some(stream) = &stream {
             stream.set_nodelay(true)?;
             stream.set_write_timeout(Some(PATIENCE))?;
@@ -75,8 +76,14 @@ impl Publisher {
             let payload = &frame[b"data: ".len()..frame.len() - 2];
             let name = by_session.then(|| session_name(session));
             request.clear();
-            (self.publishing.request)(self.publishing.address, name.as_deref(), payload, &mut request);
-            self.publish(&request).map_err(|error| format!("event {sequence} could not be published: {error}"))?;
+            (self.publishing.request)(
+                self.publishing.address,
+                name.as_deref(),
+                payload,
+                &mut request,
+            );
+            self.publish(&request)
+                .map_err(|error| format!("event {sequence} could not be published: {error}"))?;
         }
         Ok(latest)
     }

@@ -71,7 +71,11 @@ impl Reader {
         self.read_while(|ledger| ledger.last_sequence() < event, tally)
     }
 
-    fn read_while(&mut self, is_missing: impl Fn(&Ledger) -> bool, tally: &mut Tally) -> Result<Duration> {
+    fn read_while(
+        &mut self,
+        is_missing: impl Fn(&Ledger) -> bool,
+        tally: &mut Tally,
+    ) -> Result<Duration> {
         let mut buffer = vec![0; READ_BYTES];
         while is_missing(&self.ledger) {
             let length = self.stream.read(&mut buffer).map_err(|error| {

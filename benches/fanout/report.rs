@@ -56,7 +56,9 @@ impl Outcome {
     pub(crate) fn limit(&mut self, name: &'static str, value: f64, most: f64) {
         self.note(name, value);
         if value > most {
-            self.faults.words.push(format!("{name}: {value:.1}, and {most} at the most is promised"));
+            self.faults
+                .words
+                .push(format!("{name}: {value:.1}, and {most} at the most is promised"));
         }
     }
 
@@ -108,7 +110,9 @@ impl Report {
 
     /// Whether nothing happened that should not.
     pub(crate) fn is_sound(&self) -> bool {
-        self.trials.iter().all(|trial| trial.outcome.faults.is_none() || !trial.kind.is_held_to_account())
+        self.trials
+            .iter()
+            .all(|trial| trial.outcome.faults.is_none() || !trial.kind.is_held_to_account())
     }
 
     fn of(&self, kind: Kind) -> impl Iterator<Item = &Trial> {
@@ -139,11 +143,20 @@ impl Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "\n### {}\n", self.scenario.title(self.size))?;
         let kinds = self.kinds();
-        let ratios = RATIOS.into_iter().filter(|(kind, to)| kinds.contains(kind) && kinds.contains(to));
+        let ratios =
+            RATIOS.into_iter().filter(|(kind, to)| kinds.contains(kind) && kinds.contains(to));
         let ratios: Vec<(Kind, Kind)> = ratios.collect();
-        let columns = kinds.iter().map(Kind::to_string).chain(ratios.iter().map(|(kind, to)| format!("{kind} / {to}")));
+        let columns = kinds
+            .iter()
+            .map(Kind::to_string)
+            .chain(ratios.iter().map(|(kind, to)| format!("{kind} / {to}")));
         let columns: Vec<String> = columns.collect();
-        writeln!(formatter, "| | {} |\n|---|{}", columns.join(" | "), "---:|".repeat(columns.len()))?;
+        writeln!(
+            formatter,
+            "| | {} |\n|---|{}",
+            columns.join(" | "),
+            "---:|".repeat(columns.len())
+        )?;
         let longest = self.trials.iter().max_by_key(|trial| trial.outcome.measures.len());
         let measures = longest.map_or(&[][..], |trial| &trial.outcome.measures);
         for Measure { name, is_compared, .. } in measures {

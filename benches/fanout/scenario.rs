@@ -13,8 +13,8 @@ mod store;
 use std::{str::FromStr, time::Duration};
 
 use self::{
-    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle, sessions::Sessions,
-    stalled::Stalled, steps::Steps, store::Store,
+    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle,
+    sessions::Sessions, stalled::Stalled, steps::Steps, store::Store,
 };
 use crate::{Result, histogram::Histogram, options::USAGE, report::Outcome, target::Kind};
 

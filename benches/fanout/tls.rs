@@ -27,11 +27,18 @@ pub(crate) fn issue() -> Result<()> {
     let config = folder().join("openssl.cnf");
     fs::write(&config, CONFIG)?;
     let mut openssl = Command::new("openssl");
-    openssl.args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -config".split(' '));
-    let done = openssl.arg(config).arg("-keyout").arg(key()).arg("-out").arg(certificate()).output()?;
+    openssl.args(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -config"
+            .split(' '),
+    );
+    let done =
+        openssl.arg(config).arg("-keyout").arg(key()).arg("-out").arg(certificate()).output()?;
     match done.status.success() {
         true => Ok(()),
-        false => Err(format!("openssl makes no certificate: {}", String::from_utf8_lossy(&done.stderr)).into()),
+        false => {
+            Err(format!("openssl makes no certificate: {}", String::from_utf8_lossy(&done.stderr))
+                .into())
+        }
     }
 }
 
@@ -47,10 +54,12 @@ pub(crate) fn key() -> PathBuf {
 
 /// What the obvious server is configured with.
 pub(crate) fn server() -> Result<Arc<ServerConfig>> {
-    let builder =
-        ServerConfig::builder_with_provider(Arc::new(default_provider())).with_safe_default_protocol_versions()?;
+    let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()?;
     let chain = vec![CertificateDer::from_pem_file(certificate())?];
-    let mut config = builder.with_no_client_auth().with_single_cert(chain, PrivateKeyDer::from_pem_file(key())?)?;
+    let mut config = builder
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivateKeyDer::from_pem_file(key())?)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
@@ -59,8 +68,8 @@ pub(crate) fn server() -> Result<Arc<ServerConfig>> {
 pub(crate) fn client(protocol: &[u8]) -> Result<Arc<ClientConfig>> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(certificate())?)?;
-    let builder =
-        ClientConfig::builder_with_provider(Arc::new(default_provider())).with_safe_default_protocol_versions()?;
+    let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()?;
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![protocol.to_vec()];
     // Everybody is somebody else: each shakes hands in full.

@@ -46,10 +46,14 @@ impl Upstream {
         let mut client = loop {
             match self.listener.accept() {
                 Ok((client, _)) => break client,
-                Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                Err(error)
+                    if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline =>
+                {
                     thread::sleep(Duration::from_millis(2));
                 }
-                Err(error) => return Err(format!("the target did not come for its events: {error}").into()),
+                Err(error) => {
+                    return Err(format!("the target did not come for its events: {error}").into());
+                }
             }
         };
         client.set_nonblocking(false)?;
@@ -95,13 +99,20 @@ impl Stream {
     /// # Errors
     ///
     /// When the target is gone or takes nothing.
-    pub(crate) fn pour(&mut self, series: Series, events: impl IntoIterator<Item = u64>) -> Result<()> {
+    pub(crate) fn pour(
+        &mut self,
+        series: Series,
+        events: impl IntoIterator<Item = u64>,
+    ) -> Result<()> {
         let (mut frame, mut frames) = (Vec::new(), Vec::new());
         for sequence in events {
             self.template.write(sequence, series.session(sequence), &mut frame);
             frames.extend_from_slice(&frame);
         }
-        Ok(self.client.write_all(&frames).map_err(|error| format!("the target does not take events: {error}"))?)
+        Ok(self
+            .client
+            .write_all(&frames)
+            .map_err(|error| format!("the target does not take events: {error}"))?)
     }
 
     /// Sends these events as they come due, `per_second` of them, as the connector does: what the target does not take waits in
@@ -119,7 +130,8 @@ impl Stream {
     ) -> Result<Flood> {
         socket2::SockRef::from(&self.client).set_send_buffer_size(SMALL_BUFFER_BYTES)?;
         self.client.set_nonblocking(true)?;
-        let (mut start, mut flood, mut queue) = (Instant::now(), Flood::default(), Queue::default());
+        let (mut start, mut flood, mut queue) =
+            (Instant::now(), Flood::default(), Queue::default());
         let at_once = (per_second / 1000.0).max(1.0) as usize;
         let mut frame = Vec::new();
         for (nth, sequence) in events.into_iter().enumerate() {
@@ -209,12 +221,18 @@ fn read_request(client: &mut TcpStream) -> Result<()> {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        client.read_exact(&mut byte).map_err(|error| format!("the target sent no whole request: {error}"))?;
+        client
+            .read_exact(&mut byte)
+            .map_err(|error| format!("the target sent no whole request: {error}"))?;
         request.extend_from_slice(&byte);
     }
     let expected = format!("GET /stream/{PRODUCT} HTTP/1.1\r\n");
     if !request.starts_with(expected.as_bytes()) {
-        return Err(format!("the target asked for something else: {}", String::from_utf8_lossy(&request)).into());
+        return Err(format!(
+            "the target asked for something else: {}",
+            String::from_utf8_lossy(&request)
+        )
+        .into());
     }
     Ok(())
 }

@@ -34,18 +34,30 @@ fn main() {
     measure("append: to a full log, one evicted", bench_support::append_to_full(&few));
     measure("append: to a log that grows", bench_support::append_to_growing(&few));
     let listeners = [
-        measure("index: shown to one of 1 000 by a mark, which wakes it", bench_support::notify_subscribers(&few)),
+        measure(
+            "index: shown to one of 1 000 by a mark, which wakes it",
+            bench_support::notify_subscribers(&few),
+        ),
         measure("index: the same, one of 10 000", bench_support::notify_subscribers(&many)),
     ];
     let followers = [
-        measure("index: shown to a lane, and one of its 1 000 found", bench_support::notify_shard_subscribers(&few)),
+        measure(
+            "index: shown to a lane, and one of its 1 000 found",
+            bench_support::notify_shard_subscribers(&few),
+        ),
         measure("index: the same, one of 10 000", bench_support::notify_shard_subscribers(&many)),
     ];
     measure("wake: a mark, to its waker", bench_support::wake_subscriber());
     measure("wake: an event left for a lane, to its waker", bench_support::wake_shard(&few));
     measure("wake: a mark, to another thread and back", bench_support::wake_thread_and_back());
-    measure("hand-over: one who was woken takes its frame from the log", bench_support::take_from_log(&few));
-    measure("hand-over: a follower is given a frame", bench_support::deliver_to_shard_subscribers(&few));
+    measure(
+        "hand-over: one who was woken takes its frame from the log",
+        bench_support::take_from_log(&few),
+    );
+    measure(
+        "hand-over: a follower is given a frame",
+        bench_support::deliver_to_shard_subscribers(&few),
+    );
     let growth = |[few, many]: [f64; 2]| many / few;
     let (listeners, followers) = (growth(listeners), growth(followers));
     println!(
@@ -78,8 +90,10 @@ fn measure(what: &str, mut batch: impl FnMut() -> Batch) -> f64 {
         each.push(one());
     }
     each.sort_unstable_by(f64::total_cmp);
-    let (least, median) =
-        (each.first().copied().unwrap_or_default(), each.get(each.len() / 2).copied().unwrap_or_default());
+    let (least, median) = (
+        each.first().copied().unwrap_or_default(),
+        each.get(each.len() / 2).copied().unwrap_or_default(),
+    );
     println!("| {what} | {median:.1} | {least:.1} |");
     median
 }

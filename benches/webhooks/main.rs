@@ -100,7 +100,8 @@ struct Size {
 
 impl Size {
     fn read(arguments: &[String]) -> Result<(Self, Vec<char>)> {
-        let (mut size, mut scenarios) = (Self { deliveries: 100_000, seconds: 20, queued: 100_000 }, Vec::new());
+        let (mut size, mut scenarios) =
+            (Self { deliveries: 100_000, seconds: 20, queued: 100_000 }, Vec::new());
         for argument in arguments {
             match argument.as_str() {
                 "--bench" => {}
@@ -108,7 +109,10 @@ impl Size {
                 "--million" => size.queued = 1_000_000,
                 "A" | "B" | "C" | "D" => scenarios.extend(argument.chars()),
                 other => {
-                    return Err(format!("{other:?} is not known\nusage: … -- [--quick] [--million] [A B C D …]").into());
+                    return Err(format!(
+                        "{other:?} is not known\nusage: … -- [--quick] [--million] [A B C D …]"
+                    )
+                    .into());
                 }
             }
         }
@@ -155,7 +159,8 @@ fn throughput(size: Size) -> Result<Vec<String>> {
 /// B and D: how late deliveries come at a rate that is no effort.
 fn latency(size: Size, what: &str, others: &[SocketAddr]) -> Result<Vec<String>> {
     let sink = Sink::open()?;
-    let hooks: Vec<SocketAddr> = std::iter::once(sink.address).chain(others.iter().copied()).collect();
+    let hooks: Vec<SocketAddr> =
+        std::iter::once(sink.address).chain(others.iter().copied()).collect();
     let mut rig = Rig::start(&hooks)?;
     rig.send(series(), PER_SECOND, PER_SECOND)?;
     sink.wait_for(rig.sent())?;
@@ -171,7 +176,10 @@ fn latency(size: Size, what: &str, others: &[SocketAddr]) -> Result<Vec<String>>
             latency.quantile(part) as f64 / 1e3,
         );
     }
-    row(&format!("{what}: CPU per delivery, µs"), cpu.as_secs_f64() * 1e6 / (size.seconds * PER_SECOND) as f64);
+    row(
+        &format!("{what}: CPU per delivery, µs"),
+        cpu.as_secs_f64() * 1e6 / (size.seconds * PER_SECOND) as f64,
+    );
     let mut faults = faults(rig, &sink, what);
     if !others.is_empty() {
         faults.retain(|fault| !is_of_dead_one(fault));

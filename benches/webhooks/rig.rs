@@ -28,7 +28,8 @@ pub(crate) struct Rig {
 impl Rig {
     /// Starts both; `hooks` are where the relay pushes to.
     pub(crate) fn start(hooks: &[SocketAddr]) -> Result<Self> {
-        let tables: String = hooks.iter().enumerate().map(|(nth, address)| table(nth, *address)).collect();
+        let tables: String =
+            hooks.iter().enumerate().map(|(nth, address)| table(nth, *address)).collect();
         let upstream = Upstream::listen()?;
         let target = Target::durable(upstream.address()?, &(tables + EGRESS))?;
         let upstream = upstream.accept()?;
@@ -88,7 +89,11 @@ impl Rig {
                 moved = (kept, Instant::now());
             }
             if moved.1.elapsed() > STANDSTILL {
-                return Err(format!("the store has kept {} of {count} events and takes no more", kept - before).into());
+                return Err(format!(
+                    "the store has kept {} of {count} events and takes no more",
+                    kept - before
+                )
+                .into());
             }
             self.pour(series, end.min(base + (kept - before) + ON_THE_WAY))?;
             thread::sleep(BETWEEN_LOOKS);
@@ -116,7 +121,8 @@ impl Rig {
 
     /// Deliveries that the webhook of this number is owed.
     pub(crate) fn pending(&self, nth: usize) -> Result<u64> {
-        Ok(self.metrics()?.sum(&format!(r#"autoplay_relay_webhook_pending{{webhook="hook-{nth}""#)) as u64)
+        Ok(self.metrics()?.sum(&format!(r#"autoplay_relay_webhook_pending{{webhook="hook-{nth}""#))
+            as u64)
     }
 
     /// What is wrong with the relay, if anything is.

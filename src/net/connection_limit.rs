@@ -7,7 +7,10 @@
 
 use std::{fs::File, sync::Arc};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::log_limit::LogRateLimit;
 
@@ -16,6 +19,13 @@ use crate::log_limit::LogRateLimit;
 pub(super) struct ConnectionLimit {
     within_limit: Arc<Semaphore>,
     over_limit: Arc<Semaphore>,
+}
+
+/// A connection's socket, and its place among those of the listener.
+#[derive(Debug)]
+pub(crate) struct AcceptedSocket {
+    pub(crate) stream: TcpStream,
+    pub(crate) permit: ConnectionPermit,
 }
 
 /// A connection's place, given back when this is dropped.

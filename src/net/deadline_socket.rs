@@ -16,15 +16,12 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{ConnectionPermit, ConnectionSettings, ConnectionState};
+use super::{
+    connection_limit::{AcceptedSocket, ConnectionPermit},
+    detach::ConnectionState,
+    routes::ConnectionSettings,
+};
 use crate::timer_wheel::Alarm;
-
-/// A connection's socket, and its place among those of the listener.
-#[derive(Debug)]
-pub(crate) struct AcceptedSocket {
-    pub(crate) stream: TcpStream,
-    pub(crate) permit: ConnectionPermit,
-}
 
 /// A connection's socket with deadlines. Reading fails when no request came in time, writing when the peer takes nothing for too long.
 #[derive(Debug)]

@@ -16,14 +16,41 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
     },
     task::{Context, Poll},
 };
 
-use super::{AcceptedSocket, ConnectionState, TlsSession};
 use bytes::Bytes;
 use http_body::Frame;
+
+use super::{connection_limit::AcceptedSocket, forced_close::ForcedClose, tls::TlsSession};
+use crate::timer_wheel::TimerWheel;
+
+/// What a connection's socket and its streams know of each other.
+#[derive(Debug)]
+pub(crate) struct ConnectionState {
+    pub(super) has_request: AtomicBool,
+    pub(super) stalled: AtomicBool,
+    pub(super) detach: DetachState,
+    pub(super) forced_close: Arc<ForcedClose>,
+}
+
+impl ConnectionState {
+    pub(super) fn new(wheel: &Arc<TimerWheel>) -> Self {
+        Self {
+            has_request: AtomicBool::default(),
+            stalled: AtomicBool::default(),
+            detach: DetachState::default(),
+            forced_close: ForcedClose::new(wheel),
+        }
+    }
+
+    /// Whether the socket was closed because it took nothing for too long.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Relaxed)
+    }
+}
 
 /// Where a connection is on the way out of hyper.
 #[derive(Default)]

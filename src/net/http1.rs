@@ -19,9 +19,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{
-    ConnectionState, READ_BUFFER_BYTES, detached::Detachable, shutdown::GracefulConnection,
-};
+use super::{detach::ConnectionState, detached::Detachable, shutdown::GracefulConnection};
 
 /// Small buffers and a time-out for each head.
 pub(super) fn builder(head_timeout: Duration) -> Builder {
@@ -78,3 +76,6 @@ where
         }
     }
 }
+
+/// The largest request head, and what hyper gathers for one write.
+pub(super) const READ_BUFFER_BYTES: usize = 16 * 1024;

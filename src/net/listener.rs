@@ -6,8 +6,6 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::NOTSENT_LOWAT_BYTES;
-
 /// A socket that listens, not yet served. Its options are inherited by every connection.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -62,3 +60,6 @@ const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// A rollout makes all subscribers of another replica come at once.
 const LISTEN_BACKLOG: i32 = 4096;
+
+/// What may wait unsent before a socket counts as full: bytes beyond it would only grow old in the kernel.
+pub(super) const NOTSENT_LOWAT_BYTES: u32 = 32 * 1024;

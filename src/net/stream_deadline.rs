@@ -22,8 +22,9 @@ use std::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    ConnectionSettings, ForcedClose,
-    http2::{OpenStreamGuard, OpenStreams},
+    forced_close::ForcedClose,
+    open_streams::{OpenStreamGuard, OpenStreams},
+    routes::ConnectionSettings,
 };
 use crate::timer_wheel::{Alarm, TimerWheel};
 

@@ -1,28 +1,45 @@
 use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
     path::Path,
+    pin::Pin,
     process::Command,
-    sync::atomic::AtomicUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
+    time::Duration,
 };
 
-use axum::extract::Request as AxumRequest;
+use axum::{Router, body::Body, extract::Request as AxumRequest};
+use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper_util::rt::TokioExecutor;
+use hyper::{Request, body::Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{
-    io::{AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    net::{TcpListener, TcpStream},
     sync::{broadcast, mpsc},
-    time::Instant,
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
 use tokio_stream::{StreamExt, wrappers::BroadcastStream};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use super::detached::tests::shake_hands;
-use super::*;
-use crate::config::TlsFiles;
+use super::{
+    accept::{ConnectionServer, HTTP2_PREFACE},
+    connection::ConnectionTasks,
+    detach::ConnectionState,
+    *,
+};
+use crate::{config::TlsFiles, timer_wheel::TimerWheel};
 
 /// The kernel has a time-out of its own, which would hide that the one for the socket is missing: here it is out of reach.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

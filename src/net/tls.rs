@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustls::{
-    ServerConfig,
+    ServerConfig, ServerConnection,
     crypto::aws_lc_rs::{Ticketer, default_provider},
     server::NoServerSessionStorage,
     sign::SingleCertAndKey,
@@ -20,7 +20,6 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::deadline_socket::DeadlineSocket;
 use crate::config::TlsIdentity;
 
 /// What newcomers are shown. Whoever is connected stays with what it was shown.
@@ -65,8 +64,11 @@ impl ReloadableTls {
     }
 }
 
+/// A TLS session without its socket.
+pub(crate) type TlsSession = Box<ServerConnection>;
+
 /// Whether the client has chosen HTTP/2. One that says nothing of protocols speaks HTTP/1.1.
-pub(super) fn negotiated_http2(stream: &TlsStream<DeadlineSocket>) -> bool {
+pub(super) fn negotiated_http2<I>(stream: &TlsStream<I>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2)
 }
 

@@ -31,7 +31,9 @@ impl Bridge {
         let (target, sockets) = (Mutex::new(target), Mutex::default());
         let state = Arc::new(State { target, sockets, is_blocked: AtomicBool::new(false) });
         let shared = Arc::clone(&state);
-        thread::spawn(move || listener.incoming().flatten().for_each(|socket| shared.connect(socket)));
+        thread::spawn(move || {
+            listener.incoming().flatten().for_each(|socket| shared.connect(socket))
+        });
         Self { address, state }
     }
 

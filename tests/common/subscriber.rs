@@ -33,11 +33,19 @@ impl Subscriber {
     pub(crate) fn on(mut wire: Wire) -> Self {
         let head = wire.head();
         assert_eq!(head.status(), 200, "{head:?}");
-        let mut subscriber =
-            Self { framing: head.framing(), head, retry: String::new(), wire, body: Vec::new(), is_whole: false };
+        let mut subscriber = Self {
+            framing: head.framing(),
+            head,
+            retry: String::new(),
+            wire,
+            body: Vec::new(),
+            is_whole: false,
+        };
         subscriber.retry = subscriber.take_line();
-        let wait = subscriber.retry.strip_prefix("retry: ").and_then(|rest| rest.strip_suffix('\n'));
-        let is_number = |wait: &str| !wait.is_empty() && wait.bytes().all(|byte| byte.is_ascii_digit());
+        let wait =
+            subscriber.retry.strip_prefix("retry: ").and_then(|rest| rest.strip_suffix('\n'));
+        let is_number =
+            |wait: &str| !wait.is_empty() && wait.bytes().all(|byte| byte.is_ascii_digit());
         assert!(wait.is_some_and(is_number), "the first line is {:?}", subscriber.retry);
         subscriber
     }

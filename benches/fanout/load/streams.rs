@@ -77,7 +77,9 @@ impl Crowd {
     async fn connect(self, members: Range<usize>, gate: Arc<Semaphore>) -> Result<()> {
         let permit = gate.acquire_owned().await?;
         members.clone().for_each(|nth| self.write(|books| books.ledgers[nth].comes()));
-        let socket = TcpStream::connect(self.door.address).await.map_err(|error| format!("cannot connect: {error}"))?;
+        let socket = TcpStream::connect(self.door.address)
+            .await
+            .map_err(|error| format!("cannot connect: {error}"))?;
         let Some(config) = &self.config else { return self.speak(socket, members, permit).await };
         let connector = TlsConnector::from(Arc::clone(config));
         let stream = connector.connect(ServerName::from(self.door.address.ip()), socket).await?;
@@ -88,7 +90,12 @@ impl Crowd {
         self.speak(stream, members, permit).await
     }
 
-    async fn speak<S>(self, stream: S, members: Range<usize>, permit: OwnedSemaphorePermit) -> Result<()>
+    async fn speak<S>(
+        self,
+        stream: S,
+        members: Range<usize>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -96,7 +103,9 @@ impl Crowd {
             return self.listen(stream, members.start, permit).await;
         }
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+        builder
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
         let permit = Arc::new(permit);
         let mut streams = JoinSet::new();
@@ -144,7 +153,9 @@ impl Crowd {
         nth: usize,
         permit: Arc<OwnedSemaphorePermit>,
     ) -> Result<()> {
-        let request = Request::get(self.question(nth)).header("accept", "text/event-stream").body(Empty::new())?;
+        let request = Request::get(self.question(nth))
+            .header("accept", "text/event-stream")
+            .body(Empty::new())?;
         let answer = sender.send_request(request).await?;
         drop(permit);
         if answer.status() != 200 {
@@ -162,7 +173,9 @@ impl Crowd {
     }
 
     fn question(&self, nth: usize) -> String {
-        self.write(|books| request(self.door, books.ledgers[nth].session.as_deref(), books.ledgers[nth].resume))
+        self.write(|books| {
+            request(self.door, books.ledgers[nth].session.as_deref(), books.ledgers[nth].resume)
+        })
     }
 
     /// Checks what has come, and counts it.
@@ -172,7 +185,9 @@ impl Crowd {
             let (received, caught_up) = (tally.received, tally.caught_up_us.count());
             response.feed(bytes, |block| tally.enter(&mut ledgers[nth], block, now_us))?;
             self.shared.received.fetch_add(tally.received - received, Ordering::Relaxed);
-            self.shared.caught_up.fetch_add(tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
+            self.shared
+                .caught_up
+                .fetch_add(tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
             Ok(())
         })
     }

@@ -28,7 +28,10 @@ impl Counted {
     }
 
     pub(super) fn title(&self) -> String {
-        format!("K: {SUBSCRIBERS} subscribers, {} events of 1 KiB to all at {PER_SECOND} events/s", self.events)
+        format!(
+            "K: {SUBSCRIBERS} subscribers, {} events of 1 KiB to all at {PER_SECOND} events/s",
+            self.events
+        )
     }
 
     pub(super) fn run(&self, kind: Kind) -> Result<Outcome> {

@@ -95,7 +95,10 @@ impl Decode {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                outcome.faults.words.push(format!("{taken} events were taken of {} that were sent", flood.sent));
+                outcome
+                    .faults
+                    .words
+                    .push(format!("{taken} events were taken of {} that were sent", flood.sent));
                 return Ok(());
             }
             thread::sleep(SETTLE / 10);

@@ -62,13 +62,21 @@ impl Stalled {
         outcome.note("memory before, MiB", before / 1024.0);
         outcome.note("grown by as many events without them, MiB", (before - full) / 1024.0);
         let newcomers = (0..self.subscribers).map(|number| Ledger::new(number, None, None, 0));
-        let mut stalled = newcomers.map(|ledger| Reader::stall(rig.door(), ledger)).collect::<Result<Vec<_>>>()?;
+        let mut stalled = newcomers
+            .map(|ledger| Reader::stall(rig.door(), ledger))
+            .collect::<Result<Vec<_>>>()?;
         thread::sleep(SETTLE);
-        outcome.note("memory per subscriber before it stalls, KiB", self.each(rig.private_kib()? - before));
+        outcome.note(
+            "memory per subscriber before it stalls, KiB",
+            self.each(rig.private_kib()? - before),
+        );
         self.pour(rig, FILLING + self.events + 1, self.events)?;
         let growth = self.each(rig.private_kib()? - before);
         outcome.limit("memory per stalled live subscriber, KiB", growth, MOST_KIB);
-        outcome.note("kernel buffers for each, both ends, KiB", self.each(process::kernel_buffer_kib()? - buffers));
+        outcome.note(
+            "kernel buffers for each, both ends, KiB",
+            self.each(process::kernel_buffer_kib()? - buffers),
+        );
         self.check_that_all_stay(rig, outcome)?;
         read_on(&mut stalled[0], self.events, outcome)
     }
@@ -80,13 +88,17 @@ impl Stalled {
         let places = (0..self.subscribers as u64).map(|nth| nth * step);
         let resumes = places.map(|after| Resume { epoch, after, gap_behind: self.all() });
         let ledgers = resumes.map(|resume| Ledger::new(0, None, Some(resume), 0));
-        let mut stalled = ledgers.map(|ledger| Reader::stall(rig.door(), ledger)).collect::<Result<Vec<_>>>()?;
+        let mut stalled =
+            ledgers.map(|ledger| Reader::stall(rig.door(), ledger)).collect::<Result<Vec<_>>>()?;
         wait_until_stalled(rig)?;
         thread::sleep(self.patience);
         wait_until_stalled(rig)?;
         let growth = self.each(rig.private_kib()? - before);
         outcome.limit("memory per stalled returning subscriber, KiB", growth, MOST_KIB);
-        outcome.note("kernel buffers for each of these, KiB", self.each(process::kernel_buffer_kib()? - buffers));
+        outcome.note(
+            "kernel buffers for each of these, KiB",
+            self.each(process::kernel_buffer_kib()? - buffers),
+        );
         self.check_that_all_stay(rig, outcome)?;
         let nearest = stalled.last_mut().ok_or("nobody has come back")?;
         read_on(nearest, self.all() - step * (self.subscribers as u64 - 1), outcome)?;
@@ -97,7 +109,10 @@ impl Stalled {
     fn check_that_all_stay(&self, rig: &Rig, outcome: &mut Outcome) -> Result<()> {
         let left = rig.subscribers()?.ok_or("the relay has no metrics")?;
         if left != self.subscribers as f64 {
-            outcome.faults.words.push(format!("{left} of {} stalled subscribers are left", self.subscribers));
+            outcome
+                .faults
+                .words
+                .push(format!("{left} of {} stalled subscribers are left", self.subscribers));
         }
         Ok(())
     }
@@ -130,7 +145,10 @@ fn read_on(reader: &mut Reader, events: u64, outcome: &mut Outcome) -> Result<u6
 fn wait_until_stalled(rig: &Rig) -> Result<()> {
     let (mut delivered, mut since) = (0.0, Instant::now());
     while since.elapsed() < STANDSTILL {
-        let now = rig.metrics()?.ok_or("the relay has no metrics")?.sum("autoplay_relay_delivered_events_total{");
+        let now = rig
+            .metrics()?
+            .ok_or("the relay has no metrics")?
+            .sum("autoplay_relay_delivered_events_total{");
         if now != delivered {
             (delivered, since) = (now, Instant::now());
         }

@@ -53,7 +53,13 @@ impl Steps {
         let mut clean: Option<(u64, Step)> = None;
         let mut first_unclean = None;
         for &offer in self.offers {
-            let step = self.offer(Rig::start(kind, Pace::Gather)?, kind, offer, offer * self.seconds, &mut outcome)?;
+            let step = self.offer(
+                Rig::start(kind, Pace::Gather)?,
+                kind,
+                offer,
+                offer * self.seconds,
+                &mut outcome,
+            )?;
             if !step.is_clean() {
                 first_unclean = Some((offer, step));
                 break;
@@ -61,10 +67,16 @@ impl Steps {
             clean = Some((offer, step));
         }
         let subscribers = self.subscribers as f64;
-        outcome.compare("last clean offer, events/s", clean.as_ref().map_or(0.0, |(offer, _)| *offer as f64));
+        outcome.compare(
+            "last clean offer, events/s",
+            clean.as_ref().map_or(0.0, |(offer, _)| *offer as f64),
+        );
         let carried = clean.as_ref().map_or(0.0, |(offer, _)| *offer as f64 * subscribers);
         outcome.compare("the same in deliveries/s", carried);
-        outcome.note("p99 at it, ms", clean.map_or(f64::NAN, |(_, step)| millis(&step.tally.latency, 0.99)));
+        outcome.note(
+            "p99 at it, ms",
+            clean.map_or(f64::NAN, |(_, step)| millis(&step.tally.latency, 0.99)),
+        );
         let (offer, step) = first_unclean.unzip();
         outcome.note("first unclean offer, events/s", offer.map_or(f64::NAN, |offer| offer as f64));
         let seen = |look: fn(&Step) -> f64| step.as_ref().map_or(f64::NAN, look);
@@ -92,7 +104,14 @@ impl Steps {
         Ok(())
     }
 
-    fn offer(&self, mut rig: Rig, kind: Kind, per_second: u64, events: u64, outcome: &mut Outcome) -> Result<Step> {
+    fn offer(
+        &self,
+        mut rig: Rig,
+        kind: Kind,
+        per_second: u64,
+        events: u64,
+        outcome: &mut Outcome,
+    ) -> Result<Step> {
         let audience = Audience {
             subscribers: self.subscribers,
             own_session: false,
@@ -115,7 +134,8 @@ impl Steps {
 
 impl Step {
     fn is_clean(&self) -> bool {
-        let is_in_time = millis(&self.tally.latency, 0.99) <= MOST_LATE_MS && self.late_ms <= MOST_LATE_MS;
+        let is_in_time =
+            millis(&self.tally.latency, 0.99) <= MOST_LATE_MS && self.late_ms <= MOST_LATE_MS;
         self.tally.received == self.deliveries && self.tally.faults.is_none() && is_in_time
     }
 }

@@ -69,7 +69,14 @@ impl Source {
         stream.set_nonblocking(true)?;
         let mut stream = TcpStream::from_std(stream);
         registry.register(&mut stream, UPSTREAM, Interest::READABLE)?;
-        Ok(Self { stream, template: Template::new(), rest: Vec::new(), has_head: false, count: 0, wire: Vec::new() })
+        Ok(Self {
+            stream,
+            template: Template::new(),
+            rest: Vec::new(),
+            has_head: false,
+            count: 0,
+            wire: Vec::new(),
+        })
     }
 
     /// Passes on what there is. False when there will be no more.
@@ -185,7 +192,9 @@ impl Room {
                 guest.write(HEAD);
                 match wish {
                     Wish::Everything => self.everything.push(number),
-                    Wish::Session(session) => self.by_session.entry(session).or_default().push(number),
+                    Wish::Session(session) => {
+                        self.by_session.entry(session).or_default().push(number)
+                    }
                 }
             }
             Ok(_) => {}

@@ -136,12 +136,16 @@ impl Target {
     /// Starts one that reads from `upstream`, or is published to.
     pub(crate) fn start(kind: Kind, upstream: SocketAddr, pace: Pace) -> Result<Self> {
         match kind {
-            Kind::Relay | Kind::WebSocket | Kind::Http2 => relay::start(Home::new(upstream, None, "")?),
+            Kind::Relay | Kind::WebSocket | Kind::Http2 => {
+                relay::start(Home::new(upstream, None, "")?)
+            }
             Kind::Tls | Kind::TlsHttp2 => relay::start(Home::secure(upstream)?),
             Kind::Durable => Self::durable(upstream, ""),
             Kind::Bare => Self::own(&[BARE, &upstream.to_string(), &pace.to_string()]),
             Kind::Naive => Self::own(&[NAIVE, &upstream.to_string(), &Naive::Plain.to_string()]),
-            Kind::NaiveHttp2 => Self::own(&[NAIVE, &upstream.to_string(), &Naive::Auto.to_string()]),
+            Kind::NaiveHttp2 => {
+                Self::own(&[NAIVE, &upstream.to_string(), &Naive::Auto.to_string()])
+            }
             Kind::NaiveTls | Kind::NaiveTlsHttp2 => {
                 tls::issue()?;
                 Self::own(&[NAIVE, &upstream.to_string(), &Naive::Tls.to_string()])
@@ -163,7 +167,8 @@ impl Target {
 
     /// Starts this executable as another process, which prints its address.
     fn own(arguments: &[&str]) -> Result<Self> {
-        let mut child = Command::new(env::current_exe()?).args(arguments).stdout(Stdio::piped()).spawn()?;
+        let mut child =
+            Command::new(env::current_exe()?).args(arguments).stdout(Stdio::piped()).spawn()?;
         let complaints = Arc::default();
         let output = child.stdout.take().ok_or("the target has no output")?;
         let line = follow(output, &complaints, |line| line.parse::<SocketAddr>().is_ok());
@@ -212,7 +217,11 @@ impl Target {
 
     /// The files that it keeps.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
-        let data = self.home.as_ref().and_then(|home| home.data.as_ref()).ok_or("the target keeps no files")?;
+        let data = self
+            .home
+            .as_ref()
+            .and_then(|home| home.data.as_ref())
+            .ok_or("the target keeps no files")?;
         fs::read_dir(data)?.map(|entry| Ok(entry?.path())).collect()
     }
 
@@ -284,14 +293,16 @@ impl Kind {
             Self::Relay | Self::Durable => None,
             Self::Http2 | Self::TlsHttp2 => Some("the relay again; 100 streams on each connection"),
             Self::Tls => Some("the relay again; its own certificate on P-256, TLS 1.3"),
-            Self::NaiveHttp2 | Self::NaiveTls | Self::NaiveTlsHttp2 => {
-                Some("naive again, with hyper-util's auto builder, and tokio-rustls as it comes for TLS")
+            Self::NaiveHttp2 | Self::NaiveTls | Self::NaiveTlsHttp2 => Some(
+                "naive again, with hyper-util's auto builder, and tokio-rustls as it comes for TLS",
+            ),
+            Self::WebSocket => {
+                Some("the relay again; frames have no chunks around them, payloads stand in JSON")
             }
-            Self::WebSocket => Some("the relay again; frames have no chunks around them, payloads stand in JSON"),
             Self::Bare => Some("parses no HTTP, keeps nothing, checks nobody, announces nothing"),
-            Self::Naive => {
-                Some("keeps 1 024 events for all to share, and skips what a slow subscriber has not read of them")
-            }
+            Self::Naive => Some(
+                "keeps 1 024 events for all to share, and skips what a slow subscriber has not read of them",
+            ),
             Self::Nchan => Some(nchan::DIFFERENCE),
             Self::Pushpin => Some(pushpin::DIFFERENCE),
         }
@@ -360,7 +371,10 @@ impl FromStr for Naive {
     type Err = ();
 
     fn from_str(text: &str) -> std::result::Result<Self, ()> {
-        [Self::Plain, Self::Auto, Self::Tls].into_iter().find(|naive| naive.to_string() == text).ok_or(())
+        [Self::Plain, Self::Auto, Self::Tls]
+            .into_iter()
+            .find(|naive| naive.to_string() == text)
+            .ok_or(())
     }
 }
 

@@ -38,11 +38,14 @@ pub(crate) fn run(upstream: SocketAddr, naive: Naive) -> Result<()> {
         let (sender, _) = broadcast::channel(CAPACITY);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let app = Router::new().route("/stream/{product}", get(subscribe)).with_state(sender.clone());
+        let app =
+            Router::new().route("/stream/{product}", get(subscribe)).with_state(sender.clone());
         let server = match naive {
             Naive::Plain => tokio::spawn(async move { Ok(axum::serve(listener, app).await?) }),
             Naive::Auto => tokio::spawn(serve(listener, app, None)),
-            Naive::Tls => tokio::spawn(serve(listener, app, Some(TlsAcceptor::from(tls::server()?)))),
+            Naive::Tls => {
+                tokio::spawn(serve(listener, app, Some(TlsAcceptor::from(tls::server()?))))
+            }
         };
         let source = TcpStream::connect(upstream).await?;
         println!("{address}");
@@ -97,7 +100,9 @@ struct Wish {
 
 async fn read(mut source: TcpStream, sender: &Sender<Arc<Message>>) -> Result<()> {
     let host = source.peer_addr()?;
-    source.write_all(format!("GET /stream/{PRODUCT} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await?;
+    source
+        .write_all(format!("GET /stream/{PRODUCT} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())
+        .await?;
     let mut lines = BufReader::new(source).lines();
     let mut number = 0;
     while let Some(line) = lines.next_line().await? {
@@ -117,7 +122,9 @@ async fn subscribe(
     let events = BroadcastStream::new(sender.subscribe()).filter_map(move |message| {
         let message = message.ok()?; // too late for it
         let is_wanted = wish.session_id.as_ref().is_none_or(|session| *session == message.session);
-        let event = || Event::default().id(format!("1700000000000-{}", message.number)).data(&message.payload);
+        let event = || {
+            Event::default().id(format!("1700000000000-{}", message.number)).data(&message.payload)
+        };
         is_wanted.then(|| Ok(event()))
     });
     Sse::new(events).keep_alive(KeepAlive::default())

@@ -26,8 +26,13 @@ pub(super) fn start() -> Result<Target> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
     let config = files.path().join("nginx.conf");
     fs::write(&config, configuration(files.path(), address))?;
-    let mut child =
-        Command::new(NGINX).arg("-p").arg(files.path()).arg("-c").arg(&config).stderr(Stdio::piped()).spawn()?;
+    let mut child = Command::new(NGINX)
+        .arg("-p")
+        .arg(files.path())
+        .arg("-c")
+        .arg(&config)
+        .stderr(Stdio::piped())
+        .spawn()?;
     let complaints = Arc::default();
     let log = child.stderr.take().ok_or("nginx has no log")?;
     let _ = follow(log, &complaints, |_| false);
@@ -83,7 +88,9 @@ http {{
 fn request(address: SocketAddr, session: Option<&str>, payload: &[u8], request: &mut Vec<u8>) {
     let query = session.map(|session| format!("?session_id={session}")).unwrap_or_default();
     let length = payload.len();
-    let head = format!("POST /publish{query} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!(
+        "POST /publish{query} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n"
+    );
     request.extend_from_slice(head.as_bytes());
     request.extend_from_slice(payload);
 }

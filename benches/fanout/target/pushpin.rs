@@ -137,7 +137,8 @@ fn request(address: SocketAddr, session: Option<&str>, payload: &[u8], request: 
     let item = json!({ "channel": channel(session), "formats": { "http-stream": { "content": content } } });
     let body = json!({ "items": [item] }).to_string();
     let length = body.len();
-    let head = format!("POST /publish/ HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n");
+    let head =
+        format!("POST /publish/ HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n\r\n");
     request.extend_from_slice(head.as_bytes());
     request.extend_from_slice(body.as_bytes());
 }

@@ -38,7 +38,9 @@ pub(super) fn start(home: Home) -> Result<Target> {
     let mut words = under.split_whitespace().chain([binary]);
     let mut command = Command::new(words.next().unwrap_or(binary));
     command.args(words);
-    for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AUTOPLAY")) {
+    for (name, _) in
+        env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AUTOPLAY"))
+    {
         command.env_remove(name);
     }
     command
@@ -81,7 +83,13 @@ impl Home {
 
     fn plain() -> Result<Self> {
         let config = tempfile::tempdir()?;
-        Ok(Self { config, data: None, tables: String::new(), memory_events: None, is_secure: false })
+        Ok(Self {
+            config,
+            data: None,
+            tables: String::new(),
+            memory_events: None,
+            is_secure: false,
+        })
     }
 
     fn write(self, upstream: SocketAddr) -> Result<Self> {
@@ -95,9 +103,12 @@ impl Home {
 
     /// Defaults, but for what a bench on loopback needs.
     fn configuration(&self, upstream: SocketAddr) -> String {
-        let data_dir = self.data.as_ref().map_or_else(String::new, |data| data.path().display().to_string());
+        let data_dir =
+            self.data.as_ref().map_or_else(String::new, |data| data.path().display().to_string());
         let tables = &self.tables;
-        let memory = self.memory_events.map_or_else(String::new, |events| format!("memory_events = {events}"));
+        let memory = self
+            .memory_events
+            .map_or_else(String::new, |events| format!("memory_events = {events}"));
         let files = [("tls_cert_file", tls::certificate()), ("tls_key_file", tls::key())];
         let files = files.iter().map(|(key, file)| format!("{key} = '{}'\n", file.display()));
         let secure = if self.is_secure { files.collect() } else { String::new() };

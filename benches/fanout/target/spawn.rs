@@ -33,8 +33,9 @@ pub(super) fn follow(
                 let _ = found.send(line);
                 continue;
             }
-            let is_complaint =
-                found.is_some() || line.contains(r#""level":"WARN""#) || !line.contains(r#""level":"INFO""#);
+            let is_complaint = found.is_some()
+                || line.contains(r#""level":"WARN""#)
+                || !line.contains(r#""level":"INFO""#);
             let mut complaints = complaints.lock().unwrap_or_else(PoisonError::into_inner);
             if is_complaint && complaints.len() < MOST_COMPLAINTS {
                 complaints.push(line);
@@ -69,7 +70,11 @@ pub(super) fn line_in_time(
 /// # Errors
 ///
 /// When nobody does: with what was said meanwhile.
-pub(super) fn listening_in_time(child: &mut Child, address: SocketAddr, complaints: &Mutex<Vec<String>>) -> Result<()> {
+pub(super) fn listening_in_time(
+    child: &mut Child,
+    address: SocketAddr,
+    complaints: &Mutex<Vec<String>>,
+) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while TcpStream::connect(address).is_err() {
         if Instant::now() > deadline {
@@ -80,7 +85,10 @@ pub(super) fn listening_in_time(child: &mut Child, address: SocketAddr, complain
     Ok(())
 }
 
-fn not_started(child: &mut Child, complaints: &Mutex<Vec<String>>) -> Box<dyn std::error::Error + Send + Sync> {
+fn not_started(
+    child: &mut Child,
+    complaints: &Mutex<Vec<String>>,
+) -> Box<dyn std::error::Error + Send + Sync> {
     end(child);
     let said = complaints.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
     format!("the target did not start:\n{said}").into()

@@ -14,10 +14,11 @@ use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 use tokio_rustls::server::TlsStream;
 
-use super::{AcceptedSocket, ConnectionPermit, DeadlineSocket};
-
-/// A TLS session without its socket.
-pub(crate) type TlsSession = Box<ServerConnection>;
+use super::{
+    connection_limit::{AcceptedSocket, ConnectionPermit},
+    deadline_socket::DeadlineSocket,
+    tls::TlsSession,
+};
 
 /// What can be taken apart once hyper has let go of it.
 pub(super) trait Detachable {

@@ -10,23 +10,20 @@ mod tests;
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    task::{Context, Poll, Waker},
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use atomic_waker::AtomicWaker;
 use hyper::server::conn::http2::Builder;
 use hyper_util::rt::TokioTimer;
 use tokio::io::AsyncWrite;
 use tracing::debug;
 
 use super::{
-    ConnectionSettings, NOTSENT_LOWAT_BYTES, READ_BUFFER_BYTES, shutdown::GracefulConnection,
-    stream_deadline::DeadlineExecutor, write_coalescing::Cork,
+    http1::READ_BUFFER_BYTES, listener::NOTSENT_LOWAT_BYTES, open_streams::OpenStreams,
+    routes::ConnectionSettings, shutdown::GracefulConnection, stream_deadline::DeadlineExecutor,
+    write_coalescing::Cork,
 };
 use crate::timer_wheel::Alarm;
 
@@ -135,44 +132,6 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> GracefulConnection for Http2C
     fn start_graceful_shutdown(mut self: Pin<&mut Self>) {
         self.is_shutting_down = true;
         self.connection.as_mut().start_graceful_shutdown();
-    }
-}
-
-/// How many streams are open on a connection.
-#[derive(Debug, Default)]
-pub(super) struct OpenStreams {
-    count: AtomicUsize,
-    waker: AtomicWaker,
-}
-
-impl OpenStreams {
-    /// One more, until what is returned is dropped.
-    pub(super) fn open(self: &Arc<Self>) -> OpenStreamGuard {
-        self.count.fetch_add(1, SeqCst);
-        OpenStreamGuard(Arc::clone(self))
-    }
-
-    /// Whether there is more than one.
-    fn has_several(&self) -> bool {
-        self.count.load(SeqCst) > 1
-    }
-
-    /// Whether there are any; `waker` is woken when the last one ends.
-    fn any_open(&self, waker: &Waker) -> bool {
-        self.waker.register(waker); // before the look: no end goes unseen
-        self.count.load(SeqCst) > 0
-    }
-}
-
-/// An open stream.
-#[derive(Debug)]
-pub(super) struct OpenStreamGuard(Arc<OpenStreams>);
-
-impl Drop for OpenStreamGuard {
-    fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, SeqCst) == 1 {
-            self.0.waker.wake();
-        }
     }
 }
 

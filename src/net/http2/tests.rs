@@ -1,6 +1,9 @@
 //! When a connection is polled, and what becomes of what it says then.
 
-use std::task::ready;
+use std::{
+    sync::atomic::Ordering::SeqCst,
+    task::{Waker, ready},
+};
 
 use super::*;
 use crate::{
