@@ -4,7 +4,7 @@
 //! cargo bench --features micro --bench micro
 //! ```
 //!
-//! Events are those of `benches/fanout`, 1 KiB each, of 1 000 sessions where nothing else is said. `src/bench_support.rs` has the steps and says what belongs to each. A step is done in batches of
+//! Events are those of `benches/fanout`, 1 KiB each, of 1 000 sessions where nothing else is said. `src/bench_support/` has the steps and says what belongs to each. A step is done in batches of
 //! some sixty for a second; the table has the median of the batches and the least of them, for one. What the least and the
 //! median have between them is what the machine did beside; compare medians of runs on a quiet one.
 //!
