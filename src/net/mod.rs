@@ -34,3 +34,5 @@ pub(crate) use self::listener::{BindError, Listener};
 pub(crate) use self::routes::{ConnectionSettings, Routes};
 pub(crate) use self::stream_deadline::Http2StreamState;
 pub(crate) use self::tls::ReloadableTls;
+#[cfg(test)]
+pub(crate) use self::tls::TlsSession;

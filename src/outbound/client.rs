@@ -5,10 +5,10 @@
 //!
 //! May use: `config` (secrets, files of certificates), `sse`.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::Empty;
 use hyper::{
     Request, Response, StatusCode, Uri,
     body::Incoming,
@@ -20,20 +20,17 @@ use hyper::{
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
 };
 use tower::Service;
 
-use crate::{
-    config::{Secret, pem_contents},
-    sse::{Decoded, Decoder},
+use super::{
+    event_stream::EventStream,
+    tls::{TlsError, tls_client_config},
 };
+use crate::{config::Secret, sse::Decoder};
 
 /// Dials `http` and `https`.
 #[derive(Clone, Debug)]
@@ -207,61 +204,6 @@ fn require_event_stream(response: &Response<Incoming>) -> Result<(), OpenError> 
     Ok(())
 }
 
-/// A stream that stands.
-#[derive(Debug)]
-pub(crate) struct EventStream {
-    is_relay: bool,
-    body: Incoming,
-    decoder: Decoder,
-    connection_task: JoinSet<()>,
-    received_at: Instant,
-}
-
-impl EventStream {
-    /// What the peer sends next; none when it has been silent for `patience`: not even a comment came.
-    ///
-    /// # Errors
-    ///
-    /// When the stream has ended or the connection is lost.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future loses nothing; the patience begins anew.
-    pub(crate) async fn next(
-        &mut self,
-        idle_timeout: Duration,
-    ) -> Result<Option<Decoded>, StreamError> {
-        loop {
-            if let Some(decoded) = self.decoder.next() {
-                return Ok(Some(decoded));
-            }
-            let Ok(frame) = timeout(idle_timeout, self.body.frame()).await else {
-                return Ok(None);
-            };
-            let frame = frame.ok_or(StreamError::Ended)?.map_err(StreamError::Lost)?;
-            if let Ok(chunk) = frame.into_data() {
-                self.received_at = Instant::now();
-                self.decoder.feed(chunk);
-            }
-        }
-    }
-
-    /// Whether the peer is a relay: it keeps events, gives them ids, and goes on behind a `Last-Event-ID`.
-    pub(crate) fn is_relay(&self) -> bool {
-        self.is_relay
-    }
-
-    /// When the last bytes came.
-    pub(crate) fn received_at(&self) -> Instant {
-        self.received_at
-    }
-
-    /// Closes the connection, and returns when it is closed.
-    pub(crate) async fn close(mut self) {
-        self.connection_task.shutdown().await;
-    }
-}
-
 /// Why a stream could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
@@ -318,69 +260,6 @@ impl OpenError {
             _ => None,
         }
     }
-}
-
-/// Why a stream goes on no longer.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StreamError {
-    /// The peer ended it.
-    #[error("the peer ended the stream")]
-    Ended,
-    /// The connection broke.
-    #[error("the connection was lost")]
-    Lost(#[source] hyper::Error),
-}
-
-/// Why there is no client.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TlsError {
-    /// The file of further roots is unusable.
-    #[error("egress.ca_file: cannot read certificates from {path}")]
-    CaFile {
-        /// The file.
-        path: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The TLS library refuses its own defaults.
-    #[error("cannot set up TLS")]
-    Setup(#[from] rustls::Error),
-}
-
-/// TLS as a client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and those in `ca_file`.
-///
-/// # Errors
-///
-/// When `ca_file` cannot be read as PEM certificates.
-pub(crate) fn tls_client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(root_certificates(ca_file)?)
-        .with_no_client_auth();
-    Ok(config)
-}
-
-fn root_certificates(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    for error in &native.errors {
-        tracing::warn!(%error, "cannot read some of the platform's root certificates");
-    }
-    roots.add_parsable_certificates(native.certs);
-    if let Some(path) = ca_file {
-        let unreadable = |reason: String| TlsError::CaFile {
-            path: path.display().to_string(),
-            source: io::Error::other(reason),
-        };
-        let pem = pem_contents(path).map_err(unreadable)?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
-            roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
-        }
-    }
-    Ok(roots)
 }
 
 fn bearer_header(token: &Secret) -> Result<HeaderValue, OpenError> {
@@ -441,19 +320,3 @@ const MAX_REDIRECTS: usize = 5;
 
 /// A mistaken date must not silence a product for days.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_a_file_of_roots_no_more_is_read_than_one_may_have() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(tls_client_config(Some(file.path())).is_ok());
-        file.as_file().set_len(2 << 20).unwrap();
-        let Err(TlsError::CaFile { source, .. }) = tls_client_config(Some(file.path())) else {
-            panic!("it is read")
-        };
-        assert!(source.to_string().contains("is larger than 1 MiB"), "{source}");
-    }
-}
