@@ -1,4 +1,7 @@
-//! The accept loop of a listener, and the protocols of each connection.
+//! The accept loop of one listener, and the protocols of each connection that it accepts.
+//!
+//! In: a bound listener and its routes. Out: requests to the router in force. Each connection is
+//! one task, owned by the listener's tracker; the loop itself never waits for a peer.
 //!
 //! May use: nothing.
 
@@ -44,13 +47,14 @@ use super::{
     write_coalescing::cork,
 };
 
-/// Serves `routes` on `listener` until `stop`; then lets running exchanges end, for a few seconds at most.
+/// Serves `routes` on `listener` until `stop`, then shuts the connections down.
 ///
-/// `turned_away` is called for each connection that is closed as soon as it has come.
+/// Running exchanges have [`CONNECTION_SHUTDOWN_GRACE`] to end, and are then cut off. `on_shed` is
+/// called for each connection that is closed as soon as it was accepted.
 ///
 /// # Errors
 ///
-/// When the socket cannot be handed to the runtime.
+/// When the socket cannot be registered with the runtime.
 pub(crate) async fn serve(
     listener: Listener,
     routes: Routes,
@@ -75,14 +79,25 @@ pub(crate) async fn serve(
                 }
                 None => on_shed(ShedConnection::MaxConnections),
             },
-            // The peer was gone before it was its turn: the next one may be waiting.
+            // ECONNABORTED: the peer reset the connection while it was in the accept queue. That is
+            // no fault of this process, and the next connection may be waiting, so the loop does
+            // not sleep.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
                 debug!(%error, "connection ended")
             }
+            // Without a descriptor `accept` fails and the connection stays in the queue, where the
+            // peer waits for an answer that may never come. With the reserve released, it is
+            // accepted and closed.
             Err(error) if out_of_descriptors(&error) && reserve.release() => {
                 if reserve.throttle.allow() {
-                    warn!(%error, "no file is left for connections; newcomers are turned away (shed_total counts them)");
+                    warn!(
+                        %error,
+                        "no file descriptor is left; new connections are closed \
+                         (shed_total counts them)"
+                    );
                 }
+                // With a limit: another thread may have taken the released descriptor, or the peer
+                // may be gone.
                 if let Ok(Ok(_)) = timeout(ACCEPT_RETRY_DELAY, listener.accept()).await {
                     on_shed(ShedConnection::NoFileDescriptor);
                 }
@@ -105,9 +120,14 @@ fn out_of_descriptors(error: &io::Error) -> bool {
 }
 
 impl ConnectionTasks {
-    /// Ends all connections: first gracefully, then at once.
+    /// Ends all connections: gracefully, and after [`CONNECTION_SHUTDOWN_GRACE`] at once.
+    ///
+    /// Aborted tasks get the same time once more. A task that does not end even then is only
+    /// reported, so that a shutdown always comes to its end.
     async fn shut_down(&self) {
         let Self { shutdown, tracker } = self;
+        // `wait` returns only once the tracker is closed and empty. A closed tracker still accepts
+        // tasks: an HTTP/2 connection in its graceful end may open streams that were on their way.
         tracker.close();
         shutdown.begin_graceful();
         if timeout(CONNECTION_SHUTDOWN_GRACE, tracker.wait()).await.is_ok() {
@@ -121,7 +141,7 @@ impl ConnectionTasks {
     }
 }
 
-/// What every connection of one listener shares.
+/// State that all connections of one listener share.
 pub(super) struct ConnectionServer {
     pub(super) routes: Routes,
     pub(super) settings: ConnectionSettings,
@@ -141,7 +161,8 @@ impl ConnectionServer {
         let connection = Connection { peer, state, is_over_limit, tasks };
         let ended = match &self.settings.tls {
             None => self.serve_plain(socket, connection).await,
-            // In a box: it is much the larger of the two, and would be so for each connection without TLS, too.
+            // Boxed: the future of a TLS connection is much the larger of the two, and a task has
+            // the size of its largest branch, so each connection without TLS would pay for it.
             Some(tls) => Box::pin(self.serve_tls(tls, socket, connection)).await,
         };
         if let Err(error) = ended {
@@ -149,6 +170,7 @@ impl ConnectionServer {
         }
     }
 
+    /// Serves a connection without TLS, after a look at its first bytes.
     async fn serve_plain(
         &self,
         socket: AcceptedSocket,
@@ -166,6 +188,7 @@ impl ConnectionServer {
         }
     }
 
+    /// Serves a connection with TLS, after its handshake.
     async fn serve_tls(
         &self,
         tls: &ReloadableTls,
@@ -173,12 +196,14 @@ impl ConnectionServer {
         connection: Connection,
     ) -> Result<(), hyper::Error> {
         let shutdown = &self.tasks.shutdown;
-        // Before the first byte there is nothing in memory but the socket.
+        // Before the first byte a connection costs its socket and no TLS session.
         let first_byte =
             timeout(self.settings.head_timeout, async { socket.stream.peek(&mut [0]).await });
         let Some(Ok(Ok(1))) = shutdown.run_until_graceful(first_byte).await else {
             return Ok(());
         };
+        // The handshake is limited by the head deadline of this socket: no request has come yet, so
+        // its reads fail with `TimedOut` once `head_timeout` is over.
         let socket_io = DeadlineSocket::new(socket, &self.settings, Arc::clone(&connection.state));
         let mut io = match shutdown.run_until_graceful(tls.accept(socket_io)).await {
             Some(Ok(io)) => io,
@@ -188,6 +213,7 @@ impl ConnectionServer {
             }
             None => return Ok(()),
         };
+        // The handshake must not use up the time of the first request.
         io.get_mut().0.restart_head_deadline(self.settings.head_timeout);
         match tls::negotiated_http2(&io) {
             true => self.serve_http2(io, connection).await,
@@ -195,6 +221,7 @@ impl ConnectionServer {
         }
     }
 
+    /// Serves HTTP/1.1 until the connection ends or is detached.
     async fn serve_http1<I>(&self, io: I, connection: Connection) -> Result<(), hyper::Error>
     where
         I: AsyncRead + AsyncWrite + Detachable + Unpin + Send + 'static,
@@ -210,6 +237,7 @@ impl ConnectionServer {
             .await
     }
 
+    /// Serves HTTP/2 until the connection ends.
     pub(super) async fn serve_http2<I>(
         &self,
         io: I,
@@ -232,8 +260,10 @@ impl ConnectionServer {
     }
 }
 
-/// Whether the peer begins with HTTP/2's preface (RFC 9113, section 3.4). Takes no byte off the socket: what hyper's own
-/// detection has read, its HTTP/1.1 reader makes room for once more, in a second buffer of 8 KiB.
+/// Returns whether the peer begins with the HTTP/2 connection preface (RFC 9113, section 3.4).
+///
+/// Peeks and takes no byte off the socket. hyper-util's own detection reads the bytes and replays
+/// them, and hyper's HTTP/1.1 reader then allocates a second buffer of 8 KiB.
 async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
     let mut start = [0; HTTP2_PREFACE.len()];
     loop {
@@ -244,29 +274,37 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
         if seen == start.len() || !HTTP2_PREFACE.starts_with(start.split_at(seen).0) {
             return Ok(start == *HTTP2_PREFACE);
         }
-        // Part of a preface: the socket stays readable, so there is nothing to wait for but time.
+        // The bytes seen so far are a part of the preface. They stay in the socket, so it stays
+        // readable and `peek` would return at once: only time can tell. The caller's time-out ends
+        // this loop.
         sleep(PREFACE_PEEK_DELAY).await;
     }
 }
 
-/// Passes a request to the router, with its connection.
+/// Passes a request to the router in force, with its connection among the extensions.
 async fn dispatch(
     mut router: Router,
     connection: Connection,
     mut request: Request<Incoming>,
 ) -> Result<axum::response::Response, Infallible> {
+    // Relaxed: a flag that publishes no other memory. A reader that sees it late only looks again
+    // at its next alarm.
     connection.state.has_request.store(true, Ordering::Relaxed);
     request.extensions_mut().insert(connection);
     let is_ambiguous = ambiguous_framing(request.headers());
     let mut result = router.call(request.map(Body::new)).await;
+    // The request is answered, but nothing behind it on this connection is trusted.
     if let (true, Ok(response)) = (is_ambiguous, &mut result) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     result
 }
 
-/// Whether a proxy in front may have understood the body's framing in another way, so that what follows on the connection may be part
-/// of the body to it. hyper takes the last of several codings, and sees to a length beside one (RFC 9112, section 6.1).
+/// Returns whether a proxy in front may have framed the body differently (request smuggling).
+///
+/// Such a proxy may take what follows on the connection as part of the body. hyper takes the last
+/// of several transfer codings, and handles a length beside a coding itself (RFC 9112, section
+/// 6.1).
 fn ambiguous_framing(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_plain =
@@ -274,20 +312,24 @@ fn ambiguous_framing(headers: &HeaderMap) -> bool {
     !is_plain || codings.next().is_some()
 }
 
-/// No file left: a moment for others to leave, instead of a spinning loop.
+/// Pause after `accept` failed for lack of descriptors: other connections may end meanwhile, and
+/// the loop does not spin.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// What a connection may take to end once its streams have been told to.
+/// Time for the connections to end after each of the two steps of a shutdown; by then their streams
+/// were already told to end during the drain.
 const CONNECTION_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
-/// `EMFILE`.
+/// `EMFILE`: the process has no descriptor left. The standard library has no stable `ErrorKind` for
+/// it.
 const EMFILE: i32 = 24;
 
-/// `ENFILE`.
+/// `ENFILE`: the system has no descriptor left.
 const ENFILE: i32 = 23;
 
-/// What an HTTP/2 client sends first.
+/// Client connection preface of HTTP/2 (RFC 9113, section 3.4).
 pub(super) const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A preface arrives in one piece; only a hand-typed or hostile one is looked at twice.
+/// A real client sends the preface in one segment; only a hand-typed or hostile preface is peeked
+/// at twice.
 const PREFACE_PEEK_DELAY: Duration = Duration::from_millis(50);

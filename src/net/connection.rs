@@ -1,4 +1,8 @@
-//! What a request's handler sees of its connection, and the tasks of a listener's connections.
+//! The handle that a request's handler has of its connection, and the tasks of a listener.
+//!
+//! In: a request's extensions. Out: its peer, its deadlines, and two ways out of hyper:
+//! [`Connection::detach`] for a stream over HTTP/1.1, [`Connection::spawn_upgraded`] for a
+//! WebSocket.
 //!
 //! May use: nothing.
 
@@ -21,21 +25,25 @@ use super::{
     tls::TlsSession,
 };
 
-/// A request's connection, found among its extensions.
+/// Handle of a request's connection, found among the request's extensions.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
-    /// The peer's address.
+    /// Address of the peer.
     pub(crate) peer: SocketAddr,
-    /// What became of the socket.
+    /// State shared with the socket's guards.
     pub(crate) state: Arc<ConnectionState>,
-    /// It came when there was no place any more, and is here to be told so.
+    /// Whether the connection was accepted beyond the limit, only to be answered 503.
     pub(crate) is_over_limit: bool,
     pub(super) tasks: Arc<ConnectionTasks>,
 }
 
 impl Connection {
-    /// Takes the socket out of hyper: the answer must have the body that is returned, which begins with `first`, and `heir`
-    /// writes all that follows, in chunks, and ends the connection. If the connection is lost before that, `heir` is dropped.
+    /// Arranges for the socket to leave hyper, and returns the body that the response must have.
+    ///
+    /// hyper writes the head and `first`. After that, `continuation` gets the socket, writes
+    /// everything that follows, in chunks (RFC 9112, section 7.1), and ends the connection. If the
+    /// connection ends before that, or the response is not sent, `continuation` is dropped without
+    /// being called.
     pub(crate) fn detach(
         &self,
         first: Bytes,
@@ -45,13 +53,19 @@ impl Connection {
         Body::new(DetachingBody { first: Some(first), state: Arc::clone(&self.state) })
     }
 
-    /// What ends the exchange that is running if its peer takes nothing: the connection, or on HTTP/2 its stream alone.
+    /// Returns the forced-close deadline of the running exchange.
+    ///
+    /// On HTTP/2, where `stream` is given, the deadline is that of the stream alone; on HTTP/1.1 it
+    /// is that of the connection.
     pub(crate) fn forced_close(&self, stream: Option<&Http2StreamState>) -> Arc<ForcedClose> {
         Arc::clone(stream.map_or(&self.state.forced_close, Http2StreamState::forced_close))
     }
 
-    /// Goes on with this connection's socket in another protocol, once the answer to the request has been sent. What
-    /// `work` returns belongs to the listener: it is waited for when that ends, and dropped if it has not ended by itself a few seconds later.
+    /// Spawns `work` with the upgraded connection, once the response to the upgrade request is
+    /// sent.
+    ///
+    /// The task belongs to the listener: its shutdown waits for the task for a few seconds and then
+    /// drops it.
     pub(crate) fn spawn_upgraded<W: Future<Output = ()> + Send + 'static>(
         &self,
         upgrade: OnUpgrade,
@@ -59,6 +73,8 @@ impl Connection {
     ) {
         let tasks = Arc::clone(&self.tasks);
         self.tasks.tracker.spawn(async move {
+            // Not `run_until_graceful`: a WebSocket ends by its own closing handshake, and has the
+            // grace for it.
             match tasks.shutdown.run_until_aborted(upgrade).await {
                 Some(Ok(socket)) => {
                     tasks.shutdown.run_until_aborted(work(UpgradedConnection::from(socket))).await;
@@ -70,12 +86,12 @@ impl Connection {
     }
 }
 
-/// A connection on which another protocol is spoken from now on.
+/// Connection on which another protocol is spoken from now on.
 #[derive(Debug)]
 pub(crate) enum UpgradedConnection {
-    /// Its socket.
+    /// Without TLS: the socket itself, which can leave the runtime for a shard.
     Plain(DeadlineSocket),
-    /// What its socket carries by TLS.
+    /// With TLS: hyper's type-erased transport.
     Encrypted(TokioIo<Upgraded>),
 }
 
@@ -84,6 +100,8 @@ impl From<Upgraded> for UpgradedConnection {
         match upgraded.downcast::<TokioIo<DeadlineSocket>>() {
             Ok(Parts { io, read_buf, .. }) => {
                 let mut socket = io.into_inner();
+                // hyper may have read beyond the head: a client may send frames without waiting for
+                // the 101.
                 socket.unread(&read_buf);
                 Self::Plain(socket)
             }
@@ -92,18 +110,18 @@ impl From<Upgraded> for UpgradedConnection {
     }
 }
 
-/// The tasks of one listener, and what tells them to end.
+/// The tasks of one listener's connections, and the signal that ends them.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionTasks {
     pub(super) shutdown: ShutdownSignal,
     pub(super) tracker: TaskTracker,
 }
 
-/// Why a connection was closed as soon as it had come.
+/// Reasons for which a connection was closed as soon as it was accepted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum ShedConnection {
-    /// All places are taken, those beyond the limit, too.
+    /// All permits are taken, those beyond the limit, too.
     MaxConnections,
-    /// The process may open no further file.
+    /// The process or the system has no file descriptor left.
     NoFileDescriptor,
 }

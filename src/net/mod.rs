@@ -1,7 +1,19 @@
-//! Listening: sockets with bounded buffers, one accept loop for HTTP/1.1 and HTTP/2, with TLS or without, deadlines on every wait.
+//! Listening sockets and their connections: accept loop, HTTP/1.1 and HTTP/2, TLS, deadlines on
+//! every wait.
 //!
-//! In: connections. Out: requests to a router, each with a [`Connection`] among its extensions. A peer that sends no
-//! request in time, or takes no bytes in time, is cut off; see `guarded` (the socket) and `patience` (an HTTP/2 stream).
+//! In: connections. Out: requests to a router, each with a [`Connection`] among its extensions. A
+//! peer that sends no request in time, or that takes no bytes in time, is cut off.
+//!
+//! ```text
+//!                  first byte         handshake              request
+//! TLS     socket ─► peek ─► DeadlineSocket ─► rustls ─► ALPN ─► hyper, HTTP/1.1 or 2 ─► detach
+//! no TLS  socket ─► peek, preface? ─► DeadlineSocket ─────────► hyper, HTTP/1.1 or 2 ─► detach
+//!                  └ head_timeout ┘└───── head_timeout ──────┘└ head_timeout ┘
+//! ```
+//!
+//! `accept` is the loop, `deadline_socket` and `stream_deadline` hold the deadlines of a socket and
+//! of one HTTP/2 stream, `detach` and `detached` take a connection out of hyper, `write_coalescing`
+//! gathers what h2 writes, `shutdown` ends the connections.
 //!
 //! May use: `config` (the certificate), `throttle`, `wheel`.
 

@@ -1,4 +1,7 @@
-//! How many streams are open on an HTTP/2 connection.
+//! The number of open streams on an HTTP/2 connection.
+//!
+//! In: streams that begin and end, each on its own task. Out: whether the connection is idle or has
+//! several, for the connection's task.
 //!
 //! May use: nothing.
 
@@ -12,33 +15,36 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 
-/// How many streams are open on a connection.
+/// Counter of the open streams of one connection, and the waker of its task.
 #[derive(Debug, Default)]
 pub(super) struct OpenStreams {
+    // SeqCst, though AtomicWaker would need less: the last stream counts down and then wakes,
+    // `any_open` registers and then loads, so one of the two sees the other.
     count: AtomicUsize,
     waker: AtomicWaker,
 }
 
 impl OpenStreams {
-    /// One more, until what is returned is dropped.
+    /// Counts a stream until the returned guard is dropped.
     pub(super) fn open(self: &Arc<Self>) -> OpenStreamGuard {
         self.count.fetch_add(1, SeqCst);
         OpenStreamGuard(Arc::clone(self))
     }
 
-    /// Whether there is more than one.
+    /// Returns whether more than one stream is open.
     pub(super) fn has_several(&self) -> bool {
         self.count.load(SeqCst) > 1
     }
 
-    /// Whether there are any; `waker` is woken when the last one ends.
+    /// Returns whether any stream is open, and wakes `waker` when the last one ends.
     pub(super) fn any_open(&self, waker: &Waker) -> bool {
-        self.waker.register(waker); // before the look: no end goes unseen
+        // Before the load: a stream that ends after the load then finds this waker.
+        self.waker.register(waker);
         self.count.load(SeqCst) > 0
     }
 }
 
-/// An open stream.
+/// Open stream, counted until dropped.
 #[derive(Debug)]
 pub(super) struct OpenStreamGuard(Arc<OpenStreams>);
 

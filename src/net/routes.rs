@@ -1,4 +1,5 @@
-//! The router of a listener, which can be replaced while it serves, and the settings of its connections.
+//! The router of a listener, which can be replaced while it serves, and the settings of its
+//! connections.
 //!
 //! May use: `timer_wheel`.
 
@@ -12,38 +13,45 @@ use axum::Router;
 use super::tls::ReloadableTls;
 use crate::timer_wheel::TimerWheel;
 
-/// What a listener answers with. Another router may take its place: requests that come from then on are answered by that one, on
-/// connections that stand, too.
+/// Router of one listener, shared by its connections.
+///
+/// Each request looks here once. After [`Routes::replace`], requests go to the new router, also on
+/// connections that are open already; a request that is being answered keeps the router it began
+/// with.
 #[derive(Clone, Debug)]
 pub(crate) struct Routes(Arc<RwLock<Router>>);
 
 impl Routes {
-    /// Routes that begin with this.
+    /// Creates routes that begin with `router`.
     pub(crate) fn new(router: Router) -> Self {
         Self(Arc::new(RwLock::new(router)))
     }
 
-    /// Puts another router in its place.
+    /// Replaces the router for all requests that begin from now on.
     pub(crate) fn replace(&self, router: Router) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = router;
     }
 
+    /// Returns the router in force.
     pub(super) fn current(&self) -> Router {
+        // The lock is held to clone an `Arc`: a reload never waits for a request, and no guard
+        // lives across an await.
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone() // counts a reference
     }
 }
 
-/// How a listener treats its peers.
+/// Deadlines and limits of a listener's connections.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionSettings {
-    /// For the first byte, for TLS, and for the rest of a request's head, each; and without a request, for the next one.
+    /// Time for the first byte, for the TLS handshake, and for the head of a request, each; on a
+    /// connection without a request, the time for the next one.
     pub(crate) head_timeout: Duration,
-    /// A socket or stream that takes nothing for this long is closed.
+    /// Time after which a socket or stream that took nothing is closed.
     pub(crate) write_timeout: Duration,
-    /// The timer for both.
+    /// Timer for both.
     pub(crate) wheel: Arc<TimerWheel>,
-    /// Connections at one time; a few more are told that there is no place.
+    /// Connections served at one time; a few more are only answered 503.
     pub(crate) max_connections: usize,
-    /// Set: nothing is spoken without TLS.
+    /// If set, every connection must begin with a TLS handshake.
     pub(crate) tls: Option<Arc<ReloadableTls>>,
 }
