@@ -92,7 +92,7 @@ pub(crate) async fn serve(
                 if reserve.throttle.allow() {
                     warn!(
                         %error,
-                        "no file descriptor is left; new connections are closed \
+                        "no file is left for connections; newcomers are turned away \
                          (shed_total counts them)"
                     );
                 }

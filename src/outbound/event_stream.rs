@@ -1,5 +1,7 @@
 //! An open event stream, read frame by frame.
 //!
+//! In: the chunks of a response's body. Out: decoded frames, or why there are no more.
+//!
 //! May use: `sse`.
 
 use std::time::Duration;
@@ -13,7 +15,7 @@ use tokio::{
 
 use crate::sse::{Decoded, Decoder};
 
-/// A stream that stands.
+/// Open event stream and its connection, which is closed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct EventStream {
     pub(super) is_relay: bool,
@@ -24,7 +26,7 @@ pub(crate) struct EventStream {
 }
 
 impl EventStream {
-    /// What the peer sends next; none when it has been silent for `patience`: not even a comment came.
+    /// Returns what the peer sends next, or `None` when not even a comment came for `idle_timeout`.
     ///
     /// # Errors
     ///
@@ -32,12 +34,13 @@ impl EventStream {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing; the patience begins anew.
+    /// Dropping the future loses no frame; the idle time-out starts anew with the next call.
     pub(crate) async fn next(
         &mut self,
         idle_timeout: Duration,
     ) -> Result<Option<Decoded>, StreamError> {
         loop {
+            // Decoded frames first: they must not wait for another chunk.
             if let Some(decoded) = self.decoder.next() {
                 return Ok(Some(decoded));
             }
@@ -45,6 +48,7 @@ impl EventStream {
                 return Ok(None);
             };
             let frame = frame.ok_or(StreamError::Ended)?.map_err(StreamError::Lost)?;
+            // Trailers are ignored.
             if let Ok(chunk) = frame.into_data() {
                 self.received_at = Instant::now();
                 self.decoder.feed(chunk);
@@ -52,12 +56,13 @@ impl EventStream {
         }
     }
 
-    /// Whether the peer is a relay: it keeps events, gives them ids, and goes on behind a `Last-Event-ID`.
+    /// Returns whether the peer is a relay: it keeps events, gives them ids, and continues behind a
+    /// `Last-Event-ID`.
     pub(crate) fn is_relay(&self) -> bool {
         self.is_relay
     }
 
-    /// When the last bytes came.
+    /// Returns when the last bytes came.
     pub(crate) fn received_at(&self) -> Instant {
         self.received_at
     }
@@ -68,10 +73,10 @@ impl EventStream {
     }
 }
 
-/// Why a stream goes on no longer.
+/// Reasons for which an open stream has ended.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamError {
-    /// The peer ended it.
+    /// The peer ended the body.
     #[error("the peer ended the stream")]
     Ended,
     /// The connection broke.

@@ -1,4 +1,13 @@
-//! Connections that the relay opens: event streams from upstreams, and webhook deliveries.
+//! Connections that the relay opens: event streams of upstreams, and deliveries to webhooks'
+//! endpoints.
+//!
+//! ```text
+//! upstream, cli ─► client ─► event_stream                 HTTP/1.1, one connection for each stream
+//! webhook sender ─► egress_guard ─► idle_timeout ─► TCP    public addresses only, unless allowed
+//! both ─► tls                                              roots of trust
+//! ```
+//!
+//! May use: `config`, `sse`.
 
 pub(crate) mod client;
 pub(crate) mod egress_guard;

@@ -1,4 +1,4 @@
-//! TLS as a client: roots of trust for upstreams and webhooks.
+//! TLS as a client: the roots of trust for upstreams and webhooks.
 //!
 //! May use: `config`.
 
@@ -11,15 +11,15 @@ use rustls::{
 
 use crate::config::pem_contents;
 
-/// Why there is no client.
+/// Reasons for which a TLS client could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
-    /// The file of further roots is unusable.
+    /// The file of additional roots cannot be used.
     #[error("egress.ca_file: cannot read certificates from {path}")]
     CaFile {
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// Why.
+        /// What is wrong with it.
         #[source]
         source: io::Error,
     },
@@ -28,7 +28,10 @@ pub(crate) enum TlsError {
     Setup(#[from] rustls::Error),
 }
 
-/// TLS as a client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and those in `ca_file`.
+/// Returns a client's TLS configuration that trusts the platform's roots (and `SSL_CERT_FILE`,
+/// `SSL_CERT_DIR`), and those in `ca_file`.
+///
+/// Reads files, and may block.
 ///
 /// # Errors
 ///
@@ -45,6 +48,7 @@ pub(crate) fn tls_client_config(ca_file: Option<&Path>) -> Result<ClientConfig, 
 fn root_certificates(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
+    // Not fatal: one unreadable file of the platform must not keep the relay from its start.
     for error in &native.errors {
         tracing::warn!(%error, "cannot read some of the platform's root certificates");
     }

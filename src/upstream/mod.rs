@@ -1,14 +1,17 @@
 //! One supervised connection to the connector of one product.
 //!
-//! In: frames. Out: frames, and a word whenever the stream stands. Never holds two connections: the old one is closed before
-//! the next attempt. An upstream that turns out to be a relay is asked again, for what comes behind the log's last id.
+//! In: settings, which may change at any time. Out: frames, and an arrival whenever the stream
+//! opens or ends. Never holds two connections: the old one is closed before the next attempt. An
+//! upstream that turns out to be a relay is asked again, for the events behind the log's newest id.
 //!
-//! Its settings may change at any time. Another token counts from the next attempt, which comes at once if none stands; anything
-//! else ends the stream that stands, and the next attempt follows when that is closed.
+//! A new token applies from the next attempt, which starts at once if no stream is open. Any other
+//! new setting ends the open stream, and the next attempt follows when it is closed.
 //!
 //! ```text
-//! connecting ──► connected ──► backing_off ──► connecting …      lost, silent, 5xx, 429: 0.5 s to 30 s, full jitter
-//!          └───► refused ────────────────────► connecting …      400, 401, 403, 404: once a minute, loudly
+//! connecting ──► connected ──► backing_off ──► connecting …   lost, silent, 5xx, 429
+//!          └───► refused ────────────────────► connecting …   400, 401, 403, 404
+//!
+//! backing_off: 0.5 s to 30 s, full jitter, Retry-After; refused: once a minute, logged as an error
 //! ```
 //!
 //! May use: `backoff`, `causes`, `client`, `config`, `event`, `metrics`, `sse`, `status`.
@@ -42,11 +45,11 @@ use crate::{
     sse::{Decoded, Frame},
 };
 
-/// The connection to one connector, kept up.
+/// Connection to one connector, reopened as often as it takes.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     settings_updates: watch::Receiver<UpstreamSettings>,
-    /// Those of `wanted` that are in force.
+    /// The settings in force; `settings_updates` may hold newer ones.
     settings: config::UpstreamConfig,
     target: StreamTarget,
     status: Arc<UpstreamStatus>,
@@ -54,18 +57,19 @@ pub(crate) struct Upstream {
     backoff: Backoff,
     random: fastrand::Rng,
     connection: UpstreamConnection,
-    /// There has been a stream: the next one begins behind a gap.
+    /// Whether a stream has been open before: the next one begins behind a gap.
     has_streamed: bool,
-    /// The connector's own wish for the time before a reconnect.
+    /// The least time before a reconnect that the connector asks for (`retry:`, WHATWG HTML,
+    /// section 9.2.6).
     server_retry_delay: Duration,
 }
 
-/// How an upstream is reached.
+/// Settings of an upstream's connection.
 #[derive(Clone, Debug)]
 pub(crate) struct UpstreamSettings {
-    /// As it is configured.
+    /// The upstream as configured.
     pub(crate) upstream: config::UpstreamConfig,
-    /// Who dials, from the next attempt on.
+    /// Client for the next attempt.
     pub(crate) client: EventStreamClient,
 }
 
@@ -75,31 +79,35 @@ enum UpstreamConnection {
     Streaming { stream: Box<EventStream>, since: Instant },
 }
 
-/// What an upstream brings.
+/// Item that an upstream brings.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    /// One frame, whose last byte came at `received`.
+    /// One frame.
     Frame {
         /// The frame.
         frame: Frame,
-        /// When its last byte came.
+        /// Time at which its last byte came.
         received: Instant,
     },
-    /// A frame went past `max_event_bytes` and was skipped.
+    /// A frame exceeded `max_event_bytes` and was skipped.
     TooLarge,
-    /// The stream of a connector stands. If it stood before, what was sent meanwhile is missing.
+    /// The stream of a connector is open. If one was open before, the events sent in between are
+    /// missing: a connector repeats nothing.
     Connected {
-        /// It stood before.
+        /// Whether a stream was open before.
         is_reconnect: bool,
     },
-    /// The stream of a relay stands, and goes on where the log ends.
+    /// The stream of a relay is open and continues behind the log's newest id.
     Resumed,
-    /// The stream has ended, and the next attempt comes after a wait.
+    /// The stream has ended; the next attempt comes after a wait.
     Lost,
 }
 
 impl Upstream {
-    /// An upstream that is not connected. `has_streamed` tells that it was before; `random` spreads the waits.
+    /// Creates an upstream that is not connected yet.
+    ///
+    /// `has_streamed` tells whether the log already has entries of an earlier life; `random`
+    /// spreads the waits.
     pub(crate) fn new(
         mut settings_updates: watch::Receiver<UpstreamSettings>,
         has_streamed: bool,
@@ -128,8 +136,9 @@ impl Upstream {
         }
     }
 
-    /// Waits for what comes next, connecting as often as it takes. `newest` is the last id of the log, behind which a relay
-    /// is asked to go on.
+    /// Waits for the next arrival, connecting as often as it takes.
+    ///
+    /// `newest_id` returns the newest id of the log, behind which a relay is asked to continue.
     ///
     /// # Cancel safety
     ///
@@ -137,20 +146,28 @@ impl Upstream {
     pub(crate) async fn next(&mut self, newest_id: impl Fn() -> Option<EventId>) -> Arrival {
         loop {
             let heartbeat_timeout = self.settings.heartbeat_timeout;
+            let updates = &mut self.settings_updates;
             let step = match &mut self.connection {
                 UpstreamConnection::Waiting { until } => tokio::select! {
+                    // Settings first: an attempt must not begin with settings that are replaced
+                    // already.
                     biased;
-                    () = settings_changed(&mut self.settings_updates) => UpstreamStep::ApplySettings,
+                    () = settings_changed(updates) => UpstreamStep::ApplySettings,
                     () = sleep_until(*until) => UpstreamStep::Connect,
                 },
                 UpstreamConnection::Streaming { stream, .. } => tokio::select! {
                     biased;
-                    () = settings_changed(&mut self.settings_updates) => UpstreamStep::ApplySettings,
+                    () = settings_changed(updates) => UpstreamStep::ApplySettings,
                     next = stream.next(heartbeat_timeout) => match next {
-                        Ok(Some(Decoded::Frame(frame))) => UpstreamStep::Frame { frame, received: stream.received_at() },
+                        Ok(Some(Decoded::Frame(frame))) => {
+                            UpstreamStep::Frame { frame, received: stream.received_at() }
+                        }
                         Ok(Some(Decoded::TooLarge)) => UpstreamStep::TooLarge,
                         Ok(Some(Decoded::Retry(wait))) => UpstreamStep::Retry(wait),
-                        Ok(None) => UpstreamStep::Lost(format!("silent for {}", humantime::format_duration(heartbeat_timeout))),
+                        Ok(None) => {
+                            let silence = humantime::format_duration(heartbeat_timeout);
+                            UpstreamStep::Lost(format!("silent for {silence}"))
+                        }
                         Err(error) => UpstreamStep::Lost(error_chain(&error)),
                     },
                 },
@@ -161,6 +178,7 @@ impl Upstream {
                 UpstreamStep::Frame { frame, received } => Some(Arrival::Frame { frame, received }),
                 UpstreamStep::TooLarge => Some(Arrival::TooLarge),
                 UpstreamStep::Retry(wait) => {
+                    // Bounded: a connector's mistake must not silence its product for hours.
                     self.server_retry_delay = wait.min(MAX_RECONNECT_BACKOFF);
                     None
                 }
@@ -175,7 +193,7 @@ impl Upstream {
         }
     }
 
-    /// Closes the stream that stands, and returns when it is closed.
+    /// Closes the open stream, and returns when it is closed.
     pub(crate) async fn close(mut self) {
         self.metrics.connected.set(0);
         let ended = mem::replace(
@@ -187,15 +205,18 @@ impl Upstream {
         }
     }
 
-    /// Takes over the settings that are wanted. A stream that stands stays, unless it would be another one by these.
+    /// Brings the newest settings into force, and ends the open stream unless it would be the same
+    /// with them.
     async fn apply_settings(&mut self) -> Option<Arrival> {
         let new_settings = self.settings_updates.borrow_and_update().upstream.clone();
         let old_settings = mem::replace(&mut self.settings, new_settings);
         self.target.token.clone_from(&self.settings.token);
         if old_settings.url != self.settings.url {
             self.target.url = self.settings.url.as_uri().clone();
-            self.target.is_relay = false; // that is found out again
+            // Another peer: whether it is a relay shows with its first answer.
+            self.target.is_relay = false;
         }
+        // A token that is replaced does not end the stream that the former one opened.
         let keeps_stream =
             config::UpstreamConfig { token: self.settings.token.clone(), ..old_settings }
                 == self.settings;
@@ -213,16 +234,17 @@ impl Upstream {
         Some(Arrival::Lost)
     }
 
-    /// Whether the stream that stands is a relay's.
+    /// Returns whether the peer is a relay, as far as known.
     pub(crate) fn is_relay(&self) -> bool {
         self.target.is_relay
     }
 
-    /// Makes one attempt. The connection before it is closed already: waiting holds none.
+    /// Makes one attempt. The connection before it is closed already: the waiting state holds none.
     async fn connect(&mut self, newest_id: Option<EventId>) -> Option<Arrival> {
         self.status.set_state(UpstreamState::Connecting, None);
         let asked_to_resume = self.target.is_relay;
-        // A log that is empty wants everything that the relay keeps: its own clients come back with ids from there.
+        // An empty log asks for everything that the relay keeps (id 0): its own clients come with
+        // ids from there.
         let resume_from = newest_id.map_or_else(|| "0".to_owned(), |id| id.to_string());
         self.target.last_event_id = asked_to_resume.then_some(resume_from);
         let max_event_bytes = usize::try_from(self.settings.max_event_bytes).unwrap_or(usize::MAX);
@@ -236,8 +258,10 @@ impl Upstream {
         };
         self.target.is_relay = stream.is_relay();
         if self.target.is_relay && !asked_to_resume {
+            // The request did not say `follow` nor where to continue. `connection` is still due, so
+            // the next attempt comes at once, and asks as a relay.
             self.warn_of_filter();
-            stream.close().await; // asked again at once, and then to go on
+            stream.close().await;
             return None;
         }
         self.connection = UpstreamConnection::Streaming { stream, since: Instant::now() };
@@ -253,23 +277,32 @@ impl Upstream {
         })
     }
 
-    /// A relay that is asked for a part of its events gives ids with holes, and where they began is forgotten soon.
+    /// Warns about a relay that is asked for a part of its events: its ids then have holes, which
+    /// use up the id spans, so older ids are forgotten sooner.
     fn warn_of_filter(&self) {
         if asks_for_subset(self.settings.url.as_uri().query().unwrap_or_default()) {
             let product = &self.settings.product_id;
-            warn!(%product, "upstream is a relay whose url asks for some types or sessions only: older ids will be lost sooner");
+            warn!(
+                %product,
+                "upstream is a relay whose url asks for some types or sessions only: \
+                 older ids will be lost sooner"
+            );
         }
     }
 
-    /// Settles when to try again after an attempt that led to no stream.
+    /// Schedules the next attempt after one that led to no stream.
     fn schedule_retry(&mut self, error: &OpenError) {
         let product = &self.settings.product_id;
         let problem = error_chain(error);
         if error.is_permanent() {
+            // No backoff: the cause does not go away by itself. A tenth of jitter spreads products.
             self.metrics.connects_refused.inc();
             let wait =
                 REFUSED_RETRY_INTERVAL + REFUSED_RETRY_INTERVAL.mul_f64(self.random.f64() / 10.0);
-            error!(%product, problem, retry_in = ?wait, "upstream refuses the connection: check product_id, url and token");
+            error!(
+                %product, problem, retry_in = ?wait,
+                "upstream refuses the connection: check product_id, url and token"
+            );
             self.status.set_state(UpstreamState::Refused, Some(problem));
             self.connection = UpstreamConnection::Waiting { until: Instant::now() + wait };
             return;
@@ -281,7 +314,7 @@ impl Upstream {
         self.enter_backoff(wait, problem);
     }
 
-    /// Closes a stream that ended, and settles when to try again.
+    /// Closes a stream that has ended, and schedules the next attempt.
     async fn handle_disconnect(&mut self, problem: String) {
         let ended = mem::replace(
             &mut self.connection,
@@ -294,11 +327,12 @@ impl Upstream {
         }
         self.metrics.connected.set(0);
         let wait = self.reconnect_delay(lasted);
-        warn!(product = %self.settings.product_id, problem, retry_in = ?wait, "upstream connection lost");
+        let product = &self.settings.product_id;
+        warn!(%product, problem, retry_in = ?wait, "upstream connection lost");
         self.enter_backoff(wait, problem);
     }
 
-    /// How long to wait after a stream that `lasted` so long.
+    /// Returns the wait after a stream that lasted for `lasted`.
     fn reconnect_delay(&mut self, lasted: Duration) -> Duration {
         if lasted >= STABLE_CONNECTION_AGE {
             self.backoff.reset();
@@ -312,7 +346,7 @@ impl Upstream {
     }
 }
 
-/// What happens next.
+/// Next step of the connection.
 enum UpstreamStep {
     ApplySettings,
     Connect,
@@ -322,14 +356,14 @@ enum UpstreamStep {
     Lost(String),
 }
 
-/// Waits for other settings; for ever where nobody is left to give any.
+/// Waits for new settings; for ever once their sender is gone.
 async fn settings_changed(updates: &mut watch::Receiver<UpstreamSettings>) {
     if updates.changed().await.is_err() {
         pending::<()>().await;
     }
 }
 
-/// Whether a query asks a relay for less than everything.
+/// Returns whether a query asks a relay for a part of its events.
 fn asks_for_subset(query: &str) -> bool {
     form_urlencoded::parse(query.as_bytes()).any(|(key, _)| matches!(&*key, "type" | "session_id"))
 }
@@ -340,8 +374,9 @@ const INITIAL_RECONNECT_BACKOFF: Duration = Duration::from_millis(500);
 /// Long enough for a connector in trouble, short enough that its return is noticed.
 const MAX_RECONNECT_BACKOFF: Duration = Duration::from_secs(30);
 
-/// A connection that lasted this long was a success; a shorter one may be a connector that crashes on every client.
+/// A connection that lasted this long was a success; a shorter one may be a connector that crashes
+/// on every client.
 const STABLE_CONNECTION_AGE: Duration = Duration::from_secs(30);
 
-/// What only a person can mend is tried at most once a minute.
+/// A failure that only a person can mend is retried at most once a minute.
 const REFUSED_RETRY_INTERVAL: Duration = Duration::from_secs(60);

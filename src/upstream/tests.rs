@@ -1,3 +1,5 @@
+//! When the next attempt comes after each kind of failure.
+
 use hyper::StatusCode;
 
 use super::*;
@@ -30,7 +32,7 @@ fn status_error(status: u16, retry_after: Option<u64>) -> OpenError {
     OpenError::Status { status, retry_after: retry_after.map(Duration::from_secs) }
 }
 
-/// How long the next attempt is away.
+/// Returns the time until the next attempt.
 fn delay_until_next_attempt(upstream: &Upstream) -> Duration {
     match &upstream.connection {
         UpstreamConnection::Waiting { until } => until.duration_since(Instant::now()),

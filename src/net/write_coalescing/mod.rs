@@ -6,7 +6,7 @@
 //! writes within one poll are held, and written when the poll is over:
 //!
 //! ```text
-//! event ─► streams' tasks, one by one ─► h2: frames ─► held, ≤ 16 KiB ─ end of poll ─► TLS or socket
+//! event ─► streams' tasks, in turn ─► h2: frames ─► held, ≤ 16 KiB ─ end of poll ─► transport
 //! ```
 //!
 //! May use: nothing.
