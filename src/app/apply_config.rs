@@ -28,7 +28,10 @@ use crate::{
         admission::{AdmissionLimits, DisconnectReason},
         public::credential::CredentialSources,
     },
-    outbound::client::{self, EventStreamClient, TlsError},
+    outbound::{
+        client::EventStreamClient,
+        tls::{TlsError, tls_client_config},
+    },
 };
 
 /// Why the configuration is read.
@@ -283,7 +286,7 @@ impl App {
 fn load_trust_roots(
     ca_file: Option<&Path>,
 ) -> Result<(EventStreamClient, rustls::ClientConfig), TlsError> {
-    Ok((EventStreamClient::new(ca_file)?, client::tls_client_config(ca_file)?))
+    Ok((EventStreamClient::new(ca_file)?, tls_client_config(ca_file)?))
 }
 
 /// How long a reload waits for the store, each time.

@@ -21,7 +21,7 @@ use crate::{
     },
     log::{Log, MemoryBounds},
     metrics::{Metrics, Transport},
-    outbound::client::{self, TlsError},
+    outbound::tls::{TlsError, tls_client_config},
     rejected::RejectedFrames,
     shard::ShardPlacement,
     store::{Store, StoreError, StoreSettings},
@@ -70,7 +70,7 @@ pub(super) fn start_webhooks(
         is_durable: config.log.data_dir.is_some(),
         max_memory_bytes: config.log.memory_bytes,
         allow_networks: &config.egress.allow_networks,
-        tls: client::tls_client_config(config.egress.ca_file.as_deref())?,
+        tls: tls_client_config(config.egress.ca_file.as_deref())?,
         metrics: Arc::clone(&relay.metrics),
     };
     Ok(Webhooks::start(dependencies, &config.webhooks, stored))

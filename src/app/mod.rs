@@ -10,8 +10,10 @@ mod assemble;
 mod certificate;
 pub(crate) mod config_watch;
 mod fd_limit;
+mod listeners;
 mod products;
 mod routes;
+mod stop;
 #[cfg(test)]
 mod tests;
 
@@ -26,27 +28,27 @@ use tokio::{
     runtime::Handle,
     task::{JoinError, JoinSet},
 };
-use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::{
     apply_config::{ReloadTrigger, config_changed},
     certificate::{CertificateError, ServedCertificate},
     config_watch::ConfigWatcher,
+    listeners::{BoundListeners, serve_public, start_admin},
     products::ProductTasks,
     routes::ListenerRoutes,
+    stop::{StopTokens, join_all},
 };
 use crate::{
     config::Config,
     http::{Relay, admin::AdminState, admission::DisconnectReason},
-    metrics::{Metrics, ShedReason},
-    net::{self, BindError, ConnectionSettings, Listener, Routes, ShedConnection},
-    outbound::client::{EventStreamClient, TlsError},
+    metrics::Metrics,
+    net::{BindError, Listener},
+    outbound::{client::EventStreamClient, tls::TlsError},
     rejected::RejectedFrames,
     shard::threads::ShardThreads,
     shutdown::{SignalRequest, Signals},
     store::{Store, StoreError},
-    timer_wheel::TimerWheel,
     webhook::Webhooks,
 };
 
@@ -70,16 +72,6 @@ pub(crate) struct App {
     shard_threads: ShardThreads,
 }
 
-/// What is told to end, in the order in which it is.
-#[derive(Clone, Debug, Default)]
-struct StopTokens {
-    ingest: CancellationToken,
-    serving: CancellationToken,
-    admin: CancellationToken,
-    /// Cancelled by the admin thread when it ends.
-    admin_ended: CancellationToken,
-}
-
 impl App {
     /// Starts everything the configuration asks for.
     ///
@@ -89,12 +81,9 @@ impl App {
     /// is ended again.
     pub(crate) fn start(config: Config) -> Result<Self, AppError> {
         let server = &config.server;
-        let listener = Listener::bind(server.listen, server.write_timeout)?;
-        let admin_listener = Listener::bind(server.admin_listen, server.write_timeout)?;
-        let probe_listener =
-            server.probe_listen.map(|at| Listener::bind(at, server.write_timeout)).transpose()?;
-        let (address, admin_address) = (listener.address(), admin_listener.address());
-        let probe_address = probe_listener.as_ref().map(Listener::address);
+        let listeners = BoundListeners::bind(server)?;
+        let (address, admin_address) = (listeners.public.address(), listeners.admin.address());
+        let probe_address = listeners.probe.as_ref().map(Listener::address);
 
         let stop = StopTokens::default();
         let metrics = Arc::new(Metrics::new()?);
@@ -105,37 +94,23 @@ impl App {
             .transpose()?;
         let (logs, mut store) = assemble::open_logs(&config, &metrics)?;
         let shard_threads = ShardThreads::start().map_err(AppError::ShardThreads)?;
-        let relay = Arc::new(assemble::relay(
-            &config,
-            logs,
-            &store,
-            shard_threads.runtimes().count(),
-            &metrics,
-        ));
+        let shard_count = shard_threads.runtimes().count();
+        let relay = Arc::new(assemble::relay(&config, logs, &store, shard_count, &metrics));
         let webhooks = Arc::new(assemble::start_webhooks(&config, &relay, &mut store)?);
-        let mut serving = JoinSet::new();
-        let wheel = Arc::clone(&relay.wheel);
-        let stop_serving = stop.serving.clone();
-        serving.spawn(async move { wheel.run(stop_serving).await });
-        serving.spawn(run_shards(&relay, &shard_threads, &stop));
+        let mut serving = spawn_wheel_and_shards(&relay, &shard_threads, &stop);
         let rejected = Arc::new(RejectedFrames::default());
         let client = EventStreamClient::new(config.egress.ca_file.as_deref())?;
         let mut product_tasks = ProductTasks::new(&shard_threads, Arc::clone(&rejected), &stop);
         for upstream in &config.upstreams {
             product_tasks.start(upstream, &relay, &client);
         }
-        let admin = Arc::new(assemble::admin(
-            &config,
-            &relay,
-            &webhooks,
-            product_tasks.statuses(),
-            rejected,
-        ));
+        let statuses = product_tasks.statuses();
+        let admin = Arc::new(assemble::admin(&config, &relay, &webhooks, statuses, rejected));
         let routes = ListenerRoutes::new(&config, &relay, &admin);
         serving.spawn(serve_public(
             &config,
             &relay,
-            listener,
+            listeners.public,
             certificate.as_deref(),
             &routes,
             &stop,
@@ -143,9 +118,9 @@ impl App {
         if let Some(certificate) = &certificate {
             serving.spawn(Arc::clone(certificate).watch(stop.serving.clone()));
         }
-        let mut admin_listeners = vec![(admin_listener, routes.admin.clone())];
-        admin_listeners.extend(probe_listener.map(|listener| (listener, routes.probe.clone())));
-        let admin_thread = start_admin(&config, admin_listeners, Arc::clone(&admin.wheel), &stop)?;
+        let BoundListeners { admin: operators, probe, .. } = listeners;
+        let admin_thread = start_admin(&config, operators, probe, &routes, &admin.wheel, &stop)
+            .map_err(AppError::AdminThread)?;
         relay.metrics.record_reload(true);
         info!(listen = %address, admin_listen = %admin_address, probe_listen = ?probe_address, "serving");
         Ok(Self {
@@ -265,105 +240,20 @@ impl App {
     }
 }
 
-/// Joins every task of a set that has been told to end.
-///
-/// # Errors
-///
-/// The first panic there was.
-async fn join_all(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
-    let mut outcome = Ok(());
-    while let Some(ended) = tasks.join_next().await {
-        outcome = outcome.and(ended);
-    }
-    outcome
-}
-
 /// Streams are written where they are woken.
-fn run_shards(
+fn spawn_wheel_and_shards(
     relay: &Relay,
     shard_threads: &ShardThreads,
     stop: &StopTokens,
-) -> impl Future<Output = ()> + use<> {
+) -> JoinSet<()> {
+    let mut serving = JoinSet::new();
+    let (wheel, stop_wheel) = (Arc::clone(&relay.wheel), stop.serving.clone());
+    serving.spawn(async move { wheel.run(stop_wheel).await });
     let runtimes: Vec<Handle> = shard_threads.runtimes().cloned().collect();
     let (shards, wheel, stop) =
         (Arc::clone(&relay.shards), Arc::clone(&relay.wheel), stop.serving.clone());
-    async move { shards.run(runtimes.iter(), &wheel, stop).await }
-}
-
-fn serve_public(
-    config: &Config,
-    relay: &Arc<Relay>,
-    listener: Listener,
-    certificate: Option<&ServedCertificate>,
-    listener_routes: &ListenerRoutes,
-    stop: &StopTokens,
-) -> impl Future<Output = ()> + use<> {
-    let routes = listener_routes.public.clone();
-    let settings = ConnectionSettings {
-        max_connections: fd_limit::max_connections(config),
-        tls: certificate.map(|certificate| Arc::clone(certificate.tls())),
-        ..connection_settings(config, &relay.wheel)
-    };
-    let no_descriptor = relay.metrics.shed(ShedReason::NoFileDescriptor);
-    let over_limit = relay.metrics.shed(ShedReason::MaxConnections);
-    let on_shed = move |shed| match shed {
-        ShedConnection::NoFileDescriptor => no_descriptor.inc(),
-        ShedConnection::MaxConnections => over_limit.inc(),
-    };
-    let stop = stop.serving.clone();
-    async move {
-        if let Err(error) = net::serve(listener, routes, settings, stop, on_shed).await {
-            error!(%error, "cannot serve subscribers");
-        }
-    }
-}
-
-/// Serves the admin side on a thread and runtime of its own, so that it answers whatever the public
-/// side does.
-fn start_admin(
-    config: &Config,
-    listeners: Vec<(Listener, Routes)>,
-    wheel: Arc<TimerWheel>,
-    stop: &StopTokens,
-) -> Result<thread::JoinHandle<()>, AppError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(AppError::AdminThread)?;
-    let settings = connection_settings(config, &wheel);
-    let stop_admin = stop.admin.clone();
-    let ended = stop.admin_ended.clone().drop_guard();
-    let serve = async move {
-        let mut tasks = JoinSet::new();
-        for (listener, routes) in listeners {
-            let (settings, stop) = (settings.clone(), stop_admin.clone());
-            tasks.spawn(async move {
-                if let Err(error) = net::serve(listener, routes, settings, stop, |_| {}).await {
-                    error!(%error, "cannot serve operators");
-                }
-            });
-        }
-        tasks.spawn(async move { wheel.run(stop_admin).await });
-        if let Err(error) = join_all(&mut tasks).await {
-            error!(%error, "a part of the admin side did not end well");
-        }
-    };
-    let run = move || {
-        let _ended = ended;
-        runtime.block_on(serve);
-    };
-    thread::Builder::new().name("admin".to_owned()).spawn(run).map_err(AppError::AdminThread)
-}
-
-/// How operators are treated; TLS is for the public.
-fn connection_settings(config: &Config, wheel: &Arc<TimerWheel>) -> ConnectionSettings {
-    ConnectionSettings {
-        head_timeout: config.server.head_timeout,
-        write_timeout: config.server.write_timeout,
-        wheel: Arc::clone(wheel),
-        max_connections: MAX_ADMIN_CONNECTIONS,
-        tls: None,
-    }
+    serving.spawn(async move { shards.run(runtimes.iter(), &wheel, stop).await });
+    serving
 }
 
 /// Why the relay does not serve, or serves no longer.
@@ -403,6 +293,3 @@ pub(crate) enum AppError {
     #[error("ended by a second signal before everybody had left")]
     ShutdownInterrupted,
 }
-
-/// Connections at one time to each of the admin and probe listeners.
-const MAX_ADMIN_CONNECTIONS: usize = 256;

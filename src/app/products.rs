@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{StopTokens, join_all};
+use super::stop::{StopTokens, join_all};
 use crate::{
     config,
     event::ProductId,

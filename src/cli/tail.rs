@@ -12,7 +12,10 @@ use super::{CliError, block_on, print_line};
 use crate::{
     config::Secret,
     error_chain::error_chain,
-    outbound::client::{EventStream, EventStreamClient, OpenError, StreamTarget},
+    outbound::{
+        client::{EventStreamClient, OpenError, StreamTarget},
+        event_stream::EventStream,
+    },
     sse::{Decoded, Frame},
     upstream::backoff::Backoff,
 };

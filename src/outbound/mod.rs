@@ -1,11 +1,17 @@
-//! Connections that the relay opens: to upstreams and to webhook receivers.
+//! Connections that the relay opens: event streams of upstreams, and deliveries to webhooks'
+//! endpoints.
 //!
-//! `client` opens event streams, `egress_guard` checks each address before it is dialled,
-//! `networks` knows the special ones, and `idle_timeout` ends a connection that has gone silent.
+//! ```text
+//! upstream, cli ─► client ─► event_stream                 HTTP/1.1, one connection for each stream
+//! webhook sender ─► egress_guard ─► idle_timeout ─► TCP    public addresses only, unless allowed
+//! both ─► tls                                              roots of trust
+//! ```
 //!
-//! May use: no other module.
+//! May use: `config`, `sse`.
 
 pub(crate) mod client;
 pub(crate) mod egress_guard;
+pub(crate) mod event_stream;
 pub(crate) mod idle_timeout;
 pub(crate) mod networks;
+pub(crate) mod tls;

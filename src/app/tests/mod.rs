@@ -10,6 +10,7 @@ use axum::{
 };
 use hyper::{Request, StatusCode, header::HOST};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::*;

@@ -12,50 +12,31 @@
     reason = "it reads what it has written itself"
 )]
 
+mod fixture;
+
 use std::{
     hint::black_box,
     io::IoSlice,
-    pin::pin,
-    sync::{
-        Arc, Barrier,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    task::{Context, Poll, Wake, Waker},
-    thread::{self, Thread},
-    time::{self, Duration},
+    sync::{Arc, Barrier, atomic::Ordering::SeqCst},
+    task::Waker,
+    thread,
 };
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use self::fixture::{
+    BATCH_SIZE, BenchEvents, BenchWakeCounter, FULL_LOG_EVENTS, FanoutBench, MAX_EVENT_BYTES,
+    Unpark, append, event, log,
+};
 use crate::{
     envelope::{self, Envelope},
-    event::{Draft, Entry, Event, Only, ProductId, Scope, StartPosition},
-    fanout::{Fanout, QueueContents, ShardIndex, SubscriberSignal, Subscription, SubscriptionItem},
-    log::{Log, MemoryBounds, Numbering},
-    metrics::Metrics,
+    event::{ProductId, Scope, StartPosition},
+    fanout::{Fanout, QueueContents, ShardIndex, SubscriberSignal},
     sse::{Decoded, Decoder, Frame},
 };
 
-/// The product of all events.
-pub const PRODUCT: &str = "bench";
-
-/// How often something was done, and how long that took.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch {
-    /// How often.
-    pub count: usize,
-    /// All of it.
-    pub took: Duration,
-}
-
-impl Batch {
-    fn of(count: usize, work: impl FnOnce()) -> Self {
-        let began = time::Instant::now();
-        work();
-        Self { count, took: began.elapsed() }
-    }
-}
+pub use self::fixture::{Batch, PRODUCT};
 
 /// Decode: bytes of a socket become frames.
 pub fn decode(stream: &[u8], events: usize) -> impl FnMut() -> Batch {
@@ -124,26 +105,7 @@ pub fn append_to_growing(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Appends the next events, and returns them as the fan-out finds them in the log: what it has not
-/// seen would not be evicted.
-fn append(log: &Log, events: &mut BenchEvents) -> (Batch, Vec<Entry>) {
-    let drafts: Vec<_> = events.next_numbers().map(|number| events.draft(number)).collect();
-    let batch = Batch::of(BATCH_SIZE, || {
-        for draft in drafts {
-            black_box(log.append(draft));
-        }
-    });
-    events.taken += BATCH_SIZE;
-    let tail = pin!(log.tail(events.tail_position, BATCH_SIZE));
-    let Poll::Ready((_, entries)) = tail.poll(&mut Context::from_waker(Waker::noop())) else {
-        unreachable!("something has been appended")
-    };
-    events.tail_position = log.newest_position();
-    (batch, entries)
-}
-
-/// Index, by marks: an event is shown to the one of as many listeners as there are events in the
-/// stream that it concerns, who wakes.
+/// Index, by marks: an event is shown to the one of as many listeners as there are events in the stream that it concerns, who wakes.
 pub fn notify_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     move || bench.notify_and_take().0
@@ -275,152 +237,5 @@ pub fn wake_thread_and_back() -> impl FnMut() -> Batch {
     }
 }
 
-/// A fan-out with a subscriber to each session, and the events that come.
-struct FanoutBench {
-    events: BenchEvents,
-    fanout: Arc<Fanout>,
-    subscribers: Vec<Subscription>,
-    notified_position: u64,
-    wakes: Arc<BenchWakeCounter>,
-    waker: Waker,
-}
-
-impl FanoutBench {
-    fn new(stream: &[u8]) -> Self {
-        let events = BenchEvents::of(stream);
-        let fanout = Arc::new(Fanout::new(Arc::new(log()), 1));
-        let (wakes, waker) = BenchWakeCounter::new();
-        let subscribe = |number| {
-            let sessions = Only::These(events.draft(number).session.into_iter().collect());
-            let scope = Scope { sessions, kinds: Only::Everything };
-            let mut subscriber = fanout.subscribe(Arc::default(), scope, &StartPosition::Now);
-            assert!(subscriber.poll_next(&mut Context::from_waker(&waker)).is_pending());
-            subscriber
-        };
-        let subscribers = (0..events.payloads.len()).map(subscribe).collect();
-        Self { events, fanout, subscribers, notified_position: 0, wakes, waker }
-    }
-
-    /// What comes next, and the numbers of those whom it concerns.
-    fn append_next(&mut self) -> (Vec<Entry>, Vec<usize>) {
-        let concerned = self.events.next_numbers().collect();
-        (append(self.fanout.log(), &mut self.events).1, concerned)
-    }
-
-    fn notify(&mut self, entry: &Entry) {
-        self.notified_position = self.fanout.dispatch_next(self.notified_position, entry);
-    }
-
-    /// Shows events to those who listen by marks, and has these take them.
-    fn notify_and_take(&mut self) -> (Batch, Batch) {
-        let (entries, concerned) = self.append_next();
-        let before = self.wakes.0.load(SeqCst);
-        let shown = Batch::of(BATCH_SIZE, || entries.iter().for_each(|entry| self.notify(entry)));
-        assert_eq!(self.wakes.0.load(SeqCst), before + BATCH_SIZE);
-        let mut context = Context::from_waker(&self.waker);
-        let mut taken = 0;
-        let given = Batch::of(BATCH_SIZE, || {
-            for number in concerned {
-                while let Poll::Ready(SubscriptionItem::Event { event, .. }) =
-                    self.subscribers[number].poll_next(&mut context)
-                {
-                    black_box(IoSlice::new(&event.wire()));
-                    taken += 1;
-                }
-            }
-        });
-        assert_eq!(taken, BATCH_SIZE);
-        (shown, given)
-    }
-}
-
-/// Events without end: those of a stream, out of order and again and again.
-struct BenchEvents {
-    product: ProductId,
-    payloads: Vec<Bytes>,
-    taken: usize,
-    /// The place in the log up to which the fan-out has found them.
-    tail_position: u64,
-}
-
-impl BenchEvents {
-    fn of(stream: &[u8]) -> Self {
-        let mut decoder = Decoder::new(MAX_EVENT_BYTES);
-        decoder.feed(Bytes::copy_from_slice(stream));
-        let frames = std::iter::from_fn(|| decoder.next());
-        let payload = |decoded| match decoded {
-            Decoded::Frame(frame) => Some(frame.data),
-            _ => None,
-        };
-        let payloads = frames.filter_map(payload).collect();
-        Self { product: ProductId::new(PRODUCT).unwrap(), payloads, taken: 0, tail_position: 0 }
-    }
-
-    /// Fresh from the envelope, so that what it consists of is as near as it is then.
-    fn draft(&self, number: usize) -> Draft {
-        envelope::parse_draft(self.payloads[number].clone(), &self.product, Instant::now()).unwrap()
-    }
-
-    /// Those that come next.
-    fn next_numbers(&self) -> impl Iterator<Item = usize> {
-        (self.taken..self.taken + BATCH_SIZE).map(|taken| taken * STRIDE % self.payloads.len())
-    }
-}
-
-fn event(entry: &Entry) -> Arc<Event> {
-    match entry {
-        Entry::Event(event) => Arc::clone(event),
-        other => unreachable!("nothing but events comes: {other:?}"),
-    }
-}
-
-fn log() -> Log {
-    let product = ProductId::new(PRODUCT).unwrap();
-    let metrics = Metrics::new().unwrap().log(&product);
-    let log = Log::new(product, MemoryBounds { events: FULL_LOG_EVENTS, bytes: u64::MAX }, metrics);
-    log.set_numbering(Numbering::Own);
-    log
-}
-
-/// Counts wake-ups.
-#[derive(Default)]
-struct BenchWakeCounter(AtomicUsize);
-
-impl BenchWakeCounter {
-    fn new() -> (Arc<Self>, Waker) {
-        let wakes = Arc::new(Self::default());
-        (Arc::clone(&wakes), Waker::from(wakes))
-    }
-}
-
-impl Wake for BenchWakeCounter {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, SeqCst);
-    }
-}
-
-/// Has a thread go on.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// In a batch: so many that taking the time is none of it, so few that what they touch has not left
-/// the cache.
-const BATCH_SIZE: usize = 64;
-
-/// Between two events in the stream that come one after the other; shares no factor with the
-/// numbers of sessions.
-const STRIDE: usize = 7919;
-
 /// What comes from a socket at a time.
 const READ_BYTES: usize = 16 * 1024;
-
-const MAX_EVENT_BYTES: usize = 1 << 20;
-
-/// Entries in a log that is full: some that fit into the 64 MiB it has where the configuration says
-/// nothing.
-const FULL_LOG_EVENTS: usize = 768 * BATCH_SIZE;
