@@ -48,7 +48,8 @@ fn raise_descriptor_limit() -> Option<usize> {
 /// there is no seat.
 const NON_SUBSCRIBER_CONNECTIONS: usize = 1024;
 
-/// The store's files, runtimes, the other listeners and their clients, and those beyond the limit who are being told.
+/// The store's files, runtimes, the other listeners and their clients, and those beyond the limit
+/// who are being told.
 const RESERVED_DESCRIPTORS: usize = 128 + 2 * super::listeners::MAX_ADMIN_CONNECTIONS;
 
 #[cfg(test)]

@@ -72,7 +72,8 @@ pub(super) fn serve_public(
     }
 }
 
-/// Serves the admin side on a thread and runtime of its own, so that it answers whatever the public side does.
+/// Serves the admin side on a thread and runtime of its own, so that it answers whatever the public
+/// side does.
 pub(super) fn start_admin(
     config: &Config,
     admin: Listener,

@@ -3,7 +3,7 @@
 //! Decides nothing about events. May use: everything.
 //!
 //! May use: `config`, `http`, `metrics`, `net`, `outbound`, `rejected`, `shard`, `shutdown`,
-//! `store`, `timer_wheel`, `webhook`.
+//! `store`, `webhook`.
 
 mod apply_config;
 mod assemble;

@@ -1,6 +1,6 @@
 //! Which parts of the relay are told to end, and how their tasks are joined.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;

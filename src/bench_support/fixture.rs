@@ -103,7 +103,8 @@ impl FanoutBench {
     }
 }
 
-/// Appends the next events, and returns them as the fan-out finds them in the log: what it has not seen would not be evicted.
+/// Appends the next events, and returns them as the fan-out finds them in the log: what it has not
+/// seen would not be evicted.
 pub(super) fn append(log: &Log, events: &mut BenchEvents) -> (Batch, Vec<Entry>) {
     let drafts: Vec<_> = events.next_numbers().map(|number| events.draft(number)).collect();
     let batch = Batch::of(BATCH_SIZE, || {
@@ -194,15 +195,18 @@ impl Wake for Unpark {
     }
 }
 
-/// In a batch: so many that taking the time is none of it, so few that what they touch has not left the cache.
+/// In a batch: so many that taking the time is none of it, so few that what they touch has not left
+/// the cache.
 pub(super) const BATCH_SIZE: usize = 64;
 
-/// Between two events in the stream that come one after the other; shares no factor with the numbers of sessions.
+/// Between two events in the stream that come one after the other; shares no factor with the
+/// numbers of sessions.
 pub(super) const STRIDE: usize = 7919;
 
 pub(super) const MAX_EVENT_BYTES: usize = 1 << 20;
 
-/// Entries in a log that is full: some that fit into the 64 MiB it has where the configuration says nothing.
+/// Entries in a log that is full: some that fit into the 64 MiB it has where the configuration says
+/// nothing.
 pub(super) const FULL_LOG_EVENTS: usize = 768 * BATCH_SIZE;
 
 /// The product of all events.

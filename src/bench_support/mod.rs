@@ -105,7 +105,8 @@ pub fn append_to_growing(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Index, by marks: an event is shown to the one of as many listeners as there are events in the stream that it concerns, who wakes.
+/// Index, by marks: an event is shown to the one of as many listeners as there are events in the
+/// stream that it concerns, who wakes.
 pub fn notify_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     move || bench.notify_and_take().0

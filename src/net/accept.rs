@@ -3,7 +3,7 @@
 //! In: a bound listener and its routes. Out: requests to the router in force. Each connection is
 //! one task, owned by the listener's tracker; the loop itself never waits for a peer.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     convert::Infallible,
@@ -83,7 +83,7 @@ pub(crate) async fn serve(
             // no fault of this process, and the next connection may be waiting, so the loop does
             // not sleep.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
-                debug!(%error, "connection ended")
+                debug!(%error, "connection ended");
             }
             // Without a descriptor `accept` fails and the connection stays in the queue, where the
             // peer waits for an answer that may never come. With the reserve released, it is

@@ -4,7 +4,7 @@
 //! [`Connection::detach`] for a stream over HTTP/1.1, [`Connection::spawn_upgraded`] for a
 //! WebSocket.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -14,7 +14,7 @@
 //! All steps of one connection are taken by its own task: hyper polls the body and flushes the
 //! socket there, and `http1::Http1Connection` looks at the step after each of its polls.
 //!
-//! May use: nothing.
+//! May use: `timer_wheel`.
 
 use std::{
     convert::Infallible,

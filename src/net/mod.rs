@@ -15,7 +15,7 @@
 //! of one HTTP/2 stream, `detach` and `detached` take a connection out of hyper, `write_coalescing`
 //! gathers what h2 writes, `shutdown` ends the connections.
 //!
-//! May use: `timer_wheel`.
+//! May use: no other module.
 
 mod accept;
 mod connection;

@@ -3,7 +3,7 @@
 //! In: streams that begin and end, each on its own task. Out: whether the connection is idle or has
 //! several, for the connection's task.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     sync::{

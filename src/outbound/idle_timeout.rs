@@ -6,7 +6,7 @@
 //! After its deadline an attempt reads nothing, so silence is what all such connections have in
 //! common.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     future::Future,

@@ -7,7 +7,7 @@
 //! both ─► tls                                              roots of trust
 //! ```
 //!
-//! May use: `config`, `sse`.
+//! May use: no other module.
 
 pub(crate) mod client;
 pub(crate) mod egress_guard;

@@ -7,7 +7,7 @@
 //! | route | answers |
 //! |---|---|
 //! | `POST /good` | 200 |
-//! | `POST /flaky` | 503 for [`OUTAGE_DURATION`] at the beginning of each [`OUTAGE_PERIOD`], 200 otherwise |
+//! | `POST /flaky` | 503 in the first [`OUTAGE_DURATION`] of each [`OUTAGE_PERIOD`], else 200 |
 //!
 //! Both answer 401 to what is not signed as the contract has it. That each checks for itself, with
 //! code of its own, is the point: it is what somebody who receives webhooks has to write.

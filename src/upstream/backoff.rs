@@ -2,7 +2,7 @@
 //!
 //! Pure: the caller brings the randomness and does the waiting.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::time::Duration;
 

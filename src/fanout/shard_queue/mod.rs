@@ -162,7 +162,8 @@ pub(crate) struct ResyncMark {
     pub(crate) kind: Kind,
 }
 
-/// Events of one product that wait for a lane, or marks in their place. While the lane gives what it has taken, it holds as many.
+/// Events of one product that wait for a lane, or marks in their place. While the lane gives what
+/// it has taken, it holds as many.
 const MAX_QUEUED_EVENTS: usize = 1024;
 
 /// Their bytes.

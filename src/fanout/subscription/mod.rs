@@ -4,7 +4,7 @@
 //! with traffic: a subscription holds one small hand-over of entries, and everything else stays in
 //! the log.
 //!
-//! May use: `event`, `log`, `store`.
+//! May use: `event`, `store`.
 
 mod on_shard;
 mod read;
@@ -108,8 +108,9 @@ impl Subscription {
         subscription
     }
 
-    /// Goes on with another scope, from where it stands. What has been returned is not returned again, and what comes behind that is
-    /// judged by the new scope alone. One whose lane tells it what has arrived must join that again, see `Followers::change_scope`.
+    /// Goes on with another scope, from where it stands. What has been returned is not returned
+    /// again, and what comes behind that is judged by the new scope alone. One whose lane tells it
+    /// what has arrived must join that again, see `Followers::change_scope`.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
         self.read_buffer.clear();
@@ -176,7 +177,8 @@ impl Subscription {
         Poll::Pending
     }
 
-    /// Has `context` woken at the next mark, or when its holder is told to leave, without looking for anything.
+    /// Has `context` woken at the next mark, or when its holder is told to leave, without looking
+    /// for anything.
     pub(crate) fn register_waker(&self, context: &Context<'_>) {
         self.signal.register_waker(context.waker());
     }

@@ -45,10 +45,10 @@ pub(in crate::http) async fn erase(
     // Whose events is nobody's business any more.
     match &erased {
         Ok(events) => {
-            tracing::info!(product = %product.feed.id, sessions = count, events, "erased on request")
+            tracing::info!(product = %product.feed.id, sessions = count, events, "erased on request");
         }
         Err(_) => {
-            tracing::warn!(product = %product.feed.id, sessions = count, "erased in memory, but not in the store")
+            tracing::warn!(product = %product.feed.id, sessions = count, "erased in memory, but not in the store");
         }
     }
     erased.map(|erased| Json(serde_json::json!({ "erased": erased })))

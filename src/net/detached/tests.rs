@@ -272,7 +272,7 @@ fn run_with_timeout(work: impl Future<Output = ()>) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        timeout(DETACHED_TEST_TIMEOUT, work).await.expect("the test ends in time")
+        timeout(DETACHED_TEST_TIMEOUT, work).await.expect("the test ends in time");
     });
 }
 
