@@ -425,6 +425,17 @@ mod tests {
             "[auth]\nadmin_key = 'hush'\n[auth.jwt]\nsecret = '{}'\n{UPSTREAM}",
             "x".repeat(32)
         );
-        assert_eq!(diff_between(&text, &text), (parsed(&text), ConfigDiff::default()));
+        let (config, diff) = diff_between(&text, &text);
+        assert_eq!(config, parsed(&text));
+        assert_eq!((diff.applied, diff.restart_required), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn the_keys_that_wait_for_a_restart_are_those_that_a_reload_leaves_as_they_are() {
+        let keys = parsed(UPSTREAM).restart_only_keys();
+        for key in ["server.listen", "server.tls_key_file", "log.data_dir", "log.retention"] {
+            assert!(keys.iter().any(|it| it == key), "{key} in {keys:?}");
+        }
+        assert!(!keys.iter().any(|it| it == "server.max_subscribers"), "{keys:?}");
     }
 }

@@ -61,6 +61,9 @@ const PURE: [&str; 8] = [
     "envelope/published.rs",
     "upstream/backoff.rs",
     "event/mod.rs",
+    "event/id.rs",
+    "event/kind.rs",
+    "event/scope.rs",
 ];
 
 /// Circles of files that the layout alone does not open, each with the file to open it at.
