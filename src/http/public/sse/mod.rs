@@ -1,7 +1,7 @@
 //! `GET /stream/{product_id}`: a subscription as Server-Sent Events (WHATWG HTML, section 9.2).
 //!
-//! In: a request of a subscriber, or of an operator tail. Out: the response head at once, then frames
-//! in the log's order, with heartbeats in between.
+//! In: a request of a subscriber, or of an operator tail. Out: the response head at once, then
+//! frames in the log's order, with heartbeats in between.
 //!
 //! ```text
 //! HTTP/1.1              connection.detach(retry line) ─► ShardPlacement ─► on_shard: SseConnection
@@ -51,7 +51,8 @@ use crate::{
 ///
 /// # Errors
 ///
-/// 401, 403, 404, 406, 400 in this order; 429 or 503 past a limit, except for browsers: see [`shed`].
+/// 401, 403, 404, 406, 400 in this order; 429 or 503 past a limit, except for browsers (see
+/// [`shed`]).
 pub(crate) async fn stream(
     State(relay): State<Arc<Relay>>,
     Extension(connection): Extension<Connection>,
@@ -116,8 +117,8 @@ pub(crate) fn open_stream(
                         subscriber,
                     )) as Box<dyn ShardSubscriber>
                 };
-                // `take` returns a subscriber that is too late for the shards. Dropping it closes the
-                // socket; the client reconnects, as after any end of a stream.
+                // `take` returns a subscriber that is too late for the shards. Dropping it closes
+                // the socket; the client reconnects, as after any end of a stream.
                 drop(shards.take(socket, &scope, home_shard, Box::new(factory)));
             })
         }
@@ -193,8 +194,8 @@ fn event_stream_response(body: Body) -> Response {
 
 /// Sheds a subscriber.
 ///
-/// A browser's `EventSource` gives up for good on any status but 200 (WHATWG HTML, section 9.2.3), so
-/// a browser gets an empty stream with a retry delay.
+/// A browser's `EventSource` gives up for good on any status but 200 (WHATWG HTML, section 9.2.3),
+/// so a browser gets an empty stream with a retry delay.
 ///
 /// # Errors
 ///

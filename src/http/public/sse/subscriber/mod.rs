@@ -334,11 +334,14 @@ impl Drop for SseSubscriber {
             self.feed.sse.subscribers.dec();
         }
         if matches!(self.fault, Some(StreamFault::Stalled)) {
-            tracing::debug!(product = %self.feed.id, "subscriber took nothing for the write time-out");
+            tracing::debug!(
+                product = %self.feed.id,
+                "subscriber took nothing for the write time-out"
+            );
         }
     }
 }
 
-/// Time for a full socket to accept the last bytes of a kicked, revoked or removed subscriber, which
-/// must be gone within a second.
+/// Time for a full socket to accept the last bytes of a kicked, revoked or removed subscriber,
+/// which must be gone within a second.
 const FINAL_WRITE_GRACE: Duration = Duration::from_millis(700);
