@@ -1,4 +1,4 @@
-//! A public side without a listener, for the tests of its rooms.
+//! A relay without a listener, for the tests of the routes and the shards' subscribers.
 
 use std::{
     pin::pin,
@@ -28,9 +28,11 @@ use crate::{
     timer_wheel::TimerWheel,
 };
 
-/// A relay of these products that lets everybody in.
+/// Returns a relay of these products that admits anonymous subscribers.
 pub(crate) fn relay<const N: usize>(names: [&str; N]) -> Relay {
-    let text = "[server]\nlisten = '127.0.0.1:0'\n[[upstreams]]\nproduct_id = 'one'\nurl = 'http://127.0.0.1:1/stream/p'\n[auth]\nallow_anonymous = true";
+    let text = "[server]\nlisten = '127.0.0.1:0'\n\
+        [[upstreams]]\nproduct_id = 'one'\nurl = 'http://127.0.0.1:1/stream/p'\n\
+        [auth]\nallow_anonymous = true";
     let config =
         Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
     let metrics = Arc::new(Metrics::new().unwrap());
@@ -73,12 +75,12 @@ fn open_product(name: &str, metrics: &Arc<Metrics>) -> Arc<Product> {
     })
 }
 
-/// One of its products.
+/// Returns one of the relay's products.
 pub(crate) fn product(relay: &Relay, name: &str) -> Arc<Product> {
     Arc::clone(&relay.products.get(&ProductId::new(name).unwrap()).unwrap())
 }
 
-/// An event comes, and is shown to those who listen, and left for lanes.
+/// Appends an event and runs the fan-out over it once.
 pub(crate) fn publish(relay: &Relay, name: &str, text: &str) {
     let product = product(relay, name);
     let payload = Bytes::copy_from_slice(text.as_bytes());

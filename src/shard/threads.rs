@@ -64,7 +64,7 @@ impl ShardThread {
             // may hang for as long as the name server does.
             runtime.shutdown_background();
         };
-        let thread = thread::Builder::new().name(format!("lane-{number}")).spawn(run)?;
+        let thread = thread::Builder::new().name(format!("shard-{number}")).spawn(run)?;
         Ok(Self { runtime: handle, thread: Some(thread) })
     }
 }

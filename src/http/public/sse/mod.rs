@@ -51,8 +51,8 @@ use crate::{
 ///
 /// # Errors
 ///
-/// 401, 403, 404, 406, 400 in this order; 429 or 503 past a limit, except for browsers: see
-/// [`shed`].
+/// 401, 403, 404, 406, 400 in this order; 429 or 503 past a limit, except for browsers (see
+/// [`shed`]).
 pub(crate) async fn stream(
     State(relay): State<Arc<Relay>>,
     Extension(connection): Extension<Connection>,

@@ -5,8 +5,8 @@
 //! HTTP/1.1 body that hyper began.
 //!
 //! ```text
-//! poll:    discard input ─► flush unwritten ─► fill batch ─► write ─┬─ all taken: caught up, or again
-//! deliver: caught up? ─► slices of the events ─► one write ─────────┴─ rest: unwritten, write_due
+//! poll:    discard input ─► flush unwritten ─► fill batch ─► write ─┬─ all accepted: next batch
+//! deliver: caught up? ─► slices of the events ─► one write ─────────┴─ rest: unwritten
 //! ```
 //!
 //! May use: `event`, `fanout`, `feed`, `net`, `shard`, `sse`.

@@ -70,7 +70,7 @@ impl SseSubscriber {
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
         // Rounded down, so that the stream ends at the token's end or a little before.
         let tick_at = |at: Instant| wheel.tick_within(at.saturating_duration_since(Instant::now()));
-        let end_due = source.expiry.map_or(u64::MAX, |farewell| tick_at(farewell.expires_at));
+        let end_due = source.expiry.map_or(u64::MAX, |expiry| tick_at(expiry.expires_at));
         if let Some(forced_close) = &forced_close {
             forced_close.schedule_at(end_due);
         }

@@ -334,7 +334,10 @@ impl Drop for SseSubscriber {
             self.feed.sse.subscribers.dec();
         }
         if matches!(self.fault, Some(StreamFault::Stalled)) {
-            tracing::debug!(product = %self.feed.id, "subscriber took nothing for the write time-out");
+            tracing::debug!(
+                product = %self.feed.id,
+                "subscriber took nothing for the write time-out"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Closing handshake of one WebSocket connection (RFC 6455, section 7).
+//! Closing handshake of one WebSocket connection (RFC 6455, section 7), and its time limits.
 //!
 //! May use: no other module.
 
@@ -17,7 +17,7 @@ use super::{WsConnection, WsPhase, WsStep};
 use crate::http::admission::DisconnectReason;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
-    /// Waits for the client's close frame.
+    /// Reads until the client's close frame, or until it breaks the protocol.
     pub(super) fn await_close(&mut self, context: &mut Context<'_>) -> WsStep {
         match Pin::new(&mut self.socket).poll_next(context) {
             Poll::Pending => {
@@ -33,7 +33,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// Reads what the client still sends, without looking at it.
+    /// Shuts the sending side down and discards what the client still sends.
     pub(super) fn linger(&mut self, context: &mut Context<'_>) -> WsStep {
         let socket = self.socket.get_mut();
         if let Poll::Ready(Err(_)) = Pin::new(&mut *socket).poll_shutdown(context) {
@@ -51,19 +51,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// Tells the client that the session is over.
+    /// Sends a close frame and starts the closing handshake.
     pub(super) fn close(&mut self, code: CloseCode) {
         self.phase = WsPhase::Closing;
         self.start_close_timeout();
-        // The codec may have said it already, and refuses a second one.
+        // The codec refuses a second close frame if it has sent one already.
         let _ = Pin::new(&mut self.socket).start_send(Message::close(Some(code), ""));
     }
 
-    /// From now on the client has a moment, whatever it does, and none past its token's end.
+    /// Starts the time limit of the handshake, which never lasts past the token's end.
     pub(super) fn start_close_timeout(&mut self) {
         self.close_within(CLOSE_HANDSHAKE_TIMEOUT);
     }
 
+    /// Sets the time limit, unless one runs already.
     pub(super) fn close_within(&mut self, time: Duration) {
         if self.close_due == u64::MAX {
             self.close_due = self.subscriber.tick_after_or_end(time);
@@ -71,22 +72,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
     }
 }
 
-/// What the client is told: to come back, or that it may not.
+/// Returns the close code: 1012 if the client may reconnect at once, 1008 if it must not go on as
+/// before.
 pub(super) fn close_code(reason: DisconnectReason) -> CloseCode {
     if reason.is_urgent() { CloseCode::POLICY_VIOLATION } else { CloseCode::SERVICE_RESTART }
 }
 
-/// What the closing handshake may take.
+/// Returns the time limit of the closing handshake.
 pub(super) fn close_timeout(reason: DisconnectReason) -> Duration {
     if reason.is_immediate() { IMMEDIATE_CLOSE_TIMEOUT } else { CLOSE_HANDSHAKE_TIMEOUT }
 }
 
-/// What a closing handshake may take: less than those who drain are given to leave, after which the
-/// wheel stands still.
+/// Time limit of a closing handshake: less than the 2 s that draining subscribers get for their
+/// last bytes, after which the wheel stops.
 const CLOSE_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The same for a stream that is to be gone within a second, whatever its client does.
+/// Time limit for a revoked or removed subscriber, which must be gone within a second.
 const IMMEDIATE_CLOSE_TIMEOUT: Duration = Duration::from_millis(700);
 
-/// Of what is thrown away, at a time.
+/// Size of one discarding read.
 const LINGER_BUFFER_BYTES: usize = 4 * 1024;
