@@ -69,7 +69,6 @@ pub(crate) enum EgressError {
     #[error(
         "{0} is not a public address; add its network to egress.allow_networks \
          to let webhooks reach it"
-    /// The host has an address that webhooks may not reach.
     )]
     Refused(IpAddr),
     /// No address of the host accepts a connection; this is the last one tried.
