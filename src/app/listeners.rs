@@ -1,5 +1,8 @@
 //! The listeners of the public and of the admin side.
 //!
+//! In: the sockets that the configuration asks for. Out: the task of the public side, and the
+//! thread of the admin side.
+//!
 //! May use: `config`, `http`, `metrics`, `net`, `timer_wheel`.
 
 use std::{io, sync::Arc, thread};
@@ -21,19 +24,22 @@ use crate::{
     timer_wheel::TimerWheel,
 };
 
-/// The sockets that the configuration asks for, bound and not yet served.
+/// Sockets that the configuration asks for, bound and not yet served.
 pub(super) struct BoundListeners {
+    /// For subscribers and publishers.
     pub(super) public: Listener,
+    /// For operators.
     pub(super) admin: Listener,
+    /// For kubelet and Prometheus, if they have a listener of their own.
     pub(super) probe: Option<Listener>,
 }
 
 impl BoundListeners {
-    /// Binds them all.
+    /// Binds all addresses.
     ///
     /// # Errors
     ///
-    /// When an address cannot be had; the sockets bound before are closed again.
+    /// When an address cannot be bound; the sockets bound before are closed.
     pub(super) fn bind(server: &ServerConfig) -> Result<Self, BindError> {
         let bind = |address| Listener::bind(address, server.write_timeout);
         Ok(Self {
@@ -44,6 +50,7 @@ impl BoundListeners {
     }
 }
 
+/// Returns the future that serves subscribers and publishers until `stop.serving`.
 pub(super) fn serve_public(
     config: &Config,
     relay: &Arc<Relay>,
@@ -72,8 +79,12 @@ pub(super) fn serve_public(
     }
 }
 
-/// Serves the admin side on a thread and runtime of its own, so that it answers whatever the public
-/// side does.
+/// Serves the admin side on a thread and runtime of its own, so that it answers when the public
+/// side is saturated.
+///
+/// # Errors
+///
+/// When there is no thread or runtime.
 pub(super) fn start_admin(
     config: &Config,
     admin: Listener,
@@ -87,6 +98,7 @@ pub(super) fn start_admin(
     listeners.extend(probe.map(|probe| (probe, routes.probe.clone())));
     let (settings, wheel) = (connection_settings(config, wheel), Arc::clone(wheel));
     let stop_admin = stop.admin.clone();
+    // Cancelled when the thread ends for any reason, a panic included.
     let ended = stop.admin_ended.clone().drop_guard();
     let serve = async move {
         let mut tasks = JoinSet::new();
@@ -98,6 +110,7 @@ pub(super) fn start_admin(
                 }
             });
         }
+        // A wheel of its own: deadlines here must not depend on the public side's runtime.
         tasks.spawn(async move { wheel.run(stop_admin).await });
         if let Err(error) = join_all(&mut tasks).await {
             error!(%error, "a part of the admin side did not end well");
@@ -110,7 +123,7 @@ pub(super) fn start_admin(
     thread::Builder::new().name("admin".to_owned()).spawn(run)
 }
 
-/// How operators are treated; TLS is for the public.
+/// Returns the settings for operators' connections; TLS is for the public listener only.
 fn connection_settings(config: &Config, wheel: &Arc<TimerWheel>) -> ConnectionSettings {
     ConnectionSettings {
         head_timeout: config.server.head_timeout,

@@ -1,9 +1,14 @@
-//! Builds the rooms, connects them, owns their tasks, and takes them down in order.
+//! Builds and connects the parts of the relay, owns their tasks, and shuts them down in order.
 //!
-//! Decides nothing about events. May use: everything.
+//! In: a configuration. Out: a relay that serves, and brings other configurations into force.
+//! Decides nothing about events.
 //!
-//! May use: `config`, `http`, `metrics`, `net`, `outbound`, `rejected`, `shard`, `shutdown`,
-//! `store`, `webhook`.
+//! ```text
+//! shut down: not ready, newcomers shed ─► subscribers drained, while events flow ─► upstreams
+//!            ─► webhooks ─► public listener, shards ─► admin listener ─► store, shard threads
+//! ```
+//!
+//! May use: everything.
 
 mod apply_config;
 mod assemble;
@@ -73,14 +78,15 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Starts everything the configuration asks for.
+    /// Starts everything that the configuration asks for.
     ///
     /// # Errors
     ///
-    /// When an address cannot be had, or TLS or the admin thread cannot be set up. What was started
-    /// is ended again.
+    /// When an address cannot be bound, or the store, TLS, or a thread cannot be set up. What was
+    /// started is ended again.
     pub(crate) fn start(config: Config) -> Result<Self, AppError> {
         let server = &config.server;
+        // First, so that a port that is taken shows before the store is opened.
         let listeners = BoundListeners::bind(server)?;
         let (address, admin_address) = (listeners.public.address(), listeners.admin.address());
         let probe_address = listeners.probe.as_ref().map(Listener::address);
@@ -122,7 +128,12 @@ impl App {
         let admin_thread = start_admin(&config, operators, probe, &routes, &admin.wheel, &stop)
             .map_err(AppError::AdminThread)?;
         relay.metrics.record_reload(true);
-        info!(listen = %address, admin_listen = %admin_address, probe_listen = ?probe_address, "serving");
+        info!(
+            listen = %address,
+            admin_listen = %admin_address,
+            probe_listen = ?probe_address,
+            "serving"
+        );
         Ok(Self {
             config,
             relay,
@@ -141,22 +152,24 @@ impl App {
         })
     }
 
-    /// Where subscribers go.
+    /// Returns the address of the public listener.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where operators go.
+    /// Returns the address of the admin listener.
     pub(crate) fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
 
-    /// Serves until a signal says to leave; a second one ends the process at once. Where `watch`
-    /// sees the configuration change, or a signal asks for it, it goes on by the new one.
+    /// Serves until a signal asks for a shutdown; a second one ends the process at once.
+    ///
+    /// When `watch` sees the configuration change, or a signal asks for a reload, the new
+    /// configuration is brought into force.
     ///
     /// # Errors
     ///
-    /// When a part of the relay ended although nobody asked for that, or leaving was cut short.
+    /// When a part of the relay ended by itself, or the shutdown was interrupted.
     pub(crate) async fn run(
         mut self,
         mut signals: Signals,
@@ -171,6 +184,11 @@ impl App {
         }
     }
 
+    /// Serves and reloads until a signal asks for a shutdown.
+    ///
+    /// # Errors
+    ///
+    /// When a part of the relay ended by itself.
     async fn serve(
         &mut self,
         signals: &mut Signals,
@@ -178,52 +196,65 @@ impl App {
     ) -> Result<(), AppError> {
         loop {
             let trigger = tokio::select! {
+                // Signals first: a shutdown must not wait for a reload that is due at the same
+                // moment.
                 biased;
                 signal = signals.next() => match signal {
                     SignalRequest::ShutDown => return Ok(()),
                     SignalRequest::Reload => ReloadTrigger::Signal,
                 },
                 failure = self.wait_for_failure() => return Err(failure),
-                loaded = config_changed(watch.as_deref_mut()) => ReloadTrigger::Change(Box::new(loaded)),
+                loaded = config_changed(watch.as_deref_mut()) => {
+                    ReloadTrigger::Change(Box::new(loaded))
+                }
             };
             let Some(watch) = watch.as_deref_mut() else {
                 warn!(
-                    "SIGHUP: there is no configuration file to read again; the environment is read at the start alone"
+                    "SIGHUP: there is no configuration file to read again; \
+                     the environment is read at the start alone"
                 );
                 continue;
             };
             tokio::select! {
                 () = self.reload(watch, trigger) => {}
-                // What is half done is taken down like all the rest.
+                // A reload that is half done needs no undoing: the shutdown takes down the parts
+                // that there are.
                 () = signals.shutdown_requested() => return Ok(()),
             }
         }
     }
 
-    /// Waits until some part ends, which none does by itself.
+    /// Waits until a part of the relay ends, which none does before the shutdown.
     async fn wait_for_failure(&mut self) -> AppError {
-        tokio::select! {
-            Some(ended) = self.serving.join_next() => AppError::Ended { part: "a part of the public side", cause: ended.err() },
-            cause = self.product_tasks.wait_for_failure() => AppError::Ended { part: "an upstream", cause },
-            () = self.stop.admin_ended.cancelled() => AppError::Ended { part: "the admin server", cause: None },
-            () = self.webhooks.worker_failed() => AppError::Ended { part: "a webhook's worker", cause: None },
-        }
+        let (part, cause) = tokio::select! {
+            Some(ended) = self.serving.join_next() => ("a part of the public side", ended.err()),
+            cause = self.product_tasks.wait_for_failure() => ("an upstream", cause),
+            () = self.stop.admin_ended.cancelled() => ("the admin server", None),
+            () = self.webhooks.worker_failed() => ("a webhook's worker", None),
+        };
+        AppError::Ended { part, cause }
     }
 
-    /// Not ready, newcomers shed, subscribers gone one by one while events still come, then the
-    /// upstreams, then what webhooks have under way, then the rest.
+    /// Shuts the relay down: readiness, subscribers, upstreams, webhooks, public side, store, admin
+    /// side.
     async fn shut_down(mut self) -> Result<(), AppError> {
+        // The listener stays open during the drain: newcomers are answered 503 instead of being
+        // refused, and probes see that the relay is not ready.
         self.relay.is_draining.store(true, Ordering::SeqCst);
         self.relay.subscribers.drain(self.config.server.drain_window).await;
+        // After the drain: subscribers receive events until they are disconnected.
         self.stop.ingest.cancel();
         self.admin.operator_tails.disconnect_all(DisconnectReason::Drain);
         self.webhooks.shut_down().await;
+        // After the webhooks: their subscriptions need the fan-outs, which end here.
         self.stop.serving.cancel();
         let products_ended = self.product_tasks.join_all().await;
         let serving_ended = join_all(&mut self.serving).await.and(products_ended);
+        // Last: operators can watch the shutdown until here.
         self.stop.admin.cancel();
         let joined = tokio::task::spawn_blocking(move || {
-            drop(self.store); // keeps what is not kept yet
+            // Blocks until the writer has committed the backlog, hence not on the runtime.
+            drop(self.store);
             drop(self.shard_threads);
             self.admin_thread.join()
         })
@@ -240,7 +271,7 @@ impl App {
     }
 }
 
-/// Streams are written where they are woken.
+/// Spawns the timer wheel, and the shards, each on its own thread.
 fn spawn_wheel_and_shards(
     relay: &Relay,
     shard_threads: &ShardThreads,
@@ -256,16 +287,16 @@ fn spawn_wheel_and_shards(
     serving
 }
 
-/// Why the relay does not serve, or serves no longer.
+/// Reasons for which the relay does not serve, or serves no longer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppError {
-    /// An address is taken, or not this machine's.
+    /// An address is taken, or is not one of this machine.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The upstreams' TLS cannot be set up.
+    /// TLS for upstreams and webhooks cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The public side's TLS cannot be set up.
+    /// TLS for the public listener cannot be set up.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
     /// The store cannot be used.
@@ -274,8 +305,8 @@ pub(crate) enum AppError {
     /// The metric families contradict each other.
     #[error("cannot declare the metrics")]
     Metrics(#[from] prometheus::Error),
-    /// A lane has no thread or runtime.
-    #[error("cannot start the threads that events take")]
+    /// A shard has no thread or runtime.
+    #[error("cannot start the threads of the shards")]
     ShardThreads(#[source] io::Error),
     /// The admin side has no thread or runtime.
     #[error("cannot start the admin server")]
@@ -283,13 +314,13 @@ pub(crate) enum AppError {
     /// A part ended by itself.
     #[error("{part} ended unexpectedly")]
     Ended {
-        /// Which.
+        /// Name of the part.
         part: &'static str,
-        /// The panic, if it was one.
+        /// The panic, if there was one.
         #[source]
         cause: Option<JoinError>,
     },
-    /// A second signal came while the relay was leaving.
-    #[error("ended by a second signal before everybody had left")]
+    /// A second signal came during the shutdown.
+    #[error("ended by a second signal before the shutdown was complete")]
     ShutdownInterrupted,
 }

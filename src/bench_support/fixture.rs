@@ -1,4 +1,4 @@
-//! Events, a log and a fan-out with subscribers, for the steps to be measured on.
+//! The events, logs, fan-outs and subscribers that the steps of the bench are taken on.
 //!
 //! May use: `envelope`, `event`, `fanout`, `log`, `metrics`, `sse`.
 
@@ -27,12 +27,12 @@ use crate::{
     sse::{Decoded, Decoder},
 };
 
-/// How often something was done, and how long that took.
+/// Number of repetitions of a step, and the time that they took together.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch {
-    /// How often.
+    /// Number of repetitions.
     pub count: usize,
-    /// All of it.
+    /// Time of all repetitions.
     pub took: Duration,
 }
 
@@ -44,7 +44,7 @@ impl Batch {
     }
 }
 
-/// A fan-out with a subscriber to each session, and the events that come.
+/// Fan-out with a subscriber for each session, and the events for them.
 pub(super) struct FanoutBench {
     pub(super) events: BenchEvents,
     pub(super) fanout: Arc<Fanout>,
@@ -70,7 +70,8 @@ impl FanoutBench {
         Self { events, fanout, subscribers, notified_position: 0, wakes, waker }
     }
 
-    /// What comes next, and the numbers of those whom it concerns.
+    /// Appends the next events, and returns them with the numbers of the subscribers that they
+    /// concern.
     pub(super) fn append_next(&mut self) -> (Vec<Entry>, Vec<usize>) {
         let concerned = self.events.next_numbers().collect();
         (append(self.fanout.log(), &mut self.events).1, concerned)
@@ -80,7 +81,7 @@ impl FanoutBench {
         self.notified_position = self.fanout.dispatch_next(self.notified_position, entry);
     }
 
-    /// Shows events to those who listen by marks, and has these take them.
+    /// Dispatches events to subscribers that are woken one by one, and has these take them.
     pub(super) fn notify_and_take(&mut self) -> (Batch, Batch) {
         let (entries, concerned) = self.append_next();
         let before = self.wakes.0.load(SeqCst);
@@ -103,8 +104,9 @@ impl FanoutBench {
     }
 }
 
-/// Appends the next events, and returns them as the fan-out finds them in the log: what it has not
-/// seen would not be evicted.
+/// Appends the next events, and returns them as the fan-out reads them from the log.
+///
+/// They are read because the log does not evict entries that the fan-out has not seen.
 pub(super) fn append(log: &Log, events: &mut BenchEvents) -> (Batch, Vec<Entry>) {
     let drafts: Vec<_> = events.next_numbers().map(|number| events.draft(number)).collect();
     let batch = Batch::of(BATCH_SIZE, || {
@@ -121,12 +123,12 @@ pub(super) fn append(log: &Log, events: &mut BenchEvents) -> (Batch, Vec<Entry>)
     (batch, entries)
 }
 
-/// Events without end: those of a stream, out of order and again and again.
+/// Endless events: those of a stream, out of order and over and over.
 pub(super) struct BenchEvents {
     pub(super) product: ProductId,
     pub(super) payloads: Vec<Bytes>,
     pub(super) taken: usize,
-    /// The place in the log up to which the fan-out has found them.
+    /// Position up to which the fan-out has read the log.
     pub(super) tail_position: u64,
 }
 
@@ -143,12 +145,12 @@ impl BenchEvents {
         Self { product: ProductId::new(PRODUCT).unwrap(), payloads, taken: 0, tail_position: 0 }
     }
 
-    /// Fresh from the envelope, so that what it consists of is as near as it is then.
+    /// Parses an event anew, so that its parts are as near in memory as they are then in the relay.
     pub(super) fn draft(&self, number: usize) -> Draft {
         envelope::parse_draft(self.payloads[number].clone(), &self.product, Instant::now()).unwrap()
     }
 
-    /// Those that come next.
+    /// Returns the numbers of the next events.
     pub(super) fn next_numbers(&self) -> impl Iterator<Item = usize> {
         (self.taken..self.taken + BATCH_SIZE).map(|taken| taken * STRIDE % self.payloads.len())
     }
@@ -169,7 +171,7 @@ pub(super) fn log() -> Log {
     log
 }
 
-/// Counts wake-ups.
+/// Waker that counts its calls.
 #[derive(Default)]
 pub(super) struct BenchWakeCounter(pub(super) AtomicUsize);
 
@@ -186,7 +188,7 @@ impl Wake for BenchWakeCounter {
     }
 }
 
-/// Has a thread go on.
+/// Waker that unparks a thread.
 pub(super) struct Unpark(pub(super) Thread);
 
 impl Wake for Unpark {
@@ -195,19 +197,19 @@ impl Wake for Unpark {
     }
 }
 
-/// In a batch: so many that taking the time is none of it, so few that what they touch has not left
-/// the cache.
+/// Repetitions in a batch: enough that taking the time does not count, few enough that their memory
+/// has not left the cache.
 pub(super) const BATCH_SIZE: usize = 64;
 
-/// Between two events in the stream that come one after the other; shares no factor with the
-/// numbers of sessions.
+/// Distance in the stream between two consecutive events; shares no factor with the numbers of
+/// sessions.
 pub(super) const STRIDE: usize = 7919;
 
+/// Larger than any event of the bench.
 pub(super) const MAX_EVENT_BYTES: usize = 1 << 20;
 
-/// Entries in a log that is full: some that fit into the 64 MiB it has where the configuration says
-/// nothing.
+/// Entries in a full log: about as many as fit into the default `log.memory_bytes` of 64 MiB.
 pub(super) const FULL_LOG_EVENTS: usize = 768 * BATCH_SIZE;
 
-/// The product of all events.
+/// Product of all events.
 pub const PRODUCT: &str = "bench";

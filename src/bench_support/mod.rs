@@ -1,15 +1,15 @@
-//! What `benches/micro` measures: steps on the way of an event, each alone.
+//! The steps of an event's way through the relay that `benches/micro` measures, each alone.
 //!
-//! In: a stream of the upstream with one event of each session. Out: closures that do a [`Batch`]
-//! of one step and take its time. What must be made ready for it, put back or looked over is
-//! outside that time, and a step that has not done its work panics. No part of the relay: compiled
-//! with the feature `micro` only.
+//! In: a stream of the upstream with one event for each session. Out: closures that do a [`Batch`]
+//! of one step and return its time. The preparation of a step and the check of its result are
+//! outside that time, and a step that has not done its work panics. Not a part of the relay:
+//! compiled with the feature `micro` only.
 //!
 //! May use: `envelope`, `event`, `fanout`, `log`, `metrics`, `sse`.
 #![allow(
     clippy::indexing_slicing,
     clippy::unwrap_used,
-    reason = "it reads what it has written itself"
+    reason = "it reads only bytes that it has written itself"
 )]
 
 mod fixture;
@@ -38,14 +38,14 @@ use crate::{
 
 pub use self::fixture::{Batch, PRODUCT};
 
-/// Decode: bytes of a socket become frames.
+/// Decode: a socket's bytes become frames.
 pub fn decode(stream: &[u8], events: usize) -> impl FnMut() -> Batch {
     run_decoder(stream, events, |frame, _| {
         black_box(frame);
     })
 }
 
-/// Decode, all of it: bytes become frames, and these drafts for the log.
+/// Decode, as a whole: bytes become frames, and frames become drafts for the log.
 pub fn decode_and_classify(stream: &[u8], events: usize) -> impl FnMut() -> Batch {
     let product = ProductId::new(PRODUCT).unwrap();
     run_decoder(stream, events, move |frame, received| {
@@ -78,7 +78,7 @@ fn run_decoder(
     }
 }
 
-/// Append to a log in memory that has no room left: each event that comes has one evicted.
+/// Append to a full log in memory: each event evicts one.
 pub fn append_to_full(stream: &[u8]) -> impl FnMut() -> Batch {
     let (mut events, log) = (BenchEvents::of(stream), log());
     while log.stats().events < FULL_LOG_EVENTS {
@@ -105,22 +105,22 @@ pub fn append_to_growing(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Index, by marks: an event is shown to the one of as many listeners as there are events in the
-/// stream that it concerns, who wakes.
+/// Index, by pending positions: an event is dispatched to the one of all subscriptions that it
+/// concerns, and wakes it. There are as many subscriptions as events in the stream.
 pub fn notify_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     move || bench.notify_and_take().0
 }
 
-/// Hand-over, from the log: one that has been woken takes its event, as bytes to be written, and
-/// finds that there is no more.
+/// Hand-over, from the log: a subscriber that was woken takes its event, as bytes to be written,
+/// and finds that there is no more.
 pub fn take_from_log(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     move || bench.notify_and_take().1
 }
 
-/// Index, on a lane: an event is shown, left for the lane and taken there, and the one follower
-/// found that it concerns.
+/// Index, on a shard: an event is dispatched, pushed to the shard's queue and taken there, and the
+/// one subscriber that it concerns is found.
 pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     let mut shard_index = ShardIndex::new(&bench.fanout, 0, Waker::from(Arc::clone(&bench.wakes)));
@@ -147,8 +147,7 @@ pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Hand-over, on a lane: one that follows is given an event that has arrived, as bytes to be
-/// written.
+/// Hand-over, on a shard: a caught-up subscriber gets a queued event, as bytes to be written.
 pub fn deliver_to_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     let all = |_| bench.fanout.subscribe(Arc::default(), Scope::EVERYTHING, &StartPosition::Now);
@@ -167,7 +166,7 @@ pub fn deliver_to_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Wake, by a mark: from the mark to the waker.
+/// Wake, of one subscriber: from the pending position to the waker.
 pub fn wake_subscriber() -> impl FnMut() -> Batch {
     let (wakes, waker) = BenchWakeCounter::new();
     let listeners: [SubscriberSignal; BATCH_SIZE] =
@@ -183,7 +182,7 @@ pub fn wake_subscriber() -> impl FnMut() -> Batch {
     }
 }
 
-/// Wake, of a lane: an event is left for it, and its waker called.
+/// Wake, of a shard: an event is pushed to its queue, and its waker called.
 pub fn wake_shard(stream: &[u8]) -> impl FnMut() -> Batch {
     let (wakes, waker) = BenchWakeCounter::new();
     let mut bench = FanoutBench::new(stream);
@@ -202,7 +201,8 @@ pub fn wake_shard(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Wake, across threads: a mark, a thread that is unparked by it, and the same way back.
+/// Wake, across threads: a pending position, a thread that is unparked by it, and the same way
+/// back.
 pub fn wake_thread_and_back() -> impl FnMut() -> Batch {
     let [there, here]: [SubscriberSignal; 2] = std::array::from_fn(|_| SubscriberSignal::default());
     let waker = || Waker::from(Arc::new(Unpark(thread::current())));
@@ -238,5 +238,5 @@ pub fn wake_thread_and_back() -> impl FnMut() -> Batch {
     }
 }
 
-/// What comes from a socket at a time.
+/// Bytes that a socket returns at a time.
 const READ_BYTES: usize = 16 * 1024;

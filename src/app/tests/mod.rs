@@ -1,4 +1,4 @@
-//! What the probes say when parts of the relay stand still or are not whole yet.
+//! Answers of the probes when parts of the relay stand still or are not recovered yet.
 
 mod sockets;
 
@@ -16,7 +16,7 @@ use tower::Service;
 use super::*;
 use crate::config::{AllowAnonymous, Environment};
 
-/// A relay that listens nowhere, and its admin side.
+/// Relay without listeners, and its admin side.
 struct AdminHarness {
     config: Config,
     relay: Arc<Relay>,
@@ -29,7 +29,7 @@ impl AdminHarness {
         Self::with("")
     }
 
-    /// One of a product, with these settings.
+    /// Builds the relay of one product, with these settings.
     fn with(settings: &str) -> Self {
         let text = format!(
             "{settings}[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'"
@@ -90,8 +90,7 @@ async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute()
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_turns_bad_when_a_shard_has_stood_still_for_half_a_minute_though_the_main_loop_turns()
- {
+async fn health_turns_bad_when_a_shard_stands_still_for_half_a_minute_though_the_main_loop_turns() {
     let mut harness = AdminHarness::new();
     let (stop, stop_shard) = (CancellationToken::new(), CancellationToken::new());
     let (wheel, shard) = (harness.turn_wheel(&stop), harness.run_shard(&stop_shard));
