@@ -1,14 +1,13 @@
-//! Brings another configuration into force.
+//! Goes on by another configuration.
 //!
 //! ```text
-//! read ─► plan: keys that need a restart stay ─► roots of trust ─┬─► refused: nothing changed
-//!                                                                └─► in force, in this order:
-//! products removed ─► keys, limits, routes ─► streams of revoked keys ─► upstreams
-//!                  ─► products added ─► webhooks
+//! read ─► succession: what waits for a restart stays as it is ─► roots of trust ─┬─► refused: nothing has changed
+//!                                                                                └─► in force, in this order:
+//! products that go ─► keys, limits, routes ─► streams of revoked keys ─► upstreams ─► products that come ─► webhooks
 //! ```
 //!
-//! The steps that take no time come first: a client that may not listen any more is disconnected
-//! before the reload waits for the store.
+//! What takes no time comes first: whoever may not listen any more is gone before anybody waits for
+//! the store.
 //!
 //! May use: `auth`, `config`, `error_chain`, `event`, `http`, `outbound`.
 
@@ -35,15 +34,15 @@ use crate::{
     },
 };
 
-/// Cause of a reload.
+/// Why the configuration is read.
 pub(super) enum ReloadTrigger {
     /// A signal asks for it.
     Signal,
-    /// The files have changed, and were read.
+    /// The files have changed, and say this.
     Change(Box<Result<Config, Findings>>),
 }
 
-/// Waits until the files have changed; for ever if there are none.
+/// Waits until the files have changed; for ever where there are none.
 pub(super) async fn config_changed(watch: Option<&mut ConfigWatcher>) -> Result<Config, Findings> {
     match watch {
         Some(watch) => watch.changed().await,
@@ -51,7 +50,7 @@ pub(super) async fn config_changed(watch: Option<&mut ConfigWatcher>) -> Result<
     }
 }
 
-/// Valid configuration, and what was made of it already.
+/// A configuration that nothing stands against, and what has been made of it already.
 struct AcceptedConfig {
     config: Config,
     difference: ConfigDiff,
@@ -59,7 +58,7 @@ struct AcceptedConfig {
     tls: rustls::ClientConfig,
 }
 
-/// Reasons for which a configuration is refused.
+/// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 enum ReloadError {
     #[error(transparent)]
@@ -71,7 +70,7 @@ enum ReloadError {
 }
 
 impl App {
-    /// Reads the configuration, and brings it into force if it is valid as a whole.
+    /// Reads the configuration, and goes on by it if nothing stands against it.
     pub(super) async fn reload(&mut self, watch: &mut ConfigWatcher, trigger: ReloadTrigger) {
         let is_requested = matches!(trigger, ReloadTrigger::Signal);
         let loaded = match trigger {
@@ -113,12 +112,8 @@ impl App {
         }
     }
 
-    /// Checks everything that could fail, so that a configuration is applied as a whole or not at
-    /// all.
-    ///
-    /// # Errors
-    ///
-    /// Why the configuration is refused. Nothing has changed.
+    /// Holds a configuration against everything that could stand against it, so that it is taken as
+    /// a whole or not at all.
     async fn validate(
         &self,
         watch: &ConfigWatcher,
@@ -126,23 +121,19 @@ impl App {
     ) -> Result<AcceptedConfig, ReloadError> {
         let (config, difference) = watch.plan_reload(&self.config, loaded?)?;
         let ca_file = config.egress.ca_file.clone();
-        // The files of roots are read from disk. Whether they can be used must be known before
-        // anything changes.
         let read = spawn_blocking(move || load_trust_roots(ca_file.as_deref())).await;
         let (client, tls) = read.map_err(|_| ReloadError::Cancelled)??;
         Ok(AcceptedConfig { config, difference, client, tls })
     }
 
-    /// Brings a configuration into force, and returns whether all of it is: the store may be unable
-    /// to take a new product.
+    /// Brings a configuration into force. Whether all of it is: the store may be in the way of a
+    /// product that comes.
     async fn apply(
         &mut self,
         mut config: Config,
         client: &EventStreamClient,
         tls: rustls::ClientConfig,
     ) -> bool {
-        // In force from here on: a shutdown may interrupt this function at any await, and reads the
-        // drain window of `self.config`.
         let before = std::mem::replace(&mut self.config, config.clone());
         let removed = self.remove_products(&config);
         self.apply_access(&config);
@@ -150,7 +141,6 @@ impl App {
             self.product_tasks.change(upstream, client);
         }
         for product in &removed {
-            // First, so that the upstream's connection is closed before the store releases the log.
             self.product_tasks.remove(product).await;
             self.webhooks.suspend_product(product).await;
             self.relay.metrics.remove_product(product);
@@ -162,21 +152,15 @@ impl App {
             .await
             .is_err()
             {
-                warn!(
-                    %product,
-                    "the store cannot be written now: it keeps what is left of the product's \
-                     events when it can"
-                );
+                warn!(%product, "the store cannot be written now: it keeps what is left of the product's events when it can");
             }
         }
         let absent = self.add_products(&config, client).await;
-        // Each worker replaces its sender by this, so only if something can have changed.
-        // A file of roots may have other contents under the same name.
         let has_roots = config.egress.ca_file.is_some() || before.egress.ca_file.is_some();
         if has_roots || before.egress.allow_networks != config.egress.allow_networks {
             self.webhooks.set_egress(&config.egress.allow_networks, tls).await;
         }
-        // A product that the store did not take is not in force, so the next reload tries it again.
+        // What could not be brought in is tried again at the next reload.
         config.upstreams.retain(|upstream| !absent.contains(&upstream.product_id));
         config.webhooks.retain(|webhook| !absent.contains(&webhook.product_id));
         self.webhooks.reconcile(&config.webhooks).await;
@@ -187,17 +171,14 @@ impl App {
         });
         self.routes.replace(&self.config, &self.relay, &self.admin);
         if let Some(certificate) = self.certificate.clone() {
-            // The certificate has a watch of its own; an operator who asks for a reload need not
-            // wait for that. The files were validated with the configuration.
+            // It looks at its files by itself; who asks for a reload does not wait for that.
+            // Whether they fit has been judged.
             let _ = spawn_blocking(move || certificate.reload()).await;
         }
         absent.is_empty()
     }
 
-    /// Removes the products that are configured no more, and disconnects their subscribers.
-    ///
-    /// The product is taken out of the map first: a request that begins after that finds none, and
-    /// a subscriber that was admitted before is disconnected.
+    /// Takes away the products that are configured no more; their subscribers leave at once.
     fn remove_products(&self, config: &Config) -> Vec<ProductId> {
         let is_configured =
             |id: &ProductId| config.upstreams.iter().any(|upstream| upstream.product_id == *id);
@@ -216,7 +197,7 @@ impl App {
         removed
     }
 
-    /// Admits newcomers by these rules, and disconnects the subscribers that they would refuse.
+    /// Lets newcomers in by these rules, and has those leave who would not be let in any more.
     fn apply_access(&mut self, config: &Config) {
         let server = &config.server;
         for upstream in &config.upstreams {
@@ -225,8 +206,6 @@ impl App {
             });
         }
         let access = Arc::new(Access::new(&config.auth));
-        // Requests share a `Relay` that never changes: another configuration is another `Relay`,
-        // which shares products, permits, shards, wheel and store.
         self.relay = Arc::new(Relay {
             access: Arc::clone(&access),
             credential_sources: CredentialSources::new(&config.auth, &server.cors_allowed_origins),
@@ -247,15 +226,13 @@ impl App {
         self.routes.replace(config, &self.relay, &self.admin);
         self.relay.subscribers.set_limits(AdmissionLimits::new(server));
         self.relay.metrics.set_max_subscribers(server.max_subscribers);
-        // After the routes: a request that the former router admitted meanwhile is judged here, or
-        // when it takes its permit. `Subscribers` sets the rules before it judges each permit, and
-        // a newcomer takes its permit before it is judged by the rules in force, so one of the two
-        // sees it.
+        // Behind the doors: who was let in by the old ones meanwhile is judged here, or when it
+        // takes its seat.
         self.relay.subscribers.set_access(&access);
         self.admin.operator_tails.set_access(&operator_access);
     }
 
-    /// Adds the products that are new, and returns those that the store cannot take now.
+    /// Brings in the products that are new, and returns those for which that is not possible now.
     async fn add_products(
         &mut self,
         config: &Config,
@@ -267,17 +244,13 @@ impl App {
             if !self.relay.products.contains_key(product)
                 && !self.add_product(config, upstream, client).await
             {
-                error!(
-                    %product,
-                    "the store cannot be written now, so the product is not served: reload again"
-                );
+                error!(%product, "the store cannot be written now, so the product is not served: reload again");
                 absent.push(product.clone());
             }
         }
         absent
     }
 
-    /// Adds a product, and returns whether the store could take it.
     async fn add_product(
         &mut self,
         config: &Config,
@@ -301,8 +274,7 @@ impl App {
             index_and_shards,
             metrics,
         ));
-        let fanout = Arc::clone(&product.fanout);
-        // The log is ready before the first request can find the product.
+        let fanout = Arc::clone(&product.feed.fanout);
         self.relay.products.insert(id.clone(), product);
         self.product_tasks.start(upstream, &self.relay, client);
         self.webhooks.resume_product(fanout, &config.webhooks, adopted.webhooks).await;
@@ -317,5 +289,5 @@ fn load_trust_roots(
     Ok((EventStreamClient::new(ca_file)?, tls_client_config(ca_file)?))
 }
 
-/// Time that a reload waits for the store, at each command.
+/// How long a reload waits for the store, each time.
 const CONFIG_RELOAD_STORE_TIMEOUT: Duration = Duration::from_secs(5);

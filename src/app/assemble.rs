@@ -1,4 +1,4 @@
-//! Assembles the parts that a configuration asks for.
+//! Builds the rooms that a configuration asks for.
 //!
 //! May use: `auth`, `config`, `event`, `feed`, `http`, `log`, `metrics`, `outbound`, `rejected`,
 //! `shard`, `store`, `timer_wheel`, `webhook`.
@@ -29,10 +29,8 @@ use crate::{
     webhook::{WebhookDependencies, Webhooks},
 };
 
-/// Opens the log of each product, and the store.
-///
-/// Without `log.data_dir` the logs are in memory alone, and the store keeps in memory what webhooks
-/// need.
+/// The log of each product, and the store. Without a directory the logs are in memory alone, and
+/// the store keeps in memory what webhooks need.
 pub(super) fn open_logs(
     config: &Config,
     metrics: &Metrics,
@@ -59,7 +57,7 @@ pub(super) fn open_logs(
     Ok((logs, store))
 }
 
-/// Starts the webhooks that the configuration declares, and those that the store has.
+/// The webhooks that the file declares, and those that the store has kept.
 pub(super) fn start_webhooks(
     config: &Config,
     relay: &Relay,
@@ -78,7 +76,7 @@ pub(super) fn start_webhooks(
     Ok(Webhooks::start(dependencies, &config.webhooks, stored))
 }
 
-/// Returns the state that public routes share, with a log and a fan-out for each product.
+/// What the public routes share: a log and a fan-out for each product.
 pub(super) fn relay(
     config: &Config,
     logs: Vec<Arc<Log>>,
@@ -121,7 +119,7 @@ pub(super) fn relay(
     }
 }
 
-/// Returns the public side of one product, the `index`-th on `shard_count` shards.
+/// The public side of one product, which is the number-th on so many lanes.
 pub(super) fn product(
     server: &ServerConfig,
     upstream: &UpstreamConfig,
@@ -131,12 +129,7 @@ pub(super) fn product(
 ) -> Product {
     let id = log.product().clone();
     Product {
-        fanout: Arc::new(Fanout::new(Arc::clone(&log), shard_count)),
-        log,
-        // Round-robin: products share the shards evenly.
-        home_shard: index % shard_count,
-        sse: metrics.deliveries(&id, Transport::Sse),
-        ws: metrics.deliveries(&id, Transport::WebSocket),
+        feed: Arc::new(Feed::new(log, shard_count, index % shard_count, metrics)),
         ws_messages: Arc::default(),
         paged_events: metrics.delivered(&id, Transport::Page),
         published_events: metrics.published(&id),
@@ -145,7 +138,7 @@ pub(super) fn product(
     }
 }
 
-/// Returns the product as another configuration wants it. Log, fan-out and counters are shared.
+/// What the product is by another configuration. What stands is shared.
 pub(super) fn reconfigured_product(
     server: &ServerConfig,
     upstream: &UpstreamConfig,
@@ -162,7 +155,7 @@ fn max_publish_bytes(server: &ServerConfig, upstream: &UpstreamConfig) -> usize 
     usize::try_from(server.max_publish_bytes.min(upstream.max_event_bytes)).unwrap_or(usize::MAX)
 }
 
-/// Returns the state of the admin side.
+/// The admin side.
 pub(super) fn admin(
     config: &Config,
     relay: &Arc<Relay>,
@@ -189,7 +182,7 @@ pub(super) fn admin(
     }
 }
 
-/// Returns the bounds of a log's memory.
+/// How much a log keeps in memory.
 pub(super) fn bounds(log: &config::LogConfig) -> MemoryBounds {
     MemoryBounds { events: log.memory_events, bytes: log.memory_bytes }
 }

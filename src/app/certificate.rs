@@ -128,7 +128,7 @@ impl ServedCertificate {
                 warn!(
                     %not_after, %file,
                     "the certificate has ended, and clients refuse it; renew it"
-                )
+                );
             }
         }
     }

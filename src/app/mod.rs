@@ -8,7 +8,8 @@
 //!            ─► webhooks ─► public listener, shards ─► admin listener ─► store, shard threads
 //! ```
 //!
-//! May use: everything.
+//! May use: `config`, `http`, `metrics`, `net`, `outbound`, `rejected`, `shard`, `shutdown`,
+//! `store`, `webhook`.
 
 mod apply_config;
 mod assemble;

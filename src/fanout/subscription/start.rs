@@ -44,7 +44,7 @@ impl Subscription {
 
     /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the
     /// store has behind it. Nobody tells it when that can be read again: see
-    /// [`Subscription::must_look_again`].
+    /// [`Subscription::must_poll_again`].
     pub(in crate::fanout) fn resume_after(&mut self, position: u64) {
         (self.cursor, self.skips_history, self.is_lagging) =
             (position, false, position < self.live_after);

@@ -3,7 +3,7 @@
 //! In: events, gaps, filters in force; the client's text. Out: frames (RFC 6455, section 5.2); a
 //! [`Scope`]. Pure, except for [`WsMessageCache`].
 //!
-//! May use: `event`, `http`.
+//! May use: `event`.
 
 use std::{
     collections::BTreeSet,
