@@ -103,7 +103,7 @@ impl TimerWheel {
         entries
     }
 
-    /// Sees to it that the entry lies in a slot that is turned at `due_tick` or before.
+    /// Sees to it that the entry lies in a slot that is turned at `due` or before.
     fn enqueue(&self, entry: &Arc<TimerEntry>, due: u64) {
         if entry.is_queued_by(due) {
             return;
@@ -120,7 +120,7 @@ impl TimerWheel {
     }
 }
 
-/// Puts an entry into the slot of `due_tick`, or into the farthest one there is.
+/// Puts an entry into the slot of `due`, or into the farthest one there is.
 fn insert_entry(slots: &mut [Vec<Arc<TimerEntry>>], entry: &Arc<TimerEntry>, due: u64, now: u64) {
     let tick = due.clamp(now + 1, now + SLOT_COUNT as u64 - 1);
     entry.queued_tick.store(tick, SeqCst);
@@ -166,7 +166,7 @@ impl Alarm {
         &self.wheel
     }
 
-    /// Wakes `waker` at tick `due_tick`, instead of whatever was set before.
+    /// Wakes `waker` at tick `due`, instead of whatever was set before.
     ///
     /// It may also be woken early or once too often: who is woken compares
     /// [`TimerWheel::current_tick`] with its own deadline.

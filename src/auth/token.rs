@@ -74,7 +74,7 @@ impl TokenVerifier {
         }
     }
 
-    /// What a token grants at `unix_now`, in Unix seconds, and the fingerprint of the key that it
+    /// What a token grants at `now`, in Unix seconds, and the fingerprint of the key that it
     /// is signed with.
     ///
     /// # Errors

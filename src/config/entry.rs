@@ -271,7 +271,7 @@ mod tests {
     use crate::config::{environment::Environment, reader::Section};
     use toml::de::DeTable;
 
-    /// What `read_entry` makes of `x`, and what was found.
+    /// What `read` makes of `x`, and what was found.
     fn read_entry<T>(text: &str, read: impl Fn(&ConfigEntry<'_>) -> T) -> (T, String) {
         read_entry_with(text, &Environment::default(), read)
     }

@@ -235,7 +235,7 @@ mod tests {
     use std::path::PathBuf;
     use toml::de::DeTable;
 
-    /// What the document gives as `read_token`, or what was found.
+    /// What the document gives as `token`, or what was found.
     fn read_token(text: &str, environment: &Environment) -> Result<Option<Secret>, String> {
         let document = DeTable::parse(text).unwrap();
         let context = ParseContext::new("f", text, environment);

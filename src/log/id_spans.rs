@@ -76,7 +76,7 @@ impl IdSpans {
         ids
     }
 
-    /// Notes that `first_id` stands at `first_position`, behind everything so far.
+    /// Notes that `id` stands at `position`, behind everything so far.
     pub(crate) fn append(&mut self, position: u64, id: EventId) {
         let continues_span = self.spans.back().is_some_and(|last| {
             last.first_id.suffix == 0

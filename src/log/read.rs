@@ -118,7 +118,7 @@ impl Log {
         self.metrics.record_gap(GapReason::NotKept);
     }
 
-    /// The notice that everything up to `place` is gone. Where nobody remembers the id of that
+    /// The notice that everything up to `position` is gone. Where nobody remembers the id of that
     /// place any more, it reaches up to one that has an id: who came back with any other would get
     /// the notice, and what follows it, again and again.
     fn gap_through(
@@ -166,7 +166,7 @@ pub(crate) enum ResolvedStart {
 /// What a reader finds behind its place.
 #[derive(Debug)]
 pub(crate) enum ReadOutcome {
-    /// It has now been given, or may not see, everything up to `lost_through`.
+    /// It has now been given, or may not see, everything up to `read_through`.
     Entries {
         /// The place it has come to.
         read_through: u64,

@@ -239,7 +239,7 @@ pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
 
 /// The frame of an event, blank line included, within the framing of an HTTP/1.1 chunk (RFC 9112,
 /// section 7.1): who writes to a socket directly needs one write for it. A payload that spans
-/// several lines takes as many `data_buffer` lines.
+/// several lines takes as many `data` lines.
 ///
 /// The payload must not hold CR: the decoder never returns one.
 pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> EncodedEvent {
@@ -311,7 +311,7 @@ pub(crate) fn encode_gap(id: impl Display, notice: &str) -> Bytes {
     format!("id: {id}\nevent: gap\ndata: {notice}\n\n").into()
 }
 
-/// A reconnection time, without a blank line of its own: a block without `data_buffer` would be
+/// A reconnection time, without a blank line of its own: a block without `data` would be
 /// logged as an error by the SDK.
 pub(crate) fn encode_retry(wait: Duration) -> Bytes {
     format!("retry: {}\n", wait.as_millis()).into()

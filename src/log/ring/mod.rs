@@ -62,7 +62,7 @@ pub(crate) enum RingRead {
 }
 
 impl Ring {
-    /// An empty ring whose next entry is the one behind `newest_position`.
+    /// An empty ring whose next entry is the one behind `newest`.
     pub(crate) fn new(bounds: MemoryBounds, newest: u64) -> Self {
         Self {
             bounds,

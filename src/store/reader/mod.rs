@@ -236,7 +236,7 @@ impl ReadRequest {
 pub(crate) struct StoredChunk {
     /// In order.
     pub(crate) entries: Vec<Entry>,
-    /// Everything that the scope admits up to this place is in `keys`. Always beyond `after`.
+    /// Everything that the scope admits up to this place is in `entries`. Always beyond `after`.
     pub(crate) through: u64,
     /// Retention had taken everything up to this place by then. If that is beyond `after`, entries
     /// may be missing.

@@ -108,7 +108,7 @@ impl OutboxJournal {
     }
 
     /// Whether the store has, or is about to have, a row of this place, of which it says itself
-    /// that there is `row_state`.
+    /// that there is `known`.
     pub(super) fn row_state(
         &self,
         position: u64,

@@ -177,7 +177,7 @@ struct RegistrationForm<'a> {
 }
 
 impl<'a> RegistrationForm<'a> {
-    /// `event_stream_response` with its mode, or `webhook`, which is push in older words.
+    /// `event_stream` with its mode, or `webhook`, which is push in older words.
     fn mode(self, product: &ProductId) -> Result<RegistrationMode, Vec<FieldError>> {
         let error = |field: &str, message: &str| Err(vec![FieldError::new(field, message)]);
         let config = non_empty(self.fields.get("integration_config"));

@@ -72,7 +72,7 @@ impl StoreFile {
 
     /// Deletes a session's events and what webhooks have of them, all or none, and returns how much
     /// there was. Of the dead letters, those count whose event is neither here nor behind
-    /// `memory_evicted_through`. No reading finds them any more. But the write-ahead log has them
+    /// `in_memory_from`. No reading finds them any more. But the write-ahead log has them
     /// until it begins anew, and even with `secure_delete` SQLite leaves parts of rows where it has
     /// moved them from one page to another: [`StoreFile::scrub`] removes those.
     ///
