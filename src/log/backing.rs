@@ -6,12 +6,11 @@
 //! log, erasure, webhooks ──► signal, commands ──► the writer's thread   see `commands`
 //! ```
 //!
-//! May use: `error_chain`, `store`.
+//! May use: `event`.
 
 use std::{
     collections::VecDeque,
     fmt,
-    path::PathBuf,
     pin::Pin,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -24,35 +23,22 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::replay_permits::{PermitInUse, ReplayPermit, ReplayPermits};
-use crate::{
-    error_chain::error_chain,
-    store::{
-        commands::CommandQueue,
-        reader::{ReadRequest, StoreReader, StoredChunk},
-        sqlite::{FileError, FileFault},
-    },
+use super::{
+    limits::ReadLimits,
+    replay_permits::{PermitInUse, ReplayPermit, ReplayPermits},
 };
+use crate::event::{Entry, ProductId, Scope};
 
 /// The store as everybody sees it but the writing thread.
 #[derive(Debug)]
-pub(crate) struct StoreHandle {
-    path: PathBuf,
+pub(crate) struct LogBacking {
     replay_permits: Arc<ReplayPermits>,
     read_queue: Mutex<VecDeque<QueuedRead>>,
     read_queued: Condvar,
     stopped: Condvar,
-    commands: Mutex<CommandQueue>,
     writer: OnceLock<Thread>,
     is_writer_parked: AtomicBool,
     is_stopping: AtomicBool,
-    #[cfg(test)]
-    has_crashed: AtomicBool,
-    /// Counts the files there have been: readers of an old one must open the new one.
-    generation: AtomicU64,
-    is_damaged: AtomicBool,
-    is_unsynced: AtomicBool,
-    sync_failed: AtomicBool,
     has_failed: AtomicBool,
     is_checking: AtomicBool,
     started: Instant,
@@ -62,10 +48,10 @@ pub(crate) struct StoreHandle {
 
 /// One question of one reader.
 #[derive(Debug)]
-struct QueuedRead {
-    request: ReadRequest,
-    answer: oneshot::Sender<Result<StoredChunk, StoreUnreadable>>,
-    permit_in_use: PermitInUse,
+pub(crate) struct QueuedRead {
+    pub(crate) request: ReadRequest,
+    pub(crate) answer: oneshot::Sender<Result<StoredChunk, StoreUnreadable>>,
+    pub(crate) permit_in_use: PermitInUse,
 }
 
 /// The store could not be read.
@@ -73,30 +59,46 @@ struct QueuedRead {
 #[error("the store cannot be read")]
 pub(crate) struct StoreUnreadable;
 
-/// The store could not be written.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the store cannot be written")]
-pub(crate) struct StoreUnwritable;
+/// What to read: entries behind `after` up to `through` that the scope admits.
+#[derive(Clone, Debug)]
+pub(crate) struct ReadRequest {
+    /// The product, as gaps name it.
+    pub(crate) product: ProductId,
+    /// The product's number in the file.
+    pub(crate) product_number: u32,
+    /// The place behind which to begin.
+    pub(crate) after: u64,
+    /// The last place. Must be higher than `after`.
+    pub(crate) through: u64,
+    /// Who may see what.
+    pub(crate) scope: Scope,
+    /// How much to return.
+    pub(crate) limits: ReadLimits,
+}
 
-impl StoreHandle {
+/// What one reading has found.
+#[derive(Debug)]
+pub(crate) struct StoredChunk {
+    /// In order.
+    pub(crate) entries: Vec<Entry>,
+    /// Everything that the scope admits up to this place is in `keys`. Always beyond `after`.
+    pub(crate) through: u64,
+    /// Retention had taken everything up to this place by then. If that is beyond `after`, entries
+    /// may be missing.
+    pub(crate) evicted_through: u64,
+}
+
+impl LogBacking {
     /// A desk before the store at `path`, for `most` readers at one time.
-    pub(crate) fn new(path: PathBuf, max_concurrent_replays: usize) -> Arc<Self> {
+    pub(crate) fn new(max_concurrent_replays: usize) -> Arc<Self> {
         Arc::new(Self {
-            path,
             replay_permits: ReplayPermits::new(max_concurrent_replays),
             read_queue: Mutex::default(),
             read_queued: Condvar::new(),
             stopped: Condvar::new(),
-            is_unsynced: AtomicBool::new(false),
-            sync_failed: AtomicBool::new(false),
-            commands: Mutex::default(),
             writer: OnceLock::new(),
             is_writer_parked: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
-            #[cfg(test)]
-            has_crashed: AtomicBool::new(false),
-            generation: AtomicU64::new(0),
-            is_damaged: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
             is_checking: AtomicBool::new(false),
             started: Instant::now(),
@@ -107,7 +109,7 @@ impl StoreHandle {
     /// Lets a reader catch up.
     pub(crate) fn catch_up(self: &Arc<Self>) -> CatchUp {
         CatchUp {
-            handle: Arc::clone(self),
+            backing: Arc::clone(self),
             permit: self.replay_permits.permit(),
             state: CatchUpState::Idle,
         }
@@ -120,11 +122,6 @@ impl StoreHandle {
         {
             writer.unpark();
         }
-    }
-
-    /// Everything that waits for the writing thread.
-    pub(crate) fn commands(&self) -> MutexGuard<'_, CommandQueue> {
-        lock(&self.commands)
     }
 
     /// Whether the store keeps less than it promises: it has failed, or a write takes far too long.
@@ -150,6 +147,11 @@ impl StoreHandle {
         self.has_failed.store(has_failed, SeqCst);
     }
 
+    /// Whether the writer cannot write.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(SeqCst)
+    }
+
     /// Notes that a write begins.
     pub(crate) fn begin_write(&self) {
         self.write_began_ms.store(self.elapsed_ms().max(1), SeqCst);
@@ -162,36 +164,6 @@ impl StoreHandle {
 
     fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Notes that the file of this generation is damaged; the writer sets it aside, unless it has
-    /// done so already.
-    pub(crate) fn report_damage(&self, generation: u64) {
-        if generation == self.generation() {
-            self.is_damaged.store(true, SeqCst);
-            self.wake_writer();
-        }
-    }
-
-    /// Counts the files there have been.
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(SeqCst)
-    }
-
-    /// Whether somebody has found the file damaged since the last call.
-    pub(crate) fn take_damage(&self) -> bool {
-        self.is_damaged.swap(false, SeqCst)
-    }
-
-    /// Has readers open the file anew. What was found in the old one is of no concern any more.
-    pub(crate) fn mark_replaced(&self) {
-        self.generation.fetch_add(1, SeqCst);
-        self.is_damaged.store(false, SeqCst);
-    }
-
-    /// Where the file is.
-    pub(crate) fn path(&self) -> &PathBuf {
-        &self.path
     }
 
     /// Makes the calling thread the writer.
@@ -209,28 +181,9 @@ impl StoreHandle {
         self.is_writer_parked.store(false, SeqCst);
     }
 
-    /// Whether orders wait.
-    pub(crate) fn has_pending_work(&self) -> bool {
-        self.is_damaged.load(SeqCst)
-            || self.sync_failed.load(SeqCst)
-            || !lock(&self.commands).is_empty()
-    }
-
     /// Whether the threads are to end.
     pub(crate) fn is_stopping(&self) -> bool {
         self.is_stopping.load(SeqCst)
-    }
-
-    /// Has every thread end where it stands, as `kill -9` does.
-    #[cfg(test)]
-    pub(crate) fn crash(&self) {
-        self.has_crashed.store(true, SeqCst);
-        self.stop();
-    }
-
-    #[cfg(test)]
-    pub(crate) fn has_crashed(&self) -> bool {
-        self.has_crashed.load(SeqCst)
     }
 
     /// Has every thread end.
@@ -251,96 +204,7 @@ impl StoreHandle {
         self.is_stopping()
     }
 
-    /// Notes that something has been committed that is not on the disk yet.
-    pub(crate) fn mark_unsynced(&self) {
-        self.is_unsynced.store(true, SeqCst);
-    }
-
-    /// Whether something has been committed since the last call.
-    pub(crate) fn take_unsynced(&self) -> bool {
-        self.is_unsynced.swap(false, SeqCst)
-    }
-
-    /// Notes that commits may not have reached the disk. The writer closes the file: what the
-    /// operating system has dropped by then would count as written if it was synced again.
-    pub(crate) fn report_sync_failure(&self) {
-        self.sync_failed.store(true, SeqCst);
-        self.wake_writer();
-    }
-
-    /// Whether that was noted since the last call.
-    pub(crate) fn take_sync_failure(&self) -> bool {
-        self.sync_failed.swap(false, SeqCst)
-    }
-
-    /// Answers questions until the store is stopped: what a reading thread does.
-    pub(crate) fn serve_reads(&self) {
-        // Opened before anybody asks: while the disk is full, it could not be.
-        let generation = self.generation();
-        let mut reader = StoreReader::open(&self.path).ok().map(|reader| (generation, reader));
-        while let Some(QueuedRead { request, answer, permit_in_use }) = self.next_read() {
-            if answer.is_closed() {
-                continue;
-            }
-            let generation = self.generation();
-            if reader
-                .as_ref()
-                .is_some_and(|(opened_generation, _)| *opened_generation != generation)
-            {
-                reader = None;
-            }
-            let mut chunk = self.read_chunk(&mut reader, generation, &request);
-            for _ in 0..READ_RETRIES {
-                // What is passing, such as a file too many, must not cost a client all that it has
-                // missed.
-                if matches!(&chunk, Err(FileError::Unavailable { .. }))
-                    && generation == self.generation()
-                {
-                    reader = None;
-                    std::thread::sleep(READ_RETRY_DELAY);
-                    chunk = self.read_chunk(&mut reader, generation, &request);
-                }
-            }
-            let chunk = chunk.map_err(|error| {
-                reader = None;
-                self.report_read_failure(&error, generation);
-                StoreUnreadable
-            });
-            drop(permit_in_use); // first, as the next question may follow at once
-            let _ = answer.send(chunk); // who asked may have left
-        }
-    }
-
-    /// Reads with the reader there is, or with a new one.
-    fn read_chunk(
-        &self,
-        reader: &mut Option<(u64, StoreReader)>,
-        generation: u64,
-        request: &ReadRequest,
-    ) -> Result<StoredChunk, FileError> {
-        match reader {
-            Some((_, reader)) => reader.fetch(request),
-            // It may be about to be set aside, or to be told what it lacks.
-            None if self.has_failed.load(SeqCst) => {
-                Err(FileFault::Refused("it is out of order").at(&self.path, "read entries from"))
-            }
-            None => StoreReader::open(&self.path)
-                .and_then(|opened| reader.insert((generation, opened)).1.fetch(request)),
-        }
-    }
-
-    fn report_read_failure(&self, error: &FileError, generation: u64) {
-        let problem = error_chain(error);
-        tracing::error!(
-            problem,
-            "the store cannot be read: streams get a gap instead, webhooks try again"
-        );
-        if matches!(error, FileError::Damaged { .. }) {
-            self.report_damage(generation);
-        }
-    }
-
-    fn next_read(&self) -> Option<QueuedRead> {
+    pub(crate) fn next_read(&self) -> Option<QueuedRead> {
         let mut queue = lock(&self.read_queue);
         loop {
             if self.is_stopping() {
@@ -372,7 +236,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// One reader on its way through the store. Asks for one chunk at a time, when it is its turn.
 pub(crate) struct CatchUp {
-    handle: Arc<StoreHandle>,
+    backing: Arc<LogBacking>,
     permit: ReplayPermit,
     state: CatchUpState,
 }
@@ -403,7 +267,7 @@ impl CatchUp {
             ready!(self.permit.poll_acquire(context));
             let (through, chunk) = (
                 request.through,
-                self.handle.submit_read(request.clone(), self.permit.begin_use()),
+                self.backing.submit_read(request.clone(), self.permit.begin_use()),
             );
             self.state = CatchUpState::AwaitingChunk { through, chunk };
         }
@@ -427,12 +291,6 @@ impl fmt::Debug for CatchUp {
         f.debug_struct("CatchUp").finish_non_exhaustive()
     }
 }
-
-/// How often a question that could not be answered is tried again.
-const READ_RETRIES: u32 = 3;
-
-/// Between two tries.
-const READ_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// A write that takes longer than this is trouble, even if it ends well.
 const SLOW_WRITE: Duration = Duration::from_secs(2);

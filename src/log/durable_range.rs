@@ -9,6 +9,8 @@
 
 use std::collections::VecDeque;
 
+use super::id_spans::IdSpan;
+
 /// The state of one log's part of the store.
 #[derive(Debug)]
 pub(crate) struct DurableRange {
@@ -27,6 +29,27 @@ pub(crate) struct DurableRange {
     holes: VecDeque<Hole>,
     /// The ranges that the store has not been told of: those that end behind this place.
     acknowledged_through: u64,
+}
+
+/// What the file holds of one product.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct PersistedLog {
+    /// By what the file knows it.
+    pub(crate) product_number: u32,
+    /// Place of the newest entry ever written or declared missing, 0 before the first.
+    pub(crate) newest: u64,
+    /// Retention has removed everything up to this place.
+    pub(crate) evicted_through: u64,
+    /// Rows: events and gaps.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
+    /// The highest epoch of any span there ever was, 0 for none.
+    pub(crate) highest_epoch: u64,
+    /// By place.
+    pub(crate) spans: Vec<IdSpan>,
+    /// By their first place.
+    pub(crate) holes: Vec<Hole>,
 }
 
 /// Places whose entries are gone although the store should have kept them.

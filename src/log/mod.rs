@@ -4,24 +4,25 @@
 //! asks. Appending never waits: the store's writer takes entries out of memory in its own time,
 //! where a store is configured.
 //!
-//! May use: `event`, `log_limit`, `metrics`, `store`.
+//! May use: `event`, `log_limit`, `metrics`.
 
+mod append;
 pub(crate) mod backing;
 mod durable_range;
 mod id_spans;
+mod limits;
 pub(crate) mod persist;
 mod publish;
 mod read;
-pub(crate) mod replay_permits;
+mod recovery;
+mod replay_permits;
 mod ring;
+mod upstream_link;
 
 use std::{
     mem,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use tokio::{
@@ -29,19 +30,25 @@ use tokio::{
     time::Instant,
 };
 
-use self::{durable_range::DurableRange, publish::Appended, ring::Ring};
+use self::{
+    backing::LogBacking,
+    durable_range::DurableRange,
+    ring::Ring,
+    upstream_link::{UpstreamLink, infer_numbering},
+};
 use crate::{
-    event::{Draft, Entry, Event, EventId, Gap, GapReason, ProductId, SessionId},
+    event::{Entry, EventId, GapReason, ProductId, SessionId},
     log_limit::LogRateLimit,
     metrics::LogMetrics,
-    store::{PersistedLog, StoreHandle},
 };
 
-pub(crate) use self::durable_range::Hole;
+pub(crate) use self::durable_range::{Hole, PersistedLog};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::id_spans::IdLookup;
 pub(crate) use self::id_spans::{IdSpan, IdSpans};
+pub(crate) use self::limits::{MemoryBounds, ReadLimits};
 pub(crate) use self::read::{ReadOutcome, ResolvedStart};
+pub(crate) use self::upstream_link::Numbering;
 
 /// The entries of one product, and the one place that numbers them.
 #[derive(Debug)]
@@ -57,7 +64,7 @@ pub(crate) struct Log {
     /// is recovering.
     history_through: AtomicU64,
     created_at: Instant,
-    store: Option<Arc<StoreHandle>>,
+    backing: Option<Arc<LogBacking>>,
     metrics: LogMetrics,
 }
 
@@ -72,28 +79,6 @@ struct LogState {
     has_prior_entries: bool,
     /// Of the complaint that the store does not keep up.
     throttle: LogRateLimit,
-}
-
-/// Who gives the ids.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Numbering {
-    /// Nobody knows: the upstream has not answered yet.
-    Undecided,
-    /// This log.
-    Own,
-    /// The upstream, itself a relay.
-    Upstream,
-}
-
-/// How far a log is behind its upstream.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum UpstreamLink {
-    /// There is no connection.
-    Disconnected { since: Instant },
-    /// A relay repeats what came meanwhile.
-    Replaying,
-    /// What comes is live.
-    Live,
 }
 
 impl Log {
@@ -124,7 +109,7 @@ impl Log {
         kept: PersistedLog,
         epoch: u64,
         past_lost: bool,
-        store: Arc<StoreHandle>,
+        backing: Arc<LogBacking>,
         metrics: LogMetrics,
     ) -> Self {
         let mut ids = IdSpans::restored(kept.spans);
@@ -146,14 +131,14 @@ impl Log {
             has_prior_entries: has_past,
             throttle: LogRateLimit::default(),
         };
-        Self::with_state(product, epoch, state, Some(store), metrics)
+        Self::with_state(product, epoch, state, Some(backing), metrics)
     }
 
     fn with_state(
         product: ProductId,
         epoch: u64,
         state: LogState,
-        store: Option<Arc<StoreHandle>>,
+        backing: Option<Arc<LogBacking>>,
         metrics: LogMetrics,
     ) -> Self {
         let persisted = watch::Sender::new(state.persisted_through());
@@ -166,7 +151,7 @@ impl Log {
             persisted,
             history_through: AtomicU64::new(0),
             created_at: Instant::now(),
-            store,
+            backing,
             metrics,
         }
     }
@@ -174,89 +159,6 @@ impl Log {
     /// Whose log it is.
     pub(crate) fn product(&self) -> &ProductId {
         &self.product
-    }
-
-    /// Writes an event behind everything so far, under an id of this log's, and says where it
-    /// stands. Never waits for a disk or a reader.
-    pub(crate) fn append(&self, draft: Draft) -> Appended {
-        self.append_with_own_id(self.state(), draft)
-    }
-
-    fn append_with_own_id(&self, state: MutexGuard<'_, LogState>, draft: Draft) -> Appended {
-        let id = state.next_own_id(self.epoch);
-        let position = self
-            .push(state, id, |position| Entry::Event(Arc::new(Event::new(id, position, draft))));
-        Appended { id, position }
-    }
-
-    /// Writes an event under the id that the upstream has given it, unless it is here already.
-    pub(crate) fn append_numbered(&self, draft: Draft, id: EventId) {
-        let state = self.state();
-        if !state.ids.has_passed(id, state.ring.newest_position()) {
-            self.push(state, id, |position| {
-                Entry::Event(Arc::new(Event::new(id, position, draft)))
-            });
-        }
-    }
-
-    /// Writes down that events may be missing here.
-    pub(crate) fn append_gap(&self, reason: GapReason) {
-        let state = self.state();
-        let newest = state.ring.newest_position();
-        let after = (newest > 0).then(|| state.ids.id_at(newest)).flatten();
-        let id = state.next_own_id(self.epoch);
-        self.push_gap(state, reason, id, after.map(|id| id.to_string().into()));
-    }
-
-    /// Writes down a gap that the upstream has announced, unless it is here already. One of which
-    /// the upstream says that it stands before everything, because it does not know the id that it
-    /// was asked for, is new wherever it stands: it gets an id of this log's if need be.
-    pub(crate) fn append_numbered_gap(
-        &self,
-        reason: GapReason,
-        id: Option<EventId>,
-        after: Option<Box<str>>,
-    ) {
-        let state = self.state();
-        let newest = state.ring.newest_position();
-        let id = match id {
-            Some(id) if !state.ids.has_passed(id, newest) => id,
-            Some(_) if reason != GapReason::UnknownId => return,
-            _ => state.next_own_id(self.epoch),
-        };
-        self.push_gap(state, reason, id, after);
-    }
-
-    fn push_gap(
-        &self,
-        state: MutexGuard<'_, LogState>,
-        reason: GapReason,
-        id: EventId,
-        after: Option<Box<str>>,
-    ) {
-        self.metrics.record_gap(reason);
-        let product = self.product.clone();
-        self.push(state, id, |position| {
-            Entry::Gap(Arc::new(Gap { product, reason, position, id, after, before: None }))
-        });
-    }
-
-    fn push(
-        &self,
-        mut state: MutexGuard<'_, LogState>,
-        id: EventId,
-        entry: impl FnOnce(u64) -> Entry,
-    ) -> u64 {
-        let position = state.ring.newest_position() + 1;
-        state.ids.append(position, id);
-        state.ring.push(entry(position));
-        self.enforce_bounds(&mut state);
-        drop(state);
-        self.appended.notify_one();
-        if let Some(store) = &self.store {
-            store.wake_writer();
-        }
-        position
     }
 
     /// Brings the memory back within its bounds.
@@ -338,81 +240,6 @@ impl Log {
         self.state().has_prior_entries
     }
 
-    /// Notes that the upstream has answered, and who gives the ids from now on. A relay begins with
-    /// what came meanwhile, up to its first heartbeat.
-    pub(crate) fn set_numbering(&self, numbering: Numbering) {
-        let mut state = self.state();
-        state.numbering = numbering;
-        state.link = if numbering == Numbering::Upstream {
-            UpstreamLink::Replaying
-        } else {
-            UpstreamLink::Live
-        };
-    }
-
-    /// Notes that the connection to the upstream is lost.
-    pub(crate) fn mark_upstream_disconnected(&self) {
-        self.state().link = UpstreamLink::Disconnected { since: Instant::now() };
-    }
-
-    /// Whether the upstream has not answered yet.
-    pub(crate) fn is_numbering_undecided(&self) -> bool {
-        self.state().numbering == Numbering::Undecided
-    }
-
-    /// Notes that what comes from now on is history, until [`Log::finish_replay`] says otherwise.
-    pub(crate) fn begin_recovery(&self) {
-        self.history_through.store(u64::MAX, Ordering::SeqCst);
-    }
-
-    /// Notes that what the upstream repeats, history or not, has come to its end.
-    pub(crate) fn finish_replay(&self) {
-        self.state().link = UpstreamLink::Live;
-        if self.is_recovering() {
-            self.history_through.store(self.newest_position(), Ordering::SeqCst);
-            self.appended.notify_one();
-        }
-    }
-
-    /// Whether it has everything that it can have by now, as far as it knows: its upstream is a
-    /// connector, which repeats nothing, or a relay that has come to the end of what it repeats.
-    pub(crate) fn has_caught_up(&self) -> bool {
-        let state = self.state();
-        let is_up = match state.numbering {
-            Numbering::Undecided => false,
-            Numbering::Own => true,
-            Numbering::Upstream => state.link == UpstreamLink::Live,
-        };
-        is_up && !self.is_recovering()
-    }
-
-    /// Whether a relay repeats what came while it was not connected.
-    pub(crate) fn is_replaying(&self) -> bool {
-        self.state().link == UpstreamLink::Replaying
-    }
-
-    /// Whether it is behind the relay that numbers it: what is ahead of it may come with the
-    /// replay. From one that has been away for long, nobody knows when.
-    pub(crate) fn is_behind_upstream(&self) -> bool {
-        let state = self.state();
-        let is_behind = match state.link {
-            UpstreamLink::Disconnected { since } => since.elapsed() < UPSTREAM_OUTAGE_GRACE,
-            UpstreamLink::Replaying => true,
-            UpstreamLink::Live => false,
-        };
-        is_behind && state.numbering == Numbering::Upstream
-    }
-
-    /// Whether what comes is history.
-    pub(crate) fn is_recovering(&self) -> bool {
-        self.history_through() == u64::MAX
-    }
-
-    /// Entries up to this place came as history; `u64::MAX` while they still do.
-    pub(crate) fn history_through(&self) -> u64 {
-        self.history_through.load(Ordering::SeqCst)
-    }
-
     /// Takes the events of a session out of memory, and returns how many of them the store does not
     /// have. Of the others, it has copies of its own.
     pub(crate) fn erase(&self, session: &SessionId) -> u64 {
@@ -472,24 +299,6 @@ impl LogState {
     }
 }
 
-/// How much a log keeps in memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct MemoryBounds {
-    /// Entries, at the most.
-    pub(crate) events: usize,
-    /// Bytes, at the most; one entry is kept whatever its size.
-    pub(crate) bytes: u64,
-}
-
-/// How much one reading returns.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ReadLimits {
-    /// Entries, at the most.
-    pub(crate) entries: usize,
-    /// Bytes after which no further entry is added; one is always returned.
-    pub(crate) bytes: usize,
-}
-
 /// What a log holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LogStats {
@@ -505,19 +314,6 @@ pub(crate) struct LogStats {
     pub(crate) newest_id: Option<EventId>,
 }
 
-/// Who gave the id of the newest entry kept, as far as that tells. An own one behind no other's has
-/// its place for a sequence; an upstream's may have, too.
-fn infer_numbering(newest: u64, id: Option<EventId>) -> Numbering {
-    match id {
-        Some(id) if newest > 0 && (id.sequence != newest || id.suffix > 0) => Numbering::Upstream,
-        _ => Numbering::Undecided,
-    }
-}
-
-/// How long a relay may be away before clients with ids that are ahead need not wait for it: a
-/// restart, or the move to another machine.
-const UPSTREAM_OUTAGE_GRACE: Duration = Duration::from_secs(60);
-
 /// The span that begins with the first id of an epoch.
 pub(crate) fn first_span_of_epoch(newest: u64, epoch: u64) -> IdSpan {
     match newest {
@@ -531,22 +327,4 @@ pub(crate) fn first_span_of_epoch(newest: u64, epoch: u64) -> IdSpan {
 pub(crate) fn epoch_after(highest: u64) -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX).max(highest.saturating_add(1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_that_this_log_cannot_have_given_tells_that_the_upstream_numbered_it() {
-        for (newest, id, numbering) in [
-            (40, "7-41", Numbering::Upstream),
-            (40, "7-40.1", Numbering::Upstream),
-            (40, "7-40", Numbering::Undecided),
-            (0, "7-1", Numbering::Undecided),
-        ] {
-            assert_eq!(infer_numbering(newest, EventId::parse(id)), numbering, "{id} at {newest}");
-        }
-        assert_eq!(infer_numbering(40, None), Numbering::Undecided);
-    }
 }

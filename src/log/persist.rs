@@ -1,13 +1,10 @@
 //! The log as the store's writer sees it: hands out each uncommitted entry once, and records
 //! commits.
 //!
-//! May use: `event`, `store`.
+//! May use: `event`.
 
-use super::{Hole, IdSpan, Log, LogState, durable_range::DurableRange};
-use crate::{
-    event::{Entry, GapReason},
-    store::PersistedLog,
-};
+use super::{Hole, IdSpan, Log, LogState, PersistedLog, durable_range::DurableRange};
+use crate::event::{Entry, GapReason};
 
 /// What the store has not got of one log.
 #[derive(Debug)]

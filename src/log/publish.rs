@@ -4,17 +4,8 @@
 
 use tokio::time::{Duration, MissedTickBehavior, interval, timeout};
 
-use super::{Log, Numbering};
-use crate::event::{Draft, EventId};
-
-/// Where an event stands.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Appended {
-    /// Its name for clients.
-    pub(crate) id: EventId,
-    /// Its place in the log.
-    pub(crate) position: u64,
-}
+use super::{Log, Numbering, append::Appended};
+use crate::event::Draft;
 
 /// The upstream, itself a relay, gives the ids: what is published has to be published there.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -51,7 +42,7 @@ impl Log {
     }
 
     async fn wait_durable_untimed(&self, position: u64) -> bool {
-        let Some(store) = &self.store else { return false };
+        let Some(backing) = &self.backing else { return false };
         let mut persisted = self.watch_persisted();
         let mut degraded_poll = interval(DEGRADED_POLL_INTERVAL);
         degraded_poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -60,7 +51,7 @@ impl Log {
             if *persisted.borrow_and_update() >= position {
                 return self.has_committed(position);
             }
-            if store.is_degraded() {
+            if backing.is_degraded() {
                 return false;
             }
             tokio::select! {

@@ -1,16 +1,17 @@
 //! The log as its readers see it: finds the position of an id, and reads what follows a position.
 //!
-//! May use: `event`, `store`.
+//! May use: `event`.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
-    Log, LogState, Numbering, ReadLimits, durable_range::DurableSegment, id_spans::IdLookup, ring,
+    Log, LogState, Numbering, ReadLimits,
+    backing::{LogBacking, ReadRequest},
+    durable_range::DurableSegment,
+    id_spans::IdLookup,
+    ring,
 };
-use crate::{
-    event::{Entry, EventId, Gap, GapReason, Scope, StartPosition},
-    store::{ReadRequest, StoreHandle},
-};
+use crate::event::{Entry, EventId, Gap, GapReason, Scope, StartPosition};
 
 impl Log {
     /// Gives a reader at `place` what it sees next: entries that `scope` admits, in order and
@@ -29,7 +30,7 @@ impl Log {
             }
             ring::RingRead::Evicted => state.ring.evicted_through(),
         };
-        let (Some(durable), Some(store)) = (&state.durable, &self.store) else {
+        let (Some(durable), Some(store)) = (&state.durable, &self.backing) else {
             return ReadOutcome::Lost { reason: GapReason::Evicted, lost_through: evicted_through };
         };
         match durable.segment_after(position) {
@@ -176,7 +177,7 @@ pub(crate) enum ReadOutcome {
     /// What comes next is in the store.
     InStore {
         /// Where to ask.
-        store: Arc<StoreHandle>,
+        store: Arc<LogBacking>,
         /// For what.
         request: ReadRequest,
     },

@@ -13,8 +13,12 @@
 //!
 //! May use: `error_chain`, `event`, `log`, `metrics`.
 
-pub(crate) mod commands;
-pub(crate) mod reader;
+mod check;
+mod commands;
+mod handle;
+mod reader;
+mod reader_pool;
+mod requests;
 pub(crate) mod sqlite;
 mod syncer;
 #[cfg(test)]
@@ -33,24 +37,23 @@ use std::{
 };
 
 use self::{
-    reader::StoreReader,
     sqlite::{AppendBatch, FileError, IN_MEMORY_PATH, StoreFile, SyncMode},
     writer::StoreWriter,
 };
 use crate::{
     error_chain::error_chain,
     event::ProductId,
-    log::{Log, MemoryBounds, epoch_after, first_span_of_epoch},
+    log::{Log, MemoryBounds, PersistedLog, epoch_after, first_span_of_epoch},
     metrics::Metrics,
 };
 
-pub(crate) use self::reader::ReadRequest;
-pub(crate) use self::sqlite::PersistedLog;
+pub(crate) use self::commands::StoreUnwritable;
+pub(crate) use self::handle::StoreHandle;
 pub(crate) use self::webhook_rows::{
     DeadLetterSelection, DeadLetterState, DeliveryChange, OwedDelivery, StoredWebhook,
     WebhookChanges, WebhookNotice, WebhookNotices, WebhookRegistration,
 };
-pub(crate) use crate::log::backing::{CatchUp, StoreHandle, StoreUnreadable, StoreUnwritable};
+pub(crate) use crate::log::backing::StoreUnreadable;
 
 /// Where the store is and how much it keeps.
 #[derive(Clone, Debug)]
@@ -109,14 +112,14 @@ impl Store {
             .map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
         let handle = StoreHandle::new(path, settings.max_concurrent_replays);
         let log = |(product, persisted, epoch): ReservedProduct| {
-            let (handle, metrics) = (Arc::clone(&handle), metrics.log(&product));
+            let (backing, metrics) = (Arc::clone(handle.backing()), metrics.log(&product));
             Arc::new(Log::restored(
                 product,
                 bounds,
                 persisted,
                 epoch,
                 is_replacement,
-                handle,
+                backing,
                 metrics,
             ))
         };
@@ -165,8 +168,8 @@ impl Store {
     fn start(&mut self, writer: StoreWriter, was_left_open: bool) -> Result<(), StoreError> {
         if was_left_open {
             tracing::warn!("the store was not closed in order; it is being checked");
-            self.handle.set_checking(true);
-            self.spawn("log-check", check_file)?;
+            self.handle.backing().set_checking(true);
+            self.spawn("log-check", check::run)?;
         }
         for _ in 0..READER_THREADS {
             self.spawn("log-reader", StoreHandle::serve_reads)?;
@@ -303,40 +306,6 @@ fn set_aside(path: &Path, damage: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn check_file(handle: &StoreHandle) {
-    let generation = handle.generation();
-    let checked = StoreReader::open(handle.path()).and_then(|reader| {
-        let interrupt = reader.interrupt_handle();
-        thread::scope(|scope| {
-            let (done, watch) = std::sync::mpsc::channel::<()>();
-            scope.spawn(move || {
-                while watch.recv_timeout(STOP_POLL_INTERVAL)
-                    == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
-                {
-                    if handle.is_stopping() {
-                        interrupt.interrupt();
-                    }
-                }
-            });
-            let checked = reader.check();
-            drop(done);
-            checked
-        })
-    });
-    match checked {
-        Ok(()) => tracing::info!("the store is whole"),
-        Err(_) if handle.is_stopping() => {}
-        Err(FileError::Damaged { source, .. }) => {
-            tracing::error!(damage = %source, "the check has found damage");
-            handle.report_damage(generation);
-        }
-        Err(error) => {
-            tracing::error!(problem = error_chain(&error), "the store could not be checked");
-        }
-    }
-    handle.set_checking(false);
-}
-
 fn unix_ms() -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
@@ -383,6 +352,3 @@ const LOCK_NAME: &str = "relay.lock";
 
 /// Enough to keep a disk busy; more would take the processors from live delivery.
 const READER_THREADS: usize = 2;
-
-/// How often a check looks whether the relay is leaving.
-const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);

@@ -8,16 +8,19 @@
 //! SQLite itself would do both within some commit, and every event of that moment would wait for
 //! the disk.
 //!
-//! May use: `error_chain`, `log`.
+//! May use: `error_chain`.
 
 use std::{fs, io, time::Duration};
 
-use super::sqlite::{self, FileError, StoreFile};
-use crate::{error_chain::error_chain, log::backing::StoreHandle};
+use super::{
+    handle::StoreHandle,
+    sqlite::{self, FileError, StoreFile},
+};
+use crate::error_chain::error_chain;
 
 /// Syncs until the store is stopped.
 pub(super) fn run(handle: &StoreHandle) {
-    while !handle.wait_for_stop(SYNC_INTERVAL) {
+    while !handle.backing().wait_for_stop(SYNC_INTERVAL) {
         if handle.take_unsynced()
             && let Err(error) = sync(handle)
         {

@@ -8,9 +8,9 @@ use tokio::sync::oneshot;
 
 use super::{
     commands::{StoreCommand, WebhookJournal},
+    handle::StoreHandle,
     webhook_rows::WebhookChanges,
 };
-use crate::log::backing::StoreHandle;
 
 /// What somebody has asked for.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use std::{
     mem,
 };
 
-use super::{MemoryBounds, ReadLimits};
+use super::limits::{MemoryBounds, ReadLimits};
 use crate::event::{Entry, Gap, Only, Scope, SessionId};
 
 /// The newest entries of one product, bounded by number and bytes.

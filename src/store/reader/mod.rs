@@ -11,24 +11,25 @@
 //!
 //! May use: `event`, `log`.
 
+mod chunk;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use rusqlite::{CachedStatement, Connection, InterruptHandle, OpenFlags, Row, params};
+use rusqlite::{CachedStatement, Connection, InterruptHandle, OpenFlags, params};
 
+use self::chunk::ChunkBuilder;
 use super::sqlite::{
-    FileError, FileFault, read_event_id,
-    schema::{self, MAX_POSITION, SchemaIdentity, entry_key, position_of, read_unsigned, signed},
+    FileError, FileFault,
+    schema::{self, MAX_POSITION, SchemaIdentity, entry_key, read_unsigned, signed},
 };
 use crate::{
-    event::{Entry, Event, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId},
-    log::ReadLimits,
+    event::{Only, SessionId},
+    log::backing::{ReadRequest, StoredChunk},
 };
 
 /// A connection that reads. Each thread has its own.
@@ -195,23 +196,6 @@ impl StoreReader {
     }
 }
 
-/// What to read: entries behind `after` up to `through` that the scope admits.
-#[derive(Clone, Debug)]
-pub(crate) struct ReadRequest {
-    /// The product, as gaps name it.
-    pub(crate) product: ProductId,
-    /// The product's number in the file.
-    pub(crate) product_number: u32,
-    /// The place behind which to begin.
-    pub(crate) after: u64,
-    /// The last place. Must be higher than `after`.
-    pub(crate) through: u64,
-    /// Who may see what.
-    pub(crate) scope: Scope,
-    /// How much to return.
-    pub(crate) limits: ReadLimits,
-}
-
 impl ReadRequest {
     /// The keys of the range: behind the first, up to the second.
     fn key_range(&self) -> Result<(i64, i64), FileFault> {
@@ -229,18 +213,6 @@ impl ReadRequest {
             Only::These(_) => MAX_ROWS_PER_READ,
         }
     }
-}
-
-/// What one reading has found.
-#[derive(Debug)]
-pub(crate) struct StoredChunk {
-    /// In order.
-    pub(crate) entries: Vec<Entry>,
-    /// Everything that the scope admits up to this place is in `keys`. Always beyond `after`.
-    pub(crate) through: u64,
-    /// Retention had taken everything up to this place by then. If that is beyond `after`, entries
-    /// may be missing.
-    pub(crate) evicted_through: u64,
 }
 
 /// The first few entries of several lists.
@@ -270,140 +242,6 @@ impl FirstKeys {
             self.range.1 = *last;
         }
         Ok(())
-    }
-}
-
-/// One reading while it goes on.
-struct ChunkBuilder<'a> {
-    request: &'a ReadRequest,
-    payload: CachedStatement<'a>,
-    entries: Vec<Entry>,
-    bytes: usize,
-    /// Everything that the scope admits up to here has been taken.
-    through: u64,
-    /// An entry did not fit any more.
-    is_full: bool,
-}
-
-impl<'a> ChunkBuilder<'a> {
-    fn new(request: &'a ReadRequest, payload: CachedStatement<'a>) -> Self {
-        Self {
-            request,
-            payload,
-            entries: Vec::new(),
-            bytes: 0,
-            through: request.after,
-            is_full: false,
-        }
-    }
-
-    /// Takes the entry of a row if the scope admits it and it fits.
-    fn add_row(&mut self, row: &Row<'_>) -> Result<(), FileFault> {
-        let position = position_of(row.get(0)?);
-        if let Some(entry) = self.read_admitted(row, position)? {
-            let bytes = self.bytes + entry.wire_bytes();
-            if !self.entries.is_empty() && bytes > self.request.limits.bytes {
-                self.is_full = true;
-            } else {
-                self.bytes = bytes;
-                self.entries.push(entry);
-            }
-        }
-        self.through = if self.is_full { position - 1 } else { position };
-        Ok(())
-    }
-
-    /// The entry of a row, if the scope admits it and one more may be taken.
-    fn read_admitted(&mut self, row: &Row<'_>, position: u64) -> Result<Option<Entry>, FileFault> {
-        let header = RowHeader::read(row)?;
-        if !header.is_admitted(&self.request.scope) {
-            return Ok(None);
-        }
-        self.is_full = self.entries.len() >= self.request.limits.entries.max(1);
-        if self.is_full {
-            return Ok(None);
-        }
-        match header {
-            RowHeader::Gap { reason, after } => {
-                let (product, id) = (self.request.product.clone(), read_event_id(row, 1)?);
-                Ok(Some(Entry::Gap(Arc::new(Gap {
-                    product,
-                    reason,
-                    position,
-                    id,
-                    after,
-                    before: None,
-                }))))
-            }
-            RowHeader::Event { kind, session } => {
-                let mut rows = self.payload.query([row.get::<_, i64>(0)?])?;
-                let payload = rows
-                    .next()?
-                    .ok_or_else(|| FileFault::damage("a row is gone while it is read"))?;
-                let event = Event::restored(
-                    read_event_id(row, 1)?,
-                    position,
-                    kind,
-                    session,
-                    read_payload(payload)?,
-                );
-                Ok(Some(Entry::Event(Arc::new(event))))
-            }
-        }
-    }
-
-    /// What has been taken. `is_cut` says that there may be rows that have not been looked at.
-    fn finish(self, may_have_more: bool) -> StoredChunk {
-        let end = self.request.through.max(self.request.after);
-        let through = if self.is_full || may_have_more { self.through } else { end };
-        StoredChunk { entries: self.entries, through, evicted_through: 0 }
-    }
-}
-
-/// A row without its id and payload.
-enum RowHeader {
-    Gap { reason: GapReason, after: Option<Box<str>> },
-    Event { kind: Kind, session: Option<SessionId> },
-}
-
-impl RowHeader {
-    /// Reads a row of [`SELECT_HEADER`] or [`SELECT_HEADERS`].
-    fn read(row: &Row<'_>) -> Result<Self, FileFault> {
-        if let Some(reason) = row.get_ref(4)?.as_str_or_null().map_err(rusqlite::Error::from)? {
-            let reason = GapReason::parse(reason)
-                .ok_or_else(|| FileFault::damage("a gap's reason is unknown"))?;
-            return Ok(Self::Gap { reason, after: row.get(5)? });
-        }
-        let kind = row.get_ref(6)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-        let session = row.get_ref(7)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-        let session = session.map(SessionId::new).transpose();
-        Ok(Self::Event {
-            kind: Kind::new(kind.ok_or_else(|| FileFault::damage("an event has no kind"))?),
-            session: session
-                .map_err(|error| FileFault::Damage(format!("a session's name {error}").into()))?,
-        })
-    }
-
-    /// As [`Scope::admits`] says, before there is an entry.
-    fn is_admitted(&self, scope: &Scope) -> bool {
-        let Self::Event { kind, session } = self else { return true };
-        let of_session = match &scope.sessions {
-            Only::Everything => true,
-            Only::These(sessions) => {
-                session.as_ref().is_some_and(|session| sessions.contains(session))
-            }
-        };
-        of_session && scope.kinds.admits(kind)
-    }
-}
-
-/// Reads a row of [`SELECT_PAYLOAD`].
-fn read_payload<'a>(row: &'a Row<'_>) -> Result<&'a [u8], FileFault> {
-    let payload = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
-    // The decoder lets none through, and the encoder would write a broken frame.
-    match memchr::memchr(b'\r', payload) {
-        None => Ok(payload),
-        Some(_) => Err(FileFault::damage("a payload holds a carriage return")),
     }
 }
 

@@ -2,9 +2,13 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::sqlite::{
-    StoreFile,
-    tests::{event, file_with_product, gap, product, visible_facts},
+use crate::{
+    event::{Entry, GapReason, Kind, Scope},
+    log::ReadLimits,
+    store::sqlite::{
+        StoreFile,
+        tests::{event, file_with_product, gap, product, visible_facts},
+    },
 };
 
 fn limits(entries: usize) -> ReadLimits {
