@@ -1,4 +1,7 @@
-//! Appending to the log: events and gaps under ids of the log's own or of its upstream.
+//! Appending to the log: events and gaps, under ids of the log's own or of its upstream.
+//!
+//! Each append takes the log's lock once, gives the next position, evicts what exceeds the bounds,
+//! and wakes fan-out and writer. It never waits for either.
 //!
 //! May use: `event`.
 
@@ -7,18 +10,17 @@ use std::sync::{Arc, MutexGuard};
 use super::{Log, LogState};
 use crate::event::{Draft, Entry, Event, EventId, Gap, GapReason};
 
-/// Where an event stands.
+/// Position and id of an appended event.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Appended {
-    /// Its name for clients.
+    /// Id, as clients see it.
     pub(crate) id: EventId,
-    /// Its place in the log.
+    /// Position in the log.
     pub(crate) position: u64,
 }
 
 impl Log {
-    /// Writes an event behind everything so far, under an id of this log's, and says where it
-    /// stands. Never waits for a disk or a reader.
+    /// Appends an event under an id of this log's own.
     pub(crate) fn append(&self, draft: Draft) -> Appended {
         self.append_with_own_id(self.state(), draft)
     }
@@ -34,7 +36,8 @@ impl Log {
         Appended { id, position }
     }
 
-    /// Writes an event under the id that the upstream has given it, unless it is here already.
+    /// Appends an event under the id that the upstream has given it, unless the log has passed that
+    /// id: a relay repeats entries after a lost connection.
     pub(crate) fn append_numbered(&self, draft: Draft, id: EventId) {
         let state = self.state();
         if !state.ids.has_passed(id, state.ring.newest_position()) {
@@ -44,7 +47,7 @@ impl Log {
         }
     }
 
-    /// Writes down that events may be missing here.
+    /// Appends a gap: events may be missing at this position.
     pub(crate) fn append_gap(&self, reason: GapReason) {
         let state = self.state();
         let newest = state.ring.newest_position();
@@ -53,9 +56,11 @@ impl Log {
         self.push_gap(state, reason, id, after.map(|id| id.to_string().into()));
     }
 
-    /// Writes down a gap that the upstream has announced, unless it is here already. One of which
-    /// the upstream says that it stands before everything, because it does not know the id that it
-    /// was asked for, is new wherever it stands: it gets an id of this log's if need be.
+    /// Appends a gap that the upstream has announced, unless the log has passed its id.
+    ///
+    /// A gap `unknown_id` is always new: the upstream puts it before all it keeps because it does
+    /// not know the id that it was asked for. If the log has passed that id, the gap gets one of
+    /// the log's own.
     pub(crate) fn append_numbered_gap(
         &self,
         reason: GapReason,
@@ -96,6 +101,7 @@ impl Log {
         state.ids.append(position, id);
         state.ring.push(entry(position));
         self.enforce_bounds(&mut state);
+        // Released first: the woken readers take the same lock.
         drop(state);
         self.appended.notify_one();
         if let Some(backing) = &self.backing {

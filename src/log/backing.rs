@@ -1,10 +1,12 @@
-//! What a log and its readers need of the store: reads of what memory no longer holds, the writer's
-//! wake-up, and the store's health.
+//! What a log and its readers need of the store: reads of entries that memory no longer holds, the
+//! writer's wake-up, and the store's health.
 //!
 //! ```text
-//! subscription ──► catch-up ──► queue ──► reader threads ──► chunk      one request per reader at a time
-//! log, erasure, webhooks ──► signal, commands ──► the writer's thread   see `commands`
+//! subscription ──► CatchUp ──► permit ──► queue ──► reader threads ──► chunk   one request per reader
+//! log, requests ──► wake_writer ──► the writer's thread            see `store::handle` for commands
 //! ```
+//!
+//! The store's threads hold the same value and serve it; the log does not know them.
 //!
 //! May use: `event`.
 
@@ -29,7 +31,10 @@ use super::{
 };
 use crate::event::{Entry, ProductId, Scope};
 
-/// The store as everybody sees it but the writing thread.
+/// Signals between the logs, their readers and the store's threads.
+///
+/// Atomics are `SeqCst` throughout: parking the writer needs a single order over two of them, and
+/// an append pays for one operation only, the swap in [`LogBacking::wake_writer`].
 #[derive(Debug)]
 pub(crate) struct LogBacking {
     replay_permits: Arc<ReplayPermits>,
@@ -42,11 +47,11 @@ pub(crate) struct LogBacking {
     has_failed: AtomicBool,
     is_checking: AtomicBool,
     started: Instant,
-    /// Milliseconds after the start at which the write under way began, 0 for none.
+    /// Milliseconds between `started` and the begin of the write under way, 0 for none.
     write_began_ms: AtomicU64,
 }
 
-/// One question of one reader.
+/// One reader's request on its way to a reader thread.
 #[derive(Debug)]
 pub(crate) struct QueuedRead {
     pub(crate) request: ReadRequest,
@@ -54,42 +59,44 @@ pub(crate) struct QueuedRead {
     pub(crate) permit_in_use: PermitInUse,
 }
 
-/// The store could not be read.
+/// The store could not be read, or was stopped before it answered.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the store cannot be read")]
 pub(crate) struct StoreUnreadable;
 
-/// What to read: entries behind `after` up to `through` that the scope admits.
+/// Range to read: entries behind `after` up to `through` that the scope admits.
 #[derive(Clone, Debug)]
 pub(crate) struct ReadRequest {
-    /// The product, as gaps name it.
+    /// Product, as gaps name it.
     pub(crate) product: ProductId,
-    /// The product's number in the file.
+    /// Number of the product in the file.
     pub(crate) product_number: u32,
-    /// The place behind which to begin.
+    /// Position behind which the range begins.
     pub(crate) after: u64,
-    /// The last place. Must be higher than `after`.
+    /// Last position of the range; higher than `after`.
     pub(crate) through: u64,
-    /// Who may see what.
+    /// Entries that the reader may see.
     pub(crate) scope: Scope,
-    /// How much to return.
+    /// Amount to return.
     pub(crate) limits: ReadLimits,
 }
 
-/// What one reading has found.
+/// Result of one read.
 #[derive(Debug)]
 pub(crate) struct StoredChunk {
-    /// In order.
+    /// Admitted entries, by position.
     pub(crate) entries: Vec<Entry>,
-    /// Everything that the scope admits up to this place is in `keys`. Always beyond `after`.
+    /// Last position that was examined: everything that the scope admits up to here is in
+    /// `entries`. Always beyond `after`, so a reader makes progress even if the scope admits
+    /// nothing.
     pub(crate) through: u64,
-    /// Retention had taken everything up to this place by then. If that is beyond `after`, entries
-    /// may be missing.
+    /// Last position that retention had removed, read in the same state of the file. If it is
+    /// beyond `after`, entries may be missing.
     pub(crate) evicted_through: u64,
 }
 
 impl LogBacking {
-    /// A desk before the store at `path`, for `most` readers at one time.
+    /// Returns signals for a store that serves `max_concurrent_replays` readers at a time.
     pub(crate) fn new(max_concurrent_replays: usize) -> Arc<Self> {
         Arc::new(Self {
             replay_permits: ReplayPermits::new(max_concurrent_replays),
@@ -106,7 +113,7 @@ impl LogBacking {
         })
     }
 
-    /// Lets a reader catch up.
+    /// Returns a reader's way through the store, without a permit yet.
     pub(crate) fn catch_up(self: &Arc<Self>) -> CatchUp {
         CatchUp {
             backing: Arc::clone(self),
@@ -115,8 +122,12 @@ impl LogBacking {
         }
     }
 
-    /// Tells the writer that a log has something for it. Costs next to nothing while it is awake.
+    /// Wakes the writer if it is parked, and otherwise costs one atomic swap.
     pub(crate) fn wake_writer(&self) {
+        // The caller has made its work visible before this swap, and the writer sets the flag
+        // before it looks for work. In the single order of SeqCst one of the two sees the other;
+        // acquire and release would allow both to miss, because `is_damaged` and `sync_failed` are
+        // under no lock.
         if self.is_writer_parked.swap(false, SeqCst)
             && let Some(writer) = self.writer.get()
         {
@@ -124,7 +135,8 @@ impl LogBacking {
         }
     }
 
-    /// Whether the store keeps less than it promises: it has failed, or a write takes far too long.
+    /// Returns whether the store does less than it promises: the last write failed, or a write
+    /// takes longer than [`SLOW_WRITE`].
     pub(crate) fn is_degraded(&self) -> bool {
         let since = self.write_began_ms.load(SeqCst);
         let is_slow =
@@ -132,32 +144,32 @@ impl LogBacking {
         is_slow || self.has_failed.load(SeqCst)
     }
 
-    /// Whether the file is still being checked after an unclean stop.
+    /// Returns whether the file is still being checked after an unclean stop.
     pub(crate) fn is_recovering(&self) -> bool {
         self.is_checking.load(SeqCst)
     }
 
-    /// Notes that a check begins or ends.
+    /// Records that the check begins or ends.
     pub(crate) fn set_checking(&self, is_checking: bool) {
         self.is_checking.store(is_checking, SeqCst);
     }
 
-    /// Notes whether the writer can write.
+    /// Records whether the last write failed.
     pub(crate) fn set_failed(&self, has_failed: bool) {
         self.has_failed.store(has_failed, SeqCst);
     }
 
-    /// Whether the writer cannot write.
+    /// Returns whether the last write failed, so that the file is closed.
     pub(crate) fn has_failed(&self) -> bool {
         self.has_failed.load(SeqCst)
     }
 
-    /// Notes that a write begins.
+    /// Records that a write begins.
     pub(crate) fn begin_write(&self) {
         self.write_began_ms.store(self.elapsed_ms().max(1), SeqCst);
     }
 
-    /// Notes that no write is under way.
+    /// Records that no write is under way.
     pub(crate) fn end_write(&self) {
         self.write_began_ms.store(0, SeqCst);
     }
@@ -166,40 +178,45 @@ impl LogBacking {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Makes the calling thread the writer.
+    /// Makes the calling thread the one that [`LogBacking::wake_writer`] unparks.
     pub(crate) fn register_writer(&self) {
         let _ = self.writer.set(std::thread::current());
     }
 
-    /// Sleeps until there is work, `most` at the longest. `has_work` is asked once more behind the
-    /// sign that it sleeps.
+    /// Parks the writer's thread until there is work, `max_wait` at the longest.
     pub(crate) fn park_until_work(&self, max_wait: Duration, has_work: impl FnOnce() -> bool) {
         self.is_writer_parked.store(true, SeqCst);
+        // Asked once more behind the flag: work that came before the flag was set wakes no thread.
+        // An `unpark` between this look and the park is not lost, it makes the park return at once.
         if !has_work() && !self.is_stopping() {
             std::thread::park_timeout(max_wait);
         }
         self.is_writer_parked.store(false, SeqCst);
     }
 
-    /// Whether the threads are to end.
+    /// Returns whether the store's threads are to end.
     pub(crate) fn is_stopping(&self) -> bool {
         self.is_stopping.load(SeqCst)
     }
 
-    /// Has every thread end.
+    /// Tells every thread of the store to end.
     pub(crate) fn stop(&self) {
         self.is_stopping.store(true, SeqCst);
+        // A thread that has just seen `is_stopping` unset holds this lock until it waits: after the
+        // lock was free once, each thread either has seen the flag or waits for the notification.
         drop(lock(&self.read_queue));
         self.read_queued.notify_all();
         self.stopped.notify_all();
+        // Set so that `wake_writer` unparks in any case: the writer may be about to park.
         self.is_writer_parked.store(true, SeqCst);
         self.wake_writer();
     }
 
-    /// Waits for the threads to be told to end, `most` at the longest, and tells whether they have
-    /// been.
+    /// Waits for [`LogBacking::stop`], `timeout` at the longest, and returns whether it was called.
     pub(crate) fn wait_for_stop(&self, timeout: Duration) -> bool {
         let queue = lock(&self.read_queue);
+        // The lock of the read queue serves this condition variable, too: nothing is read from the
+        // queue.
         let _ = self.stopped.wait_timeout_while(queue, timeout, |_| !self.is_stopping());
         self.is_stopping()
     }
@@ -230,11 +247,11 @@ impl LogBacking {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Lists: there is no half-done state that a panic could leave behind.
+    // A poisoned lock is used on: a panic cannot leave a queue half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One reader on its way through the store. Asks for one chunk at a time, when it is its turn.
+/// One reader's way through the store: one request at a time, each under the reader's permit.
 pub(crate) struct CatchUp {
     backing: Arc<LogBacking>,
     permit: ReplayPermit,
@@ -248,17 +265,18 @@ enum CatchUpState {
 }
 
 impl CatchUp {
-    /// Wants this next.
+    /// Replaces the current request. The answer to an earlier one is dropped.
     pub(crate) fn request(&mut self, request: ReadRequest) {
         self.state = CatchUpState::AwaitingPermit(request);
     }
 
-    /// The chunk that is wanted, if one is; or the place up to which nothing could be read.
+    /// Polls the current request. Ready with `None` if there is none, with a chunk, or with the
+    /// last position of a range that could not be read.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost between calls. While it waits for its turn, it must be called again every
-    /// now and then.
+    /// Nothing is lost between calls. While [`CatchUp::is_waiting_for_permit`], the caller must
+    /// poll every now and then: a permit that merely falls idle wakes no waiter.
     pub(crate) fn poll_chunk(
         &mut self,
         context: &mut Context<'_>,
@@ -280,7 +298,7 @@ impl CatchUp {
         Poll::Ready(Some(result))
     }
 
-    /// Whether it waits for its turn, of which it may not be told.
+    /// Returns whether the reader waits for a permit, whose reclaim does not wake it.
     pub(crate) fn is_waiting_for_permit(&self) -> bool {
         matches!(self.state, CatchUpState::AwaitingPermit(_))
     }
@@ -292,5 +310,6 @@ impl fmt::Debug for CatchUp {
     }
 }
 
-/// A write that takes longer than this is trouble, even if it ends well.
+/// Duration from which a write counts as trouble, even if it succeeds in the end. Publishers stop
+/// waiting for a commit then.
 const SLOW_WRITE: Duration = Duration::from_secs(2);

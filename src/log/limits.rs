@@ -5,16 +5,16 @@
 /// How much a log keeps in memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MemoryBounds {
-    /// Entries, at the most.
+    /// Maximum number of entries.
     pub(crate) events: usize,
-    /// Bytes, at the most; one entry is kept whatever its size.
+    /// Maximum number of bytes; one entry is kept whatever its size.
     pub(crate) bytes: u64,
 }
 
-/// How much one reading returns.
+/// How much one read returns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReadLimits {
-    /// Entries, at the most.
+    /// Maximum number of entries.
     pub(crate) entries: usize,
     /// Bytes after which no further entry is added; one is always returned.
     pub(crate) bytes: usize,

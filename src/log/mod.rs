@@ -1,8 +1,14 @@
 //! The log of one product: numbers entries, keeps the newest in memory, and reads them back.
 //!
 //! In: drafts and gaps, in the upstream's order. Out: entries by position, as often as a reader
-//! asks. Appending never waits: the store's writer takes entries out of memory in its own time,
-//! where a store is configured.
+//! asks. Appending never waits for a disk or a reader: where a store is configured, its writer
+//! takes entries out of memory in its own time.
+//!
+//! ```text
+//! ingest, publish ─► append ─► ring ─┬─► tail ─► fan-out             woken by `appended`
+//!                                    ├─► read_after ─► subscribers   else gap, or request to the store
+//!                                    └─► next_unpersisted ─► store's writer ─► mark_persisted
+//! ```
 //!
 //! May use: `event`, `log_limit`, `metrics`.
 
@@ -50,18 +56,21 @@ pub(crate) use self::limits::{MemoryBounds, ReadLimits};
 pub(crate) use self::read::{ReadOutcome, ResolvedStart};
 pub(crate) use self::upstream_link::Numbering;
 
-/// The entries of one product, and the one place that numbers them.
+/// Entries of one product, and the only place that numbers them.
+///
+/// One mutex guards ring, spans and durable range together, so a reader sees an entry, its id and
+/// its durability in the same state. No caller holds it across an await or an I/O call.
 #[derive(Debug)]
 pub(crate) struct Log {
     product: ProductId,
-    /// Of the ids that this log gives by itself.
+    /// Epoch of the ids that this log gives itself.
     epoch: u64,
     state: Mutex<LogState>,
     appended: Notify,
-    /// Entries up to here are in the store, or never will be.
+    /// Last position that needs no commit any more: all entries up to here are committed or lost.
     persisted: watch::Sender<u64>,
-    /// Entries up to here came as history, not as news. All of them do while a relay behind a relay
-    /// is recovering.
+    /// Last position that arrived as history, not as news; `u64::MAX` while a relay behind a relay
+    /// is recovering. Outside the mutex: subscribers and shards read it without the lock.
     history_through: AtomicU64,
     created_at: Instant,
     backing: Option<Arc<LogBacking>>,
@@ -75,14 +84,14 @@ struct LogState {
     durable: Option<DurableRange>,
     numbering: Numbering,
     link: UpstreamLink,
-    /// There were entries before this process began.
+    /// Whether the log held entries before this process began.
     has_prior_entries: bool,
-    /// Of the complaint that the store does not keep up.
+    /// Limit on the error line that says the store does not keep up.
     throttle: LogRateLimit,
 }
 
 impl Log {
-    /// An empty log that keeps what fits within `bounds`, in memory alone.
+    /// Returns an empty log that keeps entries within `bounds`, in memory alone.
     pub(crate) fn new(product: ProductId, bounds: MemoryBounds, metrics: LogMetrics) -> Self {
         let epoch = epoch_after(0);
         let ids =
@@ -101,34 +110,41 @@ impl Log {
         Self::with_state(product, epoch, state, None, metrics)
     }
 
-    /// The log that goes on where the store has kept it, under the epoch that the store has
-    /// reserved.
+    /// Returns the log that continues where the store's file ends, under the epoch that the store
+    /// has reserved.
+    ///
+    /// `has_lost_entries` says that a damaged file was set aside, so the log has a past even if the
+    /// new file is empty.
     pub(crate) fn restored(
         product: ProductId,
         bounds: MemoryBounds,
-        kept: PersistedLog,
+        persisted: PersistedLog,
         epoch: u64,
-        past_lost: bool,
+        has_lost_entries: bool,
         backing: Arc<LogBacking>,
         metrics: LogMetrics,
     ) -> Self {
-        let mut ids = IdSpans::restored(kept.spans);
-        let numbering = infer_numbering(kept.newest, ids.id_at(kept.newest));
+        let mut ids = IdSpans::restored(persisted.spans);
+        let numbering = infer_numbering(persisted.newest, ids.id_at(persisted.newest));
         let link = UpstreamLink::Disconnected { since: Instant::now() };
-        ids.begin_span(first_span_of_epoch(kept.newest, epoch));
-        let mut durable =
-            DurableRange::new(kept.product_number, kept.evicted_through, kept.newest, kept.holes);
-        (durable.events, durable.bytes) = (kept.events, kept.bytes);
+        ids.begin_span(first_span_of_epoch(persisted.newest, epoch));
+        let mut durable = DurableRange::new(
+            persisted.product_number,
+            persisted.evicted_through,
+            persisted.newest,
+            persisted.holes,
+        );
+        (durable.events, durable.bytes) = (persisted.events, persisted.bytes);
         metrics.set_store_usage(durable.events, durable.bytes);
-        let ring = Ring::new(bounds, kept.newest);
-        let has_past = past_lost || kept.newest > 0;
+        let ring = Ring::new(bounds, persisted.newest);
+        let has_prior_entries = has_lost_entries || persisted.newest > 0;
         let state = LogState {
             ring,
             ids,
             durable: Some(durable),
             numbering,
             link,
-            has_prior_entries: has_past,
+            has_prior_entries,
             throttle: LogRateLimit::default(),
         };
         Self::with_state(product, epoch, state, Some(backing), metrics)
@@ -156,31 +172,36 @@ impl Log {
         }
     }
 
-    /// Whose log it is.
+    /// Returns the product whose entries these are.
     pub(crate) fn product(&self) -> &ProductId {
         &self.product
     }
 
-    /// Brings the memory back within its bounds.
+    /// Evicts what exceeds the bounds, and records entries that are evicted before they are
+    /// committed as a hole.
     fn enforce_bounds(&self, state: &mut LogState) {
         let persisted_through = state.persisted_through();
         let LogState { ring, durable, throttle, .. } = state;
         let evicted_through = ring.evict(persisted_through);
-        if durable.as_mut().is_some_and(|shelf| shelf.record_memory_eviction(evicted_through)) {
+        if durable.as_mut().is_some_and(|durable| durable.record_memory_eviction(evicted_through)) {
             if throttle.allow() {
                 tracing::error!(product = %self.product, "the store does not keep up: events leave memory before they are kept");
             }
             self.metrics.record_gap(GapReason::NotKept);
         }
         self.metrics.set_memory_usage(ring.len(), ring.bytes());
+        // An eviction of uncommitted entries moves the position on: their publishers must not wait
+        // for a commit that never comes.
         if state.persisted_through() > persisted_through {
             self.notify_persisted(state);
         }
     }
 
-    /// The place up to which everything is in the store, or never will be; `u64::MAX` without a
-    /// store. Told once for each commit. Goes back where the file is lost: what is in memory is
-    /// then committed again.
+    /// Returns a watch on the last position that needs no commit any more: all entries up to it are
+    /// committed or lost. `u64::MAX` without a store.
+    ///
+    /// The value changes once per commit. It decreases when the store's file is lost: entries in
+    /// memory are then committed again.
     pub(crate) fn watch_persisted(&self) -> watch::Receiver<u64> {
         self.persisted.subscribe()
     }
@@ -192,15 +213,18 @@ impl Log {
         });
     }
 
-    /// Waits until there is something behind `place`, and returns the entries there, at most `most`
-    /// of them, with the place of the first: greater than `place + 1` when entries were evicted
-    /// before anybody could look.
+    /// Waits for an entry behind `position`, and returns the entries there, at most `max_entries`,
+    /// with the position of the first. That position is greater than `position + 1` if entries were
+    /// evicted before this call.
     ///
-    /// For the one reader that follows the log, the fan-out: it alone is woken.
+    /// Only one task may follow the log, the fan-out: an append wakes one waiter. The call also
+    /// tells the ring that the fan-out has dispatched everything up to `position`, so entries up to
+    /// there may be evicted.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing.
+    /// Dropping the future loses nothing: the position is the caller's, and a wake-up that was
+    /// consumed only leads to one more look.
     pub(crate) async fn tail(&self, position: u64, max_entries: usize) -> (u64, Vec<Entry>) {
         loop {
             let (first, entries) = {
@@ -212,47 +236,49 @@ impl Log {
             if !entries.is_empty() {
                 return (first, entries);
             }
+            // `notify_one` leaves a permit if no task waits, so an append since the look above
+            // completes this at once.
             self.appended.notified().await;
         }
     }
 
-    /// The id of the entry at `place`; at 0, of the place before everything. None where nobody
-    /// remembers.
+    /// Returns the id of the entry at `position`; at 0, of the position before all entries. `None`
+    /// before the oldest span that is remembered.
     pub(crate) fn id_at(&self, position: u64) -> Option<EventId> {
         self.state().ids.id_at(position)
     }
 
-    /// Place of the newest entry, 0 before the first.
+    /// Returns the position of the newest entry, 0 before the first.
     pub(crate) fn newest_position(&self) -> u64 {
         self.state().ring.newest_position()
     }
 
-    /// The newest id, if there is an entry.
+    /// Returns the newest id, if there is an entry.
     pub(crate) fn newest_id(&self) -> Option<EventId> {
         let state = self.state();
         let newest = state.ring.newest_position();
         (newest > 0).then(|| state.ids.id_at(newest)).flatten()
     }
 
-    /// Whether there were entries before this process began: what came since the last of them is
-    /// missing.
+    /// Returns whether the log held entries before this process began, so that events since the
+    /// last of them are missing.
     pub(crate) fn has_prior_entries(&self) -> bool {
         self.state().has_prior_entries
     }
 
-    /// Takes the events of a session out of memory, and returns how many of them the store does not
-    /// have. Of the others, it has copies of its own.
+    /// Removes a session's events from memory, and returns how many of them the store does not
+    /// have. The store has copies of the others and erases them by a command of its own.
     pub(crate) fn erase(&self, session: &SessionId) -> u64 {
         let mut state = self.state();
         let places = state.ring.erase(session);
         self.metrics.set_memory_usage(state.ring.len(), state.ring.bytes());
         let in_store = |position: &&u64| {
-            state.durable.as_ref().is_some_and(|shelf| shelf.contains(**position))
+            state.durable.as_ref().is_some_and(|durable| durable.contains(**position))
         };
         (places.len() - places.iter().filter(in_store).count()) as u64
     }
 
-    /// What it holds at this moment.
+    /// Returns the log's current size and its oldest and newest id.
     pub(crate) fn stats(&self) -> LogStats {
         let state = self.state();
         let (oldest, newest) = (state.evicted_through(), state.ring.newest_position());
@@ -266,29 +292,30 @@ impl Log {
     }
 
     fn state(&self) -> MutexGuard<'_, LogState> {
-        // The state is whole after every statement of its own: a panic elsewhere does not spoil it.
+        // A poisoned lock is used on: no statement that could panic stands between two that belong
+        // together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl LogState {
-    /// The place up to which nothing waits for the store.
+    /// Returns the last position that needs no commit any more.
     fn persisted_through(&self) -> u64 {
-        self.durable.as_ref().map_or(u64::MAX, |shelf| shelf.persisted_through)
+        self.durable.as_ref().map_or(u64::MAX, |durable| durable.persisted_through)
     }
 
-    /// The place before the oldest entry that can still be read.
+    /// Returns the position before the oldest entry that can still be read.
     fn evicted_through(&self) -> u64 {
-        self.durable.as_ref().map_or(self.ring.evicted_through(), |shelf| shelf.evicted_through)
+        self.durable.as_ref().map_or(self.ring.evicted_through(), |durable| durable.evicted_through)
     }
 
-    /// The id of the entry behind `place`, if there is one by now.
+    /// Returns the id of the entry behind `position`, if there is one by now.
     fn id_after(&self, position: u64) -> Option<EventId> {
         (position < self.ring.newest_position()).then(|| self.ids.id_at(position + 1)).flatten()
     }
 
-    /// The id of the next entry of this log's own: behind one of the upstream's that one's with a
-    /// suffix.
+    /// Returns the id of the log's next own entry. Behind an upstream's entry that is the entry's
+    /// id with a suffix, because the next sequence is the upstream's to give.
     fn next_own_id(&self, epoch: u64) -> EventId {
         let newest = self.ring.newest_position();
         match self.ids.id_at(newest).filter(|_| self.numbering == Numbering::Upstream && newest > 0)
@@ -299,7 +326,7 @@ impl LogState {
     }
 }
 
-/// What a log holds.
+/// Size of a log, and the ids at both ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LogStats {
     /// Entries in memory.
@@ -308,13 +335,14 @@ pub(crate) struct LogStats {
     pub(crate) bytes: u64,
     /// Entries and bytes in the store, where there is one.
     pub(crate) stored: Option<(u64, u64)>,
-    /// The oldest id kept.
+    /// Oldest id that can still be read.
     pub(crate) oldest_id: Option<EventId>,
-    /// The newest id ever given.
+    /// Newest id ever given.
     pub(crate) newest_id: Option<EventId>,
 }
 
-/// The span that begins with the first id of an epoch.
+/// Returns the span that begins with the first id of an epoch. In an empty log the span covers
+/// position 0, too, so that a client can resume from `<epoch>-0`.
 pub(crate) fn first_span_of_epoch(newest: u64, epoch: u64) -> IdSpan {
     match newest {
         0 => IdSpan { first_position: 0, first_id: EventId::new(epoch, 0) },
@@ -322,8 +350,9 @@ pub(crate) fn first_span_of_epoch(newest: u64, epoch: u64) -> IdSpan {
     }
 }
 
-/// Unix milliseconds, or one more than the highest epoch so far if the clock has been set back
-/// since.
+/// Returns a new epoch: the Unix time in milliseconds, or one more than the highest epoch so far if
+/// the clock has been set back since. An epoch is never used twice, because an id would then name
+/// two events.
 pub(crate) fn epoch_after(highest: u64) -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX).max(highest.saturating_add(1))

@@ -1,4 +1,12 @@
-//! The log's progress behind its upstream: its connection, the replay after a lost one, and history.
+//! The log's progress behind its upstream: connection, replay after a lost connection, and history.
+//!
+//! ```text
+//! disconnected ── answer: connector ──────────────────────────► live
+//!              └─ answer: relay ──► replaying ── heartbeat ───► live       any ── lost ──► disconnected
+//! ```
+//!
+//! A relay that follows a relay receives, up to the first heartbeat, what it missed. The first
+//! replay to an empty log is *history*: subscribers that asked for news do not get it.
 //!
 //! May use: no other module.
 
@@ -12,8 +20,8 @@ use super::{
 };
 
 impl Log {
-    /// Notes that the upstream has answered, and who gives the ids from now on. A relay begins with
-    /// what came meanwhile, up to its first heartbeat.
+    /// Records that the upstream has answered, and which side gives the ids from now on. A relay
+    /// first repeats what was appended meanwhile, up to its first heartbeat.
     pub(crate) fn set_numbering(&self, numbering: Numbering) {
         let mut state = self.state();
         state.numbering = numbering;
@@ -24,22 +32,22 @@ impl Log {
         };
     }
 
-    /// Notes that the connection to the upstream is lost.
+    /// Records that the connection to the upstream is lost.
     pub(crate) fn mark_upstream_disconnected(&self) {
         self.state().link = UpstreamLink::Disconnected { since: Instant::now() };
     }
 
-    /// Whether the upstream has not answered yet.
+    /// Returns whether the upstream has not answered yet.
     pub(crate) fn is_numbering_undecided(&self) -> bool {
         self.state().numbering == Numbering::Undecided
     }
 
-    /// Notes that what comes from now on is history, until [`Log::finish_replay`] says otherwise.
+    /// Marks all further entries as history, until [`Log::finish_replay`].
     pub(crate) fn begin_recovery(&self) {
         self.history_through.store(u64::MAX, Ordering::SeqCst);
     }
 
-    /// Notes that what the upstream repeats, history or not, has come to its end.
+    /// Records that the upstream's replay, history or not, is at its end.
     pub(crate) fn finish_replay(&self) {
         self.state().link = UpstreamLink::Live;
         if self.is_recovering() {
@@ -48,8 +56,8 @@ impl Log {
         }
     }
 
-    /// Whether it has everything that it can have by now, as far as it knows: its upstream is a
-    /// connector, which repeats nothing, or a relay that has come to the end of what it repeats.
+    /// Returns whether the log has everything that its upstream can give by now: the upstream is a
+    /// connector, which repeats nothing, or a relay whose replay is at its end.
     pub(crate) fn has_caught_up(&self) -> bool {
         let state = self.state();
         let is_up = match state.numbering {
@@ -60,13 +68,14 @@ impl Log {
         is_up && !self.is_recovering()
     }
 
-    /// Whether a relay repeats what came while it was not connected.
+    /// Returns whether a relay repeats entries of the time without a connection.
     pub(crate) fn is_replaying(&self) -> bool {
         self.state().link == UpstreamLink::Replaying
     }
 
-    /// Whether it is behind the relay that numbers it: what is ahead of it may come with the
-    /// replay. From one that has been away for long, nobody knows when.
+    /// Returns whether the log may be behind the relay that numbers it, so that an id ahead of the
+    /// log may come with the replay. After [`UPSTREAM_OUTAGE_GRACE`] without a connection the
+    /// answer is no: there is no telling when the relay will be back.
     pub(crate) fn is_behind_upstream(&self) -> bool {
         let state = self.state();
         let is_behind = match state.link {
@@ -77,17 +86,17 @@ impl Log {
         is_behind && state.numbering == Numbering::Upstream
     }
 
-    /// Whether what comes is history.
+    /// Returns whether entries arrive as history.
     pub(crate) fn is_recovering(&self) -> bool {
         self.history_through() == u64::MAX
     }
 
-    /// Entries up to this place came as history; `u64::MAX` while they still do.
+    /// Returns the last position that arrived as history; `u64::MAX` while entries still do.
     pub(crate) fn history_through(&self) -> u64 {
         self.history_through.load(Ordering::SeqCst)
     }
 }
 
-/// How long a relay may be away before clients with ids that are ahead need not wait for it: a
-/// restart, or the move to another machine.
+/// Time without a connection after which clients with ids ahead of the log no longer wait. Enough
+/// for a restart of the upstream relay, or its move to another machine.
 const UPSTREAM_OUTAGE_GRACE: Duration = Duration::from_secs(60);

@@ -1,4 +1,4 @@
-//! What a log knows of its upstream: who gives the ids, and how far the log is behind.
+//! What a log knows of its upstream: which side gives the ids, and how far the log is behind.
 //!
 //! May use: `event`.
 
@@ -6,10 +6,10 @@ use tokio::time::Instant;
 
 use crate::event::EventId;
 
-/// Who gives the ids.
+/// Side that gives the ids.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Numbering {
-    /// Nobody knows: the upstream has not answered yet.
+    /// Not known yet: the upstream has not answered.
     Undecided,
     /// This log.
     Own,
@@ -17,19 +17,19 @@ pub(crate) enum Numbering {
     Upstream,
 }
 
-/// How far a log is behind its upstream.
+/// Progress of a log behind its upstream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum UpstreamLink {
     /// There is no connection.
     Disconnected { since: Instant },
-    /// A relay repeats what came meanwhile.
+    /// A relay repeats entries of the time without a connection.
     Replaying,
-    /// What comes is live.
+    /// Entries arrive as the upstream gets them.
     Live,
 }
 
-/// Who gave the id of the newest entry kept, as far as that tells. An own one behind no other's has
-/// its place for a sequence; an upstream's may have, too.
+/// Infers from the newest id which side gave it. An id of the log's own has its position as
+/// sequence and no suffix. The upstream's may look the same, so that case is undecided.
 pub(super) fn infer_numbering(newest: u64, id: Option<EventId>) -> Numbering {
     match id {
         Some(id) if newest > 0 && (id.sequence != newest || id.suffix > 0) => Numbering::Upstream,

@@ -1,4 +1,7 @@
-//! The check of a file that was not closed in order.
+//! The thread that checks a file that was not closed in order, while the store already works.
+//!
+//! SQLite's `quick_check` reads the whole file, so it runs beside readers and writer and is
+//! interrupted when the store stops.
 //!
 //! May use: `error_chain`.
 
@@ -41,5 +44,5 @@ pub(super) fn run(handle: &StoreHandle) {
     handle.backing().set_checking(false);
 }
 
-/// How often a check looks whether the relay is leaving.
+/// Interval at which a check looks whether the store is stopping.
 const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);

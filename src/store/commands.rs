@@ -22,16 +22,16 @@ use crate::{
     webhook_delivery::DeadLetter,
 };
 
-/// Something to do for the writing thread. Who drops one refuses it.
+/// Command for the writer. Dropping one answers its caller with an error.
 #[derive(Debug)]
 pub(crate) enum StoreCommand {
-    /// Take a session's events out of the store, and tell how many there were.
+    /// Erase a session's events from the store, and return their number.
     Erase { product: ProductId, session: SessionId, answer: oneshot::Sender<u64> },
-    /// Keep a webhook.
+    /// Persist a webhook.
     Register { webhook: Box<WebhookRegistration>, answer: oneshot::Sender<()> },
-    /// Forget a webhook and all it has.
+    /// Remove a webhook and all that is stored for it.
     Unregister { id: Box<str>, answer: oneshot::Sender<()> },
-    /// Mark dead letters as waiting to be delivered again, and tell how many.
+    /// Mark dead letters for redelivery, and return their number.
     Requeue { id: Box<str>, remaining: RemainingRequeue, marked: u64, answer: oneshot::Sender<u64> },
     /// List dead letters.
     ListDeadLetters {
@@ -39,82 +39,86 @@ pub(crate) enum StoreCommand {
         query: DeadLetterQuery,
         answer: oneshot::Sender<Vec<(u64, DeadLetter)>>,
     },
-    /// List those behind this place that wait to be delivered again.
+    /// List dead letters behind this position that are marked for redelivery.
     ListRequeued {
         id: Box<str>,
         after: u64,
         limit: usize,
         answer: oneshot::Sender<Vec<DeadLetter>>,
     },
-    /// Keep the log of one more product.
+    /// Persist the log of one more product.
     AddProduct {
         product: Box<(ProductId, MemoryBounds, LogMetrics)>,
         answer: oneshot::Sender<AddedProduct>,
     },
-    /// Keep a product's log no longer, once all of it is kept. What is in the file stays there
-    /// until retention takes it.
+    /// Stop persisting a product's log once its backlog is committed. Its rows stay in the file
+    /// until retention removes them.
     RemoveProduct { product: ProductId, answer: oneshot::Sender<()> },
 }
 
-/// A product that the store keeps from now on.
+/// Result of [`StoreCommand::AddProduct`].
 #[derive(Debug)]
 pub(crate) struct AddedProduct {
-    /// Its log, which goes on where the store has kept it.
+    /// Log of the product, continued where the file ends.
     pub(crate) log: Arc<Log>,
-    /// Its webhooks that were kept.
+    /// Webhooks of the product that were persisted.
     pub(crate) webhooks: Vec<StoredWebhook>,
 }
 
 impl StoreCommand {
-    /// Whether it changes anything.
+    /// Returns whether the command changes the file, so that it has to be synced.
     pub(crate) fn is_write(&self) -> bool {
         !matches!(self, Self::ListDeadLetters { .. } | Self::ListRequeued { .. })
     }
 }
 
-/// What is left to be requeued.
+/// Dead letters that are still to be marked for redelivery.
 #[derive(Debug)]
 pub(crate) enum RemainingRequeue {
-    /// All up to this number, once it is known: what dies meanwhile stays dead.
+    /// All up to this number, which is read when the command begins: a delivery that dies later
+    /// stays dead.
     All { through: Option<u64> },
-    /// These.
+    /// Those of these events.
     Events(VecDeque<EventId>),
 }
 
-/// Which dead letters are asked for.
+/// Query for a page of dead letters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeadLetterQuery {
-    /// In which state.
+    /// State of the letters to list.
     pub(super) state: DeadLetterState,
-    /// Before which number.
+    /// Number before which the page begins, newest first.
     pub(super) before: Option<u64>,
-    /// How many at the most.
+    /// Maximum number of letters.
     pub(super) limit: usize,
 }
 
-/// What has happened to one webhook, to be written down.
+/// Changes of one webhook that are to be committed.
 #[derive(Debug)]
 pub(crate) struct WebhookJournal {
-    /// Whose.
+    /// Webhook.
     pub(super) id: Arc<str>,
-    /// What.
+    /// Changes to write.
     pub(super) changes: WebhookChanges,
     pub(super) answer: oneshot::Sender<Result<(), WebhookChanges>>,
 }
 
 impl WebhookJournal {
-    /// Tells that it is written.
+    /// Answers the caller that the changes are committed.
     pub(crate) fn confirm(self) {
-        let _ = self.answer.send(Ok(())); // who asked may have left
+        let _ = self.answer.send(Ok(())); // the caller may have dropped the future
     }
 
-    /// Gives it back.
+    /// Returns the changes to the caller, which may submit them again.
     pub(crate) fn reject(self) {
-        let _ = self.answer.send(Err(self.changes)); // who asked may have left
+        let _ = self.answer.send(Err(self.changes)); // the caller may have dropped the future
     }
 }
 
-/// Everything that waits for the writing thread.
+/// Commands and journals that wait for the writer.
+///
+/// Has no bound of its own: a webhook has one journal under way, and commands come from operators'
+/// requests and from webhooks that wait for the answer to their last one.
 #[derive(Debug, Default)]
 pub(crate) struct CommandQueue {
     pub(super) commands: VecDeque<StoreCommand>,
@@ -122,13 +126,13 @@ pub(crate) struct CommandQueue {
 }
 
 impl CommandQueue {
-    /// Whether nothing waits.
+    /// Returns whether neither a command nor a journal waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.commands.is_empty() && self.journals.is_empty()
     }
 }
 
-/// The store could not be written.
+/// The store could not be written, or was stopped before it executed the command.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the store cannot be written")]
 pub(crate) struct StoreUnwritable;

@@ -1,4 +1,11 @@
-//! The store as its callers see it, and the signals that the store's threads pass to one another.
+//! The store as its callers see it, and the signals that its threads pass to one another.
+//!
+//! ```text
+//! callers ──► requests ──► commands ──► writer            one queue, under one lock
+//! reader threads, check ──► damage ───► writer            the file is set aside
+//! syncer ───────────────► sync failed ► writer            the file is closed and opened anew
+//! writer ───────────────► generation ─► reader threads    the file is another one
+//! ```
 //!
 //! May use: `log`.
 
@@ -14,13 +21,16 @@ use std::{
 use super::commands::CommandQueue;
 use crate::log::backing::LogBacking;
 
-/// The store as everybody sees it but the writing thread.
+/// Handle to the store for its callers and its threads.
+///
+/// The lock of the command queue is released before the writer is woken, which takes it at once.
 #[derive(Debug)]
 pub(crate) struct StoreHandle {
     backing: Arc<LogBacking>,
     path: PathBuf,
     commands: Mutex<CommandQueue>,
-    /// Counts the files there have been: readers of an old one must open the new one.
+    /// Number of files there have been. A reader thread opens the file anew when it differs from
+    /// the number at its last open.
     generation: AtomicU64,
     is_damaged: AtomicBool,
     is_unsynced: AtomicBool,
@@ -30,7 +40,8 @@ pub(crate) struct StoreHandle {
 }
 
 impl StoreHandle {
-    /// A desk before the store at `path`, for `most` readers at one time.
+    /// Returns a handle to the store at `path` that serves `max_concurrent_replays` readers at a
+    /// time.
     pub(crate) fn new(path: PathBuf, max_concurrent_replays: usize) -> Arc<Self> {
         Arc::new(Self {
             backing: LogBacking::new(max_concurrent_replays),
@@ -45,76 +56,81 @@ impl StoreHandle {
         })
     }
 
-    /// The part that the logs hold.
+    /// Returns the part that the logs and their readers hold.
     pub(crate) fn backing(&self) -> &Arc<LogBacking> {
         &self.backing
     }
 
-    /// Where the file is.
+    /// Returns the path of the file.
     pub(crate) fn path(&self) -> &PathBuf {
         &self.path
     }
 
-    /// Everything that waits for the writing thread.
+    /// Locks the queue of commands. A poisoned lock is used on: a panic cannot leave a queue half
+    /// changed.
     pub(crate) fn commands(&self) -> MutexGuard<'_, CommandQueue> {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether orders wait.
+    /// Returns whether the writer has something to do beside the logs' backlog.
     pub(crate) fn has_pending_work(&self) -> bool {
         self.is_damaged.load(SeqCst)
             || self.sync_failed.load(SeqCst)
             || !self.commands.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Notes that the file of this generation is damaged; the writer sets it aside, unless it has
-    /// done so already.
+    /// Records that the file of this generation is damaged, unless it has been replaced since. The
+    /// writer sets it aside.
     pub(crate) fn report_damage(&self, generation: u64) {
         if generation == self.generation() {
+            // Set before the wake-up, see [`LogBacking::wake_writer`].
             self.is_damaged.store(true, SeqCst);
             self.backing.wake_writer();
         }
     }
 
-    /// Whether somebody has found the file damaged since the last call.
+    /// Returns whether the file was reported as damaged since the last call.
     pub(crate) fn take_damage(&self) -> bool {
         self.is_damaged.swap(false, SeqCst)
     }
 
-    /// Counts the files there have been.
+    /// Returns the number of the current file.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(SeqCst)
     }
 
-    /// Has readers open the file anew. What was found in the old one is of no concern any more.
+    /// Records that the file was replaced: readers open the new one. Damage found in the old file
+    /// is dropped.
     pub(crate) fn mark_replaced(&self) {
+        // In this order: a report about the old file that is made before the first line is dropped
+        // by the second one, and one that is made later is refused by its generation.
         self.generation.fetch_add(1, SeqCst);
         self.is_damaged.store(false, SeqCst);
     }
 
-    /// Notes that something has been committed that is not on the disk yet.
+    /// Records a commit that is not on the disk yet.
     pub(crate) fn mark_unsynced(&self) {
         self.is_unsynced.store(true, SeqCst);
     }
 
-    /// Whether something has been committed since the last call.
+    /// Returns whether there was a commit since the last call.
     pub(crate) fn take_unsynced(&self) -> bool {
         self.is_unsynced.swap(false, SeqCst)
     }
 
-    /// Notes that commits may not have reached the disk. The writer closes the file: what the
-    /// operating system has dropped by then would count as written if it was synced again.
+    /// Records that commits may not have reached the disk. The writer closes the file: the kernel
+    /// may have dropped the dirty pages, and a second sync would report them as written.
     pub(crate) fn report_sync_failure(&self) {
         self.sync_failed.store(true, SeqCst);
         self.backing.wake_writer();
     }
 
-    /// Whether that was noted since the last call.
+    /// Returns whether a sync has failed since the last call.
     pub(crate) fn take_sync_failure(&self) -> bool {
         self.sync_failed.swap(false, SeqCst)
     }
 
-    /// Has every thread end where it stands, as `kill -9` does.
+    /// Makes every thread end at once, without a last commit, as `kill -9` does.
     #[cfg(test)]
     pub(crate) fn crash(&self) {
         self.has_crashed.store(true, SeqCst);
@@ -126,37 +142,37 @@ impl StoreHandle {
         self.has_crashed.load(SeqCst)
     }
 
-    /// Has every thread end.
+    /// Tells every thread of the store to end.
     pub(crate) fn stop(&self) {
         self.backing.stop();
     }
 
-    /// Whether the threads are to end.
+    /// Returns whether the store's threads are to end.
     pub(crate) fn is_stopping(&self) -> bool {
         self.backing.is_stopping()
     }
 
-    /// Whether the store keeps less than it promises.
+    /// Returns whether the store does less than it promises, see [`LogBacking::is_degraded`].
     pub(crate) fn is_degraded(&self) -> bool {
         self.backing.is_degraded()
     }
 
-    /// Whether the file is still being checked after an unclean stop.
+    /// Returns whether the file is still being checked after an unclean stop.
     pub(crate) fn is_recovering(&self) -> bool {
         self.backing.is_recovering()
     }
 
-    /// Notes whether the writer can write.
+    /// Records whether the last write failed.
     pub(crate) fn set_failed(&self, has_failed: bool) {
         self.backing.set_failed(has_failed);
     }
 
-    /// Notes that a write begins.
+    /// Records that a write begins.
     pub(crate) fn begin_write(&self) {
         self.backing.begin_write();
     }
 
-    /// Notes that no write is under way.
+    /// Records that no write is under way.
     pub(crate) fn end_write(&self) {
         self.backing.end_write();
     }
@@ -166,7 +182,7 @@ impl StoreHandle {
         self.backing.register_writer();
     }
 
-    /// Sleeps until there is work.
+    /// Parks the writer's thread until there is work, `max_wait` at the longest.
     pub(crate) fn park_until_work(&self, max_wait: Duration, has_work: impl FnOnce() -> bool) {
         self.backing.park_until_work(max_wait, has_work);
     }

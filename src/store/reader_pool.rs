@@ -1,4 +1,4 @@
-//! Threads that read the store's file for the logs' readers.
+//! Reader threads: answer the requests of readers from the store's file.
 //!
 //! May use: `error_chain`, `log`.
 
@@ -15,16 +15,20 @@ use crate::{
 };
 
 impl StoreHandle {
-    /// Answers questions until the store is stopped: what a reading thread does.
+    /// Answers requests until the store is stopped. Runs on a reader thread.
     pub(crate) fn serve_reads(&self) {
-        // Opened before anybody asks: while the disk is full, it could not be.
+        // Opened at once and not with the first request: while the disk is full, the file cannot be
+        // opened.
         let generation = self.generation();
         let mut reader = StoreReader::open(self.path()).ok().map(|reader| (generation, reader));
         while let Some(QueuedRead { request, answer, permit_in_use }) = self.backing().next_read() {
+            // The reader has gone: dropping the request frees its permit.
             if answer.is_closed() {
                 continue;
             }
             let generation = self.generation();
+            // Compared with the generation now: the writer may have replaced the file since the
+            // last request.
             if reader
                 .as_ref()
                 .is_some_and(|(opened_generation, _)| *opened_generation != generation)
@@ -33,8 +37,8 @@ impl StoreHandle {
             }
             let mut chunk = self.read_chunk(&mut reader, generation, &request);
             for _ in 0..READ_RETRIES {
-                // What is passing, such as a file too many, must not cost a client all that it has
-                // missed.
+                // A passing fault, such as too many open files, must not cost a client all that it
+                // has missed.
                 if matches!(&chunk, Err(FileError::Unavailable { .. }))
                     && generation == self.generation()
                 {
@@ -48,12 +52,12 @@ impl StoreHandle {
                 self.report_read_failure(&error, generation);
                 StoreUnreadable
             });
-            drop(permit_in_use); // first, as the next question may follow at once
-            let _ = answer.send(chunk); // who asked may have left
+            drop(permit_in_use); // before the answer: the reader's next request may follow at once
+            let _ = answer.send(chunk); // the reader may be gone
         }
     }
 
-    /// Reads with the reader there is, or with a new one.
+    /// Reads with the thread's connection, or with a new one.
     fn read_chunk(
         &self,
         reader: &mut Option<(u64, StoreReader)>,
@@ -62,7 +66,8 @@ impl StoreHandle {
     ) -> Result<StoredChunk, FileError> {
         match reader {
             Some((_, reader)) => reader.fetch(request),
-            // It may be about to be set aside, or to be told what it lacks.
+            // The file may be about to be set aside, or to be told which entries it lacks: an
+            // answer from it could miss entries.
             None if self.backing().has_failed() => {
                 Err(FileFault::Refused("it is out of order").at(self.path(), "read entries from"))
             }
@@ -83,8 +88,9 @@ impl StoreHandle {
     }
 }
 
-/// How often a question that could not be answered is tried again.
+/// Number of retries of a request that failed without damage.
 const READ_RETRIES: u32 = 3;
 
-/// Between two tries.
+/// Wait between two retries. A request may thus take 150 ms longer, which its reader's permit
+/// covers.
 const READ_RETRY_DELAY: Duration = Duration::from_millis(50);

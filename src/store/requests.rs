@@ -1,5 +1,8 @@
 //! Requests to the writer: each queues a command or a journal and returns a future of the answer.
 //!
+//! A request is queued when the method is called, not when its future is polled, and dropping the
+//! future does not withdraw it.
+//!
 //! May use: `event`, `log`, `metrics`, `webhook_delivery`.
 
 use std::{mem, sync::Arc};
@@ -22,11 +25,11 @@ use crate::{
 };
 
 impl StoreHandle {
-    /// Orders that a session's events be taken out of the store, and tells how many there were.
+    /// Erases a session's events from the store, and returns their number.
     ///
     /// # Errors
     ///
-    /// When the store cannot be written now, or is being closed.
+    /// When the store cannot be written now, or is stopping.
     pub(crate) fn erase(
         &self,
         product: ProductId,
@@ -36,12 +39,12 @@ impl StoreHandle {
         async { erased.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Keeps a webhook, or changes what is kept of one but its position. On the disk when it
-    /// returns.
+    /// Persists a webhook, or changes all of it but its position. The change is committed when the
+    /// future completes.
     ///
     /// # Errors
     ///
-    /// When the store cannot be written now, or is being closed.
+    /// When the store cannot be written now, or is stopping.
     pub(crate) fn register(
         &self,
         webhook: WebhookRegistration,
@@ -51,11 +54,11 @@ impl StoreHandle {
         async { registered.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Forgets a webhook, what is owed to it and its dead letters.
+    /// Removes a webhook, what it is owed and its dead letters.
     ///
     /// # Errors
     ///
-    /// When the store cannot be written now, or is being closed. Some of it may be gone.
+    /// When the store cannot be written now, or is stopping. A part may be removed by then.
     pub(crate) fn unregister(
         &self,
         id: &str,
@@ -65,15 +68,14 @@ impl StoreHandle {
         async { removed.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Writes down what has happened to a webhook, in one transaction with what else there is to
-    /// commit.
+    /// Commits changes of a webhook, in one transaction with all else that waits.
     ///
     /// # Errors
     ///
-    /// The changes come back when the webhook is not registered, and when the store cannot be
-    /// written now, or is being closed: none of them is written, or all of them are and nobody
-    /// knows; they may be written again in any case. None come back from a writing thread that has
-    /// died.
+    /// Returns the changes when the webhook is not registered, when the store cannot be written
+    /// now, and when it is stopping. Then none of them is committed, or all are although the commit
+    /// was reported as failed; submitting them again is right in both cases. A writer that has
+    /// panicked returns no changes.
     pub(crate) fn journal(
         &self,
         id: &Arc<str>,
@@ -92,12 +94,12 @@ impl StoreHandle {
         async { written.await.unwrap_or_else(|_| Err(WebhookChanges::default())) }
     }
 
-    /// A webhook's dead letters in this state, newest first, with their numbers: `before` one of
-    /// these, or the newest. At most `limit`, and about 1 MiB of payloads.
+    /// Returns a webhook's dead letters in this state, newest first, with their numbers; `before`
+    /// is a number to continue behind, if any. At most `limit`, and about 1 MiB of payloads.
     ///
     /// # Errors
     ///
-    /// When the store cannot be read now, or is being closed.
+    /// When the store cannot be read now, or is stopping.
     pub(crate) fn dead_letters(
         &self,
         id: &str,
@@ -110,12 +112,12 @@ impl StoreHandle {
         async { found.await.map_err(|_| StoreUnreadable) }
     }
 
-    /// Marks a webhook's dead letters as waiting to be delivered again, the oldest event first, and
-    /// returns how many were not.
+    /// Marks a webhook's dead letters for redelivery, oldest event first, and returns how many were
+    /// not marked before.
     ///
     /// # Errors
     ///
-    /// When the store cannot be written now, or is being closed. Some of them may be marked.
+    /// When the store cannot be written now, or is stopping. Some of them may be marked by then.
     pub(crate) fn requeue(
         &self,
         id: &str,
@@ -131,12 +133,12 @@ impl StoreHandle {
         async { marked.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// A webhook's dead letters behind a place that wait to be delivered again, in the order of
-    /// their places. At most `limit`, and about 1 MiB of payloads, but one if there is one.
+    /// Returns a webhook's dead letters behind a position that are marked for redelivery, by
+    /// position. At most `limit`, and about 1 MiB of payloads, but one if there is one.
     ///
     /// # Errors
     ///
-    /// When the store cannot be read now, or is being closed.
+    /// When the store cannot be read now, or is stopping.
     pub(crate) fn requeued_dead_letters(
         &self,
         id: &str,
@@ -148,46 +150,46 @@ impl StoreHandle {
         async { found.await.map_err(|_| StoreUnreadable) }
     }
 
-    /// Keeps the log of one more product: the one that is kept of it already, if there is one.
+    /// Persists the log of one more product, and continues the log that the file has of it, if any.
     ///
     /// # Errors
     ///
-    /// When the store cannot be written now, or is being closed.
+    /// When the store cannot be written now, or is stopping.
     pub(crate) fn add_product(
         &self,
         product: ProductId,
         bounds: MemoryBounds,
         metrics: LogMetrics,
     ) -> impl Future<Output = Result<AddedProduct, StoreUnwritable>> + use<> {
-        let adopted = self.submit(|answer| StoreCommand::AddProduct {
+        let added = self.submit(|answer| StoreCommand::AddProduct {
             product: Box::new((product, bounds, metrics)),
             answer,
         });
-        async { adopted.await.map_err(|_| StoreUnwritable) }
+        async { added.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Keeps a product's log no longer, once all of it is kept.
+    /// Stops persisting a product's log once its backlog is committed.
     ///
     /// # Errors
     ///
-    /// When the store cannot be written now, or is being closed: it then goes on keeping the log.
+    /// When the store cannot be written now, or is stopping: it then goes on persisting the log.
     pub(crate) fn remove_product(
         &self,
         product: ProductId,
     ) -> impl Future<Output = Result<(), StoreUnwritable>> + use<> {
-        let released = self.submit(|answer| StoreCommand::RemoveProduct { product, answer });
-        async { released.await.map_err(|_| StoreUnwritable) }
+        let removed = self.submit(|answer| StoreCommand::RemoveProduct { product, answer });
+        async { removed.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Leaves an order for the writing thread, unless the store is being closed.
+    /// Queues a command, unless the store is stopping.
     fn submit<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> StoreCommand,
     ) -> oneshot::Receiver<T> {
         let (answer, answered) = oneshot::channel();
         let mut queue = self.commands();
-        // Looked at while nobody can take orders: one that comes after the last look is refused,
-        // and none is forgotten.
+        // Read under the queue's lock. The writer drains the queue under this lock after
+        // `is_stopping` is set: a command is either drained there or refused here.
         if !self.is_stopping() {
             queue.commands.push_back(command(answer));
         }
@@ -196,25 +198,25 @@ impl StoreHandle {
         answered
     }
 
-    /// The oldest order.
+    /// Takes the oldest command.
     pub(crate) fn take_command(&self) -> Option<StoreCommand> {
         self.commands().commands.pop_front()
     }
 
-    /// Puts back what is left of an order: the next one to be taken.
+    /// Puts the rest of a command back in front of the queue.
     pub(crate) fn return_command(&self, command: StoreCommand) {
         self.commands().commands.push_front(command);
     }
 
-    /// Everything that is to be written down of webhooks.
+    /// Takes all journals.
     pub(crate) fn take_journals(&self) -> Vec<WebhookJournal> {
         mem::take(&mut self.commands().journals)
     }
 
-    /// Refuses everything that waits.
+    /// Rejects all commands and journals that wait.
     pub(crate) fn reject_commands(&self) {
         let refused = mem::take(&mut *self.commands());
         refused.journals.into_iter().for_each(WebhookJournal::reject);
-        drop(refused.commands); // who asked is told that it cannot be done
+        drop(refused.commands); // dropping the senders answers the callers with an error
     }
 }

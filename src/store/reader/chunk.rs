@@ -12,15 +12,16 @@ use crate::{
     store::sqlite::{FileFault, read_event_id, schema::position_of},
 };
 
-/// One reading while it goes on.
+/// State of one read.
 pub(super) struct ChunkBuilder<'a> {
     request: &'a ReadRequest,
     payload: CachedStatement<'a>,
     entries: Vec<Entry>,
     bytes: usize,
-    /// Everything that the scope admits up to here has been taken.
+    /// Last position that was examined: everything that the scope admits up to here is in
+    /// `entries`.
     through: u64,
-    /// An entry did not fit any more.
+    /// Whether an admitted entry did not fit any more.
     pub(super) is_full: bool,
 }
 
@@ -36,7 +37,7 @@ impl<'a> ChunkBuilder<'a> {
         }
     }
 
-    /// Takes the entry of a row if the scope admits it and it fits.
+    /// Adds the entry of a row if the scope admits it and it fits.
     pub(super) fn add_row(&mut self, row: &Row<'_>) -> Result<(), FileFault> {
         let position = position_of(row.get(0)?);
         if let Some(entry) = self.read_admitted(row, position)? {
@@ -52,7 +53,7 @@ impl<'a> ChunkBuilder<'a> {
         Ok(())
     }
 
-    /// The entry of a row, if the scope admits it and one more may be taken.
+    /// Returns the entry of a row if the scope admits it and one more may be added.
     fn read_admitted(&mut self, row: &Row<'_>, position: u64) -> Result<Option<Entry>, FileFault> {
         let header = RowHeader::read(row)?;
         if !header.is_admitted(&self.request.scope) {
@@ -91,7 +92,7 @@ impl<'a> ChunkBuilder<'a> {
         }
     }
 
-    /// What has been taken. `is_cut` says that there may be rows that have not been looked at.
+    /// Returns the chunk. With `may_have_more`, rows behind the last one may not have been read.
     pub(super) fn finish(self, may_have_more: bool) -> StoredChunk {
         let end = self.request.through.max(self.request.after);
         let through = if self.is_full || may_have_more { self.through } else { end };
@@ -99,14 +100,14 @@ impl<'a> ChunkBuilder<'a> {
     }
 }
 
-/// A row without its id and payload.
+/// Columns of a row but for its id and payload.
 enum RowHeader {
     Gap { reason: GapReason, after: Option<Box<str>> },
     Event { kind: Kind, session: Option<SessionId> },
 }
 
 impl RowHeader {
-    /// Reads a row of [`SELECT_HEADER`] or [`SELECT_HEADERS`].
+    /// Reads a row of `SELECT_HEADER` or `SELECT_HEADERS`.
     fn read(row: &Row<'_>) -> Result<Self, FileFault> {
         if let Some(reason) = row.get_ref(4)?.as_str_or_null().map_err(rusqlite::Error::from)? {
             let reason = GapReason::parse(reason)
@@ -123,7 +124,7 @@ impl RowHeader {
         })
     }
 
-    /// As [`Scope::admits`] says, before there is an entry.
+    /// Decides as [`Scope::admits`] does, before the payload is read.
     fn is_admitted(&self, scope: &Scope) -> bool {
         let Self::Event { kind, session } = self else { return true };
         let of_session = match &scope.sessions {
@@ -136,10 +137,11 @@ impl RowHeader {
     }
 }
 
-/// Reads a row of [`SELECT_PAYLOAD`].
+/// Reads a row of `SELECT_PAYLOAD`.
 fn read_payload<'a>(row: &'a Row<'_>) -> Result<&'a [u8], FileFault> {
     let payload = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
-    // The decoder lets none through, and the encoder would write a broken frame.
+    // The decoder lets no carriage return through, and the encoder would write a broken frame
+    // (WHATWG HTML §9.2: it ends a line).
     match memchr::memchr(b'\r', payload) {
         None => Ok(payload),
         Some(_) => Err(FileFault::damage("a payload holds a carriage return")),

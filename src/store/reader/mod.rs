@@ -32,7 +32,7 @@ use crate::{
     log::backing::{ReadRequest, StoredChunk},
 };
 
-/// A connection that reads. Each thread has its own.
+/// Connection that reads. Each thread has its own.
 #[derive(Debug)]
 pub(crate) struct StoreReader {
     connection: Connection,
@@ -40,11 +40,12 @@ pub(crate) struct StoreReader {
 }
 
 impl StoreReader {
-    /// Opens the file, which its writer must have opened before.
+    /// Opens the file. The writer must have opened it before: it alone creates tables and migrates
+    /// the schema.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, or has another schema than the one of this version.
+    /// When the file cannot be read, or its schema is not the one of this version.
     pub(crate) fn open(path: &Path) -> Result<Self, FileError> {
         let opened = Self::try_open(path).map_err(|fault| fault.at(path, "open"))?;
         Ok(Self { connection: opened, path: path.to_owned() })
@@ -67,19 +68,21 @@ impl StoreReader {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or [`StoreReader::interrupt_handle`] has been used.
+    /// When the file cannot be read, or [`StoreReader::interrupt_handle`] was used.
     pub(crate) fn fetch(&self, request: &ReadRequest) -> Result<StoredChunk, FileError> {
         self.try_fetch(request).map_err(|fault| fault.at(&self.path, "read entries from"))
     }
 
     fn try_fetch(&self, request: &ReadRequest) -> Result<StoredChunk, FileFault> {
-        // Without it, retention could take a row away between the index and the table.
+        // One snapshot for all statements: retention could otherwise remove a row between the index
+        // and the table. Rolled back on drop, which is right for a transaction that only reads.
         let _snapshot = self.connection.unchecked_transaction()?;
         let evicted_through = self.evicted_through(request)?;
         self.require_persisted(request)?;
         let range = request.key_range()?;
         let mut chunk = ChunkBuilder::new(request, self.connection.prepare_cached(SELECT_PAYLOAD)?);
         let limit = request.max_rows();
+        // The session index pays off only if more entries wait than sessions are asked for.
         let pending = request.through.saturating_sub(request.after);
         let rows_read = match &request.scope.sessions {
             Only::These(sessions) if pending > sessions.len() as u64 => {
@@ -92,9 +95,13 @@ impl StoreReader {
         Ok(StoredChunk { evicted_through, ..chunk.finish(rows_read == limit) })
     }
 
-    /// How far retention has come. A file that was, or has been, set aside may know the product
-    /// under another number, or has not got what is asked for: it must not look as if there was
-    /// nothing.
+    /// Returns how far retention has come.
+    ///
+    /// # Errors
+    ///
+    /// When the file does not know the product under this number, or ends before the range. Such a
+    /// file was set aside or replaced; an empty chunk from it would look as if nothing had
+    /// happened.
     fn evicted_through(&self, request: &ReadRequest) -> Result<u64, FileFault> {
         let mut product = self.connection.prepare_cached(SELECT_PRODUCT)?;
         let mut rows = product.query(params![request.product_number, request.product.as_str()])?;
@@ -107,8 +114,8 @@ impl StoreReader {
         read_unsigned(row, 0)
     }
 
-    /// Of what the log has asked for, nothing was missing at the time. If it is now, the file has
-    /// been begun anew meanwhile.
+    /// Fails if entries of the range are recorded as lost. The log asked for persisted entries
+    /// only, so the file must have been begun anew since.
     fn require_persisted(&self, request: &ReadRequest) -> Result<(), FileFault> {
         let mut select_holes = self.connection.prepare_cached(SELECT_HOLES)?;
         let (after, through) = (signed(request.after), signed(request.through));
@@ -118,8 +125,8 @@ impl StoreReader {
         }
     }
 
-    /// Looks at the first `limit` rows in the range, or fewer if they are too many to take, and
-    /// returns how many.
+    /// Reads the first `limit` rows of the range, or fewer if the chunk is full, and returns their
+    /// number.
     fn scan_range(
         &self,
         range: (i64, i64),
@@ -138,7 +145,7 @@ impl StoreReader {
         Ok(rows_read)
     }
 
-    /// Looks at rows by their keys, unless they are too many to take.
+    /// Reads the rows with these keys until the chunk is full.
     fn read_rows(
         &self,
         keys: &BTreeSet<i64>,
@@ -158,7 +165,8 @@ impl StoreReader {
         Ok(())
     }
 
-    /// Keys of the first `limit` entries in the range that are of these sessions, or gaps.
+    /// Returns the keys of the first `limit` entries of the range that are of these sessions, or
+    /// gaps.
     fn keys_of_sessions(
         &self,
         sessions: &BTreeSet<SessionId>,
@@ -174,12 +182,12 @@ impl StoreReader {
         Ok(first.keys)
     }
 
-    /// Looks whether the file is sound. Reads all of it.
+    /// Checks the structure of the file by SQLite's `quick_check`. Reads all of it.
     ///
     /// # Errors
     ///
-    /// `Damaged` with the first finding, others when it cannot be read or
-    /// [`StoreReader::interrupt_handle`] has been used.
+    /// `Damaged` with the first finding; other errors when the file cannot be read or
+    /// [`StoreReader::interrupt_handle`] was used.
     pub(crate) fn check(&self) -> Result<(), FileError> {
         self.try_check().map_err(|fault| fault.at(&self.path, "check"))
     }
@@ -190,14 +198,14 @@ impl StoreReader {
         if finding == "ok" { Ok(()) } else { Err(FileFault::Damage(finding.into())) }
     }
 
-    /// Stops what this reader is doing, from any thread.
+    /// Returns a handle that interrupts this reader from any thread.
     pub(crate) fn interrupt_handle(&self) -> InterruptHandle {
         self.connection.get_interrupt_handle()
     }
 }
 
 impl ReadRequest {
-    /// The keys of the range: behind the first, up to the second.
+    /// Returns the keys of the range: behind the first, up to the second.
     fn key_range(&self) -> Result<(i64, i64), FileFault> {
         Ok((
             entry_key(self.product_number, self.after.min(MAX_POSITION))?,
@@ -205,8 +213,8 @@ impl ReadRequest {
         ))
     }
 
-    /// Rows to look at, at the most. One more than may be returned tells whether there is more,
-    /// unless a filter on kinds leaves out some of them.
+    /// Returns the maximum number of rows to examine. One more than may be returned tells whether
+    /// the range goes on, unless a filter on kinds leaves some out.
     fn max_rows(&self) -> usize {
         match &self.scope.kinds {
             Only::Everything => self.limits.entries.saturating_add(1).clamp(2, MAX_ROWS_PER_READ),
@@ -215,7 +223,7 @@ impl ReadRequest {
     }
 }
 
-/// The first few entries of several lists.
+/// Lowest keys of several lists.
 struct FirstKeys {
     keys: BTreeSet<i64>,
     limit: usize,
@@ -223,7 +231,7 @@ struct FirstKeys {
 }
 
 impl FirstKeys {
-    /// Adds a session's entries, or the gaps, as far as they belong to the first.
+    /// Adds the keys of a session's entries, or of the gaps, as far as they are among the lowest.
     fn add(
         &mut self,
         list: &mut CachedStatement<'_>,
@@ -238,6 +246,8 @@ impl FirstKeys {
         while self.keys.len() > self.limit {
             self.keys.pop_last();
         }
+        // Once `limit` keys are known, none above the highest of them is needed: the next lists end
+        // there.
         if let Some(last) = self.keys.last().filter(|_| self.keys.len() == self.limit) {
             self.range.1 = *last;
         }
@@ -255,18 +265,19 @@ const SELECT_HEADERS: &str = "SELECT entry, epoch, sequence, suffix, gap, after,
 
 const SELECT_HEADER: &str = "SELECT entry, epoch, sequence, suffix, gap, after, kind, session FROM entries WHERE entry = ?1";
 
-/// Apart from the rest of its row, so that the pages of a long one are read only if it is wanted.
+/// Apart from the rest of the row, so that the overflow pages of a large payload are read only if
+/// the scope admits it.
 const SELECT_PAYLOAD: &str = "SELECT payload FROM entries WHERE entry = ?1";
 
-/// Takes the session, too, for the sake of one way to ask.
+/// Takes a session, always null, so that both lists are queried with the same parameters.
 const SELECT_GAP_KEYS: &str = "SELECT entry FROM entries INDEXED BY gaps \
                     WHERE gap IS NOT NULL AND entry > ?1 AND entry <= ?2 AND ?4 IS NULL ORDER BY entry LIMIT ?3";
 
 const SELECT_SESSION_KEYS: &str = "SELECT entry FROM entries INDEXED BY by_session \
                           WHERE session = ?4 AND entry > ?1 AND entry <= ?2 ORDER BY entry LIMIT ?3";
 
-/// Rows that one reading looks at: some milliseconds, if none of them is in memory.
+/// Rows that one read examines: some milliseconds if none of them is in memory.
 const MAX_ROWS_PER_READ: usize = 1024;
 
-/// Holds the inner pages of the table and its indices, and what one reading goes through.
+/// Page cache of a reader: the inner pages of the table and its indices, and the rows of one read.
 const READER_CACHE_KIBIBYTES: i64 = 1 << 10;
