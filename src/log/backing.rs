@@ -1,17 +1,18 @@
-//! What a log and its readers need of the store: reads of what memory no longer holds, the writer's
-//! wake-up, and the store's health.
+//! What a log and its readers need of the store: reads of entries that memory no longer holds, the
+//! writer's wake-up, and the store's health.
 //!
 //! ```text
-//! subscription ──► catch-up ──► queue ──► reader threads ──► chunk      one request per reader at a time
-//! log, erasure, webhooks ──► signal, commands ──► the writer's thread   see `commands`
+//! subscription ──► CatchUp ──► permit ──► queue ──► reader threads ──► chunk   one request per reader
+//! log, requests ──► wake_writer ──► the writer's thread            see `store::handle` for commands
 //! ```
 //!
-//! May use: `error_chain`, `store`.
+//! The store's threads hold the same value and serve it; the log does not know them.
+//!
+//! May use: `event`.
 
 use std::{
     collections::VecDeque,
     fmt,
-    path::PathBuf,
     pin::Pin,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -24,79 +25,87 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::replay_permits::{PermitInUse, ReplayPermit, ReplayPermits};
-use crate::{
-    error_chain::error_chain,
-    store::{
-        commands::CommandQueue,
-        reader::{ReadRequest, StoreReader, StoredChunk},
-        sqlite::{FileError, FileFault},
-    },
+use super::{
+    limits::ReadLimits,
+    replay_permits::{PermitInUse, ReplayPermit, ReplayPermits},
 };
+use crate::event::{Entry, ProductId, Scope};
 
-/// The store as everybody sees it but the writing thread.
+/// Signals between the logs, their readers and the store's threads.
+///
+/// Atomics are `SeqCst` throughout: parking the writer needs a single order over two of them, and
+/// an append pays for one operation only, the swap in [`LogBacking::wake_writer`].
 #[derive(Debug)]
-pub(crate) struct StoreHandle {
-    path: PathBuf,
+pub(crate) struct LogBacking {
     replay_permits: Arc<ReplayPermits>,
     read_queue: Mutex<VecDeque<QueuedRead>>,
     read_queued: Condvar,
     stopped: Condvar,
-    commands: Mutex<CommandQueue>,
     writer: OnceLock<Thread>,
     is_writer_parked: AtomicBool,
     is_stopping: AtomicBool,
-    #[cfg(test)]
-    has_crashed: AtomicBool,
-    /// Counts the files there have been: readers of an old one must open the new one.
-    generation: AtomicU64,
-    is_damaged: AtomicBool,
-    is_unsynced: AtomicBool,
-    sync_failed: AtomicBool,
     has_failed: AtomicBool,
     is_checking: AtomicBool,
     started: Instant,
-    /// Milliseconds after the start at which the write under way began, 0 for none.
+    /// Milliseconds between `started` and the begin of the write under way, 0 for none.
     write_began_ms: AtomicU64,
 }
 
-/// One question of one reader.
+/// One reader's request on its way to a reader thread.
 #[derive(Debug)]
-struct QueuedRead {
-    request: ReadRequest,
-    answer: oneshot::Sender<Result<StoredChunk, StoreUnreadable>>,
-    permit_in_use: PermitInUse,
+pub(crate) struct QueuedRead {
+    pub(crate) request: ReadRequest,
+    pub(crate) answer: oneshot::Sender<Result<StoredChunk, StoreUnreadable>>,
+    pub(crate) permit_in_use: PermitInUse,
 }
 
-/// The store could not be read.
+/// The store could not be read, or was stopped before it answered.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the store cannot be read")]
 pub(crate) struct StoreUnreadable;
 
-/// The store could not be written.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the store cannot be written")]
-pub(crate) struct StoreUnwritable;
+/// Range to read: entries behind `after` up to `through` that the scope admits.
+#[derive(Clone, Debug)]
+pub(crate) struct ReadRequest {
+    /// Product, as gaps name it.
+    pub(crate) product: ProductId,
+    /// Number of the product in the file.
+    pub(crate) product_number: u32,
+    /// Position behind which the range begins.
+    pub(crate) after: u64,
+    /// Last position of the range; higher than `after`.
+    pub(crate) through: u64,
+    /// Entries that the reader may see.
+    pub(crate) scope: Scope,
+    /// Amount to return.
+    pub(crate) limits: ReadLimits,
+}
 
-impl StoreHandle {
-    /// A desk before the store at `path`, for `most` readers at one time.
-    pub(crate) fn new(path: PathBuf, max_concurrent_replays: usize) -> Arc<Self> {
+/// Result of one read.
+#[derive(Debug)]
+pub(crate) struct StoredChunk {
+    /// Admitted entries, by position.
+    pub(crate) entries: Vec<Entry>,
+    /// Last position that was examined: everything that the scope admits up to here is in
+    /// `entries`. Always beyond `after`, so a reader makes progress even if the scope admits
+    /// nothing.
+    pub(crate) through: u64,
+    /// Last position that retention had removed, read in the same state of the file. If it is
+    /// beyond `after`, entries may be missing.
+    pub(crate) evicted_through: u64,
+}
+
+impl LogBacking {
+    /// Returns signals for a store that serves `max_concurrent_replays` readers at a time.
+    pub(crate) fn new(max_concurrent_replays: usize) -> Arc<Self> {
         Arc::new(Self {
-            path,
             replay_permits: ReplayPermits::new(max_concurrent_replays),
             read_queue: Mutex::default(),
             read_queued: Condvar::new(),
             stopped: Condvar::new(),
-            is_unsynced: AtomicBool::new(false),
-            sync_failed: AtomicBool::new(false),
-            commands: Mutex::default(),
             writer: OnceLock::new(),
             is_writer_parked: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
-            #[cfg(test)]
-            has_crashed: AtomicBool::new(false),
-            generation: AtomicU64::new(0),
-            is_damaged: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
             is_checking: AtomicBool::new(false),
             started: Instant::now(),
@@ -104,17 +113,21 @@ impl StoreHandle {
         })
     }
 
-    /// Lets a reader catch up.
+    /// Returns a reader's way through the store, without a permit yet.
     pub(crate) fn catch_up(self: &Arc<Self>) -> CatchUp {
         CatchUp {
-            handle: Arc::clone(self),
+            backing: Arc::clone(self),
             permit: self.replay_permits.permit(),
             state: CatchUpState::Idle,
         }
     }
 
-    /// Tells the writer that a log has something for it. Costs next to nothing while it is awake.
+    /// Wakes the writer if it is parked, and otherwise costs one atomic swap.
     pub(crate) fn wake_writer(&self) {
+        // The caller has made its work visible before this swap, and the writer sets the flag
+        // before it looks for work. In the single order of SeqCst one of the two sees the other;
+        // acquire and release would allow both to miss, because `is_damaged` and `sync_failed` are
+        // under no lock.
         if self.is_writer_parked.swap(false, SeqCst)
             && let Some(writer) = self.writer.get()
         {
@@ -122,12 +135,8 @@ impl StoreHandle {
         }
     }
 
-    /// Everything that waits for the writing thread.
-    pub(crate) fn commands(&self) -> MutexGuard<'_, CommandQueue> {
-        lock(&self.commands)
-    }
-
-    /// Whether the store keeps less than it promises: it has failed, or a write takes far too long.
+    /// Returns whether the store does less than it promises: the last write failed, or a write
+    /// takes longer than [`SLOW_WRITE`].
     pub(crate) fn is_degraded(&self) -> bool {
         let since = self.write_began_ms.load(SeqCst);
         let is_slow =
@@ -135,27 +144,32 @@ impl StoreHandle {
         is_slow || self.has_failed.load(SeqCst)
     }
 
-    /// Whether the file is still being checked after an unclean stop.
+    /// Returns whether the file is still being checked after an unclean stop.
     pub(crate) fn is_recovering(&self) -> bool {
         self.is_checking.load(SeqCst)
     }
 
-    /// Notes that a check begins or ends.
+    /// Records that the check begins or ends.
     pub(crate) fn set_checking(&self, is_checking: bool) {
         self.is_checking.store(is_checking, SeqCst);
     }
 
-    /// Notes whether the writer can write.
+    /// Records whether the last write failed.
     pub(crate) fn set_failed(&self, has_failed: bool) {
         self.has_failed.store(has_failed, SeqCst);
     }
 
-    /// Notes that a write begins.
+    /// Returns whether the last write failed, so that the file is closed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(SeqCst)
+    }
+
+    /// Records that a write begins.
     pub(crate) fn begin_write(&self) {
         self.write_began_ms.store(self.elapsed_ms().max(1), SeqCst);
     }
 
-    /// Notes that no write is under way.
+    /// Records that no write is under way.
     pub(crate) fn end_write(&self) {
         self.write_began_ms.store(0, SeqCst);
     }
@@ -164,183 +178,50 @@ impl StoreHandle {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Notes that the file of this generation is damaged; the writer sets it aside, unless it has
-    /// done so already.
-    pub(crate) fn report_damage(&self, generation: u64) {
-        if generation == self.generation() {
-            self.is_damaged.store(true, SeqCst);
-            self.wake_writer();
-        }
-    }
-
-    /// Counts the files there have been.
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation.load(SeqCst)
-    }
-
-    /// Whether somebody has found the file damaged since the last call.
-    pub(crate) fn take_damage(&self) -> bool {
-        self.is_damaged.swap(false, SeqCst)
-    }
-
-    /// Has readers open the file anew. What was found in the old one is of no concern any more.
-    pub(crate) fn mark_replaced(&self) {
-        self.generation.fetch_add(1, SeqCst);
-        self.is_damaged.store(false, SeqCst);
-    }
-
-    /// Where the file is.
-    pub(crate) fn path(&self) -> &PathBuf {
-        &self.path
-    }
-
-    /// Makes the calling thread the writer.
+    /// Makes the calling thread the one that [`LogBacking::wake_writer`] unparks.
     pub(crate) fn register_writer(&self) {
         let _ = self.writer.set(std::thread::current());
     }
 
-    /// Sleeps until there is work, `most` at the longest. `has_work` is asked once more behind the
-    /// sign that it sleeps.
+    /// Parks the writer's thread until there is work, `max_wait` at the longest.
     pub(crate) fn park_until_work(&self, max_wait: Duration, has_work: impl FnOnce() -> bool) {
         self.is_writer_parked.store(true, SeqCst);
+        // Asked once more behind the flag: work that came before the flag was set wakes no thread.
+        // An `unpark` between this look and the park is not lost, it makes the park return at once.
         if !has_work() && !self.is_stopping() {
             std::thread::park_timeout(max_wait);
         }
         self.is_writer_parked.store(false, SeqCst);
     }
 
-    /// Whether orders wait.
-    pub(crate) fn has_pending_work(&self) -> bool {
-        self.is_damaged.load(SeqCst)
-            || self.sync_failed.load(SeqCst)
-            || !lock(&self.commands).is_empty()
-    }
-
-    /// Whether the threads are to end.
+    /// Returns whether the store's threads are to end.
     pub(crate) fn is_stopping(&self) -> bool {
         self.is_stopping.load(SeqCst)
     }
 
-    /// Has every thread end where it stands, as `kill -9` does.
-    #[cfg(test)]
-    pub(crate) fn crash(&self) {
-        self.has_crashed.store(true, SeqCst);
-        self.stop();
-    }
-
-    #[cfg(test)]
-    pub(crate) fn has_crashed(&self) -> bool {
-        self.has_crashed.load(SeqCst)
-    }
-
-    /// Has every thread end.
+    /// Tells every thread of the store to end.
     pub(crate) fn stop(&self) {
         self.is_stopping.store(true, SeqCst);
+        // A thread that has just seen `is_stopping` unset holds this lock until it waits: after the
+        // lock was free once, each thread either has seen the flag or waits for the notification.
         drop(lock(&self.read_queue));
         self.read_queued.notify_all();
         self.stopped.notify_all();
+        // Set so that `wake_writer` unparks in any case: the writer may be about to park.
         self.is_writer_parked.store(true, SeqCst);
         self.wake_writer();
     }
 
-    /// Waits for the threads to be told to end, `most` at the longest, and tells whether they have
-    /// been.
+    /// Waits for [`LogBacking::stop`], `timeout` at the longest, and returns whether it was called.
     pub(crate) fn wait_for_stop(&self, timeout: Duration) -> bool {
         let queue = lock(&self.read_queue);
+        // The lock of the read queue serves this condition variable, too: nothing is read from the
+        // queue.
         let _ = self.stopped.wait_timeout_while(queue, timeout, |_| !self.is_stopping());
         self.is_stopping()
     }
 
-    /// Notes that something has been committed that is not on the disk yet.
-    pub(crate) fn mark_unsynced(&self) {
-        self.is_unsynced.store(true, SeqCst);
-    }
-
-    /// Whether something has been committed since the last call.
-    pub(crate) fn take_unsynced(&self) -> bool {
-        self.is_unsynced.swap(false, SeqCst)
-    }
-
-    /// Notes that commits may not have reached the disk. The writer closes the file: what the
-    /// operating system has dropped by then would count as written if it was synced again.
-    pub(crate) fn report_sync_failure(&self) {
-        self.sync_failed.store(true, SeqCst);
-        self.wake_writer();
-    }
-
-    /// Whether that was noted since the last call.
-    pub(crate) fn take_sync_failure(&self) -> bool {
-        self.sync_failed.swap(false, SeqCst)
-    }
-
-    /// Answers questions until the store is stopped: what a reading thread does.
-    pub(crate) fn serve_reads(&self) {
-        // Opened before anybody asks: while the disk is full, it could not be.
-        let generation = self.generation();
-        let mut reader = StoreReader::open(&self.path).ok().map(|reader| (generation, reader));
-        while let Some(QueuedRead { request, answer, permit_in_use }) = self.next_read() {
-            if answer.is_closed() {
-                continue;
-            }
-            let generation = self.generation();
-            if reader
-                .as_ref()
-                .is_some_and(|(opened_generation, _)| *opened_generation != generation)
-            {
-                reader = None;
-            }
-            let mut chunk = self.read_chunk(&mut reader, generation, &request);
-            for _ in 0..READ_RETRIES {
-                // What is passing, such as a file too many, must not cost a client all that it has
-                // missed.
-                if matches!(&chunk, Err(FileError::Unavailable { .. }))
-                    && generation == self.generation()
-                {
-                    reader = None;
-                    std::thread::sleep(READ_RETRY_DELAY);
-                    chunk = self.read_chunk(&mut reader, generation, &request);
-                }
-            }
-            let chunk = chunk.map_err(|error| {
-                reader = None;
-                self.report_read_failure(&error, generation);
-                StoreUnreadable
-            });
-            drop(permit_in_use); // first, as the next question may follow at once
-            let _ = answer.send(chunk); // who asked may have left
-        }
-    }
-
-    /// Reads with the reader there is, or with a new one.
-    fn read_chunk(
-        &self,
-        reader: &mut Option<(u64, StoreReader)>,
-        generation: u64,
-        request: &ReadRequest,
-    ) -> Result<StoredChunk, FileError> {
-        match reader {
-            Some((_, reader)) => reader.fetch(request),
-            // It may be about to be set aside, or to be told what it lacks.
-            None if self.has_failed.load(SeqCst) => {
-                Err(FileFault::Refused("it is out of order").at(&self.path, "read entries from"))
-            }
-            None => StoreReader::open(&self.path)
-                .and_then(|opened| reader.insert((generation, opened)).1.fetch(request)),
-        }
-    }
-
-    fn report_read_failure(&self, error: &FileError, generation: u64) {
-        let problem = error_chain(error);
-        tracing::error!(
-            problem,
-            "the store cannot be read: streams get a gap instead, webhooks try again"
-        );
-        if matches!(error, FileError::Damaged { .. }) {
-            self.report_damage(generation);
-        }
-    }
-
-    fn next_read(&self) -> Option<QueuedRead> {
+    pub(crate) fn next_read(&self) -> Option<QueuedRead> {
         let mut queue = lock(&self.read_queue);
         loop {
             if self.is_stopping() {
@@ -366,13 +247,13 @@ impl StoreHandle {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Lists: there is no half-done state that a panic could leave behind.
+    // A poisoned lock is used on: a panic cannot leave a queue half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One reader on its way through the store. Asks for one chunk at a time, when it is its turn.
+/// One reader's way through the store: one request at a time, each under the reader's permit.
 pub(crate) struct CatchUp {
-    handle: Arc<StoreHandle>,
+    backing: Arc<LogBacking>,
     permit: ReplayPermit,
     state: CatchUpState,
 }
@@ -384,17 +265,18 @@ enum CatchUpState {
 }
 
 impl CatchUp {
-    /// Wants this next.
+    /// Replaces the current request. The answer to an earlier one is dropped.
     pub(crate) fn request(&mut self, request: ReadRequest) {
         self.state = CatchUpState::AwaitingPermit(request);
     }
 
-    /// The chunk that is wanted, if one is; or the place up to which nothing could be read.
+    /// Polls the current request. Ready with `None` if there is none, with a chunk, or with the
+    /// last position of a range that could not be read.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost between calls. While it waits for its turn, it must be called again every
-    /// now and then.
+    /// Nothing is lost between calls. While [`CatchUp::is_waiting_for_permit`], the caller must
+    /// poll every now and then: a permit that merely falls idle wakes no waiter.
     pub(crate) fn poll_chunk(
         &mut self,
         context: &mut Context<'_>,
@@ -403,7 +285,7 @@ impl CatchUp {
             ready!(self.permit.poll_acquire(context));
             let (through, chunk) = (
                 request.through,
-                self.handle.submit_read(request.clone(), self.permit.begin_use()),
+                self.backing.submit_read(request.clone(), self.permit.begin_use()),
             );
             self.state = CatchUpState::AwaitingChunk { through, chunk };
         }
@@ -416,7 +298,7 @@ impl CatchUp {
         Poll::Ready(Some(result))
     }
 
-    /// Whether it waits for its turn, of which it may not be told.
+    /// Returns whether the reader waits for a permit, whose reclaim does not wake it.
     pub(crate) fn is_waiting_for_permit(&self) -> bool {
         matches!(self.state, CatchUpState::AwaitingPermit(_))
     }
@@ -428,11 +310,6 @@ impl fmt::Debug for CatchUp {
     }
 }
 
-/// How often a question that could not be answered is tried again.
-const READ_RETRIES: u32 = 3;
-
-/// Between two tries.
-const READ_RETRY_DELAY: Duration = Duration::from_millis(50);
-
-/// A write that takes longer than this is trouble, even if it ends well.
+/// Duration from which a write counts as trouble, even if it succeeds in the end. Publishers stop
+/// waiting for a commit then.
 const SLOW_WRITE: Duration = Duration::from_secs(2);

@@ -9,48 +9,73 @@
 
 use std::collections::VecDeque;
 
-/// The state of one log's part of the store.
+use super::id_spans::IdSpan;
+
+/// Durable range of one product's log: which positions the store has, has evicted, or will never
+/// have.
 #[derive(Debug)]
 pub(crate) struct DurableRange {
     /// Number of the product in the store.
     pub(crate) product_number: u32,
-    /// Everything up to here has been taken away by retention.
+    /// Last position that retention has removed.
     pub(crate) evicted_through: u64,
-    /// Everything up to here is on the shelf, evicted or missing.
+    /// Last position that needs no commit any more: all up to here are in the store, evicted or in
+    /// a hole.
     pub(crate) persisted_through: u64,
-    /// Events and gaps on the shelf.
+    /// Events and gaps in the store.
     pub(crate) events: u64,
-    /// Their bytes.
+    /// Bytes of these entries.
     pub(crate) bytes: u64,
-    /// The store's writer has taken everything up to here out of memory.
+    /// Last position that the store's writer has taken out of memory, committed or not.
     pub(crate) claimed_through: u64,
     holes: VecDeque<Hole>,
-    /// The ranges that the store has not been told of: those that end behind this place.
+    /// Holes that end at or before this position are recorded in the file.
     acknowledged_through: u64,
 }
 
-/// Places whose entries are gone although the store should have kept them.
+/// State of one product's log as the file has it.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct PersistedLog {
+    /// Number of the product in the file.
+    pub(crate) product_number: u32,
+    /// Position of the newest entry ever committed or recorded as lost, 0 before the first.
+    pub(crate) newest: u64,
+    /// Last position that retention has removed.
+    pub(crate) evicted_through: u64,
+    /// Rows: events and gaps.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
+    /// Highest epoch of any span there ever was, 0 for none.
+    pub(crate) highest_epoch: u64,
+    /// Spans, by position.
+    pub(crate) spans: Vec<IdSpan>,
+    /// Holes, by their first position.
+    pub(crate) holes: Vec<Hole>,
+}
+
+/// Positions whose entries left memory before the store committed them, or were lost with a file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Hole {
-    /// The first of them.
+    /// First position.
     pub(crate) first: u64,
-    /// The last of them.
+    /// Last position.
     pub(crate) last: u64,
 }
 
-/// What stands behind a place of a shelf.
+/// What stands behind a position of a durable range.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum DurableSegment {
-    /// Entries up to this place can be read.
+    /// Entries up to this position can be read.
     Persisted(u64),
-    /// Everything up to this place has been taken away by retention.
+    /// Retention has removed everything up to this position.
     Evicted(u64),
-    /// Everything up to this place could not be kept.
+    /// Entries up to this position were never persisted, or were lost.
     Hole(u64),
 }
 
 impl DurableRange {
-    /// A shelf as it was found.
+    /// Returns the range as it was found in the file.
     pub(crate) fn new(
         product_number: u32,
         evicted_through: u64,
@@ -69,7 +94,7 @@ impl DurableRange {
         }
     }
 
-    /// What a reader finds behind `place`, which lies before the oldest entry in memory.
+    /// Returns what a reader finds behind `position`, which lies before the oldest entry in memory.
     pub(crate) fn segment_after(&self, position: u64) -> DurableSegment {
         if position < self.evicted_through {
             return DurableSegment::Evicted(self.evicted_through);
@@ -81,8 +106,8 @@ impl DurableRange {
         }
     }
 
-    /// Notes that nothing up to `place` is in memory any more. What the store has not got by now it
-    /// never gets. Tells whether that begins a new range.
+    /// Records that nothing up to `position` is in memory any more: what is not committed by now
+    /// never will be. Returns whether that begins a new hole, which is counted as one gap.
     pub(crate) fn record_memory_eviction(&mut self, position: u64) -> bool {
         if position <= self.persisted_through {
             return false;
@@ -92,8 +117,7 @@ impl DurableRange {
         self.add_hole(first, position)
     }
 
-    /// Notes that these places are lost, which lie behind every range so far. Tells whether that
-    /// begins a new range.
+    /// Adds a hole behind all others, or extends the last one. Returns whether a new hole begins.
     fn add_hole(&mut self, first: u64, last: u64) -> bool {
         match self.holes.back_mut() {
             Some(range) if range.last + 1 >= first => {
@@ -107,8 +131,8 @@ impl DurableRange {
         }
     }
 
-    /// Makes one range of the oldest two and what lies between: that many are a disk that cannot be
-    /// trusted at all.
+    /// Merges the two oldest holes and all between them into one. Only a disk that cannot be
+    /// trusted at all leads to so many; readers of that range are told of one large gap.
     fn merge_oldest_holes(&mut self) -> bool {
         if let (Some(first), Some(second)) = (self.holes.pop_front(), self.holes.front_mut()) {
             second.first = first.first;
@@ -116,13 +140,13 @@ impl DurableRange {
         true
     }
 
-    /// Notes that the store as a whole is gone, and that it can have again only what comes behind
-    /// `memory_evicted_through`. Tells whether anything is lost by that.
+    /// Records that the whole file is lost, and that a new one can have only entries behind
+    /// `memory_evicted_through`. Returns whether entries are lost by that.
     pub(crate) fn record_total_loss(&mut self, memory_evicted_through: u64) -> bool {
         self.holes.clear();
         let is_loss = memory_evicted_through > self.evicted_through;
         if is_loss {
-            // From the first place on: the new file does not know what retention had taken away.
+            // From position 1: the new file does not know what retention had removed.
             self.holes.push_back(Hole { first: 1, last: memory_evicted_through });
         }
         (self.persisted_through, self.claimed_through, self.acknowledged_through) =
@@ -131,33 +155,35 @@ impl DurableRange {
         is_loss
     }
 
-    /// Whether an event at `place`, which is in memory, is in the store, too, or about to be.
+    /// Returns whether an event at `position`, which is in memory, is in the store as well, or
+    /// about to be.
     pub(crate) fn contains(&self, position: u64) -> bool {
         self.evicted_through < position && position <= self.claimed_through
     }
 
-    /// Whether the entry at `place` has been committed, as opposed to waiting for that or being
-    /// lost.
+    /// Returns whether the entry at `position` is committed, as opposed to waiting for that or
+    /// being lost.
     pub(crate) fn has_committed(&self, position: u64) -> bool {
         let in_hole =
             || self.holes.iter().any(|range| (range.first..=range.last).contains(&position));
         position <= self.persisted_through && !in_hole()
     }
 
-    /// The store knows everything up to here.
+    /// Returns the last position up to which the file records all holes.
     pub(crate) fn acknowledged_through(&self) -> u64 {
         self.acknowledged_through
     }
 
-    /// The ranges that the store must be told of.
+    /// Returns the holes that the file does not record yet.
     pub(crate) fn unacknowledged_holes(&self) -> Vec<Hole> {
         self.holes.iter().filter(|range| range.last > self.acknowledged_through).copied().collect()
     }
 
-    /// Notes that the store has committed the entries from `first` through `last`, and knows of the
-    /// ranges before them.
+    /// Records that the entries from `first` through `last` are committed, together with all holes
+    /// before them.
     pub(crate) fn record_commit(&mut self, first: u64, last: u64, events: u64, bytes: u64) {
-        // What left memory while it was being committed is not missing after all.
+        // Entries that left memory during the commit were recorded as a hole; the batch held them,
+        // so they are not lost. The hole is cut to what lies outside the batch.
         while let Some(range) = self.holes.pop_back_if(|range| range.last >= first) {
             let before = Hole { last: range.last.min(first - 1), ..range };
             let after = Hole { first: range.first.max(last + 1), ..range };
@@ -174,7 +200,7 @@ impl DurableRange {
         self.bytes += bytes;
     }
 
-    /// Notes that retention has taken everything up to `through` away.
+    /// Records that retention has removed everything up to `through`.
     pub(crate) fn record_retention(&mut self, through: u64, events: u64, bytes: u64) {
         self.evicted_through = self.evicted_through.max(through);
         self.holes.retain(|range| range.last > through);
@@ -183,7 +209,7 @@ impl DurableRange {
     }
 }
 
-/// Ranges remembered one by one.
+/// Maximum number of holes remembered one by one.
 const MAX_HOLES: usize = 1024;
 
 #[cfg(test)]
@@ -240,7 +266,7 @@ mod tests {
             (10, 20, vec![]),
             (10, 15, vec![]),
             (10, 12, vec![range(13, 15)]),
-            (12, 20, vec![range(10, 11)]), // 10 and 11 were gone before the batch was taken
+            (12, 20, vec![range(10, 11)]), // 10 and 11 were evicted before the batch was taken
             (12, 13, vec![range(10, 11), range(14, 15)]),
             (16, 20, vec![range(10, 15)]),
         ] {

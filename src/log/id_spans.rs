@@ -14,27 +14,27 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::event::EventId;
 
-/// The spans of one log.
+/// Spans of one log.
 #[derive(Debug, Default)]
 pub(crate) struct IdSpans {
-    /// In the order of their places.
+    /// By position.
     spans: VecDeque<IdSpan>,
-    /// The place of each span by its first id.
+    /// First position of each span, by the span's first id.
     by_id: BTreeMap<EventId, u64>,
 }
 
-/// A run of entries whose ids follow one another: the n-th entry after the first has the first's
+/// Run of entries whose ids follow one another: the n-th entry after the first has the first's
 /// sequence plus n.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct IdSpan {
-    /// Place of its first entry.
+    /// Position of the first entry.
     pub(crate) first_position: u64,
-    /// Id of its first entry.
+    /// Id of the first entry.
     pub(crate) first_id: EventId,
 }
 
 impl IdSpan {
-    /// The id right before that of its first entry, if its epoch has one.
+    /// Returns the id right before that of the first entry, if its epoch has one.
     fn id_before(&self) -> Option<EventId> {
         match self.first_id.suffix.checked_sub(1) {
             Some(suffix) => Some(EventId { suffix, ..self.first_id }),
@@ -44,7 +44,7 @@ impl IdSpan {
         }
     }
 
-    /// The id at a place of this span, which must not lie before it.
+    /// Returns the id at a position, which must not lie before this span.
     fn id_at(&self, position: u64) -> EventId {
         EventId {
             sequence: self.first_id.sequence.saturating_add(position - self.first_position),
@@ -53,42 +53,43 @@ impl IdSpan {
     }
 }
 
-/// Where an id stands.
+/// Position of an id in a log.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum IdLookup {
-    /// Here: the id of this place.
+    /// The id of the entry at this position.
     At(u64),
-    /// Between this place and the next one.
+    /// Between this position and the next.
     After(u64),
-    /// Its epoch is that of the newest entry, and it is later than that.
+    /// Later than the newest entry, and of its epoch.
     Ahead,
-    /// Its epoch is known, but only from a later id on, with which the log begins.
+    /// Of a known epoch, but before the first id of it that the log remembers.
     TooOld,
-    /// Its epoch is not known.
+    /// Of an epoch that the log does not know.
     UnknownEpoch,
 }
 
 impl IdSpans {
-    /// The ids of what was kept.
+    /// Returns the spans as they were persisted.
     pub(crate) fn restored(spans: impl IntoIterator<Item = IdSpan>) -> Self {
         let mut ids = Self::default();
         spans.into_iter().for_each(|span| ids.begin_span(span));
         ids
     }
 
-    /// Notes that `id` stands at `position`, behind everything so far.
+    /// Records that the entry at `position`, behind all others, has this id.
     pub(crate) fn append(&mut self, position: u64, id: EventId) {
         let continues_span = self.spans.back().is_some_and(|last| {
             last.first_id.suffix == 0
                 && position > last.first_position
-                && last.id_at(position) == id // an id with a suffix is a span by itself
+                && last.id_at(position) == id // an id with a suffix is a span of its own
         });
         if !continues_span {
             self.begin_span(IdSpan { first_position: position, first_id: id });
         }
     }
 
-    /// Begins a span. One that has no entry yet, because it was only prepared, makes way.
+    /// Begins a span. Replaces a prepared span that has no entry yet: a restart prepares one for
+    /// its epoch, and the upstream may turn out to give the ids.
     pub(crate) fn begin_span(&mut self, span: IdSpan) {
         while let Some(unused) =
             self.spans.pop_back_if(|last| last.first_position >= span.first_position)
@@ -103,8 +104,8 @@ impl IdSpans {
         }
     }
 
-    /// The id at a place, none before the first span remembered. At the place before everything,
-    /// the one before the first entry's where there is such an entry.
+    /// Returns the id at a position, `None` before the oldest span remembered. At position 0 that
+    /// is the id before the first entry's, if its epoch has one.
     pub(crate) fn id_at(&self, position: u64) -> Option<EventId> {
         let first =
             self.spans.iter().take_while(|span| position == 0 && span.first_position <= 1).last();
@@ -114,8 +115,9 @@ impl IdSpans {
         before_first.or_else(|| self.span_at(position).map(|span| span.id_at(position)))
     }
 
-    /// The first place from this one on that has an id to resume from, and the id. Before the first
-    /// span remembered that is the place right before it, under the id right before its first.
+    /// Returns the first position from `position` on that has an id to resume from, and the id.
+    /// Before the oldest span remembered that is the position right before the span, under the id
+    /// right before its first.
     pub(crate) fn first_resumable(&self, position: u64) -> Option<(u64, EventId)> {
         if let Some(id) = self.id_at(position) {
             return Some((position, id));
@@ -127,13 +129,13 @@ impl IdSpans {
         }
     }
 
-    /// The span in which a place lies.
+    /// Returns the span of a position.
     fn span_at(&self, position: u64) -> Option<&IdSpan> {
         let index = self.spans.partition_point(|span| span.first_position <= position);
         self.spans.get(index.checked_sub(1)?)
     }
 
-    /// Where an id stands in a log whose newest entry is at `newest`.
+    /// Returns the position of an id in a log whose newest entry is at `newest`.
     pub(crate) fn find(&self, id: EventId, newest: u64) -> IdLookup {
         let below =
             self.by_id.range(..=id).next_back().filter(|(first, _)| first.epoch == id.epoch);
@@ -161,8 +163,8 @@ impl IdSpans {
         }
     }
 
-    /// The same, for an id that is not before the first of `span` and before the first of any other
-    /// in its epoch.
+    /// Returns the position of an id that is at or behind the first of `span`, and before the first
+    /// of the next span of its epoch.
     fn find_in(&self, span: IdSpan, id: EventId, newest: u64) -> IdLookup {
         let next = self.spans.partition_point(|other| other.first_position <= span.first_position);
         let last = self.spans.get(next).map_or(newest, |next| next.first_position - 1);
@@ -173,7 +175,7 @@ impl IdSpans {
         if span.id_at(position) == id { IdLookup::At(position) } else { IdLookup::After(position) }
     }
 
-    /// Whether an entry with this id, or one of its epoch after it, stands here already.
+    /// Returns whether the log has an entry with this id, or with a later one of the same epoch.
     pub(crate) fn has_passed(&self, id: EventId, newest: u64) -> bool {
         let end_of_epoch = EventId { sequence: u64::MAX, suffix: u32::MAX, ..id };
         let last = self
@@ -189,15 +191,15 @@ impl IdSpans {
         })
     }
 
-    /// The spans that begin within these places.
+    /// Returns the spans that begin within these positions.
     pub(crate) fn spans_between(&self, first: u64, last: u64) -> Vec<IdSpan> {
         let from = self.spans.partition_point(|span| span.first_position < first);
         self.spans.range(from..).take_while(|span| span.first_position <= last).copied().collect()
     }
 }
 
-/// Spans remembered, those of entries long gone included. An id of an older one is answered as
-/// unknown.
+/// Maximum number of spans remembered, spans of evicted entries included. The oldest one is
+/// forgotten first; its ids resolve as unknown from then on.
 const MAX_SPANS: usize = 4096;
 
 #[cfg(test)]
@@ -210,7 +212,7 @@ mod tests {
         EventId::parse(text).unwrap()
     }
 
-    /// The log of the picture above, up to 9-145 at place 144.
+    /// The log that the header draws, up to 9-145 at position 144.
     fn ids() -> IdSpans {
         let mut ids = IdSpans::default();
         ids.begin_span(IdSpan { first_position: 1, first_id: id("7-1") });
@@ -248,7 +250,7 @@ mod tests {
             ("7-40.1", IdLookup::After(40)), // another relay's own entry
             ("9-140.7", IdLookup::After(141)),
             ("9-141", IdLookup::After(141)), // never came here
-            ("7-101", IdLookup::After(100)), // of a life that ended before
+            ("7-101", IdLookup::After(100)), // of an earlier life of the log
             ("9-50", IdLookup::After(100)),
             ("9-146", IdLookup::Ahead),
             ("9-145.1", IdLookup::After(144)),
@@ -329,8 +331,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever ids come, each stands where it was put, and what lies between two stands behind
-        /// the first.
+        /// Every id is found at its position, and an id between two others behind the first.
         #[test]
         fn ids_are_found_where_they_were_put(steps in proptest::collection::vec((0_u64..3, 1_u64..4, 0_u32..2), 1..60)) {
             let mut ids = IdSpans::default();

@@ -1,42 +1,44 @@
-//! The log as the store's writer sees it: hands out each uncommitted entry once, and records
-//! commits.
+//! The log as the store's writer sees it: hands out uncommitted entries, and records commits,
+//! retention and the loss of the file.
 //!
-//! May use: `event`, `store`.
+//! May use: `event`.
 
-use super::{Hole, IdSpan, Log, LogState, durable_range::DurableRange};
-use crate::{
-    event::{Entry, GapReason},
-    store::PersistedLog,
-};
+use super::{Hole, IdSpan, Log, LogState, PersistedLog, durable_range::DurableRange};
+use crate::event::{Entry, GapReason};
 
-/// What the store has not got of one log.
+/// Entries of one log that the store has not committed.
 #[derive(Debug)]
 pub(crate) struct UnpersistedBatch {
     /// Number of the product in the store.
     pub(crate) product_number: u32,
-    /// Place of the first entry.
+    /// Position of the first entry.
     pub(crate) first: u64,
-    /// The entries, in order and without a hole.
+    /// Entries in order, without a missing position.
     pub(crate) entries: Vec<Entry>,
-    /// The spans that begin with one of these entries, or in one of the ranges before them.
+    /// Spans that begin at one of these entries or within one of the holes.
     pub(crate) spans: Vec<IdSpan>,
-    /// The ranges before these entries that the store will never get.
+    /// Holes before these entries that the store has not recorded.
     pub(crate) holes: Vec<Hole>,
 }
 
 impl UnpersistedBatch {
-    /// Place of the last entry; the one before the first if there is none.
+    /// Returns the position of the last entry; the position before the first if there are no
+    /// entries.
     pub(crate) fn last(&self) -> u64 {
         self.first + self.entries.len() as u64 - 1
     }
 }
 
 impl Log {
-    /// The next entries that the store has not got, at most `most` of them.
+    /// Returns the next entries that the store has not committed, at most `max_entries`, or `None`
+    /// if there is nothing to write.
+    ///
+    /// The entries stay in the ring until [`Log::mark_persisted`]: a failed commit is retried from
+    /// there.
     pub(crate) fn next_unpersisted(&self, max_entries: usize) -> Option<UnpersistedBatch> {
         let mut state = self.state();
-        let LogState { ring, ids, durable: shelf, .. } = &mut *state;
-        let durable = shelf.as_mut()?;
+        let LogState { ring, ids, durable, .. } = &mut *state;
+        let durable = durable.as_mut()?;
         let (first, entries) = ring.entries_after(durable.persisted_through, max_entries);
         let holes = durable.unacknowledged_holes();
         if entries.is_empty() && holes.is_empty() {
@@ -49,9 +51,11 @@ impl Log {
             spans: Vec::new(),
             holes,
         };
+        // From here on `erase` counts these entries as the store's: they will be in the file before
+        // the writer executes the erasure's command.
         durable.claimed_through = batch.last();
-        // Those that began in a missing range, too; and the first of all, which may begin before
-        // the first place.
+        // Spans that began within a hole belong to this batch, too. The very first span may begin
+        // at position 0, before the first entry.
         let unacknowledged_from = if durable.acknowledged_through() == 0 {
             0
         } else {
@@ -61,7 +65,7 @@ impl Log {
         Some(batch)
     }
 
-    /// Notes that what [`Log::next_unpersisted`] has given is in the store.
+    /// Records that a batch of [`Log::next_unpersisted`] is committed.
     pub(crate) fn mark_persisted(&self, batch: &UnpersistedBatch) {
         let mut state = self.state();
         let Some(durable) = &mut state.durable else { return };
@@ -73,11 +77,12 @@ impl Log {
             });
         durable.record_commit(batch.first, batch.last(), events, bytes);
         self.metrics.set_store_usage(durable.events, durable.bytes);
+        // Committed entries no longer have the excess that the ring grants to uncommitted ones.
         self.enforce_bounds(&mut state);
         self.notify_persisted(&state);
     }
 
-    /// Notes that retention has taken everything up to `through` out of the store.
+    /// Records that retention has removed everything up to `through` from the store.
     pub(crate) fn mark_retired(&self, through: u64, events: u64, bytes: u64) {
         let mut state = self.state();
         let Some(durable) = &mut state.durable else { return };
@@ -85,7 +90,7 @@ impl Log {
         self.metrics.set_store_usage(durable.events, durable.bytes);
     }
 
-    /// Notes that events of one session have been taken out of the store.
+    /// Records that an erasure has removed events from the store.
     pub(crate) fn mark_erased(&self, events: u64, bytes: u64) {
         let mut state = self.state();
         let Some(durable) = &mut state.durable else { return };
@@ -94,29 +99,37 @@ impl Log {
         self.metrics.set_store_usage(durable.events, durable.bytes);
     }
 
-    /// Whether a file that has this of the log is the one that the log knows. If so, the log goes
-    /// by the file from now on: it may have got a commit, or have lost what is too old, although
-    /// that was reported as failed.
-    pub(crate) fn reconcile_with(&self, kept: PersistedLog) -> bool {
+    /// Returns whether a reopened file is the one that the log knows. If so, the log adopts the
+    /// file's state: a commit, or a step of retention, may have succeeded although it was reported
+    /// as failed.
+    ///
+    /// A file with another product number, or with less than the store has acknowledged, is another
+    /// file.
+    pub(crate) fn reconcile_with(&self, persisted: PersistedLog) -> bool {
         let mut state = self.state();
         let memory_evicted_through = state.ring.evicted_through();
         let Some(durable) = &mut state.durable else { return true };
-        if durable.product_number != kept.product_number
-            || kept.newest < durable.acknowledged_through()
+        if durable.product_number != persisted.product_number
+            || persisted.newest < durable.acknowledged_through()
         {
             return false;
         }
-        let evicted_through = durable.evicted_through.max(kept.evicted_through);
-        *durable = DurableRange::new(kept.product_number, evicted_through, kept.newest, kept.holes);
-        durable.record_memory_eviction(memory_evicted_through); // counted when it went
-        (durable.events, durable.bytes) = (kept.events, kept.bytes);
+        let evicted_through = durable.evicted_through.max(persisted.evicted_through);
+        *durable = DurableRange::new(
+            persisted.product_number,
+            evicted_through,
+            persisted.newest,
+            persisted.holes,
+        );
+        durable.record_memory_eviction(memory_evicted_through); // counted as a gap when it happened
+        (durable.events, durable.bytes) = (persisted.events, persisted.bytes);
         self.metrics.set_store_usage(durable.events, durable.bytes);
         self.notify_persisted(&state);
         true
     }
 
-    /// Notes that the store's file is lost. Returns the first place that the new one can have, and
-    /// the spans up to there.
+    /// Records that the store's file is lost. Returns the first position that the new file can
+    /// have, and the spans up to there.
     pub(crate) fn mark_store_lost(&self, product_number: u32) -> (u64, Vec<IdSpan>) {
         let mut state = self.state();
         let memory_evicted_through = state.ring.evicted_through();
@@ -128,23 +141,23 @@ impl Log {
             self.metrics.set_store_usage(0, 0);
             self.notify_persisted(&state);
         }
-        // A later one comes with its first entry: alone, it would outlive this life of the log in
-        // the file.
+        // A later span comes with its first entry: without one, it would outlive this life of the
+        // log in the file.
         (memory_evicted_through + 1, state.ids.spans_between(0, memory_evicted_through + 1))
     }
 
-    /// Number of the product in the store.
+    /// Returns the number of the product in the store, 0 without a store.
     pub(crate) fn product_number(&self) -> u32 {
-        self.state().durable.as_ref().map_or(0, |shelf| shelf.product_number)
+        self.state().durable.as_ref().map_or(0, |durable| durable.product_number)
     }
 
-    /// Entries that the store has not got.
+    /// Returns the number of entries that the store has not committed.
     pub(crate) fn backlog(&self) -> u64 {
         let state = self.state();
         state.ring.newest_position().saturating_sub(state.persisted_through())
     }
 
-    /// The place up to which nothing is in memory any more.
+    /// Returns the last position that is no longer in memory.
     pub(crate) fn memory_evicted_through(&self) -> u64 {
         self.state().ring.evicted_through()
     }

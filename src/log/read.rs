@@ -1,20 +1,21 @@
 //! The log as its readers see it: finds the position of an id, and reads what follows a position.
 //!
-//! May use: `event`, `store`.
+//! May use: `event`.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
-    Log, LogState, Numbering, ReadLimits, durable_range::DurableSegment, id_spans::IdLookup, ring,
+    Log, LogState, Numbering, ReadLimits,
+    backing::{LogBacking, ReadRequest},
+    durable_range::DurableSegment,
+    id_spans::IdLookup,
+    ring,
 };
-use crate::{
-    event::{Entry, EventId, Gap, GapReason, Scope, StartPosition},
-    store::{ReadRequest, StoreHandle},
-};
+use crate::event::{Entry, EventId, Gap, GapReason, Scope, StartPosition};
 
 impl Log {
-    /// Gives a reader at `place` what it sees next: entries that `scope` admits, in order and
-    /// within `limits`, behind those in `handover`; or says where to find it.
+    /// Reads what follows `position`: entries that `scope` admits, in order and within `limits`,
+    /// appended to `read_buffer`; or says where to find them.
     pub(crate) fn read_after(
         &self,
         position: u64,
@@ -29,7 +30,7 @@ impl Log {
             }
             ring::RingRead::Evicted => state.ring.evicted_through(),
         };
-        let (Some(durable), Some(store)) = (&state.durable, &self.store) else {
+        let (Some(durable), Some(store)) = (&state.durable, &self.backing) else {
             return ReadOutcome::Lost { reason: GapReason::Evicted, lost_through: evicted_through };
         };
         match durable.segment_after(position) {
@@ -53,8 +54,8 @@ impl Log {
         }
     }
 
-    /// Where a reader who asks for `start` stands. While `may_wait` is set, one whose id a relay
-    /// behind a relay may still get stands nowhere yet.
+    /// Returns the position at which a reader that asks for `start` begins. With `may_wait`, an id
+    /// that the log's upstream may still send is [`ResolvedStart::NotYetKnown`] instead of a loss.
     pub(crate) fn resolve_start(&self, start: &StartPosition, may_wait: bool) -> ResolvedStart {
         let state = self.state();
         let oldest = state.evicted_through();
@@ -71,7 +72,8 @@ impl Log {
         match (found, state.numbering) {
             (IdLookup::At(position), _) => ResolvedStart::After(position),
             (IdLookup::After(position), Numbering::Upstream) => ResolvedStart::After(position),
-            // Given by a relay behind this one.
+            // An id with a suffix names an own entry of a relay that follows this log; its clients
+            // continue behind the entry that the suffix was added to.
             (IdLookup::After(position), _)
                 if id.suffix > 0
                     && state.ids.id_at(position) == Some(EventId { suffix: 0, ..id }) =>
@@ -92,15 +94,14 @@ impl Log {
         }
     }
 
-    /// The notice for someone who came with an id that is not of this log: it stands before the
-    /// oldest entry kept.
+    /// Returns the gap for an id that is not of this log. It stands before the oldest entry kept.
     fn unknown_id_gap(&self, state: &LogState, after: Option<EventId>) -> Gap {
         self.metrics.record_gap(GapReason::UnknownId);
         self.gap_through(state, GapReason::UnknownId, after, state.evicted_through())
     }
 
-    /// The notice for a reader whose next entries up to `lost_through` are gone; `after` is the
-    /// last id it has, if any. It goes on behind the notice's place.
+    /// Returns the gap for a reader whose next entries up to `lost_through` are gone; `after` is
+    /// the last id that the reader has, if any. The reader continues behind the gap's position.
     pub(crate) fn lost_gap(
         &self,
         reason: GapReason,
@@ -108,19 +109,19 @@ impl Log {
         lost_through: u64,
     ) -> Gap {
         if reason == GapReason::Evicted {
-            self.metrics.record_gap(reason); // others are counted once, where they arise
+            self.metrics.record_gap(reason); // gaps for other reasons are counted once, where they arise
         }
         self.gap_through(&self.state(), reason, after, lost_through)
     }
 
-    /// Counts that a reader was told of a gap because the store could not be read.
+    /// Counts a gap that a reader got because the store could not be read.
     pub(crate) fn count_unreadable(&self) {
         self.metrics.record_gap(GapReason::NotKept);
     }
 
-    /// The notice that everything up to `position` is gone. Where nobody remembers the id of that
-    /// place any more, it reaches up to one that has an id: who came back with any other would get
-    /// the notice, and what follows it, again and again.
+    /// Returns the gap that says everything up to `position` is gone. If that position has no id
+    /// any more, the gap reaches up to the next one that has: a client that resumed with an id that
+    /// does not resolve would get the gap and all that follows it again and again.
     fn gap_through(
         &self,
         state: &LogState,
@@ -141,54 +142,54 @@ impl Log {
         }
     }
 
-    /// A gap of this log as it is announced now: with the id after it, if there is one by now.
+    /// Returns a gap of this log with the id after it, if there is one by now.
     pub(crate) fn with_next_id(&self, gap: &Gap) -> Gap {
         Gap { before: self.state().id_after(gap.position), ..gap.clone() }
     }
 }
 
-/// Where a reader begins.
+/// Position at which a reader begins.
 #[derive(Debug)]
 pub(crate) enum ResolvedStart {
-    /// With what comes from now on.
+    /// Behind the newest entry.
     Now,
-    /// It has seen everything up to this place.
+    /// Behind this position: the reader has everything up to here.
     After(u64),
-    /// It wants whatever is kept, which at this moment begins behind this place.
+    /// Behind this position, which at this moment is the one before the oldest entry kept.
     BeforeOldest(u64),
-    /// What follows its id is not here: first this notice, then whatever is kept behind the
-    /// notice's place.
+    /// Behind a loss: first this gap, then the entries behind the gap's position.
     Lost(Gap),
-    /// Its id is not here yet, but may come.
+    /// Not decided: the id is not here yet, but may come.
     NotYetKnown,
 }
 
-/// What a reader finds behind its place.
+/// Result of a read behind a position.
 #[derive(Debug)]
 pub(crate) enum ReadOutcome {
-    /// It has now been given, or may not see, everything up to `read_through`.
+    /// Entries were appended to the caller's buffer.
     Entries {
-        /// The place it has come to.
+        /// Last position that the reader has been given, or that its scope hides.
         read_through: u64,
-        /// Nothing behind that was in the log.
+        /// Whether the log had nothing behind `read_through`.
         reached_end: bool,
     },
-    /// What comes next is in the store.
+    /// The next entries are in the store alone.
     InStore {
-        /// Where to ask.
-        store: Arc<StoreHandle>,
-        /// For what.
+        /// Store to ask.
+        store: Arc<LogBacking>,
+        /// Request to submit.
         request: ReadRequest,
     },
-    /// Everything up to `lost_through` is gone.
+    /// The next entries are gone.
     Lost {
-        /// Why.
+        /// Cause of the loss.
         reason: GapReason,
-        /// The last place that is gone.
+        /// Last position that is gone.
         lost_through: u64,
     },
 }
 
-/// The upstream's first answer tells whether it is a relay, whose ids may still come. One that has
-/// not answered for so long after the start does not hold up those who come with an id.
+/// Time after the start during which an undecided numbering makes clients with an unknown id wait.
+/// The upstream's first answer decides it; an upstream that does not answer must not hold clients
+/// up longer.
 const NUMBERING_DECISION_TIMEOUT: Duration = Duration::from_secs(3);

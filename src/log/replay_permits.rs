@@ -18,7 +18,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The turns there are.
+/// Pool of permits, and the queue for them.
 #[derive(Debug)]
 pub(crate) struct ReplayPermits {
     capacity: usize,
@@ -28,29 +28,30 @@ pub(crate) struct ReplayPermits {
 #[derive(Debug, Default)]
 struct PermitQueue {
     last_number: u64,
-    /// Who has a turn, and since when it lies idle; none while a question is out.
+    /// Number of each reader with a permit, and since when the permit is idle; `None` while a read
+    /// is under way.
     held: BTreeMap<u64, Option<Instant>>,
-    /// Who waits, in the order they came.
+    /// Wakers of waiting readers, by number: numbers only grow, so this is the order of arrival.
     waiting: BTreeMap<u64, Waker>,
-    /// When idle turns were last looked for.
+    /// Time of the last scan for idle permits.
     last_reclaim: Option<Instant>,
-    /// Turns that were looked at.
+    /// Permits examined by scans.
     #[cfg(test)]
     visited: usize,
 }
 
 impl ReplayPermits {
-    /// Turns for `capacity` readers at one time.
+    /// Returns a pool for `capacity` readers at a time, and at least one.
     pub(crate) fn new(capacity: usize) -> Arc<Self> {
         Arc::new(Self { capacity: capacity.max(1), queue: Mutex::default() })
     }
 
-    /// A ticket for the queue; nobody stands in it yet.
+    /// Returns a handle for one reader, which does not stand in the queue yet.
     pub(crate) fn permit(self: &Arc<Self>) -> ReplayPermit {
         ReplayPermit { number: NOT_QUEUED, pool: Arc::clone(self) }
     }
 
-    /// Notes since when the turn of this number lies idle, if there still is one.
+    /// Sets since when the permit of this number is idle, unless it has been reclaimed.
     fn set_idle_since(&self, number: u64, idle: Option<Instant>) {
         if let Some(idle_since) = self.queue().held.get_mut(&number) {
             *idle_since = idle;
@@ -58,14 +59,15 @@ impl ReplayPermits {
     }
 
     fn queue(&self) -> MutexGuard<'_, PermitQueue> {
-        // A queue is whole after every statement: a panic elsewhere does not spoil it.
+        // A poisoned lock is used on: the queue is consistent after every statement.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl PermitQueue {
-    /// Takes back the turns that lie idle. Everybody who waits calls this every now and then: once
-    /// in a while is enough.
+    /// Reclaims permits that have been idle for [`REPLAY_PERMIT_IDLE_TIMEOUT`]. Every waiting
+    /// reader calls this at each poll, so the scan is skipped if the last one is less than a
+    /// quarter of the time-out old: the work does not grow with the number of waiting readers.
     fn reclaim_idle(&mut self, now: Instant) {
         if self
             .last_reclaim
@@ -83,7 +85,8 @@ impl PermitQueue {
         });
     }
 
-    /// Gives the turns that are free to those who have waited longest, who are to be woken.
+    /// Hands free permits to the readers that have waited longest, and returns their wakers. The
+    /// caller wakes them after it has released the lock.
     fn grant(&mut self, capacity: usize, now: Instant) -> Vec<Waker> {
         let mut granted = Vec::new();
         while self.held.len() < capacity
@@ -95,7 +98,8 @@ impl PermitQueue {
         granted
     }
 
-    /// Whether the ticket of this number, which gets a new one when it joins the queue, has a turn.
+    /// Returns whether the reader of this number has a permit. Gives it a new number, at the end of
+    /// the queue, if it neither has one nor waits.
     fn try_acquire(
         &mut self,
         number: &mut u64,
@@ -121,19 +125,19 @@ impl PermitQueue {
     }
 }
 
-/// One reader's place among all; given up when dropped.
+/// One reader's handle to the pool. Dropping it returns the permit, or leaves the queue.
 #[derive(Debug)]
 pub(crate) struct ReplayPermit {
-    /// Given when it joins the queue, and again when it has lost its turn.
+    /// Assigned when the reader joins the queue, and again after its permit was reclaimed.
     number: u64,
     pool: Arc<ReplayPermits>,
 }
 
 impl ReplayPermit {
-    /// Waits for the turn, or keeps it.
+    /// Acquires a permit, or marks the one that the reader has as used just now.
     ///
-    /// The waker is called when there is a turn for it. Turns that are merely not used any more
-    /// show at the next call.
+    /// The waker is called when a permit is handed to this reader. A permit that another reader
+    /// leaves idle is noticed only at a later poll of a waiting reader.
     pub(crate) fn poll_acquire(&mut self, context: &Context<'_>) -> Poll<()> {
         let (now, capacity) = (Instant::now(), self.pool.capacity);
         let mut queue = self.pool.queue();
@@ -144,6 +148,7 @@ impl ReplayPermit {
         let mut granted = Vec::new();
         if queue.held.len() >= capacity {
             queue.reclaim_idle(now);
+            // Permits just reclaimed go to waiting readers before this one may take any.
             granted = queue.grant(capacity, now);
         }
         let is_acquired = queue.try_acquire(&mut self.number, capacity, now, context.waker());
@@ -152,8 +157,8 @@ impl ReplayPermit {
         if is_acquired { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Notes that a question is put: until what is returned is dropped, the turn is in use. There
-    /// is one at a time.
+    /// Marks the permit as in use until the returned guard is dropped. A reader has one read under
+    /// way at most.
     pub(crate) fn begin_use(&self) -> PermitInUse {
         self.pool.set_idle_since(self.number, None);
         PermitInUse { number: self.number, pool: Arc::clone(&self.pool) }
@@ -171,8 +176,8 @@ impl Drop for ReplayPermit {
     }
 }
 
-/// A question that is out. It goes with the question, not with the reader, who may not look for the
-/// answer for a long time.
+/// Guard of a read under way. It travels with the request, not with the reader, which may not look
+/// at the answer for a long time.
 #[derive(Debug)]
 pub(crate) struct PermitInUse {
     number: u64,
@@ -185,10 +190,11 @@ impl Drop for PermitInUse {
     }
 }
 
-/// The number of whoever has not joined the queue yet.
+/// Number of a reader that has not joined the queue yet; numbers begin at 1.
 const NOT_QUEUED: u64 = 0;
 
-/// How long a turn may lie idle.
+/// Time for which a permit may be idle. A reader whose socket has stalled delays the queue by this
+/// at most.
 const REPLAY_PERMIT_IDLE_TIMEOUT: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
@@ -215,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_others_wait_in_the_order_they_came() {
+    async fn readers_beyond_the_limit_wait_in_order_of_arrival() {
         let (pool, wakes) = (ReplayPermits::new(2), Arc::new(WakeCounter::default()));
         let mut permits: Vec<_> = (0..5).map(|_| pool.permit()).collect();
         let acquired_now = |permits: &mut [ReplayPermit]| {
@@ -224,16 +230,16 @@ mod tests {
         assert_eq!(acquired_now(&mut permits), [true, true, false, false, false]);
         assert_eq!(acquired_now(&mut permits), [true, true, false, false, false]);
         drop(permits.remove(0));
-        assert_eq!(wakes.0.load(SeqCst), 1, "the next is told");
-        assert!(!acquires(&mut permits[3], &wakes), "and nobody else gets ahead");
+        assert_eq!(wakes.0.load(SeqCst), 1, "the next reader is woken");
+        assert!(!acquires(&mut permits[3], &wakes), "and no other reader gets ahead");
         assert_eq!(acquired_now(&mut permits), [true, true, false, false]);
-        drop(permits.remove(2)); // who leaves the queue holds nobody up
+        drop(permits.remove(2)); // a reader that leaves the queue delays no other
         drop(permits.remove(0));
         assert_eq!(acquired_now(&mut permits), [true, true]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_use_its_permit_loses_it() {
+    async fn an_idle_permit_is_reclaimed() {
         let (pool, wakes) = (ReplayPermits::new(1), Arc::new(WakeCounter::default()));
         let (mut stalled, mut other) = (pool.permit(), pool.permit());
         assert!(acquires(&mut stalled, &wakes) && !acquires(&mut other, &wakes));
@@ -254,19 +260,19 @@ mod tests {
         assert!(!acquires(&mut other, &wakes));
         drop(in_use);
         tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT / 2).await;
-        assert!(!acquires(&mut other, &wakes), "from the answer on, it has as long as ever");
-        assert!(acquires(&mut patient, &wakes), "and may ask again");
+        assert!(!acquires(&mut other, &wakes), "the idle time begins with the answer");
+        assert!(acquires(&mut patient, &wakes), "and the reader may ask again");
         drop(patient.begin_use());
-        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await; // it does not look for the answer
+        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await; // the reader does not look at the answer
         assert!(acquires(&mut other, &wakes));
         let in_use = other.begin_use();
         drop(other);
         drop(in_use);
-        assert!(acquires(&mut patient, &wakes), "an answer that nobody waits for takes no turn");
+        assert!(acquires(&mut patient, &wakes), "an answer without a reader takes no permit");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_permit_is_not_kept_for_one_that_waits_but_does_not_come() {
+    async fn a_permit_is_not_kept_for_a_waiting_reader_that_does_not_poll() {
         let (pool, wakes) = (ReplayPermits::new(1), Arc::new(WakeCounter::default()));
         let (mut first, mut stalled, mut last) = (pool.permit(), pool.permit(), pool.permit());
         assert!(
@@ -276,13 +282,13 @@ mod tests {
         );
         drop(first);
         assert_eq!(wakes.0.load(SeqCst), 1);
-        assert!(!acquires(&mut last, &wakes), "it is the other's");
+        assert!(!acquires(&mut last, &wakes), "the permit is the other reader's");
         tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await;
         assert!(acquires(&mut last, &wakes) && !acquires(&mut stalled, &wakes));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn twenty_thousand_that_wait_look_at_little_more_than_one_does() {
+    async fn twenty_thousand_waiting_readers_scan_little_more_than_one_does() {
         const CAPACITY: usize = 64;
         let (pool, wakes) = (ReplayPermits::new(CAPACITY), Arc::new(WakeCounter::default()));
         let mut permits: Vec<_> = (0..20_000).map(|_| pool.permit()).collect();
@@ -294,14 +300,14 @@ mod tests {
             assert_eq!(
                 (acquired, pool.queue().visited),
                 (CAPACITY, CAPACITY * (round + 1)),
-                "one look for all"
+                "one scan for all"
             );
             tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT / 4).await;
         }
         permits.drain(..CAPACITY);
-        assert_eq!(wakes.0.load(SeqCst), CAPACITY, "nobody is woken for nothing");
+        assert_eq!(wakes.0.load(SeqCst), CAPACITY, "no reader is woken in vain");
         assert!(permits[..CAPACITY].iter_mut().all(|permit| acquires(permit, &wakes)));
-        permits.reverse(); // those who leave the queue cost it no more
+        permits.reverse(); // readers that leave the queue cost no more scans
         permits.truncate(CAPACITY);
         assert_eq!(pool.queue().waiting.len(), 0);
         assert_eq!(pool.queue().visited, CAPACITY * 10);

@@ -13,8 +13,12 @@
 //!
 //! May use: `error_chain`, `event`, `log`, `metrics`.
 
-pub(crate) mod commands;
-pub(crate) mod reader;
+mod check;
+mod commands;
+mod handle;
+mod reader;
+mod reader_pool;
+mod requests;
 pub(crate) mod sqlite;
 mod syncer;
 #[cfg(test)]
@@ -33,43 +37,45 @@ use std::{
 };
 
 use self::{
-    reader::StoreReader,
     sqlite::{AppendBatch, FileError, IN_MEMORY_PATH, StoreFile, SyncMode},
     writer::StoreWriter,
 };
 use crate::{
     error_chain::error_chain,
     event::ProductId,
-    log::{Log, MemoryBounds, epoch_after, first_span_of_epoch},
+    log::{Log, MemoryBounds, PersistedLog, epoch_after, first_span_of_epoch},
     metrics::Metrics,
 };
 
-pub(crate) use self::reader::ReadRequest;
-pub(crate) use self::sqlite::PersistedLog;
+pub(crate) use self::commands::StoreUnwritable;
+pub(crate) use self::handle::StoreHandle;
 pub(crate) use self::webhook_rows::{
     DeadLetterSelection, DeadLetterState, DeliveryChange, OwedDelivery, StoredWebhook,
     WebhookChanges, WebhookNotice, WebhookNotices, WebhookRegistration,
 };
-pub(crate) use crate::log::backing::{CatchUp, StoreHandle, StoreUnreadable, StoreUnwritable};
+pub(crate) use crate::log::backing::StoreUnreadable;
 
-/// Where the store is and how much it keeps.
+/// Location of the store, and how much it keeps.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreSettings {
-    /// The directory, which belongs to one process.
+    /// Directory of the file and its lock; it belongs to one process.
     pub(crate) directory: PathBuf,
-    /// How long an event is kept.
+    /// Time for which an event is kept.
     pub(crate) retention: Duration,
-    /// Bytes of the file that may be in use, beside dead letters.
+    /// Bytes of the file that may be in use, dead letters not counted.
     pub(crate) retention_bytes: u64,
-    /// How long a dead letter is kept.
+    /// Time for which a dead letter is kept.
     pub(crate) dead_letter_retention: Duration,
-    /// Bytes of the file that dead letters may take, beside the others.
+    /// Bytes of the file that dead letters may take, counted separately.
     pub(crate) dead_letter_bytes: u64,
-    /// Readers at one time.
+    /// Maximum number of readers at a time.
     pub(crate) max_concurrent_replays: usize,
 }
 
-/// A store at work. Holds the directory until it is dropped.
+/// A running store. Holds the directory's lock until it is dropped.
+///
+/// `threads` ends before the writer is closed: the last connection to the file moves the
+/// write-ahead log into it.
 #[derive(Debug)]
 pub(crate) struct Store {
     handle: Arc<StoreHandle>,
@@ -80,13 +86,13 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens the store, or begins one, and goes on with the log of each product. A damaged file is
-    /// set aside.
+    /// Opens the store, or begins one, and continues the log of each product. A damaged file is set
+    /// aside.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be used, belongs to another process, or holds a file that is not
-    /// ours, and when there are no threads to be had.
+    /// When the directory cannot be used, belongs to another process, or holds a file of another
+    /// application, and when no thread can be started.
     pub(crate) fn open(
         settings: StoreSettings,
         bounds: MemoryBounds,
@@ -109,14 +115,14 @@ impl Store {
             .map_err(|source| StoreError::File { path: path.clone(), source: Box::new(source) })?;
         let handle = StoreHandle::new(path, settings.max_concurrent_replays);
         let log = |(product, persisted, epoch): ReservedProduct| {
-            let (handle, metrics) = (Arc::clone(&handle), metrics.log(&product));
+            let (backing, metrics) = (Arc::clone(handle.backing()), metrics.log(&product));
             Arc::new(Log::restored(
                 product,
                 bounds,
                 persisted,
                 epoch,
                 is_replacement,
-                handle,
+                backing,
                 metrics,
             ))
         };
@@ -135,8 +141,8 @@ impl Store {
         Ok((store, logs))
     }
 
-    /// A store for webhooks alone, which ends with the process: the logs keep themselves, and it
-    /// keeps nothing of them. The settings' directory is not looked at.
+    /// Starts a store for webhooks alone, which ends with the process. It persists nothing of the
+    /// logs, and `settings.directory` is not used.
     ///
     /// # Errors
     ///
@@ -157,7 +163,7 @@ impl Store {
         Ok(store)
     }
 
-    /// The webhooks that were kept, with what is owed to them, for the first who asks.
+    /// Returns the webhooks that were persisted, with what they are owed, to the first caller.
     pub(crate) fn take_webhooks(&mut self) -> Vec<StoredWebhook> {
         mem::take(&mut self.webhooks)
     }
@@ -165,8 +171,8 @@ impl Store {
     fn start(&mut self, writer: StoreWriter, was_left_open: bool) -> Result<(), StoreError> {
         if was_left_open {
             tracing::warn!("the store was not closed in order; it is being checked");
-            self.handle.set_checking(true);
-            self.spawn("log-check", check_file)?;
+            self.handle.backing().set_checking(true);
+            self.spawn("log-check", check::run)?;
         }
         for _ in 0..READER_THREADS {
             self.spawn("log-reader", StoreHandle::serve_reads)?;
@@ -192,21 +198,23 @@ impl Store {
         Ok(())
     }
 
-    /// Ends as `kill -9` would end it.
+    /// Ends the store as `kill -9` would.
     #[cfg(test)]
     pub(crate) fn crash(&self) {
         self.handle.crash();
     }
 
-    /// What others need of it.
+    /// Returns the handle that other modules use.
     pub(crate) fn handle(&self) -> &Arc<StoreHandle> {
         &self.handle
     }
 }
 
 impl Drop for Store {
-    /// Keeps what is not kept yet, closes the file, and ends the threads. Blocks until that is
-    /// done.
+    /// Commits the backlog, ends the threads and closes the file. Blocks until that is done.
+    ///
+    /// The order matters: readers and syncer close their connections first, so the writer's is the
+    /// last, which moves the write-ahead log into the file.
     fn drop(&mut self) {
         self.handle.stop();
         for thread in self.threads.drain(..) {
@@ -223,7 +231,7 @@ impl Drop for Store {
     }
 }
 
-/// Opens the file, and reserves an epoch for each product: on disk before its first id is shown.
+/// Opens the file, and reserves an epoch for each product.
 fn open_file(
     path: &Path,
     products: &[ProductId],
@@ -238,7 +246,10 @@ fn open_file(
     Ok((file, restored, webhooks))
 }
 
-/// What the file has of a product, and an epoch for it, which is on the disk.
+/// Returns what the file has of a product, and a new epoch for it.
+///
+/// The epoch is synced to the disk before its first id is shown: an id that was shown and then lost
+/// in a power cut is never given to another event.
 fn reserve_epoch(
     file: &mut StoreFile,
     product: &ProductId,
@@ -258,7 +269,8 @@ fn reserve_epoch(
     Ok((persisted, epoch))
 }
 
-/// The webhooks of these products. The others wait in the file for theirs to be configured again.
+/// Returns the webhooks of these products. The others stay in the file until their product is
+/// configured again.
 fn retain_configured(stored: Vec<StoredWebhook>, products: &[ProductId]) -> Vec<StoredWebhook> {
     let (configured, orphaned): (Vec<_>, Vec<_>) =
         stored.into_iter().partition(|webhook| products.contains(&webhook.product));
@@ -268,10 +280,11 @@ fn retain_configured(stored: Vec<StoredWebhook>, products: &[ProductId]) -> Vec<
     configured
 }
 
-/// A product, what the file has of it, and the epoch reserved for it.
+/// Product, what the file has of it, and the epoch reserved for it.
 type ReservedProduct = (ProductId, PersistedLog, u64);
 
-/// Makes this process the only one that uses the directory.
+/// Locks the directory for this process. The operating system releases the lock when the process
+/// ends, however it ends.
 fn lock_directory(directory: &Path) -> Result<fs::File, StoreError> {
     let path = directory.join(LOCK_NAME);
     let unusable = |source| StoreError::Directory { directory: directory.to_owned(), source };
@@ -291,7 +304,7 @@ fn lock_directory(directory: &Path) -> Result<fs::File, StoreError> {
     }
 }
 
-/// Moves a damaged file out of the way, for whoever may want to save something from it.
+/// Renames a damaged file and keeps all its bytes, so that an operator may recover events from it.
 fn set_aside(path: &Path, damage: &str) -> io::Result<()> {
     let kept_as = StoreFile::set_aside(path, unix_ms())?;
     tracing::error!(
@@ -303,76 +316,42 @@ fn set_aside(path: &Path, damage: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn check_file(handle: &StoreHandle) {
-    let generation = handle.generation();
-    let checked = StoreReader::open(handle.path()).and_then(|reader| {
-        let interrupt = reader.interrupt_handle();
-        thread::scope(|scope| {
-            let (done, watch) = std::sync::mpsc::channel::<()>();
-            scope.spawn(move || {
-                while watch.recv_timeout(STOP_POLL_INTERVAL)
-                    == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
-                {
-                    if handle.is_stopping() {
-                        interrupt.interrupt();
-                    }
-                }
-            });
-            let checked = reader.check();
-            drop(done);
-            checked
-        })
-    });
-    match checked {
-        Ok(()) => tracing::info!("the store is whole"),
-        Err(_) if handle.is_stopping() => {}
-        Err(FileError::Damaged { source, .. }) => {
-            tracing::error!(damage = %source, "the check has found damage");
-            handle.report_damage(generation);
-        }
-        Err(error) => {
-            tracing::error!(problem = error_chain(&error), "the store could not be checked");
-        }
-    }
-    handle.set_checking(false);
-}
-
 fn unix_ms() -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Why there is no store.
+/// Reason for which there is no store.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// The directory cannot be made, locked or written.
+    /// The directory cannot be created, locked or written.
     #[error("log.data_dir: cannot use {}", directory.display())]
     Directory {
-        /// The directory.
+        /// Path of the directory.
         directory: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// Another process has the directory.
+    /// Another process holds the directory's lock.
     #[error("log.data_dir: {} is in use by another autoplay-relay; give each its own directory", directory.display())]
     Locked {
-        /// The directory.
+        /// Path of the directory.
         directory: PathBuf,
     },
     /// The file cannot be opened.
     #[error("log.data_dir: cannot open {}; it needs to be readable, writable, and some MiB of room", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: Box<FileError>,
     },
-    /// There is no room for webhooks in memory.
+    /// There is no memory for the webhooks' outbox.
     #[error("cannot set up the webhooks' outbox in memory")]
     Memory(#[source] Box<FileError>),
-    /// The operating system gives no thread.
+    /// The operating system starts no thread.
     #[error("cannot start the store's threads")]
     Thread(#[source] io::Error),
 }
@@ -381,8 +360,6 @@ const FILE_NAME: &str = "relay.db";
 
 const LOCK_NAME: &str = "relay.lock";
 
-/// Enough to keep a disk busy; more would take the processors from live delivery.
+/// Number of reader threads: enough to keep a disk busy; more would take processors from live
+/// delivery.
 const READER_THREADS: usize = 2;
-
-/// How often a check looks whether the relay is leaving.
-const STOP_POLL_INTERVAL: Duration = Duration::from_millis(100);

@@ -8,16 +8,19 @@
 //! SQLite itself would do both within some commit, and every event of that moment would wait for
 //! the disk.
 //!
-//! May use: `error_chain`, `log`.
+//! May use: `error_chain`.
 
 use std::{fs, io, time::Duration};
 
-use super::sqlite::{self, FileError, StoreFile};
-use crate::{error_chain::error_chain, log::backing::StoreHandle};
+use super::{
+    handle::StoreHandle,
+    sqlite::{self, FileError, StoreFile},
+};
+use crate::error_chain::error_chain;
 
-/// Syncs until the store is stopped.
+/// Syncs once a second until the store is stopped.
 pub(super) fn run(handle: &StoreHandle) {
-    while !handle.wait_for_stop(SYNC_INTERVAL) {
+    while !handle.backing().wait_for_stop(SYNC_INTERVAL) {
         if handle.take_unsynced()
             && let Err(error) = sync(handle)
         {
@@ -30,8 +33,8 @@ pub(super) fn run(handle: &StoreHandle) {
     }
 }
 
-/// Moves the write-ahead log into the database, as far as possible. If it is not, nothing is lost:
-/// that is tried again.
+/// Moves the write-ahead log into the database, as far as readers allow. A part that stays behind
+/// is moved by a later checkpoint.
 pub(super) fn checkpoint(handle: &StoreHandle) {
     let generation = handle.generation();
     let Err(error) = StoreFile::checkpoint(handle.path()) else { return };
@@ -55,5 +58,5 @@ fn sync(handle: &StoreHandle) -> io::Result<()> {
     }
 }
 
-/// A power cut costs what came within this time at the most.
+/// Interval between syncs: a power cut costs the commits of this time at most.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,6 +1,6 @@
 //! Stores for tests of the store's callers: one without threads, and one that cannot be read.
 //!
-//! May use: the desk, the orders.
+//! May use: no other module.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -8,40 +8,40 @@ use tokio::sync::oneshot;
 
 use super::{
     commands::{StoreCommand, WebhookJournal},
+    handle::StoreHandle,
     webhook_rows::WebhookChanges,
 };
-use crate::log::backing::StoreHandle;
 
-/// What somebody has asked for.
+/// A command that a test has taken out of the queue.
 #[derive(Debug)]
 pub(crate) enum TakenCommand {
-    /// To keep a webhook, which begins at this place.
+    /// A registration of a webhook that begins at this position.
     Register {
-        /// The place.
+        /// Position at which the webhook begins.
         position: u64,
-        /// Who waits.
+        /// Sender that the registration waits for.
         answer: oneshot::Sender<()>,
     },
-    /// For dead letters behind this place. Refused already.
+    /// A list of dead letters behind this position; rejected already.
     ListRequeued(u64),
-    /// To write down changes. Refused already.
+    /// A journal with these changes; rejected already.
     Journal(WebhookChanges),
-    /// Something else. Refused already.
+    /// Another command; rejected already.
     Other,
 }
 
-/// Has readers open the file anew while that cannot be done, or lets them again.
+/// Makes the store unreadable, or readable again.
 pub(crate) fn set_unreadable(handle: &StoreHandle, is_unreadable: bool) {
     handle.mark_replaced();
     handle.set_failed(is_unreadable);
 }
 
-/// Its desk.
+/// Returns the handle of a store without threads.
 pub(crate) fn idle_handle() -> Arc<StoreHandle> {
     StoreHandle::new(PathBuf::from(super::IN_MEMORY_PATH), 4)
 }
 
-/// The oldest order, or journal if there is none.
+/// Takes the oldest command, or a journal if there is none.
 pub(crate) fn take_command(handle: &StoreHandle) -> Option<TakenCommand> {
     if let Some(command) = handle.take_command() {
         return Some(match command {

@@ -4,7 +4,7 @@
 //! with traffic: a subscription holds one small hand-over of entries, and everything else stays in
 //! the log.
 //!
-//! May use: `event`, `store`.
+//! May use: `event`, `log`.
 
 mod on_shard;
 mod read;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::{Fanout, SubscriberSignal};
 use crate::{
     event::{Entry, Event, EventId, Gap, Scope, StartPosition},
-    store::CatchUp,
+    log::backing::CatchUp,
 };
 
 /// A subscriber's view of one product: entries within its scope, in order, none twice, and a notice

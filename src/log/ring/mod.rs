@@ -1,8 +1,8 @@
 //! The newest entries in memory, and for each session the chain of its positions.
 //!
 //! ```text
-//! entries   [ 41 ][ 42 ][ 43 ][ 44 ][ 45 ]      evicted_through = 40
-//! session a   41          43                    lost_through = 37: its newest entry that was evicted
+//! entries   [ 41 ][ 42 ][ 43 ][ 44 ][ 45 ]     evicted_through = 40
+//! session a   41          43                   lost_through = 37: its newest entry that was evicted
 //! gaps                          44
 //! ```
 //!
@@ -19,42 +19,43 @@ use std::{
     mem,
 };
 
-use super::{MemoryBounds, ReadLimits};
+use super::limits::{MemoryBounds, ReadLimits};
 use crate::event::{Entry, Gap, Only, Scope, SessionId};
 
-/// The newest entries of one product, bounded by number and bytes.
+/// Newest entries of one product, bounded by number and bytes.
 #[derive(Debug)]
 pub(crate) struct Ring {
     bounds: MemoryBounds,
     entries: VecDeque<Entry>,
-    /// Place of the newest entry that is gone; the oldest kept is the one after it.
+    /// Position of the newest evicted entry; the oldest kept is the one after it.
     evicted_through: u64,
-    /// Place of the newest entry that the fan-out has seen.
+    /// Position of the newest entry that the fan-out has dispatched.
     dispatched_through: u64,
     bytes: u64,
     sessions: HashMap<SessionId, Chain>,
     gaps: Chain,
-    /// Whose chain an erasure has emptied, by the last place in it: until that is gone, it knows
-    /// what is not missing.
+    /// Sessions with only erased entries, by their last position. The chain stays until that
+    /// position is evicted, so that a resuming reader is not told of a loss.
     erased_sessions: BTreeMap<u64, SessionId>,
 }
 
-/// Where the entries of one session, or the gaps, stand in the ring.
+/// Positions of one session's entries, or of the gaps, in the ring.
 #[derive(Debug, Default)]
 struct Chain {
     positions: VecDeque<u64>,
-    /// An entry of this chain with this place may be gone, none with a higher one.
+    /// No entry of this chain with a higher position has been evicted; one at this position may
+    /// have been.
     lost_through: u64,
 }
 
-/// What one reading found.
+/// Result of one read.
 #[derive(Debug)]
 pub(crate) enum RingRead {
-    /// The reader has now been given, or may not see, everything up to `read_through`.
+    /// The reader now has, or may not see, everything up to `read_through`.
     Entries {
-        /// The place it has come to.
+        /// Position that the reader has come to.
         read_through: u64,
-        /// Nothing behind that was in the log.
+        /// Whether the ring had nothing behind `read_through`.
         reached_end: bool,
     },
     /// Entries that the scope admits may have been evicted before the reader saw them.
@@ -62,7 +63,7 @@ pub(crate) enum RingRead {
 }
 
 impl Ring {
-    /// An empty ring whose next entry is the one behind `newest`.
+    /// Returns an empty ring whose next entry follows position `newest`.
     pub(crate) fn new(bounds: MemoryBounds, newest: u64) -> Self {
         Self {
             bounds,
@@ -76,34 +77,35 @@ impl Ring {
         }
     }
 
-    /// Entries kept.
+    /// Returns the number of entries.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Bytes kept.
+    /// Returns the bytes that the entries count.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Place of the newest entry ever pushed, 0 before the first.
+    /// Returns the position of the newest entry ever pushed, 0 before the first.
     pub(crate) fn newest_position(&self) -> u64 {
         self.evicted_through + self.entries.len() as u64
     }
 
-    /// Place of the newest entry that is gone, 0 when none is.
+    /// Returns the position of the newest evicted entry, 0 for none.
     pub(crate) fn evicted_through(&self) -> u64 {
         self.evicted_through
     }
 
-    /// Writes an entry behind the newest one. Whoever does so evicts.
+    /// Appends an entry. The caller enforces the bounds by [`Ring::evict`].
     pub(crate) fn push(&mut self, entry: Entry) {
         let position = self.newest_position() + 1;
         match &entry {
             Entry::Gap(_) => self.gaps.positions.push_back(position),
             Entry::Event(event) => {
                 if let Some(session) = event.session() {
-                    // A session without a chain may have had entries that are long gone.
+                    // A session without a chain may have had entries before: any evicted entry may
+                    // be its own, so the chain starts with the ring's own mark.
                     let unknown = self.evicted_through;
                     let new_chain = || Chain { positions: VecDeque::new(), lost_through: unknown };
                     self.sessions
@@ -119,16 +121,17 @@ impl Ring {
         self.entries.push_back(entry);
     }
 
-    /// Notes that the fan-out has seen everything up to `place`.
+    /// Records that the fan-out has dispatched everything up to `position`.
     pub(crate) fn mark_dispatched(&mut self, position: u64) {
         self.dispatched_through = position;
     }
 
-    /// Brings the ring back within its bounds, and returns the place up to which entries are gone.
+    /// Evicts entries until the ring is within its bounds, and returns the position of the newest
+    /// evicted entry.
     ///
-    /// What the fan-out has not seen may go past the bounds for a moment: were it gone before,
-    /// nobody could tell any more whom it concerned. So may what the store has not got yet, which
-    /// is what comes after `persisted_through`.
+    /// Entries that the fan-out has not dispatched may exceed the bounds: without them, the relay
+    /// could not tell any more which subscriptions they concerned. So may entries that the store
+    /// has not committed, which lie behind `persisted_through`. Both excesses are bounded.
     pub(crate) fn evict(&mut self, persisted_through: u64) -> u64 {
         while self.entries.len() > 1 {
             let next = self.evicted_through + 1;
@@ -151,7 +154,8 @@ impl Ring {
         self.evicted_through
     }
 
-    /// Takes the events of a session away, and returns their places.
+    /// Replaces a session's events by [`Entry::Erased`], and returns their positions. The positions
+    /// stay, so ids and cursors are as before.
     pub(crate) fn erase(&mut self, session: &SessionId) -> Vec<u64> {
         let Some(chain) = self.sessions.get_mut(session) else { return Vec::new() };
         let positions: Vec<u64> = mem::take(&mut chain.positions).into();
@@ -186,20 +190,23 @@ impl Ring {
         if let Entry::Event(_) = entry {
             chain.evict_oldest(self.evicted_through);
         }
+        // Nothing is kept of sessions without entries: the map would otherwise grow with every
+        // session ever seen.
         if chain.positions.is_empty() {
             self.sessions.remove(&session);
         }
     }
 
-    /// At most `most` entries behind `place`, whatever they are, and the place of the first.
+    /// Returns at most `max_entries` entries behind `position`, unfiltered, and the position of the
+    /// first.
     pub(crate) fn entries_after(&self, position: u64, max_entries: usize) -> (u64, Vec<Entry>) {
         let entries =
             self.entries.range(self.offset(position)..).take(max_entries).cloned().collect();
         (position.max(self.evicted_through) + 1, entries)
     }
 
-    /// Gives a reader at `place` what it sees next: entries that `scope` admits, in order, behind
-    /// those in `handover`.
+    /// Reads what follows `position`: entries that `scope` admits, in order and within `limits`,
+    /// appended to `read_buffer`.
     pub(crate) fn read_after(
         &self,
         position: u64,
@@ -214,6 +221,8 @@ impl Ring {
         let mut collector =
             RingCollector { scope, limits, read_buffer, bytes: 0, read_through: position };
         let pending = self.newest_position().saturating_sub(position);
+        // Chains pay off only if more entries wait than sessions are asked for; otherwise the ring
+        // is scanned.
         let reached_end = match &scope.sessions {
             Only::These(sessions) if pending > sessions.len() as u64 => {
                 let positions = self.chain_positions(position, sessions, limits.entries);
@@ -238,7 +247,7 @@ impl Ring {
         RingRead::Entries { read_through, reached_end }
     }
 
-    /// Whether entries that `scope` admits may have gone between `place` and what is kept.
+    /// Returns whether entries that `scope` admits may have been evicted behind `position`.
     fn misses_entries(&self, position: u64, scope: &Scope) -> bool {
         if position >= self.evicted_through {
             return false;
@@ -247,6 +256,7 @@ impl Ring {
             Only::Everything => true,
             Only::These(sessions) => {
                 let lost = |session| {
+                    // Without a chain the ring cannot tell; the store can, where there is one.
                     self.sessions.get(session).is_none_or(|chain| chain.lost_through > position)
                 };
                 self.gaps.lost_through > position || sessions.iter().any(lost)
@@ -254,7 +264,8 @@ impl Ring {
         }
     }
 
-    /// The first `most` places behind `place` that hold an entry of these sessions, or a gap.
+    /// Returns the first `max_entries` positions behind `position` that hold an entry of these
+    /// sessions, or a gap.
     fn chain_positions(
         &self,
         position: u64,
@@ -274,7 +285,7 @@ impl Ring {
         self.entries.get(self.offset(position).checked_sub(1)?)
     }
 
-    /// How many kept entries stand at or before `place`.
+    /// Returns the number of kept entries at or before `position`.
     fn offset(&self, position: u64) -> usize {
         let offset = position.saturating_sub(self.evicted_through);
         usize::try_from(offset).unwrap_or(usize::MAX).min(self.entries.len())
@@ -293,7 +304,7 @@ impl Chain {
     }
 }
 
-/// One reading while it goes on.
+/// State of one read.
 struct RingCollector<'a> {
     scope: &'a Scope,
     limits: ReadLimits,
@@ -303,8 +314,7 @@ struct RingCollector<'a> {
 }
 
 impl RingCollector<'_> {
-    /// Takes what the scope admits, in order, and tells whether it came to the end before a limit
-    /// was met.
+    /// Takes admitted entries in order, and returns whether the scan ended before a limit was met.
     fn collect<'e>(&mut self, scan: impl Iterator<Item = (u64, &'e Entry)>) -> bool {
         for (position, entry) in scan {
             if self.scope.admits(entry) {
@@ -332,23 +342,24 @@ fn entry_bytes(entry: &Entry) -> u64 {
     (bytes + ENTRY_OVERHEAD_BYTES) as u64
 }
 
-/// What an entry costs beside its event: its slot, its link in a chain and its share of the
-/// session's.
+/// Bytes that an entry costs beside its event: its slot, its link in a chain and its share of the
+/// session's chain.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
 
-/// How far the ring may go past its bounds for what the fan-out has not seen: it shares a task with
-/// ingest, which lets it run at the latest after some hundred events.
+/// Entries by which the ring may exceed its bounds for the fan-out. Fan-out and ingest share a
+/// task, which runs the fan-out after some hundred events at the latest.
 const UNDISPATCHED_EXCESS_ENTRIES: usize = 1024;
 
-/// The same in bytes.
+/// Bytes by which the ring may exceed its bounds for the fan-out.
 const UNDISPATCHED_EXCESS_BYTES: u64 = 8 << 20;
 
-/// How far the ring may go past its bounds for what the store has not got: ten seconds of a very
-/// busy product.
+/// Entries by which the ring may exceed its bounds for the store: ten seconds of a very busy
+/// product. Beyond that, entries leave memory uncommitted and become a hole. Tests use a small
+/// value to reach it.
 const UNPERSISTED_EXCESS_ENTRIES: usize = if cfg!(test) { 64 } else { 65_536 };
 
-/// The same in bytes.
+/// Bytes by which the ring may exceed its bounds for the store.
 const UNPERSISTED_EXCESS_BYTES: u64 = 32 << 20;
 
-/// Entries that one reading looks at while it holds the lock: some ten microseconds.
+/// Entries that one read examines while it holds the log's lock: some ten microseconds.
 const MAX_SCAN_ENTRIES: usize = 1024;

@@ -1,4 +1,4 @@
-//! What a reader gets from the ring, and what it is told it missed.
+//! Reads from the ring, and the losses that it reports.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ fn ring(events: usize) -> Ring {
     Ring::new(MemoryBounds { events, bytes: u64::MAX }, 0)
 }
 
-/// Pushes an event of each session; "-" stands for none, "!" for a gap.
+/// Appends an event of each session; "-" is no session, "!" a gap.
 fn push(ring: &mut Ring, sessions: &str) {
     for session in sessions.split_whitespace() {
         let position = ring.newest_position() + 1;
@@ -54,23 +54,23 @@ fn only(sessions: &str) -> Scope {
 
 const EVERYTHING: Scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
 
-/// What one reading gives, how far it goes, and whether that is the end.
+/// Returns the positions of one read, its last position, and whether it reached the end.
 fn read(ring: &Ring, after: u64, scope: &Scope, limits: ReadLimits) -> (Vec<u64>, u64, bool) {
     let mut read_buffer = VecDeque::new();
     let RingRead::Entries { read_through, reached_end } =
         ring.read_after(after, scope, limits, &mut read_buffer)
     else {
-        panic!("something is gone");
+        panic!("the ring reports a loss");
     };
     let positions = read_buffer.iter().map(|entry| match entry {
         Entry::Event(event) => event.position(),
         Entry::Gap(gap) => gap.position,
-        Entry::Erased => panic!("nobody sees what is erased"),
+        Entry::Erased => panic!("an erased entry is never returned"),
     });
     (positions.collect(), read_through, reached_end)
 }
 
-/// Whether something that the reader may see is gone.
+/// Returns whether the ring reports a loss.
 fn misses(ring: &Ring, after: u64, scope: &Scope) -> bool {
     let mut read_buffer = VecDeque::new();
     let is_gone = matches!(ring.read_after(after, scope, ALL, &mut read_buffer), RingRead::Evicted);
@@ -87,10 +87,10 @@ fn a_reader_gets_what_is_after_its_position_and_ends_at_the_newest() {
 }
 
 #[test]
-fn a_reader_of_sessions_gets_theirs_and_every_gap_by_either_way_through_the_ring() {
+fn a_reader_of_sessions_gets_its_events_and_every_gap_by_scan_and_by_chains() {
     let mut ring = ring(10_000);
     push(&mut ring, "a b - a ! b c a");
-    // Few entries are walked, many are reached by the chains.
+    // A few pending entries are scanned, many are reached by the chains.
     for _ in 0..2 {
         assert_eq!(read(&ring, 0, &only("a"), ALL).0, [1, 4, 5, 8]);
         assert_eq!(read(&ring, 1, &only("b c"), ALL).0, [2, 5, 6, 7]);
@@ -107,7 +107,7 @@ fn a_limit_ends_a_reading_where_the_next_one_goes_on() {
     for scope in [EVERYTHING, only("a"), only("a b")] {
         let everything: Vec<u64> = match read(&ring, 0, &scope, ALL) {
             (whole, _, true) => whole,
-            (_, _, false) => (1..=3000).collect(), // more than one reading walks over
+            (_, _, false) => (1..=3000).collect(), // more than one read scans
         };
         for limits in [
             ReadLimits { entries: 7, ..ALL },
@@ -131,7 +131,7 @@ fn a_limit_ends_a_reading_where_the_next_one_goes_on() {
 }
 
 #[test]
-fn eviction_is_missed_by_whom_it_concerns_and_by_nobody_else() {
+fn an_eviction_is_a_loss_only_for_readers_of_the_evicted_session() {
     let mut ring = ring(4);
     push(&mut ring, "a b a c   b b a -");
     assert_eq!((ring.evicted_through(), ring.newest_position()), (4, 8));
@@ -193,7 +193,7 @@ fn what_the_fanout_has_not_seen_and_what_the_store_has_not_got_is_kept_a_little_
 }
 
 #[test]
-fn what_is_erased_is_seen_by_nobody_and_missed_by_nobody() {
+fn an_erased_event_is_neither_returned_nor_reported_as_lost() {
     let mut ring = ring(100);
     push(&mut ring, "a b a ! a");
     let bytes = ring.bytes();

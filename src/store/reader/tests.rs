@@ -2,9 +2,13 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::sqlite::{
-    StoreFile,
-    tests::{event, file_with_product, gap, product, visible_facts},
+use crate::{
+    event::{Entry, GapReason, Kind, Scope},
+    log::ReadLimits,
+    store::sqlite::{
+        StoreFile,
+        tests::{event, file_with_product, gap, product, visible_facts},
+    },
 };
 
 fn limits(entries: usize) -> ReadLimits {
@@ -38,7 +42,7 @@ fn stored(entries: &[Entry]) -> (TempDir, StoreFile, StoreReader) {
     (directory, file, reader)
 }
 
-/// Has the file say that it has whatever a test may ask for.
+/// Sets the file's newest position beyond every range that a test reads.
 fn mark_fully_persisted(file: &StoreFile) {
     let connection = rusqlite::Connection::open(file.path()).unwrap();
     connection.execute("UPDATE products SET newest = 1000000", []).unwrap();
@@ -52,7 +56,7 @@ fn position_of(entry: &Entry) -> u64 {
     match entry {
         Entry::Event(event) => event.position(),
         Entry::Gap(gap) => gap.position,
-        Entry::Erased => panic!("an erased entry has no place"),
+        Entry::Erased => panic!("an erased entry has no position"),
     }
 }
 
@@ -137,7 +141,7 @@ fn bytes_are_limited_as_they_are_on_the_wire() {
 }
 
 #[test]
-fn a_long_walk_past_what_is_not_admitted_stops_now_and_then() {
+fn a_long_scan_without_admitted_rows_ends_in_several_chunks() {
     let entries: Vec<Entry> = (1..=3000).map(|position| event(position, "s", "k", b"x")).collect();
     let (_directory, _file, reader) = stored(&entries);
     for session_filter in [Only::Everything, sessions(&["s"])] {
@@ -178,7 +182,7 @@ fn another_products_entries_are_not_seen() {
 }
 
 #[test]
-fn values_that_nobody_wrote_are_damage() {
+fn values_that_the_writer_never_writes_are_damage() {
     for change in [
         "session = 'a' || char(10)",
         "session = ''",
@@ -227,7 +231,7 @@ fn payloads_that_are_not_admitted_are_not_read() {
     drop(reader);
     let path = file.path().to_owned();
     file.close().unwrap();
-    // With a broken chain of overflow pages, whoever reads the first payload fails.
+    // With a broken chain of overflow pages, reading the first payload fails.
     let bytes: Vec<u8> = std::fs::read(&path).unwrap();
     let overflows =
         bytes.chunks(8192).position(|page| page[4..].iter().all(|it| *it == b'x')).unwrap();
@@ -256,7 +260,7 @@ fn a_reader_can_be_interrupted_and_used_again() {
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
     std::thread::scope(|scope| {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
-        // Repeated, as one that comes before the query does nothing.
+        // Repeated, because an interrupt before the query does nothing.
         scope.spawn(move || {
             while stopped
                 .recv_timeout(std::time::Duration::from_millis(1))
@@ -279,7 +283,7 @@ fn a_reader_can_be_interrupted_and_used_again() {
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 fn any_entry() -> impl Strategy<Value = Option<(Option<usize>, usize, usize)>> {
-    // None for a hole; no session and no kind for a gap.
+    // None is an erased position; a gap has no session and no kind.
     prop_oneof![
         1 => Just(None),
         1 => Just(Some((None, usize::MAX, 0))),

@@ -39,7 +39,6 @@ pub(crate) use self::{
     dead_letters::{DEAD_LETTER_STEP_ROWS, DeadLetterBound, RetiredDeadLetters},
     error::{FileError, FileFault},
     expire_owed::ExpiredDeliveries,
-    products::PersistedLog,
     webhooks::DeadLetterCounts,
 };
 use super::webhook_rows::WebhookChanges;

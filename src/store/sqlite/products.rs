@@ -12,29 +12,8 @@ use super::{
 };
 use crate::{
     event::ProductId,
-    log::{Hole, IdSpan},
+    log::{Hole, IdSpan, PersistedLog},
 };
-
-/// What the file holds of one product.
-#[derive(Debug, Eq, PartialEq)]
-pub(crate) struct PersistedLog {
-    /// By what the file knows it.
-    pub(crate) product_number: u32,
-    /// Place of the newest entry ever written or declared missing, 0 before the first.
-    pub(crate) newest: u64,
-    /// Retention has removed everything up to this place.
-    pub(crate) evicted_through: u64,
-    /// Rows: events and gaps.
-    pub(crate) events: u64,
-    /// Bytes of their payloads, sessions and kinds.
-    pub(crate) bytes: u64,
-    /// The highest epoch of any span there ever was, 0 for none.
-    pub(crate) highest_epoch: u64,
-    /// By place.
-    pub(crate) spans: Vec<IdSpan>,
-    /// By their first place.
-    pub(crate) holes: Vec<Hole>,
-}
 
 impl StoreFile {
     /// What the file holds of this product, to which it gives a number if it has none.

@@ -27,118 +27,120 @@ use crate::{
     webhook_delivery::{DeadLetter, Delivery},
 };
 
-/// A webhook that is to be kept, or changed.
+/// Registration of a webhook, new or changed.
 #[derive(Clone, Debug)]
 pub(crate) struct WebhookRegistration {
-    /// Its id.
+    /// Id of the webhook.
     pub(crate) id: Arc<str>,
-    /// Whose events it gets.
+    /// Product whose events the webhook receives.
     pub(crate) product: ProductId,
-    /// Which of them. Kept for retention alone, which must know what is owed before anybody has
-    /// registered: told again after a start.
+    /// Events that the webhook receives. Kept in memory for retention, which must know what is
+    /// owed; supplied again after each start.
     pub(crate) scope: Scope,
-    /// What its owner wants to find again after a start. A text of its own format.
+    /// Settings that the webhooks' module restores after a start, as text in a format of its own.
     pub(crate) definition: String,
-    /// Where it begins if it is new; one that is known keeps its place.
+    /// Position at which a new webhook begins; a known one keeps its position.
     pub(crate) position: u64,
-    /// Where it is told what happens to what is owed to it.
+    /// Channel to the webhook's worker.
     pub(crate) notices: Arc<WebhookNotices>,
 }
 
-/// A webhook as it is found after a start.
+/// Webhook as it is found after a start.
 #[derive(Debug)]
 pub(crate) struct StoredWebhook {
-    /// Its id.
+    /// Id of the webhook.
     pub(crate) id: String,
-    /// Whose events it gets.
+    /// Product whose events the webhook receives.
     pub(crate) product: ProductId,
-    /// What its owner wrote.
+    /// Definition of its last registration.
     pub(crate) definition: String,
-    /// Everything up to this place is settled, owed or dead.
+    /// Position up to which every event is settled, owed or dead.
     pub(crate) position: u64,
-    /// What is owed up to there, by place.
+    /// Deliveries owed up to that position, by position.
     pub(crate) owed: Vec<OwedDelivery>,
 }
 
-/// A delivery that is owed although the webhook has passed its place.
+/// Delivery that is owed although the webhook's position is behind it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct OwedDelivery {
-    /// What is owed.
+    /// Delivery as it stands.
     pub(crate) delivery: Delivery,
-    /// Not to be tried before this, in Unix milliseconds; none if it has not been tried.
+    /// Earliest time of the next attempt in Unix milliseconds; `None` before the first.
     pub(crate) next_attempt_at: Option<u64>,
 }
 
-/// What has become of a delivery.
+/// Outcome of a delivery.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum DeliveryChange {
-    /// It is owed still.
+    /// The delivery is still owed.
     Owed(OwedDelivery),
-    /// It is settled for good: accepted, erased, or gone. A dead letter of the same place goes with
-    /// it, requeued or not.
+    /// The delivery is settled: accepted, erased, or gone. A dead letter of the same position is
+    /// removed with it, requeued or not.
     Settled,
-    /// It has been given up.
+    /// The delivery was given up.
     Dead(DeadLetter),
 }
 
-/// What has happened to one webhook since the last time it was written down.
+/// Changes of one webhook since its last journal.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct WebhookChanges {
-    /// It has passed everything up to this place.
+    /// Position that the webhook has passed.
     pub(crate) position: u64,
-    /// By place.
+    /// Changes, by position.
     pub(crate) deliveries: BTreeMap<u64, DeliveryChange>,
 }
 
-/// Which dead letters are to be delivered again.
+/// Selection of dead letters for redelivery.
 #[derive(Clone, Debug)]
 pub(crate) enum DeadLetterSelection {
     /// All there are.
     All,
-    /// These, as far as they are dead letters.
+    /// Those of these events.
     Events(Vec<EventId>),
 }
 
-/// Which of the dead letters are listed: those that stay, or those that are to be delivered again.
+/// State of dead letters to list.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum DeadLetterState {
-    /// Dead.
+    /// Given up.
     Dead,
-    /// Waiting to be delivered again.
+    /// Marked for redelivery.
     Requeued,
 }
 
-/// Where the store leaves word for one webhook's worker.
+/// Channel from the store to one webhook's worker. Holds one merged notice, so it is bounded
+/// however long the worker does not look.
 #[derive(Debug, Default)]
 pub(crate) struct WebhookNotices {
     pending: Mutex<WebhookNotice>,
     notify: Notify,
 }
 
-/// What has happened to one webhook's part of the store. Counts are those of the moment.
+/// Changes of one webhook's part of the store. Counts are those of the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct WebhookNotice {
-    /// What was owed up to this place is dead: it has been owed for longer than events are kept.
+    /// Owed deliveries up to this position are dead: they were owed for longer than events are
+    /// kept.
     pub(crate) expired_through: u64,
-    /// Dead letters, those that wait to be delivered again not among them.
+    /// Dead letters that are not marked for redelivery.
     pub(crate) dead: u64,
-    /// Dead letters that wait to be delivered again.
+    /// Dead letters that are marked for redelivery.
     pub(crate) requeued: u64,
-    /// Dead letters that went beyond their bounds since the last look, and what was owed for too
-    /// long although the store never had the event: lost.
+    /// Deliveries lost since the last look: dead letters beyond their bounds, and deliveries owed
+    /// for too long whose event the store never had.
     pub(crate) lost: u64,
-    /// The file was lost since the last look: everything has to be written again.
+    /// Whether the file was lost since the last look, so that everything has to be written again.
     pub(crate) is_replaced: bool,
 }
 
 impl WebhookNotices {
-    /// Leaves word.
+    /// Changes the pending notice and wakes the worker.
     pub(super) fn update(&self, change: impl FnOnce(&mut WebhookNotice)) {
         change(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
         self.notify.notify_one();
     }
 
-    /// What there is to know. What is counted since the last look begins anew.
+    /// Returns the pending notice, and resets what is counted since the last look.
     pub(crate) fn take(&self) -> WebhookNotice {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         let notice = *pending;
@@ -146,7 +148,7 @@ impl WebhookNotices {
         notice
     }
 
-    /// Waits until something is told that has not been looked at.
+    /// Waits for a notice that the worker has not been woken for.
     ///
     /// # Cancel safety
     ///

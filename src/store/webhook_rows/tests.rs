@@ -1,4 +1,4 @@
-//! Webhooks, deliveries and dead letters as the store's tests have them.
+//! Webhooks, deliveries and dead letters for the store's tests.
 
 use super::*;
 use crate::{
@@ -6,11 +6,11 @@ use crate::{
     webhook_delivery::{Attempt, DeadLetterReason, Outcome},
 };
 
-/// Gets everything there is.
+/// Scope of everything.
 pub(in crate::store) const EVERYTHING: Scope =
     Scope { sessions: Only::Everything, kinds: Only::Everything };
 
-/// A webhook of product `p` that begins behind `position` and gets everything.
+/// Returns a webhook of product `p` that begins behind `position` and receives everything.
 pub(in crate::store) fn webhook(id: &str, position: u64) -> WebhookRegistration {
     WebhookRegistration {
         id: id.into(),
@@ -22,12 +22,13 @@ pub(in crate::store) fn webhook(id: &str, position: u64) -> WebhookRegistration 
     }
 }
 
-/// What is owed of the event at `place` of session `s`, tried once.
+/// Returns an owed delivery of the event at `position` in session `s`, attempted once.
 pub(in crate::store) fn owed(position: u64) -> OwedDelivery {
     OwedDelivery { delivery: delivery(position, "s"), next_attempt_at: Some(position + 1000) }
 }
 
-/// The delivery of the event at `place` under the id 7-`place`; no session for an empty text.
+/// Returns the delivery of the event at `position` under the id 7-`position`; an empty text is no
+/// session.
 pub(in crate::store) fn delivery(position: u64, session: &str) -> Delivery {
     let error = position.is_multiple_of(2).then(|| "nobody \"listens\"".into());
     let attempt =
@@ -42,13 +43,13 @@ pub(in crate::store) fn delivery(position: u64, session: &str) -> Delivery {
     }
 }
 
-/// A dead letter of session `s` that died at `place`.
+/// Returns a dead letter of session `s` that died at time `position`.
 pub(in crate::store) fn dead_letter(position: u64, payload: &[u8]) -> DeadLetter {
     let (reason, payload) = (DeadLetterReason::Exhausted, payload.to_vec().into());
     DeadLetter { delivery: delivery(position, "s"), reason, died_at: position, payload }
 }
 
-/// A position, and what has become of deliveries.
+/// Returns changes with this position and these deliveries.
 pub(in crate::store) fn changes(
     position: u64,
     deliveries: impl IntoIterator<Item = DeliveryChange>,
@@ -56,7 +57,7 @@ pub(in crate::store) fn changes(
     let position_of = |change: &DeliveryChange| match change {
         DeliveryChange::Owed(owed) => owed.delivery.position,
         DeliveryChange::Dead(letter) => letter.delivery.position,
-        DeliveryChange::Settled => panic!("nobody knows its place: see `settled`"),
+        DeliveryChange::Settled => panic!("a settled delivery has no position: see `settled`"),
     };
     WebhookChanges {
         position,
@@ -64,7 +65,7 @@ pub(in crate::store) fn changes(
     }
 }
 
-/// That these have been settled.
+/// Returns changes that settle these positions.
 pub(in crate::store) fn settled(positions: impl IntoIterator<Item = u64>) -> WebhookChanges {
     WebhookChanges {
         position: 0,

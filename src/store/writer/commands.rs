@@ -141,7 +141,7 @@ impl StoreWriter {
                 persisted,
                 epoch,
                 false,
-                Arc::clone(&self.handle),
+                Arc::clone(self.handle.backing()),
                 metrics,
             )
         };

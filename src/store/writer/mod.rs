@@ -30,13 +30,14 @@ use self::webhooks::RegisteredWebhooks;
 use super::{
     StoreSettings,
     commands::WebhookJournal,
+    handle::StoreHandle,
     set_aside,
     sqlite::{self, AppendBatch, FileError, FileFault, StoreFile, SyncMode},
     syncer, unix_ms,
 };
 use crate::{
     error_chain::error_chain,
-    log::{Hole, Log, backing::StoreHandle, persist::UnpersistedBatch},
+    log::{Hole, Log, persist::UnpersistedBatch},
     metrics::StoreMetrics,
 };
 

@@ -23,8 +23,8 @@ use tokio::{sync::watch, time};
 use crate::{
     event::{Entry, Event, GapReason, Only, Scope},
     fanout::{Fanout, SubscriberSignal, Subscription, SubscriptionItem},
-    log::{ReadLimits, ReadOutcome},
-    store::{CatchUp, StoreHandle},
+    log::{ReadLimits, ReadOutcome, backing::CatchUp},
+    store::StoreHandle,
 };
 
 /// One webhook's cursor.

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use super::*;
 use crate::{
     event::{Draft, Entry, Event, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId},
-    log::{Hole, IdSpan, ReadLimits},
-    store::reader::{ReadRequest, StoreReader},
+    log::{Hole, IdSpan, PersistedLog, ReadLimits, backing::ReadRequest},
+    store::reader::StoreReader,
 };
 
 /// A directory for a store's file, and the file's path.

@@ -16,9 +16,13 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     event::{Draft, Entry, EventId, Kind, Only, ProductId, Scope, SessionId, StartPosition},
-    log::{MemoryBounds, Numbering, ReadLimits, ReadOutcome, ResolvedStart, epoch_after},
+    log::{
+        MemoryBounds, Numbering, PersistedLog, ReadLimits, ReadOutcome, ResolvedStart,
+        backing::{LogBacking, ReadRequest},
+        epoch_after,
+    },
     metrics::Metrics,
-    store::{PersistedLog, ReadRequest, reader::StoreReader},
+    store::reader::StoreReader,
 };
 
 /// What becomes of commits with entries, one after the other, and what the writer has done so far.
@@ -115,7 +119,7 @@ impl WriterHarness {
             persisted,
             epoch,
             false,
-            Arc::clone(&handle),
+            Arc::clone(handle.backing()),
             metrics.log(&product()),
         );
         log.set_numbering(Numbering::Own);
@@ -199,8 +203,8 @@ impl WriterHarness {
         let kept = || StoreFile::open(&path).unwrap().find_or_add_product(&product()).unwrap();
         let (epoch, bounds) =
             (epoch_after(kept().highest_epoch), MemoryBounds { events: 16, bytes: u64::MAX });
-        let (handle, metrics) = (StoreHandle::new(path.clone(), 4), self.metrics.log(&product()));
-        (kept(), Log::restored(product(), bounds, kept(), epoch, false, handle, metrics))
+        let (backing, metrics) = (LogBacking::new(4), self.metrics.log(&product()));
+        (kept(), Log::restored(product(), bounds, kept(), epoch, false, backing, metrics))
     }
 }
 
@@ -523,7 +527,7 @@ fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
         move || handle.serve_reads()
     });
     let ask = |request: ReadRequest| {
-        let mut catch_up = handle.catch_up();
+        let mut catch_up = handle.backing().catch_up();
         catch_up.request(request);
         let mut answer = None;
         wait_until("it is answered", || {

@@ -2,9 +2,8 @@
 
 use super::*;
 use crate::{
-    log::backing::StoreUnwritable,
     store::{
-        Store,
+        Store, StoreUnwritable,
         webhook_rows::{
             DeadLetterSelection, DeadLetterState, DeliveryChange, OwedDelivery, WebhookChanges,
             WebhookNotice, WebhookRegistration,

@@ -1,0 +1,189 @@
+//! The store as its callers see it, and the signals that its threads pass to one another.
+//!
+//! ```text
+//! callers ──► requests ──► commands ──► writer            one queue, under one lock
+//! reader threads, check ──► damage ───► writer            the file is set aside
+//! syncer ───────────────► sync failed ► writer            the file is closed and opened anew
+//! writer ───────────────► generation ─► reader threads    the file is another one
+//! ```
+//!
+//! May use: `log`.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use super::commands::CommandQueue;
+use crate::log::backing::LogBacking;
+
+/// Handle to the store for its callers and its threads.
+///
+/// The lock of the command queue is released before the writer is woken, which takes it at once.
+#[derive(Debug)]
+pub(crate) struct StoreHandle {
+    backing: Arc<LogBacking>,
+    path: PathBuf,
+    commands: Mutex<CommandQueue>,
+    /// Number of files there have been. A reader thread opens the file anew when it differs from
+    /// the number at its last open.
+    generation: AtomicU64,
+    is_damaged: AtomicBool,
+    is_unsynced: AtomicBool,
+    sync_failed: AtomicBool,
+    #[cfg(test)]
+    has_crashed: AtomicBool,
+}
+
+impl StoreHandle {
+    /// Returns a handle to the store at `path` that serves `max_concurrent_replays` readers at a
+    /// time.
+    pub(crate) fn new(path: PathBuf, max_concurrent_replays: usize) -> Arc<Self> {
+        Arc::new(Self {
+            backing: LogBacking::new(max_concurrent_replays),
+            path,
+            commands: Mutex::default(),
+            generation: AtomicU64::new(0),
+            is_damaged: AtomicBool::new(false),
+            is_unsynced: AtomicBool::new(false),
+            sync_failed: AtomicBool::new(false),
+            #[cfg(test)]
+            has_crashed: AtomicBool::new(false),
+        })
+    }
+
+    /// Returns the part that the logs and their readers hold.
+    pub(crate) fn backing(&self) -> &Arc<LogBacking> {
+        &self.backing
+    }
+
+    /// Returns the path of the file.
+    pub(crate) fn path(&self) -> &PathBuf {
+        &self.path
+    }
+
+    /// Locks the queue of commands. A poisoned lock is used on: a panic cannot leave a queue half
+    /// changed.
+    pub(crate) fn commands(&self) -> MutexGuard<'_, CommandQueue> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether the writer has something to do beside the logs' backlog.
+    pub(crate) fn has_pending_work(&self) -> bool {
+        self.is_damaged.load(SeqCst)
+            || self.sync_failed.load(SeqCst)
+            || !self.commands.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Records that the file of this generation is damaged, unless it has been replaced since. The
+    /// writer sets it aside.
+    pub(crate) fn report_damage(&self, generation: u64) {
+        if generation == self.generation() {
+            // Set before the wake-up, see [`LogBacking::wake_writer`].
+            self.is_damaged.store(true, SeqCst);
+            self.backing.wake_writer();
+        }
+    }
+
+    /// Returns whether the file was reported as damaged since the last call.
+    pub(crate) fn take_damage(&self) -> bool {
+        self.is_damaged.swap(false, SeqCst)
+    }
+
+    /// Returns the number of the current file.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(SeqCst)
+    }
+
+    /// Records that the file was replaced: readers open the new one. Damage found in the old file
+    /// is dropped.
+    pub(crate) fn mark_replaced(&self) {
+        // In this order: a report about the old file that is made before the first line is dropped
+        // by the second one, and one that is made later is refused by its generation.
+        self.generation.fetch_add(1, SeqCst);
+        self.is_damaged.store(false, SeqCst);
+    }
+
+    /// Records a commit that is not on the disk yet.
+    pub(crate) fn mark_unsynced(&self) {
+        self.is_unsynced.store(true, SeqCst);
+    }
+
+    /// Returns whether there was a commit since the last call.
+    pub(crate) fn take_unsynced(&self) -> bool {
+        self.is_unsynced.swap(false, SeqCst)
+    }
+
+    /// Records that commits may not have reached the disk. The writer closes the file: the kernel
+    /// may have dropped the dirty pages, and a second sync would report them as written.
+    pub(crate) fn report_sync_failure(&self) {
+        self.sync_failed.store(true, SeqCst);
+        self.backing.wake_writer();
+    }
+
+    /// Returns whether a sync has failed since the last call.
+    pub(crate) fn take_sync_failure(&self) -> bool {
+        self.sync_failed.swap(false, SeqCst)
+    }
+
+    /// Makes every thread end at once, without a last commit, as `kill -9` does.
+    #[cfg(test)]
+    pub(crate) fn crash(&self) {
+        self.has_crashed.store(true, SeqCst);
+        self.stop();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_crashed(&self) -> bool {
+        self.has_crashed.load(SeqCst)
+    }
+
+    /// Tells every thread of the store to end.
+    pub(crate) fn stop(&self) {
+        self.backing.stop();
+    }
+
+    /// Returns whether the store's threads are to end.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.backing.is_stopping()
+    }
+
+    /// Returns whether the store does less than it promises, see [`LogBacking::is_degraded`].
+    pub(crate) fn is_degraded(&self) -> bool {
+        self.backing.is_degraded()
+    }
+
+    /// Returns whether the file is still being checked after an unclean stop.
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.backing.is_recovering()
+    }
+
+    /// Records whether the last write failed.
+    pub(crate) fn set_failed(&self, has_failed: bool) {
+        self.backing.set_failed(has_failed);
+    }
+
+    /// Records that a write begins.
+    pub(crate) fn begin_write(&self) {
+        self.backing.begin_write();
+    }
+
+    /// Records that no write is under way.
+    pub(crate) fn end_write(&self) {
+        self.backing.end_write();
+    }
+
+    /// Makes the calling thread the writer.
+    pub(crate) fn register_writer(&self) {
+        self.backing.register_writer();
+    }
+
+    /// Parks the writer's thread until there is work, `max_wait` at the longest.
+    pub(crate) fn park_until_work(&self, max_wait: Duration, has_work: impl FnOnce() -> bool) {
+        self.backing.park_until_work(max_wait, has_work);
+    }
+}

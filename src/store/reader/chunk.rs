@@ -1,0 +1,149 @@
+//! One chunk of entries while it is being read: what the scope admits and the limits allow.
+//!
+//! May use: `event`, `log`.
+
+use std::sync::Arc;
+
+use rusqlite::{CachedStatement, Row};
+
+use crate::{
+    event::{Entry, Event, Gap, GapReason, Kind, Only, Scope, SessionId},
+    log::backing::{ReadRequest, StoredChunk},
+    store::sqlite::{FileFault, read_event_id, schema::position_of},
+};
+
+/// State of one read.
+pub(super) struct ChunkBuilder<'a> {
+    request: &'a ReadRequest,
+    payload: CachedStatement<'a>,
+    entries: Vec<Entry>,
+    bytes: usize,
+    /// Last position that was examined: everything that the scope admits up to here is in
+    /// `entries`.
+    through: u64,
+    /// Whether an admitted entry did not fit any more.
+    pub(super) is_full: bool,
+}
+
+impl<'a> ChunkBuilder<'a> {
+    pub(super) fn new(request: &'a ReadRequest, payload: CachedStatement<'a>) -> Self {
+        Self {
+            request,
+            payload,
+            entries: Vec::new(),
+            bytes: 0,
+            through: request.after,
+            is_full: false,
+        }
+    }
+
+    /// Adds the entry of a row if the scope admits it and it fits.
+    pub(super) fn add_row(&mut self, row: &Row<'_>) -> Result<(), FileFault> {
+        let position = position_of(row.get(0)?);
+        if let Some(entry) = self.read_admitted(row, position)? {
+            let bytes = self.bytes + entry.wire_bytes();
+            if !self.entries.is_empty() && bytes > self.request.limits.bytes {
+                self.is_full = true;
+            } else {
+                self.bytes = bytes;
+                self.entries.push(entry);
+            }
+        }
+        self.through = if self.is_full { position - 1 } else { position };
+        Ok(())
+    }
+
+    /// Returns the entry of a row if the scope admits it and one more may be added.
+    fn read_admitted(&mut self, row: &Row<'_>, position: u64) -> Result<Option<Entry>, FileFault> {
+        let header = RowHeader::read(row)?;
+        if !header.is_admitted(&self.request.scope) {
+            return Ok(None);
+        }
+        self.is_full = self.entries.len() >= self.request.limits.entries.max(1);
+        if self.is_full {
+            return Ok(None);
+        }
+        match header {
+            RowHeader::Gap { reason, after } => {
+                let (product, id) = (self.request.product.clone(), read_event_id(row, 1)?);
+                Ok(Some(Entry::Gap(Arc::new(Gap {
+                    product,
+                    reason,
+                    position,
+                    id,
+                    after,
+                    before: None,
+                }))))
+            }
+            RowHeader::Event { kind, session } => {
+                let mut rows = self.payload.query([row.get::<_, i64>(0)?])?;
+                let payload = rows
+                    .next()?
+                    .ok_or_else(|| FileFault::damage("a row is gone while it is read"))?;
+                let event = Event::restored(
+                    read_event_id(row, 1)?,
+                    position,
+                    kind,
+                    session,
+                    read_payload(payload)?,
+                );
+                Ok(Some(Entry::Event(Arc::new(event))))
+            }
+        }
+    }
+
+    /// Returns the chunk. With `may_have_more`, rows behind the last one may not have been read.
+    pub(super) fn finish(self, may_have_more: bool) -> StoredChunk {
+        let end = self.request.through.max(self.request.after);
+        let through = if self.is_full || may_have_more { self.through } else { end };
+        StoredChunk { entries: self.entries, through, evicted_through: 0 }
+    }
+}
+
+/// Columns of a row but for its id and payload.
+enum RowHeader {
+    Gap { reason: GapReason, after: Option<Box<str>> },
+    Event { kind: Kind, session: Option<SessionId> },
+}
+
+impl RowHeader {
+    /// Reads a row of `SELECT_HEADER` or `SELECT_HEADERS`.
+    fn read(row: &Row<'_>) -> Result<Self, FileFault> {
+        if let Some(reason) = row.get_ref(4)?.as_str_or_null().map_err(rusqlite::Error::from)? {
+            let reason = GapReason::parse(reason)
+                .ok_or_else(|| FileFault::damage("a gap's reason is unknown"))?;
+            return Ok(Self::Gap { reason, after: row.get(5)? });
+        }
+        let kind = row.get_ref(6)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+        let session = row.get_ref(7)?.as_str_or_null().map_err(rusqlite::Error::from)?;
+        let session = session.map(SessionId::new).transpose();
+        Ok(Self::Event {
+            kind: Kind::new(kind.ok_or_else(|| FileFault::damage("an event has no kind"))?),
+            session: session
+                .map_err(|error| FileFault::Damage(format!("a session's name {error}").into()))?,
+        })
+    }
+
+    /// Decides as [`Scope::admits`] does, before the payload is read.
+    fn is_admitted(&self, scope: &Scope) -> bool {
+        let Self::Event { kind, session } = self else { return true };
+        let of_session = match &scope.sessions {
+            Only::Everything => true,
+            Only::These(sessions) => {
+                session.as_ref().is_some_and(|session| sessions.contains(session))
+            }
+        };
+        of_session && scope.kinds.admits(kind)
+    }
+}
+
+/// Reads a row of `SELECT_PAYLOAD`.
+fn read_payload<'a>(row: &'a Row<'_>) -> Result<&'a [u8], FileFault> {
+    let payload = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
+    // The decoder lets no carriage return through, and the encoder would write a broken frame
+    // (WHATWG HTML §9.2: it ends a line).
+    match memchr::memchr(b'\r', payload) {
+        None => Ok(payload),
+        Some(_) => Err(FileFault::damage("a payload holds a carriage return")),
+    }
+}

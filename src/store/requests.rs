@@ -1,0 +1,222 @@
+//! Requests to the writer: each queues a command or a journal and returns a future of the answer.
+//!
+//! A request is queued when the method is called, not when its future is polled, and dropping the
+//! future does not withdraw it.
+//!
+//! May use: `event`, `log`, `metrics`, `webhook_delivery`.
+
+use std::{mem, sync::Arc};
+
+use tokio::sync::oneshot;
+
+use super::{
+    commands::{
+        AddedProduct, DeadLetterQuery, RemainingRequeue, StoreCommand, StoreUnwritable,
+        WebhookJournal,
+    },
+    handle::StoreHandle,
+    webhook_rows::{DeadLetterSelection, DeadLetterState, WebhookChanges, WebhookRegistration},
+};
+use crate::{
+    event::{ProductId, SessionId},
+    log::{MemoryBounds, backing::StoreUnreadable},
+    metrics::LogMetrics,
+    webhook_delivery::DeadLetter,
+};
+
+impl StoreHandle {
+    /// Erases a session's events from the store, and returns their number.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written now, or is stopping.
+    pub(crate) fn erase(
+        &self,
+        product: ProductId,
+        session: SessionId,
+    ) -> impl Future<Output = Result<u64, StoreUnwritable>> + use<> {
+        let erased = self.submit(|answer| StoreCommand::Erase { product, session, answer });
+        async { erased.await.map_err(|_| StoreUnwritable) }
+    }
+
+    /// Persists a webhook, or changes all of it but its position. The change is committed when the
+    /// future completes.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written now, or is stopping.
+    pub(crate) fn register(
+        &self,
+        webhook: WebhookRegistration,
+    ) -> impl Future<Output = Result<(), StoreUnwritable>> + use<> {
+        let registered =
+            self.submit(|answer| StoreCommand::Register { webhook: Box::new(webhook), answer });
+        async { registered.await.map_err(|_| StoreUnwritable) }
+    }
+
+    /// Removes a webhook, what it is owed and its dead letters.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written now, or is stopping. A part may be removed by then.
+    pub(crate) fn unregister(
+        &self,
+        id: &str,
+    ) -> impl Future<Output = Result<(), StoreUnwritable>> + use<> {
+        let id = id.into();
+        let removed = self.submit(|answer| StoreCommand::Unregister { id, answer });
+        async { removed.await.map_err(|_| StoreUnwritable) }
+    }
+
+    /// Commits changes of a webhook, in one transaction with all else that waits.
+    ///
+    /// # Errors
+    ///
+    /// Returns the changes when the webhook is not registered, when the store cannot be written
+    /// now, and when it is stopping. Then none of them is committed, or all are although the commit
+    /// was reported as failed; submitting them again is right in both cases. A writer that has
+    /// panicked returns no changes.
+    pub(crate) fn journal(
+        &self,
+        id: &Arc<str>,
+        changes: WebhookChanges,
+    ) -> impl Future<Output = Result<(), WebhookChanges>> + use<> {
+        let (answer, written) = oneshot::channel();
+        let journal = WebhookJournal { id: Arc::clone(id), changes, answer };
+        let mut queue = self.commands();
+        if self.is_stopping() {
+            journal.reject();
+        } else {
+            queue.journals.push(journal);
+        }
+        drop(queue);
+        self.backing().wake_writer();
+        async { written.await.unwrap_or_else(|_| Err(WebhookChanges::default())) }
+    }
+
+    /// Returns a webhook's dead letters in this state, newest first, with their numbers; `before`
+    /// is a number to continue behind, if any. At most `limit`, and about 1 MiB of payloads.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read now, or is stopping.
+    pub(crate) fn dead_letters(
+        &self,
+        id: &str,
+        state: DeadLetterState,
+        before: Option<u64>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(u64, DeadLetter)>, StoreUnreadable>> + use<> {
+        let (id, query) = (id.into(), DeadLetterQuery { state, before, limit });
+        let found = self.submit(|answer| StoreCommand::ListDeadLetters { id, query, answer });
+        async { found.await.map_err(|_| StoreUnreadable) }
+    }
+
+    /// Marks a webhook's dead letters for redelivery, oldest event first, and returns how many were
+    /// not marked before.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written now, or is stopping. Some of them may be marked by then.
+    pub(crate) fn requeue(
+        &self,
+        id: &str,
+        which: DeadLetterSelection,
+    ) -> impl Future<Output = Result<u64, StoreUnwritable>> + use<> {
+        let remaining = match which {
+            DeadLetterSelection::All => RemainingRequeue::All { through: None },
+            DeadLetterSelection::Events(events) => RemainingRequeue::Events(events.into()),
+        };
+        let id = id.into();
+        let marked =
+            self.submit(|answer| StoreCommand::Requeue { id, remaining, marked: 0, answer });
+        async { marked.await.map_err(|_| StoreUnwritable) }
+    }
+
+    /// Returns a webhook's dead letters behind a position that are marked for redelivery, by
+    /// position. At most `limit`, and about 1 MiB of payloads, but one if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read now, or is stopping.
+    pub(crate) fn requeued_dead_letters(
+        &self,
+        id: &str,
+        after: u64,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<DeadLetter>, StoreUnreadable>> + use<> {
+        let id = id.into();
+        let found = self.submit(|answer| StoreCommand::ListRequeued { id, after, limit, answer });
+        async { found.await.map_err(|_| StoreUnreadable) }
+    }
+
+    /// Persists the log of one more product, and continues the log that the file has of it, if any.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written now, or is stopping.
+    pub(crate) fn add_product(
+        &self,
+        product: ProductId,
+        bounds: MemoryBounds,
+        metrics: LogMetrics,
+    ) -> impl Future<Output = Result<AddedProduct, StoreUnwritable>> + use<> {
+        let added = self.submit(|answer| StoreCommand::AddProduct {
+            product: Box::new((product, bounds, metrics)),
+            answer,
+        });
+        async { added.await.map_err(|_| StoreUnwritable) }
+    }
+
+    /// Stops persisting a product's log once its backlog is committed.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written now, or is stopping: it then goes on persisting the log.
+    pub(crate) fn remove_product(
+        &self,
+        product: ProductId,
+    ) -> impl Future<Output = Result<(), StoreUnwritable>> + use<> {
+        let removed = self.submit(|answer| StoreCommand::RemoveProduct { product, answer });
+        async { removed.await.map_err(|_| StoreUnwritable) }
+    }
+
+    /// Queues a command, unless the store is stopping.
+    fn submit<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> StoreCommand,
+    ) -> oneshot::Receiver<T> {
+        let (answer, answered) = oneshot::channel();
+        let mut queue = self.commands();
+        // Read under the queue's lock. The writer drains the queue under this lock after
+        // `is_stopping` is set: a command is either drained there or refused here.
+        if !self.is_stopping() {
+            queue.commands.push_back(command(answer));
+        }
+        drop(queue);
+        self.backing().wake_writer();
+        answered
+    }
+
+    /// Takes the oldest command.
+    pub(crate) fn take_command(&self) -> Option<StoreCommand> {
+        self.commands().commands.pop_front()
+    }
+
+    /// Puts the rest of a command back in front of the queue.
+    pub(crate) fn return_command(&self, command: StoreCommand) {
+        self.commands().commands.push_front(command);
+    }
+
+    /// Takes all journals.
+    pub(crate) fn take_journals(&self) -> Vec<WebhookJournal> {
+        mem::take(&mut self.commands().journals)
+    }
+
+    /// Rejects all commands and journals that wait.
+    pub(crate) fn reject_commands(&self) {
+        let refused = mem::take(&mut *self.commands());
+        refused.journals.into_iter().for_each(WebhookJournal::reject);
+        drop(refused.commands); // dropping the senders answers the callers with an error
+    }
+}
