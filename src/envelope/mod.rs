@@ -5,15 +5,14 @@
 //!
 //! Touches no runtime and no disk. May use: `event`, `sse`.
 
+mod payload;
 mod published;
 
-use std::{borrow::Cow, fmt};
-
 use bytes::Bytes;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use serde::de::{Deserialize, Deserializer, IgnoredAny};
 use tokio::time::Instant;
 
+use self::payload::{PayloadFields, Scalar};
 pub(crate) use self::published::parse_published;
 use crate::{
     event::{Draft, GapReason, Kind, ProductId, SessionId},
@@ -169,145 +168,6 @@ impl Rejection {
 
 /// The white space of RFC 8259.
 const JSON_WHITE_SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
-
-/// The fields the relay acts on.
-#[derive(Default)]
-struct PayloadFields<'a> {
-    kind: Scalar<'a>,
-    product_id: Scalar<'a>,
-    session_id: Scalar<'a>,
-    forwarded_at: Option<f64>,
-}
-
-/// A field's value as far as it matters.
-#[derive(Default)]
-enum Scalar<'a> {
-    #[default]
-    Null,
-    Text(Cow<'a, str>),
-    Other,
-}
-
-impl Scalar<'_> {
-    fn text(&self) -> Option<&str> {
-        match self {
-            Self::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for PayloadFields<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(PayloadFieldsVisitor)
-    }
-}
-
-struct PayloadFieldsVisitor;
-
-impl<'de> Visitor<'de> for PayloadFieldsVisitor {
-    type Value = PayloadFields<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = PayloadFields::default();
-        let (mut kinds, mut products, mut sessions) = (0, 0, 0);
-        while let Some(FieldName(name)) = map.next_key()? {
-            let (slot, occurrences) = match &*name {
-                "type" => (&mut fields.kind, &mut kinds),
-                "product_id" => (&mut fields.product_id, &mut products),
-                "session_id" => (&mut fields.session_id, &mut sessions),
-                "forwarded_at" => {
-                    // Read on its own: a number beyond f64 is no reason to refuse the event.
-                    let value: &RawValue = map.next_value()?;
-                    fields.forwarded_at =
-                        value.get().parse().ok().filter(|seconds: &f64| seconds.is_finite());
-                    continue;
-                }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                    continue;
-                }
-            };
-            *occurrences += 1;
-            if *occurrences > 1 {
-                // Which of the two a reader takes differs by library: a way around every filter.
-                return Err(serde::de::Error::custom("a field that access depends on is repeated"));
-            }
-            *slot = map.next_value()?;
-        }
-        Ok(fields)
-    }
-}
-
-/// A field name, borrowed unless it is written with escapes.
-struct FieldName<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for FieldName<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Scalar::deserialize(deserializer)? {
-            Scalar::Text(name) => Ok(Self(name)),
-            _ => Err(serde::de::Error::custom("a field name is a text")),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Scalar<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor)
-    }
-}
-
-struct ScalarVisitor;
-
-impl<'de> Visitor<'de> for ScalarVisitor {
-    type Value = Scalar<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Scalar::Text(Cow::Borrowed(text)))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Scalar::Text(Cow::Owned(text.to_owned())))
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Scalar::Null)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Other)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Other)
-    }
-}
 
 #[cfg(test)]
 mod tests {
