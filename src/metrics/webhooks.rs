@@ -6,6 +6,7 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
 };
 
+use super::family::FamilyBuilder;
 use crate::webhook_delivery::{EndpointState, Outcome};
 
 /// All of them.
@@ -27,7 +28,7 @@ impl WebhookFamilies {
     /// # Errors
     ///
     /// When a family is declared twice.
-    pub(super) fn declare(families: &super::FamilyBuilder<'_>) -> Result<Self, prometheus::Error> {
+    pub(super) fn declare(families: &FamilyBuilder<'_>) -> Result<Self, prometheus::Error> {
         let counter = |suffix, help| families.counter(suffix, help, &["webhook"]);
         let gauge = |suffix, help| families.gauge(suffix, help, &["webhook"]);
         Ok(Self {
