@@ -8,13 +8,15 @@ use crate::sse;
 
 /// Names an entry for ever: `<epoch>-<sequence>`, opaque to clients. Ordered within an epoch.
 ///
-/// A relay behind a relay keeps that one's ids. An entry of its own then takes the id before it with a suffix:
-/// `<epoch>-<sequence>.<suffix>`.
+/// A relay behind a relay keeps that one's ids. An entry of its own then takes the id before it
+/// with a suffix: `<epoch>-<sequence>.<suffix>`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct EventId {
-    /// Which life of the log: about the Unix milliseconds at its start, and never that of another life.
+    /// Which life of the log: about the Unix milliseconds at its start, and never that of another
+    /// life.
     pub(crate) epoch: u64,
-    /// Grows with every entry. 0 is the place before everything: an id to resume from, never an entry's own.
+    /// Grows with every entry. 0 is the place before everything: an id to resume from, never an
+    /// entry's own.
     pub(crate) sequence: u64,
     /// 0 for none.
     pub(crate) suffix: u32,
@@ -74,7 +76,8 @@ pub(crate) enum StartPosition {
 }
 
 impl StartPosition {
-    /// What a `Last-Event-ID` asks for. Never an error: a browser's `EventSource` would give up for good.
+    /// What a `Last-Event-ID` asks for. Never an error: a browser's `EventSource` would give up for
+    /// good.
     pub(crate) fn parse(last_event_id: &[u8]) -> Self {
         match std::str::from_utf8(last_event_id) {
             Ok("") => Self::Now,
@@ -116,7 +119,8 @@ impl fmt::Display for ProductId {
     }
 }
 
-/// Names a visitor's session: exact text of any length, but never one that could break a frame. Not for logs or metrics.
+/// Names a visitor's session: exact text of any length, but never one that could break a frame. Not
+/// for logs or metrics.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct SessionId(Arc<str>);
 

@@ -1,10 +1,11 @@
 //! Kinds of events.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::sync::Arc;
 
-/// What a payload's `type` says. The connector's own kinds are named; any other passes through under its text.
+/// What a payload's `type` says. The connector's own kinds are named; any other passes through
+/// under its text.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Kind {
     /// A batch of UI actions of one session.

@@ -20,7 +20,8 @@ pub(crate) use self::{
 };
 use crate::sse::{self, EncodedEvent};
 
-/// One event of a product's log, in the form it is sent. Shared by reference; its bytes are copied once, when it gets its id.
+/// One event of a product's log, in the form it is sent. Shared by reference; its bytes are copied
+/// once, when it gets its id.
 #[derive(Debug)]
 pub(crate) struct Event {
     id: EventId,
@@ -35,7 +36,8 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    /// Encodes a draft under the id and at the place it has been given: the one copy of its payload.
+    /// Encodes a draft under the id and at the place it has been given: the one copy of its
+    /// payload.
     pub(crate) fn new(id: EventId, position: u64, draft: Draft) -> Self {
         let Draft { kind, session, received, .. } = draft;
         let EncodedEvent { chunk, frame, payload } = sse::encode_event(id, &draft.payload);

@@ -1,6 +1,6 @@
 //! What a subscriber asked to see: sessions and kinds.
 //!
-//! May use: `id`, `kind`.
+//! May use: no other module.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +30,8 @@ impl Scope {
     }
 }
 
-/// A limit on what is seen. In the configuration an empty list may mean everything; in here it says so.
+/// A limit on what is seen. In the configuration an empty list may mean everything; in here it says
+/// so.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Only<T> {
     /// No limit.

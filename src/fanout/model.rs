@@ -1,7 +1,8 @@
-//! What subscribers see of a durable log, against a model: delivered + announced = sent, whatever happens meanwhile.
+//! What subscribers see of a durable log, against a model: delivered + announced = sent, whatever
+//! happens meanwhile.
 //!
-//! Random schedules of publishing, subscribing, reading, leaving, coming back, outages, eviction, restarts and crashes; each
-//! is known by its seed.
+//! Random schedules of publishing, subscribing, reading, leaving, coming back, outages, eviction,
+//! restarts and crashes; each is known by its seed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -319,7 +320,8 @@ async fn run_schedule(seed: u64) {
                 drop(relay);
                 relay = RelayInstance::begin(directory.path(), &mut rng);
                 if relay.fanout.log().has_prior_entries() {
-                    relay.append_gap(&mut sent, &mut names); // as ingest does when the upstream stands again
+                    // as ingest does when the upstream stands again
+                    relay.append_gap(&mut sent, &mut names);
                 }
             }
             _ => {}

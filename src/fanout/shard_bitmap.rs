@@ -1,6 +1,6 @@
 //! Shards that have subscribers of a session, a kind or everything, one bit each.
 //!
-//! May use: `index`, `event`.
+//! May use: `event`.
 
 use std::collections::HashMap;
 

@@ -1,6 +1,6 @@
 //! One shard's subscribers of one product, by scope.
 //!
-//! May use: `index`, `shard_queue`, `subscription`, the fan-out, `event`.
+//! May use: `event`.
 
 use std::{
     collections::HashSet,
@@ -47,7 +47,8 @@ impl ShardIndex {
         self.fanout.registry().shard_bitmap.remove(scope, self.shard, &self.index);
     }
 
-    /// From now on, it is what another scope shows that arrives for this one. It looks into the log first.
+    /// From now on, it is what another scope shows that arrives for this one. It looks into the log
+    /// first.
     pub(crate) fn change_scope(
         &mut self,
         number: usize,
@@ -64,15 +65,16 @@ impl ShardIndex {
         self.queue().map_or(QueueContents::Events, |queue| queue.take(events))
     }
 
-    /// The place up to which everything has been taken, or was for nobody here; none while something waits.
+    /// The place up to which everything has been taken, or was for nobody here; none while
+    /// something waits.
     pub(crate) fn position(&self) -> Option<u64> {
         // In this order: what lies before the position was left there before that was written.
         let position = self.fanout.dispatched_through.load(Ordering::SeqCst);
         self.queue()?.is_empty().then_some(position)
     }
 
-    /// Visits the numbers of those who may see something of this session and kind, for each in `news`, with which of these it is. Who
-    /// has been visited for an earlier one may be left out.
+    /// Visits the numbers of those who may see something of this session and kind, for each in
+    /// `news`, with which of these it is. Who has been visited for an earlier one may be left out.
     pub(crate) fn for_each_interested<'a>(
         &self,
         keys: impl ExactSizeIterator<Item = (Option<&'a SessionId>, &'a Kind)>,
@@ -81,7 +83,7 @@ impl ShardIndex {
         if keys.len() == 1 {
             return keys.for_each(|(session, kind)| {
                 self.index.for_each_match(session, kind, BucketFilter::ALL, |number, ()| {
-                    visit(0, number)
+                    visit(0, number);
                 });
             });
         }

@@ -1,6 +1,6 @@
 //! Pending position and waker of one subscription.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     sync::{

@@ -1,6 +1,6 @@
-//! What all workers share: the store, the guard, the roots of trust.
+//! What all workers share: the store, the egress guard, the roots of trust.
 //!
-//! May use: `config`, `log`, the webhook's own rooms.
+//! May use: `config`, `outbound`, `store`.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -48,8 +48,8 @@ impl WebhookContext {
         WebhookSender::new(&definition.webhook, previous, guard, &tls)
     }
 
-    /// Takes a webhook out of the store, as soon as that can be written, and tells whether it is out. After `stop` that is
-    /// tried for a moment only.
+    /// Takes a webhook out of the store, as soon as that can be written, and tells whether it is
+    /// out. After `stop` that is tried for a moment only.
     pub(super) async fn unregister(&self, id: &str, stop: &CancellationToken) -> bool {
         let unregistered = async {
             while self.store.unregister(id).await.is_err() {
@@ -83,7 +83,8 @@ impl WebhookContext {
     }
 }
 
-/// How long it takes to be removed at the most once the relay leaves. Less than an operator waits for it.
+/// How long it takes to be removed at the most once the relay leaves. Less than an operator waits
+/// for it.
 const UNREGISTER_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// While the store cannot be written.

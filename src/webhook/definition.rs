@@ -1,9 +1,9 @@
-//! What is kept of a webhook beside its deliveries: as it was registered, and what has become of that since.
+//! What is stored of a webhook beside its deliveries: its registration and its endpoint's state.
 //!
-//! In: a webhook of the file or of the API. Out: a text for the store, and back. What the file declares is not kept: it is in
-//! the file, with its secret.
+//! In: a webhook of the configuration file or of the API. Out: a text for the store, and back. A
+//! webhook that the configuration file declares is not stored: the file has it, with its secret.
 //!
-//! May use: `config`, the webhook's words.
+//! May use: `config`.
 
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ impl Definition {
         }
     }
 
-    /// The text that [`Remembered::parse`] reads.
+    /// The text that [`RestoredDefinition::from_stored`] reads.
     pub(super) fn to_stored(&self) -> String {
         let stored = StoredDefinition {
             webhook: (self.source == WebhookSource::Api).then(|| self.webhook.to_stored()),
@@ -78,7 +78,7 @@ impl Definition {
 }
 
 impl RestoredDefinition {
-    /// Reads what [`Definition::to_text`] has written.
+    /// Reads what [`Definition::to_stored`] has written.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
-//! Deliveries in pages: what is owed and was accepted is the worker's, dead letters are the store's.
+//! Pages of deliveries: the worker knows owed and accepted ones, the store the dead letters.
 //!
-//! May use: `delivery`, `log`, the registry and its workers.
+//! May use: `store`, `webhook_delivery`.
 
 use super::{
     DeliveryPage, DeliveryState, ListedDelivery, WebhookError, Webhooks, worker::WebhookCommand,
@@ -8,8 +8,8 @@ use super::{
 use crate::{store::DeadLetterState, webhook_delivery::DeadLetter};
 
 impl Webhooks {
-    /// Deliveries of one state, newest first: at most `most` of those behind the mark `before`, which is that of a page's
-    /// `next`.
+    /// Deliveries of one state, newest first: at most `most` of those behind the mark `before`,
+    /// which is that of a page's `next`.
     ///
     /// # Errors
     ///

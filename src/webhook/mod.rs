@@ -1,13 +1,14 @@
 //! The connector's push mode, durable: every registered webhook, each with a worker of its own.
 //!
-//! In: what the configuration and operators register. Out: what is known of each. Nothing here touches the events.
+//! In: registrations of the configuration and of operators. Out: each webhook's status. This module
+//! does not touch the events.
 //!
 //! ```text
-//! log ─► fanout ─► subscription ─► worker ─► outbox ─► sender ─► receiver        one worker per webhook, nothing shared
+//! log ─► fanout ─► subscription ─► worker ─► outbox ─► sender ─► receiver    one worker per webhook
 //!                                    └─► store: position and exceptions
 //! ```
 //!
-//! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`.
+//! May use: `config`, `event`, `store`, `webhook_delivery`.
 
 mod context;
 mod definition;
@@ -79,7 +80,8 @@ pub(crate) struct WebhookStatus {
     pub(crate) problem: Option<String>,
     /// Deliveries that are owed.
     pub(crate) pending: u64,
-    /// When the event of the oldest of them came, or was read from the store if nobody knows that, in Unix milliseconds.
+    /// When the event of the oldest of them came, or was read from the store if nobody knows that,
+    /// in Unix milliseconds.
     pub(crate) oldest_pending: Option<u64>,
     /// Dead letters.
     pub(crate) dead: u64,
@@ -108,7 +110,8 @@ pub(crate) struct DeliveryPage {
 /// A delivery in a list.
 #[derive(Debug)]
 pub(crate) enum ListedDelivery {
-    /// It is owed, and due at this time, in Unix milliseconds; none while it waits for its turn or is under way.
+    /// It is owed, and due at this time, in Unix milliseconds; none while it waits for its turn or
+    /// is under way.
     Pending(Delivery, Option<u64>),
     /// It was accepted.
     Delivered(Delivery),

@@ -1,9 +1,10 @@
-//! What another configuration means for the webhooks that there are.
+//! Applies another configuration to the registered webhooks.
 //!
-//! In: what the file declares now, products that come and go, what may be reached. Out: workers that do as it says. Each of these
-//! may be called again with the same: it then does what could not be done before, and nothing else.
+//! In: the webhooks that the file declares now, products that are added or removed, the egress
+//! policy. Out: workers that follow them. Each step may be repeated with the same input: it then
+//! does what could not be done before, and nothing else.
 //!
-//! May use: `config`, `event`, `fanout`, `log`, the webhooks' own rooms.
+//! May use: `config`, `event`, `fanout`, `outbound`, `store`.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -22,8 +23,9 @@ use crate::{
 };
 
 impl Webhooks {
-    /// Has the webhooks of the file be those that it declares now. One that is declared no more goes with what it is owed and its
-    /// dead letters, as by `DELETE`; one that is changed keeps its place; the file wins over the API for the same id.
+    /// Has the webhooks of the file be those that it declares now. One that is declared no more
+    /// goes with what it is owed and its dead letters, as by `DELETE`; one that is changed keeps
+    /// its place; the file wins over the API for the same id.
     pub(crate) async fn reconcile(&self, declared: &[WebhookConfig]) {
         let _guard = self.changes.lock().await;
         let deadline = Instant::now() + CONFIG_RELOAD_TIMEOUT;
@@ -101,8 +103,9 @@ impl Webhooks {
         self.restore(&declared, kept);
     }
 
-    /// Serves a product no longer. With a store that outlives the process, its webhooks finish what is under way, and wait there for
-    /// the product to come back; without one, there is nothing to wait for.
+    /// Serves a product no longer. With a store that outlives the process, its webhooks finish what
+    /// is under way, and wait there for the product to come back; without one, there is nothing to
+    /// wait for.
     pub(crate) async fn suspend_product(&self, product: &ProductId) {
         let _guard = self.changes.lock().await;
         self.remove_product(product);

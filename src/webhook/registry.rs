@@ -1,6 +1,7 @@
-//! Who is registered: starts a worker for each webhook, passes operators' orders on, ends what is removed.
+//! The registry of webhooks: starts a worker for each, passes operators' commands on, ends removed
+//! ones.
 //!
-//! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhooks' own rooms.
+//! May use: `config`, `event`, `fanout`, `metrics`, `outbound`, `store`, `webhook_delivery`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -82,7 +83,8 @@ pub(crate) struct WebhookDependencies<'a> {
 }
 
 impl Webhooks {
-    /// Starts a worker for each webhook that the configuration declares or that the store has kept, on the present runtime.
+    /// Starts a worker for each webhook that the configuration declares or that the store has kept,
+    /// on the present runtime.
     pub(crate) fn start(
         dependencies: WebhookDependencies<'_>,
         declared: &[WebhookConfig],
@@ -301,11 +303,13 @@ impl Webhooks {
         }
     }
 
-    /// Changes a webhook that the API has registered. It keeps its place. A former secret signs beside a new one for a while.
+    /// Changes a webhook that the API has registered. It keeps its place. A former secret signs
+    /// beside a new one for a while.
     ///
     /// # Errors
     ///
-    /// When there is none of this id, the file declares it, the product is another, or the store cannot be written.
+    /// When there is none of this id, the file declares it, the product is another, or the store
+    /// cannot be written.
     pub(crate) async fn update(
         &self,
         webhook: WebhookConfig,
@@ -325,12 +329,14 @@ impl Webhooks {
         self.get(&id).ok_or(WebhookError::Unknown)
     }
 
-    /// Ends a webhook that the API has registered, with all that is owed to it and its dead letters.
+    /// Ends a webhook that the API has registered, with all that is owed to it and its dead
+    /// letters.
     ///
     /// # Errors
     ///
-    /// When there is none of this id, the file declares it, or the store cannot be written; then it ends when it can. When the
-    /// relay leaves before it is out of the store; then it is still there in the next life.
+    /// When there is none of this id, the file declares it, or the store cannot be written; then it
+    /// ends when it can. When the relay leaves before it is out of the store; then it is still
+    /// there in the next life.
     ///
     /// # Cancel safety
     ///
@@ -485,7 +491,8 @@ impl Webhooks {
 }
 
 impl Definition {
-    /// The definition when the webhook is changed. A former secret signs beside a new one for a while.
+    /// The definition when the webhook is changed. A former secret signs beside a new one for a
+    /// while.
     pub(super) fn replaced_by(&self, webhook: WebhookConfig, source: WebhookSource) -> Self {
         let previous = match self.webhook.secret == webhook.secret {
             true => self.previous_secret.clone(),

@@ -1,4 +1,5 @@
-//! The event that a test sends: one batch of actions as a connector would send it, of a session that says what it is.
+//! The event of a test delivery: one batch of actions as a connector would send it, of a session
+//! that is named as a test.
 //!
 //! May use: `event`.
 

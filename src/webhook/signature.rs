@@ -1,8 +1,9 @@
-//! The headers that prove where a delivery comes from: the connector's, and those of Standard Webhooks.
+//! The headers that prove the origin of a delivery: the connector's, and those of Standard
+//! Webhooks.
 //!
-//! In: the event id, the time and the body of one attempt. Out: all headers it is sent with.
+//! In: the event id, the time and the body of one attempt. Out: all headers that it is sent with.
 //!
-//! May use: `client` (the relay's name), `config` (secrets).
+//! May use: `config`, `outbound`.
 
 use std::fmt::Write;
 
@@ -28,8 +29,8 @@ pub(super) struct Signer {
 }
 
 impl Signer {
-    /// A signer with `current`; `former` only adds a second signature to the list of Standard Webhooks, because the
-    /// connector's own headers have room for one.
+    /// A signer with `current`; `former` only adds a second signature to the list of Standard
+    /// Webhooks, because the connector's own headers have room for one.
     pub(super) fn new(current: &Secret, previous: Option<&Secret>) -> Self {
         Self {
             current: current.clone(),
@@ -42,7 +43,8 @@ impl Signer {
         }
     }
 
-    /// The headers of one attempt to deliver `body` under the event id `id`, begun at `timestamp` in Unix seconds.
+    /// The headers of one attempt to deliver `body` under the event id `id`, begun at `timestamp`
+    /// in Unix seconds.
     ///
     /// # Errors
     ///
@@ -96,9 +98,9 @@ fn standard_tag(key: &Key, id: &str, timestamp: u64, body: &[u8]) -> Tag {
 
 /// The key behind a `whsec_…` secret is what its base64 stands for.
 ///
-/// Of any other text it is the bytes themselves, and so it is of a `whsec_` without usable base64 behind it: the
-/// libraries cannot take such a text as base64 either, so its receiver can only have been given it as raw bytes. An
-/// empty key, which anyone could sign with, is never made.
+/// Of any other text it is the bytes themselves, and so it is of a `whsec_` without usable base64
+/// behind it: the libraries cannot take such a text as base64 either, so its receiver can only have
+/// been given it as raw bytes. An empty key, which anyone could sign with, is never made.
 fn standard_key(secret: &Secret) -> Key {
     let text = secret.expose();
     let decoded = text.strip_prefix("whsec_").and_then(|rest| LENIENT_BASE64.decode(rest).ok());

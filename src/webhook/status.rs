@@ -1,6 +1,7 @@
-//! What is known of one webhook by those who ask: its definition, how it stands, what it owes. Its worker writes it.
+//! The status of one webhook for its readers: definition, endpoint state, counts. Its worker writes
+//! it.
 //!
-//! May use: `delivery`, `log` (words), `metrics`, the webhook's own rooms.
+//! May use: `metrics`, `store`, `webhook_delivery`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -54,8 +55,9 @@ impl SharedStatus {
         self.lock().definition = Arc::new(definition);
     }
 
-    /// Shows how the outbox stands, with `unread` entries that nobody has looked at. Returns another definition where the
-    /// present one does not say any more whether it is disabled, or has a secret whose time is over.
+    /// Shows how the outbox stands, with `unread` entries that nobody has looked at. Returns
+    /// another definition where the present one does not say any more whether it is disabled, or
+    /// has a secret whose time is over.
     pub(super) fn publish(
         &self,
         outbox: &Outbox,
@@ -121,10 +123,10 @@ fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
     if before.status.state != status.state {
         match status.state {
             EndpointState::Active => {
-                info!(webhook, pending = status.pending, "the webhook is active")
+                info!(webhook, pending = status.pending, "the webhook is active");
             }
             EndpointState::Throttled => {
-                warn!(webhook, problem, "the webhook is throttled: its receiver asks to wait")
+                warn!(webhook, problem, "the webhook is throttled: its receiver asks to wait");
             }
             EndpointState::Open => {
                 warn!(
@@ -141,7 +143,8 @@ fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
             }
         }
     }
-    // The first, and then each time they have doubled: a receiver that refuses everything must not fill the log.
+    // The first, and then each time they have doubled: a receiver that refuses everything must not
+    // fill the log.
     if status.dead > before.status.dead
         && status.dead.ilog2() > before.status.dead.checked_ilog2().unwrap_or_default()
         || (status.dead > 0 && before.status.dead == 0)

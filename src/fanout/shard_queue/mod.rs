@@ -1,14 +1,16 @@
-//! A fan-out's way to one lane: events are left there once, however many of the lane's streams they are for.
+//! A fan-out's way to one lane: events are left there once, however many of the lane's streams they
+//! are for.
 //!
 //! ```text
 //! fan-out ─ which lanes listen? ─► arrivals of lane 0 ─┐ one wake-up, until they are taken
 //!                               └► arrivals of lane 1 ─┴─► the lane's task: followers, found in an index of its own
 //! ```
 //!
-//! A follower that has everything is given what has arrived; one that has not is told to look into the log, and so are those concerned
-//! when more has arrived than is kept here: then only the first place for each session and kind is, as a mark.
+//! A follower that has everything is given what has arrived; one that has not is told to look into
+//! the log, and so are those concerned when more has arrived than is kept here: then only the first
+//! place for each session and kind is, as a mark.
 //!
-//! May use: `event`, the fan-out and its index.
+//! May use: `event`.
 
 #[cfg(test)]
 mod tests;
@@ -47,7 +49,7 @@ impl ShardQueue {
         self.lock().push(event);
     }
 
-    /// Has everybody on the lane look into the log for what is there from `place` on.
+    /// Has everybody on the lane look into the log for what is there from `position` on.
     pub(super) fn overflow(&self, position: u64) {
         self.lock().overflow(position);
     }
@@ -160,7 +162,8 @@ pub(crate) struct ResyncMark {
     pub(crate) kind: Kind,
 }
 
-/// Events of one product that wait for a lane, or marks in their place. While the lane gives what it has taken, it holds as many.
+/// Events of one product that wait for a lane, or marks in their place. While the lane gives what
+/// it has taken, it holds as many.
 const MAX_QUEUED_EVENTS: usize = 1024;
 
 /// Their bytes.

@@ -1,9 +1,10 @@
 //! One subscriber's cursor: catches up from the log, then follows it.
 //!
-//! New, slow and returning subscribers differ only in where the cursor stands. Nothing here grows with traffic: a
-//! subscription holds one small hand-over of entries, and everything else stays in the log.
+//! New, slow and returning subscribers differ only in where the cursor stands. Nothing here grows
+//! with traffic: a subscription holds one small hand-over of entries, and everything else stays in
+//! the log.
 //!
-//! May use: `event`, `log`, the fan-out's index.
+//! May use: `event`, `store`.
 
 mod on_shard;
 mod read;
@@ -23,7 +24,8 @@ use crate::{
     store::CatchUp,
 };
 
-/// A subscriber's view of one product: entries within its scope, in order, none twice, and a notice for each gap.
+/// A subscriber's view of one product: entries within its scope, in order, none twice, and a notice
+/// for each gap.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     fanout: Arc<Fanout>,
@@ -41,7 +43,8 @@ pub(crate) struct Subscription {
     skips_history: bool,
     /// It asked for news only, and the log was still getting history when it looked.
     is_held_back: bool,
-    /// It asked for what is kept, and has not looked yet: what was evicted of the time before it came is not missing.
+    /// It asked for what is kept, and has not looked yet: what was evicted of the time before it
+    /// came is not missing.
     wants_oldest: bool,
     /// Set while what comes next is in the store.
     catch_up: Option<Box<CatchUp>>,
@@ -59,7 +62,8 @@ pub(crate) struct Subscription {
 enum ReadFailurePolicy {
     /// It is announced as a gap: a client is not to wait for a disk.
     AnnounceGap,
-    /// It is asked for again at this time. What is kept for the reader is not to be given up because a disk was busy.
+    /// It is asked for again at this time. What is kept for the reader is not to be given up
+    /// because a disk was busy.
     RetryLater {
         /// None before the first time.
         not_before: Option<Instant>,
@@ -74,7 +78,7 @@ struct AwaitedStart {
 }
 
 impl Subscription {
-    /// A subscription at `start`; entries behind `position` will be shown to its `listener`.
+    /// A subscription at `start`; entries behind `position` will be shown to its `signal`.
     pub(super) fn new(
         fanout: Arc<Fanout>,
         signal: Arc<SubscriberSignal>,
@@ -104,8 +108,9 @@ impl Subscription {
         subscription
     }
 
-    /// Goes on with another scope, from where it stands. What has been returned is not returned again, and what comes behind that is
-    /// judged by the new scope alone. One whose lane tells it what has arrived must join that again, see `Followers::change_scope`.
+    /// Goes on with another scope, from where it stands. What has been returned is not returned
+    /// again, and what comes behind that is judged by the new scope alone. One whose lane tells it
+    /// what has arrived must join that again, see `Followers::change_scope`.
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
         self.read_buffer.clear();
@@ -172,7 +177,8 @@ impl Subscription {
         Poll::Pending
     }
 
-    /// Has `context` woken at the next mark, or when its holder is told to leave, without looking for anything.
+    /// Has `context` woken at the next mark, or when its holder is told to leave, without looking
+    /// for anything.
     pub(crate) fn register_waker(&self, context: &Context<'_>) {
         self.signal.register_waker(context.waker());
     }
@@ -184,7 +190,8 @@ impl Subscription {
             || self.catch_up.as_ref().is_some_and(|it| it.is_waiting_for_permit())
     }
 
-    /// Whether there was nothing for it yet when it looked: its id was not here, or history had not come to its end.
+    /// Whether there was nothing for it yet when it looked: its id was not here, or history had not
+    /// come to its end.
     fn is_waiting_for_log(&self) -> bool {
         self.awaited_start.is_some() || self.is_held_back
     }
@@ -202,9 +209,11 @@ impl Subscription {
             && self.pending_gap.is_none()
     }
 
-    /// Whether the fan-out has shown it something behind the cursor. If not, the waker is called when it does.
+    /// Whether the fan-out has shown it something behind the cursor. If not, the waker is called
+    /// when it does.
     fn poll_pending(&mut self, context: &Context<'_>) -> bool {
-        // In this order: what is shown after the position was read either leaves a mark to see now or calls the waker.
+        // In this order: what is shown after the position was read either leaves a mark to see now
+        // or calls the waker.
         self.signal.register_waker(context.waker());
         if !self.is_indexed {
             return false;
@@ -213,7 +222,8 @@ impl Subscription {
         self.take_pending(position)
     }
 
-    /// Takes the mark, which was left before `position` was written or is behind it. Whether there was one.
+    /// Takes the mark, which was left before `position` was written or is behind it. Whether there
+    /// was one.
     fn take_pending(&mut self, position: u64) -> bool {
         match self.signal.take_pending() {
             0 => {
@@ -239,7 +249,8 @@ impl Subscription {
         SubscriptionItem::Gap(gap)
     }
 
-    /// Moves the subscriber's id on to where the log has moved past what it has been given; the id, if it has.
+    /// Moves the subscriber's id on to where the log has moved past what it has been given; the id,
+    /// if it has.
     pub(crate) fn advance_last_id(&mut self) -> Option<EventId> {
         let given = self.last_delivered.map_or(0, |(position, _)| position);
         let id = self
@@ -262,7 +273,8 @@ impl Subscription {
         (self.read_buffer.len(), self.read_buffer.iter().map(Entry::wire_bytes).sum())
     }
 
-    /// Whether it has been given everything up to `place`, or may not see it. While it waits there is nothing for it.
+    /// Whether it has been given everything up to `place`, or may not see it. While it waits there
+    /// is nothing for it.
     pub(crate) fn has_passed(&self, position: u64) -> bool {
         let is_delivered = self.last_delivered.is_some_and(|(given, _)| given >= position);
         let is_past_it = self.cursor >= position && self.is_caught_up();
@@ -294,7 +306,8 @@ pub(crate) enum SubscriptionItem {
     Event {
         /// The event itself, shared.
         event: Arc<Event>,
-        /// When its last byte came from the upstream, if that was while the subscriber was there; else it is replayed.
+        /// When its last byte came from the upstream, if that was while the subscriber was there;
+        /// else it is replayed.
         received: Option<Instant>,
     },
     /// Events may be missing here.

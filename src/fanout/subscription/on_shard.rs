@@ -1,6 +1,6 @@
 //! The side of a subscription that its shard's task calls.
 //!
-//! May use: the subscription, the fan-out, `event`.
+//! May use: `event`.
 
 use std::sync::atomic::Ordering;
 
@@ -13,8 +13,8 @@ impl Subscription {
         !self.is_indexed
     }
 
-    /// From now on its lane tells it what arrives. Under the lock of the audience: whatever has been shown until now has left a
-    /// mark, and nothing is shown to it from now on.
+    /// From now on its lane tells it what arrives. Under the lock of the audience: whatever has
+    /// been shown until now has left a mark, and nothing is shown to it from now on.
     pub(in crate::fanout) fn move_to_shard(&mut self, registry: &mut SubscriberRegistry) {
         if std::mem::take(&mut self.is_indexed) {
             registry.subscribers.remove(&self.scope, self.signal.key());
@@ -23,25 +23,29 @@ impl Subscription {
             true => drop(self.signal.take_pending()), // it looks into the log in any case
             false => {
                 self.is_lagging =
-                    self.take_pending(self.fanout.dispatched_through.load(Ordering::SeqCst))
+                    self.take_pending(self.fanout.dispatched_through.load(Ordering::SeqCst));
             }
         }
     }
 
-    /// The entry at `place`, or one behind it, may be for it: it is to be polled, and looks into the log.
+    /// The entry at `place`, or one behind it, may be for it: it is to be polled, and looks into
+    /// the log.
     pub(crate) fn resync_from(&mut self, position: u64) {
-        self.advance_to(position.saturating_sub(1)); // what lies before it has been given to it, or was for others
+        // what lies before it has been given to it, or was for others
+        self.advance_to(position.saturating_sub(1));
         self.is_lagging = true;
     }
 
-    /// Everything up to `position` that is for it has arrived, and been given to it if it had everything before that.
+    /// Everything up to `position` that is for it has arrived, and been given to it if it had
+    /// everything before that.
     pub(crate) fn advance_to(&mut self, position: u64) {
         if self.is_caught_up() {
             self.cursor = self.cursor.max(position);
         }
     }
 
-    /// Gives it an event that has arrived, if that is for it and it does not have it. It must be at the end of what it knew.
+    /// Gives it an event that has arrived, if that is for it and it does not have it. It must be at
+    /// the end of what it knew.
     pub(crate) fn accept(&mut self, event: &Event) -> bool {
         let is_for_it =
             event.position() > self.cursor && self.scope.includes(event.session(), event.kind());

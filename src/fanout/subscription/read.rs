@@ -1,6 +1,6 @@
 //! Reads of a subscription from the ring and the store, and the gaps they find.
 //!
-//! May use: the subscription, `event`, `log`.
+//! May use: `event`, `log`.
 
 use std::{
     mem,
@@ -17,7 +17,8 @@ use crate::{
 };
 
 impl Subscription {
-    /// Takes one hand-over from the log and moves the cursor over it, or finds out why there is none.
+    /// Takes one hand-over from the log and moves the cursor over it, or finds out why there is
+    /// none.
     pub(super) fn read_log(&mut self) {
         match self.fanout.log().read_after(
             self.cursor,
@@ -42,8 +43,9 @@ impl Subscription {
         }
     }
 
-    /// Goes on behind what is gone, and announces that. Of what was in the log before it came, one that asked for what is
-    /// kept has asked for no more than that; what came since is another matter.
+    /// Goes on behind what is gone, and announces that. Of what was in the log before it came, one
+    /// that asked for what is kept has asked for no more than that; what came since is another
+    /// matter.
     fn skip_or_announce(&mut self, reason: GapReason, lost_through: u64) {
         let asked_for_kept_only =
             mem::take(&mut self.wants_oldest) && lost_through <= self.live_after;
@@ -64,7 +66,8 @@ impl Subscription {
         self.pending_gap = Some(Box::new(gap));
     }
 
-    /// Takes the next chunk from the store, if the next entries are there. Ready with whether there was one.
+    /// Takes the next chunk from the store, if the next entries are there. Ready with whether there
+    /// was one.
     pub(super) fn poll_store(&mut self, context: &mut Context<'_>) -> Poll<bool> {
         let Some(catch_up) = &mut self.catch_up else { return Poll::Ready(false) };
         let Some(chunk) = ready!(catch_up.poll_chunk(context)) else { return Poll::Ready(false) };
@@ -95,7 +98,8 @@ impl Subscription {
     }
 }
 
-/// One hand-over: enough to fill a write, little enough that a stalled subscriber pins next to nothing.
+/// One hand-over: enough to fill a write, little enough that a stalled subscriber pins next to
+/// nothing.
 const READ_BUFFER_LIMITS: ReadLimits = ReadLimits { entries: 16, bytes: 32 * 1024 };
 
 /// Between two questions of a reader that waits for what the store cannot give now.

@@ -1,6 +1,7 @@
-//! Where a subscription begins: resolves its start position, and waits while the log may still learn it.
+//! Where a subscription begins: resolves its start position, and waits while the log may still
+//! learn it.
 //!
-//! May use: the subscription, `event`, `log`.
+//! May use: `event`, `log`.
 
 use std::time::Duration;
 
@@ -41,15 +42,17 @@ impl Subscription {
         self.is_lagging = self.cursor < self.live_after || self.is_lagging;
     }
 
-    /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the store has behind it. Nobody
-    /// tells it when that can be read again: see [`Subscription::must_look_again`].
+    /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the
+    /// store has behind it. Nobody tells it when that can be read again: see
+    /// [`Subscription::must_poll_again`].
     pub(in crate::fanout) fn resume_after(&mut self, position: u64) {
         (self.cursor, self.skips_history, self.is_lagging) =
             (position, false, position < self.live_after);
         self.read_failure_policy = ReadFailurePolicy::RetryLater { not_before: None };
     }
 
-    /// Whether it stands anywhere in the log, and nothing but news is to come to who asked for news.
+    /// Whether it stands anywhere in the log, and nothing but news is to come to who asked for
+    /// news.
     pub(super) fn poll_located(&mut self) -> bool {
         let log = self.fanout.log();
         if let Some(awaited) = &mut self.awaited_start {
@@ -73,5 +76,6 @@ impl Subscription {
     }
 }
 
-/// How long a client's id may be ahead of a relay that has caught up with the relay before it, or has given up waiting for it.
+/// How long a client's id may be ahead of a relay that has caught up with the relay before it, or
+/// has given up waiting for it.
 const UNKNOWN_ID_WAIT: Duration = Duration::from_secs(5);

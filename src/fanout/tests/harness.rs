@@ -114,7 +114,7 @@ impl FanoutReader {
         for _ in 0..max_items {
             match self.subscription.poll_next(&mut context) {
                 Poll::Ready(SubscriptionItem::Event { event, .. }) => {
-                    self.seen.push(Ok(event.position()))
+                    self.seen.push(Ok(event.position()));
                 }
                 Poll::Ready(SubscriptionItem::Gap(gap)) => self.seen.push(Err(gap)),
                 Poll::Pending => return,

@@ -1,4 +1,5 @@
-//! The seam between catching up and following, against a model: every subscriber sees precisely what its scope admits.
+//! The seam between catching up and following, against a model: every subscriber sees precisely
+//! what its scope admits.
 
 mod harness;
 mod schedules;
@@ -182,7 +183,8 @@ fn a_stalled_subscriber_holds_one_handover_and_nobody_waits_for_it() {
     let mut stalled = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
     let mut other = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
     for round in 0..500 {
-        // Appending and showing are plain calls: there is nothing in them that could wait for a subscriber.
+        // Appending and showing are plain calls: there is nothing in them that could wait for a
+        // subscriber.
         (0..20).for_each(|_| harness.append(&"s".repeat(1000), "x"));
         harness.dispatch_all();
         other.read(20);
@@ -236,7 +238,8 @@ fn a_resume_from_before_everything_names_the_id_it_came_with() {
     assert_eq!(reader.gaps()[0].after.as_deref(), Some(&*before_everything.to_string()));
 }
 
-/// Seconds until one whose id does not come is told so; none if it is still waiting after five minutes.
+/// Seconds until one whose id does not come is told so; none if it is still waiting after five
+/// minutes.
 async fn seconds_until_gap(harness: &FanoutHarness) -> Option<u32> {
     let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::After(EventId::new(1, 1)));
     for seconds in 0..300 {

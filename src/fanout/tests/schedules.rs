@@ -34,8 +34,9 @@ fn step() -> impl Strategy<Value = FanoutStep> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// delivered + announced = sent: whatever a scope admits and is not seen lies in a range that a gap announces, order
-    /// is kept, nothing comes twice, and nothing that the scope hides is seen; to a lane's followers as to others.
+    /// delivered + announced = sent: whatever a scope admits and is not seen lies in a range that a
+    /// gap announces, order is kept, nothing comes twice, and nothing that the scope hides is seen;
+    /// to a lane's followers as to others.
     #[test]
     fn a_resume_seam_has_no_hole_and_no_duplicate(steps in proptest::collection::vec(step(), 1..300)) {
         let mut harness = FanoutHarness::new(24);
@@ -82,7 +83,8 @@ proptest! {
         harness.dispatch_all();
         shard.deliver_queued(&mut readers, &[]);
         for Expectation { mut reader, scope, after } in readers {
-            (0..2).for_each(|_| shard.read(&mut reader, 1000)); // the first time it comes to its end
+            // the first time it comes to its end
+            (0..2).for_each(|_| shard.read(&mut reader, 1000));
             check_coverage(&reader, &scope, after, &entries)?;
         }
     }
@@ -131,8 +133,8 @@ fn admits(scope: &Scope, entries: &[Option<(usize, usize)>], at: u64) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Whatever is appended, shown and read in between: what comes is what the filter of the moment admits, in order, once; for one
-    /// that its lane tells what arrives as for others.
+    /// Whatever is appended, shown and read in between: what comes is what the filter of the moment
+    /// admits, in order, once; for one that its lane tells what arrives as for others.
     #[test]
     fn a_scope_that_changes_loses_and_repeats_nothing(
         steps in prop::collection::vec((0_u8..7, 0_usize..4), 1..80),
@@ -186,7 +188,8 @@ proptest! {
         harness.dispatch_all();
         shard.deliver_queued(&mut readers, &[]);
         let [Expectation { mut reader, .. }] = readers;
-        (0..2).for_each(|_| shard.read(&mut reader, usize::MAX)); // the first time it comes to its end
+        // the first time it comes to its end
+        (0..2).for_each(|_| shard.read(&mut reader, usize::MAX));
         expected.extend(due(&appended, &scopes[current], from));
         prop_assert_eq!(reader.events(), expected);
         drop(reader);

@@ -1,4 +1,4 @@
-//! How an endpoint stands: whether anything may be sent to it now.
+//! The circuit breaker of one endpoint: decides whether a delivery may be sent now.
 //!
 //! ```text
 //!            5 failures in a row, each of another delivery
@@ -9,7 +9,7 @@
 //!   └──── enable ───────────── disabled  ◄── 410, an operator
 //! ```
 //!
-//! May use: `delivery`.
+//! May use: `webhook_delivery`.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -19,10 +19,12 @@ use tokio::time::Instant;
 use super::{DeliveryPolicy, EndpointStatus};
 use crate::webhook_delivery::{Attempt, EndpointState};
 
-/// Failures in a row, each of another delivery, after which an endpoint is held back. Fewer may be a few poisonous events.
+/// Failures in a row, each of another delivery, after which an endpoint is held back. Fewer may be
+/// a few poisonous events.
 pub(super) const FAILURES_TO_OPEN: usize = 5;
 
-/// The longest that a receiver can ask for, and that a clock set back can make of a wait that is kept.
+/// The longest that a receiver can ask for, and that a clock set back can make of a wait that is
+/// kept.
 pub(super) const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// An endpoint.
@@ -120,7 +122,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// An attempt has ended without word from the receiver. If it was the probe, the next one waits for longer.
+    /// An attempt has ended without word from the receiver. If it was the probe, the next one waits
+    /// for longer.
     pub(super) fn record_no_answer(&mut self, position: u64, backoff: &mut BackoffContext<'_>) {
         if let Some(open) = self.open.as_mut().filter(|open| open.probe == Some(position)) {
             open.probe = None;

@@ -1,12 +1,12 @@
-//! What is written down, and what comes of it.
+//! Takes changes to commit out of the outbox, and applies the outcome of the commit.
 //!
-//! May use: the store's words.
+//! May use: no other module.
 
 use super::*;
 
 impl Outbox {
-    /// What is to be written down, if anything is that should not wait, or the first part of it. One at a time: [`Outbox::committed`] or
-    /// [`Outbox::not_committed`] follows.
+    /// What is to be written down, if anything is that should not wait, or the first part of it.
+    /// One at a time: [`Outbox::record_commit`] or [`Outbox::record_commit_failure`] follows.
     pub(in crate::webhook) fn take_urgent_changes(&mut self) -> Option<WebhookChanges> {
         self.journal.is_due().then(|| self.take_batch())
     }
@@ -45,7 +45,8 @@ impl Outbox {
         }
     }
 
-    /// Notes that nothing can be written now, though it may be on its way: what is sent from now on does not wait for that.
+    /// Notes that nothing can be written now, though it may be on its way: what is sent from now on
+    /// does not wait for that.
     pub(in crate::webhook) fn mark_store_degraded(&mut self) {
         self.journal.mark_store_degraded();
     }
@@ -61,13 +62,15 @@ impl Outbox {
         }
     }
 
-    /// Dead letters that were lost since the last look, because the store could not be written for too long.
+    /// Dead letters that were lost since the last look, because the store could not be written for
+    /// too long.
     pub(in crate::webhook) fn take_lost_count(&mut self) -> u64 {
         self.journal.take_lost_count()
     }
 }
 
-/// What the store keeps of a delivery that is owed. One that is under way may be tried again at once after a crash.
+/// What the store keeps of a delivery that is owed. One that is under way may be tried again at
+/// once after a crash.
 fn owed_of(item: &OutboxItem, now: Now) -> OwedDelivery {
     let next_attempt_at = match item.stage {
         DeliveryStage::Idle(NextAttempt::Retry(Some(due))) => Some(unix_ms_of(due, now)),

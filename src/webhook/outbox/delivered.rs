@@ -1,6 +1,6 @@
-//! The last deliveries that were accepted, to be looked at.
+//! The latest accepted deliveries, for operators to look at.
 //!
-//! May use: `delivery`, `event`.
+//! May use: `event`, `webhook_delivery`.
 
 use std::collections::VecDeque;
 

@@ -1,6 +1,6 @@
-//! One thing to deliver, and where it stands on its way.
+//! One delivery, and its state.
 //!
-//! May use: `delivery`, `event`.
+//! May use: `event`, `webhook_delivery`.
 
 use std::sync::Arc;
 

@@ -1,9 +1,9 @@
-//! What a crash must not forget: how far the webhook has come, and what is an exception before that.
+//! What a crash must not forget: the webhook's position, and the exceptions before it.
 //!
-//! In: what has become of each delivery. Out: batches of changes for the store, one at a time. What a batch costs, what has
-//! happened since the last one has paid for.
+//! In: the outcome of each delivery. Out: batches of changes for the store, one at a time. The work
+//! of a batch is bounded by what has happened since the last one.
 //!
-//! May use: `delivery`, `event`, the store's words.
+//! May use: `event`, `store`, `webhook_delivery`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,12 +14,14 @@ use crate::{
     webhook_delivery::DeadLetter,
 };
 
-/// Dead letters that wait for a store that cannot be written. A burst of refusals, not a day of them.
+/// Dead letters that wait for a store that cannot be written. A burst of refusals, not a day of
+/// them.
 pub(super) const MAX_UNWRITTEN_DEAD_LETTERS: usize = 1000;
 /// Bytes of their payloads: a quarter of what the log of one product may take by default.
 pub(super) const MAX_UNWRITTEN_DEAD_LETTER_BYTES: usize = 16 << 20;
 
-/// Fates of one kind in one batch: some ten milliseconds of the store's writer, for whom all other webhooks wait.
+/// Fates of one kind in one batch: some ten milliseconds of the store's writer, for whom all other
+/// webhooks wait.
 const MAX_BATCH_ROWS: usize = 1000;
 /// Payloads of dead letters in one batch, and one more.
 const MAX_BATCH_PAYLOAD_BYTES: usize = 1 << 20;
@@ -69,7 +71,7 @@ struct CommittingBatch {
 }
 
 impl OutboxJournal {
-    /// The journal of a webhook whose store says that it has come to `position`.
+    /// The journal of a webhook whose store says that it has come to `cursor`.
     pub(super) fn new(cursor: u64) -> Self {
         Self { committed_cursor: cursor, max_batch_rows: MAX_BATCH_ROWS, ..Self::default() }
     }
@@ -105,7 +107,8 @@ impl OutboxJournal {
             + self.committing.as_ref().map_or(0, |committing| committing.occupied_slots)
     }
 
-    /// Whether the store has, or is about to have, a row of this place, of which it says itself that there is `row`.
+    /// Whether the store has, or is about to have, a row of this place, of which it says itself
+    /// that there is `row_state`.
     pub(super) fn row_state(
         &self,
         position: u64,
@@ -149,7 +152,8 @@ impl OutboxJournal {
         Some(unwritten_letter)
     }
 
-    /// Lets the oldest go until the bound is kept. Of what the store has a row, it will find out by itself.
+    /// Lets the oldest go until the bound is kept. Of what the store has a row, it will find out by
+    /// itself.
     fn enforce_unwritten_limit(&mut self) {
         while self.dead_letters.len() > MAX_UNWRITTEN_DEAD_LETTERS
             || self.dead_letter_bytes > MAX_UNWRITTEN_DEAD_LETTER_BYTES
@@ -163,7 +167,8 @@ impl OutboxJournal {
         }
     }
 
-    /// Dead letters that were lost since the last look, because the store could not be written for too long.
+    /// Dead letters that were lost since the last look, because the store could not be written for
+    /// too long.
     pub(super) fn take_lost_count(&mut self) -> u64 {
         std::mem::take(&mut self.lost_dead_letters)
     }
@@ -191,8 +196,9 @@ impl OutboxJournal {
         self.committing.is_none() && (self.is_urgent || has_fates || cursor > self.committed_cursor)
     }
 
-    /// What is not in the store, as much as goes into one batch; `owed` gives the row of a delivery and what the store has of it.
-    /// The position stays before what is left for the next one. What has been settled behind that keeps its slots.
+    /// What is not in the store, as much as goes into one batch; `owed` gives the row of a delivery
+    /// and what the store has of it. The position stays before what is left for the next one. What
+    /// has been settled behind that keeps its slots.
     pub(super) fn take_batch(
         &mut self,
         cursor: u64,
@@ -251,8 +257,8 @@ impl OutboxJournal {
         committing.new_rows
     }
 
-    /// Notes that the store is degraded, so that nothing is written for now. Delivery goes on: all slots are free, and the bound
-    /// of what is delivered twice after a crash is void.
+    /// Notes that the store is degraded, so that nothing is written for now. Delivery goes on: all
+    /// slots are free, and the bound of what is delivered twice after a crash is void.
     pub(super) fn mark_store_degraded(&mut self) {
         (self.is_store_degraded, self.occupied_slots) = (true, 0);
         if let Some(committing) = &mut self.committing {
@@ -261,8 +267,9 @@ impl OutboxJournal {
         self.enforce_unwritten_limit();
     }
 
-    /// Puts a batch that could not be written under what has happened since, and tells of which places it may have written a row
-    /// for the first time all the same. What says that such a row is void stays: there, it is needed; else it does no harm.
+    /// Puts a batch that could not be written under what has happened since, and tells of which
+    /// places it may have written a row for the first time all the same. What says that such a row
+    /// is void stays: there, it is needed; else it does no harm.
     pub(super) fn record_commit_failure(
         &mut self,
         changes: WebhookChanges,
@@ -279,7 +286,7 @@ impl OutboxJournal {
             match fate {
                 DeliveryChange::Owed(_) if is_owed(position) => self.mark_dirty(position, true),
                 DeliveryChange::Settled if !self.dead_letters.contains_key(&position) => {
-                    self.settle(position)
+                    self.settle(position);
                 }
                 DeliveryChange::Dead(letter) if !self.is_unwritten(position) => {
                     self.insert_dead_letter(
@@ -294,7 +301,8 @@ impl OutboxJournal {
         committing.new_rows
     }
 
-    /// Notes that the store has forgotten everything. Dead letters that are still here are still to be written.
+    /// Notes that the store has forgotten everything. Dead letters that are still here are still to
+    /// be written.
     pub(super) fn rewrite_all(&mut self) {
         (self.committed_cursor, self.is_urgent) = (0, true);
         self.settled.clear();

@@ -1,19 +1,21 @@
-//! What one webhook is owed, in which order it is tried, and how its endpoint stands: a state machine without I/O.
+//! The outbox of one webhook: what it is owed, in which order deliveries are tried, and the state
+//! of its endpoint. A state machine without I/O.
 //!
-//! In: events as they are read, answers, orders of operators, the time. Out: what to send next, and what to write down.
+//! In: events as they are read, answers, commands of operators, the time. Out: the next delivery to
+//! send, and changes to commit.
 //!
 //! ```text
-//!            take                   next                  settle
-//! log ─────────────► lane ─ head ─────────► running ─┬─ accepted ──► delivered (the last 1000)
-//!        one lane per  ▲                             ├─ retry ─────► waiting ──┐
-//!        session       └─────────────────────────────┴─────────────────────────┘
-//!                                                    └─ given up ──► dead letter (in the store)
+//!            take                    next                  settle
+//! log ─────────────► queue ─ head ─────────► running ─┬─ accepted ──► delivered (the last 1000)
+//!       one queue per ▲                               ├─ retry ─────► waiting ──┐
+//!       session       └───────────────────────────────┴─────────────────────────┘
+//!                                                     └─ given up ──► dead letter (in the store)
 //! ```
 //!
-//! Every step takes logarithmic time, however much is owed. What releases, expires or erases many at once has been paid for by
-//! each of them.
+//! Every step takes logarithmic time, however much is owed. A step that releases, expires or erases
+//! many deliveries has been paid for by the arrival of each of them.
 //!
-//! May use: `delivery`, `event`, the store's words.
+//! May use: `event`, `store`, `webhook_delivery`.
 
 mod circuit_breaker;
 mod commit;
@@ -53,18 +55,21 @@ use crate::{
     webhook_delivery::{Attempt, DeadLetter, DeadLetterReason, Delivery, EndpointState},
 };
 
-/// Deliveries that are owed to one webhook at one time where the store has their events: some 20 MiB for each webhook that is so
-/// far behind. What comes behind waits in the log.
+/// Deliveries that are owed to one webhook at one time where the store has their events: some 20
+/// MiB for each webhook that is so far behind. What comes behind waits in the log.
 pub(super) const MAX_OWED_DELIVERIES: u64 = 65_536;
-/// Events that are held although the store has them. Enough that a webhook that keeps up reads nothing again.
+/// Events that are held although the store has them. Enough that a webhook that keeps up reads
+/// nothing again.
 const MAX_LOADED_EVENTS: usize = 256;
 /// Bytes of them.
 const MAX_LOADED_BYTES: usize = 4 << 20;
-/// Heads of lanes whose events are loaded before there is a slot. A page of the store brings about as many.
+/// Heads of lanes whose events are loaded before there is a slot. A page of the store brings about
+/// as many.
 const MAX_PRELOADED_HEADS: usize = 64;
 /// A retry's event is loaded so long before it is due. Longer than a read takes.
 const PRELOAD_LEAD_TIME: Duration = Duration::from_secs(1);
-/// After an event could not be read. Longer than the pause after each such event, so that a few of them leave time for others.
+/// After an event could not be read. Longer than the pause after each such event, so that a few of
+/// them leave time for others.
 const UNREADABLE_EVENT_DELAY: Duration = Duration::from_secs(10);
 
 /// How hard a webhook is tried, and where what it is owed can be read again.
@@ -141,7 +146,7 @@ pub(super) struct EndpointStatus {
 }
 
 impl Outbox {
-    /// The outbox of a webhook that has come to `position`, and is owed these before it.
+    /// The outbox of a webhook that has come to `cursor`, and is owed these before it.
     pub(super) fn new(
         policy: DeliveryPolicy,
         cursor: u64,
@@ -189,7 +194,8 @@ impl Outbox {
         self.is_in_memory() || self.counts.owed < MAX_OWED_DELIVERIES
     }
 
-    /// Takes over an event that is owed, behind everything so far, and passes its place. One that has been passed is left.
+    /// Takes over an event that is owed, behind everything so far, and passes its place. One that
+    /// has been passed is left.
     pub(super) fn enqueue(&mut self, event: Arc<Event>, now: Now) {
         self.clock = now;
         let position = event.position();
@@ -226,13 +232,14 @@ impl Outbox {
         self.breaker.status(self.clock.instant)
     }
 
-    /// How many deliveries are owed, without those of dead letters; and when the oldest of their events came, in Unix milliseconds.
+    /// How many deliveries are owed, without those of dead letters; and when the oldest of their
+    /// events came, in Unix milliseconds.
     pub(super) fn owed(&self) -> (u64, Option<u64>) {
         (self.counts.owed, self.owed_items().next().map(|item| item.delivery.created_at))
     }
 
-    /// Deliveries that are owed, newest first: at most `most` before the place `before`; with when each is due, in Unix
-    /// milliseconds, unless it waits for its turn or is under way.
+    /// Deliveries that are owed, newest first: at most `most` before the place `before`; with when
+    /// each is due, in Unix milliseconds, unless it waits for its turn or is under way.
     pub(super) fn pending(
         &self,
         before: Option<u64>,
@@ -251,7 +258,8 @@ impl Outbox {
         matches!(item.item_kind, ItemKind::Owed | ItemKind::Redelivery).then_some(&item.delivery)
     }
 
-    /// Deliveries that were accepted, newest first, each with its number: at most `most` before the number `before`.
+    /// Deliveries that were accepted, newest first, each with its number: at most `most` before the
+    /// number `before`.
     pub(super) fn delivered(&self, before: Option<u64>, limit: usize) -> Vec<(u64, Delivery)> {
         self.delivered.list(before, limit)
     }
@@ -284,7 +292,8 @@ impl Outbox {
         matches!(self.policy.event_storage, EventStorage::InMemory { .. })
     }
 
-    /// Whether few enough events are held for another one: of the bound, one part in `share` is for this use.
+    /// Whether few enough events are held for another one: of the bound, one part in `share` is for
+    /// this use.
     fn has_load_budget(&self, share: usize) -> bool {
         self.counts.loaded < MAX_LOADED_EVENTS / share
             && self.counts.loaded_bytes < MAX_LOADED_BYTES / share
@@ -338,14 +347,14 @@ impl Outbox {
         match previous {
             DeliveryStage::Blocked => {}
             DeliveryStage::Idle(next_attempt) => {
-                self.queue_heads.remove(position, next_attempt, is_loaded)
+                self.queue_heads.remove(position, next_attempt, is_loaded);
             }
             DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, false),
         }
         match stage {
             DeliveryStage::Blocked => {}
             DeliveryStage::Idle(next_attempt) => {
-                self.queue_heads.insert(position, next_attempt, is_loaded)
+                self.queue_heads.insert(position, next_attempt, is_loaded);
             }
             DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, true),
         }

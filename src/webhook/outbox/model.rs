@@ -1,8 +1,8 @@
-//! The outbox against a model: everything is accepted, dead, erased or expired in the end, in order, and never twice without
-//! a reason.
+//! The outbox against a model: every delivery is accepted, dead, erased or expired in the end, in
+//! order, and never twice without a reason.
 //!
-//! Random schedules of events, answers, commits that succeed or fail, crashes, reloads and orders of operators; each is known
-//! by its seed.
+//! Random schedules of events, answers, commits that succeed or fail, crashes, reloads and commands
+//! of operators; each is known by its seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,7 +45,7 @@ impl ModelStore {
                 DeliveryChange::Owed(_) if *position <= self.expired_through => {}
                 DeliveryChange::Owed(owed) => drop(self.owed.insert(*position, owed.clone())),
                 DeliveryChange::Settled => {
-                    drop((self.owed.remove(position), self.dead_letters.remove(position)))
+                    drop((self.owed.remove(position), self.dead_letters.remove(position)));
                 }
                 DeliveryChange::Dead(dead_letter) => {
                     self.owed.remove(position);
@@ -434,7 +434,8 @@ impl OutboxModel {
                 self.accept(attempt.position);
             }
         }
-        // What the store expires before it hears of an acceptance is dead there until it is told otherwise.
+        // What the store expires before it hears of an acceptance is dead there until it is told
+        // otherwise.
         if self.is_degraded || self.store_has_expired {
             self.lives.last_mut().unwrap().0 = usize::MAX;
         }
@@ -463,7 +464,8 @@ impl OutboxModel {
         }
     }
 
-    /// The store makes dead letters of what has been owed for too long; the outbox hears of it, sooner or later.
+    /// The store makes dead letters of what has been owed for too long; the outbox hears of it,
+    /// sooner or later.
     fn expire(&mut self) {
         let expired_through =
             self.rng.u64(0..=self.log.len() as u64).max(self.store.expired_through);

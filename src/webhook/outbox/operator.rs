@@ -1,6 +1,6 @@
-//! What operators and the store order: enable, disable, erase, expire.
+//! Commands of operators and of the store: enable, disable, erase, expire.
 //!
-//! May use: `delivery`, `event`.
+//! May use: no other module.
 
 use super::*;
 
@@ -16,12 +16,14 @@ impl Outbox {
         self.breaker.disable(problem);
     }
 
-    /// Sends nothing until this time, in Unix milliseconds: the receiver has asked for that before the restart.
+    /// Sends nothing until this time, in Unix milliseconds: the receiver has asked for that before
+    /// the restart.
     pub(in crate::webhook) fn throttle(&mut self, until: u64) {
         self.breaker.throttle(self.instant_of(until));
     }
 
-    /// Notes that the store has made dead letters of everything owed up to `through`, also of what has not been taken yet.
+    /// Notes that the store has made dead letters of everything owed up to `through`, also of what
+    /// has not been taken yet.
     pub(in crate::webhook) fn expire_through(&mut self, expired_through: u64) {
         if expired_through <= self.expired_through {
             return;

@@ -1,23 +1,26 @@
-//! Dead letters that are delivered again: a walk over those that wait for it in the store, by place, again and again.
+//! The redelivery scan: passes over the dead letters that wait in the store, by position,
+//! repeatedly.
 //!
 //! ```text
-//! store   a1 a2 b1 a3 c1 …      a1 fails and waits: a2, a3 are left for a later walk, b1 and c1 are taken
+//! store   a1 a2 b1 a3 c1 …   a1 fails and waits: a2, a3 are left for a later scan, b1 and c1 are taken
 //!               through ─┘
 //! ```
 //!
-//! A session whose first delivery waits for its next attempt has no other letters here, so that it keeps no other session's
-//! from coming. Once one of a session is left, those behind it are, too, until the next walk: they keep their order.
+//! A session whose first delivery waits for its next attempt has no other dead letters in memory,
+//! so that it does not displace other sessions. Once one dead letter of a session is left for
+//! later, the following ones are too, until the next scan: they keep their order.
 //!
-//! May use: `delivery`, `event`.
+//! May use: no other module.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::*;
 
-/// Dead letters that are under way, or could be, at one time; and of one session. A thousand of them do not crowd out what is new.
+/// Dead letters that are under way, or could be, at one time; and of one session. A thousand of
+/// them do not crowd out what is new.
 const MAX_ACTIVE_REDELIVERIES: usize = 16;
-/// All that are here, those that wait for their next attempt among them: of so many sessions that fail, none keeps the others
-/// waiting.
+/// All that are here, those that wait for their next attempt among them: of so many sessions that
+/// fail, none keeps the others waiting.
 const MAX_LOADED_REDELIVERIES: usize = 256;
 /// Bytes of them, and one more: as much as dead letters that wait for the store may take.
 const MAX_REDELIVERY_BYTES: usize = 16 << 20;
@@ -69,9 +72,10 @@ impl Outbox {
             && active < MAX_ACTIVE_REDELIVERIES
     }
 
-    /// Takes dead letters for another delivery, as far as there is room: those that wait behind the place that was asked for, by
-    /// place; none when there are no more. Those that are here, or were and are not written down yet, are left: the store does
-    /// not know better. Word of an expiry comes first: else one of these may have just been accepted.
+    /// Takes dead letters for another delivery, as far as there is room: those that wait behind the
+    /// place that was asked for, by place; none when there are no more. Those that are here, or
+    /// were and are not written down yet, are left: the store does not know better. Word of an
+    /// expiry comes first: else one of these may have just been accepted.
     ///
     /// Tells whether it is worth asking again soon: not if a whole walk has found nothing.
     pub(in crate::webhook) fn redeliver(
@@ -109,7 +113,8 @@ impl Outbox {
         has_found
     }
 
-    /// Notes that there are others, which may stand before those that have been looked at. What has been asked for is void.
+    /// Notes that there are others, which may stand before those that have been looked at. What has
+    /// been asked for is void.
     pub(in crate::webhook) fn restart_redelivery_scan(&mut self) {
         self.redelivery_scan = RedeliveryScan {
             recently_enqueued: std::mem::take(&mut self.redelivery_scan.recently_enqueued),
@@ -117,7 +122,8 @@ impl Outbox {
         };
     }
 
-    /// Whether it is the turn of a letter: none of its session has been left behind, or holds it up.
+    /// Whether it is the turn of a letter: none of its session has been left behind, or holds it
+    /// up.
     fn may_redeliver(&self, position: u64, session: Option<&SessionId>) -> bool {
         if self.redelivery_scan.recently_enqueued.iter().any(|(_, enqueued)| *enqueued == position)
         {
@@ -174,7 +180,8 @@ impl Outbox {
         }
     }
 
-    /// Leaves the letters of a session whose first delivery waits for its next attempt: the store has them.
+    /// Leaves the letters of a session whose first delivery waits for its next attempt: the store
+    /// has them.
     pub(super) fn drop_blocked_redeliveries(&mut self, session: &SessionId) {
         let blocked =
             self.redeliveries_of(session).filter(|item| item.stage == DeliveryStage::Blocked);

@@ -1,6 +1,6 @@
-//! What is sent next, which events must be at hand for that, and what an answer means.
+//! Chooses the next delivery, names the payloads that must be loaded for it, and applies an answer.
 //!
-//! May use: `delivery`, `event`.
+//! May use: no other module.
 
 use super::*;
 
@@ -37,7 +37,8 @@ impl Outbox {
         fresh.into_iter().chain(retry).min()
     }
 
-    /// Whether another event is to be held when so many of its kind are held and could be sent. At least one always is.
+    /// Whether another event is to be held when so many of its kind are held and could be sent. At
+    /// least one always is.
     fn is_worth_loading(&self, ready: usize) -> bool {
         ready == 0 || ready < MAX_PRELOADED_HEADS && self.counts.loaded_bytes < MAX_LOADED_BYTES
     }
@@ -83,7 +84,8 @@ impl Outbox {
         }
     }
 
-    /// Notes that the event at `place` cannot be read any more, and tells whether that was owed and is lost by it.
+    /// Notes that the event at `place` cannot be read any more, and tells whether that was owed and
+    /// is lost by it.
     pub(in crate::webhook) fn discard_unreadable(&mut self, position: u64) -> bool {
         if self.items.get(&position).is_none_or(|item| item.event.is_some()) {
             return false;
@@ -123,7 +125,8 @@ impl Outbox {
         self.counts.in_flight + self.journal.occupied_slots() < self.policy.max_in_flight
     }
 
-    /// Retries and first attempts take turns while both wait, and retries have no more than half of the slots then.
+    /// Retries and first attempts take turns while both wait, and retries have no more than half of
+    /// the slots then.
     fn pick_head(&self) -> Option<u64> {
         let (fresh, retry) =
             (self.queue_heads.oldest_fresh(), self.queue_heads.first_due_retry(self.clock.instant));
@@ -132,8 +135,8 @@ impl Outbox {
         if may_retry { retry.or(fresh) } else { fresh.or(retry) }
     }
 
-    /// When to call [`Outbox::next`] and [`Outbox::wants`] although nothing else has happened: something comes due, or the
-    /// endpoint's standing changes.
+    /// When to call [`Outbox::next`] and [`Outbox::next_to_load`] although nothing else has
+    /// happened: something comes due, or the endpoint's standing changes.
     pub(in crate::webhook) fn next_due_at(&self) -> Option<Instant> {
         let now = self.clock.instant;
         let next_change = self.breaker.next_change_at(now);
@@ -181,8 +184,9 @@ impl Outbox {
         self.finish(position, outcome);
     }
 
-    /// Notes how an attempt went at an endpoint that is the webhook's no longer, or that an operator has enabled since. That
-    /// says nothing of the present one, which gets what has not been accepted, without an attempt less.
+    /// Notes how an attempt went at an endpoint that is the webhook's no longer, or that an
+    /// operator has enabled since. That says nothing of the present one, which gets what has not
+    /// been accepted, without an attempt less.
     pub(in crate::webhook) fn settle_former(
         &mut self,
         position: u64,
@@ -213,12 +217,12 @@ impl Outbox {
         let (endpoint, mut backoff) = self.breaker_with_backoff();
         match verdict {
             Disposition::Retry { after: retry_after } => {
-                endpoint.record_failure(position, attempt, *retry_after, &mut backoff)
+                endpoint.record_failure(position, attempt, *retry_after, &mut backoff);
             }
             Disposition::Forbidden => endpoint.record_no_answer(position, &mut backoff),
             Disposition::Gone => endpoint.disable(&circuit_breaker::describe_problem(attempt)),
             Disposition::Accepted | Disposition::Refused if endpoint.record_answer() => {
-                self.make_retries_due()
+                self.make_retries_due();
             }
             Disposition::Accepted | Disposition::Refused => {}
         }

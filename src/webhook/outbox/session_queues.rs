@@ -1,6 +1,7 @@
-//! Who is first in each session, and who may be sent of those.
+//! The head of each session's queue, and which heads may be sent.
 //!
-//! A delivery without a session has a lane of its own and is always first. Everything is found in logarithmic time.
+//! A delivery without a session has a queue of its own and is always its head. Every lookup takes
+//! logarithmic time.
 //!
 //! May use: `event`.
 
@@ -178,7 +179,8 @@ impl QueueHeads {
         self.unloaded.retries_due_by(deadline).next()
     }
 
-    /// When something comes due: what is held at any time, what must be loaded only if that is still to come.
+    /// When something comes due: what is held at any time, what must be loaded only if that is
+    /// still to come.
     pub(super) fn next_due_at(&self, now: Instant) -> Option<Instant> {
         if !self.loaded.fresh.is_empty() {
             return Some(now);
@@ -189,7 +191,8 @@ impl QueueHeads {
         next_loaded.into_iter().chain(next_unloaded).min()
     }
 
-    /// Makes every retry due at once, and tells which there are. What each costs here, its failed attempt has paid for.
+    /// Makes every retry due at once, and tells which there are. What each costs here, its failed
+    /// attempt has paid for.
     pub(super) fn make_retries_due(&mut self) -> Vec<u64> {
         let mut positions = self.loaded.make_retries_due();
         positions.append(&mut self.unloaded.make_retries_due());

@@ -1,8 +1,10 @@
-//! What one webhook reads from the log: events in order once they are committed, and single ones again.
+//! One webhook's reader of the log: events in order once they are committed, and single events
+//! again.
 //!
-//! While the store is degraded nothing is committed: then events are given as soon as they are shown.
+//! While the store is degraded nothing is committed; the reader then returns events as soon as they
+//! are dispatched.
 //!
-//! May use: `event`, `fanout`, `log`.
+//! May use: `event`, `fanout`, `log`, `store`.
 
 #[cfg(test)]
 mod tests;
@@ -143,7 +145,8 @@ impl WebhookReader {
 #[derive(Debug)]
 pub(super) struct EventReloader {
     fanout: Arc<Fanout>,
-    /// Something could not be read: the next question is for one event alone, lest its neighbours be at fault.
+    /// Something could not be read: the next question is for one event alone, lest its neighbours
+    /// be at fault.
     single_event_only: bool,
     /// The place that is asked for, while it is.
     pending_read: Option<(u64, CatchUp)>,
@@ -174,7 +177,8 @@ impl EventReloader {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing; the next call goes on where it was, or begins anew for another place.
+    /// Dropping the future loses nothing; the next call goes on where it was, or begins anew for
+    /// another place.
     pub(super) async fn reload(&mut self, position: u64) -> Reloaded {
         loop {
             let polled = poll_fn(|context| self.poll_reload(context, position));

@@ -1,9 +1,10 @@
-//! What an answer, or the lack of one, means.
+//! Classifies an answer, or its absence.
 //!
-//! In: a status and headers, or an error of the transport. Out: outcome, verdict, and a text for the operator. The text
-//! never repeats what the receiver wrote, nor the URL's path and query, which may hold a secret. Pure.
+//! In: a status and headers, or an error of the transport. Out: outcome, disposition, and a text
+//! for the operator. The text never repeats what the receiver wrote, nor the URL's path and query,
+//! which may hold a secret. Pure.
 //!
-//! May use: `client` (Retry-After), `delivery`, `egress` (its errors).
+//! May use: `outbound`, `webhook_delivery`.
 
 use std::{error::Error, io, time::Duration};
 
@@ -173,7 +174,8 @@ fn find_in_chain<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Op
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        // An I/O error names what is below its inner error as its source, never the inner error itself.
+        // An I/O error names what is below its inner error as its source, never the inner error
+        // itself.
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         next = match inner {
             Some(inner) => Some(inner),

@@ -1,9 +1,9 @@
-//! One attempt: signs the body, posts it, and judges the answer.
+//! One attempt: signs the body, posts it, and classifies the answer.
 //!
-//! In: an event id and the payload. Out: how it went, and what to do. Redirects are not followed, nothing is
-//! decompressed, and of the answer's body only the beginning is read.
+//! In: an event id and the payload. Out: the attempt's outcome. Redirects are not followed, nothing
+//! is decompressed, and only the beginning of the answer's body is read.
 //!
-//! May use: `client` (TLS), `config`, `delivery`, `egress`, `signature`.
+//! May use: `config`, `outbound`, `webhook_delivery`.
 
 mod classify;
 #[cfg(test)]
@@ -43,7 +43,8 @@ pub(super) struct WebhookSender {
 }
 
 impl WebhookSender {
-    /// A sender to `webhook` that reaches what `guard` lets through, and speaks TLS as `tls` says (without ALPN).
+    /// A sender to `webhook` that reaches what `guard` lets through, and speaks TLS as `tls` says
+    /// (without ALPN).
     ///
     /// While its secret is being rotated, `former` signs beside it.
     pub(super) fn new(
@@ -70,7 +71,8 @@ impl WebhookSender {
         }
     }
 
-    /// Makes one attempt to deliver `payload` under the event id `id`, within the webhook's `timeout`.
+    /// Makes one attempt to deliver `payload` under the event id `id`, within the webhook's
+    /// `timeout`.
     ///
     /// # Cancel safety
     ///
@@ -125,8 +127,8 @@ impl WebhookSender {
     }
 }
 
-/// Reads the body so that its connection can be used again, but not for ever: of a long one, the rest goes with the
-/// connection.
+/// Reads the body so that its connection can be used again, but not for ever: of a long one, the
+/// rest goes with the connection.
 async fn read_bounded(mut body: Incoming) -> Result<(), hyper::Error> {
     let mut read = 0;
     while read < MAX_RESPONSE_BYTES && !body.is_end_stream() {

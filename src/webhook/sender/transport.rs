@@ -2,7 +2,7 @@
 //!
 //! In: a request. Out: the head of the answer. HTTP/2 where TLS offers it, HTTP/1.1 elsewhere.
 //!
-//! May use: `egress`.
+//! May use: `outbound`.
 
 use std::{
     error::Error,
@@ -35,7 +35,8 @@ pub(super) struct EndpointClient {
 }
 
 impl EndpointClient {
-    /// A client that keeps up to `connections` idle ones, and gives each `patience` to be made.
+    /// A client that keeps up to `connections` idle ones, and gives each `connect_timeout` to be
+    /// made.
     pub(super) fn new(
         connector: EgressConnector,
         tls: &ClientConfig,
@@ -63,7 +64,8 @@ impl EndpointClient {
 
     /// Sends the request, and returns when the head of the answer is there.
     ///
-    /// A pooled connection that turns out to be closed before anything was written is replaced without a word.
+    /// A pooled connection that turns out to be closed before anything was written is replaced
+    /// without a word.
     ///
     /// # Errors
     ///
@@ -82,8 +84,9 @@ impl fmt::Debug for EndpointClient {
     }
 }
 
-/// Bounds connection and TLS together. The attempt's own deadline does not: the pool goes on with a connection that it
-/// has begun when another one gets free first, and a receiver that hangs in TLS could collect those.
+/// Bounds connection and TLS together. The attempt's own deadline does not: the pool goes on with a
+/// connection that it has begun when another one gets free first, and a receiver that hangs in TLS
+/// could collect those.
 #[derive(Clone)]
 struct TimeoutConnector<C> {
     connector: C,
@@ -127,8 +130,8 @@ where
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Common servers close what has been idle for 5 s, and a request that is written into a closing connection is a failed
-/// attempt: whether the receiver has got it cannot be known.
+/// Common servers close what has been idle for 5 s, and a request that is written into a closing
+/// connection is a failed attempt: whether the receiver has got it cannot be known.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Far beyond any head. Bounds what a receiver can make us keep.
@@ -137,6 +140,7 @@ const MAX_RESPONSE_HEAD_BYTES: usize = 64 * 1024;
 /// No more of an answer is read than this, so no more needs to be under way.
 const STREAM_WINDOW_BYTES: u32 = 16 * 1024;
 
-/// A connection that all attempts share must not fail one after the other when its far side is gone.
+/// A connection that all attempts share must not fail one after the other when its far side is
+/// gone.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);

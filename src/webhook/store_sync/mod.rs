@@ -1,13 +1,15 @@
-//! One webhook's side of the store: its definition, its journal, and dead letters on their way back.
+//! One webhook's side of the store: its definition, its journal, and dead letters on their way
+//! back.
 //!
-//! At most one question or order of each kind is out. What cannot be written is written later. Nothing is written down of a
-//! webhook that the store does not have yet: its registration comes first.
+//! At most one request or command of each kind is under way. What cannot be committed is committed
+//! later. Nothing is committed for a webhook that the store does not have yet: its registration
+//! comes first.
 //!
 //! ```text
 //! outbox ── changes ──► journal ──► committed | not committed: they come again
 //! ```
 //!
-//! May use: `delivery`, `log`, the webhook's own rooms.
+//! May use: `event`, `store`, `webhook_delivery`.
 
 #[cfg(test)]
 mod tests;
@@ -42,7 +44,8 @@ pub(super) struct StoreSync {
     product: ProductId,
     scope: Scope,
     definition: String,
-    /// Where it begins in a store that does not know it: what it has come to since is still to be written down.
+    /// Where it begins in a store that does not know it: what it has come to since is still to be
+    /// written down.
     initial_position: u64,
     /// The store has it, since this process runs.
     is_registered: bool,
@@ -66,8 +69,8 @@ pub(super) struct StoreSync {
 type InFlight<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
 impl StoreSync {
-    /// The records of a webhook that begins at `position`, and whose definition is still to be written; `waiting` is told when
-    /// it is.
+    /// The records of a webhook that begins at `position`, and whose definition is still to be
+    /// written; `registration_waiters` is told when it is.
     pub(super) fn new(
         definition: &Definition,
         position: u64,
@@ -113,14 +116,16 @@ impl StoreSync {
         self.needs_registration = true;
     }
 
-    /// Begins to write down what is to be written. Nothing that has not been committed is called passed.
+    /// Begins to write down what is to be written. Nothing that has not been committed is called
+    /// passed.
     pub(super) fn start_writes(&mut self, outbox: &mut Outbox, committed: u64) {
         let now = Instant::now();
         if self.needs_registration && self.registering.is_none() && now >= self.register_at {
             self.needs_registration = false;
             self.registering = Some(Box::pin(self.store.register(self.registration())));
         }
-        // The store is degraded. What is not committed is not called passed: after a crash, other events would stand there.
+        // The store is degraded. What is not committed is not called passed: after a crash, other
+        // events would stand there.
         let is_ahead = committed < outbox.cursor();
         if is_ahead || self.store.is_degraded() {
             outbox.mark_store_degraded();
@@ -161,8 +166,9 @@ impl StoreSync {
         }
     }
 
-    /// Hands over dead letters that have come to be delivered again, and asks for others, now and then: they come on top of what
-    /// is owed. The outbox has heard before what the store had to tell by then.
+    /// Hands over dead letters that have come to be delivered again, and asks for others, now and
+    /// then: they come on top of what is owed. The outbox has heard before what the store had to
+    /// tell by then.
     pub(super) fn redeliver(&mut self, outbox: &mut Outbox, notice: &WebhookNotice) {
         if let Some(dead_letters) = self.received_letters.take() {
             let took_any = outbox.redeliver(dead_letters, Now::read());
@@ -216,7 +222,7 @@ impl StoreSync {
             }
             StoreReply::Registered(registered) => self.handle_registered(registered),
             StoreReply::DeadLetters(dead_letters) => {
-                self.received_letters = Some(dead_letters.unwrap_or_default())
+                self.received_letters = Some(dead_letters.unwrap_or_default());
             }
         }
     }
@@ -294,7 +300,8 @@ const JOURNAL_RETRY_DELAY: Duration = Duration::from_millis(50);
 /// After a definition that could not be written.
 const REGISTER_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Between two helpings of dead letters: with the number that is under way at one time, some sixty a second.
+/// Between two helpings of dead letters: with the number that is under way at one time, some sixty
+/// a second.
 const REDELIVERY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// After all that wait have been looked at, and none could be taken: those before them fail.

@@ -1,6 +1,6 @@
-//! What a worker still does when the relay leaves.
+//! What a worker still does during shutdown.
 //!
-//! May use: `log` (words), the worker's own state.
+//! May use: no other module.
 
 use super::*;
 
@@ -21,7 +21,8 @@ impl Worker {
                 "attempts are cut off: it is not known how they went"
             );
         }
-        self.publish_status(Now::read()); // what has been heard last of the endpoint is to be kept, too
+        // what has been heard last of the endpoint is to be kept, too
+        self.publish_status(Now::read());
         self.store_sync.flush(&mut self.outbox, self.reader.committed_position()).await;
         let owed = self.outbox.owed().0;
         if owed > 0 && !self.context.is_durable {
@@ -52,5 +53,6 @@ impl Worker {
     }
 }
 
-/// How long attempts may take that are under way when the relay leaves: less than orchestrators wait for it.
+/// How long attempts may take that are under way when the relay leaves: less than orchestrators
+/// wait for it.
 const ATTEMPT_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);

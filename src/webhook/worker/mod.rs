@@ -1,14 +1,13 @@
-//! One webhook's task: reads what is owed, has it sent, and has it written down how that went.
+//! One webhook's task: reads what is owed, has it sent, and has the outcome committed.
 //!
-//! What is decided is decided by the outbox; here is the waiting. It shares nothing with other webhooks but the log and the
-//! store.
+//! The outbox decides; the worker waits. Workers share the log and the store, and nothing else.
 //!
 //! ```text
 //! reader ──► outbox ──► attempts (a task each) ──► outbox ──► journal ──► store
-//!               ▲ orders of operators, notices of the store, the clock
+//!               ▲ commands of operators, notices of the store, the clock
 //! ```
 //!
-//! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhook's own rooms.
+//! May use: `event`, `fanout`, `metrics`, `store`, `webhook_delivery`.
 
 mod drain;
 
@@ -260,7 +259,7 @@ impl Worker {
                 match endpoint_generation == self.endpoint_generation {
                     true => self.outbox.settle(position, attempt, &disposition, Now::read()),
                     false => {
-                        self.outbox.settle_former(position, attempt, &disposition, Now::read())
+                        self.outbox.settle_former(position, attempt, &disposition, Now::read());
                     }
                 }
             }
@@ -280,7 +279,7 @@ impl Worker {
             // What the store has expired are dead letters.
             ReadItem::Lost { is_evicted: true, .. } if self.context.is_durable => {}
             ReadItem::Lost { positions: places, .. } => {
-                self.report_lost(places, "events are gone that may have been for the webhook")
+                self.report_lost(places, "events are gone that may have been for the webhook");
             }
         }
     }
@@ -291,7 +290,7 @@ impl Worker {
             Reloaded::Expired { through } => self.outbox.expire_through(through),
             Reloaded::Erased => drop(self.outbox.discard_unreadable(position)),
             Reloaded::Lost if self.outbox.discard_unreadable(position) => {
-                self.report_lost(1, "an event that is owed has not been kept")
+                self.report_lost(1, "an event that is owed has not been kept");
             }
             Reloaded::Lost => {}
             Reloaded::Unreadable => {

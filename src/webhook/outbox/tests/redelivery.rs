@@ -1,4 +1,5 @@
-//! Dead letters that are delivered again: in their order, and none of a session that fails in the way of another's.
+//! Dead letters that are delivered again: in their order, and none of a session that fails in the
+//! way of another's.
 
 use super::*;
 

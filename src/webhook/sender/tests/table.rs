@@ -153,7 +153,8 @@ impl Canary {
         canary
     }
 
-    /// How many connections have come. One more of its own shows that a listener is alive and has seen all before it.
+    /// How many connections have come. One more of its own shows that a listener is alive and has
+    /// seen all before it.
     async fn connection_count(&self) -> usize {
         for host in &self.hosts {
             let sentinel =
@@ -177,7 +178,8 @@ fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// A resolver that gives these addresses, call by call, and begins anew at their end; it counts the calls.
+/// A resolver that gives these addresses, call by call, and begins anew at their end; it counts the
+/// calls.
 fn stub_resolver(answers: &[&[&str]]) -> (Resolver, Arc<AtomicUsize>) {
     let parsed = |answer: &&[&str]| answer.iter().map(|text| text.parse().unwrap()).collect();
     let answers: Vec<Vec<IpAddr>> = answers.iter().map(parsed).collect();
