@@ -1,13 +1,17 @@
 //! Deserialization of a payload: the fields that the relay acts on, and nothing else.
 //!
-//! May use: nothing.
+//! Visitors of its own, because a derived `Deserialize` would reject a field of an unexpected type,
+//! and a repeated `forwarded_at`. Other values are skipped as `IgnoredAny`, which serde_json reads
+//! without recursion.
+//!
+//! May use: no other module.
 
 use std::{borrow::Cow, fmt};
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The fields the relay acts on.
+/// Fields that the relay acts on.
 #[derive(Default)]
 pub(super) struct PayloadFields<'a> {
     pub(super) kind: Scalar<'a>,
@@ -16,7 +20,7 @@ pub(super) struct PayloadFields<'a> {
     pub(super) forwarded_at: Option<f64>,
 }
 
-/// A field's value as far as it matters.
+/// A field's value, as far as it matters: other types than strings are accepted and ignored.
 #[derive(Default)]
 pub(super) enum Scalar<'a> {
     #[default]
@@ -58,7 +62,7 @@ impl<'de> Visitor<'de> for PayloadFieldsVisitor {
                 "product_id" => (&mut fields.product_id, &mut products),
                 "session_id" => (&mut fields.session_id, &mut sessions),
                 "forwarded_at" => {
-                    // Read on its own: a number beyond f64 is no reason to refuse the event.
+                    // Read on its own: a number beyond f64 is no reason to reject the event.
                     let value: &RawValue = map.next_value()?;
                     fields.forwarded_at =
                         value.get().parse().ok().filter(|seconds: &f64| seconds.is_finite());
@@ -71,7 +75,8 @@ impl<'de> Visitor<'de> for PayloadFieldsVisitor {
             };
             *occurrences += 1;
             if *occurrences > 1 {
-                // Which of the two a reader takes differs by library: a way around every filter.
+                // Which of the two a reader takes depends on its library. An upstream could pass
+                // one filter with the first value and reach a subscriber with the second.
                 return Err(serde::de::Error::custom("a field that access depends on is repeated"));
             }
             *slot = map.next_value()?;

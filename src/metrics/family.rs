@@ -1,6 +1,6 @@
 //! Declaration of metric families under the common prefix.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-/// Declares families under the common prefix.
+/// Declares families, and registers each.
 pub(super) struct FamilyBuilder<'a> {
     pub(super) registry: &'a Registry,
 }

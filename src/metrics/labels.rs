@@ -1,20 +1,20 @@
-//! Label values of subscribers' metrics.
+//! Label values of subscribers' metrics. Names are interface.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
-/// How a subscriber is connected.
+/// Transport of a subscriber.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Transport {
     /// Server-Sent Events.
     Sse,
     /// WebSocket.
     WebSocket,
-    /// One page at a time.
+    /// Pages of events, one per request.
     Page,
 }
 
 impl Transport {
-    /// As it stands in metric labels and in the admin API.
+    /// Returns the transport as metric labels and the admin API spell it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Sse => "sse",
@@ -24,7 +24,7 @@ impl Transport {
     }
 }
 
-/// Why a subscriber was turned away.
+/// Why a subscriber was shed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum ShedReason {
     /// `server.max_subscribers` are connected.
@@ -35,11 +35,12 @@ pub(crate) enum ShedReason {
     PerKey,
     /// More than `server.max_connects_per_second` came within a second.
     ConnectRate,
-    /// The relay is leaving.
+    /// The relay is draining.
     Draining,
-    /// The process may open no further file.
+    /// The process may not open another file.
     NoFileDescriptor,
-    /// There are as many connections as the limit on open files, or `server.max_subscribers`, leaves room for.
+    /// There are as many connections as the limit on open files, or `server.max_subscribers`,
+    /// allows.
     MaxConnections,
 }
 
@@ -54,7 +55,7 @@ impl ShedReason {
         Self::MaxConnections,
     ];
 
-    /// As it stands in metric labels.
+    /// Returns the reason as metric labels spell it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::MaxSubscribers => "max_subscribers",
@@ -68,6 +69,6 @@ impl ShedReason {
     }
 }
 
-/// Of subscribers that leave.
+/// Reasons of disconnects.
 pub(super) const DISCONNECT_REASONS: [&str; 9] =
     ["client", "stalled", "drain", "expired", "revoked", "removed", "rotated", "kicked", "error"];

@@ -1,6 +1,6 @@
 //! Metrics of the logs and of the durable store.
 //!
-//! May use: `family`, `event`.
+//! May use: `event`.
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
@@ -24,11 +24,15 @@ impl LogFamilies {
     /// When a family is declared twice.
     pub(super) fn declare(families: &FamilyBuilder<'_>) -> Result<Self, prometheus::Error> {
         Ok(Self {
-            events: families.gauge("log_events", "Entries the log keeps.", &["product_id", "tier"])?,
+            events: families.gauge(
+                "log_events",
+                "Entries the log keeps.",
+                &["product_id", "tier"],
+            )?,
             bytes: families.gauge("log_bytes", "Bytes the log keeps.", &["product_id", "tier"])?,
             gaps: families.counter(
                 "gaps_total",
-                "Places at which events may be missing: once a gap in the log, once a subscriber otherwise.",
+                "Gap notices: one per gap in the log, else one per subscriber that receives it.",
                 &["product_id", "reason"],
             )?,
             published: families.counter(
@@ -61,7 +65,7 @@ impl LogFamilies {
         self.published.with_label_values(&[product.as_str()])
     }
 
-    /// Removes the series of one product.
+    /// Removes the series of one product. Series that do not exist are no error.
     pub(super) fn remove(&self, product: &str) {
         let _ = self.published.remove_label_values(&[product]);
         for reason in GapReason::ALL {
@@ -74,7 +78,7 @@ impl LogFamilies {
     }
 }
 
-/// What a log reports.
+/// Metrics of one log.
 #[derive(Clone, Debug)]
 pub(crate) struct LogMetrics {
     events: IntGauge,
@@ -85,13 +89,13 @@ pub(crate) struct LogMetrics {
 }
 
 impl LogMetrics {
-    /// Notes how much is kept in memory.
+    /// Sets what the log keeps in memory.
     pub(crate) fn set_memory_usage(&self, events: usize, bytes: u64) {
         self.events.set(i64::try_from(events).unwrap_or(i64::MAX));
         self.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// Notes how much is kept in the store.
+    /// Sets what the log keeps in the store.
     pub(crate) fn set_store_usage(&self, events: u64, bytes: u64) {
         self.events_on_disk.set(i64::try_from(events).unwrap_or(i64::MAX));
         self.bytes_on_disk.set(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -106,7 +110,7 @@ impl LogMetrics {
     }
 }
 
-/// What the durable store reports.
+/// Metrics of the durable store.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreMetrics {
     /// Time of a commit, in seconds.
@@ -133,30 +137,30 @@ impl StoreMetrics {
         Ok(Self {
             commit_seconds,
             degraded: families.unlabelled_gauge(
-            "log_degraded",
-            "1 while the log keeps less than it promises, else 0.",
-        )?,
+                "log_degraded",
+                "1 while the log keeps less than it promises, else 0.",
+            )?,
             store_bytes: families.unlabelled_gauge(
-            "log_store_bytes",
-            "Bytes of the store's file that are in use, dead letters aside; 0 without log.data_dir.",
-        )?,
+                "log_store_bytes",
+                "Bytes in use in the store's file, without dead letters; 0 without log.data_dir.",
+            )?,
             retention_bytes: families.unlabelled_gauge(
-            "log_retention_bytes",
-            "log.retention_bytes, which they may be; 0 without log.data_dir.",
-        )?,
+                "log_retention_bytes",
+                "log.retention_bytes, the bound of log_store_bytes; 0 without log.data_dir.",
+            )?,
         })
     }
 
-    /// Notes how much of the store's file is in use, and how much may be.
+    /// Sets how much of the store's file is in use, and how much may be.
     pub(crate) fn set_usage(&self, bytes: u64, retention_bytes: u64) {
         self.store_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         self.retention_bytes.set(i64::try_from(retention_bytes).unwrap_or(i64::MAX));
     }
 }
 
-/// Where a log keeps what it has.
+/// Tiers of a log: ring and store.
 const LOG_TIERS: [&str; 2] = ["memory", "disk"];
 
-/// From a commit into the page cache to a disk that stands still.
+/// From a commit into the page cache to a disk that hangs.
 const COMMIT_BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];

@@ -1,8 +1,14 @@
-//! Every metric family, declared once with name, help and unit, and the handles that rooms hold.
+//! Every metric family, declared once with name, help and unit, and the handles that modules hold.
 //!
-//! Labels come from the configuration or from a fixed list, never from traffic. Names are interface.
+//! ```text
+//!  Metrics::new ─► families ── handles of one product or webhook ─► counted without a lookup
+//!  GET /metrics ─► render
+//! ```
 //!
-//! May use: `delivery`, `event`, `envelope`.
+//! Labels come from the configuration or from a fixed list, never from traffic. Names, labels and
+//! help are interface: `docs/metrics.md` is compared with them.
+//!
+//! May use: `event`.
 
 mod family;
 mod labels;
@@ -49,19 +55,20 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// When a family is declared twice: a mistake in this file, which any start of the binary shows.
+    /// When a family is declared twice: a mistake in this module, which any start of the binary
+    /// shows.
     pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let families = FamilyBuilder { registry: &registry };
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         families
-            .gauge("build_info", "Always 1; the label tells the version.", &["version"])?
+            .gauge("build_info", "Always 1; the label is the version.", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         let certificate_not_after = Gauge::new(
             metric_name("certificate_not_after_timestamp_seconds"),
-            "When the certificate that is served ends, in Unix seconds; 0 without one.",
+            "When the served certificate expires, in Unix seconds; 0 without one.",
         )?;
         registry.register(Box::new(certificate_not_after.clone()))?;
         Ok(Self {
@@ -72,14 +79,14 @@ impl Metrics {
             webhooks: WebhookFamilies::declare(&families)?,
             reload_success: families.unlabelled_gauge(
                 "config_reload_success",
-                "1 while the configuration that was read last is in force, 0 while it is refused.",
+                "1 while the configuration that was read last is in force, 0 while it is rejected.",
             )?,
             certificate_not_after,
             registry: registry.clone(),
         })
     }
 
-    /// Everything in Prometheus' text format.
+    /// Returns all series in Prometheus' text format.
     ///
     /// # Errors
     ///
@@ -90,80 +97,79 @@ impl Metrics {
         Ok(text)
     }
 
-    /// Notes whether the configuration that was read last is in force.
+    /// Sets whether the configuration that was read last is in force.
     pub(crate) fn record_reload(&self, has_succeeded: bool) {
         self.reload_success.set(has_succeeded.into());
     }
 
-    /// Whether it is.
+    /// Returns whether the configuration that was read last is in force.
     pub(crate) fn last_reload_succeeded(&self) -> bool {
         self.reload_success.get() == 1
     }
 
-    /// Notes how many subscribers may be connected at one time.
+    /// Sets how many subscribers may be connected at one time.
     pub(crate) fn set_max_subscribers(&self, max_subscribers: usize) {
         self.subscribers.set_max(max_subscribers);
     }
 
-    /// The handles of one product's upstream.
+    /// Returns the handles of one product's upstream.
     pub(crate) fn upstream(&self, product: &ProductId) -> UpstreamMetrics {
         self.upstreams.handles(product)
     }
 
-    /// The handles of one product's log.
+    /// Returns the handles of one product's log.
     pub(crate) fn log(&self, product: &ProductId) -> LogMetrics {
         self.logs.handles(product)
     }
 
-    /// The handles of the durable store.
+    /// Returns the handles of the durable store.
     pub(crate) fn store(&self) -> &StoreMetrics {
         &self.store
     }
 
-    /// Notes when the certificate that is served ends.
+    /// Sets when the served certificate expires.
     pub(crate) fn set_certificate_not_after(&self, not_after: SystemTime) {
         self.certificate_not_after.set(unix_seconds(not_after));
     }
 
-    /// Forgets a product that is no more.
+    /// Removes the series of a product that is no longer configured.
     pub(crate) fn remove_product(&self, product: &ProductId) {
-        // One that was never there is as good as gone.
         self.upstreams.remove(product.as_str());
         self.logs.remove(product.as_str());
         self.subscribers.remove(product.as_str());
     }
 
-    /// The handles of one webhook.
+    /// Returns the handles of one webhook.
     pub(crate) fn webhook(&self, id: &str) -> WebhookMetrics {
         self.webhooks.handles(id)
     }
 
-    /// Forgets a webhook that is no more.
+    /// Removes the series of a webhook that no longer exists.
     pub(crate) fn remove_webhook(&self, id: &str) {
         self.webhooks.remove(id);
     }
 
-    /// The handles of one product's subscribers over one transport.
+    /// Returns the handles of one product's subscribers over one transport.
     pub(crate) fn deliveries(&self, product: &ProductId, transport: Transport) -> DeliveryMetrics {
         self.subscribers.handles(product, transport)
     }
 
-    /// The counter of a product's payloads handed over through one transport.
+    /// Returns the counter of payloads handed to one product's subscribers over one transport.
     pub(crate) fn delivered(&self, product: &ProductId, transport: Transport) -> IntCounter {
         self.subscribers.delivered(product, transport)
     }
 
-    /// The counter of what is published for a product.
+    /// Returns the counter of events published for one product.
     pub(crate) fn published(&self, product: &ProductId) -> IntCounter {
         self.logs.published(product)
     }
 
-    /// The counter of subscribers that left over one transport for one reason.
+    /// Returns the counter of subscribers that were disconnected over one transport for one reason.
     pub(crate) fn disconnects(&self, transport: Transport, reason: &'static str) -> IntCounter {
         self.subscribers.disconnects(transport, reason)
     }
 
-    /// The counter of subscribers turned away for one reason.
+    /// Returns the counter of subscribers shed for one reason.
     pub(crate) fn shed(&self, reason: ShedReason) -> IntCounter {
         self.subscribers.shed(reason)
     }

@@ -1,6 +1,6 @@
 //! Metrics of the upstream connections. Their label is the product.
 //!
-//! May use: `family`, `envelope`, `event`.
+//! May use: `envelope`, `event`.
 
 use std::time::{Duration, SystemTime};
 
@@ -36,7 +36,7 @@ impl UpstreamFamilies {
         Ok(Self {
             connected: families.gauge(
                 "upstream_connected",
-                "1 while the stream of the product's connector stands, else 0.",
+                "1 while the stream of the product's connector is connected, else 0.",
                 &["product_id"],
             )?,
             connects: families.counter(
@@ -51,7 +51,8 @@ impl UpstreamFamilies {
             )?,
             last_heartbeat: families.timestamp(
                 "upstream_last_heartbeat_timestamp_seconds",
-                "When the last heartbeat came from the connector, in Unix seconds; 0 before the first.",
+                "When the last heartbeat came from the connector, in Unix seconds; \
+                 0 before the first.",
                 "product_id",
             )?,
             events: families.counter(
@@ -61,7 +62,7 @@ impl UpstreamFamilies {
             )?,
             rejected: families.counter(
                 "upstream_rejected_total",
-                "Frames of the connector that could not be understood, by reason.",
+                "Frames from the connector that were rejected, by reason.",
                 &["product_id", "reason"],
             )?,
             lag: families.histogram(
@@ -96,7 +97,7 @@ impl UpstreamFamilies {
         }
     }
 
-    /// Removes the series of one product.
+    /// Removes the series of one product. Series that do not exist are no error.
     pub(super) fn remove(&self, product: &str) {
         for gauges in [&self.last_event, &self.last_heartbeat] {
             let _ = gauges.remove_label_values(&[product]);
@@ -115,10 +116,10 @@ impl UpstreamFamilies {
     }
 }
 
-/// What an upstream reports.
+/// Metrics of one upstream.
 #[derive(Clone, Debug)]
 pub(crate) struct UpstreamMetrics {
-    /// 1 while the stream stands.
+    /// 1 while the stream is connected.
     pub(crate) connected: IntGauge,
     /// Attempts that led to a stream.
     pub(crate) connects_connected: IntCounter,
@@ -137,7 +138,8 @@ pub(crate) struct UpstreamMetrics {
 }
 
 impl UpstreamMetrics {
-    /// Counts an event received at `now`; `lag` is none where the payload does not say when it was forwarded.
+    /// Counts an event received at `now`. `lag` is none when the payload does not say when it was
+    /// forwarded.
     pub(crate) fn record_event(&self, kind: &Kind, lag: Option<Duration>, now: SystemTime) {
         let counter = match kind {
             Kind::Actions => &self.actions,
@@ -152,12 +154,12 @@ impl UpstreamMetrics {
         }
     }
 
-    /// Notes a heartbeat received at `now`.
+    /// Records a heartbeat received at `now`.
     pub(crate) fn record_heartbeat(&self, now: SystemTime) {
         self.last_heartbeat.set(unix_seconds(now));
     }
 
-    /// Counts a frame that was not understood.
+    /// Counts a rejected frame.
     pub(crate) fn record_rejection(&self, reason: Rejection) {
         let counters = Rejection::ALL.iter().zip(&self.rejected);
         for (_, counter) in counters.filter(|(of, _)| **of == reason) {
@@ -166,9 +168,9 @@ impl UpstreamMetrics {
     }
 }
 
-/// Of attempts to connect to an upstream.
+/// Outcomes of attempts to connect to an upstream.
 const CONNECT_OUTCOMES: [&str; 3] = ["connected", "refused", "failed"];
 
-/// From a connector next door to one that is minutes behind.
+/// From a connector in the same network to one that is minutes behind.
 const UPSTREAM_LAG_BUCKETS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];

@@ -58,6 +58,7 @@ const NOT_YET: [(&str, &str); 1] = [("log", "store")];
 const PURE: [&str; 8] = [
     "sse/mod.rs",
     "envelope/mod.rs",
+    "envelope/payload.rs",
     "envelope/published.rs",
     "upstream/backoff.rs",
     "event/mod.rs",
