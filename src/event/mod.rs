@@ -106,7 +106,7 @@ impl Event {
         self.received
     }
 
-    /// Returns the bytes of payload, session and kind: the event's share of the log's usage on disk.
+    /// Returns the bytes of payload, session and kind: the event's share of the log's disk usage.
     pub(crate) fn content_bytes(&self) -> u64 {
         let session = self.session.as_ref().map_or(0, |session| session.as_str().len());
         (self.payload.len() + session + self.kind.as_str().len()) as u64
