@@ -1,12 +1,12 @@
 //! An error with its causes, in one line.
 //!
-//! Errors print their own level only; whoever shows one to a person prints the chain, once.
+//! Errors print their own level only. The caller that shows one to a person prints the chain, once.
 //!
 //! May use: no other module.
 
 use std::error::Error;
 
-/// The error, and what caused it, and what caused that.
+/// Returns the error and its causes, each after a colon.
 pub(crate) fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,9 @@
-//! The left corridor on one page: what one upstream sends goes into the log.
+//! The loop between one upstream and its product's log.
+//!
+//! In: frames and changes of the upstream's connection. Out: entries of the log, and rejected
+//! frames.
+//!
+//! Never waits for a disk or a subscriber: the connector drops a slow reader after 256 events.
 //!
 //! May use: `envelope`, `event`, `log`, `metrics`, `rejected`, `sse`, `upstream`.
 
@@ -21,26 +26,26 @@ use crate::{
     upstream::{Arrival, Upstream, status::UpstreamStatus},
 };
 
-/// The loop between one upstream and its product's log.
+/// One upstream and what its frames go to.
 #[derive(Debug)]
 pub(crate) struct Ingest {
-    /// Where events come from.
+    /// Source of the events.
     pub(crate) upstream: Upstream,
-    /// Where they go.
+    /// Log of the product.
     pub(crate) log: Arc<Log>,
-    /// Where they are counted.
+    /// Counters of the upstream.
     pub(crate) metrics: UpstreamMetrics,
-    /// Where the last of them is noted.
+    /// Times of the last event and heartbeat, for the admin API.
     pub(crate) status: Arc<UpstreamStatus>,
-    /// Where what cannot be understood is kept for a while.
+    /// Recent frames that were rejected.
     pub(crate) rejected: Arc<RejectedFrames>,
 }
 
 impl Ingest {
-    /// Carries what the upstream sends into the log until `stop`. Never waits for a disk or a
-    /// subscriber.
+    /// Carries what the upstream sends into the log until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
+            // Asked for at each connect: a relay resumes after the newest id.
             let newest = || self.log.newest_id();
             let Some(arrival) = stop.run_until_cancelled(self.upstream.next(newest)).await else {
                 break;
@@ -52,13 +57,16 @@ impl Ingest {
                 Arrival::Resumed => self.on_resumed(),
                 Arrival::Lost => self.log.mark_upstream_disconnected(),
             }
-            // A backlog must not keep the runtime's thread from everybody else.
+            // A backlog is always ready and would keep the thread from the product's fan-out, which
+            // runs on the same task, and from all other tasks of the shard.
             tokio::task::consume_budget().await;
         }
+        // Never two connections per product: the task ends only once its connection is closed.
         self.upstream.close().await;
     }
 
-    /// A connector repeats nothing.
+    /// Notes a new stream of a connector, which gives no ids and repeats nothing: what it sent
+    /// during an outage is lost.
     fn on_connected(&self, again: bool) {
         self.log.set_numbering(Numbering::Own);
         self.log.finish_replay();
@@ -67,9 +75,9 @@ impl Ingest {
         }
     }
 
-    /// A relay goes on where the log ends. What it sends first to an empty log is history until it
-    /// says that it has no more; after an outage it is news to whoever was here, also where nothing
-    /// had come before.
+    /// Notes a new stream of a relay, which continues where the log ends. What it sends first to an
+    /// empty log is history, until it reports the end of its replay. After an outage it is new to
+    /// all subscribers, also where the log had no entry before.
     fn on_resumed(&self) {
         if self.log.newest_position() == 0 && self.log.is_numbering_undecided() {
             self.log.begin_recovery();
@@ -78,11 +86,14 @@ impl Ingest {
     }
 
     fn on_frame(&self, frame: Frame, received: Instant) {
-        // Only a relay gives ids, and what comes without one of its own is not the event before it.
+        // Only a relay gives ids. A frame without an id of its own repeats the last one, and must
+        // not be taken for that entry.
         let carries_id = self.upstream.is_relay() && frame.has_own_id;
         let id = carries_id
             .then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse))
             .flatten();
+        // Counts a reference: the frame is consumed by `classify`, and a rejection keeps an
+        // excerpt.
         let payload = frame.data.clone();
         match envelope::classify(frame, self.log.product(), received) {
             Ok(Envelope::Event(draft)) => self.append(draft, id),
@@ -94,6 +105,7 @@ impl Ingest {
                     notice.after.filter(|after| after.len() <= MAX_UPSTREAM_ID_BYTES),
                 );
             }
+            // A connector's notice has an id of that connector, which means nothing here.
             Ok(Envelope::Gap(_)) => self.log.append_gap(GapReason::UpstreamReconnect),
             Ok(Envelope::Heartbeat) => self.on_heartbeat(),
             Err(rejection) => self.reject(rejection, Some(&payload)),
@@ -123,15 +135,19 @@ impl Ingest {
     fn reject(&self, rejection: Rejection, payload: Option<&[u8]>) {
         self.metrics.record_rejection(rejection);
         self.rejected.record(self.log.product(), rejection, payload);
-        debug!(product = %self.log.product(), reason = rejection.as_str(), "upstream frame skipped: {rejection}");
+        debug!(
+            product = %self.log.product(),
+            reason = rejection.as_str(),
+            "upstream frame skipped: {rejection}"
+        );
     }
 }
 
-/// How long an event was on its way; a clock ahead of ours counts as no time at all.
+/// Returns how long an event was under way; zero if the connector's clock is ahead.
 fn lag(forwarded_at: f64, now: SystemTime) -> Duration {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     Duration::try_from_secs_f64(now - forwarded_at).unwrap_or_default()
 }
 
-/// No id of a relay is longer; what is, is not passed on.
+/// No id of a relay is longer. A longer text is not passed on to subscribers.
 const MAX_UPSTREAM_ID_BYTES: usize = 128;

@@ -1,6 +1,6 @@
-//! What goes on for hours must not fill the log.
+//! Rate limit of repeated log lines: a fault that lasts for hours must not fill the log.
 //!
-//! In: that there is something to say. Out: whether it is said.
+//! In: an occasion to log. Out: whether to log.
 //!
 //! May use: no other module.
 
@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lets one line of a kind through, and no other for a minute.
+/// Lets one line of a kind through per minute.
 #[derive(Debug, Default)]
 pub(crate) struct LogRateLimit {
     last_logged: Option<Instant>,
 }
 
 impl LogRateLimit {
-    /// Whether it may be said now; if so, it counts as said.
+    /// Returns whether to log now. If so, the next minute's lines are suppressed.
     pub(crate) fn allow(&mut self) -> bool {
         let now = Instant::now();
         let is_due = self
@@ -28,7 +28,7 @@ impl LogRateLimit {
     }
 }
 
-/// Between two lines about the same trouble.
+/// Time between two lines about the same fault.
 const REPEATED_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

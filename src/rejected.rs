@@ -1,7 +1,7 @@
-//! The last frames of the upstreams that could not be understood, for whoever looks for the reason.
+//! Last rejected frames of each product, for the admin API.
 //!
-//! In: each of them as it is skipped. Out: the newest, with the beginning of what they held.
-//! Nothing of it is written to a disk.
+//! In: each frame as it is skipped. Out: the newest frames, with the beginning of their payload. In
+//! memory only. The erasure of a session removes the excerpts of all the product's frames.
 //!
 //! May use: `envelope`, `event`.
 
@@ -11,7 +11,7 @@ use dashmap::DashMap;
 
 use crate::{envelope::Rejection, event::ProductId};
 
-/// The last rejected frames of every product.
+/// Last rejected frames of every product.
 #[derive(Debug, Default)]
 pub(crate) struct RejectedFrames {
     by_product: DashMap<ProductId, VecDeque<Arc<RejectedFrame>>>,
@@ -20,27 +20,29 @@ pub(crate) struct RejectedFrames {
 /// A frame that was skipped.
 #[derive(Debug, PartialEq)]
 pub(crate) struct RejectedFrame {
-    /// Whose upstream sent it.
+    /// Product whose upstream sent the frame.
     pub(crate) product: ProductId,
-    /// Why it was skipped.
+    /// Why the frame was skipped.
     pub(crate) reason: Rejection,
-    /// When.
+    /// When the frame was skipped.
     pub(crate) at: SystemTime,
-    /// What it held, unless it was skipped before it was there as a whole.
+    /// The payload, unless the frame was skipped before all of it had arrived.
     pub(crate) content: Option<RejectedPayload>,
 }
 
 /// What is kept of a frame's payload.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RejectedPayload {
-    /// How long it was.
+    /// Length of the payload.
     pub(crate) bytes: usize,
-    /// Its beginning, as far as it is UTF-8; none once a session of the product has been erased.
+    /// Beginning of the payload, as far as it is UTF-8; none once a session of the product has been
+    /// erased.
     pub(crate) excerpt: Option<Box<str>>,
 }
 
 impl RejectedFrames {
-    /// Keeps a frame that was skipped just now. `payload` is none where no frame is at hand.
+    /// Keeps a frame that was skipped just now. `payload` is none when the frame was not read as a
+    /// whole.
     pub(crate) fn record(&self, product: &ProductId, reason: Rejection, payload: Option<&[u8]>) {
         let content = payload.map(|payload| RejectedPayload {
             bytes: payload.len(),
@@ -55,20 +57,20 @@ impl RejectedFrames {
         frames.push_back(Arc::new(frame));
     }
 
-    /// All that are kept, newest first.
+    /// Returns all frames that are kept, newest first.
     pub(crate) fn list(&self) -> Vec<Arc<RejectedFrame>> {
         let mut frames: Vec<_> = self
             .by_product
             .iter()
             .flat_map(|frames| frames.iter().rev().cloned().collect::<Vec<_>>())
             .collect();
-        // Stable: those of one moment stay in the order in which they came.
+        // A stable sort: frames with the same time keep the order of their arrival, newest first.
         frames.sort_by_key(|frame| std::cmp::Reverse(frame.at));
         frames
     }
 
-    /// Forgets what the frames of a product held. Whose it was cannot be told: they were not
-    /// understood.
+    /// Removes the excerpts of a product's frames. Which session a frame belongs to is unknown,
+    /// because it could not be parsed.
     pub(crate) fn erase(&self, product: &ProductId) {
         let Some(mut frames) = self.by_product.get_mut(product) else { return };
         for frame in frames.iter_mut() {
@@ -79,18 +81,20 @@ impl RejectedFrames {
     }
 }
 
-/// The beginning of a payload. A letter that the cut would break is left out.
+/// Returns the beginning of a payload. A character that the cut would break is left out.
 fn excerpt(payload: &[u8]) -> Box<str> {
     let is_inside =
         |at: usize| payload.get(at).is_some_and(|byte| byte & 0b1100_0000 == 0b1000_0000);
     let max_end = MAX_EXCERPT_BYTES.min(payload.len());
-    // A letter has four bytes at the most; where more follow, it is none.
+    // A UTF-8 character has four bytes at most: after four bytes that continue one, the payload is
+    // not UTF-8.
     let end =
         (max_end.saturating_sub(3)..=max_end).rev().find(|at| !is_inside(*at)).unwrap_or(max_end);
     String::from_utf8_lossy(payload.get(..end).unwrap_or_default()).into()
 }
 
-/// Of each product. Enough to see what is going wrong, at no more than some 200 KiB.
+/// Frames kept of each product. Enough to see what is going wrong; with excerpts of 512 bytes,
+/// which may triple as replacement characters, about 200 KiB at most.
 const MAX_REJECTED_FRAMES: usize = 100;
 
 /// Enough to recognise a payload by its first fields.
@@ -133,7 +137,7 @@ mod tests {
             let excerpt = excerpt(text.as_bytes());
             assert!(text.starts_with(&*excerpt) && (509..=512).contains(&excerpt.len()), "{shift}");
         }
-        // Nor does what is no text at all.
+        // Bytes that are not text are cut at the bound, too.
         assert_eq!(excerpt(&[0x80; 1000]).chars().count(), 512);
     }
 
@@ -145,7 +149,7 @@ mod tests {
             rejected.record(&product(name), Rejection::TooLarge, None);
         }
         rejected.erase(&product("a"));
-        rejected.erase(&product("nobody"));
+        rejected.erase(&product("unknown"));
         for frame in rejected.list() {
             let excerpt = (frame.product == product("b")).then(|| "{}".into());
             let content = (frame.reason == Rejection::NoType)

@@ -1,4 +1,4 @@
-//! The signals that end the relay, and the one that has it read its configuration again.
+//! Signals of the operating system: shut down, and reload the configuration.
 //!
 //! May use: no other module.
 
@@ -9,19 +9,19 @@ use tokio::{
     time::timeout,
 };
 
-/// Signals as the operating system delivers them.
+/// Handlers of the signals that the process reacts to.
 #[derive(Debug)]
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
-    /// Never looked at: while it is listened for, a file that may not grow is an error of the
-    /// write, not the end of the process.
+    /// Never polled. While a handler is installed, a write beyond `RLIMIT_FSIZE` returns `EFBIG`
+    /// instead of ending the process.
     _file_size_limit: Signal,
 }
 
 impl Signals {
-    /// Begins to listen; from now on the signals no longer end the process by themselves.
+    /// Installs the handlers. From here on the signals do not end the process by themselves.
     ///
     /// # Errors
     ///
@@ -42,6 +42,7 @@ impl Signals {
     /// A signal that has not been returned is returned by the next call.
     pub(crate) async fn next(&mut self) -> SignalRequest {
         tokio::select! {
+            // A request to shut down precedes a reload that came with it.
             biased;
             _ = self.terminate.recv() => SignalRequest::ShutDown,
             _ = self.interrupt.recv() => SignalRequest::ShutDown,
@@ -61,8 +62,9 @@ impl Signals {
         }
     }
 
-    /// Takes what comes right behind a request to stop for the same one: `timeout(1)` and others
-    /// send it to the process and, once more, to its group.
+    /// Absorbs signals that follow a request to shut down immediately and repeat it: `timeout(1)`
+    /// and others send the signal to the process and then to its group. A second signal that a
+    /// person sends ends the process.
     pub(crate) async fn absorb_repeats(&mut self) {
         let repeats = async {
             loop {
@@ -73,18 +75,19 @@ impl Signals {
     }
 }
 
-/// What a signal asks for.
+/// Request of a signal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum SignalRequest {
-    /// To leave.
+    /// Shut the process down.
     ShutDown,
-    /// To read the configuration again.
+    /// Read the configuration again.
     Reload,
 }
 
-/// Too short for somebody who has seen what the first one did.
+/// Longer than the two system calls of one sender are apart, too short for a person who has seen
+/// what the first signal did.
 const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(10);
 
-/// What a process gets that writes beyond its `RLIMIT_FSIZE`; the same number on Linux (but MIPS)
-/// and macOS.
+/// Signal of a write beyond `RLIMIT_FSIZE`. The number is the same on Linux (but MIPS) and macOS;
+/// tokio's `SignalKind` has no name for it.
 const SIGXFSZ: i32 = 25;

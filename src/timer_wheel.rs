@@ -1,8 +1,13 @@
 //! One coarse timer for all connections: heartbeats and write deadlines without a timer each.
 //!
-//! A ring of slots, one turned over every [`TICK`]. An alarm lies in one slot; moving it to a later
-//! time only writes the time down, and the turn that finds it too early puts it further on. So a
-//! busy connection costs nothing here, and an idle one a visit per heartbeat.
+//! ```text
+//!  slots     0 │ 1 │ 2 │ … │ 1023      one slot per 100 ms, 102.4 s around
+//!  alarm     due_tick: when to wake      queued_tick ≤ due_tick: the slot that holds the entry
+//! ```
+//!
+//! Moving an alarm to a later time only stores that time; when the slot's turn comes too early, the
+//! entry moves to a later slot. So a busy connection, which moves its deadline with every write,
+//! takes no lock here, and an idle one costs a visit per heartbeat.
 //!
 //! May use: no other module.
 
@@ -20,17 +25,17 @@ use atomic_waker::AtomicWaker;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The slots and the hand that turns them.
+/// Timer wheel: slots of entries, and the tick at which it stands.
 #[derive(Debug)]
 pub(crate) struct TimerWheel {
     started: Instant,
-    /// Written under the lock of `slots`.
+    /// Current tick. Written under the lock of `slots`.
     current_tick: AtomicU64,
     slots: Mutex<Box<[Vec<Arc<TimerEntry>>]>>,
 }
 
 impl TimerWheel {
-    /// A wheel at rest.
+    /// Creates a wheel that does not turn yet.
     pub(crate) fn new() -> Arc<Self> {
         let slots = (0..SLOT_COUNT).map(|_| Vec::new()).collect();
         // Tick 0 is left out: it stands for "never" in an entry.
@@ -44,36 +49,40 @@ impl TimerWheel {
     /// Turns the wheel until `stop`.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut interval = tokio::time::interval(TICK);
+        // After a pause the inner loop catches up on the ticks at once; `interval` must not deliver
+        // them as well.
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         while stop.run_until_cancelled(interval.tick()).await.is_some() {
             let target = 1 + self.started.elapsed().as_millis() as u64 / TICK.as_millis() as u64;
             while self.current_tick() < target {
+                // Outside the lock of the slots: a woken task may set its alarm again.
                 self.advance().iter().for_each(|entry| entry.waker.wake());
             }
         }
     }
 
-    /// How long it has not turned, to the tick: whether the runtime it turns on is alive.
+    /// Returns how long the wheel has not turned, to the tick. Shows whether its runtime is alive.
     pub(crate) fn stalled_for(&self) -> Duration {
         let turned_for =
             TICK.saturating_mul(u32::try_from(self.current_tick() - 1).unwrap_or(u32::MAX));
         self.started.elapsed().saturating_sub(turned_for)
     }
 
-    /// The tick it stands at.
+    /// Returns the tick at which the wheel stands.
     pub(crate) fn current_tick(&self) -> u64 {
         self.current_tick.load(SeqCst)
     }
 
-    /// The first tick that is `wait` or more from now.
+    /// Returns the first tick that is `wait` or more from now.
     pub(crate) fn tick_after(&self, wait: Duration) -> u64 {
         let ticks = wait.as_millis().div_ceil(TICK.as_millis());
         self.current_tick()
             .saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+            // The current tick began up to one tick ago.
             .saturating_add(1)
     }
 
-    /// The last tick that is `wait` or less from now, for what must not come late.
+    /// Returns the last tick that is `wait` or less from now, for what must not come late.
     pub(crate) fn tick_within(&self, wait: Duration) -> u64 {
         let ticks = wait.as_millis() / TICK.as_millis();
         self.current_tick().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
@@ -83,13 +92,16 @@ impl TimerWheel {
     fn advance(&self) -> Vec<Arc<TimerEntry>> {
         let mut slots = self.slots();
         let now = self.current_tick.fetch_add(1, SeqCst) + 1;
+        // The slot's allocation goes with its entries.
         let mut entries = slots.get_mut(slot_index(now)).map(mem::take).unwrap_or_default();
         entries.retain(|entry| {
             if entry.queued_tick.load(SeqCst) != now {
-                return false; // it has been put into an earlier slot since
+                return false; // an earlier alarm has moved it to an earlier slot since
             }
-            // In this order, against `set`: either it sees that the entry lies nowhere, or its due
-            // time is seen here.
+            // Store, then load, against store, then load in `Alarm::set`: either `set` sees that
+            // the entry is in no slot and inserts it, or its due tick is seen here. Only SeqCst
+            // orders a store before a later load of another atomic, so acquire and release would
+            // not do.
             entry.queued_tick.store(NO_TICK, SeqCst);
             match entry.due_tick.load(SeqCst) {
                 NO_TICK => false,
@@ -103,25 +115,28 @@ impl TimerWheel {
         entries
     }
 
-    /// Sees to it that the entry lies in a slot that is turned at `due` or before.
+    /// Puts the entry into a slot that is turned at `due` or before, unless it is in one.
     fn enqueue(&self, entry: &Arc<TimerEntry>, due: u64) {
         if entry.is_queued_by(due) {
             return;
         }
         let mut slots = self.slots();
+        // Again, under the lock: `advance` may have taken the entry out in between, or put it into
+        // a slot.
         if !entry.is_queued_by(due) {
             insert_entry(&mut slots, entry, due, self.current_tick());
         }
     }
 
     fn slots(&self) -> MutexGuard<'_, Box<[Vec<Arc<TimerEntry>>]>> {
-        // A slot is a list: there is no half-done state that a panic could leave behind.
+        // A slot is a list, and each change of it is one call: a panic leaves none half done.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Puts an entry into the slot of `due`, or into the farthest one there is.
+/// Puts an entry into the slot of `due`, or into the farthest one.
 fn insert_entry(slots: &mut [Vec<Arc<TimerEntry>>], entry: &Arc<TimerEntry>, due: u64, now: u64) {
+    // Not the current slot, which has been taken: the entry would wait there for a whole turn.
     let tick = due.clamp(now + 1, now + SLOT_COUNT as u64 - 1);
     entry.queued_tick.store(tick, SeqCst);
     if let Some(slot) = slots.get_mut(slot_index(tick)) {
@@ -133,7 +148,7 @@ fn slot_index(tick: u64) -> usize {
     usize::try_from(tick % SLOT_COUNT as u64).unwrap_or_default()
 }
 
-/// One task's place on the wheel.
+/// A task's alarm on the wheel.
 #[derive(Debug)]
 pub(crate) struct Alarm {
     wheel: Arc<TimerWheel>,
@@ -142,13 +157,15 @@ pub(crate) struct Alarm {
 
 #[derive(Debug, Default)]
 struct TimerEntry {
+    /// Tick at which to wake the task.
     due_tick: AtomicU64,
-    /// The tick in whose slot it lies. Written under the lock of the slots.
+    /// Tick in whose slot the entry is. Written under the lock of the slots.
     queued_tick: AtomicU64,
     waker: AtomicWaker,
 }
 
 impl TimerEntry {
+    // An earlier slot is as good: its turn moves the entry on.
     fn is_queued_by(&self, due: u64) -> bool {
         let queued = self.queued_tick.load(SeqCst);
         queued != NO_TICK && queued <= due
@@ -156,21 +173,22 @@ impl TimerEntry {
 }
 
 impl Alarm {
-    /// An alarm that is not set.
+    /// Creates an alarm that is not set.
     pub(crate) fn new(wheel: &Arc<TimerWheel>) -> Self {
         Self { wheel: Arc::clone(wheel), entry: Arc::default() }
     }
 
-    /// The wheel it lies on.
+    /// Returns the wheel of the alarm.
     pub(crate) fn wheel(&self) -> &TimerWheel {
         &self.wheel
     }
 
-    /// Wakes `waker` at tick `due`, instead of whatever was set before.
+    /// Wakes `waker` at tick `due`, and cancels the time set before.
     ///
-    /// It may also be woken early or once too often: who is woken compares
+    /// The waker may also be woken early, or once too often: the woken task compares
     /// [`TimerWheel::current_tick`] with its own deadline.
     pub(crate) fn set(&self, due: u64, waker: &Waker) {
+        // Registered first: once the due tick is stored, the wheel may wake.
         self.entry.waker.register(waker);
         self.entry.due_tick.store(due, SeqCst);
         self.wheel.enqueue(&self.entry, due);
@@ -179,20 +197,20 @@ impl Alarm {
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        // The entry stays in its slot until that is turned; it must not keep the task alive until
+        // The entry stays in its slot until that slot's turn; it must not keep the task alive until
         // then.
         self.entry.due_tick.store(NO_TICK, SeqCst);
         drop(self.entry.waker.take());
     }
 }
 
-/// How coarse heartbeats and deadlines are.
+/// Precision of heartbeats and deadlines.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
-/// A bit more than 100 s ahead; what is due later is put back when its turn comes.
+/// Reaches 102.4 s ahead. An entry that is due later is put back when its slot's turn comes.
 const SLOT_COUNT: usize = 1024;
 
-/// A time that never comes.
+/// A tick that never comes.
 const NO_TICK: u64 = 0;
 
 #[cfg(test)]
@@ -292,7 +310,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_dropped_alarm_wakes_nobody_and_keeps_no_task_alive() {
+    async fn a_dropped_alarm_wakes_no_task_and_keeps_no_task_alive() {
         let (wheel, stop, task) = running_wheel();
         let (counter, waker) = wake_counter();
         let alarm = Alarm::new(&wheel);

@@ -1,8 +1,7 @@
-//! The words of webhooks: what is owed to one, how attempts to deliver it went, and what became of
-//! it.
+//! Vocabulary of webhooks: deliveries, attempts, dead letters and the state of an endpoint.
 //!
-//! Plain values, shared by those who keep them, send them, show them and count them. Nothing here
-//! waits, locks or logs.
+//! Plain values, shared by `webhook`, `store`, `http` and `metrics`. Nothing here waits, locks or
+//! logs.
 //!
 //! May use: `event`.
 
@@ -10,40 +9,41 @@ use bytes::Bytes;
 
 use crate::event::{EventId, Kind, SessionId};
 
-/// One event that one webhook is, or was, to get.
+/// One event that one webhook is owed or was owed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Delivery {
-    /// The event's place in its product's log. Names the delivery within its webhook, and orders
-    /// it.
+    /// Position of the event in its product's log. Identifies the delivery within its webhook, and
+    /// orders it.
     pub(crate) position: u64,
-    /// The event's id: `webhook-id`, and what the admin API calls the delivery.
+    /// Id of the event: the `webhook-id` header of Standard Webhooks, and the delivery's name in
+    /// the admin API.
     pub(crate) event_id: EventId,
-    /// What the payload's `type` says.
+    /// The payload's `type`.
     pub(crate) kind: Kind,
-    /// The session it belongs to, if any: deliveries of one session keep their order.
+    /// Session of the event, if any: deliveries of one session keep their order.
     pub(crate) session: Option<SessionId>,
-    /// When it became owed, in Unix milliseconds.
+    /// When the delivery became owed, in Unix milliseconds.
     pub(crate) created_at: u64,
-    /// What has been tried so far, oldest first.
+    /// Attempts so far, oldest first.
     pub(crate) attempts: Vec<Attempt>,
 }
 
-/// One try to deliver.
+/// One attempt to deliver.
 #[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize)]
 pub(crate) struct Attempt {
-    /// When it began, in Unix milliseconds.
+    /// When the attempt began, in Unix milliseconds.
     pub(crate) at: u64,
-    /// How long it took.
+    /// Duration of the attempt.
     pub(crate) duration_ms: u64,
-    /// How it went.
+    /// Outcome of the attempt.
     pub(crate) outcome: Outcome,
-    /// What the receiver answered, if it did.
+    /// Status that the receiver answered with, if it did.
     pub(crate) status: Option<u16>,
-    /// What went wrong and what to do, without secrets and without the receiver's words.
+    /// What went wrong and what to do about it, without secrets and without text of the receiver.
     pub(crate) error: Option<Box<str>>,
 }
 
-/// How an attempt went.
+/// Outcome of an attempt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
@@ -57,7 +57,7 @@ pub(crate) enum Outcome {
     Timeout,
     /// No connection, no TLS, or the connection was lost before the answer was complete.
     Connect,
-    /// The host's name has no address.
+    /// The host name has no address.
     Dns,
     /// The address is not public and not in `egress.allow_networks`.
     EgressRefused,
@@ -75,7 +75,7 @@ impl Outcome {
         Self::EgressRefused,
     ];
 
-    /// As it stands in metric labels and in the admin API.
+    /// Returns the outcome as metric labels and the admin API spell it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
@@ -92,33 +92,33 @@ impl Outcome {
 /// A delivery that was given up.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DeadLetter {
-    /// What was to be delivered, with all attempts.
+    /// The delivery, with all attempts.
     pub(crate) delivery: Delivery,
     /// Why it was given up.
     pub(crate) reason: DeadLetterReason,
-    /// When, in Unix milliseconds.
+    /// When it was given up, in Unix milliseconds.
     pub(crate) died_at: u64,
-    /// The body, byte for byte.
+    /// Body of the request, byte for byte.
     pub(crate) payload: Bytes,
 }
 
 /// Why a delivery was given up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum DeadLetterReason {
-    /// The receiver answered with a 4xx that says not to come again.
+    /// The receiver answered with a 4xx after which no retry is due.
     Refused,
     /// `1 + max_retries` attempts have failed.
     Exhausted,
     /// The address is not one that webhooks may reach.
     EgressRefused,
-    /// It was owed for longer than events are kept.
+    /// The delivery was owed for longer than events are kept.
     Expired,
 }
 
 impl DeadLetterReason {
     const ALL: [Self; 4] = [Self::Refused, Self::Exhausted, Self::EgressRefused, Self::Expired];
 
-    /// As it stands in the store and in the admin API.
+    /// Returns the reason as the store and the admin API spell it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
@@ -128,22 +128,24 @@ impl DeadLetterReason {
         }
     }
 
-    /// The reason that is written as `text`.
+    /// Returns the reason that `text` spells.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == text)
     }
 }
 
-/// How a webhook's endpoint stands.
+/// State of a webhook's endpoint.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum EndpointState {
-    /// It gets what comes.
+    /// Deliveries are sent as they come.
     Active,
-    /// It has asked to be left alone for a while.
+    /// The receiver has asked for a pause with `Retry-After`.
     Throttled,
-    /// It has failed again and again: one delivery at a time tries whether it is back.
+    /// The circuit breaker is open after repeated failures: one delivery at a time probes the
+    /// receiver.
     Open,
-    /// It said 410, or an operator has said so: nothing is sent until it is enabled.
+    /// The receiver answered 410, or an operator disabled the webhook: nothing is sent until it is
+    /// enabled.
     Disabled,
 }
 
@@ -151,7 +153,7 @@ impl EndpointState {
     /// Every state, for metrics.
     pub(crate) const ALL: [Self; 4] = [Self::Active, Self::Throttled, Self::Open, Self::Disabled];
 
-    /// As it stands in metric labels and in the admin API.
+    /// Returns the state as metric labels and the admin API spell it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",

@@ -1,28 +1,30 @@
-//! What a frame is: heartbeat, gap notice, or a payload with its kind, session and time.
+//! Classification of a frame: heartbeat, gap notice, or a payload with its kind, session and time.
 //!
-//! Reads only what the relay acts on; every other field, known or not, passes through untouched.
-//! Work and memory are linear in the payload, whatever it nests.
+//! In: a frame of an upstream, or a published body. Out: a draft for the log, or the reason of a
+//! rejection.
 //!
-//! Touches no runtime and no disk. May use: `event`, `sse`.
+//! Reads only the fields that the relay acts on; every other field, known or not, passes through
+//! untouched. Work and memory are linear in the payload, however deep it nests.
+//!
+//! Touches no runtime and no disk.
 //!
 //! May use: `event`, `sse`.
 
+mod payload;
 mod published;
 
-use std::{borrow::Cow, fmt};
-
 use bytes::Bytes;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
+use serde::de::{Deserialize, Deserializer, IgnoredAny};
 use tokio::time::Instant;
 
+use self::payload::{PayloadFields, Scalar};
 pub(crate) use self::published::parse_published;
 use crate::{
     event::{Draft, GapReason, Kind, ProductId, SessionId},
     sse::{self, Frame},
 };
 
-/// What one frame of the upstream means.
+/// Meaning of one frame of the upstream.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Envelope {
     /// The upstream is alive.
@@ -33,14 +35,15 @@ pub(crate) enum Envelope {
     Event(Draft),
 }
 
-/// What a gap notice says, as far as it can be understood.
+/// Content of an upstream's gap notice, as far as it can be parsed. A notice that cannot be parsed
+/// is a gap all the same.
 #[derive(Debug, Default, serde::Deserialize, PartialEq)]
 #[serde(default)]
 pub(crate) struct UpstreamGapNotice {
-    /// Why events may be missing.
+    /// Why events may be missing; none for a reason that this version does not know.
     #[serde(deserialize_with = "reason")]
     pub(crate) reason: Option<GapReason>,
-    /// The last id before them.
+    /// Last id before the missing events.
     pub(crate) after: Option<Box<str>>,
 }
 
@@ -48,11 +51,11 @@ fn reason<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<GapReason
     Ok(Scalar::deserialize(deserializer)?.text().and_then(GapReason::parse))
 }
 
-/// Reads a frame received from the upstream of `product`.
+/// Classifies a frame received from the upstream of `product`.
 ///
 /// # Errors
 ///
-/// Why the frame cannot be understood; nothing of it is used then.
+/// When the frame's payload is rejected; no part of the frame is used then.
 pub(crate) fn classify(
     frame: Frame,
     product: &ProductId,
@@ -65,11 +68,11 @@ pub(crate) fn classify(
     }
 }
 
-/// Reads a payload of `product`, which a missing `product_id` stands for.
+/// Parses a payload of `product`. A missing `product_id` stands for that product.
 ///
 /// # Errors
 ///
-/// Why the payload cannot be understood.
+/// When the payload is rejected.
 pub(crate) fn parse_draft(
     payload: Bytes,
     product: &ProductId,
@@ -78,16 +81,22 @@ pub(crate) fn parse_draft(
     parse_payload(payload, product, received).map(|(draft, _)| draft)
 }
 
-/// The same, and whether the payload itself names the product.
+/// Parses a payload, and returns also whether it names the product itself.
+///
+/// # Errors
+///
+/// When the payload is rejected.
 fn parse_payload(
     payload: Bytes,
     product: &ProductId,
     received: Instant,
 ) -> Result<(Draft, bool), Rejection> {
+    // Before the parser, which would call it invalid JSON: NUL stands nowhere in a JSON text.
     if payload.contains(&0) {
         return Err(Rejection::ControlCharacter);
     }
     let text = std::str::from_utf8(&payload).map_err(|_| Rejection::InvalidUtf8)?;
+    // Told apart before parsing, because serde has one kind of error for both.
     let is_object = text.trim_start_matches(JSON_WHITE_SPACE).starts_with('{');
     if !is_object {
         return match serde_json::from_str::<IgnoredAny>(text) {
@@ -104,6 +113,7 @@ fn parse_payload(
     let names_product = match &fields.product_id {
         Scalar::Null => false,
         Scalar::Text(named) if named == product.as_str() => true,
+        // A payload of another product would reach subscribers without access to that product.
         Scalar::Text(_) | Scalar::Other => return Err(Rejection::WrongProduct),
     };
     let session = match fields.session_id.text().filter(|session| !session.is_empty()) {
@@ -117,7 +127,7 @@ fn parse_payload(
     ))
 }
 
-/// Why a frame was not understood. The stream goes on.
+/// Why a frame was rejected. The stream goes on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum Rejection {
     /// The payload is not UTF-8.
@@ -126,19 +136,19 @@ pub(crate) enum Rejection {
     /// The payload is not JSON, or names `type`, `product_id` or `session_id` twice.
     #[error("payload is not valid JSON, or repeats type, product_id or session_id")]
     InvalidJson,
-    /// The payload is JSON, but no object.
+    /// The payload is JSON, but not an object.
     #[error("payload is not a JSON object")]
     NotAnObject,
-    /// There is no `type` that is a text.
+    /// The payload has no `type`, or one that is empty or not a string.
     #[error("payload has no type")]
     NoType,
-    /// It says that it belongs to another product.
+    /// The payload names another product.
     #[error("payload names another product")]
     WrongProduct,
-    /// It is larger than `max_event_bytes`.
+    /// The payload is larger than `max_event_bytes`.
     #[error("payload is larger than max_event_bytes")]
     TooLarge,
-    /// It holds NUL, or its type or session holds CR, LF or NUL, which would break frames.
+    /// The payload holds NUL, or its type or session holds CR, LF or NUL, which would break frames.
     #[error("payload, type or session holds a control character that would break framing")]
     ControlCharacter,
 }
@@ -155,7 +165,7 @@ impl Rejection {
         Self::ControlCharacter,
     ];
 
-    /// As it stands in metric labels.
+    /// Returns the reason as metric labels spell it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::InvalidUtf8 => "invalid_utf8",
@@ -169,147 +179,8 @@ impl Rejection {
     }
 }
 
-/// The white space of RFC 8259.
+/// White space of RFC 8259, section 2. `str::trim_start` would take more.
 const JSON_WHITE_SPACE: [char; 4] = [' ', '\t', '\n', '\r'];
-
-/// The fields the relay acts on.
-#[derive(Default)]
-struct PayloadFields<'a> {
-    kind: Scalar<'a>,
-    product_id: Scalar<'a>,
-    session_id: Scalar<'a>,
-    forwarded_at: Option<f64>,
-}
-
-/// A field's value as far as it matters.
-#[derive(Default)]
-enum Scalar<'a> {
-    #[default]
-    Null,
-    Text(Cow<'a, str>),
-    Other,
-}
-
-impl Scalar<'_> {
-    fn text(&self) -> Option<&str> {
-        match self {
-            Self::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for PayloadFields<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(PayloadFieldsVisitor)
-    }
-}
-
-struct PayloadFieldsVisitor;
-
-impl<'de> Visitor<'de> for PayloadFieldsVisitor {
-    type Value = PayloadFields<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = PayloadFields::default();
-        let (mut kinds, mut products, mut sessions) = (0, 0, 0);
-        while let Some(FieldName(name)) = map.next_key()? {
-            let (slot, occurrences) = match &*name {
-                "type" => (&mut fields.kind, &mut kinds),
-                "product_id" => (&mut fields.product_id, &mut products),
-                "session_id" => (&mut fields.session_id, &mut sessions),
-                "forwarded_at" => {
-                    // Read on its own: a number beyond f64 is no reason to refuse the event.
-                    let value: &RawValue = map.next_value()?;
-                    fields.forwarded_at =
-                        value.get().parse().ok().filter(|seconds: &f64| seconds.is_finite());
-                    continue;
-                }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                    continue;
-                }
-            };
-            *occurrences += 1;
-            if *occurrences > 1 {
-                // Which of the two a reader takes differs by library: a way around every filter.
-                return Err(serde::de::Error::custom("a field that access depends on is repeated"));
-            }
-            *slot = map.next_value()?;
-        }
-        Ok(fields)
-    }
-}
-
-/// A field name, borrowed unless it is written with escapes.
-struct FieldName<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for FieldName<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Scalar::deserialize(deserializer)? {
-            Scalar::Text(name) => Ok(Self(name)),
-            _ => Err(serde::de::Error::custom("a field name is a text")),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Scalar<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ScalarVisitor)
-    }
-}
-
-struct ScalarVisitor;
-
-impl<'de> Visitor<'de> for ScalarVisitor {
-    type Value = Scalar<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Scalar::Text(Cow::Borrowed(text)))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Scalar::Text(Cow::Owned(text.to_owned())))
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Scalar::Null)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(Scalar::Other)
-    }
-
-    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Other)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Other)
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -325,8 +196,11 @@ mod tests {
 
     #[test]
     fn kind_session_and_time_are_read_and_the_bytes_kept() {
-        let payload =
-            br#" {"type":"summary","product_id":"prod_abc","session_id":"ps_1","forwarded_at":17.5,"x":[{}]} "#;
+        let payload = concat!(
+            r#" {"type":"summary","product_id":"prod_abc","session_id":"ps_1","#,
+            r#""forwarded_at":17.5,"x":[{}]} "#
+        )
+        .as_bytes();
         let draft = parse(payload).unwrap();
         assert_eq!(draft.kind, Kind::Summary);
         assert_eq!(draft.session, Some(SessionId::new("ps_1").unwrap()));

@@ -1,8 +1,8 @@
-//! What a publisher sends, as it goes into the log: named after its product, and on one line.
+//! Payloads of publishers: named after their product, and on one line.
 //!
-//! Touches tokens only: every text and number keeps the bytes it was written with.
+//! Edits the text between tokens only: every string and number keeps the bytes it was written with.
 //!
-//! Pure. May use: `event`.
+//! Touches no runtime and no disk.
 //!
 //! May use: `event`.
 
@@ -14,19 +14,19 @@ use tokio::time::Instant;
 use super::{Rejection, parse_payload};
 use crate::event::{Draft, ProductId};
 
-/// Reads what was sent for `product` by the rules for the upstream's payloads.
+/// Parses a body sent for `product`, by the rules for the upstream's payloads.
 ///
 /// # Errors
 ///
-/// Why it cannot be understood.
+/// When the body is rejected.
 pub(crate) fn parse_published(
     body: Bytes,
     product: &ProductId,
     received: Instant,
 ) -> Result<Draft, Rejection> {
     let (mut draft, names_product) = parse_payload(body, product, received)?;
-    // A text cannot hold CR or LF as they are, so they stand between tokens: a frame must have one
-    // line.
+    // The bytes CR and LF cannot stand inside a JSON string (RFC 8259, section 7), so they are
+    // white space. The frame's payload has one line.
     if draft.payload.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         draft.payload = strip_white_space(&draft.payload).into();
     }
@@ -37,7 +37,7 @@ pub(crate) fn parse_published(
     Ok(draft)
 }
 
-/// A JSON text without the white space between its tokens.
+/// Removes the white space between the tokens of a JSON text.
 fn strip_white_space(json: &[u8]) -> Vec<u8> {
     let (mut in_string, mut is_escaped) = (false, false);
     let keep_byte = |byte: &u8| {
@@ -52,7 +52,7 @@ fn strip_white_space(json: &[u8]) -> Vec<u8> {
     json.iter().copied().filter(keep_byte).collect()
 }
 
-/// A JSON object that does not name its product, with the name: in the place of a null, or as its
+/// Inserts the product into a JSON object that does not name it: in place of a null, or as the
 /// first member.
 fn insert_product_id(object: &str, product: &ProductId) -> Result<String, Rejection> {
     let name = serde_json::to_string(product.as_str()).map_err(|_| Rejection::InvalidJson)?;
@@ -60,6 +60,8 @@ fn insert_product_id(object: &str, product: &ProductId) -> Result<String, Reject
         serde_json::from_str(object).map_err(|_| Rejection::InvalidJson)?;
     let (before, member, after) = match members.product_id {
         Some(null) => {
+            // `RawValue` borrows from `object`, so the difference of addresses is its offset.
+            // serde_json has no other way to learn it.
             let at = null.get().as_ptr().addr() - object.as_ptr().addr();
             let (before, rest) = object.split_at_checked(at).ok_or(Rejection::InvalidJson)?;
             (before, name, rest.strip_prefix(null.get()).ok_or(Rejection::InvalidJson)?)
@@ -67,20 +69,22 @@ fn insert_product_id(object: &str, product: &ProductId) -> Result<String, Reject
         None => {
             let at = object.find('{').ok_or(Rejection::NotAnObject)? + 1;
             let (before, after) = object.split_at_checked(at).ok_or(Rejection::InvalidJson)?;
-            (before, format!(r#""product_id":{name},"#), after) // there is a type behind it
+            // the object is not empty: it has a type
+            (before, format!(r#""product_id":{name},"#), after)
         }
     };
     Ok([before, &member, after].concat())
 }
 
-/// The member that may be there with nothing in it.
+/// The member that may be absent or null.
 #[derive(Deserialize)]
 struct ProductIdMember<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     product_id: Option<&'a RawValue>,
 }
 
-/// A member that is there, also if it is null.
+/// Deserializes a member that is there, also if it is null: `Option` alone would read null as
+/// absent.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
@@ -131,7 +135,10 @@ mod tests {
 
     #[test]
     fn a_body_of_several_lines_is_written_on_one() {
-        let body = "\r\n{\n  \"type\": \"a b\\\\\",\r\n\t\"n\": [ 1.50 , -0, 1E400 ],\n \"s\" : \"\\\" { , } \\n\"\n}\n";
+        let body = concat!(
+            "\r\n{\n  \"type\": \"a b\\\\\",\r\n\t\"n\": [ 1.50 , -0, 1E400 ],",
+            "\n \"s\" : \"\\\" { , } \\n\"\n}\n"
+        );
         let expected =
             r#"{"product_id":"p \"1","type":"a b\\","n":[1.50,-0,1E400],"s":"\" { , } \n"}"#;
         assert_eq!(publish(body).as_deref(), Ok(expected));
@@ -154,8 +161,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn white_space_and_product_change_and_nothing_else(members in members(), spaces in spaces(), named in 0..3) {
-            let mut tokens = vec!["{".to_owned(), r#""type""#.to_owned(), ":".to_owned(), r#""a""#.to_owned()];
+        fn white_space_and_product_change_and_nothing_else(
+            members in members(),
+            spaces in spaces(),
+            named in 0..3,
+        ) {
+            let mut tokens: Vec<String> =
+                ["{", r#""type""#, ":", r#""a""#].map(str::to_owned).into();
             match named {
                 0 => {}
                 1 => tokens.extend([",", r#""product_id""#, ":", "null"].map(str::to_owned)),
@@ -166,7 +178,10 @@ mod tests {
                 tokens.extend(value);
             }
             tokens.push("}".to_owned());
-            let spaced = tokens.iter().zip(spaces.iter().cycle()).map(|(token, space)| format!("{space}{token}"));
+            let spaced = tokens
+                .iter()
+                .zip(spaces.iter().cycle())
+                .map(|(token, space)| format!("{space}{token}"));
             let body: String = spaced.collect();
             let sent = publish(&body).unwrap();
             prop_assert!(!sent.contains(['\r', '\n']), "{sent}");
@@ -175,7 +190,7 @@ mod tests {
             before["product_id"] = PRODUCT.into();
             prop_assert_eq!(before, after);
             if body.contains(['\r', '\n']) {
-                // The tokens themselves, texts and numbers letter by letter.
+                // The tokens themselves, strings and numbers byte for byte.
                 let own = match named {
                     0 => sent.replacen(r#""product_id":"p \"1","#, "", 1),
                     1 => sent.replacen(r#""product_id":"p \"1""#, r#""product_id":null"#, 1),

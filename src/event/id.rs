@@ -1,4 +1,6 @@
-//! Names of entries, products and sessions, checked when they are parsed.
+//! Names of entries, products and sessions.
+//!
+//! Each is checked once, when it is parsed; code that holds one has nothing left to check.
 //!
 //! May use: `sse`.
 
@@ -6,16 +8,17 @@ use std::{fmt, sync::Arc};
 
 use crate::sse;
 
-/// Names an entry for ever: `<epoch>-<sequence>`, opaque to clients. Ordered within an epoch.
+/// Id of a log entry: `<epoch>-<sequence>`, opaque to clients. Ordered within an epoch, and never
+/// given to another entry.
 ///
-/// A relay behind a relay keeps that one's ids. An entry of its own then takes the id before it
+/// A relay behind a relay keeps its upstream's ids. An entry of its own then takes the id before it
 /// with a suffix: `<epoch>-<sequence>.<suffix>`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct EventId {
-    /// Which life of the log: about the Unix milliseconds at its start, and never that of another
-    /// life.
+    /// Life of the log: the Unix time in milliseconds at which it began, or one more than any epoch
+    /// before it. Tells ids of this life from ids of another.
     pub(crate) epoch: u64,
-    /// Grows with every entry. 0 is the place before everything: an id to resume from, never an
+    /// Grows with every entry. 0 stands before the first entry: an id to resume from, never an
     /// entry's own.
     pub(crate) sequence: u64,
     /// 0 for none.
@@ -23,12 +26,12 @@ pub(crate) struct EventId {
 }
 
 impl EventId {
-    /// An id without a suffix.
+    /// Creates an id without a suffix.
     pub(crate) fn new(epoch: u64, sequence: u64) -> Self {
         Self { epoch, sequence, suffix: 0 }
     }
 
-    /// Reads an id in the one form it is written; anything else is none.
+    /// Parses an id in the one form in which it is written. Any other text is none.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (epoch, rest) = text.split_once('-')?;
         let (sequence, suffix) = match rest.split_once('.') {
@@ -55,7 +58,7 @@ impl fmt::Display for EventId {
     }
 }
 
-/// Digits without sign or leading zero, so that two texts never name one entry.
+/// Parses digits without sign or leading zero, so that no two texts name one entry.
 fn canonical_number(digits: &str) -> Option<u64> {
     let has_leading_zero = digits.len() > 1 && digits.starts_with('0');
     let is_canonical = !has_leading_zero && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -65,19 +68,19 @@ fn canonical_number(digits: &str) -> Option<u64> {
 /// Where a subscriber wants to begin.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum StartPosition {
-    /// With what comes from now on.
+    /// After what the log has now.
     Now,
-    /// With the oldest entry kept.
+    /// At the oldest entry that the log keeps.
     Oldest,
-    /// Behind this id.
+    /// After this id.
     After(EventId),
-    /// With a malformed id: a gap notice, then the oldest entry kept.
+    /// The client's id was malformed: a gap notice, then the oldest entry that the log keeps.
     Malformed,
 }
 
 impl StartPosition {
-    /// What a `Last-Event-ID` asks for. Never an error: a browser's `EventSource` would give up for
-    /// good.
+    /// Parses a `Last-Event-ID` (WHATWG HTML, section 9.2). Never an error: a browser's
+    /// `EventSource` does not reconnect after an error response.
     pub(crate) fn parse(last_event_id: &[u8]) -> Self {
         match std::str::from_utf8(last_event_id) {
             Ok("") => Self::Now,
@@ -90,15 +93,16 @@ impl StartPosition {
     }
 }
 
-/// Longer ids than this are malformed whatever they hold, and are not sent back in a notice.
+/// Longer ids are malformed, whatever they hold, and are not sent back in a notice. The longest id
+/// of a relay has 52 bytes.
 const MAX_LAST_EVENT_ID_BYTES: usize = 128;
 
-/// Names a product: 1 to 256 bytes without control characters.
+/// Name of a product: 1 to 256 bytes without control characters.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct ProductId(Arc<str>);
 
 impl ProductId {
-    /// Checks and keeps a product's name.
+    /// Checks and copies a product's name.
     ///
     /// # Errors
     ///
@@ -107,7 +111,7 @@ impl ProductId {
         check_product_id(text).map(|()| Self(text.into()))
     }
 
-    /// The name as configured.
+    /// Returns the name as configured.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
@@ -119,13 +123,13 @@ impl fmt::Display for ProductId {
     }
 }
 
-/// Names a visitor's session: exact text of any length, but never one that could break a frame. Not
-/// for logs or metrics.
+/// Name of a visitor's session: text of any length that cannot break a frame. It never goes into
+/// logs or metrics.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct SessionId(Arc<str>);
 
 impl SessionId {
-    /// Checks and keeps a session's name.
+    /// Checks and copies a session's name.
     ///
     /// # Errors
     ///
@@ -140,7 +144,7 @@ impl SessionId {
         Ok(Self(text.into()))
     }
 
-    /// The name as the connector sends it.
+    /// Returns the name as the connector sends it.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-/// What a payload's `type` says. The connector's own kinds are named; any other passes through
-/// under its text.
+/// A payload's `type`. The connector's own kinds have variants and take no memory; any other type
+/// passes through as its text.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Kind {
     /// A batch of UI actions of one session.
@@ -14,12 +14,12 @@ pub(crate) enum Kind {
     Summary,
     /// The order to start a product tour in one browser session.
     UsertourTrigger,
-    /// Anything else.
+    /// Any other type.
     Other(Arc<str>),
 }
 
 impl Kind {
-    /// The kind of a payload whose `type` is `text`.
+    /// Returns the kind of a payload whose `type` is `text`.
     pub(crate) fn new(text: &str) -> Self {
         match text {
             "actions" => Self::Actions,
@@ -29,7 +29,7 @@ impl Kind {
         }
     }
 
-    /// The text it was made from.
+    /// Returns the text that the kind was made from.
     pub(crate) fn as_str(&self) -> &str {
         match self {
             Self::Other(text) => text,
@@ -37,7 +37,7 @@ impl Kind {
         }
     }
 
-    /// Bytes it keeps beside itself.
+    /// Returns the bytes that the kind keeps on the heap.
     pub(super) fn heap_bytes(&self) -> usize {
         match self {
             Self::Other(text) => text.len(),
@@ -45,7 +45,7 @@ impl Kind {
         }
     }
 
-    /// The metric label: one of four, whatever the traffic invents.
+    /// Returns the metric label: one of four, so that traffic cannot create series.
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Actions => "actions",

@@ -1,6 +1,12 @@
-//! The words every room shares: products, sessions, kinds, ids, events and gaps.
+//! Vocabulary of the crate: events, gaps, and the log entries they are.
 //!
-//! Plain values; nothing here waits, locks or logs.
+//! ```text
+//!  envelope ─► Draft ── log.append: id, position ──► Event ─┐
+//!                                                           ├─► Entry ─► log, fan-out, subscribers
+//!                        log.append_gap ───────────► Gap ───┘
+//! ```
+//!
+//! Plain values: nothing here waits, locks or logs.
 //!
 //! May use: `sse`.
 
@@ -20,31 +26,32 @@ pub(crate) use self::{
 };
 use crate::sse::{self, EncodedEvent};
 
-/// One event of a product's log, in the form it is sent. Shared by reference; its bytes are copied
-/// once, when it gets its id.
+/// One event of a product's log, in the form in which it is sent. Shared by reference: ring, store,
+/// subscribers and webhooks read the same buffer.
 #[derive(Debug)]
 pub(crate) struct Event {
     id: EventId,
     position: u64,
     kind: Kind,
     session: Option<SessionId>,
+    /// The one buffer of the event: an HTTP/1.1 chunk around an SSE frame around the payload.
     chunk: Bytes,
-    /// Where in the chunk the frame stands.
+    /// Range of the SSE frame within `chunk`.
     frame: Range<usize>,
     payload: Bytes,
     received: Option<Instant>,
 }
 
 impl Event {
-    /// Encodes a draft under the id and at the place it has been given: the one copy of its
-    /// payload.
+    /// Encodes a draft under its id, at its position. This is the only copy of the payload; without
+    /// it a small event would pin the whole buffer that it was read into.
     pub(crate) fn new(id: EventId, position: u64, draft: Draft) -> Self {
         let Draft { kind, session, received, .. } = draft;
         let EncodedEvent { chunk, frame, payload } = sse::encode_event(id, &draft.payload);
         Self { id, position, kind, session, chunk, frame, payload, received: Some(received) }
     }
 
-    /// An event as it comes back from where it was kept.
+    /// Rebuilds an event that the store has persisted, in the same bytes as when it was new.
     pub(crate) fn restored(
         id: EventId,
         position: u64,
@@ -56,89 +63,95 @@ impl Event {
         Self { id, position, kind, session, chunk, frame, payload, received: None }
     }
 
-    /// Its name for clients.
+    /// Returns the id by which clients know the event.
     pub(crate) fn id(&self) -> EventId {
         self.id
     }
 
-    /// Its place in the product's log: 1 for the first entry, and one more for each after it.
+    /// Returns the event's position in its product's log: 1 for the first entry, and one more for
+    /// each after it.
     pub(crate) fn position(&self) -> u64 {
         self.position
     }
 
-    /// What the payload's `type` says.
+    /// Returns the payload's `type`.
     pub(crate) fn kind(&self) -> &Kind {
         &self.kind
     }
 
-    /// The session it belongs to, if any.
+    /// Returns the session that the event belongs to, if any.
     pub(crate) fn session(&self) -> Option<&SessionId> {
         self.session.as_ref()
     }
 
-    /// The frame an SSE subscriber receives, blank line included.
+    /// Returns the frame that an SSE subscriber receives, blank line included.
     pub(crate) fn wire(&self) -> Bytes {
         self.chunk.slice(self.frame.clone())
     }
 
-    /// The same as a chunk of an HTTP/1.1 body.
+    /// Returns that frame as a chunk of an HTTP/1.1 body (RFC 9112, section 7.1), so that it is
+    /// written to a socket as it lies in memory.
     pub(crate) fn http1_chunk(&self) -> &Bytes {
         &self.chunk
     }
 
-    /// The payload, byte for byte as the upstream sent it.
+    /// Returns the payload, byte for byte as the upstream sent it: a view of the frame, unless the
+    /// payload spans several lines.
     pub(crate) fn payload(&self) -> Bytes {
         self.payload.clone()
     }
 
-    /// When its last byte came from the upstream; none when it comes from the store.
+    /// Returns when the event's last byte came from the upstream; none for an event from the store.
     pub(crate) fn received(&self) -> Option<Instant> {
         self.received
     }
 
-    /// Bytes of payload, session and kind.
+    /// Returns the bytes of payload, session and kind: the event's share of the log's disk usage.
     pub(crate) fn content_bytes(&self) -> u64 {
         let session = self.session.as_ref().map_or(0, |session| session.as_str().len());
         (self.payload.len() + session + self.kind.as_str().len()) as u64
     }
 
-    /// Bytes it keeps in memory.
+    /// Returns the bytes of memory that the event pins.
     pub(crate) fn size_bytes(&self) -> usize {
         let session = self.session.as_ref().map_or(0, |session| session.as_str().len());
-        // A payload of several lines is no slice of the frame.
+        // A payload of several lines is not contiguous in the frame and has a buffer of its own.
         let own_payload = if self.payload.contains(&b'\n') { self.payload.len() } else { 0 };
         self.chunk.len() + own_payload + session + self.kind.heap_bytes() + size_of::<Self>()
     }
 }
 
-/// An event before it has an id: what the envelope made of a frame.
+/// An event before it has an id and a position.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Draft {
-    /// What the payload's `type` says.
+    /// The payload's `type`.
     pub(crate) kind: Kind,
-    /// The session it belongs to, if any.
+    /// The session that the event belongs to, if any.
     pub(crate) session: Option<SessionId>,
-    /// When the connector forwarded it, in Unix seconds, if the payload says so as a number.
+    /// When the connector forwarded the event, in Unix seconds, if the payload has that as a
+    /// number.
     pub(crate) forwarded_at: Option<f64>,
     /// The payload's bytes as the upstream sent them.
     pub(crate) payload: Bytes,
-    /// When its last byte came from the upstream.
+    /// When the event's last byte came from the upstream.
     pub(crate) received: Instant,
 }
 
 /// One entry of a product's log.
 #[derive(Clone, Debug)]
 pub(crate) enum Entry {
-    /// Something a user did, or was told.
+    /// An event.
     Event(Arc<Event>),
-    /// A place at which events may be missing.
+    /// A point in the log at which events may be missing.
     Gap(Arc<Gap>),
-    /// An event that has been erased. Nobody sees it, and nothing is missing.
+    /// An event that has been erased. It keeps its position, no subscriber receives it, and it is
+    /// not a loss.
     Erased,
 }
 
 impl Entry {
-    /// Bytes it takes on an SSE connection, as far as a bound on a hand-over needs to know.
+    /// Returns the bytes that the entry takes on an SSE connection: an estimate, for the bound on
+    /// one read.
     pub(crate) fn wire_bytes(&self) -> usize {
         match self {
             Self::Event(event) => event.frame.len(),
@@ -149,7 +162,8 @@ impl Entry {
 }
 
 impl Scope {
-    /// Whether the subscriber sees this entry. A gap passes every filter.
+    /// Returns whether the subscriber receives this entry. A gap passes every filter, because the
+    /// sessions of what is missing are unknown.
     pub(crate) fn admits(&self, entry: &Entry) -> bool {
         match entry {
             Entry::Gap(_) => true,
@@ -162,22 +176,23 @@ impl Scope {
 /// A notice that events may be missing.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Gap {
-    /// Whose log it is in.
+    /// Product of the log.
     pub(crate) product: ProductId,
     /// Why events may be missing.
     pub(crate) reason: GapReason,
-    /// The place in the log up to which it tells.
+    /// Position up to which the notice speaks; reading continues after it.
     pub(crate) position: u64,
-    /// The id from which a resume repeats neither the gap nor an event.
+    /// Id from which a resume repeats neither the gap nor an event.
     pub(crate) id: EventId,
-    /// The last id before it; none when there is none, or when a client's id was malformed.
+    /// Last id before the gap. Text, because it is returned as the client sent it; none when there
+    /// is none, or when the client's id was malformed.
     pub(crate) after: Option<Box<str>>,
-    /// The next id, if known.
+    /// Next id after the gap, if known.
     pub(crate) before: Option<EventId>,
 }
 
 impl Gap {
-    /// The notice as subscribers read it, in JSON.
+    /// Returns the notice in JSON, as subscribers receive it.
     pub(crate) fn notice_json(&self) -> String {
         let notice = GapNotice {
             kind: "gap",
@@ -186,7 +201,7 @@ impl Gap {
             after: self.after.as_deref(),
             before: self.before.map(|id| id.to_string()),
         };
-        // Texts and nulls can always be written.
+        // Strings and nulls always serialise.
         serde_json::to_string(&notice).unwrap_or_default()
     }
 }
@@ -204,13 +219,13 @@ struct GapNotice<'a> {
 /// Why events may be missing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum GapReason {
-    /// The upstream connection was lost; the connector sends nothing twice.
+    /// The upstream connection was lost, and the connector sends no event twice.
     UpstreamReconnect,
-    /// The log no longer keeps what the subscriber had not seen.
+    /// The log no longer has entries that the subscriber had not received.
     Evicted,
-    /// The id the subscriber came with is not one of this log.
+    /// The subscriber's id is not one of this log.
     UnknownId,
-    /// The store could not keep these entries.
+    /// The store could not persist these entries.
     NotKept,
 }
 
@@ -219,7 +234,7 @@ impl GapReason {
     pub(crate) const ALL: [Self; 4] =
         [Self::UpstreamReconnect, Self::Evicted, Self::UnknownId, Self::NotKept];
 
-    /// As it stands in gap notices and metric labels.
+    /// Returns the reason as gap notices and metric labels spell it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::UpstreamReconnect => "upstream_reconnect",
@@ -229,7 +244,7 @@ impl GapReason {
         }
     }
 
-    /// The reason that stands in a notice as `text`.
+    /// Returns the reason that `text` spells in a notice.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == text)
     }
@@ -249,7 +264,10 @@ mod tests {
             after: None,
             before: None,
         };
-        let notice = r#"{"type":"gap","product_id":"p\"1","reason":"unknown_id","after":null,"before":null}"#;
+        let notice = concat!(
+            r#"{"type":"gap","product_id":"p\"1","reason":"unknown_id","#,
+            r#""after":null,"before":null}"#
+        );
         assert_eq!(gap.notice_json(), notice);
         gap.after = Some("1-2".into());
         gap.before = Some(EventId::new(7, 4));

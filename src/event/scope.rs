@@ -1,4 +1,4 @@
-//! What a subscriber asked to see: sessions and kinds.
+//! Filters of subscribers: sessions and kinds.
 //!
 //! May use: no other module.
 
@@ -6,12 +6,12 @@ use std::collections::BTreeSet;
 
 use super::{id::SessionId, kind::Kind};
 
-/// What a subscriber asked to see, within what it may see.
+/// What a subscriber asked for, within what its credential allows.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Scope {
-    /// Of which sessions. An event without a session belongs to none of them.
+    /// Sessions to receive. An event without a session is in none of them.
     pub(crate) sessions: Only<SessionId>,
-    /// Of which kinds.
+    /// Kinds to receive.
     pub(crate) kinds: Only<Kind>,
 }
 
@@ -20,7 +20,7 @@ impl Scope {
     pub(crate) const EVERYTHING: Self =
         Self { sessions: Only::Everything, kinds: Only::Everything };
 
-    /// Whether an event of this session and kind is within.
+    /// Returns whether an event of this session and kind is within the scope.
     pub(crate) fn includes(&self, session: Option<&SessionId>, kind: &Kind) -> bool {
         let has_session = match &self.sessions {
             Only::Everything => true,
@@ -30,18 +30,18 @@ impl Scope {
     }
 }
 
-/// A limit on what is seen. In the configuration an empty list may mean everything; in here it says
-/// so.
+/// A limit on a set of values. In the configuration an empty list may mean everything; here the
+/// variant says so.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Only<T> {
     /// No limit.
     Everything,
-    /// These and no others.
+    /// Only these values. An empty set admits nothing.
     These(BTreeSet<T>),
 }
 
 impl<T: Ord> Only<T> {
-    /// Whether `value` is within the limit.
+    /// Returns whether `value` is within the limit.
     pub(crate) fn admits(&self, value: &T) -> bool {
         match self {
             Self::Everything => true,

@@ -1,4 +1,4 @@
-//! The steps of the fan-out that `crate::bench_support` takes one by one. Compiled for that alone.
+//! Single steps of the fan-out for `crate::bench_support`. Compiled for the benches alone.
 //!
 //! May use: `event`, the fan-out and its branches.
 
@@ -8,12 +8,12 @@ use super::{Fanout, SubscriberSignal};
 use crate::event::{Entry, Event};
 
 impl Fanout {
-    /// Shows the entry behind `position`, and returns its place.
+    /// Dispatches the entry after `position`, and returns its position.
     pub(crate) fn dispatch_next(&self, position: u64, entry: &Entry) -> u64 {
         self.dispatch(position, position + 1, std::slice::from_ref(entry))
     }
 
-    /// Leaves an event for a lane, and calls that.
+    /// Pushes an event to a shard's queue, and wakes the shard.
     pub(crate) fn push_and_wake(&self, shard: usize, event: &Arc<Event>) {
         if let Some(queue) = self.shard_queues.get(shard) {
             queue.push(event);
@@ -23,12 +23,12 @@ impl Fanout {
 }
 
 impl SubscriberSignal {
-    /// Marks it.
+    /// Notifies the subscription of the entry at `position`.
     pub(crate) fn mark_pending(&self, position: u64) {
         self.notify(position);
     }
 
-    /// Takes the mark away, and has `waker` called at the next one.
+    /// Resets the pending position, and registers `waker` for the next notification.
     pub(crate) fn take_pending_and_register(&self, waker: &Waker) {
         self.take_pending();
         self.register_waker(waker);

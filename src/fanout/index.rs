@@ -1,8 +1,11 @@
-//! Who listens to what, found by what an event is.
+//! Index of subscribers by scope.
 //!
-//! Each stands in one place for each value of the narrowest limit it has: of sessions, else of
-//! kinds, else among those who want everything. Ten thousand who listen to other sessions cost
-//! nothing.
+//! A subscriber stands in one bucket for each value of its narrowest limit: its sessions, else its
+//! kinds, else the bucket of unlimited subscribers. So an event looks into three buckets at most,
+//! and ten thousand subscribers of other sessions cost it nothing.
+//!
+//! Used twice: for all subscriptions of a product that the fan-out notifies itself, and for the
+//! subscribers of each shard.
 //!
 //! May use: `event`.
 
@@ -10,7 +13,7 @@ use std::collections::HashMap;
 
 use crate::event::{Kind, Only, Scope, SessionId};
 
-/// Listeners by what they want.
+/// Subscribers by session, by kind, and without limit; each is in one of the three.
 #[derive(Debug)]
 pub(crate) struct ScopeIndex<T> {
     sessions: HashMap<SessionId, Bucket<T>>,
@@ -18,18 +21,18 @@ pub(crate) struct ScopeIndex<T> {
     everything: Bucket<T>,
 }
 
-/// Those in one place, each under a key of its own: the last of ten thousand leaves as quickly as
-/// the first.
+/// Subscribers of one session, one kind, or everything. A map by key, because removal has to be as
+/// fast in a bucket of ten thousand as in one of ten.
 type Bucket<T> = HashMap<usize, IndexedSubscriber<T>>;
 
-/// Somebody in a place, with the limit that the place does not express.
+/// A subscriber in a bucket, with the limit that the bucket does not express.
 #[derive(Debug)]
 struct IndexedSubscriber<T> {
     value: T,
     kinds: Only<Kind>,
 }
 
-/// Where to look for those whom an event concerns.
+/// Buckets in which to look for an event's subscribers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BucketFilter {
     pub(super) session: bool,
@@ -38,7 +41,7 @@ pub(super) struct BucketFilter {
 }
 
 impl BucketFilter {
-    /// Wherever they may be.
+    /// All three buckets.
     pub(super) const ALL: Self = Self { session: true, kind: true, everything: true };
 }
 
@@ -49,7 +52,7 @@ impl<T> Default for ScopeIndex<T> {
 }
 
 impl<T: Clone> ScopeIndex<T> {
-    /// Puts somebody into the places of a scope.
+    /// Adds a subscriber to the buckets of its scope.
     pub(super) fn insert(&mut self, scope: &Scope, key: usize, value: &T) {
         let indexed =
             |kinds: &Only<Kind>| IndexedSubscriber { value: value.clone(), kinds: kinds.clone() };
@@ -73,7 +76,7 @@ impl<T: Clone> ScopeIndex<T> {
         }
     }
 
-    /// Takes somebody out of the places of a scope.
+    /// Removes a subscriber from the buckets of its scope: the one that it was inserted with.
     pub(super) fn remove(&mut self, scope: &Scope, key: usize) {
         match scope {
             Scope { sessions: Only::These(sessions), .. } => {
@@ -90,7 +93,8 @@ impl<T: Clone> ScopeIndex<T> {
         }
     }
 
-    /// Visits those in `places` who may see an event of this session and kind, each once.
+    /// Visits the subscribers in `buckets` that may see an event of this session and kind, each
+    /// once.
     pub(super) fn for_each_match(
         &self,
         session: Option<&SessionId>,
@@ -109,35 +113,36 @@ impl<T: Clone> ScopeIndex<T> {
         }
     }
 
-    /// Visits everybody, some more than once.
+    /// Visits every subscriber; one of several sessions or kinds more than once.
     pub(super) fn for_each(&self, mut visit: impl FnMut(usize, &T)) {
         let buckets = self.sessions.values().chain(self.kinds.values()).chain([&self.everything]);
         buckets.flatten().for_each(|(key, indexed)| visit(*key, &indexed.value));
     }
 
-    /// Whether nobody is left, and no place of anybody.
+    /// Returns whether no subscriber and no empty bucket is left.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.sessions.is_empty() && self.kinds.is_empty() && self.everything.is_empty()
     }
 
-    /// Whether anybody listens to this session.
+    /// Returns whether a subscriber asked for this session.
     pub(super) fn has_session(&self, session: &SessionId) -> bool {
         self.sessions.contains_key(session)
     }
 
-    /// Whether anybody listens to this kind, in all sessions.
+    /// Returns whether a subscriber asked for this kind, in all sessions.
     pub(super) fn has_kind(&self, kind: &Kind) -> bool {
         self.kinds.contains_key(kind)
     }
 
-    /// Whether anybody listens to everything.
+    /// Returns whether a subscriber asked for everything.
     pub(super) fn has_everything(&self) -> bool {
         !self.everything.is_empty()
     }
 }
 
-/// Takes somebody out of a place, and the place away with the last one.
+/// Removes a subscriber from a bucket, and the bucket with its last subscriber: sessions come and
+/// go for as long as the process lives.
 fn remove_from_bucket<K: Eq + std::hash::Hash, T>(
     buckets: &mut HashMap<K, Bucket<T>>,
     at: &K,

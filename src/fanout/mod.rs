@@ -1,14 +1,21 @@
-//! Who is listening to one product, and waking them.
+//! Index of one product's subscriptions, and their wake-ups.
 //!
-//! In: entries from the log's tail, in order. Out: wake-ups for the listeners whose scope admits an
-//! entry, and for no others. Never waits for a listener: one that was not looking finds what it
-//! missed in the log. The streams of a lane are not woken one by one: see `branch`.
+//! In: entries from the log's tail, in order. Out: a wake-up for each subscription whose scope
+//! admits an entry, and one event per shard that has such a subscription. Never waits for a
+//! subscriber: a lagging subscription re-reads the log.
 //!
 //! ```text
-//! listener.pending   0 ── an entry it may see ──► its place ── the subscription looks ──► 0
+//!  log tail ─► dispatch ─┬─ subscription: pending 0 → position, wake     signal
+//!                        └─ shard: push the event once, wake once        shard_queue
+//!
+//!  pending   0 ── dispatch of an entry in scope ──► its position ── the subscription reads ──► 0
 //! ```
 //!
-//! While `pending` is set, further entries need no wake-up: a burst costs each listener one.
+//! While `pending` is set, further entries need no wake-up: a burst costs each subscription one.
+//!
+//! A new subscription registers under the lock that dispatch holds. So for each entry it is either
+//! registered before the entry's dispatch, and notified, or after it, and finds the entry in the
+//! log.
 //!
 //! May use: `event`, `log`.
 
@@ -49,52 +56,61 @@ pub(crate) use self::{
     subscription::{Subscription, SubscriptionItem},
 };
 
-/// The listeners of one product.
+/// Fan-out of one product: its log, its subscriptions and the queues to its shards.
 #[derive(Debug)]
 pub(crate) struct Fanout {
     log: Arc<Log>,
-    /// Every entry up to here has been shown to the listeners. Written by [`Fanout::run`] alone,
-    /// while it holds `registry`.
+    /// Position up to which every entry has been dispatched. Written by [`Fanout::run`] alone,
+    /// while it holds the lock of `registry`.
     dispatched_through: AtomicU64,
     registry: Mutex<SubscriberRegistry>,
-    /// One for each lane.
+    /// One queue per shard, by the shard's number.
     shard_queues: Box<[ShardQueue]>,
 }
 
-/// Everybody there is.
+/// Subscriptions by the way in which they learn of an entry.
 #[derive(Debug, Default)]
 struct SubscriberRegistry {
+    /// Notified one by one: HTTP/2, pages, webhooks and WebSockets over TLS.
     subscribers: ScopeIndex<Arc<SubscriberSignal>>,
+    /// Reached through their shard's queue: SSE over HTTP/1.1, and WebSockets without TLS.
     shard_bitmap: ShardBitmap,
 }
 
 impl Fanout {
-    /// Nobody listens yet, on any of so many lanes.
+    /// Creates the fan-out of `log` for `shards` shards. Entries that the log has already count as
+    /// dispatched.
     pub(crate) fn new(log: Arc<Log>, shards: usize) -> Self {
         let dispatched_through = AtomicU64::new(log.newest_position());
         let shard_queues = (0..shards).map(|_| ShardQueue::default()).collect();
         Self { log, dispatched_through, registry: Mutex::default(), shard_queues }
     }
 
-    /// Shows each new entry of the log to the listeners it concerns, until `stop`.
+    /// Dispatches each new entry of the log to its subscriptions, until `stop`.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut position = self.dispatched_through.load(Ordering::SeqCst);
+        // `tail` loses nothing when `stop` drops it: the position moves only when it has returned
+        // entries.
         while let Some((first, entries)) =
             stop.run_until_cancelled(self.log.tail(position, DISPATCH_BATCH_ENTRIES)).await
         {
             position = self.dispatch(position, first, &entries);
+            // Ingest of the product runs on the same task. A backlog that never reaches an await
+            // point that is pending would keep it from appending.
             tokio::task::consume_budget().await;
         }
     }
 
-    /// Marks the listeners of `entries`, which begin at place `first`, and returns the new
-    /// position.
+    /// Notifies the subscriptions of `entries`, of which the first stands at `first`, and returns
+    /// the new position.
     fn dispatch(&self, mut position: u64, first: u64, entries: &[Entry]) -> u64 {
+        // Held for the whole batch. Order of locks: the registry's, then a shard queue's; no caller
+        // takes the registry's while it holds a queue's.
         let registry = self.registry();
         let mut shards_to_wake = 0;
         if first > position + 1 {
-            // Evicted before anybody was told: each listener must find out whether it was
-            // concerned.
+            // The ring evicted entries that were never dispatched, and their sessions and kinds
+            // with them: each subscription has to find out by itself whether it has missed one.
             shards_to_wake = self.notify_all(&registry, position + 1);
         }
         position = first - 1;
@@ -117,15 +133,17 @@ impl Fanout {
                 Entry::Erased => {}
             }
         }
-        // Behind the marks: who sees this position and no mark of its own has nothing to read up to
-        // it.
+        // After the notifications and pushes, so that a subscription that reads this position and
+        // has nothing pending knows that no entry up to it is within its scope. The store releases
+        // them, the load in `Subscription::poll_pending` or `ShardIndex::position` acquires.
         self.dispatched_through.store(position, Ordering::SeqCst);
+        // Before the wake-ups: a woken shard may want this lock, to add or remove a subscriber.
         drop(registry);
         self.queues_of(shards_to_wake).for_each(ShardQueue::wake);
         position
     }
 
-    /// Marks all listeners. Returns the lanes to call.
+    /// Notifies every subscription of the entry at `position`. Returns the shards to wake: all.
     fn notify_all(&self, registry: &SubscriberRegistry, position: u64) -> u64 {
         registry.subscribers.for_each(|_, signal| signal.notify(position));
         self.shard_queues.iter().for_each(|queue| queue.overflow(position));
@@ -136,8 +154,8 @@ impl Fanout {
         shards_in(bits).map_while(|shard| self.shard_queues.get(shard))
     }
 
-    /// Begins to listen: to what comes from now on, or first to what is behind `start` and already
-    /// in the log.
+    /// Registers a subscription to what comes from now on, preceded by what is after `start` and in
+    /// the log already.
     pub(crate) fn subscribe(
         self: &Arc<Self>,
         signal: Arc<SubscriberSignal>,
@@ -146,15 +164,15 @@ impl Fanout {
     ) -> Subscription {
         let mut registry = self.registry();
         registry.subscribers.insert(&scope, signal.key(), &signal);
-        // Under the same lock as the marks: every entry behind this position will be marked for the
-        // new listener.
+        // Under the lock that dispatch holds: the new subscription is notified of every entry after
+        // this position. Entries up to it are read from the log if `start` asks for them.
         let position = self.dispatched_through.load(Ordering::SeqCst);
         drop(registry);
         Subscription::new(Arc::clone(self), signal, scope, start, position)
     }
 
-    /// Begins to listen behind a place, for a reader that knows places and needs no notice of where
-    /// it stands.
+    /// Registers a subscription after a position, for a reader that keeps positions and needs no
+    /// notice of where it stands.
     pub(crate) fn subscribe_after(
         self: &Arc<Self>,
         signal: Arc<SubscriberSignal>,
@@ -166,16 +184,18 @@ impl Fanout {
         subscription
     }
 
-    /// The log it reads from.
+    /// Returns the log whose entries are dispatched.
     pub(crate) fn log(&self) -> &Log {
         &self.log
     }
 
     fn registry(&self) -> MutexGuard<'_, SubscriberRegistry> {
-        // Insertions and removals are each whole: a panic elsewhere does not spoil the index.
+        // An insertion or a removal is one call, and dispatch does not change the index: a panic
+        // under the lock leaves no index half changed.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Entries shown under one lock of the index, so that a newcomer never waits long.
+/// Entries dispatched under one lock of the registry: bounds how long a new subscription waits for
+/// it.
 const DISPATCH_BATCH_ENTRIES: usize = 64;

@@ -1,8 +1,9 @@
-//! What subscribers see of a durable log, against a model: delivered + announced = sent, whatever
-//! happens meanwhile.
+//! Subscribers of a durable log against a model: delivered + announced = sent, through outages,
+//! restarts and crashes.
 //!
-//! Random schedules of publishing, subscribing, reading, leaving, coming back, outages, eviction,
-//! restarts and crashes; each is known by its seed.
+//! Random schedules of publishing, subscribing, reading, disconnecting, reconnecting, upstream
+//! outages, eviction, restarts and crashes. Each is known by its seed: `AUTOPLAY_RELAY_SEED`
+//! repeats one, `AUTOPLAY_RELAY_LONG` runs 5000.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +25,7 @@ use crate::{
     store::{Store, StoreSettings},
 };
 
-/// One life of a relay, with its fan-out run by hand.
+/// One run of a relay, with its fan-out driven by hand.
 struct RelayInstance {
     fanout: Arc<Fanout>,
     position: u64,
@@ -52,7 +53,7 @@ impl RelayInstance {
         Self { position: fanout.dispatched_through.load(Ordering::SeqCst), fanout, store }
     }
 
-    /// An outage of the upstream: a gap in the log, which everybody is to see in its place.
+    /// Appends a gap for an outage of the upstream, which every client receives in its place.
     fn append_gap(&self, sent: &mut Vec<SentEntry>, names: &mut BTreeMap<EventId, usize>) {
         let log = self.fanout.log();
         log.append_gap(GapReason::UpstreamReconnect);
@@ -84,7 +85,7 @@ impl RelayInstance {
         }
     }
 
-    /// Waits until the store has everything.
+    /// Waits until the store has persisted everything.
     fn wait_persisted(&self) {
         while self.fanout.log().backlog() > 0 {
             std::thread::sleep(Duration::from_millis(1));
@@ -101,12 +102,12 @@ struct SentEntry {
     is_gap: bool,
 }
 
-/// What a client has got, over all of its connections.
+/// What a client has received, over all of its connections.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum ReceivedItem {
-    /// An event, or a gap that is in the log.
+    /// An event, or a gap that is an entry of the log.
     Entry(usize),
-    /// The notice that something is not.
+    /// A notice of a loss, which is no entry of the log.
     Notice(GapReason),
 }
 
@@ -114,7 +115,7 @@ enum ReceivedItem {
 struct ModelClient {
     sessions: BTreeSet<usize>,
     kinds: BTreeSet<usize>,
-    /// The first event that it must hear of, if it asked for news.
+    /// First entry that the client must receive, if it asked for new entries.
     from: Option<usize>,
     subscription: Option<Subscription>,
     last_id: Option<EventId>,
@@ -122,7 +123,7 @@ struct ModelClient {
 }
 
 impl ModelClient {
-    /// A new client with a random scope, which asks for news or for everything.
+    /// Creates a client with a random scope, which asks for new entries or for everything.
     fn subscribe_new(relay: &RelayInstance, next: usize, rng: &mut Rng) -> Self {
         let some = |rng: &mut Rng, max_items| {
             (0..rng.usize(0..3)).map(|_| rng.usize(1..max_items)).collect()
@@ -169,7 +170,7 @@ impl ModelClient {
         self.subscription = Some(relay.fanout.subscribe(Arc::default(), self.scope(), start));
     }
 
-    /// Comes back behind its last id; without one, it is a new client.
+    /// Reconnects after the client's last id. A client without one stays away.
     fn reconnect(&mut self, relay: &RelayInstance) {
         match self.last_id {
             Some(id) => self.connect(relay, &StartPosition::After(id)),
@@ -177,7 +178,7 @@ impl ModelClient {
         }
     }
 
-    /// Takes at most `most` items, and notes which id belongs to which event.
+    /// Takes at most `max_items` items, and records which id belongs to which event.
     async fn read(&mut self, max_items: usize, names: &mut BTreeMap<EventId, usize>, seed: u64) {
         let Some(subscription) = &mut self.subscription else { return };
         for _ in 0..max_items {
@@ -189,7 +190,7 @@ impl ModelClient {
                     Poll::Ready(item) => Poll::Ready(Some(item)),
                     Poll::Pending if subscription.is_caught_up() => Poll::Ready(None),
                     Poll::Pending => {
-                        // As the wheel does for who must look again.
+                        // As the timer wheel does for a subscription that must be polled again.
                         while subscription.must_poll_again() && tick.poll_tick(context).is_ready() {
                         }
                         Poll::Pending
@@ -224,7 +225,7 @@ impl ModelClient {
         }
     }
 
-    /// Holds what it got against what was sent.
+    /// Compares what the client received with what was sent.
     fn check(&self, sent: &[SentEntry], seed: u64) {
         let mut next = self.from;
         let mut announced = false;
@@ -252,7 +253,7 @@ impl ModelClient {
                             "seed {seed}: nothing is missing before {number}: {:?}",
                             self.got
                         );
-                        // A gap in the log tells of what a crash has taken right before it.
+                        // A gap in the log also announces what a crash has lost right before it.
                         self.assert_nothing_lost(
                             &sent[next..*number],
                             announced || entry.is_gap,
@@ -270,12 +271,12 @@ impl ModelClient {
 
     fn assert_nothing_lost(&self, between: &[SentEntry], announced: bool, seed: u64) {
         if let Some(lost) = between.iter().find(|event| !announced && self.sees(event)) {
-            panic!("seed {seed}: event {} is lost without a word: {:?}", lost.number, self.got);
+            panic!("seed {seed}: event {} is lost without a notice: {:?}", lost.number, self.got);
         }
     }
 }
 
-/// A whole schedule.
+/// Runs one schedule.
 async fn run_schedule(seed: u64) {
     let mut rng = Rng::with_seed(seed);
     let directory = tempfile::tempdir().unwrap();
@@ -296,7 +297,7 @@ async fn run_schedule(seed: u64) {
             30..35 => relay.append_gap(&mut sent, &mut names),
             35..50 => relay.dispatch(rng.usize(1..9)),
             50..60 => {
-                relay.dispatch(usize::MAX); // so that the model knows what is news to it
+                relay.dispatch(usize::MAX); // so that the model knows which entries are new to it
                 clients.push(ModelClient::subscribe_new(&relay, sent.len(), &mut rng));
             }
             60..85 if !clients.is_empty() => {
@@ -320,7 +321,7 @@ async fn run_schedule(seed: u64) {
                 drop(relay);
                 relay = RelayInstance::begin(directory.path(), &mut rng);
                 if relay.fanout.log().has_prior_entries() {
-                    // as ingest does when the upstream stands again
+                    // as ingest does when the upstream is connected again
                     relay.append_gap(&mut sent, &mut names);
                 }
             }
@@ -344,7 +345,7 @@ async fn check_all(
             client.reconnect(relay);
         }
         client.read(usize::MAX, names, seed).await;
-        // Who has never got an id and has gone is nobody's concern.
+        // A client that went away before it had an id has no claim.
         if client.subscription.is_some() {
             client.check(sent, seed);
         }

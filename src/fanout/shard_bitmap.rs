@@ -1,4 +1,7 @@
-//! Shards that have subscribers of a session, a kind or everything, one bit each.
+//! Shards that have subscribers of a session, of a kind or of everything: one bit each.
+//!
+//! Coarser than the shard's own index: a shard that has one subscriber of a session gets all events
+//! of that session, whatever kinds it wants.
 //!
 //! May use: `event`.
 
@@ -7,7 +10,8 @@ use std::collections::HashMap;
 use super::index::ScopeIndex;
 use crate::event::{Event, Kind, Only, Scope, SessionId};
 
-/// Which lanes listen to what: a bit for each.
+/// Bits of the shards, by session, by kind, and for everything. Read and written under the
+/// registry's lock.
 #[derive(Debug, Default)]
 pub(super) struct ShardBitmap {
     pub(super) sessions: HashMap<SessionId, u64>,
@@ -16,6 +20,7 @@ pub(super) struct ShardBitmap {
 }
 
 impl ShardBitmap {
+    /// Sets the shard's bit in the buckets of `scope`.
     pub(super) fn add(&mut self, scope: &Scope, shard: usize) {
         let bit = shard_bit(shard);
         match scope {
@@ -31,7 +36,8 @@ impl ShardBitmap {
         }
     }
 
-    /// Forgets what nobody on the lane listens to any more.
+    /// Clears the shard's bit where `remaining`, the shard's index without the removed subscriber,
+    /// has no subscriber left.
     pub(super) fn remove(&mut self, scope: &Scope, shard: usize, remaining: &ScopeIndex<()>) {
         let bit = shard_bit(shard);
         match scope {
@@ -52,7 +58,7 @@ impl ShardBitmap {
         }
     }
 
-    /// The lanes that somebody listens on who may see `event`.
+    /// Returns the shards that have a subscriber which may see `event`.
     pub(super) fn shards_for(&self, event: &Event) -> u64 {
         let of_session = event.session().and_then(|session| self.sessions.get(session));
         let of_kind = self.kinds.get(event.kind());
@@ -62,7 +68,7 @@ impl ShardBitmap {
     }
 }
 
-/// Takes a bit out of a place, and the place away with the last one.
+/// Clears a bit, and removes the entry with its last bit.
 fn clear_bit<K: Eq + std::hash::Hash>(buckets: &mut HashMap<K, u64>, at: &K, bit: u64) {
     if let Some(shards) = buckets.get_mut(at) {
         *shards &= !bit;
@@ -72,11 +78,12 @@ fn clear_bit<K: Eq + std::hash::Hash>(buckets: &mut HashMap<K, u64>, at: &K, bit
     }
 }
 
+// `ShardThreads` starts 64 shards at most, one for each bit.
 fn shard_bit(shard: usize) -> u64 {
     u32::try_from(shard).ok().and_then(|shard| 1_u64.checked_shl(shard)).unwrap_or_default()
 }
 
-/// The numbers of the lanes in a set of bits.
+/// Iterates over the numbers of the shards in a set of bits, lowest first.
 pub(super) fn shards_in(mut bits: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let shard = (bits != 0).then_some(bits.trailing_zeros() as usize);

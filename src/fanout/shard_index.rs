@@ -1,5 +1,8 @@
 //! One shard's subscribers of one product, by scope.
 //!
+//! In: the product's queue to this shard. Out: for each queued event, the numbers of the
+//! subscribers that may see it. Owned by the shard's task, so looking up takes no lock.
+//!
 //! May use: `event`.
 
 use std::{
@@ -15,7 +18,7 @@ use super::{
 };
 use crate::event::{Event, Kind, Scope, SessionId};
 
-/// A lane's streams of one product, by what they want. Belongs to the lane's task alone.
+/// Subscribers of one product on one shard, under the numbers that the shard gives them.
 #[derive(Debug)]
 pub(crate) struct ShardIndex {
     fanout: Arc<Fanout>,
@@ -24,7 +27,8 @@ pub(crate) struct ShardIndex {
 }
 
 impl ShardIndex {
-    /// Nobody yet. Whenever something has arrived, `waker` is called, once until it is taken.
+    /// Creates an empty index and attaches to the shard's queue. `waker` is called when the queue
+    /// gets something, once until that is taken.
     pub(crate) fn new(fanout: &Arc<Fanout>, shard: usize, waker: Waker) -> Self {
         let shard_index = Self { fanout: Arc::clone(fanout), shard, index: ScopeIndex::default() };
         if let Some(queue) = shard_index.queue() {
@@ -33,22 +37,25 @@ impl ShardIndex {
         shard_index
     }
 
-    /// From now on, events that this one may see arrive here.
+    /// Adds a subscriber: events within its scope arrive through the shard's queue from now on.
     pub(crate) fn add(&mut self, number: usize, subscription: &mut Subscription) {
         self.index.insert(subscription.scope(), number, &());
         let mut registry = self.fanout.registry();
         registry.shard_bitmap.add(subscription.scope(), self.shard);
+        // Under the same lock as the bit: each entry is either dispatched before, and recorded as
+        // pending, or after, and in the queue. No entry is in both or in neither.
         subscription.move_to_shard(&mut registry);
     }
 
-    /// The end of that.
+    /// Removes a subscriber. An event that is queued for it already finds no subscriber and is
+    /// dropped.
     pub(crate) fn remove(&mut self, number: usize, scope: &Scope) {
         self.index.remove(scope, number);
         self.fanout.registry().shard_bitmap.remove(scope, self.shard, &self.index);
     }
 
-    /// From now on, it is what another scope shows that arrives for this one. It looks into the log
-    /// first.
+    /// Replaces a subscriber's scope. The subscriber reads the log first, because queued events
+    /// were selected by its old scope.
     pub(crate) fn change_scope(
         &mut self,
         number: usize,
@@ -60,21 +67,25 @@ impl ShardIndex {
         self.add(number, subscription);
     }
 
-    /// Takes what has arrived; `events` is empty, and gets the events, if it is events.
+    /// Takes the contents of the queue. `events` must be empty, and gets the events where the
+    /// contents are events.
     pub(crate) fn take_queued(&self, events: &mut Vec<Arc<Event>>) -> QueueContents {
         self.queue().map_or(QueueContents::Events, |queue| queue.take(events))
     }
 
-    /// The place up to which everything has been taken, or was for nobody here; none while
-    /// something waits.
+    /// Returns the position up to which all entries have been taken from the queue or concern no
+    /// subscriber here; none while the queue is not empty.
     pub(crate) fn position(&self) -> Option<u64> {
-        // In this order: what lies before the position was left there before that was written.
+        // In this order: an entry up to this position was pushed before the position was stored, so
+        // it is either in the queue now or has been taken. With the emptiness read first, an entry
+        // could be pushed and its position stored in between, and would be skipped.
         let position = self.fanout.dispatched_through.load(Ordering::SeqCst);
         self.queue()?.is_empty().then_some(position)
     }
 
-    /// Visits the numbers of those who may see something of this session and kind, for each in
-    /// `news`, with which of these it is. Who has been visited for an earlier one may be left out.
+    /// Visits the numbers of the subscribers that may see something of a session and kind in
+    /// `keys`, together with the key's index. A subscriber that was visited for an earlier key may
+    /// be left out for a later one.
     pub(crate) fn for_each_interested<'a>(
         &self,
         keys: impl ExactSizeIterator<Item = (Option<&'a SessionId>, &'a Kind)>,
@@ -87,7 +98,9 @@ impl ShardIndex {
                 });
             });
         }
-        // A burst for ten thousand is not to be ten million visits.
+        // A burst for ten thousand subscribers must not become ten million visits: each bucket is
+        // visited for the first key that names it, and the subscriber then goes through the rest of
+        // the burst itself.
         let (mut kinds, mut pairs) = (HashSet::new(), HashSet::new());
         for (at, (session, kind)) in keys.enumerate() {
             let buckets = BucketFilter {
@@ -99,7 +112,7 @@ impl ShardIndex {
         }
     }
 
-    /// Visits everybody's number, some more than once.
+    /// Visits the number of every subscriber, some more than once.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(usize)) {
         self.index.for_each(|number, ()| visit(number));
     }
@@ -109,6 +122,7 @@ impl ShardIndex {
     }
 }
 
+// The shard's bits in the registry are cleared by `remove`, one subscriber at a time.
 impl Drop for ShardIndex {
     fn drop(&mut self) {
         if let Some(queue) = self.queue() {

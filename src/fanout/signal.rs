@@ -1,5 +1,7 @@
 //! Pending position and waker of one subscription.
 //!
+//! Written by the fan-out's task, read by the subscription's task and by operators.
+//!
 //! May use: no other module.
 
 use std::{
@@ -15,40 +17,49 @@ use atomic_waker::AtomicWaker;
 /// One subscription as the fan-out sees it.
 #[derive(Debug, Default)]
 pub(crate) struct SubscriberSignal {
-    /// The first entry shown to it that it has not looked for, 0 for none.
+    /// Position of the first entry that the subscription was notified of and has not read for; 0
+    /// for none.
     pending: AtomicU64,
+    /// Holds one waker: only the subscription's own task registers.
     waker: AtomicWaker,
 }
 
 impl SubscriberSignal {
-    /// Tells it that the entry at `place` is for it.
+    /// Records that the entry at `position` is within the scope, and wakes the subscription's task
+    /// unless an earlier entry has done so.
     pub(super) fn notify(&self, position: u64) {
+        // Only 0 → n: the first position is the one from which the subscription must read. The
+        // waker was registered before `pending` was reset to 0 (see `Subscription::poll_pending`);
+        // this exchange reads that reset, so it also sees the waker. Acquire and release would do
+        // for that pair; SeqCst keeps one order over `pending` and `dispatched_through`, at the
+        // same price for a read-modify-write on x86-64.
         if self.pending.compare_exchange(0, position, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
             self.waker.wake();
         }
     }
 
-    /// Has its task look around, without a mark.
+    /// Wakes the subscription's task without an entry, so that it looks at its other duties.
     pub(crate) fn wake(&self) {
         self.waker.wake();
     }
 
-    /// The first entry shown to it that it has not looked for, if there is one.
+    /// Returns the first position that the subscription has not read for, if there is one.
     pub(crate) fn pending_position(&self) -> Option<u64> {
         Some(self.pending.load(Ordering::SeqCst)).filter(|position| *position > 0)
     }
 
-    /// Has `waker` called at the next mark.
+    /// Replaces the waker that the next notification calls.
     pub(super) fn register_waker(&self, waker: &Waker) {
         self.waker.register(waker);
     }
 
-    /// What it is known by, as long as it is there.
+    /// Returns the key of this subscription in the index. No other subscription can get it
+    /// meanwhile, because the index holds a reference to the allocation.
     pub(super) fn key(self: &Arc<Self>) -> usize {
         Arc::as_ptr(self).addr()
     }
 
-    /// Takes the mark away and returns it.
+    /// Resets the pending position and returns it, 0 for none.
     pub(super) fn take_pending(&self) -> u64 {
         self.pending.swap(0, Ordering::SeqCst)
     }

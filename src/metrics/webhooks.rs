@@ -1,4 +1,4 @@
-//! The families of webhooks. Their label is the webhook's id, which operators give.
+//! Metrics of webhooks. Their label is the webhook's id, which operators give.
 //!
 //! May use: `webhook_delivery`.
 
@@ -6,9 +6,10 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
 };
 
+use super::family::FamilyBuilder;
 use crate::webhook_delivery::{EndpointState, Outcome};
 
-/// All of them.
+/// Families of all webhooks.
 #[derive(Debug)]
 pub(super) struct WebhookFamilies {
     attempts: IntCounterVec,
@@ -22,12 +23,12 @@ pub(super) struct WebhookFamilies {
 }
 
 impl WebhookFamilies {
-    /// Declares every family.
+    /// Declares the families.
     ///
     /// # Errors
     ///
     /// When a family is declared twice.
-    pub(super) fn declare(families: &super::FamilyBuilder<'_>) -> Result<Self, prometheus::Error> {
+    pub(super) fn declare(families: &FamilyBuilder<'_>) -> Result<Self, prometheus::Error> {
         let counter = |suffix, help| families.counter(suffix, help, &["webhook"]);
         let gauge = |suffix, help| families.gauge(suffix, help, &["webhook"]);
         Ok(Self {
@@ -46,16 +47,18 @@ impl WebhookFamilies {
             dead: gauge("webhook_dead", "Deliveries that were given up and can be redelivered.")?,
             oldest_pending: families.timestamp(
                 "webhook_oldest_pending_timestamp_seconds",
-                "When the event of the oldest delivery that is owed came, or was read back, in Unix seconds; 0 when none is. Redelivered ones aside.",
+                "When the event of the oldest owed delivery came or was read back, in Unix \
+                 seconds; 0 if none. Without redeliveries.",
                 "webhook",
             )?,
             lost: counter(
                 "webhook_lost_total",
-                "Deliveries that are lost for good, at the most: where nobody knows any more whom events were for, all count.",
+                "Upper bound of deliveries lost for good: \
+                 all count where it is unknown which were owed.",
             )?,
             undurable: counter(
                 "webhook_undurable_total",
-                "Deliveries that were sent while the store could not keep them.",
+                "Deliveries that were sent while the store could not persist them.",
             )?,
             state: families.gauge(
                 "webhook_state",
@@ -65,7 +68,7 @@ impl WebhookFamilies {
         })
     }
 
-    /// The handles of one webhook.
+    /// Returns the handles of one webhook.
     pub(super) fn handles(&self, webhook: &str) -> WebhookMetrics {
         WebhookMetrics {
             attempts: Outcome::ALL
@@ -81,9 +84,9 @@ impl WebhookFamilies {
         }
     }
 
-    /// Takes the series of one webhook away.
+    /// Removes the series of one webhook.
     pub(super) fn remove(&self, webhook: &str) {
-        // One that was never there is as good as gone.
+        // Series that do not exist are no error.
         for outcome in Outcome::ALL {
             let _ = self.attempts.remove_label_values(&[webhook, outcome.as_str()]);
         }
@@ -101,18 +104,18 @@ impl WebhookFamilies {
     }
 }
 
-/// What one webhook reports.
+/// Metrics of one webhook.
 #[derive(Clone, Debug)]
 pub(crate) struct WebhookMetrics {
     attempts: [IntCounter; Outcome::ALL.len()],
-    /// From the beginning of an attempt to the end of the answer, in seconds.
+    /// Time from the beginning of an attempt to the end of the answer, in seconds.
     pub(crate) attempt_seconds: Histogram,
     pending: IntGauge,
     dead: IntGauge,
     oldest_pending: Gauge,
     /// Deliveries that are lost for good.
     pub(crate) lost: IntCounter,
-    /// Deliveries that were sent while the store could not keep them.
+    /// Deliveries that were sent while the store could not persist them.
     pub(crate) undurable: IntCounter,
     state: [IntGauge; EndpointState::ALL.len()],
 }
@@ -126,7 +129,8 @@ impl WebhookMetrics {
         }
     }
 
-    /// Shows how the webhook stands; `oldest_pending` is in Unix milliseconds.
+    /// Sets the endpoint's state and the deliveries that are owed or dead; `oldest_pending` is in
+    /// Unix milliseconds.
     pub(crate) fn record_status(
         &self,
         state: EndpointState,
@@ -143,6 +147,6 @@ impl WebhookMetrics {
     }
 }
 
-/// From a receiver next door to the longest time-out that is of use.
+/// From a receiver in the same network to the longest time-out that is of use.
 const ATTEMPT_BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

@@ -1,10 +1,15 @@
-//! Server-Sent Events: bytes to frames, and the one encoder.
+//! Server-Sent Events: the decoder of an upstream's bytes, and the only encoder.
+//!
+//! ```text
+//!  chunks of bytes ─► Decoder ─► frames
+//!  id, payload ─► encode_event ─► HTTP/1.1 chunk ⊃ frame ⊃ payload
+//! ```
 //!
 //! The decoder follows the WHATWG HTML standard, section 9.2.6 "Interpreting an event stream", and
-//! gives the same frames however the bytes are cut into chunks. What is beyond its bounds is
+//! returns the same frames however the bytes are cut into chunks. An event beyond the bound is
 //! skipped and reported; the stream goes on.
 //!
-//! Touches no runtime and no disk. May use: nothing.
+//! Touches no runtime and no disk.
 //!
 //! May use: no other module.
 
@@ -16,24 +21,28 @@ use std::{fmt::Display, mem, ops::Range, time::Duration};
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::{memchr, memchr_iter, memchr2, memchr3};
 
-/// Turns chunks of an event stream into frames. Time is linear in the bytes, memory bounded by
-/// `max_event_bytes`.
+/// Decoder of an event stream. Time is linear in the bytes; memory is bounded by `max_event_bytes`.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     max_event_bytes: usize,
     chunk: Bytes,
+    /// Beginning of a line whose end has not arrived.
     line: BytesMut,
     line_is_overlong: bool,
+    /// Only the stream's first line may begin with a byte order mark.
     first_line: bool,
+    /// The last line ended with CR: an LF that follows, perhaps in the next chunk, belongs to that
+    /// end.
     skip_line_feed: bool,
     event: Bytes,
     data_buffer: DataBuffer,
+    /// Survives a dispatch: the standard's last event ID buffer.
     last_event_id: Bytes,
     has_own_id: bool,
 }
 
 impl Decoder {
-    /// A decoder at the start of a stream that lets through events of up to `max_event_bytes` of
+    /// Creates a decoder at the start of a stream, for events of up to `max_event_bytes` of
     /// payload.
     pub(crate) fn new(max_event_bytes: usize) -> Self {
         Self {
@@ -50,15 +59,15 @@ impl Decoder {
         }
     }
 
-    /// Hands over the next chunk. The one before must have been used up: [`Decoder::next`] has
-    /// returned none.
+    /// Passes in the next chunk. The previous one must be used up: [`Decoder::next`] has returned
+    /// none.
     pub(crate) fn feed(&mut self, chunk: Bytes) {
         debug_assert!(self.chunk.is_empty(), "the previous chunk is used up");
         self.chunk = chunk;
     }
 
-    /// What the bytes so far make up, or none when more are needed. What is unfinished at the end
-    /// of the stream is never returned, as the standard has it.
+    /// Returns what the bytes so far amount to, or none when more are needed. An event that is
+    /// unfinished when the stream ends is never returned, as the standard demands.
     pub(crate) fn next(&mut self) -> Option<Decoded> {
         while let Some(line) = self.next_line() {
             if let Some(decoded) = self.interpret(&line) {
@@ -68,7 +77,7 @@ impl Decoder {
         None
     }
 
-    /// The next whole line without its end, which is LF, CR or CRLF.
+    /// Returns the next complete line without its end, which is LF, CR or CRLF.
     fn next_line(&mut self) -> Option<Line> {
         if self.skip_line_feed && !self.chunk.is_empty() {
             self.skip_line_feed = false;
@@ -84,7 +93,7 @@ impl Decoder {
         let part = self.chunk.split_to(end);
         let terminator = self.chunk.split_to(1);
         self.skip_line_feed = terminator.first() == Some(&b'\r');
-        // A line that lies within one chunk stays a view of it.
+        // A line within one chunk stays a view of it: the usual case copies nothing here.
         let line = if self.line.is_empty() && part.len() <= self.max_line_bytes() {
             part
         } else {
@@ -99,8 +108,8 @@ impl Decoder {
         Some(Line { bytes: without_bom, overlong })
     }
 
-    /// Keeps part of a line until its end comes; past the bound only enough to know the field's
-    /// name.
+    /// Appends to the line whose end has not arrived. Past the bound, bytes are counted as missing
+    /// and dropped.
     fn buffer_partial_line(&mut self, part: &[u8]) {
         let capacity = self.max_line_bytes().saturating_sub(self.line.len());
         let (buffered, excess) = part.split_at(part.len().min(capacity));
@@ -108,12 +117,12 @@ impl Decoder {
         self.line_is_overlong |= !excess.is_empty();
     }
 
-    /// Room for a field name, a byte order mark and the largest value.
+    /// Returns the bound on a line: a field name, a byte order mark and the largest value.
     fn max_line_bytes(&self) -> usize {
         self.max_event_bytes + BYTE_ORDER_MARK.len() + "event: ".len()
     }
 
-    /// What one line does, by its field.
+    /// Applies one line, by its field.
     fn interpret(&mut self, line: &Line) -> Option<Decoded> {
         if line.bytes.is_empty() {
             return self.dispatch();
@@ -125,12 +134,15 @@ impl Decoder {
             value = value.slice(1..);
         }
         match &*name {
+            // A truncated value must not pass for a whole one. Comments and unknown fields may have
+            // any length.
             b"data" | b"event" | b"id" if line.overlong => self.data_buffer = DataBuffer::TooLarge,
             b"data" => {
                 self.data_buffer =
                     mem::take(&mut self.data_buffer).with_line(value, self.max_event_bytes);
             }
             b"event" => self.event = value,
+            // The standard ignores an id that holds NUL.
             b"id" if memchr(0, &value).is_none() => {
                 (self.last_event_id, self.has_own_id) = (value, true);
             }
@@ -140,11 +152,12 @@ impl Decoder {
         None
     }
 
-    /// What a blank line ends.
+    /// Ends the event at a blank line.
     fn dispatch(&mut self) -> Option<Decoded> {
         let event = mem::take(&mut self.event);
         let (id, has_own_id) = (self.last_event_id.clone(), mem::take(&mut self.has_own_id));
         match mem::take(&mut self.data_buffer) {
+            // No `data` line: the standard dispatches nothing, but keeps the id.
             DataBuffer::None => None,
             DataBuffer::OneLine(data) => {
                 Some(Decoded::Frame(Frame { event, data, id, has_own_id }))
@@ -160,11 +173,11 @@ impl Decoder {
 /// One line of the stream.
 struct Line {
     bytes: Bytes,
-    /// Bytes are missing at its end.
+    /// Whether bytes are missing at its end.
     overlong: bool,
 }
 
-/// The data buffer of the standard; one line, the usual case, is not copied.
+/// The standard's data buffer. One line, the usual case, is not copied.
 #[derive(Debug, Default)]
 enum DataBuffer {
     #[default]
@@ -175,7 +188,7 @@ enum DataBuffer {
 }
 
 impl DataBuffer {
-    /// This buffer with one more line.
+    /// Returns the buffer with one more line.
     fn with_line(self, line: Bytes, max_bytes: usize) -> Self {
         match self {
             Self::None if line.len() <= max_bytes => Self::OneLine(line),
@@ -198,19 +211,19 @@ fn append_line(mut lines: BytesMut, line: &[u8]) -> BytesMut {
     lines
 }
 
-/// What a decoder has understood.
+/// Result of decoding.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Decoded {
-    /// One dispatched event.
+    /// A dispatched event.
     Frame(Frame),
-    /// The sender's wish for the time to wait before a reconnect.
+    /// The upstream's wish for the time to wait before a reconnect.
     Retry(Duration),
-    /// An event went past the bound and was skipped.
+    /// An event exceeded the bound and was skipped.
     TooLarge,
 }
 
-/// One dispatched event. Its bytes may be any: the standard's replacement of invalid UTF-8 is left
-/// to who reads them.
+/// A dispatched event. Its bytes may be any: the standard's replacement of invalid UTF-8 is left to
+/// the reader of the frame, which rejects such a payload instead.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Frame {
     /// The event's name; empty means `message`.
@@ -219,11 +232,11 @@ pub(crate) struct Frame {
     pub(crate) data: Bytes,
     /// The last event id in force, empty when there is none.
     pub(crate) id: Bytes,
-    /// Whether that came with this event, not with one before it.
+    /// Whether that id came with this event, rather than with an earlier one.
     pub(crate) has_own_id: bool,
 }
 
-/// The value of a `retry` field: digits only, or the field is ignored.
+/// Parses the value of a `retry` field. The standard ignores the field unless it has digits only.
 fn reconnection_time(digits: &[u8]) -> Option<Duration> {
     let text = std::str::from_utf8(digits).ok()?;
     let is_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -232,20 +245,21 @@ fn reconnection_time(digits: &[u8]) -> Option<Duration> {
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// Whether the bytes hold CR, LF or NUL, which no single-line field survives.
+/// Returns whether the bytes hold CR, LF or NUL, which no single-line field survives.
 pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
     memchr3(b'\r', b'\n', 0, bytes).is_some()
 }
 
-/// The frame of an event, blank line included, within the framing of an HTTP/1.1 chunk (RFC 9112,
-/// section 7.1): who writes to a socket directly needs one write for it. A payload that spans
-/// several lines takes as many `data` lines.
+/// Encodes the frame of an event, blank line included, within the framing of an HTTP/1.1 chunk (RFC
+/// 9112, section 7.1), so that a task that writes to a socket directly needs one write. A payload
+/// of several lines takes as many `data` lines.
 ///
-/// The payload must not hold CR: the decoder never returns one.
+/// The payload must not hold CR: a client would read it as the end of a line. The decoder never
+/// returns one.
 pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> EncodedEvent {
     let id = id.to_string();
     let lines = 1 + memchr_iter(b'\n', payload).count();
-    // The LF between two lines is counted with the payload; each line has one of its own.
+    // The LF between two lines is counted with the payload; the last line needs one of its own.
     let length = "id: \n\n".len() + id.len() + payload.len() + 1 + lines * "data: ".len();
     let size = format!("{length:x}\r\n");
     let mut chunk = BytesMut::with_capacity(size.len() + length + CHUNK_END.len());
@@ -271,19 +285,19 @@ pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> EncodedEvent {
     EncodedEvent { chunk, frame: size.len()..size.len() + length, payload }
 }
 
-/// An event in the form it is sent.
+/// An event in the form in which it is sent.
 #[derive(Debug)]
 pub(crate) struct EncodedEvent {
     /// The frame as a chunk.
     pub(crate) chunk: Bytes,
-    /// Where in it the frame itself stands.
+    /// Range of the frame within the chunk.
     pub(crate) frame: Range<usize>,
     /// The payload: a view of the frame, unless it spans several lines.
     pub(crate) payload: Bytes,
 }
 
-/// What comes seldom, as an HTTP/1.1 chunk. Nothing becomes the last chunk, which ends a body (RFC
-/// 9112, section 7.1).
+/// Encodes bytes other than an event as an HTTP/1.1 chunk. Without bytes this is the last chunk,
+/// which ends a body (RFC 9112, section 7.1).
 pub(crate) fn encode_http1_chunk(bytes: &[u8]) -> Bytes {
     let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
     chunk.extend_from_slice(bytes);
@@ -293,7 +307,7 @@ pub(crate) fn encode_http1_chunk(bytes: &[u8]) -> Bytes {
 
 const CHUNK_END: &[u8] = b"\r\n";
 
-/// The heartbeat block; with `position` it moves the client's last event id on.
+/// Encodes the heartbeat block. `last_event_id` moves the client's last event id on.
 pub(crate) fn encode_heartbeat(last_event_id: Option<impl Display>) -> Bytes {
     match last_event_id {
         None => Bytes::from_static(b"event: heartbeat\ndata:\n\n"),
@@ -301,18 +315,18 @@ pub(crate) fn encode_heartbeat(last_event_id: Option<impl Display>) -> Bytes {
     }
 }
 
-/// A comment: the connection is alive, and that is all there is to say.
+/// Encodes a comment, which keeps a connection alive and which clients ignore.
 pub(crate) fn encode_keep_alive() -> Bytes {
     Bytes::from_static(b":\n")
 }
 
-/// The gap notice, whose JSON is `notice`, under the id that a resume goes on from.
+/// Encodes a gap notice, given in JSON, under the id that a resume continues from.
 pub(crate) fn encode_gap(id: impl Display, notice: &str) -> Bytes {
     format!("id: {id}\nevent: gap\ndata: {notice}\n\n").into()
 }
 
-/// A reconnection time, without a blank line of its own: a block without `data` would be
-/// logged as an error by the SDK.
+/// Encodes a reconnection time, without a blank line of its own: the SDK would log a block without
+/// `data` as an error.
 pub(crate) fn encode_retry(wait: Duration) -> Bytes {
     format!("retry: {}\n", wait.as_millis()).into()
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Everything a stream decodes to when it arrives in these pieces.
+/// Decodes a stream that arrives in these pieces.
 fn decode(pieces: &[&[u8]], max_event_bytes: usize) -> Vec<Decoded> {
     let mut decoder = Decoder::new(max_event_bytes);
     let mut decoded = Vec::new();
@@ -199,7 +199,8 @@ proptest! {
         for cut in 0..=stream.len() {
             prop_assert_eq!(&decode(&[&stream[..cut], &stream[cut..]], max_event_bytes), &whole);
         }
-        let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.index(stream.len() + 1)).collect();
+        let mut cuts: Vec<usize> =
+            cuts.into_iter().map(|cut| cut.index(stream.len() + 1)).collect();
         cuts.sort_unstable();
         let mut pieces = Vec::new();
         let mut from = 0;
@@ -213,7 +214,8 @@ proptest! {
     #[test]
     fn what_is_encoded_decodes_to_the_same_payload(payload in "[^\r]{0,200}", sequence: u64) {
         let id = format!("1-{sequence}");
-        let EncodedEvent { chunk, frame: frame_range, payload: view } = encode_event(&id, payload.as_bytes());
+        let EncodedEvent { chunk, frame: frame_range, payload: view } =
+            encode_event(&id, payload.as_bytes());
         prop_assert_eq!(&view, payload.as_bytes());
         let wire = chunk.slice(frame_range);
         prop_assert_eq!(&encode_http1_chunk(&wire), &chunk);

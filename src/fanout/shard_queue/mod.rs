@@ -1,14 +1,20 @@
-//! A fan-out's way to one lane: events are left there once, however many of the lane's streams they
-//! are for.
+//! Queue of one product's events to one shard: each event once, however many of the shard's
+//! subscribers it is for.
 //!
 //! ```text
-//! fan-out ─ which lanes listen? ─► arrivals of lane 0 ─┐ one wake-up, until they are taken
-//!                               └► arrivals of lane 1 ─┴─► the lane's task: followers, found in an index of its own
+//!  fan-out ─ bits of shards ─┬─► queue of shard 0 ─┐ one wake-up until the queue is taken
+//!                            └─► queue of shard 1 ─┴─► shard's task: subscribers by its index
+//!
+//!  events ── more than 1024, or 4 MiB ──► marks: first position per (session, kind)
+//!  marks  ── more than 1024 ─────────┐
+//!  a gap, or undispatched eviction ──┴──► overflowed at a position: every subscriber resyncs
 //! ```
 //!
-//! A follower that has everything is given what has arrived; one that has not is told to look into
-//! the log, and so are those concerned when more has arrived than is kept here: then only the first
-//! place for each session and kind is, as a mark.
+//! A caught-up subscriber gets the queued events; a lagging one re-reads the log. On overflow the
+//! queue keeps only the first position per session and kind, and the subscribers of those re-read
+//! the log from there.
+//!
+//! Never blocks the fan-out, and never loses an entry: the log has all of them.
 //!
 //! May use: `event`.
 
@@ -24,7 +30,7 @@ use std::{
 
 use crate::event::{Event, Kind, SessionId};
 
-/// What is left for one lane.
+/// Entries of one product that wait for one shard.
 #[derive(Debug, Default)]
 pub(super) struct ShardQueue {
     state: Mutex<ShardQueueState>,
@@ -34,33 +40,36 @@ pub(super) struct ShardQueue {
 struct ShardQueueState {
     events: Vec<Arc<Event>>,
     bytes: usize,
-    /// In place of the events, when there were too many.
+    /// Instead of the events, once they exceeded a bound.
     resync_marks: Option<ResyncMarks>,
-    /// Place of the first entry that is not kept here in any form.
+    /// Position of the first entry that is recorded here in no other form.
     overflowed_at: Option<u64>,
+    /// Whether the shard has been woken since it last took the contents.
     is_woken: bool,
-    /// Of whoever takes them; none while nobody does.
+    /// Waker of the shard's task; none while no [`ShardIndex`](super::ShardIndex) is attached.
     waker: Option<Waker>,
 }
 
 impl ShardQueue {
-    /// Leaves an event.
+    /// Adds an event, or the mark of it. Does not wake: the fan-out wakes once per batch.
     pub(super) fn push(&self, event: &Arc<Event>) {
         self.lock().push(event);
     }
 
-    /// Has everybody on the lane look into the log for what is there from `position` on.
+    /// Makes every subscriber on the shard resync, from `position` or from the first entry that is
+    /// queued.
     pub(super) fn overflow(&self, position: u64) {
         self.lock().overflow(position);
     }
 
-    /// Tells the lane that something has arrived, unless it has been told.
+    /// Wakes the shard's task, unless it has been woken since it last took the contents.
     pub(super) fn wake(&self) {
         let mut state = self.lock();
         if mem::replace(&mut state.is_woken, true) {
             return;
         }
         let waker = state.waker.clone();
+        // The woken task takes this lock first of all.
         drop(state);
         waker.inspect(Waker::wake_by_ref);
     }
@@ -70,14 +79,17 @@ impl ShardQueue {
         *self.lock() = ShardQueueState { waker: Some(waker), ..ShardQueueState::default() };
     }
 
-    /// Ends it.
+    /// Ends the shard's use of the queue, and drops its contents.
     pub(super) fn detach(&self) {
         *self.lock() = ShardQueueState::default();
     }
 
-    /// Takes what has arrived; `events` is empty, and gets the events, if it is events.
+    /// Takes the contents. `events` must be empty, and gets the events where the contents are
+    /// events.
     pub(super) fn take(&self, events: &mut Vec<Arc<Event>>) -> QueueContents {
-        debug_assert!(events.is_empty(), "what is left would go back");
+        // The two vectors change places on each call and keep their capacity: taking allocates
+        // nothing.
+        debug_assert!(events.is_empty(), "events left in the vector would return to the queue");
         let mut state = self.lock();
         mem::swap(&mut state.events, events);
         (state.bytes, state.is_woken) = (0, false);
@@ -100,16 +112,18 @@ impl ShardQueue {
     }
 
     fn lock(&self) -> MutexGuard<'_, ShardQueueState> {
-        // Whatever a panic leaves undone here, the worst is an event that is looked for in the log.
+        // A panic can leave an event out of the queue's contents at worst. The shard's subscribers
+        // find it in the log.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The first place for each session and kind.
+/// First position for each session and kind.
 type ResyncMarks = HashMap<(Option<SessionId>, Kind), u64>;
 
 impl ShardQueueState {
     fn push(&mut self, event: &Arc<Event>) {
+        // All subscribers will resync from there, which covers this event.
         if self.overflowed_at.is_some() {
             return;
         }
@@ -140,31 +154,32 @@ impl ShardQueueState {
     }
 }
 
-/// In which form something has arrived.
+/// Form in which the contents of a queue are returned.
 #[derive(Debug, PartialEq)]
 pub(crate) enum QueueContents {
     /// The events themselves.
     Events,
-    /// Marks of what is in the log, in the order of their places.
+    /// Marks of entries that are in the log, in the order of their positions.
     Marks(Vec<ResyncMark>),
-    /// Everybody must look into the log, from this place on.
+    /// Every subscriber must resync, from this position on.
     Overflowed(u64),
 }
 
-/// The first of the entries of one session and kind that have arrived.
+/// First of the queued entries of one session and kind.
 #[derive(Debug, PartialEq)]
 pub(crate) struct ResyncMark {
-    /// Where it is in the log.
+    /// Its position in the log.
     pub(crate) position: u64,
-    /// Whose it is.
+    /// Session of the entries.
     pub(crate) session: Option<SessionId>,
-    /// Of what kind.
+    /// Kind of the entries.
     pub(crate) kind: Kind,
 }
 
-/// Events of one product that wait for a lane, or marks in their place. While the lane gives what
-/// it has taken, it holds as many.
+/// Events of one product, or marks in their place, that wait for a shard. The shard holds as many
+/// while it delivers what it took, so this is a burst of up to 2048 events that costs no re-read.
 const MAX_QUEUED_EVENTS: usize = 1024;
 
-/// Their bytes.
+/// Bytes of these events. Bounds what a shard that stands still pins of events that the log has
+/// evicted.
 const MAX_QUEUED_BYTES: usize = 4 << 20;

@@ -1,4 +1,4 @@
-//! What is left for a lane, when, and for whom.
+//! What is queued for a shard, when, and for which subscribers.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::SeqCst},
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Counts calls.
+/// Counts wake-ups.
 #[derive(Default)]
 struct ShardWakeCounter(AtomicUsize);
 
@@ -24,7 +24,7 @@ impl Wake for ShardWakeCounter {
     }
 }
 
-/// A lane with followers of these scopes, which have been polled.
+/// A shard with subscribers of these scopes, which have not been polled.
 fn shard_with(
     harness: &FanoutHarness,
     scopes: &[(&[&str], &[&str])],
@@ -50,7 +50,7 @@ fn positions(events: &[Arc<Event>]) -> Vec<u64> {
 }
 
 #[test]
-fn an_event_is_left_once_for_all_whom_it_concerns_and_not_where_it_concerns_nobody() {
+fn an_event_is_queued_once_per_shard_and_only_where_a_subscriber_may_see_it() {
     let mut harness = FanoutHarness::new(100);
     let (shard_index, _subscriptions, wakes) =
         shard_with(&harness, &[(&["a"], &[]), (&["a", "b"], &["k"]), (&["c"], &["k"])]);
@@ -60,11 +60,12 @@ fn an_event_is_left_once_for_all_whom_it_concerns_and_not_where_it_concerns_nobo
     harness.dispatch_all();
     harness.append("a", "x");
     harness.dispatch_all();
-    assert_eq!(wakes.0.load(SeqCst), 1, "called once until it looks");
-    assert_eq!(shard_index.position(), None, "something waits");
+    assert_eq!(wakes.0.load(SeqCst), 1, "woken once until the queue is taken");
+    assert_eq!(shard_index.position(), None, "the queue is not empty");
     let mut events = Vec::new();
     assert_eq!(shard_index.take_queued(&mut events), QueueContents::Events);
-    // The second is for a lane that listens to its session, though nobody there wants its kind.
+    // The second is queued because the shard has a subscriber of its session, though not of its
+    // kind.
     assert_eq!(positions(&events), [1, 2, 5, 6]);
     let mut interested = vec![Vec::new(); events.len()];
     shard_index.for_each_interested(keys(&events), |at, number| interested[at].push(number));
@@ -77,7 +78,7 @@ fn an_event_is_left_once_for_all_whom_it_concerns_and_not_where_it_concerns_nobo
 }
 
 #[test]
-fn a_burst_visits_nobody_once_for_each_of_its_events() {
+fn a_burst_visits_a_subscriber_once_per_session_and_kind_not_once_per_event() {
     let mut harness = FanoutHarness::new(10_000);
     let scopes: [(&[&str], &[&str]); 5] =
         [(&[], &[]), (&["a"], &[]), (&["a"], &["l"]), (&[], &["k"]), (&["a", "b"], &["k", "l"])];
@@ -94,7 +95,7 @@ fn a_burst_visits_nobody_once_for_each_of_its_events() {
     let mut visits = Vec::new();
     shard_index.for_each_interested(keys(&events), |at, number| visits.push((number, at)));
     visits.sort_unstable();
-    // Each with its first, and at most once for each session and kind.
+    // Each with its first event, and at most once for each session and kind.
     assert_eq!(visits, [(0, 0), (1, 1), (1, 3), (2, 3), (3, 0), (4, 1), (4, 2), (4, 3)]);
 }
 
@@ -112,7 +113,7 @@ fn when_a_shard_queue_overflows_only_matching_subscribers_resync_from_their_firs
     assert_eq!(shard_index.position(), None);
     let mut events = Vec::new();
     let QueueContents::Marks(marks) = shard_index.take_queued(&mut events) else {
-        panic!("they are too many")
+        panic!("the queue must have overflowed")
     };
     assert!(events.is_empty());
     let most = MAX_QUEUED_EVENTS as u64;
@@ -127,13 +128,13 @@ fn when_a_shard_queue_overflows_only_matching_subscribers_resync_from_their_firs
     assert_eq!(
         shard_index.take_queued(&mut events),
         QueueContents::Events,
-        "from then on it is as before"
+        "events are queued again"
     );
     assert_eq!(positions(&events), [most + 5]);
 }
 
 #[test]
-fn more_sessions_than_can_be_marked_are_looked_for_by_everybody() {
+fn more_sessions_than_can_be_marked_make_every_subscriber_resync() {
     let mut harness = FanoutHarness::new(100_000);
     let (shard_index, _subscriptions, _) = shard_with(&harness, &[(&[], &[])]);
     harness.append("a", "k");
@@ -143,7 +144,7 @@ fn more_sessions_than_can_be_marked_are_looked_for_by_everybody() {
 }
 
 #[test]
-fn a_gap_is_looked_for_by_everybody_from_the_first_that_waits() {
+fn a_gap_makes_every_subscriber_resync_from_the_first_queued_entry() {
     let mut harness = FanoutHarness::new(100);
     let (shard_index, _subscriptions, _) = shard_with(&harness, &[(&["a"], &[])]);
     harness.append("b", "k");
@@ -168,7 +169,7 @@ fn a_pending_position_from_before_a_shard_took_over_is_cleared() {
     assert_eq!(
         signal.pending_position(),
         None,
-        "operators would take it for somebody who takes nothing"
+        "operators would see a subscriber that takes nothing"
     );
 }
 
@@ -201,7 +202,7 @@ fn a_subscriber_that_leaves_a_shard_leaves_nothing_behind_and_the_others_go_on()
     assert_eq!(
         shard_index.position(),
         Some(scopes.len() as u64 + 1),
-        "nothing is left where nobody listens"
+        "nothing is queued where no subscriber is left"
     );
     let registry = harness.fanout.registry();
     let shard_bitmap = &registry.shard_bitmap;
@@ -214,7 +215,7 @@ fn a_subscriber_that_leaves_a_shard_leaves_nothing_behind_and_the_others_go_on()
 }
 
 #[test]
-fn who_looks_into_the_log_late_has_no_gap_when_others_events_have_been_evicted() {
+fn a_subscriber_that_reads_late_has_no_gap_when_others_events_have_been_evicted() {
     let mut harness = FanoutHarness::new(16);
     let (shard_index, mut subscriptions, _) = shard_with(&harness, &[(&["a"], &[])]);
     let subscription = &mut subscriptions[0];

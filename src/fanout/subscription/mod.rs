@@ -1,8 +1,16 @@
 //! One subscriber's cursor: catches up from the log, then follows it.
 //!
-//! New, slow and returning subscribers differ only in where the cursor stands. Nothing here grows
-//! with traffic: a subscription holds one small hand-over of entries, and everything else stays in
-//! the log.
+//! In: notifications from the fan-out, or events from the shard; entries from the log. Out: events
+//! within the scope, in order, none twice, and a notice for each gap.
+//!
+//! ```text
+//!  start.rs     start position ─► cursor, or waits for an id that the log may still get
+//!  read.rs      cursor ─► ring or store ─► read buffer, 16 entries ─► poll_next
+//!  on_shard.rs  queued events of the shard ─► accept, advance_to, or resync_from
+//! ```
+//!
+//! New, slow and returning subscribers differ only in where the cursor stands. Memory does not grow
+//! with traffic: a subscription holds one small read buffer, and everything else stays in the log.
 //!
 //! May use: `event`, `log`.
 
@@ -30,47 +38,50 @@ use crate::{
 pub(crate) struct Subscription {
     fanout: Arc<Fanout>,
     pub(super) signal: Arc<SubscriberSignal>,
-    /// It stands in the fan-out's index. Otherwise its lane tells it what has arrived.
+    /// Whether the subscription is in the fan-out's index and gets notifications. If not, its shard
+    /// passes it what arrives.
     is_indexed: bool,
     scope: Scope,
-    /// Place of the last entry that has been taken from the log or is hidden by the scope.
+    /// Position of the last entry that has been read, or that the scope hides.
     cursor: u64,
-    /// There may be entries behind the cursor for which no mark will come.
+    /// Whether there may be entries after the cursor for which no notification will come.
     is_lagging: bool,
-    /// What it came with, as long as that may still turn up in the log.
+    /// Start position that the log may still get to know.
     awaited_start: Option<Box<AwaitedStart>>,
-    /// It asked for news only.
+    /// Whether the subscriber asked for new entries only.
     skips_history: bool,
-    /// It asked for news only, and the log was still getting history when it looked.
+    /// Whether the subscriber asked for new entries only, and the log was still receiving history
+    /// at the last poll.
     is_held_back: bool,
-    /// It asked for what is kept, and has not looked yet: what was evicted of the time before it
-    /// came is not missing.
+    /// Whether the subscriber asked for everything that is kept, and has not read yet. Evictions of
+    /// entries older than the subscription are no loss to it.
     wants_oldest: bool,
-    /// Set while what comes next is in the store.
+    /// Set while the next entries are in the store.
     catch_up: Option<Box<CatchUp>>,
     read_failure_policy: ReadFailurePolicy,
     read_buffer: VecDeque<Entry>,
+    /// Boxed, like `catch_up`: rare, and the subscription lies in memory once per subscriber.
     pending_gap: Option<Box<Gap>>,
-    /// Entries after this one arrived while it listened.
+    /// Entries after this position arrived while the subscription existed.
     live_after: u64,
-    /// The last id that the subscriber has, and its place.
+    /// Last id that the subscriber has received, and its position.
     last_delivered: Option<(u64, EventId)>,
 }
 
-/// What becomes of what the store has, but cannot be read there now.
+/// Treatment of entries that are in the store and cannot be read from it now.
 #[derive(Debug)]
 enum ReadFailurePolicy {
-    /// It is announced as a gap: a client is not to wait for a disk.
+    /// Announced as a gap: a client does not wait for a disk.
     AnnounceGap,
-    /// It is asked for again at this time. What is kept for the reader is not to be given up
-    /// because a disk was busy.
+    /// Read again at this time. Deliveries that a webhook is owed are not given up because a disk
+    /// is busy.
     RetryLater {
-        /// None before the first time.
+        /// None before the first failure.
         not_before: Option<Instant>,
     },
 }
 
-/// An id that the log does not know yet.
+/// A start position that is waited for.
 #[derive(Debug)]
 struct AwaitedStart {
     start: StartPosition,
@@ -78,7 +89,7 @@ struct AwaitedStart {
 }
 
 impl Subscription {
-    /// A subscription at `start`; entries behind `position` will be shown to its `signal`.
+    /// Creates a subscription at `start`. `signal` is notified of entries after `position`.
     pub(super) fn new(
         fanout: Arc<Fanout>,
         signal: Arc<SubscriberSignal>,
@@ -108,17 +119,19 @@ impl Subscription {
         subscription
     }
 
-    /// Goes on with another scope, from where it stands. What has been returned is not returned
-    /// again, and what comes behind that is judged by the new scope alone. One whose lane tells it
-    /// what has arrived must join that again, see `Followers::change_scope`.
+    /// Replaces the scope, from the current position on. Items that were returned are not returned
+    /// again, and entries after them are judged by the new scope alone. The caller must add a
+    /// subscription that is on a shard to its index again, see
+    /// [`ShardIndex::change_scope`](super::ShardIndex::change_scope).
     pub(crate) fn change_scope(&mut self, scope: Scope) {
         self.cursor = self.returned_through();
         self.read_buffer.clear();
         self.catch_up = None;
-        // There are no marks for what the new scope shows and the old one has hidden.
+        // No notification came for entries that the new scope admits and the old one hid.
         self.is_lagging = true;
         if self.is_indexed {
-            // Under one lock: no entry is marked by neither scope.
+            // Under one lock: no entry is dispatched while the subscription is in the index with
+            // neither scope.
             let mut registry = self.fanout.registry();
             registry.subscribers.remove(&self.scope, self.signal.key());
             registry.subscribers.insert(&scope, self.signal.key(), &self.signal);
@@ -126,12 +139,12 @@ impl Subscription {
         self.scope = scope;
     }
 
-    /// What it may see.
+    /// Returns the sessions and kinds that the subscription admits.
     pub(crate) fn scope(&self) -> &Scope {
         &self.scope
     }
 
-    /// The place up to which everything within the scope has been returned.
+    /// Returns the position up to which every entry within the scope has been returned.
     pub(crate) fn returned_through(&self) -> u64 {
         let first = self.read_buffer.iter().find_map(|entry| match entry {
             Entry::Event(event) => Some(event.position()),
@@ -141,11 +154,11 @@ impl Subscription {
         first.map_or(self.cursor, |position| position - 1)
     }
 
-    /// The next event or gap within the scope.
+    /// Polls for the next event or gap within the scope.
     ///
     /// # Cancel safety
     ///
-    /// What has not been returned stays for the next call.
+    /// An item that has not been returned stays for the next call.
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<SubscriptionItem> {
         for _ in 0..MAX_LOG_READS_PER_POLL {
             if let Some(gap) = self.pending_gap.take() {
@@ -172,36 +185,36 @@ impl Subscription {
             }
             self.read_log();
         }
-        // A long way through what the scope hides: others are to have their turn.
+        // Many entries that the scope hides: other tasks get their turn before the rest is read.
         context.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Has `context` woken at the next mark, or when its holder is told to leave, without looking
-    /// for anything.
+    /// Registers the task's waker for the next notification or disconnect, without polling.
     pub(crate) fn register_waker(&self, context: &Context<'_>) {
         self.signal.register_waker(context.waker());
     }
 
-    /// Whether it waits for something of which nobody will tell it: it must be polled again soon.
+    /// Returns whether the subscription waits for something that wakes no task: it must be polled
+    /// again soon.
     pub(crate) fn must_poll_again(&self) -> bool {
         self.is_waiting_for_log()
             || self.read_failure_policy.is_backing_off()
             || self.catch_up.as_ref().is_some_and(|it| it.is_waiting_for_permit())
     }
 
-    /// Whether there was nothing for it yet when it looked: its id was not here, or history had not
-    /// come to its end.
+    /// Returns whether the last poll found the start id missing, or history still arriving.
     fn is_waiting_for_log(&self) -> bool {
         self.awaited_start.is_some() || self.is_held_back
     }
 
-    /// Whether what comes next is in the store.
+    /// Returns whether the next entries are in the store.
     pub(crate) fn reads_from_store(&self) -> bool {
         self.catch_up.is_some() && self.read_buffer.is_empty()
     }
 
-    /// Whether there was nothing more to see when [`Subscription::poll_next`] returned pending.
+    /// Returns whether the last [`Subscription::poll_next`] that returned `Pending` had nothing
+    /// left to read.
     pub(crate) fn is_caught_up(&self) -> bool {
         !self.is_lagging
             && !self.is_waiting_for_log()
@@ -209,11 +222,13 @@ impl Subscription {
             && self.pending_gap.is_none()
     }
 
-    /// Whether the fan-out has shown it something behind the cursor. If not, the waker is called
-    /// when it does.
+    /// Returns whether the subscription was notified of an entry after the cursor. If not, the
+    /// waker is called at the next notification.
     fn poll_pending(&mut self, context: &Context<'_>) -> bool {
-        // In this order: what is shown after the position was read either leaves a mark to see now
-        // or calls the waker.
+        // Three steps, in this order: register, read the position, take `pending`. An entry
+        // dispatched after the position was read is either in `pending` by the time it is taken, or
+        // finds the registered waker. An entry up to the position was notified before the position
+        // was stored; if `pending` is 0 here, no entry up to it is within the scope.
         self.signal.register_waker(context.waker());
         if !self.is_indexed {
             return false;
@@ -222,15 +237,19 @@ impl Subscription {
         self.take_pending(position)
     }
 
-    /// Takes the mark, which was left before `position` was written or is behind it. Whether there
-    /// was one.
+    /// Takes the pending position, and moves the cursor over what is known to concern other
+    /// subscribers. Returns whether there was one.
+    ///
+    /// `position` was read from `dispatched_through` before the call.
     fn take_pending(&mut self, position: u64) -> bool {
         match self.signal.take_pending() {
             0 => {
                 self.cursor = self.cursor.max(position);
                 false
             }
-            // What lies between the cursor and the first mark was for others.
+            // Entries between the cursor and the first pending position are not within the scope.
+            // This makes gaps exact: a subscription with nothing pending has missed nothing,
+            // however much of other sessions was evicted.
             first => {
                 self.cursor = self.cursor.max(first - 1);
                 true
@@ -249,8 +268,8 @@ impl Subscription {
         SubscriptionItem::Gap(gap)
     }
 
-    /// Moves the subscriber's id on to where the log has moved past what it has been given; the id,
-    /// if it has.
+    /// Moves the subscriber's last id to the cursor where only hidden entries lie between. Returns
+    /// the id if it has moved.
     pub(crate) fn advance_last_id(&mut self) -> Option<EventId> {
         let given = self.last_delivered.map_or(0, |(position, _)| position);
         let id = self
@@ -262,19 +281,19 @@ impl Subscription {
         Some(id)
     }
 
-    /// The last id that the subscriber has.
+    /// Returns the last id that the subscriber has received.
     pub(crate) fn last_delivered_id(&self) -> Option<EventId> {
         self.last_delivered.map(|(_, id)| id)
     }
 
-    /// Entries and bytes that it holds by itself.
+    /// Returns the number and the bytes of the entries in the read buffer.
     #[cfg(test)]
     pub(super) fn buffered(&self) -> (usize, usize) {
         (self.read_buffer.len(), self.read_buffer.iter().map(Entry::wire_bytes).sum())
     }
 
-    /// Whether it has been given everything up to `place`, or may not see it. While it waits there
-    /// is nothing for it.
+    /// Returns whether every entry up to `position` has been returned or is hidden by the scope. A
+    /// subscription that waits for its start counts as past it: there is nothing to return yet.
     pub(crate) fn has_passed(&self, position: u64) -> bool {
         let is_delivered = self.last_delivered.is_some_and(|(given, _)| given >= position);
         let is_past_it = self.cursor >= position && self.is_caught_up();
@@ -285,7 +304,7 @@ impl Subscription {
 }
 
 impl ReadFailurePolicy {
-    /// Whether it is too early to ask again.
+    /// Returns whether it is too early to read the store again.
     fn is_backing_off(&self) -> bool {
         matches!(self, Self::RetryLater { not_before: Some(until) } if Instant::now() < *until)
     }
@@ -299,20 +318,21 @@ impl Drop for Subscription {
     }
 }
 
-/// What a subscriber gets.
+/// Item that a subscriber receives.
 #[derive(Debug)]
 pub(crate) enum SubscriptionItem {
-    /// An event.
+    /// An event within the scope.
     Event {
-        /// The event itself, shared.
+        /// The event, shared with all other subscribers.
         event: Arc<Event>,
-        /// When its last byte came from the upstream, if that was while the subscriber was there;
-        /// else it is replayed.
+        /// When the event's last byte came from the upstream; none for an event that is older than
+        /// the subscription, which is replayed.
         received: Option<Instant>,
     },
-    /// Events may be missing here.
+    /// Notice that events may be missing at this point.
     Gap(Gap),
 }
 
-/// Readings in one poll that find nothing; each looks at some thousand entries.
+/// Reads in one poll that find nothing within the scope. Each looks at a few thousand entries at
+/// most, so the bound keeps a narrow scope from holding its thread.
 const MAX_LOG_READS_PER_POLL: usize = 16;

@@ -1,4 +1,10 @@
-//! The side of a subscription that its shard's task calls.
+//! Side of a subscription that its shard's task calls.
+//!
+//! ```text
+//!  queued event, subscription caught up    accept       delivered as it is, cursor = its position
+//!  queued event, subscription lagging      resync_from  reads the log
+//!  queue empty up to a position            advance_to   cursor = position, nothing to deliver
+//! ```
 //!
 //! May use: `event`.
 
@@ -8,19 +14,20 @@ use super::Subscription;
 use crate::{event::Event, fanout::SubscriberRegistry};
 
 impl Subscription {
-    /// Whether its lane tells it what has arrived.
+    /// Returns whether the shard passes it what arrives.
     pub(crate) fn is_on_shard(&self) -> bool {
         !self.is_indexed
     }
 
-    /// From now on its lane tells it what arrives. Under the lock of the audience: whatever has
-    /// been shown until now has left a mark, and nothing is shown to it from now on.
+    /// Moves this subscription from the fan-out's index to its shard's. The caller holds the
+    /// registry's lock: entries dispatched before are recorded in `pending`, later ones arrive
+    /// through the shard's queue.
     pub(in crate::fanout) fn move_to_shard(&mut self, registry: &mut SubscriberRegistry) {
         if std::mem::take(&mut self.is_indexed) {
             registry.subscribers.remove(&self.scope, self.signal.key());
         }
         match self.is_lagging || self.is_waiting_for_log() {
-            true => drop(self.signal.take_pending()), // it looks into the log in any case
+            true => drop(self.signal.take_pending()), // reads the log in any case
             false => {
                 self.is_lagging =
                     self.take_pending(self.fanout.dispatched_through.load(Ordering::SeqCst));
@@ -28,26 +35,27 @@ impl Subscription {
         }
     }
 
-    /// The entry at `place`, or one behind it, may be for it: it is to be polled, and looks into
-    /// the log.
+    /// Makes the subscription read the log: the entry at `position`, or a later one, may be within
+    /// its scope. The caller polls it.
     pub(crate) fn resync_from(&mut self, position: u64) {
-        // what lies before it has been given to it, or was for others
+        // Earlier entries have been delivered, or are not within the scope.
         self.advance_to(position.saturating_sub(1));
         self.is_lagging = true;
     }
 
-    /// Everything up to `position` that is for it has arrived, and been given to it if it had
-    /// everything before that.
+    /// Moves the cursor to `position`, if the subscription is caught up: the shard has taken
+    /// everything up to there, and passed on what is within the scope.
     pub(crate) fn advance_to(&mut self, position: u64) {
         if self.is_caught_up() {
             self.cursor = self.cursor.max(position);
         }
     }
 
-    /// Gives it an event that has arrived, if that is for it and it does not have it. It must be at
-    /// the end of what it knew.
+    /// Moves the cursor over a queued event. Returns whether the caller has to deliver it: it is
+    /// within the scope and was not delivered before. The subscription must be caught up.
     pub(crate) fn accept(&mut self, event: &Event) -> bool {
         let is_for_it =
+            // The event may have been read from the log while it was queued.
             event.position() > self.cursor && self.scope.includes(event.session(), event.kind());
         if is_for_it {
             self.cursor = event.position();

@@ -1,4 +1,4 @@
-//! Reads of a subscription from the ring and the store, and the gaps they find.
+//! Reads of a subscription from the ring and the store, and the gaps that they find.
 //!
 //! May use: `event`, `log`.
 
@@ -17,8 +17,8 @@ use crate::{
 };
 
 impl Subscription {
-    /// Takes one hand-over from the log and moves the cursor over it, or finds out why there is
-    /// none.
+    /// Fills the read buffer from the log and moves the cursor over what was read, or notes why
+    /// there was nothing to read.
     pub(super) fn read_log(&mut self) {
         match self.fanout.log().read_after(
             self.cursor,
@@ -43,9 +43,9 @@ impl Subscription {
         }
     }
 
-    /// Goes on behind what is gone, and announces that. Of what was in the log before it came, one
-    /// that asked for what is kept has asked for no more than that; what came since is another
-    /// matter.
+    /// Moves the cursor past lost entries, and announces the loss unless the subscriber asked for
+    /// kept entries only and the lost ones are older than the subscription. Entries that came since
+    /// are a loss to it, too.
     fn skip_or_announce(&mut self, reason: GapReason, lost_through: u64) {
         let asked_for_kept_only =
             mem::take(&mut self.wants_oldest) && lost_through <= self.live_after;
@@ -55,9 +55,12 @@ impl Subscription {
         }
     }
 
-    /// Announces that everything up to `through` is gone, and goes on behind the notice.
+    /// Queues the notice that everything up to `lost_through` is lost, and moves the cursor behind
+    /// it.
     fn announce_gap(&mut self, reason: GapReason, lost_through: u64) {
         let after = match reason {
+            // A hole is a fact of the log: the notice names the entry before it. Else the notice
+            // names the last id that this subscriber has.
             GapReason::NotKept => self.fanout.log().id_at(self.cursor),
             _ => self.last_delivered.map(|(_, id)| id),
         };
@@ -66,13 +69,18 @@ impl Subscription {
         self.pending_gap = Some(Box::new(gap));
     }
 
-    /// Takes the next chunk from the store, if the next entries are there. Ready with whether there
-    /// was one.
+    /// Polls the store for the next entries. Ready with `true` if the read buffer, the cursor or a
+    /// gap has changed, with `false` if the store is not being read.
+    ///
+    /// # Cancel safety
+    ///
+    /// A chunk is taken from the store only together with the cursor's move.
     pub(super) fn poll_store(&mut self, context: &mut Context<'_>) -> Poll<bool> {
         let Some(catch_up) = &mut self.catch_up else { return Poll::Ready(false) };
         let Some(chunk) = ready!(catch_up.poll_chunk(context)) else { return Poll::Ready(false) };
         match chunk {
-            // Retention was faster.
+            // Retention overtook the request: the rows between the cursor and `evicted_through` are
+            // gone.
             Ok(chunk) if chunk.evicted_through > self.cursor => {
                 self.skip_or_announce(GapReason::Evicted, chunk.evicted_through);
             }
@@ -86,7 +94,7 @@ impl Subscription {
                     &mut self.read_failure_policy =>
             {
                 *until = Some(Instant::now() + STORE_RETRY_INTERVAL);
-                self.catch_up = None; // others may have its turn meanwhile
+                self.catch_up = None; // Releases the replay permit to other readers meanwhile.
             }
             Err(unread_through) => {
                 self.fanout.log().count_unreadable();
@@ -98,9 +106,9 @@ impl Subscription {
     }
 }
 
-/// One hand-over: enough to fill a write, little enough that a stalled subscriber pins next to
-/// nothing.
+/// One read: enough to fill a write, and little enough that a stalled subscriber pins at most 16
+/// entries or 32 KiB.
 const READ_BUFFER_LIMITS: ReadLimits = ReadLimits { entries: 16, bytes: 32 * 1024 };
 
-/// Between two questions of a reader that waits for what the store cannot give now.
+/// Time between two reads of a subscription that waits for the store to recover.
 const STORE_RETRY_INTERVAL: Duration = Duration::from_secs(1);

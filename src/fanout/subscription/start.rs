@@ -1,5 +1,9 @@
-//! Where a subscription begins: resolves its start position, and waits while the log may still
-//! learn it.
+//! Start of a subscription: resolves its start position, and waits while the log may still learn
+//! it.
+//!
+//! Behind a relay, an id that is not in this log may still arrive: the upstream repeats what came
+//! meanwhile. So a client that moved here from another relay of the chain waits instead of getting
+//! an `unknown_id` gap.
 //!
 //! May use: `event`, `log`.
 
@@ -11,7 +15,7 @@ use super::{AwaitedStart, ReadFailurePolicy, Subscription};
 use crate::{event::StartPosition, log::ResolvedStart};
 
 impl Subscription {
-    /// Puts the cursor where `start` stands in the log.
+    /// Puts the cursor where `start` is in the log, or records that it is waited for.
     pub(super) fn resolve_start(&mut self, start: &StartPosition, may_wait: bool) {
         match self.fanout.log().resolve_start(start, may_wait) {
             ResolvedStart::NotYetKnown if self.awaited_start.is_some() => return,
@@ -39,11 +43,13 @@ impl Subscription {
             }
         }
         self.awaited_start = None;
+        // Entries up to `live_after` were dispatched before the subscription was in the index: no
+        // notification comes for them.
         self.is_lagging = self.cursor < self.live_after || self.is_lagging;
     }
 
-    /// Moves the cursor to a place that its owner has kept, and waits from now on for whatever the
-    /// store has behind it. Nobody tells it when that can be read again: see
+    /// Moves the cursor to a position that the caller has kept, and waits from now on for entries
+    /// that the store has and cannot read. No task is woken when the store can read again: see
     /// [`Subscription::must_poll_again`].
     pub(in crate::fanout) fn resume_after(&mut self, position: u64) {
         (self.cursor, self.skips_history, self.is_lagging) =
@@ -51,12 +57,13 @@ impl Subscription {
         self.read_failure_policy = ReadFailurePolicy::RetryLater { not_before: None };
     }
 
-    /// Whether it stands anywhere in the log, and nothing but news is to come to who asked for
-    /// news.
+    /// Returns whether the subscription has a place in the log, and history has ended for a
+    /// subscriber that asked for new entries only.
     pub(super) fn poll_located(&mut self) -> bool {
         let log = self.fanout.log();
         if let Some(awaited) = &mut self.awaited_start {
             if log.is_behind_upstream() {
+                // The wait begins when this relay has caught up, or has given up on the upstream.
                 awaited.until = Instant::now() + UNKNOWN_ID_WAIT;
             }
             let may_wait = Instant::now() < awaited.until;
@@ -66,6 +73,7 @@ impl Subscription {
             return self.awaited_start.is_none();
         }
         if self.skips_history {
+            // `u64::MAX` while the log is receiving history.
             let history_through = log.history_through();
             self.is_held_back = history_through == u64::MAX;
             if !self.is_held_back {
@@ -76,6 +84,6 @@ impl Subscription {
     }
 }
 
-/// How long a client's id may be ahead of a relay that has caught up with the relay before it, or
-/// has given up waiting for it.
+/// How long a client's id may be ahead of a relay that has caught up with its upstream, or has
+/// stopped waiting for it. The subscriber then gets a gap notice, `unknown_id`.
 const UNKNOWN_ID_WAIT: Duration = Duration::from_secs(5);

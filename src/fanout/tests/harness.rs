@@ -49,7 +49,7 @@ impl FanoutHarness {
         self.fanout.log().append(draft);
     }
 
-    /// What the task does for one batch.
+    /// Does what the fan-out's task does for one batch.
     pub(super) fn dispatch(&mut self) {
         let tail = self.fanout.log().tail(self.position, DISPATCH_BATCH_ENTRIES);
         let mut tail = std::pin::pin!(tail);
@@ -92,7 +92,7 @@ impl Wake for FanoutWakeCounter {
     }
 }
 
-/// A subscriber, and what it has seen: places of events, and gap notices.
+/// A subscriber, and what it has received: positions of events, and gap notices.
 pub(in crate::fanout) struct FanoutReader {
     pub(in crate::fanout) subscription: Subscription,
     wake_counter: Arc<FanoutWakeCounter>,
@@ -107,7 +107,7 @@ impl FanoutReader {
         self.subscription.resync_from(position);
     }
 
-    /// Takes at most `most` items.
+    /// Takes at most `max_items` items.
     pub(super) fn read(&mut self, max_items: usize) {
         let waker = Waker::from(Arc::clone(&self.wake_counter));
         let mut context = Context::from_waker(&waker);
@@ -145,14 +145,14 @@ pub(in crate::fanout) fn scope(sessions: &[&str], kinds: &[&str]) -> Scope {
     }
 }
 
-/// What a model reader expects: where it began, what it may see.
+/// What the model expects of a reader: where it began, and what it may see.
 pub(super) struct Expectation {
     pub(super) reader: FanoutReader,
     pub(super) scope: Scope,
     pub(super) after: u64,
 }
 
-/// What a lane's task does, as far as the fan-out is concerned.
+/// A shard's task, as far as the fan-out is concerned.
 pub(super) struct FanoutShardHarness {
     pub(super) shard_index: ShardIndex,
     queued: Vec<Arc<Event>>,
@@ -178,7 +178,8 @@ impl FanoutShardHarness {
         reader.is_following = reader.is_on_shard && reader.subscription.is_caught_up();
     }
 
-    /// Gives what has arrived to those who follow; `stuck` are those who cannot take anything now.
+    /// Delivers the queued events to the readers that follow; readers in `stuck` cannot take
+    /// anything now.
     pub(super) fn deliver_queued(&mut self, readers: &mut [Expectation], stuck: &[usize]) {
         self.queued.clear();
         match self.shard_index.take_queued(&mut self.queued) {

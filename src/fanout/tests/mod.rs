@@ -1,5 +1,5 @@
-//! The seam between catching up and following, against a model: every subscriber sees precisely
-//! what its scope admits.
+//! The seam between catching up and following, step by step and against a model: every subscriber
+//! receives precisely what its scope admits.
 
 mod harness;
 mod schedules;
@@ -17,7 +17,7 @@ use crate::{
 };
 
 #[test]
-fn an_event_wakes_its_receivers_once_and_nobody_else() {
+fn an_event_wakes_its_receivers_once_and_no_other_subscriber() {
     let mut harness = FanoutHarness::new(100);
     let mut all = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
     let mut mine = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
@@ -45,13 +45,13 @@ fn an_event_wakes_its_receivers_once_and_nobody_else() {
     assert_eq!(
         [mine.wakes(), of_kind.wakes(), both.wakes()],
         [1, 1, 1],
-        "others' events wake nobody"
+        "other sessions' events wake no subscriber"
     );
     assert_eq!(all.wakes(), 2);
 }
 
 #[test]
-fn ten_thousand_listeners_to_other_sessions_are_not_even_looked_at() {
+fn ten_thousand_subscribers_to_other_sessions_are_not_visited() {
     let harness = FanoutHarness::new(100);
     let readers: Vec<_> = (0..10_000)
         .map(|number| harness.subscribe(scope(&[&format!("s{number}")], &[]), &StartPosition::Now))
@@ -76,7 +76,10 @@ fn ten_thousand_listeners_to_other_sessions_are_not_even_looked_at() {
     );
     assert_eq!(visited, 1);
     drop(readers);
-    assert!(harness.fanout.registry().subscribers.is_empty(), "who leaves leaves nothing behind");
+    assert!(
+        harness.fanout.registry().subscribers.is_empty(),
+        "a dropped subscription leaves nothing in the index"
+    );
 }
 
 #[test]
@@ -103,7 +106,7 @@ fn a_subscriber_that_was_not_looking_while_its_events_were_evicted_is_told() {
     harness.dispatch_all();
     reader.read(9);
     harness.append("b", "x");
-    harness.append("a", "x"); // at 3, never read
+    harness.append("a", "x"); // at position 3, never read
     for _ in 0..40 {
         harness.append("b", "x");
         harness.dispatch_all();
@@ -172,28 +175,28 @@ fn ids_that_are_not_of_this_log_are_answered_by_a_notice_and_everything_kept() {
         assert_eq!(reader.events(), (5..=20).collect::<Vec<_>>());
     }
     let mut oldest = harness.subscribe(scope(&[], &[]), &StartPosition::Oldest);
-    harness.append("a", "x"); // evicts one more before the first look
+    harness.append("a", "x"); // evicts one more before the first read
     oldest.read(99);
     assert_eq!((oldest.gaps().len(), oldest.events()), (0, (6..=21).collect()));
 }
 
 #[test]
-fn a_stalled_subscriber_holds_one_handover_and_nobody_waits_for_it() {
+fn a_stalled_subscriber_holds_one_read_buffer_and_delays_no_other() {
     let mut harness = FanoutHarness::new(100_000);
     let mut stalled = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
     let mut other = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
     for round in 0..500 {
-        // Appending and showing are plain calls: there is nothing in them that could wait for a
-        // subscriber.
+        // Appending and dispatching are plain calls: there is no await in them that could wait for
+        // a subscriber.
         (0..20).for_each(|_| harness.append(&"s".repeat(1000), "x"));
         harness.dispatch_all();
         other.read(20);
         assert_eq!(other.events().len(), (round + 1) * 20);
-        stalled.read(usize::from(round == 0)); // one event, and then no more
+        stalled.read(usize::from(round == 0)); // one event, and no more
         let held = stalled.subscription.buffered();
         assert!(held.0 <= 16 && held.1 <= 32 * 1024, "{held:?}");
     }
-    assert_eq!(stalled.wakes(), 1, "marked once, and not again until it looks");
+    assert_eq!(stalled.wakes(), 1, "notified once, and not again until it reads");
     stalled.read(usize::MAX);
     assert_eq!((stalled.events().len(), stalled.gaps().len()), (10_000, 0));
 }
@@ -205,15 +208,15 @@ fn the_position_moves_with_what_the_scope_hides() {
     harness.append("b", "x");
     harness.append("b", "x");
     reader.read(9);
-    assert_eq!(reader.subscription.advance_last_id(), None, "not shown yet");
+    assert_eq!(reader.subscription.advance_last_id(), None, "not dispatched yet");
     harness.dispatch_all();
     reader.read(9);
     assert_eq!(reader.subscription.advance_last_id(), harness.fanout.log().id_at(2));
-    assert_eq!(reader.subscription.advance_last_id(), None, "told once");
+    assert_eq!(reader.subscription.advance_last_id(), None, "returned once");
 }
 
 #[test]
-fn who_asked_for_what_is_kept_is_told_of_what_it_lost_since() {
+fn a_subscriber_from_the_oldest_entry_gets_a_gap_for_what_was_evicted_since() {
     let mut harness = FanoutHarness::new(16);
     let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::Oldest);
     for _ in 0..100 {
@@ -238,8 +241,8 @@ fn a_resume_from_before_everything_names_the_id_it_came_with() {
     assert_eq!(reader.gaps()[0].after.as_deref(), Some(&*before_everything.to_string()));
 }
 
-/// Seconds until one whose id does not come is told so; none if it is still waiting after five
-/// minutes.
+/// Returns the seconds until a subscriber with an id that never comes gets its gap; none if it
+/// still waits after five minutes.
 async fn seconds_until_gap(harness: &FanoutHarness) -> Option<u32> {
     let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::After(EventId::new(1, 1)));
     for seconds in 0..300 {
@@ -254,16 +257,16 @@ async fn seconds_until_gap(harness: &FanoutHarness) -> Option<u32> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_ahead_waits_for_a_replay_and_for_a_relay_that_is_not_away_for_long() {
+async fn an_id_ahead_of_the_log_waits_for_a_replay_and_for_a_relay_that_is_not_away_for_long() {
     let harness = FanoutHarness::new(16);
     let log = harness.fanout.log();
     assert_eq!(seconds_until_gap(&harness).await, Some(0), "behind a connector nothing comes");
     log.set_numbering(Numbering::Upstream);
-    assert_eq!(seconds_until_gap(&harness).await, None, "as long as the relay repeats");
+    assert_eq!(seconds_until_gap(&harness).await, None, "while the relay repeats");
     log.finish_replay();
     assert_eq!(seconds_until_gap(&harness).await, Some(5));
     log.mark_upstream_disconnected();
-    assert!(!log.is_recovering(), "what comes afterwards is news");
+    assert!(!log.is_recovering(), "what comes afterwards is not history");
     let until = seconds_until_gap(&harness).await.unwrap();
     assert!((60..=66).contains(&until), "{until}");
     assert_eq!(seconds_until_gap(&harness).await, Some(5), "it has been away for long");

@@ -1,0 +1,74 @@
+//! Label values of subscribers' metrics. Names are interface.
+//!
+//! May use: no other module.
+
+/// Transport of a subscriber.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Transport {
+    /// Server-Sent Events.
+    Sse,
+    /// WebSocket.
+    WebSocket,
+    /// Pages of events, one per request.
+    Page,
+}
+
+impl Transport {
+    /// Returns the transport as metric labels and the admin API spell it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Sse => "sse",
+            Self::WebSocket => "ws",
+            Self::Page => "page",
+        }
+    }
+}
+
+/// Why a subscriber was shed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ShedReason {
+    /// `server.max_subscribers` are connected.
+    MaxSubscribers,
+    /// `server.max_subscribers_per_ip` are connected from this address.
+    PerIp,
+    /// `server.max_subscribers_per_key` are connected with this key.
+    PerKey,
+    /// More than `server.max_connects_per_second` came within a second.
+    ConnectRate,
+    /// The relay is draining.
+    Draining,
+    /// The process may not open another file.
+    NoFileDescriptor,
+    /// There are as many connections as the limit on open files, or `server.max_subscribers`,
+    /// allows.
+    MaxConnections,
+}
+
+impl ShedReason {
+    pub(super) const ALL: [Self; 7] = [
+        Self::MaxSubscribers,
+        Self::PerIp,
+        Self::PerKey,
+        Self::ConnectRate,
+        Self::Draining,
+        Self::NoFileDescriptor,
+        Self::MaxConnections,
+    ];
+
+    /// Returns the reason as metric labels spell it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::MaxSubscribers => "max_subscribers",
+            Self::PerIp => "per_ip",
+            Self::PerKey => "per_key",
+            Self::ConnectRate => "connect_rate",
+            Self::Draining => "draining",
+            Self::NoFileDescriptor => "no_file_descriptor",
+            Self::MaxConnections => "max_connections",
+        }
+    }
+}
+
+/// Reasons of disconnects.
+pub(super) const DISCONNECT_REASONS: [&str; 9] =
+    ["client", "stalled", "drain", "expired", "revoked", "removed", "rotated", "kicked", "error"];
