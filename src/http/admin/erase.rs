@@ -14,7 +14,7 @@ use axum::{
 };
 use hyper::StatusCode;
 
-use super::AdminState;
+use super::state::AdminState;
 use crate::{
     event::{ProductId, SessionId},
     http::{

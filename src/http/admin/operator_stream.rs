@@ -14,7 +14,7 @@ use axum::{
 };
 use hyper::{HeaderMap, StatusCode};
 
-use super::AdminState;
+use super::state::AdminState;
 use crate::{
     auth::{ADMIN_KEY_NAME, CredentialHolder},
     event::ProductId,

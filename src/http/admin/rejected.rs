@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::{AdminState, rfc3339};
+use super::state::{AdminState, rfc3339};
 use crate::rejected::RejectedFrame;
 
 /// All that are kept, newest first.

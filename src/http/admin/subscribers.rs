@@ -14,7 +14,7 @@ use axum::{
 use hyper::StatusCode;
 use serde::Serialize;
 
-use super::{AdminState, rfc3339};
+use super::state::{AdminState, rfc3339};
 use crate::{
     event::ProductId,
     http::{

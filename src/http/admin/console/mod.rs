@@ -14,7 +14,7 @@ use hyper::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
 };
 
-use super::AdminState;
+use super::state::AdminState;
 
 /// The routes of the page and its files.
 pub(in crate::http) fn routes() -> Router<Arc<AdminState>> {

@@ -20,8 +20,8 @@ use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    AdminState, rfc3339_from_unix,
-    webhooks::{RequestBody, WebhookIdPath, find_webhook, read_body, webhook_id},
+    extract::{RequestBody, WebhookIdPath, read_body, webhook_id},
+    state::{AdminState, find_webhook, rfc3339_from_unix},
 };
 use crate::{
     config::FieldError,

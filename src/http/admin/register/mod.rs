@@ -8,10 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -22,8 +19,8 @@ use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::{
-    AdminState,
-    webhooks::{RequestBody, read_body},
+    extract::{RequestBody, read_body},
+    state::AdminState,
 };
 use crate::{
     config::{FieldError, WebhookConfig},
@@ -31,17 +28,6 @@ use crate::{
     http::problem::Problem,
     webhook::{WebhookError, WebhookSource, WebhookSummary},
 };
-
-/// The products that were registered for streaming. There is nothing else to remember of that, and
-/// a restart forgets it: the call is then answered by 201 once more.
-#[derive(Debug, Default)]
-pub(crate) struct StreamRegistrations(Mutex<BTreeSet<ProductId>>);
-
-impl StreamRegistrations {
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<ProductId>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Registers a product.
 ///
