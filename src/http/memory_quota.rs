@@ -14,9 +14,43 @@ use tokio::{
     time::timeout,
 };
 
+/// The pages that may be in memory at one time.
+#[derive(Clone, Debug)]
+pub(crate) struct PageQuota(MemoryQuota);
+
+impl Default for PageQuota {
+    fn default() -> Self {
+        Self(MemoryQuota::new(MAX_CONCURRENT_PAGES, MAX_CONCURRENT_PAGES / 4))
+    }
+}
+
+impl PageQuota {
+    /// Returns a permit of nothing yet for a client at `address`.
+    pub(super) fn permit_for(&self, address: IpAddr) -> QuotaPermit {
+        self.0.permit_for(address)
+    }
+}
+
+/// Room for the bodies that are being received.
+#[derive(Clone, Debug)]
+pub(crate) struct BodyQuota(MemoryQuota);
+
+impl Default for BodyQuota {
+    fn default() -> Self {
+        Self(MemoryQuota::new(BODY_QUOTA_UNITS, BODY_QUOTA_UNITS / 4))
+    }
+}
+
+impl BodyQuota {
+    /// Returns a permit of nothing yet for a client at `address`.
+    pub(super) fn permit_for(&self, address: IpAddr) -> QuotaPermit {
+        self.0.permit_for(address)
+    }
+}
+
 /// So many units for all, and so many for each address.
 #[derive(Clone, Debug)]
-pub(super) struct MemoryQuota(Arc<QuotaState>);
+struct MemoryQuota(Arc<QuotaState>);
 
 #[derive(Debug)]
 struct QuotaState {
@@ -29,7 +63,7 @@ struct QuotaState {
 
 impl MemoryQuota {
     /// Room for `capacity`, of which one address has `share_per_address` at the most.
-    pub(super) fn new(capacity: u32, share_per_address: u32) -> Self {
+    fn new(capacity: u32, share_per_address: u32) -> Self {
         Self(Arc::new(QuotaState {
             total: Semaphore::new(capacity as usize),
             capacity,
@@ -39,7 +73,7 @@ impl MemoryQuota {
     }
 
     /// A holder for a client from `address`, with nothing in it yet.
-    pub(super) fn permit_for(&self, address: IpAddr) -> QuotaPermit {
+    fn permit_for(&self, address: IpAddr) -> QuotaPermit {
         let share = || Arc::new(Semaphore::new(self.0.share_per_address as usize));
         let share = Arc::clone(&self.0.shares.entry(address).or_insert_with(share));
         QuotaPermit {
@@ -108,6 +142,17 @@ pub(super) struct QuotaExhausted;
 
 /// Longer than most hold anything, shorter than clients wait.
 const QUOTA_WAIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pages at one time. One takes milliseconds, unless its client is slow: these can pin 16 MiB, or
+/// as many of the largest events.
+const MAX_CONCURRENT_PAGES: u32 = 16;
+
+/// Room is given in pieces of this size.
+pub(super) const BODY_QUOTA_UNIT_BYTES: usize = 1024;
+
+/// 64 MiB of bodies at one time: as much as one event can have, or tens of thousands of the usual
+/// size.
+pub(super) const BODY_QUOTA_UNITS: u32 = 64 * 1024;
 
 #[cfg(test)]
 mod tests {

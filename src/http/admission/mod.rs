@@ -5,6 +5,9 @@
 //!
 //! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`.
 
+mod disconnect_reason;
+mod limits;
+mod subscriber;
 #[cfg(test)]
 mod tests;
 
@@ -24,13 +27,19 @@ use tokio::{
     time::{Duration, Instant, sleep, sleep_until},
 };
 
+pub(crate) use self::{
+    disconnect_reason::DisconnectReason,
+    limits::AdmissionLimits,
+    subscriber::{AdmissionRequest, AdmittedSubscriber},
+};
+use self::{
+    limits::{ConnectWindow, decrement, try_increment},
+    subscriber::CAUGHT_UP,
+};
 use crate::{
-    auth::{Access, CredentialHolder, CredentialProof},
-    config::{Permission, ServerConfig},
+    auth::{Access, CredentialHolder},
     event::ProductId,
-    fanout::SubscriberSignal,
-    metrics::{Metrics, ShedReason, Transport},
-    net::ForcedClose,
+    metrics::{Metrics, ShedReason},
 };
 
 /// Everybody who is connected.
@@ -52,22 +61,6 @@ pub(crate) struct Subscribers {
 struct AdmissionRules {
     limits: AdmissionLimits,
     access: Arc<Access>,
-}
-
-/// Beyond these nobody is let in; nobody who is there has to go.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct AdmissionLimits {
-    total: usize,
-    per_address: Option<usize>,
-    per_key: Option<usize>,
-    per_second: Option<u32>,
-}
-
-/// How many came within the current second.
-#[derive(Debug)]
-struct ConnectWindow {
-    started_at: Instant,
-    connects: u32,
 }
 
 impl Subscribers {
@@ -257,133 +250,6 @@ impl Subscribers {
     }
 }
 
-impl AdmissionLimits {
-    /// Those of the configuration.
-    pub(crate) fn new(server: &ServerConfig) -> Self {
-        Self {
-            total: server.max_subscribers,
-            per_address: server.max_subscribers_per_ip,
-            per_key: server.max_subscribers_per_key,
-            per_second: server.max_connects_per_second,
-        }
-    }
-
-    /// Room for `most`, and no other limit.
-    pub(crate) fn at_most(max: usize) -> Self {
-        Self { total: max, per_address: None, per_key: None, per_second: None }
-    }
-}
-
-/// Counts one more under `key`, unless there are `most` already.
-fn try_increment<K: Eq + std::hash::Hash>(
-    counts: &DashMap<K, usize>,
-    key: K,
-    max: Option<usize>,
-) -> bool {
-    let mut count = counts.entry(key).or_default();
-    let is_admitted = max.is_none_or(|most| *count < most);
-    if is_admitted {
-        *count += 1;
-    }
-    is_admitted
-}
-
-/// Counts one less under `key`, and forgets it at nought.
-fn decrement<K: Eq + std::hash::Hash>(counts: &DashMap<K, usize>, key: &K) {
-    if let Some(mut count) = counts.get_mut(key) {
-        *count = count.saturating_sub(1);
-    }
-    counts.remove_if(key, |_, count| *count == 0);
-}
-
-/// Who wants a seat.
-#[derive(Debug)]
-pub(crate) struct AdmissionRequest {
-    /// What it listens to.
-    pub(crate) product: ProductId,
-    /// How.
-    pub(crate) transport: Transport,
-    /// The name of its key.
-    pub(crate) key: Arc<str>,
-    /// Whom it is counted for.
-    pub(crate) holder: CredentialHolder,
-    /// What it was let in for.
-    pub(crate) proof: Arc<CredentialProof>,
-    /// Where it comes from.
-    pub(crate) address: IpAddr,
-    /// How it is woken.
-    pub(crate) listener: Arc<SubscriberSignal>,
-    /// What ends it when it takes nothing. None over WebSocket, which hears that it is to leave at
-    /// any time.
-    pub(crate) forced_close: Option<Arc<ForcedClose>>,
-}
-
-/// Somebody with a seat.
-#[derive(Debug)]
-pub(crate) struct AdmittedSubscriber {
-    request: AdmissionRequest,
-    connected_at: SystemTime,
-    /// Place of the last entry that it has been given; [`CAUGHT_UP`] while it sleeps at the
-    /// end.
-    position: AtomicU64,
-    disconnect_reason: AtomicU8,
-}
-
-impl AdmittedSubscriber {
-    /// Who has the seat.
-    pub(crate) fn request(&self) -> &AdmissionRequest {
-        &self.request
-    }
-
-    /// When it came.
-    pub(crate) fn connected_at(&self) -> SystemTime {
-        self.connected_at
-    }
-
-    /// Entries between where it stands and the log's newest. Those that its filter hides count only
-    /// while it has something to get.
-    pub(crate) fn entries_behind(&self, newest: u64) -> u64 {
-        let position = match self.position.load(Ordering::Relaxed) {
-            // It was at the end when it fell asleep. A mark since then that it does not look at is
-            // one it cannot take.
-            CAUGHT_UP => self
-                .request
-                .listener
-                .pending_position()
-                .map_or(newest, |place| place.saturating_sub(1)),
-            position => position,
-        };
-        newest.saturating_sub(position)
-    }
-
-    /// Tells it to leave if it would not be let in any more.
-    fn disconnect_if_revoked(&self, access: &Access) {
-        let AdmissionRequest { proof, product, .. } = &self.request;
-        if !access.still_grants(proof, product, Permission::Subscribe) {
-            self.disconnect(DisconnectReason::Revoked);
-        }
-    }
-
-    /// Tells it to leave. The first word counts, unless it may go on for a while after that and
-    /// must not after this one.
-    pub(crate) fn disconnect(&self, reason: DisconnectReason) {
-        let _ =
-            self.disconnect_reason.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |current| {
-                let is_urgent = DisconnectReason::ALL
-                    .into_iter()
-                    .any(|known| known as u8 == current && known.is_urgent());
-                (current == DisconnectReason::NONE_YET || (reason.is_urgent() && !is_urgent))
-                    .then_some(reason as u8)
-            });
-        self.request.listener.wake();
-        if let Some(forced_close) =
-            self.request.forced_close.as_ref().filter(|_| reason.is_urgent())
-        {
-            forced_close.schedule_soon();
-        }
-    }
-}
-
 /// A subscriber's place among all; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct AdmissionPermit {
@@ -426,55 +292,6 @@ impl Drop for AdmissionPermit {
         }
     }
 }
-
-/// Why a subscriber is told to leave.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u8)]
-pub(crate) enum DisconnectReason {
-    /// The relay is leaving.
-    Drain = 1,
-    /// It has been connected for `server.max_connection_age`.
-    Rotated = 2,
-    /// Its token expires.
-    Expired = 3,
-    /// An operator has ended it.
-    Kicked = 4,
-    /// Its key counts no more.
-    Revoked = 5,
-    /// Its product is served no more.
-    Removed = 6,
-}
-
-impl DisconnectReason {
-    const NONE_YET: u8 = 0;
-    const ALL: [Self; 6] =
-        [Self::Drain, Self::Rotated, Self::Expired, Self::Kicked, Self::Revoked, Self::Removed];
-
-    /// Whether it must not get another event. Who is only to go elsewhere gets what there is first.
-    pub(crate) fn is_urgent(self) -> bool {
-        matches!(self, Self::Expired | Self::Kicked) || self.is_immediate()
-    }
-
-    /// Whether it has to be gone within a second: not even what is in the log already is for it.
-    pub(crate) fn is_immediate(self) -> bool {
-        matches!(self, Self::Revoked | Self::Removed)
-    }
-
-    /// As it stands in metric labels.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Drain => "drain",
-            Self::Rotated => "rotated",
-            Self::Expired => "expired",
-            Self::Kicked => "kicked",
-            Self::Revoked => "revoked",
-            Self::Removed => "removed",
-        }
-    }
-}
-
-/// Stands for the place of whoever has everything.
-const CAUGHT_UP: u64 = u64::MAX;
 
 /// What a subscriber may take to send what it still has. Those who cannot are cut off with their
 /// connection.

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::{
-    auth::ListenerKey,
+    auth::{CredentialProof, ListenerKey},
     config::{AllowAnonymous, Config, Environment},
+    metrics::Transport,
 };
 
 fn request(proof: Arc<CredentialProof>) -> AdmissionRequest {

@@ -34,7 +34,7 @@ use crate::{
     event::Draft,
     http::{
         Product, Relay,
-        memory_quota::{MemoryQuota, QuotaPermit},
+        memory_quota::{BODY_QUOTA_UNIT_BYTES, QuotaPermit},
         problem::Problem,
     },
     net::Connection,
@@ -64,7 +64,7 @@ pub(crate) async fn publish(
         return Err(too_large(max_bytes));
     }
     let mut permit =
-        relay.body_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
+        relay.body_quota.permit_for(relay.client_address(connection.peer.ip(), &headers));
     let draft = parse_draft(&product, &grant, read_body(body, max_bytes, &mut permit).await?)?;
     // The body may have taken its time: its publisher may not publish any more, the product be
     // gone, webhooks have left.
@@ -139,26 +139,9 @@ fn numbered_elsewhere(product: &Product) -> Problem {
     ))
 }
 
-/// Room for the bodies that are being received.
-#[derive(Clone, Debug)]
-pub(crate) struct BodyQuota(MemoryQuota);
-
-impl Default for BodyQuota {
-    fn default() -> Self {
-        Self(MemoryQuota::new(BODY_QUOTA_UNITS, BODY_QUOTA_UNITS / 4))
-    }
-}
-
 /// Enough for the largest body over a bad mobile link, short against a client that sends it byte by
 /// byte.
 const PUBLISH_BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Room is given in pieces of this size.
-const BODY_QUOTA_UNIT_BYTES: usize = 1024;
-
-/// 64 MiB of bodies at one time: as much as one event can have, or tens of thousands of the usual
-/// size.
-const BODY_QUOTA_UNITS: u32 = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -171,6 +154,7 @@ mod tests {
     use http_body::Frame;
 
     use super::*;
+    use crate::http::memory_quota::{BODY_QUOTA_UNITS, BodyQuota};
 
     /// A body that sends a byte every ten seconds, for ever.
     struct DrippingBody(Pin<Box<tokio::time::Sleep>>);
@@ -194,7 +178,7 @@ mod tests {
     }
 
     fn permit_for(bodies: &BodyQuota, last: u8) -> QuotaPermit {
-        bodies.0.permit_for([192, 0, 2, last].into())
+        bodies.permit_for([192, 0, 2, last].into())
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,10 +5,11 @@
 //! Each schedule is known by its seed. `tests/it/access/matrix.rs` does the same from outside, with
 //! fewer schedules.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{collections::BTreeSet, fmt::Write as _, pin::Pin};
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use bytes::Bytes;
 use fastrand::Rng;
 use serde_json::{Value, json};
 use tokio::task::unconstrained;

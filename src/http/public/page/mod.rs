@@ -14,13 +14,13 @@
 //!
 //! May use: `config`, `event`, `fanout`, `net`, `timer_wheel`.
 
+mod body;
 #[cfg(test)]
 mod matrix;
 
 use std::{
     future::poll_fn,
     io::Write,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -31,26 +31,20 @@ use axum::{
     extract::{Extension, Path, RawQuery, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use hyper::{
     HeaderMap, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE},
 };
 use tokio::time::{Instant, timeout};
 
+use self::body::PageBody;
 use super::request::SubscriptionRequest;
 use crate::{
     config::Permission,
     event::{Event, EventId, Gap, Scope, StartPosition},
     fanout::{Fanout, SubscriberSignal, Subscription, SubscriptionItem},
-    http::{
-        Relay,
-        memory_quota::{MemoryQuota, QuotaPermit},
-        problem::Problem,
-    },
-    net::{Connection, ForcedClose, Http2StreamState},
-    timer_wheel::TimerWheel,
+    http::{Relay, problem::Problem},
+    net::{Connection, Http2StreamState},
 };
 
 /// Answers one request for a page.
@@ -73,7 +67,7 @@ pub(crate) async fn page(
     let max_events = parse_limit(&query)?;
     relay.ensure_not_draining()?;
     let mut permit =
-        relay.page_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
+        relay.page_quota.permit_for(relay.client_address(connection.peer.ip(), &headers));
     permit.grow_to(1).await?;
     let start = match requested.start {
         // who listens to news only would never be given any
@@ -89,92 +83,6 @@ pub(crate) async fn page(
     let body = PageBody::new(page.into_json(), permit, &relay.wheel, forced_close, stream_state);
     let head = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
     Ok((head, Body::new(body)).into_response())
-}
-
-/// The pages that may be in memory at one time.
-#[derive(Clone, Debug)]
-pub(crate) struct PageQuota(MemoryQuota);
-
-impl Default for PageQuota {
-    fn default() -> Self {
-        Self(MemoryQuota::new(MAX_CONCURRENT_PAGES, MAX_CONCURRENT_PAGES / 4))
-    }
-}
-
-/// A page on its way to the client. It leaves in pieces that are copies: what of the last one waits
-/// in the connection's buffers, for as long as the client likes, would otherwise keep the whole
-/// page in memory.
-struct PageBody {
-    json: Bytes,
-    /// None over HTTP/1.1, where the socket itself has a deadline.
-    stream_state: Option<Arc<Http2StreamState>>,
-    /// Ends it while nothing is asked of it.
-    forced_close: Arc<ForcedClose>,
-    wheel: Arc<TimerWheel>,
-    /// The tick by which it must have been taken.
-    send_due: u64,
-    _permit: QuotaPermit,
-}
-
-impl PageBody {
-    fn new(
-        json: Vec<u8>,
-        permit: QuotaPermit,
-        wheel: &Arc<TimerWheel>,
-        forced_close: Arc<ForcedClose>,
-        stream_state: Option<Arc<Http2StreamState>>,
-    ) -> Self {
-        let send_due = wheel.tick_after(PAGE_SEND_TIMEOUT);
-        forced_close.schedule_at(send_due);
-        Self {
-            json: json.into(),
-            stream_state,
-            forced_close,
-            wheel: Arc::clone(wheel),
-            send_due,
-            _permit: permit,
-        }
-    }
-}
-
-impl Drop for PageBody {
-    fn drop(&mut self) {
-        self.forced_close.cancel();
-    }
-}
-
-/// The client has taken too long: it is cut off, since an end like any other would hide that
-/// something is missing.
-#[derive(Debug, thiserror::Error)]
-#[error("the page was not taken in time")]
-struct PageSendTimeout;
-
-impl http_body::Body for PageBody {
-    type Data = Bytes;
-    type Error = PageSendTimeout;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, PageSendTimeout>>> {
-        if let Some(stream_state) = &self.stream_state {
-            stream_state.record_body_poll(false);
-        }
-        if self.wheel.current_tick() >= self.send_due && !self.json.is_empty() {
-            return Poll::Ready(Some(Err(PageSendTimeout)));
-        }
-        let bytes = self.json.len().min(PAGE_CHUNK_BYTES);
-        let piece = self.json.split_to(bytes);
-        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(Bytes::copy_from_slice(&piece)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.json.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.json.len() as u64)
-    }
 }
 
 /// How many events a page may have.
@@ -344,17 +252,6 @@ const MAX_PAGE_EVENTS: usize = 1000;
 /// Payload bytes after which no further event is added; one is always given.
 const MAX_PAGE_BYTES: usize = 1 << 20;
 
-/// Pages at one time. One takes milliseconds, unless its client is slow: these can pin 16 MiB, or
-/// as many of the largest events.
-const MAX_CONCURRENT_PAGES: u32 = 16;
-
-/// What a page may take to be sent: enough for the largest over a bad mobile link, short for
-/// whoever takes it byte by byte.
-const PAGE_SEND_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What is handed on at one time, as much as is gathered for one write.
-const PAGE_CHUNK_BYTES: usize = 16 << 10;
-
 /// What stands around a payload, roughly.
 const EVENT_OVERHEAD_BYTES: usize = 64;
 
@@ -373,7 +270,6 @@ const PAGE_WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 #[cfg(test)]
 mod tests {
     use axum::body::to_bytes;
-    use http_body_util::BodyExt;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -415,43 +311,6 @@ mod tests {
             Some(GapReason::UnknownId),
             "now it is known not to come"
         );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_page_that_is_not_taken_in_time_breaks_off_however_it_is_taken() {
-        let (wheel, stop) = (TimerWheel::new(), CancellationToken::new());
-        let turning = tokio::spawn({
-            let (wheel, stop) = (Arc::clone(&wheel), stop.clone());
-            async move { wheel.run(stop).await }
-        });
-        let forced_close = ForcedClose::new(&wheel);
-        let permit = PageQuota::default().0.permit_for([192, 0, 2, 1].into());
-        let body = PageBody::new(
-            vec![b' '; PAGE_CHUNK_BYTES * 10],
-            permit,
-            &wheel,
-            Arc::clone(&forced_close),
-            None,
-        );
-        let mut body = Box::pin(body);
-        let due = forced_close.due_tick(std::task::Waker::noop());
-        assert_eq!(due, wheel.tick_after(PAGE_SEND_TIMEOUT), "while it is blocked");
-        let mut taken = 0;
-        let late = loop {
-            match body.frame().await.expect("it has no end") {
-                Ok(_) => taken += 1,
-                Err(late) => break late,
-            }
-            tokio::time::sleep(PAGE_SEND_TIMEOUT / 5).await;
-        };
-        assert!((5..=6).contains(&taken), "{taken} pieces, then {late}");
-        drop(body);
-        assert!(
-            forced_close.due_tick(std::task::Waker::noop()) > due,
-            "what follows on the connection has its own time"
-        );
-        stop.cancel();
-        turning.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
