@@ -11,27 +11,27 @@ use hyper::StatusCode;
 
 use crate::{http::problem::Problem, webhook::WebhookError};
 
-/// The segment of the path that names a webhook.
+/// Path segment that names a webhook; an error if it is not UTF-8.
 pub(super) type WebhookIdPath = Result<Path<String>, PathRejection>;
 
-/// The body of a request.
+/// Body of a request; an error if it is over the bound or breaks off.
 pub(super) type RequestBody = Result<Bytes, BytesRejection>;
 
-/// The id in the path.
+/// Returns the webhook id in the path.
 ///
 /// # Errors
 ///
-/// 404: no webhook has an id that is not UTF-8.
+/// 404, since no webhook has an id that is not UTF-8.
 pub(super) fn webhook_id(path: WebhookIdPath) -> Result<String, Problem> {
     path.map(|Path(id)| id).map_err(|_| WebhookError::Unknown.into())
 }
 
-/// The body, whatever type it is said to have: as for `curl -d`, and web pages are kept out by
-/// other means.
+/// Returns the body. Its declared content type is not looked at, so that `curl -d` works; web pages
+/// are kept out by the key or the host guard.
 ///
 /// # Errors
 ///
-/// 413, and 400 when it breaks off.
+/// 413 for a body over the bound, and 400 for one that breaks off.
 pub(super) fn read_body(request_body: RequestBody) -> Result<Bytes, Problem> {
     request_body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
@@ -42,7 +42,7 @@ pub(super) fn read_body(request_body: RequestBody) -> Result<Bytes, Problem> {
     })
 }
 
-/// A route that says which methods it knows.
+/// Adds a 405 that lists `methods` in `Allow` to a route.
 pub(super) fn with_allowed_methods<S: Clone + Send + Sync + 'static>(
     route: MethodRouter<S>,
     methods: &'static str,
@@ -50,5 +50,5 @@ pub(super) fn with_allowed_methods<S: Clone + Send + Sync + 'static>(
     route.fallback(move || async move { Problem::method_not_allowed(methods) })
 }
 
-/// A thousand ids, or a webhook with as many sessions.
+/// Room for a thousand delivery ids, or for a webhook with a thousand sessions.
 pub(super) const MAX_ADMIN_BODY_BYTES: usize = 64 * 1024;

@@ -1,4 +1,4 @@
-//! Health, readiness and metrics: the routes of the probe listener, which the admin listener has too.
+//! Health, readiness and metrics: the routes of the probe listener, and of the admin listener too.
 //!
 //! May use: `http`, `upstream`.
 
@@ -22,6 +22,7 @@ use hyper::{
 use super::state::{AdminState, format_to_millis};
 use crate::{http::problem::Problem, upstream::status::UpstreamState};
 
+/// Returns the routes that both the admin and the probe listener have.
 pub(super) fn probes() -> Router<Arc<AdminState>> {
     Router::new()
         .route("/healthz", get(healthz))
@@ -29,7 +30,8 @@ pub(super) fn probes() -> Router<Arc<AdminState>> {
         .route("/metrics", get(metrics))
 }
 
-/// Alive as long as the wheel of the public runtime turns, and every lane with it.
+/// Answers 200 while the timer wheel of the public runtime and every shard turn, and 503 otherwise.
+/// Neither a disk nor an upstream counts: a restart would help neither.
 async fn healthz(State(admin): State<Arc<AdminState>>) -> Response {
     let wheel = &admin.relay.wheel;
     let standstill = wheel.stalled_for().max(admin.relay.shards.longest_stall(wheel));
@@ -37,12 +39,14 @@ async fn healthz(State(admin): State<Arc<AdminState>>) -> Response {
         return Json(serde_json::json!({ "status": "ok" })).into_response();
     }
     let detail =
-        format!("the main loop, or a lane, has stood still for {}", format_to_millis(standstill));
+        format!("the timer wheel, or a shard, has not turned for {}", format_to_millis(standstill));
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
 }
 
-/// Ready while listening and not leaving, once every log is whole. One that keeps less than it
-/// promises still serves.
+/// Answers 200 unless the relay shuts down or a log is still being recovered.
+///
+/// A degraded store does not count: the relay still serves. Upstreams count only with
+/// `require=upstream`.
 async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     let mut requirements =
@@ -60,6 +64,8 @@ async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery)
         .iter()
         .map(|(product, status)| (product.as_str(), status.snapshot().state))
         .collect();
+    // SeqCst as everywhere for this flag: it is read once a request, and a weaker order would save
+    // nothing.
     let is_draining = admin.relay.is_draining.load(Ordering::SeqCst);
     let all_connected = upstreams.values().all(|state| *state == UpstreamState::Connected);
     let state = match () {
@@ -83,6 +89,7 @@ async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery)
 
 async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {
     let metrics = &admin.relay.metrics;
+    // Set at each scrape: the store has no reason to look at its health in between.
     metrics.store().degraded.set(admin.relay.is_degraded().into());
     match metrics.render() {
         Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT))], body)
@@ -95,8 +102,9 @@ async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {
     }
 }
 
-/// A runtime that has not turned for this long will not serve anybody.
+/// The wheel turns every 100 ms and a shard reports once a second, so half a minute is no delay by
+/// load: such a runtime does not recover by itself.
 const MAX_HEALTHY_STANDSTILL: Duration = Duration::from_secs(30);
 
-/// As `/readyz` says it.
+/// `status` of a relay that is ready, as `/readyz` names it.
 const READY: &str = "ready";

@@ -1,7 +1,12 @@
 //! The admin router: health, readiness, status, metrics, and the routes of this folder.
 //!
 //! The admin side has a runtime of its own, so that it answers while the public side is saturated.
-//! The probe listener has the same routes without the API.
+//! The probe listener has the routes of `health` alone, without a key.
+//!
+//! ```text
+//! request ─► host guard, without a key ─► /healthz /readyz /metrics, console files ─► answer
+//!                                      └► key ─► body bound ─► /api/v1/…, /products
+//! ```
 //!
 //! May use: `auth`, `config`, `event`, `rejected`, `timer_wheel`, `upstream`, `webhook`.
 
@@ -37,9 +42,11 @@ use self::{
 use super::{host_guard::HostGuard, problem::Problem, public};
 use crate::auth;
 
-/// The routes of the admin listener. Without a key, `guard` keeps web pages out.
+/// Builds the router of the admin listener. `guard` keeps web pages out where no key is configured:
+/// a page cannot send the key, but without one it needs none.
 pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
     let key_layer = middleware::from_fn_with_state(Arc::clone(&admin), require_key);
+    // axum answers HEAD by running the GET handler, which would open a stream without a reader.
     let no_head = || async { Problem::method_not_allowed("GET") };
     let api = Router::new()
         .route("/api/v1/status", get(status::status))
@@ -57,6 +64,8 @@ pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
         .route("/products", with_allowed_methods(post(register::register), "POST"))
         .merge(webhook_routes())
         .layer(DefaultBodyLimit::max(MAX_ADMIN_BODY_BYTES))
+        // A route layer: it runs for these routes alone, so an unknown path is a 404 without a key,
+        // and the probes and the console files stay open.
         .route_layer(key_layer);
     let requires_key = admin.key.is_set();
     let router = with_fallbacks(probes().merge(console::routes()).merge(api), admin);
@@ -67,7 +76,7 @@ pub(crate) fn router(admin: Arc<AdminState>, guard: HostGuard) -> Router {
     router.layer(middleware::map_response(public::middleware::with_nosniff))
 }
 
-/// The routes of the probe listener: nothing but health and metrics.
+/// Builds the router of the probe listener: health and metrics only.
 pub(crate) fn probe_router(admin: Arc<AdminState>) -> Router {
     with_fallbacks(probes(), admin)
         .layer(middleware::map_response(public::middleware::with_nosniff))
@@ -112,6 +121,8 @@ async fn require_key(
     next: Next,
 ) -> Response {
     let headers = request.headers();
+    // The connector's header is `X-Admin-Key`, which its clients send here as well; it counts
+    // before `Authorization`.
     let presented_key = match headers.get("x-admin-key") {
         Some(key) => Some(key.as_bytes()),
         None => headers.get(AUTHORIZATION).and_then(|value| auth::bearer_token(value.as_bytes())),

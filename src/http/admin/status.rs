@@ -17,6 +17,8 @@ use super::{
 };
 use crate::{event::ProductId, upstream::status::UpstreamSnapshot};
 
+/// Answers with the state of the whole relay. Each part is read for itself, so numbers of two parts
+/// may differ by events in between.
 pub(super) async fn status(State(admin): State<Arc<AdminState>>) -> Response {
     let mut log = BTreeMap::new();
     for product in &*admin.relay.products {
@@ -57,7 +59,7 @@ pub(super) async fn status(State(admin): State<Arc<AdminState>>) -> Response {
     Json(status).into_response()
 }
 
-/// The answer of `/api/v1/status`.
+/// Answer of `/api/v1/status`.
 #[derive(Serialize)]
 struct StatusView<'a> {
     version: &'static str,
@@ -95,7 +97,7 @@ impl UpstreamView {
     }
 }
 
-/// `events` and `bytes` are those in memory.
+/// Log of one product. `events` and `bytes` count the entries in memory.
 #[derive(Serialize)]
 struct LogView {
     events: usize,

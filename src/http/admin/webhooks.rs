@@ -103,7 +103,8 @@ struct WebhookListView<'a> {
     webhooks: Vec<WebhookView<'a>>,
 }
 
-/// A webhook in an answer.
+/// Webhook in an answer. A client can send it back to change the webhook: its secret is masked, and
+/// the mask means the present one.
 #[derive(Serialize)]
 struct WebhookView<'a> {
     #[serde(flatten)]
@@ -120,7 +121,7 @@ impl<'a> WebhookView<'a> {
     }
 }
 
-/// A webhook in the status of the relay.
+/// Webhook in the status of the relay.
 #[derive(Serialize)]
 pub(super) struct WebhookStatusView<'a> {
     id: &'a str,
@@ -130,14 +131,15 @@ pub(super) struct WebhookStatusView<'a> {
 }
 
 impl<'a> WebhookStatusView<'a> {
-    /// How this one stands.
+    /// Returns the view of one webhook.
     pub(super) fn new(view: &'a WebhookSummary) -> Self {
         let WebhookConfig { id, product_id, .. } = &*view.webhook;
         Self { id, product_id: product_id.as_str(), facts: FactsView::new(&view.status) }
     }
 }
 
-/// `until` and `problem` are null while it is active, `oldest_pending_at` is while nothing is owed.
+/// State of a webhook. `until` and `problem` are null while it is active, and `oldest_pending_at`
+/// while nothing is owed.
 #[derive(Serialize)]
 struct FactsView<'a> {
     state: &'static str,
@@ -161,7 +163,7 @@ impl<'a> FactsView<'a> {
     }
 }
 
-/// How a sample was received.
+/// Response of a receiver to the sample event.
 #[derive(Serialize)]
 struct TestView<'a> {
     outcome: &'static str,
@@ -186,8 +188,14 @@ mod tests {
     use crate::webhook_delivery::{EndpointState, Outcome};
 
     fn view(facts: WebhookStatus) -> WebhookSummary {
-        let body = r#"{"id":"crm","product_id":"p","url":"http://h/","secret":"sesame","types":["actions"]}"#;
-        let webhook = WebhookConfig::from_json(body.as_bytes(), None).unwrap();
+        let body = json!({
+            "id": "crm",
+            "product_id": "p",
+            "url": "http://h/",
+            "secret": "sesame",
+            "types": ["actions"],
+        });
+        let webhook = WebhookConfig::from_json(body.to_string().as_bytes(), None).unwrap();
         WebhookSummary { webhook: Arc::new(webhook), source: WebhookSource::Api, status: facts }
     }
 
@@ -202,11 +210,13 @@ mod tests {
 
     #[test]
     fn a_webhook_is_shown_with_all_its_fields_and_without_its_secret() {
-        let expected = r#"{"id":"crm","product_id":"p","url":"http://h/","types":["actions"],"session_ids":[],"#
-            .to_owned()
-            + r#""timeout":"10s","max_retries":8,"initial_backoff":"2s","max_backoff":"5m","max_in_flight":16,"#
-            + r#""secret":"********","source":"api","state":"active","until":null,"problem":null,"pending":0,"#
-            + r#""oldest_pending_at":null,"dead":0}"#;
+        let expected = concat!(
+            r#"{"id":"crm","product_id":"p","url":"http://h/","types":["actions"],"#,
+            r#""session_ids":[],"timeout":"10s","max_retries":8,"initial_backoff":"2s","#,
+            r#""max_backoff":"5m","max_in_flight":16,"secret":"********","source":"api","#,
+            r#""state":"active","until":null,"problem":null,"pending":0,"#,
+            r#""oldest_pending_at":null,"dead":0}"#,
+        );
         assert_eq!(serde_json::to_string(&WebhookView::new(&view(IDLE_FACTS))).unwrap(), expected);
     }
 
@@ -225,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_tells_how_it_stands() {
+    fn the_status_has_the_state_of_each_webhook() {
         let facts = WebhookStatus {
             state: EndpointState::Open,
             until: Some(1_800_000_000_123),
@@ -234,13 +244,21 @@ mod tests {
             oldest_pending: Some(1_799_999_999_000),
             dead: 2,
         };
-        let expected = json!({ "id": "crm", "product_id": "p", "state": "open", "until": "2027-01-15T08:00:00.123Z",
-            "problem": "5 failures in a row", "pending": 7, "oldest_pending_at": "2027-01-15T07:59:59.000Z", "dead": 2 });
+        let expected = json!({
+            "id": "crm",
+            "product_id": "p",
+            "state": "open",
+            "until": "2027-01-15T08:00:00.123Z",
+            "problem": "5 failures in a row",
+            "pending": 7,
+            "oldest_pending_at": "2027-01-15T07:59:59.000Z",
+            "dead": 2,
+        });
         assert_eq!(serde_json::to_value(WebhookStatusView::new(&view(facts))).unwrap(), expected);
     }
 
     #[test]
-    fn a_test_tells_an_error_only_if_there_is_one() {
+    fn a_test_result_has_an_error_only_if_there_is_one() {
         let mut attempt = Attempt {
             at: 1,
             duration_ms: 12,

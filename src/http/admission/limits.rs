@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::config::ServerConfig;
 
-/// Beyond these nobody is let in; nobody who is there has to go.
+/// Limits on further subscribers. `None` is no limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AdmissionLimits {
     pub(super) total: usize,
@@ -19,7 +19,7 @@ pub(crate) struct AdmissionLimits {
 }
 
 impl AdmissionLimits {
-    /// Those of the configuration.
+    /// Returns the limits of the configuration.
     pub(crate) fn new(server: &ServerConfig) -> Self {
         Self {
             total: server.max_subscribers,
@@ -29,37 +29,42 @@ impl AdmissionLimits {
         }
     }
 
-    /// Room for `most`, and no other limit.
+    /// Returns a limit on the total, and no other.
     pub(crate) fn at_most(max: usize) -> Self {
         Self { total: max, per_address: None, per_key: None, per_second: None }
     }
 }
 
-/// How many came within the current second.
+/// Connects within the current second.
 #[derive(Debug)]
 pub(super) struct ConnectWindow {
     pub(super) started_at: Instant,
     pub(super) connects: u32,
 }
 
-/// Counts one more under `key`, unless there are `most` already.
+/// Counts one more under `key`, and returns false if there are `max` already.
+///
+/// The entry stays locked from the check to the increment, so requests that arrive together cannot
+/// pass the limit together.
 pub(super) fn try_increment<K: Eq + Hash>(
     counts: &DashMap<K, usize>,
     key: K,
     max: Option<usize>,
 ) -> bool {
     let mut count = counts.entry(key).or_default();
-    let is_admitted = max.is_none_or(|most| *count < most);
+    let is_admitted = max.is_none_or(|max| *count < max);
     if is_admitted {
         *count += 1;
     }
     is_admitted
 }
 
-/// Counts one less under `key`, and forgets it at nought.
+/// Counts one less under `key`, and removes the entry at 0, so that addresses do not pile up.
 pub(super) fn decrement<K: Eq + Hash>(counts: &DashMap<K, usize>, key: &K) {
     if let Some(mut count) = counts.get_mut(key) {
         *count = count.saturating_sub(1);
     }
+    // The guard above is released by now, and a newcomer may have counted itself meanwhile: hence
+    // the second check, under the lock of the removal.
     counts.remove_if(key, |_, count| *count == 0);
 }

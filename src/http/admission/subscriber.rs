@@ -1,4 +1,4 @@
-//! One admitted subscriber: what it asked for, how far it has read, why it is to disconnect.
+//! One admitted subscriber: its request, its position, and the reason for its disconnect.
 //!
 //! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`.
 
@@ -21,67 +21,72 @@ use crate::{
     net::ForcedClose,
 };
 
-/// Who wants a seat.
+/// Facts about a subscriber that asks for admission.
 #[derive(Debug)]
 pub(crate) struct AdmissionRequest {
-    /// What it listens to.
+    /// Product whose events it reads.
     pub(crate) product: ProductId,
-    /// How.
+    /// Transport over which it reads them.
     pub(crate) transport: Transport,
-    /// The name of its key.
+    /// Name of its key, as the admin API shows it.
     pub(crate) key: Arc<str>,
-    /// Whom it is counted for.
+    /// Holder of the credential, under which the limit per key counts it.
     pub(crate) holder: CredentialHolder,
-    /// What it was let in for.
+    /// Proof with which it was authorized; judged again when keys change.
     pub(crate) proof: Arc<CredentialProof>,
-    /// Where it comes from.
+    /// Client address, under which the limit per address counts it.
     pub(crate) address: IpAddr,
-    /// How it is woken.
+    /// Signal that wakes its task.
     pub(crate) listener: Arc<SubscriberSignal>,
-    /// What ends it when it takes nothing. None over WebSocket, which hears that it is to leave at
-    /// any time.
+    /// Deadline that cuts it off while it takes nothing. `None` over WebSocket, whose task is
+    /// polled at any time and sees the disconnect itself.
     pub(crate) forced_close: Option<Arc<ForcedClose>>,
 }
 
-/// Somebody with a seat.
+/// Subscriber that holds a permit, as the list and the admin API see it.
 #[derive(Debug)]
 pub(crate) struct AdmittedSubscriber {
     pub(super) request: AdmissionRequest,
     pub(super) connected_at: SystemTime,
-    /// Place of the last entry that it has been given; [`CAUGHT_UP`] while it sleeps at the
-    /// end.
+    /// Position of the last entry that it has been given; [`CAUGHT_UP`] while it waits at the end
+    /// of its log.
     pub(super) position: AtomicU64,
+    /// A [`DisconnectReason`] as `u8`, or `NONE_YET`.
     pub(super) disconnect_reason: AtomicU8,
 }
 
 impl AdmittedSubscriber {
-    /// Who has the seat.
+    /// Returns the request that was admitted.
     pub(crate) fn request(&self) -> &AdmissionRequest {
         &self.request
     }
 
-    /// When it came.
+    /// Returns the time of admission.
     pub(crate) fn connected_at(&self) -> SystemTime {
         self.connected_at
     }
 
-    /// Entries between where it stands and the log's newest. Those that its filter hides count only
-    /// while it has something to get.
+    /// Returns the number of entries between its position and `newest`, the newest of its log.
+    ///
+    /// Entries outside its scope count only while it has something to read: a caught-up subscriber
+    /// is 0 behind.
     pub(crate) fn entries_behind(&self, newest: u64) -> u64 {
+        // Relaxed: a number for operators, which may be one event old.
         let position = match self.position.load(Ordering::Relaxed) {
-            // It was at the end when it fell asleep. A mark since then that it does not look at is
-            // one it cannot take.
+            // It had everything when its task went to sleep. If the fan-out has set a pending
+            // position since then and the task has not taken it, the task is blocked: it lags from
+            // that entry on.
             CAUGHT_UP => self
                 .request
                 .listener
                 .pending_position()
-                .map_or(newest, |place| place.saturating_sub(1)),
+                .map_or(newest, |pending| pending.saturating_sub(1)),
             position => position,
         };
         newest.saturating_sub(position)
     }
 
-    /// Tells it to leave if it would not be let in any more.
+    /// Disconnects it if `access` would no longer admit it.
     pub(super) fn disconnect_if_revoked(&self, access: &Access) {
         let AdmissionRequest { proof, product, .. } = &self.request;
         if !access.still_grants(proof, product, Permission::Subscribe) {
@@ -89,9 +94,13 @@ impl AdmittedSubscriber {
         }
     }
 
-    /// Tells it to leave. The first word counts, unless it may go on for a while after that and
-    /// must not after this one.
+    /// Marks it to disconnect for `reason`, and wakes it.
+    ///
+    /// The first reason counts, with one exception: a reason that allows no further event replaces
+    /// one that still does.
     pub(crate) fn disconnect(&self, reason: DisconnectReason) {
+        // SeqCst: the mark must be stored before the wake-up, and the task that is woken must find
+        // it. The result does not matter: an earlier reason stays, and the wake-up is repeated.
         let _ =
             self.disconnect_reason.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |current| {
                 let is_urgent = DisconnectReason::ALL
@@ -101,6 +110,8 @@ impl AdmittedSubscriber {
                     .then_some(reason as u8)
             });
         self.request.listener.wake();
+        // A blocked subscriber's body is not polled and cannot see the mark. Only an urgent reason
+        // cuts it off early; for the others `write_timeout` is soon enough.
         if let Some(forced_close) =
             self.request.forced_close.as_ref().filter(|_| reason.is_urgent())
         {
@@ -109,5 +120,5 @@ impl AdmittedSubscriber {
     }
 }
 
-/// Stands for the place of whoever has everything.
+/// Stands for the position of a subscriber that has everything. No log reaches it.
 pub(super) const CAUGHT_UP: u64 = u64::MAX;

@@ -1,4 +1,7 @@
-//! Body of a page: sent in copied pieces, and within a time.
+//! Body of a page: sends it in copied pieces, within a deadline of its own.
+//!
+//! In: the page's JSON and its quota permit. Out: pieces for hyper. The permit is returned when the
+//! body is dropped, which is after the last piece, or when the client has taken too long.
 //!
 //! May use: `http`, `net`, `timer_wheel`.
 
@@ -18,17 +21,19 @@ use crate::{
     timer_wheel::TimerWheel,
 };
 
-/// A page on its way to the client. It leaves in pieces that are copies: what of the last one waits
-/// in the connection's buffers, for as long as the client likes, would otherwise keep the whole
-/// page in memory.
+/// Page on its way to the client.
+///
+/// The pieces are copies. A piece that shares the page's buffer would keep the whole page in memory
+/// for as long as it waits in the connection's write buffer, which is up to the client, while the
+/// permit is returned with the body.
 pub(super) struct PageBody {
     json: Bytes,
-    /// None over HTTP/1.1, where the socket itself has a deadline.
+    /// State of the HTTP/2 stream; `None` over HTTP/1.1, where the socket has a write deadline.
     stream_state: Option<Arc<Http2StreamState>>,
-    /// Ends it while nothing is asked of it.
+    /// Deadline that cuts the exchange off while hyper does not poll this body.
     forced_close: Arc<ForcedClose>,
     wheel: Arc<TimerWheel>,
-    /// The tick by which it must have been taken.
+    /// Tick of the wheel by which the page must have been taken.
     send_due: u64,
     _permit: QuotaPermit,
 }
@@ -42,6 +47,8 @@ impl PageBody {
         stream_state: Option<Arc<Http2StreamState>>,
     ) -> Self {
         let send_due = wheel.tick_after(PAGE_SEND_TIMEOUT);
+        // The body checks the deadline only when it is polled; the forced close covers the time in
+        // which the client takes nothing and it is not.
         forced_close.schedule_at(send_due);
         Self {
             json: json.into(),
@@ -56,12 +63,14 @@ impl PageBody {
 
 impl Drop for PageBody {
     fn drop(&mut self) {
+        // Over HTTP/1.1 the connection goes on: the next exchange must not inherit this deadline.
         self.forced_close.cancel();
     }
 }
 
-/// The client has taken too long: it is cut off, since an end like any other would hide that
-/// something is missing.
+/// The client has taken too long.
+///
+/// An error and not an end: a body that simply ended would hide that a part is missing.
 #[derive(Debug, thiserror::Error)]
 #[error("the page was not taken in time")]
 pub(super) struct PageSendTimeout;
@@ -74,9 +83,11 @@ impl http_body::Body for PageBody {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, PageSendTimeout>>> {
+        // `false`: the body never waits, so the stream is not idle while it is polled.
         if let Some(stream_state) = &self.stream_state {
             stream_state.record_body_poll(false);
         }
+        // A page whose last piece has been handed to hyper is complete, even if that was late.
         if self.wheel.current_tick() >= self.send_due && !self.json.is_empty() {
             return Poll::Ready(Some(Err(PageSendTimeout)));
         }
@@ -94,11 +105,11 @@ impl http_body::Body for PageBody {
     }
 }
 
-/// What a page may take to be sent: enough for the largest over a bad mobile link, short for
-/// whoever takes it byte by byte.
+/// Enough for the largest page over a bad mobile link; it ends a client that takes its page byte by
+/// byte, which `write_timeout` alone does not, since each byte is progress.
 const PAGE_SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is handed on at one time, as much as is gathered for one write.
+/// Bytes of one piece: as much as is gathered for one write.
 const PAGE_CHUNK_BYTES: usize = 16 << 10;
 
 #[cfg(test)]
