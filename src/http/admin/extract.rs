@@ -1,6 +1,6 @@
 //! Parts of a request that several admin routes read: an id in the path, a bounded body.
 //!
-//! May use: `http`, `webhook` (errors).
+//! May use: `webhook`.
 
 use axum::{
     body::Bytes,

@@ -1,6 +1,6 @@
 //! Health, readiness and metrics: the routes of the probe listener, and of the admin listener too.
 //!
-//! May use: `http`, `upstream`.
+//! May use: `upstream`.
 
 use std::{
     collections::BTreeMap,

@@ -8,7 +8,7 @@
 //!                                      └► key ─► body bound ─► /api/v1/…, /products
 //! ```
 //!
-//! May use: `auth`, `config`, `event`, `rejected`, `timer_wheel`, `upstream`, `webhook`.
+//! May use: `auth`.
 
 mod console;
 pub(crate) mod deliveries;

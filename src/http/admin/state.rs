@@ -1,6 +1,6 @@
 //! State that the admin routes share, and the texts of times in their answers.
 //!
-//! May use: `auth`, `config`, `event`, `http`, `rejected`, `timer_wheel`, `upstream`, `webhook`.
+//! May use: `auth`, `config`, `event`, `rejected`, `timer_wheel`, `upstream`, `webhook`.
 
 use std::{
     collections::BTreeSet,

@@ -1,6 +1,6 @@
 //! `/api/v1/status`: upstreams, logs, store, subscribers and webhooks at a glance.
 //!
-//! May use: `event`, `http`, `upstream`, `webhook`.
+//! May use: `event`, `upstream`.
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,6 +1,6 @@
 //! Reasons for which a subscriber is disconnected.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 /// Reason for which a subscriber is disconnected, stored as `u8` in an atomic.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

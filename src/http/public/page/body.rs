@@ -3,7 +3,7 @@
 //! In: the page's JSON and its quota permit. Out: pieces for hyper. The permit is returned when the
 //! body is dropped, which is after the last piece, or when the client has taken too long.
 //!
-//! May use: `http`, `net`, `timer_wheel`.
+//! May use: `net`, `timer_wheel`.
 
 use std::{
     pin::Pin,
