@@ -22,17 +22,17 @@ use hyper::{
 use super::problem::Problem;
 use crate::config::{HostAndPort, Origin};
 
-/// Which hosts and origins may reach a listener that demands no credential.
+/// Hosts and origins that may reach a listener that demands no credential.
 #[derive(Clone, Debug)]
 pub(crate) struct HostGuard {
-    /// Host names that count as the relay's own.
+    /// Host names that count as the relay's own, beside addresses and `localhost`.
     pub(crate) allowed_hosts: Vec<HostAndPort>,
-    /// Origins of pages that may call it.
+    /// Origins whose pages may call the listener.
     pub(crate) allowed_origins: Vec<Origin>,
 }
 
 impl HostGuard {
-    /// Lets a request through if its host and origin are known.
+    /// Middleware: passes a request on if [`HostGuard::verify`] accepts it.
     pub(crate) async fn check(
         State(guard): State<std::sync::Arc<Self>>,
         request: Request,
@@ -44,30 +44,40 @@ impl HostGuard {
         }
     }
 
-    /// Whether a request's host and origin are known.
+    /// Checks that a request's host and origin are known.
     ///
     /// # Errors
     ///
-    /// 403 when they are not.
+    /// 403 if one is not.
     pub(super) fn verify(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
-        // HTTP/2 has the authority in place of Host.
+        // HTTP/2 has `:authority` in place of `Host` (RFC 9113, section 8.3.1), and hyper shows it
+        // in the URI. It counts before `Host`, as the authority of an absolute target does in
+        // HTTP/1.1 (RFC 9112, section 3.2.2).
         let host = uri.authority().map(|authority| authority.as_str().as_bytes());
         let host =
             host.or_else(|| headers.get(HOST).map(|host| host.as_bytes())).unwrap_or_default();
+        // DNS rebinding: the browser believes that the page's own host resolves to this relay, so
+        // `Host` is the page's. A name that a stranger cannot point here is safe.
         if !self.is_own_host(host) {
             return Err(Problem::forbidden(
-                "Host is not an address, localhost or in server.allowed_hosts, and no credential is demanded here",
+                "Host is not an address, localhost or in server.allowed_hosts, \
+                and no credential is demanded here",
             ));
         }
+        // All of them: a second `Origin` field must not hide the first.
         let mut origins = headers.get_all(ORIGIN).iter();
         if !origins.all(|origin| self.is_known_origin(origin.as_bytes())) {
             return Err(Problem::forbidden(
-                "Origin is neither an own host nor in server.cors_allowed_origins, and no credential is demanded here",
+                "Origin is neither an own host nor in server.cors_allowed_origins, \
+                and no credential is demanded here",
             ));
         }
+        // Without `Origin`: requests of the no-cors mode (images, scripts), whose answer a page may
+        // not read but whose effect it has.
         if !headers.contains_key(ORIGIN) && loaded_cross_site(headers) {
             return Err(Problem::forbidden(
-                "a page of another site asks (Sec-Fetch-Site) without saying which, and no credential is demanded here",
+                "a page of another site asks (Sec-Fetch-Site) without saying which, \
+                and no credential is demanded here",
             ));
         }
         Ok(())
@@ -91,17 +101,23 @@ impl HostGuard {
         else {
             return false;
         };
+        // An IPv6 address stands in brackets (RFC 3986, section 3.2.2).
         let name = host.host().trim_start_matches('[').trim_end_matches(']');
+        // A listed host without a port means all ports.
         let is_listed = self.allowed_hosts.iter().any(|allowed| {
             allowed.host().eq_ignore_ascii_case(name)
                 && (allowed.port().is_none() || allowed.port() == host.port())
         });
+        // An address is safe: DNS rebinding needs a name, which the browser puts into `Host`.
         is_listed || name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
     }
 }
 
-/// Whether a browser says that it loads this for a page of another origin. Following a link there
-/// is what people do; a form that is sent by anything but GET has an `Origin`.
+/// Returns true if a browser says that it loads this for a page of another site (Fetch Metadata,
+/// `Sec-Fetch-Site`).
+///
+/// A navigation is let through: a person follows a link. A form that is sent by any method but GET
+/// has an `Origin`.
 fn loaded_cross_site(headers: &HeaderMap) -> bool {
     let has_value = |name: &str, values: &[&[u8]]| {
         headers.get_all(name).iter().any(|value| values.contains(&value.as_bytes()))

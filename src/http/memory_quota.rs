@@ -14,22 +14,59 @@ use tokio::{
     time::timeout,
 };
 
-/// So many units for all, and so many for each address.
+/// Quota of pages that are in memory at one time. One unit is one page.
 #[derive(Clone, Debug)]
-pub(super) struct MemoryQuota(Arc<QuotaState>);
+pub(crate) struct PageQuota(MemoryQuota);
+
+impl Default for PageQuota {
+    fn default() -> Self {
+        // A quarter for one address: one client, or all behind one proxy that is not trusted,
+        // leaves three quarters to the others.
+        Self(MemoryQuota::new(MAX_CONCURRENT_PAGES, MAX_CONCURRENT_PAGES / 4))
+    }
+}
+
+impl PageQuota {
+    /// Returns an empty permit for a client at `address`.
+    pub(super) fn permit_for(&self, address: IpAddr) -> QuotaPermit {
+        self.0.permit_for(address)
+    }
+}
+
+/// Quota of published bodies that are being received. One unit is [`BODY_QUOTA_UNIT_BYTES`].
+#[derive(Clone, Debug)]
+pub(crate) struct BodyQuota(MemoryQuota);
+
+impl Default for BodyQuota {
+    fn default() -> Self {
+        // A quarter for one address, as for pages.
+        Self(MemoryQuota::new(BODY_QUOTA_UNITS, BODY_QUOTA_UNITS / 4))
+    }
+}
+
+impl BodyQuota {
+    /// Returns an empty permit for a client at `address`.
+    pub(super) fn permit_for(&self, address: IpAddr) -> QuotaPermit {
+        self.0.permit_for(address)
+    }
+}
+
+/// Units that all clients share, with a bound on the units of one address.
+#[derive(Clone, Debug)]
+struct MemoryQuota(Arc<QuotaState>);
 
 #[derive(Debug)]
 struct QuotaState {
     total: Semaphore,
     capacity: u32,
     share_per_address: u32,
-    /// An address is here while a client from it is.
+    /// Semaphores of the addresses that have a permit at this moment, and of no others.
     shares: DashMap<IpAddr, Arc<Semaphore>>,
 }
 
 impl MemoryQuota {
-    /// Room for `capacity`, of which one address has `share_per_address` at the most.
-    pub(super) fn new(capacity: u32, share_per_address: u32) -> Self {
+    /// Creates a quota of `capacity` units, of which one address has `share_per_address` at most.
+    fn new(capacity: u32, share_per_address: u32) -> Self {
         Self(Arc::new(QuotaState {
             total: Semaphore::new(capacity as usize),
             capacity,
@@ -38,9 +75,10 @@ impl MemoryQuota {
         }))
     }
 
-    /// A holder for a client from `address`, with nothing in it yet.
-    pub(super) fn permit_for(&self, address: IpAddr) -> QuotaPermit {
+    fn permit_for(&self, address: IpAddr) -> QuotaPermit {
         let share = || Arc::new(Semaphore::new(self.0.share_per_address as usize));
+        // Cloned under the entry's lock, so that the drop of another permit of this address counts
+        // this one; see `QuotaPermit::drop`.
         let share = Arc::clone(&self.0.shares.entry(address).or_insert_with(share));
         QuotaPermit {
             quota: Arc::clone(&self.0),
@@ -52,7 +90,7 @@ impl MemoryQuota {
     }
 }
 
-/// What one client holds.
+/// Units that one client holds. Dropping the permit returns them.
 #[derive(Debug)]
 pub(super) struct QuotaPermit {
     quota: Arc<QuotaState>,
@@ -63,12 +101,18 @@ pub(super) struct QuotaPermit {
 }
 
 impl QuotaPermit {
-    /// Waits until it holds `units`, or what there is if that is less: who needs more than a share
-    /// has the whole of one, and who needs more than all has all.
+    /// Waits until the permit holds `units`, within its bounds: a client that asks for more than a
+    /// share gets the whole share, and one that asks for more than all gets all.
     ///
     /// # Errors
     ///
-    /// [`QuotaExhausted`] when that takes too long; what it holds already stays.
+    /// [`QuotaExhausted`] after [`QUOTA_WAIT_TIMEOUT`]. The permit keeps the units that it has.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future takes no units beyond those that the permit counts: tokio's semaphore
+    /// gives a waiter all of its units or none, and the permit counts them without an await
+    /// between.
     pub(super) async fn grow_to(&mut self, units: usize) -> Result<(), QuotaExhausted> {
         timeout(QUOTA_WAIT_TIMEOUT, self.acquire(u32::try_from(units).unwrap_or(u32::MAX)))
             .await
@@ -77,10 +121,13 @@ impl QuotaPermit {
             .ok_or(QuotaExhausted)
     }
 
-    /// From the share first: nobody holds what is for all while waiting for its own.
+    /// Acquires from the share first, then from the total: while a client waits for its own
+    /// address's units, it holds none of the total that it does not use.
     async fn acquire(&mut self, units: u32) -> Result<(), AcquireError> {
         let missing = units.min(self.quota.share_per_address).saturating_sub(self.held_of_share);
         if missing > 0 {
+            // `forget` and a count instead of tokio's guards: a guard borrows its semaphore, and a
+            // permit that grows piece by piece would have to keep one guard a piece.
             self.share.acquire_many(missing).await?.forget();
             self.held_of_share += missing;
         }
@@ -97,17 +144,30 @@ impl Drop for QuotaPermit {
     fn drop(&mut self) {
         self.share.add_permits(self.held_of_share as usize);
         self.quota.total.add_permits(self.held_of_total as usize);
-        // The map's and this one: nobody else is here. Who enters does so under the same lock.
+        // At most two references, the map's and this permit's: the address has no other client.
+        // Another client of it clones the share under the lock that `remove_if` holds, hence before
+        // the count or after the removal, when it gets a share of its own.
         self.quota.shares.remove_if(&self.address, |_, share| Arc::strong_count(share) <= 2);
     }
 }
 
-/// There is no room at this moment.
+/// No units have come free in time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct QuotaExhausted;
 
-/// Longer than most hold anything, shorter than clients wait.
+/// Longer than most clients hold units, shorter than clients wait for an answer.
 const QUOTA_WAIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pages in memory at one time. A page takes milliseconds unless its client is slow; then 16 pages
+/// pin 16 MiB, or 16 of the largest events if these are larger.
+const MAX_CONCURRENT_PAGES: u32 = 16;
+
+/// Bytes of one unit. A body takes a unit for each KiB that it has begun.
+pub(super) const BODY_QUOTA_UNIT_BYTES: usize = 1024;
+
+/// 64 MiB of bodies at one time: as much as one event can have, or tens of thousands of the usual
+/// size.
+pub(super) const BODY_QUOTA_UNITS: u32 = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -162,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_stops_waiting_takes_nothing() {
+    async fn a_client_that_stops_waiting_takes_nothing() {
         let quota = MemoryQuota::new(10, 4);
         let stalled = acquired(&quota, A, 4).await.unwrap();
         let mut waiting = quota.permit_for(A);

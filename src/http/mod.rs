@@ -15,7 +15,7 @@
 pub(crate) mod admin;
 pub(crate) mod admission;
 pub(crate) mod host_guard;
-mod memory_quota;
+pub(crate) mod memory_quota;
 pub(crate) mod problem;
 pub(crate) mod public;
 mod state;

@@ -18,7 +18,7 @@ use hyper::{
 use super::memory_quota::QuotaExhausted;
 use crate::{auth::Denial, config::FieldError, metrics::ShedReason, webhook::WebhookError};
 
-/// A request that is not answered as asked.
+/// A refusal: status, detail and at most one header beside the usual ones.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
     status: StatusCode,
@@ -28,58 +28,59 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    /// A problem with this status; `detail` says what to change.
+    /// Returns a problem with this status; `detail` says what the client has to change.
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into(), header: None, errors: Box::default() }
     }
 
-    /// 400.
+    /// Returns a 400.
     pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    /// 403.
+    /// Returns a 403.
     pub(crate) fn forbidden(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, detail)
     }
 
-    /// 404.
+    /// Returns a 404.
     pub(crate) fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, detail)
     }
 
-    /// 405, from a route that knows only the methods `allowed`.
+    /// Returns a 405 of a route that knows only the methods `allowed` (RFC 9110, section 15.5.6,
+    /// demands `Allow`).
     pub(crate) fn method_not_allowed(allowed: &'static str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "this route does not know that method")
             .with_header(ALLOW, HeaderValue::from_static(allowed))
     }
 
-    /// 409.
+    /// Returns a 409.
     pub(crate) fn conflict(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, detail)
     }
 
-    /// 422: a body that was read, but says what cannot be.
+    /// Returns a 422 for a body that can be parsed, with the errors by field.
     pub(crate) fn invalid(errors: Vec<FieldError>) -> Self {
-        let problem = Self::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "the body is not as it must be; see errors",
-        );
+        let problem =
+            Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the body is invalid; see errors");
         Self { errors: errors.into(), ..problem }
     }
 
-    /// 422 for one field.
+    /// Returns a 422 for one field.
     pub(crate) fn invalid_field(field: &str, message: impl Into<String>) -> Self {
         Self::invalid(vec![FieldError::new(field, message)])
     }
 
-    /// 429 or 503, with the time to wait.
+    /// Returns a 429 or 503 with `Retry-After`.
     pub(crate) fn retry_later(
         status: StatusCode,
         detail: impl Into<String>,
         retry_after: Duration,
     ) -> Self {
         Self::new(status, detail)
+            // A second at least: `Retry-After` counts in whole seconds, and 0 would invite a retry
+            // at once.
             .with_header(RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)))
     }
 
@@ -119,8 +120,8 @@ impl From<WebhookError> for Problem {
 
 impl From<QuotaExhausted> for Problem {
     fn from(_: QuotaExhausted) -> Self {
-        let detail =
-            "too much is being sent and received at this moment, by all or by your address";
+        let detail = "too many pages or bodies are in memory at this moment, \
+            of all clients or of your address";
         Self::retry_later(StatusCode::SERVICE_UNAVAILABLE, detail, jittered(SHED_RETRY_AFTER))
     }
 }
@@ -146,8 +147,8 @@ impl From<ShedReason> for Problem {
     }
 }
 
-/// A time within half and one and a half times the mean, so that those who left together do not
-/// come back together.
+/// Returns a random time from half to one and a half times the mean, so that clients that were
+/// disconnected together do not come back together.
 pub(super) fn jittered(mean: Duration) -> Duration {
     mean.mul_f64(0.5 + fastrand::f64())
 }
@@ -163,6 +164,7 @@ impl IntoResponse for Problem {
         if let (Some(members), false) = (body.as_object_mut(), self.errors.is_empty()) {
             members.insert("errors".to_owned(), serde_json::json!(self.errors));
         }
+        // `no-store`: a cache must not keep a moment's refusal and answer later requests with it.
         let headers = [
             (CONTENT_TYPE, HeaderValue::from_static("application/problem+json")),
             (CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -173,10 +175,10 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Long enough for a crowd to thin out, short enough that nobody notices a moment's fullness.
+/// Long enough for a burst of connects to pass, short enough that a short overload goes unnoticed.
 pub(super) const SHED_RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// The store is tried again every second.
+/// The store reopens its file a second after an error; with a second more it has had one attempt.
 pub(super) const STORE_RETRY_AFTER: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -20,11 +20,9 @@ use prometheus::IntCounter;
 
 use super::{
     admission::Subscribers,
+    memory_quota::{BodyQuota, PageQuota},
     problem::Problem,
-    public::{
-        credential::CredentialSources, page::PageQuota, publish::BodyQuota,
-        ws::message::WsMessageCache,
-    },
+    public::{credential::CredentialSources, ws::message::WsMessageCache},
 };
 use crate::{
     auth::{Access, Denial, Grant},

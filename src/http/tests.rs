@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     admission::{AdmissionLimits, Subscribers},
-    public::{credential::CredentialSources, page::PageQuota, publish::BodyQuota},
+    memory_quota::{BodyQuota, PageQuota},
+    public::credential::CredentialSources,
     state::{Product, Relay},
 };
 use crate::{

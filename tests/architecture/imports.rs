@@ -65,12 +65,10 @@ const PURE: [&str; 9] = [
 ];
 
 /// Circles of files that the layout alone does not open, each with the file to open it at.
-const KNOWN_CIRCLES: [&[&str]; 9] = [
+const KNOWN_CIRCLES: [&[&str]; 7] = [
     &["app", "app::apply_config"],
     &["app::fd_limit", "app::listeners"],
     &["auth", "auth::token"],
-    &["http::admin", "http::admin::deliveries", "http::admin::register", "http::admin::webhooks"],
-    &["http::public::page", "http::public::publish", "http::state"],
     &["http::public::sse", "http::public::sse::h2_body", "http::public::sse::subscriber"],
     &["http::public::ws::socket", "http::public::ws::socket::close"],
     &[

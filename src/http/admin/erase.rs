@@ -4,6 +4,10 @@
 //! then the store: an entry that the store's writer takes after that is erased already, and an
 //! entry that it took before is in the file when the writer executes the command.
 //!
+//! ```text
+//! ring ─► WebSocket messages ─► rejected frames ─► webhooks ─► store ─► messages, webhooks again
+//! ```
+//!
 //! May use: `event`.
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -14,7 +18,7 @@ use axum::{
 };
 use hyper::StatusCode;
 
-use super::AdminState;
+use super::state::AdminState;
 use crate::{
     event::{ProductId, SessionId},
     http::{
@@ -23,11 +27,12 @@ use crate::{
     },
 };
 
-/// Erases what is kept of the sessions that the query names.
+/// Erases all that is kept of the sessions that the query names.
 ///
 /// # Errors
 ///
-/// 400 and 404; 503 when the store cannot be written, which must be repeated.
+/// 400 and 404; 503 if the store cannot be written. Memory is erased then, the store is not, and
+/// the client has to repeat the request.
 pub(in crate::http) async fn erase(
     State(admin): State<Arc<AdminState>>,
     path: Result<Path<String>, PathRejection>,
@@ -42,23 +47,25 @@ pub(in crate::http) async fn erase(
     let product = product.ok_or_else(|| Problem::not_found("no such product"))?;
     let count = sessions.len();
     let erased = erase_all(&admin, &product, sessions).await;
-    // Whose events is nobody's business any more.
+    // The log line counts the sessions and does not name them: their names are erased data as well.
     match &erased {
         Ok(events) => {
-            tracing::info!(product = %product.feed.id, sessions = count, events, "erased on request");
+            let product = &product.feed.id;
+            tracing::info!(%product, sessions = count, events, "erased on request");
         }
         Err(_) => {
-            tracing::warn!(product = %product.feed.id, sessions = count, "erased in memory, but not in the store");
+            let product = &product.feed.id;
+            tracing::warn!(%product, sessions = count, "erased in memory, but not in the store");
         }
     }
     erased.map(|erased| Json(serde_json::json!({ "erased": erased })))
 }
 
-/// The sessions in a query.
+/// Returns the sessions in a query.
 ///
 /// # Errors
 ///
-/// 400 when there is none, when one cannot be a session's name, and when there are too many.
+/// 400 for no session, for a name that no session can have, and for too many.
 fn parse_sessions(query: &str) -> Result<BTreeSet<SessionId>, Problem> {
     let values = form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "session_id");
     let sessions: Result<BTreeSet<_>, _> =
@@ -71,11 +78,13 @@ fn parse_sessions(query: &str) -> Result<BTreeSet<SessionId>, Problem> {
     }
 }
 
-/// Erases sessions in memory, of webhooks and in the store, and returns how many events there were,
-/// each counted once.
+/// Erases sessions in memory, from webhooks and from the store, and returns the number of their
+/// events, each counted once.
 ///
-/// A client that leaves before it is answered may leave some of it undone. It has no 200, so it has
-/// to ask again.
+/// # Cancel safety
+///
+/// A client that disconnects before its answer may leave a part undone. It has no 200, so it has to
+/// repeat the request; erasing twice changes nothing.
 async fn erase_all(
     admin: &AdminState,
     product: &Product,
@@ -83,22 +92,25 @@ async fn erase_all(
 ) -> Result<u64, Problem> {
     let mut erased: u64 = sessions.iter().map(|session| product.feed.log.erase(session)).sum();
     product.ws_messages.clear();
+    // All excerpts of the product: a rejected frame has no session that could be trusted.
     admin.rejected.erase(&product.feed.id);
     erase_from_webhooks(admin, product, &sessions).await;
     let store = admin.webhooks.store();
+    // All commands are queued before the first is awaited: the writer need not wait for this task
+    // between them.
     let erasures: Vec<_> = sessions
         .iter()
         .map(|session| store.erase(product.feed.id.clone(), session.clone()))
         .collect();
     for erasure in erasures {
         erased += erasure.await.map_err(|_| {
-            let detail =
-                "erased in memory, but the store cannot be written now: repeat this until it is answered by 200";
+            let detail = "erased in memory, but the store cannot be written now: \
+                repeat this until it is answered by 200";
             Problem::retry_later(StatusCode::SERVICE_UNAVAILABLE, detail, STORE_RETRY_AFTER)
         })?;
     }
-    // What was on its way to subscribers, and what webhooks have read from the store, in the
-    // meantime.
+    // Again: meanwhile a subscriber may have had a message encoded from an entry that it held, and
+    // a webhook may have read owed events from the store.
     product.ws_messages.clear();
     erase_from_webhooks(admin, product, &sessions).await;
     Ok(erased)
@@ -114,5 +126,5 @@ async fn erase_from_webhooks(
     }
 }
 
-/// Each is a transaction of its own.
+/// Bound on one request, because each session is a transaction of its own in the store.
 const MAX_ERASED_SESSIONS: usize = 1000;

@@ -14,7 +14,7 @@ use axum::{
 };
 use hyper::{HeaderMap, StatusCode};
 
-use super::AdminState;
+use super::state::AdminState;
 use crate::{
     auth::{ADMIN_KEY_NAME, CredentialHolder},
     event::ProductId,
@@ -28,11 +28,11 @@ use crate::{
     net::Connection,
 };
 
-/// Lets an operator look on.
+/// Opens the event stream of one operator.
 ///
 /// # Errors
 ///
-/// 404, 406, 400 in this order; 503 when too many look on, and while the relay is leaving.
+/// 404, 406, 400 in this order; 503 with [`MAX_OPERATOR_TAILS`] open, and during graceful shutdown.
 pub(in crate::http) async fn tail(
     State(admin): State<Arc<AdminState>>,
     Extension(connection): Extension<Connection>,
@@ -58,11 +58,11 @@ pub(in crate::http) async fn tail(
         proof: admin.key.proof(),
         max_age: None,
         expiry: None,
-        shards: None, // they are on the other runtime
+        shards: None, // the socket belongs to the admin runtime, shards to others
         is_operator_tail: true,
     };
     sse::open_stream(&admin.relay, &source, &product, request, &connection, &headers)
 }
 
-/// Those who may look on at one time: some consoles.
+/// Operator streams at one time: some consoles and terminals.
 pub(crate) const MAX_OPERATOR_TAILS: usize = 64;

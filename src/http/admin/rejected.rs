@@ -11,10 +11,10 @@ use axum::{
 };
 use serde::Serialize;
 
-use super::{AdminState, rfc3339};
+use super::state::{AdminState, rfc3339};
 use crate::rejected::RejectedFrame;
 
-/// All that are kept, newest first.
+/// Answers with all frames that are kept, newest first.
 pub(in crate::http) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
     let frames = admin.rejected.list();
     Json(RejectedListView {
@@ -28,8 +28,8 @@ struct RejectedListView<'a> {
     rejected: Vec<RejectedView<'a>>,
 }
 
-/// A frame in an answer. `bytes` and `excerpt` are null for one that was too large: it was skipped
-/// while it came.
+/// Frame in an answer. `bytes` and `excerpt` are null for a frame over the size limit, which was
+/// skipped while it arrived.
 #[derive(Serialize)]
 struct RejectedView<'a> {
     product_id: &'a str,
@@ -68,8 +68,13 @@ mod tests {
             frame["at"].as_str().is_some_and(|at| at.starts_with("20") && at.ends_with('Z')),
             "{frame}"
         );
-        let expected = serde_json::json!({ "product_id": "p", "reason": "not_an_object", "at": frame["at"], "bytes": 5,
-            "excerpt": "[\"\u{fffd}\"]" });
+        let expected = serde_json::json!({
+            "product_id": "p",
+            "reason": "not_an_object",
+            "at": frame["at"],
+            "bytes": 5,
+            "excerpt": "[\"\u{fffd}\"]",
+        });
         assert_eq!(frame, expected);
         let other = RejectedFrames::default();
         other.record(&product, Rejection::TooLarge, None);

@@ -14,7 +14,7 @@ use axum::{
 use hyper::StatusCode;
 use serde::Serialize;
 
-use super::{AdminState, rfc3339};
+use super::state::{AdminState, rfc3339};
 use crate::{
     event::ProductId,
     http::{
@@ -24,17 +24,17 @@ use crate::{
     },
 };
 
-/// One page of the subscribers.
+/// Answers with one page of the subscribers.
 ///
 /// # Errors
 ///
-/// 400 for a limit or cursor that is none.
+/// 400 for a malformed limit or cursor.
 pub(in crate::http) async fn list(
     State(admin): State<Arc<AdminState>>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<SubscriberPageView>, Problem> {
     let (after, limit) = parse_page_query(&query.unwrap_or_default())?;
-    // One more than asked for tells whether there is a next page.
+    // One more than asked for shows whether there is a next page.
     let mut found = admin.relay.subscribers.list(after, limit + 1);
     let has_more = found.len() > limit;
     found.truncate(limit);
@@ -46,11 +46,12 @@ pub(in crate::http) async fn list(
     Ok(Json(SubscriberPageView { subscribers: found.iter().map(view).collect(), next }))
 }
 
-/// Sends one away. It gets what it has coming up to this moment, and may come back.
+/// Disconnects one subscriber, which may come back. Over SSE it first gets what the log has for it
+/// at this moment.
 ///
 /// # Errors
 ///
-/// 404 when it is not connected.
+/// 404 if it is not connected.
 pub(in crate::http) async fn disconnect(
     State(admin): State<Arc<AdminState>>,
     path: Result<Path<String>, PathRejection>,
@@ -64,7 +65,8 @@ pub(in crate::http) async fn disconnect(
     }
 }
 
-/// The newest place of each product.
+/// Returns the newest position of each product's log. Read once a page, so that the log's lock is
+/// not taken for each subscriber.
 fn newest_positions(relay: &Relay) -> HashMap<ProductId, u64> {
     relay
         .products
@@ -73,7 +75,7 @@ fn newest_positions(relay: &Relay) -> HashMap<ProductId, u64> {
         .collect()
 }
 
-/// The number behind which a page begins, and how many may be on it.
+/// Returns the id after which a page begins, and the number of its subscribers.
 fn parse_page_query(query: &str) -> Result<(u64, usize), Problem> {
     let (mut after, mut limit) = (0, DEFAULT_SUBSCRIBERS_PER_PAGE);
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -102,7 +104,7 @@ fn parse_page_query(query: &str) -> Result<(u64, usize), Problem> {
     Ok((after, limit))
 }
 
-/// The answer of `/api/v1/subscribers`.
+/// Answer of `/api/v1/subscribers`.
 #[derive(Serialize)]
 pub(in crate::http) struct SubscriberPageView {
     subscribers: Vec<SubscriberView>,
@@ -139,5 +141,5 @@ impl SubscriberView {
 /// As many as a screen takes.
 const DEFAULT_SUBSCRIBERS_PER_PAGE: usize = 100;
 
-/// A page is in memory as a whole until it is sent.
+/// Bound on a page, which is in memory as a whole until it is sent.
 const MAX_SUBSCRIBERS_PER_PAGE: usize = 1000;

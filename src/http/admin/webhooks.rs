@@ -8,16 +8,17 @@
 use std::sync::Arc;
 
 use axum::{
-    Json, Router,
-    body::Bytes,
-    extract::{Path, State, rejection::BytesRejection, rejection::PathRejection},
+    Json,
+    extract::State,
     response::{IntoResponse, Response},
-    routing::{MethodRouter, get, post},
 };
 use hyper::{StatusCode, header::LOCATION};
 use serde::Serialize;
 
-use super::{AdminState, deliveries, rfc3339_from_unix};
+use super::{
+    extract::{RequestBody, WebhookIdPath, read_body, webhook_id},
+    state::{AdminState, find_webhook, rfc3339_from_unix},
+};
 use crate::{
     config::{WebhookConfig, WebhookJson},
     http::problem::Problem,
@@ -25,70 +26,13 @@ use crate::{
     webhook_delivery::Attempt,
 };
 
-/// The routes of webhooks.
-pub(in crate::http) fn routes() -> Router<Arc<AdminState>> {
-    Router::new()
-        .route("/api/v1/webhooks", with_allowed_methods(get(list).post(create), "GET, HEAD, POST"))
-        .route(
-            "/api/v1/webhooks/{id}",
-            with_allowed_methods(get(read).put(change).delete(remove), "GET, HEAD, PUT, DELETE"),
-        )
-        .route("/api/v1/webhooks/{id}/enable", with_allowed_methods(post(enable), "POST"))
-        .route("/api/v1/webhooks/{id}/disable", with_allowed_methods(post(disable), "POST"))
-        .route("/api/v1/webhooks/{id}/test", with_allowed_methods(post(test), "POST"))
-        .route("/api/v1/webhooks/{id}/deliveries", get(deliveries::list))
-        .route(
-            "/api/v1/webhooks/{id}/redeliver",
-            with_allowed_methods(post(deliveries::redeliver), "POST"),
-        )
-}
-
-/// A route that says which methods it knows.
-pub(in crate::http) fn with_allowed_methods(
-    route: MethodRouter<Arc<AdminState>>,
-    methods: &'static str,
-) -> MethodRouter<Arc<AdminState>> {
-    route.fallback(move || async move { Problem::method_not_allowed(methods) })
-}
-
-/// The segment of the path that names a webhook.
-pub(in crate::http) type WebhookIdPath = Result<Path<String>, PathRejection>;
-
-/// The body of a request.
-pub(in crate::http) type RequestBody = Result<Bytes, BytesRejection>;
-
-/// The id in the path.
-///
-/// # Errors
-///
-/// 404: no webhook has an id that is not UTF-8.
-pub(in crate::http) fn webhook_id(path: WebhookIdPath) -> Result<String, Problem> {
-    path.map(|Path(id)| id).map_err(|_| WebhookError::Unknown.into())
-}
-
-/// The body, whatever type it is said to have: as for `curl -d`, and web pages are kept out by
-/// other means.
-///
-/// # Errors
-///
-/// 413, and 400 when it breaks off.
-pub(in crate::http) fn read_body(request_body: RequestBody) -> Result<Bytes, Problem> {
-    request_body.map_err(|rejection| match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("the body is over {MAX_ADMIN_BODY_BYTES} bytes"),
-        ),
-        _ => Problem::bad_request("the body breaks off"),
-    })
-}
-
-async fn list(State(admin): State<Arc<AdminState>>) -> Response {
+pub(super) async fn list(State(admin): State<Arc<AdminState>>) -> Response {
     let views = admin.webhooks.list();
     let webhooks = views.iter().map(WebhookView::new).collect();
     Json(WebhookListView { webhooks }).into_response()
 }
 
-async fn create(
+pub(super) async fn create(
     State(admin): State<Arc<AdminState>>,
     request_body: RequestBody,
 ) -> Result<Response, Problem> {
@@ -99,14 +43,14 @@ async fn create(
     Ok((StatusCode::CREATED, [(LOCATION, location)], webhook_json(&view)).into_response())
 }
 
-async fn read(
+pub(super) async fn read(
     State(admin): State<Arc<AdminState>>,
     path: WebhookIdPath,
 ) -> Result<Response, Problem> {
     Ok(webhook_json(&find_webhook(&admin, &webhook_id(path)?)?))
 }
 
-async fn change(
+pub(super) async fn change(
     State(admin): State<Arc<AdminState>>,
     path: WebhookIdPath,
     request_body: RequestBody,
@@ -120,7 +64,7 @@ async fn change(
     Ok(webhook_json(&admin.webhooks.update(webhook).await?))
 }
 
-async fn remove(
+pub(super) async fn remove(
     State(admin): State<Arc<AdminState>>,
     path: WebhookIdPath,
 ) -> Result<StatusCode, Problem> {
@@ -128,38 +72,26 @@ async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn enable(
+pub(super) async fn enable(
     State(admin): State<Arc<AdminState>>,
     path: WebhookIdPath,
 ) -> Result<Response, Problem> {
     Ok(webhook_json(&admin.webhooks.enable(&webhook_id(path)?).await?))
 }
 
-async fn disable(
+pub(super) async fn disable(
     State(admin): State<Arc<AdminState>>,
     path: WebhookIdPath,
 ) -> Result<Response, Problem> {
     Ok(webhook_json(&admin.webhooks.disable(&webhook_id(path)?).await?))
 }
 
-async fn test(
+pub(super) async fn test(
     State(admin): State<Arc<AdminState>>,
     path: WebhookIdPath,
 ) -> Result<Response, Problem> {
     let attempt = admin.webhooks.test(&webhook_id(path)?).await?;
     Ok(Json(TestView::new(&attempt)).into_response())
-}
-
-/// One webhook.
-///
-/// # Errors
-///
-/// 404.
-pub(in crate::http) fn find_webhook(
-    admin: &AdminState,
-    id: &str,
-) -> Result<WebhookSummary, Problem> {
-    admin.webhooks.get(id).ok_or_else(|| WebhookError::Unknown.into())
 }
 
 fn webhook_json(view: &WebhookSummary) -> Response {
@@ -171,7 +103,8 @@ struct WebhookListView<'a> {
     webhooks: Vec<WebhookView<'a>>,
 }
 
-/// A webhook in an answer.
+/// Webhook in an answer. A client can send it back to change the webhook: its secret is masked, and
+/// the mask means the present one.
 #[derive(Serialize)]
 struct WebhookView<'a> {
     #[serde(flatten)]
@@ -188,9 +121,9 @@ impl<'a> WebhookView<'a> {
     }
 }
 
-/// A webhook in the status of the relay.
+/// Webhook in the status of the relay.
 #[derive(Serialize)]
-pub(in crate::http) struct WebhookStatusView<'a> {
+pub(super) struct WebhookStatusView<'a> {
     id: &'a str,
     product_id: &'a str,
     #[serde(flatten)]
@@ -198,14 +131,15 @@ pub(in crate::http) struct WebhookStatusView<'a> {
 }
 
 impl<'a> WebhookStatusView<'a> {
-    /// How this one stands.
-    pub(in crate::http) fn new(view: &'a WebhookSummary) -> Self {
+    /// Returns the view of one webhook.
+    pub(super) fn new(view: &'a WebhookSummary) -> Self {
         let WebhookConfig { id, product_id, .. } = &*view.webhook;
         Self { id, product_id: product_id.as_str(), facts: FactsView::new(&view.status) }
     }
 }
 
-/// `until` and `problem` are null while it is active, `oldest_pending_at` is while nothing is owed.
+/// State of a webhook. `until` and `problem` are null while it is active, and `oldest_pending_at`
+/// while nothing is owed.
 #[derive(Serialize)]
 struct FactsView<'a> {
     state: &'static str,
@@ -229,7 +163,7 @@ impl<'a> FactsView<'a> {
     }
 }
 
-/// How a sample was received.
+/// Response of a receiver to the sample event.
 #[derive(Serialize)]
 struct TestView<'a> {
     outcome: &'static str,
@@ -246,9 +180,6 @@ impl<'a> TestView<'a> {
     }
 }
 
-/// A thousand ids, or a webhook with as many sessions.
-pub(in crate::http) const MAX_ADMIN_BODY_BYTES: usize = 64 * 1024;
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -257,8 +188,14 @@ mod tests {
     use crate::webhook_delivery::{EndpointState, Outcome};
 
     fn view(facts: WebhookStatus) -> WebhookSummary {
-        let body = r#"{"id":"crm","product_id":"p","url":"http://h/","secret":"sesame","types":["actions"]}"#;
-        let webhook = WebhookConfig::from_json(body.as_bytes(), None).unwrap();
+        let body = json!({
+            "id": "crm",
+            "product_id": "p",
+            "url": "http://h/",
+            "secret": "sesame",
+            "types": ["actions"],
+        });
+        let webhook = WebhookConfig::from_json(body.to_string().as_bytes(), None).unwrap();
         WebhookSummary { webhook: Arc::new(webhook), source: WebhookSource::Api, status: facts }
     }
 
@@ -273,11 +210,13 @@ mod tests {
 
     #[test]
     fn a_webhook_is_shown_with_all_its_fields_and_without_its_secret() {
-        let expected = r#"{"id":"crm","product_id":"p","url":"http://h/","types":["actions"],"session_ids":[],"#
-            .to_owned()
-            + r#""timeout":"10s","max_retries":8,"initial_backoff":"2s","max_backoff":"5m","max_in_flight":16,"#
-            + r#""secret":"********","source":"api","state":"active","until":null,"problem":null,"pending":0,"#
-            + r#""oldest_pending_at":null,"dead":0}"#;
+        let expected = concat!(
+            r#"{"id":"crm","product_id":"p","url":"http://h/","types":["actions"],"#,
+            r#""session_ids":[],"timeout":"10s","max_retries":8,"initial_backoff":"2s","#,
+            r#""max_backoff":"5m","max_in_flight":16,"secret":"********","source":"api","#,
+            r#""state":"active","until":null,"problem":null,"pending":0,"#,
+            r#""oldest_pending_at":null,"dead":0}"#,
+        );
         assert_eq!(serde_json::to_string(&WebhookView::new(&view(IDLE_FACTS))).unwrap(), expected);
     }
 
@@ -296,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_tells_how_it_stands() {
+    fn the_status_has_the_state_of_each_webhook() {
         let facts = WebhookStatus {
             state: EndpointState::Open,
             until: Some(1_800_000_000_123),
@@ -305,13 +244,21 @@ mod tests {
             oldest_pending: Some(1_799_999_999_000),
             dead: 2,
         };
-        let expected = json!({ "id": "crm", "product_id": "p", "state": "open", "until": "2027-01-15T08:00:00.123Z",
-            "problem": "5 failures in a row", "pending": 7, "oldest_pending_at": "2027-01-15T07:59:59.000Z", "dead": 2 });
+        let expected = json!({
+            "id": "crm",
+            "product_id": "p",
+            "state": "open",
+            "until": "2027-01-15T08:00:00.123Z",
+            "problem": "5 failures in a row",
+            "pending": 7,
+            "oldest_pending_at": "2027-01-15T07:59:59.000Z",
+            "dead": 2,
+        });
         assert_eq!(serde_json::to_value(WebhookStatusView::new(&view(facts))).unwrap(), expected);
     }
 
     #[test]
-    fn a_test_tells_an_error_only_if_there_is_one() {
+    fn a_test_result_has_an_error_only_if_there_is_one() {
         let mut attempt = Attempt {
             at: 1,
             duration_ms: 12,

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::{
-    auth::ListenerKey,
+    auth::{CredentialProof, ListenerKey},
     config::{AllowAnonymous, Config, Environment},
+    metrics::Transport,
 };
 
 fn request(proof: Arc<CredentialProof>) -> AdmissionRequest {
@@ -35,13 +36,13 @@ fn a_subscriber_admitted_by_rules_that_have_gone_is_disconnected() {
     assert_eq!(early.disconnect_reason(), None);
     subscribers.set_access(&Arc::new(new.to_access()));
     assert_eq!(early.disconnect_reason(), Some(DisconnectReason::Revoked));
-    let late = subscribers.admit(request(old.proof())).unwrap(); // it was let in before
+    let late = subscribers.admit(request(old.proof())).unwrap(); // authorized by the old key
     assert_eq!(late.disconnect_reason(), Some(DisconnectReason::Revoked));
     assert_eq!(subscribers.admit(request(new.proof())).unwrap().disconnect_reason(), None);
 }
 
 #[test]
-fn a_limit_that_comes_later_counts_those_who_are_there_and_sends_nobody_away() {
+fn a_limit_that_comes_later_counts_existing_subscribers_and_disconnects_none_of_them() {
     let key = ListenerKey::new(None);
     let subscribers = subscribers(10, &Arc::new(key.to_access()));
     let admit = || {

@@ -17,17 +17,17 @@ use crate::{
     config::{AuthConfig, HostAndPort, Origin},
 };
 
-/// The places in which scoped tokens are looked for.
+/// Parts of a request where scoped tokens are accepted, beside the `Authorization` header.
 #[derive(Clone, Debug)]
 pub(crate) struct CredentialSources {
     cookie_name: Option<String>,
     allow_query_token: bool,
-    /// Origins whose pages may send the cookie along.
+    /// Origins whose pages may have the browser send the cookie.
     origins: Vec<Origin>,
 }
 
 impl CredentialSources {
-    /// The places of the configuration.
+    /// Returns the sources of the configuration.
     pub(crate) fn new(auth: &AuthConfig, origins: &[Origin]) -> Self {
         let jwt = auth.jwt.as_ref();
         Self {
@@ -37,12 +37,15 @@ impl CredentialSources {
         }
     }
 
-    /// Whether tokens may come in a cookie.
+    /// Returns true if a cookie may carry a token.
     pub(in crate::http) fn accepts_cookie(&self) -> bool {
         self.cookie_name.is_some()
     }
 
-    /// The credential that counts, if there is one.
+    /// Returns the credential that counts, if the request has one.
+    ///
+    /// A header of another scheme than `Bearer` is an empty credential, which no key matches, and
+    /// not a missing one: the client meant to authenticate.
     pub(in crate::http) fn credential<'a>(
         &self,
         query: &'a str,
@@ -58,7 +61,8 @@ impl CredentialSources {
         in_cookie().or_else(|| self.query_token(query).map(Credential::TokenOnly))
     }
 
-    /// The token in the cookie, if the page that has the browser send it is one of ours.
+    /// Returns the token in the cookie, unless a page of another site had the browser send it
+    /// (CSRF).
     fn cookie_token<'a>(&self, headers: &'a HeaderMap) -> Option<&'a [u8]> {
         let name = self.cookie_name.as_ref()?;
         let pairs = headers
@@ -67,16 +71,16 @@ impl CredentialSources {
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
         let values = pairs
             .filter_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="));
-        // A browser may send two of a name, of two paths or domains: the first is the more specific
-        // one (RFC 6265, 5.4).
+        // A browser may send two cookies of one name, for two paths or domains. The first one is
+        // the more specific (RFC 6265, section 5.4).
         let value = values.map(<[u8]>::trim_ascii).find(|value| !value.is_empty())?;
         let value =
             value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
         self.is_from_trusted_page(headers).then_some(value)
     }
 
-    /// The token in the query. Where none is allowed, it is a bad one: who sends it must not be
-    /// taken for nobody.
+    /// Returns the token in the query. Where the configuration allows none, it counts as a bad
+    /// token: its sender must not be treated as anonymous.
     fn query_token<'a>(&self, query: &'a str) -> Option<Cow<'a, [u8]>> {
         let (_, token) =
             form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "access_token")?;
@@ -89,12 +93,14 @@ impl CredentialSources {
         })
     }
 
-    /// Whether a page of the own host or of a listed origin asks, or no page at all. A browser
-    /// sends cookies for any page.
+    /// Returns true if the request comes from a page of the own host or of a listed origin, or from
+    /// no page. A browser sends cookies along with the requests of any page.
     fn is_from_trusted_page(&self, headers: &HeaderMap) -> bool {
         let mut origins = headers.get_all(ORIGIN).iter().peekable();
         if origins.peek().is_none() {
             let mut sites = headers.get_all("sec-fetch-site").iter();
+            // Browsers send no `Origin` with a same-origin GET, but say so in `Sec-Fetch-Site`;
+            // other clients send neither.
             return sites
                 .all(|site| [b"none".as_slice(), b"same-origin"].contains(&site.as_bytes()));
         }
@@ -105,12 +111,13 @@ impl CredentialSources {
     }
 }
 
-/// Whether the list has this origin.
+/// Returns true if the list has this origin. Hosts and schemes are case-insensitive.
 pub(in crate::http) fn lists_origin(origins: &[Origin], origin: &str) -> bool {
     origins.iter().any(|listed| listed.as_str().eq_ignore_ascii_case(origin))
 }
 
-/// Whether a page of this origin was served by this host and port.
+/// Returns true if a page of this origin was served by this host and port. An origin without a port
+/// means its scheme's default.
 pub(in crate::http) fn origin_matches_host(origin: &str, host: &str) -> bool {
     let default_port = match origin.split_once("://") {
         Some(("http", _)) => 80,

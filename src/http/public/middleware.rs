@@ -25,17 +25,17 @@ use crate::{
     net::Connection,
 };
 
-/// The front of the public listener.
+/// Middleware of the public listener.
 #[derive(Debug)]
 pub(in crate::http) struct PublicMiddleware {
-    /// None where a credential is demanded.
+    /// Guard against web pages of other sites; `None` where a credential is demanded.
     pub(in crate::http) guard: Option<HostGuard>,
-    /// Where those who are turned away are counted.
+    /// Counters of refused connections.
     pub(in crate::http) metrics: Arc<Metrics>,
 }
 
 impl PublicMiddleware {
-    /// Lets a request through, if it may, and sees to its answer.
+    /// Passes a request on if it may go on, and completes the headers of its answer.
     pub(in crate::http) async fn handle(
         State(middleware): State<Arc<Self>>,
         mut request: Request,
@@ -58,6 +58,8 @@ impl PublicMiddleware {
         {
             return Some(problem.into_response());
         }
+        // A connection beyond the limit is served one request, because only an answer can say that
+        // the relay is full; the accept loop closes connections that are further beyond.
         let is_over_limit = request
             .extensions()
             .get::<Connection>()
@@ -67,18 +69,22 @@ impl PublicMiddleware {
 
     fn shed(&self, request: &Request) -> Response {
         self.metrics.shed(ShedReason::MaxConnections).inc();
+        // By the path alone: no route has matched yet. A browser's `EventSource` gives up for good
+        // on a status other than 200, so `sse::shed` answers it with an empty stream.
         let answer = match request.uri().path().starts_with("/stream/") {
             true => sse::shed(ShedReason::MaxConnections, request.headers()),
             false => Err(ShedReason::MaxConnections.into()),
         };
         let mut response = answer.into_response();
+        // Ends the connection with this answer, so that its reserve is free for the next. Over
+        // HTTP/2 hyper drops the field; such a connection ends by `net`'s own deadlines.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         response
     }
 }
 
-/// HTTP/2 has the authority in place of `Host` (RFC 9113, section 8.3.1); what is behind this looks
-/// at one of them only.
+/// Copies the authority of an HTTP/2 request into `Host` (RFC 9113, section 8.3.1), so that later
+/// code looks at one of them only.
 fn set_host_from_authority(request: &mut Request) {
     let authority = request
         .uri()
@@ -89,13 +95,13 @@ fn set_host_from_authority(request: &mut Request) {
     }
 }
 
-/// Nothing that is answered is to be taken for something else than it says, such as a payload for a
-/// page.
+/// Forbids browsers to guess another content type than the answer states: a payload must not be
+/// taken for a page or a script.
 fn set_nosniff(response: &mut Response) {
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
-/// The same, of what has no other front.
+/// Sets the same header on answers that do not pass [`PublicMiddleware`].
 pub(in crate::http) async fn with_nosniff(mut response: Response) -> Response {
     set_nosniff(&mut response);
     response

@@ -5,7 +5,7 @@
 //! readers do not.
 //!
 //! ```text
-//! credential ─► announced length ─► body, a quota for each piece ─► envelope ─► log ─► 202 after the commit
+//! credential ─► announced length ─► body, quota by piece ─► envelope ─► log ─► 202 after commit
 //! ```
 //!
 //! Quota is taken for bytes that have arrived, not for bytes that are announced: a client that
@@ -34,17 +34,22 @@ use crate::{
     event::Draft,
     http::{
         Product, Relay,
-        memory_quota::{MemoryQuota, QuotaPermit},
+        memory_quota::{BODY_QUOTA_UNIT_BYTES, QuotaPermit},
         problem::Problem,
     },
     net::Connection,
 };
 
-/// Takes one event from a publisher.
+/// Appends one published event to the log.
 ///
 /// # Errors
 ///
-/// 401, 403, 404, 413, 503, 408, 400, in about this order.
+/// 401, 403, 404, 413, 503, 408, 400, in about this order. The event is in no log then.
+///
+/// # Cancel safety
+///
+/// hyper drops this future when the client disconnects. Before the append nothing has happened;
+/// after it the event is published all the same, and only the answer is lost.
 pub(crate) async fn publish(
     State(relay): State<Arc<Relay>>,
     Extension(connection): Extension<Connection>,
@@ -60,27 +65,28 @@ pub(crate) async fn publish(
     }
     relay.ensure_not_draining()?;
     let max_bytes = product.max_publish_bytes;
+    // A `Content-Length` over the limit is refused before a byte of the body is read.
     if body.size_hint().lower() > max_bytes as u64 {
         return Err(too_large(max_bytes));
     }
     let mut permit =
-        relay.body_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
+        relay.body_quota.permit_for(relay.client_address(connection.peer.ip(), &headers));
     let draft = parse_draft(&product, &grant, read_body(body, max_bytes, &mut permit).await?)?;
-    // The body may have taken its time: its publisher may not publish any more, the product be
-    // gone, webhooks have left.
+    // Receiving the body may take up to 30 s. Meanwhile the publisher's key may have been revoked,
+    // the product removed, or graceful shutdown have begun, after which webhooks deliver no more.
     relay.ensure_still_granted(&grant, &product.feed.id, Permission::Publish)?;
     relay.ensure_still_served(&product.feed)?;
     relay.ensure_not_draining()?;
-    // From here to the log nothing waits: a client that is gone by now has published all the same.
+    // No await between the checks above and the append: a request is either refused or published.
     let appended = product.feed.log.publish(draft).map_err(|_| numbered_elsewhere(&product))?;
-    drop(permit); // from here on it counts in the log
+    drop(permit); // from here on the event counts in the log's own bounds
     product.published_events.inc();
     let durable = product.feed.log.wait_durable(appended.position).await;
     let answer = Json(serde_json::json!({ "id": appended.id.to_string(), "durable": durable }));
     Ok((StatusCode::ACCEPTED, [(CACHE_CONTROL, "no-store")], answer).into_response())
 }
 
-/// What the body says, if its publisher may say it.
+/// Parses the body into a draft, and checks that the grant covers its session and type.
 ///
 /// # Errors
 ///
@@ -90,7 +96,8 @@ fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, P
         envelope::parse_published(body, &product.feed.id, Instant::now()).map_err(|rejection| {
             Problem::bad_request(format!("{}: {rejection}", rejection.as_str()))
         })?;
-    // With the product's name added, it would be more than a relay behind this one takes.
+    // Checked again: the envelope adds the product's name if it is missing, and a payload over the
+    // limit would be refused by a relay that follows this one.
     if draft.payload.len() > product.max_publish_bytes {
         return Err(too_large(product.max_publish_bytes));
     }
@@ -98,12 +105,11 @@ fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, P
     Ok(draft)
 }
 
-/// The whole body, and no byte beyond the limit.
+/// Reads the whole body, and no byte beyond the limit.
 ///
 /// # Errors
 ///
-/// 413; 408 when it does not come in time; 503 when there is no room for it; 400 when it breaks
-/// off.
+/// 413; 408 after [`PUBLISH_BODY_TIMEOUT`]; 503 without quota for it; 400 when it breaks off.
 async fn read_body(
     mut body: Body,
     max_bytes: usize,
@@ -117,6 +123,8 @@ async fn read_body(
             if bytes.len() + piece.len() > max_bytes {
                 return Err(too_large(max_bytes));
             }
+            // Before the bytes are kept. The frame itself is in memory already, within the bounds
+            // of the connection's buffers.
             permit.grow_to((bytes.len() + piece.len()) / BODY_QUOTA_UNIT_BYTES + 1).await?;
             bytes.extend_from_slice(&piece);
         }
@@ -131,34 +139,18 @@ fn too_large(max_bytes: usize) -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
 }
 
-/// An id of this log's would not be known to the others behind the same upstream.
+/// Returns the refusal of a relay whose ids come from its upstream: an id of its own would be
+/// unknown to other relays behind the same upstream, and clients move between them.
 fn numbered_elsewhere(product: &Product) -> Problem {
     Problem::forbidden(format!(
-        "this relay passes on what another one numbers: publish at {}",
+        "the ids of this relay come from its upstream: publish at {}",
         product.upstream
     ))
 }
 
-/// Room for the bodies that are being received.
-#[derive(Clone, Debug)]
-pub(crate) struct BodyQuota(MemoryQuota);
-
-impl Default for BodyQuota {
-    fn default() -> Self {
-        Self(MemoryQuota::new(BODY_QUOTA_UNITS, BODY_QUOTA_UNITS / 4))
-    }
-}
-
-/// Enough for the largest body over a bad mobile link, short against a client that sends it byte by
+/// Enough for the largest body over a bad mobile link; it ends a client that sends its body byte by
 /// byte.
 const PUBLISH_BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Room is given in pieces of this size.
-const BODY_QUOTA_UNIT_BYTES: usize = 1024;
-
-/// 64 MiB of bodies at one time: as much as one event can have, or tens of thousands of the usual
-/// size.
-const BODY_QUOTA_UNITS: u32 = 64 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -171,8 +163,9 @@ mod tests {
     use http_body::Frame;
 
     use super::*;
+    use crate::http::memory_quota::{BODY_QUOTA_UNITS, BodyQuota};
 
-    /// A body that sends a byte every ten seconds, for ever.
+    /// Body that sends a byte every ten seconds, without end.
     struct DrippingBody(Pin<Box<tokio::time::Sleep>>);
 
     impl http_body::Body for DrippingBody {
@@ -194,7 +187,7 @@ mod tests {
     }
 
     fn permit_for(bodies: &BodyQuota, last: u8) -> QuotaPermit {
-        bodies.0.permit_for([192, 0, 2, last].into())
+        bodies.permit_for([192, 0, 2, last].into())
     }
 
     #[tokio::test(start_paused = true)]

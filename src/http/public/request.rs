@@ -13,21 +13,23 @@ use crate::{
     http::problem::Problem,
 };
 
-/// The query of a subscription.
+/// Filter and start position of a subscription, as its client asks for them.
 #[derive(Debug, PartialEq)]
 pub(crate) struct SubscriptionRequest {
-    /// Which events.
+    /// Events that the client asks for.
     pub(crate) scope: Scope,
-    /// Where to begin.
+    /// Position that the client resumes from.
     pub(crate) start: StartPosition,
 }
 
 impl SubscriptionRequest {
-    /// Reads the query, and the `Last-Event-ID` header, which wins over it.
+    /// Reads the query, and the `Last-Event-ID` header, which wins over the query: a browser
+    /// repeats the URL with its old id at each reconnect and puts the new one into the header.
     ///
     /// # Errors
     ///
-    /// 400 for an empty or too long filter; never for an id.
+    /// 400 for a filter value that is empty or too long, and for too many values. A malformed id is
+    /// no error: it becomes [`StartPosition::Malformed`], and the stream starts with a gap.
     pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
         let (mut sessions, mut kinds) = (BTreeSet::new(), BTreeSet::new());
         let mut start = StartPosition::Now;
@@ -47,7 +49,7 @@ impl SubscriptionRequest {
                     kinds.insert(Kind::new(&value));
                 }
                 "last_event_id" => start = StartPosition::parse(value.as_bytes()),
-                _ => {} // EventSource wrappers add cache busters and the like
+                _ => {} // ignored: wrappers of EventSource add cache busters and the like
             }
         }
         if sessions.len() + kinds.len() > MAX_FILTER_VALUES {
@@ -55,6 +57,8 @@ impl SubscriptionRequest {
                 "at most {MAX_FILTER_VALUES} session_id and type values"
             )));
         }
+        // Empty means no id (WHATWG HTML, section 9.2.3: an empty id sends no header, but other
+        // clients send it empty).
         if let Some(id) = headers.get("last-event-id").filter(|id| !id.is_empty()) {
             start = StartPosition::parse(id.as_bytes());
         }
@@ -68,13 +72,13 @@ impl SubscriptionRequest {
     }
 }
 
-/// The limit that a list of values stands for; no value, no limit.
+/// Returns the limit that a list of values means: no value is no limit.
 pub(in crate::http) fn only_or_everything<T>(values: BTreeSet<T>) -> Only<T> {
     if values.is_empty() { Only::Everything } else { Only::These(values) }
 }
 
-/// Whether the client takes an event stream (RFC 9110, section 12.5.1: the most specific range
-/// decides).
+/// Returns true if `Accept` admits an event stream. The most specific range decides (RFC 9110,
+/// section 12.5.1), and without `Accept` every type is admitted.
 pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
     let mut best: Option<(usize, bool)> = None;
     let mut has_ranges = false;
@@ -99,7 +103,8 @@ pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
     best.map_or(!has_ranges, |(_, is_accepted)| is_accepted)
 }
 
-/// `q=0`, `q=0.0`, `q=0.00` or `q=0.000`.
+/// Returns true for `q=0`, `q=0.0`, `q=0.00` and `q=0.000`, which exclude a range (RFC 9110,
+/// section 12.4.2).
 fn zero_quality(parameter: &[u8]) -> bool {
     let Some(value) = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="))
     else {
@@ -109,10 +114,10 @@ fn zero_quality(parameter: &[u8]) -> bool {
     text.trim().parse::<f32>().is_ok_and(|quality| quality == 0.0)
 }
 
-/// The ranges that include an event stream, the most specific last.
+/// Ranges that include an event stream, the most specific last: the index is the specificity.
 const MEDIA_RANGES: [&[u8]; 3] = [b"*/*", b"text/*", b"text/event-stream"];
 
-/// A subscription's filter is walked at every wake-up.
+/// Bound on the values of one filter, because each wake-up of the subscription walks them.
 pub(crate) const MAX_FILTER_VALUES: usize = 1000;
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
-// Asking the relay. The admin key lives in this module's memory and nowhere else: a reload forgets it.
+// Requests to the relay. The admin key is in this module's memory and in no storage: a reload forgets it.
 
 import { byId, announce, learnTime, say, show } from './page.js'
 
 let key = ''
 let isAsking = null
 
-// Why a request has no answer that could be used; the status is 0 where there was no answer at all.
+// Reason for which a request has no usable answer. The status is 0 if there was no answer at all.
 export class Refusal extends Error {
   constructor(status, text) {
     super(text)
@@ -15,7 +15,7 @@ export class Refusal extends Error {
 
 const headers = () => (key ? { 'X-Admin-Key': key } : {})
 
-// What the problem of an answer says, fields included.
+// Returns the text of a problem (RFC 9457), with its errors by field.
 const problem = async (answer) => {
   try {
     const { title, detail, errors } = await answer.json()
@@ -26,33 +26,34 @@ const problem = async (answer) => {
   }
 }
 
-const reach = async (path, { patience, signal, ...init }) => {
-  const limits = [signal, patience && AbortSignal.timeout(patience)].filter(Boolean)
+const send = async (path, { timeout, signal, ...init }) => {
+  const limits = [signal, timeout && AbortSignal.timeout(timeout)].filter(Boolean)
   try {
     const more = { cache: 'no-store', headers: { ...init.headers, ...headers() }, signal: AbortSignal.any(limits) }
     return await fetch(path, { ...init, ...more })
   } catch (error) {
-    throw new Refusal(0, error.name === 'TimeoutError' ? `no answer within ${patience / 1000} s` : 'it cannot be reached')
+    throw new Refusal(0, error.name === 'TimeoutError' ? `no answer within ${timeout / 1000} s` : 'it cannot be reached')
   }
 }
 
-// The answer to a request, once the relay takes the key: if it does not, the operator is asked for another.
+// Returns the answer to a request, once the relay accepts the key. On a 401 the operator is asked for another key.
 export const ask = async (path, init = {}) => {
   for (;;) {
     const offered = key
-    const answer = await reach(path, init)
+    const answer = await send(path, init)
     if (answer.ok) {
       learnTime(answer.headers.get('date'))
       return answer
     }
     if (answer.status !== 401) throw new Refusal(answer.status, await problem(answer))
+    // A key that has changed meanwhile is tried first: another request has asked for it.
     if (offered === key) await askForKey(offered)
   }
 }
 
-// In milliseconds. What is sent may wait for a receiver of webhooks.
-const READING = { patience: 10000 }
-const SENDING = { method: 'POST', patience: 60000 }
+// Time-outs in milliseconds. A POST may wait for a webhook's receiver.
+const READING = { timeout: 10000 }
+const SENDING = { method: 'POST', timeout: 60000 }
 export const get = async (path) => (await ask(path, READING)).json()
 export const text = async (path) => (await ask(path, READING)).text()
 export const post = async (path, body) => {
@@ -61,7 +62,7 @@ export const post = async (path, body) => {
   return answer.json()
 }
 
-// Whoever asks meanwhile waits for the same key.
+// Asks the operator for the key. Requests that need it meanwhile wait for the same promise.
 const askForKey = (offered) => {
   const dialog = byId('key-dialog')
   const wrong = byId('key-wrong')
@@ -77,9 +78,9 @@ const askForKey = (offered) => {
     byId('key-form').onsubmit = (submission) => {
       submission.preventDefault()
       const field = byId('key')
-      // What no header can carry is not a key.
+      // A header field can carry no other characters.
       if (!/^[\x21-\x7e]+$/.test(field.value)) {
-        say(wrong, 'A key has no white space, and no letters beyond ASCII.')
+        say(wrong, 'A key consists of visible ASCII characters, without white space.')
         return show(wrong, true)
       }
       key = field.value
@@ -94,8 +95,8 @@ const askForKey = (offered) => {
 }
 
 export const prepare = () => {
-  // Without a key there is nothing behind the dialog.
+  // Escape must not close the dialog: without a key the page has nothing to show.
   byId('key-dialog').addEventListener('cancel', (event) => event.preventDefault())
-  // The key, and all that was read with it.
+  // A reload forgets the key, and all data that was read with it.
   byId('forget').addEventListener('click', () => location.reload())
 }

@@ -1,9 +1,9 @@
-// Lines over the last minutes as SVG, with a sentence and a table that say the same.
+// Line charts of the last minutes as SVG, each with a sentence and a table of the same values.
 
 import { byId, numeral, row, say } from './page.js'
 
-const MINUTES = [1, 2, 5, 10] // what the time axis may span: the least that has room for every point
-const LONGEST = MINUTES.at(-1) * 60000
+const MINUTES = [1, 2, 5, 10] // spans of the time axis: the smallest one that shows every point is taken
+const MAX_AGE = MINUTES.at(-1) * 60000
 const HEIGHT = 168
 const EDGE = { left: 44, right: 8, top: 12, bottom: 26 }
 const svg = (name, attributes, text = '') => {
@@ -13,7 +13,7 @@ const svg = (name, attributes, text = '') => {
   return element
 }
 
-// Scales: which values have a line of their own, and how far up a value stands, from 0 to 1.
+// Scales. A scale returns the values of the grid lines, and the height of a value from 0 to 1.
 export const linear = (least) => (known) => {
   const most = Math.max(least, ...known)
   const power = 10 ** Math.floor(Math.log10(most))
@@ -21,7 +21,7 @@ export const linear = (least) => (known) => {
   return { levels: [0, top / 2, top], height: (value) => value / top }
 }
 
-// For values that differ by magnitudes: a line for each power of ten.
+// Logarithmic, for values that differ by orders of magnitude: a grid line for each power of ten.
 export const decades = (least, most) => (known) => {
   const low = Math.floor(Math.log10(Math.max(1e-4, Math.min(least, ...known))))
   const high = Math.ceil(Math.log10(Math.max(most, ...known)))
@@ -34,7 +34,7 @@ const before = (minutes) => {
   return minutes < 1 ? `−${minutes * 60} s` : `−${minutes} min`
 }
 
-// `lines` names them in the order of the values; `tell` makes the sentence of the points.
+// `lines` names the lines in the order of the values; `tell` returns the sentence for the points.
 export class Chart {
   constructor(id, { scale, lines, tell, write }) {
     Object.assign(this, { scale, lines, tell, write, points: [] })
@@ -46,10 +46,10 @@ export class Chart {
     this.table.addEventListener('toggle', () => this.fillTable())
   }
 
-  // One value a line, null where there is none.
+  // Adds a point: one value per line, null for a missing one.
   add(at, values) {
     this.points.push({ at, values })
-    const first = this.points.findIndex((point) => point.at > at - LONGEST)
+    const first = this.points.findIndex((point) => point.at > at - MAX_AGE)
     this.points.splice(0, first)
     this.draw(at)
     say(this.figure.querySelector('.sentence'), this.tell(this.points))
@@ -74,10 +74,10 @@ export class Chart {
     this.canvas.replaceChildren(...ladder, ...times, ...this.lines.flatMap((_, line) => this.curve(line, x, y)))
   }
 
-  // The line, a dot at its end and for values that stand alone, and for the first line the ground beneath it.
+  // Returns the line, a dot at its end and at each isolated value, and for the first line the area beneath it.
   curve(line, x, y) {
     const parts = this.runs(line).map((run) => run.map(({ at, value }) => [x(at).toFixed(1), y(value).toFixed(1)]))
-    const through = (run) => `M${run.map((place) => place.join(' ')).join('L')}`
+    const through = (run) => `M${run.map((point) => point.join(' ')).join('L')}`
     const under = (run) => `${through(run)}V${HEIGHT - EDGE.bottom}H${run[0][0]}Z`
     const ground = line === 0 ? [svg('path', { d: parts.map(under).join(''), class: 'ground' })] : []
     const dots = parts.filter((run, index) => run.length === 1 || index === parts.length - 1)
@@ -85,7 +85,7 @@ export class Chart {
     return [...ground, svg('path', { d: parts.map(through).join(''), class: `line-${line}` }), ...circles]
   }
 
-  // The points of a line, apart where a value is missing.
+  // Returns the points of a line, split where a value is missing.
   runs(line) {
     const runs = [[]]
     for (const { at, values } of this.points) {
@@ -95,7 +95,7 @@ export class Chart {
     return runs.filter((run) => run.length)
   }
 
-  // By minutes, and only while somebody looks at it.
+  // Fills the table, one row per minute, and only while it is open.
   fillTable() {
     if (!this.table.open) return
     const minutes = new Map()

@@ -1,4 +1,4 @@
-// The console: reads the relay every other second and shows what it says. The parts are in files of their own.
+// The console: reads the relay's state every two seconds and shows it. Each part of the page has a file of its own.
 
 import * as api from './api.js'
 import { announce, byId, chip, say, show } from './page.js'
@@ -10,7 +10,7 @@ import * as webhooks from './webhooks.js'
 
 const PACE = 2000 // milliseconds between two readings
 
-// Each is read and drawn on its own: one that fails takes none of the others with it.
+// Each part is read and drawn separately, so a part that fails does not affect the others.
 const parts = [
   { id: 'status', read: () => api.get('/api/v1/status'), draw: (answer) => tail.offer(status.draw(answer)) },
   { id: 'rates', read: () => api.text('/metrics'), draw: rates.draw },
@@ -24,12 +24,12 @@ const run = async () => {
     const isLost = failures.every((failure) => failure !== null)
     if (isLost) lost(failures[0])
     else reached()
-    parts.forEach((part, index) => tell(part, isLost ? null : failures[index]))
+    parts.forEach((part, index) => showFailure(part, isLost ? null : failures[index]))
     await new Promise((resolve) => setTimeout(resolve, isLost ? PACE / 2 : PACE))
   }
 }
 
-// Why this part could not be brought up to date; null if it could.
+// Returns the reason for which this part could not be updated, or null.
 const refresh = async ({ read, draw }) => {
   try {
     draw(await read())
@@ -41,16 +41,16 @@ const refresh = async ({ read, draw }) => {
 
 const clock = () => new Date().toLocaleTimeString('en-GB')
 
-// What a part shows is old, and why: in the part itself.
-const tell = (part, failure) => {
+// Shows in the part itself that its data is old, and why.
+const showFailure = (part, failure) => {
   part.since = failure ? (part.since ?? clock()) : null
   const line = byId(`${part.id}-problem`)
-  if (failure) say(line, `Not brought up to date since ${part.since}: ${failure.message}.`)
+  if (failure) say(line, `Not updated since ${part.since}: ${failure.message}.`)
   if (failure && line.hidden) announce(line.textContent)
   show(line, Boolean(failure))
 }
 
-// Whether the relay answers, in words that do not change with every attempt.
+// Shows whether the relay answers. The text stays the same from attempt to attempt, so that a screen reader does not repeat it.
 let lostAt = null
 const reached = () => {
   if (lostAt) announce('The relay answers again.')

@@ -1,11 +1,11 @@
-// Rates and quantiles out of /metrics: counters only grow, so what counts is the difference between two readings.
+// Rates and quantiles from /metrics. Counters only grow, so each value is the difference between two readings.
 
 const SAMPLE = /^(\w+)(?:\{(.*)\})? (\S+)$/
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g
 const RECEIVED = ['autoplay_relay_upstream_events_total', 'autoplay_relay_published_events_total']
 const LAG = 'autoplay_relay_delivery_lag_seconds_bucket'
 
-// What the console needs of one reading.
+// Returns the samples of one reading that the console needs.
 export const read = (text) => {
   const reading = { at: performance.now(), received: new Map(), lag: new Map() }
   for (const line of text.split('\n')) {
@@ -23,14 +23,14 @@ export const read = (text) => {
 const add = (map, key, value) => map.set(key, (map.get(key) ?? 0) + value)
 const sum = (map) => [...map.values()].reduce((one, other) => one + other, 0)
 
-// Events a second between two readings, of one product or of all; null where a restart lies between.
+// Returns events per second between two readings, of one product or of all; null if the relay restarted in between.
 export const perSecond = (from, to, product) => {
   const total = ({ received }) => (product === undefined ? sum(received) : (received.get(product) ?? 0))
   const more = total(to) - total(from)
   return more < 0 || to.at <= from.at ? null : (more * 1000) / (to.at - from.at)
 }
 
-// The lag in seconds that this share of the deliveries between two readings stayed below; null if there were none.
+// Returns the quantile of the delivery lag between two readings, in seconds, interpolated within its bucket; null without deliveries.
 export const quantile = (from, to, share) => {
   const bounds = [...to.lag.keys()].sort((one, other) => one - other)
   const counts = bounds.map((bound) => to.lag.get(bound) - (from.lag.get(bound) ?? 0))

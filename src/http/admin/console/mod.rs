@@ -14,9 +14,9 @@ use hyper::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
 };
 
-use super::AdminState;
+use super::state::AdminState;
 
-/// The routes of the page and its files.
+/// Returns the routes of the page and its files.
 pub(in crate::http) fn routes() -> Router<Arc<AdminState>> {
     CONSOLE_FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| {
         router.route(path, get(move || async move { (headers(kind), text).into_response() }))
@@ -29,18 +29,21 @@ fn headers(kind: &'static str) -> [(HeaderName, &'static str); 5] {
         (CONTENT_SECURITY_POLICY, CONSOLE_CSP),
         (REFERRER_POLICY, "no-referrer"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        // A page of one version and scripts of another would be a riddle.
+        // After an upgrade a cached page must not run with scripts of another version.
         (CACHE_CONTROL, "no-store"),
     ]
 }
 
-/// Payloads are written by strangers: whatever they hold, nothing in the page may run or load but
-/// its own files.
-const CONSOLE_CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+/// Payloads are written by strangers: the page may run and load its own files only, whatever a
+/// payload contains. `frame-ancestors 'none'` keeps other sites from framing it (clickjacking);
+/// `data:` is for the empty icon.
+const CONSOLE_CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
+    connect-src 'self'; img-src 'self' data:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
+/// Path, content type and text of each file. Plain files: no build step, nothing from elsewhere.
 const CONSOLE_FILES: [(&str, &str, &str); 13] = [
     ("/", "text/html; charset=utf-8", include_str!("index.html")),
     ("/console/console.css", "text/css; charset=utf-8", include_str!("console.css")),

@@ -1,8 +1,8 @@
-// What every part of the page builds with: elements, times, words. Strings become text, never markup.
+// Helpers that every part of the page builds with: elements, times, words. A string becomes text, never markup.
 
 export const byId = (id) => document.getElementById(id)
 
-// An element with properties and children; a property with a dash in its name, or `role`, is an attribute.
+// Returns an element with properties and children. A property with a dash in its name, or `role`, is an attribute.
 export const el = (name, properties = {}, ...children) => {
   const element = document.createElement(name)
   for (const [key, value] of Object.entries(properties)) {
@@ -13,7 +13,7 @@ export const el = (name, properties = {}, ...children) => {
   return element
 }
 
-// Only what differs is touched, so that neither a selection nor a screen reader loses its place.
+// Sets an element's text only if it differs, so that neither a selection nor a screen reader loses its position.
 export const say = (element, text) => {
   if (element.textContent !== text) element.textContent = text
 }
@@ -22,7 +22,8 @@ export const show = (element, isShown) => {
   element.hidden = !isShown
 }
 
-// Rows and cells say what they are: laid out as cards on a phone, they would otherwise lose it. `name` is the column's.
+// Rows and cells with roles: browsers drop the implied ones when CSS lays a table out as cards, as it does on a phone. `name` is the
+// name of the column.
 export const cell = (name, ...values) => el('td', { role: 'cell', 'data-name': name }, ...values)
 export const numeral = (name, value) => el('td', { role: 'cell', 'data-name': name, className: 'number' }, value)
 export const row = (head, ...cells) => el('tr', { role: 'row' }, el('th', { role: 'rowheader', scope: 'row' }, head), ...cells)
@@ -33,7 +34,8 @@ export const table = (caption, names, rows) => {
   return el('table', { role: 'table' }, el('caption', {}, caption), head, body)
 }
 
-// The relay's clock, as far as `Date` tells it: ages are its own, whatever the clock of the browser says.
+// Difference between the relay's clock, by the `Date` of its answers, and the browser's: ages are shown by the relay's. `Date` has whole
+// seconds, so differences of up to 2 s count as none.
 let skew = 0
 export const learnTime = (date) => {
   const difference = Date.parse(date) - Date.now()
@@ -48,13 +50,13 @@ const ago = (seconds) => {
   return seconds < 172800 ? `${Math.floor(seconds / 3600)} h ago` : `${Math.floor(seconds / 86400)} days ago`
 }
 
-// A time as its age, with the exact one beneath.
+// Returns a time as its age, with the exact time as its title.
 export const time = (text) => {
   if (!text) return document.createTextNode('–')
   return el('time', { dateTime: text, title: text }, ago((Date.now() + skew - Date.parse(text)) / 1000))
 }
 
-// A time as the clock has shown it, for what is not drawn anew.
+// Returns a time of day, for rows that are not drawn again and whose age would go stale.
 export const clock = (text) => {
   const at = new Date(text)
   const day = at.toDateString() === new Date().toDateString() ? '' : `${at.getDate()} ${at.toLocaleString('en', { month: 'short' })} `
@@ -71,19 +73,19 @@ export const size = (bytes) => {
   return bytes < 1e6 ? `${decimal(1).format(bytes / 1e3)} kB` : `${decimal(1).format(bytes / 1e6)} MB`
 }
 
-// A duration of the API, such as `0s` or `1200ms`, as it reads well.
+// Returns a duration of the API, such as `0s` or `1200ms`, as text for a reader.
 export const duration = (text) => {
   const [, number, unit] = /^(\d+)([a-z]+)$/.exec(text) ?? []
   if (unit === 'ms' && number >= 1000) return `${decimal(1).format(number / 1000)} s`
   return number ? `${number} ${unit}` : (text ?? '–')
 }
 
-// A state as word, shape and colour: none of them alone.
+// Returns a state as word, shape and colour together, so that colour alone never carries it.
 const SHAPES = { good: '●', busy: '◐', warn: '▲', bad: '■' }
 export const chip = (tone, word) =>
   el('span', { className: `chip ${tone}` }, el('span', { 'aria-hidden': 'true' }, SHAPES[tone]), ` ${word}`)
 
-// JSON with white space, and anything else as it is.
+// Returns JSON with white space, and any other text unchanged.
 export const pretty = (text) => {
   try {
     return JSON.stringify(JSON.parse(text), null, 2)
@@ -92,19 +94,19 @@ export const pretty = (text) => {
   }
 }
 
-// Tells a screen reader: the newest of what there is to tell, and not more often than somebody can listen to.
+// Announces a text to screen readers: the newest one only, and at most one in two seconds, so that each can be spoken.
 let due = null
-let told = 0
+let announcedAt = 0
 export const announce = (text) => {
   clearTimeout(due)
-  const wait = Math.max(50, told + 2000 - Date.now())
+  const wait = Math.max(50, announcedAt + 2000 - Date.now())
   due = setTimeout(() => {
-    told = Date.now()
+    announcedAt = Date.now()
     byId('announcer').textContent = text
   }, wait)
 }
 
-// Asks before something that cannot be taken back. The answer is whether to do it.
+// Asks before an action that cannot be undone. Resolves to true if the operator agrees.
 export const confirmed = (title, text, action) => {
   const dialog = byId('confirm')
   byId('confirm-title').textContent = title

@@ -1,14 +1,14 @@
-// How fast events come and how late they leave: two charts, and the rates that the other parts show.
+// Event rate and delivery lag: two charts, and the rates that the other parts show.
 
 import { Chart, decades, linear } from './charts.js'
 import { perSecond, quantile, read } from './metrics.js'
 import { rate } from './page.js'
 
-const SMOOTHED = 5 // readings, of which one comes every other second
+const SMOOTHED = 5 // readings, one every two seconds
 
 let readings = []
 
-// Takes another reading of /metrics.
+// Adds a reading of /metrics and draws the charts.
 export const draw = (text) => {
   const reading = read(text)
   const previous = readings.at(-1)
@@ -20,7 +20,7 @@ export const draw = (text) => {
   lag.add(at, [lagOf(0.5), lagOf(0.99)])
 }
 
-// Events a second at present, of one product or of all; null as long as it is not known.
+// Returns the present events per second, of one product or of all; null until two readings are there.
 export const now = (product) => (readings.length > 1 ? perSecond(readings[0], readings.at(-1), product) : null)
 
 const milliseconds = (seconds) => Number((seconds * 1000).toPrecision(2)).toString()
@@ -32,7 +32,7 @@ const events = new Chart('chart-events', {
   tell: (points) => {
     const known = points.map(({ values: [value] }) => value).filter((value) => value !== null)
     const latest = points.at(-1).values[0]
-    return known.length ? `Now ${rate(latest)} a second, at the most ${rate(Math.max(...known))}.` : ''
+    return known.length ? `Now ${rate(latest)} a second, at most ${rate(Math.max(...known))}.` : ''
   },
 })
 
@@ -42,7 +42,7 @@ const lag = new Chart('chart-lag', {
   write: milliseconds,
   tell: (points) => {
     const [half, most] = points.at(-1).values
-    if (half === null) return 'Nothing was delivered live in the last seconds: there is no lag to show.'
+    if (half === null) return 'No event was delivered live in the last seconds, so there is no lag to show.'
     return `Now half of the deliveries within ${milliseconds(half)} ms, 99 % within ${milliseconds(most)} ms.`
   },
 })

@@ -1,11 +1,11 @@
-// The last frames that could not be understood. A frame is a payload, too: what it held shows when it is asked for.
+// The latest rejected frames. A frame may contain personal data like a payload, so its text is in the page only while it is open.
 
 import { byId, cell, clock, el, numeral, row, show, size } from './page.js'
 
 let drawn = null
 
 export const draw = ({ rejected }) => {
-  // Drawn anew only if they have changed: one that is open stays so.
+  // Drawn again only after a change, so that an open frame stays open.
   const key = JSON.stringify(rejected.map(({ at, product_id: product }) => [at, product]))
   if (key === drawn) return
   drawn = key

@@ -1,4 +1,4 @@
-// What `/api/v1/status` says: the tiles, the upstreams, the subscribers, the store.
+// Shows `/api/v1/status`: the tiles, the upstreams, the subscribers, the store.
 
 import { now } from './rates.js'
 import { announce, byId, cell, chip, count, duration, el, numeral, rate, row, say, show, time } from './page.js'
@@ -10,7 +10,7 @@ const STATES = {
   refused: ['bad', 'Refused'],
 }
 
-// Returns the products there are.
+// Draws the status, and returns the ids of all products.
 export const draw = (status) => {
   const products = [...new Set([...Object.keys(status.log), ...status.upstreams.map((one) => one.product_id)])].sort()
   byId('about').replaceChildren(`Version ${status.version}, started `, time(status.started_at))
@@ -18,10 +18,10 @@ export const draw = (status) => {
   show(byId('upstreams-empty'), status.upstreams.length === 0)
   show(byId('upstreams-table'), status.upstreams.length > 0)
   byId('upstreams').replaceChildren(...status.upstreams.map(upstream))
-  byId('subscribers').replaceChildren(...products.map((product) => audience(product, status.subscribers[product])))
+  byId('subscribers').replaceChildren(...products.map((product) => subscribersOf(product, status.subscribers[product])))
   show(byId('subscribers-empty'), Object.keys(status.subscribers).length === 0)
   store(status)
-  tell(status.upstreams)
+  announceChanges(status.upstreams)
   return products
 }
 
@@ -53,22 +53,22 @@ const upstream = (one) => {
   )
 }
 
-const audience = (product, { sse = 0, ws = 0 } = {}) =>
+const subscribersOf = (product, { sse = 0, ws = 0 } = {}) =>
   row(product, numeral('SSE', count(sse)), numeral('WebSocket', count(ws)), numeral('All', count(sse + ws)))
 
-// What changed is told once; what stays is not repeated.
-let told = null
-const tell = (upstreams) => {
+// Announces each change of an upstream's state once.
+let announced = null
+const announceChanges = (upstreams) => {
   const states = new Map(upstreams.map(({ product_id: product, state }) => [product, STATES[state]?.[1] ?? state]))
-  const changed = [...states].filter(([product, word]) => told && told.get(product) !== word)
+  const changed = [...states].filter(([product, word]) => announced && announced.get(product) !== word)
   if (changed.length) announce(`Upstream ${changed.map(([product, word]) => `${product}: ${word}`).join('; ')}`)
-  told = states
+  announced = states
 }
 
 const store = ({ store }) => {
   const isDegraded = store?.degraded ?? false
   show(byId('store'), isDegraded || (store?.recovering ?? false))
   say(byId('store'), isDegraded
-    ? '▲ The store keeps less than it promises: look at the disk of log.data_dir and at the relay’s log.'
-    : '◐ The store is being checked; older events show when that is done.')
+    ? '▲ The store is degraded and keeps less than configured: check the disk of log.data_dir and the relay’s log.'
+    : '◐ The store is being checked; older events are available after that.')
 }

@@ -1,12 +1,12 @@
-// Server-Sent Events by fetch: an EventSource could not send the key.
+// Server-Sent Events by fetch, because an EventSource cannot send the key in a header.
 
 import { ask, Refusal } from './api.js'
 
-const LONGEST_LINE = 32 * 1024 * 1024 // characters; the relay's own limit is far below
-const SILENCE = 120000 // milliseconds; heartbeats come more often than this
-const LONGEST_WAIT = 5000
+const MAX_LINE = 32 * 1024 * 1024 // characters; the relay's own limit is far below
+const MAX_SILENCE = 120000 // milliseconds; heartbeats come more often than this
+const MAX_WAIT = 5000 // milliseconds between two attempts, whatever `retry` asks for
 
-// Text in pieces becomes blocks, by the rules of the HTML standard, section 9.2.6.
+// Parses text, in pieces of any length, into events (WHATWG HTML, section 9.2.6).
 export class Parser {
   constructor(dispatch) {
     Object.assign(this, { dispatch, rest: '', scanned: 0, id: '', retry: null, data: [], kind: '' })
@@ -18,14 +18,14 @@ export class Parser {
     const ends = /\r\n|\n|\r/g
     ends.lastIndex = this.scanned
     for (let end; (end = ends.exec(this.rest)); ) {
-      // The other half of this line end may be in the next piece.
+      // This CR may be the first half of a CRLF whose LF is in the next piece.
       if (end[0] === '\r' && ends.lastIndex === this.rest.length) break
       this.line(this.rest.slice(begin, end.index))
       begin = ends.lastIndex
     }
     this.rest = this.rest.slice(begin)
     this.scanned = this.rest.endsWith('\r') ? this.rest.length - 1 : this.rest.length
-    if (this.rest.length > LONGEST_LINE) throw new RangeError('a line of the stream is too long')
+    if (this.rest.length > MAX_LINE) throw new RangeError('a line of the stream is too long')
   }
 
   line(line) {
@@ -47,8 +47,8 @@ export class Parser {
   }
 }
 
-// Follows a path until it is stopped: after an interruption it goes on behind the last id. `state` is told
-// `live`, `waiting` with the reason, or `refused`, which is the end.
+// Follows the stream at a path until it is stopped, and returns the function that stops it. After an interruption the stream resumes
+// after the last id. `state` is called with `live`, `waiting` and a reason, or `refused` and a reason, which is final.
 export const follow = (path, { event, state }) => {
   const stop = new AbortController()
   let last = ''
@@ -59,7 +59,7 @@ export const follow = (path, { event, state }) => {
     let alarm = 0
     const listen = () => {
       clearTimeout(alarm)
-      alarm = setTimeout(() => silence.abort(new Error('the stream has been silent for two minutes')), SILENCE)
+      alarm = setTimeout(() => silence.abort(new Error('the stream has been silent for two minutes')), MAX_SILENCE)
     }
     const parser = new Parser((block) => {
       last = block.id
@@ -77,7 +77,7 @@ export const follow = (path, { event, state }) => {
         const { done, value } = await reader.read()
         if (done) return 'the stream has ended'
         parser.push(value)
-        wait = Math.min(parser.retry ?? wait, LONGEST_WAIT)
+        wait = Math.min(parser.retry ?? wait, MAX_WAIT)
       }
     } finally {
       clearTimeout(alarm)
@@ -91,11 +91,13 @@ export const follow = (path, { event, state }) => {
         why = await readOnce()
       } catch (error) {
         why = error instanceof Refusal ? error.message : 'the relay cannot be reached'
+        // Another attempt would get the same 4xx; a 429 asks to come back.
         const isFinal = error instanceof Refusal && error.status >= 400 && error.status < 500 && error.status !== 429
         if (isFinal && !stop.signal.aborted) return state('refused', why)
       }
       if (stop.signal.aborted) return
       state('waiting', why)
+      // Jitter, so that several consoles do not come back together.
       await new Promise((resolve) => setTimeout(resolve, wait * (0.75 + Math.random() / 2)))
     }
   }

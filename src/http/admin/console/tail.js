@@ -1,14 +1,14 @@
-// The live tail: what comes, newest first. What an event says, and whose session it is, shows only when it is opened.
+// The live tail: events as they arrive, newest first. Payload and session of an event are in the page only while it is open.
 //
-// However much comes, the page holds a bounded part of it, and reads and draws no more than it shows.
+// The page keeps a bounded number of events at any event rate, and parses and draws no more than it shows.
 
 import { announce, byId, count, el, plural, pretty, say, show, size } from './page.js'
 import { follow } from './stream.js'
 
-const MOST_ROWS = 200
-const MOST_WAITING = 500
-const MOST_CHARACTERS = 16 * 1024 * 1024
-const MOST_SHOWN = 200000 // characters of a payload, until all of it is asked for
+const MAX_ROWS = 200
+const MAX_WAITING = 500
+const MAX_CHARACTERS = 16 * 1024 * 1024
+const MAX_SHOWN = 200000 // characters of a payload, until the operator asks for all of it
 const PACE = 200 // milliseconds between two drawings
 
 const view = {}
@@ -37,7 +37,7 @@ export const prepare = () => {
   byId('inspector').addEventListener('keydown', ({ key }) => key === 'Escape' && closeInspector())
 }
 
-// The products there are; the first that appears is followed.
+// Offers the products in the form; the first one that appears is followed.
 export const offer = (products) => {
   const offered = [...view.product.options].map(({ value }) => value)
   if (products.join('\n') === offered.join('\n')) return
@@ -83,11 +83,11 @@ const receive = ({ kind, data, id }) => {
   }
 }
 
-// What is waiting and what is drawn have a bound each, in events and in characters.
+// Waiting events and drawn events have a bound each, in events and in characters. The oldest are left out and counted.
 let characters = 0
 const trim = () => {
   characters += waiting.at(-1).data.length
-  while (waiting.length > MOST_WAITING || (characters > MOST_CHARACTERS && waiting.length > 1)) {
+  while (waiting.length > MAX_WAITING || (characters > MAX_CHARACTERS && waiting.length > 1)) {
     characters -= waiting.shift().data.length
     leftOut += 1
   }
@@ -97,7 +97,7 @@ const draw = () => {
   isDue = false
   drawn = performance.now()
   if (!isPaused && waiting.length) {
-    const fresh = waiting.slice(-MOST_ROWS)
+    const fresh = waiting.slice(-MAX_ROWS)
     leftOut += waiting.length - fresh.length
     waiting = []
     characters = 0
@@ -111,7 +111,7 @@ const draw = () => {
 
 const forget = () => {
   let held = 0
-  const most = rows.findIndex(({ event }, index) => index >= MOST_ROWS || (held += event.data.length) > MOST_CHARACTERS)
+  const most = rows.findIndex(({ event }, index) => index >= MAX_ROWS || (held += event.data.length) > MAX_CHARACTERS)
   if (most > 0) {
     for (const { item, button } of rows.splice(most)) {
       const hadFocus = button === document.activeElement
@@ -119,7 +119,7 @@ const forget = () => {
       if (hadFocus) rows.at(-1).button.focus()
     }
   }
-  // One stop of the tab key for the whole list.
+  // The list is one stop of the tab key (roving tabindex).
   if (!rows.some(({ button }) => button.tabIndex === 0)) rows[0].button.tabIndex = 0
 }
 
@@ -146,7 +146,7 @@ const typeOf = (data) => {
   }
 }
 
-// Arrows, Home and End go through the list.
+// Moves the focus in the list: arrows, Home and End.
 const walk = (press) => {
   const at = rows.findIndex(({ button }) => button === document.activeElement)
   const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1 }[press.key]
@@ -171,8 +171,8 @@ const tell = () => {
   if (leftOut) parts.push(`${count(leftOut)} left out: more than the list holds`)
   say(view.count, parts.join(', '))
   const hint = values(view.session).length + values(view.type).length
-    ? 'Nothing that fits the filter has come since it was set. Clear it to see everything.'
-    : 'Waiting for the next event. They show here as they come; those from before are not shown.'
+    ? 'No event has matched the filter since it was set. Clear it to see all events.'
+    : 'Waiting for the next event. Events show here as they arrive; earlier ones are not shown.'
   say(byId('tail-empty'), hint)
   show(byId('tail-empty'), rows.length === 0)
 }
@@ -187,7 +187,7 @@ const inspect = (event, type, button) => {
   try {
     fields = JSON.parse(event.data)
   } catch {
-    // Shown as it is.
+    // Not JSON: shown unchanged.
   }
   say(byId('inspector-id'), event.id || '–')
   say(byId('inspector-type'), type)
@@ -195,11 +195,11 @@ const inspect = (event, type, button) => {
   say(byId('inspector-at'), event.at.toISOString())
   say(byId('inspector-size'), `${count(event.data.length)} characters`)
   const text = pretty(event.data)
-  const isLong = text.length > MOST_SHOWN
+  const isLong = text.length > MAX_SHOWN
   const payload = byId('inspector-payload')
-  payload.textContent = isLong ? text.slice(0, MOST_SHOWN) : text
+  payload.textContent = isLong ? text.slice(0, MAX_SHOWN) : text
   const more = byId('inspector-more')
-  say(more, `Show the other ${count(text.length - MOST_SHOWN)} characters`)
+  say(more, `Show the other ${count(text.length - MAX_SHOWN)} characters`)
   show(more, isLong)
   more.onclick = () => {
     payload.textContent = text
@@ -213,7 +213,7 @@ const inspect = (event, type, button) => {
 const closeInspector = () => {
   show(byId('inspector'), false)
   for (const part of ['id', 'type', 'session', 'at', 'size', 'payload']) byId(`inspector-${part}`).textContent = ''
-  byId('inspector-more').onclick = null // which holds the whole of it
+  byId('inspector-more').onclick = null // its closure holds the whole payload
   opened?.removeAttribute('aria-current')
   const back = opened?.isConnected ? opened : rows[0]?.button
   opened = null

@@ -1,9 +1,9 @@
-// Webhooks: how each stands, its dead letters, and what can be done about it. A card lives as long as its webhook, so that focus stays.
+// Webhooks: the state of each, its dead letters, and the operator's actions. A card is kept as long as its webhook, so that focus stays.
 
 import { get, post } from './api.js'
 import { announce, byId, cell, chip, confirmed, count, el, plural, pretty, row, say, show, table, time } from './page.js'
 
-const MOST_LETTERS = 20
+const MAX_DEAD_LETTERS = 20
 const STATES = {
   active: ['good', 'Active'],
   throttled: ['busy', 'Throttled'],
@@ -38,15 +38,15 @@ class Card {
     this.facts = el('dl', { className: 'facts' })
     this.problem = el('p', { className: 'problem', hidden: true })
     this.result = el('p', { className: 'result' })
-    this.letters = el('div', { className: 'letters', hidden: true })
+    this.deadLetters = el('div', { className: 'letters', hidden: true })
     this.test = this.button('Send test', () => this.sendTest())
     this.enable = this.button('Enable', () => this.sendEnable())
-    this.look = this.button('Show dead letters', () => this.toggleLetters())
+    this.look = this.button('Show dead letters', () => this.toggleDeadLetters())
     this.again = this.button('Redeliver all', () => this.redeliverAll())
     this.look.setAttribute('aria-expanded', 'false')
     const head = el('div', { className: 'card-head' }, el('h3', {}, id), this.state)
     const buttons = el('div', { className: 'buttons' }, this.test, this.enable, this.look, this.again)
-    this.element = el('li', { className: 'card' }, head, this.facts, this.problem, buttons, this.result, this.letters)
+    this.element = el('li', { className: 'card' }, head, this.facts, this.problem, buttons, this.result, this.deadLetters)
   }
 
   button(text, action) {
@@ -55,14 +55,14 @@ class Card {
     return button
   }
 
-  // One thing at a time, and what became of it beside the button.
+  // Runs one action at a time, and shows its outcome beside the button.
   async during(button, action) {
     if (button.ariaDisabled === 'true') return
     button.ariaDisabled = 'true' // `disabled` would take the focus away
     try {
       const outcome = await action()
       if (outcome) this.tell(outcome)
-      this.refresh().catch(() => {}) // the next reading of all tells why
+      this.refresh().catch(() => {}) // the next regular reading shows why
     } catch (error) {
       this.tell(`That did not work: ${error.message}.`)
     } finally {
@@ -70,7 +70,7 @@ class Card {
     }
   }
 
-  // At once, whenever the next reading of all is due.
+  // Reads this webhook at once, before the next regular reading.
   async refresh() {
     this.update(await get(this.path))
   }
@@ -96,7 +96,7 @@ class Card {
     this.problem.replaceChildren(problem ?? '', ...(problem && until ? ['; tried again ', time(until)] : []))
     show(this.problem, Boolean(problem))
     show(this.enable, state === 'open' || state === 'disabled')
-    show(this.look, dead > 0 || !this.letters.hidden)
+    show(this.look, dead > 0 || !this.deadLetters.hidden)
     show(this.again, dead > 0)
     this.dead = dead
   }
@@ -109,42 +109,42 @@ class Card {
 
   async sendEnable() {
     await post(`${this.path}/enable`)
-    return 'Enabled: what waits is being sent.'
+    return 'Enabled: the backlog is being sent.'
   }
 
   async redeliverAll() {
-    await this.refresh() // it is this number that is agreed to
+    await this.refresh() // the operator agrees to this number
     const what = plural(this.dead, 'dead letter')
-    const text = `The receiver of “${this.id}” gets ${what} again. It may have seen some of them, and newer ones since.`
+    const text = `The receiver of “${this.id}” gets ${what} again. It may have received some of them before, and newer events since.`
     if (!(await confirmed('Redeliver all?', text, `Redeliver ${what}`))) return ''
     return this.redeliver({ state: 'dead' })
   }
 
   async redeliver(which) {
     const { requeued } = await post(`${this.path}/redeliver`, which)
-    if (!this.letters.hidden) await this.readLetters()
+    if (!this.deadLetters.hidden) await this.readDeadLetters()
     return `${plural(requeued, 'delivery', 'deliveries')} back in the queue.`
   }
 
-  async toggleLetters() {
-    const isOpening = this.letters.hidden
-    if (isOpening) await this.readLetters()
-    show(this.letters, isOpening)
+  async toggleDeadLetters() {
+    const isOpening = this.deadLetters.hidden
+    if (isOpening) await this.readDeadLetters()
+    show(this.deadLetters, isOpening)
     say(this.look, isOpening ? 'Hide dead letters' : 'Show dead letters')
     this.look.setAttribute('aria-label', `${this.look.textContent}: ${this.id}`)
     this.look.setAttribute('aria-expanded', String(isOpening))
-    if (!isOpening) this.letters.replaceChildren()
+    if (!isOpening) this.deadLetters.replaceChildren()
   }
 
-  async readLetters() {
-    const { deliveries, next } = await get(`${this.path}/deliveries?state=dead&limit=${MOST_LETTERS}`)
-    if (!deliveries.length) return this.letters.replaceChildren(el('p', {}, 'None are left.'))
+  async readDeadLetters() {
+    const { deliveries, next } = await get(`${this.path}/deliveries?state=dead&limit=${MAX_DEAD_LETTERS}`)
+    if (!deliveries.length) return this.deadLetters.replaceChildren(el('p', {}, 'No dead letters are left.'))
     const heads = ['Event', 'Type', 'Given up', 'Why', 'Payload', 'Do']
-    const caption = `The newest dead letters of ${this.id}${next ? `, ${MOST_LETTERS} at the most` : ''}`
-    this.letters.replaceChildren(table(caption, heads, deliveries.map((letter) => this.letter(letter))))
+    const caption = `The newest dead letters of ${this.id}${next ? `, ${MAX_DEAD_LETTERS} at most` : ''}`
+    this.deadLetters.replaceChildren(table(caption, heads, deliveries.map((deadLetter) => this.deadLetterRow(deadLetter))))
   }
 
-  letter({ id, event_id: event, type, died_at: died, reason, attempts, payload }) {
+  deadLetterRow({ id, event_id: event, type, died_at: died, reason, attempts, payload }) {
     const last = attempts.at(-1)
     const why = [reason, plural(attempts.length, 'attempt'), last && `last ${last.outcome}${last.status ? ` ${last.status}` : ''}`]
     const text = el('pre', { tabIndex: 0, role: 'region', 'aria-label': `Payload of ${event}` })

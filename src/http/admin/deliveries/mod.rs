@@ -20,8 +20,8 @@ use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    AdminState, rfc3339_from_unix,
-    webhooks::{RequestBody, WebhookIdPath, find_webhook, read_body, webhook_id},
+    extract::{RequestBody, WebhookIdPath, read_body, webhook_id},
+    state::{AdminState, find_webhook, rfc3339_from_unix},
 };
 use crate::{
     config::FieldError,
@@ -31,11 +31,11 @@ use crate::{
     webhook_delivery::{Attempt, DeadLetter, Delivery},
 };
 
-/// One page of a webhook's deliveries.
+/// Answers with one page of a webhook's deliveries.
 ///
 /// # Errors
 ///
-/// 400, 404; 503 when the store cannot be read.
+/// 400, 404; 503 if the store cannot be read.
 pub(in crate::http) async fn list(
     State(admin): State<Arc<AdminState>>,
     path: WebhookIdPath,
@@ -53,7 +53,7 @@ pub(in crate::http) async fn list(
 ///
 /// # Errors
 ///
-/// 404, 413, 422; 503 when the store cannot be written.
+/// 404, 413, 422; 503 if the store cannot be written.
 pub(in crate::http) async fn redeliver(
     State(admin): State<Arc<AdminState>>,
     path: WebhookIdPath,
@@ -65,7 +65,7 @@ pub(in crate::http) async fn redeliver(
     Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "requeued": requeued }))).into_response())
 }
 
-/// What is to be listed.
+/// State, cursor and length of the page that the client asks for.
 #[derive(Debug, PartialEq)]
 struct DeliveryQuery {
     state: DeliveryState,
@@ -74,11 +74,11 @@ struct DeliveryQuery {
 }
 
 impl DeliveryQuery {
-    /// Reads a query. What is owed is of most interest.
+    /// Reads a query. Without a state it means pending deliveries, which are of most interest.
     ///
     /// # Errors
     ///
-    /// 400 for a state, limit or cursor that is none.
+    /// 400 for an unknown state, and for a malformed limit or cursor.
     fn read(query: &str) -> Result<Self, Problem> {
         let (mut state, mut before, mut limit) =
             (DeliveryState::Pending, None, DEFAULT_DELIVERIES_PER_PAGE);
@@ -117,7 +117,7 @@ fn parse_limit(text: &str) -> Result<usize, Problem> {
     })
 }
 
-/// Which dead letters a body means: `{"delivery_ids":[…]}` or `{"state":"dead"}`.
+/// Returns the dead letters that a body names: `{"delivery_ids":[…]}` or `{"state":"dead"}`.
 fn parse_selection(body: &[u8]) -> Result<DeadLetterSelection, Vec<FieldError>> {
     let error = |field: &str, message: &str| vec![FieldError::new(field, message)];
     let Ok(Value::Object(mut fields)) = serde_json::from_slice(body) else {
@@ -164,7 +164,7 @@ struct DeliveryPageView<'a> {
     next: Option<String>,
 }
 
-/// A delivery in an answer; the last three fields are those of dead letters.
+/// Delivery in an answer. The last three fields are those of dead letters.
 #[derive(Serialize)]
 struct DeliveryView<'a> {
     id: String,
@@ -245,7 +245,8 @@ impl<'a> AttemptView<'a> {
     }
 }
 
-/// The payload's own text, or a text of it if it is no JSON.
+/// Returns the payload as it was sent, or as a JSON string if it is not JSON. `RawValue` keeps the
+/// bytes: no number is rounded, no field is moved.
 fn payload_json(bytes: &[u8]) -> Option<Box<RawValue>> {
     let text = String::from_utf8_lossy(bytes);
     RawValue::from_string(text.clone().into_owned())
@@ -256,7 +257,8 @@ fn payload_json(bytes: &[u8]) -> Option<Box<RawValue>> {
 /// As many as a screen takes.
 const DEFAULT_DELIVERIES_PER_PAGE: usize = 100;
 
-/// A page is in memory as a whole until it is sent.
+/// Bound on a page, which is in memory as a whole until it is sent, and on the ids of one
+/// redelivery.
 const MAX_DELIVERIES_PER_REQUEST: usize = 1000;
 
 const STATE_HINT: &str = "ask for state=pending, state=delivered or state=dead";

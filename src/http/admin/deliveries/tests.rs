@@ -1,4 +1,5 @@
-//! What a query and a body mean, and how deliveries are shown.
+//! Parsing of queries and bodies, and the JSON of deliveries.
+//!
 
 use serde_json::json;
 
@@ -44,13 +45,12 @@ fn a_body_means_all_dead_letters_or_those_it_names() {
         panic!("ids are named")
     };
     assert_eq!(ids, [EventId::new(7, 1), EventId::parse("7-2.3").unwrap()]);
-    assert!(
-        matches!(parse_selection(br#"{"delivery_ids":[]}"#), Ok(DeadLetterSelection::Events(ids)) if ids.is_empty())
-    );
+    let selection = parse_selection(br#"{"delivery_ids":[]}"#);
+    assert!(matches!(selection, Ok(DeadLetterSelection::Events(ids)) if ids.is_empty()));
 }
 
 #[test]
-fn a_body_that_means_nothing_is_told_what_is_wrong_with_it() {
+fn a_body_that_means_nothing_is_refused_with_its_errors_by_field() {
     let many = |count: usize| json!({ "delivery_ids": vec!["1-1"; count] }).to_string();
     assert!(parse_selection(many(1000).as_bytes()).is_ok());
     for (body, fields) in [
@@ -100,11 +100,20 @@ fn shown(listed: &ListedDelivery) -> Value {
 
 #[test]
 fn a_delivery_is_shown_with_its_attempts() {
-    let expected = json!({ "id": "7-3", "event_id": "7-3", "type": "summary", "session_id": "s1", "state": "pending",
-        "created_at": "2027-01-15T07:59:59.000Z", "next_attempt_at": "2027-01-15T08:00:02.000Z", "attempts": [
-            { "at": "2027-01-15T08:00:00.000Z", "duration_ms": 5, "outcome": "failed", "status": 500, "error": null },
-            { "at": "2027-01-15T08:00:00.000Z", "duration_ms": 5, "outcome": "failed", "status": null, "error": "reset" },
-        ] });
+    let attempt = |status: Option<u16>, error: Option<&str>| {
+        let at = "2027-01-15T08:00:00.000Z";
+        json!({ "at": at, "duration_ms": 5, "outcome": "failed", "status": status, "error": error })
+    };
+    let expected = json!({
+        "id": "7-3",
+        "event_id": "7-3",
+        "type": "summary",
+        "session_id": "s1",
+        "state": "pending",
+        "created_at": "2027-01-15T07:59:59.000Z",
+        "next_attempt_at": "2027-01-15T08:00:02.000Z",
+        "attempts": [attempt(Some(500), None), attempt(None, Some("reset"))],
+    });
     assert_eq!(shown(&ListedDelivery::Pending(delivery(), Some(1_800_000_002_000))), expected);
     let waiting = shown(&ListedDelivery::Pending(delivery(), None));
     assert_eq!(waiting["next_attempt_at"], Value::Null);
@@ -132,7 +141,7 @@ fn a_dead_letter_is_shown_with_its_reason_and_payload() {
         (&dead["died_at"], &dead["next_attempt_at"]),
         (&json!("2027-01-15T08:00:00.000Z"), &Value::Null)
     );
-    // Its own text: no number is rounded, no field is moved.
+    // The payload's own text: no number is rounded, no field is moved.
     let text = r#"{"type":"a","n":1.00000000000000000001,"a":1}"#;
     let dead_letter_with_text = dead_letter(text.as_bytes());
     let page = DeliveryPageView {

@@ -8,10 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -22,8 +19,8 @@ use hyper::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::{
-    AdminState,
-    webhooks::{RequestBody, read_body},
+    extract::{RequestBody, read_body},
+    state::AdminState,
 };
 use crate::{
     config::{FieldError, WebhookConfig},
@@ -32,23 +29,12 @@ use crate::{
     webhook::{WebhookError, WebhookSource, WebhookSummary},
 };
 
-/// The products that were registered for streaming. There is nothing else to remember of that, and
-/// a restart forgets it: the call is then answered by 201 once more.
-#[derive(Debug, Default)]
-pub(crate) struct StreamRegistrations(Mutex<BTreeSet<ProductId>>);
-
-impl StreamRegistrations {
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<ProductId>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Registers a product.
 ///
 /// # Errors
 ///
-/// 409 for one that is registered, unless `force_reregister` is true; 413, 422; 503 when the store
-/// cannot be written.
+/// 409 for a product that is registered, unless `force_reregister` is true; 413, 422; 503 if the
+/// store cannot be written. Nothing is registered then.
 pub(in crate::http) async fn register(
     State(admin): State<Arc<AdminState>>,
     request_body: RequestBody,
@@ -58,6 +44,8 @@ pub(in crate::http) async fn register(
     if !admin.relay.products.contains_key(&product) {
         return Err(WebhookError::UnknownProduct.into());
     }
+    // Not atomic with the change below. The webhook registry decides: of two registrations at the
+    // same time, the second `create` is a 409.
     let existing = ExistingWebhook::of(admin.webhooks.get(product.as_str()), &product);
     let is_registered = existing == ExistingWebhook::Registered
         || admin.stream_registrations.lock().contains(&product);
@@ -87,16 +75,16 @@ pub(in crate::http) async fn register(
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }
 
-/// What is there under the product's name.
+/// Webhook that exists under the product's name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum ExistingWebhook {
     /// No webhook.
     None,
-    /// One that a registration has made, or could have.
+    /// A webhook that a registration has made, or could have made.
     Registered,
-    /// One that the file declares: no registration, but in the way of one for push.
+    /// A webhook of the configuration file: no registration, but it takes the name of one for push.
     FromConfig,
-    /// One for another product, in the same way.
+    /// A webhook for another product, which takes the name as well.
     OtherProduct,
 }
 
@@ -111,7 +99,7 @@ impl ExistingWebhook {
     }
 }
 
-/// What a call asks for.
+/// Registration as the client asks for it.
 #[derive(Debug, PartialEq)]
 struct RegistrationRequest {
     product: ProductId,
@@ -119,17 +107,17 @@ struct RegistrationRequest {
     mode: RegistrationMode,
 }
 
-/// How the product's events are to go out.
+/// Way in which the product's events are to go out.
 #[derive(Debug, PartialEq)]
 enum RegistrationMode {
-    /// To those who subscribe.
+    /// To subscribers only.
     Stream,
-    /// To this webhook, too.
+    /// To this webhook as well.
     Push(Box<WebhookConfig>),
 }
 
 impl RegistrationMode {
-    /// The JSON that a 201 brings; never a secret.
+    /// Returns the JSON of the 201. It never has a secret.
     fn to_json(&self, product: &ProductId) -> Value {
         match self {
             Self::Stream => {
@@ -137,18 +125,23 @@ impl RegistrationMode {
             }
             Self::Push(webhook) => {
                 let (product, id) = (product.as_str(), &webhook.id);
-                json!({ "status": "registered", "product_id": product, "mode": "push", "webhook_id": id })
+                json!({
+                    "status": "registered",
+                    "product_id": product,
+                    "mode": "push",
+                    "webhook_id": id,
+                })
             }
         }
     }
 }
 
 impl RegistrationRequest {
-    /// Reads a body in any of the connector's forms. Fields that mean nothing here are let through.
+    /// Reads a body in any of the connector's forms. Fields without a meaning here are ignored.
     ///
     /// # Errors
     ///
-    /// What is wrong, by field.
+    /// The errors by field.
     fn read(body: &[u8]) -> Result<Self, Vec<FieldError>> {
         let error = |field: &str, message: String| vec![FieldError::new(field, message)];
         let Ok(Value::Object(fields)) = serde_json::from_slice(body) else {
@@ -170,14 +163,14 @@ impl RegistrationRequest {
     }
 }
 
-/// The fields of a body, and where in them something stands.
+/// Fields of a body, which the forms keep in different places.
 #[derive(Clone, Copy)]
 struct RegistrationForm<'a> {
     fields: &'a Map<String, Value>,
 }
 
 impl<'a> RegistrationForm<'a> {
-    /// `event_stream` with its mode, or `webhook`, which is push in older words.
+    /// Returns the mode: `event_stream` names it, and `webhook`, the older form, means push.
     fn mode(self, product: &ProductId) -> Result<RegistrationMode, Vec<FieldError>> {
         let error = |field: &str, message: &str| Err(vec![FieldError::new(field, message)]);
         let config = non_empty(self.fields.get("integration_config"));
@@ -197,8 +190,8 @@ impl<'a> RegistrationForm<'a> {
         }
     }
 
-    /// The webhook that the connector would push to. `url` is where a URL is missed if there is
-    /// none.
+    /// Returns the webhook that the connector would push to. Without any URL, the error names the
+    /// field `url`.
     fn push(
         self,
         product: &ProductId,
@@ -207,11 +200,14 @@ impl<'a> RegistrationForm<'a> {
         let url = self
             .first_given(&["integration_config.url", "forward_url"])
             .unwrap_or((url, &Value::Null));
+        // `webhook_secret` is the secret of the source; the connector signs with it where no other
+        // is given.
         let secrets = ["integration_config.secret", "forward_secret", "webhook_secret"];
         let secret =
             self.first_given(&secrets).unwrap_or(("integration_config.secret", &Value::Null));
         let mut body = Map::new();
         body.extend(["id", "product_id"].map(|key| (key.to_owned(), product.as_str().into())));
+        // The connector pushes actions only.
         body.insert("types".to_owned(), json!(["actions"]));
         let given = [("url", url.1), ("secret", secret.1)]
             .into_iter()
@@ -227,12 +223,12 @@ impl<'a> RegistrationForm<'a> {
         Ok(RegistrationMode::Push(Box::new(webhook)))
     }
 
-    /// The first of these that is given, with its name.
+    /// Returns the first of these fields that is given, with its path.
     fn first_given(self, paths: &[&'static str]) -> Option<(&'static str, &'a Value)> {
         paths.iter().find_map(|path| Some((*path, self.lookup(path)?)))
     }
 
-    /// What is given at the top or in `integration_config`.
+    /// Returns a field at the top, or, for a path with a dot, below its first part.
     fn lookup(self, path: &str) -> Option<&'a Value> {
         match path.split_once('.') {
             Some((outer, inner)) => non_empty(self.fields.get(outer)?.get(inner)),
@@ -241,12 +237,12 @@ impl<'a> RegistrationForm<'a> {
     }
 }
 
-/// The SDK sends empty texts for what it has not.
+/// Returns a value unless it is null or an empty text, which the SDK sends for a missing one.
 fn non_empty(value: Option<&Value>) -> Option<&Value> {
     value.filter(|value| !value.is_null() && value.as_str() != Some(""))
 }
 
-/// A webhook's error in the words of the caller.
+/// Returns a webhook's error under the field names that the client used.
 fn in_caller_terms(error: FieldError, url: &str, secret: &str) -> FieldError {
     match error.field.as_str() {
         "url" => FieldError::new(url, error.message),

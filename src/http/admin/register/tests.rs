@@ -1,4 +1,5 @@
-//! Every form of the connector's registration means what it means there.
+//! The forms of the connector's registration, and what each of them means.
+//!
 
 use super::*;
 use crate::event::Only;
@@ -7,7 +8,7 @@ fn read(body: &Value) -> Result<RegistrationRequest, Vec<FieldError>> {
     RegistrationRequest::read(body.to_string().as_bytes())
 }
 
-/// The webhook that this body makes.
+/// Returns the webhook that this body makes.
 fn pushed(body: &Value) -> WebhookConfig {
     match read(body).unwrap().mode {
         RegistrationMode::Push(webhook) => *webhook,
@@ -21,7 +22,7 @@ fn push() -> Value {
         "integration_config": { "mode": "push", "url": "https://h/e", "secret": "hush" } })
 }
 
-/// As `post_register_product_cli` of the SDK sends it.
+/// Returns a body as `post_register_product_cli` of the SDK sends it.
 fn from_the_sdk(
     integration_type: &str,
     integration_config: &Value,
@@ -68,13 +69,17 @@ fn streaming_needs_nothing_but_a_product() {
     let body = from_the_sdk("event_stream", &json!({ "mode": "sse" }), "", "");
     let registration = read(&body).unwrap();
     assert_eq!((registration.mode, registration.is_forced), (RegistrationMode::Stream, false));
-    let body = json!({ "product_id": "any product!", "integration_type": "event_stream", "force_reregister": true,
-        "integration_config": { "mode": "sse" } });
+    let body = json!({
+        "product_id": "any product!",
+        "integration_type": "event_stream",
+        "force_reregister": true,
+        "integration_config": { "mode": "sse" },
+    });
     assert!(read(&body).unwrap().is_forced);
 }
 
 #[test]
-fn what_is_wrong_is_told_in_the_callers_words() {
+fn errors_name_the_fields_that_the_caller_used() {
     let with = |path: &str, value: Value| {
         let mut body = push();
         *body.pointer_mut(path).unwrap() = value;

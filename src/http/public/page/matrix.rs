@@ -5,10 +5,11 @@
 //! Each schedule is known by its seed. `tests/it/access/matrix.rs` does the same from outside, with
 //! fewer schedules.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{collections::BTreeSet, fmt::Write as _, pin::Pin};
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
+use bytes::Bytes;
 use fastrand::Rng;
 use serde_json::{Value, json};
 use tokio::task::unconstrained;
@@ -35,7 +36,7 @@ async fn a_million_times_what_is_seen_is_what_is_granted_and_asked_for() {
     }
     let MatrixTally { pairs, seen, refused, changes, notices } = judged;
     assert!(pairs >= min_pairs, "{judged:?}");
-    // Were nothing ever seen or refused, the rest would prove nothing.
+    // Without events seen and requests refused, the schedules would prove nothing.
     assert!(
         seen > pairs / 50
             && pairs > seen * 2
@@ -44,24 +45,24 @@ async fn a_million_times_what_is_seen_is_what_is_granted_and_asked_for() {
     );
 }
 
-/// How much has been looked at.
+/// Counts of what the schedules have exercised.
 #[derive(Debug, Default)]
 struct MatrixTally {
-    /// Each event that came while somebody read that product, times who read.
+    /// Pairs of an event and a reader of its product at that time.
     pairs: usize,
-    /// Those of them that were to be seen.
+    /// Pairs of which the reader was to see the event.
     seen: usize,
     /// Requests and changes beyond a grant.
     refused: usize,
     changes: usize,
-    /// Ids that no log has given.
+    /// Gap notices for ids that no log has given.
     notices: usize,
 }
 
-/// A limit in names; none is no limit.
+/// Limit by names; `None` is no limit.
 type NameFilter = Option<BTreeSet<&'static str>>;
 
-/// What a token grants or a request asks for.
+/// Scope that a token grants or a request asks for, in names.
 #[derive(Clone, Debug)]
 struct ScopeModel {
     sessions: NameFilter,
@@ -77,13 +78,13 @@ impl ScopeModel {
         Self { sessions: some(&SESSIONS[1..]), kinds: some(&KINDS) }
     }
 
-    /// What is asked for, often within what is granted.
+    /// Returns a random request, half of the time within what is granted.
     fn random_request(&self, rng: &mut Rng) -> Self {
         let mut requested = Self::random(rng);
         if rng.bool() {
-            let within = |wished: &mut NameFilter, granted: &NameFilter| {
-                if let (Some(wished), Some(granted)) = (wished, granted) {
-                    *wished = granted.iter().copied().take(wished.len()).collect();
+            let within = |asked: &mut NameFilter, granted: &NameFilter| {
+                if let (Some(asked), Some(granted)) = (asked, granted) {
+                    *asked = granted.iter().copied().take(asked.len()).collect();
                 }
             };
             within(&mut requested.sessions, &self.sessions);
@@ -92,14 +93,12 @@ impl ScopeModel {
         requested
     }
 
-    /// What is to be seen; none where more is asked for than is granted.
+    /// Returns what a reader is to see; `None` if more is asked for than is granted.
     fn narrowed(&self, requested: &Self) -> Option<Self> {
-        let both = |granted: &NameFilter, wished: &NameFilter| match (granted, wished) {
+        let both = |granted: &NameFilter, asked: &NameFilter| match (granted, asked) {
             (granted, None) => Some(granted.clone()),
-            (None, wished) => Some(wished.clone()),
-            (Some(granted), Some(wished)) => {
-                wished.is_subset(granted).then(|| Some(wished.clone()))
-            }
+            (None, asked) => Some(asked.clone()),
+            (Some(granted), Some(asked)) => asked.is_subset(granted).then(|| Some(asked.clone())),
         };
         Some(Self {
             sessions: both(&self.sessions, &requested.sessions)?,
@@ -126,12 +125,12 @@ impl ScopeModel {
     }
 }
 
-/// One product, with its fan-out run by hand.
+/// One product, whose fan-out the schedule runs by hand.
 struct ProductHarness {
     id: ProductId,
     fanout: Arc<Fanout>,
     fanout_task: Pin<Box<dyn Future<Output = ()>>>,
-    /// Session and kind of each event; the first is at place 1.
+    /// Session and kind of each event; the first is at position 1.
     sent: Vec<(&'static str, &'static str)>,
     shown: usize,
 }
@@ -168,19 +167,19 @@ impl ProductHarness {
         self.shown = self.sent.len();
     }
 
-    /// Places behind `from`, up to `to`, that these limits admit.
+    /// Returns the payloads at positions after `from`, up to `to`, that these limits admit.
     fn expected_payloads(
         &self,
         limits: &ScopeModel,
         from: usize,
         to: usize,
     ) -> impl Iterator<Item = String> {
-        let places = (from + 1..=to).filter(|place| limits.admits(self.sent[place - 1]));
-        places.map(|place| format!("{} {place}", self.id))
+        let positions = (from + 1..=to).filter(|position| limits.admits(self.sent[position - 1]));
+        positions.map(|position| format!("{} {position}", self.id))
     }
 }
 
-/// A subscriber, and what it must have seen.
+/// Subscriber, with what it must have seen.
 struct ModelReader {
     product: usize,
     granted: ScopeModel,
@@ -271,7 +270,7 @@ impl Schedule {
         self.check_readers(judged);
     }
 
-    /// A token of random claims, and what the relay makes of it.
+    /// Returns a token of random claims: the model of it, and the relay's grant.
     fn grant(&mut self) -> (BTreeSet<&'static str>, ScopeModel, bool, Grant) {
         let rng = &mut self.rng;
         let products: BTreeSet<_> =
@@ -289,7 +288,7 @@ impl Schedule {
             .is_none_or(|it| it.as_array().unwrap().contains(&json!("subscribe")));
         let mut claims = json!({"exp": 4_000_000_000_u64});
         let mut claim = |name: &str, names: &BTreeSet<&str>| {
-            // One is as good as an array of one.
+            // A claim of one name may stand without its array.
             let one = names.first().filter(|_| names.len() == 1 && rng.bool());
             claims[name] = one.map_or_else(|| json!(names), |one| json!(one));
         };
@@ -307,7 +306,7 @@ impl Schedule {
         )
     }
 
-    /// Somebody asks for something, and is told so far whether that is allowed.
+    /// Makes a random request, and checks that the relay allows it exactly if the model does.
     fn ask(
         &mut self,
         judged: &mut MatrixTally,
@@ -379,7 +378,7 @@ impl Schedule {
         reader.read(max);
     }
 
-    /// As a WebSocket does when its client asks for another filter.
+    /// Changes a reader's filter, as a WebSocket does when its client asks for another one.
     fn change(&mut self, judged: &mut MatrixTally) {
         let Some(reader) = self.rng.choice(&mut self.readers) else { return };
         let asked = reader.granted.random_request(&mut self.rng);
@@ -387,7 +386,7 @@ impl Schedule {
         match (reader.grant.narrow(asked.scope()), limits) {
             (Err(_), None) => judged.refused += 1,
             (Ok(scope), Some(limits)) => {
-                // What the old filter had still to give is judged by the new one.
+                // Entries that the old filter had still to give are judged by the new one.
                 let position = usize::try_from(reader.subscription.returned_through()).unwrap();
                 let due = self.harnesses[reader.product].expected_payloads(
                     &reader.limits,
@@ -404,7 +403,7 @@ impl Schedule {
         }
     }
 
-    /// All pages from somewhere on, one behind the other.
+    /// Reads all pages from a random id on, one after the other.
     async fn page(&mut self, judged: &mut MatrixTally) {
         let Some((product, _, limits, _, request, from, is_foreign)) = self.ask(judged) else {
             return;
@@ -470,7 +469,7 @@ fn signed(claims: &Value) -> String {
 
 const SECRET: &str = "secret-of-the-matrix-0123456789-0";
 
-/// Names that a careless comparison would take for one another. The first session is none.
+/// Names that a careless comparison would confuse. The first session is none.
 const PRODUCTS: [&str; 3] = ["p", "p1", "P"];
 const SESSIONS: [&str; 7] = ["", "s1", "s10", "S1", "s1 ", "*", "s1&session_id=s10"];
 const KINDS: [&str; 6] = ["actions", "summary", "usertour_trigger", "own", "Own", "*"];

@@ -12,15 +12,15 @@
 //! A page is in memory as a whole until it is sent. The number of pages at one time is therefore
 //! bounded, with a quarter for one address; further clients wait a moment.
 //!
-//! May use: `config`, `event`, `fanout`, `net`, `timer_wheel`.
+//! May use: `config`, `event`, `fanout`, `net`.
 
+mod body;
 #[cfg(test)]
 mod matrix;
 
 use std::{
     future::poll_fn,
     io::Write,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -31,34 +31,32 @@ use axum::{
     extract::{Extension, Path, RawQuery, State, rejection::PathRejection},
     response::{IntoResponse, Response},
 };
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use hyper::{
     HeaderMap, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE},
 };
 use tokio::time::{Instant, timeout};
 
+use self::body::PageBody;
 use super::request::SubscriptionRequest;
 use crate::{
     config::Permission,
     event::{Event, EventId, Gap, Scope, StartPosition},
     fanout::{Fanout, SubscriberSignal, Subscription, SubscriptionItem},
-    http::{
-        Relay,
-        memory_quota::{MemoryQuota, QuotaPermit},
-        problem::Problem,
-    },
-    net::{Connection, ForcedClose, Http2StreamState},
-    timer_wheel::TimerWheel,
+    http::{Relay, problem::Problem},
+    net::{Connection, Http2StreamState},
 };
 
 /// Answers one request for a page.
 ///
 /// # Errors
 ///
-/// 401, 403, 404, 400 in this order; 503 while the relay is leaving, has too many pages to send, or
-/// cannot say yet what follows the client's id.
+/// 401, 403, 404, 400 in this order; 503 during graceful shutdown, with too many pages in memory,
+/// or while the log cannot say yet what follows the client's id.
+///
+/// # Cancel safety
+///
+/// Dropping the future returns the quota and ends the subscription; nothing else refers to them.
 pub(crate) async fn page(
     State(relay): State<Arc<Relay>>,
     Extension(connection): Extension<Connection>,
@@ -73,17 +71,19 @@ pub(crate) async fn page(
     let max_events = parse_limit(&query)?;
     relay.ensure_not_draining()?;
     let mut permit =
-        relay.page_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
+        relay.page_quota.permit_for(relay.client_address(connection.peer.ip(), &headers));
     permit.grow_to(1).await?;
     let start = match requested.start {
-        // who listens to news only would never be given any
+        // A page of live events only would always be empty.
         StartPosition::Now => StartPosition::Oldest,
         start => start,
     };
     let page = EventPage::read(&product.feed.fanout, scope, &start, max_events).await?;
-    // It may have waited, for a place and for the log.
+    // The request may have waited for quota and for the log, and its token may have expired
+    // meanwhile.
     relay.ensure_still_granted(&grant, &product.feed.id, Permission::Subscribe)?;
     product.paged_events.inc_by(page.events.len() as u64);
+    // Here and not when the body is polled: the task-local is set while the stream's future runs.
     let stream_state = Http2StreamState::current();
     let forced_close = connection.forced_close(stream_state.as_deref());
     let body = PageBody::new(page.into_json(), permit, &relay.wheel, forced_close, stream_state);
@@ -91,93 +91,7 @@ pub(crate) async fn page(
     Ok((head, Body::new(body)).into_response())
 }
 
-/// The pages that may be in memory at one time.
-#[derive(Clone, Debug)]
-pub(crate) struct PageQuota(MemoryQuota);
-
-impl Default for PageQuota {
-    fn default() -> Self {
-        Self(MemoryQuota::new(MAX_CONCURRENT_PAGES, MAX_CONCURRENT_PAGES / 4))
-    }
-}
-
-/// A page on its way to the client. It leaves in pieces that are copies: what of the last one waits
-/// in the connection's buffers, for as long as the client likes, would otherwise keep the whole
-/// page in memory.
-struct PageBody {
-    json: Bytes,
-    /// None over HTTP/1.1, where the socket itself has a deadline.
-    stream_state: Option<Arc<Http2StreamState>>,
-    /// Ends it while nothing is asked of it.
-    forced_close: Arc<ForcedClose>,
-    wheel: Arc<TimerWheel>,
-    /// The tick by which it must have been taken.
-    send_due: u64,
-    _permit: QuotaPermit,
-}
-
-impl PageBody {
-    fn new(
-        json: Vec<u8>,
-        permit: QuotaPermit,
-        wheel: &Arc<TimerWheel>,
-        forced_close: Arc<ForcedClose>,
-        stream_state: Option<Arc<Http2StreamState>>,
-    ) -> Self {
-        let send_due = wheel.tick_after(PAGE_SEND_TIMEOUT);
-        forced_close.schedule_at(send_due);
-        Self {
-            json: json.into(),
-            stream_state,
-            forced_close,
-            wheel: Arc::clone(wheel),
-            send_due,
-            _permit: permit,
-        }
-    }
-}
-
-impl Drop for PageBody {
-    fn drop(&mut self) {
-        self.forced_close.cancel();
-    }
-}
-
-/// The client has taken too long: it is cut off, since an end like any other would hide that
-/// something is missing.
-#[derive(Debug, thiserror::Error)]
-#[error("the page was not taken in time")]
-struct PageSendTimeout;
-
-impl http_body::Body for PageBody {
-    type Data = Bytes;
-    type Error = PageSendTimeout;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, PageSendTimeout>>> {
-        if let Some(stream_state) = &self.stream_state {
-            stream_state.record_body_poll(false);
-        }
-        if self.wheel.current_tick() >= self.send_due && !self.json.is_empty() {
-            return Poll::Ready(Some(Err(PageSendTimeout)));
-        }
-        let bytes = self.json.len().min(PAGE_CHUNK_BYTES);
-        let piece = self.json.split_to(bytes);
-        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(Bytes::copy_from_slice(&piece)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.json.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.json.len() as u64)
-    }
-}
-
-/// How many events a page may have.
+/// Returns the number of events that the page may have.
 ///
 /// # Errors
 ///
@@ -192,38 +106,41 @@ fn parse_limit(query: &str) -> Result<usize, Problem> {
     })
 }
 
-/// What one client is given.
+/// Entries that one client gets, and the id to go on from.
 #[derive(Debug)]
 struct EventPage {
-    /// Stands before the first event.
+    /// Gap before the first event.
     gap: Option<Gap>,
     events: Vec<Arc<Event>>,
     /// Bytes of the events' payloads.
     bytes: usize,
-    /// From here the client goes on. None before anything.
+    /// Id from which the client goes on; `None` at the position before the first entry.
     next: Option<EventId>,
     max_events: usize,
 }
 
 impl EventPage {
-    /// Gathers what is there behind `start`.
+    /// Collects entries after `start`.
     ///
     /// # Errors
     ///
-    /// 503 when it would have to wait too long before it can say anything.
+    /// 503 after [`PAGE_WAIT_TIMEOUT`] without knowing what follows `start`.
     async fn read(
         fanout: &Arc<Fanout>,
         scope: Scope,
         start: &StartPosition,
         max_events: usize,
     ) -> Result<Self, Problem> {
+        // Taken before the subscription: an entry that arrives later may be in the page, but the
+        // page does not wait for it.
         let newest = fanout.log().newest_position();
         let mut subscription =
             fanout.subscribe(Arc::new(SubscriberSignal::default()), scope, start);
         let mut page = Self { gap: None, events: Vec::new(), bytes: 0, next: None, max_events };
         let give_up_at = Instant::now() + PAGE_WAIT_TIMEOUT;
-        // Nobody is told of a turn at the store that has come free, of an id that has arrived from
-        // the relay before this one, or of others' events that the fan-out has passed.
+        // Polled at intervals, because three changes wake no subscription of this kind: a replay
+        // permit that comes free, an id that arrives while the upstream relay repeats its log, and
+        // entries outside the scope that the fan-out has passed.
         while timeout(
             PAGE_POLL_INTERVAL,
             poll_fn(|context| page.poll_fill(&mut subscription, newest, context)),
@@ -235,7 +152,7 @@ impl EventPage {
                 continue;
             }
             if subscription.is_caught_up() {
-                break; // the fan-out has ended, and so does the relay
+                break; // only a fan-out that has ended is this late: the relay shuts down
             }
             if subscription.must_poll_again() {
                 page.ensure_not_empty()?;
@@ -249,10 +166,10 @@ impl EventPage {
         Ok(page)
     }
 
-    /// Takes what comes, until the page is at its end.
+    /// Takes entries until the page is complete.
     ///
-    /// Everything up to `newest`, the end of the log when it was asked for, belongs to what there
-    /// is: a client that has seen or sent an event finds it here.
+    /// All entries up to `newest`, the end of the log when the page was asked for, belong to the
+    /// page if they fit: a client that has seen or published an event finds it here.
     fn poll_fill(
         &mut self,
         subscription: &mut Subscription,
@@ -268,12 +185,14 @@ impl EventPage {
                     self.next = Some(gap.id);
                     self.gap = Some(gap);
                 }
-                // It does not belong here: the next page begins with it.
+                // It does not fit, and is dropped here: `next` stays before it, so the next page
+                // begins with it.
                 Poll::Ready(SubscriptionItem::Event { .. } | SubscriptionItem::Gap(_)) => {
                     return Poll::Ready(());
                 }
                 Poll::Pending if subscription.is_caught_up() && subscription.has_passed(newest) => {
-                    // So that what the filter hides is not looked at again.
+                    // Past the entries outside the scope, which the next page then need not look at
+                    // again.
                     self.next = subscription.advance_last_id().or(self.next);
                     return Poll::Ready(());
                 }
@@ -297,11 +216,11 @@ impl EventPage {
         self.events.is_empty() && self.gap.is_none()
     }
 
-    /// Makes do with what there is.
+    /// Accepts a page that has ended early.
     ///
     /// # Errors
     ///
-    /// 503 when that is nothing: an empty page would say that there is nothing more.
+    /// 503 for an empty one: an empty page would say that no entries follow.
     fn ensure_not_empty(&self) -> Result<(), Problem> {
         if self.is_empty() {
             let detail =
@@ -315,7 +234,7 @@ impl EventPage {
         Ok(())
     }
 
-    /// The page as it is sent: payloads byte for byte, for they are JSON as they are.
+    /// Returns the page as it is sent. Payloads are JSON already and are copied byte for byte.
     fn into_json(self) -> Vec<u8> {
         let mut json = Vec::with_capacity(
             self.bytes + self.events.len() * EVENT_OVERHEAD_BYTES + PAGE_OVERHEAD_BYTES,
@@ -323,7 +242,7 @@ impl EventPage {
         json.extend_from_slice(br#"{"events":["#);
         for (n, event) in self.events.iter().enumerate() {
             let comma = if n > 0 { "," } else { "" };
-            // An id has nothing in it to be escaped. Writing into memory does not fail.
+            // An id has no character that JSON escapes, and writing to a `Vec` cannot fail.
             let _ = write!(json, r#"{comma}{{"id":"{}","data":"#, event.id());
             json.extend_from_slice(&event.payload());
             json.push(b'}');
@@ -335,45 +254,34 @@ impl EventPage {
     }
 }
 
-/// Events of a page whose client does not say how many.
+/// Events of a page whose client sets no limit.
 const DEFAULT_PAGE_EVENTS: usize = 100;
 
-/// Events of a page, at the most: small ones are not worth a longer answer.
+/// Events of a page at most. More small events would make a longer answer for no gain.
 const MAX_PAGE_EVENTS: usize = 1000;
 
-/// Payload bytes after which no further event is added; one is always given.
+/// Payload bytes after which no further event is added. The first event is added whatever its size,
+/// or a page could never pass it.
 const MAX_PAGE_BYTES: usize = 1 << 20;
 
-/// Pages at one time. One takes milliseconds, unless its client is slow: these can pin 16 MiB, or
-/// as many of the largest events.
-const MAX_CONCURRENT_PAGES: u32 = 16;
-
-/// What a page may take to be sent: enough for the largest over a bad mobile link, short for
-/// whoever takes it byte by byte.
-const PAGE_SEND_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What is handed on at one time, as much as is gathered for one write.
-const PAGE_CHUNK_BYTES: usize = 16 << 10;
-
-/// What stands around a payload, roughly.
+/// Estimate of the JSON around one payload, for the capacity of the buffer.
 const EVENT_OVERHEAD_BYTES: usize = 64;
 
-/// What stands around the events, roughly.
+/// Estimate of the JSON around all events.
 const PAGE_OVERHEAD_BYTES: usize = 512;
 
-/// The `last_event_id` of whoever has nothing.
+/// The `last_event_id` of a client that has no entry.
 const BEFORE_FIRST_ID: &str = "0";
 
-/// Short enough not to be noticed, long enough to cost nothing.
+/// Short enough to go unnoticed in an answer, long enough to cost no measurable time.
 const PAGE_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How long a page waits while it cannot go on: less than clients and proxies wait for an answer.
+/// Wait for a page that cannot go on: shorter than clients and proxies wait for an answer.
 const PAGE_WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
 mod tests {
     use axum::body::to_bytes;
-    use http_body_util::BodyExt;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -413,45 +321,8 @@ mod tests {
         assert_eq!(
             page.gap.map(|gap| gap.reason),
             Some(GapReason::UnknownId),
-            "now it is known not to come"
+            "after the replay the id is known not to come"
         );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_page_that_is_not_taken_in_time_breaks_off_however_it_is_taken() {
-        let (wheel, stop) = (TimerWheel::new(), CancellationToken::new());
-        let turning = tokio::spawn({
-            let (wheel, stop) = (Arc::clone(&wheel), stop.clone());
-            async move { wheel.run(stop).await }
-        });
-        let forced_close = ForcedClose::new(&wheel);
-        let permit = PageQuota::default().0.permit_for([192, 0, 2, 1].into());
-        let body = PageBody::new(
-            vec![b' '; PAGE_CHUNK_BYTES * 10],
-            permit,
-            &wheel,
-            Arc::clone(&forced_close),
-            None,
-        );
-        let mut body = Box::pin(body);
-        let due = forced_close.due_tick(std::task::Waker::noop());
-        assert_eq!(due, wheel.tick_after(PAGE_SEND_TIMEOUT), "while it is blocked");
-        let mut taken = 0;
-        let late = loop {
-            match body.frame().await.expect("it has no end") {
-                Ok(_) => taken += 1,
-                Err(late) => break late,
-            }
-            tokio::time::sleep(PAGE_SEND_TIMEOUT / 5).await;
-        };
-        assert!((5..=6).contains(&taken), "{taken} pieces, then {late}");
-        drop(body);
-        assert!(
-            forced_close.due_tick(std::task::Waker::noop()) > due,
-            "what follows on the connection has its own time"
-        );
-        stop.cancel();
-        turning.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -467,7 +338,7 @@ mod tests {
         assert_eq!(
             page.unwrap().gap.map(|gap| gap.position),
             Some(1),
-            "it was in the log before anybody asked"
+            "the gap was in the log before the request"
         );
         fanout.log().append_gap(GapReason::UpstreamReconnect);
         let began = Instant::now();
@@ -476,7 +347,7 @@ mod tests {
         assert_eq!(
             (page.gap, page.next),
             (None, fanout.log().id_at(1)),
-            "nobody has shown it anything else"
+            "the ended fan-out has passed no further entry"
         );
         assert!(
             (PAGE_WAIT_TIMEOUT..PAGE_WAIT_TIMEOUT * 2).contains(&began.elapsed()),

@@ -1,0 +1,110 @@
+//! Health, readiness and metrics: the routes of the probe listener, and of the admin listener too.
+//!
+//! May use: `upstream`.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::{RawQuery, State},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper::{
+    StatusCode,
+    header::{CONTENT_TYPE, HeaderValue},
+};
+
+use super::state::{AdminState, format_to_millis};
+use crate::{http::problem::Problem, upstream::status::UpstreamState};
+
+/// Returns the routes that both the admin and the probe listener have.
+pub(super) fn probes() -> Router<Arc<AdminState>> {
+    Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+}
+
+/// Answers 200 while the timer wheel of the public runtime and every shard turn, and 503 otherwise.
+/// Neither a disk nor an upstream counts: a restart would help neither.
+async fn healthz(State(admin): State<Arc<AdminState>>) -> Response {
+    let wheel = &admin.relay.wheel;
+    let standstill = wheel.stalled_for().max(admin.relay.shards.longest_stall(wheel));
+    if standstill < MAX_HEALTHY_STANDSTILL {
+        return Json(serde_json::json!({ "status": "ok" })).into_response();
+    }
+    let detail =
+        format!("the timer wheel, or a shard, has not turned for {}", format_to_millis(standstill));
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
+}
+
+/// Answers 200 unless the relay shuts down or a log is still being recovered.
+///
+/// A degraded store does not count: the relay still serves. Upstreams count only with
+/// `require=upstream`.
+async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery) -> Response {
+    let query = query.unwrap_or_default();
+    let mut requirements =
+        form_urlencoded::parse(query.as_bytes()).filter(|(key, _)| key == "require");
+    let unknown = requirements.clone().find(|(_, value)| value != "upstream");
+    if let Some((_, value)) = unknown {
+        return Problem::bad_request(format!(
+            "require={value} is not known; only require=upstream is"
+        ))
+        .into_response();
+    }
+    let requires_upstream = requirements.next().is_some();
+    let upstreams: BTreeMap<_, _> = admin
+        .upstreams
+        .iter()
+        .map(|(product, status)| (product.as_str(), status.snapshot().state))
+        .collect();
+    // SeqCst as everywhere for this flag: it is read once a request, and a weaker order would save
+    // nothing.
+    let is_draining = admin.relay.is_draining.load(Ordering::SeqCst);
+    let all_connected = upstreams.values().all(|state| *state == UpstreamState::Connected);
+    let state = match () {
+        () if is_draining => "draining",
+        () if admin.relay.is_recovering() => "recovering",
+        () if requires_upstream && !all_connected => "upstream_not_connected",
+        () => READY,
+    };
+    let upstreams: BTreeMap<_, _> =
+        upstreams.into_iter().map(|(product, state)| (product, state.as_str())).collect();
+    let code = if state == READY { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let is_degraded = admin.relay.is_degraded();
+    (
+        code,
+        Json(
+            serde_json::json!({ "status": state, "degraded": is_degraded, "upstreams": upstreams }),
+        ),
+    )
+        .into_response()
+}
+
+async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {
+    let metrics = &admin.relay.metrics;
+    // Set at each scrape: the store has no reason to look at its health in between.
+    metrics.store().degraded.set(admin.relay.is_degraded().into());
+    match metrics.render() {
+        Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static(prometheus::TEXT_FORMAT))], body)
+            .into_response(),
+        Err(error) => {
+            tracing::error!(%error, "cannot write the metrics");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "cannot write the metrics")
+                .into_response()
+        }
+    }
+}
+
+/// The wheel turns every 100 ms and a shard reports once a second, so half a minute is no delay by
+/// load: such a runtime does not recover by itself.
+const MAX_HEALTHY_STANDSTILL: Duration = Duration::from_secs(30);
+
+/// `status` of a relay that is ready, as `/readyz` names it.
+const READY: &str = "ready";
