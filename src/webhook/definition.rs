@@ -5,12 +5,15 @@
 //!
 //! May use: `config`, the webhook's words.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::WebhookSource;
-use crate::config::{FieldError, Secret, WebhookConfig};
+use super::{Now, WebhookSource, outbox::EndpointStatus};
+use crate::{
+    config::{FieldError, Secret, WebhookConfig},
+    webhook_delivery::EndpointState,
+};
 
 /// A webhook and what operators and its receiver have made of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +62,45 @@ impl Definition {
             throttled_until: None,
             previous_secret: None,
         }
+    }
+
+    /// The definition when the webhook is changed. A former secret signs beside a new one for a while.
+    pub(super) fn replaced_by(&self, webhook: WebhookConfig, source: WebhookSource) -> Self {
+        let previous = match self.webhook.secret == webhook.secret {
+            true => self.previous_secret.clone(),
+            false => Some(PreviousSecret {
+                secret: self.webhook.secret.clone(),
+                until: Now::read()
+                    .unix_ms
+                    .saturating_add(SECRET_ROTATION_OVERLAP.as_millis() as u64),
+            }),
+        };
+        Self { webhook: Arc::new(webhook), source, previous_secret: previous, ..self.clone() }
+    }
+
+    /// The definition as it should be, if it is not.
+    pub(super) fn refreshed(&self, standing: &EndpointStatus, now: Now) -> Option<Self> {
+        let disabled = match standing.state {
+            EndpointState::Disabled => Some(standing.problem.clone().unwrap_or_default()),
+            _ => None,
+        };
+        let throttled_until = match standing.state {
+            EndpointState::Throttled => standing.until.map(|at| now.unix_ms_at(at)),
+            _ => None,
+        };
+        let throttled_until =
+            throttled_until.filter(|until| *until > now.unix_ms + MIN_PERSISTED_THROTTLE_MS);
+        // The two clocks do not run quite alike; and a wait that is over is none.
+        let is_longer = throttled_until.unwrap_or_default()
+            > self.throttled_until.unwrap_or_default() + MIN_PERSISTED_THROTTLE_MS;
+        let is_shorter = self.throttled_until.is_some() && standing.state == EndpointState::Active;
+        let is_over =
+            self.previous_secret.as_ref().is_some_and(|previous| previous.until <= now.unix_ms);
+        if disabled == self.disabled && !is_over && !is_longer && !is_shorter {
+            return None;
+        }
+        let previous = self.previous_secret.clone().filter(|_| !is_over);
+        Some(Self { disabled, throttled_until, previous_secret: previous, ..self.clone() })
     }
 
     /// The text that [`Remembered::parse`] reads.
@@ -125,3 +167,9 @@ struct StoredSecret {
     secret: String,
     until: u64,
 }
+
+/// How long a secret signs beside its successor: a receiver's deploy, and the night before it.
+const SECRET_ROTATION_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A throttle that is shorter is not worth to be remembered across a restart.
+const MIN_PERSISTED_THROTTLE_MS: u64 = 5000;

@@ -12,6 +12,7 @@
 mod context;
 mod definition;
 mod list;
+mod operate;
 mod outbox;
 mod reader;
 mod reconcile;
@@ -150,7 +151,7 @@ pub(crate) enum WebhookError {
     #[error("there is a webhook of this id already")]
     AlreadyExists,
     /// There are as many as there may be.
-    #[error("there are {} webhooks already; remove one", registry::MAX_WEBHOOKS)]
+    #[error("there are {} webhooks already; remove one", MAX_WEBHOOKS)]
     TooMany,
     /// The relay has no such product.
     #[error("is none of this relay's products; add it to [[upstreams]]")]
@@ -199,3 +200,6 @@ impl Now {
         self.unix_ms.saturating_add(u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX))
     }
 }
+
+/// Each has a worker and connections of its own.
+const MAX_WEBHOOKS: usize = 1000;

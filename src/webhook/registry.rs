@@ -5,46 +5,43 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Duration,
 };
 
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
-    time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::{
-    DeadLetterSelection, Now, WebhookError, WebhookSource, WebhookSummary,
+    WebhookError, WebhookSource, WebhookSummary,
     context::{EgressPolicy, WebhookContext},
-    definition::{Definition, PreviousSecret, RestoredDefinition},
+    definition::{Definition, RestoredDefinition},
     status::SharedStatus,
     worker::{WebhookCommand, Worker, WorkerInit},
 };
 use crate::{
     config::{Network, WebhookConfig},
-    event::{ProductId, SessionId},
+    event::ProductId,
     fanout::Fanout,
     metrics::Metrics,
     outbound::egress_guard::EgressGuard,
     store::{OwedDelivery, StoreHandle, StoreUnwritable, StoredWebhook},
-    webhook_delivery::Attempt,
 };
 
 /// Every registered webhook.
 #[derive(Debug)]
 pub(crate) struct Webhooks {
     products: Mutex<HashMap<ProductId, Arc<Fanout>>>,
-    context: Arc<WebhookContext>,
+    pub(super) context: Arc<WebhookContext>,
     metrics: Arc<Metrics>,
     runtime: Handle,
     handles: Arc<Mutex<BTreeMap<String, WorkerHandle>>>,
     /// Held by whoever registers, changes or removes one: these take their time.
     pub(super) changes: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
-    stop: CancellationToken,
+    pub(super) stop: CancellationToken,
     /// Cancelled when a worker ends by itself, which none does.
     worker_failed: CancellationToken,
 }
@@ -53,7 +50,7 @@ pub(crate) struct Webhooks {
 #[derive(Clone, Debug)]
 pub(super) struct WorkerHandle {
     pub(super) shared: Arc<SharedStatus>,
-    commands: mpsc::Sender<WebhookCommand>,
+    pub(super) commands: mpsc::Sender<WebhookCommand>,
     /// Tells the worker to finish what is under way and end, and leave everything in the store.
     pub(super) suspended: CancellationToken,
     /// Tells the worker to end where it stands, and for good.
@@ -261,165 +258,6 @@ impl Webhooks {
         self.lock_handles().get(id).map(WebhookSummary::of)
     }
 
-    /// Registers a webhook, which gets events from now on.
-    ///
-    /// # Errors
-    ///
-    /// When the id is taken, the product unknown, or the store cannot be written.
-    pub(crate) async fn create(
-        &self,
-        webhook: WebhookConfig,
-    ) -> Result<WebhookSummary, WebhookError> {
-        let _guard = self.changes.lock().await;
-        let id = webhook.id.clone();
-        if self.get(&id).is_some() {
-            return Err(WebhookError::AlreadyExists);
-        }
-        if self.fanout(&webhook.product_id).is_none() {
-            return Err(WebhookError::UnknownProduct);
-        }
-        if self.lock_handles().len() >= MAX_WEBHOOKS {
-            return Err(WebhookError::TooMany);
-        }
-        let (reply, stored) = oneshot::channel();
-        self.spawn_worker(
-            Definition::new(webhook, WebhookSource::Api),
-            None,
-            Vec::new(),
-            Some(reply),
-        );
-        match stored.await {
-            Ok(Ok(())) => {
-                info!(webhook = id, "the webhook is registered");
-                self.get(&id).ok_or(WebhookError::ShuttingDown)
-            }
-            Ok(Err(StoreUnwritable)) => {
-                drop(self.begin_removal(&self.handle(&id)?));
-                Err(WebhookError::StoreUnavailable)
-            }
-            Err(_) => Err(WebhookError::ShuttingDown),
-        }
-    }
-
-    /// Changes a webhook that the API has registered. It keeps its place. A former secret signs beside a new one for a while.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id, the file declares it, the product is another, or the store cannot be written.
-    pub(crate) async fn update(
-        &self,
-        webhook: WebhookConfig,
-    ) -> Result<WebhookSummary, WebhookError> {
-        let _guard = self.changes.lock().await;
-        let id = webhook.id.clone();
-        let current = self.editable_handle(&id)?.shared.definition();
-        if current.webhook.product_id != webhook.product_id {
-            return Err(WebhookError::ProductChanged);
-        }
-        let definition = current.replaced_by(webhook, WebhookSource::Api);
-        let stored = self
-            .send_command(&id, |reply| WebhookCommand::Redefine(Box::new(definition), reply))
-            .await?;
-        info!(webhook = id, "the webhook is changed");
-        stored.map_err(|StoreUnwritable| WebhookError::StoreUnavailable)?;
-        self.get(&id).ok_or(WebhookError::Unknown)
-    }
-
-    /// Ends a webhook that the API has registered, with all that is owed to it and its dead letters.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id, the file declares it, or the store cannot be written; then it ends when it can. When the
-    /// relay leaves before it is out of the store; then it is still there in the next life.
-    ///
-    /// # Cancel safety
-    ///
-    /// Once begun, it is carried out whether or not anybody waits.
-    pub(crate) async fn remove(&self, id: &str) -> Result<(), WebhookError> {
-        let _guard = self.changes.lock().await;
-        let handle = self.editable_handle(id)?;
-        if handle.commands.is_closed() && !handle.removed.is_cancelled() {
-            return Err(WebhookError::ShuttingDown); // its worker has left already
-        }
-        let ended = time::timeout(REMOVE_TIMEOUT, self.begin_removal(&handle)).await;
-        let unfinished = if self.stop.is_cancelled() {
-            WebhookError::ShuttingDown
-        } else {
-            WebhookError::StoreUnavailable
-        };
-        ended.map_err(|_| unfinished)?;
-        info!(webhook = id, "the webhook is removed, with what it is owed and its dead letters");
-        Ok(())
-    }
-
-    pub(super) fn begin_removal(&self, handle: &WorkerHandle) -> impl Future<Output = ()> + use<> {
-        handle.removed.cancel();
-        handle.ended.clone().cancelled_owned()
-    }
-
-    /// Makes a webhook active, whatever it was.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id.
-    pub(crate) async fn enable(&self, id: &str) -> Result<WebhookSummary, WebhookError> {
-        self.send_command(id, WebhookCommand::Enable).await?;
-        self.get(id).ok_or(WebhookError::Unknown)
-    }
-
-    /// Holds a webhook back until it is enabled.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id.
-    pub(crate) async fn disable(&self, id: &str) -> Result<WebhookSummary, WebhookError> {
-        self.send_command(id, WebhookCommand::Disable).await?;
-        self.get(id).ok_or(WebhookError::Unknown)
-    }
-
-    /// Sends a signed sample, whatever the state of the webhook is, and returns how it went.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id.
-    pub(crate) async fn test(&self, id: &str) -> Result<Attempt, WebhookError> {
-        self.send_command(id, WebhookCommand::Test).await
-    }
-
-    /// Puts dead letters back into the queue, and returns how many.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id, or the store cannot be written.
-    pub(crate) async fn redeliver(
-        &self,
-        id: &str,
-        which: DeadLetterSelection,
-    ) -> Result<u64, WebhookError> {
-        self.handle(id)?;
-        let requeued = self
-            .context
-            .store
-            .requeue(id, which)
-            .await
-            .map_err(|StoreUnwritable| WebhookError::StoreUnavailable)?;
-        info!(webhook = id, deliveries = requeued, "dead letters are to be delivered again");
-        Ok(requeued)
-    }
-
-    /// Forgets what is owed to any webhook of a session's events, and what it got of them.
-    pub(crate) async fn erase(&self, product: &ProductId, session: &SessionId) {
-        let affected = |view: &WebhookSummary| view.webhook.product_id == *product;
-        for view in self.list().into_iter().filter(affected) {
-            // One that has been removed meanwhile has forgotten everything.
-            let _ = self
-                .send_command(&view.webhook.id, |reply| {
-                    WebhookCommand::Erase(session.clone(), reply)
-                })
-                .await;
-        }
-    }
-
     /// Gives an order to a worker and waits for the answer.
     ///
     /// # Errors
@@ -467,36 +305,12 @@ impl Webhooks {
         *self.context.egress.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
-    fn fanout(&self, product: &ProductId) -> Option<Arc<Fanout>> {
+    pub(super) fn fanout(&self, product: &ProductId) -> Option<Arc<Fanout>> {
         lock(&self.products).get(product).map(Arc::clone)
     }
 
-    fn editable_handle(&self, id: &str) -> Result<WorkerHandle, WebhookError> {
-        let handle = self.handle(id)?;
-        match handle.shared.definition().source {
-            WebhookSource::Api => Ok(handle),
-            WebhookSource::File => Err(WebhookError::DeclaredInFile),
-        }
-    }
-
-    fn lock_handles(&self) -> MutexGuard<'_, BTreeMap<String, WorkerHandle>> {
+    pub(super) fn lock_handles(&self) -> MutexGuard<'_, BTreeMap<String, WorkerHandle>> {
         lock(&self.handles)
-    }
-}
-
-impl Definition {
-    /// The definition when the webhook is changed. A former secret signs beside a new one for a while.
-    pub(super) fn replaced_by(&self, webhook: WebhookConfig, source: WebhookSource) -> Self {
-        let previous = match self.webhook.secret == webhook.secret {
-            true => self.previous_secret.clone(),
-            false => Some(PreviousSecret {
-                secret: self.webhook.secret.clone(),
-                until: Now::read()
-                    .unix_ms
-                    .saturating_add(SECRET_ROTATION_OVERLAP.as_millis() as u64),
-            }),
-        };
-        Self { webhook: Arc::new(webhook), source, previous_secret: previous, ..self.clone() }
     }
 }
 
@@ -512,15 +326,6 @@ impl WebhookSummary {
         Self { webhook: Arc::clone(&definition.webhook), source: definition.source, status: facts }
     }
 }
-
-/// How long a secret signs beside its successor: a receiver's deploy, and the night before it.
-const SECRET_ROTATION_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// How long an operator waits for the store.
-const REMOVE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Each has a worker and connections of its own.
-pub(super) const MAX_WEBHOOKS: usize = 1000;
 
 /// Orders that wait for one worker; whoever gives more waits, too.
 const MAX_QUEUED_COMMANDS: usize = 16;

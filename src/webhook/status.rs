@@ -6,11 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::{info, warn};
 
-use super::{
-    Now, WebhookStatus,
-    definition::Definition,
-    outbox::{EndpointStatus, Outbox},
-};
+use super::{Now, WebhookStatus, definition::Definition, outbox::Outbox};
 use crate::{metrics::WebhookMetrics, store::WebhookNotice, webhook_delivery::EndpointState};
 
 /// The shared board of one webhook.
@@ -87,33 +83,6 @@ impl SharedStatus {
     }
 }
 
-impl Definition {
-    /// The definition as it should be, if it is not.
-    fn refreshed(&self, standing: &EndpointStatus, now: Now) -> Option<Self> {
-        let disabled = match standing.state {
-            EndpointState::Disabled => Some(standing.problem.clone().unwrap_or_default()),
-            _ => None,
-        };
-        let throttled_until = match standing.state {
-            EndpointState::Throttled => standing.until.map(|at| now.unix_ms_at(at)),
-            _ => None,
-        };
-        let throttled_until =
-            throttled_until.filter(|until| *until > now.unix_ms + MIN_PERSISTED_THROTTLE_MS);
-        // The two clocks do not run quite alike; and a wait that is over is none.
-        let is_longer = throttled_until.unwrap_or_default()
-            > self.throttled_until.unwrap_or_default() + MIN_PERSISTED_THROTTLE_MS;
-        let is_shorter = self.throttled_until.is_some() && standing.state == EndpointState::Active;
-        let is_over =
-            self.previous_secret.as_ref().is_some_and(|previous| previous.until <= now.unix_ms);
-        if disabled == self.disabled && !is_over && !is_longer && !is_shorter {
-            return None;
-        }
-        let previous = self.previous_secret.clone().filter(|_| !is_over);
-        Some(Self { disabled, throttled_until, previous_secret: previous, ..self.clone() })
-    }
-}
-
 /// Logs what operators should know.
 fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
     let webhook = before.definition.webhook.id.as_str();
@@ -153,6 +122,3 @@ fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
         );
     }
 }
-
-/// A throttle that is shorter is not worth to be remembered across a restart.
-const MIN_PERSISTED_THROTTLE_MS: u64 = 5000;

@@ -2,7 +2,13 @@
 //!
 //! May use: `log` (words), the worker's own state.
 
-use super::*;
+use std::time::Duration;
+
+use tokio::time;
+use tracing::error;
+
+use super::Worker;
+use crate::webhook::Now;
 
 impl Worker {
     /// Whether anything new is sent. When the relay leaves, only what would be lost otherwise.
