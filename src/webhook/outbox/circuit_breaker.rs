@@ -16,7 +16,7 @@ use std::{collections::VecDeque, time::Duration};
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use super::{DeliveryPolicy, EndpointStatus};
+use super::policy::DeliveryPolicy;
 use crate::webhook_delivery::{Attempt, EndpointState};
 
 /// Failures in a row, each of another delivery, after which an endpoint is held back. Fewer may be a few poisonous events.
@@ -42,6 +42,17 @@ struct OpenCircuit {
     next_probe: Instant,
     failed_probes: u32,
     probe: Option<u64>,
+}
+
+/// How an endpoint stands, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::webhook) struct EndpointStatus {
+    /// In one word.
+    pub(in crate::webhook) state: EndpointState,
+    /// Until when it is throttled, or when it is probed next.
+    pub(in crate::webhook) until: Option<Instant>,
+    /// What led to it, if it is not active.
+    pub(in crate::webhook) problem: Option<String>,
 }
 
 /// What may be sent now.

@@ -2,7 +2,15 @@
 //!
 //! May use: the store's words.
 
-use super::*;
+use super::{
+    Outbox,
+    item::{DeliveryStage, ItemKind, NextAttempt, OutboxItem, RowState},
+    unix_ms_of,
+};
+use crate::{
+    store::{OwedDelivery, WebhookChanges},
+    webhook::Now,
+};
 
 impl Outbox {
     /// What is to be written down, if anything is that should not wait, or the first part of it. One at a time: [`Outbox::committed`] or

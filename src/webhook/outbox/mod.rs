@@ -17,13 +17,17 @@
 
 mod circuit_breaker;
 mod commit;
+mod counts;
 mod delivered;
 mod item;
+mod items;
 mod journal;
 #[cfg(test)]
 mod model;
 mod operator;
+mod policy;
 mod redelivery;
+mod redelivery_scan;
 mod schedule;
 mod session_queues;
 #[cfg(test)]
@@ -38,19 +42,24 @@ use std::{
 use fastrand::Rng;
 use tokio::time::Instant;
 
+pub(super) use self::{
+    circuit_breaker::EndpointStatus,
+    policy::{DeliveryPolicy, EventStorage},
+};
 use self::{
-    circuit_breaker::{BackoffContext, CircuitBreaker, MAX_RETRY_DELAY, SendPermission},
+    circuit_breaker::{BackoffContext, CircuitBreaker, MAX_RETRY_DELAY},
+    counts::OutboxCounts,
     delivered::DeliveredHistory,
     item::{DeliveryStage, ItemKind, NextAttempt, OutboxItem, RowState},
     journal::OutboxJournal,
-    redelivery::RedeliveryScan,
+    redelivery_scan::RedeliveryScan,
     session_queues::{QueueHeads, SessionQueues},
 };
-use super::{Disposition, Now};
+use super::Now;
 use crate::{
-    event::{Event, SessionId},
-    store::{OwedDelivery, WebhookChanges},
-    webhook_delivery::{Attempt, DeadLetter, DeadLetterReason, Delivery, EndpointState},
+    event::Event,
+    store::OwedDelivery,
+    webhook_delivery::{Delivery, EndpointState},
 };
 
 /// Deliveries that are owed to one webhook at one time where the store has their events: some 20 MiB for each webhook that is so
@@ -60,39 +69,6 @@ pub(super) const MAX_OWED_DELIVERIES: u64 = 65_536;
 const MAX_LOADED_EVENTS: usize = 256;
 /// Bytes of them.
 const MAX_LOADED_BYTES: usize = 4 << 20;
-/// Heads of lanes whose events are loaded before there is a slot. A page of the store brings about as many.
-const MAX_PRELOADED_HEADS: usize = 64;
-/// A retry's event is loaded so long before it is due. Longer than a read takes.
-const PRELOAD_LEAD_TIME: Duration = Duration::from_secs(1);
-/// After an event could not be read. Longer than the pause after each such event, so that a few of them leave time for others.
-const UNREADABLE_EVENT_DELAY: Duration = Duration::from_secs(10);
-
-/// How hard a webhook is tried, and where what it is owed can be read again.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct DeliveryPolicy {
-    /// Attempts after the first.
-    pub(super) max_retries: u32,
-    /// The wait before the first retry, which doubles from there.
-    pub(super) initial_backoff: Duration,
-    /// The longest wait.
-    pub(super) max_backoff: Duration,
-    /// Deliveries that are under way, or settled and not yet written down.
-    pub(super) max_in_flight: usize,
-    /// Where events are.
-    pub(super) event_storage: EventStorage,
-}
-
-/// Where the events are that are owed.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum EventStorage {
-    /// In the store: few need to be held here.
-    InStore,
-    /// Here alone. Beyond so many bytes the oldest becomes a dead letter.
-    InMemory {
-        /// Bytes of events, all overhead included.
-        max_bytes: u64,
-    },
-}
 
 /// What one webhook is owed.
 #[derive(Debug)]
@@ -117,27 +93,6 @@ pub(super) struct Outbox {
     /// The store has made dead letters up to this place.
     expired_through: u64,
     random: Rng,
-}
-
-/// Counts over all items.
-#[derive(Clone, Copy, Debug, Default)]
-struct OutboxCounts {
-    owed: u64,
-    in_flight: usize,
-    in_flight_retries: usize,
-    loaded: usize,
-    loaded_bytes: usize,
-}
-
-/// How an endpoint stands, and why.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct EndpointStatus {
-    /// In one word.
-    pub(super) state: EndpointState,
-    /// Until when it is throttled, or when it is probed next.
-    pub(super) until: Option<Instant>,
-    /// What led to it, if it is not active.
-    pub(super) problem: Option<String>,
 }
 
 impl Outbox {
@@ -309,116 +264,4 @@ impl Outbox {
 fn unix_ms_of(instant: Instant, now: Now) -> u64 {
     let wait = instant.saturating_duration_since(now.instant);
     now.unix_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// How items come, move and go. Everything that is counted or found by an index is kept right here.
-impl Outbox {
-    /// Lines an item up in its lane.
-    fn insert_item(&mut self, item: OutboxItem, next_attempt: NextAttempt) {
-        let position = item.delivery.position;
-        if self.items.contains_key(&position) {
-            return;
-        }
-        let is_head = self.session_queues.enqueue(item.delivery.session.as_ref(), position);
-        self.update_counts(position, item.item_kind, true);
-        if let Some(event) = &item.event {
-            self.counts.count_loaded(event, true);
-        }
-        self.items.insert(position, item);
-        if is_head {
-            self.set_stage(position, DeliveryStage::Idle(next_attempt));
-        }
-    }
-
-    /// Moves an item from one stage to another.
-    fn set_stage(&mut self, position: u64, stage: DeliveryStage) {
-        let Some(item) = self.items.get_mut(&position) else { return };
-        let previous = std::mem::replace(&mut item.stage, stage);
-        let is_loaded = item.event.is_some();
-        match previous {
-            DeliveryStage::Blocked => {}
-            DeliveryStage::Idle(next_attempt) => {
-                self.queue_heads.remove(position, next_attempt, is_loaded)
-            }
-            DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, false),
-        }
-        match stage {
-            DeliveryStage::Blocked => {}
-            DeliveryStage::Idle(next_attempt) => {
-                self.queue_heads.insert(position, next_attempt, is_loaded)
-            }
-            DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, true),
-        }
-    }
-
-    /// Holds an item's event, or no longer.
-    fn set_event(&mut self, position: u64, event: Option<Arc<Event>>) {
-        let Some(stage) = self.items.get(&position).map(|item| item.stage) else { return };
-        self.set_stage(position, DeliveryStage::Blocked);
-        if let Some(item) = self.items.get_mut(&position) {
-            let previous = std::mem::replace(&mut item.event, event);
-            previous.iter().for_each(|event| self.counts.count_loaded(event, false));
-            item.event.iter().for_each(|event| self.counts.count_loaded(event, true));
-        }
-        self.set_stage(position, stage);
-    }
-
-    /// Gives an item another reason to be here.
-    fn set_item_kind(&mut self, position: u64, item_kind: ItemKind) {
-        let Some(item) = self.items.get_mut(&position) else { return };
-        let previous = std::mem::replace(&mut item.item_kind, item_kind);
-        self.update_counts(position, previous, false);
-        self.update_counts(position, item_kind, true);
-    }
-
-    fn update_counts(&mut self, position: u64, item_kind: ItemKind, is_added: bool) {
-        match item_kind {
-            ItemKind::Owed => {
-                self.counts.owed =
-                    if is_added { self.counts.owed + 1 } else { self.counts.owed - 1 }
-            }
-            ItemKind::Redelivery if is_added => drop(self.redeliveries.insert(position)),
-            ItemKind::Redelivery => drop(self.redeliveries.remove(&position)),
-            ItemKind::Expired | ItemKind::Erased => {}
-        }
-    }
-
-    /// Takes an item out; the next of its lane becomes first.
-    fn remove_item(&mut self, position: u64) -> Option<OutboxItem> {
-        self.set_stage(position, DeliveryStage::Blocked);
-        let item = self.items.remove(&position)?;
-        self.update_counts(position, item.item_kind, false);
-        if let Some(event) = &item.event {
-            self.counts.count_loaded(event, false);
-        }
-        self.journal.clear_dirty(position);
-        if let Some(next) = self.session_queues.dequeue(item.delivery.session.as_ref(), position) {
-            let next_attempt =
-                self.items.get(&next).map_or(NextAttempt::Fresh, OutboxItem::next_attempt);
-            self.set_stage(next, DeliveryStage::Idle(next_attempt));
-        }
-        Some(item)
-    }
-}
-
-impl OutboxCounts {
-    fn count_in_flight(&mut self, is_retry: bool, begins: bool) {
-        let retries = usize::from(is_retry);
-        if begins {
-            (self.in_flight, self.in_flight_retries) =
-                (self.in_flight + 1, self.in_flight_retries + retries);
-        } else {
-            (self.in_flight, self.in_flight_retries) =
-                (self.in_flight - 1, self.in_flight_retries - retries);
-        }
-    }
-
-    fn count_loaded(&mut self, event: &Event, begins: bool) {
-        let bytes = event.size_bytes();
-        if begins {
-            (self.loaded, self.loaded_bytes) = (self.loaded + 1, self.loaded_bytes + bytes);
-        } else {
-            (self.loaded, self.loaded_bytes) = (self.loaded - 1, self.loaded_bytes - bytes);
-        }
-    }
 }

@@ -2,7 +2,11 @@
 //!
 //! May use: `delivery`, `event`.
 
-use super::*;
+use super::{
+    Outbox,
+    item::{ItemKind, OutboxItem, RowState},
+};
+use crate::event::SessionId;
 
 impl Outbox {
     /// Makes the endpoint active; what waits is tried at once.

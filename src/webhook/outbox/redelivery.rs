@@ -10,9 +10,18 @@
 //!
 //! May use: `delivery`, `event`.
 
-use std::collections::{HashSet, VecDeque};
+use std::{sync::Arc, time::Duration};
 
-use super::*;
+use super::{
+    Outbox,
+    item::{DeliveryStage, ItemKind, NextAttempt, OutboxItem},
+    redelivery_scan::RedeliveryScan,
+};
+use crate::{
+    event::{Event, SessionId},
+    webhook::Now,
+    webhook_delivery::DeadLetter,
+};
 
 /// Dead letters that are under way, or could be, at one time; and of one session. A thousand of them do not crowd out what is new.
 const MAX_ACTIVE_REDELIVERIES: usize = 16;
@@ -25,19 +34,6 @@ const MAX_REDELIVERY_BYTES: usize = 16 << 20;
 const MAX_SKIPPED_SESSIONS: usize = 1000;
 /// Longer than any answer of a store that works is on its way.
 const RECENT_REDELIVERY_WINDOW: Duration = Duration::from_secs(5);
-
-/// Where the walk stands.
-#[derive(Debug, Default)]
-pub(super) struct RedeliveryScan {
-    /// Everything up to here has been looked at.
-    scanned_position: u64,
-    /// Sessions of which something has been left behind.
-    skipped_sessions: HashSet<SessionId>,
-    /// Something has been taken since it began.
-    has_enqueued: bool,
-    /// Taken not long ago, and when: an answer that was on its way meanwhile may still name them.
-    recently_enqueued: VecDeque<(Instant, u64)>,
-}
 
 impl Outbox {
     /// How many dead letters are here to be delivered again.

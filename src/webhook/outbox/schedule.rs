@@ -2,7 +2,21 @@
 //!
 //! May use: `delivery`, `event`.
 
-use super::*;
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    MAX_LOADED_BYTES, Outbox,
+    circuit_breaker::{self, MAX_RETRY_DELAY, SendPermission},
+    item::{DeliveryStage, ItemKind, NextAttempt, OutboxItem, RowState},
+    policy::EventStorage,
+};
+use crate::{
+    event::Event,
+    webhook::{Disposition, Now},
+    webhook_delivery::{Attempt, DeadLetterReason, EndpointState},
+};
 
 /// What becomes of a delivery after an attempt.
 #[derive(Clone, Copy, Debug)]
@@ -300,3 +314,12 @@ impl Outbox {
         }
     }
 }
+
+/// A retry's event is loaded so long before it is due. Longer than a read takes.
+const PRELOAD_LEAD_TIME: Duration = Duration::from_secs(1);
+
+/// After an event could not be read. Longer than the pause after each such event, so that a few of them leave time for others.
+const UNREADABLE_EVENT_DELAY: Duration = Duration::from_secs(10);
+
+/// Heads of lanes whose events are loaded before there is a slot. A page of the store brings about as many.
+pub(super) const MAX_PRELOADED_HEADS: usize = 64;
