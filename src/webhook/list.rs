@@ -1,4 +1,7 @@
-//! Deliveries in pages: what is owed and was accepted is the worker's, dead letters are the store's.
+//! Pages of deliveries for the admin API.
+//!
+//! The worker has owed and accepted deliveries, the store has dead letters. A page of pending
+//! deliveries is both: owed deliveries first, requeued dead letters after them.
 //!
 //! May use: `delivery`, `log`, the registry and its workers.
 
@@ -8,12 +11,12 @@ use super::{
 use crate::{store::DeadLetterState, webhook_delivery::DeadLetter};
 
 impl Webhooks {
-    /// Deliveries of one state, newest first: at most `most` of those behind the mark `before`, which is that of a page's
-    /// `next`.
+    /// Returns up to `limit` deliveries of one state, newest first, behind the cursor `before`,
+    /// which is the `next_cursor` of another page.
     ///
     /// # Errors
     ///
-    /// When there is none of this id, or the store cannot be read.
+    /// If no webhook has this id, the worker has ended, or the store cannot be read.
     pub(crate) async fn deliveries(
         &self,
         id: &str,
@@ -41,7 +44,8 @@ impl Webhooks {
             DeliveryState::Pending => {
                 let mut page = self.worker_deliveries(id, state, before, limit).await?;
                 if page.next_cursor.is_none() {
-                    // What is delivered again comes behind what never was.
+                    // Owed deliveries are exhausted: requeued dead letters follow. At least one is
+                    // asked for, which tells a full page whether another page follows.
                     let remaining = limit.saturating_sub(page.deliveries.len()).max(1);
                     let requeued = self
                         .dead_letters(id, DeadLetterState::Requeued, None, remaining)
@@ -83,7 +87,7 @@ impl Webhooks {
             .dead_letters(id, which, before, limit)
             .await
             .map_err(|_| WebhookError::StoreUnavailable)?;
-        // Fewer than were asked for may be all that fits one page.
+        // The store bounds a page by bytes too, so a short page does not mean the end.
         let next = match letters.last() {
             Some((last, _)) => self.next_letter_cursor(id, which, *last).await?,
             None => None,
@@ -98,7 +102,7 @@ impl Webhooks {
         })
     }
 
-    /// The mark behind which a page begins that follows the letter `last`, if there are more.
+    /// Returns the cursor behind the dead letter `last`, if more follow.
     async fn next_letter_cursor(
         &self,
         id: &str,
@@ -115,11 +119,12 @@ impl Webhooks {
 }
 
 impl DeliveryPage {
-    /// The same with a mark that tells letters from what never was one.
+    /// Marks the cursor as one of dead letters: see [`LETTER_CURSOR_BASE`].
     fn with_letter_cursor(self) -> Self {
         Self { next_cursor: self.next_cursor.map(|cursor| cursor + LETTER_CURSOR_BASE), ..self }
     }
 }
 
-/// Marks in lists from here on are those of letters: no place is as high.
+/// Cursors from here on belong to dead letters, lower ones to owed deliveries. No position reaches
+/// 2⁶², so one number tells the two apart.
 const LETTER_CURSOR_BASE: u64 = 1 << 62;

@@ -1,6 +1,7 @@
 //! Commands of operators: registers, changes, removes, enables, disables and tests webhooks.
 //!
-//! In: a call of the admin API. Out: a command to one worker and its answer, or an order to the store.
+//! In: a call of the admin API. Out: a command to one worker and its reply, or a command to the
+//! store.
 //!
 //! May use: `config`, `event`, `store`, `webhook_delivery`.
 
@@ -21,15 +22,17 @@ use crate::{
 };
 
 impl Webhooks {
-    /// Registers a webhook, which gets events from now on.
+    /// Registers a webhook, which receives events published from now on.
     ///
     /// # Errors
     ///
-    /// When the id is taken, the product unknown, or the store cannot be written.
+    /// If the id is taken, the product unknown, [`MAX_WEBHOOKS`] reached, or the store cannot be
+    /// written; in the last case the worker that was started is removed again.
     pub(crate) async fn create(
         &self,
         webhook: WebhookConfig,
     ) -> Result<WebhookSummary, WebhookError> {
+        // Held until the store has answered, so that two calls cannot both find the id free.
         let _guard = self.changes.lock().await;
         let id = webhook.id.clone();
         if self.get(&id).is_some() {
@@ -61,11 +64,14 @@ impl Webhooks {
         }
     }
 
-    /// Changes a webhook that the API has registered. It keeps its place. A former secret signs beside a new one for a while.
+    /// Changes a webhook that was registered through the API. The webhook keeps its position; a
+    /// replaced secret signs beside the new one for [`Definition::replaced_by`]'s overlap.
     ///
     /// # Errors
     ///
-    /// When there is none of this id, the file declares it, the product is another, or the store cannot be written.
+    /// If no webhook has this id, the file declares it, the product differs, or the store cannot be
+    /// written. In the last case the worker has applied the change already, and keeps trying to
+    /// write it.
     pub(crate) async fn update(
         &self,
         webhook: WebhookConfig,
@@ -85,21 +91,24 @@ impl Webhooks {
         self.get(&id).ok_or(WebhookError::Unknown)
     }
 
-    /// Ends a webhook that the API has registered, with all that is owed to it and its dead letters.
+    /// Removes a webhook that was registered through the API, with its owed deliveries and dead
+    /// letters.
     ///
     /// # Errors
     ///
-    /// When there is none of this id, the file declares it, or the store cannot be written; then it ends when it can. When the
-    /// relay leaves before it is out of the store; then it is still there in the next life.
+    /// If no webhook has this id, or the file declares it. [`WebhookError::StoreUnavailable`] if
+    /// the store could not be written within [`REMOVE_TIMEOUT`]: the removal goes on in the
+    /// background. [`WebhookError::ShuttingDown`] if the relay shuts down before the webhook is out
+    /// of the store: the webhook is still there after the restart.
     ///
     /// # Cancel safety
     ///
-    /// Once begun, it is carried out whether or not anybody waits.
+    /// Once begun, the removal runs on the worker's task, whether or not the caller waits.
     pub(crate) async fn remove(&self, id: &str) -> Result<(), WebhookError> {
         let _guard = self.changes.lock().await;
         let handle = self.editable_handle(id)?;
         if handle.commands.is_closed() && !handle.removed.is_cancelled() {
-            return Err(WebhookError::ShuttingDown); // its worker has left already
+            return Err(WebhookError::ShuttingDown); // the worker has ended and will not unregister
         }
         let ended = time::timeout(REMOVE_TIMEOUT, self.begin_removal(&handle)).await;
         let unfinished = if self.stop.is_cancelled() {
@@ -112,45 +121,47 @@ impl Webhooks {
         Ok(())
     }
 
+    /// Ends a worker for good, and returns a future that waits until the webhook is out of the
+    /// store.
     pub(super) fn begin_removal(&self, handle: &WorkerHandle) -> impl Future<Output = ()> + use<> {
         handle.removed.cancel();
         handle.ended.clone().cancelled_owned()
     }
 
-    /// Makes a webhook active, whatever it was.
+    /// Makes a webhook's endpoint active, whatever its state, and its waiting deliveries due.
     ///
     /// # Errors
     ///
-    /// When there is none of this id.
+    /// If no webhook has this id.
     pub(crate) async fn enable(&self, id: &str) -> Result<WebhookSummary, WebhookError> {
         self.send_command(id, WebhookCommand::Enable).await?;
         self.get(id).ok_or(WebhookError::Unknown)
     }
 
-    /// Holds a webhook back until it is enabled.
+    /// Stops all sending until the webhook is enabled again.
     ///
     /// # Errors
     ///
-    /// When there is none of this id.
+    /// If no webhook has this id.
     pub(crate) async fn disable(&self, id: &str) -> Result<WebhookSummary, WebhookError> {
         self.send_command(id, WebhookCommand::Disable).await?;
         self.get(id).ok_or(WebhookError::Unknown)
     }
 
-    /// Sends a signed sample, whatever the state of the webhook is, and returns how it went.
+    /// Sends a signed sample event in any state of the webhook, and returns the attempt.
     ///
     /// # Errors
     ///
-    /// When there is none of this id.
+    /// If no webhook has this id.
     pub(crate) async fn test(&self, id: &str) -> Result<Attempt, WebhookError> {
         self.send_command(id, WebhookCommand::Test).await
     }
 
-    /// Puts dead letters back into the queue, and returns how many.
+    /// Requeues dead letters and returns how many.
     ///
     /// # Errors
     ///
-    /// When there is none of this id, or the store cannot be written.
+    /// If no webhook has this id, or the store cannot be written.
     pub(crate) async fn redeliver(
         &self,
         id: &str,
@@ -167,11 +178,12 @@ impl Webhooks {
         Ok(requeued)
     }
 
-    /// Forgets what is owed to any webhook of a session's events, and what it got of them.
+    /// Erases one session from every outbox of the product: owed deliveries, listed deliveries,
+    /// dead letters that are not written yet. The caller erases the store afterwards.
     pub(crate) async fn erase(&self, product: &ProductId, session: &SessionId) {
         let affected = |view: &WebhookSummary| view.webhook.product_id == *product;
         for view in self.list().into_iter().filter(affected) {
-            // One that has been removed meanwhile has forgotten everything.
+            // A webhook that was removed meanwhile has no deliveries left, so its error is no loss.
             let _ = self
                 .send_command(&view.webhook.id, |reply| {
                     WebhookCommand::Erase(session.clone(), reply)
@@ -189,5 +201,5 @@ impl Webhooks {
     }
 }
 
-/// How long an operator waits for the store.
+/// Bound on an operator's wait for the store. The removal itself is not bounded.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,4 +1,8 @@
-//! Who is registered: starts a worker for each webhook, passes operators' orders on, ends what is removed.
+//! Registry of all webhooks: starts a worker for each and owns the worker tasks.
+//!
+//! In: webhooks declared in the configuration, webhooks restored from the store, products that come
+//! and go. Out: a `WorkerHandle` per webhook, through which `operate.rs`, `reconcile.rs` and
+//! `list.rs` reach the worker.
 //!
 //! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhooks' own rooms.
 
@@ -30,7 +34,7 @@ use crate::{
     store::{OwedDelivery, StoreHandle, StoreUnwritable, StoredWebhook},
 };
 
-/// Every registered webhook.
+/// Every registered webhook, and everything that a new worker needs.
 #[derive(Debug)]
 pub(crate) struct Webhooks {
     products: Mutex<HashMap<ProductId, Arc<Fanout>>>,
@@ -38,48 +42,51 @@ pub(crate) struct Webhooks {
     metrics: Arc<Metrics>,
     runtime: Handle,
     handles: Arc<Mutex<BTreeMap<String, WorkerHandle>>>,
-    /// Held by whoever registers, changes or removes one: these take their time.
+    /// Serialises registrations, changes and removals. An async lock, because its holder waits for
+    /// the store; commands that leave the set of webhooks as it is do not take it.
     pub(super) changes: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     pub(super) stop: CancellationToken,
-    /// Cancelled when a worker ends by itself, which none does.
+    /// Cancelled when a worker task ends by panic, which is a bug; the process then shuts down.
     worker_failed: CancellationToken,
 }
 
-/// One webhook and the way to its worker.
+/// One webhook's published status, the channel to its worker, and the tokens of its life cycle.
 #[derive(Clone, Debug)]
 pub(super) struct WorkerHandle {
     pub(super) shared: Arc<SharedStatus>,
     pub(super) commands: mpsc::Sender<WebhookCommand>,
-    /// Tells the worker to finish what is under way and end, and leave everything in the store.
+    /// Asks the worker to finish its attempts and end; everything stays in the store.
     pub(super) suspended: CancellationToken,
-    /// Tells the worker to end where it stands, and for good.
+    /// Ends the worker at its next await, without finishing attempts; the webhook is then
+    /// unregistered.
     pub(super) removed: CancellationToken,
-    /// Cancelled when it has ended, and nothing is left of the webhook that is not in the store.
+    /// Cancelled once the worker has ended and nothing about the webhook is only in memory.
     pub(super) ended: CancellationToken,
 }
 
-/// What webhooks stand on.
+/// Everything that webhooks need from the rest of the relay.
 #[derive(Debug)]
 pub(crate) struct WebhookDependencies<'a> {
-    /// Of each product.
+    /// One fan-out per product.
     pub(crate) fanouts: Vec<Arc<Fanout>>,
-    /// Where outboxes are kept.
+    /// Store of the outboxes.
     pub(crate) store: Arc<StoreHandle>,
-    /// Whether that outlives the process.
+    /// Whether the store outlives the process.
     pub(crate) is_durable: bool,
-    /// Bytes of owed events that one webhook may hold where nothing else keeps them.
+    /// Bytes of owed events that one webhook may keep in memory if the store is not durable.
     pub(crate) max_memory_bytes: u64,
-    /// Networks that may be reached although they are not public.
+    /// Networks that webhooks may reach although they are not public.
     pub(crate) allow_networks: &'a [Network],
-    /// Whom to trust.
+    /// TLS settings and trusted roots for connections to receivers.
     pub(crate) tls: rustls::ClientConfig,
-    /// Where all is counted.
+    /// Metrics of the process.
     pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Webhooks {
-    /// Starts a worker for each webhook that the configuration declares or that the store has kept, on the present runtime.
+    /// Starts a worker for each declared webhook and for each webhook restored from the store, on
+    /// the current runtime.
     pub(crate) fn start(
         dependencies: WebhookDependencies<'_>,
         declared: &[WebhookConfig],
@@ -115,6 +122,11 @@ impl Webhooks {
         webhooks
     }
 
+    /// Starts workers for restored webhooks and for declared ones without a stored counterpart.
+    ///
+    /// A stored webhook that came from the file and is no longer declared is unregistered, with its
+    /// owed deliveries and dead letters. A stored definition that cannot be parsed stays in the
+    /// store unchanged.
     pub(super) fn restore(&self, declared: &[WebhookConfig], kept: Vec<StoredWebhook>) {
         let mut declared: BTreeMap<&str, &WebhookConfig> =
             declared.iter().map(|it| (it.id.as_str(), it)).collect();
@@ -125,7 +137,8 @@ impl Webhooks {
                     error!(
                         webhook = id,
                         problem,
-                        "what the store has of the webhook cannot be understood; it is left alone"
+                        "the webhook's stored definition cannot be parsed: \
+                         the webhook stays in the store and is not started"
                     );
                     continue;
                 }
@@ -143,9 +156,9 @@ impl Webhooks {
                     warn!(
                         webhook = id,
                         pending = owed.len(),
-                        "the webhook is declared no more: what it was owed is forgotten"
+                        "the webhook is no longer declared: what it was owed is deleted"
                     );
-                    drop(self.context.store.unregister(&id)); // carried out though nobody waits
+                    drop(self.context.store.unregister(&id)); // the writer executes it regardless
                     continue;
                 }
             };
@@ -158,8 +171,9 @@ impl Webhooks {
             if definition.webhook.product_id == product {
                 self.spawn_worker(definition, Some(position), owed, None);
             } else {
+                // Its positions count the former product's log and mean nothing in the new one's.
                 warn!(webhook = id, "the webhook has another product now: it begins anew there");
-                drop(self.context.store.unregister(&id)); // carried out though nobody waits
+                drop(self.context.store.unregister(&id)); // the writer executes it regardless
                 self.spawn_worker(definition, None, Vec::new(), None);
             }
         }
@@ -173,7 +187,9 @@ impl Webhooks {
         }
     }
 
-    /// Starts a worker at `position`, or with what comes from now on.
+    /// Starts a worker behind `position`, or behind the newest entry if the webhook is new.
+    ///
+    /// `on_registered` is answered when the definition is in the store, or could not be written.
     pub(super) fn spawn_worker(
         &self,
         definition: Definition,
@@ -185,7 +201,7 @@ impl Webhooks {
         let Some(fanout) = self.fanout(&definition.webhook.product_id) else {
             error!(
                 webhook = id,
-                "the webhook's product is none of this relay's; add it to [[upstreams]]"
+                "the relay does not have the webhook's product; add it to [[upstreams]]"
             );
             return;
         };
@@ -219,7 +235,8 @@ impl Webhooks {
             Box::pin(worker.run(stop.clone(), removed.clone())).await;
             let is_finished = match removed.is_cancelled() {
                 true => context.unregister(&id, &shutdown).await,
-                false => !shutdown.is_cancelled(), // laid aside
+                // Suspended: the product was removed. On shutdown the handle stays registered.
+                false => !shutdown.is_cancelled(),
             };
             if is_finished {
                 lock(&handles).remove(&id);
@@ -231,38 +248,44 @@ impl Webhooks {
         self.tasks.spawn_on(task, &self.runtime);
     }
 
-    /// Waits until a worker has ended by itself.
+    /// Waits until a worker has ended by panic.
     pub(crate) async fn worker_failed(&self) {
         self.worker_failed.cancelled().await;
     }
 
-    /// Finishes what is under way, writes everything down, and ends every worker.
+    /// Cancels every worker and waits until attempts are finished and the outboxes are flushed.
+    ///
+    /// Bounded: attempts have 10 s, the last flush 2 s, a pending removal 2 s.
     pub(crate) async fn shut_down(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// Where outboxes are kept: the store of the logs, where these are kept, too.
+    /// Returns the store of the outboxes, which with `log.data_dir` is the store of the logs.
     pub(crate) fn store(&self) -> &Arc<StoreHandle> {
         &self.context.store
     }
 
-    /// All of them, by id.
+    /// Returns all webhooks, by id.
     pub(crate) fn list(&self) -> Vec<WebhookSummary> {
         self.lock_handles().values().map(WebhookSummary::of).collect()
     }
 
-    /// One of them.
+    /// Returns one webhook.
     pub(crate) fn get(&self, id: &str) -> Option<WebhookSummary> {
         self.lock_handles().get(id).map(WebhookSummary::of)
     }
 
-    /// Gives an order to a worker and waits for the answer.
+    /// Sends a command to a worker and waits for the reply.
+    ///
+    /// Waits while [`MAX_QUEUED_COMMANDS`] are queued. Dropping the future may leave the command
+    /// queued: the worker then executes it and discards the reply.
     ///
     /// # Errors
     ///
-    /// When there is none of this id, or the relay is leaving.
+    /// [`WebhookError::Unknown`] if no webhook has this id, [`WebhookError::ShuttingDown`] if the
+    /// worker has ended.
     pub(super) async fn send_command<T>(
         &self,
         id: &str,
@@ -274,21 +297,21 @@ impl Webhooks {
         response.await.map_err(|_| WebhookError::ShuttingDown)
     }
 
-    /// One of them, and the way to it.
+    /// Returns a copy of one webhook's handle, so that callers wait without the lock.
     ///
     /// # Errors
     ///
-    /// When there is none of this id.
+    /// [`WebhookError::Unknown`] if no webhook has this id.
     pub(super) fn handle(&self, id: &str) -> Result<WorkerHandle, WebhookError> {
         self.lock_handles().get(id).cloned().ok_or(WebhookError::Unknown)
     }
 
-    /// Every one there is, and the way to it.
+    /// Returns a copy of every handle, with its id.
     pub(super) fn handles(&self) -> Vec<(String, WorkerHandle)> {
         self.lock_handles().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect()
     }
 
-    /// Whether what they are owed outlives the process.
+    /// Returns whether owed deliveries outlive the process.
     pub(super) fn is_durable(&self) -> bool {
         self.context.is_durable
     }
@@ -315,7 +338,7 @@ impl Webhooks {
 }
 
 fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Insertions and removals are each whole: a panic elsewhere does not spoil the map.
+    // Each critical section is one insertion or removal, so a poisoned map is still consistent.
     map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -327,5 +350,5 @@ impl WebhookSummary {
     }
 }
 
-/// Orders that wait for one worker; whoever gives more waits, too.
+/// Commands that may wait for one worker; a sender beyond that waits too.
 const MAX_QUEUED_COMMANDS: usize = 16;

@@ -1,4 +1,6 @@
-//! What is known of one webhook by those who ask: its definition, how it stands, what it owes. Its worker writes it.
+//! Published status of one webhook: its definition, the endpoint's state, counts.
+//!
+//! The worker writes; the registry and the admin API read without asking the worker.
 //!
 //! May use: `delivery`, `log` (words), `metrics`, the webhook's own rooms.
 
@@ -9,7 +11,7 @@ use tracing::{info, warn};
 use super::{Now, WebhookStatus, definition::Definition, outbox::Outbox};
 use crate::{metrics::WebhookMetrics, store::WebhookNotice, webhook_delivery::EndpointState};
 
-/// The shared board of one webhook.
+/// Status of one webhook, shared by its worker and all readers. The lock is held for copies only.
 #[derive(Debug)]
 pub(super) struct SharedStatus(Mutex<PublishedStatus>);
 
@@ -20,7 +22,7 @@ struct PublishedStatus {
 }
 
 impl SharedStatus {
-    /// A webhook of which nothing is known but its definition.
+    /// Creates the status of a webhook whose worker has not run yet.
     pub(super) fn new(definition: Definition) -> Self {
         let problem = definition.disabled.clone();
         let state = if problem.is_some() { EndpointState::Disabled } else { EndpointState::Active };
@@ -35,23 +37,26 @@ impl SharedStatus {
         Self(Mutex::new(PublishedStatus { definition: Arc::new(definition), status }))
     }
 
-    /// As it was registered, and what has become of that.
+    /// Returns the current definition.
     pub(super) fn definition(&self) -> Arc<Definition> {
         Arc::clone(&self.lock().definition)
     }
 
-    /// How it stands.
+    /// Returns a copy of the current status.
     pub(super) fn status(&self) -> WebhookStatus {
         self.lock().status.clone()
     }
 
-    /// Notes another definition.
+    /// Replaces the definition.
     pub(super) fn redefine(&self, definition: Definition) {
         self.lock().definition = Arc::new(definition);
     }
 
-    /// Shows how the outbox stands, with `unread` entries that nobody has looked at. Returns another definition where the
-    /// present one does not say any more whether it is disabled, or has a secret whose time is over.
+    /// Publishes the state of the outbox, with `unread` entries that the reader has not looked at,
+    /// and logs changes that operators should see.
+    ///
+    /// Returns another definition if the current one no longer matches: the endpoint was disabled,
+    /// enabled or throttled, or a replaced secret has expired. The caller stores that definition.
     pub(super) fn publish(
         &self,
         outbox: &Outbox,
@@ -78,12 +83,12 @@ impl SharedStatus {
     }
 
     fn lock(&self) -> MutexGuard<'_, PublishedStatus> {
-        // Each note is whole: a panic elsewhere does not spoil it.
+        // Each write replaces a whole value, so a poisoned status is still consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Logs what operators should know.
+/// Logs a change of the endpoint's state, and dead letters.
 fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
     let webhook = before.definition.webhook.id.as_str();
     let problem = status.problem.as_deref().unwrap_or_default();
@@ -99,18 +104,20 @@ fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
                 warn!(
                     webhook,
                     problem,
-                    "the webhook is held back: its receiver fails; it is probed now and then"
+                    "the webhook's circuit is open: \
+                     its receiver fails; probes follow at growing intervals"
                 );
             }
             EndpointState::Disabled => {
                 warn!(
                     webhook,
-                    problem, "the webhook is disabled: what it is owed waits until it is enabled"
+                    problem, "the webhook is disabled: owed deliveries wait until it is enabled"
                 );
             }
         }
     }
-    // The first, and then each time they have doubled: a receiver that refuses everything must not fill the log.
+    // The first dead letter is logged, and then each doubling: a receiver that refuses everything
+    // must not fill the log.
     if status.dead > before.status.dead
         && status.dead.ilog2() > before.status.dead.checked_ilog2().unwrap_or_default()
         || (status.dead > 0 && before.status.dead == 0)

@@ -1,4 +1,4 @@
-//! Counts over all items of an outbox.
+//! Counts over all items of an outbox, so that no limit needs a scan.
 //!
 //! May use: `event`.
 
@@ -15,6 +15,7 @@ pub(super) struct OutboxCounts {
 }
 
 impl OutboxCounts {
+    /// Adds or removes one attempt in flight.
     pub(super) fn count_in_flight(&mut self, is_retry: bool, begins: bool) {
         let retries = usize::from(is_retry);
         if begins {
@@ -26,6 +27,7 @@ impl OutboxCounts {
         }
     }
 
+    /// Adds or removes one loaded event.
     pub(super) fn count_loaded(&mut self, event: &Event, begins: bool) {
         let bytes = event.size_bytes();
         if begins {

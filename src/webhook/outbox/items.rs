@@ -1,6 +1,7 @@
 //! Items of an outbox as they come, move and go.
 //!
-//! Every count and every index over the items is kept in these functions and in no other place.
+//! Every count and every index over the items is maintained by these functions and nowhere else, so
+//! that an item and its index entries cannot diverge.
 //!
 //! May use: `event`.
 
@@ -13,7 +14,7 @@ use super::{
 use crate::event::Event;
 
 impl Outbox {
-    /// Lines an item up in its lane.
+    /// Inserts an item at the end of its session queue. An item whose position is taken is ignored.
     pub(super) fn insert_item(&mut self, item: OutboxItem, next_attempt: NextAttempt) {
         let position = item.delivery.position;
         if self.items.contains_key(&position) {
@@ -30,7 +31,7 @@ impl Outbox {
         }
     }
 
-    /// Moves an item from one stage to another.
+    /// Moves an item from one stage to another, with its index entries.
     pub(super) fn set_stage(&mut self, position: u64, stage: DeliveryStage) {
         let Some(item) = self.items.get_mut(&position) else { return };
         let previous = std::mem::replace(&mut item.stage, stage);
@@ -51,9 +52,11 @@ impl Outbox {
         }
     }
 
-    /// Holds an item's event, or no longer.
+    /// Loads or unloads an item's event.
     pub(super) fn set_event(&mut self, position: u64, event: Option<Arc<Event>>) {
         let Some(stage) = self.items.get(&position).map(|item| item.stage) else { return };
+        // Taken out of the index of heads and put back, because the index sorts loaded heads and
+        // unloaded ones apart.
         self.set_stage(position, DeliveryStage::Blocked);
         if let Some(item) = self.items.get_mut(&position) {
             let previous = std::mem::replace(&mut item.event, event);
@@ -63,7 +66,7 @@ impl Outbox {
         self.set_stage(position, stage);
     }
 
-    /// Gives an item another reason to be here.
+    /// Changes the reason for which an item is here.
     pub(super) fn set_item_kind(&mut self, position: u64, item_kind: ItemKind) {
         let Some(item) = self.items.get_mut(&position) else { return };
         let previous = std::mem::replace(&mut item.item_kind, item_kind);
@@ -83,7 +86,7 @@ impl Outbox {
         }
     }
 
-    /// Takes an item out; the next of its lane becomes first.
+    /// Removes an item; the next delivery of its session becomes the head.
     pub(super) fn remove_item(&mut self, position: u64) -> Option<OutboxItem> {
         self.set_stage(position, DeliveryStage::Blocked);
         let item = self.items.remove(&position)?;

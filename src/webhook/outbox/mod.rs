@@ -1,17 +1,22 @@
-//! What one webhook is owed, in which order it is tried, and how its endpoint stands: a state machine without I/O.
+//! Outbox of one webhook: owed deliveries, their order, retries, and the state of the endpoint. A
+//! state machine without I/O and without a clock.
 //!
-//! In: events as they are read, answers, orders of operators, the time. Out: what to send next, and what to write down.
+//! In: events as they are read, outcomes of attempts, commands of operators, the time. Out: the
+//! next event to send, and changes for the store.
 //!
 //! ```text
-//!            take                   next                  settle
-//! log ─────────────► lane ─ head ─────────► running ─┬─ accepted ──► delivered (the last 1000)
-//!        one lane per  ▲                             ├─ retry ─────► waiting ──┐
-//!        session       └─────────────────────────────┴─────────────────────────┘
-//!                                                    └─ given up ──► dead letter (in the store)
+//!           enqueue                 next                  settle
+//! log ──────────► session queue ─ head ──► in flight ─┬─ accepted ──► delivered (the last 1000)
+//!      one queue per  ▲                               ├─ retry ─────► waiting ──┐
+//!      session        └───────────────────────────────┴─────────────────────────┘
+//!                                                     └─ given up ──► dead letter (in the store)
 //! ```
 //!
-//! Every step takes logarithmic time, however much is owed. What releases, expires or erases many at once has been paid for by
-//! each of them.
+//! Every step takes logarithmic time, however much is owed. A step over many deliveries (release,
+//! expiry, erasure) is linear in their number, which the steps that put them here have amortised.
+//!
+//! Files: `schedule.rs`, `commit.rs`, `operator.rs`, `redelivery.rs` and `items.rs` implement
+//! `Outbox`; the other files are types below it, and use none of these.
 //!
 //! May use: `delivery`, `event`, the store's words.
 
@@ -62,24 +67,26 @@ use crate::{
     webhook_delivery::{Delivery, EndpointState},
 };
 
-/// Deliveries that are owed to one webhook at one time where the store has their events: some 20 MiB for each webhook that is so
-/// far behind. What comes behind waits in the log.
+/// Owed deliveries of one webhook with a durable store, some 20 MiB for each webhook that is so far
+/// behind. Beyond that the reader stops, and later events wait in the log.
 pub(super) const MAX_OWED_DELIVERIES: u64 = 65_536;
-/// Events that are held although the store has them. Enough that a webhook that keeps up reads nothing again.
+/// Events in memory although the store has them: enough that a webhook that keeps up reads no event
+/// a second time.
 const MAX_LOADED_EVENTS: usize = 256;
-/// Bytes of them.
+/// Bytes of those events.
 const MAX_LOADED_BYTES: usize = 4 << 20;
 
-/// What one webhook is owed.
+/// Owed deliveries and redelivered dead letters of one webhook, with the circuit breaker of its
+/// endpoint.
 #[derive(Debug)]
 pub(super) struct Outbox {
     policy: DeliveryPolicy,
     cursor: u64,
-    /// The latest moment that anybody has told.
+    /// The latest time that a caller passed in. Functions without a `now` argument go by this one.
     clock: Now,
-    /// Everything to deliver, by place.
+    /// Every delivery that is not settled, by position.
     items: BTreeMap<u64, OutboxItem>,
-    /// Those of them that are dead letters, delivered again.
+    /// Positions in `items` that are redelivered dead letters.
     redeliveries: BTreeSet<u64>,
     redelivery_scan: RedeliveryScan,
     session_queues: SessionQueues,
@@ -88,15 +95,17 @@ pub(super) struct Outbox {
     journal: OutboxJournal,
     delivered: DeliveredHistory,
     counts: OutboxCounts,
-    /// The last attempt that began was a retry.
+    /// Whether the attempt that `next` released last was a retry: fresh deliveries have the next
+    /// turn.
     was_retry: bool,
-    /// The store has made dead letters up to this place.
+    /// The store has made dead letters of everything owed up to this position.
     expired_through: u64,
     random: Rng,
 }
 
 impl Outbox {
-    /// The outbox of a webhook that has come to `position`, and is owed these before it.
+    /// Creates the outbox of a webhook that has read up to `cursor`, with deliveries owed at or
+    /// before it.
     pub(super) fn new(
         policy: DeliveryPolicy,
         cursor: u64,
@@ -124,6 +133,8 @@ impl Outbox {
         outbox
     }
 
+    /// Inserts a delivery that the store has. Its event stays unloaded; its stored attempts count
+    /// against the policy.
     fn restore(&mut self, owed: OwedDelivery) {
         let next_attempt = owed
             .next_attempt_at
@@ -134,17 +145,20 @@ impl Outbox {
         self.insert_item(item, next_attempt);
     }
 
-    /// Goes on under another policy.
+    /// Replaces the policy. Deliveries that already exceed a lower `max_retries` have one more
+    /// attempt.
     pub(super) fn set_policy(&mut self, policy: DeliveryPolicy) {
         self.policy = policy;
     }
 
-    /// Whether another event may be taken.
+    /// Returns whether the outbox takes another event. In memory there is always room: the oldest
+    /// deliveries give way.
     pub(super) fn has_capacity(&self) -> bool {
         self.is_in_memory() || self.counts.owed < MAX_OWED_DELIVERIES
     }
 
-    /// Takes over an event that is owed, behind everything so far, and passes its place. One that has been passed is left.
+    /// Takes over an owed event and advances the cursor to it. An event at or before the cursor is
+    /// ignored.
     pub(super) fn enqueue(&mut self, event: Arc<Event>, now: Now) {
         self.clock = now;
         let position = event.position();
@@ -166,28 +180,29 @@ impl Outbox {
         self.enforce_memory_limit();
     }
 
-    /// Notes that everything up to `place` has been taken or is not for this webhook.
+    /// Records that every event up to `position` was enqueued or is outside the webhook's scope.
     pub(super) fn advance_to(&mut self, position: u64) {
         self.cursor = self.cursor.max(position);
     }
 
-    /// Everything up to this place has been passed.
+    /// Returns the position up to which every event was enqueued or is outside the scope.
     pub(super) fn cursor(&self) -> u64 {
         self.cursor
     }
 
-    /// How the endpoint stands.
+    /// Returns the state of the endpoint.
     pub(super) fn endpoint_status(&self) -> EndpointStatus {
         self.breaker.status(self.clock.instant)
     }
 
-    /// How many deliveries are owed, without those of dead letters; and when the oldest of their events came, in Unix milliseconds.
+    /// Returns the number of owed deliveries, without redeliveries, and the creation time of the
+    /// oldest in Unix milliseconds.
     pub(super) fn owed(&self) -> (u64, Option<u64>) {
         (self.counts.owed, self.owed_items().next().map(|item| item.delivery.created_at))
     }
 
-    /// Deliveries that are owed, newest first: at most `most` before the place `before`; with when each is due, in Unix
-    /// milliseconds, unless it waits for its turn or is under way.
+    /// Returns up to `limit` owed deliveries before the position `before`, newest first, each with
+    /// its due time in Unix milliseconds unless it is blocked or in flight.
     pub(super) fn pending(
         &self,
         before: Option<u64>,
@@ -199,24 +214,25 @@ impl Outbox {
         owed.map(|item| (item.delivery.clone(), self.due_at(item, now))).collect()
     }
 
-    /// The delivery at `place` that is owed, or a dead letter on its way.
+    /// Returns the delivery at `position` if it is owed or redelivered.
     #[cfg(test)]
     fn get(&self, position: u64) -> Option<&Delivery> {
         let item = self.items.get(&position)?;
         matches!(item.item_kind, ItemKind::Owed | ItemKind::Redelivery).then_some(&item.delivery)
     }
 
-    /// Deliveries that were accepted, newest first, each with its number: at most `most` before the number `before`.
+    /// Returns up to `limit` accepted deliveries before the running number `before`, newest first.
     pub(super) fn delivered(&self, before: Option<u64>, limit: usize) -> Vec<(u64, Delivery)> {
         self.delivered.list(before, limit)
     }
 
-    /// What is owed, oldest first. Few others stand between: what is under way, and letters.
+    /// Iterates over owed items, oldest first. The first is found soon: few items in front of it
+    /// can be of another kind, namely redeliveries and what is in flight.
     fn owed_items(&self) -> impl Iterator<Item = &OutboxItem> {
         self.items.values().filter(|item| item.item_kind == ItemKind::Owed)
     }
 
-    /// When an item is due, in Unix milliseconds, if that is known.
+    /// Returns the due time of an item in Unix milliseconds, if it is known.
     fn due_at(&self, item: &OutboxItem, now: Now) -> Option<u64> {
         let own = match item.stage {
             DeliveryStage::Blocked | DeliveryStage::InFlight { .. } => return None,
@@ -239,17 +255,21 @@ impl Outbox {
         matches!(self.policy.event_storage, EventStorage::InMemory { .. })
     }
 
-    /// Whether few enough events are held for another one: of the bound, one part in `share` is for this use.
+    /// Returns whether another event may be loaded: one part in `share` of the bound is for this
+    /// use.
     fn has_load_budget(&self, share: usize) -> bool {
         self.counts.loaded < MAX_LOADED_EVENTS / share
             && self.counts.loaded_bytes < MAX_LOADED_BYTES / share
     }
 
+    /// Converts Unix milliseconds to the monotonic clock. Capped, because a wall clock that was set
+    /// back while the relay was down would turn a short wait into a long one.
     fn instant_of(&self, unix_ms: u64) -> Instant {
         let wait = Duration::from_millis(unix_ms.saturating_sub(self.clock.unix_ms));
         self.clock.instant + wait.min(MAX_RETRY_DELAY)
     }
 
+    /// Borrows the circuit breaker together with the parts of the outbox that determine a delay.
     fn breaker_with_backoff(&mut self) -> (&mut CircuitBreaker, BackoffContext<'_>) {
         let backoff = BackoffContext {
             now: self.clock.instant,
@@ -260,7 +280,7 @@ impl Outbox {
     }
 }
 
-/// An instant on the other clock. What has passed is now.
+/// Converts an instant to Unix milliseconds; an instant that has passed gives this moment.
 fn unix_ms_of(instant: Instant, now: Now) -> u64 {
     let wait = instant.saturating_duration_since(now.instant);
     now.unix_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))

@@ -1,32 +1,33 @@
-//! Delivery policy of one webhook: retries, slots, and where events are.
+//! Delivery policy of one webhook: retries, slots, and the place of its events.
 //!
 //! May use: nothing.
 
 use std::time::Duration;
 
-/// How hard a webhook is tried, and where what it is owed can be read again.
+/// Limits on attempts, and the place from which owed events can be read again.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::webhook) struct DeliveryPolicy {
     /// Attempts after the first.
     pub(in crate::webhook) max_retries: u32,
-    /// The wait before the first retry, which doubles from there.
+    /// Delay before the first retry; each further one doubles.
     pub(in crate::webhook) initial_backoff: Duration,
-    /// The longest wait.
+    /// Upper bound of the delay.
     pub(in crate::webhook) max_backoff: Duration,
-    /// Deliveries that are under way, or settled and not yet written down.
+    /// Slots: deliveries in flight, or settled without a committed journal. Bounds duplicates after
+    /// a crash.
     pub(in crate::webhook) max_in_flight: usize,
-    /// Where events are.
+    /// Place of the events of owed deliveries.
     pub(in crate::webhook) event_storage: EventStorage,
 }
 
-/// Where the events are that are owed.
+/// Place of the events of owed deliveries.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::webhook) enum EventStorage {
-    /// In the store: few need to be held here.
+    /// The store has them: the outbox keeps few in memory and reads others again.
     InStore,
-    /// Here alone. Beyond so many bytes the oldest becomes a dead letter.
+    /// Only the outbox has them. Beyond `max_bytes` the oldest delivery becomes a dead letter.
     InMemory {
-        /// Bytes of events, all overhead included.
+        /// Bytes of events, overhead included.
         max_bytes: u64,
     },
 }

@@ -1,4 +1,4 @@
-//! State of the redelivery scan: how far it has come, and what it has left behind.
+//! State of the redelivery scan: how far it has come, and which sessions it has skipped.
 //!
 //! May use: `event`.
 
@@ -8,15 +8,17 @@ use tokio::time::Instant;
 
 use crate::event::SessionId;
 
-/// Where the walk stands.
+/// Progress of one scan over the store's requeued dead letters.
 #[derive(Debug, Default)]
 pub(super) struct RedeliveryScan {
-    /// Everything up to here has been looked at.
+    /// Every dead letter up to here was looked at.
     pub(super) scanned_position: u64,
-    /// Sessions of which something has been left behind.
+    /// Sessions of which the scan has skipped a dead letter: the later ones are skipped too, which
+    /// keeps their order.
     pub(super) skipped_sessions: HashSet<SessionId>,
-    /// Something has been taken since it began.
+    /// The scan has enqueued a dead letter since it began.
     pub(super) has_enqueued: bool,
-    /// Taken not long ago, and when: an answer that was on its way meanwhile may still name them.
+    /// Dead letters enqueued a short time ago, with the time: a reply of the store that was under
+    /// way meanwhile may still name them.
     pub(super) recently_enqueued: VecDeque<(Instant, u64)>,
 }

@@ -1,4 +1,5 @@
-//! What is sent next, which events must be at hand for that, and what an answer means.
+//! Scheduling: the next event to send, the events to load for it, and the consequence of each
+//! outcome.
 //!
 //! May use: `delivery`, `event`.
 
@@ -18,7 +19,7 @@ use crate::{
     webhook_delivery::{Attempt, DeadLetterReason, EndpointState},
 };
 
-/// What becomes of a delivery after an attempt.
+/// End of a delivery.
 #[derive(Clone, Copy, Debug)]
 enum FinalOutcome {
     Accepted,
@@ -26,7 +27,7 @@ enum FinalOutcome {
 }
 
 impl Outbox {
-    /// The lowest place whose event is to be sent soon, but is not held here.
+    /// Returns the lowest position whose event is needed soon and is not loaded.
     pub(in crate::webhook) fn next_to_load(&self) -> Option<u64> {
         let soon = self.clock.instant + PRELOAD_LEAD_TIME;
         match self.breaker.next_change_at(self.clock.instant) {
@@ -34,6 +35,7 @@ impl Outbox {
             None if self.breaker.permission(self.clock.instant) == SendPermission::Denied => {
                 return None;
             }
+            // The only delivery that an open circuit lets out is the probe, the oldest head.
             _ if self.breaker.is_open() => {
                 return self.queue_heads.oldest().filter(|position| !self.is_loaded(*position));
             }
@@ -51,7 +53,8 @@ impl Outbox {
         fresh.into_iter().chain(retry).min()
     }
 
-    /// Whether another event is to be held when so many of its kind are held and could be sent. At least one always is.
+    /// Returns whether another event of a kind should be loaded while `ready` of that kind are. The
+    /// first always is: the bound on bytes must not stop delivery.
     fn is_worth_loading(&self, ready: usize) -> bool {
         ready == 0 || ready < MAX_PRELOADED_HEADS && self.counts.loaded_bytes < MAX_LOADED_BYTES
     }
@@ -60,7 +63,8 @@ impl Outbox {
         self.items.get(&position).is_some_and(|item| item.event.is_some())
     }
 
-    /// Holds an event, if it is owed, not held yet, and wanted or one of few.
+    /// Loads an event if its delivery is owed, not loaded, and either needed soon or within the
+    /// budget.
     pub(in crate::webhook) fn load(&mut self, event: &Arc<Event>) {
         let position = event.position();
         let Some(item) = self.items.get(&position).filter(|item| item.event.is_none()) else {
@@ -85,7 +89,8 @@ impl Outbox {
         }
     }
 
-    /// Notes that the event at `place` cannot be read now. Until it is asked for again, others are.
+    /// Records that an event cannot be read at present. Its delivery waits, and others are loaded
+    /// first.
     pub(in crate::webhook) fn defer_unreadable(&mut self, position: u64, now: Now) {
         self.clock = now;
         let item = self.items.get(&position).filter(|item| item.event.is_none());
@@ -97,7 +102,8 @@ impl Outbox {
         }
     }
 
-    /// Notes that the event at `place` cannot be read any more, and tells whether that was owed and is lost by it.
+    /// Drops a delivery whose event no longer exists, and returns whether a delivery was lost by
+    /// that.
     pub(in crate::webhook) fn discard_unreadable(&mut self, position: u64) -> bool {
         if self.items.get(&position).is_none_or(|item| item.event.is_some()) {
             return false;
@@ -109,7 +115,7 @@ impl Outbox {
         true
     }
 
-    /// What is to be sent now. It is under way until it is settled.
+    /// Returns the next event to send. Its delivery is in flight until it is settled.
     pub(in crate::webhook) fn next(&mut self, now: Now) -> Option<Arc<Event>> {
         self.clock = now;
         if !self.has_slot() {
@@ -128,16 +134,18 @@ impl Outbox {
         Some(event)
     }
 
-    /// Whether what [`Outbox::next`] gave last had been tried before.
+    /// Returns whether the event that [`Outbox::next`] returned last had been tried before.
     pub(in crate::webhook) fn last_was_retry(&self) -> bool {
         self.was_retry
     }
 
+    /// Returns whether a slot is free: see [`DeliveryPolicy`](super::DeliveryPolicy).
     fn has_slot(&self) -> bool {
         self.counts.in_flight + self.journal.occupied_slots() < self.policy.max_in_flight
     }
 
-    /// Retries and first attempts take turns while both wait, and retries have no more than half of the slots then.
+    /// Picks the next head. Retries and fresh deliveries take turns while both wait, and retries
+    /// then have at most half of the slots, so that neither starves the other.
     fn pick_head(&self) -> Option<u64> {
         let (fresh, retry) =
             (self.queue_heads.oldest_fresh(), self.queue_heads.first_due_retry(self.clock.instant));
@@ -146,8 +154,8 @@ impl Outbox {
         if may_retry { retry.or(fresh) } else { fresh.or(retry) }
     }
 
-    /// When to call [`Outbox::next`] and [`Outbox::wants`] although nothing else has happened: something comes due, or the
-    /// endpoint's standing changes.
+    /// Returns when to call [`Outbox::next`] and [`Outbox::next_to_load`] although nothing else has
+    /// happened: a delivery comes due, or the state of the endpoint changes.
     pub(in crate::webhook) fn next_due_at(&self) -> Option<Instant> {
         let now = self.clock.instant;
         let next_change = self.breaker.next_change_at(now);
@@ -163,7 +171,7 @@ impl Outbox {
         }
     }
 
-    /// Notes how an attempt went.
+    /// Records the outcome of an attempt at the current endpoint.
     pub(in crate::webhook) fn settle(
         &mut self,
         position: u64,
@@ -195,8 +203,11 @@ impl Outbox {
         self.finish(position, outcome);
     }
 
-    /// Notes how an attempt went at an endpoint that is the webhook's no longer, or that an operator has enabled since. That
-    /// says nothing of the present one, which gets what has not been accepted, without an attempt less.
+    /// Records the outcome of an attempt at a former endpoint: the URL has changed, or an operator
+    /// has enabled the endpoint since.
+    ///
+    /// The outcome says nothing about the current endpoint, so the circuit breaker is not involved,
+    /// and a delivery that was not accepted keeps its remaining attempts.
     pub(in crate::webhook) fn settle_former(
         &mut self,
         position: u64,
@@ -222,7 +233,8 @@ impl Outbox {
         }
     }
 
-    /// What the answer says of the endpoint.
+    /// Updates the circuit breaker by an outcome. Only an answer closes an open circuit; a refused
+    /// address is neither answer nor failure.
     fn update_breaker(&mut self, position: u64, attempt: &Attempt, verdict: &Disposition) {
         let (endpoint, mut backoff) = self.breaker_with_backoff();
         match verdict {
@@ -238,7 +250,7 @@ impl Outbox {
         }
     }
 
-    /// Lets an item wait for its next attempt.
+    /// Makes a delivery wait for its next attempt.
     fn schedule_retry(&mut self, position: u64, retry_after: Option<Duration>) {
         let Some((spent, item_kind)) =
             self.items.get(&position).map(|item| (item.attempts_spent, item.item_kind))
@@ -254,28 +266,31 @@ impl Outbox {
             position,
             DeliveryStage::Idle(NextAttempt::Retry(Some(self.clock.instant + delay))),
         );
-        // Retries must not keep new events from being held.
+        // Waiting retries may use half of the load budget: new events need the rest.
         if item_kind == ItemKind::Owed && !self.is_in_memory() && !self.has_load_budget(2) {
             self.set_event(position, None);
         }
         if item_kind == ItemKind::Owed {
             self.journal.mark_dirty(position, true);
         }
+        // The session's head waits now, so its other redeliveries go back to the store.
         let session = self.items.get(&position).and_then(|item| item.delivery.session.clone());
         if let Some(session) = session.filter(|_| !self.redeliveries.is_empty()) {
             self.drop_blocked_redeliveries(&session);
         }
     }
 
-    /// Lets an item go.
+    /// Removes a settled delivery and records its outcome for the store.
     fn finish(&mut self, position: u64, outcome: FinalOutcome) {
         let Some(item) = self.remove_item(position) else { return };
         self.journal.occupy_slot();
         let row = self.journal.row_state(position, item.row, item.item_kind);
         match (item.item_kind, outcome) {
+            // The store has the dead letter already.
             (ItemKind::Expired, FinalOutcome::Dead(_)) => {}
             (ItemKind::Erased, _) => self.journal.settle(position),
             (_, FinalOutcome::Accepted) => {
+                // Without a row, the cursor alone records the settlement.
                 if row != RowState::Absent {
                     self.journal.settle(position);
                 }
@@ -290,7 +305,7 @@ impl Outbox {
         }
     }
 
-    /// Everything that waits for its next attempt is due at once.
+    /// Makes every waiting retry due at once.
     pub(super) fn make_retries_due(&mut self) {
         for position in self.queue_heads.make_retries_due() {
             if let Some(item) = self.items.get_mut(&position) {
@@ -299,7 +314,8 @@ impl Outbox {
         }
     }
 
-    /// Where events are held here alone: gives up the oldest, until the bound is kept.
+    /// Without a store for events, gives up the oldest deliveries until the bound on bytes is kept.
+    /// Deliveries in flight are spared.
     pub(super) fn enforce_memory_limit(&mut self) {
         let EventStorage::InMemory { max_bytes } = self.policy.event_storage else { return };
         while self.counts.loaded_bytes as u64 > max_bytes {
@@ -315,11 +331,12 @@ impl Outbox {
     }
 }
 
-/// A retry's event is loaded so long before it is due. Longer than a read takes.
+/// An event is loaded this long before its retry is due: longer than a read takes.
 const PRELOAD_LEAD_TIME: Duration = Duration::from_secs(1);
 
-/// After an event could not be read. Longer than the pause after each such event, so that a few of them leave time for others.
+/// Delay of a delivery whose event could not be read: longer than the worker's pause after each
+/// failed read, so that a few such events leave time for others.
 const UNREADABLE_EVENT_DELAY: Duration = Duration::from_secs(10);
 
-/// Heads of lanes whose events are loaded before there is a slot. A page of the store brings about as many.
+/// Heads whose events are loaded before a slot is free: about as many as one page of the store has.
 pub(super) const MAX_PRELOADED_HEADS: usize = 64;

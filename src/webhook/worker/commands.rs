@@ -1,4 +1,4 @@
-//! Commands of operators to one worker, and their answers.
+//! Commands of operators to one worker, and their replies.
 //!
 //! May use: `webhook_delivery`.
 
@@ -13,8 +13,9 @@ use crate::{
 };
 
 impl Worker {
+    /// Executes a command and replies.
     pub(super) fn execute(&mut self, command: WebhookCommand) {
-        // Whoever gave an order may have left.
+        // Errors of `send` are ignored: the caller may have dropped its future.
         match command {
             WebhookCommand::Redefine(definition, reply) => {
                 self.store_sync.notify_when_registered(reply);
@@ -25,9 +26,11 @@ impl Worker {
                 let _ = reply.send(());
             }
             WebhookCommand::Enable(reply) => {
-                // What has been asked before says nothing of what the operator has just put right.
+                // Attempts in flight ran against the receiver as it was before the operator's fix,
+                // so their outcomes must not open the circuit again.
                 self.endpoint_generation += 1;
                 self.outbox.enable();
+                // Before the reply: the caller reads the published status right after it.
                 self.start_due_work();
                 let _ = reply.send(());
             }
@@ -42,7 +45,7 @@ impl Worker {
             }
             WebhookCommand::Erase(session, reply) => {
                 self.outbox.erase(&session);
-                // What has been read, but not taken, may hold something of it.
+                // The subscription may hold events of the session that it read but did not return.
                 self.reader.resubscribe(self.shared.definition().webhook.scope());
                 self.store_sync.discard_dead_letters();
                 let _ = reply.send(());
@@ -50,6 +53,8 @@ impl Worker {
         }
     }
 
+    /// Applies another definition: a new scope re-subscribes, a new URL is a new endpoint, any
+    /// other change of the configuration replaces policy and sender.
     pub(super) fn redefine(&mut self, definition: Definition) {
         let before = self.shared.definition();
         let (webhook, previous) = (&definition.webhook, &definition.previous_secret);

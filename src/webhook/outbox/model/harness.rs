@@ -1,23 +1,24 @@
-//! World around one outbox: the log, the store, the receiver, and one function for each thing that happens to deliveries.
+//! World around one outbox in the model test: log, store and receiver, with one function for each
+//! thing that can happen to a delivery.
 
 use super::*;
 
 /// One entry of the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ModelEntry {
-    /// 0 is none.
+    /// Index into [`SESSIONS`]; 0 is none.
     pub(super) session: usize,
-    /// It is for this webhook.
+    /// The entry is in the webhook's scope.
     pub(super) is_ours: bool,
     pub(super) is_erased: bool,
 }
 
-/// The store, as far as it concerns one webhook.
+/// The rows of one webhook in the store.
 #[derive(Debug, Default)]
 pub(super) struct ModelStore {
     pub(super) cursor: u64,
     pub(super) owed: BTreeMap<u64, OwedDelivery>,
-    /// Dead letters, and whether they are to be delivered again.
+    /// Dead letters, and whether each is requeued.
     pub(super) dead_letters: BTreeMap<u64, (DeadLetter, bool)>,
     pub(super) expired_through: u64,
 }
@@ -26,9 +27,10 @@ impl ModelStore {
     pub(super) fn apply(&mut self, changes: &WebhookChanges) {
         self.cursor = self.cursor.max(changes.position);
         for (position, fate) in &changes.deliveries {
+            // An exception after the position would be read and enqueued a second time.
             assert!(*position <= changes.position, "an exception behind the position");
             match fate {
-                // Written before word of the expiry had come.
+                // Taken before the notice of the expiry was applied.
                 DeliveryChange::Owed(_) if *position <= self.expired_through => {}
                 DeliveryChange::Owed(owed) => drop(self.owed.insert(*position, owed.clone())),
                 DeliveryChange::Settled => {
@@ -43,16 +45,16 @@ impl ModelStore {
     }
 }
 
-/// An attempt under way.
+/// An attempt in flight.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RunningAttempt {
     pub(super) position: u64,
     pub(super) is_probe: bool,
-    /// At an endpoint that is the webhook's no longer.
+    /// The attempt runs against a former endpoint.
     pub(super) is_superseded: bool,
 }
 
-/// The whole world around one outbox.
+/// One outbox, the world around it, and the record that the assertions need.
 pub(super) struct OutboxModel {
     pub(super) seed: u64,
     pub(super) rng: Rng,
@@ -60,28 +62,31 @@ pub(super) struct OutboxModel {
     pub(super) elapsed: u64,
     pub(super) payload: Bytes,
     pub(super) policy: DeliveryPolicy,
-    /// In one batch.
+    /// Bound of one batch.
     pub(super) max_batch_rows: usize,
     pub(super) outbox: Outbox,
     pub(super) log: Vec<ModelEntry>,
-    /// Encoded once: that is what takes time here.
+    /// Encoded once: encoding takes most of the test's time.
     pub(super) events: Vec<Arc<Event>>,
     pub(super) store: ModelStore,
     pub(super) committing: Option<WebhookChanges>,
     pub(super) has_unreported_expiry: bool,
-    /// In this life.
+    /// In this life of the process.
     pub(super) store_has_expired: bool,
     pub(super) in_flight: Vec<RunningAttempt>,
     pub(super) is_receiver_down: bool,
-    /// What the receiver has accepted, in order; and in which life each was accepted last.
+    /// Positions that the receiver has accepted, in order.
     pub(super) accepted: Vec<u64>,
+    /// Life in which each position was accepted last.
     pub(super) last_life: BTreeMap<u64, usize>,
     pub(super) ever_dead: BTreeSet<u64>,
     pub(super) lost_answers: BTreeSet<u64>,
     pub(super) lost_with_file: BTreeSet<u64>,
-    /// Dead letters that were counted as lost, because the store could not be written for too long.
+    /// Dead letters that the outbox counted as lost, because the store could not be written for too
+    /// long.
     pub(super) counted_lost: u64,
-    /// Per life: how many it may leave to be delivered twice, and how many were.
+    /// Per life of the process: how many deliveries it may leave to be delivered twice, and how
+    /// many were.
     pub(super) lives: Vec<(usize, usize)>,
     pub(super) is_degraded: bool,
 }
@@ -93,7 +98,7 @@ impl OutboxModel {
         let in_memory = EventStorage::InMemory { max_bytes: rng.u64(1 << 10..4 << 20) };
         let keeping = if rng.u32(0..5) == 0 { in_memory } else { EventStorage::InStore };
         let policy = policy(&mut rng, keeping);
-        // So large that the store's events are not all held, or so small that they are.
+        // So large that not all events stay loaded, or so small that they do.
         let filling = if rng.u32(0..10) == 0 { 96 << 10 } else { 40 };
         let mut outbox = Outbox::new(policy, 0, Vec::new(), base);
         outbox.random = Rng::with_seed(seed);
@@ -299,7 +304,7 @@ impl OutboxModel {
             _ if self.is_receiver_down => (503, again),
             0..55 => (200, Disposition::Accepted),
             55..70 => (500, again),
-            70..80 => (0, again), // accepted, but nobody hears of it
+            70..80 => (0, again), // accepted, but the answer is lost
             80..88 => (400, Disposition::Refused),
             88..95 => (
                 429,
@@ -335,7 +340,7 @@ impl OutboxModel {
         } else {
             self.outbox.settle(position, attempt(status), verdict, self.now());
         }
-        // Others of its session have gone on, whether the dead letter is ever written or not.
+        // Later deliveries of its session go on now, even if the dead letter is never written.
         if *verdict != Disposition::Accepted && self.outbox.get(position).is_none() {
             self.ever_dead.insert(position);
         }

@@ -1,8 +1,8 @@
-//! The outbox against a model: everything is accepted, dead, erased or expired in the end, in order, and never twice without
-//! a reason.
+//! Model test of the outbox: every owed delivery ends as accepted, dead, erased or expired, in
+//! order, and is never delivered twice without a reason.
 //!
-//! Random schedules of events, answers, commits that succeed or fail, crashes, reloads and orders of operators; each is known
-//! by its seed.
+//! Random schedules of events, outcomes, commits that succeed or fail, crashes, reloads and
+//! commands of operators. A schedule is known by its seed.
 
 mod harness;
 mod store_steps;
@@ -68,7 +68,8 @@ impl OutboxModel {
         }
     }
 
-    /// The receiver is well again: everything goes out, in a bounded number of steps.
+    /// Makes the receiver accept everything, and asserts that every delivery goes out in a bounded
+    /// number of steps.
     fn drain(&mut self) {
         self.outbox.enable();
         let max_steps = 200 + 4 * self.log.len();
@@ -88,7 +89,7 @@ impl OutboxModel {
             }
             self.report_expiry();
             self.advance();
-            // A dead letter may still be on its way to the store.
+            // A dead letter may still be in a batch.
             let is_written =
                 self.committing.is_none() && !self.outbox.journal.has_changes(self.outbox.cursor);
             if self.outbox.items.is_empty() && self.store.dead_letters.is_empty() && is_written {
@@ -149,7 +150,7 @@ impl OutboxModel {
     }
 }
 
-/// Tells the seed also of what panics inside the outbox.
+/// Prints the seed also if the outbox itself panics.
 struct SeedReporter(u64);
 
 impl Drop for SeedReporter {

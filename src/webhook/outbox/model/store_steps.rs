@@ -1,9 +1,10 @@
-//! One function for each thing that happens to the model's store: commits, crashes, expiry, erasure, redelivery.
+//! One function for each thing that can happen to the model's store: commits, crashes, expiry,
+//! erasure, redelivery.
 
 use super::*;
 
 impl OutboxModel {
-    /// Begins to write down.
+    /// Takes a batch, if none is in flight.
     pub(super) fn begin_commit(&mut self, everything: bool) {
         if self.committing.is_none() {
             self.committing = if everything {
@@ -24,18 +25,18 @@ impl OutboxModel {
         if succeeds {
             self.commit(&changes);
             self.outbox.record_commit();
-            // Slots were free that should not have been, until everything is written.
+            // Slots stay free until every change is written, so the bound on duplicates is void.
             self.is_degraded &= self.outbox.journal.has_changes(self.outbox.cursor);
         } else {
             if self.rng.bool() {
-                self.commit(&changes); // although it is reported as failed
+                self.commit(&changes); // succeeded, though reported as failed
             }
             self.is_degraded = true;
             self.outbox.record_commit_failure(changes);
         }
     }
 
-    /// The store takes very long to write, and nobody waits for that.
+    /// The store takes very long to write, and delivery does not wait for it.
     pub(super) fn stall_store(&mut self) {
         self.is_degraded = true;
         self.outbox.mark_store_degraded();
@@ -49,7 +50,7 @@ impl OutboxModel {
         self.store.apply(changes);
     }
 
-    /// Everything is written down, and the store knows what the outbox knows.
+    /// Commits every change, and asserts that the store and the outbox agree.
     pub(super) fn commit_all_and_check(&mut self) {
         self.finish_commit(true);
         self.report_expiry();
@@ -83,7 +84,8 @@ impl OutboxModel {
                 self.accept(attempt.position);
             }
         }
-        // What the store expires before it hears of an acceptance is dead there until it is told otherwise.
+        // A delivery that is accepted, and expires before its settlement is committed, is a dead
+        // letter after the crash and may be redelivered.
         if self.is_degraded || self.store_has_expired {
             self.lives.last_mut().unwrap().0 = usize::MAX;
         }
@@ -104,7 +106,7 @@ impl OutboxModel {
         *limit = (*limit).max(self.policy.max_in_flight);
     }
 
-    /// The webhook has another endpoint from now on, or an operator says that this one is well.
+    /// The webhook gets another endpoint, or an operator enables this one.
     pub(super) fn enable(&mut self) {
         self.outbox.enable();
         for attempt in &mut self.in_flight {
@@ -112,7 +114,8 @@ impl OutboxModel {
         }
     }
 
-    /// The store makes dead letters of what has been owed for too long; the outbox hears of it, sooner or later.
+    /// The store makes dead letters of deliveries that were owed for too long; its notice reaches
+    /// the outbox later.
     pub(super) fn expire(&mut self) {
         let expired_through =
             self.rng.u64(0..=self.log.len() as u64).max(self.store.expired_through);
@@ -178,7 +181,7 @@ impl OutboxModel {
         }
     }
 
-    /// The file is lost, with all dead letters.
+    /// The store loses its file, with all dead letters.
     pub(super) fn lose_store_file(&mut self) {
         self.finish_commit(false);
         self.report_expiry();
@@ -187,7 +190,7 @@ impl OutboxModel {
         self.store = ModelStore { expired_through, ..ModelStore::default() };
         self.is_degraded = true;
         self.outbox.rewrite_all();
-        // A crash before the next commit would be one of the file, too.
+        // Committed at once: after a crash before that, the new file would know nothing at all.
         self.commit_all_and_check();
     }
 }

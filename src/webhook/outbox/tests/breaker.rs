@@ -1,4 +1,4 @@
-//! Circuit breaker of an endpoint: disabled, throttled, open, probed.
+//! Circuit breaker of an outbox: disabled, throttled, open, probed.
 
 use super::*;
 
@@ -53,7 +53,7 @@ fn a_throttled_endpoint_gets_nothing_until_the_latest_time_it_has_asked_for() {
 }
 
 #[test]
-fn five_failures_of_one_delivery_hold_nobody_back() {
+fn five_failures_of_one_delivery_do_not_open_the_circuit() {
     let mut harness = OutboxHarness::with(DeliveryPolicy { max_retries: 100, ..POLICY });
     harness.enqueue(1, "poison");
     for _ in 0..20 {
@@ -122,7 +122,7 @@ fn what_was_under_way_when_the_endpoint_opened_does_not_count_again() {
     harness.fail(6);
     assert_eq!(harness.outbox.endpoint_status().until, until);
     harness.settle(7, 404, &Disposition::Refused);
-    assert_eq!(harness.endpoint_state(), EndpointState::Active, "whoever refuses is there");
+    assert_eq!(harness.endpoint_state(), EndpointState::Active, "a receiver that refuses is there");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What is written down when that is much, when it fails, and when it takes long.
+//! Batches of changes: their bounds, failed commits, and commits that take long.
 
 use super::*;
 
@@ -97,7 +97,10 @@ fn only_exceptions_are_written_and_only_what_should_not_wait_asks_for_it() {
     harness.outbox.record_commit();
     let changes = harness.commit();
     assert!(
-        matches!(&changes.deliveries[&2], DeliveryChange::Owed(owed) if owed.next_attempt_at.is_some()),
+        matches!(
+            &changes.deliveries[&2],
+            DeliveryChange::Owed(owed) if owed.next_attempt_at.is_some()
+        ),
         "{changes:?}"
     );
     assert_eq!(changes.deliveries[&3], DeliveryChange::Settled, "its row was on its way");

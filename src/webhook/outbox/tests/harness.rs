@@ -1,4 +1,5 @@
-//! An outbox with a clock that tests advance, and the events, attempts and dead letters that they give to it.
+//! Outbox with a clock that tests advance, and the events, attempts and dead letters that they pass
+//! in.
 
 use super::*;
 
@@ -30,12 +31,12 @@ impl OutboxHarness {
         self.outbox.enqueue(event(position, session, 10), self.now());
     }
 
-    /// Events without sessions.
+    /// Enqueues events without sessions.
     pub(super) fn enqueue_many(&mut self, positions: std::ops::RangeInclusive<u64>) {
         positions.for_each(|position| self.enqueue(position, ""));
     }
 
-    /// Sends all that goes out now.
+    /// Releases every event that may be sent now.
     pub(super) fn send_all(&mut self) -> Vec<u64> {
         let now = self.now();
         std::iter::from_fn(|| self.outbox.next(now)).map(|event| event.position()).collect()
@@ -64,20 +65,20 @@ impl OutboxHarness {
         self.outbox.endpoint_status().state
     }
 
-    /// Until something is due, in milliseconds.
+    /// Returns the milliseconds until something is due.
     pub(super) fn ms_until_due(&self) -> Option<u64> {
         self.outbox
             .next_due_at()
             .map(|due| due.saturating_duration_since(self.now().instant).as_millis() as u64)
     }
 
-    /// Goes on to when something is due, and sends it.
+    /// Advances the clock to the next due time, and releases every event that may be sent then.
     pub(super) fn send_all_when_due(&mut self) -> Vec<u64> {
         self.elapsed += self.ms_until_due().unwrap() + 1;
         self.send_all()
     }
 
-    /// Opens the endpoint by deliveries 1 to 5, which wait for their retries then.
+    /// Opens the circuit by failures of deliveries 1 to 5, which wait for their retries then.
     pub(super) fn with_open_breaker(max_in_flight: usize) -> Self {
         let mut harness = Self::new(max_in_flight);
         harness.enqueue_many(1..=7);

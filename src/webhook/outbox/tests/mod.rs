@@ -1,4 +1,4 @@
-//! The outbox: order within sessions, slots, retries, bounds.
+//! Unit tests of the outbox: order within sessions, slots, retries, bounds, lists.
 
 mod breaker;
 mod commit;
@@ -70,7 +70,7 @@ fn retries_and_first_attempts_share_the_slots_while_both_wait() {
             let now = harness.now();
             harness.outbox.next(now).unwrap();
             harness.fail(next);
-            harness.outbox.breaker.enable(); // without a word to those that wait
+            harness.outbox.breaker.enable(); // leaves the waiting retries as they are
             next += 1;
         }
         harness.outbox.enable();
@@ -141,7 +141,10 @@ fn refusals_are_dead_letters_at_once_with_their_reason() {
         harness.settle(1, 410, &verdict);
         let changes = harness.commit();
         assert!(
-            matches!(&changes.deliveries[&1], DeliveryChange::Dead(letter) if letter.reason == reason),
+            matches!(
+                &changes.deliveries[&1],
+                DeliveryChange::Dead(letter) if letter.reason == reason
+            ),
             "{changes:?}"
         );
         assert_eq!(
@@ -223,9 +226,10 @@ fn in_memory_the_oldest_that_is_not_under_way_is_given_up_for_what_is_new() {
     (2..=4).for_each(|position| harness.outbox.enqueue(event(position, "a", 1000), harness.now()));
     assert!(harness.outbox.has_capacity());
     let changes = harness.commit();
-    assert!(
-        matches!(&changes.deliveries[&2], DeliveryChange::Dead(letter) if letter.reason == DeadLetterReason::Expired)
-    );
+    assert!(matches!(
+        &changes.deliveries[&2],
+        DeliveryChange::Dead(letter) if letter.reason == DeadLetterReason::Expired
+    ));
     assert_eq!(
         changes.deliveries[&2].clone(),
         match &changes.deliveries[&2] {

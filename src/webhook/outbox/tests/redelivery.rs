@@ -1,12 +1,13 @@
-//! Dead letters that are delivered again: in their order, and none of a session that fails in the way of another's.
+//! Redelivery of dead letters: in their order, and without one failing session delaying another.
 
 use super::*;
 
-/// Dead letters in the store that wait to be delivered again, by place.
+/// Requeued dead letters in the store, by position.
 struct StoredDeadLetters(BTreeMap<u64, DeadLetter>);
 
 impl StoredDeadLetters {
-    /// The outbox asks for some, and gets at most `most`. Tells whether it is to ask again soon.
+    /// Answers a request of the outbox with up to `limit` dead letters, and returns whether the
+    /// outbox wants to ask again soon.
     fn serve_scan(&self, harness: &mut OutboxHarness, limit: usize) -> bool {
         let now = harness.now();
         let Some(after) = harness.outbox.next_redelivery_after() else { return true };
@@ -15,7 +16,7 @@ impl StoredDeadLetters {
         harness.outbox.redeliver(dead_letters.collect(), now)
     }
 
-    /// What the outbox has settled is no dead letter any more.
+    /// Commits a batch, and removes the dead letters that the outbox has settled.
     fn commit(&mut self, harness: &mut OutboxHarness) {
         for (position, fate) in harness.commit().deliveries {
             assert_eq!(fate, DeliveryChange::Settled, "of {position}");
@@ -147,9 +148,10 @@ fn dead_letters_go_again_in_their_order_but_never_before_a_head_that_has_begun()
     assert_eq!(harness.outbox.redelivery_count(), 0, "the store does not know yet");
     let changes = harness.commit();
     assert_eq!(changes.deliveries[&4], DeliveryChange::Settled);
-    assert!(
-        matches!(&changes.deliveries[&3], DeliveryChange::Dead(letter) if letter.delivery.attempts.len() == 2)
-    );
+    assert!(matches!(
+        &changes.deliveries[&3],
+        DeliveryChange::Dead(letter) if letter.delivery.attempts.len() == 2
+    ));
 }
 
 #[test]
@@ -169,7 +171,8 @@ fn a_redelivery_has_all_attempts_anew_and_is_never_written_as_owed() {
     }
     harness.fail(1);
     let changes = harness.commit();
-    assert!(
-        matches!(&changes.deliveries[&1], DeliveryChange::Dead(letter) if letter.delivery.attempts.len() == 6)
-    );
+    assert!(matches!(
+        &changes.deliveries[&1],
+        DeliveryChange::Dead(letter) if letter.delivery.attempts.len() == 6
+    ));
 }
