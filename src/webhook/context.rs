@@ -75,7 +75,7 @@ impl WebhookContext {
 
     /// Returns the delivery policy of a webhook.
     pub(super) fn policy(&self, webhook: &WebhookConfig) -> DeliveryPolicy {
-        let keeping = match self.is_durable {
+        let event_storage = match self.is_durable {
             true => EventStorage::InStore,
             false => EventStorage::InMemory { max_bytes: self.max_memory_bytes },
         };
@@ -84,7 +84,7 @@ impl WebhookContext {
             initial_backoff: webhook.initial_backoff,
             max_backoff: webhook.max_backoff,
             max_in_flight: webhook.max_in_flight,
-            event_storage: keeping,
+            event_storage,
         }
     }
 }

@@ -79,28 +79,28 @@ impl Definition {
         Self { webhook: Arc::new(webhook), source, previous_secret: previous, ..self.clone() }
     }
 
-    /// Returns the definition that matches the endpoint's `standing`, or `None` if this one does.
+    /// Returns the definition that matches the endpoint's `endpoint`, or `None` if this one does.
     ///
     /// A change costs a write of the store, so throttles are compared with a tolerance of
     /// [`MIN_PERSISTED_THROTTLE_MS`].
-    pub(super) fn refreshed(&self, standing: &EndpointStatus, now: Now) -> Option<Self> {
-        let disabled = match standing.state {
-            EndpointState::Disabled => Some(standing.problem.clone().unwrap_or_default()),
+    pub(super) fn refreshed(&self, endpoint: &EndpointStatus, now: Now) -> Option<Self> {
+        let disabled = match endpoint.state {
+            EndpointState::Disabled => Some(endpoint.problem.clone().unwrap_or_default()),
             _ => None,
         };
-        let throttled_until = match standing.state {
-            EndpointState::Throttled => standing.until.map(|at| now.unix_ms_at(at)),
+        let throttled_until = match endpoint.state {
+            EndpointState::Throttled => endpoint.until.map(|at| now.unix_ms_at(at)),
             _ => None,
         };
         let throttled_until =
             throttled_until.filter(|until| *until > now.unix_ms + MIN_PERSISTED_THROTTLE_MS);
-        // `standing.until` is monotonic and converted at each look, so the Unix time of one and the
+        // `endpoint.until` is monotonic and converted at each look, so the Unix time of one and the
         // same throttle varies by the drift of the two clocks. Without the tolerance, every look
         // would be a change. A stored throttle counts until the state is active, even if its end
         // has passed.
         let is_longer = throttled_until.unwrap_or_default()
             > self.throttled_until.unwrap_or_default() + MIN_PERSISTED_THROTTLE_MS;
-        let is_shorter = self.throttled_until.is_some() && standing.state == EndpointState::Active;
+        let is_shorter = self.throttled_until.is_some() && endpoint.state == EndpointState::Active;
         let is_over =
             self.previous_secret.as_ref().is_some_and(|previous| previous.until <= now.unix_ms);
         if disabled == self.disabled && !is_over && !is_longer && !is_shorter {

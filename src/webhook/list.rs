@@ -24,23 +24,24 @@ impl Webhooks {
         before: Option<u64>,
         limit: usize,
     ) -> Result<DeliveryPage, WebhookError> {
-        let letter_cursor = before
-            .filter(|cursor| *cursor >= LETTER_CURSOR_BASE)
-            .map(|cursor| cursor - LETTER_CURSOR_BASE);
+        let dead_letter_cursor = before
+            .filter(|cursor| *cursor >= DEAD_LETTER_CURSOR_BASE)
+            .map(|cursor| cursor - DEAD_LETTER_CURSOR_BASE);
         match state {
             DeliveryState::Delivered => self.worker_deliveries(id, state, before, limit).await,
             DeliveryState::Dead => {
                 self.dead_letters(id, DeadLetterState::Dead, before, limit).await
             }
-            DeliveryState::Pending if letter_cursor.is_some() => self
+            // The base itself is the cursor in front of the first dead letter.
+            DeliveryState::Pending if dead_letter_cursor.is_some() => self
                 .dead_letters(
                     id,
                     DeadLetterState::Requeued,
-                    letter_cursor.filter(|it| *it > 0),
+                    dead_letter_cursor.filter(|it| *it > 0),
                     limit,
                 )
                 .await
-                .map(DeliveryPage::with_letter_cursor),
+                .map(DeliveryPage::with_dead_letter_cursor),
             DeliveryState::Pending => {
                 let mut page = self.worker_deliveries(id, state, before, limit).await?;
                 if page.next_cursor.is_none() {
@@ -50,9 +51,9 @@ impl Webhooks {
                     let requeued = self
                         .dead_letters(id, DeadLetterState::Requeued, None, remaining)
                         .await?
-                        .with_letter_cursor();
+                        .with_dead_letter_cursor();
                     match page.deliveries.len() + requeued.deliveries.len() > limit {
-                        true => page.next_cursor = Some(LETTER_CURSOR_BASE),
+                        true => page.next_cursor = Some(DEAD_LETTER_CURSOR_BASE),
                         false => {
                             page.deliveries.extend(requeued.deliveries);
                             page.next_cursor = requeued.next_cursor;
@@ -82,28 +83,31 @@ impl Webhooks {
         limit: usize,
     ) -> Result<DeliveryPage, WebhookError> {
         self.handle(id)?;
-        let letters = self
+        let dead_letters = self
             .store()
             .dead_letters(id, which, before, limit)
             .await
             .map_err(|_| WebhookError::StoreUnavailable)?;
         // The store bounds a page by bytes too, so a short page does not mean the end.
-        let next = match letters.last() {
-            Some((last, _)) => self.next_letter_cursor(id, which, *last).await?,
+        let next = match dead_letters.last() {
+            Some((last, _)) => self.next_dead_letter_cursor(id, which, *last).await?,
             None => None,
         };
-        let listed = |letter: DeadLetter| match which {
-            DeadLetterState::Dead => ListedDelivery::Dead(letter),
-            DeadLetterState::Requeued => ListedDelivery::Pending(letter.delivery, None),
+        let listed = |dead_letter: DeadLetter| match which {
+            DeadLetterState::Dead => ListedDelivery::Dead(dead_letter),
+            DeadLetterState::Requeued => ListedDelivery::Pending(dead_letter.delivery, None),
         };
         Ok(DeliveryPage {
-            deliveries: letters.into_iter().map(|(_, letter)| listed(letter)).collect(),
+            deliveries: dead_letters
+                .into_iter()
+                .map(|(_, dead_letter)| listed(dead_letter))
+                .collect(),
             next_cursor: next,
         })
     }
 
     /// Returns the cursor behind the dead letter `last`, if more follow.
-    async fn next_letter_cursor(
+    async fn next_dead_letter_cursor(
         &self,
         id: &str,
         which: DeadLetterState,
@@ -119,12 +123,15 @@ impl Webhooks {
 }
 
 impl DeliveryPage {
-    /// Marks the cursor as one of dead letters: see [`LETTER_CURSOR_BASE`].
-    fn with_letter_cursor(self) -> Self {
-        Self { next_cursor: self.next_cursor.map(|cursor| cursor + LETTER_CURSOR_BASE), ..self }
+    /// Marks the cursor as one of dead letters: see [`DEAD_LETTER_CURSOR_BASE`].
+    fn with_dead_letter_cursor(self) -> Self {
+        Self {
+            next_cursor: self.next_cursor.map(|cursor| cursor + DEAD_LETTER_CURSOR_BASE),
+            ..self
+        }
     }
 }
 
 /// Cursors from here on belong to dead letters, lower ones to owed deliveries. No position reaches
 /// 2⁶², so one number tells the two apart.
-const LETTER_CURSOR_BASE: u64 = 1 << 62;
+const DEAD_LETTER_CURSOR_BASE: u64 = 1 << 62;

@@ -231,6 +231,7 @@ impl Webhooks {
             (self.stop.clone(), self.worker_failed.clone(), Arc::clone(&self.context));
         let (handles, metrics) = (Arc::clone(&self.handles), Arc::clone(&self.metrics));
         let task = async move {
+            // A panic of the worker drops the guard, which cancels `worker_failed`.
             let failure_guard = worker_failed.drop_guard();
             Box::pin(worker.run(stop.clone(), removed.clone())).await;
             let is_finished = match removed.is_cancelled() {
@@ -239,6 +240,7 @@ impl Webhooks {
                 false => !shutdown.is_cancelled(),
             };
             if is_finished {
+                // Before `ended`: a caller that waits for it may register the same id next.
                 lock(&handles).remove(&id);
                 metrics.remove_webhook(&id);
                 ended.cancel();
@@ -345,8 +347,8 @@ fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
 impl WebhookSummary {
     fn of(handle: &WorkerHandle) -> Self {
         let definition = handle.shared.definition();
-        let facts = handle.shared.status();
-        Self { webhook: Arc::clone(&definition.webhook), source: definition.source, status: facts }
+        let status = handle.shared.status();
+        Self { webhook: Arc::clone(&definition.webhook), source: definition.source, status }
     }
 }
 

@@ -61,7 +61,7 @@ impl Signer {
         body: &[u8],
     ) -> Result<HeaderMap, InvalidHeaderValue> {
         let mut authorization = HeaderValue::try_from(format!("Bearer {}", self.current.expose()))?;
-        authorization.set_sensitive(true);
+        authorization.set_sensitive(true); // not printed, and not indexed by HPACK
         Ok(HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (USER_AGENT, HeaderValue::from_static(RELAY_USER_AGENT)),

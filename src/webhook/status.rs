@@ -65,12 +65,12 @@ impl SharedStatus {
         now: Now,
         metrics: &WebhookMetrics,
     ) -> Option<Definition> {
-        let standing = outbox.endpoint_status();
+        let endpoint = outbox.endpoint_status();
         let (owed, oldest_pending) = outbox.owed();
         let status = WebhookStatus {
-            state: standing.state,
-            until: standing.until.map(|at| now.unix_ms_at(at)),
-            problem: standing.problem.clone(),
+            state: endpoint.state,
+            until: endpoint.until.map(|at| now.unix_ms_at(at)),
+            problem: endpoint.problem.clone(),
             pending: owed + notice.requeued + unread,
             oldest_pending,
             dead: notice.dead,
@@ -79,7 +79,7 @@ impl SharedStatus {
         let mut published = self.lock();
         log_changes(&published, &status);
         published.status = status;
-        published.definition.refreshed(&standing, now)
+        published.definition.refreshed(&endpoint, now)
     }
 
     fn lock(&self) -> MutexGuard<'_, PublishedStatus> {

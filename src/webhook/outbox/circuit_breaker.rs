@@ -75,6 +75,7 @@ impl CircuitBreaker {
     /// Returns the permission at `now`.
     pub(super) fn permission(&self, now: Instant) -> SendPermission {
         match &self.open {
+            // Before `open`: not even a probe may disregard the receiver's `Retry-After`.
             _ if self.is_disabled || self.is_throttled(now) => SendPermission::Denied,
             None => SendPermission::Any,
             Some(open) if open.probe.is_none() && open.next_probe <= now => SendPermission::Probe,
@@ -114,14 +115,17 @@ impl CircuitBreaker {
         retry_after: Option<Duration>,
         backoff: &mut BackoffContext<'_>,
     ) {
+        // An attempt that was in flight when the endpoint was disabled must not reset the cause.
         if self.is_disabled {
             return;
         }
         self.problem = Some(describe_problem(attempt));
         if let Some(retry_after) = retry_after.filter(|after| !after.is_zero()) {
+            // The latest time wins: several attempts in flight may each bring one.
             self.throttled_until =
                 self.throttled_until.max(Some(backoff.now + retry_after.min(MAX_RETRY_DELAY)));
         }
+        // While open, only the probe's outcome counts: other attempts began before.
         if self.open.is_some() {
             return self.record_no_answer(position, backoff);
         }
@@ -178,6 +182,7 @@ impl CircuitBreaker {
         let (state, until) = match &self.open {
             _ if self.is_disabled => (EndpointState::Disabled, None),
             _ if self.is_throttled(now) => (EndpointState::Throttled, self.throttled_until),
+            // While a probe is in flight, the time of the next one is not known.
             Some(open) => {
                 (EndpointState::Open, Some(open.next_probe).filter(|_| open.probe.is_none()))
             }
@@ -223,6 +228,7 @@ impl BackoffContext<'_> {
     /// bound.
     pub(super) fn delay_after(&mut self, failures: u32) -> Duration {
         let max_delay = self.policy.max_backoff.min(MAX_RETRY_DELAY);
+        // An overflow of the doubling is beyond any bound, so it gives the longest delay.
         let doubled = 2_u32.checked_pow(failures.saturating_sub(1));
         let delay = doubled.and_then(|factor| self.policy.initial_backoff.checked_mul(factor));
         let delay = delay.map_or(max_delay, |wait| wait.min(max_delay));

@@ -37,6 +37,7 @@ impl Outbox {
 
     /// Records that the last batch is in the store.
     pub(in crate::webhook) fn record_commit(&mut self) {
+        // Deliveries settled since are not in `items`: `row_state` has seen their row in the batch.
         for position in self.journal.record_commit() {
             if let Some(item) = self.items.get_mut(&position) {
                 item.row = RowState::Present;
@@ -50,6 +51,7 @@ impl Outbox {
         let items = &self.items;
         let is_owed =
             |position| items.get(&position).is_some_and(|item| item.item_kind == ItemKind::Owed);
+        // SQLite may have committed although it reported an error, so the rows are uncertain.
         for position in self.journal.record_commit_failure(changes, is_owed) {
             if let Some(item) = self.items.get_mut(&position) {
                 item.row = RowState::Uncertain;

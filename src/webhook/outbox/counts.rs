@@ -7,8 +7,10 @@ use crate::event::Event;
 /// Counts over all items.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct OutboxCounts {
+    /// Without redeliveries.
     pub(super) owed: u64,
     pub(super) in_flight: usize,
+    /// Included in `in_flight`.
     pub(super) in_flight_retries: usize,
     pub(super) loaded: usize,
     pub(super) loaded_bytes: usize,

@@ -88,6 +88,7 @@ impl Outbox {
 
     /// Removes an item; the next delivery of its session becomes the head.
     pub(super) fn remove_item(&mut self, position: u64) -> Option<OutboxItem> {
+        // Blocked items are in no index of heads and in no count of attempts.
         self.set_stage(position, DeliveryStage::Blocked);
         let item = self.items.remove(&position)?;
         self.update_counts(position, item.item_kind, false);

@@ -33,7 +33,7 @@ pub(super) const MAX_UNWRITTEN_DEAD_LETTER_BYTES: usize = 16 << 20;
 /// Rows of one kind in a batch: some 10 ms of the store's writer, for which all other webhooks
 /// wait.
 const MAX_BATCH_ROWS: usize = 1000;
-/// Bytes of dead letters' payloads after which a batch takes no further dead letter.
+/// Bytes of dead letters' payloads after which a batch takes no further dead dead_letter.
 const MAX_BATCH_PAYLOAD_BYTES: usize = 1 << 20;
 
 /// Changes that are not in the store yet.
@@ -102,6 +102,7 @@ impl OutboxJournal {
     /// Records that the store has made a dead letter of the delivery, whose row is gone with that.
     pub(super) fn expire(&mut self, position: u64) {
         self.clear_dirty(position);
+        // The store ignores owed rows at or before its expiry: the batch in flight brings no row.
         if let Some(committing) = &mut self.committing {
             committing.new_rows.remove(&position);
         }
@@ -120,7 +121,7 @@ impl OutboxJournal {
     }
 
     /// Returns whether the store has, or is about to have, a row of this delivery; `known` is what
-    /// the item says. Redeliveries and expired deliveries have one: the dead letter.
+    /// the item says. Redeliveries and expired deliveries have one: the dead dead_letter.
     pub(super) fn row_state(
         &self,
         position: u64,
@@ -141,10 +142,11 @@ impl OutboxJournal {
         self.is_urgent = true;
     }
 
-    /// Records a dead letter.
+    /// Records a dead dead_letter.
     pub(super) fn record_dead_letter(&mut self, dead_letter: DeadLetter, has_row: bool) {
         self.is_urgent = true;
         self.insert_dead_letter(dead_letter, has_row);
+        // Bounded only while degraded: otherwise the next batch takes them.
         if self.is_store_degraded {
             self.enforce_unwritten_limit();
         }
@@ -153,6 +155,7 @@ impl OutboxJournal {
     fn insert_dead_letter(&mut self, dead_letter: DeadLetter, has_row: bool) {
         let position = dead_letter.delivery.position;
         self.remove_dead_letter(position);
+        // The dead letter replaces the owed row, so it settles the position as well.
         self.settled.remove(&position);
         self.dead_letter_bytes += dead_letter.payload.len();
         self.dead_letters.insert(position, UnwrittenDeadLetter { dead_letter, has_row });
@@ -203,9 +206,10 @@ impl OutboxJournal {
 
     /// Returns whether there is any change and no batch is in flight.
     pub(super) fn has_changes(&self, cursor: u64) -> bool {
-        let has_fates =
+        let has_deliveries =
             !(self.dirty.is_empty() && self.settled.is_empty() && self.dead_letters.is_empty());
-        self.committing.is_none() && (self.is_urgent || has_fates || cursor > self.committed_cursor)
+        self.committing.is_none()
+            && (self.is_urgent || has_deliveries || cursor > self.committed_cursor)
     }
 
     /// Takes the changes of one batch; `row_of` gives the row of an owed delivery and what the
@@ -224,37 +228,44 @@ impl OutboxJournal {
         let slots = if deferred.is_none() { std::mem::take(&mut self.occupied_slots) } else { 0 };
         let mut committing =
             CommittingBatch { cursor, occupied_slots: slots, ..CommittingBatch::default() };
-        let mut fates = BTreeMap::new();
+        let mut deliveries = BTreeMap::new();
         let deferred_dirty = deferred.map(|rest| self.dirty.split_off(&rest)).unwrap_or_default();
         for position in std::mem::replace(&mut self.dirty, deferred_dirty) {
             let Some((owed, row)) = row_of(position) else { continue };
+            // Remembered until the commit: the delivery may be settled meanwhile, and then its
+            // settlement must delete this row (`row_state`).
             if row != RowState::Present {
                 committing.new_rows.insert(position);
             }
-            fates.insert(position, DeliveryChange::Owed(owed));
+            deliveries.insert(position, DeliveryChange::Owed(owed));
         }
         let deferred_settled =
             deferred.map(|rest| self.settled.split_off(&rest)).unwrap_or_default();
         committing.settled = std::mem::replace(&mut self.settled, deferred_settled);
-        fates
+        deliveries
             .extend(committing.settled.iter().map(|position| (*position, DeliveryChange::Settled)));
         let deferred_dead_letters =
             deferred.map(|rest| self.dead_letters.split_off(&rest)).unwrap_or_default();
-        for (position, UnwrittenDeadLetter { dead_letter: letter, has_row }) in
+        for (position, UnwrittenDeadLetter { dead_letter, has_row }) in
             std::mem::replace(&mut self.dead_letters, deferred_dead_letters)
         {
-            self.dead_letter_bytes -= letter.payload.len();
-            committing.dead_letters.insert(position, (letter.delivery.session.clone(), has_row));
-            fates.insert(position, DeliveryChange::Dead(letter));
+            self.dead_letter_bytes -= dead_letter.payload.len();
+            committing
+                .dead_letters
+                .insert(position, (dead_letter.delivery.session.clone(), has_row));
+            deliveries.insert(position, DeliveryChange::Dead(dead_letter));
         }
+        // What was deferred follows at once, so that its slots are free soon.
         (self.is_urgent, self.committing) = (deferred.is_some(), Some(committing));
-        WebhookChanges { position: cursor, deliveries: fates }
+        WebhookChanges { position: cursor, deliveries }
     }
 
     /// Returns the lowest position that does not fit the batch, if any.
     fn first_deferred(&self) -> Option<u64> {
         let beyond = |positions: &BTreeSet<u64>| positions.iter().nth(self.max_batch_rows).copied();
         let (mut count, mut bytes) = (0, 0);
+        // Bytes are compared before the payload is added: a batch takes at least one dead letter,
+        // however large.
         let first_dead_letter = self.dead_letters.iter().find(|(_, unwritten_letter)| {
             let is_beyond = count >= self.max_batch_rows || bytes >= MAX_BATCH_PAYLOAD_BYTES;
             (count, bytes) = (count + 1, bytes + unwritten_letter.dead_letter.payload.len());
@@ -276,6 +287,7 @@ impl OutboxJournal {
     /// bound on duplicates after a crash is void until the next commit.
     pub(super) fn mark_store_degraded(&mut self) {
         (self.is_store_degraded, self.occupied_slots) = (true, 0);
+        // The batch in flight gives up its slots too: its reply may take as long as the outage.
         if let Some(committing) = &mut self.committing {
             committing.occupied_slots = 0;
         }
@@ -300,15 +312,17 @@ impl OutboxJournal {
                 unwritten_letter.has_row = false;
             }
         }
-        for (position, fate) in changes.deliveries {
-            match fate {
+        for (position, change) in changes.deliveries {
+            // Newer changes win: an owed row only if the delivery is still owed, a settlement
+            // unless it was given up since, a dead letter unless it was settled or erased since.
+            match change {
                 DeliveryChange::Owed(_) if is_owed(position) => self.mark_dirty(position, true),
                 DeliveryChange::Settled if !self.dead_letters.contains_key(&position) => {
                     self.settle(position)
                 }
-                DeliveryChange::Dead(letter) if !self.is_unwritten(position) => {
+                DeliveryChange::Dead(dead_letter) if !self.is_unwritten(position) => {
                     self.insert_dead_letter(
-                        letter,
+                        dead_letter,
                         committing.dead_letters.get(&position).is_some_and(|(_, has_row)| *has_row),
                     );
                 }
@@ -323,7 +337,7 @@ impl OutboxJournal {
     /// written.
     pub(super) fn rewrite_all(&mut self) {
         (self.committed_cursor, self.is_urgent) = (0, true);
-        self.settled.clear();
+        self.settled.clear(); // the new file has no rows to delete
         self.dead_letters
             .values_mut()
             .for_each(|unwritten_letter| unwritten_letter.has_row = false);

@@ -171,11 +171,14 @@ impl Outbox {
             event_id: event.id(),
             kind: event.kind().clone(),
             session: event.session().cloned(),
+            // An event restored from the store has no arrival time: it counts from now.
             created_at: now.unix_ms_before(event.received().unwrap_or(now.instant)),
             attempts: Vec::new(),
         };
+        // In memory the outbox has the only copy once the ring has evicted the event.
         let event = (self.is_in_memory() || self.has_load_budget(1)).then_some(event);
         self.insert_item(OutboxItem::new(delivery, event, ItemKind::Owed), NextAttempt::Fresh);
+        // Not urgent: a delivery that is settled before the next batch never needs a row.
         self.journal.mark_dirty(position, false);
         self.enforce_memory_limit();
     }
@@ -243,6 +246,7 @@ impl Outbox {
         let due = match status.state {
             EndpointState::Active => own,
             EndpointState::Throttled => own.max(status.until?),
+            // The oldest head is the next probe; the others wait for its outcome.
             EndpointState::Open if self.queue_heads.oldest() == Some(item.delivery.position) => {
                 status.until?
             }

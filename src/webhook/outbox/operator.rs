@@ -31,6 +31,7 @@ impl Outbox {
         if expired_through <= self.expired_through {
             return;
         }
+        // The reader may still return events up to here: `enqueue` ignores them from now on.
         self.cursor = self.cursor.max(expired_through);
         // A delivery that was accepted without a committed settlement was owed in the store's view,
         // and is a dead letter there now: settle it.
@@ -64,6 +65,7 @@ impl Outbox {
         self.journal.erase(session);
         for position in self.session_queues.positions(session) {
             let Some(item) = self.items.get(&position) else { continue };
+            // A row in the batch in flight must go as well, not only one that is committed.
             if self.journal.row_state(position, item.row, item.item_kind) != RowState::Absent {
                 self.journal.settle(position);
             }

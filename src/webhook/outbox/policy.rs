@@ -1,10 +1,10 @@
-//! Delivery policy of one webhook: retries, slots, and the place of its events.
+//! Delivery policy of one webhook: retries, slots, and the storage of its events.
 //!
 //! May use: nothing.
 
 use std::time::Duration;
 
-/// Limits on attempts, and the place from which owed events can be read again.
+/// Limits on attempts, and the storage from which owed events can be read again.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::webhook) struct DeliveryPolicy {
     /// Attempts after the first.
@@ -16,11 +16,11 @@ pub(in crate::webhook) struct DeliveryPolicy {
     /// Slots: deliveries in flight, or settled without a committed journal. Bounds duplicates after
     /// a crash.
     pub(in crate::webhook) max_in_flight: usize,
-    /// Place of the events of owed deliveries.
+    /// Storage of the events of owed deliveries.
     pub(in crate::webhook) event_storage: EventStorage,
 }
 
-/// Place of the events of owed deliveries.
+/// Storage of the events of owed deliveries.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::webhook) enum EventStorage {
     /// The store has them: the outbox keeps few in memory and reads others again.

@@ -101,6 +101,7 @@ impl Outbox {
             if !is_known && !self.may_redeliver(position, session.as_ref()) {
                 self.redelivery_scan.skipped_sessions.extend(session);
             } else if !is_known {
+                // The scan continues here once there is capacity.
                 if !self.has_redelivery_capacity() {
                     return has_found;
                 }
@@ -108,6 +109,8 @@ impl Outbox {
             }
             self.redelivery_scan.scanned_position = position;
         }
+        // Too many skipped sessions also end the scan: forgetting one of them would break the order
+        // within it.
         if is_at_end || self.redelivery_scan.skipped_sessions.len() > MAX_SKIPPED_SESSIONS {
             self.restart_redelivery_scan();
         }

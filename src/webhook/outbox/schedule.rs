@@ -31,7 +31,9 @@ impl Outbox {
     pub(in crate::webhook) fn next_to_load(&self) -> Option<u64> {
         let soon = self.clock.instant + PRELOAD_LEAD_TIME;
         match self.breaker.next_change_at(self.clock.instant) {
+            // Throttled, or open between probes: loaded events would only take memory meanwhile.
             Some(change_at) if change_at > soon => return None,
+            // Disabled, or a probe is in flight: no time at which anything may be sent is known.
             None if self.breaker.permission(self.clock.instant) == SendPermission::Denied => {
                 return None;
             }
@@ -84,6 +86,7 @@ impl Outbox {
             | DeliveryStage::Blocked
             | DeliveryStage::InFlight { .. } => false,
         };
+        // The requested event is accepted in any case: otherwise it would be read again for ever.
         if is_wanted || self.has_load_budget(1) || self.next_to_load() == Some(position) {
             self.set_event(position, Some(Arc::clone(event)));
         }
@@ -123,11 +126,12 @@ impl Outbox {
         }
         let position = match self.breaker.permission(now.instant) {
             SendPermission::Denied => None,
+            // The oldest head whether due or not: the circuit's own interval replaces its delay.
             SendPermission::Probe => self.queue_heads.oldest(),
             SendPermission::Any => self.pick_head(),
         }?;
         let item = self.items.get(&position)?;
-        let event = item.event.clone()?;
+        let event = item.event.clone()?; // a probe that is not loaded: `next_to_load` names it
         self.was_retry = item.attempts_spent > 0;
         self.set_stage(position, DeliveryStage::InFlight { is_retry: self.was_retry });
         self.breaker.begin_attempt(position);
@@ -176,20 +180,21 @@ impl Outbox {
         &mut self,
         position: u64,
         attempt: Attempt,
-        verdict: &Disposition,
+        disposition: &Disposition,
         now: Now,
     ) {
         self.clock = now;
         if !self.items.get(&position).is_some_and(OutboxItem::is_in_flight) {
             return;
         }
-        self.update_breaker(position, &attempt, verdict);
+        self.update_breaker(position, &attempt, disposition);
         let Some(item) = self.items.get_mut(&position) else { return };
         item.spend_attempt(attempt);
+        // Expired and erased deliveries have no retry: the store has settled them already.
         let is_exhausted = item.attempts_spent > self.policy.max_retries;
         let can_retry =
             matches!(item.item_kind, ItemKind::Owed | ItemKind::Redelivery) && !is_exhausted;
-        let outcome = match verdict {
+        let outcome = match disposition {
             Disposition::Retry { after: retry_after } if can_retry => {
                 return self.schedule_retry(position, *retry_after);
             }
@@ -212,7 +217,7 @@ impl Outbox {
         &mut self,
         position: u64,
         attempt: Attempt,
-        verdict: &Disposition,
+        disposition: &Disposition,
         now: Now,
     ) {
         self.clock = now;
@@ -221,7 +226,7 @@ impl Outbox {
         };
         item.record_attempt(attempt);
         let (item_kind, next_attempt) = (item.item_kind, item.next_attempt());
-        if *verdict == Disposition::Accepted {
+        if *disposition == Disposition::Accepted {
             self.finish(position, FinalOutcome::Accepted);
         } else if matches!(item_kind, ItemKind::Owed | ItemKind::Redelivery) {
             self.set_stage(position, DeliveryStage::Idle(next_attempt));
@@ -235,9 +240,9 @@ impl Outbox {
 
     /// Updates the circuit breaker by an outcome. Only an answer closes an open circuit; a refused
     /// address is neither answer nor failure.
-    fn update_breaker(&mut self, position: u64, attempt: &Attempt, verdict: &Disposition) {
+    fn update_breaker(&mut self, position: u64, attempt: &Attempt, disposition: &Disposition) {
         let (endpoint, mut backoff) = self.breaker_with_backoff();
-        match verdict {
+        match disposition {
             Disposition::Retry { after: retry_after } => {
                 endpoint.record_failure(position, attempt, *retry_after, &mut backoff)
             }
@@ -257,6 +262,7 @@ impl Outbox {
         else {
             return;
         };
+        // `Retry-After` is a lower bound (RFC 9110 §10.2.3): a longer delay of the policy stays.
         let delay = self
             .breaker_with_backoff()
             .1
@@ -283,6 +289,7 @@ impl Outbox {
     /// Removes a settled delivery and records its outcome for the store.
     fn finish(&mut self, position: u64, outcome: FinalOutcome) {
         let Some(item) = self.remove_item(position) else { return };
+        // The attempt's slot passes on to the settlement until that is committed.
         self.journal.occupy_slot();
         let row = self.journal.row_state(position, item.row, item.item_kind);
         match (item.item_kind, outcome) {
@@ -307,6 +314,8 @@ impl Outbox {
 
     /// Makes every waiting retry due at once.
     pub(super) fn make_retries_due(&mut self) {
+        // The index has moved them already, so the stage is set directly: `set_stage` would look
+        // for them under their old due time.
         for position in self.queue_heads.make_retries_due() {
             if let Some(item) = self.items.get_mut(&position) {
                 item.stage = DeliveryStage::Idle(NextAttempt::Retry(None));

@@ -71,6 +71,7 @@ impl SessionQueues {
                 queue.head = next;
                 Some(next)
             }
+            // Removed with its last delivery: the map does not grow with the sessions ever seen.
             None => {
                 self.by_session.remove(session);
                 None
@@ -121,6 +122,7 @@ impl AttemptQueue {
 
     /// Iterates over retries due by `deadline`, earliest first.
     fn retries_due_by(&self, deadline: Instant) -> impl Iterator<Item = u64> {
+        // `u64::MAX` includes every position that is due exactly at the deadline.
         self.retries.range(..=(Some(deadline), u64::MAX)).map(|(_, position)| *position)
     }
 

@@ -109,6 +109,7 @@ impl WebhookSender {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Classification {
+        // One deadline for head and body: a receiver that trickles its answer gains no time.
         let response = match timeout_at(deadline, self.client.send(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(failure)) => return Classification::of_error(&failure),

@@ -47,6 +47,7 @@ impl EndpointClient {
         max_idle: usize,
     ) -> Self {
         let tasks = CancellationToken::new();
+        // hyper-rustls sets ALPN itself and panics on a configuration that has protocols already.
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls.clone())
             .https_or_http()
@@ -54,8 +55,10 @@ impl EndpointClient {
             .wrap_connector(connector);
         let client = Client::builder(CancellableExecutor(tasks.clone()))
             .timer(TokioTimer::new())
+            // Without a pool timer, hyper-util closes idle connections only at the next request.
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            // As many as attempts run at one time: more would never be used.
             .pool_max_idle_per_host(max_idle)
             .http1_max_buf_size(MAX_RESPONSE_HEAD_BYTES)
             .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -61,7 +61,7 @@ pub(super) struct StoreSync {
     full_journal_at: Instant,
     dead_letters: InFlight<Result<Vec<DeadLetter>, StoreUnreadable>>,
     /// Received and not handed over yet: the notice of the store is applied first.
-    received_letters: Option<Vec<DeadLetter>>,
+    received_dead_letters: Option<Vec<DeadLetter>>,
     dead_letters_at: Instant,
 }
 
@@ -95,7 +95,7 @@ impl StoreSync {
             journal_at: now,
             full_journal_at: now,
             dead_letters: None,
-            received_letters: None,
+            received_dead_letters: None,
             dead_letters_at: now,
         }
     }
@@ -121,6 +121,7 @@ impl StoreSync {
     pub(super) fn start_writes(&mut self, outbox: &mut Outbox, committed: u64) {
         let now = Instant::now();
         if self.needs_registration && self.registering.is_none() && now >= self.register_at {
+            // Cleared first: a change while the request is in flight sets it again.
             self.needs_registration = false;
             self.registering = Some(Box::pin(self.store.register(self.registration())));
         }
@@ -173,11 +174,12 @@ impl StoreSync {
     /// The caller has applied the store's notice before, so that the outbox knows of expiries that
     /// the reply already shows.
     pub(super) fn redeliver(&mut self, outbox: &mut Outbox, notice: &WebhookNotice) {
-        if let Some(dead_letters) = self.received_letters.take() {
+        if let Some(dead_letters) = self.received_dead_letters.take() {
             let took_any = outbox.redeliver(dead_letters, Now::read());
             self.dead_letters_at = Instant::now()
                 + if took_any { REDELIVERY_INTERVAL } else { REDELIVERY_RETRY_DELAY };
         }
+        // The store counts every requeued dead letter: as many as are here means no others wait.
         let is_due = notice.requeued > outbox.redelivery_count()
             && self.dead_letters.is_none()
             && Instant::now() >= self.dead_letters_at;
@@ -192,7 +194,7 @@ impl StoreSync {
 
     /// Discards dead letters on their way from the store; they are asked for again.
     pub(super) fn discard_dead_letters(&mut self) {
-        (self.dead_letters, self.received_letters) = (None, None);
+        (self.dead_letters, self.received_dead_letters) = (None, None);
     }
 
     /// Returns when a request is due although nothing else happens.
@@ -225,13 +227,15 @@ impl StoreSync {
                 self.journal_at = now + JOURNAL_RETRY_DELAY;
             }
             StoreReply::Registered(registered) => self.handle_registered(registered),
+            // An error counts as no dead letters: the scan ends and asks again a second later.
             StoreReply::DeadLetters(dead_letters) => {
-                self.received_letters = Some(dead_letters.unwrap_or_default())
+                self.received_dead_letters = Some(dead_letters.unwrap_or_default())
             }
         }
     }
 
     fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<StoreReply> {
+        // The journal first: its reply frees slots. Each pending request registers the waker.
         if let Poll::Ready(written) = poll_in_flight(&mut self.journal, context) {
             return Poll::Ready(StoreReply::Journal(written));
         }

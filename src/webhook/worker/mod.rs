@@ -171,6 +171,7 @@ impl Worker {
     /// Runs until `stop`, and then finishes attempts and flushes; ends at the next await when
     /// `removed`.
     pub(super) async fn run(self, stop: CancellationToken, removed: CancellationToken) {
+        // Dropping the inner future drops the worker, which aborts the attempts in flight.
         removed.run_until_cancelled(self.run_until_stopped(stop)).await;
     }
 

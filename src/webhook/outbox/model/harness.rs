@@ -26,10 +26,10 @@ pub(super) struct ModelStore {
 impl ModelStore {
     pub(super) fn apply(&mut self, changes: &WebhookChanges) {
         self.cursor = self.cursor.max(changes.position);
-        for (position, fate) in &changes.deliveries {
+        for (position, change) in &changes.deliveries {
             // An exception after the position would be read and enqueued a second time.
             assert!(*position <= changes.position, "an exception behind the position");
-            match fate {
+            match change {
                 // Taken before the notice of the expiry was applied.
                 DeliveryChange::Owed(_) if *position <= self.expired_through => {}
                 DeliveryChange::Owed(owed) => drop(self.owed.insert(*position, owed.clone())),
@@ -96,8 +96,8 @@ impl OutboxModel {
         let mut rng = Rng::with_seed(seed);
         let base = Now { instant: Instant::now(), unix_ms: 1_700_000_000_000 };
         let in_memory = EventStorage::InMemory { max_bytes: rng.u64(1 << 10..4 << 20) };
-        let keeping = if rng.u32(0..5) == 0 { in_memory } else { EventStorage::InStore };
-        let policy = policy(&mut rng, keeping);
+        let event_storage = if rng.u32(0..5) == 0 { in_memory } else { EventStorage::InStore };
+        let policy = policy(&mut rng, event_storage);
         // So large that not all events stay loaded, or so small that they do.
         let filling = if rng.u32(0..10) == 0 { 96 << 10 } else { 40 };
         let mut outbox = Outbox::new(policy, 0, Vec::new(), base);
@@ -300,7 +300,7 @@ impl OutboxModel {
         }
         let attempt = self.in_flight.swap_remove(self.rng.usize(0..self.in_flight.len()));
         let again = Disposition::Retry { after: None };
-        let (status, verdict) = match self.rng.u32(0..100) {
+        let (status, disposition) = match self.rng.u32(0..100) {
             _ if self.is_receiver_down => (503, again),
             0..55 => (200, Disposition::Accepted),
             55..70 => (500, again),
@@ -313,13 +313,18 @@ impl OutboxModel {
             95..98 => (0, Disposition::Forbidden),
             _ => (410, Disposition::Gone),
         };
-        self.settle(attempt, status, &verdict);
+        self.settle(attempt, status, &disposition);
     }
 
-    pub(super) fn settle(&mut self, attempted: RunningAttempt, status: u16, verdict: &Disposition) {
+    pub(super) fn settle(
+        &mut self,
+        attempted: RunningAttempt,
+        status: u16,
+        disposition: &Disposition,
+    ) {
         let RunningAttempt { position, is_superseded, .. } = attempted;
-        let is_lost_answer = status == 0 && *verdict != Disposition::Forbidden;
-        if *verdict == Disposition::Accepted || is_lost_answer {
+        let is_lost_answer = status == 0 && *disposition != Disposition::Forbidden;
+        if *disposition == Disposition::Accepted || is_lost_answer {
             self.accept(position);
         }
         if is_lost_answer {
@@ -328,32 +333,32 @@ impl OutboxModel {
         if is_superseded {
             let now = self.now().instant;
             let before = self.outbox.breaker.status(now);
-            self.outbox.settle_former(position, attempt(status), verdict, self.now());
+            self.outbox.settle_former(position, attempt(status), disposition, self.now());
             let (is_open, after) =
                 (self.outbox.get(position).is_some(), self.outbox.breaker.status(now));
             assert_eq!(before, after, "seed {}: the present endpoint has heard it", self.seed);
             assert!(
-                !is_open || *verdict != Disposition::Accepted,
+                !is_open || *disposition != Disposition::Accepted,
                 "seed {}: {position} is accepted",
                 self.seed
             );
         } else {
-            self.outbox.settle(position, attempt(status), verdict, self.now());
+            self.outbox.settle(position, attempt(status), disposition, self.now());
         }
         // Later deliveries of its session go on now, even if the dead letter is never written.
-        if *verdict != Disposition::Accepted && self.outbox.get(position).is_none() {
+        if *disposition != Disposition::Accepted && self.outbox.get(position).is_none() {
             self.ever_dead.insert(position);
         }
     }
 }
 
-pub(super) fn policy(rng: &mut Rng, keeping: EventStorage) -> DeliveryPolicy {
+pub(super) fn policy(rng: &mut Rng, event_storage: EventStorage) -> DeliveryPolicy {
     DeliveryPolicy {
         max_retries: rng.u32(0..6),
         initial_backoff: Duration::from_millis(rng.u64(1..3000)),
         max_backoff: Duration::from_millis(rng.u64(3000..60_000)),
         max_in_flight: rng.usize(1..9),
-        event_storage: keeping,
+        event_storage,
     }
 }
 

@@ -139,13 +139,13 @@ impl OutboxModel {
             );
             latest[session] = *position;
         }
-        let held = self.outbox.counts;
+        let counts = self.outbox.counts;
         assert!(
-            held.loaded == 0
-                && held.loaded_bytes == 0
-                && held.in_flight == 0
-                && held.in_flight_retries == 0,
-            "{held:?}"
+            counts.loaded == 0
+                && counts.loaded_bytes == 0
+                && counts.in_flight == 0
+                && counts.in_flight_retries == 0,
+            "{counts:?}"
         );
     }
 }

@@ -44,8 +44,10 @@ impl OutboxModel {
     }
 
     pub(super) fn commit(&mut self, changes: &WebhookChanges) {
-        let dead =
-            changes.deliveries.iter().filter(|(_, fate)| matches!(fate, DeliveryChange::Dead(_)));
+        let dead = changes
+            .deliveries
+            .iter()
+            .filter(|(_, change)| matches!(change, DeliveryChange::Dead(_)));
         self.ever_dead.extend(dead.map(|(position, _)| *position));
         self.store.apply(changes);
     }
@@ -150,12 +152,12 @@ impl OutboxModel {
         let session = SessionId::new(SESSIONS[erased]).unwrap();
         self.log
             .iter_mut()
-            .filter(|sent| sent.session == erased)
-            .for_each(|sent| sent.is_erased = true);
+            .filter(|entry| entry.session == erased)
+            .for_each(|entry| entry.is_erased = true);
         self.store.owed.retain(|_, owed| owed.delivery.session.as_ref() != Some(&session));
         self.store
             .dead_letters
-            .retain(|_, (letter, _)| letter.delivery.session.as_ref() != Some(&session));
+            .retain(|_, (dead_letter, _)| dead_letter.delivery.session.as_ref() != Some(&session));
         self.outbox.erase(&session);
         let delivered = self.outbox.delivered(None, usize::MAX);
         assert!(
@@ -173,11 +175,13 @@ impl OutboxModel {
     pub(super) fn redeliver(&mut self) {
         self.report_expiry();
         if let Some(after) = self.outbox.next_redelivery_after() {
-            let behind = self.store.dead_letters.range(after + 1..).map(|(_, letter)| letter);
-            let letters =
-                behind.filter(|(_, is_requeued)| *is_requeued).map(|(letter, _)| letter.clone());
-            let letters = letters.take(self.rng.usize(1..40)).collect();
-            self.outbox.redeliver(letters, self.now());
+            let behind =
+                self.store.dead_letters.range(after + 1..).map(|(_, dead_letter)| dead_letter);
+            let dead_letters = behind
+                .filter(|(_, is_requeued)| *is_requeued)
+                .map(|(dead_letter, _)| dead_letter.clone());
+            let dead_letters = dead_letters.take(self.rng.usize(1..40)).collect();
+            self.outbox.redeliver(dead_letters, self.now());
         }
     }
 

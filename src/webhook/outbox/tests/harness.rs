@@ -42,9 +42,9 @@ impl OutboxHarness {
         std::iter::from_fn(|| self.outbox.next(now)).map(|event| event.position()).collect()
     }
 
-    pub(super) fn settle(&mut self, position: u64, status: u16, verdict: &Disposition) {
+    pub(super) fn settle(&mut self, position: u64, status: u16, disposition: &Disposition) {
         let now = self.now();
-        self.outbox.settle(position, attempt(status, now.unix_ms), verdict, now);
+        self.outbox.settle(position, attempt(status, now.unix_ms), disposition, now);
     }
 
     pub(super) fn fail(&mut self, position: u64) {

@@ -120,17 +120,20 @@ fn waits_double_within_a_tenth_up_to_the_longest_and_all_attempts_are_spent_once
     }
     harness.fail(1);
     let changes = harness.commit();
-    let Some(DeliveryChange::Dead(letter)) = changes.deliveries.get(&1) else {
+    let Some(DeliveryChange::Dead(dead_letter)) = changes.deliveries.get(&1) else {
         panic!("{changes:?}")
     };
-    assert_eq!((letter.reason, letter.delivery.attempts.len()), (DeadLetterReason::Exhausted, 5));
-    assert_eq!(letter.payload, event(1, "a", 10).payload());
+    assert_eq!(
+        (dead_letter.reason, dead_letter.delivery.attempts.len()),
+        (DeadLetterReason::Exhausted, 5)
+    );
+    assert_eq!(dead_letter.payload, event(1, "a", 10).payload());
     assert_eq!(harness.outbox.owed(), (0, None));
 }
 
 #[test]
 fn refusals_are_dead_letters_at_once_with_their_reason() {
-    for (verdict, reason) in [
+    for (disposition, reason) in [
         (Disposition::Refused, DeadLetterReason::Refused),
         (Disposition::Gone, DeadLetterReason::Refused),
         (Disposition::Forbidden, DeadLetterReason::EgressRefused),
@@ -138,18 +141,18 @@ fn refusals_are_dead_letters_at_once_with_their_reason() {
         let mut harness = OutboxHarness::new(4);
         harness.enqueue(1, "a");
         harness.send_all();
-        harness.settle(1, 410, &verdict);
+        harness.settle(1, 410, &disposition);
         let changes = harness.commit();
         assert!(
             matches!(
                 &changes.deliveries[&1],
-                DeliveryChange::Dead(letter) if letter.reason == reason
+                DeliveryChange::Dead(dead_letter) if dead_letter.reason == reason
             ),
             "{changes:?}"
         );
         assert_eq!(
             harness.endpoint_state() == EndpointState::Disabled,
-            verdict == Disposition::Gone
+            disposition == Disposition::Gone
         );
     }
 }
@@ -163,10 +166,9 @@ fn a_restart_goes_on_where_the_store_says() {
     harness.send_all();
     harness.fail(1);
     let changes = harness.commit();
-    let owed = changes
-        .deliveries
-        .into_values()
-        .filter_map(|fate| if let DeliveryChange::Owed(owed) = fate { Some(owed) } else { None });
+    let owed = changes.deliveries.into_values().filter_map(|change| {
+        if let DeliveryChange::Owed(owed) = change { Some(owed) } else { None }
+    });
     harness.outbox = Outbox::new(POLICY, changes.position, owed.collect(), harness.now());
     assert_eq!((harness.outbox.cursor(), harness.outbox.owed()), (3, (3, Some(1_000_000))));
     assert_eq!(harness.outbox.next_to_load(), Some(2), "1 waits, 3 is behind it");
@@ -219,8 +221,8 @@ fn there_is_room_until_very_much_is_owed_and_half_of_it_may_be_one_session() {
 #[test]
 fn in_memory_the_oldest_that_is_not_under_way_is_given_up_for_what_is_new() {
     let one = event(1, "a", 1000).size_bytes() as u64;
-    let keeping = EventStorage::InMemory { max_bytes: 3 * one };
-    let mut harness = OutboxHarness::with(DeliveryPolicy { event_storage: keeping, ..POLICY });
+    let event_storage = EventStorage::InMemory { max_bytes: 3 * one };
+    let mut harness = OutboxHarness::with(DeliveryPolicy { event_storage, ..POLICY });
     harness.outbox.enqueue(event(1, "a", 1000), harness.now());
     assert_eq!(harness.send_all(), [1]);
     (2..=4).for_each(|position| harness.outbox.enqueue(event(position, "a", 1000), harness.now()));
@@ -228,14 +230,14 @@ fn in_memory_the_oldest_that_is_not_under_way_is_given_up_for_what_is_new() {
     let changes = harness.commit();
     assert!(matches!(
         &changes.deliveries[&2],
-        DeliveryChange::Dead(letter) if letter.reason == DeadLetterReason::Expired
+        DeliveryChange::Dead(dead_letter) if dead_letter.reason == DeadLetterReason::Expired
     ));
     assert_eq!(
         changes.deliveries[&2].clone(),
         match &changes.deliveries[&2] {
-            DeliveryChange::Dead(letter) => DeliveryChange::Dead(DeadLetter {
+            DeliveryChange::Dead(dead_letter) => DeliveryChange::Dead(DeadLetter {
                 payload: event(2, "a", 1000).payload(),
-                ..letter.clone()
+                ..dead_letter.clone()
             }),
             other => panic!("{other:?}"),
         }
@@ -285,7 +287,7 @@ fn what_was_accepted_while_the_store_expired_it_is_settled_also_when_a_batch_fai
 
 #[test]
 fn an_erased_session_leaves_no_record_whatever_comes_of_what_is_under_way() {
-    for verdict in [Disposition::Accepted, AGAIN, Disposition::Refused] {
+    for disposition in [Disposition::Accepted, AGAIN, Disposition::Refused] {
         let mut harness = OutboxHarness::new(4);
         for (position, session) in [(1, "a"), (2, "a"), (3, "b"), (4, "a"), (5, "b")] {
             harness.enqueue(position, session);
@@ -304,7 +306,7 @@ fn an_erased_session_leaves_no_record_whatever_comes_of_what_is_under_way() {
             .map(|(_, delivery)| delivery.position)
             .collect();
         assert_eq!(of_b, [3]);
-        harness.settle(2, 200, &verdict);
+        harness.settle(2, 200, &disposition);
         let changes = harness.commit();
         assert_eq!(
             (&changes.deliveries[&2], &changes.deliveries[&4]),
@@ -325,7 +327,7 @@ fn a_dead_letter_of_an_erased_session_is_not_written_even_if_it_is_on_its_way() 
     harness.settle(2, 400, &Disposition::Refused);
     harness.outbox.erase(&SessionId::new("a").unwrap());
     harness.outbox.record_commit_failure(changes);
-    assert!(harness.commit().deliveries.values().all(|fate| *fate == DeliveryChange::Settled));
+    assert!(harness.commit().deliveries.values().all(|change| *change == DeliveryChange::Settled));
 }
 
 #[test]

@@ -18,8 +18,8 @@ impl StoredDeadLetters {
 
     /// Commits a batch, and removes the dead letters that the outbox has settled.
     fn commit(&mut self, harness: &mut OutboxHarness) {
-        for (position, fate) in harness.commit().deliveries {
-            assert_eq!(fate, DeliveryChange::Settled, "of {position}");
+        for (position, change) in harness.commit().deliveries {
+            assert_eq!(change, DeliveryChange::Settled, "of {position}");
             self.0.remove(&position);
         }
     }
@@ -150,7 +150,7 @@ fn dead_letters_go_again_in_their_order_but_never_before_a_head_that_has_begun()
     assert_eq!(changes.deliveries[&4], DeliveryChange::Settled);
     assert!(matches!(
         &changes.deliveries[&3],
-        DeliveryChange::Dead(letter) if letter.delivery.attempts.len() == 2
+        DeliveryChange::Dead(dead_letter) if dead_letter.delivery.attempts.len() == 2
     ));
 }
 
@@ -173,6 +173,6 @@ fn a_redelivery_has_all_attempts_anew_and_is_never_written_as_owed() {
     let changes = harness.commit();
     assert!(matches!(
         &changes.deliveries[&1],
-        DeliveryChange::Dead(letter) if letter.delivery.attempts.len() == 6
+        DeliveryChange::Dead(dead_letter) if dead_letter.delivery.attempts.len() == 6
     ));
 }

@@ -146,8 +146,8 @@ impl Canary {
         for listener in [Some(four), six].into_iter().flatten() {
             let peers = Arc::clone(&canary.peers);
             canary.tasks.spawn(async move {
-                while let Ok((_, guest)) = listener.accept().await {
-                    peers.lock().unwrap().push(guest);
+                while let Ok((_, peer)) = listener.accept().await {
+                    peers.lock().unwrap().push(peer);
                 }
             });
         }
