@@ -2,7 +2,7 @@
 //!
 //! Errors print their own level only; whoever shows one to a person prints the chain, once.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::error::Error;
 

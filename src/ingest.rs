@@ -1,6 +1,6 @@
 //! The left corridor on one page: what one upstream sends goes into the log.
 //!
-//! May use: `envelope`, `event`, `log`, `metrics`, `rejected`, `sse`, `status`, `upstream`.
+//! May use: `envelope`, `event`, `log`, `metrics`, `rejected`, `sse`, `upstream`.
 
 use std::{
     sync::Arc,
@@ -37,7 +37,8 @@ pub(crate) struct Ingest {
 }
 
 impl Ingest {
-    /// Carries what the upstream sends into the log until `stop`. Never waits for a disk or a subscriber.
+    /// Carries what the upstream sends into the log until `stop`. Never waits for a disk or a
+    /// subscriber.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
             let newest = || self.log.newest_id();
@@ -66,8 +67,9 @@ impl Ingest {
         }
     }
 
-    /// A relay goes on where the log ends. What it sends first to an empty log is history until it says that it has no more;
-    /// after an outage it is news to whoever was here, also where nothing had come before.
+    /// A relay goes on where the log ends. What it sends first to an empty log is history until it
+    /// says that it has no more; after an outage it is news to whoever was here, also where nothing
+    /// had come before.
     fn on_resumed(&self) {
         if self.log.newest_position() == 0 && self.log.is_numbering_undecided() {
             self.log.begin_recovery();

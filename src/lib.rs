@@ -1,17 +1,21 @@
 //! One upstream connection per Autoplay product, re-broadcast to many subscribers.
 //!
-//! An event is written once, in the form it will be sent, at the moment it gets its id; after that it is only pointed at.
+//! An event is encoded once, in the form it will be sent, when it gets its id. From then on every
+//! reader holds a reference to those bytes.
 //!
 //! ```text
-//!  upstream ─► sse ─► envelope ─► ingest ─► log ═► fanout ─┬─► http: sse, ws, pages
-//!  connect,    bytes   kind,       the     number,  who    └─► webhook: outbox, sender
-//!  reconnect   to      product,    loop    keep     listens,
-//!              frames  session                      wakes
-//!
-//!  around: config · auth · client · net · wheel · backoff · causes · throttle · status · lanes · delivery · rejected · metrics · reload · shutdown · app · cli
+//!       once per product              ║         once per subscriber
+//! upstream ─► sse ─► envelope ─► ingest ─► log ═► fanout ─┬─► shard ─► http/public: sse, ws
+//! connect,    bytes  type,       the loop  ids,   index,  │   threads, mailbox, scheduler
+//! reconnect   to     product,              ring   wake-ups├─► http/public: HTTP/2, pages
+//!             frames session              store           └─► webhook: reader, outbox, sender
 //! ```
 //!
-//! `ARCHITECTURE.md` walks through the rooms. The library exists for the binary beside it: [`main`] is all of its interface.
+//! Around it stand `config`, `auth`, `net` (sockets), `outbound` (connections that the relay
+//! opens), `http/admin`, `metrics`, `app` (assembly and life cycle) and `cli`.
+//!
+//! `ARCHITECTURE.md` follows one event through the files. The library exists for the binary beside
+//! it: [`main`] is all of its interface.
 
 mod app;
 mod auth;
@@ -24,6 +28,7 @@ mod envelope;
 mod error_chain;
 mod event;
 mod fanout;
+mod feed;
 mod http;
 mod ingest;
 #[cfg(any(test, fuzzing))]
@@ -33,16 +38,16 @@ mod log;
 mod log_limit;
 mod metrics;
 mod net;
-pub(crate) mod outbound;
+mod outbound;
 mod rejected;
-pub(crate) mod shard;
+mod shard;
 mod shutdown;
 mod simulate;
 mod sse;
-pub(crate) mod store;
+mod store;
 mod timer_wheel;
 mod upstream;
 mod webhook;
 mod webhook_delivery;
 
-pub use crate::cli::main;
+pub use cli::main;

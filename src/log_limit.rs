@@ -2,7 +2,7 @@
 //!
 //! In: that there is something to say. Out: whether it is said.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::time::Duration;
 

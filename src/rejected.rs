@@ -1,6 +1,7 @@
 //! The last frames of the upstreams that could not be understood, for whoever looks for the reason.
 //!
-//! In: each of them as it is skipped. Out: the newest, with the beginning of what they held. Nothing of it is written to a disk.
+//! In: each of them as it is skipped. Out: the newest, with the beginning of what they held.
+//! Nothing of it is written to a disk.
 //!
 //! May use: `envelope`, `event`.
 
@@ -66,7 +67,8 @@ impl RejectedFrames {
         frames
     }
 
-    /// Forgets what the frames of a product held. Whose it was cannot be told: they were not understood.
+    /// Forgets what the frames of a product held. Whose it was cannot be told: they were not
+    /// understood.
     pub(crate) fn erase(&self, product: &ProductId) {
         let Some(mut frames) = self.by_product.get_mut(product) else { return };
         for frame in frames.iter_mut() {

@@ -1,6 +1,6 @@
 //! The signals that end the relay, and the one that has it read its configuration again.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{io, time::Duration};
 
@@ -15,7 +15,8 @@ pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
-    /// Never looked at: while it is listened for, a file that may not grow is an error of the write, not the end of the process.
+    /// Never looked at: while it is listened for, a file that may not grow is an error of the
+    /// write, not the end of the process.
     _file_size_limit: Signal,
 }
 
@@ -60,8 +61,8 @@ impl Signals {
         }
     }
 
-    /// Takes what comes right behind a request to stop for the same one: `timeout(1)` and others send it to the process and, once more, to
-    /// its group.
+    /// Takes what comes right behind a request to stop for the same one: `timeout(1)` and others
+    /// send it to the process and, once more, to its group.
     pub(crate) async fn absorb_repeats(&mut self) {
         let repeats = async {
             loop {
@@ -84,5 +85,6 @@ pub(crate) enum SignalRequest {
 /// Too short for somebody who has seen what the first one did.
 const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(10);
 
-/// What a process gets that writes beyond its `RLIMIT_FSIZE`; the same number on Linux (but MIPS) and macOS.
+/// What a process gets that writes beyond its `RLIMIT_FSIZE`; the same number on Linux (but MIPS)
+/// and macOS.
 const SIGXFSZ: i32 = 25;

@@ -1,10 +1,10 @@
 //! One coarse timer for all connections: heartbeats and write deadlines without a timer each.
 //!
-//! A ring of slots, one turned over every [`TICK`]. An alarm lies in one slot; moving it to a later time only writes the
-//! time down, and the turn that finds it too early puts it further on. So a busy connection costs nothing here, and an idle
-//! one a visit per heartbeat.
+//! A ring of slots, one turned over every [`TICK`]. An alarm lies in one slot; moving it to a later
+//! time only writes the time down, and the turn that finds it too early puts it further on. So a
+//! busy connection costs nothing here, and an idle one a visit per heartbeat.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     mem,
@@ -88,7 +88,8 @@ impl TimerWheel {
             if entry.queued_tick.load(SeqCst) != now {
                 return false; // it has been put into an earlier slot since
             }
-            // In this order, against `set`: either it sees that the entry lies nowhere, or its due time is seen here.
+            // In this order, against `set`: either it sees that the entry lies nowhere, or its due
+            // time is seen here.
             entry.queued_tick.store(NO_TICK, SeqCst);
             match entry.due_tick.load(SeqCst) {
                 NO_TICK => false,
@@ -102,7 +103,7 @@ impl TimerWheel {
         entries
     }
 
-    /// Sees to it that the entry lies in a slot that is turned at `due` or before.
+    /// Sees to it that the entry lies in a slot that is turned at `due_tick` or before.
     fn enqueue(&self, entry: &Arc<TimerEntry>, due: u64) {
         if entry.is_queued_by(due) {
             return;
@@ -119,7 +120,7 @@ impl TimerWheel {
     }
 }
 
-/// Puts an entry into the slot of `due`, or into the farthest one there is.
+/// Puts an entry into the slot of `due_tick`, or into the farthest one there is.
 fn insert_entry(slots: &mut [Vec<Arc<TimerEntry>>], entry: &Arc<TimerEntry>, due: u64, now: u64) {
     let tick = due.clamp(now + 1, now + SLOT_COUNT as u64 - 1);
     entry.queued_tick.store(tick, SeqCst);
@@ -165,9 +166,10 @@ impl Alarm {
         &self.wheel
     }
 
-    /// Wakes `waker` at tick `due`, instead of whatever was set before.
+    /// Wakes `waker` at tick `due_tick`, instead of whatever was set before.
     ///
-    /// It may also be woken early or once too often: who is woken compares [`Wheel::now`] with its own deadline.
+    /// It may also be woken early or once too often: who is woken compares
+    /// [`TimerWheel::current_tick`] with its own deadline.
     pub(crate) fn set(&self, due: u64, waker: &Waker) {
         self.entry.waker.register(waker);
         self.entry.due_tick.store(due, SeqCst);
@@ -177,7 +179,8 @@ impl Alarm {
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        // The entry stays in its slot until that is turned; it must not keep the task alive until then.
+        // The entry stays in its slot until that is turned; it must not keep the task alive until
+        // then.
         self.entry.due_tick.store(NO_TICK, SeqCst);
         drop(self.entry.waker.take());
     }

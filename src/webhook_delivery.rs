@@ -1,6 +1,8 @@
-//! The words of webhooks: what is owed to one, how attempts to deliver it went, and what became of it.
+//! The words of webhooks: what is owed to one, how attempts to deliver it went, and what became of
+//! it.
 //!
-//! Plain values, shared by those who keep them, send them, show them and count them. Nothing here waits, locks or logs.
+//! Plain values, shared by those who keep them, send them, show them and count them. Nothing here
+//! waits, locks or logs.
 //!
 //! May use: `event`.
 
@@ -11,7 +13,8 @@ use crate::event::{EventId, Kind, SessionId};
 /// One event that one webhook is, or was, to get.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Delivery {
-    /// The event's place in its product's log. Names the delivery within its webhook, and orders it.
+    /// The event's place in its product's log. Names the delivery within its webhook, and orders
+    /// it.
     pub(crate) position: u64,
     /// The event's id: `webhook-id`, and what the admin API calls the delivery.
     pub(crate) event_id: EventId,

@@ -1,4 +1,5 @@
-//! What the pages say: configurations that are shown are accepted, references are what the program has, links lead somewhere.
+//! What the pages say: configurations that are shown are accepted, references are what the program
+//! has, links lead somewhere.
 //!
 //! `AUTOPLAY_RELAY_WRITE=1 cargo test --test docs` writes the references anew.
 #![allow(
@@ -16,7 +17,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{PRODUCT, connector::Connector, events::event, process::Process, relay::Setup, tls::Authority, wait};
+use common::{
+    PRODUCT, connector::Connector, events::event, process::Process, relay::Setup, tls::Authority,
+    wait,
+};
 
 #[test]
 fn every_configuration_that_is_shown_is_accepted() {
@@ -54,18 +58,21 @@ fn the_page_on_the_configuration_has_every_key_with_its_default() {
         };
         let path = format!("{section}.{key}");
         let Some(default) = defaults.get(&path).filter(|_| !given.contains(&path)) else {
-            let is_known = ["_env", "_file"].iter().any(|form| key.ends_with(form)) || given.contains(&path);
+            let is_known =
+                ["_env", "_file"].iter().any(|form| key.ends_with(form)) || given.contains(&path);
             assert!(is_known, "{path} is no key");
             seen.insert(path.replace("_env", "").replace("_file", ""));
             lines.push(line.to_owned());
             continue;
         };
-        let (_, comment) = rest.split_once(" #").unwrap_or_else(|| panic!("{path} is not explained"));
+        let (_, comment) =
+            rest.split_once(" #").unwrap_or_else(|| panic!("{path} is not explained"));
         let column = line.find(" #").unwrap();
         lines.push(format!("{:column$} #{comment}", format!("{key} = {default}")));
         seen.insert(path);
     }
-    let missing: Vec<&String> = defaults.keys().chain(&given).filter(|key| !seen.contains(*key)).collect();
+    let missing: Vec<&String> =
+        defaults.keys().chain(&given).filter(|key| !seen.contains(*key)).collect();
     assert!(missing.is_empty(), "not on the page: {missing:?}");
     hold(&path, &page, &page.replace(&block, &format!("{}\n", lines.join("\n"))));
 }
@@ -73,8 +80,9 @@ fn the_page_on_the_configuration_has_every_key_with_its_default() {
 #[test]
 fn the_page_on_metrics_has_every_metric_with_its_type_labels_and_help() {
     let connector = Connector::new();
-    let hook =
-        format!("[[webhooks]]\nid = 'crm'\nproduct_id = '{PRODUCT}'\nurl = 'http://127.0.0.1:1/'\nsecret = 'x'\n");
+    let hook = format!(
+        "[[webhooks]]\nid = 'crm'\nproduct_id = '{PRODUCT}'\nurl = 'http://127.0.0.1:1/'\nsecret = 'x'\n"
+    );
     let relay = Setup::behind(&connector).more(&hook).start();
     let mut link = connector.stream();
     let mut subscriber = relay.subscribe();
@@ -112,11 +120,13 @@ fn every_link_within_the_repository_leads_to_a_file_and_a_heading() {
                 continue;
             }
             let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            let target =
+                if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
             assert!(target.exists(), "{}: {link}", page.display());
             if !anchor.is_empty() {
                 let headings = fs::read_to_string(&target).unwrap();
-                let is_there = headings.lines().any(|line| line.starts_with('#') && slug(line) == anchor);
+                let is_there =
+                    headings.lines().any(|line| line.starts_with('#') && slug(line) == anchor);
                 assert!(is_there, "{}: {link}", page.display());
             }
             followed += 1;
@@ -131,7 +141,10 @@ fn hold(path: &Path, is: &str, has_to_be: &str) {
         fs::write(path, has_to_be).unwrap();
     } else {
         let differing = is.lines().zip(has_to_be.lines()).find(|(is, has_to_be)| is != has_to_be);
-        assert!(is == has_to_be, "run AUTOPLAY_RELAY_WRITE=1 cargo test --test docs: {differing:?}");
+        assert!(
+            is == has_to_be,
+            "run AUTOPLAY_RELAY_WRITE=1 cargo test --test docs: {differing:?}"
+        );
     }
 }
 
@@ -140,7 +153,9 @@ fn pages() -> Vec<PathBuf> {
     let mut found = vec![root().join("README.md"), root().join("helm/autoplay-relay/README.md")];
     for folder in ["docs", "docs/runbooks"] {
         let entries = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
-        found.extend(entries.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+        found.extend(
+            entries.filter(|path| path.extension().is_some_and(|extension| extension == "md")),
+        );
     }
     found
 }
@@ -148,10 +163,15 @@ fn pages() -> Vec<PathBuf> {
 /// The texts of a page's blocks in one language.
 fn blocks(page: &str, language: &str) -> Vec<String> {
     let fenced = page.split("\n```").skip(1).step_by(2);
-    fenced.filter_map(|block| Some(format!("{}\n", block.strip_prefix(language)?.strip_prefix('\n')?))).collect()
+    fenced
+        .filter_map(|block| {
+            Some(format!("{}\n", block.strip_prefix(language)?.strip_prefix('\n')?))
+        })
+        .collect()
 }
 
-/// A part that is shown, with the upstream that it is a part beside, and the credential that it is of no use without.
+/// A part that is shown, with the upstream that it is a part beside, and the credential that it is
+/// of no use without.
 fn whole(block: &str) -> String {
     let mut text = block.to_owned();
     if !block.contains("[[upstreams]]") {
@@ -160,12 +180,15 @@ fn whole(block: &str) -> String {
     text
 }
 
-/// What `check` says of a configuration whose variables and files are all there: exit code, what it prints, what it finds.
+/// What `check` says of a configuration whose variables and files are all there: exit code, what it
+/// prints, what it finds.
 fn check(text: &str, authority: &Authority) -> (Option<i32>, String, String) {
     let mut variables = Vec::new();
     let with_files = text.lines().map(|line| {
         let value = line.split('"').nth(1).filter(|value| !value.is_empty());
-        let Some((key, value)) = line.split_once(" = ").map(|(key, _)| key).zip(value) else { return line.to_owned() };
+        let Some((key, value)) = line.split_once(" = ").map(|(key, _)| key).zip(value) else {
+            return line.to_owned();
+        };
         if key.ends_with("_env") {
             variables.push((value, "0123456789abcdef0123456789abcdef"));
         }

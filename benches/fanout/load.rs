@@ -1,26 +1,28 @@
-//! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one `read` a wake-up. Those who speak TLS or
-//! HTTP/2 are in `load/streams.rs`.
+//! The subscribers: a few threads with thousands of connections each, one `epoll` a thread, one
+//! `read` a wake-up. Those who speak TLS or HTTP/2 are in `load/streams.rs`.
 
+mod books;
 mod streams;
 
 use std::{
     io::{ErrorKind, Read, Write},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
+use self::books::{Books, MOST_PENDING, Shared};
 use crate::{
-    Result,
-    payload::{PRODUCT, Series, now_us, session_name},
+    request::request,
     response::Response,
+    support::{
+        Result,
+        payload::{Series, now_us, session_name},
+        target::kind::{Door, Way},
+    },
     tally::{Ledger, Resume, Tally},
-    target::{Door, Way},
 };
 
 /// Who listens to what.
@@ -36,7 +38,8 @@ pub(crate) struct Audience {
     pub(crate) measured_from: u64,
     /// Whether they may miss events, if they are told so in that place.
     pub(crate) may_miss: bool,
-    /// Where all of them come back to, who listen to everything then. They have caught up when they are given what is measured.
+    /// Where all of them come back to, who listen to everything then. They have caught up when they
+    /// are given what is measured.
     pub(crate) resume: Option<Resume>,
 }
 
@@ -46,23 +49,6 @@ pub(crate) struct Load {
     audience: Audience,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<std::result::Result<Books, String>>>,
-}
-
-/// What one thread has seen.
-#[derive(Debug)]
-struct Books {
-    tally: Tally,
-    ledgers: Vec<Ledger>,
-}
-
-/// What the threads tell, and are told.
-#[derive(Debug, Default)]
-struct Shared {
-    connected: AtomicUsize,
-    caught_up: AtomicU64,
-    received: AtomicU64,
-    failure: Mutex<Option<String>>,
-    stop: AtomicBool,
 }
 
 impl Audience {
@@ -86,29 +72,13 @@ impl Audience {
 
     fn ledger(&self, number: usize, door: Door) -> Ledger {
         let behind = self.measured_from - 1 - self.after();
-        let ledger = Ledger::new(number, self.own_session.then(|| session_name(number)), self.resume, behind);
+        let ledger = Ledger::new(
+            number,
+            self.own_session.then(|| session_name(number)),
+            self.resume,
+            behind,
+        );
         ledger.at(door, self.may_miss)
-    }
-}
-
-/// What a subscriber asks for.
-pub(crate) fn request(door: Door, session: Option<&str>, resume: Option<Resume>) -> String {
-    let session = session.map(|session| format!("session_id={session}"));
-    let resume = resume.map(|resume| format!("last_event_id={resume}"));
-    let query: Vec<String> = session.into_iter().chain(resume).collect();
-    let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
-    let target = door.address;
-    match door.way {
-        Way::Sse | Way::Tls => {
-            format!("GET /stream/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nAccept: text/event-stream\r\n\r\n")
-        }
-        Way::WebSocket => format!(
-            "GET /ws/{PRODUCT}{query} HTTP/1.1\r\nHost: {target}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        ),
-        // There it is no text: hyper writes it.
-        Way::Http2 => format!("http://{target}/stream/{PRODUCT}{query}"),
-        Way::TlsHttp2 => format!("https://{target}/stream/{PRODUCT}{query}"),
     }
 }
 
@@ -130,11 +100,14 @@ impl Load {
             thread::spawn(move || {
                 let done = match target.way {
                     Way::Sse | Way::WebSocket => Crowd::of(books).attend(target, &shared),
-                    Way::Http2 | Way::Tls | Way::TlsHttp2 => streams::attend(target, books, &shared),
+                    Way::Http2 | Way::Tls | Way::TlsHttp2 => {
+                        streams::attend(target, books, &shared)
+                    }
                 };
                 done.map_err(|error| {
                     let failure = error.to_string();
-                    *shared.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.clone());
+                    *shared.failure.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some(failure.clone());
                     failure
                 })
             })
@@ -146,7 +119,9 @@ impl Load {
         })?;
         let connected = load.shared.connected.load(Ordering::Relaxed);
         if connected < audience.subscribers {
-            return Err(format!("only {connected} of {} subscribers got in", audience.subscribers).into());
+            return Err(
+                format!("only {connected} of {} subscribers got in", audience.subscribers).into()
+            );
         }
         Ok(load)
     }
@@ -163,7 +138,8 @@ impl Load {
     pub(crate) fn wait_for_caught_up(&self) -> Result<()> {
         let missed = self.audience.deliveries_through(self.audience.measured_from - 1);
         self.wait(|shared| {
-            let is_done = shared.caught_up.load(Ordering::Relaxed) == self.audience.subscribers as u64;
+            let is_done =
+                shared.caught_up.load(Ordering::Relaxed) == self.audience.subscribers as u64;
             // What is live does not show that the others still come.
             (shared.received.load(Ordering::Relaxed).min(missed), is_done)
         })
@@ -174,7 +150,9 @@ impl Load {
         let (mut number, mut since) = (0, Instant::now());
         loop {
             let (now, is_done) = look(&self.shared);
-            if let Some(failure) = &*self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(failure) =
+                &*self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner)
+            {
                 return Err(format!("a subscriber failed: {failure}").into());
             }
             if now != number {
@@ -204,7 +182,9 @@ impl Load {
             let books = thread.join().map_err(|_| "a thread of the load panicked")??;
             tally.merge(&books.tally);
             for ledger in &books.ledgers {
-                let expected = per_session.as_ref().map_or(series.events - after, |counts| counts[ledger.number]);
+                let expected = per_session
+                    .as_ref()
+                    .map_or(series.events - after, |counts| counts[ledger.number]);
                 ledger.close(expected, &mut tally.faults);
             }
         }
@@ -250,15 +230,21 @@ impl Crowd {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 result => result?,
             }
-            let (received, caught_up, pending) = (self.tally.received, self.tally.caught_up_us.count(), self.pending);
+            let (received, caught_up, pending) =
+                (self.tally.received, self.tally.caught_up_us.count(), self.pending);
             for event in &events {
                 self.turn(event.token().0, target, &mut buffer)?;
             }
             shared.received.fetch_add(self.tally.received - received, Ordering::Relaxed);
-            shared.caught_up.fetch_add(self.tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
+            shared
+                .caught_up
+                .fetch_add(self.tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
             shared.connected.fetch_add(pending - self.pending, Ordering::Relaxed);
         }
-        Ok(Books { tally: self.tally, ledgers: self.members.into_iter().map(|member| member.ledger).collect() })
+        Ok(Books {
+            tally: self.tally,
+            ledgers: self.members.into_iter().map(|member| member.ledger).collect(),
+        })
     }
 
     /// Begins connections, a bounded number at a time.
@@ -266,10 +252,21 @@ impl Crowd {
         while self.pending < MOST_PENDING {
             let Some(mut ledger) = self.waiting.pop() else { break };
             ledger.comes();
-            let mut stream = TcpStream::connect(target.address).map_err(|error| format!("cannot connect: {error}"))?;
+            let mut stream = TcpStream::connect(target.address)
+                .map_err(|error| format!("cannot connect: {error}"))?;
             let token = Token(self.members.len());
-            poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-            self.members.push(Member { stream, has_asked: false, is_over: false, response: Response::new(), ledger });
+            poll.registry().register(
+                &mut stream,
+                token,
+                Interest::READABLE | Interest::WRITABLE,
+            )?;
+            self.members.push(Member {
+                stream,
+                has_asked: false,
+                is_over: false,
+                response: Response::new(),
+                ledger,
+            });
             self.pending += 1;
         }
         Ok(())
@@ -281,7 +278,10 @@ impl Crowd {
         if !member.has_asked {
             let request = request(target, member.ledger.session.as_deref(), member.ledger.resume);
             // So small that it fits whole into an empty socket.
-            member.stream.write_all(request.as_bytes()).map_err(|error| format!("cannot ask: {error}"))?;
+            member
+                .stream
+                .write_all(request.as_bytes())
+                .map_err(|error| format!("cannot ask: {error}"))?;
             member.has_asked = true;
         }
         loop {
@@ -302,7 +302,8 @@ impl Crowd {
             if member.response.has_ended() {
                 return self.ended(nth);
             }
-            // Edge-triggered: a short read has emptied the socket, and what comes later is a new event.
+            // Edge-triggered: a short read has emptied the socket, and what comes later is a new
+            // event.
             if length < buffer.len() {
                 return Ok(());
             }
@@ -323,9 +324,6 @@ impl Crowd {
 
 /// Few, so that the load takes little of the machine from what it measures.
 const THREADS: usize = 2;
-
-/// Handshakes under way, for each thread: well within the backlog of any target.
-const MOST_PENDING: usize = 128;
 
 const READ_BYTES: usize = 256 * 1024;
 

@@ -3,9 +3,14 @@
 use std::net::SocketAddr;
 
 use crate::{
-    Result,
-    scenario::{Scenario, Size},
-    target::{BARE, Kind, NAIVE, Naive, Pace},
+    scenario::{Scenario, size::Size},
+    support::{
+        Result,
+        target::{
+            kind::{Kind, Naive, Pace},
+            start::{BARE, NAIVE},
+        },
+    },
 };
 
 /// What this process is to do.
@@ -45,7 +50,8 @@ pub(crate) struct Options {
 }
 
 impl Command {
-    /// Reads the arguments behind the program's name. Cargo adds `--bench`, and leaves it out when it runs tests.
+    /// Reads the arguments behind the program's name. Cargo adds `--bench`, and leaves it out when
+    /// it runs tests.
     ///
     /// # Errors
     ///
@@ -60,8 +66,12 @@ impl Command {
             return Ok(Self::Naive { upstream, naive: value(NAIVE, arguments.next())? });
         }
         let mut is_bench = false;
-        let mut options =
-            Options { scenarios: Vec::new(), kinds: vec![Kind::Relay, Kind::Bare], pairs: 1, size: Size::Full };
+        let mut options = Options {
+            scenarios: Vec::new(),
+            kinds: vec![Kind::Relay, Kind::Bare],
+            pairs: 1,
+            size: Size::Full,
+        };
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--bench" => is_bench = true,
@@ -72,8 +82,11 @@ impl Command {
                 "--all" => options.kinds = Kind::ALL.to_vec(),
                 "--pairs" => options.pairs = value(&argument, arguments.next())?,
                 "--only" => options.kinds = list(&argument, arguments.next())?,
-                _ if !is_bench && argument.starts_with('-') => return Ok(Self::Nothing), // the test harness' own
-                name => options.scenarios.push(name.parse()?),
+                // the test harness' own
+                _ if !is_bench && argument.starts_with('-') => return Ok(Self::Nothing),
+                name => options
+                    .scenarios
+                    .push(name.parse().map_err(|problem| format!("{problem}\n{USAGE}"))?),
             }
         }
         if options.scenarios.is_empty() {
@@ -86,7 +99,10 @@ impl Command {
     }
 
     fn bare(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
-        Ok(Self::Bare { upstream: value(BARE, arguments.next())?, pace: value(BARE, arguments.next())? })
+        Ok(Self::Bare {
+            upstream: value(BARE, arguments.next())?,
+            pace: value(BARE, arguments.next())?,
+        })
     }
 }
 

@@ -9,12 +9,10 @@ use std::{
 use socket2::{Domain, Socket, Type};
 
 use crate::{
-    Result,
-    load::request,
-    payload::now_us,
+    request::request,
     response::Response,
+    support::{Result, payload::now_us, target::kind::Door},
     tally::{Ledger, Tally},
-    target::Door,
 };
 
 /// A connection on which the question has been asked.
@@ -32,7 +30,8 @@ impl Reader {
         Self::begin(TcpStream::connect(target.address)?, target, ledger)
     }
 
-    /// Connects with a window so small that the target's socket is soon full, asks, and reads the head.
+    /// Connects with a window so small that the target's socket is soon full, asks, and reads the
+    /// head.
     pub(crate) fn stall(target: Door, mut ledger: Ledger) -> Result<Self> {
         ledger.comes();
         let socket = Socket::new(Domain::for_address(target.address), Type::STREAM, None)?;
@@ -53,7 +52,8 @@ impl Reader {
         Ok(Self { stream, response: Response::new(), ledger })
     }
 
-    /// Reads until it has so many events in all, into a book of its own. Returns how long that has taken since it came.
+    /// Reads until it has so many events in all, into a book of its own. Returns how long that has
+    /// taken since it came.
     ///
     /// # Errors
     ///
@@ -71,7 +71,11 @@ impl Reader {
         self.read_while(|ledger| ledger.last_sequence() < event, tally)
     }
 
-    fn read_while(&mut self, is_missing: impl Fn(&Ledger) -> bool, tally: &mut Tally) -> Result<Duration> {
+    fn read_while(
+        &mut self,
+        is_missing: impl Fn(&Ledger) -> bool,
+        tally: &mut Tally,
+    ) -> Result<Duration> {
         let mut buffer = vec![0; READ_BYTES];
         while is_missing(&self.ledger) {
             let length = self.stream.read(&mut buffer).map_err(|error| {

@@ -3,78 +3,12 @@
 use std::fmt::{self, Display};
 
 use crate::{
-    histogram::Histogram,
     options::Options,
-    scenario::{Scenario, Size, millis},
-    tally::{Faults, Tally},
-    target::Kind,
+    outcome::{Measure, Outcome, median},
+    scenario::{Scenario, size::Size},
+    support::target::kind::Kind,
+    tally::Faults,
 };
-
-/// The outcome of one run against one target.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Outcome {
-    measures: Vec<Measure>,
-    /// What should not have happened.
-    pub(crate) faults: Faults,
-    /// Warnings and errors in the target's log.
-    pub(crate) remarks: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Measure {
-    name: &'static str,
-    value: f64,
-    /// Whether the ratio of two targets means something.
-    is_compared: bool,
-}
-
-impl Outcome {
-    /// What the books say, when `deliveries` was what should be.
-    pub(crate) fn new(tally: &Tally, deliveries: u64) -> Self {
-        let mut outcome = Self { faults: tally.faults.clone(), ..Self::default() };
-        outcome.note("deliveries offered", deliveries as f64);
-        outcome.note("received", tally.received as f64);
-        outcome
-    }
-
-    /// Nothing to measure.
-    pub(crate) fn failed(error: &(dyn std::error::Error + Send + Sync)) -> Self {
-        Self { remarks: vec![format!("no result: {error}")], ..Self::default() }
-    }
-
-    /// Adds a number that is compared.
-    pub(crate) fn compare(&mut self, name: &'static str, value: f64) {
-        self.add(name, value, true);
-    }
-
-    /// Adds a number for information.
-    pub(crate) fn note(&mut self, name: &'static str, value: f64) {
-        self.add(name, value, false);
-    }
-
-    /// Adds a number for information, and a fault if it is higher than it may be.
-    pub(crate) fn limit(&mut self, name: &'static str, value: f64, most: f64) {
-        self.note(name, value);
-        if value > most {
-            self.faults.words.push(format!("{name}: {value:.1}, and {most} at the most is promised"));
-        }
-    }
-
-    /// Adds how late deliveries were.
-    pub(crate) fn latency(&mut self, latency: &Histogram) {
-        self.compare("latency p50, ms", millis(latency, 0.5));
-        self.compare("latency p99, ms", millis(latency, 0.99));
-    }
-
-    fn add(&mut self, name: &'static str, value: f64, is_compared: bool) {
-        self.measures.push(Measure { name, value, is_compared });
-    }
-
-    fn value(&self, name: &str) -> Option<f64> {
-        let measure = self.measures.iter().find(|measure| measure.name == name)?;
-        Some(measure.value)
-    }
-}
 
 /// One run.
 #[derive(Debug)]
@@ -108,7 +42,9 @@ impl Report {
 
     /// Whether nothing happened that should not.
     pub(crate) fn is_sound(&self) -> bool {
-        self.trials.iter().all(|trial| trial.outcome.faults.is_none() || !trial.kind.is_held_to_account())
+        self.trials
+            .iter()
+            .all(|trial| trial.outcome.faults.is_none() || !trial.kind.is_held_to_account())
     }
 
     fn of(&self, kind: Kind) -> impl Iterator<Item = &Trial> {
@@ -139,11 +75,20 @@ impl Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "\n### {}\n", self.scenario.title(self.size))?;
         let kinds = self.kinds();
-        let ratios = RATIOS.into_iter().filter(|(kind, to)| kinds.contains(kind) && kinds.contains(to));
+        let ratios =
+            RATIOS.into_iter().filter(|(kind, to)| kinds.contains(kind) && kinds.contains(to));
         let ratios: Vec<(Kind, Kind)> = ratios.collect();
-        let columns = kinds.iter().map(Kind::to_string).chain(ratios.iter().map(|(kind, to)| format!("{kind} / {to}")));
+        let columns = kinds
+            .iter()
+            .map(Kind::to_string)
+            .chain(ratios.iter().map(|(kind, to)| format!("{kind} / {to}")));
         let columns: Vec<String> = columns.collect();
-        writeln!(formatter, "| | {} |\n|---|{}", columns.join(" | "), "---:|".repeat(columns.len()))?;
+        writeln!(
+            formatter,
+            "| | {} |\n|---|{}",
+            columns.join(" | "),
+            "---:|".repeat(columns.len())
+        )?;
         let longest = self.trials.iter().max_by_key(|trial| trial.outcome.measures.len());
         let measures = longest.map_or(&[][..], |trial| &trial.outcome.measures);
         for Measure { name, is_compared, .. } in measures {
@@ -181,14 +126,6 @@ const RATIOS: [(Kind, Kind); 8] = [
     (Kind::Tls, Kind::NaiveTls),
     (Kind::TlsHttp2, Kind::NaiveTlsHttp2),
 ];
-
-/// The middle one, or the middle of the middle two; none of none.
-pub(crate) fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let (lower, upper) = (values.len().checked_sub(1)? / 2, values.len() / 2);
-    Some((values.get(lower)? + values.get(upper)?) / 2.0)
-}
 
 /// With about three digits that mean something.
 fn shown(value: Option<f64>) -> String {

@@ -1,5 +1,5 @@
-//! What a subscriber reads: an HTTP/1.1 head, then the blocks of an event stream, in chunks or not, or the frames of a
-//! WebSocket, which are shown as the same blocks. However it is cut.
+//! What a subscriber reads: an HTTP/1.1 head, then the blocks of an event stream, in chunks or not,
+//! or the frames of a WebSocket, which are shown as the same blocks. However it is cut.
 //!
 //! Whole blocks are read where they lie; only what is unfinished at the end of a read is kept.
 
@@ -68,7 +68,11 @@ impl Response {
     /// # Errors
     ///
     /// When it is neither a 200 nor a 101, or cannot be read.
-    pub(crate) fn feed(&mut self, bytes: &[u8], mut see: impl FnMut(Block<'_>)) -> Result<(), String> {
+    pub(crate) fn feed(
+        &mut self,
+        bytes: &[u8],
+        mut see: impl FnMut(Block<'_>),
+    ) -> Result<(), String> {
         let joined;
         let mut bytes = bytes;
         if self.place == Place::Head {
@@ -116,7 +120,11 @@ impl Response {
     }
 
     /// Has what was kept read together with `data`, and keeps what `read` does not use of it.
-    fn keep_unread(&mut self, data: &[u8], mut read: impl FnMut(&[u8]) -> Result<usize, String>) -> Result<(), String> {
+    fn keep_unread(
+        &mut self,
+        data: &[u8],
+        mut read: impl FnMut(&[u8]) -> Result<usize, String>,
+    ) -> Result<(), String> {
         if self.rest.is_empty() {
             let used = read(data)?;
             self.rest.extend_from_slice(&data[used..]);
@@ -133,7 +141,9 @@ impl Response {
 fn in_size(size: Option<usize>, byte: u8) -> Result<Place, String> {
     let so_far = size.unwrap_or(0);
     match (byte, char::from(byte).to_digit(16)) {
-        (_, Some(digit)) if so_far < MAX_CHUNK_BYTES => Ok(Place::Size(Some(so_far * 16 + digit as usize))),
+        (_, Some(digit)) if so_far < MAX_CHUNK_BYTES => {
+            Ok(Place::Size(Some(so_far * 16 + digit as usize)))
+        }
         (b'\r', _) if size.is_some() => Ok(Place::Size(size)),
         (b'\n', _) if size == Some(0) => Ok(Place::End),
         (b'\n', _) if size.is_some() => Ok(Place::Data(so_far)),
@@ -142,7 +152,8 @@ fn in_size(size: Option<usize>, byte: u8) -> Result<Place, String> {
 }
 
 fn behind_head(head: &[u8]) -> Result<Place, String> {
-    let is_chunked = || memmem::find(&head.to_ascii_lowercase(), b"transfer-encoding: chunked").is_some();
+    let is_chunked =
+        || memmem::find(&head.to_ascii_lowercase(), b"transfer-encoding: chunked").is_some();
     if head.starts_with(b"HTTP/1.1 200 ") {
         return Ok(if is_chunked() { Place::Size(None) } else { Place::Plain });
     }
@@ -175,18 +186,27 @@ fn read_blocks(bytes: &[u8], see: &mut impl FnMut(Block<'_>)) -> usize {
     used
 }
 
-/// Shows every whole message and returns where the last frame ends. The relay sends each message in one frame.
-fn read_frames(bytes: &[u8], see: &mut impl FnMut(Block<'_>), is_closed: &mut bool) -> Result<usize, String> {
+/// Shows every whole message and returns where the last frame ends. The relay sends each message in
+/// one frame.
+fn read_frames(
+    bytes: &[u8],
+    see: &mut impl FnMut(Block<'_>),
+    is_closed: &mut bool,
+) -> Result<usize, String> {
     let mut used = 0;
     loop {
         let frame = &bytes[used..];
         let (Some(first), Some(length)) = (frame.first(), frame.get(1)) else { return Ok(used) };
         let (length, start) = match (*length, frame.get(2..4), frame.get(2..10)) {
             (126, Some(&[high, low]), _) => (usize::from(u16::from_be_bytes([high, low])), 4),
-            (127, _, Some(length)) => (length.iter().fold(0, |value, byte| value << 8 | usize::from(*byte)), 10),
+            (127, _, Some(length)) => {
+                (length.iter().fold(0, |value, byte| value << 8 | usize::from(*byte)), 10)
+            }
             (126 | 127, ..) => return Ok(used),
             (length @ ..126, ..) => (usize::from(length), 2),
-            (length, ..) => return Err(format!("byte {length} where a server's frame has its length")),
+            (length, ..) => {
+                return Err(format!("byte {length} where a server's frame has its length"));
+            }
         };
         let Some(message) = frame.get(start..start + length) else { return Ok(used) };
         used += start + length;

@@ -9,15 +9,21 @@ use std::{
 };
 
 use crate::{
-    Result,
     load::{Audience, Load},
-    metrics::Metrics,
-    payload::{PRODUCT, Series},
-    process,
-    publisher::Publisher,
-    report::Outcome,
-    target::{Door, Kind, Pace, Restart, Target},
-    upstream::{Flood, Stream, Upstream},
+    outcome::Outcome,
+    support::{
+        Result,
+        metrics::Metrics,
+        payload::{PRODUCT, Series},
+        process,
+        publisher::Publisher,
+        target::{
+            kind::{Door, Kind, Pace},
+            running::Target,
+            start::Restart,
+        },
+        upstream::{Flood, Stream, Upstream},
+    },
 };
 
 /// A target with its events' source connected.
@@ -90,7 +96,10 @@ impl Rig {
     }
 
     /// The target's CPU time while `work` was done.
-    pub(crate) fn cpu_of<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<(Duration, T)> {
+    pub(crate) fn cpu_of<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<(Duration, T)> {
         let pid = self.target.pid();
         let start = Instant::now();
         let (before, others) = (process::family_cpu(pid)?, others_cpu()?);
@@ -103,8 +112,14 @@ impl Rig {
         Ok((process::family_cpu(pid)?.saturating_sub(before), done))
     }
 
-    /// Sends the whole series and waits until everybody has it. Returns how late the upstream was at the worst.
-    pub(crate) fn send_all(&mut self, load: &Load, audience: Audience, per_second: u64) -> Result<Duration> {
+    /// Sends the whole series and waits until everybody has it. Returns how late the upstream was
+    /// at the worst.
+    pub(crate) fn send_all(
+        &mut self,
+        load: &Load,
+        audience: Audience,
+        per_second: u64,
+    ) -> Result<Duration> {
         self.send(load, audience, 1..=audience.series.events, per_second)
     }
 
@@ -120,7 +135,9 @@ impl Rig {
         let (series, per_second) = (audience.series, per_second as f64);
         let late = match &mut self.source {
             Source::Stream(stream) => stream.send(series, events, per_second)?,
-            Source::Publisher(publisher) => publisher.send(series, audience.own_session, events, per_second)?,
+            Source::Publisher(publisher) => {
+                publisher.send(series, audience.own_session, events, per_second)?
+            }
         };
         load.wait_for(audience.deliveries_through(last))?;
         Ok(late)
@@ -137,7 +154,9 @@ impl Rig {
         let (door, upstream) = (self.door(), self.source.stream()?);
         let (is_done, mut last) = (AtomicBool::new(false), first - 1);
         let done = thread::scope(|scope| {
-            let events = (first..).take_while(|_| !is_done.load(Ordering::Relaxed)).inspect(|event| last = *event);
+            let events = (first..)
+                .take_while(|_| !is_done.load(Ordering::Relaxed))
+                .inspect(|event| last = *event);
             let sender = scope.spawn(|| upstream.send(series, events, per_second as f64));
             let done = work(door);
             is_done.store(true, Ordering::Relaxed);
@@ -147,8 +166,8 @@ impl Rig {
         Ok((last, done))
     }
 
-    /// Sends events of the series as fast as the target's store takes them, so that none leaves memory before it is kept.
-    /// Returns when all are in the store.
+    /// Sends events of the series as fast as the target's store takes them, so that none leaves
+    /// memory before it is kept. Returns when all are in the store.
     pub(crate) fn pour(&mut self, series: Series, events: RangeInclusive<u64>) -> Result<()> {
         let (first, last) = events.into_inner();
         let before = self.kept()?;
@@ -162,7 +181,11 @@ impl Rig {
                 moved = (kept, Instant::now());
             }
             if moved.1.elapsed() > STANDSTILL {
-                return Err(format!("the store has kept {} of {sent} events and takes no more", kept - before).into());
+                return Err(format!(
+                    "the store has kept {} of {sent} events and takes no more",
+                    kept - before
+                )
+                .into());
             }
             let room = last.min(first - 1 + (kept - before) + MOST_UNKEPT);
             while sent < room {
@@ -175,14 +198,21 @@ impl Rig {
     }
 
     /// Sends events as they come due, without waiting for the target: a connector with its queue.
-    pub(crate) fn flood(&mut self, series: Series, events: RangeInclusive<u64>, per_second: f64) -> Result<Flood> {
+    pub(crate) fn flood(
+        &mut self,
+        series: Series,
+        events: RangeInclusive<u64>,
+        per_second: f64,
+    ) -> Result<Flood> {
         self.source.stream()?.flood(series, events, per_second)
     }
 
     /// How many entries the target's store has.
     pub(crate) fn kept(&self) -> Result<u64> {
         let metrics = self.metrics()?.ok_or("the target has no metrics")?;
-        Ok(metrics.sum(&format!(r#"autoplay_relay_log_events{{product_id="{PRODUCT}",tier="disk"}}"#)) as u64)
+        Ok(metrics
+            .sum(&format!(r#"autoplay_relay_log_events{{product_id="{PRODUCT}",tier="disk"}}"#))
+            as u64)
     }
 
     /// What the target's metrics say, if it has any.
@@ -203,7 +233,9 @@ impl Rig {
     /// Ends the target in order and starts it again on what it has kept.
     pub(crate) fn restart(self, outcome: &mut Outcome) -> Result<(Self, Restart)> {
         let Self { target, source, kind, disturbance } = self;
-        let Source::Stream(upstream) = source else { return Err("the target reads no stream".into()) };
+        let Source::Stream(upstream) = source else {
+            return Err("the target reads no stream".into());
+        };
         let (target, restart) = target.restart(&mut outcome.remarks)?;
         let source = Source::Stream(upstream.closed().accept()?);
         Ok((Self { target, source, kind, disturbance }, restart))
@@ -228,12 +260,14 @@ impl Rig {
     }
 }
 
-/// What the machine has worked for neither this process nor the target, which this process has started.
+/// What the machine has worked for neither this process nor the target, which this process has
+/// started.
 fn others_cpu() -> Result<Duration> {
     Ok(process::machine_cpu()?.saturating_sub(process::family_cpu(std::process::id())?))
 }
 
-/// Events on the way into the store: many commits' worth, and a fraction of what the relay holds in memory.
+/// Events on the way into the store: many commits' worth, and a fraction of what the relay holds in
+/// memory.
 const MOST_UNKEPT: u64 = 16_384;
 
 /// Events in one write of the upstream.

@@ -6,17 +6,21 @@ mod counted;
 mod decode;
 mod idle;
 mod sessions;
+pub(crate) mod size;
 mod stalled;
 mod steps;
 mod store;
 
-use std::{str::FromStr, time::Duration};
+use std::str::FromStr;
 
 use self::{
-    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle, sessions::Sessions,
-    stalled::Stalled, steps::Steps, store::Store,
+    broadcast::Broadcast, coming::Coming, counted::Counted, decode::Decode, idle::Idle,
+    sessions::Sessions, size::Size, stalled::Stalled, steps::Steps, store::Store,
 };
-use crate::{Result, histogram::Histogram, options::USAGE, report::Outcome, target::Kind};
+use crate::{
+    outcome::Outcome,
+    support::{Result, target::kind::Kind},
+};
 
 /// One kind of work.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,22 +51,13 @@ pub(crate) enum Scenario {
     K2,
 }
 
-/// How large.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Size {
-    /// As the goals have it.
-    Full,
-    /// Enough to see a loss.
-    Quick,
-}
-
 impl Scenario {
     /// All that measure, in the order in which they run.
     pub(crate) const ALL: [Self; 10] =
         [Self::A, Self::A5, Self::B, Self::C, Self::D, Self::L, Self::E, Self::U, Self::R, Self::S];
 
-    /// Which of these targets it runs against. Where the store is what is measured, that is the one which has one; TLS and HTTP/2 are
-    /// measured where everybody listens from beginning to end.
+    /// Which of these targets it runs against. Where the store is what is measured, that is the one
+    /// which has one; TLS and HTTP/2 are measured where everybody listens from beginning to end.
     pub(crate) fn kinds(self, wanted: &[Kind]) -> Vec<Kind> {
         match self {
             Self::R | Self::S => vec![Kind::Durable],
@@ -123,30 +118,6 @@ impl FromStr for Scenario {
             .into_iter()
             .chain([Self::K, Self::K2])
             .find(named)
-            .ok_or_else(|| format!("there is no scenario {text:?}\n{USAGE}"))
+            .ok_or_else(|| format!("there is no scenario {text:?}"))
     }
 }
-
-impl Size {
-    fn choose<T>(self, full: T, quick: T) -> T {
-        match self {
-            Self::Full => full,
-            Self::Quick => quick,
-        }
-    }
-}
-
-fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
-}
-
-/// A part of a histogram of microseconds, in milliseconds.
-pub(crate) fn millis(histogram: &Histogram, part: f64) -> f64 {
-    histogram.quantile(part) as f64 / 1000.0
-}
-
-/// Sessions where nobody asks for one.
-const SESSIONS: usize = 1000;
-
-/// For what a connect leaves behind.
-const SETTLE: Duration = Duration::from_secs(1);

@@ -6,10 +6,12 @@ use std::{
 };
 
 use crate::{
-    histogram::Histogram,
-    payload::{Template, now_us, number},
     response::Block,
-    target::Door,
+    support::{
+        histogram::Histogram,
+        payload::{Template, now_us, number},
+        target::kind::Door,
+    },
 };
 
 /// Where somebody comes back to.
@@ -68,8 +70,14 @@ struct Misses {
 }
 
 impl Ledger {
-    /// A subscriber who has seen nothing and comes now, or comes back and is `behind` by so many events.
-    pub(crate) fn new(number: usize, session: Option<String>, resume: Option<Resume>, behind: u64) -> Self {
+    /// A subscriber who has seen nothing and comes now, or comes back and is `behind` by so many
+    /// events.
+    pub(crate) fn new(
+        number: usize,
+        session: Option<String>,
+        resume: Option<Resume>,
+        behind: u64,
+    ) -> Self {
         let after = resume.map_or(0, |resume| resume.after);
         Self {
             number,
@@ -89,7 +97,11 @@ impl Ledger {
 
     /// The same, coming in there, and perhaps allowed to miss what it is told that it misses.
     pub(crate) fn at(self, door: Door, may_miss: bool) -> Self {
-        Self { is_strict: door.is_strict, misses: Misses { may_be: may_miss, ..self.misses }, ..self }
+        Self {
+            is_strict: door.is_strict,
+            misses: Misses { may_be: may_miss, ..self.misses },
+            ..self
+        }
     }
 
     /// Notes a gap notice. False when there should be none.
@@ -198,7 +210,8 @@ impl Tally {
     /// Enters what `ledger`'s subscriber received.
     pub(crate) fn enter(&mut self, ledger: &mut Ledger, block: Block<'_>, now_us: u64) {
         match block.name {
-            None if block.data.is_none() && !ledger.is_strict => {} // a comment, or the time before reconnecting
+            // a comment, or the time before reconnecting
+            None if block.data.is_none() && !ledger.is_strict => {}
             None => self.event(ledger, block, now_us),
             Some(b"gap") if ledger.gap() => self.gaps += 1,
             Some(b"gap") => self.faults.gaps += 1,
@@ -211,7 +224,9 @@ impl Tally {
         let id = block.id.and_then(parts_of_id);
         let event = block.data.and_then(|data| self.template.read(data));
         // Ids of others are their own affair: theirs are taken to grow with the events.
-        let id = id.filter(|_| ledger.is_strict).or_else(|| (!ledger.is_strict).then_some((0, ledger.last_id + 1)));
+        let id = id
+            .filter(|_| ledger.is_strict)
+            .or_else(|| (!ledger.is_strict).then_some((0, ledger.last_id + 1)));
         let (Some((epoch, id)), Some(event)) = (id, event) else {
             self.faults.damaged += 1;
             return;
@@ -222,7 +237,8 @@ impl Tally {
             self.missed += missed;
         }
         let is_foreign = ledger.session.as_ref().is_some_and(|own| own.as_bytes() != event.session);
-        let is_misordered = event.sequence <= ledger.last_sequence || (epoch, id) <= (ledger.epoch, ledger.last_id);
+        let is_misordered =
+            event.sequence <= ledger.last_sequence || (epoch, id) <= (ledger.epoch, ledger.last_id);
         self.faults.foreign += u64::from(is_foreign);
         self.faults.misordered += u64::from(is_misordered);
         ledger.last_sequence = event.sequence;

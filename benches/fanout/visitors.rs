@@ -9,7 +9,11 @@ use std::{
 
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
-use crate::{Result, histogram::Histogram, load::request, payload::now_us, response::Response, target::Door};
+use crate::{
+    request::request,
+    response::Response,
+    support::{Result, histogram::Histogram, payload::now_us, target::kind::Door},
+};
 
 /// How many come.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +81,14 @@ impl Street {
             poll: Poll::new()?,
             visitors: HashMap::new(),
             leaving: VecDeque::new(),
-            visits: Visits { come: 0, answered: 0, saw_event: 0, gaps: 0, failure: None, head_us: Histogram::new() },
+            visits: Visits {
+                come: 0,
+                answered: 0,
+                saw_event: 0,
+                gaps: 0,
+                failure: None,
+                head_us: Histogram::new(),
+            },
         })
     }
 
@@ -109,14 +120,22 @@ impl Street {
     fn come(&mut self) -> Result<()> {
         let mut stream = TcpStream::connect(self.target.address)?;
         let token = Token(self.visits.come as usize);
-        self.poll.registry().register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        self.visitors.insert(token, Visitor { stream, has_asked: false, came_us: now_us(), response: Response::new() });
+        self.poll.registry().register(
+            &mut stream,
+            token,
+            Interest::READABLE | Interest::WRITABLE,
+        )?;
+        self.visitors.insert(
+            token,
+            Visitor { stream, has_asked: false, came_us: now_us(), response: Response::new() },
+        );
         self.leaving.push_back((Instant::now() + STAY, token));
         self.visits.come += 1;
         Ok(())
     }
 
-    /// Those whose time is up leave, but not before they were answered or it has taken far too long.
+    /// Those whose time is up leave, but not before they were answered or it has taken far too
+    /// long.
     fn send_home(&mut self, now: Instant) {
         while let Some(&(until, token)) = self.leaving.front() {
             let is_waiting = |visitor: &Visitor| !visitor.response.has_begun();

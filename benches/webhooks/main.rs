@@ -1,4 +1,5 @@
-//! What webhooks cost: the real relay with a store, pushing to the least that can accept a delivery, in the same run.
+//! What webhooks cost: the real relay with a store, pushing to the least that can accept a
+//! delivery, in the same run.
 //!
 //! ```text
 //! upstream (this process) ──frames──► relay (a process of its own, with a store) ──POST──► sink (this process)
@@ -16,57 +17,33 @@
 //! | C | memory with 100 000 events queued for a receiver that is down (`--million`: a million), and how fast they come when it is back |
 //! | D | B again, beside a receiver that refuses every connection, and beside one that takes them and never answers |
 //!
-//! Payloads are of 1 KiB, of 1 000 sessions; webhooks have `max_in_flight = 64`. Everything shares the machine and its loopback, so
-//! the numbers are for comparing, not for promising. Pieces of `benches/fanout` do the same work here as there; its head says how to
+//! Payloads are of 1 KiB, of 1 000 sessions; webhooks have `max_in_flight = 64`. Everything shares
+//! the machine and its loopback, so the numbers are for comparing, not for promising.
+//! `benches/support` does the same work here as there; the head of `benches/fanout` says how to
 //! read CPU, latency and memory.
 //!
-//! Exits with 1 when a delivery was lost, damaged, out of order or came twice, or the relay complained of anything but the receivers
-//! that were meant to fail; never because something was slow. Needs Linux (`/proc`). As a test it does nothing.
+//! Exits with 1 when a delivery was lost, damaged, out of order or came twice, or the relay
+//! complained of anything but the receivers that were meant to fail; never because something was
+//! slow. Needs Linux (`/proc`). As a test it does nothing.
 #![allow(
     clippy::indexing_slicing,
     reason = "a bench reads what it has written itself; a wrong index is a bug to see at once"
 )]
 
-#[path = "../fanout/histogram.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod histogram;
-#[path = "../fanout/metrics.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod metrics;
-#[path = "../fanout/payload.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod payload;
-#[path = "../fanout/process.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod process;
-#[path = "../fanout/publisher.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod publisher;
 mod rig;
 mod sink;
-#[path = "../fanout/target/mod.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod target;
-#[path = "../fanout/tls.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod tls;
-#[path = "../fanout/upstream.rs"]
-#[allow(dead_code, reason = "each bench uses its own part")]
-mod upstream;
+#[path = "../support/mod.rs"] // each bench compiles its own copy
+mod support;
 
 use std::{
-    error::Error,
     net::{SocketAddr, TcpListener},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use payload::Series;
 use rig::Rig;
 use sink::Sink;
-
-/// Whatever goes wrong ends the run with a sentence.
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+use support::{Result, payload::Series, process};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -100,7 +77,8 @@ struct Size {
 
 impl Size {
     fn read(arguments: &[String]) -> Result<(Self, Vec<char>)> {
-        let (mut size, mut scenarios) = (Self { deliveries: 100_000, seconds: 20, queued: 100_000 }, Vec::new());
+        let (mut size, mut scenarios) =
+            (Self { deliveries: 100_000, seconds: 20, queued: 100_000 }, Vec::new());
         for argument in arguments {
             match argument.as_str() {
                 "--bench" => {}
@@ -108,7 +86,10 @@ impl Size {
                 "--million" => size.queued = 1_000_000,
                 "A" | "B" | "C" | "D" => scenarios.extend(argument.chars()),
                 other => {
-                    return Err(format!("{other:?} is not known\nusage: … -- [--quick] [--million] [A B C D …]").into());
+                    return Err(format!(
+                        "{other:?} is not known\nusage: … -- [--quick] [--million] [A B C D …]"
+                    )
+                    .into());
                 }
             }
         }
@@ -155,7 +136,8 @@ fn throughput(size: Size) -> Result<Vec<String>> {
 /// B and D: how late deliveries come at a rate that is no effort.
 fn latency(size: Size, what: &str, others: &[SocketAddr]) -> Result<Vec<String>> {
     let sink = Sink::open()?;
-    let hooks: Vec<SocketAddr> = std::iter::once(sink.address).chain(others.iter().copied()).collect();
+    let hooks: Vec<SocketAddr> =
+        std::iter::once(sink.address).chain(others.iter().copied()).collect();
     let mut rig = Rig::start(&hooks)?;
     rig.send(series(), PER_SECOND, PER_SECOND)?;
     sink.wait_for(rig.sent())?;
@@ -171,7 +153,10 @@ fn latency(size: Size, what: &str, others: &[SocketAddr]) -> Result<Vec<String>>
             latency.quantile(part) as f64 / 1e3,
         );
     }
-    row(&format!("{what}: CPU per delivery, µs"), cpu.as_secs_f64() * 1e6 / (size.seconds * PER_SECOND) as f64);
+    row(
+        &format!("{what}: CPU per delivery, µs"),
+        cpu.as_secs_f64() * 1e6 / (size.seconds * PER_SECOND) as f64,
+    );
     let mut faults = faults(rig, &sink, what);
     if !others.is_empty() {
         faults.retain(|fault| !is_of_dead_one(fault));

@@ -7,13 +7,15 @@ use std::{
 };
 
 use crate::{
-    Result,
-    metrics::Metrics,
-    payload::{PRODUCT, Series},
-    process,
     sink::Sink,
-    target::Target,
-    upstream::{Stream, Upstream},
+    support::{
+        Result,
+        metrics::Metrics,
+        payload::{PRODUCT, Series},
+        process,
+        target::running::Target,
+        upstream::{Stream, Upstream},
+    },
 };
 
 /// A relay with its upstream connected.
@@ -28,7 +30,8 @@ pub(crate) struct Rig {
 impl Rig {
     /// Starts both; `hooks` are where the relay pushes to.
     pub(crate) fn start(hooks: &[SocketAddr]) -> Result<Self> {
-        let tables: String = hooks.iter().enumerate().map(|(nth, address)| table(nth, *address)).collect();
+        let tables: String =
+            hooks.iter().enumerate().map(|(nth, address)| table(nth, *address)).collect();
         let upstream = Upstream::listen()?;
         let target = Target::durable(upstream.address()?, &(tables + EGRESS))?;
         let upstream = upstream.accept()?;
@@ -88,7 +91,11 @@ impl Rig {
                 moved = (kept, Instant::now());
             }
             if moved.1.elapsed() > STANDSTILL {
-                return Err(format!("the store has kept {} of {count} events and takes no more", kept - before).into());
+                return Err(format!(
+                    "the store has kept {} of {count} events and takes no more",
+                    kept - before
+                )
+                .into());
             }
             self.pour(series, end.min(base + (kept - before) + ON_THE_WAY))?;
             thread::sleep(BETWEEN_LOOKS);
@@ -116,7 +123,8 @@ impl Rig {
 
     /// Deliveries that the webhook of this number is owed.
     pub(crate) fn pending(&self, nth: usize) -> Result<u64> {
-        Ok(self.metrics()?.sum(&format!(r#"autoplay_relay_webhook_pending{{webhook="hook-{nth}""#)) as u64)
+        Ok(self.metrics()?.sum(&format!(r#"autoplay_relay_webhook_pending{{webhook="hook-{nth}""#))
+            as u64)
     }
 
     /// What is wrong with the relay, if anything is.
@@ -148,7 +156,8 @@ max_backoff = "1s"
 
 const EGRESS: &str = "\n[egress]\nallow_networks = [\"127.0.0.0/8\"]\n";
 
-/// Events that have been sent and not been taken: many commits' worth, and a fraction of what the relay holds in memory.
+/// Events that have been sent and not been taken: many commits' worth, and a fraction of what the
+/// relay holds in memory.
 const ON_THE_WAY: u64 = 8192;
 
 /// Events in one write.

@@ -1,4 +1,5 @@
-//! The receiver: the least that can accept a delivery. One thread, `epoll`, HTTP/1.1 with keep-alive, always 200.
+//! The receiver: the least that can accept a delivery. One thread, `epoll`, HTTP/1.1 with
+//! keep-alive, always 200.
 
 use std::{
     collections::HashMap,
@@ -15,7 +16,7 @@ use std::{
 use mio::{Events, Interest, Poll, Token, net::TcpListener, net::TcpStream};
 use socket2::{Domain, Socket, Type};
 
-use crate::{
+use crate::support::{
     Result,
     histogram::Histogram,
     payload::{Template, now_us},
@@ -42,7 +43,8 @@ struct Books {
 /// What came, as it should be and as it should not.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
-    /// From the moment before the upstream wrote the event to the moment its first byte could be read here, in microseconds.
+    /// From the moment before the upstream wrote the event to the moment its first byte could be
+    /// read here, in microseconds.
     pub(crate) latency: Histogram,
     /// The newest event of each session.
     newest: HashMap<Vec<u8>, u64>,
@@ -57,8 +59,17 @@ impl Sink {
     pub(crate) fn closed() -> Result<Self> {
         let place = bound(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         let address = place.local_addr()?.as_socket().ok_or("no address of a socket")?;
-        let tally = Tally { latency: Histogram::new(), newest: HashMap::new(), damaged: 0, out_of_order: 0 };
-        let books = Books { received: AtomicU64::new(0), is_over: AtomicBool::new(false), tally: Mutex::new(tally) };
+        let tally = Tally {
+            latency: Histogram::new(),
+            newest: HashMap::new(),
+            damaged: 0,
+            out_of_order: 0,
+        };
+        let books = Books {
+            received: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
+            tally: Mutex::new(tally),
+        };
         Ok(Self { address, books: Arc::new(books), thread: None, _place: place })
     }
 
@@ -157,7 +168,14 @@ impl Server {
     fn new(mut listener: TcpListener, books: Arc<Books>) -> Result<Self> {
         let poll = Poll::new()?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        Ok(Self { poll, listener, connections: HashMap::new(), next: 1, template: Template::new(), books })
+        Ok(Self {
+            poll,
+            listener,
+            connections: HashMap::new(),
+            next: 1,
+            template: Template::new(),
+            books,
+        })
     }
 
     fn run(mut self) {
@@ -182,8 +200,14 @@ impl Server {
     fn accept(&mut self) {
         while let Ok((mut socket, _)) = self.listener.accept() {
             let _ = socket.set_nodelay(true); // slower without
-            if self.poll.registry().register(&mut socket, Token(self.next), Interest::READABLE).is_ok() {
-                self.connections.insert(self.next, Connection { socket, buffer: Vec::new(), arrived_us: 0 });
+            if self
+                .poll
+                .registry()
+                .register(&mut socket, Token(self.next), Interest::READABLE)
+                .is_ok()
+            {
+                self.connections
+                    .insert(self.next, Connection { socket, buffer: Vec::new(), arrived_us: 0 });
             }
             self.next += 1;
         }
@@ -209,7 +233,12 @@ impl Server {
             }
         }
         while let Some((body, end)) = whole_request(&connection.buffer) {
-            enter(&self.books, &self.template, &connection.buffer[body..end], connection.arrived_us);
+            enter(
+                &self.books,
+                &self.template,
+                &connection.buffer[body..end],
+                connection.arrived_us,
+            );
             connection.buffer.drain(..end);
             // The peer waits for it, so there is room for it.
             if connection.socket.write_all(ANSWER).is_err() {

@@ -6,9 +6,10 @@
 //! products that go ─► keys, limits, routes ─► streams of revoked keys ─► upstreams ─► products that come ─► webhooks
 //! ```
 //!
-//! What takes no time comes first: whoever may not listen any more is gone before anybody waits for the store.
+//! What takes no time comes first: whoever may not listen any more is gone before anybody waits for
+//! the store.
 //!
-//! May use: everything.
+//! May use: `auth`, `config`, `error_chain`, `event`, `http`, `outbound`.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -27,7 +28,10 @@ use crate::{
         admission::{AdmissionLimits, DisconnectReason},
         public::credential::CredentialSources,
     },
-    outbound::client::{self, EventStreamClient, TlsError},
+    outbound::{
+        client::EventStreamClient,
+        tls::{TlsError, tls_client_config},
+    },
 };
 
 /// Why the configuration is read.
@@ -91,11 +95,11 @@ impl App {
         };
         let is_complete = self.apply(config, &client, tls).await;
         self.relay.metrics.record_reload(is_complete);
-        let ConfigDiff { applied: changed, restart_required: waiting } = difference;
+        let ConfigDiff { applied: changed, restart_required: waiting, .. } = difference;
         let is_notable = is_requested || !was_good || !changed.is_empty();
         match changed.is_empty() {
             _ if !is_notable => {
-                debug!("the configuration's files were read again: nothing has changed")
+                debug!("the configuration's files were read again: nothing has changed");
             }
             true => info!(changed = "nothing", "configuration reloaded"),
             false => info!(changed = changed.join(", "), "configuration reloaded"),
@@ -108,7 +112,8 @@ impl App {
         }
     }
 
-    /// Holds a configuration against everything that could stand against it, so that it is taken as a whole or not at all.
+    /// Holds a configuration against everything that could stand against it, so that it is taken as
+    /// a whole or not at all.
     async fn validate(
         &self,
         watch: &ConfigWatcher,
@@ -121,7 +126,8 @@ impl App {
         Ok(AcceptedConfig { config, difference, client, tls })
     }
 
-    /// Brings a configuration into force. Whether all of it is: the store may be in the way of a product that comes.
+    /// Brings a configuration into force. Whether all of it is: the store may be in the way of a
+    /// product that comes.
     async fn apply(
         &mut self,
         mut config: Config,
@@ -165,7 +171,8 @@ impl App {
         });
         self.routes.replace(&self.config, &self.relay, &self.admin);
         if let Some(certificate) = self.certificate.clone() {
-            // It looks at its files by itself; who asks for a reload does not wait for that. Whether they fit has been judged.
+            // It looks at its files by itself; who asks for a reload does not wait for that.
+            // Whether they fit has been judged.
             let _ = spawn_blocking(move || certificate.reload()).await;
         }
         absent.is_empty()
@@ -219,7 +226,8 @@ impl App {
         self.routes.replace(config, &self.relay, &self.admin);
         self.relay.subscribers.set_limits(AdmissionLimits::new(server));
         self.relay.metrics.set_max_subscribers(server.max_subscribers);
-        // Behind the doors: who was let in by the old ones meanwhile is judged here, or when it takes its seat.
+        // Behind the doors: who was let in by the old ones meanwhile is judged here, or when it
+        // takes its seat.
         self.relay.subscribers.set_access(&access);
         self.admin.operator_tails.set_access(&operator_access);
     }
@@ -266,7 +274,7 @@ impl App {
             index_and_shards,
             metrics,
         ));
-        let fanout = Arc::clone(&product.fanout);
+        let fanout = Arc::clone(&product.feed.fanout);
         self.relay.products.insert(id.clone(), product);
         self.product_tasks.start(upstream, &self.relay, client);
         self.webhooks.resume_product(fanout, &config.webhooks, adopted.webhooks).await;
@@ -278,7 +286,7 @@ impl App {
 fn load_trust_roots(
     ca_file: Option<&Path>,
 ) -> Result<(EventStreamClient, rustls::ClientConfig), TlsError> {
-    Ok((EventStreamClient::new(ca_file)?, client::tls_client_config(ca_file)?))
+    Ok((EventStreamClient::new(ca_file)?, tls_client_config(ca_file)?))
 }
 
 /// How long a reload waits for the store, each time.

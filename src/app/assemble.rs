@@ -1,6 +1,7 @@
 //! Builds the rooms that a configuration asks for.
 //!
-//! May use: everything.
+//! May use: `auth`, `config`, `event`, `feed`, `http`, `log`, `metrics`, `outbound`, `rejected`,
+//! `shard`, `store`, `timer_wheel`, `webhook`.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -11,7 +12,7 @@ use crate::{
     auth::{Access, ListenerKey},
     config::{self, Config, Secret, ServerConfig, UpstreamConfig},
     event::ProductId,
-    fanout::Fanout,
+    feed::Feed,
     http::{
         Product, Relay,
         admin::{AdminState, operator_stream::MAX_OPERATOR_TAILS},
@@ -20,7 +21,7 @@ use crate::{
     },
     log::{Log, MemoryBounds},
     metrics::{Metrics, Transport},
-    outbound::client::{self, TlsError},
+    outbound::tls::{TlsError, tls_client_config},
     rejected::RejectedFrames,
     shard::ShardPlacement,
     store::{Store, StoreError, StoreSettings},
@@ -28,8 +29,8 @@ use crate::{
     webhook::{WebhookDependencies, Webhooks},
 };
 
-/// The log of each product, and the store. Without a directory the logs are in memory alone, and the store keeps in memory
-/// what webhooks need.
+/// The log of each product, and the store. Without a directory the logs are in memory alone, and
+/// the store keeps in memory what webhooks need.
 pub(super) fn open_logs(
     config: &Config,
     metrics: &Metrics,
@@ -64,12 +65,12 @@ pub(super) fn start_webhooks(
 ) -> Result<Webhooks, TlsError> {
     let stored = store.take_webhooks();
     let dependencies = WebhookDependencies {
-        fanouts: relay.products.iter().map(|product| Arc::clone(&product.fanout)).collect(),
+        fanouts: relay.products.iter().map(|product| Arc::clone(&product.feed.fanout)).collect(),
         store: Arc::clone(store.handle()),
         is_durable: config.log.data_dir.is_some(),
         max_memory_bytes: config.log.memory_bytes,
         allow_networks: &config.egress.allow_networks,
-        tls: client::tls_client_config(config.egress.ca_file.as_deref())?,
+        tls: tls_client_config(config.egress.ca_file.as_deref())?,
         metrics: Arc::clone(&relay.metrics),
     };
     Ok(Webhooks::start(dependencies, &config.webhooks, stored))
@@ -92,7 +93,7 @@ pub(super) fn relay(
             continue;
         };
         let product = product(server, upstream, log, (index, shard_count), metrics);
-        products.insert(product.id.clone(), Arc::new(product));
+        products.insert(product.feed.id.clone(), Arc::new(product));
     }
     let access = Arc::new(Access::new(&config.auth));
     metrics.set_max_subscribers(server.max_subscribers);
@@ -128,18 +129,12 @@ pub(super) fn product(
 ) -> Product {
     let id = log.product().clone();
     Product {
-        fanout: Arc::new(Fanout::new(Arc::clone(&log), shard_count)),
-        log,
-        home_shard: index % shard_count,
-        sse: metrics.deliveries(&id, Transport::Sse),
-        ws: metrics.deliveries(&id, Transport::WebSocket),
+        feed: Arc::new(Feed::new(log, shard_count, index % shard_count, metrics)),
         ws_messages: Arc::default(),
         paged_events: metrics.delivered(&id, Transport::Page),
         published_events: metrics.published(&id),
         max_publish_bytes: max_publish_bytes(server, upstream),
         upstream: upstream.url.origin(),
-        metrics: Arc::clone(metrics),
-        id,
     }
 }
 

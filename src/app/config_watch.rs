@@ -1,8 +1,9 @@
 //! Notices that the configuration may have changed, and reads it again.
 //!
-//! In: the configuration file and every file that it names, looked at every other second. Out: what they say, once that has been
-//! the same for two looks: a file that is being written is not read by halves. What is looked at is their content, so a symbolic
-//! link that points elsewhere (how Kubernetes mounts secrets) is seen like anything else. Nothing here blocks the runtime.
+//! In: the configuration file and every file that it names, read every other second. Out: the
+//! configuration, once all contents were the same at two looks: a file that is being written is not
+//! taken by halves. Contents are compared, and not names or times, so a symbolic link that points
+//! elsewhere (how Kubernetes mounts secrets) is noticed, too. Nothing here blocks the runtime.
 //!
 //! May use: `config`.
 
@@ -20,22 +21,25 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::config::{Config, ConfigDiff, ConfigSource, Findings};
 
-/// Eyes on one configuration.
+/// Watcher of one configuration's files.
 pub(crate) struct ConfigWatcher {
     source: Arc<ConfigSource>,
     files: BTreeSet<PathBuf>,
     next_poll: Instant,
-    /// What the files held at the last look.
+    /// Digest at the last look.
     last_seen_digest: Option<ContentDigest>,
-    /// What they held when they were read last.
+    /// Digest at which the files were last read; `None` before the first time.
     loaded_digest: Option<ContentDigest>,
 }
 
-/// Tells one content of all files from another.
+/// SHA-256 over all files.
 type ContentDigest = [u8; 32];
 
 impl ConfigWatcher {
-    /// Begins to look at these files, and at those that are named later. What has changed since the configuration in force was read is noticed, too.
+    /// Starts to watch `files`, and later the files that a new configuration names.
+    ///
+    /// Nothing counts as read yet, so that a change since the start's configuration was read is
+    /// noticed, too.
     pub(crate) fn new(source: ConfigSource, files: BTreeSet<PathBuf>) -> Self {
         Self {
             source: Arc::new(source),
@@ -48,6 +52,10 @@ impl ConfigWatcher {
 
     /// Waits until the files have changed, and reads them.
     ///
+    /// # Errors
+    ///
+    /// The findings of the new configuration.
+    ///
     /// # Cancel safety
     ///
     /// A change that was not returned is returned by the next call.
@@ -57,6 +65,7 @@ impl ConfigWatcher {
             let digest = self.digest().await;
             self.next_poll = Instant::now() + CONFIG_POLL_INTERVAL;
             let is_settled = self.last_seen_digest == Some(digest);
+            // `loaded_digest` is set only when a result is returned: see the cancel safety.
             self.last_seen_digest = Some(digest);
             if is_settled && self.loaded_digest != Some(digest) {
                 return self.read().await;
@@ -65,21 +74,30 @@ impl ConfigWatcher {
     }
 
     /// Reads the files as they are.
+    ///
+    /// # Errors
+    ///
+    /// The findings of the configuration.
     pub(crate) async fn read(&mut self) -> Result<Config, Findings> {
-        // Before they are read: what changes meanwhile is found to differ at the next look, and read again.
+        // Before the files are read: a change in between shows as a difference at the next look,
+        // and is read again.
         let digest = self.digest().await;
         let source = Arc::clone(&self.source);
         let loaded = run_blocking(move || source.read()).await;
         self.loaded_digest = Some(digest);
+        // Also of a configuration that is refused: the file that makes it valid may be one that it
+        // names.
         self.files = loaded.dependencies;
         loaded.config
     }
 
-    /// What comes into force when `new` follows upon `standing`.
+    /// Returns the configuration that comes into force when `new` follows `current`, and what
+    /// changes.
     ///
     /// # Errors
     ///
-    /// When that would let strangers in, because a part of `new` waits for a restart.
+    /// When the result would be open to clients that `new` means to exclude, because a part of
+    /// `new` waits for a restart.
     pub(crate) fn plan_reload(
         &self,
         current: &Config,
@@ -94,23 +112,26 @@ impl ConfigWatcher {
     }
 }
 
-/// Runs what may wait for a disk.
+/// Runs work that may wait for a disk.
 async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(output) => output,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime is ending, and this task with it.
+        // The runtime is shutting down, and cancels this task, too.
         Err(_) => std::future::pending().await,
     }
 }
 
-/// What all files hold, and of those that cannot be read that they cannot.
+/// Returns the digest of the files' names and contents. A file that cannot be read counts with its
+/// name and a mark.
 fn digest_files(files: &BTreeSet<PathBuf>) -> ContentDigest {
     let mut context = Context::new(&SHA256);
     for file in files {
         context.update(file.as_os_str().as_encoded_bytes());
         match read_content(file) {
             Ok(content) => {
+                // The length separates the contents: bytes that move from one file to the next are
+                // a change.
                 context.update(&content.len().to_le_bytes());
                 context.update(&content);
             }
@@ -122,7 +143,8 @@ fn digest_files(files: &BTreeSet<PathBuf>) -> ContentDigest {
     digest
 }
 
-/// What a file holds. A pipe is not read: it gives what it has but once.
+/// Returns a file's contents. A pipe is not read: it gives its bytes only once, to the
+/// configuration itself.
 fn read_content(file: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     if file.metadata()?.is_file() {
@@ -131,7 +153,7 @@ fn read_content(file: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Soon enough for whoever has changed a file and watches, seldom enough to cost nothing.
+/// Soon enough for an operator who has changed a file and waits, seldom enough to cost nothing.
 const CONFIG_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// More than any file of a configuration has.
@@ -147,7 +169,7 @@ mod tests {
     use super::*;
     use crate::config::{AllowAnonymous, Environment};
 
-    /// A configuration whose key is in a file of its own.
+    /// Returns the watcher of a configuration whose key is in a file of its own.
     fn watcher() -> (TempDir, ConfigWatcher) {
         let directory = tempfile::tempdir().unwrap();
         let (file, key) = (directory.path().join("relay.toml"), directory.path().join("key"));
@@ -166,7 +188,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_change_is_read_once_it_has_settled_and_not_before() {
         let (directory, mut watcher) = watcher();
-        assert_eq!(key(watcher.changed().await), "one"); // what may have changed since the start
+        assert_eq!(key(watcher.changed().await), "one"); // a change since the start would show
         let file = directory.path().join("key");
         let writing = async {
             for n in 0..20 {

@@ -1,4 +1,4 @@
-//! How many connections fit within the limit on open files.
+//! The limit on connections that follows from the limit on file descriptors.
 //!
 //! May use: `config`.
 
@@ -7,11 +7,15 @@ use tracing::info;
 
 use crate::config::Config;
 
-/// Raises the limit on open files as far as this process may, and returns how many connections the public listener may hold: what
-/// `server.max_subscribers` asks for and some more, or what the limit leaves beside what the relay itself has to open.
+/// Raises the limit on file descriptors as far as this process may, and returns the limit on
+/// connections of the public listener.
+///
+/// That is `server.max_subscribers` and some more, or what the limit leaves beside the descriptors
+/// that the relay itself needs.
 pub(super) fn max_connections(config: &Config) -> usize {
     let requested = config.server.max_subscribers.saturating_add(NON_SUBSCRIBER_CONNECTIONS);
     let Some(files) = raise_descriptor_limit() else { return requested };
+    // An attempt of a webhook is a socket, and so is an upstream.
     let in_flight: usize = config.webhooks.iter().map(|webhook| webhook.max_in_flight).sum();
     let budget =
         connection_budget(files, RESERVED_DESCRIPTORS + config.upstreams.len() + in_flight);
@@ -20,19 +24,22 @@ pub(super) fn max_connections(config: &Config) -> usize {
             open_files = files,
             connections = budget,
             max_subscribers = config.server.max_subscribers,
-            "the limit on open files leaves room for fewer subscribers than server.max_subscribers; raise it (ulimit -n, LimitNOFILE)"
+            "the limit on open files leaves room for fewer subscribers than \
+             server.max_subscribers; raise it (ulimit -n, LimitNOFILE)"
         );
     }
     requested.min(budget)
 }
 
-/// What a limit leaves to subscribers. Where it is far too low, they get half of it.
+/// Returns what a limit of `files` leaves to connections. Where the limit is far too low, they get
+/// half of it.
 fn connection_budget(files: usize, reserved: usize) -> usize {
     files.saturating_sub(reserved).max(files / 2)
 }
 
-/// The limit on open files after it has been raised to the most that is allowed; none if there is none. The lower default is for
-/// programs that use `select`, and this is none of them.
+/// Raises the soft limit to the hard limit, and returns it; `None` means no limit.
+///
+/// The lower soft limit is for programs that use `select`, which the relay does not.
 fn raise_descriptor_limit() -> Option<usize> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -43,11 +50,13 @@ fn raise_descriptor_limit() -> Option<usize> {
     files.map(|files| usize::try_from(files).unwrap_or(usize::MAX))
 }
 
-/// Connections that are no subscribers': who publishes, polls, has just come, or is being told that there is no seat.
+/// Connections that are not subscribers': publishers, pollers, peers that have just connected, and
+/// newcomers that are answered 503 for lack of a permit.
 const NON_SUBSCRIBER_CONNECTIONS: usize = 1024;
 
-/// The store's files, runtimes, the other listeners and their clients, and those beyond the limit who are being told.
-const RESERVED_DESCRIPTORS: usize = 128 + 2 * super::MAX_ADMIN_CONNECTIONS;
+/// The store's files, the runtimes, the other listeners and their clients, and the connections
+/// beyond the limit that are answered 503.
+const RESERVED_DESCRIPTORS: usize = 128 + 2 * super::listeners::MAX_ADMIN_CONNECTIONS;
 
 #[cfg(test)]
 mod tests {

@@ -1,14 +1,25 @@
-//! Builds the rooms, connects them, owns their tasks, and takes them down in order.
+//! Builds and connects the parts of the relay, owns their tasks, and shuts them down in order.
 //!
-//! Decides nothing about events. May use: everything.
+//! In: a configuration. Out: a relay that serves, and brings other configurations into force.
+//! Decides nothing about events.
+//!
+//! ```text
+//! shut down: not ready, newcomers shed ─► subscribers drained, while events flow ─► upstreams
+//!            ─► webhooks ─► public listener, shards ─► admin listener ─► store, shard threads
+//! ```
+//!
+//! May use: `config`, `http`, `metrics`, `net`, `outbound`, `rejected`, `shard`, `shutdown`,
+//! `store`, `webhook`.
 
 mod apply_config;
 mod assemble;
 mod certificate;
 pub(crate) mod config_watch;
 mod fd_limit;
+mod listeners;
 mod products;
 mod routes;
+mod stop;
 #[cfg(test)]
 mod tests;
 
@@ -23,27 +34,27 @@ use tokio::{
     runtime::Handle,
     task::{JoinError, JoinSet},
 };
-use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::{
     apply_config::{ReloadTrigger, config_changed},
     certificate::{CertificateError, ServedCertificate},
     config_watch::ConfigWatcher,
+    listeners::{BoundListeners, serve_public, start_admin},
     products::ProductTasks,
     routes::ListenerRoutes,
+    stop::{StopTokens, join_all},
 };
 use crate::{
     config::Config,
     http::{Relay, admin::AdminState, admission::DisconnectReason},
-    metrics::{Metrics, ShedReason},
-    net::{self, BindError, ConnectionSettings, Listener, Routes, ShedConnection},
-    outbound::client::{EventStreamClient, TlsError},
+    metrics::Metrics,
+    net::{BindError, Listener},
+    outbound::{client::EventStreamClient, tls::TlsError},
     rejected::RejectedFrames,
     shard::threads::ShardThreads,
     shutdown::{SignalRequest, Signals},
     store::{Store, StoreError},
-    timer_wheel::TimerWheel,
     webhook::Webhooks,
 };
 
@@ -67,30 +78,19 @@ pub(crate) struct App {
     shard_threads: ShardThreads,
 }
 
-/// What is told to end, in the order in which it is.
-#[derive(Clone, Debug, Default)]
-struct StopTokens {
-    ingest: CancellationToken,
-    serving: CancellationToken,
-    admin: CancellationToken,
-    /// Cancelled by the admin thread when it ends.
-    admin_ended: CancellationToken,
-}
-
 impl App {
-    /// Starts everything the configuration asks for.
+    /// Starts everything that the configuration asks for.
     ///
     /// # Errors
     ///
-    /// When an address cannot be had, or TLS or the admin thread cannot be set up. What was started is ended again.
+    /// When an address cannot be bound, or the store, TLS, or a thread cannot be set up. What was
+    /// started is ended again.
     pub(crate) fn start(config: Config) -> Result<Self, AppError> {
         let server = &config.server;
-        let listener = Listener::bind(server.listen, server.write_timeout)?;
-        let admin_listener = Listener::bind(server.admin_listen, server.write_timeout)?;
-        let probe_listener =
-            server.probe_listen.map(|at| Listener::bind(at, server.write_timeout)).transpose()?;
-        let (address, admin_address) = (listener.address(), admin_listener.address());
-        let probe_address = probe_listener.as_ref().map(Listener::address);
+        // First, so that a port that is taken shows before the store is opened.
+        let listeners = BoundListeners::bind(server)?;
+        let (address, admin_address) = (listeners.public.address(), listeners.admin.address());
+        let probe_address = listeners.probe.as_ref().map(Listener::address);
 
         let stop = StopTokens::default();
         let metrics = Arc::new(Metrics::new()?);
@@ -101,37 +101,23 @@ impl App {
             .transpose()?;
         let (logs, mut store) = assemble::open_logs(&config, &metrics)?;
         let shard_threads = ShardThreads::start().map_err(AppError::ShardThreads)?;
-        let relay = Arc::new(assemble::relay(
-            &config,
-            logs,
-            &store,
-            shard_threads.runtimes().count(),
-            &metrics,
-        ));
+        let shard_count = shard_threads.runtimes().count();
+        let relay = Arc::new(assemble::relay(&config, logs, &store, shard_count, &metrics));
         let webhooks = Arc::new(assemble::start_webhooks(&config, &relay, &mut store)?);
-        let mut serving = JoinSet::new();
-        let wheel = Arc::clone(&relay.wheel);
-        let stop_serving = stop.serving.clone();
-        serving.spawn(async move { wheel.run(stop_serving).await });
-        serving.spawn(run_shards(&relay, &shard_threads, &stop));
+        let mut serving = spawn_wheel_and_shards(&relay, &shard_threads, &stop);
         let rejected = Arc::new(RejectedFrames::default());
         let client = EventStreamClient::new(config.egress.ca_file.as_deref())?;
         let mut product_tasks = ProductTasks::new(&shard_threads, Arc::clone(&rejected), &stop);
         for upstream in &config.upstreams {
             product_tasks.start(upstream, &relay, &client);
         }
-        let admin = Arc::new(assemble::admin(
-            &config,
-            &relay,
-            &webhooks,
-            product_tasks.statuses(),
-            rejected,
-        ));
+        let statuses = product_tasks.statuses();
+        let admin = Arc::new(assemble::admin(&config, &relay, &webhooks, statuses, rejected));
         let routes = ListenerRoutes::new(&config, &relay, &admin);
         serving.spawn(serve_public(
             &config,
             &relay,
-            listener,
+            listeners.public,
             certificate.as_deref(),
             &routes,
             &stop,
@@ -139,11 +125,16 @@ impl App {
         if let Some(certificate) = &certificate {
             serving.spawn(Arc::clone(certificate).watch(stop.serving.clone()));
         }
-        let mut admin_listeners = vec![(admin_listener, routes.admin.clone())];
-        admin_listeners.extend(probe_listener.map(|listener| (listener, routes.probe.clone())));
-        let admin_thread = start_admin(&config, admin_listeners, Arc::clone(&admin.wheel), &stop)?;
+        let BoundListeners { admin: operators, probe, .. } = listeners;
+        let admin_thread = start_admin(&config, operators, probe, &routes, &admin.wheel, &stop)
+            .map_err(AppError::AdminThread)?;
         relay.metrics.record_reload(true);
-        info!(listen = %address, admin_listen = %admin_address, probe_listen = ?probe_address, "serving");
+        info!(
+            listen = %address,
+            admin_listen = %admin_address,
+            probe_listen = ?probe_address,
+            "serving"
+        );
         Ok(Self {
             config,
             relay,
@@ -162,22 +153,24 @@ impl App {
         })
     }
 
-    /// Where subscribers go.
+    /// Returns the address of the public listener.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where operators go.
+    /// Returns the address of the admin listener.
     pub(crate) fn admin_address(&self) -> SocketAddr {
         self.admin_address
     }
 
-    /// Serves until a signal says to leave; a second one ends the process at once. Where `watch` sees the configuration change, or a
-    /// signal asks for it, it goes on by the new one.
+    /// Serves until a signal asks for a shutdown; a second one ends the process at once.
+    ///
+    /// When `watch` sees the configuration change, or a signal asks for a reload, the new
+    /// configuration is brought into force.
     ///
     /// # Errors
     ///
-    /// When a part of the relay ended although nobody asked for that, or leaving was cut short.
+    /// When a part of the relay ended by itself, or the shutdown was interrupted.
     pub(crate) async fn run(
         mut self,
         mut signals: Signals,
@@ -192,6 +185,11 @@ impl App {
         }
     }
 
+    /// Serves and reloads until a signal asks for a shutdown.
+    ///
+    /// # Errors
+    ///
+    /// When a part of the relay ended by itself.
     async fn serve(
         &mut self,
         signals: &mut Signals,
@@ -199,52 +197,65 @@ impl App {
     ) -> Result<(), AppError> {
         loop {
             let trigger = tokio::select! {
+                // Signals first: a shutdown must not wait for a reload that is due at the same
+                // moment.
                 biased;
                 signal = signals.next() => match signal {
                     SignalRequest::ShutDown => return Ok(()),
                     SignalRequest::Reload => ReloadTrigger::Signal,
                 },
                 failure = self.wait_for_failure() => return Err(failure),
-                loaded = config_changed(watch.as_deref_mut()) => ReloadTrigger::Change(Box::new(loaded)),
+                loaded = config_changed(watch.as_deref_mut()) => {
+                    ReloadTrigger::Change(Box::new(loaded))
+                }
             };
             let Some(watch) = watch.as_deref_mut() else {
                 warn!(
-                    "SIGHUP: there is no configuration file to read again; the environment is read at the start alone"
+                    "SIGHUP: there is no configuration file to read again; \
+                     the environment is read at the start alone"
                 );
                 continue;
             };
             tokio::select! {
                 () = self.reload(watch, trigger) => {}
-                // What is half done is taken down like all the rest.
+                // A reload that is half done needs no undoing: the shutdown takes down the parts
+                // that there are.
                 () = signals.shutdown_requested() => return Ok(()),
             }
         }
     }
 
-    /// Waits until some part ends, which none does by itself.
+    /// Waits until a part of the relay ends, which none does before the shutdown.
     async fn wait_for_failure(&mut self) -> AppError {
-        tokio::select! {
-            Some(ended) = self.serving.join_next() => AppError::Ended { part: "a part of the public side", cause: ended.err() },
-            cause = self.product_tasks.wait_for_failure() => AppError::Ended { part: "an upstream", cause },
-            () = self.stop.admin_ended.cancelled() => AppError::Ended { part: "the admin server", cause: None },
-            () = self.webhooks.worker_failed() => AppError::Ended { part: "a webhook's worker", cause: None },
-        }
+        let (part, cause) = tokio::select! {
+            Some(ended) = self.serving.join_next() => ("a part of the public side", ended.err()),
+            cause = self.product_tasks.wait_for_failure() => ("an upstream", cause),
+            () = self.stop.admin_ended.cancelled() => ("the admin server", None),
+            () = self.webhooks.worker_failed() => ("a webhook's worker", None),
+        };
+        AppError::Ended { part, cause }
     }
 
-    /// Not ready, newcomers shed, subscribers gone one by one while events still come, then the upstreams, then what webhooks
-    /// have under way, then the rest.
+    /// Shuts the relay down: readiness, subscribers, upstreams, webhooks, public side, store, admin
+    /// side.
     async fn shut_down(mut self) -> Result<(), AppError> {
+        // The listener stays open during the drain: newcomers are answered 503 instead of being
+        // refused, and probes see that the relay is not ready.
         self.relay.is_draining.store(true, Ordering::SeqCst);
         self.relay.subscribers.drain(self.config.server.drain_window).await;
+        // After the drain: subscribers receive events until they are disconnected.
         self.stop.ingest.cancel();
         self.admin.operator_tails.disconnect_all(DisconnectReason::Drain);
         self.webhooks.shut_down().await;
+        // After the webhooks: their subscriptions need the fan-outs, which end here.
         self.stop.serving.cancel();
         let products_ended = self.product_tasks.join_all().await;
         let serving_ended = join_all(&mut self.serving).await.and(products_ended);
+        // Last: operators can watch the shutdown until here.
         self.stop.admin.cancel();
         let joined = tokio::task::spawn_blocking(move || {
-            drop(self.store); // keeps what is not kept yet
+            // Blocks until the writer has committed the backlog, hence not on the runtime.
+            drop(self.store);
             drop(self.shard_threads);
             self.admin_thread.join()
         })
@@ -261,116 +272,32 @@ impl App {
     }
 }
 
-/// Joins every task of a set that has been told to end.
-///
-/// # Errors
-///
-/// The first panic there was.
-async fn join_all(tasks: &mut JoinSet<()>) -> Result<(), JoinError> {
-    let mut outcome = Ok(());
-    while let Some(ended) = tasks.join_next().await {
-        outcome = outcome.and(ended);
-    }
-    outcome
-}
-
-/// Streams are written where they are woken.
-fn run_shards(
+/// Spawns the timer wheel, and the shards, each on its own thread.
+fn spawn_wheel_and_shards(
     relay: &Relay,
     shard_threads: &ShardThreads,
     stop: &StopTokens,
-) -> impl Future<Output = ()> + use<> {
+) -> JoinSet<()> {
+    let mut serving = JoinSet::new();
+    let (wheel, stop_wheel) = (Arc::clone(&relay.wheel), stop.serving.clone());
+    serving.spawn(async move { wheel.run(stop_wheel).await });
     let runtimes: Vec<Handle> = shard_threads.runtimes().cloned().collect();
     let (shards, wheel, stop) =
         (Arc::clone(&relay.shards), Arc::clone(&relay.wheel), stop.serving.clone());
-    async move { shards.run(runtimes.iter(), &wheel, stop).await }
+    serving.spawn(async move { shards.run(runtimes.iter(), &wheel, stop).await });
+    serving
 }
 
-fn serve_public(
-    config: &Config,
-    relay: &Arc<Relay>,
-    listener: Listener,
-    certificate: Option<&ServedCertificate>,
-    listener_routes: &ListenerRoutes,
-    stop: &StopTokens,
-) -> impl Future<Output = ()> + use<> {
-    let routes = listener_routes.public.clone();
-    let settings = ConnectionSettings {
-        max_connections: fd_limit::max_connections(config),
-        tls: certificate.map(|certificate| Arc::clone(certificate.tls())),
-        ..connection_settings(config, &relay.wheel)
-    };
-    let no_descriptor = relay.metrics.shed(ShedReason::NoFileDescriptor);
-    let over_limit = relay.metrics.shed(ShedReason::MaxConnections);
-    let on_shed = move |shed| match shed {
-        ShedConnection::NoFileDescriptor => no_descriptor.inc(),
-        ShedConnection::MaxConnections => over_limit.inc(),
-    };
-    let stop = stop.serving.clone();
-    async move {
-        if let Err(error) = net::serve(listener, routes, settings, stop, on_shed).await {
-            error!(%error, "cannot serve subscribers");
-        }
-    }
-}
-
-/// Serves the admin side on a thread and runtime of its own, so that it answers whatever the public side does.
-fn start_admin(
-    config: &Config,
-    listeners: Vec<(Listener, Routes)>,
-    wheel: Arc<TimerWheel>,
-    stop: &StopTokens,
-) -> Result<thread::JoinHandle<()>, AppError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(AppError::AdminThread)?;
-    let settings = connection_settings(config, &wheel);
-    let stop_admin = stop.admin.clone();
-    let ended = stop.admin_ended.clone().drop_guard();
-    let serve = async move {
-        let mut tasks = JoinSet::new();
-        for (listener, routes) in listeners {
-            let (settings, stop) = (settings.clone(), stop_admin.clone());
-            tasks.spawn(async move {
-                if let Err(error) = net::serve(listener, routes, settings, stop, |_| {}).await {
-                    error!(%error, "cannot serve operators");
-                }
-            });
-        }
-        tasks.spawn(async move { wheel.run(stop_admin).await });
-        if let Err(error) = join_all(&mut tasks).await {
-            error!(%error, "a part of the admin side did not end well");
-        }
-    };
-    let run = move || {
-        let _ended = ended;
-        runtime.block_on(serve);
-    };
-    thread::Builder::new().name("admin".to_owned()).spawn(run).map_err(AppError::AdminThread)
-}
-
-/// How operators are treated; TLS is for the public.
-fn connection_settings(config: &Config, wheel: &Arc<TimerWheel>) -> ConnectionSettings {
-    ConnectionSettings {
-        head_timeout: config.server.head_timeout,
-        write_timeout: config.server.write_timeout,
-        wheel: Arc::clone(wheel),
-        max_connections: MAX_ADMIN_CONNECTIONS,
-        tls: None,
-    }
-}
-
-/// Why the relay does not serve, or serves no longer.
+/// Reasons for which the relay does not serve, or serves no longer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppError {
-    /// An address is taken, or not this machine's.
+    /// An address is taken, or is not one of this machine.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// The upstreams' TLS cannot be set up.
+    /// TLS for upstreams and webhooks cannot be set up.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The public side's TLS cannot be set up.
+    /// TLS for the public listener cannot be set up.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
     /// The store cannot be used.
@@ -379,8 +306,8 @@ pub(crate) enum AppError {
     /// The metric families contradict each other.
     #[error("cannot declare the metrics")]
     Metrics(#[from] prometheus::Error),
-    /// A lane has no thread or runtime.
-    #[error("cannot start the threads that events take")]
+    /// A shard has no thread or runtime.
+    #[error("cannot start the threads of the shards")]
     ShardThreads(#[source] io::Error),
     /// The admin side has no thread or runtime.
     #[error("cannot start the admin server")]
@@ -388,16 +315,13 @@ pub(crate) enum AppError {
     /// A part ended by itself.
     #[error("{part} ended unexpectedly")]
     Ended {
-        /// Which.
+        /// Name of the part.
         part: &'static str,
-        /// The panic, if it was one.
+        /// The panic, if there was one.
         #[source]
         cause: Option<JoinError>,
     },
-    /// A second signal came while the relay was leaving.
-    #[error("ended by a second signal before everybody had left")]
+    /// A second signal came during the shutdown.
+    #[error("ended by a second signal before the shutdown was complete")]
     ShutdownInterrupted,
 }
-
-/// Connections at one time to each of the admin and probe listeners.
-const MAX_ADMIN_CONNECTIONS: usize = 256;

@@ -1,9 +1,10 @@
 //! The tasks that bring each product its events.
 //!
-//! In: upstreams that come, change and go. Out: one task for each product, on its lane, in which the upstream's loop and the fan-out
-//! take turns, so that an event wakes those of its own lane on the thread it came in on. What was told to end is waited for.
+//! In: upstreams that come, change and go. Out: one task for each product, on its lane, in which
+//! the upstream's loop and the fan-out take turns, so that an event wakes those of its own lane on
+//! the thread it came in on. What was told to end is waited for.
 //!
-//! May use: `client`, `config`, `event`, `http` (products), `ingest`, `lanes`, `rejected`, `status`, `upstream`.
+//! May use: `config`, `event`, `http`, `ingest`, `outbound`, `rejected`, `shard`, `upstream`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{StopTokens, join_all};
+use super::stop::{StopTokens, join_all};
 use crate::{
     config,
     event::ProductId,
@@ -75,15 +76,15 @@ impl ProductTasks {
         let Some(product) = relay.products.get(&id).map(|product| Arc::clone(&product)) else {
             return;
         };
-        let Some(runtime) = self.shard_runtimes.get(product.home_shard) else { return };
+        let Some(runtime) = self.shard_runtimes.get(product.feed.home_shard) else { return };
         let (status, metrics) = (Arc::new(UpstreamStatus::new()), relay.metrics.upstream(&id));
         let (settings_sender, settings) =
             watch::channel(UpstreamSettings { upstream: upstream.clone(), client: client.clone() });
-        let has_past = product.log.has_prior_entries();
+        let has_past = product.feed.log.has_prior_entries();
         let random = fastrand::Rng::new();
         let upstream =
             Upstream::new(settings, has_past, Arc::clone(&status), metrics.clone(), random);
-        let (log, rejected) = (Arc::clone(&product.log), Arc::clone(&self.rejected));
+        let (log, rejected) = (Arc::clone(&product.feed.log), Arc::clone(&self.rejected));
         let ingest = Ingest { upstream, log, metrics, status: Arc::clone(&status), rejected };
         let ended = CancellationToken::new();
         let (stop_ingest, stop_fanout) =
@@ -98,7 +99,7 @@ impl ProductTasks {
         let failed = self.failed.clone();
         let work = async move {
             let (unexpected, _ended) = (failed.drop_guard(), ended.drop_guard());
-            tokio::join!(ingest.run(stop_ingest), product.fanout.run(stop_fanout.clone()));
+            tokio::join!(ingest.run(stop_ingest), product.feed.fanout.run(stop_fanout.clone()));
             if stop_fanout.is_cancelled() {
                 unexpected.disarm();
             }

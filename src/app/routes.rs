@@ -1,4 +1,4 @@
-//! What each listener answers with, by the configuration in force.
+//! The router of each listener, by the configuration in force.
 //!
 //! May use: `config`, `http`, `net`.
 
@@ -12,7 +12,7 @@ use crate::{
     net::Routes,
 };
 
-/// The routes of all listeners.
+/// Routes of all listeners.
 #[derive(Debug)]
 pub(super) struct ListenerRoutes {
     /// For subscribers and publishers.
@@ -24,7 +24,7 @@ pub(super) struct ListenerRoutes {
 }
 
 impl ListenerRoutes {
-    /// Doors that open as the configuration says.
+    /// Builds the routes that the configuration asks for.
     pub(super) fn new(config: &Config, relay: &Arc<Relay>, admin: &Arc<AdminState>) -> Self {
         Self {
             public: Routes::new(public_router(config, relay)),
@@ -33,7 +33,7 @@ impl ListenerRoutes {
         }
     }
 
-    /// From now on they open as this one says.
+    /// Replaces all routes. Requests that begin from now on are answered by the new ones.
     pub(super) fn replace(&self, config: &Config, relay: &Arc<Relay>, admin: &Arc<AdminState>) {
         self.public.replace(public_router(config, relay));
         self.admin.replace(http::admin::router(Arc::clone(admin), host_guard(config)));
@@ -43,10 +43,10 @@ impl ListenerRoutes {
 
 fn public_router(config: &Config, relay: &Arc<Relay>) -> Router {
     let guard = relay.access.allows_anonymous().then(|| host_guard(config));
-    http::router(Arc::clone(relay), guard, &config.server.cors_allowed_origins)
+    http::public::router(Arc::clone(relay), guard, &config.server.cors_allowed_origins)
 }
 
-/// Keeps web pages out where no credential is demanded.
+/// Returns the guard that keeps web pages out where no credential is required (DNS rebinding).
 pub(super) fn host_guard(config: &Config) -> HostGuard {
     HostGuard {
         allowed_hosts: config.server.allowed_hosts.clone(),

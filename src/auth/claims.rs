@@ -1,7 +1,8 @@
 //! What a scoped token says, once its signature has been found good.
 //!
-//! In: claims as they stand in the token. Out: what they grant, or why they grant nothing. A claim that is not as it must be
-//! never counts as one that is not there: a limit that is spelt wrong would be none.
+//! In: claims as they stand in the token. Out: what they grant, or why they grant nothing. A claim
+//! that is not as it must be never counts as one that is not there: a limit that is spelt wrong
+//! would be none.
 //!
 //! May use: `config`, `event`.
 
@@ -10,13 +11,14 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::token::TokenError;
+use super::token_error::TokenError;
 use crate::{
     config::{Permission, Permissions},
     event::{Kind, Only, ProductId, Scope, SessionId},
 };
 
-/// The claims that count, of whatever type they are. One that stands there twice makes the token unreadable.
+/// The claims that count, of whatever type they are. One that stands there twice makes the token
+/// unreadable.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct TokenClaims {

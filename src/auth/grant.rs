@@ -1,6 +1,7 @@
 //! What a credential allows.
 //!
-//! In: what somebody wishes. Out: what of it is granted, or a denial. Nothing of a wish beyond the limits ever passes.
+//! In: what somebody wishes. Out: what of it is granted, or a denial. Nothing of a wish beyond the
+//! limits ever passes.
 //!
 //! May use: `config`, `event`.
 
@@ -53,7 +54,8 @@ impl Grant {
     ///
     /// # Errors
     ///
-    /// [`Denial::Forbidden`] when it is not; [`Denial::Unauthenticated`] when a credential might help.
+    /// [`Denial::Forbidden`] when it is not; [`Denial::Unauthenticated`] when a credential might
+    /// help.
     pub(crate) fn check(&self, product: &ProductId, permission: Permission) -> Result<(), Denial> {
         let is_granted = self.products.admits(product) && self.permissions.contains(&permission);
         match is_granted {
@@ -75,11 +77,13 @@ impl Grant {
         })
     }
 
-    /// Whether an event of this session and kind may be published. The permission itself is for [`Grant::check`].
+    /// Whether an event of this session and kind may be published. The permission itself is for
+    /// [`Grant::check`].
     ///
     /// # Errors
     ///
-    /// [`Denial::Forbidden`] outside the limits; an event of no session is outside of any limit to sessions.
+    /// [`Denial::Forbidden`] outside the limits; an event of no session is outside of any limit to
+    /// sessions.
     pub(crate) fn check_publish(
         &self,
         session: Option<&SessionId>,
@@ -88,7 +92,8 @@ impl Grant {
         if self.scope.includes(session, kind) { Ok(()) } else { Err(Denial::Forbidden) }
     }
 
-    /// Whether it allows anything still: whoever has waited, for a body or for its turn, may have outlived its token.
+    /// Whether it allows anything still: whoever has waited, for a body or for its turn, may have
+    /// outlived its token.
     ///
     /// # Errors
     ///
@@ -98,8 +103,9 @@ impl Grant {
         if is_expired { Err(Denial::Unauthenticated) } else { Ok(()) }
     }
 
-    /// When a stream under this grant that begins now has to end: within the last fifth of the time left, each at another
-    /// moment, so that tokens minted together do not all come back together; and with time to say so before the token's own end.
+    /// When a stream under this grant that begins now has to end: within the last fifth of the time
+    /// left, each at another moment, so that tokens minted together do not all come back together;
+    /// and with time to say so before the token's own end.
     pub(crate) fn stream_expiry(&self) -> Option<StreamExpiry> {
         let (expires_at, now) = (self.expires_at?, Instant::now());
         let remaining = expires_at.saturating_duration_since(now);
@@ -112,7 +118,8 @@ impl Grant {
     }
 }
 
-/// One that limits are counted for. No token can pass for a key: what stands for it is no name, and shown nowhere.
+/// One that limits are counted for. No token can pass for a key: what stands for it is no name, and
+/// shown nowhere.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum CredentialHolder {
     /// Whoever has the key of this name, or nobody's.
@@ -126,7 +133,8 @@ pub(crate) enum CredentialHolder {
 pub(crate) struct StreamExpiry {
     /// From here on its client is given nothing but a goodbye.
     pub(crate) disconnect_at: Instant,
-    /// The token's own end: here the stream is gone, whether its client has taken everything or not.
+    /// The token's own end: here the stream is gone, whether its client has taken everything or
+    /// not.
     pub(crate) expires_at: Instant,
 }
 
@@ -142,13 +150,15 @@ fn narrow_limit<T: Clone + Ord>(limit: &Only<T>, requested: Only<T>) -> Result<O
     }
 }
 
-/// Streams end after this part of the time their token had left at the beginning, or a little later.
+/// Streams end after this part of the time their token had left at the beginning, or a little
+/// later.
 const EARLIEST_DISCONNECT_FRACTION: f64 = 0.8;
 
 /// What a closing handshake may take.
 const CLOSE_HANDSHAKE_ALLOWANCE: Duration = Duration::from_millis(1500);
 
-/// The most of a token's time that goes into it: one that counts for seconds is not to be spent on goodbyes.
+/// The most of a token's time that goes into it: one that counts for seconds is not to be spent on
+/// goodbyes.
 const MAX_CLOSE_FRACTION: f64 = 0.1;
 
 /// The longest a token counts. Later ends could not be told from the end of time.

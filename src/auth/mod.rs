@@ -1,7 +1,7 @@
 //! Who asks, and what they may do.
 //!
-//! In: the credential of a request. Out: a grant, or a denial that does not say why; the log does. Compares digests in constant
-//! time.
+//! In: the credential of a request. Out: a grant, or a denial that does not say why; the log does.
+//! Compares digests in constant time.
 //!
 //! May use: `config`, `event`.
 
@@ -10,6 +10,7 @@ mod grant;
 #[cfg(test)]
 mod tests;
 mod token;
+mod token_error;
 
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -75,11 +76,13 @@ impl Access {
         }
     }
 
-    /// What whoever holds this credential may do. A bad credential is no better where none is needed.
+    /// What whoever holds this credential may do. A bad credential is no better where none is
+    /// needed.
     ///
     /// # Errors
     ///
-    /// [`Denial::Unauthenticated`] when the credential is neither key nor token, or there is none and one is needed.
+    /// [`Denial::Unauthenticated`] when the credential is neither key nor token, or there is none
+    /// and one is needed.
     pub(crate) fn authenticate(
         &self,
         credential: Option<&Credential<'_>>,
@@ -106,7 +109,8 @@ impl Access {
         found
     }
 
-    /// Whether whoever has shown this would be let in today. The same key under another name is the same key.
+    /// Whether whoever has shown this would be let in today. The same key under another name is the
+    /// same key.
     pub(crate) fn still_grants(
         &self,
         proof: &CredentialProof,
@@ -154,8 +158,8 @@ pub(crate) enum Credential<'a> {
     TokenOnly(Cow<'a, [u8]>),
 }
 
-/// The grant of a token, which counts from now. What is signed tells it from others: no claim has to, and a signature may be
-/// written in several ways.
+/// The grant of a token, which counts from now. What is signed tells it from others: no claim has
+/// to, and a signature may be written in several ways.
 fn grant_for_claims(claims: VerifiedClaims, signed_by: [u8; 32], token: &[u8]) -> Grant {
     let signed_len = token.iter().rposition(|byte| *byte == b'.').unwrap_or(token.len());
     let holder = fingerprint(token.split_at(signed_len).0);
@@ -257,5 +261,6 @@ const ANONYMOUS_KEY_NAME: &str = "anonymous";
 /// The name of the admin key.
 pub(crate) const ADMIN_KEY_NAME: &str = "admin";
 
-/// Stands for the key's name where there is a scoped token: whose it is must not show in lists, let alone in metrics.
+/// Stands for the key's name where there is a scoped token: whose it is must not show in lists, let
+/// alone in metrics.
 const TOKEN_KEY_NAME: &str = "token";

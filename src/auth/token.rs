@@ -1,7 +1,8 @@
 //! Scoped tokens: JSON Web Tokens that say what their holder may see.
 //!
-//! In: the text of a token. Out: what it grants, or why it grants nothing. The algorithm is the configuration's; what the
-//! token's head says of it must agree, and nothing else of the head counts.
+//! In: the text of a token. Out: what it grants, or why it grants nothing. The algorithm is the
+//! configuration's; what the token's head says of it must agree, and nothing else of the head
+//! counts.
 //!
 //! May use: `config`, `event`.
 
@@ -19,39 +20,18 @@ use serde::Serialize;
 use super::{
     claims::{TokenClaims, VerifiedClaims, audience_matches},
     fingerprint,
+    token_error::{MAX_TOKEN_BYTES, TokenError},
 };
 use crate::{
     config::{JwtConfig, JwtVerification, Permission, PublicKey, PublicKeyAlgorithm, Secret},
     event::{Kind, ProductId, SessionId},
 };
 
-/// Why a token grants nothing. For the log alone, and never with what stands in the token.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(super) enum TokenError {
-    #[error("it is longer than {MAX_TOKEN_BYTES} bytes")]
-    TooLong,
-    #[error("it is not a JSON Web Token")]
-    Malformed,
-    #[error("its algorithm is not the one of auth.jwt.algorithm")]
-    Algorithm,
-    #[error("its head demands an extension (crit)")]
-    CriticalExtension,
-    #[error("its signature is by none of the keys of [auth.jwt]")]
-    Signature,
-    #[error("it has expired")]
-    Expired,
-    #[error("it is not valid yet (nbf)")]
-    NotYetValid,
-    #[error("it is not for the audience of auth.jwt.audience")]
-    Audience,
-    #[error("its claim {0} is missing, or not as it must be")]
-    Claim(&'static str),
-}
-
 /// Checks tokens.
 #[derive(Debug)]
 pub(super) struct TokenVerifier {
-    /// More than one while keys are being changed. Each is tried; what a token says of its key (`kid`) does not count.
+    /// More than one while keys are being changed. Each is tried; what a token says of its key
+    /// (`kid`) does not count.
     keys: Vec<(DecodingKey, [u8; 32])>,
     validation: Validation,
     audience: Option<String>,
@@ -94,7 +74,8 @@ impl TokenVerifier {
         }
     }
 
-    /// What a token grants at `now`, in Unix seconds, and the fingerprint of the key that it is signed with.
+    /// What a token grants at `unix_now`, in Unix seconds, and the fingerprint of the key that it
+    /// is signed with.
     ///
     /// # Errors
     ///
@@ -108,7 +89,8 @@ impl TokenVerifier {
             return Err(TokenError::TooLong);
         }
         if decode_header(token).is_ok_and(|header| header.crit.is_some()) {
-            return Err(TokenError::CriticalExtension); // nothing that could be demanded is understood here
+            // nothing that could be demanded is understood here
+            return Err(TokenError::CriticalExtension);
         }
         let mut error = TokenError::Signature;
         for (key, fingerprint) in &self.keys {
@@ -132,8 +114,8 @@ impl TokenVerifier {
     }
 }
 
-/// Has the crate check algorithm and signature. The claims are checked here: there, a claim of the wrong type may pass for one
-/// that is missing, and a token counts for a moment past its end.
+/// Has the crate check algorithm and signature. The claims are checked here: there, a claim of the
+/// wrong type may pass for one that is missing, and a token counts for a moment past its end.
 fn signature_only_validation(algorithm: Algorithm) -> Validation {
     let mut validation = Validation::new(algorithm);
     validation.required_spec_claims = HashSet::new();
@@ -210,6 +192,3 @@ pub(crate) fn mint(
 pub(super) fn unix_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
-
-/// More than any honest token needs, and little enough to be read for anybody who sends one.
-const MAX_TOKEN_BYTES: usize = 8 * 1024;

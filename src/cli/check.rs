@@ -1,4 +1,6 @@
 //! `check`: is a configuration right, and what does it come to.
+//!
+//! May use: `config`.
 
 use std::path::PathBuf;
 
@@ -14,6 +16,9 @@ pub(super) struct CheckArgs {
     /// Judge as `serve --allow-anonymous` does.
     #[arg(long)]
     allow_anonymous: bool,
+    /// Print the keys whose change waits for a restart instead, one per line.
+    #[arg(long)]
+    restart_keys: bool,
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<(), CliError> {
@@ -22,6 +27,12 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CliError> {
         false => AllowAnonymous::OnLoopback,
     };
     let config = Config::load(&args.config, &Environment::from_process(), anonymous)?;
+    if args.restart_keys {
+        for key in config.restart_only_keys() {
+            print_line(&key);
+        }
+        return Ok(());
+    }
     print_line(config.to_masked_toml().trim_end());
     Ok(())
 }

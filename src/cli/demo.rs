@@ -1,4 +1,6 @@
 //! `demo`: simulator, relay and a sample webhook receiver in one process, on an embedded default.
+//!
+//! May use: `app`, `config`, `error_chain`, `shutdown`, `simulate`.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -16,7 +18,8 @@ use crate::{
 
 /// Run a simulator, a relay and a sample webhook receiver in one process, and print what to try.
 ///
-/// The addresses can be changed by AUTOPLAY_RELAY__SERVER__LISTEN and AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN.
+/// The addresses can be changed by AUTOPLAY_RELAY__SERVER__LISTEN and
+/// AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN.
 #[derive(Debug, clap::Args)]
 pub(super) struct DemoArgs {}
 
@@ -38,11 +41,12 @@ pub(super) fn run(_: &DemoArgs) -> Result<(), CliError> {
         let receiver = SampleReceiver::new(DEMO_SECRET, print_line);
         let router = receiver.router();
         let receiver = BackgroundServer::serve(loopback, router, |stopped| async move {
-            receiver.run(stopped).await
+            receiver.run(stopped).await;
         });
         let receiver = receiver.map_err(serve_error)?;
         let outcome = run_relay(simulator.address, receiver.address, signals).await;
-        // In the order of the events' way: what is under way to the receiver is answered before that leaves.
+        // In the order of the events' way: what is under way to the receiver is answered before
+        // that leaves.
         receiver.shut_down().await;
         simulator.shut_down().await;
         outcome
@@ -99,7 +103,8 @@ const DEMO_TOKEN: &str = "demo-token";
 /// What relay and receiver sign and check with.
 const DEMO_SECRET: &str = "demo-secret";
 
-/// What `serve` would be given in a file. UPSTREAM is the simulator's address, RECEIVER that of the sample receiver.
+/// What `serve` would be given in a file. UPSTREAM is the simulator's address, RECEIVER that of the
+/// sample receiver.
 const DEMO_CONFIG: &str = r#"
 [server]
 listen = "127.0.0.1:8080"

@@ -1,4 +1,6 @@
 //! `healthcheck`: is the running relay ready, for images without a shell.
+//!
+//! May use: `error_chain`, `outbound`.
 
 use std::time::Duration;
 
@@ -41,7 +43,8 @@ pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
     })
 }
 
-/// What is asked: at its root a relay has the console, which is there whether the relay is ready or not.
+/// What is asked: at its root a relay has the console, which is there whether the relay is ready or
+/// not.
 fn readiness_url(url: &Uri) -> Uri {
     let mut parts = url.clone().into_parts();
     if url.path() == "/" {

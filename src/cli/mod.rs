@@ -1,8 +1,9 @@
 //! The command line: one file per command, and what they share.
 //!
-//! Data goes to stdout, logs and errors to stderr. Exit codes: 0 success, 2 bad usage or configuration, 1 anything else.
+//! Data goes to stdout, logs and errors to stderr. Exit codes: 0 success, 2 bad usage or
+//! configuration, 1 anything else.
 //!
-//! May use: everything.
+//! May use: `app`, `config`, `error_chain`.
 
 mod check;
 mod demo;
@@ -123,7 +124,8 @@ fn init_logging(format: LogFormat) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Runs what serves or connects. A name look-up that is still under way at the end is not waited for.
+/// Runs what serves or connects. A name look-up that is still under way at the end is not waited
+/// for.
 fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(command);

@@ -1,4 +1,6 @@
 //! `serve`: the relay.
+//!
+//! May use: `app`, `config`, `shutdown`.
 
 use std::path::PathBuf;
 
@@ -11,8 +13,8 @@ use crate::{
 
 /// Run the relay: one upstream connection per product, many subscribers.
 ///
-/// Without --config it runs on the environment alone: AUTOPLAY_STREAM_URL and AUTOPLAY_APP_UNKEY_TOKEN, listening on
-/// 127.0.0.1:8080.
+/// Without --config it runs on the environment alone: AUTOPLAY_STREAM_URL and
+/// AUTOPLAY_APP_UNKEY_TOKEN, listening on 127.0.0.1:8080.
 #[derive(Debug, clap::Args)]
 pub(super) struct ServeArgs {
     /// The configuration file (TOML).

@@ -1,4 +1,6 @@
 //! `simulate`: a stand-in connector.
+//!
+//! May use: `error_chain`, `net`, `shutdown`, `simulate`, `timer_wheel`.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -114,7 +116,8 @@ impl BackgroundServer {
         )
     }
 
-    /// Binds the address and serves these routes, while what `run` makes goes on until it is stopped.
+    /// Binds the address and serves these routes, while what `run` makes goes on until it is
+    /// stopped.
     ///
     /// # Errors
     ///

@@ -1,4 +1,6 @@
 //! `tail`: prints a stream, reconnects, resumes.
+//!
+//! May use: `config`, `error_chain`, `outbound`, `sse`, `upstream`.
 
 use std::{num::NonZeroU64, time::Duration};
 
@@ -10,7 +12,10 @@ use super::{CliError, block_on, print_line};
 use crate::{
     config::Secret,
     error_chain::error_chain,
-    outbound::client::{EventStream, EventStreamClient, OpenError, StreamTarget},
+    outbound::{
+        client::{EventStreamClient, OpenError, StreamTarget},
+        event_stream::EventStream,
+    },
     sse::{Decoded, Frame},
     upstream::backoff::Backoff,
 };
@@ -144,7 +149,8 @@ fn json_line(frame: &Frame) -> String {
     let event = if frame.event.is_empty() { "message".to_owned() } else { text(&frame.event) };
     let id = if frame.id.is_empty() { Value::Null } else { Value::String(text(&frame.id)) };
     let data = match serde_json::from_slice::<&RawValue>(&frame.data) {
-        // As it came: a number that is read and written again is not always the same. Line ends stand between tokens only.
+        // As it came: a number that is read and written again is not always the same. Line ends
+        // stand between tokens only.
         Ok(data) => data.get().replace(['\r', '\n'], " "),
         Err(_) if frame.data.is_empty() => Value::Null.to_string(),
         Err(_) => Value::String(text(&frame.data)).to_string(),
@@ -220,5 +226,6 @@ const MAX_TAIL_EVENT_BYTES: usize = 128 << 20;
 /// The most the stream's own wish, or the growth of waits, may come to.
 const MAX_TAIL_BACKOFF: Duration = Duration::from_secs(30);
 
-/// A stream that lasted this long was a success; one that closes at once must not be reopened in a tight loop.
+/// A stream that lasted this long was a success; one that closes at once must not be reopened in a
+/// tight loop.
 const STABLE_STREAM_AGE: Duration = Duration::from_secs(10);

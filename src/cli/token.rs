@@ -1,4 +1,6 @@
 //! `token`: a scoped token for a subscriber.
+//!
+//! May use: `auth`, `config`, `event`.
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
@@ -11,8 +13,9 @@ use crate::{
 
 /// Mint a scoped token that may subscribe, and print it.
 ///
-/// It is signed with auth.jwt.secret and carries auth.jwt.audience. Whoever holds it sees one product and, where sessions or types
-/// are named, nothing else of it. Nothing can take it back before its end but another secret.
+/// It is signed with auth.jwt.secret and carries auth.jwt.audience. Whoever holds it sees one
+/// product and, where sessions or types are named, nothing else of it. Nothing can take it back
+/// before its end but another secret.
 #[derive(Debug, clap::Args)]
 pub(super) struct TokenArgs {
     /// The configuration file (TOML) of the relay that is to accept it.

@@ -1,9 +1,10 @@
 //! Names and addresses of the web: URLs, origins, hosts.
 //!
-//! In: what an operator or the admin API wrote. Out: checked and normalised values that compare as browsers mean them.
-//! A URL is never quoted in an error: its query or user information may be a secret.
+//! In: what an operator or the admin API wrote. Out: checked and normalised values that compare as
+//! browsers mean them. A URL is never quoted in an error: its query or user information may be a
+//! secret.
 //!
-//! May use: `findings` (to quote), `secret` (the mask).
+//! May use: no other module.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -61,7 +62,8 @@ impl HttpUrl {
         format!("{}://{authority}", self.0.scheme_str().unwrap_or_default())
     }
 
-    /// What stands behind the last slash of the path, percent-decoded; none if that is nothing, or not UTF-8.
+    /// What stands behind the last slash of the path, percent-decoded; none if that is nothing, or
+    /// not UTF-8.
     pub(crate) fn last_segment(&self) -> Option<String> {
         let (_, segment) = self.0.path().rsplit_once('/')?;
         percent_decode(segment).filter(|decoded| !decoded.is_empty())
@@ -199,7 +201,8 @@ fn valid_host(text: &str) -> bool {
     is_name && text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_')
 }
 
-/// The text with `%41` as `A`; none if a `%` has no two digits behind it, or the result is not UTF-8.
+/// The text with `%41` as `A`; none if a `%` has no two digits behind it, or the result is not
+/// UTF-8.
 fn percent_decode(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();

@@ -1,8 +1,8 @@
 //! `[auth]`: who may do what.
 //!
-//! In: the section with its keys and its `[auth.jwt]`. Out: [`Auth`].
+//! In: the section with its keys and its `[auth.jwt]`. Out: [`AuthConfig`].
 //!
-//! May use: `entry`, `event`, `findings`, `jwt`, `reader`, `secret`, `upstream` (product names).
+//! May use: `event`.
 
 use std::collections::BTreeSet;
 
@@ -102,7 +102,8 @@ impl StaticKeyConfig {
         for section in &mut sections {
             let entries = SecretEntries::lookup(section, "key");
             let secret = entries.read_required(section, SecretRule::Header);
-            // Two names for one key: nobody could tell whose request it was, nor revoke one of them.
+            // Two names for one key: nobody could tell whose request it was, nor revoke one of
+            // them.
             secrets.extend(
                 entries
                     .entry()

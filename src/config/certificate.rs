@@ -1,9 +1,10 @@
 //! The certificate that the public listener serves, and its key.
 //!
-//! In: two PEM files. Out: a pair that belongs together, or what is wrong with which of the files. It is read with the configuration,
-//! so that a bad pair is found before anybody relies on it, and again whenever the files change.
+//! In: two PEM files. Out: a pair that belongs together, or what is wrong with which of the files.
+//! It is read with the configuration, so that a bad pair is found before anybody relies on it, and
+//! again whenever the files change.
 //!
-//! May use: `pem`.
+//! May use: no other module.
 
 use std::{
     path::PathBuf,
@@ -115,8 +116,8 @@ impl TlsIdentityError {
     }
 }
 
-/// When a certificate ends. TLS brings a parser along, which tells it only of certificates that have ended: so it is asked at the
-/// end of time, and a crate (or twenty) for X.509 is spared.
+/// When a certificate ends. TLS brings a parser along, which tells it only of certificates that
+/// have ended: so it is asked at the end of time, and a crate (or twenty) for X.509 is spared.
 fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, rustls::Error> {
     let parsed = ParsedCertificate::try_from(certificate)?;
     let end_of_time = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));

@@ -1,10 +1,11 @@
-//! From one configuration to the next while the relay runs: what changes, and what waits for a restart.
+//! From one configuration to the next while the relay runs: what changes, and what waits for a
+//! restart.
 //!
-//! In: the configuration in force, and the one that is wanted. Out: the one that comes into force, in which every key that cannot
-//! be changed is as it was; and the names of the keys that differ. No value of a key is told but of those that wait, which are
-//! no secrets.
+//! In: the configuration in force, and the one that is wanted. Out: the one that comes into force,
+//! in which every key that cannot be changed is as it was; and the names of the keys that differ.
+//! No value of a key is told but of those that wait, which are no secrets.
 //!
-//! May use: the rooms of all sections.
+//! May use: no other module.
 
 use std::path::PathBuf;
 
@@ -26,11 +27,18 @@ pub(crate) struct ConfigDiff {
     pub(crate) applied: Vec<String>,
     /// Those that wait for a restart, each with what is in force.
     pub(crate) restart_required: Vec<String>,
+    /// Every key of these configurations that only a restart changes, whether it differs or not.
+    pub(crate) restart_only: Vec<String>,
 }
 
 impl Config {
-    /// What comes into force when `new` follows upon this while the relay runs. Every field is named here: one that is added
-    /// has to be put on one of the two sides.
+    /// Returns the keys, in the order of the file's tables, whose change waits for a restart.
+    pub(crate) fn restart_only_keys(&self) -> Vec<String> {
+        self.merge_reload(self.clone()).1.restart_only
+    }
+
+    /// What comes into force when `new` follows upon this while the relay runs. Every field is
+    /// named here: one that is added has to be put on one of the two sides.
     pub(super) fn merge_reload(&self, new: Self) -> (Self, ConfigDiff) {
         let mut diff = ConfigDiff::default();
         let next = Self {
@@ -76,6 +84,7 @@ impl ConfigDiff {
         new: &T,
         display: impl Fn(&T) -> String,
     ) -> T {
+        self.restart_only.extend(key.split(", ").map(str::to_owned));
         if old != new {
             self.restart_required.push(format!("{key} (in force: {})", display(old)));
         }
@@ -416,6 +425,17 @@ mod tests {
             "[auth]\nadmin_key = 'hush'\n[auth.jwt]\nsecret = '{}'\n{UPSTREAM}",
             "x".repeat(32)
         );
-        assert_eq!(diff_between(&text, &text), (parsed(&text), ConfigDiff::default()));
+        let (config, diff) = diff_between(&text, &text);
+        assert_eq!(config, parsed(&text));
+        assert_eq!((diff.applied, diff.restart_required), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn the_keys_that_wait_for_a_restart_are_those_that_a_reload_leaves_as_they_are() {
+        let keys = parsed(UPSTREAM).restart_only_keys();
+        for key in ["server.listen", "server.tls_key_file", "log.data_dir", "log.retention"] {
+            assert!(keys.iter().any(|it| it == key), "{key} in {keys:?}");
+        }
+        assert!(!keys.iter().any(|it| it == "server.max_subscribers"), "{keys:?}");
     }
 }

@@ -1,9 +1,10 @@
 //! One value of the configuration, before and while it is understood.
 //!
-//! In: what the file or a variable has for a key. Out: a checked value, or a finding and nothing.
-//! A finding names the kind of a wrong value, never its text: only a key's own parser knows whether that is harmless.
+//! In: what the file or a variable has for a key. Out: a checked value, or a finding and nothing. A
+//! finding names the kind of a wrong value, never its text: only a key's own parser knows whether
+//! that is harmless.
 //!
-//! May use: `findings`, `pem`, `reading`, `values`.
+//! May use: no other module.
 
 use std::fs::File;
 use std::ops::RangeInclusive;
@@ -92,12 +93,12 @@ impl<'a> ConfigEntry<'a> {
         self.text("text").and_then(|text| self.or_report(parse(text)))
     }
 
-    /// As [`Entry::parsed`], where the empty text stands for none.
+    /// As [`ConfigEntry::parse_with`], where the empty text stands for none.
     pub(super) fn optional<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         if self.is_given() { self.parse_with(parse) } else { None }
     }
 
-    /// As [`Entry::parsed`], where none is a finding.
+    /// As [`ConfigEntry::parse_with`], where none is a finding.
     pub(super) fn required<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         if self.is_given() { self.parse_with(parse) } else { self.reject("is required") }
     }
@@ -132,14 +133,14 @@ impl<'a> ConfigEntry<'a> {
         fitting.or_else(|| self.reject(&format!("must be a whole number from {min} to {max}")))
     }
 
-    /// As [`Entry::number`] from 0 on, where 0 (and absent) stands for no limit.
+    /// As [`ConfigEntry::number`] from 0 on, where 0 (and absent) stands for no limit.
     pub(super) fn limit<T: TryFrom<u64>>(&self) -> Option<T> {
         self.number::<u64>(0..=u32::MAX)
             .filter(|limit| *limit > 0)
             .and_then(|limit| T::try_from(limit).ok())
     }
 
-    /// The value as a duration of at least this length and at most [`values::LONGEST`].
+    /// The value as a duration of at least this length and at most [`values::MAX_DURATION`].
     pub(super) fn duration(&self, min: Duration) -> Option<Duration> {
         self.duration_within(min..=values::MAX_DURATION)
     }
@@ -167,7 +168,8 @@ impl<'a> ConfigEntry<'a> {
         self.reject(&format!("must be from {min} to {max}"))
     }
 
-    /// The values of a list, each an entry of its own: an array of the file, or a variable's text between commas.
+    /// The values of a list, each an entry of its own: an array of the file, or a variable's text
+    /// between commas.
     pub(super) fn list_items(&self) -> Option<Vec<Self>> {
         let item = |index, location, raw| {
             Self::new(self.context, format!("{}[{index}]", self.key), location, raw)
@@ -209,7 +211,8 @@ impl<'a> ConfigEntry<'a> {
         Some(items.iter().filter_map(|item| item.parse_with(&parse)).collect())
     }
 
-    /// The path of a file of certificates or keys that is there to be read; the empty text stands for none.
+    /// The path of a file of certificates or keys that is there to be read; the empty text stands
+    /// for none.
     pub(super) fn readable_path(&self) -> Option<PathBuf> {
         self.optional(|text| {
             let path = Path::new(text);
@@ -268,7 +271,7 @@ mod tests {
     use crate::config::{environment::Environment, reader::Section};
     use toml::de::DeTable;
 
-    /// What `read` makes of `x`, and what was found.
+    /// What `read_entry` makes of `x`, and what was found.
     fn read_entry<T>(text: &str, read: impl Fn(&ConfigEntry<'_>) -> T) -> (T, String) {
         read_entry_with(text, &Environment::default(), read)
     }

@@ -3,7 +3,7 @@
 //! In: the variables of the process, once, or a test's own. Out: their text by name.
 //! The one place that touches the real environment, so everything else can be tried without it.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

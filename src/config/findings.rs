@@ -3,7 +3,7 @@
 //! In: complaints by place and key, in any order. Out: one line each, in the order of the file.
 //! A finding never holds a secret's value; whoever reports it sees to that.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::fmt;
 
@@ -47,7 +47,8 @@ impl fmt::Display for Findings {
 pub(crate) struct Finding {
     /// Where the operator has to look.
     pub(super) location: ConfigLocation,
-    /// The key as it is typed, such as `upstreams[0].url`; [`None`] where no single key is at fault.
+    /// The key as it is typed, such as `upstreams[0].url`; [`None`] where no single key is at
+    /// fault.
     pub(super) key: Option<String>,
     /// What is wrong and what to write instead: lower case, one line, no full stop, no secret.
     pub(super) message: String,
@@ -83,7 +84,8 @@ impl fmt::Display for ConfigLocation {
     }
 }
 
-/// The operator's own words, quoted: on one line whatever they hold, and cut where they stop being recognisable.
+/// The operator's own words, quoted: on one line whatever they hold, and cut where they stop being
+/// recognisable.
 pub(super) fn quoted(text: &str) -> String {
     /// Longer than any sensible address, duration or name, short enough for one line of a terminal.
     const MAX_QUOTED_CHARS: usize = 80;

@@ -1,15 +1,16 @@
 //! `[auth.jwt]`: scoped tokens, and how they are checked.
 //!
-//! In: the section, if there is one. Out: [`Jwt`], where each algorithm has just what it needs.
+//! In: the section, if there is one. Out: [`JwtConfig`], where each algorithm has just what it
+//! needs.
 //!
-//! May use: `entry`, `findings`, `public_keys`, `reader`, `secret`.
+//! May use: no other module.
 
 use std::path::PathBuf;
 
 use super::{
     entry::ConfigEntry,
     findings::quoted,
-    public_keys::{self, PublicKey},
+    public_keys::{self, PublicKey, PublicKeyAlgorithm},
     reader::Section,
     secret::{Secret, SecretEntries, SecretRule},
 };
@@ -48,17 +49,6 @@ pub(crate) enum JwtVerification {
     },
 }
 
-/// A signature algorithm with a public key.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum PublicKeyAlgorithm {
-    /// Ed25519.
-    EdDsa,
-    /// ECDSA on P-256 with SHA-256.
-    Es256,
-    /// RSA PKCS#1 v1.5 with SHA-256.
-    Rs256,
-}
-
 impl JwtVerification {
     /// The name of the algorithm in the configuration and in a token's head.
     pub(crate) fn algorithm_name(&self) -> &'static str {
@@ -82,7 +72,8 @@ struct JwtVerificationEntries<'a> {
 impl JwtConfig {
     /// Reads the section; none if neither the file nor the environment has anything for it.
     pub(super) fn read(mut section: Section<'_>) -> Option<Self> {
-        // All keys are asked for even if the section is absent: an empty override of one is not an unknown variable.
+        // All keys are asked for even if the section is absent: an empty override of one is not an
+        // unknown variable.
         let verification = JwtVerificationEntries {
             algorithm: section.entry("algorithm"),
             secret: SecretEntries::lookup(&mut section, "secret"),

@@ -1,8 +1,8 @@
 //! `[log]` and `[egress]`: what is kept, and what may be reached.
 //!
-//! In: the sections. Out: [`Log`] and [`Egress`].
+//! In: the sections. Out: [`LogConfig`] and [`EgressConfig`].
 //!
-//! May use: `entry`, `network`, `reader`, `values`.
+//! May use: no other module.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! The effective configuration as TOML, secrets masked: what `check` prints.
 //!
-//! In: a [`Config`]. Out: a document in the layout of the documentation, which reads back once the masks are replaced.
+//! In: a [`Config`]. Out: a document in the layout of the documentation, which reads back once the
+//! masks are replaced.
 //!
-//! May use: the rooms of all sections.
+//! May use: `event`.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,8 @@ use super::{
 use crate::event::Only;
 
 impl Config {
-    /// The configuration in force, defaults and overrides included, as TOML; every secret reads `"********"`.
+    /// The configuration in force, defaults and overrides included, as TOML; every secret reads
+    /// `"********"`.
     pub(crate) fn to_masked_toml(&self) -> String {
         let mut document = MaskedToml::default();
         document.server(&self.server);
@@ -120,7 +122,7 @@ impl MaskedToml {
                 self.secret("previous_secret", previous_secret.as_ref());
             }
             JwtVerification::PublicKeys { public_key_file, .. } => {
-                self.line("public_key_file", path_text(Some(public_key_file)))
+                self.line("public_key_file", path_text(Some(public_key_file)));
             }
         }
         self.line("audience", jwt.audience.as_deref().unwrap_or_default());

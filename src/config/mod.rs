@@ -1,8 +1,8 @@
 //! What the operator wants: raw text in, checked values out.
 //!
-//! In: a TOML file, the environment, or the environment alone. Out: a [`Config`] in which every value is of its own
-//! checked type, or all that is wrong with it at once, by the key the operator typed.
-//! No other room reads the environment, and none interprets text from the file.
+//! In: a TOML file, the environment, or the environment alone. Out: a [`Config`] in which every
+//! value is of its own checked type, or all that is wrong with it at once, by the key the operator
+//! typed. No other room reads the environment, and none interprets text from the file.
 //!
 //! ```text
 //! text ─► reader ─► entry ─► values, address, network, secret, certificate ─► server, upstream, auth, jwt, log, webhook ─► Config
@@ -11,7 +11,7 @@
 //!
 //! `source` reads it again and again, `difference` tells the next one from the one in force.
 //!
-//! May use: `event`.
+//! May use: no other module.
 
 mod address;
 mod auth;
@@ -52,11 +52,12 @@ pub(crate) use self::certificate::{TlsFiles, TlsIdentity, TlsIdentityError};
 pub(crate) use self::difference::ConfigDiff;
 pub(crate) use self::environment::Environment;
 pub(crate) use self::findings::{Finding, Findings};
-pub(crate) use self::jwt::{JwtConfig, JwtVerification, PublicKeyAlgorithm};
+pub(crate) use self::jwt::{JwtConfig, JwtVerification};
 pub(crate) use self::log::{EgressConfig, LogConfig};
 pub(crate) use self::network::Network;
 pub(crate) use self::pem::read_pem_file as pem_contents;
 pub(crate) use self::public_keys::PublicKey;
+pub(crate) use self::public_keys::PublicKeyAlgorithm;
 pub(crate) use self::secret::Secret;
 pub(crate) use self::server::ServerConfig;
 pub(crate) use self::source::ConfigSource;
@@ -83,7 +84,8 @@ pub(crate) struct Config {
     pub(crate) egress: EgressConfig,
 }
 
-/// Where subscribers without a credential may be let in. It allows; only `auth.allow_anonymous` does it.
+/// Where subscribers without a credential may be let in. It allows; only `auth.allow_anonymous`
+/// does it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum AllowAnonymous {
     /// Only where nobody but this machine can come from.
@@ -112,7 +114,8 @@ impl Config {
         Self::load_tracking_files(path, environment, anonymous, &mut BTreeSet::new())
     }
 
-    /// The same, and notes in `files` which files it relies on, whether they are as they should be or not.
+    /// The same, and notes in `files` which files it relies on, whether they are as they should be
+    /// or not.
     fn load_tracking_files(
         path: &Path,
         environment: &Environment,
@@ -131,7 +134,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// All that is wrong. Of a text that is not TOML, only that: what seems missing may be what was not understood.
+    /// All that is wrong. Of a text that is not TOML, only that: what seems missing may be what was
+    /// not understood.
     pub(crate) fn parse(
         text: &str,
         file: &str,
@@ -163,7 +167,8 @@ impl Config {
         context.finish().map(|()| config)
     }
 
-    /// Starts without a file: the sidecar of one product, told by `AUTOPLAY_STREAM_URL` and `AUTOPLAY_APP_UNKEY_TOKEN`.
+    /// Starts without a file: the sidecar of one product, told by `AUTOPLAY_STREAM_URL` and
+    /// `AUTOPLAY_APP_UNKEY_TOKEN`.
     ///
     /// # Errors
     ///
@@ -187,7 +192,8 @@ impl Config {
         context.finish().map(|()| config)
     }
 
-    /// Reads the whole document. A default stands in for what is wrong, so the result counts only if nothing was.
+    /// Reads the whole document. A default stands in for what is wrong, so the result counts only
+    /// if nothing was.
     fn read(mut root: Section<'_>, defaults: &StartDefaults, anonymous: AllowAnonymous) -> Self {
         let (mut server, mut auth) = (root.section("server"), root.section("auth"));
         let upstreams = UpstreamConfig::read_all(&mut root);
@@ -237,8 +243,8 @@ impl Config {
 }
 
 impl Config {
-    /// Why this would let strangers in, if it would: for a configuration of which a part waits for a restart. What is read from
-    /// one file has been checked by the same rules.
+    /// Why this would let strangers in, if it would: for a configuration of which a part waits for
+    /// a restart. What is read from one file has been checked by the same rules.
     fn exposure_error(&self, anonymous: AllowAnonymous) -> Option<&'static str> {
         let is_open = self.auth.allow_anonymous && !binds_loopback(self.server.listen);
         if is_open && anonymous == AllowAnonymous::OnLoopback {
@@ -254,7 +260,8 @@ impl Config {
     }
 }
 
-/// What a file of the configuration holds; or why it is not read. A mistaken path may lead to anything.
+/// What a file of the configuration holds; or why it is not read. A mistaken path may lead to
+/// anything.
 fn read_config_file(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let read = File::open(path)

@@ -1,10 +1,10 @@
 //! Networks in CIDR notation.
 //!
-//! In: `10.0.0.0/8`, `fd00::/8`, a bare address. Out: whether an address lies inside.
-//! An IPv4 address written as IPv6 (`::ffff:10.0.0.1`) is the IPv4 address, on both sides of the question: otherwise
-//! a list of networks could be walked around by spelling.
+//! In: `10.0.0.0/8`, `fd00::/8`, a bare address. Out: whether an address lies inside. An IPv4
+//! address written as IPv6 (`::ffff:10.0.0.1`) is the IPv4 address, on both sides of the question:
+//! otherwise a list of networks could be walked around by spelling.
 //!
-//! May use: `findings` (to quote).
+//! May use: no other module.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -62,7 +62,8 @@ impl Network {
     fn canonical(written: IpAddr, written_prefix: u32) -> Option<Self> {
         let first = written.to_canonical();
         let dropped = AddressBits::of(written).width - AddressBits::of(first).width;
-        // A mapped address has all bits set just above its IPv4 part, so a shorter prefix leaves host bits there.
+        // A mapped address has all bits set just above its IPv4 part, so a shorter prefix leaves
+        // host bits there.
         let prefix = written_prefix.checked_sub(dropped)?;
         let bits = AddressBits::of(first);
         let host_bits = bits.width - prefix;
@@ -92,7 +93,8 @@ impl AddressBits {
         }
     }
 
-    /// The leading bits alone. A shift by the whole width is none at all to the processor, hence the check.
+    /// The leading bits alone. A shift by the whole width is none at all to the processor, hence
+    /// the check.
     fn without_host_bits(&self, host_bits: u32) -> u128 {
         self.value.checked_shr(host_bits).unwrap_or(0)
     }

@@ -1,6 +1,7 @@
-//! A file of certificates or keys, read whole and within a bound: a mistaken path may lead to anything.
+//! A file of certificates or keys, read whole and within a bound: a mistaken path may lead to
+//! anything.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{fs::File, io::Read, path::Path};
 

@@ -1,9 +1,10 @@
 //! The public keys that scoped tokens are checked with.
 //!
-//! In: a PEM file. Out: its keys as the verification takes them, or what is wrong with which of them. They are read with the
-//! configuration, so that a wrong file is found before anybody relies on it.
+//! In: a PEM file. Out: its keys as the verification takes them, or what is wrong with which of
+//! them. They are read with the configuration, so that a wrong file is found before anybody relies
+//! on it.
 //!
-//! May use: `jwt` (names of algorithms), `pem`.
+//! May use: no other module.
 
 use std::path::Path;
 
@@ -13,7 +14,18 @@ use aws_lc_rs::signature::{
 };
 use rustls::pki_types::pem::{PemObject, SectionKind};
 
-use super::{jwt::PublicKeyAlgorithm, pem};
+use super::pem;
+
+/// A signature algorithm with a public key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum PublicKeyAlgorithm {
+    /// Ed25519.
+    EdDsa,
+    /// ECDSA on P-256 with SHA-256.
+    Es256,
+    /// RSA PKCS#1 v1.5 with SHA-256.
+    Rs256,
+}
 
 /// A public key: a SubjectPublicKeyInfo in DER (RFC 5280, section 4.1.2.7).
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -70,7 +82,8 @@ fn check_key(der: Vec<u8>, algorithm: PublicKeyAlgorithm) -> Result<PublicKey, S
     };
     let _ = ParsedPublicKey::new(verification, &der).map_err(|_| format!("is not {expected}"))?;
     if algorithm == PublicKeyAlgorithm::Rs256 && der.len() < MIN_RSA_DER_BYTES {
-        return Err("has less than 2048 bits".to_owned()); // such a signature would never be accepted
+        // such a signature would never be accepted
+        return Err("has less than 2048 bits".to_owned());
     }
     Ok(PublicKey(der))
 }

@@ -1,10 +1,10 @@
 //! Walking a configuration by hand: sections and entries that know where they stand.
 //!
-//! In: a parsed TOML tree with spans, and the environment. Out: raw values by key, an override in place of what
-//! the file has, and findings for keys and variables that nobody asked for.
-//! Reading goes on after a finding, so that the operator sees all of them at once.
+//! In: a parsed TOML tree with spans, and the environment. Out: raw values by key, an override in
+//! place of what the file has, and findings for keys and variables that nobody asked for. Reading
+//! goes on after a finding, so that the operator sees all of them at once.
 //!
-//! May use: `entry`, `environment`, `findings`, `reading`.
+//! May use: no other module.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -178,7 +178,8 @@ pub(super) fn report_duplicate_texts(sections: &mut [Section<'_>], name: &str) {
     report_duplicates(entries.filter_map(|entry| entry.non_empty_text().map(|text| (entry, text))));
 }
 
-/// Reports every value that an entry before it has already. The value itself is not shown: it may be a secret.
+/// Reports every value that an entry before it has already. The value itself is not shown: it may
+/// be a secret.
 pub(super) fn report_duplicates<'a, T: Ord>(
     values: impl IntoIterator<Item = (ConfigEntry<'a>, T)>,
 ) {
@@ -186,7 +187,7 @@ pub(super) fn report_duplicates<'a, T: Ord>(
     for (entry, value) in values {
         match first_by_value.get(&value) {
             Some(first) => {
-                entry.report(format!("is the same as {}; each needs its own", first.key()))
+                entry.report(format!("is the same as {}; each needs its own", first.key()));
             }
             None => drop(first_by_value.insert(value, entry)),
         }
@@ -202,7 +203,8 @@ mod tests {
     use super::*;
     use crate::config::environment::Environment;
 
-    /// What reading this text finds when only `server.listen`, `auth.jwt.audience` and `upstreams[].url` are known.
+    /// What reading this text finds when only `server.listen`, `auth.jwt.audience` and
+    /// `upstreams[].url` are known.
     fn findings_for(text: &str, environment: &Environment) -> String {
         let (document, errors) = DeTable::parse_recoverable(text);
         let context = ParseContext::new("relay.toml", text, environment);

@@ -1,8 +1,9 @@
 //! One reading of one configuration: what its parts share.
 //!
-//! In: the text's name and lines, and the environment. Out: places, variables, and in the end all findings.
+//! In: the text's name and lines, and the environment. Out: places, variables, and in the end all
+//! findings.
 //!
-//! May use: `environment`, `findings`.
+//! May use: no other module.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -13,7 +14,8 @@ use super::{
     findings::{ConfigLocation, Finding, Findings},
 };
 
-/// What all variables that override a key start with; two underscores stand between the words of a key.
+/// What all variables that override a key start with; two underscores stand between the words of a
+/// key.
 pub(super) const OVERRIDE_PREFIX: &str = "AUTOPLAY_RELAY__";
 
 /// One reading of one configuration: where its text came from, and what was found so far.
@@ -80,7 +82,8 @@ impl<'a> ParseContext<'a> {
         self.findings.borrow_mut().push(finding);
     }
 
-    /// Whether nothing was found at this key, so that rules about two keys don't repeat what one of them is told.
+    /// Whether nothing was found at this key, so that rules about two keys don't repeat what one of
+    /// them is told.
     pub(super) fn accepts(&self, key: &str) -> bool {
         let about_key =
             |finding: &Finding| finding.key.as_deref().is_some_and(|other| other.starts_with(key));
@@ -95,7 +98,8 @@ impl<'a> ParseContext<'a> {
         )
     }
 
-    /// Reports a document that is not TOML, the first mistake of each line: the others mostly follow from it.
+    /// Reports a document that is not TOML, the first mistake of each line: the others mostly
+    /// follow from it.
     pub(super) fn report_syntax_errors(&self, errors: &[toml::de::Error]) {
         let mut reported = BTreeSet::new();
         for error in errors {
@@ -103,7 +107,8 @@ impl<'a> ParseContext<'a> {
                 .span()
                 .map_or_else(|| self.file_location(), |span| self.location_at(span.start));
             if reported.insert(location.clone()) {
-                // The parser's message alone: its display would print the line, which may hold a secret.
+                // The parser's message alone: its display would print the line, which may hold a
+                // secret.
                 self.report(
                     location,
                     None,

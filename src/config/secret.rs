@@ -1,8 +1,9 @@
 //! Secrets: where they come from, and that they are never printed.
 //!
-//! In: `x`, `x_env` or `x_file`, from the file or overridden. Out: a [`Secret`] that prints as a mask.
+//! In: `x`, `x_env` or `x_file`, from the file or overridden. Out: a [`Secret`] that prints as a
+//! mask.
 //!
-//! May use: `entry`, `environment`, `findings`, `reader`, `reading`.
+//! May use: no other module.
 
 use std::fmt;
 use std::fs::File;
@@ -22,8 +23,8 @@ pub(super) const MASK: &str = "********";
 
 /// Text that nobody may see. Prints as `********`.
 ///
-/// Equality is for telling one configuration from the next; it takes longer the more is alike, so it is no check of
-/// what a client sent.
+/// Equality is for telling one configuration from the next; it takes longer the more is alike, so
+/// it is no check of what a client sent.
 #[derive(Clone, Eq, PartialEq)]
 pub(crate) struct Secret(String);
 
@@ -77,7 +78,8 @@ impl fmt::Display for Secret {
 pub(super) enum SecretRule {
     /// To stand in an HTTP header: visible ASCII.
     Header,
-    /// To sign with HS256: 32 bytes or more, since a shorter one can be found by trying (RFC 7518, section 3.2).
+    /// To sign with HS256: 32 bytes or more, since a shorter one can be found by trying (RFC 7518,
+    /// section 3.2).
     Hmac,
 }
 
@@ -103,7 +105,8 @@ pub(super) struct SecretEntries<'a> {
 }
 
 impl<'a> SecretEntries<'a> {
-    /// Looks for `name`, `name_env` and `name_file`; if the environment overrides one, what the file has is forgotten.
+    /// Looks for `name`, `name_env` and `name_file`; if the environment overrides one, what the
+    /// file has is forgotten.
     pub(super) fn lookup(section: &mut Section<'a>, name: &str) -> Self {
         let forms = [SecretForm::Plain, SecretForm::Variable, SecretForm::File]
             .map(|form| (form, format!("{name}{}", form.suffix())));
@@ -184,7 +187,8 @@ impl SecretForm {
 }
 
 fn read_variable(context: &ParseContext<'_>, name: &str) -> Result<Secret, String> {
-    // What doesn't look like a name is not repeated: it may be the secret itself, typed under the wrong key.
+    // What doesn't look like a name is not repeated: it may be the secret itself, typed under the
+    // wrong key.
     let looks_like_a_name =
         name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
     let display_name = if looks_like_a_name { quoted(name) } else { "a variable".to_owned() };
@@ -231,7 +235,7 @@ mod tests {
     use std::path::PathBuf;
     use toml::de::DeTable;
 
-    /// What the document gives as `token`, or what was found.
+    /// What the document gives as `read_token`, or what was found.
     fn read_token(text: &str, environment: &Environment) -> Result<Option<Secret>, String> {
         let document = DeTable::parse(text).unwrap();
         let context = ParseContext::new("f", text, environment);
@@ -347,7 +351,8 @@ mod tests {
     fn a_file_that_gives_no_secret_is_found_by_its_path() {
         let found = read_token("token_file = '/no/such'", &Environment::default()).unwrap_err();
         assert!(found.starts_with("f:1: token_file: cannot read /no/such: "), "{found}");
-        let split = ["x".repeat(64 * 1024), "ü".to_owned()].concat(); // the bound lies within a character
+        // the bound lies within a character
+        let split = ["x".repeat(64 * 1024), "ü".to_owned()].concat();
         let large = [("large", &[b'x'; 70_000][..]), ("large", split.as_bytes())];
         for (name, content) in [("empty", &b"\n"[..]), ("bytes", b"\xff")].into_iter().chain(large)
         {

@@ -1,8 +1,8 @@
 //! `[server]`: where the relay listens and what it bears.
 //!
-//! In: the section. Out: [`Server`], with 0 and "" turned into "none" where they mean that.
+//! In: the section. Out: [`ServerConfig`], with 0 and "" turned into "none" where they mean that.
 //!
-//! May use: `address`, `certificate`, `entry`, `network`, `reader`.
+//! May use: no other module.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -155,7 +155,8 @@ impl ServerConfig {
                 earlier.iter().find(|(_, other)| addresses_clash(*other, address))
             {
                 let other = section.entry(other);
-                // A default is blamed for nothing, and neither is what a bad address has been replaced by.
+                // A default is blamed for nothing, and neither is what a bad address has been
+                // replaced by.
                 let (at_fault, conflicting) =
                     if entry.is_given() { (&entry, &other) } else { (&other, &entry) };
                 if entry.is_free_of_findings() && other.is_free_of_findings() {

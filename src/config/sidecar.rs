@@ -1,8 +1,9 @@
 //! Starting without a file: a sidecar that is told a stream and a token, and nothing else.
 //!
-//! In: `AUTOPLAY_STREAM_URL` and `AUTOPLAY_APP_UNKEY_TOKEN`. Out: the upstream, and the key that goes with its token.
+//! In: `AUTOPLAY_STREAM_URL` and `AUTOPLAY_APP_UNKEY_TOKEN`. Out: the upstream, and the key that
+//! goes with its token.
 //!
-//! May use: `address`, `auth`, `environment`, `findings`, `reading`, `secret`, `upstream`.
+//! May use: `event`.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +29,7 @@ const KEY_NAME: &str = "upstream-token";
 pub(super) fn upstream(context: &ParseContext<'_>) -> Option<UpstreamConfig> {
     let token = Secret::from_variable(context, TOKEN_VARIABLE, SecretRule::Header);
     let report = |message: String| {
-        context.report(ConfigLocation::Variable(URL_VARIABLE.to_owned()), None, message)
+        context.report(ConfigLocation::Variable(URL_VARIABLE.to_owned()), None, message);
     };
     let checked = match context.variable(URL_VARIABLE) {
         EnvVariable::Unset | EnvVariable::Text("") => {

@@ -1,8 +1,9 @@
 //! Where a configuration comes from, to be read as often as need be.
 //!
-//! In: a file, the environment, the command line. Out: what they say now, and in which files that stands.
+//! In: a file, the environment, the command line. Out: what they say now, and in which files that
+//! stands.
 //!
-//! May use: the door of the room.
+//! May use: no other module.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

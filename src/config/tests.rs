@@ -1,4 +1,5 @@
-//! The configuration as a whole: the documented sample, the documented defaults, and rules across sections.
+//! The configuration as a whole: the documented sample, the documented defaults, and rules across
+//! sections.
 
 use super::{address::HttpUrl, jwt::JwtVerification, *};
 use crate::event::Only;

@@ -1,8 +1,8 @@
 //! `[[upstreams]]`: the connectors, or other relays, that events come from.
 //!
-//! In: the array of tables. Out: [`Upstream`]s with one product each.
+//! In: the array of tables. Out: [`UpstreamConfig`]s with one product each.
 //!
-//! May use: `address`, `entry`, `event`, `reader`, `secret`.
+//! May use: `event`.
 
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ pub(crate) struct UpstreamConfig {
     pub(crate) max_event_bytes: u64,
 }
 
-/// Two and a half of the connector's heartbeats: one may be late, two missing are a dead connection.
+/// Two and a half of the connector's heartbeats: one may be late, two missing are a dead
+/// connection.
 const DEFAULT_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(75);
 /// Far beyond a batch of actions, and 256 of them still fit into memory while a burst is read.
 const DEFAULT_MAX_EVENT_BYTES: u64 = 1 << 20;

@@ -3,7 +3,7 @@
 //! In: what an operator typed. Out: [`Duration`]s and numbers of bytes, and the same as text again.
 //! The admin API speaks the same grammar, so it asks here, too.
 //!
-//! May use: `findings` (to quote).
+//! May use: no other module.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ const DURATION_UNITS: [(&str, u128); 7] = [
 ///
 /// # Errors
 ///
-/// What to write instead: without a unit, not a duration at all, or longer than [`LONGEST`].
+/// What to write instead: without a unit, not a duration at all, or longer than [`MAX_DURATION`].
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     // The grammar lets a bare 0 pass; a promise that every duration has a unit has no exceptions.
     let has_unit = text.ends_with(|last: char| last.is_ascii_alphabetic());
@@ -57,7 +57,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A duration in the words of [`duration`]: `75s`, `5m`, `500ms`.
+/// A duration in the words of [`parse_duration`]: `75s`, `5m`, `500ms`.
 pub(crate) fn format_duration(duration: Duration) -> String {
     let nanoseconds = duration.as_nanos();
     let fitting = DURATION_UNITS
@@ -87,7 +87,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     countable.ok_or_else(|| format!("{} is more than can be counted", quoted(text)))
 }
 
-/// A size in the words of [`size`]: `64KiB`, `1500B`, `2MB`.
+/// A size in the words of [`parse_size`]: `64KiB`, `1500B`, `2MB`.
 pub(crate) fn format_size(bytes: u64) -> String {
     let fitting = SIZE_UNITS.iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit));
     fitting.map_or_else(|| "0B".to_owned(), |(name, unit)| format!("{}{name}", bytes / unit))

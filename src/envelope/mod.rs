@@ -1,9 +1,11 @@
 //! What a frame is: heartbeat, gap notice, or a payload with its kind, session and time.
 //!
-//! Reads only what the relay acts on; every other field, known or not, passes through untouched. Work and memory are
-//! linear in the payload, whatever it nests.
+//! Reads only what the relay acts on; every other field, known or not, passes through untouched.
+//! Work and memory are linear in the payload, whatever it nests.
 //!
 //! Touches no runtime and no disk. May use: `event`, `sse`.
+//!
+//! May use: `event`, `sse`.
 
 mod published;
 
@@ -63,7 +65,7 @@ pub(crate) fn classify(
     }
 }
 
-/// Reads a payload of `product`, which a missing `product_id` stands for.
+/// Reads a payload of `product`, which a missing `parse_product_id` stands for.
 ///
 /// # Errors
 ///
@@ -121,7 +123,7 @@ pub(crate) enum Rejection {
     /// The payload is not UTF-8.
     #[error("payload is not UTF-8")]
     InvalidUtf8,
-    /// The payload is not JSON, or names `type`, `product_id` or `session_id` twice.
+    /// The payload is not JSON, or names `type`, `parse_product_id` or `parse_session_id` twice.
     #[error("payload is not valid JSON, or repeats type, product_id or session_id")]
     InvalidJson,
     /// The payload is JSON, but no object.

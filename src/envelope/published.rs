@@ -3,6 +3,8 @@
 //! Touches tokens only: every text and number keeps the bytes it was written with.
 //!
 //! Pure. May use: `event`.
+//!
+//! May use: `event`.
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
@@ -23,7 +25,8 @@ pub(crate) fn parse_published(
     received: Instant,
 ) -> Result<Draft, Rejection> {
     let (mut draft, names_product) = parse_payload(body, product, received)?;
-    // A text cannot hold CR or LF as they are, so they stand between tokens: a frame must have one line.
+    // A text cannot hold CR or LF as they are, so they stand between tokens: a frame must have one
+    // line.
     if draft.payload.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
         draft.payload = strip_white_space(&draft.payload).into();
     }
@@ -49,7 +52,8 @@ fn strip_white_space(json: &[u8]) -> Vec<u8> {
     json.iter().copied().filter(keep_byte).collect()
 }
 
-/// A JSON object that does not name its product, with the name: in the place of a null, or as its first member.
+/// A JSON object that does not name its product, with the name: in the place of a null, or as its
+/// first member.
 fn insert_product_id(object: &str, product: &ProductId) -> Result<String, Rejection> {
     let name = serde_json::to_string(product.as_str()).map_err(|_| Rejection::InvalidJson)?;
     let members: ProductIdMember<'_> =

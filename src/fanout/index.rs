@@ -1,7 +1,8 @@
 //! Who listens to what, found by what an event is.
 //!
-//! Each stands in one place for each value of the narrowest limit it has: of sessions, else of kinds, else among those who want
-//! everything. Ten thousand who listen to other sessions cost nothing.
+//! Each stands in one place for each value of the narrowest limit it has: of sessions, else of
+//! kinds, else among those who want everything. Ten thousand who listen to other sessions cost
+//! nothing.
 //!
 //! May use: `event`.
 
@@ -17,7 +18,8 @@ pub(crate) struct ScopeIndex<T> {
     everything: Bucket<T>,
 }
 
-/// Those in one place, each under a key of its own: the last of ten thousand leaves as quickly as the first.
+/// Those in one place, each under a key of its own: the last of ten thousand leaves as quickly as
+/// the first.
 type Bucket<T> = HashMap<usize, IndexedSubscriber<T>>;
 
 /// Somebody in a place, with the limit that the place does not express.

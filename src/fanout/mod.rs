@@ -1,8 +1,8 @@
 //! Who is listening to one product, and waking them.
 //!
-//! In: entries from the log's tail, in order. Out: wake-ups for the listeners whose scope admits an entry, and for no
-//! others. Never waits for a listener: one that was not looking finds what it missed in the log. The streams of a lane are
-//! not woken one by one: see `branch`.
+//! In: entries from the log's tail, in order. Out: wake-ups for the listeners whose scope admits an
+//! entry, and for no others. Never waits for a listener: one that was not looking finds what it
+//! missed in the log. The streams of a lane are not woken one by one: see `branch`.
 //!
 //! ```text
 //! listener.pending   0 ── an entry it may see ──► its place ── the subscription looks ──► 0
@@ -17,25 +17,25 @@ mod bench_support;
 mod index;
 #[cfg(test)]
 mod model;
+mod shard_bitmap;
+mod shard_index;
 mod shard_queue;
+mod signal;
 mod subscription;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::Waker,
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
 };
 
-use atomic_waker::AtomicWaker;
 use tokio_util::sync::CancellationToken;
 
 use self::{
     index::{BucketFilter, ScopeIndex},
-    shard_queue::{ShardBitmap, ShardQueue, shards_in},
+    shard_bitmap::{ShardBitmap, shards_in},
+    shard_queue::ShardQueue,
 };
 use crate::{
     event::{Entry, Scope, StartPosition},
@@ -43,7 +43,9 @@ use crate::{
 };
 
 pub(crate) use self::{
-    shard_queue::{QueueContents, ShardIndex},
+    shard_index::ShardIndex,
+    shard_queue::QueueContents,
+    signal::SubscriberSignal,
     subscription::{Subscription, SubscriptionItem},
 };
 
@@ -51,7 +53,8 @@ pub(crate) use self::{
 #[derive(Debug)]
 pub(crate) struct Fanout {
     log: Arc<Log>,
-    /// Every entry up to here has been shown to the listeners. Written by [`Fanout::run`] alone, while it holds `audience`.
+    /// Every entry up to here has been shown to the listeners. Written by [`Fanout::run`] alone,
+    /// while it holds `registry`.
     dispatched_through: AtomicU64,
     registry: Mutex<SubscriberRegistry>,
     /// One for each lane.
@@ -84,12 +87,14 @@ impl Fanout {
         }
     }
 
-    /// Marks the listeners of `entries`, which begin at place `first`, and returns the new position.
+    /// Marks the listeners of `entries`, which begin at place `first`, and returns the new
+    /// position.
     fn dispatch(&self, mut position: u64, first: u64, entries: &[Entry]) -> u64 {
         let registry = self.registry();
         let mut shards_to_wake = 0;
         if first > position + 1 {
-            // Evicted before anybody was told: each listener must find out whether it was concerned.
+            // Evicted before anybody was told: each listener must find out whether it was
+            // concerned.
             shards_to_wake = self.notify_all(&registry, position + 1);
         }
         position = first - 1;
@@ -112,7 +117,8 @@ impl Fanout {
                 Entry::Erased => {}
             }
         }
-        // Behind the marks: who sees this position and no mark of its own has nothing to read up to it.
+        // Behind the marks: who sees this position and no mark of its own has nothing to read up to
+        // it.
         self.dispatched_through.store(position, Ordering::SeqCst);
         drop(registry);
         self.queues_of(shards_to_wake).for_each(ShardQueue::wake);
@@ -130,7 +136,8 @@ impl Fanout {
         shards_in(bits).map_while(|shard| self.shard_queues.get(shard))
     }
 
-    /// Begins to listen: to what comes from now on, or first to what is behind `start` and already in the log.
+    /// Begins to listen: to what comes from now on, or first to what is behind `start` and already
+    /// in the log.
     pub(crate) fn subscribe(
         self: &Arc<Self>,
         signal: Arc<SubscriberSignal>,
@@ -139,13 +146,15 @@ impl Fanout {
     ) -> Subscription {
         let mut registry = self.registry();
         registry.subscribers.insert(&scope, signal.key(), &signal);
-        // Under the same lock as the marks: every entry behind this position will be marked for the new listener.
+        // Under the same lock as the marks: every entry behind this position will be marked for the
+        // new listener.
         let position = self.dispatched_through.load(Ordering::SeqCst);
         drop(registry);
         Subscription::new(Arc::clone(self), signal, scope, start, position)
     }
 
-    /// Begins to listen behind a place, for a reader that knows places and needs no notice of where it stands.
+    /// Begins to listen behind a place, for a reader that knows places and needs no notice of where
+    /// it stands.
     pub(crate) fn subscribe_after(
         self: &Arc<Self>,
         signal: Arc<SubscriberSignal>,
@@ -165,48 +174,6 @@ impl Fanout {
     fn registry(&self) -> MutexGuard<'_, SubscriberRegistry> {
         // Insertions and removals are each whole: a panic elsewhere does not spoil the index.
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One subscription as the fan-out sees it.
-#[derive(Debug, Default)]
-pub(crate) struct SubscriberSignal {
-    /// The first entry shown to it that it has not looked for, 0 for none.
-    pending: AtomicU64,
-    waker: AtomicWaker,
-}
-
-impl SubscriberSignal {
-    /// Tells it that the entry at `place` is for it.
-    fn notify(&self, position: u64) {
-        if self.pending.compare_exchange(0, position, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-            self.waker.wake();
-        }
-    }
-
-    /// Has its task look around, without a mark.
-    pub(crate) fn wake(&self) {
-        self.waker.wake();
-    }
-
-    /// The first entry shown to it that it has not looked for, if there is one.
-    pub(crate) fn pending_position(&self) -> Option<u64> {
-        Some(self.pending.load(Ordering::SeqCst)).filter(|position| *position > 0)
-    }
-
-    /// Has `waker` called at the next mark.
-    fn register_waker(&self, waker: &Waker) {
-        self.waker.register(waker);
-    }
-
-    /// What it is known by, as long as it is there.
-    fn key(self: &Arc<Self>) -> usize {
-        Arc::as_ptr(self).addr()
-    }
-
-    /// Takes the mark away and returns it.
-    fn take_pending(&self) -> u64 {
-        self.pending.swap(0, Ordering::SeqCst)
     }
 }
 

@@ -1,13 +1,14 @@
-//! What subscribers see of a durable log, against a model: delivered + announced = sent, whatever happens meanwhile.
+//! What subscribers see of a durable log, against a model: delivered + announced = sent, whatever
+//! happens meanwhile.
 //!
-//! Random schedules of publishing, subscribing, reading, leaving, coming back, outages, eviction, restarts and crashes; each
-//! is known by its seed.
+//! Random schedules of publishing, subscribing, reading, leaving, coming back, outages, eviction,
+//! restarts and crashes; each is known by its seed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::poll_fn,
     path::Path,
-    task::Poll,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -77,7 +78,7 @@ impl RelayInstance {
         for _ in 0..batches {
             let tail =
                 std::pin::pin!(self.fanout.log().tail(self.position, DISPATCH_BATCH_ENTRIES));
-            let mut context = std::task::Context::from_waker(Waker::noop());
+            let mut context = Context::from_waker(Waker::noop());
             let Poll::Ready((first, entries)) = tail.poll(&mut context) else { return };
             self.position = self.fanout.dispatch(self.position, first, &entries);
         }
@@ -121,6 +122,27 @@ struct ModelClient {
 }
 
 impl ModelClient {
+    /// A new client with a random scope, which asks for news or for everything.
+    fn subscribe_new(relay: &RelayInstance, next: usize, rng: &mut Rng) -> Self {
+        let some = |rng: &mut Rng, max_items| {
+            (0..rng.usize(0..3)).map(|_| rng.usize(1..max_items)).collect()
+        };
+        let wants_oldest = rng.u32(0..4) == 0;
+        let mut client = ModelClient {
+            sessions: some(rng, 5),
+            kinds: some(rng, 3),
+            from: (!wants_oldest).then_some(next),
+            subscription: None,
+            last_id: relay.fanout.log().newest_id(),
+            got: Vec::new(),
+        };
+        client.connect(
+            relay,
+            if wants_oldest { &StartPosition::Oldest } else { &StartPosition::Now },
+        );
+        client
+    }
+
     fn scope(&self) -> Scope {
         let sessions = self
             .sessions
@@ -275,23 +297,7 @@ async fn run_schedule(seed: u64) {
             35..50 => relay.dispatch(rng.usize(1..9)),
             50..60 => {
                 relay.dispatch(usize::MAX); // so that the model knows what is news to it
-                let some = |rng: &mut Rng, max_items| {
-                    (0..rng.usize(0..3)).map(|_| rng.usize(1..max_items)).collect()
-                };
-                let wants_oldest = rng.u32(0..4) == 0;
-                let mut client = ModelClient {
-                    sessions: some(&mut rng, 5),
-                    kinds: some(&mut rng, 3),
-                    from: (!wants_oldest).then_some(sent.len()),
-                    subscription: None,
-                    last_id: relay.fanout.log().newest_id(),
-                    got: Vec::new(),
-                };
-                client.connect(
-                    &relay,
-                    if wants_oldest { &StartPosition::Oldest } else { &StartPosition::Now },
-                );
-                clients.push(client);
+                clients.push(ModelClient::subscribe_new(&relay, sent.len(), &mut rng));
             }
             60..85 if !clients.is_empty() => {
                 let client = rng.usize(0..clients.len());
@@ -314,21 +320,33 @@ async fn run_schedule(seed: u64) {
                 drop(relay);
                 relay = RelayInstance::begin(directory.path(), &mut rng);
                 if relay.fanout.log().has_prior_entries() {
-                    relay.append_gap(&mut sent, &mut names); // as ingest does when the upstream stands again
+                    // as ingest does when the upstream stands again
+                    relay.append_gap(&mut sent, &mut names);
                 }
             }
             _ => {}
         }
     }
     relay.dispatch(usize::MAX);
+    check_all(clients, &relay, &sent, &mut names, seed).await;
+}
+
+/// Reads every client to the end of the log, and checks what it has received.
+async fn check_all(
+    clients: Vec<ModelClient>,
+    relay: &RelayInstance,
+    sent: &[SentEntry],
+    names: &mut BTreeMap<EventId, usize>,
+    seed: u64,
+) {
     for mut client in clients {
         if client.subscription.is_none() {
-            client.reconnect(&relay);
+            client.reconnect(relay);
         }
-        client.read(usize::MAX, &mut names, seed).await;
+        client.read(usize::MAX, names, seed).await;
         // Who has never got an id and has gone is nobody's concern.
         if client.subscription.is_some() {
-            client.check(&sent, seed);
+            client.check(sent, seed);
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Keeping web pages out where no credential is demanded.
+//! Keeps web pages of other sites out where no credential is demanded.
 //!
-//! A page on the open web can make its visitor's browser call a relay on loopback, by DNS rebinding or directly. The
-//! browser then sends the page's host in `Host` or its origin in `Origin`; both must be known. What a page loads without asking
-//! whether it may read it, such as an image or a script, brings no `Origin`, but says so in `Sec-Fetch-Site`.
+//! A page on the open web can make its visitor's browser call a relay on loopback, by DNS rebinding
+//! or directly. The browser then sends the page's host in `Host` or its origin in `Origin`; both
+//! must be known. A resource that a page loads without reading it, such as an image or a script,
+//! brings no `Origin`, but says so in `Sec-Fetch-Site`.
 //!
 //! May use: `config`.
 
@@ -99,8 +100,8 @@ impl HostGuard {
     }
 }
 
-/// Whether a browser says that it loads this for a page of another origin. Following a link there is what people do; a form that
-/// is sent by anything but GET has an `Origin`.
+/// Whether a browser says that it loads this for a page of another origin. Following a link there
+/// is what people do; a form that is sent by anything but GET has an `Origin`.
 fn loaded_cross_site(headers: &HeaderMap) -> bool {
     let has_value = |name: &str, values: &[&[u8]]| {
         headers.get_all(name).iter().any(|value| values.contains(&value.as_bytes()))

@@ -1,9 +1,10 @@
-//! Room for what clients send and are sent, with a share of it for each address.
+//! Bounds the memory of pages and publish bodies, with a share for each client address.
 //!
-//! In: who needs how much. Out: that much, given back when its holder is dropped. Who finds none left waits a moment, in the
-//! order they come; a client that stalls holds up those of its own address, and leaves the others theirs.
+//! In: a demand for a number of units. Out: a permit, returned when its holder is dropped. A
+//! request that finds no units left waits a moment, in order of arrival; a client that stalls holds
+//! up the requests of its own address only.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -27,7 +28,7 @@ struct QuotaState {
 }
 
 impl MemoryQuota {
-    /// Room for `most`, of which one address has `share` at the most.
+    /// Room for `capacity`, of which one address has `share_per_address` at the most.
     pub(super) fn new(capacity: u32, share_per_address: u32) -> Self {
         Self(Arc::new(QuotaState {
             total: Semaphore::new(capacity as usize),
@@ -62,12 +63,12 @@ pub(super) struct QuotaPermit {
 }
 
 impl QuotaPermit {
-    /// Waits until it holds `units`, or what there is if that is less: who needs more than a share has the whole of one, and who
-    /// needs more than all has all.
+    /// Waits until it holds `units`, or what there is if that is less: who needs more than a share
+    /// has the whole of one, and who needs more than all has all.
     ///
     /// # Errors
     ///
-    /// [`Full`] when that takes too long; what it holds already stays.
+    /// [`QuotaExhausted`] when that takes too long; what it holds already stays.
     pub(super) async fn grow_to(&mut self, units: usize) -> Result<(), QuotaExhausted> {
         timeout(QUOTA_WAIT_TIMEOUT, self.acquire(u32::try_from(units).unwrap_or(u32::MAX)))
             .await

@@ -1,9 +1,16 @@
-//! The public side: subscribers, and what all of its routes share.
+//! HTTP: the public listener's routes, and the admin and probe listeners'.
 //!
-//! In: requests. Out: views of the log. Knows nothing of where events come from.
+//! In: requests. Out: subscriptions, pages, problems (RFC 9457). Events reach this module through
+//! `feed`; it does not know their upstream.
 //!
-//! May use: `auth`, `config`, `delivery`, `envelope`, `event`, `fanout`, `log`, `metrics`, `net`, `rejected`, `sse`, `status`, `webhook`,
-//! `wheel`.
+//! ```text
+//! public/   router, credentials, requests; SSE, WebSocket, pages, publishing
+//! admin/    admin API, operator tails, console
+//! state     what public routes share: Relay, Product      admission   limits, permits
+//! problem   problem details      memory_quota   shares per address      host_guard   Host checks
+//! ```
+//!
+//! May use: no other module.
 
 pub(crate) mod admin;
 pub(crate) mod admission;
@@ -11,276 +18,13 @@ pub(crate) mod host_guard;
 mod memory_quota;
 pub(crate) mod problem;
 pub(crate) mod public;
+mod state;
 #[cfg(test)]
 pub(crate) mod tests;
-
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
-
-use axum::{
-    Router,
-    extract::{Extension, Path, rejection::PathRejection},
-    middleware,
-    routing::get,
-};
-use dashmap::DashMap;
-use hyper::HeaderMap;
-use prometheus::IntCounter;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::public::{
     request::{MAX_FILTER_VALUES, SubscriptionRequest, accepts_event_stream},
-    ws::{encode_subscribed, parse_subscribe},
+    ws::message::{encode_subscribed, parse_subscribe},
 };
-use self::{
-    admission::Subscribers,
-    host_guard::HostGuard,
-    problem::Problem,
-    public::{
-        credential::CredentialSources, middleware::PublicMiddleware, page::PageQuota,
-        publish::BodyQuota, ws::WsMessageCache,
-    },
-};
-use crate::{
-    auth::{Access, Denial, Grant},
-    config::{Network, Origin, Permission},
-    event::ProductId,
-    fanout::Fanout,
-    log::Log,
-    metrics::{DeliveryMetrics, Metrics, ShedReason},
-    shard::ShardPlacement,
-    store::StoreHandle,
-    timer_wheel::TimerWheel,
-};
-
-/// What the routes of the public listener share. Another configuration is another `Relay`, for the requests that come from then
-/// on; what stands, such as products and subscribers, is the same in both.
-#[derive(Clone, Debug)]
-pub(crate) struct Relay {
-    /// What there is to listen to.
-    pub(crate) products: Arc<DashMap<ProductId, Arc<Product>>>,
-    /// Who may.
-    pub(crate) access: Arc<Access>,
-    /// Where it is looked for who asks.
-    pub(crate) credential_sources: CredentialSources,
-    /// Who does.
-    pub(crate) subscribers: Arc<Subscribers>,
-    /// Who writes their streams.
-    pub(crate) shards: Arc<ShardPlacement>,
-    /// Pages that are being sent.
-    pub(crate) page_quota: PageQuota,
-    /// What publishers are sending.
-    pub(crate) body_quota: BodyQuota,
-    /// The timer of all connections.
-    pub(crate) wheel: Arc<TimerWheel>,
-    /// A connection silent for this long gets a heartbeat.
-    pub(crate) heartbeat_interval: Duration,
-    /// Streams end at about this age.
-    pub(crate) max_connection_age: Option<Duration>,
-    /// Proxies whose word on the client's address counts.
-    pub(crate) trusted_proxies: Vec<Network>,
-    /// Set while the relay is leaving.
-    pub(crate) is_draining: Arc<AtomicBool>,
-    /// The store behind the logs, if there is one.
-    pub(crate) store: Option<Arc<StoreHandle>>,
-    /// Where those who are turned away are counted.
-    pub(crate) metrics: Arc<Metrics>,
-}
-
-/// One product as the public side sees it.
-#[derive(Clone, Debug)]
-pub(crate) struct Product {
-    /// Its name.
-    pub(crate) id: ProductId,
-    /// What has been kept.
-    pub(crate) log: Arc<Log>,
-    /// Who is told of what comes.
-    pub(crate) fanout: Arc<Fanout>,
-    /// The number of the lane on which its events come in.
-    pub(crate) home_shard: usize,
-    /// The handles of its SSE subscribers.
-    pub(crate) sse: DeliveryMetrics,
-    /// The handles of its WebSocket subscribers.
-    pub(crate) ws: DeliveryMetrics,
-    /// Its newest events as WebSocket subscribers get them.
-    pub(crate) ws_messages: Arc<WsMessageCache>,
-    /// Payloads given in pages.
-    pub(crate) paged_events: IntCounter,
-    /// Payloads that publishers have added.
-    pub(crate) published_events: IntCounter,
-    /// The largest payload that publishers may send.
-    pub(crate) max_publish_bytes: usize,
-    /// Scheme, host and port of its upstream.
-    pub(crate) upstream: String,
-    /// All families, for what is counted rarely.
-    pub(crate) metrics: Arc<Metrics>,
-}
-
-impl Relay {
-    /// Whether newcomers are let in at all.
-    ///
-    /// # Errors
-    ///
-    /// [`ShedReason::Draining`] while the relay is leaving.
-    fn ensure_not_draining(&self) -> Result<(), ShedReason> {
-        if !self.is_draining.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        self.metrics.shed(ShedReason::Draining).inc();
-        Err(ShedReason::Draining)
-    }
-
-    /// Whether whoever has been let in still may: its token may be over by now, or the keys others.
-    ///
-    /// # Errors
-    ///
-    /// [`Denial::Unauthenticated`] when it may not.
-    fn ensure_still_granted(
-        &self,
-        grant: &Grant,
-        product: &ProductId,
-        permission: Permission,
-    ) -> Result<(), Denial> {
-        grant.check_not_expired()?;
-        match self.subscribers.access().still_grants(&grant.proof, product, permission) {
-            true => Ok(()),
-            false => Err(Denial::Unauthenticated),
-        }
-    }
-
-    /// Whether this product has not been taken away since somebody asked for it.
-    ///
-    /// # Errors
-    ///
-    /// 404 when it has.
-    fn ensure_still_served(&self, product: &Product) -> Result<(), Problem> {
-        let is_served = self
-            .products
-            .get(&product.id)
-            .is_some_and(|known| Arc::ptr_eq(&known.log, &product.log));
-        if is_served { Ok(()) } else { Err(Problem::not_found("no such product")) }
-    }
-
-    /// Whether something of the past is not there yet: of a file that is being checked, or of the relay before this one.
-    fn is_recovering(&self) -> bool {
-        let is_checking = self.store.as_ref().is_some_and(|store| store.is_recovering());
-        is_checking || self.products.iter().any(|product| product.log.is_recovering())
-    }
-
-    /// Whether the log keeps less than it promises.
-    fn is_degraded(&self) -> bool {
-        self.store.as_ref().is_some_and(|store| store.is_degraded())
-    }
-
-    /// Who asks, and the product it wants to read.
-    ///
-    /// # Errors
-    ///
-    /// 401, 403, 404 or 400 in this order.
-    fn authorize_subscribe(
-        &self,
-        path: Result<Path<String>, PathRejection>,
-        query: &str,
-        headers: &HeaderMap,
-    ) -> Result<(Grant, Arc<Product>), Problem> {
-        self.authorize(path, query, headers, Permission::Subscribe)
-    }
-
-    /// Who asks, and the product it asks for, with this in mind.
-    ///
-    /// # Errors
-    ///
-    /// 401, 403, 404 or 400 in this order.
-    fn authorize(
-        &self,
-        path: Result<Path<String>, PathRejection>,
-        query: &str,
-        headers: &HeaderMap,
-        permission: Permission,
-    ) -> Result<(Grant, Arc<Product>), Problem> {
-        let grant = self
-            .access
-            .authenticate(self.credential_sources.credential(query, headers).as_ref())?;
-        let product = self.authorized_product(path, &grant, permission)?;
-        Ok((grant, product))
-    }
-
-    /// The product a path names, if the grant has the permission there.
-    ///
-    /// # Errors
-    ///
-    /// 400, 403 or 404.
-    fn authorized_product(
-        &self,
-        path: Result<Path<String>, PathRejection>,
-        grant: &Grant,
-        permission: Permission,
-    ) -> Result<Arc<Product>, Problem> {
-        let Path(name) =
-            path.map_err(|_| Problem::bad_request("the product id in the path is not UTF-8"))?;
-        let unknown = || Problem::not_found("no such product");
-        let id = ProductId::new(&name).map_err(|_| unknown())?;
-        grant.check(&id, permission)?;
-        self.products.get(&id).map(|product| Arc::clone(&product)).ok_or_else(unknown)
-    }
-
-    /// The client's address: the peer's, or what trusted proxies say before they pass it on.
-    fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        let is_trusted =
-            |address: IpAddr| self.trusted_proxies.iter().any(|network| network.contains(address));
-        let mut client = peer;
-        let hops =
-            headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
-        let hops: Vec<&str> = hops.flat_map(|value| value.split(',')).map(str::trim).collect();
-        for hop in hops.into_iter().rev() {
-            // From the right: each hop was written by the proxy after it, so belief ends with the first untrusted one.
-            let Some(address) = parse_forwarded_address(hop) else { break };
-            if !is_trusted(client) {
-                break;
-            }
-            client = address;
-        }
-        client
-    }
-}
-
-/// An address as proxies write it: with or without a port.
-fn parse_forwarded_address(hop: &str) -> Option<IpAddr> {
-    hop.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
-}
-
-/// The routes of the public listener.
-pub(crate) fn router(relay: Arc<Relay>, guard: Option<HostGuard>, origins: &[Origin]) -> Router {
-    // HEAD would otherwise be answered by a stream that nobody reads.
-    let stream = get(public::sse::stream).head(|| async { Problem::method_not_allowed("GET") });
-    // Nor would anybody read the page.
-    let events = get(public::page::page)
-        .post(public::publish::publish)
-        .head(|| async { Problem::method_not_allowed("GET, POST") });
-    let events = events.fallback(|| async { Problem::method_not_allowed("GET, POST") });
-    let socket = get(public::ws::socket).head(|| async { Problem::method_not_allowed("GET") });
-    let has_cookie = relay.credential_sources.accepts_cookie();
-    let public_middleware =
-        Arc::new(PublicMiddleware { guard, metrics: Arc::clone(&relay.metrics) });
-    let router = Router::new()
-        .route("/ws/{product_id}", socket.layer(Extension(Arc::<[Origin]>::from(origins))))
-        .route("/stream/{product_id}", stream)
-        .route("/events/{product_id}", events)
-        .method_not_allowed_fallback(|| async { Problem::method_not_allowed("GET") })
-        .fallback(|| async { Problem::not_found("no such route") })
-        .with_state(relay)
-        .layer(middleware::from_fn_with_state(public_middleware, PublicMiddleware::handle));
-    match origins.is_empty() {
-        true => router,
-        // A preflight is answered before the front, and so is declared here.
-        false => router
-            .layer(public::cors::layer(origins, has_cookie))
-            .layer(middleware::map_response(public::middleware::with_nosniff)),
-    }
-}
+pub(crate) use self::state::{Product, Relay};

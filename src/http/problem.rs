@@ -1,8 +1,9 @@
 //! Errors as clients see them: `application/problem+json` (RFC 9457).
 //!
-//! The one place that turns errors into status codes: the client learns what to change, the log what broke.
+//! This file alone turns errors into status codes: the client learns what to change, the log what
+//! broke.
 //!
-//! May use: `auth`, `config` (errors of fields), `metrics`, `webhook` (errors).
+//! May use: `auth`, `config`, `metrics`, `webhook`.
 
 use std::time::Duration;
 
@@ -145,7 +146,8 @@ impl From<ShedReason> for Problem {
     }
 }
 
-/// A time within half and one and a half times the mean, so that those who left together do not come back together.
+/// A time within half and one and a half times the mean, so that those who left together do not
+/// come back together.
 pub(super) fn jittered(mean: Duration) -> Duration {
     mean.mul_f64(0.5 + fastrand::f64())
 }

@@ -1,30 +1,44 @@
-//! A public side without a listener, for the tests of its rooms.
+//! A relay without a listener, for the tests of the routes and the shards' subscribers.
 
 use std::{
     pin::pin,
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use dashmap::DashMap;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{admission::AdmissionLimits, *};
+use super::{
+    admission::{AdmissionLimits, Subscribers},
+    public::{credential::CredentialSources, page::PageQuota, publish::BodyQuota},
+    state::{Product, Relay},
+};
 use crate::{
+    auth::Access,
     config::{AllowAnonymous, Config, Environment},
-    event::{Draft, Kind},
-    log::{MemoryBounds, Numbering},
-    metrics::Transport,
+    event::{Draft, Kind, ProductId},
+    feed::Feed,
+    log::{Log, MemoryBounds, Numbering},
+    metrics::{Metrics, Transport},
+    shard::ShardPlacement,
+    timer_wheel::TimerWheel,
 };
 
-/// A relay of these products that lets everybody in.
+/// Returns a relay of these products that admits anonymous subscribers.
 pub(crate) fn relay<const N: usize>(names: [&str; N]) -> Relay {
-    let text = "[server]\nlisten = '127.0.0.1:0'\n[[upstreams]]\nproduct_id = 'one'\nurl = 'http://127.0.0.1:1/stream/p'\n[auth]\nallow_anonymous = true";
+    let text = "[server]\nlisten = '127.0.0.1:0'\n\
+        [[upstreams]]\nproduct_id = 'one'\nurl = 'http://127.0.0.1:1/stream/p'\n\
+        [auth]\nallow_anonymous = true";
     let config =
         Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback).unwrap();
     let metrics = Arc::new(Metrics::new().unwrap());
     let access = Arc::new(Access::new(&config.auth));
-    let products = names.map(|name| open_product(name, &metrics)).map(|it| (it.id.clone(), it));
+    let products =
+        names.map(|name| open_product(name, &metrics)).map(|it| (it.feed.id.clone(), it));
     Relay {
         products: Arc::new(DashMap::from_iter(products)),
         credential_sources: CredentialSources::new(&config.auth, &[]),
@@ -51,40 +65,33 @@ fn open_product(name: &str, metrics: &Arc<Metrics>) -> Arc<Product> {
     let id = ProductId::new(name).unwrap();
     let log = Log::new(id.clone(), MemoryBounds { events: 100, bytes: u64::MAX }, metrics.log(&id));
     log.set_numbering(Numbering::Own);
-    let log = Arc::new(log);
     Arc::new(Product {
-        fanout: Arc::new(Fanout::new(Arc::clone(&log), 1)),
-        log,
-        home_shard: 0,
-        sse: metrics.deliveries(&id, Transport::Sse),
-        ws: metrics.deliveries(&id, Transport::WebSocket),
+        feed: Arc::new(Feed::new(Arc::new(log), 1, 0, metrics)),
         ws_messages: Arc::default(),
         paged_events: metrics.delivered(&id, Transport::Page),
         published_events: metrics.published(&id),
         max_publish_bytes: 0,
         upstream: String::new(),
-        metrics: Arc::clone(metrics),
-        id,
     })
 }
 
-/// One of its products.
+/// Returns one of the relay's products.
 pub(crate) fn product(relay: &Relay, name: &str) -> Arc<Product> {
     Arc::clone(&relay.products.get(&ProductId::new(name).unwrap()).unwrap())
 }
 
-/// An event comes, and is shown to those who listen, and left for lanes.
+/// Appends an event and runs the fan-out over it once.
 pub(crate) fn publish(relay: &Relay, name: &str, text: &str) {
     let product = product(relay, name);
     let payload = Bytes::copy_from_slice(text.as_bytes());
     let received = Instant::now();
-    product.log.append(Draft {
+    product.feed.log.append(Draft {
         kind: Kind::new("x"),
         session: None,
         forwarded_at: None,
         payload,
         received,
     });
-    let run = pin!(product.fanout.run(CancellationToken::new()));
+    let run = pin!(product.feed.fanout.run(CancellationToken::new()));
     assert!(run.poll(&mut Context::from_waker(Waker::noop())).is_pending());
 }

@@ -4,7 +4,8 @@ use toml::de::{DeTable, DeValue};
 
 use crate::config::{AllowAnonymous, Config, Environment};
 
-/// A text is found wrong, or gives a configuration that reads back as what `check` prints of it; and neither shows a secret.
+/// A text is found wrong, or gives a configuration that reads back as what `check` prints of it;
+/// and neither shows a secret.
 pub fn configuration(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     if ["/dev/", "/proc/", "\\"].iter().any(|not_for_here| text.contains(not_for_here)) {
@@ -57,7 +58,8 @@ fn check_masked(config: &Config, text: &str) {
     assert_eq!(reparsed.to_masked_toml(), masked);
 }
 
-/// Whether [`SECRET`] stands in this text only where secrets do, or may: in the query of a URL. In a text that is not TOML nothing may be told, wherever it stands.
+/// Whether [`SECRET`] stands in this text only where secrets do, or may: in the query of a URL. In
+/// a text that is not TOML nothing may be told, wherever it stands.
 fn secrets_only_in_secret_keys(text: &str) -> bool {
     let (document, errors) = DeTable::parse_recoverable(text);
     !errors.is_empty() || text.matches(SECRET).count() == count_secrets_in_table(document.get_ref())

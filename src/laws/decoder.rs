@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use crate::sse::{self, Decoded, Decoder, Frame};
 
-/// However a stream is cut, it decodes to the same; within the bound to what the standard says; and what came out goes in again.
-/// The first byte bounds events, the second cuts, the rest is the stream.
+/// However a stream is cut, it decodes to the same; within the bound to what the standard says; and
+/// what came out goes in again. The first byte bounds events, the second cuts, the rest is the
+/// stream.
 pub fn decoder(input: &[u8]) {
     let [bound, cut, stream @ ..] = input else { return };
     let max_event_bytes = if *bound == u8::MAX { 1 << 20 } else { usize::from(*bound) + 1 };

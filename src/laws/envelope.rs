@@ -10,8 +10,9 @@ use crate::{
     sse::{self, Frame},
 };
 
-/// Whatever comes is refused for the reason there is, or kept byte for byte under a kind and a session that break no frame; and what
-/// is published says the same as what was sent, on one line, and names its product.
+/// Whatever comes is refused for the reason there is, or kept byte for byte under a kind and a
+/// session that break no frame; and what is published says the same as what was sent, on one line,
+/// and names its product.
 pub fn envelope(input: &[u8]) {
     let product = ProductId::new("prod_abc").unwrap();
     let (payload, now) = (Bytes::copy_from_slice(input), Instant::now());
@@ -47,7 +48,8 @@ fn check_draft(draft: &Draft, input: &[u8], value: Option<&Value>, product: &Pro
             .is_none_or(|session| !sse::breaks_framing(session.as_str().as_bytes()))
     );
     assert!(draft.forwarded_at.is_none_or(f64::is_finite));
-    let Some(value) = value else { return }; // such as numbers beyond all measure, which pass through
+    // such as numbers beyond all measure, which pass through
+    let Some(value) = value else { return };
     assert_eq!(value["type"].as_str(), Some(draft.kind.as_str()));
     let session = value["session_id"].as_str().filter(|session| !session.is_empty());
     assert_eq!(session, draft.session.as_ref().map(|session| session.as_str()));

@@ -5,7 +5,8 @@ use crate::{
     log::{IdLookup, IdSpans},
 };
 
-/// An id is read in the one form it is written; and in a log made of the ids among these words, each is found where it was put.
+/// An id is read in the one form it is written; and in a log made of the ids among these words,
+/// each is found where it was put.
 pub fn ids(input: &[u8]) {
     match StartPosition::parse(input) {
         StartPosition::Now => assert!(input.is_empty()),

@@ -1,7 +1,8 @@
 //! What holds for whatever comes in: each law takes any bytes, and panics where it is broken.
 //!
-//! In: bytes. Out: nothing, or a panic. `fuzz/` looks for bytes that break a law; what it kept on the way, and what was written by
-//! hand, is its corpus, which `cargo test` goes through. No part of the relay: compiled for tests and for fuzzing only.
+//! In: bytes. Out: nothing, or a panic. `fuzz/` looks for bytes that break a law; what it kept on
+//! the way, and what was written by hand, is its corpus, which `cargo test` goes through. No part
+//! of the relay: compiled for tests and for fuzzing only.
 //!
 //! May use: `config`, `envelope`, `event`, `http`, `log`, `sse`.
 #![allow(

@@ -1,11 +1,12 @@
-//! Where readers ask for what is only in the store, and where the writer is told that there is work.
+//! What a log and its readers need of the store: reads of what memory no longer holds, the writer's
+//! wake-up, and the store's health.
 //!
 //! ```text
-//! subscription ──► CatchUp ──► queue ──► reading threads ──► chunk        one question per reader at a time
-//! log, erasure, webhooks ──► signal, orders ──► the writing thread       see `orders`
+//! subscription ──► catch-up ──► queue ──► reader threads ──► chunk      one request per reader at a time
+//! log, erasure, webhooks ──► signal, commands ──► the writer's thread   see `commands`
 //! ```
 //!
-//! May use: `causes`, the file and its readers, the orders.
+//! May use: `error_chain`, `store`.
 
 use std::{
     collections::VecDeque,
@@ -163,7 +164,8 @@ impl StoreHandle {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Notes that the file of this generation is damaged; the writer sets it aside, unless it has done so already.
+    /// Notes that the file of this generation is damaged; the writer sets it aside, unless it has
+    /// done so already.
     pub(crate) fn report_damage(&self, generation: u64) {
         if generation == self.generation() {
             self.is_damaged.store(true, SeqCst);
@@ -197,7 +199,8 @@ impl StoreHandle {
         let _ = self.writer.set(std::thread::current());
     }
 
-    /// Sleeps until there is work, `most` at the longest. `has_work` is asked once more behind the sign that it sleeps.
+    /// Sleeps until there is work, `most` at the longest. `has_work` is asked once more behind the
+    /// sign that it sleeps.
     pub(crate) fn park_until_work(&self, max_wait: Duration, has_work: impl FnOnce() -> bool) {
         self.is_writer_parked.store(true, SeqCst);
         if !has_work() && !self.is_stopping() {
@@ -240,7 +243,8 @@ impl StoreHandle {
         self.wake_writer();
     }
 
-    /// Waits for the threads to be told to end, `most` at the longest, and tells whether they have been.
+    /// Waits for the threads to be told to end, `most` at the longest, and tells whether they have
+    /// been.
     pub(crate) fn wait_for_stop(&self, timeout: Duration) -> bool {
         let queue = lock(&self.read_queue);
         let _ = self.stopped.wait_timeout_while(queue, timeout, |_| !self.is_stopping());
@@ -257,8 +261,8 @@ impl StoreHandle {
         self.is_unsynced.swap(false, SeqCst)
     }
 
-    /// Notes that commits may not have reached the disk. The writer closes the file: what the operating system has dropped
-    /// by then would count as written if it was synced again.
+    /// Notes that commits may not have reached the disk. The writer closes the file: what the
+    /// operating system has dropped by then would count as written if it was synced again.
     pub(crate) fn report_sync_failure(&self) {
         self.sync_failed.store(true, SeqCst);
         self.wake_writer();
@@ -287,7 +291,8 @@ impl StoreHandle {
             }
             let mut chunk = self.read_chunk(&mut reader, generation, &request);
             for _ in 0..READ_RETRIES {
-                // What is passing, such as a file too many, must not cost a client all that it has missed.
+                // What is passing, such as a file too many, must not cost a client all that it has
+                // missed.
                 if matches!(&chunk, Err(FileError::Unavailable { .. }))
                     && generation == self.generation()
                 {
@@ -388,7 +393,8 @@ impl CatchUp {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost between calls. While it waits for its turn, it must be called again every now and then.
+    /// Nothing is lost between calls. While it waits for its turn, it must be called again every
+    /// now and then.
     pub(crate) fn poll_chunk(
         &mut self,
         context: &mut Context<'_>,

@@ -1,11 +1,11 @@
-//! What the store has of one log, as far as the log itself must know.
+//! The durable range of one log: what the store has of it, as far as the log must know.
 //!
 //! ```text
-//! places    1 ──── 40 │ 41 ──── 90 │ 91 ── 95 │ 96 ──── 120 │ 121 ────
-//!           evicted   │ kept       │ missing  │ kept        │ not kept yet: in the ring alone
+//! positions 1 ──── 40 │ 41 ──── 90 │ 91 ── 95 │ 96 ──── 120 │ 121 ────
+//!           evicted   │ persisted  │ hole     │ persisted   │ not persisted: in the ring alone
 //! ```
 //!
-//! Pure. May use: nothing.
+//! May use: no other module.
 
 use std::collections::VecDeque;
 
@@ -81,8 +81,8 @@ impl DurableRange {
         }
     }
 
-    /// Notes that nothing up to `place` is in memory any more. What the store has not got by now it never gets. Tells
-    /// whether that begins a new range.
+    /// Notes that nothing up to `place` is in memory any more. What the store has not got by now it
+    /// never gets. Tells whether that begins a new range.
     pub(crate) fn record_memory_eviction(&mut self, position: u64) -> bool {
         if position <= self.persisted_through {
             return false;
@@ -92,7 +92,8 @@ impl DurableRange {
         self.add_hole(first, position)
     }
 
-    /// Notes that these places are lost, which lie behind every range so far. Tells whether that begins a new range.
+    /// Notes that these places are lost, which lie behind every range so far. Tells whether that
+    /// begins a new range.
     fn add_hole(&mut self, first: u64, last: u64) -> bool {
         match self.holes.back_mut() {
             Some(range) if range.last + 1 >= first => {
@@ -106,7 +107,8 @@ impl DurableRange {
         }
     }
 
-    /// Makes one range of the oldest two and what lies between: that many are a disk that cannot be trusted at all.
+    /// Makes one range of the oldest two and what lies between: that many are a disk that cannot be
+    /// trusted at all.
     fn merge_oldest_holes(&mut self) -> bool {
         if let (Some(first), Some(second)) = (self.holes.pop_front(), self.holes.front_mut()) {
             second.first = first.first;
@@ -114,8 +116,8 @@ impl DurableRange {
         true
     }
 
-    /// Notes that the store as a whole is gone, and that it can have again only what comes behind `in_memory_from`. Tells
-    /// whether anything is lost by that.
+    /// Notes that the store as a whole is gone, and that it can have again only what comes behind
+    /// `memory_evicted_through`. Tells whether anything is lost by that.
     pub(crate) fn record_total_loss(&mut self, memory_evicted_through: u64) -> bool {
         self.holes.clear();
         let is_loss = memory_evicted_through > self.evicted_through;
@@ -134,7 +136,8 @@ impl DurableRange {
         self.evicted_through < position && position <= self.claimed_through
     }
 
-    /// Whether the entry at `place` has been committed, as opposed to waiting for that or being lost.
+    /// Whether the entry at `place` has been committed, as opposed to waiting for that or being
+    /// lost.
     pub(crate) fn has_committed(&self, position: u64) -> bool {
         let in_hole =
             || self.holes.iter().any(|range| (range.first..=range.last).contains(&position));
@@ -151,7 +154,8 @@ impl DurableRange {
         self.holes.iter().filter(|range| range.last > self.acknowledged_through).copied().collect()
     }
 
-    /// Notes that the store has committed the entries from `first` through `last`, and knows of the ranges before them.
+    /// Notes that the store has committed the entries from `first` through `last`, and knows of the
+    /// ranges before them.
     pub(crate) fn record_commit(&mut self, first: u64, last: u64, events: u64, bytes: u64) {
         // What left memory while it was being committed is not missing after all.
         while let Some(range) = self.holes.pop_back_if(|range| range.last >= first) {

@@ -1,14 +1,14 @@
-//! Which id stands at which place of a log, and where an id stands.
+//! Converts positions to ids and back, by spans of ids that follow one another.
 //!
 //! ```text
-//! places   1 ───── 100 │ 101 ──── 140 │ 141    │ 142 ────
-//! ids      7-1 … 7-100 │ 9-101 … 9-140│ 9-140.1│ 9-143 …      four spans: a restart, an own entry, a hole
+//! positions 1 ───── 100 │ 101 ──── 140 │ 141    │ 142 ────
+//! ids       7-1 … 7-100 │ 9-101 … 9-140│ 9-140.1│ 9-143 …   four spans: a restart, an own entry, a hole
 //! ```
 //!
-//! A relay that numbers by itself has one span for each of its lives. Behind another relay a hole in that one's ids begins a
-//! new one. Within an epoch ids only grow.
+//! A relay that numbers its own entries has one span for each of its lives. Behind another relay a
+//! hole in that relay's ids begins another span. Within an epoch ids only grow.
 //!
-//! Pure. May use: `event`.
+//! May use: `event`.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -23,7 +23,8 @@ pub(crate) struct IdSpans {
     by_id: BTreeMap<EventId, u64>,
 }
 
-/// A run of entries whose ids follow one another: the n-th entry after the first has the first's sequence plus n.
+/// A run of entries whose ids follow one another: the n-th entry after the first has the first's
+/// sequence plus n.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct IdSpan {
     /// Place of its first entry.
@@ -75,7 +76,7 @@ impl IdSpans {
         ids
     }
 
-    /// Notes that `id` stands at `place`, behind everything so far.
+    /// Notes that `first_id` stands at `first_position`, behind everything so far.
     pub(crate) fn append(&mut self, position: u64, id: EventId) {
         let continues_span = self.spans.back().is_some_and(|last| {
             last.first_id.suffix == 0
@@ -102,8 +103,8 @@ impl IdSpans {
         }
     }
 
-    /// The id at a place, none before the first span remembered. At the place before everything, the one before the first
-    /// entry's where there is such an entry.
+    /// The id at a place, none before the first span remembered. At the place before everything,
+    /// the one before the first entry's where there is such an entry.
     pub(crate) fn id_at(&self, position: u64) -> Option<EventId> {
         let first =
             self.spans.iter().take_while(|span| position == 0 && span.first_position <= 1).last();
@@ -113,8 +114,8 @@ impl IdSpans {
         before_first.or_else(|| self.span_at(position).map(|span| span.id_at(position)))
     }
 
-    /// The first place from this one on that has an id to resume from, and the id. Before the first span remembered that is the
-    /// place right before it, under the id right before its first.
+    /// The first place from this one on that has an id to resume from, and the id. Before the first
+    /// span remembered that is the place right before it, under the id right before its first.
     pub(crate) fn first_resumable(&self, position: u64) -> Option<(u64, EventId)> {
         if let Some(id) = self.id_at(position) {
             return Some((position, id));
@@ -160,7 +161,8 @@ impl IdSpans {
         }
     }
 
-    /// The same, for an id that is not before the first of `span` and before the first of any other in its epoch.
+    /// The same, for an id that is not before the first of `span` and before the first of any other
+    /// in its epoch.
     fn find_in(&self, span: IdSpan, id: EventId, newest: u64) -> IdLookup {
         let next = self.spans.partition_point(|other| other.first_position <= span.first_position);
         let last = self.spans.get(next).map_or(newest, |next| next.first_position - 1);
@@ -194,7 +196,8 @@ impl IdSpans {
     }
 }
 
-/// Spans remembered, those of entries long gone included. An id of an older one is answered as unknown.
+/// Spans remembered, those of entries long gone included. An id of an older one is answered as
+/// unknown.
 const MAX_SPANS: usize = 4096;
 
 #[cfg(test)]
@@ -326,7 +329,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever ids come, each stands where it was put, and what lies between two stands behind the first.
+        /// Whatever ids come, each stands where it was put, and what lies between two stands behind
+        /// the first.
         #[test]
         fn ids_are_found_where_they_were_put(steps in proptest::collection::vec((0_u64..3, 1_u64..4, 0_u32..2), 1..60)) {
             let mut ids = IdSpans::default();

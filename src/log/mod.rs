@@ -1,10 +1,10 @@
-//! The log of one product: numbers what comes, keeps the newest in memory and, where there is one, everything in the store,
-//! and shows it to whoever asks.
+//! The log of one product: numbers entries, keeps the newest in memory, and reads them back.
 //!
-//! In: drafts and gaps, in the upstream's order. Out: entries by place, as often as anybody reads. Appending never waits: the
-//! store takes what it keeps out of the memory, when it comes round to it.
+//! In: drafts and gaps, in the upstream's order. Out: entries by position, as often as a reader
+//! asks. Appending never waits: the store's writer takes entries out of memory in its own time,
+//! where a store is configured.
 //!
-//! May use: `causes`, `delivery`, `event`, `metrics`, `throttle`.
+//! May use: `event`, `log_limit`, `metrics`, `store`.
 
 pub(crate) mod backing;
 mod durable_range;
@@ -53,7 +53,8 @@ pub(crate) struct Log {
     appended: Notify,
     /// Entries up to here are in the store, or never will be.
     persisted: watch::Sender<u64>,
-    /// Entries up to here came as history, not as news. All of them do while a relay behind a relay is recovering.
+    /// Entries up to here came as history, not as news. All of them do while a relay behind a relay
+    /// is recovering.
     history_through: AtomicU64,
     created_at: Instant,
     store: Option<Arc<StoreHandle>>,
@@ -115,7 +116,8 @@ impl Log {
         Self::with_state(product, epoch, state, None, metrics)
     }
 
-    /// The log that goes on where the store has kept it, under the epoch that the store has reserved.
+    /// The log that goes on where the store has kept it, under the epoch that the store has
+    /// reserved.
     pub(crate) fn restored(
         product: ProductId,
         bounds: MemoryBounds,
@@ -174,8 +176,8 @@ impl Log {
         &self.product
     }
 
-    /// Writes an event behind everything so far, under an id of this log's, and says where it stands. Never waits for a disk
-    /// or a reader.
+    /// Writes an event behind everything so far, under an id of this log's, and says where it
+    /// stands. Never waits for a disk or a reader.
     pub(crate) fn append(&self, draft: Draft) -> Appended {
         self.append_with_own_id(self.state(), draft)
     }
@@ -206,9 +208,9 @@ impl Log {
         self.push_gap(state, reason, id, after.map(|id| id.to_string().into()));
     }
 
-    /// Writes down a gap that the upstream has announced, unless it is here already. One of which the upstream says that it
-    /// stands before everything, because it does not know the id that it was asked for, is new wherever it stands: it gets
-    /// an id of this log's if need be.
+    /// Writes down a gap that the upstream has announced, unless it is here already. One of which
+    /// the upstream says that it stands before everything, because it does not know the id that it
+    /// was asked for, is new wherever it stands: it gets an id of this log's if need be.
     pub(crate) fn append_numbered_gap(
         &self,
         reason: GapReason,
@@ -274,8 +276,9 @@ impl Log {
         }
     }
 
-    /// The place up to which everything is in the store, or never will be; `u64::MAX` without a store. Told once for each commit.
-    /// Goes back where the file is lost: what is in memory is then committed again.
+    /// The place up to which everything is in the store, or never will be; `u64::MAX` without a
+    /// store. Told once for each commit. Goes back where the file is lost: what is in memory is
+    /// then committed again.
     pub(crate) fn watch_persisted(&self) -> watch::Receiver<u64> {
         self.persisted.subscribe()
     }
@@ -287,8 +290,9 @@ impl Log {
         });
     }
 
-    /// Waits until there is something behind `place`, and returns the entries there, at most `most` of them, with the
-    /// place of the first: greater than `place + 1` when entries were evicted before anybody could look.
+    /// Waits until there is something behind `place`, and returns the entries there, at most `most`
+    /// of them, with the place of the first: greater than `place + 1` when entries were evicted
+    /// before anybody could look.
     ///
     /// For the one reader that follows the log, the fan-out: it alone is woken.
     ///
@@ -310,7 +314,8 @@ impl Log {
         }
     }
 
-    /// The id of the entry at `place`; at 0, of the place before everything. None where nobody remembers.
+    /// The id of the entry at `place`; at 0, of the place before everything. None where nobody
+    /// remembers.
     pub(crate) fn id_at(&self, position: u64) -> Option<EventId> {
         self.state().ids.id_at(position)
     }
@@ -327,13 +332,14 @@ impl Log {
         (newest > 0).then(|| state.ids.id_at(newest)).flatten()
     }
 
-    /// Whether there were entries before this process began: what came since the last of them is missing.
+    /// Whether there were entries before this process began: what came since the last of them is
+    /// missing.
     pub(crate) fn has_prior_entries(&self) -> bool {
         self.state().has_prior_entries
     }
 
-    /// Notes that the upstream has answered, and who gives the ids from now on. A relay begins with what came meanwhile, up to
-    /// its first heartbeat.
+    /// Notes that the upstream has answered, and who gives the ids from now on. A relay begins with
+    /// what came meanwhile, up to its first heartbeat.
     pub(crate) fn set_numbering(&self, numbering: Numbering) {
         let mut state = self.state();
         state.numbering = numbering;
@@ -354,7 +360,7 @@ impl Log {
         self.state().numbering == Numbering::Undecided
     }
 
-    /// Notes that what comes from now on is history, until [`Log::has_recovered`] says otherwise.
+    /// Notes that what comes from now on is history, until [`Log::finish_replay`] says otherwise.
     pub(crate) fn begin_recovery(&self) {
         self.history_through.store(u64::MAX, Ordering::SeqCst);
     }
@@ -368,8 +374,8 @@ impl Log {
         }
     }
 
-    /// Whether it has everything that it can have by now, as far as it knows: its upstream is a connector, which repeats
-    /// nothing, or a relay that has come to the end of what it repeats.
+    /// Whether it has everything that it can have by now, as far as it knows: its upstream is a
+    /// connector, which repeats nothing, or a relay that has come to the end of what it repeats.
     pub(crate) fn has_caught_up(&self) -> bool {
         let state = self.state();
         let is_up = match state.numbering {
@@ -385,8 +391,8 @@ impl Log {
         self.state().link == UpstreamLink::Replaying
     }
 
-    /// Whether it is behind the relay that numbers it: what is ahead of it may come with the replay. From one that has been
-    /// away for long, nobody knows when.
+    /// Whether it is behind the relay that numbers it: what is ahead of it may come with the
+    /// replay. From one that has been away for long, nobody knows when.
     pub(crate) fn is_behind_upstream(&self) -> bool {
         let state = self.state();
         let is_behind = match state.link {
@@ -407,8 +413,8 @@ impl Log {
         self.history_through.load(Ordering::SeqCst)
     }
 
-    /// Takes the events of a session out of memory, and returns how many of them the store does not have. Of the others, it
-    /// has copies of its own.
+    /// Takes the events of a session out of memory, and returns how many of them the store does not
+    /// have. Of the others, it has copies of its own.
     pub(crate) fn erase(&self, session: &SessionId) -> u64 {
         let mut state = self.state();
         let places = state.ring.erase(session);
@@ -454,7 +460,8 @@ impl LogState {
         (position < self.ring.newest_position()).then(|| self.ids.id_at(position + 1)).flatten()
     }
 
-    /// The id of the next entry of this log's own: behind one of the upstream's that one's with a suffix.
+    /// The id of the next entry of this log's own: behind one of the upstream's that one's with a
+    /// suffix.
     fn next_own_id(&self, epoch: u64) -> EventId {
         let newest = self.ring.newest_position();
         match self.ids.id_at(newest).filter(|_| self.numbering == Numbering::Upstream && newest > 0)
@@ -498,8 +505,8 @@ pub(crate) struct LogStats {
     pub(crate) newest_id: Option<EventId>,
 }
 
-/// Who gave the id of the newest entry kept, as far as that tells. An own one behind no other's has its place for a sequence;
-/// an upstream's may have, too.
+/// Who gave the id of the newest entry kept, as far as that tells. An own one behind no other's has
+/// its place for a sequence; an upstream's may have, too.
 fn infer_numbering(newest: u64, id: Option<EventId>) -> Numbering {
     match id {
         Some(id) if newest > 0 && (id.sequence != newest || id.suffix > 0) => Numbering::Upstream,
@@ -507,8 +514,8 @@ fn infer_numbering(newest: u64, id: Option<EventId>) -> Numbering {
     }
 }
 
-/// How long a relay may be away before clients with ids that are ahead need not wait for it: a restart, or the move to another
-/// machine.
+/// How long a relay may be away before clients with ids that are ahead need not wait for it: a
+/// restart, or the move to another machine.
 const UPSTREAM_OUTAGE_GRACE: Duration = Duration::from_secs(60);
 
 /// The span that begins with the first id of an epoch.
@@ -519,7 +526,8 @@ pub(crate) fn first_span_of_epoch(newest: u64, epoch: u64) -> IdSpan {
     }
 }
 
-/// Unix milliseconds, or one more than the highest epoch so far if the clock has been set back since.
+/// Unix milliseconds, or one more than the highest epoch so far if the clock has been set back
+/// since.
 pub(crate) fn epoch_after(highest: u64) -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX).max(highest.saturating_add(1))

@@ -1,6 +1,7 @@
-//! The log as the store's writer sees it: a reader that takes everything, once, and says when it is safe.
+//! The log as the store's writer sees it: hands out each uncommitted entry once, and records
+//! commits.
 //!
-//! May use: `event`, the log's own state.
+//! May use: `event`, `store`.
 
 use super::{Hole, IdSpan, Log, LogState, durable_range::DurableRange};
 use crate::{
@@ -49,7 +50,8 @@ impl Log {
             holes,
         };
         durable.claimed_through = batch.last();
-        // Those that began in a missing range, too; and the first of all, which may begin before the first place.
+        // Those that began in a missing range, too; and the first of all, which may begin before
+        // the first place.
         let unacknowledged_from = if durable.acknowledged_through() == 0 {
             0
         } else {
@@ -59,7 +61,7 @@ impl Log {
         Some(batch)
     }
 
-    /// Notes that what [`Log::unkept`] has given is in the store.
+    /// Notes that what [`Log::next_unpersisted`] has given is in the store.
     pub(crate) fn mark_persisted(&self, batch: &UnpersistedBatch) {
         let mut state = self.state();
         let Some(durable) = &mut state.durable else { return };
@@ -92,8 +94,9 @@ impl Log {
         self.metrics.set_store_usage(durable.events, durable.bytes);
     }
 
-    /// Whether a file that has this of the log is the one that the log knows. If so, the log goes by the file from now on: it
-    /// may have got a commit, or have lost what is too old, although that was reported as failed.
+    /// Whether a file that has this of the log is the one that the log knows. If so, the log goes
+    /// by the file from now on: it may have got a commit, or have lost what is too old, although
+    /// that was reported as failed.
     pub(crate) fn reconcile_with(&self, kept: PersistedLog) -> bool {
         let mut state = self.state();
         let memory_evicted_through = state.ring.evicted_through();
@@ -112,7 +115,8 @@ impl Log {
         true
     }
 
-    /// Notes that the store's file is lost. Returns the first place that the new one can have, and the spans up to there.
+    /// Notes that the store's file is lost. Returns the first place that the new one can have, and
+    /// the spans up to there.
     pub(crate) fn mark_store_lost(&self, product_number: u32) -> (u64, Vec<IdSpan>) {
         let mut state = self.state();
         let memory_evicted_through = state.ring.evicted_through();
@@ -124,7 +128,8 @@ impl Log {
             self.metrics.set_store_usage(0, 0);
             self.notify_persisted(&state);
         }
-        // A later one comes with its first entry: alone, it would outlive this life of the log in the file.
+        // A later one comes with its first entry: alone, it would outlive this life of the log in
+        // the file.
         (memory_evicted_through + 1, state.ids.spans_between(0, memory_evicted_through + 1))
     }
 

@@ -1,6 +1,6 @@
-//! The log as publishers see it: a door beside the upstream's, and word of when what came in by it is safe.
+//! The log as publishers see it: appends an event, and reports when it is committed.
 //!
-//! May use: `event`, the log's own state.
+//! May use: `event`.
 
 use tokio::time::{Duration, MissedTickBehavior, interval, timeout};
 
@@ -31,7 +31,7 @@ impl Log {
     ///
     /// # Errors
     ///
-    /// [`NumberedElsewhere`], from the moment at which that is known.
+    /// [`NumberedByUpstream`], from the moment at which that is known.
     pub(crate) fn publish(&self, draft: Draft) -> Result<Appended, NumberedByUpstream> {
         let state = self.state();
         if state.numbering == Numbering::Upstream {
@@ -40,8 +40,8 @@ impl Log {
         Ok(self.append_with_own_id(state, draft))
     }
 
-    /// Waits until the entry at `place` is in the store. False without a store, and as soon as the store keeps less than it
-    /// promises, or has lost the entry.
+    /// Waits until the entry at `position` is in the store. False without a store, and as soon as
+    /// the store keeps less than it promises, or has lost the entry.
     ///
     /// # Cancel safety
     ///

@@ -1,6 +1,6 @@
-//! The log as its readers see it: where an id stands, and what comes behind a place.
+//! The log as its readers see it: finds the position of an id, and reads what follows a position.
 //!
-//! May use: `event`, the log's own state.
+//! May use: `event`, `store`.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -13,8 +13,8 @@ use crate::{
 };
 
 impl Log {
-    /// Gives a reader at `place` what it sees next: entries that `scope` admits, in order and within `limits`, behind those
-    /// in `handover`; or says where to find it.
+    /// Gives a reader at `place` what it sees next: entries that `scope` admits, in order and
+    /// within `limits`, behind those in `handover`; or says where to find it.
     pub(crate) fn read_after(
         &self,
         position: u64,
@@ -53,8 +53,8 @@ impl Log {
         }
     }
 
-    /// Where a reader who asks for `start` stands. While `may_wait` is set, one whose id a relay behind a relay may still get
-    /// stands nowhere yet.
+    /// Where a reader who asks for `start` stands. While `may_wait` is set, one whose id a relay
+    /// behind a relay may still get stands nowhere yet.
     pub(crate) fn resolve_start(&self, start: &StartPosition, may_wait: bool) -> ResolvedStart {
         let state = self.state();
         let oldest = state.evicted_through();
@@ -92,14 +92,15 @@ impl Log {
         }
     }
 
-    /// The notice for someone who came with an id that is not of this log: it stands before the oldest entry kept.
+    /// The notice for someone who came with an id that is not of this log: it stands before the
+    /// oldest entry kept.
     fn unknown_id_gap(&self, state: &LogState, after: Option<EventId>) -> Gap {
         self.metrics.record_gap(GapReason::UnknownId);
         self.gap_through(state, GapReason::UnknownId, after, state.evicted_through())
     }
 
-    /// The notice for a reader whose next entries up to `through` are gone; `after` is the last id it has, if any. It goes on
-    /// behind the notice's place.
+    /// The notice for a reader whose next entries up to `lost_through` are gone; `after` is the
+    /// last id it has, if any. It goes on behind the notice's place.
     pub(crate) fn lost_gap(
         &self,
         reason: GapReason,
@@ -117,8 +118,9 @@ impl Log {
         self.metrics.record_gap(GapReason::NotKept);
     }
 
-    /// The notice that everything up to `place` is gone. Where nobody remembers the id of that place any more, it reaches up to
-    /// one that has an id: who came back with any other would get the notice, and what follows it, again and again.
+    /// The notice that everything up to `place` is gone. Where nobody remembers the id of that
+    /// place any more, it reaches up to one that has an id: who came back with any other would get
+    /// the notice, and what follows it, again and again.
     fn gap_through(
         &self,
         state: &LogState,
@@ -154,7 +156,8 @@ pub(crate) enum ResolvedStart {
     After(u64),
     /// It wants whatever is kept, which at this moment begins behind this place.
     BeforeOldest(u64),
-    /// What follows its id is not here: first this notice, then whatever is kept behind the notice's place.
+    /// What follows its id is not here: first this notice, then whatever is kept behind the
+    /// notice's place.
     Lost(Gap),
     /// Its id is not here yet, but may come.
     NotYetKnown,
@@ -163,7 +166,7 @@ pub(crate) enum ResolvedStart {
 /// What a reader finds behind its place.
 #[derive(Debug)]
 pub(crate) enum ReadOutcome {
-    /// It has now been given, or may not see, everything up to `through`.
+    /// It has now been given, or may not see, everything up to `lost_through`.
     Entries {
         /// The place it has come to.
         read_through: u64,
@@ -177,7 +180,7 @@ pub(crate) enum ReadOutcome {
         /// For what.
         request: ReadRequest,
     },
-    /// Everything up to `through` is gone.
+    /// Everything up to `lost_through` is gone.
     Lost {
         /// Why.
         reason: GapReason,
@@ -186,6 +189,6 @@ pub(crate) enum ReadOutcome {
     },
 }
 
-/// The upstream's first answer tells whether it is a relay, whose ids may still come. One that has not answered for so long
-/// after the start does not hold up those who come with an id.
+/// The upstream's first answer tells whether it is a relay, whose ids may still come. One that has
+/// not answered for so long after the start does not hold up those who come with an id.
 const NUMBERING_DECISION_TIMEOUT: Duration = Duration::from_secs(3);

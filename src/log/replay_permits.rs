@@ -1,10 +1,13 @@
-//! Whose turn it is to read from the store: so many readers at one time, the others in the order they came.
+//! Permits for reading from the store: a bounded number of readers at a time, the others in FIFO
+//! order.
 //!
-//! A reader keeps its turn until it has caught up, or until it has had its answer for [`PATIENCE`] without asking again: one
-//! whose socket has stalled must not hold up the queue. While a question of its is out, the turn is in use, however slow the
-//! disk is. A turn that comes free is given to the first in the queue at once: as long as anybody waits, all turns are taken.
+//! A reader keeps its permit until it has caught up, or has had its answer for
+//! [`REPLAY_PERMIT_IDLE_TIMEOUT`] without asking again, because a reader whose socket has stalled
+//! must not hold up the queue. While a read is under way the permit is in use, however slow the
+//! disk is. A permit that is returned goes to the head of the queue at once: while a reader waits,
+//! all permits are taken.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +40,7 @@ struct PermitQueue {
 }
 
 impl ReplayPermits {
-    /// Turns for `most` readers at one time.
+    /// Turns for `capacity` readers at one time.
     pub(crate) fn new(capacity: usize) -> Arc<Self> {
         Arc::new(Self { capacity: capacity.max(1), queue: Mutex::default() })
     }
@@ -61,7 +64,8 @@ impl ReplayPermits {
 }
 
 impl PermitQueue {
-    /// Takes back the turns that lie idle. Everybody who waits calls this every now and then: once in a while is enough.
+    /// Takes back the turns that lie idle. Everybody who waits calls this every now and then: once
+    /// in a while is enough.
     fn reclaim_idle(&mut self, now: Instant) {
         if self
             .last_reclaim
@@ -128,7 +132,8 @@ pub(crate) struct ReplayPermit {
 impl ReplayPermit {
     /// Waits for the turn, or keeps it.
     ///
-    /// The waker is called when there is a turn for it. Turns that are merely not used any more show at the next call.
+    /// The waker is called when there is a turn for it. Turns that are merely not used any more
+    /// show at the next call.
     pub(crate) fn poll_acquire(&mut self, context: &Context<'_>) -> Poll<()> {
         let (now, capacity) = (Instant::now(), self.pool.capacity);
         let mut queue = self.pool.queue();
@@ -147,7 +152,8 @@ impl ReplayPermit {
         if is_acquired { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Notes that a question is put: until what is returned is dropped, the turn is in use. There is one at a time.
+    /// Notes that a question is put: until what is returned is dropped, the turn is in use. There
+    /// is one at a time.
     pub(crate) fn begin_use(&self) -> PermitInUse {
         self.pool.set_idle_since(self.number, None);
         PermitInUse { number: self.number, pool: Arc::clone(&self.pool) }
@@ -165,7 +171,8 @@ impl Drop for ReplayPermit {
     }
 }
 
-/// A question that is out. It goes with the question, not with the reader, who may not look for the answer for a long time.
+/// A question that is out. It goes with the question, not with the reader, who may not look for the
+/// answer for a long time.
 #[derive(Debug)]
 pub(crate) struct PermitInUse {
     number: u64,

@@ -1,8 +1,9 @@
 //! Every metric family, declared once with name, help and unit, and the handles that rooms hold.
 //!
-//! Labels come from the configuration or from a fixed list, never from traffic. Names are interface.
+//! Labels come from the configuration or from a fixed list, never from traffic. Names are
+//! interface.
 //!
-//! May use: `delivery`, `event`, `envelope`.
+//! May use: `envelope`, `event`.
 
 mod removal;
 mod webhooks;
@@ -52,7 +53,8 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// When a family is declared twice: a mistake in this file, which any start of the binary shows.
+    /// When a family is declared twice: a mistake in this file, which any start of the binary
+    /// shows.
     pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let families = FamilyBuilder { registry: &registry };
@@ -335,7 +337,8 @@ pub(crate) enum ShedReason {
     Draining,
     /// The process may open no further file.
     NoFileDescriptor,
-    /// There are as many connections as the limit on open files, or `server.max_subscribers`, leaves room for.
+    /// There are as many connections as the limit on open files, or `server.max_subscribers`,
+    /// leaves room for.
     MaxConnections,
 }
 
@@ -386,7 +389,8 @@ pub(crate) struct UpstreamMetrics {
 }
 
 impl UpstreamMetrics {
-    /// Counts an event received at `now`; `lag` is none where the payload does not say when it was forwarded.
+    /// Counts an event received at `now`; `lag` is none where the payload does not say when it was
+    /// forwarded.
     pub(crate) fn record_event(&self, kind: &Kind, lag: Option<Duration>, now: SystemTime) {
         let counter = match kind {
             Kind::Actions => &self.actions,

@@ -1,6 +1,6 @@
 //! The families of webhooks. Their label is the webhook's id, which operators give.
 //!
-//! May use: `delivery`.
+//! May use: `webhook_delivery`.
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,

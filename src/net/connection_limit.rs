@@ -1,24 +1,34 @@
-//! How many connections there may be, and the last file descriptor.
+//! The limit on connections, and the reserve file descriptor.
 //!
-//! Whoever comes when all places are taken is still let in to be told so, as long as there is one of a few more places for that;
-//! everybody beyond is turned away without a word.
+//! Connections within the limit are served. A few beyond it are accepted, too, to be answered 503;
+//! all others are closed without an answer. A permit lives as long as its socket.
 //!
-//! May use: `throttle`.
+//! May use: `log_limit`.
 
 use std::{fs::File, sync::Arc};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::log_limit::LogRateLimit;
 
-/// The places of one listener.
+/// Permits for the connections of one listener.
 #[derive(Debug)]
 pub(super) struct ConnectionLimit {
     within_limit: Arc<Semaphore>,
     over_limit: Arc<Semaphore>,
 }
 
-/// A connection's place, given back when this is dropped.
+/// Accepted socket and its permit, which stay together until the socket is closed.
+#[derive(Debug)]
+pub(crate) struct AcceptedSocket {
+    pub(crate) stream: TcpStream,
+    pub(crate) permit: ConnectionPermit,
+}
+
+/// Permit for one connection, returned when dropped.
 #[derive(Debug)]
 pub(crate) struct ConnectionPermit {
     _permit: OwnedSemaphorePermit,
@@ -26,16 +36,18 @@ pub(crate) struct ConnectionPermit {
 
 #[cfg(test)]
 impl ConnectionPermit {
-    /// Where nobody counts.
+    /// Returns a permit that no limit counts.
     pub(crate) fn uncounted() -> Self {
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned();
-        Self { _permit: permit.expect("there is one") }
+        Self { _permit: permit.expect("a new semaphore has a permit") }
     }
 }
 
 impl ConnectionLimit {
-    /// So many, and a few more.
+    /// Admits `max_connections`, and up to [`MAX_OVER_LIMIT_CONNECTIONS`] more that are only
+    /// answered 503.
     pub(super) fn new(max_connections: usize) -> Self {
+        // `Semaphore::new` panics above MAX_PERMITS, and the limit comes from the configuration.
         let semaphore =
             |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
         Self {
@@ -44,7 +56,9 @@ impl ConnectionLimit {
         }
     }
 
-    /// A place, and whether it is one of those beyond the limit. None if these are taken, too.
+    /// Returns a permit, and whether it is one beyond the limit; `None` if those are taken, too.
+    ///
+    /// Never waits: a connection that must wait for a permit would hold a descriptor meanwhile.
     pub(super) fn try_acquire(&self) -> Option<(ConnectionPermit, bool)> {
         let take = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).try_acquire_owned().ok();
         let connection_permit =
@@ -54,12 +68,14 @@ impl ConnectionLimit {
     }
 }
 
-/// A file descriptor that is kept for the moment when there is no other: given up, it lets in one connection, which is closed at
-/// once. So newcomers are turned away instead of waiting for what may never come.
+/// File descriptor that is kept open to accept one connection with when no other is left.
+///
+/// Released, it lets one connection in, which is closed at once. So peers are refused instead of
+/// waiting in the accept queue for a descriptor that may never come.
 #[derive(Debug)]
 pub(super) struct ReserveDescriptor {
     file: Option<File>,
-    /// The operator need not hear of each connection.
+    /// Limits the warnings to the operator: connections may be refused at any rate.
     pub(super) throttle: LogRateLimit,
 }
 
@@ -68,21 +84,23 @@ impl ReserveDescriptor {
         Self { file: File::open(DEV_NULL).ok(), throttle: LogRateLimit::default() }
     }
 
-    /// Gives it up. False if it is gone: then there is nothing to do but to wait.
+    /// Closes the descriptor. Returns false if it could not be reacquired since it was last
+    /// released: then the caller can only wait.
     pub(super) fn release(&mut self) -> bool {
         self.file.take().is_some()
     }
 
-    /// Tries to have it again.
+    /// Tries to open the descriptor again.
     pub(super) fn reacquire(&mut self) {
         self.file = File::open(DEV_NULL).ok();
     }
 }
 
-/// Those who are being told that there is no place.
+/// Connections that are being answered 503 at one time. They cost descriptors, which
+/// `app/fd_limit.rs` reserves.
 const MAX_OVER_LIMIT_CONNECTIONS: usize = 64;
 
-/// Opening it neither waits nor reads anything.
+/// A file that can be opened without waiting and without reading anything.
 const DEV_NULL: &str = "/dev/null";
 
 #[cfg(test)]
@@ -90,16 +108,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beyond_the_limit_a_few_are_told_and_the_others_turned_away_until_somebody_leaves() {
+    fn beyond_the_limit_a_few_connections_get_a_permit_and_others_none_until_a_permit_returns() {
         let connection_limit = ConnectionLimit::new(2);
         let over_limit_flag = |acquired: &Option<(ConnectionPermit, bool)>| {
             acquired.as_ref().map(|(_, is_surplus)| *is_surplus)
         };
         let mut regular: Vec<_> = (0..2).map(|_| connection_limit.try_acquire()).collect();
-        assert!(regular.iter().all(|place| over_limit_flag(place) == Some(false)));
+        assert!(regular.iter().all(|permit| over_limit_flag(permit) == Some(false)));
         let surplus: Vec<_> =
             (0..MAX_OVER_LIMIT_CONNECTIONS).map(|_| connection_limit.try_acquire()).collect();
-        assert!(surplus.iter().all(|place| over_limit_flag(place) == Some(true)));
+        assert!(surplus.iter().all(|permit| over_limit_flag(permit) == Some(true)));
         assert!(connection_limit.try_acquire().is_none());
         regular.pop();
         assert_eq!(over_limit_flag(&connection_limit.try_acquire()), Some(false));

@@ -1,6 +1,9 @@
-//! A socket with deadlines: hyper has none before the first byte, and none for a peer that takes nothing.
+//! A socket with deadlines for the head of a request and for writes.
 //!
-//! May use: `wheel`.
+//! hyper has no time-out before the first byte of a head, and none for a peer that takes nothing.
+//! Both deadlines are ticks of the timer wheel: no connection has a timer of its own.
+//!
+//! May use: `timer_wheel`.
 
 use std::{
     io,
@@ -16,30 +19,32 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{ConnectionPermit, ConnectionSettings, ConnectionState};
+use super::{
+    connection_limit::{AcceptedSocket, ConnectionPermit},
+    detach::ConnectionState,
+    routes::ConnectionSettings,
+};
 use crate::timer_wheel::Alarm;
 
-/// A connection's socket, and its place among those of the listener.
-#[derive(Debug)]
-pub(crate) struct AcceptedSocket {
-    pub(crate) stream: TcpStream,
-    pub(crate) permit: ConnectionPermit,
-}
-
-/// A connection's socket with deadlines. Reading fails when no request came in time, writing when the peer takes nothing for too long.
+/// Socket of a connection, with deadlines.
+///
+/// Reads fail with `TimedOut` when no request came in time, writes when the peer took nothing for
+/// `write_timeout`.
 #[derive(Debug)]
 pub(crate) struct DeadlineSocket {
     stream: TcpStream,
-    /// What has been read from it before, and not been looked at.
+    /// Bytes that hyper read beyond the head of an upgrade request, returned by reads before the
+    /// socket's own.
     read_ahead: Bytes,
-    /// Reads that are left until somebody sets it anew; whoever owns it may have as many as there are.
+    /// Reads that are left in this turn; `None` means no limit, for a socket with a task of its
+    /// own.
     read_budget: Option<u8>,
     permit: ConnectionPermit,
     alarm: Alarm,
     /// Tick at which a request must have come.
     head_due: u64,
     write_timeout: Duration,
-    /// Tick at which the socket must have taken something, while it is full.
+    /// Tick at which the socket must have taken something; set while the socket is full.
     write_due: Option<u64>,
     state: Arc<ConnectionState>,
 }
@@ -67,17 +72,21 @@ impl DeadlineSocket {
         }
     }
 
-    /// The socket, without deadlines.
+    /// Returns the socket without its deadlines.
     pub(super) fn into_socket(self) -> AcceptedSocket {
         AcceptedSocket { stream: self.stream, permit: self.permit }
     }
 
-    /// Whoever reads gets this first.
+    /// Makes the next reads return `read_ahead` first.
     pub(super) fn unread(&mut self, read_ahead: &[u8]) {
-        self.read_ahead = Bytes::copy_from_slice(read_ahead); // the rest of hyper's buffer is not kept with it
+        // A copy: `read_buf` is a view that would keep all of hyper's read buffer alive.
+        self.read_ahead = Bytes::copy_from_slice(read_ahead);
     }
 
-    /// The socket, and what guards it again once it belongs to another runtime.
+    /// Splits the socket from its deadlines, and returns the function that joins them again.
+    ///
+    /// A tokio socket belongs to the runtime it was registered with. To move to a shard, the socket
+    /// leaves this runtime, is registered with the shard's, and gets its deadlines back there.
     pub(crate) fn into_parts(self) -> (AcceptedSocket, impl FnOnce(AcceptedSocket) -> Self + Send) {
         let Self {
             stream,
@@ -104,18 +113,22 @@ impl DeadlineSocket {
         (AcceptedSocket { stream, permit }, rebuild)
     }
 
-    /// Allows so many reads until it is called again: a peer that sends without end is not to keep a thread for itself.
+    /// Allows `reads` reads until the next call, so that a peer that sends without end does not
+    /// keep its shard's thread.
     pub(crate) fn set_read_budget(&mut self, reads: u8) {
         self.read_budget = Some(reads);
     }
 
-    /// From now on the peer has this time for a request: what came before, such as a TLS handshake, had its own.
+    /// Restarts the head deadline, for the first request after a TLS handshake.
     pub(super) fn restart_head_deadline(&mut self, head_timeout: Duration) {
         self.head_due = self.alarm.wheel().tick_after(head_timeout);
     }
 
-    /// Judges a write: progress lifts the deadline, a full socket sets it, and past it the peer counts as stalled. What its
-    /// exchange has been given as an end is no fault of the peer's.
+    /// Applies the write deadline to the outcome of a write.
+    ///
+    /// Progress clears the deadline, a full socket sets it, and past it the peer counts as stalled.
+    /// A forced close past its own tick fails the write, too, but does not count as a stall: the
+    /// relay set that end, the peer did nothing wrong.
     fn apply_write_deadline(
         &mut self,
         written: Poll<io::Result<usize>>,
@@ -127,12 +140,16 @@ impl DeadlineSocket {
                 Poll::Ready(result.map_err(|error| self.record_stall(error)))
             }
             Poll::Pending => {
+                // Kept across polls: hyper polls a full socket whenever its task wakes, and only
+                // bytes taken by the kernel may extend the deadline.
                 let due = *self
                     .write_due
                     .get_or_insert_with(|| self.alarm.wheel().tick_after(self.write_timeout));
                 if self.alarm.wheel().current_tick() >= due {
                     return Poll::Ready(Err(self.record_stall(io::ErrorKind::TimedOut.into())));
                 }
+                // Registers the waker before it loads the tick, so that a close scheduled from now
+                // on wakes this task.
                 let forced_close_due = self.state.forced_close.due_tick(context.waker());
                 if self.alarm.wheel().current_tick() >= forced_close_due {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -143,9 +160,12 @@ impl DeadlineSocket {
         }
     }
 
-    /// The kernel's own user time-out means the same as ours.
+    /// Marks the connection as stalled if `error` is a time-out, ours or the kernel's
+    /// (`TCP_USER_TIMEOUT`).
     fn record_stall(&self, error: io::Error) -> io::Error {
         if error.kind() == io::ErrorKind::TimedOut {
+            // Relaxed: a flag that publishes no other memory, written before the error is returned
+            // to hyper, which then drops the exchange that reads it.
             self.state.stalled.store(true, Ordering::Relaxed);
         }
         error
@@ -165,13 +185,18 @@ impl AsyncRead for DeadlineSocket {
         }
         match &mut self.read_budget {
             Some(0) => {
-                context.waker().wake_by_ref(); // others are to have their turn
+                // Puts this task behind the others that are ready, and reads on in its next turn.
+                // Without a wake-up the socket would stay readable and never be read: tokio wakes a
+                // task only after a read returned `WouldBlock`.
+                context.waker().wake_by_ref();
                 return Poll::Pending;
             }
             Some(remaining) => *remaining -= 1,
             None => {}
         }
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        // Only before the first request: afterwards the deadlines are hyper's
+        // (`header_read_timeout`) and, on HTTP/2, the idle deadline of `http2`.
         if read.is_pending() && !self.state.has_request.load(Ordering::Relaxed) {
             if self.alarm.wheel().current_tick() >= self.head_due {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -206,7 +231,9 @@ impl AsyncWrite for DeadlineSocket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.state.detach.mark_flushed(); // hyper flushes when it has nothing left to write
+        // hyper flushes only once its write buffer is empty: everything that it had is with the
+        // kernel.
+        self.state.detach.mark_flushed();
         Pin::new(&mut self.stream).poll_flush(context)
     }
 

@@ -1,14 +1,20 @@
-//! Taking a connection's socket out of hyper, once the head of an answer has been sent.
+//! Detaching a connection from hyper (Go: hijack), once the head of a response has been sent.
 //!
-//! hyper keeps two buffers and the state of a parser for each connection, and passes every frame through both. A stream that
-//! lasts for hours needs none of that after its head. So hyper reads the request and writes the head, and from then on the body
-//! is written by whoever has taken the socket, and the TLS session above it.
+//! hyper keeps two buffers and a parser's state for each connection, and passes every frame through
+//! both. A stream that lasts for hours needs none of these after its head. So hyper reads the
+//! request and writes the head, and then gives the socket, and the TLS session above it, to the
+//! *continuation*, which writes the rest of the body.
 //!
 //! ```text
-//! nobody asks ─► hyper asks for the body's second piece: the head and the first are in its buffer ─► hyper flushes: they are sent
+//! ATTACHED   hyper has not asked for the body's second piece
+//! BUFFERED   it has: the head and the first piece are in its buffer
+//! SENT       it has flushed: they are with the kernel, and the continuation gets the socket
 //! ```
 //!
-//! May use: nothing.
+//! All steps of one connection are taken by its own task: hyper polls the body and flushes the
+//! socket there, and `http1::Http1Connection` looks at the step after each of its polls.
+//!
+//! May use: `timer_wheel`.
 
 use std::{
     convert::Infallible,
@@ -16,46 +22,81 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
     },
     task::{Context, Poll},
 };
 
-use super::{AcceptedSocket, ConnectionState, TlsSession};
 use bytes::Bytes;
 use http_body::Frame;
 
-/// Where a connection is on the way out of hyper.
+use super::{connection_limit::AcceptedSocket, forced_close::ForcedClose, tls::TlsSession};
+use crate::timer_wheel::TimerWheel;
+
+/// State that a connection's socket, its streams and its handlers share.
+#[derive(Debug)]
+pub(crate) struct ConnectionState {
+    /// Whether a request has come: the head deadline ends with it.
+    pub(super) has_request: AtomicBool,
+    /// Whether the socket was given up because the peer took nothing.
+    pub(super) stalled: AtomicBool,
+    pub(super) detach: DetachState,
+    pub(super) forced_close: Arc<ForcedClose>,
+}
+
+impl ConnectionState {
+    pub(super) fn new(wheel: &Arc<TimerWheel>) -> Self {
+        Self {
+            has_request: AtomicBool::default(),
+            stalled: AtomicBool::default(),
+            detach: DetachState::default(),
+            forced_close: ForcedClose::new(wheel),
+        }
+    }
+
+    /// Returns whether the socket was closed because it took nothing for `write_timeout`.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Relaxed)
+    }
+}
+
+/// How far a connection is on its way out of hyper.
 #[derive(Default)]
 pub(super) struct DetachState {
+    // Relaxed everywhere: only the connection's task reads and writes the step. The atomic is there
+    // because `ConnectionState` is shared, and a task that moves to another thread is synchronised
+    // by the runtime. The continuation has a lock of its own.
     step: AtomicU8,
     continuation: Mutex<Option<Continuation>>,
 }
 
-/// Who goes on with the socket, and with the TLS session above it.
+/// Receives the socket, and the TLS session above it.
 type Continuation = Box<dyn FnOnce(AcceptedSocket, Option<TlsSession>) + Send>;
 
 impl DetachState {
-    /// The socket is to be given to `heir` once the answer's head has been sent.
+    /// Registers the function that receives the socket once the head of the response is sent.
     pub(super) fn arm(&self, continuation: Continuation) {
         *self.continuation.lock().unwrap_or_else(PoisonError::into_inner) = Some(continuation);
     }
 
-    /// hyper has all that it gets. It asks again after it has flushed.
+    /// Records that hyper has buffered everything it will get. hyper flushes next.
     fn mark_buffered(&self) {
         if self.step.load(Relaxed) == ATTACHED {
             self.step.store(BUFFERED, Relaxed);
         }
     }
 
-    /// hyper has handed everything it had to the socket.
+    /// Records that hyper has passed everything it had to the socket.
+    ///
+    /// A flush before [`DetachState::mark_buffered`] is one of the head alone, or of an earlier
+    /// response, and does not count.
     pub(super) fn mark_flushed(&self) {
         if self.step.load(Relaxed) == BUFFERED {
             self.step.store(SENT, Relaxed);
         }
     }
 
-    /// Who gets the socket now, if it is time.
+    /// Returns the continuation if the head is sent, for the caller to call it.
     pub(super) fn take_ready(&self) -> Option<Continuation> {
         if self.step.load(Relaxed) != SENT {
             return None;
@@ -63,7 +104,7 @@ impl DetachState {
         self.take()
     }
 
-    /// Who will not get it: the connection has ended, or the answer is not sent.
+    /// Takes the continuation away, whatever the step.
     fn take(&self) -> Option<Continuation> {
         self.continuation.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -71,11 +112,11 @@ impl DetachState {
 
 impl fmt::Debug for DetachState {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Handover").field("step", &self.step).finish_non_exhaustive()
+        formatter.debug_struct("DetachState").field("step", &self.step).finish_non_exhaustive()
     }
 }
 
-/// A body that begins with one piece, and whose rest somebody else writes.
+/// Body of one piece, after which it stays pending until the connection is detached.
 #[derive(Debug)]
 pub(super) struct DetachingBody {
     pub(super) first: Option<Bytes>,
@@ -93,7 +134,8 @@ impl http_body::Body for DetachingBody {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        // Nobody is woken: the connection is taken apart within the same poll, or the next in which its socket takes the head.
+        // `Pending` without a registered waker is safe here: the connection is detached at the end
+        // of this very poll, or of the poll in which its socket takes the rest of the head.
         self.state.detach.mark_buffered();
         Poll::Pending
     }
@@ -101,12 +143,13 @@ impl http_body::Body for DetachingBody {
 
 impl Drop for DetachingBody {
     fn drop(&mut self) {
-        // hyper does not send it, or no more of it: whoever waits for the socket is to give back what it holds.
+        // hyper does not send this response, or no more of it. The continuation owns what its
+        // subscriber was admitted with; that is returned now and not when the connection ends.
         drop(self.state.detach.take());
     }
 }
 
-/// hyper is still to ask for more.
+/// hyper has not asked for the second piece yet.
 const ATTACHED: u8 = 0;
 
 /// The head, and the body's first piece, are in hyper's buffer.

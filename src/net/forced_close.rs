@@ -1,10 +1,11 @@
-//! An end for whoever takes nothing.
+//! The forced-close deadline of one exchange whose peer takes nothing.
 //!
-//! While a peer takes nothing, nothing is asked of the body that is sent to it: it cannot see that its time is over. Whoever
-//! guards the socket (`guarded`) or the HTTP/2 stream (`patience`) looks here while it is blocked, and only then: who reads
-//! gets a proper end from the body itself.
+//! While a peer takes nothing, hyper asks its body for nothing, so the body cannot see that its
+//! token has expired or that an operator has ended it. `deadline_socket` and `stream_deadline` look
+//! at this deadline while they are blocked, and only then: a subscriber that reads gets a proper
+//! end from the body itself.
 //!
-//! May use: `wheel`.
+//! May use: `timer_wheel`.
 
 use std::{
     sync::{
@@ -19,16 +20,19 @@ use atomic_waker::AtomicWaker;
 
 use crate::timer_wheel::TimerWheel;
 
-/// The tick at which an exchange is cut off if it is blocked then.
+/// Tick at which an exchange is cut off if it is blocked then.
 #[derive(Debug)]
 pub(crate) struct ForcedClose {
     wheel: Arc<TimerWheel>,
+    // SeqCst, though AtomicWaker would need less: `schedule_at` writes the tick and then wakes,
+    // `due_tick` registers and then reads, so one of the two sees the other. None of it is on the
+    // path of an event.
     tick: AtomicU64,
     waker: AtomicWaker,
 }
 
 impl ForcedClose {
-    /// None.
+    /// Creates a deadline that is not set.
     pub(crate) fn new(wheel: &Arc<TimerWheel>) -> Arc<Self> {
         Arc::new(Self {
             wheel: Arc::clone(wheel),
@@ -37,33 +41,36 @@ impl ForcedClose {
         })
     }
 
-    /// Cuts it off at this tick, unless it is to be cut off before.
+    /// Cuts the exchange off at `tick`, or earlier if that was scheduled before.
     pub(crate) fn schedule_at(&self, tick: u64) {
         self.tick.fetch_min(tick, SeqCst);
         self.waker.wake();
     }
 
-    /// Cuts it off once it has had a moment to take its last bytes.
+    /// Cuts the exchange off after [`FORCED_CLOSE_DELAY`], in which its peer may still take its
+    /// last bytes.
     pub(crate) fn schedule_soon(&self) {
         self.schedule_at(self.wheel.tick_after(FORCED_CLOSE_DELAY));
     }
 
-    /// The exchange is over: the next one on this connection has its own time.
+    /// Clears the deadline when the exchange is over: the next one on this connection has its own.
     pub(crate) fn cancel(&self) {
         self.tick.store(NEVER_TICK, SeqCst);
     }
 
-    /// When it is due, with word to `waker` when that changes.
+    /// Returns the tick at which the exchange is cut off, and wakes `waker` when that changes.
     pub(crate) fn due_tick(&self, waker: &Waker) -> u64 {
-        self.waker.register(waker); // before the look: no change goes unseen
+        // Before the load: a tick stored after the load then finds this waker.
+        self.waker.register(waker);
         self.tick.load(SeqCst)
     }
 }
 
-/// Far longer than who reads needs to make room, far shorter than an operator waits for somebody to be gone.
+/// Far longer than a reading peer needs to make room, far shorter than an operator waits for a
+/// disconnect to take effect.
 const FORCED_CLOSE_DELAY: Duration = Duration::from_millis(700);
 
-/// A tick that never comes.
+/// Tick that never comes.
 const NEVER_TICK: u64 = u64::MAX;
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! HTTP/1.1 on one connection, until it ends or its socket is given away.
+//! HTTP/1.1 on one connection, until the connection ends or is detached.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     convert::Infallible,
@@ -19,11 +19,9 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{
-    ConnectionState, READ_BUFFER_BYTES, detached::Detachable, shutdown::GracefulConnection,
-};
+use super::{detach::ConnectionState, detached::Detachable, shutdown::GracefulConnection};
 
-/// Small buffers and a time-out for each head.
+/// Returns a builder with small buffers and a time-out for each head.
 pub(super) fn builder(head_timeout: Duration) -> Builder {
     let mut builder = Builder::new();
     builder
@@ -33,7 +31,7 @@ pub(super) fn builder(head_timeout: Duration) -> Builder {
     builder
 }
 
-/// A connection that can be taken out of hyper.
+/// hyper's connection, `None` once it is detached.
 pub(super) struct Http1Connection<C> {
     connection: Option<C>,
     state: Arc<ConnectionState>,
@@ -57,8 +55,10 @@ where
         if let Poll::Ready(ended) = Pin::new(connection).poll(context) {
             return Poll::Ready(ended);
         }
+        // After hyper's poll, in which it flushed: see `detach`.
         let Some(continuation) = self.state.detach.take_ready() else { return Poll::Pending };
-        // What the client has sent beyond its request is of no use: nothing else is answered on this connection.
+        // `parts.read_buf` is dropped: bytes that the client sent behind its request are of no use,
+        // as nothing else is answered on this connection.
         if let Some(parts) = self.connection.take().and_then(UpgradeableConnection::into_parts) {
             let (socket, session) = parts.io.into_inner().into_detached();
             continuation(socket, session);
@@ -78,3 +78,6 @@ where
         }
     }
 }
+
+/// The largest request head, and the most that hyper gathers for one write.
+pub(super) const READ_BUFFER_BYTES: usize = 16 * 1024;

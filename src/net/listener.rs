@@ -1,14 +1,12 @@
-//! A socket that listens, with what its connections inherit.
+//! A listening socket with the options that its connections inherit.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{io, net::SocketAddr, time::Duration};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::NOTSENT_LOWAT_BYTES;
-
-/// A socket that listens, not yet served. Its options are inherited by every connection.
+/// Bound socket, not yet served. Accepted connections inherit its options.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(super) socket: std::net::TcpListener,
@@ -16,24 +14,30 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Binds `address`. A peer that acknowledges nothing for `write_timeout` is given up by the kernel, too.
+    /// Binds `address`. The kernel, too, gives up a peer that acknowledges nothing for
+    /// `write_timeout`.
     ///
     /// # Errors
     ///
-    /// When the address cannot be had, naming it.
+    /// When the address cannot be bound; the error names it.
     pub(crate) fn bind(address: SocketAddr, write_timeout: Duration) -> Result<Self, BindError> {
         Self::open(address, write_timeout).map_err(|source| BindError { address, source })
     }
 
     fn open(address: SocketAddr, write_timeout: Duration) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A restart binds again although connections of the former process are in TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
+        // Set on the listener, not on each connection: Linux copies these options to accepted
+        // sockets, which saves four system calls for each.
         socket.set_tcp_nodelay(true)?;
         socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
         #[cfg(target_os = "linux")]
         {
             socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+            // Finds peers whose host is gone. A peer that acknowledges and does not read is found
+            // by `deadline_socket`.
             socket.set_tcp_user_timeout(Some(write_timeout))?;
         }
         socket.bind(&address.into())?;
@@ -43,13 +47,13 @@ impl Listener {
         Ok(Self { socket, address })
     }
 
-    /// Where it listens, the port filled in.
+    /// Returns the bound address, with the port that the kernel chose if 0 was asked for.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }
 
-/// An address that cannot be had.
+/// Failure to bind an address.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}")]
 pub(crate) struct BindError {
@@ -57,8 +61,13 @@ pub(crate) struct BindError {
     source: io::Error,
 }
 
-/// What the kernel may hold for a stalled peer; it doubles the number for its own bookkeeping.
+/// Bytes that the kernel may hold for a stalled peer. Linux doubles the number for its own
+/// bookkeeping.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
-/// A rollout makes all subscribers of another replica come at once.
+/// Length of the accept queue: a rollout makes all subscribers of another replica reconnect at
+/// once. The kernel cuts the number to `net.core.somaxconn`.
 const LISTEN_BACKLOG: i32 = 4096;
+
+/// Unsent bytes from which on a socket counts as full: more would only grow old in the kernel.
+pub(super) const NOTSENT_LOWAT_BYTES: u32 = 32 * 1024;

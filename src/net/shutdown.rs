@@ -1,9 +1,10 @@
-//! Telling ten thousand connections to end, at no cost to them before.
+//! The signal that ends ten thousand connections, at no cost to them before.
 //!
-//! A connection's task is woken for every event. Polling a cancellation token takes a lock that all tasks share, at each of
-//! these wake-ups; here, a task polls its two once, to be woken by them, and then reads one number.
+//! A connection's task is woken for every event. Polling a cancellation token at each wake-up takes
+//! a lock that all connections of a listener share. Here a task polls its two tokens once, which
+//! registers its waker, and from then on reads one atomic.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     error::Error,
@@ -23,40 +24,44 @@ use hyper::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How far a listener's end has come.
+/// Shutdown of one listener: serving, then graceful, then aborted.
 #[derive(Debug, Default)]
 pub(super) struct ShutdownSignal {
+    // Written before the tokens are cancelled, and read after they were polled: a task either sees
+    // the phase or is woken by the token. SeqCst costs the readers nothing over a plain load on
+    // x86-64.
     phase: AtomicU8,
     graceful: CancellationToken,
     aborted: CancellationToken,
 }
 
 impl ShutdownSignal {
-    /// From now on connections end with the exchange that is running on them.
+    /// Tells connections to end with the exchange that is running on them.
     pub(super) fn begin_graceful(&self) {
         self.phase.store(GRACEFUL, SeqCst);
         self.graceful.cancel();
     }
 
-    /// From now on connections end at once.
+    /// Tells connections to end at once.
     pub(super) fn abort(&self) {
         self.phase.store(ABORTED, SeqCst);
         self.aborted.cancel();
     }
 
-    /// Waits for `work`, or returns none once the listener is ending.
+    /// Runs `work`, or returns `None` once connections are to end gracefully.
     pub(super) async fn run_until_graceful<F: Future>(&self, work: F) -> Option<F::Output> {
         self.graceful.run_until_cancelled(work).await
     }
 
-    /// Waits for `work`, or returns none once connections are to end at once.
+    /// Runs `work`, or returns `None` once connections are to end at once.
     pub(super) async fn run_until_aborted<F: Future>(&self, work: F) -> Option<F::Output> {
         let mut work = pin!(work);
         let mut aborted = pin!(self.aborted.cancelled());
         let mut is_registered = false;
         poll_fn(move |context| {
             if !is_registered {
-                is_registered = true; // as in `drive`
+                // Once, as in `drive`.
+                is_registered = true;
                 let _ = aborted.as_mut().poll(context);
             }
             match self.phase.load(SeqCst) {
@@ -67,11 +72,11 @@ impl ShutdownSignal {
         .await
     }
 
-    /// Drives a connection to its end, by way of a graceful one once the listener is ending.
+    /// Drives a connection to its end, gracefully once the shutdown has begun.
     ///
     /// # Errors
     ///
-    /// The connection's own.
+    /// The connection's own. An aborted connection ends with `Ok`.
     pub(super) async fn drive<P>(&self, mut connection: Pin<P>) -> Result<(), hyper::Error>
     where
         P: DerefMut<Target: GracefulConnection>,
@@ -81,9 +86,9 @@ impl ShutdownSignal {
         let (mut is_registered, mut is_notified) = (false, false);
         poll_fn(move |context| {
             if !is_registered {
-                // Once is enough: the task, and so its waker, stays the same. The number is read after this, and written
-                // before the tokens are cancelled: no change goes unseen.
                 is_registered = true;
+                // One poll is enough: the task, hence its waker, stays the same. The phase is read
+                // after it, so no change is missed.
                 let _ = (graceful.as_mut().poll(context), aborted.as_mut().poll(context));
             }
             let phase = self.phase.load(SeqCst);
@@ -100,10 +105,12 @@ impl ShutdownSignal {
     }
 }
 
-/// A connection that can be told to end with the exchange that is running on it. hyper-util has such a trait, but not for
-/// connections that may be upgraded.
+/// Connection that can be told to end with the exchange that is running on it.
+///
+/// hyper-util has such a trait (`GracefulConnection`), but not for connections that may be
+/// upgraded.
 pub(super) trait GracefulConnection: Future<Output = Result<(), hyper::Error>> {
-    /// Tells it.
+    /// Begins the graceful end. The connection must still be polled to its end.
     fn start_graceful_shutdown(self: Pin<&mut Self>);
 }
 

@@ -1,12 +1,20 @@
 //! The write deadline of one HTTP/2 stream.
 //!
-//! While a stream's window is used up, hyper polls the stream's future but not the body inside it: it holds one piece that it
-//! cannot send, and asks for no other. So a poll after which the body waits for events is an idle stream, and one after
-//! which it does not is a blocked one, making progress only if the body was asked. A stream that is blocked without
-//! progress for the write time-out, or until its time is over, is dropped, which resets it; its neighbours go on, as far as the connection's own window
-//! lets them.
+//! While a stream's window is used up, hyper polls the stream's future but not the body inside it:
+//! hyper holds one piece that it cannot send, and asks for no other. So the guard tells from each
+//! poll of the future how the stream stands:
 //!
-//! May use: `wheel`.
+//! ```text
+//! body polled, returned Pending    idle       no deadline: there is nothing to send
+//! body polled, returned a piece    progress   the deadline starts anew
+//! body not polled                  blocked    on flow control; the deadline runs
+//! ```
+//!
+//! A stream that is blocked without progress for `write_timeout`, or until its forced close, is
+//! dropped, which resets it. Its neighbours on the connection go on, as far as the connection's own
+//! window lets them.
+//!
+//! May use: `timer_wheel`.
 
 use std::{
     future::Future,
@@ -22,19 +30,22 @@ use std::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    ConnectionSettings, ForcedClose,
-    http2::{OpenStreamGuard, OpenStreams},
+    forced_close::ForcedClose,
+    open_streams::{OpenStreamGuard, OpenStreams},
+    routes::ConnectionSettings,
 };
 use crate::timer_wheel::{Alarm, TimerWheel};
 
 tokio::task_local! {
-    /// The patience with the HTTP/2 stream whose future is being polled.
+    /// State of the HTTP/2 stream whose future is being polled.
     static CURRENT_STREAM: Arc<Http2StreamState>;
 }
 
-/// Between a stream's body and the deadline around it.
+/// State shared by a stream's body and the deadline around its future.
 #[derive(Debug)]
 pub(crate) struct Http2StreamState {
+    // Relaxed for all four: the body is polled inside the stream's future, hence by the same task
+    // as the deadline. The flags are atomic because the state is behind an `Arc`.
     has_body: AtomicBool,
     body_polled: AtomicBool,
     body_pending: AtomicBool,
@@ -53,31 +64,37 @@ impl Http2StreamState {
         }
     }
 
-    /// What ends the stream while it is blocked.
+    /// Returns the deadline at which the stream is reset while it is blocked.
     pub(super) fn forced_close(&self) -> &Arc<ForcedClose> {
         &self.forced_close
     }
 
-    /// The patience with the stream that is being answered; none on HTTP/1.1, where the socket itself has a deadline.
+    /// Returns the state of the stream that is being answered, and applies the deadline to it from
+    /// now on.
+    ///
+    /// `None` on HTTP/1.1, where the socket itself has a deadline. Only a body that reports its
+    /// polls by [`Http2StreamState::record_body_poll`] may call this: a body that does not would
+    /// count as blocked.
     pub(crate) fn current() -> Option<Arc<Self>> {
         let state = CURRENT_STREAM.try_with(Arc::clone).ok()?;
         state.has_body.store(true, Ordering::Relaxed);
         Some(state)
     }
 
-    /// The body was asked for more, and either gave something or is waiting for it.
+    /// Records that the body was polled, and whether it returned `Pending`.
     pub(crate) fn record_body_poll(&self, is_pending: bool) {
         self.body_polled.store(true, Ordering::Relaxed);
         self.body_pending.store(is_pending, Ordering::Relaxed);
     }
 
-    /// Whether the stream was reset because it took nothing for too long.
+    /// Returns whether the stream was reset because it took nothing for `write_timeout`.
     pub(crate) fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed)
     }
 }
 
-/// Runs the streams of one HTTP/2 connection, each under its deadline, owned by the listener's tracker.
+/// Executor that runs the streams of one HTTP/2 connection, each under its deadline, owned by the
+/// listener's tracker.
 #[derive(Clone, Debug)]
 pub(super) struct DeadlineExecutor {
     tasks: TaskTracker,
@@ -87,7 +104,7 @@ pub(super) struct DeadlineExecutor {
 }
 
 impl DeadlineExecutor {
-    /// Counts the streams of its connection in `streams`.
+    /// Creates an executor that counts the streams of its connection in `streams`.
     pub(super) fn new(
         tasks: &TaskTracker,
         settings: &ConnectionSettings,
@@ -111,17 +128,19 @@ impl<F: Future + Send + 'static> hyper::rt::Executor<F> for DeadlineExecutor {
             due: None,
             _open_stream: self.streams.open(),
         };
-        // A stream ends with its connection: hyper tells it.
+        // Not tied to the shutdown signal: when the connection ends, hyper wakes its streams and
+        // they end.
         self.tasks.spawn(CURRENT_STREAM.scope(state, future));
     }
 }
 
-/// A stream's future with a deadline.
+/// Future of a stream, with its deadline.
 struct DeadlineStream<F> {
     stream: Pin<Box<F>>,
     state: Arc<Http2StreamState>,
     alarm: Alarm,
     write_timeout: Duration,
+    /// Tick at which the blocked stream is reset.
     due: Option<u64>,
     _open_stream: OpenStreamGuard,
 }
@@ -130,27 +149,33 @@ impl<F: Future> Future for DeadlineStream<F> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // Set by the body if this poll reaches it.
         self.state.body_polled.store(false, Ordering::Relaxed);
         if self.stream.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
         let body_polled = self.state.body_polled.load(Ordering::Relaxed);
         let is_idle = body_polled && self.state.body_pending.load(Ordering::Relaxed);
+        // Without a body of ours the handler is still at work, or the response is a small one in
+        // memory.
         if is_idle || !self.state.has_body.load(Ordering::Relaxed) {
             self.due = None;
             return Poll::Pending;
         }
+        // hyper asked for another piece, so it could send the one before: the deadline starts anew.
         if body_polled {
-            self.due = None; // it took something: the deadline begins anew
+            self.due = None;
         }
         let due = self.due.unwrap_or_else(|| self.alarm.wheel().tick_after(self.write_timeout));
         if self.alarm.wheel().current_tick() >= due {
             self.state.stalled.store(true, Ordering::Relaxed);
             return Poll::Ready(());
         }
+        // After the write deadline, which counts as a stall.
         let forced_close_due = self.state.forced_close.due_tick(context.waker());
+        // A body that was polled has seen its own end and sends it: it is not cut off in that turn.
         if !body_polled && self.alarm.wheel().current_tick() >= forced_close_due {
-            return Poll::Ready(()); // a body that was asked has its say first
+            return Poll::Ready(());
         }
         self.due = Some(due);
         self.alarm.set(due.min(forced_close_due), context.waker());

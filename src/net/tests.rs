@@ -1,30 +1,47 @@
 use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
     path::Path,
+    pin::Pin,
     process::Command,
-    sync::atomic::AtomicUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
+    time::Duration,
 };
 
-use axum::extract::Request as AxumRequest;
+use axum::{Router, body::Body, extract::Request as AxumRequest};
+use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper_util::rt::TokioExecutor;
+use hyper::{Request, body::Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use tokio::{
-    io::{AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex},
+    net::{TcpListener, TcpStream},
     sync::{broadcast, mpsc},
-    time::Instant,
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
 use tokio_stream::{StreamExt, wrappers::BroadcastStream};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use super::detached::tests::shake_hands;
-use super::*;
-use crate::config::TlsFiles;
+use super::{
+    accept::{ConnectionServer, HTTP2_PREFACE},
+    connection::ConnectionTasks,
+    detach::ConnectionState,
+    *,
+};
+use crate::{config::TlsFiles, timer_wheel::TimerWheel};
 
-/// The kernel has a time-out of its own, which would hide that the one for the socket is missing: here it is out of reach.
+/// The kernel's own time-out, which would hide that the socket's is missing, is out of reach here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -54,20 +71,21 @@ async fn a_socket_that_takes_nothing_is_given_up_whatever_is_spoken_on_it() {
         while !state.is_stalled() {
             assert!(
                 begin.elapsed() < NET_TEST_TIMEOUT,
-                "nobody notices: TLS {is_secure}, {protocol}"
+                "the stall is not noticed: TLS {is_secure}, {protocol}"
             );
             sleep(Duration::from_millis(10)).await;
         }
     }
 }
 
-/// On a worker, whoever was woken last runs first, as in the relay: the connection before the streams that were woken with the one that woke it.
+/// Runs on a worker, where the task woken last runs first, as in the relay: the connection before
+/// the streams that were woken with the one that woke it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_many_streams_of_a_connection_get_at_once_goes_out_in_few_writes() {
     let many = tokio::spawn(async {
         let mut many = Http2BroadcastHarness::new(50).await;
         for _ in 0..3 {
-            // Four for 50 KiB, and room for a client's task that has its turn in between.
+            // Four for 50 KiB, and room for a client's task that runs in between.
             let writes = many.publish().await;
             assert!(writes <= 6, "{writes}");
         }
@@ -79,7 +97,7 @@ async fn what_many_streams_of_a_connection_get_at_once_goes_out_in_few_writes() 
 }
 
 #[tokio::test]
-async fn who_sends_without_end_is_read_from_a_ration_at_a_time() {
+async fn a_peer_that_sends_without_end_is_read_a_budget_at_a_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (stream, _) = listener.accept().await.unwrap();
@@ -118,7 +136,7 @@ async fn who_sends_without_end_is_read_from_a_ration_at_a_time() {
     );
 }
 
-/// Whether it has rung.
+/// Waker that records whether it was called.
 #[derive(Default)]
 pub(super) struct WakeFlag(pub(super) AtomicBool);
 
@@ -128,7 +146,7 @@ impl std::task::Wake for WakeFlag {
     }
 }
 
-/// An HTTP/2 connection with streams that all get what is published.
+/// HTTP/2 connection whose streams all get each published event.
 struct Http2BroadcastHarness {
     publisher: broadcast::Sender<Bytes>,
     writes: Arc<AtomicUsize>,
@@ -171,7 +189,7 @@ impl Http2BroadcastHarness {
         Self { publisher, writes, bodies }
     }
 
-    /// How many writes it takes to publish 1 KiB.
+    /// Publishes 1 KiB, and returns how many writes that took.
     async fn publish(&mut self) -> usize {
         let before = self.writes.load(Ordering::SeqCst);
         let event = Bytes::from(vec![b'x'; 1024]);
@@ -190,7 +208,7 @@ impl Http2BroadcastHarness {
     }
 }
 
-/// A transport that counts what is written to it at once.
+/// Transport that counts the writes to it.
 struct WriteCountingIo {
     io: DuplexStream,
     writes: Arc<AtomicUsize>,
@@ -237,7 +255,8 @@ impl AsyncWrite for WriteCountingIo {
     }
 }
 
-/// A listener that answers every request with more than any socket takes, and tells what becomes of its connection.
+/// Serves more than any socket takes on every request, and reports the state of each request's
+/// connection.
 fn serve_endless_body(
     tls: Option<Arc<ReloadableTls>>,
 ) -> (SocketAddr, mpsc::UnboundedReceiver<Arc<ConnectionState>>) {
@@ -265,7 +284,7 @@ fn serve_endless_body(
     (to, states)
 }
 
-/// For peers who have all the time in the world.
+/// Returns settings without any deadline that a test could reach.
 pub(super) fn lenient_settings(wheel: &Arc<TimerWheel>) -> ConnectionSettings {
     ConnectionSettings {
         head_timeout: NET_TEST_NEVER_REACHED,
@@ -276,7 +295,7 @@ pub(super) fn lenient_settings(wheel: &Arc<TimerWheel>) -> ConnectionSettings {
     }
 }
 
-/// A socket of the test's own as a listener would guard it, and its connection.
+/// Returns a socket of the test's own as a listener would guard it, and its connection.
 pub(crate) fn deadline_socket(
     stream: TcpStream,
     wheel: &Arc<TimerWheel>,
@@ -290,10 +309,12 @@ pub(crate) fn deadline_socket(
     (socket, Connection { peer, state, is_over_limit: false, tasks: Arc::default() })
 }
 
-/// A certificate for this machine that is its own root, and its key.
+/// Creates a certificate for this machine, its own root, and its key.
 pub(crate) fn certificate(folder: &Path) -> TlsFiles {
-    let arguments = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -keyout key.pem -out cert.pem \
-                     -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE";
+    let arguments = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 \
+                     -keyout key.pem -out cert.pem -subj /CN=localhost \
+                     -addext subjectAltName=IP:127.0.0.1 \
+                     -addext basicConstraints=critical,CA:FALSE";
     let done = Command::new("openssl")
         .args(arguments.split_whitespace())
         .current_dir(folder)
@@ -303,7 +324,7 @@ pub(crate) fn certificate(folder: &Path) -> TlsFiles {
     TlsFiles { cert_file: folder.join("cert.pem"), key_file: folder.join("key.pem") }
 }
 
-/// What a client that trusts this certificate, and speaks this protocol, is configured with.
+/// Returns the configuration of a client that trusts `root` and offers `protocol`.
 pub(crate) fn client(root: &Path, protocol: &str) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(root).unwrap()).unwrap();
@@ -318,7 +339,8 @@ pub(crate) fn client(root: &Path, protocol: &str) -> Arc<ClientConfig> {
 
 const HTTP1_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
 
-/// The preface, the largest windows, for streams (RFC 9113, section 6.5) and for the connection, and requests for `/`.
+/// Returns the preface, the largest windows for streams (RFC 9113, section 6.5) and for the
+/// connection, and requests for `/`.
 fn http2_requests(streams: u8) -> Vec<u8> {
     let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7F\xFF\xFF\xFF";
     let window = b"\0\0\x04\x08\0\0\0\0\0\x7F\xFE\0\0";

@@ -1,9 +1,10 @@
 //! TLS for a listener, with a certificate that can be replaced while it serves.
 //!
-//! In: a certificate and its key. Out: a TLS stream over a guarded socket, and whether its client has chosen HTTP/2. The deadlines are
-//! those of the socket below: a peer that takes nothing is found there, whatever it does not take.
+//! In: a certificate and its key. Out: a TLS stream over the socket given, and whether its client
+//! chose HTTP/2. The deadlines are those of the socket below: a peer that takes nothing is found
+//! there, with TLS as without.
 //!
-//! May use: `config` (the identity).
+//! May use: `config`.
 
 use std::{
     io,
@@ -11,7 +12,7 @@ use std::{
 };
 
 use rustls::{
-    ServerConfig,
+    ServerConfig, ServerConnection,
     crypto::aws_lc_rs::{Ticketer, default_provider},
     server::NoServerSessionStorage,
     sign::SingleCertAndKey,
@@ -20,15 +21,15 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::deadline_socket::DeadlineSocket;
 use crate::config::TlsIdentity;
 
-/// What newcomers are shown. Whoever is connected stays with what it was shown.
+/// TLS configuration for new connections. A connection keeps the configuration it was accepted
+/// with.
 #[derive(Debug)]
 pub(crate) struct ReloadableTls(Mutex<Arc<ServerConfig>>);
 
 impl ReloadableTls {
-    /// TLS with this certificate.
+    /// Creates a configuration with this certificate.
     ///
     /// # Errors
     ///
@@ -37,7 +38,10 @@ impl ReloadableTls {
         Ok(Self(Mutex::new(server_config(identity)?)))
     }
 
-    /// Shows this certificate from now on. Tickets of the former one open nothing any more, so everybody who comes sees this one.
+    /// Serves this certificate from now on.
+    ///
+    /// The key of the session tickets is replaced with it, so that a client cannot resume a session
+    /// of the former certificate: every new connection sees the new one.
     ///
     /// # Errors
     ///
@@ -48,29 +52,38 @@ impl ReloadableTls {
         Ok(())
     }
 
-    /// Shakes hands, within the time that the socket gives its peer for a request.
+    /// Performs the handshake, within the head deadline of `socket`.
     ///
     /// # Errors
     ///
-    /// When the peer speaks something else, or takes too long.
+    /// When the peer speaks another protocol, or takes too long.
     pub(super) async fn accept<I>(&self, socket: I) -> io::Result<TlsStream<I>>
     where
         I: AsyncRead + AsyncWrite + Unpin,
     {
+        // The lock is held to clone an `Arc`, and not across the handshake.
         let config = Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        // One record instead of rustls' default of 64 KiB: the most that is held for a peer that
+        // takes nothing.
         let limit_buffer = |session: &mut rustls::ServerConnection| {
-            session.set_buffer_limit(Some(TLS_BUFFER_BYTES))
+            session.set_buffer_limit(Some(TLS_BUFFER_BYTES));
         };
         TlsAcceptor::from(config).accept_with(socket, limit_buffer).await
     }
 }
 
-/// Whether the client has chosen HTTP/2. One that says nothing of protocols speaks HTTP/1.1.
-pub(super) fn negotiated_http2(stream: &TlsStream<DeadlineSocket>) -> bool {
+/// TLS session without its socket.
+pub(crate) type TlsSession = Box<ServerConnection>;
+
+/// Returns whether the client chose HTTP/2 by ALPN. A client without ALPN gets HTTP/1.1.
+pub(super) fn negotiated_http2<I>(stream: &TlsStream<I>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2)
 }
 
-/// TLS 1.2 and 1.3. Who comes again resumes by a ticket that it keeps itself: nothing is kept here for anybody who has gone.
+/// Returns a configuration for TLS 1.2 and 1.3.
+///
+/// Sessions are resumed by tickets that the client keeps (RFC 8446, section 4.6.1), so the relay
+/// stores nothing for clients that are gone.
 fn server_config(identity: &TlsIdentity) -> Result<Arc<ServerConfig>, rustls::Error> {
     let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()));
     let resolver = SingleCertAndKey::from(Arc::clone(&identity.key));
@@ -90,8 +103,9 @@ const ALPN_HTTP2: &[u8] = b"h2";
 
 const ALPN_HTTP1: &[u8] = b"http/1.1";
 
-/// One record: what a connection may hold, encrypted, for a peer that takes nothing.
+/// One TLS record: the most that a connection holds, encrypted, for a peer that takes nothing.
 const TLS_BUFFER_BYTES: usize = 16 * 1024;
 
-/// A client makes one connection after another, and each brings a new ticket.
+/// One instead of rustls' two: a client opens one connection after another, and each brings a new
+/// ticket.
 const TLS13_TICKETS: usize = 1;

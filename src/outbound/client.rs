@@ -1,14 +1,15 @@
-//! Opening an event stream over HTTP, and reading it frame by frame.
+//! Opening of an event stream over HTTP.
 //!
-//! In: where from and with which token. Out: decoded frames, or why there are none. One exchange is one connection, closed
-//! with it: whoever opens another stream after dropping this one never holds two.
+//! In: the target and its token. Out: an [`EventStream`], or why there is none. One exchange is one
+//! connection, which is closed with it: a caller that drops or closes a stream before it opens the
+//! next never holds two.
 //!
-//! May use: `config` (secrets, files of certificates), `sse`.
+//! May use: `config`, `sse`.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::Empty;
 use hyper::{
     Request, Response, StatusCode, Uri,
     body::Incoming,
@@ -20,35 +21,35 @@ use hyper::{
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
 };
 use tower::Service;
 
-use crate::{
-    config::{Secret, pem_contents},
-    sse::{Decoded, Decoder},
+use super::{
+    event_stream::EventStream,
+    tls::{TlsError, tls_client_config},
 };
+use crate::{config::Secret, sse::Decoder};
 
-/// Dials `http` and `https`.
+/// HTTP/1.1 client for `http` and `https`, with a connection for each request.
 #[derive(Clone, Debug)]
 pub(crate) struct EventStreamClient {
     connector: HttpsConnector<HttpConnector>,
 }
 
 impl EventStreamClient {
-    /// A client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and those in `ca_file`.
+    /// Creates a client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and
+    /// those in `ca_file`.
     ///
     /// # Errors
     ///
-    /// When `ca_file` cannot be read as PEM certificates. A platform without roots is none: `http` still works.
+    /// When `ca_file` cannot be read as PEM certificates. A platform without roots is no error:
+    /// `http` still works.
     pub(crate) fn new(ca_file: Option<&Path>) -> Result<Self, TlsError> {
         let mut tcp = HttpConnector::new();
+        // Otherwise the connector refuses `https` URLs before the TLS layer sees them.
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(DIAL_TIMEOUT));
@@ -60,13 +61,18 @@ impl EventStreamClient {
         Ok(Self { connector })
     }
 
-    /// Opens an event stream that lets through events of up to `max_event_bytes`.
+    /// Opens an event stream whose events may have up to `max_event_bytes`.
     ///
-    /// Redirects are followed a few times; the token goes no further than the origin it was meant for.
+    /// Follows up to [`MAX_REDIRECTS`] redirects; the token is sent to the origin of `target` only.
     ///
     /// # Errors
     ///
-    /// Why there is no stream; [`OpenError::is_permanent`] and [`OpenError::retry_after`] say what to do.
+    /// Why there is no stream; [`OpenError::is_permanent`] and [`OpenError::retry_after`] tell the
+    /// caller when to retry. The connection is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection.
     pub(crate) async fn open(
         &self,
         target: &StreamTarget,
@@ -87,6 +93,7 @@ impl EventStreamClient {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, HeaderValue::from_static(EVENT_STREAM));
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            // A redirect may lead to another operator's host, which must not learn the token.
             if let Some(token) = target.token.as_ref().filter(|_| same_origin(&url, &target.url)) {
                 headers.insert(AUTHORIZATION, bearer_header(token)?);
             }
@@ -103,6 +110,7 @@ impl EventStreamClient {
             let status = exchange.response.status();
             if status.is_redirection() {
                 let location = redirect_target(&url, exchange.response.headers());
+                // Before the next request: never two connections for one target.
                 exchange.close().await;
                 url = location.ok_or(OpenError::Redirect { status })?;
                 continue;
@@ -127,8 +135,9 @@ impl EventStreamClient {
         let stream = self.connector.clone().call(url.clone()).await.map_err(OpenError::Connect)?;
         let (mut sender, connection) = http1::handshake(stream).await.map_err(OpenError::Http)?;
         let mut connection_task = JoinSet::new();
+        // A `JoinSet` aborts its tasks when dropped: the connection lives as long as the exchange.
         connection_task.spawn(async move {
-            // What goes wrong here shows where the response is read.
+            // An error of the connection shows to the reader of the response.
             let _ = connection.await;
         });
         let path = url.path_and_query().map_or("/", |path| path.as_str());
@@ -145,23 +154,24 @@ impl EventStreamClient {
     }
 }
 
-/// What to open.
+/// Address of an event stream, and how to ask for it.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamTarget {
-    /// The stream's address.
+    /// Address of the stream.
     pub(crate) url: Uri,
-    /// Sent as bearer token to this origin and no other.
+    /// Bearer token, sent to the origin of `url` only.
     pub(crate) token: Option<Secret>,
-    /// Where to go on.
+    /// Id behind which the stream is to continue.
     pub(crate) last_event_id: Option<String>,
-    /// A relay is known to be there. It is told that a relay asks, and says when its replay is at its end.
+    /// Whether the target is known to be a relay. The request then says that it comes from a relay,
+    /// and the target tells when its replay ends.
     pub(crate) is_relay: bool,
 }
 
-/// A response and the connection it comes on, which closes when this is dropped.
+/// Response and its connection, which is closed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    /// The response, its body not read yet.
+    /// The response, its body unread.
     pub(crate) response: Response<Incoming>,
     connection_task: JoinSet<()>,
 }
@@ -188,7 +198,11 @@ impl Exchange {
     }
 }
 
-/// Whether a response is an event stream.
+/// Checks that a response is an event stream (WHATWG HTML, section 9.2.3).
+///
+/// # Errors
+///
+/// When the status is not 200, the content type is another one, or the body is compressed.
 fn require_event_stream(response: &Response<Incoming>) -> Result<(), OpenError> {
     let (status, headers) = (response.status(), response.headers());
     if status != StatusCode::OK {
@@ -198,6 +212,7 @@ fn require_event_stream(response: &Response<Incoming>) -> Result<(), OpenError> 
         headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case(EVENT_STREAM) {
+        // Cut, because the text comes from the peer and is logged.
         return Err(OpenError::ContentType { found: essence.chars().take(80).collect() });
     }
     let is_identity = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
@@ -207,111 +222,59 @@ fn require_event_stream(response: &Response<Incoming>) -> Result<(), OpenError> 
     Ok(())
 }
 
-/// A stream that stands.
-#[derive(Debug)]
-pub(crate) struct EventStream {
-    is_relay: bool,
-    body: Incoming,
-    decoder: Decoder,
-    connection_task: JoinSet<()>,
-    received_at: Instant,
-}
-
-impl EventStream {
-    /// What the peer sends next; none when it has been silent for `patience`: not even a comment came.
-    ///
-    /// # Errors
-    ///
-    /// When the stream has ended or the connection is lost.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future loses nothing; the patience begins anew.
-    pub(crate) async fn next(
-        &mut self,
-        idle_timeout: Duration,
-    ) -> Result<Option<Decoded>, StreamError> {
-        loop {
-            if let Some(decoded) = self.decoder.next() {
-                return Ok(Some(decoded));
-            }
-            let Ok(frame) = timeout(idle_timeout, self.body.frame()).await else {
-                return Ok(None);
-            };
-            let frame = frame.ok_or(StreamError::Ended)?.map_err(StreamError::Lost)?;
-            if let Ok(chunk) = frame.into_data() {
-                self.received_at = Instant::now();
-                self.decoder.feed(chunk);
-            }
-        }
-    }
-
-    /// Whether the peer is a relay: it keeps events, gives them ids, and goes on behind a `Last-Event-ID`.
-    pub(crate) fn is_relay(&self) -> bool {
-        self.is_relay
-    }
-
-    /// When the last bytes came.
-    pub(crate) fn received_at(&self) -> Instant {
-        self.received_at
-    }
-
-    /// Closes the connection, and returns when it is closed.
-    pub(crate) async fn close(mut self) {
-        self.connection_task.shutdown().await;
-    }
-}
-
-/// Why a stream could not be opened.
+/// Reasons for which a stream could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
-    /// No connection, or no TLS on it.
+    /// No TCP connection, or no TLS on it.
     #[error("cannot connect")]
     Connect(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The connection was lost before the answer, or the answer is not HTTP.
+    /// The connection was lost before the response, or the response is not HTTP.
     #[error("no HTTP answer")]
     Http(#[source] hyper::Error),
-    /// Connection and answer took longer than 30 s.
+    /// Connection and response took longer than [`OPEN_TIMEOUT`].
     #[error("no answer within {} s", OPEN_TIMEOUT.as_secs())]
     Timeout,
-    /// Some other status than 200.
+    /// A status other than 200.
     #[error("answered {status}")]
     Status {
-        /// What was answered.
+        /// Status of the response.
         status: StatusCode,
-        /// How long the peer asks to wait.
+        /// Wait that the peer asks for.
         retry_after: Option<Duration>,
     },
     /// A redirect without a usable address.
     #[error("answered {status} without a usable location")]
     Redirect {
-        /// What was answered.
+        /// Status of the response.
         status: StatusCode,
     },
-    /// Redirected again and again.
+    /// More than [`MAX_REDIRECTS`] redirects.
     #[error("redirected more than {MAX_REDIRECTS} times")]
     TooManyRedirects,
-    /// Something else than an event stream.
+    /// A content type other than that of an event stream.
     #[error("content type is \"{found}\", not {EVENT_STREAM}")]
     ContentType {
-        /// What it is.
+        /// Content type of the response.
         found: String,
     },
-    /// Compressed although that was not asked for.
+    /// A compressed body, which the request did not ask for.
     #[error("the answer is compressed, which was not asked for")]
     ContentEncoding,
-    /// The token, the id or the address cannot be written in a request.
+    /// The token, the id or the address contains bytes that no request may contain.
     #[error("token, last event id or address cannot stand in a request")]
     Header,
 }
 
 impl OpenError {
-    /// Whether only a person can help: the answer was 400, 401, 403 or 404.
+    /// Returns whether only a person can mend the failure: the response was 400, 401, 403 or 404.
     pub(crate) fn is_permanent(&self) -> bool {
-        matches!(self, Self::Status { status, .. } if matches!(status.as_u16(), 400 | 401 | 403 | 404))
+        match self {
+            Self::Status { status, .. } => matches!(status.as_u16(), 400 | 401 | 403 | 404),
+            _ => false,
+        }
     }
 
-    /// How long the peer asks to wait, at most five minutes of it.
+    /// Returns the wait that the peer asks for, at most [`MAX_RETRY_AFTER`].
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => retry_after.map(|wait| wait.min(MAX_RETRY_AFTER)),
@@ -320,77 +283,16 @@ impl OpenError {
     }
 }
 
-/// Why a stream goes on no longer.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StreamError {
-    /// The peer ended it.
-    #[error("the peer ended the stream")]
-    Ended,
-    /// The connection broke.
-    #[error("the connection was lost")]
-    Lost(#[source] hyper::Error),
-}
-
-/// Why there is no client.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TlsError {
-    /// The file of further roots is unusable.
-    #[error("egress.ca_file: cannot read certificates from {path}")]
-    CaFile {
-        /// The file.
-        path: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The TLS library refuses its own defaults.
-    #[error("cannot set up TLS")]
-    Setup(#[from] rustls::Error),
-}
-
-/// TLS as a client that trusts the platform's roots (and `SSL_CERT_FILE`, `SSL_CERT_DIR`), and those in `ca_file`.
-///
-/// # Errors
-///
-/// When `ca_file` cannot be read as PEM certificates.
-pub(crate) fn tls_client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(root_certificates(ca_file)?)
-        .with_no_client_auth();
-    Ok(config)
-}
-
-fn root_certificates(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    for error in &native.errors {
-        tracing::warn!(%error, "cannot read some of the platform's root certificates");
-    }
-    roots.add_parsable_certificates(native.certs);
-    if let Some(path) = ca_file {
-        let unreadable = |reason: String| TlsError::CaFile {
-            path: path.display().to_string(),
-            source: io::Error::other(reason),
-        };
-        let pem = pem_contents(path).map_err(unreadable)?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
-            roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
-        }
-    }
-    Ok(roots)
-}
-
 fn bearer_header(token: &Secret) -> Result<HeaderValue, OpenError> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
         .map_err(|_| OpenError::Header)?;
+    // Keeps the token out of `Debug` output.
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// How long a peer asks to wait, in seconds or until a date (RFC 9110, section 10.2.3); uncapped.
+/// Returns the wait that a response asks for, in seconds or until a date (RFC 9110, section
+/// 10.2.3), without a limit.
 pub(crate) fn parse_retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
@@ -410,9 +312,12 @@ fn same_origin(one: &Uri, other: &Uri) -> bool {
     same_host && one.scheme() == other.scheme() && port(one) == port(other)
 }
 
-/// The address a redirect leads to: absolute, or relative to the host. RFC 9110, section 10.2.2.
+/// Returns the address that a redirect leads to: absolute, or relative to the host (RFC 9110,
+/// section 10.2.2).
 fn redirect_target(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
     let location = headers.get(LOCATION)?.to_str().ok()?;
+    // `//host/path` is a reference to another host without a scheme, and not a path: it is not
+    // followed.
     if location.starts_with('/') && !location.starts_with("//") {
         let mut parts = from.clone().into_parts();
         parts.path_and_query = Some(location.parse().ok()?);
@@ -422,38 +327,24 @@ fn redirect_target(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
     matches!(to.scheme_str(), Some("http" | "https")).then_some(to)
 }
 
-/// A relay answers `resume`, and a relay that asks another one says `follow`.
+/// Header by which relays recognise each other: `resume` in a relay's response, `follow` in a
+/// relay's request.
 const RELAY_HEADER: &str = "autoplay-relay";
 
 const EVENT_STREAM: &str = "text/event-stream";
 
-/// How the relay names itself to those it connects to.
+/// User agent of all requests that the relay sends.
 pub(crate) const RELAY_USER_AGENT: &str = concat!("autoplay-relay/", env!("CARGO_PKG_VERSION"));
 
-/// One address that does not answer must not use up the time for the others.
+/// Time to connect to one address: an address that does not answer must not use up the time of the
+/// others.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Name, connection, TLS, redirects and head together.
+/// Time for name resolution, connection, TLS, redirects and the response's head together.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A moved endpoint needs one or two.
+/// An endpoint that has moved needs one or two.
 const MAX_REDIRECTS: usize = 5;
 
 /// A mistaken date must not silence a product for days.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_a_file_of_roots_no_more_is_read_than_one_may_have() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(tls_client_config(Some(file.path())).is_ok());
-        file.as_file().set_len(2 << 20).unwrap();
-        let Err(TlsError::CaFile { source, .. }) = tls_client_config(Some(file.path())) else {
-            panic!("it is read")
-        };
-        assert!(source.to_string().contains("is larger than 1 MiB"), "{source}");
-    }
-}

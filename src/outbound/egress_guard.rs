@@ -1,10 +1,12 @@
-//! Which addresses webhooks may reach, and the connector that dials no others.
+//! The addresses that webhooks may reach, and the connector that dials no others.
 //!
-//! In: a URL. Out: a connection to an address that was checked after the name was resolved, or why there is none.
-//! The check sits in the connector because a URL can hold an address in so many spellings that only what is dialled can
-//! be judged; and what was checked is what is dialled, because a name may resolve differently a moment later.
+//! In: a URL. Out: a connection to an address that was checked after the name was resolved, or why
+//! there is none. The check is in the connector for two reasons: a URL can hold an address in so
+//! many spellings that only the dialled address can be judged, and a name may resolve differently a
+//! moment later, so the checked address is the one that is dialled. A guard in the resolver would
+//! never see an IP literal.
 //!
-//! May use: `config` (networks).
+//! May use: `config`.
 
 use std::{
     fmt,
@@ -26,28 +28,29 @@ use tower::Service;
 use super::idle_timeout::IdleTimeoutStream;
 use crate::config::Network;
 
-/// Tells which addresses webhooks may reach: public ones, and those in `egress.allow_networks`.
+/// Decides which addresses webhooks may reach: public ones, and those in `egress.allow_networks`.
 #[derive(Clone, Debug)]
 pub(crate) struct EgressGuard {
     allow: Vec<Network>,
 }
 
 impl EgressGuard {
-    /// A guard that lets through `allow`, `egress.allow_networks`, beside what is public.
+    /// Creates a guard that admits `allow` (`egress.allow_networks`) beside public addresses.
     pub(crate) fn new(allow: &[Network]) -> Self {
         Self { allow: allow.to_vec() }
     }
 
-    /// Whether webhooks may reach this address.
+    /// Returns whether webhooks may reach `address`.
     pub(crate) fn allows(&self, address: IpAddr) -> bool {
         let listed = |address: IpAddr| self.allow.iter().any(|network| network.contains(address));
-        // Whoever lists a network means its hosts, by whatever gateway they are reached.
+        // An operator who lists a network means its hosts, by whatever gateway they are reached.
         listed(address)
             || super::networks::embedded_ipv4(address).is_some_and(listed)
             || super::networks::routes_publicly(address)
     }
 
-    /// Lets all addresses of a name through or none: a name with a public and an inner address is no honest one.
+    /// Admits all addresses of a name or none: a name with a public and an internal address is
+    /// suspect as a whole.
     fn check(&self, addresses: &[SocketAddr]) -> Result<(), EgressError> {
         match addresses.iter().find(|address| !self.allows(address.ip())) {
             Some(refused) => Err(EgressError::Refused(refused.ip())),
@@ -56,26 +59,27 @@ impl EgressGuard {
     }
 }
 
-/// Why there is no connection.
+/// Reasons for which there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EgressError {
-    /// The host's name has no address.
+    /// The name of the host has no address.
     #[error("the name of its host cannot be resolved: {0}")]
     Dns(#[source] io::Error),
     /// The host has an address that webhooks may not reach.
     #[error(
-        "{0} is not a public address; add its network to egress.allow_networks to let webhooks reach it"
+        "{0} is not a public address; add its network to egress.allow_networks \
+         to let webhooks reach it"
     )]
     Refused(IpAddr),
-    /// No address of the host takes a connection.
+    /// No address of the host accepts a connection; this is the last one tried.
     #[error("cannot connect to {0}: {1}")]
     Connect(SocketAddr, #[source] io::Error),
-    /// Connection and TLS have taken too long.
+    /// Connection and TLS took too long.
     #[error("no connection in time")]
     Timeout,
 }
 
-/// Dials what the guard lets through.
+/// Connector that dials only addresses that the guard admits.
 #[derive(Clone, Debug)]
 pub(crate) struct EgressConnector {
     guard: Arc<EgressGuard>,
@@ -84,12 +88,12 @@ pub(crate) struct EgressConnector {
 }
 
 impl EgressConnector {
-    /// A connector behind `guard` whose caller waits for `patience` and no longer.
+    /// Creates a connector whose caller gives each attempt `attempt_timeout` and no longer.
     pub(crate) fn new(guard: Arc<EgressGuard>, attempt_timeout: Duration) -> Self {
         Self { guard, resolver: Resolver::System, attempt_timeout }
     }
 
-    /// The same connector, with names from `resolver`.
+    /// Replaces the resolver.
     #[cfg(test)]
     pub(crate) fn with_resolver(self, resolver: Resolver) -> Self {
         Self { resolver, ..self }
@@ -98,6 +102,7 @@ impl EgressConnector {
     async fn connect(self, url: Uri) -> Result<TokioIo<IdleTimeoutStream<TcpStream>>, EgressError> {
         let addresses = self.resolver.resolve(&url).await.map_err(EgressError::Dns)?;
         self.guard.check(&addresses)?;
+        // For a name that resolves to an empty list.
         let mut failure = EgressError::Dns(io::Error::other("it has no address"));
         for (tried, address) in addresses.iter().enumerate() {
             match timeout(self.dial_timeout(addresses.len() - tried), self.dial(*address)).await {
@@ -117,14 +122,16 @@ impl EgressConnector {
     async fn dial(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        // What the kernel still holds of an attempt that has ended is not worth a socket for longer than that.
+        // Bytes that the kernel still holds of an attempt that has ended are not worth a socket for
+        // longer than that.
         SockRef::from(&stream).set_tcp_user_timeout(Some(self.attempt_timeout))?;
         Ok(stream)
     }
 
-    /// The time for one address while `left` are to be tried: one that doesn't answer must not use up that of the others.
+    /// Returns the time for one address while `remaining` are to be tried, so that an address that
+    /// does not answer leaves time for the others.
     ///
-    /// The last one has what is left of the caller's patience.
+    /// The last address has the rest of the attempt, which the caller limits.
     fn dial_timeout(&self, remaining: usize) -> Duration {
         match u32::try_from(remaining) {
             Ok(remaining) if remaining > 1 => {
@@ -149,24 +156,26 @@ impl Service<Uri> for EgressConnector {
     }
 }
 
-/// The addresses that a test gives a name.
+/// Addresses that a test gives to names.
 #[cfg(test)]
 pub(crate) type StubLookup = dyn Fn(&str) -> Vec<IpAddr> + Send + Sync;
 
-/// Where addresses come from.
+/// Source of addresses.
 #[derive(Clone)]
 pub(crate) enum Resolver {
-    /// The operating system, which also knows the older spellings of an address: `127.1`, `0x7f.1`, `2130706433`.
+    /// The operating system, which also knows the older spellings of an address: `127.1`, `0x7f.1`,
+    /// `2130706433`.
     System,
-    /// A test.
+    /// A test's.
     #[cfg(test)]
     Stub(Arc<StubLookup>),
 }
 
 impl Resolver {
-    /// All addresses of the URL's host, with the port.
+    /// Returns all addresses of the URL's host, with its port.
     async fn resolve(&self, url: &Uri) -> io::Result<Vec<SocketAddr>> {
         let host = url.host().unwrap_or_default();
+        // An IPv6 literal has brackets in a URL and none for the resolver.
         let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         let port =
             url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
@@ -186,8 +195,10 @@ impl fmt::Debug for Resolver {
     }
 }
 
-/// How long a connection may wait for the next request. The pool closes it before.
+/// Time for which an idle connection may wait for the next request, beyond an attempt's. The pool
+/// closes it earlier.
 const MAX_EGRESS_IDLE: Duration = Duration::from_secs(5);
 
-/// Two lost SYNs are sent again within this; an address that answers later is tried again with the next attempt.
+/// Two lost SYNs are sent again within this time; an address that answers later is tried again with
+/// the next attempt.
 const MAX_DIAL_PER_ADDRESS: Duration = Duration::from_secs(3);

@@ -1,8 +1,12 @@
-//! A connection that ends when its far side has been silent for longer than any attempt lasts.
+//! A stream that fails when its peer has sent nothing for longer than any attempt lasts.
 //!
-//! In: a stream. Out: the same stream, with errors where it would wait for ever. hyper writes what it holds of a request
-//! before it closes a connection, even when nobody waits for the answer any more: a receiver that reads a byte now and then
-//! would keep one more connection with each attempt. After its deadline an attempt reads nothing, so silence finds them all.
+//! In: a stream. Out: the same stream, with an error where it would wait for ever. hyper writes the
+//! rest of a request before it closes a connection, even when the caller of the request has given
+//! up: an endpoint that reads a byte now and then would keep one more connection with each attempt.
+//! After its deadline an attempt reads nothing, so silence is what all such connections have in
+//! common.
+//!
+//! May use: no other module.
 
 use std::{
     future::Future,
@@ -18,7 +22,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-/// A stream, and when it was last heard of.
+/// Stream that fails once nothing was read for `idle_timeout`.
 #[derive(Debug)]
 pub(crate) struct IdleTimeoutStream<S> {
     stream: S,
@@ -27,12 +31,12 @@ pub(crate) struct IdleTimeoutStream<S> {
 }
 
 impl<S: Unpin> IdleTimeoutStream<S> {
-    /// The stream, which ends `patience` after it has last been heard of.
+    /// Wraps `stream`; the idle time starts now.
     pub(crate) fn new(stream: S, idle_timeout: Duration) -> Self {
         Self { stream, idle_timeout, deadline: Box::pin(sleep(idle_timeout)) }
     }
 
-    /// What has come of an operation; an error if it must wait and has waited long enough.
+    /// Returns `polled`, or an error if it is pending and the deadline is over.
     fn fail_if_idle<T>(
         &mut self,
         context: &mut Context<'_>,
@@ -40,6 +44,7 @@ impl<S: Unpin> IdleTimeoutStream<S> {
     ) -> Poll<io::Result<T>> {
         match polled {
             Poll::Pending => {
+                // Polled only when the operation must wait: the timer then wakes this task.
                 self.deadline.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
             }
             polled => polled,
@@ -54,6 +59,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for IdleTimeoutStream<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        // Reads alone restart the deadline. Writes do not: see the module's header.
         if read.is_ready() {
             let deadline = Instant::now() + self.idle_timeout;
             self.deadline.as_mut().reset(deadline);

@@ -1,6 +1,17 @@
-//! TODO header
+//! Connections that the relay opens: event streams of upstreams, and deliveries to webhooks'
+//! endpoints.
+//!
+//! ```text
+//! upstream, cli ─► client ─► event_stream                 HTTP/1.1, one connection for each stream
+//! webhook sender ─► egress_guard ─► idle_timeout ─► TCP    public addresses only, unless allowed
+//! both ─► tls                                              roots of trust
+//! ```
+//!
+//! May use: no other module.
 
 pub(crate) mod client;
 pub(crate) mod egress_guard;
+pub(crate) mod event_stream;
 pub(crate) mod idle_timeout;
 pub(crate) mod networks;
+pub(crate) mod tls;

@@ -1,10 +1,13 @@
-//! The addresses that are not public: IANA's registries of special-purpose addresses, and metadata services beside them.
+//! The addresses that are not public: IANA's registries of special-purpose addresses, and metadata
+//! services beside them.
 //!
-//! In: an address. Out: whether the internet leads there. Pure.
+//! In: an address. Out: whether it routes publicly. Pure.
+//!
+//! May use: no other module.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether this is an address of the internet at large.
+/// Returns whether the address is one of the public internet.
 ///
 /// A translated address is judged by the IPv4 address it leads to.
 pub(crate) fn routes_publicly(address: IpAddr) -> bool {
@@ -15,9 +18,11 @@ pub(crate) fn routes_publicly(address: IpAddr) -> bool {
     }
 }
 
-/// The IPv4 address that an IPv6 address stands for: mapped, or behind a NAT64 or 6to4 gateway.
+/// Returns the IPv4 address that an IPv6 address stands for: mapped, or behind a NAT64 or 6to4
+/// gateway.
 ///
-/// The forms without a gateway today (`::127.0.0.1`, `::ffff:0:127.0.0.1`, Teredo) are none: nothing public is there.
+/// Forms without a gateway today (`::127.0.0.1`, `::ffff:0:127.0.0.1`, Teredo) are not translated:
+/// they are not public as IPv6 addresses either.
 pub(crate) fn embedded_ipv4(address: IpAddr) -> Option<IpAddr> {
     let IpAddr::V6(address) = address else { return None };
     let bits = address.to_bits();
@@ -26,6 +31,7 @@ pub(crate) fn embedded_ipv4(address: IpAddr) -> Option<IpAddr> {
     let inner = if is_in(V4_MAPPED, 96) || is_in(NAT64, 96) {
         bits
     } else if is_in(SIX_TO_FOUR, 16) {
+        // 6to4 has the IPv4 address in bits 16 to 47, the other two in the last 32.
         bits >> 80
     } else {
         return None;
@@ -50,45 +56,50 @@ fn v6_routes_publicly(address: Ipv6Addr) -> bool {
     is_in(&GLOBAL_UNICAST) && !SPECIAL_V6.iter().any(is_in)
 }
 
-/// Whether two addresses of `width` bits begin with the same `prefix` bits.
+/// Returns whether two addresses of `width` bits begin with the same `prefix` bits.
 fn matches_prefix(address: u128, width: u32, network: u128, prefix: u32) -> bool {
     (address ^ network) >> (width - prefix) == 0
 }
 
-/// IPv4 in the form of IPv6.
+/// IPv4 in the form of IPv6 (RFC 4291, section 2.5.5.2).
 const V4_MAPPED: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0);
 
-/// The well-known prefix of NAT64; `64:ff9b:1::/48` is for private use, so it is not here.
+/// The well-known prefix of NAT64 (RFC 6052); `64:ff9b:1::/48` is for private use, so it is not
+/// here.
 const NAT64: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
 
+/// 6to4 (RFC 3056).
 const SIX_TO_FOUR: Ipv6Addr = Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0);
 
-/// All that is public in IPv6 lies in here; loopback, unique local, link-local and multicast addresses do not.
+/// All public IPv6 addresses are in this network; loopback, unique local, link-local and multicast
+/// addresses are not.
 const GLOBAL_UNICAST: (Ipv6Addr, u32) = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
 
+/// Networks within [`GLOBAL_UNICAST`] that are not public.
 const SPECIAL_V6: [(Ipv6Addr, u32); 3] = [
-    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), // protocol assignments: Teredo, benchmarks, ORCHID
+    (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23), // protocols: Teredo, benchmarks, ORCHID
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32), // documentation
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20), // documentation
 ];
 
+/// IPv4 networks that are not public.
 const SPECIAL_V4: [(Ipv4Addr, u32); 16] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8), // this host: Linux dials 0.0.0.0 as loopback
     (Ipv4Addr::new(10, 0, 0, 0), 8), // private
     (Ipv4Addr::new(100, 64, 0, 0), 10), // carriers' NAT, and Alibaba's metadata
     (Ipv4Addr::new(127, 0, 0, 0), 8), // loopback
-    (Ipv4Addr::new(168, 63, 129, 16), 32), // Azure's wire server: a public number, answered by the own host
-    (Ipv4Addr::new(169, 254, 0, 0), 16),   // link-local, and most clouds' metadata
-    (Ipv4Addr::new(172, 16, 0, 0), 12),    // private
-    (Ipv4Addr::new(192, 0, 0, 0), 24),     // protocol assignments, and Oracle's metadata
-    (Ipv4Addr::new(192, 0, 2, 0), 24),     // documentation
-    (Ipv4Addr::new(192, 88, 99, 0), 24),   // 6to4 relays, gone
-    (Ipv4Addr::new(192, 168, 0, 0), 16),   // private
-    (Ipv4Addr::new(198, 18, 0, 0), 15),    // benchmarks
-    (Ipv4Addr::new(198, 51, 100, 0), 24),  // documentation
-    (Ipv4Addr::new(203, 0, 113, 0), 24),   // documentation
-    (Ipv4Addr::new(224, 0, 0, 0), 4),      // multicast
-    (Ipv4Addr::new(240, 0, 0, 0), 4),      // reserved, and broadcast
+    (Ipv4Addr::new(168, 63, 129, 16), 32), // Azure's wire server, on the host itself
+    (Ipv4Addr::new(169, 254, 0, 0), 16), // link-local, and most clouds' metadata
+    (Ipv4Addr::new(172, 16, 0, 0), 12), // private
+    (Ipv4Addr::new(192, 0, 0, 0), 24), // protocol assignments, and Oracle's metadata
+    (Ipv4Addr::new(192, 0, 2, 0), 24), // documentation
+    (Ipv4Addr::new(192, 88, 99, 0), 24), // 6to4 relays, gone
+    (Ipv4Addr::new(192, 168, 0, 0), 16), // private
+    (Ipv4Addr::new(198, 18, 0, 0), 15), // benchmarks
+    (Ipv4Addr::new(198, 51, 100, 0), 24), // documentation
+    (Ipv4Addr::new(203, 0, 113, 0), 24), // documentation
+    (Ipv4Addr::new(224, 0, 0, 0), 4), // multicast
+    (Ipv4Addr::new(240, 0, 0, 0), 4), // reserved, and broadcast
 ];
 
 #[cfg(test)]
@@ -100,8 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_and_the_last_address_of_every_special_network_are_refused_and_their_neighbours_are_not()
-     {
+    fn first_and_last_address_of_every_special_network_are_refused_and_their_neighbours_are_not() {
         let networks = [
             ("0.0.0.0", "0.255.255.255", "1.0.0.0"),
             ("10.0.0.0", "10.255.255.255", "11.0.0.0"),

@@ -1,10 +1,21 @@
-//! What a lane does for its subscribers: one task that gives each event to all whom it concerns, and looks after everything else that
-//! their sockets, the timer and the operators want of them.
+//! Delivery engine: one thread, one mailbox and one task for many subscribers.
 //!
-//! In: subscribers with sockets of their own (`sse`, `ws`), as [`Follower`]s. Out: what they write.
+//! In: subscribers with sockets of their own, as [`ShardSubscriber`]s (`http::public::sse`,
+//! `http::public::ws`), and the events that the fan-out queues for the shard. Out: what the
+//! subscribers write to their sockets.
 //!
-//! May use: `event`, `fanout`, `metrics`, `net` (the socket), `wheel`.
+//! ```text
+//! http ─ subscriber, socket ─► ShardPlacement ─► ShardMailbox of one shard ─┐
+//! fan-out ─ events ──────────► ShardQueue ─► GroupWaker ─► mailbox ─────────┼─► ShardScheduler:
+//! wheel, socket, admission ──► SubscriberWaker ──────────► mailbox ─────────┘   poll, deliver
+//! ```
+//!
+//! `docs/design/shard.md` describes the protocol and its bounds.
+//!
+//! May use: `event`, `fanout`, `feed`.
 
+mod mailbox;
+mod metrics_buffers;
 mod placement;
 mod product_group;
 mod scheduler;
@@ -21,35 +32,43 @@ use std::{
 use bytes::Bytes;
 
 pub(crate) use self::placement::ShardPlacement;
+#[cfg(test)]
+pub(crate) use self::{mailbox::PendingSubscriber, scheduler::testing::SteppedScheduler};
 pub(crate) use self::{
-    product_group::MetricsBuffers,
+    metrics_buffers::MetricsBuffers,
     write_batch::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, advance, io_slices},
 };
 use crate::{
     event::{Event, Scope},
     fanout::Subscription,
-    http::Product,
+    feed::Feed,
 };
 
-/// A subscriber with a socket of its own, in the hands of its lane's task.
+/// A subscriber with a socket of its own, which the task of its shard polls and delivers to.
 ///
-/// It is following when it has everything and its socket has taken it. Then it is given what arrives; otherwise it finds that in the
+/// A subscriber is caught up when it has every entry that its scope admits and its socket has
+/// accepted all of them. A caught-up subscriber gets the queued events; a lagging one re-reads the
 /// log.
 pub(crate) trait ShardSubscriber: Send {
-    /// The product that it listens to.
-    fn product(&self) -> &Arc<Product>;
+    /// Returns the product that the subscriber is subscribed to.
+    fn feed(&self) -> &Arc<Feed>;
 
-    /// Where it stands in the log, and what it may see.
+    /// Returns the position in the log and the scope.
     fn subscription(&mut self) -> &mut Subscription;
 
-    /// What it wants to see from now on, if it has asked for something else since it was asked last. It gets nothing until that has
-    /// been done, and must be polled then.
+    /// Takes the scope that the client has requested since the last call, if any.
+    ///
+    /// The subscriber accepts no event until the scheduler has applied the scope to the group's
+    /// index, and must be polled after that.
     fn take_requested_scope(&mut self) -> Option<Scope>;
 
-    /// Does what there is to do, and tells whether it has ended. If it has not, `context` is woken when there is more.
+    /// Reads, catches up from the log and writes, within the bounds of one poll.
+    ///
+    /// Returns `Ready` when the subscriber has ended. Otherwise `context` is woken when there is
+    /// more to do. `scratch.batch` is empty at entry, and at exit unless the subscriber has ended.
     fn poll(&mut self, context: &mut Context<'_>, scratch: &mut WriteScratch) -> Poll<()>;
 
-    /// Gives it what is for it of what has arrived.
+    /// Delivers the queued events that the subscriber's scope admits, in one write.
     fn deliver(
         &mut self,
         queued: QueuedEvents<'_>,
@@ -57,46 +76,50 @@ pub(crate) trait ShardSubscriber: Send {
         metrics: &mut MetricsBuffers,
     ) -> DeliveryOutcome;
 
-    /// It does not have everything any more: what there is, from `place` on, it finds in the log.
+    /// Marks the subscriber as lagging: it re-reads the log from `position` at its next poll.
     fn fall_back_to_log(&mut self, position: u64) -> DeliveryOutcome;
 
-    /// Its work has panicked: it ends.
+    /// Records that the subscriber's work has panicked, as its disconnect reason.
     fn mark_panicked(&mut self);
 }
 
-/// What has arrived, from the first that is for somebody on.
+/// Events of one batch, from the first one that concerns the subscriber on.
 #[derive(Debug)]
 pub(crate) struct QueuedEvents<'a> {
+    /// Events in the order of their positions.
     pub(crate) events: &'a [Arc<Event>],
-    /// What each of them is as a WebSocket message, once somebody has needed that: all of a lane borrow it then, and count nothing.
+    /// WebSocket message of each event, filled in by the first subscriber that needs it. The other
+    /// subscribers of the shard borrow the message and so touch no reference count.
     pub(crate) messages: &'a mut [Option<Bytes>],
 }
 
 impl QueuedEvents<'_> {
-    /// The place of the first.
+    /// Returns the position of the first event, or 0 if there is none.
     pub(crate) fn first_position(&self) -> u64 {
         self.events.first().map_or(0, |event| event.position())
     }
 }
 
-/// What became of a subscriber that was given something.
+/// State of a subscriber after a delivery.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum DeliveryOutcome {
-    /// It has it.
+    /// The subscriber needs nothing more: it has the events, or something else will wake it.
     Handled,
-    /// It must be polled.
+    /// The subscriber must be polled.
     NeedsPoll,
-    /// It has ended.
+    /// The subscriber has ended.
     Ended,
 }
 
-/// What the subscribers of a lane lend each other, so that one that sleeps needs none of its own.
+/// Write buffers and counters that the subscribers of a shard share, so that an idle subscriber
+/// holds no buffer of its own.
 #[derive(Debug)]
 pub(crate) struct WriteScratch {
-    /// What is being written; empty between two subscribers.
+    /// Buffers of the write under way; empty between two subscribers.
     pub(crate) batch: VecDeque<Bytes>,
-    /// What has been written since somebody set it to nought.
+    /// Bytes written since the scheduler last reset the counter: the turn budget. With TLS, a
+    /// stream counts the bytes of its records.
     pub(crate) written_bytes: usize,
-    /// A socket that takes nothing for this long is closed.
+    /// Time for which a socket may accept nothing before its stream is closed.
     pub(crate) write_timeout: Duration,
 }

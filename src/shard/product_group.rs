@@ -1,47 +1,51 @@
-//! The subscribers of one product on one lane, and what has arrived for them.
+//! Product group: the subscribers of one product on one shard, and the batch being delivered.
 //!
-//! May use: `event`, `fanout`, `metrics`.
+//! In: the events, marks or overflow that the fan-out has queued for the shard. Out: for each
+//! subscriber concerned, either its first event in the batch or a position to re-read the log from.
+//!
+//! A batch is delivered to all its recipients, over several turns if need be, before the next one
+//! is taken: the fan-out's queue, which is bounded, holds what arrives meanwhile.
+//!
+//! May use: `event`, `fanout`, `feed`.
 
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
 use bytes::Bytes;
-use prometheus::{IntCounter, local::LocalHistogram};
-use tokio::time::Instant;
 
-use super::QueuedEvents;
+use super::{QueuedEvents, metrics_buffers::MetricsBuffers};
 use crate::{
     event::{Event, Scope},
     fanout::{QueueContents, ShardIndex, Subscription},
-    http::Product,
-    metrics::DeliveryMetrics,
+    feed::Feed,
 };
 
-/// Those who follow one product.
+/// The subscribers of one product on one shard.
 #[derive(Debug)]
 pub(super) struct ProductGroup {
-    pub(super) product: Arc<Product>,
+    pub(super) feed: Arc<Feed>,
     index: ShardIndex,
     len: usize,
+    /// Position up to which every event has been delivered, or its subscribers sent to the log.
     delivered_through: u64,
-    /// What is being given to them.
+    /// The batch being delivered.
     events: Vec<Arc<Event>>,
-    /// As many as there are arrivals.
+    /// WebSocket messages of `events`, index by index.
     messages: Vec<Option<Bytes>>,
-    /// Who has not been given it yet.
+    /// Slot keys of the subscribers that have not received the batch yet.
     pub(super) recipients: VecDeque<usize>,
-    /// More has arrived.
+    /// Events have been queued since the last batch was taken.
     pub(super) is_signaled: bool,
-    /// It stands in its crowd's list of those that have something to give.
+    /// The group is in the scheduler's delivery queue.
     pub(super) is_queued: bool,
     pub(super) metrics: MetricsBuffers,
 }
 
 impl ProductGroup {
-    /// Nobody yet; `waker` is called when something has arrived.
-    pub(super) fn new(product: &Arc<Product>, shard: usize, waker: Waker) -> Self {
+    /// Returns an empty group and registers `waker`, which is called when events are queued.
+    pub(super) fn new(feed: &Arc<Feed>, shard: usize, waker: Waker) -> Self {
         Self {
-            product: Arc::clone(product),
-            index: ShardIndex::new(&product.fanout, shard, waker),
+            feed: Arc::clone(feed),
+            index: ShardIndex::new(&feed.fanout, shard, waker),
             len: 0,
             delivered_through: 0,
             events: Vec::new(),
@@ -49,27 +53,24 @@ impl ProductGroup {
             recipients: VecDeque::new(),
             is_signaled: false,
             is_queued: false,
-            metrics: MetricsBuffers {
-                sse: MetricsBuffer::new(&product.sse),
-                ws: MetricsBuffer::new(&product.ws),
-            },
+            metrics: MetricsBuffers::new(feed),
         }
     }
 
-    /// One more.
+    /// Adds the subscriber in slot `key` to the group's index.
     pub(super) fn join(&mut self, key: usize, subscription: &mut Subscription) {
         self.len += 1;
         self.index.add(key, subscription);
     }
 
-    /// One less; whether that was the last.
+    /// Removes a subscriber and returns whether it was the last.
     pub(super) fn leave(&mut self, key: usize, scope: &Scope) -> bool {
         self.len -= 1;
         self.index.remove(key, scope);
         self.len == 0
     }
 
-    /// One of them wants something else from now on, and looks into the log for it.
+    /// Applies a new scope to one subscriber, which then re-reads the log.
     pub(super) fn change_scope(
         &mut self,
         key: usize,
@@ -79,14 +80,16 @@ impl ProductGroup {
         self.index.change_scope(key, subscription, scope);
     }
 
-    /// Takes what has arrived, once what came before has been given. Visits each whom something is for, and is told whether that is
-    /// to be given to it.
+    /// Takes the queued events, unless the previous batch still has recipients.
+    ///
+    /// Calls `visit` for each subscriber concerned and each location; `visit` returns whether the
+    /// subscriber is to become a recipient of the batch.
     pub(super) fn take_events(&mut self, mut visit: impl FnMut(usize, EventLocation) -> bool) {
         let Self { index, events, messages, recipients, .. } = self;
         if !recipients.is_empty() || !std::mem::take(&mut self.is_signaled) {
             return;
         }
-        // They are given, or concerned nobody: the fan-out gets back an empty list.
+        // The old batch has no recipients left. The fan-out swaps lists, and must get an empty one.
         events.clear();
         messages.clear();
         let mut fall_back = |key, position| {
@@ -97,7 +100,7 @@ impl ProductGroup {
             QueueContents::Marks(marks) => {
                 let targets = marks.iter().map(|mark| (mark.session.as_ref(), &mark.kind));
                 index.for_each_interested(targets, |mark_index, key| {
-                    marks.get(mark_index).into_iter().for_each(|it| fall_back(key, it.position))
+                    marks.get(mark_index).into_iter().for_each(|it| fall_back(key, it.position));
                 });
                 marks.first().map(|mark| mark.position)
             }
@@ -111,10 +114,11 @@ impl ProductGroup {
         let position_of =
             |event_index: usize| events.get(event_index).map_or(0, |event| event.position());
         let targets = events.iter().map(|event| (event.session(), event.kind()));
-        // A relay before this one may still be telling what was, which is not for who asked for news.
-        if first.is_some_and(|first| first <= self.product.log.history_through()) {
+        // An upstream relay may still be replaying history, which subscribers that asked for live
+        // events only must not receive. The subscription decides that when it reads the log.
+        if first.is_some_and(|first| first <= self.feed.log.history_through()) {
             index.for_each_interested(targets, |event_index, key| {
-                fall_back(key, position_of(event_index))
+                fall_back(key, position_of(event_index));
             });
             return events.clear();
         }
@@ -126,30 +130,33 @@ impl ProductGroup {
         });
     }
 
-    /// What is being given, from its number `first` on, and where it is noted.
+    /// Returns the batch from index `first` on, and the metrics to record deliveries in.
     pub(super) fn queued_from(&mut self, first: usize) -> (QueuedEvents<'_>, &mut MetricsBuffers) {
         let events = self.events.get(first..).unwrap_or_default();
         let messages = self.messages.get_mut(first..).unwrap_or_default();
         (QueuedEvents { events, messages }, &mut self.metrics)
     }
 
-    /// Whether nothing is kept.
+    /// Returns whether the group retains no events.
     #[cfg(test)]
     pub(super) fn holds_no_events(&self) -> bool {
         self.events.is_empty() && self.messages.is_empty()
     }
 
-    /// What has arrived has been given to all whom it concerned.
+    /// Releases the batch if it has no recipients left, and returns whether it has none.
     pub(super) fn finish_batch(&mut self) -> bool {
         if self.recipients.is_empty() {
-            // Not kept until something comes: it may be erased meanwhile.
+            // Not retained until the next batch: the events may be erased meanwhile.
             self.events.clear();
             self.messages.clear();
         }
         self.recipients.is_empty()
     }
 
-    /// The place up to which everything has been given, to those who have not been told to look into the log.
+    /// Returns the position up to which every caught-up subscriber has received its events.
+    ///
+    /// The fan-out's position counts only when no events are queued: with a batch in delivery or a
+    /// signal pending, a subscriber advanced to it would skip events.
     pub(super) fn advance_delivered_through(&mut self) -> u64 {
         if !self.is_signaled && self.recipients.is_empty() {
             self.delivered_through =
@@ -159,61 +166,11 @@ impl ProductGroup {
     }
 }
 
-/// Where somebody finds what is for it.
+/// Location of the events that a subscriber is to receive.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum EventLocation {
-    /// From this place on in the log.
+    /// In the log, from this position on.
     Log(u64),
-    /// From this number on among the arrivals.
+    /// In the batch, from this index on.
     Queue(usize),
-}
-
-/// What has been delivered in each way, until it is told to everybody.
-#[derive(Debug)]
-pub(crate) struct MetricsBuffers {
-    pub(crate) sse: MetricsBuffer,
-    pub(crate) ws: MetricsBuffer,
-}
-
-impl MetricsBuffers {
-    /// Tells it.
-    pub(super) fn flush(&mut self) {
-        self.sse.flush();
-        self.ws.flush();
-    }
-}
-
-/// What has been delivered in one way.
-#[derive(Debug)]
-pub(crate) struct MetricsBuffer {
-    delivered_count: u64,
-    lag: LocalHistogram,
-    delivered: IntCounter,
-}
-
-impl MetricsBuffer {
-    fn new(metrics: &DeliveryMetrics) -> Self {
-        Self { delivered_count: 0, lag: metrics.lag.local(), delivered: metrics.delivered.clone() }
-    }
-
-    /// An event that is delivered at `now`, as soon as it has come.
-    pub(crate) fn record_delivery(&mut self, event: &Event, now: Instant) {
-        self.delivered_count += 1;
-        if let Some(received) = event.received() {
-            self.lag.observe(now.saturating_duration_since(received).as_secs_f64());
-        }
-    }
-
-    fn flush(&mut self) {
-        if self.delivered_count > 0 {
-            self.delivered.inc_by(std::mem::take(&mut self.delivered_count));
-            self.lag.flush();
-        }
-    }
-}
-
-impl Drop for MetricsBuffer {
-    fn drop(&mut self) {
-        self.flush();
-    }
 }

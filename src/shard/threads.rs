@@ -1,17 +1,21 @@
-//! The threads that events take: each with a runtime of its own, whose tasks never move to another.
+//! Shard threads: one per processor, each with a single-threaded runtime of its own.
 //!
-//! On tokio's threads that share their work, each event wakes a second thread to see whether there is more to do, and the state of
-//! ten thousand streams goes back and forth between the caches of two. Here what belongs together stays together: the upstream of a
-//! product, its fan-out, and the streams that it wakes. Whatever may compute for longer is on the runtime beside.
+//! On tokio's work-stealing runtime each event wakes a second thread that looks for more work, and
+//! the state of ten thousand streams moves between the caches of two processors. Tasks of a shard
+//! never move: a product's upstream, its fan-out and the streams that it wakes stay on one thread.
+//! Work that may compute for longer runs on the multi-threaded runtime beside the shards.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{io, thread};
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
-/// All lanes. They end when this is dropped, which waits for them: what runs on them must have ended before.
+/// The threads of all shards.
+///
+/// Dropping the value ends the threads and waits for them. Tasks that still run there are
+/// cancelled, so the owner joins its tasks first.
 #[derive(Debug)]
 pub(crate) struct ShardThreads {
     shutdown: CancellationToken,
@@ -25,11 +29,12 @@ struct ShardThread {
 }
 
 impl ShardThreads {
-    /// Starts as many lanes as this process may use processors, up to 64.
+    /// Starts one thread for each processor that the process may use, up to 64.
     ///
     /// # Errors
     ///
-    /// When a thread or its runtime cannot be had.
+    /// If the operating system refuses a thread or a runtime's descriptors. The threads that have
+    /// started already are joined.
     pub(crate) fn start() -> io::Result<Self> {
         let mut threads = Self { shutdown: CancellationToken::new(), threads: Vec::new() };
         let count = thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARDS);
@@ -40,7 +45,7 @@ impl ShardThreads {
         Ok(threads)
     }
 
-    /// The runtimes, one for each lane; there is at least one.
+    /// Returns the runtimes, one for each shard; there is at least one.
     pub(crate) fn runtimes(&self) -> impl Iterator<Item = &Handle> + Clone {
         self.threads.iter().map(|shard| &shard.runtime)
     }
@@ -55,10 +60,11 @@ impl ShardThread {
         let handle = runtime.handle().clone();
         let run = move || {
             runtime.block_on(shutdown.cancelled_owned());
-            // A name server may let a lookup hang: nobody waits for that.
+            // Dropping the runtime would wait for its blocking pool, where a lookup of a host name
+            // may hang for as long as the name server does.
             runtime.shutdown_background();
         };
-        let thread = thread::Builder::new().name(format!("lane-{number}")).spawn(run)?;
+        let thread = thread::Builder::new().name(format!("shard-{number}")).spawn(run)?;
         Ok(Self { runtime: handle, thread: Some(thread) })
     }
 }
@@ -67,16 +73,19 @@ impl Drop for ShardThreads {
     fn drop(&mut self) {
         self.shutdown.cancel();
         for shard in &mut self.threads {
-            // A panic of a task is that task's; the thread itself only waits.
+            // The runtime catches panics of tasks; the thread's own code only waits.
             let _ = shard.thread.take().map(thread::JoinHandle::join);
         }
     }
 }
 
-/// A set of lanes fits into one number.
+/// The fan-out keeps a set of shards as the bits of one `u64`.
 const MAX_SHARDS: usize = 64;
 
-/// Polls of tasks after which the sockets are looked at again: a turn of a shard takes some hundred microseconds.
+/// Task polls after which the runtime polls the I/O driver again.
+///
+/// A turn of a shard takes some hundred microseconds; with tokio's default of 61, readiness of the
+/// sockets would wait for that many turns.
 const POLLS_PER_IO_CHECK: u32 = 8;
 
 #[cfg(test)]
@@ -86,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_waits_for_a_lookup_that_hangs() {
+    fn dropping_the_threads_does_not_wait_for_a_hanging_lookup() {
         let threads = ShardThreads::start().unwrap();
         let (hang, hanging) = std::sync::mpsc::channel::<()>();
         let runtime = threads.runtimes().next().unwrap().clone();

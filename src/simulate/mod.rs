@@ -1,7 +1,9 @@
-//! A stand-in connector: `GET /stream/{product_id}` as the real one serves it, filled with simulated sessions.
+//! A stand-in connector: `GET /stream/{product_id}` as the real one serves it, filled with
+//! simulated sessions.
 //!
-//! In: which products, how much traffic. Out: routes to serve, and a future that makes the traffic until it is stopped.
-//! Like the real connector it keeps nothing, knows no resume, and drops events for a client whose queue is full.
+//! In: which products, how much traffic. Out: routes to serve, and a future that makes the traffic
+//! until it is stopped. Like the real connector it keeps nothing, knows no resume, and drops events
+//! for a client whose queue is full.
 //!
 //! ```text
 //! site → visit → person → people → run → audience → stream
@@ -10,7 +12,7 @@
 //!
 //! Beside it, `receiver`: a stand-in for whoever receives webhooks.
 //!
-//! May use: `auth`, `http::error`, `sse`.
+//! May use: no other module.
 
 mod payload;
 mod person;
@@ -74,8 +76,8 @@ impl Simulator {
         stream::router(self.connector.clone())
     }
 
-    /// Makes every product's traffic until `stop` is cancelled; then ends all streams, so that a server can drain, and
-    /// answers new ones with 503.
+    /// Makes every product's traffic until `stop` is cancelled; then ends all streams, so that a
+    /// server can drain, and answers new ones with 503.
     ///
     /// # Cancel safety
     ///
@@ -102,7 +104,8 @@ impl Simulator {
     }
 }
 
-/// Tells a product's audience what its crowd does, at an even pace, until stopped; then closes the audience.
+/// Tells a product's audience what its crowd does, at an even pace, until stopped; then closes the
+/// audience.
 async fn run_product(
     connector: Arc<SimulatedConnector>,
     product: String,
@@ -123,7 +126,8 @@ async fn run_product(
     clients.close();
 }
 
-/// When events are due: one a tick, or several where ticks would have to be closer than a timer can tell apart.
+/// When events are due: one a tick, or several where ticks would have to be closer than a timer can
+/// tell apart.
 struct EventPacer {
     ticks: Interval,
     per_tick: f64,
@@ -137,7 +141,8 @@ impl EventPacer {
         let between_events = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(MAX_TICK);
         let period = between_events.clamp(MIN_TICK, MAX_TICK);
         let per_tick = if between_events < MIN_TICK { rate * MIN_TICK.as_secs_f64() } else { 1.0 };
-        // By default an interval catches up with missed ticks in a burst, so the rate holds on a busy machine.
+        // By default an interval catches up with missed ticks in a burst, so the rate holds on a
+        // busy machine.
         EventPacer { ticks: interval(period), per_tick, carry: 0.0 }
     }
 

@@ -1,9 +1,10 @@
 //! The payloads of the connector's stream, as JSON.
 //!
-//! In: what a person did. Out: the text of one payload; fields, types and their order are those of the connector's
-//! contract. Times are filled in last, so that everything else can be settled without a clock.
+//! In: what a person did. Out: the text of one payload; fields, types and their order are those of
+//! the connector's contract. Times are filled in last, so that everything else can be settled
+//! without a clock.
 //!
-//! May use: `site`.
+//! May use: no other module.
 
 use fastrand::Rng;
 use serde::Serialize;
@@ -101,10 +102,11 @@ pub(crate) struct UserIdentity {
 }
 
 impl StreamPayload<'_> {
-    /// Makes the JSON at least `bytes` long by adding prose to its last description, summary or reason.
+    /// Makes the JSON at least `bytes` long by adding prose to its last description, summary or
+    /// reason.
     ///
-    /// To be called before [`Payload::stamp`]: it counts the times in their shortest form, so that what is added does
-    /// not depend on the clock.
+    /// To be called before [`StreamPayload::set_times`]: it counts the times in their shortest
+    /// form, so that what is added does not depend on the clock.
     pub(crate) fn pad_to(&mut self, bytes: usize, rng: &mut Rng) {
         if bytes == 0 {
             return; // spares the encoding
@@ -182,7 +184,8 @@ fn floor_to_millis(seconds: f64) -> f64 {
     (seconds * 1000.0).floor() / 1000.0
 }
 
-/// How long one action takes at most. Someone who did nothing for an hour did not click for an hour.
+/// How long one action takes at most. Someone who did nothing for an hour did not click for an
+/// hour.
 const SECONDS_PER_ACTION: f64 = 8.0;
 
 #[cfg(test)]

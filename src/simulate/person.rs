@@ -2,7 +2,7 @@
 //!
 //! In: random numbers, and which event it is. Out: a payload whose times are still to be filled in.
 //!
-//! May use: `visit`, `payload`, `site`.
+//! May use: no other module.
 
 use fastrand::Rng;
 
@@ -115,7 +115,8 @@ impl Person {
 
     fn offer_tour<'a>(&'a self, product_id: &'a str, rng: &mut Rng) -> StreamPayload<'a> {
         let (flow_id, reason) = self.visit.tour();
-        let session_id = self.identity.session_id.as_deref().unwrap_or_default(); // `due` asks for one
+        // `due_event` asks for one
+        let session_id = self.identity.session_id.as_deref().unwrap_or_default();
         let reason = rng.bool().then(|| reason.to_owned());
         let user_id = self.identity.user_id.as_deref().filter(|_| rng.bool());
         StreamPayload::UsertourTrigger { product_id, flow_id, session_id, reason, user_id }
@@ -151,7 +152,8 @@ fn customer_identity(rng: &mut Rng) -> UserIdentity {
 
 /// Actions in one payload at most.
 const MAX_BATCH: usize = 5;
-/// The event that is a tour, so that even a short demo has one. Even, as the first person's turns are.
+/// The event that is a tour, so that even a short demo has one. Even, as the first person's turns
+/// are.
 const FIRST_TOUR: u64 = 6;
 /// The event that is a summary, after six turns of the first person.
 const FIRST_SUMMARY: u64 = 12;

@@ -1,9 +1,9 @@
 //! The people of one product, and what the connector has to say about them.
 //!
-//! In: a seed, and the time at each event. Out: payloads, for ever. Pure: the same seed gives the same payloads but for
-//! their times.
+//! In: a seed, and the time at each event. Out: payloads, for ever. Pure: the same seed gives the
+//! same payloads but for their times.
 //!
-//! May use: `person`.
+//! May use: no other module.
 
 use fastrand::Rng;
 
@@ -20,7 +20,8 @@ pub(crate) struct Population {
 }
 
 impl Population {
-    /// A crowd of `sessions` people, at least one, whose payloads have about `payload_bytes` bytes at least.
+    /// A crowd of `sessions` people, at least one, whose payloads have about `payload_bytes` bytes
+    /// at least.
     pub(crate) fn new(
         seed: u64,
         product: &str,
@@ -28,7 +29,8 @@ impl Population {
         payload_bytes: usize,
     ) -> Population {
         let mut rng = Rng::with_seed(seed ^ stable_hash(product));
-        // The first one is known by name, because a demo tells that story first, and a tour needs a session.
+        // The first one is known by name, because a demo tells that story first, and a tour needs a
+        // session.
         let mut people = vec![Person::customer(&mut rng)];
         people.extend((1..sessions).map(|_| Person::random_visitor(&mut rng)));
         Population { product: product.to_owned(), payload_bytes, rng, people, turn: 0 }
@@ -49,15 +51,16 @@ impl Population {
     }
 }
 
-/// Whoever the next event is about. Every second of the first events is about the same person: with many sessions nobody
-/// else would have done enough to be summed up.
+/// Whoever the next event is about. Every second of the first events is about the same person: with
+/// many sessions nobody else would have done enough to be summed up.
 fn pick_person<'a>(people: &'a mut [Person], turn: u64, rng: &mut Rng) -> &'a mut Person {
     let is_first_persons_turn = turn < OPENING_EVENTS && turn.is_multiple_of(2);
     let index = if is_first_persons_turn { 0 } else { rng.usize(..people.len()) };
     people.get_mut(index).expect("drawn from the number of people, of whom there is always one")
 }
 
-/// FNV-1a, written here because it must be the same in every build: the standard library's hashes promise no such thing.
+/// FNV-1a, written here because it must be the same in every build: the standard library's hashes
+/// promise no such thing.
 fn stable_hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -205,7 +208,8 @@ mod tests {
         };
         for sessions in [1, 20, 100] {
             let events = payloads(6, sessions, sessions * 200);
-            let later_window = &events[sessions * 100..sessions * 108]; // nearly everyone's turn, hardly anyone left
+            // nearly everyone's turn, hardly anyone left
+            let later_window = &events[sessions * 100..sessions * 108];
             let active = sessions_in(later_window);
             assert!(
                 active <= sessions * 3 / 2 + 1 && active >= sessions / 2,

@@ -1,16 +1,18 @@
-//! A sample receiver of webhooks: checks both signatures, tells people what came, and fails for a while when asked to.
+//! A sample receiver of webhooks: checks both signatures, tells people what came, and fails for a
+//! while when asked to.
 //!
-//! In: deliveries. Out: lines to read, few enough to follow: the first deliveries one by one, then a summary now and then.
+//! In: deliveries. Out: lines to read, few enough to follow: the first deliveries one by one, then
+//! a summary now and then.
 //!
 //! | route | answers |
 //! |---|---|
 //! | `POST /good` | 200 |
-//! | `POST /flaky` | 503 for [`OUTAGE`] at the beginning of each [`ROUND`], 200 otherwise |
+//! | `POST /flaky` | 503 in the first [`OUTAGE_DURATION`] of each [`OUTAGE_PERIOD`], else 200 |
 //!
-//! Both answer 401 to what is not signed as the contract has it. That each checks for itself, with code of its own, is the
-//! point: it is what somebody who receives webhooks has to write.
+//! Both answer 401 to what is not signed as the contract has it. That each checks for itself, with
+//! code of its own, is the point: it is what somebody who receives webhooks has to write.
 //!
-//! May use: `http::error`.
+//! May use: `http`.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::problem::Problem;
 
-/// Serve [`Receiver::router`] while [`Receiver::run`] tells what came.
+/// Serve [`SampleReceiver::router`] while [`SampleReceiver::run`] tells what came.
 pub(crate) struct SampleReceiver {
     secret: String,
     started: Instant,
@@ -115,7 +117,8 @@ impl SampleReceiver {
         if in_outage { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
     }
 
-    /// Holds the headers against the body, as the connector's SDK does and as Standard Webhooks has it.
+    /// Holds the headers against the body, as the connector's SDK does and as Standard Webhooks has
+    /// it.
     fn verify_signatures(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), &'static str> {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let key = hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_bytes());

@@ -1,7 +1,10 @@
-//! The imaginary product that simulated people use: its pages, what is on them, and what people write there.
+//! The imaginary product that simulated people use: its pages, what is on them, and what people
+//! write there.
 //!
-//! In: nothing. Out: tables. Some texts are not ASCII, hold quotation marks or a line break, because real ones do and a
-//! relay must carry them unchanged.
+//! In: nothing. Out: tables. Some texts are not ASCII, hold quotation marks or a line break,
+//! because real ones do and a relay must carry them unchanged.
+//!
+//! May use: no other module.
 
 /// One page of the imaginary product.
 #[derive(Debug)]
@@ -166,7 +169,8 @@ pub(crate) const LAST_NAMES: [&str; 11] = [
     "kobayashi",
 ];
 
-/// Sentences that make a payload longer. Plain ASCII without quotation marks, so each byte is one byte of JSON too.
+/// Sentences that make a payload longer. Plain ASCII without quotation marks, so each byte is one
+/// byte of JSON too.
 pub(crate) const FILLER_SENTENCES: [&str; 8] = [
     "The pointer rested over the chart while the numbers were loading.",
     "A tooltip opened and was read to its end before anything else happened.",

@@ -1,8 +1,9 @@
 //! What a client of the stand-in connector sees over HTTP.
 //!
-//! In: requests. Out: event streams of a product's frames with a heartbeat among them, or a problem.
+//! In: requests. Out: event streams of a product's frames with a heartbeat among them, or a
+//! problem.
 //!
-//! May use: `audience`, `auth`, `http::error`, `sse`.
+//! May use: `auth`, `http`, `sse`.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,5 @@
-//! The stand-in connector as its clients see it: requests in, responses and frames out, no socket in between.
+//! The stand-in connector as its clients see it: requests in, responses and frames out, no socket
+//! in between.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! The clients connected to one product.
 //!
-//! In: frames. Out: a queue per client. Nothing is kept: who is not here, or has a full queue, misses the frame, as with
-//! the real connector.
+//! In: frames. Out: a queue per client. Nothing is kept: who is not here, or has a full queue,
+//! misses the frame, as with the real connector.
 //!
-//! May use: nothing of ours.
+//! May use: no other module.
 
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,8 @@ enum ClientQueues {
 }
 
 struct ConnectedClient {
-    /// Holds [`QUEUE`] frames. When it is full, new frames are lost to this client alone; the log says how many.
+    /// Holds [`CLIENT_QUEUE_FRAMES`] frames. When it is full, new frames are lost to this client
+    /// alone; the log says how many.
     queue: mpsc::Sender<Bytes>,
     lost_frames: u64,
 }
@@ -39,7 +40,8 @@ impl ConnectorClients {
         }
     }
 
-    /// A queue of every frame from now on, or nothing once closed. It ends when the audience is closed.
+    /// A queue of every frame from now on, or nothing once closed. It ends when the audience is
+    /// closed.
     pub(crate) fn try_connect(&self) -> Option<mpsc::Receiver<Bytes>> {
         let ClientQueues::Open(clients) = &mut *self.lock_queues() else {
             return None;

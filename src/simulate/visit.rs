@@ -1,8 +1,9 @@
 //! One person's way through the imaginary product.
 //!
-//! In: random numbers. Out: what the person does next, and what there is to say about it when it is summed up.
+//! In: random numbers. Out: what the person does next, and what there is to say about it when it is
+//! summed up.
 //!
-//! May use: `site`, `payload`.
+//! May use: no other module.
 
 use std::mem;
 
@@ -258,7 +259,7 @@ mod tests {
             match kind {
                 "type" => assert_eq!(before, "focus"),
                 "submit" | "blur" => {
-                    assert!(before == "focus" || before == "type", "{kind} after {before}")
+                    assert!(before == "focus" || before == "type", "{kind} after {before}");
                 }
                 _ => assert!(before != "focus" && before != "type", "{kind} after {before}"),
             }

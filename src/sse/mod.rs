@@ -1,9 +1,12 @@
 //! Server-Sent Events: bytes to frames, and the one encoder.
 //!
-//! The decoder follows the WHATWG HTML standard, section 9.2.6 "Interpreting an event stream", and gives the same frames
-//! however the bytes are cut into chunks. What is beyond its bounds is skipped and reported; the stream goes on.
+//! The decoder follows the WHATWG HTML standard, section 9.2.6 "Interpreting an event stream", and
+//! gives the same frames however the bytes are cut into chunks. What is beyond its bounds is
+//! skipped and reported; the stream goes on.
 //!
 //! Touches no runtime and no disk. May use: nothing.
+//!
+//! May use: no other module.
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +16,8 @@ use std::{fmt::Display, mem, ops::Range, time::Duration};
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::{memchr, memchr_iter, memchr2, memchr3};
 
-/// Turns chunks of an event stream into frames. Time is linear in the bytes, memory bounded by `max_event_bytes`.
+/// Turns chunks of an event stream into frames. Time is linear in the bytes, memory bounded by
+/// `max_event_bytes`.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     max_event_bytes: usize,
@@ -29,7 +33,8 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder at the start of a stream that lets through events of up to `max_event_bytes` of payload.
+    /// A decoder at the start of a stream that lets through events of up to `max_event_bytes` of
+    /// payload.
     pub(crate) fn new(max_event_bytes: usize) -> Self {
         Self {
             max_event_bytes,
@@ -45,14 +50,15 @@ impl Decoder {
         }
     }
 
-    /// Hands over the next chunk. The one before must have been used up: [`Decoder::next`] has returned none.
+    /// Hands over the next chunk. The one before must have been used up: [`Decoder::next`] has
+    /// returned none.
     pub(crate) fn feed(&mut self, chunk: Bytes) {
         debug_assert!(self.chunk.is_empty(), "the previous chunk is used up");
         self.chunk = chunk;
     }
 
-    /// What the bytes so far make up, or none when more are needed. What is unfinished at the end of the stream is never
-    /// returned, as the standard has it.
+    /// What the bytes so far make up, or none when more are needed. What is unfinished at the end
+    /// of the stream is never returned, as the standard has it.
     pub(crate) fn next(&mut self) -> Option<Decoded> {
         while let Some(line) = self.next_line() {
             if let Some(decoded) = self.interpret(&line) {
@@ -93,7 +99,8 @@ impl Decoder {
         Some(Line { bytes: without_bom, overlong })
     }
 
-    /// Keeps part of a line until its end comes; past the bound only enough to know the field's name.
+    /// Keeps part of a line until its end comes; past the bound only enough to know the field's
+    /// name.
     fn buffer_partial_line(&mut self, part: &[u8]) {
         let capacity = self.max_line_bytes().saturating_sub(self.line.len());
         let (buffered, excess) = part.split_at(part.len().min(capacity));
@@ -121,11 +128,11 @@ impl Decoder {
             b"data" | b"event" | b"id" if line.overlong => self.data_buffer = DataBuffer::TooLarge,
             b"data" => {
                 self.data_buffer =
-                    mem::take(&mut self.data_buffer).with_line(value, self.max_event_bytes)
+                    mem::take(&mut self.data_buffer).with_line(value, self.max_event_bytes);
             }
             b"event" => self.event = value,
             b"id" if memchr(0, &value).is_none() => {
-                (self.last_event_id, self.has_own_id) = (value, true)
+                (self.last_event_id, self.has_own_id) = (value, true);
             }
             b"retry" => return reconnection_time(&value).map(Decoded::Retry),
             _ => {} // a comment, or a field that the standard does not know
@@ -202,7 +209,8 @@ pub(crate) enum Decoded {
     TooLarge,
 }
 
-/// One dispatched event. Its bytes may be any: the standard's replacement of invalid UTF-8 is left to who reads them.
+/// One dispatched event. Its bytes may be any: the standard's replacement of invalid UTF-8 is left
+/// to who reads them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Frame {
     /// The event's name; empty means `message`.
@@ -229,8 +237,9 @@ pub(crate) fn breaks_framing(bytes: &[u8]) -> bool {
     memchr3(b'\r', b'\n', 0, bytes).is_some()
 }
 
-/// The frame of an event, blank line included, within the framing of an HTTP/1.1 chunk (RFC 9112, section 7.1): who writes to a
-/// socket directly needs one write for it. A payload that spans several lines takes as many `data` lines.
+/// The frame of an event, blank line included, within the framing of an HTTP/1.1 chunk (RFC 9112,
+/// section 7.1): who writes to a socket directly needs one write for it. A payload that spans
+/// several lines takes as many `data_buffer` lines.
 ///
 /// The payload must not hold CR: the decoder never returns one.
 pub(crate) fn encode_event(id: impl Display, payload: &[u8]) -> EncodedEvent {
@@ -273,7 +282,8 @@ pub(crate) struct EncodedEvent {
     pub(crate) payload: Bytes,
 }
 
-/// What comes seldom, as an HTTP/1.1 chunk. Nothing becomes the last chunk, which ends a body (RFC 9112, section 7.1).
+/// What comes seldom, as an HTTP/1.1 chunk. Nothing becomes the last chunk, which ends a body (RFC
+/// 9112, section 7.1).
 pub(crate) fn encode_http1_chunk(bytes: &[u8]) -> Bytes {
     let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();
     chunk.extend_from_slice(bytes);
@@ -301,7 +311,8 @@ pub(crate) fn encode_gap(id: impl Display, notice: &str) -> Bytes {
     format!("id: {id}\nevent: gap\ndata: {notice}\n\n").into()
 }
 
-/// A reconnection time, without a blank line of its own: a block without `data` would be logged as an error by the SDK.
+/// A reconnection time, without a blank line of its own: a block without `data_buffer` would be
+/// logged as an error by the SDK.
 pub(crate) fn encode_retry(wait: Duration) -> Bytes {
     format!("retry: {}\n", wait.as_millis()).into()
 }

@@ -1,4 +1,5 @@
-//! The decoder against the standard, web-platform-tests and every chunking; the encoder byte for byte.
+//! The decoder against the standard, web-platform-tests and every chunking; the encoder byte for
+//! byte.
 
 use proptest::prelude::*;
 
@@ -31,14 +32,16 @@ fn frame(event: &str, data: &str, id: &str) -> Decoded {
     })
 }
 
-/// Cases of web-platform-tests, as data: `tests/data/eventsource-format.json` names the source of each.
+/// Cases of web-platform-tests, as data: `tests/data/eventsource-format.json` names the source of
+/// each.
 #[test]
 fn web_platform_tests_format_cases_decode_as_they_must() {
     let suite: serde_json::Value =
         serde_json::from_str(include_str!("../../tests/data/eventsource-format.json")).unwrap();
     let cases = suite["cases"].as_array().unwrap();
     assert!(cases.len() >= 25);
-    // A stream of another media type is never decoded: the client refuses it, which tests of the binary show.
+    // A stream of another media type is never decoded: the client refuses it, which tests of the
+    // binary show.
     for case in cases.iter().filter(|case| case["accepted"] != false) {
         let input = case["input"].as_str().unwrap().as_bytes();
         let bytewise: Vec<&[u8]> = input.chunks(1).collect();

@@ -1,14 +1,14 @@
-//! What the writing thread is asked for beside keeping what the logs have: erasures, products that come and go, and everything
-//! that webhooks need.
+//! Commands for the writer beside persisting the logs: erasures, products that are added or
+//! removed, and everything that webhooks need.
 //!
 //! ```text
-//! admin API, webhooks ──► orders ───► one after the other, behind what has been committed by then
-//! workers ──────────────► journals ─► all that wait in one transaction, with what the logs have for the store
+//! admin API, webhooks ──► commands ─► one after the other, after what has been committed by then
+//! workers ──────────────► journals ─► all that wait in one transaction, with the logs' entries
 //! ```
 //!
-//! Each is carried out whether or not anybody waits for the answer.
+//! A command is executed even if its caller no longer waits for the answer.
 //!
-//! May use: `delivery`, `event`, `metrics`, the logs, the desk, the outbox's words.
+//! May use: `event`, `log`, `metrics`, `webhook_delivery`.
 
 use std::{collections::VecDeque, mem, sync::Arc};
 
@@ -56,7 +56,8 @@ pub(crate) enum StoreCommand {
         product: Box<(ProductId, MemoryBounds, LogMetrics)>,
         answer: oneshot::Sender<AddedProduct>,
     },
-    /// Keep a product's log no longer, once all of it is kept. What is in the file stays there until retention takes it.
+    /// Keep a product's log no longer, once all of it is kept. What is in the file stays there
+    /// until retention takes it.
     RemoveProduct { product: ProductId, answer: oneshot::Sender<()> },
 }
 
@@ -147,7 +148,8 @@ impl StoreHandle {
         async { erased.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Keeps a webhook, or changes what is kept of one but its position. On the disk when it returns.
+    /// Keeps a webhook, or changes what is kept of one but its position. On the disk when it
+    /// returns.
     ///
     /// # Errors
     ///
@@ -175,12 +177,15 @@ impl StoreHandle {
         async { removed.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Writes down what has happened to a webhook, in one transaction with what else there is to commit.
+    /// Writes down what has happened to a webhook, in one transaction with what else there is to
+    /// commit.
     ///
     /// # Errors
     ///
-    /// The changes come back when the webhook is not registered, and when the store cannot be written now, or is being closed:
-    /// none of them is written, or all of them are and nobody knows; they may be written again in any case. None come back from a writing thread that has died.
+    /// The changes come back when the webhook is not registered, and when the store cannot be
+    /// written now, or is being closed: none of them is written, or all of them are and nobody
+    /// knows; they may be written again in any case. None come back from a writing thread that has
+    /// died.
     pub(crate) fn journal(
         &self,
         id: &Arc<str>,
@@ -199,8 +204,8 @@ impl StoreHandle {
         async { written.await.unwrap_or_else(|_| Err(WebhookChanges::default())) }
     }
 
-    /// A webhook's dead letters in this state, newest first, with their numbers: `before` one of these, or the newest. At
-    /// most `most`, and about 1 MiB of payloads.
+    /// A webhook's dead letters in this state, newest first, with their numbers: `before` one of
+    /// these, or the newest. At most `limit`, and about 1 MiB of payloads.
     ///
     /// # Errors
     ///
@@ -217,7 +222,8 @@ impl StoreHandle {
         async { found.await.map_err(|_| StoreUnreadable) }
     }
 
-    /// Marks a webhook's dead letters as waiting to be delivered again, the oldest event first, and returns how many were not.
+    /// Marks a webhook's dead letters as waiting to be delivered again, the oldest event first, and
+    /// returns how many were not.
     ///
     /// # Errors
     ///
@@ -237,8 +243,8 @@ impl StoreHandle {
         async { marked.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// A webhook's dead letters behind a place that wait to be delivered again, in the order of their places. At most `most`,
-    /// and about 1 MiB of payloads, but one if there is one.
+    /// A webhook's dead letters behind a place that wait to be delivered again, in the order of
+    /// their places. At most `limit`, and about 1 MiB of payloads, but one if there is one.
     ///
     /// # Errors
     ///
@@ -292,7 +298,8 @@ impl StoreHandle {
     ) -> oneshot::Receiver<T> {
         let (answer, answered) = oneshot::channel();
         let mut queue = self.commands();
-        // Looked at while nobody can take orders: one that comes after the last look is refused, and none is forgotten.
+        // Looked at while nobody can take orders: one that comes after the last look is refused,
+        // and none is forgotten.
         if !self.is_stopping() {
             queue.commands.push_back(command(answer));
         }

@@ -1,15 +1,17 @@
 //! The durable store of all logs: one SQLite file, one thread that writes it, a few that read it.
 //!
-//! Nothing here is waited for by ingest or live delivery. The writer is a reader of the logs: it takes what has gathered
-//! every few milliseconds, commits it in one transaction, and tells each log what is safe.
+//! Ingest and live delivery never wait for the store. Its writer reads the logs: every few
+//! milliseconds it takes what has gathered, commits it in one transaction, and tells each log what
+//! is persisted.
 //!
 //! ```text
-//! open: lock the directory, open or replace the file, reserve an epoch for each product ──► start: threads ──► stop
+//! open: lock the directory, open or replace the file, reserve an epoch per product ──► start ──► stop
 //! ```
 //!
-//! What is owed to webhooks is kept beside the events. Without a file, the same code keeps it in memory.
+//! What webhooks are owed stands beside the events. Without a file, the same code keeps it in
+//! memory.
 //!
-//! May use: `causes`, `delivery`, `event`, `metrics`, the logs.
+//! May use: `error_chain`, `event`, `log`, `metrics`.
 
 pub(crate) mod commands;
 pub(crate) mod reader;
@@ -78,12 +80,13 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens the store, or begins one, and goes on with the log of each product. A damaged file is set aside.
+    /// Opens the store, or begins one, and goes on with the log of each product. A damaged file is
+    /// set aside.
     ///
     /// # Errors
     ///
-    /// When the directory cannot be used, belongs to another process, or holds a file that is not ours, and when there are no
-    /// threads to be had.
+    /// When the directory cannot be used, belongs to another process, or holds a file that is not
+    /// ours, and when there are no threads to be had.
     pub(crate) fn open(
         settings: StoreSettings,
         bounds: MemoryBounds,
@@ -132,8 +135,8 @@ impl Store {
         Ok((store, logs))
     }
 
-    /// A store for webhooks alone, which ends with the process: the logs keep themselves, and it keeps nothing of them. The
-    /// settings' directory is not looked at.
+    /// A store for webhooks alone, which ends with the process: the logs keep themselves, and it
+    /// keeps nothing of them. The settings' directory is not looked at.
     ///
     /// # Errors
     ///
@@ -202,7 +205,8 @@ impl Store {
 }
 
 impl Drop for Store {
-    /// Keeps what is not kept yet, closes the file, and ends the threads. Blocks until that is done.
+    /// Keeps what is not kept yet, closes the file, and ends the threads. Blocks until that is
+    /// done.
     fn drop(&mut self) {
         self.handle.stop();
         for thread in self.threads.drain(..) {
@@ -327,7 +331,7 @@ fn check_file(handle: &StoreHandle) {
             handle.report_damage(generation);
         }
         Err(error) => {
-            tracing::error!(problem = error_chain(&error), "the store could not be checked")
+            tracing::error!(problem = error_chain(&error), "the store could not be checked");
         }
     }
     handle.set_checking(false);

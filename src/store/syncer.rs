@@ -1,13 +1,14 @@
-//! The thread that brings to the disk what the writer has committed, so that a commit never waits for it.
+//! The thread that brings committed data to the disk, so that a commit never waits for the disk.
 //!
 //! ```text
-//! each second    commits since the last one?   sync the write-ahead log        a power cut costs what came since
-//!                the log has grown?            move what is in it into the database
+//! each second    commits since the last round?   sync the write-ahead log     a power cut costs what came since
+//!                has the log grown?              move its content into the database
 //! ```
 //!
-//! SQLite itself would do both within some commit, and everything that comes would wait for the disk with it.
+//! SQLite itself would do both within some commit, and every event of that moment would wait for
+//! the disk.
 //!
-//! May use: `causes`, the desk, the file.
+//! May use: `error_chain`, `log`.
 
 use std::{fs, io, time::Duration};
 
@@ -29,7 +30,8 @@ pub(super) fn run(handle: &StoreHandle) {
     }
 }
 
-/// Moves the write-ahead log into the database, as far as possible. If it is not, nothing is lost: that is tried again.
+/// Moves the write-ahead log into the database, as far as possible. If it is not, nothing is lost:
+/// that is tried again.
 pub(super) fn checkpoint(handle: &StoreHandle) {
     let generation = handle.generation();
     let Err(error) = StoreFile::checkpoint(handle.path()) else { return };

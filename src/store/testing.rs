@@ -1,4 +1,4 @@
-//! For tests of those who ask the store for something: one that does nothing by itself, and one that cannot be read.
+//! Stores for tests of the store's callers: one without threads, and one that cannot be read.
 //!
 //! May use: the desk, the orders.
 

@@ -1,11 +1,15 @@
-//! How long to wait before the next attempt: exponential growth with full jitter.
+//! Waits between attempts: exponential growth with full jitter.
 //!
 //! Pure: the caller brings the randomness and does the waiting.
+//!
+//! May use: no other module.
 
 use std::time::Duration;
 
-/// Growing waits. Each is drawn evenly between nothing and a ceiling that doubles from `first` to `cap`, so that many
-/// clients that lost the same peer do not come back together.
+/// Growing waits, each drawn evenly between zero and a ceiling.
+///
+/// The ceiling doubles from `initial` to `max`. Full jitter keeps many clients that lost the same
+/// peer from reconnecting together.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     initial: Duration,
@@ -14,24 +18,25 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Waits with ceilings from `first` to `cap`.
+    /// Creates a backoff with ceilings from `initial` to `max`.
     pub(crate) fn new(initial: Duration, max: Duration) -> Self {
         Self { initial, max, failures: 0 }
     }
 
-    /// The next wait.
+    /// Returns the next wait, and doubles the ceiling.
     pub(crate) fn next_delay(&mut self, random: &mut fastrand::Rng) -> Duration {
         let ceiling = self.ceiling();
         self.failures = self.failures.saturating_add(1);
         ceiling.mul_f64(random.f64())
     }
 
-    /// Begins anew, after a success that has proved itself.
+    /// Restarts at the first ceiling, after a success that has proved stable.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 
     fn ceiling(&self) -> Duration {
+        // Checked: after 32 failures the power overflows, and the maximum applies.
         let doubled =
             2_u32.checked_pow(self.failures).and_then(|factor| self.initial.checked_mul(factor));
         doubled.map_or(self.max, |wait| wait.min(self.max))

@@ -1,20 +1,25 @@
 //! One supervised connection to the connector of one product.
 //!
-//! In: frames. Out: frames, and a word whenever the stream stands. Never holds two connections: the old one is closed before
-//! the next attempt. An upstream that turns out to be a relay is asked again, for what comes behind the log's last id.
+//! In: settings, which may change at any time. Out: frames, and an arrival whenever the stream
+//! opens or ends. Never holds two connections: the old one is closed before the next attempt. An
+//! upstream that turns out to be a relay is asked again, for the events behind the log's newest id.
 //!
-//! Its settings may change at any time. Another token counts from the next attempt, which comes at once if none stands; anything
-//! else ends the stream that stands, and the next attempt follows when that is closed.
+//! A new token applies from the next attempt, which starts at once if no stream is open. Any other
+//! new setting ends the open stream, and the next attempt follows when it is closed.
 //!
 //! ```text
-//! connecting ──► connected ──► backing_off ──► connecting …      lost, silent, 5xx, 429: 0.5 s to 30 s, full jitter
-//!          └───► refused ────────────────────► connecting …      400, 401, 403, 404: once a minute, loudly
+//! connecting ──► connected ──► backing_off ──► connecting …   lost, silent, 5xx, 429
+//!          └───► refused ────────────────────► connecting …   400, 401, 403, 404
+//!
+//! backing_off: 0.5 s to 30 s, full jitter, Retry-After; refused: once a minute, logged as an error
 //! ```
 //!
-//! May use: `backoff`, `causes`, `client`, `config`, `event`, `metrics`, `sse`, `status`.
+//! May use: `config`, `error_chain`, `event`, `metrics`, `outbound`, `sse`.
 
 pub(crate) mod backoff;
 pub(crate) mod status;
+#[cfg(test)]
+mod tests;
 
 use std::{future::pending, mem, sync::Arc, time::Duration};
 
@@ -33,15 +38,18 @@ use crate::{
     error_chain::error_chain,
     event::EventId,
     metrics::UpstreamMetrics,
-    outbound::client::{EventStream, EventStreamClient, OpenError, StreamTarget},
+    outbound::{
+        client::{EventStreamClient, OpenError, StreamTarget},
+        event_stream::EventStream,
+    },
     sse::{Decoded, Frame},
 };
 
-/// The connection to one connector, kept up.
+/// Connection to one connector, reopened as often as it takes.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     settings_updates: watch::Receiver<UpstreamSettings>,
-    /// Those of `wanted` that are in force.
+    /// The settings in force; `settings_updates` may hold newer ones.
     settings: config::UpstreamConfig,
     target: StreamTarget,
     status: Arc<UpstreamStatus>,
@@ -49,18 +57,19 @@ pub(crate) struct Upstream {
     backoff: Backoff,
     random: fastrand::Rng,
     connection: UpstreamConnection,
-    /// There has been a stream: the next one begins behind a gap.
+    /// Whether a stream has been open before: the next one begins behind a gap.
     has_streamed: bool,
-    /// The connector's own wish for the time before a reconnect.
+    /// The least time before a reconnect that the connector asks for (`retry:`, WHATWG HTML,
+    /// section 9.2.6).
     server_retry_delay: Duration,
 }
 
-/// How an upstream is reached.
+/// Settings of an upstream's connection.
 #[derive(Clone, Debug)]
 pub(crate) struct UpstreamSettings {
-    /// As it is configured.
+    /// The upstream as configured.
     pub(crate) upstream: config::UpstreamConfig,
-    /// Who dials, from the next attempt on.
+    /// Client for the next attempt.
     pub(crate) client: EventStreamClient,
 }
 
@@ -70,31 +79,35 @@ enum UpstreamConnection {
     Streaming { stream: Box<EventStream>, since: Instant },
 }
 
-/// What an upstream brings.
+/// Item that an upstream brings.
 #[derive(Debug)]
 pub(crate) enum Arrival {
-    /// One frame, whose last byte came at `received`.
+    /// One frame.
     Frame {
         /// The frame.
         frame: Frame,
-        /// When its last byte came.
+        /// Time at which its last byte came.
         received: Instant,
     },
-    /// A frame went past `max_event_bytes` and was skipped.
+    /// A frame exceeded `max_event_bytes` and was skipped.
     TooLarge,
-    /// The stream of a connector stands. If it stood before, what was sent meanwhile is missing.
+    /// The stream of a connector is open. If one was open before, the events sent in between are
+    /// missing: a connector repeats nothing.
     Connected {
-        /// It stood before.
+        /// Whether a stream was open before.
         is_reconnect: bool,
     },
-    /// The stream of a relay stands, and goes on where the log ends.
+    /// The stream of a relay is open and continues behind the log's newest id.
     Resumed,
-    /// The stream has ended, and the next attempt comes after a wait.
+    /// The stream has ended; the next attempt comes after a wait.
     Lost,
 }
 
 impl Upstream {
-    /// An upstream that is not connected. `has_streamed` tells that it was before; `random` spreads the waits.
+    /// Creates an upstream that is not connected yet.
+    ///
+    /// `has_streamed` tells whether the log already has entries of an earlier life; `random`
+    /// spreads the waits.
     pub(crate) fn new(
         mut settings_updates: watch::Receiver<UpstreamSettings>,
         has_streamed: bool,
@@ -123,8 +136,9 @@ impl Upstream {
         }
     }
 
-    /// Waits for what comes next, connecting as often as it takes. `newest` is the last id of the log, behind which a relay
-    /// is asked to go on.
+    /// Waits for the next arrival, connecting as often as it takes.
+    ///
+    /// `newest_id` returns the newest id of the log, behind which a relay is asked to continue.
     ///
     /// # Cancel safety
     ///
@@ -132,20 +146,28 @@ impl Upstream {
     pub(crate) async fn next(&mut self, newest_id: impl Fn() -> Option<EventId>) -> Arrival {
         loop {
             let heartbeat_timeout = self.settings.heartbeat_timeout;
+            let updates = &mut self.settings_updates;
             let step = match &mut self.connection {
                 UpstreamConnection::Waiting { until } => tokio::select! {
+                    // Settings first: an attempt must not begin with settings that are replaced
+                    // already.
                     biased;
-                    () = settings_changed(&mut self.settings_updates) => UpstreamStep::ApplySettings,
+                    () = settings_changed(updates) => UpstreamStep::ApplySettings,
                     () = sleep_until(*until) => UpstreamStep::Connect,
                 },
                 UpstreamConnection::Streaming { stream, .. } => tokio::select! {
                     biased;
-                    () = settings_changed(&mut self.settings_updates) => UpstreamStep::ApplySettings,
+                    () = settings_changed(updates) => UpstreamStep::ApplySettings,
                     next = stream.next(heartbeat_timeout) => match next {
-                        Ok(Some(Decoded::Frame(frame))) => UpstreamStep::Frame { frame, received: stream.received_at() },
+                        Ok(Some(Decoded::Frame(frame))) => {
+                            UpstreamStep::Frame { frame, received: stream.received_at() }
+                        }
                         Ok(Some(Decoded::TooLarge)) => UpstreamStep::TooLarge,
                         Ok(Some(Decoded::Retry(wait))) => UpstreamStep::Retry(wait),
-                        Ok(None) => UpstreamStep::Lost(format!("silent for {}", humantime::format_duration(heartbeat_timeout))),
+                        Ok(None) => {
+                            let silence = humantime::format_duration(heartbeat_timeout);
+                            UpstreamStep::Lost(format!("silent for {silence}"))
+                        }
                         Err(error) => UpstreamStep::Lost(error_chain(&error)),
                     },
                 },
@@ -156,6 +178,7 @@ impl Upstream {
                 UpstreamStep::Frame { frame, received } => Some(Arrival::Frame { frame, received }),
                 UpstreamStep::TooLarge => Some(Arrival::TooLarge),
                 UpstreamStep::Retry(wait) => {
+                    // Bounded: a connector's mistake must not silence its product for hours.
                     self.server_retry_delay = wait.min(MAX_RECONNECT_BACKOFF);
                     None
                 }
@@ -170,7 +193,7 @@ impl Upstream {
         }
     }
 
-    /// Closes the stream that stands, and returns when it is closed.
+    /// Closes the open stream, and returns when it is closed.
     pub(crate) async fn close(mut self) {
         self.metrics.connected.set(0);
         let ended = mem::replace(
@@ -182,15 +205,18 @@ impl Upstream {
         }
     }
 
-    /// Takes over the settings that are wanted. A stream that stands stays, unless it would be another one by these.
+    /// Brings the newest settings into force, and ends the open stream unless it would be the same
+    /// with them.
     async fn apply_settings(&mut self) -> Option<Arrival> {
         let new_settings = self.settings_updates.borrow_and_update().upstream.clone();
         let old_settings = mem::replace(&mut self.settings, new_settings);
         self.target.token.clone_from(&self.settings.token);
         if old_settings.url != self.settings.url {
             self.target.url = self.settings.url.as_uri().clone();
-            self.target.is_relay = false; // that is found out again
+            // Another peer: whether it is a relay shows with its first answer.
+            self.target.is_relay = false;
         }
+        // A token that is replaced does not end the stream that the former one opened.
         let keeps_stream =
             config::UpstreamConfig { token: self.settings.token.clone(), ..old_settings }
                 == self.settings;
@@ -208,16 +234,17 @@ impl Upstream {
         Some(Arrival::Lost)
     }
 
-    /// Whether the stream that stands is a relay's.
+    /// Returns whether the peer is a relay, as far as known.
     pub(crate) fn is_relay(&self) -> bool {
         self.target.is_relay
     }
 
-    /// Makes one attempt. The connection before it is closed already: waiting holds none.
+    /// Makes one attempt. The connection before it is closed already: the waiting state holds none.
     async fn connect(&mut self, newest_id: Option<EventId>) -> Option<Arrival> {
         self.status.set_state(UpstreamState::Connecting, None);
         let asked_to_resume = self.target.is_relay;
-        // A log that is empty wants everything that the relay keeps: its own clients come back with ids from there.
+        // An empty log asks for everything that the relay keeps (id 0): its own clients come with
+        // ids from there.
         let resume_from = newest_id.map_or_else(|| "0".to_owned(), |id| id.to_string());
         self.target.last_event_id = asked_to_resume.then_some(resume_from);
         let max_event_bytes = usize::try_from(self.settings.max_event_bytes).unwrap_or(usize::MAX);
@@ -231,8 +258,10 @@ impl Upstream {
         };
         self.target.is_relay = stream.is_relay();
         if self.target.is_relay && !asked_to_resume {
+            // The request did not say `follow` nor where to continue. `connection` is still due, so
+            // the next attempt comes at once, and asks as a relay.
             self.warn_of_filter();
-            stream.close().await; // asked again at once, and then to go on
+            stream.close().await;
             return None;
         }
         self.connection = UpstreamConnection::Streaming { stream, since: Instant::now() };
@@ -248,23 +277,32 @@ impl Upstream {
         })
     }
 
-    /// A relay that is asked for a part of its events gives ids with holes, and where they began is forgotten soon.
+    /// Warns about a relay that is asked for a part of its events: its ids then have holes, which
+    /// use up the id spans, so older ids are forgotten sooner.
     fn warn_of_filter(&self) {
         if asks_for_subset(self.settings.url.as_uri().query().unwrap_or_default()) {
             let product = &self.settings.product_id;
-            warn!(%product, "upstream is a relay whose url asks for some types or sessions only: older ids will be lost sooner");
+            warn!(
+                %product,
+                "upstream is a relay whose url asks for some types or sessions only: \
+                 older ids will be lost sooner"
+            );
         }
     }
 
-    /// Settles when to try again after an attempt that led to no stream.
+    /// Schedules the next attempt after one that led to no stream.
     fn schedule_retry(&mut self, error: &OpenError) {
         let product = &self.settings.product_id;
         let problem = error_chain(error);
         if error.is_permanent() {
+            // No backoff: the cause does not go away by itself. A tenth of jitter spreads products.
             self.metrics.connects_refused.inc();
             let wait =
                 REFUSED_RETRY_INTERVAL + REFUSED_RETRY_INTERVAL.mul_f64(self.random.f64() / 10.0);
-            error!(%product, problem, retry_in = ?wait, "upstream refuses the connection: check product_id, url and token");
+            error!(
+                %product, problem, retry_in = ?wait,
+                "upstream refuses the connection: check product_id, url and token"
+            );
             self.status.set_state(UpstreamState::Refused, Some(problem));
             self.connection = UpstreamConnection::Waiting { until: Instant::now() + wait };
             return;
@@ -276,7 +314,7 @@ impl Upstream {
         self.enter_backoff(wait, problem);
     }
 
-    /// Closes a stream that ended, and settles when to try again.
+    /// Closes a stream that has ended, and schedules the next attempt.
     async fn handle_disconnect(&mut self, problem: String) {
         let ended = mem::replace(
             &mut self.connection,
@@ -289,11 +327,12 @@ impl Upstream {
         }
         self.metrics.connected.set(0);
         let wait = self.reconnect_delay(lasted);
-        warn!(product = %self.settings.product_id, problem, retry_in = ?wait, "upstream connection lost");
+        let product = &self.settings.product_id;
+        warn!(%product, problem, retry_in = ?wait, "upstream connection lost");
         self.enter_backoff(wait, problem);
     }
 
-    /// How long to wait after a stream that `lasted` so long.
+    /// Returns the wait after a stream that lasted for `lasted`.
     fn reconnect_delay(&mut self, lasted: Duration) -> Duration {
         if lasted >= STABLE_CONNECTION_AGE {
             self.backoff.reset();
@@ -307,7 +346,7 @@ impl Upstream {
     }
 }
 
-/// What happens next.
+/// Next step of the connection.
 enum UpstreamStep {
     ApplySettings,
     Connect,
@@ -317,14 +356,14 @@ enum UpstreamStep {
     Lost(String),
 }
 
-/// Waits for other settings; for ever where nobody is left to give any.
+/// Waits for new settings; for ever once their sender is gone.
 async fn settings_changed(updates: &mut watch::Receiver<UpstreamSettings>) {
     if updates.changed().await.is_err() {
         pending::<()>().await;
     }
 }
 
-/// Whether a query asks a relay for less than everything.
+/// Returns whether a query asks a relay for a part of its events.
 fn asks_for_subset(query: &str) -> bool {
     form_urlencoded::parse(query.as_bytes()).any(|(key, _)| matches!(&*key, "type" | "session_id"))
 }
@@ -335,125 +374,9 @@ const INITIAL_RECONNECT_BACKOFF: Duration = Duration::from_millis(500);
 /// Long enough for a connector in trouble, short enough that its return is noticed.
 const MAX_RECONNECT_BACKOFF: Duration = Duration::from_secs(30);
 
-/// A connection that lasted this long was a success; a shorter one may be a connector that crashes on every client.
+/// A connection that lasted this long was a success; a shorter one may be a connector that crashes
+/// on every client.
 const STABLE_CONNECTION_AGE: Duration = Duration::from_secs(30);
 
-/// What only a person can mend is tried at most once a minute.
+/// A failure that only a person can mend is retried at most once a minute.
 const REFUSED_RETRY_INTERVAL: Duration = Duration::from_secs(60);
-
-#[cfg(test)]
-mod tests {
-    use hyper::StatusCode;
-
-    use super::*;
-    use crate::{
-        config::{AllowAnonymous, Config, Environment},
-        metrics::Metrics,
-    };
-
-    fn upstream() -> Upstream {
-        let text = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'";
-        let config =
-            Config::parse(text, "test", &Environment::default(), AllowAnonymous::OnLoopback)
-                .unwrap();
-        let settings = UpstreamSettings {
-            upstream: config.upstreams[0].clone(),
-            client: EventStreamClient::new(None).unwrap(),
-        };
-        let metrics = Metrics::new().unwrap().upstream(&settings.upstream.product_id);
-        let (_, settings_updates) = watch::channel(settings);
-        Upstream::new(
-            settings_updates,
-            false,
-            Arc::new(UpstreamStatus::new()),
-            metrics,
-            fastrand::Rng::with_seed(1),
-        )
-    }
-
-    fn status_error(status: u16, retry_after: Option<u64>) -> OpenError {
-        let status = StatusCode::from_u16(status).unwrap();
-        OpenError::Status { status, retry_after: retry_after.map(Duration::from_secs) }
-    }
-
-    /// How long the next attempt is away.
-    fn delay_until_next_attempt(upstream: &Upstream) -> Duration {
-        match &upstream.connection {
-            UpstreamConnection::Waiting { until } => until.duration_since(Instant::now()),
-            UpstreamConnection::Streaming { .. } => panic!("connected"),
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_only_a_person_can_mend_is_tried_at_most_once_a_minute() {
-        for status in [400, 401, 403, 404] {
-            let mut upstream = upstream();
-            for _ in 0..50 {
-                upstream.schedule_retry(&status_error(status, None));
-                assert!((60.0..=66.0).contains(&delay_until_next_attempt(&upstream).as_secs_f64()));
-            }
-            assert_eq!(upstream.status.snapshot().state, UpstreamState::Refused);
-            assert_eq!(
-                (upstream.metrics.connects_refused.get(), upstream.metrics.connects_failed.get()),
-                (50, 0)
-            );
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_may_mend_itself_is_tried_again_within_half_a_minute() {
-        for error in [
-            status_error(500, None),
-            status_error(429, None),
-            status_error(204, None),
-            OpenError::Timeout,
-        ] {
-            let mut upstream = upstream();
-            let waits = (0..50).map(|_| {
-                upstream.schedule_retry(&error);
-                delay_until_next_attempt(&upstream)
-            });
-            let waits: Vec<_> = waits.collect();
-            assert!(waits[0] <= INITIAL_RECONNECT_BACKOFF, "{error}: {:?}", waits[0]);
-            assert!(waits.iter().all(|wait| *wait <= MAX_RECONNECT_BACKOFF));
-            assert!(waits.iter().any(|wait| *wait > MAX_RECONNECT_BACKOFF / 2));
-            assert_eq!(upstream.status.snapshot().state, UpstreamState::BackingOff);
-        }
-    }
-
-    #[test]
-    fn a_query_filters_when_it_names_types_or_sessions() {
-        assert!(
-            ["type=actions", "a=1&session_id=s", "%74ype=actions"].into_iter().all(asks_for_subset)
-        );
-        assert!(!["", "types=a", "token=type", "last_event_id=0"].into_iter().any(asks_for_subset));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn retry_after_is_honoured_within_reason() {
-        let mut upstream = upstream();
-        upstream.schedule_retry(&status_error(503, Some(45)));
-        assert_eq!(delay_until_next_attempt(&upstream), Duration::from_secs(45));
-        upstream.schedule_retry(&status_error(429, Some(86_400)));
-        assert_eq!(delay_until_next_attempt(&upstream), Duration::from_secs(300));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn only_a_stream_that_lasted_makes_the_waits_short_again() {
-        let mut upstream = upstream();
-        for _ in 0..20 {
-            upstream.reconnect_delay(Duration::from_secs(29));
-        }
-        let delays: Vec<_> =
-            (0..50).map(|_| upstream.reconnect_delay(Duration::from_secs(29))).collect();
-        assert!(delays.iter().any(|wait| *wait > MAX_RECONNECT_BACKOFF / 2));
-        assert!(upstream.reconnect_delay(Duration::from_secs(30)) <= INITIAL_RECONNECT_BACKOFF);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_connectors_own_wish_is_the_shortest_wait() {
-        let mut upstream = upstream();
-        upstream.server_retry_delay = Duration::from_secs(7);
-        assert!(upstream.reconnect_delay(Duration::from_secs(60)) >= Duration::from_secs(7));
-    }
-}

@@ -1,20 +1,20 @@
-//! What an upstream says of itself, for readiness and the admin API.
+//! The observable state of an upstream, for readiness and the admin API.
 //!
-//! In: notes by the one task that holds the upstream. Out: a copy for whoever asks.
+//! In: records by the one task that holds the upstream. Out: a snapshot for each reader.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-/// The shared board of one upstream.
+/// Status of one upstream, shared by its task and its readers.
 #[derive(Debug)]
 pub(crate) struct UpstreamStatus(Mutex<UpstreamSnapshot>);
 
 impl UpstreamStatus {
-    /// An upstream that is about to be connected for the first time.
+    /// Creates the status of an upstream that is about to connect for the first time.
     pub(crate) fn new() -> Self {
         Self(Mutex::new(UpstreamSnapshot {
             state: UpstreamState::Connecting,
@@ -26,12 +26,14 @@ impl UpstreamStatus {
         }))
     }
 
-    /// The facts at this moment.
+    /// Returns a copy of the present status.
     pub(crate) fn snapshot(&self) -> UpstreamSnapshot {
         self.lock().clone()
     }
 
-    /// Notes a new state, and what led to it if that is a problem.
+    /// Records a state, and the problem that led to it.
+    ///
+    /// A problem stays on record while the next attempt is under way.
     pub(crate) fn set_state(&self, state: UpstreamState, problem: Option<String>) {
         let mut snapshot = self.lock();
         if snapshot.state != state {
@@ -43,14 +45,14 @@ impl UpstreamStatus {
         }
     }
 
-    /// Notes an event and how long it was on its way, if known.
+    /// Records an event and its time in transit, if known.
     pub(crate) fn record_event(&self, at: SystemTime, lag: Option<Duration>) {
         let mut snapshot = self.lock();
         snapshot.last_event = Some(at);
         snapshot.lag = lag.or(snapshot.lag);
     }
 
-    /// Notes a heartbeat.
+    /// Records a heartbeat.
     pub(crate) fn record_heartbeat(&self, at: SystemTime) {
         self.lock().last_heartbeat = Some(at);
     }
@@ -60,29 +62,29 @@ impl UpstreamStatus {
     }
 }
 
-/// What is known of an upstream.
+/// Status of an upstream at one moment.
 #[derive(Clone, Debug)]
 pub(crate) struct UpstreamSnapshot {
-    /// What it is doing.
+    /// Present state.
     pub(crate) state: UpstreamState,
-    /// Since when.
+    /// Time at which the state was entered.
     pub(crate) since: SystemTime,
-    /// When the last event came.
+    /// Time of the last event.
     pub(crate) last_event: Option<SystemTime>,
-    /// When the last heartbeat came.
+    /// Time of the last heartbeat.
     pub(crate) last_heartbeat: Option<SystemTime>,
-    /// How long the last event that said so was on its way.
+    /// Time in transit of the last event that carried its time of dispatch.
     pub(crate) lag: Option<Duration>,
-    /// Why it is not connected, in one line without secrets.
+    /// Why the upstream is not connected, in one line without secrets.
     pub(crate) problem: Option<String>,
 }
 
-/// What an upstream is doing.
+/// State of an upstream's connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum UpstreamState {
     /// An attempt is under way.
     Connecting,
-    /// The stream stands.
+    /// The stream is open.
     Connected,
     /// The last attempt or stream failed; the next attempt comes after a wait.
     BackingOff,
@@ -91,7 +93,7 @@ pub(crate) enum UpstreamState {
 }
 
 impl UpstreamState {
-    /// As it stands in the admin API.
+    /// Returns the name of the state in the admin API.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",

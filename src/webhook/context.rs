@@ -1,6 +1,6 @@
 //! Context that all workers share: the store, the egress policy, the memory bound.
 //!
-//! May use: `config`, `log`, the webhook's own rooms.
+//! May use: `config`, `outbound`, `store`.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},

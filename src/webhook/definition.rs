@@ -3,7 +3,7 @@
 //! In: a webhook of the file or of the API. Out: a text for the store, and back. The configuration
 //! of a webhook that the file declares is not stored: the file has it, with its secret.
 //!
-//! May use: `config`, the webhook's words.
+//! May use: `config`, `webhook_delivery`.
 
 use std::{sync::Arc, time::Duration};
 

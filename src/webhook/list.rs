@@ -3,7 +3,7 @@
 //! The worker has owed and accepted deliveries, the store has dead letters. A page of pending
 //! deliveries is both: owed deliveries first, requeued dead letters after them.
 //!
-//! May use: `delivery`, `log`, the registry and its workers.
+//! May use: `store`, `webhook_delivery`.
 
 use super::{
     DeliveryPage, DeliveryState, ListedDelivery, WebhookError, Webhooks, worker::WebhookCommand,

@@ -6,7 +6,7 @@
 //! Each function may be called again with the same arguments: it then completes what failed before,
 //! and changes nothing else.
 //!
-//! May use: `config`, `event`, `fanout`, `log`, the webhooks' own rooms.
+//! May use: `config`, `event`, `fanout`, `outbound`, `store`.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

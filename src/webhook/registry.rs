@@ -4,7 +4,7 @@
 //! and go. Out: a `WorkerHandle` per webhook, through which `operate.rs`, `reconcile.rs` and
 //! `list.rs` reach the worker.
 //!
-//! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhooks' own rooms.
+//! May use: `config`, `event`, `fanout`, `metrics`, `outbound`, `store`.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -8,7 +8,7 @@
 //! webhook-signature:     v1,<base64> …  HMAC-SHA256 of id.timestamp.body, keyed by its base64
 //! ```
 //!
-//! May use: `client` (the relay's name), `config` (secrets).
+//! May use: `config`, `outbound`.
 
 use std::fmt::Write;
 

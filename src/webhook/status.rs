@@ -2,7 +2,7 @@
 //!
 //! The worker writes; the registry and the admin API read without asking the worker.
 //!
-//! May use: `delivery`, `log` (words), `metrics`, the webhook's own rooms.
+//! May use: `metrics`, `store`, `webhook_delivery`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -95,10 +95,10 @@ fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
     if before.status.state != status.state {
         match status.state {
             EndpointState::Active => {
-                info!(webhook, pending = status.pending, "the webhook is active")
+                info!(webhook, pending = status.pending, "the webhook is active");
             }
             EndpointState::Throttled => {
-                warn!(webhook, problem, "the webhook is throttled: its receiver asks to wait")
+                warn!(webhook, problem, "the webhook is throttled: its receiver asks to wait");
             }
             EndpointState::Open => {
                 warn!(

@@ -31,7 +31,9 @@ impl Bridge {
         let (target, sockets) = (Mutex::new(target), Mutex::default());
         let state = Arc::new(State { target, sockets, is_blocked: AtomicBool::new(false) });
         let shared = Arc::clone(&state);
-        thread::spawn(move || listener.incoming().flatten().for_each(|socket| shared.connect(socket)));
+        thread::spawn(move || {
+            listener.incoming().flatten().for_each(|socket| shared.connect(socket));
+        });
         Self { address, state }
     }
 
@@ -68,7 +70,8 @@ impl Drop for Bridge {
 impl State {
     fn connect(self: &Arc<Self>, near: TcpStream) {
         let target = *self.target.lock().unwrap();
-        let Ok(far) = TcpStream::connect(target) else { return }; // nobody is there: the caller sees an end
+        // nobody is there: the caller sees an end
+        let Ok(far) = TcpStream::connect(target) else { return };
         let (to_near, to_far) = (near.try_clone().unwrap(), far.try_clone().unwrap());
         self.sockets.lock().unwrap().extend([near.try_clone().unwrap(), far.try_clone().unwrap()]);
         thread::spawn(move || pass(near, to_far, || {}));

@@ -45,8 +45,8 @@ impl Canaries {
         wait::assert_within(Duration::ZERO, begin);
     }
 
-    /// Has them sing until `work` is done, and once more. The relay's own memory must stay within bounds meanwhile, and newcomers
-    /// be served afterwards.
+    /// Has them sing until `work` is done, and once more. The relay's own memory must stay within
+    /// bounds meanwhile, and newcomers be served afterwards.
     pub(crate) fn during(&mut self, relay: &Relay, work: impl FnOnce() + Send) {
         let before = relay.process.private_kib();
         let mut most = before;

@@ -17,8 +17,8 @@ use super::{
 
 /// Accepts connections one by one, when the test asks for it.
 ///
-/// Holds the relay to "never more than one connection per product": accepting a second one for the same path while the
-/// first is still open is a failure.
+/// Holds the relay to "never more than one connection per product": accepting a second one for the
+/// same path while the first is still open is a failure.
 pub(crate) struct Connector {
     listener: TcpListener,
     pub(crate) address: SocketAddr,
@@ -59,10 +59,14 @@ impl Connector {
         link
     }
 
-    /// The first two connections of a relay that finds a relay: it asks once, learns that, and asks again.
+    /// The first two connections of a relay that finds a relay: it asks once, learns that, and asks
+    /// again.
     pub(crate) fn found_as_relay(&self) -> Link {
         let asked = self.stream_as_relay();
-        assert_eq!((asked.request.field("last-event-id"), asked.request.field("autoplay-relay")), (None, None));
+        assert_eq!(
+            (asked.request.field("last-event-id"), asked.request.field("autoplay-relay")),
+            (None, None)
+        );
         let link = self.stream_as_relay();
         assert_eq!(link.request.field("autoplay-relay"), Some("follow"));
         link
@@ -95,12 +99,15 @@ impl Connector {
     /// The paths of the connections that the relay has not closed.
     pub(crate) fn open_paths(&self) -> Vec<String> {
         let links = self.links.lock().unwrap();
-        let open = links.iter().filter(|(_, socket)| socket.upgrade().is_some_and(|socket| is_open(&socket)));
+        let open = links
+            .iter()
+            .filter(|(_, socket)| socket.upgrade().is_some_and(|socket| is_open(&socket)));
         open.map(|(path, _)| path.clone()).collect()
     }
 }
 
-/// Whether the relay has not closed its side. It sends nothing after its request, so a byte to read is an end.
+/// Whether the relay has not closed its side. It sends nothing after its request, so a byte to read
+/// is an end.
 fn is_open(socket: &TcpStream) -> bool {
     socket.set_nonblocking(true).unwrap();
     let peeked = socket.peek(&mut [0]);
@@ -137,8 +144,9 @@ impl Link {
 
     /// Sends a gap notice under an id, as a relay does.
     pub(crate) fn gap_as(&mut self, id: &str, reason: &str, after: &str) {
-        let notice =
-            format!(r#"{{"type":"gap","product_id":"{PRODUCT}","reason":"{reason}","after":"{after}","before":null}}"#);
+        let notice = format!(
+            r#"{{"type":"gap","product_id":"{PRODUCT}","reason":"{reason}","after":"{after}","before":null}}"#
+        );
         self.send(format!("id: {id}\nevent: gap\ndata: {notice}\n\n"));
     }
 
@@ -149,7 +157,9 @@ impl Link {
 
     /// Answers with a status and nothing else.
     pub(crate) fn refuse(mut self, status: &str, fields: &str) {
-        self.send(format!("HTTP/1.1 {status}\r\n{fields}Content-Length: 0\r\nConnection: close\r\n\r\n"));
+        self.send(format!(
+            "HTTP/1.1 {status}\r\n{fields}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        ));
     }
 
     /// Ends the stream in order.
@@ -177,9 +187,7 @@ impl Link {
 }
 
 /// How a connector begins its answer; the stream ends with the connection.
-pub(crate) const STREAM_HEAD: &str =
-    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n";
+pub(crate) const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nConnection: close\r\n\r\n";
 
 /// How a relay begins its answer.
-const RELAY_HEAD: &str =
-    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nAutoplay-Relay: resume\r\nConnection: close\r\n\r\n";
+const RELAY_HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nAutoplay-Relay: resume\r\nConnection: close\r\n\r\n";

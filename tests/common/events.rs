@@ -6,7 +6,9 @@ use super::PRODUCT;
 
 /// An event of a session, with a number.
 pub(crate) fn event_of(session: &str, number: usize) -> String {
-    format!(r#"{{"type":"actions","product_id":"{PRODUCT}","session_id":"{session}","count":{number}}}"#)
+    format!(
+        r#"{{"type":"actions","product_id":"{PRODUCT}","session_id":"{session}","count":{number}}}"#
+    )
 }
 
 /// An event of some session, with a number.
@@ -16,7 +18,9 @@ pub(crate) fn event(number: usize) -> String {
 
 /// An event of some session and a type, with a number.
 pub(crate) fn event_like(kind: &str, session: &str, number: usize) -> String {
-    format!(r#"{{"type":"{kind}","product_id":"{PRODUCT}","session_id":"{session}","count":{number}}}"#)
+    format!(
+        r#"{{"type":"{kind}","product_id":"{PRODUCT}","session_id":"{session}","count":{number}}}"#
+    )
 }
 
 /// The number of an event made here.

@@ -1,4 +1,5 @@
-//! HTTP/2 as a client writes it by hand, frame by frame (RFC 9113), so that it can also be written wrongly.
+//! HTTP/2 as a client writes it by hand, frame by frame (RFC 9113), so that it can also be written
+//! wrongly.
 
 use std::{
     io::Write,
@@ -117,14 +118,17 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
 
 /// A frame of settings.
 pub(crate) fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
-    let pairs = settings.iter().map(|(name, value)| [&name.to_be_bytes()[..], &value.to_be_bytes()].concat());
+    let pairs = settings
+        .iter()
+        .map(|(name, value)| [&name.to_be_bytes()[..], &value.to_be_bytes()].concat());
     frame(SETTINGS, 0, 0, &pairs.collect::<Vec<_>>().concat())
 }
 
 /// The head of a request as a header block (RFC 7541): texts as they are, nothing indexed.
 pub(crate) fn head(to: SocketAddr, method: &str, path: &str) -> Vec<u8> {
     let authority = to.to_string();
-    let fields = [(":method", method), (":scheme", "http"), (":authority", &authority), (":path", path)];
+    let fields =
+        [(":method", method), (":scheme", "http"), (":authority", &authority), (":path", path)];
     fields.map(|(name, value)| field(name, value)).concat()
 }
 

@@ -58,7 +58,9 @@ impl Wire {
                 self.buffer.extend_from_slice(&chunk[..count]);
                 return Look::Bytes;
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Look::Nothing,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                return Look::Nothing;
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => return Look::Nothing,
             Err(_) => self.is_at_end = true,
         }
@@ -89,7 +91,12 @@ impl Wire {
                 return Head::parse(&head);
             }
             let look = self.look(deadline);
-            assert_eq!(look, Look::Bytes, "no whole head: {:?}", String::from_utf8_lossy(&self.buffer));
+            assert_eq!(
+                look,
+                Look::Bytes,
+                "no whole head: {:?}",
+                String::from_utf8_lossy(&self.buffer)
+            );
         }
     }
 
@@ -178,7 +185,8 @@ impl Head {
         let mut lines = text.trim_end().split("\r\n");
         let first_line = lines.next().unwrap().to_owned();
         let fields = lines.map(|line| line.split_once(':').unwrap());
-        let fields = fields.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
+        let fields =
+            fields.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()));
         Self { first_line, fields: fields.collect() }
     }
 
@@ -205,7 +213,8 @@ impl Head {
         if self.first_line.starts_with("HTTP/1.1 204") {
             return Framing::Length(0);
         }
-        self.field("content-length").map_or(Framing::UntilClose, |length| Framing::Length(length.parse().unwrap()))
+        self.field("content-length")
+            .map_or(Framing::UntilClose, |length| Framing::Length(length.parse().unwrap()))
     }
 }
 
@@ -257,7 +266,13 @@ pub(crate) fn ask(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &st
 }
 
 /// A request with a body, unless that is empty, and its whole answer.
-pub(crate) fn ask_with(to: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
+pub(crate) fn ask_with(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    fields: &[(&str, &str)],
+    body: &str,
+) -> Answer {
     let length = body.len().to_string();
     let mut fields = fields.to_vec();
     if !body.is_empty() {
@@ -278,7 +293,10 @@ pub(crate) fn ask_with(to: SocketAddr, method: &str, path: &str, fields: &[(&str
             "{method} {path} has no end: {head:?} {:?}",
             String::from_utf8_lossy(&body)
         );
-        assert!(!wire.is_at_end() || framing == Framing::UntilClose, "{method} {path} breaks off: {head:?}");
+        assert!(
+            !wire.is_at_end() || framing == Framing::UntilClose,
+            "{method} {path} breaks off: {head:?}"
+        );
     }
     Answer { head, body }
 }

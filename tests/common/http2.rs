@@ -5,7 +5,10 @@ use std::net::SocketAddr;
 use super::{
     STREAM,
     events::number,
-    frames::{ACK, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, PING, SETTINGS, WINDOW_UPDATE, frame, head},
+    frames::{
+        ACK, DATA, END_HEADERS, END_STREAM, Frames, HEADERS, PING, SETTINGS, WINDOW_UPDATE, frame,
+        head,
+    },
     subscriber::Frame,
 };
 
@@ -19,10 +22,19 @@ impl Http2Subscriber {
     /// Subscribes, and waits for the `retry:` line, which comes at once.
     pub(crate) fn open(to: SocketAddr) -> Self {
         let mut connection = Frames::connect(to, &[]);
-        connection.send(&frame(HEADERS, END_STREAM | END_HEADERS, THE_STREAM, &head(to, "GET", STREAM)));
+        connection.send(&frame(
+            HEADERS,
+            END_STREAM | END_HEADERS,
+            THE_STREAM,
+            &head(to, "GET", STREAM),
+        ));
         let mut subscriber = Self { connection, body: Vec::new() };
         let retry = subscriber.through(b"\n");
-        assert!(retry.starts_with(b"retry: "), "the first line is {:?}", String::from_utf8_lossy(&retry));
+        assert!(
+            retry.starts_with(b"retry: "),
+            "the first line is {:?}",
+            String::from_utf8_lossy(&retry)
+        );
         subscriber
     }
 
@@ -52,13 +64,15 @@ impl Http2Subscriber {
         }
     }
 
-    /// Takes one frame, and answers it as the standard demands: what was taken makes room for as much.
+    /// Takes one frame, and answers it as the standard demands: what was taken makes room for as
+    /// much.
     fn take_frame(&mut self) {
         let taken = self.connection.next().expect("the connection goes on");
         let answer = match taken.kind {
             DATA if !taken.payload.is_empty() => {
                 let room = u32::try_from(taken.payload.len()).unwrap().to_be_bytes();
-                [frame(WINDOW_UPDATE, 0, 0, &room), frame(WINDOW_UPDATE, 0, THE_STREAM, &room)].concat()
+                [frame(WINDOW_UPDATE, 0, 0, &room), frame(WINDOW_UPDATE, 0, THE_STREAM, &room)]
+                    .concat()
             }
             SETTINGS | PING if taken.flags & ACK == 0 => {
                 let echo = if taken.kind == PING { &taken.payload[..] } else { b"" };

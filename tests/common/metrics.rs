@@ -18,9 +18,14 @@ struct Sample {
 impl Metrics {
     /// Reads a scrape.
     pub(crate) fn parse(text: &str) -> Self {
-        let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let families =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let families = families.map(|(name, kind)| (name.to_owned(), kind.to_owned())).collect();
-        let samples = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(sample).collect();
+        let samples = text
+            .lines()
+            .filter(|line| !line.starts_with('#') && !line.is_empty())
+            .map(sample)
+            .collect();
         Self { samples, families }
     }
 
@@ -30,7 +35,9 @@ impl Metrics {
             sample.labels.iter().any(|label| label.0 == *name && label.1 == *value)
         };
         let mut found = self.samples.iter().filter(|sample| sample.name == name);
-        found.find(|sample| labels.iter().all(|label| has(sample, label))).map(|sample| sample.value)
+        found
+            .find(|sample| labels.iter().all(|label| has(sample, label)))
+            .map(|sample| sample.value)
     }
 
     /// The names of the labels of a family's first sample.
@@ -52,7 +59,9 @@ fn sample(line: &str) -> Sample {
     let labels = labels.trim_end_matches('}').split(',').filter_map(|label| label.split_once('='));
     Sample {
         name: name.to_owned(),
-        labels: labels.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned())).collect(),
+        labels: labels
+            .map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()))
+            .collect(),
         value: value.parse().unwrap(),
     }
 }

@@ -1,4 +1,5 @@
-//! What every black-box test needs: the real binary, a scripted connector in front of it, raw clients behind it.
+//! What every black-box test needs: the real binary, a scripted connector in front of it, raw
+//! clients behind it.
 //!
 //! ```text
 //! Connector ──► Relay (a process) ──┬─► Subscriber, Answer

@@ -52,8 +52,16 @@ impl Page {
     pub(crate) fn read(answer: &Answer) -> Self {
         assert_eq!(answer.status(), 200, "{}", String::from_utf8_lossy(&answer.body));
         let body: Body<'_> = serde_json::from_slice(&answer.body).unwrap();
-        let frame = |entry: Entry<'_>| Frame { id: Some(entry.id), event: None, data: entry.data.get().into() };
-        Self { events: body.events.into_iter().map(frame).collect(), next: body.next, gap: body.gap }
+        let frame = |entry: Entry<'_>| Frame {
+            id: Some(entry.id),
+            event: None,
+            data: entry.data.get().into(),
+        };
+        Self {
+            events: body.events.into_iter().map(frame).collect(),
+            next: body.next,
+            gap: body.gap,
+        }
     }
 
     /// All pages behind `from`, up to one that is empty.
@@ -125,7 +133,11 @@ pub(crate) fn on_disk(directory: &TempDir) -> String {
 }
 
 /// Sends payloads, and returns them as a subscriber gets them.
-pub(crate) fn publish(relay: &Relay, link: &mut Link, payloads: impl IntoIterator<Item = String>) -> Vec<Frame> {
+pub(crate) fn publish(
+    relay: &Relay,
+    link: &mut Link,
+    payloads: impl IntoIterator<Item = String>,
+) -> Vec<Frame> {
     let mut subscriber = relay.subscribe();
     let payloads = payloads.into_iter();
     payloads

@@ -4,14 +4,17 @@ use std::{
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     thread,
     time::Instant,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::wait;
 
-/// A running command of the binary. Killed when dropped; what it wrote to stderr is shown when the test fails.
+/// A running command of the binary. Killed when dropped; what it wrote to stderr is shown when the
+/// test fails.
 pub(crate) struct Process {
     child: Child,
     pub(crate) stdout: Lines,
@@ -19,13 +22,19 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `autoplay-relay` with these arguments, and nothing in its environment but these variables.
+    /// Starts `autoplay-relay` with these arguments, and nothing in its environment but these
+    /// variables.
     pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         Self::start_by("", arguments, environment)
     }
 
     /// The same by another command, which the binary's path is appended to, and which becomes it.
-    pub(crate) fn start_by(command: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+    pub(crate) fn start_by(
+        command: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Self {
+        allow_files();
         let mut words = command.split_whitespace().chain([env!("CARGO_BIN_EXE_autoplay-relay")]);
         let mut child = Command::new(words.next().unwrap())
             .args(words)
@@ -52,14 +61,22 @@ impl Process {
             .output()
             .unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        Finished {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
     }
 
     /// Runs a command to its end.
     pub(crate) fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Finished {
         let mut process = Self::start(arguments, environment);
         let status = process.status();
-        Finished { code: status.code(), stdout: process.stdout.whole(), stderr: process.stderr.whole() }
+        Finished {
+            code: status.code(),
+            stdout: process.stdout.whole(),
+            stderr: process.stderr.whole(),
+        }
     }
 
     /// Waits for the end, and returns the exit code.
@@ -86,7 +103,8 @@ impl Process {
     /// Lets no file of its grow beyond this, as a full disk does; none lets all grow again.
     pub(crate) fn limit_file_size(&self, most: Option<u64>) {
         let pid = self.child.id().to_string();
-        let limit = format!("--fsize={}:", most.map_or("unlimited".to_owned(), |most| most.to_string()));
+        let limit =
+            format!("--fsize={}:", most.map_or("unlimited".to_owned(), |most| most.to_string()));
         assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
     }
 
@@ -105,13 +123,15 @@ impl Process {
     pub(crate) fn processor_time(&self) -> std::time::Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let behind_name = stat.rsplit(')').next().unwrap().split_whitespace();
-        let ticks: u64 = behind_name.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        let ticks: u64 =
+            behind_name.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
         std::time::Duration::from_millis(ticks * 10) // 100 a second, on every Linux
     }
 
     /// Memory that it has for itself, in KiB.
     pub(crate) fn private_kib(&self) -> u64 {
-        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).unwrap();
+        let rollup =
+            std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).unwrap();
         let private = rollup.lines().filter(|line| line.starts_with("Private_"));
         private.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
     }
@@ -121,17 +141,31 @@ impl Process {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// Returns how many of them are sockets. The descriptors it keeps in reserve are not: they are
+    /// opened a moment after it serves.
+    pub(crate) fn open_sockets(&self) -> usize {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
+        // One that is closed meanwhile has no target any more.
+        let targets = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
+    }
+
     /// Sends both signals at once, as near as a shell can.
     pub(crate) fn two_signals(&self, first: &str, second: &str) {
         let id = self.child.id();
-        let sent =
-            Command::new("sh").args(["-c", &format!("kill -{first} {id}; kill -{second} {id}")]).status().unwrap();
+        let sent = Command::new("sh")
+            .args(["-c", &format!("kill -{first} {id}; kill -{second} {id}")])
+            .status()
+            .unwrap();
         assert!(sent.success(), "kill -{first}; kill -{second}");
     }
 
     /// Sends a signal, named as `kill` has it.
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
+        let sent = Command::new("kill")
+            .args([format!("-{name}"), self.child.id().to_string()])
+            .status()
+            .unwrap();
         assert!(sent.success(), "kill -{name}");
     }
 
@@ -152,6 +186,17 @@ impl Drop for Process {
             eprintln!("stderr of the binary:\n{}", self.stderr.whole());
         }
     }
+}
+
+/// Raises this process's limit on open files as far as it may go, and returns it: tests that run
+/// side by side have sockets by the hundred.
+pub(crate) fn allow_files() -> u64 {
+    static LIMIT: LazyLock<u64> = LazyLock::new(|| {
+        let most = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
+        most.unwrap_or(u64::MAX)
+    });
+    *LIMIT
 }
 
 /// How a command went.
@@ -207,7 +252,9 @@ impl Lines {
 
     /// Waits until there are `count` lines.
     pub(crate) fn wait_for(&self, count: usize) -> Vec<String> {
-        wait::value(&format!("{count} lines"), || Some(self.so_far()).filter(|lines| lines.len() >= count))
+        wait::value(&format!("{count} lines"), || {
+            Some(self.so_far()).filter(|lines| lines.len() >= count)
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! A receiver of webhooks that does what the test says, byte by byte.
 //!
-//! It can go away and come back: while it is stopped, a second socket that never listens keeps the port from everybody else,
-//! so that the relay is refused and nobody is given the port by chance.
+//! It can go away and come back: while it is stopped, a second socket that never listens keeps the
+//! port from everybody else, so that the relay is refused and nobody is given the port by chance.
 
 use std::{
     collections::BTreeMap,
@@ -50,7 +50,13 @@ pub(crate) enum Answer {
 
 impl Answer {
     fn accepts(&self) -> bool {
-        matches!(self, Self::Status(200..300) | Self::With(200..300, _) | Self::Held | Self::HeldThen(200..300))
+        matches!(
+            self,
+            Self::Status(200..300)
+                | Self::With(200..300, _)
+                | Self::Held
+                | Self::HeldThen(200..300)
+        )
     }
 }
 
@@ -233,7 +239,10 @@ impl Receiver {
             if now > last.0 {
                 last = (now, Instant::now());
             }
-            assert!(last.1.elapsed() < PATIENCE, "waited in vain for {count} {what}, there are {now}");
+            assert!(
+                last.1.elapsed() < PATIENCE,
+                "waited in vain for {count} {what}, there are {now}"
+            );
         }
     }
 
@@ -292,12 +301,16 @@ impl State {
         };
         match answer {
             Answer::Status(status) => socket.write_all(head(status, "", 0).as_bytes()).is_ok(),
-            Answer::With(status, fields) => socket.write_all(head(status, &fields, 0).as_bytes()).is_ok(),
+            Answer::With(status, fields) => {
+                socket.write_all(head(status, &fields, 0).as_bytes()).is_ok()
+            }
             Answer::Raw(bytes) => {
                 let _ = socket.write_all(&bytes); // the relay may have gone before the end
                 false
             }
-            Answer::HeadThenHang => socket.write_all(head(200, "", 1000).as_bytes()).is_ok() && is_left(socket),
+            Answer::HeadThenHang => {
+                socket.write_all(head(200, "", 1000).as_bytes()).is_ok() && is_left(socket)
+            }
             Answer::SlowBody => {
                 let _ = socket.write_all(head(200, "", usize::MAX >> 1).as_bytes());
                 while socket.write_all(b"x").is_ok() {
@@ -358,11 +371,16 @@ fn next_request(wire: &mut Wire, connection: usize) -> Option<Request> {
 
 /// The head of an answer with a body of this length.
 fn head(status: u16, fields: &str, length: usize) -> String {
-    let length = if status == 204 || status == 304 { String::new() } else { format!("Content-Length: {length}\r\n") };
+    let length = if status == 204 || status == 304 {
+        String::new()
+    } else {
+        format!("Content-Length: {length}\r\n")
+    };
     format!("HTTP/1.1 {status} As the test says\r\n{fields}{length}\r\n")
 }
 
-/// Waits until the peer has gone; it sends nothing before it has an answer. Always false: nothing more can be done.
+/// Waits until the peer has gone; it sends nothing before it has an answer. Always false: nothing
+/// more can be done.
 fn is_left(socket: &TcpStream) -> bool {
     let _ = socket.set_read_timeout(None);
     let _ = socket.peek(&mut [0]);

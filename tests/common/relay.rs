@@ -29,7 +29,8 @@ impl Setup {
     /// No upstream; anonymous subscribers.
     pub(crate) fn new() -> Self {
         Self {
-            server: "listen = '127.0.0.1:0'\nadmin_listen = '127.0.0.1:0'\ndrain_window = '0s'\n".to_owned(),
+            server: "listen = '127.0.0.1:0'\nadmin_listen = '127.0.0.1:0'\ndrain_window = '0s'\n"
+                .to_owned(),
             upstreams: String::new(),
             auth: "allow_anonymous = true\n".to_owned(),
             log: String::new(),
@@ -44,7 +45,11 @@ impl Setup {
 
     /// The same, with further lines for the upstream.
     pub(crate) fn behind_with(connector: &Connector, lines: &str) -> Self {
-        Self::new().upstream(PRODUCT, &connector.url(PRODUCT), &format!("token = '{TOKEN}'\n{lines}"))
+        Self::new().upstream(
+            PRODUCT,
+            &connector.url(PRODUCT),
+            &format!("token = '{TOKEN}'\n{lines}"),
+        )
     }
 
     /// A relay behind the relay at this address: a leaf behind an edge.
@@ -54,14 +59,18 @@ impl Setup {
 
     /// One more upstream.
     pub(crate) fn upstream(mut self, product: &str, url: &str, lines: &str) -> Self {
-        self.upstreams += &format!("[[upstreams]]\nproduct_id = '{product}'\nurl = '{url}'\n{lines}\n");
+        self.upstreams +=
+            &format!("[[upstreams]]\nproduct_id = '{product}'\nurl = '{url}'\n{lines}\n");
         self
     }
 
     /// More lines of `[server]`; a key given again replaces the line before.
     pub(crate) fn server(mut self, lines: &str) -> Self {
         let keys: Vec<_> = lines.lines().filter_map(|line| line.split(" =").next()).collect();
-        let kept = self.server.lines().filter(|line| !keys.iter().any(|key| line.starts_with(&format!("{key} ="))));
+        let kept = self
+            .server
+            .lines()
+            .filter(|line| !keys.iter().any(|key| line.starts_with(&format!("{key} ="))));
         self.server = kept.chain(lines.lines()).map(|line| format!("{line}\n")).collect();
         self
     }
@@ -90,7 +99,8 @@ impl Setup {
         format!("[server]\n{server}\n{upstreams}\n[auth]\n{auth}\n[log]\n{log}\n{more}\n")
     }
 
-    /// Puts this in the place of a relay's configuration, at once as an editor does, without asking for a reload.
+    /// Puts this in the place of a relay's configuration, at once as an editor does, without asking
+    /// for a reload.
     pub(crate) fn replace(&self, relay: &Relay) {
         let file = relay.file();
         std::fs::write(file.with_extension("new"), self.text()).unwrap();
@@ -138,8 +148,10 @@ impl Setup {
 pub(crate) const TOKEN: &str = "upstream-token-of-the-test";
 
 /// How the log says what came of a reload.
-const OUTCOMES: [&str; 2] =
-    ["configuration reloaded", "the new configuration is refused as a whole, and the old one stays in force"];
+const OUTCOMES: [&str; 2] = [
+    "configuration reloaded",
+    "the new configuration is refused as a whole, and the old one stays in force",
+];
 
 /// Static keys, each allowed something else.
 pub(crate) const KEYS: &str = "
@@ -179,14 +191,18 @@ impl Relay {
     pub(crate) fn reload(&self) {
         let before = self.outcomes_of_reloads().len();
         self.process.signal("HUP");
-        wait::until("the configuration is read again", || self.outcomes_of_reloads().len() > before);
+        wait::until("the configuration is read again", || {
+            self.outcomes_of_reloads().len() > before
+        });
     }
 
     /// What the log has said of each reload so far.
     pub(crate) fn outcomes_of_reloads(&self) -> Vec<serde_json::Value> {
         let lines = self.process.stderr.so_far().into_iter();
         let lines = lines.filter_map(|line| serde_json::from_str::<serde_json::Value>(&line).ok());
-        lines.filter(|line| OUTCOMES.contains(&line["message"].as_str().unwrap_or_default())).collect()
+        lines
+            .filter(|line| OUTCOMES.contains(&line["message"].as_str().unwrap_or_default()))
+            .collect()
     }
 
     /// A relay with the defaults behind this connector, and the connection it made.
@@ -300,22 +316,40 @@ impl Relay {
         wait::until(&format!("the upstream is {state}"), || self.upstream_state(PRODUCT) == state);
     }
 
+    /// Returns how many newcomers have been turned away for this reason.
+    pub(crate) fn shed(&self, reason: &str) -> f64 {
+        self.metrics().value("autoplay_relay_shed_total", &[("reason", reason)]).unwrap()
+    }
+
+    /// Waits until this many newcomers have been turned away for this reason.
+    pub(crate) fn wait_for_shed(&self, reason: &str, count: f64) {
+        self.wait_for_metric("autoplay_relay_shed_total", &[("reason", reason)], count);
+    }
+
     /// How many gaps of a reason have been counted.
     pub(crate) fn gaps(&self, reason: &str) -> f64 {
         let labels = [("product_id", PRODUCT), ("reason", reason)];
-        wait::value("the counter is there", || self.metrics().value("autoplay_relay_gaps_total", &labels))
+        wait::value("the counter is there", || {
+            self.metrics().value("autoplay_relay_gaps_total", &labels)
+        })
     }
 
     /// How many gaps have been counted.
     pub(crate) fn all_gaps(&self) -> f64 {
-        ["upstream_reconnect", "evicted", "unknown_id", "not_kept"].iter().map(|reason| self.gaps(reason)).sum()
+        ["upstream_reconnect", "evicted", "unknown_id", "not_kept"]
+            .iter()
+            .map(|reason| self.gaps(reason))
+            .sum()
     }
 
-    /// Waits for the first heartbeat of the upstream: a relay sends one when its replay is at its end.
+    /// Waits for the first heartbeat of the upstream: a relay sends one when its replay is at its
+    /// end.
     pub(crate) fn wait_for_end_of_replay(&self) {
         let name = "autoplay_relay_upstream_last_heartbeat_timestamp_seconds";
         let labels = [("product_id", PRODUCT)];
-        wait::until("the replay is at its end", || self.metrics().value(name, &labels).is_some_and(|at| at > 0.0));
+        wait::until("the replay is at its end", || {
+            self.metrics().value(name, &labels).is_some_and(|at| at > 0.0)
+        });
     }
 
     /// Waits until the log is this long in memory.
@@ -326,6 +360,10 @@ impl Relay {
 
     /// Waits until this many subscribers of [`PRODUCT`] are counted.
     pub(crate) fn wait_for_subscribers(&self, count: f64) {
-        self.wait_for_metric("autoplay_relay_subscribers", &[("product_id", PRODUCT), ("transport", "sse")], count);
+        self.wait_for_metric(
+            "autoplay_relay_subscribers",
+            &[("product_id", PRODUCT), ("transport", "sse")],
+            count,
+        );
     }
 }

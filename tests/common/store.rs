@@ -31,7 +31,8 @@ impl DataDir {
         Self { _directory: None, path: path.to_owned() }
     }
 
-    /// A relay behind this connector that keeps its log here, and so little in memory that it must read the store.
+    /// A relay behind this connector that keeps its log here, and so little in memory that it must
+    /// read the store.
     pub(crate) fn relay(&self, connector: &Connector) -> Relay {
         self.setup(connector, "").start()
     }
@@ -39,7 +40,8 @@ impl DataDir {
     /// The same in the making, with further lines of `[log]`.
     pub(crate) fn setup(&self, connector: &Connector, lines: &str) -> Setup {
         let memory = if lines.contains("memory_events") { "" } else { "memory_events = 16" };
-        Setup::behind(connector).log(&format!("data_dir = '{}'\n{memory}\n{lines}", self.path.display()))
+        Setup::behind(connector)
+            .log(&format!("data_dir = '{}'\n{memory}\n{lines}", self.path.display()))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -54,7 +56,8 @@ impl DataDir {
     /// The names of the files in it.
     pub(crate) fn names(&self) -> Vec<String> {
         let files = fs::read_dir(&self.path).unwrap();
-        let mut names: Vec<_> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }

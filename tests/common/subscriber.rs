@@ -10,7 +10,8 @@ use super::{
     wait::PATIENCE,
 };
 
-/// One stream, read block by block. Every block must have a `data` line: the SDK logs an error for each that has none.
+/// One stream, read block by block. Every block must have a `data` line: the SDK logs an error for
+/// each that has none.
 pub(crate) struct Subscriber {
     pub(crate) head: Head,
     /// The `retry:` line that came at once.
@@ -33,11 +34,19 @@ impl Subscriber {
     pub(crate) fn on(mut wire: Wire) -> Self {
         let head = wire.head();
         assert_eq!(head.status(), 200, "{head:?}");
-        let mut subscriber =
-            Self { framing: head.framing(), head, retry: String::new(), wire, body: Vec::new(), is_whole: false };
+        let mut subscriber = Self {
+            framing: head.framing(),
+            head,
+            retry: String::new(),
+            wire,
+            body: Vec::new(),
+            is_whole: false,
+        };
         subscriber.retry = subscriber.take_line();
-        let wait = subscriber.retry.strip_prefix("retry: ").and_then(|rest| rest.strip_suffix('\n'));
-        let is_number = |wait: &str| !wait.is_empty() && wait.bytes().all(|byte| byte.is_ascii_digit());
+        let wait =
+            subscriber.retry.strip_prefix("retry: ").and_then(|rest| rest.strip_suffix('\n'));
+        let is_number =
+            |wait: &str| !wait.is_empty() && wait.bytes().all(|byte| byte.is_ascii_digit());
         assert!(wait.is_some_and(is_number), "the first line is {:?}", subscriber.retry);
         subscriber
     }
@@ -47,7 +56,8 @@ impl Subscriber {
         String::from_utf8(line).unwrap()
     }
 
-    /// The bytes up to and including `mark`; none when they do not come until `deadline`, or the stream ends before.
+    /// The bytes up to and including `mark`; none when they do not come until `deadline`, or the
+    /// stream ends before.
     fn take_through(&mut self, mark: &[u8], deadline: Instant) -> Option<Vec<u8>> {
         loop {
             if let Some(at) = self.body.windows(mark.len()).position(|window| window == mark) {
@@ -147,7 +157,8 @@ impl Subscriber {
         assert!(!self.is_whole && !self.wire.is_at_end(), "the stream has ended");
     }
 
-    /// Waits for the stream's end, and returns what came before it and whether the end was a proper one.
+    /// Waits for the stream's end, and returns what came before it and whether the end was a proper
+    /// one.
     pub(crate) fn rest(&mut self) -> (Vec<u8>, Ending) {
         let deadline = Instant::now() + PATIENCE;
         while self.look(deadline) {}

@@ -42,7 +42,10 @@ impl Authority {
     }
 
     /// A certificate for these names, and its key.
-    pub(crate) fn issue(&self, names: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    pub(crate) fn issue(
+        &self,
+        names: &str,
+    ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         self.issue_as("leaf", names, "-days 2");
         let certificate = CertificateDer::from_pem_file(self.path("leaf.pem")).unwrap();
         (vec![certificate], PrivateKeyDer::from_pem_file(self.path("leaf.key")).unwrap())
@@ -82,22 +85,37 @@ impl Authority {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.root()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let mut config = builder.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        config.alpn_protocols =
+            protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         Arc::new(config)
     }
 
     fn openssl(&self, arguments: &str) {
-        let done = Command::new("openssl").args(arguments.split(' ')).current_dir(self.0.path()).output().unwrap();
-        assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+        let done = Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(self.0.path())
+            .output()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "openssl {arguments}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
     }
 }
 
 impl Setup {
     /// Serves the certificate of this name.
     pub(crate) fn with_tls(self, cert: &Path, key: &Path) -> Self {
-        self.server(&format!("tls_cert_file = '{}'\ntls_key_file = '{}'", cert.display(), key.display()))
+        self.server(&format!(
+            "tls_cert_file = '{}'\ntls_key_file = '{}'",
+            cert.display(),
+            key.display()
+        ))
     }
 }
 
@@ -143,7 +161,11 @@ impl Secure {
             if let Some(at) = self.seen.windows(mark.len()).position(|window| window == mark) {
                 return self.seen.drain(..at + mark.len()).collect();
             }
-            assert!(Instant::now() < deadline, "more comes: {:?}", String::from_utf8_lossy(&self.seen));
+            assert!(
+                Instant::now() < deadline,
+                "more comes: {:?}",
+                String::from_utf8_lossy(&self.seen)
+            );
             assert!(self.read_some(), "the connection has ended");
         }
     }

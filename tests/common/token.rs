@@ -31,7 +31,8 @@ pub(crate) fn token(claims: &Value) -> String {
 /// A token of just this, with the right secret.
 pub(crate) fn signed(head: &Value, claims: &Value) -> String {
     let text = format!("{}.{}", BASE64.encode(head.to_string()), BASE64.encode(claims.to_string()));
-    let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()), text.as_bytes());
+    let signature =
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()), text.as_bytes());
     format!("{text}.{}", BASE64.encode(signature))
 }
 

@@ -8,7 +8,8 @@ use std::{
 /// How long anything that must happen may take: far longer than it does, far shorter than for ever.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What a machine with much else to do may add to any time that a test measures. What a test has to tell apart lies further apart.
+/// What a machine with much else to do may add to any time that a test measures. What a test has to
+/// tell apart lies further apart.
 pub(crate) const LATE: Duration = Duration::from_secs(5);
 
 /// Checks that what was promised to take this long, and has begun then, is over in time.

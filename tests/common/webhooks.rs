@@ -18,9 +18,11 @@ pub(crate) const LOOPBACK: &str = "\n[egress]\nallow_networks = ['127.0.0.0/8']\
 pub(crate) const SECRET: &str = "secret-of-the-test";
 
 /// A secret in the form of Standard Webhooks, and the key that it stands for.
-pub(crate) const WHSEC: (&str, &[u8]) = ("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3", b"0123456789abcdef01234567");
+pub(crate) const WHSEC: (&str, &[u8]) =
+    ("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3", b"0123456789abcdef01234567");
 
-/// A table for a webhook to this receiver. What `lines` has replaces the default, which is to try again soon and for ever.
+/// A table for a webhook to this receiver. What `lines` has replaces the default, which is to try
+/// again soon and for ever.
 pub(crate) fn table(id: &str, receiver: &Receiver, lines: &str) -> String {
     let defaults = [
         ("product_id", format!("'{PRODUCT}'")),
@@ -32,7 +34,8 @@ pub(crate) fn table(id: &str, receiver: &Receiver, lines: &str) -> String {
         ("initial_backoff", "'20ms'".to_owned()),
         ("max_backoff", "'100ms'".to_owned()),
     ];
-    let is_given = |key: &str| lines.lines().any(|line| line.trim_start().starts_with(&format!("{key} =")));
+    let is_given =
+        |key: &str| lines.lines().any(|line| line.trim_start().starts_with(&format!("{key} =")));
     let kept = defaults.into_iter().filter(|(key, _)| !is_given(key));
     let kept: String = kept.map(|(key, value)| format!("{key} = {value}\n")).collect();
     format!("\n[[webhooks]]\nid = '{id}'\n{kept}{lines}\n")
@@ -74,7 +77,9 @@ impl Relay {
 
     /// Waits until a webhook has so many dead letters.
     pub(crate) fn wait_for_dead(&self, id: &str, count: u64) {
-        wait::until(&format!("{id} has {count} dead letters"), || self.webhook(id)["dead"] == count);
+        wait::until(&format!("{id} has {count} dead letters"), || {
+            self.webhook(id)["dead"] == count
+        });
     }
 
     /// All deliveries of one state, newest first, from all pages.
@@ -82,7 +87,8 @@ impl Relay {
         let mut all: Vec<Value> = Vec::new();
         let mut after = String::new();
         loop {
-            let answer = self.ask_admin(&format!("/api/v1/webhooks/{id}/deliveries?state={state}{after}"));
+            let answer =
+                self.ask_admin(&format!("/api/v1/webhooks/{id}/deliveries?state={state}{after}"));
             assert_eq!(answer.status(), 200, "{answer:?}");
             let page = answer.json();
             let deliveries = page["deliveries"].as_array().unwrap();
@@ -128,9 +134,11 @@ pub(crate) fn outcomes(delivery: &Value) -> Vec<String> {
     attempts.map(|attempt| attempt["outcome"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Checks what the connector's own receivers check, and what those of Standard Webhooks do. `key` is what the latter sign with.
+/// Checks what the connector's own receivers check, and what those of Standard Webhooks do. `key`
+/// is what the latter sign with.
 pub(crate) fn assert_signed(request: &Request, secret: &str, key: &[u8]) {
-    let hex: String = mac(secret.as_bytes(), &request.body).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String =
+        mac(secret.as_bytes(), &request.body).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(request.field("x-connector-signature"), format!("sha256={hex}"));
     assert_eq!(request.field("authorization"), format!("Bearer {secret}"));
     let signatures: Vec<&str> = request.field("webhook-signature").split(' ').collect();
@@ -139,7 +147,8 @@ pub(crate) fn assert_signed(request: &Request, secret: &str, key: &[u8]) {
 
 /// The signature of Standard Webhooks that this key gives.
 pub(crate) fn signature(request: &Request, key: &[u8]) -> String {
-    let mut signed = format!("{}.{}.", request.id(), request.field("webhook-timestamp")).into_bytes();
+    let mut signed =
+        format!("{}.{}.", request.id(), request.field("webhook-timestamp")).into_bytes();
     signed.extend_from_slice(&request.body);
     format!("v1,{}", base64(&mac(key, &signed)))
 }
@@ -153,7 +162,8 @@ fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        let bits = group.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte))
+            << (8 * (3 - group.len()));
         for place in 0..4 {
             let letter = LETTERS[(bits >> (18 - 6 * place)) as usize & 63] as char;
             text.push(if place <= group.len() { letter } else { '=' });

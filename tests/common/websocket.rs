@@ -1,4 +1,5 @@
-//! A WebSocket client as RFC 6455 has it, written by hand, so that it shares no line with the relay's.
+//! A WebSocket client as RFC 6455 has it, written by hand, so that it shares no line with the
+//! relay's.
 
 use std::{
     net::SocketAddr,
@@ -54,7 +55,10 @@ impl Socket {
         let (head, wire) = ask(to, path, fields);
         assert_eq!(head.status(), 101, "{head:?}");
         assert_eq!(head.field("upgrade"), Some("websocket"));
-        assert_eq!(head.field("connection").map(str::to_ascii_lowercase).as_deref(), Some("upgrade"));
+        assert_eq!(
+            head.field("connection").map(str::to_ascii_lowercase).as_deref(),
+            Some("upgrade")
+        );
         assert_eq!(head.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         assert_eq!((head.field("content-length"), head.field("transfer-encoding")), (None, None));
         Self { wire }
@@ -72,7 +76,10 @@ impl Socket {
 
     /// Asks for a filter.
     pub(crate) fn ask_for(&mut self, sessions: &[&str], types: &[&str]) {
-        self.say(&serde_json::json!({ "subscribe": { "session_ids": sessions, "types": types } }).to_string());
+        self.say(
+            &serde_json::json!({ "subscribe": { "session_ids": sessions, "types": types } })
+                .to_string(),
+        );
     }
 
     /// Asks for a filter, and passes over what comes before the answer.
@@ -116,7 +123,10 @@ impl Socket {
         assert_eq!(second & 0x80, 0, "a server does not mask");
         let (length, head) = match second {
             126 => (usize::from(u16::from_be_bytes(seen.get(2..4)?.try_into().unwrap())), 4),
-            127 => (usize::try_from(u64::from_be_bytes(seen.get(2..10)?.try_into().unwrap())).unwrap(), 10),
+            127 => (
+                usize::try_from(u64::from_be_bytes(seen.get(2..10)?.try_into().unwrap())).unwrap(),
+                10,
+            ),
             short => (usize::from(short), 2),
         };
         let whole = self.wire.take(head + length)?;
@@ -168,11 +178,15 @@ impl Socket {
         assert!(!self.wire.is_at_end(), "the connection has ended");
     }
 
-    /// The code with which the relay closes; what comes before is passed over. Answers, and waits for the connection's end.
+    /// The code with which the relay closes; what comes before is passed over. Answers, and waits
+    /// for the connection's end.
     pub(crate) fn close_code(&mut self) -> u16 {
         let code = self.close_code_unanswered();
         // It may be gone already, if it was the client that had broken the protocol.
-        let _ = std::io::Write::write_all(&mut self.wire.socket, &frame(CLOSE, true, &code.to_be_bytes()));
+        let _ = std::io::Write::write_all(
+            &mut self.wire.socket,
+            &frame(CLOSE, true, &code.to_be_bytes()),
+        );
         self.wire.rest();
         code
     }

@@ -1,4 +1,5 @@
-//! Subscribers over TLS or HTTP/2: on each thread of the load a runtime of its own, and on it a task for each stream.
+//! Subscribers over TLS or HTTP/2: on each thread of the load a runtime of its own, and on it a
+//! task for each stream.
 
 use std::{
     ops::Range,
@@ -20,13 +21,16 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{Books, MOST_PENDING, Shared, request};
+use super::books::{Books, MOST_PENDING, Shared};
 use crate::{
-    Result,
-    payload::now_us,
+    request::request,
     response::Response,
-    target::{Door, Way},
-    tls,
+    support::{
+        Result,
+        payload::now_us,
+        target::kind::{Door, Way},
+        tls,
+    },
 };
 
 /// Connects, reads and checks until told to stop.
@@ -77,7 +81,9 @@ impl Crowd {
     async fn connect(self, members: Range<usize>, gate: Arc<Semaphore>) -> Result<()> {
         let permit = gate.acquire_owned().await?;
         members.clone().for_each(|nth| self.write(|books| books.ledgers[nth].comes()));
-        let socket = TcpStream::connect(self.door.address).await.map_err(|error| format!("cannot connect: {error}"))?;
+        let socket = TcpStream::connect(self.door.address)
+            .await
+            .map_err(|error| format!("cannot connect: {error}"))?;
         let Some(config) = &self.config else { return self.speak(socket, members, permit).await };
         let connector = TlsConnector::from(Arc::clone(config));
         let stream = connector.connect(ServerName::from(self.door.address.ip()), socket).await?;
@@ -88,7 +94,12 @@ impl Crowd {
         self.speak(stream, members, permit).await
     }
 
-    async fn speak<S>(self, stream: S, members: Range<usize>, permit: OwnedSemaphorePermit) -> Result<()>
+    async fn speak<S>(
+        self,
+        stream: S,
+        members: Range<usize>,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -96,7 +107,9 @@ impl Crowd {
             return self.listen(stream, members.start, permit).await;
         }
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
+        builder
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
         let permit = Arc::new(permit);
         let mut streams = JoinSet::new();
@@ -144,7 +157,9 @@ impl Crowd {
         nth: usize,
         permit: Arc<OwnedSemaphorePermit>,
     ) -> Result<()> {
-        let request = Request::get(self.question(nth)).header("accept", "text/event-stream").body(Empty::new())?;
+        let request = Request::get(self.question(nth))
+            .header("accept", "text/event-stream")
+            .body(Empty::new())?;
         let answer = sender.send_request(request).await?;
         drop(permit);
         if answer.status() != 200 {
@@ -162,7 +177,9 @@ impl Crowd {
     }
 
     fn question(&self, nth: usize) -> String {
-        self.write(|books| request(self.door, books.ledgers[nth].session.as_deref(), books.ledgers[nth].resume))
+        self.write(|books| {
+            request(self.door, books.ledgers[nth].session.as_deref(), books.ledgers[nth].resume)
+        })
     }
 
     /// Checks what has come, and counts it.
@@ -172,7 +189,9 @@ impl Crowd {
             let (received, caught_up) = (tally.received, tally.caught_up_us.count());
             response.feed(bytes, |block| tally.enter(&mut ledgers[nth], block, now_us))?;
             self.shared.received.fetch_add(tally.received - received, Ordering::Relaxed);
-            self.shared.caught_up.fetch_add(tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
+            self.shared
+                .caught_up
+                .fetch_add(tally.caught_up_us.count() - caught_up, Ordering::Relaxed);
             Ok(())
         })
     }

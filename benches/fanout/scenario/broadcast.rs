@@ -2,14 +2,17 @@
 
 use std::{thread, time::Instant};
 
-use super::{SESSIONS, SETTLE, Size, micros, millis};
+use super::size::{SESSIONS, SETTLE, Size, micros};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
-    report::Outcome,
+    outcome::Outcome,
     rig::Rig,
-    target::{Kind, Pace},
+    support::{
+        Result,
+        histogram::millis,
+        payload::Series,
+        target::kind::{Kind, Pace},
+    },
 };
 
 /// Every event to all.
@@ -22,7 +25,12 @@ pub(super) struct Broadcast {
 
 impl Broadcast {
     pub(super) fn often(size: Size) -> Self {
-        Self { subscribers: size.choose(1000, 200), per_second: 50, seconds: size.choose(10, 3), pace: Pace::Each }
+        Self {
+            subscribers: size.choose(1000, 200),
+            per_second: 50,
+            seconds: size.choose(10, 3),
+            pace: Pace::Each,
+        }
     }
 
     pub(super) fn rarely(size: Size) -> Self {
@@ -31,7 +39,12 @@ impl Broadcast {
 
     /// `bare` gathers here: with one `send` for each event it would need seven times as long.
     pub(super) fn full(size: Size) -> Self {
-        Self { subscribers: 200, per_second: size.choose(5000, 1000), seconds: size.choose(5, 3), pace: Pace::Gather }
+        Self {
+            subscribers: 200,
+            per_second: size.choose(5000, 1000),
+            seconds: size.choose(5, 3),
+            pace: Pace::Gather,
+        }
     }
 
     pub(super) fn title(&self, name: &str) -> String {

@@ -2,14 +2,17 @@
 
 use std::thread;
 
-use super::{SESSIONS, SETTLE, Size, micros, millis};
+use super::size::{SESSIONS, SETTLE, Size, micros};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
-    report::Outcome,
+    outcome::Outcome,
     rig::Rig,
-    target::{Kind, Pace},
+    support::{
+        Result,
+        histogram::millis,
+        payload::Series,
+        target::kind::{Kind, Pace},
+    },
     visitors::Visiting,
 };
 
@@ -43,7 +46,10 @@ impl Coming {
         let audience = Audience {
             subscribers: self.steady,
             own_session: false,
-            series: Series { sessions: SESSIONS, events: alone + self.per_second * self.visiting.seconds },
+            series: Series {
+                sessions: SESSIONS,
+                events: alone + self.per_second * self.visiting.seconds,
+            },
             measured_from: alone + 1,
             resume: None,
             may_miss: false,
@@ -51,7 +57,8 @@ impl Coming {
         let mut rig = Rig::start(kind, Pace::Each)?;
         let load = Load::connect(rig.door(), audience)?;
         thread::sleep(SETTLE);
-        let (quiet_cpu, _) = rig.cpu_of(|rig| rig.send(&load, audience, 1..=alone, self.per_second))?;
+        let (quiet_cpu, _) =
+            rig.cpu_of(|rig| rig.send(&load, audience, 1..=alone, self.per_second))?;
         let before = rig.private_kib()?;
         let visitors = self.visiting.start(rig.door());
         let (cpu, visits) = rig.cpu_of(|rig| {
@@ -66,7 +73,10 @@ impl Coming {
         let without = quiet_cpu.mul_f64(self.visiting.seconds as f64 / self.alone as f64);
         let come = visits.come as f64;
         outcome.compare("CPU per visitor, steady work included, µs", micros(cpu) / come);
-        outcome.compare("CPU per visitor, steady work taken off, µs", (micros(cpu) - micros(without)) / come);
+        outcome.compare(
+            "CPU per visitor, steady work taken off, µs",
+            (micros(cpu) - micros(without)) / come,
+        );
         outcome.latency(&tally.latency);
         outcome.compare("head p50, ms", millis(&visits.head_us, 0.5));
         outcome.compare("head p99, ms", millis(&visits.head_us, 0.99));

@@ -2,14 +2,16 @@
 
 use std::thread;
 
-use super::{SESSIONS, SETTLE};
+use super::size::{SESSIONS, SETTLE};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
-    report::Outcome,
+    outcome::Outcome,
     rig::Rig,
-    target::{Kind, Pace},
+    support::{
+        Result,
+        payload::Series,
+        target::kind::{Kind, Pace},
+    },
 };
 
 /// Each event finds everything asleep, also under a tool that makes the relay fifty times as slow.
@@ -28,7 +30,10 @@ impl Counted {
     }
 
     pub(super) fn title(&self) -> String {
-        format!("K: {SUBSCRIBERS} subscribers, {} events of 1 KiB to all at {PER_SECOND} events/s", self.events)
+        format!(
+            "K: {SUBSCRIBERS} subscribers, {} events of 1 KiB to all at {PER_SECOND} events/s",
+            self.events
+        )
     }
 
     pub(super) fn run(&self, kind: Kind) -> Result<Outcome> {

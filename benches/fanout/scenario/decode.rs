@@ -1,18 +1,22 @@
-//! U: what one upstream costs, at a rate that only decoding, keeping and indexing can be the limit of.
+//! U: what one upstream costs, at a rate that only decoding, keeping and indexing can be the limit
+//! of.
 
 use std::{thread, time::Instant};
 
-use super::{SESSIONS, SETTLE, Size, millis};
+use super::size::{SESSIONS, SETTLE, Size};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
+    outcome::Outcome,
     reader::Reader,
-    report::Outcome,
     rig::Rig,
+    support::{
+        Result,
+        histogram::millis,
+        payload::Series,
+        target::kind::{Kind, Pace},
+        upstream::Flood,
+    },
     tally::{Ledger, Resume, Tally},
-    target::{Kind, Pace},
-    upstream::Flood,
 };
 
 /// One upstream, and at most one subscriber, of one session among a thousand.
@@ -95,7 +99,10 @@ impl Decode {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                outcome.faults.words.push(format!("{taken} events were taken of {} that were sent", flood.sent));
+                outcome
+                    .faults
+                    .words
+                    .push(format!("{taken} events were taken of {} that were sent", flood.sent));
                 return Ok(());
             }
             thread::sleep(SETTLE / 10);
@@ -121,7 +128,8 @@ impl Decode {
         outcome.note("kept, events/s", tally.received as f64 / flood.seconds);
         outcome.note("ranges told as not kept", tally.gaps as f64);
         outcome.note("events told as missing", tally.missed as f64);
-        // What the upstream itself dropped where the store has a gap is told with it: exact where it dropped nothing.
+        // What the upstream itself dropped where the store has a gap is told with it: exact where
+        // it dropped nothing.
         let untold = flood.sent.saturating_sub(tally.received + tally.missed);
         outcome.note("events missing without a word", untold as f64);
         outcome.faults.lost += untold;

@@ -2,15 +2,18 @@
 
 use std::{thread, time::Duration};
 
-use super::{SESSIONS, SETTLE, Size, micros, millis};
+use super::size::{SESSIONS, SETTLE, Size, micros};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
-    process,
-    report::Outcome,
+    outcome::Outcome,
     rig::Rig,
-    target::{Kind, Pace},
+    support::{
+        Result,
+        histogram::millis,
+        payload::Series,
+        process,
+        target::kind::{Kind, Pace},
+    },
 };
 
 /// Very many who hear nothing, and then a little.
@@ -31,7 +34,9 @@ impl Idle {
 
     pub(super) fn title(&self) -> String {
         let (Self { subscribers, events, .. }, idle) = (self, self.idle.as_secs());
-        format!("B: {subscribers} subscribers, idle for {idle} s, then {events} events of 1 KiB to all at 2 events/s")
+        format!(
+            "B: {subscribers} subscribers, idle for {idle} s, then {events} events of 1 KiB to all at 2 events/s"
+        )
     }
 
     pub(super) fn run(&self, kind: Kind) -> Result<Outcome> {
@@ -51,7 +56,8 @@ impl Idle {
         let (connect_cpu, load) = rig.cpu_of(|rig| Load::connect(rig.door(), audience))?;
         thread::sleep(SETTLE);
         let connected = rig.private_kib()?;
-        let (buffers, objects) = (process::kernel_buffer_kib()? - buffers, process::kernel_object_kib()? - objects);
+        let (buffers, objects) =
+            (process::kernel_buffer_kib()? - buffers, process::kernel_object_kib()? - objects);
         let (idle_cpu, ()) = rig.cpu_of(|_| {
             thread::sleep(self.idle);
             Ok(())

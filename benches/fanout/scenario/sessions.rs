@@ -2,18 +2,22 @@
 
 use std::thread;
 
-use super::{SETTLE, Size, micros, millis};
+use super::size::{SETTLE, Size, micros};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
-    report::Outcome,
+    outcome::Outcome,
     rig::Rig,
+    support::{
+        Result,
+        histogram::millis,
+        payload::Series,
+        target::kind::{Kind, Pace},
+    },
     tally::Tally,
-    target::{Kind, Pace},
 };
 
-/// Each event for one. Once with a tenth of the subscribers, to see what those cost who get nothing.
+/// Each event for one. Once with a tenth of the subscribers, to see what those cost who get
+/// nothing.
 pub(super) struct Sessions {
     subscribers: usize,
     per_second: u64,

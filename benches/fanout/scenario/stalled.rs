@@ -5,19 +5,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{SESSIONS, SETTLE, Size};
+use super::size::{SESSIONS, SETTLE, Size};
 use crate::{
-    Result,
-    payload::Series,
-    process,
+    outcome::Outcome,
     reader::Reader,
-    report::Outcome,
     rig::Rig,
+    support::{
+        Result,
+        payload::Series,
+        process,
+        target::kind::{Kind, Pace},
+    },
     tally::{Ledger, Resume, Tally},
-    target::{Kind, Pace},
 };
 
-/// Some who listen and stall, and as many who come back and stall, each at another place of the store.
+/// Some who listen and stall, and as many who come back and stall, each at another place of the
+/// store.
 pub(super) struct Stalled {
     subscribers: usize,
     events: u64,
@@ -62,13 +65,21 @@ impl Stalled {
         outcome.note("memory before, MiB", before / 1024.0);
         outcome.note("grown by as many events without them, MiB", (before - full) / 1024.0);
         let newcomers = (0..self.subscribers).map(|number| Ledger::new(number, None, None, 0));
-        let mut stalled = newcomers.map(|ledger| Reader::stall(rig.door(), ledger)).collect::<Result<Vec<_>>>()?;
+        let mut stalled = newcomers
+            .map(|ledger| Reader::stall(rig.door(), ledger))
+            .collect::<Result<Vec<_>>>()?;
         thread::sleep(SETTLE);
-        outcome.note("memory per subscriber before it stalls, KiB", self.each(rig.private_kib()? - before));
+        outcome.note(
+            "memory per subscriber before it stalls, KiB",
+            self.each(rig.private_kib()? - before),
+        );
         self.pour(rig, FILLING + self.events + 1, self.events)?;
         let growth = self.each(rig.private_kib()? - before);
         outcome.limit("memory per stalled live subscriber, KiB", growth, MOST_KIB);
-        outcome.note("kernel buffers for each, both ends, KiB", self.each(process::kernel_buffer_kib()? - buffers));
+        outcome.note(
+            "kernel buffers for each, both ends, KiB",
+            self.each(process::kernel_buffer_kib()? - buffers),
+        );
         self.check_that_all_stay(rig, outcome)?;
         read_on(&mut stalled[0], self.events, outcome)
     }
@@ -80,13 +91,17 @@ impl Stalled {
         let places = (0..self.subscribers as u64).map(|nth| nth * step);
         let resumes = places.map(|after| Resume { epoch, after, gap_behind: self.all() });
         let ledgers = resumes.map(|resume| Ledger::new(0, None, Some(resume), 0));
-        let mut stalled = ledgers.map(|ledger| Reader::stall(rig.door(), ledger)).collect::<Result<Vec<_>>>()?;
+        let mut stalled =
+            ledgers.map(|ledger| Reader::stall(rig.door(), ledger)).collect::<Result<Vec<_>>>()?;
         wait_until_stalled(rig)?;
         thread::sleep(self.patience);
         wait_until_stalled(rig)?;
         let growth = self.each(rig.private_kib()? - before);
         outcome.limit("memory per stalled returning subscriber, KiB", growth, MOST_KIB);
-        outcome.note("kernel buffers for each of these, KiB", self.each(process::kernel_buffer_kib()? - buffers));
+        outcome.note(
+            "kernel buffers for each of these, KiB",
+            self.each(process::kernel_buffer_kib()? - buffers),
+        );
         self.check_that_all_stay(rig, outcome)?;
         let nearest = stalled.last_mut().ok_or("nobody has come back")?;
         read_on(nearest, self.all() - step * (self.subscribers as u64 - 1), outcome)?;
@@ -97,7 +112,10 @@ impl Stalled {
     fn check_that_all_stay(&self, rig: &Rig, outcome: &mut Outcome) -> Result<()> {
         let left = rig.subscribers()?.ok_or("the relay has no metrics")?;
         if left != self.subscribers as f64 {
-            outcome.faults.words.push(format!("{left} of {} stalled subscribers are left", self.subscribers));
+            outcome
+                .faults
+                .words
+                .push(format!("{left} of {} stalled subscribers are left", self.subscribers));
         }
         Ok(())
     }
@@ -118,7 +136,8 @@ impl Stalled {
     }
 }
 
-/// One of them reads after all, and must find everything in its place. Returns the epoch of its ids.
+/// One of them reads after all, and must find everything in its place. Returns the epoch of its
+/// ids.
 fn read_on(reader: &mut Reader, events: u64, outcome: &mut Outcome) -> Result<u64> {
     let mut tally = Tally::untimed();
     reader.read_until(events, &mut tally)?;
@@ -126,11 +145,15 @@ fn read_on(reader: &mut Reader, events: u64, outcome: &mut Outcome) -> Result<u6
     Ok(reader.epoch())
 }
 
-/// Those who come back get their turn at the store one after the other, and lose it when they do not use it.
+/// Those who come back get their turn at the store one after the other, and lose it when they do
+/// not use it.
 fn wait_until_stalled(rig: &Rig) -> Result<()> {
     let (mut delivered, mut since) = (0.0, Instant::now());
     while since.elapsed() < STANDSTILL {
-        let now = rig.metrics()?.ok_or("the relay has no metrics")?.sum("autoplay_relay_delivered_events_total{");
+        let now = rig
+            .metrics()?
+            .ok_or("the relay has no metrics")?
+            .sum("autoplay_relay_delivered_events_total{");
         if now != delivered {
             (delivered, since) = (now, Instant::now());
         }

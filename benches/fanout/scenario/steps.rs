@@ -2,18 +2,22 @@
 
 use std::thread;
 
-use super::{SESSIONS, SETTLE, Size, millis};
+use super::size::{SESSIONS, SETTLE, Size};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::Series,
-    report::Outcome,
+    outcome::Outcome,
     rig::Rig,
+    support::{
+        Result,
+        histogram::millis,
+        payload::Series,
+        target::kind::{Kind, Pace},
+    },
     tally::Tally,
-    target::{Kind, Pace},
 };
 
-/// Every event to all, more of them from step to step, up to the first that is not clean. Then far more than that.
+/// Every event to all, more of them from step to step, up to the first that is not clean. Then far
+/// more than that.
 pub(super) struct Steps {
     subscribers: usize,
     offers: &'static [u64],
@@ -53,7 +57,13 @@ impl Steps {
         let mut clean: Option<(u64, Step)> = None;
         let mut first_unclean = None;
         for &offer in self.offers {
-            let step = self.offer(Rig::start(kind, Pace::Gather)?, kind, offer, offer * self.seconds, &mut outcome)?;
+            let step = self.offer(
+                Rig::start(kind, Pace::Gather)?,
+                kind,
+                offer,
+                offer * self.seconds,
+                &mut outcome,
+            )?;
             if !step.is_clean() {
                 first_unclean = Some((offer, step));
                 break;
@@ -61,10 +71,16 @@ impl Steps {
             clean = Some((offer, step));
         }
         let subscribers = self.subscribers as f64;
-        outcome.compare("last clean offer, events/s", clean.as_ref().map_or(0.0, |(offer, _)| *offer as f64));
+        outcome.compare(
+            "last clean offer, events/s",
+            clean.as_ref().map_or(0.0, |(offer, _)| *offer as f64),
+        );
         let carried = clean.as_ref().map_or(0.0, |(offer, _)| *offer as f64 * subscribers);
         outcome.compare("the same in deliveries/s", carried);
-        outcome.note("p99 at it, ms", clean.map_or(f64::NAN, |(_, step)| millis(&step.tally.latency, 0.99)));
+        outcome.note(
+            "p99 at it, ms",
+            clean.map_or(f64::NAN, |(_, step)| millis(&step.tally.latency, 0.99)),
+        );
         let (offer, step) = first_unclean.unzip();
         outcome.note("first unclean offer, events/s", offer.map_or(f64::NAN, |offer| offer as f64));
         let seen = |look: fn(&Step) -> f64| step.as_ref().map_or(f64::NAN, look);
@@ -78,8 +94,8 @@ impl Steps {
         Ok(outcome)
     }
 
-    /// Far too much, for a relay that keeps little: all that is missing is told. With the memory that is usual, the whole
-    /// machine is too slow to get that far.
+    /// Far too much, for a relay that keeps little: all that is missing is told. With the memory
+    /// that is usual, the whole machine is too slow to get that far.
     fn go_beyond(&self, kind: Kind, outcome: &mut Outcome) -> Result<()> {
         let step = self.offer(Rig::forgetful(kind, FEW)?, kind, BEYOND, self.beyond, outcome)?;
         outcome.note("offered beyond, events/s", BEYOND as f64);
@@ -92,7 +108,14 @@ impl Steps {
         Ok(())
     }
 
-    fn offer(&self, mut rig: Rig, kind: Kind, per_second: u64, events: u64, outcome: &mut Outcome) -> Result<Step> {
+    fn offer(
+        &self,
+        mut rig: Rig,
+        kind: Kind,
+        per_second: u64,
+        events: u64,
+        outcome: &mut Outcome,
+    ) -> Result<Step> {
         let audience = Audience {
             subscribers: self.subscribers,
             own_session: false,
@@ -115,7 +138,8 @@ impl Steps {
 
 impl Step {
     fn is_clean(&self) -> bool {
-        let is_in_time = millis(&self.tally.latency, 0.99) <= MOST_LATE_MS && self.late_ms <= MOST_LATE_MS;
+        let is_in_time =
+            millis(&self.tally.latency, 0.99) <= MOST_LATE_MS && self.late_ms <= MOST_LATE_MS;
         self.tally.received == self.deliveries && self.tally.faults.is_none() && is_in_time
     }
 }

@@ -2,20 +2,24 @@
 
 use std::{thread, time::Instant};
 
-use super::{SESSIONS, SETTLE, Size, micros, millis};
+use super::size::{SESSIONS, SETTLE, Size, micros};
 use crate::{
-    Result,
     load::{Audience, Load},
-    payload::{PAYLOAD_BYTES, Series, session_name},
-    process::{self, Peak},
+    outcome::{Outcome, median},
     reader::Reader,
-    report::{Outcome, median},
     rig::Rig,
+    support::{
+        Result,
+        histogram::millis,
+        payload::{PAYLOAD_BYTES, Series, session_name},
+        process::{self, Peak},
+        target::kind::{Kind, Pace},
+    },
     tally::{Ledger, Resume, Tally},
-    target::{Kind, Pace},
 };
 
-/// A store that is filled, found again by a new process, and read: by one, and by very many at once.
+/// A store that is filled, found again by a new process, and read: by one, and by very many at
+/// once.
 pub(super) struct Store {
     events: u64,
     /// Of these, what one reader reads.
@@ -77,14 +81,22 @@ impl Store {
         outcome.note("events per commit", self.events as f64 / commits);
         outcome.note("commit mean, ms", 1000.0 * metrics.mean(COMMIT));
         outcome.note("commit p99 by its histogram, ms", 1000.0 * metrics.quantile(COMMIT, 0.99));
-        let sizes = rig.files()?.iter().map(|file| Ok(file.metadata()?.len())).collect::<Result<Vec<u64>>>()?;
+        let sizes = rig
+            .files()?
+            .iter()
+            .map(|file| Ok(file.metadata()?.len()))
+            .collect::<Result<Vec<u64>>>()?;
         let written = process::written_bytes(rig.pid())? - written;
         outcome.note("bytes written per event", written / self.events as f64);
-        outcome.note("bytes of files per event", sizes.iter().sum::<u64>() as f64 / self.events as f64);
+        outcome.note(
+            "bytes of files per event",
+            sizes.iter().sum::<u64>() as f64 / self.events as f64,
+        );
         Ok(())
     }
 
-    /// When the first event comes to somebody who asks for old ones. Returns the epoch of their ids.
+    /// When the first event comes to somebody who asks for old ones. Returns the epoch of their
+    /// ids.
     fn look(&self, rig: &Rig, outcome: &mut Outcome) -> Result<u64> {
         let (_, epoch) = first_event(rig, self.back(0, 0, None), outcome)?;
         let middle = self.events / 2;
@@ -92,7 +104,11 @@ impl Store {
             (["first event from the oldest, cold, ms", "from the oldest, warm, ms"], 0, None),
             (["from the middle, cold, ms", "from the middle, warm, ms"], middle, None),
             (["of one session, cold, ms", "of one session, warm, ms"], 0, Some(SESSION)),
-            (["of one session from the middle, cold, ms", "the same, warm, ms"], middle, Some(SESSION)),
+            (
+                ["of one session from the middle, cold, ms", "the same, warm, ms"],
+                middle,
+                Some(SESSION),
+            ),
         ] {
             for (name, is_cold) in names.into_iter().zip([true, false]) {
                 let mut times = Vec::new();
@@ -114,7 +130,8 @@ impl Store {
         drop_from_cache(rig)?;
         let seconds = read(rig, self.back(epoch, after, None), self.replayed, outcome)?;
         outcome.note("replayed to one reader, cold, /s", self.replayed as f64 / seconds);
-        let (cpu, seconds) = rig.cpu_of(|rig| read(rig, self.back(epoch, after, None), self.replayed, outcome))?;
+        let (cpu, seconds) =
+            rig.cpu_of(|rig| read(rig, self.back(epoch, after, None), self.replayed, outcome))?;
         let per_second = self.replayed as f64 / seconds;
         outcome.note("the same, warm, /s", per_second);
         outcome.note("the same, warm, MB/s of payload", per_second * PAYLOAD_BYTES as f64 / 1e6);
@@ -135,7 +152,10 @@ impl Store {
         let steady = Audience {
             subscribers: self.steady,
             own_session: false,
-            series: Series { events: begins + self.per_second * LONGEST_RUSH_SECONDS, ..self.series() },
+            series: Series {
+                events: begins + self.per_second * LONGEST_RUSH_SECONDS,
+                ..self.series()
+            },
             measured_from: begins + 1,
             resume: Some(Resume { epoch, after: self.events, gap_behind: self.events }),
             may_miss: false,
@@ -167,7 +187,8 @@ impl Store {
         let replayed = (begins - after) * self.returning as u64;
         outcome.note("deliveries to those who come back", replayed as f64);
         outcome.note("of these at once, /s", replayed as f64 / seconds);
-        outcome.note("CPU per delivery, the steady ones' included, µs", micros(cpu) / replayed as f64);
+        outcome
+            .note("CPU per delivery, the steady ones' included, µs", micros(cpu) / replayed as f64);
         outcome.note("caught up p50, ms", millis(&back.caught_up_us, 0.5));
         outcome.note("caught up, the last, ms", millis(&back.caught_up_us, 1.0));
         outcome.note("live latency before p50, ms", millis(&listening.latency_before, 0.5));
@@ -175,7 +196,8 @@ impl Store {
         outcome.note("live latency meanwhile p50, ms", millis(&listening.latency, 0.5));
         outcome.note("live latency meanwhile p99, ms", millis(&listening.latency, 0.99));
         outcome.note("peak of memory over idle, MiB", (peak - idle) / 1024.0);
-        outcome.note("the same for each who comes back, KiB", (peak - idle) / self.returning as f64);
+        outcome
+            .note("the same for each who comes back, KiB", (peak - idle) / self.returning as f64);
         outcome.faults.merge(&listening.faults);
         outcome.faults.merge(&back.faults);
         Ok(())
@@ -187,7 +209,8 @@ impl Store {
 
     /// Somebody who comes back behind an event of the store.
     fn back(&self, epoch: u64, after: u64, session: Option<usize>) -> Ledger {
-        let is_shown = |event: &u64| session.is_none_or(|session| self.series().session(*event) == session);
+        let is_shown =
+            |event: &u64| session.is_none_or(|session| self.series().session(*event) == session);
         let gap_behind = (1..=self.events).rev().find(is_shown).unwrap_or(0);
         Ledger::new(0, session.map(session_name), Some(Resume { epoch, after, gap_behind }), 0)
     }

@@ -1,4 +1,4 @@
-//! What the probes say when parts of the relay stand still or are not whole yet.
+//! Answers of the probes when parts of the relay stand still or are not recovered yet.
 
 mod sockets;
 
@@ -10,12 +10,13 @@ use axum::{
 };
 use hyper::{Request, StatusCode, header::HOST};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::*;
 use crate::config::{AllowAnonymous, Environment};
 
-/// A relay that listens nowhere, and its admin side.
+/// Relay without listeners, and its admin side.
 struct AdminHarness {
     config: Config,
     relay: Arc<Relay>,
@@ -28,7 +29,7 @@ impl AdminHarness {
         Self::with("")
     }
 
-    /// One of a product, with these settings.
+    /// Builds the relay of one product, with these settings.
     fn with(settings: &str) -> Self {
         let text = format!(
             "{settings}[[upstreams]]\nproduct_id = 'p'\nurl = 'http://127.0.0.1:1/stream/p'"
@@ -59,7 +60,7 @@ impl AdminHarness {
     fn run_shard(&self, stop: &CancellationToken) -> JoinHandle<()> {
         let (relay, stop) = (Arc::clone(&self.relay), stop.clone());
         tokio::spawn(async move {
-            relay.shards.run([&Handle::current()].into_iter(), &relay.wheel, stop).await
+            relay.shards.run([&Handle::current()].into_iter(), &relay.wheel, stop).await;
         })
     }
 
@@ -89,8 +90,7 @@ async fn health_turns_bad_when_the_main_loop_has_stood_still_for_half_a_minute()
 }
 
 #[tokio::test(start_paused = true)]
-async fn health_turns_bad_when_a_shard_has_stood_still_for_half_a_minute_though_the_main_loop_turns()
- {
+async fn health_turns_bad_when_a_shard_stands_still_for_half_a_minute_though_the_main_loop_turns() {
     let mut harness = AdminHarness::new();
     let (stop, stop_shard) = (CancellationToken::new(), CancellationToken::new());
     let (wheel, shard) = (harness.turn_wheel(&stop), harness.run_shard(&stop_shard));
@@ -109,7 +109,7 @@ async fn health_turns_bad_when_a_shard_has_stood_still_for_half_a_minute_though_
 #[tokio::test]
 async fn a_relay_is_not_ready_while_a_log_is_recovering() {
     let mut harness = AdminHarness::new();
-    let log = Arc::clone(&harness.relay.products.iter().next().unwrap().log);
+    let log = Arc::clone(&harness.relay.products.iter().next().unwrap().feed.log);
     let ready = r#"{"degraded":false,"status":"ready","upstreams":{}}"#.to_owned();
     assert_eq!(harness.get("/readyz").await, (StatusCode::OK, ready.clone()));
     log.begin_recovery();

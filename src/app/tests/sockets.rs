@@ -1,5 +1,7 @@
-//! WebSockets as the public listener serves them, where a whole process would hide what is looked at: the kernel has a write deadline
-//! of its own, and hardly anybody comes at the moment at which lanes end.
+//! WebSockets as the public listener serves them, in cases that a whole process would hide.
+//!
+//! The kernel has a write deadline of its own, and a connection hardly ever comes at the moment at
+//! which the shards end.
 
 use bytes::Bytes;
 use tokio::{
@@ -19,7 +21,7 @@ use crate::{
     net::tests::{certificate, client},
 };
 
-/// A public listener whose peers the kernel never gives up.
+/// Public listener whose peers the kernel never gives up.
 struct WebSocketHarness {
     relay: Arc<Relay>,
     tls: Option<Arc<rustls::ClientConfig>>,
@@ -55,24 +57,24 @@ impl WebSocketHarness {
             &routes,
             &stop,
         ));
-        // One token ends these three in the relay, too.
+        // In the relay one token ends all of these.
         let (wheel, end) = (Arc::clone(&relay.wheel), stop_shards.clone());
         tasks.spawn(async move { wheel.run(end).await });
-        let (fanout, end) = (Arc::clone(&product(&relay).fanout), stop_shards.clone());
+        let (fanout, end) = (Arc::clone(&product(&relay).feed.fanout), stop_shards.clone());
         tasks.spawn(async move { fanout.run(end).await });
         let (relay_of_shard, end) = (Arc::clone(&relay), stop_shards.clone());
         tasks.spawn(async move {
             relay_of_shard
                 .shards
                 .run([&Handle::current()].into_iter(), &relay_of_shard.wheel, end)
-                .await
+                .await;
         });
         Self { relay, tls, address, stop, stop_shards, tasks }
     }
 
-    /// Events are in the log, more than sockets hold.
+    /// Appends more events than sockets hold.
     fn fill_log(&self) {
-        let log = &product(&self.relay).log;
+        let log = &product(&self.relay).feed.log;
         log.set_numbering(Numbering::Own);
         let payload = Bytes::from(format!("\"{}\"", "x".repeat(8000)));
         for _ in 0..1500 {
@@ -81,7 +83,7 @@ impl WebSocketHarness {
         }
     }
 
-    /// A WebSocket that gets everything, of whose answer the head has been read.
+    /// Opens a WebSocket for all events, and reads the head of the response.
     async fn connect(&self) -> Either<TcpStream, Box<TlsStream<TcpStream>>> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let mut socket = match &self.tls {
@@ -121,7 +123,10 @@ async fn a_websocket_that_takes_nothing_is_given_up_by_the_relay_itself_with_tls
         let _takes_nothing = harness.connect().await;
         let begin = Instant::now();
         while harness.disconnects("stalled") == 0 {
-            assert!(begin.elapsed() < WEBSOCKET_TEST_TIMEOUT, "nobody notices: TLS {is_secure}");
+            assert!(
+                begin.elapsed() < WEBSOCKET_TEST_TIMEOUT,
+                "the stall is not noticed: TLS {is_secure}"
+            );
             sleep(Duration::from_millis(10)).await;
         }
         harness.close().await;
@@ -129,10 +134,10 @@ async fn a_websocket_that_takes_nothing_is_given_up_by_the_relay_itself_with_tls
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_websocket_that_comes_when_the_shards_have_ended_is_closed_with_1012() {
+async fn a_websocket_that_is_opened_when_the_shards_have_ended_is_closed_with_1012() {
     let mut harness = WebSocketHarness::open(false);
     harness.stop_shards.cancel();
-    assert!(harness.tasks.join_next().await.unwrap().is_ok(), "the lane has ended");
+    assert!(harness.tasks.join_next().await.unwrap().is_ok(), "the shard has ended");
     let mut socket = harness.connect().await;
     harness.relay.subscribers.disconnect_all(DisconnectReason::Drain);
     let mut close = [0; 4];
@@ -147,9 +152,10 @@ fn product(relay: &Relay) -> Arc<Product> {
     Arc::clone(&relay.products.iter().next().unwrap())
 }
 
-const UPGRADE: &[u8] =
-    b"GET /ws/p?last_event_id=0 HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const UPGRADE: &[u8] = b"GET /ws/p?last_event_id=0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\
+                         Connection: Upgrade\r\nUpgrade: websocket\r\n\
+                         Sec-WebSocket-Version: 13\r\n\
+                         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 const WEBSOCKET_TEST_NEVER_REACHED: Duration = Duration::from_secs(3600);
 

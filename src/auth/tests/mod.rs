@@ -1,5 +1,5 @@
-//! Tokens that are accepted, tokens that are not, and that no grant is ever widened. Tokens are signed here by hand: the library
-//! that checks them has no part in making them.
+//! Tokens that are accepted, tokens that are not, and that no grant is ever widened. Tokens are
+//! signed here by hand: the library that checks them has no part in making them.
 
 mod attacks;
 
@@ -21,11 +21,7 @@ use base64::{
 use proptest::{collection::btree_set, option, prelude::*};
 use serde_json::{Value, json};
 
-use super::{
-    claims::VerifiedClaims,
-    token::{TokenError, TokenVerifier},
-    *,
-};
+use super::{claims::VerifiedClaims, token::TokenVerifier, token_error::TokenError, *};
 use crate::{
     config::{
         JwtConfig, JwtVerification, Permission, Permissions, PublicKey, PublicKeyAlgorithm, Secret,
@@ -513,7 +509,8 @@ fn subset_of<T: Ord>(requested: &Only<T>, limit: &Only<T>) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30_000))]
 
-    /// 35 events for each of 30 000 pairs: a million of them, and each is seen if it is granted and asked for, and only then.
+    /// 35 events for each of 30 000 pairs: a million of them, and each is seen if it is granted and
+    /// asked for, and only then.
     #[test]
     fn what_is_seen_is_what_is_both_asked_for_and_granted(limits in scope(), requested in scope()) {
         let grant = grant_with(limits.clone(), BTreeSet::from([Permission::Subscribe]));

@@ -1,9 +1,9 @@
 //! `[[webhooks]]`: receivers that events are pushed to.
 //!
-//! In: the array of tables. Out: [`Webhook`]s; an empty list of types or sessions has become "everything". `json` takes them from
-//! the admin API by the same rules.
+//! In: the array of tables. Out: [`WebhookConfig`]s; an empty list of types or sessions has become
+//! "everything". `json` takes them from the admin API by the same rules.
 //!
-//! May use: `address`, `entry`, `event`, `findings`, `reader`, `secret`, `upstream` (product names).
+//! May use: `event`.
 
 mod json;
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     event::{GapReason, StartPosition},
     fanout::{
-        SubscriptionItem,
+        ShardIndex, Subscription, SubscriptionItem,
         tests::{FanoutHarness, scope},
     },
 };
@@ -231,7 +231,7 @@ fn who_looks_into_the_log_late_has_no_gap_when_others_events_have_been_evicted()
         subscription.resync_from(events[0].position());
         match subscription.poll_next(&mut context) {
             Poll::Ready(SubscriptionItem::Event { event, .. }) => {
-                assert_eq!(event.position(), events[0].position())
+                assert_eq!(event.position(), events[0].position());
             }
             other => panic!("not its event: {other:?}"),
         }

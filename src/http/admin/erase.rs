@@ -1,10 +1,10 @@
-//! `DELETE /api/v1/events/{product_id}`: a person's right to be forgotten.
+//! `DELETE /api/v1/events/{product_id}`: erasure of sessions (the right to be forgotten).
 //!
-//! In: sessions. Out: how many of their events there were. Memory first, then what is owed to webhooks, then the store: what the
-//! store's writer is given after that is erased already, and what it was given before is in the file by the time it comes to
-//! the order.
+//! In: sessions. Out: the number of their events. Memory comes first, then what webhooks are owed,
+//! then the store: an entry that the store's writer takes after that is erased already, and an
+//! entry that it took before is in the file when the writer executes the command.
 //!
-//! May use: `event`, `log`, `rejected`, `webhook`.
+//! May use: `event`.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -45,10 +45,10 @@ pub(in crate::http) async fn erase(
     // Whose events is nobody's business any more.
     match &erased {
         Ok(events) => {
-            tracing::info!(product = %product.id, sessions = count, events, "erased on request")
+            tracing::info!(product = %product.feed.id, sessions = count, events, "erased on request");
         }
         Err(_) => {
-            tracing::warn!(product = %product.id, sessions = count, "erased in memory, but not in the store")
+            tracing::warn!(product = %product.feed.id, sessions = count, "erased in memory, but not in the store");
         }
     }
     erased.map(|erased| Json(serde_json::json!({ "erased": erased })))
@@ -71,21 +71,25 @@ fn parse_sessions(query: &str) -> Result<BTreeSet<SessionId>, Problem> {
     }
 }
 
-/// Erases sessions in memory, of webhooks and in the store, and returns how many events there were, each counted once.
+/// Erases sessions in memory, of webhooks and in the store, and returns how many events there were,
+/// each counted once.
 ///
-/// A client that leaves before it is answered may leave some of it undone. It has no 200, so it has to ask again.
+/// A client that leaves before it is answered may leave some of it undone. It has no 200, so it has
+/// to ask again.
 async fn erase_all(
     admin: &AdminState,
     product: &Product,
     sessions: BTreeSet<SessionId>,
 ) -> Result<u64, Problem> {
-    let mut erased: u64 = sessions.iter().map(|session| product.log.erase(session)).sum();
+    let mut erased: u64 = sessions.iter().map(|session| product.feed.log.erase(session)).sum();
     product.ws_messages.clear();
-    admin.rejected.erase(&product.id);
+    admin.rejected.erase(&product.feed.id);
     erase_from_webhooks(admin, product, &sessions).await;
     let store = admin.webhooks.store();
-    let erasures: Vec<_> =
-        sessions.iter().map(|session| store.erase(product.id.clone(), session.clone())).collect();
+    let erasures: Vec<_> = sessions
+        .iter()
+        .map(|session| store.erase(product.feed.id.clone(), session.clone()))
+        .collect();
     for erasure in erasures {
         erased += erasure.await.map_err(|_| {
             let detail =
@@ -93,7 +97,8 @@ async fn erase_all(
             Problem::retry_later(StatusCode::SERVICE_UNAVAILABLE, detail, STORE_RETRY_AFTER)
         })?;
     }
-    // What was on its way to subscribers, and what webhooks have read from the store, in the meantime.
+    // What was on its way to subscribers, and what webhooks have read from the store, in the
+    // meantime.
     product.ws_messages.clear();
     erase_from_webhooks(admin, product, &sessions).await;
     Ok(erased)
@@ -105,7 +110,7 @@ async fn erase_from_webhooks(
     sessions: &BTreeSet<SessionId>,
 ) {
     for session in sessions {
-        admin.webhooks.erase(&product.id, session).await;
+        admin.webhooks.erase(&product.feed.id, session).await;
     }
 }
 

@@ -1,10 +1,9 @@
-//! The admin side: is it alive, is it ready, what is it doing; and the routes of `audience`,
-//! `console`, `erasure`, `products`, `rejected`, `watch`, `webhooks`.
+//! The admin router: health, readiness, status, metrics, and the routes of this folder.
 //!
-//! Served on a runtime of its own, so that it answers while the public side is saturated. The probe listener has the same
-//! routes without the API.
+//! The admin side has a runtime of its own, so that it answers while the public side is saturated.
+//! The probe listener has the same routes without the API.
 //!
-//! May use: `auth`, `http`, `metrics`, `rejected`, `status`, `webhook`, `wheel`.
+//! May use: `auth`, `config`, `event`, `rejected`, `timer_wheel`, `upstream`, `webhook`.
 
 mod console;
 pub(crate) mod deliveries;
@@ -150,7 +149,8 @@ async fn healthz(State(admin): State<Arc<AdminState>>) -> Response {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).into_response()
 }
 
-/// Ready while listening and not leaving, once every log is whole. One that keeps less than it promises still serves.
+/// Ready while listening and not leaving, once every log is whole. One that keeps less than it
+/// promises still serves.
 async fn readyz(State(admin): State<Arc<AdminState>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     let mut requirements =
@@ -206,9 +206,9 @@ async fn metrics(State(admin): State<Arc<AdminState>>) -> Response {
 async fn status(State(admin): State<Arc<AdminState>>) -> Response {
     let mut log = BTreeMap::new();
     for product in &*admin.relay.products {
-        let facts = product.log.stats();
+        let facts = product.feed.log.stats();
         log.insert(
-            product.id.as_str().to_owned(),
+            product.feed.id.as_str().to_owned(),
             LogView {
                 events: facts.events,
                 bytes: facts.bytes,

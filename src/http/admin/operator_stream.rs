@@ -1,7 +1,8 @@
-//! `GET /api/v1/stream/{product_id}`: the stream as an operator sees it.
+//! `GET /api/v1/stream/{product_id}`: the event stream as an operator sees it.
 //!
-//! In: a request that has shown the admin key. Out: the public stream, whatever the limits on subscribers. Who looks on is no
-//! subscriber: it is in no list and no metric, keeps no drain waiting, and is sent away when the last events have come.
+//! In: a request with the admin key. Out: the public stream, outside the limits on subscribers. An
+//! operator stream is no subscriber: no list and no metric counts it, the drain does not wait for
+//! it, and it is disconnected after the last events.
 //!
 //! May use: `auth`, `event`, `net`.
 

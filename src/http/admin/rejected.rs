@@ -1,4 +1,4 @@
-//! `/api/v1/rejected`: the last upstream frames that could not be understood.
+//! `/api/v1/rejected`: the latest upstream frames that were rejected.
 //!
 //! May use: `rejected`.
 
@@ -28,7 +28,8 @@ struct RejectedListView<'a> {
     rejected: Vec<RejectedView<'a>>,
 }
 
-/// A frame in an answer. `bytes` and `excerpt` are null for one that was too large: it was skipped while it came.
+/// A frame in an answer. `bytes` and `excerpt` are null for one that was too large: it was skipped
+/// while it came.
 #[derive(Serialize)]
 struct RejectedView<'a> {
     product_id: &'a str,

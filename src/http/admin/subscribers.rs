@@ -1,8 +1,9 @@
-//! `/api/v1/subscribers`: who is connected, and sending one away.
+//! `/api/v1/subscribers`: lists the subscribers and disconnects one.
 //!
-//! In: requests. Out: pages of subscribers in the order in which they came; a word to one that it is to leave.
+//! In: requests. Out: pages of subscribers in the order of their admission; a disconnect reason for
+//! one of them.
 //!
-//! May use: `event`, the subscribers.
+//! May use: `event`.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -68,7 +69,7 @@ fn newest_positions(relay: &Relay) -> HashMap<ProductId, u64> {
     relay
         .products
         .iter()
-        .map(|product| (product.id.clone(), product.log.newest_position()))
+        .map(|product| (product.feed.id.clone(), product.feed.log.newest_position()))
         .collect()
 }
 

@@ -1,9 +1,9 @@
-//! `/api/v1/webhooks`: who is registered, and the orders of operators.
+//! `/api/v1/webhooks`: lists, registers and changes webhooks, and carries the operators' commands.
 //!
-//! In: requests. Out: what the registry says, as JSON. What a webhook may be is `config`'s business, what becomes of it
-//! `webhook`'s.
+//! In: requests. Out: the registry's answers as JSON. `config` decides what a valid webhook is, and
+//! `webhook` what happens to it.
 //!
-//! May use: `config`, `delivery`, `webhook`.
+//! May use: `config`, `webhook`, `webhook_delivery`.
 
 use std::sync::Arc;
 
@@ -66,7 +66,8 @@ pub(in crate::http) fn webhook_id(path: WebhookIdPath) -> Result<String, Problem
     path.map(|Path(id)| id).map_err(|_| WebhookError::Unknown.into())
 }
 
-/// The body, whatever type it is said to have: as for `curl -d`, and web pages are kept out by other means.
+/// The body, whatever type it is said to have: as for `curl -d`, and web pages are kept out by
+/// other means.
 ///
 /// # Errors
 ///

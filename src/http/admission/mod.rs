@@ -1,7 +1,7 @@
-//! Who is connected, and letting nobody in beyond the limits.
+//! Admission of subscribers: the limits, and the list of the subscribers that are connected.
 //!
-//! In: requests that have passed every check. Out: a seat for each, given back when its holder leaves. Telling a subscriber
-//! to leave is one mark and one wake-up.
+//! In: requests that have passed every other check. Out: a permit each, returned when its holder is
+//! dropped. To disconnect a subscriber takes one mark and one wake-up.
 //!
 //! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`.
 
@@ -138,7 +138,8 @@ impl Subscribers {
             disconnect_reason: AtomicU8::new(DisconnectReason::NONE_YET),
         });
         self.by_id.insert(id, Arc::clone(&subscriber));
-        // Behind the insertion: whoever was let in by rules that have just gone is judged here, or by who has changed them.
+        // Behind the insertion: whoever was let in by rules that have just gone is judged here, or
+        // by who has changed them.
         subscriber.disconnect_if_revoked(&self.access());
         Ok(AdmissionPermit { id, subscriber, subscribers: Arc::clone(self) })
     }
@@ -186,8 +187,9 @@ impl Subscribers {
         window.connects <= max
     }
 
-    /// Tells everybody to leave, one by one, evenly over `window` and in random order, so that they do not arrive
-    /// elsewhere in one storm. Returns as soon as nobody is left, or when the last has had a moment to go.
+    /// Tells everybody to leave, one by one, evenly over `window` and in random order, so that they
+    /// do not arrive elsewhere in one storm. Returns as soon as nobody is left, or when the last
+    /// has had a moment to go.
     pub(crate) async fn drain(&self, window: Duration) {
         let spread_out = async {
             let mut remaining: Vec<_> = self.by_id.iter().map(|seat| Arc::clone(&seat)).collect();
@@ -311,7 +313,8 @@ pub(crate) struct AdmissionRequest {
     pub(crate) address: IpAddr,
     /// How it is woken.
     pub(crate) listener: Arc<SubscriberSignal>,
-    /// What ends it when it takes nothing. None over WebSocket, which hears that it is to leave at any time.
+    /// What ends it when it takes nothing. None over WebSocket, which hears that it is to leave at
+    /// any time.
     pub(crate) forced_close: Option<Arc<ForcedClose>>,
 }
 
@@ -320,7 +323,8 @@ pub(crate) struct AdmissionRequest {
 pub(crate) struct AdmittedSubscriber {
     request: AdmissionRequest,
     connected_at: SystemTime,
-    /// Place of the last entry that it has been given; [`NOTHING_TO_GET`] while it sleeps at the end.
+    /// Place of the last entry that it has been given; [`CAUGHT_UP`] while it sleeps at the
+    /// end.
     position: AtomicU64,
     disconnect_reason: AtomicU8,
 }
@@ -336,11 +340,12 @@ impl AdmittedSubscriber {
         self.connected_at
     }
 
-    /// Entries between where it stands and the log's newest. Those that its filter hides count only while it has something
-    /// to get.
+    /// Entries between where it stands and the log's newest. Those that its filter hides count only
+    /// while it has something to get.
     pub(crate) fn entries_behind(&self, newest: u64) -> u64 {
         let position = match self.position.load(Ordering::Relaxed) {
-            // It was at the end when it fell asleep. A mark since then that it does not look at is one it cannot take.
+            // It was at the end when it fell asleep. A mark since then that it does not look at is
+            // one it cannot take.
             CAUGHT_UP => self
                 .request
                 .listener
@@ -359,7 +364,8 @@ impl AdmittedSubscriber {
         }
     }
 
-    /// Tells it to leave. The first word counts, unless it may go on for a while after that and must not after this one.
+    /// Tells it to leave. The first word counts, unless it may go on for a while after that and
+    /// must not after this one.
     pub(crate) fn disconnect(&self, reason: DisconnectReason) {
         let _ =
             self.disconnect_reason.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |current| {
@@ -392,7 +398,8 @@ impl AdmissionPermit {
         self.subscriber.disconnect(reason);
     }
 
-    /// Notes the place of the last entry that its holder has been given. For operators to see, and cheap enough for every event.
+    /// Notes the place of the last entry that its holder has been given. For operators to see, and
+    /// cheap enough for every event.
     pub(crate) fn record_position(&self, position: u64) {
         self.subscriber.position.store(position, Ordering::Relaxed);
     }
@@ -469,5 +476,6 @@ impl DisconnectReason {
 /// Stands for the place of whoever has everything.
 const CAUGHT_UP: u64 = u64::MAX;
 
-/// What a subscriber may take to send what it still has. Those who cannot are cut off with their connection.
+/// What a subscriber may take to send what it still has. Those who cannot are cut off with their
+/// connection.
 const DRAIN_FLUSH_GRACE: Duration = Duration::from_secs(2);

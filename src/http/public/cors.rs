@@ -1,4 +1,4 @@
-//! Which pages may read what comes from here (the Fetch standard's CORS protocol).
+//! CORS answers: which pages may read the relay's responses (Fetch standard, CORS protocol).
 //!
 //! May use: `config`.
 
@@ -15,8 +15,9 @@ use tower_http::cors::{AllowCredentials, CorsLayer};
 
 use crate::config::Origin;
 
-/// Answers preflights, without a credential, and marks what pages of these origins may read. Nothing is for all origins, so that
-/// credentials never are. `Vary` stands on every answer: a cache must not give one page's answer to another.
+/// Answers preflights, without a credential, and marks what pages of these origins may read.
+/// Nothing is for all origins, so that credentials never are. `Vary` stands on every answer: a
+/// cache must not give one page's answer to another.
 pub(in crate::http) fn layer(origins: &[Origin], accepts_cookie: bool) -> CorsLayer {
     let origins: Vec<HeaderValue> =
         origins.iter().filter_map(|origin| origin.as_str().parse().ok()).collect();

@@ -1,7 +1,7 @@
-//! Where a request carries its credential.
+//! Finds the credential of a request.
 //!
-//! In: query and headers. Out: the one credential that counts, and what may be in its place. The header wins over the cookie,
-//! and the cookie over the query; what wins and is bad is not made up for by another.
+//! In: query and headers. Out: the one credential that counts. The header wins over the cookie, and
+//! the cookie over the query; a bad credential that wins is not replaced by another.
 //!
 //! May use: `auth`, `config`.
 
@@ -67,14 +67,16 @@ impl CredentialSources {
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'));
         let values = pairs
             .filter_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="));
-        // A browser may send two of a name, of two paths or domains: the first is the more specific one (RFC 6265, 5.4).
+        // A browser may send two of a name, of two paths or domains: the first is the more specific
+        // one (RFC 6265, 5.4).
         let value = values.map(<[u8]>::trim_ascii).find(|value| !value.is_empty())?;
         let value =
             value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
         self.is_from_trusted_page(headers).then_some(value)
     }
 
-    /// The token in the query. Where none is allowed, it is a bad one: who sends it must not be taken for nobody.
+    /// The token in the query. Where none is allowed, it is a bad one: who sends it must not be
+    /// taken for nobody.
     fn query_token<'a>(&self, query: &'a str) -> Option<Cow<'a, [u8]>> {
         let (_, token) =
             form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "access_token")?;
@@ -87,7 +89,8 @@ impl CredentialSources {
         })
     }
 
-    /// Whether a page of the own host or of a listed origin asks, or no page at all. A browser sends cookies for any page.
+    /// Whether a page of the own host or of a listed origin asks, or no page at all. A browser
+    /// sends cookies for any page.
     fn is_from_trusted_page(&self, headers: &HeaderMap) -> bool {
         let mut origins = headers.get_all(ORIGIN).iter().peekable();
         if origins.peek().is_none() {

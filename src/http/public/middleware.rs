@@ -1,11 +1,13 @@
-//! What every request passes before its route, and every answer after it.
+//! The one layer around every public route: checks before it, headers after it.
 //!
-//! One layer for all of it: each layer of a router is cloned, boxed and dropped with every request.
+//! One layer for all of it, because each layer of a router is cloned, boxed and dropped with every
+//! request.
 //!
-//! In: requests. Out: those that may go on. Who comes when there is no place for another connection hears that the relay is full, in
-//! the way that each of them bears, and the connection ends.
+//! In: requests. Out: the requests that may go on. A client that arrives beyond the connection
+//! limit is told that the relay is full, in the form that its kind understands, and the connection
+//! ends.
 //!
-//! May use: `guard`, `metrics`, `net`.
+//! May use: `metrics`, `net`.
 
 use std::sync::Arc;
 
@@ -75,7 +77,8 @@ impl PublicMiddleware {
     }
 }
 
-/// HTTP/2 has the authority in place of `Host` (RFC 9113, section 8.3.1); what is behind this looks at one of them only.
+/// HTTP/2 has the authority in place of `Host` (RFC 9113, section 8.3.1); what is behind this looks
+/// at one of them only.
 fn set_host_from_authority(request: &mut Request) {
     let authority = request
         .uri()
@@ -86,7 +89,8 @@ fn set_host_from_authority(request: &mut Request) {
     }
 }
 
-/// Nothing that is answered is to be taken for something else than it says, such as a payload for a page.
+/// Nothing that is answered is to be taken for something else than it says, such as a payload for a
+/// page.
 fn set_nosniff(response: &mut Response) {
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }

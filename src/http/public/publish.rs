@@ -1,15 +1,17 @@
-//! `POST /events/{product_id}`: an event from somebody else than the upstream.
+//! `POST /events/{product_id}`: an event from a client instead of the upstream.
 //!
-//! In: a request with one JSON object. Out: the event in the log, behind everything so far, and its id. From there it goes the
-//! way of all events. The answer waits for the store, the event's readers do not.
+//! In: a request with one JSON object. Out: the event in the log, after everything so far, and its
+//! id. From there the event goes the way of all events. The answer waits for the store; the event's
+//! readers do not.
 //!
 //! ```text
-//! who asks ─► what is announced ─► body, with room for each piece ─► envelope ─► log ─► 202 once the store has it
+//! credential ─► announced length ─► body, a quota for each piece ─► envelope ─► log ─► 202 after the commit
 //! ```
 //!
-//! Room is taken for what has come, not for what is announced: who announces much and sends nothing takes none.
+//! Quota is taken for bytes that have arrived, not for bytes that are announced: a client that
+//! announces much and sends nothing takes none.
 //!
-//! May use: `auth`, `config`, `envelope`, `event`, `log`, `net`.
+//! May use: `auth`, `config`, `envelope`, `event`, `net`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -53,7 +55,7 @@ pub(crate) async fn publish(
 ) -> Result<Response, Problem> {
     let (grant, product) =
         relay.authorize(path, &query.unwrap_or_default(), &headers, Permission::Publish)?;
-    if product.log.is_numbered_by_upstream() {
+    if product.feed.log.is_numbered_by_upstream() {
         return Err(numbered_elsewhere(&product));
     }
     relay.ensure_not_draining()?;
@@ -64,15 +66,16 @@ pub(crate) async fn publish(
     let mut permit =
         relay.body_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
     let draft = parse_draft(&product, &grant, read_body(body, max_bytes, &mut permit).await?)?;
-    // The body may have taken its time: its publisher may not publish any more, the product be gone, webhooks have left.
-    relay.ensure_still_granted(&grant, &product.id, Permission::Publish)?;
-    relay.ensure_still_served(&product)?;
+    // The body may have taken its time: its publisher may not publish any more, the product be
+    // gone, webhooks have left.
+    relay.ensure_still_granted(&grant, &product.feed.id, Permission::Publish)?;
+    relay.ensure_still_served(&product.feed)?;
     relay.ensure_not_draining()?;
     // From here to the log nothing waits: a client that is gone by now has published all the same.
-    let appended = product.log.publish(draft).map_err(|_| numbered_elsewhere(&product))?;
+    let appended = product.feed.log.publish(draft).map_err(|_| numbered_elsewhere(&product))?;
     drop(permit); // from here on it counts in the log
     product.published_events.inc();
-    let durable = product.log.wait_durable(appended.position).await;
+    let durable = product.feed.log.wait_durable(appended.position).await;
     let answer = Json(serde_json::json!({ "id": appended.id.to_string(), "durable": durable }));
     Ok((StatusCode::ACCEPTED, [(CACHE_CONTROL, "no-store")], answer).into_response())
 }
@@ -84,7 +87,7 @@ pub(crate) async fn publish(
 /// 400, 403 and 413.
 fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, Problem> {
     let draft =
-        envelope::parse_published(body, &product.id, Instant::now()).map_err(|rejection| {
+        envelope::parse_published(body, &product.feed.id, Instant::now()).map_err(|rejection| {
             Problem::bad_request(format!("{}: {rejection}", rejection.as_str()))
         })?;
     // With the product's name added, it would be more than a relay behind this one takes.
@@ -99,7 +102,8 @@ fn parse_draft(product: &Product, grant: &Grant, body: Bytes) -> Result<Draft, P
 ///
 /// # Errors
 ///
-/// 413; 408 when it does not come in time; 503 when there is no room for it; 400 when it breaks off.
+/// 413; 408 when it does not come in time; 503 when there is no room for it; 400 when it breaks
+/// off.
 async fn read_body(
     mut body: Body,
     max_bytes: usize,
@@ -145,13 +149,15 @@ impl Default for BodyQuota {
     }
 }
 
-/// Enough for the largest body over a bad mobile link, short against a client that sends it byte by byte.
+/// Enough for the largest body over a bad mobile link, short against a client that sends it byte by
+/// byte.
 const PUBLISH_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Room is given in pieces of this size.
 const BODY_QUOTA_UNIT_BYTES: usize = 1024;
 
-/// 64 MiB of bodies at one time: as much as one event can have, or tens of thousands of the usual size.
+/// 64 MiB of bodies at one time: as much as one event can have, or tens of thousands of the usual
+/// size.
 const BODY_QUOTA_UNITS: u32 = 64 * 1024;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a subscriber's request asks for: media type, filter, place to begin.
+//! Parses what a subscriber asks for: media type, filter, position to start from.
 //!
 //! Pure: headers and query in, checked values out.
 //!
@@ -73,7 +73,8 @@ pub(in crate::http) fn only_or_everything<T>(values: BTreeSet<T>) -> Only<T> {
     if values.is_empty() { Only::Everything } else { Only::These(values) }
 }
 
-/// Whether the client takes an event stream (RFC 9110, section 12.5.1: the most specific range decides).
+/// Whether the client takes an event stream (RFC 9110, section 12.5.1: the most specific range
+/// decides).
 pub(crate) fn accepts_event_stream(headers: &HeaderMap) -> bool {
     let mut best: Option<(usize, bool)> = None;
     let mut has_ranges = false;

@@ -1,12 +1,13 @@
-//! The newest entries in memory, and for each session the places of its own.
+//! The newest entries in memory, and for each session the chain of its positions.
 //!
 //! ```text
 //! entries   [ 41 ][ 42 ][ 43 ][ 44 ][ 45 ]      evicted_through = 40
-//! session a   41          43                    lost_through = 37: its newest entry that is gone
+//! session a   41          43                    lost_through = 37: its newest entry that was evicted
 //! gaps                          44
 //! ```
 //!
-//! A reader of a few sessions walks their chains, not the ring, so its work follows what it receives.
+//! A reader of a few sessions walks their chains instead of the ring, so its work follows what it
+//! receives.
 //!
 //! May use: `event`.
 
@@ -33,7 +34,8 @@ pub(crate) struct Ring {
     bytes: u64,
     sessions: HashMap<SessionId, Chain>,
     gaps: Chain,
-    /// Whose chain an erasure has emptied, by the last place in it: until that is gone, it knows what is not missing.
+    /// Whose chain an erasure has emptied, by the last place in it: until that is gone, it knows
+    /// what is not missing.
     erased_sessions: BTreeMap<u64, SessionId>,
 }
 
@@ -48,7 +50,7 @@ struct Chain {
 /// What one reading found.
 #[derive(Debug)]
 pub(crate) enum RingRead {
-    /// The reader has now been given, or may not see, everything up to `through`.
+    /// The reader has now been given, or may not see, everything up to `read_through`.
     Entries {
         /// The place it has come to.
         read_through: u64,
@@ -60,7 +62,7 @@ pub(crate) enum RingRead {
 }
 
 impl Ring {
-    /// An empty ring whose next entry is the one behind `newest`.
+    /// An empty ring whose next entry is the one behind `newest_position`.
     pub(crate) fn new(bounds: MemoryBounds, newest: u64) -> Self {
         Self {
             bounds,
@@ -124,8 +126,9 @@ impl Ring {
 
     /// Brings the ring back within its bounds, and returns the place up to which entries are gone.
     ///
-    /// What the fan-out has not seen may go past the bounds for a moment: were it gone before, nobody could tell any more
-    /// whom it concerned. So may what the store has not got yet, which is what comes after `kept_through`.
+    /// What the fan-out has not seen may go past the bounds for a moment: were it gone before,
+    /// nobody could tell any more whom it concerned. So may what the store has not got yet, which
+    /// is what comes after `persisted_through`.
     pub(crate) fn evict(&mut self, persisted_through: u64) -> u64 {
         while self.entries.len() > 1 {
             let next = self.evicted_through + 1;
@@ -195,7 +198,8 @@ impl Ring {
         (position.max(self.evicted_through) + 1, entries)
     }
 
-    /// Gives a reader at `place` what it sees next: entries that `scope` admits, in order, behind those in `handover`.
+    /// Gives a reader at `place` what it sees next: entries that `scope` admits, in order, behind
+    /// those in `handover`.
     pub(crate) fn read_after(
         &self,
         position: u64,
@@ -299,7 +303,8 @@ struct RingCollector<'a> {
 }
 
 impl RingCollector<'_> {
-    /// Takes what the scope admits, in order, and tells whether it came to the end before a limit was met.
+    /// Takes what the scope admits, in order, and tells whether it came to the end before a limit
+    /// was met.
     fn collect<'e>(&mut self, scan: impl Iterator<Item = (u64, &'e Entry)>) -> bool {
         for (position, entry) in scan {
             if self.scope.admits(entry) {
@@ -327,17 +332,19 @@ fn entry_bytes(entry: &Entry) -> u64 {
     (bytes + ENTRY_OVERHEAD_BYTES) as u64
 }
 
-/// What an entry costs beside its event: its slot, its link in a chain and its share of the session's.
+/// What an entry costs beside its event: its slot, its link in a chain and its share of the
+/// session's.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
 
-/// How far the ring may go past its bounds for what the fan-out has not seen: it shares a task with ingest, which lets it
-/// run at the latest after some hundred events.
+/// How far the ring may go past its bounds for what the fan-out has not seen: it shares a task with
+/// ingest, which lets it run at the latest after some hundred events.
 const UNDISPATCHED_EXCESS_ENTRIES: usize = 1024;
 
 /// The same in bytes.
 const UNDISPATCHED_EXCESS_BYTES: u64 = 8 << 20;
 
-/// How far the ring may go past its bounds for what the store has not got: ten seconds of a very busy product.
+/// How far the ring may go past its bounds for what the store has not got: ten seconds of a very
+/// busy product.
 const UNPERSISTED_EXCESS_ENTRIES: usize = if cfg!(test) { 64 } else { 65_536 };
 
 /// The same in bytes.

@@ -1,8 +1,9 @@
-//! A connection that has left hyper: its socket, and the TLS session above it if there is one.
+//! A connection that was detached from hyper: its socket, and the TLS session above it.
 //!
-//! In: bytes to be sent. Out: how many were taken, at once or not at all: whoever writes waits for the socket himself.
+//! In: bytes to be sent. Out: how many were taken, at once or not at all. Nothing here waits: the
+//! shard that writes waits for the socket itself.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -14,14 +15,15 @@ use socket2::SockRef;
 use tokio::{io::Interest, net::TcpStream};
 use tokio_rustls::server::TlsStream;
 
-use super::{AcceptedSocket, ConnectionPermit, DeadlineSocket};
+use super::{
+    connection_limit::{AcceptedSocket, ConnectionPermit},
+    deadline_socket::DeadlineSocket,
+    tls::TlsSession,
+};
 
-/// A TLS session without its socket.
-pub(crate) type TlsSession = Box<ServerConnection>;
-
-/// What can be taken apart once hyper has let go of it.
+/// Transport that can be taken apart once hyper has released it.
 pub(super) trait Detachable {
-    /// The socket, without deadlines, and the session above it.
+    /// Returns the socket, without deadlines, and the session above it.
     fn into_detached(self) -> (AcceptedSocket, Option<TlsSession>);
 }
 
@@ -38,26 +40,27 @@ impl Detachable for TlsStream<DeadlineSocket> {
     }
 }
 
-/// What a stream is written to.
+/// Connection that a stream is written to.
 #[derive(Debug)]
 pub(crate) struct DetachedConnection {
     socket: TcpStream,
     session: Option<TlsSession>,
-    /// Among the connections of the listener, as long as the socket is open.
+    /// Counts the connection as long as its socket is open.
     _permit: ConnectionPermit,
 }
 
-/// What became of a write.
+/// Outcome of a write.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Written {
-    /// Bytes of the caller's that need not be offered again.
+    /// Bytes that the caller need not offer again.
     pub(crate) accepted_bytes: usize,
-    /// Bytes that the socket took; with TLS, records.
+    /// Bytes that the socket took: with TLS, records.
     pub(crate) sent_bytes: usize,
 }
 
 impl DetachedConnection {
-    /// What hyper has let go of, once the socket belongs to the runtime of this thread.
+    /// Creates a connection from what hyper released. The socket must belong to the runtime of this
+    /// thread.
     pub(crate) fn new(
         AcceptedSocket { stream, permit }: AcceptedSocket,
         session: Option<TlsSession>,
@@ -65,21 +68,26 @@ impl DetachedConnection {
         Self { socket: stream, session, _permit: permit }
     }
 
-    /// The socket, to wait for.
+    /// Returns the socket, to wait for its readiness.
     pub(crate) fn socket(&self) -> &TcpStream {
         &self.socket
     }
 
-    /// Whether records wait for the socket that are made of what was taken, or answer the peer.
+    /// Returns whether TLS records wait for the socket, of accepted bytes or in answer to the peer.
+    ///
+    /// While they do, the stream is stuck even if the caller has nothing left to write.
     pub(crate) fn has_unsent_records(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.wants_write())
     }
 
-    /// Sends what is owed, then as much of this as there is room for.
+    /// Sends the records that are unsent, then as much of `slices` as there is room for.
+    ///
+    /// With TLS, up to a record's worth is accepted at once, and the socket may take a part of the
+    /// record: the session keeps the rest, and `accepted_bytes` and `sent_bytes` differ.
     ///
     /// # Errors
     ///
-    /// The socket's; `WouldBlock` when it took nothing.
+    /// The socket's; `WouldBlock` when it took nothing. Accepted bytes are never lost by that.
     pub(crate) fn try_write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Written> {
         let Some(session) = &mut self.session else {
             let sent = send(&self.socket, slices)?;
@@ -87,30 +95,42 @@ impl DetachedConnection {
         };
         let mut sent = send_records(session, &self.socket)?;
         if session.wants_write() {
+            // The socket is full before anything of this write could be sent. Accepting more would
+            // only fill the session's buffer.
             return Ok(Written { accepted_bytes: 0, sent_bytes: sent });
         }
         let taken = session.writer().write_vectored(slices)?;
         if taken == 0 && slices.iter().any(|slice| !slice.is_empty()) {
-            return Err(ErrorKind::WriteZero.into()); // a session that takes nothing with nothing owed never will
+            // The session has room, as nothing is unsent, and still accepts nothing: it never will.
+            // Without an error the caller would retry without end.
+            return Err(ErrorKind::WriteZero.into());
         }
         match send_records(session, &self.socket) {
             Ok(bytes) => sent += bytes,
+            // The bytes are accepted: reporting `WouldBlock` would make the caller offer them
+            // twice.
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
         Ok(Written { accepted_bytes: taken, sent_bytes: sent })
     }
 
-    /// Takes from the socket what the peer has sent, and forgets it: so many bytes, none when it has hung up. `was_asked` tells
-    /// whether the socket was looked at, and not only what is known of it.
+    /// Reads what the peer has sent and discards it. Returns the number of bytes, 0 once the peer
+    /// has closed.
+    ///
+    /// Sets `polled_socket` if the socket itself was asked, and not only the readiness that tokio
+    /// has on record.
     ///
     /// # Errors
     ///
-    /// The socket's, and what breaks TLS; `WouldBlock` when there is nothing.
+    /// The socket's, and violations of TLS; `WouldBlock` when there is nothing.
     pub(crate) fn try_discard_input(&mut self, polled_socket: &mut bool) -> io::Result<usize> {
         let Self { socket, session, .. } = self;
+        // `try_io` clears tokio's readiness when the closure returns `WouldBlock`, without which
+        // the task would not be woken again.
         socket.try_io(Interest::READABLE, || {
             *polled_socket = true;
+            // rustls wants `std::io::Read`, which tokio's socket does not implement.
             let mut socket = &*SockRef::from(&*socket);
             match session {
                 None => socket.read(&mut [0; 512]),
@@ -121,16 +141,17 @@ impl DetachedConnection {
 }
 
 impl Drop for DetachedConnection {
-    /// Whoever ends a TLS connection says so (RFC 8446, section 6.1), if the socket takes it.
+    /// Sends close_notify (RFC 8446, section 6.1) if the socket takes it.
     fn drop(&mut self) {
         if let Some(session) = &mut self.session {
             session.send_close_notify();
+            // A full socket takes no more, and a drop cannot wait.
             let _ = send_records(session, &self.socket);
         }
     }
 }
 
-/// Sends records until there are none or the socket is full.
+/// Sends records until none is left or the socket is full.
 ///
 /// # Errors
 ///
@@ -141,6 +162,7 @@ fn send_records(session: &mut ServerConnection, socket: &TcpStream) -> io::Resul
         match session.write_tls(&mut TlsRecordSink(socket)) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(bytes) => sent += bytes,
+            // A part was sent: that is progress, which `Err` would hide from the write deadline.
             Err(error) if error.kind() == ErrorKind::WouldBlock && sent > 0 => break,
             Err(error) => return Err(error),
         }
@@ -148,24 +170,28 @@ fn send_records(session: &mut ServerConnection, socket: &TcpStream) -> io::Resul
     Ok(sent)
 }
 
-/// Reads records and forgets what they say.
+/// Reads records and discards their plaintext.
 fn discard_records(session: &mut ServerConnection, socket: &mut impl Read) -> io::Result<usize> {
     let bytes = session.read_tls(socket)?;
+    // Also answers the peer: a request for new keys (RFC 8446, section 4.6.3) queues a record,
+    // which `has_unsent_records` then shows.
     let state = session
         .process_new_packets()
         .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+    // Unread plaintext would count against the session's buffer until it reads no more.
     while let Ok(1..) = session.reader().read(&mut [0; 512]) {}
     Ok(if state.peer_has_closed() { 0 } else { bytes })
 }
 
 fn send(socket: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     match slices {
-        [only] => socket.try_write(only), // one call in the kernel that costs less
+        // `send` of one buffer costs the kernel less than a vectored one.
+        [only] => socket.try_write(only),
         several => socket.try_write_vectored(several),
     }
 }
 
-/// Where rustls writes its records to.
+/// Socket as rustls writes its records to it.
 struct TlsRecordSink<'a>(&'a TcpStream);
 
 impl Write for TlsRecordSink<'_> {

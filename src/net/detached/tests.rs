@@ -18,7 +18,10 @@ proptest! {
     #![proptest_config(Config { cases: 24, ..Config::default() })]
 
     #[test]
-    fn what_was_taken_arrives_whole_and_in_order(lengths in vec(vec(0_usize..40_000, 1..5), 1..12), reads in vec(1_usize..60_000, 1..8)) {
+    fn what_was_taken_arrives_whole_and_in_order(
+        lengths in vec(vec(0_usize..40_000, 1..5), 1..12),
+        reads in vec(1_usize..60_000, 1..8),
+    ) {
         run_with_timeout(async {
             let (mut connection, mut client) = tls_pair().await;
             let mut sent = Vec::new();
@@ -31,11 +34,12 @@ proptest! {
                 arrived
             });
             for pieces in lengths {
-                let pieces: Vec<Vec<u8>> = pieces.into_iter().map(|length| bytes(sent.len(), length)).collect();
+                let pieces: Vec<Vec<u8>> =
+                    pieces.into_iter().map(|length| bytes(sent.len(), length)).collect();
                 let expected = pieces.concat();
                 let mut taken = 0;
                 while taken < expected.len() || connection.has_unsent_records() {
-                    // From where it stopped, in as many slices as there were.
+                    // From where the last write stopped, in as many slices as there were.
                     let (mut slices, mut before) = (Vec::new(), taken);
                     for piece in &pieces {
                         slices.push(IoSlice::new(&piece[before.min(piece.len())..]));
@@ -66,7 +70,7 @@ fn a_socket_that_is_full_takes_nothing_and_nothing_is_lost() {
         let error = loop {
             match connection.try_write(&[IoSlice::new(&piece[taken % piece.len()..])]) {
                 Ok(written) => {
-                    (taken, sent) = (taken + written.accepted_bytes, sent + written.sent_bytes)
+                    (taken, sent) = (taken + written.accepted_bytes, sent + written.sent_bytes);
                 }
                 Err(error) => break error,
             }
@@ -120,7 +124,7 @@ fn what_the_client_says_is_counted_and_forgotten_until_it_hangs_up() {
 }
 
 #[test]
-fn a_broken_record_is_an_error_and_its_sender_is_told() {
+fn a_broken_record_is_an_error_and_its_sender_gets_an_alert() {
     run_with_timeout(async {
         let (mut connection, mut client) = tls_pair().await;
         client.sock.write_all(&[23, 3, 3, 0, 20]).unwrap();
@@ -132,8 +136,8 @@ fn a_broken_record_is_an_error_and_its_sender_is_told() {
         };
         assert_eq!(error.kind(), ErrorKind::InvalidData);
         drop(connection);
-        let told = client.read(&mut [0]).unwrap_err().to_string();
-        assert!(told.contains("BadRecordMac"), "{told}");
+        let alert = client.read(&mut [0]).unwrap_err().to_string();
+        assert!(alert.contains("BadRecordMac"), "{alert}");
     });
 }
 
@@ -158,13 +162,13 @@ fn new_keys_that_the_client_asks_for_are_answered_and_the_stream_goes_on() {
 }
 
 #[test]
-fn whoever_ends_a_connection_says_so() {
+fn dropping_a_tls_connection_sends_close_notify() {
     run_with_timeout(async {
         let (mut connection, mut client) = tls_pair().await;
         assert_eq!(connection.try_write(&[IoSlice::new(b"last")]).unwrap().accepted_bytes, 4);
         drop(connection);
         let mut arrived = Vec::new();
-        // An end without a word is an error to rustls.
+        // An end without close_notify is an error to rustls.
         client.read_to_end(&mut arrived).unwrap();
         assert_eq!(arrived, b"last");
     });
@@ -194,19 +198,19 @@ fn without_tls_bytes_are_sent_as_they_are() {
     });
 }
 
-/// Waits for what the client says next.
+/// Waits for the client's next bytes and discards them.
 async fn discard_more(connection: &mut DetachedConnection) -> io::Result<usize> {
     loop {
         match connection.try_discard_input(&mut false) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                connection.socket().readable().await?
+                connection.socket().readable().await?;
             }
             discarded => return discarded,
         }
     }
 }
 
-/// A connection that has shaken hands, as hyper lets go of it, and its client, which blocks.
+/// Returns a connection after its handshake, as hyper releases it, and its blocking client.
 async fn tls_pair() -> (DetachedConnection, StreamOwned<ClientConnection, StdStream>) {
     let (server, client) = sockets();
     let (stream, session, client) = shake_hands(server, client).await;
@@ -219,7 +223,7 @@ async fn tls_pair() -> (DetachedConnection, StreamOwned<ClientConnection, StdStr
     )
 }
 
-/// Makes TLS of two sockets that are connected.
+/// Performs a TLS handshake between two connected sockets.
 pub(crate) async fn shake_hands(
     server: TcpStream,
     client: StdStream,
@@ -237,7 +241,7 @@ pub(crate) async fn shake_hands(
     (server, Box::new(session), client.join().unwrap())
 }
 
-/// What a listener shows, and what a client that trusts it is configured with.
+/// Returns a listener's TLS, and the configuration of a client that trusts it.
 fn shared_identity() -> (Arc<ReloadableTls>, Arc<ClientConfig>) {
     static IDENTITY: LazyLock<(Arc<ReloadableTls>, Arc<ClientConfig>)> = LazyLock::new(|| {
         let folder = tempfile::tempdir().unwrap();
@@ -259,7 +263,7 @@ fn sockets() -> (TcpStream, StdStream) {
     (TcpStream::from_std(server).unwrap(), client)
 }
 
-/// Bytes of which no two neighbourhoods are alike.
+/// Returns bytes of which no two neighbourhoods are alike.
 fn bytes(from: usize, length: usize) -> Vec<u8> {
     (from..from + length).map(|n| (n ^ (n >> 8) ^ (n >> 15)) as u8).collect()
 }
@@ -268,11 +272,11 @@ fn run_with_timeout(work: impl Future<Output = ()>) {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        timeout(DETACHED_TEST_TIMEOUT, work).await.expect("it comes to its end")
+        timeout(DETACHED_TEST_TIMEOUT, work).await.expect("the test ends in time");
     });
 }
 
-/// What rustls may hold: a record's worth, and what makes records of it.
+/// The most that rustls may hold: a record's worth of plaintext, and the records made of it.
 const MAX_UNSENT_RECORD_BYTES: usize = 20_000;
 
 const DETACHED_TEST_TIMEOUT: Duration = Duration::from_secs(15);

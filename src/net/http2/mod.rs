@@ -1,40 +1,40 @@
-//! HTTP/2 on one connection: an end for one on which nothing is asked.
+//! HTTP/2 on one connection: coalesced writes, and an end for an idle connection.
 //!
-//! hyper keeps a connection without streams as long as it answers pings. Here it is told to end (GOAWAY) when there has been no stream
-//! for the time that a request may take to come, and ended when it has not gone after the same time once more.
+//! hyper keeps a connection without streams as long as it answers pings. Here a connection that has
+//! had no stream for `head_timeout` gets a GOAWAY (RFC 9113, section 6.8), and is dropped if it has
+//! not ended after the same time once more.
 //!
-//! May use: `wheel`.
+//! May use: `timer_wheel`.
 
 #[cfg(test)]
 mod tests;
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    task::{Context, Poll, Waker},
+    sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
-use atomic_waker::AtomicWaker;
 use hyper::server::conn::http2::Builder;
 use hyper_util::rt::TokioTimer;
 use tokio::io::AsyncWrite;
 use tracing::debug;
 
 use super::{
-    ConnectionSettings, NOTSENT_LOWAT_BYTES, READ_BUFFER_BYTES, shutdown::GracefulConnection,
-    stream_deadline::DeadlineExecutor, write_coalescing::Cork,
+    http1::READ_BUFFER_BYTES, listener::NOTSENT_LOWAT_BYTES, open_streams::OpenStreams,
+    routes::ConnectionSettings, shutdown::GracefulConnection, stream_deadline::DeadlineExecutor,
+    write_coalescing::Cork,
 };
 use crate::timer_wheel::Alarm;
 
-/// Small buffers, and pings to find dead peers.
+/// Returns a builder with small buffers, and pings that find dead peers.
 pub(super) fn builder(executor: DeadlineExecutor) -> Builder<DeadlineExecutor> {
     let mut builder = Builder::new(executor);
     builder
         .timer(TokioTimer::new())
+        // For each stream: more would wait here instead of in the log, where a slow subscriber
+        // costs nothing.
         .max_send_buf_size(NOTSENT_LOWAT_BYTES as usize)
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
         .max_header_list_size(READ_BUFFER_BYTES as u32)
@@ -45,23 +45,23 @@ pub(super) fn builder(executor: DeadlineExecutor) -> Builder<DeadlineExecutor> {
     builder
 }
 
-/// A connection with an end for its idleness.
+/// hyper's connection, with its cork and its idle deadline.
 pub(super) struct Http2Connection<C, I> {
-    /// In a box: it is much larger than its HTTP/1.1 sister, and rarer.
+    /// Boxed: the connection is much larger than that of HTTP/1.1, and rarer.
     connection: Pin<Box<C>>,
     cork: Cork<I>,
-    /// It has been woken, and has let the streams that were woken with it have their say first.
+    /// Whether the task, once woken, has already gone behind the streams that were woken with it.
     has_yielded: bool,
     streams: Arc<OpenStreams>,
     alarm: Alarm,
     head_timeout: Duration,
-    /// Tick at which it has been idle for too long, while it is.
+    /// Tick at which the connection has been idle for too long; set while it has no stream.
     idle_due: Option<u64>,
     is_shutting_down: bool,
 }
 
 impl<C: GracefulConnection, I: AsyncWrite + Unpin> Http2Connection<C, I> {
-    /// A connection over what this is the cork of.
+    /// Creates a connection over the transport that `cork` belongs to.
     pub(super) fn new(
         connection: C,
         cork: Cork<I>,
@@ -80,8 +80,9 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> Http2Connection<C, I> {
         }
     }
 
-    /// Ready when it has been told to end, and has not.
+    /// Applies the idle deadline. Ready when the connection did not end although it was told to.
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        // Registers the waker: the end of the last stream starts the deadline.
         if self.streams.any_open(context.waker()) {
             self.idle_due = None;
             return Poll::Pending;
@@ -97,7 +98,8 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> Http2Connection<C, I> {
         }
         self.as_mut().start_graceful_shutdown();
         self.idle_due = None;
-        context.waker().wake_by_ref(); // to send what that takes
+        // hyper must be polled once more to send the GOAWAY.
+        context.waker().wake_by_ref();
         Poll::Pending
     }
 
@@ -112,17 +114,21 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> Future for Http2Connection<C,
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let has_several = self.streams.has_several();
         if has_several && !std::mem::replace(&mut self.has_yielded, true) {
-            // The first of the streams that an event has woken has woken this: it goes behind the others.
+            // An event wakes many streams, and the first of them wakes this task. On a tokio worker
+            // the task woken last runs first, so it would write for one stream alone. Yielding once
+            // puts it behind the other streams. One stream alone is written for at once.
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         self.has_yielded = false;
         self.cork.set_corked(has_several);
         let ended = self.connection.as_mut().poll(context);
-        let written = self.cork.poll_flush_held(context); // also at the end: to h2 all of it has been written
+        // Also when the connection has ended: h2 counts the held bytes as written.
+        let written = self.cork.poll_flush_held(context);
         if ended.is_ready() {
             return ended;
         }
+        // h2 cannot see this failure before its next write, and the peer may never cause one.
         if let Poll::Ready(Err(error)) = written {
             debug!(%error, "connection ended");
             return Poll::Ready(Ok(()));
@@ -138,49 +144,13 @@ impl<C: GracefulConnection, I: AsyncWrite + Unpin> GracefulConnection for Http2C
     }
 }
 
-/// How many streams are open on a connection.
-#[derive(Debug, Default)]
-pub(super) struct OpenStreams {
-    count: AtomicUsize,
-    waker: AtomicWaker,
-}
-
-impl OpenStreams {
-    /// One more, until what is returned is dropped.
-    pub(super) fn open(self: &Arc<Self>) -> OpenStreamGuard {
-        self.count.fetch_add(1, SeqCst);
-        OpenStreamGuard(Arc::clone(self))
-    }
-
-    /// Whether there is more than one.
-    fn has_several(&self) -> bool {
-        self.count.load(SeqCst) > 1
-    }
-
-    /// Whether there are any; `waker` is woken when the last one ends.
-    fn any_open(&self, waker: &Waker) -> bool {
-        self.waker.register(waker); // before the look: no end goes unseen
-        self.count.load(SeqCst) > 0
-    }
-}
-
-/// An open stream.
-#[derive(Debug)]
-pub(super) struct OpenStreamGuard(Arc<OpenStreams>);
-
-impl Drop for OpenStreamGuard {
-    fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, SeqCst) == 1 {
-            self.0.waker.wake();
-        }
-    }
-}
-
-/// Request bodies are small; this is all a peer can make the relay hold for one.
+/// The most that a peer can make the relay hold of its requests, for each stream and for the
+/// connection: request bodies are small.
 const REQUEST_WINDOW_BYTES: u32 = 64 * 1024;
 
 /// A browser opens some fifty streams for as many tabs.
 const MAX_STREAMS_PER_CONNECTION: u32 = 128;
 
-/// Dead HTTP/2 peers are found by ping; nothing else tells on a connection without traffic.
+/// Interval and time-out of pings. Dead peers are found by them, as a connection without traffic
+/// gives the kernel's user time-out nothing to wait for.
 const PING_INTERVAL: Duration = Duration::from_secs(30);

@@ -1,6 +1,9 @@
-//! When a connection is polled, and what becomes of what it says then.
+//! When a connection is polled, and when the bytes of such a poll are written.
 
-use std::task::ready;
+use std::{
+    sync::atomic::Ordering::SeqCst,
+    task::{Waker, ready},
+};
 
 use super::*;
 use crate::{
@@ -80,7 +83,7 @@ fn a_connection_whose_socket_fails_behind_its_back_has_ended() {
     assert!(connection.poll().is_pending() && connection.poll().is_ready());
 }
 
-/// A connection on which this is said at each turn.
+/// Connection that runs `script` at each poll.
 struct Http2Harness<F> {
     http2: Http2Connection<ScriptedConnection<F>, ScriptedTransport>,
     streams: Arc<OpenStreams>,
@@ -105,7 +108,7 @@ impl<F: PollScript> Http2Harness<F> {
         Pin::new(&mut self.http2).poll(&mut Context::from_waker(&waker))
     }
 
-    /// Whether it has woken itself since this was asked last.
+    /// Returns whether the connection has woken itself since the last call.
     fn take_woken(&self) -> bool {
         self.wake_flag.0.swap(false, SeqCst)
     }
@@ -120,15 +123,15 @@ struct ScriptedConnection<F> {
     script: F,
 }
 
+type PollResult = Poll<Result<(), hyper::Error>>;
+
 trait PollScript:
-    FnMut(&mut CorkedIo<ScriptedTransport>, &mut Context<'_>) -> Poll<Result<(), hyper::Error>> + Unpin
+    FnMut(&mut CorkedIo<ScriptedTransport>, &mut Context<'_>) -> PollResult + Unpin
 {
 }
 
-impl<
-    F: FnMut(&mut CorkedIo<ScriptedTransport>, &mut Context<'_>) -> Poll<Result<(), hyper::Error>>
-        + Unpin,
-> PollScript for F
+impl<F> PollScript for F where
+    F: FnMut(&mut CorkedIo<ScriptedTransport>, &mut Context<'_>) -> PollResult + Unpin
 {
 }
 

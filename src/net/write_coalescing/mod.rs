@@ -1,14 +1,15 @@
-//! Few writes for what many streams of one HTTP/2 connection have to say.
+//! Coalescing of the writes for the streams of one HTTP/2 connection (as with `TCP_CORK`).
 //!
-//! h2 writes each frame of data with a call of its own, and flushes behind it. An event for a hundred streams of a connection would be a
-//! hundred writes, which cost more than all else that is done for them. So while there is more than one stream, what h2 writes within one poll is
-//! held, and written when the poll is over:
+//! h2 writes each DATA frame with a call of its own, and flushes behind it. An event for a hundred
+//! streams of one connection would be a hundred writes, which cost more than everything else that
+//! is done for these streams. So while a connection has more than one stream, the bytes that h2
+//! writes within one poll are held, and written when the poll is over:
 //!
 //! ```text
-//! event ─► streams' tasks, one after the other ─► h2: frames ─► held, 16 KiB at most ─ poll is over ─► TLS or socket
+//! event ─► streams' tasks, in turn ─► h2: frames ─► held, ≤ 16 KiB ─ end of poll ─► transport
 //! ```
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -22,27 +23,31 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What a connection of HTTP/2 reads from and writes to.
+/// The transport as hyper sees it: reads pass through, writes may be held.
 #[derive(Debug)]
 pub(super) struct CorkedIo<I>(Arc<Mutex<CorkedTransport<I>>>);
 
-/// The hand on the cork.
+/// Handle that decides when held bytes are written.
+///
+/// hyper owns the [`CorkedIo`], the connection's future owns this. Both are polled by the same
+/// task, so the mutex is never contended.
 #[derive(Debug)]
 pub(super) struct Cork<I>(Arc<Mutex<CorkedTransport<I>>>);
 
 #[derive(Debug)]
 struct CorkedTransport<I> {
     io: I,
-    /// What is to be written before anything else; nothing between two polls, unless the socket is full.
+    /// Bytes that go out before all others. Empty between two polls, unless the socket is full.
     held: Vec<u8>,
-    /// So much of it has been written.
+    /// How many of the held bytes are written already.
     written_bytes: usize,
     is_corked: bool,
-    /// A flush has been asked for and not been done.
+    /// Whether a flush was reported as done that has not been done.
     owes_flush: bool,
 }
 
-/// A transport, and who says when it writes. Until that has been said, it writes at once.
+/// Returns the transport and the handle of its cork. Until [`Cork::set_corked`], bytes are written
+/// at once.
 pub(super) fn cork<I>(io: I) -> (CorkedIo<I>, Cork<I>) {
     let transport = CorkedTransport {
         io,
@@ -56,12 +61,13 @@ pub(super) fn cork<I>(io: I) -> (CorkedIo<I>, Cork<I>) {
 }
 
 impl<I: AsyncWrite + Unpin> Cork<I> {
-    /// Whether what is written from now on is held.
+    /// Sets whether bytes that are written from now on are held. Bytes that are held already stay
+    /// so.
     pub(super) fn set_corked(&self, is_corked: bool) {
         lock(&self.0).is_corked = is_corked;
     }
 
-    /// Writes what is held.
+    /// Writes and flushes the held bytes.
     ///
     /// # Errors
     ///
@@ -71,7 +77,8 @@ impl<I: AsyncWrite + Unpin> Cork<I> {
         if !transport.held.is_empty() || transport.owes_flush {
             ready!(transport.poll_flush(context))?;
         }
-        transport.held = Vec::new(); // a connection that sleeps keeps no buffer
+        // Not `clear`: a connection that sleeps keeps no buffer.
+        transport.held = Vec::new();
         Poll::Ready(Ok(()))
     }
 }
@@ -84,13 +91,17 @@ impl<I: AsyncWrite + Unpin> CorkedTransport<I> {
     ) -> Poll<io::Result<usize>> {
         let bytes = slices.iter().map(|slice| slice.len()).sum();
         let is_held = self.is_corked && bytes <= MAX_HELD_BYTES;
+        // Held bytes go first, in any case: the order of frames is the protocol.
         if !is_held || self.held.len() + bytes > MAX_HELD_BYTES {
             ready!(self.poll_drain(context))?;
         }
         if !is_held {
+            // A write larger than the buffer passes uncopied. It may be partial; the caller offers
+            // the rest again.
             return Pin::new(&mut self.io).poll_write_vectored(context, slices);
         }
-        self.held.reserve_exact(MAX_HELD_BYTES - self.held.len()); // at once: what grows leaves holes behind
+        // All of it at once: a buffer that grows leaves holes in the allocator.
+        self.held.reserve_exact(MAX_HELD_BYTES - self.held.len());
         for slice in slices {
             self.held.extend_from_slice(slice);
         }
@@ -99,6 +110,8 @@ impl<I: AsyncWrite + Unpin> CorkedTransport<I> {
 
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(rest) = self.held.get(self.written_bytes..).filter(|rest| !rest.is_empty()) {
+            // `written_bytes` survives `Pending` and is advanced with each partial write: no byte
+            // is written twice when this is called again, or by another caller.
             match ready!(Pin::new(&mut self.io).poll_write(context, rest))? {
                 0 => return Poll::Ready(Err(ErrorKind::WriteZero.into())),
                 bytes => self.written_bytes += bytes,
@@ -144,7 +157,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for CorkedIo<I> {
         lock(&self.0).poll_write(context, slices)
     }
 
-    /// Both do it in one call.
+    /// Passes on what the transport can: h2 chooses its way of writing by it. Held bytes are copied
+    /// either way.
     fn is_write_vectored(&self) -> bool {
         lock(&self.0).io.is_write_vectored()
     }
@@ -152,6 +166,8 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for CorkedIo<I> {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut transport = lock(&self.0);
         if transport.is_corked {
+            // h2 flushes behind each frame. To h2 the flush is done; the connection's future makes
+            // up for it after the poll.
             transport.owes_flush = true;
             return Poll::Ready(Ok(()));
         }
@@ -169,5 +185,5 @@ fn lock<I>(transport: &Mutex<CorkedTransport<I>>) -> MutexGuard<'_, CorkedTransp
     transport.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One record of TLS, and half of what the kernel takes unsent.
+/// One TLS record, and half of what the kernel takes unsent (`NOTSENT_LOWAT_BYTES`).
 const MAX_HELD_BYTES: usize = 16 * 1024;

@@ -1,4 +1,4 @@
-//! What is held, when it goes out, and that it all does, in order.
+//! Which writes are held, when they go out, and that all bytes arrive, in order.
 
 use std::{collections::VecDeque, task::Waker};
 
@@ -7,11 +7,15 @@ use proptest::prelude::*;
 use super::*;
 
 proptest! {
-    /// Each step is done once, as by a caller who gives up what is pending: nothing that was accepted may depend on being asked for again.
+    /// Each step is done once, as by a caller that gives up what is pending: no accepted byte may
+    /// depend on a step being repeated.
     #[test]
     fn what_is_accepted_arrives_in_order_and_nothing_is_left_behind_what_is_done(
         steps in prop::collection::vec(any_step(), 1..60),
-        takes in prop::collection::vec(prop_oneof![2 => Just(0), 1 => 1_usize..50, 2 => 1000_usize..20_000], 0..60),
+        takes in prop::collection::vec(
+            prop_oneof![2 => Just(0), 1 => 1_usize..50, 2 => 1000_usize..20_000],
+            0..60,
+        ),
     ) {
         let (mut corked, handle) = cork(ScriptedTransport::accepting(takes));
         let (mut accepted, mut is_corked, mut flushed) = (0, false, 0);
@@ -41,16 +45,25 @@ proptest! {
                 }
                 CorkStep::FlushHeld => {
                     is_all_out = flush_held(&handle);
-                    prop_assert!(!is_all_out || lock(&handle.0).io.flushed_bytes >= flushed, "a flush is owed");
-                    prop_assert!(!is_all_out || lock(&handle.0).held.capacity() == 0, "whoever sleeps keeps no buffer");
+                    prop_assert!(
+                        !is_all_out || lock(&handle.0).io.flushed_bytes >= flushed,
+                        "a flush is owed"
+                    );
+                    prop_assert!(
+                        !is_all_out || lock(&handle.0).held.capacity() == 0,
+                        "a connection that sleeps keeps no buffer"
+                    );
                     is_all_out
                 }
             };
             let mut transport = lock(&handle.0);
             let is_awaited = transport.io.waker.take().is_some();
-            prop_assert!(done || is_awaited, "nobody would go on");
+            prop_assert!(done || is_awaited, "the caller would never be woken");
             prop_assert!(transport.held.capacity() <= MAX_HELD_BYTES);
-            prop_assert_eq!(transport.io.taken.len() + transport.held.len() - transport.written_bytes, accepted);
+            prop_assert_eq!(
+                transport.io.taken.len() + transport.held.len() - transport.written_bytes,
+                accepted
+            );
             prop_assert!(!is_all_out || transport.io.taken.len() == accepted, "something is held");
         }
         while !shutdown(&mut corked) {}
@@ -154,22 +167,23 @@ fn a_transport_that_is_closed_is_an_error_of_the_pull() {
     assert!(matches!(pulled, Poll::Ready(Err(error)) if error.kind() == ErrorKind::WriteZero));
 }
 
-/// A transport that takes what it is told to take.
+/// Transport that takes as many bytes as its script says.
 #[derive(Debug, Default)]
 pub(in crate::net) struct ScriptedTransport {
     capacities: VecDeque<usize>,
     taken: Vec<u8>,
-    /// So much of that has been flushed.
+    /// How many of the taken bytes have been flushed.
     flushed_bytes: usize,
     writes: Vec<usize>,
     flushes: usize,
-    /// Whoever was told "not now" last.
+    /// Waker of the last caller that got `Pending`.
     waker: Option<Waker>,
     is_shut: bool,
 }
 
 impl ScriptedTransport {
-    /// What it takes at each of its next calls, where zero stands for "not now"; after these, everything.
+    /// Takes `takes` bytes at its next calls, where zero stands for `Pending`; after these,
+    /// everything.
     pub(in crate::net) fn accepting(takes: impl Into<VecDeque<usize>>) -> Self {
         Self { capacities: takes.into(), ..Self::default() }
     }
@@ -261,7 +275,7 @@ fn any_step() -> impl Strategy<Value = CorkStep> {
     ]
 }
 
-/// Bytes of a text of which no part looks like another.
+/// Returns bytes of a text of which no part looks like another.
 fn text(from: usize, length: usize) -> Vec<u8> {
     (from..from + length).map(|at| ((at * 31) ^ (at >> 8)) as u8).collect()
 }
@@ -297,7 +311,7 @@ fn completed(polled: Poll<io::Result<()>>) -> bool {
     polled.map(Result::unwrap).is_ready()
 }
 
-/// How many bytes it has taken at each write.
+/// Returns the number of bytes of each write that the transport took.
 pub(in crate::net) fn writes(handle: &Cork<ScriptedTransport>) -> Vec<usize> {
     lock(&handle.0).io.writes.clone()
 }

@@ -1,50 +1,77 @@
-//! The task of a lane that writes to its subscribers.
+//! Shard scheduler: the task that polls a shard's subscribers and delivers events to them.
 //!
 //! ```text
-//! fan-out ─ an event has arrived ──────────────► flock: who is concerned? ─► give it to 7, 12, 31
-//! wheel, socket, a word to leave ─ rings a bell ► due: [ 7, 40 ] ──────────► poll 7, 40
+//! signaled ─► ProductGroup: which slots? ─► delivery queue ─► deliver to 7, 12, 31
+//! woken ────► slots ──────────────────────► run queue ──────► poll 7, 40
 //! ```
 //!
-//! May use: `event`, `net` (the socket), `wheel`.
+//! A turn is bounded: 32 subscribers or 512 KiB from each of the two queues. The scheduler then
+//! yields, so that the product's ingest and fan-out on the same thread get their turn.
+//!
+//! May use: `timer_wheel`.
 
+mod collect;
 #[cfg(test)]
-mod tests;
+pub(super) mod testing;
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use slab::Slab;
-use tokio::net::TcpStream;
-use tracing::{debug, error};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use super::{
     DeliveryOutcome, ShardSubscriber, WriteScratch,
-    placement::{GroupWaker, PendingSubscriber, ShardMailbox, SubscriberWaker},
-    product_group::{EventLocation, ProductGroup},
+    mailbox::{PendingSubscriber, ShardMailbox, SubscriberWaker},
+    product_group::ProductGroup,
 };
-use crate::{
-    http::Product,
-    net::AcceptedSocket,
-    timer_wheel::{Alarm, TimerWheel},
-};
+use crate::timer_wheel::{Alarm, TimerWheel};
 
-/// The subscribers of one shard, in the hands of its task.
+/// Runs one shard until `shutdown`, then until its subscribers have ended or
+/// [`SHARD_SHUTDOWN_GRACE`] has passed.
+pub(super) async fn run(
+    mailbox: Arc<ShardMailbox>,
+    write_timeout: Duration,
+    wheel: Arc<TimerWheel>,
+    shutdown: CancellationToken,
+) {
+    let mut scheduler = ShardScheduler::new(&mailbox, write_timeout, &wheel);
+    let run_until_shutdown = poll_fn(|context| {
+        scheduler.run_turn(context);
+        Poll::<()>::Pending
+    });
+    shutdown.run_until_cancelled(run_until_shutdown).await;
+    // Under the mailbox's lock, as is the check in `push`: a subscriber is either in `pending`
+    // before this line, and found by the next turn, or returned to its caller.
+    mailbox.inbox().is_closed = true;
+    let run_until_empty = poll_fn(|context| {
+        scheduler.run_turn(context);
+        if scheduler.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    });
+    // Dropping the scheduler closes the sockets that still have unwritten bytes.
+    let _ = timeout(SHARD_SHUTDOWN_GRACE, run_until_empty).await;
+}
+
+/// Subscribers, product groups and queues of one shard; owned by the shard's task.
 pub(super) struct ShardScheduler {
     mailbox: Arc<ShardMailbox>,
     slots: Slab<SubscriberSlot>,
-    /// Those that are to be polled.
+    /// Keys of the slots to poll.
     run_queue: VecDeque<usize>,
-    /// Those who are to be let in.
+    /// Subscribers to attach.
     pending: VecDeque<PendingSubscriber>,
     groups: Slab<ProductGroup>,
-    /// Flocks that have something to give.
+    /// Keys of the groups that have a batch in delivery or a signal pending.
     delivery_queue: VecDeque<usize>,
-    /// Change places with the lists in the inbox, so that none is ever allocated anew.
+    /// Swapped with the lists in the mailbox, so that neither is allocated anew.
     woken: Vec<usize>,
     signaled: Vec<usize>,
     scratch: WriteScratch,
@@ -55,14 +82,15 @@ pub(super) struct ShardScheduler {
 struct SubscriberSlot {
     subscriber: Box<dyn ShardSubscriber>,
     group: usize,
-    /// The first of its flock's arrivals that is for it, if it is concerned.
+    /// Index of the first event in the group's batch for this subscriber, while it is a recipient.
     first_event: Option<usize>,
+    /// The slot's key is in the run queue.
     is_queued: bool,
     waker: Arc<SubscriberWaker>,
 }
 
 impl ShardScheduler {
-    /// Nobody yet.
+    /// Returns a scheduler without subscribers.
     pub(super) fn new(
         mailbox: &Arc<ShardMailbox>,
         write_timeout: Duration,
@@ -83,18 +111,23 @@ impl ShardScheduler {
         }
     }
 
-    /// Whether nobody is here.
+    /// Returns whether no subscriber is attached or about to be.
     pub(super) fn is_empty(&self) -> bool {
         self.slots.is_empty() && self.pending.is_empty()
     }
 
-    /// Does some of what there is to do. `context` is woken when there is more.
+    /// Runs one bounded turn. `context` is woken when there is more to do.
     pub(super) fn run_turn(&mut self, context: &Context<'_>) {
+        // Before the lists are taken: a wake-up in between finds this turn's waker.
         self.mailbox.waker.register(context.waker());
         self.record_liveness(context);
-        // In this order: who has been told to leave before an event came does not get it.
+        // Events first, wake-ups after them: a disconnect that was requested before an event was
+        // queued is then among the wake-ups, and `deliver_group` polls such a subscriber instead
+        // of delivering to it.
         self.collect_events();
         let has_more = self.collect_wakeups();
+        // Each half has a budget of its own: catching up must not delay live events, nor the
+        // reverse.
         self.scratch.written_bytes = 0;
         self.poll_ready();
         self.scratch.written_bytes = 0;
@@ -104,113 +137,18 @@ impl ShardScheduler {
         }
     }
 
-    /// Shows once a second that the lane is alive.
+    /// Stores the current tick once a second, as the shard's sign of life for `/healthz`.
     fn record_liveness(&mut self, context: &Context<'_>) {
         let now = self.liveness_alarm.wheel().current_tick();
         if now >= self.liveness_due {
+            // Relaxed: the health check reads this value alone.
             self.mailbox.last_turn_tick.store(now, Ordering::Relaxed);
             self.liveness_due = self.liveness_alarm.wheel().tick_after(LIVENESS_INTERVAL);
             self.liveness_alarm.set(self.liveness_due, context.waker());
         }
     }
 
-    fn collect_events(&mut self) {
-        std::mem::swap(&mut self.mailbox.inbox().signaled, &mut self.signaled);
-        for key in self.signaled.drain(..) {
-            let Some(group) = self.groups.get_mut(key) else { continue };
-            group.is_signaled = true;
-            if !std::mem::replace(&mut group.is_queued, true) {
-                self.delivery_queue.push_back(key);
-            }
-        }
-        let Self { delivery_queue, groups, slots, run_queue, .. } = self;
-        for key in &*delivery_queue {
-            let Some(group) = groups.get_mut(*key) else { continue };
-            group.take_events(|key, location| {
-                let Some(slot) = slots.get_mut(key) else { return false };
-                match location {
-                    EventLocation::Log(position) => {
-                        if slot.subscriber.fall_back_to_log(position) == DeliveryOutcome::NeedsPoll
-                        {
-                            slot.schedule(key, run_queue);
-                        }
-                        false
-                    }
-                    EventLocation::Queue(_) if slot.first_event.is_some() => false,
-                    EventLocation::Queue(index) => {
-                        slot.first_event = Some(index);
-                        true
-                    }
-                }
-            });
-        }
-    }
-
-    /// Takes what others have left, but for arrivals; whether there is more.
-    fn collect_wakeups(&mut self) -> bool {
-        let is_signaled = {
-            let mut inbox = self.mailbox.inbox();
-            std::mem::swap(&mut inbox.woken, &mut self.woken);
-            self.pending.extend(inbox.pending.drain(..));
-            !inbox.signaled.is_empty()
-        };
-        for key in self.woken.drain(..) {
-            if let Some(slot) = self.slots.get_mut(key) {
-                slot.waker.is_queued.store(false, Ordering::SeqCst);
-                slot.schedule(key, &mut self.run_queue);
-            }
-        }
-        for _ in 0..MAX_SUBSCRIBERS_PER_TURN {
-            match self.pending.pop_front() {
-                Some(subscriber) => self.attach(subscriber),
-                None => break,
-            }
-        }
-        is_signaled || !self.pending.is_empty()
-    }
-
-    fn attach(&mut self, PendingSubscriber { socket, permit, factory }: PendingSubscriber) {
-        let socket = match TcpStream::from_std(socket) {
-            Ok(stream) => AcceptedSocket { stream, permit },
-            Err(error) => {
-                debug!(%error, "connection ended");
-                self.mailbox.load.fetch_sub(1, Ordering::Relaxed);
-                return;
-            }
-        };
-        let mut subscriber = factory(socket);
-        let group_key = self.group_of(subscriber.product());
-        let entry = self.slots.vacant_entry();
-        let key = entry.key();
-        if let Some(group) = self.groups.get_mut(group_key) {
-            group.join(key, subscriber.subscription());
-        }
-        let waker = SubscriberWaker::new(&self.mailbox, key);
-        entry.insert(SubscriberSlot {
-            subscriber,
-            group: group_key,
-            first_event: None,
-            is_queued: true,
-            waker,
-        });
-        self.run_queue.push_back(key);
-    }
-
-    /// The number of a product's flock, which it begins with the first of its subscribers.
-    fn group_of(&mut self, product: &Arc<Product>) -> usize {
-        // By another configuration it is another `Product`, but its events are the same.
-        let is_same = |known: &Product| Arc::ptr_eq(&known.fanout, &product.fanout);
-        let known = self.groups.iter().find(|(_, group)| is_same(&group.product));
-        known.map(|(key, _)| key).unwrap_or_else(|| {
-            let entry = self.groups.vacant_entry();
-            let key = entry.key();
-            let waker = Waker::from(Arc::new(GroupWaker::new(&self.mailbox, key)));
-            entry.insert(ProductGroup::new(product, self.mailbox.shard, waker));
-            key
-        })
-    }
-
-    /// Has some of those that are due do their work.
+    /// Polls slots of the run queue, within the bounds of a turn.
     fn poll_ready(&mut self) {
         for _ in 0..MAX_SUBSCRIBERS_PER_TURN {
             if self.scratch.written_bytes > MAX_BYTES_PER_TURN {
@@ -218,6 +156,7 @@ impl ShardScheduler {
             }
             let Some(key) = self.run_queue.pop_front() else { return };
             let Some(slot) = self.slots.get_mut(key) else { continue };
+            // Before the poll: a wake-up of the subscriber by itself schedules it again.
             slot.is_queued = false;
             if let Some(group) = self.groups.get_mut(slot.group) {
                 slot.subscriber.subscription().advance_to(group.advance_delivered_through());
@@ -246,7 +185,7 @@ impl ShardScheduler {
         }
     }
 
-    /// Gives some of those who are concerned what has arrived.
+    /// Delivers the batches of the delivery queue, within the bounds of a turn.
     fn deliver_queued(&mut self) {
         let mut budget = MAX_SUBSCRIBERS_PER_TURN;
         while budget > 0
@@ -258,15 +197,17 @@ impl ShardScheduler {
             let is_done = group.finish_batch();
             group.is_queued = group.is_signaled || !is_done;
             if group.is_queued {
-                self.delivery_queue.push_back(key); // the other products have their turn
+                self.delivery_queue.push_back(key); // the other products first
                 if budget > 0 && is_done {
-                    return; // it is called: what has arrived is looked for at the next turn
+                    // A signal is pending and the batch is done: the next turn takes the events.
+                    // Going on here would visit the same group for ever.
+                    return;
                 }
             }
         }
     }
 
-    /// Gives what has arrived for one flock to so many, and returns how many of these were not there.
+    /// Delivers one group's batch to at most `budget` recipients and returns the unused budget.
     fn deliver_group(&mut self, key: usize, budget: usize) -> usize {
         for remaining in (0..budget).rev() {
             if self.scratch.written_bytes > MAX_BYTES_PER_TURN {
@@ -274,11 +215,12 @@ impl ShardScheduler {
             }
             let Some(group) = self.groups.get_mut(key) else { return remaining };
             let Some(recipient) = group.recipients.pop_front() else { return remaining };
-            // Under the number of one that has gone may be another one, even of another product.
+            // A removed subscriber's key may belong to a new one by now, even of another product.
             let slot = self.slots.get_mut(recipient).filter(|slot| slot.group == key);
             let Some(slot) = slot else { continue };
             let Some(first) = slot.first_event.take() else { continue };
             let (queued, metrics) = group.queued_from(first);
+            // A scheduled subscriber has a wake-up to handle first, which may be a disconnect.
             let deliver = || match slot.is_queued {
                 true => slot.subscriber.fall_back_to_log(queued.first_position()),
                 false => slot.subscriber.deliver(queued, &mut self.scratch, metrics),
@@ -296,7 +238,10 @@ impl ShardScheduler {
         0
     }
 
+    /// Removes a subscriber, and its group if it was the last there.
     fn remove(&mut self, key: usize) {
+        // A subscriber that failed or panicked may have left buffers of its own in there, which
+        // would be written to the next subscriber's socket.
         self.scratch.batch.clear();
         self.mailbox.load.fetch_sub(1, Ordering::Relaxed);
         let Some(mut slot) = self.slots.try_remove(key) else { return };
@@ -314,26 +259,46 @@ impl SubscriberSlot {
         }
     }
 
-    /// Its work has panicked: it ends.
+    /// Records the panic as the disconnect reason.
     fn mark_panicked(&mut self) {
         self.subscriber.mark_panicked();
     }
 }
 
-/// Does the work of one subscriber. A mistake in it ends that one, whose client comes back, and no other.
+/// Runs the work of one subscriber and returns `None` if it panicked.
+///
+/// A panic ends that subscriber, whose client reconnects, and no other. `AssertUnwindSafe` holds
+/// because the caller removes the subscriber, and [`ShardScheduler::remove`] clears the scratch.
 fn catch_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work))
         .inspect_err(|_| {
-            error!("a subscriber was cut off: its work panicked; please report the panic above")
+            error!("a subscriber was cut off: its work panicked; please report the panic above");
         })
         .ok()
 }
 
-/// Subscribers in one turn: what else the thread has to do waits for no more than twice as many.
+/// Subscribers polled, and subscribers delivered to, in one turn: other tasks of the thread wait
+/// for twice as many at most.
 const MAX_SUBSCRIBERS_PER_TURN: usize = 32;
 
-/// Bytes written after which a turn is over.
+/// Bytes written after which a half of a turn is over: 16 full write batches.
 const MAX_BYTES_PER_TURN: usize = 512 * 1024;
 
-/// Between two signs of life.
+/// Interval between two signs of life; `/healthz` reports a shard that is silent for 30 s.
 const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time for subscribers to write what they still have once the shards are told to end.
+///
+/// Subscribers got a disconnect reason in the drain window before; this covers the last writes.
+const SHARD_SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_one_subscribers_work_is_caught() {
+        assert_eq!(catch_panic(|| 7), Some(7));
+        assert_eq!(catch_panic(|| panic!("a mistake")), None::<u8>);
+    }
+}

@@ -1,14 +1,15 @@
-//! Reading entries back from the store's file, beside the connection that writes it.
+//! Reads entries back from the store's file, on a connection of its own beside the writer's.
 //!
 //! ```text
-//! any session     one walk over the rows; payloads are read of those that are admitted
+//! any session     one pass over the rows; payloads are read of admitted rows only
 //! few sessions    by_session ─┐
-//!                 gaps ───────┴─ places, merged and cut ─ rows by key
+//!                 gaps ───────┴─ positions, merged and cut ─ rows by key
 //! ```
 //!
-//! A reading sees one state of the file, and neither waits for the writer nor keeps it waiting. It waits for the disk.
+//! A read sees one state of the file; it neither waits for the writer nor delays it. It waits for
+//! the disk.
 //!
-//! May use: `event`, `log`'s shared words, `log::store::file`.
+//! May use: `event`, `log`.
 
 #[cfg(test)]
 mod tests;
@@ -65,7 +66,7 @@ impl StoreReader {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or [`Reader::interrupt_handle`] has been used.
+    /// When the file cannot be read, or [`StoreReader::interrupt_handle`] has been used.
     pub(crate) fn fetch(&self, request: &ReadRequest) -> Result<StoredChunk, FileError> {
         self.try_fetch(request).map_err(|fault| fault.at(&self.path, "read entries from"))
     }
@@ -90,8 +91,9 @@ impl StoreReader {
         Ok(StoredChunk { evicted_through, ..chunk.finish(rows_read == limit) })
     }
 
-    /// How far retention has come. A file that was, or has been, set aside may know the product under another number, or has
-    /// not got what is asked for: it must not look as if there was nothing.
+    /// How far retention has come. A file that was, or has been, set aside may know the product
+    /// under another number, or has not got what is asked for: it must not look as if there was
+    /// nothing.
     fn evicted_through(&self, request: &ReadRequest) -> Result<u64, FileFault> {
         let mut product = self.connection.prepare_cached(SELECT_PRODUCT)?;
         let mut rows = product.query(params![request.product_number, request.product.as_str()])?;
@@ -104,7 +106,8 @@ impl StoreReader {
         read_unsigned(row, 0)
     }
 
-    /// Of what the log has asked for, nothing was missing at the time. If it is now, the file has been begun anew meanwhile.
+    /// Of what the log has asked for, nothing was missing at the time. If it is now, the file has
+    /// been begun anew meanwhile.
     fn require_persisted(&self, request: &ReadRequest) -> Result<(), FileFault> {
         let mut select_holes = self.connection.prepare_cached(SELECT_HOLES)?;
         let (after, through) = (signed(request.after), signed(request.through));
@@ -114,7 +117,8 @@ impl StoreReader {
         }
     }
 
-    /// Looks at the first `most` rows in the range, or fewer if they are too many to take, and returns how many.
+    /// Looks at the first `limit` rows in the range, or fewer if they are too many to take, and
+    /// returns how many.
     fn scan_range(
         &self,
         range: (i64, i64),
@@ -153,7 +157,7 @@ impl StoreReader {
         Ok(())
     }
 
-    /// Keys of the first `most` entries in the range that are of these sessions, or gaps.
+    /// Keys of the first `limit` entries in the range that are of these sessions, or gaps.
     fn keys_of_sessions(
         &self,
         sessions: &BTreeSet<SessionId>,
@@ -173,7 +177,8 @@ impl StoreReader {
     ///
     /// # Errors
     ///
-    /// `Damaged` with the first finding, others when it cannot be read or [`Reader::interrupt_handle`] has been used.
+    /// `Damaged` with the first finding, others when it cannot be read or
+    /// [`StoreReader::interrupt_handle`] has been used.
     pub(crate) fn check(&self) -> Result<(), FileError> {
         self.try_check().map_err(|fault| fault.at(&self.path, "check"))
     }
@@ -216,8 +221,8 @@ impl ReadRequest {
         ))
     }
 
-    /// Rows to look at, at the most. One more than may be returned tells whether there is more, unless a filter on
-    /// kinds leaves out some of them.
+    /// Rows to look at, at the most. One more than may be returned tells whether there is more,
+    /// unless a filter on kinds leaves out some of them.
     fn max_rows(&self) -> usize {
         match &self.scope.kinds {
             Only::Everything => self.limits.entries.saturating_add(1).clamp(2, MAX_ROWS_PER_READ),
@@ -231,9 +236,10 @@ impl ReadRequest {
 pub(crate) struct StoredChunk {
     /// In order.
     pub(crate) entries: Vec<Entry>,
-    /// Everything that the scope admits up to this place is in `entries`. Always beyond `after`.
+    /// Everything that the scope admits up to this place is in `keys`. Always beyond `after`.
     pub(crate) through: u64,
-    /// Retention had taken everything up to this place by then. If that is beyond `after`, entries may be missing.
+    /// Retention had taken everything up to this place by then. If that is beyond `after`, entries
+    /// may be missing.
     pub(crate) evicted_through: u64,
 }
 
@@ -361,7 +367,7 @@ enum RowHeader {
 }
 
 impl RowHeader {
-    /// Reads a row of [`HEAD`] or [`HEADS`].
+    /// Reads a row of [`SELECT_HEADER`] or [`SELECT_HEADERS`].
     fn read(row: &Row<'_>) -> Result<Self, FileFault> {
         if let Some(reason) = row.get_ref(4)?.as_str_or_null().map_err(rusqlite::Error::from)? {
             let reason = GapReason::parse(reason)
@@ -391,7 +397,7 @@ impl RowHeader {
     }
 }
 
-/// Reads a row of [`PAYLOAD`].
+/// Reads a row of [`SELECT_PAYLOAD`].
 fn read_payload<'a>(row: &'a Row<'_>) -> Result<&'a [u8], FileFault> {
     let payload = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
     // The decoder lets none through, and the encoder would write a broken frame.

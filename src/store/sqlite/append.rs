@@ -1,6 +1,6 @@
-//! Writing a part of one product's log: the hot path of the store.
+//! Appends a batch of one product's entries to the file: the hot path of the store.
 //!
-//! May use: `event`, `log`'s shared words.
+//! May use: `event`, `log`.
 
 use rusqlite::{CachedStatement, Connection, params};
 
@@ -22,7 +22,8 @@ pub(crate) struct AppendBatch<'a> {
     pub(crate) first: u64,
     /// What stands there and on the places after it. May be empty.
     pub(crate) entries: &'a [Entry],
-    /// Takes the place of what was known from the same place on: such a span never got an entry that was kept.
+    /// Takes the place of what was known from the same place on: such a span never got an entry
+    /// that was kept.
     pub(crate) spans: &'a [IdSpan],
     /// Takes the place of what was known to be missing from the same place on.
     pub(crate) holes: &'a [Hole],

@@ -1,6 +1,6 @@
-//! What can go wrong with the store's file, sorted by what its owner can do about it.
+//! Errors of the store's file, sorted by what its owner can do about them.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::{
     io,
@@ -9,7 +9,8 @@ use std::{
 
 use rusqlite::ErrorCode;
 
-/// Why the file could not be used. Unless the call says otherwise, nothing of what was asked for has been done.
+/// Why the file could not be used. Unless the call says otherwise, nothing of what was asked for
+/// has been done.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
     /// Its content is not what SQLite or we wrote. It should be set aside and a new one begun.
@@ -104,7 +105,8 @@ impl FileFault {
         }
     }
 
-    /// Whether it may go by itself and leaves the file as it was: somebody was in the way, or there was no room.
+    /// Whether it may go by itself and leaves the file as it was: somebody was in the way, or there
+    /// was no room.
     pub(in crate::store) fn is_transient(&self) -> bool {
         let transient = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked, ErrorCode::DiskFull];
         match self {

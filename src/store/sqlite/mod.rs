@@ -1,4 +1,5 @@
-//! The store's file: one SQLite database for all products, and the one connection that writes to it.
+//! The store's file: one SQLite database for all products, and the one connection that writes to
+//! it.
 //!
 //! ```text
 //! relay.db        schema and format: see `schema`
@@ -6,11 +7,11 @@
 //! relay.db-shm    SQLite's index of the former; worthless once all have closed it
 //! ```
 //!
-//! A commit survives the end of the process at once, and the end of the machine once the write-ahead log has been synced: by
-//! the syncer, or by a commit with [`Sync::Full`].
-//! Every call waits for the disk: it belongs on a thread of its own.
+//! A commit survives the end of the process at once, and the end of the machine once the
+//! write-ahead log has been synced: by the syncer, or by a commit with [`SyncMode::Full`]. Every
+//! call waits for the disk and belongs on a thread of its own.
 //!
-//! May use: `delivery`, `event`, `log`'s and the outbox's shared words.
+//! May use: `event`.
 
 mod append;
 mod dead_letters;
@@ -55,7 +56,8 @@ pub(crate) struct StoreFile {
 }
 
 impl StoreFile {
-    /// Opens the file, or creates it for its owner alone, and marks it as open. An empty file is a new one.
+    /// Opens the file, or creates it for its owner alone, and marks it as open. An empty file is a
+    /// new one.
     ///
     /// # Errors
     ///
@@ -125,7 +127,7 @@ impl StoreFile {
         self.was_left_open
     }
 
-    /// Whether copies of what was erased may be left in the file: see [`File::scrub`].
+    /// Whether copies of what was erased may be left in the file: see [`StoreFile::scrub`].
     pub(crate) fn needs_scrub(&self) -> bool {
         self.needs_scrub
     }
@@ -144,8 +146,8 @@ impl StoreFile {
         self.append_with_journals(batches, [], sync, now).map(drop)
     }
 
-    /// Writes portions of the logs, and then what has happened to webhooks, in one transaction, at `now` in Unix milliseconds.
-    /// Tells whether there are more or fewer dead letters.
+    /// Writes portions of the logs, and then what has happened to webhooks, in one transaction, at
+    /// `now` in Unix milliseconds. Tells whether there are more or fewer dead letters.
     ///
     /// # Errors
     ///
@@ -173,7 +175,8 @@ impl StoreFile {
         written.map_err(|fault| fault.at(&self.path, "write entries to"))
     }
 
-    /// Returns when everything written before is on the disk, and notes that it was so at `now` in Unix milliseconds.
+    /// Returns when everything written before is on the disk, and notes that it was so at `now` in
+    /// Unix milliseconds.
     ///
     /// # Errors
     ///
@@ -183,8 +186,8 @@ impl StoreFile {
         synced.map_err(|fault| fault.at(&self.path, "sync"))
     }
 
-    /// Moves what is in the write-ahead log into the database, as far as no reader needs it there, on a connection of its
-    /// own.
+    /// Moves what is in the write-ahead log into the database, as far as no reader needs it there,
+    /// on a connection of its own.
     ///
     /// # Errors
     ///
@@ -214,8 +217,8 @@ impl StoreFile {
         marked.and(closed).map_err(|fault| fault.at(&self.path, "close"))
     }
 
-    /// Closes a file after an error, without another try to bring anything to the disk: what the operating system has dropped
-    /// by then would count as written.
+    /// Closes a file after an error, without another try to bring anything to the disk: what the
+    /// operating system has dropped by then would count as written.
     pub(crate) fn abandon(self) {
         // Without it, SQLite would move the write-ahead log into the database, and delete it.
         if let Err(error) =
@@ -225,9 +228,9 @@ impl StoreFile {
         }
     }
 
-    /// Moves a file that is of no use out of the way, with what SQLite keeps beside it, and returns where it is now.
-    /// Everybody must have closed it. `now` is in Unix milliseconds and becomes part of its name, or the next number whose
-    /// name is free.
+    /// Moves a file that is of no use out of the way, with what SQLite keeps beside it, and returns
+    /// where it is now. Everybody must have closed it. `now` is in Unix milliseconds and becomes
+    /// part of its name, or the next number whose name is free.
     ///
     /// # Errors
     ///
@@ -237,7 +240,8 @@ impl StoreFile {
         while any_exists(&damaged_path(path, stamp))? {
             stamp += 1;
         }
-        // The database goes first: without it, what stays behind after a crash is not mistaken for a store.
+        // The database goes first: without it, what stays behind after a crash is not mistaken for
+        // a store.
         for suffix in FILE_SUFFIXES {
             match fs::rename(
                 with_suffix(path, suffix),
@@ -281,7 +285,8 @@ pub(crate) fn wal_bytes(path: &Path) -> u64 {
     fs::metadata(wal_path(path)).map_or(0, |wal| wal.len())
 }
 
-/// Once the write-ahead log is larger, it is moved into the database. SQLite cuts it back to this when it begins anew.
+/// Once the write-ahead log is larger, it is moved into the database. SQLite cuts it back to this
+/// when it begins anew.
 pub(crate) const CHECKPOINT_WAL_BYTES: u64 = 4 << 20;
 
 /// What a commit waits for.
@@ -334,7 +339,8 @@ fn set_open(connection: &Connection, is_open: bool) -> Result<(), FileFault> {
 }
 
 fn set_synced(connection: &Connection, now: u64) -> Result<(), FileFault> {
-    // A commit that changes nothing writes nothing and waits for nothing: the time alone may be that of the last one.
+    // A commit that changes nothing writes nothing and waits for nothing: the time alone may be
+    // that of the last one.
     let mut update =
         connection.prepare_cached("UPDATE state SET synced_at = ?1, syncs = syncs + 1")?;
     update.execute([signed(now)])?;
@@ -354,9 +360,11 @@ pub(super) fn read_event_id(row: &Row<'_>, column: usize) -> Result<EventId, Fil
     })
 }
 
-/// Creates the file for its owner alone, unless it is there. SQLite gives those beside it the same mode.
+/// Creates the file for its owner alone, unless it is there. SQLite gives those beside it the same
+/// mode.
 fn create_private(path: &Path) -> io::Result<()> {
-    // Never opens one that is there: closing it would release the locks that SQLite holds on it for a reader.
+    // Never opens one that is there: closing it would release the locks that SQLite holds on it for
+    // a reader.
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         Ok(_) | Err(_) => Ok(()),

@@ -1,6 +1,6 @@
-//! What the file holds of each product as a whole.
+//! The file's row per product: number, counters and ranges.
 //!
-//! May use: `event`, `log`'s shared words.
+//! May use: `event`, `log`.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 

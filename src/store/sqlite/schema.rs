@@ -5,22 +5,26 @@
 //! entries       entry = number << 40 | place, id, kept_at, …, payload
 //!               session -> entry           index, of events with a session
 //!               entry                      index, of gaps
-//! spans         product, place, id         which ids the places from here on have
-//! missing       product, first, last       places that should have been kept
-//! webhooks      number, id, product, position, …      one row per webhook, with counters of its dead letters
-//! owed          webhook, place, id, attempts, …       what is owed although the webhook has passed it; payload: see entries
-//! dead_letters  number, webhook, place, …, payload    what was given up, in the order of that; `requeued` once it is to be
+//! spans         product, place, id         the ids of the positions from here on
+//! missing       product, first, last       holes: positions that were never persisted
+//! webhooks      number, id, product, position, …      one row per webhook, with counters of dead letters
+//! owed          webhook, place, id, attempts, …       owed although the webhook has passed the position
+//! dead_letters  number, webhook, place, …, payload    given up, in that order; `requeued` if to be
 //!                                                     delivered again
-//! state         is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk change something
+//! state         is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk
+//!                                          change something
 //! log           view of all entries, for people
 //! ```
 //!
-//! Triggers keep the counters of dead letters, so that they are right whoever deletes one. `bytes` of a dead letter are those
-//! of the file that it takes, as `dead_letter_bytes` bounds them: whole pages for a large one, an even share of one for others.
+//! A column `place` holds a position: columns keep the names of the first release of the format.
+//! Triggers keep the counters of dead letters right whichever statement deletes one. `bytes` of a
+//! dead letter are the bytes of the file that it takes, as `dead_letter_bytes` bounds them: whole
+//! pages for a large one, an even share of a page for others.
 //!
-//! Epochs and sequences are `u64` and stand in SQLite's `i64` bit for bit. Times are Unix milliseconds.
+//! Epochs and sequences are `u64` and stand in SQLite's `i64` bit for bit. Times are Unix
+//! milliseconds.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::time::Duration;
 
@@ -31,15 +35,16 @@ use super::{CHECKPOINT_WAL_BYTES, error::FileFault};
 /// Says that a SQLite file is ours: "apRl".
 pub(in crate::store) const APPLICATION_ID: i64 = 0x6170_526C;
 
-/// How the schema came to be: the n-th script makes version n out of version n - 1. Once released, it stays as it is.
+/// How the schema came to be: the n-th script makes version n out of version n - 1. Once released,
+/// it stays as it is.
 pub(in crate::store) const MIGRATIONS: &[&str] = &[VERSION_1];
 
-/// `payload` comes last, so that a scan of the others does not follow a long row into its overflow pages. An index
-/// holds the row's `entry` in any case, so `by_session` is ordered by it within a session. `gaps` has the reason
-/// only to answer without the row.
+/// `payload` comes last, so that a scan of the others does not follow a long row into its overflow
+/// pages. An index holds the row's `entry` in any case, so `by_session` is ordered by it within a
+/// session. `gaps` has the reason only to answer without the row.
 ///
-/// What webhooks have is found by the session, too, so that erasing one is no walk over everything. Dead letters are listed by
-/// number, delivered again by place, and named by their event's id.
+/// What webhooks have is found by the session, too, so that erasing one is no walk over everything.
+/// Dead letters are listed by number, delivered again by place, and named by their event's id.
 const VERSION_1: &str = "
 CREATE TABLE products (
     number INTEGER PRIMARY KEY,
@@ -193,7 +198,8 @@ pub(in crate::store) fn identify(connection: &Connection) -> Result<SchemaIdenti
     }
 }
 
-/// Brings the schema from `version` to that of the last script, each script in a transaction of its own.
+/// Brings the schema from `version` to that of the last script, each script in a transaction of its
+/// own.
 ///
 /// # Errors
 ///
@@ -310,7 +316,8 @@ pub(in crate::store) const MAX_PRODUCT_NUMBER: u32 = (1 << 22) - 1;
 /// A few events of usual size to a page.
 const DATABASE_PAGE_BYTES: i64 = 8192;
 
-/// Readers and the writer do not wait for each other; recovery and an operator's own writing are short.
+/// Readers and the writer do not wait for each other; recovery and an operator's own writing are
+/// short.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// More than there are statements, so that each is prepared once.

@@ -1,14 +1,16 @@
-//! What the store keeps for webhooks: who they are, how far each has come, what is owed before that, and dead letters.
+//! What webhooks exchange with the store: registrations, positions, owed deliveries and dead
+//! letters.
 //!
-//! A webhook is a reader with a durable position. Everything up to it is settled, except what is owed or dead; everything behind
-//! it is owed if the webhook's scope admits it. Position and exceptions change in one transaction.
+//! A webhook is a reader with a durable position. Every event up to the position is settled, except
+//! what is owed or dead; every event behind it is owed if the webhook's scope admits it. Position
+//! and exceptions change in one transaction.
 //!
 //! ```text
-//! worker ── changes ──► desk ──► writer ──► file        every few milliseconds, in one transaction
-//! worker ◄── notices ─────────── writer                 what retention has done meanwhile
+//! worker ── changes ──► store handle ──► writer ──► file      every few milliseconds, one transaction
+//! worker ◄── notices ─────────────────── writer               what retention has done meanwhile
 //! ```
 //!
-//! May use: `delivery`, `event`.
+//! May use: `event`, `webhook_delivery`.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -32,8 +34,8 @@ pub(crate) struct WebhookRegistration {
     pub(crate) id: Arc<str>,
     /// Whose events it gets.
     pub(crate) product: ProductId,
-    /// Which of them. Kept for retention alone, which must know what is owed before anybody has registered: told again after a
-    /// start.
+    /// Which of them. Kept for retention alone, which must know what is owed before anybody has
+    /// registered: told again after a start.
     pub(crate) scope: Scope,
     /// What its owner wants to find again after a start. A text of its own format.
     pub(crate) definition: String,
@@ -72,7 +74,8 @@ pub(crate) struct OwedDelivery {
 pub(crate) enum DeliveryChange {
     /// It is owed still.
     Owed(OwedDelivery),
-    /// It is settled for good: accepted, erased, or gone. A dead letter of the same place goes with it, requeued or not.
+    /// It is settled for good: accepted, erased, or gone. A dead letter of the same place goes with
+    /// it, requeued or not.
     Settled,
     /// It has been given up.
     Dead(DeadLetter),
@@ -121,8 +124,8 @@ pub(crate) struct WebhookNotice {
     pub(crate) dead: u64,
     /// Dead letters that wait to be delivered again.
     pub(crate) requeued: u64,
-    /// Dead letters that went beyond their bounds since the last look, and what was owed for too long although the store never
-    /// had the event: lost.
+    /// Dead letters that went beyond their bounds since the last look, and what was owed for too
+    /// long although the store never had the event: lost.
     pub(crate) lost: u64,
     /// The file was lost since the last look: everything has to be written again.
     pub(crate) is_replaced: bool,

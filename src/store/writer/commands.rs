@@ -1,6 +1,6 @@
-//! What the writer does with an order, a small step at a time.
+//! Executes the writer's commands, a small step at a time.
 //!
-//! May use: `event`, `metrics`, the logs, the desk, the file, the orders, the writer's own state.
+//! May use: `event`, `log`, `metrics`.
 
 use std::{sync::Arc, time::Instant};
 
@@ -40,7 +40,8 @@ impl StoreWriter {
         Ok(())
     }
 
-    /// Does what is ordered, or a part of it, and returns the rest. Who asked may have left by then.
+    /// Does what is ordered, or a part of it, and returns the rest. Who asked may have left by
+    /// then.
     fn execute(&mut self, command: StoreCommand) -> Result<Option<StoreCommand>, FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(Some(command)) };
         match command {
@@ -92,8 +93,8 @@ impl StoreWriter {
         Ok(None)
     }
 
-    /// Takes a session's events out of the file, and tells how many there were that are not in memory alone. None for a product
-    /// that is not ours.
+    /// Takes a session's events out of the file, and tells how many there were that are not in
+    /// memory alone. None for a product that is not ours.
     fn erase(
         &mut self,
         product: &ProductId,
@@ -116,7 +117,8 @@ impl StoreWriter {
         Ok(Some(erased.events + erased.dead_letters))
     }
 
-    /// Goes on with the log of a product, or begins it, under an epoch that is on the disk before its first id is shown.
+    /// Goes on with the log of a product, or begins it, under an epoch that is on the disk before
+    /// its first id is shown.
     fn add_product(
         &mut self,
         product: ProductId,
@@ -148,7 +150,8 @@ impl StoreWriter {
         Ok(Some(AddedProduct { log, webhooks }))
     }
 
-    /// Marks some of the dead letters that are to be delivered again, and returns how many, and what is left.
+    /// Marks some of the dead letters that are to be delivered again, and returns how many, and
+    /// what is left.
     fn requeue_step(
         &mut self,
         id: &str,

@@ -1,13 +1,15 @@
-//! The thread that writes the store: takes what has gathered in the logs and in the webhooks' journals, commits it, takes the
-//! oldest away.
+//! The store's writer: commits what has gathered in the logs and in the webhooks' journals,
+//! executes commands, and applies retention.
 //!
 //! ```text
-//! asleep ── there is work ──► gather ──► commit ──► orders ──► retention ──► asleep            syncing: see `syncer`
-//! gather: 6 ms; where webhooks wait for commits, what is left of 2 ms since the last round: nothing for who comes alone
-//! a failed write: the file is closed, and opened anew a second later; meanwhile events stay in memory as long as they can
+//! parked ── work ──► gather ──► commit ──► commands ──► retention ──► parked      syncing: see `syncer`
+//! gather: 6 ms; where webhooks wait for commits, the rest of 2 ms since the last round, so that a
+//!         single event waits for nothing
+//! a failed write: the file is closed and opened anew a second later; meanwhile events stay in memory
+//!         as long as its bounds allow
 //! ```
 //!
-//! May use: `causes`, `metrics`, the logs, the file, the desk, the orders, the syncer.
+//! May use: `error_chain`, `log`, `metrics`.
 
 mod commands;
 mod retention;
@@ -52,7 +54,8 @@ pub(super) struct StoreWriter {
     /// When the last round ended.
     last_round_ended: Instant,
     last_retired: Instant,
-    /// Set while copies of what has been erased may be left in the file: when they are to be removed.
+    /// Set while copies of what has been erased may be left in the file: when they are to be
+    /// removed.
     scrub_at: Option<Instant>,
     last_scrubbed: Option<Instant>,
     /// There may be more to take away than has been.
@@ -120,9 +123,9 @@ impl StoreWriter {
         self
     }
 
-    /// How long it waits for more before it commits. A webhook's worker sends nothing that is not committed, and takes on
-    /// nothing until it has written down what it has done: a commit for each of them is one too many, and waiting longer than
-    /// that is time lost.
+    /// How long it waits for more before it commits. A webhook's worker sends nothing that is not
+    /// committed, and takes on nothing until it has written down what it has done: a commit for
+    /// each of them is one too many, and waiting longer than that is time lost.
     fn group_commit_delay(&self) -> Duration {
         match self.webhooks.is_empty() {
             true => GROUP_COMMIT_DELAY,
@@ -216,7 +219,8 @@ impl StoreWriter {
                 journal.confirm();
             }
             if !self.is_in_memory && sqlite::wal_bytes(self.handle.path()) > MAX_WAL_BYTES {
-                // The syncer does not keep up: its checkpoints end before the log does. While the writer waits, one does not.
+                // The syncer does not keep up: its checkpoints end before the log does. While the
+                // writer waits, one does not.
                 syncer::checkpoint(&self.handle);
             }
             if !has_more && !self.webhooks.is_empty() {
@@ -226,8 +230,8 @@ impl StoreWriter {
         Ok(())
     }
 
-    /// What is to be written down of webhooks that are in the file. The others come back: what nobody has a place for would be
-    /// gone, and their workers think that it is written.
+    /// What is to be written down of webhooks that are in the file. The others come back: what
+    /// nobody has a place for would be gone, and their workers think that it is written.
     fn take_registered_journals(&self) -> Vec<WebhookJournal> {
         let journals = self.handle.take_journals().into_iter();
         let (registered, unregistered): (Vec<_>, Vec<_>) =
@@ -260,8 +264,8 @@ impl StoreWriter {
         if has_changed { self.webhooks.report_counts(file) } else { Ok(()) }
     }
 
-    /// Closes a file that cannot be written. An I/O error is never answered by the same call again: what the operating
-    /// system has dropped by then would count as written.
+    /// Closes a file that cannot be written. An I/O error is never answered by the same call again:
+    /// what the operating system has dropped by then would count as written.
     fn fail(&mut self, error: &FileError) {
         error!(
             problem = error_chain(error),
@@ -289,7 +293,7 @@ impl StoreWriter {
                 info!("the store can be written again");
             }
             Err(error @ FileError::Damaged { .. }) if !self.is_in_memory => {
-                self.replace(&error_chain(&error))
+                self.replace(&error_chain(&error));
             }
             Err(error) => {
                 tracing::debug!(problem = error_chain(&error), "the store still cannot be written");
@@ -346,7 +350,8 @@ impl StoreWriter {
             error!(file = %path.display(), %problem, "the damaged store cannot be set aside");
             return;
         }
-        self.handle.mark_replaced(); // at once: whoever has the old file open must not answer for the new one
+        // at once: whoever has the old file open must not answer for the new one
+        self.handle.mark_replaced();
         let opened = StoreFile::open(path).and_then(|mut file| {
             self.initialize_replacement(&mut file)?;
             self.webhooks.restore(&mut file, unix_ms())?;
@@ -361,7 +366,8 @@ impl StoreWriter {
         }
     }
 
-    /// Tells a file that has nothing of the logs which ids they have given, and the logs that they have lost what was kept.
+    /// Tells a file that has nothing of the logs which ids they have given, and the logs that they
+    /// have lost what was kept.
     fn initialize_replacement(&self, file: &mut StoreFile) -> Result<(), FileError> {
         for log in &self.logs {
             let product_number = file.find_or_add_product(log.product())?.product_number;
@@ -409,7 +415,8 @@ fn append_batch(unpersisted: &UnpersistedBatch) -> AppendBatch<'_> {
 /// What comes within this time goes into one commit.
 const GROUP_COMMIT_DELAY: Duration = Duration::from_millis(6);
 
-/// The same, where webhooks wait for it, and counted from the end of the round before: 500 commits a second at the most.
+/// The same, where webhooks wait for it, and counted from the end of the round before: 500 commits
+/// a second at the most.
 const WEBHOOK_GROUP_COMMIT_DELAY: Duration = Duration::from_millis(2);
 
 /// How long it sleeps when nobody wakes it: what is too old is looked for this often.

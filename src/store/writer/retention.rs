@@ -1,6 +1,6 @@
-//! What the writer takes away: what is too old or too much, and what erasing has left.
+//! The writer's share of retention: entries that are too old or too many, and what erasure left.
 //!
-//! May use: `causes`, the logs, the file, the writer's own state.
+//! May use: `error_chain`.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,8 @@ use crate::{
 };
 
 impl StoreWriter {
-    /// Removes the copies of what has been erased that SQLite has left. That takes seconds for a large file, so it is done
-    /// once for all erasures of an hour.
+    /// Removes the copies of what has been erased that SQLite has left. That takes seconds for a
+    /// large file, so it is done once for all erasures of an hour.
     pub(super) fn scrub(&mut self) -> Result<(), FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(()) };
         // Whoever leaves leaves it to the next start: the file knows.

@@ -9,7 +9,7 @@
 //!   └──── enable ───────────── disabled  ◄── 410, an operator
 //! ```
 //!
-//! May use: `delivery`.
+//! May use: `webhook_delivery`.
 
 use std::{collections::VecDeque, time::Duration};
 

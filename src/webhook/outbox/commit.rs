@@ -2,7 +2,7 @@
 //!
 //! At most one batch is in flight: `record_commit` or `record_commit_failure` follows each.
 //!
-//! May use: the store's words.
+//! May use: `store`.
 
 use super::{
     Outbox,

@@ -1,6 +1,6 @@
 //! History of the last accepted deliveries, for the admin API.
 //!
-//! May use: `delivery`, `event`.
+//! May use: `event`, `webhook_delivery`.
 
 use std::collections::VecDeque;
 

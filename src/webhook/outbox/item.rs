@@ -1,6 +1,6 @@
 //! One delivery in an outbox, and its stage.
 //!
-//! May use: `delivery`, `event`.
+//! May use: `event`, `webhook_delivery`.
 
 use std::sync::Arc;
 

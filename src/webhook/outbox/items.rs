@@ -39,14 +39,14 @@ impl Outbox {
         match previous {
             DeliveryStage::Blocked => {}
             DeliveryStage::Idle(next_attempt) => {
-                self.queue_heads.remove(position, next_attempt, is_loaded)
+                self.queue_heads.remove(position, next_attempt, is_loaded);
             }
             DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, false),
         }
         match stage {
             DeliveryStage::Blocked => {}
             DeliveryStage::Idle(next_attempt) => {
-                self.queue_heads.insert(position, next_attempt, is_loaded)
+                self.queue_heads.insert(position, next_attempt, is_loaded);
             }
             DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, true),
         }

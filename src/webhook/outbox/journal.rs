@@ -13,7 +13,7 @@
 //! delivery that was sent and is not recorded in the store was in one of `max_in_flight` slots, and
 //! no more than that many are delivered twice after a crash.
 //!
-//! May use: `delivery`, `event`, the store's words.
+//! May use: `event`, `store`, `webhook_delivery`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -318,7 +318,7 @@ impl OutboxJournal {
             match change {
                 DeliveryChange::Owed(_) if is_owed(position) => self.mark_dirty(position, true),
                 DeliveryChange::Settled if !self.dead_letters.contains_key(&position) => {
-                    self.settle(position)
+                    self.settle(position);
                 }
                 DeliveryChange::Dead(dead_letter) if !self.is_unwritten(position) => {
                     self.insert_dead_letter(

@@ -18,7 +18,7 @@
 //! Files: `schedule.rs`, `commit.rs`, `operator.rs`, `redelivery.rs` and `items.rs` implement
 //! `Outbox`; the other files are types below it, and use none of these.
 //!
-//! May use: `delivery`, `event`, the store's words.
+//! May use: `event`, `store`, `webhook_delivery`.
 
 mod circuit_breaker;
 mod commit;

@@ -1,6 +1,6 @@
 //! Commands of operators and of the store: enable, disable, throttle, erase, expire.
 //!
-//! May use: `delivery`, `event`.
+//! May use: `event`.
 
 use super::{
     Outbox,

@@ -1,6 +1,6 @@
 //! Delivery policy of one webhook: retries, slots, and the storage of its events.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::time::Duration;
 

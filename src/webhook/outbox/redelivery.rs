@@ -10,7 +10,7 @@
 //! keep the dead letters of other sessions in the store. Once the scan has skipped one dead letter
 //! of a session, it skips all later ones until the next scan: they keep their order.
 //!
-//! May use: `delivery`, `event`.
+//! May use: `event`, `webhook_delivery`.
 
 use std::{sync::Arc, time::Duration};
 

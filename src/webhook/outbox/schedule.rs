@@ -1,7 +1,7 @@
 //! Scheduling: the next event to send, the events to load for it, and the consequence of each
 //! outcome.
 //!
-//! May use: `delivery`, `event`.
+//! May use: `event`, `webhook_delivery`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -244,12 +244,12 @@ impl Outbox {
         let (endpoint, mut backoff) = self.breaker_with_backoff();
         match disposition {
             Disposition::Retry { after: retry_after } => {
-                endpoint.record_failure(position, attempt, *retry_after, &mut backoff)
+                endpoint.record_failure(position, attempt, *retry_after, &mut backoff);
             }
             Disposition::Forbidden => endpoint.record_no_answer(position, &mut backoff),
             Disposition::Gone => endpoint.disable(&circuit_breaker::describe_problem(attempt)),
             Disposition::Accepted | Disposition::Refused if endpoint.record_answer() => {
-                self.make_retries_due()
+                self.make_retries_due();
             }
             Disposition::Accepted | Disposition::Refused => {}
         }

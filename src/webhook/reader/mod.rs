@@ -7,7 +7,7 @@
 //! position of one that was delivered. While the store is degraded no commits happen: then events
 //! are returned as soon as they are in the log.
 //!
-//! May use: `event`, `fanout`, `log`.
+//! May use: `event`, `fanout`, `log`, `store`.
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@
 //! any other 4xx                refused: dead    address refused by the guard     dead
 //! ```
 //!
-//! May use: `client` (Retry-After), `delivery`, `egress` (its errors).
+//! May use: `outbound`, `webhook_delivery`.
 
 use std::{error::Error, io, time::Duration};
 

@@ -3,7 +3,7 @@
 //! In: an event id and the payload. Out: the attempt's outcome and its consequence. Redirects are
 //! not followed, no content coding is decoded, and only the beginning of a response body is read.
 //!
-//! May use: `client` (TLS), `config`, `delivery`, `egress`, `signature`.
+//! May use: `config`, `outbound`, `webhook_delivery`.
 
 mod classify;
 #[cfg(test)]

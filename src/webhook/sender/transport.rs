@@ -3,7 +3,7 @@
 //! In: a request. Out: the head of the response. HTTP/2 where TLS offers it (ALPN), HTTP/1.1
 //! elsewhere.
 //!
-//! May use: `egress`.
+//! May use: `outbound`.
 
 use std::{
     error::Error,

@@ -8,7 +8,7 @@
 //! outbox ── changes ──► journal ──► committed | not committed: part of the next batch
 //! ```
 //!
-//! May use: `delivery`, `log`, the webhook's own rooms.
+//! May use: `event`, `store`, `webhook_delivery`.
 
 #[cfg(test)]
 mod tests;
@@ -229,7 +229,7 @@ impl StoreSync {
             StoreReply::Registered(registered) => self.handle_registered(registered),
             // An error counts as no dead letters: the scan ends and asks again a second later.
             StoreReply::DeadLetters(dead_letters) => {
-                self.received_dead_letters = Some(dead_letters.unwrap_or_default())
+                self.received_dead_letters = Some(dead_letters.unwrap_or_default());
             }
         }
     }

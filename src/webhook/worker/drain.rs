@@ -1,6 +1,6 @@
 //! Graceful shutdown of one worker.
 //!
-//! May use: `log` (words), the worker's own state.
+//! May use: no other module.
 
 use std::time::Duration;
 

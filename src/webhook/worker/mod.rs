@@ -8,7 +8,7 @@
 //!               ▲ commands of operators, notices of the store, the clock
 //! ```
 //!
-//! May use: `config`, `delivery`, `event`, `fanout`, `log`, `metrics`, the webhook's own rooms.
+//! May use: `event`, `fanout`, `metrics`, `store`, `webhook_delivery`.
 
 mod commands;
 mod drain;
@@ -281,7 +281,7 @@ impl Worker {
                 match endpoint_generation == self.endpoint_generation {
                     true => self.outbox.settle(position, attempt, &disposition, Now::read()),
                     false => {
-                        self.outbox.settle_former(position, attempt, &disposition, Now::read())
+                        self.outbox.settle_former(position, attempt, &disposition, Now::read());
                     }
                 }
             }
@@ -303,7 +303,7 @@ impl Worker {
             // With a durable store, expired events became dead letters: they are not lost.
             ReadItem::Lost { is_evicted: true, .. } if self.context.is_durable => {}
             ReadItem::Lost { positions, .. } => {
-                self.report_lost(positions, "events that the webhook may have been owed are gone")
+                self.report_lost(positions, "events that the webhook may have been owed are gone");
             }
         }
     }
@@ -314,7 +314,7 @@ impl Worker {
             Reloaded::Expired { through } => self.outbox.expire_through(through),
             Reloaded::Erased => drop(self.outbox.discard_unreadable(position)),
             Reloaded::Lost if self.outbox.discard_unreadable(position) => {
-                self.report_lost(1, "an owed event is not in the store")
+                self.report_lost(1, "an owed event is not in the store");
             }
             Reloaded::Lost => {}
             Reloaded::Unreadable => {

@@ -1,9 +1,11 @@
-//! One webhook as JSON: what the admin API takes and shows, and what is kept of those it has registered.
+//! One webhook as JSON: what the admin API takes and shows, and what is kept of those it has
+//! registered.
 //!
-//! In: a request's body, or a text of the store. Out: a [`Webhook`], or all that is wrong with it, by field. No rule stands here:
-//! the body is turned into the table that the file would have, and read as that.
+//! In: a request's body, or a text of the store. Out: a [`WebhookConfig`], or all that is wrong
+//! with it, by field. No rule stands here: the body is turned into the table that the file would
+//! have, and read as that.
 //!
-//! May use: `environment`, `findings`, `reader`, `reading`, `secret`, `values`.
+//! May use: `event`.
 
 #[cfg(test)]
 mod tests;
@@ -43,7 +45,8 @@ impl FieldError {
     }
 }
 
-/// A webhook's fields in the order of the documentation. Has no `Debug`: the secret may be the real one.
+/// A webhook's fields in the order of the documentation. Has no `Debug`: the secret may be the real
+/// one.
 #[derive(serde::Serialize)]
 pub(crate) struct WebhookJson<'a> {
     id: &'a str,
@@ -60,8 +63,9 @@ pub(crate) struct WebhookJson<'a> {
 }
 
 impl WebhookConfig {
-    /// Reads a body of the admin API. With `known`, the body changes that webhook: its id and product stay, and so does its
-    /// secret unless there is a new one; other fields that are missing have their defaults again.
+    /// Reads a body of the admin API. With `known`, the body changes that webhook: its id and
+    /// product stay, and so does its secret unless there is a new one; other fields that are
+    /// missing have their defaults again.
     ///
     /// # Errors
     ///
@@ -85,13 +89,13 @@ impl WebhookConfig {
         self.json(MASK)
     }
 
-    /// The webhook for the store, with its secret: what [`Webhook::from_stored`] reads.
+    /// The webhook for the store, with its secret: what [`WebhookConfig::from_stored`] reads.
     pub(crate) fn to_stored(&self) -> String {
         // Texts and numbers can always be written.
         serde_json::to_string(&self.json(self.secret.expose())).unwrap_or_default()
     }
 
-    /// Reads what [`Webhook::to_stored`] has written.
+    /// Reads what [`WebhookConfig::to_stored`] has written.
     ///
     /// # Errors
     ///
@@ -139,7 +143,7 @@ impl WebhookBody {
             reported_fields: BTreeSet::new(),
         };
         for (name, value) in fields {
-            let value = body.into_toml_value(&name, value);
+            let value = body.convert_value(&name, value);
             if body.table.contains_key(&name) {
                 body.report(&name, "is given twice");
             }
@@ -179,7 +183,8 @@ impl WebhookBody {
         }
     }
 
-    /// Keeps an error, the first of each field: what is found later may be of what was put in its place.
+    /// Keeps an error, the first of each field: what is found later may be of what was put in its
+    /// place.
     fn report(&mut self, field: &str, message: &str) {
         if self.reported_fields.insert(field.to_owned()) {
             self.errors.push(FieldError::new(field, message));
@@ -187,7 +192,7 @@ impl WebhookBody {
     }
 
     /// The value as TOML has it. Of what is nested deeper than any field is, only the kind.
-    fn into_toml_value(&mut self, field: &str, value: Value) -> toml::Value {
+    fn convert_value(&mut self, field: &str, value: Value) -> toml::Value {
         let Value::Array(elements) = value else { return self.scalar_to_toml(field, &value) };
         let elements = elements.iter().enumerate();
         toml::Value::Array(
@@ -215,7 +220,8 @@ impl WebhookBody {
     }
 }
 
-/// The secret as it stands. The API has no other form of it: naming a variable or a file would let its callers read the relay's.
+/// The secret as it stands. The API has no other form of it: naming a variable or a file would let
+/// its callers read the relay's.
 fn read_secret(section: &mut Section<'_>, existing: Option<&WebhookConfig>) -> Option<Secret> {
     let entry = section.entry("secret");
     match existing {

@@ -1,9 +1,11 @@
-//! `GET /` on the admin listener: the console, a page that watches the relay.
+//! The console: the page at `GET /` of the admin listener, from which an operator watches the
+//! relay.
 //!
-//! In: requests for the page and its files, which are part of the program. Out: these, with a policy under which a browser runs, shows and
-//! asks nothing but the relay itself. They hold no secrets and need no key; what the page then asks of the API does.
+//! In: requests for the page and its files, which are part of the program. Out: the files, under a
+//! content security policy that lets a browser run, show and load nothing but the relay itself. The
+//! files hold no secrets and need no key; the API calls that the page makes do.
 //!
-//! May use: nothing.
+//! May use: no other module.
 
 use std::sync::Arc;
 
@@ -32,7 +34,8 @@ fn headers(kind: &'static str) -> [(HeaderName, &'static str); 5] {
     ]
 }
 
-/// Payloads are written by strangers: whatever they hold, nothing in the page may run or load but its own files.
+/// Payloads are written by strangers: whatever they hold, nothing in the page may run or load but
+/// its own files.
 const CONSOLE_CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

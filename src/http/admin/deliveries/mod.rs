@@ -1,8 +1,9 @@
-//! `/api/v1/webhooks/{id}/deliveries` and `…/redeliver`: what has become of what a webhook was to get.
+//! `/api/v1/webhooks/{id}/deliveries` and `…/redeliver`: the deliveries of one webhook.
 //!
-//! In: requests. Out: pages of deliveries as JSON, newest first; orders to try dead letters again.
+//! In: requests. Out: pages of deliveries as JSON, newest first; commands to try dead letters
+//! again.
 //!
-//! May use: `config` (errors of fields), `delivery`, `event`, `webhook`.
+//! May use: `config`, `event`, `webhook`, `webhook_delivery`.
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
-//! `POST /products`: the connector's registration call, so that what registers there registers here by another URL.
+//! `POST /products`: the connector's registration call, for clients that register by another URL.
 //!
-//! In: the forms that the connector takes. Out: a webhook that has the product's name (push), or a note that the product is
-//! registered (stream: whoever may, subscribes anyway).
+//! In: the request forms that the connector takes. Out: a webhook with the product's name (push),
+//! or a note that the product is registered (stream, which needs no registration here).
 //!
 //! May use: `config`, `event`, `webhook`.
 
@@ -32,8 +32,8 @@ use crate::{
     webhook::{WebhookError, WebhookSource, WebhookSummary},
 };
 
-/// The products that were registered for streaming. There is nothing else to remember of that, and a restart forgets it: the
-/// call is then answered by 201 once more.
+/// The products that were registered for streaming. There is nothing else to remember of that, and
+/// a restart forgets it: the call is then answered by 201 once more.
 #[derive(Debug, Default)]
 pub(crate) struct StreamRegistrations(Mutex<BTreeSet<ProductId>>);
 
@@ -47,7 +47,8 @@ impl StreamRegistrations {
 ///
 /// # Errors
 ///
-/// 409 for one that is registered, unless `force_reregister` is true; 413, 422; 503 when the store cannot be written.
+/// 409 for one that is registered, unless `force_reregister` is true; 413, 422; 503 when the store
+/// cannot be written.
 pub(in crate::http) async fn register(
     State(admin): State<Arc<AdminState>>,
     request_body: RequestBody,
@@ -176,7 +177,7 @@ struct RegistrationForm<'a> {
 }
 
 impl<'a> RegistrationForm<'a> {
-    /// `event_stream` with its mode, or `webhook`, which is push in older words.
+    /// `event_stream_response` with its mode, or `webhook`, which is push in older words.
     fn mode(self, product: &ProductId) -> Result<RegistrationMode, Vec<FieldError>> {
         let error = |field: &str, message: &str| Err(vec![FieldError::new(field, message)]);
         let config = non_empty(self.fields.get("integration_config"));
@@ -196,7 +197,8 @@ impl<'a> RegistrationForm<'a> {
         }
     }
 
-    /// The webhook that the connector would push to. `url` is where a URL is missed if there is none.
+    /// The webhook that the connector would push to. `url` is where a URL is missed if there is
+    /// none.
     fn push(
         self,
         product: &ProductId,

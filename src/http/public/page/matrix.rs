@@ -1,8 +1,9 @@
-//! Who may see what, against an oracle that knows only names: random tokens ask for random things of random products, live,
-//! behind an id, in pages and through changes of the filter. What is seen is what is both granted and asked for – nothing else,
-//! and all of it.
+//! Visibility against an oracle that knows only names: random tokens ask for random scopes of
+//! random products, live, after an id, in pages and through changes of the filter. A reader sees
+//! exactly what is both granted and asked for.
 //!
-//! Each schedule is known by its seed. `tests/token_matrix.rs` does the same from outside, with fewer.
+//! Each schedule is known by its seed. `tests/it/access/matrix.rs` does the same from outside, with
+//! fewer schedules.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 

@@ -1,17 +1,18 @@
-//! `GET /events/{product_id}`: a piece of the log, for those who ask every now and then.
+//! `GET /events/{product_id}`: one page of the log, for clients that poll.
 //!
-//! In: a request. Out: what a subscriber at the same place would be given, as far as it is there, with the place at which to
-//! go on. A page never crosses a gap: the gap is announced before the page's first event, or ends the page.
+//! In: a request. Out: the entries that a subscriber at the same position would get, as far as they
+//! are there, with the position to go on from. A page never crosses a gap: the gap is announced
+//! before the page's first event, or ends the page.
 //!
 //! ```text
 //! log     e1 e2 e3 ╳ e4 e5            ╳ a gap
 //! pages  [e1 e2 e3][╳ e4 e5][ ]       the last one says how far the log has moved on
 //! ```
 //!
-//! A page is in memory as a whole until it is sent, so there are only so many at one time, a quarter of them for one address;
-//! further clients wait a moment.
+//! A page is in memory as a whole until it is sent. The number of pages at one time is therefore
+//! bounded, with a quarter for one address; further clients wait a moment.
 //!
-//! May use: `config`, `event`, `fanout`, `log`, `metrics`, `net`, `wheel`.
+//! May use: `config`, `event`, `fanout`, `net`, `timer_wheel`.
 
 #[cfg(test)]
 mod matrix;
@@ -56,8 +57,8 @@ use crate::{
 ///
 /// # Errors
 ///
-/// 401, 403, 404, 400 in this order; 503 while the relay is leaving, has too many pages to send, or cannot say yet what
-/// follows the client's id.
+/// 401, 403, 404, 400 in this order; 503 while the relay is leaving, has too many pages to send, or
+/// cannot say yet what follows the client's id.
 pub(crate) async fn page(
     State(relay): State<Arc<Relay>>,
     Extension(connection): Extension<Connection>,
@@ -75,12 +76,13 @@ pub(crate) async fn page(
         relay.page_quota.0.permit_for(relay.client_address(connection.peer.ip(), &headers));
     permit.grow_to(1).await?;
     let start = match requested.start {
-        StartPosition::Now => StartPosition::Oldest, // who listens to news only would never be given any
+        // who listens to news only would never be given any
+        StartPosition::Now => StartPosition::Oldest,
         start => start,
     };
-    let page = EventPage::read(&product.fanout, scope, &start, max_events).await?;
+    let page = EventPage::read(&product.feed.fanout, scope, &start, max_events).await?;
     // It may have waited, for a place and for the log.
-    relay.ensure_still_granted(&grant, &product.id, Permission::Subscribe)?;
+    relay.ensure_still_granted(&grant, &product.feed.id, Permission::Subscribe)?;
     product.paged_events.inc_by(page.events.len() as u64);
     let stream_state = Http2StreamState::current();
     let forced_close = connection.forced_close(stream_state.as_deref());
@@ -99,8 +101,9 @@ impl Default for PageQuota {
     }
 }
 
-/// A page on its way to the client. It leaves in pieces that are copies: what of the last one waits in the connection's buffers,
-/// for as long as the client likes, would otherwise keep the whole page in memory.
+/// A page on its way to the client. It leaves in pieces that are copies: what of the last one waits
+/// in the connection's buffers, for as long as the client likes, would otherwise keep the whole
+/// page in memory.
 struct PageBody {
     json: Bytes,
     /// None over HTTP/1.1, where the socket itself has a deadline.
@@ -140,7 +143,8 @@ impl Drop for PageBody {
     }
 }
 
-/// The client has taken too long: it is cut off, since an end like any other would hide that something is missing.
+/// The client has taken too long: it is cut off, since an end like any other would hide that
+/// something is missing.
 #[derive(Debug, thiserror::Error)]
 #[error("the page was not taken in time")]
 struct PageSendTimeout;
@@ -218,8 +222,8 @@ impl EventPage {
             fanout.subscribe(Arc::new(SubscriberSignal::default()), scope, start);
         let mut page = Self { gap: None, events: Vec::new(), bytes: 0, next: None, max_events };
         let give_up_at = Instant::now() + PAGE_WAIT_TIMEOUT;
-        // Nobody is told of a turn at the store that has come free, of an id that has arrived from the relay before this
-        // one, or of others' events that the fan-out has passed.
+        // Nobody is told of a turn at the store that has come free, of an id that has arrived from
+        // the relay before this one, or of others' events that the fan-out has passed.
         while timeout(
             PAGE_POLL_INTERVAL,
             poll_fn(|context| page.poll_fill(&mut subscription, newest, context)),
@@ -247,8 +251,8 @@ impl EventPage {
 
     /// Takes what comes, until the page is at its end.
     ///
-    /// Everything up to `newest`, the end of the log when it was asked for, belongs to what there is: a client that has seen
-    /// or sent an event finds it here.
+    /// Everything up to `newest`, the end of the log when it was asked for, belongs to what there
+    /// is: a client that has seen or sent an event finds it here.
     fn poll_fill(
         &mut self,
         subscription: &mut Subscription,
@@ -258,7 +262,7 @@ impl EventPage {
         while self.events.len() < self.max_events {
             match subscription.poll_next(context) {
                 Poll::Ready(SubscriptionItem::Event { event, .. }) if self.has_room_for(&event) => {
-                    self.push(event)
+                    self.push(event);
                 }
                 Poll::Ready(SubscriptionItem::Gap(gap)) if self.is_empty() => {
                     self.next = Some(gap.id);
@@ -340,10 +344,12 @@ const MAX_PAGE_EVENTS: usize = 1000;
 /// Payload bytes after which no further event is added; one is always given.
 const MAX_PAGE_BYTES: usize = 1 << 20;
 
-/// Pages at one time. One takes milliseconds, unless its client is slow: these can pin 16 MiB, or as many of the largest events.
+/// Pages at one time. One takes milliseconds, unless its client is slow: these can pin 16 MiB, or
+/// as many of the largest events.
 const MAX_CONCURRENT_PAGES: u32 = 16;
 
-/// What a page may take to be sent: enough for the largest over a bad mobile link, short for whoever takes it byte by byte.
+/// What a page may take to be sent: enough for the largest over a bad mobile link, short for
+/// whoever takes it byte by byte.
 const PAGE_SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is handed on at one time, as much as is gathered for one write.

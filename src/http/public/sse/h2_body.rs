@@ -1,4 +1,4 @@
-//! A stream as a body that hyper writes: over HTTP/2, HTTP/1.0, and for operators.
+//! Event stream as a body that hyper writes: over HTTP/2 and HTTP/1.0, and for operator tails.
 //!
 //! May use: `net`.
 
@@ -15,7 +15,7 @@ use http_body::Frame;
 use super::subscriber::{SseSubscriber, StreamFault};
 use crate::net::{Connection, Http2StreamState};
 
-/// What one subscriber receives, piece by piece.
+/// Body of one subscriber's response, one frame for each event.
 #[derive(Debug)]
 pub(super) struct EventBody {
     first: Option<Bytes>,
@@ -25,7 +25,7 @@ pub(super) struct EventBody {
 }
 
 impl EventBody {
-    /// A body that begins with `first`.
+    /// Returns a body that begins with `first`.
     pub(super) fn new(
         first: Bytes,
         subscriber: SseSubscriber,
@@ -51,6 +51,8 @@ impl http_body::Body for EventBody {
                 .poll_next(context)
                 .map(|frame| frame.map(|piece| piece.into_bytes())),
         };
+        // The write deadline of an HTTP/2 stream needs to know whether the body was polled and had
+        // nothing: an idle stream. A stream whose body is not polled is blocked on flow control.
         if let Some(stream_state) = &self.stream_state {
             stream_state.record_body_poll(bytes.is_pending());
         }
@@ -60,8 +62,9 @@ impl http_body::Body for EventBody {
 
 impl Drop for EventBody {
     fn drop(&mut self) {
+        // hyper drops the body without a reason; the states tell whether a deadline was the reason.
         if self.connection.state.is_stalled()
-            || self.stream_state.as_ref().is_some_and(|patience| patience.is_stalled())
+            || self.stream_state.as_ref().is_some_and(|state| state.is_stalled())
         {
             self.subscriber.record_fault(StreamFault::Stalled);
         }

@@ -1,14 +1,22 @@
-//! `GET /stream/{product_id}`: a subscription as Server-Sent Events.
+//! `GET /stream/{product_id}`: a subscription as Server-Sent Events (WHATWG HTML, section 9.2).
 //!
-//! In: a request. Out: a head at once, then frames as the log has them, heartbeats in between.
+//! In: a request of a subscriber, or of an operator tail. Out: the response head at once, then
+//! frames in the log's order, with heartbeats in between.
 //!
-//! Also answers operators who look on (`watch`).
+//! ```text
+//! HTTP/1.1              connection.detach(retry line) ─► ShardPlacement ─► on_shard: SseConnection
+//! HTTP/2, 1.0, operator h2_body: EventBody, which hyper writes
+//!                       both read subscriber: SseSubscriber, which knows no socket
+//! ```
 //!
-//! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `sse`, `wheel`.
+//! May use: `auth`, `metrics`, `net`, `shard`, `sse`, `timer_wheel`.
 
+mod frame;
 mod h2_body;
 mod on_shard;
 mod subscriber;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,9 +36,9 @@ use super::request::{SubscriptionRequest, accepts_event_stream};
 use crate::{
     auth::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
     http::{
-        Product, Relay,
         admission::Subscribers,
         problem::{Problem, SHED_RETRY_AFTER, jittered},
+        state::{Product, Relay},
     },
     metrics::ShedReason,
     net::{Connection, DetachedConnection, Http2StreamState},
@@ -39,11 +47,12 @@ use crate::{
     timer_wheel::TimerWheel,
 };
 
-/// Answers one subscriber.
+/// Opens the event stream of one subscriber.
 ///
 /// # Errors
 ///
-/// 401, 403, 404, 406, 400 in this order; 429 or 503 past a limit, which browsers do not see.
+/// 401, 403, 404, 406, 400 in this order; 429 or 503 past a limit, except for browsers (see
+/// [`shed`]).
 pub(crate) async fn stream(
     State(relay): State<Arc<Relay>>,
     Extension(connection): Extension<Connection>,
@@ -66,11 +75,11 @@ pub(crate) async fn stream(
     open_stream(&relay, &source, &product, requested, &connection, &headers)
 }
 
-/// Answers whoever may have what it wishes for.
+/// Admits a subscriber whose request has been authorized, and answers with its stream.
 ///
 /// # Errors
 ///
-/// 429 or 503 past a limit, which browsers do not see.
+/// 429 or 503 past a limit, except for browsers: see [`shed`].
 pub(crate) fn open_stream(
     relay: &Relay,
     source: &SubscriptionSource<'_>,
@@ -79,14 +88,15 @@ pub(crate) fn open_stream(
     connection: &Connection,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    // Who writes to a socket of its own sees for itself when the time is over.
+    // A subscriber on a shard checks its end at every poll, even while its socket is full. hyper
+    // does not poll the body of a blocked stream, so a forced close has to end that one.
     let stream_state = Http2StreamState::current();
     let forced_close =
         source.shards.is_none().then(|| connection.forced_close(stream_state.as_deref()));
     let subscriber = match SseSubscriber::admit(
         relay,
         source,
-        product,
+        &product.feed,
         requested,
         connection.peer.ip(),
         headers,
@@ -98,7 +108,7 @@ pub(crate) fn open_stream(
     let first = sse::encode_retry(jittered(SSE_RETRY_DELAY));
     let body = match source.shards {
         Some(shards) => {
-            let (shards, home_shard) = (Arc::clone(shards), product.home_shard);
+            let (shards, home_shard) = (Arc::clone(shards), product.feed.home_shard);
             let scope = subscriber.scope().clone();
             connection.detach(first, move |socket, session| {
                 let factory = |socket| {
@@ -107,7 +117,8 @@ pub(crate) fn open_stream(
                         subscriber,
                     )) as Box<dyn ShardSubscriber>
                 };
-                // Its client, which comes back whatever the end, needs no more if it is too late for a lane.
+                // `take` returns a subscriber that is too late for the shards. Dropping it closes
+                // the socket; the client reconnects, as after any end of a stream.
                 drop(shards.take(socket, &scope, home_shard, Box::new(factory)));
             })
         }
@@ -115,32 +126,33 @@ pub(crate) fn open_stream(
     };
     let mut response = event_stream_response(body);
     if source.shards.is_some() {
-        // It is the last answer on its connection (RFC 9112, section 9.6).
+        // The socket leaves hyper, so no other response follows (RFC 9112, section 9.6).
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
 }
 
-/// What differs between the listeners that a stream is asked of.
+/// Source of a subscription: what differs between the public and the admin listener.
 #[derive(Debug)]
 pub(crate) struct SubscriptionSource<'a> {
-    /// Where it gets its seat.
+    /// Admission that issues the permit.
     pub(crate) subscribers: &'a Arc<Subscribers>,
-    /// The timer of its runtime.
+    /// Timer of the listener's runtime.
     pub(crate) wheel: &'a Arc<TimerWheel>,
-    /// The name of its key.
+    /// Name of the key, for the list of subscribers.
     pub(crate) key: Arc<str>,
-    /// Whom it is counted for.
+    /// Holder that the subscriber counts for in limits.
     pub(crate) holder: CredentialHolder,
-    /// What it was let in for.
+    /// Credential that must stay valid while the stream is open.
     pub(crate) proof: Arc<CredentialProof>,
-    /// About the age at which it ends.
+    /// Age at about which the stream is rotated.
     pub(crate) max_age: Option<Duration>,
-    /// When it has to end, if it has to.
+    /// End of the stream with its token, if there is one.
     pub(crate) expiry: Option<StreamExpiry>,
-    /// Who writes the stream, if it is not to be hyper.
+    /// Shards that write the stream; with `None`, hyper does.
     pub(crate) shards: Option<&'a Arc<ShardPlacement>>,
-    /// An operator looks on: it is not counted as a subscriber, and leaves at once when it is to.
+    /// The stream is an operator tail: not counted as a subscriber, and ended at once when it is
+    /// told to disconnect.
     pub(crate) is_operator_tail: bool,
 }
 
@@ -160,29 +172,36 @@ impl<'a> SubscriptionSource<'a> {
     }
 }
 
-/// Whether the socket can be taken out of hyper while it answers a request of this version: on HTTP/1.0 there are no chunks, on
-/// HTTP/2 there are other streams.
+/// Returns whether the socket can leave hyper after a request of this version.
+///
+/// HTTP/1.0 has no chunked bodies, and an HTTP/2 connection carries other streams.
 fn supports_detach(version: Version) -> bool {
     version == Version::HTTP_11
 }
 
-/// The head of every event stream, and of what stands for one.
+/// Returns the response of every event stream, and of the empty one that sheds a browser.
 fn event_stream_response(body: Body) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform"));
+    // nginx would buffer the body otherwise.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    // Tells a relay that follows this one that it may resume by id.
     headers.insert("autoplay-relay", HeaderValue::from_static("resume"));
     response
 }
 
-/// Turns a subscriber away. A browser's `EventSource` gives up for good on any status but 200, so it gets one.
+/// Sheds a subscriber.
+///
+/// A browser's `EventSource` gives up for good on any status but 200 (WHATWG HTML, section 9.2.3),
+/// so a browser gets an empty stream with a retry delay.
 ///
 /// # Errors
 ///
-/// What everybody else gets: 429 or 503.
+/// 429 or 503, for all other clients.
 pub(crate) fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, Problem> {
+    // Browsers send Fetch Metadata, and scripts cannot set `Sec-` headers there.
     if headers.contains_key("sec-fetch-mode") {
         let mut response =
             event_stream_response(Body::from(sse::encode_retry(jittered(SHED_RETRY_AFTER))));
@@ -192,5 +211,6 @@ pub(crate) fn shed(reason: ShedReason, headers: &HeaderMap) -> Result<Response, 
     Err(reason.into())
 }
 
-/// A restarted relay is back within seconds; those who lost it should be, too.
+/// Reconnection delay that subscribers are given, before jitter: a restarted relay is back within
+/// seconds.
 const SSE_RETRY_DELAY: Duration = Duration::from_secs(2);

@@ -1,6 +1,15 @@
-//! A stream on a socket of its own: pieces gathered into one write, and everything that can end it.
+//! SSE connection on a shard: frames gathered into write batches, partial writes, deadlines and the
+//! end of the stream.
 //!
-//! May use: `event`, `net` (the socket), `sse`, `wheel`.
+//! In: frames of an [`SseSubscriber`], queued events, readiness of the socket. Out: chunks of the
+//! HTTP/1.1 body that hyper began.
+//!
+//! ```text
+//! poll:    discard input ─► flush unwritten ─► fill batch ─► write ─┬─ all accepted: next batch
+//! deliver: caught up? ─► slices of the events ─► one write ─────────┴─ rest: unwritten
+//! ```
+//!
+//! May use: `event`, `fanout`, `feed`, `net`, `shard`, `sse`.
 
 use std::{
     collections::VecDeque,
@@ -17,7 +26,7 @@ use super::subscriber::{SseSubscriber, StreamFault};
 use crate::{
     event::{Event, Scope},
     fanout::Subscription,
-    http::Product,
+    feed::Feed,
     net::{DetachedConnection, Written},
     shard::{
         DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents,
@@ -26,30 +35,32 @@ use crate::{
     sse,
 };
 
-/// A subscriber with its socket.
+/// An SSE subscriber and its socket.
 #[derive(Debug)]
 pub(crate) struct SseConnection {
     connection: DetachedConnection,
     subscriber: SseSubscriber,
-    /// What the socket has not taken yet.
+    /// Rest of a partial write. Boxed: few connections have one at any time.
     unwritten: Option<Box<UnwrittenBatch>>,
-    /// Bytes that the client has sent although nobody asked.
+    /// Bytes of the client that have been discarded.
     ignored_bytes: usize,
+    /// No waker is registered for the socket's input.
     must_register_read: bool,
+    /// The last chunk is in the batch, or written.
     has_ended: bool,
-    /// It has everything, and can take more.
+    /// The subscriber has every entry, and the socket has accepted all of them.
     is_caught_up: bool,
 }
 
 #[derive(Debug)]
 struct UnwrittenBatch {
     buffers: VecDeque<Bytes>,
-    /// Tick at which the socket must have taken something.
+    /// Tick by which the socket must have accepted more.
     write_due: u64,
 }
 
 impl SseConnection {
-    /// A stream whose head has been sent.
+    /// Returns a connection whose response head has been sent.
     pub(crate) fn new(connection: DetachedConnection, subscriber: SseSubscriber) -> Self {
         Self {
             connection,
@@ -62,7 +73,7 @@ impl SseConnection {
         }
     }
 
-    /// Keeps what the socket has not taken.
+    /// Keeps the rest of a partial write, and starts the write deadline.
     fn keep_unwritten(&mut self, batch: VecDeque<Bytes>, write_timeout: Duration) {
         self.is_caught_up = false;
         self.subscriber.record_backlog();
@@ -72,7 +83,8 @@ impl SseConnection {
         }));
     }
 
-    /// Takes what is due, within the bounds of one write. Whether that was all.
+    /// Takes frames from the subscriber, within the bounds of one write, and returns whether that
+    /// was all there is.
     fn fill_batch(&mut self, context: &mut Context<'_>, batch: &mut VecDeque<Bytes>) -> bool {
         let mut bytes = 0;
         while batch.len() < MAX_BATCH_BUFFERS && bytes < MAX_BATCH_BYTES {
@@ -91,7 +103,10 @@ impl SseConnection {
         false
     }
 
-    /// Writes what is left of an earlier write, if anything is. Whether the stream goes on, once all of it is written.
+    /// Writes the rest of an earlier write, if there is one.
+    ///
+    /// Returns `Ready(true)` once all of it is written, `Ready(false)` when the stream has to end,
+    /// and `Pending` while the socket is full.
     fn flush_unwritten(
         &mut self,
         context: &mut Context<'_>,
@@ -99,6 +114,8 @@ impl SseConnection {
     ) -> Poll<bool> {
         let Some(unwritten) = &mut self.unwritten else { return Poll::Ready(true) };
         loop {
+            // With TLS the session accepts bytes before the socket does, so an empty list is not
+            // enough: records may still wait for the socket.
             let ready = match write_batch(&mut self.connection, &mut unwritten.buffers) {
                 Ok(_) if unwritten.buffers.is_empty() && !self.connection.has_unsent_records() => {
                     self.unwritten = None;
@@ -106,10 +123,13 @@ impl SseConnection {
                 }
                 Ok(sent) => {
                     scratch.written_bytes += sent;
+                    // Progress restarts the deadline: a slow reader is not a stalled one.
                     if sent > 0 {
                         unwritten.write_due =
                             self.subscriber.wheel().tick_after(scratch.write_timeout);
                     }
+                    // `try_write` registers no waker. If the socket has become writable in
+                    // between, this returns `Ready` and the loop writes again.
                     self.connection.socket().poll_write_ready(context)
                 }
                 Err(error) => Poll::Ready(Err(error)),
@@ -133,8 +153,10 @@ impl SseConnection {
         }
     }
 
-    /// Whether the client has ended the connection. What it sends otherwise is not looked at; one that does not stop is not
-    /// read any more, and its end shows when it is written to.
+    /// Returns whether the client has closed the connection.
+    ///
+    /// Other input is discarded. After [`MAX_IGNORED_BYTES`] the socket is not read any more, and a
+    /// close shows as an error of the next write.
     fn check_peer_closed(&mut self, context: &mut Context<'_>) -> bool {
         for _ in 0..MAX_READS_PER_POLL {
             if self.ignored_bytes >= MAX_IGNORED_BYTES {
@@ -145,7 +167,8 @@ impl SseConnection {
                 Ok(0) => return true,
                 Ok(bytes) => self.ignored_bytes += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    // Nothing has happened since its waker was left there: that is where it still is.
+                    // tokio answered from the cached readiness without a system call: nothing has
+                    // arrived since the waker was registered, so the waker is still in place.
                     if !is_notified && !self.must_register_read {
                         return false;
                     }
@@ -160,6 +183,8 @@ impl SseConnection {
                 }
             }
         }
+        // The bound is used up and the socket may have more: poll again, and then register, for the
+        // last readiness event has used the waker up.
         context.waker().wake_by_ref();
         self.must_register_read = true;
         false
@@ -167,15 +192,15 @@ impl SseConnection {
 }
 
 impl ShardSubscriber for SseConnection {
-    fn product(&self) -> &Arc<Product> {
-        self.subscriber.product()
+    fn feed(&self) -> &Arc<Feed> {
+        self.subscriber.feed()
     }
 
     fn subscription(&mut self) -> &mut Subscription {
         self.subscriber.subscription()
     }
 
-    /// It has said what it wants in its request.
+    /// Returns `None`: an SSE subscriber sets its scope in the request only.
     fn take_requested_scope(&mut self) -> Option<Scope> {
         None
     }
@@ -185,6 +210,8 @@ impl ShardSubscriber for SseConnection {
         if self.check_peer_closed(context) {
             return Poll::Ready(());
         }
+        // Nothing is read from the log before the earlier write is complete: a stalled client pins
+        // one write batch.
         for _ in 0..MAX_WRITES_PER_POLL {
             match self.flush_unwritten(context, scratch) {
                 Poll::Ready(true) => {}
@@ -210,11 +237,11 @@ impl ShardSubscriber for SseConnection {
                 return Poll::Pending;
             }
         }
-        context.waker().wake_by_ref(); // others are to have their turn
+        context.waker().wake_by_ref(); // the shard's other subscribers first
         Poll::Pending
     }
 
-    /// Written as it lies there.
+    /// Writes the events from their own buffers, without a reference count.
     fn deliver(
         &mut self,
         queued: QueuedEvents<'_>,
@@ -225,6 +252,8 @@ impl ShardSubscriber for SseConnection {
         if !self.is_caught_up || self.subscriber.is_token_expired(now) {
             return self.fall_back_to_log(queued.first_position());
         }
+        // A partial write is rebuilt from the positions in between, so that the common case, where
+        // the socket accepts everything, collects no list of events.
         let before = self.subscriber.position();
         let mut slices = [IoSlice::new(&[]); MAX_BATCH_BUFFERS];
         let (mut count, mut bytes, mut is_complete) = (0, 0, true);
@@ -245,6 +274,7 @@ impl ShardSubscriber for SseConnection {
         let Written { accepted_bytes: taken, sent_bytes: sent } =
             match self.connection.try_write(slices.split_at(count).0) {
                 Ok(written) => written,
+                // All of it becomes unwritten; the poll that follows waits for the socket.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => Written::default(),
                 Err(error) => {
                     record_io_error(&mut self.subscriber, &error);
@@ -268,6 +298,7 @@ impl ShardSubscriber for SseConnection {
             self.keep_unwritten(unwritten, scratch.write_timeout);
         }
         if !is_complete {
+            // The batch has more than one write takes; 0 keeps the subscription's own position.
             self.fall_back_to_log(0);
         }
         if is_complete && self.unwritten.is_none() {
@@ -282,7 +313,8 @@ impl ShardSubscriber for SseConnection {
         self.subscriber.fall_back_to_log(position);
         match self.unwritten {
             None => DeliveryOutcome::NeedsPoll,
-            Some(_) => DeliveryOutcome::Handled, // once its socket can be written
+            // The socket's readiness wakes it; polling it before would only find the socket full.
+            Some(_) => DeliveryOutcome::Handled,
         }
     }
 
@@ -291,7 +323,14 @@ impl ShardSubscriber for SseConnection {
     }
 }
 
-/// Writes pieces until the socket is full, and returns how many bytes it took; what was not taken stays.
+/// Writes buffers until the socket is full, and returns the bytes that the socket accepted.
+///
+/// The unwritten rest stays in `batch`. With TLS, records that the session owes are sent even if
+/// `batch` is empty.
+///
+/// # Errors
+///
+/// The socket's, except `WouldBlock`.
 fn write_batch(
     connection: &mut DetachedConnection,
     batch: &mut VecDeque<Bytes>,
@@ -311,18 +350,20 @@ fn write_batch(
     Ok(total)
 }
 
-/// The kernel's own user time-out means the same as ours.
+/// Records a stalled client if the kernel's `TCP_USER_TIMEOUT` has ended the connection: it is set
+/// to the same time as the relay's write deadline.
 fn record_io_error(subscriber: &mut SseSubscriber, error: &io::Error) {
     if error.kind() == ErrorKind::TimedOut {
         subscriber.record_fault(StreamFault::Stalled);
     }
 }
 
-/// Writes after which others have their turn.
+/// Writes after which the shard's other subscribers get their turn: 128 KiB at about 32 KiB each.
 const MAX_WRITES_PER_POLL: usize = 4;
 
-/// Reads after which others have their turn.
+/// Reads after which the shard's other subscribers get their turn.
 const MAX_READS_PER_POLL: usize = 4;
 
-/// What a client may send on its stream and still be read.
+/// Input that is discarded before the socket is read no more: a client has nothing to send here,
+/// and with TLS each record costs a decryption.
 const MAX_IGNORED_BYTES: usize = 64 * 1024;

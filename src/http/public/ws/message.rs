@@ -1,6 +1,9 @@
-//! The messages of both directions, in JSON.
+//! WebSocket messages of both directions, in JSON, and the frames of those that the relay sends.
 //!
-//! Pure but for [`Envelopes`], which keeps what has been encoded lately. May use: `event`.
+//! In: events, gaps, filters in force; the client's text. Out: frames (RFC 6455, section 5.2); a
+//! [`Scope`]. Pure, except for [`WsMessageCache`].
+//!
+//! May use: `event`.
 
 use std::{
     collections::BTreeSet,
@@ -16,10 +19,12 @@ use crate::{
     http::public::request::{MAX_FILTER_VALUES, only_or_everything},
 };
 
-/// The newest events of a product, as subscribers get them. All who follow share one encoding, and so do those who stall on it.
+/// Cache of a product's newest events as framed messages, shared by caught-up and stalled
+/// subscribers alike.
 ///
-/// Kept beside the log and not in its events: what they take in memory is counted when they are appended, and half of
-/// `log.memory_bytes` for a second form of each would be a bad bargain for whoever has no WebSocket subscribers.
+/// The cache stands beside the log. A second form inside each event would have to count against
+/// `log.memory_bytes` when the event is appended, which halves the log for relays without WebSocket
+/// subscribers, or would exceed that bound.
 #[derive(Debug)]
 pub(crate) struct WsMessageCache([Mutex<Option<(EventId, Bytes)>>; MESSAGE_CACHE_SLOTS]);
 
@@ -30,22 +35,23 @@ impl Default for WsMessageCache {
 }
 
 impl WsMessageCache {
-    /// An event's message, in its frame.
+    /// Returns an event's framed message, encoding it if the cache does not have it.
     pub(super) fn get_or_encode(&self, event: &Event) -> Bytes {
         if event.payload().len() > MAX_CACHED_PAYLOAD_BYTES {
             return encode_event(event);
         }
         let slot = usize::try_from(event.position()).unwrap_or_default() % MESSAGE_CACHE_SLOTS;
         let Some(slot) = self.0.get(slot) else { return encode_event(event) };
-        // A slot holds whole values: there is no half-done state that a panic could leave behind.
+        // A slot is replaced as a whole, so a panic leaves no partial state in a poisoned lock.
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         match &*slot {
+            // By id, not by position: a slot may hold the event of an earlier round.
             Some((id, message)) if *id == event.id() => message.clone(),
             _ => slot.insert((event.id(), encode_event(event))).1.clone(),
         }
     }
 
-    /// Forgets all of them: some are to be erased.
+    /// Empties the cache, for an erasure.
     pub(crate) fn clear(&self) {
         for slot in &self.0 {
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -53,7 +59,8 @@ impl WsMessageCache {
     }
 }
 
-/// `{"id":"…","event":"message","data":…}`. The payload is known to be JSON, and stands in it byte for byte.
+/// Encodes `{"id":"…","event":"message","data":…}`. The envelope has checked that the payload is
+/// JSON; it is copied byte for byte.
 fn encode_event(event: &Event) -> Bytes {
     let (id, payload) = (event.id().to_string(), event.payload());
     text_frame(&[
@@ -65,7 +72,8 @@ fn encode_event(event: &Event) -> Bytes {
     ])
 }
 
-/// A text message in one frame, not masked: as a server sends it (RFC 6455, section 5.2).
+/// Returns a text message in one unmasked frame, as a server sends it (RFC 6455, sections 5.1 and
+/// 5.2).
 pub(super) fn text_frame(parts: &[&[u8]]) -> Bytes {
     let length = parts.iter().map(|part| part.len()).sum::<usize>();
     let mut frame = Vec::with_capacity(MAX_FRAME_HEADER_BYTES + length);
@@ -85,7 +93,7 @@ pub(super) fn text_frame(parts: &[&[u8]]) -> Bytes {
     frame.into()
 }
 
-/// `{"id":"…","event":"heartbeat"}`, without an id where that has not moved.
+/// Encodes `{"id":"…","event":"heartbeat"}`, without `id` if the client has the newest id already.
 pub(super) fn encode_heartbeat(id: Option<EventId>) -> String {
     match id {
         Some(id) => format!(r#"{{"id":"{id}","event":"heartbeat"}}"#),
@@ -93,12 +101,12 @@ pub(super) fn encode_heartbeat(id: Option<EventId>) -> String {
     }
 }
 
-/// `{"id":"…","event":"gap","data":{…}}`.
+/// Encodes `{"id":"…","event":"gap","data":{…}}`.
 pub(super) fn encode_gap(gap: &Gap) -> String {
     format!(r#"{{"id":"{}","event":"gap","data":{}}}"#, gap.id, gap.notice_json())
 }
 
-/// `{"event":"subscribed","data":{…}}`: the filter that is now in force.
+/// Encodes `{"event":"subscribed","data":{…}}` with the filter now in force.
 pub(crate) fn encode_subscribed(scope: &Scope) -> String {
     let filter = FilterInForce {
         session_ids: filter_values(&scope.sessions, SessionId::as_str),
@@ -107,13 +115,13 @@ pub(crate) fn encode_subscribed(scope: &Scope) -> String {
     encode_message("subscribed", filter)
 }
 
-/// `{"event":"error","data":{"title":"…"}}`.
+/// Encodes `{"event":"error","data":{"title":"…"}}`.
 pub(super) fn encode_error(title: &str) -> String {
     encode_message("error", ErrorDetail { title })
 }
 
 fn encode_message<T: Serialize>(event: &'static str, data: T) -> String {
-    // Lists and texts can always be written.
+    // Lists and strings always serialize.
     serde_json::to_string(&ServerMessage { event, data }).unwrap_or_default()
 }
 
@@ -124,11 +132,11 @@ fn filter_values<T>(only: &Only<T>, as_str: impl Fn(&T) -> &str) -> Vec<&str> {
     }
 }
 
-/// The filter that a client asks for.
+/// Parses the filter that a client requests.
 ///
 /// # Errors
 ///
-/// What is wrong with the message, for the client to read.
+/// A description of the mistake, for the client.
 pub(crate) fn parse_subscribe(text: &[u8]) -> Result<Scope, String> {
     let filter = parse_object(text)
         .and_then(|message: SubscribeMessage<'_>| parse_object(message.subscribe.get().as_bytes()));
@@ -147,7 +155,7 @@ pub(crate) fn parse_subscribe(text: &[u8]) -> Result<Scope, String> {
     Ok(Scope { sessions: only_or_everything(sessions), kinds: only_or_everything(kinds) })
 }
 
-/// Reads an object. serde would take a list of its fields' values as well.
+/// Parses a JSON object. serde alone would accept an array of the fields' values as well.
 fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     let is_object = json.trim_ascii_start().starts_with(b"{");
     serde_json::from_slice(json).ok().filter(|_| is_object)
@@ -186,22 +194,24 @@ struct ErrorDetail<'a> {
     title: &'a str,
 }
 
-/// The last frame of a message, which is text.
+/// First byte of a frame: FIN, opcode text.
 const FIN_TEXT_OPCODE: u8 = 0x81;
 
-/// In place of a length that does not fit into seven bits.
+/// Second byte of a frame whose length follows in two bytes; smaller values are the length itself.
 const LENGTH_IN_16_BITS: u8 = 126;
 
-/// In place of one that does not fit into two bytes.
+/// Second byte of a frame whose length follows in eight bytes.
 const LENGTH_IN_64_BITS: u8 = 127;
 
-/// Of a frame that is not masked.
+/// Longest header of an unmasked frame.
 const MAX_FRAME_HEADER_BYTES: usize = 10;
 
-/// What subscribers who follow are apart; whoever is further behind has its own copy.
+/// Events in the cache: about the distance between caught-up subscribers. A subscriber that lags
+/// further encodes its own copy.
 const MESSAGE_CACHE_SLOTS: usize = 64;
 
-/// With this, they take a mebibyte a product at the most. Copying a larger one is little beside writing it.
+/// Largest cached payload: 64 of them are 1 MiB per product. For a larger one, the copy costs
+/// little compared with the write.
 const MAX_CACHED_PAYLOAD_BYTES: usize = 16 * 1024;
 
 #[cfg(test)]
@@ -264,16 +274,16 @@ mod tests {
         assert_ne!(
             cache.get_or_encode(&large).as_ptr(),
             cache.get_or_encode(&large).as_ptr(),
-            "large ones are not kept"
+            "large messages are not cached"
         );
     }
 
     #[test]
-    fn what_is_erased_is_forgotten() {
+    fn clear_releases_every_message() {
         let cache = WsMessageCache::default();
         let message = cache.get_or_encode(&event(3, "{}"));
         cache.clear();
-        assert!(message.is_unique(), "nobody else holds it");
+        assert!(message.is_unique(), "the cache no longer holds it");
     }
 
     #[test]
@@ -314,9 +324,13 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_not_a_filter_is_refused() {
-        let too_many = json!({ "subscribe": { "types": (0..=MAX_FILTER_VALUES).map(|n| n.to_string()).collect::<Vec<_>>() } });
-        let largest = json!({ "subscribe": { "types": (0..MAX_FILTER_VALUES).map(|n| n.to_string()).collect::<Vec<_>>() } });
+    fn malformed_filters_are_refused() {
+        let of_types = |count: usize| {
+            let types: Vec<_> = (0..count).map(|n| n.to_string()).collect();
+            json!({ "subscribe": { "types": types } })
+        };
+        let too_many = of_types(MAX_FILTER_VALUES + 1);
+        let largest = of_types(MAX_FILTER_VALUES);
         assert!(parse_subscribe(largest.to_string().as_bytes()).is_ok());
         for text in [
             "",

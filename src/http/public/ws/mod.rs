@@ -1,11 +1,18 @@
 //! `GET /ws/{product_id}`: a subscription over WebSocket (RFC 6455).
 //!
-//! In: a request to upgrade. Out: an answer that does, and a session on the connection's socket. Everything is checked before
-//! the upgrade, so whoever is turned away gets the same problem as over SSE.
+//! In: an upgrade request. Out: 101, and a [`WsConnection`] on the upgraded socket: on a shard, or
+//! as a task of the listener over TLS. Everything is checked before the upgrade, so a refused
+//! client gets the same problem (RFC 9457) as over SSE.
 //!
-//! May use: `auth`, `config`, `event`, `fanout`, `metrics`, `net`, `wheel`.
+//! ```text
+//! Origin ─► grant, product ─► Handshake ─► filter, position ─► WsSubscriber ─► 101
+//!                                  upgraded ─┬─ plain: ShardPlacement ─► on_shard
+//!                                            └─ TLS: WsConnectionTask
+//! ```
+//!
+//! May use: `config`, `net`, `shard`.
 
-mod message;
+pub(in crate::http) mod message;
 pub(crate) mod on_shard;
 mod socket;
 mod subscriber;
@@ -27,9 +34,6 @@ use hyper::{
     },
 };
 
-pub(crate) use self::message::WsMessageCache;
-#[cfg(any(test, fuzzing))]
-pub(crate) use self::message::{encode_subscribed, parse_subscribe};
 use self::{
     socket::{WsConnection, WsConnectionTask},
     subscriber::WsSubscriber,
@@ -37,12 +41,12 @@ use self::{
 use super::request::SubscriptionRequest;
 use crate::{
     config,
-    http::{Relay, problem::Problem},
+    http::{problem::Problem, state::Relay},
     net::{Connection, UpgradedConnection},
     shard::ShardSubscriber,
 };
 
-/// Answers one subscriber.
+/// Upgrades one subscriber's connection.
 ///
 /// # Errors
 ///
@@ -75,7 +79,7 @@ pub(crate) async fn socket(
         &connection,
         headers,
     )?;
-    let (shards, home_shard) = (Arc::clone(&relay.shards), product.home_shard);
+    let (shards, home_shard) = (Arc::clone(&relay.shards), product.feed.home_shard);
     connection.spawn_upgraded(upgrade, move |switched| async move {
         match switched {
             UpgradedConnection::Plain(socket) => {
@@ -85,28 +89,33 @@ pub(crate) async fn socket(
                     Box::new(WsConnection::new(with_deadlines(socket), subscriber))
                         as Box<dyn ShardSubscriber>
                 };
+                // Too late for the shards: polled here, so that the client still gets its close
+                // frame.
                 if let Some(late) = shards.take(socket, &scope, home_shard, Box::new(factory)) {
                     shards.finish_off_shard(late).await;
                 }
             }
             UpgradedConnection::Encrypted(stream) => {
-                WsConnectionTask::new(stream, subscriber).await
+                WsConnectionTask::new(stream, subscriber).await;
             }
         }
     });
     Ok(switching_protocols(&key))
 }
 
-/// A page of another site may open a WebSocket as its visitor, with the visitor's cookies, and no preflight asks before. So any
-/// `Origin` must be this host or listed, whatever the credential. Browsers always send one.
+/// Checks that every `Origin` is this host or listed.
+///
+/// A page of another site may open a WebSocket with its visitor's cookies, and no preflight comes
+/// before (RFC 6455, section 10.2). The check applies to any credential. Browsers always send
+/// `Origin`; a request without one comes from another client and passes.
 ///
 /// # Errors
 ///
-/// 403.
+/// 403 for any other origin.
 fn check_origin(headers: &HeaderMap, listed: &[config::Origin]) -> Result<(), Problem> {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let is_known = |origin: &HeaderValue| {
-        // Brought into one form: a browser leaves the scheme's own port out, a client in front of a proxy may not.
+        // Normalized: a browser omits the scheme's default port, and `Host` may contain it.
         let Some(origin) =
             origin.to_str().ok().and_then(|origin| config::Origin::parse(origin).ok())
         else {
@@ -124,19 +133,19 @@ fn check_origin(headers: &HeaderMap, listed: &[config::Origin]) -> Result<(), Pr
     }
 }
 
-/// What a request's head says of the upgrade.
+/// Client's half of the opening handshake.
 #[derive(Debug)]
 enum Handshake {
-    /// It asks as it should, with this key.
+    /// A valid request, with its `Sec-WebSocket-Key`.
     Key(HeaderValue),
-    /// It does not ask, or not for version 13, or where none is to be had.
+    /// No upgrade request, or one of another version or over another protocol than HTTP/1.1.
     UpgradeRequired,
-    /// It asks for what cannot be.
+    /// An upgrade request with an invalid key.
     Refused(Problem),
 }
 
 impl Handshake {
-    /// Reads the client's half of the handshake (RFC 6455, section 4.2.1).
+    /// Reads the handshake from a request's head (RFC 6455, section 4.2.1).
     fn read(version: Version, headers: &HeaderMap) -> Self {
         let asks_for_upgrade = lists_token(headers, &CONNECTION, "upgrade")
             && lists_token(headers, &UPGRADE, "websocket");
@@ -158,26 +167,27 @@ impl Handshake {
     }
 }
 
-/// Whether a list of tokens holds one.
+/// Returns whether a list header contains a token, in any case of letters.
 fn lists_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let lists = headers.get_all(name).iter().filter_map(|list| list.to_str().ok());
     lists.flat_map(|list| list.split(',')).any(|found| found.trim().eq_ignore_ascii_case(token))
 }
 
-/// 426: how to ask instead.
+/// Returns 426, with the upgrade to ask for.
 fn upgrade_required(version: Version) -> Response {
     let detail = match version {
         Version::HTTP_11 => {
             "this is a WebSocket: ask with Upgrade: websocket and Sec-WebSocket-Version: 13"
         }
-        _ => {
-            "this is a WebSocket, which is opened over HTTP/1.1 and no other: ask there with Upgrade: websocket"
-        }
+        _ => concat!(
+            "this is a WebSocket, which is opened over HTTP/1.1 and no other: ",
+            "ask there with Upgrade: websocket"
+        ),
     };
     let mut response = Problem::new(StatusCode::UPGRADE_REQUIRED, detail).into_response();
     let headers = response.headers_mut();
     headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static(WEBSOCKET_VERSION));
-    // HTTP/2 knows neither of these fields, and a message that has one is malformed (RFC 9113, section 8.2.2).
+    // An HTTP/2 message with one of these fields is malformed (RFC 9113, section 8.2.2).
     if version != Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
@@ -185,21 +195,22 @@ fn upgrade_required(version: Version) -> Response {
     response
 }
 
-/// 101: what follows on this connection is WebSocket.
+/// Returns 101, after which the connection speaks WebSocket.
 fn switching_protocols(key: &HeaderValue) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    // Base64 can always stand in a header.
+    // Base64 is always a valid header value.
     if let Ok(accept) = HeaderValue::try_from(accept_key(key.as_bytes())) {
         headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
     response
 }
 
-/// Proof that the key was understood; nothing depends on its strength.
+/// Returns `Sec-WebSocket-Accept` for a key (RFC 6455, section 4.2.2). The protocol prescribes
+/// SHA-1 here, as a checksum: security does not depend on its strength.
 fn accept_key(key: &[u8]) -> String {
     let mut digest = Digest::new(&SHA1_FOR_LEGACY_USE_ONLY);
     digest.update(key);
@@ -207,13 +218,13 @@ fn accept_key(key: &[u8]) -> String {
     BASE64.encode(digest.finish())
 }
 
-/// The one version there is.
+/// Version of RFC 6455, the only one that is deployed.
 const WEBSOCKET_VERSION: &str = "13";
 
-/// Of `Sec-WebSocket-Key`, decoded.
+/// Length of `Sec-WebSocket-Key`, decoded.
 const HANDSHAKE_KEY_BYTES: usize = 16;
 
-/// What RFC 6455 has appended to the key.
+/// Suffix that RFC 6455 appends to the key before hashing.
 const HANDSHAKE_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 #[cfg(test)]
@@ -226,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn over_http2_nobody_is_told_to_upgrade() {
+    fn an_answer_over_http2_has_no_upgrade_header() {
         let has = |version| upgrade_required(version).headers().contains_key(UPGRADE);
         assert!(has(Version::HTTP_11) && has(Version::HTTP_10));
         assert!(

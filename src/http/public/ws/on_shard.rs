@@ -1,6 +1,9 @@
-//! A session on a socket of its own, as its lane sees it.
+//! WebSocket connection on a shard: direct delivery, and the turn budget.
 //!
-//! May use: `event`, `fanout`, `net`.
+//! In: queued events, each encoded once for the whole shard. Out: one write of the framed messages.
+//! [`WsConnection::run`] does everything else.
+//!
+//! May use: `event`, `fanout`, `feed`, `net`, `shard`.
 
 use std::{
     io::IoSlice,
@@ -14,7 +17,7 @@ use super::socket::{WsConnection, poll_write_once};
 use crate::{
     event::{Event, Scope},
     fanout::Subscription,
-    http::Product,
+    feed::Feed,
     net::DeadlineSocket,
     shard::{
         DeliveryOutcome, MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, MetricsBuffers, QueuedEvents,
@@ -23,8 +26,8 @@ use crate::{
 };
 
 impl ShardSubscriber for WsConnection<DeadlineSocket> {
-    fn product(&self) -> &Arc<Product> {
-        self.subscriber.product()
+    fn feed(&self) -> &Arc<Feed> {
+        self.subscriber.feed()
     }
 
     fn subscription(&mut self) -> &mut Subscription {
@@ -36,11 +39,16 @@ impl ShardSubscriber for WsConnection<DeadlineSocket> {
     }
 
     fn poll(&mut self, context: &mut Context<'_>, scratch: &mut WriteScratch) -> Poll<()> {
+        // The codec reads until it has a message; without a budget a client that floods would keep
+        // it reading.
         self.socket.get_mut().set_read_budget(SOCKET_READS_PER_POLL);
         self.run(context, &mut scratch.batch, &mut scratch.written_bytes)
     }
 
-    /// Written as its lane keeps it.
+    /// Writes the shared messages directly to the socket, beside the codec.
+    ///
+    /// `is_caught_up` is set only after the codec has been flushed, so the codec has no
+    /// half-written frame that these bytes could cut in two.
     fn deliver(
         &mut self,
         queued: QueuedEvents<'_>,
@@ -60,9 +68,7 @@ impl ShardSubscriber for WsConnection<DeadlineSocket> {
                 break;
             };
             if self.subscriber.accept(event) {
-                let message = message.get_or_insert_with(|| {
-                    self.subscriber.product().ws_messages.get_or_encode(event)
-                });
+                let message = message.get_or_insert_with(|| self.subscriber.message_for(event));
                 *slice = IoSlice::new(message);
                 (count, bytes) = (count + 1, bytes + message.len());
                 metrics.ws.record_delivery(event, now);
@@ -71,7 +77,8 @@ impl ShardSubscriber for WsConnection<DeadlineSocket> {
         if count == 0 {
             return DeliveryOutcome::Handled;
         }
-        // If the socket is full, it is polled, and waits for room then.
+        // A no-op waker: if the socket is full, the scheduler polls the connection, which registers
+        // the real one.
         let written = match poll_write_once(
             self.socket.get_mut(),
             &mut Context::from_waker(Waker::noop()),
@@ -84,6 +91,7 @@ impl ShardSubscriber for WsConnection<DeadlineSocket> {
         scratch.written_bytes += written;
         self.subscriber.reset_heartbeat();
         if written < bytes {
+            // Rebuilt from the positions, as over SSE: most writes are complete and need no list.
             let last = self.subscriber.position();
             let was_accepted = |it: &Event| {
                 it.position() > before && it.position() <= last && self.subscriber.includes(it)
@@ -104,7 +112,8 @@ impl ShardSubscriber for WsConnection<DeadlineSocket> {
         self.subscriber.subscription().resync_from(position);
         match self.is_idle {
             true => DeliveryOutcome::NeedsPoll,
-            false => DeliveryOutcome::Handled, // it is polled in any case, once its socket can be written, or the client has answered
+            // Waiting for a writable socket, a close frame or the next tick: polled then.
+            false => DeliveryOutcome::Handled,
         }
     }
 
@@ -113,5 +122,5 @@ impl ShardSubscriber for WsConnection<DeadlineSocket> {
     }
 }
 
-/// Reads of the socket after which others have their turn.
+/// Reads of the socket in one poll, after which the shard's other subscribers get their turn.
 const SOCKET_READS_PER_POLL: u8 = 4;

@@ -1,6 +1,9 @@
-//! One WebSocket subscriber without its socket: what it may see, where it stands, and when it has to leave.
+//! WebSocket subscriber without a socket: scope, position, heartbeats, and when to disconnect.
 //!
-//! May use: `auth`, `event`, `fanout`, `metrics`, `net`, `wheel`.
+//! In: items of a [`Subscription`], filters of the client, ticks, disconnect reasons. Out: framed
+//! messages.
+//!
+//! May use: `auth`, `event`, `fanout`, `feed`, `metrics`, `net`, `timer_wheel`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -12,55 +15,58 @@ use bytes::Bytes;
 use hyper::HeaderMap;
 use tokio::time::Instant;
 
-use super::message;
+use super::message::{self, WsMessageCache};
 use crate::{
     auth::Grant,
     event::{Event, Scope, StartPosition},
     fanout::{SubscriberSignal, Subscription, SubscriptionItem},
+    feed::Feed,
     http::{
-        Product, Relay,
         admission::{AdmissionPermit, AdmissionRequest, DisconnectReason},
+        state::{Product, Relay},
     },
     metrics::{ShedReason, Transport},
     net::Connection,
     timer_wheel::{Alarm, TimerWheel},
 };
 
-/// A subscriber with a seat. Counted when it comes, and when it is dropped.
+/// Life cycle of one WebSocket subscriber; counted from admission until it is dropped.
 #[derive(Debug)]
 pub(super) struct WsSubscriber {
     subscription: Subscription,
     permit: AdmissionPermit,
-    product: Arc<Product>,
+    feed: Arc<Feed>,
+    messages: Arc<WsMessageCache>,
     grant: Grant,
     connection: Connection,
     alarm: Alarm,
-    /// What it has asked for and its lane is still to look for.
+    /// Scope that the client has requested and the shard's index does not have yet.
     requested_scope: Option<Scope>,
-    /// Place of the last entry it gets, once it has been told to leave.
+    /// Position of the last entry to deliver, once there is a disconnect reason.
     disconnect_after: Option<u64>,
-    /// The time, read once for all messages that are handed over at one wake-up.
+    /// Clock reading for the lag metric, shared by the messages of one wake-up.
     batch_time: Option<Instant>,
-    /// Ticks of silence after which there is a heartbeat.
+    /// Heartbeat interval in ticks.
     heartbeat_ticks: u64,
     heartbeat_due: u64,
-    /// Its connection is old.
+    /// Tick at which the connection has reached its maximum age.
     rotation_due: u64,
-    /// When its token is over, and the tick at which it is woken for that.
+    /// End of deliveries with the token.
     expires_at: Option<Instant>,
+    /// Tick at which the subscriber is woken for it.
     expiry_due: u64,
-    /// By then it is gone.
+    /// Tick at which the connection must be closed: the token's own end.
     end_due: u64,
-    /// It has broken the protocol.
+    /// The client has violated the protocol, or the subscriber's work has panicked.
     is_faulty: bool,
 }
 
 impl WsSubscriber {
-    /// Gives a newcomer a seat, and a place in the log.
+    /// Admits a subscriber and registers its subscription.
     ///
     /// # Errors
     ///
-    /// Which limit it would go past.
+    /// The limit that the subscriber would exceed, or [`ShedReason::Draining`].
     pub(super) fn admit(
         relay: &Relay,
         product: &Arc<Product>,
@@ -70,10 +76,11 @@ impl WsSubscriber {
         connection: &Connection,
         headers: &HeaderMap,
     ) -> Result<Self, ShedReason> {
+        let feed = &product.feed;
         relay.ensure_not_draining()?;
         let listener = Arc::new(SubscriberSignal::default());
         let permit = relay.subscribers.admit(AdmissionRequest {
-            product: product.id.clone(),
+            product: feed.id.clone(),
             transport: Transport::WebSocket,
             key: Arc::clone(&grant.key),
             holder: grant.holder.clone(),
@@ -82,23 +89,27 @@ impl WsSubscriber {
             listener: Arc::clone(&listener),
             forced_close: None,
         })?;
+        // Permit first, flag second, while shutdown sets the flag first and walks the permits
+        // second: SeqCst, so that at least one side sees the other.
         if relay.is_draining.load(Ordering::SeqCst) {
-            permit.disconnect(DisconnectReason::Drain); // it was let in at the very moment of closing
+            permit.disconnect(DisconnectReason::Drain);
         }
-        if relay.ensure_still_served(product).is_err() {
-            permit.disconnect(DisconnectReason::Removed); // the same, of its product
+        // Likewise: a reload removes the product first and disconnects its subscribers second.
+        if relay.ensure_still_served(feed).is_err() {
+            permit.disconnect(DisconnectReason::Removed);
         }
-        let subscription = product.fanout.subscribe(listener, scope, start);
-        product.ws.subscribers.inc();
+        let subscription = feed.fanout.subscribe(listener, scope, start);
+        feed.ws.subscribers.inc();
         let wheel = &relay.wheel;
-        // Spread for the same reasons as over SSE.
+        // Spread as over SSE: heartbeats must not share a tick, nor rotations come in waves.
         let heartbeat_interval = relay.heartbeat_interval.mul_f64(1.0 - fastrand::f64() / 10.0);
         let expiry = grant.stream_expiry();
         let age = relay.max_connection_age.map(|age| age.mul_f64(0.8 + 0.4 * fastrand::f64()));
         Ok(Self {
             subscription,
             permit,
-            product: Arc::clone(product),
+            feed: Arc::clone(&product.feed),
+            messages: Arc::clone(&product.ws_messages),
             connection: connection.clone(),
             alarm: Alarm::new(wheel),
             requested_scope: None,
@@ -107,17 +118,17 @@ impl WsSubscriber {
             heartbeat_ticks: wheel.tick_after(heartbeat_interval) - wheel.current_tick(),
             heartbeat_due: wheel.tick_after(heartbeat_interval),
             rotation_due: age.map_or(u64::MAX, |age| wheel.tick_after(age)),
-            expires_at: expiry.map(|farewell| farewell.disconnect_at),
-            expiry_due: expiry
-                .map_or(u64::MAX, |farewell| tick_before(farewell.disconnect_at, wheel)),
-            end_due: expiry.map_or(u64::MAX, |farewell| tick_before(farewell.expires_at, wheel)),
+            expires_at: expiry.map(|it| it.disconnect_at),
+            expiry_due: expiry.map_or(u64::MAX, |it| tick_before(it.disconnect_at, wheel)),
+            end_due: expiry.map_or(u64::MAX, |it| tick_before(it.expires_at, wheel)),
             grant,
             is_faulty: false,
         })
     }
 
-    /// The next message for it, in its frame.
+    /// Returns the next framed message.
     pub(super) fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Bytes> {
+        // The answer to the filter is on its way; no event of the old scope may follow it.
         if self.requested_scope.is_some() {
             return Poll::Pending;
         }
@@ -131,16 +142,13 @@ impl WsSubscriber {
         };
         let message = match item {
             SubscriptionItem::Event { event, received } => {
-                self.product.ws.delivered.inc();
+                self.feed.ws.delivered.inc();
                 self.permit.record_position(event.position());
                 if let Some(received) = received {
                     let now = *self.batch_time.get_or_insert_with(Instant::now);
-                    self.product
-                        .ws
-                        .lag
-                        .observe(now.saturating_duration_since(received).as_secs_f64());
+                    self.feed.ws.lag.observe(now.saturating_duration_since(received).as_secs_f64());
                 }
-                self.product.ws_messages.get_or_encode(&event)
+                self.messages.get_or_encode(&event)
             }
             SubscriptionItem::Gap(gap) => {
                 self.permit.record_position(gap.position);
@@ -151,7 +159,8 @@ impl WsSubscriber {
         Poll::Ready(message)
     }
 
-    /// A heartbeat, if it is time for one. Moves the client's id on where the log has moved past what its filter let through.
+    /// Returns a heartbeat if one is due, with an id if the log has moved past entries outside the
+    /// scope.
     pub(super) fn take_heartbeat(&mut self) -> Option<Bytes> {
         if self.now() < self.heartbeat_due {
             return None;
@@ -162,7 +171,10 @@ impl WsSubscriber {
         ]))
     }
 
-    /// Does what the client asks for, and answers it.
+    /// Applies a filter of the client and returns the framed answer.
+    ///
+    /// On a shard the scope also stands in the shard's index, so the scheduler applies it after
+    /// this poll (see `ShardSubscriber::take_requested_scope`).
     pub(super) fn handle_subscribe(&mut self, text: &[u8]) -> Bytes {
         let requested = message::parse_subscribe(text);
         let scope = requested
@@ -181,10 +193,10 @@ impl WsSubscriber {
         message::text_frame(&[answer.as_bytes()])
     }
 
-    /// Why it has to leave, if it has.
+    /// Returns the disconnect reason, if there is one, and fixes the last position to deliver.
     pub(super) fn check_disconnect(&mut self) -> Option<DisconnectReason> {
         let now = self.now();
-        // The clock is asked, too: the wheel could stand still.
+        // The clock as well as the tick, for the wheel may stall.
         if now >= self.expiry_due || self.is_token_expired() {
             self.permit.disconnect(DisconnectReason::Expired);
         }
@@ -192,111 +204,121 @@ impl WsSubscriber {
             self.permit.disconnect(DisconnectReason::Rotated);
         }
         let reason = self.permit.disconnect_reason()?;
-        // Who is dismissed still gets what is in the log at that moment: memory is gone with the process.
+        // Entries in memory are lost with the process, so the log as of now is delivered first.
         if self.disconnect_after.is_none() {
-            self.disconnect_after = Some(self.product.log.newest_position());
+            self.disconnect_after = Some(self.feed.log.newest_position());
             if self.subscription.is_on_shard() {
-                self.subscription.resync_from(0); // its lane may be long at giving to others
+                // The shard may still be delivering to others; the log has the entries already.
+                self.subscription.resync_from(0);
             }
         }
         Some(reason)
     }
 
-    /// Whether somebody who has to leave has been given what there is; what is in the store is there for whoever comes back.
+    /// Returns whether a subscriber that has to disconnect has received the log up to that moment.
+    ///
+    /// Entries in the store count as delivered: they outlive the process, and a resume finds them.
     pub(super) fn has_delivered_all(&self) -> bool {
         self.disconnect_after.is_some_and(|last| {
             self.subscription.has_passed(last) || self.subscription.reads_from_store()
         })
     }
 
-    /// Wakes `context` when there is something to send, or to heed.
+    /// Sets the alarm for the next heartbeat, rotation, expiry or `other_due`.
     pub(super) fn wake_when_due(&self, other_due: u64, context: &Context<'_>) {
-        // Who is leaving waits for the fan-out to come to the end of the log, which takes it no longer than a tick.
+        // Nothing wakes the subscriber when the fan-out reaches the end of the log without an entry
+        // for it: check every tick.
         let must_recheck = self.disconnect_after.is_some() || self.subscription.must_poll_again();
         let next_tick = self.alarm.wheel().tick_after(Duration::ZERO);
         let due = self.heartbeat_due.min(self.rotation_due).min(self.expiry_due).min(other_due);
         self.alarm.set(if must_recheck { due.min(next_tick) } else { due }, context.waker());
     }
 
-    /// Wakes `context` when it has to leave, while it takes nothing.
+    /// Has `context` woken on a disconnect, at the token's expiry and at `other_due`, while the
+    /// socket is full.
     pub(super) fn wake_for_disconnect(&self, other_due: u64, context: &Context<'_>) {
         self.subscription.register_waker(context);
         self.alarm.set(self.expiry_due.min(other_due), context.waker());
     }
 
-    /// The tick it is.
+    /// Returns the current tick.
     pub(super) fn now(&self) -> u64 {
         self.alarm.wheel().current_tick()
     }
 
-    /// The tick some time from now, or the last one of its token.
+    /// Returns the tick after `wait`, or the token's last tick if that is earlier.
     pub(super) fn tick_after_or_end(&self, wait: Duration) -> u64 {
         self.tick_after(wait).min(self.end_due)
     }
 
-    /// The tick some time from now.
+    /// Returns the tick after `wait`.
     pub(super) fn tick_after(&self, wait: Duration) -> u64 {
         self.alarm.wheel().tick_after(wait)
     }
 
-    /// From now on it is silent.
+    /// Restarts the heartbeat interval.
     pub(super) fn reset_heartbeat(&mut self) {
         self.heartbeat_due = self.now() + self.heartbeat_ticks;
     }
 
-    /// The product it listens to.
-    pub(super) fn product(&self) -> &Arc<Product> {
-        &self.product
+    /// Returns the product that the subscriber is subscribed to.
+    pub(super) fn feed(&self) -> &Arc<Feed> {
+        &self.feed
     }
 
-    /// Where it stands.
+    /// Returns an event's framed message from the product's cache.
+    pub(super) fn message_for(&self, event: &Event) -> Bytes {
+        self.messages.get_or_encode(event)
+    }
+
+    /// Returns the position in the log and the scope.
     pub(super) fn subscription(&mut self) -> &mut Subscription {
         &mut self.subscription
     }
 
-    /// What it may see.
+    /// Returns the scope.
     pub(super) fn scope(&self) -> &Scope {
         self.subscription.scope()
     }
 
-    /// What it has asked for since it was asked last.
+    /// Takes the scope that the client has requested since the last call.
     pub(super) fn take_requested_scope(&mut self) -> Option<Scope> {
         self.requested_scope.take()
     }
 
-    /// Whether there is nothing else to be said to it than what arrives.
+    /// Returns whether queued events may be delivered directly.
     pub(super) fn is_caught_up(&self) -> bool {
         self.subscription.is_caught_up()
             && self.disconnect_after.is_none()
             && self.requested_scope.is_none()
     }
 
-    /// Whether its token's time is over at this moment.
+    /// Returns whether the token has expired, by the clock.
     pub(super) fn is_token_expired(&self) -> bool {
         self.expires_at.is_some_and(|over| Instant::now() >= over)
     }
 
-    /// Gives it an event, if that is for it.
+    /// Moves the position over an event and returns whether the event is for the subscriber.
     pub(super) fn accept(&mut self, event: &Event) -> bool {
         self.subscription.accept(event)
     }
 
-    /// Whether an event is within what it may see.
+    /// Returns whether the scope admits an event.
     pub(super) fn includes(&self, event: &Event) -> bool {
         self.scope().includes(event.session(), event.kind())
     }
 
-    /// The place of the last entry that it has been given, or may not see.
+    /// Returns the position up to which the subscriber has every entry of its scope.
     pub(super) fn position(&self) -> u64 {
         self.subscription.returned_through()
     }
 
-    /// Its socket could not take all of what it has been given.
+    /// Records in the permit that the socket did not accept everything.
     pub(super) fn record_backlog(&self) {
         self.permit.record_position(self.subscription.returned_through());
     }
 
-    /// It has broken the protocol.
+    /// Makes `error` the disconnect reason, unless the subscriber has been given another.
     pub(super) fn mark_faulty(&mut self) {
         self.is_faulty = true;
     }
@@ -311,18 +333,24 @@ impl Drop for WsSubscriber {
             None if self.is_faulty => "error",
             None => "client",
         };
-        self.product.metrics.disconnects(Transport::WebSocket, reason).inc();
-        self.product.ws.subscribers.dec();
+        self.feed.metrics.disconnects(Transport::WebSocket, reason).inc();
+        self.feed.ws.subscribers.dec();
         if is_stalled {
-            tracing::debug!(product = %self.product.id, "subscriber took nothing for the write time-out");
+            tracing::debug!(
+                product = %self.feed.id,
+                "subscriber took nothing for the write time-out"
+            );
         }
     }
 }
 
-/// A tick that is not later than `end`: the wheel itself rounds up, and turns a little late.
+/// Returns a tick that comes no later than `end`: the wheel rounds up and turns a little late.
+///
+/// Earlier than [`TimerWheel::tick_within`], which SSE uses, because the close handshake of an
+/// expired subscriber has to be over by then.
 fn tick_before(end: Instant, wheel: &TimerWheel) -> u64 {
     wheel.tick_after(end.saturating_duration_since(Instant::now()).saturating_sub(TICK_ROUNDING))
 }
 
-/// Two ticks of the wheel, and one for its being late.
+/// Two ticks of the wheel for rounding, and one for its being late.
 const TICK_ROUNDING: Duration = Duration::from_millis(300);

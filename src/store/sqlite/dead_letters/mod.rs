@@ -1,6 +1,6 @@
-//! Dead letters in the file: written, listed, marked to be delivered again, and bounded.
+//! Dead letters in the file: inserted, listed, requeued and bounded.
 //!
-//! May use: `delivery`, `event`, the outbox's words.
+//! May use: `event`, `webhook_delivery`.
 
 #[cfg(test)]
 mod tests;
@@ -52,8 +52,8 @@ impl DeadLetterBound {
 }
 
 impl StoreFile {
-    /// A webhook's dead letters with their numbers, the newest first, at most `most` of them and not many bytes, but one if
-    /// there is one: those before this number, if there is one.
+    /// A webhook's dead letters with their numbers, the newest first, at most `most` of them and
+    /// not many bytes, but one if there is one: those before this number, if there is one.
     ///
     /// # Errors
     ///
@@ -78,8 +78,8 @@ impl StoreFile {
         page.map_err(|fault| fault.at(&self.path, "list dead letters of"))
     }
 
-    /// A webhook's dead letters behind a place that wait to be delivered again, in the order of their places, bounded as
-    /// [`File::dead_letters`] is.
+    /// A webhook's dead letters behind a place that wait to be delivered again, in the order of
+    /// their places, bounded as [`StoreFile::dead_letters`] is.
     ///
     /// # Errors
     ///
@@ -112,8 +112,9 @@ impl StoreFile {
         newest.map_err(|fault| fault.at(&self.path, "count dead letters in"))
     }
 
-    /// Marks some of a webhook's dead letters up to a number as waiting to be delivered again, the oldest event first, and
-    /// returns how many. Less than [`STEP`] if there are no more.
+    /// Marks some of a webhook's dead letters up to a number as waiting to be delivered again, the
+    /// oldest event first, and returns how many. Less than [`DEAD_LETTER_STEP_ROWS`] if there are
+    /// no more.
     ///
     /// # Errors
     ///
@@ -135,7 +136,8 @@ impl StoreFile {
             .map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
     }
 
-    /// Marks a webhook's dead letters of these events as waiting to be delivered again, and returns how many were not.
+    /// Marks a webhook's dead letters of these events as waiting to be delivered again, and returns
+    /// how many were not.
     ///
     /// # Errors
     ///
@@ -166,9 +168,9 @@ impl StoreFile {
             .map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
     }
 
-    /// Deletes some of the oldest dead letters if the oldest of all died before this, in Unix milliseconds, or if all of them
-    /// take more than `most_bytes`, and tells whose they were; nothing when there is nothing to do. One small step: call it
-    /// again.
+    /// Deletes some of the oldest dead letters if the oldest of all died before this, in Unix
+    /// milliseconds, or if all of them take more than `max_bytes`, and tells whose they were;
+    /// nothing when there is nothing to do. One small step: call it again.
     ///
     /// # Errors
     ///
@@ -214,7 +216,8 @@ pub(super) fn dead_letter_bytes(connection: &Connection) -> Result<u64, FileFaul
         .map_err(FileFault::from)
 }
 
-/// The first few of the oldest that are too old, or that make up for `excess` bytes: the last one's number, and whose they are.
+/// The first few of the oldest that are too old, or that make up for `excess` bytes: the last one's
+/// number, and whose they are.
 fn find_excess(
     connection: &Connection,
     oldest_died_at: i64,

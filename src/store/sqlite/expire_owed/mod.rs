@@ -1,4 +1,5 @@
-//! What retention is about to take away although it is owed to a webhook becomes a dead letter, in the same transaction.
+//! Turns owed deliveries into dead letters in the transaction in which retention deletes their
+//! events.
 //!
 //! May use: `event`.
 
@@ -25,8 +26,8 @@ pub(crate) struct ExpiredDeliveries {
     pub(crate) lost: u64,
 }
 
-/// How many webhooks have not come to a place of this product, or are owed something up to there. Nothing is to be done for the
-/// others.
+/// How many webhooks have not come to a place of this product, or are owed something up to there.
+/// Nothing is to be done for the others.
 ///
 /// # Errors
 ///
@@ -44,8 +45,8 @@ pub(super) fn count_affected_webhooks(
     rows.next()?.map_or(Ok(0), |row| read_unsigned(row, 0))
 }
 
-/// Makes dead letters of what is owed of a product's entries up to `through`, at `now`; every webhook has passed them then.
-/// Names those to whom any of that is news.
+/// Makes dead letters of what is owed of a product's entries up to `through`, at `now`; every
+/// webhook has passed them then. Names those to whom any of that is news.
 ///
 /// # Errors
 ///
@@ -92,7 +93,8 @@ impl ExpiringWebhook {
         Ok(Self { number: row.get(0)?, id: row.get(1)?, scope, position: read_unsigned(row, 3)? })
     }
 
-    /// What it has passed and not settled. What is a dead letter already, and waits to be delivered again, stays that.
+    /// What it has passed and not settled. What is a dead letter already, and waits to be delivered
+    /// again, stays that.
     fn insert_owed_dead_letters(
         &self,
         connection: &Connection,
@@ -113,7 +115,8 @@ impl ExpiringWebhook {
             as u64)
     }
 
-    /// What it has not come to. What it has settled before its turn is owed no more, or is a dead letter already.
+    /// What it has not come to. What it has settled before its turn is owed no more, or is a dead
+    /// letter already.
     fn insert_unreached_dead_letters(
         &self,
         connection: &Connection,
@@ -162,7 +165,8 @@ impl ExpiringWebhook {
         Ok(of_session && self.scope.kinds.admits(&kind))
     }
 
-    /// Tells whether anything was owed, and how much of it has not become a dead letter, because there was no event any more.
+    /// Tells whether anything was owed, and how much of it has not become a dead letter, because
+    /// there was no event any more.
     fn delete_owed(&self, connection: &Connection, through: u64) -> Result<(bool, u64), FileFault> {
         let key = params![self.number, signed(through)];
         let mut lost = connection.prepare_cached(

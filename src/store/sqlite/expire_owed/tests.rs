@@ -165,7 +165,8 @@ fn what_is_a_dead_letter_already_stays_the_one_it_is() {
         &changes(3, [1, 2].map(|position| DeliveryChange::Dead(dead_letter(position, b"own")))),
     );
     file.requeue_events("w", &[owed(1).delivery.event_id]).unwrap();
-    journal(&mut file, "w", &changes(3, [DeliveryChange::Owed(owed(1))])); // delivered again, and not yet accepted
+    // delivered again, and not yet accepted
+    journal(&mut file, "w", &changes(3, [DeliveryChange::Owed(owed(1))]));
     let retired = file.retire(60, u64::MAX, 99).unwrap().unwrap();
     assert_eq!(
         retired.expired,

@@ -1,8 +1,9 @@
-//! Taking entries out of the store: the oldest when there are too many or too old, and one session's on request.
+//! Deletes entries from the file: the oldest when there are too many or too old, and one session's
+//! on request.
 //!
-//! Retention goes in small steps, so that the writer's thread gets back to writing between them; the rest takes its time. What
-//! goes although it is owed to a webhook becomes a dead letter: see `expiry`. Dead letters have a bound of their own, so what
-//! they take of the file does not count here.
+//! Retention goes in small steps, so that the writer's thread gets back to writing between them. An
+//! owed entry that retention deletes becomes a dead letter: see `expire_owed`. Dead letters have a
+//! bound of their own, so their part of the file does not count here.
 //!
 //! May use: `event`.
 
@@ -20,9 +21,10 @@ use super::{
 use crate::event::SessionId;
 
 impl StoreFile {
-    /// Takes away some of the oldest entries if the oldest of all was kept before `oldest_kept_at`, in Unix
-    /// milliseconds, or if the file uses more than `most_bytes` beside dead letters; none when there is nothing to do. What is
-    /// owed of them is dead from `now` on. One small step: call it again.
+    /// Takes away some of the oldest entries if the oldest of all was kept before `oldest_kept_at`,
+    /// in Unix milliseconds, or if the file uses more than `max_bytes` beside dead letters; none
+    /// when there is nothing to do. What is owed of them is dead from `now` on. One small step:
+    /// call it again.
     ///
     /// # Errors
     ///
@@ -56,7 +58,8 @@ impl StoreFile {
         retired.map(Some)
     }
 
-    /// Bytes of the file that are in use, dead letters aside: what [`File::retire`] holds against its bound.
+    /// Bytes of the file that are in use, dead letters aside: what [`StoreFile::retire`] holds
+    /// against its bound.
     ///
     /// # Errors
     ///
@@ -67,9 +70,11 @@ impl StoreFile {
         Ok(usage.bytes)
     }
 
-    /// Deletes a session's events and what webhooks have of them, all or none, and returns how much there was. Of the dead
-    /// letters, those count whose event is neither here nor behind `in_memory_from`. No reading finds them any more. But the write-ahead log has them until it begins anew, and even with `secure_delete` SQLite leaves parts of rows
-    /// where it has moved them from one page to another: [`File::scrub`] removes those.
+    /// Deletes a session's events and what webhooks have of them, all or none, and returns how much
+    /// there was. Of the dead letters, those count whose event is neither here nor behind
+    /// `memory_evicted_through`. No reading finds them any more. But the write-ahead log has them
+    /// until it begins anew, and even with `secure_delete` SQLite leaves parts of rows where it has
+    /// moved them from one page to another: [`StoreFile::scrub`] removes those.
     ///
     /// # Errors
     ///
@@ -88,8 +93,9 @@ impl StoreFile {
         erased.map_err(|fault| fault.at(&self.path, "erase a session in"))
     }
 
-    /// Rewrites the file, so that no byte of what was ever deleted stays in it or beside it. Takes time in proportion
-    /// to the file, during which nothing can be written, and up to three times its room.
+    /// Rewrites the file, so that no byte of what was ever deleted stays in it or beside it. Takes
+    /// time in proportion to the file, during which nothing can be written, and up to three times
+    /// its room.
     ///
     /// # Errors
     ///
@@ -106,8 +112,8 @@ impl StoreFile {
     }
 
     fn vacuum(&self) -> Result<(), FileFault> {
-        // The copy may be larger than memory. It holds nothing that has been deleted, and lies beside the file: there is room
-        // for the one place that is sure to be writable.
+        // The copy may be larger than memory. It holds nothing that has been deleted, and lies
+        // beside the file: there is room for the one place that is sure to be writable.
         self.connection.pragma_update(None, "temp_store", "FILE")?;
         if let Some(directory) = self.path.parent().and_then(|directory| directory.to_str()) {
             self.connection.pragma_update(None, "temp_store_directory", directory)?;
@@ -174,7 +180,8 @@ impl OldestEntry {
         }))
     }
 
-    /// What to take away: rows that are too old, and as many as make up for `excess` bytes, but not more.
+    /// What to take away: rows that are too old, and as many as make up for `excess` bytes, but not
+    /// more.
     fn find_cut(
         &self,
         connection: &Connection,
@@ -267,7 +274,8 @@ impl OldestEntry {
         })
     }
 
-    /// The place before the first row behind `last`: holes between them are no more worth knowing of.
+    /// The place before the first row behind `last`: holes between them are no more worth knowing
+    /// of.
     fn position_before_rest(&self, connection: &Connection, last: i64) -> Result<u64, FileFault> {
         let mut statement = connection
             .prepare_cached("SELECT min(entry) FROM entries WHERE entry > ?1 AND entry <= ?2")?;
@@ -284,7 +292,8 @@ struct RetentionCut {
     bytes: u64,
 }
 
-/// Bytes of the file that a row of so many takes: whole pages for a large one, an even share of one for others.
+/// Bytes of the file that a row of so many takes: whole pages for a large one, an even share of one
+/// for others.
 fn footprint(row_bytes: u64, page_bytes: u64) -> u64 {
     match page_bytes / row_bytes.max(1) {
         0 => row_bytes.next_multiple_of(page_bytes.max(1)),
@@ -303,7 +312,8 @@ fn delete_holes(
     Ok(())
 }
 
-/// Forgets what ids the places that are gone had, except the newest: they tell an old id from an unknown one.
+/// Forgets what ids the places that are gone had, except the newest: they tell an old id from an
+/// unknown one.
 fn delete_spans(
     connection: &Connection,
     number: u32,
@@ -318,7 +328,8 @@ fn delete_spans(
     Ok(())
 }
 
-/// Deletes what webhooks have of a session, and returns how many events there were that are nowhere else.
+/// Deletes what webhooks have of a session, and returns how many events there were that are nowhere
+/// else.
 fn erase_owed(
     connection: &Connection,
     number: u32,
@@ -379,7 +390,8 @@ fn erase_entries(
 /// Rows that one step deletes: some milliseconds.
 const RETENTION_STEP_ROWS: u64 = 512;
 
-/// Evicted spans that stay. Each is a time at which ids did not follow one another, such as a restart.
+/// Evicted spans that stay. Each is a time at which ids did not follow one another, such as a
+/// restart.
 const MAX_EVICTED_SPANS: i64 = 4096;
 
 /// What SQLite and the columns of fixed size add to a row and its place in the index.

@@ -187,7 +187,8 @@ fn spans_of_what_is_gone_stay_up_to_a_number() {
     assert_eq!((kept.len(), kept[0].first_position), (4100, 101));
 }
 
-/// Writes events of victims and others side by side into these products, takes the oldest away and erases the victims.
+/// Writes events of victims and others side by side into these products, takes the oldest away and
+/// erases the victims.
 fn erase_victims(file: &mut StoreFile, numbers: &[u32], victims: &[&str], oldest_kept_at: u64) {
     let payload = |position: u64, of: &str| {
         let marker = format!("<{of}-payload-{position}>");

@@ -1,6 +1,6 @@
-//! What the file keeps of webhooks before they give anything up: who they are, how far each has come, what is owed to it.
+//! The file's rows of webhooks: registration, position, and what each is owed.
 //!
-//! May use: `delivery`, `event`, the outbox's words.
+//! May use: `event`, `webhook_delivery`.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -32,7 +32,8 @@ pub(crate) struct RegistrationOutcome {
     pub(crate) is_new: bool,
     /// Dead letters and what was owed to one of the same id and another product: gone.
     pub(crate) forgotten: u64,
-    /// Everything up to this place is settled, owed or dead. If it is new, no further than the file has the log.
+    /// Everything up to this place is settled, owed or dead. If it is new, no further than the file
+    /// has the log.
     pub(crate) position: u64,
 }
 
@@ -48,7 +49,8 @@ pub(crate) struct DeadLetterCounts {
 }
 
 impl StoreFile {
-    /// Keeps a webhook, or changes what is kept of it but its position. On the disk when it returns.
+    /// Keeps a webhook, or changes what is kept of it but its position. On the disk when it
+    /// returns.
     ///
     /// # Errors
     ///
@@ -65,8 +67,8 @@ impl StoreFile {
         registered.map_err(|fault| fault.at(&self.path, "register a webhook in"))
     }
 
-    /// Forgets a webhook, what is owed to it and its dead letters, a part of it at a time. Tells whether nothing is left; if
-    /// not, call it again.
+    /// Forgets a webhook, what is owed to it and its dead letters, a part of it at a time. Tells
+    /// whether nothing is left; if not, call it again.
     ///
     /// # Errors
     ///
@@ -154,7 +156,8 @@ fn upsert_webhook(
         "INSERT INTO webhooks (id, product, scope, definition, position, dead, requeued, dead_bytes) \
          VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0)",
     )?;
-    // What has been shown to others and is not in the file yet may never be. Then other events stand there.
+    // What has been shown to others and is not in the file yet may never be. Then other events
+    // stand there.
     let position = webhook.position.min(newest_position(connection, product)?);
     insert.execute(params![&*webhook.id, product, scope, webhook.definition, signed(position)])?;
     Ok(RegistrationOutcome { is_new: true, forgotten, position })
@@ -245,7 +248,8 @@ fn read_owed(connection: &Connection, number: i64) -> Result<Vec<OwedDelivery>, 
     statement.query_and_then([number], read)?.collect()
 }
 
-/// The delivery that stands in a row's first eight columns: place, three of the id, kind, session, time, attempts.
+/// The delivery that stands in a row's first eight columns: place, three of the id, kind, session,
+/// time, attempts.
 pub(super) fn read_delivery(row: &Row<'_>) -> Result<Delivery, FileFault> {
     let session = row.get_ref(5)?.as_str_or_null().map_err(rusqlite::Error::from)?;
     Ok(Delivery {
@@ -271,8 +275,9 @@ pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, FileFault> 
     serde_json::to_string(attempts).map_err(|_| FileFault::Refused("attempts have no text"))
 }
 
-/// Writes what has happened to a webhook, within the caller's transaction. Tells whether its dead letters have changed. Of one
-/// that the file does not have, nothing is written: the caller sees to that.
+/// Writes what has happened to a webhook, within the caller's transaction. Tells whether its dead
+/// letters have changed. Of one that the file does not have, nothing is written: the caller sees to
+/// that.
 ///
 /// # Errors
 ///
@@ -351,8 +356,8 @@ impl WebhookRow {
         Ok(false)
     }
 
-    /// Whether the event of a place has been erased since the worker took it: what should be in the file and is not. Then the
-    /// worker's copy must not bring it back.
+    /// Whether the event of a place has been erased since the worker took it: what should be in the
+    /// file and is not. Then the worker's copy must not bring it back.
     fn event_is_erased(&self, connection: &Connection, position: u64) -> Result<bool, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT 1 FROM products WHERE number = ?1 AND ?2 > evicted_through AND ?2 <= newest \

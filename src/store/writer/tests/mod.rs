@@ -247,7 +247,8 @@ fn while_a_commit_takes_seconds_nobody_waits_for_it_and_the_store_is_degraded() 
     let thread = thread::spawn(|| writer.run());
     append(&log);
     wait_until("the commit is under way", || script.steps() == [WriterStep::Commit]);
-    // All this happens on one thread while the commit does not end: had it to wait, it would wait for ever.
+    // All this happens on one thread while the commit does not end: had it to wait, it would wait
+    // for ever.
     (0..5000).for_each(|_| append(&log));
     assert_eq!(tail(&log, 0).len(), 5001);
     assert_eq!(log.backlog(), 5001);
@@ -537,7 +538,8 @@ fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
         ask(ReadRequest { after: 0, through: 10, ..harness.request() }).unwrap().entries.len(),
         10
     );
-    harness.script_commits([ScriptedCommit::FailBefore]); // the new file is begun, and then the disk fails
+    // the new file is begun, and then the disk fails
+    harness.script_commits([ScriptedCommit::FailBefore]);
     harness.writer.replace("says the test");
     harness.retry_round();
     assert!(!harness.writer.handle.is_degraded());

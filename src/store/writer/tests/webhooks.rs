@@ -136,7 +136,8 @@ fn what_is_written_down_of_a_webhook_that_the_file_does_not_have_comes_back() {
     let mut harness = WriterHarness::new(1000);
     harness.register(&webhook("old", 0));
     let handle = Arc::clone(&harness.writer.handle);
-    let registered = handle.register(webhook("new", 0)); // asked first, and carried out behind the journals
+    // asked first, and carried out behind the journals
+    let registered = handle.register(webhook("new", 0));
     let what = changes(9, [DeliveryChange::Owed(owed(5))]);
     let early = handle.journal(&"new".into(), what.clone());
     let other = handle.journal(&"old".into(), changes(9, []));

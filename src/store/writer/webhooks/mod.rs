@@ -1,7 +1,8 @@
-//! The registered webhooks as the writer knows them: whom to tell what, and what a file that is begun anew must have again.
-//! What happens to dead letters is logged at once when it is news, and then in sums.
+//! The registered webhooks as the writer knows them: where to send notices, and what a file that is
+//! begun anew must hold again. Losses of deliveries are logged at once the first time, then in
+//! sums.
 //!
-//! May use: the outbox's words, the file.
+//! May use: no other module.
 
 #[cfg(test)]
 mod tests;
@@ -62,7 +63,10 @@ impl DeliveryIncident {
     fn log(self, webhook: &str, deliveries: u64) {
         match self {
             Self::Expired => {
-                warn!(webhook, deliveries, "owed for longer than events are kept: dead letters now")
+                warn!(
+                    webhook,
+                    deliveries, "owed for longer than events are kept: dead letters now"
+                );
             }
             Self::NeverPersisted => {
                 error!(
@@ -193,8 +197,8 @@ impl RegisteredWebhooks {
         }
     }
 
-    /// Logs what has added up since it was logged last, if that is some time ago; of what has not happened since, nothing is
-    /// remembered. Called every second at least.
+    /// Logs what has added up since it was logged last, if that is some time ago; of what has not
+    /// happened since, nothing is remembered. Called every second at least.
     pub(super) fn log_tallies(&mut self) {
         self.incidents.retain(|(id, incident), tally| {
             if tally.logged_at.elapsed() < INCIDENT_LOG_INTERVAL {
@@ -209,8 +213,9 @@ impl RegisteredWebhooks {
         });
     }
 
-    /// Has all of them in a file that may have been begun anew, or have got a commit that was reported as failed. Those that it
-    /// did not know are told that everything has to be written again.
+    /// Has all of them in a file that may have been begun anew, or have got a commit that was
+    /// reported as failed. Those that it did not know are told that everything has to be written
+    /// again.
     ///
     /// # Errors
     ///

@@ -34,7 +34,7 @@ impl ModelStore {
                 DeliveryChange::Owed(_) if *position <= self.expired_through => {}
                 DeliveryChange::Owed(owed) => drop(self.owed.insert(*position, owed.clone())),
                 DeliveryChange::Settled => {
-                    drop((self.owed.remove(position), self.dead_letters.remove(position)))
+                    drop((self.owed.remove(position), self.dead_letters.remove(position)));
                 }
                 DeliveryChange::Dead(dead_letter) => {
                     self.owed.remove(position);

@@ -14,7 +14,7 @@ use self::receiver::{AfterAnswer, ScriptedReceiver};
 use super::*;
 use crate::{
     config::{AllowAnonymous, Config, Environment, Network},
-    outbound::{client, egress_guard::Resolver},
+    outbound::{egress_guard::Resolver, tls::tls_client_config},
     webhook_delivery::Outcome,
 };
 
@@ -31,7 +31,7 @@ fn webhook(url: &str, keys: &str) -> WebhookConfig {
 }
 
 fn tls() -> ClientConfig {
-    client::tls_client_config(None).unwrap()
+    tls_client_config(None).unwrap()
 }
 
 fn guard(allow: &[&str]) -> Arc<EgressGuard> {

@@ -98,7 +98,7 @@ impl TlsReceiver {
             connector,
             &webhook,
             None,
-            &client::tls_client_config(root.as_deref()).unwrap(),
+            &tls_client_config(root.as_deref()).unwrap(),
         )
     }
 }

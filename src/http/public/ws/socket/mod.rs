@@ -1,19 +1,26 @@
-//! One WebSocket subscriber's connection.
+//! WebSocket connection: one subscriber's socket, codec, unwritten frames and phase.
 //!
 //! ```text
-//! flush ─► read one message ─► hand over up to 32 KiB ─► flush …      nothing to do: heartbeat, or wait
+//! flush ─► read one message ─► write up to 32 KiB ─► flush …     nothing to do: heartbeat, or wait
+//!
+//! Open ─ close sent or received ─► Closing ─► closed
+//!   └─── protocol violation ─────► Lingering ─► closed
 //! ```
 //!
-//! Nothing is read, from the log or from the client, before everything that was handed over is written: so a client that
-//! takes nothing pins one hand-over, and one that sends pings and takes no answer gets no further.
+//! Nothing is read, from the log or from the client, before all earlier frames are written. So a
+//! client that reads nothing pins one write batch, and a client that sends pings and reads no pongs
+//! makes no progress.
 //!
-//! The codec reads, answers pings and closes. What the relay has to say is in its frames already, which all who get it share, and
-//! goes to the socket beside the codec, whenever that has nothing to send itself.
+//! The codec reads, answers pings and closes. The relay's messages are frames already, shared by
+//! all their receivers, and go to the socket beside the codec, while the codec has nothing to send.
+//! One of the two writes at a time: the codec answers only messages that it reads, and nothing is
+//! read while a frame of the relay is half written.
 //!
-//! On a socket of its own it belongs to a lane, which gives it what arrives; with TLS it is a task by itself.
+//! Without TLS the connection is a shard's (`ws/on_shard.rs`); over TLS it is a task of its own.
 //!
-//! May use: nothing.
+//! May use: `shard`.
 
+mod close;
 #[cfg(test)]
 mod tests;
 
@@ -29,59 +36,61 @@ use std::{
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_sink::Sink;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_websockets::{CloseCode, Error, Limits, Message, ServerBuilder, WebSocketStream};
 
+use self::close::{close_code, close_timeout};
 use super::subscriber::WsSubscriber;
 use crate::{
     http::admission::DisconnectReason,
     shard::{MAX_BATCH_BUFFERS, MAX_BATCH_BYTES, advance, io_slices},
 };
 
-/// A subscriber and its socket.
+/// A WebSocket subscriber and its socket.
 #[derive(Debug)]
 pub(super) struct WsConnection<S> {
     pub(super) socket: WebSocketStream<S>,
     pub(super) subscriber: WsSubscriber,
     phase: WsPhase,
-    /// Frames that the socket has not taken yet.
+    /// Frames that the socket has not accepted yet.
     pub(super) unwritten: VecDeque<Bytes>,
-    /// It has everything, and can take more.
+    /// The subscriber has every entry, and the socket has accepted all of them.
     pub(super) is_caught_up: bool,
-    /// It waits for nothing but what there will be for it.
+    /// The connection waits for entries only, and not for its socket or its client.
     pub(super) is_idle: bool,
-    /// The tick at which the connection is cut, if it has not ended by then.
+    /// Tick at which the connection is closed without further waiting.
     close_due: u64,
-    /// The tick at which the client's next message is read.
+    /// Tick before which the client's next message is not read.
     next_message_due: u64,
 }
 
-/// How far a session has come.
+/// Phase of a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum WsPhase {
     /// Messages go both ways.
     Open,
-    /// A close frame is on its way; the client's own is awaited.
+    /// A close frame has been queued; the client's own is awaited.
     Closing,
-    /// The client was told what it did wrong, and may still be sending. Closing the socket on that would be a reset, which may
-    /// overtake the close frame.
+    /// The client violated the protocol and may still be sending. Closing a socket with unread
+    /// input resets the connection, and the reset may overtake the close frame.
     Lingering,
 }
 
-/// What came of one step.
+/// Outcome of one step.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum WsStep {
-    /// Something: there may be more to do.
+    /// There may be more to do.
     Progressed,
-    /// Nothing: the task will be woken.
+    /// Nothing to do; a waker is registered.
     Waiting,
-    /// The connection is at its end.
+    /// The connection has ended.
     Closed,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
-    /// A session on a socket that has just been upgraded.
+    /// Returns the connection of a socket that has just been upgraded.
     pub(super) fn new(socket: S, subscriber: WsSubscriber) -> Self {
+        // The codec's own limit: it stops reading a larger message before the message is in memory.
         let limits = Limits::default().max_payload_len(Some(MAX_CLIENT_MESSAGE_BYTES));
         let socket = ServerBuilder::new().limits(limits).serve(socket);
         let (phase, close_due) = (WsPhase::Open, u64::MAX);
@@ -98,8 +107,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// Does what there is to do, and tells whether it has ended. `pieces` is empty before and after; `bytes` counts what is
-    /// handed over.
+    /// Runs steps within the bounds of one poll, and returns `Ready` when the connection has ended.
+    ///
+    /// `batch` is empty at entry and at exit. `bytes` is increased by the bytes handed over for
+    /// writing.
     pub(super) fn run(
         &mut self,
         context: &mut Context<'_>,
@@ -118,10 +129,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
                 WsStep::Closed => return Poll::Ready(()),
             }
         }
-        context.waker().wake_by_ref(); // others are to have their turn
+        context.waker().wake_by_ref(); // the other subscribers of the thread first
         Poll::Pending
     }
 
+    /// Runs one step: flush, then what the phase calls for.
     fn step(
         &mut self,
         context: &mut Context<'_>,
@@ -161,23 +173,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// Writes what is left of earlier writes, and then what the codec has to say. Whether the socket still takes something.
+    /// Writes unwritten frames, then those of the codec. Returns `Ready(false)` if the socket has
+    /// failed.
     fn flush(&mut self, context: &mut Context<'_>) -> Poll<bool> {
         if !self.unwritten.is_empty() {
             match ready!(poll_write_batch(self.socket.get_mut(), context, &mut self.unwritten)) {
-                Ok(()) => self.unwritten = VecDeque::new(), // who sleeps needs no room for it
+                // Not `clear`: an idle connection keeps no capacity.
+                Ok(()) => self.unwritten = VecDeque::new(),
                 Err(_) => return Poll::Ready(false),
             }
         }
         Pin::new(&mut self.socket).poll_flush(context).map(|flushed| flushed.is_ok())
     }
 
-    /// The socket is full. Its own deadline looks after a client that takes nothing; the task must only hear of what ends the
-    /// session before that.
+    /// Waits for room in the socket. The socket's own deadline ends a stalled client, so only a
+    /// disconnect or the token's expiry before that needs a wake-up here.
     fn wait_for_writable(&mut self, context: &Context<'_>) -> WsStep {
         self.subscriber.record_backlog();
         self.subscriber.wake_for_disconnect(self.close_due, context);
-        // Again, now that whoever dismisses it knows whom to wake.
+        // A second time: the waker is registered now, so a disconnect is either seen here or wakes
+        // the task.
         if self.close_due == u64::MAX
             && let Some(reason) =
                 self.subscriber.check_disconnect().filter(|leave| leave.is_urgent())
@@ -188,7 +203,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         WsStep::Waiting
     }
 
-    /// Takes one message of the client.
+    /// Reads and handles one message of the client.
     fn read_message(&mut self, context: &mut Context<'_>, handed_over: &mut usize) -> WsStep {
         if self.subscriber.now() < self.next_message_due {
             return WsStep::Waiting;
@@ -203,7 +218,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
             Poll::Ready(Some(Err(Error::Io(_)))) => WsStep::Closed,
             Poll::Ready(Some(Err(error))) => {
                 self.subscriber.mark_faulty();
-                // Of the rest the codec has told the client itself; it does not tell of a message in fragments.
+                // The codec has queued the close frame itself, except for a fragmented message that
+                // grows too large.
                 if matches!(error, Error::PayloadTooLong { .. }) {
                     self.close(CloseCode::MESSAGE_TOO_BIG);
                 }
@@ -214,13 +230,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// Pings have been answered by the codec, and so has a close.
+    /// Handles a text, binary or close message; the codec has answered pings and a close by itself.
     fn handle_message(&mut self, message: Message, handed_over: &mut usize) {
         if message.is_text() {
-            // One a tick: a client that floods waits for its own messages, and nobody else does.
+            // One message per tick: a client that floods delays its own messages only.
             self.next_message_due = self.subscriber.tick_after(Duration::ZERO);
             let text = message.into_payload();
-            *handed_over += text.len() * FILTER_COST_FACTOR; // the turn is over the sooner
+            // Parsing counts against the turn budget, as bytes written do.
+            *handed_over += text.len() * FILTER_COST_FACTOR;
             let answer = self.subscriber.handle_subscribe(&text);
             self.queue_frame(answer);
         } else if message.is_binary() {
@@ -232,7 +249,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// Takes what there is for the client, up to a hand-over, and writes it.
+    /// Takes messages from the subscriber, up to one write batch, and writes them.
     fn send_queued(
         &mut self,
         context: &mut Context<'_>,
@@ -240,7 +257,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         handed_over: &mut usize,
     ) -> WsStep {
         if !self.unwritten.is_empty() {
-            return WsStep::Waiting; // an answer goes before it
+            return WsStep::Waiting; // an answer to the client goes first
         }
         let mut taken = 0;
         while taken < MAX_BATCH_BYTES && batch.len() < MAX_BATCH_BUFFERS {
@@ -256,7 +273,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// Writes pieces, and keeps what the socket does not take.
+    /// Writes buffers, and keeps what the socket does not accept.
     fn write_batch(
         &mut self,
         context: &mut Context<'_>,
@@ -271,9 +288,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         }
     }
 
-    /// There is nothing to do: a heartbeat is due, or the task sleeps.
+    /// Queues a heartbeat if one is due; otherwise sets the alarm and sleeps.
     fn go_idle(&mut self, context: &Context<'_>) -> WsStep {
-        // Again, now that whoever dismisses it knows whom to wake.
+        // A second time: `poll_message` has registered the waker, so a disconnect is either seen
+        // here or wakes the task.
         if self.subscriber.check_disconnect().is_some_and(DisconnectReason::is_urgent)
             || self.subscriber.has_delivered_all()
         {
@@ -290,66 +308,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
         WsStep::Waiting
     }
 
-    /// Waits for the client's close frame.
-    fn await_close(&mut self, context: &mut Context<'_>) -> WsStep {
-        match Pin::new(&mut self.socket).poll_next(context) {
-            Poll::Pending => {
-                self.subscriber.wake_for_disconnect(self.close_due, context);
-                WsStep::Waiting
-            }
-            Poll::Ready(None | Some(Err(Error::Io(_)))) => WsStep::Closed,
-            Poll::Ready(Some(Ok(_))) => WsStep::Progressed,
-            Poll::Ready(Some(Err(_))) => {
-                self.phase = WsPhase::Lingering;
-                WsStep::Progressed
-            }
-        }
-    }
-
-    /// Reads what the client still sends, without looking at it.
-    fn linger(&mut self, context: &mut Context<'_>) -> WsStep {
-        let socket = self.socket.get_mut();
-        if let Poll::Ready(Err(_)) = Pin::new(&mut *socket).poll_shutdown(context) {
-            return WsStep::Closed;
-        }
-        let mut storage = [0; LINGER_BUFFER_BYTES];
-        let mut buffer = ReadBuf::new(&mut storage);
-        match Pin::new(socket).poll_read(context, &mut buffer) {
-            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => WsStep::Progressed,
-            Poll::Ready(_) => WsStep::Closed,
-            Poll::Pending => {
-                self.subscriber.wake_for_disconnect(self.close_due, context);
-                WsStep::Waiting
-            }
-        }
-    }
-
-    /// Has a frame written at the next step, which is the first of what is written then.
+    /// Queues a frame for the next step. `unwritten` is empty here: a step flushes it first.
     fn queue_frame(&mut self, frame: Bytes) {
         self.unwritten.push_back(frame);
     }
-
-    /// Tells the client that the session is over.
-    fn close(&mut self, code: CloseCode) {
-        self.phase = WsPhase::Closing;
-        self.start_close_timeout();
-        // The codec may have said it already, and refuses a second one.
-        let _ = Pin::new(&mut self.socket).start_send(Message::close(Some(code), ""));
-    }
-
-    /// From now on the client has a moment, whatever it does, and none past its token's end.
-    fn start_close_timeout(&mut self) {
-        self.close_within(CLOSE_HANDSHAKE_TIMEOUT);
-    }
-
-    fn close_within(&mut self, time: Duration) {
-        if self.close_due == u64::MAX {
-            self.close_due = self.subscriber.tick_after_or_end(time);
-        }
-    }
 }
 
-/// A session that no lane looks after, as a future that ends with it.
+/// A connection without a shard, as a future that completes when the connection has ended.
 #[derive(Debug)]
 pub(super) struct WsConnectionTask<S> {
     connection: WsConnection<S>,
@@ -357,7 +322,7 @@ pub(super) struct WsConnectionTask<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WsConnectionTask<S> {
-    /// A session on what has just been upgraded.
+    /// Returns the task of a socket that has just been upgraded.
     pub(super) fn new(socket: S, subscriber: WsSubscriber) -> Self {
         Self { connection: WsConnection::new(socket, subscriber), batch: VecDeque::new() }
     }
@@ -372,7 +337,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for WsConnectionTask<S> {
     }
 }
 
-/// Writes pieces until the socket is full; what it does not take stays.
+/// Writes buffers until the socket is full; the rest stays in `batch`.
+///
+/// # Cancel safety
+///
+/// `batch` always begins with the first byte that the socket has not accepted.
 fn poll_write_batch<S: AsyncWrite + Unpin>(
     socket: &mut S,
     context: &mut Context<'_>,
@@ -386,7 +355,11 @@ fn poll_write_batch<S: AsyncWrite + Unpin>(
     Poll::Ready(Ok(()))
 }
 
-/// Writes what the socket takes at once of this, which is not nothing.
+/// Writes once, and returns how many bytes the socket accepted, at least one.
+///
+/// # Errors
+///
+/// The socket's, and `WriteZero` for a socket that accepts nothing more.
 pub(super) fn poll_write_once<S: AsyncWrite + Unpin>(
     socket: &mut S,
     context: &mut Context<'_>,
@@ -394,7 +367,7 @@ pub(super) fn poll_write_once<S: AsyncWrite + Unpin>(
 ) -> Poll<io::Result<usize>> {
     let socket = Pin::new(socket);
     let written = match slices {
-        // As most are; the kernel has less to do for one.
+        // The most frequent case, and `write` costs the kernel less than `writev`.
         [only] => socket.poll_write(context, only),
         several => socket.poll_write_vectored(context, several),
     };
@@ -404,33 +377,14 @@ pub(super) fn poll_write_once<S: AsyncWrite + Unpin>(
     }
 }
 
-/// What the client is told: to come back, or that it may not.
-fn close_code(reason: DisconnectReason) -> CloseCode {
-    if reason.is_urgent() { CloseCode::POLICY_VIOLATION } else { CloseCode::SERVICE_RESTART }
-}
-
-/// What the closing handshake may take.
-fn close_timeout(reason: DisconnectReason) -> Duration {
-    if reason.is_immediate() { IMMEDIATE_CLOSE_TIMEOUT } else { CLOSE_HANDSHAKE_TIMEOUT }
-}
-
-/// A filter of a thousand values has room in it.
+/// Largest message of a client: a filter of a thousand values fits.
 const MAX_CLIENT_MESSAGE_BYTES: usize = 64 * 1024;
 
-/// What a closing handshake may take: less than those who drain are given to leave, after which the wheel stands still.
-const CLOSE_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(1500);
-
-/// The same for a stream that is to be gone within a second, whatever its client does.
-const IMMEDIATE_CLOSE_TIMEOUT: Duration = Duration::from_millis(700);
-
-/// Of what is thrown away, at a time.
-const LINGER_BUFFER_BYTES: usize = 4 * 1024;
-
-/// Handed over in one poll, after which others have their turn.
+/// Bytes written in one poll, after which other subscribers get their turn.
 const MAX_HANDOVER_BYTES_PER_POLL: usize = 4 * MAX_BATCH_BYTES;
 
-/// A byte of a filter is as much work as so many that are written.
+/// Written bytes that cost as much work as one byte of a filter.
 const FILTER_COST_FACTOR: usize = 8;
 
-/// In one poll.
+/// Steps in one poll: a bound for clients whose messages cost few bytes, such as pings.
 const MAX_STEPS_PER_POLL: usize = 16;

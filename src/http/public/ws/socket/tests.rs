@@ -1,4 +1,4 @@
-//! A session on a lane, polled by hand.
+//! WebSocket connection on a shard, polled step by step.
 
 use std::{
     sync::{
@@ -25,7 +25,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
+async fn a_client_that_reads_no_pongs_lags_and_is_not_polled_for_new_events() {
     let relay = relay(["one"]);
     let product = product(&relay, "one");
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -45,7 +45,7 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
         &HeaderMap::new(),
     );
     let mut connection = WsConnection::new(socket, subscriber.unwrap());
-    let mut index = ShardIndex::new(&product.fanout, 0, Waker::noop().clone());
+    let mut index = ShardIndex::new(&product.feed.fanout, 0, Waker::noop().clone());
     index.add(0, connection.subscription());
     let woken = Arc::new(WokenFlag::default());
     let mut scratch =
@@ -55,15 +55,15 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
         scratch.written_bytes = 0;
         let polled = connection
             .poll(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))), &mut scratch);
-        assert!(polled.is_pending(), "the session goes on");
-        // Nothing is to be done, and neither the session nor its socket has asked to be polled again.
+        assert!(polled.is_pending(), "the connection stays open");
+        // Whether neither the connection nor its socket has asked to be polled again.
         !woken.0.load(Ordering::SeqCst)
     };
     while !(poll(&mut connection) && connection.is_idle) {
         yield_now().await;
     }
     let entries_behind =
-        || relay.subscribers.list(0, 1)[0].1.entries_behind(product.log.newest_position());
+        || relay.subscribers.list(0, 1)[0].1.entries_behind(product.feed.log.newest_position());
     publish(&relay, "one", "first");
     assert_eq!(connection.fall_back_to_log(1), DeliveryOutcome::NeedsPoll);
     while !(poll(&mut connection) && connection.is_idle) {
@@ -71,7 +71,8 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
     }
     let (pings, mut sent) = (PING.repeat(100), 0);
     while !poll(&mut connection) || connection.is_idle {
-        sent += client.try_write(pings.split_at(sent % pings.len()).1).unwrap_or(0); // it is full at times
+        // The socket is full at times.
+        sent += client.try_write(pings.split_at(sent % pings.len()).1).unwrap_or(0);
         yield_now().await;
     }
     for (position, text) in [(2, "second"), (3, "third")] {
@@ -90,7 +91,7 @@ async fn who_takes_no_pong_is_behind_and_not_polled_for_what_comes_meanwhile() {
     assert_eq!(entries_behind(), 0);
 }
 
-/// Whether it has rung.
+/// Waker that records whether it has been called.
 #[derive(Default)]
 struct WokenFlag(AtomicBool);
 
@@ -100,5 +101,5 @@ impl Wake for WokenFlag {
     }
 }
 
-/// Whose mask changes nothing.
+/// A masked ping; a mask of zeros leaves the payload as it is.
 const PING: &[u8] = b"\x89\x84\0\0\0\0ping";

@@ -1,0 +1,101 @@
+//! What a relay finds when it starts: its configuration, and its store.
+
+use std::{fs, net::SocketAddr, path::PathBuf};
+
+use tempfile::TempDir;
+
+use crate::support::{Result, payload::PRODUCT, tls};
+
+/// What a relay finds when it starts, and finds again when it is started anew.
+#[derive(Debug)]
+pub(super) struct Home {
+    config: TempDir,
+    /// None where the log is in memory.
+    pub(super) data: Option<TempDir>,
+    /// Tables of its configuration that not every relay has.
+    tables: String,
+    /// Events that it keeps in memory, if not as many as others do.
+    memory_events: Option<usize>,
+    /// Whether it speaks TLS.
+    is_secure: bool,
+}
+
+impl Home {
+    pub(super) fn new(upstream: SocketAddr, data: Option<TempDir>, tables: &str) -> Result<Self> {
+        Self { data, tables: tables.to_owned(), ..Self::plain()? }.write(upstream)
+    }
+
+    /// One that speaks TLS.
+    pub(super) fn secure(upstream: SocketAddr) -> Result<Self> {
+        tls::issue()?;
+        Self { is_secure: true, ..Self::plain()? }.write(upstream)
+    }
+
+    /// One that forgets soon.
+    pub(super) fn forgetful(upstream: SocketAddr, memory_events: usize) -> Result<Self> {
+        Self { memory_events: Some(memory_events), ..Self::plain()? }.write(upstream)
+    }
+
+    fn plain() -> Result<Self> {
+        let config = tempfile::tempdir()?;
+        Ok(Self {
+            config,
+            data: None,
+            tables: String::new(),
+            memory_events: None,
+            is_secure: false,
+        })
+    }
+
+    fn write(self, upstream: SocketAddr) -> Result<Self> {
+        fs::write(self.config(), self.configuration(upstream))?;
+        Ok(self)
+    }
+
+    pub(super) fn config(&self) -> PathBuf {
+        self.config.path().join("relay.toml")
+    }
+
+    /// Defaults, but for what a bench on loopback needs.
+    fn configuration(&self, upstream: SocketAddr) -> String {
+        let data_dir =
+            self.data.as_ref().map_or_else(String::new, |data| data.path().display().to_string());
+        let tables = &self.tables;
+        let memory = self
+            .memory_events
+            .map_or_else(String::new, |events| format!("memory_events = {events}"));
+        let files = [("tls_cert_file", tls::certificate()), ("tls_key_file", tls::key())];
+        let files = files.iter().map(|(key, file)| format!("{key} = '{}'\n", file.display()));
+        let secure = if self.is_secure { files.collect() } else { String::new() };
+        format!(
+            r#"
+[server]
+listen = "127.0.0.1:0"
+admin_listen = "127.0.0.1:0"
+max_connects_per_second = 0
+write_timeout = "10m"
+{secure}
+
+[log]
+data_dir = "{data_dir}"
+retention_bytes = "64GiB"
+{memory}
+
+[[upstreams]]
+product_id = "{PRODUCT}"
+url = "http://{upstream}/stream/{PRODUCT}"
+token = "not-a-secret"
+
+[auth]
+allow_anonymous = true
+
+{tables}
+"#
+        )
+    }
+}
+
+/// A place for a store, on a real disk, which the place for temporary files may not be.
+pub(super) fn data_dir() -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("bench-data-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)
+}

@@ -1,0 +1,138 @@
+//! The listeners of the public and of the admin side.
+//!
+//! In: the sockets that the configuration asks for. Out: the task of the public side, and the
+//! thread of the admin side.
+//!
+//! May use: `config`, `http`, `metrics`, `net`, `timer_wheel`.
+
+use std::{io, sync::Arc, thread};
+
+use tokio::task::JoinSet;
+use tracing::error;
+
+use super::{
+    certificate::ServedCertificate,
+    fd_limit,
+    routes::ListenerRoutes,
+    stop::{StopTokens, join_all},
+};
+use crate::{
+    config::{Config, ServerConfig},
+    http::Relay,
+    metrics::ShedReason,
+    net::{self, BindError, ConnectionSettings, Listener, ShedConnection},
+    timer_wheel::TimerWheel,
+};
+
+/// Sockets that the configuration asks for, bound and not yet served.
+pub(super) struct BoundListeners {
+    /// For subscribers and publishers.
+    pub(super) public: Listener,
+    /// For operators.
+    pub(super) admin: Listener,
+    /// For kubelet and Prometheus, if they have a listener of their own.
+    pub(super) probe: Option<Listener>,
+}
+
+impl BoundListeners {
+    /// Binds all addresses.
+    ///
+    /// # Errors
+    ///
+    /// When an address cannot be bound; the sockets bound before are closed.
+    pub(super) fn bind(server: &ServerConfig) -> Result<Self, BindError> {
+        let bind = |address| Listener::bind(address, server.write_timeout);
+        Ok(Self {
+            public: bind(server.listen)?,
+            admin: bind(server.admin_listen)?,
+            probe: server.probe_listen.map(bind).transpose()?,
+        })
+    }
+}
+
+/// Returns the future that serves subscribers and publishers until `stop.serving`.
+pub(super) fn serve_public(
+    config: &Config,
+    relay: &Arc<Relay>,
+    listener: Listener,
+    certificate: Option<&ServedCertificate>,
+    listener_routes: &ListenerRoutes,
+    stop: &StopTokens,
+) -> impl Future<Output = ()> + use<> {
+    let routes = listener_routes.public.clone();
+    let settings = ConnectionSettings {
+        max_connections: fd_limit::max_connections(config),
+        tls: certificate.map(|certificate| Arc::clone(certificate.tls())),
+        ..connection_settings(config, &relay.wheel)
+    };
+    let no_descriptor = relay.metrics.shed(ShedReason::NoFileDescriptor);
+    let over_limit = relay.metrics.shed(ShedReason::MaxConnections);
+    let on_shed = move |shed| match shed {
+        ShedConnection::NoFileDescriptor => no_descriptor.inc(),
+        ShedConnection::MaxConnections => over_limit.inc(),
+    };
+    let stop = stop.serving.clone();
+    async move {
+        if let Err(error) = net::serve(listener, routes, settings, stop, on_shed).await {
+            error!(%error, "cannot serve subscribers");
+        }
+    }
+}
+
+/// Serves the admin side on a thread and runtime of its own, so that it answers when the public
+/// side is saturated.
+///
+/// # Errors
+///
+/// When there is no thread or runtime.
+pub(super) fn start_admin(
+    config: &Config,
+    admin: Listener,
+    probe: Option<Listener>,
+    routes: &ListenerRoutes,
+    wheel: &Arc<TimerWheel>,
+    stop: &StopTokens,
+) -> io::Result<thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut listeners = vec![(admin, routes.admin.clone())];
+    listeners.extend(probe.map(|probe| (probe, routes.probe.clone())));
+    let (settings, wheel) = (connection_settings(config, wheel), Arc::clone(wheel));
+    let stop_admin = stop.admin.clone();
+    // Cancelled when the thread ends for any reason, a panic included.
+    let ended = stop.admin_ended.clone().drop_guard();
+    let serve = async move {
+        let mut tasks = JoinSet::new();
+        for (listener, routes) in listeners {
+            let (settings, stop) = (settings.clone(), stop_admin.clone());
+            tasks.spawn(async move {
+                if let Err(error) = net::serve(listener, routes, settings, stop, |_| {}).await {
+                    error!(%error, "cannot serve operators");
+                }
+            });
+        }
+        // A wheel of its own: deadlines here must not depend on the public side's runtime.
+        tasks.spawn(async move { wheel.run(stop_admin).await });
+        if let Err(error) = join_all(&mut tasks).await {
+            error!(%error, "a part of the admin side did not end well");
+        }
+    };
+    let run = move || {
+        let _ended = ended;
+        runtime.block_on(serve);
+    };
+    thread::Builder::new().name("admin".to_owned()).spawn(run)
+}
+
+/// Returns the settings for operators' connections; TLS is for the public listener only.
+fn connection_settings(config: &Config, wheel: &Arc<TimerWheel>) -> ConnectionSettings {
+    ConnectionSettings {
+        head_timeout: config.server.head_timeout,
+        write_timeout: config.server.write_timeout,
+        wheel: Arc::clone(wheel),
+        max_connections: MAX_ADMIN_CONNECTIONS,
+        tls: None,
+    }
+}
+
+/// Connections at one time to each of the admin and probe listeners.
+pub(super) const MAX_ADMIN_CONNECTIONS: usize = 256;

@@ -1,0 +1,86 @@
+//! Shards that have subscribers of a session, a kind or everything, one bit each.
+//!
+//! May use: `event`.
+
+use std::collections::HashMap;
+
+use super::index::ScopeIndex;
+use crate::event::{Event, Kind, Only, Scope, SessionId};
+
+/// Which lanes listen to what: a bit for each.
+#[derive(Debug, Default)]
+pub(super) struct ShardBitmap {
+    pub(super) sessions: HashMap<SessionId, u64>,
+    pub(super) kinds: HashMap<Kind, u64>,
+    pub(super) everything: u64,
+}
+
+impl ShardBitmap {
+    pub(super) fn add(&mut self, scope: &Scope, shard: usize) {
+        let bit = shard_bit(shard);
+        match scope {
+            Scope { sessions: Only::These(sessions), .. } => {
+                sessions
+                    .iter()
+                    .for_each(|session| *self.sessions.entry(session.clone()).or_default() |= bit);
+            }
+            Scope { kinds: Only::These(kinds), .. } => {
+                kinds.iter().for_each(|kind| *self.kinds.entry(kind.clone()).or_default() |= bit);
+            }
+            _ => self.everything |= bit,
+        }
+    }
+
+    /// Forgets what nobody on the lane listens to any more.
+    pub(super) fn remove(&mut self, scope: &Scope, shard: usize, remaining: &ScopeIndex<()>) {
+        let bit = shard_bit(shard);
+        match scope {
+            Scope { sessions: Only::These(sessions), .. } => {
+                sessions
+                    .iter()
+                    .filter(|it| !remaining.has_session(it))
+                    .for_each(|it| clear_bit(&mut self.sessions, it, bit));
+            }
+            Scope { kinds: Only::These(kinds), .. } => {
+                kinds
+                    .iter()
+                    .filter(|it| !remaining.has_kind(it))
+                    .for_each(|it| clear_bit(&mut self.kinds, it, bit));
+            }
+            _ if !remaining.has_everything() => self.everything &= !bit,
+            _ => {}
+        }
+    }
+
+    /// The lanes that somebody listens on who may see `event`.
+    pub(super) fn shards_for(&self, event: &Event) -> u64 {
+        let of_session = event.session().and_then(|session| self.sessions.get(session));
+        let of_kind = self.kinds.get(event.kind());
+        self.everything
+            | of_session.copied().unwrap_or_default()
+            | of_kind.copied().unwrap_or_default()
+    }
+}
+
+/// Takes a bit out of a place, and the place away with the last one.
+fn clear_bit<K: Eq + std::hash::Hash>(buckets: &mut HashMap<K, u64>, at: &K, bit: u64) {
+    if let Some(shards) = buckets.get_mut(at) {
+        *shards &= !bit;
+        if *shards == 0 {
+            buckets.remove(at);
+        }
+    }
+}
+
+fn shard_bit(shard: usize) -> u64 {
+    u32::try_from(shard).ok().and_then(|shard| 1_u64.checked_shl(shard)).unwrap_or_default()
+}
+
+/// The numbers of the lanes in a set of bits.
+pub(super) fn shards_in(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let shard = (bits != 0).then_some(bits.trailing_zeros() as usize);
+        bits &= bits.wrapping_sub(1);
+        shard
+    })
+}

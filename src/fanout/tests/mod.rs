@@ -1,0 +1,275 @@
+//! The seam between catching up and following, against a model: every subscriber sees precisely
+//! what its scope admits.
+
+mod harness;
+mod schedules;
+
+use std::{
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+pub(super) use self::harness::{FanoutHarness, scope};
+use super::*;
+use crate::{
+    event::{EventId, GapReason},
+    log::Numbering,
+};
+
+#[test]
+fn an_event_wakes_its_receivers_once_and_nobody_else() {
+    let mut harness = FanoutHarness::new(100);
+    let mut all = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
+    let mut mine = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
+    let mut of_kind = harness.subscribe(scope(&[], &["k"]), &StartPosition::Now);
+    let mut both = harness.subscribe(scope(&["a", "b"], &["k"]), &StartPosition::Now);
+    for reader in [&mut all, &mut mine, &mut of_kind, &mut both] {
+        reader.read(9);
+    }
+    harness.append("c", "x");
+    harness.append("", "x");
+    harness.append("a", "x");
+    harness.append("b", "k");
+    harness.append("b", "k");
+    harness.dispatch_all();
+    let readers = [&mut all, &mut mine, &mut of_kind, &mut both];
+    assert_eq!(readers.map(|reader| reader.wakes()), [1, 1, 1, 1]);
+    for reader in [&mut all, &mut mine, &mut of_kind, &mut both] {
+        reader.read(9);
+    }
+    assert_eq!(all.events(), [1, 2, 3, 4, 5]);
+    assert_eq!(mine.events(), [3]);
+    assert_eq!((of_kind.events(), both.events()), (vec![4, 5], vec![4, 5]));
+    harness.append("c", "x");
+    harness.dispatch_all();
+    assert_eq!(
+        [mine.wakes(), of_kind.wakes(), both.wakes()],
+        [1, 1, 1],
+        "others' events wake nobody"
+    );
+    assert_eq!(all.wakes(), 2);
+}
+
+#[test]
+fn ten_thousand_listeners_to_other_sessions_are_not_even_looked_at() {
+    let harness = FanoutHarness::new(100);
+    let readers: Vec<_> = (0..10_000)
+        .map(|number| harness.subscribe(scope(&[&format!("s{number}")], &[]), &StartPosition::Now))
+        .collect();
+    harness.append("s7", "x");
+    let mut visited = 0;
+    let (_, entries) = {
+        let log = harness.fanout.log();
+        let tail = std::pin::pin!(log.tail(0, 9));
+        match tail.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(tail) => tail,
+            Poll::Pending => panic!("something was appended"),
+        }
+    };
+    let Entry::Event(event) = &entries[0] else { panic!("an event was appended") };
+    let (session, kind) = (event.session(), event.kind());
+    harness.fanout.registry().subscribers.for_each_match(
+        session,
+        kind,
+        BucketFilter::ALL,
+        |_, _| visited += 1,
+    );
+    assert_eq!(visited, 1);
+    drop(readers);
+    assert!(harness.fanout.registry().subscribers.is_empty(), "who leaves leaves nothing behind");
+}
+
+#[test]
+fn an_idle_session_subscriber_gets_no_gap_when_others_events_are_evicted() {
+    let mut harness = FanoutHarness::new(16);
+    let mut reader = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
+    reader.read(9);
+    for _ in 0..100 {
+        harness.append("b", "x");
+        harness.dispatch_all();
+    }
+    harness.append("a", "x");
+    harness.dispatch_all();
+    reader.read(9);
+    assert_eq!((reader.events(), reader.gaps().len()), (vec![101], 0));
+}
+
+#[test]
+fn a_subscriber_that_was_not_looking_while_its_events_were_evicted_is_told() {
+    let mut harness = FanoutHarness::new(16);
+    let mut reader = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
+    reader.read(9);
+    harness.append("a", "x");
+    harness.dispatch_all();
+    reader.read(9);
+    harness.append("b", "x");
+    harness.append("a", "x"); // at 3, never read
+    for _ in 0..40 {
+        harness.append("b", "x");
+        harness.dispatch_all();
+    }
+    harness.append("a", "x");
+    harness.dispatch_all();
+    reader.read(9);
+    assert_eq!(reader.events(), [1, 44]);
+    let gap = reader.gaps()[0];
+    assert_eq!((reader.gaps().len(), gap.reason), (1, GapReason::Evicted));
+    let log = harness.fanout.log();
+    assert_eq!((gap.id, gap.before), (log.id_at(28).unwrap(), log.id_at(29)));
+    assert_eq!(
+        gap.after.as_deref(),
+        Some(&*log.id_at(1).unwrap().to_string()),
+        "the last id it has"
+    );
+}
+
+#[test]
+fn what_was_evicted_before_the_fanout_could_look_is_announced_to_those_it_concerns() {
+    let mut harness = FanoutHarness::new(16);
+    let mut all = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
+    let mut mine = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
+    harness.append("b", "x");
+    harness.append("a", "x");
+    harness.dispatch_all();
+    all.read(9);
+    mine.read(9);
+    for _ in 0..20 {
+        harness.append("a", "x");
+        harness.append("b", "x");
+    }
+    harness.dispatch_all();
+    for reader in [&mut all, &mut mine] {
+        reader.read(99);
+        assert_eq!(reader.gaps().len(), 1);
+        assert_eq!(reader.gaps()[0].before, harness.fanout.log().id_at(27));
+    }
+    assert_eq!(all.events(), [1, 2].into_iter().chain(27..=42).collect::<Vec<_>>());
+    assert_eq!(mine.events().len(), 1 + 8);
+}
+
+#[test]
+fn ids_that_are_not_of_this_log_are_answered_by_a_notice_and_everything_kept() {
+    let mut harness = FanoutHarness::new(16);
+    for _ in 0..20 {
+        harness.append("a", "x");
+    }
+    harness.dispatch_all();
+    let log = harness.fanout.log();
+    let epoch = log.id_at(0).unwrap().epoch;
+    let foreign = EventId::new(epoch - 1, 7);
+    let future = EventId::new(epoch, 21);
+    for (start, after) in [
+        (StartPosition::After(foreign), Some(foreign.to_string())),
+        (StartPosition::After(future), Some(future.to_string())),
+        (StartPosition::Malformed, None),
+    ] {
+        let mut reader = harness.subscribe(scope(&[], &[]), &start);
+        reader.read(99);
+        let gap = reader.gaps()[0];
+        assert_eq!((reader.gaps().len(), gap.reason), (1, GapReason::UnknownId));
+        assert_eq!(gap.after.as_deref(), after.as_deref());
+        assert_eq!((gap.id, gap.before), (log.id_at(4).unwrap(), log.id_at(5)));
+        assert_eq!(reader.events(), (5..=20).collect::<Vec<_>>());
+    }
+    let mut oldest = harness.subscribe(scope(&[], &[]), &StartPosition::Oldest);
+    harness.append("a", "x"); // evicts one more before the first look
+    oldest.read(99);
+    assert_eq!((oldest.gaps().len(), oldest.events()), (0, (6..=21).collect()));
+}
+
+#[test]
+fn a_stalled_subscriber_holds_one_handover_and_nobody_waits_for_it() {
+    let mut harness = FanoutHarness::new(100_000);
+    let mut stalled = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
+    let mut other = harness.subscribe(scope(&[], &[]), &StartPosition::Now);
+    for round in 0..500 {
+        // Appending and showing are plain calls: there is nothing in them that could wait for a
+        // subscriber.
+        (0..20).for_each(|_| harness.append(&"s".repeat(1000), "x"));
+        harness.dispatch_all();
+        other.read(20);
+        assert_eq!(other.events().len(), (round + 1) * 20);
+        stalled.read(usize::from(round == 0)); // one event, and then no more
+        let held = stalled.subscription.buffered();
+        assert!(held.0 <= 16 && held.1 <= 32 * 1024, "{held:?}");
+    }
+    assert_eq!(stalled.wakes(), 1, "marked once, and not again until it looks");
+    stalled.read(usize::MAX);
+    assert_eq!((stalled.events().len(), stalled.gaps().len()), (10_000, 0));
+}
+
+#[test]
+fn the_position_moves_with_what_the_scope_hides() {
+    let mut harness = FanoutHarness::new(16);
+    let mut reader = harness.subscribe(scope(&["a"], &[]), &StartPosition::Now);
+    harness.append("b", "x");
+    harness.append("b", "x");
+    reader.read(9);
+    assert_eq!(reader.subscription.advance_last_id(), None, "not shown yet");
+    harness.dispatch_all();
+    reader.read(9);
+    assert_eq!(reader.subscription.advance_last_id(), harness.fanout.log().id_at(2));
+    assert_eq!(reader.subscription.advance_last_id(), None, "told once");
+}
+
+#[test]
+fn who_asked_for_what_is_kept_is_told_of_what_it_lost_since() {
+    let mut harness = FanoutHarness::new(16);
+    let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::Oldest);
+    for _ in 0..100 {
+        harness.append("a", "x");
+    }
+    harness.dispatch_all();
+    reader.read(99);
+    assert_eq!((reader.gaps().len(), reader.events()), (1, (85..=100).collect()));
+    assert_eq!(reader.gaps()[0].after, None);
+}
+
+#[test]
+fn a_resume_from_before_everything_names_the_id_it_came_with() {
+    let mut harness = FanoutHarness::new(16);
+    let before_everything = harness.fanout.log().id_at(0).unwrap();
+    for _ in 0..20 {
+        harness.append("a", "x");
+    }
+    harness.dispatch_all();
+    let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::After(before_everything));
+    reader.read(99);
+    assert_eq!(reader.gaps()[0].after.as_deref(), Some(&*before_everything.to_string()));
+}
+
+/// Seconds until one whose id does not come is told so; none if it is still waiting after five
+/// minutes.
+async fn seconds_until_gap(harness: &FanoutHarness) -> Option<u32> {
+    let mut reader = harness.subscribe(scope(&[], &[]), &StartPosition::After(EventId::new(1, 1)));
+    for seconds in 0..300 {
+        reader.read(1);
+        if !reader.seen.is_empty() {
+            assert_eq!(reader.gaps()[0].reason, GapReason::UnknownId);
+            return Some(seconds);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    None
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_ahead_waits_for_a_replay_and_for_a_relay_that_is_not_away_for_long() {
+    let harness = FanoutHarness::new(16);
+    let log = harness.fanout.log();
+    assert_eq!(seconds_until_gap(&harness).await, Some(0), "behind a connector nothing comes");
+    log.set_numbering(Numbering::Upstream);
+    assert_eq!(seconds_until_gap(&harness).await, None, "as long as the relay repeats");
+    log.finish_replay();
+    assert_eq!(seconds_until_gap(&harness).await, Some(5));
+    log.mark_upstream_disconnected();
+    assert!(!log.is_recovering(), "what comes afterwards is news");
+    let until = seconds_until_gap(&harness).await.unwrap();
+    assert!((60..=66).contains(&until), "{until}");
+    assert_eq!(seconds_until_gap(&harness).await, Some(5), "it has been away for long");
+    log.set_numbering(Numbering::Upstream);
+    assert!(!log.has_caught_up() && seconds_until_gap(&harness).await.is_none());
+    log.mark_upstream_disconnected();
+    log.set_numbering(Numbering::Own);
+    assert_eq!(seconds_until_gap(&harness).await, Some(0), "a connector again");
+}

@@ -1,0 +1,55 @@
+//! One product as its deliverers see it: log, fan-out and counters.
+//!
+//! In: entries that ingest or a publisher appends. Out: subscriptions, for shards and HTTP routes.
+//! Reloading the configuration replaces an `http::Product` and keeps its feed.
+//!
+//! May use: `event`, `fanout`, `log`, `metrics`.
+
+use std::sync::Arc;
+
+use crate::{
+    event::ProductId,
+    fanout::Fanout,
+    log::Log,
+    metrics::{DeliveryMetrics, Metrics, Transport},
+};
+
+/// One product: its log, its fan-out and the counters of its deliveries.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    /// Product that the entries belong to.
+    pub(crate) id: ProductId,
+    /// Entries, in memory and in the store.
+    pub(crate) log: Arc<Log>,
+    /// Subscriptions to the log, and their wake-ups.
+    pub(crate) fanout: Arc<Fanout>,
+    /// Index of the shard thread that runs the product's ingest and fan-out.
+    pub(crate) home_shard: usize,
+    /// Metrics of the SSE subscribers.
+    pub(crate) sse: DeliveryMetrics,
+    /// Metrics of the WebSocket subscribers.
+    pub(crate) ws: DeliveryMetrics,
+    /// All metric families, for counters that are looked up by label: disconnects.
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Feed {
+    /// Connects `log` with a fan-out for `shard_count` shards.
+    pub(crate) fn new(
+        log: Arc<Log>,
+        shard_count: usize,
+        home_shard: usize,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
+        let id = log.product().clone();
+        Self {
+            fanout: Arc::new(Fanout::new(Arc::clone(&log), shard_count)),
+            log,
+            home_shard,
+            sse: metrics.deliveries(&id, Transport::Sse),
+            ws: metrics.deliveries(&id, Transport::WebSocket),
+            metrics: Arc::clone(metrics),
+            id,
+        }
+    }
+}

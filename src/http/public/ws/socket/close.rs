@@ -1,0 +1,94 @@
+//! Closing handshake of one WebSocket connection (RFC 6455, section 7), and its time limits.
+//!
+//! May use: no other module.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use futures_sink::Sink;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_websockets::{CloseCode, Error, Message};
+
+use super::{WsConnection, WsPhase, WsStep};
+use crate::http::admission::DisconnectReason;
+
+impl<S: AsyncRead + AsyncWrite + Unpin> WsConnection<S> {
+    /// Reads until the client's close frame, or until it breaks the protocol.
+    pub(super) fn await_close(&mut self, context: &mut Context<'_>) -> WsStep {
+        match Pin::new(&mut self.socket).poll_next(context) {
+            Poll::Pending => {
+                self.subscriber.wake_for_disconnect(self.close_due, context);
+                WsStep::Waiting
+            }
+            Poll::Ready(None | Some(Err(Error::Io(_)))) => WsStep::Closed,
+            Poll::Ready(Some(Ok(_))) => WsStep::Progressed,
+            Poll::Ready(Some(Err(_))) => {
+                self.phase = WsPhase::Lingering;
+                WsStep::Progressed
+            }
+        }
+    }
+
+    /// Shuts the sending side down and discards what the client still sends.
+    pub(super) fn linger(&mut self, context: &mut Context<'_>) -> WsStep {
+        let socket = self.socket.get_mut();
+        if let Poll::Ready(Err(_)) = Pin::new(&mut *socket).poll_shutdown(context) {
+            return WsStep::Closed;
+        }
+        let mut storage = [0; LINGER_BUFFER_BYTES];
+        let mut buffer = ReadBuf::new(&mut storage);
+        match Pin::new(socket).poll_read(context, &mut buffer) {
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => WsStep::Progressed,
+            Poll::Ready(_) => WsStep::Closed,
+            Poll::Pending => {
+                self.subscriber.wake_for_disconnect(self.close_due, context);
+                WsStep::Waiting
+            }
+        }
+    }
+
+    /// Sends a close frame and starts the closing handshake.
+    pub(super) fn close(&mut self, code: CloseCode) {
+        self.phase = WsPhase::Closing;
+        self.start_close_timeout();
+        // The codec refuses a second close frame if it has sent one already.
+        let _ = Pin::new(&mut self.socket).start_send(Message::close(Some(code), ""));
+    }
+
+    /// Starts the time limit of the handshake, which never lasts past the token's end.
+    pub(super) fn start_close_timeout(&mut self) {
+        self.close_within(CLOSE_HANDSHAKE_TIMEOUT);
+    }
+
+    /// Sets the time limit, unless one runs already.
+    pub(super) fn close_within(&mut self, time: Duration) {
+        if self.close_due == u64::MAX {
+            self.close_due = self.subscriber.tick_after_or_end(time);
+        }
+    }
+}
+
+/// Returns the close code: 1012 if the client may reconnect at once, 1008 if it must not go on as
+/// before.
+pub(super) fn close_code(reason: DisconnectReason) -> CloseCode {
+    if reason.is_urgent() { CloseCode::POLICY_VIOLATION } else { CloseCode::SERVICE_RESTART }
+}
+
+/// Returns the time limit of the closing handshake.
+pub(super) fn close_timeout(reason: DisconnectReason) -> Duration {
+    if reason.is_immediate() { IMMEDIATE_CLOSE_TIMEOUT } else { CLOSE_HANDSHAKE_TIMEOUT }
+}
+
+/// Time limit of a closing handshake: less than the 2 s that draining subscribers get for their
+/// last bytes, after which the wheel stops.
+const CLOSE_HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Time limit for a revoked or removed subscriber, which must be gone within a second.
+const IMMEDIATE_CLOSE_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// Size of one discarding read.
+const LINGER_BUFFER_BYTES: usize = 4 * 1024;

@@ -1,0 +1,127 @@
+//! The handle that a request's handler has of its connection, and the tasks of a listener.
+//!
+//! In: a request's extensions. Out: its peer, its deadlines, and two ways out of hyper:
+//! [`Connection::detach`] for a stream over HTTP/1.1, [`Connection::spawn_upgraded`] for a
+//! WebSocket.
+//!
+//! May use: no other module.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::upgrade::{OnUpgrade, Parts, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use super::{
+    connection_limit::AcceptedSocket,
+    deadline_socket::DeadlineSocket,
+    detach::{ConnectionState, DetachingBody},
+    forced_close::ForcedClose,
+    shutdown::ShutdownSignal,
+    stream_deadline::Http2StreamState,
+    tls::TlsSession,
+};
+
+/// Handle of a request's connection, found among the request's extensions.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    /// Address of the peer.
+    pub(crate) peer: SocketAddr,
+    /// State shared with the socket's guards.
+    pub(crate) state: Arc<ConnectionState>,
+    /// Whether the connection was accepted beyond the limit, only to be answered 503.
+    pub(crate) is_over_limit: bool,
+    pub(super) tasks: Arc<ConnectionTasks>,
+}
+
+impl Connection {
+    /// Arranges for the socket to leave hyper, and returns the body that the response must have.
+    ///
+    /// hyper writes the head and `first`. After that, `continuation` gets the socket, writes
+    /// everything that follows, in chunks (RFC 9112, section 7.1), and ends the connection. If the
+    /// connection ends before that, or the response is not sent, `continuation` is dropped without
+    /// being called.
+    pub(crate) fn detach(
+        &self,
+        first: Bytes,
+        continuation: impl FnOnce(AcceptedSocket, Option<TlsSession>) + Send + 'static,
+    ) -> Body {
+        self.state.detach.arm(Box::new(continuation));
+        Body::new(DetachingBody { first: Some(first), state: Arc::clone(&self.state) })
+    }
+
+    /// Returns the forced-close deadline of the running exchange.
+    ///
+    /// On HTTP/2, where `stream` is given, the deadline is that of the stream alone; on HTTP/1.1 it
+    /// is that of the connection.
+    pub(crate) fn forced_close(&self, stream: Option<&Http2StreamState>) -> Arc<ForcedClose> {
+        Arc::clone(stream.map_or(&self.state.forced_close, Http2StreamState::forced_close))
+    }
+
+    /// Spawns `work` with the upgraded connection, once the response to the upgrade request is
+    /// sent.
+    ///
+    /// The task belongs to the listener: its shutdown waits for the task for a few seconds and then
+    /// drops it.
+    pub(crate) fn spawn_upgraded<W: Future<Output = ()> + Send + 'static>(
+        &self,
+        upgrade: OnUpgrade,
+        work: impl FnOnce(UpgradedConnection) -> W + Send + 'static,
+    ) {
+        let tasks = Arc::clone(&self.tasks);
+        self.tasks.tracker.spawn(async move {
+            // Not `run_until_graceful`: a WebSocket ends by its own closing handshake, and has the
+            // grace for it.
+            match tasks.shutdown.run_until_aborted(upgrade).await {
+                Some(Ok(socket)) => {
+                    tasks.shutdown.run_until_aborted(work(UpgradedConnection::from(socket))).await;
+                }
+                Some(Err(error)) => debug!(%error, "connection ended"),
+                None => {}
+            }
+        });
+    }
+}
+
+/// Connection on which another protocol is spoken from now on.
+#[derive(Debug)]
+pub(crate) enum UpgradedConnection {
+    /// Without TLS: the socket itself, which can leave the runtime for a shard.
+    Plain(DeadlineSocket),
+    /// With TLS: hyper's type-erased transport.
+    Encrypted(TokioIo<Upgraded>),
+}
+
+impl From<Upgraded> for UpgradedConnection {
+    fn from(upgraded: Upgraded) -> Self {
+        match upgraded.downcast::<TokioIo<DeadlineSocket>>() {
+            Ok(Parts { io, read_buf, .. }) => {
+                let mut socket = io.into_inner();
+                // hyper may have read beyond the head: a client may send frames without waiting for
+                // the 101.
+                socket.unread(&read_buf);
+                Self::Plain(socket)
+            }
+            Err(upgraded) => Self::Encrypted(TokioIo::new(upgraded)),
+        }
+    }
+}
+
+/// The tasks of one listener's connections, and the signal that ends them.
+#[derive(Debug, Default)]
+pub(super) struct ConnectionTasks {
+    pub(super) shutdown: ShutdownSignal,
+    pub(super) tracker: TaskTracker,
+}
+
+/// Reasons for which a connection was closed as soon as it was accepted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ShedConnection {
+    /// All permits are taken, those beyond the limit, too.
+    MaxConnections,
+    /// The process or the system has no file descriptor left.
+    NoFileDescriptor,
+}

@@ -1,0 +1,198 @@
+//! Mailbox of one shard: new subscribers and wake-ups from any thread.
+//!
+//! A task per subscriber would cost a wake-up, a queue entry and a scheduling turn for every
+//! delivery. Here an event wakes the shard's task once, and the task visits the subscribers that
+//! the event concerns.
+//!
+//! ```text
+//! ShardPlacement ─ new subscriber ─────────────────► pending: [ … ]   ─┐
+//! wheel, socket, admission ─ SubscriberWaker ──────► woken: [ 7, 31 ] ─┼─► task of the shard
+//! fan-out ─ GroupWaker, once until events are taken ► signaled: [ 0 ] ─┘
+//! ```
+//!
+//! The lists need no bound of their own. A subscriber is in `woken` once at most (and a removed
+//! one once more), a group in `signaled` once per batch, and admission limits the subscribers.
+//!
+//! May use: `net`.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::Wake,
+};
+
+use atomic_waker::AtomicWaker;
+
+use super::ShardSubscriber;
+use crate::net::{AcceptedSocket, ConnectionPermit};
+
+/// Mailbox of one shard's task.
+#[derive(Debug)]
+pub(super) struct ShardMailbox {
+    pub(super) shard: usize,
+    inbox: Mutex<MailboxContents>,
+    pub(super) waker: AtomicWaker,
+    /// Subscribers on the shard and in `pending`.
+    pub(super) load: AtomicUsize,
+    /// Tick of the wheel at the task's last sign of life.
+    pub(super) last_turn_tick: AtomicU64,
+}
+
+/// Lists that the task takes at its next turn.
+#[derive(Debug, Default)]
+pub(super) struct MailboxContents {
+    pub(super) pending: Vec<PendingSubscriber>,
+    /// Slot keys of woken subscribers.
+    pub(super) woken: Vec<usize>,
+    /// Keys of the product groups for which events are queued.
+    pub(super) signaled: Vec<usize>,
+    /// Set once the shard accepts no more subscribers.
+    pub(super) is_closed: bool,
+}
+
+/// A subscriber on its way to its shard.
+pub(crate) struct PendingSubscriber {
+    pub(super) socket: std::net::TcpStream,
+    pub(super) permit: ConnectionPermit,
+    pub(super) factory: SubscriberFactory,
+}
+
+/// Builds a subscriber around its socket, once the socket is registered with the shard's runtime.
+pub(crate) type SubscriberFactory =
+    Box<dyn FnOnce(AcceptedSocket) -> Box<dyn ShardSubscriber> + Send>;
+
+#[cfg(test)]
+impl PendingSubscriber {
+    /// Returns a subscriber that a test attaches itself.
+    pub(crate) fn new(
+        socket: std::net::TcpStream,
+        permit: ConnectionPermit,
+        factory: SubscriberFactory,
+    ) -> Self {
+        Self { socket, permit, factory }
+    }
+}
+
+impl fmt::Debug for PendingSubscriber {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("PendingSubscriber")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ShardMailbox {
+    pub(super) fn new(shard: usize) -> Self {
+        Self {
+            shard,
+            inbox: Mutex::default(),
+            waker: AtomicWaker::new(),
+            load: AtomicUsize::new(0),
+            last_turn_tick: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds a subscriber, or returns it if the shard has closed its mailbox.
+    pub(super) fn push(&self, subscriber: PendingSubscriber) -> Option<PendingSubscriber> {
+        let mut subscriber = Some(subscriber);
+        self.post(|inbox| {
+            if !inbox.is_closed {
+                // Relaxed: an estimate, see `ShardPlacement::take`.
+                self.load.fetch_add(1, Ordering::Relaxed);
+                inbox.pending.extend(subscriber.take());
+            }
+        });
+        subscriber
+    }
+
+    /// Changes the lists, and wakes the task if they were empty.
+    ///
+    /// One wake-up is enough: the task registers its waker before it takes the lists under the same
+    /// lock, and at the end of a turn wakes itself if a list has been filled meanwhile.
+    fn post(&self, change: impl FnOnce(&mut MailboxContents)) {
+        let mut inbox = self.inbox();
+        let was_empty = inbox.is_empty();
+        change(&mut inbox);
+        let is_first = was_empty && !inbox.is_empty();
+        // Unlocked first: the woken thread takes the same lock at once.
+        drop(inbox);
+        if is_first {
+            self.waker.wake();
+        }
+    }
+
+    pub(super) fn inbox(&self) -> MutexGuard<'_, MailboxContents> {
+        // Each change leaves the lists consistent, so a poisoned lock is safe to use.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MailboxContents {
+    fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.woken.is_empty() && self.signaled.is_empty()
+    }
+}
+
+/// Waker of one subscriber: adds its slot key to the shard's mailbox.
+#[derive(Debug)]
+pub(super) struct SubscriberWaker {
+    mailbox: Arc<ShardMailbox>,
+    /// Slot key of the subscriber. After its removal the key may belong to another subscriber,
+    /// which then is polled once for nothing.
+    key: usize,
+    /// Whether the key is in the mailbox.
+    pub(super) is_queued: AtomicBool,
+}
+
+impl SubscriberWaker {
+    /// Returns the waker of the subscriber in slot `key`.
+    pub(super) fn new(mailbox: &Arc<ShardMailbox>, key: usize) -> Arc<Self> {
+        Arc::new(Self { mailbox: Arc::clone(mailbox), key, is_queued: AtomicBool::new(false) })
+    }
+}
+
+impl Wake for SubscriberWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // SeqCst, as is the task's `store(false)`: that store must come before the reads of the
+        // poll that follows it, and Release does not order a store before a later load. A wake-up
+        // that finds `true` here is therefore seen by the poll that is still to come.
+        if !self.is_queued.swap(true, Ordering::SeqCst) {
+            self.mailbox.post(|inbox| inbox.woken.push(self.key));
+        }
+    }
+}
+
+/// Waker of one product group: adds its key to the shard's mailbox.
+///
+/// The fan-out's shard queue calls it once until the queued events are taken, so it needs no flag
+/// against duplicates.
+#[derive(Debug)]
+pub(super) struct GroupWaker {
+    mailbox: Arc<ShardMailbox>,
+    key: usize,
+}
+
+impl GroupWaker {
+    /// Returns the waker of the product group `key`.
+    pub(super) fn new(mailbox: &Arc<ShardMailbox>, key: usize) -> Self {
+        Self { mailbox: Arc::clone(mailbox), key }
+    }
+}
+
+impl Wake for GroupWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.mailbox.post(|inbox| inbox.signaled.push(self.key));
+    }
+}

@@ -1,0 +1,15 @@
+//! Connections by the thousand, for which the process of the test needs descriptors by the
+//! thousand.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test states its expectations by panicking, and its helpers do as well"
+)]
+
+#[path = "../common/mod.rs"]
+// each binary compiles its own copy; Cargo would take a file beside this one for a binary
+mod common;
+
+mod drain;
+mod limits;

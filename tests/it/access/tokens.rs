@@ -1,0 +1,257 @@
+//! Scoped tokens from outside: what their holders see, where tokens may come from, and when streams
+//! under them end.
+
+use std::time::{Duration, Instant};
+
+use super::{alone, answer, behind, open, setup};
+use crate::common::{
+    PRODUCT, STREAM,
+    connector::Connector,
+    events::{event_like, number},
+    http::{self, Wire},
+    page::{PAGES, Page},
+    relay::Setup,
+    subscriber::Ending,
+    token::{SECRET, bearer, jwt, now, signed, token},
+    wait,
+};
+use serde_json::json;
+
+#[test]
+fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pages() {
+    let (_connector, mut link, relay) = behind("", "");
+    let both = bearer(&json!({"session_id": ["s1", "s2"], "type": "summary"}));
+    let mut live = open(&relay, STREAM, &both);
+    let mut one = open(&relay, &format!("{STREAM}?session_id=s2"), &both);
+    let mut all = open(&relay, STREAM, &bearer(&json!({})));
+    for (n, (kind, session)) in [
+        ("summary", "s1"),
+        ("actions", "s1"),
+        ("summary", "s2"),
+        ("summary", "s3"),
+        ("own", "s2"),
+        ("summary", "s1"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        link.event(event_like(kind, session, n));
+    }
+    // of no session
+    link.event(format!(r#"{{"type":"summary","product_id":"{PRODUCT}","count":6}}"#));
+    assert_eq!(all.numbers(7), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(live.numbers(3), [0, 2, 5]);
+    assert_eq!(one.numbers(1), [2]);
+    live.expect_nothing(Duration::from_millis(300));
+    one.expect_nothing(Duration::from_millis(100));
+    let mut replayed = open(&relay, &format!("{STREAM}?last_event_id=0"), &both);
+    assert_eq!(replayed.numbers(3), [0, 2, 5]);
+    replayed.expect_nothing(Duration::from_millis(300));
+    let page = |query: &str| {
+        let page = Page::read(&relay.get(&format!("{PAGES}{query}"), &[("Authorization", &both)]));
+        page.events.iter().map(|frame| number(&frame.data)).collect::<Vec<_>>()
+    };
+    assert_eq!(page(""), [0, 2, 5]);
+    assert_eq!(page("?session_id=s1"), [0, 5]);
+    assert_eq!(page("?session_id=s2&type=summary"), [2]);
+}
+
+#[test]
+fn asking_for_more_than_is_granted_is_403() {
+    let relay = alone("", "");
+    let limited = bearer(&json!({"session_id": ["s1", "s2"], "type": ["summary"]}));
+    for query in [
+        "session_id=s3",
+        "session_id=s1&session_id=s3",
+        "type=actions",
+        "type=summary&type=actions",
+        "session_id=S1",
+    ] {
+        for path in [STREAM, PAGES] {
+            relay.get(&format!("{path}?{query}"), &[("Authorization", &limited)]).problem(403);
+        }
+    }
+    for path in ["/stream/prod_xyz", "/events/prod_xyz", "/stream/prod_nothing"] {
+        relay.get(path, &[("Authorization", &limited)]).problem(403);
+    }
+    let only_publish = bearer(&json!({"permissions": ["publish"]}));
+    relay.get(STREAM, &[("Authorization", &only_publish)]).problem(403);
+    let elsewhere = bearer(&json!({"product_id": "prod_nothing"}));
+    relay.get("/stream/prod_nothing", &[("Authorization", &elsewhere)]).problem(404);
+}
+
+#[test]
+fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_without_the_token() {
+    let setup = setup("audience = 'relay'", "")
+        .auth(&format!("allow_anonymous = true\n{}", jwt("audience = 'relay'")));
+    let mut relay = setup.start_with(&[("RUST_LOG", "debug")]);
+    let of = |claims: serde_json::Value| {
+        let mut all = json!({"aud": "relay"});
+        all.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
+        token(&all)
+    };
+    let good = of(json!({}));
+    open(&relay, STREAM, &format!("Bearer {good}"));
+    let claims = json!({"exp": now() + 60.0, "product_id": PRODUCT, "aud": "relay"});
+    let bad = [
+        "nonsense".to_owned(),
+        "not.a.token".to_owned(),
+        of(json!({"exp": now() - 1.0})),
+        of(json!({"nbf": now() + 60.0})),
+        of(json!({"aud": "other"})),
+        of(json!({"product_id": []})),
+        of(json!({"session_id": null})),
+        signed(&json!({"alg": "none"}), &claims),
+        signed(&json!({"alg": "HS512"}), &claims),
+        signed(&json!({"alg": "HS256", "crit": ["exp"]}), &claims),
+        format!("{good}x"),
+        format!("{}.", good.rsplit_once('.').unwrap().0),
+    ];
+    let expected = answer(&relay.get(STREAM, &[("Authorization", "Bearer ")]).problem(401));
+    for token in &bad {
+        for path in [STREAM, PAGES, "/stream/prod_nothing"] {
+            let refused =
+                relay.get(path, &[("Authorization", &format!("Bearer {token}"))]).problem(401);
+            assert_eq!(answer(&refused), expected, "{token}");
+        }
+    }
+    relay.process.signal("TERM");
+    assert_eq!(relay.process.exit_code(), Some(0));
+    let log = relay.process.stderr.whole();
+    for reason in [
+        "it has expired",
+        "not valid yet",
+        "audience",
+        "its claim product_id",
+        "its claim session_id",
+        "algorithm",
+        "crit",
+        "signature",
+    ] {
+        assert!(log.contains(reason), "{reason} in the log");
+    }
+    for secret in bad
+        .iter()
+        .skip(1)
+        .chain([&good])
+        .flat_map(|token| token.split('.'))
+        .filter(|part| part.len() > 5)
+    {
+        assert!(!log.contains(secret), "{secret} in the log");
+    }
+    assert!(!log.contains(SECRET));
+}
+
+#[test]
+fn a_stream_ends_with_its_token_though_events_keep_coming() {
+    let (_connector, mut link, relay) = behind("", "");
+    let began = now();
+    let authorization = bearer(&json!({"exp": began + 2.0}));
+    let mut busy = open(&relay, STREAM, &authorization);
+    let mut idle = open(&relay, &format!("{STREAM}?session_id=nobody"), &authorization);
+    let since = Instant::now();
+    let mut n = 0;
+    while !busy.has_ended() && since.elapsed() < wait::PATIENCE {
+        link.event(event_like("actions", "s1", n));
+        n += 1;
+        std::thread::sleep(Duration::from_millis(5)); // a steady stream, not a wait
+    }
+    let lasted = now() - began;
+    assert!((1.5..2.0 + wait::LATE.as_secs_f64()).contains(&lasted), "it lasted {lasted} s");
+    assert!(n > 50, "{n} events");
+    for subscriber in [&mut busy, &mut idle] {
+        let (rest, ending) = subscriber.rest();
+        assert_eq!(ending, Ending::Proper);
+        assert!(String::from_utf8_lossy(&rest).contains("retry: "));
+    }
+    relay.wait_for_metric(
+        "autoplay_relay_subscriber_disconnects_total",
+        &[("transport", "sse"), ("reason", "expired")],
+        2.0,
+    );
+    relay.get(STREAM, &[("Authorization", &bearer(&json!({"exp": now() - 0.01})))]).problem(401);
+}
+
+#[test]
+fn a_token_that_is_over_ends_also_a_stream_that_takes_nothing() {
+    let (_connector, mut link, relay) = behind("", "");
+    let mut takes_nothing = open(&relay, STREAM, &bearer(&json!({"exp": now() + 3.0})));
+    let session = "x".repeat(8000);
+    (0..3000).for_each(|n| link.event(event_like("actions", &session, n)));
+    let labels = [("transport", "sse"), ("reason", "expired")];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
+    assert_eq!(takes_nothing.rest().1, Ending::BrokenOff, "it was not asked for its last bytes");
+}
+
+#[test]
+fn each_token_is_counted_by_itself_for_the_limit_per_key() {
+    let (_connector, _link, relay) = behind("", "max_subscribers_per_key = 2");
+    let (one, other) = (bearer(&json!({"sub": "a"})), bearer(&json!({"sub": "b"})));
+    let seated = [open(&relay, STREAM, &one), open(&relay, STREAM, &one)];
+    relay.get(STREAM, &[("Authorization", &one)]).problem(429);
+    let _others = [open(&relay, STREAM, &other), open(&relay, STREAM, &other)];
+    relay.get(STREAM, &[("Authorization", &other)]).problem(429);
+    let listed = relay.ask_admin("/api/v1/subscribers").json();
+    assert!(
+        listed["subscribers"].as_array().unwrap().iter().all(|it| it["key"] == "token"),
+        "{listed}"
+    );
+    drop(seated);
+    relay.wait_for_subscribers(2.0);
+    open(&relay, STREAM, &one);
+}
+
+#[test]
+fn a_stream_that_ends_with_its_token_is_the_last_answer_on_its_connection() {
+    let (_connector, _link, relay) = behind("", "");
+    let mut first = open(&relay, STREAM, &bearer(&json!({"exp": now() + 1.0})));
+    assert_eq!(first.rest().1, Ending::Proper);
+    wait::until("the connection is closed", || {
+        first.wire.rest().is_empty() && first.wire.is_at_end()
+    });
+}
+
+#[test]
+fn a_token_that_ends_while_the_body_comes_publishes_nothing() {
+    let (_connector, _link, relay) = behind("", "");
+    let mut witness = open(&relay, STREAM, &bearer(&json!({})));
+    let begin = |ends: f64| {
+        let authorization = bearer(&json!({"exp": ends, "permissions": ["publish"]}));
+        let body = event_like("own", "s1", 1);
+        let length = body.len().to_string();
+        let mut wire = Wire::connect(relay.public);
+        let fields = [("Authorization", authorization.as_str()), ("Content-Length", &length)];
+        wire.send(http::request(relay.public, "POST", PAGES, &fields) + &body[..10]);
+        (wire, body)
+    };
+    let ends = now() + 1.0;
+    let (mut late, body) = begin(ends);
+    let (mut early, _) = begin(ends + 60.0);
+    wait::until("the token is over", || now() > ends + 0.1);
+    late.send(&body[10..]);
+    assert_eq!(late.head().status(), 401);
+    early.send(&body[10..]);
+    assert_eq!(early.head().status(), 202);
+    assert_eq!(witness.numbers(1), [1]);
+    witness.expect_nothing(Duration::from_millis(200));
+}
+
+#[test]
+fn a_token_that_ends_while_its_page_waits_shows_nothing() {
+    let edge = Connector::new();
+    let relay = Setup::behind_relay(edge.address).auth(&jwt("")).start();
+    let mut link = edge.found_as_relay();
+    let ask = |ends: f64| {
+        let authorization = bearer(&json!({"exp": ends}));
+        let mut wire = Wire::connect(relay.public);
+        let path = format!("{PAGES}?last_event_id=7-41"); // it may still come
+        wire.send(http::request(relay.public, "GET", &path, &[("Authorization", &authorization)]));
+        wire
+    };
+    let ends = now() + 1.0;
+    let (mut late, mut early) = (ask(ends), ask(ends + 60.0));
+    wait::until("the token is over", || now() > ends + 0.1);
+    link.event_as("7-41", event_like("actions", "s1", 1));
+    link.heartbeat();
+    assert_eq!((late.head().status(), early.head().status()), (401, 200));
+}

@@ -1,0 +1,4 @@
+//! What operators see and do: health, metrics, status, who is connected.
+
+mod status;
+mod subscribers;

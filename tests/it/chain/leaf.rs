@@ -1,0 +1,327 @@
+//! A relay behind a relay, as it stands to that one: the test plays the edge, frame by frame.
+
+use std::time::{Duration, Instant};
+
+use super::scripted::{EVERYTHING, asked, edge_and_leaf, send, send_of};
+use crate::common::{connector::Connector, events::event, relay::Relay};
+
+#[test]
+fn a_connector_is_never_asked_to_go_on_nor_told_that_a_relay_asks() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut subscriber = relay.subscribe();
+    for n in 0..4 {
+        let mut link = connector.stream();
+        assert_eq!(
+            (link.request.field("last-event-id"), link.request.field("autoplay-relay")),
+            (None, None),
+            "{n}"
+        );
+        link.event_as(&format!("7-{n}"), event(n)); // ids of a connector mean nothing
+        if n > 0 {
+            subscriber.gap();
+        }
+        let frame = subscriber.event();
+        assert!(!frame.id().starts_with("7-"), "{frame:?}");
+        if n % 2 == 0 { link.end() } else { link.reset() }
+    }
+}
+
+#[test]
+fn a_relay_is_asked_for_everything_it_keeps_and_then_for_what_comes_behind_the_newest_id() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut subscriber = leaf.subscribe_to(EVERYTHING);
+    let mut link = edge.found_as_relay();
+    assert_eq!(link.request.field("last-event-id"), Some("0"));
+    send(&mut link, 1..4);
+    link.heartbeat();
+    assert_eq!(subscriber.numbers(3), [1, 2, 3]);
+    link.end();
+    let mut link = edge.stream_as_relay();
+    assert_eq!(asked(&link), (Some("7-3"), Some("follow")));
+    link.send("id: 7-3\nevent: heartbeat\ndata:\n\n");
+    send(&mut link, 4..6);
+    assert_eq!(subscriber.numbers(2), [4, 5]);
+    link.reset();
+    edge.accept().refuse("503 Service Unavailable", "");
+    let mut link = edge.stream_as_relay();
+    assert_eq!(asked(&link), (Some("7-5"), Some("follow")));
+    send(&mut link, 6..7);
+    assert_eq!(subscriber.numbers(1), [6]);
+    assert_eq!(leaf.all_gaps(), 0.0, "a relay repeats what was missed");
+}
+
+#[test]
+fn what_the_edge_repeats_comes_once() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut subscriber = leaf.subscribe_to(EVERYTHING);
+    let mut link = edge.found_as_relay();
+    send(&mut link, 1..4);
+    link.gap_as("7-4", "upstream_reconnect", "7-3");
+    send(&mut link, 5..7);
+    send(&mut link, 6..7);
+    send(&mut link, 2..4);
+    link.heartbeat();
+    assert_eq!(subscriber.numbers(3), [1, 2, 3]);
+    assert_eq!(subscriber.gap().id(), "7-4");
+    assert_eq!(subscriber.numbers(2), [5, 6]);
+    link.reset();
+    let mut link = edge.stream_as_relay();
+    send(&mut link, 1..4);
+    link.gap_as("7-4", "upstream_reconnect", "7-3");
+    send(&mut link, 5..9);
+    assert_eq!(subscriber.numbers(2), [7, 8]);
+    assert_eq!(leaf.all_gaps(), 1.0);
+    let mut again = leaf.resume("7-2");
+    assert_eq!(again.numbers(1), [3]);
+    assert_eq!(again.gap().id(), "7-4");
+    assert_eq!(again.numbers(4), [5, 6, 7, 8]);
+}
+
+#[test]
+fn what_an_edge_says_under_no_id_takes_the_one_before_it_with_a_suffix() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut subscriber = leaf.subscribe_to(EVERYTHING);
+    let mut link = edge.found_as_relay();
+    send(&mut link, 1..4);
+    link.send("event: gap\ndata: {}\n\n");
+    link.event(event(100));
+    send(&mut link, 4..6);
+    link.event(event(101));
+    assert_eq!(subscriber.numbers(3), [1, 2, 3]);
+    let gap = subscriber.gap();
+    assert_eq!((gap.id(), gap.json()["reason"].as_str()), ("7-3.1", Some("upstream_reconnect")));
+    let frames: Vec<_> = (0..4).map(|_| subscriber.event()).collect();
+    assert!(
+        frames.iter().map(|frame| frame.id()).eq(["7-3.2", "7-4", "7-5", "7-5.1"]),
+        "{frames:?}"
+    );
+    for (id, rest) in [("7-3.1", 0), ("7-3.2", 1), ("7-3.3", 1), ("7-4", 2), ("7-5", 3)] {
+        let mut resumed = leaf.resume(id);
+        for frame in &frames[rest..] {
+            assert_eq!(resumed.event(), *frame, "behind {id}");
+        }
+    }
+    link.end();
+    assert_eq!(asked(&edge.stream_as_relay()), (Some("7-5.1"), Some("follow")));
+    assert_eq!(leaf.all_gaps(), 1.0);
+}
+
+#[test]
+fn an_edge_that_begins_anew_with_its_clock_set_back_loses_nothing() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut subscriber = leaf.subscribe_to(EVERYTHING);
+    let mut link = edge.found_as_relay();
+    send_of(&mut link, 9, 1..4);
+    link.heartbeat();
+    assert_eq!(subscriber.numbers(3), [1, 2, 3]);
+    link.reset();
+    let mut link = edge.stream_as_relay();
+    assert_eq!(asked(&link).0, Some("9-3"));
+    link.gap_as("8-0", "unknown_id", "9-3");
+    send_of(&mut link, 8, 1..4);
+    let gap = subscriber.gap();
+    assert_eq!((gap.id(), gap.json()["reason"].as_str()), ("8-0", Some("unknown_id")));
+    assert_eq!(gap.json()["after"], "9-3");
+    assert_eq!(subscriber.numbers(3), [1, 2, 3]);
+    let mut across = leaf.resume("9-2");
+    assert_eq!(across.numbers(1), [3]);
+    assert_eq!(across.gap().id(), "8-0");
+    assert_eq!(across.numbers(3), [1, 2, 3]);
+    assert_eq!(leaf.resume("8-0").numbers(3), [1, 2, 3]);
+    assert_eq!(leaf.resume("8-1").numbers(2), [2, 3]);
+    link.reset();
+    let mut link = edge.stream_as_relay();
+    assert_eq!(asked(&link).0, Some("8-3"));
+    send_of(&mut link, 8, 4..5);
+    assert_eq!(subscriber.numbers(1), [4]);
+    assert_eq!((leaf.all_gaps(), leaf.gaps("unknown_id")), (1.0, 1.0));
+}
+
+#[test]
+fn who_comes_from_a_leaf_that_is_ahead_waits_and_gets_exactly_the_rest() {
+    let (edge, leaf) = edge_and_leaf();
+    // Before the leaf has heard of its edge, before the end of the replay, and after it.
+    let early = leaf.resume("7-5");
+    let mut link = edge.found_as_relay();
+    send(&mut link, 1..3);
+    leaf.wait_for_events(2);
+    let during = leaf.resume("7-5");
+    link.heartbeat();
+    leaf.wait_for_end_of_replay();
+    let after = leaf.resume("7-5");
+    let of_its_own = leaf.resume("7-5.1");
+    let mut waiting = [early, during, after, of_its_own];
+    waiting[3].expect_nothing(Duration::from_millis(300));
+    send(&mut link, 3..5);
+    waiting[0].expect_nothing(Duration::from_millis(300));
+    send(&mut link, 5..8);
+    for subscriber in &mut waiting {
+        assert_eq!(subscriber.numbers(2), [6, 7]);
+        subscriber.expect_nothing(Duration::from_millis(50));
+    }
+    send(&mut link, 8..9);
+    for subscriber in &mut waiting {
+        assert_eq!(subscriber.numbers(1), [8]);
+    }
+    assert_eq!(leaf.all_gaps(), 0.0);
+}
+
+#[test]
+fn an_id_that_never_comes_is_unknown_after_a_while_and_one_that_is_none_at_once() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut link = edge.found_as_relay();
+    send(&mut link, 1..4);
+    link.heartbeat();
+    leaf.wait_for_end_of_replay();
+    let begin = Instant::now();
+    let mut waiting = [leaf.resume("7-1000"), leaf.resume("99999-1"), leaf.resume("3-1")];
+    let long = format!("7-{:0>128}", 1);
+    for id in ["not an id", "7", "7-3.0", "7-03", &long] {
+        let mut malformed = leaf.resume(id);
+        let gap = malformed.gap().json();
+        assert_eq!(
+            (&gap["reason"], &gap["after"]),
+            (&"unknown_id".into(), &serde_json::Value::Null),
+            "{id}"
+        );
+        assert_eq!(gap["before"], "7-1");
+        assert_eq!(malformed.numbers(3), [1, 2, 3]);
+    }
+    assert!(
+        begin.elapsed() < Duration::from_secs(3),
+        "malformed ids wait for nothing: {:?}",
+        begin.elapsed()
+    );
+    for subscriber in &mut waiting {
+        assert_eq!(subscriber.gap().json()["reason"], "unknown_id");
+        assert_eq!(subscriber.numbers(3), [1, 2, 3]);
+    }
+    let waited = begin.elapsed();
+    assert!(waited > Duration::from_secs(3) && waited < Duration::from_secs(10), "{waited:?}");
+    assert_eq!(leaf.gaps("unknown_id"), 8.0);
+}
+
+#[test]
+fn what_the_edge_no_longer_had_is_a_gap_for_who_had_not_seen_it() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut link = edge.found_as_relay();
+    send(&mut link, 41..44);
+    link.heartbeat();
+    leaf.wait_for_end_of_replay();
+    let mut late = leaf.resume("7-7");
+    let gap = late.gap();
+    let notice = gap.json();
+    assert_eq!((&notice["reason"], &notice["after"]), (&"evicted".into(), &"7-7".into()));
+    assert_eq!(notice["before"], "7-41");
+    assert_eq!(late.numbers(3), [41, 42, 43]);
+    assert_eq!(gap.id(), "7-40", "an id that every leaf knows");
+    assert_eq!(leaf.resume(gap.id()).numbers(3), [41, 42, 43]);
+    assert_eq!(leaf.gaps("evicted"), 1.0, "7-40 has missed nothing");
+}
+
+#[test]
+fn a_gap_up_to_the_oldest_id_remembered_is_told_once() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut link = edge.found_as_relay();
+    // As an edge gives them that is asked for some types only: each hole begins a span, of which
+    // 4096 are remembered.
+    (1..5001).for_each(|n| link.event_as(&format!("7-{}", 2 * n), event(n)));
+    link.heartbeat();
+    leaf.wait_for_end_of_replay();
+    let gap = leaf.resume("7-2").gap();
+    assert_eq!((gap.reason().as_str(), gap.id()), ("evicted", "7-1809"));
+    assert_eq!(gap.json()["before"], "7-1810");
+    let (mut late, mut again) = (leaf.resume("7-2"), leaf.resume(gap.id()));
+    assert_eq!(late.gap(), gap);
+    for across in [&mut late, &mut again] {
+        assert_eq!(across.numbers(3), [905, 906, 907]);
+    }
+    assert_eq!(leaf.resume("0").numbers(3), [1, 2, 3], "they are all there");
+}
+
+#[test]
+fn who_asks_for_news_gets_no_history_and_who_asks_for_everything_does() {
+    let (edge, leaf) = edge_and_leaf();
+    let (before, mut all) = (leaf.subscribe(), leaf.subscribe_to(EVERYTHING));
+    let mut link = edge.found_as_relay();
+    send(&mut link, 1..4);
+    assert_eq!(all.numbers(3), [1, 2, 3]);
+    let during = leaf.subscribe();
+    send(&mut link, 4..6);
+    link.gap_as("7-6", "upstream_reconnect", "7-5");
+    assert_eq!(all.numbers(2), [4, 5]);
+    assert_eq!(all.gap().id(), "7-6");
+    link.heartbeat();
+    leaf.wait_for_end_of_replay();
+    let mut newcomers = [before, during, leaf.subscribe()];
+    send(&mut link, 7..9);
+    for newcomer in &mut newcomers {
+        assert_eq!(newcomer.numbers(2), [7, 8]);
+    }
+    assert_eq!(all.numbers(2), [7, 8]);
+}
+
+#[test]
+fn a_replay_that_is_cut_goes_on_and_is_still_history() {
+    let (edge, leaf) = edge_and_leaf();
+    let (mut newcomer, mut all) = (leaf.subscribe(), leaf.subscribe_to(EVERYTHING));
+    let mut link = edge.found_as_relay();
+    send(&mut link, 1..4);
+    assert_eq!(all.numbers(3), [1, 2, 3]);
+    link.reset();
+    let mut link = edge.stream_as_relay();
+    assert_eq!(asked(&link).0, Some("7-3"));
+    send(&mut link, 4..6);
+    assert_eq!(all.numbers(2), [4, 5]);
+    newcomer.expect_nothing(Duration::from_millis(200));
+    link.heartbeat();
+    leaf.wait_for_end_of_replay();
+    send(&mut link, 6..7);
+    assert_eq!((all.numbers(1), newcomer.numbers(1)), (vec![6], vec![6]));
+}
+
+#[test]
+fn what_comes_to_a_log_that_had_caught_up_with_nothing_is_news() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut link = edge.found_as_relay();
+    link.heartbeat();
+    leaf.wait_for_end_of_replay();
+    let mut subscriber = leaf.subscribe();
+    link.reset();
+    let mut link = edge.stream_as_relay();
+    assert_eq!(asked(&link).0, Some("0"));
+    send(&mut link, 1..3);
+    link.heartbeat();
+    assert_eq!(subscriber.numbers(2), [1, 2], "it was there all the time");
+}
+
+#[test]
+fn an_upstream_that_is_a_relay_no_longer_repeats_nothing_any_more() {
+    let (edge, leaf) = edge_and_leaf();
+    let mut subscriber = leaf.subscribe_to(EVERYTHING);
+    let mut link = edge.found_as_relay();
+    send(&mut link, 1..4);
+    link.heartbeat();
+    assert_eq!(subscriber.numbers(3), [1, 2, 3]);
+    link.end();
+    let mut link = edge.stream();
+    assert_eq!(asked(&link).0, Some("7-3"), "it could not know");
+    let gap = subscriber.gap();
+    assert_eq!(
+        (&gap.json()["reason"], &gap.json()["after"]),
+        (&"upstream_reconnect".into(), &"7-3".into())
+    );
+    link.event(event(4));
+    let own = subscriber.event();
+    assert!(!own.id().starts_with("7-"));
+    let mut across = leaf.resume("7-2");
+    assert_eq!(across.numbers(1), [3]);
+    assert_eq!(across.gap().id(), gap.id());
+    assert_eq!(across.event(), own);
+    link.end();
+    let link = edge.stream();
+    assert_eq!(asked(&link), (None, None), "a connector again");
+    subscriber.gap();
+    assert_eq!(leaf.gaps("upstream_reconnect"), 2.0);
+}

@@ -1,0 +1,65 @@
+//! Relays in a row: one edge behind the connector, leaves behind the edge.
+
+mod leaf;
+mod middle;
+mod moving;
+mod passing;
+mod restarts;
+mod scripted;
+
+use crate::common::{
+    bridge::Bridge,
+    connector::Link,
+    events::{event, number},
+    relay::{Relay, Setup},
+    subscriber::{Frame, Subscriber},
+};
+
+/// A leaf that has caught up.
+fn leaf_of(edge: &Relay) -> Relay {
+    let leaf = Setup::behind_relay(edge.public).start();
+    leaf.wait_for_end_of_replay();
+    leaf
+}
+
+/// The same at the end of a bridge.
+fn leaf_behind(bridge: &Bridge, log: &str) -> Relay {
+    let leaf = setup_behind(bridge, log).start();
+    leaf.wait_for_end_of_replay();
+    leaf
+}
+
+fn setup_behind(bridge: &Bridge, log: &str) -> Setup {
+    Setup::behind_relay(bridge.address).log(log)
+}
+
+/// An address where nobody listens.
+fn nowhere() -> std::net::SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Sends events, and returns them as a subscriber of the edge gets them.
+fn publish(
+    link: &mut Link,
+    at_edge: &mut Subscriber,
+    numbers: std::ops::Range<usize>,
+) -> Vec<Frame> {
+    numbers
+        .map(|n| {
+            link.event(event(n));
+            let frame = at_edge.event();
+            assert_eq!(number(&frame.data), n);
+            frame
+        })
+        .collect()
+}
+
+/// The next block that is no heartbeat, byte for byte.
+fn payload_of(subscriber: &mut Subscriber) -> Vec<u8> {
+    loop {
+        let block = subscriber.block();
+        if Frame::parse(&block).event.is_none() {
+            return block;
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! A stream leaves the HTTP server after its head: nobody can tell.
+
+use std::{io::Write, net::Shutdown, time::Duration};
+
+use crate::common::{
+    PRODUCT,
+    connector::Connector,
+    events::{event, number},
+    http::{self, Wire},
+    relay::{Relay, Setup},
+    subscriber::Subscriber,
+};
+
+#[test]
+fn a_stream_may_follow_other_answers_on_its_connection_in_one_breath() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    relay.publish(&mut link, 0..3);
+    let to = relay.public;
+    let page = http::request(to, "GET", &format!("/events/{PRODUCT}"), &[]);
+    let stream = http::request(to, "GET", &format!("/stream/{PRODUCT}?last_event_id=0"), &[]);
+    let mut wire = Wire::connect(to);
+    // Three requests in one packet: nothing is answered before the one that comes first.
+    wire.send([page.clone(), page, stream].concat());
+    for _ in 0..2 {
+        let head = wire.head();
+        assert_eq!(head.status(), 200);
+        let length = head.field("content-length").unwrap().parse().unwrap();
+        let page: serde_json::Value = serde_json::from_slice(&wire.body(length)).unwrap();
+        assert_eq!(page["events"].as_array().unwrap().len(), 3);
+    }
+    let mut subscriber = Subscriber::on(wire);
+    assert_eq!(subscriber.head.field("connection"), Some("close"), "it is the last answer");
+    assert_eq!(subscriber.numbers(3), [0, 1, 2]);
+    relay.publish(&mut link, 3..5);
+    assert_eq!(subscriber.numbers(2), [3, 4]);
+}
+
+#[test]
+fn what_a_client_sends_on_its_stream_is_not_looked_at_and_closing_ends_it() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("heartbeat_interval = '1s'").start();
+    let mut link = connector.stream();
+    let mut talker = relay.subscribe();
+    let mut other = relay.subscribe();
+    relay.wait_for_subscribers(2.0);
+    for n in 0..20 {
+        talker.wire.send(vec![b'x'; 2_000]);
+        link.event(event(n));
+        assert_eq!(number(&talker.event().data), n);
+    }
+    assert_eq!(other.numbers(20), (0..20).collect::<Vec<_>>());
+    talker.wire.socket().shutdown(Shutdown::Write).unwrap();
+    relay.wait_for_subscribers(1.0);
+    let client = [("transport", "sse"), ("reason", "client")];
+    relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &client, 1.0);
+    link.event(event(20));
+    assert_eq!(other.numbers(1), [20]);
+}
+
+#[test]
+fn a_client_that_does_not_stop_sending_is_not_read_any_more_but_gets_its_events() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("heartbeat_interval = '1s'").start();
+    let mut link = connector.stream();
+    let mut talker = relay.subscribe();
+    relay.wait_for_subscribers(1.0);
+    let socket = talker.wire.socket();
+    // Nobody reads: its buffers are full after a while.
+    socket.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut sent = 0;
+    while let Ok(bytes) = (&*socket).write(&[b'x'; 100_000]) {
+        sent += bytes;
+        assert!(sent < MORE_THAN_BUFFERS_HOLD, "what it sends is read");
+    }
+    for n in 0..20 {
+        link.event(event(n));
+        assert_eq!(number(&talker.event().data), n);
+    }
+    drop(talker);
+    // It is seen to be gone by what is written to it.
+    relay.wait_for_subscribers(0.0);
+}
+
+/// Both ends of a connection on loopback, however the kernel has let them grow.
+const MORE_THAN_BUFFERS_HOLD: usize = 64 << 20;

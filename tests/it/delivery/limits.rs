@@ -1,0 +1,233 @@
+//! Limits: who comes too many is told so, a browser in the only way that it bears.
+
+use std::{
+    io::Write,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::common::{
+    PRODUCT, STREAM,
+    http::{self, Wire},
+    relay::{Relay, Setup},
+    subscriber::Subscriber,
+    wait,
+};
+
+#[test]
+fn beyond_max_subscribers_newcomers_are_503_until_a_seat_is_given_back() {
+    let relay = limited("max_subscribers = 3");
+    let mut seated: Vec<Subscriber> = (0..3).map(|_| relay.subscribe()).collect();
+    let answer = relay.get(STREAM, &[]).problem(503);
+    assert!(answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+    relay.wait_for_shed("max_subscribers", 1.0);
+    seated.pop();
+    relay.wait_for_subscribers(2.0);
+    seated.push(relay.subscribe());
+    relay.get(STREAM, &[]).problem(503);
+    relay.wait_for_shed("max_subscribers", 2.0);
+}
+
+#[test]
+fn many_who_come_at_one_moment_do_not_get_past_the_limit_together() {
+    const CROWD: usize = 120;
+    let relay = limited("max_subscribers = 5");
+    let request = http::request(relay.public, "GET", STREAM, &[]);
+    let mut wires: Vec<Wire> = (0..CROWD).map(|_| Wire::connect(relay.public)).collect();
+    wires.iter_mut().for_each(|wire| wire.send(&request));
+    let let_in =
+        wires.iter_mut().map(|wire| wire.head().status()).filter(|status| *status == 200).count();
+    assert_eq!(let_in, 5);
+    relay.wait_for_shed("max_subscribers", (CROWD - 5) as f64);
+}
+
+#[test]
+fn a_browser_past_a_limit_gets_200_a_retry_line_and_a_close() {
+    let relay = limited("max_subscribers = 1");
+    let _seated = relay.subscribe();
+    let mut waits = std::collections::BTreeSet::new();
+    for _ in 0..5 {
+        let mut wire = Wire::connect(relay.public);
+        wire.send(http::request(relay.public, "GET", STREAM, &[("Sec-Fetch-Mode", "cors")]));
+        let answer = String::from_utf8(wire.rest()).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(head.to_ascii_lowercase().contains("content-type: text/event-stream"), "{head}");
+        let wait = body.strip_prefix("retry: ").and_then(|rest| rest.strip_suffix('\n')).unwrap();
+        waits.insert(wait.parse::<u32>().unwrap());
+    }
+    assert!(waits.len() > 1, "jittered: {waits:?}");
+    relay.wait_for_shed("max_subscribers", 5.0);
+}
+
+#[test]
+fn beyond_max_subscribers_per_ip_newcomers_are_429() {
+    let relay =
+        limited("max_subscribers_per_ip = 2\ntrusted_proxies = ['127.0.0.0/8', '10.0.0.0/8']");
+    let from = |hops: &str| http::status(relay.public, STREAM, &[("X-Forwarded-For", hops)]);
+    let stay = |hops: &str| Subscriber::open(relay.public, STREAM, &[("X-Forwarded-For", hops)]);
+    let _two = [stay("198.51.100.1"), stay("10.9.9.9, 198.51.100.1, 10.1.2.3")];
+    assert_eq!(from("198.51.100.1"), 429);
+    let answer =
+        relay.get(STREAM, &[("X-Forwarded-For", "203.0.113.5, 198.51.100.1")]).problem(429);
+    assert!(
+        answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1,
+        "what the client wrote itself is not believed"
+    );
+    relay.wait_for_shed("per_ip", 2.0);
+    assert_eq!(from("198.51.100.2"), 200);
+    assert_eq!(from("2001:db8::1"), 200);
+    let browser = [("X-Forwarded-For", "198.51.100.1"), ("Sec-Fetch-Mode", "cors")];
+    assert_eq!(http::status(relay.public, STREAM, &browser), 200);
+    relay.wait_for_shed("per_ip", 3.0);
+}
+
+#[test]
+fn without_trusted_proxies_what_a_client_says_of_its_address_does_not_count() {
+    let relay = limited("max_subscribers_per_ip = 1");
+    let one = Subscriber::open(relay.public, STREAM, &[("X-Forwarded-For", "198.51.100.1")]);
+    relay.get(STREAM, &[("X-Forwarded-For", "198.51.100.2")]).problem(429);
+    drop(one);
+    relay.wait_for_subscribers(0.0);
+    relay.subscribe();
+}
+
+#[test]
+fn beyond_max_subscribers_per_key_newcomers_are_429() {
+    let relay = Setup::new()
+        .upstream(PRODUCT, NO_CONNECTOR, "")
+        .server("max_subscribers_per_key = 1")
+        .auth("[[auth.keys]]\nname = 'a'\nkey = 'key-a'\nproducts = ['*']\npermissions = ['subscribe']\n[[auth.keys]]\nname = 'b'\nkey = 'key-b'\nproducts = ['*']\npermissions = ['subscribe']")
+        .start();
+    let (a, b) = ([("Authorization", "Bearer key-a")], [("Authorization", "Bearer key-b")]);
+    let seated = Subscriber::open(relay.public, STREAM, &a);
+    let answer = relay.get(STREAM, &a).problem(429);
+    assert!(answer.field("retry-after").is_some());
+    assert_eq!(http::status(relay.public, STREAM, &b), 200);
+    relay.wait_for_shed("per_key", 1.0);
+    drop(seated);
+    relay.wait_for_subscribers(0.0);
+    Subscriber::open(relay.public, STREAM, &a);
+}
+
+#[test]
+fn more_connects_in_a_second_than_allowed_are_503_and_later_ones_are_not() {
+    let relay = limited("max_connects_per_second = 2");
+    let begin = Instant::now();
+    let mut turned_away = 0.0;
+    let mut let_in = 0;
+    for _ in 0..20 {
+        match http::status(relay.public, STREAM, &[]) {
+            200 => let_in += 1,
+            503 => turned_away += 1.0,
+            other => panic!("{other}"),
+        }
+    }
+    let most = 2 * (begin.elapsed().as_secs() + 2);
+    assert!((2..=most).contains(&let_in), "{let_in} of 20 within {:?}", begin.elapsed());
+    relay.wait_for_shed("connect_rate", turned_away);
+    wait::until("somebody is let in again", || http::status(relay.public, STREAM, &[]) == 200);
+}
+
+#[test]
+fn who_is_turned_away_by_a_check_takes_no_seat() {
+    let relay = limited("max_subscribers = 1\nmax_subscribers_per_ip = 1");
+    for _ in 0..3 {
+        relay.get("/stream/prod_xyz", &[]).problem(404);
+        relay.get(STREAM, &[("Authorization", "Bearer x")]).problem(401);
+        relay.get("/stream/prod_abc?type=", &[]).problem(400);
+    }
+    relay.subscribe();
+}
+
+#[test]
+fn a_connection_that_sends_no_whole_request_is_closed_after_the_head_timeout() {
+    let relay = limited("head_timeout = '600ms'");
+    let seated = relay.subscribe();
+    let beginnings: [&[u8]; 6] = [
+        b"",
+        b"GET /stream/prod_abc HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+        b"G",
+        b"PRI * HTT",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    ];
+    thread::scope(|scope| {
+        for beginning in beginnings {
+            let to = relay.public;
+            scope.spawn(move || {
+                let begin = Instant::now();
+                let mut wire = Wire::connect(to);
+                wire.send(beginning);
+                wire.rest();
+                let after = begin.elapsed();
+                let beginning = String::from_utf8_lossy(beginning);
+                assert!(after >= Duration::from_millis(400), "{beginning:?} after {after:?}");
+                assert!(after < Duration::from_secs(5), "{beginning:?} after {after:?}");
+            });
+        }
+    });
+    let mut seated = seated;
+    seated.expect_nothing(Duration::from_millis(20));
+}
+
+#[test]
+fn a_connection_that_stays_after_an_answer_and_asks_no_more_is_closed() {
+    let relay = limited("head_timeout = '600ms'");
+    for next in ["", "GET /stream/prod_abc HTTP/1.1\r\n"] {
+        let mut wire = Wire::connect(relay.public);
+        wire.send(http::request(relay.public, "GET", "/nothing", &[]));
+        assert_eq!(wire.head().status(), 404);
+        wire.send(next);
+        let begin = Instant::now();
+        wire.rest();
+        assert!(begin.elapsed() < Duration::from_secs(5), "{next:?}: {:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
+    let relay = limited("head_timeout = '600ms'");
+    let mut wire = Wire::connect(relay.public);
+    let begin = Instant::now();
+    let head = b"GET /stream/prod_abc HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Filler: "
+        .iter()
+        .chain([b'x'; 200].iter());
+    for byte in head {
+        if wire.socket.write_all(&[*byte]).is_err() {
+            break;
+        }
+        if wire.look(Instant::now() + Duration::from_millis(20)) == http::Look::End {
+            break;
+        }
+    }
+    let after = begin.elapsed();
+    assert!(after < Duration::from_secs(4), "it was kept for {after:?}");
+}
+
+#[test]
+fn a_head_beyond_all_measure_is_refused() {
+    let relay = limited("");
+    for (length, is_read_whole) in [(17_000, true), (100_000, false)] {
+        let mut wire = Wire::connect(relay.public);
+        let head = format!(
+            "GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n",
+            "x".repeat(length)
+        );
+        // The relay need not take all of it before it closes.
+        let _ = wire.socket.write_all(head.as_bytes());
+        let answer = String::from_utf8(wire.rest()).unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 431 ") || (answer.is_empty() && !is_read_whole),
+            "{length}: {answer}"
+        );
+    }
+    relay.subscribe();
+}
+
+fn limited(server: &str) -> Relay {
+    Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").server(server).start()
+}
+
+/// Nobody listens there.
+const NO_CONNECTOR: &str = "http://127.0.0.1:1/stream/prod_abc";

@@ -1,0 +1,8 @@
+//! From an event that came in to the subscribers that asked for it.
+
+mod detach;
+mod limits;
+mod publish;
+mod shards;
+mod slow;
+mod stream;

@@ -1,0 +1,413 @@
+//! Publishing: what comes in by it goes the way of all events, and the answer says how safe it is.
+
+use std::{
+    io::Write,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::common::{
+    PRODUCT, STREAM,
+    connector::Connector,
+    events::{event, event_of, number},
+    http::{self, Answer, Wire},
+    page::{PAGES, Page},
+    relay::{KEYS, Relay, Setup},
+    store::DataDir,
+    subscriber::Subscriber,
+    wait,
+};
+
+#[test]
+fn what_is_published_reaches_subscribers_pages_and_who_resumes_under_the_id_of_the_answer() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    let mut link = connector.stream();
+    let mut subscriber = listen(&relay, "0");
+    link.event(event(1));
+    let first = subscriber.event();
+    let answer = publish(&relay, &event(2));
+    assert_eq!((answer.status(), answer.field("content-type")), (202, Some("application/json")));
+    assert_eq!(answer.json(), serde_json::json!({ "id": id(&answer), "durable": false }));
+    link.event(event(3));
+    let frame = subscriber.event();
+    assert_eq!((frame.id(), number(&frame.data)), (&*id(&answer), 2));
+    assert_eq!(number(&subscriber.event().data), 3);
+    assert_eq!(listen(&relay, first.id()).numbers(2), [2, 3]);
+    assert_eq!(Page::read(&relay.get(PAGES, &[KEY])).numbers(), [1, 2, 3]);
+    let metric = |name: &str| relay.metrics().value(name, &[("product_id", PRODUCT)]);
+    assert_eq!(metric("autoplay_relay_published_events_total"), Some(1.0));
+    assert_eq!(
+        metric("autoplay_relay_upstream_events_total"),
+        Some(2.0),
+        "of actions, from the upstream"
+    );
+}
+
+#[test]
+fn bytes_are_kept_and_a_missing_product_is_added() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    let mut subscriber = listen(&relay, "0");
+    for (sent, delivered) in [
+        (
+            r#"{"type" : "x", "product_id":"prod_abc","n": 1.50e3 }"#,
+            r#"{"type" : "x", "product_id":"prod_abc","n": 1.50e3 }"#,
+        ),
+        (r#"{ "type":"x" }"#, r#"{"product_id":"prod_abc", "type":"x" }"#),
+        (r#"{"type":"x","product_id":null}"#, r#"{"type":"x","product_id":"prod_abc"}"#),
+        (
+            "{\r\n \"type\": \"a  b\",\n \"n\": [1.0, -0]\n}\n",
+            r#"{"product_id":"prod_abc","type":"a  b","n":[1.0,-0]}"#,
+        ),
+    ] {
+        assert_eq!(publish(&relay, sent).status(), 202, "{sent}");
+        assert_eq!(String::from_utf8(subscriber.event().data).unwrap(), delivered);
+    }
+}
+
+#[test]
+fn what_is_not_understood_is_400_with_the_reason() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    for (body, reason) in [
+        ("{", "invalid_json"),
+        ("[]", "not_an_object"),
+        ("{}", "no_type"),
+        (r#"{"type":7}"#, "no_type"),
+        (r#"{"type":"x","product_id":"prod_xyz"}"#, "wrong_product"),
+        (r#"{"type":"x","product_id":7}"#, "wrong_product"),
+        (r#"{"type":"x","session_id":"a","session_id":"b"}"#, "invalid_json"),
+        (r#"{"type":"x","type":"x"}"#, "invalid_json"),
+        (r#"{"type":"x","session_id":"a\nb"}"#, "control_character"),
+        ("{\"type\":\"x\"\0}", "control_character"),
+    ] {
+        let problem = publish(&relay, body).problem(400).json();
+        assert!(problem["detail"].as_str().unwrap().starts_with(reason), "{body:?}: {problem}");
+    }
+    let mut wire = begin(&relay, "Content-Length: 14\r\n");
+    wire.send(b"{\"type\":\"\xff\xff\"} ");
+    assert_eq!(wire.head().status(), 400);
+    publish(&relay, "").problem(400);
+    assert_eq!(Page::read(&relay.get(PAGES, &[KEY])).events, [], "none of it is in the log");
+}
+
+#[test]
+fn who_may_not_publish_is_told_so() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    let post = |path: &str, fields: &[(&str, &str)]| {
+        http::ask_with(relay.public, "POST", path, fields, &event(1))
+    };
+    post(PAGES, &[]).problem(401);
+    post(PAGES, &[("Authorization", "Bearer wrong")]).problem(401);
+    post(PAGES, &[("Authorization", "Bearer key-of-agent-a")]).problem(403);
+    post(&format!("{PAGES}?access_token=key-of-publisher"), &[]).problem(401);
+    post("/events/prod_nothing", &[PUBLISHER]).problem(403);
+    post("/events/prod_nothing", &[KEY]).problem(404);
+    post("/stream/prod_abc", &[KEY]).problem(405);
+    assert_eq!(post(PAGES, &[PUBLISHER]).status(), 202, "who may not subscribe may publish");
+}
+
+#[test]
+fn where_no_credential_is_demanded_web_pages_are_kept_out() {
+    let connector = Connector::new();
+    let anonymous = "allow_anonymous = true\nanonymous_permissions = ['publish']";
+    let relay = Setup::behind(&connector).auth(anonymous).start();
+    let post =
+        |fields: &[(&str, &str)]| http::ask_with(relay.public, "POST", PAGES, fields, &event(1));
+    assert_eq!(post(&[]).status(), 202);
+    post(&[("Origin", "https://evil.test")]).problem(403);
+    post(&[("Host", "evil.test")]).problem(403);
+    let relay = Setup::behind(&Connector::new()).start();
+    http::ask_with(relay.public, "POST", PAGES, &[], &event(1)).problem(401);
+}
+
+#[test]
+fn over_the_smaller_limit_it_is_413_and_no_more_is_read() {
+    for (server, upstream) in [("1KiB", "2KiB"), ("2KiB", "1KiB")] {
+        let connector = Connector::new();
+        let relay = Setup::behind_with(&connector, &format!("max_event_bytes = '{upstream}'"))
+            .server(&format!("max_publish_bytes = '{server}'"))
+            .auth(KEYS)
+            .start();
+        let of = |bytes: usize| event_of(&"s".repeat(bytes - event_of("", 1).len()), 1);
+        assert_eq!(publish(&relay, &of(1024)).status(), 202);
+        publish(&relay, &of(1025)).problem(413);
+        // With its product added, it would be more than a relay behind this one takes.
+        let unnamed = of(1024 + 20).replace(r#""product_id":"prod_abc","#, "");
+        assert!(unnamed.len() <= 1024);
+        publish(&relay, &unnamed).problem(413);
+    }
+}
+
+#[test]
+fn a_body_announced_too_large_is_refused_before_it_is_sent() {
+    let connector = Connector::new();
+    let relay = setup(&connector).server("max_publish_bytes = '1KiB'").start();
+    assert_eq!(
+        begin(&relay, "Content-Length: 99999999999\r\nExpect: 100-continue\r\n").head().status(),
+        413
+    );
+    let mut wire = begin(&relay, "Transfer-Encoding: chunked\r\n");
+    wire.send(format!("400\r\n{}\r\n", " ".repeat(1024)));
+    wire.send("1\r\n \r\n");
+    assert_eq!(wire.head().status(), 413, "although it has not ended");
+}
+
+#[test]
+fn a_whole_body_is_published_though_nobody_reads_the_answer_and_half_of_one_is_not() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    let mut subscriber = listen(&relay, "0");
+    let body = event(1);
+    let mut wire = begin(&relay, &format!("Content-Length: {}\r\n", body.len()));
+    wire.send(&body);
+    assert_eq!(subscriber.numbers(1), [1]);
+    drop(wire);
+    let mut wire = begin(&relay, "Content-Length: 1000\r\n");
+    wire.send(&body);
+    drop(wire);
+    subscriber.expect_nothing(Duration::from_millis(200));
+}
+
+#[test]
+fn what_many_publish_at_once_is_in_one_order_for_all_and_in_each_publishers_own() {
+    const PUBLISHERS: usize = 20;
+    const EACH: usize = 25;
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    let subscribers: Vec<_> = (0..4).map(|_| listen(&relay, "0")).collect();
+    let orders: Vec<Vec<(String, usize)>> = thread::scope(|scope| {
+        for publisher in 0..PUBLISHERS {
+            let relay = &relay;
+            scope.spawn(move || {
+                // All on one connection, one behind the other, none waiting for an answer.
+                let mut wire = Wire::connect(relay.public);
+                for n in 0..EACH {
+                    let body = event_of(&publisher.to_string(), publisher * EACH + n);
+                    let length = body.len().to_string();
+                    wire.send(
+                        http::request(
+                            relay.public,
+                            "POST",
+                            PAGES,
+                            &[KEY, ("Content-Length", &length)],
+                        ) + &body,
+                    );
+                }
+                for _ in 0..EACH {
+                    let head = wire.head();
+                    assert_eq!(head.status(), 202);
+                    wire.body(head.field("content-length").unwrap().parse().unwrap());
+                }
+            });
+        }
+        let read = |mut subscriber: Subscriber| {
+            let mut frames = (0..PUBLISHERS * EACH).map(|_| subscriber.event());
+            frames.by_ref().map(|frame| (frame.id().to_owned(), number(&frame.data))).collect()
+        };
+        let readers: Vec<_> =
+            subscribers.into_iter().map(|it| scope.spawn(move || read(it))).collect();
+        readers.into_iter().map(|reader| reader.join().unwrap()).collect()
+    });
+    assert!(orders.iter().all(|order| *order == orders[0]), "one order for all");
+    for publisher in 0..PUBLISHERS {
+        let own = orders[0].iter().map(|(_, n)| *n).filter(|n| n / EACH == publisher);
+        assert!(
+            own.eq(publisher * EACH..(publisher + 1) * EACH),
+            "publisher {publisher} in its own order"
+        );
+    }
+}
+
+#[test]
+fn what_was_answered_as_durable_is_there_after_a_kill() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let mut promised: Vec<(String, usize)> = Vec::new();
+    for life in 0..3 {
+        let mut relay = data.setup(&connector, "").auth(KEYS).start();
+        let kept = relay.get(&format!("{PAGES}?limit=1000"), &[KEY]);
+        let kept: Vec<_> = Page::read(&kept)
+            .events
+            .iter()
+            .map(|frame| (frame.id().to_owned(), number(&frame.data)))
+            .collect();
+        assert!(promised.iter().all(|it| kept.contains(it)), "life {life}: {promised:?} {kept:?}");
+        let count = AtomicUsize::new(0);
+        let answered: Vec<_> = thread::scope(|scope| {
+            let publishers = (0..3).map(|n| {
+                let (relay, count) = (&relay, &count);
+                scope.spawn(move || {
+                    let mut answered = Vec::new();
+                    for n in (life * 3 + n) * 20..(life * 3 + n + 1) * 20 {
+                        let answer = publish(relay, &event(n));
+                        assert_eq!(answer.json()["durable"], true);
+                        answered.push((id(&answer), n));
+                        count.fetch_add(1, Ordering::SeqCst);
+                    }
+                    answered
+                })
+            });
+            let publishers: Vec<_> = publishers.collect();
+            publishers.into_iter().flat_map(|it| it.join().unwrap()).collect()
+        });
+        relay.process.kill_dash_nine();
+        assert_eq!(answered.len(), count.into_inner());
+        promised.extend(answered);
+    }
+    let relay = data.setup(&connector, "").auth(KEYS).start();
+    let kept = Page::read(&relay.get(&format!("{PAGES}?limit=1000"), &[KEY]));
+    assert_eq!(kept.events.len(), promised.len());
+}
+
+#[test]
+fn while_the_store_fails_it_is_not_durable_and_not_waited_for() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let relay = data.setup(&connector, "").auth(KEYS).start();
+    let mut subscriber = listen(&relay, "0");
+    assert_eq!(publish(&relay, &event(0)).json()["durable"], true);
+    relay.process.limit_file_size(Some(0));
+    // The first one is waited for until the store is seen to fail.
+    assert_eq!(publish(&relay, &event(1)).json()["durable"], false);
+    wait::until("it is degraded", || {
+        relay.metrics().value("autoplay_relay_log_degraded", &[]) == Some(1.0)
+    });
+    let asked = Instant::now();
+    assert_eq!(publish(&relay, &event(2)).json()["durable"], false);
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert_eq!(subscriber.numbers(3), [0, 1, 2], "live delivery does not wait");
+    relay.process.limit_file_size(None);
+    wait::until("it is well again", || {
+        relay.metrics().value("autoplay_relay_log_degraded", &[]) == Some(0.0)
+    });
+    assert_eq!(publish(&relay, &event(3)).json()["durable"], true);
+}
+
+#[test]
+fn a_relay_behind_a_relay_names_the_one_to_publish_at() {
+    let (edge, data) = (Connector::new(), DataDir::new());
+    let log = format!("data_dir = '{}'", data.path().display());
+    let leaf = Setup::behind_relay(edge.address).auth(KEYS).log(&log).start();
+    let mut link = edge.found_as_relay();
+    link.event_as("7-41", event(1));
+    link.heartbeat();
+    leaf.wait_for_end_of_replay();
+    let refused = |leaf: &Relay| {
+        let problem = publish(leaf, &event(2)).problem(403).json();
+        let place = format!("http://{}", edge.address);
+        assert!(
+            problem["detail"].as_str().unwrap().ends_with(&format!("publish at {place}")),
+            "{problem}"
+        );
+    };
+    refused(&leaf);
+    link.end();
+    refused(&leaf);
+    leaf.wait_until_kept(1);
+    leaf.stop();
+    let leaf = Setup::behind_relay(edge.address).auth(KEYS).log(&log).start();
+    refused(&leaf); // nobody has answered it yet, but what it keeps tells
+}
+
+#[test]
+fn an_edge_takes_what_is_published_before_its_connector_has_answered() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    assert_eq!(publish(&relay, &event(1)).status(), 202);
+    let _link = connector.stream();
+    relay.wait_for_upstream("connected");
+    assert_eq!(publish(&relay, &event(2)).status(), 202);
+    let page = Page::read(&relay.get(PAGES, &[KEY]));
+    assert_eq!((page.numbers(), page.gap), (vec![1, 2], None));
+}
+
+#[test]
+fn who_publishes_while_the_relay_leaves_is_told_to_come_back() {
+    let connector = Connector::new();
+    let relay = setup(&connector).server("drain_window = '5s'").start();
+    // The last of several leaves late enough.
+    let _seated: Vec<_> = (0..20).map(|_| listen(&relay, "0")).collect();
+    relay.process.signal("TERM");
+    wait::until("it is leaving", || relay.ask_admin("/readyz").status() == 503);
+    let answer = publish(&relay, &event(1)).problem(503);
+    assert!(answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+}
+
+#[test]
+fn a_late_body_does_not_keep_its_publisher_from_other_connections() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    let slow: Vec<_> = (0..10).map(|_| begin(&relay, "Content-Length: 100\r\n")).collect();
+    assert_eq!(publish(&relay, &event(1)).status(), 202);
+    for wire in slow {
+        (&wire.socket).write_all(b"{").unwrap();
+    }
+}
+
+#[test]
+fn who_announces_much_and_sends_nothing_takes_no_room() {
+    let connector = Connector::new();
+    let relay = setup(&connector).start();
+    // More than all the room there is.
+    let lines = "Content-Length: 1048576\r\nExpect: 100-continue\r\n";
+    let mut silent: Vec<_> = (0..80).map(|_| begin(&relay, lines)).collect();
+    silent
+        .iter_mut()
+        .for_each(|wire| assert_eq!(wire.head().status(), 100, "each body is awaited"));
+    let asked = Instant::now();
+    assert_eq!(publish(&relay, &event(1)).status(), 202);
+    wait::assert_within(Duration::ZERO, asked); // a body has 30 s
+}
+
+#[test]
+fn one_address_whose_bodies_do_not_end_leaves_the_others_their_room() {
+    let connector = Connector::new();
+    let relay = setup(&connector).server("trusted_proxies = ['127.0.0.1/32']").start();
+    let most = " ".repeat((1 << 20) - 1);
+    let of = |address: &'static str| [KEY, ("X-Forwarded-For", address)];
+    let publish = |address| http::ask_with(relay.public, "POST", PAGES, &of(address), &event(1));
+    // Each a mebibyte but one byte, a quarter of all the room together.
+    let endless: Vec<_> = (0..16)
+        .map(|_| {
+            let mut wire =
+                begin(&relay, "Content-Length: 1048576\r\nX-Forwarded-For: 192.0.2.1\r\n");
+            wire.send(&most);
+            wire
+        })
+        .collect();
+    wait::until("its share is taken", || publish("192.0.2.1").status() == 503);
+    assert_eq!(publish("192.0.2.2").status(), 202);
+    drop(endless);
+    wait::until("its share is free again", || publish("192.0.2.1").status() == 202);
+}
+
+/// A relay with keys.
+fn setup(connector: &Connector) -> Setup {
+    Setup::behind(connector).auth(KEYS)
+}
+
+fn publish(relay: &Relay, body: &str) -> Answer {
+    http::ask_with(relay.public, "POST", PAGES, &[KEY], body)
+}
+
+/// The head of a request, with these lines about its body.
+fn begin(relay: &Relay, lines: &str) -> Wire {
+    let mut wire = Wire::connect(relay.public);
+    let head = http::request(relay.public, "POST", PAGES, &[KEY]);
+    wire.send(format!("{}{lines}\r\n", head.strip_suffix("\r\n").unwrap()));
+    wire
+}
+
+fn listen(relay: &Relay, from: &str) -> Subscriber {
+    Subscriber::open(relay.public, STREAM, &[KEY, ("Last-Event-ID", from)])
+}
+
+fn id(answer: &Answer) -> String {
+    answer.json()["id"].as_str().unwrap().to_owned()
+}
+
+const KEY: (&str, &str) = ("Authorization", "Bearer key-of-all");
+
+const PUBLISHER: (&str, &str) = ("Authorization", "Bearer key-of-publisher");

@@ -1,0 +1,82 @@
+//! Streams of several products share lanes, and know nothing of each other.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread::{self, ScopedJoinHandle},
+};
+
+use crate::common::{
+    connector::{Connector, Link},
+    relay::{Relay, Setup},
+    subscriber::Subscriber,
+};
+
+/// So many on two lanes that one event takes each lane several turns: who comes meanwhile may get
+/// the number of one who has gone.
+#[test]
+fn products_get_their_own_events_and_all_of_them_while_subscribers_come_and_go() {
+    let connectors = [Connector::new(), Connector::new()];
+    let both = PRODUCTS.iter().zip(&connectors);
+    let relay = both
+        .fold(Setup::new(), |setup, (product, it)| setup.upstream(product, &it.url(product), ""))
+        .start();
+    let mut links = connectors.each_ref().map(Connector::stream);
+    let mut crowds =
+        PRODUCTS.map(|product| (0..CROWD).map(|_| follow(&relay, product)).collect::<Vec<_>>());
+    let is_over = AtomicBool::new(false);
+    let visit = |product| {
+        while !is_over.load(Ordering::SeqCst) {
+            let mut visitor = follow(&relay, product);
+            let first = next(&mut visitor, product);
+            for n in 1..1 + first % 4 {
+                assert_eq!(next(&mut visitor, product), first + n, "{product}");
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let visit = &visit;
+        let visitors: Vec<_> = (0..VISITORS)
+            .map(|turn| scope.spawn(move || visit(PRODUCTS[turn % PRODUCTS.len()])))
+            .collect();
+        let readers = PRODUCTS.into_iter().zip(&mut crowds).map(|(product, crowd)| {
+            scope.spawn(move || {
+                for n in 0..EVENTS {
+                    crowd
+                        .iter_mut()
+                        .for_each(|follower| assert_eq!(next(follower, product), n, "{product}"));
+                }
+            })
+        });
+        let readers: Vec<_> = readers.collect();
+        for n in 0.. {
+            is_over.store(readers.iter().all(ScopedJoinHandle::is_finished), Ordering::SeqCst);
+            if visitors.iter().all(ScopedJoinHandle::is_finished) {
+                break; // those who have come last have waited for something, too
+            }
+            links.iter_mut().zip(PRODUCTS).for_each(|(link, product)| publish(link, product, n));
+        }
+    });
+}
+
+fn follow(relay: &Relay, product: &str) -> Subscriber {
+    Subscriber::open(relay.public, &format!("/stream/{product}"), &[])
+}
+
+fn publish(link: &mut Link, product: &str, number: usize) {
+    link.event(format!(r#"{{"type":"actions","of":"{product}","number":{number}}}"#));
+}
+
+fn next(subscriber: &mut Subscriber, product: &str) -> usize {
+    let event: serde_json::Value =
+        serde_json::from_slice(subscriber.event().data.as_ref()).unwrap();
+    assert_eq!(event["of"], product, "another product's event");
+    event["number"].as_u64().unwrap() as usize
+}
+
+const PRODUCTS: [&str; 2] = ["one", "two"];
+
+const CROWD: usize = 300;
+
+const VISITORS: usize = 8;
+
+const EVENTS: usize = 300;

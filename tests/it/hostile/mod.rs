@@ -1,0 +1,4 @@
+//! Bytes that no honest client sends.
+
+mod http1;
+mod http2;

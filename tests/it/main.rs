@@ -1,0 +1,34 @@
+//! Black-box tests: the real binary between a scripted connector and recording clients, in one
+//! process of tests.
+//!
+//! Folders are subjects. A test that needs a process of its own stands in another binary: `kill`
+//! for what is timed to the millisecond, `descriptors` for connections by the thousand,
+//! `architecture` and `docs` for what reads the repository.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test states its expectations by panicking, and its helpers do as well"
+)]
+
+#[path = "../common/mod.rs"]
+// each binary compiles its own copy; Cargo would take a file beside this one for a binary
+mod common;
+
+mod access;
+mod admin;
+mod chain;
+mod cli;
+mod delivery;
+mod hostile;
+mod http2;
+mod pages;
+mod reload;
+mod resume;
+mod shutdown;
+mod store;
+mod tls;
+mod upstream;
+mod webhooks;
+mod websocket;

@@ -1,0 +1,151 @@
+//! Pages: which clients get them, and what clients that do not read them may cost.
+
+use std::time::{Duration, Instant};
+
+use crate::common::{
+    PRODUCT,
+    connector::Connector,
+    events::{event, event_of},
+    http::{self, Wire},
+    page::{PAGES, Page, publish},
+    relay::{KEYS, Relay, Setup},
+    wait,
+};
+
+#[test]
+fn pages_are_opened_by_the_keys_of_the_stream() {
+    let setup = Setup::new()
+        .upstream("prod_abc", "http://127.0.0.1:1/", "")
+        .upstream("prod_xyz", "http://127.0.0.1:1/", "")
+        .auth(KEYS);
+    let relay = setup.start();
+    let as_agent = |path: &str| relay.get(path, &[("Authorization", "Bearer key-of-agent-a")]);
+    assert_eq!(as_agent(PAGES).status(), 200);
+    as_agent("/events/prod_xyz").problem(403);
+    as_agent("/events/prod_nothing").problem(403);
+    relay.get("/events/prod_nothing", &[("Authorization", "Bearer key-of-all")]).problem(404);
+    relay.get(PAGES, &[("Authorization", "Bearer key-of-publisher")]).problem(403);
+    let refused = relay.get(&format!("{PAGES}?limit=x"), &[]).problem(401);
+    assert_eq!(refused.field("www-authenticate"), Some("Bearer"));
+    relay.get(&format!("{PAGES}?access_token=key-of-agent-a"), &[]).problem(401);
+    let elsewhere =
+        relay.get(PAGES, &[("Authorization", "Bearer key-of-agent-a"), ("Accept", "text/html")]);
+    assert_eq!(elsewhere.status(), 200, "JSON is all there is");
+    for method in ["PATCH", "PUT", "DELETE", "OPTIONS"] {
+        let refused =
+            http::ask(relay.public, method, PAGES, &[("Content-Length", "0")]).problem(405);
+        assert_eq!(refused.field("allow"), Some("GET, POST"), "{method}");
+    }
+    let head = http::ask(relay.public, "HEAD", PAGES, &[]);
+    assert_eq!((head.status(), head.field("allow")), (405, Some("GET, POST")));
+}
+
+#[test]
+fn a_page_takes_no_seat_and_its_events_are_counted() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("max_subscribers = 1").start();
+    let mut link = connector.stream();
+    let mut subscriber = relay.subscribe();
+    (0..7).for_each(|n| link.event(event(n)));
+    assert!(subscriber.numbers(7).into_iter().eq(0..7));
+    Page::get(&relay, "?limit=5");
+    Page::get(&relay, "");
+    let (product, page) = (("product_id", PRODUCT), ("transport", "page"));
+    relay.wait_for_metric("autoplay_relay_delivered_events_total", &[product, page], 12.0);
+    assert_eq!(relay.metrics().value("autoplay_relay_subscribers", &[product, page]), None);
+    relay.wait_for_subscribers(1.0);
+    subscriber.expect_nothing(Duration::from_millis(20));
+}
+
+#[test]
+fn who_does_not_read_its_page_is_cut_off_and_the_next_one_gets_a_page() {
+    let connector = Connector::new();
+    let lines = format!("write_timeout = '1s'\nhead_timeout = '1s'\n{BEHIND_PROXY}");
+    let relay = Setup::behind(&connector).server(&lines).start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, (0..200).map(|n| event_of(&"x".repeat(8000), n)));
+    let mut stalled = stalled(&relay, 16);
+    stalled.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 200));
+    let page = Page::get(&relay, "?limit=1000");
+    assert!(page.numbers().into_iter().eq(0..page.events.len()) && page.events.len() > 100);
+    let rests: Vec<_> = stalled.iter_mut().map(|wire| wire.rest().len()).collect();
+    assert!(rests.iter().any(|bytes| *bytes < 500_000), "nobody was cut off: {rests:?}");
+}
+
+#[test]
+fn two_hundred_who_do_not_read_their_pages_cost_no_more_than_sixteen_pages() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server(BEHIND_PROXY).start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, (0..200).map(|n| event_of(&"x".repeat(8000), n)));
+    let resident = || relay.metrics().value("process_resident_memory_bytes", &[]).unwrap();
+    let before = resident();
+    let mut served = stalled(&relay, 16);
+    served.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 200));
+    let waiting = stalled(&relay, 184);
+    let refused = relay.get(PAGES, &[]).problem(503);
+    assert!(refused.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+    let grown = resident() - before;
+    assert!(grown < 64e6, "{grown} bytes for 200 clients");
+    drop((served, waiting));
+    assert_eq!(
+        Page::get(&relay, "?limit=1").events.len(),
+        1,
+        "a place is free when its client has left"
+    );
+}
+
+#[test]
+fn one_address_that_does_not_read_its_pages_leaves_the_others_theirs() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server(BEHIND_PROXY).start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, (0..200).map(|n| event_of(&"x".repeat(8000), n)));
+    let mut served: Vec<_> = (0..4).map(|_| stalled_at(&relay, 1)).collect();
+    served.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 200));
+    let waiting: Vec<_> = (0..16).map(|_| stalled_at(&relay, 1)).collect();
+    relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.1")]).problem(503); // behind all of them
+    let asked = Instant::now();
+    assert_eq!(
+        Page::read(&relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.2")])).events.len(),
+        100
+    );
+    wait::assert_within(Duration::ZERO, asked); // a page has 30 s
+    drop((served, waiting));
+}
+
+/// Clients of many addresses that ask for a large page, and read no more than the test does.
+fn stalled(relay: &Relay, count: usize) -> Vec<Wire> {
+    (0..count).map(|n| stalled_at(relay, n)).collect()
+}
+
+/// One of them.
+fn stalled_at(relay: &Relay, last: usize) -> Wire {
+    let mut wire = Wire::connect(relay.public);
+    let address = format!("192.0.2.{last}");
+    wire.send(http::request(
+        relay.public,
+        "GET",
+        &format!("{PAGES}?limit=1000"),
+        &[("X-Forwarded-For", &address)],
+    ));
+    wire
+}
+
+/// A proxy says which addresses clients have.
+const BEHIND_PROXY: &str = "trusted_proxies = ['127.0.0.1/32']";
+
+#[test]
+fn while_draining_pages_are_refused() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("drain_window = '1h'").start();
+    let _subscribers: Vec<_> = (0..3).map(|_| relay.subscribe()).collect();
+    relay.wait_for_subscribers(3.0);
+    relay.process.signal("TERM");
+    wait::until("readiness ends", || relay.ask_admin("/readyz").status() == 503);
+    for fields in [&[][..], &[("Sec-Fetch-Mode", "cors")]] {
+        let refused = relay.get(PAGES, fields).problem(503);
+        assert!(refused.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+    }
+    relay.wait_for_metric("autoplay_relay_shed_total", &[("reason", "draining")], 2.0);
+}

@@ -1,0 +1,6 @@
+//! Another configuration while the relay runs.
+
+mod configuration;
+mod storm;
+mod upstreams;
+mod webhooks;

@@ -1,0 +1,217 @@
+//! Signals: the relay leaves in order, spread over the drain window.
+
+use std::time::{Duration, Instant};
+
+use crate::common::{
+    PRODUCT, STREAM,
+    connector::Connector,
+    events::{event, event_of},
+    relay::{Relay, Setup},
+    subscriber::{Ending, Subscriber},
+    wait,
+};
+
+#[test]
+fn with_nobody_connected_a_drain_ends_at_once_however_long_the_window() {
+    for signal in ["TERM", "INT"] {
+        let connector = Connector::new();
+        let mut relay = Setup::behind(&connector).server("drain_window = '1h'").start();
+        let link = connector.stream();
+        relay.wait_for_upstream("connected");
+        relay.process.signal(signal);
+        assert_eq!(relay.process.exit_code(), Some(0));
+        assert!(!link.is_open());
+    }
+}
+
+#[test]
+fn subscribers_leave_within_the_window_with_a_retry_line_and_a_proper_end() {
+    let connector = Connector::new();
+    let mut relay = Setup::behind(&connector).server("drain_window = '2s'").start();
+    let mut link = connector.stream();
+    let mut subscribers: Vec<Subscriber> = (0..8).map(|_| relay.subscribe()).collect();
+    link.event(event(0));
+    for subscriber in &mut subscribers {
+        assert_eq!(subscriber.numbers(1), [0]);
+    }
+    let begin = Instant::now();
+    relay.process.signal("TERM");
+    let ended: Vec<Duration> = std::thread::scope(|scope| {
+        let ends = subscribers.iter_mut().map(|subscriber| {
+            scope.spawn(move || {
+                let (rest, ending) = subscriber.rest();
+                let rest = String::from_utf8(rest).unwrap();
+                assert_eq!(ending, Ending::Proper);
+                let wait = rest.strip_prefix("retry: ").and_then(|rest| rest.strip_suffix('\n'));
+                assert!(wait.is_some_and(|wait| wait.parse::<u32>().is_ok()), "{rest:?}");
+                begin.elapsed()
+            })
+        });
+        let ends: Vec<_> = ends.collect();
+        ends.into_iter().map(|end| end.join().unwrap()).collect()
+    });
+    let (first, last) = (ended.iter().min().unwrap(), ended.iter().max().unwrap());
+    assert!(
+        *last - *first > Duration::from_millis(500),
+        "they leave spread over the window: {ended:?}"
+    );
+    assert!(*last < Duration::from_secs(4), "{ended:?}");
+    assert_eq!(relay.process.exit_code(), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_request_to_stop_that_comes_twice_at_once_is_one() {
+    // As `timeout` sends it: to the process, and to its group.
+    let connector = Connector::new();
+    let mut relay = Setup::behind(&connector).server("drain_window = '1s'").start();
+    let mut subscriber = relay.subscribe();
+    relay.process.two_signals("TERM", "INT");
+    assert_eq!(subscriber.rest().1, Ending::Proper);
+    assert_eq!(relay.process.exit_code(), Some(0));
+}
+
+#[test]
+fn who_is_told_to_leave_still_gets_everything_that_is_in_the_log() {
+    const EVENTS: usize = 400;
+    let connector = Connector::new();
+    let mut relay = Relay::behind(&connector); // its drain window is no time at all
+    let mut link = connector.stream();
+    let mut behind = relay.subscribe();
+    // Far more than sockets take in, so that the subscriber, which does not read yet, is behind the
+    // log.
+    let session = "x".repeat(8000);
+    (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
+    let labels = [("product_id", PRODUCT), ("tier", "memory")];
+    relay.wait_for_metric("autoplay_relay_log_events", &labels, EVENTS as f64);
+    relay.process.signal("TERM");
+    relay.process.log_line("leaving; a second signal ends the process at once");
+    assert!(behind.numbers(EVENTS).into_iter().eq(0..EVENTS));
+    assert_eq!(behind.rest().1, Ending::Proper);
+    assert_eq!(relay.process.exit_code(), Some(0));
+}
+
+#[test]
+fn while_draining_events_still_come_and_newcomers_are_turned_away() {
+    let connector = Connector::new();
+    let mut relay = Setup::behind(&connector).server("drain_window = '6s'").start();
+    let mut link = connector.stream();
+    let mut subscribers: Vec<Subscriber> = (0..12).map(|_| relay.subscribe()).collect();
+    relay.wait_for_subscribers(12.0);
+    relay.process.signal("TERM");
+    wait::until("readiness ends", || relay.ask_admin("/readyz").status() == 503);
+    assert_eq!(relay.ask_admin("/healthz").status(), 200);
+
+    let turned_away = relay.get(STREAM, &[]).problem(503);
+    let wait: u32 = turned_away.field("retry-after").unwrap().parse().unwrap();
+    assert!(wait >= 1);
+    let browser = relay.get(STREAM, &[("Sec-Fetch-Mode", "cors")]);
+    assert_eq!((browser.status(), browser.field("content-type")), (200, Some("text/event-stream")));
+    assert!(
+        browser.text().starts_with("retry: ") && !browser.text().contains("\n\n"),
+        "{browser:?}"
+    );
+    assert_eq!(browser.field("connection"), Some("close"));
+    relay.wait_for_metric("autoplay_relay_shed_total", &[("reason", "draining")], 2.0);
+
+    link.event(event(7));
+    let mut received = 0;
+    for subscriber in &mut subscribers {
+        let (rest, ending) = subscriber.rest();
+        assert_eq!(ending, Ending::Proper);
+        received += usize::from(String::from_utf8(rest).unwrap().contains(&event(7)));
+    }
+    assert!(received >= 6, "those who had not left yet got what came: {received} of 12");
+    assert_eq!(relay.process.exit_code(), Some(0));
+}
+
+#[test]
+fn those_who_leave_are_counted_as_drained() {
+    let connector = Connector::new();
+    let relay = Setup::behind(&connector).server("drain_window = '4s'").start();
+    let _subscribers: Vec<Subscriber> = (0..10).map(|_| relay.subscribe()).collect();
+    relay.wait_for_subscribers(10.0);
+    relay.process.signal("TERM");
+    let drained = [("transport", "sse"), ("reason", "drain")];
+    let count = wait::value("the first few have left", || {
+        let metrics = relay.metrics();
+        metrics
+            .value("autoplay_relay_subscriber_disconnects_total", &drained)
+            .filter(|count| *count >= 3.0)
+    });
+    assert!(count <= 10.0);
+}
+
+#[test]
+fn who_resumes_at_the_next_relay_is_told_what_cannot_be_known() {
+    let connector = Connector::new();
+    let mut relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    let mut subscriber = relay.subscribe();
+    link.event(event(0));
+    let id = subscriber.event().id.unwrap();
+    relay.process.signal("TERM");
+    subscriber.rest();
+    assert_eq!(relay.process.exit_code(), Some(0));
+    let relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    let mut resumed = relay.resume(&id);
+    assert_eq!(resumed.gap().json()["reason"], "unknown_id", "a log in memory does not survive");
+    link.event(event(1));
+    assert_eq!(resumed.numbers(1), [1]);
+}
+
+#[test]
+fn a_second_signal_ends_the_process_at_once_with_1() {
+    let connector = Connector::new();
+    let mut relay = Setup::behind(&connector).server("drain_window = '1h'").start();
+    let _subscribers: Vec<Subscriber> = (0..3).map(|_| relay.subscribe()).collect();
+    relay.process.signal("TERM");
+    wait::until("the relay drains", || relay.ask_admin("/readyz").status() == 503);
+    assert!(relay.process.is_running());
+    relay.process.signal("INT");
+    assert_eq!(relay.process.exit_code(), Some(1));
+}
+
+#[test]
+fn an_upstream_that_does_not_answer_does_not_keep_the_relay_from_leaving() {
+    let (silent, busy) = (Connector::new(), Connector::new());
+    let mut relay = Setup::behind(&silent).upstream("prod_xyz", &busy.url("prod_xyz"), "").start();
+    let _silent = silent.accept();
+    busy.accept().refuse("503 Service Unavailable", "Retry-After: 120\r\n");
+    wait::until("the wait has begun", || relay.upstream_state("prod_xyz") == "backing_off");
+    let begin = Instant::now();
+    relay.process.signal("TERM");
+    assert_eq!(relay.process.exit_code(), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_stalled_subscriber_does_not_keep_the_relay_from_leaving() {
+    let connector = Connector::new();
+    let mut relay =
+        Setup::behind(&connector).server("drain_window = '500ms'\nwrite_timeout = '1h'").start();
+    let mut link = connector.stream();
+    let _stalled = relay.subscribe();
+    let large = crate::common::events::event_of(&"x".repeat(8000), 1);
+    (0..1500).for_each(|_| link.event(&large));
+    relay.process.signal("TERM");
+    let begin = Instant::now();
+    assert_eq!(relay.process.exit_code(), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(12), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_hangup_disturbs_nobody() {
+    let connector = Connector::new();
+    let mut relay = Relay::behind(&connector);
+    let mut link = connector.stream();
+    let mut subscriber = relay.subscribe();
+    link.event(event(0));
+    assert_eq!(subscriber.numbers(1), [0]);
+    relay.process.signal("HUP");
+    connector.expect_nobody(Duration::from_millis(300));
+    link.event(event(1));
+    assert_eq!(subscriber.numbers(1), [1]);
+    assert!(relay.process.is_running());
+}

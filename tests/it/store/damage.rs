@@ -1,0 +1,314 @@
+//! A store that cannot be used, is not ours, or is damaged.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use crate::common::{
+    connector::Connector,
+    events::{event, event_of, number},
+    process::{Finished, Process},
+    relay::{Relay, Setup},
+    store::DataDir,
+    subscriber::Frame,
+};
+
+#[test]
+fn a_second_relay_in_the_same_directory_is_refused_and_the_first_goes_on() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let relay = data.relay(&connector);
+    let mut link = connector.stream();
+    relay.publish(&mut link, 0..30);
+    let line = refused(&data.setup(&Connector::new(), ""));
+    assert!(line.contains("in use by another autoplay-relay"), "{line}");
+    let frames = relay.publish(&mut link, 30..60);
+    assert!(relay.resume("0").numbers(60).into_iter().eq(0..60));
+    relay.stop();
+    let relay = data.relay(&connector);
+    assert_eq!(relay.resume(frames[0].id()).event(), frames[1], "and the directory is free again");
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_refused_in_one_line() {
+    let there = tempfile::tempdir().unwrap();
+    let file = there.path().join("file");
+    fs::write(&file, "something").unwrap();
+    let occupied = there.path().join("occupied");
+    fs::create_dir_all(occupied.join("relay.db")).unwrap();
+    for path in [&file, &file.join("below"), Path::new("/proc/of/no/process"), &occupied] {
+        let line = refused(&Setup::new().log(&format!("data_dir = '{}'", path.display())));
+        assert!(line.contains(&*path.to_string_lossy()), "{line}");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "something");
+}
+
+#[test]
+fn a_directory_in_which_the_relay_may_not_write_is_refused() {
+    let there = tempfile::tempdir().unwrap();
+    let closed = there.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o555)).unwrap();
+    fs::set_permissions(there.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let text = Setup::new().log(&format!("data_dir = '{}'", closed.display())).text();
+    let configuration = there.path().join("relay.toml");
+    fs::write(&configuration, text).unwrap();
+    let arguments = ["serve", "--config", configuration.to_str().unwrap()];
+    // Root may write everywhere, so it becomes somebody who may not.
+    let is_root = uid() == 0;
+    let finished = match is_root {
+        true => Process::run_by("setpriv --inh-caps=-all --bounding-set=-all --", &arguments),
+        false => Process::run(&arguments, &[]),
+    };
+    assert_refused(&finished);
+}
+
+fn uid() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_store_of_a_newer_version_and_a_database_of_somebody_else_are_left_as_they_are() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let relay = data.relay(&connector);
+    let mut link = connector.stream();
+    relay.publish(&mut link, 0..5);
+    relay.stop();
+    let sql = |text: &str| {
+        rusqlite::Connection::open(data.database()).unwrap().execute_batch(text).unwrap();
+    };
+    sql("PRAGMA user_version = 99");
+    unchanged(&data, "newer version");
+    fs::remove_file(data.database()).unwrap();
+    sql("CREATE TABLE bookmarks (url TEXT); INSERT INTO bookmarks VALUES ('https://example.com')");
+    unchanged(&data, "is no store of this relay");
+    sql("PRAGMA journal_mode = WAL; PRAGMA application_id = 7");
+    unchanged(&data, "is no store of this relay");
+}
+
+fn unchanged(data: &DataDir, expected: &str) {
+    let before = fs::read(data.database()).unwrap();
+    let line = refused(&data.setup(&Connector::new(), ""));
+    assert!(line.contains(expected) && line.contains("relay.db"), "{line}");
+    assert!(fs::read(data.database()).unwrap() == before, "{expected}: untouched");
+    assert_eq!(data.set_aside().len(), 0);
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_for_damage_is_set_aside_and_the_relay_serves() {
+    let damages: [fn(&mut Vec<u8>); 3] = [
+        |bytes| bytes[..100].fill(b'#'),
+        |bytes| bytes.truncate(bytes.len() / 2),
+        |bytes| bytes[100..8192].fill(b'#'), // the schema
+    ];
+    for (n, damage) in damages.into_iter().enumerate() {
+        let (connector, data) = (Connector::new(), DataDir::new());
+        let relay = data.relay(&connector);
+        let mut link = connector.stream();
+        let frames = relay.publish(&mut link, 0..300);
+        relay.stop();
+        drop(link);
+        let bytes = overwrite(&data, damage);
+        let relay = data.relay(&connector);
+        let line = relay.process.log_line(SET_ASIDE);
+        assert_eq!(line["level"], "ERROR");
+        let aside = data.set_aside();
+        assert_eq!(aside.len(), 1);
+        assert_eq!(line["kept_as"].as_str(), aside[0].to_str());
+        assert!(fs::read(&aside[0]).unwrap() == bytes, "damage {n}: with all its bytes");
+        let mut link = relay.reconnect(&connector);
+        let mut resumed = relay.resume(frames[3].id());
+        let notice = resumed.gap().json();
+        assert_eq!(
+            (&notice["reason"], &notice["after"]),
+            (&"unknown_id".into(), &frames[3].id().into())
+        );
+        assert_eq!(
+            resumed.gap().json()["reason"],
+            "upstream_reconnect",
+            "what was there is known to be gone"
+        );
+        let after = relay.publish(&mut link, 300..350);
+        after.iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
+        assert!(frames.iter().all(|old| after.iter().all(|new| new.id != old.id)));
+        relay.stop();
+        let relay = data.relay(&connector);
+        let mut all = relay.resume("0");
+        all.gap();
+        assert!(all.numbers(50).into_iter().eq(300..350));
+    }
+}
+
+#[test]
+fn damage_that_a_reader_comes_upon_is_a_gap_for_it_and_a_new_store_for_all() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let (relay, frames) = damaged_in_the_middle(&connector, &data, Stop::InOrder);
+    let mut link = relay.reconnect(&connector);
+    let live = relay.publish(&mut link, 0..20);
+    let mut resumed = relay.resume(frames[3].id());
+    let mut next = 4;
+    let gap = loop {
+        let frame = resumed.item();
+        if frame.event.is_some() {
+            break frame.json();
+        }
+        assert_eq!(frame, frames[next]);
+        next += 1;
+    };
+    assert_eq!(
+        (&gap["reason"], gap["after"].as_str()),
+        (&"not_kept".into(), Some(frames[next - 1].id()))
+    );
+    assert!(next > 500, "what lies before the damage can be read");
+    assert_eq!(relay.process.log_line(SET_ASIDE)["level"], "ERROR");
+    relay.wait_until_kept(16); // the new one has what was in memory
+    let mut again = relay.resume(frames[3].id());
+    let notice = again.gap().json();
+    assert_eq!((&notice["reason"], &notice["before"]), (&"not_kept".into(), &live[4].id().into()));
+    live[4..].iter().for_each(|frame| assert_eq!(again.event(), *frame));
+    link.event(event(20));
+    while resumed.item().data != event(20).into_bytes() {} // it was in the middle of the old one
+    relay.stop();
+    let relay = data.relay(&connector);
+    let mut again = relay.resume(live[3].id());
+    live[4..].iter().for_each(|frame| assert_eq!(again.event(), *frame));
+    assert_eq!(again.numbers(1), [20]);
+}
+
+#[test]
+fn damage_that_the_check_finds_after_an_unclean_end_is_a_gap_as_well() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let (relay, frames) = damaged_in_the_middle(&connector, &data, Stop::ByKill);
+    assert_eq!(
+        relay.process.log_line("the store was not closed in order; it is being checked")["level"],
+        "WARN"
+    );
+    assert_eq!(relay.process.log_line(SET_ASIDE)["level"], "ERROR");
+    assert_eq!(data.set_aside().len(), 1);
+    let mut link = relay.reconnect(&connector);
+    let live = relay.publish(&mut link, 0..40);
+    let mut resumed = relay.resume(frames[3].id());
+    let notice = resumed.gap().json();
+    assert_eq!((&notice["reason"], &notice["after"]), (&"not_kept".into(), &frames[3].id().into()));
+    let outage = resumed.gap();
+    assert_eq!(notice["before"], outage.id());
+    assert_eq!(
+        outage.json()["after"],
+        frames.last().unwrap().id(),
+        "what ids there were is still known"
+    );
+    live.iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
+    assert_eq!(relay.gaps("not_kept"), 1.0);
+}
+
+#[test]
+fn while_a_damaged_store_is_replaced_live_delivery_has_no_hole_and_what_is_in_memory_is_kept() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let (relay, frames) = damaged_in_the_middle(&connector, &data, Stop::InOrder);
+    let mut link = relay.reconnect(&connector);
+    let is_replaced = AtomicBool::new(false);
+    let mut witness = relay.subscribe();
+    let live = std::thread::scope(|scope| {
+        let live = scope.spawn(|| {
+            let (mut live, mut more) = (Vec::new(), 200);
+            while more > 0 {
+                link.event(event(live.len()));
+                let frame = witness.event();
+                assert_eq!(number(&frame.data), live.len(), "no hole in live delivery");
+                live.push(frame);
+                more -= usize::from(is_replaced.load(Ordering::SeqCst));
+            }
+            live
+        });
+        let mut resumed = relay.resume(frames[3].id());
+        while resumed.item().event.is_none() {}
+        relay.process.log_line(SET_ASIDE);
+        is_replaced.store(true, Ordering::SeqCst);
+        live.join().unwrap()
+    });
+    let mut resumed = relay.resume(frames[3].id());
+    let notice = resumed.gap().json();
+    assert_eq!((&notice["reason"], &notice["after"]), (&"not_kept".into(), &frames[3].id().into()));
+    let first = live
+        .iter()
+        .position(|frame| frame.id() == notice["before"])
+        .expect("it goes on within what came since");
+    assert!(live.len() - first > 200, "the new store begins with what was in memory");
+    live[first..].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
+    relay.stop();
+    drop(link);
+    let relay = data.relay(&connector);
+    let mut resumed = relay.resume(live[first].id());
+    live[first + 1..].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
+    let mut resumed = relay.resume(frames[3].id());
+    assert_eq!(
+        resumed.gap().json()["reason"],
+        "not_kept",
+        "the loss is known in the next life, too"
+    );
+    assert_eq!(resumed.event(), live[first]);
+}
+
+#[derive(Clone, Copy)]
+enum Stop {
+    InOrder,
+    ByKill,
+}
+
+/// A relay whose store has rotten in the middle while nobody had it open, and what was in it.
+fn damaged_in_the_middle(connector: &Connector, data: &DataDir, stop: Stop) -> (Relay, Vec<Frame>) {
+    let relay = data.relay(connector);
+    let mut link = connector.stream();
+    let mut all = relay.subscribe();
+    let frames: Vec<_> = (0..3000)
+        .map(|n| {
+            link.event(event_of(&"s".repeat(1 + n % 2000), n));
+            all.event()
+        })
+        .collect();
+    drop(all);
+    relay.stop();
+    drop(link);
+    if let Stop::ByKill = stop {
+        let mut relay = data.relay(connector);
+        let _link = relay.reconnect(connector);
+        relay.process.kill_dash_nine();
+    }
+    overwrite(data, |bytes| {
+        let middle = bytes.len() / 8192 / 2 * 8192;
+        bytes[middle..middle + 50 * 8192].fill(b'#');
+    });
+    (data.relay(connector), frames)
+}
+
+/// Changes the database, and returns its bytes.
+fn overwrite(data: &DataDir, damage: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = fs::read(data.database()).unwrap();
+    assert!(bytes.len() > 12 * 8192, "there is something to damage: {}", bytes.len());
+    damage(&mut bytes);
+    fs::write(data.database(), &bytes).unwrap();
+    bytes
+}
+
+/// Starts a relay that refuses to, and returns what it says.
+fn refused(setup: &Setup) -> String {
+    let (_directory, file) = setup.write();
+    assert_refused(&Process::run(&["serve", "--config", file.to_str().unwrap()], &[]))
+}
+
+fn assert_refused(finished: &Finished) -> String {
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{finished:?}");
+    let lines: Vec<_> = finished.stderr.lines().collect();
+    assert!(
+        lines.len() == 1 && lines[0].starts_with("autoplay-relay: log.data_dir: "),
+        "{lines:#?}"
+    );
+    lines[0].to_owned()
+}
+
+const SET_ASIDE: &str =
+    "the store is damaged: set aside, and a new one begun; what it kept cannot be replayed";

@@ -1,0 +1,323 @@
+//! The right to be forgotten: what is erased is seen by nobody, lies in no file, and is no gap.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use crate::common::{
+    PRODUCT, STREAM,
+    connector::{Connector, Link},
+    events::event_of,
+    http::{self, Answer},
+    page::{Keeping, Page, publish},
+    relay::{Relay, Setup},
+    subscriber::Frame,
+    wait,
+};
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+/// A session that wants to be forgotten.
+const MINE: &str = "session-of-mine";
+
+#[test]
+fn what_is_erased_is_seen_by_nobody_counted_once_and_no_gap() {
+    for keeping in Keeping::ALL {
+        let (relay, mut link, frames, _directory) = filled(keeping);
+        let others: Vec<_> = frames.iter().filter(|frame| !is_mine(frame)).cloned().collect();
+        let mut live = relay.subscribe();
+        let mut live_of_mine = relay.subscribe_to(&format!("{STREAM}?session_id={MINE}"));
+        assert_eq!(erase(&relay, &format!("session_id={MINE}")), 40, "{keeping:?}");
+        for limit in ["limit=7", "limit=1000"] {
+            assert_eq!(Page::all_events(&relay, "0", limit), others, "{keeping:?}");
+        }
+        let of_mine = Page::get(&relay, &format!("?session_id={MINE}"));
+        assert_eq!(
+            (of_mine.events.len(), of_mine.gap, of_mine.next.as_str()),
+            (0, None, frames[119].id())
+        );
+        // Ids stay good, those of the erased too.
+        for from in [0, 1, 50, 90, 117] {
+            let mut resumed = relay.resume(frames[from].id());
+            let rest: Vec<_> = frames[from + 1..].iter().filter(|frame| !is_mine(frame)).collect();
+            assert!(
+                rest.iter().all(|frame| resumed.item() == **frame),
+                "{keeping:?} behind {from}"
+            );
+        }
+        let path = format!("{STREAM}?session_id={MINE}&last_event_id={}", frames[0].id());
+        relay.subscribe_to(&path).expect_nothing(Duration::from_millis(100));
+        assert_eq!(erase(&relay, &format!("session_id={MINE}")), 0, "{keeping:?}: nothing is left");
+
+        let later = publish(&relay, &mut link, [event_of(MINE, 120), event_of("other", 121)]);
+        assert_eq!(
+            (live.item(), live.item()),
+            (later[0].clone(), later[1].clone()),
+            "nobody saw anything else"
+        );
+        assert_eq!(
+            live_of_mine.item(),
+            later[0],
+            "{keeping:?}: what comes later is another matter"
+        );
+        assert_eq!(
+            Page::get(&relay, &format!("?session_id={MINE}")).events,
+            later[..1],
+            "{keeping:?}"
+        );
+        for reason in ["evicted", "not_kept", "unknown_id", "upstream_reconnect"] {
+            let labels = [("product_id", PRODUCT), ("reason", reason)];
+            assert_eq!(
+                relay.metrics().value("autoplay_relay_gaps_total", &labels),
+                Some(0.0),
+                "{keeping:?} {reason}"
+            );
+        }
+    }
+}
+
+#[test]
+fn several_sessions_are_erased_at_once_and_no_other_product_is_touched() {
+    for keeping in Keeping::ALL {
+        let connector = Connector::new();
+        let (setup, _directory) = keeping.setup(&connector);
+        let elsewhere = Connector::new();
+        let relay = setup.upstream("prod_xyz", &elsewhere.url("prod_xyz"), "").start();
+        let mut link = connector.stream();
+        let mut link_elsewhere = elsewhere.stream();
+        let frames = publish(
+            &relay,
+            &mut link,
+            (0..60).map(|n| event_of(["a b", "ä/&", "a", "b"][n % 4], n)),
+        );
+        let mut witness = relay.subscribe_to("/stream/prod_xyz");
+        link_elsewhere.event(r#"{"type":"actions","session_id":"a b","count":0}"#);
+        witness.event();
+        assert_eq!(
+            erase(
+                &relay,
+                "session_id=a+b&session_id=%C3%A4%2F%26&session_id=nobody&session_id=a%20b"
+            ),
+            30
+        );
+        let rest: Vec<_> = frames
+            .into_iter()
+            .enumerate()
+            .filter(|(n, _)| n % 4 > 1)
+            .map(|(_, frame)| frame)
+            .collect();
+        assert_eq!(Page::all_events(&relay, "0", ""), rest, "{keeping:?}");
+        let elsewhere = Page::read(&relay.get("/events/prod_xyz", &[]));
+        assert_eq!(elsewhere.numbers(), [0], "{keeping:?}");
+    }
+}
+
+#[test]
+fn nothing_of_it_comes_back_with_a_restart_or_lies_in_any_file() {
+    for signal in ["TERM", "KILL"] {
+        let connector = Connector::new();
+        let (setup, directory) = Keeping::Disk.setup(&connector);
+        let mut relay = setup.start();
+        let mut link = connector.stream();
+        let frames = publish(&relay, &mut link, mixed());
+        let labels = [("product_id", PRODUCT), ("tier", "disk")];
+        relay.wait_for_metric("autoplay_relay_log_events", &labels, 120.0);
+        assert!(files_with(directory.path(), MINE) > 0, "as long as it is kept, it is in a file");
+        assert!(files_with(directory.path(), SECRET) > 0);
+        assert_eq!(erase(&relay, &format!("session_id={MINE}")), 40);
+        // What SQLite has copied elsewhere goes a moment after the answer.
+        wait::until("its name is gone, which indices hold, too", || {
+            files_with(directory.path(), MINE) == 0
+        });
+        assert_eq!(files_with(directory.path(), SECRET), 0);
+        assert_eq!(relay.status()["log"][PRODUCT]["disk"]["events"], 80);
+        relay.process.signal(signal);
+        relay.process.exit_code();
+        drop(link);
+        assert_eq!(files_with(directory.path(), SECRET), 0);
+
+        let relay = setup.start();
+        let others: Vec<_> = frames.iter().filter(|frame| !is_mine(frame)).cloned().collect();
+        assert_eq!(Page::all_events(&relay, "0", ""), others, "{signal}");
+        let mut resumed = relay.resume(frames[1].id());
+        assert!(others[1..].iter().all(|frame| resumed.item() == *frame), "{signal}");
+        let of_mine =
+            Page::get(&relay, &format!("?session_id={MINE}&last_event_id={}", frames[1].id()));
+        assert_eq!((of_mine.events.len(), of_mine.gap), (0, None), "{signal}");
+        assert_eq!(erase(&relay, &format!("session_id={MINE}")), 0, "{signal}");
+    }
+}
+
+#[test]
+fn however_fresh_an_event_is_it_is_erased_and_counted_once() {
+    let connector = Connector::new();
+    let (setup, _directory) = Keeping::Disk.setup(&connector);
+    let relay = setup.start();
+    let mut link = connector.stream();
+    let mut subscriber = relay.subscribe();
+    for round in 0..60 {
+        // Some are in the store by now, some are on their way, some the store's writer has not
+        // taken yet.
+        (0..3).for_each(|n| link.event(event_of(MINE, n)));
+        subscriber.numbers(3);
+        std::thread::sleep(Duration::from_micros(200 * (round % 30)));
+        link.event(event_of(MINE, 3));
+        subscriber.numbers(1);
+        assert_eq!(erase(&relay, &format!("session_id={MINE}")), 4, "{round}");
+    }
+    assert!(Page::all(&relay, "0", "").is_empty());
+    let labels = [("product_id", PRODUCT), ("tier", "disk")];
+    relay.wait_for_metric("autoplay_relay_log_events", &labels, 0.0);
+}
+
+#[test]
+fn a_reader_on_its_way_through_the_store_does_not_bring_it_back() {
+    let (relay, _link, frames, _directory) = filled(Keeping::Disk);
+    let half = Page::get(&relay, "?limit=60");
+    erase(&relay, &format!("session_id={MINE}"));
+    let rest = Page::all_events(&relay, &half.next, "limit=7");
+    assert!(rest.iter().eq(frames[60..].iter().filter(|frame| !is_mine(frame))));
+}
+
+#[test]
+fn a_store_that_cannot_be_written_says_so_and_the_erasure_can_be_repeated() {
+    let (relay, mut link, frames, directory) = filled(Keeping::Disk);
+    let others: Vec<_> = frames.into_iter().filter(|frame| !is_mine(frame)).collect();
+    // Somebody works on the file: the relay's writer waits a second, and gives up.
+    let operator = Connection::open(directory.path().join("data/relay.db")).unwrap();
+    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let refused = ask(&relay, "DELETE", &format!("session_id={MINE}")).problem(503);
+    assert!(refused.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+    assert!(refused.json()["detail"].as_str().unwrap().contains("repeat"), "{refused:?}");
+    expect_degraded(&relay, true);
+
+    link.event(event_of("other", 120));
+    let in_memory = wait::value("events are still given", || {
+        let page = Page::get(&relay, &format!("?last_event_id={}", others[76].id()));
+        (page.events.len() == 4).then_some(page.events)
+    });
+    assert_eq!(in_memory[..3], others[77..], "in memory it is erased already");
+    operator.execute_batch("ROLLBACK").unwrap();
+    expect_degraded(&relay, false);
+    assert_eq!(erase(&relay, &format!("session_id={MINE}")), 40, "the store had all of them");
+    assert_eq!(Page::all_events(&relay, "0", "")[..80], others);
+    assert_eq!(relay.status()["log"][PRODUCT]["disk"]["events"], 81);
+}
+
+/// Waits until health, status and metrics say how well the log is kept.
+fn expect_degraded(relay: &Relay, is_degraded: bool) {
+    relay.wait_for_metric("autoplay_relay_log_degraded", &[], f64::from(u8::from(is_degraded)));
+    let ready = relay.ask_admin("/readyz");
+    assert_eq!(
+        (ready.status(), &ready.json()["degraded"]),
+        (200, &is_degraded.into()),
+        "it serves all the same"
+    );
+    assert_eq!(relay.status()["store"]["degraded"], is_degraded);
+}
+
+#[test]
+fn an_erasure_must_name_whom_and_what_and_needs_the_key() {
+    let connector = Connector::new();
+    let key = "an-admin-key-of-the-test";
+    let setup =
+        Setup::behind(&connector).auth(&format!("allow_anonymous = true\nadmin_key = '{key}'"));
+    let relay = setup.start();
+    let as_admin =
+        |method, path: &str| http::ask(relay.admin, method, path, &[("X-Admin-Key", key)]);
+    let path = "/api/v1/events/prod_abc";
+    for query in [
+        "",
+        "?",
+        "?session_id=",
+        "?session_id",
+        "?session=a",
+        "?session_id=a&session_id=",
+        "?session_id=a%0Ab",
+    ] {
+        as_admin("DELETE", &format!("{path}{query}")).problem(400);
+    }
+    let too_many = (0..1001).map(|n| format!("session_id=s{n}&")).collect::<String>();
+    as_admin("DELETE", &format!("{path}?{too_many}")).problem(400);
+    as_admin("DELETE", "/api/v1/events/prod_xyz?session_id=a").problem(404);
+    as_admin("DELETE", "/api/v1/events/?session_id=a").problem(404);
+    let by_get = as_admin("GET", &format!("{path}?session_id=a")).problem(405);
+    assert_eq!(by_get.field("allow"), Some("DELETE"));
+    http::ask(relay.admin, "DELETE", &format!("{path}?session_id=a"), &[]).problem(401);
+    http::ask(relay.admin, "DELETE", &format!("{path}?session_id=a"), &[("X-Admin-Key", "wrong")])
+        .problem(401);
+    http::ask(relay.public, "DELETE", &format!("{path}?session_id=a"), &[]).problem(404);
+    let nobody = as_admin("DELETE", &format!("{path}?session_id=a"));
+    assert_eq!((nobody.status(), nobody.json()), (200, serde_json::json!({ "erased": 0 })));
+    let line = relay.process.log_line("erased on request");
+    assert_eq!(
+        (&line["product"], &line["sessions"], &line["events"]),
+        (&"prod_abc".into(), &1.into(), &0.into())
+    );
+}
+
+#[test]
+fn the_log_says_that_something_was_erased_and_not_whose() {
+    let (relay, _link, _frames, _directory) = filled(Keeping::Memory);
+    erase(&relay, &format!("session_id={MINE}"));
+    let line = relay.process.log_line("erased on request");
+    assert_eq!((&line["level"], &line["events"]), (&"INFO".into(), &40.into()));
+    assert!(!relay.process.stderr.so_far().join("\n").contains(MINE));
+}
+
+/// A relay with 120 events of three sessions, of which one wants to be forgotten.
+fn filled(keeping: Keeping) -> (Relay, Link, Vec<Frame>, TempDir) {
+    let connector = Connector::new();
+    let (setup, directory) = keeping.setup(&connector);
+    let relay = setup.start();
+    let mut link = connector.stream();
+    let frames = publish(&relay, &mut link, mixed());
+    keeping.expect_kept(&relay, 120);
+    (relay, link, frames, directory)
+}
+
+/// Every third event is of the session that wants to be forgotten.
+fn mixed() -> impl Iterator<Item = String> {
+    (0..120).map(|n| match n % 3 {
+        0 => event_of(MINE, n).replace(
+            "\"count\"",
+            &format!("\"note\":\"{SECRET}{}\",\"count\"", "x".repeat(n * 50)),
+        ),
+        _ => event_of(["", "hers", "his"][n % 3], n),
+    })
+}
+
+/// Stands in each payload of the session that wants to be forgotten.
+const SECRET: &str = "nobody-may-know";
+
+fn is_mine(frame: &Frame) -> bool {
+    frame.json()["session_id"] == MINE
+}
+
+/// Erases, and returns how many events there were.
+fn erase(relay: &Relay, query: &str) -> u64 {
+    let answer = ask(relay, "DELETE", query);
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    answer.json()["erased"].as_u64().unwrap()
+}
+
+fn ask(relay: &Relay, method: &str, query: &str) -> Answer {
+    let begin = Instant::now();
+    let answer = http::ask(relay.admin, method, &format!("/api/v1/events/{PRODUCT}?{query}"), &[]);
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    answer
+}
+
+/// In how many files under a directory these bytes stand.
+fn files_with(directory: &Path, text: &str) -> usize {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let has_it = |path: &Path| {
+        std::fs::read(path).unwrap().windows(text.len()).any(|it| it == text.as_bytes())
+    };
+    entries
+        .map(
+            |path| if path.is_dir() { files_with(&path, text) } else { usize::from(has_it(&path)) },
+        )
+        .sum()
+}

@@ -1,0 +1,336 @@
+//! With `log.data_dir`, what is owed outlives the relay, and a receiver's outage of any length.
+
+use std::{collections::BTreeMap, ops::Range, time::Duration};
+
+use crate::common::{
+    PRODUCT,
+    connector::{Connector, Link},
+    events::event_of,
+    page::publish,
+    receiver::{Answer, Receiver},
+    relay::{Relay, Setup},
+    store::DataDir,
+    wait,
+    webhooks::{LOOPBACK, outcomes, table, url},
+};
+use serde_json::{Value, json};
+
+/// Sessions whose events come in turns.
+const SESSIONS: usize = 7;
+
+fn session(number: usize) -> String {
+    format!("s{}", number % SESSIONS)
+}
+
+fn events(numbers: Range<usize>) -> impl Iterator<Item = String> {
+    numbers.map(|n| event_of(&session(n), n))
+}
+
+/// Checks that these events, and no others, were accepted once each and in order within each
+/// session.
+fn assert_all_once(receiver: &Receiver, numbers: Range<usize>) {
+    let mut expected = BTreeMap::<_, Vec<_>>::new();
+    numbers.for_each(|n| expected.entry(session(n)).or_default().push(n));
+    let accepted = receiver.accepted_by_session();
+    for (session, numbers) in &expected {
+        let found = accepted.get(session).map_or(&[][..], Vec::as_slice);
+        let first = numbers.iter().zip(found).position(|(expected, found)| expected != found);
+        assert_eq!(first, None, "{session}: {first:?} is the first that is not in its place");
+        assert_eq!(found.len(), numbers.len(), "{session}");
+    }
+    assert_eq!(accepted.len(), expected.len());
+}
+
+fn setup(data: &DataDir, connector: &Connector, receiver: &Receiver, log: &str) -> Setup {
+    data.setup(connector, log).more(&(table("hook", receiver, "") + LOOPBACK))
+}
+
+/// The next connection of a relay that was there before.
+fn reconnect(relay: &Relay, connector: &Connector, link: Link) -> Link {
+    drop(link);
+    relay.reconnect(connector)
+}
+
+#[test]
+fn what_arrives_while_the_receiver_is_down_is_delivered_after_a_restart_in_order() {
+    let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::accepting());
+    let setup = setup(&data, &connector, &receiver, "");
+    let relay = setup.start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, events(0..100));
+    receiver.wait_for_accepted(100);
+    relay.wait_until_settled("hook");
+    receiver.stop();
+    publish(&relay, &mut link, events(100..300));
+    wait::until("attempts fail", || relay.attempts("hook", "connect") > 3.0);
+    relay.stop();
+    let relay = setup.start();
+    relay.wait_for_pending("hook", 200);
+    let mut link = reconnect(&relay, &connector, link);
+    publish(&relay, &mut link, events(300..350));
+    receiver.start();
+    receiver.wait_for_accepted(350);
+    relay.wait_until_settled("hook");
+    assert_all_once(&receiver, 0..350);
+    assert_eq!(relay.webhook("hook")["dead"], 0);
+}
+
+#[test]
+fn after_a_clean_restart_nothing_comes_twice_and_attempts_are_remembered() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let receiver =
+        Receiver::new(|request| Answer::Status(if request.session() == "bad" { 500 } else { 200 }));
+    let patient = table("hook", &receiver, "max_backoff = '1s'");
+    let setup = data.setup(&connector, "").more(&(patient + LOOPBACK));
+    let mut relay = setup.start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event_of("bad", 9999)]);
+    for life in 0..4 {
+        publish(&relay, &mut link, events(life * 50..life * 50 + 50));
+        receiver.wait_for_accepted(life * 50 + 50);
+        relay.wait_for_pending("hook", 1);
+        let before = outcomes(&relay.deliveries("hook", "pending")[0]).len();
+        relay.stop();
+        relay = setup.start();
+        let after = outcomes(&relay.wait_for_deliveries("hook", "pending", 1)[0]).len();
+        // A long list may be kept shortened, but what was spent is not spent anew.
+        assert!(after >= before.min(8), "life {life}: {after} of {before} attempts are remembered");
+        link = reconnect(&relay, &connector, link);
+    }
+    receiver.now(|_| Answer::Status(200));
+    relay.wait_until_settled("hook");
+    let accepted = receiver.accepted_by_session();
+    assert_eq!(accepted["bad"], [9999]);
+    let others: usize = accepted.values().map(Vec::len).sum();
+    assert_eq!(others, 201, "each once");
+    assert!(accepted.values().all(|numbers| numbers.is_sorted()));
+}
+
+#[test]
+fn a_webhook_that_the_api_registered_is_there_after_a_restart_and_goes_on_where_it_was() {
+    let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::accepting());
+    let setup = data.setup(&connector, "").more(LOOPBACK);
+    let relay = setup.start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, events(1000..1010));
+    let definition = json!({
+        "id": "hook", "product_id": PRODUCT, "url": url(&receiver, "hook"), "secret": "s3cret", "types": ["actions"],
+        "timeout": "7s", "max_retries": 50, "initial_backoff": "20ms", "max_backoff": "100ms", "max_in_flight": 3,
+    });
+    let created = relay.call("POST", "/api/v1/webhooks", &definition);
+    assert_eq!(created.status(), 201, "{created:?}");
+    let again = relay.call("POST", "/api/v1/webhooks", &definition);
+    assert_eq!(again.status(), 409);
+    publish(&relay, &mut link, events(0..20));
+    receiver.wait_for_accepted(20);
+    relay.wait_until_settled("hook");
+    receiver.stop();
+    publish(&relay, &mut link, events(20..40));
+    relay.stop();
+    let relay = setup.start();
+    let view = relay.webhook("hook");
+    assert_eq!((&view["source"], &view["secret"]), (&"api".into(), &"********".into()));
+    for name in [
+        "url",
+        "types",
+        "timeout",
+        "max_retries",
+        "initial_backoff",
+        "max_backoff",
+        "max_in_flight",
+    ] {
+        assert_eq!(view[name], definition[name], "{name}");
+    }
+    receiver.start();
+    let mut link = reconnect(&relay, &connector, link);
+    publish(&relay, &mut link, events(40..60));
+    receiver.wait_for_accepted(60);
+    relay.wait_until_settled("hook");
+    assert_all_once(&receiver, 0..60); // and so nothing from before its registration
+    assert_eq!(relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null).status(), 204);
+    relay.stop();
+    let relay = setup.start();
+    assert_eq!(
+        relay.ask_admin("/api/v1/webhooks/hook").status(),
+        404,
+        "what is deleted does not come back"
+    );
+}
+
+#[test]
+fn a_webhook_of_the_file_keeps_its_place_when_its_lines_change_and_the_file_wins_over_the_api() {
+    let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::accepting());
+    let relay = setup(&data, &connector, &receiver, "").start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, events(0..20));
+    receiver.wait_for_accepted(20);
+    relay.wait_until_settled("hook");
+    receiver.stop();
+    publish(&relay, &mut link, events(20..40));
+    let taken = json!({ "id": "hook", "product_id": PRODUCT, "url": url(&receiver, "other"), "secret": "s3cret" });
+    assert_eq!(relay.call("POST", "/api/v1/webhooks", &taken).status(), 409);
+    let changed = relay.call("PUT", "/api/v1/webhooks/hook", &taken).status();
+    let removed = relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null).status();
+    assert!(
+        (400..500).contains(&changed) && (400..500).contains(&removed),
+        "{changed} {removed}: not editable"
+    );
+    relay.stop();
+    receiver.start();
+    let elsewhere = table(
+        "hook",
+        &receiver,
+        &format!("url = '{}'\nmax_in_flight = 2", url(&receiver, "elsewhere")),
+    );
+    let relay = data.setup(&connector, "").more(&(elsewhere + LOOPBACK)).start();
+    assert_eq!(relay.webhook("hook")["source"], "file");
+    receiver.wait_for_accepted(40);
+    let mut link = reconnect(&relay, &connector, link);
+    publish(&relay, &mut link, events(40..50));
+    receiver.wait_for_accepted(50);
+    assert_all_once(&receiver, 0..50);
+    let last = receiver.accepted().pop().unwrap();
+    assert_eq!(last.head.path(), "/hooks/elsewhere");
+}
+
+#[test]
+fn what_is_owed_beyond_retention_is_a_dead_letter_and_can_still_be_delivered() {
+    const EVENTS: usize = 1000;
+    let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::answering(410));
+    let setup = setup(&data, &connector, &receiver, "retention_bytes = '1MiB'");
+    let relay = setup.start();
+    let mut link = connector.stream();
+    // A dead letter that is not of the retention: the receiver says that it is gone, and everything
+    // else waits.
+    publish(&relay, &mut link, [event_of("gone", 9999)]);
+    relay.wait_for_webhook("hook", "disabled");
+    receiver.now(|_| Answer::Status(200));
+    // Four mebibytes, of which the store keeps one.
+    publish(&relay, &mut link, (0..EVENTS).map(large));
+    // What retention moves between two looks is in neither list, or in both.
+    let (dead, pending) =
+        wait::value("the oldest have been given up, and nothing is dropped silently", || {
+            let lists = (relay.deliveries("hook", "dead"), relay.deliveries("hook", "pending"));
+            (lists.1.len() < 300 && lists.0.len() + lists.1.len() == EVENTS + 1).then_some(lists)
+        });
+    assert_eq!(outcomes(&dead[0]), [] as [&str; 0], "it was not even tried");
+    assert!(sequence(&dead[0]) < sequence(pending.last().unwrap()), "the oldest go first");
+    relay.stop();
+    let relay = setup.start();
+    assert!(relay.deliveries("hook", "dead").len() >= dead.len(), "also in the next life");
+    assert_eq!(relay.tell_webhook("hook", "enable").status(), 200);
+    relay.wait_until_settled("hook");
+    let letters = EVENTS + 1 - receiver.accepted().len();
+    assert!(letters >= dead.len(), "what was given up was not delivered by itself");
+    assert_eq!(relay.redeliver("hook", &json!({ "state": "dead" })), letters as u64);
+    let accepted = receiver.wait_for_accepted(EVENTS + 1);
+    let mut numbers: Vec<_> =
+        accepted.iter().map(|request| request.number()).filter(|n| *n < EVENTS).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..EVENTS).collect::<Vec<_>>());
+    let is_whole = |body: &[u8], n: usize| String::from_utf8_lossy(body) == large(n);
+    assert!(
+        accepted
+            .iter()
+            .all(|request| request.number() == 9999 || is_whole(&request.body, request.number()))
+    );
+    relay.wait_for_dead("hook", 0);
+    assert_eq!(
+        relay.metrics().value("autoplay_relay_webhook_lost_total", &[("webhook", "hook")]),
+        Some(0.0)
+    );
+}
+
+/// The second part of the event's id, which counts.
+fn sequence(delivery: &Value) -> u64 {
+    let id = delivery["event_id"].as_str().unwrap();
+    id.split_once('-').unwrap().1.parse().unwrap()
+}
+
+/// An event of 4 KiB.
+fn large(number: usize) -> String {
+    let (session, filler) = (session(number), "x".repeat(4000));
+    format!(
+        r#"{{"type":"actions","product_id":"{PRODUCT}","session_id":"{session}","count":{number},"filler":"{filler}"}}"#
+    )
+}
+
+#[test]
+fn in_memory_alone_what_is_owed_beyond_its_bounds_is_a_dead_letter() {
+    let (connector, receiver) = (Connector::new(), Receiver::answering(410));
+    let bounds = "memory_bytes = '64KiB'\nmemory_events = 16";
+    let relay = Setup::behind(&connector)
+        .log(bounds)
+        .more(&(table("hook", &receiver, "") + LOOPBACK))
+        .start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event_of("gone", 9999)]);
+    relay.wait_for_webhook("hook", "disabled");
+    receiver.now(|_| Answer::Status(200));
+    for begin in (0..100).step_by(4) {
+        publish(&relay, &mut link, (begin..begin + 4).map(large));
+        // No faster than the webhook takes them: the log keeps sixteen events, and what has left it
+        // unseen is lost.
+        let owed = begin as u64 + 5;
+        wait::until("none has got lost", || {
+            let view = relay.webhook("hook");
+            view["pending"].as_u64().unwrap() + view["dead"].as_u64().unwrap() == owed
+        });
+    }
+    assert!(relay.webhook("hook")["dead"].as_u64().unwrap() > 1, "some have been given up");
+    relay.tell_webhook("hook", "enable");
+    relay.wait_until_settled("hook");
+    relay.redeliver("hook", &json!({ "state": "dead" }));
+    let mut numbers: Vec<_> =
+        receiver.wait_for_accepted(101).iter().map(|request| request.number()).collect();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq((0..100).chain([9999])));
+}
+
+#[test]
+fn a_receiver_that_is_down_while_very_many_events_arrive_gets_them_all_in_order() {
+    let is_long = std::env::var_os("AUTOPLAY_RELAY_LONG").is_some();
+    let events = if is_long { 100_000 } else { 20_000 };
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let (receiver, witness) = (Receiver::accepting(), Receiver::accepting());
+    let tables = table("hook", &receiver, "max_backoff = '2s'") + &table("witness", &witness, "");
+    let relay = data.setup(&connector, "").more(&(tables + LOOPBACK)).start();
+    let mut link = connector.stream();
+    receiver.stop();
+    for begin in (0..events).step_by(STEP) {
+        let frames =
+            (begin..begin + STEP).map(|n| format!("data: {}\n\n", event_of(&session(n), n)));
+        link.send(frames.collect::<String>());
+        // Not further ahead of the witness than a store on a busy machine can follow: none must
+        // leave memory unkept.
+        witness.wait_for_accepted((begin + STEP).saturating_sub(4 * STEP));
+    }
+    witness.wait_for_accepted(events);
+    relay.wait_for_pending("hook", events as u64);
+    assert_eq!(
+        relay.webhook("hook")["dead"],
+        0,
+        "an outage of the whole endpoint spends no delivery's attempts"
+    );
+    receiver.start();
+    receiver.wait_for_accepted(events);
+    wait::until("both are settled", || {
+        ["hook", "witness"].iter().all(|id| relay.webhook(id)["pending"] == 0)
+    });
+    for receiver in [&receiver, &witness] {
+        assert_all_once(receiver, 0..events);
+    }
+    assert_eq!(relay.webhook("hook")["state"], "active");
+    assert_eq!(
+        relay.deliveries("hook", "delivered").len(),
+        1000,
+        "of what was delivered, the last are listed"
+    );
+    assert_eq!(relay.gaps("not_kept"), 0.0);
+    wait::holds("nothing comes again", Duration::from_millis(200), || {
+        receiver.count() == receiver.accepted().len()
+    });
+}
+
+/// Events in one write.
+const STEP: usize = 500;

@@ -1,0 +1,368 @@
+//! Receivers that fail, each in its way: what is tried again, what is given up, and who is not held
+//! up by it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::common::{
+    connector::{Connector, Link},
+    events::{event, event_of},
+    page::{Keeping, publish},
+    receiver::{Answer, Receiver, Request},
+    relay::{Relay, Setup},
+    store::DataDir,
+    wait,
+    webhooks::{LOOPBACK, outcomes, table},
+};
+use serde_json::json;
+
+/// A relay with one webhook to this receiver.
+fn relay_to(receiver: &Receiver, lines: &str) -> (Connector, Relay, Link) {
+    let connector = Connector::new();
+    let relay =
+        Setup::behind(&connector).more(&(table("hook", receiver, lines) + LOOPBACK)).start();
+    let link = connector.stream();
+    (connector, relay, link)
+}
+
+#[test]
+fn every_status_has_the_consequence_that_the_interface_names() {
+    // Every webhook has a path of its own at the receiver, which is the status it is answered with.
+    let by_path = |request: &Request| {
+        Answer::Status(request.head.path().rsplit('/').next().unwrap().parse().unwrap())
+    };
+    let (connector, receiver) = (Connector::new(), Receiver::new(by_path));
+    let consequences: [(&[u16], &str, usize, &str); 4] = [
+        (&[200, 201, 202, 204, 299], "delivered", 1, "accepted"),
+        (&[400, 401, 403, 404, 405, 409, 413, 422, 451, 410], "dead", 1, "refused"),
+        (&[408, 425, 429], "dead", 3, "refused"),
+        (&[301, 302, 303, 307, 308, 304, 500, 501, 502, 503, 504, 599], "dead", 3, "failed"),
+    ];
+    let all = || consequences.iter().flat_map(|(statuses, ..)| *statuses);
+    let tables: String =
+        all().map(|status| table(&status.to_string(), &receiver, "max_retries = 2")).collect();
+    let relay = Setup::behind(&connector).more(&(tables + LOOPBACK)).start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event(0)]);
+    for (statuses, state, attempts, outcome) in consequences {
+        for status in statuses {
+            let id = status.to_string();
+            let delivery = relay.wait_for_deliveries(&id, state, 1).remove(0);
+            assert_eq!(outcomes(&delivery), vec![outcome; attempts], "{status}");
+            assert!(
+                delivery["attempts"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .all(|attempt| attempt["status"] == *status)
+            );
+            wait::until("it is counted", || relay.attempts(&id, outcome) == attempts as f64);
+            let view = relay.webhook(&id);
+            let (expected, dead) =
+                (if *status == 410 { "disabled" } else { "active" }, u64::from(state == "dead"));
+            assert_eq!(
+                (&view["state"], &view["pending"], &view["dead"]),
+                (&expected.into(), &0.into(), &dead.into())
+            );
+            let of_hook = receiver
+                .requests()
+                .into_iter()
+                .filter(|it| it.head.path() == format!("/hooks/{id}"))
+                .count();
+            assert_eq!(of_hook, attempts, "{status}");
+        }
+    }
+}
+
+#[test]
+fn a_redirect_is_not_followed() {
+    let elsewhere = Receiver::accepting();
+    let location = format!("Location: http://{}/hooks/hook\r\n", elsewhere.address);
+    let receiver = Receiver::new(move |_| Answer::With(307, location.clone()));
+    let (_connector, relay, mut link) = relay_to(&receiver, "max_retries = 1");
+    publish(&relay, &mut link, [event(0)]);
+    relay.wait_for_dead("hook", 1);
+    assert_eq!((receiver.count(), elsewhere.connections()), (2, 0));
+}
+
+#[test]
+fn whatever_happens_to_the_connection_it_is_an_attempt_and_the_next_one_delivers() {
+    let lost = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nnot a hundred".to_vec();
+    let faults = [
+        (Answer::Hang, "timeout"),
+        (Answer::HeadThenHang, "timeout"),
+        (Answer::SlowBody, "timeout"),
+        (Answer::Reset, "connect"),
+        (Answer::Raw(Vec::new()), "connect"),
+        (Answer::Raw(lost), "connect"),
+    ];
+    for (answer, outcome) in faults {
+        let what = format!("{answer:?}");
+        let mut answers = vec![answer.clone(), answer].into_iter();
+        let receiver = Receiver::new(move |_| answers.next().unwrap_or(Answer::Status(200)));
+        let (_connector, relay, mut link) = relay_to(&receiver, "timeout = '400ms'");
+        publish(&relay, &mut link, [event(0)]);
+        let delivery = relay.wait_for_deliveries("hook", "delivered", 1).remove(0);
+        assert_eq!(outcomes(&delivery), [outcome, outcome, "accepted"], "{what}");
+        let durations = delivery["attempts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| it["duration_ms"].as_u64().unwrap());
+        for duration in durations.take(if outcome == "timeout" { 2 } else { 0 }) {
+            assert!(
+                (400..5000).contains(&duration),
+                "{what}: the deadline is for everything, {duration} ms"
+            );
+        }
+        assert_eq!(relay.attempts("hook", outcome), 2.0, "{what}");
+        assert_eq!(receiver.count(), 3, "{what}");
+    }
+}
+
+#[test]
+fn a_receiver_that_is_not_there_or_resets_at_once_is_tried_until_it_is() {
+    let receiver = Receiver::accepting();
+    let (_connector, relay, mut link) = relay_to(&receiver, "");
+    receiver.stop();
+    publish(&relay, &mut link, [event(0)]);
+    wait::until("two attempts", || relay.attempts("hook", "connect") >= 2.0);
+    receiver.reset_connections(true);
+    receiver.start();
+    wait::until("a connection that is reset", || receiver.connections() > 1);
+    let before = relay.attempts("hook", "connect");
+    wait::until("two more attempts", || relay.attempts("hook", "connect") >= before + 2.0);
+    assert_eq!(receiver.count(), 0);
+    receiver.reset_connections(false);
+    relay.wait_until_settled("hook");
+    let delivery = relay.wait_for_deliveries("hook", "delivered", 1).remove(0);
+    let outcomes = outcomes(&delivery);
+    let (last, before) = outcomes.split_last().unwrap();
+    assert!(
+        last == "accepted" && before.iter().all(|outcome| outcome == "connect"),
+        "{outcomes:?}"
+    );
+    assert_eq!(receiver.count(), 1);
+}
+
+#[test]
+fn an_answer_that_is_no_http_is_no_acceptance() {
+    let mut answers = vec![Answer::Raw(b"220 mail.example.com ESMTP\r\n".to_vec())].into_iter();
+    let receiver = Receiver::new(move |_| answers.next().unwrap_or(Answer::Status(200)));
+    let (_connector, relay, mut link) = relay_to(&receiver, "");
+    publish(&relay, &mut link, [event(0)]);
+    let delivery = relay.wait_for_deliveries("hook", "delivered", 1).remove(0);
+    assert_eq!(outcomes(&delivery).len(), 2, "{delivery}");
+}
+
+#[test]
+fn of_an_endless_body_little_is_read_and_none_is_decompressed() {
+    let receiver = Receiver::new(|_| Answer::EndlessBody);
+    let (_connector, relay, mut link) = relay_to(&receiver, "timeout = '5s'");
+    publish(&relay, &mut link, [event(0)]);
+    let delivery = relay.wait_for_deliveries("hook", "delivered", 1).remove(0);
+    assert_eq!(outcomes(&delivery), ["accepted"]);
+    let duration = delivery["attempts"][0]["duration_ms"].as_u64().unwrap();
+    assert!(duration < 4000, "it does not wait for an end: {duration} ms");
+    // What the kernel's buffers on both sides hold is all that can be more than the 16 KiB that are
+    // read.
+    wait::holds("no more is taken", Duration::from_millis(200), || receiver.poured() < 16 << 20);
+    // No gzip at all: whoever wanted to decompress it would have to give up.
+    let bomb =
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 9\r\n\r\nnot a zip".to_vec();
+    receiver.now(move |_| Answer::Raw(bomb.clone()));
+    publish(&relay, &mut link, [event(1)]);
+    let newest = relay.wait_for_deliveries("hook", "delivered", 2).remove(0);
+    assert_eq!(outcomes(&newest), ["accepted"]);
+}
+
+#[test]
+fn sessions_keep_their_order_and_one_that_fails_holds_up_no_other() {
+    for keeping in Keeping::ALL {
+        let mut tries = HashMap::<(String, usize), usize>::new();
+        let receiver = Receiver::new(move |request| {
+            let nth = tries.entry((request.session(), request.number())).or_default();
+            *nth += 1;
+            let fails = request.session() == "bad" && *nth <= 10
+                || request.session() == "s1" && *nth <= request.number() % 3;
+            Answer::Status(if fails { 500 } else { 200 })
+        });
+        let connector = Connector::new();
+        let (setup, _directory) = keeping.setup(&connector);
+        let lines = "max_in_flight = 4\ninitial_backoff = '100ms'\nmax_backoff = '200ms'";
+        let relay = setup.more(&(table("hook", &receiver, lines) + LOOPBACK)).start();
+        let mut link = connector.stream();
+        let sessions = ["bad", "s1", "s2", "s3"];
+        publish(&relay, &mut link, (0..80).map(|n| event_of(sessions[n % 4], n)));
+        let others =
+            || receiver.accepted_by_session().into_iter().filter(|(name, _)| name != "bad");
+        wait::until("the others are through", || {
+            others().map(|(_, numbers)| numbers.len()).sum::<usize>() == 60
+        });
+        let of_bad = receiver.accepted_by_session().get("bad").map_or(0, Vec::len);
+        assert!(of_bad < 20, "{keeping:?}: the others have waited for it");
+        receiver.now(|_| Answer::Status(200));
+        receiver.wait_for_accepted(80);
+        let expected: BTreeMap<_, Vec<_>> = sessions
+            .iter()
+            .enumerate()
+            .map(|(nth, name)| ((*name).to_owned(), (nth..80).step_by(4).collect()))
+            .collect();
+        assert_eq!(receiver.accepted_by_session(), expected, "{keeping:?}");
+        // Nothing of a session is even tried before what comes before it is settled.
+        for session in sessions {
+            let tried =
+                receiver.requests().into_iter().filter(|request| request.session() == session);
+            let numbers: Vec<_> = tried.map(|request| request.number()).collect();
+            assert!(numbers.is_sorted(), "{keeping:?} {session}: {numbers:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_given_up_lets_the_next_of_its_session_go() {
+    let receiver =
+        Receiver::new(|request| Answer::Status(if request.number() % 2 == 0 { 422 } else { 200 }));
+    let (_connector, relay, mut link) = relay_to(&receiver, "");
+    publish(&relay, &mut link, (0..10).map(event));
+    receiver.wait_for(10);
+    relay.wait_until_settled("hook");
+    assert_eq!(
+        receiver.requests().iter().map(|request| request.number()).collect::<Vec<_>>(),
+        (0..10).collect::<Vec<_>>()
+    );
+    relay.wait_for_dead("hook", 5);
+}
+
+#[test]
+fn a_webhook_whose_receiver_hangs_holds_up_no_other() {
+    let (connector, good, hanging) =
+        (Connector::new(), Receiver::accepting(), Receiver::new(|_| Answer::Hang));
+    let tables = table("hanging", &hanging, "timeout = '60s'\nmax_in_flight = 2")
+        + &table("good", &good, "");
+    let relay = Setup::behind(&connector).more(&(tables + LOOPBACK)).start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, (0..5).map(|n| event_of(&format!("s{n}"), n)));
+    hanging.wait_for(2);
+    publish(&relay, &mut link, (5..200).map(|n| event_of(&format!("s{}", n % 5), n)));
+    good.wait_for_accepted(200);
+    relay.wait_until_settled("good");
+    assert_eq!(hanging.count(), 2, "max_in_flight attempts, and no more");
+    assert_eq!(relay.webhook("hanging")["pending"], 200);
+}
+
+#[test]
+fn what_the_egress_guard_refuses_is_dead_at_once_and_says_which_key_to_set() {
+    let (connector, receiver) = (Connector::new(), Receiver::accepting());
+    let by_name = format!("url = 'http://localhost:{}/'", receiver.address.port());
+    let mapped = format!("url = 'http://[::ffff:127.0.0.1]:{}/'", receiver.address.port());
+    let tables = table("literal", &receiver, "")
+        + &table("name", &receiver, &by_name)
+        + &table("mapped", &receiver, &mapped);
+    let relay = Setup::behind(&connector).more(&tables).start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event(0)]);
+    for id in ["literal", "name", "mapped"] {
+        let letter = relay.wait_for_deliveries(id, "dead", 1).remove(0);
+        assert_eq!(outcomes(&letter), ["egress_refused"], "{id}");
+        assert_eq!(letter["attempts"][0]["status"], json!(null));
+        assert!(
+            letter.to_string().contains("egress.allow_networks"),
+            "{id}: the error names the key: {letter}"
+        );
+        assert_eq!(
+            (relay.attempts(id, "egress_refused"), &relay.webhook(id)["state"]),
+            (1.0, &"active".into())
+        );
+    }
+    assert_eq!(receiver.connections(), 0);
+}
+
+#[test]
+fn retry_after_in_seconds_and_as_a_date_is_waited_for_by_the_whole_endpoint() {
+    let in_seconds: fn() -> String = || "2".to_owned();
+    let as_date: fn() -> String =
+        || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
+    for (status, value) in [(429, in_seconds), (503, in_seconds), (429, as_date)] {
+        let mut asks = true;
+        let receiver = Receiver::new(move |_| match std::mem::take(&mut asks) {
+            true => Answer::With(status, format!("Retry-After: {}\r\n", value())),
+            false => Answer::Status(200),
+        });
+        let (_connector, relay, mut link) = relay_to(&receiver, "");
+        publish(&relay, &mut link, [event_of("a", 0)]);
+        relay.wait_for_webhook("hook", "throttled");
+        let asked_at = receiver.wait_for(1)[0].at;
+        publish(&relay, &mut link, [event_of("b", 1)]);
+        let requests = receiver.wait_for(3);
+        for request in &requests[1..] {
+            let waited = request.at.duration_since(asked_at);
+            // A date has no more than whole seconds.
+            assert!(waited >= Duration::from_millis(1900), "{status}: {waited:?}");
+        }
+        relay.wait_until_settled("hook");
+        relay.wait_for_webhook("hook", "active");
+        assert_eq!(receiver.accepted().len(), 2);
+    }
+}
+
+#[test]
+fn what_is_owed_in_memory_alone_is_delivered_before_the_relay_leaves() {
+    for most in [1, 4] {
+        let receiver = Receiver::new(|_| Answer::Held);
+        let (_connector, mut relay, mut link) =
+            relay_to(&receiver, &format!("max_in_flight = {most}"));
+        publish(&relay, &mut link, (0..40).map(|number| event_of(&format!("s{number}"), number)));
+        receiver.wait_for(most);
+        relay.wait_for_pending("hook", 40);
+        relay.process.signal("TERM");
+        relay.process.log_line("leaving; a second signal ends the process at once");
+        receiver.now(|_| Answer::Status(200));
+        receiver.release();
+        assert_eq!(relay.process.exit_code(), Some(0));
+        assert_eq!(receiver.accepted().len(), 40, "with {most} in flight");
+    }
+}
+
+#[test]
+fn what_a_receiver_has_asked_for_is_kept_across_a_restart() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let receiver = Receiver::new(|_| Answer::With(503, "Retry-After: 600\r\n".to_owned()));
+    let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
+    let relay = setup.start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event_of("a", 0)]);
+    relay.wait_for_webhook("hook", "throttled");
+    relay.stop();
+    drop(link);
+    let relay = setup.start();
+    publish(&relay, &mut relay.reconnect(&connector), [event_of("b", 1)]);
+    relay.wait_for_pending("hook", 2);
+    relay.wait_for_webhook("hook", "throttled");
+    assert_eq!(receiver.wait_for(1).len(), 1, "nothing is sent until then");
+}
+
+#[test]
+fn an_attempt_that_is_under_way_when_the_relay_is_told_to_leave_is_finished() {
+    let (connector, data, receiver) =
+        (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
+    let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
+    let mut relay = setup.start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event(0), event(1)]);
+    receiver.wait_for(1);
+    relay.process.signal("TERM");
+    relay.process.log_line("leaving; a second signal ends the process at once");
+    let told = Instant::now();
+    receiver.release();
+    assert_eq!(relay.process.exit_code(), Some(0));
+    assert!(told.elapsed() < Duration::from_secs(10));
+    drop((relay, link));
+    let relay = setup.start();
+    publish(&relay, &mut relay.reconnect(&connector), [event(2)]);
+    relay.wait_until_settled("hook");
+    let numbers: Vec<_> = receiver.wait_for(3).iter().map(|request| request.number()).collect();
+    assert_eq!(numbers, [0, 1, 2], "its answer was heard, so it does not come again");
+}

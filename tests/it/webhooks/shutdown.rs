@@ -1,0 +1,80 @@
+//! What is heard, ordered and left undone while the relay is told to leave.
+
+use std::{thread, time::Duration};
+
+use crate::common::{
+    PRODUCT,
+    connector::Connector,
+    events::{event, event_of},
+    page::publish,
+    receiver::{Answer, Receiver},
+    relay::Relay,
+    store::DataDir,
+    webhooks::{LOOPBACK, table, url},
+};
+use serde_json::{Value, json};
+
+fn tell_to_leave(relay: &Relay) {
+    relay.process.signal("TERM");
+    relay.process.log_line("leaving; a second signal ends the process at once");
+}
+
+#[test]
+fn a_webhook_that_is_deleted_while_the_relay_leaves_is_deleted() {
+    let (connector, data, receiver) =
+        (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
+    let setup = data.setup(&connector, "").more(LOOPBACK);
+    let mut relay = setup.start();
+    let mut link = connector.stream();
+    let hook = json!({ "id": "hook", "product_id": PRODUCT, "url": url(&receiver, "hook"), "secret": "s", "types": [] });
+    assert_eq!(relay.call("POST", "/api/v1/webhooks", &hook).status(), 201);
+    publish(&relay, &mut link, [event(0)]);
+    receiver.wait_for(1);
+    tell_to_leave(&relay);
+    assert_eq!(relay.call("DELETE", "/api/v1/webhooks/hook", &Value::Null).status(), 204);
+    assert_eq!(relay.process.exit_code(), Some(0));
+    drop((relay, link));
+    let relay = setup.start();
+    assert_eq!(relay.ask_admin("/api/v1/webhooks/hook").status(), 404);
+}
+
+#[test]
+fn what_a_receiver_says_of_itself_while_the_relay_leaves_is_kept() {
+    let (connector, data, receiver) =
+        (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::HeldThen(410)));
+    let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
+    let mut relay = setup.start();
+    let mut link = connector.stream();
+    publish(&relay, &mut link, [event(0)]);
+    receiver.wait_for(1);
+    tell_to_leave(&relay);
+    receiver.release();
+    assert_eq!(relay.process.exit_code(), Some(0));
+    drop((relay, link));
+    let relay = setup.start();
+    let view = relay.webhook("hook");
+    assert_eq!((&view["state"], &view["dead"]), (&"disabled".into(), &1.into()));
+}
+
+#[test]
+fn what_could_be_sent_but_is_not_any_more_costs_a_relay_that_leaves_nothing() {
+    let (connector, data) = (Connector::new(), DataDir::new());
+    let receiver =
+        Receiver::new(|it| if it.session() == "hangs" { Answer::Hang } else { Answer::Held });
+    let relay = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK)).start();
+    let mut link = connector.stream();
+    publish(
+        &relay,
+        &mut link,
+        [event_of("hangs", 0), event_of("goes on", 1), event_of("goes on", 2)],
+    );
+    receiver.wait_for(2);
+    tell_to_leave(&relay);
+    receiver.release();
+    thread::sleep(Duration::from_millis(200)); // until what leaving costs itself is over
+    let before = relay.process.processor_time();
+    thread::sleep(Duration::from_secs(1)); // over which it is measured
+    let used = relay.process.processor_time() - before;
+    assert!(used < Duration::from_millis(300), "{used:?} in a second");
+    assert_eq!(receiver.count(), 2, "it begins nothing new");
+}
