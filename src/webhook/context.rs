@@ -1,4 +1,4 @@
-//! What all workers share: the store, the egress guard, the roots of trust.
+//! Context that all workers share: the store, the egress policy, the memory bound.
 //!
 //! May use: `config`, `outbound`, `store`.
 
@@ -17,30 +17,34 @@ use super::{
 };
 use crate::{config::WebhookConfig, outbound::egress_guard::EgressGuard, store::StoreHandle};
 
-/// Made once, used by every worker.
+/// Settings and handles for every worker, created once.
 #[derive(Debug)]
 pub(super) struct WebhookContext {
-    /// Where outboxes are kept.
+    /// Store of the outboxes.
     pub(super) store: Arc<StoreHandle>,
-    /// Whether that outlives the process.
+    /// Whether the store outlives the process.
     pub(super) is_durable: bool,
-    /// Bytes of owed events that one webhook may hold where there is no store for events.
+    /// Bytes of owed events that one webhook may keep in memory if the store is not durable.
     pub(super) max_memory_bytes: u64,
-    /// Where to, and whom to trust: for every sender that is made from now on.
+    /// Policy for every sender built from now on. A blocking lock: it is held only to clone or
+    /// replace two references, never across an await.
     pub(super) egress: RwLock<EgressPolicy>,
 }
 
-/// What the relay's own connections may reach.
+/// Addresses that webhooks may reach, and roots that they trust.
 #[derive(Clone, Debug)]
 pub(super) struct EgressPolicy {
-    /// What may be reached.
+    /// Check of each resolved address.
     pub(super) guard: Arc<EgressGuard>,
-    /// Whom to trust.
+    /// TLS settings without ALPN, with the trusted roots.
     pub(super) tls: rustls::ClientConfig,
 }
 
 impl WebhookContext {
-    /// A sender for this definition.
+    /// Builds a sender for a definition under the current egress policy.
+    ///
+    /// A sender keeps the policy it was built with: after a policy change every worker needs a new
+    /// one.
     pub(super) fn build_sender(&self, definition: &Definition) -> WebhookSender {
         let previous = definition.previous_secret.as_ref().map(|previous| &previous.secret);
         let EgressPolicy { guard, tls } =
@@ -48,8 +52,10 @@ impl WebhookContext {
         WebhookSender::new(&definition.webhook, previous, guard, &tls)
     }
 
-    /// Takes a webhook out of the store, as soon as that can be written, and tells whether it is
-    /// out. After `stop` that is tried for a moment only.
+    /// Removes a webhook from the store, retrying until the store can be written, and returns
+    /// whether the webhook is out.
+    ///
+    /// After `stop` the attempts end within [`UNREGISTER_SHUTDOWN_TIMEOUT`].
     pub(super) async fn unregister(&self, id: &str, stop: &CancellationToken) -> bool {
         let unregistered = async {
             while self.store.unregister(id).await.is_err() {
@@ -67,9 +73,9 @@ impl WebhookContext {
         }
     }
 
-    /// How hard this webhook is tried.
+    /// Returns the delivery policy of a webhook.
     pub(super) fn policy(&self, webhook: &WebhookConfig) -> DeliveryPolicy {
-        let keeping = match self.is_durable {
+        let event_storage = match self.is_durable {
             true => EventStorage::InStore,
             false => EventStorage::InMemory { max_bytes: self.max_memory_bytes },
         };
@@ -78,14 +84,14 @@ impl WebhookContext {
             initial_backoff: webhook.initial_backoff,
             max_backoff: webhook.max_backoff,
             max_in_flight: webhook.max_in_flight,
-            event_storage: keeping,
+            event_storage,
         }
     }
 }
 
-/// How long it takes to be removed at the most once the relay leaves. Less than an operator waits
-/// for it.
+/// Time that a removal still has once the relay shuts down: as long as the last journal, and less
+/// than an operator waits for the removal.
 const UNREGISTER_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// While the store cannot be written.
+/// Pause between attempts while the store cannot be written.
 const UNREGISTER_RETRY_DELAY: Duration = Duration::from_secs(1);

@@ -1,4 +1,7 @@
-//! Pages of deliveries: the worker knows owed and accepted ones, the store the dead letters.
+//! Pages of deliveries for the admin API.
+//!
+//! The worker has owed and accepted deliveries, the store has dead letters. A page of pending
+//! deliveries is both: owed deliveries first, requeued dead letters after them.
 //!
 //! May use: `store`, `webhook_delivery`.
 
@@ -8,12 +11,12 @@ use super::{
 use crate::{store::DeadLetterState, webhook_delivery::DeadLetter};
 
 impl Webhooks {
-    /// Deliveries of one state, newest first: at most `most` of those behind the mark `before`,
-    /// which is that of a page's `next`.
+    /// Returns up to `limit` deliveries of one state, newest first, behind the cursor `before`,
+    /// which is the `next_cursor` of another page.
     ///
     /// # Errors
     ///
-    /// When there is none of this id, or the store cannot be read.
+    /// If no webhook has this id, the worker has ended, or the store cannot be read.
     pub(crate) async fn deliveries(
         &self,
         id: &str,
@@ -21,34 +24,36 @@ impl Webhooks {
         before: Option<u64>,
         limit: usize,
     ) -> Result<DeliveryPage, WebhookError> {
-        let letter_cursor = before
-            .filter(|cursor| *cursor >= LETTER_CURSOR_BASE)
-            .map(|cursor| cursor - LETTER_CURSOR_BASE);
+        let dead_letter_cursor = before
+            .filter(|cursor| *cursor >= DEAD_LETTER_CURSOR_BASE)
+            .map(|cursor| cursor - DEAD_LETTER_CURSOR_BASE);
         match state {
             DeliveryState::Delivered => self.worker_deliveries(id, state, before, limit).await,
             DeliveryState::Dead => {
                 self.dead_letters(id, DeadLetterState::Dead, before, limit).await
             }
-            DeliveryState::Pending if letter_cursor.is_some() => self
+            // The base itself is the cursor in front of the first dead letter.
+            DeliveryState::Pending if dead_letter_cursor.is_some() => self
                 .dead_letters(
                     id,
                     DeadLetterState::Requeued,
-                    letter_cursor.filter(|it| *it > 0),
+                    dead_letter_cursor.filter(|it| *it > 0),
                     limit,
                 )
                 .await
-                .map(DeliveryPage::with_letter_cursor),
+                .map(DeliveryPage::with_dead_letter_cursor),
             DeliveryState::Pending => {
                 let mut page = self.worker_deliveries(id, state, before, limit).await?;
                 if page.next_cursor.is_none() {
-                    // What is delivered again comes behind what never was.
+                    // Owed deliveries are exhausted: requeued dead letters follow. At least one is
+                    // asked for, which tells a full page whether another page follows.
                     let remaining = limit.saturating_sub(page.deliveries.len()).max(1);
                     let requeued = self
                         .dead_letters(id, DeadLetterState::Requeued, None, remaining)
                         .await?
-                        .with_letter_cursor();
+                        .with_dead_letter_cursor();
                     match page.deliveries.len() + requeued.deliveries.len() > limit {
-                        true => page.next_cursor = Some(LETTER_CURSOR_BASE),
+                        true => page.next_cursor = Some(DEAD_LETTER_CURSOR_BASE),
                         false => {
                             page.deliveries.extend(requeued.deliveries);
                             page.next_cursor = requeued.next_cursor;
@@ -78,28 +83,31 @@ impl Webhooks {
         limit: usize,
     ) -> Result<DeliveryPage, WebhookError> {
         self.handle(id)?;
-        let letters = self
+        let dead_letters = self
             .store()
             .dead_letters(id, which, before, limit)
             .await
             .map_err(|_| WebhookError::StoreUnavailable)?;
-        // Fewer than were asked for may be all that fits one page.
-        let next = match letters.last() {
-            Some((last, _)) => self.next_letter_cursor(id, which, *last).await?,
+        // The store bounds a page by bytes too, so a short page does not mean the end.
+        let next = match dead_letters.last() {
+            Some((last, _)) => self.next_dead_letter_cursor(id, which, *last).await?,
             None => None,
         };
-        let listed = |letter: DeadLetter| match which {
-            DeadLetterState::Dead => ListedDelivery::Dead(letter),
-            DeadLetterState::Requeued => ListedDelivery::Pending(letter.delivery, None),
+        let listed = |dead_letter: DeadLetter| match which {
+            DeadLetterState::Dead => ListedDelivery::Dead(dead_letter),
+            DeadLetterState::Requeued => ListedDelivery::Pending(dead_letter.delivery, None),
         };
         Ok(DeliveryPage {
-            deliveries: letters.into_iter().map(|(_, letter)| listed(letter)).collect(),
+            deliveries: dead_letters
+                .into_iter()
+                .map(|(_, dead_letter)| listed(dead_letter))
+                .collect(),
             next_cursor: next,
         })
     }
 
-    /// The mark behind which a page begins that follows the letter `last`, if there are more.
-    async fn next_letter_cursor(
+    /// Returns the cursor behind the dead letter `last`, if more follow.
+    async fn next_dead_letter_cursor(
         &self,
         id: &str,
         which: DeadLetterState,
@@ -115,11 +123,15 @@ impl Webhooks {
 }
 
 impl DeliveryPage {
-    /// The same with a mark that tells letters from what never was one.
-    fn with_letter_cursor(self) -> Self {
-        Self { next_cursor: self.next_cursor.map(|cursor| cursor + LETTER_CURSOR_BASE), ..self }
+    /// Marks the cursor as one of dead letters: see [`DEAD_LETTER_CURSOR_BASE`].
+    fn with_dead_letter_cursor(self) -> Self {
+        Self {
+            next_cursor: self.next_cursor.map(|cursor| cursor + DEAD_LETTER_CURSOR_BASE),
+            ..self
+        }
     }
 }
 
-/// Marks in lists from here on are those of letters: no place is as high.
-const LETTER_CURSOR_BASE: u64 = 1 << 62;
+/// Cursors from here on belong to dead letters, lower ones to owed deliveries. No position reaches
+/// 2⁶², so one number tells the two apart.
+const DEAD_LETTER_CURSOR_BASE: u64 = 1 << 62;

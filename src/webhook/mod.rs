@@ -1,18 +1,23 @@
-//! The connector's push mode, durable: every registered webhook, each with a worker of its own.
+//! The connector's push mode with a durable outbox: every registered webhook has a worker of its
+//! own.
 //!
-//! In: registrations of the configuration and of operators. Out: each webhook's status. This module
-//! does not touch the events.
+//! In: registrations from the configuration and from operators. Out: their definitions and status.
+//! Events do not pass through this file.
 //!
 //! ```text
-//! log ─► fanout ─► subscription ─► worker ─► outbox ─► sender ─► receiver    one worker per webhook
-//!                                    └─► store: position and exceptions
+//! log ─► fanout ─► subscription ─► worker ─► outbox ─► sender ─► receiver
+//!                                    └─► store: position, owed deliveries, dead letters
 //! ```
+//!
+//! Workers share the log and the store, and no queue: a webhook with a slow receiver delays no
+//! other. docs/design/webhook.md has the invariants.
 //!
 //! May use: `config`, `event`, `store`, `webhook_delivery`.
 
 mod context;
 mod definition;
 mod list;
+mod operate;
 mod outbox;
 mod reader;
 mod reconcile;
@@ -39,28 +44,28 @@ use crate::{
     webhook_delivery::{DeadLetter, Delivery, EndpointState},
 };
 
-/// A webhook as operators see it.
+/// One webhook in the form that the admin API shows.
 #[derive(Clone, Debug)]
 pub(crate) struct WebhookSummary {
-    /// As it was registered.
+    /// The configuration as registered.
     pub(crate) webhook: Arc<WebhookConfig>,
-    /// By whom.
+    /// Origin of the registration.
     pub(crate) source: WebhookSource,
-    /// How it stands.
+    /// Current state and counts.
     pub(crate) status: WebhookStatus,
 }
 
-/// Who has registered a webhook.
+/// Origin of a webhook's registration.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum WebhookSource {
-    /// The configuration: the API cannot change it.
+    /// The configuration file: the API refuses changes.
     File,
     /// The admin API.
     Api,
 }
 
 impl WebhookSource {
-    /// As it stands in the admin API.
+    /// Returns the value of the field `source` in the admin API.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::File => "file",
@@ -69,111 +74,112 @@ impl WebhookSource {
     }
 }
 
-/// How a webhook stands.
+/// State of a webhook's endpoint, and counts of its deliveries.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct WebhookStatus {
-    /// Its endpoint.
+    /// State of the endpoint.
     pub(crate) state: EndpointState,
-    /// Until when it is throttled, or when it is probed next, in Unix milliseconds.
+    /// End of the throttle, or time of the next probe, in Unix milliseconds.
     pub(crate) until: Option<u64>,
-    /// What led to a state other than active.
+    /// Cause of a state other than active.
     pub(crate) problem: Option<String>,
-    /// Deliveries that are owed.
+    /// Owed deliveries, requeued dead letters and entries that the reader has not looked at yet.
     pub(crate) pending: u64,
-    /// When the event of the oldest of them came, or was read from the store if nobody knows that,
-    /// in Unix milliseconds.
+    /// Arrival time of the oldest owed event in Unix milliseconds, or the time at which the event
+    /// was read from the store if its arrival time is unknown.
     pub(crate) oldest_pending: Option<u64>,
-    /// Dead letters.
+    /// Dead letters, without the requeued ones.
     pub(crate) dead: u64,
 }
 
-/// What has become of a delivery.
+/// State by which the admin API lists deliveries.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum DeliveryState {
-    /// It is owed.
+    /// Owed, or requeued.
     Pending,
-    /// It was accepted: one of the last.
+    /// Accepted by the receiver; only the last thousand are listed.
     Delivered,
-    /// It was given up.
+    /// Given up.
     Dead,
 }
 
-/// Some deliveries of one state, newest first.
+/// One page of deliveries of one state, newest first.
 #[derive(Debug)]
 pub(crate) struct DeliveryPage {
-    /// The deliveries.
+    /// The deliveries of this page.
     pub(crate) deliveries: Vec<ListedDelivery>,
-    /// Set if there are more: where they begin.
+    /// Cursor of the next page, if there is one.
     pub(crate) next_cursor: Option<u64>,
 }
 
 /// A delivery in a list.
 #[derive(Debug)]
 pub(crate) enum ListedDelivery {
-    /// It is owed, and due at this time, in Unix milliseconds; none while it waits for its turn or
-    /// is under way.
+    /// Owed, with the due time in Unix milliseconds. Without one, the delivery waits behind another
+    /// of its session, or is in flight.
     Pending(Delivery, Option<u64>),
-    /// It was accepted.
+    /// Accepted.
     Delivered(Delivery),
-    /// It was given up.
+    /// Given up.
     Dead(DeadLetter),
 }
 
-/// What an answer, or the lack of one, means for a delivery.
+/// Consequence of a response, or of its absence, for the delivery.
 #[derive(Clone, Debug, PartialEq)]
 enum Disposition {
-    /// 2xx: it is delivered.
+    /// 2xx: delivered.
     Accepted,
-    /// Try again, but not before this has passed if the receiver asks for that.
+    /// Another attempt follows, not earlier than `after` if the receiver asked for that.
     Retry { after: Option<Duration> },
-    /// 4xx: never again.
+    /// 4xx: the delivery becomes a dead letter without another attempt.
     Refused,
-    /// 410: never again, and nothing else either.
+    /// 410: as refused, and the endpoint is disabled.
     Gone,
-    /// The address is not one that webhooks may reach: never again.
+    /// The egress guard refuses the address: the delivery becomes a dead letter.
     Forbidden,
 }
 
-/// One moment, on both clocks.
+/// One moment on both clocks, read together so that times on one can be converted to the other.
 #[derive(Clone, Copy, Debug)]
 struct Now {
-    /// To wait by.
+    /// Monotonic: for waiting.
     instant: Instant,
-    /// To write down, in Unix milliseconds.
+    /// Wall clock in Unix milliseconds: for what is stored and shown.
     unix_ms: u64,
 }
 
-/// Why an operator's order was not carried out.
+/// Reasons for which an operator's command was refused or not completed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WebhookError {
-    /// There is no such webhook.
+    /// No webhook has this id.
     #[error("no such webhook")]
     Unknown,
-    /// There is one of this id already.
+    /// The id is taken.
     #[error("there is a webhook of this id already")]
     AlreadyExists,
-    /// There are as many as there may be.
-    #[error("there are {} webhooks already; remove one", registry::MAX_WEBHOOKS)]
+    /// [`MAX_WEBHOOKS`] are registered.
+    #[error("there are {} webhooks already; remove one", MAX_WEBHOOKS)]
     TooMany,
     /// The relay has no such product.
     #[error("is none of this relay's products; add it to [[upstreams]]")]
     UnknownProduct,
-    /// A webhook stays with its product.
+    /// A webhook keeps its product: its positions count that product's log.
     #[error("cannot be changed; register another webhook")]
     ProductChanged,
-    /// The file declares it.
+    /// The configuration file declares the webhook, so a change through the API would be undone by
+    /// the next reload.
     #[error("the configuration file declares this webhook; change it there")]
     DeclaredInFile,
-    /// The store cannot be written or read now.
+    /// The store cannot be written or read at present.
     #[error("the store cannot be used now; try again")]
     StoreUnavailable,
-    /// The relay is leaving.
-    #[error("the relay is leaving")]
+    /// The relay is shutting down.
+    #[error("the relay is shutting down")]
     ShuttingDown,
 }
 
 impl WebhookConfig {
-    /// Which of its product's events it gets.
+    /// Returns the filter for the events of the product that this webhook receives.
     pub(crate) fn scope(&self) -> Scope {
         let kinds = match &self.types {
             Only::Everything => Only::Everything,
@@ -190,15 +196,18 @@ impl Now {
         Self { instant: Instant::now(), unix_ms }
     }
 
-    /// The other clock's time at `instant`, which has passed.
+    /// Converts an earlier `instant` to Unix milliseconds; a later one gives this moment.
     fn unix_ms_before(self, instant: Instant) -> u64 {
         let ago = self.instant.saturating_duration_since(instant);
         self.unix_ms.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// The other clock's time at `instant`.
+    /// Converts a later `instant` to Unix milliseconds; an earlier one gives this moment.
     fn unix_ms_at(self, instant: Instant) -> u64 {
         let ahead = instant.saturating_duration_since(self.instant);
         self.unix_ms.saturating_add(u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX))
     }
 }
+
+/// Registered webhooks at most: each has a worker task and up to `max_in_flight` connections.
+const MAX_WEBHOOKS: usize = 1000;

@@ -1,8 +1,10 @@
-//! Applies another configuration to the registered webhooks.
+//! Reconciliation of the registered webhooks with a reloaded configuration.
 //!
-//! In: the webhooks that the file declares now, products that are added or removed, the egress
-//! policy. Out: workers that follow them. Each step may be repeated with the same input: it then
-//! does what could not be done before, and nothing else.
+//! In: the webhooks that the file declares now, products that come and go, a new egress policy.
+//! Out: workers that are started, changed, suspended or removed.
+//!
+//! Each function may be called again with the same arguments: it then completes what failed before,
+//! and changes nothing else.
 //!
 //! May use: `config`, `event`, `fanout`, `outbound`, `store`.
 
@@ -23,11 +25,14 @@ use crate::{
 };
 
 impl Webhooks {
-    /// Has the webhooks of the file be those that it declares now. One that is declared no more
-    /// goes with what it is owed and its dead letters, as by `DELETE`; one that is changed keeps
-    /// its place; the file wins over the API for the same id.
+    /// Makes the webhooks of the file those that it declares now.
+    ///
+    /// A webhook that is no longer declared is removed with its owed deliveries and dead letters,
+    /// as by `DELETE`; a changed one keeps its position; for the same id, the file wins over the
+    /// API.
     pub(crate) async fn reconcile(&self, declared: &[WebhookConfig]) {
         let _guard = self.changes.lock().await;
+        // One deadline for all: a reload must not take 5 s per webhook while the store is degraded.
         let deadline = Instant::now() + CONFIG_RELOAD_TIMEOUT;
         let mut declared: BTreeMap<&str, &WebhookConfig> =
             declared.iter().map(|it| (it.id.as_str(), it)).collect();
@@ -57,10 +62,13 @@ impl Webhooks {
                             "the webhook has another product now: it begins anew there"
                         );
                     }
+                    // The new registration has the same id, so the old one must be out of the store
+                    // first: the late removal would take the new one with it.
                     if time::timeout_at(deadline, self.begin_removal(&handle)).await.is_err() {
                         error!(
                             webhook = id,
-                            "the webhook's former self cannot be taken out of the store: reload again"
+                            "the webhook's former registration cannot be removed from the store: \
+                             reload again"
                         );
                         declared.remove(id.as_str());
                     }
@@ -69,9 +77,9 @@ impl Webhooks {
                     let pending = handle.shared.status().pending;
                     warn!(
                         webhook = id,
-                        pending, "the webhook is declared no more: what it was owed is forgotten"
+                        pending, "the webhook is no longer declared: what it was owed is deleted"
                     );
-                    drop(self.begin_removal(&handle)); // carried out though nobody waits
+                    drop(self.begin_removal(&handle)); // runs on the worker's task
                 }
                 None => {}
             }
@@ -87,7 +95,7 @@ impl Webhooks {
         }
     }
 
-    /// Begins to serve one more product, and its webhooks that the store has kept.
+    /// Adds a product, and starts those of its webhooks that the store has kept.
     pub(crate) async fn resume_product(
         &self,
         fanout: Arc<Fanout>,
@@ -103,9 +111,8 @@ impl Webhooks {
         self.restore(&declared, kept);
     }
 
-    /// Serves a product no longer. With a store that outlives the process, its webhooks finish what
-    /// is under way, and wait there for the product to come back; without one, there is nothing to
-    /// wait for.
+    /// Removes a product. With a durable store, its webhooks finish their attempts and stay in the
+    /// store until the product comes back; without one, they are removed.
     pub(crate) async fn suspend_product(&self, product: &ProductId) {
         let _guard = self.changes.lock().await;
         self.remove_product(product);
@@ -114,7 +121,10 @@ impl Webhooks {
             affected.filter(|(_, it)| it.shared.definition().webhook.product_id == *product);
         let affected: Vec<_> = affected.collect();
         for (id, handle) in &affected {
-            warn!(webhook = id, %product, "the webhook's product is configured no more: it gets nothing");
+            warn!(
+                webhook = id, %product,
+                "the webhook's product is no longer configured: the webhook receives nothing"
+            );
             match self.is_durable() {
                 true => handle.suspended.cancel(),
                 false => handle.removed.cancel(),
@@ -125,13 +135,13 @@ impl Webhooks {
                 handle.ended.cancelled().await;
             }
         };
-        // Longer than a worker takes to leave.
+        // Workers end by themselves well within this: the bound keeps a bug from blocking reloads.
         if time::timeout(SUSPEND_TIMEOUT, all_ended).await.is_err() {
             error!(%product, "the product's webhooks have not ended in time");
         }
     }
 
-    /// From now on, webhooks may reach these networks, and trust these roots.
+    /// Replaces the egress policy, and every sender built under the former one.
     pub(crate) async fn set_egress(&self, allow_networks: &[Network], tls: rustls::ClientConfig) {
         self.replace_egress_policy(EgressPolicy {
             guard: Arc::new(EgressGuard::new(allow_networks)),
@@ -139,30 +149,30 @@ impl Webhooks {
         });
         let deadline = Instant::now() + CONFIG_RELOAD_TIMEOUT;
         for (id, _) in self.handles() {
-            // One that has gone meanwhile needs nothing.
+            // An error means that the worker has ended, and with it the sender.
             let _ =
                 time::timeout_at(deadline, self.send_command(&id, WebhookCommand::ReplaceSender))
                     .await;
         }
     }
 
-    /// The order is given in any case; its outcome is waited for until `deadline`.
+    /// Sends the change in any case, and waits for its outcome until `deadline`.
     async fn redefine(&self, id: &str, definition: Definition, deadline: Instant) {
         let command =
             self.send_command(id, |reply| WebhookCommand::Redefine(Box::new(definition), reply));
         match time::timeout_at(deadline, command).await {
             Ok(Ok(Ok(()))) => info!(webhook = id, "the webhook is changed by the file"),
-            // It is the same in the file at the next start.
+            // The worker has the change; if the store never gets it, the next start reads the file.
             _ => warn!(
                 webhook = id,
-                "the webhook is changed by the file, but the store could not be told yet"
+                "the webhook is changed by the file, but the change is not in the store yet"
             ),
         }
     }
 }
 
-/// How long all of them together may keep a reload waiting for the store.
+/// Time that all webhooks together may keep a reload waiting for the store.
 const CONFIG_RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Attempts under way may take ten seconds, and two more to be written down.
+/// Bound on the end of suspended workers: attempts have 10 s and the last flush 2 s.
 const SUSPEND_TIMEOUT: Duration = Duration::from_secs(15);

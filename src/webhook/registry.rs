@@ -1,90 +1,92 @@
-//! The registry of webhooks: starts a worker for each, passes operators' commands on, ends removed
-//! ones.
+//! Registry of all webhooks: starts a worker for each and owns the worker tasks.
 //!
-//! May use: `config`, `event`, `fanout`, `metrics`, `outbound`, `store`, `webhook_delivery`.
+//! In: webhooks declared in the configuration, webhooks restored from the store, products that come
+//! and go. Out: a `WorkerHandle` per webhook, through which `operate.rs`, `reconcile.rs` and
+//! `list.rs` reach the worker.
+//!
+//! May use: `config`, `event`, `fanout`, `metrics`, `outbound`, `store`.
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Duration,
 };
 
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
-    time,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use super::{
-    DeadLetterSelection, Now, WebhookError, WebhookSource, WebhookSummary,
+    WebhookError, WebhookSource, WebhookSummary,
     context::{EgressPolicy, WebhookContext},
-    definition::{Definition, PreviousSecret, RestoredDefinition},
+    definition::{Definition, RestoredDefinition},
     status::SharedStatus,
     worker::{WebhookCommand, Worker, WorkerInit},
 };
 use crate::{
     config::{Network, WebhookConfig},
-    event::{ProductId, SessionId},
+    event::ProductId,
     fanout::Fanout,
     metrics::Metrics,
     outbound::egress_guard::EgressGuard,
     store::{OwedDelivery, StoreHandle, StoreUnwritable, StoredWebhook},
-    webhook_delivery::Attempt,
 };
 
-/// Every registered webhook.
+/// Every registered webhook, and everything that a new worker needs.
 #[derive(Debug)]
 pub(crate) struct Webhooks {
     products: Mutex<HashMap<ProductId, Arc<Fanout>>>,
-    context: Arc<WebhookContext>,
+    pub(super) context: Arc<WebhookContext>,
     metrics: Arc<Metrics>,
     runtime: Handle,
     handles: Arc<Mutex<BTreeMap<String, WorkerHandle>>>,
-    /// Held by whoever registers, changes or removes one: these take their time.
+    /// Serialises registrations, changes and removals. An async lock, because its holder waits for
+    /// the store; commands that leave the set of webhooks as it is do not take it.
     pub(super) changes: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
-    stop: CancellationToken,
-    /// Cancelled when a worker ends by itself, which none does.
+    pub(super) stop: CancellationToken,
+    /// Cancelled when a worker task ends by panic, which is a bug; the process then shuts down.
     worker_failed: CancellationToken,
 }
 
-/// One webhook and the way to its worker.
+/// One webhook's published status, the channel to its worker, and the tokens of its life cycle.
 #[derive(Clone, Debug)]
 pub(super) struct WorkerHandle {
     pub(super) shared: Arc<SharedStatus>,
-    commands: mpsc::Sender<WebhookCommand>,
-    /// Tells the worker to finish what is under way and end, and leave everything in the store.
+    pub(super) commands: mpsc::Sender<WebhookCommand>,
+    /// Asks the worker to finish its attempts and end; everything stays in the store.
     pub(super) suspended: CancellationToken,
-    /// Tells the worker to end where it stands, and for good.
+    /// Ends the worker at its next await, without finishing attempts; the webhook is then
+    /// unregistered.
     pub(super) removed: CancellationToken,
-    /// Cancelled when it has ended, and nothing is left of the webhook that is not in the store.
+    /// Cancelled once the worker has ended and nothing about the webhook is only in memory.
     pub(super) ended: CancellationToken,
 }
 
-/// What webhooks stand on.
+/// Everything that webhooks need from the rest of the relay.
 #[derive(Debug)]
 pub(crate) struct WebhookDependencies<'a> {
-    /// Of each product.
+    /// One fan-out per product.
     pub(crate) fanouts: Vec<Arc<Fanout>>,
-    /// Where outboxes are kept.
+    /// Store of the outboxes.
     pub(crate) store: Arc<StoreHandle>,
-    /// Whether that outlives the process.
+    /// Whether the store outlives the process.
     pub(crate) is_durable: bool,
-    /// Bytes of owed events that one webhook may hold where nothing else keeps them.
+    /// Bytes of owed events that one webhook may keep in memory if the store is not durable.
     pub(crate) max_memory_bytes: u64,
-    /// Networks that may be reached although they are not public.
+    /// Networks that webhooks may reach although they are not public.
     pub(crate) allow_networks: &'a [Network],
-    /// Whom to trust.
+    /// TLS settings and trusted roots for connections to receivers.
     pub(crate) tls: rustls::ClientConfig,
-    /// Where all is counted.
+    /// Metrics of the process.
     pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Webhooks {
-    /// Starts a worker for each webhook that the configuration declares or that the store has kept,
-    /// on the present runtime.
+    /// Starts a worker for each declared webhook and for each webhook restored from the store, on
+    /// the current runtime.
     pub(crate) fn start(
         dependencies: WebhookDependencies<'_>,
         declared: &[WebhookConfig],
@@ -120,6 +122,11 @@ impl Webhooks {
         webhooks
     }
 
+    /// Starts workers for restored webhooks and for declared ones without a stored counterpart.
+    ///
+    /// A stored webhook that came from the file and is no longer declared is unregistered, with its
+    /// owed deliveries and dead letters. A stored definition that cannot be parsed stays in the
+    /// store unchanged.
     pub(super) fn restore(&self, declared: &[WebhookConfig], kept: Vec<StoredWebhook>) {
         let mut declared: BTreeMap<&str, &WebhookConfig> =
             declared.iter().map(|it| (it.id.as_str(), it)).collect();
@@ -130,7 +137,8 @@ impl Webhooks {
                     error!(
                         webhook = id,
                         problem,
-                        "what the store has of the webhook cannot be understood; it is left alone"
+                        "the webhook's stored definition cannot be parsed: \
+                         the webhook stays in the store and is not started"
                     );
                     continue;
                 }
@@ -148,9 +156,9 @@ impl Webhooks {
                     warn!(
                         webhook = id,
                         pending = owed.len(),
-                        "the webhook is declared no more: what it was owed is forgotten"
+                        "the webhook is no longer declared: what it was owed is deleted"
                     );
-                    drop(self.context.store.unregister(&id)); // carried out though nobody waits
+                    drop(self.context.store.unregister(&id)); // the writer executes it regardless
                     continue;
                 }
             };
@@ -163,8 +171,9 @@ impl Webhooks {
             if definition.webhook.product_id == product {
                 self.spawn_worker(definition, Some(position), owed, None);
             } else {
+                // Its positions count the former product's log and mean nothing in the new one's.
                 warn!(webhook = id, "the webhook has another product now: it begins anew there");
-                drop(self.context.store.unregister(&id)); // carried out though nobody waits
+                drop(self.context.store.unregister(&id)); // the writer executes it regardless
                 self.spawn_worker(definition, None, Vec::new(), None);
             }
         }
@@ -178,7 +187,9 @@ impl Webhooks {
         }
     }
 
-    /// Starts a worker at `position`, or with what comes from now on.
+    /// Starts a worker behind `position`, or behind the newest entry if the webhook is new.
+    ///
+    /// `on_registered` is answered when the definition is in the store, or could not be written.
     pub(super) fn spawn_worker(
         &self,
         definition: Definition,
@@ -190,7 +201,7 @@ impl Webhooks {
         let Some(fanout) = self.fanout(&definition.webhook.product_id) else {
             error!(
                 webhook = id,
-                "the webhook's product is none of this relay's; add it to [[upstreams]]"
+                "the relay does not have the webhook's product; add it to [[upstreams]]"
             );
             return;
         };
@@ -220,13 +231,16 @@ impl Webhooks {
             (self.stop.clone(), self.worker_failed.clone(), Arc::clone(&self.context));
         let (handles, metrics) = (Arc::clone(&self.handles), Arc::clone(&self.metrics));
         let task = async move {
+            // A panic of the worker drops the guard, which cancels `worker_failed`.
             let failure_guard = worker_failed.drop_guard();
             Box::pin(worker.run(stop.clone(), removed.clone())).await;
             let is_finished = match removed.is_cancelled() {
                 true => context.unregister(&id, &shutdown).await,
-                false => !shutdown.is_cancelled(), // laid aside
+                // Suspended: the product was removed. On shutdown the handle stays registered.
+                false => !shutdown.is_cancelled(),
             };
             if is_finished {
+                // Before `ended`: a caller that waits for it may register the same id next.
                 lock(&handles).remove(&id);
                 metrics.remove_webhook(&id);
                 ended.cancel();
@@ -236,201 +250,44 @@ impl Webhooks {
         self.tasks.spawn_on(task, &self.runtime);
     }
 
-    /// Waits until a worker has ended by itself.
+    /// Waits until a worker has ended by panic.
     pub(crate) async fn worker_failed(&self) {
         self.worker_failed.cancelled().await;
     }
 
-    /// Finishes what is under way, writes everything down, and ends every worker.
+    /// Cancels every worker and waits until attempts are finished and the outboxes are flushed.
+    ///
+    /// Bounded: attempts have 10 s, the last flush 2 s, a pending removal 2 s.
     pub(crate) async fn shut_down(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
     }
 
-    /// Where outboxes are kept: the store of the logs, where these are kept, too.
+    /// Returns the store of the outboxes, which with `log.data_dir` is the store of the logs.
     pub(crate) fn store(&self) -> &Arc<StoreHandle> {
         &self.context.store
     }
 
-    /// All of them, by id.
+    /// Returns all webhooks, by id.
     pub(crate) fn list(&self) -> Vec<WebhookSummary> {
         self.lock_handles().values().map(WebhookSummary::of).collect()
     }
 
-    /// One of them.
+    /// Returns one webhook.
     pub(crate) fn get(&self, id: &str) -> Option<WebhookSummary> {
         self.lock_handles().get(id).map(WebhookSummary::of)
     }
 
-    /// Registers a webhook, which gets events from now on.
+    /// Sends a command to a worker and waits for the reply.
+    ///
+    /// Waits while [`MAX_QUEUED_COMMANDS`] are queued. Dropping the future may leave the command
+    /// queued: the worker then executes it and discards the reply.
     ///
     /// # Errors
     ///
-    /// When the id is taken, the product unknown, or the store cannot be written.
-    pub(crate) async fn create(
-        &self,
-        webhook: WebhookConfig,
-    ) -> Result<WebhookSummary, WebhookError> {
-        let _guard = self.changes.lock().await;
-        let id = webhook.id.clone();
-        if self.get(&id).is_some() {
-            return Err(WebhookError::AlreadyExists);
-        }
-        if self.fanout(&webhook.product_id).is_none() {
-            return Err(WebhookError::UnknownProduct);
-        }
-        if self.lock_handles().len() >= MAX_WEBHOOKS {
-            return Err(WebhookError::TooMany);
-        }
-        let (reply, stored) = oneshot::channel();
-        self.spawn_worker(
-            Definition::new(webhook, WebhookSource::Api),
-            None,
-            Vec::new(),
-            Some(reply),
-        );
-        match stored.await {
-            Ok(Ok(())) => {
-                info!(webhook = id, "the webhook is registered");
-                self.get(&id).ok_or(WebhookError::ShuttingDown)
-            }
-            Ok(Err(StoreUnwritable)) => {
-                drop(self.begin_removal(&self.handle(&id)?));
-                Err(WebhookError::StoreUnavailable)
-            }
-            Err(_) => Err(WebhookError::ShuttingDown),
-        }
-    }
-
-    /// Changes a webhook that the API has registered. It keeps its place. A former secret signs
-    /// beside a new one for a while.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id, the file declares it, the product is another, or the store
-    /// cannot be written.
-    pub(crate) async fn update(
-        &self,
-        webhook: WebhookConfig,
-    ) -> Result<WebhookSummary, WebhookError> {
-        let _guard = self.changes.lock().await;
-        let id = webhook.id.clone();
-        let current = self.editable_handle(&id)?.shared.definition();
-        if current.webhook.product_id != webhook.product_id {
-            return Err(WebhookError::ProductChanged);
-        }
-        let definition = current.replaced_by(webhook, WebhookSource::Api);
-        let stored = self
-            .send_command(&id, |reply| WebhookCommand::Redefine(Box::new(definition), reply))
-            .await?;
-        info!(webhook = id, "the webhook is changed");
-        stored.map_err(|StoreUnwritable| WebhookError::StoreUnavailable)?;
-        self.get(&id).ok_or(WebhookError::Unknown)
-    }
-
-    /// Ends a webhook that the API has registered, with all that is owed to it and its dead
-    /// letters.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id, the file declares it, or the store cannot be written; then it
-    /// ends when it can. When the relay leaves before it is out of the store; then it is still
-    /// there in the next life.
-    ///
-    /// # Cancel safety
-    ///
-    /// Once begun, it is carried out whether or not anybody waits.
-    pub(crate) async fn remove(&self, id: &str) -> Result<(), WebhookError> {
-        let _guard = self.changes.lock().await;
-        let handle = self.editable_handle(id)?;
-        if handle.commands.is_closed() && !handle.removed.is_cancelled() {
-            return Err(WebhookError::ShuttingDown); // its worker has left already
-        }
-        let ended = time::timeout(REMOVE_TIMEOUT, self.begin_removal(&handle)).await;
-        let unfinished = if self.stop.is_cancelled() {
-            WebhookError::ShuttingDown
-        } else {
-            WebhookError::StoreUnavailable
-        };
-        ended.map_err(|_| unfinished)?;
-        info!(webhook = id, "the webhook is removed, with what it is owed and its dead letters");
-        Ok(())
-    }
-
-    pub(super) fn begin_removal(&self, handle: &WorkerHandle) -> impl Future<Output = ()> + use<> {
-        handle.removed.cancel();
-        handle.ended.clone().cancelled_owned()
-    }
-
-    /// Makes a webhook active, whatever it was.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id.
-    pub(crate) async fn enable(&self, id: &str) -> Result<WebhookSummary, WebhookError> {
-        self.send_command(id, WebhookCommand::Enable).await?;
-        self.get(id).ok_or(WebhookError::Unknown)
-    }
-
-    /// Holds a webhook back until it is enabled.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id.
-    pub(crate) async fn disable(&self, id: &str) -> Result<WebhookSummary, WebhookError> {
-        self.send_command(id, WebhookCommand::Disable).await?;
-        self.get(id).ok_or(WebhookError::Unknown)
-    }
-
-    /// Sends a signed sample, whatever the state of the webhook is, and returns how it went.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id.
-    pub(crate) async fn test(&self, id: &str) -> Result<Attempt, WebhookError> {
-        self.send_command(id, WebhookCommand::Test).await
-    }
-
-    /// Puts dead letters back into the queue, and returns how many.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id, or the store cannot be written.
-    pub(crate) async fn redeliver(
-        &self,
-        id: &str,
-        which: DeadLetterSelection,
-    ) -> Result<u64, WebhookError> {
-        self.handle(id)?;
-        let requeued = self
-            .context
-            .store
-            .requeue(id, which)
-            .await
-            .map_err(|StoreUnwritable| WebhookError::StoreUnavailable)?;
-        info!(webhook = id, deliveries = requeued, "dead letters are to be delivered again");
-        Ok(requeued)
-    }
-
-    /// Forgets what is owed to any webhook of a session's events, and what it got of them.
-    pub(crate) async fn erase(&self, product: &ProductId, session: &SessionId) {
-        let affected = |view: &WebhookSummary| view.webhook.product_id == *product;
-        for view in self.list().into_iter().filter(affected) {
-            // One that has been removed meanwhile has forgotten everything.
-            let _ = self
-                .send_command(&view.webhook.id, |reply| {
-                    WebhookCommand::Erase(session.clone(), reply)
-                })
-                .await;
-        }
-    }
-
-    /// Gives an order to a worker and waits for the answer.
-    ///
-    /// # Errors
-    ///
-    /// When there is none of this id, or the relay is leaving.
+    /// [`WebhookError::Unknown`] if no webhook has this id, [`WebhookError::ShuttingDown`] if the
+    /// worker has ended.
     pub(super) async fn send_command<T>(
         &self,
         id: &str,
@@ -442,21 +299,21 @@ impl Webhooks {
         response.await.map_err(|_| WebhookError::ShuttingDown)
     }
 
-    /// One of them, and the way to it.
+    /// Returns a copy of one webhook's handle, so that callers wait without the lock.
     ///
     /// # Errors
     ///
-    /// When there is none of this id.
+    /// [`WebhookError::Unknown`] if no webhook has this id.
     pub(super) fn handle(&self, id: &str) -> Result<WorkerHandle, WebhookError> {
         self.lock_handles().get(id).cloned().ok_or(WebhookError::Unknown)
     }
 
-    /// Every one there is, and the way to it.
+    /// Returns a copy of every handle, with its id.
     pub(super) fn handles(&self) -> Vec<(String, WorkerHandle)> {
         self.lock_handles().iter().map(|(id, handle)| (id.clone(), handle.clone())).collect()
     }
 
-    /// Whether what they are owed outlives the process.
+    /// Returns whether owed deliveries outlive the process.
     pub(super) fn is_durable(&self) -> bool {
         self.context.is_durable
     }
@@ -473,61 +330,27 @@ impl Webhooks {
         *self.context.egress.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
-    fn fanout(&self, product: &ProductId) -> Option<Arc<Fanout>> {
+    pub(super) fn fanout(&self, product: &ProductId) -> Option<Arc<Fanout>> {
         lock(&self.products).get(product).map(Arc::clone)
     }
 
-    fn editable_handle(&self, id: &str) -> Result<WorkerHandle, WebhookError> {
-        let handle = self.handle(id)?;
-        match handle.shared.definition().source {
-            WebhookSource::Api => Ok(handle),
-            WebhookSource::File => Err(WebhookError::DeclaredInFile),
-        }
-    }
-
-    fn lock_handles(&self) -> MutexGuard<'_, BTreeMap<String, WorkerHandle>> {
+    pub(super) fn lock_handles(&self) -> MutexGuard<'_, BTreeMap<String, WorkerHandle>> {
         lock(&self.handles)
     }
 }
 
-impl Definition {
-    /// The definition when the webhook is changed. A former secret signs beside a new one for a
-    /// while.
-    pub(super) fn replaced_by(&self, webhook: WebhookConfig, source: WebhookSource) -> Self {
-        let previous = match self.webhook.secret == webhook.secret {
-            true => self.previous_secret.clone(),
-            false => Some(PreviousSecret {
-                secret: self.webhook.secret.clone(),
-                until: Now::read()
-                    .unix_ms
-                    .saturating_add(SECRET_ROTATION_OVERLAP.as_millis() as u64),
-            }),
-        };
-        Self { webhook: Arc::new(webhook), source, previous_secret: previous, ..self.clone() }
-    }
-}
-
 fn lock<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Insertions and removals are each whole: a panic elsewhere does not spoil the map.
+    // Each critical section is one insertion or removal, so a poisoned map is still consistent.
     map.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl WebhookSummary {
     fn of(handle: &WorkerHandle) -> Self {
         let definition = handle.shared.definition();
-        let facts = handle.shared.status();
-        Self { webhook: Arc::clone(&definition.webhook), source: definition.source, status: facts }
+        let status = handle.shared.status();
+        Self { webhook: Arc::clone(&definition.webhook), source: definition.source, status }
     }
 }
 
-/// How long a secret signs beside its successor: a receiver's deploy, and the night before it.
-const SECRET_ROTATION_OVERLAP: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// How long an operator waits for the store.
-const REMOVE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Each has a worker and connections of its own.
-pub(super) const MAX_WEBHOOKS: usize = 1000;
-
-/// Orders that wait for one worker; whoever gives more waits, too.
+/// Commands that may wait for one worker; a sender beyond that waits too.
 const MAX_QUEUED_COMMANDS: usize = 16;

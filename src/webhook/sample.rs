@@ -1,5 +1,5 @@
-//! The event of a test delivery: one batch of actions as a connector would send it, of a session
-//! that is named as a test.
+//! Sample event for a test delivery: one batch of actions as the connector would send it, with a
+//! session id that marks it as a test.
 //!
 //! May use: `event`.
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::Now;
 use crate::event::ProductId;
 
-/// An id that no log gives, and a payload.
+/// Returns an event id that no log gives (`test-…`), and a payload.
 pub(super) fn event(product: &ProductId) -> (String, Bytes) {
     let unix_ms = Now::read().unix_ms;
     let seconds = unix_ms as f64 / 1000.0;

@@ -1,7 +1,12 @@
-//! The headers that prove the origin of a delivery: the connector's, and those of Standard
-//! Webhooks.
+//! Headers that authenticate a delivery: the connector's, and those of Standard Webhooks.
 //!
-//! In: the event id, the time and the body of one attempt. Out: all headers that it is sent with.
+//! In: event id, timestamp and body of one attempt. Out: all headers of the request.
+//!
+//! ```text
+//! Authorization:         Bearer <secret>
+//! X-Connector-Signature: sha256=<hex>   HMAC-SHA256 of the body, keyed by the secret as written
+//! webhook-signature:     v1,<base64> …  HMAC-SHA256 of id.timestamp.body, keyed by its base64
+//! ```
 //!
 //! May use: `config`, `outbound`.
 
@@ -18,19 +23,19 @@ use hyper::header::{
 
 use crate::{config::Secret, outbound::client::RELAY_USER_AGENT};
 
-/// Signs with one webhook's secret, and with the one before it while a rotation lasts.
+/// HMAC keys of one webhook: of its secret, and of the former one during a rotation.
 #[derive(Debug)]
 pub(super) struct Signer {
     current: Secret,
-    /// The connector's key: the secret as written.
+    /// The connector's key: the bytes of the secret as written.
     connector_key: Key,
-    /// The keys of Standard Webhooks, the current secret's first.
+    /// Keys of Standard Webhooks, the current secret's first.
     standard_keys: Vec<Key>,
 }
 
 impl Signer {
-    /// A signer with `current`; `former` only adds a second signature to the list of Standard
-    /// Webhooks, because the connector's own headers have room for one.
+    /// Creates a signer with `current`. `previous` only adds a second signature to the list of
+    /// Standard Webhooks: the connector's headers have room for one.
     pub(super) fn new(current: &Secret, previous: Option<&Secret>) -> Self {
         Self {
             current: current.clone(),
@@ -43,12 +48,12 @@ impl Signer {
         }
     }
 
-    /// The headers of one attempt to deliver `body` under the event id `id`, begun at `timestamp`
-    /// in Unix seconds.
+    /// Returns the headers of one attempt to deliver `body` under the event id `id`, begun at
+    /// `timestamp` in Unix seconds.
     ///
     /// # Errors
     ///
-    /// When the secret or the id cannot stand in a header, which the configuration refuses.
+    /// If the secret or the id is not a valid header value; the configuration refuses such secrets.
     pub(super) fn headers(
         &self,
         id: &str,
@@ -56,7 +61,7 @@ impl Signer {
         body: &[u8],
     ) -> Result<HeaderMap, InvalidHeaderValue> {
         let mut authorization = HeaderValue::try_from(format!("Bearer {}", self.current.expose()))?;
-        authorization.set_sensitive(true);
+        authorization.set_sensitive(true); // not printed, and not indexed by HPACK
         Ok(HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (USER_AGENT, HeaderValue::from_static(RELAY_USER_AGENT)),
@@ -74,13 +79,14 @@ impl Signer {
     fn connector_signature(&self, body: &[u8]) -> String {
         let mut signature = String::from("sha256=");
         for byte in hmac::sign(&self.connector_key, body).as_ref() {
-            // Writing to a string cannot fail.
+            // `fmt::Write` for `String` never fails.
             let _ = write!(signature, "{byte:02x}");
         }
         signature
     }
 
-    /// A receiver that knows any one of the secrets finds its signature in the list.
+    /// Signs with each key: a receiver that knows any one of the secrets finds its signature in the
+    /// list, as Standard Webhooks prescribes for rotations.
     fn standard_signatures(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
         let signed =
             |key: &Key| format!("v1,{}", STANDARD.encode(standard_tag(key, id, timestamp, body)));
@@ -96,11 +102,11 @@ fn standard_tag(key: &Key, id: &str, timestamp: u64, body: &[u8]) -> Tag {
     context.sign()
 }
 
-/// The key behind a `whsec_…` secret is what its base64 stands for.
+/// Derives the key of Standard Webhooks: for `whsec_…`, the bytes that its base64 encodes.
 ///
-/// Of any other text it is the bytes themselves, and so it is of a `whsec_` without usable base64
-/// behind it: the libraries cannot take such a text as base64 either, so its receiver can only have
-/// been given it as raw bytes. An empty key, which anyone could sign with, is never made.
+/// For any other text the key is the text itself, also for `whsec_` without usable base64 behind
+/// it: the libraries of Standard Webhooks cannot decode such a text either, so its receiver can
+/// only have been given it as raw bytes. An empty key is never used: anyone could sign with it.
 fn standard_key(secret: &Secret) -> Key {
     let text = secret.expose();
     let decoded = text.strip_prefix("whsec_").and_then(|rest| LENIENT_BASE64.decode(rest).ok());
@@ -108,7 +114,7 @@ fn standard_key(secret: &Secret) -> Key {
     Key::new(HMAC_SHA256, &key)
 }
 
-/// Base64 as the libraries of Standard Webhooks read it: the padding may be missing.
+/// Base64 as the libraries of Standard Webhooks read it: padding may be missing.
 const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -139,7 +145,7 @@ mod tests {
         headers(current, None, "1-2")["webhook-signature"].to_str().unwrap().to_owned()
     }
 
-    // The expected values are what the packages `standardwebhooks` and `hmac` of Python give.
+    // The expected values were computed with the Python packages `standardwebhooks` and `hmac`.
 
     #[test]
     fn the_published_vector_of_standard_webhooks_comes_out() {

@@ -1,5 +1,6 @@
-//! The status of one webhook for its readers: definition, endpoint state, counts. Its worker writes
-//! it.
+//! Published status of one webhook: its definition, the endpoint's state, counts.
+//!
+//! The worker writes; the registry and the admin API read without asking the worker.
 //!
 //! May use: `metrics`, `store`, `webhook_delivery`.
 
@@ -7,14 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::{info, warn};
 
-use super::{
-    Now, WebhookStatus,
-    definition::Definition,
-    outbox::{EndpointStatus, Outbox},
-};
+use super::{Now, WebhookStatus, definition::Definition, outbox::Outbox};
 use crate::{metrics::WebhookMetrics, store::WebhookNotice, webhook_delivery::EndpointState};
 
-/// The shared board of one webhook.
+/// Status of one webhook, shared by its worker and all readers. The lock is held for copies only.
 #[derive(Debug)]
 pub(super) struct SharedStatus(Mutex<PublishedStatus>);
 
@@ -25,7 +22,7 @@ struct PublishedStatus {
 }
 
 impl SharedStatus {
-    /// A webhook of which nothing is known but its definition.
+    /// Creates the status of a webhook whose worker has not run yet.
     pub(super) fn new(definition: Definition) -> Self {
         let problem = definition.disabled.clone();
         let state = if problem.is_some() { EndpointState::Disabled } else { EndpointState::Active };
@@ -40,24 +37,26 @@ impl SharedStatus {
         Self(Mutex::new(PublishedStatus { definition: Arc::new(definition), status }))
     }
 
-    /// As it was registered, and what has become of that.
+    /// Returns the current definition.
     pub(super) fn definition(&self) -> Arc<Definition> {
         Arc::clone(&self.lock().definition)
     }
 
-    /// How it stands.
+    /// Returns a copy of the current status.
     pub(super) fn status(&self) -> WebhookStatus {
         self.lock().status.clone()
     }
 
-    /// Notes another definition.
+    /// Replaces the definition.
     pub(super) fn redefine(&self, definition: Definition) {
         self.lock().definition = Arc::new(definition);
     }
 
-    /// Shows how the outbox stands, with `unread` entries that nobody has looked at. Returns
-    /// another definition where the present one does not say any more whether it is disabled, or
-    /// has a secret whose time is over.
+    /// Publishes the state of the outbox, with `unread` entries that the reader has not looked at,
+    /// and logs changes that operators should see.
+    ///
+    /// Returns another definition if the current one no longer matches: the endpoint was disabled,
+    /// enabled or throttled, or a replaced secret has expired. The caller stores that definition.
     pub(super) fn publish(
         &self,
         outbox: &Outbox,
@@ -66,12 +65,12 @@ impl SharedStatus {
         now: Now,
         metrics: &WebhookMetrics,
     ) -> Option<Definition> {
-        let standing = outbox.endpoint_status();
+        let endpoint = outbox.endpoint_status();
         let (owed, oldest_pending) = outbox.owed();
         let status = WebhookStatus {
-            state: standing.state,
-            until: standing.until.map(|at| now.unix_ms_at(at)),
-            problem: standing.problem.clone(),
+            state: endpoint.state,
+            until: endpoint.until.map(|at| now.unix_ms_at(at)),
+            problem: endpoint.problem.clone(),
             pending: owed + notice.requeued + unread,
             oldest_pending,
             dead: notice.dead,
@@ -80,43 +79,16 @@ impl SharedStatus {
         let mut published = self.lock();
         log_changes(&published, &status);
         published.status = status;
-        published.definition.refreshed(&standing, now)
+        published.definition.refreshed(&endpoint, now)
     }
 
     fn lock(&self) -> MutexGuard<'_, PublishedStatus> {
-        // Each note is whole: a panic elsewhere does not spoil it.
+        // Each write replaces a whole value, so a poisoned status is still consistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Definition {
-    /// The definition as it should be, if it is not.
-    fn refreshed(&self, standing: &EndpointStatus, now: Now) -> Option<Self> {
-        let disabled = match standing.state {
-            EndpointState::Disabled => Some(standing.problem.clone().unwrap_or_default()),
-            _ => None,
-        };
-        let throttled_until = match standing.state {
-            EndpointState::Throttled => standing.until.map(|at| now.unix_ms_at(at)),
-            _ => None,
-        };
-        let throttled_until =
-            throttled_until.filter(|until| *until > now.unix_ms + MIN_PERSISTED_THROTTLE_MS);
-        // The two clocks do not run quite alike; and a wait that is over is none.
-        let is_longer = throttled_until.unwrap_or_default()
-            > self.throttled_until.unwrap_or_default() + MIN_PERSISTED_THROTTLE_MS;
-        let is_shorter = self.throttled_until.is_some() && standing.state == EndpointState::Active;
-        let is_over =
-            self.previous_secret.as_ref().is_some_and(|previous| previous.until <= now.unix_ms);
-        if disabled == self.disabled && !is_over && !is_longer && !is_shorter {
-            return None;
-        }
-        let previous = self.previous_secret.clone().filter(|_| !is_over);
-        Some(Self { disabled, throttled_until, previous_secret: previous, ..self.clone() })
-    }
-}
-
-/// Logs what operators should know.
+/// Logs a change of the endpoint's state, and dead letters.
 fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
     let webhook = before.definition.webhook.id.as_str();
     let problem = status.problem.as_deref().unwrap_or_default();
@@ -132,19 +104,20 @@ fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
                 warn!(
                     webhook,
                     problem,
-                    "the webhook is held back: its receiver fails; it is probed now and then"
+                    "the webhook's circuit is open: \
+                     its receiver fails; probes follow at growing intervals"
                 );
             }
             EndpointState::Disabled => {
                 warn!(
                     webhook,
-                    problem, "the webhook is disabled: what it is owed waits until it is enabled"
+                    problem, "the webhook is disabled: owed deliveries wait until it is enabled"
                 );
             }
         }
     }
-    // The first, and then each time they have doubled: a receiver that refuses everything must not
-    // fill the log.
+    // The first dead letter is logged, and then each doubling: a receiver that refuses everything
+    // must not fill the log.
     if status.dead > before.status.dead
         && status.dead.ilog2() > before.status.dead.checked_ilog2().unwrap_or_default()
         || (status.dead > 0 && before.status.dead == 0)
@@ -156,6 +129,3 @@ fn log_changes(before: &PublishedStatus, status: &WebhookStatus) {
         );
     }
 }
-
-/// A throttle that is shorter is not worth to be remembered across a restart.
-const MIN_PERSISTED_THROTTLE_MS: u64 = 5000;

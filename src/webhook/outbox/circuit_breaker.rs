@@ -1,10 +1,10 @@
-//! The circuit breaker of one endpoint: decides whether a delivery may be sent now.
+//! Circuit breaker of one endpoint: whether anything may be sent to it at a given time.
 //!
 //! ```text
 //!            5 failures in a row, each of another delivery
 //! active ─────────────────────────────────────────────────► open ──► probe, at growing intervals
 //!   ▲  ▲ ▲                                                   │
-//!   │  │ └───────── any answer but "again" ──────────────────┘
+//!   │  │ └───────── any answer but "retry" ──────────────────┘
 //!   │  └─ the time has come ── throttled ◄── Retry-After
 //!   └──── enable ───────────── disabled  ◄── 410, an operator
 //! ```
@@ -16,51 +16,66 @@ use std::{collections::VecDeque, time::Duration};
 use fastrand::Rng;
 use tokio::time::Instant;
 
-use super::{DeliveryPolicy, EndpointStatus};
+use super::policy::DeliveryPolicy;
 use crate::webhook_delivery::{Attempt, EndpointState};
 
-/// Failures in a row, each of another delivery, after which an endpoint is held back. Fewer may be
-/// a few poisonous events.
+/// Failures in a row, each of another delivery, that open the circuit. Fewer may be a few events
+/// that the receiver cannot process.
 pub(super) const FAILURES_TO_OPEN: usize = 5;
 
-/// The longest that a receiver can ask for, and that a clock set back can make of a wait that is
-/// kept.
+/// Upper bound of any wait: of one that a receiver asks for, and of a stored one after the wall
+/// clock was set back.
 pub(super) const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// An endpoint.
+/// State of one endpoint. Throttled and open are independent: an open endpoint that was throttled
+/// is open afterwards. Disabled replaces both.
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker {
     is_disabled: bool,
     throttled_until: Option<Instant>,
     open: Option<OpenCircuit>,
-    /// Whose attempts have failed since the last answer, latest last: at most [`FAILURES_TO_OPEN`].
+    /// Deliveries whose attempts failed since the last answer, latest last: at most
+    /// [`FAILURES_TO_OPEN`].
     recent_failures: VecDeque<u64>,
     problem: Option<String>,
 }
 
-/// It is held back, and tried.
+/// Probes of an open circuit.
 #[derive(Debug)]
 struct OpenCircuit {
     next_probe: Instant,
     failed_probes: u32,
+    /// The delivery in flight as a probe.
     probe: Option<u64>,
 }
 
-/// What may be sent now.
+/// State of an endpoint, and its cause.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::webhook) struct EndpointStatus {
+    /// The state.
+    pub(in crate::webhook) state: EndpointState,
+    /// End of the throttle, or time of the next probe.
+    pub(in crate::webhook) until: Option<Instant>,
+    /// Cause of a state other than active.
+    pub(in crate::webhook) problem: Option<String>,
+}
+
+/// Deliveries that may be sent now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum SendPermission {
-    /// Whatever is due.
+    /// Every delivery that is due.
     Any,
-    /// The oldest, to see whether the endpoint is back.
+    /// Only the oldest head, to find out whether the endpoint is back.
     Probe,
-    /// Nothing.
+    /// No delivery.
     Denied,
 }
 
 impl CircuitBreaker {
-    /// What may be sent at this moment.
+    /// Returns the permission at `now`.
     pub(super) fn permission(&self, now: Instant) -> SendPermission {
         match &self.open {
+            // Before `open`: not even a probe may disregard the receiver's `Retry-After`.
             _ if self.is_disabled || self.is_throttled(now) => SendPermission::Denied,
             None => SendPermission::Any,
             Some(open) if open.probe.is_none() && open.next_probe <= now => SendPermission::Probe,
@@ -68,7 +83,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// When the gate is another one although nothing else has happened.
+    /// Returns when the permission changes by the passing of time alone.
     pub(super) fn next_change_at(&self, now: Instant) -> Option<Instant> {
         let probe =
             self.open.as_ref().filter(|open| open.probe.is_none()).map(|open| open.next_probe);
@@ -76,7 +91,7 @@ impl CircuitBreaker {
         throttle.or(probe).filter(|_| !self.is_disabled)
     }
 
-    /// Whether it is open, so that only the oldest is of interest.
+    /// Returns whether the circuit is open, so that only the oldest head is of interest.
     pub(super) fn is_open(&self) -> bool {
         self.open.is_some()
     }
@@ -85,14 +100,14 @@ impl CircuitBreaker {
         self.throttled_until.is_some_and(|until| until > now)
     }
 
-    /// An attempt begins.
+    /// Records that an attempt begins; on an open circuit it is the probe.
     pub(super) fn begin_attempt(&mut self, position: u64) {
         if let Some(open) = &mut self.open {
             open.probe = Some(position);
         }
     }
 
-    /// It is to be tried again, perhaps not before a while.
+    /// Records a failure that is to be retried, with the pause that the receiver asked for.
     pub(super) fn record_failure(
         &mut self,
         position: u64,
@@ -100,14 +115,17 @@ impl CircuitBreaker {
         retry_after: Option<Duration>,
         backoff: &mut BackoffContext<'_>,
     ) {
+        // An attempt that was in flight when the endpoint was disabled must not reset the cause.
         if self.is_disabled {
             return;
         }
         self.problem = Some(describe_problem(attempt));
         if let Some(retry_after) = retry_after.filter(|after| !after.is_zero()) {
+            // The latest time wins: several attempts in flight may each bring one.
             self.throttled_until =
                 self.throttled_until.max(Some(backoff.now + retry_after.min(MAX_RETRY_DELAY)));
         }
+        // While open, only the probe's outcome counts: other attempts began before.
         if self.open.is_some() {
             return self.record_no_answer(position, backoff);
         }
@@ -115,6 +133,8 @@ impl CircuitBreaker {
         if self.recent_failures.len() > FAILURES_TO_OPEN {
             self.recent_failures.pop_front();
         }
+        // Distinct deliveries: one event that the receiver cannot process fails again and again,
+        // and must not stop delivery of the others.
         if self.recent_failures.len() == FAILURES_TO_OPEN && all_distinct(&self.recent_failures) {
             self.recent_failures.clear();
             let next_probe = backoff.now + backoff.delay_after(1);
@@ -122,8 +142,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// An attempt has ended without word from the receiver. If it was the probe, the next one waits
-    /// for longer.
+    /// Records an attempt that ended without an answer. If it was the probe, the next one waits
+    /// longer.
     pub(super) fn record_no_answer(&mut self, position: u64, backoff: &mut BackoffContext<'_>) {
         if let Some(open) = self.open.as_mut().filter(|open| open.probe == Some(position)) {
             open.probe = None;
@@ -133,18 +153,18 @@ impl CircuitBreaker {
         }
     }
 
-    /// The receiver has given a verdict: it is there. Tells whether that was news.
+    /// Records that the receiver has answered, and returns whether that closed an open circuit.
     pub(super) fn record_answer(&mut self) -> bool {
         self.recent_failures.clear();
         self.open.take().is_some()
     }
 
-    /// Nothing is to be sent any more.
+    /// Disables the endpoint, and drops every other state.
     pub(super) fn disable(&mut self, problem: &str) {
         *self = Self { is_disabled: true, problem: Some(problem.to_owned()), ..Self::default() };
     }
 
-    /// It has asked to be left alone until then.
+    /// Restores a throttle from before the restart.
     pub(super) fn throttle(&mut self, until: Instant) {
         if !self.is_disabled {
             self.throttled_until = self.throttled_until.max(Some(until));
@@ -152,16 +172,17 @@ impl CircuitBreaker {
         }
     }
 
-    /// It is active, whatever it was.
+    /// Makes the endpoint active, whatever its state.
     pub(super) fn enable(&mut self) {
         *self = Self::default();
     }
 
-    /// How it stands.
+    /// Returns the state at `now`.
     pub(super) fn status(&self, now: Instant) -> EndpointStatus {
         let (state, until) = match &self.open {
             _ if self.is_disabled => (EndpointState::Disabled, None),
             _ if self.is_throttled(now) => (EndpointState::Throttled, self.throttled_until),
+            // While a probe is in flight, the time of the next one is not known.
             Some(open) => {
                 (EndpointState::Open, Some(open.next_probe).filter(|_| open.probe.is_none()))
             }
@@ -172,7 +193,7 @@ impl CircuitBreaker {
     }
 }
 
-/// What went wrong, in short.
+/// Describes a failed attempt in one line.
 pub(super) fn describe_problem(attempt: &Attempt) -> String {
     match (&attempt.error, attempt.status) {
         (Some(error), _) => error.to_string(),
@@ -191,21 +212,23 @@ fn all_distinct(positions: &VecDeque<u64>) -> bool {
     true
 }
 
-/// The moment, the policy and the dice, which decide how long to wait.
+/// Time, policy and random numbers: everything that determines a delay.
 #[derive(Debug)]
 pub(super) struct BackoffContext<'a> {
-    /// This moment.
+    /// The current time.
     pub(super) now: Instant,
-    /// How hard the webhook is tried.
+    /// The webhook's policy.
     pub(super) policy: DeliveryPolicy,
-    /// Keeps those that failed together from coming back together.
+    /// Source of jitter, which keeps deliveries that failed together from being retried together.
     pub(super) random: &'a mut Rng,
 }
 
 impl BackoffContext<'_> {
-    /// The wait after the `failures`-th failure: doubling, within ± 10 %, never above the longest.
+    /// Returns the delay after the `failures`-th failure: doubling, within ± 10 %, never above the
+    /// bound.
     pub(super) fn delay_after(&mut self, failures: u32) -> Duration {
         let max_delay = self.policy.max_backoff.min(MAX_RETRY_DELAY);
+        // An overflow of the doubling is beyond any bound, so it gives the longest delay.
         let doubled = 2_u32.checked_pow(failures.saturating_sub(1));
         let delay = doubled.and_then(|factor| self.policy.initial_backoff.checked_mul(factor));
         let delay = delay.map_or(max_delay, |wait| wait.min(max_delay));

@@ -1,17 +1,28 @@
-//! Takes changes to commit out of the outbox, and applies the outcome of the commit.
+//! Batches of changes for the store, and the outcome of their commit.
 //!
-//! May use: no other module.
+//! At most one batch is in flight: `record_commit` or `record_commit_failure` follows each.
+//!
+//! May use: `store`.
 
-use super::*;
+use super::{
+    Outbox,
+    item::{DeliveryStage, ItemKind, NextAttempt, OutboxItem, RowState},
+    unix_ms_of,
+};
+use crate::{
+    store::{OwedDelivery, WebhookChanges},
+    webhook::Now,
+};
 
 impl Outbox {
-    /// What is to be written down, if anything is that should not wait, or the first part of it.
-    /// One at a time: [`Outbox::record_commit`] or [`Outbox::record_commit_failure`] follows.
+    /// Returns the next batch if a change is urgent and no batch is in flight.
+    /// [`Outbox::record_commit`] or [`Outbox::record_commit_failure`] must follow.
     pub(in crate::webhook) fn take_urgent_changes(&mut self) -> Option<WebhookChanges> {
         self.journal.is_due().then(|| self.take_batch())
     }
 
-    /// What is not written down yet, or the first part of it, also what can wait.
+    /// Returns the next batch if there is any change, also one that is not urgent, and no batch is
+    /// in flight.
     pub(in crate::webhook) fn take_all_changes(&mut self) -> Option<WebhookChanges> {
         self.journal.has_changes(self.cursor).then(|| self.take_batch())
     }
@@ -24,8 +35,9 @@ impl Outbox {
         })
     }
 
-    /// Notes that the last changes are in the store.
+    /// Records that the last batch is in the store.
     pub(in crate::webhook) fn record_commit(&mut self) {
+        // Deliveries settled since are not in `items`: `row_state` has seen their row in the batch.
         for position in self.journal.record_commit() {
             if let Some(item) = self.items.get_mut(&position) {
                 item.row = RowState::Present;
@@ -33,11 +45,13 @@ impl Outbox {
         }
     }
 
-    /// Notes that these could not be written. They come again, with what has happened since.
+    /// Records that the commit of `changes` was reported as failed. They are part of the next
+    /// batch, under newer changes.
     pub(in crate::webhook) fn record_commit_failure(&mut self, changes: WebhookChanges) {
         let items = &self.items;
         let is_owed =
             |position| items.get(&position).is_some_and(|item| item.item_kind == ItemKind::Owed);
+        // SQLite may have committed although it reported an error, so the rows are uncertain.
         for position in self.journal.record_commit_failure(changes, is_owed) {
             if let Some(item) = self.items.get_mut(&position) {
                 item.row = RowState::Uncertain;
@@ -45,13 +59,13 @@ impl Outbox {
         }
     }
 
-    /// Notes that nothing can be written now, though it may be on its way: what is sent from now on
-    /// does not wait for that.
+    /// Records that the store cannot be written at present, although a batch may be in flight: all
+    /// slots are free until the next commit.
     pub(in crate::webhook) fn mark_store_degraded(&mut self) {
         self.journal.mark_store_degraded();
     }
 
-    /// Notes that the store has forgotten everything.
+    /// Records that the store has a new, empty file: everything owed is written again.
     pub(in crate::webhook) fn rewrite_all(&mut self) {
         self.journal.rewrite_all();
         for (position, item) in
@@ -62,15 +76,15 @@ impl Outbox {
         }
     }
 
-    /// Dead letters that were lost since the last look, because the store could not be written for
-    /// too long.
+    /// Returns how many dead letters were lost since the last call, because the store could not be
+    /// written for too long.
     pub(in crate::webhook) fn take_lost_count(&mut self) -> u64 {
         self.journal.take_lost_count()
     }
 }
 
-/// What the store keeps of a delivery that is owed. One that is under way may be tried again at
-/// once after a crash.
+/// Returns the store's row of an owed delivery. For a delivery in flight with spent attempts the
+/// row is due at once: after a crash the outcome is unknown, so the delivery is tried again.
 fn owed_of(item: &OutboxItem, now: Now) -> OwedDelivery {
     let next_attempt_at = match item.stage {
         DeliveryStage::Idle(NextAttempt::Retry(Some(due))) => Some(unix_ms_of(due, now)),

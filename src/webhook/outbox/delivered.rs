@@ -1,4 +1,4 @@
-//! The latest accepted deliveries, for operators to look at.
+//! History of the last accepted deliveries, for the admin API.
 //!
 //! May use: `event`, `webhook_delivery`.
 
@@ -6,10 +6,10 @@ use std::collections::VecDeque;
 
 use crate::{event::SessionId, webhook_delivery::Delivery};
 
-/// As many as the admin API promises.
+/// Length of the history, as the admin API documents it.
 pub(super) const MAX_DELIVERED_HISTORY: usize = 1000;
 
-/// The last of them, oldest first, each with a running number.
+/// The last accepted deliveries, oldest first, each with a running number that serves as a cursor.
 #[derive(Debug, Default)]
 pub(super) struct DeliveredHistory {
     recent: VecDeque<(u64, Delivery)>,
@@ -17,7 +17,7 @@ pub(super) struct DeliveredHistory {
 }
 
 impl DeliveredHistory {
-    /// Another one.
+    /// Appends a delivery; the oldest beyond [`MAX_DELIVERED_HISTORY`] is dropped.
     pub(super) fn push(&mut self, delivery: Delivery) {
         self.total += 1;
         self.recent.push_back((self.total, delivery));
@@ -26,20 +26,20 @@ impl DeliveredHistory {
         }
     }
 
-    /// Newest first: at most `most` before the number `before`.
+    /// Returns up to `limit` deliveries before the number `before`, newest first.
     pub(super) fn list(&self, before: Option<u64>, limit: usize) -> Vec<(u64, Delivery)> {
         let before = before.unwrap_or(u64::MAX);
         let end = self.recent.partition_point(|(number, _)| *number < before);
         self.recent.range(..end).rev().take(limit).cloned().collect()
     }
 
-    /// The places behind `after` and up to `through` among them.
+    /// Returns the positions in the history after `after` and up to `through`.
     pub(super) fn positions_between(&self, after: u64, through: u64) -> Vec<u64> {
         let positions = self.recent.iter().map(|(_, delivery)| delivery.position);
         positions.filter(|position| (after + 1..=through).contains(position)).collect()
     }
 
-    /// Forgets those of a session.
+    /// Removes the deliveries of a session.
     pub(super) fn erase(&mut self, session: &SessionId) {
         self.recent.retain(|(_, delivery)| delivery.session.as_ref() != Some(session));
     }

@@ -1,4 +1,4 @@
-//! One delivery, and its state.
+//! One delivery in an outbox, and its stage.
 //!
 //! May use: `event`, `webhook_delivery`.
 
@@ -11,75 +11,78 @@ use crate::{
     webhook_delivery::{Attempt, DeadLetter, DeadLetterReason, Delivery},
 };
 
-/// Attempts that are kept of one delivery. More than a policy allows between two redeliveries.
+/// Attempts recorded per delivery: more than a policy allows between two redeliveries.
 pub(super) const MAX_KEPT_ATTEMPTS: usize = 100;
 
-/// A delivery on its way.
+/// A delivery with everything that the outbox knows of it.
 #[derive(Debug)]
 pub(super) struct OutboxItem {
-    /// What is to be delivered, and what has been tried.
+    /// The delivery and its recorded attempts.
     pub(super) delivery: Delivery,
-    /// What to send, if it is held here.
+    /// The event, while loaded.
     pub(super) event: Option<Arc<Event>>,
-    /// Where it stands in its lane.
+    /// Stage within the session queue.
     pub(super) stage: DeliveryStage,
-    /// Why it is here.
+    /// Reason for which the item is here.
     pub(super) item_kind: ItemKind,
-    /// What the store has of it.
+    /// Row of the store for this delivery.
     pub(super) row: RowState,
-    /// Attempts that count against the policy. Those before a redelivery do not.
+    /// Attempts that count against the policy; those before a redelivery or at a former endpoint do
+    /// not.
     pub(super) attempts_spent: u32,
 }
 
-/// Where a delivery stands in its lane.
+/// Stage of a delivery within its session queue.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum DeliveryStage {
-    /// Behind others of its session.
+    /// Behind another delivery of its session.
     Blocked,
-    /// First of its lane, and not under way.
+    /// Head of its queue, not in flight.
     Idle(NextAttempt),
-    /// Under way.
+    /// An attempt is in flight.
     InFlight {
-        /// Whether it had been tried before.
+        /// Whether an earlier attempt was spent.
         is_retry: bool,
     },
 }
 
-/// When the first of a lane may be sent.
+/// Earliest time of a head's next attempt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum NextAttempt {
-    /// It has not been tried: as soon as there is a slot.
+    /// No attempt was spent: as soon as a slot is free.
     Fresh,
-    /// It has been tried: not before this; none is at once.
+    /// An attempt was spent: not before this instant; `None` is at once, and sorts before every
+    /// instant.
     Retry(Option<Instant>),
 }
 
-/// Why a delivery is here, which decides what is written down when it ends.
+/// Reason for which a delivery is here, which determines what is stored at its end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum ItemKind {
-    /// It is owed.
+    /// Owed.
     Owed,
-    /// It is a dead letter, delivered again.
+    /// A dead letter that was requeued. Never stored as owed: the store keeps the dead letter until
+    /// the redelivery is settled.
     Redelivery,
-    /// It is a dead letter in the store since it is under way.
+    /// In flight, while the store made a dead letter of it. Stored only if accepted after all.
     Expired,
-    /// It was erased since it is under way.
+    /// In flight, while its session was erased. Any outcome deletes the row.
     Erased,
 }
 
-/// Whether the store has a row of a delivery that says it is owed.
+/// Whether the store has a row that says the delivery is owed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum RowState {
-    /// It has not.
+    /// No row.
     Absent,
-    /// The commit that was to write it failed, or so it was reported: it may have been done.
+    /// The commit of the row was reported as failed, and may have succeeded all the same.
     Uncertain,
-    /// It has.
+    /// A row.
     Present,
 }
 
 impl OutboxItem {
-    /// A delivery that has not been tried here.
+    /// Creates an item without spent attempts, not yet in a queue.
     pub(super) fn new(delivery: Delivery, event: Option<Arc<Event>>, item_kind: ItemKind) -> Self {
         Self {
             delivery,
@@ -91,30 +94,30 @@ impl OutboxItem {
         }
     }
 
-    /// When it may be sent, now that it is the first of its lane.
+    /// Returns when the item may be sent once it becomes the head.
     pub(super) fn next_attempt(&self) -> NextAttempt {
         if self.attempts_spent == 0 { NextAttempt::Fresh } else { NextAttempt::Retry(None) }
     }
 
-    /// Whether it is under way.
+    /// Returns whether an attempt is in flight.
     pub(super) fn is_in_flight(&self) -> bool {
         matches!(self.stage, DeliveryStage::InFlight { .. })
     }
 
-    /// Notes an attempt, which counts against the policy.
+    /// Records an attempt that counts against the policy.
     pub(super) fn spend_attempt(&mut self, attempt: Attempt) {
         self.attempts_spent = self.attempts_spent.saturating_add(1);
         self.record_attempt(attempt);
     }
 
-    /// Notes an attempt.
+    /// Records an attempt, and drops the oldest beyond [`MAX_KEPT_ATTEMPTS`].
     pub(super) fn record_attempt(&mut self, attempt: Attempt) {
         self.delivery.attempts.push(attempt);
         let excess = self.delivery.attempts.len().saturating_sub(MAX_KEPT_ATTEMPTS);
         self.delivery.attempts.drain(..excess);
     }
 
-    /// What remains of it when it is given up.
+    /// Converts the item to a dead letter. An event that is not loaded leaves the payload empty.
     pub(super) fn into_dead_letter(self, reason: DeadLetterReason, died_at: u64) -> DeadLetter {
         let payload = self.event.map(|event| event.payload()).unwrap_or_default();
         DeadLetter { delivery: self.delivery, reason, died_at, payload }

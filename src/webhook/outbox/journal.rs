@@ -1,7 +1,17 @@
-//! What a crash must not forget: the webhook's position, and the exceptions before it.
+//! Journal of one webhook: changes that the store does not have yet, in batches.
 //!
-//! In: the outcome of each delivery. Out: batches of changes for the store, one at a time. The work
-//! of a batch is bounded by what has happened since the last one.
+//! In: changes of deliveries. Out: batches of changes, one in flight at a time: the cursor, and the
+//! exceptions at or before it. The cost of a batch is linear in the changes since the last one.
+//!
+//! ```text
+//! mark_dirty, settle, record_dead_letter ──► take_batch ──► committing ─┬─ record_commit
+//!                                     ▲                                  └─ record_commit_failure
+//!                                     └──────────── merged under newer changes ─────┘
+//! ```
+//!
+//! A settled delivery occupies its slot until the batch with its settlement is committed. So every
+//! delivery that was sent and is not recorded in the store was in one of `max_in_flight` slots, and
+//! no more than that many are delivered twice after a crash.
 //!
 //! May use: `event`, `store`, `webhook_delivery`.
 
@@ -14,39 +24,40 @@ use crate::{
     webhook_delivery::DeadLetter,
 };
 
-/// Dead letters that wait for a store that cannot be written. A burst of refusals, not a day of
+/// Dead letters that wait for a store that cannot be written: a burst of refusals, not a day of
 /// them.
 pub(super) const MAX_UNWRITTEN_DEAD_LETTERS: usize = 1000;
 /// Bytes of their payloads: a quarter of what the log of one product may take by default.
 pub(super) const MAX_UNWRITTEN_DEAD_LETTER_BYTES: usize = 16 << 20;
 
-/// Fates of one kind in one batch: some ten milliseconds of the store's writer, for whom all other
-/// webhooks wait.
+/// Rows of one kind in a batch: some 10 ms of the store's writer, for which all other webhooks
+/// wait.
 const MAX_BATCH_ROWS: usize = 1000;
-/// Payloads of dead letters in one batch, and one more.
+/// Bytes of dead letters' payloads after which a batch takes no further dead dead_letter.
 const MAX_BATCH_PAYLOAD_BYTES: usize = 1 << 20;
 
-/// What is not in the store yet.
+/// Changes that are not in the store yet.
 #[derive(Debug, Default)]
 pub(super) struct OutboxJournal {
-    /// How far the store knows that the webhook has come.
+    /// The cursor in the store.
     committed_cursor: u64,
-    /// Owed, and not in the store as they are here.
+    /// Owed, with a row that is missing or out of date.
     dirty: BTreeSet<u64>,
-    /// Settled for good, while the store has a row that says otherwise.
+    /// Settled, with a row of the store that must go.
     settled: BTreeSet<u64>,
-    /// Given up.
+    /// Given up, not written yet.
     dead_letters: BTreeMap<u64, UnwrittenDeadLetter>,
     dead_letter_bytes: usize,
-    /// Settled since the last batch, whether a row is needed or not.
+    /// Deliveries settled since the last batch, whether or not they need a row.
     occupied_slots: usize,
-    /// Something should not wait.
+    /// A change is worth a batch at once. First rows of owed deliveries alone are not: most are
+    /// settled before they are ever written.
     is_urgent: bool,
-    /// The last batch could not be written.
+    /// The last commit failed, or the store is degraded: dead letters are bounded.
     is_store_degraded: bool,
     committing: Option<CommittingBatch>,
     lost_dead_letters: u64,
-    /// The bound of a batch.
+    /// [`MAX_BATCH_ROWS`], smaller in tests.
     pub(super) max_batch_rows: usize,
 }
 
@@ -54,61 +65,63 @@ pub(super) struct OutboxJournal {
 #[derive(Debug)]
 struct UnwrittenDeadLetter {
     dead_letter: DeadLetter,
-    /// The store would bring it back by itself if this were never written.
+    /// The store has an owed row of the delivery, which brings the delivery back if this is never
+    /// written.
     has_row: bool,
 }
 
-/// What the batch that is on its way holds.
+/// Contents of the batch in flight, as far as its outcome needs them.
 #[derive(Debug, Default)]
 struct CommittingBatch {
     cursor: u64,
     occupied_slots: usize,
-    /// Owed, for the first time.
+    /// Owed, written for the first time.
     new_rows: BTreeSet<u64>,
     settled: BTreeSet<u64>,
-    /// Given up: of which session, and whether the store has a row of it.
+    /// Given up: the session, and whether the store has an owed row.
     dead_letters: BTreeMap<u64, (Option<SessionId>, bool)>,
 }
 
 impl OutboxJournal {
-    /// The journal of a webhook whose store says that it has come to `cursor`.
+    /// Creates the journal of a webhook whose cursor in the store is `cursor`.
     pub(super) fn new(cursor: u64) -> Self {
         Self { committed_cursor: cursor, max_batch_rows: MAX_BATCH_ROWS, ..Self::default() }
     }
 
-    /// Notes that a delivery is owed, or has changed. Only the latter should not wait.
+    /// Records that a delivery is newly owed, or that its row has changed; the latter is urgent.
     pub(super) fn mark_dirty(&mut self, position: u64, is_urgent: bool) {
         self.dirty.insert(position);
         self.is_urgent |= is_urgent;
     }
 
-    /// Notes that a delivery is not to be written as owed any more.
+    /// Records that no owed row of this delivery is to be written.
     pub(super) fn clear_dirty(&mut self, position: u64) {
         self.dirty.remove(&position);
     }
 
-    /// Notes that the store has made a dead letter of what was owed there.
+    /// Records that the store has made a dead letter of the delivery, whose row is gone with that.
     pub(super) fn expire(&mut self, position: u64) {
         self.clear_dirty(position);
+        // The store ignores owed rows at or before its expiry: the batch in flight brings no row.
         if let Some(committing) = &mut self.committing {
             committing.new_rows.remove(&position);
         }
     }
 
-    /// Notes that a slot is in use until the next batch is written.
+    /// Occupies a slot until the next batch is committed.
     pub(super) fn occupy_slot(&mut self) {
         self.occupied_slots += 1;
         self.is_urgent = true;
     }
 
-    /// Slots of what is settled and may be forgotten by a crash.
+    /// Returns the slots of settled deliveries whose settlement a crash would lose.
     pub(super) fn occupied_slots(&self) -> usize {
         self.occupied_slots
             + self.committing.as_ref().map_or(0, |committing| committing.occupied_slots)
     }
 
-    /// Whether the store has, or is about to have, a row of this place, of which it says itself
-    /// that there is `known`.
+    /// Returns whether the store has, or is about to have, a row of this delivery; `known` is what
+    /// the item says. Redeliveries and expired deliveries have one: the dead dead_letter.
     pub(super) fn row_state(
         &self,
         position: u64,
@@ -122,17 +135,18 @@ impl OutboxJournal {
         if is_committing || item_kind != ItemKind::Owed { RowState::Present } else { known }
     }
 
-    /// Notes that the store's row of this place is void.
+    /// Records that the store's row of this position must go.
     pub(super) fn settle(&mut self, position: u64) {
         self.remove_dead_letter(position);
         self.settled.insert(position);
         self.is_urgent = true;
     }
 
-    /// Notes a dead letter.
+    /// Records a dead dead_letter.
     pub(super) fn record_dead_letter(&mut self, dead_letter: DeadLetter, has_row: bool) {
         self.is_urgent = true;
         self.insert_dead_letter(dead_letter, has_row);
+        // Bounded only while degraded: otherwise the next batch takes them.
         if self.is_store_degraded {
             self.enforce_unwritten_limit();
         }
@@ -141,6 +155,7 @@ impl OutboxJournal {
     fn insert_dead_letter(&mut self, dead_letter: DeadLetter, has_row: bool) {
         let position = dead_letter.delivery.position;
         self.remove_dead_letter(position);
+        // The dead letter replaces the owed row, so it settles the position as well.
         self.settled.remove(&position);
         self.dead_letter_bytes += dead_letter.payload.len();
         self.dead_letters.insert(position, UnwrittenDeadLetter { dead_letter, has_row });
@@ -152,8 +167,8 @@ impl OutboxJournal {
         Some(unwritten_letter)
     }
 
-    /// Lets the oldest go until the bound is kept. Of what the store has a row, it will find out by
-    /// itself.
+    /// Drops the oldest dead letters beyond the bound. One with a row in the store is not lost:
+    /// after a restart its delivery is tried and given up again.
     fn enforce_unwritten_limit(&mut self) {
         while self.dead_letters.len() > MAX_UNWRITTEN_DEAD_LETTERS
             || self.dead_letter_bytes > MAX_UNWRITTEN_DEAD_LETTER_BYTES
@@ -167,13 +182,13 @@ impl OutboxJournal {
         }
     }
 
-    /// Dead letters that were lost since the last look, because the store could not be written for
-    /// too long.
+    /// Returns how many dead letters were lost since the last call.
     pub(super) fn take_lost_count(&mut self) -> u64 {
         std::mem::take(&mut self.lost_dead_letters)
     }
 
-    /// Whether what has become of this place is still to be written.
+    /// Returns whether a settlement or dead letter of this position is still to be written, or in
+    /// flight.
     pub(super) fn is_unwritten(&self, position: u64) -> bool {
         let committing = self.committing.as_ref();
         self.settled.contains(&position)
@@ -184,21 +199,25 @@ impl OutboxJournal {
             })
     }
 
-    /// Whether there is something that should not wait, and no batch is on its way.
+    /// Returns whether a change is urgent and no batch is in flight.
     pub(super) fn is_due(&self) -> bool {
         self.is_urgent && self.committing.is_none()
     }
 
-    /// Whether there is anything, and no batch is on its way.
+    /// Returns whether there is any change and no batch is in flight.
     pub(super) fn has_changes(&self, cursor: u64) -> bool {
-        let has_fates =
+        let has_deliveries =
             !(self.dirty.is_empty() && self.settled.is_empty() && self.dead_letters.is_empty());
-        self.committing.is_none() && (self.is_urgent || has_fates || cursor > self.committed_cursor)
+        self.committing.is_none()
+            && (self.is_urgent || has_deliveries || cursor > self.committed_cursor)
     }
 
-    /// What is not in the store, as much as goes into one batch; `owed` gives the row of a delivery
-    /// and what the store has of it. The position stays before what is left for the next one. What
-    /// has been settled behind that keeps its slots.
+    /// Takes the changes of one batch; `row_of` gives the row of an owed delivery and what the
+    /// store has of it.
+    ///
+    /// Changes beyond the bound stay, and the batch's cursor stays before the lowest of them: a
+    /// cursor past a delivery without a row would declare it settled. If anything stays, occupied
+    /// slots stay occupied, because settlements behind the cursor are not recorded by this batch.
     pub(super) fn take_batch(
         &mut self,
         cursor: u64,
@@ -209,37 +228,44 @@ impl OutboxJournal {
         let slots = if deferred.is_none() { std::mem::take(&mut self.occupied_slots) } else { 0 };
         let mut committing =
             CommittingBatch { cursor, occupied_slots: slots, ..CommittingBatch::default() };
-        let mut fates = BTreeMap::new();
+        let mut deliveries = BTreeMap::new();
         let deferred_dirty = deferred.map(|rest| self.dirty.split_off(&rest)).unwrap_or_default();
         for position in std::mem::replace(&mut self.dirty, deferred_dirty) {
             let Some((owed, row)) = row_of(position) else { continue };
+            // Remembered until the commit: the delivery may be settled meanwhile, and then its
+            // settlement must delete this row (`row_state`).
             if row != RowState::Present {
                 committing.new_rows.insert(position);
             }
-            fates.insert(position, DeliveryChange::Owed(owed));
+            deliveries.insert(position, DeliveryChange::Owed(owed));
         }
         let deferred_settled =
             deferred.map(|rest| self.settled.split_off(&rest)).unwrap_or_default();
         committing.settled = std::mem::replace(&mut self.settled, deferred_settled);
-        fates
+        deliveries
             .extend(committing.settled.iter().map(|position| (*position, DeliveryChange::Settled)));
         let deferred_dead_letters =
             deferred.map(|rest| self.dead_letters.split_off(&rest)).unwrap_or_default();
-        for (position, UnwrittenDeadLetter { dead_letter: letter, has_row }) in
+        for (position, UnwrittenDeadLetter { dead_letter, has_row }) in
             std::mem::replace(&mut self.dead_letters, deferred_dead_letters)
         {
-            self.dead_letter_bytes -= letter.payload.len();
-            committing.dead_letters.insert(position, (letter.delivery.session.clone(), has_row));
-            fates.insert(position, DeliveryChange::Dead(letter));
+            self.dead_letter_bytes -= dead_letter.payload.len();
+            committing
+                .dead_letters
+                .insert(position, (dead_letter.delivery.session.clone(), has_row));
+            deliveries.insert(position, DeliveryChange::Dead(dead_letter));
         }
+        // What was deferred follows at once, so that its slots are free soon.
         (self.is_urgent, self.committing) = (deferred.is_some(), Some(committing));
-        WebhookChanges { position: cursor, deliveries: fates }
+        WebhookChanges { position: cursor, deliveries }
     }
 
-    /// The lowest place that is left for the batch behind this one, if any is.
+    /// Returns the lowest position that does not fit the batch, if any.
     fn first_deferred(&self) -> Option<u64> {
         let beyond = |positions: &BTreeSet<u64>| positions.iter().nth(self.max_batch_rows).copied();
         let (mut count, mut bytes) = (0, 0);
+        // Bytes are compared before the payload is added: a batch takes at least one dead letter,
+        // however large.
         let first_dead_letter = self.dead_letters.iter().find(|(_, unwritten_letter)| {
             let is_beyond = count >= self.max_batch_rows || bytes >= MAX_BATCH_PAYLOAD_BYTES;
             (count, bytes) = (count + 1, bytes + unwritten_letter.dead_letter.payload.len());
@@ -249,7 +275,7 @@ impl OutboxJournal {
         [beyond(&self.dirty), beyond(&self.settled), first_dead_letter].into_iter().flatten().min()
     }
 
-    /// Notes that the batch is in the store, and tells of which places it has a row now.
+    /// Records that the batch is in the store, and returns the positions that have a row now.
     pub(super) fn record_commit(&mut self) -> BTreeSet<u64> {
         let Some(committing) = self.committing.take() else { return BTreeSet::new() };
         self.is_store_degraded = false;
@@ -257,19 +283,22 @@ impl OutboxJournal {
         committing.new_rows
     }
 
-    /// Notes that the store is degraded, so that nothing is written for now. Delivery goes on: all
-    /// slots are free, and the bound of what is delivered twice after a crash is void.
+    /// Records that the store cannot be written. Delivery goes on: all slots are free, and the
+    /// bound on duplicates after a crash is void until the next commit.
     pub(super) fn mark_store_degraded(&mut self) {
         (self.is_store_degraded, self.occupied_slots) = (true, 0);
+        // The batch in flight gives up its slots too: its reply may take as long as the outage.
         if let Some(committing) = &mut self.committing {
             committing.occupied_slots = 0;
         }
         self.enforce_unwritten_limit();
     }
 
-    /// Puts a batch that could not be written under what has happened since, and tells of which
-    /// places it may have written a row for the first time all the same. What says that such a row
-    /// is void stays: there, it is needed; else it does no harm.
+    /// Merges a batch whose commit was reported as failed under newer changes, and returns the
+    /// positions that may have got their first row all the same.
+    ///
+    /// Settlements of such rows are kept: if the commit succeeded after all they are needed, and
+    /// otherwise they do nothing.
     pub(super) fn record_commit_failure(
         &mut self,
         changes: WebhookChanges,
@@ -277,20 +306,23 @@ impl OutboxJournal {
     ) -> BTreeSet<u64> {
         let Some(committing) = self.committing.take() else { return BTreeSet::new() };
         self.is_urgent = true;
+        // A row that may not exist must not be relied on to bring a dropped dead letter back.
         for position in &committing.new_rows {
             if let Some(unwritten_letter) = self.dead_letters.get_mut(position) {
                 unwritten_letter.has_row = false;
             }
         }
-        for (position, fate) in changes.deliveries {
-            match fate {
+        for (position, change) in changes.deliveries {
+            // Newer changes win: an owed row only if the delivery is still owed, a settlement
+            // unless it was given up since, a dead letter unless it was settled or erased since.
+            match change {
                 DeliveryChange::Owed(_) if is_owed(position) => self.mark_dirty(position, true),
                 DeliveryChange::Settled if !self.dead_letters.contains_key(&position) => {
                     self.settle(position);
                 }
-                DeliveryChange::Dead(letter) if !self.is_unwritten(position) => {
+                DeliveryChange::Dead(dead_letter) if !self.is_unwritten(position) => {
                     self.insert_dead_letter(
-                        letter,
+                        dead_letter,
                         committing.dead_letters.get(&position).is_some_and(|(_, has_row)| *has_row),
                     );
                 }
@@ -301,17 +333,18 @@ impl OutboxJournal {
         committing.new_rows
     }
 
-    /// Notes that the store has forgotten everything. Dead letters that are still here are still to
-    /// be written.
+    /// Records that the store has a new, empty file. Dead letters still here are still to be
+    /// written.
     pub(super) fn rewrite_all(&mut self) {
         (self.committed_cursor, self.is_urgent) = (0, true);
-        self.settled.clear();
+        self.settled.clear(); // the new file has no rows to delete
         self.dead_letters
             .values_mut()
             .for_each(|unwritten_letter| unwritten_letter.has_row = false);
     }
 
-    /// Forgets the dead letters of a session, also the one that is just being written.
+    /// Removes the dead letters of a session, and settles those that the batch in flight may be
+    /// writing.
     pub(super) fn erase(&mut self, session: &SessionId) {
         let belongs_to_session = |unwritten_letter: &UnwrittenDeadLetter| {
             unwritten_letter.dead_letter.delivery.session.as_ref() == Some(session)

@@ -1,31 +1,38 @@
-//! The outbox of one webhook: what it is owed, in which order deliveries are tried, and the state
-//! of its endpoint. A state machine without I/O.
+//! Outbox of one webhook: owed deliveries, their order, retries, and the state of the endpoint. A
+//! state machine without I/O and without a clock.
 //!
-//! In: events as they are read, answers, commands of operators, the time. Out: the next delivery to
-//! send, and changes to commit.
+//! In: events as they are read, outcomes of attempts, commands of operators, the time. Out: the
+//! next event to send, and changes for the store.
 //!
 //! ```text
-//!            take                    next                  settle
-//! log ─────────────► queue ─ head ─────────► running ─┬─ accepted ──► delivered (the last 1000)
-//!       one queue per ▲                               ├─ retry ─────► waiting ──┐
-//!       session       └───────────────────────────────┴─────────────────────────┘
+//!           enqueue                 next                  settle
+//! log ──────────► session queue ─ head ──► in flight ─┬─ accepted ──► delivered (the last 1000)
+//!      one queue per  ▲                               ├─ retry ─────► waiting ──┐
+//!      session        └───────────────────────────────┴─────────────────────────┘
 //!                                                     └─ given up ──► dead letter (in the store)
 //! ```
 //!
-//! Every step takes logarithmic time, however much is owed. A step that releases, expires or erases
-//! many deliveries has been paid for by the arrival of each of them.
+//! Every step takes logarithmic time, however much is owed. A step over many deliveries (release,
+//! expiry, erasure) is linear in their number, which the steps that put them here have amortised.
+//!
+//! Files: `schedule.rs`, `commit.rs`, `operator.rs`, `redelivery.rs` and `items.rs` implement
+//! `Outbox`; the other files are types below it, and use none of these.
 //!
 //! May use: `event`, `store`, `webhook_delivery`.
 
 mod circuit_breaker;
 mod commit;
+mod counts;
 mod delivered;
 mod item;
+mod items;
 mod journal;
 #[cfg(test)]
 mod model;
 mod operator;
+mod policy;
 mod redelivery;
+mod redelivery_scan;
 mod schedule;
 mod session_queues;
 #[cfg(test)]
@@ -40,75 +47,46 @@ use std::{
 use fastrand::Rng;
 use tokio::time::Instant;
 
+pub(super) use self::{
+    circuit_breaker::EndpointStatus,
+    policy::{DeliveryPolicy, EventStorage},
+};
 use self::{
-    circuit_breaker::{BackoffContext, CircuitBreaker, MAX_RETRY_DELAY, SendPermission},
+    circuit_breaker::{BackoffContext, CircuitBreaker, MAX_RETRY_DELAY},
+    counts::OutboxCounts,
     delivered::DeliveredHistory,
     item::{DeliveryStage, ItemKind, NextAttempt, OutboxItem, RowState},
     journal::OutboxJournal,
-    redelivery::RedeliveryScan,
+    redelivery_scan::RedeliveryScan,
     session_queues::{QueueHeads, SessionQueues},
 };
-use super::{Disposition, Now};
+use super::Now;
 use crate::{
-    event::{Event, SessionId},
-    store::{OwedDelivery, WebhookChanges},
-    webhook_delivery::{Attempt, DeadLetter, DeadLetterReason, Delivery, EndpointState},
+    event::Event,
+    store::OwedDelivery,
+    webhook_delivery::{Delivery, EndpointState},
 };
 
-/// Deliveries that are owed to one webhook at one time where the store has their events: some 20
-/// MiB for each webhook that is so far behind. What comes behind waits in the log.
+/// Owed deliveries of one webhook with a durable store, some 20 MiB for each webhook that is so far
+/// behind. Beyond that the reader stops, and later events wait in the log.
 pub(super) const MAX_OWED_DELIVERIES: u64 = 65_536;
-/// Events that are held although the store has them. Enough that a webhook that keeps up reads
-/// nothing again.
+/// Events in memory although the store has them: enough that a webhook that keeps up reads no event
+/// a second time.
 const MAX_LOADED_EVENTS: usize = 256;
-/// Bytes of them.
+/// Bytes of those events.
 const MAX_LOADED_BYTES: usize = 4 << 20;
-/// Heads of lanes whose events are loaded before there is a slot. A page of the store brings about
-/// as many.
-const MAX_PRELOADED_HEADS: usize = 64;
-/// A retry's event is loaded so long before it is due. Longer than a read takes.
-const PRELOAD_LEAD_TIME: Duration = Duration::from_secs(1);
-/// After an event could not be read. Longer than the pause after each such event, so that a few of
-/// them leave time for others.
-const UNREADABLE_EVENT_DELAY: Duration = Duration::from_secs(10);
 
-/// How hard a webhook is tried, and where what it is owed can be read again.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct DeliveryPolicy {
-    /// Attempts after the first.
-    pub(super) max_retries: u32,
-    /// The wait before the first retry, which doubles from there.
-    pub(super) initial_backoff: Duration,
-    /// The longest wait.
-    pub(super) max_backoff: Duration,
-    /// Deliveries that are under way, or settled and not yet written down.
-    pub(super) max_in_flight: usize,
-    /// Where events are.
-    pub(super) event_storage: EventStorage,
-}
-
-/// Where the events are that are owed.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum EventStorage {
-    /// In the store: few need to be held here.
-    InStore,
-    /// Here alone. Beyond so many bytes the oldest becomes a dead letter.
-    InMemory {
-        /// Bytes of events, all overhead included.
-        max_bytes: u64,
-    },
-}
-
-/// What one webhook is owed.
+/// Owed deliveries and redelivered dead letters of one webhook, with the circuit breaker of its
+/// endpoint.
 #[derive(Debug)]
 pub(super) struct Outbox {
     policy: DeliveryPolicy,
     cursor: u64,
-    /// The latest moment that anybody has told.
+    /// The latest time that a caller passed in. Functions without a `now` argument go by this one.
     clock: Now,
-    /// Everything to deliver, by place.
+    /// Every delivery that is not settled, by position.
     items: BTreeMap<u64, OutboxItem>,
-    /// Those of them that are dead letters, delivered again.
+    /// Positions in `items` that are redelivered dead letters.
     redeliveries: BTreeSet<u64>,
     redelivery_scan: RedeliveryScan,
     session_queues: SessionQueues,
@@ -117,36 +95,17 @@ pub(super) struct Outbox {
     journal: OutboxJournal,
     delivered: DeliveredHistory,
     counts: OutboxCounts,
-    /// The last attempt that began was a retry.
+    /// Whether the attempt that `next` released last was a retry: fresh deliveries have the next
+    /// turn.
     was_retry: bool,
-    /// The store has made dead letters up to this place.
+    /// The store has made dead letters of everything owed up to this position.
     expired_through: u64,
     random: Rng,
 }
 
-/// Counts over all items.
-#[derive(Clone, Copy, Debug, Default)]
-struct OutboxCounts {
-    owed: u64,
-    in_flight: usize,
-    in_flight_retries: usize,
-    loaded: usize,
-    loaded_bytes: usize,
-}
-
-/// How an endpoint stands, and why.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct EndpointStatus {
-    /// In one word.
-    pub(super) state: EndpointState,
-    /// Until when it is throttled, or when it is probed next.
-    pub(super) until: Option<Instant>,
-    /// What led to it, if it is not active.
-    pub(super) problem: Option<String>,
-}
-
 impl Outbox {
-    /// The outbox of a webhook that has come to `cursor`, and is owed these before it.
+    /// Creates the outbox of a webhook that has read up to `cursor`, with deliveries owed at or
+    /// before it.
     pub(super) fn new(
         policy: DeliveryPolicy,
         cursor: u64,
@@ -174,6 +133,8 @@ impl Outbox {
         outbox
     }
 
+    /// Inserts a delivery that the store has. Its event stays unloaded; its stored attempts count
+    /// against the policy.
     fn restore(&mut self, owed: OwedDelivery) {
         let next_attempt = owed
             .next_attempt_at
@@ -184,18 +145,20 @@ impl Outbox {
         self.insert_item(item, next_attempt);
     }
 
-    /// Goes on under another policy.
+    /// Replaces the policy. Deliveries that already exceed a lower `max_retries` have one more
+    /// attempt.
     pub(super) fn set_policy(&mut self, policy: DeliveryPolicy) {
         self.policy = policy;
     }
 
-    /// Whether another event may be taken.
+    /// Returns whether the outbox takes another event. In memory there is always room: the oldest
+    /// deliveries give way.
     pub(super) fn has_capacity(&self) -> bool {
         self.is_in_memory() || self.counts.owed < MAX_OWED_DELIVERIES
     }
 
-    /// Takes over an event that is owed, behind everything so far, and passes its place. One that
-    /// has been passed is left.
+    /// Takes over an owed event and advances the cursor to it. An event at or before the cursor is
+    /// ignored.
     pub(super) fn enqueue(&mut self, event: Arc<Event>, now: Now) {
         self.clock = now;
         let position = event.position();
@@ -208,38 +171,41 @@ impl Outbox {
             event_id: event.id(),
             kind: event.kind().clone(),
             session: event.session().cloned(),
+            // An event restored from the store has no arrival time: it counts from now.
             created_at: now.unix_ms_before(event.received().unwrap_or(now.instant)),
             attempts: Vec::new(),
         };
+        // In memory the outbox has the only copy once the ring has evicted the event.
         let event = (self.is_in_memory() || self.has_load_budget(1)).then_some(event);
         self.insert_item(OutboxItem::new(delivery, event, ItemKind::Owed), NextAttempt::Fresh);
+        // Not urgent: a delivery that is settled before the next batch never needs a row.
         self.journal.mark_dirty(position, false);
         self.enforce_memory_limit();
     }
 
-    /// Notes that everything up to `place` has been taken or is not for this webhook.
+    /// Records that every event up to `position` was enqueued or is outside the webhook's scope.
     pub(super) fn advance_to(&mut self, position: u64) {
         self.cursor = self.cursor.max(position);
     }
 
-    /// Everything up to this place has been passed.
+    /// Returns the position up to which every event was enqueued or is outside the scope.
     pub(super) fn cursor(&self) -> u64 {
         self.cursor
     }
 
-    /// How the endpoint stands.
+    /// Returns the state of the endpoint.
     pub(super) fn endpoint_status(&self) -> EndpointStatus {
         self.breaker.status(self.clock.instant)
     }
 
-    /// How many deliveries are owed, without those of dead letters; and when the oldest of their
-    /// events came, in Unix milliseconds.
+    /// Returns the number of owed deliveries, without redeliveries, and the creation time of the
+    /// oldest in Unix milliseconds.
     pub(super) fn owed(&self) -> (u64, Option<u64>) {
         (self.counts.owed, self.owed_items().next().map(|item| item.delivery.created_at))
     }
 
-    /// Deliveries that are owed, newest first: at most `most` before the place `before`; with when
-    /// each is due, in Unix milliseconds, unless it waits for its turn or is under way.
+    /// Returns up to `limit` owed deliveries before the position `before`, newest first, each with
+    /// its due time in Unix milliseconds unless it is blocked or in flight.
     pub(super) fn pending(
         &self,
         before: Option<u64>,
@@ -251,25 +217,25 @@ impl Outbox {
         owed.map(|item| (item.delivery.clone(), self.due_at(item, now))).collect()
     }
 
-    /// The delivery at `place` that is owed, or a dead letter on its way.
+    /// Returns the delivery at `position` if it is owed or redelivered.
     #[cfg(test)]
     fn get(&self, position: u64) -> Option<&Delivery> {
         let item = self.items.get(&position)?;
         matches!(item.item_kind, ItemKind::Owed | ItemKind::Redelivery).then_some(&item.delivery)
     }
 
-    /// Deliveries that were accepted, newest first, each with its number: at most `most` before the
-    /// number `before`.
+    /// Returns up to `limit` accepted deliveries before the running number `before`, newest first.
     pub(super) fn delivered(&self, before: Option<u64>, limit: usize) -> Vec<(u64, Delivery)> {
         self.delivered.list(before, limit)
     }
 
-    /// What is owed, oldest first. Few others stand between: what is under way, and letters.
+    /// Iterates over owed items, oldest first. The first is found soon: few items in front of it
+    /// can be of another kind, namely redeliveries and what is in flight.
     fn owed_items(&self) -> impl Iterator<Item = &OutboxItem> {
         self.items.values().filter(|item| item.item_kind == ItemKind::Owed)
     }
 
-    /// When an item is due, in Unix milliseconds, if that is known.
+    /// Returns the due time of an item in Unix milliseconds, if it is known.
     fn due_at(&self, item: &OutboxItem, now: Now) -> Option<u64> {
         let own = match item.stage {
             DeliveryStage::Blocked | DeliveryStage::InFlight { .. } => return None,
@@ -280,6 +246,7 @@ impl Outbox {
         let due = match status.state {
             EndpointState::Active => own,
             EndpointState::Throttled => own.max(status.until?),
+            // The oldest head is the next probe; the others wait for its outcome.
             EndpointState::Open if self.queue_heads.oldest() == Some(item.delivery.position) => {
                 status.until?
             }
@@ -292,18 +259,21 @@ impl Outbox {
         matches!(self.policy.event_storage, EventStorage::InMemory { .. })
     }
 
-    /// Whether few enough events are held for another one: of the bound, one part in `share` is for
-    /// this use.
+    /// Returns whether another event may be loaded: one part in `share` of the bound is for this
+    /// use.
     fn has_load_budget(&self, share: usize) -> bool {
         self.counts.loaded < MAX_LOADED_EVENTS / share
             && self.counts.loaded_bytes < MAX_LOADED_BYTES / share
     }
 
+    /// Converts Unix milliseconds to the monotonic clock. Capped, because a wall clock that was set
+    /// back while the relay was down would turn a short wait into a long one.
     fn instant_of(&self, unix_ms: u64) -> Instant {
         let wait = Duration::from_millis(unix_ms.saturating_sub(self.clock.unix_ms));
         self.clock.instant + wait.min(MAX_RETRY_DELAY)
     }
 
+    /// Borrows the circuit breaker together with the parts of the outbox that determine a delay.
     fn breaker_with_backoff(&mut self) -> (&mut CircuitBreaker, BackoffContext<'_>) {
         let backoff = BackoffContext {
             now: self.clock.instant,
@@ -314,120 +284,8 @@ impl Outbox {
     }
 }
 
-/// An instant on the other clock. What has passed is now.
+/// Converts an instant to Unix milliseconds; an instant that has passed gives this moment.
 fn unix_ms_of(instant: Instant, now: Now) -> u64 {
     let wait = instant.saturating_duration_since(now.instant);
     now.unix_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// How items come, move and go. Everything that is counted or found by an index is kept right here.
-impl Outbox {
-    /// Lines an item up in its lane.
-    fn insert_item(&mut self, item: OutboxItem, next_attempt: NextAttempt) {
-        let position = item.delivery.position;
-        if self.items.contains_key(&position) {
-            return;
-        }
-        let is_head = self.session_queues.enqueue(item.delivery.session.as_ref(), position);
-        self.update_counts(position, item.item_kind, true);
-        if let Some(event) = &item.event {
-            self.counts.count_loaded(event, true);
-        }
-        self.items.insert(position, item);
-        if is_head {
-            self.set_stage(position, DeliveryStage::Idle(next_attempt));
-        }
-    }
-
-    /// Moves an item from one stage to another.
-    fn set_stage(&mut self, position: u64, stage: DeliveryStage) {
-        let Some(item) = self.items.get_mut(&position) else { return };
-        let previous = std::mem::replace(&mut item.stage, stage);
-        let is_loaded = item.event.is_some();
-        match previous {
-            DeliveryStage::Blocked => {}
-            DeliveryStage::Idle(next_attempt) => {
-                self.queue_heads.remove(position, next_attempt, is_loaded);
-            }
-            DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, false),
-        }
-        match stage {
-            DeliveryStage::Blocked => {}
-            DeliveryStage::Idle(next_attempt) => {
-                self.queue_heads.insert(position, next_attempt, is_loaded);
-            }
-            DeliveryStage::InFlight { is_retry } => self.counts.count_in_flight(is_retry, true),
-        }
-    }
-
-    /// Holds an item's event, or no longer.
-    fn set_event(&mut self, position: u64, event: Option<Arc<Event>>) {
-        let Some(stage) = self.items.get(&position).map(|item| item.stage) else { return };
-        self.set_stage(position, DeliveryStage::Blocked);
-        if let Some(item) = self.items.get_mut(&position) {
-            let previous = std::mem::replace(&mut item.event, event);
-            previous.iter().for_each(|event| self.counts.count_loaded(event, false));
-            item.event.iter().for_each(|event| self.counts.count_loaded(event, true));
-        }
-        self.set_stage(position, stage);
-    }
-
-    /// Gives an item another reason to be here.
-    fn set_item_kind(&mut self, position: u64, item_kind: ItemKind) {
-        let Some(item) = self.items.get_mut(&position) else { return };
-        let previous = std::mem::replace(&mut item.item_kind, item_kind);
-        self.update_counts(position, previous, false);
-        self.update_counts(position, item_kind, true);
-    }
-
-    fn update_counts(&mut self, position: u64, item_kind: ItemKind, is_added: bool) {
-        match item_kind {
-            ItemKind::Owed => {
-                self.counts.owed =
-                    if is_added { self.counts.owed + 1 } else { self.counts.owed - 1 }
-            }
-            ItemKind::Redelivery if is_added => drop(self.redeliveries.insert(position)),
-            ItemKind::Redelivery => drop(self.redeliveries.remove(&position)),
-            ItemKind::Expired | ItemKind::Erased => {}
-        }
-    }
-
-    /// Takes an item out; the next of its lane becomes first.
-    fn remove_item(&mut self, position: u64) -> Option<OutboxItem> {
-        self.set_stage(position, DeliveryStage::Blocked);
-        let item = self.items.remove(&position)?;
-        self.update_counts(position, item.item_kind, false);
-        if let Some(event) = &item.event {
-            self.counts.count_loaded(event, false);
-        }
-        self.journal.clear_dirty(position);
-        if let Some(next) = self.session_queues.dequeue(item.delivery.session.as_ref(), position) {
-            let next_attempt =
-                self.items.get(&next).map_or(NextAttempt::Fresh, OutboxItem::next_attempt);
-            self.set_stage(next, DeliveryStage::Idle(next_attempt));
-        }
-        Some(item)
-    }
-}
-
-impl OutboxCounts {
-    fn count_in_flight(&mut self, is_retry: bool, begins: bool) {
-        let retries = usize::from(is_retry);
-        if begins {
-            (self.in_flight, self.in_flight_retries) =
-                (self.in_flight + 1, self.in_flight_retries + retries);
-        } else {
-            (self.in_flight, self.in_flight_retries) =
-                (self.in_flight - 1, self.in_flight_retries - retries);
-        }
-    }
-
-    fn count_loaded(&mut self, event: &Event, begins: bool) {
-        let bytes = event.size_bytes();
-        if begins {
-            (self.loaded, self.loaded_bytes) = (self.loaded + 1, self.loaded_bytes + bytes);
-        } else {
-            (self.loaded, self.loaded_bytes) = (self.loaded - 1, self.loaded_bytes - bytes);
-        }
-    }
 }

@@ -1,35 +1,40 @@
-//! Commands of operators and of the store: enable, disable, erase, expire.
+//! Commands of operators and of the store: enable, disable, throttle, erase, expire.
 //!
-//! May use: no other module.
+//! May use: `event`.
 
-use super::*;
+use super::{
+    Outbox,
+    item::{ItemKind, OutboxItem, RowState},
+};
+use crate::event::SessionId;
 
 impl Outbox {
-    /// Makes the endpoint active; what waits is tried at once.
+    /// Makes the endpoint active and every retry due at once.
     pub(in crate::webhook) fn enable(&mut self) {
         self.breaker.enable();
         self.make_retries_due();
     }
 
-    /// Sends nothing until it is enabled.
+    /// Disables the endpoint until it is enabled.
     pub(in crate::webhook) fn disable(&mut self, problem: &str) {
         self.breaker.disable(problem);
     }
 
-    /// Sends nothing until this time, in Unix milliseconds: the receiver has asked for that before
-    /// the restart.
+    /// Restores a throttle from before the restart, in Unix milliseconds.
     pub(in crate::webhook) fn throttle(&mut self, until: u64) {
         self.breaker.throttle(self.instant_of(until));
     }
 
-    /// Notes that the store has made dead letters of everything owed up to `through`, also of what
-    /// has not been taken yet.
+    /// Records that the store has made dead letters of everything owed up to `expired_through`,
+    /// also of events that the reader has not returned yet.
     pub(in crate::webhook) fn expire_through(&mut self, expired_through: u64) {
         if expired_through <= self.expired_through {
             return;
         }
+        // The reader may still return events up to here: `enqueue` ignores them from now on.
         self.cursor = self.cursor.max(expired_through);
-        // What was accepted, but not yet written down, the store has taken for owed.
+        // A delivery that was accepted without a committed settlement was owed in the store's view,
+        // and is a dead letter there now: settle it.
         for position in self.delivered.positions_between(self.expired_through, expired_through) {
             self.journal.expire(position);
             self.journal.settle(position);
@@ -45,7 +50,7 @@ impl Outbox {
         }
     }
 
-    /// Takes an item out, or lets it vanish when it is settled, if it is under way.
+    /// Removes an item, or, if it is in flight, changes its kind so that its outcome removes it.
     fn remove_unless_in_flight(&mut self, position: u64, item_kind: ItemKind) {
         if self.items.get(&position).is_some_and(OutboxItem::is_in_flight) {
             self.set_item_kind(position, item_kind);
@@ -54,12 +59,13 @@ impl Outbox {
         }
     }
 
-    /// Forgets what is owed of a session, and what was delivered.
+    /// Erases one session: owed deliveries, redeliveries, the history, and unwritten dead letters.
     pub(in crate::webhook) fn erase(&mut self, session: &SessionId) {
         self.delivered.erase(session);
         self.journal.erase(session);
         for position in self.session_queues.positions(session) {
             let Some(item) = self.items.get(&position) else { continue };
+            // A row in the batch in flight must go as well, not only one that is committed.
             if self.journal.row_state(position, item.row, item.item_kind) != RowState::Absent {
                 self.journal.settle(position);
             }

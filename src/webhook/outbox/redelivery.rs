@@ -1,54 +1,51 @@
-//! The redelivery scan: passes over the dead letters that wait in the store, by position,
-//! repeatedly.
+//! Redelivery: a repeated scan, by position, over the dead letters that wait in the store for
+//! another delivery.
 //!
 //! ```text
-//! store   a1 a2 b1 a3 c1 …   a1 fails and waits: a2, a3 are left for a later scan, b1 and c1 are taken
-//!               through ─┘
+//! store   a1 a2 b1 a3 c1 …      a1 fails and waits: a2, a3 wait for a later scan, b1 and c1 do not
+//!               scanned ─┘
 //! ```
 //!
-//! A session whose first delivery waits for its next attempt has no other dead letters in memory,
-//! so that it does not displace other sessions. Once one dead letter of a session is left for
-//! later, the following ones are too, until the next scan: they keep their order.
+//! A session whose head waits for a retry has no other dead letter in memory, so that it cannot
+//! keep the dead letters of other sessions in the store. Once the scan has skipped one dead letter
+//! of a session, it skips all later ones until the next scan: they keep their order.
 //!
-//! May use: no other module.
+//! May use: `event`, `webhook_delivery`.
 
-use std::collections::{HashSet, VecDeque};
+use std::{sync::Arc, time::Duration};
 
-use super::*;
+use super::{
+    Outbox,
+    item::{DeliveryStage, ItemKind, NextAttempt, OutboxItem},
+    redelivery_scan::RedeliveryScan,
+};
+use crate::{
+    event::{Event, SessionId},
+    webhook::Now,
+    webhook_delivery::DeadLetter,
+};
 
-/// Dead letters that are under way, or could be, at one time; and of one session. A thousand of
-/// them do not crowd out what is new.
+/// Redeliveries that are in flight or could be, and redeliveries of one session: a thousand
+/// requeued dead letters do not displace new events.
 const MAX_ACTIVE_REDELIVERIES: usize = 16;
-/// All that are here, those that wait for their next attempt among them: of so many sessions that
-/// fail, none keeps the others waiting.
+/// All redeliveries in memory, also those that wait for a retry: up to that many failing sessions
+/// leave room for the others.
 const MAX_LOADED_REDELIVERIES: usize = 256;
-/// Bytes of them, and one more: as much as dead letters that wait for the store may take.
+/// Bytes of redeliveries after which no further one is enqueued: as much as unwritten dead letters
+/// may take.
 const MAX_REDELIVERY_BYTES: usize = 16 << 20;
-/// Sessions that one walk leaves behind; then it begins anew.
+/// Sessions that one scan remembers as skipped; beyond that it starts again.
 const MAX_SKIPPED_SESSIONS: usize = 1000;
-/// Longer than any answer of a store that works is on its way.
+/// Longer than a reply of a working store is under way.
 const RECENT_REDELIVERY_WINDOW: Duration = Duration::from_secs(5);
 
-/// Where the walk stands.
-#[derive(Debug, Default)]
-pub(super) struct RedeliveryScan {
-    /// Everything up to here has been looked at.
-    scanned_position: u64,
-    /// Sessions of which something has been left behind.
-    skipped_sessions: HashSet<SessionId>,
-    /// Something has been taken since it began.
-    has_enqueued: bool,
-    /// Taken not long ago, and when: an answer that was on its way meanwhile may still name them.
-    recently_enqueued: VecDeque<(Instant, u64)>,
-}
-
 impl Outbox {
-    /// How many dead letters are here to be delivered again.
+    /// Returns how many redeliveries are in memory.
     pub(in crate::webhook) fn redelivery_count(&self) -> u64 {
         self.redeliveries.len() as u64
     }
 
-    /// The place behind which to ask for dead letters, if there is room for any.
+    /// Returns the position after which to ask the store for dead letters, if there is capacity.
     pub(in crate::webhook) fn next_redelivery_after(&self) -> Option<u64> {
         self.has_redelivery_capacity().then_some(self.redelivery_scan.scanned_position)
     }
@@ -72,12 +69,15 @@ impl Outbox {
             && active < MAX_ACTIVE_REDELIVERIES
     }
 
-    /// Takes dead letters for another delivery, as far as there is room: those that wait behind the
-    /// place that was asked for, by place; none when there are no more. Those that are here, or
-    /// were and are not written down yet, are left: the store does not know better. Word of an
-    /// expiry comes first: else one of these may have just been accepted.
+    /// Enqueues dead letters as far as there is capacity. `dead_letters` are those after the
+    /// position that was asked for, in order; none means the end of the scan.
     ///
-    /// Tells whether it is worth asking again soon: not if a whole walk has found nothing.
+    /// A dead letter that is in memory, or was and is not committed as settled, is ignored: the
+    /// store's view of it is old. The caller applies a pending expiry first; otherwise one of these
+    /// may be a delivery that was just accepted.
+    ///
+    /// Returns whether another request is worthwhile soon: not after a whole scan without a dead
+    /// letter that could be enqueued.
     pub(in crate::webhook) fn redeliver(
         &mut self,
         dead_letters: Vec<DeadLetter>,
@@ -97,9 +97,11 @@ impl Outbox {
                 (dead_letter.delivery.position, dead_letter.delivery.session.clone());
             let is_known =
                 self.items.contains_key(&position) || self.journal.is_unwritten(position);
+            // A known one is passed over without skipping its session: it is in its queue already.
             if !is_known && !self.may_redeliver(position, session.as_ref()) {
                 self.redelivery_scan.skipped_sessions.extend(session);
             } else if !is_known {
+                // The scan continues here once there is capacity.
                 if !self.has_redelivery_capacity() {
                     return has_found;
                 }
@@ -107,27 +109,30 @@ impl Outbox {
             }
             self.redelivery_scan.scanned_position = position;
         }
+        // Too many skipped sessions also end the scan: forgetting one of them would break the order
+        // within it.
         if is_at_end || self.redelivery_scan.skipped_sessions.len() > MAX_SKIPPED_SESSIONS {
             self.restart_redelivery_scan();
         }
         has_found
     }
 
-    /// Notes that there are others, which may stand before those that have been looked at. What has
-    /// been asked for is void.
+    /// Starts the scan again, because dead letters were requeued that may lie before its position.
+    /// A reply under way is void.
     pub(in crate::webhook) fn restart_redelivery_scan(&mut self) {
         self.redelivery_scan = RedeliveryScan {
+            // Kept: replies from before the restart may still arrive.
             recently_enqueued: std::mem::take(&mut self.redelivery_scan.recently_enqueued),
             ..RedeliveryScan::default()
         };
     }
 
-    /// Whether it is the turn of a letter: none of its session has been left behind, or holds it
-    /// up.
+    /// Returns whether a dead letter may be enqueued: no earlier one of its session was skipped,
+    /// and the session's head does not wait for a retry.
     fn may_redeliver(&self, position: u64, session: Option<&SessionId>) -> bool {
         if self.redelivery_scan.recently_enqueued.iter().any(|(_, enqueued)| *enqueued == position)
         {
-            return false; // it may be settled already
+            return false; // it may be settled already, and the reply older than the settlement
         }
         let Some(session) = session else { return true };
         let head = self.session_queues.head(session).and_then(|head| self.items.get(&head));
@@ -139,7 +144,7 @@ impl Outbox {
             && self.redeliveries_of(session).count() < MAX_ACTIVE_REDELIVERIES
     }
 
-    /// The letters of a session that are here.
+    /// Iterates over the redeliveries of one session.
     fn redeliveries_of<'a>(
         &'a self,
         session: &'a SessionId,
@@ -165,7 +170,8 @@ impl Outbox {
         }
     }
 
-    /// Lets an item go before the head of its lane, if it is older and the head has not been tried.
+    /// Makes a redelivery the head of its session if it is older than the head and the head has no
+    /// spent attempt.
     fn move_before_head(&mut self, session: &SessionId, position: u64) {
         let head = self.session_queues.head(session).and_then(|head| self.items.get(&head));
         let Some(head) = head.filter(|head| head.stage == DeliveryStage::Idle(NextAttempt::Fresh))
@@ -180,7 +186,7 @@ impl Outbox {
         }
     }
 
-    /// Leaves the letters of a session whose first delivery waits for its next attempt: the store
+    /// Drops the blocked redeliveries of a session whose head waits for a retry: the store still
     /// has them.
     pub(super) fn drop_blocked_redeliveries(&mut self, session: &SessionId) {
         let blocked =

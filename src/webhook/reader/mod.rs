@@ -1,8 +1,11 @@
-//! One webhook's reader of the log: events in order once they are committed, and single events
-//! again.
+//! Reader of one webhook: events of the log in order, once committed, and single events again.
 //!
-//! While the store is degraded nothing is committed; the reader then returns events as soon as they
-//! are dispatched.
+//! In: the webhook's subscription, and the store's persisted position. Out: events that may be
+//! sent.
+//!
+//! An event is returned once it is committed, so that after a crash no other event stands at the
+//! position of one that was delivered. While the store is degraded no commits happen: then events
+//! are returned as soon as they are in the log.
 //!
 //! May use: `event`, `fanout`, `log`, `store`.
 
@@ -27,33 +30,33 @@ use crate::{
     store::StoreHandle,
 };
 
-/// One webhook's cursor.
+/// Cursor of one webhook in its product's log.
 #[derive(Debug)]
 pub(super) struct WebhookReader {
     fanout: Arc<Fanout>,
     store: Arc<StoreHandle>,
     subscription: Subscription,
     persisted: watch::Receiver<u64>,
-    /// Shown, but not committed yet.
+    /// Returned by the subscription, not committed yet.
     uncommitted: Option<Arc<Event>>,
 }
 
-/// What comes next.
+/// Next item of the log for this webhook.
 #[derive(Debug)]
 pub(super) enum ReadItem {
     /// An event.
     Event(Arc<Event>),
-    /// So many places are gone that may have held events.
+    /// Entries are gone that may have been events of the scope.
     Lost {
-        /// They have been kept for as long as anything is.
+        /// Retention removed them, rather than an outage of the store.
         is_evicted: bool,
-        /// How many.
+        /// Number of positions.
         positions: u64,
     },
 }
 
 impl WebhookReader {
-    /// Reads what `scope` admits behind `place`.
+    /// Creates a reader of the events that `scope` admits after `position`.
     pub(super) fn new(
         fanout: Arc<Fanout>,
         store: Arc<StoreHandle>,
@@ -66,13 +69,15 @@ impl WebhookReader {
         Self { fanout, store, subscription, persisted, uncommitted: None }
     }
 
-    /// Goes on with another scope, or reads again what has been read and not given.
+    /// Continues with another scope, and discards everything read but not returned, which is read
+    /// again.
     pub(super) fn resubscribe(&mut self, scope: Scope) {
         let position = self.passed_position();
         *self = Self::new(Arc::clone(&self.fanout), Arc::clone(&self.store), scope, position);
     }
 
-    /// Everything up to this place has been given or is not for this webhook, and is committed.
+    /// Returns the position up to which everything is committed and was returned or is outside the
+    /// scope.
     pub(super) fn passed_position(&self) -> u64 {
         let returned = self
             .uncommitted
@@ -81,21 +86,22 @@ impl WebhookReader {
         returned.min(self.committed_position())
     }
 
-    /// Everything up to this place is committed.
+    /// Returns the position up to which the log is committed.
     pub(super) fn committed_position(&self) -> u64 {
         *self.persisted.borrow()
     }
 
-    /// Entries that have not been looked at.
+    /// Returns the number of entries after the passed position.
     pub(super) fn lag(&self) -> u64 {
         self.fanout.log().newest_position().saturating_sub(self.passed_position())
     }
 
-    /// The next event, once it may be sent.
+    /// Returns the next event once it may be sent.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing.
+    /// Dropping the future loses nothing: an event that waits for its commit stays in
+    /// `uncommitted`.
     pub(super) async fn next(&mut self) -> ReadItem {
         loop {
             if let Some(event) = &self.uncommitted {
@@ -116,73 +122,75 @@ impl WebhookReader {
                         positions: gap.position.saturating_sub(before),
                     };
                 }
+                // Gaps of the upstream: events never reached the log, so no delivery is owed.
                 SubscriptionItem::Gap(_) => {}
             }
         }
     }
 
-    /// The next thing that the log shows.
+    /// Returns the next item of the subscription, committed or not.
     async fn next_item(&mut self) -> SubscriptionItem {
         loop {
             let next = poll_fn(|context| self.subscription.poll_next(context));
-            // It may wait for something of which nobody tells it.
+            // The subscription may wait for a replay permit, which becomes free without a wake-up.
             if let Ok(item) = time::timeout(READER_RECHECK_INTERVAL, next).await {
                 return item;
             }
         }
     }
 
-    /// Waits until `place` is committed, but not for a store that cannot be written.
+    /// Waits until `position` is committed, or the store is degraded.
     async fn wait_until_committed(&self, position: u64) {
         let mut persisted = self.persisted.clone();
         while *persisted.borrow_and_update() < position && !self.store.is_degraded() {
+            // `is_degraded` changes without a wake-up, hence the time-out.
             let _ = time::timeout(READER_RECHECK_INTERVAL, persisted.changed()).await;
         }
     }
 }
 
-/// Reads single events again, one question at a time.
+/// Reads single events again, one request at a time.
 #[derive(Debug)]
 pub(super) struct EventReloader {
     fanout: Arc<Fanout>,
-    /// Something could not be read: the next question is for one event alone, lest its neighbours
-    /// be at fault.
+    /// The last read failed: the next one asks for one event alone, because the fault may be in a
+    /// neighbour of the same page.
     single_event_only: bool,
-    /// The place that is asked for, while it is.
+    /// The request in flight, with its position.
     pending_read: Option<(u64, CatchUp)>,
 }
 
-/// What was found at a place and behind it.
+/// Result of a read at one position.
 #[derive(Debug)]
 pub(super) enum Reloaded {
-    /// These; the first is the one that was asked for.
+    /// The event and some that follow it.
     Events(Vec<Arc<Event>>),
-    /// It has been erased.
+    /// The event was erased.
     Erased,
-    /// Everything up to this place has been kept for long enough.
+    /// Retention has removed everything up to `through`.
     Expired { through: u64 },
-    /// It has not been kept.
+    /// The event was never stored.
     Lost,
-    /// The store cannot read it now.
+    /// The store cannot read the event at present.
     Unreadable,
 }
 
 impl EventReloader {
-    /// Reads from this product's log.
+    /// Creates a reloader of one product's log.
     pub(super) fn new(fanout: Arc<Fanout>) -> Self {
         Self { fanout, single_event_only: false, pending_read: None }
     }
 
-    /// Reads the event at `place` and a few behind it.
+    /// Reads the event at `position` and a few that follow it.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing; the next call goes on where it was, or begins anew for
-    /// another place.
+    /// Dropping the future loses nothing: the next call continues the request, or starts another
+    /// for another position.
     pub(super) async fn reload(&mut self, position: u64) -> Reloaded {
         loop {
             let polled = poll_fn(|context| self.poll_reload(context, position));
-            // A turn at the store may become free without a word.
+            // A replay permit may become free without a wake-up.
             if let Ok(reloaded) = time::timeout(READER_RECHECK_INTERVAL, polled).await {
                 self.pending_read = None;
                 let has_failed = matches!(reloaded, Reloaded::Unreadable);
@@ -229,6 +237,7 @@ impl EventReloader {
                 let mut catch_up = store.catch_up();
                 catch_up.request(wanted);
                 self.pending_read = Some((position, catch_up));
+                // Polled again at once: only the next poll registers the waker with the request.
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -237,6 +246,7 @@ impl EventReloader {
 }
 
 fn reloaded_from(position: u64, entries: impl IntoIterator<Item = Entry>) -> Reloaded {
+    // An entry at another position comes first if the requested one is erased or a gap.
     let event = |entry| match entry {
         Entry::Event(event) => Some(event),
         Entry::Gap(_) | Entry::Erased => None,
@@ -248,8 +258,9 @@ fn reloaded_from(position: u64, entries: impl IntoIterator<Item = Entry>) -> Rel
     }
 }
 
-/// What is read again at one time.
+/// Bounds of one read: a page of events that are likely needed soon.
 const RELOAD_LIMITS: ReadLimits = ReadLimits { entries: 64, bytes: 256 * 1024 };
 
-/// Some things happen without a word: a turn at the store becomes free, or the store fails.
+/// Interval of looks at states that change without a wake-up: a replay permit becomes free, or the
+/// store becomes degraded.
 const READER_RECHECK_INTERVAL: Duration = Duration::from_millis(50);

@@ -1,3 +1,5 @@
+//! The reader and the reloader before a store that cannot be read for a while.
+
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -10,7 +12,7 @@ use crate::{
     store::{Store, StoreSettings, testing},
 };
 
-/// A store with so many events, of which the log has the last few in memory.
+/// Opens a store with `events` events, of which the log keeps the last 16 in memory.
 async fn store_with(directory: &tempfile::TempDir, events: u64) -> (Store, Arc<Fanout>) {
     let metrics = Metrics::new().unwrap();
     let settings = StoreSettings {

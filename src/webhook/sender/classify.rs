@@ -1,8 +1,14 @@
-//! Classifies an answer, or its absence.
+//! Classification of one response, or of its absence.
 //!
 //! In: a status and headers, or an error of the transport. Out: outcome, disposition, and a text
-//! for the operator. The text never repeats what the receiver wrote, nor the URL's path and query,
-//! which may hold a secret. Pure.
+//! for the operator. The text never repeats bytes that the receiver sent, nor the URL's path and
+//! query, which may hold a secret. Pure.
+//!
+//! ```text
+//! 2xx with its whole body      accepted         408, 425, 429, 3xx, 5xx, other   retry
+//! 410                          gone: disables   no or truncated response         retry
+//! any other 4xx                refused: dead    address refused by the guard     dead
+//! ```
 //!
 //! May use: `outbound`, `webhook_delivery`.
 
@@ -18,27 +24,29 @@ use crate::{
     webhook_delivery::Outcome,
 };
 
-/// How an attempt went, and what is to be done.
+/// Outcome of an attempt and its consequence.
 #[derive(Debug, PartialEq)]
 pub(super) struct Classification {
-    /// How it went.
+    /// Outcome, for metrics and the list of attempts.
     pub(super) outcome: Outcome,
-    /// What was answered, if anything.
+    /// Status of the response, if one came.
     pub(super) status: Option<StatusCode>,
-    /// What went wrong, if anything.
+    /// Description of the failure, if the attempt failed.
     pub(super) error: Option<String>,
-    /// What is to be done.
+    /// Consequence for the delivery.
     pub(super) disposition: Disposition,
 }
 
 impl Classification {
-    /// Judges the head of an answer.
+    /// Classifies the head of a response.
     pub(super) fn of_response(status: StatusCode, headers: &HeaderMap) -> Self {
         let retry = || Disposition::Retry {
             after: parse_retry_after(headers).map(|wait| wait.min(MAX_RETRY_AFTER)),
         };
         let (outcome, disposition) = match status.as_u16() {
             200..=299 => (Outcome::Accepted, Disposition::Accepted),
+            // Timeout, too early, too many: RFC 9110 §15.5.9, RFC 8470 §5.2 and RFC 6585 §4 define
+            // these 4xx as temporary.
             408 | 425 | 429 => (Outcome::Refused, retry()),
             410 => (Outcome::Refused, Disposition::Gone),
             400..=499 => (Outcome::Refused, Disposition::Refused),
@@ -48,7 +56,7 @@ impl Classification {
         Self { outcome, status: Some(status), error, disposition }
     }
 
-    /// Judges why there is no answer.
+    /// Classifies the error of an attempt without a response.
     pub(super) fn of_error(failure: &legacy::Error) -> Self {
         let Some(error) = find_in_chain::<EgressError>(failure) else {
             return Self::retry(Outcome::Connect, describe_lost_connection(failure));
@@ -66,7 +74,7 @@ impl Classification {
         }
     }
 
-    /// The deadline has passed.
+    /// Returns the classification of a passed deadline.
     pub(super) fn timeout(timeout: Duration) -> Self {
         Self::retry(
             Outcome::Timeout,
@@ -74,7 +82,7 @@ impl Classification {
         )
     }
 
-    /// The connection was lost behind the answer's head.
+    /// Returns the classification of a connection that was lost after the response's head.
     pub(super) fn truncated() -> Self {
         Self::retry(
             Outcome::Connect,
@@ -82,15 +90,15 @@ impl Classification {
         )
     }
 
-    /// The request could not be made.
+    /// Returns the classification of a request that cannot be built.
     pub(super) fn unsendable() -> Self {
         Self::retry(
             Outcome::Failed,
-            "the secret or the event's id cannot stand in a request header".to_owned(),
+            "the secret or the event's id is not a valid header value".to_owned(),
         )
     }
 
-    /// The same with the status that was seen before.
+    /// Adds the status of a response whose body did not arrive.
     pub(super) fn with_status(self, status: StatusCode) -> Self {
         Self { status: Some(status), ..self }
     }
@@ -111,14 +119,14 @@ fn describe_status(status: StatusCode) -> String {
     } else {
         ""
     };
-    // The reason is the one that the code has everywhere, not the receiver's.
+    // The canonical reason phrase, not the receiver's: its text could be anything.
     format!("answered {} {}", status.as_u16(), status.canonical_reason().unwrap_or_default())
         .trim_end()
         .to_owned()
         + hint
 }
 
-/// What has become of a connection that was dialled.
+/// Describes the loss of a connection that was dialled.
 fn describe_lost_connection(failure: &legacy::Error) -> String {
     if let Some(error) = find_in_chain::<rustls::Error>(failure) {
         return describe_tls_error(error);
@@ -135,7 +143,8 @@ fn describe_lost_connection(failure: &legacy::Error) -> String {
     }
 }
 
-/// Why there is no TLS. The library's own text can repeat names out of the receiver's certificate.
+/// Describes a failed TLS handshake. The text of rustls can repeat names of the receiver's
+/// certificate, so it is not used.
 fn describe_tls_error(error: &rustls::Error) -> String {
     let reason = match error {
         rustls::Error::InvalidCertificate(reason) => describe_certificate_error(reason),
@@ -153,7 +162,8 @@ fn describe_tls_error(error: &rustls::Error) -> String {
 fn describe_certificate_error(error: &CertificateError) -> &'static str {
     match error {
         CertificateError::UnknownIssuer => {
-            "is signed by nobody this relay trusts; give its root as egress.ca_file if it is to be trusted"
+            "is not signed by a root that this relay trusts; \
+             give its root as egress.ca_file if it is to be trusted"
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "has expired",
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
@@ -167,15 +177,15 @@ fn describe_certificate_error(error: &CertificateError) -> &'static str {
     }
 }
 
-/// The first error of this type, from the outermost inwards.
+/// Returns the outermost error of this type in the chain of sources.
 fn find_in_chain<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        // An I/O error names what is below its inner error as its source, never the inner error
-        // itself.
+        // `io::Error::source` is the source of its inner error: the inner error itself, which may
+        // be the one looked for, is reached only by `get_ref`.
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         next = match inner {
             Some(inner) => Some(inner),
@@ -185,5 +195,5 @@ fn find_in_chain<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Op
     None
 }
 
-/// A mistaken date must not silence an endpoint for days.
+/// Upper bound of `Retry-After`: a mistaken date must not silence an endpoint for days.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);

@@ -1,7 +1,7 @@
-//! One attempt: signs the body, posts it, and classifies the answer.
+//! One attempt: signs the body, posts it, and classifies the response.
 //!
-//! In: an event id and the payload. Out: the attempt's outcome. Redirects are not followed, nothing
-//! is decompressed, and only the beginning of the answer's body is read.
+//! In: an event id and the payload. Out: the attempt's outcome and its consequence. Redirects are
+//! not followed, no content coding is decoded, and only the beginning of a response body is read.
 //!
 //! May use: `config`, `outbound`, `webhook_delivery`.
 
@@ -33,7 +33,7 @@ use crate::{
     webhook_delivery::Attempt,
 };
 
-/// Sends to one endpoint, over connections of its own, which close when it is dropped.
+/// Sends to one endpoint, over connections of its own, which close when the sender is dropped.
 #[derive(Debug)]
 pub(super) struct WebhookSender {
     url: Uri,
@@ -43,10 +43,10 @@ pub(super) struct WebhookSender {
 }
 
 impl WebhookSender {
-    /// A sender to `webhook` that reaches what `guard` lets through, and speaks TLS as `tls` says
+    /// Creates a sender to `webhook` that reaches addresses that `guard` admits, with `tls`
     /// (without ALPN).
     ///
-    /// While its secret is being rotated, `former` signs beside it.
+    /// While the secret is being rotated, `previous` signs beside it.
     pub(super) fn new(
         webhook: &WebhookConfig,
         previous: Option<&Secret>,
@@ -56,7 +56,7 @@ impl WebhookSender {
         Self::with_connector(EgressConnector::new(guard, webhook.timeout), webhook, previous, tls)
     }
 
-    /// A sender that dials with `connector`.
+    /// Creates a sender that dials with `connector`.
     pub(super) fn with_connector(
         connector: EgressConnector,
         webhook: &WebhookConfig,
@@ -76,7 +76,7 @@ impl WebhookSender {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends the attempt; whether the receiver has got it is not known then.
+    /// Dropping the future ends the attempt; the receiver may or may not have got the request.
     pub(super) async fn send(&self, id: &str, payload: Bytes) -> (Attempt, Disposition) {
         let began = Instant::now();
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -109,16 +109,19 @@ impl WebhookSender {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Classification {
+        // One deadline for head and body: a receiver that trickles its answer gains no time.
         let response = match timeout_at(deadline, self.client.send(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(failure)) => return Classification::of_error(&failure),
             Err(_) => return Classification::timeout(self.timeout),
         };
         let status = response.status();
+        // The body is read also for its own sake: a 2xx counts only with the whole body (RFC 9112,
+        // §8), and HTTP/1.1 can use the connection again only then.
         let classification = Classification::of_response(status, response.headers());
         let body = timeout_at(deadline, read_bounded(response.into_body())).await;
         match body {
-            // By its head it is no success, and the rest cannot make it one.
+            // By its head the response is a failure, and a truncated body does not change which.
             _ if !status.is_success() => classification,
             Ok(Ok(())) => classification,
             Ok(Err(_)) => Classification::truncated().with_status(status),
@@ -127,8 +130,8 @@ impl WebhookSender {
     }
 }
 
-/// Reads the body so that its connection can be used again, but not for ever: of a long one, the
-/// rest goes with the connection.
+/// Reads the body up to [`MAX_RESPONSE_BYTES`], so that its connection can be used again. A longer
+/// body is dropped together with its connection.
 async fn read_bounded(mut body: Incoming) -> Result<(), hyper::Error> {
     let mut read = 0;
     while read < MAX_RESPONSE_BYTES && !body.is_end_stream() {
@@ -144,5 +147,5 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Receivers say "ok". Nobody reads more.
+/// Bytes of a response body that are read: receivers answer "ok", and the body is not used.
 const MAX_RESPONSE_BYTES: usize = 16 * 1024;

@@ -1,6 +1,7 @@
-//! The HTTP client of one endpoint: its pool of connections, and the bounds on each.
+//! HTTP client of one endpoint: its connection pool, and the bounds on each connection.
 //!
-//! In: a request. Out: the head of the answer. HTTP/2 where TLS offers it, HTTP/1.1 elsewhere.
+//! In: a request. Out: the head of the response. HTTP/2 where TLS offers it (ALPN), HTTP/1.1
+//! elsewhere.
 //!
 //! May use: `outbound`.
 
@@ -28,15 +29,17 @@ use tower::Service;
 
 use crate::outbound::egress_guard::{EgressConnector, EgressError};
 
-/// A client with connections of its own, which close when it is dropped.
+/// Client with connections of its own, which close when the client is dropped.
 pub(super) struct EndpointClient {
     client: Client<TimeoutConnector<HttpsConnector<EgressConnector>>, Full<Bytes>>,
+    /// hyper-util spawns a task for each connection, which may outlive the client; the guard
+    /// cancels it.
     _connection_tasks: DropGuard,
 }
 
 impl EndpointClient {
-    /// A client that keeps up to `connections` idle ones, and gives each `connect_timeout` to be
-    /// made.
+    /// Creates a client that keeps up to `max_idle` idle connections, and gives each
+    /// `connect_timeout` to be established, TLS included.
     pub(super) fn new(
         connector: EgressConnector,
         tls: &ClientConfig,
@@ -44,6 +47,7 @@ impl EndpointClient {
         max_idle: usize,
     ) -> Self {
         let tasks = CancellationToken::new();
+        // hyper-rustls sets ALPN itself and panics on a configuration that has protocols already.
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(tls.clone())
             .https_or_http()
@@ -51,8 +55,10 @@ impl EndpointClient {
             .wrap_connector(connector);
         let client = Client::builder(CancellableExecutor(tasks.clone()))
             .timer(TokioTimer::new())
+            // Without a pool timer, hyper-util closes idle connections only at the next request.
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            // As many as attempts run at one time: more would never be used.
             .pool_max_idle_per_host(max_idle)
             .http1_max_buf_size(MAX_RESPONSE_HEAD_BYTES)
             .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -62,14 +68,14 @@ impl EndpointClient {
         Self { client, _connection_tasks: tasks.drop_guard() }
     }
 
-    /// Sends the request, and returns when the head of the answer is there.
+    /// Sends the request, and returns when the head of the response has arrived.
     ///
-    /// A pooled connection that turns out to be closed before anything was written is replaced
-    /// without a word.
+    /// A pooled connection that turns out to be closed before any byte was written is replaced by a
+    /// new one.
     ///
     /// # Errors
     ///
-    /// When there is no connection, or it is lost before the answer.
+    /// If no connection can be established, or it is lost before the response.
     pub(super) async fn send(
         &self,
         request: Request<Full<Bytes>>,
@@ -80,13 +86,15 @@ impl EndpointClient {
 
 impl fmt::Debug for EndpointClient {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("Transport")
+        out.write_str("EndpointClient")
     }
 }
 
-/// Bounds connection and TLS together. The attempt's own deadline does not: the pool goes on with a
-/// connection that it has begun when another one gets free first, and a receiver that hangs in TLS
-/// could collect those.
+/// Bounds the time for connection and TLS together.
+///
+/// The attempt's own deadline does not: hyper-util's pool completes a connection in the background
+/// if another one becomes free first, and a receiver that never finishes TLS could collect such
+/// connections.
 #[derive(Clone)]
 struct TimeoutConnector<C> {
     connector: C,
@@ -114,7 +122,7 @@ where
     }
 }
 
-/// Runs the tasks of connections until their client is dropped.
+/// Spawns the tasks of connections, and cancels them when the client is dropped.
 #[derive(Clone)]
 struct CancellableExecutor(CancellationToken);
 
@@ -130,17 +138,18 @@ where
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Common servers close what has been idle for 5 s, and a request that is written into a closing
-/// connection is a failed attempt: whether the receiver has got it cannot be known.
+/// Idle time of a pooled connection: common servers close after 5 s, and a request that is written
+/// into a closing connection is a failed attempt, because the receiver may have got it.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Far beyond any head. Bounds what a receiver can make us keep.
+/// Bytes of a response head, far beyond any real one: bounds the memory that a receiver can claim.
 const MAX_RESPONSE_HEAD_BYTES: usize = 64 * 1024;
 
-/// No more of an answer is read than this, so no more needs to be under way.
+/// HTTP/2 window of one stream: not more than the sender reads of a response body.
 const STREAM_WINDOW_BYTES: u32 = 16 * 1024;
 
-/// A connection that all attempts share must not fail one after the other when its far side is
-/// gone.
+/// Interval of HTTP/2 pings. All attempts share one HTTP/2 connection: without pings, each would
+/// fail by its own time-out after the peer has gone.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// Time for a ping's answer; after that the connection is closed.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,12 +1,11 @@
-//! One webhook's side of the store: its definition, its journal, and dead letters on their way
-//! back.
+//! One webhook's requests to the store: its definition, its journal, and dead letters to redeliver.
 //!
-//! At most one request or command of each kind is under way. What cannot be committed is committed
-//! later. Nothing is committed for a webhook that the store does not have yet: its registration
-//! comes first.
+//! At most one request of each kind is in flight. A write that fails is repeated later. A journal
+//! waits for the first registration: the writer has no row to write it to before, and the
+//! registration may be queued behind a long removal.
 //!
 //! ```text
-//! outbox ── changes ──► journal ──► committed | not committed: they come again
+//! outbox ── changes ──► journal ──► committed | not committed: part of the next batch
 //! ```
 //!
 //! May use: `event`, `store`, `webhook_delivery`.
@@ -38,39 +37,39 @@ use crate::{
     webhook_delivery::DeadLetter,
 };
 
-/// What one webhook has out at the store.
+/// Requests of one webhook to the store, and the times of the next ones.
 pub(super) struct StoreSync {
     id: Arc<str>,
     product: ProductId,
     scope: Scope,
     definition: String,
-    /// Where it begins in a store that does not know it: what it has come to since is still to be
-    /// written down.
+    /// Position at which the webhook starts in a store that does not know it. The journal advances
+    /// it.
     initial_position: u64,
-    /// The store has it, since this process runs.
+    /// The store has answered a registration of this process.
     is_registered: bool,
     store: Arc<StoreHandle>,
     notices: Arc<WebhookNotices>,
-    /// The definition is not in the store as it is.
+    /// The definition in the store is missing or out of date.
     needs_registration: bool,
     registering: InFlight<Result<(), StoreUnwritable>>,
     register_at: Instant,
     registration_waiters: Vec<oneshot::Sender<Result<(), StoreUnwritable>>>,
     journal: InFlight<Result<(), WebhookChanges>>,
     journal_at: Instant,
-    /// When what can wait is written, too.
+    /// Time from which changes that are not urgent are written too.
     full_journal_at: Instant,
     dead_letters: InFlight<Result<Vec<DeadLetter>, StoreUnreadable>>,
-    /// They have come, and wait for what else there is to know.
-    received_letters: Option<Vec<DeadLetter>>,
+    /// Received and not handed over yet: the notice of the store is applied first.
+    received_dead_letters: Option<Vec<DeadLetter>>,
     dead_letters_at: Instant,
 }
 
 type InFlight<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
 impl StoreSync {
-    /// The records of a webhook that begins at `position`, and whose definition is still to be
-    /// written; `registration_waiters` is told when it is.
+    /// Creates the sync of a webhook at `position` whose definition is to be written; `waiter` is
+    /// answered when that has succeeded or failed.
     pub(super) fn new(
         definition: &Definition,
         position: u64,
@@ -96,18 +95,19 @@ impl StoreSync {
             journal_at: now,
             full_journal_at: now,
             dead_letters: None,
-            received_letters: None,
+            received_dead_letters: None,
             dead_letters_at: now,
         }
     }
 
-    /// Notes that the definition is another.
+    /// Replaces the definition, which is written next.
     pub(super) fn set_definition(&mut self, definition: &Definition) {
         (self.scope, self.definition) = (definition.webhook.scope(), definition.to_stored());
         (self.needs_registration, self.register_at) = (true, Instant::now());
     }
 
-    /// Has `answer` told when the definition is in the store as it is from now on.
+    /// Answers `reply` when the definition, as it is from now on, is in the store or could not be
+    /// written.
     pub(super) fn notify_when_registered(
         &mut self,
         reply: oneshot::Sender<Result<(), StoreUnwritable>>,
@@ -116,16 +116,18 @@ impl StoreSync {
         self.needs_registration = true;
     }
 
-    /// Begins to write down what is to be written. Nothing that has not been committed is called
-    /// passed.
+    /// Starts the writes that are due. The cursor is written only once the log is committed up to
+    /// it.
     pub(super) fn start_writes(&mut self, outbox: &mut Outbox, committed: u64) {
         let now = Instant::now();
         if self.needs_registration && self.registering.is_none() && now >= self.register_at {
+            // Cleared first: a change while the request is in flight sets it again.
             self.needs_registration = false;
             self.registering = Some(Box::pin(self.store.register(self.registration())));
         }
-        // The store is degraded. What is not committed is not called passed: after a crash, other
-        // events would stand there.
+        // The reader returned uncommitted events, because the store is degraded. Writing a cursor
+        // past them is wrong: after a crash, other events would have those positions, and would
+        // count as delivered.
         let is_ahead = committed < outbox.cursor();
         if is_ahead || self.store.is_degraded() {
             outbox.mark_store_degraded();
@@ -150,7 +152,7 @@ impl StoreSync {
         self.journal = changes.map(|changes| Box::pin(self.store.journal(&self.id, changes)) as _);
     }
 
-    /// Whether a journal is on its way.
+    /// Returns whether a journal is in flight.
     pub(super) fn is_writing(&self) -> bool {
         self.journal.is_some()
     }
@@ -166,15 +168,18 @@ impl StoreSync {
         }
     }
 
-    /// Hands over dead letters that have come to be delivered again, and asks for others, now and
-    /// then: they come on top of what is owed. The outbox has heard before what the store had to
-    /// tell by then.
+    /// Hands received dead letters to the outbox, and asks for more from time to time: redeliveries
+    /// come on top of owed deliveries.
+    ///
+    /// The caller has applied the store's notice before, so that the outbox knows of expiries that
+    /// the reply already shows.
     pub(super) fn redeliver(&mut self, outbox: &mut Outbox, notice: &WebhookNotice) {
-        if let Some(dead_letters) = self.received_letters.take() {
+        if let Some(dead_letters) = self.received_dead_letters.take() {
             let took_any = outbox.redeliver(dead_letters, Now::read());
             self.dead_letters_at = Instant::now()
                 + if took_any { REDELIVERY_INTERVAL } else { REDELIVERY_RETRY_DELAY };
         }
+        // The store counts every requeued dead letter: as many as are here means no others wait.
         let is_due = notice.requeued > outbox.redelivery_count()
             && self.dead_letters.is_none()
             && Instant::now() >= self.dead_letters_at;
@@ -187,12 +192,12 @@ impl StoreSync {
         }
     }
 
-    /// Forgets the dead letters that are on their way: they are asked for again.
+    /// Discards dead letters on their way from the store; they are asked for again.
     pub(super) fn discard_dead_letters(&mut self) {
-        (self.dead_letters, self.received_letters) = (None, None);
+        (self.dead_letters, self.received_dead_letters) = (None, None);
     }
 
-    /// When there is something to ask for or to write, though nothing else happens.
+    /// Returns when a request is due although nothing else happens.
     pub(super) fn due(&self, outbox: &Outbox, notice: &WebhookNotice) -> Option<Instant> {
         let now = Instant::now();
         let dead_letters_due = (notice.requeued > outbox.redelivery_count()
@@ -207,11 +212,12 @@ impl StoreSync {
             .min()
     }
 
-    /// Waits for an answer of the store, and deals with it.
+    /// Waits for a reply of the store and handles it.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future loses nothing.
+    /// Dropping the future loses nothing: requests are polled in place, and a reply is handled in
+    /// the same poll that receives it.
     pub(super) async fn handle_reply(&mut self, outbox: &mut Outbox) {
         let now = Instant::now();
         match poll_fn(|context| self.poll_reply(context)).await {
@@ -221,13 +227,15 @@ impl StoreSync {
                 self.journal_at = now + JOURNAL_RETRY_DELAY;
             }
             StoreReply::Registered(registered) => self.handle_registered(registered),
+            // An error counts as no dead letters: the scan ends and asks again a second later.
             StoreReply::DeadLetters(dead_letters) => {
-                self.received_letters = Some(dead_letters.unwrap_or_default());
+                self.received_dead_letters = Some(dead_letters.unwrap_or_default());
             }
         }
     }
 
     fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<StoreReply> {
+        // The journal first: its reply frees slots. Each pending request registers the waker.
         if let Poll::Ready(written) = poll_in_flight(&mut self.journal, context) {
             return Poll::Ready(StoreReply::Journal(written));
         }
@@ -243,15 +251,15 @@ impl StoreSync {
             (self.needs_registration, self.register_at) =
                 (true, Instant::now() + REGISTER_RETRY_DELAY);
         }
-        // What was redefined meanwhile is still on its way.
+        // After a change in the meantime, the waiters wait for the next registration.
         if registered.is_err() || !self.needs_registration {
             for waiter in self.registration_waiters.drain(..) {
-                let _ = waiter.send(registered); // who asked may have left
+                let _ = waiter.send(registered); // the caller may have dropped its future
             }
         }
     }
 
-    /// Writes down everything there is, unless the store is not to be had.
+    /// Writes every change, within [`FINAL_FLUSH_TIMEOUT`] and unless the store cannot be written.
     pub(super) async fn flush(&mut self, outbox: &mut Outbox, committed: u64) {
         let now = Instant::now();
         (self.register_at, self.journal_at, self.full_journal_at) = (now, now, now);
@@ -259,7 +267,7 @@ impl StoreSync {
             loop {
                 self.start_writes(outbox, committed);
                 if self.journal.is_none() && self.registering.is_none() {
-                    return; // what could not be written is delivered twice
+                    return; // settlements that could not be written are delivered twice
                 }
                 self.handle_reply(outbox).await;
             }
@@ -270,18 +278,18 @@ impl StoreSync {
 
 impl fmt::Debug for StoreSync {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Records").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("StoreSync").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
-/// What the store has to say.
+/// Reply of the store.
 enum StoreReply {
     Journal(Result<(), WebhookChanges>),
     Registered(Result<(), StoreUnwritable>),
     DeadLetters(Result<Vec<DeadLetter>, StoreUnreadable>),
 }
 
-/// Polls what is out, which is then no longer.
+/// Polls a request and clears it when it is complete.
 fn poll_in_flight<T>(in_flight: &mut InFlight<T>, context: &mut Context<'_>) -> Poll<T> {
     let Some(future) = in_flight else { return Poll::Pending };
     let polled = future.as_mut().poll(context);
@@ -291,24 +299,24 @@ fn poll_in_flight<T>(in_flight: &mut InFlight<T>, context: &mut Context<'_>) -> 
     polled
 }
 
-/// How long the position may wait to be written when nothing else is.
+/// Longest time for which a cursor waits to be written while no change is urgent.
 const POSITION_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After a journal that could not be written.
+/// Pause after a journal that could not be written.
 const JOURNAL_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// After a definition that could not be written.
+/// Pause after a definition that could not be written.
 const REGISTER_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Between two helpings of dead letters: with the number that is under way at one time, some sixty
-/// a second.
+/// Pause between requests for dead letters: with 16 redeliveries active at one time, some sixty a
+/// second.
 const REDELIVERY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// After all that wait have been looked at, and none could be taken: those before them fail.
+/// Pause after a scan in which no dead letter could be enqueued, because those before them fail.
 const REDELIVERY_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// More than the outbox takes at one time, as it leaves some.
+/// Dead letters per request: more than the outbox takes at one time, because it skips some.
 const MAX_REDELIVERY_BATCH: usize = 48;
 
-/// For the last journal.
+/// Time for the last journal at shutdown.
 const FINAL_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,3 +1,5 @@
+//! Store sync with an outbox, before a store that answers only when a test says so.
+
 use std::task::Waker;
 
 use bytes::Bytes;
@@ -14,7 +16,7 @@ use crate::{
     webhook_delivery::{Attempt, DeadLetterReason, Delivery, Outcome},
 };
 
-/// Records and an outbox before a store that does nothing by itself.
+/// Sync and outbox before a store without threads.
 struct StoreSyncHarness {
     store: Arc<StoreHandle>,
     store_sync: StoreSync,
@@ -22,7 +24,7 @@ struct StoreSyncHarness {
 }
 
 impl StoreSyncHarness {
-    /// Of a webhook that begins at this place.
+    /// Creates the harness of a webhook at `position`.
     fn new(position: u64) -> Self {
         let store = testing::idle_handle();
         let text = r#"{"id":"w","product_id":"p","url":"https://example.com/","secret":"s"}"#;
@@ -39,7 +41,7 @@ impl StoreSyncHarness {
         self.outbox.enqueue(Arc::new(event), Now::read());
     }
 
-    /// Says that the webhook is registered, as it has asked.
+    /// Answers the registration that the sync has sent.
     fn register(&mut self) {
         let Some(TakenCommand::Register { answer, .. }) = testing::take_command(&self.store) else {
             panic!("it has asked")
@@ -48,7 +50,7 @@ impl StoreSyncHarness {
         self.tick();
     }
 
-    /// Sends all that goes out now.
+    /// Releases every event that may be sent now.
     fn send_all(&mut self) -> Vec<u64> {
         std::iter::from_fn(|| self.outbox.next(Now::read())).map(|event| event.position()).collect()
     }
@@ -64,7 +66,7 @@ impl StoreSyncHarness {
         self.outbox.settle(position, attempt, &Disposition::Accepted, Now::read());
     }
 
-    /// Writes down what can be while everything is committed, and hears what the store has to say.
+    /// Starts due writes with a committed log, and handles one reply if there is one.
     fn tick(&mut self) {
         self.store_sync.start_writes(&mut self.outbox, u64::MAX);
         let next = std::pin::pin!(self.store_sync.handle_reply(&mut self.outbox));
@@ -89,7 +91,7 @@ async fn nothing_is_written_down_before_the_store_has_the_webhook() {
         (3, true),
         "and nothing else"
     );
-    drop(answer); // it could not be
+    drop(answer); // the registration failed
     harness.tick();
     time::advance(REGISTER_RETRY_DELAY).await;
     harness.tick();
@@ -158,7 +160,7 @@ async fn dead_letters_are_asked_for_behind_those_that_were_looked_at_and_not_if_
     let notice = |requeued| WebhookNotice { requeued, ..WebhookNotice::default() };
     harness.store_sync.redeliver(&mut harness.outbox, &notice(2));
     assert!(matches!(testing::take_command(&harness.store), Some(TakenCommand::ListRequeued(0))));
-    harness.tick(); // there was no answer
+    harness.tick(); // the store gave no answer
     harness.store_sync.redeliver(&mut harness.outbox, &notice(2));
     time::advance(REDELIVERY_RETRY_DELAY).await;
     let delivery = Delivery {

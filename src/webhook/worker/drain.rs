@@ -1,16 +1,24 @@
-//! What a worker still does during shutdown.
+//! Graceful shutdown of one worker.
 //!
 //! May use: no other module.
 
-use super::*;
+use std::time::Duration;
+
+use tokio::time;
+use tracing::error;
+
+use super::Worker;
+use crate::webhook::Now;
 
 impl Worker {
-    /// Whether anything new is sent. When the relay leaves, only what would be lost otherwise.
+    /// Returns whether new attempts may begin: always, except while draining with a durable store,
+    /// which keeps owed deliveries for the next start.
     pub(super) fn may_send(&self) -> bool {
         !(self.is_draining && self.context.is_durable)
     }
 
-    /// Finishes what is under way. What is owed in memory alone is sent now or never.
+    /// Finishes attempts in flight and flushes the outbox. Without a durable store, owed deliveries
+    /// get one last attempt.
     pub(super) async fn drain(&mut self) {
         self.is_draining = true;
         if time::timeout(ATTEMPT_DRAIN_TIMEOUT, self.finish_attempts()).await.is_err() {
@@ -18,10 +26,11 @@ impl Worker {
             error!(
                 webhook,
                 attempts = self.attempts.len(),
-                "attempts are cut off: it is not known how they went"
+                "attempts are cut off: their outcome is unknown"
             );
         }
-        // what has been heard last of the endpoint is to be kept, too
+        // Before the flush: a state that the last attempts caused (disabled, throttled) becomes
+        // part of the definition, and the flush writes it.
         self.publish_status(Now::read());
         self.store_sync.flush(&mut self.outbox, self.reader.committed_position()).await;
         let owed = self.outbox.owed().0;
@@ -33,17 +42,20 @@ impl Worker {
         }
     }
 
+    /// Waits until no attempt is in flight and, where new attempts are allowed, nothing is left to
+    /// send.
     async fn finish_attempts(&mut self) {
         let may_send = self.may_send();
         if may_send && self.shared.definition().disabled.is_none() {
-            self.outbox.enable(); // what waits for another attempt gets its last
+            self.outbox.enable(); // retries are due at once: each gets its last attempt
         }
         loop {
             if may_send {
                 self.send_due(Now::read());
             }
             self.store_sync.start_writes(&mut self.outbox, self.reader.committed_position());
-            // What is being written down holds slots, in which more may be sent.
+            // A journal in flight holds slots; once committed, more deliveries may begin.
+            // Entries that the reader has not returned count too: they are lost otherwise.
             let has_more = may_send && (self.reader.lag() > 0 || self.store_sync.is_writing());
             if self.attempts.is_empty() && !has_more {
                 return;
@@ -53,6 +65,6 @@ impl Worker {
     }
 }
 
-/// How long attempts may take that are under way when the relay leaves: less than orchestrators
-/// wait for it.
+/// Time for attempts in flight at shutdown: less than orchestrators wait before they kill the
+/// process (Kubernetes: 30 s by default).
 const ATTEMPT_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);

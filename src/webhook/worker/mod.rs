@@ -1,6 +1,7 @@
-//! One webhook's task: reads what is owed, has it sent, and has the outcome committed.
+//! Task of one webhook: reads events, has them sent, and has the outcome stored.
 //!
-//! The outbox decides; the worker waits. Workers share the log and the store, and nothing else.
+//! The outbox decides, this file waits: one `select!` over everything that can happen to the
+//! webhook. The worker shares only the log and the store with other webhooks.
 //!
 //! ```text
 //! reader ──► outbox ──► attempts (a task each) ──► outbox ──► journal ──► store
@@ -9,6 +10,7 @@
 //!
 //! May use: `event`, `fanout`, `metrics`, `store`, `webhook_delivery`.
 
+mod commands;
 mod drain;
 
 use std::{future::pending, panic, sync::Arc, time::Duration};
@@ -22,12 +24,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{
-    DeliveryPage, DeliveryState, Disposition, ListedDelivery, Now,
+    DeliveryPage, DeliveryState, Disposition, Now,
     context::WebhookContext,
     definition::Definition,
     outbox::Outbox,
     reader::{EventReloader, ReadItem, Reloaded, WebhookReader},
-    sample,
     sender::WebhookSender,
     status::SharedStatus,
     store_sync::StoreSync,
@@ -40,31 +41,31 @@ use crate::{
     webhook_delivery::Attempt,
 };
 
-/// An operator's order.
+/// Command of an operator to one worker; each variant carries the channel for the reply.
 #[derive(Debug)]
 pub(super) enum WebhookCommand {
-    /// Goes on under another definition; answered when that is in the store.
+    /// Replaces the definition; answered when the definition is in the store.
     Redefine(Box<Definition>, oneshot::Sender<Result<(), StoreUnwritable>>),
-    /// Goes on with a new sender: what it may reach, or whom to trust, has changed.
+    /// Builds a new sender, because the egress policy has changed.
     ReplaceSender(oneshot::Sender<()>),
-    /// Makes it active.
+    /// Makes the endpoint active.
     Enable(oneshot::Sender<()>),
-    /// Holds it back.
+    /// Stops sending.
     Disable(oneshot::Sender<()>),
-    /// Sends a sample.
+    /// Sends a sample event.
     Test(oneshot::Sender<Attempt>),
-    /// Lists deliveries that are owed, or were accepted.
+    /// Lists owed or accepted deliveries.
     List {
         state: DeliveryState,
         before: Option<u64>,
         limit: usize,
         reply: oneshot::Sender<DeliveryPage>,
     },
-    /// Forgets a session.
+    /// Erases one session.
     Erase(SessionId, oneshot::Sender<()>),
 }
 
-/// The task of one webhook.
+/// State of one webhook's task.
 #[derive(Debug)]
 pub(super) struct Worker {
     shared: Arc<SharedStatus>,
@@ -74,49 +75,55 @@ pub(super) struct Worker {
     outbox: Outbox,
     reader: WebhookReader,
     reloader: EventReloader,
+    /// No event is read again before this time: set after a failed read of the store.
     reload_at: Instant,
     sender: Arc<WebhookSender>,
-    /// Counts the endpoints there have been; one that an operator has enabled is another.
+    /// Number of endpoints so far: a new URL counts, and so does the same URL after an operator
+    /// enabled it. Attempts carry it, so that an outcome of a former endpoint does not move the
+    /// circuit breaker of the current one.
     endpoint_generation: u64,
+    /// Attempts in flight. Dropping the worker aborts them.
     attempts: JoinSet<FinishedAttempt>,
     samples: JoinSet<()>,
     notices: Arc<WebhookNotices>,
+    /// The last notice taken from `notices`. Its counts are those of the store at that time.
     notice: WebhookNotice,
     store_sync: StoreSync,
     is_draining: bool,
 }
 
-/// An attempt that has ended.
+/// Outcome of one attempt.
 #[derive(Debug)]
 struct FinishedAttempt {
     position: u64,
-    /// At which of the endpoints there have been.
+    /// The worker's generation when the attempt began.
     endpoint_generation: u64,
     attempt: Attempt,
     disposition: Disposition,
 }
 
-/// What a worker begins with.
+/// Everything a worker starts with.
 #[derive(Debug)]
 pub(super) struct WorkerInit {
-    /// What is known of it to all.
+    /// Status, published for the registry.
     pub(super) shared: Arc<SharedStatus>,
-    /// Its product's fan-out.
+    /// Fan-out of the webhook's product.
     pub(super) fanout: Arc<Fanout>,
-    /// Where orders come from.
+    /// Commands of operators.
     pub(super) commands: mpsc::Receiver<WebhookCommand>,
-    /// How far it has come.
+    /// Everything up to here is settled, apart from `owed` and from dead letters.
     pub(super) position: u64,
-    /// What is owed before that.
+    /// Deliveries at or before `position` that are still owed.
     pub(super) owed: Vec<OwedDelivery>,
-    /// Where it is counted.
+    /// Metrics of this webhook.
     pub(super) metrics: WebhookMetrics,
-    /// Who waits for its definition to be in the store.
+    /// Answered when the definition is in the store.
     pub(super) on_registered: Option<oneshot::Sender<Result<(), StoreUnwritable>>>,
 }
 
 impl Worker {
-    /// A worker that has done nothing yet.
+    /// Creates a worker that has sent nothing yet. State of the definition is applied to the outbox
+    /// first, so that a disabled or throttled endpoint stays so across a restart.
     pub(super) fn new(context: Arc<WebhookContext>, init: WorkerInit) -> Self {
         let definition = init.shared.definition();
         let now = Now::read();
@@ -161,8 +168,10 @@ impl Worker {
         }
     }
 
-    /// Works until `stop`, and then finishes what is under way. Ends at once when `removed`.
+    /// Runs until `stop`, and then finishes attempts and flushes; ends at the next await when
+    /// `removed`.
     pub(super) async fn run(self, stop: CancellationToken, removed: CancellationToken) {
+        // Dropping the inner future drops the worker, which aborts the attempts in flight.
         removed.run_until_cancelled(self.run_until_stopped(stop)).await;
     }
 
@@ -174,10 +183,11 @@ impl Worker {
         self.drain().await;
     }
 
-    /// Begins whatever can begin.
+    /// Applies the pending notice, starts everything that is due, and publishes the status.
     fn start_due_work(&mut self) {
         let now = Now::read();
-        self.apply_notice(); // first: what follows relies on it
+        // First: `redeliver` relies on expiries being applied before dead letters are accepted.
+        self.apply_notice();
         self.send_due(now);
         self.outbox.advance_to(self.reader.passed_position());
         self.metrics.lost.inc_by(self.outbox.take_lost_count());
@@ -186,7 +196,10 @@ impl Worker {
         self.publish_status(now);
     }
 
+    /// Publishes the status, and applies a definition that no longer matches it.
     fn publish_status(&mut self, now: Now) {
+        // A full outbox stops the reader. The entries behind it count as pending, which is an upper
+        // bound: some may be outside the webhook's scope.
         let unread = if self.outbox.has_capacity() { 0 } else { self.reader.lag() };
         if let Some(changed) =
             self.shared.publish(&self.outbox, &self.notice, unread, now, &self.metrics)
@@ -195,6 +208,8 @@ impl Worker {
         }
     }
 
+    /// Starts an attempt, each on a task of its own, for every delivery that the outbox releases
+    /// now.
     fn send_due(&mut self, now: Now) {
         while let Some(event) = self.outbox.next(now) {
             if event.position() > self.reader.committed_position() && !self.outbox.last_was_retry()
@@ -219,28 +234,34 @@ impl Worker {
         }
     }
 
-    /// Waits until one thing happens, and deals with it.
+    /// Waits for one thing to happen and handles it.
     ///
     /// # Cancel safety
     ///
-    /// What has not been dealt with waits for the next call.
+    /// Dropping the future loses nothing: each branch keeps its state in `self` until it has
+    /// completed.
     async fn step(&mut self) {
         let wake_at = self.wake_at();
         let requested = self.outbox.next_to_load().filter(|_| Instant::now() >= self.reload_at);
         tokio::select! {
+            // Commands first, because an operator waits. Finished attempts before new events: they
+            // free slots. Reading the log comes last, and only while the outbox has capacity, which
+            // is the backpressure: what the outbox cannot take stays in the log.
             biased;
             Some(command) = self.commands.recv() => self.execute(command),
             Some(finished) = self.attempts.join_next() => self.settle(finished),
             Some(_) = self.samples.join_next() => {}
             () = self.store_sync.handle_reply(&mut self.outbox) => {}
             () = self.notices.changed() => {}
-            reloaded = reload_requested(&mut self.reloader, requested) => self.handle_reloaded(reloaded),
+            reloaded = reload_requested(&mut self.reloader, requested) => {
+                self.handle_reloaded(reloaded);
+            }
             read = self.reader.next(), if self.outbox.has_capacity() => self.handle_read(read),
             () = time::sleep_until(wake_at) => {}
         }
     }
 
-    /// When to look again although nothing has happened.
+    /// Returns the time of the next look without an event.
     fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let reload_at = Some(self.reload_at).filter(|at| *at > now);
@@ -252,6 +273,7 @@ impl Worker {
         soonest.unwrap_or(now + WORKER_POLL_INTERVAL).min(now + WORKER_POLL_INTERVAL)
     }
 
+    /// Hands an outcome to the outbox, as one of the current or of a former endpoint.
     fn settle(&mut self, finished: Result<FinishedAttempt, JoinError>) {
         match finished {
             Ok(FinishedAttempt { position, endpoint_generation, attempt, disposition }) => {
@@ -263,23 +285,25 @@ impl Worker {
                     }
                 }
             }
+            // A panic in an attempt is a bug: the worker ends, and with it the process.
             Err(error) if error.is_panic() => panic::resume_unwind(error.into_panic()),
-            Err(_) => {}
+            Err(_) => {} // aborted: attempts are aborted only when the worker is dropped
         }
     }
 
     fn handle_read(&mut self, read: ReadItem) {
         match read {
             ReadItem::Event(event) => {
+                // The store may have expired events that the reader still finds in memory.
                 let known_through = self.outbox.cursor().max(self.notice.expired_through);
                 if event.position() > known_through {
                     self.outbox.enqueue(event, Now::read());
                 }
             }
-            // What the store has expired are dead letters.
+            // With a durable store, expired events became dead letters: they are not lost.
             ReadItem::Lost { is_evicted: true, .. } if self.context.is_durable => {}
-            ReadItem::Lost { positions: places, .. } => {
-                self.report_lost(places, "events are gone that may have been for the webhook");
+            ReadItem::Lost { positions, .. } => {
+                self.report_lost(positions, "events that the webhook may have been owed are gone");
             }
         }
     }
@@ -290,7 +314,7 @@ impl Worker {
             Reloaded::Expired { through } => self.outbox.expire_through(through),
             Reloaded::Erased => drop(self.outbox.discard_unreadable(position)),
             Reloaded::Lost if self.outbox.discard_unreadable(position) => {
-                self.report_lost(1, "an event that is owed has not been kept");
+                self.report_lost(1, "an owed event is not in the store");
             }
             Reloaded::Lost => {}
             Reloaded::Unreadable => {
@@ -305,8 +329,11 @@ impl Worker {
         self.metrics.lost.inc_by(events);
     }
 
+    /// Applies the store's notice: a replaced file, expired deliveries, requeued dead letters,
+    /// losses.
     fn apply_notice(&mut self) {
         let notice = self.notices.take();
+        // The store began a new file: every row and the position are gone and are written again.
         if notice.is_replaced {
             self.outbox.rewrite_all();
         }
@@ -320,109 +347,9 @@ impl Worker {
         self.metrics.lost.inc_by(notice.lost);
         self.notice = notice;
     }
-
-    fn execute(&mut self, command: WebhookCommand) {
-        // Whoever gave an order may have left.
-        match command {
-            WebhookCommand::Redefine(definition, reply) => {
-                self.store_sync.notify_when_registered(reply);
-                self.redefine(*definition);
-            }
-            WebhookCommand::ReplaceSender(reply) => {
-                self.sender = Arc::new(self.context.build_sender(&self.shared.definition()));
-                let _ = reply.send(());
-            }
-            WebhookCommand::Enable(reply) => {
-                // What has been asked before says nothing of what the operator has just put right.
-                self.endpoint_generation += 1;
-                self.outbox.enable();
-                self.start_due_work();
-                let _ = reply.send(());
-            }
-            WebhookCommand::Disable(reply) => {
-                self.outbox.disable("by an operator");
-                self.start_due_work();
-                let _ = reply.send(());
-            }
-            WebhookCommand::Test(reply) => self.send_test(reply),
-            WebhookCommand::List { state, before, limit, reply } => {
-                let _ = reply.send(self.list_deliveries(state, before, limit));
-            }
-            WebhookCommand::Erase(session, reply) => {
-                self.outbox.erase(&session);
-                // What has been read, but not taken, may hold something of it.
-                self.reader.resubscribe(self.shared.definition().webhook.scope());
-                self.store_sync.discard_dead_letters();
-                let _ = reply.send(());
-            }
-        }
-    }
-
-    fn redefine(&mut self, definition: Definition) {
-        let before = self.shared.definition();
-        let (webhook, previous) = (&definition.webhook, &definition.previous_secret);
-        if before.webhook.scope() != webhook.scope() {
-            self.reader.resubscribe(webhook.scope());
-        }
-        if before.webhook.url != webhook.url {
-            self.endpoint_generation += 1;
-            if definition.disabled.is_none() {
-                self.outbox.enable();
-            }
-        }
-        if before.webhook != *webhook || before.previous_secret != *previous {
-            self.outbox.set_policy(self.context.policy(webhook));
-            self.sender = Arc::new(self.context.build_sender(&definition));
-        }
-        self.store_sync.set_definition(&definition);
-        self.shared.redefine(definition);
-    }
-
-    fn send_test(&mut self, reply: oneshot::Sender<Attempt>) {
-        let sender = Arc::clone(&self.sender);
-        let (id, payload) = sample::event(&self.shared.definition().webhook.product_id);
-        self.samples.spawn(async move {
-            let (attempt, _) = sender.send(&id, payload).await;
-            let _ = reply.send(attempt);
-        });
-    }
-
-    fn list_deliveries(
-        &self,
-        state: DeliveryState,
-        before: Option<u64>,
-        limit: usize,
-    ) -> DeliveryPage {
-        match state {
-            DeliveryState::Delivered => {
-                let delivered = self.outbox.delivered(before, limit);
-                let next = delivered
-                    .last()
-                    .map(|(number, _)| *number)
-                    .filter(|_| delivered.len() == limit);
-                let deliveries = delivered
-                    .into_iter()
-                    .map(|(_, delivery)| ListedDelivery::Delivered(delivery))
-                    .collect();
-                DeliveryPage { deliveries, next_cursor: next }
-            }
-            DeliveryState::Pending | DeliveryState::Dead => {
-                let pending = self.outbox.pending(before, limit, Now::read());
-                let next = pending
-                    .last()
-                    .map(|(delivery, _)| delivery.position)
-                    .filter(|_| pending.len() == limit);
-                let deliveries = pending
-                    .into_iter()
-                    .map(|(delivery, due)| ListedDelivery::Pending(delivery, due))
-                    .collect();
-                DeliveryPage { deliveries, next_cursor: next }
-            }
-        }
-    }
 }
 
-/// Reads `wanted` again, if anything is.
+/// Reads the event at `requested` again, or waits forever if none is requested.
 async fn reload_requested(reloader: &mut EventReloader, requested: Option<u64>) -> (u64, Reloaded) {
     match requested {
         Some(position) => (position, reloader.reload(position).await),
@@ -430,8 +357,8 @@ async fn reload_requested(reloader: &mut EventReloader, requested: Option<u64>) 
     }
 }
 
-/// How often it looks around when nothing happens.
+/// Longest wait without a look: ages and metrics change although nothing happens.
 const WORKER_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After the store could not be read.
+/// Pause after the store could not read an event.
 const RELOAD_RETRY_DELAY: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! What is written down when that is much, when it fails, and when it takes long.
+//! Batches of changes: their bounds, failed commits, and commits that take long.
 
 use super::*;
 
@@ -72,4 +72,95 @@ fn a_commit_that_was_done_although_it_was_reported_as_failed_leaves_no_row_behin
         harness.commit().deliveries,
         [(1, DeliveryChange::Settled), (2, DeliveryChange::Settled)].into()
     );
+}
+
+#[test]
+fn only_exceptions_are_written_and_only_what_should_not_wait_asks_for_it() {
+    let mut harness = OutboxHarness::new(16);
+    harness.enqueue_many(1..=3);
+    harness.outbox.advance_to(9);
+    assert_eq!(harness.outbox.take_urgent_changes(), None);
+    harness.send_all();
+    harness.accept(1);
+    let changes = harness.outbox.take_urgent_changes().unwrap();
+    assert_eq!(
+        (changes.position, changes.deliveries.keys().copied().collect::<Vec<_>>()),
+        (9, vec![2, 3])
+    );
+    harness.fail(2);
+    harness.accept(3);
+    assert_eq!(
+        (harness.outbox.take_urgent_changes(), harness.outbox.take_all_changes()),
+        (None, None),
+        "one batch at a time"
+    );
+    harness.outbox.record_commit();
+    let changes = harness.commit();
+    assert!(
+        matches!(
+            &changes.deliveries[&2],
+            DeliveryChange::Owed(owed) if owed.next_attempt_at.is_some()
+        ),
+        "{changes:?}"
+    );
+    assert_eq!(changes.deliveries[&3], DeliveryChange::Settled, "its row was on its way");
+    harness.outbox.advance_to(12);
+    assert_eq!(harness.outbox.take_urgent_changes(), None);
+    assert_eq!(harness.outbox.take_all_changes().unwrap().position, 12);
+    harness.outbox.record_commit();
+    assert_eq!(harness.outbox.take_all_changes(), None);
+}
+
+#[test]
+fn what_could_not_be_written_comes_again_under_what_has_happened_since() {
+    let mut harness = OutboxHarness::new(16);
+    harness.enqueue_many(1..=4);
+    harness.send_all();
+    harness.settle(1, 400, &Disposition::Refused);
+    let changes = harness.outbox.take_urgent_changes().unwrap();
+    harness.accept(2);
+    harness.settle(3, 400, &Disposition::Refused);
+    harness.outbox.record_commit_failure(changes);
+    let changes = harness.commit();
+    assert_eq!(changes.deliveries.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert!(matches!(&changes.deliveries[&1], DeliveryChange::Dead(_)));
+    assert_eq!(
+        changes.deliveries[&2],
+        DeliveryChange::Settled,
+        "there may be a row of it all the same"
+    );
+    assert!(matches!(&changes.deliveries[&4], DeliveryChange::Owed(_)));
+}
+
+#[test]
+fn dead_letters_that_cannot_be_written_are_bounded_and_those_lost_are_counted() {
+    for (bytes, kept_count) in
+        [(10, MAX_UNWRITTEN_DEAD_LETTERS), (1 << 20, MAX_UNWRITTEN_DEAD_LETTER_BYTES >> 20)]
+    {
+        let mut harness = OutboxHarness::new(1);
+        let count = kept_count as u64 + 20;
+        for position in 1..=count {
+            harness.outbox.enqueue(event(position, "", bytes), harness.now());
+            harness.send_all();
+            harness.settle(position, 400, &Disposition::Refused);
+            let changes = harness.outbox.take_urgent_changes().unwrap();
+            harness.outbox.record_commit_failure(changes);
+        }
+        assert_eq!((harness.outbox.take_lost_count(), harness.outbox.take_lost_count()), (20, 0));
+        let batches = std::iter::from_fn(|| {
+            Some(harness.commit()).filter(|changes| !changes.deliveries.is_empty())
+        });
+        assert!(batches.flat_map(|changes| changes.deliveries.into_keys()).eq(21..=count));
+    }
+}
+
+#[test]
+fn when_the_file_is_lost_everything_owed_is_written_again() {
+    let mut harness = OutboxHarness::new(16);
+    harness.enqueue_many(1..=3);
+    harness.outbox.take_all_changes().unwrap();
+    harness.outbox.record_commit();
+    harness.outbox.rewrite_all();
+    let changes = harness.commit();
+    assert_eq!((changes.position, changes.deliveries.len()), (3, 3));
 }

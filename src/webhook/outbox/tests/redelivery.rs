@@ -1,13 +1,13 @@
-//! Dead letters that are delivered again: in their order, and none of a session that fails in the
-//! way of another's.
+//! Redelivery of dead letters: in their order, and without one failing session delaying another.
 
 use super::*;
 
-/// Dead letters in the store that wait to be delivered again, by place.
+/// Requeued dead letters in the store, by position.
 struct StoredDeadLetters(BTreeMap<u64, DeadLetter>);
 
 impl StoredDeadLetters {
-    /// The outbox asks for some, and gets at most `most`. Tells whether it is to ask again soon.
+    /// Answers a request of the outbox with up to `limit` dead letters, and returns whether the
+    /// outbox wants to ask again soon.
     fn serve_scan(&self, harness: &mut OutboxHarness, limit: usize) -> bool {
         let now = harness.now();
         let Some(after) = harness.outbox.next_redelivery_after() else { return true };
@@ -16,10 +16,10 @@ impl StoredDeadLetters {
         harness.outbox.redeliver(dead_letters.collect(), now)
     }
 
-    /// What the outbox has settled is no dead letter any more.
+    /// Commits a batch, and removes the dead letters that the outbox has settled.
     fn commit(&mut self, harness: &mut OutboxHarness) {
-        for (position, fate) in harness.commit().deliveries {
-            assert_eq!(fate, DeliveryChange::Settled, "of {position}");
+        for (position, change) in harness.commit().deliveries {
+            assert_eq!(change, DeliveryChange::Settled, "of {position}");
             self.0.remove(&position);
         }
     }
@@ -122,4 +122,57 @@ fn dead_letters_that_are_requeued_before_those_that_were_looked_at_go_first() {
         assert_eq!(harness.send_all(), [position]);
         harness.accept(position);
     }
+}
+
+#[test]
+fn dead_letters_go_again_in_their_order_but_never_before_a_head_that_has_begun() {
+    let mut harness = OutboxHarness::new(16);
+    for (position, session) in [(7, "begun"), (8, "fresh"), (9, "fresh")] {
+        harness.enqueue(position, session);
+    }
+    let now = harness.now();
+    assert_eq!(harness.outbox.next(now).unwrap().position(), 7);
+    harness.commit();
+    harness.outbox.redeliver(
+        vec![dead_letter(3, "begun"), dead_letter(4, "fresh"), dead_letter(4, "fresh")],
+        now,
+    );
+    assert_eq!((harness.outbox.owed().0, harness.outbox.redelivery_count()), (3, 2));
+    assert_eq!(harness.outbox.pending(None, 9, now).len(), 3);
+    assert_eq!(harness.send_all(), [4]);
+    harness.accept(7);
+    assert_eq!(harness.send_all(), [3]);
+    harness.accept(4);
+    harness.settle(3, 400, &Disposition::Refused);
+    harness.outbox.redeliver(vec![dead_letter(3, "begun"), dead_letter(4, "fresh")], now);
+    assert_eq!(harness.outbox.redelivery_count(), 0, "the store does not know yet");
+    let changes = harness.commit();
+    assert_eq!(changes.deliveries[&4], DeliveryChange::Settled);
+    assert!(matches!(
+        &changes.deliveries[&3],
+        DeliveryChange::Dead(dead_letter) if dead_letter.delivery.attempts.len() == 2
+    ));
+}
+
+#[test]
+fn a_redelivery_has_all_attempts_anew_and_is_never_written_as_owed() {
+    let mut harness = OutboxHarness::new(16);
+    harness
+        .outbox
+        .redeliver((1..=40).map(|position| dead_letter(position, "a")).collect(), harness.now());
+    assert_eq!(harness.send_all(), [1]);
+    for _ in 0..POLICY.max_retries {
+        harness.fail(1);
+        assert_eq!(
+            (harness.outbox.take_urgent_changes(), harness.outbox.take_all_changes()),
+            (None, None)
+        );
+        assert_eq!(harness.send_all_when_due(), [1]);
+    }
+    harness.fail(1);
+    let changes = harness.commit();
+    assert!(matches!(
+        &changes.deliveries[&1],
+        DeliveryChange::Dead(dead_letter) if dead_letter.delivery.attempts.len() == 6
+    ));
 }

@@ -1,3 +1,5 @@
+//! The sender against scripted receivers: requests, classification of responses, bounds.
+
 mod receiver;
 mod secure;
 mod table;
@@ -16,11 +18,12 @@ use crate::{
     webhook_delivery::Outcome,
 };
 
-/// A webhook to `url`, with further keys.
+/// Returns a webhook to `url`, with further keys.
 fn webhook(url: &str, keys: &str) -> WebhookConfig {
     let upstream = "[[upstreams]]\nproduct_id = 'p'\nurl = 'http://connector/p'\ntoken = 't'\n";
     let text = format!(
-        "{upstream}[[webhooks]]\nid = 'crm'\nproduct_id = 'p'\nsecret = 'hush'\nurl = '{url}'\n{keys}"
+        "{upstream}[[webhooks]]\nid = 'crm'\nproduct_id = 'p'\nsecret = 'hush'\n\
+         url = '{url}'\n{keys}"
     );
     let config =
         Config::parse(&text, "relay.toml", &Environment::default(), AllowAnonymous::OnLoopback);
@@ -48,7 +51,7 @@ async fn post(sender: &WebhookSender) -> (Attempt, Disposition) {
     sent
 }
 
-/// How one attempt goes with a receiver that answers this.
+/// Makes one attempt against a receiver that writes `answer`.
 async fn attempt_against(
     answer: impl Into<Bytes>,
     then: AfterAnswer,
@@ -61,7 +64,7 @@ async fn attempt_against(
 const BODY: &[u8] = b"{ \"type\":\"actions\", \"emoji\":\"\xf0\x9f\xa6\x80\" }\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const PLAIN_RETRY: Disposition = Disposition::Retry { after: None };
-/// Short enough to wait for, long enough for a loaded machine to come to what is tested.
+/// Short enough for a test to wait, long enough for a loaded machine to reach the tested step.
 const SHORT_TIMEOUT: &str = "timeout = '300ms'";
 
 #[tokio::test]
@@ -140,7 +143,7 @@ async fn connections_close_with_their_sender() {
 
 #[tokio::test]
 async fn a_request_that_is_still_being_written_ends_with_its_sender() {
-    // More than what the two sockets hold, and nobody reads.
+    // More than the two sockets' buffers hold, and the receiver reads nothing.
     let payload = Bytes::from(vec![b'x'; 16 << 20]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let sender = sender(&format!("http://{}", listener.local_addr().unwrap()), "timeout = '1s'");
@@ -244,7 +247,7 @@ async fn of_an_endless_head_no_more_is_read_than_any_head_needs() {
 
 #[tokio::test]
 async fn nothing_is_decompressed() {
-    // A reader that tried would fail: these bytes are no gzip.
+    // These bytes are not gzip: a sender that decoded them would fail.
     let answer = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x00";
     assert_eq!(attempt_against(answer, AfterAnswer::KeepOpen, "").await.1, Disposition::Accepted);
 }
@@ -299,7 +302,7 @@ async fn what_is_not_http_is_tried_again() {
 }
 
 #[tokio::test]
-async fn where_nobody_listens_the_error_names_the_address() {
+async fn a_refused_connection_is_an_error_that_names_the_address() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let (attempt, disposition) =
         post(&sender(&format!("http://{address}/events?token=hush"), "")).await;

@@ -1,4 +1,5 @@
-//! A scripted receiver on loopback: what it answers is bytes, and what it does then is anything.
+//! Scripted receiver on loopback: writes given bytes as its answer, and then does one of several
+//! things.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -15,22 +16,22 @@ use tokio::{
     time::timeout,
 };
 
-/// What a receiver does when it has written its answer.
+/// Action of a receiver after its answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum AfterAnswer {
     /// Waits for the next request.
     KeepOpen,
     /// Closes the connection.
     Close,
-    /// Throws the connection away.
+    /// Resets the connection.
     Reset,
-    /// Keeps the connection open and says no more.
+    /// Keeps the connection open and writes nothing more.
     Hang,
-    /// Writes one chunk after the other.
+    /// Writes one chunk after another.
     Endless,
 }
 
-/// A request as it came: everything up to the empty line, and the body.
+/// A request as received: the head up to the empty line, and the body.
 #[derive(Clone, Debug)]
 pub(super) struct Received {
     pub(super) head: String,
@@ -38,7 +39,7 @@ pub(super) struct Received {
 }
 
 impl Received {
-    /// The value of a header, by its name in lower case.
+    /// Returns the value of a header, by its name in lower case.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
@@ -138,7 +139,7 @@ async fn serve(mut stream: TcpStream, seen: &Mutex<ReceiverLog>, answer: &[u8], 
     }
 }
 
-/// 4 KiB in the chunked coding.
+/// Returns 4 KiB in the chunked coding.
 fn chunk() -> Vec<u8> {
     [&b"1000\r\n"[..], &[b'x'; 4096], b"\r\n"].concat()
 }

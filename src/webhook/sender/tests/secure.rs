@@ -1,4 +1,4 @@
-//! Receivers behind TLS.
+//! The sender against receivers behind TLS.
 
 use std::{
     convert::Infallible,
@@ -19,14 +19,15 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-/// A certificate for `receiver.test` that is its own root, and its key.
+/// A self-signed certificate for `receiver.test`, and its key.
 struct TestCertificate(tempfile::TempDir);
 
 impl TestCertificate {
     fn new() -> Self {
         let certificate = Self(tempfile::tempdir().unwrap());
-        let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout key.pem \
-                         -out certificate.pem -subj /CN=hush -addext subjectAltName=DNS:receiver.test \
+        let arguments = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
+                         -days 2 -keyout key.pem -out certificate.pem -subj /CN=hush \
+                         -addext subjectAltName=DNS:receiver.test \
                          -addext basicConstraints=critical,CA:FALSE";
         let words = arguments.split_ascii_whitespace();
         let done =
@@ -53,14 +54,14 @@ impl TestCertificate {
     }
 }
 
-/// What a receiver has seen: the server name of each connection, version and body of each request.
+/// Server name of each connection; version and body of each request.
 #[derive(Default)]
 struct TlsReceiverLog {
     names: Vec<Option<String>>,
     requests: Vec<(Version, Bytes)>,
 }
 
-/// Answers every request with 200, over what the client has chosen among `protocols`.
+/// Answers every request with 200, over the protocol that the client has chosen among `protocols`.
 struct TlsReceiver {
     address: SocketAddr,
     seen: Arc<Mutex<TlsReceiverLog>>,
@@ -84,7 +85,8 @@ impl TlsReceiver {
         Self { address, seen, _tasks: tasks }
     }
 
-    /// A sender that finds this receiver under `host`, and trusts `root` besides the platform's.
+    /// Returns a sender that resolves `host` to this receiver, and trusts `root` besides the
+    /// platform's roots.
     fn sender(&self, host: &str, root: Option<&TestCertificate>) -> WebhookSender {
         let webhook =
             webhook(&format!("https://{host}:{}/events?token=hush", self.address.port()), "");

@@ -1,4 +1,5 @@
-//! What no webhook may reach, in every spelling: no attempt may open a connection to the canary.
+//! Addresses that no webhook may reach, in every spelling: no attempt may open a connection to the
+//! canary.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -13,7 +14,7 @@ use tokio::{net::TcpStream, task::JoinSet};
 
 use super::*;
 
-/// URLs whose addresses are found by the operating system; `PORT` is the canary's.
+/// URLs whose addresses the operating system resolves; `PORT` is the canary's.
 const SPELLINGS: &[&str] = &[
     // Loopback, as it is usually written.
     "http://127.0.0.1:PORT/",
@@ -106,7 +107,7 @@ const SPELLINGS: &[&str] = &[
     "http://[2001:db8::1]:PORT/",
 ];
 
-/// Names that a test resolves, to the address behind them.
+/// Names that a test resolves, with the address of each.
 const NAMES: &[(&str, &str)] = &[
     ("http://loopback.test:PORT/", "127.0.0.1"),
     ("http://LoopBack.Test.:PORT/", "127.0.0.1"),
@@ -120,7 +121,7 @@ const NAMES: &[(&str, &str)] = &[
     ("http://inner.test:PORT/", "10.0.0.1"),
 ];
 
-/// Listens on every address of this machine, and remembers who has come.
+/// Listens on every address of this machine, and records each peer.
 struct Canary {
     port: u16,
     hosts: Vec<IpAddr>,
@@ -145,16 +146,16 @@ impl Canary {
         for listener in [Some(four), six].into_iter().flatten() {
             let peers = Arc::clone(&canary.peers);
             canary.tasks.spawn(async move {
-                while let Ok((_, guest)) = listener.accept().await {
-                    peers.lock().unwrap().push(guest);
+                while let Ok((_, peer)) = listener.accept().await {
+                    peers.lock().unwrap().push(peer);
                 }
             });
         }
         canary
     }
 
-    /// How many connections have come. One more of its own shows that a listener is alive and has
-    /// seen all before it.
+    /// Returns how many connections were opened. A connection of the canary's own to each listener
+    /// shows that the listener is alive and has accepted all connections before it.
     async fn connection_count(&self) -> usize {
         for host in &self.hosts {
             let sentinel =
@@ -178,8 +179,8 @@ fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// A resolver that gives these addresses, call by call, and begins anew at their end; it counts the
-/// calls.
+/// Returns a resolver that gives these answers call by call and then starts again, and a counter of
+/// its calls.
 fn stub_resolver(answers: &[&[&str]]) -> (Resolver, Arc<AtomicUsize>) {
     let parsed = |answer: &&[&str]| answer.iter().map(|text| text.parse().unwrap()).collect();
     let answers: Vec<Vec<IpAddr>> = answers.iter().map(parsed).collect();
@@ -244,7 +245,8 @@ async fn one_inner_address_among_public_ones_is_enough_to_refuse() {
         &["127.0.0.1", "127.0.0.2"],
         &["127.0.0.2", "::1", "127.0.0.2"],
     ] {
-        // 127.0.0.2 stands for what is public: it is let through, and the canary would hear of it.
+        // 127.0.0.2 stands for a public address: the guard admits it, and a connection to it would
+        // reach the canary.
         let sender = sender_with(stub_resolver(&[answer]).0, &url, &["127.0.0.2"], "");
         assert_eq!(post(&sender).await.1, Disposition::Forbidden, "{answer:?}");
     }
@@ -258,7 +260,7 @@ async fn a_name_that_changes_its_address_is_dialled_where_it_was_checked() {
     let url = format!("http://rebinding.test:{}/", receiver.address.port());
     let (resolver, calls) = stub_resolver(&[&["127.0.0.2"], &["127.0.0.1"]]);
     for round in 0..6 {
-        // Each with a connection of its own, so that each has to resolve the name.
+        // A new sender has no pooled connection, so each attempt resolves the name.
         let sender = sender_with(resolver.clone(), &url, &["127.0.0.2"], "");
         let expected = if round % 2 == 0 { Disposition::Accepted } else { Disposition::Forbidden };
         assert_eq!(post(&sender).await.1, expected, "{round}");
@@ -273,7 +275,7 @@ async fn an_allowed_network_is_reached_by_every_spelling_of_it() {
     for host in ["127.0.0.1", "localhost", "0x7f.1", "2130706433", "[::ffff:127.0.0.1]"] {
         let url = format!("http://{host}:{}/", receiver.address.port());
         let webhook = webhook(&url, "");
-        // What `localhost` is besides depends on the machine.
+        // Whether `localhost` also resolves to ::1 depends on the machine.
         let sender = WebhookSender::new(&webhook, None, guard(&["127.0.0.1", "::1"]), &tls());
         assert_eq!(post(&sender).await.1, Disposition::Accepted, "{host}");
     }
@@ -301,7 +303,7 @@ async fn an_address_that_does_not_answer_leaves_time_for_the_next() {
     );
 }
 
-/// Takes no connection on 127.0.0.3: its queue is full.
+/// Accepts no connection on 127.0.0.3: its backlog is full.
 struct UnresponsiveListener {
     _listener: Socket,
     _waiting: Vec<Socket>,
