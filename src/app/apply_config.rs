@@ -1,15 +1,16 @@
-//! Goes on by another configuration.
+//! Brings another configuration into force.
 //!
 //! ```text
-//! read ─► succession: what waits for a restart stays as it is ─► roots of trust ─┬─► refused: nothing has changed
-//!                                                                                └─► in force, in this order:
-//! products that go ─► keys, limits, routes ─► streams of revoked keys ─► upstreams ─► products that come ─► webhooks
+//! read ─► plan: keys that need a restart stay ─► roots of trust ─┬─► refused: nothing changed
+//!                                                                └─► in force, in this order:
+//! products removed ─► keys, limits, routes ─► streams of revoked keys ─► upstreams
+//!                  ─► products added ─► webhooks
 //! ```
 //!
-//! What takes no time comes first: whoever may not listen any more is gone before anybody waits for
-//! the store.
+//! The steps that take no time come first: a client that may not listen any more is disconnected
+//! before the reload waits for the store.
 //!
-//! May use: `auth`, `config`, `error_chain`, `event`, `http`, `outbound`.
+//! May use: everything.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -34,15 +35,15 @@ use crate::{
     },
 };
 
-/// Why the configuration is read.
+/// Cause of a reload.
 pub(super) enum ReloadTrigger {
     /// A signal asks for it.
     Signal,
-    /// The files have changed, and say this.
+    /// The files have changed, and were read.
     Change(Box<Result<Config, Findings>>),
 }
 
-/// Waits until the files have changed; for ever where there are none.
+/// Waits until the files have changed; for ever if there are none.
 pub(super) async fn config_changed(watch: Option<&mut ConfigWatcher>) -> Result<Config, Findings> {
     match watch {
         Some(watch) => watch.changed().await,
@@ -50,7 +51,7 @@ pub(super) async fn config_changed(watch: Option<&mut ConfigWatcher>) -> Result<
     }
 }
 
-/// A configuration that nothing stands against, and what has been made of it already.
+/// Valid configuration, and what was made of it already.
 struct AcceptedConfig {
     config: Config,
     difference: ConfigDiff,
@@ -58,7 +59,7 @@ struct AcceptedConfig {
     tls: rustls::ClientConfig,
 }
 
-/// Why a configuration is refused.
+/// Reasons for which a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 enum ReloadError {
     #[error(transparent)]
@@ -70,7 +71,7 @@ enum ReloadError {
 }
 
 impl App {
-    /// Reads the configuration, and goes on by it if nothing stands against it.
+    /// Reads the configuration, and brings it into force if it is valid as a whole.
     pub(super) async fn reload(&mut self, watch: &mut ConfigWatcher, trigger: ReloadTrigger) {
         let is_requested = matches!(trigger, ReloadTrigger::Signal);
         let loaded = match trigger {
@@ -112,8 +113,12 @@ impl App {
         }
     }
 
-    /// Holds a configuration against everything that could stand against it, so that it is taken as
-    /// a whole or not at all.
+    /// Checks everything that could fail, so that a configuration is applied as a whole or not at
+    /// all.
+    ///
+    /// # Errors
+    ///
+    /// Why the configuration is refused. Nothing has changed.
     async fn validate(
         &self,
         watch: &ConfigWatcher,
@@ -121,19 +126,23 @@ impl App {
     ) -> Result<AcceptedConfig, ReloadError> {
         let (config, difference) = watch.plan_reload(&self.config, loaded?)?;
         let ca_file = config.egress.ca_file.clone();
+        // The files of roots are read from disk. Whether they can be used must be known before
+        // anything changes.
         let read = spawn_blocking(move || load_trust_roots(ca_file.as_deref())).await;
         let (client, tls) = read.map_err(|_| ReloadError::Cancelled)??;
         Ok(AcceptedConfig { config, difference, client, tls })
     }
 
-    /// Brings a configuration into force. Whether all of it is: the store may be in the way of a
-    /// product that comes.
+    /// Brings a configuration into force, and returns whether all of it is: the store may be unable
+    /// to take a new product.
     async fn apply(
         &mut self,
         mut config: Config,
         client: &EventStreamClient,
         tls: rustls::ClientConfig,
     ) -> bool {
+        // In force from here on: a shutdown may interrupt this function at any await, and reads the
+        // drain window of `self.config`.
         let before = std::mem::replace(&mut self.config, config.clone());
         let removed = self.remove_products(&config);
         self.apply_access(&config);
@@ -141,6 +150,7 @@ impl App {
             self.product_tasks.change(upstream, client);
         }
         for product in &removed {
+            // First, so that the upstream's connection is closed before the store releases the log.
             self.product_tasks.remove(product).await;
             self.webhooks.suspend_product(product).await;
             self.relay.metrics.remove_product(product);
@@ -152,15 +162,21 @@ impl App {
             .await
             .is_err()
             {
-                warn!(%product, "the store cannot be written now: it keeps what is left of the product's events when it can");
+                warn!(
+                    %product,
+                    "the store cannot be written now: it keeps what is left of the product's \
+                     events when it can"
+                );
             }
         }
         let absent = self.add_products(&config, client).await;
+        // Each worker replaces its sender by this, so only if something can have changed.
+        // A file of roots may have other contents under the same name.
         let has_roots = config.egress.ca_file.is_some() || before.egress.ca_file.is_some();
         if has_roots || before.egress.allow_networks != config.egress.allow_networks {
             self.webhooks.set_egress(&config.egress.allow_networks, tls).await;
         }
-        // What could not be brought in is tried again at the next reload.
+        // A product that the store did not take is not in force, so the next reload tries it again.
         config.upstreams.retain(|upstream| !absent.contains(&upstream.product_id));
         config.webhooks.retain(|webhook| !absent.contains(&webhook.product_id));
         self.webhooks.reconcile(&config.webhooks).await;
@@ -171,14 +187,17 @@ impl App {
         });
         self.routes.replace(&self.config, &self.relay, &self.admin);
         if let Some(certificate) = self.certificate.clone() {
-            // It looks at its files by itself; who asks for a reload does not wait for that.
-            // Whether they fit has been judged.
+            // The certificate has a watch of its own; an operator who asks for a reload need not
+            // wait for that. The files were validated with the configuration.
             let _ = spawn_blocking(move || certificate.reload()).await;
         }
         absent.is_empty()
     }
 
-    /// Takes away the products that are configured no more; their subscribers leave at once.
+    /// Removes the products that are configured no more, and disconnects their subscribers.
+    ///
+    /// The product is taken out of the map first: a request that begins after that finds none, and
+    /// a subscriber that was admitted before is disconnected.
     fn remove_products(&self, config: &Config) -> Vec<ProductId> {
         let is_configured =
             |id: &ProductId| config.upstreams.iter().any(|upstream| upstream.product_id == *id);
@@ -197,7 +216,7 @@ impl App {
         removed
     }
 
-    /// Lets newcomers in by these rules, and has those leave who would not be let in any more.
+    /// Admits newcomers by these rules, and disconnects the subscribers that they would refuse.
     fn apply_access(&mut self, config: &Config) {
         let server = &config.server;
         for upstream in &config.upstreams {
@@ -206,6 +225,8 @@ impl App {
             });
         }
         let access = Arc::new(Access::new(&config.auth));
+        // Requests share a `Relay` that never changes: another configuration is another `Relay`,
+        // which shares products, permits, shards, wheel and store.
         self.relay = Arc::new(Relay {
             access: Arc::clone(&access),
             credential_sources: CredentialSources::new(&config.auth, &server.cors_allowed_origins),
@@ -226,13 +247,15 @@ impl App {
         self.routes.replace(config, &self.relay, &self.admin);
         self.relay.subscribers.set_limits(AdmissionLimits::new(server));
         self.relay.metrics.set_max_subscribers(server.max_subscribers);
-        // Behind the doors: who was let in by the old ones meanwhile is judged here, or when it
-        // takes its seat.
+        // After the routes: a request that the former router admitted meanwhile is judged here, or
+        // when it takes its permit. `Subscribers` sets the rules before it judges each permit, and
+        // a newcomer takes its permit before it is judged by the rules in force, so one of the two
+        // sees it.
         self.relay.subscribers.set_access(&access);
         self.admin.operator_tails.set_access(&operator_access);
     }
 
-    /// Brings in the products that are new, and returns those for which that is not possible now.
+    /// Adds the products that are new, and returns those that the store cannot take now.
     async fn add_products(
         &mut self,
         config: &Config,
@@ -244,13 +267,17 @@ impl App {
             if !self.relay.products.contains_key(product)
                 && !self.add_product(config, upstream, client).await
             {
-                error!(%product, "the store cannot be written now, so the product is not served: reload again");
+                error!(
+                    %product,
+                    "the store cannot be written now, so the product is not served: reload again"
+                );
                 absent.push(product.clone());
             }
         }
         absent
     }
 
+    /// Adds a product, and returns whether the store could take it.
     async fn add_product(
         &mut self,
         config: &Config,
@@ -275,6 +302,7 @@ impl App {
             metrics,
         ));
         let fanout = Arc::clone(&product.feed.fanout);
+        // The log is ready before the first request can find the product.
         self.relay.products.insert(id.clone(), product);
         self.product_tasks.start(upstream, &self.relay, client);
         self.webhooks.resume_product(fanout, &config.webhooks, adopted.webhooks).await;
@@ -289,5 +317,5 @@ fn load_trust_roots(
     Ok((EventStreamClient::new(ca_file)?, tls_client_config(ca_file)?))
 }
 
-/// How long a reload waits for the store, each time.
+/// Time that a reload waits for the store, at each command.
 const CONFIG_RELOAD_STORE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,7 +1,6 @@
-//! Builds the rooms that a configuration asks for.
+//! Assembles the parts that a configuration asks for.
 //!
-//! May use: `auth`, `config`, `event`, `feed`, `http`, `log`, `metrics`, `outbound`, `rejected`,
-//! `shard`, `store`, `timer_wheel`, `webhook`.
+//! May use: everything.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -30,8 +29,10 @@ use crate::{
     webhook::{WebhookDependencies, Webhooks},
 };
 
-/// The log of each product, and the store. Without a directory the logs are in memory alone, and
-/// the store keeps in memory what webhooks need.
+/// Opens the log of each product, and the store.
+///
+/// Without `log.data_dir` the logs are in memory alone, and the store keeps in memory what webhooks
+/// need.
 pub(super) fn open_logs(
     config: &Config,
     metrics: &Metrics,
@@ -58,7 +59,7 @@ pub(super) fn open_logs(
     Ok((logs, store))
 }
 
-/// The webhooks that the file declares, and those that the store has kept.
+/// Starts the webhooks that the configuration declares, and those that the store has.
 pub(super) fn start_webhooks(
     config: &Config,
     relay: &Relay,
@@ -77,7 +78,7 @@ pub(super) fn start_webhooks(
     Ok(Webhooks::start(dependencies, &config.webhooks, stored))
 }
 
-/// What the public routes share: a log and a fan-out for each product.
+/// Returns the state that public routes share, with a log and a fan-out for each product.
 pub(super) fn relay(
     config: &Config,
     logs: Vec<Arc<Log>>,
@@ -120,7 +121,7 @@ pub(super) fn relay(
     }
 }
 
-/// The public side of one product, which is the number-th on so many lanes.
+/// Returns the public side of one product, the `index`-th on `shard_count` shards.
 pub(super) fn product(
     server: &ServerConfig,
     upstream: &UpstreamConfig,
@@ -130,6 +131,7 @@ pub(super) fn product(
 ) -> Product {
     let id = log.product().clone();
     Product {
+        // Round-robin: products share the shards evenly.
         feed: Arc::new(Feed::new(log, shard_count, index % shard_count, metrics)),
         ws_messages: Arc::default(),
         paged_events: metrics.delivered(&id, Transport::Page),
@@ -139,7 +141,7 @@ pub(super) fn product(
     }
 }
 
-/// What the product is by another configuration. What stands is shared.
+/// Returns the product as another configuration wants it. Log, fan-out and counters are shared.
 pub(super) fn reconfigured_product(
     server: &ServerConfig,
     upstream: &UpstreamConfig,
@@ -156,7 +158,7 @@ fn max_publish_bytes(server: &ServerConfig, upstream: &UpstreamConfig) -> usize 
     usize::try_from(server.max_publish_bytes.min(upstream.max_event_bytes)).unwrap_or(usize::MAX)
 }
 
-/// The admin side.
+/// Returns the state of the admin side.
 pub(super) fn admin(
     config: &Config,
     relay: &Arc<Relay>,
@@ -183,7 +185,7 @@ pub(super) fn admin(
     }
 }
 
-/// How much a log keeps in memory.
+/// Returns the bounds of a log's memory.
 pub(super) fn bounds(log: &config::LogConfig) -> MemoryBounds {
     MemoryBounds { events: log.memory_events, bytes: log.memory_bytes }
 }

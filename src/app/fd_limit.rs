@@ -56,7 +56,10 @@ const NON_SUBSCRIBER_CONNECTIONS: usize = 1024;
 
 /// The store's files, the runtimes, the other listeners and their clients, and the connections
 /// beyond the limit that are answered 503.
-const RESERVED_DESCRIPTORS: usize = 128 + 2 * super::listeners::MAX_ADMIN_CONNECTIONS;
+const RESERVED_DESCRIPTORS: usize = 128 + 2 * MAX_ADMIN_CONNECTIONS;
+
+/// Connections at one time to each of the admin and probe listeners.
+pub(super) const MAX_ADMIN_CONNECTIONS: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -129,10 +129,7 @@ fn connection_settings(config: &Config, wheel: &Arc<TimerWheel>) -> ConnectionSe
         head_timeout: config.server.head_timeout,
         write_timeout: config.server.write_timeout,
         wheel: Arc::clone(wheel),
-        max_connections: MAX_ADMIN_CONNECTIONS,
+        max_connections: fd_limit::MAX_ADMIN_CONNECTIONS,
         tls: None,
     }
 }
-
-/// Connections at one time to each of the admin and probe listeners.
-pub(super) const MAX_ADMIN_CONNECTIONS: usize = 256;

@@ -1,8 +1,8 @@
 //! The tasks that bring each product its events.
 //!
-//! In: upstreams that come, change and go. Out: one task for each product, on its lane, in which
-//! the upstream's loop and the fan-out take turns, so that an event wakes those of its own lane on
-//! the thread it came in on. What was told to end is waited for.
+//! In: upstreams that are added, changed and removed. Out: one task for each product, on its home
+//! shard, in which the upstream's ingest and the fan-out take turns: an event wakes the subscribers
+//! of that shard on the thread that it came in on. A removed product's task is joined.
 //!
 //! May use: `config`, `event`, `http`, `ingest`, `outbound`, `rejected`, `shard`, `upstream`.
 
@@ -27,10 +27,10 @@ use crate::{
     upstream::{Upstream, UpstreamSettings, status::UpstreamStatus},
 };
 
-/// What the upstreams say of themselves.
+/// Status of each product's upstream.
 pub(super) type UpstreamStatuses = Vec<(ProductId, Arc<UpstreamStatus>)>;
 
-/// All of them.
+/// Tasks of all products.
 #[derive(Debug)]
 pub(super) struct ProductTasks {
     by_product: BTreeMap<ProductId, ProductTask>,
@@ -38,7 +38,7 @@ pub(super) struct ProductTasks {
     shard_runtimes: Vec<Handle>,
     rejected: Arc<RejectedFrames>,
     stop: StopTokens,
-    /// Cancelled when a task has ended although nobody told it to.
+    /// Cancelled when a task has ended that was not told to.
     failed: CancellationToken,
 }
 
@@ -48,12 +48,12 @@ struct ProductTask {
     status: Arc<UpstreamStatus>,
     stop_ingest: CancellationToken,
     stop_fanout: CancellationToken,
-    /// Cancelled when the task has ended, and its connection is closed.
+    /// Cancelled when the task has ended and its connection is closed.
     ended: CancellationToken,
 }
 
 impl ProductTasks {
-    /// None yet.
+    /// Creates an owner without tasks.
     pub(super) fn new(
         shard_threads: &ShardThreads,
         rejected: Arc<RejectedFrames>,
@@ -65,7 +65,7 @@ impl ProductTasks {
         Self { by_product, tasks, shard_runtimes, rejected, stop: stop.clone(), failed }
     }
 
-    /// Begins to bring a product its events, if there is such a product.
+    /// Starts the task of a product, if `relay` has such a product.
     pub(super) fn start(
         &mut self,
         upstream: &config::UpstreamConfig,
@@ -80,6 +80,7 @@ impl ProductTasks {
         let (status, metrics) = (Arc::new(UpstreamStatus::new()), relay.metrics.upstream(&id));
         let (settings_sender, settings) =
             watch::channel(UpstreamSettings { upstream: upstream.clone(), client: client.clone() });
+        // After a restart a connector's first stream begins behind a gap, too.
         let has_past = product.feed.log.has_prior_entries();
         let random = fastrand::Rng::new();
         let upstream =
@@ -98,7 +99,9 @@ impl ProductTasks {
         };
         let failed = self.failed.clone();
         let work = async move {
+            // Both guards cancel on drop, so also when the task panics.
             let (unexpected, _ended) = (failed.drop_guard(), ended.drop_guard());
+            // One task, not two: both run on one thread, and no wake-up passes between them.
             tokio::join!(ingest.run(stop_ingest), product.feed.fanout.run(stop_fanout.clone()));
             if stop_fanout.is_cancelled() {
                 unexpected.disarm();
@@ -108,9 +111,10 @@ impl ProductTasks {
         self.by_product.insert(id, task);
     }
 
-    /// Has a product's upstream go on by these settings, if there is one.
+    /// Passes new settings to a product's upstream, if there is one.
     pub(super) fn change(&self, upstream: &config::UpstreamConfig, client: &EventStreamClient) {
         let Some(task) = self.by_product.get(&upstream.product_id) else { return };
+        // A new client alone does not wake the upstream: it is used for the next attempt.
         task.settings.send_if_modified(|wanted| {
             wanted.client = client.clone();
             let is_changed = wanted.upstream != *upstream;
@@ -119,7 +123,7 @@ impl ProductTasks {
         });
     }
 
-    /// Ends what a product gets, and returns when its connection is closed.
+    /// Ends a product's task, and returns when its connection is closed.
     pub(super) async fn remove(&mut self, product: &ProductId) {
         let Some(task) = self.by_product.remove(product) else { return };
         task.stop_ingest.cancel();
@@ -127,17 +131,22 @@ impl ProductTasks {
         task.ended.cancelled().await;
     }
 
-    /// What the upstreams say of themselves.
+    /// Returns the status of each upstream.
     pub(super) fn statuses(&self) -> UpstreamStatuses {
         self.by_product.iter().map(|(id, feed)| (id.clone(), Arc::clone(&feed.status))).collect()
     }
 
-    /// Waits until a task has ended by itself; the panic, if it was one.
+    /// Waits until a task has ended by itself; returns the panic, if there was one.
     pub(super) async fn wait_for_failure(&mut self) -> Option<JoinError> {
+        // Tasks of removed products are joined on the way; they end without a failure.
         while !self.failed.is_cancelled() {
             tokio::select! {
                 () = self.failed.cancelled() => {}
-                Some(ended) = self.tasks.join_next() => if let Err(panic) = ended { return Some(panic) },
+                Some(ended) = self.tasks.join_next() => {
+                    if let Err(panic) = ended {
+                        return Some(panic);
+                    }
+                }
             }
         }
         None
@@ -147,7 +156,7 @@ impl ProductTasks {
     ///
     /// # Errors
     ///
-    /// The first panic there was.
+    /// The first panic.
     pub(super) async fn join_all(&mut self) -> Result<(), JoinError> {
         join_all(&mut self.tasks).await
     }
