@@ -10,7 +10,7 @@
 //! The steps that take no time come first: a client that may not listen any more is disconnected
 //! before the reload waits for the store.
 //!
-//! May use: everything.
+//! May use: `auth`, `config`, `error_chain`, `event`, `http`, `outbound`.
 
 use std::{path::Path, sync::Arc, time::Duration};
 

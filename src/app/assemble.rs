@@ -1,6 +1,7 @@
 //! Assembles the parts that a configuration asks for.
 //!
-//! May use: everything.
+//! May use: `auth`, `config`, `event`, `feed`, `http`, `log`, `metrics`, `outbound`, `rejected`,
+//! `shard`, `store`, `timer_wheel`, `webhook`.
 
 use std::{sync::Arc, time::SystemTime};
 

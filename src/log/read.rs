@@ -109,7 +109,8 @@ impl Log {
         lost_through: u64,
     ) -> Gap {
         if reason == GapReason::Evicted {
-            self.metrics.record_gap(reason); // gaps for other reasons are counted once, where they arise
+            // gaps for other reasons are counted once, where they arise
+            self.metrics.record_gap(reason);
         }
         self.gap_through(&self.state(), reason, after, lost_through)
     }

@@ -263,7 +263,8 @@ mod tests {
         assert!(!acquires(&mut other, &wakes), "the idle time begins with the answer");
         assert!(acquires(&mut patient, &wakes), "and the reader may ask again");
         drop(patient.begin_use());
-        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await; // the reader does not look at the answer
+        // the reader does not look at the answer
+        tokio::time::advance(REPLAY_PERMIT_IDLE_TIMEOUT).await;
         assert!(acquires(&mut other, &wakes));
         let in_use = other.begin_use();
         drop(other);
