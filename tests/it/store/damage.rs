@@ -264,7 +264,7 @@ fn damaged_in_the_middle(connector: &Connector, data: &DataDir, stop: Stop) -> (
     let relay = data.relay(connector);
     let mut link = connector.stream();
     let mut all = relay.subscribe();
-    let frames: Vec<_> = (0..3000)
+    let mut frames: Vec<_> = (0..3000)
         .map(|n| {
             link.event(event_of(&"s".repeat(1 + n % 2000), n));
             all.event()
@@ -275,7 +275,10 @@ fn damaged_in_the_middle(connector: &Connector, data: &DataDir, stop: Stop) -> (
     drop(link);
     if let Stop::ByKill = stop {
         let mut relay = data.relay(connector);
-        let _link = relay.reconnect(connector);
+        let mut witness = relay.subscribe();
+        let _link = connector.stream();
+        frames.push(witness.gap());
+        relay.wait_until_kept(3001); // the kill must not race with the commit of the gap
         relay.process.kill_dash_nine();
     }
     overwrite(data, |bytes| {
