@@ -29,10 +29,9 @@ pub(super) fn run(args: &CheckArgs) -> Result<(), CliError> {
     let config = Config::load(&args.config, &Environment::from_process(), anonymous)?;
     if args.restart_keys {
         for key in config.restart_only_keys() {
-            print_line(&key);
+            print_line(&key)?;
         }
         return Ok(());
     }
-    print_line(config.to_masked_toml().trim_end());
-    Ok(())
+    print_line(config.to_masked_toml().trim_end())
 }

@@ -2,7 +2,12 @@
 //!
 //! May use: `app`, `config`, `error_chain`, `shutdown`, `simulate`.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Mutex, PoisonError},
+};
+
+use tokio::sync::oneshot;
 
 use super::{
     CliError, block_on, print_line,
@@ -38,13 +43,26 @@ pub(super) fn run(_: &DemoArgs) -> Result<(), CliError> {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let serve_error = |error| CliError::Other(error_chain(&error));
         let simulator = BackgroundServer::start(loopback, options).map_err(serve_error)?;
-        let receiver = SampleReceiver::new(DEMO_SECRET, print_line);
+        let (print_failed, mut print_failure) = oneshot::channel();
+        let print_failed = Mutex::new(Some(print_failed));
+        let print = move |line: &str| {
+            let Err(error) = print_line(line) else { return };
+            let sender = print_failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(sender) = sender {
+                // The demo has ended if it no longer listens.
+                let _ = sender.send(error);
+            }
+        };
+        let receiver = SampleReceiver::new(DEMO_SECRET, Box::new(print));
         let router = receiver.router();
         let receiver = BackgroundServer::serve(loopback, router, |stopped| async move {
             receiver.run(stopped).await;
         });
         let receiver = receiver.map_err(serve_error)?;
-        let outcome = run_relay(simulator.address, receiver.address, signals).await;
+        let outcome = tokio::select! {
+            outcome = run_relay(simulator.address, receiver.address, signals) => outcome,
+            Ok(error) = &mut print_failure => Err(error),
+        };
         // In the order of the events' way: what is under way to the receiver is answered before
         // that leaves.
         receiver.shut_down().await;
@@ -68,7 +86,7 @@ async fn run_relay(
         AllowAnonymous::OnLoopback,
     )?;
     let app = App::start(config)?;
-    print_line(&greeting(app.address(), app.admin_address()));
+    print_line(&greeting(app.address(), app.admin_address()))?;
     Ok(app.run(signals, None).await?)
 }
 

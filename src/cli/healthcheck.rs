@@ -1,25 +1,41 @@
 //! `healthcheck`: is the running relay ready, for images without a shell.
 //!
-//! May use: `error_chain`, `outbound`.
+//! May use: `config`, `error_chain`, `outbound`.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use hyper::{HeaderMap, StatusCode, Uri};
 use tokio::time::timeout;
 
 use super::{CliError, block_on};
-use crate::{error_chain::error_chain, outbound::client::EventStreamClient};
+use crate::{
+    config::{Config, Environment},
+    error_chain::error_chain,
+    outbound::client::EventStreamClient,
+};
 
 /// Exit with 0 if the running relay is ready, else with 1.
+///
+/// Without --url it asks /readyz where `serve` listens for operators under the same file and the
+/// same environment.
 #[derive(Debug, clap::Args)]
 pub(super) struct HealthcheckArgs {
-    /// What to ask; /readyz, where nothing else is said of the path.
-    #[arg(long, default_value = "http://127.0.0.1:9090/readyz")]
-    url: Uri,
+    /// The address to ask; a URL without a path means /readyz.
+    #[arg(long)]
+    url: Option<Uri>,
+    /// The configuration file (TOML) that `serve` was started with.
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
+    config: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
-    let url = &args.url;
+    let url = &match &args.url {
+        Some(url) => url.clone(),
+        None => configured_url(args.config.as_deref())?,
+    };
     if !matches!(url.scheme_str(), Some("http" | "https")) {
         return Err(CliError::Usage(format!("--url {url}: write http://host:port/readyz")));
     }
@@ -41,6 +57,13 @@ pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
             status => Err(CliError::Other(format!("{url}: answered {status}"))),
         }
     })
+}
+
+/// Returns the readiness URL of the relay that `serve` runs with this file and this environment.
+fn configured_url(config: Option<&Path>) -> Result<Uri, CliError> {
+    let address = Config::admin_address(config, &Environment::from_process())?;
+    let url = format!("http://{address}/readyz");
+    url.parse().map_err(|error| CliError::Other(format!("{url}: {error}")))
 }
 
 /// What is asked: at its root a relay has the console, which is there whether the relay is ready or

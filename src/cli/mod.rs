@@ -26,9 +26,20 @@ use crate::{app::AppError, config::Findings, error_chain::error_chain};
 
 /// Runs the command that the arguments name, and returns how it went.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = init_logging(cli.log_format).and_then(|()| cli.command.run());
-    let Err(error) = result else { return ExitCode::SUCCESS };
+    let result = match Cli::try_parse() {
+        Ok(cli) => init_logging(cli.log_format).and_then(|()| cli.command.run()),
+        Err(usage) if usage.use_stderr() => usage.exit(),
+        // `--help` and `--version` are data: clap's own `exit` would hide a failed write.
+        Err(text) => text.print().map_err(CliError::Stdout),
+    };
+    let error = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        // The reader has what it wanted, as `head` has: that is not a failure.
+        Err(CliError::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => error,
+    };
     // Nobody is left to tell when stderr is closed.
     let _ = writeln!(io::stderr(), "{}", error.message());
     error.exit_code()
@@ -91,7 +102,10 @@ enum CliError {
     /// Anything else: what happened, and to what.
     #[error("{0}")]
     Other(String),
-    /// No runtime, no terminal, no pipe.
+    /// Data could not be written. [`main`] takes a closed pipe for a success.
+    #[error("cannot write to standard output")]
+    Stdout(#[source] io::Error),
+    /// No runtime, no signal handler.
     #[error("the operating system refuses")]
     System(#[from] io::Error),
 }
@@ -100,7 +114,7 @@ impl CliError {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Configuration(_) | Self::Usage(_) => ExitCode::from(2),
-            Self::App(_) | Self::Other(_) | Self::System(_) => ExitCode::FAILURE,
+            Self::App(_) | Self::Other(_) | Self::Stdout(_) | Self::System(_) => ExitCode::FAILURE,
         }
     }
 
@@ -138,7 +152,11 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     crate::config::parse_duration(text)
 }
 
-/// Prints a line to stdout; false when nobody reads any more.
-fn print_line(line: &str) -> bool {
-    writeln!(io::stdout(), "{line}").is_ok()
+/// Prints a line to stdout, which the standard library flushes at each line end.
+///
+/// # Errors
+///
+/// When stdout is closed or full: part of the line may have been written.
+fn print_line(line: &str) -> Result<(), CliError> {
+    writeln!(io::stdout(), "{line}").map_err(CliError::Stdout)
 }

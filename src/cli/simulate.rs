@@ -5,11 +5,12 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{CliError, block_on, parse_duration};
+use super::{CliError, block_on, parse_duration, print_line};
 use crate::{
     error_chain::error_chain,
     net::{self, BindError, ConnectionSettings, Listener, Routes},
@@ -80,9 +81,13 @@ pub(super) fn run(args: SimulateArgs) -> Result<(), CliError> {
     };
     block_on(async {
         let mut signals = Signals::listen()?;
+        let products = options.products.clone();
         let server = BackgroundServer::start(args.listen, options)
             .map_err(|error| CliError::Other(error_chain(&error)))?;
         info!(listen = %server.address, "simulating");
+        for product in products {
+            print_line(&stream_url(server.address, &product))?;
+        }
         signals.shutdown_requested().await;
         signals.absorb_repeats().await;
         tokio::select! {
@@ -90,6 +95,11 @@ pub(super) fn run(args: SimulateArgs) -> Result<(), CliError> {
             () = signals.shutdown_requested() => Err(CliError::Other("ended by a second signal".to_owned())),
         }
     })
+}
+
+/// Returns the URL of a product's stream, for a relay's `[[upstreams]]`.
+fn stream_url(address: SocketAddr, product: &str) -> String {
+    format!("http://{address}/stream/{}", utf8_percent_encode(product, BEYOND_UNRESERVED))
 }
 
 /// A stand-in for somebody else, which serves.
@@ -161,6 +171,11 @@ impl BackgroundServer {
         while self.tasks.join_next().await.is_some() {}
     }
 }
+
+/// Characters that a path segment carries percent-encoded: all but RFC 3986's unreserved ones
+/// (§2.3).
+const BEYOND_UNRESERVED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The product of `simulate` and `demo`.
 pub(super) const DEFAULT_PRODUCT: &str = "prod_demo";

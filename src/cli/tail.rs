@@ -79,7 +79,7 @@ async fn follow(args: TailArgs) -> Result<(), CliError> {
                     &mut remaining,
                     args.json,
                 )
-                .await
+                .await?
                 {
                     return Ok(());
                 }
@@ -99,14 +99,14 @@ async fn follow(args: TailArgs) -> Result<(), CliError> {
     }
 }
 
-/// Prints until the stream breaks; false when nothing is `left` to be printed, or nobody reads it.
+/// Prints events until the stream breaks; returns false once none of `remaining` is left to print.
 async fn print_stream(
     stream: &mut EventStream,
     last_event_id: &mut Option<String>,
     retry_delay: &mut Duration,
     remaining: &mut u64,
     json: bool,
-) -> bool {
+) -> Result<bool, CliError> {
     loop {
         let frame = match stream.next(STREAM_SILENCE_TIMEOUT).await {
             Ok(Some(Decoded::Frame(frame))) => frame,
@@ -120,24 +120,24 @@ async fn print_stream(
             }
             Ok(None) => {
                 tracing::warn!("silent for {} s", STREAM_SILENCE_TIMEOUT.as_secs());
-                return true;
+                return Ok(true);
             }
             Err(error) => {
                 tracing::warn!(error = error_chain(&error), "the stream broke");
-                return true;
+                return Ok(true);
             }
         };
         if !frame.id.is_empty() {
             *last_event_id = Some(String::from_utf8_lossy(&frame.id).into_owned());
         }
         let line = if json { Some(json_line(&frame)) } else { readable_line(&frame) };
-        if line.is_some_and(|line| !print_line(&line)) {
-            return false;
+        if let Some(line) = line {
+            print_line(&line)?;
         }
         if !matches!(&*frame.event, b"heartbeat" | b"gap") {
             *remaining -= 1;
             if *remaining == 0 {
-                return false;
+                return Ok(false);
             }
         }
     }

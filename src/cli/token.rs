@@ -51,8 +51,7 @@ pub(super) fn run(args: TokenArgs) -> Result<(), CliError> {
     };
     let token = auth::mint(secret, audience, &spec)
         .map_err(|error| CliError::Other(format!("cannot sign: {error}")))?;
-    print_line(&token);
-    Ok(())
+    print_line(&token)
 }
 
 /// What a token is signed with, and for which audience.

@@ -14,6 +14,7 @@
 //! May use: no other module.
 
 mod address;
+mod admin_address;
 mod auth;
 mod certificate;
 mod difference;

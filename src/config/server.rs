@@ -89,10 +89,7 @@ impl ServerConfig {
                 .entry("listen")
                 .parse_with(parse_socket_address)
                 .unwrap_or(default_listen),
-            admin_listen: section
-                .entry("admin_listen")
-                .parse_with(parse_socket_address)
-                .unwrap_or(DEFAULT_ADMIN_LISTEN),
+            admin_listen: read_admin_listen(section),
             probe_listen: section.entry("probe_listen").optional(parse_socket_address),
             allowed_hosts: section
                 .entry("allowed_hosts")
@@ -203,6 +200,12 @@ fn read_timeout(section: &mut Section<'_>, name: &str, default: Duration) -> Dur
 
 fn read_count(section: &mut Section<'_>, name: &str, default: usize) -> usize {
     section.entry(name).number(1..=u32::MAX).unwrap_or(default)
+}
+
+/// Reads the address of the admin listener.
+pub(super) fn read_admin_listen(section: &mut Section<'_>) -> SocketAddr {
+    let address = section.entry("admin_listen").parse_with(parse_socket_address);
+    address.unwrap_or(DEFAULT_ADMIN_LISTEN)
 }
 
 fn parse_socket_address(text: &str) -> Result<SocketAddr, String> {

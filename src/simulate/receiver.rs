@@ -38,8 +38,8 @@ pub(crate) struct SampleReceiver {
     stats: [Mutex<RouteStats>; 2],
 }
 
-/// Where lines go; false when nobody reads them any more.
-pub(crate) type PrintLine = fn(&str) -> bool;
+/// Takes a line for the user. A failure to print is the caller's to handle.
+pub(crate) type PrintLine = Box<dyn Fn(&str) + Send + Sync>;
 
 /// What somebody who prints a delivery needs of it. Never what a user has done.
 #[derive(Deserialize)]
@@ -96,7 +96,9 @@ impl SampleReceiver {
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             for route in [ReceiverRoute::Good, ReceiverRoute::Flaky] {
                 let line = self.lock_stats(route).take_summary(route);
-                line.map(|line| (self.print)(&line));
+                if let Some(line) = line {
+                    (self.print)(&line);
+                }
             }
         }
     }
@@ -111,9 +113,7 @@ impl SampleReceiver {
         };
         let in_outage = matches!(route, ReceiverRoute::Flaky) && outage_at(self.started.elapsed());
         let lines = self.lock_stats(route).record(route, &payload, in_outage);
-        lines.iter().for_each(|line| {
-            (self.print)(line);
-        });
+        lines.iter().for_each(|line| (self.print)(line));
         if in_outage { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
     }
 
@@ -298,7 +298,7 @@ mod tests {
     const BODY: &[u8] = br#"{"type":"actions","product_id":"p","session_id":"s"}"#;
 
     fn receiver() -> Arc<SampleReceiver> {
-        SampleReceiver::new("hush", |_| true)
+        SampleReceiver::new("hush", Box::new(|_| ()))
     }
 
     /// What the relay sends, made by other means: `openssl dgst -hmac hush`.

@@ -1,6 +1,6 @@
 //! The commands beside `serve`, and how `serve` starts and does not start.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 
 use crate::common::{
     PRODUCT, STREAM,
@@ -367,4 +367,55 @@ fn unknown_routes_of_the_simulator_and_its_token_are_as_the_connector_has_them()
 
 fn json(text: &str) -> serde_json::Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// Writes a configuration whose admin listener is `admin`.
+fn configured_admin(admin: SocketAddr) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("[server]\nadmin_listen = '{admin}'\n")).unwrap();
+    file
+}
+
+fn unused_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+const ADMIN_LISTEN: &str = "AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN";
+
+#[test]
+fn healthcheck_asks_the_admin_listener_of_the_file_and_the_environment() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let admin = relay.admin.to_string();
+    let (this, other) = (configured_admin(relay.admin), configured_admin(unused_address()));
+    let check = |file: &tempfile::NamedTempFile, environment: &[(&str, &str)]| {
+        let arguments = ["healthcheck", "--config", file.path().to_str().unwrap()];
+        Process::run(&arguments, environment).code
+    };
+    assert_eq!(check(&this, &[]), Some(0));
+    assert_eq!(check(&other, &[(ADMIN_LISTEN, &admin)]), Some(0), "the environment wins");
+    assert_eq!(Process::run(&["healthcheck"], &[(ADMIN_LISTEN, &admin)]).code, Some(0));
+}
+
+#[test]
+fn healthcheck_does_not_take_another_relays_health_for_its_own() {
+    let connector = Connector::new();
+    let relay = Relay::behind(&connector);
+    let (this, unused) = (configured_admin(relay.admin), unused_address().to_string());
+    let arguments = ["healthcheck", "--config", this.path().to_str().unwrap()];
+    assert_eq!(Process::run(&arguments, &[(ADMIN_LISTEN, &unused)]).code, Some(1));
+    assert_eq!(Process::run(&["healthcheck"], &[(ADMIN_LISTEN, &unused)]).code, Some(1));
+}
+
+#[test]
+fn healthcheck_names_what_is_wrong_with_the_configured_address() {
+    let port_0 = configured_admin("127.0.0.1:0".parse().unwrap());
+    let done = Process::run(&["healthcheck", "--config", port_0.path().to_str().unwrap()], &[]);
+    assert_eq!(done.code, Some(2), "{done:?}");
+    assert!(done.stderr.contains("server.admin_listen") && done.stderr.contains("--url"));
+    let done = Process::run(&["healthcheck"], &[(ADMIN_LISTEN, "here")]);
+    assert_eq!(done.code, Some(2), "{done:?}");
+    assert!(done.stderr.contains(ADMIN_LISTEN), "{done:?}");
+    let done = Process::run(&["healthcheck", "--config", "/nowhere/relay.toml"], &[]);
+    assert_eq!(done.code, Some(2), "{done:?}");
 }
