@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the chart, the alert rules, the dashboard and what else stands in deploy/, without a cluster: helm/check.sh BINARY
+# Checks the chart, the alert rules, the dashboard and the files of deploy/, without a cluster: helm/check.sh BINARY
 # Needs Go, Python 3 with venv, openssl and systemd-analyze. Installs its tools once, below the cache directory.
 set -euo pipefail
 binary=$(realpath "$1")
@@ -11,21 +11,21 @@ trap 'rm -rf "$work"' EXIT
 
 step() { printf '\n-- %s\n' "$*"; }
 
-# NAME VERSION PACKAGE [FLAG]…: builds a Go command unless it is there, and makes it known by its name.
+# NAME VERSION PACKAGE [FLAG]…: builds a Go command unless it exists, and adds it to PATH.
 tool() {
     local directory=$tools/$1-$2
     [ -x "$directory/$1" ] || GOBIN=$directory CGO_ENABLED=0 nice go install -trimpath "${@:4}" "$3@v$2"
     PATH=$directory:$PATH
 }
 
-# Other tools than one may expect, and why: kube-score for kube-linter, whose module is not to be had from the Go proxy; kubernetes-validate for
-# kubeconform, which would have to fetch its schemas, and cannot follow the references in those that kubernetes-validate brings along.
+# Two tools differ from the usual choice: kube-score instead of kube-linter, whose module the Go proxy does not have; kubernetes-validate
+# instead of kubeconform, which would download its schemas and cannot follow the references in those of kubernetes-validate.
 step "tools"
 tool helm 3.22.0 helm.sh/helm/v3/cmd/helm
 tool helm-docs 1.14.2 github.com/norwoodj/helm-docs/cmd/helm-docs
 tool kube-score 1.20.0 github.com/zegl/kube-score/cmd/kube-score
 tool promtool 0.316.0 github.com/prometheus/prometheus/cmd/promtool -tags=remove_all_sd
-# By a module of our own: it replaces one of its dependencies, and `go install` takes that from nobody else's.
+# Through a module of our own: helm-unittest replaces one of its dependencies, and `go install` accepts `replace` only in the main module.
 unittest=$tools/helm-unittest-$(sha256sum helm/check/unittest/go.mod | cut -c 1-12)
 [ -x "$unittest/helm-unittest" ] || (cd helm/check/unittest && GOBIN=$unittest CGO_ENABLED=0 nice go install -trimpath \
     github.com/helm-unittest/helm-unittest/cmd/helm-unittest)
@@ -56,7 +56,7 @@ checksum() {
 }
 first=$(checksum)
 [ -n "$first" ]
-# The relay's own list, less what the chart gives it by itself or not at all.
+# The relay's own list, without the keys that the chart sets by itself or not at all.
 printf '[[upstreams]]\nproduct_id = "p"\nurl = "https://c.example.com/p"\n' >"$work/restart.toml"
 waiting=$("$binary" check --config "$work/restart.toml" --restart-keys |
     grep -vE '^(server\.(\w+_)?listen|server\.tls_.*|log\.data_dir)$')
@@ -94,7 +94,7 @@ fi
 for version in "${kubernetes[@]}"; do
     rendered=$work/rendered-$version
     mkdir "$rendered"
-    # From the package, for that is what users get.
+    # From the package, as users install it.
     for values in "$chart"/ci/*.yaml; do
         helm template relay "$work"/autoplay-relay-*.tgz -f "$values" --kube-version "$version" >"$rendered/$(basename "$values")"
     done
@@ -115,7 +115,7 @@ promtool test rules deploy/prometheus/alerts_test.yaml
 "$python/bin/python" helm/check/metrics.py "$binary"
 
 step "without Kubernetes: systemd, Compose"
-# Where it would be installed there is nothing here. What systemd does not know it tells, and goes on.
+# The binary is not installed at the unit's path, so the path is replaced. systemd reports unknown settings and continues.
 sed "s#/usr/local/bin/autoplay-relay#$binary#" deploy/systemd/autoplay-relay.service >"$work/autoplay-relay.service"
 told=$(systemd-analyze verify --man=no "$work/autoplay-relay.service" 2>&1)
 [ -z "$told" ] || { echo "$told"; exit 1; }

@@ -7,7 +7,7 @@
 //!       once per product              ║         once per subscriber
 //! upstream ─► sse ─► envelope ─► ingest ─► log ═► fanout ─┬─► shard ─► http/public: sse, ws
 //! connect,    bytes  type,       the loop  ids,   index,  │   threads, mailbox, scheduler
-//! reconnect   to     product,              ring   wake-ups├─► http/public: HTTP/2, pages
+//! reconnect   to     product,              ring   wake-ups├─► http/public: HTTP/2, wss, pages
 //!             frames session              store           └─► webhook: reader, outbox, sender
 //! ```
 //!

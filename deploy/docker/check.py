@@ -1,7 +1,7 @@
-"""Runs the image as an engine would, and looks at what it does: check.py ROOT IMAGE.JSON
+"""Runs the image as a container engine would, and tests it: check.py ROOT IMAGE.JSON
 
-Its root is read-only, the relay is process 1, has the image's user, no capability and no variable but the image's. What an engine would mount
-is mounted: the configuration, a volume for the log, /etc/resolv.conf.
+The root is read-only; the relay is process 1 and has the image's user, no capability, and only the image's variables. The script mounts the
+files that an engine would mount: the configuration, a volume for the log, /etc/resolv.conf.
 """
 
 import atexit

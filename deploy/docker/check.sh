@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the image as deploy/docker/Dockerfile says, without a registry, and tries it: deploy/docker/check.sh
-# Needs root on Debian with Rust, buildah, mmdebstrap, openssl, objcopy and Python 3. Instead of pulling the two images that the Dockerfile starts
-# from it makes one of Debian's packages, and lends it this machine's Rust; all else is as in the Dockerfile. What it makes is kept below the
+# Builds the image by deploy/docker/Dockerfile, without a registry, and tests it: deploy/docker/check.sh
+# Needs root on Debian with Rust, buildah, mmdebstrap, openssl, objcopy and Python 3. Instead of pulling the two base images of the Dockerfile,
+# the script builds one from Debian's packages and mounts this machine's Rust; all other steps are the Dockerfile's. Results stay below the
 # cache directory.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -20,14 +20,14 @@ if ! bud inspect --type image localhost/rust >/dev/null 2>&1; then
     container=$(bud from scratch)
     bud add --quiet "$container" "$work/debian.tar" / >/dev/null
     bud commit --quiet "$container" localhost/debian >/dev/null
-    # Whom this machine trusts, so that its ways to the crates work in there, too. Nothing of it gets into the image.
+    # The root certificates of this machine, so that its access to the crates works during the build. They do not get into the image.
     bud copy --quiet "$container" /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt >/dev/null
     bud config --env PATH=/usr/local/rust/bin:/usr/local/bin:/usr/bin:/bin "$container"
     bud commit --quiet --rm "$container" localhost/rust >/dev/null
 fi
 
 step "build"
-# Every change leaves some 75 MB of layers behind.
+# Each change adds some 75 MB of layers.
 [ "$(du -sm "$cache/store" | cut -f 1)" -lt 3000 ] || bud rmi --prune >/dev/null
 bud build --format docker --layers --pull-never --quiet -f deploy/docker/Dockerfile --ignorefile deploy/docker/Dockerfile.dockerignore \
     --build-arg RUST=localhost/rust --build-arg DEBIAN=localhost/debian -v "$(rustc --print sysroot):/usr/local/rust:ro" \

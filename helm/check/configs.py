@@ -1,6 +1,6 @@
-"""Lets the relay itself judge what the chart makes of its configuration: configs.py BINARY MANIFESTS...
+"""Has the relay check the configurations that the chart renders: configs.py BINARY MANIFESTS...
 
-The secrets of a pod's volume are laid out as kubelet would, so a file that the configuration names and the volume lacks is found, too.
+The script writes the secrets of a pod's volume as the kubelet would, so it also finds a file that the configuration names and the volume lacks.
 """
 
 import os
@@ -28,7 +28,7 @@ def openssl(*arguments):
 
 
 def content(source, item):
-    """Something of the kind that belongs there, another one for each key of each Secret."""
+    """Returns valid content for an item, different for each key of each Secret."""
     if item["path"].endswith("/public_key"):
         with tempfile.NamedTemporaryFile("w") as key:
             key.write(openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout"))
@@ -54,7 +54,7 @@ def judge(title, pod, configs):
 
 
 def run_sidecar(title, container):
-    """Starts it as it is declared, but for its addresses, and waits until it is ready."""
+    """Starts the sidecar as declared, with other addresses, and waits until it is ready."""
     probe = f"127.0.0.1:{free_port()}"
     environment = {entry["name"]: entry.get("value", "a-token-from-a-secret") for entry in container["env"]}
     assert environment["AUTOPLAY_RELAY__SERVER__PROBE_LISTEN"].endswith(f":{container['ports'][0]['containerPort']}")

@@ -1,4 +1,4 @@
-"""Holds kube-score's findings against the ones that have a reason: findings.py REASONS RESULT..."""
+"""Compares kube-score's findings with the accepted ones: findings.py REASONS RESULT..."""
 
 import json
 import sys

@@ -1,6 +1,6 @@
-"""Holds alert rules and dashboard against what the relay exports: metrics.py BINARY
+"""Compares alert rules and dashboard with the metrics that the relay exports: metrics.py BINARY
 
-Every metric and label that a query names has to be there, every query has to parse, and every alert needs its tests and its page.
+Every metric and label in a query must exist, every query must parse, and every alert needs tests and a page.
 """
 
 import json
@@ -31,7 +31,7 @@ secret = "secret-of-the-webhook"
 
 
 def exported():
-    """Names with their labels, after a subscriber has come and gone: some series are there only then."""
+    """Returns metric names with their labels, read after a subscriber has disconnected: some series exist only then."""
     with processes.Simulator() as simulator, processes.Relay(simulator, more=WEBHOOK) as relay:
         url = f"http://127.0.0.1:{relay.admin_port}/metrics"
 
@@ -83,7 +83,7 @@ def judge(title, query, metrics):
 
 
 def judge_tests():
-    """An alert has a case that fires, one that does not, one without data, and a page that its annotation names."""
+    """Checks each alert for a case that fires, one that does not, one without data, and the page that its annotation names."""
     rules = yaml.safe_load((root / "helm/autoplay-relay/files/alerts.yaml").read_text())
     cases = {}
     for test in yaml.safe_load((root / "deploy/prometheus/alerts_test.yaml").read_text())["tests"]:

@@ -1,4 +1,4 @@
-"""Holds the edge's NetworkPolicy against the networks that the relay itself takes for special: networks.py MANIFESTS"""
+"""Compares the edge's NetworkPolicy with the networks that the relay's egress guard treats as special: networks.py MANIFESTS"""
 
 import re
 import sys

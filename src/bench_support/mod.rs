@@ -138,7 +138,7 @@ pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
                 arrivals.clear();
                 assert_eq!(shard_index.take_queued(&mut arrivals), QueueContents::Events);
                 let news = arrivals.iter().map(|event| (event.session(), event.kind()));
-                shard_index.for_each_interested(news, |_, number| found.push(number));
+                shard_index.for_each_interested(news, |_, key| found.push(key));
             }
         });
         assert_eq!(found, concerned);

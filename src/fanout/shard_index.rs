@@ -1,7 +1,7 @@
 //! One shard's subscribers of one product, by scope.
 //!
-//! In: the product's queue to this shard. Out: for each queued event, the numbers of the
-//! subscribers that may see it. Owned by the shard's task, so looking up takes no lock.
+//! In: the product's queue to this shard. Out: for each queued event, the slot keys
+//! of the subscribers that may see it. Owned by the shard's task, so looking up takes no lock.
 //!
 //! May use: `event`.
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::event::{Event, Kind, Scope, SessionId};
 
-/// Subscribers of one product on one shard, under the numbers that the shard gives them.
+/// Subscribers of one product on one shard, by the keys of their slots in the scheduler.
 #[derive(Debug)]
 pub(crate) struct ShardIndex {
     fanout: Arc<Fanout>,
@@ -38,8 +38,8 @@ impl ShardIndex {
     }
 
     /// Adds a subscriber: events within its scope arrive through the shard's queue from now on.
-    pub(crate) fn add(&mut self, number: usize, subscription: &mut Subscription) {
-        self.index.insert(subscription.scope(), number, &());
+    pub(crate) fn add(&mut self, key: usize, subscription: &mut Subscription) {
+        self.index.insert(subscription.scope(), key, &());
         let mut registry = self.fanout.registry();
         registry.shard_bitmap.add(subscription.scope(), self.shard);
         // Under the same lock as the bit: each entry is either dispatched before, and recorded as
@@ -49,8 +49,8 @@ impl ShardIndex {
 
     /// Removes a subscriber. An event that is queued for it already finds no subscriber and is
     /// dropped.
-    pub(crate) fn remove(&mut self, number: usize, scope: &Scope) {
-        self.index.remove(scope, number);
+    pub(crate) fn remove(&mut self, key: usize, scope: &Scope) {
+        self.index.remove(scope, key);
         self.fanout.registry().shard_bitmap.remove(scope, self.shard, &self.index);
     }
 
@@ -58,13 +58,13 @@ impl ShardIndex {
     /// were selected by its old scope.
     pub(crate) fn change_scope(
         &mut self,
-        number: usize,
+        key: usize,
         subscription: &mut Subscription,
         scope: Scope,
     ) {
-        self.remove(number, subscription.scope());
+        self.remove(key, subscription.scope());
         subscription.change_scope(scope);
-        self.add(number, subscription);
+        self.add(key, subscription);
     }
 
     /// Takes the contents of the queue. `events` must be empty, and gets the events where the
@@ -83,38 +83,38 @@ impl ShardIndex {
         self.queue()?.is_empty().then_some(position)
     }
 
-    /// Visits the numbers of the subscribers that may see something of a session and kind in
-    /// `keys`, together with the key's index. A subscriber that was visited for an earlier key may
-    /// be left out for a later one.
+    /// Visits the keys of the subscribers that may see something of a session and kind in
+    /// `targets`, together with the target's index. A subscriber that was visited for an earlier
+    /// target may be left out for a later one.
     pub(crate) fn for_each_interested<'a>(
         &self,
-        keys: impl ExactSizeIterator<Item = (Option<&'a SessionId>, &'a Kind)>,
+        targets: impl ExactSizeIterator<Item = (Option<&'a SessionId>, &'a Kind)>,
         mut visit: impl FnMut(usize, usize),
     ) {
-        if keys.len() == 1 {
-            return keys.for_each(|(session, kind)| {
-                self.index.for_each_match(session, kind, BucketFilter::ALL, |number, ()| {
-                    visit(0, number);
+        if targets.len() == 1 {
+            return targets.for_each(|(session, kind)| {
+                self.index.for_each_match(session, kind, BucketFilter::ALL, |key, ()| {
+                    visit(0, key);
                 });
             });
         }
         // A burst for ten thousand subscribers must not become ten million visits: each bucket is
-        // visited for the first key that names it, and the subscriber then goes through the rest of
-        // the burst itself.
+        // visited for the first target that names it, and the subscriber then goes through the rest
+        // of the burst itself.
         let (mut kinds, mut pairs) = (HashSet::new(), HashSet::new());
-        for (at, (session, kind)) in keys.enumerate() {
+        for (at, (session, kind)) in targets.enumerate() {
             let buckets = BucketFilter {
                 session: pairs.insert((session, kind)),
                 kind: kinds.insert(kind),
                 everything: at == 0,
             };
-            self.index.for_each_match(session, kind, buckets, |number, ()| visit(at, number));
+            self.index.for_each_match(session, kind, buckets, |key, ()| visit(at, key));
         }
     }
 
-    /// Visits the number of every subscriber, some more than once.
+    /// Visits the key of every subscriber, some more than once.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(usize)) {
-        self.index.for_each(|number, ()| visit(number));
+        self.index.for_each(|key, ()| visit(key));
     }
 
     fn queue(&self) -> Option<&ShardQueue> {

@@ -58,7 +58,7 @@ impl ShardPlacement {
         socket: AcceptedSocket,
         scope: &Scope,
         home: usize,
-        introduce: SubscriberFactory,
+        factory: SubscriberFactory,
     ) -> Option<PendingSubscriber> {
         let AcceptedSocket { stream, permit } = socket;
         // Relaxed: the load is an estimate for balancing; no other memory is read through it.
@@ -77,7 +77,7 @@ impl ShardPlacement {
         // The socket is registered with the runtime that accepted it. `into_std` removes that
         // registration, and the shard registers the socket with its own runtime.
         match stream.into_std() {
-            Ok(socket) => mailbox.push(PendingSubscriber { socket, permit, factory: introduce }),
+            Ok(socket) => mailbox.push(PendingSubscriber { socket, permit, factory }),
             Err(error) => {
                 debug!(%error, "connection ended");
                 None

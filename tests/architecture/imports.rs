@@ -68,7 +68,7 @@ const PURE: [&str; 9] = [
 const KNOWN_CIRCLES: [&[&str]; 5] = [
     &["app", "app::apply_config"],
     &["auth", "auth::token"],
-    &["http::public::sse", "http::public::sse::h2_body", "http::public::sse::subscriber"],
+    &["http::public::sse", "http::public::sse::hyper_body", "http::public::sse::subscriber"],
     &["http::public::ws::socket", "http::public::ws::socket::close"],
     &[
         "store",

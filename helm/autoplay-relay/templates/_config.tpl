@@ -1,6 +1,7 @@
 {{- /*
-The relay's configuration. The values have its own names and shape; what is written as {existingSecret, key} becomes a file, and its key
-the key with "_file". `config` says what a tier gets, `toml` writes it down, `secretSources` lists the files for the volume.
+The relay's configuration. The values have the names and shape of the configuration file; a value {existingSecret, key} becomes a
+file, and its name gets the suffix "_file". `config` selects the values of a tier, `toml` renders them, `secretSources` lists the
+files for the volume.
 */}}
 {{- define "autoplay-relay.config" -}}
 {{- $values := .root.Values }}
@@ -10,7 +11,7 @@ the key with "_file". `config` says what a tier gets, `toml` writes it down, `se
 {{- if eq .tier "edge" }}
 {{- $log := deepCopy $values.log }}
 {{- if $values.edge.persistence.enabled }}
-{{- /* Below the volume's root, so that the relay makes the directory and it is its own alone. */}}
+{{- /* Below the volume's root, so that the relay creates the directory, for its own user alone. */}}
 {{- $_ := set $log "data_dir" "/var/lib/autoplay-relay/log" }}
 {{- end }}
 {{- if $values.leaves.enabled }}
@@ -33,7 +34,8 @@ the key with "_file". `config` says what a tier gets, `toml` writes it down, `se
 {{- end }}
 
 {{- /*
-What a relay cannot take up while it runs: a change of it has to be a new pod. All else it reads again by itself, and drops nobody for it.
+Values that a relay cannot apply while it runs: a change of one needs a new pod. The relay reloads all other values by itself, and
+disconnects no subscriber for them.
 In: root, tier.
 */}}
 {{- define "autoplay-relay.waiting" -}}
@@ -81,7 +83,7 @@ In: root, tier.
 {{- end }}
 {{- end }}
 
-{{- /* One table's lines. In: table, at = where its secrets lie. JSON's texts and lists are TOML's, too. */}}
+{{- /* Lines of one table. In: table, at = directory of its secrets. JSON strings and lists are valid TOML. */}}
 {{- define "autoplay-relay.entries" -}}
 {{- $lines := list }}
 {{- range $key, $value := .table }}
@@ -98,7 +100,7 @@ In: root, tier.
 {{- join "\n" $lines }}
 {{- end }}
 
-{{- /* The files of a tier's secrets, as sources of a projected volume: it follows changes, which single mounts do not. In: root, tier. */}}
+{{- /* The files of a tier's secrets, as sources of a projected volume: the kubelet updates it, unlike subPath mounts. In: root, tier. */}}
 {{- define "autoplay-relay.secretSources" -}}
 {{- $config := include "autoplay-relay.config" . | fromYaml }}
 {{- $tables := list (dict "at" "auth" "table" (omit $config.auth "keys" "jwt")) }}

@@ -8,7 +8,7 @@
 {{- end }}
 {{- end }}
 
-{{- /* What tells the pods of this release, and with a tier those of the tier. In: root, tier. */}}
+{{- /* Labels that select the pods of this release, or of one tier. In: root, tier. */}}
 {{- define "autoplay-relay.selector" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -30,7 +30,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end }}
 
-{{- /* The tier that subscribers are led to. */}}
+{{- /* The tier that serves subscribers. */}}
 {{- define "autoplay-relay.front" -}}
 {{- ternary "leaf" "edge" .Values.leaves.enabled }}
 {{- end }}
@@ -46,7 +46,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- div (add $milliseconds 999) 1000 }}
 {{- end }}
 
-{{- /* Bytes of a size, the relay's ("64MiB") or a volume's ("5Gi"). */}}
+{{- /* Bytes of a size, in the relay's units ("64MiB") or a volume's ("5Gi"). */}}
 {{- define "autoplay-relay.bytes" -}}
 {{- $units := dict "B" 1 "kB" 1000 "MB" 1000000 "GB" 1000000000 "TB" 1000000000000
   "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
@@ -55,15 +55,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 
 {{- /*
-How long a pod may take to leave: preStop's sleep, the drain window, and what the relay allows itself after that: 10 s for webhook
-attempts and 2 s for their books, 10 s for what is still being sent, and some for the last subscriber and the last commit.
+Longest time that a pod may take to end: preStop's sleep, the drain window, and the relay's own time-outs after that: 10 s for
+webhook attempts and 2 s for committing their outcomes, 10 s for connections that are still being written, and some for the last
+subscriber and the last commit.
 */}}
 {{- define "autoplay-relay.leaving" -}}
 {{- $drain := include "autoplay-relay.seconds" .Values.server.drain_window | int }}
 {{- add .Values.preStopSleepSeconds $drain 30 }}
 {{- end }}
 
-{{- /* Restricted pod security; the container's half. */}}
+{{- /* Restricted pod security: the container's part. */}}
 {{- define "autoplay-relay.securityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true

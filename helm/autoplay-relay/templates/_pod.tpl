@@ -81,7 +81,7 @@ spec:
     {{- if $secrets }}
     - name: secrets
       projected:
-        # Readable for the group alone, which is the relay's by fsGroup.
+        # Readable by the group alone, which fsGroup makes the relay's.
         defaultMode: 0440
         sources:
           {{- toYaml $secrets | nindent 10 }}

@@ -1,11 +1,11 @@
 {{- /*
-A relay beside your own containers: a native sidecar, which is ready before they start and leaves after them. It listens on the pod's
-loopback, so the agent's URL is http://127.0.0.1:8080/stream/<product>. Put it under `initContainers`:
+A relay beside your own containers: a native sidecar, which is ready before they start and ends after them. The relay listens on
+the pod's loopback, so the agent's URL is http://127.0.0.1:8080/stream/<product>. Include the template under `initContainers`:
 
   initContainers:
     {{- include "autoplay-relay.sidecar" (index .Subcharts "autoplay-relay") | nindent 4 }}
 
-Its token comes as a variable and not as a file, because without a configuration file the relay reads nothing else.
+The token is a variable and not a file, because without a configuration file the relay reads variables only.
 */}}
 {{- define "autoplay-relay.sidecar" -}}
 - name: autoplay-relay
@@ -21,7 +21,7 @@ Its token comes as a variable and not as a file, because without a configuration
       valueFrom:
         secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}
     {{- end }}
-    - name: AUTOPLAY_RELAY__SERVER__PROBE_LISTEN # kubelet comes by the pod's address
+    - name: AUTOPLAY_RELAY__SERVER__PROBE_LISTEN # the kubelet connects to the pod's address
       value: 0.0.0.0:9091
   ports:
     - {name: probe, containerPort: 9091}

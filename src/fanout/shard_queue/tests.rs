@@ -68,7 +68,7 @@ fn an_event_is_queued_once_per_shard_and_only_where_a_subscriber_may_see_it() {
     // kind.
     assert_eq!(positions(&events), [1, 2, 5, 6]);
     let mut interested = vec![Vec::new(); events.len()];
-    shard_index.for_each_interested(keys(&events), |at, number| interested[at].push(number));
+    shard_index.for_each_interested(keys(&events), |at, key| interested[at].push(key));
     interested.iter_mut().for_each(|numbers| numbers.sort_unstable());
     assert_eq!(interested, [vec![0, 1], vec![], vec![2], vec![0]]);
     assert_eq!(shard_index.position(), Some(6));
@@ -93,7 +93,7 @@ fn a_burst_visits_a_subscriber_once_per_session_and_kind_not_once_per_event() {
     assert_eq!(shard_index.take_queued(&mut events), QueueContents::Events);
     assert_eq!(events.len(), 400);
     let mut visits = Vec::new();
-    shard_index.for_each_interested(keys(&events), |at, number| visits.push((number, at)));
+    shard_index.for_each_interested(keys(&events), |at, key| visits.push((key, at)));
     visits.sort_unstable();
     // Each with its first event, and at most once for each session and kind.
     assert_eq!(visits, [(0, 0), (1, 1), (1, 3), (2, 3), (3, 0), (4, 1), (4, 2), (4, 3)]);
@@ -119,8 +119,7 @@ fn when_a_shard_queue_overflows_only_matching_subscribers_resync_from_their_firs
     let most = MAX_QUEUED_EVENTS as u64;
     let mut resyncs = Vec::new();
     let mark_keys = marks.iter().map(|mark| (mark.session.as_ref(), &mark.kind));
-    shard_index
-        .for_each_interested(mark_keys, |at, number| resyncs.push((number, marks[at].position)));
+    shard_index.for_each_interested(mark_keys, |at, key| resyncs.push((key, marks[at].position)));
     resyncs.sort_unstable();
     assert_eq!(resyncs, [(0, 2), (1, most + 2), (1, most + 3), (3, most + 3)]);
     harness.append("a", "x");
@@ -192,7 +191,7 @@ fn a_subscriber_that_leaves_a_shard_leaves_nothing_behind_and_the_others_go_on()
         events.clear();
         assert_eq!(shard_index.take_queued(&mut events), QueueContents::Events);
         let mut interested = Vec::new();
-        shard_index.for_each_interested(keys(&events), |_, number| interested.push(number));
+        shard_index.for_each_interested(keys(&events), |_, key| interested.push(key));
         interested.sort_unstable();
         assert_eq!(interested, (number..scopes.len()).collect::<Vec<_>>());
         shard_index.remove(number, subscription.scope());

@@ -33,7 +33,7 @@ pub(super) const MAX_UNWRITTEN_DEAD_LETTER_BYTES: usize = 16 << 20;
 /// Rows of one kind in a batch: some 10 ms of the store's writer, for which all other webhooks
 /// wait.
 const MAX_BATCH_ROWS: usize = 1000;
-/// Bytes of dead letters' payloads after which a batch takes no further dead dead_letter.
+/// Bytes of dead letters' payloads after which a batch takes no further dead letter.
 const MAX_BATCH_PAYLOAD_BYTES: usize = 1 << 20;
 
 /// Changes that are not in the store yet.
@@ -121,7 +121,7 @@ impl OutboxJournal {
     }
 
     /// Returns whether the store has, or is about to have, a row of this delivery; `known` is what
-    /// the item says. Redeliveries and expired deliveries have one: the dead dead_letter.
+    /// the item says. Redeliveries and expired deliveries have one: the dead letter.
     pub(super) fn row_state(
         &self,
         position: u64,
@@ -142,7 +142,7 @@ impl OutboxJournal {
         self.is_urgent = true;
     }
 
-    /// Records a dead dead_letter.
+    /// Records a dead letter.
     pub(super) fn record_dead_letter(&mut self, dead_letter: DeadLetter, has_row: bool) {
         self.is_urgent = true;
         self.insert_dead_letter(dead_letter, has_row);

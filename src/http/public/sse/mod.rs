@@ -4,15 +4,15 @@
 //! frames in the log's order, with heartbeats in between.
 //!
 //! ```text
-//! HTTP/1.1              connection.detach(retry line) ─► ShardPlacement ─► on_shard: SseConnection
-//! HTTP/2, 1.0, operator h2_body: EventBody, which hyper writes
-//!                       both read subscriber: SseSubscriber, which knows no socket
+//! HTTP/1.1               connection.detach(retry line) ─► ShardPlacement ─► on_shard: SseConnection
+//! HTTP/2, 1.0, operator  hyper_body: EventBody, which hyper writes
+//!                        both read subscriber: SseSubscriber, which knows no socket
 //! ```
 //!
 //! May use: `auth`, `metrics`, `net`, `shard`, `sse`, `timer_wheel`.
 
 mod frame;
-mod h2_body;
+mod hyper_body;
 mod on_shard;
 mod subscriber;
 #[cfg(test)]
@@ -30,7 +30,7 @@ use hyper::{
     header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue},
 };
 
-use self::h2_body::EventBody;
+use self::hyper_body::EventBody;
 pub(crate) use self::{on_shard::SseConnection, subscriber::SseSubscriber};
 use super::request::{SubscriptionRequest, accepts_event_stream};
 use crate::{

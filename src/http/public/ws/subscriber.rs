@@ -78,7 +78,7 @@ impl WsSubscriber {
     ) -> Result<Self, ShedReason> {
         let feed = &product.feed;
         relay.ensure_not_draining()?;
-        let listener = Arc::new(SubscriberSignal::default());
+        let signal = Arc::new(SubscriberSignal::default());
         let permit = relay.subscribers.admit(AdmissionRequest {
             product: feed.id.clone(),
             transport: Transport::WebSocket,
@@ -86,7 +86,7 @@ impl WsSubscriber {
             holder: grant.holder.clone(),
             proof: Arc::clone(&grant.proof),
             address: relay.client_address(connection.peer.ip(), headers),
-            listener: Arc::clone(&listener),
+            listener: Arc::clone(&signal),
             forced_close: None,
         })?;
         // Permit first, flag second, while shutdown sets the flag first and walks the permits
@@ -98,7 +98,7 @@ impl WsSubscriber {
         if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed);
         }
-        let subscription = feed.fanout.subscribe(listener, scope, start);
+        let subscription = feed.fanout.subscribe(signal, scope, start);
         feed.ws.subscribers.inc();
         let wheel = &relay.wheel;
         // Spread as over SSE: heartbeats must not share a tick, nor rotations come in waves.

@@ -40,7 +40,7 @@ impl SseSubscriber {
         forced_close: Option<Arc<ForcedClose>>,
     ) -> Result<Self, ShedReason> {
         relay.ensure_not_draining()?;
-        let listener = Arc::new(SubscriberSignal::default());
+        let signal = Arc::new(SubscriberSignal::default());
         let permit = source.subscribers.admit(AdmissionRequest {
             product: feed.id.clone(),
             transport: Transport::Sse,
@@ -48,7 +48,7 @@ impl SseSubscriber {
             holder: source.holder.clone(),
             proof: Arc::clone(&source.proof),
             address: relay.client_address(peer, headers),
-            listener: Arc::clone(&listener),
+            listener: Arc::clone(&signal),
             forced_close: forced_close.clone(),
         })?;
         // Permit first, flag second, while shutdown sets the flag first and walks the permits
@@ -60,7 +60,7 @@ impl SseSubscriber {
         if relay.ensure_still_served(feed).is_err() {
             permit.disconnect(DisconnectReason::Removed);
         }
-        let subscription = feed.fanout.subscribe(listener, requested.scope, &requested.start);
+        let subscription = feed.fanout.subscribe(signal, requested.scope, &requested.start);
         if !source.is_operator_tail {
             feed.sse.subscribers.inc();
         }
