@@ -10,8 +10,8 @@ use super::{
     entry::ConfigEntry,
     findings::quoted,
     jwt::JwtConfig,
-    reader::{Section, report_duplicate_texts, report_duplicates},
     secret::{Secret, SecretEntries, SecretRule},
+    section::{Section, report_duplicate_texts, report_duplicates},
     upstream::parse_product_id,
 };
 use crate::event::{Only, ProductId};

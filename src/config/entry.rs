@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{findings::ConfigLocation, pem, reading::ParseContext, values};
+use super::{findings::ConfigLocation, parse_context::ParseContext, pem, values};
 
 /// A key and what it holds.
 #[derive(Clone)]
@@ -268,7 +268,7 @@ pub(super) fn toml_kind(value: &DeValue<'_>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{environment::Environment, reader::Section};
+    use crate::config::{environment::Environment, section::Section};
     use toml::de::DeTable;
 
     /// What `read` makes of `x`, and what was found.

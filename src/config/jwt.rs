@@ -11,8 +11,8 @@ use super::{
     entry::ConfigEntry,
     findings::quoted,
     public_keys::{self, PublicKey, PublicKeyAlgorithm},
-    reader::Section,
     secret::{Secret, SecretEntries, SecretRule},
+    section::Section,
 };
 
 /// How scoped tokens are accepted.

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{network::Network, reader::Section, values};
+use super::{network::Network, section::Section, values};
 
 /// How much of the past is kept for those who resume.
 #[derive(Clone, Debug, Eq, PartialEq)]

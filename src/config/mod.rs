@@ -5,18 +5,18 @@
 //! typed. No other room reads the environment, and none interprets text from the file.
 //!
 //! ```text
-//! text ─► reader ─► entry ─► values, address, network, secret, certificate ─► server, upstream, auth, jwt, log, webhook ─► Config
+//! text ─► section ─► entry ─► values, address, network, secret, certificate ─► server, upstream, auth, jwt, log, webhook ─► Config
 //!           └─────────┴────────────── findings ◄────────────────────────┘                                     └► masked
 //! ```
 //!
-//! `source` reads it again and again, `difference` tells the next one from the one in force.
+//! `source` reads it again and again, `diff` tells the next one from the one in force.
 //!
 //! May use: no other module.
 
 mod address;
 mod auth;
 mod certificate;
-mod difference;
+mod diff;
 mod entry;
 mod environment;
 mod findings;
@@ -24,11 +24,11 @@ mod jwt;
 mod log;
 mod masked;
 mod network;
+mod parse_context;
 mod pem;
 mod public_keys;
-mod reader;
-mod reading;
 mod secret;
+mod section;
 mod server;
 mod sidecar;
 mod source;
@@ -49,7 +49,7 @@ use toml::de::DeTable;
 pub(crate) use self::address::{HostAndPort, Origin};
 pub(crate) use self::auth::{AuthConfig, Permission, Permissions};
 pub(crate) use self::certificate::{TlsFiles, TlsIdentity, TlsIdentityError};
-pub(crate) use self::difference::ConfigDiff;
+pub(crate) use self::diff::ConfigDiff;
 pub(crate) use self::environment::Environment;
 pub(crate) use self::findings::{Finding, Findings};
 pub(crate) use self::jwt::{JwtConfig, JwtVerification};
@@ -65,7 +65,7 @@ pub(crate) use self::upstream::UpstreamConfig;
 pub(crate) use self::values::{format_duration, parse_duration};
 pub(crate) use self::webhook::{FieldError, WebhookConfig, WebhookJson};
 
-use self::{findings::ConfigLocation, reader::Section, reading::ParseContext};
+use self::{findings::ConfigLocation, parse_context::ParseContext, section::Section};
 
 /// All that can be configured; the fields have the names of the sections.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -14,8 +14,8 @@ use super::{
     entry::ConfigEntry,
     environment::EnvVariable,
     findings::{ConfigLocation, quoted},
-    reader::Section,
-    reading::ParseContext,
+    parse_context::ParseContext,
+    section::Section,
 };
 
 /// What stands for a secret wherever it would be shown.

@@ -13,7 +13,7 @@ use super::{
     entry::ConfigEntry,
     findings::quoted,
     network::Network,
-    reader::Section,
+    section::Section,
 };
 
 /// Listeners, limits and times of the public side.

@@ -12,7 +12,7 @@ use super::{
     auth::{Permission, StaticKeyConfig},
     environment::EnvVariable,
     findings::ConfigLocation,
-    reading::ParseContext,
+    parse_context::ParseContext,
     secret::{Secret, SecretRule},
     upstream::{UpstreamConfig, parse_product_id},
 };

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::{
     address::HttpUrl,
-    reader::{Section, report_duplicate_texts},
     secret::{Secret, SecretEntries, SecretRule},
+    section::{Section, report_duplicate_texts},
     server::EVENT_BYTES_RANGE,
     values,
 };

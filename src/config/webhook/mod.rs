@@ -16,8 +16,8 @@ use super::{
     address::HttpUrl,
     entry::ConfigEntry,
     findings::quoted,
-    reader::{Section, report_duplicate_texts},
     secret::{Secret, SecretEntries, SecretRule},
+    section::{Section, report_duplicate_texts},
     upstream::{UpstreamConfig, parse_product_id},
     values,
 };

@@ -21,9 +21,9 @@ use super::WebhookConfig;
 use crate::{
     config::{
         environment::Environment,
-        reader::Section,
-        reading::ParseContext,
+        parse_context::ParseContext,
         secret::{MASK, Secret, SecretRule},
+        section::Section,
         values::format_duration,
     },
     event::Only,

@@ -15,7 +15,7 @@ use super::{
     entry::{ConfigEntry, RawConfigValue, toml_kind},
     environment::EnvVariable,
     findings::ConfigLocation,
-    reading::{OVERRIDE_PREFIX, ParseContext},
+    parse_context::{OVERRIDE_PREFIX, ParseContext},
 };
 
 /// One table of the document, present or not, and the overrides of its keys.
