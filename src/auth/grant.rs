@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::Denial;
+use super::denial::Denial;
 use crate::{
     config::{Permission, Permissions},
     event::{Kind, Only, ProductId, Scope, SessionId},

@@ -6,6 +6,8 @@
 //! May use: `config`, `event`.
 
 mod claims;
+mod denial;
+mod fingerprint;
 mod grant;
 #[cfg(test)]
 mod tests;
@@ -14,18 +16,16 @@ mod token_error;
 
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
-use aws_lc_rs::{
-    constant_time::verify_slices_are_equal,
-    digest::{SHA256, digest},
-};
-
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use tokio::time::Instant;
 
 use self::{
     claims::VerifiedClaims,
+    fingerprint::fingerprint,
     token::{TokenVerifier, looks_like_token},
 };
 pub(crate) use self::{
+    denial::Denial,
     grant::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
     token::{TokenSpec, mint},
 };
@@ -178,17 +178,6 @@ fn grant_for_claims(claims: VerifiedClaims, signed_by: [u8; 32], token: &[u8]) -
     }
 }
 
-/// Why a request goes no further. The client learns no more than this.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum Denial {
-    /// No credential, or not one that is known.
-    #[error("missing or invalid token")]
-    Unauthenticated,
-    /// A known credential for something else.
-    #[error("the token does not allow this")]
-    Forbidden,
-}
-
 /// The one key of a listener, if it has one.
 #[derive(Clone, Debug)]
 pub(crate) struct ListenerKey(Option<[u8; 32]>);
@@ -244,13 +233,6 @@ impl ListenerKey {
 pub(crate) fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = authorization.split_at_checked(BEARER_PREFIX.len())?;
     scheme.eq_ignore_ascii_case(BEARER_PREFIX).then(|| token.trim_ascii())
-}
-
-/// Equal lengths for the comparison, whatever is offered.
-fn fingerprint(secret: &[u8]) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(digest(&SHA256, secret).as_ref());
-    bytes
 }
 
 const BEARER_PREFIX: &[u8] = b"Bearer ";

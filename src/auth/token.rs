@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::{
     claims::{TokenClaims, VerifiedClaims, audience_matches},
-    fingerprint,
+    fingerprint::fingerprint,
     token_error::{MAX_TOKEN_BYTES, TokenError},
 };
 use crate::{
