@@ -2,10 +2,9 @@
 //!
 //! May use: no other module.
 
-/// Reasons for which a token grants nothing.
+/// Reason for which a token grants nothing.
 ///
-/// The log alone shows them: every client gets the same answer. None of them holds a part of the
-/// token.
+/// Only the log shows it: every client gets the same answer. No variant holds a part of the token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum TokenError {
     #[error("it is longer than {MAX_TOKEN_BYTES} bytes")]
@@ -14,9 +13,9 @@ pub(super) enum TokenError {
     Malformed,
     #[error("its algorithm is not the one of auth.jwt.algorithm")]
     Algorithm,
-    #[error("its head demands an extension (crit)")]
+    #[error("its header demands an extension (crit)")]
     CriticalExtension,
-    #[error("its signature is by none of the keys of [auth.jwt]")]
+    #[error("no key of [auth.jwt] verifies its signature")]
     Signature,
     #[error("it has expired")]
     Expired,
@@ -24,9 +23,10 @@ pub(super) enum TokenError {
     NotYetValid,
     #[error("it is not for the audience of auth.jwt.audience")]
     Audience,
-    #[error("its claim {0} is missing, or not as it must be")]
+    #[error("its claim {0} is missing or invalid")]
     Claim(&'static str),
 }
 
-/// More than any honest token needs, and little enough to be read for anybody who sends one.
+/// Maximum length of a token: more than a real token needs, and little enough to parse for any
+/// client that sends one.
 pub(super) const MAX_TOKEN_BYTES: usize = 8 * 1024;
