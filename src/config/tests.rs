@@ -1,12 +1,11 @@
-//! The configuration as a whole: the documented sample, the documented defaults, and rules across
-//! sections.
+//! The configuration as a whole: the documented sample and defaults, and rules across sections.
 
 use super::{address::HttpUrl, jwt::JwtVerification, *};
 use crate::event::Only;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// The configuration in this text; without variables.
+/// Returns the configuration of this text, without environment variables.
 pub(super) fn parsed(text: &str) -> Config {
     parsed_with(text, &Environment::default())
 }
@@ -15,7 +14,7 @@ pub(super) fn parsed_with(text: &str, environment: &Environment) -> Config {
     attempt(text, environment, AllowAnonymous::OnLoopback).unwrap_or_else(|found| panic!("{found}"))
 }
 
-/// What is wrong with this text; without variables.
+/// Returns the findings about this text, without environment variables.
 pub(super) fn findings(text: &str) -> String {
     attempt(text, &Environment::default(), AllowAnonymous::OnLoopback)
         .expect_err("something is wrong")
@@ -123,7 +122,7 @@ fn product(name: &str) -> crate::event::ProductId {
 fn the_documented_sample_gives_the_documented_server_and_log() {
     let config = parsed_with(SAMPLE, &sample_environment());
     let without_sections = parsed("");
-    // In these three the sample shows nothing but the defaults.
+    // The sample shows only the defaults of these three sections.
     assert_eq!(config.server, without_sections.server);
     assert_eq!(config.log, without_sections.log);
     assert_eq!(config.egress, without_sections.egress);
@@ -278,7 +277,7 @@ fn the_masked_output_reads_back_as_what_it_shows() {
     }
 }
 
-/// RFC 8410, section 10.1.
+/// The example key of RFC 8410, section 10.1.
 const RFC_8410_KEY: &str = "-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
 -----END PUBLIC KEY-----
@@ -316,7 +315,7 @@ fn anonymous_subscribers_need_loopback_or_the_flag() {
 }
 
 #[test]
-fn the_flag_alone_lets_nobody_in() {
+fn the_flag_alone_admits_no_anonymous_client() {
     let config = attempt("", &Environment::default(), AllowAnonymous::Anywhere).unwrap();
     assert!(!config.auth.allow_anonymous);
 }
@@ -334,7 +333,7 @@ fn without_an_admin_key_the_admin_listener_is_on_loopback() {
 }
 
 #[test]
-fn a_bad_value_is_told_once_and_not_again_by_a_rule_across_sections() {
+fn an_invalid_value_is_reported_once_and_not_again_by_a_rule_across_sections() {
     let found = findings(
         "[server]\nlisten = 'x'\nadmin_listen = '0.0.0.0:1'\n[auth]\nallow_anonymous = true\nadmin_key_env = 'NO'",
     );
@@ -382,7 +381,7 @@ fn every_scalar_key_of_the_named_sections_can_be_overridden() {
             .filter(|_| ["SERVER", "AUTH", "AUTH__JWT", "LOG", "EGRESS"].contains(&&*section))
         {
             let name = format!("AUTOPLAY_RELAY__{section}__{}", key.to_uppercase());
-            // No key takes these bytes, and every known one is told so by its own name.
+            // No key accepts these bytes, and the finding of every known key names that key.
             let found =
                 attempt("", &Environment::with_bytes(&name, b"\xff"), AllowAnonymous::OnLoopback)
                     .unwrap_err();
@@ -419,7 +418,7 @@ fn no_more_of_a_file_is_read_than_a_configuration_may_have() {
     let max_bytes = 4 << 20;
     std::fs::write(&file, "#".repeat(max_bytes)).unwrap();
     assert!(load().is_ok());
-    // The bound is within a character, which is no reason to call it something else.
+    // The bound is within a character, and the file must still be reported as too large.
     std::fs::write(&file, format!("#{}", "\u{e9}".repeat(max_bytes / 2))).unwrap();
     let found = load().unwrap_err().to_string();
     assert!(
