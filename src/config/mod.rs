@@ -11,8 +11,8 @@
 //!                     server, upstream, auth, jwt, log, webhook ─► Config ─► masked
 //! ```
 //!
-//! `source` reads the configuration again for reloads; `diff` compares the new one with the one in
-//! force.
+//! `source` reads the configuration again for reloads; `merge` and `diff` compare the new one with
+//! the one in force.
 //!
 //! May use: no other module.
 
@@ -26,6 +26,7 @@ mod findings;
 mod jwt;
 mod log;
 mod masked;
+mod merge;
 mod network;
 mod parse_context;
 mod pem;
