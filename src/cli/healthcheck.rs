@@ -1,4 +1,4 @@
-//! `healthcheck`: is the running relay ready, for images without a shell.
+//! `healthcheck`: asks the running relay whether it is ready, for images without a shell.
 //!
 //! May use: `error_chain`, `outbound`.
 
@@ -10,10 +10,10 @@ use tokio::time::timeout;
 use super::{CliError, block_on};
 use crate::{error_chain::error_chain, outbound::client::EventStreamClient};
 
-/// Exit with 0 if the running relay is ready, else with 1.
+/// Exit with 0 if the running relay is ready, otherwise with 1.
 #[derive(Debug, clap::Args)]
 pub(super) struct HealthcheckArgs {
-    /// What to ask; /readyz, where nothing else is said of the path.
+    /// URL to ask; without a path, /readyz is asked.
     #[arg(long, default_value = "http://127.0.0.1:9090/readyz")]
     url: Uri,
 }
@@ -21,7 +21,9 @@ pub(super) struct HealthcheckArgs {
 pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
     let url = &args.url;
     if !matches!(url.scheme_str(), Some("http" | "https")) {
-        return Err(CliError::Usage(format!("--url {url}: write http://host:port/readyz")));
+        return Err(CliError::Usage(format!(
+            "--url: {url} is not an http or https URL; write http://host:port/readyz"
+        )));
     }
     let url = &readiness_url(url);
     block_on(async {
@@ -43,8 +45,8 @@ pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
     })
 }
 
-/// What is asked: at its root a relay has the console, which is there whether the relay is ready or
-/// not.
+/// Returns the URL to ask. The root of the admin listener is the console, which answers whether or
+/// not the relay is ready, so `/` becomes `/readyz`.
 fn readiness_url(url: &Uri) -> Uri {
     let mut parts = url.clone().into_parts();
     if url.path() == "/" {
@@ -54,5 +56,5 @@ fn readiness_url(url: &Uri) -> Uri {
     Uri::from_parts(parts).unwrap_or_else(|_| url.clone())
 }
 
-/// Docker's and Kubernetes' checks give up at about this time, too.
+/// Maximum time for the answer. The checks of Docker and Kubernetes give up at about this time too.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);
