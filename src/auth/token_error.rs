@@ -7,23 +7,23 @@
 /// Only the log shows it: every client gets the same answer. No variant holds a part of the token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum TokenError {
-    #[error("it is longer than {MAX_TOKEN_BYTES} bytes")]
+    #[error("the token is longer than {MAX_TOKEN_BYTES} bytes")]
     TooLong,
-    #[error("it is not a JSON Web Token")]
+    #[error("the credential is not a JSON Web Token")]
     Malformed,
-    #[error("its algorithm is not the one of auth.jwt.algorithm")]
+    #[error("the algorithm of the token is not auth.jwt.algorithm")]
     Algorithm,
-    #[error("its header demands an extension (crit)")]
+    #[error("the header of the token demands an extension (crit)")]
     CriticalExtension,
-    #[error("no key of [auth.jwt] verifies its signature")]
+    #[error("no key of [auth.jwt] verifies the signature of the token")]
     Signature,
-    #[error("it has expired")]
+    #[error("the token has expired")]
     Expired,
-    #[error("it is not valid yet (nbf)")]
+    #[error("the token is not valid yet (nbf)")]
     NotYetValid,
-    #[error("it is not for the audience of auth.jwt.audience")]
+    #[error("the token is not for the audience auth.jwt.audience")]
     Audience,
-    #[error("its claim {0} is missing or invalid")]
+    #[error("the claim {0} of the token is missing or invalid")]
     Claim(&'static str),
 }
 

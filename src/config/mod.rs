@@ -182,7 +182,7 @@ impl Config {
         environment: &Environment,
         anonymous: AllowAnonymous,
     ) -> Result<Self, Findings> {
-        /// Only its own pod reaches a sidecar, and nobody is there to distribute keys.
+        /// Only its own pod reaches a sidecar, and no operator is there to distribute keys.
         const SIDECAR_DEFAULTS: StartDefaults = StartDefaults {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
             allow_anonymous: true,
@@ -275,8 +275,8 @@ fn read_config_file(path: &Path) -> Result<String, String> {
         Ok(_) if bytes.len() as u64 > MAX_CONFIG_TEXT_BYTES => {
             Err("is larger than 4 MiB; name the relay's own configuration file, which has to be smaller".to_owned())
         }
-        Ok(_) => String::from_utf8(bytes).map_err(|_| "cannot read it: it is not UTF-8 text".to_owned()),
-        Err(error) => Err(format!("cannot read it: {error}")),
+        Ok(_) => String::from_utf8(bytes).map_err(|_| "cannot read the file: it is not UTF-8 text".to_owned()),
+        Err(error) => Err(format!("cannot read the file: {error}")),
     }
 }
 

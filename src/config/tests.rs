@@ -408,7 +408,7 @@ fn a_file_is_loaded_by_its_path_and_an_unreadable_one_is_found() {
     let found = Config::load(&path, &Environment::default(), AllowAnonymous::OnLoopback)
         .unwrap_err()
         .to_string();
-    assert!(found.starts_with(&format!("{}: cannot read it: ", path.display())), "{found}");
+    assert!(found.starts_with(&format!("{}: cannot read the file: ", path.display())), "{found}");
 }
 
 #[test]
@@ -426,7 +426,9 @@ fn no_more_of_a_file_is_read_than_a_configuration_may_have() {
         "{found}"
     );
     std::fs::write(&file, b"\xff").unwrap();
-    assert!(load().unwrap_err().to_string().ends_with("cannot read it: it is not UTF-8 text"));
+    assert!(
+        load().unwrap_err().to_string().ends_with("cannot read the file: it is not UTF-8 text")
+    );
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub(crate) enum StreamPayload<'a> {
         product_id: &'a str,
         /// Identity of the user.
         #[serde(flatten)]
-        who: &'a UserIdentity,
+        user: &'a UserIdentity,
         /// Number of actions.
         count: usize,
         /// Time at which the connector forwarded the batch, in Unix seconds.
@@ -85,7 +85,7 @@ pub(crate) struct Action<'a> {
     pub(crate) canonical_url: String,
     /// Identity of the user.
     #[serde(flatten)]
-    pub(crate) who: &'a UserIdentity,
+    pub(crate) user: &'a UserIdentity,
 }
 
 /// Known facts about a user.
@@ -210,8 +210,8 @@ mod tests {
 
     #[test]
     fn the_fields_of_a_batch_are_in_the_recorded_order() {
-        let who = test_identity();
-        let encoded = batch(&who, 1).encode();
+        let user = test_identity();
+        let encoded = batch(&user, 1).encode();
         assert_eq!(
             encoded,
             concat!(
@@ -226,10 +226,10 @@ mod tests {
 
     #[test]
     fn padding_reaches_any_size_and_overshoots_by_less_than_a_word() {
-        let who = test_identity();
-        let natural = batch(&who, 2).encode().len();
+        let user = test_identity();
+        let natural = batch(&user, 2).encode().len();
         for bytes in (0..3000).chain([65_536]) {
-            let mut payload = batch(&who, 2);
+            let mut payload = batch(&user, 2);
             payload.pad_to(bytes, &mut Rng::with_seed(bytes as u64));
             let length = payload.encode().len();
             assert!(
@@ -241,12 +241,12 @@ mod tests {
 
     #[test]
     fn actions_follow_one_another_between_the_last_batch_and_now() {
-        let who = test_identity();
+        let user = test_identity();
         let now = 1_700_000_000.123_456_7;
         for (since, seed) in
             [(None, 1), (Some(now - 3.0), 2), (Some(now - 4000.0), 3), (Some(now), 4)]
         {
-            let mut payload = batch_since(&who, 5, since);
+            let mut payload = batch_since(&user, 5, since);
             payload.set_times(now, &mut Rng::with_seed(seed));
             let StreamPayload::Actions { forwarded_at, actions, .. } = payload else {
                 panic!("a batch stays a batch")
@@ -265,8 +265,8 @@ mod tests {
 
     #[test]
     fn a_clock_set_back_puts_no_action_into_the_future() {
-        let who = test_identity();
-        let mut payload = batch_since(&who, 3, Some(2000.0));
+        let user = test_identity();
+        let mut payload = batch_since(&user, 3, Some(2000.0));
         payload.set_times(1000.0, &mut Rng::with_seed(1));
         let StreamPayload::Actions { actions, .. } = payload else {
             panic!("a batch stays a batch")
@@ -283,11 +283,11 @@ mod tests {
         }
     }
 
-    fn batch(who: &UserIdentity, count: usize) -> StreamPayload<'_> {
-        batch_since(who, count, None)
+    fn batch(user: &UserIdentity, count: usize) -> StreamPayload<'_> {
+        batch_since(user, count, None)
     }
 
-    fn batch_since(who: &UserIdentity, count: usize, since: Option<f64>) -> StreamPayload<'_> {
+    fn batch_since(user: &UserIdentity, count: usize, since: Option<f64>) -> StreamPayload<'_> {
         let action = |index| Action {
             index,
             kind: "click",
@@ -297,12 +297,12 @@ mod tests {
             timestamp_end: 0.0,
             raw_url: "https://app.example.com/a?b=c".into(),
             canonical_url: "https://app.example.com/a".into(),
-            who,
+            user,
         };
         let actions: Vec<_> = (0..count as u64).map(action).collect();
         StreamPayload::Actions {
             product_id: "prod_abc",
-            who,
+            user,
             count,
             forwarded_at: 0.0,
             actions,

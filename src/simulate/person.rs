@@ -100,7 +100,7 @@ impl Person {
         }
         StreamPayload::Actions {
             product_id,
-            who: identity,
+            user: identity,
             count: actions.len(),
             forwarded_at: 0.0,
             since: last_batch_at.replace(now),

@@ -41,7 +41,8 @@ impl Population {
         let Population { product, payload_bytes, rng, people, turn } = self;
         let person = pick_person(people, *turn, rng);
         if person.has_left() {
-            *person = Person::random_visitor(rng); // a new user replaces one who has left, so their number stays the same
+            // A new user replaces the one who has left, so the number of users stays the same.
+            *person = Person::random_visitor(rng);
         }
         let mut payload = person.next_payload(*turn, now, product, rng);
         *turn += 1;
@@ -81,7 +82,7 @@ mod tests {
     const NOW: f64 = 1_700_000_000.25;
 
     #[test]
-    fn the_same_seed_gives_the_same_payloads_whatever_the_time() {
+    fn the_same_seed_gives_the_same_payloads_at_any_time() {
         let mut early = Population::new(7, "prod_abc", 20, 700);
         let mut late = Population::new(7, "prod_abc", 20, 700);
         for turn in 0..500 {

@@ -173,9 +173,12 @@ async fn a_client_that_reads_loses_nothing_at_a_high_rate() {
     let mut expected = Population::new(1, "prod_abc", 20, 0);
     for _ in 0..5000 {
         let frame = next_frame(&mut body).await.unwrap();
-        let told: Value = serde_json::from_str(&frame["data: ".len()..]).unwrap();
-        let made: Value = serde_json::from_str(&expected.next_payload(0.0)).unwrap();
-        assert_eq!((&told["type"], &told["session_id"]), (&made["type"], &made["session_id"]));
+        let sent: Value = serde_json::from_str(&frame["data: ".len()..]).unwrap();
+        let generated: Value = serde_json::from_str(&expected.next_payload(0.0)).unwrap();
+        assert_eq!(
+            (&sent["type"], &sent["session_id"]),
+            (&generated["type"], &generated["session_id"])
+        );
     }
 }
 

@@ -58,7 +58,7 @@ impl Visit {
     }
 
     /// Returns the next action.
-    pub(crate) fn act<'a>(&mut self, who: &'a UserIdentity, rng: &mut Rng) -> Action<'a> {
+    pub(crate) fn act<'a>(&mut self, user: &'a UserIdentity, rng: &mut Rng) -> Action<'a> {
         let (kind, title, description) =
             match mem::replace(&mut self.next_action, NextAction::Anything) {
                 NextAction::Land => {
@@ -78,14 +78,14 @@ impl Visit {
                     _ => self.focus(rng),
                 },
             };
-        self.record(who, kind, title, description)
+        self.record(user, kind, title, description)
     }
 
     /// Returns the last action of the visit.
-    pub(crate) fn leave<'a>(&mut self, who: &'a UserIdentity) -> Action<'a> {
+    pub(crate) fn leave<'a>(&mut self, user: &'a UserIdentity) -> Action<'a> {
         let title = format!("Leave {}", self.page.title);
         let description = format!("{} left the {} page", self.noun, self.page.name);
-        self.record(who, "blur", title, description)
+        self.record(user, "blur", title, description)
     }
 
     /// Returns the tour to offer on the current page, and the reason to offer it.
@@ -177,7 +177,7 @@ impl Visit {
     /// later.
     fn record<'a>(
         &mut self,
-        who: &'a UserIdentity,
+        user: &'a UserIdentity,
         kind: &'static str,
         title: String,
         description: String,
@@ -198,7 +198,7 @@ impl Visit {
             timestamp_end: 0.0,
             raw_url,
             canonical_url,
-            who,
+            user,
         }
     }
 }
