@@ -22,9 +22,9 @@ pub(crate) struct RejectedFrames {
 pub(crate) struct RejectedFrame {
     /// Product whose upstream sent the frame.
     pub(crate) product: ProductId,
-    /// Why the frame was skipped.
+    /// Reason for which the frame was skipped.
     pub(crate) reason: Rejection,
-    /// When the frame was skipped.
+    /// Time at which the frame was skipped.
     pub(crate) at: SystemTime,
     /// The payload, unless the frame was skipped before all of it had arrived.
     pub(crate) content: Option<RejectedPayload>,

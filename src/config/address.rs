@@ -22,7 +22,7 @@ impl HttpUrl {
     ///
     /// # Errors
     ///
-    /// What to write instead, without the URL.
+    /// A message that says what to write instead, without the URL.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         const NOT_A_URL: &str = "is not a URL; write e.g. https://example.com/events";
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -104,7 +104,8 @@ impl HostAndPort {
     ///
     /// # Errors
     ///
-    /// What to write instead, if the text is no host or the port is out of range.
+    /// A message that says what to write instead, if the text is no host or the port is out of
+    /// range.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let refused = || {
             format!(
@@ -157,8 +158,8 @@ impl Origin {
     ///
     /// # Errors
     ///
-    /// What to write instead of `*`, of a text without a scheme, or of a text with anything after
-    /// the host.
+    /// A message that says what to write instead, for `*`, for a text without a scheme, and for a
+    /// text with anything after the host.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text == "*" {
             let message = "\"*\" would let every web page read the events; list the origins, e.g. https://app.example.com";

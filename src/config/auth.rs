@@ -21,7 +21,7 @@ use crate::event::{Only, ProductId};
 pub(crate) struct AuthConfig {
     /// Whether clients without a credential are admitted.
     pub(crate) allow_anonymous: bool,
-    /// What clients without a credential may do.
+    /// Permissions of clients without a credential.
     pub(crate) anonymous_permissions: Permissions,
     /// The key of the admin API.
     pub(crate) admin_key: Option<Secret>,
@@ -69,7 +69,7 @@ impl Permission {
     ///
     /// # Errors
     ///
-    /// What to write instead.
+    /// A message that says what to write instead, for any other name.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "subscribe" => Ok(Self::Subscribe),

@@ -38,7 +38,7 @@ impl TlsFiles {
     ///
     /// # Errors
     ///
-    /// What is wrong with which of the files. A pair is only returned as a whole.
+    /// The fault, and the file that has it. A pair is only returned as a whole.
     pub(crate) fn read(&self) -> Result<TlsIdentity, TlsIdentityError> {
         let (cert_file, key_file) = (self.cert_file.display(), self.key_file.display());
         let cert_error = |message: String| TlsIdentityError { key: CERT_FILE_KEY, message };

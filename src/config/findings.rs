@@ -49,7 +49,7 @@ pub(crate) struct Finding {
     pub(super) location: ConfigLocation,
     /// Key as it is typed, such as `upstreams[0].url`; [`None`] if no single key is at fault.
     pub(super) key: Option<String>,
-    /// What is wrong and what to write instead: lower case, one line, no full stop, no secret.
+    /// The fault, and what to write instead: lower case, one line, no full stop, no secret.
     pub(super) message: String,
 }
 

@@ -23,8 +23,8 @@ impl Network {
     ///
     /// # Errors
     ///
-    /// What to write instead, if the text is no address, the prefix is too long, or host bits are
-    /// set.
+    /// A message that says what to write instead, if the text is no address, the prefix is too
+    /// long, or host bits are set.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (address, prefix) =
             text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));

@@ -11,7 +11,7 @@ use std::{fs::File, io::Read, path::Path};
 ///
 /// # Errors
 ///
-/// Why the file cannot be read, with its name.
+/// A message with the path and the reason, if the file cannot be read.
 pub(crate) fn read_pem_file(path: &Path) -> Result<Vec<u8>, String> {
     let mut contents = Vec::new();
     let result =
@@ -26,7 +26,7 @@ pub(crate) fn read_pem_file(path: &Path) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 ///
-/// That the file is too large, with its name.
+/// A message with the path, if the file is too large.
 pub(super) fn check_size(bytes: u64, path: &Path) -> Result<(), String> {
     let too_large = || {
         format!(

@@ -41,7 +41,7 @@ impl PublicKey {
 ///
 /// # Errors
 ///
-/// What is wrong with the file: no key, too many keys, a key for another algorithm, or a private
+/// A message that names the fault: no key, too many keys, a key for another algorithm, or a private
 /// key.
 pub(super) fn read_public_keys(
     path: &Path,

@@ -45,8 +45,8 @@ const DURATION_UNITS: [(&str, u128); 7] = [
 ///
 /// # Errors
 ///
-/// What to write instead, if the unit is missing, the text is not a duration, or the duration is
-/// longer than [`MAX_DURATION`].
+/// A message that says what to write instead, if the unit is missing, the text is not a duration,
+/// or the duration is longer than [`MAX_DURATION`].
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     // `humantime` accepts a bare 0; here every duration needs a unit.
     let has_unit = text.ends_with(|last: char| last.is_ascii_alphabetic());
@@ -73,8 +73,8 @@ pub(crate) fn format_duration(duration: Duration) -> String {
 ///
 /// # Errors
 ///
-/// What to write instead, if the unit is missing, the text is not a size, or the size does not fit
-/// an `i64`.
+/// A message that says what to write instead, if the unit is missing, the text is not a size, or
+/// the size does not fit an `i64`.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits_end = text.find(|next: char| !next.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(digits_end);

@@ -33,7 +33,7 @@ use crate::{
 pub(crate) struct FieldError {
     /// The field as the caller writes it, such as `types[1]`; empty for the body as a whole.
     pub(crate) field: String,
-    /// What is wrong and what to write instead, without a URL or a secret.
+    /// The fault, and what to write instead, without a URL or a secret.
     pub(crate) message: String,
 }
 
