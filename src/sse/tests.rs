@@ -75,7 +75,7 @@ fn assert_case(case: &serde_json::Value, decoded: Vec<Decoded>) {
 }
 
 #[test]
-fn an_id_stays_in_force_and_is_distinguished_from_an_own_id() {
+fn an_id_stays_in_force_and_is_distinguished_from_an_events_own_id() {
     let stream = b"id: 1\ndata: a\n\ndata: b\n\nid: 2\n\ndata: c\n\nid: 2\ndata: d\n\n";
     let ids = frames(stream).into_iter().map(|decoded| match decoded {
         Decoded::Frame(frame) => (frame.id, frame.has_own_id),
