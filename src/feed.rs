@@ -1,4 +1,4 @@
-//! One product as its deliverers see it: log, fan-out and counters.
+//! One product as its transports see it: log, fan-out and counters.
 //!
 //! In: entries that ingest or a publisher appends. Out: subscriptions, for shards and HTTP routes.
 //! Reloading the configuration replaces an `http::Product` and keeps its feed.

@@ -42,10 +42,10 @@ pub(crate) struct Ingest {
 }
 
 impl Ingest {
-    /// Carries what the upstream sends into the log until `stop`.
+    /// Appends the events of the upstream to the log until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
-            // Asked for at each connect: a relay resumes after the newest id.
+            // Evaluated at each connect: a relay resumes after the newest id.
             let newest = || self.log.newest_id();
             let Some(arrival) = stop.run_until_cancelled(self.upstream.next(newest)).await else {
                 break;
@@ -53,7 +53,7 @@ impl Ingest {
             match arrival {
                 Arrival::Frame { frame, received } => self.on_frame(frame, received),
                 Arrival::TooLarge => self.reject(Rejection::TooLarge, None),
-                Arrival::Connected { is_reconnect: again } => self.on_connected(again),
+                Arrival::Connected { is_reconnect } => self.on_connected(is_reconnect),
                 Arrival::Resumed => self.on_resumed(),
                 Arrival::Lost => self.log.mark_upstream_disconnected(),
             }
@@ -65,19 +65,19 @@ impl Ingest {
         self.upstream.close().await;
     }
 
-    /// Notes a new stream of a connector, which gives no ids and repeats nothing: what it sent
-    /// during an outage is lost.
-    fn on_connected(&self, again: bool) {
+    /// Handles a new stream of a connector, which gives no ids and repeats nothing: the events of
+    /// an outage are lost.
+    fn on_connected(&self, is_reconnect: bool) {
         self.log.set_numbering(Numbering::Own);
         self.log.finish_replay();
-        if again {
+        if is_reconnect {
             self.log.append_gap(GapReason::UpstreamReconnect);
         }
     }
 
-    /// Notes a new stream of a relay, which continues where the log ends. What it sends first to an
-    /// empty log is history, until it reports the end of its replay. After an outage it is new to
-    /// all subscribers, also where the log had no entry before.
+    /// Handles a new stream of a relay, which continues where the log ends. Events that it sends
+    /// first to an empty log are history, until it reports the end of its replay. After an outage
+    /// its events are new to all subscribers, also if the log had no entry before.
     fn on_resumed(&self) {
         if self.log.newest_position() == 0 && self.log.is_numbering_undecided() {
             self.log.begin_recovery();
@@ -92,7 +92,7 @@ impl Ingest {
         let id = carries_id
             .then(|| std::str::from_utf8(&frame.id).ok().and_then(EventId::parse))
             .flatten();
-        // Counts a reference: the frame is consumed by `classify`, and a rejection keeps an
+        // Cloning counts a reference: the frame is consumed by `classify`, and a rejection keeps an
         // excerpt.
         let payload = frame.data.clone();
         match envelope::classify(frame, self.log.product(), received) {
@@ -143,11 +143,13 @@ impl Ingest {
     }
 }
 
-/// Returns how long an event was under way; zero if the connector's clock is ahead.
+/// Returns the delay of an event since the connector forwarded it; zero if the connector's clock is
+/// ahead.
 fn lag(forwarded_at: f64, now: SystemTime) -> Duration {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     Duration::try_from_secs_f64(now - forwarded_at).unwrap_or_default()
 }
 
-/// No id of a relay is longer. A longer text is not passed on to subscribers.
+/// Maximum length of an id of another relay: none is longer. A longer text is not passed on to
+/// subscribers.
 const MAX_UPSTREAM_ID_BYTES: usize = 128;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Lets one line of a kind through per minute.
+/// Admits one line of a kind per minute.
 #[derive(Debug, Default)]
 pub(crate) struct LogRateLimit {
     last_logged: Option<Instant>,
@@ -20,7 +20,7 @@ impl LogRateLimit {
         let now = Instant::now();
         let is_due = self
             .last_logged
-            .is_none_or(|told| now.saturating_duration_since(told) >= REPEATED_LOG_INTERVAL);
+            .is_none_or(|logged| now.saturating_duration_since(logged) >= REPEATED_LOG_INTERVAL);
         if is_due {
             self.last_logged = Some(now);
         }
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_line_is_let_through_and_the_next_a_minute_later() {
+    async fn the_first_line_is_admitted_and_the_next_a_minute_later() {
         let mut limit = LogRateLimit::default();
         assert_eq!([limit.allow(), limit.allow()], [true, false]);
         tokio::time::advance(REPEATED_LOG_INTERVAL - Duration::from_millis(1)).await;

@@ -22,27 +22,27 @@ pub(crate) struct RejectedFrames {
 pub(crate) struct RejectedFrame {
     /// Product whose upstream sent the frame.
     pub(crate) product: ProductId,
-    /// Why the frame was skipped.
+    /// Reason for which the frame was skipped.
     pub(crate) reason: Rejection,
-    /// When the frame was skipped.
+    /// Time at which the frame was skipped.
     pub(crate) at: SystemTime,
     /// The payload, unless the frame was skipped before all of it had arrived.
     pub(crate) content: Option<RejectedPayload>,
 }
 
-/// What is kept of a frame's payload.
+/// Kept part of a frame's payload.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RejectedPayload {
     /// Length of the payload.
     pub(crate) bytes: usize,
-    /// Beginning of the payload, as far as it is UTF-8; none once a session of the product has been
-    /// erased.
+    /// Beginning of the payload, as far as it is UTF-8; [`None`] once a session of the product has
+    /// been erased.
     pub(crate) excerpt: Option<Box<str>>,
 }
 
 impl RejectedFrames {
-    /// Keeps a frame that was skipped just now. `payload` is none when the frame was not read as a
-    /// whole.
+    /// Keeps a frame that was skipped just now. `payload` is [`None`] if the frame was not read as
+    /// a whole.
     pub(crate) fn record(&self, product: &ProductId, reason: Rejection, payload: Option<&[u8]>) {
         let content = payload.map(|payload| RejectedPayload {
             bytes: payload.len(),
@@ -93,11 +93,11 @@ fn excerpt(payload: &[u8]) -> Box<str> {
     String::from_utf8_lossy(payload.get(..end).unwrap_or_default()).into()
 }
 
-/// Frames kept of each product. Enough to see what is going wrong; with excerpts of 512 bytes,
-/// which may triple as replacement characters, about 200 KiB at most.
+/// Maximum frames that are kept of each product: enough to see the fault. With excerpts of 512
+/// bytes, which may triple as replacement characters, this is about 200 KiB at most.
 const MAX_REJECTED_FRAMES: usize = 100;
 
-/// Enough to recognise a payload by its first fields.
+/// Maximum length of an excerpt, enough to recognise a payload by its first fields.
 const MAX_EXCERPT_BYTES: usize = 512;
 
 #[cfg(test)]
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn an_excerpt_is_bounded_and_breaks_no_letter() {
+    fn an_excerpt_is_bounded_and_breaks_no_character() {
         assert_eq!(&*excerpt(b""), "");
         assert_eq!(&*excerpt(b"\xffa\0"), "\u{fffd}a\0");
         assert_eq!(&*excerpt("é".as_bytes()), "é");
@@ -137,7 +137,7 @@ mod tests {
             let excerpt = excerpt(text.as_bytes());
             assert!(text.starts_with(&*excerpt) && (509..=512).contains(&excerpt.len()), "{shift}");
         }
-        // Bytes that are not text are cut at the bound, too.
+        // Bytes that are not text are cut at the bound too.
         assert_eq!(excerpt(&[0x80; 1000]).chars().count(), 512);
     }
 

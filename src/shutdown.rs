@@ -25,7 +25,7 @@ impl Signals {
     ///
     /// # Errors
     ///
-    /// When the operating system refuses a handler.
+    /// The operating system refuses a handler.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -84,8 +84,9 @@ pub(crate) enum SignalRequest {
     Reload,
 }
 
-/// Longer than the two system calls of one sender are apart, too short for a person who has seen
-/// what the first signal did.
+/// Window in which a repeated signal counts as the same request: longer than the time between the
+/// two system calls of one sender, too short for a person who has seen the effect of the first
+/// signal.
 const REPEATED_SIGNAL_WINDOW: Duration = Duration::from_millis(10);
 
 /// Signal of a write beyond `RLIMIT_FSIZE`. The number is the same on Linux (but MIPS) and macOS;

@@ -1,11 +1,11 @@
-//! One coarse timer for all connections: heartbeats and write deadlines without a timer each.
+//! One coarse timer for the heartbeats and write deadlines of all connections.
 //!
 //! ```text
 //!  slots     0 │ 1 │ 2 │ … │ 1023      one slot per 100 ms, 102.4 s around
 //!  alarm     due_tick: when to wake      queued_tick ≤ due_tick: the slot that holds the entry
 //! ```
 //!
-//! Moving an alarm to a later time only stores that time; when the slot's turn comes too early, the
+//! Moving an alarm to a later time only stores that time; if its slot is processed too early, the
 //! entry moves to a later slot. So a busy connection, which moves its deadline with every write,
 //! takes no lock here, and an idle one costs a visit per heartbeat.
 //!
@@ -82,7 +82,7 @@ impl TimerWheel {
             .saturating_add(1)
     }
 
-    /// Returns the last tick that is `wait` or less from now, for what must not come late.
+    /// Returns the last tick that is `wait` or less from now, for deadlines that must not be late.
     pub(crate) fn tick_within(&self, wait: Duration) -> u64 {
         let ticks = wait.as_millis() / TICK.as_millis();
         self.current_tick().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
@@ -92,11 +92,11 @@ impl TimerWheel {
     fn advance(&self) -> Vec<Arc<TimerEntry>> {
         let mut slots = self.slots();
         let now = self.current_tick.fetch_add(1, SeqCst) + 1;
-        // The slot's allocation goes with its entries.
+        // The allocation of the slot is dropped with its entries.
         let mut entries = slots.get_mut(slot_index(now)).map(mem::take).unwrap_or_default();
         entries.retain(|entry| {
             if entry.queued_tick.load(SeqCst) != now {
-                return false; // an earlier alarm has moved it to an earlier slot since
+                return false; // an earlier alarm has since moved it to an earlier slot
             }
             // Store, then load, against store, then load in `Alarm::set`: either `set` sees that
             // the entry is in no slot and inserts it, or its due tick is seen here. Only SeqCst
@@ -115,28 +115,30 @@ impl TimerWheel {
         entries
     }
 
-    /// Puts the entry into a slot that is turned at `due` or before, unless it is in one.
+    /// Puts the entry into a slot that is processed at `due` or before, unless it is in such a
+    /// slot.
     fn enqueue(&self, entry: &Arc<TimerEntry>, due: u64) {
         if entry.is_queued_by(due) {
             return;
         }
         let mut slots = self.slots();
-        // Again, under the lock: `advance` may have taken the entry out in between, or put it into
-        // a slot.
+        // Checked again under the lock: `advance` may have taken the entry out in between, or put
+        // it into a slot.
         if !entry.is_queued_by(due) {
             insert_entry(&mut slots, entry, due, self.current_tick());
         }
     }
 
     fn slots(&self) -> MutexGuard<'_, Box<[Vec<Arc<TimerEntry>>]>> {
-        // A slot is a list, and each change of it is one call: a panic leaves none half done.
+        // A slot is a list, and each change of it is one call, so a panic cannot leave one half
+        // done.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Puts an entry into the slot of `due`, or into the farthest one.
 fn insert_entry(slots: &mut [Vec<Arc<TimerEntry>>], entry: &Arc<TimerEntry>, due: u64, now: u64) {
-    // Not the current slot, which has been taken: the entry would wait there for a whole turn.
+    // Not the current slot, which has been taken out: the entry would wait there for a whole round.
     let tick = due.clamp(now + 1, now + SLOT_COUNT as u64 - 1);
     entry.queued_tick.store(tick, SeqCst);
     if let Some(slot) = slots.get_mut(slot_index(tick)) {
@@ -165,7 +167,7 @@ struct TimerEntry {
 }
 
 impl TimerEntry {
-    // An earlier slot is as good: its turn moves the entry on.
+    // An earlier slot is as good: when it is processed, the entry moves on.
     fn is_queued_by(&self, due: u64) -> bool {
         let queued = self.queued_tick.load(SeqCst);
         queued != NO_TICK && queued <= due
@@ -185,7 +187,7 @@ impl Alarm {
 
     /// Wakes `waker` at tick `due`, and cancels the time set before.
     ///
-    /// The waker may also be woken early, or once too often: the woken task compares
+    /// The waker may also be woken early, or more than once: the woken task compares
     /// [`TimerWheel::current_tick`] with its own deadline.
     pub(crate) fn set(&self, due: u64, waker: &Waker) {
         // Registered first: once the due tick is stored, the wheel may wake.
@@ -197,8 +199,8 @@ impl Alarm {
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        // The entry stays in its slot until that slot's turn; it must not keep the task alive until
-        // then.
+        // The entry stays in its slot until that slot is processed; it must not keep the task alive
+        // until then.
         self.entry.due_tick.store(NO_TICK, SeqCst);
         drop(self.entry.waker.take());
     }
@@ -207,7 +209,8 @@ impl Drop for Alarm {
 /// Precision of heartbeats and deadlines.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
-/// Reaches 102.4 s ahead. An entry that is due later is put back when its slot's turn comes.
+/// Number of slots: 102.4 s ahead. An entry that is due later is put back when its slot is
+/// processed.
 const SLOT_COUNT: usize = 1024;
 
 /// A tick that never comes.
@@ -234,7 +237,7 @@ mod tests {
         }
     }
 
-    /// A wheel that turns on the paused clock.
+    /// Returns a wheel that turns on the paused clock.
     fn running_wheel() -> (Arc<TimerWheel>, CancellationToken, tokio::task::JoinHandle<()>) {
         let (wheel, stop) = (TimerWheel::new(), CancellationToken::new());
         let task = tokio::spawn({
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_not_come_late_is_due_at_a_tick_before_its_time() {
+    fn tick_within_rounds_a_deadline_down() {
         let wheel = TimerWheel::new();
         for (wait, ticks) in [(0, 0), (99, 0), (100, 1), (250, 2)] {
             assert_eq!(
@@ -303,8 +306,8 @@ mod tests {
         assert_eq!(counter.count(), 1, "put off");
         tokio::time::sleep(Duration::from_secs(3)).await;
         assert_eq!(counter.count(), 2);
-        let lying: usize = wheel.slots().iter().map(Vec::len).sum();
-        assert!(lying <= 1, "{lying}");
+        let queued: usize = wheel.slots().iter().map(Vec::len).sum();
+        assert!(queued <= 1, "{queued}");
         stop.cancel();
         task.await.unwrap();
     }
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wheel_that_does_not_turn_says_for_how_long() {
+    async fn a_wheel_that_does_not_turn_returns_for_how_long() {
         let wheel = TimerWheel::new();
         tokio::time::advance(Duration::from_secs(31)).await;
         assert_eq!(wheel.stalled_for(), Duration::from_secs(31));

@@ -22,7 +22,7 @@ pub(crate) struct Delivery {
     pub(crate) kind: Kind,
     /// Session of the event, if any: deliveries of one session keep their order.
     pub(crate) session: Option<SessionId>,
-    /// When the delivery became owed, in Unix milliseconds.
+    /// Time at which the delivery became owed, in Unix milliseconds.
     pub(crate) created_at: u64,
     /// Attempts so far, oldest first.
     pub(crate) attempts: Vec<Attempt>,
@@ -31,7 +31,7 @@ pub(crate) struct Delivery {
 /// One attempt to deliver.
 #[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize)]
 pub(crate) struct Attempt {
-    /// When the attempt began, in Unix milliseconds.
+    /// Start of the attempt, in Unix milliseconds.
     pub(crate) at: u64,
     /// Duration of the attempt.
     pub(crate) duration_ms: u64,
@@ -39,7 +39,7 @@ pub(crate) struct Attempt {
     pub(crate) outcome: Outcome,
     /// Status that the receiver answered with, if it did.
     pub(crate) status: Option<u16>,
-    /// What went wrong and what to do about it, without secrets and without text of the receiver.
+    /// The fault and its remedy, without secrets and without text of the receiver.
     pub(crate) error: Option<Box<str>>,
 }
 
@@ -94,15 +94,15 @@ impl Outcome {
 pub(crate) struct DeadLetter {
     /// The delivery, with all attempts.
     pub(crate) delivery: Delivery,
-    /// Why it was given up.
+    /// Reason for which the delivery was given up.
     pub(crate) reason: DeadLetterReason,
-    /// When it was given up, in Unix milliseconds.
+    /// Time at which the delivery was given up, in Unix milliseconds.
     pub(crate) died_at: u64,
     /// Body of the request, byte for byte.
     pub(crate) payload: Bytes,
 }
 
-/// Why a delivery was given up.
+/// Reason for which a delivery was given up.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum DeadLetterReason {
     /// The receiver answered with a 4xx after which no retry is due.

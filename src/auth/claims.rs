@@ -1,8 +1,8 @@
-//! What a scoped token says, once its signature has been found good.
+//! Claims of a scoped token whose signature has been verified.
 //!
-//! In: claims as they stand in the token. Out: what they grant, or why they grant nothing. A claim
-//! that is not as it must be never counts as one that is not there: a limit that is spelt wrong
-//! would be none.
+//! In: the claims of the token. Out: the grant that they describe, or the reason for which they
+//! grant nothing. An invalid claim never counts as a missing one: a misspelt limit would become no
+//! limit.
 //!
 //! May use: `config`, `event`.
 
@@ -17,8 +17,7 @@ use crate::{
     event::{Kind, Only, ProductId, Scope, SessionId},
 };
 
-/// The claims that count, of whatever type they are. One that stands there twice makes the token
-/// unreadable.
+/// The claims that the relay reads, of any JSON type. A repeated claim makes the token unreadable.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct TokenClaims {
@@ -38,24 +37,25 @@ pub(super) struct TokenClaims {
     permissions: Option<Value>,
 }
 
-/// What the claims come to.
+/// The checked claims.
 #[derive(Debug, PartialEq)]
 pub(super) struct VerifiedClaims {
     pub(super) products: BTreeSet<ProductId>,
     pub(super) permissions: Permissions,
     pub(super) scope: Scope,
-    /// Whom it is for, as far as it says.
+    /// The audiences that the token names.
     pub(super) audience: Box<[Box<str>]>,
-    /// Seconds from now to the end; above zero.
+    /// Seconds from now to the expiry; above zero.
     pub(super) seconds_left: f64,
 }
 
 impl TokenClaims {
-    /// Checks everything there is to check at `now`, in Unix seconds.
+    /// Checks all claims at `now`, in Unix seconds.
     ///
     /// # Errors
     ///
-    /// The first claim that is not as it must be.
+    /// The first claim that is invalid, or the reason for which the token is not valid now or not
+    /// for this audience.
     pub(super) fn verify(
         &self,
         now: f64,
@@ -92,7 +92,8 @@ impl TokenClaims {
         })
     }
 
-    /// An array, even of one: the other claims name something, this one lists.
+    /// Returns the permissions, which must be an array even for one: `permissions` is a list by its
+    /// name.
     fn parse_permissions(&self) -> Result<Option<Permissions>, TokenError> {
         if self.permissions.as_ref().is_some_and(|value| !value.is_array()) {
             return Err(TokenError::Claim("permissions"));
@@ -101,23 +102,24 @@ impl TokenClaims {
     }
 }
 
-/// Whether `given` has the audience that is asked for, if one is.
+/// Returns whether a token is for the configured audience; every token is if none is configured.
 pub(super) fn audience_matches(audience: Option<&str>, token_audience: &[Box<str>]) -> bool {
     audience.is_none_or(|own| token_audience.iter().any(|given| **given == *own))
 }
 
-/// A claim that is there, `null` included.
+/// Deserializes a claim that is present; `null` counts as present.
 fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
 }
 
-/// A number of seconds, whole or not.
+/// Returns the claim as a finite number of seconds, possibly fractional.
 fn parse_number(name: &'static str, claim: Option<&Value>) -> Result<Option<f64>, TokenError> {
     let Some(claim) = claim else { return Ok(None) };
     claim.as_f64().filter(|number| number.is_finite()).map(Some).ok_or(TokenError::Claim(name))
 }
 
-/// A text or a list of one text or more. An empty list could be meant as nothing or as everything.
+/// Returns the claim as one or more strings. An empty list is refused because it could mean nothing
+/// or everything.
 fn parse_texts<'a>(
     name: &'static str,
     claim: Option<&'a Value>,
@@ -131,7 +133,7 @@ fn parse_texts<'a>(
     texts.filter(|texts| !texts.is_empty()).map(Some).ok_or(TokenError::Claim(name))
 }
 
-/// What the texts of a claim stand for, if each stands for something.
+/// Returns the parsed strings of the claim if every one of them can be parsed.
 fn parse_set<T: Ord>(
     name: &'static str,
     claim: Option<&Value>,

@@ -1,7 +1,7 @@
-//! What a credential allows.
+//! Grants: what a credential allows.
 //!
-//! In: what somebody wishes. Out: what of it is granted, or a denial. Nothing of a wish beyond the
-//! limits ever passes.
+//! In: a requested scope, or an event to publish. Out: the requested scope within the limits of the
+//! grant, or a denial. A request beyond the limits is never widened or passed.
 //!
 //! May use: `config`, `event`.
 
@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::Denial;
+use super::denial::Denial;
 use crate::{
     config::{Permission, Permissions},
     event::{Kind, Only, ProductId, Scope, SessionId},
@@ -18,44 +18,45 @@ use crate::{
 /// What a credential allows.
 #[derive(Clone, Debug)]
 pub(crate) struct Grant {
-    /// Its name in the configuration; for all scoped tokens the same.
+    /// Name of the key in the configuration; the same name for all scoped tokens.
     pub(crate) key: Arc<str>,
-    /// Who is counted for limits: the key, or each token by itself.
+    /// Holder that limits are counted for: the key, or each token by itself.
     pub(crate) holder: CredentialHolder,
     pub(super) products: Only<ProductId>,
     pub(super) permissions: Permissions,
-    /// Nothing beyond these sessions and kinds is seen or published.
+    /// Sessions and kinds that may be seen and published.
     pub(super) scope: Scope,
-    /// From here on it allows nothing.
+    /// Time from which the grant allows nothing.
     pub(super) expires_at: Option<Instant>,
     pub(super) is_anonymous: bool,
-    /// What it was given for.
+    /// The credential that the grant was given for.
     pub(crate) proof: Arc<CredentialProof>,
 }
 
-/// What a grant was given for: enough to judge it again when keys have changed, and no secret.
+/// The credential that a grant was given for: enough to judge it again after keys have changed, and
+/// no secret.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum CredentialProof {
     /// No credential.
     Anonymous,
-    /// The key of this fingerprint, whatever it is called.
+    /// The key with this fingerprint, under any name.
     Key([u8; 32]),
     /// A scoped token.
     Token {
-        /// Fingerprint of the key that its signature was checked with, and of the algorithm.
+        /// Fingerprint of the key that verified the signature, and of the algorithm.
         signed_by: [u8; 32],
-        /// Its claim `aud`.
+        /// The claim `aud`.
         audience: Box<[Box<str>]>,
     },
 }
 
 impl Grant {
-    /// Whether `permission` on `product` is granted.
+    /// Checks whether `permission` on `product` is granted.
     ///
     /// # Errors
     ///
-    /// [`Denial::Forbidden`] when it is not; [`Denial::Unauthenticated`] when a credential might
-    /// help.
+    /// [`Denial::Forbidden`] if it is not granted, or [`Denial::Unauthenticated`] if the request
+    /// had no credential and one might help.
     pub(crate) fn check(&self, product: &ProductId, permission: Permission) -> Result<(), Denial> {
         let is_granted = self.products.admits(product) && self.permissions.contains(&permission);
         match is_granted {
@@ -65,11 +66,12 @@ impl Grant {
         }
     }
 
-    /// What is to be seen of what is asked for: everything within the grant where nothing is.
+    /// Returns the requested scope, or the whole scope of the grant where the request names no
+    /// limit.
     ///
     /// # Errors
     ///
-    /// [`Denial::Forbidden`] when more is asked for than is granted.
+    /// [`Denial::Forbidden`] if more is requested than granted.
     pub(crate) fn narrow(&self, requested: Scope) -> Result<Scope, Denial> {
         Ok(Scope {
             sessions: narrow_limit(&self.scope.sessions, requested.sessions)?,
@@ -77,13 +79,13 @@ impl Grant {
         })
     }
 
-    /// Whether an event of this session and kind may be published. The permission itself is for
-    /// [`Grant::check`].
+    /// Checks whether an event of this session and kind may be published. The permission to publish
+    /// is checked by [`Grant::check`].
     ///
     /// # Errors
     ///
-    /// [`Denial::Forbidden`] outside the limits; an event of no session is outside of any limit to
-    /// sessions.
+    /// [`Denial::Forbidden`] outside the limits. An event without a session is outside every limit
+    /// to sessions.
     pub(crate) fn check_publish(
         &self,
         session: Option<&SessionId>,
@@ -92,20 +94,24 @@ impl Grant {
         if self.scope.includes(session, kind) { Ok(()) } else { Err(Denial::Forbidden) }
     }
 
-    /// Whether it allows anything still: whoever has waited, for a body or for its turn, may have
-    /// outlived its token.
+    /// Checks that the grant has not expired. A request that waited, for its body or for its turn,
+    /// may outlive its token.
     ///
     /// # Errors
     ///
-    /// [`Denial::Unauthenticated`] when its token is over, as for one that comes too late.
+    /// [`Denial::Unauthenticated`] if the token has expired, as for a request with an expired
+    /// token.
     pub(crate) fn check_not_expired(&self) -> Result<(), Denial> {
         let is_expired = self.expires_at.is_some_and(|end| Instant::now() >= end);
         if is_expired { Err(Denial::Unauthenticated) } else { Ok(()) }
     }
 
-    /// When a stream under this grant that begins now has to end: within the last fifth of the time
-    /// left, each at another moment, so that tokens minted together do not all come back together;
-    /// and with time to say so before the token's own end.
+    /// Returns when a stream that begins now under this grant must end; [`None`] if the grant does
+    /// not expire.
+    ///
+    /// The stream is disconnected at a random moment in the last fifth of the remaining time, so
+    /// that tokens minted together do not all reconnect together, and early enough to finish the
+    /// closing handshake before the token expires.
     pub(crate) fn stream_expiry(&self) -> Option<StreamExpiry> {
         let (expires_at, now) = (self.expires_at?, Instant::now());
         let remaining = expires_at.saturating_duration_since(now);
@@ -118,27 +124,27 @@ impl Grant {
     }
 }
 
-/// One that limits are counted for. No token can pass for a key: what stands for it is no name, and
-/// shown nowhere.
+/// Holder that limits are counted for. A token cannot pass for a key: it is represented by its
+/// digest, which is no name and is shown nowhere.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum CredentialHolder {
-    /// Whoever has the key of this name, or nobody's.
+    /// The holders of the key of this name, or the requests without a credential.
     Key(Arc<str>),
-    /// Whoever has the token of this digest: a browser, or its tabs.
+    /// The holders of the token with this digest: a browser with its tabs.
     Token([u8; 32]),
 }
 
-/// The end of a stream with its token.
+/// End of a stream because of its token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct StreamExpiry {
-    /// From here on its client is given nothing but a goodbye.
+    /// Time from which the client is only sent the disconnect message.
     pub(crate) disconnect_at: Instant,
-    /// The token's own end: here the stream is gone, whether its client has taken everything or
-    /// not.
+    /// Expiry of the token: the connection is closed then, even if the client has not taken
+    /// everything.
     pub(crate) expires_at: Instant,
 }
 
-/// What is asked for, if the limit includes all of it; the limit itself where nothing is.
+/// Returns the requested limit if `limit` includes it, or `limit` itself if nothing is requested.
 fn narrow_limit<T: Clone + Ord>(limit: &Only<T>, requested: Only<T>) -> Result<Only<T>, Denial> {
     match (limit, requested) {
         (Only::Everything, requested) => Ok(requested),
@@ -150,16 +156,16 @@ fn narrow_limit<T: Clone + Ord>(limit: &Only<T>, requested: Only<T>) -> Result<O
     }
 }
 
-/// Streams end after this part of the time their token had left at the beginning, or a little
-/// later.
+/// Fraction of the remaining time after which streams may be disconnected.
 const EARLIEST_DISCONNECT_FRACTION: f64 = 0.8;
 
-/// What a closing handshake may take.
+/// Time that a closing handshake may take.
 const CLOSE_HANDSHAKE_ALLOWANCE: Duration = Duration::from_millis(1500);
 
-/// The most of a token's time that goes into it: one that counts for seconds is not to be spent on
-/// goodbyes.
+/// Maximum fraction of the remaining time that is reserved for the closing handshake: a token of a
+/// few seconds is not to be spent on it.
 const MAX_CLOSE_FRACTION: f64 = 0.1;
 
-/// The longest a token counts. Later ends could not be told from the end of time.
+/// Maximum lifetime of a token, ten years. A claim may say 1e300, which fits no `Duration`; such a
+/// token lasts this long.
 pub(super) const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);

@@ -1,11 +1,13 @@
-//! Who asks, and what they may do.
+//! Authentication of requests, and what their credentials allow.
 //!
-//! In: the credential of a request. Out: a grant, or a denial that does not say why; the log does.
-//! Compares digests in constant time.
+//! In: the credential of a request. Out: a grant, or a denial. A denial does not tell the client
+//! its reason; the log has it at debug. Digests of keys are compared in constant time.
 //!
 //! May use: `config`, `event`.
 
 mod claims;
+mod denial;
+mod fingerprint;
 mod grant;
 #[cfg(test)]
 mod tests;
@@ -14,18 +16,16 @@ mod token_error;
 
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
-use aws_lc_rs::{
-    constant_time::verify_slices_are_equal,
-    digest::{SHA256, digest},
-};
-
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use tokio::time::Instant;
 
 use self::{
     claims::VerifiedClaims,
+    fingerprint::fingerprint,
     token::{TokenVerifier, looks_like_token},
 };
 pub(crate) use self::{
+    denial::Denial,
     grant::{CredentialHolder, CredentialProof, Grant, StreamExpiry},
     token::{TokenSpec, mint},
 };
@@ -34,7 +34,8 @@ use crate::{
     event::{Only, ProductId, Scope},
 };
 
-/// The keys of the configuration, and what is allowed without one.
+/// The keys and the token verification of the configuration, and the grant of requests without a
+/// credential.
 #[derive(Debug)]
 pub(crate) struct Access {
     keys: Vec<([u8; 32], Grant)>,
@@ -43,7 +44,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// The rules of the configuration.
+    /// Creates the access rules of the configuration.
     pub(crate) fn new(auth: &AuthConfig) -> Self {
         let keys = auth.keys.iter().map(|key| {
             let key_fingerprint = fingerprint(key.key.expose().as_bytes());
@@ -76,13 +77,13 @@ impl Access {
         }
     }
 
-    /// What whoever holds this credential may do. A bad credential is no better where none is
-    /// needed.
+    /// Returns the grant of a credential. An unknown credential is refused even where requests
+    /// without a credential are allowed.
     ///
     /// # Errors
     ///
-    /// [`Denial::Unauthenticated`] when the credential is neither key nor token, or there is none
-    /// and one is needed.
+    /// [`Denial::Unauthenticated`] if the credential is neither a known key nor a valid token, or
+    /// if the request has no credential and needs one.
     pub(crate) fn authenticate(
         &self,
         credential: Option<&Credential<'_>>,
@@ -101,7 +102,7 @@ impl Access {
         let offered = fingerprint(credential);
         let mut found = None;
         for (key, grant) in &self.keys {
-            // No early end: the time taken must not tell which key came close.
+            // The loop has no early exit: its time must not tell an attacker which key came close.
             if verify_slices_are_equal(key, &offered).is_ok() {
                 found = Some(grant);
             }
@@ -109,8 +110,8 @@ impl Access {
         found
     }
 
-    /// Whether whoever has shown this would be let in today. The same key under another name is the
-    /// same key.
+    /// Returns whether the credential behind `proof` still grants `permission` on `product` by
+    /// these rules. A key is recognised by its fingerprint, so that it may have been renamed.
     pub(crate) fn still_grants(
         &self,
         proof: &CredentialProof,
@@ -143,23 +144,24 @@ impl Access {
         }
     }
 
-    /// Whether some requests are answered without a credential.
+    /// Returns whether some requests are answered without a credential.
     pub(crate) fn allows_anonymous(&self) -> bool {
         self.anonymous.is_some()
     }
 }
 
-/// What a request shows, by what may be in that place.
+/// The credential of a request, by what its place in the request may carry.
 #[derive(Debug)]
 pub(crate) enum Credential<'a> {
     /// A key or a scoped token.
     KeyOrToken(Cow<'a, [u8]>),
-    /// A scoped token: where browsers carry it, no key belongs.
+    /// A scoped token only. Cookies and query parameters carry it, and keys do not belong there.
     TokenOnly(Cow<'a, [u8]>),
 }
 
-/// The grant of a token, which counts from now. What is signed tells it from others: no claim has
-/// to, and a signature may be written in several ways.
+/// Returns the grant of a verified token, which lasts from now. Its holder is identified by the
+/// signed part of the token: no claim has to identify it, and one signature can be written in
+/// several ways.
 fn grant_for_claims(claims: VerifiedClaims, signed_by: [u8; 32], token: &[u8]) -> Grant {
     let signed_len = token.iter().rposition(|byte| *byte == b'.').unwrap_or(token.len());
     let holder = fingerprint(token.split_at(signed_len).0);
@@ -178,33 +180,23 @@ fn grant_for_claims(claims: VerifiedClaims, signed_by: [u8; 32], token: &[u8]) -
     }
 }
 
-/// Why a request goes no further. The client learns no more than this.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum Denial {
-    /// No credential, or not one that is known.
-    #[error("missing or invalid token")]
-    Unauthenticated,
-    /// A known credential for something else.
-    #[error("the token does not allow this")]
-    Forbidden,
-}
-
-/// The one key of a listener, if it has one.
+/// The only key of a listener, if it has one.
 #[derive(Clone, Debug)]
 pub(crate) struct ListenerKey(Option<[u8; 32]>);
 
 impl ListenerKey {
-    /// The key; without one, whoever reaches the listener is let in.
+    /// Creates the check of `key`. Without a key the listener admits every request.
     pub(crate) fn new(key: Option<&str>) -> Self {
         Self(key.map(|key| fingerprint(key.as_bytes())))
     }
 
-    /// What whoever is let in has shown.
+    /// Returns the proof of an admitted request.
     pub(crate) fn proof(&self) -> Arc<CredentialProof> {
         Arc::new(self.0.map_or(CredentialProof::Anonymous, CredentialProof::Key))
     }
 
-    /// The same rule as one among others: all for whoever has the key, or for everybody.
+    /// Returns the same rule as [`Access`]: everything is granted to requests with the key, or to
+    /// every request where there is no key.
     pub(crate) fn to_access(&self) -> Access {
         let proof = self.proof();
         let grant = Grant {
@@ -223,16 +215,16 @@ impl ListenerKey {
         }
     }
 
-    /// Whether the listener asks for a key.
+    /// Returns whether the listener demands a key.
     pub(crate) fn is_set(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Whether the offered key opens.
+    /// Checks the offered key.
     ///
     /// # Errors
     ///
-    /// [`Denial::Unauthenticated`] when it does not.
+    /// [`Denial::Unauthenticated`] if the listener has a key and `offered` is not that key.
     pub(crate) fn check(&self, offered: Option<&[u8]>) -> Result<(), Denial> {
         let Some(key) = &self.0 else { return Ok(()) };
         let offered = fingerprint(offered.ok_or(Denial::Unauthenticated)?);
@@ -240,27 +232,20 @@ impl ListenerKey {
     }
 }
 
-/// The credential of an `Authorization: Bearer` header (RFC 6750, section 2.1).
+/// Returns the credential of an `Authorization: Bearer` header (RFC 6750, section 2.1).
 pub(crate) fn bearer_token(authorization: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = authorization.split_at_checked(BEARER_PREFIX.len())?;
     scheme.eq_ignore_ascii_case(BEARER_PREFIX).then(|| token.trim_ascii())
 }
 
-/// Equal lengths for the comparison, whatever is offered.
-fn fingerprint(secret: &[u8]) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(digest(&SHA256, secret).as_ref());
-    bytes
-}
-
 const BEARER_PREFIX: &[u8] = b"Bearer ";
 
-/// Stands for the key's name where there is no key.
+/// Name that stands for the key's where a request has no credential.
 const ANONYMOUS_KEY_NAME: &str = "anonymous";
 
-/// The name of the admin key.
+/// Name of the admin key.
 pub(crate) const ADMIN_KEY_NAME: &str = "admin";
 
-/// Stands for the key's name where there is a scoped token: whose it is must not show in lists, let
-/// alone in metrics.
+/// Name that stands for the key's where a request has a scoped token: the token's holder must not
+/// show in lists, let alone in metrics.
 const TOKEN_KEY_NAME: &str = "token";

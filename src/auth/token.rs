@@ -1,8 +1,8 @@
 //! Scoped tokens: JSON Web Tokens that say what their holder may see.
 //!
-//! In: the text of a token. Out: what it grants, or why it grants nothing. The algorithm is the
-//! configuration's; what the token's head says of it must agree, and nothing else of the head
-//! counts.
+//! In: the text of a token. Out: its verified claims, or the reason for which it is refused. The
+//! algorithm comes from the configuration; the `alg` of the token's header must agree, and no other
+//! field of the header is trusted.
 //!
 //! May use: `config`, `event`.
 
@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::{
     claims::{TokenClaims, VerifiedClaims, audience_matches},
-    fingerprint,
+    fingerprint::fingerprint,
     token_error::{MAX_TOKEN_BYTES, TokenError},
 };
 use crate::{
@@ -27,18 +27,17 @@ use crate::{
     event::{Kind, ProductId, SessionId},
 };
 
-/// Checks tokens.
+/// Verifier of the tokens of one `[auth.jwt]`.
 #[derive(Debug)]
 pub(super) struct TokenVerifier {
-    /// More than one while keys are being changed. Each is tried; what a token says of its key
-    /// (`kid`) does not count.
+    /// Several keys while keys are being rotated. Each is tried; the `kid` of a token is ignored.
     keys: Vec<(DecodingKey, [u8; 32])>,
     validation: Validation,
     audience: Option<String>,
 }
 
 impl TokenVerifier {
-    /// The rules of the configuration.
+    /// Creates the verifier of the configuration.
     pub(super) fn new(jwt: &JwtConfig) -> Self {
         let name = jwt.verification.algorithm_name();
         let with_fingerprint = |key: &[u8], make: fn(&[u8]) -> DecodingKey| {
@@ -74,12 +73,12 @@ impl TokenVerifier {
         }
     }
 
-    /// What a token grants at `now`, in Unix seconds, and the fingerprint of the key that it
-    /// is signed with.
+    /// Returns the claims of a token at `now`, in Unix seconds, and the fingerprint of the key that
+    /// verified its signature.
     ///
     /// # Errors
     ///
-    /// Why it grants nothing.
+    /// The reason for which the token grants nothing.
     pub(super) fn verify(
         &self,
         token: &[u8],
@@ -89,7 +88,8 @@ impl TokenVerifier {
             return Err(TokenError::TooLong);
         }
         if decode_header(token).is_ok_and(|header| header.crit.is_some()) {
-            // nothing that could be demanded is understood here
+            // The relay implements no extension, so it cannot honour one that the token declares
+            // critical (RFC 7515, section 4.1.11).
             return Err(TokenError::CriticalExtension);
         }
         let mut error = TokenError::Signature;
@@ -107,15 +107,16 @@ impl TokenVerifier {
         Err(error)
     }
 
-    /// Whether a token that was good would be so today, its end aside.
+    /// Returns whether a token that was accepted earlier would be accepted today, its expiry aside.
     pub(super) fn still_accepts(&self, signed_by: &[u8; 32], audience: &[Box<str>]) -> bool {
         self.keys.iter().any(|(_, known)| known == signed_by)
             && audience_matches(self.audience.as_deref(), audience)
     }
 }
 
-/// Has the crate check algorithm and signature. The claims are checked here: there, a claim of the
-/// wrong type may pass for one that is missing, and a token counts for a moment past its end.
+/// Returns the library's settings to check algorithm and signature alone. The claims are checked in
+/// `claims`: the library may take a claim of the wrong type for a missing one, and accepts a token
+/// for a moment after its expiry.
 fn signature_only_validation(algorithm: Algorithm) -> Validation {
     let mut validation = Validation::new(algorithm);
     validation.required_spec_claims = HashSet::new();
@@ -132,21 +133,22 @@ fn classify_error(error: &ErrorKind) -> TokenError {
     }
 }
 
-/// Whether it has the shape of a token, which no key of ours need have.
+/// Returns whether `credential` has the shape of a token: two dots. A configured key may have that
+/// shape too, so keys are looked up first.
 pub(super) fn looks_like_token(credential: &[u8]) -> bool {
     credential.iter().filter(|byte| **byte == b'.').count() == 2
 }
 
-/// What is written into a new token.
+/// The contents of a new token.
 #[derive(Debug)]
 pub(crate) struct TokenSpec {
-    /// The product it opens.
+    /// The product that the token grants.
     pub(crate) product: ProductId,
-    /// The sessions it is limited to; none for no limit.
+    /// The sessions that the token is limited to; empty for no limit.
     pub(crate) sessions: BTreeSet<SessionId>,
-    /// The kinds it is limited to; none for no limit.
+    /// The kinds that the token is limited to; empty for no limit.
     pub(crate) kinds: BTreeSet<Kind>,
-    /// How long it counts.
+    /// The time from now to its expiry.
     pub(crate) ttl: Duration,
 }
 
@@ -163,11 +165,12 @@ struct MintedClaims<'a> {
     aud: Option<&'a str>,
 }
 
-/// A new token, signed with the secret: to subscribe, and for the audience that is checked.
+/// Returns a new token that is signed with the secret. It grants subscribing, and names the
+/// audience if one is configured.
 ///
 /// # Errors
 ///
-/// When the library cannot sign.
+/// The error of the library that cannot sign.
 pub(crate) fn mint(
     secret: &Secret,
     audience: Option<&str>,
@@ -188,7 +191,7 @@ pub(crate) fn mint(
     )
 }
 
-/// The time in Unix seconds. Before 1970 it is 1970.
+/// Returns the current time in Unix seconds. A clock before 1970 reads as 1970.
 pub(super) fn unix_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -2,31 +2,31 @@
 //!
 //! May use: no other module.
 
-/// Reasons for which a token grants nothing.
+/// Reason for which a token grants nothing.
 ///
-/// The log alone shows them: every client gets the same answer. None of them holds a part of the
-/// token.
+/// Only the log shows it: every client gets the same answer. No variant holds a part of the token.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum TokenError {
-    #[error("it is longer than {MAX_TOKEN_BYTES} bytes")]
+    #[error("the token is longer than {MAX_TOKEN_BYTES} bytes")]
     TooLong,
-    #[error("it is not a JSON Web Token")]
+    #[error("the credential is not a JSON Web Token")]
     Malformed,
-    #[error("its algorithm is not the one of auth.jwt.algorithm")]
+    #[error("the algorithm of the token is not auth.jwt.algorithm")]
     Algorithm,
-    #[error("its head demands an extension (crit)")]
+    #[error("the header of the token demands an extension (crit)")]
     CriticalExtension,
-    #[error("its signature is by none of the keys of [auth.jwt]")]
+    #[error("no key of [auth.jwt] verifies the signature of the token")]
     Signature,
-    #[error("it has expired")]
+    #[error("the token has expired")]
     Expired,
-    #[error("it is not valid yet (nbf)")]
+    #[error("the token is not valid yet (nbf)")]
     NotYetValid,
-    #[error("it is not for the audience of auth.jwt.audience")]
+    #[error("the token is not for the audience auth.jwt.audience")]
     Audience,
-    #[error("its claim {0} is missing, or not as it must be")]
+    #[error("the claim {0} of the token is missing or invalid")]
     Claim(&'static str),
 }
 
-/// More than any honest token needs, and little enough to be read for anybody who sends one.
+/// Maximum length of a token: more than a real token needs, and little enough to parse for any
+/// client that sends one.
 pub(super) const MAX_TOKEN_BYTES: usize = 8 * 1024;

@@ -1,4 +1,4 @@
-//! The events, logs, fan-outs and subscribers that the steps of the bench are taken on.
+//! Fixtures of the bench: events, logs, fan-outs and subscribers.
 //!
 //! May use: `envelope`, `event`, `fanout`, `log`, `metrics`, `sse`.
 
@@ -81,7 +81,7 @@ impl FanoutBench {
         self.notified_position = self.fanout.dispatch_next(self.notified_position, entry);
     }
 
-    /// Dispatches events to subscribers that are woken one by one, and has these take them.
+    /// Dispatches events to subscribers that are woken one by one and take them.
     pub(super) fn notify_and_take(&mut self) -> (Batch, Batch) {
         let (entries, concerned) = self.append_next();
         let before = self.wakes.0.load(SeqCst);
@@ -123,7 +123,7 @@ pub(super) fn append(log: &Log, events: &mut BenchEvents) -> (Batch, Vec<Entry>)
     (batch, entries)
 }
 
-/// Endless events: those of a stream, out of order and over and over.
+/// Endless events: those of a stream, out of order and repeatedly.
 pub(super) struct BenchEvents {
     pub(super) product: ProductId,
     pub(super) payloads: Vec<Bytes>,
@@ -145,7 +145,7 @@ impl BenchEvents {
         Self { product: ProductId::new(PRODUCT).unwrap(), payloads, taken: 0, tail_position: 0 }
     }
 
-    /// Parses an event anew, so that its parts are as near in memory as they are then in the relay.
+    /// Parses an event again, so that its parts are as close in memory as in the relay.
     pub(super) fn draft(&self, number: usize) -> Draft {
         envelope::parse_draft(self.payloads[number].clone(), &self.product, Instant::now()).unwrap()
     }
@@ -159,7 +159,7 @@ impl BenchEvents {
 pub(super) fn event(entry: &Entry) -> Arc<Event> {
     match entry {
         Entry::Event(event) => Arc::clone(event),
-        other => unreachable!("nothing but events comes: {other:?}"),
+        other => unreachable!("the log has events only: {other:?}"),
     }
 }
 
@@ -197,8 +197,8 @@ impl Wake for Unpark {
     }
 }
 
-/// Repetitions in a batch: enough that taking the time does not count, few enough that their memory
-/// has not left the cache.
+/// Repetitions in a batch: enough that reading the clock does not count, few enough that their
+/// memory has not left the cache.
 pub(super) const BATCH_SIZE: usize = 64;
 
 /// Distance in the stream between two consecutive events; shares no factor with the numbers of

@@ -1,15 +1,15 @@
-//! The steps of an event's way through the relay that `benches/micro` measures, each alone.
+//! Single steps of an event's way through the relay, for `benches/micro`.
 //!
 //! In: a stream of the upstream with one event for each session. Out: closures that do a [`Batch`]
-//! of one step and return its time. The preparation of a step and the check of its result are
-//! outside that time, and a step that has not done its work panics. Not a part of the relay:
-//! compiled with the feature `micro` only.
+//! of one step and return its time. The time excludes the preparation of a step and the check of
+//! its result, and a step that has not done its work panics. Not a part of the relay: compiled with
+//! the feature `micro` only.
 //!
 //! May use: `envelope`, `event`, `fanout`, `log`, `metrics`, `sse`.
 #![allow(
     clippy::indexing_slicing,
     clippy::unwrap_used,
-    reason = "it reads only bytes that it has written itself"
+    reason = "the bench reads only bytes that it has written itself"
 )]
 
 mod fixture;
@@ -38,14 +38,15 @@ use crate::{
 
 pub use self::fixture::{Batch, PRODUCT};
 
-/// Decode: a socket's bytes become frames.
+/// Returns the step "decode": bytes of a socket become frames.
 pub fn decode(stream: &[u8], events: usize) -> impl FnMut() -> Batch {
     run_decoder(stream, events, |frame, _| {
         black_box(frame);
     })
 }
 
-/// Decode, as a whole: bytes become frames, and frames become drafts for the log.
+/// Returns the step "decode and classify": bytes become frames, and frames become drafts for the
+/// log.
 pub fn decode_and_classify(stream: &[u8], events: usize) -> impl FnMut() -> Batch {
     let product = ProductId::new(PRODUCT).unwrap();
     run_decoder(stream, events, move |frame, received| {
@@ -78,7 +79,7 @@ fn run_decoder(
     }
 }
 
-/// Append to a full log in memory: each event evicts one.
+/// Returns the step "append" to a full log in memory: each event evicts another one.
 pub fn append_to_full(stream: &[u8]) -> impl FnMut() -> Batch {
     let (mut events, log) = (BenchEvents::of(stream), log());
     while log.stats().events < FULL_LOG_EVENTS {
@@ -91,7 +92,7 @@ pub fn append_to_full(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Append to a log in memory that has room.
+/// Returns the step "append" to a log in memory that has room.
 pub fn append_to_growing(stream: &[u8]) -> impl FnMut() -> Batch {
     let (mut events, mut growing) = (BenchEvents::of(stream), log());
     move || {
@@ -105,22 +106,22 @@ pub fn append_to_growing(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Index, by pending positions: an event is dispatched to the one of all subscriptions that it
-/// concerns, and wakes it. There are as many subscriptions as events in the stream.
+/// Returns the step "index" by pending positions: an event is dispatched to the only subscription
+/// that it concerns, and wakes it. There are as many subscriptions as events in the stream.
 pub fn notify_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     move || bench.notify_and_take().0
 }
 
-/// Hand-over, from the log: a subscriber that was woken takes its event, as bytes to be written,
-/// and finds that there is no more.
+/// Returns the step "hand-over" from the log: a woken subscriber takes its event as bytes to be
+/// written, and finds that there are no more.
 pub fn take_from_log(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     move || bench.notify_and_take().1
 }
 
-/// Index, on a shard: an event is dispatched, pushed to the shard's queue and taken there, and the
-/// one subscriber that it concerns is found.
+/// Returns the step "index" on a shard: an event is dispatched, pushed to the shard queue and taken
+/// there, and the only subscriber that it concerns is found.
 pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     let mut shard_index = ShardIndex::new(&bench.fanout, 0, Waker::from(Arc::clone(&bench.wakes)));
@@ -147,7 +148,8 @@ pub fn notify_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Hand-over, on a shard: a caught-up subscriber gets a queued event, as bytes to be written.
+/// Returns the step "hand-over" on a shard: a caught-up subscriber gets a queued event as bytes to
+/// be written.
 pub fn deliver_to_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     let mut bench = FanoutBench::new(stream);
     let all = |_| bench.fanout.subscribe(Arc::default(), Scope::EVERYTHING, &StartPosition::Now);
@@ -166,7 +168,7 @@ pub fn deliver_to_shard_subscribers(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Wake, of one subscriber: from the pending position to the waker.
+/// Returns the step "wake" of one subscriber: from the pending position to the waker.
 pub fn wake_subscriber() -> impl FnMut() -> Batch {
     let (wakes, waker) = BenchWakeCounter::new();
     let listeners: [SubscriberSignal; BATCH_SIZE] =
@@ -182,7 +184,7 @@ pub fn wake_subscriber() -> impl FnMut() -> Batch {
     }
 }
 
-/// Wake, of a shard: an event is pushed to its queue, and its waker called.
+/// Returns the step "wake" of a shard: an event is pushed to its queue, and its waker is called.
 pub fn wake_shard(stream: &[u8]) -> impl FnMut() -> Batch {
     let (wakes, waker) = BenchWakeCounter::new();
     let mut bench = FanoutBench::new(stream);
@@ -201,8 +203,8 @@ pub fn wake_shard(stream: &[u8]) -> impl FnMut() -> Batch {
     }
 }
 
-/// Wake, across threads: a pending position, a thread that is unparked by it, and the same way
-/// back.
+/// Returns the step "wake" across threads: a pending position, a thread that is unparked by it, and
+/// the same way back.
 pub fn wake_thread_and_back() -> impl FnMut() -> Batch {
     let [there, here]: [SubscriberSignal; 2] = std::array::from_fn(|_| SubscriberSignal::default());
     let waker = || Waker::from(Arc::new(Unpark(thread::current())));
@@ -238,5 +240,5 @@ pub fn wake_thread_and_back() -> impl FnMut() -> Batch {
     }
 }
 
-/// Bytes that a socket returns at a time.
+/// Number of bytes that a socket returns at a time.
 const READ_BYTES: usize = 16 * 1024;

@@ -1,4 +1,4 @@
-//! `check`: is a configuration right, and what does it come to.
+//! `check`: validates a configuration, and prints it with defaults and overrides.
 //!
 //! May use: `config`.
 
@@ -7,16 +7,16 @@ use std::path::PathBuf;
 use super::{CliError, print_line};
 use crate::config::{AllowAnonymous, Config, Environment};
 
-/// Validate a configuration and print what it comes to, secrets masked.
+/// Validate a configuration, and print the effective one with masked secrets.
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Judge as `serve --allow-anonymous` does.
+    /// Accept what `serve --allow-anonymous` accepts.
     #[arg(long)]
     allow_anonymous: bool,
-    /// Print the keys whose change waits for a restart instead, one per line.
+    /// Print only the keys whose change needs a restart, one per line.
     #[arg(long)]
     restart_keys: bool,
 }

@@ -1,4 +1,5 @@
-//! `demo`: simulator, relay and a sample webhook receiver in one process, on an embedded default.
+//! `demo`: simulator, relay and sample webhook receiver in one process, with an embedded
+//! configuration.
 //!
 //! May use: `app`, `config`, `error_chain`, `shutdown`, `simulate`.
 
@@ -21,7 +22,8 @@ use crate::{
     simulate::{SampleReceiver, SimulationOptions},
 };
 
-/// Run a simulator, a relay and a sample webhook receiver in one process, and print what to try.
+/// Run a simulator, a relay and a sample webhook receiver in one process, and print commands to
+/// try.
 ///
 /// The addresses can be changed by AUTOPLAY_RELAY__SERVER__LISTEN and
 /// AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN.
@@ -49,7 +51,7 @@ pub(super) fn run(_: &DemoArgs) -> Result<(), CliError> {
             let Err(error) = print_line(line) else { return };
             let sender = print_failed.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(sender) = sender {
-                // The demo has ended if it no longer listens.
+                // The receiving end is gone only when the demo ends anyway.
                 let _ = sender.send(error);
             }
         };
@@ -63,8 +65,7 @@ pub(super) fn run(_: &DemoArgs) -> Result<(), CliError> {
             outcome = run_relay(simulator.address, receiver.address, signals) => outcome,
             Ok(error) = &mut print_failure => Err(error),
         };
-        // In the order of the events' way: what is under way to the receiver is answered before
-        // that leaves.
+        // The receiver ends before the simulator: deliveries in flight are answered first.
         receiver.shut_down().await;
         simulator.shut_down().await;
         outcome
@@ -96,33 +97,33 @@ fn greeting(relay: SocketAddr, admin: SocketAddr) -> String {
 
   curl -N http://{relay}/stream/{DEFAULT_PRODUCT}                       every event, live
   curl -N 'http://{relay}/stream/{DEFAULT_PRODUCT}?type=summary'        only summaries
-  curl -N 'http://{relay}/stream/{DEFAULT_PRODUCT}?last_event_id=0'     everything kept, then live
-  autoplay-relay tail http://{relay}/stream/{DEFAULT_PRODUCT}           the same, readably; resumes by itself
-  http://{admin}/                                         the console, in a browser: all of it, live
+  curl -N 'http://{relay}/stream/{DEFAULT_PRODUCT}?last_event_id=0'     all kept events, then live
+  autoplay-relay tail http://{relay}/stream/{DEFAULT_PRODUCT}           the same in readable lines; reconnects and resumes
+  http://{admin}/                                         the console, in a browser: the state of the relay, live
   curl http://{admin}/api/v1/status                            upstreams, subscribers, log
   curl http://{admin}/metrics                                  for Prometheus
 
-The relay also pushes to two webhooks of a sample receiver, which checks the signatures and tells here what it gets.
-The one at /flaky fails for the first 20 s of every 90 s: watch what is owed to it wait, and come when it is back.
+The relay also pushes to two webhooks of a sample receiver, which verifies the signatures and prints here what it gets.
+The webhook at /flaky fails for the first 20 s of every 90 s: its deliveries wait, and arrive when it answers again.
 
-  curl http://{admin}/api/v1/webhooks                          both, and how they stand
-  curl '{flaky}/deliveries?state=pending'      what waits, with all attempts
-  curl '{flaky}/deliveries?state=delivered'    what came in the end
-  curl -X POST {flaky}/test                    one signed sample, and the answer
+  curl http://{admin}/api/v1/webhooks                          both webhooks and their states
+  curl '{flaky}/deliveries?state=pending'      waiting deliveries with all attempts
+  curl '{flaky}/deliveries?state=delivered'    completed deliveries with all attempts
+  curl -X POST {flaky}/test                    one signed sample event, and the answer
 
 Ctrl-C ends it.",
         flaky = format_args!("http://{admin}/api/v1/webhooks/flaky"),
     )
 }
 
-/// The simulator's token: the relay must show one, as it must to a real connector.
+/// Token of the simulator: the relay must send one, as to a real connector.
 const DEMO_TOKEN: &str = "demo-token";
 
-/// What relay and receiver sign and check with.
+/// Secret that the relay signs with and the receiver verifies with.
 const DEMO_SECRET: &str = "demo-secret";
 
-/// What `serve` would be given in a file. UPSTREAM is the simulator's address, RECEIVER that of the
-/// sample receiver.
+/// The configuration that `serve` would read from a file. UPSTREAM stands for the address of the
+/// simulator, RECEIVER for that of the sample receiver.
 const DEMO_CONFIG: &str = r#"
 [server]
 listen = "127.0.0.1:8080"

@@ -1,4 +1,4 @@
-//! `healthcheck`: is the running relay ready, for images without a shell.
+//! `healthcheck`: asks the running relay whether it is ready, for images without a shell.
 //!
 //! May use: `config`, `error_chain`, `outbound`.
 
@@ -17,13 +17,13 @@ use crate::{
     outbound::client::EventStreamClient,
 };
 
-/// Exit with 0 if the running relay is ready, else with 1.
+/// Exit with 0 if the running relay is ready, otherwise with 1.
 ///
 /// Without --url it asks /readyz where `serve` listens for operators under the same file and the
 /// same environment.
 #[derive(Debug, clap::Args)]
 pub(super) struct HealthcheckArgs {
-    /// The address to ask; a URL without a path means /readyz.
+    /// URL to ask; without a path, /readyz is asked.
     #[arg(long)]
     url: Option<Uri>,
     /// The configuration file (TOML) that `serve` was started with.
@@ -37,7 +37,9 @@ pub(super) fn run(args: &HealthcheckArgs) -> Result<(), CliError> {
         None => configured_url(args.config.as_deref())?,
     };
     if !matches!(url.scheme_str(), Some("http" | "https")) {
-        return Err(CliError::Usage(format!("--url {url}: write http://host:port/readyz")));
+        return Err(CliError::Usage(format!(
+            "--url: {url} is not an http or https URL; write http://host:port/readyz"
+        )));
     }
     let url = &readiness_url(url);
     block_on(async {
@@ -66,8 +68,8 @@ fn configured_url(config: Option<&Path>) -> Result<Uri, CliError> {
     url.parse().map_err(|error| CliError::Other(format!("{url}: {error}")))
 }
 
-/// What is asked: at its root a relay has the console, which is there whether the relay is ready or
-/// not.
+/// Returns the URL to ask. The root of the admin listener is the console, which answers whether or
+/// not the relay is ready, so `/` becomes `/readyz`.
 fn readiness_url(url: &Uri) -> Uri {
     let mut parts = url.clone().into_parts();
     if url.path() == "/" {
@@ -77,5 +79,5 @@ fn readiness_url(url: &Uri) -> Uri {
     Uri::from_parts(parts).unwrap_or_else(|_| url.clone())
 }
 
-/// Docker's and Kubernetes' checks give up at about this time, too.
+/// Maximum time for the answer. The checks of Docker and Kubernetes give up at about this time too.
 const HEALTHCHECK_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! The command line: one file per command, and what they share.
+//! The command line: one file per command, and their common functions.
 //!
 //! Data goes to stdout, logs and errors to stderr. Exit codes: 0 success, 2 bad usage or
 //! configuration, 1 anything else.
@@ -24,7 +24,7 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 
 use crate::{app::AppError, config::Findings, error_chain::error_chain};
 
-/// Runs the command that the arguments name, and returns how it went.
+/// Runs the command that the arguments name, and returns its exit code.
 pub fn main() -> ExitCode {
     let result = match Cli::try_parse() {
         Ok(cli) => init_logging(cli.log_format).and_then(|()| cli.command.run()),
@@ -34,22 +34,23 @@ pub fn main() -> ExitCode {
     };
     let error = match result {
         Ok(()) => return ExitCode::SUCCESS,
-        // The reader has what it wanted, as `head` has: that is not a failure.
+        // The reader has all that it wanted, as `head` has: that is not a failure.
         Err(CliError::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             return ExitCode::SUCCESS;
         }
         Err(error) => error,
     };
-    // Nobody is left to tell when stderr is closed.
+    // If stderr is closed, there is nowhere to report the error.
     let _ = writeln!(io::stderr(), "{}", error.message());
     error.exit_code()
 }
 
-/// One upstream connection per Autoplay product, re-broadcast to many subscribers.
+/// Relay that holds one upstream connection per Autoplay product and broadcasts its events to many
+/// subscribers.
 #[derive(Debug, Parser)]
 #[command(name = "autoplay-relay", version, about, propagate_version = true)]
 struct Cli {
-    /// How logs are written to stderr; RUST_LOG sets the level, e.g. RUST_LOG=debug.
+    /// Format of the logs on stderr; RUST_LOG sets the level, e.g. RUST_LOG=debug.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
     #[command(subcommand)]
@@ -87,26 +88,26 @@ impl CliCommand {
     }
 }
 
-/// Why a command ends without success.
+/// Reason for which a command fails.
 #[derive(Debug, thiserror::Error)]
 enum CliError {
-    /// Something is wrong with the configuration: exit code 2.
+    /// The configuration is invalid: exit code 2.
     #[error(transparent)]
     Configuration(#[from] Findings),
-    /// Something is wrong with an argument: exit code 2.
+    /// An argument is invalid: exit code 2.
     #[error("{0}")]
     Usage(String),
     /// The relay cannot serve.
     #[error(transparent)]
     App(#[from] AppError),
-    /// Anything else: what happened, and to what.
+    /// Any other failure: what happened, and to what.
     #[error("{0}")]
     Other(String),
     /// Data could not be written. [`main`] takes a closed pipe for a success.
     #[error("cannot write to standard output")]
     Stdout(#[source] io::Error),
-    /// No runtime, no signal handler.
-    #[error("the operating system refuses")]
+    /// The runtime, the signal handlers or a stream of the process failed.
+    #[error("the operating system refuses a resource")]
     System(#[from] io::Error),
 }
 
@@ -118,7 +119,7 @@ impl CliError {
         }
     }
 
-    /// The error and its causes, in one line; findings in a line each.
+    /// Returns the error with its causes in one line, and findings in a line each.
     fn message(&self) -> String {
         format!("autoplay-relay: {}", error_chain(self))
     }
@@ -138,8 +139,8 @@ fn init_logging(format: LogFormat) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Runs what serves or connects. A name look-up that is still under way at the end is not waited
-/// for.
+/// Runs a command that serves or connects, on a runtime of its own. A name look-up that is still
+/// running at the end is not waited for.
 fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(command);
@@ -147,7 +148,7 @@ fn block_on(command: impl Future<Output = Result<(), CliError>>) -> Result<(), C
     result
 }
 
-/// A duration as the configuration has it, with its unit.
+/// Parses a duration as the configuration has it, with its unit.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     crate::config::parse_duration(text)
 }

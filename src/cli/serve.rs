@@ -13,14 +13,14 @@ use crate::{
 
 /// Run the relay: one upstream connection per product, many subscribers.
 ///
-/// Without --config it runs on the environment alone: AUTOPLAY_STREAM_URL and
-/// AUTOPLAY_APP_UNKEY_TOKEN, listening on 127.0.0.1:8080.
+/// Without --config, the environment alone configures the relay: AUTOPLAY_STREAM_URL and
+/// AUTOPLAY_APP_UNKEY_TOKEN. It then listens on 127.0.0.1:8080.
 #[derive(Debug, clap::Args)]
 pub(super) struct ServeArgs {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Let auth.allow_anonymous = true stand although the relay can be reached from other machines.
+    /// Accept auth.allow_anonymous = true although other machines can reach the relay.
     #[arg(long)]
     allow_anonymous: bool,
 }

@@ -19,31 +19,31 @@ use crate::{
     timer_wheel::TimerWheel,
 };
 
-/// Run a stand-in connector: GET /stream/{product_id} with made-up people using a made-up product.
+/// Run a stand-in connector: GET /stream/{product_id} streams the events of simulated users.
 #[derive(Debug, clap::Args)]
 pub(super) struct SimulateArgs {
-    /// Where to listen.
+    /// Address to listen on.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8081")]
     listen: SocketAddr,
-    /// A product to stream; may be given several times.
+    /// Product to stream; may be given several times.
     #[arg(long = "product", value_name = "ID", default_values_t = [DEFAULT_PRODUCT.to_owned()])]
     products: Vec<String>,
-    /// Events per second and product.
+    /// Events per second in each product.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_RATE)]
     rate: f64,
-    /// Sessions active at one time, in each product.
+    /// Sessions that are active at one time in each product.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SESSIONS)]
     sessions: usize,
-    /// Pad each payload to about this many bytes; 0 leaves them as they are.
+    /// Pad each payload to about this many bytes; 0 adds no padding.
     #[arg(long, value_name = "N", default_value_t = 0)]
     payload_bytes: usize,
-    /// The bearer token to demand; without it everybody is let in.
+    /// Bearer token that clients must send; without this option, clients need no token.
     #[arg(long, value_name = "T")]
     token: Option<String>,
     /// Time between heartbeats.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     heartbeat: Duration,
-    /// The same seed makes the same people do the same things.
+    /// Seed of the simulation; the same seed gives the same events.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED)]
     seed: u64,
 }
@@ -51,19 +51,19 @@ pub(super) struct SimulateArgs {
 pub(super) fn run(args: SimulateArgs) -> Result<(), CliError> {
     if !(args.rate > 0.0 && args.rate <= MAX_EVENT_RATE) {
         return Err(CliError::Usage(format!(
-            "--rate {}: must be above 0 and at most {MAX_EVENT_RATE}",
+            "--rate: {} must be above 0 and at most {MAX_EVENT_RATE}",
             args.rate
         )));
     }
     if args.sessions == 0 || args.sessions > MAX_SIMULATED_SESSIONS {
         return Err(CliError::Usage(format!(
-            "--sessions {}: must be from 1 to {MAX_SIMULATED_SESSIONS}",
+            "--sessions: {} must be from 1 to {MAX_SIMULATED_SESSIONS}",
             args.sessions
         )));
     }
     if args.payload_bytes > MAX_PADDED_PAYLOAD_BYTES {
         return Err(CliError::Usage(format!(
-            "--payload-bytes {}: at most {MAX_PADDED_PAYLOAD_BYTES}",
+            "--payload-bytes: {} must be at most {MAX_PADDED_PAYLOAD_BYTES}",
             args.payload_bytes
         )));
     }
@@ -102,21 +102,21 @@ fn stream_url(address: SocketAddr, product: &str) -> String {
     format!("http://{address}/stream/{}", utf8_percent_encode(product, BEYOND_UNRESERVED))
 }
 
-/// A stand-in for somebody else, which serves.
+/// Server of a simulated connector or receiver, in tasks that it owns.
 #[derive(Debug)]
 pub(super) struct BackgroundServer {
-    /// Where it listens.
+    /// Address that it listens on.
     pub(super) address: SocketAddr,
     stop: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl BackgroundServer {
-    /// Binds the address and begins to simulate a connector.
+    /// Binds the address and starts a simulated connector.
     ///
     /// # Errors
     ///
-    /// When the address cannot be had.
+    /// The address cannot be bound.
     pub(super) fn start(listen: SocketAddr, options: SimulationOptions) -> Result<Self, BindError> {
         let simulator = Arc::new(Simulator::new(options));
         Self::serve(
@@ -126,12 +126,12 @@ impl BackgroundServer {
         )
     }
 
-    /// Binds the address and serves these routes, while what `run` makes goes on until it is
-    /// stopped.
+    /// Binds the address, serves `router`, and runs the future of `run` until
+    /// [`BackgroundServer::shut_down`] cancels its token.
     ///
     /// # Errors
     ///
-    /// When the address cannot be had.
+    /// The address cannot be bound.
     pub(super) fn serve<F>(
         listen: SocketAddr,
         router: Router,
@@ -159,13 +159,13 @@ impl BackgroundServer {
             if let Err(error) =
                 net::serve(listener, Routes::new(router), settings, stopped, |_| {}).await
             {
-                tracing::error!(%error, %address, "cannot serve what is simulated");
+                tracing::error!(%error, %address, "cannot serve the simulation");
             }
         });
         Ok(Self { address, stop, tasks })
     }
 
-    /// Ends it and waits until it has ended.
+    /// Cancels the tasks and waits until they have ended.
     pub(super) async fn shut_down(mut self) {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
@@ -177,26 +177,27 @@ impl BackgroundServer {
 const BEYOND_UNRESERVED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The product of `simulate` and `demo`.
+/// Product of `simulate` and `demo`.
 pub(super) const DEFAULT_PRODUCT: &str = "prod_demo";
 
-/// Fast enough to watch, slow enough to read.
+/// Default rate: fast enough to watch, slow enough to read.
 pub(super) const DEFAULT_RATE: f64 = 5.0;
 
-/// A small product's afternoon.
+/// Default number of sessions: the afternoon of a small product.
 pub(super) const DEFAULT_SESSIONS: usize = 20;
 
-/// Any number: what matters is that it stays the same.
+/// Default seed. Any number will do if it stays the same.
 pub(super) const DEFAULT_SEED: u64 = 1;
 
-/// What one thread can make up.
+/// Maximum rate that one thread can generate.
 const MAX_EVENT_RATE: f64 = 100_000.0;
 
-/// Keeps the made-up crowd within some hundred megabytes.
+/// Keeps the simulated sessions within some hundred megabytes.
 const MAX_SIMULATED_SESSIONS: usize = 1_000_000;
 
-/// Above the largest event a relay can be told to accept.
+/// Above the largest event that a relay can be configured to accept.
 const MAX_PADDED_PAYLOAD_BYTES: usize = 128 << 20;
 
-/// The connector's own patience is not known; this is the relay's.
+/// Socket time-outs of the simulator. Those of the connector are not known; these are the defaults
+/// of the relay.
 const SIMULATED_SOCKET_TIMEOUT: Duration = Duration::from_secs(30);

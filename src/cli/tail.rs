@@ -1,4 +1,4 @@
-//! `tail`: prints a stream, reconnects, resumes.
+//! `tail`: prints a stream, reconnects and resumes.
 //!
 //! May use: `config`, `error_chain`, `outbound`, `sse`, `upstream`.
 
@@ -20,27 +20,27 @@ use crate::{
     upstream::backoff::Backoff,
 };
 
-/// Print a stream, a line per event; reconnect and resume when it breaks.
+/// Print a stream, one line per event; reconnect and resume when the connection breaks.
 #[derive(Debug, clap::Args)]
 pub(super) struct TailArgs {
-    /// The stream, e.g. <http://127.0.0.1:8080/stream/prod_abc>.
+    /// URL of the stream, e.g. <http://127.0.0.1:8080/stream/prod_abc>.
     url: Uri,
-    /// The token or key to show.
+    /// Token or key to send.
     #[arg(long, value_name = "T", env = "AUTOPLAY_APP_UNKEY_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Only events of this session; may be given several times.
+    /// Print only events of this session; may be given several times.
     #[arg(long = "session-id", value_name = "S")]
     sessions: Vec<String>,
-    /// Only events of this type; may be given several times.
+    /// Print only events of this type; may be given several times.
     #[arg(long = "type", value_name = "T")]
     kinds: Vec<String>,
-    /// Begin behind this id; 0 begins with the oldest event kept.
+    /// Begin after this id; 0 begins with the oldest event that is kept.
     #[arg(long, value_name = "ID")]
     last_event_id: Option<String>,
-    /// Print one JSON object a line: {"id","event","data"}.
+    /// Print one JSON object per line: {"id","event","data"}.
     #[arg(long)]
     json: bool,
-    /// Exit with 0 after this many events; heartbeats and gaps are none.
+    /// Exit with 0 after this many events, not counting heartbeats and gaps.
     #[arg(long, value_name = "N")]
     count: Option<NonZeroU64>,
 }
@@ -48,7 +48,7 @@ pub(super) struct TailArgs {
 pub(super) fn run(args: TailArgs) -> Result<(), CliError> {
     if !matches!(args.url.scheme_str(), Some("http" | "https")) {
         return Err(CliError::Usage(format!(
-            "{}: write http://host:port/stream/product",
+            "{} is not an http or https URL; write http://host:port/stream/product",
             args.url
         )));
     }
@@ -99,7 +99,11 @@ async fn follow(args: TailArgs) -> Result<(), CliError> {
     }
 }
 
-/// Prints events until the stream breaks; returns false once none of `remaining` is left to print.
+/// Prints events until the stream breaks. Returns false if `remaining` events have been printed.
+///
+/// # Errors
+///
+/// When stdout takes no more.
 async fn print_stream(
     stream: &mut EventStream,
     last_event_id: &mut Option<String>,
@@ -119,7 +123,7 @@ async fn print_stream(
                 continue;
             }
             Ok(None) => {
-                tracing::warn!("silent for {} s", STREAM_SILENCE_TIMEOUT.as_secs());
+                tracing::warn!("the stream was silent for {} s", STREAM_SILENCE_TIMEOUT.as_secs());
                 return Ok(true);
             }
             Err(error) => {
@@ -143,14 +147,16 @@ async fn print_stream(
     }
 }
 
-/// The id of a frame is the one in force; a heartbeat without one of its own repeats it.
+/// Returns the frame as a line of JSON. The id is the one in force: a heartbeat without an id of
+/// its own repeats the last one.
 fn json_line(frame: &Frame) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let event = if frame.event.is_empty() { "message".to_owned() } else { text(&frame.event) };
     let id = if frame.id.is_empty() { Value::Null } else { Value::String(text(&frame.id)) };
     let data = match serde_json::from_slice::<&RawValue>(&frame.data) {
-        // As it came: a number that is read and written again is not always the same. Line ends
-        // stand between tokens only.
+        // The data is copied as it came, because parsing and formatting a number may change it.
+        // Outside of strings JSON may have line ends, and inside them it has none, so they can be
+        // replaced.
         Ok(data) => data.get().replace(['\r', '\n'], " "),
         Err(_) if frame.data.is_empty() => Value::Null.to_string(),
         Err(_) => Value::String(text(&frame.data)).to_string(),
@@ -158,7 +164,7 @@ fn json_line(frame: &Frame) -> String {
     format!(r#"{{"id":{id},"event":{},"data":{data}}}"#, Value::String(event))
 }
 
-/// Time, type, session and what happened; nothing for a heartbeat.
+/// Returns time, type, session and a summary of the event; [`None`] for a heartbeat.
 fn readable_line(frame: &Frame) -> Option<String> {
     if &*frame.event == b"heartbeat" {
         return None;
@@ -193,7 +199,7 @@ fn readable_line(frame: &Frame) -> Option<String> {
     ))
 }
 
-/// Text from strangers, without what a terminal would act on.
+/// Returns text of a remote peer without control characters, which a terminal would interpret.
 fn strip_control_chars(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
@@ -211,21 +217,21 @@ fn with_filter_query(url: &Uri, sessions: &[String], kinds: &[String]) -> Result
     Uri::from_parts(parts).map_err(|error| CliError::Usage(format!("{url}: {error}")))
 }
 
-/// What trying again does not mend.
+/// Returns whether the error persists if the request is repeated.
 fn rejects_permanently(error: &OpenError) -> bool {
     matches!(error, OpenError::Status { status, .. } if matches!(status.as_u16(), 401 | 403 | 404))
         || matches!(error, OpenError::Header)
 }
 
-/// Two and a half of the relay's default heartbeats.
+/// Two and a half heartbeat intervals of a relay with defaults.
 const STREAM_SILENCE_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// Above the largest event a relay can be told to accept.
+/// Above the largest event that a relay can be configured to accept.
 const MAX_TAIL_EVENT_BYTES: usize = 128 << 20;
 
-/// The most the stream's own wish, or the growth of waits, may come to.
+/// Maximum delay before reconnecting, for the `retry` of the stream and for the backoff.
 const MAX_TAIL_BACKOFF: Duration = Duration::from_secs(30);
 
-/// A stream that lasted this long was a success; one that closes at once must not be reopened in a
-/// tight loop.
+/// Age at which a stream counts as a success and resets the backoff: a stream that closes at once
+/// must not be reopened in a tight loop.
 const STABLE_STREAM_AGE: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! `token`: a scoped token for a subscriber.
+//! `token`: mints a scoped token for a subscriber.
 //!
 //! May use: `auth`, `config`, `event`.
 
@@ -11,26 +11,26 @@ use crate::{
     event::{Kind, ProductId, SessionId},
 };
 
-/// Mint a scoped token that may subscribe, and print it.
+/// Mint a scoped token that permits subscribing, and print it.
 ///
-/// It is signed with auth.jwt.secret and carries auth.jwt.audience. Whoever holds it sees one
-/// product and, where sessions or types are named, nothing else of it. Nothing can take it back
-/// before its end but another secret.
+/// The token is signed with auth.jwt.secret and carries auth.jwt.audience. Its holder sees one
+/// product and, if sessions or types are given, only these. A token cannot be revoked before its
+/// expiry, except by changing the secret.
 #[derive(Debug, clap::Args)]
 pub(super) struct TokenArgs {
-    /// The configuration file (TOML) of the relay that is to accept it.
+    /// The configuration file (TOML) of the relay that is to accept the token.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The product it opens.
+    /// Product that the token grants.
     #[arg(long, value_name = "ID", value_parser = parse_product)]
     product: ProductId,
-    /// A session it is limited to; repeatable.
+    /// Session that the token is limited to; may be given several times.
     #[arg(long = "session-id", value_name = "S", value_parser = parse_session)]
     sessions: Vec<SessionId>,
-    /// A type of events it is limited to; repeatable.
+    /// Event type that the token is limited to; may be given several times.
     #[arg(long = "type", value_name = "T", value_parser = parse_kind)]
     kinds: Vec<Kind>,
-    /// How long it is good for, e.g. 15m.
+    /// Lifetime of the token, e.g. 15m.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_ttl)]
     ttl: Duration,
 }
@@ -50,23 +50,20 @@ pub(super) fn run(args: TokenArgs) -> Result<(), CliError> {
         ttl,
     };
     let token = auth::mint(secret, audience, &spec)
-        .map_err(|error| CliError::Other(format!("cannot sign: {error}")))?;
+        .map_err(|error| CliError::Other(format!("cannot sign the token: {error}")))?;
     print_line(&token)
 }
 
-/// What a token is signed with, and for which audience.
+/// Returns the secret that signs tokens, and their audience.
 fn signing_secret(config: &Config) -> Result<(&Secret, Option<&str>), String> {
-    let jwt = config
-        .auth
-        .jwt
-        .as_ref()
-        .ok_or("[auth.jwt] is missing; scoped tokens are signed with its secret")?;
+    let jwt =
+        config.auth.jwt.as_ref().ok_or("[auth.jwt] is missing; its secret signs scoped tokens")?;
     match &jwt.verification {
         JwtVerification::SharedSecret { secret, .. } => Ok((secret, jwt.audience.as_deref())),
         JwtVerification::PublicKeys { .. } => {
             let algorithm = jwt.verification.algorithm_name();
             Err(format!(
-                "auth.jwt.algorithm: with {algorithm} the relay has public keys only; mint the token where the private key is"
+                "auth.jwt.algorithm: with {algorithm} the relay has public keys only; mint the token with the private key"
             ))
         }
     }
@@ -86,6 +83,6 @@ fn parse_kind(text: &str) -> Result<Kind, String> {
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {
     parse_duration(text).and_then(|ttl| {
-        if ttl.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(ttl) }
+        if ttl.is_zero() { Err("must be longer than 0s".to_owned()) } else { Ok(ttl) }
     })
 }

@@ -1,7 +1,7 @@
-//! Names and addresses of the web: URLs, origins, hosts.
+//! URLs, origins and hosts.
 //!
-//! In: what an operator or the admin API wrote. Out: checked and normalised values that compare as
-//! browsers mean them. A URL is never quoted in an error: its query or user information may be a
+//! In: text of the operator or of the admin API. Out: checked and normalised values that compare as
+//! browsers compare them. An error never quotes a URL: its query or user information may be a
 //! secret.
 //!
 //! May use: no other module.
@@ -18,11 +18,11 @@ use super::{findings::quoted, secret::MASK};
 pub(crate) struct HttpUrl(Uri);
 
 impl HttpUrl {
-    /// Reads a URL.
+    /// Parses a URL.
     ///
     /// # Errors
     ///
-    /// What to write instead, without the URL.
+    /// A message that says what to write instead, without the URL.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         const NOT_A_URL: &str = "is not a URL; write e.g. https://example.com/events";
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -30,7 +30,7 @@ impl HttpUrl {
                 "must be a URL in visible ASCII; write anything else percent-encoded".to_owned()
             );
         }
-        // The parser drops a fragment without a word.
+        // The parser of `http::Uri` drops a fragment silently.
         if text.contains('#') {
             return Err("must be a URL without a fragment (#…)".to_owned());
         }
@@ -51,19 +51,18 @@ impl HttpUrl {
         Ok(Self(uri))
     }
 
-    /// The URL in the form that requests take.
+    /// Returns the URL in the form that requests take.
     pub(crate) fn as_uri(&self) -> &Uri {
         &self.0
     }
 
-    /// Scheme, host and port as written: where it leads, and nothing that may be secret.
+    /// Returns scheme, host and port as written, which hold no secret.
     pub(crate) fn origin(&self) -> String {
         let authority = self.0.authority().map_or("", |authority| authority.as_str());
         format!("{}://{authority}", self.0.scheme_str().unwrap_or_default())
     }
 
-    /// What stands behind the last slash of the path, percent-decoded; none if that is nothing, or
-    /// not UTF-8.
+    /// Returns the last segment of the path, percent-decoded; [`None`] if it is empty or not UTF-8.
     pub(crate) fn last_segment(&self) -> Option<String> {
         let (_, segment) = self.0.path().rsplit_once('/')?;
         percent_decode(segment).filter(|decoded| !decoded.is_empty())
@@ -71,7 +70,7 @@ impl HttpUrl {
 }
 
 impl HttpUrl {
-    /// The URL without its query, which may hold a secret.
+    /// Returns the URL with its query masked, which may hold a secret.
     pub(super) fn masked(&self) -> String {
         let text = self.to_string();
         match text.split_once('?') {
@@ -101,11 +100,12 @@ pub(crate) struct HostAndPort {
 }
 
 impl HostAndPort {
-    /// Reads `relay.internal`, `relay.internal:8080`, `10.0.0.1`, `[::1]:8080`.
+    /// Parses `relay.internal`, `relay.internal:8080`, `10.0.0.1` or `[::1]:8080`.
     ///
     /// # Errors
     ///
-    /// What to write instead: not a host, or a port out of range.
+    /// A message that says what to write instead, if the text is no host or the port is out of
+    /// range.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let refused = || {
             format!(
@@ -128,12 +128,12 @@ impl HostAndPort {
         Ok(Self { host: host.to_ascii_lowercase(), port })
     }
 
-    /// The host in lower case; an IPv6 address keeps its brackets, as in a `Host` header.
+    /// Returns the host in lower case; an IPv6 address keeps its brackets, as in a `Host` header.
     pub(crate) fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port, if one is written.
+    /// Returns the port, if one is written.
     pub(crate) fn port(&self) -> Option<u16> {
         self.port
     }
@@ -153,11 +153,13 @@ impl fmt::Display for HostAndPort {
 pub(crate) struct Origin(String);
 
 impl Origin {
-    /// Reads `https://app.example.com` or `http://localhost:3000`; other schemes are let through.
+    /// Parses `https://app.example.com` or `http://localhost:3000`. Other schemes are accepted,
+    /// such as those of browser extensions.
     ///
     /// # Errors
     ///
-    /// What to write instead: `*`, no scheme, or anything behind the host.
+    /// A message that says what to write instead, for `*`, for a text without a scheme, and for a
+    /// text with anything after the host.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text == "*" {
             let message = "\"*\" would let every web page read the events; list the origins, e.g. https://app.example.com";
@@ -187,7 +189,7 @@ impl Origin {
         Ok(Self(format!("{scheme}://{host}")))
     }
 
-    /// The origin, to compare with an `Origin` header.
+    /// Returns the origin, to compare with an `Origin` header.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
@@ -201,8 +203,8 @@ fn valid_host(text: &str) -> bool {
     is_name && text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '_')
 }
 
-/// The text with `%41` as `A`; none if a `%` has no two digits behind it, or the result is not
-/// UTF-8.
+/// Returns the text with `%41` decoded to `A`; [`None`] if a `%` is not followed by two hexadecimal
+/// digits, or if the result is not UTF-8.
 fn percent_decode(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_plain_http_url_is_refused_without_being_quoted() {
+    fn a_text_that_is_not_a_plain_http_url_is_refused_without_being_quoted() {
         let refused = [
             "",
             "example",
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_refused_with_what_to_write() {
+    fn a_text_that_is_not_an_origin_is_refused_with_a_correction() {
         assert!(Origin::parse("*").unwrap_err().contains("every web page"));
         for text in ["https://a/", "https://a/b", "https://a?b"] {
             assert!(Origin::parse(text).unwrap_err().contains("no path"), "{text}");

@@ -16,9 +16,9 @@ use toml::de::DeTable;
 use super::{
     Config, Environment,
     findings::{ConfigLocation, Finding, Findings},
+    parse_context::ParseContext,
     read_config_file,
-    reader::Section,
-    reading::ParseContext,
+    section::Section,
     server,
 };
 

@@ -1,4 +1,4 @@
-//! `[auth]`: who may do what.
+//! `[auth]`: credentials and their permissions.
 //!
 //! In: the section with its keys and its `[auth.jwt]`. Out: [`AuthConfig`].
 //!
@@ -10,18 +10,18 @@ use super::{
     entry::ConfigEntry,
     findings::quoted,
     jwt::JwtConfig,
-    reader::{Section, report_duplicate_texts, report_duplicates},
     secret::{Secret, SecretEntries, SecretRule},
+    section::{Section, report_duplicate_texts, report_duplicates},
     upstream::parse_product_id,
 };
 use crate::event::{Only, ProductId};
 
-/// Credentials and what they are good for.
+/// Credentials and what they grant.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct AuthConfig {
-    /// Whether a client without a credential is let in.
+    /// Whether clients without a credential are admitted.
     pub(crate) allow_anonymous: bool,
-    /// What such a client may do.
+    /// Permissions of clients without a credential.
     pub(crate) anonymous_permissions: Permissions,
     /// The key of the admin API.
     pub(crate) admin_key: Option<Secret>,
@@ -34,17 +34,17 @@ pub(crate) struct AuthConfig {
 /// A static key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct StaticKeyConfig {
-    /// What the key is called in logs and lists.
+    /// Name of the key in logs and lists.
     pub(crate) name: String,
-    /// What the client sends.
+    /// The text that the client sends.
     pub(crate) key: Secret,
-    /// The products it opens.
+    /// The products that the key grants.
     pub(crate) products: Only<ProductId>,
-    /// What may be done there.
+    /// Permissions on these products.
     pub(crate) permissions: Permissions,
 }
 
-/// One thing a client may do.
+/// Permission of a client.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Permission {
     /// Read events.
@@ -53,11 +53,11 @@ pub(crate) enum Permission {
     Publish,
 }
 
-/// What a client may do; never empty in a configuration.
+/// Permissions of a client; never empty in a configuration.
 pub(crate) type Permissions = BTreeSet<Permission>;
 
 impl Permission {
-    /// The word for it in the configuration and in claims.
+    /// Returns the name in the configuration and in claims.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Subscribe => "subscribe",
@@ -65,11 +65,11 @@ impl Permission {
         }
     }
 
-    /// The permission of this name.
+    /// Returns the permission of this name.
     ///
     /// # Errors
     ///
-    /// What to write instead.
+    /// A message that says what to write instead, for any other name.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "subscribe" => Ok(Self::Subscribe),
@@ -80,7 +80,7 @@ impl Permission {
 }
 
 impl AuthConfig {
-    /// Reads the section; `default_anonymous` differs by the way the relay is started.
+    /// Reads the section. `default_anonymous` depends on the way in which the relay is started.
     pub(super) fn read(section: &mut Section<'_>, default_anonymous: bool) -> Self {
         Self {
             allow_anonymous: section
@@ -102,8 +102,8 @@ impl StaticKeyConfig {
         for section in &mut sections {
             let entries = SecretEntries::lookup(section, "key");
             let secret = entries.read_required(section, SecretRule::Header);
-            // Two names for one key: nobody could tell whose request it was, nor revoke one of
-            // them.
+            // One key under two names is refused: requests could not be attributed to one of the
+            // names, and neither name could be revoked alone.
             secrets.extend(
                 entries
                     .entry()
@@ -126,7 +126,7 @@ impl StaticKeyConfig {
     }
 }
 
-/// A list of products, where `*` alone stands for all of them.
+/// Reads a list of products; `*` alone stands for all products.
 fn read_products(entry: &ConfigEntry<'_>) -> Option<Only<ProductId>> {
     let names = entry
         .parse_list(|text| if text == "*" { Ok(None) } else { parse_product_id(text).map(Some) })
@@ -150,7 +150,7 @@ fn read_products(entry: &ConfigEntry<'_>) -> Option<Only<ProductId>> {
     }
 }
 
-/// A list of permissions: to subscribe, where none is written.
+/// Reads a list of permissions; an absent list permits subscribing.
 fn read_permissions(entry: &ConfigEntry<'_>) -> Permissions {
     let default = BTreeSet::from([Permission::Subscribe]);
     let Some(listed) = entry.parse_list(Permission::parse) else {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn permissions_that_are_unknown_or_none_are_found() {
+    fn unknown_permissions_and_an_empty_list_are_found() {
         let found = findings(&with_key("products = ['*']\npermissions = ['subscribe', 'admin']"));
         let expected = "relay.toml:5: auth.keys[0].permissions[1]: \"admin\" is not a permission; write subscribe or publish";
         assert_eq!(found, expected);
@@ -228,7 +228,7 @@ mod tests {
         let expected = "relay.toml:3: auth.keys[1].name: is the same as auth.keys[0].name; each needs its own\n\
                         relay.toml:3: auth.keys[1].key: is the same as auth.keys[0].key; each needs its own";
         assert_eq!(findings(text), expected);
-        let expected = "relay.toml:1: auth.keys[0].key: is required, as it is or as key_env or key_file\n\
+        let expected = "relay.toml:1: auth.keys[0].key: is required; give key, key_env or key_file\n\
                         relay.toml:1: auth.keys[0].name: is required";
         assert_eq!(findings("[[auth.keys]]\nproducts = ['*']"), expected);
     }

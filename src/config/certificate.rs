@@ -1,7 +1,7 @@
-//! The certificate that the public listener serves, and its key.
+//! The certificate of the public listener, and its key.
 //!
-//! In: two PEM files. Out: a pair that belongs together, or what is wrong with which of the files.
-//! It is read with the configuration, so that a bad pair is found before anybody relies on it, and
+//! In: two PEM files. Out: a matching pair, or what is wrong with which of the files. The pair is
+//! read with the configuration, so that an invalid one is found before clients depend on it, and
 //! again whenever the files change.
 //!
 //! May use: no other module.
@@ -24,21 +24,21 @@ use rustls::{
 
 use super::pem;
 
-/// Where the certificate and its key are.
+/// Paths of the certificate and its key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct TlsFiles {
-    /// PEM, the server's own certificate first.
+    /// Certificate chain in PEM, the server's own certificate first.
     pub(crate) cert_file: PathBuf,
-    /// PEM.
+    /// Private key in PEM.
     pub(crate) key_file: PathBuf,
 }
 
 impl TlsFiles {
-    /// Reads both files. Blocks as long as the file system does.
+    /// Reads both files. Blocks on the file system.
     ///
     /// # Errors
     ///
-    /// What is wrong with which of them. Whatever was read is dropped: half a pair is none.
+    /// The fault, and the file that has it. A pair is only returned as a whole.
     pub(crate) fn read(&self) -> Result<TlsIdentity, TlsIdentityError> {
         let (cert_file, key_file) = (self.cert_file.display(), self.key_file.display());
         let cert_error = |message: String| TlsIdentityError { key: CERT_FILE_KEY, message };
@@ -47,16 +47,14 @@ impl TlsFiles {
         let key_pem = pem::read_pem_file(&self.key_file).map_err(key_error)?;
 
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&cert_pem).collect();
-        let chain =
-            chain.map_err(|_| cert_error(format!("{cert_file} is not PEM as it must be")))?;
+        let chain = chain.map_err(|_| cert_error(format!("{cert_file} is not valid PEM")))?;
         let leaf = chain.first().ok_or_else(|| {
-            let hint =
-                "write the server's certificate in PEM, and behind it those that lead to its root";
+            let hint = "write the server's certificate in PEM, then its intermediate certificates";
             cert_error(format!("{cert_file} holds no CERTIFICATE block; {hint}"))
         })?;
         let not_after = not_after(leaf).map_err(|error| {
             cert_error(format!(
-                "the first certificate in {cert_file} cannot be used: {error}; the server's own comes first"
+                "the first certificate in {cert_file} cannot be used: {error}; the server's own certificate comes first"
             ))
         })?;
         let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|_| {
@@ -64,13 +62,13 @@ impl TlsFiles {
         })?;
         let key = default_provider().key_provider.load_private_key(key).map_err(|_| {
             key_error(format!(
-                "the key in {key_file} is of no use here; make it RSA of 2048 bits or more, P-256, P-384 or Ed25519"
+                "the key in {key_file} cannot be used for TLS; make it RSA of 2048 bits or more, P-256, P-384 or Ed25519"
             ))
         })?;
         let key = CertifiedKey::new(chain, key);
         key.keys_match().map_err(|_| {
             key_error(format!(
-                "{key_file} holds another key than the one that the first certificate in {cert_file} is for"
+                "{key_file} holds another key than that of the first certificate in {cert_file}"
             ))
         })?;
         let mut digest = Context::new(&SHA256);
@@ -79,24 +77,24 @@ impl TlsFiles {
     }
 }
 
-/// A certificate with the chain behind it, and its key.
+/// A certificate with its chain and its key.
 #[derive(Debug)]
 pub(crate) struct TlsIdentity {
-    /// As TLS takes them.
+    /// The pair in the form that rustls takes.
     pub(crate) key: Arc<CertifiedKey>,
-    /// When clients begin to refuse the certificate.
+    /// Expiry of the certificate.
     pub(crate) not_after: SystemTime,
     digest: Box<[u8]>,
 }
 
 impl TlsIdentity {
-    /// Whether both were read from files with the same contents.
+    /// Returns whether both were read from files with the same contents.
     pub(crate) fn has_same_contents(&self, other: &Self) -> bool {
         self.digest == other.digest
     }
 }
 
-/// Why two files are no pair.
+/// Reason for which two files are no usable pair.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 #[error("server.{key}: {message}")]
 pub(crate) struct TlsIdentityError {
@@ -105,19 +103,23 @@ pub(crate) struct TlsIdentityError {
 }
 
 impl TlsIdentityError {
-    /// Whether the file of the private key is to blame, and not that of the certificate.
+    /// Returns whether the fault is in the file of the private key rather than in that of the
+    /// certificate.
     pub(super) fn is_key_file_error(&self) -> bool {
         self.key == KEY_FILE_KEY
     }
 
-    /// The file, what is wrong with it, what to do; without the name of the configuration's key.
+    /// Returns the file, what is wrong with it and what to do, without the configuration key.
     pub(super) fn message(&self) -> &str {
         &self.message
     }
 }
 
-/// When a certificate ends. TLS brings a parser along, which tells it only of certificates that
-/// have ended: so it is asked at the end of time, and a crate (or twenty) for X.509 is spared.
+/// Returns the expiry of a certificate.
+///
+/// rustls has a parser that reveals the expiry only of expired certificates. So the certificate is
+/// verified at the latest possible time, which saves a dependency on an X.509 crate (about twenty
+/// crates).
 fn not_after(certificate: &CertificateDer<'_>) -> Result<SystemTime, rustls::Error> {
     let parsed = ParsedCertificate::try_from(certificate)?;
     let end_of_time = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
@@ -152,7 +154,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Files of a certificate that openssl has made with these options, and of its key.
+    /// Returns the files of a certificate that openssl makes with these options, and of its key.
     pub(in crate::config) fn generate_certificate(options: &str) -> (TempDir, TlsFiles) {
         let folder = tempfile::tempdir().unwrap();
         let arguments =
@@ -178,7 +180,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn keys_of_every_usual_kind_are_read_and_the_end_is_told() {
+    fn keys_of_every_usual_kind_are_read_with_the_expiry_of_their_certificates() {
         let day = Duration::from_secs(86_400);
         let kinds = [
             "rsa:2048",
@@ -200,7 +202,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_the_key_and_the_file() {
+    fn an_error_names_the_key_and_the_file() {
         let ((one, files), (other, _)) =
             (generate_certificate(P256_OPTIONS), generate_certificate(P256_OPTIONS));
         let swapped = TlsFiles { key_file: other.path().join("key.pem"), ..files.clone() };

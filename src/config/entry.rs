@@ -1,8 +1,8 @@
-//! One value of the configuration, before and while it is understood.
+//! One value of the configuration, raw and checked.
 //!
-//! In: what the file or a variable has for a key. Out: a checked value, or a finding and nothing. A
-//! finding names the kind of a wrong value, never its text: only a key's own parser knows whether
-//! that is harmless.
+//! In: the value that the file or a variable has for a key. Out: a checked value, or a finding and
+//! [`None`]. A finding names the kind of a wrong value, never its text: only the parser of a key
+//! knows whether the text is harmless.
 //!
 //! May use: no other module.
 
@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::{findings::ConfigLocation, pem, reading::ParseContext, values};
+use super::{findings::ConfigLocation, parse_context::ParseContext, pem, values};
 
-/// A key and what it holds.
+/// A key and its raw value.
 #[derive(Clone)]
 pub(super) struct ConfigEntry<'a> {
     context: &'a ParseContext<'a>,
@@ -25,7 +25,7 @@ pub(super) struct ConfigEntry<'a> {
 }
 
 impl<'a> ConfigEntry<'a> {
-    /// Makes the entry of a key that stands at a place.
+    /// Creates the entry of a key at a location.
     pub(super) fn new(
         context: &'a ParseContext<'a>,
         key: String,
@@ -35,17 +35,17 @@ impl<'a> ConfigEntry<'a> {
         Self { context, key, location, raw }
     }
 
-    /// The key as the operator types it.
+    /// Returns the key as the operator types it.
     pub(super) fn key(&self) -> &str {
         &self.key
     }
 
-    /// The reading this entry belongs to.
+    /// Returns the context that this entry is parsed in.
     pub(super) fn context(&self) -> &'a ParseContext<'a> {
         self.context
     }
 
-    /// Whether there is a value that is not the empty text.
+    /// Returns whether there is a value other than the empty text.
     pub(super) fn is_given(&self) -> bool {
         match self.raw {
             RawConfigValue::Absent => false,
@@ -55,7 +55,8 @@ impl<'a> ConfigEntry<'a> {
         }
     }
 
-    /// The text as it stands, if there is any; never a finding, so that it can be looked at twice.
+    /// Returns the text, unless it is absent or empty. It never reports a finding, so it may be
+    /// called before another accessor.
     pub(super) fn non_empty_text(&self) -> Option<&'a str> {
         match self.raw {
             RawConfigValue::EnvText(text) => Some(text),
@@ -65,17 +66,17 @@ impl<'a> ConfigEntry<'a> {
         .filter(|text| !text.is_empty())
     }
 
-    /// Whether nothing was found at this key so far.
+    /// Returns whether this key has no finding so far.
     pub(super) fn is_free_of_findings(&self) -> bool {
         self.context.accepts(&self.key)
     }
 
-    /// Keeps a finding about this entry.
+    /// Records a finding about this entry.
     pub(super) fn report(&self, message: impl Into<String>) {
         self.context.report(self.location.clone(), Some(&self.key), message);
     }
 
-    /// The value as text; `expected` says in a finding what belongs here.
+    /// Returns the value as text. `expected` names the expected value in a finding.
     pub(super) fn text(&self, expected: &str) -> Option<&'a str> {
         match self.raw {
             RawConfigValue::Absent => None,
@@ -88,22 +89,22 @@ impl<'a> ConfigEntry<'a> {
         }
     }
 
-    /// The value as whatever `parse` makes of its text; absent is none.
+    /// Returns the text as parsed by `parse`; [`None`] without a finding if the key is absent.
     pub(super) fn parse_with<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         self.text("text").and_then(|text| self.or_report(parse(text)))
     }
 
-    /// As [`ConfigEntry::parse_with`], where the empty text stands for none.
+    /// Like [`ConfigEntry::parse_with`], but the empty text counts as absent.
     pub(super) fn optional<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         if self.is_given() { self.parse_with(parse) } else { None }
     }
 
-    /// As [`ConfigEntry::parse_with`], where none is a finding.
+    /// Like [`ConfigEntry::optional`], but an absent value is a finding.
     pub(super) fn required<T>(&self, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         if self.is_given() { self.parse_with(parse) } else { self.reject("is required") }
     }
 
-    /// The value as `true` or `false`.
+    /// Returns the value as `true` or `false`.
     pub(super) fn boolean(&self) -> Option<bool> {
         match self.raw {
             RawConfigValue::Absent => None,
@@ -116,7 +117,8 @@ impl<'a> ConfigEntry<'a> {
         }
     }
 
-    /// The value as a whole number within the range, in the caller's own type of number.
+    /// Returns the value as a whole number within the range, converted to the number type of the
+    /// caller.
     pub(super) fn number<T: TryFrom<u64>>(&self, range: RangeInclusive<u32>) -> Option<T> {
         let number = match self.raw {
             RawConfigValue::Absent => return None,
@@ -133,19 +135,19 @@ impl<'a> ConfigEntry<'a> {
         fitting.or_else(|| self.reject(&format!("must be a whole number from {min} to {max}")))
     }
 
-    /// As [`ConfigEntry::number`] from 0 on, where 0 (and absent) stands for no limit.
+    /// Like [`ConfigEntry::number`] from 0, where 0 (or an absent key) means no limit.
     pub(super) fn limit<T: TryFrom<u64>>(&self) -> Option<T> {
         self.number::<u64>(0..=u32::MAX)
             .filter(|limit| *limit > 0)
             .and_then(|limit| T::try_from(limit).ok())
     }
 
-    /// The value as a duration of at least this length and at most [`values::MAX_DURATION`].
+    /// Returns the value as a duration from `min` to [`values::MAX_DURATION`].
     pub(super) fn duration(&self, min: Duration) -> Option<Duration> {
         self.duration_within(min..=values::MAX_DURATION)
     }
 
-    /// The value as a duration within the range.
+    /// Returns the value as a duration within the range.
     pub(super) fn duration_within(&self, range: RangeInclusive<Duration>) -> Option<Duration> {
         let text = self.text(r#"a duration with a unit, such as "30s","#)?;
         let duration = self.or_report(values::parse_duration(text))?;
@@ -157,7 +159,7 @@ impl<'a> ConfigEntry<'a> {
         self.reject(&format!("must be from {min} to {max}"))
     }
 
-    /// The value as a size in bytes within the range.
+    /// Returns the value as a size in bytes within the range.
     pub(super) fn size(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let text = self.text(r#"a size with a unit, such as "64KiB","#)?;
         let bytes = self.or_report(values::parse_size(text))?;
@@ -168,8 +170,8 @@ impl<'a> ConfigEntry<'a> {
         self.reject(&format!("must be from {min} to {max}"))
     }
 
-    /// The values of a list, each an entry of its own: an array of the file, or a variable's text
-    /// between commas.
+    /// Returns the elements of a list, each as an entry of its own: an array of the file, or the
+    /// text of a variable split at commas.
     pub(super) fn list_items(&self) -> Option<Vec<Self>> {
         let item = |index, location, raw| {
             Self::new(self.context, format!("{}[{index}]", self.key), location, raw)
@@ -202,7 +204,8 @@ impl<'a> ConfigEntry<'a> {
         }
     }
 
-    /// The values of a list, each as `parse` makes of its text. A bad one is reported and left out.
+    /// Returns the elements of a list, each parsed by `parse`. An invalid element is reported and
+    /// left out.
     pub(super) fn parse_list<T>(
         &self,
         parse: impl Fn(&str) -> Result<T, String>,
@@ -211,8 +214,8 @@ impl<'a> ConfigEntry<'a> {
         Some(items.iter().filter_map(|item| item.parse_with(&parse)).collect())
     }
 
-    /// The path of a file of certificates or keys that is there to be read; the empty text stands
-    /// for none.
+    /// Returns the path of a file of certificates or keys that can be read; the empty text counts
+    /// as absent.
     pub(super) fn readable_path(&self) -> Option<PathBuf> {
         self.optional(|text| {
             let path = Path::new(text);
@@ -228,7 +231,7 @@ impl<'a> ConfigEntry<'a> {
         })
     }
 
-    /// The value of a result, or its message as a finding.
+    /// Returns the value of a result, or reports its message.
     fn or_report<T>(&self, result: Result<T, String>) -> Option<T> {
         result.map_err(|message| self.report(message)).ok()
     }
@@ -239,20 +242,20 @@ impl<'a> ConfigEntry<'a> {
     }
 }
 
-/// What a key holds before anyone has looked at it.
+/// Value of a key before it is checked.
 #[derive(Clone, Copy)]
 pub(super) enum RawConfigValue<'a> {
-    /// Nothing.
+    /// The key is absent.
     Absent,
     /// A value of the file.
     Toml(&'a DeValue<'a>),
-    /// A variable's text.
+    /// The text of a variable.
     EnvText(&'a str),
-    /// A variable's bytes, which are not UTF-8.
+    /// Bytes of a variable that are not UTF-8.
     EnvNotUtf8,
 }
 
-/// What a TOML value is called in a finding.
+/// Returns the name of a TOML value's kind in findings.
 pub(super) fn toml_kind(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "text",
@@ -268,10 +271,10 @@ pub(super) fn toml_kind(value: &DeValue<'_>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{environment::Environment, reader::Section};
+    use crate::config::{environment::Environment, section::Section};
     use toml::de::DeTable;
 
-    /// What `read` makes of `x`, and what was found.
+    /// Returns the result of `read` for the key `x`, and the findings.
     fn read_entry<T>(text: &str, read: impl Fn(&ConfigEntry<'_>) -> T) -> (T, String) {
         read_entry_with(text, &Environment::default(), read)
     }
@@ -364,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_that_is_no_text_is_found() {
+    fn a_variable_that_is_not_utf8_is_found() {
         let environment = Environment::with_bytes("AUTOPLAY_RELAY__X", b"\xff");
         let (none, found) =
             read_entry_with("", &environment, |x| x.text("text").map(str::to_owned));

@@ -1,24 +1,24 @@
 //! The process environment as a value.
 //!
-//! In: the variables of the process, once, or a test's own. Out: their text by name.
-//! The one place that touches the real environment, so everything else can be tried without it.
+//! In: the variables of the process, read once, or those of a test. Out: their text by name. Only
+//! this module touches the real environment, so all other code can be tested without it.
 //!
 //! May use: no other module.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-/// Environment variables by name. Has no `Debug`: some of the values are secrets.
+/// Environment variables by name. It has no `Debug` because some of the values are secrets.
 #[derive(Clone, Default)]
 pub(crate) struct Environment(BTreeMap<String, Option<String>>);
 
 impl Environment {
-    /// The variables of this process as they are now.
+    /// Returns the current variables of this process.
     pub(crate) fn from_process() -> Self {
         Self::from_os_variables(std::env::vars_os())
     }
 
-    /// What the variable of this name holds.
+    /// Returns the value of the variable of this name.
     pub(super) fn get(&self, name: &str) -> EnvVariable<'_> {
         match self.0.get(name) {
             Some(Some(text)) => EnvVariable::Text(text),
@@ -27,13 +27,14 @@ impl Environment {
         }
     }
 
-    /// The names of all variables that start like this.
+    /// Returns the names of all variables with this prefix.
     pub(super) fn names_starting_with(&self, prefix: &str) -> impl Iterator<Item = &str> {
         let starts = move |name: &&String| name.starts_with(prefix);
         self.0.keys().filter(starts).map(String::as_str)
     }
 
-    /// Keeps a value that is no text as such: it is nobody's fault unless somebody asks for it.
+    /// Collects variables. A value that is not UTF-8 is kept as such: it is an error only if the
+    /// configuration uses that variable.
     fn from_os_variables(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
         let text = |(name, value): (OsString, OsString)| {
             (name.to_string_lossy().into_owned(), value.into_string().ok())
@@ -49,12 +50,12 @@ impl<Name: Into<String>, Value: Into<String>> FromIterator<(Name, Value)> for En
     }
 }
 
-/// What one environment variable holds.
+/// Value of one environment variable.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum EnvVariable<'a> {
-    /// There is no such variable.
+    /// The variable is not set.
     Unset,
-    /// Its text, perhaps empty.
+    /// The text, possibly empty.
     Text(&'a str),
     /// Bytes that are not UTF-8.
     NotUtf8,
@@ -62,7 +63,7 @@ pub(super) enum EnvVariable<'a> {
 
 #[cfg(test)]
 impl Environment {
-    /// One variable whose value is no text, for the tests of this room.
+    /// Returns an environment of one variable whose value is not UTF-8, for tests of `config`.
     pub(super) fn with_bytes(name: &str, bytes: &[u8]) -> Self {
         use std::os::unix::ffi::OsStringExt;
         Self::from_os_variables(std::iter::once((name.into(), OsString::from_vec(bytes.to_vec()))))

@@ -1,24 +1,24 @@
-//! What is wrong with a configuration, told all at once.
+//! Findings: everything that is wrong with a configuration, reported at once.
 //!
-//! In: complaints by place and key, in any order. Out: one line each, in the order of the file.
-//! A finding never holds a secret's value; whoever reports it sees to that.
+//! In: findings by location and key, in any order. Out: one line each, in the order of the file. A
+//! finding never holds the value of a secret; the code that reports it is responsible for that.
 //!
 //! May use: no other module.
 
 use std::fmt;
 
-/// Everything wrong with one configuration, one line each when displayed; never empty.
+/// Everything that is wrong with one configuration, displayed one per line; never empty.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Findings(Vec<Finding>);
 
 impl Findings {
-    /// Orders what was found by its place; [`None`] when nothing was.
+    /// Sorts findings by location; returns [`None`] if there are no findings.
     pub(super) fn sorted(mut found: Vec<Finding>) -> Option<Self> {
         found.sort_by(|one, other| one.location.cmp(&other.location));
         (!found.is_empty()).then_some(Self(found))
     }
 
-    /// Each as its key, empty where no single one is at fault, and what is wrong with it.
+    /// Returns each finding as its key, empty if no single key is at fault, and its message.
     pub(super) fn into_fields(self) -> impl Iterator<Item = (String, String)> {
         self.0.into_iter().map(|finding| (finding.key.unwrap_or_default(), finding.message))
     }
@@ -45,12 +45,11 @@ impl fmt::Display for Findings {
 /// One thing to change: `relay.toml:12: server.listen: "foo" is not an address; …`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Finding {
-    /// Where the operator has to look.
+    /// Location that the operator has to look at.
     pub(super) location: ConfigLocation,
-    /// The key as it is typed, such as `upstreams[0].url`; [`None`] where no single key is at
-    /// fault.
+    /// Key as it is typed, such as `upstreams[0].url`; [`None`] if no single key is at fault.
     pub(super) key: Option<String>,
-    /// What is wrong and what to write instead: lower case, one line, no full stop, no secret.
+    /// The fault, and what to write instead: lower case, one line, no full stop, no secret.
     pub(super) message: String,
 }
 
@@ -63,7 +62,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Where a value stands. The order is the one findings are told in.
+/// Location of a value. Findings are reported in the order of this type.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum ConfigLocation {
     /// The file as a whole.
@@ -84,10 +83,11 @@ impl fmt::Display for ConfigLocation {
     }
 }
 
-/// The operator's own words, quoted: on one line whatever they hold, and cut where they stop being
+/// Returns the operator's text in quotes: escaped to one line, and cut where it stops being
 /// recognisable.
 pub(super) fn quoted(text: &str) -> String {
-    /// Longer than any sensible address, duration or name, short enough for one line of a terminal.
+    /// Maximum number of characters: longer than any sensible address, duration or name, and short
+    /// enough for one line of a terminal.
     const MAX_QUOTED_CHARS: usize = 80;
     match text.char_indices().nth(MAX_QUOTED_CHARS) {
         Some((end, _)) => format!("{:?}…", text.get(..end).unwrap_or_default()),
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_are_told_in_the_order_of_the_file_and_variables_last() {
+    fn findings_are_reported_in_the_order_of_the_file_with_variables_last() {
         let line = |number| ConfigLocation::Line("a.toml".to_owned(), number);
         let found = vec![
             finding_at(ConfigLocation::Variable("A".to_owned()), "last"),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_found_is_no_findings() {
+    fn an_empty_list_has_no_findings() {
         assert_eq!(Findings::sorted(Vec::new()), None);
     }
 

@@ -1,7 +1,7 @@
-//! `[auth.jwt]`: scoped tokens, and how they are checked.
+//! `[auth.jwt]`: how scoped tokens are verified.
 //!
-//! In: the section, if there is one. Out: [`JwtConfig`], where each algorithm has just what it
-//! needs.
+//! In: the section, if it is present. Out: [`JwtConfig`], in which each algorithm has exactly the
+//! keys that it needs.
 //!
 //! May use: no other module.
 
@@ -11,46 +11,46 @@ use super::{
     entry::ConfigEntry,
     findings::quoted,
     public_keys::{self, PublicKey, PublicKeyAlgorithm},
-    reader::Section,
     secret::{Secret, SecretEntries, SecretRule},
+    section::Section,
 };
 
 /// How scoped tokens are accepted.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct JwtConfig {
-    /// The algorithm and what it needs; no other algorithm is accepted.
+    /// The algorithm with its keys; no other algorithm is accepted.
     pub(crate) verification: JwtVerification,
-    /// What the claim `aud` must hold, where it is checked.
+    /// Required audience (`aud`), if one is configured.
     pub(crate) audience: Option<String>,
     /// Whether a token may come as `?access_token=`.
     pub(crate) allow_query_token: bool,
-    /// The cookie a token may come in.
+    /// Name of the cookie that a token may come in.
     pub(crate) cookie_name: Option<String>,
 }
 
-/// What a token's signature is checked with.
+/// How the signature of a token is verified.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum JwtVerification {
     /// HS256.
     SharedSecret {
-        /// Signs and checks; 32 bytes or more.
+        /// Secret to sign and verify with; 32 bytes or more.
         secret: Secret,
-        /// Checks only, while clients still hold tokens from before a rotation.
+        /// Secret to verify with only, while clients still hold tokens from before a rotation.
         previous_secret: Option<Secret>,
     },
-    /// A signature with a private key that the relay has not.
+    /// Signatures by a private key that the relay does not have.
     PublicKeys {
-        /// What signs.
+        /// The signature algorithm.
         algorithm: PublicKeyAlgorithm,
-        /// PEM; may hold several keys.
+        /// PEM file; may hold several keys.
         public_key_file: PathBuf,
-        /// The keys it holds; a token must be signed for one of them.
+        /// Keys of the file; one of them must verify a token.
         keys: Vec<PublicKey>,
     },
 }
 
 impl JwtVerification {
-    /// The name of the algorithm in the configuration and in a token's head.
+    /// Returns the name of the algorithm in the configuration and in the header of a token.
     pub(crate) fn algorithm_name(&self) -> &'static str {
         match self {
             Self::SharedSecret { .. } => "HS256",
@@ -61,7 +61,7 @@ impl JwtVerification {
     }
 }
 
-/// The keys that give the verification, before the algorithm has said which of them count.
+/// Entries of the verification, before it is known which of them the algorithm uses.
 struct JwtVerificationEntries<'a> {
     algorithm: ConfigEntry<'a>,
     secret: SecretEntries<'a>,
@@ -70,10 +70,10 @@ struct JwtVerificationEntries<'a> {
 }
 
 impl JwtConfig {
-    /// Reads the section; none if neither the file nor the environment has anything for it.
+    /// Reads the section; returns [`None`] if neither the file nor the environment has it.
     pub(super) fn read(mut section: Section<'_>) -> Option<Self> {
-        // All keys are asked for even if the section is absent: an empty override of one is not an
-        // unknown variable.
+        // All keys are registered even if the section is absent: otherwise an empty override of one
+        // would be reported as an unknown variable.
         let verification = JwtVerificationEntries {
             algorithm: section.entry("algorithm"),
             secret: SecretEntries::lookup(&mut section, "secret"),
@@ -134,7 +134,7 @@ impl JwtVerificationEntries<'_> {
     }
 }
 
-/// The algorithm of this name; none is HS256, which has no public key.
+/// Returns the algorithm of this name; [`None`] stands for HS256, which has no public key.
 fn parse_algorithm(text: &str) -> Result<Option<PublicKeyAlgorithm>, String> {
     match text {
         "HS256" => Ok(None),
@@ -145,7 +145,7 @@ fn parse_algorithm(text: &str) -> Result<Option<PublicKeyAlgorithm>, String> {
     }
 }
 
-/// A token in the sense of RFC 9110, section 5.6.2, which is what RFC 6265 asks of a cookie's name.
+/// Checks that a cookie name is a `token` of RFC 9110, section 5.6.2, as RFC 6265 requires.
 fn parse_cookie_name(text: &str) -> Result<String, String> {
     let is_token_byte =
         |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn hs256_needs_a_secret_of_32_bytes_and_no_public_key() {
         let expected =
-            "relay.toml:1: auth.jwt.secret: is required, as it is or as secret_env or secret_file";
+            "relay.toml:1: auth.jwt.secret: is required; give secret, secret_env or secret_file";
         assert_eq!(findings("[auth.jwt]"), expected);
         let short = findings(
             "[auth.jwt]\nsecret = 'hush-hush-hush-hush-hush-hush-h'\nprevious_secret = 'hush'",
@@ -204,7 +204,7 @@ mod tests {
         );
     }
 
-    /// A file of the keys that this repository keeps for its tests.
+    /// Returns the path of a key that this repository has for tests.
     fn test_key_path(name: &str) -> String {
         Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/data/jwt")
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn the_others_need_public_keys_and_no_secret() {
+    fn the_other_algorithms_need_public_keys_and_no_secret() {
         for (name, expected, file, count) in [
             ("EdDSA", PublicKeyAlgorithm::EdDsa, "ed25519.pub.pem", 1),
             ("ES256", PublicKeyAlgorithm::Es256, "p256.pub.pem", 1),

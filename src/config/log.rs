@@ -1,4 +1,4 @@
-//! `[log]` and `[egress]`: what is kept, and what may be reached.
+//! `[log]` and `[egress]`: how many events are kept, and which addresses the relay may connect to.
 //!
 //! In: the sections. Out: [`LogConfig`] and [`EgressConfig`].
 //!
@@ -7,53 +7,53 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{network::Network, reader::Section, values};
+use super::{network::Network, section::Section, values};
 
-/// How much of the past is kept for those who resume.
+/// Which events are kept for subscribers that resume.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct LogConfig {
-    /// Events of one product in memory.
+    /// Maximum events of one product in memory.
     pub(crate) memory_events: usize,
-    /// Bytes of one product in memory.
+    /// Maximum bytes of one product in memory.
     pub(crate) memory_bytes: u64,
-    /// Where the store is; [`None`] = memory only.
+    /// Directory of the store; [`None`] = memory only.
     pub(crate) data_dir: Option<PathBuf>,
-    /// How long the store keeps an event.
+    /// Time for which the store keeps an event.
     pub(crate) retention: Duration,
-    /// Size of the store, in bytes.
+    /// Maximum size of the store, in bytes.
     pub(crate) retention_bytes: u64,
-    /// How long dead letters are kept.
+    /// Time for which dead letters are kept.
     pub(crate) dead_letter_retention: Duration,
-    /// Size of all dead letters, in bytes.
+    /// Maximum size of all dead letters, in bytes.
     pub(crate) dead_letter_bytes: u64,
 }
 
-/// What connections that the relay makes may reach.
+/// Which addresses the connections of the relay may reach.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct EgressConfig {
     /// Networks that webhooks may reach although they are not public.
     pub(crate) allow_networks: Vec<Network>,
-    /// PEM file of further roots for https.
+    /// PEM file of additional roots for https.
     pub(crate) ca_file: Option<PathBuf>,
 }
 
 /// Several minutes of a busy product: longer than a deploy of its agents takes.
 const DEFAULT_MEMORY_EVENTS: usize = 65_536;
-/// A kibibyte an event at the number above, which is what actions take.
+/// A kibibyte per event at the number above, which is the size of `actions` events.
 const DEFAULT_MEMORY_BYTES: u64 = 64 << 20;
-/// A night's outage of an agent is found in the morning.
+/// An agent's outage overnight is found in the morning.
 const DEFAULT_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
-/// Fits the smallest volume that clouds hand out, next to everything else on it.
+/// Fits on the smallest volume that clouds offer, next to everything else on it.
 const DEFAULT_RETENTION_BYTES: u64 = 1 << 30;
-/// A receiver broken over a weekend and a holiday can still be made whole.
+/// A receiver that is down over a weekend and a holiday can still get everything.
 const DEFAULT_DEAD_LETTER_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// A quarter of what is kept: dead letters are the exception.
+/// A quarter of the store: dead letters are the exception.
 const DEFAULT_DEAD_LETTER_BYTES: u64 = 256 << 20;
-/// A ring shorter than this would evict what is being sent.
+/// A shorter ring would evict entries that are being sent.
 const MIN_MEMORY_EVENTS: u32 = 16;
-/// The same, in bytes.
+/// The same minimum, in bytes.
 const MIN_MEMORY_BYTES: u64 = 64 << 10;
-/// All that a store can count.
+/// Maximum of a count in SQLite.
 const MAX_STORE_BYTES: u64 = i64::MAX as u64;
 
 impl LogConfig {

@@ -1,7 +1,7 @@
-//! The effective configuration as TOML, secrets masked: what `check` prints.
+//! The effective configuration as TOML with masked secrets, as `check` prints it.
 //!
-//! In: a [`Config`]. Out: a document in the layout of the documentation, which reads back once the
-//! masks are replaced.
+//! In: a [`Config`]. Out: a document in the layout of the documentation, which can be read back
+//! once the masks are replaced.
 //!
 //! May use: `event`.
 
@@ -25,7 +25,7 @@ use super::{
 use crate::event::Only;
 
 impl Config {
-    /// The configuration in force, defaults and overrides included, as TOML; every secret reads
+    /// Returns the configuration in force as TOML, with defaults and overrides; every secret reads
     /// `"********"`.
     pub(crate) fn to_masked_toml(&self) -> String {
         let mut document = MaskedToml::default();
@@ -39,7 +39,7 @@ impl Config {
     }
 }
 
-/// The document as far as it is written.
+/// The part of the document that is already written.
 #[derive(Default)]
 struct MaskedToml {
     text: String,
@@ -174,7 +174,8 @@ impl MaskedToml {
         self.write(format_args!("{key} = {}\n", value.into()));
     }
 
-    /// A secret that is not there has no line: `key = ""` would look like one.
+    /// Writes a masked secret. An absent secret has no line, because `key = ""` would look like a
+    /// secret.
     fn secret(&mut self, key: &str, secret: Option<&Secret>) {
         if secret.is_some() {
             self.line(key, MASK);
@@ -206,7 +207,7 @@ fn only_to_list<'a, T>(
     }
 }
 
-/// The path as it was given: it came from UTF-8 text, so nothing is lost.
+/// Returns the path as text. It was UTF-8 in the configuration, so the conversion loses nothing.
 fn path_text(path: Option<&PathBuf>) -> String {
     path.map(|path| Path::to_string_lossy(path).into_owned()).unwrap_or_default()
 }

@@ -1,15 +1,18 @@
-//! What the operator wants: raw text in, checked values out.
+//! The configuration: raw text in, checked values out.
 //!
 //! In: a TOML file, the environment, or the environment alone. Out: a [`Config`] in which every
-//! value is of its own checked type, or all that is wrong with it at once, by the key the operator
-//! typed. No other room reads the environment, and none interprets text from the file.
+//! value has its own checked type, or all findings at once, each with the key that the operator
+//! typed. No other module reads the environment or interprets text of the file.
 //!
 //! ```text
-//! text ─► reader ─► entry ─► values, address, network, secret, certificate ─► server, upstream, auth, jwt, log, webhook ─► Config
-//!           └─────────┴────────────── findings ◄────────────────────────┘                                     └► masked
+//! text ─► section ─► entry ─► values, address, network, secret, certificate ─┐
+//!            │         │                       │                               │
+//!            └─────────┴───── findings ◄───────┘                               ▼
+//!                     server, upstream, auth, jwt, log, webhook ─► Config ─► masked
 //! ```
 //!
-//! `source` reads it again and again, `difference` tells the next one from the one in force.
+//! `source` reads the configuration again for reloads; `merge` and `diff` compare the new one with
+//! the one in force.
 //!
 //! May use: no other module.
 
@@ -17,19 +20,20 @@ mod address;
 mod admin_address;
 mod auth;
 mod certificate;
-mod difference;
+mod diff;
 mod entry;
 mod environment;
 mod findings;
 mod jwt;
 mod log;
 mod masked;
+mod merge;
 mod network;
+mod parse_context;
 mod pem;
 mod public_keys;
-mod reader;
-mod reading;
 mod secret;
+mod section;
 mod server;
 mod sidecar;
 mod source;
@@ -50,7 +54,7 @@ use toml::de::DeTable;
 pub(crate) use self::address::{HostAndPort, Origin};
 pub(crate) use self::auth::{AuthConfig, Permission, Permissions};
 pub(crate) use self::certificate::{TlsFiles, TlsIdentity, TlsIdentityError};
-pub(crate) use self::difference::ConfigDiff;
+pub(crate) use self::diff::ConfigDiff;
 pub(crate) use self::environment::Environment;
 pub(crate) use self::findings::{Finding, Findings};
 pub(crate) use self::jwt::{JwtConfig, JwtVerification};
@@ -66,36 +70,36 @@ pub(crate) use self::upstream::UpstreamConfig;
 pub(crate) use self::values::{format_duration, parse_duration};
 pub(crate) use self::webhook::{FieldError, WebhookConfig, WebhookJson};
 
-use self::{findings::ConfigLocation, reader::Section, reading::ParseContext};
+use self::{findings::ConfigLocation, parse_context::ParseContext, section::Section};
 
-/// All that can be configured; the fields have the names of the sections.
+/// The configuration; its fields have the names of the sections.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Config {
     /// Listeners, limits and times.
     pub(crate) server: ServerConfig,
-    /// Where events come from; may be empty, as products can be registered later.
+    /// Upstreams that events come from; may be empty, because products can be registered later.
     pub(crate) upstreams: Vec<UpstreamConfig>,
-    /// Who may do what.
+    /// Credentials and permissions.
     pub(crate) auth: AuthConfig,
-    /// What is kept for those who resume.
+    /// Events that are kept for subscribers that resume.
     pub(crate) log: LogConfig,
-    /// Whom events are pushed to.
+    /// Receivers that events are pushed to.
     pub(crate) webhooks: Vec<WebhookConfig>,
-    /// What the relay's own connections may reach.
+    /// Networks that the relay's own connections may reach.
     pub(crate) egress: EgressConfig,
 }
 
-/// Where subscribers without a credential may be let in. It allows; only `auth.allow_anonymous`
-/// does it.
+/// Listeners on which subscribers without a credential may be admitted. This only permits it:
+/// `auth.allow_anonymous` admits them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum AllowAnonymous {
-    /// Only where nobody but this machine can come from.
+    /// Only on loopback addresses, which other machines cannot reach.
     OnLoopback,
-    /// Anywhere: the operator has given `--allow-anonymous`.
+    /// On every address: the operator has given `--allow-anonymous`.
     Anywhere,
 }
 
-/// What a key means that is not given, where that depends on the way the relay is started.
+/// Defaults that depend on the way in which the relay is started.
 struct StartDefaults {
     listen: SocketAddr,
     allow_anonymous: bool,
@@ -106,7 +110,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// All that is wrong, or that the file cannot be read.
+    /// All findings, or a single one if the file cannot be read.
     pub(crate) fn load(
         path: &Path,
         environment: &Environment,
@@ -115,8 +119,8 @@ impl Config {
         Self::load_tracking_files(path, environment, anonymous, &mut BTreeSet::new())
     }
 
-    /// The same, and notes in `files` which files it relies on, whether they are as they should be
-    /// or not.
+    /// Reads the file at `path`, and adds to `files` every file that the configuration depends on,
+    /// including those that are missing or invalid.
     fn load_tracking_files(
         path: &Path,
         environment: &Environment,
@@ -135,8 +139,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// All that is wrong. Of a text that is not TOML, only that: what seems missing may be what was
-    /// not understood.
+    /// All findings. If the text is not TOML, only the syntax errors: a value that seems missing
+    /// may stand in the part that could not be parsed.
     pub(crate) fn parse(
         text: &str,
         file: &str,
@@ -153,7 +157,8 @@ impl Config {
         anonymous: AllowAnonymous,
         files: &mut BTreeSet<PathBuf>,
     ) -> Result<Self, Findings> {
-        /// A file says whom to let in, and a server is reached from outside.
+        /// With a file, the operator decides about anonymous access, and the server is reached from
+        /// outside.
         const FILE_DEFAULTS: StartDefaults =
             StartDefaults { listen: server::DEFAULT_LISTEN, allow_anonymous: false };
         let (document, errors) = DeTable::parse_recoverable(text);
@@ -168,17 +173,17 @@ impl Config {
         context.finish().map(|()| config)
     }
 
-    /// Starts without a file: the sidecar of one product, told by `AUTOPLAY_STREAM_URL` and
-    /// `AUTOPLAY_APP_UNKEY_TOKEN`.
+    /// Reads a configuration without a file: the sidecar of one product, from `AUTOPLAY_STREAM_URL`
+    /// and `AUTOPLAY_APP_UNKEY_TOKEN`.
     ///
     /// # Errors
     ///
-    /// All that is wrong, or how to start when nothing says which way.
+    /// All findings; if neither variable is set, a finding that names both ways to start.
     pub(crate) fn from_environment(
         environment: &Environment,
         anonymous: AllowAnonymous,
     ) -> Result<Self, Findings> {
-        /// Only its own pod reaches a sidecar, and nobody is there to hand out keys.
+        /// Only its own pod reaches a sidecar, and no operator is there to distribute keys.
         const SIDECAR_DEFAULTS: StartDefaults = StartDefaults {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
             allow_anonymous: true,
@@ -193,8 +198,8 @@ impl Config {
         context.finish().map(|()| config)
     }
 
-    /// Reads the whole document. A default stands in for what is wrong, so the result counts only
-    /// if nothing was.
+    /// Reads the whole document. A default replaces each invalid value, so the result is valid only
+    /// if there are no findings.
     fn read(mut root: Section<'_>, defaults: &StartDefaults, anonymous: AllowAnonymous) -> Self {
         let (mut server, mut auth) = (root.section("server"), root.section("auth"));
         let upstreams = UpstreamConfig::read_all(&mut root);
@@ -233,7 +238,7 @@ impl Config {
     fn check_admin(&self, server: &mut Section<'_>, auth: &Section<'_>) {
         let listen = server.entry("admin_listen");
         let is_open = self.auth.admin_key.is_none() && !binds_loopback(self.server.admin_listen);
-        // A key that was given but is unfit has a finding of its own.
+        // An invalid admin key has a finding of its own.
         if is_open && listen.is_free_of_findings() && auth.context().accepts("auth.admin_key") {
             let address = self.server.admin_listen;
             listen.report(format!(
@@ -244,39 +249,39 @@ impl Config {
 }
 
 impl Config {
-    /// Why this would let strangers in, if it would: for a configuration of which a part waits for
-    /// a restart. What is read from one file has been checked by the same rules.
+    /// Returns why this configuration would admit strangers, if it would. This concerns a reload of
+    /// which a part waits for a restart; [`Config::read`] has checked each file by the same rules.
     fn exposure_error(&self, anonymous: AllowAnonymous) -> Option<&'static str> {
         let is_open = self.auth.allow_anonymous && !binds_loopback(self.server.listen);
         if is_open && anonymous == AllowAnonymous::OnLoopback {
             return Some(
-                "auth.allow_anonymous would be true on the server.listen in force, which others can reach: restart",
+                "auth.allow_anonymous would be true, and other machines can reach the server.listen in force; restart the relay to change both",
             );
         }
         let is_admin_open =
             self.auth.admin_key.is_none() && !binds_loopback(self.server.admin_listen);
         is_admin_open.then_some(
-            "auth.admin_key would be none on the server.admin_listen in force, which others can reach: restart",
+            "auth.admin_key would be removed, and other machines can reach the server.admin_listen in force; restart the relay to change both",
         )
     }
 }
 
-/// What a file of the configuration holds; or why it is not read. A mistaken path may lead to
-/// anything.
+/// Returns the text of a configuration file, or why it is not read. A mistaken path may lead to any
+/// file, so the size has a bound.
 fn read_config_file(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let read = File::open(path)
         .and_then(|file| file.take(MAX_CONFIG_TEXT_BYTES + 1).read_to_end(&mut bytes));
     match read {
         Ok(_) if bytes.len() as u64 > MAX_CONFIG_TEXT_BYTES => {
-            Err("is larger than 4 MiB; name the relay's own configuration; one of that size is not read".to_owned())
+            Err("is larger than 4 MiB; name the relay's own configuration file, which has to be smaller".to_owned())
         }
-        Ok(_) => String::from_utf8(bytes).map_err(|_| "cannot read it: it is not UTF-8 text".to_owned()),
-        Err(error) => Err(format!("cannot read it: {error}")),
+        Ok(_) => String::from_utf8(bytes).map_err(|_| "cannot read the file: it is not UTF-8 text".to_owned()),
+        Err(error) => Err(format!("cannot read the file: {error}")),
     }
 }
 
-/// Thousands of keys and webhooks have room in it.
+/// Maximum size of a configuration file: enough for thousands of keys and webhooks.
 const MAX_CONFIG_TEXT_BYTES: u64 = 4 * 1024 * 1024;
 
 fn binds_loopback(address: SocketAddr) -> bool {

@@ -1,8 +1,8 @@
 //! Networks in CIDR notation.
 //!
-//! In: `10.0.0.0/8`, `fd00::/8`, a bare address. Out: whether an address lies inside. An IPv4
-//! address written as IPv6 (`::ffff:10.0.0.1`) is the IPv4 address, on both sides of the question:
-//! otherwise a list of networks could be walked around by spelling.
+//! In: `10.0.0.0/8`, `fd00::/8`, or a bare address. Out: whether an address is in the network. An
+//! IPv4 address in IPv6 form (`::ffff:10.0.0.1`) counts as the IPv4 address, both in the network
+//! and in the address to check: otherwise its spelling would bypass a list of networks.
 //!
 //! May use: no other module.
 
@@ -19,11 +19,12 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Reads a network; a bare address is the network of that address alone.
+    /// Parses a network; a bare address is the network of that address alone.
     ///
     /// # Errors
     ///
-    /// What to write instead: not an address, a prefix longer than it, or host bits that are set.
+    /// A message that says what to write instead, if the text is no address, the prefix is too
+    /// long, or host bits are set.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (address, prefix) =
             text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
@@ -49,7 +50,7 @@ impl Network {
             .ok_or_else(|| format!("{} has host bits set; write its first address", quoted(text)))
     }
 
-    /// Whether the address lies inside.
+    /// Returns whether the address is in this network.
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let (network, address) =
             (AddressBits::of(self.first), AddressBits::of(address.to_canonical()));
@@ -58,12 +59,12 @@ impl Network {
             && network.without_host_bits(host_bits) == address.without_host_bits(host_bits)
     }
 
-    /// The network with IPv4 in its own form; none if bits beyond the prefix are set.
+    /// Returns the network with IPv4 in its own form; [`None`] if bits beyond the prefix are set.
     fn canonical(written: IpAddr, written_prefix: u32) -> Option<Self> {
         let first = written.to_canonical();
         let dropped = AddressBits::of(written).width - AddressBits::of(first).width;
-        // A mapped address has all bits set just above its IPv4 part, so a shorter prefix leaves
-        // host bits there.
+        // A mapped address has all bits set just above its IPv4 part, so a shorter prefix would
+        // leave host bits set.
         let prefix = written_prefix.checked_sub(dropped)?;
         let bits = AddressBits::of(first);
         let host_bits = bits.width - prefix;
@@ -93,8 +94,8 @@ impl AddressBits {
         }
     }
 
-    /// The leading bits alone. A shift by the whole width is none at all to the processor, hence
-    /// the check.
+    /// Returns the leading bits alone. `checked_shr` is needed because a shift by the whole width
+    /// would overflow.
     fn without_host_bits(&self, host_bits: u32) -> u128 {
         self.value.checked_shr(host_bits).unwrap_or(0)
     }

@@ -1,15 +1,17 @@
-//! A file of certificates or keys, read whole and within a bound: a mistaken path may lead to
-//! anything.
+//! Bounded reading of files of certificates and keys.
+//!
+//! In: a path. Out: the whole file, or why it was not read. A mistaken path may lead to any file,
+//! so the size has a bound.
 //!
 //! May use: no other module.
 
 use std::{fs::File, io::Read, path::Path};
 
-/// What a file holds.
+/// Returns the contents of a file.
 ///
 /// # Errors
 ///
-/// Why it is not read, with its name.
+/// A message with the path and the reason, if the file cannot be read.
 pub(crate) fn read_pem_file(path: &Path) -> Result<Vec<u8>, String> {
     let mut contents = Vec::new();
     let result =
@@ -20,11 +22,11 @@ pub(crate) fn read_pem_file(path: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Whether a file may have so many bytes.
+/// Checks the size of a file.
 ///
 /// # Errors
 ///
-/// That it is too large, with its name.
+/// A message with the path, if the file is too large.
 pub(super) fn check_size(bytes: u64, path: &Path) -> Result<(), String> {
     let too_large = || {
         format!(
@@ -35,5 +37,6 @@ pub(super) fn check_size(bytes: u64, path: &Path) -> Result<(), String> {
     (bytes <= MAX_PEM_BYTES).then_some(()).ok_or_else(too_large)
 }
 
-/// A chain of certificates has a few kilobytes, and so have the most keys that are taken.
+/// Maximum size: a chain of certificates has a few kilobytes, and so has the maximum number of
+/// public keys.
 const MAX_PEM_BYTES: u64 = 1024 * 1024;

@@ -1,8 +1,7 @@
-//! The public keys that scoped tokens are checked with.
+//! The public keys that verify scoped tokens.
 //!
-//! In: a PEM file. Out: its keys as the verification takes them, or what is wrong with which of
-//! them. They are read with the configuration, so that a wrong file is found before anybody relies
-//! on it.
+//! In: a PEM file. Out: its keys, or what is wrong with which of them. They are read with the
+//! configuration, so that an invalid file is found before a token depends on it.
 //!
 //! May use: no other module.
 
@@ -32,7 +31,7 @@ pub(crate) enum PublicKeyAlgorithm {
 pub(crate) struct PublicKey(Vec<u8>);
 
 impl PublicKey {
-    /// Its bytes.
+    /// Returns the DER bytes.
     pub(crate) fn as_der(&self) -> &[u8] {
         &self.0
     }
@@ -42,7 +41,8 @@ impl PublicKey {
 ///
 /// # Errors
 ///
-/// What is wrong with it: no key, too many, a key for something else, a private one.
+/// A message that names the fault: no key, too many keys, a key for another algorithm, or a private
+/// key.
 pub(super) fn read_public_keys(
     path: &Path,
     algorithm: PublicKeyAlgorithm,
@@ -52,8 +52,7 @@ pub(super) fn read_public_keys(
     let mut keys = Vec::new();
     for block in <(SectionKind, Vec<u8>)>::pem_slice_iter(&pem) {
         let number = keys.len() + 1;
-        let (kind, der) =
-            block.map_err(|_| format!("{file}: key {number} is not PEM as it must be"))?;
+        let (kind, der) = block.map_err(|_| format!("{file}: key {number} is not valid PEM"))?;
         match kind {
             SectionKind::PublicKey => {
                 keys.push(
@@ -63,7 +62,7 @@ pub(super) fn read_public_keys(
             SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey => {
                 return Err(format!("{file} holds a private key; only public keys belong there"));
             }
-            _ => return Err(format!("{file} holds something else than PUBLIC KEY blocks")),
+            _ => return Err(format!("{file} holds other blocks than PUBLIC KEY")),
         }
     }
     match keys.len() {
@@ -73,7 +72,7 @@ pub(super) fn read_public_keys(
     }
 }
 
-/// A key that fits the algorithm.
+/// Returns the key if it fits the algorithm.
 fn check_key(der: Vec<u8>, algorithm: PublicKeyAlgorithm) -> Result<PublicKey, String> {
     let (verification, expected): (&'static dyn VerificationAlgorithm, _) = match algorithm {
         PublicKeyAlgorithm::EdDsa => (&ED25519, "an Ed25519 key"),
@@ -82,21 +81,22 @@ fn check_key(der: Vec<u8>, algorithm: PublicKeyAlgorithm) -> Result<PublicKey, S
     };
     let _ = ParsedPublicKey::new(verification, &der).map_err(|_| format!("is not {expected}"))?;
     if algorithm == PublicKeyAlgorithm::Rs256 && der.len() < MIN_RSA_DER_BYTES {
-        // such a signature would never be accepted
+        // `RSA_PKCS1_2048_8192_SHA256` would accept no signature of a shorter key.
         return Err("has less than 2048 bits".to_owned());
     }
     Ok(PublicKey(der))
 }
 
-/// A token is tried with each of them, and anybody may send tokens.
+/// Maximum number of keys: a token is tried with each key, and any client may send tokens.
 const MAX_PUBLIC_KEYS: usize = 8;
 
-/// A modulus of 2048 bits has 256 bytes, and around it stand 36 or more.
+/// Minimum length of an RSA key in DER: 256 bytes of modulus (2048 bits), and at least 36 bytes
+/// around it.
 const MIN_RSA_DER_BYTES: usize = 256 + 36;
 
 #[cfg(test)]
 impl PublicKey {
-    /// A key that a test has made.
+    /// Wraps a key that a test has generated.
     pub(crate) fn from_der(der: &[u8]) -> Self {
         Self(der.to_vec())
     }

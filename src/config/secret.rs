@@ -1,6 +1,6 @@
-//! Secrets: where they come from, and that they are never printed.
+//! Secrets: their sources, and a type that never prints them.
 //!
-//! In: `x`, `x_env` or `x_file`, from the file or overridden. Out: a [`Secret`] that prints as a
+//! In: `x`, `x_env` or `x_file`, from the file or overridden. Out: a [`Secret`], which prints as a
 //! mask.
 //!
 //! May use: no other module.
@@ -14,37 +14,38 @@ use super::{
     entry::ConfigEntry,
     environment::EnvVariable,
     findings::{ConfigLocation, quoted},
-    reader::Section,
-    reading::ParseContext,
+    parse_context::ParseContext,
+    section::Section,
 };
 
-/// What stands for a secret wherever it would be shown.
+/// Text that is shown in place of a secret.
 pub(super) const MASK: &str = "********";
 
-/// Text that nobody may see. Prints as `********`.
+/// A secret text. Prints as `********`.
 ///
-/// Equality is for telling one configuration from the next; it takes longer the more is alike, so
-/// it is no check of what a client sent.
+/// Equality compares configurations. Its time depends on how much of the texts is equal, so it must
+/// not check what a client sent.
 #[derive(Clone, Eq, PartialEq)]
 pub(crate) struct Secret(String);
 
 impl Secret {
-    /// A secret that was given as such, on a command line.
+    /// Wraps a secret that was given directly, for example on a command line.
     pub(crate) fn inline(text: String) -> Self {
         Self(text)
     }
 
-    /// The text itself. Not for logs, errors, metrics or answers.
+    /// Returns the text itself, which must not reach logs, errors, metrics or answers.
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 
-    /// A secret that stands there as it is; none is a finding.
+    /// Reads a secret that is given directly in an entry; an absent one is a finding.
     pub(super) fn from_entry(entry: &ConfigEntry<'_>, rule: SecretRule) -> Option<Self> {
         entry.required(|text| rule.check(text).map(|()| Self(text.to_owned())))
     }
 
-    /// A secret from a variable that is not the override of a key; unset and empty are none.
+    /// Reads a secret from a variable that is not the override of a key; unset and empty variables
+    /// give [`None`].
     pub(super) fn from_variable(
         context: &ParseContext<'_>,
         name: &str,
@@ -73,13 +74,13 @@ impl fmt::Display for Secret {
     }
 }
 
-/// What a secret must be fit for.
+/// Requirement on a secret, by its use.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum SecretRule {
-    /// To stand in an HTTP header: visible ASCII.
+    /// The secret travels in an HTTP header: visible ASCII.
     Header,
-    /// To sign with HS256: 32 bytes or more, since a shorter one can be found by trying (RFC 7518,
-    /// section 3.2).
+    /// The secret signs with HS256: 32 bytes or more, because a shorter one can be found by trying
+    /// (RFC 7518, section 3.2).
     Hmac,
 }
 
@@ -98,15 +99,15 @@ impl SecretRule {
     }
 }
 
-/// The three ways to give one secret, of which those in use are kept.
+/// The three forms in which one secret can be given, of which the used ones are kept.
 pub(super) struct SecretEntries<'a> {
     name: String,
     entries: Vec<(SecretForm, ConfigEntry<'a>)>,
 }
 
 impl<'a> SecretEntries<'a> {
-    /// Looks for `name`, `name_env` and `name_file`; if the environment overrides one, what the
-    /// file has is forgotten.
+    /// Looks up `name`, `name_env` and `name_file`. If the environment overrides one of them, all
+    /// values of the file are ignored.
     pub(super) fn lookup(section: &mut Section<'a>, name: &str) -> Self {
         let forms = [SecretForm::Plain, SecretForm::Variable, SecretForm::File]
             .map(|form| (form, format!("{name}{}", form.suffix())));
@@ -122,12 +123,12 @@ impl<'a> SecretEntries<'a> {
         Self { name: name.to_owned(), entries }
     }
 
-    /// The entry that gives the secret, if there is one.
+    /// Returns the entry that gives the secret, if there is one.
     pub(super) fn entry(&self) -> Option<&ConfigEntry<'a>> {
         self.entries.first().map(|(_, entry)| entry)
     }
 
-    /// As [`SecretEntries::read`], where none is a finding.
+    /// Like [`SecretEntries::read`], but an absent secret is a finding.
     pub(super) fn read_required(
         &self,
         section: &mut Section<'_>,
@@ -137,12 +138,12 @@ impl<'a> SecretEntries<'a> {
         if self.entries.is_empty() {
             section
                 .entry(name)
-                .report(format!("is required, as it is or as {name}_env or {name}_file"));
+                .report(format!("is required; give {name}, {name}_env or {name}_file"));
         }
         self.read(rule)
     }
 
-    /// The secret, if one is given and fit for its use.
+    /// Returns the secret, if one is given and meets the rule.
     pub(super) fn read(&self, rule: SecretRule) -> Option<Secret> {
         let (form, entry) = self.entries.first()?;
         if let Some((_, second)) = self.entries.get(1) {
@@ -157,7 +158,7 @@ impl<'a> SecretEntries<'a> {
     }
 }
 
-/// How a secret is given.
+/// Form in which a secret is given.
 #[derive(Clone, Copy)]
 enum SecretForm {
     Plain,
@@ -187,8 +188,8 @@ impl SecretForm {
 }
 
 fn read_variable(context: &ParseContext<'_>, name: &str) -> Result<Secret, String> {
-    // What doesn't look like a name is not repeated: it may be the secret itself, typed under the
-    // wrong key.
+    // A text that does not look like a variable name is not repeated: it may be the secret itself,
+    // typed under the wrong key.
     let looks_like_a_name =
         name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_');
     let display_name = if looks_like_a_name { quoted(name) } else { "a variable".to_owned() };
@@ -205,7 +206,8 @@ fn read_variable(context: &ParseContext<'_>, name: &str) -> Result<Secret, Strin
 }
 
 fn read_secret_file(path: &Path) -> Result<Secret, String> {
-    /// Far beyond any token, and a bound on what a mistaken path can make us read.
+    /// Maximum size: far beyond any token, and a bound on what a mistaken path makes the relay
+    /// read.
     const MAX_SECRET_FILE_BYTES: u64 = 64 * 1024;
     let shown = path.display();
     let mut bytes = Vec::new();
@@ -213,12 +215,15 @@ fn read_secret_file(path: &Path) -> Result<Secret, String> {
         .and_then(|file| file.take(MAX_SECRET_FILE_BYTES + 1).read_to_end(&mut bytes));
     result.map_err(|error| format!("cannot read {shown}: {error}"))?;
     if bytes.len() as u64 > MAX_SECRET_FILE_BYTES {
-        return Err(format!("{shown} is larger than 64 KiB; name a file of the secret alone"));
+        return Err(format!(
+            "{shown} is larger than 64 KiB; name a file that holds only the secret"
+        ));
     }
-    // Its bytes are not said, and so neither is where they are no text.
+    // The error of the conversion is dropped, because it would show bytes of the file and their
+    // position.
     let text = String::from_utf8(bytes)
         .map_err(|_| format!("cannot read {shown}: it is not UTF-8 text"))?;
-    // Editors and `echo` end a file with one line end; more than that is the operator's own.
+    // Editors and `echo` end a file with one line end; further line ends are part of the secret.
     let line = text
         .strip_suffix('\n')
         .map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
@@ -235,7 +240,7 @@ mod tests {
     use std::path::PathBuf;
     use toml::de::DeTable;
 
-    /// What the document gives as `token`, or what was found.
+    /// Returns what the document gives as `token`, or the findings.
     fn read_token(text: &str, environment: &Environment) -> Result<Option<Secret>, String> {
         let document = DeTable::parse(text).unwrap();
         let context = ParseContext::new("f", text, environment);
@@ -249,7 +254,7 @@ mod tests {
         variables.into_iter().collect()
     }
 
-    /// A file with this content that is gone when the guard is.
+    /// A file with this content that the guard removes when it is dropped.
     struct TempSecretFile(PathBuf);
 
     impl TempSecretFile {
@@ -282,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_empty_text_counts_as_not_given() {
+    fn the_empty_text_counts_as_absent() {
         assert_eq!(
             read_token("token = ''\ntoken_env = ''\ntoken_file = ''", &Environment::default()),
             Ok(None)
@@ -295,14 +300,14 @@ mod tests {
     }
 
     #[test]
-    fn two_ways_at_once_are_found() {
+    fn two_forms_at_once_are_found() {
         let found = read_token("token = 'hush'\ntoken_env = 'T'", &environment([("T", "hush")]))
             .unwrap_err();
         assert_eq!(found, "f:2: token_env: give only one of token, token_env and token_file");
     }
 
     #[test]
-    fn an_override_of_any_form_replaces_whatever_the_file_has() {
+    fn an_override_of_any_form_replaces_all_forms_in_the_file() {
         let written = "token = 'a'\ntoken_env = 'UNSET'";
         let plain = read_token(written, &environment([("AUTOPLAY_RELAY__TOKEN", "b")]));
         assert_eq!(plain.unwrap().unwrap().expose(), "b");
@@ -351,7 +356,7 @@ mod tests {
     fn a_file_that_gives_no_secret_is_found_by_its_path() {
         let found = read_token("token_file = '/no/such'", &Environment::default()).unwrap_err();
         assert!(found.starts_with("f:1: token_file: cannot read /no/such: "), "{found}");
-        // the bound lies within a character
+        // The bound lies within a character.
         let split = ["x".repeat(64 * 1024), "ü".to_owned()].concat();
         let large = [("large", &[b'x'; 70_000][..]), ("large", split.as_bytes())];
         for (name, content) in [("empty", &b"\n"[..]), ("bytes", b"\xff")].into_iter().chain(large)
@@ -384,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_is_no_secret() {
+    fn the_mask_is_refused_as_a_secret() {
         assert!(
             read_token("token = '********'", &Environment::default()).unwrap_err().contains("mask")
         );

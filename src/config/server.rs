@@ -1,6 +1,7 @@
-//! `[server]`: where the relay listens and what it bears.
+//! `[server]`: listeners and limits of the relay.
 //!
-//! In: the section. Out: [`ServerConfig`], with 0 and "" turned into "none" where they mean that.
+//! In: the section. Out: [`ServerConfig`], in which 0 and "" are [`None`] where they mean "no
+//! limit" or "not set".
 //!
 //! May use: no other module.
 
@@ -13,76 +14,80 @@ use super::{
     entry::ConfigEntry,
     findings::quoted,
     network::Network,
-    reader::Section,
+    section::Section,
 };
 
 /// Listeners, limits and times of the public side.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct ServerConfig {
-    /// Subscribers and publishers.
+    /// Address for subscribers and publishers.
     pub(crate) listen: SocketAddr,
-    /// Health, metrics, admin API, console.
+    /// Address for health, metrics, admin API and console.
     pub(crate) admin_listen: SocketAddr,
-    /// Health and metrics alone, for kubelet and Prometheus.
+    /// Address for health and metrics alone, for kubelet and Prometheus.
     pub(crate) probe_listen: Option<SocketAddr>,
-    /// What `Host` may be, beside addresses and `localhost`, where no credential is demanded.
+    /// Accepted values of `Host`, beside addresses and `localhost`, where no credential is
+    /// required.
     pub(crate) allowed_hosts: Vec<HostAndPort>,
     /// Peers whose `X-Forwarded-For` names the client.
     pub(crate) trusted_proxies: Vec<Network>,
     /// Silence after which a subscriber gets a heartbeat.
     pub(crate) heartbeat_interval: Duration,
-    /// How long a subscriber's socket may take nothing.
+    /// Time for which a subscriber's socket may take nothing.
     pub(crate) write_timeout: Duration,
-    /// How long the first byte, the TLS handshake and the request head may each take.
+    /// Time that the first byte, the TLS handshake and the request head may each take.
     pub(crate) head_timeout: Duration,
-    /// Largest published event, in bytes.
+    /// Maximum size of a published event, in bytes.
     pub(crate) max_publish_bytes: u64,
-    /// Age at which a stream ends, give or take a fifth; [`None`] = no limit.
+    /// Age at which a stream ends, plus or minus a fifth; [`None`] = no limit.
     pub(crate) max_connection_age: Option<Duration>,
-    /// New subscribers in a second; [`None`] = no limit.
+    /// Maximum new subscribers per second; [`None`] = no limit.
     pub(crate) max_connects_per_second: Option<u32>,
-    /// Subscribers with one key at a time; [`None`] = no limit.
+    /// Maximum concurrent subscribers with one key; [`None`] = no limit.
     pub(crate) max_subscribers_per_key: Option<usize>,
-    /// Subscribers that catch up from the store at a time.
+    /// Maximum subscribers that catch up from the store concurrently.
     pub(crate) max_concurrent_replays: usize,
-    /// Subscribers at a time.
+    /// Maximum concurrent subscribers.
     pub(crate) max_subscribers: usize,
-    /// Subscribers from one address at a time; [`None`] = no limit.
+    /// Maximum concurrent subscribers from one address; [`None`] = no limit.
     pub(crate) max_subscribers_per_ip: Option<usize>,
-    /// The time over which subscribers are let go when the relay stops.
+    /// Time over which subscribers are disconnected when the relay shuts down.
     pub(crate) drain_window: Duration,
-    /// Origins whose pages may read and open WebSockets.
+    /// Origins whose pages may read events and open WebSockets.
     pub(crate) cors_allowed_origins: Vec<Origin>,
     /// Certificate and key, if the public side speaks HTTPS.
     pub(crate) tls: Option<TlsFiles>,
 }
 
-/// All interfaces: in a container, the usual place, nobody could reach anything narrower.
+/// All interfaces: in a container, where the relay usually runs, nothing narrower could be reached.
 pub(super) const DEFAULT_LISTEN: SocketAddr =
     SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080);
-/// Loopback, since it is open without an admin key.
+/// Loopback, because it is open without an admin key.
 const DEFAULT_ADMIN_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
-/// The connector's own: under the minute after which most proxies cut a silent connection.
+/// The interval of the connector: under the minute after which most proxies cut a silent
+/// connection.
 const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
-/// One heartbeat: a socket that cannot take even that has nobody behind it.
+/// One heartbeat interval: a socket that cannot take even a heartbeat has no live peer.
 const DEFAULT_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Enough for a handshake over a bad mobile link, short against a slow-loris.
+/// Enough for a handshake over a bad mobile link, and short against a slow-loris attack.
 const DEFAULT_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same as an upstream's `max_event_bytes`: what may come in on one side may on the other.
+/// The same as the default of an upstream's `max_event_bytes`: both sides accept events of the same
+/// size.
 const DEFAULT_MAX_PUBLISH_BYTES: u64 = 1 << 20;
-/// Each reads the disk; more at once would only make all of them slower.
+/// Each replay reads the disk; more concurrent replays would only slow each other down.
 const DEFAULT_MAX_CONCURRENT_REPLAYS: usize = 64;
-/// What the memory budget of a small machine (1 GiB) holds.
+/// Fits the memory of a small machine (1 GiB).
 const DEFAULT_MAX_SUBSCRIBERS: usize = 100_000;
 /// A third of the 30 s that Kubernetes gives a pod to stop.
 const DEFAULT_DRAIN_WINDOW: Duration = Duration::from_secs(10);
-/// The coarse wheel behind heartbeats and deadlines turns no finer than this.
+/// The resolution of the timer wheel behind heartbeats and deadlines.
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
-/// Events below this are no use, above it no stream: an event is held in memory whole.
+/// Accepted range of event size limits: a lower limit would be useless, and a higher one is too
+/// much for memory, which holds each event whole.
 pub(super) const EVENT_BYTES_RANGE: std::ops::RangeInclusive<u64> = 1 << 10..=64 << 20;
 
 impl ServerConfig {
-    /// Reads the section; `default_listen` differs by the way the relay is started.
+    /// Reads the section. `default_listen` depends on the way in which the relay is started.
     pub(super) fn read(section: &mut Section<'_>, default_listen: SocketAddr) -> Self {
         let server = Self {
             listen: section
@@ -152,13 +157,12 @@ impl ServerConfig {
                 earlier.iter().find(|(_, other)| addresses_clash(*other, address))
             {
                 let other = section.entry(other);
-                // A default is blamed for nothing, and neither is what a bad address has been
-                // replaced by.
+                // Neither a default nor the replacement of an invalid address is reported.
                 let (at_fault, conflicting) =
                     if entry.is_given() { (&entry, &other) } else { (&other, &entry) };
                 if entry.is_free_of_findings() && other.is_free_of_findings() {
                     at_fault.report(format!(
-                        "clashes with {}: listeners need addresses of their own",
+                        "clashes with {}; each listener needs its own address",
                         conflicting.key()
                     ));
                 }
@@ -168,7 +172,7 @@ impl ServerConfig {
     }
 }
 
-/// Whether two listeners would get in each other's way. Port 0 is a new port for each.
+/// Returns whether two listeners cannot both be bound. Port 0 is a new port for each.
 fn addresses_clash(one: SocketAddr, other: SocketAddr) -> bool {
     let all_interfaces = one.ip().is_unspecified() || other.ip().is_unspecified();
     let overlap = one.ip() == other.ip() || (all_interfaces && one.is_ipv4() == other.is_ipv4());
@@ -177,7 +181,7 @@ fn addresses_clash(one: SocketAddr, other: SocketAddr) -> bool {
 
 fn read_tls_files(cert: &ConfigEntry<'_>, key: &ConfigEntry<'_>) -> Option<TlsFiles> {
     let report_missing = |missing: &ConfigEntry<'_>, given: &ConfigEntry<'_>| {
-        missing.report(format!("is required with {}; give both or neither", given.key()));
+        missing.report(format!("is required with {}; give both keys or neither", given.key()));
     };
     match (cert.is_given(), key.is_given()) {
         (true, false) => report_missing(key, cert),
@@ -223,7 +227,7 @@ mod tests {
     use std::{path::Path, time::Duration};
 
     #[test]
-    fn a_bad_address_is_told_with_what_to_write() {
+    fn an_invalid_address_is_reported_with_a_correction() {
         let expected = "relay.toml:2: server.listen: \"foo\" is not an address; write IP:port, e.g. 127.0.0.1:8080";
         assert_eq!(findings("[server]\nlisten = 'foo'"), expected);
         assert!(findings("[server]\nadmin_listen = ''").contains("\"\" is not an address"));
@@ -272,7 +276,7 @@ mod tests {
     #[test]
     fn listeners_must_differ_unless_the_port_is_zero() {
         let text = "[server]\nlisten = '127.0.0.1:9090'";
-        let expected = "relay.toml:2: server.listen: clashes with server.admin_listen: listeners need addresses of their own";
+        let expected = "relay.toml:2: server.listen: clashes with server.admin_listen; each listener needs its own address";
         assert_eq!(findings(text), expected);
         let text = "[server]\nlisten = '0.0.0.0:80'\nprobe_listen = '127.0.0.1:80'";
         assert!(
@@ -291,7 +295,7 @@ mod tests {
     fn a_certificate_needs_its_key() {
         let (_folder, files) = generate_certificate(P256_OPTIONS);
         let readable = &files.cert_file;
-        let expected = "relay.toml:1: server.tls_key_file: is required with server.tls_cert_file; give both or neither";
+        let expected = "relay.toml:1: server.tls_key_file: is required with server.tls_cert_file; give both keys or neither";
         assert_eq!(
             findings(&format!("[server]\ntls_cert_file = '{}'", readable.display())),
             expected

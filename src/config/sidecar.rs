@@ -1,7 +1,7 @@
-//! Starting without a file: a sidecar that is told a stream and a token, and nothing else.
+//! Start without a file: a sidecar that is configured by a stream and a token alone.
 //!
-//! In: `AUTOPLAY_STREAM_URL` and `AUTOPLAY_APP_UNKEY_TOKEN`. Out: the upstream, and the key that
-//! goes with its token.
+//! In: `AUTOPLAY_STREAM_URL` and `AUTOPLAY_APP_UNKEY_TOKEN`. Out: the upstream, and a key made from
+//! its token.
 //!
 //! May use: `event`.
 
@@ -12,20 +12,20 @@ use super::{
     auth::{Permission, StaticKeyConfig},
     environment::EnvVariable,
     findings::ConfigLocation,
-    reading::ParseContext,
+    parse_context::ParseContext,
     secret::{Secret, SecretRule},
     upstream::{UpstreamConfig, parse_product_id},
 };
 use crate::event::Only;
 
-/// Names the stream of the one upstream.
+/// Variable with the stream of the only upstream.
 const URL_VARIABLE: &str = "AUTOPLAY_STREAM_URL";
-/// Holds the upstream's token; the SDK reads the same variable.
+/// Variable with the token of the upstream; the SDK reads the same variable.
 const TOKEN_VARIABLE: &str = "AUTOPLAY_APP_UNKEY_TOKEN";
-/// What the key made of the token is called in logs and lists.
+/// Name of the key made from the token, in logs and lists.
 const KEY_NAME: &str = "upstream-token";
 
-/// The one upstream that the environment names.
+/// Returns the upstream that the environment names.
 pub(super) fn upstream(context: &ParseContext<'_>) -> Option<UpstreamConfig> {
     let token = Secret::from_variable(context, TOKEN_VARIABLE, SecretRule::Header);
     let report = |message: String| {
@@ -33,7 +33,7 @@ pub(super) fn upstream(context: &ParseContext<'_>) -> Option<UpstreamConfig> {
     };
     let checked = match context.variable(URL_VARIABLE) {
         EnvVariable::Unset | EnvVariable::Text("") => {
-            Err("is not set and there is no configuration file; give --config FILE, or set it to the stream's URL"
+            Err("is not set and there is no configuration file; give --config FILE, or set the variable to the URL of the stream"
                 .to_owned())
         }
         EnvVariable::NotUtf8 => Err("is not UTF-8 text".to_owned()),
@@ -42,17 +42,19 @@ pub(super) fn upstream(context: &ParseContext<'_>) -> Option<UpstreamConfig> {
     let url = checked.map_err(report).ok()?;
     let Some(segment) = url.last_segment() else {
         report(
-            "must end in the product's id, as in https://connector.example.com/stream/prod_abc"
+            "must end in the id of the product, as in https://connector.example.com/stream/prod_abc"
                 .to_owned(),
         );
         return None;
     };
-    let report_product = |message| report(format!("must end in the product's id, which {message}"));
+    let report_product =
+        |message| report(format!("must end in the id of the product, which {message}"));
     let product = parse_product_id(&segment).map_err(report_product).ok()?;
     Some(UpstreamConfig::new(product, url, token))
 }
 
-/// The upstream's token as a key: an SDK client in the same pod picks it up by itself and sends it.
+/// Returns the token of the upstream as a key: an SDK client in the same pod reads the variable and
+/// sends it.
 pub(super) fn upstream_key(upstream: &UpstreamConfig) -> Option<StaticKeyConfig> {
     Some(StaticKeyConfig {
         name: KEY_NAME.to_owned(),
@@ -115,7 +117,9 @@ mod tests {
     fn a_url_without_a_product_is_found() {
         for url in ["https://h", "https://h/", "https://h/stream/", "https://h/%00"] {
             assert!(
-                start([(URL_VARIABLE, url)]).unwrap_err().contains("must end in the product's id"),
+                start([(URL_VARIABLE, url)])
+                    .unwrap_err()
+                    .contains("must end in the id of the product"),
                 "{url}"
             );
         }

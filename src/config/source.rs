@@ -1,7 +1,7 @@
-//! Where a configuration comes from, to be read as often as need be.
+//! Source of a configuration, which can be read repeatedly.
 //!
-//! In: a file, the environment, the command line. Out: what they say now, and in which files that
-//! stands.
+//! In: a file, the environment, the command line. Out: the current configuration, and the files
+//! that it depends on.
 //!
 //! May use: no other module.
 
@@ -13,7 +13,8 @@ use super::{
     findings::{ConfigLocation, Finding, Findings},
 };
 
-/// A configuration file, and what counts beside it. Has no `Debug`: the environment holds secrets.
+/// A configuration file with the environment and the flag that also count. It has no `Debug`
+/// because the environment holds secrets.
 #[derive(Clone)]
 pub(crate) struct ConfigSource {
     path: PathBuf,
@@ -21,22 +22,22 @@ pub(crate) struct ConfigSource {
     anonymous: AllowAnonymous,
 }
 
-/// What was found at one look.
+/// Result of one read.
 #[derive(Debug)]
 pub(crate) struct ConfigSnapshot {
-    /// The configuration, or all that is wrong.
+    /// The configuration, or all findings.
     pub(crate) config: Result<Config, Findings>,
-    /// The file, and all that it names, whether they are as they should be or not.
+    /// The file and all files that it names, including missing and invalid ones.
     pub(crate) dependencies: BTreeSet<PathBuf>,
 }
 
 impl ConfigSource {
-    /// The file at `path`, with overrides from the environment.
+    /// Creates the source of the file at `path`, with overrides from the environment.
     pub(crate) fn new(path: PathBuf, environment: Environment, anonymous: AllowAnonymous) -> Self {
         Self { path, environment, anonymous }
     }
 
-    /// Reads all of it.
+    /// Reads the file, and the files that it names.
     pub(crate) fn read(&self) -> ConfigSnapshot {
         let mut dependencies = BTreeSet::new();
         let config = Config::load_tracking_files(
@@ -48,11 +49,12 @@ impl ConfigSource {
         ConfigSnapshot { config, dependencies }
     }
 
-    /// What comes into force when `new` follows upon `standing`.
+    /// Returns the configuration in force after a reload from `running` to `new`, and the
+    /// differences.
     ///
     /// # Errors
     ///
-    /// When that would let strangers in, because a part of `new` waits for a restart.
+    /// A finding if the result would admit strangers, because a part of `new` waits for a restart.
     pub(crate) fn plan_reload(
         &self,
         running: &Config,

@@ -8,43 +8,43 @@ use std::time::Duration;
 
 use super::{
     address::HttpUrl,
-    reader::{Section, report_duplicate_texts},
     secret::{Secret, SecretEntries, SecretRule},
+    section::{Section, report_duplicate_texts},
     server::EVENT_BYTES_RANGE,
     values,
 };
 use crate::event::ProductId;
 
-/// One connection to a source of events.
+/// One upstream connection.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct UpstreamConfig {
     /// The product whose events come from there.
     pub(crate) product_id: ProductId,
-    /// The stream.
+    /// URL of the stream.
     pub(crate) url: HttpUrl,
-    /// What the relay shows to be let in.
+    /// Credential that the relay sends.
     pub(crate) token: Option<Secret>,
     /// Silence after which the connection counts as dead.
     pub(crate) heartbeat_timeout: Duration,
-    /// Largest payload that is taken, in bytes.
+    /// Maximum size of a payload, in bytes.
     pub(crate) max_event_bytes: u64,
 }
 
-/// Two and a half of the connector's heartbeats: one may be late, two missing are a dead
-/// connection.
+/// Two and a half heartbeat intervals of the connector: one heartbeat may be late, two missing ones
+/// mean a dead connection.
 const DEFAULT_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(75);
-/// Far beyond a batch of actions, and 256 of them still fit into memory while a burst is read.
+/// Far beyond a batch of actions, and 256 such events still fit into memory while a burst is read.
 const DEFAULT_MAX_EVENT_BYTES: u64 = 1 << 20;
 
 impl UpstreamConfig {
-    /// An upstream with the defaults for all that is not given.
+    /// Creates an upstream with the defaults for all other fields.
     pub(super) fn new(product_id: ProductId, url: HttpUrl, token: Option<Secret>) -> Self {
         let (heartbeat_timeout, max_event_bytes) =
             (DEFAULT_HEARTBEAT_TIMEOUT, DEFAULT_MAX_EVENT_BYTES);
         Self { product_id, url, token, heartbeat_timeout, max_event_bytes }
     }
 
-    /// Reads all tables. None at all is allowed: products may be registered later.
+    /// Reads all tables. There may be none, because products can be registered later.
     pub(super) fn read_all(root: &mut Section<'_>) -> Vec<Self> {
         let mut sections = root.tables("upstreams");
         let upstreams = sections.iter_mut().filter_map(Self::read).collect();
@@ -69,7 +69,7 @@ impl UpstreamConfig {
     }
 }
 
-/// The text as a product's name.
+/// Parses a product id.
 pub(super) fn parse_product_id(text: &str) -> Result<ProductId, String> {
     ProductId::new(text).map_err(|error| error.to_string())
 }

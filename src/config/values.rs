@@ -1,7 +1,7 @@
-//! The small grammars of the configuration: durations and sizes, both ways.
+//! Grammars of durations and sizes, for parsing and formatting.
 //!
-//! In: what an operator typed. Out: [`Duration`]s and numbers of bytes, and the same as text again.
-//! The admin API speaks the same grammar, so it asks here, too.
+//! In: text of the operator. Out: [`Duration`]s and numbers of bytes, and the same as text again.
+//! The admin API uses the same grammars.
 //!
 //! May use: no other module.
 
@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use super::findings::quoted;
 
-/// Ten years. Nothing here waits longer, and adding it to a clock's reading can never overflow.
+/// Maximum duration, ten years. No time of the relay is longer, and adding it to a clock cannot
+/// overflow.
 pub(super) const MAX_DURATION: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 
-/// The shortest that is not zero, for times that must pass.
+/// Minimum duration of times that must not be zero.
 pub(super) const MIN_DURATION: Duration = Duration::from_nanos(1);
 
-/// What sizes may count, largest first: the first that divides a size is the one it is written in.
+/// Units of sizes, in the order in which formatting tries them: the first unit that divides a size
+/// is used.
 const SIZE_UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
@@ -28,7 +30,7 @@ const SIZE_UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
-/// What durations are written in, largest first, in nanoseconds.
+/// Units of durations, largest first, in nanoseconds.
 const DURATION_UNITS: [(&str, u128); 7] = [
     ("d", 86_400_000_000_000),
     ("h", 3_600_000_000_000),
@@ -39,13 +41,14 @@ const DURATION_UNITS: [(&str, u128); 7] = [
     ("ns", 1),
 ];
 
-/// Reads a duration such as `30s`, `1h 30m` or `7d`.
+/// Parses a duration such as `30s`, `1h 30m` or `7d`.
 ///
 /// # Errors
 ///
-/// What to write instead: without a unit, not a duration at all, or longer than [`MAX_DURATION`].
+/// A message that says what to write instead, if the unit is missing, the text is not a duration,
+/// or the duration is longer than [`MAX_DURATION`].
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    // The grammar lets a bare 0 pass; a promise that every duration has a unit has no exceptions.
+    // `humantime` accepts a bare 0; here every duration needs a unit.
     let has_unit = text.ends_with(|last: char| last.is_ascii_alphabetic());
     match humantime::parse_duration(text) {
         Ok(duration) if has_unit && duration <= MAX_DURATION => Ok(duration),
@@ -57,7 +60,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A duration in the words of [`parse_duration`]: `75s`, `5m`, `500ms`.
+/// Formats a duration in the grammar of [`parse_duration`]: `75s`, `5m`, `500ms`.
 pub(crate) fn format_duration(duration: Duration) -> String {
     let nanoseconds = duration.as_nanos();
     let fitting = DURATION_UNITS
@@ -66,11 +69,12 @@ pub(crate) fn format_duration(duration: Duration) -> String {
     fitting.map_or_else(|| "0s".to_owned(), |(name, unit)| format!("{}{name}", nanoseconds / unit))
 }
 
-/// Reads a size in bytes such as `1MiB`, `64KiB`, `512B` or `10MB`.
+/// Parses a size in bytes such as `1MiB`, `64KiB`, `512B` or `10MB`.
 ///
 /// # Errors
 ///
-/// What to write instead: without a unit, not a size at all, or more than a store can count.
+/// A message that says what to write instead, if the unit is missing, the text is not a size, or
+/// the size does not fit an `i64`.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits_end = text.find(|next: char| !next.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(digits_end);
@@ -82,12 +86,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         ));
     };
     let bytes = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(*factor));
-    // SQLite and TOML count in signed numbers.
+    // SQLite and TOML have signed integers only.
     let countable = bytes.filter(|bytes| i64::try_from(*bytes).is_ok());
-    countable.ok_or_else(|| format!("{} is more than can be counted", quoted(text)))
+    countable.ok_or_else(|| format!("{} is too large; write less than 8388608TiB", quoted(text)))
 }
 
-/// A size in the words of [`parse_size`]: `64KiB`, `1500B`, `2MB`.
+/// Formats a size in the grammar of [`parse_size`]: `64KiB`, `1500B`, `2MB`.
 pub(crate) fn format_size(bytes: u64) -> String {
     let fitting = SIZE_UNITS.iter().find(|(_, unit)| bytes > 0 && bytes.is_multiple_of(*unit));
     fitting.map_or_else(|| "0B".to_owned(), |(name, unit)| format!("{}{name}", bytes / unit))
@@ -127,17 +131,17 @@ mod tests {
     }
 
     #[test]
-    fn a_size_without_a_unit_or_beyond_counting_is_refused() {
+    fn a_size_without_a_unit_or_beyond_the_maximum_is_refused() {
         for text in ["512", "", "B", "1.5MiB", "-1B", "1mib", "1 M", "1é"] {
             assert!(parse_size(text).unwrap_err().contains("is not a size"), "{text}");
         }
         for text in ["9000000TiB", "9223372036854775808B", "99999999999999999999999B"] {
-            assert!(parse_size(text).unwrap_err().contains("more than can be counted"), "{text}");
+            assert!(parse_size(text).unwrap_err().contains("is too large"), "{text}");
         }
     }
 
     #[test]
-    fn what_is_written_reads_back_the_same() {
+    fn formatted_values_parse_to_the_same_values() {
         for text in ["0s", "75s", "30s", "5m", "23h", "7d", "500ms", "3us", "1ns"] {
             assert_eq!(format_duration(parse_duration(text).unwrap()), text);
         }

@@ -1,15 +1,15 @@
-//! A configuration, and what is told of it.
+//! Laws of configurations and their findings.
 
 use toml::de::{DeTable, DeValue};
 
 use crate::config::{AllowAnonymous, Config, Environment};
 
-/// A text is found wrong, or gives a configuration that reads back as what `check` prints of it;
-/// and neither shows a secret.
+/// Checks that a text has findings, or gives a configuration that reads back from the output of
+/// `check`; and that neither shows a secret.
 pub fn configuration(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
-    if ["/dev/", "/proc/", "\\"].iter().any(|not_for_here| text.contains(not_for_here)) {
-        return; // devices wait for somebody; and escapes hide from this law what is a secret
+    if ["/dev/", "/proc/", "\\"].iter().any(|excluded| text.contains(excluded)) {
+        return; // reading a device may block, and escapes hide a secret from this law
     }
     let strict = parse(text, AllowAnonymous::OnLoopback);
     let output = match parse(text, AllowAnonymous::Anywhere) {
@@ -18,7 +18,7 @@ pub fn configuration(input: &[u8]) {
             format!("{config:?}\n{}", config.to_masked_toml())
         }
         Err(findings) => {
-            assert!(strict.is_err(), "the flag lets more in, never less");
+            assert!(strict.is_err(), "the flag accepts more, never less");
             assert!(!findings.is_empty());
             findings
         }
@@ -42,7 +42,8 @@ fn parse(text: &str, anonymous: AllowAnonymous) -> Result<Config, String> {
         .map_err(|findings| findings.to_string())
 }
 
-/// What `check` prints is read again as the same, once there are secrets again.
+/// Checks that the output of `check` reads back as the same, once the masks are replaced by
+/// secrets.
 fn check_masked(config: &Config, text: &str) {
     let masked = config.to_masked_toml();
     if text.contains(MASK) {
@@ -58,8 +59,9 @@ fn check_masked(config: &Config, text: &str) {
     assert_eq!(reparsed.to_masked_toml(), masked);
 }
 
-/// Whether [`SECRET`] stands in this text only where secrets do, or may: in the query of a URL. In
-/// a text that is not TOML nothing may be told, wherever it stands.
+/// Returns whether every [`SECRET`] in this text is the value of a secret key, or in the query of a
+/// URL. In a text that is not TOML, no finding may show any part of the text, so every place
+/// counts.
 fn secrets_only_in_secret_keys(text: &str) -> bool {
     let (document, errors) = DeTable::parse_recoverable(text);
     !errors.is_empty() || text.matches(SECRET).count() == count_secrets_in_table(document.get_ref())
@@ -82,7 +84,7 @@ fn count_secrets_in_table(table: &DeTable<'_>) -> usize {
     table.iter().map(|(key, value)| count_in_entry(key.get_ref(), value.get_ref())).sum()
 }
 
-/// What every secret here holds, and nothing else does.
+/// Text that every secret here has, and no other value.
 const SECRET: &str = "hush";
 
 const MASK: &str = "********";

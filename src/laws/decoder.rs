@@ -1,4 +1,4 @@
-//! The decoder and the encoder of event streams.
+//! Laws of the decoder and the encoder of event streams.
 
 use std::time::Duration;
 
@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use crate::sse::{self, Decoded, Decoder, Frame};
 
-/// However a stream is cut, it decodes to the same; within the bound to what the standard says; and
-/// what came out goes in again. The first byte bounds events, the second cuts, the rest is the
-/// stream.
+/// Checks that a stream decodes the same however it is cut; that it decodes as the standard demands
+/// if it is within the bound; and that decoded frames can be encoded and decoded again. The first
+/// byte is the bound on events, the second the cut, the rest the stream.
 pub fn decoder(input: &[u8]) {
     let [bound, cut, stream @ ..] = input else { return };
     let max_event_bytes = if *bound == u8::MAX { 1 << 20 } else { usize::from(*bound) + 1 };
@@ -69,7 +69,7 @@ fn decode_chunks<'a>(
     decoded
 }
 
-/// The standard, word for word and without a thought for speed or bounds.
+/// Decodes a stream by the standard, word for word, without regard to speed or bounds.
 fn reference_decode(stream: &[u8]) -> Vec<Decoded> {
     let mut decoded = Vec::new();
     let (mut data, mut event, mut id, mut has_own_id) =
@@ -110,7 +110,7 @@ fn reference_decode(stream: &[u8]) -> Vec<Decoded> {
     decoded
 }
 
-/// The lines that have an end: LF, CR or CRLF.
+/// Returns the lines that are complete: ended by LF, CR or CRLF.
 fn lines(stream: &[u8]) -> Vec<Vec<u8>> {
     let mut lines = vec![Vec::new()];
     let mut before = 0;

@@ -1,4 +1,4 @@
-//! What a payload is read as, beside a reader that knows nothing of events.
+//! Laws of the envelope, compared with a JSON parser that knows nothing of events.
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -10,8 +10,8 @@ use crate::{
     sse::{self, Frame},
 };
 
-/// Whatever comes is refused for the reason there is, or kept byte for byte under a kind and a
-/// session that break no frame; and what is published says the same as what was sent, on one line,
+/// Checks that a payload is rejected for a true reason, or kept byte for byte under a kind and a
+/// session that cannot break a frame; and that a published payload keeps its meaning, on one line,
 /// and names its product.
 pub fn envelope(input: &[u8]) {
     let product = ProductId::new("prod_abc").unwrap();
@@ -48,7 +48,7 @@ fn check_draft(draft: &Draft, input: &[u8], value: Option<&Value>, product: &Pro
             .is_none_or(|session| !sse::breaks_framing(session.as_str().as_bytes()))
     );
     assert!(draft.forwarded_at.is_none_or(f64::is_finite));
-    // such as numbers beyond all measure, which pass through
+    // Numbers out of range, for example, are no `Value` and pass through.
     let Some(value) = value else { return };
     assert_eq!(value["type"].as_str(), Some(draft.kind.as_str()));
     let session = value["session_id"].as_str().filter(|session| !session.is_empty());
@@ -85,5 +85,5 @@ fn check_published(draft: Draft, value: Option<Value>, product: &ProductId) {
         assert_eq!(serde_json::from_slice::<Value>(&draft.payload).unwrap(), value);
     }
     let republished = envelope::parse_published(draft.payload.clone(), product, draft.received);
-    assert_eq!(republished, Ok(draft), "once more, it stays as it is");
+    assert_eq!(republished, Ok(draft), "publishing it again changes nothing");
 }

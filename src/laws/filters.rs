@@ -1,4 +1,4 @@
-//! What a subscriber asks for, in the query of its request and in a message of its socket.
+//! Laws of filters, in the query of a request and in a message of a WebSocket.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// A wish that is read is one that can be had, and written down again it is the same.
+/// Checks that a parsed filter is valid, and parses the same when it is written again.
 pub fn filters(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let mut headers = HeaderMap::new();
@@ -67,7 +67,7 @@ fn values(scope: &Scope) -> (Vec<&str>, Vec<&str>) {
     )
 }
 
-/// A query that asks for this.
+/// Returns a query for this request.
 fn to_query(request: &SubscriptionRequest) -> String {
     let (sessions, kinds) = values(&request.scope);
     let mut query = form_urlencoded::Serializer::new(String::new());

@@ -1,12 +1,12 @@
-//! Ids of events: read, written, and found in a log.
+//! Laws of event ids: parsing, formatting, and lookup in a log.
 
 use crate::{
     event::{EventId, StartPosition},
     log::{IdLookup, IdSpans},
 };
 
-/// An id is read in the one form it is written; and in a log made of the ids among these words,
-/// each is found where it was put.
+/// Checks that an id is parsed only in the form in which it is formatted; and that in a log made of
+/// the ids among the words of the input, each id is found at its position.
 pub fn ids(input: &[u8]) {
     match StartPosition::parse(input) {
         StartPosition::Now => assert!(input.is_empty()),
@@ -66,5 +66,5 @@ fn check_log(text: &str) {
     }
 }
 
-/// Fewer than a log remembers spans.
+/// Fewer than the number of spans that a log keeps.
 const MAX_IDS: usize = 1000;

@@ -1,7 +1,7 @@
-//! What holds for whatever comes in: each law takes any bytes, and panics where it is broken.
+//! Laws that hold for any input: each law takes bytes, and panics if it is broken.
 //!
-//! In: bytes. Out: nothing, or a panic. `fuzz/` looks for bytes that break a law; what it kept on
-//! the way, and what was written by hand, is its corpus, which `cargo test` goes through. No part
+//! In: bytes. Out: a panic if the law is broken. `fuzz/` looks for bytes that break a law. Its
+//! corpus, inputs that it found and inputs written by hand, is tested by `cargo test`. Not a part
 //! of the relay: compiled for tests and for fuzzing only.
 //!
 //! May use: `config`, `envelope`, `event`, `http`, `log`, `sse`.
@@ -9,7 +9,7 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
-    reason = "a broken law is told by a panic"
+    reason = "a broken law is reported by a panic"
 )]
 
 mod configuration;
@@ -26,7 +26,7 @@ pub use self::{
 mod tests {
     use super::*;
 
-    /// Goes through what is kept for one target.
+    /// Checks a law for every input of its corpus.
     fn check_corpus(target: &str, law: fn(&[u8])) {
         let folder = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
         let files = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));

@@ -1,16 +1,16 @@
-//! A stand-in connector: `GET /stream/{product_id}` as the real one serves it, filled with
-//! simulated sessions.
+//! Stand-in connector: `GET /stream/{product_id}` as the real connector serves it, with the events
+//! of simulated sessions.
 //!
-//! In: which products, how much traffic. Out: routes to serve, and a future that makes the traffic
-//! until it is stopped. Like the real connector it keeps nothing, knows no resume, and drops events
-//! for a client whose queue is full.
+//! In: products and rates. Out: routes to serve, and a future that generates the traffic until it
+//! is stopped. Like the real connector, the simulator keeps no events, has no resume, and drops
+//! events for a client whose queue is full.
 //!
 //! ```text
-//! site → visit → person → people → run → audience → stream
-//!  what there is   who     when   to whom    over HTTP
+//! site ─► visit ─► person ─► population ─► run ─► viewers ─► stream
+//! pages   actions  payloads  all sessions  pace   queues     HTTP
 //! ```
 //!
-//! Beside it, `receiver`: a stand-in for whoever receives webhooks.
+//! `receiver` is a stand-in for a receiver of webhooks.
 //!
 //! May use: no other module.
 
@@ -39,45 +39,45 @@ use tracing::error;
 pub(crate) use self::receiver::SampleReceiver;
 use self::{population::Population, stream::SimulatedConnector};
 
-/// What to simulate. The caller has checked it.
+/// Options of the simulation. The caller has checked them.
 pub(crate) struct SimulationOptions {
-    /// The products that are registered. Twice the same is once.
+    /// Products that are registered; repeated ones count once.
     pub(crate) products: Vec<String>,
-    /// Events per second and product: more than 0, at most 100 000.
+    /// Events per second in each product: more than 0, at most 100 000.
     pub(crate) rate: f64,
-    /// Sessions active at one time in each product, at least 1.
+    /// Sessions that are active at one time in each product, at least 1.
     pub(crate) sessions: usize,
-    /// Size that every payload reaches at least; 0 leaves them as they are.
+    /// Minimum size of every payload in bytes; 0 adds no padding.
     pub(crate) payload_bytes: usize,
-    /// The bearer token that clients must present, if any.
+    /// Bearer token that clients must send, if any.
     pub(crate) token: Option<String>,
     /// Time between the heartbeats of one stream, more than 0.
     pub(crate) heartbeat: Duration,
-    /// What the traffic follows from. Each product has its own traffic under the same seed.
+    /// Seed of the traffic. With the same seed, each product still has its own traffic.
     pub(crate) seed: u64,
 }
 
-/// The stand-in connector. Serve [`Simulator::router`] while [`Simulator::run`] makes the traffic.
+/// Stand-in connector. Serve [`Simulator::router`] while [`Simulator::run`] generates the traffic.
 pub(crate) struct Simulator {
     options: SimulationOptions,
     connector: Arc<SimulatedConnector>,
 }
 
 impl Simulator {
-    /// A connector that is silent until it runs.
+    /// Creates a connector that sends no events until it runs.
     pub(crate) fn new(options: SimulationOptions) -> Simulator {
         let connector =
             SimulatedConnector::new(&options.products, options.token.as_deref(), options.heartbeat);
         Simulator { options, connector: Arc::new(connector) }
     }
 
-    /// What to serve.
+    /// Returns the routes to serve.
     pub(crate) fn router(&self) -> Router {
         stream::router(self.connector.clone())
     }
 
-    /// Makes every product's traffic until `stop` is cancelled; then ends all streams, so that a
-    /// server can drain, and answers new ones with 503.
+    /// Generates the traffic of every product until `stop` is cancelled. Then it ends all streams,
+    /// so that a server can drain, and new requests get 503.
     ///
     /// # Cancel safety
     ///
@@ -97,15 +97,15 @@ impl Simulator {
         }
         while let Some(finished) = products.join_next().await {
             if let Err(error) = finished {
-                error!(%error, "the traffic of a simulated product broke off");
+                error!(%error, "the traffic of a simulated product failed");
             }
         }
-        stop.cancelled().await; // without products there was nothing to wait for yet
+        stop.cancelled().await; // without products, no task has waited for it
     }
 }
 
-/// Tells a product's audience what its crowd does, at an even pace, until stopped; then closes the
-/// audience.
+/// Sends the events of a population to the clients of its product, at an even pace, until `stop`;
+/// then closes the clients' queues.
 async fn run_product(
     connector: Arc<SimulatedConnector>,
     product: String,
@@ -120,24 +120,25 @@ async fn run_product(
         for _ in 0..events {
             clients.broadcast(&encode_frame(&population.next_payload(unix_seconds())));
         }
-        // When ticks were missed the next one is due already; clients take their turn in between.
+        // After missed ticks the next tick is due already; without this, clients would get no turn
+        // in between.
         yield_now().await;
     }
     clients.close();
 }
 
-/// When events are due: one a tick, or several where ticks would have to be closer than a timer can
-/// tell apart.
+/// Pace of events: one event per tick, or several if ticks would have to be closer than the
+/// resolution of the timer.
 struct EventPacer {
     ticks: Interval,
     per_tick: f64,
-    /// What earlier ticks left over: less than one event.
+    /// Remainder of earlier ticks: less than one event.
     carry: f64,
 }
 
 impl EventPacer {
     fn new(rate: f64) -> EventPacer {
-        // A rate too small for a `Duration` is a very long time, and so is the longest allowed.
+        // A rate whose interval does not fit a `Duration` gets the longest tick.
         let between_events = Duration::try_from_secs_f64(1.0 / rate).unwrap_or(MAX_TICK);
         let period = between_events.clamp(MIN_TICK, MAX_TICK);
         let per_tick = if between_events < MIN_TICK { rate * MIN_TICK.as_secs_f64() } else { 1.0 };
@@ -146,7 +147,7 @@ impl EventPacer {
         EventPacer { ticks: interval(period), per_tick, carry: 0.0 }
     }
 
-    /// Waits for the next tick: how many events are due.
+    /// Waits for the next tick, and returns how many events are due.
     async fn tick(&mut self) -> u32 {
         self.ticks.tick().await;
         self.carry += self.per_tick;
@@ -156,7 +157,7 @@ impl EventPacer {
     }
 }
 
-/// A payload as it goes over the wire: encoded once, shared by all clients.
+/// Encodes a payload as a frame, once for all clients.
 fn encode_frame(payload: &str) -> Bytes {
     let mut frame = String::with_capacity("data: \n\n".len() + payload.len());
     for part in ["data: ", payload, "\n\n"] {
@@ -165,12 +166,12 @@ fn encode_frame(payload: &str) -> Bytes {
     Bytes::from(frame)
 }
 
-/// Now, as the connector writes it. A clock before 1970 counts as 1970.
+/// Returns the current time as the connector writes it. A clock before 1970 counts as 1970.
 fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-/// The resolution of tokio's timer.
+/// Resolution of tokio's timer.
 const MIN_TICK: Duration = Duration::from_millis(1);
-/// Long enough to mean never, short enough to be added to an instant.
+/// Long enough to mean "never", and short enough to be added to an `Instant`.
 const MAX_TICK: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);

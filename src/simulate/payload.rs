@@ -1,7 +1,7 @@
-//! The payloads of the connector's stream, as JSON.
+//! Payloads of the connector's stream as JSON.
 //!
-//! In: what a person did. Out: the text of one payload; fields, types and their order are those of
-//! the connector's contract. Times are filled in last, so that everything else can be settled
+//! In: actions of a user. Out: the text of one payload; fields, types and their order are those of
+//! the connector's contract. Times are filled in last, so that all other parts are determined
 //! without a clock.
 //!
 //! May use: no other module.
@@ -17,46 +17,47 @@ use super::site::FILLER_SENTENCES;
 pub(crate) enum StreamPayload<'a> {
     /// A batch of actions of one session.
     Actions {
-        /// The product it happened in.
+        /// Product of the actions.
         product_id: &'a str,
-        /// Who acted.
+        /// Identity of the user.
         #[serde(flatten)]
-        who: &'a UserIdentity,
-        /// How many actions there are.
+        user: &'a UserIdentity,
+        /// Number of actions.
         count: usize,
-        /// When the connector forwarded the batch, Unix seconds.
+        /// Time at which the connector forwarded the batch, in Unix seconds.
         forwarded_at: f64,
-        /// In the order they happened.
+        /// Actions in their order.
         actions: Vec<Action<'a>>,
-        /// When the session's batch before was forwarded, Unix seconds. Not part of the JSON.
+        /// Time at which the previous batch of the session was forwarded, in Unix seconds. Not part
+        /// of the JSON.
         #[serde(skip)]
         since: Option<f64>,
     },
-    /// Prose in place of many actions.
+    /// A text that replaces several actions.
     Summary {
-        /// The product it happened in.
+        /// Product of the actions.
         product_id: &'a str,
-        /// The session summed up.
+        /// Session of the actions.
         session_id: Option<&'a str>,
-        /// What the person did.
+        /// The text.
         summary: String,
-        /// How many actions it stands for.
+        /// Number of actions that the text replaces.
         replaces: u64,
-        /// When the connector forwarded it, Unix seconds.
+        /// Time at which the connector forwarded the summary, in Unix seconds.
         forwarded_at: f64,
     },
     /// The start of a product tour in one session. It has no time.
     UsertourTrigger {
-        /// The product the tour is for.
+        /// Product of the tour.
         product_id: &'a str,
-        /// Which tour.
+        /// Id of the tour.
         flow_id: &'static str,
-        /// Where it is to start.
+        /// Session in which the tour starts.
         session_id: &'a str,
-        /// Why it is offered.
+        /// Reason to offer the tour.
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
-        /// Who will see it.
+        /// User who will see the tour.
         #[serde(skip_serializing_if = "Option::is_none")]
         user_id: Option<&'a str>,
     },
@@ -65,51 +66,51 @@ pub(crate) enum StreamPayload<'a> {
 /// One action of a batch.
 #[derive(Serialize)]
 pub(crate) struct Action<'a> {
-    /// Place in the session, from 0.
+    /// Number of the action in its session, from 0.
     pub(crate) index: u64,
     /// `pageview`, `click`, `focus`, `type`, `submit` or `blur`.
     #[serde(rename = "type")]
     pub(crate) kind: &'static str,
-    /// A headline.
+    /// Headline of the action.
     pub(crate) title: String,
-    /// A sentence.
+    /// Description in a sentence.
     pub(crate) description: String,
-    /// Unix seconds.
+    /// Start in Unix seconds.
     pub(crate) timestamp_start: f64,
-    /// Unix seconds, not before the start.
+    /// End in Unix seconds, not before the start.
     pub(crate) timestamp_end: f64,
-    /// The address as the browser showed it.
+    /// Address as the browser shows it.
     pub(crate) raw_url: String,
-    /// The address without its query.
+    /// Address without its query.
     pub(crate) canonical_url: String,
-    /// Who acted.
+    /// Identity of the user.
     #[serde(flatten)]
-    pub(crate) who: &'a UserIdentity,
+    pub(crate) user: &'a UserIdentity,
 }
 
-/// Whatever is known of a person.
+/// Known facts about a user.
 #[derive(Serialize)]
 pub(crate) struct UserIdentity {
-    /// The browser session.
+    /// Id of the browser session.
     pub(crate) session_id: Option<String>,
-    /// The account, once signed in.
+    /// Id of the account, once the user is signed in.
     pub(crate) user_id: Option<String>,
-    /// The account's address.
+    /// Email address of the account.
     pub(crate) email: Option<String>,
-    /// The chat thread linked to the session; usually absent rather than null.
+    /// Chat thread that is linked to the session; usually absent rather than null.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) conversation_id: Option<String>,
 }
 
 impl StreamPayload<'_> {
-    /// Makes the JSON at least `bytes` long by adding prose to its last description, summary or
-    /// reason.
+    /// Pads the JSON to at least `bytes` bytes by adding sentences to its last description, summary
+    /// or reason.
     ///
-    /// To be called before [`StreamPayload::set_times`]: it counts the times in their shortest
-    /// form, so that what is added does not depend on the clock.
+    /// Must be called before [`StreamPayload::set_times`]: the times count in their shortest form,
+    /// so that the padding does not depend on the clock.
     pub(crate) fn pad_to(&mut self, bytes: usize, rng: &mut Rng) {
         if bytes == 0 {
-            return; // spares the encoding
+            return; // saves the encoding
         }
         let missing = bytes.saturating_sub(self.encode().len());
         let first_sentence = rng.usize(..FILLER_SENTENCES.len());
@@ -120,7 +121,8 @@ impl StreamPayload<'_> {
         }
     }
 
-    /// Fills in the times: forwarded now, the actions one after the other since the batch before.
+    /// Fills in the times: forwarded at `now`, with the actions one after the other since the
+    /// previous batch.
     pub(crate) fn set_times(&mut self, now: f64, rng: &mut Rng) {
         match self {
             StreamPayload::Actions { forwarded_at, actions, since, .. } => {
@@ -132,12 +134,12 @@ impl StreamPayload<'_> {
         }
     }
 
-    /// The JSON text.
+    /// Returns the JSON text.
     pub(crate) fn encode(&self) -> String {
         serde_json::to_string(self).expect("every key is a string and no field's encoding can fail")
     }
 
-    /// The text that may grow.
+    /// Returns the text that padding is appended to.
     fn padding_target(&mut self) -> Option<&mut String> {
         match self {
             StreamPayload::Actions { actions, .. } => {
@@ -149,7 +151,7 @@ impl StreamPayload<'_> {
     }
 }
 
-/// Adds at least `missing` bytes of sentences, the last of them cut at the end of a word.
+/// Appends at least `missing` bytes of sentences; the last sentence is cut at the end of a word.
 fn append_prose(text: &mut String, missing: usize, first_sentence: usize) {
     let target_len = text.len().saturating_add(missing);
     for sentence in FILLER_SENTENCES.iter().cycle().skip(first_sentence) {
@@ -164,7 +166,7 @@ fn append_prose(text: &mut String, missing: usize, first_sentence: usize) {
     }
 }
 
-/// Lets the actions happen one after the other, none before `since`, none after `now`.
+/// Sets the times of the actions one after the other: none before `since`, none after `now`.
 fn spread_times(actions: &mut [Action<'_>], since: Option<f64>, now: f64, rng: &mut Rng) {
     let mut remaining = actions.len() as f64;
     let earliest = now - remaining * SECONDS_PER_ACTION;
@@ -172,20 +174,19 @@ fn spread_times(actions: &mut [Action<'_>], since: Option<f64>, now: f64, rng: &
     for action in actions {
         let share = (now - at) / remaining;
         action.timestamp_start = at;
-        // `max`: cutting to milliseconds must not turn the order round.
+        // `max` keeps the order if cutting to milliseconds would reverse it.
         at = floor_to_millis(at + share * (0.5 + 0.5 * rng.f64())).max(at);
         action.timestamp_end = at;
         remaining -= 1.0;
     }
 }
 
-/// Cuts a time to the precision that browsers report.
+/// Cuts a time to milliseconds, the precision that browsers report.
 fn floor_to_millis(seconds: f64) -> f64 {
     (seconds * 1000.0).floor() / 1000.0
 }
 
-/// How long one action takes at most. Someone who did nothing for an hour did not click for an
-/// hour.
+/// Maximum duration of one action: a click after an hour of inactivity does not last an hour.
 const SECONDS_PER_ACTION: f64 = 8.0;
 
 #[cfg(test)]
@@ -209,8 +210,8 @@ mod tests {
 
     #[test]
     fn the_fields_of_a_batch_are_in_the_recorded_order() {
-        let who = test_identity();
-        let encoded = batch(&who, 1).encode();
+        let user = test_identity();
+        let encoded = batch(&user, 1).encode();
         assert_eq!(
             encoded,
             concat!(
@@ -225,10 +226,10 @@ mod tests {
 
     #[test]
     fn padding_reaches_any_size_and_overshoots_by_less_than_a_word() {
-        let who = test_identity();
-        let natural = batch(&who, 2).encode().len();
+        let user = test_identity();
+        let natural = batch(&user, 2).encode().len();
         for bytes in (0..3000).chain([65_536]) {
-            let mut payload = batch(&who, 2);
+            let mut payload = batch(&user, 2);
             payload.pad_to(bytes, &mut Rng::with_seed(bytes as u64));
             let length = payload.encode().len();
             assert!(
@@ -240,12 +241,12 @@ mod tests {
 
     #[test]
     fn actions_follow_one_another_between_the_last_batch_and_now() {
-        let who = test_identity();
+        let user = test_identity();
         let now = 1_700_000_000.123_456_7;
         for (since, seed) in
             [(None, 1), (Some(now - 3.0), 2), (Some(now - 4000.0), 3), (Some(now), 4)]
         {
-            let mut payload = batch_since(&who, 5, since);
+            let mut payload = batch_since(&user, 5, since);
             payload.set_times(now, &mut Rng::with_seed(seed));
             let StreamPayload::Actions { forwarded_at, actions, .. } = payload else {
                 panic!("a batch stays a batch")
@@ -264,8 +265,8 @@ mod tests {
 
     #[test]
     fn a_clock_set_back_puts_no_action_into_the_future() {
-        let who = test_identity();
-        let mut payload = batch_since(&who, 3, Some(2000.0));
+        let user = test_identity();
+        let mut payload = batch_since(&user, 3, Some(2000.0));
         payload.set_times(1000.0, &mut Rng::with_seed(1));
         let StreamPayload::Actions { actions, .. } = payload else {
             panic!("a batch stays a batch")
@@ -282,11 +283,11 @@ mod tests {
         }
     }
 
-    fn batch(who: &UserIdentity, count: usize) -> StreamPayload<'_> {
-        batch_since(who, count, None)
+    fn batch(user: &UserIdentity, count: usize) -> StreamPayload<'_> {
+        batch_since(user, count, None)
     }
 
-    fn batch_since(who: &UserIdentity, count: usize, since: Option<f64>) -> StreamPayload<'_> {
+    fn batch_since(user: &UserIdentity, count: usize, since: Option<f64>) -> StreamPayload<'_> {
         let action = |index| Action {
             index,
             kind: "click",
@@ -296,12 +297,12 @@ mod tests {
             timestamp_end: 0.0,
             raw_url: "https://app.example.com/a?b=c".into(),
             canonical_url: "https://app.example.com/a".into(),
-            who,
+            user,
         };
         let actions: Vec<_> = (0..count as u64).map(action).collect();
         StreamPayload::Actions {
             product_id: "prod_abc",
-            who,
+            user,
             count,
             forwarded_at: 0.0,
             actions,

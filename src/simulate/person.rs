@@ -1,6 +1,7 @@
-//! One person of the crowd: who it is, how long the visit lasts, and which payload is due.
+//! One simulated user: identity, length of the visit, and the next payload.
 //!
-//! In: random numbers, and which event it is. Out: a payload whose times are still to be filled in.
+//! In: random numbers, and the number of the event. Out: a payload whose times are still to be
+//! filled in.
 //!
 //! May use: no other module.
 
@@ -12,19 +13,19 @@ use super::{
     visit::{Visit, pick},
 };
 
-/// Somebody in the product, from arriving to leaving.
+/// A user of the product, from arrival to departure.
 pub(crate) struct Person {
     identity: UserIdentity,
     visit: Visit,
-    /// Batches until the person leaves.
+    /// Batches until the user leaves.
     batches_left: u32,
-    /// Actions after which the connector sums up.
+    /// Actions after which the connector sends a summary.
     summary_threshold: u64,
-    /// When the last batch was forwarded, Unix seconds.
+    /// Time at which the last batch was forwarded, in Unix seconds.
     last_batch_at: Option<f64>,
 }
 
-/// What an event will be.
+/// Kind of the next event.
 enum DueEvent {
     Actions,
     Summary,
@@ -32,24 +33,24 @@ enum DueEvent {
 }
 
 impl Person {
-    /// Somebody known by name who has just arrived.
+    /// Creates a signed-in user who has just arrived.
     pub(crate) fn customer(rng: &mut Rng) -> Person {
         let identity = customer_identity(rng);
         Person::new(identity, rng)
     }
 
-    /// Anybody who has just arrived, known or not.
+    /// Creates a user who has just arrived, signed in or not.
     pub(crate) fn random_visitor(rng: &mut Rng) -> Person {
         let identity = visitor_identity(rng);
         Person::new(identity, rng)
     }
 
-    /// Whether there is nothing more to tell of this person.
+    /// Returns whether the user has left.
     pub(crate) fn has_left(&self) -> bool {
         self.batches_left == 0
     }
 
-    /// What the connector has to say in event number `turn`, forwarded at `now`.
+    /// Returns the payload of event number `turn`, forwarded at `now`.
     pub(crate) fn next_payload<'a>(
         &'a mut self,
         turn: u64,
@@ -99,7 +100,7 @@ impl Person {
         }
         StreamPayload::Actions {
             product_id,
-            who: identity,
+            user: identity,
             count: actions.len(),
             forwarded_at: 0.0,
             since: last_batch_at.replace(now),
@@ -115,7 +116,7 @@ impl Person {
 
     fn offer_tour<'a>(&'a self, product_id: &'a str, rng: &mut Rng) -> StreamPayload<'a> {
         let (flow_id, reason) = self.visit.tour();
-        // `due_event` asks for one
+        // `due_event` returns a tour only for a user with a session.
         let session_id = self.identity.session_id.as_deref().unwrap_or_default();
         let reason = rng.bool().then(|| reason.to_owned());
         let user_id = self.identity.user_id.as_deref().filter(|_| rng.bool());
@@ -123,7 +124,8 @@ impl Person {
     }
 }
 
-/// Anybody: half of them are customers, the others lack something, one in ten even a session.
+/// Returns a random identity: half of them are customers, the others lack something, and one in ten
+/// has no session.
 fn visitor_identity(rng: &mut Rng) -> UserIdentity {
     let known = customer_identity(rng);
     match rng.u8(..20) {
@@ -136,7 +138,8 @@ fn visitor_identity(rng: &mut Rng) -> UserIdentity {
     }
 }
 
-/// A signed-in person in a new session. The number decides the name, so people come back.
+/// Returns a signed-in user in a new session. The number decides the name, so a returning user has
+/// the same name.
 fn customer_identity(rng: &mut Rng) -> UserIdentity {
     let number = rng.u32(1..=CUSTOMER_COUNT);
     let mut name_rng = Rng::with_seed(u64::from(number));
@@ -150,14 +153,14 @@ fn customer_identity(rng: &mut Rng) -> UserIdentity {
     }
 }
 
-/// Actions in one payload at most.
+/// Maximum actions in one payload.
 const MAX_BATCH: usize = 5;
-/// The event that is a tour, so that even a short demo has one. Even, as the first person's turns
-/// are.
+/// Number of the event that is a tour, so that even a short demo has one. It is even, as the turns
+/// of the first user are.
 const FIRST_TOUR: u64 = 6;
-/// The event that is a summary, after six turns of the first person.
+/// Number of the event that is a summary, after six turns of the first user.
 const FIRST_SUMMARY: u64 = 12;
-/// People with an account.
+/// Number of users with an account.
 const CUSTOMER_COUNT: u32 = 20_000;
 
 #[cfg(test)]
@@ -181,7 +184,7 @@ mod tests {
             }
             goodbyes += usize::from(last.starts_with("Leave "));
         }
-        assert!(goodbyes > 60, "{goodbyes} of 100 left politely");
+        assert!(goodbyes > 60, "{goodbyes} of 100 ended with leaving");
     }
 
     #[test]
@@ -189,17 +192,17 @@ mod tests {
         let mut rng = Rng::with_seed(2);
         let identity =
             UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None };
-        let mut nobody = Person::new(identity, &mut rng);
+        let mut visitor = Person::new(identity, &mut rng);
         for turn in 0..1000 {
             assert!(!matches!(
-                nobody.next_payload(turn, 0.0, "prod_abc", &mut rng),
+                visitor.next_payload(turn, 0.0, "prod_abc", &mut rng),
                 StreamPayload::UsertourTrigger { .. }
             ));
         }
     }
 
     #[test]
-    fn whoever_comes_back_has_the_same_address() {
+    fn a_returning_customer_has_the_same_address() {
         let mut rng = Rng::with_seed(3);
         let mut addresses = std::collections::BTreeMap::new();
         let mut returns = 0;

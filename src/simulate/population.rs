@@ -1,7 +1,7 @@
-//! The people of one product, and what the connector has to say about them.
+//! The simulated users of one product.
 //!
-//! In: a seed, and the time at each event. Out: payloads, for ever. Pure: the same seed gives the
-//! same payloads but for their times.
+//! In: a seed, and the time of each event. Out: payloads, endlessly. Pure: the same seed gives the
+//! same payloads except for their times.
 //!
 //! May use: no other module.
 
@@ -9,19 +9,19 @@ use fastrand::Rng;
 
 use super::person::Person;
 
-/// Everybody who is in one product at the moment.
+/// The users who are currently in one product.
 pub(crate) struct Population {
     product: String,
     payload_bytes: usize,
     rng: Rng,
     people: Vec<Person>,
-    /// Events so far.
+    /// Number of events so far.
     turn: u64,
 }
 
 impl Population {
-    /// A crowd of `sessions` people, at least one, whose payloads have about `payload_bytes` bytes
-    /// at least.
+    /// Creates a population of `sessions` users, at least one, whose payloads have about
+    /// `payload_bytes` bytes or more.
     pub(crate) fn new(
         seed: u64,
         product: &str,
@@ -29,19 +29,20 @@ impl Population {
         payload_bytes: usize,
     ) -> Population {
         let mut rng = Rng::with_seed(seed ^ stable_hash(product));
-        // The first one is known by name, because a demo tells that story first, and a tour needs a
+        // The first user is signed in, because a demo begins with that user, and a tour needs a
         // session.
         let mut people = vec![Person::customer(&mut rng)];
         people.extend((1..sessions).map(|_| Person::random_visitor(&mut rng)));
         Population { product: product.to_owned(), payload_bytes, rng, people, turn: 0 }
     }
 
-    /// The JSON text of the next payload, forwarded at `now` (Unix seconds).
+    /// Returns the JSON text of the next payload, forwarded at `now` (Unix seconds).
     pub(crate) fn next_payload(&mut self, now: f64) -> String {
         let Population { product, payload_bytes, rng, people, turn } = self;
         let person = pick_person(people, *turn, rng);
         if person.has_left() {
-            *person = Person::random_visitor(rng); // one leaves, one comes: their number stays
+            // A new user replaces the one who has left, so the number of users stays the same.
+            *person = Person::random_visitor(rng);
         }
         let mut payload = person.next_payload(*turn, now, product, rng);
         *turn += 1;
@@ -51,23 +52,23 @@ impl Population {
     }
 }
 
-/// Whoever the next event is about. Every second of the first events is about the same person: with
-/// many sessions nobody else would have done enough to be summed up.
+/// Returns the user of the next event. Every second one of the first events belongs to the first
+/// user: with many sessions no other user would have done enough for a summary.
 fn pick_person<'a>(people: &'a mut [Person], turn: u64, rng: &mut Rng) -> &'a mut Person {
     let is_first_persons_turn = turn < OPENING_EVENTS && turn.is_multiple_of(2);
     let index = if is_first_persons_turn { 0 } else { rng.usize(..people.len()) };
-    people.get_mut(index).expect("drawn from the number of people, of whom there is always one")
+    people.get_mut(index).expect("the index is below the number of people, which is never zero")
 }
 
-/// FNV-1a, written here because it must be the same in every build: the standard library's hashes
-/// promise no such thing.
+/// FNV-1a, implemented here because the hash must be the same in every build: the hashes of the
+/// standard library do not promise that.
 fn stable_hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// Events that tell mainly of the first person.
+/// Number of events of which every second one belongs to the first user.
 const OPENING_EVENTS: u64 = 20;
 
 #[cfg(test)]
@@ -81,7 +82,7 @@ mod tests {
     const NOW: f64 = 1_700_000_000.25;
 
     #[test]
-    fn the_same_seed_gives_the_same_payloads_whatever_the_time() {
+    fn the_same_seed_gives_the_same_payloads_at_any_time() {
         let mut early = Population::new(7, "prod_abc", 20, 700);
         let mut late = Population::new(7, "prod_abc", 20, 700);
         for turn in 0..500 {
@@ -202,25 +203,25 @@ mod tests {
     }
 
     #[test]
-    fn about_as_many_sessions_are_active_as_asked_for_and_new_ones_arrive() {
+    fn about_the_requested_number_of_sessions_is_active_and_new_ones_arrive() {
         let sessions_in = |events: &[Value]| {
             events.iter().filter_map(|it| it["session_id"].as_str()).collect::<BTreeSet<_>>().len()
         };
         for sessions in [1, 20, 100] {
             let events = payloads(6, sessions, sessions * 200);
-            // nearly everyone's turn, hardly anyone left
+            // In this window nearly every user has a turn, and hardly any user leaves.
             let later_window = &events[sessions * 100..sessions * 108];
             let active = sessions_in(later_window);
             assert!(
                 active <= sessions * 3 / 2 + 1 && active >= sessions / 2,
                 "{active} of {sessions} are active"
             );
-            assert!(sessions_in(&events) > sessions * 2, "nobody new among {sessions}");
+            assert!(sessions_in(&events) > sessions * 2, "no new sessions among {sessions}");
         }
     }
 
     #[test]
-    fn every_kind_of_payload_is_padded_to_the_size_asked_for() {
+    fn every_kind_of_payload_is_padded_to_the_requested_size() {
         let mut population = Population::new(8, "prod_abc", 20, 4096);
         for _ in 0..300 {
             let payload = population.next_payload(NOW);

@@ -1,16 +1,17 @@
-//! A sample receiver of webhooks: checks both signatures, tells people what came, and fails for a
-//! while when asked to.
+//! Sample receiver of webhooks: verifies both signatures, prints deliveries, and fails regularly on
+//! one of its routes.
 //!
-//! In: deliveries. Out: lines to read, few enough to follow: the first deliveries one by one, then
-//! a summary now and then.
+//! In: deliveries. Out: lines to read, few enough to follow: single lines for the first deliveries,
+//! then a summary at intervals.
 //!
 //! | route | answers |
 //! |---|---|
 //! | `POST /good` | 200 |
 //! | `POST /flaky` | 503 in the first [`OUTAGE_DURATION`] of each [`OUTAGE_PERIOD`], else 200 |
 //!
-//! Both answer 401 to what is not signed as the contract has it. That each checks for itself, with
-//! code of its own, is the point: it is what somebody who receives webhooks has to write.
+//! Both routes answer 401 to a delivery that is not signed as the contract demands. The receiver
+//! verifies the signatures with code of its own, not with that of the relay: it is an example of
+//! the code that a receiver needs.
 //!
 //! May use: `http`.
 
@@ -30,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::http::problem::Problem;
 
-/// Serve [`SampleReceiver::router`] while [`SampleReceiver::run`] tells what came.
+/// Sample receiver. Serve [`SampleReceiver::router`] while [`SampleReceiver::run`] prints
+/// summaries.
 pub(crate) struct SampleReceiver {
     secret: String,
     started: Instant,
@@ -38,10 +40,10 @@ pub(crate) struct SampleReceiver {
     stats: [Mutex<RouteStats>; 2],
 }
 
-/// Takes a line for the user. A failure to print is the caller's to handle.
+/// Function that prints a line for the user, and handles a failure to do so.
 pub(crate) type PrintLine = Box<dyn Fn(&str) + Send + Sync>;
 
-/// What somebody who prints a delivery needs of it. Never what a user has done.
+/// Fields of a delivery that are printed; the actions of users are not.
 #[derive(Deserialize)]
 struct ReceivedEvent {
     #[serde(rename = "type")]
@@ -50,14 +52,14 @@ struct ReceivedEvent {
     session_id: Option<String>,
 }
 
-/// One route's books.
+/// Counters of one route.
 #[derive(Debug, Default)]
 struct RouteStats {
-    /// Lines for single deliveries so far.
+    /// Number of lines printed for single deliveries.
     printed: usize,
-    /// By type, since the last summary.
+    /// Accepted deliveries by type since the last summary.
     accepted: BTreeMap<String, usize>,
-    /// 503s since the last summary.
+    /// Answers of 503 since the last summary.
     failed: usize,
     was_failing: bool,
 }
@@ -70,7 +72,7 @@ enum ReceiverRoute {
 }
 
 impl SampleReceiver {
-    /// A receiver that shares this secret with the relay. Its first outage begins now.
+    /// Creates a receiver that shares `secret` with the relay. Its first outage begins now.
     pub(crate) fn new(secret: &str, print: PrintLine) -> Arc<Self> {
         Arc::new(Self {
             secret: secret.to_owned(),
@@ -80,7 +82,7 @@ impl SampleReceiver {
         })
     }
 
-    /// What to serve.
+    /// Returns the routes to serve.
     pub(crate) fn router(self: &Arc<Self>) -> Router {
         Router::new()
             .route("/good", post(good))
@@ -90,7 +92,7 @@ impl SampleReceiver {
             .with_state(Arc::clone(self))
     }
 
-    /// Tells now and then what came, until stopped.
+    /// Prints summaries until stopped.
     pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut ticks = interval_at(Instant::now() + SUMMARY_INTERVAL, SUMMARY_INTERVAL);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -117,8 +119,8 @@ impl SampleReceiver {
         if in_outage { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
     }
 
-    /// Holds the headers against the body, as the connector's SDK does and as Standard Webhooks has
-    /// it.
+    /// Verifies the signatures in the headers against the body, by the rules of the connector's SDK
+    /// and of Standard Webhooks.
     fn verify_signatures(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), &'static str> {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let key = hmac::Key::new(hmac::HMAC_SHA256, self.secret.as_bytes());
@@ -126,19 +128,19 @@ impl SampleReceiver {
         if !hex
             .is_some_and(|hex| constant_time_eq(hex, &hex_encode(hmac::sign(&key, body).as_ref())))
         {
-            return Err("X-Connector-Signature does not fit");
+            return Err("X-Connector-Signature does not match");
         }
         let (Some(id), Some(timestamp)) = (header("webhook-id"), header("webhook-timestamp"))
         else {
             return Err("webhook-id or webhook-timestamp is missing");
         };
-        // An old request may be one that somebody has overheard and sends again.
+        // A request with an old timestamp may be a replay of an intercepted one.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if !timestamp
             .parse::<u64>()
             .is_ok_and(|then| then.abs_diff(now) <= TIMESTAMP_TOLERANCE.as_secs())
         {
-            return Err("webhook-timestamp is not of now");
+            return Err("webhook-timestamp is too far from the current time");
         }
         let mut signed = hmac::Context::with_key(&key);
         [id, ".", timestamp, "."].iter().for_each(|part| signed.update(part.as_bytes()));
@@ -148,7 +150,7 @@ impl SampleReceiver {
         offered
             .any(|signature| constant_time_eq(signature, &expected))
             .then_some(())
-            .ok_or("webhook-signature does not fit")
+            .ok_or("webhook-signature does not match")
     }
 
     fn lock_stats(&self, route: ReceiverRoute) -> MutexGuard<'_, RouteStats> {
@@ -162,7 +164,7 @@ impl SampleReceiver {
 }
 
 impl RouteStats {
-    /// Enters a delivery that was well signed, and returns what is to be told at once.
+    /// Counts a delivery with valid signatures, and returns lines to print at once.
     fn record(
         &mut self,
         route: ReceiverRoute,
@@ -176,10 +178,10 @@ impl RouteStats {
             let seconds = OUTAGE_DURATION.as_secs();
             lines.push(match in_outage {
                 true => {
-                    format!("{path} answers 503 for up to {seconds} s: watch its deliveries wait")
+                    format!("{path} answers 503 for up to {seconds} s: its deliveries wait")
                 }
                 false => {
-                    format!("{path} is back: what waited comes now, in order within each session")
+                    format!("{path} answers again: the waiting deliveries arrive now, in order within each session")
                 }
             });
         }
@@ -193,13 +195,14 @@ impl RouteStats {
             let ReceivedEvent { kind, product_id, session_id } = payload;
             let session = session_id.as_deref().unwrap_or("none");
             lines.push(format!(
-                "{path} got {kind} of {product_id}, session {session}; both signatures fit"
+                "{path} got {kind} of {product_id}, session {session}; both signatures match"
             ));
         }
         lines
     }
 
-    /// What came since the last summary, if anything did. Begins a new one.
+    /// Returns a summary of the deliveries since the last one, if there were any, and begins a new
+    /// one.
     fn take_summary(&mut self, route: ReceiverRoute) -> Option<String> {
         let (accepted, failed) =
             (std::mem::take(&mut self.accepted), std::mem::take(&mut self.failed));
@@ -246,24 +249,24 @@ async fn flaky(
     receiver.receive(ReceiverRoute::Flaky, &headers, &body)
 }
 
-/// Whether the flaky route fails, so long after its start.
+/// Returns whether the flaky route fails at this time after its start.
 fn outage_at(elapsed: Duration) -> bool {
     elapsed.as_secs() % OUTAGE_PERIOD.as_secs() < OUTAGE_DURATION.as_secs()
 }
 
-/// Compares in a time that tells nothing of where they differ.
+/// Compares in constant time, so that the time does not tell where the texts differ.
 fn constant_time_eq(offered: &str, expected: &str) -> bool {
     verify_slices_are_equal(offered.as_bytes(), expected.as_bytes()).is_ok()
 }
 
 fn hex_encode(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}"); // a String takes everything
+        let _ = write!(text, "{byte:02x}"); // writing to a String cannot fail
         text
     })
 }
 
-/// RFC 4648, section 4.
+/// Encodes bytes as base64 with padding (RFC 4648, section 4).
 fn base64_encode(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let letter =
@@ -280,15 +283,16 @@ fn base64_encode(bytes: &[u8]) -> String {
     text
 }
 
-/// The flaky route fails for so long …
+/// Time for which the flaky route fails at the beginning of each period.
 const OUTAGE_DURATION: Duration = Duration::from_secs(20);
-/// … at the beginning of each round. Between two outages there is time to see that all is well.
+/// Period of the flaky route: between two outages there is time to see that deliveries work again.
 const OUTAGE_PERIOD: Duration = Duration::from_secs(90);
-/// After these, somebody knows what a delivery looks like.
+/// Number of deliveries that are printed singly, enough to show what a delivery looks like.
 const MAX_SINGLE_LINES: usize = 3;
-/// Slow enough that what the demo has greeted with stays on the screen for a while.
+/// Interval of summaries, slow enough that the greeting of the demo stays on the screen for a
+/// while.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
-/// What the libraries of Standard Webhooks allow.
+/// Tolerance that the libraries of Standard Webhooks have.
 const TIMESTAMP_TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
 #[cfg(test)]
@@ -301,7 +305,8 @@ mod tests {
         SampleReceiver::new("hush", Box::new(|_| ()))
     }
 
-    /// What the relay sends, made by other means: `openssl dgst -hmac hush`.
+    /// Returns the headers that the relay sends. The connector signature was made with `openssl
+    /// dgst -hmac hush`.
     fn signed(timestamp: u64) -> HeaderMap {
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"hush");
         let text = [format!("1-1.{timestamp}.").as_bytes(), BODY].concat();
@@ -326,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_signed_by_both_rules_is_accepted_and_nothing_else() {
+    async fn only_a_delivery_signed_by_both_rules_is_accepted() {
         let receiver = receiver();
         assert_eq!(receiver.verify_signatures(&signed(now()), BODY), Ok(()));
         assert!(receiver.verify_signatures(&signed(now()), b"{}").is_err());
@@ -356,7 +361,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_flaky_route_fails_at_the_beginning_of_each_round_and_the_good_one_never() {
+    async fn the_flaky_route_fails_at_the_beginning_of_each_period_and_the_good_one_never() {
         let receiver = receiver();
         let mut failing = Vec::new();
         for second in 0..2 * OUTAGE_PERIOD.as_secs() {
@@ -371,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_are_told_one_by_one_and_then_there_are_summaries() {
+    fn the_first_deliveries_are_printed_one_by_one_and_later_ones_as_summaries() {
         let mut stats = RouteStats::default();
         let payload: ReceivedEvent = serde_json::from_slice(BODY).unwrap();
         let printed: usize =

@@ -1,45 +1,45 @@
-//! The imaginary product that simulated people use: its pages, what is on them, and what people
-//! write there.
+//! The imaginary product of the simulated users: its pages, their controls, and texts that users
+//! write.
 //!
-//! In: nothing. Out: tables. Some texts are not ASCII, hold quotation marks or a line break,
-//! because real ones do and a relay must carry them unchanged.
+//! In: nothing. Out: tables. Some texts are not ASCII, have quotation marks or a line break,
+//! because real texts do and a relay must carry them unchanged.
 //!
 //! May use: no other module.
 
 /// One page of the imaginary product.
 #[derive(Debug)]
 pub(crate) struct SitePage {
-    /// Below the origin, without a query.
+    /// Path below the origin, without a query.
     pub(crate) path: &'static str,
-    /// As its headline says it.
+    /// Name of the page as its headline has it.
     pub(crate) title: &'static str,
-    /// As prose says it: "on the … page".
+    /// Name of the page in prose: "on the … page".
     pub(crate) name: &'static str,
-    /// What can be clicked.
+    /// Buttons to click.
     pub(crate) buttons: &'static [&'static str],
-    /// What can be written into.
+    /// Fields to write into.
     pub(crate) fields: &'static [&'static str],
     /// Queries that visitors arrive with.
     pub(crate) queries: &'static [&'static str],
-    /// The tour that helps a visitor who is stuck here.
+    /// Tour that is offered to a visitor who makes no progress here.
     pub(crate) flow_id: &'static str,
-    /// Why the tour is offered.
+    /// Reason to offer the tour.
     pub(crate) reason: &'static str,
 }
 
-/// A text somebody writes into a field.
+/// A text that a user writes into a field.
 #[derive(Debug)]
 pub(crate) struct SampleText {
-    /// What is written.
+    /// The text.
     pub(crate) text: &'static str,
-    /// The query that searching for it leaves in the address.
+    /// Query that a search for the text leaves in the address.
     pub(crate) query: &'static str,
 }
 
-/// Where the imaginary product lives.
+/// Origin of the imaginary product.
 pub(crate) const ORIGIN: &str = "https://app.example.com";
 
-/// Every page. The first is where most visits begin.
+/// All pages. Most visits begin with the first one.
 pub(crate) const PAGES: [SitePage; 9] = [
     SitePage {
         path: "/dashboard",
@@ -133,7 +133,7 @@ pub(crate) const PAGES: [SitePage; 9] = [
     },
 ];
 
-/// What people write.
+/// Texts that users write.
 pub(crate) const SAMPLE_TEXTS: [SampleText; 8] = [
     SampleText { text: "quarterly revenue", query: "q=quarterly+revenue" },
     SampleText { text: "churn by region", query: "q=churn+by+region" },
@@ -148,13 +148,13 @@ pub(crate) const SAMPLE_TEXTS: [SampleText; 8] = [
     SampleText { text: "Hello,\nwhere do I find my invoices?", query: "q=invoices" },
 ];
 
-/// First names; they appear in email addresses only, so they are plain.
+/// First names. They appear in email addresses only, so they are ASCII.
 pub(crate) const FIRST_NAMES: [&str; 12] = [
     "ada", "bela", "chen", "dora", "emeka", "fatima", "goran", "hana", "ines", "jonas", "kavya",
     "liam",
 ];
 
-/// Last names, as plain as the first ones.
+/// Last names, ASCII for the same reason.
 pub(crate) const LAST_NAMES: [&str; 11] = [
     "abebe",
     "brandt",
@@ -169,8 +169,8 @@ pub(crate) const LAST_NAMES: [&str; 11] = [
     "kobayashi",
 ];
 
-/// Sentences that make a payload longer. Plain ASCII without quotation marks, so each byte is one
-/// byte of JSON too.
+/// Sentences that pad a payload. Plain ASCII without quotation marks, so each byte is one byte of
+/// JSON too.
 pub(crate) const FILLER_SENTENCES: [&str; 8] = [
     "The pointer rested over the chart while the numbers were loading.",
     "A tooltip opened and was read to its end before anything else happened.",

@@ -1,6 +1,6 @@
-//! What a client of the stand-in connector sees over HTTP.
+//! HTTP side of the stand-in connector.
 //!
-//! In: requests. Out: event streams of a product's frames with a heartbeat among them, or a
+//! In: requests. Out: event streams of the frames of a product with heartbeats among them, or a
 //! problem.
 //!
 //! May use: `auth`, `http`, `sse`.
@@ -40,7 +40,7 @@ use crate::{
     sse,
 };
 
-/// What requests are answered from.
+/// State that requests are answered from.
 pub(crate) struct SimulatedConnector {
     clients_by_product: BTreeMap<String, ConnectorClients>,
     token: ListenerKey,
@@ -48,7 +48,7 @@ pub(crate) struct SimulatedConnector {
 }
 
 impl SimulatedConnector {
-    /// A connector for these products. Without a token it lets everybody in.
+    /// Creates a connector for these products. Without a token, clients need none.
     pub(crate) fn new(
         products: &[String],
         token: Option<&str>,
@@ -64,15 +64,15 @@ impl SimulatedConnector {
         }
     }
 
-    /// Who listens to a product, unless it is unknown.
+    /// Returns the clients of a product; [`None`] if the product is unknown.
     pub(crate) fn clients(&self, product: &str) -> Option<&ConnectorClients> {
         self.clients_by_product.get(product)
     }
 }
 
-/// The routes: the stream, and problems for everything else.
+/// Returns the routes: the stream, and problems for all other paths.
 pub(crate) fn router(connector: Arc<SimulatedConnector>) -> Router {
-    // HEAD would otherwise be answered by a stream that nobody reads.
+    // HEAD would otherwise be answered by a stream whose body is never read.
     let stream = get(stream).head(|| async { Problem::method_not_allowed("GET") });
     Router::new()
         .route("/stream/{product_id}", stream)
@@ -99,7 +99,7 @@ async fn stream(
     Ok((head, Body::new(SimulatedStreamBody::new(frames, connector.heartbeat))).into_response())
 }
 
-/// The body of one stream. It ends when the product's audience is closed.
+/// Body of one stream. It ends when the clients of the product are closed.
 struct SimulatedStreamBody {
     frames: mpsc::Receiver<Bytes>,
     heartbeat: Interval,
@@ -108,7 +108,7 @@ struct SimulatedStreamBody {
 impl SimulatedStreamBody {
     fn new(frames: mpsc::Receiver<Bytes>, period: Duration) -> SimulatedStreamBody {
         let mut heartbeat = interval_at(Instant::now() + period, period);
-        // A client that read nothing for an hour has no use for the heartbeats of that hour.
+        // A client that has read nothing for an hour does not need the heartbeats of that hour.
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         SimulatedStreamBody { frames, heartbeat }
     }
@@ -123,7 +123,8 @@ impl http_body::Body for SimulatedStreamBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let body = self.get_mut();
-        // The heartbeat first: a queue that is never empty must not silence it.
+        // The heartbeat is polled first, because a queue that is never empty would otherwise
+        // suppress it.
         if body.heartbeat.poll_tick(context).is_ready() {
             return Poll::Ready(Some(Ok(Frame::data(sse::encode_heartbeat(None::<&str>)))));
         }
@@ -149,11 +150,7 @@ mod tests {
         assert_eq!(next(&mut body).await, "event");
         tokio::time::advance(Duration::from_secs(300)).await;
         assert_eq!(next(&mut body).await, sse::encode_heartbeat(None::<&str>));
-        assert_eq!(
-            next(&mut body).await,
-            "event",
-            "what was missed of the heartbeats is not made up for"
-        );
+        assert_eq!(next(&mut body).await, "event", "missed heartbeats are not made up for");
     }
 
     async fn next(body: &mut SimulatedStreamBody) -> Bytes {

@@ -1,5 +1,5 @@
-//! The stand-in connector as its clients see it: requests in, responses and frames out, no socket
-//! in between.
+//! The stand-in connector as its clients see it: requests in, responses and frames out, without a
+//! socket.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ async fn only_get_on_a_registered_stream_with_the_token_is_answered_by_a_stream(
 }
 
 #[tokio::test]
-async fn without_a_token_set_everybody_is_let_in() {
+async fn without_a_configured_token_every_client_is_admitted() {
     let router = Simulator::new(options()).router();
     for authorization in ["", "Bearer anything"] {
         assert_eq!(
@@ -94,7 +94,7 @@ async fn a_stream_is_data_lines_with_the_payloads_of_its_product() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn heartbeats_come_at_their_interval_whatever_else_is_sent() {
+async fn heartbeats_come_at_their_interval_beside_other_events() {
     let harness = SimulatorHarness::start(options());
     let mut body = harness.connect("prod_abc").await;
     let connected = Instant::now();
@@ -117,7 +117,7 @@ async fn without_traffic_a_stream_is_heartbeats_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_come_at_the_rate_asked_for_and_evenly() {
+async fn events_come_at_the_requested_rate_and_evenly() {
     for (rate, seconds) in
         [(0.1, 100.0), (5.0, 20.0), (300.0, 10.0), (1000.0, 2.0), (1500.0, 2.0), (40_000.0, 0.5)]
     {
@@ -158,7 +158,7 @@ async fn missed_ticks_are_caught_up_with() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_most_extreme_rates_do_no_harm() {
+async fn the_most_extreme_rates_are_handled() {
     for rate in [f64::MIN_POSITIVE, 1e-9, 100_000.0] {
         let mut pace = EventPacer::new(rate);
         assert!(pace.tick().await >= 1);
@@ -173,9 +173,12 @@ async fn a_client_that_reads_loses_nothing_at_a_high_rate() {
     let mut expected = Population::new(1, "prod_abc", 20, 0);
     for _ in 0..5000 {
         let frame = next_frame(&mut body).await.unwrap();
-        let told: Value = serde_json::from_str(&frame["data: ".len()..]).unwrap();
-        let made: Value = serde_json::from_str(&expected.next_payload(0.0)).unwrap();
-        assert_eq!((&told["type"], &told["session_id"]), (&made["type"], &made["session_id"]));
+        let sent: Value = serde_json::from_str(&frame["data: ".len()..]).unwrap();
+        let generated: Value = serde_json::from_str(&expected.next_payload(0.0)).unwrap();
+        assert_eq!(
+            (&sent["type"], &sent["session_id"]),
+            (&generated["type"], &generated["session_id"])
+        );
     }
 }
 
@@ -204,7 +207,7 @@ async fn without_products_it_runs_until_stopped() {
     harness.task.await.unwrap();
 }
 
-/// A simulator whose traffic is being made.
+/// A simulator that generates its traffic.
 struct SimulatorHarness {
     router: Router,
     stop: CancellationToken,

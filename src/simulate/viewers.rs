@@ -1,7 +1,7 @@
-//! The clients connected to one product.
+//! The clients that are connected to one product.
 //!
-//! In: frames. Out: a queue per client. Nothing is kept: who is not here, or has a full queue,
-//! misses the frame, as with the real connector.
+//! In: frames. Out: a queue per client. No frame is kept: a client that is not connected, or has a
+//! full queue, misses it, as with the real connector.
 //!
 //! May use: no other module.
 
@@ -12,27 +12,27 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tracing::{debug, warn};
 
-/// Everybody connected to one product.
+/// The clients that are connected to one product.
 pub(crate) struct ConnectorClients {
     product: String,
     queues: Mutex<ClientQueues>,
 }
 
-/// Whether somebody may come in, and who is inside.
+/// Queues of the connected clients, until they are closed.
 enum ClientQueues {
     Open(Vec<ConnectedClient>),
     Closed,
 }
 
 struct ConnectedClient {
-    /// Holds [`CLIENT_QUEUE_FRAMES`] frames. When it is full, new frames are lost to this client
-    /// alone; the log says how many.
+    /// Queue of [`CLIENT_QUEUE_FRAMES`] frames. When it is full, new frames are lost to this client
+    /// alone, and the log has their number.
     queue: mpsc::Sender<Bytes>,
     lost_frames: u64,
 }
 
 impl ConnectorClients {
-    /// Nobody yet.
+    /// Creates the clients of a product, which are none at first.
     pub(crate) fn new(product: &str) -> ConnectorClients {
         ConnectorClients {
             product: product.to_owned(),
@@ -40,8 +40,8 @@ impl ConnectorClients {
         }
     }
 
-    /// A queue of every frame from now on, or nothing once closed. It ends when the audience is
-    /// closed.
+    /// Returns a queue of every frame from now on, or [`None`] once closed. The queue ends when
+    /// [`ConnectorClients::close`] is called.
     pub(crate) fn try_connect(&self) -> Option<mpsc::Receiver<Bytes>> {
         let ClientQueues::Open(clients) = &mut *self.lock_queues() else {
             return None;
@@ -51,14 +51,14 @@ impl ConnectorClients {
         Some(frames)
     }
 
-    /// Puts a frame into every queue that has room. Never waits.
+    /// Pushes a frame to every queue that has room. Never waits.
     pub(crate) fn broadcast(&self, frame: &Bytes) {
         if let ClientQueues::Open(clients) = &mut *self.lock_queues() {
             clients.retain_mut(|client| client.send(frame, &self.product));
         }
     }
 
-    /// Ends every queue after what is already in it, and lets nobody in any more.
+    /// Ends every queue after the frames in it, and refuses new clients.
     pub(crate) fn close(&self) {
         let closed = mem::replace(&mut *self.lock_queues(), ClientQueues::Closed);
         if let ClientQueues::Open(clients) = closed {
@@ -73,7 +73,7 @@ impl ConnectorClients {
 }
 
 impl ConnectedClient {
-    /// Whether the client is still there.
+    /// Pushes a frame, and returns whether the client is still connected.
     fn send(&mut self, frame: &Bytes, product: &str) -> bool {
         match self.queue.try_send(frame.clone()) {
             Ok(()) => true,
@@ -97,13 +97,13 @@ impl ConnectedClient {
 
     fn log_departure(&self, product: &str) {
         match self.lost_frames {
-            0 => debug!(product, "client gone"),
-            lost => warn!(product, lost, "client gone that had lost events"),
+            0 => debug!(product, "client disconnected"),
+            lost => warn!(product, lost, "a client that had lost events disconnected"),
         }
     }
 }
 
-/// Frames that wait for one client at most. The number is the connector's.
+/// Maximum frames that wait for one client, as in the connector.
 const CLIENT_QUEUE_FRAMES: usize = 256;
 
 #[cfg(test)]
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_later_gets_nothing_of_what_was_before() {
+    fn a_later_client_gets_no_earlier_frames() {
         let connected = ConnectorClients::new("prod_abc");
         connected.broadcast(&frame(1));
         let mut client = connected.try_connect().unwrap();
@@ -134,19 +134,19 @@ mod tests {
     }
 
     #[test]
-    fn who_has_gone_is_forgotten_at_the_next_event() {
+    fn a_disconnected_client_is_removed_at_the_next_event() {
         let connected = ConnectorClients::new("prod_abc");
         drop(connected.try_connect());
         let _stays = connected.try_connect();
         connected.broadcast(&frame(1));
         let ClientQueues::Open(clients) = &*connected.lock_queues() else {
-            panic!("nobody closed the doors")
+            panic!("the clients are not closed")
         };
         assert_eq!(clients.len(), 1);
     }
 
     #[tokio::test]
-    async fn closing_ends_every_queue_and_lets_nobody_in() {
+    async fn closing_ends_every_queue_and_refuses_new_clients() {
         let connected = ConnectorClients::new("prod_abc");
         let mut client = connected.try_connect().unwrap();
         connected.broadcast(&frame(1));

@@ -1,7 +1,6 @@
-//! One person's way through the imaginary product.
+//! One visit of a simulated user.
 //!
-//! In: random numbers. Out: what the person does next, and what there is to say about it when it is
-//! summed up.
+//! In: random numbers. Out: the next action of the user, and a summary of past actions.
 //!
 //! May use: no other module.
 
@@ -14,9 +13,9 @@ use super::{
     site::{ORIGIN, PAGES, SAMPLE_TEXTS, SitePage},
 };
 
-/// A visit under way.
+/// A visit in progress.
 pub(crate) struct Visit {
-    /// How sentences call the person: "User" or "Visitor".
+    /// Noun for the user in sentences: "User" or "Visitor".
     noun: &'static str,
     page: &'static SitePage,
     query: Option<&'static str>,
@@ -26,7 +25,7 @@ pub(crate) struct Visit {
     unsummarized: UnsummarizedActions,
 }
 
-/// What the next action must be, so that it follows from the one before.
+/// Constraint on the next action, so that it follows from the previous one.
 enum NextAction {
     Land,
     OpenPage(&'static SitePage),
@@ -35,7 +34,7 @@ enum NextAction {
     Anything,
 }
 
-/// What was done since the last summary.
+/// Actions since the last summary.
 #[derive(Default)]
 struct UnsummarizedActions {
     actions: u64,
@@ -44,7 +43,7 @@ struct UnsummarizedActions {
 }
 
 impl Visit {
-    /// Begins a visit of someone whom sentences call `noun`.
+    /// Begins a visit of a user whom sentences call `noun`.
     pub(crate) fn new(noun: &'static str, rng: &mut Rng) -> Visit {
         let lands_at_the_front = rng.u8(..10) < 6;
         let page = if lands_at_the_front { &PAGES[0] } else { pick(&PAGES, rng) };
@@ -58,8 +57,8 @@ impl Visit {
         }
     }
 
-    /// What the person does next.
-    pub(crate) fn act<'a>(&mut self, who: &'a UserIdentity, rng: &mut Rng) -> Action<'a> {
+    /// Returns the next action.
+    pub(crate) fn act<'a>(&mut self, user: &'a UserIdentity, rng: &mut Rng) -> Action<'a> {
         let (kind, title, description) =
             match mem::replace(&mut self.next_action, NextAction::Anything) {
                 NextAction::Land => {
@@ -79,27 +78,28 @@ impl Visit {
                     _ => self.focus(rng),
                 },
             };
-        self.record(who, kind, title, description)
+        self.record(user, kind, title, description)
     }
 
-    /// The last thing the person does.
-    pub(crate) fn leave<'a>(&mut self, who: &'a UserIdentity) -> Action<'a> {
+    /// Returns the last action of the visit.
+    pub(crate) fn leave<'a>(&mut self, user: &'a UserIdentity) -> Action<'a> {
         let title = format!("Leave {}", self.page.title);
         let description = format!("{} left the {} page", self.noun, self.page.name);
-        self.record(who, "blur", title, description)
+        self.record(user, "blur", title, description)
     }
 
-    /// The tour for whoever is stuck where this person is, and the reason to offer it.
+    /// Returns the tour to offer on the current page, and the reason to offer it.
     pub(crate) fn tour(&self) -> (&'static str, &'static str) {
         (self.page.flow_id, self.page.reason)
     }
 
-    /// How many actions no summary stands for yet.
+    /// Returns the number of actions since the last summary.
     pub(crate) fn unsummarized_actions(&self) -> u64 {
         self.unsummarized.actions
     }
 
-    /// Sums up what was done since the last time: the prose, and how many actions it replaces.
+    /// Returns a summary of the actions since the last one, and the number of actions that it
+    /// replaces.
     pub(crate) fn sum_up(&mut self) -> (String, u64) {
         let done = mem::take(&mut self.unsummarized);
         let pages = match done.pages.as_slice() {
@@ -173,10 +173,11 @@ impl Visit {
         (kind, format!("{verb} {field} field"), description)
     }
 
-    /// Gives an action its place in the session and its address. Its times are not known here.
+    /// Creates an action with its index in the session and its address. Its times are filled in
+    /// later.
     fn record<'a>(
         &mut self,
-        who: &'a UserIdentity,
+        user: &'a UserIdentity,
         kind: &'static str,
         title: String,
         description: String,
@@ -197,7 +198,7 @@ impl Visit {
             timestamp_end: 0.0,
             raw_url,
             canonical_url,
-            who,
+            user,
         }
     }
 }
@@ -205,19 +206,19 @@ impl Visit {
 /// Kind, title and description of an action.
 type ActionText = (&'static str, String, String);
 
-/// Draws one entry of a table of `site`.
+/// Returns a random entry of a table of `site`.
 pub(crate) fn pick<'a, T>(table: &'a [T], rng: &mut Rng) -> &'a T {
-    rng.choice(table).expect("no table of `site` is empty, a test there looks")
+    rng.choice(table).expect("a test of `site` shows that no table is empty")
 }
 
-/// Remembers something worth a mention, unless it already is or there is enough to tell.
+/// Records a page or control for the summary, unless it is recorded already or there are enough.
 fn add_mention(mentions: &mut Vec<&'static str>, mention: &'static str) {
     if mentions.len() < MAX_MENTIONS && !mentions.contains(&mention) {
         mentions.push(mention);
     }
 }
 
-/// "a", "a and b", "a, b and c".
+/// Joins words to "a", "a and b" or "a, b and c".
 fn join_words(words: &[&str]) -> String {
     match words {
         [] => String::new(),
@@ -226,14 +227,14 @@ fn join_words(words: &[&str]) -> String {
     }
 }
 
-/// How many pages, and how many controls, a summary names at most: it is to be read in one breath.
+/// Maximum number of pages, and of controls, that a summary names, to keep it short.
 const MAX_MENTIONS: usize = 4;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const NOBODY: UserIdentity =
+    const ANONYMOUS: UserIdentity =
         UserIdentity { session_id: None, user_id: None, email: None, conversation_id: None };
 
     #[test]
@@ -242,7 +243,7 @@ mod tests {
         let mut visit = Visit::new("User", &mut rng);
         let mut before: Option<Action<'_>> = None;
         for _ in 0..1000 {
-            let action = visit.act(&NOBODY, &mut rng);
+            let action = visit.act(&ANONYMOUS, &mut rng);
             let after_a_link = before.as_ref().is_none_or(|before| before.title.ends_with(" link"));
             assert_eq!(action.kind == "pageview", after_a_link, "{}", action.title);
             before = Some(action);
@@ -255,7 +256,7 @@ mod tests {
         let mut visit = Visit::new("User", &mut rng);
         let mut before = "";
         for _ in 0..1000 {
-            let kind = visit.act(&NOBODY, &mut rng).kind;
+            let kind = visit.act(&ANONYMOUS, &mut rng).kind;
             match kind {
                 "type" => assert_eq!(before, "focus"),
                 "submit" | "blur" => {
@@ -272,12 +273,12 @@ mod tests {
         let mut rng = Rng::with_seed(3);
         let mut visit = Visit::new("Visitor", &mut rng);
         for _ in 0..7 {
-            visit.act(&NOBODY, &mut rng);
+            visit.act(&ANONYMOUS, &mut rng);
         }
         let (prose, replaces) = visit.sum_up();
         assert_eq!(replaces, 7);
         assert!(prose.starts_with("The visitor ") && prose.ends_with('.'), "{prose}");
-        visit.leave(&NOBODY);
+        visit.leave(&ANONYMOUS);
         assert_eq!(visit.sum_up().1, 1);
     }
 
@@ -288,7 +289,7 @@ mod tests {
         for _ in 0..50 {
             let mut visit = Visit::new("User", &mut rng);
             for _ in 0..20 {
-                let action = visit.act(&NOBODY, &mut rng);
+                let action = visit.act(&ANONYMOUS, &mut rng);
                 let (path, query) = action.raw_url.split_once('?').unwrap_or((&action.raw_url, ""));
                 assert_eq!(path, action.canonical_url);
                 with_query += usize::from(!query.is_empty());

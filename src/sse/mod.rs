@@ -60,14 +60,14 @@ impl Decoder {
     }
 
     /// Passes in the next chunk. The previous one must be used up: [`Decoder::next`] has returned
-    /// none.
+    /// [`None`].
     pub(crate) fn feed(&mut self, chunk: Bytes) {
         debug_assert!(self.chunk.is_empty(), "the previous chunk is used up");
         self.chunk = chunk;
     }
 
-    /// Returns what the bytes so far amount to, or none when more are needed. An event that is
-    /// unfinished when the stream ends is never returned, as the standard demands.
+    /// Returns the next result of the bytes so far, or [`None`] if more bytes are needed. An event
+    /// that is unfinished when the stream ends is never returned, as the standard demands.
     pub(crate) fn next(&mut self) -> Option<Decoded> {
         while let Some(line) = self.next_line() {
             if let Some(decoded) = self.interpret(&line) {
@@ -216,7 +216,7 @@ fn append_line(mut lines: BytesMut, line: &[u8]) -> BytesMut {
 pub(crate) enum Decoded {
     /// A dispatched event.
     Frame(Frame),
-    /// The upstream's wish for the time to wait before a reconnect.
+    /// Reconnection time that the upstream asks for.
     Retry(Duration),
     /// An event exceeded the bound and was skipped.
     TooLarge,

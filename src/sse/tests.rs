@@ -32,8 +32,8 @@ fn frame(event: &str, data: &str, id: &str) -> Decoded {
     })
 }
 
-/// Cases of web-platform-tests, as data: `tests/data/eventsource-format.json` names the source of
-/// each.
+/// Checks the cases of web-platform-tests, as data: `tests/data/eventsource-format.json` names the
+/// source of each.
 #[test]
 fn web_platform_tests_format_cases_decode_as_they_must() {
     let suite: serde_json::Value =
@@ -75,7 +75,7 @@ fn assert_case(case: &serde_json::Value, decoded: Vec<Decoded>) {
 }
 
 #[test]
-fn an_id_stays_in_force_and_is_told_from_one_of_the_events_own() {
+fn an_id_stays_in_force_and_is_distinguished_from_an_events_own_id() {
     let stream = b"id: 1\ndata: a\n\ndata: b\n\nid: 2\n\ndata: c\n\nid: 2\ndata: d\n\n";
     let ids = frames(stream).into_iter().map(|decoded| match decoded {
         Decoded::Frame(frame) => (frame.id, frame.has_own_id),
@@ -117,7 +117,7 @@ fn an_event_past_the_bound_is_skipped_and_the_next_one_is_not() {
 }
 
 #[test]
-fn a_comment_or_unknown_field_of_any_length_takes_no_memory_and_harms_nothing() {
+fn a_comment_or_unknown_field_of_any_length_takes_no_memory_and_changes_no_event() {
     let mut decoder = Decoder::new(10);
     for field in [":".as_bytes(), b"unknown: "] {
         decoder.feed(Bytes::copy_from_slice(field));
@@ -154,7 +154,7 @@ fn a_payload_is_written_byte_for_byte_and_its_lines_as_lines() {
 }
 
 #[test]
-fn a_chunk_says_how_long_it_is_and_nothing_is_the_last_one() {
+fn a_chunk_has_its_length_and_an_empty_one_is_the_last() {
     assert_eq!(encode_event("7-42", b"{}").chunk, "13\r\nid: 7-42\ndata: {}\n\n\r\n");
     assert_eq!(encode_http1_chunk(b"retry: 1500\n"), "c\r\nretry: 1500\n\r\n");
     assert_eq!(encode_http1_chunk(b""), "0\r\n\r\n");
@@ -168,7 +168,7 @@ fn heartbeats_and_notices_are_whole_blocks_and_a_retry_is_none() {
     assert_eq!(encode_retry(Duration::from_millis(1500)), "retry: 1500\n");
 }
 
-/// Text in which everything that matters to the format is likely.
+/// Generates text that likely has the characters that matter to the format.
 fn stream_text() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         Just("\n".to_owned()),
@@ -212,7 +212,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_encoded_decodes_to_the_same_payload(payload in "[^\r]{0,200}", sequence: u64) {
+    fn an_encoded_payload_decodes_to_the_same_payload(payload in "[^\r]{0,200}", sequence: u64) {
         let id = format!("1-{sequence}");
         let EncodedEvent { chunk, frame: frame_range, payload: view } =
             encode_event(&id, payload.as_bytes());

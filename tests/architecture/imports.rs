@@ -65,9 +65,8 @@ const PURE: [&str; 9] = [
 ];
 
 /// Circles of files that the layout alone does not open, each with the file to open it at.
-const KNOWN_CIRCLES: [&[&str]; 5] = [
+const KNOWN_CIRCLES: [&[&str]; 4] = [
     &["app", "app::apply_config"],
-    &["auth", "auth::token"],
     &["http::public::sse", "http::public::sse::hyper_body", "http::public::sse::subscriber"],
     &["http::public::ws::socket", "http::public::ws::socket::close"],
     &[

@@ -1,4 +1,4 @@
-//! Tokens as an attacker would make them who has no key: none opens, whatever it looks like.
+//! Tokens that an attacker without a key could make: every form of them is refused.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn verify_with(jwt: &JwtConfig, token: &str) -> Result<VerifiedClaims, TokenErro
 }
 
 #[test]
-fn a_key_that_a_token_brings_along_counts_for_nothing() {
+fn a_key_that_a_token_brings_along_is_ignored() {
     let own = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let der = der_of(own.public_key());
     let point = &der[der.len() - 64..];
@@ -53,8 +53,8 @@ fn a_key_that_a_token_brings_along_counts_for_nothing() {
 }
 
 #[test]
-fn signatures_of_nothing_open_nothing() {
-    // The order of P-256: a signature of it, or of zeros, once passed careless verifiers.
+fn degenerate_signatures_are_refused() {
+    // The order of P-256: careless verifiers once accepted a signature of it, or of zeros.
     const P256_ORDER: [u8; 32] = [
         0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc,
         0xe6, 0xfa, 0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
@@ -72,7 +72,7 @@ fn signatures_of_nothing_open_nothing() {
             [P256_ORDER, P256_ORDER].concat(),
             [good.as_slice(), &[0]].concat(),
             good[1..].to_vec(),
-            tagged, // as OpenSSL writes it, which is not as a token has it
+            tagged, // DER, as OpenSSL writes it; a token has the fixed form
         ] {
             let token = sign_token(&head, GOOD_CLAIMS, |_| signature.clone());
             assert_eq!(
@@ -93,7 +93,7 @@ fn signatures_of_nothing_open_nothing() {
 }
 
 #[test]
-fn an_end_that_is_no_number_in_sight_is_none() {
+fn an_expiry_is_a_finite_number_in_the_future() {
     let with = |exp: &str| verify(&hs256_token(&format!(r#"{{"exp":{exp},"product_id":"p"}}"#)));
     for exp in ["-1", "-1e300", "-0.0", "0", "1e-300", "-9223372036854775809", "1800000000.4999"] {
         assert_eq!(with(exp), Err(TokenError::Expired), "{exp}");
@@ -119,14 +119,14 @@ fn an_end_that_is_no_number_in_sight_is_none() {
         );
     }
     for exp in ["18446744073709551616", "9007199254740993", "1e300"] {
-        // However far away, it is an end, and a stream under it has one.
+        // A distant expiry is still an expiry: a stream under it must end.
         let far = with(exp).map(|claimed| grant_for_claims(claimed, [0; 32], b"").stream_expiry());
         assert!(matches!(far, Ok(Some(_))), "{exp}: {far:?}");
     }
 }
 
 #[test]
-fn no_claim_may_stand_there_twice() {
+fn a_repeated_claim_is_refused() {
     let good = json!({"exp": 1_800_000_100, "nbf": 1, "aud": "a", "product_id": "p", "session_id": "s", "type": "t",
                       "permissions": ["subscribe"]});
     assert!(verify(&hs256_token(&good.to_string())).is_ok());
@@ -141,7 +141,7 @@ fn no_claim_may_stand_there_twice() {
 }
 
 #[test]
-fn whatever_is_not_a_token_in_compact_form_is_none() {
+fn a_credential_that_is_not_a_compact_token_is_refused() {
     let good = hs256_token(GOOD_CLAIMS);
     let parts: Vec<_> = good.split('.').collect();
     let (head, claims, signature) = (parts[0], parts[1], parts[2]);

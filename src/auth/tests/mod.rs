@@ -1,5 +1,5 @@
-//! Tokens that are accepted, tokens that are not, and that no grant is ever widened. Tokens are
-//! signed here by hand: the library that checks them has no part in making them.
+//! Tokens that are accepted and refused, and that no grant is ever widened. The tests sign tokens
+//! by hand: the library that verifies them has no part in making them.
 
 mod attacks;
 
@@ -32,7 +32,7 @@ use crate::{
 const SECRET: &str = "hush-hush-hush-hush-hush-hush-32";
 const PREVIOUS_SECRET: &str = "rust-rust-rust-rust-rust-rust-32";
 
-/// The time of all tests here.
+/// Current time of all tests here.
 const NOW: f64 = 1_800_000_000.5;
 
 fn shared_secret_config(audience: Option<&str>) -> JwtConfig {
@@ -68,7 +68,7 @@ fn hmac_of(key: &[u8], text: &str) -> Vec<u8> {
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
 }
 
-/// A token of this head and these claims, with whatever signs.
+/// Returns a token of this header and these claims, signed by `sign`.
 fn sign_token(head: &str, claims: &str, sign: impl Fn(&str) -> Vec<u8>) -> String {
     let text = unsigned(head, claims);
     let signature = BASE64.encode(sign(&text));
@@ -91,7 +91,7 @@ fn verify(token: &str) -> Result<VerifiedClaims, TokenError> {
         .map(|(claimed, _)| claimed)
 }
 
-/// What the claims come to, with an end and a product beside them.
+/// Returns the result for these claims, with an expiry and a product added.
 fn verify_claims(more: &Value) -> Result<VerifiedClaims, TokenError> {
     let mut claims = json!({"exp": 1_800_000_100, "product_id": "p"});
     claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -122,7 +122,7 @@ fn a_good_token_grants_what_it_says() {
 }
 
 #[test]
-fn the_previous_secret_still_counts_and_what_a_head_says_of_keys_does_not() {
+fn the_previous_secret_is_accepted_and_keys_named_in_a_header_are_ignored() {
     let old = sign_token(r#"{"alg":"HS256"}"#, GOOD_CLAIMS, |text| {
         hmac_of(PREVIOUS_SECRET.as_bytes(), text)
     });
@@ -139,7 +139,7 @@ fn the_previous_secret_still_counts_and_what_a_head_says_of_keys_does_not() {
 }
 
 #[test]
-fn no_trick_of_the_head_opens() {
+fn a_manipulated_header_is_refused() {
     for algorithm in
         ["none", "None", "NONE", "nOnE", "", "HS384", "HS512", "RS256", "ES256", "hs256", "HS256 "]
     {
@@ -175,7 +175,7 @@ fn no_trick_of_the_head_opens() {
 }
 
 #[test]
-fn damaged_tokens_do_not_open() {
+fn damaged_tokens_are_refused() {
     let good = hs256_token(GOOD_CLAIMS);
     let mut parts = good.split('.');
     let (head, claims, signature) =
@@ -213,7 +213,7 @@ fn damaged_tokens_do_not_open() {
 }
 
 #[test]
-fn a_token_counts_from_its_beginning_until_before_its_end() {
+fn a_token_is_valid_from_nbf_until_before_exp() {
     for (claims, refusal) in [
         (json!({"exp": 1_800_000_000}), TokenError::Expired),
         (json!({"exp": 1_800_000_000.5}), TokenError::Expired),
@@ -234,7 +234,7 @@ fn a_claim_of_the_wrong_type_is_never_taken_for_one_that_is_missing() {
         for value in
             [json!("1800000100"), json!(null), json!([1_800_000_100]), json!(true), json!({})]
         {
-            // Some of these already stop the library.
+            // The library already refuses some of these.
             let refusal = verify_claims(&json!({ name: value })).unwrap_err();
             assert!(
                 matches!(refusal, TokenError::Claim(_) | TokenError::Malformed),
@@ -331,7 +331,7 @@ fn der_of(key: &impl AsDer<PublicKeyX509Der<'static>>) -> Vec<u8> {
 
 type SignFn = Box<dyn Fn(&str) -> Vec<u8>>;
 
-/// Each algorithm with two public keys, and a signature by the second.
+/// Returns each algorithm with two public keys, and a signing function for the second.
 fn key_pairs() -> Vec<(PublicKeyAlgorithm, &'static str, [Vec<u8>; 2], SignFn)> {
     let ed = [(); 2].map(|()| Ed25519KeyPair::generate().unwrap());
     let ec = [(); 2].map(|()| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
@@ -427,7 +427,7 @@ fn a_minted_token_is_accepted_with_its_limits() {
 }
 
 #[test]
-fn a_token_is_told_from_others_by_what_is_signed_and_never_taken_for_a_key() {
+fn a_holder_is_identified_by_the_signed_part_of_its_token_and_never_taken_for_a_key() {
     let holder = |token: &[u8]| {
         grant_for_claims(verify_claims(&json!({"exp": NOW + 60.0})).unwrap(), [0; 32], token).holder
     };
@@ -437,7 +437,8 @@ fn a_token_is_told_from_others_by_what_is_signed_and_never_taken_for_a_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn streams_end_spread_over_the_last_fifth_of_the_time_left_with_time_for_a_goodbye() {
+async fn streams_end_spread_over_the_last_fifth_of_the_remaining_time_with_time_for_the_closing_handshake()
+ {
     let grant =
         grant_for_claims(verify_claims(&json!({"exp": NOW + 1000.0})).unwrap(), [0; 32], b"");
     tokio::time::advance(Duration::from_secs(500)).await;
@@ -488,7 +489,7 @@ fn scope() -> impl Strategy<Value = Scope> {
     (sessions, kinds).prop_map(|(sessions, kinds)| Scope { sessions, kinds })
 }
 
-/// Every event there is: of each session or none, of each kind.
+/// Returns every combination of session, including none, and kind.
 fn events() -> Vec<(Option<SessionId>, Kind)> {
     let sessions =
         (0..7_u8).map(|n| (n > 0).then(|| SessionId::new(&format!("s{}", n - 1)).unwrap()));
@@ -509,10 +510,10 @@ fn subset_of<T: Ord>(requested: &Only<T>, limit: &Only<T>) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30_000))]
 
-    /// 35 events for each of 30 000 pairs: a million of them, and each is seen if it is granted and
-    /// asked for, and only then.
+    /// Checks 35 events for each of 30 000 pairs, a million events: an event is seen if and only if
+    /// it is granted and requested.
     #[test]
-    fn what_is_seen_is_what_is_both_asked_for_and_granted(limits in scope(), requested in scope()) {
+    fn an_event_is_seen_if_it_is_both_requested_and_granted(limits in scope(), requested in scope()) {
         let grant = grant_with(limits.clone(), BTreeSet::from([Permission::Subscribe]));
         let may_ask = subset_of(&requested.sessions, &limits.sessions) && subset_of(&requested.kinds, &limits.kinds);
         match grant.narrow(requested.clone()) {
@@ -523,14 +524,14 @@ proptest! {
                     let both = limits.includes(session.as_ref(), &kind) && requested.includes(session.as_ref(), &kind);
                     prop_assert_eq!(seen.includes(session.as_ref(), &kind), both);
                 }
-                // Asking again for what one has changes nothing.
+                // Narrowing a scope by itself changes nothing.
                 prop_assert_eq!(grant.narrow(seen.clone()), Ok(seen));
             }
         }
     }
 
     #[test]
-    fn what_may_be_published_is_within_the_limits(limits in scope()) {
+    fn an_event_may_be_published_within_the_limits_only(limits in scope()) {
         let grant = grant_with(limits.clone(), BTreeSet::from([Permission::Publish]));
         for (session, kind) in events() {
             let has_session = match &limits.sessions {

@@ -1,7 +1,7 @@
 //! `[[webhooks]]`: receivers that events are pushed to.
 //!
-//! In: the array of tables. Out: [`WebhookConfig`]s; an empty list of types or sessions has become
-//! "everything". `json` takes them from the admin API by the same rules.
+//! In: the array of tables. Out: [`WebhookConfig`]s, in which an empty list of types or sessions
+//! has become "everything". `json` reads webhooks of the admin API by the same rules.
 //!
 //! May use: `event`.
 
@@ -16,61 +16,61 @@ use super::{
     address::HttpUrl,
     entry::ConfigEntry,
     findings::quoted,
-    reader::{Section, report_duplicate_texts},
     secret::{Secret, SecretEntries, SecretRule},
+    section::{Section, report_duplicate_texts},
     upstream::{UpstreamConfig, parse_product_id},
     values,
 };
 use crate::event::{Only, ProductId, SessionId};
 
-/// A receiver, which events it gets, and how hard it is tried.
+/// A receiver, the events that it gets, and how often delivery is attempted.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct WebhookConfig {
-    /// Its name in logs, metrics and the admin API.
+    /// Name in logs, metrics and the admin API.
     pub(crate) id: String,
-    /// The product whose events it gets.
+    /// Product whose events are delivered.
     pub(crate) product_id: ProductId,
-    /// Where they are posted.
+    /// URL that events are posted to.
     pub(crate) url: HttpUrl,
-    /// Signs them.
+    /// Secret that signs deliveries.
     pub(crate) secret: Secret,
-    /// The types it gets.
+    /// Types of the delivered events.
     pub(crate) types: Only<String>,
-    /// The sessions whose events it gets.
+    /// Sessions of the delivered events.
     pub(crate) session_ids: Only<SessionId>,
-    /// How long one attempt may take in all.
+    /// Maximum duration of one attempt as a whole.
     pub(crate) timeout: Duration,
-    /// Attempts after the first.
+    /// Maximum attempts after the first.
     pub(crate) max_retries: u32,
-    /// The wait before the first retry, which doubles from there.
+    /// Delay before the first retry; it doubles from there.
     pub(crate) initial_backoff: Duration,
-    /// The longest wait.
+    /// Maximum delay before a retry.
     pub(crate) max_backoff: Duration,
-    /// Attempts at a time.
+    /// Maximum concurrent attempts.
     pub(crate) max_in_flight: usize,
 }
 
-/// The connector's own.
+/// The time-out of the connector.
 const DEFAULT_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// With the waits below: some twenty minutes, longer than a receiver's deploy.
+/// With the delays below, some twenty minutes in all: longer than the deployment of a receiver.
 const DEFAULT_MAX_RETRIES: u32 = 8;
-/// A restarted process is back by then.
+/// A restarted process answers again by then.
 const DEFAULT_INITIAL_BACKOFF: Duration = Duration::from_secs(2);
-/// An outage that is over is noticed within this.
+/// The end of an outage is noticed within this time.
 const DEFAULT_MAX_BACKOFF: Duration = Duration::from_secs(5 * 60);
-/// Keeps a receiver of 50 ms busy with 300 events a second, and one that hangs cheap.
+/// A receiver that answers in 50 ms gets 300 events a second, and a hanging receiver costs little.
 const DEFAULT_MAX_IN_FLIGHT: usize = 16;
-/// Whoever needs longer should answer 202 and work afterwards.
+/// A receiver that needs longer should answer 202 and process the event afterwards.
 const MAX_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-/// With the longest waits, more than any retention.
+/// With the maximum delays, longer than any retention.
 const MAX_WEBHOOK_RETRIES: u32 = 100;
-/// Sockets are shared with subscribers.
+/// Bound on the sockets of one webhook, because subscribers need sockets too.
 const MAX_IN_FLIGHT_ATTEMPTS: u32 = 1024;
-/// It stands in URLs, labels and file names.
+/// The id is used in URLs, labels and file names.
 const MAX_WEBHOOK_ID_BYTES: usize = 64;
 
 impl WebhookConfig {
-    /// Reads all tables. Each needs a product that there is.
+    /// Reads all tables. Each must name the product of a configured upstream.
     pub(super) fn read_all(root: &mut Section<'_>, upstreams: &[UpstreamConfig]) -> Vec<Self> {
         let mut sections = root.tables("webhooks");
         // The secret also travels as a bearer token, as it does from the connector.
@@ -80,7 +80,7 @@ impl WebhookConfig {
         let webhooks =
             sections.iter_mut().filter_map(|section| Self::read(section, read_secret)).collect();
         report_duplicate_texts(&mut sections, "id");
-        // An upstream with a finding of its own may be the one that is meant.
+        // An upstream with a finding of its own may be the missing one.
         if root.context().accepts("upstreams") {
             sections.iter_mut().for_each(|section| check_product(section, upstreams));
         }
@@ -88,7 +88,7 @@ impl WebhookConfig {
         webhooks
     }
 
-    /// Reads one table, its secret by `secret`.
+    /// Reads one table; `read_secret` reads its secret.
     fn read(
         section: &mut Section<'_>,
         read_secret: impl FnOnce(&mut Section<'_>) -> Option<Secret>,
@@ -128,7 +128,7 @@ fn check_product(section: &mut Section<'_>, upstreams: &[UpstreamConfig]) {
     let is_known = |text| upstreams.iter().any(|upstream| upstream.product_id.as_str() == text);
     if product.is_free_of_findings() && product.non_empty_text().is_some_and(|text| !is_known(text))
     {
-        product.report("is none of [[upstreams]]; add its upstream");
+        product.report("has no upstream in [[upstreams]]; add one");
     }
 }
 
@@ -142,7 +142,7 @@ fn read_backoff(initial: &ConfigEntry<'_>, max: &ConfigEntry<'_>) -> (Duration, 
     (first, cap)
 }
 
-/// A list as a limit, if there is a list: an empty one limits nothing.
+/// Returns a list as a filter, if there is a list; an empty list filters nothing.
 fn read_filter<T: Ord>(
     entry: &ConfigEntry<'_>,
     parse: impl Fn(&str) -> Result<T, String>,
@@ -151,7 +151,7 @@ fn read_filter<T: Ord>(
     Some(if listed.is_empty() { Only::Everything } else { Only::These(listed) })
 }
 
-/// What the connector pushes.
+/// Returns the types that the connector pushes.
 fn default_types() -> Only<String> {
     Only::These(BTreeSet::from(["actions".to_owned()]))
 }
@@ -164,9 +164,9 @@ fn parse_webhook_id(text: &str) -> Result<String, String> {
             quoted(text)
         ));
     }
-    // Clients take such a segment out of a URL's path.
+    // Clients remove such a segment from the path of a URL (RFC 3986, section 5.2.4).
     if matches!(text, "." | "..") {
-        return Err("must not be . or ..: it stands in URLs".to_owned());
+        return Err("must not be . or .., because it is part of URLs".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -198,7 +198,7 @@ mod tests {
         "[[webhooks]]\nid = 'crm'\nproduct_id = 'p'\nurl = 'https://h/e'\nsecret = 'hush'\n";
 
     #[test]
-    fn what_has_no_default_is_required() {
+    fn keys_without_a_default_are_required() {
         let found = findings("[[webhooks]]");
         for key in ["id", "product_id", "url", "secret"] {
             assert!(
@@ -250,7 +250,7 @@ mod tests {
         let found = findings(&MINIMAL.replace("'p'", "'q'"));
         assert_eq!(
             found,
-            "relay.toml:3: webhooks[0].product_id: is none of [[upstreams]]; add its upstream"
+            "relay.toml:3: webhooks[0].product_id: has no upstream in [[upstreams]]; add one"
         );
     }
 

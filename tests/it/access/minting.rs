@@ -41,7 +41,7 @@ fn the_command_mints_what_the_relay_accepts() {
     relay.get(&format!("{STREAM}?type=actions"), &[("Authorization", &authorization)]).problem(403);
     for (arguments, told) in [
         (["--product", "", "--ttl", "1h"], "must not be empty"),
-        (["--product", PRODUCT, "--ttl", "0s"], "longer than nothing"),
+        (["--product", PRODUCT, "--ttl", "0s"], "longer than 0s"),
         (["--product", PRODUCT, "--ttl", "7"], "--ttl"),
         (["--product", PRODUCT, "--type", ""], "must not be empty"),
         (["--product", PRODUCT, "--session-id", ""], "must not be empty"),

@@ -119,11 +119,11 @@ fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_wi
     assert_eq!(relay.process.exit_code(), Some(0));
     let log = relay.process.stderr.whole();
     for reason in [
-        "it has expired",
+        "the token has expired",
         "not valid yet",
         "audience",
-        "its claim product_id",
-        "its claim session_id",
+        "the claim product_id",
+        "the claim session_id",
         "algorithm",
         "crit",
         "signature",

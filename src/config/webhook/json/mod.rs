@@ -1,9 +1,8 @@
-//! One webhook as JSON: what the admin API takes and shows, and what is kept of those it has
-//! registered.
+//! Webhooks as JSON: for the admin API, and for the store.
 //!
-//! In: a request's body, or a text of the store. Out: a [`WebhookConfig`], or all that is wrong
-//! with it, by field. No rule stands here: the body is turned into the table that the file would
-//! have, and read as that.
+//! In: the body of a request, or a text of the store. Out: a [`WebhookConfig`], or all errors by
+//! field. No rule stands here: the body is converted to the table that the file would have, and
+//! that table is read.
 //!
 //! May use: `event`.
 
@@ -21,32 +20,32 @@ use super::WebhookConfig;
 use crate::{
     config::{
         environment::Environment,
-        reader::Section,
-        reading::ParseContext,
+        parse_context::ParseContext,
         secret::{MASK, Secret, SecretRule},
+        section::Section,
         values::format_duration,
     },
     event::Only,
 };
 
-/// What is wrong with one field of a body.
+/// An error in one field of a body.
 #[derive(Clone, Debug, Eq, PartialEq, serde::Serialize)]
 pub(crate) struct FieldError {
     /// The field as the caller writes it, such as `types[1]`; empty for the body as a whole.
     pub(crate) field: String,
-    /// What is wrong and what to write instead, without a URL or a secret.
+    /// The fault, and what to write instead, without a URL or a secret.
     pub(crate) message: String,
 }
 
 impl FieldError {
-    /// An error of one field.
+    /// Creates an error of one field.
     pub(crate) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self { field: field.into(), message: message.into() }
     }
 }
 
-/// A webhook's fields in the order of the documentation. Has no `Debug`: the secret may be the real
-/// one.
+/// The fields of a webhook in the order of the documentation. It has no `Debug` because the secret
+/// may be unmasked.
 #[derive(serde::Serialize)]
 pub(crate) struct WebhookJson<'a> {
     id: &'a str,
@@ -63,18 +62,18 @@ pub(crate) struct WebhookJson<'a> {
 }
 
 impl WebhookConfig {
-    /// Reads a body of the admin API. With `known`, the body changes that webhook: its id and
-    /// product stay, and so does its secret unless there is a new one; other fields that are
-    /// missing have their defaults again.
+    /// Reads a body of the admin API. If `existing` is given, the body changes that webhook: its id
+    /// and product stay, and so does its secret unless the body has a new one; other missing fields
+    /// get their defaults.
     ///
     /// # Errors
     ///
-    /// All that is wrong, by field.
+    /// All errors, by field.
     pub(crate) fn from_json(body: &[u8], existing: Option<&Self>) -> Result<Self, Vec<FieldError>> {
         let JsonObject(mut fields) =
             serde_json::from_slice(body).map_err(|error| vec![parse_error(&error)])?;
         if existing.is_some() {
-            // An answer may be sent back as it is.
+            // A client may send an answer of the API back as it is.
             fields.retain(|(name, _)| !READ_ONLY_FIELDS.contains(&name.as_str()));
         }
         let mut body = WebhookBody::new(fields);
@@ -84,22 +83,23 @@ impl WebhookConfig {
         body.read(existing)
     }
 
-    /// The webhook for an answer: its secret masked.
+    /// Returns the webhook for an answer, with its secret masked.
     pub(crate) fn to_json(&self) -> WebhookJson<'_> {
         self.json(MASK)
     }
 
-    /// The webhook for the store, with its secret: what [`WebhookConfig::from_stored`] reads.
+    /// Returns the webhook for the store, with its secret, as [`WebhookConfig::from_stored`] reads
+    /// it.
     pub(crate) fn to_stored(&self) -> String {
-        // Texts and numbers can always be written.
+        // Serialization of texts and numbers cannot fail.
         serde_json::to_string(&self.json(self.secret.expose())).unwrap_or_default()
     }
 
-    /// Reads what [`WebhookConfig::to_stored`] has written.
+    /// Reads a text of [`WebhookConfig::to_stored`].
     ///
     /// # Errors
     ///
-    /// All that is wrong, by field.
+    /// All errors, by field.
     pub(crate) fn from_stored(text: &str) -> Result<Self, Vec<FieldError>> {
         Self::from_json(text.as_bytes(), None)
     }
@@ -152,7 +152,7 @@ impl WebhookBody {
         body
     }
 
-    /// Puts in what stays.
+    /// Fills in the fields that a change cannot alter, and reports other values of them.
     fn fill_fixed_fields(&mut self, existing: &WebhookConfig) {
         for (field, fixed) in
             [("id", existing.id.as_str()), ("product_id", existing.product_id.as_str())]
@@ -166,7 +166,8 @@ impl WebhookBody {
 
     fn read(mut self, existing: Option<&WebhookConfig>) -> Result<WebhookConfig, Vec<FieldError>> {
         let text = self.table.to_string();
-        // What was written here can be read here; should it not, no word of it is repeated.
+        // A table that was serialized here can be parsed here; if it cannot, the error does not
+        // repeat its text.
         let document =
             DeTable::parse(&text).map_err(|_| vec![FieldError::new("", "cannot be read")])?;
         let environment = Environment::default();
@@ -183,15 +184,16 @@ impl WebhookBody {
         }
     }
 
-    /// Keeps an error, the first of each field: what is found later may be of what was put in its
-    /// place.
+    /// Records the first error of each field: a later one may concern the value that replaced an
+    /// invalid one.
     fn report(&mut self, field: &str, message: &str) {
         if self.reported_fields.insert(field.to_owned()) {
             self.errors.push(FieldError::new(field, message));
         }
     }
 
-    /// The value as TOML has it. Of what is nested deeper than any field is, only the kind.
+    /// Converts a value to TOML. Of values that are nested deeper than any field allows, only the
+    /// kind is kept.
     fn convert_value(&mut self, field: &str, value: Value) -> toml::Value {
         let Value::Array(elements) = value else { return self.scalar_to_toml(field, &value) };
         let elements = elements.iter().enumerate();
@@ -220,12 +222,12 @@ impl WebhookBody {
     }
 }
 
-/// The secret as it stands. The API has no other form of it: naming a variable or a file would let
-/// its callers read the relay's.
+/// Reads the secret, which the API accepts only directly: if it accepted the name of a variable or
+/// a file, its callers could read those of the relay.
 fn read_secret(section: &mut Section<'_>, existing: Option<&WebhookConfig>) -> Option<Secret> {
     let entry = section.entry("secret");
     match existing {
-        // A form that was filled from an answer comes back with the mask, or empty.
+        // A form that was filled from an answer sends the mask, or an empty text.
         Some(existing) if entry.non_empty_text() == Some(MASK) || !entry.is_given() => {
             Some(existing.secret.clone())
         }
@@ -234,7 +236,7 @@ fn read_secret(section: &mut Section<'_>, existing: Option<&WebhookConfig>) -> O
 }
 
 fn parse_error(error: &serde_json::Error) -> FieldError {
-    // The place alone: the parser's words may repeat the body's.
+    // Only the position is reported: the message of the parser may repeat text of the body.
     let message = match error.classify() {
         serde_json::error::Category::Data => "must be a JSON object".to_owned(),
         _ => format!("is not JSON: see line {}, column {}", error.line(), error.column()),
@@ -242,7 +244,7 @@ fn parse_error(error: &serde_json::Error) -> FieldError {
     FieldError::new("", message)
 }
 
-/// The fields of an object in the order of the text, repeated ones, too.
+/// The fields of an object in the order of the text, including repeated ones.
 struct JsonObject(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for JsonObject {
@@ -269,6 +271,6 @@ impl<'de> Visitor<'de> for JsonObjectVisitor {
     }
 }
 
-/// What an answer shows beside the fields that can be set.
+/// Fields that an answer has beside the fields that can be set.
 const READ_ONLY_FIELDS: [&str; 7] =
     ["source", "state", "until", "problem", "pending", "oldest_pending_at", "dead"];

@@ -1,4 +1,4 @@
-//! The rules of the file hold for the API, field by field, and nothing secret comes out.
+//! The API applies the rules of the file field by field, and shows no secret.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn minimal() -> Value {
     json!({ "id": "crm", "product_id": "p", "url": "https://h/e?key=hush", "secret": "hush" })
 }
 
-/// The minimal body with a field more or another.
+/// Returns the minimal body with one field added or replaced.
 fn with(field: &str, value: Value) -> Value {
     let mut body = minimal();
     body[field] = value;
@@ -30,7 +30,7 @@ fn minimal_webhook() -> WebhookConfig {
     read(&minimal(), None).unwrap()
 }
 
-/// The fields that are complained of.
+/// Returns the fields with errors.
 fn refused_fields(body: &Value, existing: Option<&WebhookConfig>) -> Vec<String> {
     let errors = read(body, existing).unwrap_err();
     assert!(errors.iter().all(|error| !error.message.contains("hush")), "{errors:?}");
@@ -38,7 +38,7 @@ fn refused_fields(body: &Value, existing: Option<&WebhookConfig>) -> Vec<String>
 }
 
 #[test]
-fn what_the_file_demands_and_what_it_leaves_out_holds_here_too() {
+fn required_fields_and_defaults_of_the_file_apply_here_too() {
     assert_eq!(refused_fields(&json!({}), None), ["id", "product_id", "url", "secret"]);
     let webhook = minimal_webhook();
     assert_eq!(webhook.types, Only::These(["actions".to_owned()].into()));
@@ -47,7 +47,7 @@ fn what_the_file_demands_and_what_it_leaves_out_holds_here_too() {
 }
 
 #[test]
-fn every_field_has_its_own_error_and_all_are_told_at_once() {
+fn every_field_has_its_own_error_and_all_are_reported_at_once() {
     for (field, value) in [
         ("id", json!("a b")),
         ("id", json!(".")),
@@ -93,7 +93,7 @@ fn every_field_has_its_own_error_and_all_are_told_at_once() {
 }
 
 #[test]
-fn nothing_of_the_relays_own_can_be_named() {
+fn variables_and_files_of_the_relay_cannot_be_named() {
     for field in ["secret_env", "secret_file", "url_env", "source", "state"] {
         let fields = refused_fields(&with(field, json!("/etc/hostname")), None);
         assert_eq!(fields, [field]);
@@ -105,7 +105,7 @@ fn nothing_of_the_relays_own_can_be_named() {
 }
 
 #[test]
-fn a_body_that_is_no_object_is_an_error_of_the_whole() {
+fn a_body_that_is_not_an_object_has_one_error_without_a_field() {
     for body in [
         "",
         "hush",
@@ -224,9 +224,9 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn what_is_stored_reads_back_the_same(webhook in webhooks()) {
+    fn a_stored_webhook_reads_back_the_same(webhook in webhooks()) {
         prop_assert_eq!(WebhookConfig::from_stored(&webhook.to_stored()), Ok(webhook.clone()));
-        // And so does a change by what an answer shows.
+        // A change with the fields of an answer also gives the same webhook.
         let answer = serde_json::to_vec(&webhook.to_json()).unwrap();
         prop_assert_eq!(WebhookConfig::from_json(&answer, Some(&webhook)), Ok(webhook));
     }

@@ -1,7 +1,7 @@
-//! One reading of one configuration: what its parts share.
+//! The shared state of parsing one configuration.
 //!
-//! In: the text's name and lines, and the environment. Out: places, variables, and in the end all
-//! findings.
+//! In: the name and lines of the text, and the environment. Out: locations, variables, and finally
+//! all findings.
 //!
 //! May use: no other module.
 
@@ -14,11 +14,10 @@ use super::{
     findings::{ConfigLocation, Finding, Findings},
 };
 
-/// What all variables that override a key start with; two underscores stand between the words of a
-/// key.
+/// Prefix of all variables that override a key; two underscores separate the parts of a key.
 pub(super) const OVERRIDE_PREFIX: &str = "AUTOPLAY_RELAY__";
 
-/// One reading of one configuration: where its text came from, and what was found so far.
+/// State of parsing one configuration: the origin of its text, and the findings so far.
 pub(super) struct ParseContext<'a> {
     file: &'a str,
     line_starts: Vec<usize>,
@@ -29,7 +28,7 @@ pub(super) struct ParseContext<'a> {
 }
 
 impl<'a> ParseContext<'a> {
-    /// Starts reading `text`, which findings will call `file`.
+    /// Starts parsing `text`, which findings call `file`.
     pub(super) fn new(file: &'a str, text: &str, environment: &'a Environment) -> Self {
         let after_line_ends =
             text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
@@ -38,40 +37,40 @@ impl<'a> ParseContext<'a> {
         Self { file, line_starts, environment, findings, known_variables, dependencies }
     }
 
-    /// Notes that the configuration is also what is in this file.
+    /// Records that the configuration depends on the contents of this file.
     pub(super) fn record_dependency(&self, file: &Path) {
         self.dependencies.borrow_mut().insert(file.to_owned());
     }
 
-    /// The files that it relies on, as far as it has been read.
+    /// Returns the recorded files.
     pub(super) fn dependencies(&self) -> BTreeSet<PathBuf> {
         self.dependencies.borrow().clone()
     }
 
-    /// The file as a whole.
+    /// Returns the location of the file as a whole.
     pub(super) fn file_location(&self) -> ConfigLocation {
         ConfigLocation::File(self.file.to_owned())
     }
 
-    /// What the variable that overrides a key holds; from now on it is known to have one.
+    /// Returns the value of the variable that overrides a key, and registers the variable as known.
     pub(super) fn lookup_override(&self, name: &str) -> EnvVariable<'a> {
         self.known_variables.borrow_mut().insert(name.to_owned());
         self.environment.get(name)
     }
 
-    /// Whether any variable of this prefix holds something.
+    /// Returns whether any variable with this prefix has a non-empty value.
     pub(super) fn has_overrides(&self, prefix: &str) -> bool {
         self.environment
             .names_starting_with(prefix)
             .any(|name| self.variable(name) != EnvVariable::Text(""))
     }
 
-    /// What a variable outside the overrides holds, such as one that an `…_env` key names.
+    /// Returns the value of a variable that is no override, such as one that an `…_env` key names.
     pub(super) fn variable(&self, name: &str) -> EnvVariable<'a> {
         self.environment.get(name)
     }
 
-    /// Keeps one finding.
+    /// Records a finding.
     pub(super) fn report(
         &self,
         location: ConfigLocation,
@@ -82,15 +81,15 @@ impl<'a> ParseContext<'a> {
         self.findings.borrow_mut().push(finding);
     }
 
-    /// Whether nothing was found at this key, so that rules about two keys don't repeat what one of
-    /// them is told.
+    /// Returns whether there is no finding about this key or a key that begins with it, so that
+    /// rules about two keys do not repeat a finding about one of them.
     pub(super) fn accepts(&self, key: &str) -> bool {
         let about_key =
             |finding: &Finding| finding.key.as_deref().is_some_and(|other| other.starts_with(key));
         !self.findings.borrow().iter().any(about_key)
     }
 
-    /// The place that starts at this byte of the text.
+    /// Returns the location of this byte of the text.
     pub(super) fn location_at(&self, byte: usize) -> ConfigLocation {
         ConfigLocation::Line(
             self.file.to_owned(),
@@ -98,8 +97,7 @@ impl<'a> ParseContext<'a> {
         )
     }
 
-    /// Reports a document that is not TOML, the first mistake of each line: the others mostly
-    /// follow from it.
+    /// Reports syntax errors, only the first of each line: the others mostly follow from it.
     pub(super) fn report_syntax_errors(&self, errors: &[toml::de::Error]) {
         let mut reported = BTreeSet::new();
         for error in errors {
@@ -107,7 +105,7 @@ impl<'a> ParseContext<'a> {
                 .span()
                 .map_or_else(|| self.file_location(), |span| self.location_at(span.start));
             if reported.insert(location.clone()) {
-                // The parser's message alone: its display would print the line, which may hold a
+                // Only the parser's message: its display would print the line, which may hold a
                 // secret.
                 self.report(
                     location,
@@ -118,11 +116,11 @@ impl<'a> ParseContext<'a> {
         }
     }
 
-    /// Ends the reading.
+    /// Ends parsing.
     ///
     /// # Errors
     ///
-    /// Everything found, variables that override nothing included.
+    /// All findings, including unknown override variables.
     pub(super) fn finish(self) -> Result<(), Findings> {
         let known = self.known_variables.borrow();
         let unknown = self
@@ -131,13 +129,13 @@ impl<'a> ParseContext<'a> {
             .filter(|name| !known.contains(*name));
         for name in unknown {
             let message = "names no key of [server], [auth], [auth.jwt], [log] or [egress] \
-                           (arrays of tables come from the file alone)";
+                           (variables cannot set arrays of tables)";
             self.report(ConfigLocation::Variable(name.to_owned()), None, message);
         }
         self.findings().map_or(Ok(()), Err)
     }
 
-    /// All that was found, in order; none if nothing was.
+    /// Returns all findings in order; [`None`] if there are no findings.
     pub(super) fn findings(&self) -> Option<Findings> {
         Findings::sorted(self.findings.borrow().clone())
     }

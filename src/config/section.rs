@@ -1,8 +1,8 @@
-//! Walking a configuration by hand: sections and entries that know where they stand.
+//! Sections of a configuration: tables that know their location and their known keys.
 //!
-//! In: a parsed TOML tree with spans, and the environment. Out: raw values by key, an override in
-//! place of what the file has, and findings for keys and variables that nobody asked for. Reading
-//! goes on after a finding, so that the operator sees all of them at once.
+//! In: a parsed TOML tree with spans, and the environment. Out: raw values by key, with overrides
+//! in place of the values of the file, and findings for unknown keys and variables. Parsing
+//! continues after a finding, so that the operator sees all findings at once.
 //!
 //! May use: no other module.
 
@@ -15,10 +15,10 @@ use super::{
     entry::{ConfigEntry, RawConfigValue, toml_kind},
     environment::EnvVariable,
     findings::ConfigLocation,
-    reading::{OVERRIDE_PREFIX, ParseContext},
+    parse_context::{OVERRIDE_PREFIX, ParseContext},
 };
 
-/// One table of the document, present or not, and the overrides of its keys.
+/// One table of the document, which may be absent, and the overrides of its keys.
 pub(super) struct Section<'a> {
     context: &'a ParseContext<'a>,
     path: String,
@@ -29,7 +29,7 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// The whole document.
+    /// Returns the section of the whole document.
     pub(super) fn root(context: &'a ParseContext<'a>, table: &'a DeTable<'a>) -> Self {
         Self {
             context,
@@ -41,18 +41,19 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The reading this section belongs to.
+    /// Returns the context that this section is parsed in.
     pub(super) fn context(&self) -> &'a ParseContext<'a> {
         self.context
     }
 
-    /// The value of a key: the environment's if there is one, else the file's.
+    /// Returns the value of a key: the override of the environment if there is one, otherwise the
+    /// value of the file.
     pub(super) fn entry(&mut self, name: &str) -> ConfigEntry<'a> {
         let from_file = self.file_entry(name);
         self.override_entry(name).unwrap_or(from_file)
     }
 
-    /// The value that the file has for a key, perhaps none.
+    /// Returns the value that the file has for a key, which may be absent.
     pub(super) fn file_entry(&mut self, name: &str) -> ConfigEntry<'a> {
         let key = self.register_key(name);
         match self.table.and_then(|table| table.get_key_value(name)) {
@@ -66,7 +67,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The value that the environment has for a key, if its variable is set.
+    /// Returns the value that the environment has for a key, if its variable is set.
     pub(super) fn override_entry(&mut self, name: &str) -> Option<ConfigEntry<'a>> {
         let key = self.register_key(name);
         let variable = format!("{}{}", self.override_prefix.as_ref()?, name.to_uppercase());
@@ -78,13 +79,13 @@ impl<'a> Section<'a> {
         Some(ConfigEntry::new(self.context, key, ConfigLocation::Variable(variable), raw))
     }
 
-    /// Whether the file has this table, or the environment a value for one of its keys.
+    /// Returns whether the file has this table, or the environment has a value for one of its keys.
     pub(super) fn is_present(&self) -> bool {
         let has_overrides = |prefix: &String| self.context.has_overrides(prefix);
         self.table.is_some() || self.override_prefix.as_ref().is_some_and(has_overrides)
     }
 
-    /// The table under this key; one that is absent reads as empty.
+    /// Returns the table under this key; an absent table is read as an empty one.
     pub(super) fn section(&mut self, name: &str) -> Self {
         let key = self.register_key(name);
         let mut section = Section {
@@ -113,7 +114,7 @@ impl<'a> Section<'a> {
         section
     }
 
-    /// The array of tables under this key, in the order of the file.
+    /// Returns the array of tables under this key, in the order of the file.
     pub(super) fn tables(&mut self, name: &str) -> Vec<Self> {
         let key = self.register_key(name);
         let Some((typed, value)) = self.table.and_then(|table| table.get_key_value(name)) else {
@@ -130,7 +131,7 @@ impl<'a> Section<'a> {
             .collect()
     }
 
-    /// Ends the section: reports every key in it that nobody asked for.
+    /// Ends the section, and reports every key in it that was never looked up.
     pub(super) fn finish(self) {
         let unknown = self
             .table
@@ -139,7 +140,7 @@ impl<'a> Section<'a> {
             .filter(|(typed, _)| !self.known_keys.contains(typed.get_ref().as_ref()));
         for (typed, _) in unknown {
             let known = self.known_keys.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let message = format!("unknown key; known here are {known}");
+            let message = format!("unknown key; the known keys here are {known}");
             let key = join_path(&self.path, &typed.get_ref().escape_debug().to_string());
             self.context.report(self.context.location_at(typed.span().start), Some(&key), message);
         }
@@ -153,7 +154,8 @@ impl<'a> Section<'a> {
             return None;
         };
         let path = path.to_owned();
-        // No overrides: the elements of an array have no names that a variable could carry.
+        // There are no overrides, because elements of an array have no names that a variable could
+        // carry.
         let override_prefix = None;
         Some(Section {
             context: self.context,
@@ -165,21 +167,21 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// Notes that a key exists, and gives it as the operator types it.
+    /// Registers a key as known, and returns it as the operator types it.
     fn register_key(&mut self, name: &str) -> String {
         self.known_keys.insert(name.to_owned());
         join_path(&self.path, name)
     }
 }
 
-/// Reports every text under this key that a section before it has already.
+/// Reports every text under this key that an earlier section has already.
 pub(super) fn report_duplicate_texts(sections: &mut [Section<'_>], name: &str) {
     let entries = sections.iter_mut().map(|section| section.entry(name));
     report_duplicates(entries.filter_map(|entry| entry.non_empty_text().map(|text| (entry, text))));
 }
 
-/// Reports every value that an entry before it has already. The value itself is not shown: it may
-/// be a secret.
+/// Reports every value that an earlier entry has already. The value is not shown, because it may be
+/// a secret.
 pub(super) fn report_duplicates<'a, T: Ord>(
     values: impl IntoIterator<Item = (ConfigEntry<'a>, T)>,
 ) {
@@ -203,7 +205,7 @@ mod tests {
     use super::*;
     use crate::config::environment::Environment;
 
-    /// What reading this text finds when only `server.listen`, `auth.jwt.audience` and
+    /// Returns the findings for this text when only `server.listen`, `auth.jwt.audience` and
     /// `upstreams[].url` are known.
     fn findings_for(text: &str, environment: &Environment) -> String {
         let (document, errors) = DeTable::parse_recoverable(text);
@@ -227,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn known_keys_and_variables_are_no_findings() {
+    fn known_keys_and_variables_have_no_findings() {
         let environment =
             [("AUTOPLAY_RELAY__AUTH__JWT__AUDIENCE", "x"), ("AUTOPLAY_RELAY_CONFIG", "x")];
         let text = "server.listen = 1\n[auth.jwt]\naudience = 'x'\n[[upstreams]]\nurl = ''\n";
@@ -237,10 +239,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_found_at_its_line_and_full_name() {
         let text = "a = 1\n[server]\nlisten = ''\n\nlisen = ''\n[[upstreams]]\n[[upstreams]]\nurls = 1\n[auth.jwts]\n";
-        let expected = "relay.toml:1: a: unknown key; known here are auth, server, upstreams\n\
-                        relay.toml:5: server.lisen: unknown key; known here are listen\n\
-                        relay.toml:8: upstreams[1].urls: unknown key; known here are url\n\
-                        relay.toml:9: auth.jwts: unknown key; known here are jwt";
+        let expected = "relay.toml:1: a: unknown key; the known keys here are auth, server, upstreams\n\
+                        relay.toml:5: server.lisen: unknown key; the known keys here are listen\n\
+                        relay.toml:8: upstreams[1].urls: unknown key; the known keys here are url\n\
+                        relay.toml:9: auth.jwts: unknown key; the known keys here are jwt";
         assert_eq!(findings_for(text, &Environment::default()), expected);
     }
 

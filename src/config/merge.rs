@@ -1,9 +1,8 @@
-//! From one configuration to the next while the relay runs: what changes, and what waits for a
+//! Merging of a new configuration into the running one: which changes apply, and which wait for a
 //! restart.
 //!
-//! In: the configuration in force, and the one that is wanted. Out: the one that comes into force,
-//! in which every key that cannot be changed is as it was; and the names of the keys that differ.
-//! No value of a key is told but of those that wait, which are no secrets.
+//! In: the configuration in force, and the new one. Out: the next configuration in force, which
+//! keeps the old value of every key that only a restart changes; and the differences.
 //!
 //! May use: no other module.
 
@@ -12,6 +11,7 @@ use std::path::PathBuf;
 use super::{
     Config,
     auth::{AuthConfig, StaticKeyConfig},
+    diff::{ConfigDiff, merge_tables},
     jwt::JwtConfig,
     log::{EgressConfig, LogConfig},
     server::ServerConfig,
@@ -20,25 +20,14 @@ use super::{
     webhook::WebhookConfig,
 };
 
-/// The keys that differ between two configurations.
-#[derive(Debug, Default, Eq, PartialEq)]
-pub(crate) struct ConfigDiff {
-    /// Those that come into force.
-    pub(crate) applied: Vec<String>,
-    /// Those that wait for a restart, each with what is in force.
-    pub(crate) restart_required: Vec<String>,
-    /// Every key of these configurations that only a restart changes, whether it differs or not.
-    pub(crate) restart_only: Vec<String>,
-}
-
 impl Config {
     /// Returns the keys, in the order of the file's tables, whose change waits for a restart.
     pub(crate) fn restart_only_keys(&self) -> Vec<String> {
         self.merge_reload(self.clone()).1.restart_only
     }
 
-    /// What comes into force when `new` follows upon this while the relay runs. Every field is
-    /// named here: one that is added has to be put on one of the two sides.
+    /// Merges `new` into this running configuration. The `merge_` functions name every field, so a
+    /// new field does not compile until it is assigned to one of the two sides.
     pub(super) fn merge_reload(&self, new: Self) -> (Self, ConfigDiff) {
         let mut diff = ConfigDiff::default();
         let next = Self {
@@ -64,31 +53,6 @@ impl Config {
             egress: merge_egress(&self.egress, new.egress, &mut diff),
         };
         (next, diff)
-    }
-}
-
-impl ConfigDiff {
-    /// A key that can be changed.
-    fn take_new<T: PartialEq>(&mut self, key: &str, old: &T, new: T) -> T {
-        if *old != new {
-            self.applied.push(key.to_owned());
-        }
-        new
-    }
-
-    /// A key that cannot.
-    fn keep_current<T: Clone + PartialEq>(
-        &mut self,
-        key: &str,
-        old: &T,
-        new: &T,
-        display: impl Fn(&T) -> String,
-    ) -> T {
-        self.restart_only.extend(key.split(", ").map(str::to_owned));
-        if old != new {
-            self.restart_required.push(format!("{key} (in force: {})", display(old)));
-        }
-        old.clone()
     }
 }
 
@@ -224,7 +188,8 @@ fn merge_jwt(old: &JwtConfig, new: JwtConfig, diff: &mut ConfigDiff) -> JwtConfi
     }
 }
 
-/// The store is opened with these, and the rings are made with them.
+/// Merges the section. The store is opened and the rings are created with these values, so all of
+/// them wait for a restart.
 fn merge_log(old: &LogConfig, new: LogConfig, diff: &mut ConfigDiff) -> LogConfig {
     let LogConfig {
         memory_events,
@@ -328,33 +293,6 @@ fn merge_webhook(
     diff.take_new(at, old, new)
 }
 
-/// An array of tables that are known by a name: in any order.
-fn merge_tables<T>(
-    array: &str,
-    old: &[T],
-    new: Vec<T>,
-    name: impl Fn(&T) -> &str,
-    merge: impl Fn(&str, &T, T, &mut ConfigDiff) -> T,
-    diff: &mut ConfigDiff,
-) -> Vec<T> {
-    let unlisted = old.iter().filter(|old| new.iter().all(|new| name(new) != name(old)));
-    let removed: Vec<String> =
-        unlisted.map(|old| format!("{array}[{}] removed", name(old))).collect();
-    let next = new.into_iter().map(|new| {
-        let at = format!("{array}[{}]", name(&new));
-        match old.iter().find(|old| name(old) == name(&new)) {
-            Some(old) => merge(&at, old, new, diff),
-            None => {
-                diff.applied.push(format!("{at} added"));
-                new
-            }
-        }
-    });
-    let next = next.collect();
-    diff.applied.extend(removed);
-    next
-}
-
 fn optional_text<T: ToString>(value: &Option<T>) -> String {
     value.as_ref().map_or_else(none_text, ToString::to_string)
 }
@@ -375,7 +313,7 @@ mod tests {
     const UPSTREAM: &str = "[[upstreams]]\nproduct_id = 'p'\nurl = 'https://c/p'\n";
 
     #[test]
-    fn what_can_be_changed_is_as_the_new_one_has_it() {
+    fn changeable_keys_take_their_new_values() {
         let old = format!("[server]\nmax_subscribers = 5\n{UPSTREAM}");
         let new =
             "[server]\nmax_subscribers = 6\n[[upstreams]]\nproduct_id = 'q'\nurl = 'https://c/q'\n";
@@ -389,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_a_restart_is_as_the_old_one_has_it_and_stays_named() {
+    fn keys_that_wait_for_a_restart_keep_their_old_values_and_are_reported_each_time() {
         let old = "[server]\nlisten = '127.0.0.1:1'\n[log]\nmemory_bytes = '1MiB'\n";
         let new =
             "[server]\nlisten = '127.0.0.1:2'\ndrain_window = '1s'\n[log]\nmemory_bytes = '2MiB'\n";
@@ -409,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_known_by_their_names_and_no_value_is_told() {
+    fn tables_are_matched_by_name_and_no_value_is_reported() {
         let key = |name: &str, key: &str| {
             format!("[[auth.keys]]\nname = '{name}'\nkey = '{key}'\nproducts = ['*']\n")
         };
@@ -420,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_twice_is_no_difference() {
+    fn equal_configurations_have_no_difference() {
         let text = format!(
             "[auth]\nadmin_key = 'hush'\n[auth.jwt]\nsecret = '{}'\n{UPSTREAM}",
             "x".repeat(32)
@@ -431,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keys_that_wait_for_a_restart_are_those_that_a_reload_leaves_as_they_are() {
+    fn the_restart_only_keys_are_the_keys_that_a_reload_keeps() {
         let keys = parsed(UPSTREAM).restart_only_keys();
         for key in ["server.listen", "server.tls_key_file", "log.data_dir", "log.retention"] {
             assert!(keys.iter().any(|it| it == key), "{key} in {keys:?}");

@@ -1,0 +1,14 @@
+//! Reasons to refuse a request.
+//!
+//! May use: no other module.
+
+/// Reason to refuse a request. The client learns no more than this.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum Denial {
+    /// The request has no credential, or an unknown one.
+    #[error("missing or invalid token")]
+    Unauthenticated,
+    /// The credential is known and does not allow the request.
+    #[error("the token does not allow this")]
+    Forbidden,
+}
