@@ -306,7 +306,7 @@ fn lock_directory(directory: &Path) -> Result<fs::File, StoreError> {
 
 /// Renames a damaged file and keeps all its bytes, so that an operator may recover events from it.
 fn set_aside(path: &Path, damage: &str) -> io::Result<()> {
-    let kept_as = StoreFile::set_aside(path, unix_ms())?;
+    let kept_as = sqlite::set_aside(path, unix_ms())?;
     tracing::error!(
         file = %path.display(),
         kept_as = %kept_as.display(),

@@ -9,7 +9,7 @@ use rusqlite::{CachedStatement, Row};
 use crate::{
     event::{Entry, Event, Gap, GapReason, Kind, Only, Scope, SessionId},
     log::backing::{ReadRequest, StoredChunk},
-    store::sqlite::{FileFault, read_event_id, schema::position_of},
+    store::sqlite::{FileFault, rows::read_event_id, schema::position_of},
 };
 
 /// State of one read.

@@ -25,7 +25,8 @@ use rusqlite::{CachedStatement, Connection, InterruptHandle, OpenFlags, params};
 use self::chunk::ChunkBuilder;
 use super::sqlite::{
     FileError, FileFault,
-    schema::{self, MAX_POSITION, SchemaIdentity, entry_key, read_unsigned, signed},
+    rows::{read_unsigned, signed},
+    schema::{self, MAX_POSITION, SchemaIdentity, entry_key},
 };
 use crate::{
     event::{Only, SessionId},

@@ -4,10 +4,7 @@
 
 use rusqlite::{CachedStatement, Connection, params};
 
-use super::{
-    error::FileFault,
-    schema::{entry_key, signed},
-};
+use super::{error::FileFault, rows::signed, schema::entry_key};
 use crate::{
     event::{Entry, Event, EventId, Gap},
     log::{Hole, IdSpan},

@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::{
     FileError, StoreFile, SyncMode,
     error::FileFault,
-    read_event_id,
-    schema::{entry_key, read_bits, read_unsigned},
+    rows::{read_bits, read_event_id, read_unsigned},
+    schema::entry_key,
 };
 use crate::{
     event::ProductId,

@@ -28,9 +28,9 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, Row, TransactionBehavior, config::DbConfig};
+use rusqlite::{Connection, TransactionBehavior, config::DbConfig};
 
-use super::{CHECKPOINT_WAL_BYTES, error::FileFault};
+use super::{error::FileFault, files::CHECKPOINT_WAL_BYTES};
 
 /// Says that a SQLite file is ours: "apRl".
 pub(in crate::store) const APPLICATION_ID: i64 = 0x6170_526C;
@@ -279,30 +279,6 @@ pub(in crate::store) fn entry_key(product_number: u32, position: u64) -> Result<
 /// The place of the entry with this primary key.
 pub(in crate::store) fn position_of(key: i64) -> u64 {
     key.cast_unsigned() & MAX_POSITION
-}
-
-/// A column that holds a count, a place or a time.
-///
-/// # Errors
-///
-/// When it is none or negative.
-pub(in crate::store) fn read_unsigned(row: &Row<'_>, column: usize) -> Result<u64, FileFault> {
-    let value: i64 = row.get(column)?;
-    u64::try_from(value).map_err(|_| FileFault::damage("a count is negative"))
-}
-
-/// A column that holds an epoch or a sequence.
-///
-/// # Errors
-///
-/// When it holds no integer.
-pub(in crate::store) fn read_bits(row: &Row<'_>, column: usize) -> Result<u64, FileFault> {
-    row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(FileFault::from)
-}
-
-/// A number as it is stored, or the largest that can be.
-pub(in crate::store) fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 const POSITION_BITS: u32 = 40;

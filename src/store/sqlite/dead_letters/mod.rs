@@ -12,8 +12,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 use super::{
     FileError, StoreFile, SyncMode,
     error::FileFault,
-    schema::{read_unsigned, signed},
-    webhooks::{read_delivery, write_attempts},
+    rows::{read_delivery, read_unsigned, signed, write_attempts},
 };
 use crate::{
     event::{EventId, SessionId},

@@ -10,8 +10,8 @@ use rusqlite::{Connection, Row, params};
 
 use super::{
     error::FileFault,
-    schema::{entry_key, position_of, read_unsigned, signed},
-    webhooks::read_scope,
+    rows::{read_scope, read_unsigned, signed},
+    schema::{entry_key, position_of},
 };
 use crate::event::{Kind, Only, Scope, SessionId};
 

@@ -16,7 +16,8 @@ use super::{
     ErasedSession, FileError, RetentionStep, StoreFile, SyncMode, dead_letters,
     error::FileFault,
     expire_owed,
-    schema::{MAX_POSITION, entry_key, position_of, read_unsigned, signed},
+    rows::{read_unsigned, signed},
+    schema::{MAX_POSITION, entry_key, position_of},
 };
 use crate::event::SessionId;
 

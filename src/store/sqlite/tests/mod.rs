@@ -1,13 +1,18 @@
 mod opening;
 
-use std::{io::Read, os::unix::fs::PermissionsExt, sync::Arc};
+use std::{fs, io::Read, os::unix::fs::PermissionsExt, sync::Arc};
 
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::*;
+use super::{
+    files::{FILE_SUFFIXES, with_suffix},
+    *,
+};
 use crate::{
-    event::{Draft, Entry, Event, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId},
+    event::{
+        Draft, Entry, Event, EventId, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId,
+    },
     log::{Hole, IdSpan, PersistedLog, ReadLimits, backing::ReadRequest},
     store::reader::StoreReader,
 };
@@ -362,7 +367,7 @@ fn setting_aside_keeps_every_byte_and_overwrites_nothing() {
         for suffix in suffixes {
             fs::write(with_suffix(&path, suffix), format!("{round}{suffix}")).unwrap();
         }
-        let aside = StoreFile::set_aside(&path, 99).unwrap();
+        let aside = set_aside(&path, 99).unwrap();
         assert_eq!(aside, path.with_file_name(format!("relay.db.damaged-{}", 99 + round)));
         assert_eq!(bytes_of(&path), [None, None, None]);
     }

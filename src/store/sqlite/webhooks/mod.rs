@@ -5,24 +5,21 @@
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::collections::BTreeSet;
-
 use rusqlite::{Connection, Row, params};
 
 use super::{
     FileError, StoreFile, SyncMode, dead_letters,
     error::FileFault,
     products::{insert_product, product_number},
-    read_event_id,
-    schema::{entry_key, read_unsigned, signed},
+    rows::{read_delivery, read_unsigned, signed, write_attempts, write_scope},
+    schema::entry_key,
     set_synced,
 };
 use crate::{
-    event::{Kind, Only, ProductId, Scope, SessionId},
+    event::{ProductId, SessionId},
     store::webhook_rows::{
         DeliveryChange, OwedDelivery, StoredWebhook, WebhookChanges, WebhookRegistration,
     },
-    webhook_delivery::{Attempt, Delivery},
 };
 
 /// How a webhook stands in the file once it is registered.
@@ -248,33 +245,6 @@ fn read_owed(connection: &Connection, number: i64) -> Result<Vec<OwedDelivery>, 
     statement.query_and_then([number], read)?.collect()
 }
 
-/// The delivery that stands in a row's first eight columns: place, three of the id, kind, session,
-/// time, attempts.
-pub(super) fn read_delivery(row: &Row<'_>) -> Result<Delivery, FileFault> {
-    let session = row.get_ref(5)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-    Ok(Delivery {
-        position: read_unsigned(row, 0)?,
-        event_id: read_event_id(row, 1)?,
-        kind: Kind::new(row.get_ref(4)?.as_str().map_err(rusqlite::Error::from)?),
-        session: session
-            .map(SessionId::new)
-            .transpose()
-            .map_err(|_| FileFault::damage("a session's name is none"))?,
-        created_at: read_unsigned(row, 6)?,
-        attempts: serde_json::from_str(row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?)
-            .map_err(|_| FileFault::damage("a delivery's attempts are none"))?,
-    })
-}
-
-/// Attempts as they are stored.
-///
-/// # Errors
-///
-/// Never, as far as anybody knows.
-pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, FileFault> {
-    serde_json::to_string(attempts).map_err(|_| FileFault::Refused("attempts have no text"))
-}
-
 /// Writes what has happened to a webhook, within the caller's transaction. Tells whether its dead
 /// letters have changed. Of one that the file does not have, nothing is written: the caller sees to
 /// that.
@@ -370,46 +340,4 @@ impl WebhookRow {
             entry_key(self.product, position)?
         ])?)
     }
-}
-
-/// A scope as it is stored. None is no limit.
-#[derive(serde::Deserialize, serde::Serialize)]
-struct ScopeText {
-    sessions: Option<BTreeSet<String>>,
-    kinds: Option<BTreeSet<String>>,
-}
-
-fn write_scope(scope: &Scope) -> Result<String, FileFault> {
-    let text = ScopeText {
-        sessions: limit_as_texts(&scope.sessions, SessionId::as_str),
-        kinds: limit_as_texts(&scope.kinds, Kind::as_str),
-    };
-    serde_json::to_string(&text).map_err(|_| FileFault::Refused("a scope has no text"))
-}
-
-fn limit_as_texts<T>(only: &Only<T>, text: impl Fn(&T) -> &str) -> Option<BTreeSet<String>> {
-    match only {
-        Only::Everything => None,
-        Only::These(these) => Some(these.iter().map(|it| text(it).to_owned()).collect()),
-    }
-}
-
-/// Reads what [`write_scope`] has written.
-///
-/// # Errors
-///
-/// When it has not.
-pub(super) fn read_scope(text: &str) -> Result<Scope, FileFault> {
-    let text: ScopeText =
-        serde_json::from_str(text).map_err(|_| FileFault::damage("a webhook's scope is none"))?;
-    let sessions = text
-        .sessions
-        .map(|these| these.iter().map(|it| SessionId::new(it)).collect::<Result<_, _>>());
-    let sessions =
-        sessions.transpose().map_err(|_| FileFault::damage("a session's name is none"))?;
-    let kinds = text.kinds.map(|these| these.iter().map(|it| Kind::new(it)).collect());
-    Ok(Scope {
-        sessions: sessions.map_or(Only::Everything, Only::These),
-        kinds: kinds.map_or(Only::Everything, Only::These),
-    })
 }

@@ -1,10 +1,11 @@
 use super::*;
 use crate::{
-    event::EventId,
+    event::{EventId, Kind, Only, Scope},
     log::Hole,
     store::{
         sqlite::{
             AppendBatch,
+            rows::read_scope,
             tests::{event, file_with_product, product},
         },
         webhook_rows::tests::{changes, dead_letter, owed, settled, webhook},
