@@ -83,14 +83,14 @@ pub(crate) enum FileFault {
 
 impl FileError {
     /// Whether it may go by itself and leaves the file as it was.
-    pub(in crate::store) fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { source, .. } if source.is_transient())
     }
 }
 
 impl FileFault {
     /// A stored value that we never write.
-    pub(in crate::store) fn damage(what: &str) -> Self {
+    pub(crate) fn damage(what: &str) -> Self {
         Self::Damage(what.into())
     }
 
@@ -107,7 +107,7 @@ impl FileFault {
 
     /// Whether it may go by itself and leaves the file as it was: somebody was in the way, or there
     /// was no room.
-    pub(in crate::store) fn is_transient(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         let transient = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked, ErrorCode::DiskFull];
         match self {
             Self::Sqlite(error) => {

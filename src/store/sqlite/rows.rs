@@ -17,7 +17,7 @@ use crate::{
 /// # Errors
 ///
 /// When it is none or negative.
-pub(in crate::store) fn read_unsigned(row: &Row<'_>, column: usize) -> Result<u64, FileFault> {
+pub(crate) fn read_unsigned(row: &Row<'_>, column: usize) -> Result<u64, FileFault> {
     let value: i64 = row.get(column)?;
     u64::try_from(value).map_err(|_| FileFault::damage("a count is negative"))
 }
@@ -32,7 +32,7 @@ pub(super) fn read_bits(row: &Row<'_>, column: usize) -> Result<u64, FileFault> 
 }
 
 /// A number as it is stored, or the largest that can be.
-pub(in crate::store) fn signed(value: u64) -> i64 {
+pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
@@ -41,7 +41,7 @@ pub(in crate::store) fn signed(value: u64) -> i64 {
 /// # Errors
 ///
 /// When it cannot be one that we wrote.
-pub(in crate::store) fn read_event_id(row: &Row<'_>, column: usize) -> Result<EventId, FileFault> {
+pub(crate) fn read_event_id(row: &Row<'_>, column: usize) -> Result<EventId, FileFault> {
     Ok(EventId {
         epoch: read_bits(row, column)?,
         sequence: read_bits(row, column + 1)?,

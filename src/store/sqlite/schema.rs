@@ -33,11 +33,11 @@ use rusqlite::{Connection, TransactionBehavior, config::DbConfig};
 use super::{error::FileFault, files::CHECKPOINT_WAL_BYTES};
 
 /// Says that a SQLite file is ours: "apRl".
-pub(in crate::store) const APPLICATION_ID: i64 = 0x6170_526C;
+pub(crate) const APPLICATION_ID: i64 = 0x6170_526C;
 
 /// How the schema came to be: the n-th script makes version n out of version n - 1. Once released,
 /// it stays as it is.
-pub(in crate::store) const MIGRATIONS: &[&str] = &[VERSION_1];
+pub(crate) const MIGRATIONS: &[&str] = &[VERSION_1];
 
 /// `payload` comes last, so that a scan of the others does not follow a long row into its overflow
 /// pages. An index holds the row's `entry` in any case, so `by_session` is ordered by it within a
@@ -170,7 +170,7 @@ FROM products CROSS JOIN entries ON entry BETWEEN number << 40 AND (number << 40
 
 /// What an opened file is.
 #[derive(Debug, Eq, PartialEq)]
-pub(in crate::store) enum SchemaIdentity {
+pub(crate) enum SchemaIdentity {
     /// Nothing has been put into it yet.
     Fresh,
     /// Ours, with the schema of this version.
@@ -182,7 +182,7 @@ pub(in crate::store) enum SchemaIdentity {
 /// # Errors
 ///
 /// `Foreign` and `Newer` for a file to leave alone, others when it cannot be read.
-pub(in crate::store) fn identify(connection: &Connection) -> Result<SchemaIdentity, FileFault> {
+pub(crate) fn identify(connection: &Connection) -> Result<SchemaIdentity, FileFault> {
     let application_id: i64 =
         connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -224,10 +224,7 @@ pub(super) fn migrate(
 /// # Errors
 ///
 /// When SQLite refuses one.
-pub(in crate::store) fn configure(
-    connection: &Connection,
-    cache_kibibytes: i64,
-) -> Result<(), FileFault> {
+pub(crate) fn configure(connection: &Connection, cache_kibibytes: i64) -> Result<(), FileFault> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
@@ -266,7 +263,7 @@ pub(super) fn configure_writer(connection: &Connection) -> Result<(), FileFault>
 /// # Errors
 ///
 /// When the product's number or the place is beyond what the key has room for.
-pub(in crate::store) fn entry_key(product_number: u32, position: u64) -> Result<i64, FileFault> {
+pub(crate) fn entry_key(product_number: u32, position: u64) -> Result<i64, FileFault> {
     if product_number > MAX_PRODUCT_NUMBER {
         return Err(FileFault::Refused("a product's number is beyond 4194303"));
     }
@@ -277,17 +274,17 @@ pub(in crate::store) fn entry_key(product_number: u32, position: u64) -> Result<
 }
 
 /// The place of the entry with this primary key.
-pub(in crate::store) fn position_of(key: i64) -> u64 {
+pub(crate) fn position_of(key: i64) -> u64 {
     key.cast_unsigned() & MAX_POSITION
 }
 
 const POSITION_BITS: u32 = 40;
 
 /// 35 years of a thousand entries a second.
-pub(in crate::store) const MAX_POSITION: u64 = (1 << POSITION_BITS) - 1;
+pub(crate) const MAX_POSITION: u64 = (1 << POSITION_BITS) - 1;
 
 /// Leaves the key's sign alone, with a bit to spare.
-pub(in crate::store) const MAX_PRODUCT_NUMBER: u32 = (1 << 22) - 1;
+pub(crate) const MAX_PRODUCT_NUMBER: u32 = (1 << 22) - 1;
 
 /// A few events of usual size to a page.
 const DATABASE_PAGE_BYTES: i64 = 8192;

@@ -10,10 +10,10 @@ use crate::{
     log::{Log, MemoryBounds},
     metrics::LogMetrics,
     store::{
+        clock::unix_ms,
         commands::{AddedProduct, RemainingRequeue, StoreCommand},
-        reserve_epoch,
+        opening::reserve_epoch,
         sqlite::{DEAD_LETTER_STEP_ROWS, FileError},
-        unix_ms,
     },
 };
 

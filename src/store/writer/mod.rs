@@ -29,10 +29,11 @@ use tracing::error;
 use self::webhooks::RegisteredWebhooks;
 use super::{
     StoreSettings,
+    clock::unix_ms,
     commands::WebhookJournal,
     handle::StoreHandle,
     sqlite::{self, AppendBatch, FileError, FileFault, StoreFile, SyncMode},
-    syncer, unix_ms,
+    syncer,
 };
 use crate::{
     error_chain::error_chain,

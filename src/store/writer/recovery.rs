@@ -14,9 +14,9 @@ use crate::{
     error_chain::error_chain,
     log::Hole,
     store::{
-        set_aside,
+        clock::unix_ms,
+        opening::set_aside,
         sqlite::{AppendBatch, FileError, FileFault, StoreFile, SyncMode},
-        unix_ms,
     },
 };
 

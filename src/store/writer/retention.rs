@@ -9,7 +9,7 @@ use tracing::warn;
 use super::{RETENTION_INTERVAL, StoreWriter, WriterState};
 use crate::{
     error_chain::error_chain,
-    store::{sqlite::FileError, unix_ms},
+    store::{clock::unix_ms, sqlite::FileError},
 };
 
 impl StoreWriter {

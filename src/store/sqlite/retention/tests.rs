@@ -8,6 +8,7 @@ use crate::{
         DeliveryChange,
         sqlite::{
             AppendBatch,
+            erase::ErasedSession,
             tests::{bytes_of, event, file_with_product, gap, product, session},
             webhooks::tests::journal,
         },

@@ -1,7 +1,14 @@
 mod opening;
 
-use std::{fs, io::Read, os::unix::fs::PermissionsExt, sync::Arc};
+use std::{
+    fs,
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 use tokio::time::Instant;
 

@@ -1,6 +1,6 @@
 //! The file's rows of webhooks: registration, position, and what each is owed.
 //!
-//! May use: `event`, `webhook_delivery`.
+//! May use: `event`.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -10,10 +10,10 @@ use rusqlite::{Connection, Row, params};
 use super::{
     FileError, StoreFile, SyncMode, dead_letters,
     error::FileFault,
+    file::set_synced,
     products::{insert_product, product_number},
     rows::{read_delivery, read_unsigned, signed, write_attempts, write_scope},
     schema::entry_key,
-    set_synced,
 };
 use crate::{
     event::{ProductId, SessionId},
