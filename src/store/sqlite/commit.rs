@@ -9,11 +9,11 @@ use super::{
 use crate::store::webhook_rows::WebhookChanges;
 
 impl StoreFile {
-    /// Writes portions of the logs in one transaction, at `now` in Unix milliseconds.
+    /// Commits append batches of the logs in one transaction, at `now` in Unix milliseconds.
     ///
     /// # Errors
     ///
-    /// When one cannot be written; then none is.
+    /// When one of them cannot be written; then all are rolled back.
     pub(crate) fn append(
         &mut self,
         batches: &[AppendBatch<'_>],
@@ -23,12 +23,12 @@ impl StoreFile {
         self.append_with_journals(batches, [], sync, now).map(drop)
     }
 
-    /// Writes portions of the logs, and then what has happened to webhooks, in one transaction, at
-    /// `now` in Unix milliseconds. Tells whether there are more or fewer dead letters.
+    /// Commits append batches of the logs, and then the webhooks' journals, in one transaction, at
+    /// `now` in Unix milliseconds. Returns whether the dead letters changed.
     ///
     /// # Errors
     ///
-    /// When some of it cannot be written; then nothing is.
+    /// When a part of them cannot be written; then all are rolled back.
     pub(crate) fn append_with_journals<'a>(
         &mut self,
         batches: &[AppendBatch<'_>],
@@ -52,12 +52,12 @@ impl StoreFile {
         written.map_err(|fault| fault.at(&self.path, "write entries to"))
     }
 
-    /// Returns when everything written before is on the disk, and notes that it was so at `now` in
-    /// Unix milliseconds.
+    /// Brings everything committed before to the disk, and records a sync at `now` in Unix
+    /// milliseconds.
     ///
     /// # Errors
     ///
-    /// When it may not be.
+    /// When a part of the data may not be on the disk.
     pub(crate) fn sync(&mut self, now: u64) -> Result<(), FileError> {
         let synced = self.in_transaction(SyncMode::Full, |connection| set_synced(connection, now));
         synced.map_err(|fault| fault.at(&self.path, "sync"))

@@ -13,11 +13,13 @@ use super::{
 use crate::event::SessionId;
 
 impl StoreFile {
-    /// Deletes a session's events and what webhooks have of them, all or none, and returns how much
-    /// there was. Of the dead letters, those count whose event is neither here nor behind
-    /// `in_memory_from`. No reading finds them any more. But the write-ahead log has them
-    /// until it begins anew, and even with `secure_delete` SQLite leaves parts of rows where it has
-    /// moved them from one page to another: [`StoreFile::scrub`] removes those.
+    /// Deletes a session's events and what webhooks have of them, in one transaction, and returns
+    /// how much there was. Of the dead letters, those count whose event is neither in the file nor
+    /// behind `in_memory_from`.
+    ///
+    /// No read finds the rows any more. Their bytes stay in the write-ahead log until it begins
+    /// anew, and even with `secure_delete` SQLite leaves parts of rows where it has moved them from
+    /// one page to another. [`StoreFile::scrub`] removes both.
     ///
     /// # Errors
     ///
@@ -36,17 +38,20 @@ impl StoreFile {
         erased.map_err(|fault| fault.at(&self.path, "erase a session in"))
     }
 
-    /// Rewrites the file, so that no byte of what was ever deleted stays in it or beside it. Takes
-    /// time in proportion to the file, during which nothing can be written, and up to three times
-    /// its room.
+    /// Rewrites the file, so that no byte of a deleted row stays in it or beside it. Takes time in
+    /// proportion to the file, during which nothing can be written, and up to three times its size
+    /// on the disk.
     ///
     /// # Errors
     ///
-    /// When there is no room, or a reader is in the way. What is kept is kept in any case.
+    /// When there is no room, or a reader keeps the write-ahead log in use. No row is lost in any
+    /// case.
     pub(crate) fn scrub(&mut self) -> Result<(), FileError> {
         let mark_scrubbed = |connection: &Connection| {
             Ok(connection.execute("UPDATE state SET needs_scrub = 0", [])?)
         };
+        // In this order: the rewrite goes through the write-ahead log, whose old commits hold the
+        // deleted rows; the mark is removed once both are done.
         let scrubbed = self
             .vacuum()
             .and_then(|()| self.truncate_wal())
@@ -55,8 +60,8 @@ impl StoreFile {
     }
 
     fn vacuum(&self) -> Result<(), FileFault> {
-        // The copy may be larger than memory. It holds nothing that has been deleted, and lies
-        // beside the file: there is room for the one place that is sure to be writable.
+        // The copy may be larger than memory, so it is a temporary file. It is put beside the
+        // database, the one directory that is known to be writable. It holds no deleted row.
         self.connection.pragma_update(None, "temp_store", "FILE")?;
         if let Some(directory) = self.path.parent().and_then(|directory| directory.to_str()) {
             self.connection.pragma_update(None, "temp_store_directory", directory)?;
@@ -66,7 +71,7 @@ impl StoreFile {
         vacuumed.map_err(FileFault::from)
     }
 
-    /// Moves everything from the write-ahead log into the file and cuts it to nothing.
+    /// Moves the whole write-ahead log into the database and truncates it to nothing.
     fn truncate_wal(&self) -> Result<(), FileFault> {
         let is_busy: bool =
             self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
@@ -78,18 +83,18 @@ impl StoreFile {
     }
 }
 
-/// What there was of a session that has been erased.
+/// Rows of a session that has been erased.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct ErasedSession {
-    /// Events.
+    /// Number of events.
     pub(crate) events: u64,
     /// Bytes of their payloads, sessions and kinds.
     pub(crate) bytes: u64,
-    /// Events of which there were only dead letters.
+    /// Number of further events of which only dead letters were left.
     pub(crate) dead_letters: u64,
 }
 
-/// Deletes what webhooks have of a session, and returns how many events there were that are nowhere
+/// Deletes what webhooks have of a session, and returns the number of events that were nowhere
 /// else.
 fn erase_owed(
     connection: &Connection,
@@ -106,7 +111,7 @@ fn erase_owed(
         |row| read_unsigned(row, 0),
     )?;
     for statement in [
-        // Overwritten where they are, as below.
+        // Overwritten in place first, see `erase_entries`.
         "UPDATE dead_letters INDEXED BY dead_by_session SET payload = zeroblob(octet_length(payload)) \
          WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
         "DELETE FROM dead_letters INDEXED BY dead_by_session \
@@ -119,7 +124,7 @@ fn erase_owed(
     Ok(dead_letters)
 }
 
-/// Deletes the rows of a session and returns how many there were.
+/// Deletes the entries of a session, and returns their number and bytes.
 fn erase_entries(
     connection: &Connection,
     number: u32,
@@ -132,7 +137,8 @@ fn erase_entries(
         rows,
         |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    // Overwritten where they are, before deleting one makes SQLite move its neighbours.
+    // Overwritten in place first: deleting a row may make SQLite move its neighbours to another
+    // page, and copies of their payloads would stay behind.
     connection.execute(
         "UPDATE entries INDEXED BY by_session SET payload = zeroblob(octet_length(payload)) \
          WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",

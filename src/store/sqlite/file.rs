@@ -1,5 +1,7 @@
 //! The connection that writes: opening, transactions, checkpoint, closing.
 //!
+//! The process has one such connection. Readers and checkpoints open connections of their own.
+//!
 //! May use: no other module.
 
 use std::path::{Path, PathBuf};
@@ -13,19 +15,20 @@ use super::{
     schema::{self, SchemaIdentity},
 };
 
-/// The connection that writes.
+/// Connection that writes to the store's file.
 #[derive(Debug)]
 pub(crate) struct StoreFile {
     pub(super) connection: Connection,
     pub(super) path: PathBuf,
+    /// Mode that the connection is set to.
     sync: SyncMode,
     was_left_open: bool,
     needs_scrub: bool,
 }
 
 impl StoreFile {
-    /// Opens the file, or creates it for its owner alone, and marks it as open. An empty file is a
-    /// new one.
+    /// Opens the file, or creates it with access for its owner alone, and marks it as open. An
+    /// empty file counts as a new one.
     ///
     /// # Errors
     ///
@@ -39,7 +42,8 @@ impl StoreFile {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags)?;
         schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
-        // A file that turns out to be another's keeps its write-ahead log when it is closed.
+        // Set until the file is known to be a store: if this call fails, dropping the connection
+        // must not checkpoint and delete the write-ahead log of another application.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         let version = match schema::identify(&connection)? {
             SchemaIdentity::Fresh => 0,
@@ -54,11 +58,12 @@ impl StoreFile {
         let path = path.to_owned();
         let mut file =
             Self { connection, path, sync: SyncMode::Normal, was_left_open, needs_scrub };
+        // Synced before the first write: after a power cut the file must say that it was open.
         file.in_transaction(SyncMode::Full, |connection| set_open(connection, true))?;
         Ok(file)
     }
 
-    /// A store without a file, which ends with the process.
+    /// Opens a database in memory, which ends with the process.
     ///
     /// # Errors
     ///
@@ -77,7 +82,7 @@ impl StoreFile {
         }
     }
 
-    /// Whether it is such a store.
+    /// Returns whether the database is in memory.
     pub(crate) fn is_in_memory(&self) -> bool {
         self.path.as_os_str() == IN_MEMORY_PATH
     }
@@ -90,22 +95,22 @@ impl StoreFile {
         Ok(connection)
     }
 
-    /// Whether whoever had it open before did not close it.
+    /// Returns whether the process that had the file open before did not close it.
     pub(crate) fn was_left_open(&self) -> bool {
         self.was_left_open
     }
 
-    /// Whether copies of what was erased may be left in the file: see [`StoreFile::scrub`].
+    /// Returns whether copies of erased rows may be left in the file, see [`StoreFile::scrub`].
     pub(crate) fn needs_scrub(&self) -> bool {
         self.needs_scrub
     }
 
-    /// Moves what is in the write-ahead log into the database, as far as no reader needs it there,
-    /// on a connection of its own.
+    /// Moves the write-ahead log into the database, as far as no reader still needs it there, on a
+    /// connection of its own.
     ///
     /// # Errors
     ///
-    /// When it could not be done. The log has everything that it had.
+    /// When SQLite cannot do so. The write-ahead log then still has everything that it had.
     pub(crate) fn checkpoint(path: &Path) -> Result<(), FileError> {
         Self::try_checkpoint(path).map_err(|fault| fault.at(path, "checkpoint"))
     }
@@ -113,8 +118,12 @@ impl StoreFile {
     fn try_checkpoint(path: &Path) -> Result<(), FileFault> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
-        // Should everybody else have closed it meanwhile, the log is left to whoever opens it next.
+        // If every other connection was closed meanwhile, this one is the last. It must not move
+        // and delete the write-ahead log then: the writer may have abandoned the file after an
+        // error, and the next open recovers from the log.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        // NORMAL syncs the write-ahead log before its pages are copied, and the database before the
+        // log is begun anew. PASSIVE waits for neither readers nor the writer.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         Ok(())
@@ -124,17 +133,18 @@ impl StoreFile {
     ///
     /// # Errors
     ///
-    /// When the mark could not be made, or SQLite cannot close.
+    /// When the file cannot be marked, or SQLite cannot close the connection.
     pub(crate) fn close(mut self) -> Result<(), FileError> {
         let marked = self.in_transaction(SyncMode::Full, |connection| set_open(connection, false));
         let closed = self.connection.close().map_err(|(_, error)| FileFault::from(error));
         marked.and(closed).map_err(|fault| fault.at(&self.path, "close"))
     }
 
-    /// Closes a file after an error, without another try to bring anything to the disk: what the
-    /// operating system has dropped by then would count as written.
+    /// Closes the file after an error, without another attempt to bring data to the disk: pages
+    /// that the operating system has dropped by then would count as written.
     pub(crate) fn abandon(self) {
-        // Without it, SQLite would move the write-ahead log into the database, and delete it.
+        // By default the last connection that is closed moves the write-ahead log into the database
+        // and deletes it.
         if let Err(error) =
             self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
         {
@@ -142,7 +152,7 @@ impl StoreFile {
         }
     }
 
-    /// Does `work` in one transaction, which is undone if any of it fails.
+    /// Does `work` in one transaction, which is rolled back if `work` or the commit fails.
     pub(super) fn in_transaction<T>(
         &mut self,
         sync: SyncMode,
@@ -152,6 +162,8 @@ impl StoreFile {
             self.connection.pragma_update(None, "synchronous", sync.as_pragma())?;
             self.sync = sync;
         }
+        // Immediate: a transaction that takes the write lock only at its first write may then fail
+        // with `SQLITE_BUSY_SNAPSHOT`, which the busy time-out does not cover.
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done = work(&transaction)?;
@@ -160,12 +172,12 @@ impl StoreFile {
     }
 }
 
-/// What a commit waits for.
+/// Event that a commit waits for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum SyncMode {
-    /// The operating system has it.
+    /// The operating system has the data.
     Normal,
-    /// The disk has it, and everything before it.
+    /// The disk has the data, and everything committed before.
     Full,
 }
 
@@ -178,22 +190,25 @@ impl SyncMode {
     }
 }
 
+/// Records whether the file is open. Counts a sync, see [`set_synced`].
 fn set_open(connection: &Connection, is_open: bool) -> Result<(), FileFault> {
     connection.execute("UPDATE state SET is_open = ?1, syncs = syncs + 1", [is_open])?;
     Ok(())
 }
 
+/// Records a sync at `now`, in Unix milliseconds, within a transaction of [`SyncMode::Full`].
 pub(super) fn set_synced(connection: &Connection, now: u64) -> Result<(), FileFault> {
-    // A commit that changes nothing writes nothing and waits for nothing: the time alone may be
-    // that of the last one.
+    // SQLite writes and syncs nothing for a commit that changes nothing, and the time alone may
+    // equal that of the last sync. The counter makes every such commit change a page.
     let mut update =
         connection.prepare_cached("UPDATE state SET synced_at = ?1, syncs = syncs + 1")?;
     update.execute([signed(now)])?;
     Ok(())
 }
 
-/// Stands where a path would.
+/// Path that stands for a database in memory.
 pub(crate) const IN_MEMORY_PATH: &str = ":memory:";
 
-/// Holds the inner pages of the table and its indices, and what a few commits change.
+/// Page cache of the writer: the inner pages of the table and its indices, and the pages that a few
+/// commits change.
 const WRITER_CACHE_KIBIBYTES: i64 = 4 << 10;

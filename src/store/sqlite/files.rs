@@ -1,4 +1,4 @@
-//! The files of a store: their names, modes and sizes, and setting them aside.
+//! The files of a store on the disk: their names, modes and sizes, and setting them aside.
 //!
 //! May use: no other module.
 
@@ -9,47 +9,47 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Creates the file for its owner alone, unless it is there. SQLite gives those beside it the same
-/// mode.
+/// Creates the file with access for its owner alone, unless it exists. SQLite gives the files
+/// beside it the same mode.
 pub(super) fn create_private(path: &Path) -> io::Result<()> {
-    // Never opens one that is there: closing it would release the locks that SQLite holds on it for
-    // a reader.
+    // Must not open a file that exists: POSIX advisory locks belong to the process, so closing this
+    // descriptor would release the locks that SQLite holds on the file for a reader.
     match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-/// Where SQLite keeps the write-ahead log of the database at `path`.
+/// Returns the path of the write-ahead log of the database at `path`.
 pub(crate) fn wal_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
     PathBuf::from(name)
 }
 
-/// How large that is, 0 if there is none.
+/// Returns the size of that write-ahead log, 0 if there is none.
 pub(crate) fn wal_bytes(path: &Path) -> u64 {
     fs::metadata(wal_path(path)).map_or(0, |wal| wal.len())
 }
 
-/// Once the write-ahead log is larger, it is moved into the database. SQLite cuts it back to this
-/// when it begins anew.
+/// Size of the write-ahead log beyond which the syncer moves it into the database. SQLite truncates
+/// the log to this size when it begins the log anew.
 pub(crate) const CHECKPOINT_WAL_BYTES: u64 = 4 << 20;
 
-/// Moves a file that is of no use out of the way, with what SQLite keeps beside it, and returns
-/// where it is now. Everybody must have closed it. `now` is in Unix milliseconds and becomes
-/// part of its name, or the next number whose name is free.
+/// Renames a damaged database and the files that SQLite keeps beside it, and returns the new path.
+/// The writer must have closed it. `now`, in Unix milliseconds, becomes part of the name, or the
+/// next number whose name is free.
 ///
 /// # Errors
 ///
-/// When a rename fails. Calling it again moves what is left, under another name.
+/// When a rename fails. Calling it again moves the files that are left, under another name.
 pub(crate) fn set_aside(path: &Path, now: u64) -> io::Result<PathBuf> {
     let mut stamp = now;
     while any_exists(&damaged_path(path, stamp))? {
         stamp += 1;
     }
-    // The database goes first: without it, what stays behind after a crash is not mistaken for
-    // a store.
+    // The database is renamed first. If a crash leaves the others behind, they are no store without
+    // it; a database without its write-ahead log would lose commits silently.
     for suffix in FILE_SUFFIXES {
         match fs::rename(with_suffix(path, suffix), with_suffix(&damaged_path(path, stamp), suffix))
         {
@@ -82,11 +82,11 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Makes renames in the file's directory last.
+/// Brings renames in the file's directory to the disk: a rename alone may be lost in a power cut.
 fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::File::open(directory)?.sync_all()
 }
 
-/// The database, its write-ahead log and that one's index.
+/// Suffixes of the database, of its write-ahead log and of the log's index.
 pub(super) const FILE_SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];

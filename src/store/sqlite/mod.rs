@@ -3,13 +3,15 @@
 //!
 //! ```text
 //! relay.db        schema and format: see `schema`
-//! relay.db-wal    commits not yet moved into relay.db
-//! relay.db-shm    SQLite's index of the former; worthless once all have closed it
+//! relay.db-wal    write-ahead log: commits not yet moved into relay.db
+//! relay.db-shm    SQLite's index of the write-ahead log; worthless once every connection is closed
 //! ```
 //!
-//! A commit survives the end of the process at once, and the end of the machine once the
-//! write-ahead log has been synced: by the syncer, or by a commit with [`SyncMode::Full`]. Every
-//! call waits for the disk and belongs on a thread of its own.
+//! A commit survives the end of the process at once. It survives the end of the machine once the
+//! write-ahead log has been synced, by the syncer or by a commit with [`SyncMode::Full`]. Every
+//! call may block on the disk, so the file's callers are threads of their own.
+//!
+//! `file` holds the connection; the other files add methods to it, a subject each.
 //!
 //! May use: no other module.
 

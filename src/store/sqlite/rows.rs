@@ -1,4 +1,4 @@
-//! Columns of the store's tables as values, and values as columns.
+//! Row codec: converts columns of the store's tables to values, and values to columns.
 //!
 //! May use: `event`, `webhook_delivery`.
 
@@ -12,35 +12,35 @@ use crate::{
     webhook_delivery::{Attempt, Delivery},
 };
 
-/// A column that holds a count, a place or a time.
+/// Reads a column that holds a count, a position or a time.
 ///
 /// # Errors
 ///
-/// When it is none or negative.
+/// When the column is no integer or negative.
 pub(crate) fn read_unsigned(row: &Row<'_>, column: usize) -> Result<u64, FileFault> {
     let value: i64 = row.get(column)?;
     u64::try_from(value).map_err(|_| FileFault::damage("a count is negative"))
 }
 
-/// A column that holds an epoch or a sequence.
+/// Reads a column that holds an epoch or a sequence: a `u64`, bit for bit.
 ///
 /// # Errors
 ///
-/// When it holds no integer.
+/// When the column is no integer.
 pub(super) fn read_bits(row: &Row<'_>, column: usize) -> Result<u64, FileFault> {
     row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(FileFault::from)
 }
 
-/// A number as it is stored, or the largest that can be.
+/// Returns a number as it is stored, or the largest that can be stored.
 pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// The id that stands in three columns from `column` on.
+/// Reads an id from three columns, beginning with `column`.
 ///
 /// # Errors
 ///
-/// When it cannot be one that we wrote.
+/// When the columns hold no id.
 pub(crate) fn read_event_id(row: &Row<'_>, column: usize) -> Result<EventId, FileFault> {
     Ok(EventId {
         epoch: read_bits(row, column)?,
@@ -49,8 +49,12 @@ pub(crate) fn read_event_id(row: &Row<'_>, column: usize) -> Result<EventId, Fil
     })
 }
 
-/// The delivery that stands in a row's first eight columns: place, three of the id, kind, session,
+/// Reads a delivery from a row's first eight columns: position, three of the id, kind, session,
 /// time, attempts.
+///
+/// # Errors
+///
+/// When a column holds a value that this crate never writes.
 pub(super) fn read_delivery(row: &Row<'_>) -> Result<Delivery, FileFault> {
     let session = row.get_ref(5)?.as_str_or_null().map_err(rusqlite::Error::from)?;
     Ok(Delivery {
@@ -60,35 +64,40 @@ pub(super) fn read_delivery(row: &Row<'_>) -> Result<Delivery, FileFault> {
         session: session
             .map(SessionId::new)
             .transpose()
-            .map_err(|_| FileFault::damage("a session's name is none"))?,
+            .map_err(|_| FileFault::damage("a session's name is invalid"))?,
         created_at: read_unsigned(row, 6)?,
         attempts: serde_json::from_str(row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?)
-            .map_err(|_| FileFault::damage("a delivery's attempts are none"))?,
+            .map_err(|_| FileFault::damage("a delivery's attempts are invalid"))?,
     })
 }
 
-/// Attempts as they are stored.
+/// Returns attempts as they are stored.
 ///
 /// # Errors
 ///
-/// Never, as far as anybody knows.
+/// When they cannot be serialized, which no value of the type is known to cause.
 pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, FileFault> {
-    serde_json::to_string(attempts).map_err(|_| FileFault::Refused("attempts have no text"))
+    serde_json::to_string(attempts).map_err(|_| FileFault::Refused("attempts cannot be serialized"))
 }
 
-/// A scope as it is stored. None is no limit.
+/// Scope as it is stored, as JSON. `None` is no limit.
 #[derive(serde::Deserialize, serde::Serialize)]
 struct ScopeText {
     sessions: Option<BTreeSet<String>>,
     kinds: Option<BTreeSet<String>>,
 }
 
+/// Returns a scope as it is stored.
+///
+/// # Errors
+///
+/// When it cannot be serialized, which no value of the type is known to cause.
 pub(super) fn write_scope(scope: &Scope) -> Result<String, FileFault> {
     let text = ScopeText {
         sessions: limit_as_texts(&scope.sessions, SessionId::as_str),
         kinds: limit_as_texts(&scope.kinds, Kind::as_str),
     };
-    serde_json::to_string(&text).map_err(|_| FileFault::Refused("a scope has no text"))
+    serde_json::to_string(&text).map_err(|_| FileFault::Refused("a scope cannot be serialized"))
 }
 
 fn limit_as_texts<T>(only: &Only<T>, text: impl Fn(&T) -> &str) -> Option<BTreeSet<String>> {
@@ -98,19 +107,19 @@ fn limit_as_texts<T>(only: &Only<T>, text: impl Fn(&T) -> &str) -> Option<BTreeS
     }
 }
 
-/// Reads what [`write_scope`] has written.
+/// Reads a scope from the text that [`write_scope`] returned.
 ///
 /// # Errors
 ///
-/// When it has not.
+/// When the text is no such scope.
 pub(super) fn read_scope(text: &str) -> Result<Scope, FileFault> {
-    let text: ScopeText =
-        serde_json::from_str(text).map_err(|_| FileFault::damage("a webhook's scope is none"))?;
+    let text: ScopeText = serde_json::from_str(text)
+        .map_err(|_| FileFault::damage("a webhook's scope is invalid"))?;
     let sessions = text
         .sessions
         .map(|these| these.iter().map(|it| SessionId::new(it)).collect::<Result<_, _>>());
     let sessions =
-        sessions.transpose().map_err(|_| FileFault::damage("a session's name is none"))?;
+        sessions.transpose().map_err(|_| FileFault::damage("a session's name is invalid"))?;
     let kinds = text.kinds.map(|these| these.iter().map(|it| Kind::new(it)).collect());
     Ok(Scope {
         sessions: sessions.map_or(Only::Everything, Only::These),

@@ -1,9 +1,8 @@
-//! Deletes entries from the file: the oldest when there are too many or too old, and one session's
-//! on request.
+//! Retention: deletes the oldest entries when they are too old or take too much of the file.
 //!
-//! Retention goes in small steps, so that the writer's thread gets back to writing between them. An
-//! owed entry that retention deletes becomes a dead letter: see `expire_owed`. Dead letters have a
-//! bound of their own, so their part of the file does not count here.
+//! Retention goes in small steps, so that the writer commits between them. An owed entry that
+//! retention deletes becomes a dead letter, see `expire_owed`. Dead letters have a bound of their
+//! own, so their part of the file does not count here.
 //!
 //! May use: no other module.
 
@@ -20,14 +19,14 @@ use super::{
     schema::{MAX_POSITION, entry_key, position_of},
 };
 impl StoreFile {
-    /// Takes away some of the oldest entries if the oldest of all was kept before `oldest_kept_at`,
-    /// in Unix milliseconds, or if the file uses more than `max_bytes` beside dead letters; none
-    /// when there is nothing to do. What is owed of them is dead from `now` on. One small step:
-    /// call it again.
+    /// Deletes some of the oldest entries if the oldest of all was kept before `oldest_kept_at`, in
+    /// Unix milliseconds, or if the file uses more than `max_bytes` beside dead letters. Returns
+    /// `None` when there is nothing to do. Owed deliveries of them are dead letters as of `now`.
+    /// One small step; the caller calls again.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read or written; then nothing has gone.
+    /// When the file cannot be read or written; then nothing is deleted.
     pub(crate) fn retire(
         &mut self,
         oldest_kept_at: u64,
@@ -57,8 +56,8 @@ impl StoreFile {
         retired.map(Some)
     }
 
-    /// Bytes of the file that are in use, dead letters aside: what [`StoreFile::retire`] holds
-    /// against its bound.
+    /// Returns the bytes of the file that are in use, without dead letters. [`StoreFile::retire`]
+    /// compares them with its bound.
     ///
     /// # Errors
     ///
@@ -70,22 +69,22 @@ impl StoreFile {
     }
 }
 
-/// What one step of retention has taken away.
+/// Entries that one step of retention has deleted.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct RetentionStep {
-    /// Of which product.
+    /// Number of the product.
     pub(crate) product_number: u32,
-    /// Everything up to this place is gone now.
+    /// Last position that is deleted, with all before it.
     pub(crate) evicted_through: u64,
-    /// Rows.
+    /// Number of rows.
     pub(crate) events: u64,
     /// Bytes of their payloads, sessions and kinds.
     pub(crate) bytes: u64,
-    /// What that means to webhooks.
+    /// Deliveries that expired with them, by webhook.
     pub(crate) expired: Vec<ExpiredDeliveries>,
 }
 
-/// How much of the file is in use, dead letters aside.
+/// Part of the file that is in use, without dead letters.
 struct FileUsage {
     bytes: u64,
     page_bytes: u64,
@@ -98,14 +97,14 @@ impl FileUsage {
              FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
         )?;
         let mut rows = statement.query([])?;
-        let row = rows.next()?.ok_or_else(|| FileFault::damage("the page count is gone"))?;
+        let row = rows.next()?.ok_or_else(|| FileFault::damage("the page count is missing"))?;
         let bytes =
             read_unsigned(row, 0)?.saturating_sub(dead_letters::dead_letter_bytes(connection)?);
         Ok(Self { bytes, page_bytes: read_unsigned(row, 1)? })
     }
 }
 
-/// The oldest row of the product whose oldest row is the oldest.
+/// Oldest entry of all products.
 struct OldestEntry {
     product_number: u32,
     evicted_through: u64,
@@ -113,7 +112,7 @@ struct OldestEntry {
 }
 
 impl OldestEntry {
-    /// One look at the index for each product.
+    /// Finds the oldest entry by one look-up per product.
     fn find(connection: &Connection) -> Result<Option<Self>, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT number, evicted_through, kept_at FROM products CROSS JOIN entries ON entry = ( \
@@ -130,8 +129,8 @@ impl OldestEntry {
         }))
     }
 
-    /// What to take away: rows that are too old, and as many as make up for `excess` bytes, but not
-    /// more.
+    /// Returns the rows to delete: those that are too old, and as many as make up for `excess`
+    /// bytes, but at most one step's worth.
     fn find_cut(
         &self,
         connection: &Connection,
@@ -148,7 +147,8 @@ impl OldestEntry {
             entry_key(self.product_number, self.evicted_through)?,
             entry_key(self.product_number, MAX_POSITION)?,
         );
-        // Each may become a dead letter of each webhook that is not ahead of it.
+        // Each row may become a dead letter of each affected webhook, so that a step with many
+        // webhooks deletes fewer rows.
         let affected_webhooks = expire_owed::count_affected_webhooks(
             connection,
             self.product_number,
@@ -175,7 +175,7 @@ impl OldestEntry {
         Ok(cut)
     }
 
-    /// The place of the last row that one step may take away.
+    /// Returns the position of the last row that one step may delete.
     fn step_end(&self, connection: &Connection) -> Result<u64, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT ifnull(max(entry), ?1) FROM ( \
@@ -224,8 +224,8 @@ impl OldestEntry {
         })
     }
 
-    /// The place before the first row behind `last`: holes between them are no more worth knowing
-    /// of.
+    /// Returns the position before the first row behind `last`: holes between the two are evicted,
+    /// too.
     fn position_before_rest(&self, connection: &Connection, last: i64) -> Result<u64, FileFault> {
         let mut statement = connection
             .prepare_cached("SELECT min(entry) FROM entries WHERE entry > ?1 AND entry <= ?2")?;
@@ -235,15 +235,15 @@ impl OldestEntry {
     }
 }
 
-/// The rows up to `last`, an entry's key.
+/// Rows to delete: up to `last`, an entry's key.
 struct RetentionCut {
     last: i64,
     events: u64,
     bytes: u64,
 }
 
-/// Bytes of the file that a row of so many takes: whole pages for a large one, an even share of one
-/// for others.
+/// Returns the bytes of the file that a row of this size takes: whole pages for a large one, an
+/// even share of a page for a small one.
 fn footprint(row_bytes: u64, page_bytes: u64) -> u64 {
     match page_bytes / row_bytes.max(1) {
         0 => row_bytes.next_multiple_of(page_bytes.max(1)),
@@ -262,14 +262,14 @@ fn delete_holes(
     Ok(())
 }
 
-/// Forgets what ids the places that are gone had, except the newest: they tell an old id from an
+/// Deletes spans of evicted positions, except the newest of them: they tell an evicted id from an
 /// unknown one.
 fn delete_spans(
     connection: &Connection,
     number: u32,
     evicted_through: u64,
 ) -> Result<(), FileFault> {
-    // The newest span that begins no later than the first place kept is the one that place is in.
+    // The newest span that begins at the first position kept or before it contains that position.
     let mut delete = connection.prepare_cached(
         "DELETE FROM spans WHERE product = ?1 AND place < ( \
              SELECT place FROM spans WHERE product = ?1 AND place <= ?2 + 1 ORDER BY place DESC LIMIT 1 OFFSET ?3)",
@@ -278,12 +278,12 @@ fn delete_spans(
     Ok(())
 }
 
-/// Rows that one step deletes: some milliseconds.
+/// Rows that one step deletes: it takes some milliseconds.
 const RETENTION_STEP_ROWS: u64 = 512;
 
-/// Evicted spans that stay. Each is a time at which ids did not follow one another, such as a
+/// Number of evicted spans that stay. Each begins where ids did not follow one another, as after a
 /// restart.
 const MAX_EVICTED_SPANS: i64 = 4096;
 
-/// What SQLite and the columns of fixed size add to a row and its place in the index.
+/// Bytes that SQLite and the columns of fixed size add to a row and its entry in the index.
 const ROW_OVERHEAD_BYTES: u64 = 64;
