@@ -1,4 +1,11 @@
-//! What the writer does after an error: closes the file, opens it again, or begins a new one.
+//! Recovery of the writer from an error: closes the file, opens it again, or begins a new one.
+//!
+//! ```text
+//! error, failed sync ──► fail ──► closed for 1 s ──► reopen ──► the same file: logs are reconciled
+//!                                                      │        an empty file: begun with what is in memory
+//!                                                      ▼        another store, or damage
+//! damage ──────────────────────────────────────────► replace: set aside, and a new file begun
+//! ```
 //!
 //! May use: `error_chain`, `log`.
 
@@ -21,8 +28,10 @@ use crate::{
 };
 
 impl StoreWriter {
-    /// Closes a file that cannot be written. An I/O error is never answered by the same call again:
-    /// what the operating system has dropped by then would count as written.
+    /// Closes a file that cannot be written.
+    ///
+    /// A call that failed with an I/O error is never repeated on the same descriptor: the operating
+    /// system may have dropped the dirty pages, and a second sync would report them as written.
     pub(super) fn fail(&mut self, error: &FileError) {
         error!(
             problem = error_chain(error),
@@ -32,7 +41,7 @@ impl StoreWriter {
         self.abandon();
     }
 
-    /// Leaves the file as it is, for a while.
+    /// Closes the file as it is until the next attempt.
     fn abandon(&mut self) {
         let failed = WriterState::Failed { retry_at: Instant::now() + REOPEN_DELAY };
         if let WriterState::Open(file) = mem::replace(&mut self.state, failed) {
@@ -40,6 +49,7 @@ impl StoreWriter {
         }
     }
 
+    /// Opens the file again, or sets it aside if it is damaged. A failure is retried later.
     pub(super) fn reopen(&mut self) {
         let opened =
             if self.is_in_memory { self.reopen_in_memory() } else { self.reopen_on_disk() };
@@ -59,7 +69,8 @@ impl StoreWriter {
         }
     }
 
-    /// Opens the file, and compares what it has with what the logs know of it.
+    /// Opens the file, and reconciles the logs with it: a commit that was reported as failed may
+    /// have succeeded.
     fn reopen_on_disk(&mut self) -> Result<StoreFile, FileError> {
         #[cfg(test)]
         self.script.record_open();
@@ -78,28 +89,30 @@ impl StoreWriter {
             }
             (true, true) => {
                 error!(file = %self.handle.path().display(), "the store is gone: what it kept cannot be replayed");
+                // Before the new file has entries: a reader with the old file open must not answer.
                 self.handle.mark_replaced();
                 self.initialize_replacement(&mut file)?;
             }
         }
         self.webhooks.restore(&mut file, unix_ms())?;
-        file.sync(unix_ms())?; // opening and reading is not writing
+        // A file that opens may still fail to write; only a synced commit ends the failed state.
+        file.sync(unix_ms())?;
         Ok(file)
     }
 
-    /// What was in memory is gone with what has failed there.
+    /// Begins a new database in memory. The content of the old one is lost with it.
     fn reopen_in_memory(&mut self) -> Result<StoreFile, FileError> {
         let mut file = StoreFile::in_memory()?;
         self.webhooks.restore(&mut file, unix_ms())?;
         Ok(file)
     }
 
-    /// Sets a damaged file aside, and begins a new one with what is in memory.
+    /// Sets a damaged file aside, and begins a new one with what the logs have in memory.
     pub(super) fn replace(&mut self, damage: &str) {
         self.handle.set_failed(true);
         self.abandon();
         if self.is_in_memory {
-            error!(damage, "what webhooks had in memory is damaged: begun anew");
+            error!(damage, "the webhooks' outbox in memory is damaged: begun anew");
             return self.reopen();
         }
         let path = self.handle.path();
@@ -107,7 +120,8 @@ impl StoreWriter {
             error!(file = %path.display(), %problem, "the damaged store cannot be set aside");
             return;
         }
-        // at once: whoever has the old file open must not answer for the new one
+        // Before the new file is opened: a reader that has the old file open must not answer for
+        // the new one, and a report about the old file must not set the new one aside.
         self.handle.mark_replaced();
         let opened = StoreFile::open(path).and_then(|mut file| {
             self.initialize_replacement(&mut file)?;
@@ -123,8 +137,10 @@ impl StoreWriter {
         }
     }
 
-    /// Tells a file that has nothing of the logs which ids they have given, and the logs that they
-    /// have lost what was kept.
+    /// Writes to an empty file which ids the logs have given and that all positions before the
+    /// entries in memory are a hole, and tells the logs that the persisted entries are lost.
+    ///
+    /// Synced, as the epochs are at the start: an id that was shown must never be given again.
     fn initialize_replacement(&self, file: &mut StoreFile) -> Result<(), FileError> {
         for log in &self.logs {
             let product_number = file.find_or_add_product(log.product())?.product_number;
@@ -145,5 +161,5 @@ impl StoreWriter {
     }
 }
 
-/// Between two tries to write again.
+/// Wait before a file that failed is opened again.
 const REOPEN_DELAY: Duration = Duration::from_secs(1);

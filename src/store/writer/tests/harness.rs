@@ -23,7 +23,8 @@ use crate::{
     store::reader::StoreReader,
 };
 
-/// What becomes of commits with entries, one after the other, and what the writer has done so far.
+/// Script of the disk: the fate of commits with entries, one after the other, and a record of the
+/// writer's steps.
 #[derive(Clone, Debug, Default)]
 pub(in crate::store::writer) struct DiskScript(Arc<Mutex<DiskScriptState>>);
 
@@ -34,18 +35,18 @@ struct DiskScriptState {
     steps: Vec<WriterStep>,
 }
 
-/// What becomes of one commit.
+/// Outcome of one commit.
 #[derive(Debug)]
 pub(super) enum ScriptedCommit {
-    /// It is under way until the other end says so or goes.
+    /// The commit blocks until the other end of the channel sends or is dropped.
     Block(mpsc::Receiver<()>),
-    /// The disk fails, and nothing is written.
+    /// The disk fails before anything is written.
     FailBefore,
-    /// Everything is written, and then the disk fails.
+    /// The disk fails after everything is written.
     FailAfter,
 }
 
-/// What the writer has done.
+/// Step of the writer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum WriterStep {
     Open,
@@ -93,7 +94,7 @@ pub(super) fn disk_error() -> FileError {
         .at(Path::new("relay.db"), "write entries to")
 }
 
-/// A writer and the log it keeps, in a directory of their own.
+/// Writer and the log that it persists, in a directory of their own.
 pub(super) struct WriterHarness {
     pub(super) _directory: TempDir,
     pub(super) writer: StoreWriter,
@@ -148,14 +149,14 @@ impl WriterHarness {
         (0..events).for_each(|_| append(&self.log));
     }
 
-    /// What the writer does when the wait after an error is over.
+    /// Ends the wait after an error and runs a round.
     pub(super) fn retry_round(&mut self) {
         assert!(matches!(self.writer.state, WriterState::Failed { .. }), "the writer is waiting");
         self.writer.state = WriterState::Failed { retry_at: Instant::now() };
         self.writer.run_round();
     }
 
-    /// Places of all rows there are.
+    /// Returns the positions of all rows.
     pub(super) fn rows(&self) -> Vec<u64> {
         let reader = StoreReader::open(self.writer.handle.path()).unwrap();
         let mut rows = Vec::new();
@@ -179,7 +180,7 @@ impl WriterHarness {
         }
     }
 
-    /// What a reader at this place is told.
+    /// Returns where the log sends a reader at this position: memory, the store, or a gap's reason.
     pub(super) fn read(&self, position: u64) -> &'static str {
         match self.log.read_after(position, &self.request().scope, LIMITS, &mut VecDeque::new()) {
             ReadOutcome::Entries { .. } => "in memory",
@@ -194,7 +195,7 @@ impl WriterHarness {
         text.lines().find_map(|found| found.strip_prefix(line)).map(|count| count.parse().unwrap())
     }
 
-    /// What the next life of the relay finds.
+    /// Drops the writer without closing its file, and opens log and file as the next process does.
     pub(super) fn restart(self) -> (PersistedLog, Log) {
         let path = self.writer.handle.path().clone();
         drop(self.writer);
@@ -216,7 +217,7 @@ pub(super) fn append(log: &Log) {
     log.append(Draft { kind: Kind::Actions, session, forwarded_at: None, payload, received });
 }
 
-/// Everything behind a place, as the fan-out takes it; nothing to wait for.
+/// Returns all entries behind a position, as the fan-out takes them, without waiting.
 pub(super) fn tail(log: &Log, mut position: u64) -> Vec<Entry> {
     let mut all = Vec::new();
     loop {

@@ -22,7 +22,7 @@ use crate::{
 };
 
 #[test]
-fn while_a_commit_takes_seconds_nobody_waits_for_it_and_the_store_is_degraded() {
+fn a_commit_that_takes_seconds_delays_no_append_and_no_read_and_the_store_is_degraded() {
     let harness = WriterHarness::new(10_000);
     let (commit_ends, until) = mpsc::channel();
     harness.script_commits([ScriptedCommit::Block(until)]);
@@ -32,8 +32,8 @@ fn while_a_commit_takes_seconds_nobody_waits_for_it_and_the_store_is_degraded() 
     let thread = thread::spawn(|| writer.run());
     append(&log);
     wait_until("the commit is under way", || script.steps() == [WriterStep::Commit]);
-    // All this happens on one thread while the commit does not end: had it to wait, it would wait
-    // for ever.
+    // This thread alone ends the commit. If an append or a read waited for the commit, the test
+    // would never end.
     (0..5000).for_each(|_| append(&log));
     assert_eq!(tail(&log, 0).len(), 5001);
     assert_eq!(log.backlog(), 5001);
@@ -86,25 +86,25 @@ fn a_commit_that_had_succeeded_although_it_was_reported_as_failed_is_not_written
     harness.append(20);
     harness.writer.run_round();
     assert!(harness.writer.handle.is_degraded());
-    assert_eq!(harness.log.stats().stored.map(|(events, _)| events), Some(5), "nobody knows");
+    assert_eq!(harness.log.stats().stored.map(|(events, _)| events), Some(5), "not known yet");
     harness.append(5);
     harness.retry_round();
     assert!(!harness.writer.handle.is_degraded());
     assert!(harness.rows().into_iter().eq(1..=30));
-    let shelf = harness.log.stats().stored;
+    let stored = harness.log.stats().stored;
     let (kept, _) = harness.restart();
-    assert_eq!((kept.newest, Some((kept.events, kept.bytes))), (30, shelf));
+    assert_eq!((kept.newest, Some((kept.events, kept.bytes))), (30, stored));
 }
 
 #[test]
-fn what_leaves_memory_while_the_store_fails_is_one_gap_in_memory_and_in_the_file() {
+fn entries_that_leave_memory_while_the_store_fails_are_one_gap_in_memory_and_in_the_file() {
     let mut harness = WriterHarness::new(16);
     harness.append(10);
     harness.writer.run_round();
     harness.script_commits([ScriptedCommit::FailBefore]);
     harness.append(1);
     harness.writer.run_round();
-    // Sixteen, and as many again as are held for a store that does not keep up.
+    // Memory holds 16 entries, and as many again for a store that does not keep up.
     harness.append(200);
     tail(&harness.log, 0);
     let first_in_memory =
@@ -128,14 +128,14 @@ fn what_leaves_memory_while_the_store_fails_is_one_gap_in_memory_and_in_the_file
 }
 
 #[test]
-fn what_had_been_kept_by_a_commit_reported_as_failed_is_not_missing_though_it_has_left_memory() {
+fn entries_of_a_commit_reported_as_failed_are_no_hole_although_they_have_left_memory() {
     let mut harness = WriterHarness::new(16);
     harness.script_commits([ScriptedCommit::FailAfter]);
     harness.append(20);
     harness.writer.run_round();
     harness.append(200);
     tail(&harness.log, 0);
-    assert_eq!(harness.read(0), "not_kept", "as far as anybody knows");
+    assert_eq!(harness.read(0), "not_kept", "as far as the log knows");
     harness.retry_round();
     assert_eq!(
         (harness.read(0), harness.read(19), harness.read(20)),
@@ -145,7 +145,7 @@ fn what_had_been_kept_by_a_commit_reported_as_failed_is_not_missing_though_it_ha
 }
 
 #[test]
-fn what_retention_had_taken_although_that_was_reported_as_failed_is_announced() {
+fn an_eviction_that_was_reported_as_failed_is_announced() {
     let mut harness = WriterHarness::new(16);
     harness.append(40);
     harness.writer.run_round();
@@ -153,7 +153,7 @@ fn what_retention_had_taken_although_that_was_reported_as_failed_is_announced() 
     let WriterState::Open(file) = &mut harness.writer.state else { panic!("the file is open") };
     file.retire(u64::MAX, u64::MAX, 0).unwrap().unwrap();
     harness.writer.fail(&disk_error());
-    assert_eq!(harness.read(0), "in store", "nobody knows");
+    assert_eq!(harness.read(0), "in store", "not known yet");
     harness.retry_round();
     assert_eq!(harness.read(0), "evicted");
 }
@@ -172,7 +172,7 @@ fn a_store_that_is_lost_while_the_relay_runs_is_begun_anew_and_goes_on_with_the_
             let reader = StoreReader::open(harness.writer.handle.path()).unwrap();
             assert!(
                 reader.fetch(&harness.request()).is_err(),
-                "who asked the old file is not told that there was nothing"
+                "a reader of the old file gets an error, no empty range"
             );
             harness.writer.run_round();
         } else {
@@ -250,7 +250,7 @@ fn a_stop_writes_a_long_backlog_to_its_end() {
 }
 
 #[test]
-fn what_is_committed_is_synced_elsewhere_and_a_sync_that_failed_is_not_repeated() {
+fn commits_are_left_to_the_syncer_and_a_sync_that_failed_is_not_repeated() {
     let mut harness = WriterHarness::new(16);
     harness.append(1);
     harness.writer.run_round();
@@ -264,7 +264,7 @@ fn what_is_committed_is_synced_elsewhere_and_a_sync_that_failed_is_not_repeated(
     assert_eq!(
         harness.writer.script.steps(),
         [WriterStep::Commit],
-        "not even by another commit on the same file"
+        "not even by another commit to the same file"
     );
     harness.retry_round();
     assert_eq!(
@@ -297,7 +297,7 @@ fn the_write_ahead_log_is_bounded_whether_or_not_the_syncer_keeps_up() {
 }
 
 #[test]
-fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
+fn a_reader_of_the_file_that_was_set_aside_does_not_answer_for_the_new_one() {
     let mut harness = WriterHarness::new(16);
     harness.append(40);
     harness.writer.run_round();
@@ -323,7 +323,7 @@ fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
         ask(ReadRequest { after: 0, through: 10, ..harness.request() }).unwrap().entries.len(),
         10
     );
-    // the new file is begun, and then the disk fails
+    // The new file is begun, and then the disk fails.
     harness.script_commits([ScriptedCommit::FailBefore]);
     harness.writer.replace("says the test");
     harness.retry_round();
@@ -331,13 +331,13 @@ fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
     harness.append(60);
     harness.writer.run_round();
     let chunk = ask(ReadRequest { after: 50, through: 60, ..harness.request() });
-    assert_eq!(chunk.unwrap().entries.len(), 10, "what the new file has comes from there");
+    assert_eq!(chunk.unwrap().entries.len(), 10, "entries of the new file come from the new file");
     handle.stop();
     reading.join().unwrap();
 }
 
 #[test]
-fn many_erasures_do_not_hold_up_what_comes_meanwhile() {
+fn many_erasures_do_not_hold_up_entries_that_come_meanwhile() {
     let mut harness = WriterHarness::new(1000);
     let erased: Vec<_> = (0..5000)
         .map(|number| {
@@ -348,9 +348,9 @@ fn many_erasures_do_not_hold_up_what_comes_meanwhile() {
     while harness.writer.handle.has_pending_work() {
         harness.append(1);
         harness.writer.run_round();
-        assert_eq!(harness.log.backlog(), 0, "committed before the next few orders");
+        assert_eq!(harness.log.backlog(), 0, "committed before the next few commands");
         rounds += 1;
     }
-    assert!(rounds > 1, "they took one round: make it more of them");
+    assert!(rounds > 1, "one round was enough: the test needs more commands");
     drop(erased);
 }

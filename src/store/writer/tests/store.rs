@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// A store without a directory, and the log beside it.
+/// Returns a store without a directory, and the log beside it.
 fn in_memory_store(dead_letter_bytes: u64) -> (Store, Arc<Log>) {
     let metrics = Metrics::new().unwrap();
     let log =
@@ -31,7 +31,7 @@ fn in_memory_store(dead_letter_bytes: u64) -> (Store, Arc<Log>) {
     (Store::in_memory(settings, vec![Arc::clone(&log)], &metrics).unwrap(), log)
 }
 
-/// A dead letter of now.
+/// Returns a dead letter that has died now.
 fn fresh_dead_letter(position: u64) -> DeliveryChange {
     DeliveryChange::Dead(crate::webhook_delivery::DeadLetter {
         died_at: unix_ms(),
@@ -40,12 +40,12 @@ fn fresh_dead_letter(position: u64) -> DeliveryChange {
 }
 
 #[tokio::test]
-async fn without_a_directory_the_same_commands_are_carried_out_in_memory() {
+async fn without_a_directory_the_same_commands_are_executed_in_memory() {
     let (store, log) = in_memory_store(1 << 30);
     let (handle, webhook) = (Arc::clone(store.handle()), webhook("w", 0));
     handle.register(webhook.clone()).await.unwrap();
     (0..40).for_each(|_| append(&log));
-    tail(&log, 0); // 16 or so stay
+    tail(&log, 0); // about 16 entries stay in memory
     let deliveries =
         [1, 2, 40].map(fresh_dead_letter).into_iter().chain([DeliveryChange::Owed(owed(5))]);
     handle.journal(&"w".into(), changes(40, deliveries)).await.unwrap();
@@ -61,7 +61,7 @@ async fn without_a_directory_the_same_commands_are_carried_out_in_memory() {
     assert_eq!(
         in_memory + handle.erase(product(), session).await.unwrap(),
         in_memory + 2,
-        "40 was one of the former"
+        "the event at 40 is counted in memory"
     );
     assert_eq!(handle.requeued_dead_letters("w", 0, 9).await.unwrap(), []);
     handle.unregister("w").await.unwrap();
@@ -84,7 +84,7 @@ async fn dead_letters_in_memory_are_bounded_too() {
     while webhook.notices.take().dead > 10 {
         tokio::time::timeout(Duration::from_secs(15), webhook.notices.changed())
             .await
-            .expect("it is told");
+            .expect("the worker is notified");
     }
     let left = store.handle().dead_letters("w", DeadLetterState::Dead, None, 100).await.unwrap();
     assert!((4..=10).contains(&left.len()) && left[0].1.delivery.position == 40, "{}", left.len());
@@ -117,7 +117,7 @@ async fn a_store_in_memory_that_fails_is_begun_anew_with_its_webhooks() {
     assert!(!Path::new(sqlite::IN_MEMORY_PATH).exists());
 }
 
-/// What the next life of a relay finds in a directory, with these products.
+/// Opens the store in a directory with these products, and returns the webhooks that it has.
 fn open_store(
     directory: &Path,
     products: &[ProductId],
@@ -146,7 +146,7 @@ async fn after_a_crash_webhooks_are_found_with_what_was_committed_if_their_produ
     drop(store);
     let other = ProductId::new("other").unwrap();
     let (store, found) = open_store(directory.path(), std::slice::from_ref(&other));
-    assert!(found.is_empty(), "nobody is there to deliver it");
+    assert!(found.is_empty(), "its product is not configured");
     store
         .handle()
         .register(WebhookRegistration { product: other.clone(), ..webhook("o", 0) })
@@ -164,6 +164,6 @@ async fn after_a_crash_webhooks_are_found_with_what_was_committed_if_their_produ
     assert_eq!(
         again.notices.take(),
         WebhookNotice { dead: 1, ..WebhookNotice::default() },
-        "told once it is registered"
+        "notified once it is registered"
     );
 }
