@@ -1,4 +1,4 @@
-//! The time as the file has it.
+//! The clock of the store: times in the file are Unix milliseconds.
 //!
 //! May use: no other module.
 

@@ -1,4 +1,4 @@
-//! Opens the file for a new life of the logs, and sets a damaged one aside.
+//! Opens the store's file and reserves epochs for the logs; sets a damaged file aside.
 //!
 //! May use: `event`, `log`.
 

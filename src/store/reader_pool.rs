@@ -69,7 +69,8 @@ impl StoreHandle {
             // The file may be about to be set aside, or to be told which entries it lacks: an
             // answer from it could miss entries.
             None if self.backing().has_failed() => {
-                Err(FileFault::Refused("it is out of order").at(self.path(), "read entries from"))
+                Err(FileFault::Refused("its last write failed")
+                    .at(self.path(), "read entries from"))
             }
             None => StoreReader::open(self.path())
                 .and_then(|opened| reader.insert((generation, opened)).1.fetch(request)),
