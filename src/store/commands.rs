@@ -2,7 +2,7 @@
 //! removed, and everything that webhooks need.
 //!
 //! ```text
-//! admin API, webhooks ──► commands ─► one after the other, after what has been committed by then
+//! admin API, webhooks ──► commands ─► one after the other, behind the commit of the same round
 //! workers ──────────────► journals ─► all that wait in one transaction, with the logs' entries
 //! ```
 //!

@@ -1,15 +1,14 @@
 //! The durable store of all logs: one SQLite file, one thread that writes it, a few that read it.
 //!
 //! Ingest and live delivery never wait for the store. Its writer reads the logs: every few
-//! milliseconds it takes what has gathered, commits it in one transaction, and tells each log what
-//! is persisted.
+//! milliseconds it commits the entries that have gathered in one transaction, and reports to each
+//! log how far it is persisted.
 //!
 //! ```text
 //! open: lock the directory, open or replace the file, reserve an epoch per product ──► start ──► stop
 //! ```
 //!
-//! What webhooks are owed stands beside the events. Without a file, the same code keeps it in
-//! memory.
+//! The file also has the webhooks' outboxes. Without a file, the same code keeps them in memory.
 //!
 //! May use: `error_chain`, `event`, `log`, `metrics`.
 
@@ -150,7 +149,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Returns the webhooks that were persisted, with what they are owed, to the first caller.
+    /// Returns the persisted webhooks with their owed deliveries, to the first caller.
     pub(crate) fn take_webhooks(&mut self) -> Vec<StoredWebhook> {
         mem::take(&mut self.webhooks)
     }

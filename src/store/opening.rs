@@ -29,7 +29,7 @@ pub(super) fn open_file(
     Ok((file, restored, webhooks))
 }
 
-/// Returns what the file has of a product, and a new epoch for it.
+/// Returns the persisted log of a product, and a new epoch for it.
 ///
 /// The epoch is synced to the disk before its first id is shown: an id that was shown and then lost
 /// in a power cut is never given to another event.
@@ -63,7 +63,7 @@ fn retain_configured(stored: Vec<StoredWebhook>, products: &[ProductId]) -> Vec<
     configured
 }
 
-/// Product, what the file has of it, and the epoch reserved for it.
+/// Product, its persisted log, and the epoch reserved for it.
 pub(super) type ReservedProduct = (ProductId, PersistedLog, u64);
 
 /// Renames a damaged file and keeps all its bytes, so that an operator may recover events from it.

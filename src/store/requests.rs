@@ -54,7 +54,7 @@ impl StoreHandle {
         async { registered.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Removes a webhook, what it is owed and its dead letters.
+    /// Removes a webhook, its owed deliveries and its dead letters.
     ///
     /// # Errors
     ///

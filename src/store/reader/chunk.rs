@@ -1,4 +1,4 @@
-//! One chunk of entries while it is being read: what the scope admits and the limits allow.
+//! One chunk of entries while it is being read: entries that the scope admits and the limits allow.
 //!
 //! May use: `event`, `log`.
 

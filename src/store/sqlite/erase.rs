@@ -1,4 +1,4 @@
-//! Erases one session from the file, and rewrites the file without what was deleted.
+//! Erases one session from the file, and rewrites the file without the bytes of deleted rows.
 //!
 //! May use: `event`.
 
@@ -13,8 +13,8 @@ use super::{
 use crate::event::SessionId;
 
 impl StoreFile {
-    /// Deletes a session's events and what webhooks have of them, in one transaction, and returns
-    /// how much there was. Of the dead letters, those count whose event is neither in the file nor
+    /// Deletes a session's events, owed deliveries and dead letters in one transaction, and returns
+    /// their numbers. Of the dead letters, those count whose event is neither in the file nor
     /// behind `in_memory_from`.
     ///
     /// No read finds the rows any more. Their bytes stay in the write-ahead log until it begins
@@ -94,8 +94,8 @@ pub(crate) struct ErasedSession {
     pub(crate) dead_letters: u64,
 }
 
-/// Deletes what webhooks have of a session, and returns the number of events that were nowhere
-/// else.
+/// Deletes a session's owed deliveries and dead letters, and returns the number of events of which
+/// only dead letters were left.
 fn erase_owed(
     connection: &Connection,
     number: u32,

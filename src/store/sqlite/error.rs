@@ -1,4 +1,4 @@
-//! Errors of the store's file, sorted by what its owner can do about them.
+//! Errors of the store's file, sorted by the reaction that they call for.
 //!
 //! May use: no other module.
 

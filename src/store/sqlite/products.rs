@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl StoreFile {
-    /// Returns what the file has of this product. A product without a row gets one, with a number.
+    /// Returns the persisted log of this product. A product without a row gets one, with a number.
     ///
     /// # Errors
     ///

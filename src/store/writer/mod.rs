@@ -1,5 +1,5 @@
-//! The store's writer: commits what has gathered in the logs and in the webhooks' journals,
-//! executes commands, and applies retention.
+//! The store's writer: commits the entries that have gathered in the logs, and the webhooks'
+//! journals; executes commands; applies retention.
 //!
 //! ```text
 //! parked ── work ──► gather ──► commit ──► commands ──► retention ──► parked      syncing: see `syncer`

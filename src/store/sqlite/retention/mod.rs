@@ -129,7 +129,7 @@ impl OldestEntry {
         }))
     }
 
-    /// Returns the rows to delete: those that are too old, and as many as make up for `excess`
+    /// Returns the rows to delete: rows that are too old, and as many as make up for `excess`
     /// bytes, but at most one step's worth.
     fn find_cut(
         &self,

@@ -1,4 +1,4 @@
-//! A writer with its log in a directory of their own, on a disk that does what the test says.
+//! A writer with its log in a directory of their own, on a scripted disk.
 
 use std::{
     collections::VecDeque,

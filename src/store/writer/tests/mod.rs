@@ -1,4 +1,4 @@
-//! The writer on a disk that does what the test says.
+//! The writer on a scripted disk.
 
 mod harness;
 mod store;

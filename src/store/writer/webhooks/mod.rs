@@ -1,5 +1,5 @@
-//! The registered webhooks as the writer knows them: where to send notices, and what a file that is
-//! begun anew must hold again.
+//! The registered webhooks as the writer knows them: where to send notices, and the
+//! registrations that a file that is begun anew must have again.
 //!
 //! Losses of deliveries are logged at once the first time, then as sums once a minute.
 //!
