@@ -31,6 +31,9 @@ impl StoreWriter {
         while began.elapsed() < MAX_COMMAND_TIME
             && let Some(command) = self.handle.take_command()
         {
+            if command.is_abandoned() {
+                continue;
+            }
             self.handle.begin_write();
             let is_write = command.is_write();
             if let Some(remainder) = self.execute(command)? {
