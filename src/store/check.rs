@@ -10,12 +10,16 @@ use std::{thread, time::Duration};
 use super::{handle::StoreHandle, reader::StoreReader, sqlite::FileError};
 use crate::error_chain::error_chain;
 
+/// Checks the file once, and reports damage to the writer.
 pub(super) fn run(handle: &StoreHandle) {
+    // Read before the file is opened: a report must never name a newer file than the one checked.
     let generation = handle.generation();
     let checked = StoreReader::open(handle.path()).and_then(|reader| {
         let interrupt = reader.interrupt_handle();
         thread::scope(|scope| {
             let (done, watch) = std::sync::mpsc::channel::<()>();
+            // Goes on after an interrupt: one that precedes the start of the query has no effect.
+            // Ends when `done` is dropped.
             scope.spawn(move || {
                 while watch.recv_timeout(STOP_POLL_INTERVAL)
                     == Err(std::sync::mpsc::RecvTimeoutError::Timeout)

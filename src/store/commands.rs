@@ -2,11 +2,12 @@
 //! removed, and everything that webhooks need.
 //!
 //! ```text
-//! admin API, webhooks ──► commands ─► one after the other, after what has been committed by then
+//! admin API, webhooks ──► commands ─► one after the other, behind the commit of the same round
 //! workers ──────────────► journals ─► all that wait in one transaction, with the logs' entries
 //! ```
 //!
-//! A command is executed even if its caller no longer waits for the answer.
+//! A command that writes is executed even if its caller no longer waits for the answer; a list is
+//! not.
 //!
 //! May use: `event`, `log`, `metrics`, `webhook_delivery`.
 
@@ -70,6 +71,15 @@ impl StoreCommand {
     pub(crate) fn is_write(&self) -> bool {
         !matches!(self, Self::ListDeadLetters { .. } | Self::ListRequeued { .. })
     }
+
+    /// Returns whether the command only reads, and its caller no longer waits for the answer.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::ListDeadLetters { answer, .. } => answer.is_closed(),
+            Self::ListRequeued { answer, .. } => answer.is_closed(),
+            _ => false,
+        }
+    }
 }
 
 /// Dead letters that are still to be marked for redelivery.
@@ -117,8 +127,8 @@ impl WebhookJournal {
 
 /// Commands and journals that wait for the writer.
 ///
-/// Has no bound of its own: a webhook has one journal under way, and commands come from operators'
-/// requests and from webhooks that wait for the answer to their last one.
+/// A webhook has one journal under way. Commands are bounded by [`MAX_QUEUED_COMMANDS`]: a caller
+/// that gives up and repeats its request while the disk hangs leaves its old command in the queue.
 #[derive(Debug, Default)]
 pub(crate) struct CommandQueue {
     pub(super) commands: VecDeque<StoreCommand>,
@@ -131,6 +141,10 @@ impl CommandQueue {
         self.commands.is_empty() && self.journals.is_empty()
     }
 }
+
+/// Maximum number of commands that wait; further ones are refused as if the store could not be
+/// written. Far above the three that each of 1000 webhooks may have under way.
+pub(super) const MAX_QUEUED_COMMANDS: usize = 16_384;
 
 /// The store could not be written, or was stopped before it executed the command.
 #[derive(Clone, Copy, Debug, thiserror::Error)]

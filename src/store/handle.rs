@@ -32,7 +32,8 @@ pub(crate) struct StoreHandle {
     /// Number of files there have been. A reader thread opens the file anew when it differs from
     /// the number at its last open.
     generation: AtomicU64,
-    is_damaged: AtomicBool,
+    /// Generation that was reported as damaged, plus 1; 0 for none.
+    damage_report: AtomicU64,
     is_unsynced: AtomicBool,
     sync_failed: AtomicBool,
     #[cfg(test)]
@@ -48,7 +49,7 @@ impl StoreHandle {
             path,
             commands: Mutex::default(),
             generation: AtomicU64::new(0),
-            is_damaged: AtomicBool::new(false),
+            damage_report: AtomicU64::new(0),
             is_unsynced: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
             #[cfg(test)]
@@ -74,24 +75,27 @@ impl StoreHandle {
 
     /// Returns whether the writer has something to do beside the logs' backlog.
     pub(crate) fn has_pending_work(&self) -> bool {
-        self.is_damaged.load(SeqCst)
+        self.damage_report.load(SeqCst) > 0
             || self.sync_failed.load(SeqCst)
             || !self.commands.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Records that the file of this generation is damaged, unless it has been replaced since. The
-    /// writer sets it aside.
+    /// Records that the file of this generation is damaged. The writer sets it aside, unless it has
+    /// been replaced since.
     pub(crate) fn report_damage(&self, generation: u64) {
-        if generation == self.generation() {
-            // Set before the wake-up, see [`LogBacking::wake_writer`].
-            self.is_damaged.store(true, SeqCst);
-            self.backing.wake_writer();
-        }
+        // The report carries its generation, and the writer compares it: a comparison here could be
+        // overtaken by the replacement, and the report would then condemn the new file. The
+        // maximum, so that a late report about an old file does not hide one about the current
+        // file.
+        self.damage_report.fetch_max(generation + 1, SeqCst);
+        // After the report, see [`LogBacking::wake_writer`].
+        self.backing.wake_writer();
     }
 
-    /// Returns whether the file was reported as damaged since the last call.
+    /// Returns whether the current file was reported as damaged since the last call. Called by the
+    /// writer, which alone replaces the file.
     pub(crate) fn take_damage(&self) -> bool {
-        self.is_damaged.swap(false, SeqCst)
+        self.damage_report.swap(0, SeqCst) == self.generation() + 1
     }
 
     /// Returns the number of the current file.
@@ -99,13 +103,10 @@ impl StoreHandle {
         self.generation.load(SeqCst)
     }
 
-    /// Records that the file was replaced: readers open the new one. Damage found in the old file
-    /// is dropped.
+    /// Records that the file was replaced: readers open the new one, and reports of damage in the
+    /// old one no longer count.
     pub(crate) fn mark_replaced(&self) {
-        // In this order: a report about the old file that is made before the first line is dropped
-        // by the second one, and one that is made later is refused by its generation.
         self.generation.fetch_add(1, SeqCst);
-        self.is_damaged.store(false, SeqCst);
     }
 
     /// Records a commit that is not on the disk yet.
@@ -185,5 +186,49 @@ impl StoreHandle {
     /// Parks the writer's thread until there is work, `max_wait` at the longest.
     pub(crate) fn park_until_work(&self, max_wait: Duration, has_work: impl FnOnce() -> bool) {
         self.backing.park_until_work(max_wait, has_work);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_report_of_damage_concerns_the_file_of_its_generation_alone() {
+        let handle = StoreHandle::new(PathBuf::new(), 1);
+        let old = handle.generation();
+        handle.report_damage(old);
+        assert!(handle.has_pending_work());
+        assert!(handle.take_damage());
+        assert!(!handle.take_damage() && !handle.has_pending_work(), "once");
+        handle.report_damage(old);
+        handle.mark_replaced();
+        assert!(!handle.take_damage(), "reported before the file was replaced");
+        handle.report_damage(handle.generation());
+        handle.report_damage(old);
+        assert!(handle.take_damage(), "a late report about the old file hides no other");
+    }
+
+    #[test]
+    fn a_report_of_damage_that_races_with_a_replacement_leaves_the_new_file_alone() {
+        for _ in 0..300 {
+            let handle = StoreHandle::new(PathBuf::new(), 1);
+            let (old, is_replaced) = (handle.generation(), AtomicBool::new(false));
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !is_replaced.load(SeqCst) {
+                        handle.report_damage(old);
+                    }
+                });
+                while !handle.has_pending_work() {
+                    thread::yield_now();
+                }
+                handle.mark_replaced();
+                is_replaced.store(true, SeqCst);
+            });
+            assert!(!handle.take_damage(), "the new file is set aside for damage in the old one");
+        }
     }
 }

@@ -1,24 +1,26 @@
 //! The durable store of all logs: one SQLite file, one thread that writes it, a few that read it.
 //!
 //! Ingest and live delivery never wait for the store. Its writer reads the logs: every few
-//! milliseconds it takes what has gathered, commits it in one transaction, and tells each log what
-//! is persisted.
+//! milliseconds it commits the entries that have gathered in one transaction, and reports to each
+//! log how far it is persisted.
 //!
 //! ```text
 //! open: lock the directory, open or replace the file, reserve an epoch per product ──► start ──► stop
 //! ```
 //!
-//! What webhooks are owed stands beside the events. Without a file, the same code keeps it in
-//! memory.
+//! The file also has the webhooks' outboxes. Without a file, the same code keeps them in memory.
 //!
 //! May use: `error_chain`, `event`, `log`, `metrics`.
 
 mod check;
+mod clock;
 mod commands;
 mod handle;
+mod opening;
 mod reader;
 mod reader_pool;
 mod requests;
+mod settings;
 pub(crate) mod sqlite;
 mod syncer;
 #[cfg(test)]
@@ -33,44 +35,28 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use self::{
-    sqlite::{AppendBatch, FileError, IN_MEMORY_PATH, StoreFile, SyncMode},
+    opening::{ReservedProduct, open_file, set_aside},
+    sqlite::{FileError, IN_MEMORY_PATH, StoreFile},
     writer::StoreWriter,
 };
 use crate::{
     error_chain::error_chain,
     event::ProductId,
-    log::{Log, MemoryBounds, PersistedLog, epoch_after, first_span_of_epoch},
+    log::{Log, MemoryBounds},
     metrics::Metrics,
 };
 
 pub(crate) use self::commands::StoreUnwritable;
 pub(crate) use self::handle::StoreHandle;
+pub(crate) use self::settings::StoreSettings;
 pub(crate) use self::webhook_rows::{
     DeadLetterSelection, DeadLetterState, DeliveryChange, OwedDelivery, StoredWebhook,
     WebhookChanges, WebhookNotice, WebhookNotices, WebhookRegistration,
 };
 pub(crate) use crate::log::backing::StoreUnreadable;
-
-/// Location of the store, and how much it keeps.
-#[derive(Clone, Debug)]
-pub(crate) struct StoreSettings {
-    /// Directory of the file and its lock; it belongs to one process.
-    pub(crate) directory: PathBuf,
-    /// Time for which an event is kept.
-    pub(crate) retention: Duration,
-    /// Bytes of the file that may be in use, dead letters not counted.
-    pub(crate) retention_bytes: u64,
-    /// Time for which a dead letter is kept.
-    pub(crate) dead_letter_retention: Duration,
-    /// Bytes of the file that dead letters may take, counted separately.
-    pub(crate) dead_letter_bytes: u64,
-    /// Maximum number of readers at a time.
-    pub(crate) max_concurrent_replays: usize,
-}
 
 /// A running store. Holds the directory's lock until it is dropped.
 ///
@@ -163,7 +149,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Returns the webhooks that were persisted, with what they are owed, to the first caller.
+    /// Returns the persisted webhooks with their owed deliveries, to the first caller.
     pub(crate) fn take_webhooks(&mut self) -> Vec<StoredWebhook> {
         mem::take(&mut self.webhooks)
     }
@@ -231,58 +217,6 @@ impl Drop for Store {
     }
 }
 
-/// Opens the file, and reserves an epoch for each product.
-fn open_file(
-    path: &Path,
-    products: &[ProductId],
-) -> Result<(StoreFile, Vec<ReservedProduct>, Vec<StoredWebhook>), FileError> {
-    let mut file = StoreFile::open(path)?;
-    let webhooks = retain_configured(file.webhooks()?, products);
-    let mut restored = Vec::new();
-    for product in products {
-        let (persisted, epoch) = reserve_epoch(&mut file, product)?;
-        restored.push((product.clone(), persisted, epoch));
-    }
-    Ok((file, restored, webhooks))
-}
-
-/// Returns what the file has of a product, and a new epoch for it.
-///
-/// The epoch is synced to the disk before its first id is shown: an id that was shown and then lost
-/// in a power cut is never given to another event.
-fn reserve_epoch(
-    file: &mut StoreFile,
-    product: &ProductId,
-) -> Result<(PersistedLog, u64), FileError> {
-    let persisted = file.find_or_add_product(product)?;
-    let epoch = epoch_after(persisted.highest_epoch);
-    let spans = [first_span_of_epoch(persisted.newest, epoch)];
-    let first = persisted.newest + 1;
-    let batch = AppendBatch {
-        product_number: persisted.product_number,
-        first,
-        entries: &[],
-        spans: &spans,
-        holes: &[],
-    };
-    file.append(&[batch], SyncMode::Full, unix_ms())?;
-    Ok((persisted, epoch))
-}
-
-/// Returns the webhooks of these products. The others stay in the file until their product is
-/// configured again.
-fn retain_configured(stored: Vec<StoredWebhook>, products: &[ProductId]) -> Vec<StoredWebhook> {
-    let (configured, orphaned): (Vec<_>, Vec<_>) =
-        stored.into_iter().partition(|webhook| products.contains(&webhook.product));
-    for StoredWebhook { id, product, .. } in orphaned {
-        tracing::warn!(webhook = id, %product, "the webhook's product is not configured: it gets nothing, and is kept");
-    }
-    configured
-}
-
-/// Product, what the file has of it, and the epoch reserved for it.
-type ReservedProduct = (ProductId, PersistedLog, u64);
-
 /// Locks the directory for this process. The operating system releases the lock when the process
 /// ends, however it ends.
 fn lock_directory(directory: &Path) -> Result<fs::File, StoreError> {
@@ -302,23 +236,6 @@ fn lock_directory(directory: &Path) -> Result<fs::File, StoreError> {
         }
         Err(TryLockError::Error(source)) => Err(unusable(source)),
     }
-}
-
-/// Renames a damaged file and keeps all its bytes, so that an operator may recover events from it.
-fn set_aside(path: &Path, damage: &str) -> io::Result<()> {
-    let kept_as = StoreFile::set_aside(path, unix_ms())?;
-    tracing::error!(
-        file = %path.display(),
-        kept_as = %kept_as.display(),
-        damage,
-        "the store is damaged: set aside, and a new one begun; what it kept cannot be replayed"
-    );
-    Ok(())
-}
-
-fn unix_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Reason for which there is no store.

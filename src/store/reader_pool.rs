@@ -18,7 +18,8 @@ impl StoreHandle {
     /// Answers requests until the store is stopped. Runs on a reader thread.
     pub(crate) fn serve_reads(&self) {
         // Opened at once and not with the first request: while the disk is full, the file cannot be
-        // opened.
+        // opened. The generation is read before each open: a report must never name a newer file
+        // than the one read.
         let generation = self.generation();
         let mut reader = StoreReader::open(self.path()).ok().map(|reader| (generation, reader));
         while let Some(QueuedRead { request, answer, permit_in_use }) = self.backing().next_read() {
@@ -66,10 +67,11 @@ impl StoreHandle {
     ) -> Result<StoredChunk, FileError> {
         match reader {
             Some((_, reader)) => reader.fetch(request),
-            // The file may be about to be set aside, or to be told which entries it lacks: an
-            // answer from it could miss entries.
+            // The writer may be about to set the file aside, or to record holes in it: an answer
+            // from it could miss entries.
             None if self.backing().has_failed() => {
-                Err(FileFault::Refused("it is out of order").at(self.path(), "read entries from"))
+                Err(FileFault::Refused("its last write failed")
+                    .at(self.path(), "read entries from"))
             }
             None => StoreReader::open(self.path())
                 .and_then(|opened| reader.insert((generation, opened)).1.fetch(request)),

@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 
 use super::{
     commands::{
-        AddedProduct, DeadLetterQuery, RemainingRequeue, StoreCommand, StoreUnwritable,
-        WebhookJournal,
+        AddedProduct, DeadLetterQuery, MAX_QUEUED_COMMANDS, RemainingRequeue, StoreCommand,
+        StoreUnwritable, WebhookJournal,
     },
     handle::StoreHandle,
     webhook_rows::{DeadLetterSelection, DeadLetterState, WebhookChanges, WebhookRegistration},
@@ -54,7 +54,7 @@ impl StoreHandle {
         async { registered.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Removes a webhook, what it is owed and its dead letters.
+    /// Removes a webhook, its owed deliveries and its dead letters.
     ///
     /// # Errors
     ///
@@ -181,7 +181,7 @@ impl StoreHandle {
         async { removed.await.map_err(|_| StoreUnwritable) }
     }
 
-    /// Queues a command, unless the store is stopping.
+    /// Queues a command, unless the store is stopping or the queue is full.
     fn submit<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> StoreCommand,
@@ -190,7 +190,7 @@ impl StoreHandle {
         let mut queue = self.commands();
         // Read under the queue's lock. The writer drains the queue under this lock after
         // `is_stopping` is set: a command is either drained there or refused here.
-        if !self.is_stopping() {
+        if !self.is_stopping() && queue.commands.len() < MAX_QUEUED_COMMANDS {
             queue.commands.push_back(command(answer));
         }
         drop(queue);
@@ -218,5 +218,41 @@ impl StoreHandle {
         let refused = mem::take(&mut *self.commands());
         refused.journals.into_iter().for_each(WebhookJournal::reject);
         drop(refused.commands); // dropping the senders answers the callers with an error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn erase(handle: &StoreHandle) -> impl Future<Output = Result<u64, StoreUnwritable>> + use<> {
+        handle.erase(ProductId::new("p").unwrap(), SessionId::new("s").unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_command_beyond_the_bound_of_the_queue_is_refused() {
+        let handle = StoreHandle::new(PathBuf::new(), 1);
+        let queued: Vec<_> = (0..MAX_QUEUED_COMMANDS).map(|_| erase(&handle)).collect();
+        erase(&handle).await.unwrap_err();
+        drop(queued);
+        erase(&handle).await.unwrap_err(); // an erasure is executed although its caller has gone
+        assert!(handle.take_command().is_some());
+        drop(erase(&handle));
+        assert_eq!(handle.commands().commands.len(), MAX_QUEUED_COMMANDS);
+    }
+
+    #[test]
+    fn a_list_is_abandoned_once_its_caller_has_gone_and_a_write_is_not() {
+        let handle = StoreHandle::new(PathBuf::new(), 1);
+        let awaited = handle.requeued_dead_letters("w", 0, 1);
+        drop(handle.requeued_dead_letters("w", 0, 1));
+        drop(handle.dead_letters("w", DeadLetterState::Dead, None, 1));
+        drop(erase(&handle));
+        let abandoned = std::iter::from_fn(|| handle.take_command());
+        let abandoned: Vec<_> = abandoned.map(|command| command.is_abandoned()).collect();
+        assert_eq!(abandoned, [false, true, true, false]);
+        drop(awaited);
     }
 }

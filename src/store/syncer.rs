@@ -21,6 +21,8 @@ use crate::error_chain::error_chain;
 /// Syncs once a second until the store is stopped.
 pub(super) fn run(handle: &StoreHandle) {
     while !handle.backing().wait_for_stop(SYNC_INTERVAL) {
+        // The flag is taken before the sync: a commit during the sync sets it again for the next
+        // round.
         if handle.take_unsynced()
             && let Err(error) = sync(handle)
         {
@@ -36,6 +38,7 @@ pub(super) fn run(handle: &StoreHandle) {
 /// Moves the write-ahead log into the database, as far as readers allow. A part that stays behind
 /// is moved by a later checkpoint.
 pub(super) fn checkpoint(handle: &StoreHandle) {
+    // Read before the file is opened: a report must never name a newer file than the one read.
     let generation = handle.generation();
     let Err(error) = StoreFile::checkpoint(handle.path()) else { return };
     tracing::warn!(
@@ -50,6 +53,8 @@ pub(super) fn checkpoint(handle: &StoreHandle) {
 }
 
 fn sync(handle: &StoreHandle) -> io::Result<()> {
+    // A sync concerns the file, through any descriptor. Closing this one releases no lock of
+    // SQLite, which locks the database and the index of the write-ahead log, never the log itself.
     match fs::File::open(sqlite::wal_path(handle.path())) {
         Ok(wal) => wal.sync_data(),
         // The writer has just closed the file, which syncs it, or has set it aside.

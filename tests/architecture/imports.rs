@@ -69,20 +69,6 @@ const KNOWN_CIRCLES: [&[&str]; 4] = [
     &["app", "app::apply_config"],
     &["http::public::sse", "http::public::sse::hyper_body", "http::public::sse::subscriber"],
     &["http::public::ws::socket", "http::public::ws::socket::close"],
-    &[
-        "store",
-        "store::sqlite",
-        "store::sqlite::append",
-        "store::sqlite::dead_letters",
-        "store::sqlite::error",
-        "store::sqlite::expire_owed",
-        "store::sqlite::products",
-        "store::sqlite::schema",
-        "store::sqlite::webhooks",
-        "store::syncer",
-        "store::writer",
-        "store::writer::webhooks",
-    ],
 ];
 
 #[test]

@@ -1,4 +1,4 @@
-//! One chunk of entries while it is being read: what the scope admits and the limits allow.
+//! One chunk of entries while it is being read: entries that the scope admits and the limits allow.
 //!
 //! May use: `event`, `log`.
 
@@ -9,7 +9,7 @@ use rusqlite::{CachedStatement, Row};
 use crate::{
     event::{Entry, Event, Gap, GapReason, Kind, Only, Scope, SessionId},
     log::backing::{ReadRequest, StoredChunk},
-    store::sqlite::{FileFault, read_event_id, schema::position_of},
+    store::sqlite::{FileFault, rows::read_event_id, schema::position_of},
 };
 
 /// State of one read.

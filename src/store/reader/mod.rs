@@ -25,7 +25,8 @@ use rusqlite::{CachedStatement, Connection, InterruptHandle, OpenFlags, params};
 use self::chunk::ChunkBuilder;
 use super::sqlite::{
     FileError, FileFault,
-    schema::{self, MAX_POSITION, SchemaIdentity, entry_key, read_unsigned, signed},
+    rows::{read_unsigned, signed},
+    schema::{self, MAX_POSITION, SchemaIdentity, entry_key},
 };
 use crate::{
     event::{Only, SessionId},
@@ -109,7 +110,7 @@ impl StoreReader {
             .next()?
             .ok_or(FileFault::Refused("it does not know the product under this number"))?;
         if read_unsigned(row, 1)? < request.through {
-            return Err(FileFault::Refused("it has not got what is asked for"));
+            return Err(FileFault::Refused("it ends before the requested range"));
         }
         read_unsigned(row, 0)
     }
@@ -120,7 +121,7 @@ impl StoreReader {
         let mut select_holes = self.connection.prepare_cached(SELECT_HOLES)?;
         let (after, through) = (signed(request.after), signed(request.through));
         match select_holes.exists(params![request.product_number, after, through])? {
-            true => Err(FileFault::Refused("it has lost what is asked for")),
+            true => Err(FileFault::Refused("it has lost entries of the requested range")),
             false => Ok(()),
         }
     }

@@ -1,3 +1,5 @@
+//! Reads by every path through the indices, their limits, and damage.
+
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -283,7 +285,7 @@ fn a_reader_can_be_interrupted_and_used_again() {
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 fn any_entry() -> impl Strategy<Value = Option<(Option<usize>, usize, usize)>> {
-    // None is an erased position; a gap has no session and no kind.
+    // `None` is an erased position; a gap has no session and no kind.
     prop_oneof![
         1 => Just(None),
         1 => Just(Some((None, usize::MAX, 0))),

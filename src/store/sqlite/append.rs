@@ -4,43 +4,40 @@
 
 use rusqlite::{CachedStatement, Connection, params};
 
-use super::{
-    error::FileFault,
-    schema::{entry_key, signed},
-};
+use super::{error::FileFault, rows::signed, schema::entry_key};
 use crate::{
     event::{Entry, Event, EventId, Gap},
     log::{Hole, IdSpan},
 };
 
-/// A part of one product's log, to be written.
+/// Entries, spans and holes of one product's log for one transaction.
 #[derive(Debug)]
 pub(crate) struct AppendBatch<'a> {
-    /// The product's number.
+    /// Number of the product.
     pub(crate) product_number: u32,
-    /// Place of the first entry.
+    /// Position of the first entry.
     pub(crate) first: u64,
-    /// What stands there and on the places after it. May be empty.
+    /// Entries at `first` and the positions behind it; may be empty.
     pub(crate) entries: &'a [Entry],
-    /// Takes the place of what was known from the same place on: such a span never got an entry
-    /// that was kept.
+    /// Spans. One replaces a stored span with the same first position: no entry of that span was
+    /// persisted.
     pub(crate) spans: &'a [IdSpan],
-    /// Takes the place of what was known to be missing from the same place on.
+    /// Holes. One replaces a stored hole with the same first position.
     pub(crate) holes: &'a [Hole],
 }
 
 impl AppendBatch<'_> {
-    /// Writes all of it, kept at `now`, within the caller's transaction.
+    /// Writes the batch within the caller's transaction. Its entries count as kept since `now`.
     ///
     /// # Errors
     ///
-    /// When some of it cannot be written; the caller undoes the rest.
+    /// When a part of it cannot be written; the caller rolls the transaction back.
     pub(super) fn write(&self, connection: &Connection, now: i64) -> Result<(), FileFault> {
         let newest = self.newest_position();
-        // What lies between is below, and the rest is compared with it.
+        // Checks the highest position of entries and holes; spans are checked one by one.
         entry_key(self.product_number, newest)?;
         if self.first == 0 && !self.entries.is_empty() {
-            return Err(FileFault::Refused("an entry's place is 0"));
+            return Err(FileFault::Refused("an entry's position is 0"));
         }
         let (events, bytes) = self.write_entries(connection, now)?;
         self.write_spans(connection)?;
@@ -67,7 +64,8 @@ impl AppendBatch<'_> {
         self.holes.iter().fold(end, |newest, hole| newest.max(hole.last))
     }
 
-    /// Returns how many rows there are and the bytes they hold.
+    /// Inserts the entries and returns the number of rows and their bytes. An erased entry has no
+    /// row.
     fn write_entries(&self, connection: &Connection, now: i64) -> Result<(u64, u64), FileFault> {
         let mut event_row = connection.prepare_cached(
             "INSERT INTO entries (entry, epoch, sequence, suffix, kept_at, kind, session, payload) \
@@ -110,7 +108,8 @@ impl AppendBatch<'_> {
         let mut select =
             connection.prepare_cached("SELECT highest_epoch FROM products WHERE number = ?1")?;
         let known_epoch: i64 = select.query_row([self.product_number], |row| row.get(0))?;
-        // Not SQL's max: an epoch may be beyond i64.
+        // Not compared by SQL's `max`: epochs are `u64` bit for bit, and SQL would take a high one
+        // for a negative number.
         if highest > known_epoch.cast_unsigned() {
             let mut update = connection
                 .prepare_cached("UPDATE products SET highest_epoch = ?2 WHERE number = ?1")?;
@@ -124,7 +123,7 @@ impl AppendBatch<'_> {
             connection.prepare_cached("INSERT OR REPLACE INTO missing VALUES (?1, ?2, ?3)")?;
         for Hole { first, last } in self.holes {
             if first > last {
-                return Err(FileFault::Refused("a missing range ends before it begins"));
+                return Err(FileFault::Refused("a hole ends before it begins"));
             }
             insert.execute(params![self.product_number, signed(*first), signed(*last)])?;
         }
@@ -132,7 +131,7 @@ impl AppendBatch<'_> {
     }
 }
 
-/// Returns the bytes its row counts for.
+/// Inserts an event and returns the bytes that its row counts for.
 fn write_event(
     row: &mut CachedStatement<'_>,
     key: i64,

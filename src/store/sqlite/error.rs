@@ -1,4 +1,4 @@
-//! Errors of the store's file, sorted by what its owner can do about them.
+//! Errors of the store's file, sorted by the reaction that they call for.
 //!
 //! May use: no other module.
 
@@ -9,92 +9,93 @@ use std::{
 
 use rusqlite::ErrorCode;
 
-/// Why the file could not be used. Unless the call says otherwise, nothing of what was asked for
-/// has been done.
+/// Error of a call on the file. Unless the call says otherwise, it has changed nothing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
-    /// Its content is not what SQLite or we wrote. It should be set aside and a new one begun.
+    /// The content was written neither by SQLite nor by this crate. The caller should set the file
+    /// aside and begin a new one.
     #[error("the store's file {path} is damaged")]
     Damaged {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// How it showed.
+        /// Finding.
         source: FileFault,
     },
-    /// It is a database, but not one of ours. It has not been changed.
+    /// The file is a database of another application. It has not been changed.
     #[error("{path} is no store of this relay: its application id is {found}")]
     Foreign {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// The application id it has; 0 for none.
+        /// Application id of the file; 0 for none.
         found: i64,
     },
-    /// A newer relay has written it. It has not been changed.
+    /// A newer relay has written the file. It has not been changed.
     #[error(
         "{path} is from a newer version: its schema has version {found}, the newest known here is {known}"
     )]
     NewerVersion {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// The version of its schema.
+        /// Version of its schema.
         found: i64,
-        /// The newest version this relay knows.
+        /// Newest version that this relay knows.
         known: i64,
     },
-    /// Anything else: no room, no access, a failing disk, a lock. Trying again later may help.
+    /// Any other cause: no room, no access, a failing disk, a lock. Trying again later may help.
     #[error("cannot {doing} {path}")]
     Unavailable {
-        /// What was to be done to it.
+        /// Operation that failed, as a verb before the path.
         doing: &'static str,
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// What came in the way.
+        /// Cause.
         source: FileFault,
     },
 }
 
-/// What went wrong, before it is known in which file and during what.
+/// Fault of one operation, without the path and the name of the operation.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileFault {
-    /// SQLite, or a value of a type or range that we never write.
+    /// Error of SQLite, or a stored value of a type or range that this crate never writes.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
-    /// The file system.
+    /// Error of the file system.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A stored value that we never write, or a finding of SQLite's own check.
+    /// A stored value that this crate never writes, or a finding of SQLite's own check.
     #[error("{0}")]
     Damage(Box<str>),
-    /// What was asked for cannot be done.
+    /// The request cannot be done in the file's state.
     #[error("{0}")]
     Refused(&'static str),
-    /// The application id is another's.
+    /// The application id is that of another application.
     #[error("its application id is {0}")]
     Foreign(i64),
-    /// The schema's version is not known here.
+    /// The schema's version is newer than this relay knows.
     #[error("its schema has version {found}, the newest known here is {known}")]
     Newer {
-        /// The version of its schema.
+        /// Version of its schema.
         found: i64,
-        /// The newest version this relay knows.
+        /// Newest version that this relay knows.
         known: i64,
     },
 }
 
 impl FileError {
-    /// Whether it may go by itself and leaves the file as it was.
-    pub(in crate::store) fn is_transient(&self) -> bool {
+    /// Returns whether the cause may pass by itself and the file is as it was.
+    pub(crate) fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { source, .. } if source.is_transient())
     }
 }
 
 impl FileFault {
-    /// A stored value that we never write.
-    pub(in crate::store) fn damage(what: &str) -> Self {
+    /// Returns the fault of a stored value that this crate never writes.
+    pub(crate) fn damage(what: &str) -> Self {
         Self::Damage(what.into())
     }
 
-    /// The error for whoever uses the file, when it happened while `doing` something to `path`.
+    /// Returns the error for callers of the file; the fault occurred while `doing` something to
+    /// `path`.
     pub(crate) fn at(self, path: &Path, doing: &'static str) -> FileError {
         let path = path.to_owned();
         match self {
@@ -105,9 +106,9 @@ impl FileFault {
         }
     }
 
-    /// Whether it may go by itself and leaves the file as it was: somebody was in the way, or there
-    /// was no room.
-    pub(in crate::store) fn is_transient(&self) -> bool {
+    /// Returns whether the cause may pass by itself and the file is as it was: another connection
+    /// held a lock, or the disk was full.
+    pub(crate) fn is_transient(&self) -> bool {
         let transient = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked, ErrorCode::DiskFull];
         match self {
             Self::Sqlite(error) => {
@@ -127,7 +128,7 @@ impl FileFault {
     }
 }
 
-/// Whether the file must hold something that neither SQLite nor we have written.
+/// Returns whether the error proves content that neither SQLite nor this crate has written.
 fn shows_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::Error as E;
     match error {

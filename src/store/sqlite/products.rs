@@ -7,8 +7,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::{
     FileError, StoreFile, SyncMode,
     error::FileFault,
-    read_event_id,
-    schema::{entry_key, read_bits, read_unsigned},
+    rows::{read_bits, read_event_id, read_unsigned},
+    schema::entry_key,
 };
 use crate::{
     event::ProductId,
@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl StoreFile {
-    /// What the file holds of this product, to which it gives a number if it has none.
+    /// Returns the persisted log of this product. A product without a row gets one, with a number.
     ///
     /// # Errors
     ///
@@ -31,14 +31,14 @@ impl StoreFile {
                 None => {
                     insert_product(connection, id)?;
                     read_product(connection, id)?
-                        .ok_or_else(|| FileFault::damage("a product's row is gone"))
+                        .ok_or_else(|| FileFault::damage("a product's row is missing"))
                 }
             }
         });
         persisted.map_err(|fault| fault.at(&self.path, "look up a product in"))
     }
 
-    /// By which number the file knows a product, if it does.
+    /// Returns the number of a product, if the file has the product.
     ///
     /// # Errors
     ///
@@ -49,7 +49,7 @@ impl StoreFile {
     }
 }
 
-/// By which number the file knows a product, if it does.
+/// Returns the number of a product, if the file has the product.
 ///
 /// # Errors
 ///
@@ -62,7 +62,7 @@ pub(super) fn product_number(
     Ok(statement.query_row([product.as_str()], |row| row.get(0)).optional()?)
 }
 
-/// Gives a product the next number.
+/// Inserts a product under the next number.
 ///
 /// # Errors
 ///

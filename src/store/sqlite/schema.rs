@@ -5,21 +5,21 @@
 //! entries       entry = number << 40 | place, id, kept_at, …, payload
 //!               session -> entry           index, of events with a session
 //!               entry                      index, of gaps
-//! spans         product, place, id         the ids of the positions from here on
+//! spans         product, place, id         id of this position; the positions behind count on from it
 //! missing       product, first, last       holes: positions that were never persisted
 //! webhooks      number, id, product, position, …      one row per webhook, with counters of dead letters
 //! owed          webhook, place, id, attempts, …       owed although the webhook has passed the position
-//! dead_letters  number, webhook, place, …, payload    given up, in that order; `requeued` if to be
-//!                                                     delivered again
+//! dead_letters  number, webhook, place, …, payload    given up, numbered in that order; `requeued` if
+//!                                                     marked for redelivery
 //! state         is_open, needs_scrub, …    one row; `syncs` makes each commit that must reach the disk
-//!                                          change something
+//!                                          change a page
 //! log           view of all entries, for people
 //! ```
 //!
 //! A column `place` holds a position: columns keep the names of the first release of the format.
 //! Triggers keep the counters of dead letters right whichever statement deletes one. `bytes` of a
-//! dead letter are the bytes of the file that it takes, as `dead_letter_bytes` bounds them: whole
-//! pages for a large one, an even share of a page for others.
+//! dead letter is its share of the file, which `log.dead_letter_bytes` bounds: whole pages for a
+//! large one, an even share of a page for a small one.
 //!
 //! Epochs and sequences are `u64` and stand in SQLite's `i64` bit for bit. Times are Unix
 //! milliseconds.
@@ -28,23 +28,23 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, Row, TransactionBehavior, config::DbConfig};
+use rusqlite::{Connection, TransactionBehavior, config::DbConfig};
 
-use super::{CHECKPOINT_WAL_BYTES, error::FileFault};
+use super::{error::FileFault, files::CHECKPOINT_WAL_BYTES};
 
-/// Says that a SQLite file is ours: "apRl".
-pub(in crate::store) const APPLICATION_ID: i64 = 0x6170_526C;
+/// Application id of a store in the SQLite header: "apRl".
+pub(crate) const APPLICATION_ID: i64 = 0x6170_526C;
 
-/// How the schema came to be: the n-th script makes version n out of version n - 1. Once released,
-/// it stays as it is.
-pub(in crate::store) const MIGRATIONS: &[&str] = &[VERSION_1];
+/// Migrations of the schema: the n-th script turns version n - 1 into version n. A script that was
+/// released never changes.
+pub(crate) const MIGRATIONS: &[&str] = &[VERSION_1];
 
-/// `payload` comes last, so that a scan of the others does not follow a long row into its overflow
-/// pages. An index holds the row's `entry` in any case, so `by_session` is ordered by it within a
-/// session. `gaps` has the reason only to answer without the row.
+/// `payload` is the last column, so that a scan of the others does not follow a long row into its
+/// overflow pages. Every SQLite index holds the row's key, so `by_session` is ordered by `entry`
+/// within a session. `gaps` includes the reason only to be a covering index.
 ///
-/// What webhooks have is found by the session, too, so that erasing one is no walk over everything.
-/// Dead letters are listed by number, delivered again by place, and named by their event's id.
+/// The webhooks' rows are indexed by session, too, so that erasing a session is no scan of all
+/// rows. Dead letters are listed by number, redelivered by position, and named by their event's id.
 const VERSION_1: &str = "
 CREATE TABLE products (
     number INTEGER PRIMARY KEY,
@@ -168,21 +168,21 @@ SELECT
 FROM products CROSS JOIN entries ON entry BETWEEN number << 40 AND (number << 40) + 1099511627775;
 ";
 
-/// What an opened file is.
+/// Identity of an opened file.
 #[derive(Debug, Eq, PartialEq)]
-pub(in crate::store) enum SchemaIdentity {
-    /// Nothing has been put into it yet.
+pub(crate) enum SchemaIdentity {
+    /// The file is empty.
     Fresh,
-    /// Ours, with the schema of this version.
+    /// The file is a store with the schema of this version.
     Ours(usize),
 }
 
-/// Tells whose file it is, without changing it.
+/// Identifies the file without changing it.
 ///
 /// # Errors
 ///
-/// `Foreign` and `Newer` for a file to leave alone, others when it cannot be read.
-pub(in crate::store) fn identify(connection: &Connection) -> Result<SchemaIdentity, FileFault> {
+/// `Foreign` and `Newer` for a file that must not be changed, others when it cannot be read.
+pub(crate) fn identify(connection: &Connection) -> Result<SchemaIdentity, FileFault> {
     let application_id: i64 =
         connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -198,8 +198,8 @@ pub(in crate::store) fn identify(connection: &Connection) -> Result<SchemaIdenti
     }
 }
 
-/// Brings the schema from `version` to that of the last script, each script in a transaction of its
-/// own.
+/// Migrates the schema from `version` to that of the last script, each script in a transaction of
+/// its own.
 ///
 /// # Errors
 ///
@@ -219,15 +219,12 @@ pub(super) fn migrate(
     Ok(())
 }
 
-/// Settings that every connection has. Do not touch the file.
+/// Applies the settings of every connection, without reading or writing the file.
 ///
 /// # Errors
 ///
 /// When SQLite refuses one.
-pub(in crate::store) fn configure(
-    connection: &Connection,
-    cache_kibibytes: i64,
-) -> Result<(), FileFault> {
+pub(crate) fn configure(connection: &Connection, cache_kibibytes: i64) -> Result<(), FileFault> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE_CAPACITY);
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
@@ -239,13 +236,13 @@ pub(in crate::store) fn configure(
     Ok(())
 }
 
-/// Settings of the one connection that writes; turns a fresh file into one with a write-ahead log.
+/// Applies the settings of the connection that writes, and gives a fresh file a write-ahead log.
 ///
 /// # Errors
 ///
 /// When SQLite refuses one, or cannot write the file.
 pub(super) fn configure_writer(connection: &Connection) -> Result<(), FileFault> {
-    // Only a file that is still empty takes on a page size.
+    // Before the journal mode: SQLite applies a page size only to a file that is still empty.
     connection.pragma_update(None, "page_size", DATABASE_PAGE_BYTES)?;
     let mode: String =
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
@@ -254,71 +251,49 @@ pub(super) fn configure_writer(connection: &Connection) -> Result<(), FileFault>
     }
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "journal_size_limit", CHECKPOINT_WAL_BYTES.cast_signed())?;
-    // Left to the syncer: nothing that is committed waits for it.
+    // Checkpoints are left to the syncer: with automatic ones, some commit would wait for the disk.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    // From the first write on, as what retention takes away is no longer there to be erased later.
+    // Set before the first write: rows that retention deletes must not leave their bytes in free
+    // pages, because a later erasure cannot find them.
     connection.pragma_update(None, "secure_delete", true)?;
     Ok(())
 }
 
-/// The primary key of an entry.
+/// Returns the primary key of an entry.
 ///
 /// # Errors
 ///
-/// When the product's number or the place is beyond what the key has room for.
-pub(in crate::store) fn entry_key(product_number: u32, position: u64) -> Result<i64, FileFault> {
+/// When the product's number or the position has more bits than the key has for it.
+pub(crate) fn entry_key(product_number: u32, position: u64) -> Result<i64, FileFault> {
     if product_number > MAX_PRODUCT_NUMBER {
         return Err(FileFault::Refused("a product's number is beyond 4194303"));
     }
     if position > MAX_POSITION {
-        return Err(FileFault::Refused("an entry's place is beyond 1099511627775"));
+        return Err(FileFault::Refused("an entry's position is beyond 1099511627775"));
     }
     Ok((i64::from(product_number) << POSITION_BITS) | position.cast_signed())
 }
 
-/// The place of the entry with this primary key.
-pub(in crate::store) fn position_of(key: i64) -> u64 {
+/// Returns the position of the entry with this primary key.
+pub(crate) fn position_of(key: i64) -> u64 {
     key.cast_unsigned() & MAX_POSITION
-}
-
-/// A column that holds a count, a place or a time.
-///
-/// # Errors
-///
-/// When it is none or negative.
-pub(in crate::store) fn read_unsigned(row: &Row<'_>, column: usize) -> Result<u64, FileFault> {
-    let value: i64 = row.get(column)?;
-    u64::try_from(value).map_err(|_| FileFault::damage("a count is negative"))
-}
-
-/// A column that holds an epoch or a sequence.
-///
-/// # Errors
-///
-/// When it holds no integer.
-pub(in crate::store) fn read_bits(row: &Row<'_>, column: usize) -> Result<u64, FileFault> {
-    row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(FileFault::from)
-}
-
-/// A number as it is stored, or the largest that can be.
-pub(in crate::store) fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 const POSITION_BITS: u32 = 40;
 
-/// 35 years of a thousand entries a second.
-pub(in crate::store) const MAX_POSITION: u64 = (1 << POSITION_BITS) - 1;
+/// Highest position: 35 years of a thousand entries a second.
+pub(crate) const MAX_POSITION: u64 = (1 << POSITION_BITS) - 1;
 
-/// Leaves the key's sign alone, with a bit to spare.
-pub(in crate::store) const MAX_PRODUCT_NUMBER: u32 = (1 << 22) - 1;
+/// Highest number of a product: leaves the sign bit of the key unset, with a bit to spare.
+pub(crate) const MAX_PRODUCT_NUMBER: u32 = (1 << 22) - 1;
 
-/// A few events of usual size to a page.
+/// Page size of the database: a page holds a few events of usual size.
 const DATABASE_PAGE_BYTES: i64 = 8192;
 
-/// Readers and the writer do not wait for each other; recovery and an operator's own writing are
-/// short.
+/// Wait for a lock of another connection. Readers and the writer do not block one another; recovery
+/// and an operator's own writes are short.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// More than there are statements, so that each is prepared once.
+/// Capacity of the cache of prepared statements: more than there are statements, so that each is
+/// prepared once.
 const STATEMENT_CACHE_CAPACITY: usize = 64;

@@ -2,12 +2,12 @@
 //! letters.
 //!
 //! A webhook is a reader with a durable position. Every event up to the position is settled, except
-//! what is owed or dead; every event behind it is owed if the webhook's scope admits it. Position
-//! and exceptions change in one transaction.
+//! deliveries that are owed or dead; every event behind it is owed if the webhook's scope admits
+//! it. Position and exceptions change in one transaction.
 //!
 //! ```text
 //! worker ── changes ──► store handle ──► writer ──► file      every few milliseconds, one transaction
-//! worker ◄── notices ─────────────────── writer               what retention has done meanwhile
+//! worker ◄── notices ─────────────────── writer               expired, lost and dead deliveries
 //! ```
 //!
 //! May use: `event`, `webhook_delivery`.
@@ -109,7 +109,7 @@ pub(crate) enum DeadLetterState {
 }
 
 /// Channel from the store to one webhook's worker. Holds one merged notice, so it is bounded
-/// however long the worker does not look.
+/// however long the worker does not take it.
 #[derive(Debug, Default)]
 pub(crate) struct WebhookNotices {
     pending: Mutex<WebhookNotice>,

@@ -10,24 +10,30 @@ use crate::{
     log::{Log, MemoryBounds},
     metrics::LogMetrics,
     store::{
+        clock::unix_ms,
         commands::{AddedProduct, RemainingRequeue, StoreCommand},
-        reserve_epoch,
+        opening::reserve_epoch,
         sqlite::{DEAD_LETTER_STEP_ROWS, FileError},
-        unix_ms,
     },
 };
 
 impl StoreWriter {
-    /// Carries out orders, for a while: what comes meanwhile is to be committed, too.
+    /// Executes commands for [`MAX_COMMAND_TIME`]; then the entries that were appended meanwhile
+    /// are committed.
     pub(super) fn execute_commands(&mut self) -> Result<(), FileError> {
         if matches!(self.state, WriterState::Failed { .. }) {
             self.handle.reject_commands();
             return Ok(());
         }
         let began = Instant::now();
+        // Checked before each step, and each step takes milliseconds: a long command returns its
+        // rest.
         while began.elapsed() < MAX_COMMAND_TIME
             && let Some(command) = self.handle.take_command()
         {
+            if command.is_abandoned() {
+                continue;
+            }
             self.handle.begin_write();
             let is_write = command.is_write();
             if let Some(remainder) = self.execute(command)? {
@@ -40,8 +46,8 @@ impl StoreWriter {
         Ok(())
     }
 
-    /// Does what is ordered, or a part of it, and returns the rest. Who asked may have left by
-    /// then.
+    /// Executes a command or a step of it, and returns the rest. A caller that no longer waits for
+    /// the answer does not stop the command, so the result of `send` is dropped.
     fn execute(&mut self, command: StoreCommand) -> Result<Option<StoreCommand>, FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(Some(command)) };
         match command {
@@ -83,6 +89,8 @@ impl StoreWriter {
                 }
             }
             StoreCommand::RemoveProduct { product, answer } => {
+                // Back to the queue: the backlog is committed first, at the begin of the next
+                // round.
                 if self.logs.iter().any(|log| *log.product() == product && log.backlog() > 0) {
                     return Ok(Some(StoreCommand::RemoveProduct { product, answer }));
                 }
@@ -93,8 +101,8 @@ impl StoreWriter {
         Ok(None)
     }
 
-    /// Takes a session's events out of the file, and tells how many there were that are not in
-    /// memory alone. None for a product that is not ours.
+    /// Erases a session's events from the file, and returns the number of those that are not in
+    /// memory alone. `None` for a product that the store does not have.
     fn erase(
         &mut self,
         product: &ProductId,
@@ -108,6 +116,8 @@ impl StoreWriter {
         let erased = file.erase(number, session, log.memory_evicted_through())?;
         log.mark_erased(erased.events, erased.bytes);
         self.webhooks.report_counts(file)?;
+        // Scrubbed at once, unless the last scrub is less than an interval ago. A due time that is
+        // set stays: erasures that keep coming must not defer it.
         if !self.is_in_memory {
             let now = Instant::now();
             self.scrub_at.get_or_insert(
@@ -117,8 +127,8 @@ impl StoreWriter {
         Ok(Some(erased.events + erased.dead_letters))
     }
 
-    /// Goes on with the log of a product, or begins it, under an epoch that is on the disk before
-    /// its first id is shown.
+    /// Continues the log of a product, or begins it, under an epoch that is on the disk before its
+    /// first id is shown.
     fn add_product(
         &mut self,
         product: ProductId,
@@ -150,8 +160,7 @@ impl StoreWriter {
         Ok(Some(AddedProduct { log, webhooks }))
     }
 
-    /// Marks some of the dead letters that are to be delivered again, and returns how many, and
-    /// what is left.
+    /// Marks some of the dead letters for redelivery, and returns their number and the rest.
     fn requeue_step(
         &mut self,
         id: &str,

@@ -1,47 +1,47 @@
-//! The store's writer: commits what has gathered in the logs and in the webhooks' journals,
-//! executes commands, and applies retention.
+//! The store's writer: commits the entries that have gathered in the logs, and the webhooks'
+//! journals; executes commands; applies retention.
 //!
 //! ```text
 //! parked ── work ──► gather ──► commit ──► commands ──► retention ──► parked      syncing: see `syncer`
 //! gather: 6 ms; where webhooks wait for commits, the rest of 2 ms since the last round, so that a
 //!         single event waits for nothing
-//! a failed write: the file is closed and opened anew a second later; meanwhile events stay in memory
-//!         as long as its bounds allow
+//! a failed write: the file is closed and opened anew a second later, see `recovery`; meanwhile events
+//!         stay in memory as long as its bounds allow
 //! ```
 //!
 //! May use: `error_chain`, `log`, `metrics`.
 
 mod commands;
+mod recovery;
 mod retention;
 #[cfg(test)]
 mod tests;
 mod webhooks;
 
 use std::{
-    mem,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use tracing::{error, info};
+use tracing::error;
 
 use self::webhooks::RegisteredWebhooks;
 use super::{
     StoreSettings,
+    clock::unix_ms,
     commands::WebhookJournal,
     handle::StoreHandle,
-    set_aside,
     sqlite::{self, AppendBatch, FileError, FileFault, StoreFile, SyncMode},
-    syncer, unix_ms,
+    syncer,
 };
 use crate::{
     error_chain::error_chain,
-    log::{Hole, Log, persist::UnpersistedBatch},
+    log::{Log, persist::UnpersistedBatch},
     metrics::StoreMetrics,
 };
 
-/// The one who writes.
+/// State of the writer's thread.
 #[derive(Debug)]
 pub(super) struct StoreWriter {
     handle: Arc<StoreHandle>,
@@ -50,29 +50,32 @@ pub(super) struct StoreWriter {
     settings: StoreSettings,
     metrics: StoreMetrics,
     state: WriterState,
-    /// There is no file behind it, and nothing to keep of the logs.
+    /// Whether the store is in memory: it has no file and persists nothing of the logs.
     is_in_memory: bool,
-    /// When the last round ended.
     last_round_ended: Instant,
     last_retired: Instant,
-    /// Set while copies of what has been erased may be left in the file: when they are to be
-    /// removed.
+    /// Time of the next scrub, set while copies of erased rows may be left in the file.
     scrub_at: Option<Instant>,
     last_scrubbed: Option<Instant>,
-    /// There may be more to take away than has been.
+    /// Whether there may be entries beyond the bounds.
     may_retire: bool,
     #[cfg(test)]
     script: tests::DiskScript,
 }
 
+/// State of the file.
 #[derive(Debug)]
 enum WriterState {
     Open(Box<StoreFile>),
-    Failed { retry_at: Instant },
+    /// The file is closed after an error.
+    Failed {
+        /// Earliest time to open it again.
+        retry_at: Instant,
+    },
 }
 
 impl StoreWriter {
-    /// A writer of these logs into `file`.
+    /// Returns a writer of these logs into `file`.
     pub(super) fn new(
         handle: Arc<StoreHandle>,
         logs: Vec<Arc<Log>>,
@@ -101,7 +104,8 @@ impl StoreWriter {
         }
     }
 
-    /// Writes until the store is stopped and everything is kept. Who comes back is to be closed.
+    /// Runs until the store is stopped, then commits the backlog. The caller must
+    /// [`close`](StoreWriter::close) the returned writer.
     pub(super) fn run(mut self) -> Self {
         self.handle.register_writer();
         while !self.handle.is_stopping() {
@@ -124,9 +128,11 @@ impl StoreWriter {
         self
     }
 
-    /// How long it waits for more before it commits. A webhook's worker sends nothing that is not
-    /// committed, and takes on nothing until it has written down what it has done: a commit for
-    /// each of them is one too many, and waiting longer than that is time lost.
+    /// Returns the wait for more entries before a commit (group commit).
+    ///
+    /// A webhook's worker sends nothing that is not committed, and takes no new event before its
+    /// journal is. A commit for each worker would be one too many, and a longer wait would cost
+    /// every delivery its length.
     fn group_commit_delay(&self) -> Duration {
         match self.webhooks.is_empty() {
             true => GROUP_COMMIT_DELAY,
@@ -134,7 +140,7 @@ impl StoreWriter {
         }
     }
 
-    /// How long it may sleep when there is nothing to write.
+    /// Returns the maximum time to park while there is nothing to write.
     fn max_park(&self) -> Duration {
         match &self.state {
             WriterState::Failed { retry_at } => retry_at.saturating_duration_since(Instant::now()),
@@ -145,7 +151,8 @@ impl StoreWriter {
         }
     }
 
-    /// Writes what has come while the last write was under way, as long as that succeeds.
+    /// Commits what was appended during the last write, as long as the backlog becomes smaller. A
+    /// write that fails ends this, so that the shutdown does not wait for a broken disk.
     fn drain_backlog(&mut self) {
         let mut previous = u64::MAX;
         loop {
@@ -158,12 +165,15 @@ impl StoreWriter {
         }
     }
 
+    /// Returns the number of entries of all logs that are not persisted.
     fn backlog(&self) -> u64 {
         self.logs.iter().map(|log| log.backlog()).sum()
     }
 
-    /// One round.
+    /// Runs one round: recovery, commit, commands, retention, scrub.
     fn run_round(&mut self) {
+        // Before the commit: entries must not be committed to a file that is set aside, or after a
+        // sync that failed, see `fail`.
         if self.handle.take_damage() {
             self.replace("found by a reader or by the check");
         }
@@ -192,7 +202,7 @@ impl StoreWriter {
         }
     }
 
-    /// Commits what the logs and the webhooks have for the store.
+    /// Commits the logs' backlog and the webhooks' journals.
     fn commit_backlog(&mut self) -> Result<(), FileError> {
         if matches!(self.state, WriterState::Failed { .. }) {
             self.handle.take_journals().into_iter().for_each(WebhookJournal::reject);
@@ -208,31 +218,32 @@ impl StoreWriter {
                 return Ok(());
             }
             let has_more =
-                unpersisted.iter().any(|(_, unkept)| unkept.entries.len() == MAX_BATCH_ENTRIES);
+                unpersisted.iter().any(|(_, batch)| batch.entries.len() == MAX_BATCH_ENTRIES);
             let committed = self.commit(&unpersisted, &journals);
             if committed.is_err() {
                 journals.into_iter().for_each(WebhookJournal::reject);
                 return committed;
             }
-            unpersisted.iter().for_each(|(log, unkept)| log.mark_persisted(unkept));
+            unpersisted.iter().for_each(|(log, batch)| log.mark_persisted(batch));
             for journal in journals {
                 self.webhooks.advance_position(&journal.id, journal.changes.position);
                 journal.confirm();
             }
             if !self.is_in_memory && sqlite::wal_bytes(self.handle.path()) > MAX_WAL_BYTES {
-                // The syncer does not keep up: its checkpoints end before the log does. While the
-                // writer waits, one does not.
+                // The syncer does not keep up: commits continue while its checkpoint runs, so the
+                // write-ahead log never begins anew. While the writer runs the checkpoint itself,
+                // nothing is committed.
                 syncer::checkpoint(&self.handle);
             }
             if !has_more && !self.webhooks.is_empty() {
-                return Ok(()); // what has come since gathers again: that is short
+                return Ok(()); // later entries gather in the next round, which is soon
             }
         }
         Ok(())
     }
 
-    /// What is to be written down of webhooks that are in the file. The others come back: what
-    /// nobody has a place for would be gone, and their workers think that it is written.
+    /// Takes the journals of webhooks that the file has, and rejects the others. A journal without
+    /// a row to write to would be lost, and confirmed to its worker as written.
     fn take_registered_journals(&self) -> Vec<WebhookJournal> {
         let journals = self.handle.take_journals().into_iter();
         let (registered, unregistered): (Vec<_>, Vec<_>) =
@@ -241,14 +252,14 @@ impl StoreWriter {
         registered
     }
 
-    /// Commits all of this, or nothing.
+    /// Commits all batches and journals in one transaction, or none of them.
     fn commit(
         &mut self,
         unpersisted: &[(Arc<Log>, UnpersistedBatch)],
         journals: &[WebhookJournal],
     ) -> Result<(), FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(()) };
-        let batches: Vec<_> = unpersisted.iter().map(|(_, unkept)| append_batch(unkept)).collect();
+        let batches: Vec<_> = unpersisted.iter().map(|(_, batch)| append_batch(batch)).collect();
         let changes = journals.iter().map(|journal| (&*journal.id, &journal.changes));
         self.handle.begin_write();
         let began = Instant::now();
@@ -265,132 +276,10 @@ impl StoreWriter {
         if has_changed { self.webhooks.report_counts(file) } else { Ok(()) }
     }
 
-    /// Closes a file that cannot be written. An I/O error is never answered by the same call again:
-    /// what the operating system has dropped by then would count as written.
-    fn fail(&mut self, error: &FileError) {
-        error!(
-            problem = error_chain(error),
-            "the store cannot be written: events are delivered, but kept in memory alone; tried again every second"
-        );
-        self.handle.set_failed(true);
-        self.abandon();
-    }
-
-    /// Leaves the file as it is, for a while.
-    fn abandon(&mut self) {
-        let failed = WriterState::Failed { retry_at: Instant::now() + REOPEN_DELAY };
-        if let WriterState::Open(file) = mem::replace(&mut self.state, failed) {
-            file.abandon();
-        }
-    }
-
-    fn reopen(&mut self) {
-        let opened =
-            if self.is_in_memory { self.reopen_in_memory() } else { self.reopen_on_disk() };
-        match opened {
-            Ok(file) => {
-                self.state = WriterState::Open(Box::new(file));
-                self.handle.set_failed(false);
-                info!("the store can be written again");
-            }
-            Err(error @ FileError::Damaged { .. }) if !self.is_in_memory => {
-                self.replace(&error_chain(&error));
-            }
-            Err(error) => {
-                tracing::debug!(problem = error_chain(&error), "the store still cannot be written");
-                self.state = WriterState::Failed { retry_at: Instant::now() + REOPEN_DELAY };
-            }
-        }
-    }
-
-    /// Opens the file, and compares what it has with what the logs know of it.
-    fn reopen_on_disk(&mut self) -> Result<StoreFile, FileError> {
-        #[cfg(test)]
-        self.script.record_open();
-        let mut file = StoreFile::open(self.handle.path())?;
-        let (mut is_other_store, mut is_empty) = (false, true);
-        for log in &self.logs {
-            let persisted = file.find_or_add_product(log.product())?;
-            is_empty &= persisted.newest == 0;
-            is_other_store |= !log.reconcile_with(persisted);
-        }
-        match (is_other_store, is_empty) {
-            (false, _) => {}
-            (true, false) => {
-                return Err(FileFault::damage("another store has taken its place")
-                    .at(self.handle.path(), "open"));
-            }
-            (true, true) => {
-                error!(file = %self.handle.path().display(), "the store is gone: what it kept cannot be replayed");
-                self.handle.mark_replaced();
-                self.initialize_replacement(&mut file)?;
-            }
-        }
-        self.webhooks.restore(&mut file, unix_ms())?;
-        file.sync(unix_ms())?; // opening and reading is not writing
-        Ok(file)
-    }
-
-    /// What was in memory is gone with what has failed there.
-    fn reopen_in_memory(&mut self) -> Result<StoreFile, FileError> {
-        let mut file = StoreFile::in_memory()?;
-        self.webhooks.restore(&mut file, unix_ms())?;
-        Ok(file)
-    }
-
-    /// Sets a damaged file aside, and begins a new one with what is in memory.
-    fn replace(&mut self, damage: &str) {
-        self.handle.set_failed(true);
-        self.abandon();
-        if self.is_in_memory {
-            error!(damage, "what webhooks had in memory is damaged: begun anew");
-            return self.reopen();
-        }
-        let path = self.handle.path();
-        if let Err(problem) = set_aside(path, damage) {
-            error!(file = %path.display(), %problem, "the damaged store cannot be set aside");
-            return;
-        }
-        // at once: whoever has the old file open must not answer for the new one
-        self.handle.mark_replaced();
-        let opened = StoreFile::open(path).and_then(|mut file| {
-            self.initialize_replacement(&mut file)?;
-            self.webhooks.restore(&mut file, unix_ms())?;
-            Ok(file)
-        });
-        match opened {
-            Ok(file) => {
-                self.state = WriterState::Open(Box::new(file));
-                self.handle.set_failed(false);
-            }
-            Err(error) => self.fail(&error),
-        }
-    }
-
-    /// Tells a file that has nothing of the logs which ids they have given, and the logs that they
-    /// have lost what was kept.
-    fn initialize_replacement(&self, file: &mut StoreFile) -> Result<(), FileError> {
-        for log in &self.logs {
-            let product_number = file.find_or_add_product(log.product())?.product_number;
-            let (next, spans) = log.mark_store_lost(product_number);
-            let lost = (next > 1).then_some(Hole { first: 1, last: next - 1 });
-            let batch = AppendBatch {
-                product_number,
-                first: next,
-                entries: &[],
-                spans: &spans,
-                holes: lost.as_slice(),
-            };
-            #[cfg(test)]
-            self.script.before_commit(1)?;
-            file.append(&[batch], SyncMode::Full, unix_ms())?;
-        }
-        Ok(())
-    }
-
-    /// Closes the file, after everybody else has: the last one moves the write-ahead log into it.
+    /// Closes the file. Every other connection must be closed before: SQLite moves the write-ahead
+    /// log into the database with the last one.
     pub(super) fn close(self) {
-        self.handle.reject_commands(); // if the last write failed
+        self.handle.reject_commands(); // some are left if the last write failed
         #[cfg(test)]
         if self.handle.has_crashed() {
             return;
@@ -408,35 +297,32 @@ impl StoreWriter {
 }
 
 fn append_batch(unpersisted: &UnpersistedBatch) -> AppendBatch<'_> {
-    let UnpersistedBatch { product_number: number, first, entries, spans, holes: missing } =
-        unpersisted;
-    AppendBatch { product_number: *number, first: *first, entries, spans, holes: missing }
+    let UnpersistedBatch { product_number, first, entries, spans, holes } = unpersisted;
+    AppendBatch { product_number: *product_number, first: *first, entries, spans, holes }
 }
 
-/// What comes within this time goes into one commit.
+/// Time during which entries gather for one commit.
 const GROUP_COMMIT_DELAY: Duration = Duration::from_millis(6);
 
-/// The same, where webhooks wait for it, and counted from the end of the round before: 500 commits
-/// a second at the most.
+/// The same where webhooks wait for commits, counted from the end of the round before: 500 commits
+/// a second at most.
 const WEBHOOK_GROUP_COMMIT_DELAY: Duration = Duration::from_millis(2);
 
-/// How long it sleeps when nobody wakes it: what is too old is looked for this often.
+/// Longest time that the writer parks: entries may become too old without a wake-up.
 const MAX_PARK: Duration = Duration::from_secs(1);
 
-/// The write-ahead log's bound.
+/// Size of the write-ahead log beyond which the writer runs a checkpoint itself, 16 times the size
+/// at which the syncer does.
 const MAX_WAL_BYTES: u64 = 64 << 20;
 
-/// Between two looks at what is too old.
+/// Interval between two rounds of retention.
 const RETENTION_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Between two tries to write again.
-const REOPEN_DELAY: Duration = Duration::from_secs(1);
-
-/// Time for erasures before what has come since is committed.
+/// Time for commands before the backlog is committed again.
 const MAX_COMMAND_TIME: Duration = Duration::from_millis(20);
 
-/// Entries of one log in one commit.
+/// Maximum number of entries of one log in one commit.
 const MAX_BATCH_ENTRIES: usize = 4096;
 
-/// Commits before it is looked after orders and retention again.
+/// Maximum number of commits before commands and retention get their turn.
 const MAX_COMMITS_PER_ROUND: usize = 8;

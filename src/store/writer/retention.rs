@@ -1,4 +1,5 @@
-//! The writer's share of retention: entries that are too old or too many, and what erasure left.
+//! Retention in the writer's rounds: deletes entries and dead letters beyond their bounds, and
+//! scrubs the file after erasures.
 //!
 //! May use: `error_chain`.
 
@@ -9,15 +10,16 @@ use tracing::warn;
 use super::{RETENTION_INTERVAL, StoreWriter, WriterState};
 use crate::{
     error_chain::error_chain,
-    store::{sqlite::FileError, unix_ms},
+    store::{clock::unix_ms, sqlite::FileError},
 };
 
 impl StoreWriter {
-    /// Removes the copies of what has been erased that SQLite has left. That takes seconds for a
-    /// large file, so it is done once for all erasures of an hour.
+    /// Removes the copies of erased rows that SQLite has left. This takes seconds for a large file,
+    /// so it is done once for all erasures of an hour.
     pub(super) fn scrub(&mut self) -> Result<(), FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(()) };
-        // Whoever leaves leaves it to the next start: the file knows.
+        // A scrub that is due at the stop is left to the next start: the file records that it is
+        // due.
         let is_due = self.scrub_at.is_some_and(|due| Instant::now() >= due);
         if !is_due || self.handle.is_stopping() || self.handle.has_pending_work() {
             return Ok(());
@@ -40,7 +42,7 @@ impl StoreWriter {
         }
     }
 
-    /// Takes the oldest away, a little at a time.
+    /// Deletes the oldest entries and dead letters beyond their bounds, in a few small steps.
     pub(super) fn retire(&mut self) -> Result<(), FileError> {
         if self.last_retired.elapsed() < RETENTION_INTERVAL {
             return Ok(());
@@ -58,7 +60,7 @@ impl StoreWriter {
         Ok(())
     }
 
-    /// Shows how full the store is. What webhooks have in memory is no store.
+    /// Publishes how full the store is; nothing for a store in memory, which persists no events.
     fn publish_usage(&self) -> Result<(), FileError> {
         if let (WriterState::Open(file), false) = (&self.state, self.is_in_memory) {
             self.metrics.set_usage(file.used_bytes()?, self.settings.retention_bytes);
@@ -66,7 +68,7 @@ impl StoreWriter {
         Ok(())
     }
 
-    /// Tells whether anything was beyond its bounds.
+    /// Makes one step of retention, and returns whether anything was beyond its bounds.
     fn retire_step(&mut self) -> Result<bool, FileError> {
         let WriterState::Open(file) = &mut self.state else { return Ok(false) };
         let (now, settings) = (unix_ms(), &self.settings);
@@ -83,15 +85,15 @@ impl StoreWriter {
             self.webhooks.record_expired(retired.evicted_through, &retired.expired);
         }
         let oldest_died_at = now.saturating_sub(milliseconds(settings.dead_letter_retention));
-        let retired_letters =
+        let retired_dead_letters =
             file.retire_dead_letters(oldest_died_at, settings.dead_letter_bytes)?;
-        self.webhooks.record_retired_dead_letters(&retired_letters);
-        if !retired_letters.is_empty()
+        self.webhooks.record_retired_dead_letters(&retired_dead_letters);
+        if !retired_dead_letters.is_empty()
             || retired.as_ref().is_some_and(|retired| !retired.expired.is_empty())
         {
             self.webhooks.report_counts(file)?;
         }
-        Ok(retired.is_some() || !retired_letters.is_empty())
+        Ok(retired.is_some() || !retired_dead_letters.is_empty())
     }
 }
 
@@ -99,8 +101,8 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Between two removals of what erasing has left.
+/// Interval between two scrubs.
 pub(super) const SCRUB_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Steps of retention before what has come since is committed.
+/// Maximum number of steps of retention before the backlog is committed again.
 const MAX_RETENTION_STEPS: usize = 4;

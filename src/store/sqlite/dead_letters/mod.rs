@@ -12,8 +12,7 @@ use rusqlite::{Connection, Row, ToSql, params};
 use super::{
     FileError, StoreFile, SyncMode,
     error::FileFault,
-    schema::{read_unsigned, signed},
-    webhooks::{read_delivery, write_attempts},
+    rows::{read_delivery, read_unsigned, signed, write_attempts},
 };
 use crate::{
     event::{EventId, SessionId},
@@ -21,28 +20,28 @@ use crate::{
     webhook_delivery::{DeadLetter, DeadLetterReason},
 };
 
-/// Dead letters of one webhook that have gone beyond a bound.
+/// Dead letters of one webhook that were deleted beyond a bound.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct RetiredDeadLetters {
-    /// Whose.
+    /// Id of the webhook.
     pub(crate) id: String,
-    /// How many.
+    /// Number of dead letters.
     pub(crate) dead_letters: u64,
-    /// Beyond which.
+    /// Bound that they exceeded.
     pub(crate) bound: DeadLetterBound,
 }
 
-/// A bound of dead letters.
+/// Bound of dead letters.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum DeadLetterBound {
-    /// How long one is kept.
+    /// Time for which a dead letter is kept.
     Age,
-    /// How much of the file all of them may take.
+    /// Bytes of the file that all dead letters may take.
     Bytes,
 }
 
 impl DeadLetterBound {
-    /// The key that sets it.
+    /// Returns the configuration key that sets the bound.
     pub(crate) fn key(self) -> &'static str {
         match self {
             Self::Age => "log.dead_letter_retention",
@@ -52,8 +51,9 @@ impl DeadLetterBound {
 }
 
 impl StoreFile {
-    /// A webhook's dead letters with their numbers, the newest first, at most `most` of them and
-    /// not many bytes, but one if there is one: those before this number, if there is one.
+    /// Returns a page of a webhook's dead letters with their numbers, newest first: those below the
+    /// number `before`, if given. At most `limit`, and about 1 MiB of payloads, but one if there is
+    /// one.
     ///
     /// # Errors
     ///
@@ -78,8 +78,8 @@ impl StoreFile {
         page.map_err(|fault| fault.at(&self.path, "list dead letters of"))
     }
 
-    /// A webhook's dead letters behind a place that wait to be delivered again, in the order of
-    /// their places, bounded as [`StoreFile::dead_letters`] is.
+    /// Returns a webhook's dead letters behind a position that are marked for redelivery, by
+    /// position, bounded as [`StoreFile::dead_letters`] is.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl StoreFile {
         Ok(page.into_iter().map(|(_, dead_letter)| dead_letter).collect())
     }
 
-    /// The highest number of any dead letter.
+    /// Returns the highest number of any dead letter, 0 if there is none.
     ///
     /// # Errors
     ///
@@ -136,8 +136,8 @@ impl StoreFile {
             .map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
     }
 
-    /// Marks a webhook's dead letters of these events as waiting to be delivered again, and returns
-    /// how many were not.
+    /// Marks a webhook's dead letters of these events for redelivery, and returns how many were not
+    /// marked before.
     ///
     /// # Errors
     ///
@@ -168,13 +168,13 @@ impl StoreFile {
             .map_err(|fault| fault.at(&self.path, "requeue dead letters of"))
     }
 
-    /// Deletes some of the oldest dead letters if the oldest of all died before this, in Unix
-    /// milliseconds, or if all of them take more than `max_bytes`, and tells whose they were;
-    /// nothing when there is nothing to do. One small step: call it again.
+    /// Deletes some of the oldest dead letters if the oldest of all died before `oldest_died_at`,
+    /// in Unix milliseconds, or if all of them take more than `max_bytes`. Returns the numbers by
+    /// webhook and bound, none when there is nothing to do. One small step; the caller calls again.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read or written; then nothing has gone.
+    /// When the file cannot be read or written; then nothing is deleted.
     pub(crate) fn retire_dead_letters(
         &mut self,
         oldest_died_at: u64,
@@ -202,7 +202,7 @@ impl StoreFile {
     }
 }
 
-/// Bytes of the file that all dead letters take.
+/// Returns the bytes of the file that all dead letters take.
 ///
 /// # Errors
 ///
@@ -216,8 +216,8 @@ pub(super) fn dead_letter_bytes(connection: &Connection) -> Result<u64, FileFaul
         .map_err(FileFault::from)
 }
 
-/// The first few of the oldest that are too old, or that make up for `excess` bytes: the last one's
-/// number, and whose they are.
+/// Finds the first few of the oldest dead letters that are too old, or that make up for `excess`
+/// bytes. Returns the number of the last one, and how many each webhook loses.
 fn find_excess(
     connection: &Connection,
     oldest_died_at: i64,
@@ -249,7 +249,8 @@ fn find_excess(
     Ok((last, retired.collect()))
 }
 
-/// Writes a dead letter where there is none of its place, within the caller's transaction.
+/// Inserts a dead letter within the caller's transaction. The webhook must have none at the
+/// position.
 ///
 /// # Errors
 ///
@@ -313,8 +314,8 @@ fn read_dead_letter(row: &Row<'_>) -> Result<DeadLetter, FileFault> {
     })
 }
 
-/// Rows that one step changes: some milliseconds.
+/// Rows that one step changes: it takes some milliseconds.
 pub(crate) const DEAD_LETTER_STEP_ROWS: u32 = 256;
 
-/// Payloads of one page.
+/// Bytes of payloads in one page.
 const DEAD_LETTER_PAGE_BYTES: usize = 1 << 20;

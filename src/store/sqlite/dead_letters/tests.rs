@@ -15,7 +15,7 @@ use crate::{
 
 const NO_BOUND: u64 = u64::MAX;
 
-/// A file with one webhook and its dead letters.
+/// Returns a file with one webhook and these dead letters.
 fn file_with(letters: impl IntoIterator<Item = DeadLetter>) -> (tempfile::TempDir, StoreFile) {
     let (directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
@@ -45,7 +45,7 @@ fn counts(file: &StoreFile) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// What the counters say must be what the rows make up.
+/// Checks that the webhooks' counters equal the sums over their dead letters.
 fn assert_counters_fit(file: &StoreFile) {
     let query = "SELECT count(*) FROM webhooks WHERE (dead, requeued, dead_bytes) IS NOT ( \
                      SELECT ifnull(sum(1 - dead_letters.requeued), 0), ifnull(sum(dead_letters.requeued), 0), \
@@ -66,7 +66,7 @@ fn dead_letters_are_listed_newest_first_page_by_page_as_they_were() {
         [0, 2, 1].map(|at| letters[at].clone())
     );
     assert!(file.dead_letters("w", DeadLetterState::Requeued, None, 2).unwrap().is_empty());
-    assert!(file.dead_letters("nobody", DeadLetterState::Dead, None, 2).unwrap().is_empty());
+    assert!(file.dead_letters("unknown", DeadLetterState::Dead, None, 2).unwrap().is_empty());
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_page_has_about_a_mebibyte_and_one_letter_whatever_its_size() {
 }
 
 #[test]
-fn some_or_all_are_requeued_once_in_the_order_of_their_positions() {
+fn dead_letters_are_requeued_once_in_the_order_of_their_positions() {
     let (_directory, mut file) =
         file_with([5, 3, 4, 1].map(|position| dead_letter(position, b"x")));
     file.register(&webhook("other", 0), 1).unwrap();
@@ -111,7 +111,7 @@ fn some_or_all_are_requeued_once_in_the_order_of_their_positions() {
 }
 
 #[test]
-fn those_that_are_too_old_are_lost_and_no_others() {
+fn dead_letters_that_are_too_old_are_lost_and_no_others() {
     let (_directory, mut file) = file_with((1..=300).map(|position| dead_letter(position, b"x")));
     file.register(&webhook("other", 0), 1).unwrap();
     insert_dead_letters(&mut file, "other", [dead_letter(280, b"x"), dead_letter(400, b"x")]);
@@ -135,7 +135,7 @@ fn those_that_are_too_old_are_lost_and_no_others() {
 }
 
 #[test]
-fn the_oldest_beyond_the_bound_in_bytes_are_lost_and_not_more() {
+fn the_oldest_dead_letters_beyond_the_bound_in_bytes_are_lost_and_not_more() {
     for bytes in [30, 3000, 30_000] {
         let (_directory, mut file) =
             file_with((1..=100).map(|position| dead_letter(position, &vec![b'x'; bytes])));
@@ -161,7 +161,7 @@ fn the_oldest_beyond_the_bound_in_bytes_are_lost_and_not_more() {
 }
 
 #[test]
-fn what_dead_letters_take_of_the_file_does_not_drive_out_events() {
+fn dead_letters_do_not_drive_out_events() {
     let (_directory, mut file) = file_with([]);
     let entries: Vec<_> =
         (1..=100).map(|position| event(position, "s", "k", &[b'x'; 1000])).collect();
@@ -188,7 +188,8 @@ fn erasing_a_session_takes_what_webhooks_have_of_it_and_counts_each_event_once()
     file.append_one(1, 1, &[event(1, "s", "k", b"a"), event(2, "t", "k", b"b")], 1);
     let mut foreign = dead_letter(2, b"b");
     foreign.delivery.session = Some(session("t"));
-    // 1 is kept, too; 8 and 9 are gone from the log, 20 is in memory alone.
+    // The file has the event at 1; those at 8 and 9 are in no log, the one at 20 is in memory
+    // alone.
     let deliveries =
         || [1, 8, 9, 20].map(|position| DeliveryChange::Dead(dead_letter(position, b"<payload>")));
     journal(

@@ -10,24 +10,24 @@ use rusqlite::{Connection, Row, params};
 
 use super::{
     error::FileFault,
-    schema::{entry_key, position_of, read_unsigned, signed},
-    webhooks::read_scope,
+    rows::{read_scope, read_unsigned, signed},
+    schema::{entry_key, position_of},
 };
 use crate::event::{Kind, Only, Scope, SessionId};
 
-/// What one webhook was owed for too long.
+/// Deliveries that one webhook was owed for too long.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct ExpiredDeliveries {
-    /// Whose.
+    /// Id of the webhook.
     pub(crate) id: String,
-    /// New dead letters.
+    /// Number of new dead letters.
     pub(crate) dead_letters: u64,
-    /// What was owed although the file never had the event: gone.
+    /// Number of owed deliveries whose event the file never had. They are deleted.
     pub(crate) lost: u64,
 }
 
-/// How many webhooks have not come to a place of this product, or are owed something up to there.
-/// Nothing is to be done for the others.
+/// Returns the number of webhooks that have not passed `through` in this product, or are owed a
+/// delivery up to there. [`expire_owed`] does nothing for the others.
 ///
 /// # Errors
 ///
@@ -45,12 +45,14 @@ pub(super) fn count_affected_webhooks(
     rows.next()?.map_or(Ok(0), |row| read_unsigned(row, 0))
 }
 
-/// Makes dead letters of what is owed of a product's entries up to `through`, at `now`; every
-/// webhook has passed them then. Names those to whom any of that is news.
+/// Makes dead letters, at `now`, of the deliveries that are owed of a product's entries up to
+/// `through`, and moves every webhook's position there. Returns the webhooks whose rows changed.
+///
+/// Called before the entries are deleted, in the same transaction: the payloads come from them.
 ///
 /// # Errors
 ///
-/// When some of it cannot be written; the caller undoes the rest.
+/// When a part of it cannot be written; the caller rolls the transaction back.
 pub(super) fn expire_owed(
     connection: &Connection,
     product: u32,
@@ -93,8 +95,8 @@ impl ExpiringWebhook {
         Ok(Self { number: row.get(0)?, id: row.get(1)?, scope, position: read_unsigned(row, 3)? })
     }
 
-    /// What it has passed and not settled. What is a dead letter already, and waits to be delivered
-    /// again, stays that.
+    /// Inserts dead letters for deliveries that the webhook has passed and not settled. A delivery
+    /// that is a dead letter already, marked for redelivery, stays the dead letter that it is.
     fn insert_owed_dead_letters(
         &self,
         connection: &Connection,
@@ -115,8 +117,8 @@ impl ExpiringWebhook {
             as u64)
     }
 
-    /// What it has not come to. What it has settled before its turn is owed no more, or is a dead
-    /// letter already.
+    /// Inserts dead letters for events behind the webhook's position: all that the scope admits are
+    /// owed. An event that is a dead letter already stays the dead letter that it is.
     fn insert_unreached_dead_letters(
         &self,
         connection: &Connection,
@@ -150,7 +152,7 @@ impl ExpiringWebhook {
         Ok(dead_letters as u64)
     }
 
-    /// As [`Scope::admits`] says, of a row with a kind and a session.
+    /// Decides as [`Scope::admits`] does, for a row with a kind and a session.
     fn admits_row(&self, row: &Row<'_>) -> Result<bool, FileFault> {
         let kind = Kind::new(row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?);
         let of_session = match &self.scope.sessions {
@@ -165,8 +167,8 @@ impl ExpiringWebhook {
         Ok(of_session && self.scope.kinds.admits(&kind))
     }
 
-    /// Tells whether anything was owed, and how much of it has not become a dead letter, because
-    /// there was no event any more.
+    /// Deletes the owed deliveries up to `through`. Returns whether there were any, and how many of
+    /// them did not become dead letters because the file had no event.
     fn delete_owed(&self, connection: &Connection, through: u64) -> Result<(bool, u64), FileFault> {
         let key = params![self.number, signed(through)];
         let mut lost = connection.prepare_cached(

@@ -19,7 +19,7 @@ use crate::{
     webhook_delivery::{DeadLetter, DeadLetterReason},
 };
 
-/// Dead letters by place.
+/// Returns the dead letters by position.
 fn dead_letters(file: &StoreFile, id: &str) -> Vec<DeadLetter> {
     let mut letters: Vec<_> = file
         .dead_letters(id, DeadLetterState::Dead, None, 1000)
@@ -48,12 +48,12 @@ fn append_events(file: &mut StoreFile, positions: std::ops::RangeInclusive<u64>,
 }
 
 #[test]
-fn what_goes_although_it_is_owed_is_a_dead_letter_with_its_payload_and_attempts() {
+fn an_evicted_event_that_is_owed_is_a_dead_letter_with_its_payload_and_attempts() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
     append_events(&mut file, 1..=10, 50);
     append_events(&mut file, 11..=12, 60);
-    // 1, 3 and 4 are delivered; 2 and 11 have been tried; 6 and after have not been looked at.
+    // 1, 3 and 4 are delivered; 2 and 11 have been attempted; 6 and later ones have not been read.
     journal(
         &mut file,
         "w",
@@ -93,7 +93,7 @@ fn what_goes_although_it_is_owed_is_a_dead_letter_with_its_payload_and_attempts(
 }
 
 #[test]
-fn what_has_been_delivered_or_is_nobodys_just_goes() {
+fn an_evicted_event_that_is_delivered_or_of_another_product_leaves_no_dead_letter() {
     let (_directory, mut file) = file_with_product();
     let other = WebhookRegistration {
         product: crate::event::ProductId::new("q").unwrap(),
@@ -111,7 +111,7 @@ fn what_has_been_delivered_or_is_nobodys_just_goes() {
 }
 
 #[test]
-fn only_what_a_webhook_would_have_got_becomes_its_dead_letter() {
+fn only_events_that_its_scope_admits_become_dead_letters_of_a_webhook() {
     let (_directory, mut file) = file_with_product();
     let sessions =
         |these: &[&str]| Only::These(these.iter().map(|it| session(it)).collect::<BTreeSet<_>>());
@@ -155,7 +155,7 @@ fn only_what_a_webhook_would_have_got_becomes_its_dead_letter() {
 }
 
 #[test]
-fn what_is_a_dead_letter_already_stays_the_one_it_is() {
+fn an_expired_delivery_that_is_a_dead_letter_already_stays_the_one_it_is() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
     append_events(&mut file, 1..=3, 50);
@@ -165,7 +165,7 @@ fn what_is_a_dead_letter_already_stays_the_one_it_is() {
         &changes(3, [1, 2].map(|position| DeliveryChange::Dead(dead_letter(position, b"own")))),
     );
     file.requeue_events("w", &[owed(1).delivery.event_id]).unwrap();
-    // delivered again, and not yet accepted
+    // Attempted again, and not yet accepted.
     journal(&mut file, "w", &changes(3, [DeliveryChange::Owed(owed(1))]));
     let retired = file.retire(60, u64::MAX, 99).unwrap().unwrap();
     assert_eq!(
@@ -178,7 +178,7 @@ fn what_is_a_dead_letter_already_stays_the_one_it_is() {
 }
 
 #[test]
-fn what_is_owed_of_events_that_were_never_kept_is_lost_with_those_around_it() {
+fn a_delivery_of_an_event_that_was_never_persisted_is_lost_when_its_neighbours_expire() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
     append_events(&mut file, 1..=1, 50);
@@ -204,7 +204,7 @@ fn what_is_owed_of_events_that_were_never_kept_is_lost_with_those_around_it() {
 }
 
 #[test]
-fn retention_by_bytes_makes_room_although_what_goes_is_owed() {
+fn retention_by_bytes_makes_room_although_the_deleted_entries_are_owed() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
     for first in (1..2000).step_by(100) {
@@ -214,7 +214,7 @@ fn retention_by_bytes_makes_room_although_what_goes_is_owed() {
     }
     let mut steps = 0;
     while let Some(retired) = file.retire(0, 1 << 20, 3000).unwrap() {
-        assert!(retired.events <= 256, "smaller steps, as more is written");
+        assert!(retired.events <= 256, "smaller steps, because each writes more");
         steps += 1;
         assert!(steps < 100, "it comes to an end");
     }

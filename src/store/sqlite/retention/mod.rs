@@ -1,11 +1,10 @@
-//! Deletes entries from the file: the oldest when there are too many or too old, and one session's
-//! on request.
+//! Retention: deletes the oldest entries when they are too old or take too much of the file.
 //!
-//! Retention goes in small steps, so that the writer's thread gets back to writing between them. An
-//! owed entry that retention deletes becomes a dead letter: see `expire_owed`. Dead letters have a
-//! bound of their own, so their part of the file does not count here.
+//! Retention goes in small steps, so that the writer commits between them. An owed entry that
+//! retention deletes becomes a dead letter, see `expire_owed`. Dead letters have a bound of their
+//! own, so their part of the file does not count here.
 //!
-//! May use: `event`.
+//! May use: no other module.
 
 #[cfg(test)]
 mod tests;
@@ -13,22 +12,21 @@ mod tests;
 use rusqlite::{Connection, params};
 
 use super::{
-    ErasedSession, FileError, RetentionStep, StoreFile, SyncMode, dead_letters,
+    FileError, StoreFile, SyncMode, dead_letters,
     error::FileFault,
-    expire_owed,
-    schema::{MAX_POSITION, entry_key, position_of, read_unsigned, signed},
+    expire_owed::{self, ExpiredDeliveries},
+    rows::{read_unsigned, signed},
+    schema::{MAX_POSITION, entry_key, position_of},
 };
-use crate::event::SessionId;
-
 impl StoreFile {
-    /// Takes away some of the oldest entries if the oldest of all was kept before `oldest_kept_at`,
-    /// in Unix milliseconds, or if the file uses more than `max_bytes` beside dead letters; none
-    /// when there is nothing to do. What is owed of them is dead from `now` on. One small step:
-    /// call it again.
+    /// Deletes some of the oldest entries if the oldest of all was kept before `oldest_kept_at`, in
+    /// Unix milliseconds, or if the file uses more than `max_bytes` beside dead letters. Returns
+    /// `None` when there is nothing to do. Owed deliveries of them are dead letters as of `now`.
+    /// One small step; the caller calls again.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read or written; then nothing has gone.
+    /// When the file cannot be read or written; then nothing is deleted.
     pub(crate) fn retire(
         &mut self,
         oldest_kept_at: u64,
@@ -58,8 +56,8 @@ impl StoreFile {
         retired.map(Some)
     }
 
-    /// Bytes of the file that are in use, dead letters aside: what [`StoreFile::retire`] holds
-    /// against its bound.
+    /// Returns the bytes of the file that are in use, without dead letters. [`StoreFile::retire`]
+    /// compares them with its bound.
     ///
     /// # Errors
     ///
@@ -69,73 +67,24 @@ impl StoreFile {
             FileUsage::read(&self.connection).map_err(|fault| fault.at(&self.path, "measure"))?;
         Ok(usage.bytes)
     }
-
-    /// Deletes a session's events and what webhooks have of them, all or none, and returns how much
-    /// there was. Of the dead letters, those count whose event is neither here nor behind
-    /// `in_memory_from`. No reading finds them any more. But the write-ahead log has them
-    /// until it begins anew, and even with `secure_delete` SQLite leaves parts of rows where it has
-    /// moved them from one page to another: [`StoreFile::scrub`] removes those.
-    ///
-    /// # Errors
-    ///
-    /// When the file cannot be written.
-    pub(crate) fn erase(
-        &mut self,
-        number: u32,
-        session: &SessionId,
-        in_memory_from: u64,
-    ) -> Result<ErasedSession, FileError> {
-        let erased = self.in_transaction(SyncMode::Normal, |connection| {
-            let dead_letters = erase_owed(connection, number, session, in_memory_from)?;
-            let (events, bytes) = erase_entries(connection, number, session)?;
-            Ok(ErasedSession { events, bytes, dead_letters })
-        });
-        erased.map_err(|fault| fault.at(&self.path, "erase a session in"))
-    }
-
-    /// Rewrites the file, so that no byte of what was ever deleted stays in it or beside it. Takes
-    /// time in proportion to the file, during which nothing can be written, and up to three times
-    /// its room.
-    ///
-    /// # Errors
-    ///
-    /// When there is no room, or a reader is in the way. What is kept is kept in any case.
-    pub(crate) fn scrub(&mut self) -> Result<(), FileError> {
-        let mark_scrubbed = |connection: &Connection| {
-            Ok(connection.execute("UPDATE state SET needs_scrub = 0", [])?)
-        };
-        let scrubbed = self
-            .vacuum()
-            .and_then(|()| self.truncate_wal())
-            .and_then(|()| self.in_transaction(SyncMode::Normal, mark_scrubbed));
-        scrubbed.map(drop).map_err(|fault| fault.at(&self.path, "scrub"))
-    }
-
-    fn vacuum(&self) -> Result<(), FileFault> {
-        // The copy may be larger than memory. It holds nothing that has been deleted, and lies
-        // beside the file: there is room for the one place that is sure to be writable.
-        self.connection.pragma_update(None, "temp_store", "FILE")?;
-        if let Some(directory) = self.path.parent().and_then(|directory| directory.to_str()) {
-            self.connection.pragma_update(None, "temp_store_directory", directory)?;
-        }
-        let vacuumed = self.connection.execute_batch("VACUUM");
-        self.connection.pragma_update(None, "temp_store", "MEMORY")?;
-        vacuumed.map_err(FileFault::from)
-    }
-
-    /// Moves everything from the write-ahead log into the file and cuts it to nothing.
-    fn truncate_wal(&self) -> Result<(), FileFault> {
-        let is_busy: bool =
-            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if is_busy {
-            Err(FileFault::Refused("a reader keeps the write-ahead log in use"))
-        } else {
-            Ok(())
-        }
-    }
 }
 
-/// How much of the file is in use, dead letters aside.
+/// Entries that one step of retention has deleted.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct RetentionStep {
+    /// Number of the product.
+    pub(crate) product_number: u32,
+    /// Last position that is deleted, with all before it.
+    pub(crate) evicted_through: u64,
+    /// Number of rows.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
+    /// Deliveries that expired with them, by webhook.
+    pub(crate) expired: Vec<ExpiredDeliveries>,
+}
+
+/// Part of the file that is in use, without dead letters.
 struct FileUsage {
     bytes: u64,
     page_bytes: u64,
@@ -148,14 +97,14 @@ impl FileUsage {
              FROM pragma_page_count, pragma_freelist_count, pragma_page_size",
         )?;
         let mut rows = statement.query([])?;
-        let row = rows.next()?.ok_or_else(|| FileFault::damage("the page count is gone"))?;
+        let row = rows.next()?.ok_or_else(|| FileFault::damage("the page count is missing"))?;
         let bytes =
             read_unsigned(row, 0)?.saturating_sub(dead_letters::dead_letter_bytes(connection)?);
         Ok(Self { bytes, page_bytes: read_unsigned(row, 1)? })
     }
 }
 
-/// The oldest row of the product whose oldest row is the oldest.
+/// Oldest entry of all products.
 struct OldestEntry {
     product_number: u32,
     evicted_through: u64,
@@ -163,7 +112,7 @@ struct OldestEntry {
 }
 
 impl OldestEntry {
-    /// One look at the index for each product.
+    /// Finds the oldest entry by one look-up per product.
     fn find(connection: &Connection) -> Result<Option<Self>, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT number, evicted_through, kept_at FROM products CROSS JOIN entries ON entry = ( \
@@ -180,8 +129,8 @@ impl OldestEntry {
         }))
     }
 
-    /// What to take away: rows that are too old, and as many as make up for `excess` bytes, but not
-    /// more.
+    /// Returns the rows to delete: rows that are too old, and as many as make up for `excess`
+    /// bytes, but at most one step's worth.
     fn find_cut(
         &self,
         connection: &Connection,
@@ -198,7 +147,8 @@ impl OldestEntry {
             entry_key(self.product_number, self.evicted_through)?,
             entry_key(self.product_number, MAX_POSITION)?,
         );
-        // Each may become a dead letter of each webhook that is not ahead of it.
+        // Each row may become a dead letter of each affected webhook, so that a step with many
+        // webhooks deletes fewer rows.
         let affected_webhooks = expire_owed::count_affected_webhooks(
             connection,
             self.product_number,
@@ -225,7 +175,7 @@ impl OldestEntry {
         Ok(cut)
     }
 
-    /// The place of the last row that one step may take away.
+    /// Returns the position of the last row that one step may delete.
     fn step_end(&self, connection: &Connection) -> Result<u64, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT ifnull(max(entry), ?1) FROM ( \
@@ -274,8 +224,8 @@ impl OldestEntry {
         })
     }
 
-    /// The place before the first row behind `last`: holes between them are no more worth knowing
-    /// of.
+    /// Returns the position before the first row behind `last`: holes between the two are evicted,
+    /// too.
     fn position_before_rest(&self, connection: &Connection, last: i64) -> Result<u64, FileFault> {
         let mut statement = connection
             .prepare_cached("SELECT min(entry) FROM entries WHERE entry > ?1 AND entry <= ?2")?;
@@ -285,15 +235,15 @@ impl OldestEntry {
     }
 }
 
-/// The rows up to `last`, an entry's key.
+/// Rows to delete: up to `last`, an entry's key.
 struct RetentionCut {
     last: i64,
     events: u64,
     bytes: u64,
 }
 
-/// Bytes of the file that a row of so many takes: whole pages for a large one, an even share of one
-/// for others.
+/// Returns the bytes of the file that a row of this size takes: whole pages for a large one, an
+/// even share of a page for a small one.
 fn footprint(row_bytes: u64, page_bytes: u64) -> u64 {
     match page_bytes / row_bytes.max(1) {
         0 => row_bytes.next_multiple_of(page_bytes.max(1)),
@@ -312,14 +262,14 @@ fn delete_holes(
     Ok(())
 }
 
-/// Forgets what ids the places that are gone had, except the newest: they tell an old id from an
+/// Deletes spans of evicted positions, except the newest of them: they tell an evicted id from an
 /// unknown one.
 fn delete_spans(
     connection: &Connection,
     number: u32,
     evicted_through: u64,
 ) -> Result<(), FileFault> {
-    // The newest span that begins no later than the first place kept is the one that place is in.
+    // The newest span that begins at the first position kept or before it contains that position.
     let mut delete = connection.prepare_cached(
         "DELETE FROM spans WHERE product = ?1 AND place < ( \
              SELECT place FROM spans WHERE product = ?1 AND place <= ?2 + 1 ORDER BY place DESC LIMIT 1 OFFSET ?3)",
@@ -328,71 +278,12 @@ fn delete_spans(
     Ok(())
 }
 
-/// Deletes what webhooks have of a session, and returns how many events there were that are nowhere
-/// else.
-fn erase_owed(
-    connection: &Connection,
-    number: u32,
-    session: &SessionId,
-    in_memory_from: u64,
-) -> Result<u64, FileFault> {
-    let parameters = params![session.as_str(), number];
-    let dead_letters = connection.query_row_and_then(
-        "SELECT count(DISTINCT place) FROM dead_letters INDEXED BY dead_by_session \
-         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2) AND place <= ?3 \
-         AND NOT EXISTS (SELECT 1 FROM entries WHERE entry = ?4 + place)",
-        params![session.as_str(), number, signed(in_memory_from), entry_key(number, 0)?],
-        |row| read_unsigned(row, 0),
-    )?;
-    for statement in [
-        // Overwritten where they are, as below.
-        "UPDATE dead_letters INDEXED BY dead_by_session SET payload = zeroblob(octet_length(payload)) \
-         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
-        "DELETE FROM dead_letters INDEXED BY dead_by_session \
-         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
-        "DELETE FROM owed INDEXED BY owed_by_session \
-         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
-    ] {
-        connection.execute(statement, parameters)?;
-    }
-    Ok(dead_letters)
-}
-
-/// Deletes the rows of a session and returns how many there were.
-fn erase_entries(
-    connection: &Connection,
-    number: u32,
-    session: &SessionId,
-) -> Result<(u64, u64), FileFault> {
-    let rows = params![session.as_str(), entry_key(number, 0)?, entry_key(number, MAX_POSITION)?];
-    let (events, bytes): (i64, i64) = connection.query_row(
-        "SELECT count(*), ifnull(sum(octet_length(session) + octet_length(kind) + octet_length(payload)), 0) \
-         FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
-        rows,
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )?;
-    // Overwritten where they are, before deleting one makes SQLite move its neighbours.
-    connection.execute(
-        "UPDATE entries INDEXED BY by_session SET payload = zeroblob(octet_length(payload)) \
-         WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
-        rows,
-    )?;
-    connection.execute(
-        "DELETE FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
-        rows,
-    )?;
-    connection.execute("UPDATE state SET needs_scrub = 1", [])?;
-    let counters = "UPDATE products SET events = events - ?2, bytes = bytes - ?3 WHERE number = ?1";
-    connection.execute(counters, params![number, events, bytes])?;
-    Ok((events.cast_unsigned(), bytes.cast_unsigned()))
-}
-
-/// Rows that one step deletes: some milliseconds.
+/// Rows that one step deletes: it takes some milliseconds.
 const RETENTION_STEP_ROWS: u64 = 512;
 
-/// Evicted spans that stay. Each is a time at which ids did not follow one another, such as a
+/// Number of evicted spans that stay. Each begins where ids did not follow one another, as after a
 /// restart.
 const MAX_EVICTED_SPANS: i64 = 4096;
 
-/// What SQLite and the columns of fixed size add to a row and its place in the index.
+/// Bytes that SQLite and the columns of fixed size add to a row and its entry in the index.
 const ROW_OVERHEAD_BYTES: u64 = 64;

@@ -8,6 +8,7 @@ use crate::{
         DeliveryChange,
         sqlite::{
             AppendBatch,
+            erase::ErasedSession,
             tests::{bytes_of, event, file_with_product, gap, product, session},
             webhooks::tests::journal,
         },
@@ -17,7 +18,7 @@ use crate::{
 
 const NO_BOUND: u64 = u64::MAX;
 
-/// Calls `retire` until there is nothing to do.
+/// Calls [`StoreFile::retire`] until there is nothing to do.
 fn retire_all(file: &mut StoreFile, oldest_kept_at: u64, max_bytes: u64) -> Vec<RetentionStep> {
     std::iter::from_fn(|| file.retire(oldest_kept_at, max_bytes, 0).unwrap()).collect()
 }
@@ -39,7 +40,7 @@ fn used_bytes(file: &StoreFile) -> u64 {
 }
 
 #[test]
-fn nothing_goes_while_all_is_within_bounds() {
+fn no_entry_is_deleted_while_all_is_within_bounds() {
     let (_directory, mut file) = file_with_product();
     assert_eq!(file.retire(NO_BOUND, 0, 0).unwrap(), None);
     write_events(&mut file, 1, 1..=10, 100, 50);
@@ -49,7 +50,7 @@ fn nothing_goes_while_all_is_within_bounds() {
 }
 
 #[test]
-fn entries_that_are_too_old_go_in_small_steps_and_no_others() {
+fn entries_that_are_too_old_are_deleted_in_small_steps_and_no_others() {
     let (_directory, mut file) = file_with_product();
     write_events(&mut file, 1, 1..=700, 10, 50);
     write_events(&mut file, 1, 701..=702, 10, 51);
@@ -76,7 +77,7 @@ fn the_product_with_the_oldest_entry_is_first() {
     assert_eq!(file.find_or_add_product(&product("r")).unwrap().product_number, 3);
     write_events(&mut file, 1, 1..=2, 10, 20);
     write_events(&mut file, 2, 1..=3, 10, 10);
-    write_events(&mut file, 2, 4..=4, 10, 30); // as old as may be gone, and in the way of nobody
+    write_events(&mut file, 2, 4..=4, 10, 30); // too old, too, but not the oldest of its product
     write_events(&mut file, 3, 1..=1, 10, 40);
     let order: Vec<_> = retire_all(&mut file, 31, NO_BOUND)
         .iter()
@@ -87,7 +88,7 @@ fn the_product_with_the_oldest_entry_is_first() {
 }
 
 #[test]
-fn what_is_over_the_bound_in_bytes_goes_and_not_much_more() {
+fn entries_over_the_bound_in_bytes_are_deleted_and_not_many_more() {
     for bytes in [30, 1000, 3000, 5000, 30_000] {
         let (_directory, mut file) = file_with_product();
         for first in (1..2000).step_by(100) {
@@ -98,7 +99,7 @@ fn what_is_over_the_bound_in_bytes_goes_and_not_much_more() {
         let steps = retire_all(&mut file, 0, bound);
         let (gone, now_used) = (steps.iter().map(|it| it.events).sum::<u64>(), used_bytes(&file));
         assert!(now_used <= bound && steps.iter().all(|it| it.events <= 512), "{bytes}");
-        // Not much more: a few pages' worth, or 64 rows'.
+        // Not much more: at most a few pages' worth, or that of 64 rows.
         assert!(bound - now_used <= 4 * 8192 + 64 * bytes as u64, "{bytes}: {now_used} of {bound}");
         file.assert_counters_fit("p");
         assert_eq!(file.find_or_add_product(&product("p")).unwrap().evicted_through, gone);
@@ -106,7 +107,7 @@ fn what_is_over_the_bound_in_bytes_goes_and_not_much_more() {
 }
 
 #[test]
-fn with_no_room_at_all_everything_goes_and_it_ends() {
+fn with_no_room_at_all_retention_deletes_every_entry_and_ends() {
     let (_directory, mut file) = file_with_product();
     write_events(&mut file, 1, 1..=1000, 100, 5);
     retire_all(&mut file, 0, 0);
@@ -134,7 +135,7 @@ fn room_that_is_free_is_used_again() {
 }
 
 #[test]
-fn holes_behind_what_goes_are_forgotten_with_it() {
+fn holes_up_to_the_evicted_position_are_deleted() {
     let (_directory, mut file) = file_with_product();
     let entries = [event(1, "s", "k", b"a"), Entry::Erased, gap(3, GapReason::NotKept, None)];
     let missing = [Hole { first: 4, last: 6 }, Hole { first: 8, last: 9 }];
@@ -167,7 +168,7 @@ fn holes_behind_what_goes_are_forgotten_with_it() {
 }
 
 #[test]
-fn spans_of_what_is_gone_stay_up_to_a_number() {
+fn spans_of_evicted_positions_stay_up_to_a_number() {
     let (_directory, mut file) = file_with_product();
     let positions = 4200;
     let spans: Vec<IdSpan> = (1..=positions)
@@ -183,11 +184,11 @@ fn spans_of_what_is_gone_stay_up_to_a_number() {
     write_events(&mut file, 1, positions - 3..=positions, 1, 2);
     retire_all(&mut file, 2, NO_BOUND);
     let kept = file.find_or_add_product(&product("p")).unwrap().spans;
-    // 4196 spans are gone, of which 4096 stay.
+    // 4196 spans are evicted, of which 4096 stay.
     assert_eq!((kept.len(), kept[0].first_position), (4100, 101));
 }
 
-/// Writes events of victims and others side by side into these products, takes the oldest away and
+/// Writes events of victims and others side by side into these products, retires the oldest and
 /// erases the victims.
 fn erase_victims(file: &mut StoreFile, numbers: &[u32], victims: &[&str], oldest_kept_at: u64) {
     let payload = |position: u64, of: &str| {
@@ -215,7 +216,7 @@ fn erase_victims(file: &mut StoreFile, numbers: &[u32], victims: &[&str], oldest
     }
 }
 
-/// How often the bytes stand in the file or beside it.
+/// Returns how often the bytes occur in the file and in the files beside it.
 fn occurrences(file: &StoreFile, bytes: &[u8]) -> usize {
     let everything = bytes_of(file.path()).into_iter().flatten();
     everything.map(|content| content.windows(bytes.len()).filter(|it| *it == bytes).count()).sum()
@@ -260,14 +261,14 @@ fn scrubbing_reports_a_reader_in_the_way_and_can_be_repeated() {
     assert_eq!(
         file.erase(1, &session("s"), 0).unwrap().events,
         5,
-        "nobody waits for a reader to be rid of them"
+        "an erasure does not wait for a reader"
     );
     assert!(matches!(file.scrub(), Err(FileError::Unavailable { .. })));
     reader.execute_batch("COMMIT").unwrap();
     let path = file.path().to_owned();
     drop(file);
     let mut file = StoreFile::open(&path).unwrap();
-    assert!(file.needs_scrub(), "that outlives the process");
+    assert!(file.needs_scrub(), "the mark outlives the process");
     file.scrub().unwrap();
     drop(file);
     let mut file = StoreFile::open(&path).unwrap();
@@ -307,6 +308,6 @@ fn a_step_is_smaller_only_for_webhooks_that_may_lose_something_by_it() {
         let retired = file.retire(60, NO_BOUND, 100).unwrap().unwrap();
         assert_eq!((retired.events, retired.evicted_through), (expected_rows, expected_rows));
         let affected = behind + if expected_rows >= 500 { owed_some } else { 0 };
-        assert_eq!(retired.expired.len() as u64, affected, "nobody else is told anything");
+        assert_eq!(retired.expired.len() as u64, affected, "only the affected webhooks");
     }
 }

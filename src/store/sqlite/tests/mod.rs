@@ -1,25 +1,37 @@
 mod opening;
 
-use std::{io::Read, os::unix::fs::PermissionsExt, sync::Arc};
+use std::{
+    fs,
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use super::*;
+use super::{
+    files::{FILE_SUFFIXES, with_suffix},
+    *,
+};
 use crate::{
-    event::{Draft, Entry, Event, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId},
+    event::{
+        Draft, Entry, Event, EventId, Gap, GapReason, Kind, Only, ProductId, Scope, SessionId,
+    },
     log::{Hole, IdSpan, PersistedLog, ReadLimits, backing::ReadRequest},
     store::reader::StoreReader,
 };
 
-/// A directory for a store's file, and the file's path.
+/// Returns a directory for a store's file, and the file's path.
 pub(in crate::store) fn temporary_path() -> (TempDir, PathBuf) {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("relay.db");
     (directory, path)
 }
 
-/// A fresh file with one product, whose number is 1.
+/// Returns a fresh file with one product, whose number is 1.
 pub(in crate::store) fn file_with_product() -> (TempDir, StoreFile) {
     let (directory, path) = temporary_path();
     let mut file = StoreFile::open(&path).unwrap();
@@ -35,7 +47,7 @@ pub(in crate::store) fn session(id: &str) -> SessionId {
     SessionId::new(id).unwrap()
 }
 
-/// An event at `place` under the id 7-`place`; no session for an empty text.
+/// Returns an event at `position` under the id 7-`position`; an empty text is no session.
 pub(in crate::store) fn event(
     position: u64,
     session_id: &str,
@@ -90,7 +102,7 @@ impl StoreFile {
         &self.connection
     }
 
-    /// What is kept of the product with number 1 must be what its rows make up.
+    /// Checks that the counters of a product equal the sums over its rows.
     pub(in crate::store) fn assert_counters_fit(&mut self, id: &str) {
         let persisted = self.find_or_add_product(&product(id)).unwrap();
         let query = "SELECT count(*), ifnull(sum(ifnull(length(payload), 0) + ifnull(octet_length(session), 0) \
@@ -103,7 +115,7 @@ impl StoreFile {
     }
 }
 
-/// Everything about an entry that a subscriber could tell.
+/// Returns everything about an entry that a subscriber can see, as text.
 pub(in crate::store) fn visible_facts(entry: &Entry) -> String {
     match entry {
         Entry::Event(it) => {
@@ -121,7 +133,7 @@ pub(in crate::store) fn visible_facts(entry: &Entry) -> String {
     }
 }
 
-/// Everything there is, in one chunk.
+/// Reads all entries of a product in one chunk.
 fn read_back(path: &Path, number: u32) -> Vec<Entry> {
     let scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
     let limits = ReadLimits { entries: 1000, bytes: usize::MAX };
@@ -140,7 +152,8 @@ fn read_back(path: &Path, number: u32) -> Vec<Entry> {
     StoreReader::open(path).unwrap().fetch(&request).unwrap().entries
 }
 
-/// The bytes of the file and of those beside it, by the end of their names.
+/// Returns the bytes of the database and of the files beside it, in the order of
+/// [`FILE_SUFFIXES`].
 pub(in crate::store) fn bytes_of(path: &Path) -> Vec<Option<Vec<u8>>> {
     FILE_SUFFIXES.iter().map(|suffix| fs::read(with_suffix(path, suffix)).ok()).collect()
 }
@@ -228,7 +241,7 @@ fn an_epoch_is_reserved_without_entries_and_again_at_the_same_position() {
 }
 
 #[test]
-fn a_missing_range_may_grow() {
+fn a_hole_may_grow() {
     let (_directory, mut file) = file_with_product();
     for last in [3, 5] {
         let missing = [Hole { first: 2, last }];
@@ -284,7 +297,7 @@ fn numbers_beyond_the_key_are_refused() {
 }
 
 #[test]
-fn a_file_that_was_not_closed_says_so_once() {
+fn a_file_that_was_not_closed_reports_so_once() {
     let (_directory, path) = temporary_path();
     let file = StoreFile::open(&path).unwrap();
     assert!(!file.was_left_open());
@@ -296,7 +309,7 @@ fn a_file_that_was_not_closed_says_so_once() {
 }
 
 #[test]
-fn a_sync_is_noted() {
+fn a_sync_is_recorded() {
     let (_directory, mut file) = file_with_product();
     let synced_at = |file: &StoreFile| {
         file.connection.query_row("SELECT synced_at FROM state", [], |row| row.get(0))
@@ -362,7 +375,7 @@ fn setting_aside_keeps_every_byte_and_overwrites_nothing() {
         for suffix in suffixes {
             fs::write(with_suffix(&path, suffix), format!("{round}{suffix}")).unwrap();
         }
-        let aside = StoreFile::set_aside(&path, 99).unwrap();
+        let aside = set_aside(&path, 99).unwrap();
         assert_eq!(aside, path.with_file_name(format!("relay.db.damaged-{}", 99 + round)));
         assert_eq!(bytes_of(&path), [None, None, None]);
     }

@@ -1,3 +1,5 @@
+//! Opening files: fresh, foreign, newer, damaged and unavailable ones.
+
 use rusqlite::types::Value;
 
 use super::*;
@@ -105,7 +107,7 @@ fn a_foreign_file_is_refused_and_left_alone() {
 }
 
 #[test]
-fn what_is_no_database_is_damaged() {
+fn a_file_that_is_no_database_is_damaged() {
     for garbage in [&b"xy"[..], &[b'x'; 20_000], b"SQLite format 3\0 and then something else"] {
         let (_directory, path) = temporary_path();
         fs::write(&path, garbage).unwrap();

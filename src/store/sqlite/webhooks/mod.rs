@@ -1,56 +1,54 @@
-//! The file's rows of webhooks: registration, position, and what each is owed.
+//! The file's rows of webhooks: registrations, positions, and owed deliveries.
 //!
-//! May use: `event`, `webhook_delivery`.
+//! May use: `event`.
 
 #[cfg(test)]
 pub(super) mod tests;
-
-use std::collections::BTreeSet;
 
 use rusqlite::{Connection, Row, params};
 
 use super::{
     FileError, StoreFile, SyncMode, dead_letters,
     error::FileFault,
+    file::set_synced,
     products::{insert_product, product_number},
-    read_event_id,
-    schema::{entry_key, read_unsigned, signed},
-    set_synced,
+    rows::{read_delivery, read_unsigned, signed, write_attempts, write_scope},
+    schema::entry_key,
 };
 use crate::{
-    event::{Kind, Only, ProductId, Scope, SessionId},
+    event::{ProductId, SessionId},
     store::webhook_rows::{
         DeliveryChange, OwedDelivery, StoredWebhook, WebhookChanges, WebhookRegistration,
     },
-    webhook_delivery::{Attempt, Delivery},
 };
 
-/// How a webhook stands in the file once it is registered.
+/// Result of [`StoreFile::register`].
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct RegistrationOutcome {
-    /// The file had none of this id and product.
+    /// Whether the file had no webhook of this id and product.
     pub(crate) is_new: bool,
-    /// Dead letters and what was owed to one of the same id and another product: gone.
+    /// Number of dead letters and owed deliveries that were deleted, because the webhook of this id
+    /// belonged to another product.
     pub(crate) forgotten: u64,
-    /// Everything up to this place is settled, owed or dead. If it is new, no further than the file
-    /// has the log.
+    /// Position up to which every event is settled, owed or dead. A new webhook's position is no
+    /// higher than the newest position that the file has of the log.
     pub(crate) position: u64,
 }
 
-/// How many dead letters a webhook has.
+/// Numbers of one webhook's dead letters.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct DeadLetterCounts {
-    /// Whose.
+    /// Id of the webhook.
     pub(crate) id: String,
-    /// Those that stay.
+    /// Number of dead letters that are not marked for redelivery.
     pub(crate) dead: u64,
-    /// Those that wait to be delivered again.
+    /// Number of dead letters that are marked for redelivery.
     pub(crate) requeued: u64,
 }
 
 impl StoreFile {
-    /// Keeps a webhook, or changes what is kept of it but its position. On the disk when it
-    /// returns.
+    /// Stores a webhook, or changes everything stored of it but its position. The change is on the
+    /// disk when this returns.
     ///
     /// # Errors
     ///
@@ -67,8 +65,8 @@ impl StoreFile {
         registered.map_err(|fault| fault.at(&self.path, "register a webhook in"))
     }
 
-    /// Forgets a webhook, what is owed to it and its dead letters, a part of it at a time. Tells
-    /// whether nothing is left; if not, call it again.
+    /// Deletes a webhook, its owed deliveries and its dead letters, a step at a time. Returns
+    /// whether nothing is left; if not, the caller calls again.
     ///
     /// # Errors
     ///
@@ -85,7 +83,7 @@ impl StoreFile {
         forgotten.map_err(|fault| fault.at(&self.path, "unregister a webhook in"))
     }
 
-    /// Every webhook there is, with what is owed to it.
+    /// Returns every webhook with its owed deliveries.
     ///
     /// # Errors
     ///
@@ -94,7 +92,7 @@ impl StoreFile {
         read_webhooks(&self.connection).map_err(|fault| fault.at(&self.path, "read webhooks from"))
     }
 
-    /// The dead letters of every webhook.
+    /// Returns the numbers of every webhook's dead letters.
     ///
     /// # Errors
     ///
@@ -105,12 +103,12 @@ impl StoreFile {
     }
 }
 
-/// What the file knows of one webhook by itself.
+/// Row of one webhook.
 struct WebhookRow {
     number: i64,
     product: u32,
     position: u64,
-    /// Whether it has any dead letters.
+    /// Whether the webhook has dead letters, requeued or not.
     has_dead: bool,
 }
 
@@ -136,7 +134,7 @@ fn upsert_webhook(
         insert_product(connection, &webhook.product)?;
     }
     let product = product_number(connection, &webhook.product)?
-        .ok_or_else(|| FileFault::damage("a product's row is gone"))?;
+        .ok_or_else(|| FileFault::damage("a product's row is missing"))?;
     let scope = write_scope(&webhook.scope)?;
     let existing = find_webhook(connection, &webhook.id)?;
     if let Some(WebhookRow { number, position, .. }) =
@@ -147,7 +145,7 @@ fn upsert_webhook(
         update.execute(params![number, scope, webhook.definition])?;
         return Ok(RegistrationOutcome { is_new: false, forgotten: 0, position: *position });
     }
-    // Places mean nothing in another product's log.
+    // Positions of one product's log mean nothing in another's, so the old rows are deleted.
     let forgotten = existing
         .map(|known| delete_webhook_and_rows(connection, known.number))
         .transpose()?
@@ -156,14 +154,15 @@ fn upsert_webhook(
         "INSERT INTO webhooks (id, product, scope, definition, position, dead, requeued, dead_bytes) \
          VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0)",
     )?;
-    // What has been shown to others and is not in the file yet may never be. Then other events
-    // stand there.
+    // Entries behind the file's newest position may be lost in a crash although readers have seen
+    // them. Their positions are then given to other events, which a webhook with a higher position
+    // would skip.
     let position = webhook.position.min(newest_position(connection, product)?);
     insert.execute(params![&*webhook.id, product, scope, webhook.definition, signed(position)])?;
     Ok(RegistrationOutcome { is_new: true, forgotten, position })
 }
 
-/// The place up to which the file has a product's log.
+/// Returns the newest position that the file has of a product's log.
 fn newest_position(connection: &Connection, product: u32) -> Result<u64, FileFault> {
     let mut statement =
         connection.prepare_cached("SELECT newest FROM products WHERE number = ?1")?;
@@ -183,7 +182,7 @@ fn delete_webhook_and_rows(connection: &Connection, number: i64) -> Result<u64, 
     Ok(forgotten)
 }
 
-/// Forgets some of what a webhook has, and returns how much that was.
+/// Deletes some of a webhook's rows, and returns their number: a step that takes milliseconds.
 fn delete_some_rows(connection: &Connection, number: i64) -> Result<u64, FileFault> {
     let mut forgotten = 0;
     for delete in [
@@ -197,7 +196,7 @@ fn delete_some_rows(connection: &Connection, number: i64) -> Result<u64, FileFau
     Ok(forgotten as u64)
 }
 
-/// Forgets a webhook that has nothing any more.
+/// Deletes a webhook that has no other rows. Returns true, for [`StoreFile::unregister`].
 fn delete_webhook(connection: &Connection, number: i64) -> Result<bool, FileFault> {
     connection.execute("DELETE FROM webhooks WHERE number = ?1", [number])?;
     Ok(true)
@@ -227,7 +226,7 @@ fn read_webhooks(connection: &Connection) -> Result<Vec<StoredWebhook>, FileFaul
         webhooks.push(StoredWebhook {
             id: row.get(1)?,
             product: ProductId::new(product)
-                .map_err(|_| FileFault::damage("a product's id is none"))?,
+                .map_err(|_| FileFault::damage("a product's id is invalid"))?,
             definition: row.get(3)?,
             position: read_unsigned(row, 4)?,
             owed: read_owed(connection, row.get(0)?)?,
@@ -248,40 +247,12 @@ fn read_owed(connection: &Connection, number: i64) -> Result<Vec<OwedDelivery>, 
     statement.query_and_then([number], read)?.collect()
 }
 
-/// The delivery that stands in a row's first eight columns: place, three of the id, kind, session,
-/// time, attempts.
-pub(super) fn read_delivery(row: &Row<'_>) -> Result<Delivery, FileFault> {
-    let session = row.get_ref(5)?.as_str_or_null().map_err(rusqlite::Error::from)?;
-    Ok(Delivery {
-        position: read_unsigned(row, 0)?,
-        event_id: read_event_id(row, 1)?,
-        kind: Kind::new(row.get_ref(4)?.as_str().map_err(rusqlite::Error::from)?),
-        session: session
-            .map(SessionId::new)
-            .transpose()
-            .map_err(|_| FileFault::damage("a session's name is none"))?,
-        created_at: read_unsigned(row, 6)?,
-        attempts: serde_json::from_str(row.get_ref(7)?.as_str().map_err(rusqlite::Error::from)?)
-            .map_err(|_| FileFault::damage("a delivery's attempts are none"))?,
-    })
-}
-
-/// Attempts as they are stored.
+/// Writes a webhook's journal within the caller's transaction, and returns whether its dead letters
+/// changed. Writes nothing for a webhook without a row; the writer rejects such journals before.
 ///
 /// # Errors
 ///
-/// Never, as far as anybody knows.
-pub(super) fn write_attempts(attempts: &[Attempt]) -> Result<String, FileFault> {
-    serde_json::to_string(attempts).map_err(|_| FileFault::Refused("attempts have no text"))
-}
-
-/// Writes what has happened to a webhook, within the caller's transaction. Tells whether its dead
-/// letters have changed. Of one that the file does not have, nothing is written: the caller sees to
-/// that.
-///
-/// # Errors
-///
-/// When some of it cannot be written; the caller undoes the rest.
+/// When a part of it cannot be written; the caller rolls the transaction back.
 pub(super) fn write_journal(
     connection: &Connection,
     id: &str,
@@ -317,18 +288,19 @@ pub(super) fn write_journal(
 }
 
 impl WebhookRow {
-    /// Tells whether a dead letter has gone with it.
+    /// Deletes a delivery, and returns whether a dead letter was deleted with it.
     fn delete_delivery(&self, connection: &Connection, position: u64) -> Result<bool, FileFault> {
         let key = params![self.number, signed(position)];
         connection
             .prepare_cached("DELETE FROM owed WHERE webhook = ?1 AND place = ?2")?
             .execute(key)?;
-        // Most webhooks have none: then nobody looks for one.
+        // Most webhooks have no dead letters: one look-up in an index less per delivery.
         let delete = "DELETE FROM dead_letters WHERE webhook = ?1 AND place = ?2";
         Ok(self.has_dead && connection.prepare_cached(delete)?.execute(key)? > 0)
     }
 
-    /// What retention has taken away is dead already, whether or not the worker has heard of it.
+    /// Stores an owed delivery, unless retention has deleted its event: the delivery is a dead
+    /// letter then, even if the worker has not taken the notice yet.
     fn upsert_owed(
         &self,
         connection: &Connection,
@@ -356,8 +328,9 @@ impl WebhookRow {
         Ok(false)
     }
 
-    /// Whether the event of a place has been erased since the worker took it: what should be in the
-    /// file and is not. Then the worker's copy must not bring it back.
+    /// Returns whether the event at a position has been erased since the worker read it: the
+    /// position is in the file's range, outside its holes, and has no row. The worker's copy must
+    /// not bring the event back then.
     fn event_is_erased(&self, connection: &Connection, position: u64) -> Result<bool, FileFault> {
         let mut statement = connection.prepare_cached(
             "SELECT 1 FROM products WHERE number = ?1 AND ?2 > evicted_through AND ?2 <= newest \
@@ -370,46 +343,4 @@ impl WebhookRow {
             entry_key(self.product, position)?
         ])?)
     }
-}
-
-/// A scope as it is stored. None is no limit.
-#[derive(serde::Deserialize, serde::Serialize)]
-struct ScopeText {
-    sessions: Option<BTreeSet<String>>,
-    kinds: Option<BTreeSet<String>>,
-}
-
-fn write_scope(scope: &Scope) -> Result<String, FileFault> {
-    let text = ScopeText {
-        sessions: limit_as_texts(&scope.sessions, SessionId::as_str),
-        kinds: limit_as_texts(&scope.kinds, Kind::as_str),
-    };
-    serde_json::to_string(&text).map_err(|_| FileFault::Refused("a scope has no text"))
-}
-
-fn limit_as_texts<T>(only: &Only<T>, text: impl Fn(&T) -> &str) -> Option<BTreeSet<String>> {
-    match only {
-        Only::Everything => None,
-        Only::These(these) => Some(these.iter().map(|it| text(it).to_owned()).collect()),
-    }
-}
-
-/// Reads what [`write_scope`] has written.
-///
-/// # Errors
-///
-/// When it has not.
-pub(super) fn read_scope(text: &str) -> Result<Scope, FileFault> {
-    let text: ScopeText =
-        serde_json::from_str(text).map_err(|_| FileFault::damage("a webhook's scope is none"))?;
-    let sessions = text
-        .sessions
-        .map(|these| these.iter().map(|it| SessionId::new(it)).collect::<Result<_, _>>());
-    let sessions =
-        sessions.transpose().map_err(|_| FileFault::damage("a session's name is none"))?;
-    let kinds = text.kinds.map(|these| these.iter().map(|it| Kind::new(it)).collect());
-    Ok(Scope {
-        sessions: sessions.map_or(Only::Everything, Only::These),
-        kinds: kinds.map_or(Only::Everything, Only::These),
-    })
 }

@@ -1,17 +1,18 @@
 use super::*;
 use crate::{
-    event::EventId,
+    event::{EventId, Kind, Only, Scope},
     log::Hole,
     store::{
         sqlite::{
             AppendBatch,
+            rows::read_scope,
             tests::{event, file_with_product, product},
         },
         webhook_rows::tests::{changes, dead_letter, owed, settled, webhook},
     },
 };
 
-/// Writes down what has happened to a webhook, and tells whether its dead letters have changed.
+/// Commits a webhook's journal, and returns whether its dead letters changed.
 pub(in crate::store::sqlite) fn journal(
     file: &mut StoreFile,
     id: &str,
@@ -20,7 +21,7 @@ pub(in crate::store::sqlite) fn journal(
     file.append_with_journals(&[], [(id, changes)], SyncMode::Normal, 1).unwrap()
 }
 
-/// The one webhook there is.
+/// Returns the only webhook of the file.
 fn stored_webhook(file: &StoreFile) -> StoredWebhook {
     let mut webhooks = file.webhooks().unwrap();
     assert_eq!(webhooks.len(), 1);
@@ -64,7 +65,7 @@ fn a_webhook_is_found_again_as_it_was_registered_with_what_is_owed_to_it() {
 }
 
 #[test]
-fn a_new_webhook_stands_no_further_than_the_file_has_the_log() {
+fn a_new_webhook_begins_no_further_than_the_file_has_the_log() {
     let (_directory, mut file) = file_with_product();
     let entries: Vec<_> = (1..=5).map(|position| event(position, "s", "k", b"a")).collect();
     file.append_one(1, 1, &entries, 1);
@@ -73,7 +74,7 @@ fn a_new_webhook_stands_no_further_than_the_file_has_the_log() {
         assert_eq!(file.register(&webhook(&id, position), 1).unwrap().position, expected);
     }
     let positions: Vec<u64> = file.webhooks().unwrap().iter().map(|kept| kept.position).collect();
-    assert_eq!(positions, [4, 5], "what comes after a crash stands at 6 and behind");
+    assert_eq!(positions, [4, 5], "events after a crash get positions from 6 on");
 }
 
 #[test]
@@ -143,7 +144,7 @@ fn a_delivery_is_owed_then_settled_or_dead_and_dead_once() {
 }
 
 #[test]
-fn what_retention_has_taken_is_owed_no_more_whatever_a_worker_says() {
+fn a_delivery_of_an_evicted_event_is_owed_no_more_although_its_worker_journals_it() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 2), 1).unwrap();
     file.append_one(1, 1, &[event(1, "s", "k", b"a"), event(2, "s", "k", b"b")], 1);
@@ -157,7 +158,7 @@ fn what_retention_has_taken_is_owed_no_more_whatever_a_worker_says() {
 }
 
 #[test]
-fn what_has_been_erased_does_not_come_back_with_a_workers_copy_of_it() {
+fn an_erased_event_does_not_come_back_with_a_workers_copy_of_it() {
     let (_directory, mut file) = file_with_product();
     file.register(&webhook("w", 0), 1).unwrap();
     let missing = [Hole { first: 4, last: 4 }];
@@ -167,7 +168,7 @@ fn what_has_been_erased_does_not_come_back_with_a_workers_copy_of_it() {
     file.append(&[batch], SyncMode::Normal, 1).unwrap();
     let session = SessionId::new("s").unwrap();
     file.erase(1, &session, 0).unwrap();
-    // At 4 the store has lost an event that the worker has got, and it has not come to 5 yet.
+    // 4 is a hole, whose event the worker has; the file's newest position is 4, so 5 is unknown.
     let dead = [2, 3, 4, 5].map(|position| DeliveryChange::Dead(dead_letter(position, b"a")));
     journal(&mut file, "w", &changes(1, dead.into_iter().chain([DeliveryChange::Owed(owed(1))])));
     assert_eq!((stored_webhook(&file).owed, dead_positions(&file, "w")), (vec![], vec![5, 4]));
@@ -186,10 +187,10 @@ fn journals_and_entries_are_one_transaction() {
         holes: &[],
     };
     let (owed, advanced) = (changes(0, [DeliveryChange::Owed(owed(1))]), changes(1, []));
-    let journals = [("w", &owed), ("nobody", &advanced), ("w", &advanced)];
+    let journals = [("w", &owed), ("unknown", &advanced), ("w", &advanced)];
     file.append_with_journals(&[batch(9)], journals, SyncMode::Normal, 1).unwrap_err();
     assert_eq!((stored_webhook(&file).position, stored_webhook(&file).owed.len()), (0, 0));
-    // One of which the last part fails: what came before it is undone.
+    // The last part of the transaction fails: the parts before it are rolled back.
     file.connection()
         .execute_batch(
             "CREATE TEMP TRIGGER t BEFORE UPDATE OF position ON webhooks BEGIN SELECT RAISE(ABORT, 'no'); END",
@@ -210,7 +211,7 @@ fn journals_and_entries_are_one_transaction() {
 }
 
 #[test]
-fn a_webhook_is_forgotten_a_part_at_a_time_and_the_others_stay() {
+fn a_webhook_is_deleted_in_steps_and_the_others_stay() {
     let (_directory, mut file) = file_with_product();
     for id in ["w", "other"] {
         file.register(&webhook(id, 0), 1).unwrap();
@@ -228,7 +229,7 @@ fn a_webhook_is_forgotten_a_part_at_a_time_and_the_others_stay() {
     assert!(dead_positions(&file, "w").is_empty());
     assert!(file.unregister("w", 1).unwrap(), "it is gone");
     journal(&mut file, "w", &changes(3, [DeliveryChange::Owed(owed(2))]));
-    assert_eq!(file.webhooks().unwrap().len(), 1, "what its worker says comes too late");
+    assert_eq!(file.webhooks().unwrap().len(), 1, "its worker's journal comes too late");
 }
 
 #[test]

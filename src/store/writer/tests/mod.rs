@@ -1,258 +1,39 @@
-//! The writer on a disk that does what the test says.
+//! The writer on a scripted disk.
 
+mod harness;
+mod store;
 mod webhooks;
 
 use std::{
-    collections::VecDeque,
-    fs, io,
-    path::Path,
-    sync::{Mutex, mpsc},
-    task::{Context, Poll, Waker},
+    fs, mem,
+    sync::mpsc,
+    task::{Context, Waker},
 };
 
-use bytes::Bytes;
-use tempfile::TempDir;
-
+pub(super) use self::harness::DiskScript;
+use self::harness::{
+    ScriptedCommit, WriterHarness, WriterStep, append, disk_error, product, tail, wait_until,
+};
 use super::*;
 use crate::{
-    event::{Draft, Entry, EventId, Kind, Only, ProductId, Scope, SessionId, StartPosition},
-    log::{
-        MemoryBounds, Numbering, PersistedLog, ReadLimits, ReadOutcome, ResolvedStart,
-        backing::{LogBacking, ReadRequest},
-        epoch_after,
-    },
-    metrics::Metrics,
+    event::{EventId, SessionId, StartPosition},
+    log::{Hole, ResolvedStart, backing::ReadRequest},
     store::reader::StoreReader,
 };
 
-/// What becomes of commits with entries, one after the other, and what the writer has done so far.
-#[derive(Clone, Debug, Default)]
-pub(super) struct DiskScript(Arc<Mutex<DiskScriptState>>);
-
-#[derive(Debug, Default)]
-struct DiskScriptState {
-    commits: VecDeque<ScriptedCommit>,
-    fails_after: bool,
-    steps: Vec<WriterStep>,
-}
-
-/// What becomes of one commit.
-#[derive(Debug)]
-enum ScriptedCommit {
-    /// It is under way until the other end says so or goes.
-    Block(mpsc::Receiver<()>),
-    /// The disk fails, and nothing is written.
-    FailBefore,
-    /// Everything is written, and then the disk fails.
-    FailAfter,
-}
-
-/// What the writer has done.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum WriterStep {
-    Open,
-    Commit,
-}
-
-impl DiskScript {
-    pub(super) fn before_commit(&self, parts: usize) -> Result<(), FileError> {
-        if parts == 0 {
-            return Ok(());
-        }
-        let commit = {
-            let mut state = self.0.lock().unwrap();
-            state.steps.push(WriterStep::Commit);
-            let commit = state.commits.pop_front();
-            state.fails_after = matches!(commit, Some(ScriptedCommit::FailAfter));
-            commit
-        };
-        match commit {
-            Some(ScriptedCommit::Block(until)) => drop(until.recv()),
-            Some(ScriptedCommit::FailBefore) => return Err(disk_error()),
-            Some(ScriptedCommit::FailAfter) | None => {}
-        }
-        Ok(())
-    }
-
-    pub(super) fn after_commit(&self) -> Result<(), FileError> {
-        match std::mem::take(&mut self.0.lock().unwrap().fails_after) {
-            true => Err(disk_error()),
-            false => Ok(()),
-        }
-    }
-
-    pub(super) fn record_open(&self) {
-        self.0.lock().unwrap().steps.push(WriterStep::Open);
-    }
-
-    fn steps(&self) -> Vec<WriterStep> {
-        self.0.lock().unwrap().steps.clone()
-    }
-}
-
-fn disk_error() -> FileError {
-    FileFault::from(io::Error::other("the disk says no"))
-        .at(Path::new("relay.db"), "write entries to")
-}
-
-/// A writer and the log it keeps, in a directory of their own.
-struct WriterHarness {
-    _directory: TempDir,
-    writer: StoreWriter,
-    log: Arc<Log>,
-    metrics: Metrics,
-}
-
-impl WriterHarness {
-    fn new(memory_events: usize) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("relay.db");
-        let (metrics, bounds) =
-            (Metrics::new().unwrap(), MemoryBounds { events: memory_events, bytes: u64::MAX });
-        let mut file = StoreFile::open(&path).unwrap();
-        let persisted = file.find_or_add_product(&product()).unwrap();
-        let handle = StoreHandle::new(path, 4);
-        let epoch = epoch_after(persisted.highest_epoch);
-        let log = Log::restored(
-            product(),
-            bounds,
-            persisted,
-            epoch,
-            false,
-            Arc::clone(handle.backing()),
-            metrics.log(&product()),
-        );
-        log.set_numbering(Numbering::Own);
-        let settings = StoreSettings {
-            directory: directory.path().to_owned(),
-            retention: Duration::from_secs(3600),
-            retention_bytes: 1 << 30,
-            dead_letter_retention: Duration::MAX,
-            dead_letter_bytes: 1 << 30,
-            max_concurrent_replays: 4,
-        };
-        let log = Arc::new(log);
-        let writer = StoreWriter::new(
-            handle,
-            vec![Arc::clone(&log)],
-            file,
-            settings,
-            metrics.store().clone(),
-        );
-        Self { _directory: directory, writer, log, metrics }
-    }
-
-    fn script_commits(&self, commits: impl IntoIterator<Item = ScriptedCommit>) {
-        self.writer.script.0.lock().unwrap().commits.extend(commits);
-    }
-
-    fn append(&self, events: usize) {
-        (0..events).for_each(|_| append(&self.log));
-    }
-
-    /// What the writer does when the wait after an error is over.
-    fn retry_round(&mut self) {
-        assert!(matches!(self.writer.state, WriterState::Failed { .. }), "the writer is waiting");
-        self.writer.state = WriterState::Failed { retry_at: Instant::now() };
-        self.writer.run_round();
-    }
-
-    /// Places of all rows there are.
-    fn rows(&self) -> Vec<u64> {
-        let reader = StoreReader::open(self.writer.handle.path()).unwrap();
-        let mut rows = Vec::new();
-        for position in 1..=self.log.newest_position() {
-            let request = ReadRequest { after: position - 1, through: position, ..self.request() };
-            let row = reader.fetch(&request).map(|chunk| chunk.entries.len());
-            rows.extend((row.unwrap_or(0) == 1).then_some(position));
-        }
-        rows
-    }
-
-    fn request(&self) -> ReadRequest {
-        let scope = Scope { sessions: Only::Everything, kinds: Only::Everything };
-        ReadRequest {
-            product: product(),
-            product_number: self.log.product_number(),
-            after: 0,
-            through: 1,
-            scope,
-            limits: LIMITS,
-        }
-    }
-
-    /// What a reader at this place is told.
-    fn read(&self, position: u64) -> &'static str {
-        match self.log.read_after(position, &self.request().scope, LIMITS, &mut VecDeque::new()) {
-            ReadOutcome::Entries { .. } => "in memory",
-            ReadOutcome::InStore { .. } => "in store",
-            ReadOutcome::Lost { reason, .. } => reason.as_str(),
-        }
-    }
-
-    fn not_kept_gaps(&self) -> Option<f64> {
-        let text = String::from_utf8(self.metrics.render().unwrap()).unwrap();
-        let line = "autoplay_relay_gaps_total{product_id=\"p\",reason=\"not_kept\"} ";
-        text.lines().find_map(|found| found.strip_prefix(line)).map(|count| count.parse().unwrap())
-    }
-
-    /// What the next life of the relay finds.
-    fn restart(self) -> (PersistedLog, Log) {
-        let path = self.writer.handle.path().clone();
-        drop(self.writer);
-        let kept = || StoreFile::open(&path).unwrap().find_or_add_product(&product()).unwrap();
-        let (epoch, bounds) =
-            (epoch_after(kept().highest_epoch), MemoryBounds { events: 16, bytes: u64::MAX });
-        let (backing, metrics) = (LogBacking::new(4), self.metrics.log(&product()));
-        (kept(), Log::restored(product(), bounds, kept(), epoch, false, backing, metrics))
-    }
-}
-
-fn product() -> ProductId {
-    ProductId::new("p").unwrap()
-}
-
-fn append(log: &Log) {
-    let session = Some(SessionId::new("s").unwrap());
-    let (payload, received) = (Bytes::from_static(b"{}"), tokio::time::Instant::now());
-    log.append(Draft { kind: Kind::Actions, session, forwarded_at: None, payload, received });
-}
-
-/// Everything behind a place, as the fan-out takes it; nothing to wait for.
-fn tail(log: &Log, mut position: u64) -> Vec<Entry> {
-    let mut all = Vec::new();
-    loop {
-        let tail = std::pin::pin!(log.tail(position, 100));
-        let Poll::Ready((_, entries)) = tail.poll(&mut Context::from_waker(Waker::noop())) else {
-            return all;
-        };
-        position += entries.len() as u64;
-        all.extend(entries);
-    }
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-const LIMITS: ReadLimits = ReadLimits { entries: 16, bytes: usize::MAX };
-
 #[test]
-fn while_a_commit_takes_seconds_nobody_waits_for_it_and_the_store_is_degraded() {
-    let WriterHarness { _directory, writer, log, .. } = WriterHarness::new(10_000);
-    let handle = Arc::clone(&writer.handle);
+fn a_commit_that_takes_seconds_delays_no_append_and_no_read_and_the_store_is_degraded() {
+    let harness = WriterHarness::new(10_000);
     let (commit_ends, until) = mpsc::channel();
-    writer.script.0.lock().unwrap().commits.push_back(ScriptedCommit::Block(until));
+    harness.script_commits([ScriptedCommit::Block(until)]);
+    let WriterHarness { _directory, writer, log, .. } = harness;
+    let handle = Arc::clone(&writer.handle);
     let script = writer.script.clone();
     let thread = thread::spawn(|| writer.run());
     append(&log);
     wait_until("the commit is under way", || script.steps() == [WriterStep::Commit]);
-    // All this happens on one thread while the commit does not end: had it to wait, it would wait
-    // for ever.
+    // This thread alone ends the commit. If an append or a read waited for the commit, the test
+    // would never end.
     (0..5000).for_each(|_| append(&log));
     assert_eq!(tail(&log, 0).len(), 5001);
     assert_eq!(log.backlog(), 5001);
@@ -305,25 +86,25 @@ fn a_commit_that_had_succeeded_although_it_was_reported_as_failed_is_not_written
     harness.append(20);
     harness.writer.run_round();
     assert!(harness.writer.handle.is_degraded());
-    assert_eq!(harness.log.stats().stored.map(|(events, _)| events), Some(5), "nobody knows");
+    assert_eq!(harness.log.stats().stored.map(|(events, _)| events), Some(5), "not known yet");
     harness.append(5);
     harness.retry_round();
     assert!(!harness.writer.handle.is_degraded());
     assert!(harness.rows().into_iter().eq(1..=30));
-    let shelf = harness.log.stats().stored;
+    let stored = harness.log.stats().stored;
     let (kept, _) = harness.restart();
-    assert_eq!((kept.newest, Some((kept.events, kept.bytes))), (30, shelf));
+    assert_eq!((kept.newest, Some((kept.events, kept.bytes))), (30, stored));
 }
 
 #[test]
-fn what_leaves_memory_while_the_store_fails_is_one_gap_in_memory_and_in_the_file() {
+fn entries_that_leave_memory_while_the_store_fails_are_one_gap_in_memory_and_in_the_file() {
     let mut harness = WriterHarness::new(16);
     harness.append(10);
     harness.writer.run_round();
     harness.script_commits([ScriptedCommit::FailBefore]);
     harness.append(1);
     harness.writer.run_round();
-    // Sixteen, and as many again as are held for a store that does not keep up.
+    // Memory holds 16 entries, and as many again for a store that does not keep up.
     harness.append(200);
     tail(&harness.log, 0);
     let first_in_memory =
@@ -347,14 +128,14 @@ fn what_leaves_memory_while_the_store_fails_is_one_gap_in_memory_and_in_the_file
 }
 
 #[test]
-fn what_had_been_kept_by_a_commit_reported_as_failed_is_not_missing_though_it_has_left_memory() {
+fn entries_of_a_commit_reported_as_failed_are_no_hole_although_they_have_left_memory() {
     let mut harness = WriterHarness::new(16);
     harness.script_commits([ScriptedCommit::FailAfter]);
     harness.append(20);
     harness.writer.run_round();
     harness.append(200);
     tail(&harness.log, 0);
-    assert_eq!(harness.read(0), "not_kept", "as far as anybody knows");
+    assert_eq!(harness.read(0), "not_kept", "as far as the log knows");
     harness.retry_round();
     assert_eq!(
         (harness.read(0), harness.read(19), harness.read(20)),
@@ -364,7 +145,7 @@ fn what_had_been_kept_by_a_commit_reported_as_failed_is_not_missing_though_it_ha
 }
 
 #[test]
-fn what_retention_had_taken_although_that_was_reported_as_failed_is_announced() {
+fn an_eviction_that_was_reported_as_failed_is_announced() {
     let mut harness = WriterHarness::new(16);
     harness.append(40);
     harness.writer.run_round();
@@ -372,7 +153,7 @@ fn what_retention_had_taken_although_that_was_reported_as_failed_is_announced() 
     let WriterState::Open(file) = &mut harness.writer.state else { panic!("the file is open") };
     file.retire(u64::MAX, u64::MAX, 0).unwrap().unwrap();
     harness.writer.fail(&disk_error());
-    assert_eq!(harness.read(0), "in store", "nobody knows");
+    assert_eq!(harness.read(0), "in store", "not known yet");
     harness.retry_round();
     assert_eq!(harness.read(0), "evicted");
 }
@@ -391,7 +172,7 @@ fn a_store_that_is_lost_while_the_relay_runs_is_begun_anew_and_goes_on_with_the_
             let reader = StoreReader::open(harness.writer.handle.path()).unwrap();
             assert!(
                 reader.fetch(&harness.request()).is_err(),
-                "who asked the old file is not told that there was nothing"
+                "a reader of the old file gets an error, no empty range"
             );
             harness.writer.run_round();
         } else {
@@ -469,7 +250,7 @@ fn a_stop_writes_a_long_backlog_to_its_end() {
 }
 
 #[test]
-fn what_is_committed_is_synced_elsewhere_and_a_sync_that_failed_is_not_repeated() {
+fn commits_are_left_to_the_syncer_and_a_sync_that_failed_is_not_repeated() {
     let mut harness = WriterHarness::new(16);
     harness.append(1);
     harness.writer.run_round();
@@ -483,7 +264,7 @@ fn what_is_committed_is_synced_elsewhere_and_a_sync_that_failed_is_not_repeated(
     assert_eq!(
         harness.writer.script.steps(),
         [WriterStep::Commit],
-        "not even by another commit on the same file"
+        "not even by another commit to the same file"
     );
     harness.retry_round();
     assert_eq!(
@@ -516,7 +297,7 @@ fn the_write_ahead_log_is_bounded_whether_or_not_the_syncer_keeps_up() {
 }
 
 #[test]
-fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
+fn a_reader_of_the_file_that_was_set_aside_does_not_answer_for_the_new_one() {
     let mut harness = WriterHarness::new(16);
     harness.append(40);
     harness.writer.run_round();
@@ -542,7 +323,7 @@ fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
         ask(ReadRequest { after: 0, through: 10, ..harness.request() }).unwrap().entries.len(),
         10
     );
-    // the new file is begun, and then the disk fails
+    // The new file is begun, and then the disk fails.
     harness.script_commits([ScriptedCommit::FailBefore]);
     harness.writer.replace("says the test");
     harness.retry_round();
@@ -550,13 +331,13 @@ fn who_has_the_file_open_that_was_set_aside_does_not_answer_for_the_new_one() {
     harness.append(60);
     harness.writer.run_round();
     let chunk = ask(ReadRequest { after: 50, through: 60, ..harness.request() });
-    assert_eq!(chunk.unwrap().entries.len(), 10, "what the new file has comes from there");
+    assert_eq!(chunk.unwrap().entries.len(), 10, "entries of the new file come from the new file");
     handle.stop();
     reading.join().unwrap();
 }
 
 #[test]
-fn many_erasures_do_not_hold_up_what_comes_meanwhile() {
+fn many_erasures_do_not_hold_up_entries_that_come_meanwhile() {
     let mut harness = WriterHarness::new(1000);
     let erased: Vec<_> = (0..5000)
         .map(|number| {
@@ -567,9 +348,9 @@ fn many_erasures_do_not_hold_up_what_comes_meanwhile() {
     while harness.writer.handle.has_pending_work() {
         harness.append(1);
         harness.writer.run_round();
-        assert_eq!(harness.log.backlog(), 0, "committed before the next few orders");
+        assert_eq!(harness.log.backlog(), 0, "committed before the next few commands");
         rounds += 1;
     }
-    assert!(rounds > 1, "they took one round: make it more of them");
+    assert!(rounds > 1, "one round was enough: the test needs more commands");
     drop(erased);
 }

@@ -1,9 +1,12 @@
-//! What the writer does for webhooks, on the same disk.
+//! The writer's commands and journals of webhooks, on the same scripted disk.
+
+use std::task::Poll;
 
 use super::*;
 use crate::{
+    log::MemoryBounds,
     store::{
-        Store, StoreUnwritable,
+        StoreUnwritable,
         webhook_rows::{
             DeadLetterSelection, DeadLetterState, DeliveryChange, OwedDelivery, WebhookChanges,
             WebhookNotice, WebhookRegistration,
@@ -13,11 +16,11 @@ use crate::{
     webhook_delivery::DeadLetterReason,
 };
 
-/// What a future says that has nothing to wait for any more.
+/// Returns the output of a future that must be ready.
 fn expect_ready<T>(future: impl Future<Output = T>) -> T {
     match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
-        Poll::Pending => panic!("it is still to be waited for"),
+        Poll::Pending => panic!("the future is not ready"),
     }
 }
 
@@ -34,7 +37,7 @@ impl WriterHarness {
         expect_ready(journaled)
     }
 
-    /// Places of the dead letters in this state, the newest first.
+    /// Returns the positions of the dead letters in this state, newest first.
     fn dead_positions(&mut self, id: &str, state: DeadLetterState) -> Vec<u64> {
         let listed = self.writer.handle.dead_letters(id, state, None, 1000);
         self.writer.run_round();
@@ -53,14 +56,14 @@ impl WriterHarness {
         expect_ready(requeued).unwrap()
     }
 
-    /// What the file has: its position, and the places of what is owed.
+    /// Returns what the file has of a webhook: its position, and those of its owed deliveries.
     fn stored_webhook(&self, id: &str) -> Option<(u64, Vec<u64>)> {
         let WriterState::Open(file) = &self.writer.state else { panic!("the file is open") };
         let webhook = file.webhooks().unwrap().into_iter().find(|webhook| webhook.id == id)?;
         Some((webhook.position, webhook.owed.iter().map(|owed| owed.delivery.position).collect()))
     }
 
-    /// Looks at once for what is beyond its bounds.
+    /// Runs a round in which retention is due.
     fn retire(&mut self) {
         self.writer.last_retired = Instant::now() - RETENTION_INTERVAL;
         self.writer.run_round();
@@ -75,7 +78,7 @@ fn dead_letters_at(positions: impl IntoIterator<Item = u64>) -> Vec<DeliveryChan
 }
 
 #[test]
-fn a_webhook_goes_through_all_commands_and_is_told_its_counts() {
+fn a_webhook_goes_through_all_commands_and_is_notified_of_its_counts() {
     let mut harness = WriterHarness::new(1000);
     let webhook = webhook("w", 0);
     harness.register(&webhook);
@@ -112,7 +115,7 @@ fn a_webhook_goes_through_all_commands_and_is_told_its_counts() {
     harness.writer.run_round();
     let requeued = requeued.map(|these| expect_ready(these).unwrap());
     assert_eq!(requeued, [vec![dead_letter(4, b"{}")], vec![dead_letter(4, b"{}")], vec![]]);
-    assert!(!harness.writer.handle.take_unsynced(), "who looks leaves nothing to be synced");
+    assert!(!harness.writer.handle.take_unsynced(), "a list leaves nothing to be synced");
     harness.journal("w", settled([4])).unwrap();
     assert_eq!(webhook.notices.take(), WebhookNotice { dead: 3, ..WebhookNotice::default() });
     let gone = harness.writer.handle.unregister("w");
@@ -131,11 +134,11 @@ fn a_webhook_goes_through_all_commands_and_is_told_its_counts() {
 }
 
 #[test]
-fn what_is_written_down_of_a_webhook_that_the_file_does_not_have_comes_back() {
+fn a_journal_of_a_webhook_that_the_file_does_not_have_is_rejected() {
     let mut harness = WriterHarness::new(1000);
     harness.register(&webhook("old", 0));
     let handle = Arc::clone(&harness.writer.handle);
-    // asked first, and carried out behind the journals
+    // Submitted first, and executed after the journals.
     let registered = handle.register(webhook("new", 0));
     let what = changes(9, [DeliveryChange::Owed(owed(5))]);
     let early = handle.journal(&"new".into(), what.clone());
@@ -151,7 +154,7 @@ fn what_is_written_down_of_a_webhook_that_the_file_does_not_have_comes_back() {
 }
 
 #[test]
-fn many_are_requeued_in_steps_between_which_what_comes_is_committed() {
+fn many_dead_letters_are_requeued_in_steps_between_which_entries_are_committed() {
     let mut harness = WriterHarness::new(1000);
     let webhook = webhook("w", 0);
     harness.register(&webhook);
@@ -170,7 +173,7 @@ fn many_are_requeued_in_steps_between_which_what_comes_is_committed() {
 }
 
 #[test]
-fn all_that_waits_is_one_commit_with_what_the_log_has() {
+fn waiting_journals_are_one_commit_with_the_logs_entries() {
     let mut harness = WriterHarness::new(1000);
     harness.register(&webhook("w", 0));
     harness.register(&webhook("v", 0));
@@ -214,7 +217,7 @@ fn changes_that_could_not_be_committed_come_back_and_nothing_has_changed() {
         (Some((0, vec![])), WebhookNotice::default())
     );
     harness.script_commits([ScriptedCommit::FailAfter]);
-    assert_eq!(harness.journal("w", what.clone()), Err(what.clone()), "nobody knows");
+    assert_eq!(harness.journal("w", what.clone()), Err(what.clone()), "not known yet");
     harness.retry_round();
     harness.journal("w", what).unwrap();
     assert_eq!((harness.stored_webhook("w"), webhook.notices.take().dead), (Some((7, vec![5])), 1));
@@ -227,23 +230,23 @@ fn changes_that_could_not_be_committed_come_back_and_nothing_has_changed() {
 }
 
 #[test]
-fn who_waits_for_a_commit_alone_does_not_wait_for_more() {
+fn a_journal_alone_does_not_wait_for_more_to_gather() {
     let mut harness = WriterHarness::new(1000);
     harness.writer.last_round_ended = Instant::now() - Duration::from_secs(1);
     assert_eq!(
         harness.writer.group_commit_delay(),
         GROUP_COMMIT_DELAY,
-        "without webhooks, nobody waits for commits"
+        "without webhooks, no worker waits for commits"
     );
     harness.register(&webhook("w", 0));
     assert!(harness.writer.group_commit_delay() <= WEBHOOK_GROUP_COMMIT_DELAY);
     assert!(
         harness.writer.group_commit_delay() > Duration::ZERO,
-        "not a commit for each of those who come together"
+        "no commit of its own for each worker"
     );
     harness.writer.last_round_ended = Instant::now() - WEBHOOK_GROUP_COMMIT_DELAY;
     assert_eq!(harness.writer.group_commit_delay(), Duration::ZERO);
-    // And a journal alone wakes the writer.
+    // A journal alone wakes the writer, too.
     let handle = Arc::clone(&harness.writer.handle);
     let journal = handle.journal(&"w".into(), changes(1, []));
     assert!(handle.has_pending_work());
@@ -265,7 +268,7 @@ fn a_long_backlog_is_written_in_one_round_where_webhooks_wait_for_it_too() {
 }
 
 #[test]
-fn what_is_owed_for_too_long_is_a_dead_letter_of_which_its_webhook_is_told() {
+fn a_delivery_owed_for_too_long_is_a_dead_letter_and_its_webhook_is_notified() {
     let mut harness = WriterHarness::new(1000);
     let (late, done) = (webhook("late", 0), webhook("done", 0));
     harness.register(&late);
@@ -338,7 +341,7 @@ fn erasing_a_session_takes_its_dead_letters_too() {
     assert_eq!(harness.log.erase(&session), 0, "the store has them");
     let erased = harness.writer.handle.erase(product(), session);
     harness.writer.run_round();
-    assert_eq!(expect_ready(erased).unwrap(), 10, "the one that is dead, too, is one of them");
+    assert_eq!(expect_ready(erased).unwrap(), 10, "the event of the dead letter is one of them");
     assert_eq!(
         (webhook.notices.take(), harness.stored_webhook("w")),
         (WebhookNotice::default(), Some((10, vec![])))
@@ -346,7 +349,7 @@ fn erasing_a_session_takes_its_dead_letters_too() {
 }
 
 #[test]
-fn a_file_that_is_begun_anew_has_the_webhooks_again_and_they_are_told() {
+fn a_file_that_is_begun_anew_has_the_webhooks_again_and_they_are_notified() {
     for is_damaged in [true, false] {
         for events in [0, 20] {
             let mut harness = WriterHarness::new(16);
@@ -374,7 +377,7 @@ fn a_file_that_is_begun_anew_has_the_webhooks_again_and_they_are_told() {
             assert_eq!(
                 harness.stored_webhook("w"),
                 Some((0, vec![])),
-                "{is_damaged} {events}: no further than there is a log"
+                "{is_damaged} {events}: no further than the file's log"
             );
             assert_eq!(
                 webhook.notices.take(),
@@ -390,7 +393,7 @@ fn a_file_that_is_begun_anew_has_the_webhooks_again_and_they_are_told() {
 }
 
 #[test]
-fn a_log_tells_how_far_it_is_kept_and_nobody_waits_in_vain() {
+fn a_log_publishes_how_far_it_is_persisted_and_no_watcher_waits_in_vain() {
     let mut harness = WriterHarness::new(16);
     let mut kept = harness.log.watch_persisted();
     assert_eq!(*kept.borrow_and_update(), 0);
@@ -403,13 +406,13 @@ fn a_log_tells_how_far_it_is_kept_and_nobody_waits_in_vain() {
     harness.writer.run_round();
     tail(&harness.log, 0);
     let missing_through = *kept.borrow_and_update();
-    assert!(missing_through > 10, "what will never be kept is nothing to wait for");
+    assert!(missing_through > 10, "a position that will never be persisted is not waited for");
     harness.retry_round();
     assert_eq!(*kept.borrow_and_update(), 210);
     harness.writer.replace("says the test");
     assert!(
         (missing_through..210).contains(&*kept.borrow_and_update()),
-        "what is in memory is to be kept again"
+        "entries in memory have to be persisted again"
     );
     harness.writer.run_round();
     assert_eq!(*kept.borrow_and_update(), 210);
@@ -420,158 +423,4 @@ fn a_log_tells_how_far_it_is_kept_and_nobody_waits_in_vain() {
     );
     append(&log);
     assert_eq!(*log.watch_persisted().borrow(), u64::MAX, "without a store");
-}
-
-/// A store without a directory, and the log beside it.
-fn in_memory_store(dead_letter_bytes: u64) -> (Store, Arc<Log>) {
-    let metrics = Metrics::new().unwrap();
-    let log =
-        Log::new(product(), MemoryBounds { events: 16, bytes: u64::MAX }, metrics.log(&product()));
-    let (log, hour) = (Arc::new(log), Duration::from_secs(3600));
-    let settings = StoreSettings {
-        directory: "/nonexistent".into(),
-        retention: hour,
-        retention_bytes: 1,
-        dead_letter_retention: hour,
-        dead_letter_bytes,
-        max_concurrent_replays: 1,
-    };
-    (Store::in_memory(settings, vec![Arc::clone(&log)], &metrics).unwrap(), log)
-}
-
-/// A dead letter of now.
-fn fresh_dead_letter(position: u64) -> DeliveryChange {
-    DeliveryChange::Dead(crate::webhook_delivery::DeadLetter {
-        died_at: unix_ms(),
-        ..dead_letter(position, b"{}")
-    })
-}
-
-#[tokio::test]
-async fn without_a_directory_the_same_commands_are_carried_out_in_memory() {
-    let (store, log) = in_memory_store(1 << 30);
-    let (handle, webhook) = (Arc::clone(store.handle()), webhook("w", 0));
-    handle.register(webhook.clone()).await.unwrap();
-    (0..40).for_each(|_| append(&log));
-    tail(&log, 0); // 16 or so stay
-    let deliveries =
-        [1, 2, 40].map(fresh_dead_letter).into_iter().chain([DeliveryChange::Owed(owed(5))]);
-    handle.journal(&"w".into(), changes(40, deliveries)).await.unwrap();
-    assert_eq!(webhook.notices.take(), WebhookNotice { dead: 3, ..WebhookNotice::default() });
-    assert_eq!(handle.requeue("w", DeadLetterSelection::All).await.unwrap(), 3);
-    assert_eq!(handle.requeued_dead_letters("w", 0, 9).await.unwrap().len(), 3);
-    assert_eq!(
-        handle.dead_letters("w", DeadLetterState::Requeued, None, 9).await.unwrap().len(),
-        3
-    );
-    let session = SessionId::new("s").unwrap();
-    let in_memory = log.erase(&session);
-    assert_eq!(
-        in_memory + handle.erase(product(), session).await.unwrap(),
-        in_memory + 2,
-        "40 was one of the former"
-    );
-    assert_eq!(handle.requeued_dead_letters("w", 0, 9).await.unwrap(), []);
-    handle.unregister("w").await.unwrap();
-    assert!(!handle.is_degraded() && !handle.is_recovering());
-    drop(store);
-    handle.register(webhook).await.unwrap_err();
-    assert!(!Path::new(":memory:").exists() && !Path::new(":memory:-wal").exists());
-}
-
-#[tokio::test]
-async fn dead_letters_in_memory_are_bounded_too() {
-    let (store, _log) = in_memory_store(2000);
-    let webhook = webhook("w", 0);
-    store.handle().register(webhook.clone()).await.unwrap();
-    store
-        .handle()
-        .journal(&"w".into(), changes(40, (1..=40).map(fresh_dead_letter)))
-        .await
-        .unwrap();
-    while webhook.notices.take().dead > 10 {
-        tokio::time::timeout(Duration::from_secs(15), webhook.notices.changed())
-            .await
-            .expect("it is told");
-    }
-    let left = store.handle().dead_letters("w", DeadLetterState::Dead, None, 100).await.unwrap();
-    assert!((4..=10).contains(&left.len()) && left[0].1.delivery.position == 40, "{}", left.len());
-}
-
-#[tokio::test]
-async fn a_store_in_memory_that_fails_is_begun_anew_with_its_webhooks() {
-    let (metrics, file) = (Metrics::new().unwrap(), StoreFile::in_memory().unwrap());
-    let (store, _log) = in_memory_store(1);
-    let settings = WriterHarness::new(16).writer.settings;
-    drop(store);
-    let handle = StoreHandle::new(sqlite::IN_MEMORY_PATH.into(), 1);
-    let mut writer =
-        StoreWriter::new(Arc::clone(&handle), vec![], file, settings, metrics.store().clone());
-    let webhook = webhook("w", 4);
-    for again in [false, true] {
-        let registered = handle.register(webhook.clone());
-        writer.run_round();
-        registered.await.unwrap();
-        assert_eq!(webhook.notices.take().is_replaced, again);
-        if !again {
-            writer.fail(&disk_error());
-            assert!(handle.is_degraded());
-            writer.state = WriterState::Failed { retry_at: Instant::now() };
-            writer.run_round();
-        }
-    }
-    writer.replace("says the test");
-    assert!(!handle.is_degraded() && webhook.notices.take().is_replaced);
-    assert!(!Path::new(sqlite::IN_MEMORY_PATH).exists());
-}
-
-/// What the next life of a relay finds in a directory, with these products.
-fn open_store(
-    directory: &Path,
-    products: &[ProductId],
-) -> (Store, Vec<crate::store::StoredWebhook>) {
-    let settings =
-        StoreSettings { directory: directory.to_owned(), ..WriterHarness::new(16).writer.settings };
-    let bounds = MemoryBounds { events: 16, bytes: u64::MAX };
-    let (mut store, _) = Store::open(settings, bounds, products, &Metrics::new().unwrap()).unwrap();
-    let webhooks = store.take_webhooks();
-    assert!(store.take_webhooks().is_empty());
-    (store, webhooks)
-}
-
-#[tokio::test]
-async fn after_a_crash_webhooks_are_found_with_what_was_committed_if_their_product_is_configured() {
-    let directory = tempfile::tempdir().unwrap();
-    let (store, found) = open_store(directory.path(), &[product()]);
-    assert!(found.is_empty());
-    let handle = Arc::clone(store.handle());
-    handle.register(webhook("w", 2)).await.unwrap();
-    handle
-        .journal(&"w".into(), changes(9, [fresh_dead_letter(6), DeliveryChange::Owed(owed(7))]))
-        .await
-        .unwrap();
-    store.crash();
-    drop(store);
-    let other = ProductId::new("other").unwrap();
-    let (store, found) = open_store(directory.path(), std::slice::from_ref(&other));
-    assert!(found.is_empty(), "nobody is there to deliver it");
-    store
-        .handle()
-        .register(WebhookRegistration { product: other.clone(), ..webhook("o", 0) })
-        .await
-        .unwrap();
-    drop(store);
-    let (store, found) = open_store(directory.path(), &[product(), other]);
-    let found: Vec<_> =
-        found.into_iter().map(|it| (it.id, it.definition, it.position, it.owed)).collect();
-    let about = |id: &str| (id.to_owned(), format!("about {id}"));
-    let ((w, of_w), (o, of_o)) = (about("w"), about("o"));
-    assert_eq!(found, [(w, of_w, 9, vec![owed(7)]), (o, of_o, 0, vec![])]);
-    let again = webhook("w", 0);
-    store.handle().register(again.clone()).await.unwrap();
-    assert_eq!(
-        again.notices.take(),
-        WebhookNotice { dead: 1, ..WebhookNotice::default() },
-        "told once it is registered"
-    );
 }

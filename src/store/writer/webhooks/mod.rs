@@ -1,6 +1,7 @@
-//! The registered webhooks as the writer knows them: where to send notices, and what a file that is
-//! begun anew must hold again. Losses of deliveries are logged at once the first time, then in
-//! sums.
+//! The registered webhooks as the writer knows them: where to send notices, and the
+//! registrations that a file that is begun anew must have again.
+//!
+//! Losses of deliveries are logged at once the first time, then as sums once a minute.
 //!
 //! May use: no other module.
 
@@ -23,39 +24,40 @@ use crate::store::{
     webhook_rows::WebhookRegistration,
 };
 
-/// The registered webhooks, by id.
+/// Registered webhooks, by id.
 #[derive(Debug, Default)]
 pub(super) struct RegisteredWebhooks {
     webhooks: BTreeMap<Arc<str>, WebhookEntry>,
-    /// Of each webhook and kind: as few as there are webhooks in the file.
+    /// Tallies by webhook and kind of incident. As few as the webhooks in the file: one that stays
+    /// at 0 for an interval is removed.
     incidents: BTreeMap<(String, DeliveryIncident), IncidentTally>,
 }
 
 #[derive(Debug)]
 struct WebhookEntry {
-    /// With the position that the file has.
+    /// Registration, with the position that the file has.
     registration: WebhookRegistration,
-    /// What it has been told of its dead letters.
+    /// Numbers of dead and requeued letters in the last notice.
     reported_counts: Option<(u64, u64)>,
 }
 
-/// What operators are to know of a webhook's deliveries.
+/// Loss of a webhook's deliveries that operators need to know of.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum DeliveryIncident {
-    /// They were owed for too long.
+    /// Deliveries were owed for too long.
     Expired,
-    /// They were as well, and the file never had the events.
+    /// Deliveries were owed for too long, and the file never had the events.
     NeverPersisted,
-    /// They were dead letters beyond a bound.
+    /// Dead letters exceeded a bound.
     DeadLettersRetired(DeadLetterBound),
 }
 
-/// How much of that has happened.
+/// Tally of one kind of incident.
 #[derive(Debug)]
 struct IncidentTally {
-    /// Since it was logged last.
+    /// Number of deliveries since the last log line.
     deliveries: u64,
-    /// When that was.
+    /// Time of the last log line.
     logged_at: Instant,
 }
 
@@ -88,17 +90,17 @@ impl DeliveryIncident {
 }
 
 impl RegisteredWebhooks {
-    /// Whether there is none.
+    /// Returns whether no webhook is registered.
     pub(super) fn is_empty(&self) -> bool {
         self.webhooks.is_empty()
     }
 
-    /// Whether the file has this one.
+    /// Returns whether the file has this webhook.
     pub(super) fn contains(&self, id: &str) -> bool {
         self.webhooks.contains_key(id)
     }
 
-    /// Keeps a webhook in the file, and tells it what it has there.
+    /// Stores a webhook in the file, and notifies its worker of the numbers of its dead letters.
     ///
     /// # Errors
     ///
@@ -126,19 +128,19 @@ impl RegisteredWebhooks {
         self.report_counts(file)
     }
 
-    /// Forgets a webhook.
+    /// Removes a webhook.
     pub(super) fn unregister(&mut self, id: &str) {
         self.webhooks.remove(id);
     }
 
-    /// Notes how far a webhook has come.
+    /// Records the position that a webhook's journal has committed.
     pub(super) fn advance_position(&mut self, id: &str, position: u64) {
         if let Some(webhook) = self.webhooks.get_mut(id) {
             webhook.registration.position = webhook.registration.position.max(position);
         }
     }
 
-    /// Tells those whose dead letters are more or fewer than they know.
+    /// Notifies the workers whose webhooks have other numbers of dead letters than reported last.
     ///
     /// # Errors
     ///
@@ -156,10 +158,10 @@ impl RegisteredWebhooks {
         Ok(())
     }
 
-    /// Tells that what was owed up to a place is dead.
+    /// Notifies the workers that deliveries owed up to a position are dead.
     pub(super) fn record_expired(&mut self, through: u64, expired: &[ExpiredDeliveries]) {
-        for ExpiredDeliveries { id, dead_letters: letters, lost } in expired {
-            self.record_incident(id, DeliveryIncident::Expired, *letters);
+        for ExpiredDeliveries { id, dead_letters, lost } in expired {
+            self.record_incident(id, DeliveryIncident::Expired, *dead_letters);
             self.record_incident(id, DeliveryIncident::NeverPersisted, *lost);
             let Some(webhook) = self.webhooks.get_mut(&**id) else { continue };
             webhook.registration.position = webhook.registration.position.max(through);
@@ -170,17 +172,17 @@ impl RegisteredWebhooks {
         }
     }
 
-    /// Tells that dead letters have gone beyond their bounds.
+    /// Notifies the workers that dead letters beyond their bounds are lost.
     pub(super) fn record_retired_dead_letters(&mut self, retired: &[RetiredDeadLetters]) {
-        for RetiredDeadLetters { id, dead_letters: letters, bound } in retired {
-            self.record_incident(id, DeliveryIncident::DeadLettersRetired(*bound), *letters);
+        for RetiredDeadLetters { id, dead_letters, bound } in retired {
+            self.record_incident(id, DeliveryIncident::DeadLettersRetired(*bound), *dead_letters);
             if let Some(webhook) = self.webhooks.get(&**id) {
-                webhook.registration.notices.update(|notice| notice.lost += letters);
+                webhook.registration.notices.update(|notice| notice.lost += dead_letters);
             }
         }
     }
 
-    /// Logs what is news at once, and adds up what is not.
+    /// Logs the first incident of a kind at once, and adds later ones to its tally.
     fn record_incident(&mut self, id: &str, incident: DeliveryIncident, deliveries: u64) {
         if deliveries == 0 {
             return;
@@ -197,8 +199,8 @@ impl RegisteredWebhooks {
         }
     }
 
-    /// Logs what has added up since it was logged last, if that is some time ago; of what has not
-    /// happened since, nothing is remembered. Called every second at least.
+    /// Logs the tallies whose last log line is [`INCIDENT_LOG_INTERVAL`] old, and removes those
+    /// that are 0. The writer calls this every second at least.
     pub(super) fn log_tallies(&mut self) {
         self.incidents.retain(|(id, incident), tally| {
             if tally.logged_at.elapsed() < INCIDENT_LOG_INTERVAL {
@@ -213,9 +215,9 @@ impl RegisteredWebhooks {
         });
     }
 
-    /// Has all of them in a file that may have been begun anew, or have got a commit that was
-    /// reported as failed. Those that it did not know are told that everything has to be written
-    /// again.
+    /// Stores all webhooks in a file that may have been begun anew, or may have a commit that was
+    /// reported as failed. Workers whose webhook the file did not have are notified that everything
+    /// has to be written again.
     ///
     /// # Errors
     ///
@@ -233,5 +235,6 @@ impl RegisteredWebhooks {
     }
 }
 
-/// Between two lines of one kind about one webhook: what goes on for hours must not fill the log.
+/// Interval between two lines of one kind about one webhook: an incident that goes on for hours
+/// must not fill the log.
 const INCIDENT_LOG_INTERVAL: Duration = Duration::from_secs(60);

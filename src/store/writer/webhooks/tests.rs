@@ -1,6 +1,8 @@
+//! The tallies of incidents.
+
 use super::*;
 
-/// Lets so much time pass for what has been logged.
+/// Makes every log line older by `time`.
 fn let_time_pass(webhooks: &mut RegisteredWebhooks, time: Duration) {
     for tally in webhooks.incidents.values_mut() {
         tally.logged_at = tally.logged_at.checked_sub(time).unwrap();
@@ -16,7 +18,7 @@ fn unlogged(webhooks: &RegisteredWebhooks) -> Vec<(&str, DeliveryIncident, u64)>
 }
 
 #[test]
-fn what_happens_over_and_over_is_logged_once_a_minute_with_its_sum() {
+fn a_repeated_incident_is_logged_once_a_minute_with_its_sum() {
     let mut webhooks = RegisteredWebhooks::default();
     for _ in 0..50 {
         webhooks.record_expired(
@@ -44,5 +46,5 @@ fn what_happens_over_and_over_is_logged_once_a_minute_with_its_sum() {
     );
     let_time_pass(&mut webhooks, INCIDENT_LOG_INTERVAL);
     webhooks.log_tallies();
-    assert_eq!(unlogged(&webhooks), [], "and news again when it happens again");
+    assert_eq!(unlogged(&webhooks), [], "the next incident is logged at once again");
 }

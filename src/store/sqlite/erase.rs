@@ -1,0 +1,155 @@
+//! Erases one session from the file, and rewrites the file without the bytes of deleted rows.
+//!
+//! May use: `event`.
+
+use rusqlite::{Connection, params};
+
+use super::{
+    FileError, StoreFile, SyncMode,
+    error::FileFault,
+    rows::{read_unsigned, signed},
+    schema::{MAX_POSITION, entry_key},
+};
+use crate::event::SessionId;
+
+impl StoreFile {
+    /// Deletes a session's events, owed deliveries and dead letters in one transaction, and returns
+    /// their numbers. Of the dead letters, those count whose event is neither in the file nor
+    /// behind `in_memory_from`.
+    ///
+    /// No read finds the rows any more. Their bytes stay in the write-ahead log until it begins
+    /// anew, and even with `secure_delete` SQLite leaves parts of rows where it has moved them from
+    /// one page to another. [`StoreFile::scrub`] removes both.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub(crate) fn erase(
+        &mut self,
+        number: u32,
+        session: &SessionId,
+        in_memory_from: u64,
+    ) -> Result<ErasedSession, FileError> {
+        let erased = self.in_transaction(SyncMode::Normal, |connection| {
+            let dead_letters = erase_owed(connection, number, session, in_memory_from)?;
+            let (events, bytes) = erase_entries(connection, number, session)?;
+            Ok(ErasedSession { events, bytes, dead_letters })
+        });
+        erased.map_err(|fault| fault.at(&self.path, "erase a session in"))
+    }
+
+    /// Rewrites the file, so that no byte of a deleted row stays in it or beside it. Takes time in
+    /// proportion to the file, during which nothing can be written, and up to three times its size
+    /// on the disk.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room, or a reader keeps the write-ahead log in use. No row is lost in any
+    /// case.
+    pub(crate) fn scrub(&mut self) -> Result<(), FileError> {
+        let mark_scrubbed = |connection: &Connection| {
+            Ok(connection.execute("UPDATE state SET needs_scrub = 0", [])?)
+        };
+        // In this order: the rewrite goes through the write-ahead log, whose old commits hold the
+        // deleted rows; the mark is removed once both are done.
+        let scrubbed = self
+            .vacuum()
+            .and_then(|()| self.truncate_wal())
+            .and_then(|()| self.in_transaction(SyncMode::Normal, mark_scrubbed));
+        scrubbed.map(drop).map_err(|fault| fault.at(&self.path, "scrub"))
+    }
+
+    fn vacuum(&self) -> Result<(), FileFault> {
+        // The copy may be larger than memory, so it is a temporary file. It is put beside the
+        // database, the one directory that is known to be writable. It holds no deleted row.
+        self.connection.pragma_update(None, "temp_store", "FILE")?;
+        if let Some(directory) = self.path.parent().and_then(|directory| directory.to_str()) {
+            self.connection.pragma_update(None, "temp_store_directory", directory)?;
+        }
+        let vacuumed = self.connection.execute_batch("VACUUM");
+        self.connection.pragma_update(None, "temp_store", "MEMORY")?;
+        vacuumed.map_err(FileFault::from)
+    }
+
+    /// Moves the whole write-ahead log into the database and truncates it to nothing.
+    fn truncate_wal(&self) -> Result<(), FileFault> {
+        let is_busy: bool =
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if is_busy {
+            Err(FileFault::Refused("a reader keeps the write-ahead log in use"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Rows of a session that has been erased.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct ErasedSession {
+    /// Number of events.
+    pub(crate) events: u64,
+    /// Bytes of their payloads, sessions and kinds.
+    pub(crate) bytes: u64,
+    /// Number of further events of which only dead letters were left.
+    pub(crate) dead_letters: u64,
+}
+
+/// Deletes a session's owed deliveries and dead letters, and returns the number of events of which
+/// only dead letters were left.
+fn erase_owed(
+    connection: &Connection,
+    number: u32,
+    session: &SessionId,
+    in_memory_from: u64,
+) -> Result<u64, FileFault> {
+    let parameters = params![session.as_str(), number];
+    let dead_letters = connection.query_row_and_then(
+        "SELECT count(DISTINCT place) FROM dead_letters INDEXED BY dead_by_session \
+         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2) AND place <= ?3 \
+         AND NOT EXISTS (SELECT 1 FROM entries WHERE entry = ?4 + place)",
+        params![session.as_str(), number, signed(in_memory_from), entry_key(number, 0)?],
+        |row| read_unsigned(row, 0),
+    )?;
+    for statement in [
+        // Overwritten in place first, see `erase_entries`.
+        "UPDATE dead_letters INDEXED BY dead_by_session SET payload = zeroblob(octet_length(payload)) \
+         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
+        "DELETE FROM dead_letters INDEXED BY dead_by_session \
+         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
+        "DELETE FROM owed INDEXED BY owed_by_session \
+         WHERE session = ?1 AND webhook IN (SELECT number FROM webhooks WHERE product = ?2)",
+    ] {
+        connection.execute(statement, parameters)?;
+    }
+    Ok(dead_letters)
+}
+
+/// Deletes the entries of a session, and returns their number and bytes.
+fn erase_entries(
+    connection: &Connection,
+    number: u32,
+    session: &SessionId,
+) -> Result<(u64, u64), FileFault> {
+    let rows = params![session.as_str(), entry_key(number, 0)?, entry_key(number, MAX_POSITION)?];
+    let (events, bytes): (i64, i64) = connection.query_row(
+        "SELECT count(*), ifnull(sum(octet_length(session) + octet_length(kind) + octet_length(payload)), 0) \
+         FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
+        rows,
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    // Overwritten in place first: deleting a row may make SQLite move its neighbours to another
+    // page, and copies of their payloads would stay behind.
+    connection.execute(
+        "UPDATE entries INDEXED BY by_session SET payload = zeroblob(octet_length(payload)) \
+         WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
+        rows,
+    )?;
+    connection.execute(
+        "DELETE FROM entries INDEXED BY by_session WHERE session = ?1 AND entry BETWEEN ?2 AND ?3",
+        rows,
+    )?;
+    connection.execute("UPDATE state SET needs_scrub = 1", [])?;
+    let counters = "UPDATE products SET events = events - ?2, bytes = bytes - ?3 WHERE number = ?1";
+    connection.execute(counters, params![number, events, bytes])?;
+    Ok((events.cast_unsigned(), bytes.cast_unsigned()))
+}

@@ -1,0 +1,214 @@
+//! The connection that writes: opening, transactions, checkpoint, closing.
+//!
+//! The process has one such connection. Readers and checkpoints open connections of their own.
+//!
+//! May use: no other module.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
+
+use super::{
+    error::{FileError, FileFault},
+    files::create_private,
+    rows::signed,
+    schema::{self, SchemaIdentity},
+};
+
+/// Connection that writes to the store's file.
+#[derive(Debug)]
+pub(crate) struct StoreFile {
+    pub(super) connection: Connection,
+    pub(super) path: PathBuf,
+    /// Mode that the connection is set to.
+    sync: SyncMode,
+    was_left_open: bool,
+    needs_scrub: bool,
+}
+
+impl StoreFile {
+    /// Opens the file, or creates it with access for its owner alone, and marks it as open. An
+    /// empty file counts as a new one.
+    ///
+    /// # Errors
+    ///
+    /// `Foreign` and `NewerVersion` leave the file as it is.
+    pub(crate) fn open(path: &Path) -> Result<Self, FileError> {
+        Self::try_open(path).map_err(|fault| fault.at(path, "open"))
+    }
+
+    fn try_open(path: &Path) -> Result<Self, FileFault> {
+        create_private(path)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(path, flags)?;
+        schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
+        // Set until the file is known to be a store: if this call fails, dropping the connection
+        // must not checkpoint and delete the write-ahead log of another application.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let version = match schema::identify(&connection)? {
+            SchemaIdentity::Fresh => 0,
+            SchemaIdentity::Ours(version) => version,
+        };
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        schema::configure_writer(&connection)?;
+        schema::migrate(&mut connection, version, schema::MIGRATIONS)?;
+        let state = "SELECT is_open, needs_scrub FROM state";
+        let (was_left_open, needs_scrub) =
+            connection.query_row(state, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let path = path.to_owned();
+        let mut file =
+            Self { connection, path, sync: SyncMode::Normal, was_left_open, needs_scrub };
+        // Synced before the first write: after a power cut the file must say that it was open.
+        file.in_transaction(SyncMode::Full, |connection| set_open(connection, true))?;
+        Ok(file)
+    }
+
+    /// Opens a database in memory, which ends with the process.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory.
+    pub(crate) fn in_memory() -> Result<Self, FileError> {
+        let path = PathBuf::from(IN_MEMORY_PATH);
+        match Self::try_in_memory() {
+            Ok(connection) => Ok(Self {
+                connection,
+                path,
+                sync: SyncMode::Normal,
+                was_left_open: false,
+                needs_scrub: false,
+            }),
+            Err(fault) => Err(fault.at(&path, "open")),
+        }
+    }
+
+    /// Returns whether the database is in memory.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.path.as_os_str() == IN_MEMORY_PATH
+    }
+
+    fn try_in_memory() -> Result<Connection, FileFault> {
+        let mut connection = Connection::open_in_memory()?;
+        schema::configure(&connection, WRITER_CACHE_KIBIBYTES)?;
+        connection.pragma_update(None, "secure_delete", true)?;
+        schema::migrate(&mut connection, 0, schema::MIGRATIONS)?;
+        Ok(connection)
+    }
+
+    /// Returns whether the process that had the file open before did not close it.
+    pub(crate) fn was_left_open(&self) -> bool {
+        self.was_left_open
+    }
+
+    /// Returns whether copies of erased rows may be left in the file, see [`StoreFile::scrub`].
+    pub(crate) fn needs_scrub(&self) -> bool {
+        self.needs_scrub
+    }
+
+    /// Moves the write-ahead log into the database, as far as no reader still needs it there, on a
+    /// connection of its own.
+    ///
+    /// # Errors
+    ///
+    /// When SQLite cannot do so. The write-ahead log then still has everything that it had.
+    pub(crate) fn checkpoint(path: &Path) -> Result<(), FileError> {
+        Self::try_checkpoint(path).map_err(|fault| fault.at(path, "checkpoint"))
+    }
+
+    fn try_checkpoint(path: &Path) -> Result<(), FileFault> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        // If every other connection was closed meanwhile, this one is the last. It must not move
+        // and delete the write-ahead log then: the writer may have abandoned the file after an
+        // error, and the next open recovers from the log.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        // NORMAL syncs the write-ahead log before its pages are copied, and the database before the
+        // log is begun anew. PASSIVE waits for neither readers nor the writer.
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// Marks the file as closed, with everything on the disk, and closes it.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be marked, or SQLite cannot close the connection.
+    pub(crate) fn close(mut self) -> Result<(), FileError> {
+        let marked = self.in_transaction(SyncMode::Full, |connection| set_open(connection, false));
+        let closed = self.connection.close().map_err(|(_, error)| FileFault::from(error));
+        marked.and(closed).map_err(|fault| fault.at(&self.path, "close"))
+    }
+
+    /// Closes the file after an error, without another attempt to bring data to the disk: pages
+    /// that the operating system has dropped by then would count as written.
+    pub(crate) fn abandon(self) {
+        // By default the last connection that is closed moves the write-ahead log into the database
+        // and deletes it.
+        if let Err(error) =
+            self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        {
+            tracing::debug!(%error, "the file is closed as usual");
+        }
+    }
+
+    /// Does `work` in one transaction, which is rolled back if `work` or the commit fails.
+    pub(super) fn in_transaction<T>(
+        &mut self,
+        sync: SyncMode,
+        work: impl FnOnce(&Connection) -> Result<T, FileFault>,
+    ) -> Result<T, FileFault> {
+        if sync != self.sync {
+            self.connection.pragma_update(None, "synchronous", sync.as_pragma())?;
+            self.sync = sync;
+        }
+        // Immediate: a transaction that takes the write lock only at its first write may then fail
+        // with `SQLITE_BUSY_SNAPSHOT`, which the busy time-out does not cover.
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let done = work(&transaction)?;
+        transaction.commit()?;
+        Ok(done)
+    }
+}
+
+/// Event that a commit waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum SyncMode {
+    /// The operating system has the data.
+    Normal,
+    /// The disk has the data, and everything committed before.
+    Full,
+}
+
+impl SyncMode {
+    fn as_pragma(self) -> &'static str {
+        match self {
+            Self::Normal => "NORMAL",
+            Self::Full => "FULL",
+        }
+    }
+}
+
+/// Records whether the file is open. Counts a sync, see [`set_synced`].
+fn set_open(connection: &Connection, is_open: bool) -> Result<(), FileFault> {
+    connection.execute("UPDATE state SET is_open = ?1, syncs = syncs + 1", [is_open])?;
+    Ok(())
+}
+
+/// Records a sync at `now`, in Unix milliseconds, within a transaction of [`SyncMode::Full`].
+pub(super) fn set_synced(connection: &Connection, now: u64) -> Result<(), FileFault> {
+    // SQLite writes and syncs nothing for a commit that changes nothing, and the time alone may
+    // equal that of the last sync. The counter makes every such commit change a page.
+    let mut update =
+        connection.prepare_cached("UPDATE state SET synced_at = ?1, syncs = syncs + 1")?;
+    update.execute([signed(now)])?;
+    Ok(())
+}
+
+/// Path that stands for a database in memory.
+pub(crate) const IN_MEMORY_PATH: &str = ":memory:";
+
+/// Page cache of the writer: the inner pages of the table and its indices, and the pages that a few
+/// commits change.
+const WRITER_CACHE_KIBIBYTES: i64 = 4 << 10;

@@ -1,0 +1,165 @@
+//! Recovery of the writer from an error: closes the file, opens it again, or begins a new one.
+//!
+//! ```text
+//! error, failed sync ──► fail ──► closed for 1 s ──► reopen ──► the same file: logs are reconciled
+//!                                                      │        an empty file: begun with what is in memory
+//!                                                      ▼        another store, or damage
+//! damage ──────────────────────────────────────────► replace: set aside, and a new file begun
+//! ```
+//!
+//! May use: `error_chain`, `log`.
+
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
+
+use tracing::{error, info};
+
+use super::{StoreWriter, WriterState};
+use crate::{
+    error_chain::error_chain,
+    log::Hole,
+    store::{
+        clock::unix_ms,
+        opening::set_aside,
+        sqlite::{AppendBatch, FileError, FileFault, StoreFile, SyncMode},
+    },
+};
+
+impl StoreWriter {
+    /// Closes a file that cannot be written.
+    ///
+    /// A call that failed with an I/O error is never repeated on the same descriptor: the operating
+    /// system may have dropped the dirty pages, and a second sync would report them as written.
+    pub(super) fn fail(&mut self, error: &FileError) {
+        error!(
+            problem = error_chain(error),
+            "the store cannot be written: events are delivered, but kept in memory alone; tried again every second"
+        );
+        self.handle.set_failed(true);
+        self.abandon();
+    }
+
+    /// Closes the file as it is until the next attempt.
+    fn abandon(&mut self) {
+        let failed = WriterState::Failed { retry_at: Instant::now() + REOPEN_DELAY };
+        if let WriterState::Open(file) = mem::replace(&mut self.state, failed) {
+            file.abandon();
+        }
+    }
+
+    /// Opens the file again, or sets it aside if it is damaged. A failure is retried later.
+    pub(super) fn reopen(&mut self) {
+        let opened =
+            if self.is_in_memory { self.reopen_in_memory() } else { self.reopen_on_disk() };
+        match opened {
+            Ok(file) => {
+                self.state = WriterState::Open(Box::new(file));
+                self.handle.set_failed(false);
+                info!("the store can be written again");
+            }
+            Err(error @ FileError::Damaged { .. }) if !self.is_in_memory => {
+                self.replace(&error_chain(&error));
+            }
+            Err(error) => {
+                tracing::debug!(problem = error_chain(&error), "the store still cannot be written");
+                self.state = WriterState::Failed { retry_at: Instant::now() + REOPEN_DELAY };
+            }
+        }
+    }
+
+    /// Opens the file, and reconciles the logs with it: a commit that was reported as failed may
+    /// have succeeded.
+    fn reopen_on_disk(&mut self) -> Result<StoreFile, FileError> {
+        #[cfg(test)]
+        self.script.record_open();
+        let mut file = StoreFile::open(self.handle.path())?;
+        let (mut is_other_store, mut is_empty) = (false, true);
+        for log in &self.logs {
+            let persisted = file.find_or_add_product(log.product())?;
+            is_empty &= persisted.newest == 0;
+            is_other_store |= !log.reconcile_with(persisted);
+        }
+        match (is_other_store, is_empty) {
+            (false, _) => {}
+            (true, false) => {
+                return Err(FileFault::damage("another store has taken its place")
+                    .at(self.handle.path(), "open"));
+            }
+            (true, true) => {
+                error!(file = %self.handle.path().display(), "the store is gone: what it kept cannot be replayed");
+                // Before the new file has entries: a reader with the old file open must not answer.
+                self.handle.mark_replaced();
+                self.initialize_replacement(&mut file)?;
+            }
+        }
+        self.webhooks.restore(&mut file, unix_ms())?;
+        // A file that opens may still fail to write; only a synced commit ends the failed state.
+        file.sync(unix_ms())?;
+        Ok(file)
+    }
+
+    /// Begins a new database in memory. The content of the old one is lost with it.
+    fn reopen_in_memory(&mut self) -> Result<StoreFile, FileError> {
+        let mut file = StoreFile::in_memory()?;
+        self.webhooks.restore(&mut file, unix_ms())?;
+        Ok(file)
+    }
+
+    /// Sets a damaged file aside, and begins a new one with what the logs have in memory.
+    pub(super) fn replace(&mut self, damage: &str) {
+        self.handle.set_failed(true);
+        self.abandon();
+        if self.is_in_memory {
+            error!(damage, "the webhooks' outbox in memory is damaged: begun anew");
+            return self.reopen();
+        }
+        let path = self.handle.path();
+        if let Err(problem) = set_aside(path, damage) {
+            error!(file = %path.display(), %problem, "the damaged store cannot be set aside");
+            return;
+        }
+        // Before the new file is opened: a reader that has the old file open must not answer for
+        // the new one, and a report about the old file must not set the new one aside.
+        self.handle.mark_replaced();
+        let opened = StoreFile::open(path).and_then(|mut file| {
+            self.initialize_replacement(&mut file)?;
+            self.webhooks.restore(&mut file, unix_ms())?;
+            Ok(file)
+        });
+        match opened {
+            Ok(file) => {
+                self.state = WriterState::Open(Box::new(file));
+                self.handle.set_failed(false);
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Writes to an empty file which ids the logs have given and that all positions before the
+    /// entries in memory are a hole, and tells the logs that the persisted entries are lost.
+    ///
+    /// Synced, as the epochs are at the start: an id that was shown must never be given again.
+    fn initialize_replacement(&self, file: &mut StoreFile) -> Result<(), FileError> {
+        for log in &self.logs {
+            let product_number = file.find_or_add_product(log.product())?.product_number;
+            let (next, spans) = log.mark_store_lost(product_number);
+            let lost = (next > 1).then_some(Hole { first: 1, last: next - 1 });
+            let batch = AppendBatch {
+                product_number,
+                first: next,
+                entries: &[],
+                spans: &spans,
+                holes: lost.as_slice(),
+            };
+            #[cfg(test)]
+            self.script.before_commit(1)?;
+            file.append(&[batch], SyncMode::Full, unix_ms())?;
+        }
+        Ok(())
+    }
+}
+
+/// Wait before a file that failed is opened again.
+const REOPEN_DELAY: Duration = Duration::from_secs(1);
