@@ -23,7 +23,7 @@ use common::{
 };
 
 #[test]
-fn every_configuration_that_is_shown_is_accepted() {
+fn every_configuration_in_the_docs_is_accepted() {
     let authority = Authority::new();
     authority.issue_as("leaf", "DNS:localhost", "-days 2");
     fs::write(authority.path("secret"), "0123456789abcdef0123456789abcdef").unwrap();
@@ -39,7 +39,7 @@ fn every_configuration_that_is_shown_is_accepted() {
 }
 
 #[test]
-fn the_page_on_the_configuration_has_every_key_with_its_default() {
+fn the_configuration_page_has_every_key_with_its_default() {
     let path = root().join("docs/configuration.md");
     let page = fs::read_to_string(&path).unwrap();
     let block = blocks(&page, "toml").into_iter().next().unwrap();
@@ -78,7 +78,7 @@ fn the_page_on_the_configuration_has_every_key_with_its_default() {
 }
 
 #[test]
-fn the_page_on_metrics_has_every_metric_with_its_type_labels_and_help() {
+fn the_metrics_page_has_every_metric_with_its_type_labels_and_help() {
     let connector = Connector::new();
     let hook = format!(
         "[[webhooks]]\nid = 'crm'\nproduct_id = '{PRODUCT}'\nurl = 'http://127.0.0.1:1/'\nsecret = 'x'\n"

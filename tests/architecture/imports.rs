@@ -102,7 +102,7 @@ fn imports_point_one_way() {
 }
 
 #[test]
-fn pure_modules_touch_no_runtime_and_no_disk() {
+fn pure_modules_use_no_runtime_and_no_disk() {
     let source = Crate::read();
     let forbidden =
         ["tokio::sync", "tokio::task", "tokio::net", "std::fs", "std::net", "hyper", "axum"];

@@ -36,7 +36,7 @@ fn comments_have_at_most_100_columns() {
 
 /// A threat whose test has gone, or has another name, is not watched any more.
 #[test]
-fn every_test_that_the_page_on_security_names_is_there() {
+fn every_test_named_in_docs_security_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("docs/security.md")).expect("the page can be read");
     let (mut file, mut text, mut named) = (String::new(), String::new(), 0);

@@ -25,7 +25,7 @@ fn a_function_named_as_a_question_answers_it_and_changes_nothing() {
 }
 
 #[test]
-fn a_type_name_stands_once_in_the_crate() {
+fn a_type_name_is_unique_in_the_crate() {
     let source = Crate::read();
     let mut files: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (_, module) in source.modules() {

@@ -18,7 +18,7 @@ use crate::common::{
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 
 #[test]
-fn a_crowd_leaves_evenly_over_the_window_while_events_come_and_misses_nothing_when_it_comes_back() {
+fn a_drain_spreads_thousands_of_subscribers_over_its_window_and_loses_no_event() {
     let files = process::allow_files();
     assert!(
         files > 2 * CROWD as u64,

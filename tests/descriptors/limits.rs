@@ -18,8 +18,7 @@ use crate::common::{
 };
 
 #[test]
-fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are_served_when_there_is_room_again()
- {
+fn a_relay_without_free_descriptors_sheds_newcomers_while_subscribers_continue() {
     const CROWD: usize = 300;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
@@ -55,8 +54,7 @@ fn without_a_free_file_newcomers_are_turned_away_while_subscribers_go_on_and_are
 }
 
 #[test]
-fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and_subscribers_go_on()
-{
+fn connections_beyond_the_limit_are_answered_503_and_then_closed() {
     let connector = Connector::new();
     let relay =
         Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '60s'").start();
@@ -96,7 +94,7 @@ fn beyond_the_places_for_connections_newcomers_are_told_and_then_turned_away_and
 }
 
 #[test]
-fn places_that_one_address_has_taken_with_idle_connections_are_free_again_after_the_head_timeout() {
+fn idle_connections_of_one_address_are_free_again_after_the_head_timeout() {
     let connector = Connector::new();
     let relay =
         Setup::behind(&connector).server("max_subscribers = 2\nhead_timeout = '2s'").start();
@@ -122,7 +120,7 @@ fn places_that_one_address_has_taken_with_idle_connections_are_free_again_after_
 }
 
 #[test]
-fn what_the_limit_on_files_leaves_to_subscribers_is_all_there_is_and_the_relay_keeps_the_rest() {
+fn the_descriptor_limit_bounds_subscribers_and_leaves_the_relay_its_own() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector)
         .server("head_timeout = '60s'")
@@ -143,7 +141,7 @@ fn what_the_limit_on_files_leaves_to_subscribers_is_all_there_is_and_the_relay_k
 }
 
 #[test]
-fn a_low_limit_on_files_is_raised_as_far_as_it_may_be() {
+fn a_low_descriptor_limit_is_raised_as_far_as_allowed() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).start_by("prlimit --nofile=64:1000");
     let most = relay.metrics().value("process_max_fds", &[]);

@@ -38,7 +38,7 @@ use tokio::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_over_http2_is_the_same_as_over_http1() {
+async fn an_http2_stream_is_the_same_as_an_http1_stream() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -93,7 +93,7 @@ async fn errors_and_shedding_are_answered_over_http2() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on() {
+async fn a_stalled_stream_is_reset_while_other_streams_of_its_connection_continue() {
     const EVENTS: usize = 200;
     let connector = Connector::new();
     let relay = Setup::behind(&connector)
@@ -129,7 +129,7 @@ async fn a_stalled_stream_is_reset_while_its_neighbour_on_the_connection_goes_on
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn pages_that_nobody_takes_are_reset_and_others_are_sent() {
+async fn pages_that_are_not_read_are_reset_and_others_are_sent() {
     const EVENTS: usize = 100;
     let connector = Connector::new();
     let lines = "write_timeout = '1s'\ntrusted_proxies = ['127.0.0.1/32']";
@@ -158,7 +158,7 @@ async fn pages_that_nobody_takes_are_reset_and_others_are_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_stalls_while_it_catches_up_is_reset_though_nothing_new_comes() {
+async fn a_stream_that_stalls_during_replay_is_reset_without_new_events() {
     const EVENTS: usize = 100;
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
@@ -176,7 +176,7 @@ async fn a_stream_that_stalls_while_it_catches_up_is_reset_though_nothing_new_co
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_operator_ends_it() {
+async fn a_stream_that_reads_nothing_is_reset_on_token_expiry_and_by_an_operator() {
     let connector = Connector::new();
     let relay =
         Setup::behind(&connector).auth(&format!("allow_anonymous = true\n{}", jwt(""))).start();
@@ -216,7 +216,7 @@ async fn a_stream_that_takes_nothing_is_reset_when_its_token_is_over_or_an_opera
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_http2_peer_whose_socket_takes_nothing_is_disconnected() {
+async fn an_http2_client_whose_socket_reads_nothing_is_disconnected() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
     let mut link = connector.stream();
@@ -238,7 +238,7 @@ async fn an_http2_peer_whose_socket_takes_nothing_is_disconnected() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_http2_stream_is_not_taken_for_a_stalled_one() {
+async fn an_idle_http2_stream_is_not_reset_as_stalled() {
     let connector = Connector::new();
     let relay =
         Setup::behind(&connector).server("write_timeout = '300ms'\nhead_timeout = '300ms'").start();
@@ -255,7 +255,7 @@ async fn an_idle_http2_stream_is_not_taken_for_a_stalled_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_is_ended_when_nothing_has_been_asked_on_it_for_the_head_timeout() {
+async fn a_connection_without_streams_is_closed_after_the_head_timeout() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("head_timeout = '600ms'").start();
     let mut link = connector.stream();
@@ -282,7 +282,7 @@ async fn a_connection_is_ended_when_nothing_has_been_asked_on_it_for_the_head_ti
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_answers_no_ping_and_asks_nothing_is_ended_too() {
+async fn a_connection_that_answers_no_ping_is_closed_after_the_head_timeout() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("head_timeout = '600ms'").start();
     let _link = connector.stream(); // no other socket of the relay comes and goes from here on
@@ -304,7 +304,7 @@ async fn who_answers_no_ping_and_asks_nothing_is_ended_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_head_beyond_all_measure_is_431_and_the_connection_stays() {
+async fn a_head_beyond_the_limit_gets_431_and_the_connection_stays() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut client = connect(relay.public).await;
@@ -321,7 +321,7 @@ async fn a_head_beyond_all_measure_is_431_and_the_connection_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_ends_http2_streams_in_order() {
+async fn a_drain_gives_http2_streams_a_proper_end() {
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);
     let mut client = connect(relay.public).await;

@@ -12,7 +12,7 @@ use crate::common::{
 };
 
 #[test]
-fn with_nobody_connected_a_drain_ends_at_once_however_long_the_window() {
+fn a_drain_without_subscribers_ends_at_once() {
     for signal in ["TERM", "INT"] {
         let connector = Connector::new();
         let mut relay = Setup::behind(&connector).server("drain_window = '1h'").start();
@@ -25,7 +25,7 @@ fn with_nobody_connected_a_drain_ends_at_once_however_long_the_window() {
 }
 
 #[test]
-fn subscribers_leave_within_the_window_with_a_retry_line_and_a_proper_end() {
+fn a_drain_disconnects_subscribers_over_its_window_with_a_retry_line_and_a_proper_end() {
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '2s'").start();
     let mut link = connector.stream();
@@ -61,7 +61,7 @@ fn subscribers_leave_within_the_window_with_a_retry_line_and_a_proper_end() {
 }
 
 #[test]
-fn a_request_to_stop_that_comes_twice_at_once_is_one() {
+fn two_simultaneous_stop_signals_count_as_one() {
     // As `timeout` sends it: to the process, and to its group.
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '1s'").start();
@@ -72,7 +72,7 @@ fn a_request_to_stop_that_comes_twice_at_once_is_one() {
 }
 
 #[test]
-fn who_is_told_to_leave_still_gets_everything_that_is_in_the_log() {
+fn a_drained_subscriber_still_receives_every_logged_event() {
     const EVENTS: usize = 400;
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector); // its drain window is no time at all
@@ -92,7 +92,7 @@ fn who_is_told_to_leave_still_gets_everything_that_is_in_the_log() {
 }
 
 #[test]
-fn while_draining_events_still_come_and_newcomers_are_turned_away() {
+fn a_draining_relay_delivers_events_and_sheds_newcomers() {
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '6s'").start();
     let mut link = connector.stream();
@@ -126,7 +126,7 @@ fn while_draining_events_still_come_and_newcomers_are_turned_away() {
 }
 
 #[test]
-fn those_who_leave_are_counted_as_drained() {
+fn drained_subscribers_are_counted_as_drain() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("drain_window = '4s'").start();
     let _subscribers: Vec<Subscriber> = (0..10).map(|_| relay.subscribe()).collect();
@@ -143,7 +143,7 @@ fn those_who_leave_are_counted_as_drained() {
 }
 
 #[test]
-fn who_resumes_at_the_next_relay_is_told_what_cannot_be_known() {
+fn a_subscriber_that_resumes_at_the_next_relay_gets_an_unknown_id_gap() {
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -174,7 +174,7 @@ fn a_second_signal_ends_the_process_at_once_with_1() {
 }
 
 #[test]
-fn an_upstream_that_does_not_answer_does_not_keep_the_relay_from_leaving() {
+fn an_upstream_that_does_not_answer_does_not_delay_shutdown() {
     let (silent, busy) = (Connector::new(), Connector::new());
     let mut relay = Setup::behind(&silent).upstream("prod_xyz", &busy.url("prod_xyz"), "").start();
     let _silent = silent.accept();
@@ -187,7 +187,7 @@ fn an_upstream_that_does_not_answer_does_not_keep_the_relay_from_leaving() {
 }
 
 #[test]
-fn a_stalled_subscriber_does_not_keep_the_relay_from_leaving() {
+fn a_stalled_subscriber_does_not_delay_shutdown() {
     let connector = Connector::new();
     let mut relay =
         Setup::behind(&connector).server("drain_window = '500ms'\nwrite_timeout = '1h'").start();
@@ -202,7 +202,7 @@ fn a_stalled_subscriber_does_not_keep_the_relay_from_leaving() {
 }
 
 #[test]
-fn a_hangup_disturbs_nobody() {
+fn a_hangup_signal_disturbs_no_connection() {
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);
     let mut link = connector.stream();

@@ -27,7 +27,7 @@ const MAX_IN_FLIGHT: usize = 8;
 const SESSIONS: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 #[test]
-fn what_was_received_50_ms_before_a_kill_is_delivered_after_it_in_order_and_little_comes_twice() {
+fn an_event_received_50_ms_before_a_kill_is_delivered_in_order_and_rarely_twice() {
     let _turn = crate::alone();
     let is_long = std::env::var_os("AUTOPLAY_RELAY_LONG").is_some();
     let seed = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok());

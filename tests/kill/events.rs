@@ -24,7 +24,7 @@ struct Seen {
 }
 
 #[test]
-fn what_was_received_50_ms_before_a_kill_is_kept_and_what_was_not_kept_is_announced() {
+fn an_event_received_50_ms_before_a_kill_is_persisted_and_a_lost_one_is_announced() {
     let _turn = crate::alone();
     let is_long = std::env::var_os("AUTOPLAY_RELAY_LONG").is_some();
     let seed = std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok());

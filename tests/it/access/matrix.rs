@@ -18,7 +18,7 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 
 #[test]
-fn hundreds_of_random_tokens_see_what_is_granted_and_asked_for_and_nothing_else() {
+fn random_tokens_see_exactly_the_requested_part_of_their_grant() {
     let rounds = if std::env::var_os("AUTOPLAY_RELAY_LONG").is_some() { 20 } else { 1 };
     let first: u64 =
         std::env::var("AUTOPLAY_RELAY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);

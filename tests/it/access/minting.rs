@@ -4,7 +4,7 @@ use super::{open, setup};
 use crate::common::{PRODUCT, STREAM, process::Process, relay::Setup};
 
 #[test]
-fn the_command_mints_what_the_relay_accepts() {
+fn the_token_command_mints_tokens_that_the_relay_accepts() {
     let setup = setup("audience = 'relay'", "");
     let (_directory, file) = setup.write();
     let file = file.to_str().unwrap();
@@ -54,7 +54,7 @@ fn the_command_mints_what_the_relay_accepts() {
 }
 
 #[test]
-fn without_a_secret_no_token_can_be_minted() {
+fn the_token_command_refuses_to_mint_without_a_secret() {
     let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/jwt/p256.pub.pem");
     for (auth, told) in [
         (format!("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '{keys}'"), "private key"),
@@ -69,7 +69,7 @@ fn without_a_secret_no_token_can_be_minted() {
 }
 
 #[test]
-fn a_wrong_key_file_ends_the_start_with_file_and_key() {
+fn an_invalid_key_file_ends_serve_with_its_path_and_configuration_key() {
     let keys = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/jwt/mixed.pub.pem");
     let (_directory, file) = Setup::new()
         .auth(&format!("[auth.jwt]\nalgorithm = 'ES256'\npublic_key_file = '{keys}'"))

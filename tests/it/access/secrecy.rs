@@ -18,8 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 
 #[test]
-fn no_secret_no_session_and_no_payload_is_written_to_the_log_the_metrics_or_the_checked_configuration()
- {
+fn secrets_sessions_and_payloads_are_absent_from_log_metrics_and_checked_configuration() {
     const ADMIN: &str = "the-admin-key-of-this-test";
     let connector = Connector::new();
     let setup = Setup::behind(&connector).auth(&format!("admin_key = '{ADMIN}'\n{KEYS}")).upstream(
@@ -76,7 +75,7 @@ fn no_secret_no_session_and_no_payload_is_written_to_the_log_the_metrics_or_the_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_secret_is_written_to_the_log_however_much_it_tells() {
+async fn secrets_are_absent_from_the_log_at_trace_level() {
     let connector = Connector::new();
     let setup = Setup::behind(&connector)
         .auth(&format!("admin_key = 'the-admin-key-of-this-test'\n{KEYS}"));
@@ -108,7 +107,7 @@ async fn no_secret_is_written_to_the_log_however_much_it_tells() {
 }
 
 #[test]
-fn no_token_is_written_down_in_whatever_place_it_came() {
+fn tokens_are_absent_from_every_output_wherever_they_were_sent() {
     let connector = Connector::new();
     let lines = jwt("allow_query_token = true\ncookie_name = 'relay'");
     let mut relay = Setup::behind(&connector).auth(&lines).start_with(&[("RUST_LOG", "trace")]);
@@ -159,7 +158,7 @@ fn no_token_is_written_down_in_whatever_place_it_came() {
 }
 
 #[test]
-fn whatever_clients_send_makes_no_new_series_of_metrics() {
+fn client_input_creates_no_metric_series() {
     let connector = Connector::new();
     let lines = format!("{}\n{KEYS}", jwt("allow_query_token = true"));
     let relay = Setup::behind(&connector)

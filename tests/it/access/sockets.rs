@@ -15,7 +15,7 @@ use crate::common::{
 use serde_json::{Value, json};
 
 #[test]
-fn a_token_limits_a_socket_at_its_beginning_in_the_replay_and_through_every_change() {
+fn a_token_limits_a_websocket_in_live_events_replay_and_filter_changes() {
     let (_connector, mut link, relay) = behind();
     let token = bearer(&json!({"session_id": ["s1", "s2"], "type": ["summary", "own"]}));
     let mut witness = open(&relay, SOCKET, &bearer(&json!({})));
@@ -63,7 +63,7 @@ fn a_token_limits_a_socket_at_its_beginning_in_the_replay_and_through_every_chan
 }
 
 #[test]
-fn a_socket_is_closed_with_1008_before_its_token_is_over() {
+fn a_websocket_is_closed_with_1008_before_its_token_expires() {
     let (_connector, mut link, relay) = behind();
     let began = now();
     let mut socket = open(&relay, SOCKET, &bearer(&json!({"exp": began + 2.0})));
@@ -79,7 +79,7 @@ fn a_socket_is_closed_with_1008_before_its_token_is_over() {
 }
 
 #[test]
-fn a_token_that_is_over_ends_also_a_socket_that_is_leaving_and_takes_nothing() {
+fn an_expired_token_ends_a_draining_websocket_that_reads_nothing() {
     let connector = Connector::new();
     let relay =
         Setup::behind(&connector).server("max_connection_age = '500ms'").auth(&jwt("")).start();
@@ -96,7 +96,7 @@ fn a_token_that_is_over_ends_also_a_socket_that_is_leaving_and_takes_nothing() {
 }
 
 #[test]
-fn an_operator_sees_a_socket_and_ends_it_with_1008() {
+fn an_operator_lists_a_websocket_and_disconnects_it_with_1008() {
     let (_connector, mut link, relay) = behind();
     let mut socket = open(&relay, SOCKET, &bearer(&json!({"session_id": "s1"})));
     link.event(event_like("actions", "s1", 0));
@@ -118,7 +118,7 @@ fn an_operator_sees_a_socket_and_ends_it_with_1008() {
 }
 
 #[test]
-fn what_a_token_publishes_stays_within_it() {
+fn a_token_publishes_only_within_its_grant() {
     let (_connector, _link, relay) = behind();
     let mut witness = open(&relay, SOCKET, &bearer(&json!({})));
     let may = bearer(&json!({"session_id": "s1", "type": "own", "permissions": ["publish"]}));

@@ -10,7 +10,7 @@ use crate::common::{
 use serde_json::json;
 
 #[test]
-fn a_token_in_the_query_counts_where_that_is_allowed_and_a_key_never_does() {
+fn a_token_in_the_query_is_accepted_where_allowed_and_a_key_never() {
     let relay = alone("allow_query_token = true", "");
     let token = token(&json!({}));
     assert_eq!(http::status(relay.public, &format!("{STREAM}?access_token={token}"), &[]), 200);
@@ -28,7 +28,7 @@ fn a_token_in_the_query_counts_where_that_is_allowed_and_a_key_never_does() {
 }
 
 #[test]
-fn a_cookie_counts_from_own_and_listed_pages_only() {
+fn a_cookie_is_accepted_from_own_and_listed_origins_only() {
     let relay = alone(
         "cookie_name = '__Secure-relay'",
         "cors_allowed_origins = ['https://app.test', 'https://two.test:81']",
@@ -65,7 +65,7 @@ fn a_cookie_counts_from_own_and_listed_pages_only() {
 }
 
 #[test]
-fn a_cookie_carries_no_key_and_a_bad_header_is_not_made_up_for() {
+fn a_cookie_carries_no_key_and_does_not_replace_an_invalid_header() {
     let relay = alone("cookie_name = 'relay'\nallow_query_token = true", "");
     let good = format!("relay={}", token(&json!({})));
     let status = |path: &str, fields: &[(&str, &str)]| http::status(relay.public, path, fields);
@@ -89,7 +89,7 @@ fn a_cookie_carries_no_key_and_a_bad_header_is_not_made_up_for() {
 }
 
 #[test]
-fn what_pages_may_read_is_marked_exactly() {
+fn cors_headers_name_exactly_the_listed_origins() {
     let lines = "cors_allowed_origins = ['https://app.test']";
     for (jwt_lines, with_cookie) in [("cookie_name = 'relay'", Some("true")), ("", None)] {
         let relay = alone(jwt_lines, lines);

@@ -18,7 +18,7 @@ use crate::common::{
 use serde_json::json;
 
 #[test]
-fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pages() {
+fn a_token_limits_live_events_replay_and_pages_to_its_sessions_and_types() {
     let (_connector, mut link, relay) = behind("", "");
     let both = bearer(&json!({"session_id": ["s1", "s2"], "type": "summary"}));
     let mut live = open(&relay, STREAM, &both);
@@ -57,7 +57,7 @@ fn a_token_shows_its_sessions_and_types_and_nothing_else_live_replayed_and_in_pa
 }
 
 #[test]
-fn asking_for_more_than_is_granted_is_403() {
+fn a_request_beyond_its_grant_gets_403() {
     let relay = alone("", "");
     let limited = bearer(&json!({"session_id": ["s1", "s2"], "type": ["summary"]}));
     for query in [
@@ -81,7 +81,7 @@ fn asking_for_more_than_is_granted_is_403() {
 }
 
 #[test]
-fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_without_the_token() {
+fn every_invalid_token_gets_the_same_response_and_the_log_has_the_reason() {
     let setup = setup("audience = 'relay'", "")
         .auth(&format!("allow_anonymous = true\n{}", jwt("audience = 'relay'")));
     let mut relay = setup.start_with(&[("RUST_LOG", "debug")]);
@@ -143,7 +143,7 @@ fn whatever_is_wrong_with_a_token_the_answer_is_the_same_and_the_log_says_why_wi
 }
 
 #[test]
-fn a_stream_ends_with_its_token_though_events_keep_coming() {
+fn a_busy_stream_ends_when_its_token_expires() {
     let (_connector, mut link, relay) = behind("", "");
     let began = now();
     let authorization = bearer(&json!({"exp": began + 2.0}));
@@ -173,7 +173,7 @@ fn a_stream_ends_with_its_token_though_events_keep_coming() {
 }
 
 #[test]
-fn a_token_that_is_over_ends_also_a_stream_that_takes_nothing() {
+fn an_expired_token_ends_a_stream_that_reads_nothing() {
     let (_connector, mut link, relay) = behind("", "");
     let mut takes_nothing = open(&relay, STREAM, &bearer(&json!({"exp": now() + 3.0})));
     let session = "x".repeat(8000);
@@ -184,7 +184,7 @@ fn a_token_that_is_over_ends_also_a_stream_that_takes_nothing() {
 }
 
 #[test]
-fn each_token_is_counted_by_itself_for_the_limit_per_key() {
+fn the_limit_per_key_counts_each_token_separately() {
     let (_connector, _link, relay) = behind("", "max_subscribers_per_key = 2");
     let (one, other) = (bearer(&json!({"sub": "a"})), bearer(&json!({"sub": "b"})));
     let seated = [open(&relay, STREAM, &one), open(&relay, STREAM, &one)];
@@ -202,7 +202,7 @@ fn each_token_is_counted_by_itself_for_the_limit_per_key() {
 }
 
 #[test]
-fn a_stream_that_ends_with_its_token_is_the_last_answer_on_its_connection() {
+fn a_stream_that_ends_with_its_token_closes_its_connection() {
     let (_connector, _link, relay) = behind("", "");
     let mut first = open(&relay, STREAM, &bearer(&json!({"exp": now() + 1.0})));
     assert_eq!(first.rest().1, Ending::Proper);
@@ -212,7 +212,7 @@ fn a_stream_that_ends_with_its_token_is_the_last_answer_on_its_connection() {
 }
 
 #[test]
-fn a_token_that_ends_while_the_body_comes_publishes_nothing() {
+fn a_token_that_expires_during_the_body_publishes_nothing() {
     let (_connector, _link, relay) = behind("", "");
     let mut witness = open(&relay, STREAM, &bearer(&json!({})));
     let begin = |ends: f64| {
@@ -237,7 +237,7 @@ fn a_token_that_ends_while_the_body_comes_publishes_nothing() {
 }
 
 #[test]
-fn a_token_that_ends_while_its_page_waits_shows_nothing() {
+fn a_token_that_expires_while_its_page_waits_gets_401() {
     let edge = Connector::new();
     let relay = Setup::behind_relay(edge.address).auth(&jwt("")).start();
     let mut link = edge.found_as_relay();

@@ -15,7 +15,7 @@ use crate::common::{
 use serde_json::Value;
 
 #[test]
-fn everybody_who_is_connected_is_listed_with_what_is_known_of_them() {
+fn every_subscriber_is_listed_with_its_properties() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut link = connector.stream();
@@ -48,7 +48,7 @@ fn everybody_who_is_connected_is_listed_with_what_is_known_of_them() {
 }
 
 #[test]
-fn who_takes_nothing_is_behind() {
+fn a_subscriber_that_reads_nothing_is_listed_as_behind() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut link = connector.stream();
@@ -87,7 +87,7 @@ fn pages_of_the_list_are_complete_and_in_order() {
 }
 
 #[test]
-fn who_is_sent_away_gets_a_proper_end_and_the_others_stay() {
+fn a_kicked_subscriber_gets_a_proper_end_and_the_others_stay() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut link = connector.stream();
@@ -111,7 +111,7 @@ fn who_is_sent_away_gets_a_proper_end_and_the_others_stay() {
 }
 
 #[test]
-fn who_is_sent_away_is_gone_though_it_takes_nothing() {
+fn a_kicked_subscriber_that_reads_nothing_is_disconnected() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut link = connector.stream();
@@ -134,7 +134,7 @@ fn who_is_sent_away_is_gone_though_it_takes_nothing() {
 }
 
 #[test]
-fn without_the_admin_key_nobody_is_seen_sent_away_or_looked_on() {
+fn subscribers_and_operator_streams_require_the_admin_key() {
     let relay = setup(&Connector::new()).start();
     for (method, path) in [("GET", LIST), ("DELETE", "/api/v1/subscribers/1"), ("GET", WATCH)] {
         http::ask(relay.admin, method, path, &[]).problem(401);
@@ -147,7 +147,7 @@ fn without_the_admin_key_nobody_is_seen_sent_away_or_looked_on() {
 }
 
 #[test]
-fn an_operator_sees_the_stream_and_is_no_subscriber() {
+fn an_operator_stream_shows_events_and_is_no_subscriber() {
     let connector = Connector::new();
     let relay =
         setup(&connector).server("max_subscribers = 1\nheartbeat_interval = '500ms'").start();
@@ -178,7 +178,7 @@ fn an_operator_sees_the_stream_and_is_no_subscriber() {
 }
 
 #[test]
-fn an_operator_who_looks_on_does_not_keep_the_relay_from_leaving() {
+fn an_operator_stream_does_not_delay_shutdown() {
     let connector = Connector::new();
     let mut relay = setup(&connector).server("drain_window = '10s'").start();
     let _link = connector.stream();
@@ -191,7 +191,7 @@ fn an_operator_who_looks_on_does_not_keep_the_relay_from_leaving() {
 }
 
 #[test]
-fn there_is_an_end_to_how_many_look_on() {
+fn the_number_of_operator_streams_is_bounded() {
     let relay = setup(&Connector::new()).start();
     let mut onlookers: Vec<_> = (0..64).map(|_| watch(&relay, "")).collect();
     let mut wire = Wire::connect(relay.admin);

@@ -6,7 +6,7 @@ use super::scripted::{EVERYTHING, asked, edge_and_leaf, send, send_of};
 use crate::common::{connector::Connector, events::event, relay::Relay};
 
 #[test]
-fn a_connector_is_never_asked_to_go_on_nor_told_that_a_relay_asks() {
+fn a_connector_gets_neither_a_resume_id_nor_the_follow_header() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut subscriber = relay.subscribe();
@@ -28,7 +28,7 @@ fn a_connector_is_never_asked_to_go_on_nor_told_that_a_relay_asks() {
 }
 
 #[test]
-fn a_relay_is_asked_for_everything_it_keeps_and_then_for_what_comes_behind_the_newest_id() {
+fn a_leaf_asks_its_edge_for_everything_first_and_then_resumes_after_its_newest_id() {
     let (edge, leaf) = edge_and_leaf();
     let mut subscriber = leaf.subscribe_to(EVERYTHING);
     let mut link = edge.found_as_relay();
@@ -52,7 +52,7 @@ fn a_relay_is_asked_for_everything_it_keeps_and_then_for_what_comes_behind_the_n
 }
 
 #[test]
-fn what_the_edge_repeats_comes_once() {
+fn an_entry_that_the_edge_repeats_is_delivered_once() {
     let (edge, leaf) = edge_and_leaf();
     let mut subscriber = leaf.subscribe_to(EVERYTHING);
     let mut link = edge.found_as_relay();
@@ -79,7 +79,7 @@ fn what_the_edge_repeats_comes_once() {
 }
 
 #[test]
-fn what_an_edge_says_under_no_id_takes_the_one_before_it_with_a_suffix() {
+fn an_entry_without_an_id_gets_the_id_before_it_with_a_suffix() {
     let (edge, leaf) = edge_and_leaf();
     let mut subscriber = leaf.subscribe_to(EVERYTHING);
     let mut link = edge.found_as_relay();
@@ -108,7 +108,7 @@ fn what_an_edge_says_under_no_id_takes_the_one_before_it_with_a_suffix() {
 }
 
 #[test]
-fn an_edge_that_begins_anew_with_its_clock_set_back_loses_nothing() {
+fn an_edge_that_restarts_with_its_clock_set_back_loses_nothing() {
     let (edge, leaf) = edge_and_leaf();
     let mut subscriber = leaf.subscribe_to(EVERYTHING);
     let mut link = edge.found_as_relay();
@@ -139,7 +139,7 @@ fn an_edge_that_begins_anew_with_its_clock_set_back_loses_nothing() {
 }
 
 #[test]
-fn who_comes_from_a_leaf_that_is_ahead_waits_and_gets_exactly_the_rest() {
+fn a_subscriber_that_comes_from_a_leaf_further_ahead_waits_and_gets_exactly_the_rest() {
     let (edge, leaf) = edge_and_leaf();
     // Before the leaf has heard of its edge, before the end of the replay, and after it.
     let early = leaf.resume("7-5");
@@ -168,7 +168,7 @@ fn who_comes_from_a_leaf_that_is_ahead_waits_and_gets_exactly_the_rest() {
 }
 
 #[test]
-fn an_id_that_never_comes_is_unknown_after_a_while_and_one_that_is_none_at_once() {
+fn a_missing_id_is_unknown_after_a_wait_and_a_malformed_one_at_once() {
     let (edge, leaf) = edge_and_leaf();
     let mut link = edge.found_as_relay();
     send(&mut link, 1..4);
@@ -203,7 +203,7 @@ fn an_id_that_never_comes_is_unknown_after_a_while_and_one_that_is_none_at_once(
 }
 
 #[test]
-fn what_the_edge_no_longer_had_is_a_gap_for_who_had_not_seen_it() {
+fn an_event_that_the_edge_had_evicted_is_a_gap_for_readers_that_missed_it() {
     let (edge, leaf) = edge_and_leaf();
     let mut link = edge.found_as_relay();
     send(&mut link, 41..44);
@@ -221,7 +221,7 @@ fn what_the_edge_no_longer_had_is_a_gap_for_who_had_not_seen_it() {
 }
 
 #[test]
-fn a_gap_up_to_the_oldest_id_remembered_is_told_once() {
+fn a_gap_up_to_the_oldest_remembered_id_is_announced_once() {
     let (edge, leaf) = edge_and_leaf();
     let mut link = edge.found_as_relay();
     // As an edge gives them that is asked for some types only: each hole begins a span, of which
@@ -241,7 +241,7 @@ fn a_gap_up_to_the_oldest_id_remembered_is_told_once() {
 }
 
 #[test]
-fn who_asks_for_news_gets_no_history_and_who_asks_for_everything_does() {
+fn a_new_subscriber_gets_no_history_unless_it_asks_for_everything() {
     let (edge, leaf) = edge_and_leaf();
     let (before, mut all) = (leaf.subscribe(), leaf.subscribe_to(EVERYTHING));
     let mut link = edge.found_as_relay();
@@ -263,7 +263,7 @@ fn who_asks_for_news_gets_no_history_and_who_asks_for_everything_does() {
 }
 
 #[test]
-fn a_replay_that_is_cut_goes_on_and_is_still_history() {
+fn a_replay_that_is_cut_continues_and_is_still_history() {
     let (edge, leaf) = edge_and_leaf();
     let (mut newcomer, mut all) = (leaf.subscribe(), leaf.subscribe_to(EVERYTHING));
     let mut link = edge.found_as_relay();
@@ -282,7 +282,7 @@ fn a_replay_that_is_cut_goes_on_and_is_still_history() {
 }
 
 #[test]
-fn what_comes_to_a_log_that_had_caught_up_with_nothing_is_news() {
+fn an_event_after_the_replay_of_an_empty_log_is_live() {
     let (edge, leaf) = edge_and_leaf();
     let mut link = edge.found_as_relay();
     link.heartbeat();
@@ -297,7 +297,7 @@ fn what_comes_to_a_log_that_had_caught_up_with_nothing_is_news() {
 }
 
 #[test]
-fn an_upstream_that_is_a_relay_no_longer_repeats_nothing_any_more() {
+fn an_upstream_that_is_no_longer_a_relay_is_not_asked_to_resume() {
     let (edge, leaf) = edge_and_leaf();
     let mut subscriber = leaf.subscribe_to(EVERYTHING);
     let mut link = edge.found_as_relay();

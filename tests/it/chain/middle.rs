@@ -13,7 +13,7 @@ use crate::common::{
 };
 
 #[test]
-fn who_waits_for_history_is_let_go_at_once_when_the_leaf_leaves() {
+fn a_subscriber_that_waits_for_history_is_disconnected_at_once_on_shutdown() {
     let (edge, mut leaf) = edge_and_leaf();
     let mut link = edge.found_as_relay();
     let before = leaf.subscribe();
@@ -36,7 +36,7 @@ fn who_waits_for_history_is_let_go_at_once_when_the_leaf_leaves() {
 }
 
 #[test]
-fn a_relay_in_the_middle_ends_its_replay_when_it_has_everything_itself() {
+fn a_middle_relay_ends_its_replay_once_its_own_has_ended() {
     let edge = Connector::new();
     let middle = Setup::behind_relay(edge.address).server("heartbeat_interval = '300ms'").start();
     let mut link = edge.found_as_relay();
@@ -54,7 +54,7 @@ fn a_relay_in_the_middle_ends_its_replay_when_it_has_everything_itself() {
 }
 
 #[test]
-fn a_relay_in_the_middle_that_has_not_heard_from_the_edge_yet_has_no_end_of_replay() {
+fn a_middle_relay_without_an_answer_from_its_edge_ends_no_replay() {
     let (edge, middle) = edge_and_leaf();
     let mut follower = Subscriber::open(middle.public, STREAM, FOLLOW);
     wait::holds("the connection stands", Duration::from_millis(300), || !follower.has_ended());
@@ -69,7 +69,7 @@ fn a_relay_in_the_middle_that_has_not_heard_from_the_edge_yet_has_no_end_of_repl
 }
 
 #[test]
-fn a_relay_in_the_middle_that_has_a_log_ends_no_replay_before_its_own() {
+fn a_middle_relay_with_a_log_ends_no_replay_before_its_own() {
     let edge = Connector::new();
     let directory = tempfile::tempdir().unwrap();
     let log = format!("data_dir = '{}'", directory.path().display());

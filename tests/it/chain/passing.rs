@@ -14,7 +14,7 @@ use crate::common::{
 };
 
 #[test]
-fn a_leaf_hands_on_the_edges_bytes_with_the_edges_ids() {
+fn a_leaf_forwards_the_bytes_and_ids_of_its_edge() {
     let connector = Connector::new();
     let edge = Setup::behind(&connector).server("heartbeat_interval = '200ms'").start();
     let mut link = connector.stream();
@@ -53,7 +53,7 @@ fn a_leaf_hands_on_the_edges_bytes_with_the_edges_ids() {
 }
 
 #[test]
-fn an_outage_of_the_connector_is_one_gap_with_the_same_id_wherever_it_is_read() {
+fn a_connector_outage_is_one_gap_with_the_same_id_on_every_relay() {
     let connector = Connector::new();
     let edge = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -82,7 +82,7 @@ fn an_outage_of_the_connector_is_one_gap_with_the_same_id_wherever_it_is_read() 
 }
 
 #[test]
-fn a_leaf_that_was_away_for_longer_than_the_edge_remembers_passes_that_on() {
+fn a_leaf_disconnected_for_longer_than_its_edge_keeps_events_forwards_the_gap() {
     let connector = Connector::new();
     let edge = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -126,7 +126,7 @@ fn a_cut_between_leaf_and_edge_loses_nothing_and_is_no_gap() {
 }
 
 #[test]
-fn at_an_edge_an_id_from_the_future_is_unknown_at_once() {
+fn an_id_from_the_future_is_unknown_to_an_edge_at_once() {
     let connector = Connector::new();
     let edge = Relay::behind(&connector);
     let mut link = connector.stream();

@@ -26,7 +26,7 @@ enum Kept {
 }
 
 #[test]
-fn a_leaf_that_is_started_anew_loses_nothing_even_for_who_comes_before_it_has_caught_up() {
+fn a_restarted_leaf_loses_nothing_even_for_subscribers_before_its_replay_ends() {
     for (signal, kept) in ENDINGS {
         let connector = Connector::new();
         let edge = Relay::behind(&connector);
@@ -79,7 +79,7 @@ fn a_leaf_that_is_started_anew_loses_nothing_even_for_who_comes_before_it_has_ca
 }
 
 #[test]
-fn an_edge_that_keeps_its_log_comes_back_with_the_connectors_outage_and_no_other_gap() {
+fn a_restarted_edge_with_a_stored_log_announces_only_the_connector_outage() {
     for signal in ["TERM", "KILL"] {
         let connector = Connector::new();
         let directory = tempfile::tempdir().unwrap();
@@ -119,7 +119,7 @@ fn an_edge_that_keeps_its_log_comes_back_with_the_connectors_outage_and_no_other
 }
 
 #[test]
-fn an_edge_that_has_forgotten_everything_is_one_gap_and_its_new_ids_go_on() {
+fn a_restarted_edge_without_its_log_is_one_gap_and_its_new_ids_continue() {
     let connector = Connector::new();
     let mut edge = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -160,7 +160,7 @@ fn an_edge_that_has_forgotten_everything_is_one_gap_and_its_new_ids_go_on() {
 }
 
 #[test]
-fn when_all_three_begin_anew_newcomers_get_no_history() {
+fn a_new_subscriber_gets_no_history_when_all_three_relays_start() {
     let connector = Connector::new();
     let directory = tempfile::tempdir().unwrap();
     let log = format!("data_dir = '{}'", directory.path().display());

@@ -14,7 +14,7 @@ use crate::common::{
 use serde_json::Value;
 
 #[test]
-fn the_same_seed_makes_the_same_events_but_for_their_times() {
+fn the_same_seed_makes_the_same_events_except_for_their_times() {
     let simulators = [simulate("7"), simulate("7"), simulate("8")];
     let events: Vec<Vec<Value>> = std::thread::scope(|scope| {
         let readers: Vec<_> =
@@ -26,7 +26,7 @@ fn the_same_seed_makes_the_same_events_but_for_their_times() {
 }
 
 #[test]
-fn every_type_of_payload_comes_and_a_relay_takes_all_of_them() {
+fn the_simulator_sends_every_payload_type_and_a_relay_accepts_all() {
     let (_simulator, address) = simulate("1");
     let relay =
         Setup::new().upstream("prod_1", &format!("http://{address}/stream/prod_1"), "").start();
@@ -54,7 +54,7 @@ fn every_type_of_payload_comes_and_a_relay_takes_all_of_them() {
 }
 
 #[test]
-fn heartbeats_come_at_the_time_given() {
+fn the_simulator_sends_heartbeats_at_the_given_interval() {
     let arguments = [
         "--log-format",
         "json",

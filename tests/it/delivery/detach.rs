@@ -12,7 +12,7 @@ use crate::common::{
 };
 
 #[test]
-fn a_stream_may_follow_other_answers_on_its_connection_in_one_breath() {
+fn a_stream_may_follow_pipelined_requests_on_its_connection() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -38,7 +38,7 @@ fn a_stream_may_follow_other_answers_on_its_connection_in_one_breath() {
 }
 
 #[test]
-fn what_a_client_sends_on_its_stream_is_not_looked_at_and_closing_ends_it() {
+fn input_on_a_stream_is_ignored_and_a_half_close_ends_the_stream() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '1s'").start();
     let mut link = connector.stream();
@@ -60,7 +60,7 @@ fn what_a_client_sends_on_its_stream_is_not_looked_at_and_closing_ends_it() {
 }
 
 #[test]
-fn a_client_that_does_not_stop_sending_is_not_read_any_more_but_gets_its_events() {
+fn a_client_that_sends_without_end_is_not_read_and_still_gets_its_events() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '1s'").start();
     let mut link = connector.stream();

@@ -15,7 +15,7 @@ use crate::common::{
 };
 
 #[test]
-fn beyond_max_subscribers_newcomers_are_503_until_a_seat_is_given_back() {
+fn a_subscriber_beyond_max_subscribers_gets_503_until_a_permit_is_free() {
     let relay = limited("max_subscribers = 3");
     let mut seated: Vec<Subscriber> = (0..3).map(|_| relay.subscribe()).collect();
     let answer = relay.get(STREAM, &[]).problem(503);
@@ -29,7 +29,7 @@ fn beyond_max_subscribers_newcomers_are_503_until_a_seat_is_given_back() {
 }
 
 #[test]
-fn many_who_come_at_one_moment_do_not_get_past_the_limit_together() {
+fn simultaneous_connects_do_not_exceed_max_subscribers() {
     const CROWD: usize = 120;
     let relay = limited("max_subscribers = 5");
     let request = http::request(relay.public, "GET", STREAM, &[]);
@@ -42,7 +42,7 @@ fn many_who_come_at_one_moment_do_not_get_past_the_limit_together() {
 }
 
 #[test]
-fn a_browser_past_a_limit_gets_200_a_retry_line_and_a_close() {
+fn a_browser_beyond_a_limit_gets_200_a_retry_line_and_a_close() {
     let relay = limited("max_subscribers = 1");
     let _seated = relay.subscribe();
     let mut waits = std::collections::BTreeSet::new();
@@ -61,7 +61,7 @@ fn a_browser_past_a_limit_gets_200_a_retry_line_and_a_close() {
 }
 
 #[test]
-fn beyond_max_subscribers_per_ip_newcomers_are_429() {
+fn a_subscriber_beyond_max_subscribers_per_ip_gets_429() {
     let relay =
         limited("max_subscribers_per_ip = 2\ntrusted_proxies = ['127.0.0.0/8', '10.0.0.0/8']");
     let from = |hops: &str| http::status(relay.public, STREAM, &[("X-Forwarded-For", hops)]);
@@ -83,7 +83,7 @@ fn beyond_max_subscribers_per_ip_newcomers_are_429() {
 }
 
 #[test]
-fn without_trusted_proxies_what_a_client_says_of_its_address_does_not_count() {
+fn x_forwarded_for_is_ignored_without_trusted_proxies() {
     let relay = limited("max_subscribers_per_ip = 1");
     let one = Subscriber::open(relay.public, STREAM, &[("X-Forwarded-For", "198.51.100.1")]);
     relay.get(STREAM, &[("X-Forwarded-For", "198.51.100.2")]).problem(429);
@@ -93,7 +93,7 @@ fn without_trusted_proxies_what_a_client_says_of_its_address_does_not_count() {
 }
 
 #[test]
-fn beyond_max_subscribers_per_key_newcomers_are_429() {
+fn a_subscriber_beyond_max_subscribers_per_key_gets_429() {
     let relay = Setup::new()
         .upstream(PRODUCT, NO_CONNECTOR, "")
         .server("max_subscribers_per_key = 1")
@@ -111,7 +111,7 @@ fn beyond_max_subscribers_per_key_newcomers_are_429() {
 }
 
 #[test]
-fn more_connects_in_a_second_than_allowed_are_503_and_later_ones_are_not() {
+fn connects_beyond_the_rate_get_503_and_later_ones_succeed() {
     let relay = limited("max_connects_per_second = 2");
     let begin = Instant::now();
     let mut turned_away = 0.0;
@@ -130,7 +130,7 @@ fn more_connects_in_a_second_than_allowed_are_503_and_later_ones_are_not() {
 }
 
 #[test]
-fn who_is_turned_away_by_a_check_takes_no_seat() {
+fn a_refused_request_takes_no_permit() {
     let relay = limited("max_subscribers = 1\nmax_subscribers_per_ip = 1");
     for _ in 0..3 {
         relay.get("/stream/prod_xyz", &[]).problem(404);
@@ -141,7 +141,7 @@ fn who_is_turned_away_by_a_check_takes_no_seat() {
 }
 
 #[test]
-fn a_connection_that_sends_no_whole_request_is_closed_after_the_head_timeout() {
+fn a_connection_without_a_whole_request_is_closed_after_the_head_timeout() {
     let relay = limited("head_timeout = '600ms'");
     let seated = relay.subscribe();
     let beginnings: [&[u8]; 6] = [
@@ -172,7 +172,7 @@ fn a_connection_that_sends_no_whole_request_is_closed_after_the_head_timeout() {
 }
 
 #[test]
-fn a_connection_that_stays_after_an_answer_and_asks_no_more_is_closed() {
+fn a_connection_without_a_further_request_is_closed_after_the_head_timeout() {
     let relay = limited("head_timeout = '600ms'");
     for next in ["", "GET /stream/prod_abc HTTP/1.1\r\n"] {
         let mut wire = Wire::connect(relay.public);
@@ -186,7 +186,7 @@ fn a_connection_that_stays_after_an_answer_and_asks_no_more_is_closed() {
 }
 
 #[test]
-fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
+fn the_head_timeout_covers_a_head_that_arrives_byte_by_byte() {
     let relay = limited("head_timeout = '600ms'");
     let mut wire = Wire::connect(relay.public);
     let begin = Instant::now();
@@ -206,7 +206,7 @@ fn a_head_that_comes_byte_by_byte_is_not_waited_for_longer() {
 }
 
 #[test]
-fn a_head_beyond_all_measure_is_refused() {
+fn a_head_beyond_the_limit_is_refused() {
     let relay = limited("");
     for (length, is_read_whole) in [(17_000, true), (100_000, false)] {
         let mut wire = Wire::connect(relay.public);

@@ -20,7 +20,7 @@ use crate::common::{
 };
 
 #[test]
-fn what_is_published_reaches_subscribers_pages_and_who_resumes_under_the_id_of_the_answer() {
+fn a_published_event_reaches_subscribers_pages_and_replay_under_the_returned_id() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut link = connector.stream();
@@ -46,7 +46,7 @@ fn what_is_published_reaches_subscribers_pages_and_who_resumes_under_the_id_of_t
 }
 
 #[test]
-fn bytes_are_kept_and_a_missing_product_is_added() {
+fn published_bytes_are_kept_and_a_missing_product_is_added() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut subscriber = listen(&relay, "0");
@@ -68,7 +68,7 @@ fn bytes_are_kept_and_a_missing_product_is_added() {
 }
 
 #[test]
-fn what_is_not_understood_is_400_with_the_reason() {
+fn an_invalid_event_gets_400_with_the_reason() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     for (body, reason) in [
@@ -94,7 +94,7 @@ fn what_is_not_understood_is_400_with_the_reason() {
 }
 
 #[test]
-fn who_may_not_publish_is_told_so() {
+fn a_client_without_publish_permission_is_refused() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let post = |path: &str, fields: &[(&str, &str)]| {
@@ -111,7 +111,7 @@ fn who_may_not_publish_is_told_so() {
 }
 
 #[test]
-fn where_no_credential_is_demanded_web_pages_are_kept_out() {
+fn a_relay_without_credentials_accepts_no_event_from_a_web_page() {
     let connector = Connector::new();
     let anonymous = "allow_anonymous = true\nanonymous_permissions = ['publish']";
     let relay = Setup::behind(&connector).auth(anonymous).start();
@@ -125,7 +125,7 @@ fn where_no_credential_is_demanded_web_pages_are_kept_out() {
 }
 
 #[test]
-fn over_the_smaller_limit_it_is_413_and_no_more_is_read() {
+fn a_body_beyond_the_smaller_limit_gets_413() {
     for (server, upstream) in [("1KiB", "2KiB"), ("2KiB", "1KiB")] {
         let connector = Connector::new();
         let relay = Setup::behind_with(&connector, &format!("max_event_bytes = '{upstream}'"))
@@ -143,7 +143,7 @@ fn over_the_smaller_limit_it_is_413_and_no_more_is_read() {
 }
 
 #[test]
-fn a_body_announced_too_large_is_refused_before_it_is_sent() {
+fn a_body_announced_as_too_large_is_refused_before_it_is_sent() {
     let connector = Connector::new();
     let relay = setup(&connector).server("max_publish_bytes = '1KiB'").start();
     assert_eq!(
@@ -157,7 +157,7 @@ fn a_body_announced_too_large_is_refused_before_it_is_sent() {
 }
 
 #[test]
-fn a_whole_body_is_published_though_nobody_reads_the_answer_and_half_of_one_is_not() {
+fn a_whole_body_is_published_without_a_reader_of_the_response_and_half_a_body_is_not() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut subscriber = listen(&relay, "0");
@@ -173,7 +173,7 @@ fn a_whole_body_is_published_though_nobody_reads_the_answer_and_half_of_one_is_n
 }
 
 #[test]
-fn what_many_publish_at_once_is_in_one_order_for_all_and_in_each_publishers_own() {
+fn events_of_concurrent_publishers_have_one_order_that_keeps_each_publishers_own() {
     const PUBLISHERS: usize = 20;
     const EACH: usize = 25;
     let connector = Connector::new();
@@ -223,7 +223,7 @@ fn what_many_publish_at_once_is_in_one_order_for_all_and_in_each_publishers_own(
 }
 
 #[test]
-fn what_was_answered_as_durable_is_there_after_a_kill() {
+fn an_event_acknowledged_as_durable_survives_a_kill() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let mut promised: Vec<(String, usize)> = Vec::new();
     for life in 0..3 {
@@ -263,7 +263,7 @@ fn what_was_answered_as_durable_is_there_after_a_kill() {
 }
 
 #[test]
-fn while_the_store_fails_it_is_not_durable_and_not_waited_for() {
+fn an_event_is_acknowledged_as_not_durable_while_the_store_fails() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.setup(&connector, "").auth(KEYS).start();
     let mut subscriber = listen(&relay, "0");
@@ -286,7 +286,7 @@ fn while_the_store_fails_it_is_not_durable_and_not_waited_for() {
 }
 
 #[test]
-fn a_relay_behind_a_relay_names_the_one_to_publish_at() {
+fn a_relay_behind_a_relay_names_the_relay_to_publish_at() {
     let (edge, data) = (Connector::new(), DataDir::new());
     let log = format!("data_dir = '{}'", data.path().display());
     let leaf = Setup::behind_relay(edge.address).auth(KEYS).log(&log).start();
@@ -312,7 +312,7 @@ fn a_relay_behind_a_relay_names_the_one_to_publish_at() {
 }
 
 #[test]
-fn an_edge_takes_what_is_published_before_its_connector_has_answered() {
+fn an_edge_accepts_events_before_its_connector_answers() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     assert_eq!(publish(&relay, &event(1)).status(), 202);
@@ -324,7 +324,7 @@ fn an_edge_takes_what_is_published_before_its_connector_has_answered() {
 }
 
 #[test]
-fn who_publishes_while_the_relay_leaves_is_told_to_come_back() {
+fn a_publisher_gets_503_while_the_relay_drains() {
     let connector = Connector::new();
     let relay = setup(&connector).server("drain_window = '5s'").start();
     // The last of several leaves late enough.
@@ -336,7 +336,7 @@ fn who_publishes_while_the_relay_leaves_is_told_to_come_back() {
 }
 
 #[test]
-fn a_late_body_does_not_keep_its_publisher_from_other_connections() {
+fn a_late_body_does_not_block_other_connections_of_its_publisher() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let slow: Vec<_> = (0..10).map(|_| begin(&relay, "Content-Length: 100\r\n")).collect();
@@ -347,7 +347,7 @@ fn a_late_body_does_not_keep_its_publisher_from_other_connections() {
 }
 
 #[test]
-fn who_announces_much_and_sends_nothing_takes_no_room() {
+fn a_body_announced_and_not_sent_takes_no_memory_quota() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     // More than all the room there is.
@@ -362,7 +362,7 @@ fn who_announces_much_and_sends_nothing_takes_no_room() {
 }
 
 #[test]
-fn one_address_whose_bodies_do_not_end_leaves_the_others_their_room() {
+fn an_address_with_unfinished_bodies_leaves_the_quota_of_the_others() {
     let connector = Connector::new();
     let relay = setup(&connector).server("trusted_proxies = ['127.0.0.1/32']").start();
     let most = " ".repeat((1 << 20) - 1);

@@ -14,7 +14,7 @@ use crate::common::{
 /// So many on two lanes that one event takes each lane several turns: who comes meanwhile may get
 /// the number of one who has gone.
 #[test]
-fn products_get_their_own_events_and_all_of_them_while_subscribers_come_and_go() {
+fn products_get_all_and_only_their_events_while_subscribers_connect_and_disconnect() {
     let connectors = [Connector::new(), Connector::new()];
     let both = PRODUCTS.iter().zip(&connectors);
     let relay = both

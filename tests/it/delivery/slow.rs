@@ -8,7 +8,7 @@ use crate::common::{
 };
 
 #[test]
-fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() {
+fn a_subscriber_that_reads_nothing_is_disconnected_while_the_others_get_everything_in_order() {
     const EVENTS: usize = 1500;
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
@@ -41,7 +41,7 @@ fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() 
 }
 
 #[test]
-fn who_reads_slowly_but_reads_is_not_disconnected() {
+fn a_subscriber_that_reads_slowly_is_not_disconnected() {
     const EVENTS: usize = 1500;
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '2s'").start();
@@ -65,7 +65,7 @@ fn who_reads_slowly_but_reads_is_not_disconnected() {
 }
 
 #[test]
-fn a_stalled_reader_that_wakes_up_late_is_told_of_what_it_missed() {
+fn a_stalled_subscriber_gets_a_gap_for_the_events_that_it_missed() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();

@@ -12,7 +12,7 @@ use crate::common::{
 };
 
 #[test]
-fn the_head_comes_at_once_before_any_event_and_whatever_the_upstream_does() {
+fn the_head_arrives_at_once_before_any_event() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let subscriber = relay.subscribe();
@@ -29,7 +29,7 @@ fn the_head_comes_at_once_before_any_event_and_whatever_the_upstream_does() {
 }
 
 #[test]
-fn the_retry_line_has_no_blank_line_of_its_own_and_an_event_is_one_exact_frame() {
+fn the_retry_line_has_no_blank_line_and_an_event_is_one_exact_frame() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -72,7 +72,7 @@ fn retry_is_jittered_per_connection() {
 }
 
 #[test]
-fn ids_increase_and_all_subscribers_see_the_same() {
+fn ids_increase_and_are_the_same_for_all_subscribers() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -90,7 +90,7 @@ fn ids_increase_and_all_subscribers_see_the_same() {
 }
 
 #[test]
-fn session_filters_let_through_exactly_their_sessions() {
+fn session_filters_admit_exactly_their_sessions() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -114,7 +114,7 @@ fn session_filters_let_through_exactly_their_sessions() {
 }
 
 #[test]
-fn type_filters_let_through_exactly_their_types() {
+fn type_filters_admit_exactly_their_types() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -140,7 +140,7 @@ fn type_filters_let_through_exactly_their_types() {
 }
 
 #[test]
-fn a_connection_that_has_been_silent_gets_heartbeats() {
+fn an_idle_stream_gets_heartbeats() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '300ms'").start();
     let mut subscriber = relay.subscribe();
@@ -149,7 +149,7 @@ fn a_connection_that_has_been_silent_gets_heartbeats() {
 }
 
 #[test]
-fn a_heartbeat_moves_the_id_on_over_events_that_the_filter_hides_and_only_then() {
+fn a_heartbeat_advances_the_id_only_past_events_that_the_filter_hides() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '300ms'").start();
     let mut link = connector.stream();
@@ -184,7 +184,7 @@ fn a_heartbeat_moves_the_id_on_over_events_that_the_filter_hides_and_only_then()
 }
 
 #[test]
-fn the_block_of_a_moving_heartbeat_begins_with_its_id() {
+fn a_heartbeat_with_an_id_begins_with_the_id_line() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("heartbeat_interval = '300ms'").start();
     let mut link = connector.stream();
@@ -203,7 +203,7 @@ fn the_block_of_a_moving_heartbeat_begins_with_its_id() {
 }
 
 #[test]
-fn two_thousand_events_reach_twenty_subscribers_in_order_and_none_is_lost() {
+fn two_thousand_events_reach_twenty_subscribers_in_order() {
     const EVENTS: usize = 2000;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
@@ -230,7 +230,7 @@ fn two_thousand_events_reach_twenty_subscribers_in_order_and_none_is_lost() {
 }
 
 #[test]
-fn the_last_event_id_header_wins_over_the_query() {
+fn the_last_event_id_header_overrides_the_query() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -245,7 +245,7 @@ fn the_last_event_id_header_wins_over_the_query() {
 }
 
 #[test]
-fn other_methods_are_405_and_told_which_one_is_allowed() {
+fn other_methods_get_405_with_the_allowed_method() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     for method in ["POST", "PUT", "DELETE", "PATCH"] {
         let answer =
@@ -258,7 +258,7 @@ fn other_methods_are_405_and_told_which_one_is_allowed() {
 }
 
 #[test]
-fn head_is_405_as_well_for_a_stream_has_no_end_to_describe() {
+fn head_gets_405() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     let answer = http::ask(relay.public, "HEAD", STREAM, &[]);
     assert_eq!(
@@ -269,7 +269,7 @@ fn head_is_405_as_well_for_a_stream_has_no_end_to_describe() {
 }
 
 #[test]
-fn what_is_not_there_is_404() {
+fn unknown_paths_get_404() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     for path in ["/stream/prod_xyz", "/", "/stream", "/stream/", "/stream/prod_abc/x", "/nothing"] {
         relay.get(path, &[]).problem(404);
@@ -277,7 +277,7 @@ fn what_is_not_there_is_404() {
 }
 
 #[test]
-fn an_accept_that_excludes_event_streams_is_406() {
+fn an_accept_header_that_excludes_event_streams_gets_406() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     for accept in [
         "application/json",
@@ -295,7 +295,7 @@ fn an_accept_that_excludes_event_streams_is_406() {
 }
 
 #[test]
-fn filters_that_mean_nothing_are_400() {
+fn invalid_filters_get_400() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     relay.get("/stream/prod_abc?session_id=", &[]).problem(400);
     relay.get("/stream/prod_abc?type=", &[]).problem(400);
@@ -308,7 +308,7 @@ fn filters_that_mean_nothing_are_400() {
 }
 
 #[test]
-fn no_id_whatever_it_is_ends_a_stream_with_400() {
+fn a_stream_with_an_invalid_last_event_id_opens() {
     let relay = Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").start();
     let long = "9".repeat(5000);
     for id in ["", "x", "-", "1-", "-1", "1-1-1", "18446744073709551616-1", "1 1", "\u{fc}", &long]
@@ -321,7 +321,7 @@ fn no_id_whatever_it_is_ends_a_stream_with_400() {
 }
 
 #[test]
-fn a_subscriber_that_leaves_is_counted_as_a_client_that_left() {
+fn a_disconnect_by_the_client_is_counted_as_client() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -338,7 +338,7 @@ fn a_subscriber_that_leaves_is_counted_as_a_client_that_left() {
 }
 
 #[test]
-fn streams_end_in_order_at_their_greatest_age() {
+fn a_stream_gets_a_proper_end_at_its_maximum_age() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("max_connection_age = '500ms'").start();
     let mut subscriber = relay.subscribe();

@@ -22,7 +22,7 @@ use crate::common::{
 };
 
 #[test]
-fn whoever_is_slow_in_whatever_way_is_closed_and_subscribers_notice_nothing() {
+fn slow_request_heads_are_closed_and_subscribers_are_unaffected() {
     let connector = Connector::new();
     let relay = setup(&connector).server("head_timeout = '700ms'").start();
     let mut canaries = Canaries::of(&relay, &connector);
@@ -41,7 +41,7 @@ fn whoever_is_slow_in_whatever_way_is_closed_and_subscribers_notice_nothing() {
 }
 
 #[test]
-fn whoever_is_slow_at_shaking_hands_is_closed_and_others_are_let_in() {
+fn slow_tls_handshakes_are_closed_and_other_clients_are_served() {
     let authority = Authority::new();
     authority.issue_as("relay", "IP:127.0.0.1,DNS:localhost", "-days 2");
     let setup = Setup::new().with_tls(&authority.path("relay.pem"), &authority.path("relay.key"));
@@ -63,7 +63,7 @@ fn whoever_is_slow_at_shaking_hands_is_closed_and_others_are_let_in() {
 }
 
 #[test]
-fn bodies_that_come_byte_by_byte_keep_nobody_from_publishing() {
+fn slow_bodies_do_not_block_other_publishers() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut canaries = Canaries::of(&relay, &connector);
@@ -83,7 +83,7 @@ fn bodies_that_come_byte_by_byte_keep_nobody_from_publishing() {
 }
 
 #[test]
-fn heads_beyond_all_measure_are_refused_in_whatever_way_they_are() {
+fn every_head_beyond_a_limit_is_refused() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut canaries = Canaries::of(&relay, &connector);
@@ -113,7 +113,7 @@ fn heads_beyond_all_measure_are_refused_in_whatever_way_they_are() {
 /// Behind a proxy that takes the first of two requests for one with a longer body, the second would
 /// be run in somebody else's name.
 #[test]
-fn a_request_hidden_in_the_body_of_another_never_runs() {
+fn a_request_hidden_in_a_body_never_runs() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let mut canaries = Canaries::of(&relay, &connector);
@@ -201,7 +201,7 @@ fn a_request_hidden_in_the_body_of_another_never_runs() {
 /// The request line, the lines' ends and what stands beside a body in order: one way to read it,
 /// and both requests are seen.
 #[test]
-fn two_requests_in_one_piece_are_two() {
+fn two_pipelined_requests_are_two_requests() {
     let connector = Connector::new();
     let relay = setup(&connector).start();
     let _link = connector.stream();

@@ -17,7 +17,7 @@ use crate::common::{
 };
 
 #[test]
-fn who_opens_streams_only_to_reset_them_is_sent_away() {
+fn a_client_that_resets_every_stream_is_disconnected() {
     let scene = Scene::new("");
     let cancel = |stream| [scene.get(stream), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat();
     let flood: Vec<u8> = (0..5000).flat_map(|n| cancel(2 * n + 1)).collect();
@@ -27,7 +27,7 @@ fn who_opens_streams_only_to_reset_them_is_sent_away() {
 }
 
 #[test]
-fn a_head_that_goes_on_for_ever_is_not_listened_to() {
+fn a_head_of_endless_continuation_frames_is_refused() {
     let scene = Scene::new("");
     scene.endure(|to| {
         for (piece, count) in
@@ -45,7 +45,7 @@ fn a_head_that_goes_on_for_ever_is_not_listened_to() {
 }
 
 #[test]
-fn a_head_that_grows_when_it_is_unpacked_is_refused_and_takes_no_memory() {
+fn a_head_that_grows_when_decompressed_is_refused_without_memory() {
     const BOMBS: usize = 50;
     let scene = Scene::new("");
     // A field of 3 KiB goes into the table (RFC 7541, section 6.2.1), and is then named by one byte
@@ -61,7 +61,7 @@ fn a_head_that_grows_when_it_is_unpacked_is_refused_and_takes_no_memory() {
 }
 
 #[test]
-fn floods_of_what_must_be_answered_cost_nothing_when_nobody_takes_the_answers() {
+fn floods_that_require_replies_are_closed_when_the_replies_are_not_read() {
     let scene = Scene::new("head_timeout = '700ms'\nwrite_timeout = '700ms'");
     let ping = frame(PING, 0, 0, b"whatever").repeat(200_000);
     let same_settings = settings(&[(INITIAL_WINDOW_SIZE, 1 << 20)]).repeat(200_000);
@@ -75,7 +75,7 @@ fn floods_of_what_must_be_answered_cost_nothing_when_nobody_takes_the_answers() 
 }
 
 #[test]
-fn bodies_of_empty_frames_have_an_end() {
+fn a_body_of_empty_frames_is_refused() {
     let scene = Scene::new("");
     scene.endure(|to| {
         let begin = frame(HEADERS, END_HEADERS, 1, &head(to, "POST", PAGES));
@@ -85,7 +85,7 @@ fn bodies_of_empty_frames_have_an_end() {
 }
 
 #[test]
-fn windows_that_cannot_be_are_an_end() {
+fn an_invalid_window_ends_the_connection() {
     let scene = Scene::new("");
     let most = 0x7FFF_FFFF_u32;
     let cases = [
@@ -101,7 +101,7 @@ fn windows_that_cannot_be_are_an_end() {
 }
 
 #[test]
-fn streams_whose_window_never_opens_are_ended_whatever_else_is_sent() {
+fn a_stream_whose_window_never_opens_is_ended() {
     let scene = Scene::new("write_timeout = '1s'\nhead_timeout = '1s'");
     scene.endure(|to| {
         let mut client = Frames::connect(to, &[(INITIAL_WINDOW_SIZE, 0)]);
@@ -116,7 +116,7 @@ fn streams_whose_window_never_opens_are_ended_whatever_else_is_sent() {
 }
 
 #[test]
-fn a_head_that_never_ends_is_not_waited_for_though_bytes_keep_coming() {
+fn a_head_that_never_ends_is_closed_after_the_head_timeout() {
     let scene = Scene::new("head_timeout = '700ms'");
     scene.endure(|to| {
         thread::scope(|scope| {

@@ -13,7 +13,7 @@ use crate::common::{
 };
 
 #[test]
-fn pages_are_opened_by_the_keys_of_the_stream() {
+fn pages_require_the_same_keys_as_streams() {
     let setup = Setup::new()
         .upstream("prod_abc", "http://127.0.0.1:1/", "")
         .upstream("prod_xyz", "http://127.0.0.1:1/", "")
@@ -41,7 +41,7 @@ fn pages_are_opened_by_the_keys_of_the_stream() {
 }
 
 #[test]
-fn a_page_takes_no_seat_and_its_events_are_counted() {
+fn a_page_takes_no_permit_and_its_events_are_counted() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("max_subscribers = 1").start();
     let mut link = connector.stream();
@@ -58,7 +58,7 @@ fn a_page_takes_no_seat_and_its_events_are_counted() {
 }
 
 #[test]
-fn who_does_not_read_its_page_is_cut_off_and_the_next_one_gets_a_page() {
+fn a_client_that_does_not_read_its_page_is_cut_off_and_the_next_gets_a_page() {
     let connector = Connector::new();
     let lines = format!("write_timeout = '1s'\nhead_timeout = '1s'\n{BEHIND_PROXY}");
     let relay = Setup::behind(&connector).server(&lines).start();
@@ -73,7 +73,7 @@ fn who_does_not_read_its_page_is_cut_off_and_the_next_one_gets_a_page() {
 }
 
 #[test]
-fn two_hundred_who_do_not_read_their_pages_cost_no_more_than_sixteen_pages() {
+fn two_hundred_unread_pages_use_the_memory_of_sixteen() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server(BEHIND_PROXY).start();
     let mut link = connector.stream();
@@ -96,7 +96,7 @@ fn two_hundred_who_do_not_read_their_pages_cost_no_more_than_sixteen_pages() {
 }
 
 #[test]
-fn one_address_that_does_not_read_its_pages_leaves_the_others_theirs() {
+fn an_address_that_does_not_read_its_pages_leaves_pages_for_the_others() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server(BEHIND_PROXY).start();
     let mut link = connector.stream();
@@ -136,7 +136,7 @@ fn stalled_at(relay: &Relay, last: usize) -> Wire {
 const BEHIND_PROXY: &str = "trusted_proxies = ['127.0.0.1/32']";
 
 #[test]
-fn while_draining_pages_are_refused() {
+fn pages_are_refused_while_the_relay_drains() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("drain_window = '1h'").start();
     let _subscribers: Vec<_> = (0..3).map(|_| relay.subscribe()).collect();

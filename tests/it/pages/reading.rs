@@ -10,7 +10,7 @@ use crate::common::{
 };
 
 #[test]
-fn going_on_from_next_gives_every_event_once_in_order_and_byte_for_byte() {
+fn pages_read_by_next_return_every_event_once_in_order_byte_for_byte() {
     for keeping in Keeping::ALL {
         let connector = Connector::new();
         let (setup, _directory) = keeping.setup(&connector);
@@ -48,7 +48,7 @@ fn peculiar(number: usize) -> String {
 }
 
 #[test]
-fn white_space_around_a_payload_stays_and_the_whole_is_json() {
+fn a_page_keeps_white_space_around_a_payload_and_is_valid_json() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -68,7 +68,7 @@ fn white_space_around_a_payload_stays_and_the_whole_is_json() {
 }
 
 #[test]
-fn a_filter_lets_through_its_own_and_next_is_behind_what_it_hides() {
+fn a_filtered_page_has_its_events_and_a_next_id_past_hidden_ones() {
     for keeping in Keeping::ALL {
         let connector = Connector::new();
         let (setup, _directory) = keeping.setup(&connector);
@@ -111,7 +111,7 @@ fn a_filter_lets_through_its_own_and_next_is_behind_what_it_hides() {
 }
 
 #[test]
-fn a_filter_that_hides_everything_moves_on_and_loses_nothing_of_what_comes() {
+fn a_page_whose_filter_hides_everything_advances_and_misses_no_later_event() {
     for keeping in Keeping::ALL {
         let connector = Connector::new();
         let (setup, _directory) = keeping.setup(&connector);
@@ -141,7 +141,7 @@ fn a_filter_that_hides_everything_moves_on_and_loses_nothing_of_what_comes() {
 }
 
 #[test]
-fn at_the_end_polling_repeats_nothing_and_loses_nothing() {
+fn polling_at_the_end_of_the_log_neither_repeats_nor_loses_events() {
     for keeping in Keeping::ALL {
         let connector = Connector::new();
         let (setup, _directory) = keeping.setup(&connector);
@@ -169,7 +169,7 @@ fn at_the_end_polling_repeats_nothing_and_loses_nothing() {
 }
 
 #[test]
-fn while_events_keep_coming_pages_have_no_duplicate_and_no_hole() {
+fn pages_have_no_duplicate_and_no_hole_while_events_arrive() {
     const EVENTS: usize = 1000;
     for keeping in Keeping::ALL {
         let connector = Connector::new();
@@ -253,7 +253,7 @@ fn wait_for_gaps(relay: &Relay, gaps: f64) {
 }
 
 #[test]
-fn who_comes_too_late_is_told_before_the_first_event() {
+fn a_page_announces_evicted_events_before_its_first_event() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -282,7 +282,7 @@ fn who_comes_too_late_is_told_before_the_first_event() {
 }
 
 #[test]
-fn an_unknown_id_is_answered_by_a_gap_and_everything_kept() {
+fn an_unknown_id_gets_a_gap_and_every_kept_event() {
     for keeping in Keeping::ALL {
         let connector = Connector::new();
         let (setup, _directory) = keeping.setup(&connector);
@@ -319,7 +319,7 @@ fn an_unknown_id_is_answered_by_a_gap_and_everything_kept() {
 }
 
 #[test]
-fn a_page_is_a_hundred_events_unless_asked_for_others_up_to_a_thousand() {
+fn a_page_has_a_hundred_events_by_default_and_a_thousand_at_most() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -336,7 +336,7 @@ fn a_page_is_a_hundred_events_unless_asked_for_others_up_to_a_thousand() {
 }
 
 #[test]
-fn a_page_is_no_larger_than_a_mebibyte_unless_one_event_is() {
+fn a_page_has_at_most_a_mebibyte_unless_one_event_is_larger() {
     let connector = Connector::new();
     let relay = Setup::behind_with(&connector, "max_event_bytes = '8MiB'").start();
     let mut link = connector.stream();
@@ -350,7 +350,7 @@ fn a_page_is_no_larger_than_a_mebibyte_unless_one_event_is() {
 }
 
 #[test]
-fn after_a_restart_pages_go_on_where_they_were() {
+fn pages_continue_after_a_restart() {
     let connector = Connector::new();
     let (setup, _directory) = Keeping::Disk.setup(&connector);
     let mut relay = setup.start();

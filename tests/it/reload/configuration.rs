@@ -80,13 +80,13 @@ fn ends_streams(before: &str, revoked: &str, kept: &str, after: &str) {
 }
 
 #[test]
-fn streams_of_a_key_that_is_gone_end_within_a_second_and_others_go_on() {
+fn streams_of_a_removed_key_end_within_a_second_and_others_continue() {
     let (a, b) = (key("a", "key-of-a", ""), key("b", "key-of-b", ""));
     ends_streams(&format!("{a}{b}"), "Bearer key-of-a", "Bearer key-of-b", &b);
 }
 
 #[test]
-fn streams_of_a_key_that_has_another_secret_now_end() {
+fn streams_of_a_key_with_a_new_secret_end() {
     let (a, b) = (key("a", "key-of-a", ""), key("b", "key-of-b", ""));
     ends_streams(
         &format!("{a}{b}"),
@@ -97,8 +97,7 @@ fn streams_of_a_key_that_has_another_secret_now_end() {
 }
 
 #[test]
-fn streams_of_tokens_end_when_their_secret_is_accepted_no_more_and_stay_while_it_is_the_previous_one()
- {
+fn token_streams_end_with_their_secret_and_stay_while_it_is_the_previous_one() {
     let (b, token) = (key("b", "key-of-b", ""), bearer(&json!({})));
     let rotated = format!("{b}[auth.jwt]\nsecret = 'another-secret-of-32-bytes-or-more'\n");
     ends_streams(&format!("{b}{}", jwt("")), &token, "Bearer key-of-b", &rotated);
@@ -113,14 +112,13 @@ fn streams_of_tokens_end_when_their_secret_is_accepted_no_more_and_stay_while_it
 }
 
 #[test]
-fn streams_of_tokens_end_when_they_are_for_another_audience() {
+fn token_streams_for_another_audience_end() {
     let (one, both) = (bearer(&json!({"aud": "one"})), bearer(&json!({"aud": ["one", "two"]})));
     ends_streams(&jwt("audience = 'one'"), &one, &both, &jwt("audience = 'two'"));
 }
 
 #[test]
-fn a_key_that_loses_its_product_or_its_permission_loses_its_streams_and_one_that_is_renamed_keeps_them()
- {
+fn a_key_that_loses_product_or_permission_loses_its_streams_and_a_renamed_one_keeps_them() {
     for lost in [
         "products = ['prod_other']\npermissions = ['subscribe']",
         "products = ['*']\npermissions = ['publish']",
@@ -143,7 +141,7 @@ fn a_key_that_loses_its_product_or_its_permission_loses_its_streams_and_one_that
 }
 
 #[test]
-fn anonymous_streams_end_when_a_credential_is_demanded_and_newcomers_are_let_in_by_the_new_rules() {
+fn anonymous_streams_end_when_a_credential_is_required() {
     let connector = Connector::new();
     let (relay, mut link) = behind(&connector, "allow_anonymous = true");
     let mut stream = relay.subscribe();
@@ -156,7 +154,7 @@ fn anonymous_streams_end_when_a_credential_is_demanded_and_newcomers_are_let_in_
 }
 
 #[test]
-fn another_admin_key_opens_the_admin_side_and_ends_the_streams_of_those_who_look_on() {
+fn a_new_admin_key_applies_at_once_and_ends_operator_streams() {
     let connector = Connector::new();
     let admin = |key: &str| format!("allow_anonymous = true\nadmin_key = '{key}'");
     let relay = Setup::behind(&connector).auth(&admin("one")).start();
@@ -169,7 +167,7 @@ fn another_admin_key_opens_the_admin_side_and_ends_the_streams_of_those_who_look
 }
 
 #[test]
-fn a_stalled_stream_of_a_revoked_key_ends_as_well() {
+fn a_stalled_stream_of_a_revoked_key_ends() {
     let connector = Connector::new();
     let (relay, mut link) =
         behind(&connector, &format!("{}{}", key("a", "key-of-a", ""), key("b", "key-of-b", "")));
@@ -186,7 +184,7 @@ fn a_stalled_stream_of_a_revoked_key_ends_as_well() {
 }
 
 #[test]
-fn limits_change_for_newcomers_and_nobody_who_is_there_has_to_go() {
+fn new_limits_apply_to_newcomers_and_disconnect_no_subscriber() {
     let connector = Connector::new();
     let setup = |lines: &str| Setup::behind(&connector).server(lines);
     let relay = setup("").start();
@@ -217,7 +215,7 @@ fn limits_change_for_newcomers_and_nobody_who_is_there_has_to_go() {
 }
 
 #[test]
-fn streams_from_before_and_after_a_change_of_their_product_all_get_every_event() {
+fn streams_before_and_after_a_change_of_their_product_all_get_every_event() {
     let connector = Connector::new();
     let setup = |lines: &str| Setup::behind(&connector).server(lines);
     let relay = setup("").start();
@@ -233,7 +231,7 @@ fn streams_from_before_and_after_a_change_of_their_product_all_get_every_event()
 }
 
 #[test]
-fn pages_of_other_origins_are_let_in_also_on_a_connection_that_stands() {
+fn new_origins_apply_to_open_connections() {
     let connector = Connector::new();
     let setup = |origins: &str| {
         Setup::behind(&connector).server(&format!("cors_allowed_origins = [{origins}]"))
@@ -259,7 +257,7 @@ fn pages_of_other_origins_are_let_in_also_on_a_connection_that_stands() {
 }
 
 #[test]
-fn a_bad_file_is_refused_whole_and_the_old_one_stays_in_force_until_it_is_mended() {
+fn an_invalid_file_is_refused_whole_and_the_old_one_stays_in_force() {
     let connector = Connector::new();
     let (relay, mut link) =
         behind(&connector, &format!("{}{}", key("a", "key-of-a", ""), key("b", "key-of-b", "")));
@@ -283,7 +281,7 @@ fn a_bad_file_is_refused_whole_and_the_old_one_stays_in_force_until_it_is_mended
 }
 
 #[test]
-fn the_old_file_put_back_after_a_bad_one_is_a_success_again() {
+fn the_old_file_restored_after_an_invalid_one_is_a_success() {
     let connector = Connector::new();
     let (relay, _link) = behind(&connector, "allow_anonymous = true");
     let good = fs::read(relay.file()).unwrap();
@@ -295,7 +293,7 @@ fn the_old_file_put_back_after_a_bad_one_is_a_success_again() {
 }
 
 #[test]
-fn a_file_that_changes_is_noticed_without_a_signal_and_so_is_a_secret_that_kubernetes_swaps() {
+fn a_changed_file_or_swapped_kubernetes_secret_is_noticed_without_a_signal() {
     let connector = Connector::new();
     let secrets = tempfile::tempdir().unwrap();
     let mount = |version: &str, key: &str| {
@@ -329,7 +327,7 @@ fn a_file_that_changes_is_noticed_without_a_signal_and_so_is_a_secret_that_kuber
 }
 
 #[test]
-fn what_waits_for_a_restart_is_named_with_what_is_in_force_and_the_rest_comes_into_force() {
+fn keys_that_need_a_restart_are_named_and_the_others_take_effect() {
     let connector = Connector::new();
     let (relay, _link) = behind(&connector, &key("a", "key-of-a", ""));
     let setup = Setup::behind(&connector).auth(&key("b", "key-of-b", ""));
@@ -347,7 +345,7 @@ fn what_waits_for_a_restart_is_named_with_what_is_in_force_and_the_rest_comes_in
 }
 
 #[test]
-fn what_would_let_strangers_in_because_a_listener_waits_for_a_restart_is_refused() {
+fn a_change_that_would_open_a_public_listener_until_its_restart_is_refused() {
     let connector = Connector::new();
     let setup = |listen: &str, auth: &str| {
         Setup::behind(&connector).server(&format!("listen = '{listen}:0'")).auth(auth)
@@ -360,7 +358,7 @@ fn what_would_let_strangers_in_because_a_listener_waits_for_a_restart_is_refused
 }
 
 #[test]
-fn a_relay_on_environment_alone_says_that_there_is_nothing_to_read_again() {
+fn a_relay_configured_by_environment_alone_reports_that_it_has_no_file_to_reload() {
     let connector = Connector::new();
     let environment = [
         ("AUTOPLAY_STREAM_URL", connector.url(PRODUCT)),

@@ -22,12 +22,12 @@ use crate::common::{
 use serde_json::json;
 
 #[test]
-fn a_hundred_reloads_under_load_lose_and_double_nothing_and_never_connect_twice() {
+fn a_hundred_reloads_under_load_lose_and_duplicate_nothing_and_never_connect_twice() {
     storm(100, |setup| setup);
 }
 
 #[test]
-fn reloads_under_load_lose_and_double_nothing_with_a_store_either() {
+fn reloads_under_load_with_a_store_lose_and_duplicate_nothing() {
     let directory = tempfile::tempdir().unwrap();
     storm(30, |setup| setup.log(&format!("data_dir = '{}'", directory.path().display())));
 }

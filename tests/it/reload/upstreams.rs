@@ -24,7 +24,7 @@ fn with_token(connector: &Connector, token: &str) -> Setup {
 }
 
 #[test]
-fn another_token_is_used_at_the_next_connect_and_the_stream_that_stands_is_kept() {
+fn a_new_token_is_used_at_the_next_connect_and_the_open_stream_is_kept() {
     let connector = Connector::new();
     let relay = with_token(&connector, "one").start();
     let mut link = connector.stream();
@@ -44,7 +44,7 @@ fn another_token_is_used_at_the_next_connect_and_the_stream_that_stands_is_kept(
 }
 
 #[test]
-fn an_upstream_that_refuses_is_tried_at_once_with_another_token() {
+fn a_refused_upstream_is_retried_at_once_with_a_new_token() {
     let connector = Connector::new();
     let relay = with_token(&connector, "one").start();
     connector.accept().refuse("401 Unauthorized", "");
@@ -54,7 +54,7 @@ fn an_upstream_that_refuses_is_tried_at_once_with_another_token() {
 }
 
 #[test]
-fn another_url_or_timeout_or_size_ends_the_old_connection_before_the_new_one_and_is_a_gap() {
+fn a_new_url_timeout_or_size_closes_the_old_connection_first_and_is_a_gap() {
     let (connector, second) = (Connector::new(), Connector::new());
     let setup =
         |at: &Connector, lines: &str| Setup::new().upstream(PRODUCT, &at.url(PRODUCT), lines);
@@ -82,7 +82,7 @@ fn another_url_or_timeout_or_size_ends_the_old_connection_before_the_new_one_and
 }
 
 #[test]
-fn an_upstream_that_does_not_change_is_not_touched() {
+fn an_unchanged_upstream_keeps_its_connection() {
     let connector = Connector::new();
     let relay = with_token(&connector, "one").start();
     let link = connector.stream();
@@ -191,7 +191,7 @@ fn numbers(relay: &Relay) -> Vec<usize> {
 }
 
 #[test]
-fn a_product_that_goes_is_404_and_one_that_comes_is_served_at_once() {
+fn a_removed_product_is_404_and_an_added_one_is_served_at_once() {
     assert_eq!(
         comes_goes_and_comes_back(""),
         [3],
@@ -200,7 +200,7 @@ fn a_product_that_goes_is_404_and_one_that_comes_is_served_at_once() {
 }
 
 #[test]
-fn with_a_store_a_product_that_comes_back_goes_on_where_it_was() {
+fn a_product_that_returns_with_a_store_continues_its_log() {
     let directory = tempfile::tempdir().unwrap();
     assert_eq!(
         comes_goes_and_comes_back(&format!("data_dir = '{}'", directory.path().display())),
@@ -209,7 +209,7 @@ fn with_a_store_a_product_that_comes_back_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_product_that_came_by_a_reload_is_kept_like_any_other() {
+fn a_product_added_by_a_reload_is_persisted() {
     let (connector, directory) = (Connector::new(), tempfile::tempdir().unwrap());
     let log = format!("data_dir = '{}'", directory.path().display());
     let mut relay = one_product(&connector, &log).start();
@@ -228,7 +228,7 @@ fn a_product_that_came_by_a_reload_is_kept_like_any_other() {
 }
 
 #[test]
-fn what_publishers_may_send_follows_the_upstream() {
+fn the_size_limit_of_publishers_follows_the_upstream() {
     let connector = Connector::new();
     let setup = |bytes: &str| {
         let auth = "allow_anonymous = true\nanonymous_permissions = ['subscribe', 'publish']";

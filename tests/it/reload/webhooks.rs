@@ -11,7 +11,7 @@ use crate::common::{
 use serde_json::{Value, json};
 
 #[test]
-fn a_webhook_that_comes_gets_events_from_then_on_and_one_that_goes_gets_no_more() {
+fn an_added_webhook_gets_events_from_then_on_and_a_removed_one_none() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let setup = |tables: &str| Setup::behind(&connector).more(&format!("{tables}{LOOPBACK}"));
     let relay = setup("").start();
@@ -40,7 +40,7 @@ fn a_webhook_that_comes_gets_events_from_then_on_and_one_that_goes_gets_no_more(
 }
 
 #[test]
-fn a_webhook_that_is_changed_keeps_its_place_and_signs_with_its_former_secret_for_a_while() {
+fn a_changed_webhook_keeps_its_position_and_signs_with_its_former_secret_too() {
     let (connector, first, second) =
         (Connector::new(), Receiver::answering(503), Receiver::accepting());
     let setup = |table: &str| Setup::behind(&connector).more(&format!("{table}{LOOPBACK}"));
@@ -58,7 +58,7 @@ fn a_webhook_that_is_changed_keeps_its_place_and_signs_with_its_former_secret_fo
 }
 
 #[test]
-fn the_file_wins_over_the_api_for_the_same_id_and_others_of_the_api_stay() {
+fn the_file_overrides_the_api_for_the_same_id_only() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let setup = |tables: &str| Setup::behind(&connector).more(&format!("{tables}{LOOPBACK}"));
     let relay = setup("").start();
@@ -78,7 +78,7 @@ fn the_file_wins_over_the_api_for_the_same_id_and_others_of_the_api_stay() {
 }
 
 #[test]
-fn what_webhooks_may_reach_follows_the_file() {
+fn the_egress_networks_of_webhooks_follow_the_file() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let setup = |egress: &str| {
         Setup::behind(&connector).more(&format!("{}{egress}", table("crm", &receiver, "")))

@@ -37,7 +37,7 @@ fn a_gap_passes_every_filter() {
 }
 
 #[test]
-fn an_outage_is_one_gap_for_those_connected_and_those_who_resume_across_it_and_none_for_others() {
+fn an_outage_is_one_gap_for_connected_and_resuming_subscribers_only() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -79,7 +79,7 @@ fn an_outage_is_one_gap_for_those_connected_and_those_who_resume_across_it_and_n
 }
 
 #[test]
-fn the_very_first_connect_is_no_gap_however_many_attempts_it_took() {
+fn the_first_connect_is_no_gap_after_any_number_of_attempts() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut subscriber = relay.subscribe();
@@ -112,7 +112,7 @@ fn two_outages_are_two_gaps() {
 }
 
 #[test]
-fn a_gap_that_the_upstream_itself_announces_is_a_gap_and_no_payload() {
+fn a_gap_announced_by_the_upstream_is_a_gap_and_no_payload() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();

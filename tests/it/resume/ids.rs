@@ -18,7 +18,7 @@ use crate::common::{
 };
 
 #[test]
-fn after_an_id_comes_exactly_the_rest() {
+fn a_resume_returns_exactly_the_events_after_its_id() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -35,7 +35,7 @@ fn after_an_id_comes_exactly_the_rest() {
 }
 
 #[test]
-fn last_event_id_0_is_everything_kept_without_a_gap() {
+fn last_event_id_0_returns_every_kept_event_without_a_gap() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -50,7 +50,7 @@ fn last_event_id_0_is_everything_kept_without_a_gap() {
 }
 
 #[test]
-fn while_events_keep_coming_a_resume_has_no_duplicate_and_no_hole() {
+fn a_resume_has_no_duplicate_and_no_hole_while_events_arrive() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -122,7 +122,7 @@ fn a_chain_of_short_connections_sees_every_event_once() {
 }
 
 #[test]
-fn an_id_that_the_log_does_not_know_is_answered_by_a_gap_and_everything_kept() {
+fn an_unknown_id_gets_a_gap_and_every_kept_event() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -158,7 +158,7 @@ fn an_id_that_the_log_does_not_know_is_answered_by_a_gap_and_everything_kept() {
 }
 
 #[test]
-fn before_anything_was_kept_an_unknown_id_has_nothing_before_it() {
+fn a_gap_for_an_unknown_id_in_an_empty_log_has_no_before_id() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -175,7 +175,7 @@ fn before_anything_was_kept_an_unknown_id_has_nothing_before_it() {
 }
 
 #[test]
-fn a_reader_whose_next_events_are_gone_is_told_between_which_ids() {
+fn a_reader_whose_next_events_are_evicted_gets_a_gap_between_two_ids() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -202,7 +202,7 @@ fn a_reader_whose_next_events_are_gone_is_told_between_which_ids() {
 }
 
 #[test]
-fn what_went_for_lack_of_bytes_is_a_gap_as_well() {
+fn events_evicted_by_the_byte_limit_are_a_gap() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_bytes = '64KiB'").start();
     let mut link = connector.stream();
@@ -228,7 +228,7 @@ fn what_went_for_lack_of_bytes_is_a_gap_as_well() {
 }
 
 #[test]
-fn a_session_whose_events_are_all_kept_has_no_gap_though_others_lost_theirs() {
+fn a_session_whose_events_are_all_kept_has_no_gap_when_others_are_evicted() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -259,7 +259,7 @@ fn a_session_whose_events_are_all_kept_has_no_gap_though_others_lost_theirs() {
 }
 
 #[test]
-fn a_session_whose_last_seen_event_is_gone_has_no_gap_while_its_next_one_is_kept() {
+fn a_session_whose_last_seen_event_is_evicted_has_no_gap_while_its_next_one_is_kept() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -277,7 +277,7 @@ fn a_session_whose_last_seen_event_is_gone_has_no_gap_while_its_next_one_is_kept
 }
 
 #[test]
-fn a_burst_of_others_events_larger_than_the_log_is_no_gap_for_a_connected_session() {
+fn a_burst_of_other_sessions_larger_than_the_log_is_no_gap_for_a_connected_session() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -291,7 +291,7 @@ fn a_burst_of_others_events_larger_than_the_log_is_no_gap_for_a_connected_sessio
 }
 
 #[test]
-fn an_outage_that_is_no_longer_in_the_log_is_not_lost_on_a_session() {
+fn an_outage_evicted_from_the_log_is_still_a_gap_for_a_session() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).log("memory_events = 16").start();
     let mut link = connector.stream();
@@ -314,7 +314,7 @@ fn an_outage_that_is_no_longer_in_the_log_is_not_lost_on_a_session() {
 }
 
 #[test]
-fn an_unknown_id_with_a_filter_gets_the_gap_and_only_what_the_filter_lets_through() {
+fn an_unknown_id_with_a_filter_gets_the_gap_and_the_filtered_events() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();

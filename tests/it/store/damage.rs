@@ -17,7 +17,7 @@ use crate::common::{
 };
 
 #[test]
-fn a_second_relay_in_the_same_directory_is_refused_and_the_first_goes_on() {
+fn a_second_relay_in_the_same_directory_is_refused_and_the_first_continues() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -32,7 +32,7 @@ fn a_second_relay_in_the_same_directory_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
-fn a_directory_that_cannot_be_used_is_refused_in_one_line() {
+fn an_unusable_directory_is_refused_in_one_line() {
     let there = tempfile::tempdir().unwrap();
     let file = there.path().join("file");
     fs::write(&file, "something").unwrap();
@@ -46,7 +46,7 @@ fn a_directory_that_cannot_be_used_is_refused_in_one_line() {
 }
 
 #[test]
-fn a_directory_in_which_the_relay_may_not_write_is_refused() {
+fn a_directory_without_write_permission_is_refused() {
     let there = tempfile::tempdir().unwrap();
     let closed = there.path().join("closed");
     fs::create_dir(&closed).unwrap();
@@ -72,7 +72,7 @@ fn uid() -> u32 {
 }
 
 #[test]
-fn a_store_of_a_newer_version_and_a_database_of_somebody_else_are_left_as_they_are() {
+fn a_store_of_a_newer_version_and_a_foreign_database_are_left_unchanged() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -99,7 +99,7 @@ fn unchanged(data: &DataDir, expected: &str) {
 }
 
 #[test]
-fn a_store_that_cannot_be_opened_for_damage_is_set_aside_and_the_relay_serves() {
+fn a_store_too_damaged_to_open_is_set_aside_and_the_relay_serves() {
     let damages: [fn(&mut Vec<u8>); 3] = [
         |bytes| bytes[..100].fill(b'#'),
         |bytes| bytes.truncate(bytes.len() / 2),
@@ -144,7 +144,7 @@ fn a_store_that_cannot_be_opened_for_damage_is_set_aside_and_the_relay_serves() 
 }
 
 #[test]
-fn damage_that_a_reader_comes_upon_is_a_gap_for_it_and_a_new_store_for_all() {
+fn damage_found_by_a_reader_is_a_gap_and_replaces_the_store() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let (relay, frames) = damaged_in_the_middle(&connector, &data, Stop::InOrder);
     let mut link = relay.reconnect(&connector);
@@ -180,7 +180,7 @@ fn damage_that_a_reader_comes_upon_is_a_gap_for_it_and_a_new_store_for_all() {
 }
 
 #[test]
-fn damage_that_the_check_finds_after_an_unclean_end_is_a_gap_as_well() {
+fn damage_found_by_the_check_after_an_unclean_end_is_a_gap() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let (relay, frames) = damaged_in_the_middle(&connector, &data, Stop::ByKill);
     assert_eq!(
@@ -206,7 +206,7 @@ fn damage_that_the_check_finds_after_an_unclean_end_is_a_gap_as_well() {
 }
 
 #[test]
-fn while_a_damaged_store_is_replaced_live_delivery_has_no_hole_and_what_is_in_memory_is_kept() {
+fn live_delivery_has_no_hole_and_memory_is_kept_while_a_damaged_store_is_replaced() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let (relay, frames) = damaged_in_the_middle(&connector, &data, Stop::InOrder);
     let mut link = relay.reconnect(&connector);

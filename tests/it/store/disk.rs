@@ -13,7 +13,7 @@ use crate::common::{
 };
 
 #[test]
-fn on_a_disk_that_takes_nothing_more_what_is_in_memory_is_kept_once_there_is_room() {
+fn events_in_memory_are_persisted_once_a_full_disk_has_room() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -41,7 +41,7 @@ fn on_a_disk_that_takes_nothing_more_what_is_in_memory_is_kept_once_there_is_roo
 }
 
 #[test]
-fn what_leaves_memory_while_the_disk_takes_nothing_is_one_gap() {
+fn events_evicted_from_memory_while_the_disk_is_full_are_one_gap() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.setup(&connector, "memory_bytes = '64KiB'").start();
     let mut link = connector.stream();
@@ -66,7 +66,7 @@ fn what_leaves_memory_while_the_disk_takes_nothing_is_one_gap() {
 }
 
 #[test]
-fn who_is_told_to_leave_while_the_disk_takes_nothing_leaves_in_order() {
+fn a_relay_with_a_full_disk_shuts_down_gracefully() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let mut relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -91,7 +91,7 @@ fn who_is_told_to_leave_while_the_disk_takes_nothing_leaves_in_order() {
 }
 
 #[test]
-fn a_full_disk_is_survived_and_used_again_when_there_is_room() {
+fn a_relay_survives_a_full_disk_and_uses_it_again() {
     let Some(disk) = SmallDisk::mounted() else {
         eprintln!("only root can mount a small disk: the limit on file sizes above stands for it");
         return;

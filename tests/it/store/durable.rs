@@ -20,7 +20,7 @@ use crate::common::{
 };
 
 #[test]
-fn after_a_restart_everything_is_there_and_the_time_between_is_one_gap_in_its_place() {
+fn every_event_survives_a_restart_and_the_time_between_is_one_gap() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -71,7 +71,7 @@ fn after_a_restart_everything_is_there_and_the_time_between_is_one_gap_in_its_pl
 }
 
 #[test]
-fn with_one_life_after_the_other_no_id_comes_twice() {
+fn ids_are_not_reused_over_several_restarts() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let mut ids = Vec::new();
     for life in 0..4 {
@@ -99,7 +99,7 @@ fn with_one_life_after_the_other_no_id_comes_twice() {
 }
 
 #[test]
-fn filters_hold_where_store_and_memory_meet() {
+fn filters_apply_across_store_and_memory() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -165,7 +165,7 @@ const FILTERS: [Filter; 6] = [
 ];
 
 #[test]
-fn while_events_keep_coming_a_resume_from_the_store_has_no_duplicate_and_no_hole() {
+fn a_resume_from_the_store_has_no_duplicate_and_no_hole_while_events_arrive() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -209,7 +209,7 @@ impl Drop for SetOnDrop<'_> {
 }
 
 #[test]
-fn a_stalled_reader_that_wakes_up_late_finds_in_the_store_what_has_left_memory() {
+fn a_stalled_subscriber_reads_from_the_store_what_memory_has_evicted() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -221,8 +221,7 @@ fn a_stalled_reader_that_wakes_up_late_finds_in_the_store_what_has_left_memory()
 }
 
 #[test]
-fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_none_for_who_wants_what_is_kept()
- {
+fn events_removed_by_retention_are_a_gap_only_for_readers_before_them() {
     const EVENTS: usize = 2000;
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.setup(&connector, "retention_bytes = '1MiB'").start();
@@ -275,7 +274,7 @@ fn what_retention_has_taken_for_lack_of_room_is_a_gap_for_who_comes_back_and_non
 }
 
 #[test]
-fn what_is_too_old_is_gone() {
+fn events_older_than_the_retention_are_deleted() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.setup(&connector, "retention = '1s'").start();
     let mut link = connector.stream();
@@ -290,7 +289,7 @@ fn what_is_too_old_is_gone() {
 }
 
 #[test]
-fn an_id_of_a_store_that_was_lost_is_not_known() {
+fn an_id_of_a_lost_store_is_unknown() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -315,7 +314,7 @@ fn an_id_of_a_store_that_was_lost_is_not_known() {
 }
 
 #[test]
-fn what_a_power_cut_has_taken_is_not_known_and_its_ids_do_not_come_again() {
+fn events_lost_in_a_power_cut_are_unknown_and_their_ids_are_not_reused() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let mut relay = data.relay(&connector);
     let mut link = connector.stream();
@@ -351,7 +350,7 @@ fn what_a_power_cut_has_taken_is_not_known_and_its_ids_do_not_come_again() {
 }
 
 #[test]
-fn nobody_else_can_look_into_the_store_and_its_size_is_told() {
+fn store_files_are_private_and_the_metrics_tell_their_size() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let relay = data.relay(&connector);
     let mut link = connector.stream();

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 const MINE: &str = "session-of-mine";
 
 #[test]
-fn what_is_erased_is_seen_by_nobody_counted_once_and_no_gap() {
+fn an_erased_session_is_hidden_from_all_readers_counted_once_and_no_gap() {
     for keeping in Keeping::ALL {
         let (relay, mut link, frames, _directory) = filled(keeping);
         let others: Vec<_> = frames.iter().filter(|frame| !is_mine(frame)).cloned().collect();
@@ -78,7 +78,7 @@ fn what_is_erased_is_seen_by_nobody_counted_once_and_no_gap() {
 }
 
 #[test]
-fn several_sessions_are_erased_at_once_and_no_other_product_is_touched() {
+fn several_sessions_are_erased_at_once_and_other_products_are_untouched() {
     for keeping in Keeping::ALL {
         let connector = Connector::new();
         let (setup, _directory) = keeping.setup(&connector);
@@ -114,7 +114,7 @@ fn several_sessions_are_erased_at_once_and_no_other_product_is_touched() {
 }
 
 #[test]
-fn nothing_of_it_comes_back_with_a_restart_or_lies_in_any_file() {
+fn erased_events_are_in_no_file_and_do_not_return_after_a_restart() {
     for signal in ["TERM", "KILL"] {
         let connector = Connector::new();
         let (setup, directory) = Keeping::Disk.setup(&connector);
@@ -150,7 +150,7 @@ fn nothing_of_it_comes_back_with_a_restart_or_lies_in_any_file() {
 }
 
 #[test]
-fn however_fresh_an_event_is_it_is_erased_and_counted_once() {
+fn an_event_is_erased_and_counted_once_however_recent() {
     let connector = Connector::new();
     let (setup, _directory) = Keeping::Disk.setup(&connector);
     let relay = setup.start();
@@ -172,7 +172,7 @@ fn however_fresh_an_event_is_it_is_erased_and_counted_once() {
 }
 
 #[test]
-fn a_reader_on_its_way_through_the_store_does_not_bring_it_back() {
+fn a_reader_in_the_middle_of_the_store_does_not_return_erased_events() {
     let (relay, _link, frames, _directory) = filled(Keeping::Disk);
     let half = Page::get(&relay, "?limit=60");
     erase(&relay, &format!("session_id={MINE}"));
@@ -181,7 +181,7 @@ fn a_reader_on_its_way_through_the_store_does_not_bring_it_back() {
 }
 
 #[test]
-fn a_store_that_cannot_be_written_says_so_and_the_erasure_can_be_repeated() {
+fn an_erasure_that_the_store_cannot_write_is_refused_and_can_be_repeated() {
     let (relay, mut link, frames, directory) = filled(Keeping::Disk);
     let others: Vec<_> = frames.into_iter().filter(|frame| !is_mine(frame)).collect();
     // Somebody works on the file: the relay's writer waits a second, and gives up.
@@ -218,7 +218,7 @@ fn expect_degraded(relay: &Relay, is_degraded: bool) {
 }
 
 #[test]
-fn an_erasure_must_name_whom_and_what_and_needs_the_key() {
+fn an_erasure_requires_a_product_a_session_and_the_admin_key() {
     let connector = Connector::new();
     let key = "an-admin-key-of-the-test";
     let setup =
@@ -258,7 +258,7 @@ fn an_erasure_must_name_whom_and_what_and_needs_the_key() {
 }
 
 #[test]
-fn the_log_says_that_something_was_erased_and_not_whose() {
+fn the_log_records_an_erasure_without_its_session() {
     let (relay, _link, _frames, _directory) = filled(Keeping::Memory);
     erase(&relay, &format!("session_id={MINE}"));
     let line = relay.process.log_line("erased on request");

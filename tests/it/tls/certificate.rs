@@ -13,7 +13,7 @@ use crate::common::{
 use rustls::HandshakeKind;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_certificate_is_shown_to_newcomers_and_standing_streams_go_on() {
+async fn a_new_certificate_is_served_to_newcomers_and_open_streams_continue() {
     let mut scene = Scene::new("");
     let mut before = scene.secure();
     assert_eq!(before.ask(scene.relay.public, STREAM, &[]).status(), 200);
@@ -49,7 +49,7 @@ async fn a_new_certificate_is_shown_to_newcomers_and_standing_streams_go_on() {
 }
 
 #[test]
-fn a_pair_that_is_none_is_refused_whole_and_taken_once_it_is_one() {
+fn a_mismatched_pair_is_refused_whole_and_accepted_once_it_matches() {
     let scene = Scene::new("");
     let shown = || scene.secure().certificate();
     let (former, authority) = (scene.authority.certificate("relay"), &scene.authority);
@@ -85,7 +85,7 @@ fn a_pair_that_is_none_is_refused_whole_and_taken_once_it_is_one() {
 }
 
 #[test]
-fn a_certificate_behind_links_as_kubernetes_writes_them_is_replaced() {
+fn a_certificate_behind_kubernetes_symlinks_is_replaced() {
     let authority = Authority::new();
     for (folder, name) in [("..1", "one"), ("..2", "two")] {
         authority.issue_as(name, "IP:127.0.0.1", "-days 2");
@@ -117,7 +117,7 @@ fn a_certificate_behind_links_as_kubernetes_writes_them_is_replaced() {
 }
 
 #[test]
-fn a_certificate_that_has_ended_is_served_and_warned_of() {
+fn an_expired_certificate_is_served_with_a_warning() {
     let authority = Authority::new();
     authority.issue_as("relay", "IP:127.0.0.1", "-days 0");
     let connector = Connector::new();
@@ -140,7 +140,7 @@ fn a_certificate_that_has_ended_is_served_and_warned_of() {
 }
 
 #[test]
-fn files_that_are_no_pair_are_a_configuration_error_that_names_file_and_key() {
+fn a_mismatched_pair_is_a_configuration_error_that_names_file_and_key() {
     let authority = Authority::new();
     ["one", "two"].iter().for_each(|name| authority.issue_as(name, "IP:127.0.0.1", "-days 2"));
     let setup = Setup::new().with_tls(&authority.path("one.pem"), &authority.path("two.key"));

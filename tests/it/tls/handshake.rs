@@ -12,7 +12,7 @@ use crate::common::{STREAM, events::event, http::Wire, tls::Secure, wait::PATIEN
 use rustls::{ClientConnection, StreamOwned};
 
 #[test]
-fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
+fn an_unfinished_handshake_and_an_idle_connection_after_it_are_closed() {
     let scene = Scene::new("head_timeout = '600ms'");
     let to = scene.relay.public;
     let hello = hello(&scene.authority.client(&["h2"]));
@@ -60,7 +60,7 @@ fn who_does_not_get_through_the_handshake_or_asks_nothing_after_it_is_closed() {
 }
 
 #[test]
-fn first_byte_handshake_and_request_have_a_time_each() {
+fn first_byte_handshake_and_request_have_a_deadline_each() {
     let scene = Scene::new("head_timeout = '2s'");
     let (to, config) = (scene.relay.public, scene.authority.client(&["http/1.1"]));
     // two of them are more than one has
@@ -82,7 +82,7 @@ fn first_byte_handshake_and_request_have_a_time_each() {
 }
 
 #[test]
-fn who_speaks_no_tls_is_closed_at_once_and_disturbs_nobody() {
+fn a_client_without_tls_is_closed_at_once_and_disturbs_no_other() {
     let mut scene = Scene::new("");
     let mut seated = scene.secure();
     assert_eq!(seated.ask(scene.relay.public, STREAM, &[]).status(), 200);

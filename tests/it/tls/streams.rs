@@ -18,7 +18,7 @@ use http_body_util::BodyExt;
 use tokio::time::timeout;
 
 #[test]
-fn the_protocol_is_what_alpn_says_and_http1_without_it() {
+fn alpn_selects_the_protocol_and_http1_is_the_default() {
     let scene = Scene::new("");
     let protocol = |protocols: &[&str]| {
         let secure = Secure::connect(scene.relay.public, &scene.authority.client(protocols));
@@ -74,7 +74,7 @@ fn a_websocket_opens_over_tls() {
 }
 
 #[test]
-fn the_answer_to_a_filter_goes_before_what_it_shows_over_tls_too() {
+fn the_reply_to_a_filter_precedes_its_events_over_tls() {
     let mut scene = Scene::new("");
     (0..3).for_each(|n| scene.link.event(event(n)));
     scene.relay.wait_for_events(3);
@@ -89,7 +89,7 @@ fn the_answer_to_a_filter_goes_before_what_it_shows_over_tls_too() {
 }
 
 #[test]
-fn who_takes_nothing_over_tls_is_disconnected_whatever_it_speaks() {
+fn a_subscriber_that_reads_nothing_over_tls_is_disconnected_on_every_transport() {
     let mut scene = Scene::new("write_timeout = '1s'");
     let to = scene.relay.public;
     let mut sse = scene.secure();
@@ -115,7 +115,7 @@ fn who_takes_nothing_over_tls_is_disconnected_whatever_it_speaks() {
 }
 
 #[test]
-fn who_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
+fn a_subscriber_that_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
     const EVENTS: usize = 300;
     const FRAMING: usize = 500; // of it, and of what else may stand between two events
     let mut scene = Scene::new("write_timeout = '2s'");
@@ -151,7 +151,7 @@ fn who_reads_slowly_over_tls_gets_everything_whole_and_in_order() {
 }
 
 #[test]
-fn a_client_that_ends_tls_and_keeps_its_socket_is_gone() {
+fn a_client_that_ends_tls_and_keeps_its_socket_is_disconnected() {
     let scene = Scene::new("");
     let (mut ended, mut strange) = (scene.secure(), scene.secure());
     for secure in [&mut ended, &mut strange] {
@@ -172,7 +172,7 @@ fn a_client_that_ends_tls_and_keeps_its_socket_is_gone() {
 }
 
 #[test]
-fn a_relay_behind_an_https_relay_and_tail_and_healthcheck_trust_its_root() {
+fn a_leaf_and_tail_and_healthcheck_trust_the_root_of_an_https_relay() {
     let mut scene = Scene::new("");
     let root = scene.authority.root();
     let url = format!("https://{}{STREAM}", scene.relay.public);
@@ -202,7 +202,7 @@ fn a_relay_behind_an_https_relay_and_tail_and_healthcheck_trust_its_root() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_ends_streams_over_tls_in_order() {
+async fn a_drain_gives_streams_over_tls_a_proper_end() {
     let mut scene = Scene::new("");
     let (mut client, _) = scene.http2().await;
     let stream = subscribe(&mut client, scene.relay.public).await;

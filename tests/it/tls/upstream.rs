@@ -19,7 +19,7 @@ use crate::common::{
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 #[test]
-fn an_upstream_whose_certificate_a_listed_root_has_signed_is_trusted() {
+fn an_upstream_certificate_signed_by_a_listed_root_is_trusted() {
     let authority = Authority::new();
     let server = TlsServer::new(&authority, "DNS:localhost,IP:127.0.0.1");
     for host in ["127.0.0.1", "localhost"] {
@@ -34,7 +34,7 @@ fn an_upstream_whose_certificate_a_listed_root_has_signed_is_trusted() {
 }
 
 #[test]
-fn the_root_may_also_come_from_ssl_cert_file() {
+fn ssl_cert_file_may_name_the_root() {
     let authority = Authority::new();
     let server = TlsServer::new(&authority, "IP:127.0.0.1");
     let root = authority.root();

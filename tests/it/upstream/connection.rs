@@ -16,7 +16,7 @@ use crate::common::{
 };
 
 #[test]
-fn the_relay_asks_as_an_sdk_client_does() {
+fn the_upstream_request_is_that_of_an_sdk_client() {
     let connector = Connector::new();
     let _relay = Relay::behind(&connector);
     let request = connector.accept().request;
@@ -29,7 +29,7 @@ fn the_relay_asks_as_an_sdk_client_does() {
 }
 
 #[test]
-fn without_a_token_none_is_sent_and_the_query_of_the_url_stays() {
+fn a_request_without_a_token_has_no_authorization_and_keeps_the_query_of_the_url() {
     let connector = Connector::new();
     let url = format!("{}?x=1&y=%20", connector.url(PRODUCT));
     let _relay = Setup::new().upstream(PRODUCT, &url, "").start();
@@ -39,7 +39,7 @@ fn without_a_token_none_is_sent_and_the_query_of_the_url_stays() {
 }
 
 #[test]
-fn proxies_of_the_environment_are_not_asked() {
+fn proxies_from_the_environment_are_ignored() {
     let connector = Connector::new();
     let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
     proxy.set_nonblocking(true).unwrap();
@@ -52,7 +52,7 @@ fn proxies_of_the_environment_are_not_asked() {
 }
 
 #[test]
-fn a_stream_that_ends_or_breaks_is_opened_again() {
+fn a_stream_that_ends_or_breaks_is_reopened() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut subscriber = relay.subscribe();
@@ -78,7 +78,7 @@ fn a_stream_that_ends_or_breaks_is_opened_again() {
 }
 
 #[test]
-fn a_chunked_stream_is_read_and_its_end_is_an_end() {
+fn a_chunked_stream_is_read_to_its_last_chunk() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut subscriber = relay.subscribe();
@@ -99,7 +99,7 @@ fn a_chunked_stream_is_read_and_its_end_is_an_end() {
 }
 
 #[test]
-fn early_hints_and_http_1_0_are_understood() {
+fn early_hints_and_http_1_0_are_accepted() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut subscriber = relay.subscribe();
@@ -111,7 +111,7 @@ fn early_hints_and_http_1_0_are_understood() {
 }
 
 #[test]
-fn answers_that_may_pass_are_tried_again() {
+fn temporary_errors_are_retried() {
     for status in [
         "500 Internal Server Error",
         "502 Bad Gateway",
@@ -136,7 +136,7 @@ fn answers_that_may_pass_are_tried_again() {
 }
 
 #[test]
-fn retry_after_is_waited_for() {
+fn retry_after_is_honoured() {
     for status in ["503 Service Unavailable", "429 Too Many Requests"] {
         let connector = Connector::new();
         let relay = Relay::behind(&connector);
@@ -151,7 +151,7 @@ fn retry_after_is_waited_for() {
 }
 
 #[test]
-fn a_retry_after_may_be_a_date() {
+fn retry_after_may_be_a_date() {
     let connector = Connector::new();
     let _relay = Relay::behind(&connector);
     let link = connector.accept();
@@ -166,7 +166,7 @@ fn a_retry_after_may_be_a_date() {
 }
 
 #[test]
-fn a_stream_that_ends_again_and_again_is_not_opened_in_a_tight_loop() {
+fn a_stream_that_ends_repeatedly_is_not_reopened_in_a_tight_loop() {
     let connector = Connector::new();
     let _relay = Relay::behind(&connector);
     let begin = Instant::now();
@@ -179,7 +179,7 @@ fn a_stream_that_ends_again_and_again_is_not_opened_in_a_tight_loop() {
 }
 
 #[test]
-fn what_only_a_person_can_mend_is_refused_and_not_tried_again_soon() {
+fn a_permanent_error_is_refused_and_not_retried_soon() {
     let statuses = ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "404 Not Found"];
     let connectors = statuses.map(|_| Connector::new());
     let relays: Vec<_> = connectors.iter().map(Relay::behind).collect();
@@ -210,7 +210,7 @@ fn what_only_a_person_can_mend_is_refused_and_not_tried_again_soon() {
 }
 
 #[test]
-fn what_is_no_event_stream_is_not_used() {
+fn a_response_that_is_no_event_stream_is_not_used() {
     let heads = [
         "Content-Type: application/json\r\n",
         "Content-Type: text/event-streams\r\n",
@@ -232,7 +232,7 @@ fn what_is_no_event_stream_is_not_used() {
 }
 
 #[test]
-fn a_silent_stream_is_dead_after_the_heartbeat_timeout() {
+fn a_silent_stream_is_closed_after_the_heartbeat_timeout() {
     let connector = Connector::new();
     let relay = Setup::behind_with(&connector, "heartbeat_timeout = '700ms'").start();
     let mut subscriber = relay.subscribe();
@@ -245,7 +245,7 @@ fn a_silent_stream_is_dead_after_the_heartbeat_timeout() {
 }
 
 #[test]
-fn heartbeats_comments_and_bytes_of_an_unfinished_event_are_signs_of_life() {
+fn heartbeats_comments_and_partial_events_reset_the_heartbeat_timeout() {
     let connector = Connector::new();
     let relay = Setup::behind_with(&connector, "heartbeat_timeout = '1s'").start();
     let mut link = connector.stream();
@@ -265,7 +265,7 @@ fn heartbeats_comments_and_bytes_of_an_unfinished_event_are_signs_of_life() {
 }
 
 #[test]
-fn each_upstream_has_a_stream_of_its_own() {
+fn each_upstream_has_its_own_stream() {
     let connector = Connector::new();
     let relay = Setup::new()
         .upstream("prod_a", &connector.url("prod_a"), "token = 'token-a'")
@@ -294,7 +294,7 @@ fn each_upstream_has_a_stream_of_its_own() {
 }
 
 #[test]
-fn a_hundred_subscribers_make_one_connection() {
+fn a_hundred_subscribers_share_one_upstream_connection() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -307,7 +307,7 @@ fn a_hundred_subscribers_make_one_connection() {
 }
 
 #[test]
-fn subscribers_are_served_while_the_upstream_is_not_there() {
+fn subscribers_are_served_while_the_upstream_is_unavailable() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut early = relay.subscribe();

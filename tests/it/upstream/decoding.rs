@@ -13,7 +13,7 @@ use crate::common::{
 };
 
 #[test]
-fn every_fixture_goes_through_byte_for_byte() {
+fn every_fixture_is_delivered_byte_for_byte() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -41,7 +41,7 @@ fn every_fixture_goes_through_byte_for_byte() {
 }
 
 #[test]
-fn the_recorded_stream_goes_through_whole() {
+fn the_recorded_stream_is_delivered_whole() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -65,7 +65,7 @@ fn the_recorded_stream_goes_through_whole() {
 }
 
 #[test]
-fn lines_may_end_in_any_of_three_ways_and_arrive_in_any_pieces() {
+fn lines_may_end_with_cr_lf_or_both_and_arrive_in_any_pieces() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -89,7 +89,7 @@ fn lines_may_end_in_any_of_three_ways_and_arrive_in_any_pieces() {
 }
 
 #[test]
-fn a_payload_of_several_lines_is_written_back_as_the_same_value() {
+fn a_payload_of_several_lines_is_delivered_as_the_same_value() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -101,7 +101,7 @@ fn a_payload_of_several_lines_is_written_back_as_the_same_value() {
 }
 
 #[test]
-fn white_space_around_a_payload_stays() {
+fn white_space_around_a_payload_is_kept() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -113,7 +113,7 @@ fn white_space_around_a_payload_stays() {
 }
 
 #[test]
-fn names_of_events_ids_and_unknown_fields_are_not_passed_on() {
+fn upstream_event_names_ids_and_unknown_fields_are_not_forwarded() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -148,7 +148,7 @@ fn a_byte_order_mark_is_skipped() {
 }
 
 #[test]
-fn new_types_and_fields_pass_and_are_counted_as_other() {
+fn new_types_and_fields_are_delivered_and_counted_as_other() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -175,7 +175,7 @@ fn new_types_and_fields_pass_and_are_counted_as_other() {
 }
 
 #[test]
-fn a_forwarded_at_of_the_future_counts_as_no_lag() {
+fn a_forwarded_at_in_the_future_counts_as_no_lag() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -191,7 +191,7 @@ fn a_forwarded_at_of_the_future_counts_as_no_lag() {
 }
 
 #[test]
-fn what_is_not_understood_is_counted_by_its_reason_and_the_stream_goes_on() {
+fn an_invalid_event_is_counted_by_reason_and_the_stream_continues() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -272,7 +272,7 @@ fn an_event_beyond_max_event_bytes_is_skipped_and_the_connection_stays() {
 }
 
 #[test]
-fn a_line_without_end_costs_no_memory_and_only_itself() {
+fn an_endless_line_uses_no_memory_and_rejects_only_itself() {
     let connector = Connector::new();
     let relay = Setup::behind_with(&connector, "max_event_bytes = '64KiB'").start();
     let mut link = connector.stream();

@@ -10,7 +10,7 @@ use crate::common::{
 use serde_json::{Value, json};
 
 #[test]
-fn frames_that_were_not_understood_are_listed_newest_first_with_what_they_held() {
+fn rejected_frames_are_listed_newest_first_with_an_excerpt() {
     let (relay, mut link) = relay();
     assert_eq!(relay.ask_admin("/api/v1/rejected").json(), json!({ "rejected": [] }));
     let long = format!("[\"{}\"]", "ä".repeat(400));
@@ -46,7 +46,7 @@ fn frames_that_were_not_understood_are_listed_newest_first_with_what_they_held()
 }
 
 #[test]
-fn the_last_hundred_are_kept() {
+fn the_latest_hundred_rejected_frames_are_kept() {
     let (relay, mut link) = relay();
     (0..150).for_each(|n| link.event(format!("bad-{n}")));
     let rejected = rejected(&relay, &mut link);
@@ -55,7 +55,7 @@ fn the_last_hundred_are_kept() {
 }
 
 #[test]
-fn an_erasure_takes_what_they_held() {
+fn an_erasure_removes_excerpts() {
     let (relay, mut link) = relay();
     link.event("{\"session_id\":\"mine\"}");
     assert_eq!(rejected(&relay, &mut link).len(), 1);

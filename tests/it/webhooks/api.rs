@@ -55,7 +55,7 @@ fn a_webhook_is_created_shown_changed_and_deleted() {
 }
 
 #[test]
-fn an_id_that_nobody_has_is_not_found_and_one_that_is_taken_is_a_conflict() {
+fn an_unknown_id_is_not_found_and_a_taken_id_is_a_conflict() {
     let (relay, _link) = relay();
     get(&relay, &of("")).problem(404);
     send(&relay, "PUT", &of(""), &webhook("http://h/")).problem(404);
@@ -71,7 +71,7 @@ fn an_id_that_nobody_has_is_not_found_and_one_that_is_taken_is_a_conflict() {
 }
 
 #[test]
-fn what_cannot_be_is_told_field_by_field() {
+fn an_invalid_webhook_is_reported_field_by_field() {
     let (relay, _link) = relay();
     let body = json!({ "id": "a b", "url": "ftp://hush/", "secret": "hush hush", "types": ["actions", ""],
         "timeout": 5, "max_in_flight": 0, "secret_env": "PATH" });
@@ -102,7 +102,7 @@ fn what_cannot_be_is_told_field_by_field() {
 }
 
 #[test]
-fn a_body_has_a_bound_and_a_route_says_its_methods() {
+fn a_body_has_a_limit_and_a_route_names_its_methods() {
     let (relay, _link) = relay();
     let long = " ".repeat(65 * 1024);
     for path in [WEBHOOKS, "/products"] {
@@ -122,7 +122,7 @@ fn a_body_has_a_bound_and_a_route_says_its_methods() {
 }
 
 #[test]
-fn nothing_is_open_without_the_admin_key() {
+fn every_route_requires_the_admin_key() {
     let connector = Connector::new();
     let relay =
         setup(&connector).auth("allow_anonymous = true\nadmin_key = 'key-of-the-operator'").start();
@@ -140,7 +140,7 @@ fn nothing_is_open_without_the_admin_key() {
 }
 
 #[test]
-fn a_web_page_registers_nothing_on_its_visitors_loopback() {
+fn a_web_page_cannot_register_a_webhook_on_its_visitors_loopback() {
     let (relay, _link) = relay();
     let body = webhook("http://h/").to_string();
     for (path, fields) in [
@@ -154,7 +154,7 @@ fn a_web_page_registers_nothing_on_its_visitors_loopback() {
 }
 
 #[test]
-fn what_the_file_declares_is_shown_and_held_but_not_changed() {
+fn a_webhook_of_the_file_is_shown_and_can_be_disabled_but_not_changed() {
     let connector = Connector::new();
     let declared = format!(
         "[[webhooks]]\nid = 'crm'\nproduct_id = '{PRODUCT}'\nurl = 'http://127.0.0.1:1/'\nsecret = 'secret-of-the-file'\n"
@@ -177,7 +177,7 @@ fn what_the_file_declares_is_shown_and_held_but_not_changed() {
 }
 
 #[test]
-fn an_operator_holds_a_webhook_and_the_status_says_so() {
+fn an_operator_disables_a_webhook_and_the_status_says_so() {
     let (relay, _link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook("http://127.0.0.1:1/"));
     let disabled = send(&relay, "POST", &of("/disable"), &Value::Null);
@@ -197,7 +197,7 @@ fn an_operator_holds_a_webhook_and_the_status_says_so() {
 }
 
 #[test]
-fn a_secret_is_shown_nowhere() {
+fn a_secret_is_absent_from_every_response_and_the_log() {
     let (relay, mut link) = relay();
     let answers = [
         send(&relay, "POST", WEBHOOKS, &webhook("http://127.0.0.1:1/")),
@@ -217,7 +217,7 @@ fn a_secret_is_shown_nowhere() {
 }
 
 #[test]
-fn a_test_tells_what_the_receiver_answered() {
+fn a_test_returns_the_response_of_the_receiver() {
     let (relay, _link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook(&receiver("204 No Content")));
     let tested = send(&relay, "POST", &of("/test"), &Value::Null);
@@ -234,7 +234,7 @@ fn a_test_tells_what_the_receiver_answered() {
 }
 
 #[test]
-fn dead_letters_are_listed_page_by_page_and_delivered_again() {
+fn dead_letters_are_listed_by_page_and_redelivered() {
     let (relay, mut link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook(&receiver("400 Bad Request")));
     let ids: Vec<_> =
@@ -275,7 +275,7 @@ fn dead_letters_are_listed_page_by_page_and_delivered_again() {
 }
 
 #[test]
-fn what_is_held_back_is_listed_as_pending() {
+fn deliveries_of_a_disabled_webhook_are_listed_as_pending() {
     let (relay, mut link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook("http://127.0.0.1:1/"));
     send(&relay, "POST", &of("/disable"), &Value::Null);
@@ -287,7 +287,7 @@ fn what_is_held_back_is_listed_as_pending() {
 }
 
 #[test]
-fn a_question_or_order_that_means_nothing_is_refused() {
+fn an_invalid_query_or_command_is_refused() {
     let (relay, _link) = relay();
     send(&relay, "POST", WEBHOOKS, &webhook("http://h/"));
     for query in [
@@ -314,7 +314,7 @@ fn a_question_or_order_that_means_nothing_is_refused() {
 }
 
 #[test]
-fn what_was_registered_is_there_after_a_restart() {
+fn a_registration_survives_a_restart() {
     let connector = Connector::new();
     let directory = tempfile::tempdir().unwrap();
     let setup =

@@ -30,7 +30,7 @@ fn in_order(numbers: Range<usize>) -> BTreeMap<String, Vec<usize>> {
 const SESSIONS: [&str; 3] = ["a", "b", "c"];
 
 #[test]
-fn a_receiver_that_is_gone_disables_its_webhook_and_what_comes_waits_until_it_is_enabled() {
+fn a_410_disables_its_webhook_and_later_events_wait_until_it_is_enabled() {
     for keeping in Keeping::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::answering(410));
         let (setup, _directory) = keeping.setup(&connector);
@@ -60,7 +60,7 @@ fn a_receiver_that_is_gone_disables_its_webhook_and_what_comes_waits_until_it_is
 }
 
 #[test]
-fn a_webhook_that_is_disabled_is_so_in_the_next_life() {
+fn a_disabled_webhook_stays_disabled_after_a_restart() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::answering(410));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
     let relay = setup.start();
@@ -81,7 +81,7 @@ fn a_webhook_that_is_disabled_is_so_in_the_next_life() {
 }
 
 #[test]
-fn what_the_former_url_answers_late_says_nothing_of_the_present_one() {
+fn a_late_response_of_the_former_url_does_not_change_the_state() {
     let (connector, former) = (Connector::new(), Receiver::new(|_| Answer::HeldThen(410)));
     let present = Receiver::accepting();
     let relay = Setup::behind(&connector).more(LOOPBACK).start();
@@ -103,7 +103,7 @@ fn what_the_former_url_answers_late_says_nothing_of_the_present_one() {
 }
 
 #[test]
-fn what_a_receiver_answers_late_says_nothing_once_an_operator_has_enabled_it() {
+fn a_late_response_does_not_disable_a_webhook_that_an_operator_has_enabled() {
     let (connector, receiver) = (Connector::new(), Receiver::new(|_| Answer::HeldThen(410)));
     let relay = Setup::behind(&connector)
         .more(&(table("hook", &receiver, "max_retries = 0") + LOOPBACK))
@@ -120,7 +120,7 @@ fn what_a_receiver_answers_late_says_nothing_once_an_operator_has_enabled_it() {
 }
 
 #[test]
-fn after_failures_of_one_delivery_after_the_other_a_single_one_probes_until_the_receiver_is_back() {
+fn an_open_circuit_probes_with_the_oldest_delivery_until_the_receiver_recovers() {
     for keeping in Keeping::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::answering(503));
         let (setup, _directory) = keeping.setup(&connector);
@@ -165,7 +165,7 @@ fn after_failures_of_one_delivery_after_the_other_a_single_one_probes_until_the_
 }
 
 #[test]
-fn failures_of_one_delivery_alone_open_nothing() {
+fn failures_of_one_delivery_do_not_open_the_circuit() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let receiver =
         Receiver::new(|request| Answer::Status(if request.number() == 0 { 500 } else { 200 }));
@@ -179,7 +179,7 @@ fn failures_of_one_delivery_alone_open_nothing() {
 }
 
 #[test]
-fn an_open_webhook_is_active_at_once_when_it_is_enabled() {
+fn enabling_an_open_webhook_closes_its_circuit_at_once() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(503));
     let (setup, _directory) = Keeping::Memory.setup(&connector);
     // After the first failures, nothing would come for a long time.
@@ -195,7 +195,7 @@ fn an_open_webhook_is_active_at_once_when_it_is_enabled() {
 }
 
 #[test]
-fn dead_letters_are_delivered_again_singly_and_all_at_once_in_order() {
+fn dead_letters_are_redelivered_singly_and_all_at_once_in_order() {
     for keeping in Keeping::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::answering(400));
         let (setup, _directory) = keeping.setup(&connector);
@@ -248,7 +248,7 @@ fn dead_letters_are_delivered_again_singly_and_all_at_once_in_order() {
 }
 
 #[test]
-fn a_dead_letter_that_fails_again_is_one_again() {
+fn a_dead_letter_that_fails_again_is_dead_again() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::answering(400));
     let relay = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK)).start();
     let mut link = connector.stream();

@@ -28,7 +28,7 @@ const FIXTURES: [&str; 6] = [
 ];
 
 #[test]
-fn every_payload_arrives_byte_for_byte_and_signed_as_the_contract_has_it() {
+fn every_payload_is_delivered_byte_for_byte_and_signed_by_the_contract() {
     for keeping in Keeping::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::accepting());
         let (setup, _directory) = keeping.setup(&connector);
@@ -77,7 +77,7 @@ fn is(request: &Request, path: &str, id: &str) -> bool {
 }
 
 #[test]
-fn a_webhook_gets_the_types_and_sessions_it_asks_for_and_neither_gap_nor_heartbeat() {
+fn a_webhook_gets_its_types_and_sessions_and_neither_gap_nor_heartbeat() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let tables = table("all", &receiver, "")
         + &table("summaries", &receiver, "types = ['summary']")
@@ -117,7 +117,7 @@ fn a_webhook_gets_the_types_and_sessions_it_asks_for_and_neither_gap_nor_heartbe
 }
 
 #[test]
-fn every_attempt_has_the_same_body_and_id_and_a_time_and_signature_of_its_own() {
+fn every_attempt_has_the_same_body_and_id_and_its_own_time_and_signature() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(500));
     let relay = Setup::behind(&connector).more(&(table("hook", &receiver, "") + LOOPBACK)).start();
     let mut link = connector.stream();
@@ -145,7 +145,7 @@ fn every_attempt_has_the_same_body_and_id_and_a_time_and_signature_of_its_own() 
 }
 
 #[test]
-fn what_is_listed_is_what_happened() {
+fn deliveries_are_listed_with_their_attempts() {
     for keeping in Keeping::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::new(by_session));
         let (setup, _directory) = keeping.setup(&connector);
@@ -225,7 +225,7 @@ fn is_time(value: &Value) -> bool {
 }
 
 #[test]
-fn no_secret_is_shown_anywhere() {
+fn a_secret_is_absent_from_admin_api_metrics_and_log() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(401));
     let mut relay =
         Setup::behind(&connector).more(&(table("hook", &receiver, "") + LOOPBACK)).start();
@@ -243,7 +243,7 @@ fn no_secret_is_shown_anywhere() {
 }
 
 #[test]
-fn a_new_secret_signs_beside_the_old_one() {
+fn a_new_secret_signs_in_addition_to_the_old_one() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let relay = Setup::behind(&connector).more(LOOPBACK).start();
     let mut link = connector.stream();
@@ -274,7 +274,7 @@ fn a_new_secret_signs_beside_the_old_one() {
 }
 
 #[test]
-fn a_test_sends_a_signed_sample_and_tells_how_it_went() {
+fn a_test_sends_a_signed_sample_and_returns_its_outcome() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(202));
     let relay = Setup::behind(&connector).more(&(table("hook", &receiver, "") + LOOPBACK)).start();
     let answer = relay.tell_webhook("hook", "test");
@@ -299,7 +299,7 @@ fn a_test_sends_a_signed_sample_and_tells_how_it_went() {
 }
 
 #[test]
-fn what_is_erased_is_delivered_to_nobody_and_no_dead_letter_of_it_is_kept() {
+fn erased_events_are_neither_delivered_nor_kept_as_dead_letters() {
     for keeping in Keeping::ALL {
         let (connector, receiver) = (Connector::new(), Receiver::answering(400));
         let (setup, _directory) = keeping.setup(&connector);
@@ -336,7 +336,7 @@ fn what_is_erased_is_delivered_to_nobody_and_no_dead_letter_of_it_is_kept() {
 }
 
 #[test]
-fn the_demo_pushes_to_its_sample_receiver_which_finds_both_signatures_good() {
+fn the_demo_delivers_to_its_sample_receiver_with_both_signatures_valid() {
     let environment = [
         ("AUTOPLAY_RELAY__SERVER__LISTEN", "127.0.0.1:0"),
         ("AUTOPLAY_RELAY__SERVER__ADMIN_LISTEN", "127.0.0.1:0"),

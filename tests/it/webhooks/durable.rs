@@ -52,7 +52,7 @@ fn reconnect(relay: &Relay, connector: &Connector, link: Link) -> Link {
 }
 
 #[test]
-fn what_arrives_while_the_receiver_is_down_is_delivered_after_a_restart_in_order() {
+fn events_during_an_outage_of_the_receiver_are_delivered_after_a_restart_in_order() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::accepting());
     let setup = setup(&data, &connector, &receiver, "");
     let relay = setup.start();
@@ -76,7 +76,7 @@ fn what_arrives_while_the_receiver_is_down_is_delivered_after_a_restart_in_order
 }
 
 #[test]
-fn after_a_clean_restart_nothing_comes_twice_and_attempts_are_remembered() {
+fn a_clean_restart_repeats_no_delivery_and_keeps_attempts() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let receiver =
         Receiver::new(|request| Answer::Status(if request.session() == "bad" { 500 } else { 200 }));
@@ -107,7 +107,7 @@ fn after_a_clean_restart_nothing_comes_twice_and_attempts_are_remembered() {
 }
 
 #[test]
-fn a_webhook_that_the_api_registered_is_there_after_a_restart_and_goes_on_where_it_was() {
+fn a_webhook_registered_by_the_api_continues_after_a_restart() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::accepting());
     let setup = data.setup(&connector, "").more(LOOPBACK);
     let relay = setup.start();
@@ -158,7 +158,7 @@ fn a_webhook_that_the_api_registered_is_there_after_a_restart_and_goes_on_where_
 }
 
 #[test]
-fn a_webhook_of_the_file_keeps_its_place_when_its_lines_change_and_the_file_wins_over_the_api() {
+fn a_changed_webhook_of_the_file_keeps_its_position_and_overrides_the_api() {
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::accepting());
     let relay = setup(&data, &connector, &receiver, "").start();
     let mut link = connector.stream();
@@ -194,7 +194,7 @@ fn a_webhook_of_the_file_keeps_its_place_when_its_lines_change_and_the_file_wins
 }
 
 #[test]
-fn what_is_owed_beyond_retention_is_a_dead_letter_and_can_still_be_delivered() {
+fn deliveries_beyond_retention_are_dead_letters_and_can_be_redelivered() {
     const EVENTS: usize = 1000;
     let (connector, data, receiver) = (Connector::new(), DataDir::new(), Receiver::answering(410));
     let setup = setup(&data, &connector, &receiver, "retention_bytes = '1MiB'");
@@ -256,7 +256,7 @@ fn large(number: usize) -> String {
 }
 
 #[test]
-fn in_memory_alone_what_is_owed_beyond_its_bounds_is_a_dead_letter() {
+fn deliveries_beyond_the_memory_limits_are_dead_letters() {
     let (connector, receiver) = (Connector::new(), Receiver::answering(410));
     let bounds = "memory_bytes = '64KiB'\nmemory_events = 16";
     let relay = Setup::behind(&connector)
@@ -288,7 +288,7 @@ fn in_memory_alone_what_is_owed_beyond_its_bounds_is_a_dead_letter() {
 }
 
 #[test]
-fn a_receiver_that_is_down_while_very_many_events_arrive_gets_them_all_in_order() {
+fn a_receiver_gets_every_event_of_a_long_outage_in_order() {
     let is_long = std::env::var_os("AUTOPLAY_RELAY_LONG").is_some();
     let events = if is_long { 100_000 } else { 20_000 };
     let (connector, data) = (Connector::new(), DataDir::new());

@@ -28,7 +28,7 @@ fn relay_to(receiver: &Receiver, lines: &str) -> (Connector, Relay, Link) {
 }
 
 #[test]
-fn every_status_has_the_consequence_that_the_interface_names() {
+fn every_status_has_its_documented_consequence() {
     // Every webhook has a path of its own at the receiver, which is the status it is answered with.
     let by_path = |request: &Request| {
         Answer::Status(request.head.path().rsplit('/').next().unwrap().parse().unwrap())
@@ -88,7 +88,7 @@ fn a_redirect_is_not_followed() {
 }
 
 #[test]
-fn whatever_happens_to_the_connection_it_is_an_attempt_and_the_next_one_delivers() {
+fn every_connection_failure_is_an_attempt_and_the_next_one_delivers() {
     let lost = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nnot a hundred".to_vec();
     let faults = [
         (Answer::Hang, "timeout"),
@@ -123,7 +123,7 @@ fn whatever_happens_to_the_connection_it_is_an_attempt_and_the_next_one_delivers
 }
 
 #[test]
-fn a_receiver_that_is_not_there_or_resets_at_once_is_tried_until_it_is() {
+fn an_absent_or_resetting_receiver_is_retried_until_it_answers() {
     let receiver = Receiver::accepting();
     let (_connector, relay, mut link) = relay_to(&receiver, "");
     receiver.stop();
@@ -148,7 +148,7 @@ fn a_receiver_that_is_not_there_or_resets_at_once_is_tried_until_it_is() {
 }
 
 #[test]
-fn an_answer_that_is_no_http_is_no_acceptance() {
+fn a_response_that_is_not_http_is_no_acceptance() {
     let mut answers = vec![Answer::Raw(b"220 mail.example.com ESMTP\r\n".to_vec())].into_iter();
     let receiver = Receiver::new(move |_| answers.next().unwrap_or(Answer::Status(200)));
     let (_connector, relay, mut link) = relay_to(&receiver, "");
@@ -158,7 +158,7 @@ fn an_answer_that_is_no_http_is_no_acceptance() {
 }
 
 #[test]
-fn of_an_endless_body_little_is_read_and_none_is_decompressed() {
+fn an_endless_response_body_is_read_up_to_a_limit_and_not_decompressed() {
     let receiver = Receiver::new(|_| Answer::EndlessBody);
     let (_connector, relay, mut link) = relay_to(&receiver, "timeout = '5s'");
     publish(&relay, &mut link, [event(0)]);
@@ -179,7 +179,7 @@ fn of_an_endless_body_little_is_read_and_none_is_decompressed() {
 }
 
 #[test]
-fn sessions_keep_their_order_and_one_that_fails_holds_up_no_other() {
+fn a_failing_session_keeps_its_order_and_delays_no_other() {
     for keeping in Keeping::ALL {
         let mut tries = HashMap::<(String, usize), usize>::new();
         let receiver = Receiver::new(move |request| {
@@ -222,7 +222,7 @@ fn sessions_keep_their_order_and_one_that_fails_holds_up_no_other() {
 }
 
 #[test]
-fn what_is_given_up_lets_the_next_of_its_session_go() {
+fn a_dead_letter_releases_the_next_delivery_of_its_session() {
     let receiver =
         Receiver::new(|request| Answer::Status(if request.number() % 2 == 0 { 422 } else { 200 }));
     let (_connector, relay, mut link) = relay_to(&receiver, "");
@@ -237,7 +237,7 @@ fn what_is_given_up_lets_the_next_of_its_session_go() {
 }
 
 #[test]
-fn a_webhook_whose_receiver_hangs_holds_up_no_other() {
+fn a_webhook_whose_receiver_hangs_delays_no_other() {
     let (connector, good, hanging) =
         (Connector::new(), Receiver::accepting(), Receiver::new(|_| Answer::Hang));
     let tables = table("hanging", &hanging, "timeout = '60s'\nmax_in_flight = 2")
@@ -254,7 +254,7 @@ fn a_webhook_whose_receiver_hangs_holds_up_no_other() {
 }
 
 #[test]
-fn what_the_egress_guard_refuses_is_dead_at_once_and_says_which_key_to_set() {
+fn an_egress_refusal_is_dead_at_once_and_names_the_configuration_key() {
     let (connector, receiver) = (Connector::new(), Receiver::accepting());
     let by_name = format!("url = 'http://localhost:{}/'", receiver.address.port());
     let mapped = format!("url = 'http://[::ffff:127.0.0.1]:{}/'", receiver.address.port());
@@ -281,7 +281,7 @@ fn what_the_egress_guard_refuses_is_dead_at_once_and_says_which_key_to_set() {
 }
 
 #[test]
-fn retry_after_in_seconds_and_as_a_date_is_waited_for_by_the_whole_endpoint() {
+fn retry_after_pauses_the_whole_endpoint() {
     let in_seconds: fn() -> String = || "2".to_owned();
     let as_date: fn() -> String =
         || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(3));
@@ -309,7 +309,7 @@ fn retry_after_in_seconds_and_as_a_date_is_waited_for_by_the_whole_endpoint() {
 }
 
 #[test]
-fn what_is_owed_in_memory_alone_is_delivered_before_the_relay_leaves() {
+fn deliveries_in_memory_are_sent_before_the_relay_shuts_down() {
     for most in [1, 4] {
         let receiver = Receiver::new(|_| Answer::Held);
         let (_connector, mut relay, mut link) =
@@ -327,7 +327,7 @@ fn what_is_owed_in_memory_alone_is_delivered_before_the_relay_leaves() {
 }
 
 #[test]
-fn what_a_receiver_has_asked_for_is_kept_across_a_restart() {
+fn a_retry_after_is_kept_across_a_restart() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let receiver = Receiver::new(|_| Answer::With(503, "Retry-After: 600\r\n".to_owned()));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
@@ -345,7 +345,7 @@ fn what_a_receiver_has_asked_for_is_kept_across_a_restart() {
 }
 
 #[test]
-fn an_attempt_that_is_under_way_when_the_relay_is_told_to_leave_is_finished() {
+fn an_attempt_in_flight_at_shutdown_is_finished() {
     let (connector, data, receiver) =
         (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));

@@ -21,7 +21,7 @@ fn tell_to_leave(relay: &Relay) {
 }
 
 #[test]
-fn a_webhook_that_is_deleted_while_the_relay_leaves_is_deleted() {
+fn a_webhook_deleted_during_shutdown_stays_deleted() {
     let (connector, data, receiver) =
         (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::Held));
     let setup = data.setup(&connector, "").more(LOOPBACK);
@@ -40,7 +40,7 @@ fn a_webhook_that_is_deleted_while_the_relay_leaves_is_deleted() {
 }
 
 #[test]
-fn what_a_receiver_says_of_itself_while_the_relay_leaves_is_kept() {
+fn a_410_during_shutdown_is_persisted() {
     let (connector, data, receiver) =
         (Connector::new(), DataDir::new(), Receiver::new(|_| Answer::HeldThen(410)));
     let setup = data.setup(&connector, "").more(&(table("hook", &receiver, "") + LOOPBACK));
@@ -59,7 +59,7 @@ fn what_a_receiver_says_of_itself_while_the_relay_leaves_is_kept() {
 }
 
 #[test]
-fn what_could_be_sent_but_is_not_any_more_costs_a_relay_that_leaves_nothing() {
+fn deliveries_that_wait_during_shutdown_use_no_processor_time() {
     let (connector, data) = (Connector::new(), DataDir::new());
     let receiver =
         Receiver::new(|it| if it.session() == "hangs" { Answer::Hang } else { Answer::Held });

@@ -12,7 +12,7 @@ use crate::common::{
 };
 
 #[test]
-fn limits_hold_for_all_transports_together() {
+fn limits_count_all_transports_together() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("max_subscribers = 2").start();
     let _stream = relay.subscribe();
@@ -31,7 +31,7 @@ fn limits_hold_for_all_transports_together() {
 }
 
 #[test]
-fn a_drain_closes_with_1012_behind_everything_that_is_in_the_log() {
+fn a_drain_closes_with_1012_after_every_logged_event() {
     const EVENTS: usize = 400;
     let connector = Connector::new();
     let mut relay = Relay::behind(&connector);
@@ -56,7 +56,7 @@ fn a_drain_closes_with_1012_behind_everything_that_is_in_the_log() {
 }
 
 #[test]
-fn while_draining_newcomers_are_turned_away() {
+fn a_draining_relay_sheds_newcomers() {
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '5s'").start();
     let mut sockets: Vec<_> = (0..6).map(|_| relay.socket(SOCKET)).collect();
@@ -72,7 +72,7 @@ fn while_draining_newcomers_are_turned_away() {
 }
 
 #[test]
-fn a_connection_of_a_certain_age_is_closed_with_1012() {
+fn a_websocket_is_closed_with_1012_at_its_maximum_age() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("max_connection_age = '1s'").start();
     let mut socket = relay.socket(SOCKET);
@@ -81,7 +81,7 @@ fn a_connection_of_a_certain_age_is_closed_with_1012() {
 }
 
 #[test]
-fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() {
+fn a_subscriber_that_reads_nothing_is_disconnected_while_the_others_get_everything_in_order() {
     const EVENTS: usize = 1500;
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '1s'").start();
@@ -104,7 +104,7 @@ fn who_takes_nothing_is_disconnected_while_all_others_get_everything_in_order() 
 }
 
 #[test]
-fn who_sends_pings_and_takes_no_answer_is_disconnected() {
+fn a_client_that_sends_pings_and_reads_no_reply_is_disconnected() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).server("write_timeout = '4s'").start();
     let mut socket = relay.socket(SOCKET);

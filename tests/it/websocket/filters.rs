@@ -13,7 +13,7 @@ use crate::common::{
 use serde_json::json;
 
 #[test]
-fn a_new_filter_takes_over_where_the_old_one_stood() {
+fn a_new_filter_applies_from_the_position_of_the_old_one() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -54,7 +54,7 @@ fn a_new_filter_takes_over_where_the_old_one_stood() {
 }
 
 #[test]
-fn a_filter_sent_right_behind_the_request_is_in_force_before_anything_is_sent() {
+fn a_filter_sent_with_the_request_applies_before_the_first_event() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
@@ -71,7 +71,7 @@ fn a_filter_sent_right_behind_the_request_is_in_force_before_anything_is_sent() 
 }
 
 #[test]
-fn a_subscriber_that_is_behind_gets_nothing_of_the_old_filter_once_it_is_told_of_the_new() {
+fn a_lagging_subscriber_gets_no_event_of_the_old_filter_after_the_reply() {
     const EVENTS: usize = 3000;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
@@ -91,7 +91,7 @@ fn a_subscriber_that_is_behind_gets_nothing_of_the_old_filter_once_it_is_told_of
 }
 
 #[test]
-fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
+fn filters_changed_under_load_neither_lose_nor_repeat_events() {
     const EVENTS: usize = 3000;
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
@@ -137,7 +137,7 @@ fn filters_that_change_under_load_neither_lose_nor_repeat_anything() {
 }
 
 #[test]
-fn a_client_that_floods_gets_ten_answers_a_second_and_disturbs_nobody() {
+fn a_client_that_floods_gets_ten_replies_a_second_and_disturbs_no_other() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();

@@ -28,7 +28,7 @@ fn pings_are_answered_and_pongs_need_no_answer() {
 }
 
 #[test]
-fn who_breaks_the_protocol_is_told_how() {
+fn a_protocol_violation_is_answered_with_its_close_code() {
     let relay = Setup::behind(&Connector::new()).start();
     let kib_64 = vec![b' '; 64 * 1024];
     let cases: [(&str, u16, Vec<u8>); 8] = [
@@ -70,7 +70,7 @@ fn who_breaks_the_protocol_is_told_how() {
 }
 
 #[test]
-fn a_page_of_another_site_is_refused_whatever_it_shows() {
+fn a_page_of_another_site_is_refused_whatever_its_credential() {
     let auth = format!("{KEYS}\n");
     let connector = Connector::new();
     let relay = Setup::behind(&connector)
@@ -107,7 +107,7 @@ fn a_page_of_another_site_is_refused_whatever_it_shows() {
 }
 
 #[test]
-fn what_is_wrong_is_said_before_the_upgrade() {
+fn an_invalid_request_is_refused_before_the_upgrade() {
     let connector = Connector::new();
     let relay = Setup::behind(&connector).auth(KEYS).start();
     let ask =
