@@ -90,7 +90,7 @@ def key(event_id):
     return tuple(int(part) for part in event_id.split("-"))
 
 
-def test_a_page_of_a_listed_origin_follows_its_session_through_a_cut_line_and_a_restart():
+def test_a_page_of_a_listed_origin_resumes_after_a_cut_connection_and_a_restart():
     with world() as here, Browser() as browser:
         page = browser.page(here.listed)
         told = page.follow("mine", here.url(f"?access_token={token(session_id='mine')}"))
@@ -116,7 +116,7 @@ def test_a_page_of_a_listed_origin_follows_its_session_through_a_cut_line_and_a_
         assert all("last-event-id: " in head for head in again), again
 
 
-def test_a_page_of_an_origin_that_is_not_listed_gets_nothing_though_it_has_a_token():
+def test_a_page_of_an_unlisted_origin_gets_no_event_even_with_a_token():
     with world() as here, Browser() as browser:
         mine = token(session_id="mine")
         here.publish(range(3))
@@ -146,7 +146,7 @@ def numbers_of_page(answer):
     return [payload["number"] for payload in parsed if payload["session_id"] == "mine"]
 
 
-def test_a_cookie_lets_pages_of_the_own_host_and_of_listed_origins_in_and_no_others():
+def test_a_cookie_is_accepted_from_pages_of_the_own_host_and_listed_origins_only():
     with world() as here, Browser() as browser:
         here.publish(range(3))
         value = token(session_id="mine")
@@ -168,7 +168,7 @@ def test_a_cookie_lets_pages_of_the_own_host_and_of_listed_origins_in_and_no_oth
         assert told.of("error")[0]["closed"] and len(here.line.answers(401)) == 1, str(told)
 
 
-def test_pages_that_are_not_listed_send_the_cookie_in_vain():
+def test_a_cookie_from_an_unlisted_origin_is_refused():
     with world() as here, Browser() as browser:
         here.publish(range(3))
         value = token(session_id="mine", permissions=["subscribe", "publish"])
@@ -192,7 +192,7 @@ def test_pages_that_are_not_listed_send_the_cookie_in_vain():
         assert not here.line.answers(202), "nothing was published"
 
 
-def test_a_page_fetches_with_a_header_after_one_preflight_and_publishes():
+def test_a_page_with_a_header_reads_and_publishes_after_one_preflight():
     with world() as here, Browser() as browser:
         page = browser.page(here.listed)
         both = {"Authorization": f"Bearer {token(session_id='mine', permissions=['subscribe', 'publish'])}"}
@@ -216,7 +216,7 @@ def test_a_page_fetches_with_a_header_after_one_preflight_and_publishes():
         assert denied["status"] == 401, "the page may read this, too"
 
 
-def test_a_pages_websocket_shows_what_its_token_allows_and_learns_why_it_ends():
+def test_a_websocket_of_a_page_is_limited_by_its_token_and_gets_the_close_reason():
     with world() as here, Browser() as browser:
         page = browser.page(here.listed)
         socket = page.talk("ws", here.socket(f"?access_token={token(session_id=['mine', 'second'])}"))
@@ -249,7 +249,7 @@ def test_a_pages_websocket_shows_what_its_token_allows_and_learns_why_it_ends():
         assert told.of("open") and len(here.line.answers(401)) == 1, str(told)
 
 
-def test_a_relay_that_is_full_or_leaving_does_not_end_a_pages_eventsource_for_good():
+def test_an_eventsource_survives_a_relay_that_is_full_or_draining():
     with world(server="max_subscribers = 1") as full, world(window="8s") as leaving, Browser() as browser:
         with sse.Stream(full.relay.url(), READER) as first:
             assert first.status == 200

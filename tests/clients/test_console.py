@@ -35,7 +35,7 @@ def test_a_live_event_is_shown_within_a_second():
         console.shows("2 of 2", "#tile-upstreams")
 
 
-def test_upstreams_rates_lag_and_subscribers_are_shown_as_they_are():
+def test_upstreams_rates_lag_and_subscribers_are_shown():
     with world() as here, sse.Stream(here.relay.url(), READER), here.open() as console:
         row = lambda: console.run(ROW)
         wait_for(lambda: row().get("Heartbeat") in ("now", "1 s ago"), lambda: f"a heartbeat shows: {row()}")
@@ -60,7 +60,7 @@ ROW = """(() => Object.fromEntries([...document.querySelectorAll('#upstreams tr:
     .map((cell) => [cell.dataset.name, cell.innerText])))()"""
 
 
-def test_a_restart_of_the_relay_is_shown_and_nothing_is_missing_after_it():
+def test_a_restart_of_the_relay_is_shown_and_no_event_is_missing_after_it():
     with world() as here, here.open() as console:
         console.expected = AWAY
         console.follows()
@@ -85,7 +85,7 @@ def test_a_restart_of_the_relay_is_shown_and_nothing_is_missing_after_it():
         assert first is None and set(later) == {here.ids()[2]}, (first, later)
 
 
-def test_whatever_a_payload_holds_is_text():
+def test_a_payload_is_shown_as_text_only():
     with world() as here, here.open() as console:
         console.follows()
         here.upstream.send(event(EVIL, EVIL, note=EVIL), f"{{{EVIL}", event(kind="last"))
@@ -100,7 +100,7 @@ def test_whatever_a_payload_holds_is_text():
         assert console.run("typeof hacked + document.querySelectorAll('body :is(script, img, svg svg)').length") == "undefined0"
 
 
-def test_the_policy_stops_scripts_and_hosts_that_are_not_the_pages_own():
+def test_the_policy_blocks_foreign_scripts_and_hosts():
     with world() as here:
         console = here.open()
         console.run("document.body.append(Object.assign(document.createElement('script'), { textContent: 'hacked=1' }))")
@@ -112,7 +112,7 @@ def test_the_policy_stops_scripts_and_hosts_that_are_not_the_pages_own():
         assert console.run("typeof hacked") == "undefined"
 
 
-def test_payloads_and_sessions_are_not_in_the_page_until_they_are_asked_for():
+def test_payloads_and_sessions_are_in_the_page_only_while_they_are_open():
     with world() as here, here.open() as console:
         console.follows()
         here.upstream.send(event("session-in-question", note="payload-in-question"), '{"frame-in-question')
@@ -128,7 +128,7 @@ def test_payloads_and_sessions_are_not_in_the_page_until_they_are_asked_for():
         wait_for(lambda: not any(console.holds(text) for text in secrets), "they have gone again")
 
 
-def test_filters_show_what_fits_them():
+def test_filters_show_matching_events_only():
     with world() as here, here.open() as console:
         console.follows()
         events = [event(session, kind) for session in ("s1", "s2", "s3") for kind in ("actions", "summary", "own")]
@@ -184,7 +184,7 @@ def test_the_keyboard_alone_pauses_and_opens_an_event():
 
 
 @cases("light", "dark")
-def test_axe_finds_nothing_to_object_to(scheme):
+def test_axe_finds_no_violation(scheme):
     with world(UNREACHABLE) as here, here.open(colorScheme=scheme) as console:
         console.expected = AWAY
         console.follows()
@@ -205,7 +205,7 @@ def test_axe_finds_nothing_to_object_to(scheme):
         here.begin_anew()
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen_and_tables_are_tables():
+def test_the_page_fits_a_phone_screen_and_its_tables_keep_their_roles():
     with world(UNREACHABLE) as here, here.open(**PHONE) as console:
         console.follows()
         here.upstream.send(event(), event("s" * 300, "t" * 200, note="n" * 500), "{" + "x" * 300)
@@ -228,7 +228,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_tables_are_tables():
         assert console.run("document.querySelectorAll(':is(table, thead, tbody, tr, th, td):not([role])').length") == 0
 
 
-def test_thousands_of_events_and_one_of_a_mebibyte_leave_the_page_responsive():
+def test_the_page_stays_responsive_with_thousands_of_events_and_one_of_a_mebibyte():
     with world() as here, here.open() as console:
         console.follows()
         console.run(WATCH_THE_CLOCK)
@@ -258,7 +258,7 @@ WATCH_THE_CLOCK = """
 
 
 @cases("status", "webhooks", "rejected")
-def test_a_call_that_fails_is_told_in_its_part_and_the_others_go_on(path):
+def test_a_failed_call_is_reported_in_its_part_and_the_others_continue(path):
     with world() as here, here.open() as console:
         console.expected = ["Failed to load resource: the server responded with a status of 500"]
         console.follows()

@@ -10,7 +10,7 @@ from waiting import wait_for
 DENIED = "Failed to load resource: the server responded with a status of 401"
 
 
-def test_the_admin_key_is_asked_for_and_kept_in_memory_alone():
+def test_the_admin_key_is_requested_and_kept_in_memory_only():
     with world(admin_key=ADMIN) as here, here.open() as console:
         console.expected = [DENIED]
         console.shows("Admin key", "#key-dialog")
@@ -39,13 +39,13 @@ EVERYWHERE = """(async () => [localStorage.length, sessionStorage.length, docume
     await caches.keys(), history.state])()"""
 
 
-def test_nothing_is_asked_for_where_no_key_is_set():
+def test_no_key_is_requested_where_none_is_set():
     with world() as here, here.open() as console:
         console.shows("Connected", "#upstreams")
         assert not console.run("document.getElementById('key-dialog').open")
 
 
-def test_the_test_button_sends_a_sample_and_shows_the_answer():
+def test_the_test_button_sends_a_sample_and_shows_the_response():
     with hooked() as (here, receiver, console):
         console.click("Send test: hook")
         console.shows("Test accepted: status 202", ".result")
@@ -56,7 +56,7 @@ def test_the_test_button_sends_a_sample_and_shows_the_answer():
         assert not here.ids(), "a sample is no event of the log"
 
 
-def test_dead_letters_show_on_demand_and_go_out_again_one_by_one_or_all():
+def test_dead_letters_are_shown_on_demand_and_redelivered_singly_or_all_at_once():
     with hooked() as (here, receiver, console):
         receiver.is_good = False
         here.upstream.send(*(event(note=f"payload-in-question-{number}") for number in range(3)))
@@ -84,7 +84,7 @@ def test_dead_letters_show_on_demand_and_go_out_again_one_by_one_or_all():
         console.shows("0", "#tile-dead")
 
 
-def test_the_enable_button_puts_a_webhook_into_use_again():
+def test_the_enable_button_enables_a_webhook():
     with hooked() as (here, receiver, console):
         receiver.is_good, receiver.refusal = False, 410
         here.upstream.send(event())
@@ -100,7 +100,7 @@ def test_the_enable_button_puts_a_webhook_into_use_again():
         console.shows("Active", ".card")
 
 
-def test_what_an_action_meets_is_told_beside_its_button():
+def test_the_error_of_an_action_is_shown_beside_its_button():
     with hooked() as (here, _, console):
         console.expected = ["Failed to load resource: the server responded with a status of 404"]
         console.ask(hold="**/api/v1/webhooks")  # so that the card stays

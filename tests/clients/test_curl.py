@@ -53,7 +53,7 @@ class Curl:
 
 
 @cases("--http1.1", "--http2-prior-knowledge")
-def test_curl_has_the_head_before_there_is_anything_to_send(version):
+def test_curl_gets_the_head_before_any_event(version):
     # No event passes the filter and no heartbeat is due for thirty seconds: only a head sent at once comes in time.
     with scene(heartbeat="30s") as (_, _, relay), Curl(relay.url("?session_id=nobody"), version) as curl:
         has_both = lambda: re.fullmatch(RETRY, curl.body())

@@ -54,7 +54,7 @@ def data_dir():
         yield directory
 
 
-def test_eventsource_and_tail_miss_nothing_across_a_restart_of_a_durable_relay():
+def test_eventsource_and_tail_miss_no_event_across_a_restart_of_a_durable_relay():
     with Simulator() as simulator, data_dir() as directory:
         relay = Relay(simulator, data_dir=directory)
         with EventSource(relay.url("?last_event_id=0")) as client, Tail(relay.url()) as tail:
@@ -77,7 +77,7 @@ def test_eventsource_and_tail_miss_nothing_across_a_restart_of_a_durable_relay()
                     assert got == log[: len(got)], f"across the restart: {first_difference(got, log)}"
 
 
-def test_eventsource_misses_nothing_when_a_relay_behind_a_relay_is_restarted():
+def test_eventsource_misses_no_event_when_a_leaf_restarts():
     with Simulator() as simulator, Relay(simulator) as edge:
         leaf = Relay(edge)
         with EventSource(leaf.url("?last_event_id=0")) as client:
@@ -91,7 +91,7 @@ def test_eventsource_misses_nothing_when_a_relay_behind_a_relay_is_restarted():
                 assert not client.of("gap"), str(client)
 
 
-def test_eventsource_moves_between_relays_behind_one_relay():
+def test_eventsource_moves_between_leaves_of_one_edge():
     with Simulator() as simulator, Relay(simulator) as edge, Relay(edge) as one, Relay(edge) as other:
         with EventSource(one.url("?last_event_id=0")) as client:
             client.wait_for_events(30)

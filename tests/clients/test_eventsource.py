@@ -133,7 +133,7 @@ def test_eventsource_resumes_by_itself_after_a_cut_connection():
         assert not client.of("gap"), str(client)
 
 
-def test_eventsource_survives_a_restart_of_the_relay_and_is_told_of_the_gap_once():
+def test_eventsource_survives_a_restart_of_the_relay_and_gets_the_gap_once():
     with scene() as (simulator, _, relay), EventSource(relay.url()) as client:
         client.wait_for_events(30)
         relay.stop(within=relay.patience)
@@ -155,7 +155,7 @@ def test_eventsource_survives_a_restart_of_the_relay_and_is_told_of_the_gap_once
             assert not any(error["closed"] for error in client.of("error")), f"it gave up: {client}"
 
 
-def test_eventsource_is_told_of_an_outage_of_the_connector_once_and_in_its_place():
+def test_eventsource_gets_the_gap_of_a_connector_outage_once_and_in_order():
     with Simulator() as simulator, Relay(simulator) as relay:
         with EventSource(relay.url("?last_event_id=0")) as client:
             client.wait_for_events(30)
@@ -181,7 +181,7 @@ def test_eventsource_is_told_of_an_outage_of_the_connector_once_and_in_its_place
         assert (later.frames[0].event, later.frames[0].id) == ("message", following["id"]), later.frames[0]
 
 
-def test_eventsource_gives_up_for_good_without_a_valid_token():
+def test_eventsource_gives_up_without_a_valid_token():
     with scene() as (_, _, relay), EventSource(relay.url(), token="not-a-key-of-this-relay") as client:
         wait_for(lambda: client.told, "an error event")
         client.close()  # it must end by itself; had it a reconnect pending, the happenings would show it

@@ -102,7 +102,7 @@ def test_httpx_streams_over_http2():
     ("-tls1_2", "http/1.1", True),
     ("-tls1_3", "spdy/3", False),
 )
-def test_openssl_gets_tls_of_today_and_nothing_older(wanted):
+def test_openssl_negotiates_tls_1_2_and_newer_only(wanted):
     version, alpn, good = wanted
     with secure_scene() as (_, relay):
         # Debian's openssl offers 1.1 only where its own security level is lowered.
@@ -118,7 +118,7 @@ def test_openssl_gets_tls_of_today_and_nothing_older(wanted):
 
 
 @cases("https", "http")
-def test_h2load_gets_every_answer(scheme):
+def test_h2load_gets_every_response(scheme):
     with tempfile.TemporaryDirectory(dir=processes.log_dir) as folder, Simulator(rate=50) as simulator:
         relay = SecureRelay(simulator, Certificate(folder, "relay")) if scheme == "https" else Relay(simulator)
         with relay:
@@ -133,7 +133,7 @@ def test_h2load_gets_every_answer(scheme):
             assert f"Application protocol: {'h2' if scheme == 'https' else 'h2c'}" in told, told
 
 
-def test_a_page_holds_fifty_streams_on_one_connection_and_a_new_certificate_ends_none():
+def test_fifty_streams_of_a_page_share_a_connection_and_survive_a_new_certificate():
     with Pages() as pages:
         listed = pages.origin("localhost")
         auth = f'cors_allowed_origins = ["{listed}"]\n'

@@ -106,7 +106,7 @@ def test_the_sdk_receives_every_event_typed_and_complete(kind):
 
 
 @cases(Threaded, Async)
-def test_the_sdk_takes_heartbeats_between_events_in_silence(kind):
+def test_the_sdk_ignores_heartbeats_between_events(kind):
     # Two events a second and room for heartbeats between them.
     with scene(heartbeat="150ms", rate=2) as (_, _, relay), sse.Stream(relay.url(), READER) as witness:
         with kind(relay.url(), READER) as client:
@@ -121,7 +121,7 @@ def test_the_sdk_takes_heartbeats_between_events_in_silence(kind):
 
 
 @cases(Threaded, Async)
-def test_the_sdk_takes_heartbeats_with_a_position_in_silence(kind):
+def test_the_sdk_ignores_heartbeats_with_an_id(kind):
     # No event is of this session, so heartbeats are all there is, with the id of what was hidden.
     url = "?session_id=nobody"
     with scene(heartbeat="300ms") as (_, _, relay):
@@ -137,7 +137,7 @@ def test_the_sdk_takes_heartbeats_with_a_position_in_silence(kind):
 
 
 @cases(Threaded, Async)
-def test_the_sdk_does_not_notice_that_the_connector_went_away_and_came_back(kind):
+def test_the_sdk_does_not_notice_an_outage_of_the_connector(kind):
     with Simulator() as simulator, Relay(simulator) as relay, kind(relay.url(), READER) as client:
         wait_for(lambda: len(client.received) >= 30, "30 events before the outage")
         with sse.Stream(relay.url(), READER) as witness:
@@ -152,7 +152,7 @@ def test_the_sdk_does_not_notice_that_the_connector_went_away_and_came_back(kind
 
 
 @cases(Threaded, Async)
-def test_the_sdk_goes_on_after_a_restart_of_the_relay(kind):
+def test_the_sdk_continues_after_a_restart_of_the_relay(kind):
     with scene() as (simulator, direct, relay), kind(relay.url(), READER) as client:
         wait_for(lambda: len(client.received) >= 30, "30 events before the restart")
         relay.stop(within=relay.patience)

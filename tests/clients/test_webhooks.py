@@ -122,7 +122,7 @@ CHECKS = [(make, secret) for make in MAKERS for secret in (PLAIN, STANDARD)]
 
 
 @cases(*CHECKS)
-def test_a_receiver_verifies_every_delivery_and_gets_what_the_stream_has(case):
+def test_a_receiver_verifies_every_delivery_and_gets_the_events_of_the_stream(case):
     make, secret = case
     received = []
     with Receiver(make(secret, received)) as receiver, scene(hook(receiver, secret)) as relay, log() as complaints:
@@ -162,7 +162,7 @@ def test_a_receiver_with_another_secret_refuses_every_delivery(case):
         assert dead[0]["attempts"][0]["outcome"] == "refused", dead[:1]
 
 
-def test_plain_text_that_is_base64_is_used_as_it_stands():
+def test_a_plain_text_secret_that_is_base64_is_not_decoded():
     """Only whsec_ is decoded: a receiver that uses the package with such a secret hands it over as base64 of it."""
     secret = base64.b64encode(b"0123456789abcdef01234567").decode()
     as_written = Webhook(base64.b64encode(secret.encode()).decode())
@@ -223,7 +223,7 @@ def test_the_sdk_registers_a_webhook_as_it_registers_with_the_connector():
         wait_for(lambda: len(receiver.accepted) > before + 5, "deliveries go on")
 
 
-def test_the_sdk_registers_for_the_stream_as_well():
+def test_the_sdk_registers_for_the_stream():
     with scene(admin_key=True) as relay:
         answer = asyncio.run(
             post_register_product_cli(

@@ -127,7 +127,7 @@ def key(event_id):
 
 
 @cases(Python, Node)
-def test_events_come_in_order_and_go_on_after_a_reconnect(client):
+def test_events_arrive_in_order_and_continue_after_a_reconnect(client):
     with scene() as (_, direct, relay):
         with opened(client, url_of(relay, "?last_event_id=0")) as connection:
             first = receive_events(connection, 60)
@@ -170,7 +170,7 @@ def test_a_filter_changes_while_connected(client):
 
 
 @cases(Python, Node)
-def test_a_relay_that_leaves_says_1012(client):
+def test_a_draining_relay_closes_with_1012(client):
     with scene() as (_, _, relay):
         connection = client(url_of(relay))
         receive_events(connection, 3)
@@ -178,7 +178,7 @@ def test_a_relay_that_leaves_says_1012(client):
         assert connection.closed_with() == 1012
 
 
-def test_a_wrong_key_is_told_before_the_upgrade():
+def test_a_wrong_key_is_refused_before_the_upgrade():
     with scene() as (_, _, relay):
         try:
             Python(url_of(relay), token="wrong")
