@@ -1,4 +1,4 @@
-"""The console in Chromium: the operator's key, and what its buttons do, as their receivers and the API see it."""
+"""The console in Chromium: the operator's key, and the effect of its buttons on receivers and the API."""
 
 import contextlib
 
@@ -14,28 +14,28 @@ def test_the_admin_key_is_requested_and_kept_in_memory_only():
     with world(admin_key=ADMIN) as here, here.open() as console:
         console.expected = [DENIED]
         console.shows("Admin key", "#key-dialog")
-        assert console.focus() == "key", "it can be typed at once"
+        assert console.focus() == "key", "the field has the focus"
         console.ask(write="a-key-that-is-wrong")
         console.press("Enter")
         console.shows("The relay does not accept this key", "#key-wrong")
-        assert not console.text("#upstreams"), "nothing is shown"
+        assert not console.text("#upstreams"), "no data is shown"
         console.ask(write=ADMIN)
         console.press("Enter")
-        wait_for(lambda: not console.run("document.getElementById('key-dialog').open"), "the dialog has gone")
+        wait_for(lambda: not console.run("document.getElementById('key-dialog').open"), "the dialog is closed")
         console.shows("Connected", "#upstreams")
         console.follows()
         here.upstream.send(event())
         console.shows_ids(here.arrived(1))
-        assert console.run(EVERYWHERE) == [0, 0, "", [], [], None], "nothing is kept"
+        assert console.run(STORED_DATA) == [0, 0, "", [], [], None], "no data is stored"
         assert not console.holds(ADMIN), "not in a field either"
-        assert not [it for it in console.told("request") if ADMIN in it["url"]], "never in an address"
+        assert not [it for it in console.reports("request") if ADMIN in it["url"]], "never in an address"
         assert console.requests("/api/v1/stream/")[-1]["headers"]["x-admin-key"] == ADMIN
         console.ask(reload=True)
         console.shows("Admin key", "#key-dialog")
 
 
-# Wherever a page could keep something.
-EVERYWHERE = """(async () => [localStorage.length, sessionStorage.length, document.cookie, await indexedDB.databases(),
+# Every place in which a page can store data.
+STORED_DATA = """(async () => [localStorage.length, sessionStorage.length, document.cookie, await indexedDB.databases(),
     await caches.keys(), history.state])()"""
 
 
@@ -64,18 +64,18 @@ def test_dead_letters_are_shown_on_demand_and_redelivered_singly_or_all_at_once(
         first, second, third = here.arrived(3)
         console.click("Show dead letters: hook")
         console.shows(third, ".letters")
-        assert not console.holds("payload-in-question"), "not until it is asked for"
+        assert not console.holds("payload-in-question"), "not before it is opened"
         console.run("document.querySelector('.letters summary').click()")
         console.shows("payload-in-question-2", ".letters")
         receiver.is_good = True
         console.click(f"Redeliver {second}")
-        wait_for(lambda: delivered(receiver) == [second], "it is delivered")
+        wait_for(lambda: delivered(receiver) == [second], "the delivery is accepted")
         console.shows("1 delivery back in the queue", ".result")
-        wait_for(lambda: second not in console.text(".letters"), "it is no dead letter any more")
+        wait_for(lambda: second not in console.text(".letters"), "the delivery is no dead letter any more")
         console.click("Redeliver all: hook")
         console.shows("gets 2 dead letters again", "#confirm")
         console.click("Cancel")
-        assert delivered(receiver) == [second], "not without consent"
+        assert delivered(receiver) == [second], "not before the confirmation"
         console.click("Redeliver all: hook")
         console.click("Redeliver 2 dead letters")
         wait_for(lambda: sorted(delivered(receiver)) == sorted([first, second, third]), "all are delivered")
@@ -95,7 +95,7 @@ def test_the_enable_button_enables_a_webhook():
         assert state(here) == "disabled"
         console.click("Enable: hook")
         console.shows("Enabled", ".result")
-        wait_for(lambda: delivered(receiver) == here.ids()[1:], "what waited is delivered")
+        wait_for(lambda: delivered(receiver) == here.ids()[1:], "pending deliveries are accepted")
         assert state(here) == "active"
         console.shows("Active", ".card")
 
@@ -114,7 +114,7 @@ def test_the_error_of_an_action_is_shown_beside_its_button():
 
 @contextlib.contextmanager
 def hooked():
-    """A world with a receiver, its webhook, registered by the API, and the console that shows it."""
+    """A fixture with a receiver, a webhook registered by the API, and an open console."""
     with Receiver(lambda body, headers: receiver.is_good) as receiver:
         receiver.is_good = True
         with world('\n[egress]\nallow_networks = ["127.0.0.0/8"]\n') as here, here.open() as console:

@@ -25,7 +25,7 @@ def admin_url(relay):
 
 
 def register(relay, forward_url="", force=False, product=PRODUCT):
-    """As the SDK's command does it: a webhook where there is a URL, else the stream."""
+    """Registers as the SDK's command does: a webhook if there is a URL, otherwise the stream."""
     return asyncio.run(
         post_register_product_cli(
             connector_url=admin_url(relay),
