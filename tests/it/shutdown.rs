@@ -1,4 +1,4 @@
-//! Signals: the relay leaves in order, spread over the drain window.
+//! Signals and graceful shutdown: subscribers are drained over the drain window.
 
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ fn a_drain_disconnects_subscribers_over_its_window_with_a_retry_line_and_a_prope
     let (first, last) = (ended.iter().min().unwrap(), ended.iter().max().unwrap());
     assert!(
         *last - *first > Duration::from_millis(500),
-        "they leave spread over the window: {ended:?}"
+        "the disconnects are spread over the window: {ended:?}"
     );
     assert!(*last < Duration::from_secs(4), "{ended:?}");
     assert_eq!(relay.process.exit_code(), Some(0));
@@ -62,7 +62,7 @@ fn a_drain_disconnects_subscribers_over_its_window_with_a_retry_line_and_a_prope
 
 #[test]
 fn two_simultaneous_stop_signals_count_as_one() {
-    // As `timeout` sends it: to the process, and to its group.
+    // `timeout` sends two signals: to the process, and to its group.
     let connector = Connector::new();
     let mut relay = Setup::behind(&connector).server("drain_window = '1s'").start();
     let mut subscriber = relay.subscribe();
@@ -75,11 +75,11 @@ fn two_simultaneous_stop_signals_count_as_one() {
 fn a_drained_subscriber_still_receives_every_logged_event() {
     const EVENTS: usize = 400;
     let connector = Connector::new();
-    let mut relay = Relay::behind(&connector); // its drain window is no time at all
+    let mut relay = Relay::behind(&connector); // the drain window is 0 s
     let mut link = connector.stream();
     let mut behind = relay.subscribe();
-    // Far more than sockets take in, so that the subscriber, which does not read yet, is behind the
-    // log.
+    // Far more than the sockets hold, so that the subscriber, which does not read yet, lags behind
+    // the log.
     let session = "x".repeat(8000);
     (0..EVENTS).for_each(|n| link.event(event_of(&session, n)));
     let labels = [("product_id", PRODUCT), ("tier", "memory")];
@@ -102,8 +102,8 @@ fn a_draining_relay_delivers_events_and_sheds_newcomers() {
     wait::until("readiness ends", || relay.ask_admin("/readyz").status() == 503);
     assert_eq!(relay.ask_admin("/healthz").status(), 200);
 
-    let turned_away = relay.get(STREAM, &[]).problem(503);
-    let wait: u32 = turned_away.field("retry-after").unwrap().parse().unwrap();
+    let shed = relay.get(STREAM, &[]).problem(503);
+    let wait: u32 = shed.field("retry-after").unwrap().parse().unwrap();
     assert!(wait >= 1);
     let browser = relay.get(STREAM, &[("Sec-Fetch-Mode", "cors")]);
     assert_eq!((browser.status(), browser.field("content-type")), (200, Some("text/event-stream")));
@@ -121,7 +121,7 @@ fn a_draining_relay_delivers_events_and_sheds_newcomers() {
         assert_eq!(ending, Ending::Proper);
         received += usize::from(String::from_utf8(rest).unwrap().contains(&event(7)));
     }
-    assert!(received >= 6, "those who had not left yet got what came: {received} of 12");
+    assert!(received >= 6, "subscribers still connected got the event: {received} of 12");
     assert_eq!(relay.process.exit_code(), Some(0));
 }
 
@@ -133,7 +133,7 @@ fn drained_subscribers_are_counted_as_drain() {
     relay.wait_for_subscribers(10.0);
     relay.process.signal("TERM");
     let drained = [("transport", "sse"), ("reason", "drain")];
-    let count = wait::value("the first few have left", || {
+    let count = wait::value("the first subscribers are disconnected", || {
         let metrics = relay.metrics();
         metrics
             .value("autoplay_relay_subscriber_disconnects_total", &drained)
@@ -179,7 +179,7 @@ fn an_upstream_that_does_not_answer_does_not_delay_shutdown() {
     let mut relay = Setup::behind(&silent).upstream("prod_xyz", &busy.url("prod_xyz"), "").start();
     let _silent = silent.accept();
     busy.accept().refuse("503 Service Unavailable", "Retry-After: 120\r\n");
-    wait::until("the wait has begun", || relay.upstream_state("prod_xyz") == "backing_off");
+    wait::until("the upstream backs off", || relay.upstream_state("prod_xyz") == "backing_off");
     let begin = Instant::now();
     relay.process.signal("TERM");
     assert_eq!(relay.process.exit_code(), Some(0));
@@ -210,7 +210,7 @@ fn a_hangup_signal_disturbs_no_connection() {
     link.event(event(0));
     assert_eq!(subscriber.numbers(1), [0]);
     relay.process.signal("HUP");
-    connector.expect_nobody(Duration::from_millis(300));
+    connector.expect_no_connection(Duration::from_millis(300));
     link.event(event(1));
     assert_eq!(subscriber.numbers(1), [1]);
     assert!(relay.process.is_running());

@@ -1,4 +1,4 @@
-//! Who may come in: keys, anonymous subscribers, hosts and origins; and that no secret comes out.
+//! Access by keys, anonymous access, allowed hosts and origins, and the admin key.
 
 use crate::common::{
     PRODUCT, STREAM, http,
@@ -243,7 +243,7 @@ fn only_pages_of_listed_origins_may_read() {
     assert_eq!(
         denied.field("access-control-allow-origin"),
         Some("https://app.test"),
-        "pages may read why not"
+        "pages may read the reason"
     );
 }
 

@@ -1,4 +1,4 @@
-//! Secrets, sessions and payloads stay out of everything that is written down.
+//! Secrets, sessions and payloads are absent from every output.
 
 use crate::common::{
     PRODUCT, SOCKET, STREAM,
@@ -112,8 +112,8 @@ fn tokens_are_absent_from_every_output_wherever_they_were_sent() {
     let lines = jwt("allow_query_token = true\ncookie_name = 'relay'");
     let mut relay = Setup::behind(&connector).auth(&lines).start_with(&[("RUST_LOG", "trace")]);
     let mut link = connector.stream();
-    // Each place has its own token; the last ones are refused, which is what logs like to tell
-    // about.
+    // Each place has its own token. The last two are refused, because logs tend to report refused
+    // credentials.
     let session = json!({"session_id": "session-nobody-may-see"});
     let tokens: Vec<_> =
         (0..9).map(|n| token(&json!({"exp": now() + 100.0 + f64::from(n), "sub": n}))).collect();
@@ -146,8 +146,8 @@ fn tokens_are_absent_from_every_output_wherever_they_were_sent() {
     relay.process.signal("TERM");
     assert_eq!(relay.process.exit_code(), Some(0));
     let log = relay.process.stderr.whole();
-    assert!(log.contains("TRACE") && seen[2].contains("token"), "they say something");
-    // A token's head is the same in all of them, and tells nothing.
+    assert!(log.contains("TRACE") && seen[2].contains("token"), "the outputs are not empty");
+    // The head is the same in all tokens and is no secret.
     let parts = tokens.iter().chain([&limited]).flat_map(|token| token.split('.').skip(1));
     for secret in parts.chain([SECRET, "nobody-may-see"]) {
         for written in seen.iter().chain([&log, &arguments]) {
@@ -166,7 +166,7 @@ fn client_input_creates_no_metric_series() {
         .server("cors_allowed_origins = ['https://app.test']")
         .start();
     let mut link = connector.stream();
-    let mut storm = |relay: &Relay, from: usize, to: usize| {
+    let mut series_after = |relay: &Relay, from: usize, to: usize| {
         for n in from..to {
             let all = bearer_of(
                 &json!({"sub": n, "session_id": format!("s{n}"), "type": format!("type-{n}"),
@@ -195,7 +195,7 @@ fn client_input_creates_no_metric_series() {
             relay.get(STREAM, &[("Authorization", &format!("Bearer guess-{n}"))]).problem(401);
         }
         // Disconnects are counted a moment after they happen.
-        crate::common::wait::until("all have gone", || {
+        crate::common::wait::until("all subscribers are disconnected", || {
             let status = relay.metrics();
             let of =
                 |transport| status.value("autoplay_relay_subscribers", &[("transport", transport)]);
@@ -205,8 +205,8 @@ fn client_input_creates_no_metric_series() {
         let series = metrics.lines().filter(|line| !line.starts_with('#'));
         series.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect::<Vec<_>>()
     };
-    let few = storm(&relay, 0, 2);
-    assert_eq!(storm(&relay, 2, 40), few);
+    let few = series_after(&relay, 0, 2);
+    assert_eq!(series_after(&relay, 2, 40), few);
 }
 
 fn origin(n: usize) -> String {

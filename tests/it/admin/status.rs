@@ -1,4 +1,4 @@
-//! What operators see: health, readiness, metrics, status.
+//! Health, readiness, metrics, status.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::common::{
     connector::Connector,
     events::event,
     http,
-    page::{Keeping, publish},
+    page::{Storage, publish},
     relay::{Relay, Setup},
 };
 use serde_json::{Value, json};
@@ -57,7 +57,7 @@ fn the_status_shows_what_memory_and_disk_hold() {
     assert_eq!(relay.ask_admin("/readyz").json()["degraded"], false);
 
     let connector = Connector::new();
-    let (setup, _directory) = Keeping::Disk.setup(&connector);
+    let (setup, _directory) = Storage::Disk.setup(&connector);
     let relay = setup.start();
     let mut link = connector.stream();
     let frames = publish(&relay, &mut link, (0..20).map(event));

@@ -1,8 +1,8 @@
-//! A relay behind a relay, as it stands to that one: the test plays the edge, frame by frame.
+//! A leaf and its edge. The test plays the edge, frame by frame.
 
 use std::time::{Duration, Instant};
 
-use super::scripted::{EVERYTHING, asked, edge_and_leaf, send, send_of};
+use super::scripted::{FROM_OLDEST, edge_and_leaf, resume_fields, send, send_of};
 use crate::common::{connector::Connector, events::event, relay::Relay};
 
 #[test]
@@ -17,7 +17,7 @@ fn a_connector_gets_neither_a_resume_id_nor_the_follow_header() {
             (None, None),
             "{n}"
         );
-        link.event_as(&format!("7-{n}"), event(n)); // ids of a connector mean nothing
+        link.event_as(&format!("7-{n}"), event(n)); // ids of a connector are ignored
         if n > 0 {
             subscriber.gap();
         }
@@ -30,32 +30,32 @@ fn a_connector_gets_neither_a_resume_id_nor_the_follow_header() {
 #[test]
 fn a_leaf_asks_its_edge_for_everything_first_and_then_resumes_after_its_newest_id() {
     let (edge, leaf) = edge_and_leaf();
-    let mut subscriber = leaf.subscribe_to(EVERYTHING);
-    let mut link = edge.found_as_relay();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
     assert_eq!(link.request.field("last-event-id"), Some("0"));
     send(&mut link, 1..4);
     link.heartbeat();
     assert_eq!(subscriber.numbers(3), [1, 2, 3]);
     link.end();
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link), (Some("7-3"), Some("follow")));
+    assert_eq!(resume_fields(&link), (Some("7-3"), Some("follow")));
     link.send("id: 7-3\nevent: heartbeat\ndata:\n\n");
     send(&mut link, 4..6);
     assert_eq!(subscriber.numbers(2), [4, 5]);
     link.reset();
     edge.accept().refuse("503 Service Unavailable", "");
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link), (Some("7-5"), Some("follow")));
+    assert_eq!(resume_fields(&link), (Some("7-5"), Some("follow")));
     send(&mut link, 6..7);
     assert_eq!(subscriber.numbers(1), [6]);
-    assert_eq!(leaf.all_gaps(), 0.0, "a relay repeats what was missed");
+    assert_eq!(leaf.all_gaps(), 0.0, "a relay replays missed events");
 }
 
 #[test]
 fn an_entry_that_the_edge_repeats_is_delivered_once() {
     let (edge, leaf) = edge_and_leaf();
-    let mut subscriber = leaf.subscribe_to(EVERYTHING);
-    let mut link = edge.found_as_relay();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     link.gap_as("7-4", "upstream_reconnect", "7-3");
     send(&mut link, 5..7);
@@ -81,8 +81,8 @@ fn an_entry_that_the_edge_repeats_is_delivered_once() {
 #[test]
 fn an_entry_without_an_id_gets_the_id_before_it_with_a_suffix() {
     let (edge, leaf) = edge_and_leaf();
-    let mut subscriber = leaf.subscribe_to(EVERYTHING);
-    let mut link = edge.found_as_relay();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     link.send("event: gap\ndata: {}\n\n");
     link.event(event(100));
@@ -103,21 +103,21 @@ fn an_entry_without_an_id_gets_the_id_before_it_with_a_suffix() {
         }
     }
     link.end();
-    assert_eq!(asked(&edge.stream_as_relay()), (Some("7-5.1"), Some("follow")));
+    assert_eq!(resume_fields(&edge.stream_as_relay()), (Some("7-5.1"), Some("follow")));
     assert_eq!(leaf.all_gaps(), 1.0);
 }
 
 #[test]
 fn an_edge_that_restarts_with_its_clock_set_back_loses_nothing() {
     let (edge, leaf) = edge_and_leaf();
-    let mut subscriber = leaf.subscribe_to(EVERYTHING);
-    let mut link = edge.found_as_relay();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
     send_of(&mut link, 9, 1..4);
     link.heartbeat();
     assert_eq!(subscriber.numbers(3), [1, 2, 3]);
     link.reset();
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link).0, Some("9-3"));
+    assert_eq!(resume_fields(&link).0, Some("9-3"));
     link.gap_as("8-0", "unknown_id", "9-3");
     send_of(&mut link, 8, 1..4);
     let gap = subscriber.gap();
@@ -132,7 +132,7 @@ fn an_edge_that_restarts_with_its_clock_set_back_loses_nothing() {
     assert_eq!(leaf.resume("8-1").numbers(2), [2, 3]);
     link.reset();
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link).0, Some("8-3"));
+    assert_eq!(resume_fields(&link).0, Some("8-3"));
     send_of(&mut link, 8, 4..5);
     assert_eq!(subscriber.numbers(1), [4]);
     assert_eq!((leaf.all_gaps(), leaf.gaps("unknown_id")), (1.0, 1.0));
@@ -141,9 +141,9 @@ fn an_edge_that_restarts_with_its_clock_set_back_loses_nothing() {
 #[test]
 fn a_subscriber_that_comes_from_a_leaf_further_ahead_waits_and_gets_exactly_the_rest() {
     let (edge, leaf) = edge_and_leaf();
-    // Before the leaf has heard of its edge, before the end of the replay, and after it.
+    // Resumes before the edge has answered, before the end of the replay, and after it.
     let early = leaf.resume("7-5");
-    let mut link = edge.found_as_relay();
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..3);
     leaf.wait_for_events(2);
     let during = leaf.resume("7-5");
@@ -170,7 +170,7 @@ fn a_subscriber_that_comes_from_a_leaf_further_ahead_waits_and_gets_exactly_the_
 #[test]
 fn a_missing_id_is_unknown_after_a_wait_and_a_malformed_one_at_once() {
     let (edge, leaf) = edge_and_leaf();
-    let mut link = edge.found_as_relay();
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     link.heartbeat();
     leaf.wait_for_end_of_replay();
@@ -190,7 +190,7 @@ fn a_missing_id_is_unknown_after_a_wait_and_a_malformed_one_at_once() {
     }
     assert!(
         begin.elapsed() < Duration::from_secs(3),
-        "malformed ids wait for nothing: {:?}",
+        "malformed ids are not waited for: {:?}",
         begin.elapsed()
     );
     for subscriber in &mut waiting {
@@ -205,7 +205,7 @@ fn a_missing_id_is_unknown_after_a_wait_and_a_malformed_one_at_once() {
 #[test]
 fn an_event_that_the_edge_had_evicted_is_a_gap_for_readers_that_missed_it() {
     let (edge, leaf) = edge_and_leaf();
-    let mut link = edge.found_as_relay();
+    let mut link = edge.accept_leaf();
     send(&mut link, 41..44);
     link.heartbeat();
     leaf.wait_for_end_of_replay();
@@ -215,7 +215,7 @@ fn an_event_that_the_edge_had_evicted_is_a_gap_for_readers_that_missed_it() {
     assert_eq!((&notice["reason"], &notice["after"]), (&"evicted".into(), &"7-7".into()));
     assert_eq!(notice["before"], "7-41");
     assert_eq!(late.numbers(3), [41, 42, 43]);
-    assert_eq!(gap.id(), "7-40", "an id that every leaf knows");
+    assert_eq!(gap.id(), "7-40", "an id known to every leaf");
     assert_eq!(leaf.resume(gap.id()).numbers(3), [41, 42, 43]);
     assert_eq!(leaf.gaps("evicted"), 1.0, "7-40 has missed nothing");
 }
@@ -223,9 +223,9 @@ fn an_event_that_the_edge_had_evicted_is_a_gap_for_readers_that_missed_it() {
 #[test]
 fn a_gap_up_to_the_oldest_remembered_id_is_announced_once() {
     let (edge, leaf) = edge_and_leaf();
-    let mut link = edge.found_as_relay();
-    // As an edge gives them that is asked for some types only: each hole begins a span, of which
-    // 4096 are remembered.
+    let mut link = edge.accept_leaf();
+    // Ids as an edge sends them to a leaf that requests some types only: each hole begins a span,
+    // and the leaf remembers 4096 spans.
     (1..5001).for_each(|n| link.event_as(&format!("7-{}", 2 * n), event(n)));
     link.heartbeat();
     leaf.wait_for_end_of_replay();
@@ -237,14 +237,14 @@ fn a_gap_up_to_the_oldest_remembered_id_is_announced_once() {
     for across in [&mut late, &mut again] {
         assert_eq!(across.numbers(3), [905, 906, 907]);
     }
-    assert_eq!(leaf.resume("0").numbers(3), [1, 2, 3], "they are all there");
+    assert_eq!(leaf.resume("0").numbers(3), [1, 2, 3], "the log has all events");
 }
 
 #[test]
 fn a_new_subscriber_gets_no_history_unless_it_asks_for_everything() {
     let (edge, leaf) = edge_and_leaf();
-    let (before, mut all) = (leaf.subscribe(), leaf.subscribe_to(EVERYTHING));
-    let mut link = edge.found_as_relay();
+    let (before, mut all) = (leaf.subscribe(), leaf.subscribe_to(FROM_OLDEST));
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     assert_eq!(all.numbers(3), [1, 2, 3]);
     let during = leaf.subscribe();
@@ -265,13 +265,13 @@ fn a_new_subscriber_gets_no_history_unless_it_asks_for_everything() {
 #[test]
 fn a_replay_that_is_cut_continues_and_is_still_history() {
     let (edge, leaf) = edge_and_leaf();
-    let (mut newcomer, mut all) = (leaf.subscribe(), leaf.subscribe_to(EVERYTHING));
-    let mut link = edge.found_as_relay();
+    let (mut newcomer, mut all) = (leaf.subscribe(), leaf.subscribe_to(FROM_OLDEST));
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     assert_eq!(all.numbers(3), [1, 2, 3]);
     link.reset();
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link).0, Some("7-3"));
+    assert_eq!(resume_fields(&link).0, Some("7-3"));
     send(&mut link, 4..6);
     assert_eq!(all.numbers(2), [4, 5]);
     newcomer.expect_nothing(Duration::from_millis(200));
@@ -284,29 +284,33 @@ fn a_replay_that_is_cut_continues_and_is_still_history() {
 #[test]
 fn an_event_after_the_replay_of_an_empty_log_is_live() {
     let (edge, leaf) = edge_and_leaf();
-    let mut link = edge.found_as_relay();
+    let mut link = edge.accept_leaf();
     link.heartbeat();
     leaf.wait_for_end_of_replay();
     let mut subscriber = leaf.subscribe();
     link.reset();
     let mut link = edge.stream_as_relay();
-    assert_eq!(asked(&link).0, Some("0"));
+    assert_eq!(resume_fields(&link).0, Some("0"));
     send(&mut link, 1..3);
     link.heartbeat();
-    assert_eq!(subscriber.numbers(2), [1, 2], "it was there all the time");
+    assert_eq!(subscriber.numbers(2), [1, 2], "the subscriber was connected all the time");
 }
 
 #[test]
 fn an_upstream_that_is_no_longer_a_relay_is_not_asked_to_resume() {
     let (edge, leaf) = edge_and_leaf();
-    let mut subscriber = leaf.subscribe_to(EVERYTHING);
-    let mut link = edge.found_as_relay();
+    let mut subscriber = leaf.subscribe_to(FROM_OLDEST);
+    let mut link = edge.accept_leaf();
     send(&mut link, 1..4);
     link.heartbeat();
     assert_eq!(subscriber.numbers(3), [1, 2, 3]);
     link.end();
     let mut link = edge.stream();
-    assert_eq!(asked(&link).0, Some("7-3"), "it could not know");
+    assert_eq!(
+        resume_fields(&link).0,
+        Some("7-3"),
+        "the leaf does not know yet that its upstream is a connector"
+    );
     let gap = subscriber.gap();
     assert_eq!(
         (&gap.json()["reason"], &gap.json()["after"]),
@@ -321,7 +325,7 @@ fn an_upstream_that_is_no_longer_a_relay_is_not_asked_to_resume() {
     assert_eq!(across.event(), own);
     link.end();
     let link = edge.stream();
-    assert_eq!(asked(&link), (None, None), "a connector again");
+    assert_eq!(resume_fields(&link), (None, None), "a connector again");
     subscriber.gap();
     assert_eq!(leaf.gaps("upstream_reconnect"), 2.0);
 }

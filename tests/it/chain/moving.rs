@@ -1,4 +1,4 @@
-//! Clients that move between the relays of a row.
+//! Clients that move between chained relays.
 
 use std::time::Duration;
 
@@ -94,8 +94,8 @@ fn a_chain_of_three_relays_delivers_the_same_as_one() {
     middle.process.exit_code();
     to_edge.block();
     let middle = setup_behind(&to_edge, "").start();
-    to_middle.lead_to(middle.public);
-    middle.wait_for_subscribers(1.0); // the leaf is back, before the middle has anything
+    to_middle.redirect_to(middle.public);
+    middle.wait_for_subscribers(1.0); // the leaf reconnects before the middle has any event
     to_edge.unblock();
     same(&mut link, 15..20);
     link.reset();

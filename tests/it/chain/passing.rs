@@ -1,5 +1,4 @@
-//! Relays in a row: one edge behind the connector, leaves behind the edge, clients that move
-//! between them.
+//! Entries that a leaf forwards: events, gaps, ids.
 
 use std::time::{Duration, Instant};
 
@@ -70,9 +69,9 @@ fn a_connector_outage_is_one_gap_with_the_same_id_on_every_relay() {
     link.event(event(2));
     let after = at_edge.event();
     for subscriber in [&mut at_leaf, &mut other, &mut leaf.resume(before.id())] {
-        let passed_on = subscriber.gap();
-        assert_eq!((passed_on.id(), passed_on.reason().as_str()), (gap.id(), "upstream_reconnect"));
-        assert_eq!(passed_on.json()["after"], before.id());
+        let forwarded = subscriber.gap();
+        assert_eq!((forwarded.id(), forwarded.reason().as_str()), (gap.id(), "upstream_reconnect"));
+        assert_eq!(forwarded.json()["after"], before.id());
         assert_eq!(subscriber.event(), after);
     }
     for relay in [&edge, &leaf] {
@@ -91,10 +90,10 @@ fn a_leaf_disconnected_for_longer_than_its_edge_keeps_events_forwards_the_gap() 
     let (mut at_edge, mut at_leaf) = (edge.subscribe(), leaf.subscribe());
     let seen = publish(&mut link, &mut at_edge, 0..3).pop().unwrap();
     assert_eq!(at_leaf.numbers(3), [0, 1, 2]);
-    bridge.lead_to(nowhere());
+    bridge.redirect_to(nowhere());
     bridge.cut();
     let missed = publish(&mut link, &mut at_edge, 3..43);
-    bridge.lead_to(edge.public);
+    bridge.redirect_to(edge.public);
     let gap = at_leaf.gap();
     assert_eq!((gap.id(), gap.reason().as_str()), (missed[23].id(), "evicted"));
     assert_eq!(gap.json()["after"], seen.id());
@@ -104,7 +103,7 @@ fn a_leaf_disconnected_for_longer_than_its_edge_keeps_events_forwards_the_gap() 
     assert_eq!(across.gap().id(), gap.id());
     assert!(across.numbers(16).into_iter().eq(27..43));
     let mut between = leaf.resume(missed[10].id());
-    assert_eq!(between.gap().id(), gap.id(), "who has read some of it at the edge");
+    assert_eq!(between.gap().id(), gap.id(), "a reader that has read a part at the edge");
 }
 
 #[test]
@@ -144,11 +143,11 @@ fn an_id_from_the_future_is_unknown_to_an_edge_at_once() {
         assert_eq!(resumed.gap().reason(), "unknown_id", "{id}");
         assert_eq!(resumed.numbers(3), [0, 1, 2], "{id}");
     }
-    wait::assert_within(Duration::ZERO, begin); // a leaf would wait that long for each of them
+    wait::assert_within(Duration::ZERO, begin); // a leaf waits 3 s for each unknown id
     let of_a_leaf = format!("{}.1", frames[1].id());
     assert_eq!(
         edge.resume(&of_a_leaf).numbers(1),
         [2],
-        "a leaf's own entry stands behind the id before it"
+        "an entry of a leaf follows the id before it"
     );
 }

@@ -1,4 +1,4 @@
-//! The commands beside `serve`, and how `serve` starts and does not start.
+//! The commands other than `serve`, and how `serve` starts or fails to start.
 
 use std::net::TcpListener;
 
@@ -25,7 +25,7 @@ fn check_prints_the_effective_configuration_with_secrets_masked() {
         &[("AUTOPLAY_RELAY__SERVER__WRITE_TIMEOUT", "7s")],
     );
     assert_eq!(done.code, Some(0), "{done:?}");
-    let printed: toml::Table = done.stdout.parse().expect("what it prints is a configuration");
+    let printed: toml::Table = done.stdout.parse().expect("the output is a configuration");
     let server = printed["server"].as_table().unwrap();
     assert_eq!(server["write_timeout"].as_str(), Some("7s"), "the environment overrides the file");
     assert_eq!(server["head_timeout"].as_str(), Some("10s"), "defaults are shown");
@@ -173,7 +173,7 @@ fn healthcheck_of_an_address_without_a_path_asks_for_readiness() {
     relay.wait_for_subscribers(12.0);
     relay.process.signal("TERM");
     wait::until("readiness ends", || relay.ask_admin("/readyz").status() == 503);
-    assert_eq!(relay.ask_admin("/").status(), 200, "the console is still there");
+    assert_eq!(relay.ask_admin("/").status(), 200, "the console is still served");
     assert_eq!([check(""), check("/")], [Some(1); 2]);
 }
 
@@ -278,7 +278,7 @@ fn demo_starts_and_the_commands_that_it_prints_work() {
     ];
     let mut demo = Process::start(&["--log-format", "json", "demo"], &environment);
     let relay = demo.log_line("serving")["listen"].as_str().unwrap().to_owned();
-    let url = demo.stdout.first("a stream to curl", |line| {
+    let url = demo.stdout.first("the demo prints a stream to curl", |line| {
         let url = line.split("curl -N http://").nth(1)?.split_whitespace().next()?;
         Some(url.to_owned())
     });

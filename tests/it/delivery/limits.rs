@@ -1,4 +1,5 @@
-//! Limits: who comes too many is told so, a browser in the only way that it bears.
+//! Limits on subscribers and connections, and how clients beyond them are answered. Browsers get a
+//! response after which an EventSource reconnects.
 
 use std::{
     io::Write,
@@ -17,34 +18,34 @@ use crate::common::{
 #[test]
 fn a_subscriber_beyond_max_subscribers_gets_503_until_a_permit_is_free() {
     let relay = limited("max_subscribers = 3");
-    let mut seated: Vec<Subscriber> = (0..3).map(|_| relay.subscribe()).collect();
+    let mut connected: Vec<Subscriber> = (0..3).map(|_| relay.subscribe()).collect();
     let answer = relay.get(STREAM, &[]).problem(503);
     assert!(answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
     relay.wait_for_shed("max_subscribers", 1.0);
-    seated.pop();
+    connected.pop();
     relay.wait_for_subscribers(2.0);
-    seated.push(relay.subscribe());
+    connected.push(relay.subscribe());
     relay.get(STREAM, &[]).problem(503);
     relay.wait_for_shed("max_subscribers", 2.0);
 }
 
 #[test]
 fn simultaneous_connects_do_not_exceed_max_subscribers() {
-    const CROWD: usize = 120;
+    const CONNECTIONS: usize = 120;
     let relay = limited("max_subscribers = 5");
     let request = http::request(relay.public, "GET", STREAM, &[]);
-    let mut wires: Vec<Wire> = (0..CROWD).map(|_| Wire::connect(relay.public)).collect();
+    let mut wires: Vec<Wire> = (0..CONNECTIONS).map(|_| Wire::connect(relay.public)).collect();
     wires.iter_mut().for_each(|wire| wire.send(&request));
-    let let_in =
+    let admitted =
         wires.iter_mut().map(|wire| wire.head().status()).filter(|status| *status == 200).count();
-    assert_eq!(let_in, 5);
-    relay.wait_for_shed("max_subscribers", (CROWD - 5) as f64);
+    assert_eq!(admitted, 5);
+    relay.wait_for_shed("max_subscribers", (CONNECTIONS - 5) as f64);
 }
 
 #[test]
 fn a_browser_beyond_a_limit_gets_200_a_retry_line_and_a_close() {
     let relay = limited("max_subscribers = 1");
-    let _seated = relay.subscribe();
+    let _connected = relay.subscribe();
     let mut waits = std::collections::BTreeSet::new();
     for _ in 0..5 {
         let mut wire = Wire::connect(relay.public);
@@ -72,7 +73,7 @@ fn a_subscriber_beyond_max_subscribers_per_ip_gets_429() {
         relay.get(STREAM, &[("X-Forwarded-For", "203.0.113.5, 198.51.100.1")]).problem(429);
     assert!(
         answer.field("retry-after").unwrap().parse::<u32>().unwrap() >= 1,
-        "what the client wrote itself is not believed"
+        "addresses before the trusted hops are ignored"
     );
     relay.wait_for_shed("per_ip", 2.0);
     assert_eq!(from("198.51.100.2"), 200);
@@ -100,12 +101,12 @@ fn a_subscriber_beyond_max_subscribers_per_key_gets_429() {
         .auth("[[auth.keys]]\nname = 'a'\nkey = 'key-a'\nproducts = ['*']\npermissions = ['subscribe']\n[[auth.keys]]\nname = 'b'\nkey = 'key-b'\nproducts = ['*']\npermissions = ['subscribe']")
         .start();
     let (a, b) = ([("Authorization", "Bearer key-a")], [("Authorization", "Bearer key-b")]);
-    let seated = Subscriber::open(relay.public, STREAM, &a);
+    let connected = Subscriber::open(relay.public, STREAM, &a);
     let answer = relay.get(STREAM, &a).problem(429);
     assert!(answer.field("retry-after").is_some());
     assert_eq!(http::status(relay.public, STREAM, &b), 200);
     relay.wait_for_shed("per_key", 1.0);
-    drop(seated);
+    drop(connected);
     relay.wait_for_subscribers(0.0);
     Subscriber::open(relay.public, STREAM, &a);
 }
@@ -114,19 +115,21 @@ fn a_subscriber_beyond_max_subscribers_per_key_gets_429() {
 fn connects_beyond_the_rate_get_503_and_later_ones_succeed() {
     let relay = limited("max_connects_per_second = 2");
     let begin = Instant::now();
-    let mut turned_away = 0.0;
-    let mut let_in = 0;
+    let mut shed = 0.0;
+    let mut admitted = 0;
     for _ in 0..20 {
         match http::status(relay.public, STREAM, &[]) {
-            200 => let_in += 1,
-            503 => turned_away += 1.0,
+            200 => admitted += 1,
+            503 => shed += 1.0,
             other => panic!("{other}"),
         }
     }
-    let most = 2 * (begin.elapsed().as_secs() + 2);
-    assert!((2..=most).contains(&let_in), "{let_in} of 20 within {:?}", begin.elapsed());
-    relay.wait_for_shed("connect_rate", turned_away);
-    wait::until("somebody is let in again", || http::status(relay.public, STREAM, &[]) == 200);
+    let max = 2 * (begin.elapsed().as_secs() + 2);
+    assert!((2..=max).contains(&admitted), "{admitted} of 20 within {:?}", begin.elapsed());
+    relay.wait_for_shed("connect_rate", shed);
+    wait::until("a subscriber is admitted again", || {
+        http::status(relay.public, STREAM, &[]) == 200
+    });
 }
 
 #[test]
@@ -143,7 +146,7 @@ fn a_refused_request_takes_no_permit() {
 #[test]
 fn a_connection_without_a_whole_request_is_closed_after_the_head_timeout() {
     let relay = limited("head_timeout = '600ms'");
-    let seated = relay.subscribe();
+    let connected = relay.subscribe();
     let beginnings: [&[u8]; 6] = [
         b"",
         b"GET /stream/prod_abc HTTP/1.1\r\nHost: 127.0.0.1\r\n",
@@ -167,8 +170,8 @@ fn a_connection_without_a_whole_request_is_closed_after_the_head_timeout() {
             });
         }
     });
-    let mut seated = seated;
-    seated.expect_nothing(Duration::from_millis(20));
+    let mut connected = connected;
+    connected.expect_nothing(Duration::from_millis(20));
 }
 
 #[test]
@@ -214,7 +217,7 @@ fn a_head_beyond_the_limit_is_refused() {
             "GET {STREAM} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n",
             "x".repeat(length)
         );
-        // The relay need not take all of it before it closes.
+        // The relay may close before it has taken the whole head.
         let _ = wire.socket.write_all(head.as_bytes());
         let answer = String::from_utf8(wire.rest()).unwrap();
         assert!(
@@ -229,5 +232,5 @@ fn limited(server: &str) -> Relay {
     Setup::new().upstream(PRODUCT, NO_CONNECTOR, "").server(server).start()
 }
 
-/// Nobody listens there.
+/// No process listens there.
 const NO_CONNECTOR: &str = "http://127.0.0.1:1/stream/prod_abc";

@@ -1,4 +1,4 @@
-//! What a subscriber of `GET /stream/{product_id}` sees.
+//! The bytes that a subscriber of `GET /stream/{product_id}` receives.
 
 use std::time::Duration;
 
@@ -83,9 +83,9 @@ fn ids_increase_and_are_the_same_for_all_subscribers() {
         let frame = one.event();
         assert_eq!(frame, other.event());
         let (epoch, sequence) = frame.id().split_once('-').unwrap();
-        let place: (u64, u64) = (epoch.parse().unwrap(), sequence.parse().unwrap());
-        assert!(last < Some(place), "{last:?} {place:?}");
-        last = Some(place);
+        let position: (u64, u64) = (epoch.parse().unwrap(), sequence.parse().unwrap());
+        assert!(last < Some(position), "{last:?} {position:?}");
+        last = Some(position);
     }
 }
 
@@ -98,12 +98,17 @@ fn session_filters_admit_exactly_their_sessions() {
     let mut two = relay.subscribe_to("/stream/prod_abc?session_id=a&session_id=b%20b");
     let mut prefix = relay.subscribe_to("/stream/prod_abc?session_id=A&session_id=a%20");
     let mut all = relay.subscribe();
-    let without =
+    let null_session =
         format!(r#"{{"type":"actions","product_id":"{PRODUCT}","session_id":null,"count":2}}"#);
     let absent = format!(r#"{{"type":"actions","product_id":"{PRODUCT}","count":3}}"#);
-    for payload in
-        [event_of("a", 0), event_of("b b", 1), without, absent, event_of("c", 4), event_of("a", 5)]
-    {
+    for payload in [
+        event_of("a", 0),
+        event_of("b b", 1),
+        null_session,
+        absent,
+        event_of("c", 4),
+        event_of("a", 5),
+    ] {
         link.event(payload);
     }
     assert_eq!(all.numbers(6), [0, 1, 2, 3, 4, 5]);
@@ -325,10 +330,10 @@ fn a_disconnect_by_the_client_is_counted_as_client() {
     let connector = Connector::new();
     let relay = Relay::behind(&connector);
     let mut link = connector.stream();
-    let leaving = relay.subscribe();
+    let closing = relay.subscribe();
     let mut staying = relay.subscribe();
     relay.wait_for_subscribers(2.0);
-    drop(leaving);
+    drop(closing);
     relay.wait_for_subscribers(1.0);
     let labels = [("transport", "sse"), ("reason", "client")];
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
@@ -349,5 +354,5 @@ fn a_stream_gets_a_proper_end_at_its_maximum_age() {
     relay.wait_for_metric("autoplay_relay_subscriber_disconnects_total", &labels, 1.0);
 }
 
-/// Nobody listens there.
+/// No process listens there.
 const NO_CONNECTOR: &str = "http://127.0.0.1:1/stream/prod_abc";

@@ -1,4 +1,4 @@
-//! Pages: which clients get them, and what clients that do not read them may cost.
+//! Pages: which clients may read them, and what clients that do not read them may cost.
 
 use std::time::{Duration, Instant};
 
@@ -69,7 +69,7 @@ fn a_client_that_does_not_read_its_page_is_cut_off_and_the_next_gets_a_page() {
     let page = Page::get(&relay, "?limit=1000");
     assert!(page.numbers().into_iter().eq(0..page.events.len()) && page.events.len() > 100);
     let rests: Vec<_> = stalled.iter_mut().map(|wire| wire.rest().len()).collect();
-    assert!(rests.iter().any(|bytes| *bytes < 500_000), "nobody was cut off: {rests:?}");
+    assert!(rests.iter().any(|bytes| *bytes < 500_000), "no client was cut off: {rests:?}");
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn two_hundred_unread_pages_use_the_memory_of_sixteen() {
     assert_eq!(
         Page::get(&relay, "?limit=1").events.len(),
         1,
-        "a place is free when its client has left"
+        "a permit is free once its client has closed"
     );
 }
 
@@ -104,7 +104,7 @@ fn an_address_that_does_not_read_its_pages_leaves_pages_for_the_others() {
     let mut served: Vec<_> = (0..4).map(|_| stalled_at(&relay, 1)).collect();
     served.iter_mut().for_each(|wire| assert_eq!(wire.head().status(), 200));
     let waiting: Vec<_> = (0..16).map(|_| stalled_at(&relay, 1)).collect();
-    relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.1")]).problem(503); // behind all of them
+    relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.1")]).problem(503); // its share is used
     let asked = Instant::now();
     assert_eq!(
         Page::read(&relay.get(PAGES, &[("X-Forwarded-For", "192.0.2.2")])).events.len(),
@@ -114,12 +114,12 @@ fn an_address_that_does_not_read_its_pages_leaves_pages_for_the_others() {
     drop((served, waiting));
 }
 
-/// Clients of many addresses that ask for a large page, and read no more than the test does.
+/// Opens connections of many addresses that request a large page and do not read it.
 fn stalled(relay: &Relay, count: usize) -> Vec<Wire> {
     (0..count).map(|n| stalled_at(relay, n)).collect()
 }
 
-/// One of them.
+/// Opens such a connection for one address.
 fn stalled_at(relay: &Relay, last: usize) -> Wire {
     let mut wire = Wire::connect(relay.public);
     let address = format!("192.0.2.{last}");
@@ -132,7 +132,7 @@ fn stalled_at(relay: &Relay, last: usize) -> Wire {
     wire
 }
 
-/// A proxy says which addresses clients have.
+/// Lets a proxy name the addresses of clients.
 const BEHIND_PROXY: &str = "trusted_proxies = ['127.0.0.1/32']";
 
 #[test]

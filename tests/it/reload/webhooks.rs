@@ -1,4 +1,4 @@
-//! Webhooks of the file that come, change and go while the relay runs.
+//! Webhooks of the file that are added, changed and removed at run time.
 
 use crate::common::{
     PRODUCT,
@@ -24,19 +24,19 @@ fn an_added_webhook_gets_events_from_then_on_and_a_removed_one_none() {
         receiver.wait_for_accepted(2).iter().map(|request| request.number()).collect();
     assert_eq!(numbers, [2, 3]);
 
-    receiver.now(|_| Answer::Status(503));
+    receiver.set_script(|_| Answer::Status(503));
     relay.publish(&mut link, 4..6);
     relay.wait_for_pending("crm", 2);
     setup("").reload(&relay);
     let is_gone = || relay.call("GET", "/api/v1/webhooks/crm", &Value::Null).status() == 404;
-    wait::until("it is gone with what it was owed", is_gone);
+    wait::until("the webhook and its deliveries are removed", is_gone);
     let before = receiver.count();
-    receiver.now(|_| Answer::Status(200));
+    receiver.set_script(|_| Answer::Status(200));
     setup(&table("crm", &receiver, "")).reload(&relay);
     relay.publish(&mut link, 6..7);
     receiver.wait_for(before + 1);
     let numbers: Vec<_> = receiver.accepted().iter().map(|request| request.number()).collect();
-    assert_eq!(numbers, [2, 3, 6], "what it was owed before is forgotten");
+    assert_eq!(numbers, [2, 3, 6], "former deliveries are forgotten");
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn the_egress_networks_of_webhooks_follow_the_file() {
     };
     let relay = setup("").start();
     let mut link = connector.stream();
-    let reaches = || relay.tell_webhook("crm", "test").json()["status"] == 200;
+    let reaches = || relay.command_webhook("crm", "test").json()["status"] == 200;
     assert!(!reaches());
     setup(LOOPBACK).reload(&relay);
     assert!(reaches());

@@ -1,4 +1,5 @@
-//! Coming back: with `Last-Event-ID`, exactly the rest; and a notice for every possible loss.
+//! Resuming with `Last-Event-ID`: exactly the following events, and a notice for every possible
+//! loss.
 
 use std::{
     sync::{
@@ -84,7 +85,7 @@ fn a_resume_has_no_duplicate_and_no_hole_while_events_arrive() {
     });
 }
 
-/// Ends what runs beside a test, also when that fails.
+/// Stops the thread beside a test, even if the test fails.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -197,7 +198,7 @@ fn a_reader_whose_next_events_are_evicted_gets_a_gap_between_two_ids() {
         assert_eq!(again.event(), *frame, "the id of the gap repeats neither it nor an event");
     }
     let mut in_time = relay.resume(frames[33].id());
-    assert_eq!(in_time.event(), frames[34], "who missed nothing is told nothing");
+    assert_eq!(in_time.event(), frames[34], "a reader that missed no event gets no gap");
     assert_eq!(gaps(&relay, "evicted"), 1.0);
 }
 
@@ -245,7 +246,7 @@ fn a_session_whose_events_are_all_kept_has_no_gap_when_others_are_evicted() {
     link.event(event_of("other", 12));
     link.event(event_of("other", 13));
     (0..14).for_each(|_| drop(all.event()));
-    // The first two are gone; "mine" is still there and is all there ever was of its session.
+    // The first two events are evicted; the only event of "mine" is kept.
     let path = "/stream/prod_abc?session_id=mine";
     let mut resumed = Subscriber::open(relay.public, path, &[("Last-Event-ID", frames[0].id())]);
     assert_eq!(resumed.event(), frames[3]);
@@ -255,7 +256,7 @@ fn a_session_whose_events_are_all_kept_has_no_gap_when_others_are_evicted() {
         "/stream/prod_abc?session_id=other",
         &[("Last-Event-ID", frames[0].id())],
     );
-    assert_eq!(other.gap().json()["reason"], "evicted", "whose events did go is told");
+    assert_eq!(other.gap().json()["reason"], "evicted", "a session with evicted events gets a gap");
 }
 
 #[test]
@@ -306,7 +307,7 @@ fn an_outage_evicted_from_the_log_is_still_a_gap_for_a_session() {
         link.event(event_of(if n == 30 { "mine" } else { "other" }, n));
         assert_eq!(all.numbers(1), [n]);
     }
-    assert_eq!(mine.numbers(1), [30], "who was there all the time has missed nothing");
+    assert_eq!(mine.numbers(1), [30], "a connected subscriber has missed no event");
     let mut resumed = Subscriber::open(relay.public, MINE, &[("Last-Event-ID", seen.id())]);
     let notice = resumed.gap().json();
     assert_eq!((&notice["reason"], notice["after"].as_str()), (&"evicted".into(), Some(seen.id())));
@@ -331,10 +332,10 @@ fn an_unknown_id_with_a_filter_gets_the_gap_and_the_filtered_events() {
     assert_eq!(resumed.numbers(4), [0, 5, 10, 15]);
 }
 
-/// Where one session's events are.
+/// Path of the stream of one session.
 const MINE: &str = "/stream/prod_abc?session_id=mine";
 
-/// Sends events, and returns them as a subscriber gets them.
+/// Sends events, and returns the frames that a subscriber receives.
 fn publish(relay: &Relay, link: &mut Link, numbers: std::ops::Range<usize>) -> Vec<Frame> {
     let mut subscriber = relay.subscribe();
     numbers
@@ -347,10 +348,10 @@ fn publish(relay: &Relay, link: &mut Link, numbers: std::ops::Range<usize>) -> V
         .collect()
 }
 
-/// How many gaps of a reason have been counted.
+/// Returns how many gaps of a reason have been counted.
 fn gaps(relay: &Relay, reason: &str) -> f64 {
     let labels = [("product_id", PRODUCT), ("reason", reason)];
-    wait::value("the counter is there", || {
+    wait::value("the counter exists", || {
         relay.metrics().value("autoplay_relay_gaps_total", &labels)
     })
 }

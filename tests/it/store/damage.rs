@@ -1,4 +1,4 @@
-//! A store that cannot be used, is not ours, or is damaged.
+//! A store that is unusable, foreign or damaged.
 
 use std::{
     fs,
@@ -28,15 +28,15 @@ fn a_second_relay_in_the_same_directory_is_refused_and_the_first_continues() {
     assert!(relay.resume("0").numbers(60).into_iter().eq(0..60));
     relay.stop();
     let relay = data.relay(&connector);
-    assert_eq!(relay.resume(frames[0].id()).event(), frames[1], "and the directory is free again");
+    assert_eq!(relay.resume(frames[0].id()).event(), frames[1], "the directory is free again");
 }
 
 #[test]
 fn an_unusable_directory_is_refused_in_one_line() {
-    let there = tempfile::tempdir().unwrap();
-    let file = there.path().join("file");
+    let parent = tempfile::tempdir().unwrap();
+    let file = parent.path().join("file");
     fs::write(&file, "something").unwrap();
-    let occupied = there.path().join("occupied");
+    let occupied = parent.path().join("occupied");
     fs::create_dir_all(occupied.join("relay.db")).unwrap();
     for path in [&file, &file.join("below"), Path::new("/proc/of/no/process"), &occupied] {
         let line = refused(&Setup::new().log(&format!("data_dir = '{}'", path.display())));
@@ -47,19 +47,19 @@ fn an_unusable_directory_is_refused_in_one_line() {
 
 #[test]
 fn a_directory_without_write_permission_is_refused() {
-    let there = tempfile::tempdir().unwrap();
-    let closed = there.path().join("closed");
+    let parent = tempfile::tempdir().unwrap();
+    let closed = parent.path().join("closed");
     fs::create_dir(&closed).unwrap();
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o555)).unwrap();
-    fs::set_permissions(there.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let text = Setup::new().log(&format!("data_dir = '{}'", closed.display())).text();
-    let configuration = there.path().join("relay.toml");
+    let configuration = parent.path().join("relay.toml");
     fs::write(&configuration, text).unwrap();
     let arguments = ["serve", "--config", configuration.to_str().unwrap()];
-    // Root may write everywhere, so it becomes somebody who may not.
+    // Root may write everywhere, so the test drops its capabilities.
     let is_root = uid() == 0;
     let finished = match is_root {
-        true => Process::run_by("setpriv --inh-caps=-all --bounding-set=-all --", &arguments),
+        true => Process::run_under("setpriv --inh-caps=-all --bounding-set=-all --", &arguments),
         false => Process::run(&arguments, &[]),
     };
     assert_refused(&finished);
@@ -127,11 +127,7 @@ fn a_store_too_damaged_to_open_is_set_aside_and_the_relay_serves() {
             (&notice["reason"], &notice["after"]),
             (&"unknown_id".into(), &frames[3].id().into())
         );
-        assert_eq!(
-            resumed.gap().json()["reason"],
-            "upstream_reconnect",
-            "what was there is known to be gone"
-        );
+        assert_eq!(resumed.gap().json()["reason"], "upstream_reconnect", "the outage is announced");
         let after = relay.publish(&mut link, 300..350);
         after.iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
         assert!(frames.iter().all(|old| after.iter().all(|new| new.id != old.id)));
@@ -163,15 +159,16 @@ fn damage_found_by_a_reader_is_a_gap_and_replaces_the_store() {
         (&gap["reason"], gap["after"].as_str()),
         (&"not_kept".into(), Some(frames[next - 1].id()))
     );
-    assert!(next > 500, "what lies before the damage can be read");
+    assert!(next > 500, "events before the damage can be read");
     assert_eq!(relay.process.log_line(SET_ASIDE)["level"], "ERROR");
-    relay.wait_until_kept(16); // the new one has what was in memory
+    relay.wait_until_persisted(16); // the new store has the events of memory
     let mut again = relay.resume(frames[3].id());
     let notice = again.gap().json();
     assert_eq!((&notice["reason"], &notice["before"]), (&"not_kept".into(), &live[4].id().into()));
     live[4..].iter().for_each(|frame| assert_eq!(again.event(), *frame));
     link.event(event(20));
-    while resumed.item().data != event(20).into_bytes() {} // it was in the middle of the old one
+    // The reader was in the middle of the old store.
+    while resumed.item().data != event(20).into_bytes() {}
     relay.stop();
     let relay = data.relay(&connector);
     let mut again = relay.resume(live[3].id());
@@ -199,7 +196,7 @@ fn damage_found_by_the_check_after_an_unclean_end_is_a_gap() {
     assert_eq!(
         outage.json()["after"],
         frames.last().unwrap().id(),
-        "what ids there were is still known"
+        "the former ids are still known"
     );
     live.iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
     assert_eq!(relay.gaps("not_kept"), 1.0);
@@ -236,8 +233,8 @@ fn live_delivery_has_no_hole_and_memory_is_kept_while_a_damaged_store_is_replace
     let first = live
         .iter()
         .position(|frame| frame.id() == notice["before"])
-        .expect("it goes on within what came since");
-    assert!(live.len() - first > 200, "the new store begins with what was in memory");
+        .expect("the gap ends within the live events");
+    assert!(live.len() - first > 200, "the new store begins with the events of memory");
     live[first..].iter().for_each(|frame| assert_eq!(resumed.event(), *frame));
     relay.stop();
     drop(link);
@@ -248,7 +245,7 @@ fn live_delivery_has_no_hole_and_memory_is_kept_while_a_damaged_store_is_replace
     assert_eq!(
         resumed.gap().json()["reason"],
         "not_kept",
-        "the loss is known in the next life, too"
+        "the loss is known after a restart, too"
     );
     assert_eq!(resumed.event(), live[first]);
 }
@@ -259,7 +256,8 @@ enum Stop {
     ByKill,
 }
 
-/// A relay whose store has rotten in the middle while nobody had it open, and what was in it.
+/// Returns a relay whose store was damaged in the middle while it was closed, and the entries of
+/// the store.
 fn damaged_in_the_middle(connector: &Connector, data: &DataDir, stop: Stop) -> (Relay, Vec<Frame>) {
     let relay = data.relay(connector);
     let mut link = connector.stream();
@@ -276,7 +274,7 @@ fn damaged_in_the_middle(connector: &Connector, data: &DataDir, stop: Stop) -> (
     if let Stop::ByKill = stop {
         let mut relay = data.relay(connector);
         let _link = relay.reconnect(connector);
-        relay.process.kill_dash_nine();
+        relay.process.kill();
     }
     overwrite(data, |bytes| {
         let middle = bytes.len() / 8192 / 2 * 8192;
@@ -294,7 +292,7 @@ fn overwrite(data: &DataDir, damage: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     bytes
 }
 
-/// Starts a relay that refuses to, and returns what it says.
+/// Checks that a relay refuses to start, and returns its message.
 fn refused(setup: &Setup) -> String {
     let (_directory, file) = setup.write();
     assert_refused(&Process::run(&["serve", "--config", file.to_str().unwrap()], &[]))

@@ -1,4 +1,4 @@
-//! The connection to the connector: what is sent, when it is tried again, and when it is not.
+//! The connection to the connector: requests, retries, time-outs.
 
 use std::{
     io::ErrorKind,
@@ -25,7 +25,7 @@ fn the_upstream_request_is_that_of_an_sdk_client() {
     assert_eq!(request.field("accept"), Some("text/event-stream"));
     assert_eq!(request.field("host"), Some(connector.address.to_string().as_str()));
     assert!(request.field("user-agent").is_some_and(|agent| agent.starts_with("autoplay-relay/")));
-    assert_eq!(request.field("last-event-id"), None, "the connector knows no resume");
+    assert_eq!(request.field("last-event-id"), None, "a connector cannot resume");
 }
 
 #[test]
@@ -48,7 +48,11 @@ fn proxies_from_the_environment_are_ignored() {
         ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     let _relay = Setup::behind(&connector).start_with(&names.map(|name| (name, url.as_str())));
     assert_eq!(connector.accept().request.first_line, "GET /stream/prod_abc HTTP/1.1");
-    assert_eq!(proxy.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "nobody has come");
+    assert_eq!(
+        proxy.accept().unwrap_err().kind(),
+        ErrorKind::WouldBlock,
+        "no connection to the proxy"
+    );
 }
 
 #[test]
@@ -95,7 +99,7 @@ fn a_chunked_stream_is_read_to_its_last_chunk() {
     link.send("0\r\n\r\n");
     let _next = connector.stream();
     subscriber.gap();
-    wait::until("the relay closes what has ended", || !link.is_open());
+    wait::until("the relay closes the ended stream", || !link.is_open());
 }
 
 #[test]
@@ -161,7 +165,7 @@ fn retry_after_may_be_a_date() {
         &format!("Retry-After: {}\r\n", httpdate::fmt_http_date(until)),
     );
     let _link = connector.stream();
-    // The date has whole seconds.
+    // HTTP dates have whole seconds.
     assert!(SystemTime::now() >= until - Duration::from_millis(1100));
 }
 
@@ -202,10 +206,12 @@ fn a_permanent_error_is_refused_and_not_retried_soon() {
         );
         relay.subscribe();
     }
-    // The backoff after other failures is half a second at the most for a first attempt.
+    // After other failures, the first backoff is half a second at most.
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
-        connectors.iter().for_each(|connector| connector.expect_nobody(Duration::from_millis(20)));
+        connectors
+            .iter()
+            .for_each(|connector| connector.expect_no_connection(Duration::from_millis(20)));
     }
 }
 
@@ -223,7 +229,7 @@ fn a_response_that_is_no_event_stream_is_not_used() {
         let mut subscriber = relay.subscribe();
         let mut link = connector.accept();
         link.send(format!("HTTP/1.1 200 OK\r\n{head}Connection: close\r\n\r\n"));
-        wait::until("the relay closes it", || !link.is_open());
+        wait::until("the relay closes the connection", || !link.is_open());
         let mut link = connector.stream();
         link.event(event(1));
         assert_eq!(subscriber.numbers(1), [1], "no gap: there was no stream before");
@@ -254,7 +260,7 @@ fn heartbeats_comments_and_partial_events_reset_the_heartbeat_timeout() {
     let mut signs = signs.iter().cycle();
     while begin.elapsed() < Duration::from_secs(3) {
         link.send(signs.next().unwrap());
-        connector.expect_nobody(Duration::from_millis(200));
+        connector.expect_no_connection(Duration::from_millis(200));
     }
     assert!(link.is_open());
     relay.wait_for_metric("autoplay_relay_upstream_connects_total", &outcome("connected"), 1.0);
@@ -286,7 +292,7 @@ fn each_upstream_has_its_own_stream() {
     let _link_b = connector.stream();
     b.gap();
     link_a.event(r#"{"type":"actions","count":3}"#);
-    assert_eq!(a.numbers(1), [3], "the other product's outage is not its own");
+    assert_eq!(a.numbers(1), [3], "the outage of the other product has no effect");
     assert_eq!(
         relay.metrics().value("autoplay_relay_upstream_connected", &[("product_id", "prod_a")]),
         Some(1.0)
@@ -303,7 +309,7 @@ fn a_hundred_subscribers_share_one_upstream_connection() {
     for subscriber in &mut subscribers {
         assert_eq!(subscriber.numbers(1), [0]);
     }
-    connector.expect_nobody(Duration::from_millis(100));
+    connector.expect_no_connection(Duration::from_millis(100));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! From the connector's bytes to the subscriber's: payloads are unchanged, and what cannot be
-//! understood is counted.
+//! Decoding of the connector's bytes: payloads are delivered unchanged, and invalid events are
+//! counted.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -33,7 +33,7 @@ fn every_fixture_is_delivered_byte_for_byte() {
         let id_line = block.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         assert!(block.starts_with(b"id: "), "{name}");
         if payload.contains(&b'\n') {
-            // Cannot happen in one data line; the connector writes payloads without line breaks.
+            // A data line has no line breaks; the connector writes payloads without any.
             panic!("{name} spans lines");
         }
         assert_eq!(block[id_line..], [b"data: ", payload, b"\n\n"].concat(), "{name}");
@@ -56,7 +56,7 @@ fn the_recorded_stream_is_delivered_whole() {
     }
     assert!(payloads >= 6, "{payloads}");
     let last_heartbeat = "autoplay_relay_upstream_last_heartbeat_timestamp_seconds";
-    wait::until("the heartbeat is seen", || {
+    wait::until("the heartbeat is counted", || {
         relay
             .metrics()
             .value(last_heartbeat, &[("product_id", PRODUCT)])
@@ -76,11 +76,11 @@ fn lines_may_end_with_cr_lf_or_both_and_arrive_in_any_pieces() {
             ": hello{end}data: {one}{end}{end}event: heartbeat{end}data:{end}{end}data:{two}{end}{end}"
         );
         for byte in stream.as_bytes() {
-            // Without Nagle's algorithm each is a segment of its own.
+            // Without Nagle's algorithm, each byte is a segment of its own.
             link.send([*byte]);
         }
         link.send(&stream);
-        // After CR a LF might follow, but the event must not wait for it.
+        // After CR an LF might follow, but the event must not wait for it.
         for payload in [one, two, one, two] {
             assert_eq!(subscriber.event().data, payload.as_bytes(), "{end:?}");
         }
@@ -290,7 +290,7 @@ fn an_endless_line_uses_no_memory_and_rejects_only_itself() {
     too_large(&relay, &mut link, &mut subscriber, 1.0);
     link.send(format!(": {}\n", "c".repeat(1 << 20)));
     link.event(event(1));
-    assert_eq!(subscriber.numbers(1), [1], "a long comment is nobody's loss");
+    assert_eq!(subscriber.numbers(1), [1], "a long comment rejects no event");
     assert_eq!(rejected(&relay, "too_large"), 1.0);
 }
 
@@ -322,7 +322,8 @@ fn a_payload_cannot_smuggle_a_field_into_the_stream() {
     subscriber.expect_nothing(Duration::from_millis(50));
 }
 
-/// Waits until one more is too large, and sees that the next event comes.
+/// Waits until `count` events were rejected as too large, and checks that the next event is
+/// delivered.
 fn too_large(relay: &Relay, link: &mut Link, subscriber: &mut Subscriber, count: f64) {
     let labels = [("product_id", PRODUCT), ("reason", "too_large")];
     relay.wait_for_metric("autoplay_relay_upstream_rejected_total", &labels, count);

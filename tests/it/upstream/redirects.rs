@@ -1,4 +1,4 @@
-//! Redirects of the upstream: how far they are followed, and where the token goes.
+//! Redirects of the upstream: how far the relay follows them, and where it sends the token.
 
 use crate::common::{
     PRODUCT,

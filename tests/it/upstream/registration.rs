@@ -1,4 +1,4 @@
-//! The connector's registration call, answered as the connector does.
+//! The connector's registration call, which the relay answers as the connector does.
 
 use crate::common::{
     PRODUCT,
@@ -97,7 +97,7 @@ fn a_registration_does_not_replace_a_webhook_of_the_file() {
     assert_eq!(webhook(&relay)["url"], "http://h/file");
 }
 
-/// A relay whose upstream nobody answers.
+/// Starts a relay whose upstream never connects.
 fn relay(more: &str) -> Relay {
     Setup::behind(&Connector::new()).more(more).start()
 }
@@ -117,7 +117,7 @@ fn register(relay: &Relay, body: &Value) -> Answer {
     )
 }
 
-/// The webhook that a registration has made.
+/// Returns the webhook that a registration has created.
 fn webhook(relay: &Relay) -> Value {
     relay.ask_admin(&format!("/api/v1/webhooks/{PRODUCT}")).json()
 }

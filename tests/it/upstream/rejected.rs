@@ -1,4 +1,4 @@
-//! What an upstream sends that cannot be understood can be looked at, for a while.
+//! The list of rejected frames.
 
 use crate::common::{
     PRODUCT,
@@ -21,7 +21,7 @@ fn rejected_frames_are_listed_newest_first_with_an_excerpt() {
     }
     link.event(format!("{{\"type\":\"a\",\"x\":\"{}\"}}", "x".repeat(2000)));
     let rejected = rejected(&relay, &mut link);
-    let told: Vec<_> = rejected
+    let listed: Vec<_> = rejected
         .iter()
         .map(|frame| (frame["reason"].as_str().unwrap(), frame["bytes"].as_u64()))
         .collect();
@@ -32,7 +32,7 @@ fn rejected_frames_are_listed_newest_first_with_an_excerpt() {
         ("no_type", Some(25)),
         ("invalid_json", Some(1)),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(listed, expected);
     assert_eq!((&rejected[0]["excerpt"], &rejected[4]["excerpt"]), (&Value::Null, &json!("{")));
     let excerpt = rejected[1]["excerpt"].as_str().unwrap();
     assert!(long.starts_with(excerpt) && excerpt.len() == 512, "{excerpt}");
@@ -77,7 +77,7 @@ fn relay() -> (Relay, Link) {
     (relay, link)
 }
 
-/// The list, once everything that was sent has been looked at.
+/// Returns the list, once all frames sent so far have been processed.
 fn rejected(relay: &Relay, link: &mut Link) -> Vec<Value> {
     relay.publish(link, 0..1);
     assert!(!relay.ask_admin("/api/v1/rejected").text().contains(&event(0)));

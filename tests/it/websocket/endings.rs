@@ -1,4 +1,4 @@
-//! Limits, drains and stalled clients: how a socket is refused or ended by the relay.
+//! Limits, drains and stalled clients: how the relay refuses or closes a WebSocket.
 
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,7 @@ fn a_drain_closes_with_1012_after_every_logged_event() {
     mute.wire.rest();
     assert!(
         begin.elapsed() < Duration::from_secs(4),
-        "who does not answer is cut off: {:?}",
+        "a client that does not answer the close is cut off: {:?}",
         begin.elapsed()
     );
     assert_eq!(relay.process.exit_code(), Some(0));
@@ -62,7 +62,7 @@ fn a_draining_relay_sheds_newcomers() {
     let mut sockets: Vec<_> = (0..6).map(|_| relay.socket(SOCKET)).collect();
     relay.process.signal("TERM");
     relay.process.log_line("leaving; a second signal ends the process at once");
-    crate::common::wait::until("newcomers are turned away", || {
+    crate::common::wait::until("newcomers are shed", || {
         websocket::ask(relay.public, SOCKET, &[]).0.status() == 503
     });
     for socket in &mut sockets {
@@ -109,13 +109,14 @@ fn a_client_that_sends_pings_and_reads_no_reply_is_disconnected() {
     let relay = Setup::behind(&connector).server("write_timeout = '4s'").start();
     let mut socket = relay.socket(SOCKET);
     let pings = websocket::frame(PING, true, &[0; 125]).repeat(1000);
-    // Until the relay takes no more: what it does not write, it does not read.
+    // The client sends until the relay stops reading: a relay that cannot write its replies reads
+    // no further pings.
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut taken = 0;
     while std::io::Write::write_all(&mut socket.wire.socket, &pings).is_ok() {
-        assert!(Instant::now() < deadline, "it takes everything");
+        assert!(Instant::now() < deadline, "the relay reads everything");
         taken += pings.len();
     }
-    assert!(taken < 32 << 20, "it has read {taken} bytes of pings: more than sockets hold");
+    assert!(taken < 32 << 20, "the relay has read {taken} bytes of pings, more than sockets hold");
     wait_for_disconnects(&relay, "stalled", 1.0);
 }

@@ -116,5 +116,5 @@ fn a_heartbeat_advances_the_id_past_hidden_events() {
         }
     };
     assert_eq!(heartbeat.as_object().unwrap().len(), 2);
-    assert_eq!(socket.text(), r#"{"event":"heartbeat"}"#, "the id is told once");
+    assert_eq!(socket.text(), r#"{"event":"heartbeat"}"#, "the id is sent once");
 }

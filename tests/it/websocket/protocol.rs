@@ -1,4 +1,4 @@
-//! The upgrade and the frames: what is answered, and what is refused.
+//! The upgrade and the frames: replies and refusals.
 
 use super::wait_for_disconnects;
 use crate::common::{
@@ -19,7 +19,7 @@ fn pings_are_answered_and_pongs_need_no_answer() {
         let pong = socket.frame();
         assert_eq!((pong.opcode, &*pong.payload), (PONG, payload));
     }
-    // Between the fragments of a message, too.
+    // Pings between the fragments of a message are answered, too.
     socket.send(TEXT, false, br#"{"subscribe":"#);
     socket.send(PING, true, b"2");
     socket.send(CONTINUATION, true, b"{}}");
@@ -129,7 +129,7 @@ fn an_invalid_request_is_refused_before_the_upgrade() {
     assert_eq!(
         http::get(relay.public, SOCKET, &[]).status(),
         401,
-        "whoever may not is told no more"
+        "an unauthorized client gets no other reason"
     );
     for method in ["POST", "HEAD"] {
         assert_eq!(http::ask(relay.public, method, SOCKET, &token).status(), 405);
